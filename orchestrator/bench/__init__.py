@@ -1,0 +1,1 @@
+"""Touches the world: machines, connections, devices, tracing. Collects evidence, never judges."""

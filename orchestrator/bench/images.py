@@ -1,0 +1,313 @@
+"""Host and guest images from the recipes under guests/: built once, cached by content.
+
+    host root disk    ext4, read-only, the same for every host kernel
+    modules disk      ext4, read-only, one for each host kernel
+    host initramfs    one for each host kernel
+    guest initramfs   one for each guest kernel
+    payload disk      ext4, read-only: guest kernel and initramfs, agents
+"""
+
+from __future__ import annotations
+
+import lzma
+import os
+import re
+import shutil
+import subprocess
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from orchestrator.bench.cpio import Archive as Cpio
+from orchestrator.cache import Cache
+from orchestrator.command import run
+from orchestrator.errors import BenchError, ScenarioError
+from orchestrator.hashing import digest_of, sha256_file
+from orchestrator.kernels.apt import Archive, Package, source_lines
+from orchestrator.kernels.bundle import KernelBundle
+from orchestrator.kernels.package import index_modules
+
+GUESTS = Path(__file__).parents[2] / "guests"
+PAYLOAD = "/opt/barometer"
+"""Where the payload disk is mounted in the host."""
+
+
+@dataclass(frozen=True)
+class HostImage:
+    """What a nested host boots from, besides its kernel."""
+
+    root: Path
+    modules: Path
+    initramfs: Path
+    packages: dict[str, str]
+    """Every package of the image and its version."""
+
+
+@dataclass(frozen=True)
+class GuestImage:
+    payload: Path
+    """Disk with guest/vmlinuz, guest/initramfs and agents/."""
+    packages: dict[str, str]
+
+
+def host_image(kernel: KernelBundle, cache: Cache) -> HostImage:
+    """Build what is not cached. Raises BenchError when a build fails, ScenarioError when the
+    kernel lacks a module that a host needs."""
+    recipe = _recipe("host")
+    root = _host_root(recipe, cache)
+    return HostImage(
+        root=root / "root.ext4",
+        modules=_modules_disk(recipe, kernel, cache),
+        initramfs=_host_initramfs(recipe, kernel, cache),
+        packages=_listed(root / "packages.txt"),
+    )
+
+
+def guest_image(kernel: KernelBundle, cache: Cache) -> GuestImage:
+    """As `host_image`, for the guest."""
+    recipe = _recipe("guest")
+    tree = _unpacked(recipe["suites"], recipe["packages"], recipe["files"], cache)
+    archive = _with_files(tree, recipe["files"])
+    _add_modules(archive, kernel, kernel.module_closure(recipe["modules"]))
+    archive.file("init", (GUESTS / "guest/init").read_bytes(), 0o755)
+    archive.file("etc/passwd", b"root:x:0:0:root:/root:/bin/sh\n")
+    archive.file("etc/shells", b"/bin/sh\n")
+    for folder in ("proc", "sys", "dev", "run", "tmp", "root", "sbin", "usr/sbin", "etc/dropbear"):
+        archive.folder(folder)
+    return GuestImage(
+        payload=_payload_disk(kernel, archive.pack(), cache),
+        packages=_listed(tree / "packages.txt"),
+    )
+
+
+def _recipe(name: str) -> dict[str, Any]:
+    return tomllib.loads((GUESTS / name / "recipe.toml").read_text())
+
+
+def _listed(path: Path) -> dict[str, str]:
+    """`NAME VERSION` lines, or `NAME=VERSION`."""
+    pairs = (re.split(r"[\t =]", line, maxsplit=1) for line in path.read_text().splitlines())
+    return {name: version for name, version in pairs}
+
+
+def _tree_digest(folder: Path) -> str:
+    files = sorted(p for p in folder.rglob("*") if p.is_file())
+    content = {p.relative_to(folder).as_posix(): sha256_file(p) for p in files}
+    return digest_of(content)
+
+
+# host root disk ----------------------------------------------------------------------------
+
+
+def _host_root(recipe: dict[str, Any], cache: Cache) -> Path:
+    rootfs = GUESTS / "host/rootfs"
+    key = {
+        "kind": "host-root", "schema": 1, "suites": recipe["suites"],
+        "packages": recipe["packages"], "exclude": recipe["exclude"],
+        "rootfs": _tree_digest(rootfs), "mirror": source_lines(tuple(recipe["suites"])),
+    }  # fmt: skip
+
+    def build(folder: Path) -> None:
+        tar = folder / "root.tar"
+        run(
+            ["mmdebstrap", "--variant=minbase", "--architectures=amd64", "--format=tar",
+             "--include", ",".join(recipe["packages"]),
+             *[f"--dpkgopt=path-exclude={pattern}" for pattern in recipe["exclude"]],
+             '--aptopt=Acquire::Check-Valid-Until "false"',
+             "--customize-hook=chroot \"$1\" dpkg-query -W -f '${Package}\\t${Version}\\n'"
+             " > packages.txt",
+             "--customize-hook=rm -rf \"$1\"/var/cache/apt/* \"$1\"/var/lib/apt/lists/*",
+             recipe["suites"][0], tar.name, *source_lines(tuple(recipe["suites"]))],
+            doing="building the host image", cwd=folder, timeout=1800,
+        )  # fmt: skip
+        disk_from_tar(tar, rootfs, folder / "root.ext4")
+        tar.unlink()
+
+    return cache.entry("images", key, build)
+
+
+def disk_from_tar(tar: Path, extra: Path, disk: Path) -> None:
+    """An ext4 disk with what is in `tar` and, over it, in the folder `extra`; owners kept.
+
+    Without root it happens in a user namespace (subuid(5) ranges), which is how mmdebstrap
+    made the tar. Device nodes stay out: devtmpfs has them.
+    """
+    work = disk.parent / "tree"
+    script = (
+        'set -e; mkdir "$1"; tar --extract --numeric-owner --exclude "./dev/*" --file "$2" -C "$1";'
+        'cp -r --no-preserve=ownership "$3/." "$1"; mkdir -p "$1/proc" "$1/sys" "$1/dev";'
+        'size=$(du --summarize --apparent-size --block-size=1M "$1" | cut -f1);'
+        'mke2fs -q -t ext4 -O ^has_journal,^metadata_csum -m 0 -d "$1" "$4" "$((size * 5 / 4 + 64))M";'
+        'rm -rf "$1"'
+    )
+    inside = [] if os.geteuid() == 0 else ["unshare", "--map-auto", "--map-root-user"]
+    run([*inside, "sh", "-c", script, "sh", work, tar, extra, disk],
+        doing="making the host's root disk", timeout=900)  # fmt: skip
+
+
+# modules and initramfs ----------------------------------------------------------------------
+
+
+def _modules_disk(recipe: dict[str, Any], kernel: KernelBundle, cache: Cache) -> Path:
+    wanted = recipe["modules"]
+    optional = [m for m in wanted["optional"] if kernel.has_module(m)]
+    if not optional:
+        raise ScenarioError(
+            f"the kernel {kernel.release} has neither {' nor '.join(wanted['optional'])}:"
+            " no guest could run on it",
+            reason="kernel-lacks-module",
+        )
+    ready = kernel.module_closure([*wanted["needed"], *optional])
+    key = {"kind": "modules", "schema": 1, "kernel": kernel.digest, "uncompressed": ready}
+
+    def build(folder: Path) -> None:
+        tree = folder / "modules"
+        shutil.copytree(kernel.modules, tree, symlinks=True)
+        for name in ready:
+            content = unpacked_module(kernel, name)
+            (tree / name).unlink()
+            (tree / plain_name(name)).write_bytes(content)
+        index_modules(folder, kernel.release)
+        make_disk(tree, folder / "modules.ext4")
+        shutil.rmtree(tree)
+
+    return cache.entry("images", key, build) / "modules.ext4"
+
+
+def make_disk(tree: Path, disk: Path) -> None:
+    """An ext4 disk just large enough for the folder `tree`; every file is root's."""
+    size = sum(p.lstat().st_size + 4096 for p in tree.rglob("*")) // 2**20
+    run(
+        ["mke2fs", "-q", "-t", "ext4", "-O", "^has_journal,^metadata_csum", "-m", "0",
+         "-E", "root_owner=0:0", "-d", tree, disk, f"{size * 5 // 4 + 16}M"],
+        doing=f"making {disk.name}",
+    )  # fmt: skip
+
+
+def plain_name(module: str) -> str:
+    return re.sub(r"\.(xz|zst|gz)$", "", module)
+
+
+def unpacked_module(kernel: KernelBundle, name: str) -> bytes:
+    """A module's ELF file: emulated machines are slow at unpacking."""
+    path = kernel.modules / name
+    if path.suffix == ".xz":
+        return lzma.decompress(path.read_bytes())
+    if path.suffix == ".ko":
+        return path.read_bytes()
+    program = {".zst": "zstd", ".gz": "gzip"}.get(path.suffix)
+    if program is None:
+        raise BenchError(f"{path}: unknown module compression", reason="kernel-modules")
+
+    return subprocess.run([program, "-dc", path], check=True, capture_output=True).stdout
+
+
+def _host_initramfs(recipe: dict[str, Any], kernel: KernelBundle, cache: Cache) -> Path:
+    parts = recipe["initramfs"]
+    tree = _unpacked(recipe["suites"], parts["packages"], parts["files"], cache)
+    modules = kernel.module_closure(
+        [m for m in parts["optional_modules"] if kernel.has_module(m)] + parts["modules"]
+    )
+    init = (GUESTS / "host/initramfs-init").read_bytes()
+    key = {
+        "kind": "host-initramfs", "schema": 1, "kernel": kernel.digest, "modules": modules,
+        "init": init.decode(), "tree": tree.name,
+    }  # fmt: skip
+
+    def build(folder: Path) -> None:
+        archive = _with_files(tree, parts["files"])
+        for name in ("proc", "sys", "dev", "root", "lower", "memory"):
+            archive.folder(name)
+        archive.file("init", init, 0o755)
+        _add_modules(archive, kernel, modules)
+        (folder / "initramfs").write_bytes(archive.pack())
+
+    return cache.entry("images", key, build) / "initramfs"
+
+
+def _add_modules(archive: Cpio, kernel: KernelBundle, modules: list[str]) -> None:
+    names = []
+    for module in modules:
+        names.append(Path(plain_name(module)).name)
+        archive.file(f"modules/{names[-1]}", unpacked_module(kernel, module))
+    archive.file("modules/order", "".join(f"{n}\n" for n in names).encode())
+
+
+# files out of packages ------------------------------------------------------------------------
+
+
+def _unpacked(suites: list[str], packages: list[str], patterns: list[str], cache: Cache) -> Path:
+    """A cache entry with the files of Debian packages and their dependencies."""
+    archive = Archive(tuple(suites), cache)
+    key = {"kind": "unpacked", "schema": 1, "suites": suites, "packages": packages,
+           "patterns": patterns, "mirror": source_lines(tuple(suites))}  # fmt: skip
+
+    def build(folder: Path) -> None:
+        archive.update()
+        wanted: dict[str, Package] = {}
+        for name in packages:
+            found = archive.versions(name)
+            if not found:
+                raise BenchError(f"there is no package {name} in {' '.join(suites)}",
+                                 reason="no-such-package")  # fmt: skip
+            for package in archive.dependencies(name, found[0][0]):
+                wanted[package.name] = package
+        debs, tree = folder / "debs", folder / "tree"
+        debs.mkdir()
+        tree.mkdir()
+        for deb in archive.download(list(wanted.values()), debs):
+            run(["dpkg-deb", "--extract", deb, tree], doing=f"unpacking {deb.name}")
+        for pattern in patterns:
+            for path in _matching(tree, pattern):
+                target = folder / "files" / path.relative_to(tree)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(path, target, follow_symlinks=False)
+        shutil.rmtree(debs)
+        shutil.rmtree(tree)
+        lines = [f"{p.name} {p.version}" for p in wanted.values()]
+        (folder / "packages.txt").write_text("\n".join(sorted(lines)) + "\n")
+
+    return cache.entry("images", key, build)
+
+
+def _matching(tree: Path, pattern: str) -> list[Path]:
+    found = [p for p in sorted(tree.glob(pattern)) if p.is_symlink() or p.is_file()]
+    if not found:
+        raise BenchError(
+            f"no file {pattern} in the packages of a recipe",
+            hint="the package changed its layout: mend the recipe under guests/",
+            reason="recipe",
+        )
+    return found
+
+
+def _with_files(entry: Path, patterns: list[str]) -> Cpio:
+    """An archive with the files of an unpacked entry, and Debian's merged-/usr links."""
+    archive = Cpio()
+    tree = entry / "files"
+    for pattern in patterns:
+        for path in _matching(tree, pattern):
+            archive.copy(path.relative_to(tree).as_posix(), path)
+    for name in ("lib", "lib64"):
+        archive.link(name, f"usr/{name}")
+    archive.link("bin/busybox", "/usr/bin/busybox")
+    archive.link("bin/sh", "/usr/bin/busybox")
+    return archive
+
+
+def _payload_disk(kernel: KernelBundle, initramfs: bytes, cache: Cache) -> Path:
+    agents = GUESTS / "agents"
+    key = {"kind": "payload", "schema": 1, "kernel": kernel.digest,
+           "initramfs": digest_of({"": initramfs.hex()}), "agents": _tree_digest(agents)}  # fmt: skip
+
+    def build(folder: Path) -> None:
+        tree = folder / "tree"
+        (tree / "guest").mkdir(parents=True)
+        shutil.copy2(kernel.vmlinuz, tree / "guest/vmlinuz")
+        (tree / "guest/initramfs").write_bytes(initramfs)
+        shutil.copytree(agents, tree / "agents", ignore=shutil.ignore_patterns("__pycache__"))
+        make_disk(tree, folder / "payload.ext4")
+        shutil.rmtree(tree)
+
+    return cache.entry("images", key, build) / "payload.ext4"

@@ -1,0 +1,141 @@
+"""Everything expensive is kept by content: images, kernels. Safe for two runs at once.
+
+    ROOT/KIND/DIGEST/           what was built
+    ROOT/KIND/DIGEST/entry.json the key, and size and sha256 of every file
+
+An entry is built beside its place and renamed, so interrupted work never looks complete. Its
+hashes are checked again whenever a file's size, times or inode changed since the last check.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+from platformdirs import user_cache_path
+
+from orchestrator.errors import BenchError
+from orchestrator.hashing import digest_of, sha256_file
+
+log = logging.getLogger("barometer.cache")
+ENTRY = "entry.json"
+VERIFIED = "verified.json"
+
+
+def default_root() -> Path:
+    """BAROMETER_CACHE, or the user's cache folder."""
+    given = os.environ.get("BAROMETER_CACHE")
+    return Path(given).absolute() if given else user_cache_path("barometer")
+
+
+class Cache:
+    def __init__(self, root: Path | None = None) -> None:
+        self.root = root or default_root()
+
+    def folder(self, kind: str) -> Path:
+        """A folder of this cache that is not kept by content (package lists, downloads)."""
+        path = self.root / kind
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def lock(self, name: str) -> FileLock:
+        """Held by one process at a time, across runs."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        return FileLock(self.root / f"{name}.lock")
+
+    def entry(
+        self, kind: str, key: Mapping[str, Any], build: Callable[[Path], None]
+    ) -> Path:
+        """The folder of the entry for `key`; `build(folder)` fills it when it is not there.
+
+        A damaged entry is rebuilt. Raises BenchError when the disk is full, and what `build` raises.
+        """
+        digest = digest_of(key)
+        place = self.folder(kind) / digest
+        with self.lock(f"{kind}/{digest}"):
+            if place.exists():
+                if (wrong := self._damage(place)) is None:
+                    return place
+                log.warning("cache: %s is damaged (%s); building it again", place, wrong)
+                shutil.rmtree(place)
+            self._sweep(kind, digest)
+            beside = Path(tempfile.mkdtemp(prefix=f".{digest}.", dir=place.parent))
+            try:
+                build(beside)
+                self._seal(beside, key)
+                beside.rename(place)
+            except OSError as exc:
+                if exc.errno in (errno.ENOSPC, errno.EDQUOT):
+                    raise disk_full(self.root) from exc
+                raise
+            finally:
+                shutil.rmtree(beside, ignore_errors=True)
+        return place
+
+    def _sweep(self, kind: str, digest: str) -> None:
+        """Remove what a killed build of this entry left; the lock says that nobody else builds."""
+        for left in (self.root / kind).glob(f".{digest}.*"):
+            shutil.rmtree(left, ignore_errors=True)
+
+    def _seal(self, folder: Path, key: Mapping[str, Any]) -> None:
+        files = {}
+        for path in sorted(folder.rglob("*")):
+            if path.is_file() and not path.is_symlink():
+                # read-only: a run that writes into the cache is a mistake of ours
+                path.chmod(path.stat().st_mode & ~0o222)
+                name = path.relative_to(folder).as_posix()
+                files[name] = {"size": path.stat().st_size, "sha256": sha256_file(path)}
+        (folder / ENTRY).write_text(json.dumps({"key": key, "files": files}, indent=1))
+        (folder / VERIFIED).write_text(json.dumps(_stamps(folder, files)))
+
+    def _damage(self, place: Path) -> str | None:
+        """What is wrong with an entry, or None."""
+        try:
+            files = json.loads((place / ENTRY).read_text())["files"]
+        except (OSError, ValueError, KeyError):
+            return f"{ENTRY} cannot be read"
+        try:
+            known = json.loads((place / VERIFIED).read_text())
+        except (OSError, ValueError):
+            known = {}
+        try:
+            now = _stamps(place, files)
+        except OSError as exc:
+            return f"{exc.filename} is missing"
+        changed = [name for name in files if known.get(name) != now[name]]
+        for name in changed:
+            if sha256_file(place / name) != files[name]["sha256"]:
+                return f"{name} does not have its recorded sha256"
+        if changed:
+            (place / VERIFIED).write_text(json.dumps(now))
+        return None
+
+
+def hashes(place: Path) -> dict[str, str]:
+    """Recorded sha256 of every file of an entry."""
+    files = json.loads((place / ENTRY).read_text())["files"]
+    return {name: facts["sha256"] for name, facts in files.items()}
+
+
+def disk_full(place: Path) -> BenchError:
+    return BenchError(
+        f"no space left on the disk of {place}",
+        hint="make room there, or set BAROMETER_CACHE (caches) or --out (runs) to a larger disk",
+        reason="disk-full",
+    )
+
+
+def _stamps(folder: Path, files: Mapping[str, Any]) -> dict[str, list[int]]:
+    stamps = {}
+    for name in files:
+        stat = (folder / name).lstat()
+        stamps[name] = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
+    return stamps

@@ -1,0 +1,78 @@
+"""Run a program on this machine: the one place that does."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shlex
+import signal
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from orchestrator.errors import BenchError
+
+log = logging.getLogger("barometer.command")
+
+
+def run(
+    argv: Sequence[str | os.PathLike[str]],
+    *,
+    doing: str,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    stdin: str = "",
+    timeout: float = 600,
+    accept: Sequence[int] = (0,),
+) -> subprocess.CompletedProcess[str]:
+    """Run `argv`; its output comes back as text.
+
+    The program and all it started end with this call, whatever ends it.
+    Raises BenchError (`doing` says what for) when it is missing, too slow or exits otherwise.
+    """
+    words = [os.fspath(a) for a in argv]
+    log.debug("+ %s", shlex.join(words))
+    try:
+        process = subprocess.Popen(
+            words, cwd=cwd, env={**os.environ, **env} if env else None, text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            start_new_session=True, errors="replace",
+        )  # fmt: skip
+    except FileNotFoundError as exc:
+        raise BenchError(
+            f"{doing}: the program {words[0]} is not installed",
+            hint="ci/setup.sh installs what barometer needs",
+            reason="program-missing",
+        ) from exc
+    with process:
+        try:
+            out, err = process.communicate(stdin, timeout=timeout)
+        except subprocess.TimeoutExpired as exc:
+            _end_group(process.pid)
+            raise BenchError(
+                f"{doing}: {words[0]} took more than {timeout:.0f} s",
+                evidence=shlex.join(words),
+                reason="program-timeout",
+            ) from exc
+        except BaseException:
+            _end_group(process.pid)
+            raise
+    if process.returncode not in accept:
+        raise BenchError(
+            f"{doing}: {words[0]} failed with exit code {process.returncode}",
+            evidence=f"{shlex.join(words)}\n{tail(err or out)}",
+            reason="program-failed",
+        )
+    return subprocess.CompletedProcess(words, process.returncode, out, err)
+
+
+def _end_group(pid: int) -> None:
+    try:
+        os.killpg(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+
+
+def tail(text: str, lines: int = 15) -> str:
+    """The last lines of a program's output or a console, for an error's evidence."""
+    return "\n".join(text.rstrip().splitlines()[-lines:])

@@ -1,0 +1,55 @@
+"""The exceptions of barometer: what is wrong, what to do, and the proof.
+
+Only `cli.py` turns one into an exit code. Which class is raised decides whom a failure is
+charged to: `BenchError` is the bench's own (the trial is invalid), `ArmFailedError` is a finding about
+the kernel under test (the trial failed), and counts against its arm.
+"""
+
+from __future__ import annotations
+
+
+class BarometerError(Exception):
+    """Something a user can act on. `reason` is a short stable name (`guest-panic`)."""
+
+    exit_code = 70
+
+    def __init__(
+        self, message: str, *, hint: str = "", evidence: str = "", reason: str = "error"
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+        self.evidence = evidence
+        self.reason = reason
+
+    def __str__(self) -> str:
+        parts = [self.message]
+        if self.evidence:
+            parts += [f"  | {line}" for line in self.evidence.splitlines()]
+        if self.hint:
+            parts.append(f"hint: {self.hint}")
+        return "\n".join(parts)
+
+
+class ScenarioError(BarometerError):
+    """The scenario or the command line is wrong; found before anything boots."""
+
+    exit_code = 2
+
+
+class BenchError(BarometerError):
+    """The bench failed: the runner, an image, a mirror, the host before its kernel is proven."""
+
+    exit_code = 3
+
+
+class ArmFailedError(BarometerError):
+    """The proven kernel under test, or the guest on it, did not do its work."""
+
+    exit_code = 1
+
+
+class EvidenceError(BarometerError):
+    """Saved evidence is missing or cannot be read."""
+
+    exit_code = 4

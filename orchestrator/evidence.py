@@ -1,0 +1,201 @@
+"""The evidence on disk: the only thing that passes from collecting to judging.
+
+    RUN/scenario.toml plan.json comparison.json report.txt
+    RUN/trials/0001-baseline/manifest.json   stages, outcome, versions, sha256 of every file
+    RUN/trials/0001-baseline/host/           domain.xml console.log dmesg.txt facts.json
+                                             trace-guest-1.txt trace-stats-guest-1.txt hist-*.txt
+    RUN/trials/0001-baseline/guest-0/        domain.xml console.log marks.txt dmesg.txt facts.json
+    RUN/trials/0001-baseline/map.json        one map from the host's user space (`counts` pass)
+
+A trial is written as `.0001-baseline.partial` and renamed when it is complete.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from orchestrator.errors import ArmFailedError, BarometerError, EvidenceError, ScenarioError
+from orchestrator.hashing import sha256_file
+
+MANIFEST = "manifest.json"
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Written beside and renamed: a reader sees the old file or the new one."""
+    beside = path.with_name(f".{path.name}.new")
+    beside.write_text(json.dumps(value, indent=1) + "\n")
+    beside.rename(path)
+
+
+def read_json(path: Path) -> Any:
+    """Raises EvidenceError when the file is missing or is not JSON."""
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except FileNotFoundError as exc:
+        raise EvidenceError(f"{path} is missing", reason="missing-evidence") from exc
+    except (OSError, ValueError) as exc:
+        raise EvidenceError(f"{path} cannot be read: {exc}", reason="bad-evidence") from exc
+
+
+class TrialDir:
+    """One trial's evidence."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.manifest: dict[str, Any] = {}
+
+    @classmethod
+    def open(cls, path: Path) -> TrialDir:
+        """A trial that is complete. Raises EvidenceError when its manifest cannot be read."""
+        trial = cls(path)
+        trial.manifest = read_json(path / MANIFEST)
+        return trial
+
+    def verify(self) -> str | None:
+        """The first file that is missing or changed since it was collected, or None."""
+        for name, expected in self.manifest.get("files", {}).items():
+            path = self.path / name
+            if not path.is_file():
+                return f"{name} is missing"
+            if sha256_file(path) != expected:
+                return f"{name} changed since it was collected"
+        return None
+
+    @property
+    def host(self) -> Path:
+        return self.path / "host"
+
+    def guest(self, index: int) -> Path:
+        return self.path / f"guest-{index}"
+
+    def text(self, name: str) -> str | None:
+        """The text of a file of the evidence, or None where there is none."""
+        try:
+            return (self.path / name).read_text("utf-8", errors="replace")
+        except FileNotFoundError:
+            return None
+
+    def json(self, name: str) -> Any:
+        """A JSON file of the evidence, or None where there is none."""
+        return read_json(self.path / name) if (self.path / name).exists() else None
+
+
+class TrialWriter(TrialDir):
+    """A trial that is being collected."""
+
+    def __init__(self, final: Path, facts: dict[str, Any]) -> None:
+        super().__init__(final.with_name(f".{final.name}.partial"))
+        self._final = final
+        self._started = time.monotonic()
+        self.path.mkdir(parents=True)
+        self.host.mkdir()
+        self.manifest = {
+            "schema": 1, "trial": final.name, **facts,
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            "stages": [], "outcome": {"kind": "unfinished"}, "guests": [],
+        }  # fmt: skip
+        self._save()
+
+    def record(self, **facts: Any) -> None:
+        """Add facts to the manifest, on disk at once."""
+        self.manifest.update(facts)
+        self._save()
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Record a stage's start and length, in seconds of the runner, and how it ended."""
+        start = time.monotonic()
+        entry = {"name": name, "start": round(start - self._started, 3), "outcome": "running"}
+        self.manifest["stages"].append(entry)
+        self._save()
+        try:
+            yield
+        except BaseException as exc:
+            entry["outcome"] = getattr(exc, "reason", type(exc).__name__)
+            raise
+        else:
+            entry["outcome"] = "ok"
+        finally:
+            entry["seconds"] = round(time.monotonic() - start, 3)
+            self._save()
+
+    def failed(self, exc: BarometerError, stage: str) -> None:
+        """What ended the trial early, and whom it is charged to: `failed` is the arm's."""
+        kind = "failed" if isinstance(exc, ArmFailedError) else "invalid"
+        self.record(outcome={"kind": kind, "stage": stage, "reason": exc.reason,
+                             "message": exc.message, "evidence": exc.evidence})  # fmt: skip
+
+    def complete(self) -> TrialDir:
+        """Hash every file, write the manifest for the last time, and give the trial its name."""
+        if self.manifest["outcome"]["kind"] == "unfinished":
+            self.manifest["outcome"] = {"kind": "collected"}
+        self.manifest["seconds"] = round(time.monotonic() - self._started, 3)
+        self.manifest["files"] = {
+            path.relative_to(self.path).as_posix(): sha256_file(path)
+            for path in sorted(self.path.rglob("*"))
+            if path.is_file() and path.name != MANIFEST
+        }
+        self._save()
+        self.path.rename(self._final)
+        return TrialDir.open(self._final)
+
+    def _save(self) -> None:
+        write_json(self.path / MANIFEST, self.manifest)
+
+
+class RunDir:
+    """One run: a scenario, its plan, its trials."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def create(cls, path: Path, scenario: str, plan: dict[str, Any]) -> RunDir:
+        """A new run, or the same one taken up again where it was interrupted.
+
+        Raises ScenarioError when the folder holds something else.
+        """
+        run = cls(path)
+        if (path / "plan.json").exists():
+            if (path / "scenario.toml").read_text() != scenario:
+                raise ScenarioError(
+                    f"{path} holds a run of another scenario",
+                    hint="give another --out, or the scenario it was started with to go on",
+                    reason="run-exists",
+                )
+            return run
+        if path.exists() and any(path.iterdir()):
+            raise ScenarioError(f"{path} is not empty and holds no run", reason="run-exists")
+        run.trials_path.mkdir(parents=True, exist_ok=True)
+        (path / "scenario.toml").write_text(scenario)
+        write_json(path / "plan.json", plan)
+        return run
+
+    @classmethod
+    def open(cls, path: Path) -> RunDir:
+        """Raises EvidenceError when there is no run at `path`."""
+        if not (path / "plan.json").is_file():
+            raise EvidenceError(
+                f"{path} holds no run: it has no plan.json",
+                hint="give the folder that `barometer run` printed as its last line",
+                reason="missing-evidence",
+            )
+        return cls(path)
+
+    @property
+    def trials_path(self) -> Path:
+        return self.path / "trials"
+
+    def plan(self) -> dict[str, Any]:
+        plan: dict[str, Any] = read_json(self.path / "plan.json")
+        return plan
+
+    def trials(self) -> list[TrialDir]:
+        """Every complete trial, in order."""
+        return [TrialDir.open(p) for p in sorted(self.trials_path.glob("[0-9]*"))]

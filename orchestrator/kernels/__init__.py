@@ -1,0 +1,33 @@
+"""Where a kernel comes from: a Debian package or a folder. Both end as a KernelBundle.
+
+    materialised(kernel, cache)    -> KernelBundle    downloads and unpacks what is not cached
+    resolved(kernel, cache)        -> Resolved        what would be used, nothing but package lists
+"""
+
+from __future__ import annotations
+
+from orchestrator.cache import Cache
+from orchestrator.kernels import directory, package
+from orchestrator.kernels.bundle import KernelBundle
+from orchestrator.scenario import DirKernel, Kernel
+
+__all__ = ["KernelBundle", "describe", "materialised"]
+
+
+def materialised(kernel: Kernel, cache: Cache) -> KernelBundle:
+    """The kernel, unpacked and cached by content.
+
+    Raises ScenarioError when no such suite, package, version or folder exists, and BenchError
+    when the mirror cannot be reached.
+    """
+    if isinstance(kernel, DirKernel):
+        return directory.materialised(kernel, cache)
+    return package.materialised(kernel, cache)
+
+
+def describe(kernel: Kernel, cache: Cache) -> str:
+    """One line for a plan: which exact version would be used. Raises as `materialised`."""
+    if isinstance(kernel, DirKernel):
+        return f"{kernel} ({directory.release_of(kernel)})"
+    found = package.resolved(kernel, cache)
+    return f"{kernel} ({found.version})"

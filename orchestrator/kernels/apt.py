@@ -1,0 +1,189 @@
+"""Debian's package archive through apt with a private root: signatures checked, nothing installed.
+
+One private root for each set of suites, in the cache. The mirror is BAROMETER_MIRROR or
+http://deb.debian.org/debian; security suites come from BAROMETER_SECURITY_MIRROR.
+"""
+
+from __future__ import annotations
+
+import email.parser
+import os
+import re
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from orchestrator.cache import Cache
+from orchestrator.command import run
+from orchestrator.errors import BenchError, ScenarioError
+from orchestrator.scenario import nearest_name
+
+KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
+# For "did you mean": the mirror decides which suites there are.
+KNOWN_SUITES = (
+    "bookworm", "bookworm-backports", "bookworm-security", "bookworm-updates",
+    "trixie", "trixie-backports", "trixie-security", "trixie-updates",
+    "forky", "sid", "testing", "unstable", "experimental",
+)  # fmt: skip
+_FRESH_SECONDS = 6 * 3600
+
+
+def mirror() -> str:
+    return os.environ.get("BAROMETER_MIRROR", "http://deb.debian.org/debian").rstrip("/")
+
+
+def security_mirror() -> str:
+    default = mirror().removesuffix("/debian") + "/debian-security"
+    return os.environ.get("BAROMETER_SECURITY_MIRROR", default).rstrip("/")
+
+
+def source_lines(suites: tuple[str, ...]) -> list[str]:
+    """sources.list lines for the suites, bound to Debian's keyring."""
+    return [
+        f"deb [signed-by={KEYRING}] "
+        f"{security_mirror() if suite.endswith('-security') else mirror()} {suite} main"
+        for suite in suites
+    ]
+
+
+@dataclass(frozen=True)
+class Package:
+    name: str
+    version: str
+    source: str
+    filename: str
+    sha256: str
+
+
+class Archive:
+    """apt over the given suites, in a private root."""
+
+    def __init__(self, suites: tuple[str, ...], cache: Cache) -> None:
+        self.suites = suites
+        self._root = cache.folder("apt") / "+".join(suites)
+        self._lock = cache.lock(f"apt/{'+'.join(suites)}")
+        self._conf = self._root / "apt.conf"
+
+    def update(self) -> None:
+        """Fetch the package lists unless they are younger than six hours.
+
+        Raises ScenarioError when the mirror has no such suite, BenchError when it cannot be
+        reached and no older lists are here.
+        """
+        sources = "\n".join(source_lines(self.suites)) + "\n"
+        with self._lock:
+            self._prepare()
+            stamp, listed = self._root / "updated", self._root / "etc/apt/sources.list"
+            same = listed.exists() and listed.read_text() == sources and stamp.exists()
+            if same and time.time() - stamp.stat().st_mtime < _FRESH_SECONDS:
+                return
+            listed.write_text(sources)
+            done = self._apt(["apt-get", "-q", "-o", "APT::Update::Error-Mode=any", "update"],
+                             accept=(0, 100), timeout=300)  # fmt: skip
+            if done.returncode == 0:
+                stamp.touch()
+                return
+            text = done.stdout + done.stderr
+            for suite in self.suites:
+                # E: The repository 'http://MIRROR SUITE Release' does not have a Release file.
+                if re.search(rf"{re.escape(f' {suite} Release')}' (does not have|no longer)", text):
+                    raise ScenarioError(
+                        f'the mirror {mirror()} has no suite "{suite}"'
+                        + nearest_name(suite, KNOWN_SUITES, KNOWN_SUITES),
+                        reason="no-such-suite",
+                    )
+            if not same:  # older lists of the same suites will do
+                stamp.unlink(missing_ok=True)
+                raise BenchError(
+                    f"the mirror {mirror()} cannot be reached",
+                    evidence="\n".join(re.findall(r"(?m)^[EW]: .*$", text)[:5]),
+                    hint="set BAROMETER_MIRROR to a Debian mirror this machine reaches",
+                    reason="mirror-unreachable",
+                )
+
+    def versions(self, name: str) -> list[tuple[str, str]]:
+        """(version, suite) of every package of that name, newest first."""
+        text = self._apt(["apt-cache", "madison", name]).stdout
+        rows = []
+        for line in text.splitlines():  # ` NAME | VERSION | MIRROR SUITE/COMPONENT ARCH Packages`
+            fields = [field.strip() for field in line.split("|")]
+            if len(fields) == 3 and fields[2].endswith("Packages"):
+                rows.append((fields[1], fields[2].split()[1].rsplit("/", 1)[0]))
+        return rows
+
+    def names_like(self, start: str) -> list[str]:
+        return self._apt(["apt-cache", "pkgnames", start]).stdout.split()
+
+    def dependencies(self, name: str, version: str) -> list[Package]:
+        """The package and all it depends on, as apt would install them into an empty system."""
+        text = self._apt(
+            ["apt-get", "install", "--simulate", "--no-install-recommends", "-q",
+             *[part for suite in self.suites for part in ("-t", suite)], f"{name}={version}"],
+        ).stdout  # fmt: skip
+        chosen = re.findall(r"(?m)^Inst (\S+) \((\S+) ", text)  # Inst NAME (VERSION ORIGIN ...)
+        return self._show(chosen)
+
+    def download(self, packages: list[Package], folder: Path) -> list[Path]:
+        """Fetch the packages into `folder`; apt checks their hashes against the signed lists."""
+        wanted = [f"{p.name}={p.version}" for p in packages]
+        done = self._apt(["apt-get", "download", "-q", *wanted], cwd=folder,
+                         accept=(0, 100), timeout=1800)  # fmt: skip
+        if done.returncode:
+            raise BenchError(
+                f"packages could not be fetched from {mirror()}: {' '.join(wanted)}",
+                evidence="\n".join(re.findall(r"(?m)^[EW]: .*$", done.stderr)[:5]),
+                hint="the mirror may have moved on: remove the folder apt/ of the cache and retry",
+                reason="mirror-unreachable",
+            )
+        return sorted(folder.glob("*.deb"))
+
+    def _show(self, chosen: list[tuple[str, str]]) -> list[Package]:
+        text = self._apt(
+            ["apt-cache", "show", "--no-all-versions", *[f"{n}={v}" for n, v in chosen]]
+        ).stdout
+        packages = []
+        for block in text.strip().split("\n\n"):
+            fields = email.parser.HeaderParser().parsestr(block)
+            packages.append(
+                Package(
+                    name=fields["Package"],
+                    version=fields["Version"],
+                    source=(fields["Source"] or fields["Package"]).split()[0],
+                    filename=fields["Filename"],
+                    sha256=fields["SHA256"],
+                )
+            )
+        return packages
+
+    def _prepare(self) -> None:
+        if not KEYRING.exists():
+            raise BenchError(
+                f"Debian's keyring {KEYRING} is missing, so signatures cannot be checked",
+                hint="install debian-archive-keyring (ci/setup.sh does)",
+                reason="keyring-missing",
+            )
+        for folder in (
+            "etc/apt/preferences.d", "etc/apt/apt.conf.d", "etc/apt/sources.list.d",
+            "var/lib/dpkg", "var/lib/apt/lists/partial", "var/cache/apt/archives/partial",
+        ):  # fmt: skip
+            (self._root / folder).mkdir(parents=True, exist_ok=True)
+        (self._root / "var/lib/dpkg/status").touch()
+        # this machine's own proxies and transport settings hold here too
+        own = run(["apt-config", "dump", "Acquire"], doing="reading apt's configuration").stdout
+        self._conf.write_text(
+            f"{own}"
+            f'Dir "{self._root}";\n'
+            f'Dir::State::status "{self._root}/var/lib/dpkg/status";\n'
+            f'Dir::Etc::Main "{self._conf}";\nDir::Etc::Parts "{self._root}/etc/apt/apt.conf.d";\n'
+            'APT::Architecture "amd64";\nAPT::Architectures { "amd64"; };\n'
+            'Acquire::Languages "none";\nAcquire::Retries "3";\n'
+            'APT::Sandbox::User "";\nDebug::NoLocking "true";\n'
+        )
+
+    def _apt(
+        self, argv: list[str], *, cwd: Path | None = None, accept: tuple[int, ...] = (0,),
+        timeout: float = 120,
+    ) -> subprocess.CompletedProcess[str]:  # fmt: skip
+        return run(argv, doing="asking Debian's archive", env={"APT_CONFIG": str(self._conf),
+                   "LC_ALL": "C.UTF-8"}, cwd=cwd, accept=accept, timeout=timeout)  # fmt: skip

@@ -1,0 +1,99 @@
+"""A kernel that is ready to boot."""
+
+from __future__ import annotations
+
+import re
+import struct
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from orchestrator.errors import ScenarioError
+
+# Offsets of the x86 boot protocol (Documentation/arch/x86/boot.rst): the magic "HdrS", and the
+# pointer to the version string, relative to 0x200.
+_HDRS, _VERSION_POINTER = 0x202, 0x20E
+
+
+@dataclass(frozen=True)
+class KernelBundle:
+    """vmlinuz, modules and config of one kernel, as a folder of the cache."""
+
+    release: str
+    """As `uname -r` will print it."""
+    vmlinuz: Path
+    modules: Path
+    """The folder lib/modules/RELEASE."""
+    config: Path | None
+    digest: str
+    """Identifies the content."""
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def _built_in(self) -> set[str]:
+        return {_name(line) for line in _lines(self.modules / "modules.builtin")}
+
+    @cached_property
+    def _dependencies(self) -> dict[str, list[str]]:
+        """Path of each module -> paths of what it needs, nearest first (modules.dep(5))."""
+        table = {}
+        for line in _lines(self.modules / "modules.dep"):
+            path, _, needs = line.partition(":")
+            table[path] = needs.split()
+        return table
+
+    @cached_property
+    def _paths(self) -> dict[str, str]:
+        return {_name(path): path for path in self._dependencies}
+
+    def has_module(self, name: str) -> bool:
+        """Whether `modprobe name` will work: a module, or built in."""
+        return _name(name) in self._built_in or _name(name) in self._paths
+
+    def module_closure(self, names: list[str]) -> list[str]:
+        """Paths (relative to `modules`) of the modules and all they need, in load order.
+
+        What is built in is left out. Raises ScenarioError when the kernel lacks one.
+        """
+        order: dict[str, None] = {}
+        for name in names:
+            if _name(name) in self._built_in:
+                continue
+            if _name(name) not in self._paths:
+                raise ScenarioError(
+                    f"the kernel {self.release} has no module {name}, and it is not built in",
+                    hint="a host kernel needs virtio_blk, virtio_net, ext4, overlay, vfio-pci,"
+                    " vfio_iommu_type1 and KVM for its CPU",
+                    reason="kernel-lacks-module",
+                )
+            path = self._paths[_name(name)]
+            for needed in [*reversed(self._dependencies[path]), path]:
+                order.setdefault(needed)
+        return list(order)
+
+
+def release_in(vmlinuz: Path) -> str:
+    """The release a bzImage says it is. Raises ScenarioError when it is no bzImage."""
+    with vmlinuz.open("rb") as file:
+        head = file.read(0x10000)
+    if head[_HDRS : _HDRS + 4] != b"HdrS":
+        raise ScenarioError(
+            f"{vmlinuz} is not an x86 bzImage: no HdrS at 0x202",
+            hint="arch/x86/boot/bzImage of a build, or /boot/vmlinuz-* of a package",
+            reason="not-a-kernel",
+        )
+    start = struct.unpack_from("<H", head, _VERSION_POINTER)[0] + 0x200
+    match = re.match(rb"[\x21-\x7e]+", head[start : start + 128])
+    if match is None:
+        raise ScenarioError(f"{vmlinuz} has no version string", reason="not-a-kernel")
+    return match[0].decode("ascii")
+
+
+def _name(module: str) -> str:
+    """`kernel/drivers/vfio/vfio-pci.ko.xz` and `vfio-pci` are both `vfio_pci`."""
+    return re.sub(r"\.ko(\.(xz|zst|gz))?$", "", module.rsplit("/", 1)[-1]).replace("-", "_")
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text().splitlines() if path.exists() else []

@@ -1,0 +1,75 @@
+"""A kernel that is built already, in a folder."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from orchestrator.cache import Cache
+from orchestrator.errors import ScenarioError
+from orchestrator.hashing import digest_of, sha256_file
+from orchestrator.kernels.bundle import KernelBundle, release_in
+from orchestrator.kernels.package import bundle_at, index_modules
+from orchestrator.scenario import DirKernel
+
+
+def _vmlinuz(kernel: DirKernel) -> Path:
+    folder = kernel.dir
+    if not folder.is_dir():
+        raise ScenarioError(f"{folder} is not a folder", reason="no-such-kernel")
+    found = [
+        *folder.glob("vmlinuz"), *folder.glob("vmlinuz-*"), *folder.glob("bzImage"),
+        *folder.glob("boot/vmlinuz-*"),
+    ]  # fmt: skip
+    if len(found) != 1:
+        raise ScenarioError(
+            f"{folder}: expected one kernel image, found {len(found) or 'none'}",
+            evidence="\n".join(map(str, found)),
+            hint="put it there as vmlinuz, bzImage or boot/vmlinuz-RELEASE",
+            reason="no-such-kernel",
+        )
+    return found[0]
+
+
+def release_of(kernel: DirKernel) -> str:
+    """Raises ScenarioError when the folder has no kernel, or no modules for it."""
+    return _parts(kernel)[0]
+
+
+def _parts(kernel: DirKernel) -> tuple[str, Path, Path]:
+    """Release, image, modules."""
+    image = _vmlinuz(kernel)
+    release = release_in(image)
+    for place in ("lib/modules", "usr/lib/modules"):
+        if (kernel.dir / place / release).is_dir():
+            return release, image, kernel.dir / place / release
+    if (kernel.dir / "modules").is_dir():
+        return release, image, kernel.dir / "modules"
+    there = [p.name for p in kernel.dir.glob("*lib/modules/*")]
+    raise ScenarioError(
+        f"{image} says it is {release}, but {kernel.dir} has no lib/modules/{release}"
+        + (f", only {', '.join(there)}" if there else ""),
+        hint="`make modules_install INSTALL_MOD_PATH=FOLDER` puts them there",
+        reason="kernel-modules-missing",
+    )
+
+
+def materialised(kernel: DirKernel, cache: Cache) -> KernelBundle:
+    """A copy in the cache, so that a later build in the same folder changes nothing here."""
+    release, image, modules = _parts(kernel)
+    config = next((p for p in (kernel.dir / "config", kernel.dir / f"boot/config-{release}",
+                               modules / "config") if p.exists()), None)  # fmt: skip
+    files = sorted(p for p in modules.rglob("*") if p.is_file() and not p.is_symlink())
+    content = {p.relative_to(modules).as_posix(): sha256_file(p) for p in files}
+    content["vmlinuz"] = sha256_file(image)
+
+    def build(folder: Path) -> None:
+        shutil.copy2(image, folder / "vmlinuz")
+        ignore = shutil.ignore_patterns("build", "source")
+        shutil.copytree(modules, folder / "modules", ignore=ignore, symlinks=True)
+        if config:
+            shutil.copy2(config, folder / "config")
+        index_modules(folder, release)
+
+    place = cache.entry("kernels", {"kind": "dir", "schema": 2, "content": digest_of(content)}, build)
+    return bundle_at(place, {"from": str(kernel)})

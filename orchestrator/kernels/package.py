@@ -1,0 +1,127 @@
+"""A kernel from Debian's packages, including the split packages of newer kernels."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from orchestrator.cache import Cache
+from orchestrator.command import run
+from orchestrator.errors import BenchError, ScenarioError
+from orchestrator.kernels.apt import KNOWN_SUITES, Archive, Package
+from orchestrator.kernels.bundle import KernelBundle, release_in
+from orchestrator.scenario import DebKernel, nearest_name
+
+# Of all that a kernel package depends on, what is built from these sources is the kernel itself:
+# 6.12 is one package, 7.x is split into image (empty), binary, modules and base.
+_KERNEL_SOURCES = ("linux", "linux-signed-amd64")
+# Where a version without a suite is looked for.
+_EVERYWHERE = ("trixie", "trixie-security", "trixie-backports")
+
+
+@dataclass(frozen=True)
+class Resolved:
+    version: str
+    archive: Archive
+
+
+def resolved(kernel: DebKernel, cache: Cache) -> Resolved:
+    """The exact version that `kernel` means today.
+
+    Raises ScenarioError when there is no such suite, package or version.
+    """
+    archive = Archive(_suites(kernel), cache)
+    archive.update()
+    found = archive.versions(kernel.deb)
+    if not found:
+        near = [n for n in archive.names_like("linux-image-") if not n.endswith("-dbg")]
+        raise ScenarioError(
+            f'there is no package "{kernel.deb}" in {" ".join(archive.suites)}'
+            + nearest_name(kernel.deb, near, [n for n in near if not any(map(str.isdigit, n))]),
+            reason="no-such-package",
+        )
+    for version, suite in found:
+        if kernel.version not in (None, version):
+            continue
+        if kernel.suite not in (None, suite):
+            continue
+        return Resolved(version, archive)
+    there = ", ".join(f"{version} ({suite})" for version, suite in found)
+    raise ScenarioError(f"there is no {kernel}; there are {there}", reason="no-such-version")
+
+
+def _suites(kernel: DebKernel) -> tuple[str, ...]:
+    if kernel.suite is None:
+        return _EVERYWHERE
+    base, _, addition = kernel.suite.partition("-")
+    # what a backport depends on may still be in the release below it
+    return (base, kernel.suite) if addition and base in KNOWN_SUITES else (kernel.suite,)
+
+
+def materialised(kernel: DebKernel, cache: Cache) -> KernelBundle:
+    """Download and unpack the kernel's packages; cached by their hashes."""
+    found = resolved(kernel, cache)
+    packages = [
+        p for p in found.archive.dependencies(kernel.deb, found.version)
+        if p.source in _KERNEL_SOURCES
+    ]  # fmt: skip
+    key = {"kind": "deb", "schema": 2, "packages": sorted(p.sha256 for p in packages)}
+    place = cache.entry("kernels", key, lambda folder: _unpack(found.archive, packages, folder))
+    return bundle_at(
+        place,
+        {"from": str(kernel), "version": found.version, "packages": [asdict(p) for p in packages]},
+    )
+
+
+def _unpack(archive: Archive, packages: list[Package], folder: Path) -> None:
+    debs, tree = folder / "debs", folder / "tree"
+    debs.mkdir()
+    tree.mkdir()
+    for deb in archive.download(packages, debs):
+        run(["dpkg-deb", "--extract", deb, tree], doing=f"unpacking {deb.name}")
+    shutil.rmtree(debs)
+    # 6.12 has /boot/vmlinuz-RELEASE, 7.x has /usr/lib/modules/RELEASE/vmlinuz
+    images = [*tree.glob("boot/vmlinuz-*"), *tree.glob("usr/lib/modules/*/vmlinuz")]
+    if len(images) != 1:
+        raise BenchError(
+            f"expected one vmlinuz in {', '.join(p.name for p in packages)}, found {len(images)}",
+            evidence="\n".join(str(p.relative_to(tree)) for p in images),
+            reason="package-layout",
+        )
+    release = release_in(images[0])
+    modules = tree / "usr/lib/modules" / release
+    if not modules.is_dir():
+        modules = tree / "lib/modules" / release
+    configs = [*tree.glob("boot/config-*"), *modules.glob("config")]
+    images[0].rename(folder / "vmlinuz")
+    if configs:
+        configs[0].rename(folder / "config")
+    modules.rename(folder / "modules")
+    for link in ("build", "source"):
+        (folder / "modules" / link).unlink(missing_ok=True)
+    shutil.rmtree(tree)
+    # a package's modules.dep is made when it is installed
+    index_modules(folder, release)
+
+
+def index_modules(folder: Path, release: str) -> None:
+    """Run depmod over FOLDER/modules, which depmod wants to find as lib/modules/RELEASE."""
+    base = folder / "base"
+    (base / "lib/modules").mkdir(parents=True)
+    (base / "lib/modules" / release).symlink_to(folder / "modules")
+    run(["/sbin/depmod", "--basedir", base, release], doing="indexing the kernel's modules")
+    shutil.rmtree(base)
+
+
+def bundle_at(place: Path, provenance: dict[str, object]) -> KernelBundle:
+    """The bundle in a cache entry: vmlinuz, modules/, config."""
+    config = place / "config"
+    return KernelBundle(
+        release=release_in(place / "vmlinuz"),
+        vmlinuz=place / "vmlinuz",
+        modules=place / "modules",
+        config=config if config.exists() else None,
+        digest=place.name,
+        provenance=provenance,
+    )
