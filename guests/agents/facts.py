@@ -1,0 +1,71 @@
+"""What this host is: printed as JSON. Plain Python 3 standard library.
+
+    facts.py DEVICE     DEVICE: address of the large-BAR device, 0000:01:00.0
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+import platform
+import sys
+from pathlib import Path
+
+SETTINGS = {
+    "transparent_hugepage": "/sys/kernel/mm/transparent_hugepage/enabled",
+    "clocksource": "/sys/devices/system/clocksource/clocksource0/current_clocksource",
+    "cmdline": "/proc/cmdline",
+    "boot_id": "/proc/sys/kernel/random/boot_id",
+    "vfio_disable_hugepages": "/sys/module/vfio_iommu_type1/parameters/disable_hugepages",
+    "vfio_iommu_type1_srcversion": "/sys/module/vfio_iommu_type1/srcversion",
+    "tainted": "/proc/sys/kernel/tainted",
+    "lockdown": "/sys/kernel/security/lockdown",
+}
+
+
+def text(path: str) -> str | None:
+    try:
+        return Path(path).read_text().strip()
+    except OSError:
+        return None
+
+
+def cpu() -> dict[str, str]:
+    lines = (text("/proc/cpuinfo") or "").split("\n\n")[0].splitlines()
+    fields = dict((part.strip() for part in line.split(":", 1)) for line in lines if ":" in line)
+    wanted = ("vendor_id", "model name", "microcode", "address sizes")
+    return {name: fields.get(name, "") for name in wanted} | {
+        "pdpe1gb": str("pdpe1gb" in fields.get("flags", "").split())
+    }
+
+
+def device(bdf: str) -> dict[str, object]:
+    base = f"/sys/bus/pci/devices/{bdf}"
+    group = os.path.realpath(f"{base}/iommu_group")
+    return {
+        "address": bdf,
+        "vendor": text(f"{base}/vendor"),
+        "device": text(f"{base}/device"),
+        "resource": (text(f"{base}/resource") or "").splitlines(),
+        "iommu_group": Path(group).name,
+        "group_devices": sorted(os.listdir(f"{group}/devices")),
+        "group_type": text(f"{group}/type"),
+        "driver": Path(os.path.realpath(f"{base}/driver")).name,
+    }
+
+
+def main() -> None:
+    meminfo = (text("/proc/meminfo") or "").splitlines()
+    print(json.dumps({
+        "release": platform.release(), "version": platform.version(),
+        "settings": {name: text(path) for name, path in SETTINGS.items()},
+        "cpu": cpu(), "cpus": os.cpu_count(), "memory": meminfo[0] if meminfo else "",
+        "iommus": [Path(p).name for p in glob.glob("/sys/class/iommu/*")],
+        "kvm": [name for name in ("kvm_amd", "kvm_intel") if Path(f"/sys/module/{name}").exists()],
+        "device": device(sys.argv[1]),
+    }))  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,157 @@
+"""Arm, read and clear kernel probes in a tracefs instance of their own. Plain Python 3.
+
+    tracer.py arm       specification as JSON on standard input; answer as JSON
+    tracer.py collect   the evidence as JSON: {"files": {NAME: TEXT}}
+    tracer.py clear     undo everything, whatever is left of it
+
+The specification:
+    instance       name of the tracefs instance
+    group          event group of the probes; nothing else may use it
+    clock          trace clock, for example mono
+    buffer_kb      ring buffer for each CPU
+    symbols        functions that must exist on the running kernel
+    definitions    kprobe_events lines
+    filters        {"GROUP/EVENT": filter}
+    triggers       {"GROUP/EVENT": hist trigger}
+    enable         ["GROUP/EVENT", ...]; an event with a trigger is armed by it
+Whatever the kernel refuses is answered with its own reason (error_log), and nothing stays armed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+TRACEFS = Path("/sys/kernel/tracing")
+
+
+class RefusedError(Exception):
+    pass
+
+
+def append(path: Path, line: str) -> None:
+    """One write(2), because each is one command to the kernel.
+
+    Not open("ab"): that seeks to the end, which tracefs refuses.
+    """
+    file = os.open(path, os.O_WRONLY | os.O_APPEND)
+    try:
+        os.write(file, line.encode() + b"\n")
+    finally:
+        os.close(file)
+
+
+def put(path: Path, line: str) -> None:
+    try:
+        with path.open("wb", buffering=0) as file:
+            file.write(line.encode() + b"\n")
+    except OSError as exc:
+        raise RefusedError(f"{path}: {line!r}: {exc.strerror}\n{why(path)}") from exc
+
+
+def why(path: Path) -> str:
+    """The kernel's last words about a refused line."""
+    logs = [TRACEFS / "error_log", *TRACEFS.glob("instances/*/error_log")]
+    texts = [log.read_text() for log in logs]
+    return "\n".join(text.strip()[-600:] for text in texts if text)
+
+
+def missing(symbols: list[str]) -> list[str]:
+    """Functions that are not on this kernel under their own name."""
+    wanted = set(symbols)
+    with open("/proc/kallsyms") as table:
+        for line in table:
+            wanted.discard(line.split("\t")[0].split()[2])
+            if not wanted:
+                break
+    return sorted(wanted)
+
+
+def arm(spec: dict[str, Any]) -> None:
+    clear(spec["instance"], spec["group"])
+    lost = missing(spec["symbols"])
+    if lost:
+        raise RefusedError("functions not on this kernel under these names: " + ", ".join(lost))
+    instance = TRACEFS / "instances" / spec["instance"]
+    instance.mkdir()
+    put(instance / "tracing_on", "0")
+    put(instance / "trace_clock", spec["clock"])
+    put(instance / "buffer_size_kb", str(spec["buffer_kb"]))
+    put(TRACEFS / "error_log", "")
+    for definition in spec["definitions"]:
+        try:
+            append(TRACEFS / "kprobe_events", definition)
+        except OSError as exc:
+            raise RefusedError(f"{definition}: {exc.strerror}\n{why(TRACEFS)}") from exc
+    for event, text in spec["filters"].items():
+        put(instance / "events" / event / "filter", text)
+    for event, text in spec["triggers"].items():
+        put(instance / "events" / event / "trigger", text)
+    for event in spec["enable"]:
+        put(instance / "events" / event / "enable", "1")
+        if (instance / "events" / event / "enable").read_text().strip()[:1] != "1":
+            raise RefusedError(f"{event} is not enabled after enabling it")
+    put(instance / "tracing_on", "1")
+
+
+def collect(instance_name: str, group: str) -> dict[str, str]:
+    instance = TRACEFS / "instances" / instance_name
+    put(instance / "tracing_on", "0")
+    files = {"trace.txt": (instance / "trace").read_text(errors="replace")}
+    files["clock.txt"] = (instance / "trace_clock").read_text()
+    files["stats.txt"] = "".join(
+        f"{cpu.name}\n{(cpu / 'stats').read_text()}"
+        for cpu in sorted(instance.glob("per_cpu/cpu*"))
+    )
+    profile = (TRACEFS / "kprobe_profile").read_text().splitlines()
+    ours = {p.name for p in (instance / "events" / group).iterdir() if p.is_dir()}
+    files["profile.txt"] = "".join(
+        f"{line}\n" for line in profile if line.split() and line.split()[0] in ours
+    )
+    for event in sorted(ours):
+        trigger = (instance / "events" / group / event / "trigger").read_text()
+        if "hist:" in trigger:
+            hist = (instance / "events" / group / event / "hist").read_text()
+            files[f"hist-{event}.txt"] = hist
+    return files
+
+
+def clear(instance_name: str, group: str) -> None:
+    instance = TRACEFS / "instances" / instance_name
+    if instance.is_dir():
+        put(instance / "tracing_on", "0")
+        for trigger in instance.glob("events/*/*/trigger"):
+            lines = trigger.read_text().splitlines()
+            for line in lines:
+                if line and not line.startswith("#"):
+                    append(trigger, "!" + line.split(" [")[0])
+        for enable in instance.glob("events/*/enable"):
+            if enable.read_text().strip() in ("1", "X"):
+                put(enable, "0")
+        instance.rmdir()
+    events = TRACEFS / "kprobe_events"
+    for line in events.read_text().splitlines():
+        name = line.split()[0].split(":", 1)[1]
+        if name.startswith(f"{group}/"):
+            append(events, f"-:{name}")
+
+
+def main() -> None:
+    verb, *rest = sys.argv[1:]
+    try:
+        if verb == "arm":
+            arm(json.load(sys.stdin))
+            print(json.dumps({"armed": True}))
+        elif verb == "collect":
+            print(json.dumps({"files": collect(*rest)}))
+        else:
+            clear(*rest)
+    except RefusedError as exc:
+        print(json.dumps({"armed": False, "why": str(exc)}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,133 @@
+"""Watch one guest boot on its host's clock. Plain Python 3 standard library.
+
+    watch.py PIDFILE MARK
+
+Listens for the guest's serial console, and says on standard output, a line each, with
+CLOCK_MONOTONIC nanoseconds of this host:
+
+    E <ns> ports {"console": P, "ssh": Q}   where to send the console, which port to forward
+    E <ns> console                          QEMU connected its serial port
+    C <ns> "text"                           a line of the console, when its end arrived
+    E <ns> started {"pid": N, "start_ns": S} QEMU's process, and when it began (10 ms steps)
+    E <ns> mark                             the console line that has MARK in it
+    E <ns> ssh                              the guest's SSH server sent its banner
+    P <ns> <cpu ns> <console bytes>         every two seconds: is it getting anywhere?
+    E <ns> exit                             QEMU has ended
+
+Ends when QEMU has, or when standard input closes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+import threading
+import time
+from pathlib import Path
+
+TICK_NS = 10**9 // os.sysconf("SC_CLK_TCK")
+lock = threading.Lock()
+
+
+def say(kind: str, rest: str, at: int | None = None) -> None:
+    with lock:
+        sys.stdout.write(f"{kind} {time.monotonic_ns() if at is None else at} {rest}\n")
+        sys.stdout.flush()
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port: int = server.getsockname()[1]
+        return port
+
+
+def stat(pid: int) -> list[str]:
+    """Fields of /proc/PID/stat from the third on (proc_pid_stat(5)); empty when it has ended."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return []
+    return [] if fields[0] in "ZX" else fields
+
+
+def start_ns(pid: int) -> int:
+    """When the process began, on CLOCK_MONOTONIC: field 22 counts ticks of CLOCK_BOOTTIME."""
+    suspended = time.clock_gettime_ns(time.CLOCK_BOOTTIME) - time.monotonic_ns()
+    return int(stat(pid)[19]) * TICK_NS - suspended
+
+
+def wait_for_pid(pidfile: Path) -> int:
+    while True:
+        try:
+            pid = int(pidfile.read_text())
+            if stat(pid):
+                return pid
+        except (OSError, ValueError):
+            pass
+        time.sleep(0.01)
+
+
+class Watch:
+    def __init__(self, mark: bytes, ssh_port: int) -> None:
+        self.mark, self.ssh_port = mark, ssh_port
+        self.console_bytes = 0
+
+    def console(self, server: socket.socket) -> None:
+        connection, _ = server.accept()
+        say("E", "console")
+        rest = b""
+        while chunk := connection.recv(1 << 16):
+            now = time.monotonic_ns()
+            self.console_bytes += len(chunk)
+            *lines, rest = (rest + chunk).split(b"\n")
+            for line in lines:
+                say("C", json.dumps(line.rstrip(b"\r").decode(errors="replace")), now)
+                if self.mark in line:
+                    say("E", "mark", now)
+                    threading.Thread(target=self.ssh, daemon=True).start()
+        if rest:
+            say("C", json.dumps(rest.decode(errors="replace")))
+
+    def ssh(self) -> None:
+        """From the boot mark on, so that asking costs the boot nothing."""
+        while True:
+            try:
+                with socket.create_connection(("127.0.0.1", self.ssh_port), 10) as connection:
+                    if connection.recv(4) == b"SSH-":
+                        say("E", "ssh")
+                        return
+            except OSError:
+                pass
+            time.sleep(0.02)
+
+    def process(self, pidfile: Path) -> None:
+        pid = wait_for_pid(pidfile)
+        say("E", f'started {json.dumps({"pid": pid, "start_ns": start_ns(pid)})}')
+        told = 0.0
+        while fields := stat(pid):
+            if time.monotonic() - told >= 2:
+                cpu = (int(fields[11]) + int(fields[12])) * TICK_NS
+                say("P", f"{cpu} {self.console_bytes}")
+                told = time.monotonic()
+            time.sleep(0.05)
+        say("E", "exit")
+
+
+def main() -> None:
+    pidfile, mark = Path(sys.argv[1]), sys.argv[2].encode()
+    server = socket.create_server(("127.0.0.1", 0))
+    watch = Watch(mark, free_port())
+    console = threading.Thread(target=watch.console, args=(server,), daemon=True)
+    process = threading.Thread(target=watch.process, args=(pidfile,), daemon=True)
+    say("E", f'ports {json.dumps({"console": server.getsockname()[1], "ssh": watch.ssh_port})}')
+    console.start()
+    process.start()
+    threading.Thread(target=lambda: (sys.stdin.read(), os._exit(0)), daemon=True).start()
+    process.join()
+    console.join(5)  # the console's last words
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+"""The device with the large BAR, found on the host and given to vfio-pci."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from orchestrator.bench.host import Host
+from orchestrator.errors import ArmFailedError, BenchError
+from orchestrator.scenario import Device, format_size
+
+# vendor:device as in hw/misc/ivshmem.c and hw/misc/pci-testdev.c of QEMU
+_IDS = {"ivshmem": ("0x1af4", "0x1110"), "pci-testdev": ("0x1b36", "0x0005")}
+IORESOURCE_MEM, IORESOURCE_UNSET = 0x200, 0x20000000
+"""include/linux/ioport.h"""
+
+_LIST = (
+    "for d in /sys/bus/pci/devices/*; do "
+    'echo "device ${d##*/} $(cat $d/vendor $d/device | tr "\\n" " ")"; cat $d/resource; done'
+)
+
+
+@dataclass(frozen=True)
+class BoundDevice:
+    address: str
+    bar_index: int
+    bar_start: int
+    bar_bytes: int
+
+
+@dataclass(frozen=True)
+class Resource:
+    """One line of /sys/bus/pci/devices/*/resource: `0xSTART 0xEND 0xFLAGS`."""
+
+    start: int
+    end: int
+    flags: int
+
+    @property
+    def size(self) -> int:
+        return self.end - self.start + 1 if self.end else 0
+
+    @property
+    def placed(self) -> bool:
+        return self.start != 0 and not self.flags & IORESOURCE_UNSET
+
+
+def parse_resources(lines: list[str]) -> list[Resource]:
+    return [Resource(*(int(word, 16) for word in line.split())) for line in lines]
+
+
+def parse_devices(text: str) -> dict[str, tuple[str, str, list[Resource]]]:
+    """Address -> vendor, device, resources, from `device ADDRESS VENDOR DEVICE` blocks."""
+    devices = {}
+    for block in re.split(r"(?m)^device ", text)[1:]:
+        head, *lines = block.strip().splitlines()
+        address, vendor, device = head.split()
+        devices[address] = (vendor, device, parse_resources(lines))
+    return devices
+
+
+@contextmanager
+def bound_device(host: Host, spec: Device) -> Iterator[BoundDevice]:
+    """The device, bound to vfio-pci; afterwards as it was.
+
+    Raises ArmFailedError when the proven kernel did not place its BAR, BenchError when it is not
+    there or vfio-pci does not take it.
+    """
+    listed = host.shell.run(_LIST, doing="listing PCI devices").stdout
+    device = find_device(parse_devices(listed), spec)
+    base = f"/sys/bus/pci/devices/{device.address}"
+    host.shell.run(
+        f"echo vfio-pci > {base}/driver_override && "
+        f"{{ [ ! -e {base}/driver ] || echo {device.address} > {base}/driver/unbind; }} && "
+        f"echo {device.address} > /sys/bus/pci/drivers_probe && "
+        f'[ "$(basename "$(readlink {base}/driver)")" = vfio-pci ] && '
+        f"test -c /dev/vfio/$(basename $(readlink {base}/iommu_group))",
+        doing=f"binding {device.address} to vfio-pci",
+    )
+    try:
+        yield device
+    finally:
+        if host.shell.alive():
+            host.shell.run(
+                f"echo {device.address} > {base}/driver/unbind; echo > {base}/driver_override; "
+                f"echo {device.address} > /sys/bus/pci/drivers_probe",
+                doing=f"giving {device.address} back", check=False, timeout=30,
+            )  # fmt: skip
+
+
+def find_device(
+    devices: dict[str, tuple[str, str, list[Resource]]], spec: Device
+) -> BoundDevice:
+    """The one device of the kind that was made; raises as `bound_device`."""
+    found = [(a, r) for a, (v, d, r) in devices.items() if (v, d) == _IDS[spec.kind]]
+    if len(found) != 1:
+        raise BenchError(
+            f"expected one {spec.kind} on the host, found {len(found)}",
+            evidence="\n".join(f"{a} {v}:{d}" for a, (v, d, _) in devices.items()),
+            reason="device-missing",
+        )
+    address, resources = found[0]
+    for index, resource in enumerate(resources[:6]):
+        if resource.size == spec.bar:
+            if not resource.placed:
+                break
+            return BoundDevice(address, index, resource.start, resource.size)
+    raise ArmFailedError(
+        f"the host's kernel did not place the {format_size(spec.bar)} BAR of {address}",
+        evidence="\n".join(f"BAR {i}: {r.start:#x}-{r.end:#x} flags {r.flags:#x}"
+                           for i, r in enumerate(resources[:6])),
+        hint="does the BAR fit into the CPU's physical address space? See host.phys_bits",
+        reason="device-not-placed",
+    )  # fmt: skip

@@ -1,0 +1,203 @@
+"""Domain XML from specifications, for the nested host and for the guest. Pure: text out."""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ET
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+QEMU_NAMESPACE = "http://libvirt.org/schemas/domain/qemu/1.0"
+BAR_BUS = 1
+"""The device with the large BAR sits alone behind this root port, in an IOMMU group of its own."""
+# QEMU's option syntax needs slots that libvirt does not give away: it counts up from 1.
+_NIC_SLOT = 0x1D
+_TESTDEV_SLOT = 0x0
+
+
+@dataclass(frozen=True)
+class Disk:
+    path: Path
+    serial: str
+
+
+@dataclass(frozen=True)
+class HostDomain:
+    """The nested host. Sizes in bytes."""
+
+    name: str
+    uuid: str
+    accel: Literal["kvm", "tcg"]
+    memory: int
+    cpus: int
+    phys_bits: int
+    kernel: Path
+    initramfs: Path
+    cmdline: str
+    console: Path
+    disks: tuple[Disk, ...]
+    viommu: Literal["intel", "virtio"]
+    viommu_aw_bits: int
+    device: Literal["ivshmem", "pci-testdev"]
+    bar: int
+    shm_name: str
+    """File under /dev/shm that backs an ivshmem BAR."""
+
+
+@dataclass(frozen=True)
+class GuestDomain:
+    """The guest that owns the device. Sizes in bytes, paths of the host."""
+
+    name: str
+    uuid: str
+    kvm: bool
+    memory: int
+    cpus: int
+    kernel: str
+    initramfs: str
+    cmdline: str
+    console_port: int
+    """A TCP port of the host on which something listens for the guest's serial console."""
+    ssh_port: int
+    """A TCP port of the host that QEMU forwards to the guest's SSH server."""
+    device: str
+    """Address of the device with the large BAR: 0000:01:00.0"""
+    trace_events: tuple[str, ...] = ()
+    """QEMU's own trace events; they go to its log."""
+
+
+def host_xml(spec: HostDomain) -> str:
+    """Domain XML of the nested host."""
+    domain = _domain(spec.name, spec.uuid, "kvm" if spec.accel == "kvm" else "qemu",
+                     spec.memory, spec.cpus)  # fmt: skip
+    _direct_boot(domain, str(spec.kernel), str(spec.initramfs), spec.cmdline)
+    features = _sub(domain, "features")
+    _sub(features, "acpi")
+    _sub(features, "apic")
+    # interrupt remapping needs the I/O APIC in QEMU, not in KVM
+    _sub(features, "ioapic", driver="qemu")
+    if spec.accel == "tcg":
+        _sub(_sub(features, "tcg"), "tb-cache", "1024", unit="MiB")
+        cpu = _sub(domain, "cpu", mode="maximum", check="none")
+        # With virtual GIF the nested host was seen to lose its interrupts under emulation.
+        _sub(cpu, "feature", policy="disable", name="vgif")
+    else:
+        cpu = _sub(domain, "cpu", mode="host-passthrough", check="none")
+    _sub(cpu, "maxphysaddr", mode="emulate", bits=str(spec.phys_bits))
+    devices = _sub(domain, "devices")
+    for letter, disk in zip("abcdefgh", spec.disks, strict=False):
+        element = _sub(devices, "disk", type="file", device="disk")
+        _sub(element, "driver", name="qemu", type="raw", cache="unsafe")
+        _sub(element, "source", file=str(disk.path))
+        _sub(element, "target", dev=f"vd{letter}", bus="virtio")
+        _sub(element, "serial", disk.serial)
+        _sub(element, "readonly")
+    _root_port(devices)
+    serial = _sub(devices, "serial", type="file")
+    _sub(serial, "source", path=str(spec.console))
+    _quiet_devices(devices)
+    # User-mode networking that reaches nothing: libvirt's own portForward needs passt, which
+    # refuses to serve root. QEMU picks the port; `info usernet` tells which.
+    arguments = [
+        "-netdev", "user,id=ssh0,restrict=on,hostfwd=tcp:127.0.0.1:0-:22",
+        "-device", f"virtio-net-pci,netdev=ssh0,romfile=,bus=pcie.0,addr={_NIC_SLOT:#x}",
+    ]  # fmt: skip
+    if spec.device == "ivshmem":
+        shmem = _sub(devices, "shmem", name=spec.shm_name)
+        _sub(shmem, "model", type="ivshmem-plain")
+        _sub(shmem, "size", str(spec.bar >> 20), unit="M")
+        _pci(shmem, BAR_BUS)
+    else:
+        arguments += ["-device", f"pci-testdev,membar={spec.bar},bus=pci.{BAR_BUS},"
+                                 f"addr={_TESTDEV_SLOT:#x}"]  # fmt: skip
+    if spec.viommu == "intel":
+        iommu = _sub(devices, "iommu", model="intel")
+        _sub(iommu, "driver", intremap="on", aw_bits=str(spec.viommu_aw_bits))
+    else:
+        _sub(devices, "iommu", model="virtio")
+    return _text(domain, arguments)
+
+
+def guest_xml(spec: GuestDomain) -> str:
+    """Domain XML of the guest, for the host's libvirt."""
+    domain = _domain(spec.name, spec.uuid, "kvm" if spec.kvm else "qemu", spec.memory, spec.cpus)
+    _direct_boot(domain, spec.kernel, spec.initramfs, spec.cmdline)
+    features = _sub(domain, "features")
+    _sub(features, "acpi")
+    _sub(features, "apic")
+    mode = "host-passthrough" if spec.kvm else "maximum"
+    _sub(domain, "cpu", mode=mode, check="none")
+    devices = _sub(domain, "devices")
+    _root_port(devices)
+    serial = _sub(devices, "serial", type="tcp")
+    _sub(serial, "source", mode="connect", host="127.0.0.1", service=str(spec.console_port))
+    _sub(serial, "protocol", type="raw")
+    hostdev = _sub(devices, "hostdev", mode="subsystem", type="pci", managed="no")
+    bdf, _, function = spec.device.rpartition(".")
+    segment, bus, slot = bdf.split(":")
+    _sub(_sub(hostdev, "source"), "address", domain=f"0x{segment}", bus=f"0x{bus}",
+         slot=f"0x{slot}", function=f"0x{function}")  # fmt: skip
+    _pci(hostdev, BAR_BUS)
+    _quiet_devices(devices)
+    arguments = [
+        "-netdev", f"user,id=ssh0,restrict=on,hostfwd=tcp:127.0.0.1:{spec.ssh_port}-:22",
+        "-device", f"virtio-net-pci,netdev=ssh0,romfile=,bus=pcie.0,addr={_NIC_SLOT:#x}",
+        *[part for event in spec.trace_events for part in ("-trace", f"enable={event}")],
+        *(["-msg", "timestamp=on"] if spec.trace_events else []),
+    ]  # fmt: skip
+    return _text(domain, arguments)
+
+
+def _domain(name: str, uuid: str, kind: str, memory: int, cpus: int) -> ET.Element:
+    domain = ET.Element("domain", type=kind)
+    _sub(domain, "name", name)
+    _sub(domain, "uuid", uuid)
+    _sub(domain, "memory", str(memory), unit="b")
+    _sub(domain, "vcpu", str(cpus))
+    # a panic must end the machine: its console has the reason
+    for event in ("on_poweroff", "on_reboot", "on_crash"):
+        _sub(domain, event, "destroy")
+    return domain
+
+
+def _direct_boot(domain: ET.Element, kernel: str, initramfs: str, cmdline: str) -> None:
+    system = _sub(domain, "os")
+    _sub(system, "type", "hvm", arch="x86_64", machine="q35")
+    _sub(system, "kernel", kernel)
+    _sub(system, "initrd", initramfs)
+    _sub(system, "cmdline", cmdline)
+
+
+def _root_port(devices: ET.Element) -> None:
+    _sub(devices, "controller", type="pci", index="0", model="pcie-root")
+    _sub(devices, "controller", type="pci", index=str(BAR_BUS), model="pcie-root-port")
+
+
+def _quiet_devices(devices: ET.Element) -> None:
+    """Nothing that a boot would have to probe."""
+    _sub(devices, "controller", type="usb", model="none")
+    _sub(devices, "memballoon", model="none")
+    _sub(devices, "input", type="mouse", bus="ps2")
+    _sub(_sub(devices, "video"), "model", type="none")
+    _sub(devices, "audio", id="1", type="none")
+
+
+def _pci(device: ET.Element, bus: int) -> None:
+    _sub(device, "address", type="pci", domain="0x0000", bus=f"{bus:#04x}", slot="0x00",
+         function="0x0")  # fmt: skip
+
+
+def _sub(parent: ET.Element, tag: str, text: str = "", **attributes: str) -> ET.Element:
+    element = ET.SubElement(parent, tag, attributes)
+    element.text = text or None
+    return element
+
+
+def _text(domain: ET.Element, qemu_arguments: list[str]) -> str:
+    """The document, with arguments for QEMU that libvirt has no words for."""
+    ET.register_namespace("qemu", QEMU_NAMESPACE)
+    commandline = ET.SubElement(domain, f"{{{QEMU_NAMESPACE}}}commandline")
+    for argument in qemu_arguments:
+        ET.SubElement(commandline, f"{{{QEMU_NAMESPACE}}}arg", value=argument)
+    ET.indent(domain)
+    return ET.tostring(domain, encoding="unicode") + "\n"

@@ -1,0 +1,275 @@
+"""One boot of the guest that owns the device, through the host's own libvirt."""
+
+from __future__ import annotations
+
+import json
+import threading
+import uuid
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from orchestrator.bench.cpio import pack_files
+from orchestrator.bench.device import BoundDevice
+from orchestrator.bench.domain import GuestDomain, guest_xml
+from orchestrator.bench.host import PANIC, Host
+from orchestrator.bench.hypervisor import Connection
+from orchestrator.bench.keys import RunKeys
+from orchestrator.bench.shell import ConnectionLostError, Shell, connected
+from orchestrator.bench.waiting import Stall, until
+from orchestrator.command import tail
+from orchestrator.errors import ArmFailedError, BarometerError, BenchError
+from orchestrator.evidence import TrialWriter
+from orchestrator.progress import Progress
+from orchestrator.scenario import GIB, Scenario
+
+BOOT_MARK = "barometer: boot mark"
+_INITRAMFS = "/run/barometer/guest.initramfs"
+# What QEMU itself says about the device's memory; the same names since QEMU 9
+_QEMU_EVENTS = ("vfio_listener_region_add_ram", "vfio_listener_region_del")
+_HOUR = 3600.0
+_IDLE_SECONDS = 45.0
+_IDLE_SHARE = 0.2
+_NO_SSH_SECONDS = {True: 120.0, False: 30.0}
+
+
+class Watched:
+    """What the watch agent says about one guest boot, as it comes; saved as marks.txt and
+    console.log line by line, so that it is there whatever happens to the host."""
+
+    def __init__(self, lines: Iterator[str], folder: Path) -> None:
+        self._lines = lines
+        self._events: dict[str, str] = {}
+        self._console: list[str] = []
+        self.console_bytes = 0
+        self._cpu: deque[tuple[float, float]] = deque(maxlen=60)
+        self.ended = False
+        self._marks: IO[str] = (folder / "marks.txt").open("w")
+        self._log: IO[str] = (folder / "console.log").open("w")
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
+
+    def _read(self) -> None:
+        try:
+            for line in self._lines:
+                self._take(line)
+        except (OSError, EOFError):
+            pass
+        finally:
+            self.ended = True
+
+    def _take(self, line: str) -> None:
+        kind, _, rest = line.partition(" ")
+        at, _, rest = rest.partition(" ")
+        self._marks.write(line + "\n")
+        if kind == "C":
+            text = json.loads(rest)
+            self._console.append(text)
+            self._log.write(text + "\n")
+            self.console_bytes += len(text) + 1
+        elif kind == "E":
+            name, _, detail = rest.partition(" ")
+            self._events.setdefault(name, detail)
+        elif kind == "P":
+            self._cpu.append((int(at) / 1e9, int(rest.split()[0]) / 1e9))
+        self._marks.flush()
+        self._log.flush()
+
+    def event(self, name: str) -> str | None:
+        """The detail of an event that has happened ("" where it has none)."""
+        return self._events.get(name)
+
+    def text(self) -> str:
+        return "\n".join(self._console)
+
+    def last_line(self) -> str:
+        return self._console[-1][:100] if self._console else ""
+
+    def idle(self, seconds: float) -> bool:
+        """Whether QEMU has used next to no CPU for that long, on the host's clock."""
+        samples = list(self._cpu)
+        recent = [s for s in samples if s[0] >= samples[-1][0] - seconds] if samples else []
+        if not recent or recent[-1][0] - recent[0][0] < seconds * 0.8:
+            return False
+        return (recent[-1][1] - recent[0][1]) / (recent[-1][0] - recent[0][0]) < _IDLE_SHARE
+
+    def close(self) -> None:
+        self._thread.join(5)
+        self._marks.close()
+        self._log.close()
+
+
+def boot_guest(
+    host: Host,
+    libvirt: Connection,
+    device: BoundDevice,
+    scenario: Scenario,
+    *,
+    index: int,
+    traced: bool,
+    keys: RunKeys,
+    trial: TrialWriter,
+    progress: Progress,
+) -> None:
+    """Boot the guest, SSH into it, read its own timing, shut it down. Evidence in guest-INDEX/.
+
+    Raises ArmFailedError when the guest panics, hangs, ends or cannot be reached: the host's
+    kernel is proven, so that is a finding about its arm.
+    """
+    folder = trial.guest(index)
+    folder.mkdir()
+    name = f"guest-{index}"
+    with _watching(host, name, folder) as watched:
+        ports = json.loads(
+            until(lambda: watched.event("ports"), within=60, waiting_for="watch agent on the host")
+        )
+        spec = GuestDomain(
+            name=name, uuid=str(uuid.uuid4()), kvm=host.kvm,
+            memory=scenario.guest.memory, cpus=scenario.guest.cpus,
+            kernel=f"{host.payload}/guest/vmlinuz", initramfs=_INITRAMFS,
+            cmdline=" ".join(filter(None, ["console=ttyS0 panic=-1", scenario.guest.cmdline])),
+            console_port=ports["console"], ssh_port=ports["ssh"], device=device.address,
+            trace_events=_QEMU_EVENTS if traced else (),
+        )  # fmt: skip
+        xml = guest_xml(spec)
+        (folder / "domain.xml").write_text(xml)
+        try:
+            with libvirt.running(xml) as domain:
+                limits = _Limits(host, watched, scenario.device.bar)
+                with progress.stage(f"{name}: boot"):
+                    _wait(limits, "mark", f"boot mark on the {name}'s console", progress)
+                with progress.stage(f"{name}: SSH"):
+                    _wait_for_ssh(host, limits, progress)
+                    _interview(host, ports["ssh"], keys, folder)
+                    (folder / "domain.xml").write_text(domain.xml())
+                with progress.stage(f"{name}: shutdown"):
+                    _wait(limits, "exit", f"end of the {name}'s QEMU", progress)
+        finally:
+            _save_qemu_log(host, name, folder)
+
+
+@contextmanager
+def _watching(host: Host, name: str, folder: Path) -> Iterator[Watched]:
+    argv = host.agent("watch", f"/run/libvirt/qemu/{name}.pid", BOOT_MARK)
+    # an hour without a word, progress lines included, means that the host is gone
+    with host.shell.stream(argv, timeout=_HOUR) as lines:
+        watched = Watched(lines, folder)
+        try:
+            yield watched
+        finally:
+            # closing the stream is what ends the reader
+            pass
+    watched.close()
+
+
+class _Limits:
+    """Deadlines by progress: a guest may take as long as it gets anywhere.
+
+    An unpatched kernel maps the BAR a dozen times in silence, at up to half a second for each
+    GiB where it is emulated, so silence is allowed in proportion to the BAR. A guest that is silent
+    and uses no CPU has hung.
+    """
+
+    def __init__(self, host: Host, watched: Watched, bar: int) -> None:
+        self.host, self.watched = host, watched
+        base, for_each_gib = (120.0, 12.0) if host.emulated else (30.0, 2.0)
+        self.silent_seconds = base + for_each_gib * bar / GIB
+        self._stall = Stall()
+
+    def check(self, waiting_for: str) -> None:
+        self.host.check()
+        console = self.watched.text()
+        if (found := PANIC.search(console)) is not None:
+            raise self.failed(f"the guest's kernel is broken: {found[0]}", "guest-panic")
+        if self.watched.event("exit") is not None:
+            raise self.failed(f"the guest ended while waiting for: {waiting_for}", "guest-ended")
+        if self.watched.ended:
+            raise ConnectionLostError("the host stopped reporting", reason="host-ssh-lost")
+        silent = self._stall.seconds(self.watched.console_bytes)
+        if silent > _IDLE_SECONDS and self.watched.idle(_IDLE_SECONDS):
+            raise self.failed(
+                f"the guest hangs, idle: no console line for {silent:.0f} s and no CPU used, "
+                f"waiting for: {waiting_for}", "guest-hang",
+            )  # fmt: skip
+        if silent > self.silent_seconds:
+            raise self.failed(
+                f"the guest hangs, busy: no console line for {silent:.0f} s, "
+                f"waiting for: {waiting_for}", "guest-hang",
+            )  # fmt: skip
+
+    def failed(self, message: str, reason: str) -> ArmFailedError:
+        return ArmFailedError(message, evidence=tail(self.watched.text(), 25), reason=reason)
+
+
+def _wait(limits: _Limits, event: str, waiting_for: str, progress: Progress) -> None:
+    def happened() -> str | None:
+        progress.detail(limits.watched.last_line())
+        if (detail := limits.watched.event(event)) is not None:
+            return detail
+        limits.check(waiting_for)
+        return None
+
+    until(happened, within=4 * _HOUR, every=0.1, waiting_for=waiting_for,
+          error=ArmFailedError, reason="guest-hang")  # fmt: skip
+
+
+def _wait_for_ssh(host: Host, limits: _Limits, progress: Progress) -> None:
+    def ready() -> str | None:
+        progress.detail(limits.watched.last_line())
+        if limits.watched.event("ssh") is None:
+            limits.check("the guest's SSH server")
+        return limits.watched.event("ssh")
+
+    until(ready, within=_NO_SSH_SECONDS[host.emulated], every=0.1,
+          waiting_for="SSH server in the guest", error=ArmFailedError, reason="guest-no-ssh",
+          last_seen=lambda: tail(limits.watched.text(), 25))  # fmt: skip
+
+
+_FACTS = (
+    "for d in /sys/bus/pci/devices/*; do "
+    'echo "device ${d##*/} $(cat $d/vendor $d/device | tr "\\n" " ")"; cat $d/resource; done'
+)
+
+
+def _interview(host: Host, port: int, keys: RunKeys, folder: Path) -> None:
+    """SSH into the guest through the host's connection, read its own timing, ask it to end."""
+    with connected(
+        "guest", host.shell.channel_to(port, timeout=60), key=keys.runner, host_key=keys.guest,
+        error=ArmFailedError,
+    ) as shell:  # fmt: skip
+        try:
+            (folder / "dmesg.txt").write_text(shell.run("dmesg").stdout)
+            (folder / "pci.txt").write_text(shell.run(_FACTS).stdout)
+            facts = shell.run("cat /run/boot-mark-uptime; uname -r; cat /proc/cmdline").stdout
+            uptime, release, cmdline = facts.splitlines()
+            (folder / "facts.json").write_text(
+                json.dumps({"uptime_at_boot_mark": float(uptime), "release": release,
+                            "cmdline": cmdline}, indent=1)
+            )  # fmt: skip
+            _power_off(shell)
+        except BenchError as exc:
+            raise ArmFailedError(
+                exc.message, evidence=exc.evidence, reason="guest-no-ssh"
+            ) from exc
+
+
+def _power_off(shell: Shell) -> None:
+    """A clean end, so that the last unmap is part of the trace."""
+    shell.run("(sleep 0.2; poweroff -f) >/dev/null 2>&1 </dev/null &", doing="shutting down")
+
+
+def _save_qemu_log(host: Host, name: str, folder: Path) -> None:
+    try:
+        (folder / "qemu.log").write_text(host.shell.read(f"/var/log/libvirt/qemu/{name}.log"))
+    except BarometerError:
+        pass  # the host may be gone: that is what is reported
+
+
+def stage_initramfs(host: Host, keys: RunKeys) -> None:
+    """Put the guest's initramfs with this run's keys behind it onto the host, once."""
+    host.shell.run(
+        f"mkdir -p /run/barometer && cat {host.payload}/guest/initramfs - > {_INITRAMFS}",
+        stdin=pack_files(keys.for_guest()), doing="staging the guest's initramfs",
+    )  # fmt: skip

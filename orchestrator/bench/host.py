@@ -1,0 +1,81 @@
+"""A host under test that is booted and proven, whatever kind of machine it is."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+from orchestrator.bench.hypervisor import Connection
+from orchestrator.bench.shell import Shell
+from orchestrator.command import tail
+from orchestrator.errors import ArmFailedError
+
+PANIC = re.compile(r"Kernel panic - not syncing|^\[.*\] (BUG:|Oops:)", re.MULTILINE)
+"""A console line that says the kernel is beyond help."""
+
+
+class Console:
+    """A serial console in a file, written from the machine's first byte on."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._text = ""
+        self._read = 0
+
+    def text(self) -> str:
+        try:
+            with self.path.open("rb") as file:
+                file.seek(self._read)
+                new = file.read()
+        except FileNotFoundError:
+            return ""
+        self._read += len(new)
+        self._text += new.decode(errors="replace").replace("\r", "")
+        return self._text
+
+    def size(self) -> int:
+        self.text()
+        return self._read
+
+    def tail(self) -> str:
+        return tail(self.text(), 25)
+
+    def last_line(self) -> str:
+        return (self.text().rstrip().splitlines() or [""])[-1][:100]
+
+
+@dataclass(frozen=True)
+class Host:
+    """What a workload needs of its host."""
+
+    shell: Shell
+    release: str
+    kvm: bool
+    """Guests run under KVM; else they are emulated."""
+    emulated: bool
+    """The host itself is emulated: its seconds are not those of a real machine."""
+    payload: str
+    """Folder on the host with guest/vmlinuz, guest/initramfs and agents/."""
+    console: Console
+    alive: Callable[[], bool]
+    libvirt: Callable[[], AbstractContextManager[Connection]]
+
+    def check(self) -> None:
+        """Raises ArmFailedError when the kernel under test has oopsed or the machine is gone."""
+        if (found := PANIC.search(self.console.text())) is not None:
+            raise ArmFailedError(
+                f"the host's kernel {self.release} is broken: {found[0]}",
+                evidence=self.console.tail(), reason="host-panic",
+            )  # fmt: skip
+        if not self.alive():
+            raise ArmFailedError(
+                "the host's machine ended by itself", evidence=self.console.tail(),
+                reason="host-ended",
+            )  # fmt: skip
+
+    def agent(self, name: str, *arguments: str) -> list[str]:
+        """Command line of one of guests/agents/."""
+        return ["python3", "-I", f"{self.payload}/agents/{name}.py", *arguments]

@@ -1,0 +1,157 @@
+"""libvirt connections and running domains: the one importer of libvirt."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+# Read when the library is loaded. What fails is raised to us; what else it would print is about
+# the settings below.
+os.environ.setdefault("LIBVIRT_LOG_OUTPUTS", "4:file:/dev/null")
+
+import libvirt
+import libvirt_qemu
+
+from orchestrator.errors import BarometerError, BenchError
+
+log = logging.getLogger("barometer.libvirt")
+
+# libvirt's embedded driver as root needs to be told not to become another user, not to use
+# namespaces or cgroups; there is no virtlogd, so QEMU writes its files itself.
+_QEMU_CONF_USER = 'stdio_handler = "file"\n'
+_QEMU_CONF_ROOT = (
+    _QEMU_CONF_USER
+    + 'user = "root"\ngroup = "root"\nsecurity_driver = "none"\nnamespaces = []\n'
+    + "cgroup_controllers = []\nremember_owner = 0\n"
+)
+_loop_lock = threading.Lock()
+_loop_started = False
+
+
+def _event_loop() -> None:
+    """libvirt's embedded driver hangs without an event loop."""
+    global _loop_started  # noqa: PLW0603  # libvirt's loop is one for each process
+    with _loop_lock:
+        if _loop_started:
+            return
+        libvirt.registerErrorHandler(lambda _context, _error: None, None)
+        libvirt.virEventRegisterDefaultImpl()
+
+        def run() -> None:
+            while True:
+                libvirt.virEventRunDefaultImpl()
+
+        threading.Thread(target=run, name="libvirt-events", daemon=True).start()
+        _loop_started = True
+
+
+class Connection:
+    def __init__(self, raw: libvirt.virConnect, name: str, start_flags: int) -> None:
+        self._raw = raw
+        self._start_flags = start_flags
+        self.name = name
+
+    def version(self) -> dict[str, str]:
+        """libvirt's and QEMU's version, as MAJOR.MINOR.MICRO."""
+        return {
+            "libvirt": _dotted(self._raw.getLibVersion()),
+            "qemu": _dotted(self._raw.getVersion()),
+        }
+
+    @contextlib.contextmanager
+    def running(self, xml: str, error: type[BarometerError] = BenchError) -> Iterator[Domain]:
+        """A domain that runs while the block does, and is gone after it."""
+        try:
+            raw = self._raw.createXML(xml, self._start_flags)
+        except libvirt.libvirtError as exc:
+            raise error(
+                f"{self.name}: libvirt could not start the domain: {exc}", reason="libvirt-start"
+            ) from exc
+        domain = Domain(raw)
+        try:
+            yield domain
+        finally:
+            domain.destroy()
+
+
+class Domain:
+    def __init__(self, raw: libvirt.virDomain) -> None:
+        self._raw = raw
+        self.name: str = raw.name()
+        self.uuid: str = raw.UUIDString()
+
+    def active(self) -> bool:
+        try:
+            return bool(self._raw.isActive())
+        except libvirt.libvirtError:
+            return False
+
+    def destroy(self) -> None:
+        """End it now; nothing happens when it has ended."""
+        with contextlib.suppress(libvirt.libvirtError):
+            self._raw.destroy()
+
+    def xml(self) -> str:
+        """The domain as libvirt completed it."""
+        text: str = self._raw.XMLDesc()
+        return text
+
+    def monitor(self, command: str) -> str:
+        """Ask QEMU's human monitor. Raises BenchError when it does not answer."""
+        try:
+            answer: str = libvirt_qemu.qemuMonitorCommand(
+                self._raw, command, libvirt_qemu.VIR_DOMAIN_QEMU_MONITOR_COMMAND_HMP
+            )
+        except libvirt.libvirtError as exc:
+            raise BenchError(f"QEMU did not answer {command!r}: {exc}", reason="monitor") from exc
+        return answer
+
+
+@contextlib.contextmanager
+def embedded(root: Path, cache: Path) -> Iterator[Connection]:
+    """libvirt in this process, with its state under `root`: no daemon, no root, nothing shared.
+
+    What libvirt learns about this machine's QEMU is kept in `cache`. `root` must be short:
+    a socket's path is limited to 108 bytes.
+    """
+    (root / "etc").mkdir(parents=True, exist_ok=True)
+    (root / "etc/qemu.conf").write_text(_QEMU_CONF_ROOT if os.geteuid() == 0 else _QEMU_CONF_USER)
+    if not (root / "cache").exists():
+        (root / "cache").symlink_to(cache)
+    with _opened(f"qemu:///embed?root={root}", "runner") as connection:
+        yield connection
+
+
+@contextlib.contextmanager
+def over_ssh(ssh_program: Path, name: str) -> Iterator[Connection]:
+    """The libvirt of a host, through its own SSH server."""
+    uri = f"qemu+ssh://barometer-host/system?command={ssh_program}&no_tty=1"
+    # A domain ends with its connection, so that a killed runner leaves none on a remote host.
+    # (The embedded driver does not know this flag.)
+    with _opened(uri, name, libvirt.VIR_DOMAIN_START_AUTODESTROY) as connection:
+        yield connection
+
+
+@contextlib.contextmanager
+def _opened(uri: str, name: str, start_flags: int = 0) -> Iterator[Connection]:
+    _event_loop()
+    log.debug("libvirt: %s", uri)
+    try:
+        raw = libvirt.open(uri)
+    except libvirt.libvirtError as exc:
+        raise BenchError(
+            f"the {name}'s libvirt cannot be reached: {exc}", reason="libvirt-connect"
+        ) from exc
+    try:
+        yield Connection(raw, name, start_flags)
+    finally:
+        with contextlib.suppress(libvirt.libvirtError):
+            raw.close()
+
+
+def _dotted(number: int) -> str:
+    return f"{number // 1000000}.{number // 1000 % 1000}.{number % 1000}"

@@ -1,0 +1,76 @@
+"""Keys that live as long as a run: the runner's, the host's, the guest's. All ed25519."""
+
+from __future__ import annotations
+
+import base64
+import struct
+from dataclasses import dataclass
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+)
+
+
+@dataclass(frozen=True)
+class KeyPair:
+    _private: Ed25519PrivateKey
+
+    @classmethod
+    def make(cls) -> KeyPair:
+        return cls(Ed25519PrivateKey.generate())
+
+    @property
+    def private_openssh(self) -> bytes:
+        return self._private.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption())
+
+    @property
+    def public_line(self) -> str:
+        """`ssh-ed25519 BASE64`"""
+        raw = self._private.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
+        return raw.decode()
+
+    @property
+    def public_blob(self) -> bytes:
+        return base64.b64decode(self.public_line.split()[1])
+
+    @property
+    def private_dropbear(self) -> bytes:
+        """Dropbear's own format: string "ssh-ed25519", string (32 bytes of seed, 32 of public key).
+
+        Source: buf_put_ed25519_priv_key() of dropbear.
+        """
+        seed = self._private.private_bytes(Encoding.Raw, PrivateFormat.Raw, NoEncryption())
+        public = self._private.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
+        name = b"ssh-ed25519"
+        return struct.pack(">I", len(name)) + name + struct.pack(">I", 64) + seed + public
+
+
+@dataclass(frozen=True)
+class RunKeys:
+    """Made anew for every run."""
+
+    runner: KeyPair
+    host: KeyPair
+    guest: KeyPair
+
+    @classmethod
+    def make(cls) -> RunKeys:
+        return cls(KeyPair.make(), KeyPair.make(), KeyPair.make())
+
+    def for_host(self) -> dict[str, bytes]:
+        """Files of the host's initramfs, in /barometer."""
+        return {
+            "barometer/ssh_host_ed25519_key": self.host.private_openssh,
+            "barometer/authorized_keys": self.runner.public_line.encode() + b"\n",
+        }
+
+    def for_guest(self) -> dict[str, bytes]:
+        """Files of the guest's initramfs, in /barometer."""
+        return {
+            "barometer/dropbear_ed25519_host_key": self.guest.private_dropbear,
+            "barometer/authorized_keys": self.runner.public_line.encode() + b"\n",
+        }

@@ -1,0 +1,208 @@
+"""The nested kind of host: a VM of the runner, started through libvirt's embedded driver."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from orchestrator.bench.accel import Accel
+from orchestrator.bench.cpio import pack_files
+from orchestrator.bench.domain import Disk, HostDomain, host_xml
+from orchestrator.bench.host import PANIC, Console, Host
+from orchestrator.bench.hypervisor import Connection, Domain, over_ssh
+from orchestrator.bench.images import PAYLOAD, HostImage
+from orchestrator.bench.keys import RunKeys
+from orchestrator.bench.shell import Shell, connected, write_client_config
+from orchestrator.bench.state import BenchState
+from orchestrator.bench.waiting import Stall, until
+from orchestrator.errors import BenchError
+from orchestrator.evidence import TrialWriter
+from orchestrator.kernels.bundle import KernelBundle
+from orchestrator.progress import Progress
+from orchestrator.scenario import Scenario
+
+SSHD_MARK = "barometer: sshd is up"
+_INITRAMFS_FAILED = re.compile(r"barometer: initramfs: (.*)")
+# info usernet: `  TCP[HOST_FORWARD]  12       127.0.0.1 43643       10.0.2.15    22`
+_FORWARD = re.compile(r"TCP\[HOST_FORWARD\]\s+\d+\s+127\.0\.0\.1\s+(\d+)\s+\S+\s+22\b")
+# A console that says nothing for so long has hung; emulated kernels are slow but talkative.
+_SILENT_SECONDS = {"kvm": 30.0, "tcg": 90.0}
+_BOOT_SECONDS = 900.0
+
+
+@dataclass
+class Machine:
+    """A started VM whose kernel is not proven yet."""
+
+    domain: Domain
+    console: Console
+    token: str
+    """On its kernel command line, unique to this boot."""
+    started: float
+    """time.monotonic() of the runner, just before it was started."""
+    accel: Accel
+
+
+@contextmanager
+def running_machine(
+    scenario: Scenario,
+    kernel: KernelBundle,
+    image: HostImage,
+    payload: Path,
+    *,
+    accel: Accel,
+    keys: RunKeys,
+    state: BenchState,
+    libvirt: Connection,
+    trial: TrialWriter,
+) -> Iterator[Machine]:
+    """The VM, started with the kernel under test and the device; gone after the block, with its
+    shared memory and its initramfs. Raises BenchError when libvirt cannot start it."""
+    token = uuid.uuid4().hex[:12]
+    name = f"barometer-{state.token}-{trial.manifest['trial']}"
+    spec = HostDomain(
+        name=name, uuid=str(uuid.uuid4()), accel=accel,
+        memory=scenario.host.memory, cpus=scenario.host.cpus, phys_bits=scenario.host.phys_bits,
+        kernel=kernel.vmlinuz, initramfs=state.folder / f"{token}.initramfs",
+        cmdline=_cmdline(scenario, accel, token),
+        console=trial.host / "console.log",
+        disks=(Disk(image.root, "root"), Disk(image.modules, "modules"), Disk(payload, "payload")),
+        viommu=scenario.host.viommu, viommu_aw_bits=scenario.host.viommu_aw_bits,
+        device=scenario.device.kind, bar=scenario.device.bar, shm_name=name,
+    )  # fmt: skip
+    xml = host_xml(spec)
+    (trial.host / "domain.xml").write_text(xml)
+    state.add(domains=spec.uuid, shm=spec.shm_name)
+    trial.record(token=token, host_cmdline=spec.cmdline)
+    try:
+        # the kernel unpacks archives that stand behind one another
+        with spec.initramfs.open("wb") as file:
+            file.write(image.initramfs.read_bytes() + pack_files(keys.for_host()))
+        started = time.monotonic()
+        with libvirt.running(xml) as domain:
+            (trial.host / "domain.xml").write_text(domain.xml())
+            yield Machine(domain, Console(spec.console), token, started, accel)
+    finally:
+        spec.initramfs.unlink(missing_ok=True)
+        # libvirt leaves it behind when the domain ends
+        state.remove_shm(spec.shm_name)
+        log = state.folder / f"libvirt/log/qemu/{name}.log"
+        if log.exists():
+            shutil.copyfile(log, trial.host / "qemu.log")
+
+
+def _cmdline(scenario: Scenario, accel: Accel, token: str) -> str:
+    iommu = (
+        "intel_iommu=on"
+        if scenario.host.viommu == "intel"
+        # without interrupt remapping type1 refuses a device unless told that it may
+        else "vfio_iommu_type1.allow_unsafe_interrupts=1"
+    )
+    # panic=-1: reboot at once, which ends the machine; its console has the reason
+    # Emulated processors share one TSC, which the kernel cannot know: it would fall back to the HPET
+    clock = ["tsc=reliable"] if accel == "tcg" else []
+    words = ["console=ttyS0", "panic=-1", iommu, *clock, f"barometer.token={token}", scenario.host.cmdline]
+    return " ".join(filter(None, words))
+
+
+@contextmanager
+def proven_host(
+    machine: Machine,
+    kernel: KernelBundle,
+    *,
+    keys: RunKeys,
+    state: BenchState,
+    trial: TrialWriter,
+    progress: Progress,
+) -> Iterator[Host]:
+    """The host, once the planned kernel is proven to run on it: token, release, boot id.
+
+    Raises BenchError for a panic, a hang, a machine without SSH and another kernel.
+    """
+    _wait_for_sshd(machine, progress)
+    port = _forwarded_port(machine.domain)
+    with connected(
+        "host", ("127.0.0.1", port), key=keys.runner, host_key=keys.host
+    ) as shell:
+        boot_id = _prove(shell, machine, kernel)
+        trial.record(
+            boot_id=boot_id, release=kernel.release,
+            host_boot_seconds=round(time.monotonic() - machine.started, 3),
+        )  # fmt: skip
+        ssh = write_client_config(state.folder, port=port, key=keys.runner, host_key=keys.host)
+        loaded = shell.run(
+            "modprobe vfio-pci && modprobe vfio_iommu_type1 && "
+            "{ grep -qw svm /proc/cpuinfo && modprobe kvm_amd; "
+            "  grep -qw vmx /proc/cpuinfo && modprobe kvm_intel; test -c /dev/kvm && echo kvm; "
+            # libvirt is asked for the first time after KVM is there: it remembers that it is not
+            "  libvirtd --daemon </dev/null >/run/libvirtd.log 2>&1; }",
+            doing="loading modules and starting libvirt",
+        )  # fmt: skip
+        yield Host(
+            shell=shell, release=kernel.release, kvm="kvm" in loaded.stdout.split(),
+            emulated=machine.accel != "kvm", payload=PAYLOAD, console=machine.console,
+            alive=machine.domain.active, libvirt=lambda: over_ssh(ssh, "host"),
+        )  # fmt: skip
+
+
+def _wait_for_sshd(machine: Machine, progress: Progress) -> None:
+    stall = Stall()
+
+    def booted() -> bool | None:
+        text = machine.console.text()
+        if SSHD_MARK in text:
+            return True
+        progress.detail(machine.console.last_line())
+        if PANIC.search(text):
+            raise _host_error(machine, "the host's kernel panicked before it was proven", "host-panic")
+        if (failed := _INITRAMFS_FAILED.search(text)) is not None:
+            raise _host_error(machine, f"the host did not start: {failed[1]}", "host-initramfs")
+        if not machine.domain.active():
+            raise _host_error(machine, "the host's machine ended while it booted", "host-ended")
+        silent = stall.seconds(machine.console.size())
+        if silent > _SILENT_SECONDS[machine.accel]:
+            raise _host_error(
+                machine, f"the host hangs: no word on its console for {silent:.0f} s", "host-hang"
+            )
+        return None
+
+    until(booted, within=_BOOT_SECONDS, waiting_for="sshd on the host", reason="host-hang",
+          last_seen=machine.console.tail)  # fmt: skip
+
+
+def _host_error(machine: Machine, message: str, reason: str) -> BenchError:
+    return BenchError(message, evidence=machine.console.tail(), reason=reason)
+
+
+def _forwarded_port(domain: Domain) -> int:
+    answer = domain.monitor("info usernet")
+    found = _FORWARD.search(answer)
+    if found is None:
+        raise BenchError("QEMU forwards no port to the host", evidence=answer, reason="host-no-ssh")
+    return int(found[1])
+
+
+def _prove(shell: Shell, machine: Machine, kernel: KernelBundle) -> str:
+    """The boot id of a host that really runs the planned kernel."""
+    answer = shell.run(
+        "uname -r; cat /proc/sys/kernel/random/boot_id /proc/cmdline", doing="proving the kernel"
+    ).stdout.splitlines()
+    release, boot_id, cmdline = answer
+    if release != kernel.release:
+        raise BenchError(
+            f"the host runs {release}, planned was {kernel.release}",
+            hint="the image and its release string disagree; see host/console.log",
+            reason="wrong-kernel",
+        )
+    if f"barometer.token={machine.token}" not in cmdline.split():
+        raise BenchError(
+            "the host that answers was not started by this trial: its token is another",
+            evidence=cmdline, reason="wrong-host",
+        )  # fmt: skip
+    return boot_id

@@ -1,0 +1,56 @@
+"""Deadlines: the one importer of tenacity. Monotonic clock, seconds."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from tenacity import RetryError, Retrying, retry_if_result, stop_after_delay, wait_fixed
+
+from orchestrator.errors import BarometerError, BenchError
+
+T = TypeVar("T")
+
+
+def until(
+    check: Callable[[], T | None],
+    *,
+    within: float,
+    waiting_for: str,
+    every: float = 0.05,
+    error: type[BarometerError] = BenchError,
+    reason: str = "timeout",
+    last_seen: Callable[[], str] = lambda: "",
+) -> T:
+    """The first value of `check` that is not None.
+
+    `check` raises where it sees a failure, so that a failure ends the wait at once. When
+    `within` seconds pass, `error` is raised with what was waited for and the last thing seen.
+    """
+    retrying = Retrying(
+        retry=retry_if_result(lambda value: value is None),
+        stop=stop_after_delay(within),
+        wait=wait_fixed(every),
+    )
+    try:
+        return retrying(check)  # type: ignore[return-value]  # None is what is retried
+    except RetryError as exc:
+        raise error(
+            f"no {waiting_for} within {within:.0f} s", evidence=last_seen(), reason=reason
+        ) from exc
+
+
+class Stall:
+    """How long a number has not changed: the deadline of things that take as long as they take."""
+
+    def __init__(self) -> None:
+        self._value: object = None
+        self._since = time.monotonic()
+
+    def seconds(self, value: object) -> float:
+        """Seconds since `value` was last different."""
+        now = time.monotonic()
+        if value != self._value:
+            self._value, self._since = value, now
+        return now - self._since

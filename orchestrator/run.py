@@ -1,0 +1,264 @@
+"""The ladder of one trial, and the loop over a plan."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import platform
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from orchestrator import __version__
+from orchestrator.bench import hypervisor, images
+from orchestrator.bench.accel import Accel, chosen_accel
+from orchestrator.bench.device import bound_device
+from orchestrator.bench.host import Host
+from orchestrator.bench.keys import RunKeys
+from orchestrator.bench.nested import proven_host, running_machine
+from orchestrator.bench.state import BenchState, bench_state
+from orchestrator.bench.workload import guest_boots
+from orchestrator.cache import Cache, disk_full
+from orchestrator.errors import BarometerError, BenchError
+from orchestrator.evidence import RunDir, TrialWriter, read_json
+from orchestrator.kernels import KernelBundle, materialised
+from orchestrator.plan import PlannedTrial, make_plan
+from orchestrator.progress import Progress
+from orchestrator.scenario import ARMS, ArmName, Scenario
+
+log = logging.getLogger("barometer.run")
+_SAME_BENCH_FAILURES = 2
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything a plan needs that is built before anything boots."""
+
+    kernels: dict[ArmName, KernelBundle]
+    hosts: dict[ArmName, images.HostImage]
+    guest_kernel: KernelBundle
+    guest: images.GuestImage
+    accel: Accel
+    accel_reason: str
+
+
+def prepare(scenario: Scenario, cache: Cache, progress: Progress) -> Prepared:
+    """Accelerator, kernels and images; nothing is booted but the probe of KVM.
+
+    Raises ScenarioError for what the scenario asks and cannot be had, BenchError otherwise.
+    """
+    with progress.stage("accelerator"):
+        accel, reason = chosen_accel(scenario.host.accel)
+    progress.note(f"accelerator: {accel} ({reason})")
+    kernels: dict[ArmName, KernelBundle] = {}
+    for arm in ARMS:
+        with progress.stage(f"kernel of the {arm}: {scenario.arms[arm].kernel}"):
+            kernels[arm] = materialised(scenario.arms[arm].kernel, cache)
+    with progress.stage(f"kernel of the guest: {scenario.guest.kernel}"):
+        guest_kernel = materialised(scenario.guest.kernel, cache)
+    with progress.stage("images"):
+        return Prepared(
+            kernels=kernels,
+            hosts={arm: images.host_image(kernel, cache) for arm, kernel in kernels.items()},
+            guest_kernel=guest_kernel,
+            guest=images.guest_image(guest_kernel, cache),
+            accel=accel,
+            accel_reason=reason,
+        )
+
+
+def plan_facts(scenario: Scenario, prepared: Prepared) -> dict[str, Any]:
+    """plan.json: the order of the trials, and exactly what they will use."""
+    return {
+        "schema": 1, "barometer": __version__, "scenario": scenario.name,
+        "accel": prepared.accel, "accel_reason": prepared.accel_reason,
+        "kernels": {
+            arm: {"release": k.release, "source": str(scenario.arms[arm].kernel),
+                  "digest": k.digest, "provenance": k.provenance}
+            for arm, k in prepared.kernels.items()
+        },
+        "guest_kernel": {"release": prepared.guest_kernel.release,
+                         "source": str(scenario.guest.kernel),
+                         "digest": prepared.guest_kernel.digest,
+                         "provenance": prepared.guest_kernel.provenance},
+        "runner": {"system": platform.platform(), "machine": platform.machine(),
+                   "cpus": os.cpu_count()},
+        "trials": [{"name": t.name, "pair": t.pair, "arm": t.arm} for t in make_plan(scenario)],
+    }  # fmt: skip
+
+
+def run_plan(
+    scenario: Scenario,
+    text: str,
+    out: Path,
+    cache: Cache,
+    progress: Progress,
+    *,
+    keep: bool = False,
+) -> RunDir:
+    """Every trial of the plan that is not complete yet, in order; evidence under `out`.
+
+    Goes on after a failed trial; stops when the bench fails twice in a row for the same reason.
+    """
+    prepared = prepare(scenario, cache, progress)
+    with no_space_explained(out):
+        run = RunDir.create(out, text, plan_facts(scenario, prepared))
+        with bench_state(keep=keep) as state:
+            connection = hypervisor.embedded(state.folder / "libvirt", cache.folder("libvirt"))
+            with connection as libvirt:
+                _run_trials(scenario, prepared, run, state, libvirt, progress, keep=keep)
+            if keep:
+                progress.note(f"kept: {state.folder}")
+    return run
+
+
+def _run_trials(
+    scenario: Scenario,
+    prepared: Prepared,
+    run: RunDir,
+    state: BenchState,
+    libvirt: hypervisor.Connection,
+    progress: Progress,
+    *,
+    keep: bool,
+) -> None:
+    plan = make_plan(scenario)
+    bench_failures: list[str] = []
+    for planned in plan:
+        if (run.trials_path / planned.name).exists():
+            progress.note(f"trial {planned.name}: complete already")
+            continue
+        title = f"trial {planned.number}/{len(plan)} {planned.arm}"
+        try:
+            with progress.stage(f"{title} ({prepared.kernels[planned.arm].release})"):
+                run_trial(
+                    scenario, prepared, planned, run, state, libvirt, progress, keep=keep
+                )
+            bench_failures = []
+        except BarometerError as exc:
+            progress.note(f"{title}: {exc}")
+            bench_failures = [*bench_failures, exc.reason] if isinstance(exc, BenchError) else []
+            if len(bench_failures) >= _SAME_BENCH_FAILURES and len(set(bench_failures)) == 1:
+                progress.note("the bench failed twice for the same reason: stopping here")
+                return
+
+
+def run_trial(
+    scenario: Scenario,
+    prepared: Prepared,
+    planned: PlannedTrial,
+    run: RunDir,
+    state: BenchState,
+    libvirt: hypervisor.Connection,
+    progress: Progress,
+    *,
+    keep: bool = False,
+) -> None:
+    """One host boot with its workload; the trial is complete on disk whatever happened, unless
+    the run itself is interrupted. Raises what ended it early."""
+    kernel = prepared.kernels[planned.arm]
+    final = run.trials_path / planned.name
+    _remove_partial(final)
+    state.add(partial=str(final.with_name(f".{final.name}.partial")))
+    trial = TrialWriter(final, _trial_facts(scenario, prepared, planned, libvirt))
+    try:
+        _climb(scenario, prepared, planned, kernel, state, libvirt, trial, progress)
+    except BarometerError as exc:
+        stages = [s["name"] for s in trial.manifest["stages"] if s["outcome"] != "ok"]
+        trial.failed(exc, stages[0] if stages else "start")
+        trial.complete()
+        raise
+    except BaseException:
+        if not keep:
+            shutil.rmtree(trial.path, ignore_errors=True)
+        raise
+    trial.complete()
+
+
+def _climb(
+    scenario: Scenario,
+    prepared: Prepared,
+    planned: PlannedTrial,
+    kernel: KernelBundle,
+    state: BenchState,
+    libvirt: hypervisor.Connection,
+    trial: TrialWriter,
+    progress: Progress,
+) -> None:
+    """Provisioned machine > proven kernel > bound device > workload under its passes."""
+    keys = RunKeys.make()
+    with contextlib.ExitStack() as ladder:
+        with progress.stage("host: boot"), trial.stage("host-boot"):
+            machine = ladder.enter_context(
+                running_machine(
+                    scenario, kernel, prepared.hosts[planned.arm], prepared.guest.payload,
+                    accel=prepared.accel, keys=keys, state=state, libvirt=libvirt, trial=trial,
+                )
+            )  # fmt: skip
+            host = ladder.enter_context(
+                proven_host(machine, kernel, keys=keys, state=state, trial=trial, progress=progress)
+            )
+        ladder.callback(_save_dmesg, host, trial)
+        with progress.stage("host: device"), trial.stage("device"):
+            device = ladder.enter_context(bound_device(host, scenario.device))
+            facts = host.shell.run(host.agent("facts", device.address), doing="reading facts")
+            (trial.host / "facts.json").write_text(json.dumps(json.loads(facts.stdout), indent=1))
+            trial.record(guest_accel="kvm" if host.kvm else "tcg")
+        guest_boots(host, device, scenario, keys=keys, trial=trial, progress=progress)
+        host.check()
+
+
+def _trial_facts(
+    scenario: Scenario, prepared: Prepared, planned: PlannedTrial, libvirt: hypervisor.Connection
+) -> dict[str, Any]:
+    image = prepared.hosts[planned.arm]
+    return {
+        "arm": planned.arm, "pair": planned.pair, "number": planned.number,
+        "barometer": __version__, "workload": scenario.workload, "accel": prepared.accel,
+        "kernel": {"release": prepared.kernels[planned.arm].release,
+                   "source": str(scenario.arms[planned.arm].kernel),
+                   "digest": prepared.kernels[planned.arm].digest},
+        "guest_kernel": {"release": prepared.guest_kernel.release,
+                         "source": str(scenario.guest.kernel)},
+        "bar": scenario.device.bar, "device_kind": scenario.device.kind,
+        "passes": list(scenario.trace.passes),
+        "runner_versions": libvirt.version(),
+        "host_packages": image.packages, "guest_packages": prepared.guest.packages,
+    }  # fmt: skip
+
+
+def _save_dmesg(host: Host, trial: TrialWriter) -> None:
+    if host.shell.alive():
+        with contextlib.suppress(BarometerError):
+            (trial.host / "dmesg.txt").write_text(host.shell.run("dmesg", timeout=30).stdout)
+
+
+def _remove_partial(final: Path) -> None:
+    """What an interrupted run left of this trial."""
+    shutil.rmtree(final.with_name(f".{final.name}.partial"), ignore_errors=True)
+
+
+@contextlib.contextmanager
+def no_space_explained(out: Path):  # type: ignore[no-untyped-def]
+    """A full disk is said as such, with what to do."""
+    import errno  # noqa: PLC0415
+
+    try:
+        yield
+    except OSError as exc:
+        if exc.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise disk_full(out) from exc
+        raise
+
+
+def recorded_scenario(run: RunDir) -> str:
+    """The scenario text a run was started with."""
+    return (run.path / "scenario.toml").read_text()
+
+
+def recorded_plan(run: RunDir) -> dict[str, Any]:
+    plan: dict[str, Any] = read_json(run.path / "plan.json")
+    return plan
