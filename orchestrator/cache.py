@@ -51,12 +51,11 @@ class Cache:
         self.root.mkdir(parents=True, exist_ok=True)
         return FileLock(self.root / f"{name}.lock")
 
-    def entry(
-        self, kind: str, key: Mapping[str, Any], build: Callable[[Path], None]
-    ) -> Path:
+    def entry(self, kind: str, key: Mapping[str, Any], build: Callable[[Path], None]) -> Path:
         """The folder of the entry for `key`; `build(folder)` fills it when it is not there.
 
-        A damaged entry is rebuilt. Raises BenchError when the disk is full, and what `build` raises.
+        A damaged entry is rebuilt. Raises BenchError when the disk is full, and what `build`
+        raises.
         """
         digest = digest_of(key)
         place = self.folder(kind) / digest

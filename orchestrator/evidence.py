@@ -89,8 +89,13 @@ class TrialDir:
 class TrialWriter(TrialDir):
     """A trial that is being collected."""
 
+    @staticmethod
+    def partial_path(final: Path) -> Path:
+        """Where a trial is written until it is complete."""
+        return final.with_name(f".{final.name}.partial")
+
     def __init__(self, final: Path, facts: dict[str, Any]) -> None:
-        super().__init__(final.with_name(f".{final.name}.partial"))
+        super().__init__(self.partial_path(final))
         self._final = final
         self._started = time.monotonic()
         self.path.mkdir(parents=True)

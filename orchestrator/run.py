@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import os
 import platform
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,7 @@ from orchestrator.bench.state import BenchState, bench_state
 from orchestrator.bench.workload import guest_boots
 from orchestrator.cache import Cache, disk_full
 from orchestrator.errors import BarometerError, BenchError
-from orchestrator.evidence import RunDir, TrialWriter, read_json
+from orchestrator.evidence import RunDir, TrialWriter
 from orchestrator.kernels import KernelBundle, materialised
 from orchestrator.plan import PlannedTrial, make_plan
 from orchestrator.progress import Progress
@@ -90,6 +92,20 @@ def plan_facts(scenario: Scenario, prepared: Prepared) -> dict[str, Any]:
     }  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Bench:
+    """What every trial of a run shares."""
+
+    scenario: Scenario
+    prepared: Prepared
+    run: RunDir
+    state: BenchState
+    libvirt: hypervisor.Connection
+    progress: Progress
+    keep: bool = False
+    """Leave the evidence of a trial that is interrupted."""
+
+
 def run_plan(
     scenario: Scenario,
     text: str,
@@ -106,100 +122,76 @@ def run_plan(
     prepared = prepare(scenario, cache, progress)
     with no_space_explained(out):
         run = RunDir.create(out, text, plan_facts(scenario, prepared))
-        with bench_state(keep=keep) as state:
-            connection = hypervisor.embedded(state.folder / "libvirt", cache.folder("libvirt"))
-            with connection as libvirt:
-                _run_trials(scenario, prepared, run, state, libvirt, progress, keep=keep)
+        with (
+            bench_state(keep=keep) as state,
+            hypervisor.embedded(state.folder / "libvirt", cache.folder("libvirt")) as libvirt,
+        ):
+            run_trials(Bench(scenario, prepared, run, state, libvirt, progress, keep))
             if keep:
                 progress.note(f"kept: {state.folder}")
     return run
 
 
-def _run_trials(
-    scenario: Scenario,
-    prepared: Prepared,
-    run: RunDir,
-    state: BenchState,
-    libvirt: hypervisor.Connection,
-    progress: Progress,
-    *,
-    keep: bool,
-) -> None:
-    plan = make_plan(scenario)
+def run_trials(bench: Bench) -> None:
+    plan = make_plan(bench.scenario)
     bench_failures: list[str] = []
     for planned in plan:
-        if (run.trials_path / planned.name).exists():
-            progress.note(f"trial {planned.name}: complete already")
+        if (bench.run.trials_path / planned.name).exists():
+            bench.progress.note(f"trial {planned.name}: complete already")
             continue
         title = f"trial {planned.number}/{len(plan)} {planned.arm}"
+        release = bench.prepared.kernels[planned.arm].release
         try:
-            with progress.stage(f"{title} ({prepared.kernels[planned.arm].release})"):
-                run_trial(
-                    scenario, prepared, planned, run, state, libvirt, progress, keep=keep
-                )
+            with bench.progress.stage(f"{title} ({release})"):
+                run_trial(bench, planned)
             bench_failures = []
         except BarometerError as exc:
-            progress.note(f"{title}: {exc}")
+            bench.progress.note(f"{title}: {exc}")
             bench_failures = [*bench_failures, exc.reason] if isinstance(exc, BenchError) else []
             if len(bench_failures) >= _SAME_BENCH_FAILURES and len(set(bench_failures)) == 1:
-                progress.note("the bench failed twice for the same reason: stopping here")
+                bench.progress.note("the bench failed twice for the same reason: stopping here")
                 return
 
 
-def run_trial(
-    scenario: Scenario,
-    prepared: Prepared,
-    planned: PlannedTrial,
-    run: RunDir,
-    state: BenchState,
-    libvirt: hypervisor.Connection,
-    progress: Progress,
-    *,
-    keep: bool = False,
-) -> None:
+def run_trial(bench: Bench, planned: PlannedTrial) -> None:
     """One host boot with its workload; the trial is complete on disk whatever happened, unless
     the run itself is interrupted. Raises what ended it early."""
-    kernel = prepared.kernels[planned.arm]
-    final = run.trials_path / planned.name
-    _remove_partial(final)
-    state.add(partial=str(final.with_name(f".{final.name}.partial")))
-    trial = TrialWriter(final, _trial_facts(scenario, prepared, planned, libvirt))
+    final = bench.run.trials_path / planned.name
+    partial = TrialWriter.partial_path(final)
+    shutil.rmtree(partial, ignore_errors=True)  # what an interrupted run left of this trial
+    bench.state.add(partial=str(partial))
+    trial = TrialWriter(final, _trial_facts(bench, planned))
     try:
-        _climb(scenario, prepared, planned, kernel, state, libvirt, trial, progress)
+        _climb(bench, planned, trial)
     except BarometerError as exc:
         stages = [s["name"] for s in trial.manifest["stages"] if s["outcome"] != "ok"]
         trial.failed(exc, stages[0] if stages else "start")
         trial.complete()
         raise
     except BaseException:
-        if not keep:
+        if not bench.keep:
             shutil.rmtree(trial.path, ignore_errors=True)
         raise
     trial.complete()
 
 
-def _climb(
-    scenario: Scenario,
-    prepared: Prepared,
-    planned: PlannedTrial,
-    kernel: KernelBundle,
-    state: BenchState,
-    libvirt: hypervisor.Connection,
-    trial: TrialWriter,
-    progress: Progress,
-) -> None:
+def _climb(bench: Bench, planned: PlannedTrial, trial: TrialWriter) -> None:
     """Provisioned machine > proven kernel > bound device > workload under its passes."""
-    keys = RunKeys.make()
+    scenario, prepared, progress = bench.scenario, bench.prepared, bench.progress
+    kernel, keys = prepared.kernels[planned.arm], RunKeys.make()
     with contextlib.ExitStack() as ladder:
         with progress.stage("host: boot"), trial.stage("host-boot"):
             machine = ladder.enter_context(
                 running_machine(
                     scenario, kernel, prepared.hosts[planned.arm], prepared.guest.payload,
-                    accel=prepared.accel, keys=keys, state=state, libvirt=libvirt, trial=trial,
+                    accel=prepared.accel, keys=keys, state=bench.state, libvirt=bench.libvirt,
+                    trial=trial,
                 )
             )  # fmt: skip
             host = ladder.enter_context(
-                proven_host(machine, kernel, keys=keys, state=state, trial=trial, progress=progress)
+                proven_host(
+                    machine, kernel, keys=keys, state=bench.state, trial=trial, progress=progress
+                )
             )
         ladder.callback(_save_dmesg, host, trial)
         with progress.stage("host: device"), trial.stage("device"):
@@ -211,9 +203,8 @@ def _climb(
         host.check()
 
 
-def _trial_facts(
-    scenario: Scenario, prepared: Prepared, planned: PlannedTrial, libvirt: hypervisor.Connection
-) -> dict[str, Any]:
+def _trial_facts(bench: Bench, planned: PlannedTrial) -> dict[str, Any]:
+    scenario, prepared = bench.scenario, bench.prepared
     image = prepared.hosts[planned.arm]
     return {
         "arm": planned.arm, "pair": planned.pair, "number": planned.number,
@@ -225,7 +216,7 @@ def _trial_facts(
                          "source": str(scenario.guest.kernel)},
         "bar": scenario.device.bar, "device_kind": scenario.device.kind,
         "passes": list(scenario.trace.passes),
-        "runner_versions": libvirt.version(),
+        "runner_versions": bench.libvirt.version(),
         "host_packages": image.packages, "guest_packages": prepared.guest.packages,
     }  # fmt: skip
 
@@ -236,29 +227,12 @@ def _save_dmesg(host: Host, trial: TrialWriter) -> None:
             (trial.host / "dmesg.txt").write_text(host.shell.run("dmesg", timeout=30).stdout)
 
 
-def _remove_partial(final: Path) -> None:
-    """What an interrupted run left of this trial."""
-    shutil.rmtree(final.with_name(f".{final.name}.partial"), ignore_errors=True)
-
-
 @contextlib.contextmanager
-def no_space_explained(out: Path):  # type: ignore[no-untyped-def]
+def no_space_explained(out: Path) -> Iterator[None]:
     """A full disk is said as such, with what to do."""
-    import errno  # noqa: PLC0415
-
     try:
         yield
     except OSError as exc:
         if exc.errno in (errno.ENOSPC, errno.EDQUOT):
             raise disk_full(out) from exc
         raise
-
-
-def recorded_scenario(run: RunDir) -> str:
-    """The scenario text a run was started with."""
-    return (run.path / "scenario.toml").read_text()
-
-
-def recorded_plan(run: RunDir) -> dict[str, Any]:
-    plan: dict[str, Any] = read_json(run.path / "plan.json")
-    return plan

@@ -75,7 +75,7 @@ def _parse_bar(text: object) -> int:
             else [format_size(below)]
         )
         raise ValueError(
-            f"a BAR is a power of two from 1MiB to 1TiB (PCI Local Bus Specification 3.0, 6.2.5.1),"
+            "a BAR is a power of two (PCI Local Bus Specification 3.0, 6.2.5.1) from 1MiB to 1TiB,"
             f" {text!r} is not; nearest: {nearest}"
         )
     return size
@@ -116,7 +116,7 @@ class DirKernel(_Model):
     """A kernel that is built already: a folder with vmlinuz and its modules."""
 
     dir: Path
-    """Folder with vmlinuz (or boot/vmlinuz-*) and lib/modules/RELEASE; relative to the scenario."""
+    """Folder with vmlinuz (or boot/vmlinuz-*) and lib/modules/RELEASE; from the scenario's."""
 
     def __str__(self) -> str:
         return f"dir:{self.dir}"
@@ -160,7 +160,7 @@ class Device(_Model):
 
 class Guest(_Model):
     kernel: Kernel
-    """The guest's kernel, the same in both arms: its PCI code decides how often a BAR is mapped."""
+    """The same in both arms: its PCI code decides how often a BAR is mapped."""
     memory: Size = 512 * MIB
     cpus: Annotated[int, Field(ge=1, le=64)] = 1
     cmdline: str = ""

@@ -1,6 +1,6 @@
 """What this host is: printed as JSON. Plain Python 3 standard library.
 
-    facts.py DEVICE     DEVICE: address of the large-BAR device, 0000:01:00.0
+facts.py DEVICE     DEVICE: address of the large-BAR device, 0000:01:00.0
 """
 
 from __future__ import annotations

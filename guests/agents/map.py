@@ -25,7 +25,9 @@ import time
 from pathlib import Path
 
 VFIO = ord(";") << 8
-SET_IOMMU, GROUP_GET_STATUS, GROUP_SET_CONTAINER, GET_DEVICE_FD = (VFIO | n for n in (102, 103, 104, 106))
+SET_IOMMU, GROUP_GET_STATUS, GROUP_SET_CONTAINER, GET_DEVICE_FD = (
+    VFIO | n for n in (102, 103, 104, 106)
+)
 GET_REGION_INFO, MAP_DMA, UNMAP_DMA = (VFIO | n for n in (108, 113, 114))
 TYPE1V2_IOMMU = 3
 GROUP_VIABLE = 1
@@ -59,13 +61,17 @@ def open_device(bdf: str) -> tuple[int, int]:
     status = bytearray(struct.pack("II", 8, 0))
     fcntl.ioctl(group, GROUP_GET_STATUS, status, True)
     if not struct.unpack("II", status)[1] & GROUP_VIABLE:
-        raise OSError(errno.EBUSY, f"IOMMU group {group_name} is not viable: not all of it is vfio-pci's")
+        raise OSError(
+            errno.EBUSY, f"IOMMU group {group_name} is not viable: not all of it is vfio-pci's"
+        )
     fcntl.ioctl(group, GROUP_SET_CONTAINER, struct.pack("i", container))
     fcntl.ioctl(container, SET_IOMMU, TYPE1V2_IOMMU)
     name = ctypes.create_string_buffer(bdf.encode())
     device = libc.ioctl(group, GET_DEVICE_FD, name)
     if device < 0:
-        raise OSError(ctypes.get_errno(), f"VFIO_GROUP_GET_DEVICE_FD: {os.strerror(ctypes.get_errno())}")
+        raise OSError(
+            ctypes.get_errno(), f"VFIO_GROUP_GET_DEVICE_FD: {os.strerror(ctypes.get_errno())}"
+        )
     return container, device
 
 
@@ -112,14 +118,25 @@ def main() -> None:
     command = struct.unpack("H", os.pread(device, 2, config + COMMAND))[0]
     os.pwrite(device, struct.pack("H", command | COMMAND_MEMORY), config + COMMAND)
     bars = {index: region(device, index) for index in range(6)}
-    bar = max((i for i, (flags, _, _) in bars.items() if flags & REGION_MMAP), key=lambda i: bars[i][1])
+    bar = max(
+        (i for i, (flags, _, _) in bars.items() if flags & REGION_MMAP), key=lambda i: bars[i][1]
+    )
     _, size, offset = bars[bar]
     # An address aligned to the size, up to 1 GiB, so that every mapping level is possible; QEMU
     # does the same since 9.2 (vfio_region_mmap).
     alignment = min(size, GIB)
-    reserved = call_mmap(None, size + alignment, 0, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
+    reserved = call_mmap(
+        None, size + alignment, 0, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE, -1, 0
+    )
     address = (reserved + alignment - 1) & ~(alignment - 1)
-    call_mmap(address, size, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED | MAP_FIXED, device, offset)
+    call_mmap(
+        address,
+        size,
+        mmap.PROT_READ | mmap.PROT_WRITE,
+        mmap.MAP_SHARED | MAP_FIXED,
+        device,
+        offset,
+    )
     samples = [sample(container, address, size) for _ in range(options.repeats)]
     print(json.dumps({
         "device": options.bdf, "bar": bar, "bytes": size, "address": address,

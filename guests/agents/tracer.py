@@ -49,10 +49,10 @@ def put(path: Path, line: str) -> None:
         with path.open("wb", buffering=0) as file:
             file.write(line.encode() + b"\n")
     except OSError as exc:
-        raise RefusedError(f"{path}: {line!r}: {exc.strerror}\n{why(path)}") from exc
+        raise RefusedError(f"{path}: {line!r}: {exc.strerror}\n{why()}") from exc
 
 
-def why(path: Path) -> str:
+def why() -> str:
     """The kernel's last words about a refused line."""
     logs = [TRACEFS / "error_log", *TRACEFS.glob("instances/*/error_log")]
     texts = [log.read_text() for log in logs]
@@ -85,7 +85,7 @@ def arm(spec: dict[str, Any]) -> None:
         try:
             append(TRACEFS / "kprobe_events", definition)
         except OSError as exc:
-            raise RefusedError(f"{definition}: {exc.strerror}\n{why(TRACEFS)}") from exc
+            raise RefusedError(f"{definition}: {exc.strerror}\n{why()}") from exc
     for event, text in spec["filters"].items():
         put(instance / "events" / event / "filter", text)
     for event, text in spec["triggers"].items():

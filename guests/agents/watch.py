@@ -104,7 +104,7 @@ class Watch:
 
     def process(self, pidfile: Path) -> None:
         pid = wait_for_pid(pidfile)
-        say("E", f'started {json.dumps({"pid": pid, "start_ns": start_ns(pid)})}')
+        say("E", f"started {json.dumps({'pid': pid, 'start_ns': start_ns(pid)})}")
         told = 0.0
         while fields := stat(pid):
             if time.monotonic() - told >= 2:
@@ -121,7 +121,7 @@ def main() -> None:
     watch = Watch(mark, free_port())
     console = threading.Thread(target=watch.console, args=(server,), daemon=True)
     process = threading.Thread(target=watch.process, args=(pidfile,), daemon=True)
-    say("E", f'ports {json.dumps({"console": server.getsockname()[1], "ssh": watch.ssh_port})}')
+    say("E", f"ports {json.dumps({'console': server.getsockname()[1], 'ssh': watch.ssh_port})}")
     console.start()
     process.start()
     threading.Thread(target=lambda: (sys.stdin.read(), os._exit(0)), daemon=True).start()

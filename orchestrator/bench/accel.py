@@ -26,7 +26,7 @@ def chosen_accel(requested: Literal["auto", "kvm", "tcg"]) -> tuple[Accel, str]:
         return "kvm", "a guest runs under it"
     if requested == "kvm":
         raise BenchError(
-            f"accel = \"kvm\", but KVM does not work here: {problem}",
+            f'accel = "kvm", but KVM does not work here: {problem}',
             hint='use accel = "auto" or "tcg": everything works, emulated',
             reason="no-kvm",
         )

@@ -90,9 +90,7 @@ def bound_device(host: Host, spec: Device) -> Iterator[BoundDevice]:
             )  # fmt: skip
 
 
-def find_device(
-    devices: dict[str, tuple[str, str, list[Resource]]], spec: Device
-) -> BoundDevice:
+def find_device(devices: dict[str, tuple[str, str, list[Resource]]], spec: Device) -> BoundDevice:
     """The one device of the kind that was made; raises as `bound_device`."""
     found = [(a, r) for a, (v, d, r) in devices.items() if (v, d) == _IDS[spec.kind]]
     if len(found) != 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 import uuid
@@ -27,8 +28,10 @@ from orchestrator.scenario import GIB, Scenario
 
 BOOT_MARK = "barometer: boot mark"
 _INITRAMFS = "/run/barometer/guest.initramfs"
-# What QEMU itself says about the device's memory; the same names since QEMU 9
-_QEMU_EVENTS = ("vfio_listener_region_add_ram", "vfio_listener_region_del")
+# QEMU's own trace events: why it ended in every pass (a triple fault is a "guest-reset"), and what
+# it says about the device's memory where the boot is traced. The same names in QEMU 9 to 11.
+_END_EVENT = "qemu_system_shutdown_request"
+_MEMORY_EVENTS = ("vfio_listener_region_add_ram", "vfio_listener_region_del")
 _HOUR = 3600.0
 _IDLE_SECONDS = 45.0
 _IDLE_SHARE = 0.2
@@ -131,7 +134,7 @@ def boot_guest(
             kernel=f"{host.payload}/guest/vmlinuz", initramfs=_INITRAMFS,
             cmdline=" ".join(filter(None, ["console=ttyS0 panic=-1", scenario.guest.cmdline])),
             console_port=ports["console"], ssh_port=ports["ssh"], device=device.address,
-            trace_events=_QEMU_EVENTS if traced else (),
+            trace_events=(_END_EVENT, *(_MEMORY_EVENTS if traced else ())),
         )  # fmt: skip
         xml = guest_xml(spec)
         (folder / "domain.xml").write_text(xml)
@@ -168,8 +171,8 @@ class _Limits:
     """Deadlines by progress: a guest may take as long as it gets anywhere.
 
     An unpatched kernel maps the BAR a dozen times in silence, at up to half a second for each
-    GiB where it is emulated, so silence is allowed in proportion to the BAR. A guest that is silent
-    and uses no CPU has hung.
+    GiB where it is emulated, so silence is allowed in proportion to the BAR. A guest that is
+    silent and uses no CPU has hung.
     """
 
     def __init__(self, host: Host, watched: Watched, bar: int) -> None:
@@ -261,10 +264,8 @@ def _power_off(shell: Shell) -> None:
 
 
 def _save_qemu_log(host: Host, name: str, folder: Path) -> None:
-    try:
+    with contextlib.suppress(BarometerError):  # the host may be gone: that is what is reported
         (folder / "qemu.log").write_text(host.shell.read(f"/var/log/libvirt/qemu/{name}.log"))
-    except BarometerError:
-        pass  # the host may be gone: that is what is reported
 
 
 def stage_initramfs(host: Host, keys: RunKeys) -> None:

@@ -1,10 +1,10 @@
 """Host and guest images from the recipes under guests/: built once, cached by content.
 
-    host root disk    ext4, read-only, the same for every host kernel
-    modules disk      ext4, read-only, one for each host kernel
-    host initramfs    one for each host kernel
-    guest initramfs   one for each guest kernel
-    payload disk      ext4, read-only: guest kernel and initramfs, agents
+host root disk    ext4, read-only, the same for every host kernel
+modules disk      ext4, read-only, one for each host kernel
+host initramfs    one for each host kernel
+guest initramfs   one for each guest kernel
+payload disk      ext4, read-only: guest kernel and initramfs, agents
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def _recipe(name: str) -> dict[str, Any]:
 def _listed(path: Path) -> dict[str, str]:
     """`NAME VERSION` lines, or `NAME=VERSION`."""
     pairs = (re.split(r"[\t =]", line, maxsplit=1) for line in path.read_text().splitlines())
-    return {name: version for name, version in pairs}
+    return {pair[0]: pair[1] for pair in pairs}
 
 
 def _tree_digest(folder: Path) -> str:

@@ -107,7 +107,14 @@ def _cmdline(scenario: Scenario, accel: Accel, token: str) -> str:
     # panic=-1: reboot at once, which ends the machine; its console has the reason
     # Emulated processors share one TSC, which the kernel cannot know: it would fall back to the HPET
     clock = ["tsc=reliable"] if accel == "tcg" else []
-    words = ["console=ttyS0", "panic=-1", iommu, *clock, f"barometer.token={token}", scenario.host.cmdline]
+    words = [
+        "console=ttyS0",
+        "panic=-1",
+        iommu,
+        *clock,
+        f"barometer.token={token}",
+        scenario.host.cmdline,
+    ]
     return " ".join(filter(None, words))
 
 
@@ -127,9 +134,7 @@ def proven_host(
     """
     _wait_for_sshd(machine, progress)
     port = _forwarded_port(machine.domain)
-    with connected(
-        "host", ("127.0.0.1", port), key=keys.runner, host_key=keys.host
-    ) as shell:
+    with connected("host", ("127.0.0.1", port), key=keys.runner, host_key=keys.host) as shell:
         boot_id = _prove(shell, machine, kernel)
         trial.record(
             boot_id=boot_id, release=kernel.release,
@@ -160,7 +165,9 @@ def _wait_for_sshd(machine: Machine, progress: Progress) -> None:
             return True
         progress.detail(machine.console.last_line())
         if PANIC.search(text):
-            raise _host_error(machine, "the host's kernel panicked before it was proven", "host-panic")
+            raise _host_error(
+                machine, "the host's kernel panicked before it was proven", "host-panic"
+            )
         if (failed := _INITRAMFS_FAILED.search(text)) is not None:
             raise _host_error(machine, f"the host did not start: {failed[1]}", "host-initramfs")
         if not machine.domain.active():
@@ -184,7 +191,9 @@ def _forwarded_port(domain: Domain) -> int:
     answer = domain.monitor("info usernet")
     found = _FORWARD.search(answer)
     if found is None:
-        raise BenchError("QEMU forwards no port to the host", evidence=answer, reason="host-no-ssh")
+        raise BenchError(
+            "QEMU forwards no port to the host", evidence=answer, reason="host-no-ssh"
+        )
     return int(found[1])
 
 

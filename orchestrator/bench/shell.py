@@ -178,16 +178,16 @@ def connected(
         transport = paramiko.Transport(sock)
     except (OSError, EOFError, paramiko.SSHException) as exc:
         raise error(
-            f"no SSH connection to the {name}: {exc}", reason=f"{name.split()[0]}-no-ssh"
+            f"no SSH connection to the {name}: {exc}", reason=f"{name.split(maxsplit=1)[0]}-no-ssh"
         ) from exc
     try:
         transport.banner_timeout = transport.auth_timeout = _HANDSHAKE_SECONDS
         transport.start_client(timeout=_HANDSHAKE_SECONDS)
         if transport.get_remote_server_key().asbytes() != host_key.public_blob:
-            raise error(  # noqa: TRY301
+            raise error(
                 f"the SSH server of the {name} does not have the host key it was given",
                 hint="something else answers on its port",
-                reason=f"{name.split()[0]}-wrong-host-key",
+                reason=f"{name.split(maxsplit=1)[0]}-wrong-host-key",
             )
         private = paramiko.Ed25519Key.from_private_key(io.StringIO(key.private_openssh.decode()))
         transport.auth_publickey(user, private)
@@ -196,7 +196,7 @@ def connected(
     except (OSError, EOFError, paramiko.SSHException) as exc:
         raise error(
             f"no SSH connection to the {name}: {exc or type(exc).__name__}",
-            reason=f"{name.split()[0]}-no-ssh",
+            reason=f"{name.split(maxsplit=1)[0]}-no-ssh",
         ) from exc
     finally:
         transport.close()

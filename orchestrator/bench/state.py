@@ -22,7 +22,7 @@ from platformdirs import user_state_path
 
 from orchestrator.evidence import write_json
 
-SHM = Path("/dev/shm")  # noqa: S108  # where libvirt's ivshmem device has its file
+SHM = Path("/dev/shm")  # where libvirt's ivshmem device has its file
 
 
 def default_root() -> Path:

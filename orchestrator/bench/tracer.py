@@ -54,7 +54,8 @@ def timing_spec(bar: int) -> dict[str, Any]:
         f"p:{group}/zap {_PCI}:vfio_pci_zap_and_down_write_memory_lock",
     ]
     filters = dict.fromkeys(
-        (f"{group}/ioctl_in", f"{group}/ioctl_out"), f"cmd == {MAP_DMA:#x} || cmd == {UNMAP_DMA:#x}"
+        (f"{group}/ioctl_in", f"{group}/ioctl_out"),
+        f"cmd == {MAP_DMA:#x} || cmd == {UNMAP_DMA:#x}",
     )
     for event in ("pin_in", "pin_out", "unpin_in", "unpin_out"):
         filters[f"{group}/{event}"] = f"npage >= {least // _PAGE}"
@@ -149,5 +150,7 @@ def _collect(host: Host, instance: str, group: str, label: str, trial: TrialWrit
 def _clear(host: Host, instance: str, group: str) -> None:
     if host.shell.alive():
         host.shell.run(
-            host.agent("tracer", "clear", instance, group), check=False, doing="clearing the tracer"
+            host.agent("tracer", "clear", instance, group),
+            check=False,
+            doing="clearing the tracer",
         )

@@ -87,7 +87,9 @@ class Archive:
             text = done.stdout + done.stderr
             for suite in self.suites:
                 # E: The repository 'http://MIRROR SUITE Release' does not have a Release file.
-                if re.search(rf"{re.escape(f' {suite} Release')}' (does not have|no longer)", text):
+                if re.search(
+                    rf"{re.escape(f' {suite} Release')}' (does not have|no longer)", text
+                ):
                     raise ScenarioError(
                         f'the mirror {mirror()} has no suite "{suite}"'
                         + nearest_name(suite, KNOWN_SUITES, KNOWN_SUITES),

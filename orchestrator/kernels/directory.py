@@ -71,5 +71,7 @@ def materialised(kernel: DirKernel, cache: Cache) -> KernelBundle:
             shutil.copy2(config, folder / "config")
         index_modules(folder, release)
 
-    place = cache.entry("kernels", {"kind": "dir", "schema": 2, "content": digest_of(content)}, build)
+    place = cache.entry(
+        "kernels", {"kind": "dir", "schema": 2, "content": digest_of(content)}, build
+    )
     return bundle_at(place, {"from": str(kernel)})

@@ -1,0 +1,1 @@
+"""Evidence in, values out. Pure: no I/O beyond reading a TrialDir."""

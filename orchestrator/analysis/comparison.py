@@ -1,0 +1,178 @@
+"""Trials of both arms to a Comparison, as in comparison.json (schema 1)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any, Literal
+
+from orchestrator.analysis.trial import UNITS, TrialResult
+from orchestrator.scenario import ARMS, ArmName, Metric, Scenario
+
+Verdict = Literal["improved", "regressed", "equivalent", "inconclusive", "invalid"]
+
+MANY_TRIALS = 4
+"""From this many trials of each arm on, a consistent effect above the small floor counts; with
+fewer it takes the large one, because host boots differ by chance."""
+SMALL_FLOOR, LARGE_FLOOR = 1.05, 2.0
+_HEADLINES: tuple[Metric, ...] = ("bar_map_seconds", "pfn_lookups_per_map", "guest_boot_seconds")
+
+
+@dataclass(frozen=True)
+class MetricComparison:
+    name: Metric
+    unit: str
+    baseline: tuple[float, ...]
+    """One value for each measured trial."""
+    candidate: tuple[float, ...]
+    verdict: Verdict
+
+    @property
+    def ratio(self) -> float | None:
+        """Candidate / baseline, of the medians; below 1 the candidate is cheaper. None where the
+        baseline is zero."""
+        base = median(self.baseline)
+        return median(self.candidate) / base if base else None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    scenario: str
+    verdict: Verdict
+    results: tuple[TrialResult, ...]
+    metrics: tuple[MetricComparison, ...]
+    kernels: dict[ArmName, dict[str, str]]
+    """Release and source of each arm's kernel."""
+
+    def of_arm(self, arm: ArmName) -> list[TrialResult]:
+        return [r for r in self.results if r.arm == arm]
+
+    def count(self, arm: ArmName, kind: str) -> int:
+        return sum(r.kind == kind for r in self.of_arm(arm))
+
+    def metric(self, name: Metric) -> MetricComparison | None:
+        return next((m for m in self.metrics if m.name == name), None)
+
+
+def compare(
+    scenario: Scenario, kernels: dict[ArmName, dict[str, str]], results: Sequence[TrialResult]
+) -> Comparison:
+    """Effect and verdict of every metric that both arms have."""
+    metrics = []
+    for name, unit in UNITS.items():
+        values = {
+            arm: tuple(
+                v for r in results if r.arm == arm and r.kind == "measured"
+                if (v := r.value(name)) is not None
+            )
+            for arm in ARMS
+        }  # fmt: skip
+        if all(values.values()):
+            verdict = metric_verdict(unit, values["baseline"], values["candidate"])
+            metrics.append(
+                MetricComparison(name, unit, values["baseline"], values["candidate"], verdict)
+            )
+    return Comparison(
+        scenario.name,
+        _verdict(scenario, results, metrics),
+        tuple(results),
+        tuple(metrics),
+        kernels,
+    )
+
+
+def metric_verdict(unit: str, baseline: Sequence[float], candidate: Sequence[float]) -> Verdict:
+    """Counts are exact: equal, fewer or more. Seconds of the arms must not overlap, and their
+    medians must differ by the floor; equivalence is not claimed from a handful of noisy times."""
+    if unit == "count":
+        if len({*baseline, *candidate}) == 1:
+            return "equivalent"
+        floor = 1.0
+    else:
+        many = min(len(baseline), len(candidate)) >= MANY_TRIALS
+        floor = SMALL_FLOOR if many else LARGE_FLOOR
+    if max(candidate) < min(baseline) and median(candidate) * floor <= median(baseline):
+        return "improved"
+    if min(candidate) > max(baseline) and median(candidate) >= median(baseline) * floor:
+        return "regressed"
+    return "inconclusive"
+
+
+def _verdict(
+    scenario: Scenario, results: Sequence[TrialResult], metrics: Sequence[MetricComparison]
+) -> Verdict:
+    """Of the whole run: failures first, then the metrics that the scenario has expectations of
+    (else the first headline that was measured)."""
+
+    def count(arm: ArmName, kind: str) -> int:
+        return sum(r.arm == arm and r.kind == kind for r in results)
+
+    # An arm that fails more often is worse whatever its timing says.
+    if count("candidate", "failed") > count("baseline", "failed") and count(
+        "baseline", "measured"
+    ):
+        return "regressed"
+    by_name = {m.name: m.verdict for m in metrics}
+    if not by_name:
+        return "invalid"
+    judged = [by_name.get(name, "invalid") for name in scenario.expect] or [
+        next((by_name[h] for h in _HEADLINES if h in by_name), metrics[0].verdict)
+    ]
+    order: tuple[Verdict, ...] = (
+        "regressed", "invalid", "inconclusive", "improved", "equivalent",
+    )  # fmt: skip
+    return min(judged, key=order.index)
+
+
+def exit_code(scenario: Scenario, comparison: Comparison) -> int:
+    """0 expectation met, 1 not met, 3 the bench failed, 4 invalid or inconclusive."""
+    unmeasured = [arm for arm in ARMS if not comparison.count(arm, "measured")]
+    if unmeasured and comparison.verdict != "regressed":
+        by_bench = all(
+            r.by_bench for arm in unmeasured for r in comparison.of_arm(arm) if r.kind == "invalid"
+        )
+        return 3 if by_bench and any(r.by_bench for r in comparison.results) else 4
+    if not scenario.expect or unmeasured:
+        codes = [{"regressed": 1, "invalid": 4, "inconclusive": 4}.get(comparison.verdict, 0)]
+    else:
+        codes = [_met(comparison.metric(name), wanted) for name, wanted in scenario.expect.items()]
+        if comparison.count("candidate", "failed") > comparison.count("baseline", "failed"):
+            codes.append(1)
+    return 1 if 1 in codes else max(codes)
+
+
+def _met(metric: MetricComparison | None, wanted: str) -> int:
+    if metric is None:
+        return 4
+    accepted = {"not-regressed": ("improved", "equivalent")}.get(wanted, (wanted,))
+    if metric.verdict in accepted:
+        return 0
+    return 4 if metric.verdict == "inconclusive" else 1
+
+
+def to_json(comparison: Comparison) -> dict[str, Any]:
+    """comparison.json, schema 1. `ci95` and `p` are null: no interval is claimed yet."""
+    arms: dict[str, Any] = {}
+    for arm in ARMS:
+        arms[arm] = {
+            "kernel": comparison.kernels[arm],
+            "trials": {k: comparison.count(arm, k) for k in ("measured", "failed", "invalid")},
+            "metrics": {
+                m.name: {"unit": m.unit, "samples": list(getattr(m, arm)),
+                         "median": median(getattr(m, arm))}
+                for m in comparison.metrics
+            },
+        }  # fmt: skip
+    return {
+        "schema": 1, "scenario": comparison.scenario, "verdict": comparison.verdict, "arms": arms,
+        "metrics": {
+            m.name: {"ratio": m.ratio, "ci95": None, "p": None, "verdict": m.verdict}
+            for m in comparison.metrics
+        },
+        "problems": [
+            {"trial": r.name, "arm": r.arm, "kind": r.kind, "stage": r.stage, "reason": r.reason,
+             "message": r.message}
+            for r in comparison.results if r.kind != "measured"
+        ],
+    }  # fmt: skip

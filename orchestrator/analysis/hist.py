@@ -1,0 +1,47 @@
+"""The text of a tracefs histogram (Documentation/trace/histogram.rst)."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from orchestrator.errors import EvidenceError
+
+# `{ ret:          1 } hitcount:    8388608`, `{ order: 18, ret: 100 } hitcount: 32`
+_ROW = re.compile(r"^\{ (?P<keys>.*) \} hitcount:\s+(?P<hits>\d+)")
+_KEY = re.compile(r"(\w+):\s*([0-9a-fA-F]+)\b")
+_TOTALS = re.compile(r"Hits: (\d+)\s+Entries: (\d+)\s+Dropped: (\d+)")
+
+
+@dataclass(frozen=True)
+class Histogram:
+    rows: tuple[tuple[tuple[int, ...], int], ...]
+    """((key, ...), hits), keys in the order of the trigger."""
+    hits: int
+    dropped: int
+
+
+def parse_hist(text: str, hex_keys: tuple[str, ...] = ()) -> Histogram:
+    """A histogram; keys named in `hex_keys` are printed in hexadecimal without a prefix.
+
+    Raises EvidenceError when the totals are missing (a file cut short) or do not add up.
+    """
+    totals = _TOTALS.search(text)
+    if totals is None:
+        raise EvidenceError("the histogram has no totals", reason="bad-histogram")
+    rows = []
+    for line in text.splitlines():
+        if (match := _ROW.match(line)) is None:
+            continue
+        keys = tuple(
+            int(value, 16 if name in hex_keys else 10)
+            for name, value in _KEY.findall(match["keys"])
+        )
+        rows.append((keys, int(match["hits"])))
+    hits, _, dropped = map(int, totals.groups())
+    if sum(count for _, count in rows) + dropped != hits:
+        raise EvidenceError(
+            f"the histogram's rows add up to {sum(c for _, c in rows)}, its total is {hits}",
+            reason="bad-histogram",
+        )
+    return Histogram(tuple(rows), hits, dropped)

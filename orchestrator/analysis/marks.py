@@ -1,0 +1,59 @@
+"""What the watch agent said about one guest boot, on the host's CLOCK_MONOTONIC."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Boot:
+    """Times in seconds of the host's CLOCK_MONOTONIC; None for what did not happen."""
+
+    started: float | None = None
+    """QEMU's process began (field 22 of /proc/PID/stat: steps of 10 ms)."""
+    mark: float | None = None
+    """The boot mark's console line had arrived in the host."""
+    ssh: float | None = None
+    exit: float | None = None
+    console: tuple[tuple[float, str], ...] = field(default=())
+
+    @property
+    def boot_seconds(self) -> float | None:
+        """From the start of QEMU to the guest's userspace, to 10 ms."""
+        return None if self.mark is None or self.started is None else self.mark - self.started
+
+    @property
+    def ssh_seconds(self) -> float | None:
+        """From the start of QEMU to the banner of the guest's SSH server, to 20 ms."""
+        return None if self.ssh is None or self.started is None else self.ssh - self.started
+
+
+def parse_marks(text: str) -> Boot:
+    """The lines `E <ns> NAME [JSON]`, `C <ns> "console line"`; others are skipped, as is a last
+    line that was cut short."""
+    times: dict[str, float] = {}
+    console: list[tuple[float, str]] = []
+    for line in text.splitlines():
+        kind, _, rest = line.partition(" ")
+        at, _, rest = rest.partition(" ")
+        if kind not in ("C", "E") or not at.isdecimal():
+            continue
+        seconds = int(at) / 1e9
+        if kind == "E":
+            name, _, detail = rest.partition(" ")
+            if name == "started":
+                try:
+                    times.setdefault("started", int(json.loads(detail)["start_ns"]) / 1e9)
+                except (ValueError, KeyError, TypeError):
+                    continue
+            elif name in ("mark", "ssh", "exit"):
+                times.setdefault(name, seconds)
+        else:
+            try:
+                words = json.loads(rest)
+            except ValueError:
+                continue
+            if isinstance(words, str):
+                console.append((seconds, words))
+    return Boot(**times, console=tuple(console))

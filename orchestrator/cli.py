@@ -1,0 +1,198 @@
+"""One function per verb; exceptions become exit codes here and nowhere else.
+
+0 expectation met   1 not met   2 scenario or command line wrong   3 the bench failed
+4 evidence invalid or inconclusive   70 a bug in barometer   130 interrupted
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import sys
+import traceback
+from datetime import datetime
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, NoReturn
+
+import click
+import typer
+from rich.console import Console
+
+from orchestrator import __version__
+from orchestrator.analysis.comparison import exit_code
+from orchestrator.bench.state import clean as clean_state
+from orchestrator.cache import Cache
+from orchestrator.errors import BarometerError, ScenarioError
+from orchestrator.evidence import RunDir
+from orchestrator.judge import judge
+from orchestrator.kernels import describe
+from orchestrator.plan import make_plan
+from orchestrator.progress import Progress
+from orchestrator.run import run_plan
+from orchestrator.scenario import ARMS, Scenario, format_size, json_schema, load_scenario
+
+app = typer.Typer(
+    name="barometer",
+    help="What does this host kernel cost a guest that owns a device with a huge PCI BAR?",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+ScenarioFile = Annotated[
+    Path, typer.Argument(help="Scenario file (TOML); see `barometer schema`.")
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a key, e.g. device.bar=1GiB."),
+]
+Pairs = Annotated[int | None, typer.Option("--pairs", min=1, help="Pairs of trials.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show commands and console lines.")]
+
+
+def _load(scenario: Path, overrides: list[str] | None, pairs: int | None) -> tuple[Scenario, str]:
+    more = [] if pairs is None else [f"trials.pairs={pairs}"]
+    return load_scenario(scenario, [*(overrides or []), *more])
+
+
+@app.command()
+def plan(
+    scenario: ScenarioFile, pairs: Pairs = None, overrides: Overrides = None,
+    verbose: Verbose = False,
+) -> None:  # fmt: skip
+    """Show what a run would do: trials in order, exact kernel versions. Boots nothing."""
+    _logging(verbose)
+    parsed, _ = _load(scenario, overrides, pairs)
+    cache = Cache()
+    print(
+        f"{parsed.name}: {parsed.workload}, {parsed.device.kind} with a BAR of "
+        f"{format_size(parsed.device.bar)}, passes {', '.join(parsed.trace.passes)}"
+    )
+    for arm in ARMS:
+        print(f"  {arm:<10} {describe(parsed.arms[arm].kernel, cache)}")
+    print(f"  {'guest':<10} {describe(parsed.guest.kernel, cache)}")
+    for trial in make_plan(parsed):
+        print(f"  {trial.name}  pair {trial.pair}")
+
+
+@app.command()
+def run(
+    scenario: ScenarioFile,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the run; an interrupted run there is taken up again."),
+    ] = None,
+    pairs: Pairs = None,
+    overrides: Overrides = None,
+    keep: Annotated[
+        bool, typer.Option(help="Keep private files and unfinished evidence for debugging.")
+    ] = False,
+    verbose: Verbose = False,
+) -> None:
+    """Boot both kernels, measure, compare; the table on standard output."""
+    _logging(verbose)
+    parsed, text = _load(scenario, overrides, pairs)
+    stamp = datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
+    folder = (out or Path("runs") / f"{parsed.name}-{stamp}").absolute()
+    finished = run_plan(parsed, text, folder, Cache(), Progress(), keep=keep)
+    _judged(finished)
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="Folder of a run.")],
+) -> None:
+    """Judge the saved evidence of a run again."""
+    _judged(RunDir.open(run.absolute()))
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of a scenario file, for editors."""
+    print(json.dumps(json_schema(), indent=2))
+
+
+@app.command()
+def clean() -> None:
+    """End and remove what killed runs left on this machine, and only that."""
+    lines = list(clean_state())
+    for line in lines or ["nothing to clean"]:
+        print(line)
+
+
+def _judged(finished: RunDir) -> NoReturn:
+    scenario, comparison, text = judge(finished)
+    print(text)
+    print(f"run: {finished.path}")
+    raise typer.Exit(exit_code(scenario, comparison))
+
+
+def _version(value: bool) -> None:
+    if value:
+        print(f"barometer {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> None:
+    pass
+
+
+def _logging(verbose: bool) -> None:
+    level = logging.DEBUG if verbose else logging.WARNING
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("barometer").setLevel(level)
+
+
+def _interrupt(signum: int, _frame: FrameType | None) -> None:
+    # A second signal must not cut the clean-up short.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt(signal.Signals(signum).name)
+
+
+def main() -> None:
+    """Entry point of the command."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
+    sys.exit(_run())
+
+
+def _run() -> int:
+    stderr = Console(stderr=True, highlight=False)
+
+    def say(text: str) -> None:
+        stderr.print(f"barometer: {text}", markup=False, soft_wrap=True)
+
+    try:
+        code = app(standalone_mode=False)
+    except BarometerError as exc:
+        say(f"error: {exc}")
+        return exc.exit_code
+    except click.exceptions.Exit as exc:
+        return exc.exit_code
+    except click.UsageError as exc:
+        say(f"error: {exc.format_message()}")
+        return ScenarioError.exit_code
+    except (KeyboardInterrupt, click.Abort) as exc:
+        say(f"interrupted{f' by {exc}' if str(exc) else ''}; everything that ran was ended")
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 141
+    except Exception:  # noqa: BLE001  # the last resort: a bug, and said as one
+        say("this is a bug in barometer:\n" + traceback.format_exc())
+        return 70
+    return int(code or 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,25 @@
+"""Judge a saved run: evidence in, comparison.json and report.txt out. Connects to nothing."""
+
+from __future__ import annotations
+
+from orchestrator.analysis.comparison import Comparison, compare, to_json
+from orchestrator.analysis.trial import read_result
+from orchestrator.evidence import RunDir, write_json
+from orchestrator.report.text import text_report
+from orchestrator.scenario import ARMS, Scenario, parse_scenario
+
+
+def judge(run: RunDir) -> tuple[Scenario, Comparison, str]:
+    """The run's scenario, its comparison and the text report; both are saved in the run."""
+    source = run.path / "scenario.toml"
+    scenario, _ = parse_scenario(source.read_text(), str(source), run.path)
+    plan = run.plan()
+    kernels = {
+        arm: {key: plan["kernels"][arm][key] for key in ("release", "source")} for arm in ARMS
+    }
+    trials = run.trials()
+    comparison = compare(scenario, kernels, [read_result(trial) for trial in trials])
+    report = text_report(scenario, comparison, plan)
+    write_json(run.path / "comparison.json", to_json(comparison))
+    (run.path / "report.txt").write_text(report)
+    return scenario, comparison, report

@@ -1,0 +1,174 @@
+"""The report for terminals and mail: plain text, no colours."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import median
+from typing import Any
+
+from orchestrator.analysis.comparison import Comparison, MetricComparison
+from orchestrator.analysis.theory import LEAVES, lookups, pages, stride_of
+from orchestrator.analysis.trial import TrialResult
+from orchestrator.scenario import ARMS, Metric, Scenario, format_size
+
+# Every metric, what it is called in the table, and the pass it comes from.
+_ROWS: dict[Metric, tuple[str, str]] = {
+    "host_boot_seconds": ("host boot, start to SSH", "host"),
+    "guest_boot_seconds": ("guest boot, QEMU start to userspace", "plain"),
+    "guest_ssh_seconds": ("guest boot, QEMU start to SSH", "plain"),
+    "bar_maps_per_boot": ("DMA maps of the BAR in one boot", "timing"),
+    "bar_unmaps_per_boot": ("DMA unmaps of the BAR in one boot", "timing"),
+    "bar_map_seconds": ("one DMA map", "timing"),
+    "bar_unmap_seconds": ("one DMA unmap", "timing"),
+    "iommu_map_seconds": ("  of a map: iommu_map", "timing"),
+    "bar_map_seconds_per_boot": ("all maps of one boot", "timing"),
+    "bar_unmap_seconds_per_boot": ("all unmaps of one boot", "timing"),
+    "pfn_lookups_per_map": ("page lookups in one map", "counts"),
+    "pfn_faults_per_map": ("page faults in one cold map", "counts"),
+}
+
+
+def text_report(scenario: Scenario, comparison: Comparison, plan: dict[str, Any]) -> str:
+    """The whole report. `plan` is plan.json."""
+    emulated = plan["accel"] != "kvm"
+    parts = [
+        _head(scenario, comparison, plan, emulated=emulated),
+        _table(comparison.metrics, emulated=emulated),
+        _theory(scenario, comparison),
+        _reading(comparison),
+        _notes(comparison, emulated=emulated),
+        _problems(comparison.results),
+    ]
+    return "\n".join(part for part in parts if part)
+
+
+def _head(
+    scenario: Scenario, comparison: Comparison, plan: dict[str, Any], *, emulated: bool
+) -> str:
+    accel = f"{plan['accel']}, {plan['accel_reason']}"
+    lines = [f"{comparison.scenario}: {comparison.verdict}", ""]
+    for arm in ARMS:
+        kernel = comparison.kernels[arm]
+        trials = ", ".join(
+            f"{comparison.count(arm, kind)} {kind}"
+            for kind in ("measured", "failed", "invalid")
+            if comparison.count(arm, kind)
+        )
+        lines.append(
+            f"{arm:<11}{kernel['release']}  ({kernel['source']}; {trials or 'no trials'})"
+        )
+    lines += [
+        f"device     {scenario.device.kind}, BAR {format_size(scenario.device.bar)},"
+        f" {scenario.host.viommu} vIOMMU",
+        f"guest      {plan['guest_kernel']['release']}, {format_size(scenario.guest.memory)}",
+        f"host       nested VM, {scenario.host.cpus} CPUs, accel {accel}",
+    ]
+    if emulated:
+        lines.append(
+            "           EMULATED: compare its seconds with one another, not with hardware's"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _table(metrics: Sequence[MetricComparison], *, emulated: bool) -> str:
+    unit = "emulated s" if emulated else "s"
+    rows = [("", "pass", "baseline", "candidate", "ratio", "verdict")]
+    by_name = {m.name: m for m in metrics}
+    for name, (title, source) in _ROWS.items():
+        if (metric := by_name.get(name)) is None:
+            continue
+        ratio = "-" if metric.ratio is None else f"{metric.ratio:.4g}"
+        suffix = f", {unit}" if metric.unit == "s" else ""
+        rows.append((title + suffix, source, *(_quantity(metric.unit, getattr(metric, arm))
+                     for arm in ARMS), ratio, metric.verdict))  # fmt: skip
+    widths = [max(len(row[i]) for row in rows) for i in range(6)]
+    lines = []
+    for row in rows:
+        left = f"{row[0]:<{widths[0]}}  {row[1]:<{widths[1]}}"
+        right = "  ".join(
+            f"{cell:>{width}}" for cell, width in zip(row[2:5], widths[2:5], strict=True)
+        )
+        lines.append(f"{left}  {right}  {row[5]}".rstrip())
+    return "\n".join(lines) + "\n"
+
+
+def _quantity(unit: str, samples: Sequence[float]) -> str:
+    """The median; with its range where there are several trials."""
+    if unit == "count":
+        text = f"{median(samples):.10g}"
+    else:
+        text = f"{median(samples):.6g}"
+    if len(set(samples)) > 1:
+        text += f" [{min(samples):.6g} .. {max(samples):.6g}]"
+    return text
+
+
+def _theory(scenario: Scenario, comparison: Comparison) -> str:
+    metric = comparison.metric("pfn_lookups_per_map")
+    if metric is None:
+        return ""
+    bar = scenario.device.bar
+    lines = [
+        f"Lookups in theory: a {format_size(bar)} BAR has {pages(bar)} pages of 4 KiB; "
+        + ", ".join(f"{n} with a stride of one {leaf}" for leaf, n in lookups(bar).items())
+        + "."
+    ]
+    for arm in ARMS:
+        count = median(getattr(metric, arm))
+        stride = stride_of(bar, count)
+        found = f"one for each {stride}, exactly" if stride else "no leaf size fits that number"
+        lines.append(f"  {arm:<10} {count:.10g}: {found}")
+    best = max((n for n, size in LEAVES.items() if size <= bar), key=lambda n: LEAVES[n])
+    if stride_of(bar, median(metric.candidate)) not in (None, best):
+        lines.append(f"  The candidate does not use the best level, a {best}.")
+    return "\n".join(lines) + "\n"
+
+
+def _reading(comparison: Comparison) -> str:
+    """What is left after the maps: unmap is still one walk and one put for each page."""
+    boot, maps, unmaps = (
+        comparison.metric(name)
+        for name in (
+            "guest_boot_seconds",
+            "bar_map_seconds_per_boot",
+            "bar_unmap_seconds_per_boot",
+        )
+    )
+    if boot is None or maps is None or unmaps is None:
+        return ""
+    lines = ["Of one guest boot (plain pass), maps and unmaps of the BAR (timing pass) are:"]
+    for arm in ARMS:
+        whole = median(getattr(boot, arm))
+        mapped, unmapped = median(getattr(maps, arm)), median(getattr(unmaps, arm))
+        lines.append(
+            f"  {arm:<10} {whole:.4g} s boot: maps {mapped:.4g} s ({mapped / whole:.1%}), "
+            f"unmaps {unmapped:.4g} s ({unmapped / whole:.1%}, the one at exit included)"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _notes(comparison: Comparison, *, emulated: bool) -> str:
+    if not comparison.metrics:
+        return ""
+    lines = [
+        "Each value is a trial's: one host boot; what repeats within it is reduced to its median.",
+        "plain: untraced boot. timing: probes around each map and unmap, none for each page; the",
+        "trace clock has steps of 1 us. counts: one cold map from the host's user space; a",
+        "counts pass gives no times.",
+    ]
+    if emulated:
+        lines.append(
+            "Boot times are taken on the host's clock, QEMU's start to 10 ms; all seconds are emulated."
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _problems(results: Sequence[TrialResult]) -> str:
+    lines = []
+    for result in results:
+        if result.kind == "measured":
+            continue
+        where = f" at {result.stage}" if result.stage else ""
+        lines.append(f"{result.name}: {result.kind}{where}: {result.reason}: {result.message}")
+        lines += [f"  | {line}" for line in result.evidence.splitlines()[-12:]]
+    return "\n".join(["Trials that do not count:", *lines]) + "\n" if lines else ""
