@@ -57,6 +57,7 @@ def run(
             ) from exc
         except BaseException:
             _end_group(process.pid)
+            process.wait()  # which Popen leaves out when it is interrupted
             raise
     if process.returncode not in accept:
         raise BenchError(

@@ -24,6 +24,8 @@ from orchestrator.errors import ArmFailedError, BarometerError, EvidenceError, S
 from orchestrator.hashing import sha256_file
 
 MANIFEST = "manifest.json"
+SCHEMA = 1
+"""Of a trial's manifest; a reader refuses what it does not know."""
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -55,6 +57,10 @@ class TrialDir:
         """A trial that is complete. Raises EvidenceError when its manifest cannot be read."""
         trial = cls(path)
         trial.manifest = read_json(path / MANIFEST)
+        if not isinstance(trial.manifest, dict) or trial.manifest.get("schema") != SCHEMA:
+            raise EvidenceError(
+                f"{path / MANIFEST} is not a manifest of schema {SCHEMA}", reason="bad-evidence"
+            )
         return trial
 
     def verify(self) -> str | None:
@@ -101,7 +107,7 @@ class TrialWriter(TrialDir):
         self.path.mkdir(parents=True)
         self.host.mkdir()
         self.manifest = {
-            "schema": 1, "trial": final.name, **facts,
+            "schema": SCHEMA, "trial": final.name, **facts,
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
             "stages": [], "outcome": {"kind": "unfinished"}, "guests": [],
         }  # fmt: skip

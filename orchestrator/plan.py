@@ -22,7 +22,7 @@ class PlannedTrial:
 
 def make_plan(scenario: Scenario) -> tuple[PlannedTrial, ...]:
     """Every trial in order. Drift of the machine falls on both arms alike: AB BA AB BA ..."""
-    trials = []
+    trials: list[PlannedTrial] = []
     for pair in range(1, scenario.trials.pairs + 1):
         flipped = (pair - 1 + scenario.trials.seed) % 2 == 1
         for arm in reversed(ARMS) if flipped else ARMS:

@@ -28,7 +28,7 @@ from orchestrator.errors import ScenarioError
 
 KIB, MIB, GIB, TIB = 2**10, 2**20, 2**30, 2**40
 _UNITS = {"KiB": KIB, "MiB": MIB, "GiB": GIB, "TiB": TIB}
-_SIZE = re.compile(r"(\d+)\s*(KiB|MiB|GiB|TiB)")
+_SIZE = re.compile(r"([1-9][0-9]*)\s*(KiB|MiB|GiB|TiB)")
 
 Metric = Literal[
     "guest_boot_seconds",
@@ -68,7 +68,7 @@ def format_size(size: int) -> str:
 def _parse_bar(text: object) -> int:
     size = parse_size(text)
     if size < MIB or size > TIB or size & (size - 1):
-        below = max(MIB, min(TIB, 1 << (size.bit_length() - 1) if size else MIB))
+        below = max(MIB, min(TIB, 1 << (size.bit_length() - 1)))
         nearest = " or ".join(
             dict.fromkeys(format_size(s) for s in (below, min(TIB, below * 2)))
             if MIB < size < TIB
@@ -351,6 +351,10 @@ def _models_of(annotation: Any) -> list[type[BaseModel]]:
 def json_schema() -> dict[str, Any]:
     """The JSON schema of a scenario file, for editors."""
     schema = Scenario.model_json_schema()
+    for model in schema["$defs"].values():
+        for key in model["properties"].values():
+            if key.get("pattern") == _SIZE.pattern and "default" in key:
+                key["default"] = format_size(key["default"])  # as a file says it
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "barometer scenario",

@@ -33,7 +33,8 @@ def text(path: str) -> str | None:
 
 def cpu() -> dict[str, str]:
     lines = (text("/proc/cpuinfo") or "").split("\n\n")[0].splitlines()
-    fields = dict((part.strip() for part in line.split(":", 1)) for line in lines if ":" in line)
+    pairs = (line.partition(":") for line in lines)
+    fields = {name.strip(): value.strip() for name, _, value in pairs}
     wanted = ("vendor_id", "model name", "microcode", "address sizes")
     return {name: fields.get(name, "") for name in wanted} | {
         "pdpe1gb": str("pdpe1gb" in fields.get("flags", "").split())

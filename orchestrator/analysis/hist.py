@@ -24,19 +24,27 @@ class Histogram:
 def parse_hist(text: str, hex_keys: tuple[str, ...] = ()) -> Histogram:
     """A histogram; keys named in `hex_keys` are printed in hexadecimal without a prefix.
 
-    Raises EvidenceError when the totals are missing (a file cut short) or do not add up.
+    Raises EvidenceError when the totals are missing (a file cut short) or do not add up, and
+    at a row whose keys are not numbers.
     """
     totals = _TOTALS.search(text)
     if totals is None:
         raise EvidenceError("the histogram has no totals", reason="bad-histogram")
-    rows = []
+    rows: list[tuple[tuple[int, ...], int]] = []
     for line in text.splitlines():
         if (match := _ROW.match(line)) is None:
             continue
-        keys = tuple(
-            int(value, 16 if name in hex_keys else 10)
-            for name, value in _KEY.findall(match["keys"])
-        )
+        try:
+            keys = tuple(
+                int(value, 16 if name in hex_keys else 10)
+                for name, value in _KEY.findall(match["keys"])
+            )
+        except ValueError:
+            keys = ()
+        if not keys or (rows and len(keys) != len(rows[0][0])):
+            raise EvidenceError(
+                f"the histogram has a row without numbers: {line[:120]!r}", reason="bad-histogram"
+            )
         rows.append((keys, int(match["hits"])))
     hits, _, dropped = map(int, totals.groups())
     if sum(count for _, count in rows) + dropped != hits:

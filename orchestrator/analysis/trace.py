@@ -12,7 +12,7 @@ from orchestrator.errors import EvidenceError
 MAP_DMA, UNMAP_DMA = 0x3B71, 0x3B72
 """VFIO_IOMMU_MAP_DMA and VFIO_IOMMU_UNMAP_DMA (include/uapi/linux/vfio.h)."""
 
-# ` CPU 0/KVM-339  [001] .....  28.412785: ioctl_in: (vfio_iommu_type1_ioctl+0x4/0x1910) cmd=0x3b71`
+# ` CPU 0/KVM-339  [001] .....  28.412785: ioctl_in: (vfio_iommu_type1_ioctl+0x4/..) cmd=0x3b71`
 _EVENT = re.compile(
     r"^\s*(?P<task>.+)-(?P<pid>\d+)\s+\[(?P<cpu>\d+)\]\s+\S+\s+(?P<time>\d+\.\d+): "
     r"(?P<name>\w+): (?P<rest>.*)$"
@@ -43,8 +43,12 @@ def parse_trace(text: str) -> Iterator[Event]:
             raise EvidenceError(
                 f"trace line {number} is not an event: {line[:120]!r}", reason="bad-trace"
             )
-        fields = {name: int(value, 0) for name, value in _FIELD.findall(match["rest"])}
+        fields = {name: _number(value) for name, value in _FIELD.findall(match["rest"])}
         yield Event(match["name"], int(match["pid"]), float(match["time"]), fields)
+
+
+def _number(text: str) -> int:
+    return int(text, 16 if "0x" in text else 10)
 
 
 @dataclass(frozen=True)
@@ -73,8 +77,18 @@ def operations(events: Sequence[Event], size: int) -> list[Operation]:
     """Maps and unmaps of `size` bytes, in order of their start.
 
     Entry and return are paired within a thread. Raises EvidenceError for an ioctl that began
-    and never returned.
+    and never returned, and for a record without one of its values.
     """
+    try:
+        return _operations(events, size)
+    except KeyError as exc:
+        # a probe prints `q16=(fault)` when it could not read the caller's memory
+        raise EvidenceError(
+            f"a map or unmap in the trace has no value for {exc}", reason="bad-trace"
+        ) from exc
+
+
+def _operations(events: Sequence[Event], size: int) -> list[Operation]:
     found: list[Operation] = []
     stacks: dict[tuple[int, str], list[Event]] = defaultdict(list)
     inner: dict[int, list[Event]] = defaultdict(list)

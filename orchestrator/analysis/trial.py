@@ -144,10 +144,15 @@ def _timing(trial: TrialDir, index: int, samples: dict[Metric, list[float]]) -> 
 
 def _tracer_complete(trial: TrialDir, label: str, clock: str) -> None:
     """Nothing lost, nothing missed, the clock that was asked for."""
-    lost = lost_events(_need(trial, f"host/stats-{label}.txt"))
+    stats = _need(trial, f"host/stats-{label}.txt")
+    profile = _need(trial, f"host/profile-{label}.txt")
+    if "overrun:" not in stats or not probe_hits(profile):
+        raise EvidenceError(f"the tracer's own account of {label} is empty",
+                            reason="missing-evidence")  # fmt: skip
+    lost = lost_events(stats)
     if lost:
         raise EvidenceError(f"the trace of {label} lost {lost} events", reason="lost-events")
-    missed = missed_probes(_need(trial, f"host/profile-{label}.txt"))
+    missed = missed_probes(profile)
     if missed:
         raise EvidenceError(
             f"probes missed hits in {label}: {', '.join(f'{n} {c}' for n, c in missed.items())}",
@@ -205,6 +210,8 @@ def _counts(trial: TrialDir, samples: dict[Metric, list[float]]) -> None:
     if answer is None:
         raise EvidenceError("map.json is missing", reason="missing-evidence")
     bar, count = trial.manifest["bar"], len(answer["samples"])
+    if not count:
+        raise EvidenceError("map.json has no samples", reason="missing-evidence")
     if answer["bytes"] != bar:
         raise EvidenceError(
             f"the largest BAR found was {answer['bytes']} bytes, planned were {bar}",

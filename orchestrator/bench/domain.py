@@ -79,8 +79,11 @@ def host_xml(spec: HostDomain) -> str:
     if spec.accel == "tcg":
         _sub(_sub(features, "tcg"), "tb-cache", "1024", unit="MiB")
         cpu = _sub(domain, "cpu", mode="maximum", check="none")
-        # With virtual GIF the nested host was seen to lose its interrupts under emulation.
-        _sub(cpu, "feature", policy="disable", name="vgif")
+        # With virtual GIF the nested host was seen to lose its interrupts under emulation; with
+        # five-level page tables guests were seen to triple-fault or to spin on one nested page
+        # fault, about one in four from the second guest of a host on.
+        for name in ("vgif", "la57"):
+            _sub(cpu, "feature", policy="disable", name=name)
     else:
         cpu = _sub(domain, "cpu", mode="host-passthrough", check="none")
     _sub(cpu, "maxphysaddr", mode="emulate", bits=str(spec.phys_bits))

@@ -35,7 +35,7 @@ _MEMORY_EVENTS = ("vfio_listener_region_add_ram", "vfio_listener_region_del")
 _HOUR = 3600.0
 _IDLE_SECONDS = 45.0
 _IDLE_SHARE = 0.2
-_NO_SSH_SECONDS = {True: 120.0, False: 30.0}
+_NO_SSH_SECONDS = {True: 60.0, False: 20.0}
 
 
 class Watched:

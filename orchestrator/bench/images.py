@@ -135,10 +135,12 @@ def disk_from_tar(tar: Path, extra: Path, disk: Path) -> None:
     """
     work = disk.parent / "tree"
     script = (
-        'set -e; mkdir "$1"; tar --extract --numeric-owner --exclude "./dev/*" --file "$2" -C "$1";'
+        'set -e; mkdir "$1";'
+        'tar --extract --numeric-owner --exclude "./dev/*" --file "$2" -C "$1";'
         'cp -r --no-preserve=ownership "$3/." "$1"; mkdir -p "$1/proc" "$1/sys" "$1/dev";'
         'size=$(du --summarize --apparent-size --block-size=1M "$1" | cut -f1);'
-        'mke2fs -q -t ext4 -O ^has_journal,^metadata_csum -m 0 -d "$1" "$4" "$((size * 5 / 4 + 64))M";'
+        'mke2fs -q -t ext4 -O ^has_journal,^metadata_csum -m 0 -d "$1" "$4"'
+        ' "$((size * 5 / 4 + 64))M";'
         'rm -rf "$1"'
     )
     inside = [] if os.geteuid() == 0 else ["unshare", "--map-auto", "--map-root-user"]
@@ -299,7 +301,8 @@ def _with_files(entry: Path, patterns: list[str]) -> Cpio:
 def _payload_disk(kernel: KernelBundle, initramfs: bytes, cache: Cache) -> Path:
     agents = GUESTS / "agents"
     key = {"kind": "payload", "schema": 1, "kernel": kernel.digest,
-           "initramfs": digest_of({"": initramfs.hex()}), "agents": _tree_digest(agents)}  # fmt: skip
+           "initramfs": digest_of({"": initramfs.hex()}),
+           "agents": _tree_digest(agents)}  # fmt: skip
 
     def build(folder: Path) -> None:
         tree = folder / "tree"

@@ -39,7 +39,7 @@ class KeyPair:
 
     @property
     def private_dropbear(self) -> bytes:
-        """Dropbear's own format: string "ssh-ed25519", string (32 bytes of seed, 32 of public key).
+        """Dropbear's own format: string "ssh-ed25519", string (32 bytes seed, 32 public key).
 
         Source: buf_put_ed25519_priv_key() of dropbear.
         """

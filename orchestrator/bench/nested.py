@@ -32,7 +32,7 @@ _INITRAMFS_FAILED = re.compile(r"barometer: initramfs: (.*)")
 # info usernet: `  TCP[HOST_FORWARD]  12       127.0.0.1 43643       10.0.2.15    22`
 _FORWARD = re.compile(r"TCP\[HOST_FORWARD\]\s+\d+\s+127\.0\.0\.1\s+(\d+)\s+\S+\s+22\b")
 # A console that says nothing for so long has hung; emulated kernels are slow but talkative.
-_SILENT_SECONDS = {"kvm": 30.0, "tcg": 90.0}
+_SILENT_SECONDS = {"kvm": 20.0, "tcg": 45.0}
 _BOOT_SECONDS = 900.0
 
 
@@ -105,7 +105,7 @@ def _cmdline(scenario: Scenario, accel: Accel, token: str) -> str:
         else "vfio_iommu_type1.allow_unsafe_interrupts=1"
     )
     # panic=-1: reboot at once, which ends the machine; its console has the reason
-    # Emulated processors share one TSC, which the kernel cannot know: it would fall back to the HPET
+    # Emulated processors share one TSC; not knowing that, the kernel would take the HPET
     clock = ["tsc=reliable"] if accel == "tcg" else []
     words = [
         "console=ttyS0",

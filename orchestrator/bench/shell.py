@@ -80,8 +80,9 @@ class Shell:
             out.decode(errors="replace"), b"".join(errors).decode(errors="replace"), code
         )
         if check and code:
+            what = doing or command.splitlines()[0][:80]
             raise BenchError(
-                f"{self.name}: {doing or command.splitlines()[0][:80]} failed with exit code {code}",
+                f"{self.name}: {what} failed with exit code {code}",
                 evidence=tail(done.stderr or done.stdout),
                 reason="command-failed",
             )

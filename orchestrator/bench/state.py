@@ -133,7 +133,7 @@ def _remove_shm(names: list[str]) -> list[str]:
 
 
 def _end_machines(uuids: list[str]) -> list[int]:
-    """Kill the QEMU processes that run a domain with one of the UUIDs; waits until they are gone."""
+    """Kill the QEMU processes that run a domain with one of the UUIDs, and wait for their end."""
     ours = [
         pid for pid in (int(p.name) for p in Path("/proc").glob("[0-9]*"))
         if any(uuid in words for words in [_command_line(pid)] for uuid in uuids)

@@ -107,8 +107,8 @@ def counts_spec() -> dict[str, Any]:
 def armed_tracer(
     host: Host, kind: Literal["timing", "counts"], label: str, bar: int, trial: TrialWriter
 ) -> Iterator[None]:
-    """Probes armed while the block runs; then their evidence is saved as host/*-LABEL.txt (hist-*.txt
-    for histograms), and everything is undone.
+    """Probes armed while the block runs; then their evidence is saved as host/*-LABEL.txt
+    (hist-*.txt for histograms), and everything is undone.
 
     Raises BenchError with the kernel's own reason when it refuses a probe: rather no figure
     than a silent zero.

@@ -25,8 +25,8 @@ def guest_boots(
     progress: Progress,
 ) -> None:
     """One guest boot for the `plain` pass and one for `timing`. The `counts` pass is taken from
-    one map made from the host's user space: its probes fire for each page, and would make a guest's
-    dozen maps on an unpatched kernel take minutes more."""
+    one map made from the host's user space: its probes fire for each page, and would make a
+    guest's dozen maps on an unpatched kernel take minutes more."""
     boots: list[Pass] = [p for p in scenario.trace.passes if p != "counts"]
     if boots:
         with progress.stage("libvirt on the host"), trial.stage("host-libvirt"):

@@ -29,5 +29,5 @@ def describe(kernel: Kernel, cache: Cache) -> str:
     """One line for a plan: which exact version would be used. Raises as `materialised`."""
     if isinstance(kernel, DirKernel):
         return f"{kernel} ({directory.release_of(kernel)})"
-    found = package.resolved(kernel, cache)
-    return f"{kernel} ({found.version})"
+    version, _ = package.resolved(kernel, cache)
+    return f"{kernel} ({version})"

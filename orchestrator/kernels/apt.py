@@ -7,12 +7,15 @@ http://deb.debian.org/debian; security suites come from BAROMETER_SECURITY_MIRRO
 from __future__ import annotations
 
 import email.parser
+import json
 import os
 import re
 import subprocess
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from orchestrator.cache import Cache
 from orchestrator.command import run
@@ -103,6 +106,22 @@ class Archive:
                     hint="set BAROMETER_MIRROR to a Debian mirror this machine reaches",
                     reason="mirror-unreachable",
                 )
+
+    def remembered(self, question: str, ask: Callable[[], Any]) -> Any:
+        """The JSON answer to `ask`, kept as long as the package lists are: apt takes seconds."""
+        memory = self._root / "answers.json"
+        with self._lock:
+            lists = (self._root / "updated").stat().st_mtime_ns
+            try:
+                answers = json.loads(memory.read_text())
+            except (OSError, ValueError):
+                answers = {}
+            if answers.get("lists") != lists:
+                answers = {"lists": lists}
+            if question not in answers:
+                answers[question] = ask()
+                memory.write_text(json.dumps(answers))
+            return answers[question]
 
     def versions(self, name: str) -> list[tuple[str, str]]:
         """(version, suite) of every package of that name, newest first."""

@@ -77,7 +77,7 @@ def release_in(vmlinuz: Path) -> str:
     """The release a bzImage says it is. Raises ScenarioError when it is no bzImage."""
     with vmlinuz.open("rb") as file:
         head = file.read(0x10000)
-    if head[_HDRS : _HDRS + 4] != b"HdrS":
+    if head[_HDRS : _HDRS + 4] != b"HdrS" or len(head) < _VERSION_POINTER + 2:
         raise ScenarioError(
             f"{vmlinuz} is not an x86 bzImage: no HdrS at 0x202",
             hint="arch/x86/boot/bzImage of a build, or /boot/vmlinuz-* of a package",

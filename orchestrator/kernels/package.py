@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 from orchestrator.cache import Cache
@@ -20,19 +20,18 @@ _KERNEL_SOURCES = ("linux", "linux-signed-amd64")
 _EVERYWHERE = ("trixie", "trixie-security", "trixie-backports")
 
 
-@dataclass(frozen=True)
-class Resolved:
-    version: str
-    archive: Archive
-
-
-def resolved(kernel: DebKernel, cache: Cache) -> Resolved:
-    """The exact version that `kernel` means today.
+def resolved(kernel: DebKernel, cache: Cache) -> tuple[str, Archive]:
+    """The exact version that `kernel` means today, and where it is.
 
     Raises ScenarioError when there is no such suite, package or version.
     """
     archive = Archive(_suites(kernel), cache)
     archive.update()
+    version = archive.remembered(f"version {kernel}", lambda: _version(kernel, archive))
+    return str(version), archive
+
+
+def _version(kernel: DebKernel, archive: Archive) -> str:
     found = archive.versions(kernel.deb)
     if not found:
         near = [n for n in archive.names_like("linux-image-") if not n.endswith("-dbg")]
@@ -42,11 +41,8 @@ def resolved(kernel: DebKernel, cache: Cache) -> Resolved:
             reason="no-such-package",
         )
     for version, suite in found:
-        if kernel.version not in (None, version):
-            continue
-        if kernel.suite not in (None, suite):
-            continue
-        return Resolved(version, archive)
+        if kernel.version in (None, version) and kernel.suite in (None, suite):
+            return version
     there = ", ".join(f"{version} ({suite})" for version, suite in found)
     raise ScenarioError(f"there is no {kernel}; there are {there}", reason="no-such-version")
 
@@ -61,17 +57,20 @@ def _suites(kernel: DebKernel) -> tuple[str, ...]:
 
 def materialised(kernel: DebKernel, cache: Cache) -> KernelBundle:
     """Download and unpack the kernel's packages; cached by their hashes."""
-    found = resolved(kernel, cache)
-    packages = [
-        p for p in found.archive.dependencies(kernel.deb, found.version)
-        if p.source in _KERNEL_SOURCES
-    ]  # fmt: skip
+    version, archive = resolved(kernel, cache)
+
+    def needed() -> list[dict[str, str]]:
+        return [
+            asdict(p)
+            for p in archive.dependencies(kernel.deb, version)
+            if p.source in _KERNEL_SOURCES
+        ]
+
+    answer = archive.remembered(f"packages {kernel.deb}={version}", needed)
+    packages = [Package(**facts) for facts in answer]
     key = {"kind": "deb", "schema": 2, "packages": sorted(p.sha256 for p in packages)}
-    place = cache.entry("kernels", key, lambda folder: _unpack(found.archive, packages, folder))
-    return bundle_at(
-        place,
-        {"from": str(kernel), "version": found.version, "packages": [asdict(p) for p in packages]},
-    )
+    place = cache.entry("kernels", key, lambda folder: _unpack(archive, packages, folder))
+    return bundle_at(place, {"from": str(kernel), "version": version, "packages": answer})
 
 
 def _unpack(archive: Archive, packages: list[Package], folder: Path) -> None:

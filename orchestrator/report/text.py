@@ -71,8 +71,10 @@ def _head(
 
 
 def _table(metrics: Sequence[MetricComparison], *, emulated: bool) -> str:
+    if not metrics:
+        return ""
     unit = "emulated s" if emulated else "s"
-    rows = [("", "pass", "baseline", "candidate", "ratio", "verdict")]
+    rows: list[tuple[str, ...]] = [("", "pass", "baseline", "candidate", "ratio", "verdict")]
     by_name = {m.name: m for m in metrics}
     for name, (title, source) in _ROWS.items():
         if (metric := by_name.get(name)) is None:
@@ -94,10 +96,7 @@ def _table(metrics: Sequence[MetricComparison], *, emulated: bool) -> str:
 
 def _quantity(unit: str, samples: Sequence[float]) -> str:
     """The median; with its range where there are several trials."""
-    if unit == "count":
-        text = f"{median(samples):.10g}"
-    else:
-        text = f"{median(samples):.6g}"
+    text = f"{median(samples):.10g}" if unit == "count" else f"{median(samples):.6g}"
     if len(set(samples)) > 1:
         text += f" [{min(samples):.6g} .. {max(samples):.6g}]"
     return text
@@ -109,9 +108,9 @@ def _theory(scenario: Scenario, comparison: Comparison) -> str:
         return ""
     bar = scenario.device.bar
     lines = [
-        f"Lookups in theory: a {format_size(bar)} BAR has {pages(bar)} pages of 4 KiB; "
-        + ", ".join(f"{n} with a stride of one {leaf}" for leaf, n in lookups(bar).items())
-        + "."
+        f"Lookups in theory: a {format_size(bar)} BAR has {pages(bar)} pages of 4 KiB; with a"
+        " stride of one",
+        "  " + ", ".join(f"{leaf} {n}" for leaf, n in lookups(bar).items()) + ".",
     ]
     for arm in ARMS:
         count = median(getattr(metric, arm))
@@ -158,7 +157,7 @@ def _notes(comparison: Comparison, *, emulated: bool) -> str:
     ]
     if emulated:
         lines.append(
-            "Boot times are taken on the host's clock, QEMU's start to 10 ms; all seconds are emulated."
+            "Boot times: the host's clock, QEMU's start to 10 ms. All seconds are emulated."
         )
     return "\n".join(lines) + "\n"
 

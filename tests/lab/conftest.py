@@ -1,0 +1,93 @@
+"""A real bench for the vm and nested lanes: real libvirt, QEMU, kernels, SSH. Nothing is skipped:
+what is missing fails, with its name."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from orchestrator.analysis.trial import TrialResult, read_result
+from orchestrator.bench import hypervisor
+from orchestrator.bench.state import SHM, bench_state
+from orchestrator.cache import Cache
+from orchestrator.errors import BarometerError
+from orchestrator.evidence import RunDir, TrialDir
+from orchestrator.plan import make_plan
+from orchestrator.progress import Progress
+from orchestrator.run import Bench, Prepared, plan_facts, prepare, run_trial
+from orchestrator.scenario import load_scenario
+
+SCENARIOS = Path(__file__).parents[2] / "fixtures/scenarios"
+SMALL = SCENARIOS / "small.toml"
+
+
+@pytest.fixture(scope="session")
+def means() -> None:
+    """The programs that a lane with machines needs."""
+    for program in ("qemu-system-x86_64", "mmdebstrap", "mke2fs", "ssh"):
+        if shutil.which(program, path="/usr/bin:/bin:/usr/sbin:/sbin") is None:
+            pytest.fail(f"this lane needs {program}; ci/setup.sh installs it")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    result: TrialResult
+    path: Path
+
+    @property
+    def evidence(self) -> TrialDir:
+        return TrialDir.open(self.path)
+
+
+RunOne = Callable[..., Outcome]
+
+
+@pytest.fixture
+def one_trial(tmp_path: Path, means: None) -> Iterator[RunOne]:
+    """Run one trial of the small scenario's baseline with overrides; its judged result.
+
+    Afterwards nothing of it may be left.
+    """
+    before = leftovers()
+
+    def run(*overrides: str, change: Callable[[Prepared], Prepared] = lambda p: p) -> Outcome:
+        scenario, text = load_scenario(SMALL, overrides)
+        cache, progress = Cache(), Progress()
+        prepared = change(prepare(scenario, cache, progress))
+        run_dir = RunDir.create(tmp_path / "run", text, plan_facts(scenario, prepared))
+        planned = make_plan(scenario)[0]
+        with (
+            bench_state(tmp_path / "state") as state,
+            hypervisor.embedded(state.folder / "libvirt", cache.folder("libvirt")) as libvirt,
+        ):
+            try:
+                run_trial(Bench(scenario, prepared, run_dir, state, libvirt, progress), planned)
+            except BarometerError as exc:
+                print(exc)
+        trial = run_dir.trials()[0]
+        return Outcome(read_result(trial), trial.path)
+
+    yield run
+    assert leftovers() == before
+
+
+def leftovers() -> set[str]:
+    """Every process, shared-memory file, temporary folder of a run on this machine."""
+    listed = subprocess.run(
+        ["ps", "-eo", "pid=,args="], capture_output=True, text=True, check=True
+    )
+    machines = {line for line in listed.stdout.splitlines() if "guest=barometer-" in line}
+    shm = {str(p) for p in SHM.glob("barometer-*")}
+    folders = {str(p) for p in Path("/tmp").glob("barometer-*")}
+    return machines | shm | folders
+
+
+def with_release(prepared: Prepared, release: str) -> Prepared:
+    """The same images, with a baseline kernel that is said to be another."""
+    kernel = replace(prepared.kernels["baseline"], release=release)
+    return replace(prepared, kernels={**prepared.kernels, "baseline": kernel})

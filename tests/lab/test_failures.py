@@ -1,0 +1,78 @@
+"""Failures told apart, each provoked in a real machine."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.lab.conftest import RunOne, with_release
+
+pytestmark = pytest.mark.vm
+
+
+def test_a_host_that_panics_before_it_is_proven_is_the_benchs_failure(one_trial: RunOne) -> None:
+    outcome = one_trial("host.cmdline=rdinit=/nonexistent")
+    assert (outcome.result.kind, outcome.result.reason) == ("invalid", "host-panic")
+    assert outcome.result.by_bench
+    assert "Kernel panic" in outcome.result.evidence
+
+
+def test_a_host_that_hangs_is_the_benchs_failure(one_trial: RunOne) -> None:
+    outcome = one_trial("host.cmdline=rdinit=/usr/bin/busybox -- sleep 100000")
+    assert (outcome.result.kind, outcome.result.reason) == ("invalid", "host-hang")
+
+
+def test_a_host_whose_initramfs_fails_says_why(one_trial: RunOne) -> None:
+    outcome = one_trial("host.cmdline=module_blacklist=virtio_net")
+    assert (outcome.result.kind, outcome.result.reason) == ("invalid", "host-initramfs")
+    assert "virtio_net" in outcome.result.message
+
+
+def test_another_kernel_than_planned_is_refused(one_trial: RunOne) -> None:
+    outcome = one_trial(change=lambda prepared: with_release(prepared, "6.12.0-not-this-one"))
+    assert outcome.result.kind == "invalid"
+    assert outcome.result.by_bench
+
+
+def test_a_bar_that_the_host_cannot_place_is_named(one_trial: RunOne) -> None:
+    outcome = one_trial("host.phys_bits=36", "device.bar=64GiB")
+    assert (outcome.result.kind, outcome.result.reason) == ("failed", "device-not-placed")
+
+
+def test_a_map_that_the_iommu_refuses_makes_the_trial_invalid(one_trial: RunOne) -> None:
+    # The guest places the BAR above 512 GiB, where an IOMMU of 39 bits has no addresses. QEMU
+    # warns, and the guest boots, quickly.
+    outcome = one_trial("host.viommu_aw_bits=39", 'trace.passes=["timing"]')
+    assert (outcome.result.kind, outcome.result.reason) == ("invalid", "map-refused")
+    assert not outcome.result.by_bench
+
+
+def test_a_guest_that_panics_is_a_finding_about_the_arm(one_trial: RunOne) -> None:
+    outcome = one_trial("guest.cmdline=rdinit=/nonexistent", 'trace.passes=["plain"]')
+    assert (outcome.result.kind, outcome.result.reason) == ("failed", "guest-panic")
+    assert "Kernel panic" in outcome.result.evidence
+    assert outcome.evidence.text("guest-0/marks.txt")
+
+
+def test_a_guest_that_hangs_is_found_by_its_idleness(one_trial: RunOne) -> None:
+    outcome = one_trial(
+        "guest.cmdline=rdinit=/usr/bin/busybox -- sleep 100000", 'trace.passes=["plain"]'
+    )
+    assert (outcome.result.kind, outcome.result.reason) == ("failed", "guest-hang")
+    assert "idle" in outcome.result.message
+
+
+def test_a_guest_without_ssh_is_a_finding_about_the_arm(one_trial: RunOne) -> None:
+    outcome = one_trial("guest.cmdline=module_blacklist=virtio_net", 'trace.passes=["plain"]')
+    assert (outcome.result.kind, outcome.result.reason) == ("failed", "guest-no-ssh")
+
+
+def test_the_bar_of_a_pci_testdev_is_mapped_and_counted(one_trial: RunOne) -> None:
+    outcome = one_trial("device.kind=pci-testdev", 'trace.passes=["counts"]')
+    assert outcome.result.kind == "measured", outcome.result
+    assert outcome.result.value("pfn_lookups_per_map") == 256 * 2**20 / 4096
+
+
+def test_a_virtio_iommu_works(one_trial: RunOne) -> None:
+    outcome = one_trial("host.viommu=virtio", 'trace.passes=["counts"]')
+    assert outcome.result.kind == "measured", outcome.result
+    assert outcome.result.value("pfn_faults_per_map") == 128

@@ -1,0 +1,84 @@
+"""The main job on real kernels, with a small BAR."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from orchestrator.analysis.theory import lookups, pages
+from tests.lab.conftest import SMALL, leftovers
+
+BAROMETER = str(Path(sys.executable).with_name("barometer"))
+BAR = 256 * 2**20
+
+
+@pytest.mark.nested
+def test_an_a_b_of_two_debian_kernels_finds_the_series(tmp_path: Path, means: None) -> None:
+    before = leftovers()
+    run = tmp_path / "run"
+    done = subprocess.run(
+        [BAROMETER, "run", str(SMALL), "--out", str(run)], capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    print(done.stdout, done.stderr)
+    assert done.returncode == 0
+    assert done.stdout.rstrip().splitlines()[-1] == f"run: {run}"
+    comparison = json.loads((run / "comparison.json").read_text())
+    baseline, candidate = comparison["arms"]["baseline"], comparison["arms"]["candidate"]
+    assert comparison["verdict"] == "improved"
+    for arm in (baseline, candidate):
+        assert arm["trials"] == {"measured": 1, "failed": 0, "invalid": 0}
+    # a page a lookup against a leaf a lookup: 256 MiB has no 1 GiB leaf
+    assert baseline["metrics"]["pfn_lookups_per_map"]["samples"] == [pages(BAR)]
+    assert candidate["metrics"]["pfn_lookups_per_map"]["samples"] == [lookups(BAR)["2 MiB leaf"]]
+    maps = [arm["metrics"]["bar_maps_per_boot"]["samples"] for arm in (baseline, candidate)]
+    assert maps[0] == maps[1] != [0]
+    assert comparison["metrics"]["bar_map_seconds"]["ratio"] < 1 / 10
+    assert leftovers() == before
+
+    again = subprocess.run(
+        [BAROMETER, "report", str(run)], capture_output=True, text=True, check=False
+    )
+    assert again.returncode == 0
+    assert again.stdout == done.stdout
+    assert json.loads((run / "comparison.json").read_text()) == comparison
+
+
+@pytest.mark.vm
+@pytest.mark.parametrize("stage", ["host: boot ...", "guest-0: boot ..."])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_an_interrupted_run_leaves_nothing(
+    tmp_path: Path, means: None, stage: str, number: signal.Signals
+) -> None:
+    before = leftovers()
+    environment = {**os.environ, "BAROMETER_STATE": str(tmp_path / "state")}
+    process = subprocess.Popen(
+        [BAROMETER, "run", str(SMALL), "--out", str(tmp_path / "run")],
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment,
+    )  # fmt: skip
+    assert process.stderr is not None
+    for line in process.stderr:
+        if stage in line:
+            break
+    time.sleep(2)
+    process.send_signal(number)
+    process.stderr.read()
+    code = process.wait(120)
+    if number == signal.SIGKILL:
+        assert leftovers() > before
+        cleaned = subprocess.run(
+            [BAROMETER, "clean"], capture_output=True, text=True, check=True, env=environment
+        )
+        assert "ended QEMU" in cleaned.stdout
+    else:
+        assert code == 130
+    assert leftovers() == before
+    assert not list((tmp_path / "run/trials").glob(".*"))
+    assert not list((tmp_path / "state").glob("*"))

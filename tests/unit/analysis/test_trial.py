@@ -1,0 +1,325 @@
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from statistics import median
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from orchestrator.analysis.trial import UNITS, TrialResult, read_result
+from orchestrator.evidence import TrialDir
+from tests.unit.recorded import BAR, FAILED, MEASURED, PAGES, copied, rewrite, sealed, unpatched
+
+NEEDED = [
+    "guest-0/marks.txt", "guest-0/pci.txt", "guest-1/pci.txt", "guest-1/qemu.log",
+    "host/trace-guest-1.txt", "host/stats-guest-1.txt", "host/profile-guest-1.txt",
+    "host/clock-guest-1.txt", "map.json", "host/stats-counts.txt", "host/profile-counts.txt",
+    "host/clock-counts.txt", "host/hist-lookup.txt", "host/hist-fault.txt", "host/hist-pin.txt",
+    "host/hist-walk.txt",
+]  # fmt: skip
+
+
+@pytest.fixture
+def trial(tmp_path: Path) -> Path:
+    return copied(tmp_path)
+
+
+def judged(trial: Path) -> TrialResult:
+    return read_result(sealed(trial))
+
+
+def invalid(trial: Path, reason: str) -> TrialResult:
+    result = judged(trial)
+    assert (result.kind, result.reason) == ("invalid", reason), result.message
+    assert result.samples == {}
+    assert not result.by_bench
+    assert result.message
+    return result
+
+
+def test_recorded_trial_is_measured(trial: Path) -> None:
+    result = read_result(TrialDir.open(trial))
+    assert (result.kind, result.name, result.arm) == ("measured", MEASURED, "candidate")
+    assert set(result.samples) == set(UNITS)
+    assert result.value("pfn_lookups_per_map") == 1
+    assert result.value("pfn_faults_per_map") == 1
+    assert result.value("bar_maps_per_boot") == 12
+    assert result.value("bar_unmaps_per_boot") == 12
+    assert result.value("host_boot_seconds") == 6.388
+    assert result.value("guest_boot_seconds") == pytest.approx(22.296, abs=1e-3)
+    assert len(result.samples["bar_map_seconds"]) == 12
+    # the unmap of the last map is no ioctl but the end of QEMU
+    assert len(result.samples["bar_unmap_seconds"]) == 11
+    assert result.value("bar_map_seconds_per_boot") == pytest.approx(
+        sum(result.samples["bar_map_seconds"])
+    )
+
+
+def test_repeats_within_a_trial_are_reduced_to_their_median(trial: Path) -> None:
+    result = read_result(TrialDir.open(trial))
+    assert result.value("bar_map_seconds") == median(result.samples["bar_map_seconds"])
+
+
+def test_unpatched_kernel_looks_every_page_up(tmp_path: Path) -> None:
+    result = read_result(unpatched(tmp_path))
+    assert (result.kind, result.arm) == ("measured", "baseline")
+    assert result.value("pfn_lookups_per_map") == PAGES
+    assert result.value("pfn_faults_per_map") == PAGES
+    assert result.value("bar_map_seconds") == pytest.approx(0.5)
+
+
+def test_failed_trial_is_charged_to_its_arm(tmp_path: Path) -> None:
+    result = read_result(TrialDir.open(copied(tmp_path, FAILED)))
+    assert (result.kind, result.arm, result.reason) == ("failed", "baseline", "guest-ended")
+    assert result.stage == "guest-1-timing"
+    assert "boot mark" in result.message
+    assert result.evidence
+    assert not result.by_bench
+
+
+def test_trial_is_invalid_when_the_bench_failed(trial: Path) -> None:
+    outcome = {"kind": "invalid", "stage": "device", "reason": "device-missing",
+               "message": "none", "evidence": ""}  # fmt: skip
+    result = read_result(sealed(trial, outcome=outcome))
+    assert (result.kind, result.reason, result.by_bench) == ("invalid", "device-missing", True)
+
+
+def test_trial_is_invalid_when_collecting_was_cut_short(trial: Path) -> None:
+    result = read_result(sealed(trial, outcome={"kind": "unfinished"}))
+    assert (result.kind, result.reason) == ("invalid", "unfinished")
+
+
+@pytest.mark.parametrize("name", NEEDED)
+def test_trial_is_invalid_when_evidence_changed(trial: Path, name: str) -> None:
+    with (trial / name).open("a") as file:
+        file.write("\n")
+    result = read_result(TrialDir.open(trial))
+    assert (result.kind, result.reason) == ("invalid", "evidence-changed")
+    assert name in result.message
+
+
+@pytest.mark.parametrize("name", NEEDED)
+def test_trial_is_invalid_when_evidence_is_missing(trial: Path, name: str) -> None:
+    (trial / name).unlink()
+    assert "is missing" in invalid(trial, "missing-evidence").message
+
+
+@pytest.mark.parametrize("name", NEEDED)
+def test_trial_is_invalid_when_evidence_is_empty(trial: Path, name: str) -> None:
+    (trial / name).write_text("")
+    assert judged(trial).kind == "invalid"
+
+
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.sampled_from(NEEDED), st.data())
+def test_evidence_cut_anywhere_never_raises(
+    tmp_path_factory: pytest.TempPathFactory, name: str, data: st.DataObject
+) -> None:
+    trial = copied(tmp_path_factory.mktemp("cut"))
+    text = (trial / name).read_text()
+    (trial / name).write_text(text[: data.draw(st.integers(0, len(text)))])
+    assert judged(trial).kind in ("measured", "invalid")
+
+
+def test_trial_is_invalid_when_another_kernel_ran(trial: Path) -> None:
+    result = read_result(sealed(trial, release="6.1.0"))
+    assert (result.kind, result.reason) == ("invalid", "wrong-kernel")
+    assert "ran 6.1.0, planned 7.3.4" in result.message
+
+
+@pytest.mark.parametrize("label", ["guest-1", "counts"])
+@pytest.mark.parametrize("kind", ["overrun", "commit overrun", "dropped events"])
+def test_trial_is_invalid_when_trace_lost_events(trial: Path, label: str, kind: str) -> None:
+    rewrite(
+        trial / f"host/stats-{label}.txt",
+        lambda text: re.sub(rf"(?m)^{kind}: 0", f"{kind}: 4", text, count=1),
+    )
+    assert "lost 4 events" in invalid(trial, "lost-events").message
+
+
+@pytest.mark.parametrize("label", ["guest-1", "counts"])
+def test_trial_is_invalid_when_a_probe_missed_hits(trial: Path, label: str) -> None:
+    rewrite(
+        trial / f"host/profile-{label}.txt",
+        lambda text: re.sub(r"(?m)^(\s+\w+\s+\d+\s+)0$", r"\g<1>5", text, count=1),
+    )
+    assert " 5" in invalid(trial, "missed-probes").message
+
+
+@pytest.mark.parametrize("label", ["guest-1", "counts"])
+def test_trial_is_invalid_when_trace_clock_is_another(trial: Path, label: str) -> None:
+    rewrite(
+        trial / f"host/clock-{label}.txt",
+        lambda text: text.replace("[mono]", "mono").replace("local", "[local]"),
+    )
+    invalid(trial, "wrong-clock")
+
+
+def test_trial_is_invalid_when_bar_was_never_mapped(trial: Path) -> None:
+    rewrite(
+        trial / "host/trace-guest-1.txt",
+        lambda text: "".join(f"{line}\n" for line in text.splitlines() if line.startswith("#")),
+    )
+    assert invalid(trial, "bar-not-mapped").evidence == "0 events in the trace"
+
+
+def test_trial_is_invalid_when_a_map_was_refused(trial: Path) -> None:
+    rewrite(
+        trial / "host/trace-guest-1.txt",
+        lambda text: re.sub(
+            r"(ioctl_out.*cmd=0x3b71.*q16=0x3fff80000000 ret=)0", r"\1-12", text, count=1
+        ),
+    )
+    assert "1 of 12 maps" in invalid(trial, "map-refused").message
+
+
+def test_trial_is_invalid_when_a_map_pinned_fewer_pages(trial: Path) -> None:
+    rewrite(
+        trial / "host/trace-guest-1.txt",
+        lambda text: text.replace(f"npage={PAGES} ret={PAGES}", f"npage={PAGES} ret=512", 1),
+    )
+    assert "512 pages" in invalid(trial, "partial-map").message
+
+
+def test_trial_is_invalid_when_qemu_saw_another_number_of_maps(trial: Path) -> None:
+    rewrite(
+        trial / "guest-1/qemu.log",
+        lambda text: text.replace("region_add [ram] 0x3fff80000000", "region_nop", 1),
+    )
+    assert "12 times by ioctl, 11 times by QEMU" in invalid(trial, "maps-disagree").message
+
+
+def test_trial_is_invalid_when_the_kernels_tracepoint_saw_another_number(trial: Path) -> None:
+    rewrite(
+        trial / "host/trace-guest-1.txt",
+        lambda text: re.sub(r"(?m)^.* map: IOMMU: .*\n", "", text, count=1),
+    )
+    assert "11 times by the iommu:map" in invalid(trial, "maps-disagree").message
+
+
+def test_trial_is_invalid_when_a_map_never_returned(trial: Path) -> None:
+    def drop_last_return(text: str) -> str:
+        lines = text.splitlines(keepends=True)
+        last = max(i for i, line in enumerate(lines) if "ioctl_out" in line)
+        return "".join(lines[:last] + lines[last + 1 :])
+
+    rewrite(trial / "host/trace-guest-1.txt", drop_last_return)
+    invalid(trial, "unpaired-trace")
+
+
+def test_trial_is_invalid_when_trace_is_garbled(trial: Path) -> None:
+    rewrite(trial / "host/trace-guest-1.txt", lambda text: text + "half a li")
+    invalid(trial, "bad-trace")
+
+
+@pytest.mark.parametrize("event", ["mark", "ssh", "started"])
+def test_trial_is_invalid_when_the_plain_boot_has_no_mark(trial: Path, event: str) -> None:
+    rewrite(
+        trial / "guest-0/marks.txt",
+        lambda text: re.sub(rf"(?m)^E \d+ {event}\b.*\n", "", text),
+    )
+    invalid(trial, "no-mark")
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_trial_is_invalid_when_guest_did_not_place_the_bar(trial: Path, index: int) -> None:
+    rewrite(
+        trial / f"guest-{index}/pci.txt",
+        lambda text: text.replace("0x00003fff80000000 0x00003fffbfffffff 0x000000000014220c",
+                                  "0x0000000000000000 0x000000003fffffff 0x000000002014220c"),
+    )  # fmt: skip
+    assert f"guest-{index}" in invalid(trial, "bar-not-placed").message
+
+
+def test_trial_is_invalid_when_the_bars_place_is_marked_unset(trial: Path) -> None:
+    rewrite(
+        trial / "guest-0/pci.txt",
+        lambda text: text.replace("0x00003fffbfffffff 0x000000000014220c",
+                                  "0x00003fffbfffffff 0x000000002014220c"),
+    )  # fmt: skip
+    invalid(trial, "bar-not-placed")
+
+
+def test_trial_is_invalid_when_a_histogram_dropped_hits(trial: Path) -> None:
+    rewrite(
+        trial / "host/hist-walk.txt",
+        lambda text: text.replace("Hits: 262144", "Hits: 262147").replace("ped: 0", "ped: 3"),
+    )
+    assert "dropped 3 hits" in invalid(trial, "lost-events").message
+
+
+def test_trial_is_invalid_when_histogram_and_probe_disagree(trial: Path) -> None:
+    rewrite(
+        trial / "host/profile-counts.txt",
+        lambda text: re.sub(r"(lookup\s+)1\b", r"\g<1>2", text),
+    )
+    assert "the histogram has 1 hits, the probe 2" in invalid(trial, "counts-disagree").message
+
+
+@pytest.mark.parametrize("name", ["lookup", "pin"])
+def test_trial_is_invalid_when_pages_of_a_map_do_not_add_up(trial: Path, name: str) -> None:
+    rewrite(
+        trial / f"host/hist-{name}.txt",
+        lambda text: text.replace("ret:     262144", "ret: 262143"),
+    )
+    assert "262143" in invalid(trial, "counts-disagree").message
+
+
+def answer(trial: Path, **changes: object) -> None:
+    rewrite(trial / "map.json", lambda text: json.dumps(json.loads(text) | changes))
+
+
+def test_trial_is_invalid_when_another_bar_was_mapped(trial: Path) -> None:
+    answer(trial, bytes=BAR // 2)
+    invalid(trial, "wrong-bar")
+
+
+def test_trial_is_invalid_when_the_map_has_no_samples(trial: Path) -> None:
+    answer(trial, samples=[])
+    invalid(trial, "missing-evidence")
+
+
+def test_trial_is_invalid_when_the_map_is_no_json(trial: Path) -> None:
+    (trial / "map.json").write_text("{")
+    invalid(trial, "bad-evidence")
+
+
+def test_trial_is_invalid_when_an_unmap_was_partial(trial: Path) -> None:
+    samples = json.loads((trial / "map.json").read_text())["samples"]
+    answer(trial, samples=[samples[0] | {"unmapped_bytes": 4096}])
+    invalid(trial, "partial-unmap")
+
+
+def test_faults_that_mapped_nothing_are_not_counted(trial: Path) -> None:
+    rewrite(
+        trial / "host/hist-fault.txt",
+        lambda text: text.replace(
+            "{ order:         18, ret: 100 } hitcount:          1",
+            "{ order:         18, ret: 800 } hitcount:          4\n"
+            "{ order:          9, ret: 100 } hitcount:          2",
+        ).replace("Hits: 1", "Hits: 6"),
+    )
+    rewrite(
+        trial / "host/profile-counts.txt", lambda text: re.sub(r"(fault\s+)1\b", r"\g<1>6", text)
+    )
+    assert judged(trial).value("pfn_faults_per_map") == 2
+
+
+def test_only_the_passes_that_ran_are_judged(trial: Path) -> None:
+    for name in (trial / "host").glob("*-counts.txt"):
+        name.unlink()
+    (trial / "map.json").unlink()
+    result = read_result(sealed(trial, passes=["plain", "timing"]))
+    assert result.kind == "measured"
+    assert result.value("pfn_lookups_per_map") is None
+    assert result.value("bar_maps_per_boot") == 12
+
+
+def test_times_of_the_traced_boot_are_no_headline(trial: Path) -> None:
+    guests = [{"index": 1, "pass": "timing"}]
+    result = read_result(sealed(trial, guests=guests, passes=["timing"]))
+    assert result.kind == "measured"
+    assert result.value("guest_boot_seconds") is None

@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator.bench.device import (
+    IORESOURCE_UNSET,
+    Resource,
+    find_device,
+    parse_devices,
+    parse_resources,
+)
+from orchestrator.errors import ArmFailedError, BenchError
+from orchestrator.scenario import GIB, Device
+from tests.unit.recorded import BAR, MEASURED, RUN
+
+LISTED = (RUN / "trials" / MEASURED / "guest-1/pci.txt").read_text()
+SPEC = Device.model_validate({"kind": "ivshmem", "bar": "1GiB"})
+ADDRESSES = st.from_regex(r"[0-9a-f]{4}:[0-9a-f]{2}:[01][0-9a-f]\.[0-7]", fullmatch=True)
+LINES = st.builds(Resource, *[st.integers(0, 2**64 - 1)] * 3)
+
+
+def written(resource: Resource) -> str:
+    return f"0x{resource.start:016x} 0x{resource.end:016x} 0x{resource.flags:016x}"
+
+
+def test_recorded_device_is_found_with_its_bar() -> None:
+    device = find_device(parse_devices(LISTED), SPEC)
+    assert (device.address, device.bar_index) == ("0000:01:00.0", 2)
+    assert (device.bar_start, device.bar_bytes) == (0x3FFF80000000, BAR)
+
+
+def test_resource_has_a_size_and_a_place() -> None:
+    [bar, empty] = parse_resources(
+        [
+            "0x0000381800000000 0x000038183fffffff 0x000000000014220c",
+            "0x0000000000000000 0x0000000000000000 0x0000000000000000",
+        ]
+    )
+    assert (bar.size, bar.placed) == (GIB, True)
+    assert (empty.size, empty.placed) == (0, False)
+
+
+@given(st.lists(LINES, max_size=8))
+def test_any_resources_read_back(resources: list[Resource]) -> None:
+    assert parse_resources([written(r) for r in resources]) == resources
+
+
+@given(st.dictionaries(ADDRESSES, st.lists(LINES, min_size=1, max_size=7), max_size=5))
+def test_any_devices_read_back(devices: dict[str, list[Resource]]) -> None:
+    text = "".join(
+        f"device {address} 0x1af4 0x1110 \n" + "".join(f"{written(r)}\n" for r in resources)
+        for address, resources in devices.items()
+    )
+    assert parse_devices(text) == {a: ("0x1af4", "0x1110", r) for a, r in devices.items()}
+
+
+def test_no_device_is_the_benchs_failure() -> None:
+    with pytest.raises(BenchError, match="expected one ivshmem on the host, found 0") as caught:
+        find_device(parse_devices(LISTED.replace("0x1110", "0x1111")), SPEC)
+    assert caught.value.reason == "device-missing"
+    assert "0000:01:00.0 0x1af4:0x1111" in caught.value.evidence
+
+
+def test_two_devices_are_the_benchs_failure() -> None:
+    with pytest.raises(BenchError, match="found 2"):
+        find_device(parse_devices(LISTED + LISTED.replace("0000:01:00.0", "0000:02:00.0")), SPEC)
+
+
+def test_other_kind_of_device_is_not_taken_for_it() -> None:
+    with pytest.raises(BenchError, match="expected one pci-testdev"):
+        find_device(parse_devices(LISTED), Device.model_validate({"kind": "pci-testdev"}))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "0x0000000000000000 0x000000003fffffff 0x000000000014220c",
+        f"0x0000381800000000 0x000038183fffffff {IORESOURCE_UNSET | 0x14220C:#018x}",
+    ],
+)
+def test_bar_that_was_not_placed_is_the_arms_failure(line: str) -> None:
+    text = LISTED.replace("0x00003fff80000000 0x00003fffbfffffff 0x000000000014220c", line)
+    assert text != LISTED
+    with pytest.raises(ArmFailedError, match=r"did not place the 1GiB BAR of 0000:01:00\.0"):
+        find_device(parse_devices(text), SPEC)
+
+
+def test_bar_of_another_size_is_the_arms_failure() -> None:
+    with pytest.raises(ArmFailedError) as caught:
+        find_device(parse_devices(LISTED), Device.model_validate({"bar": "512MiB"}))
+    assert caught.value.reason == "device-not-placed"
+    assert "BAR 2: 0x3fff80000000-0x3fffbfffffff" in caught.value.evidence

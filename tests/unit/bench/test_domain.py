@@ -1,0 +1,158 @@
+"""Golden files: run this module to write them anew, and read the difference."""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ET
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from orchestrator.bench.domain import (
+    BAR_BUS,
+    QEMU_NAMESPACE,
+    Disk,
+    GuestDomain,
+    HostDomain,
+    guest_xml,
+    host_xml,
+)
+from orchestrator.scenario import GIB, MIB
+
+DATA = Path(__file__).parent / "data"
+HOST = HostDomain(
+    name="barometer-1234-0001-baseline", uuid="11111111-2222-3333-4444-555555555555",
+    accel="tcg", memory=4 * GIB, cpus=2, phys_bits=46, kernel=Path("/cache/vmlinuz"),
+    initramfs=Path("/state/token.initramfs"), cmdline="console=ttyS0 panic=-1",
+    console=Path("/run/host/console.log"),
+    disks=(Disk(Path("/cache/root.ext4"), "root"), Disk(Path("/cache/modules.ext4"), "modules")),
+    viommu="intel", viommu_aw_bits=48, device="ivshmem", bar=32 * GIB, shm_name="barometer-1234",
+)  # fmt: skip
+GUEST = GuestDomain(
+    name="guest-1", uuid="66666666-7777-8888-9999-000000000000", kvm=True, memory=512 * MIB,
+    cpus=1, kernel="/opt/barometer/guest/vmlinuz", initramfs="/run/barometer/guest.initramfs",
+    cmdline="console=ttyS0", console_port=40001, ssh_port=40002, device="0000:01:00.0",
+    trace_events=("vfio_listener_region_add_ram",),
+)  # fmt: skip
+GOLDEN = {
+    "host-tcg-ivshmem": host_xml(HOST),
+    "host-kvm-testdev": host_xml(
+        replace(HOST, accel="kvm", device="pci-testdev", viommu="virtio")
+    ),
+    "guest-kvm": guest_xml(GUEST),
+    "guest-tcg": guest_xml(replace(GUEST, kvm=False, trace_events=())),
+}
+
+
+def parsed(text: str) -> ET.Element:
+    return ET.fromstring(text)
+
+
+def found(document: ET.Element, path: str) -> ET.Element:
+    element = document.find(path)
+    assert element is not None, path
+    return element
+
+
+def arguments(document: ET.Element) -> list[str]:
+    return [arg.get("value", "") for arg in document.iter(f"{{{QEMU_NAMESPACE}}}arg")]
+
+
+@pytest.mark.parametrize("name", sorted(GOLDEN))
+def test_domain_is_the_golden_one(name: str) -> None:
+    assert GOLDEN[name] == (DATA / f"{name}.xml").read_text()
+
+
+@pytest.mark.parametrize("name", sorted(GOLDEN))
+def test_domain_ends_instead_of_starting_again(name: str) -> None:
+    domain = parsed(GOLDEN[name])
+    for event in ("on_poweroff", "on_reboot", "on_crash"):
+        assert found(domain, event).text == "destroy"
+
+
+@pytest.mark.parametrize("name", sorted(GOLDEN))
+def test_network_of_a_domain_reaches_nothing(name: str) -> None:
+    domain = parsed(GOLDEN[name])
+    [network] = [arg for arg in arguments(domain) if arg.startswith("user,")]
+    assert "restrict=on" in network
+    assert "hostfwd=tcp:127.0.0.1:" in network
+    assert domain.find(".//interface") is None
+
+
+def test_host_gets_its_sizes_in_bytes_and_the_bar_in_mebibytes() -> None:
+    domain = parsed(host_xml(HOST))
+    memory, size = found(domain, "memory"), found(domain, "devices/shmem/size")
+    assert (memory.text, memory.get("unit")) == (str(4 * GIB), "b")
+    assert (size.text, size.get("unit")) == (str(32 * 1024), "M")
+
+
+def test_disks_of_the_host_are_read_only_and_known_by_serial() -> None:
+    disks = parsed(host_xml(HOST)).findall("devices/disk")
+    assert [found(d, "serial").text for d in disks] == ["root", "modules"]
+    assert [found(d, "target").get("dev") for d in disks] == ["vda", "vdb"]
+    assert all(d.find("readonly") is not None for d in disks)
+
+
+@pytest.mark.parametrize("viommu", ["intel", "virtio"])
+def test_viommu_of_the_host_is_a_setting(viommu: Literal["intel", "virtio"]) -> None:
+    spec = replace(HOST, viommu=viommu, viommu_aw_bits=39)
+    iommu = found(parsed(host_xml(spec)), "devices/iommu")
+    assert iommu.get("model") == viommu
+    driver = iommu.find("driver")
+    assert (driver.get("aw_bits") if driver is not None else None) == (
+        "39" if viommu == "intel" else None
+    )
+
+
+def test_device_of_the_host_is_alone_behind_its_root_port() -> None:
+    domain = parsed(host_xml(HOST))
+    ports = domain.findall("devices/controller[@model='pcie-root-port']")
+    assert [p.get("index") for p in ports] == [str(BAR_BUS)]
+    address = found(domain, "devices/shmem/address")
+    assert int(address.get("bus", ""), 16) == BAR_BUS
+    others = [a for a in domain.iter("address") if a is not address and a.get("type") == "pci"]
+    assert all(int(a.get("bus", "0"), 16) != BAR_BUS for a in others)
+
+
+def test_testdev_is_given_to_qemu_with_its_size_in_bytes() -> None:
+    domain = parsed(host_xml(replace(HOST, device="pci-testdev")))
+    assert f"pci-testdev,membar={32 * GIB},bus=pci.1,addr=0x0" in arguments(domain)
+    assert domain.find("devices/shmem") is None
+
+
+def test_kvm_host_is_no_emulated_one() -> None:
+    domain = parsed(host_xml(replace(HOST, accel="kvm")))
+    assert domain.get("type") == "kvm"
+    assert found(domain, "cpu").get("mode") == "host-passthrough"
+    assert domain.find("features/tcg") is None
+    assert found(domain, "cpu/maxphysaddr").get("bits") == "46"
+
+
+def test_guest_gets_the_device_of_its_address() -> None:
+    address = found(parsed(guest_xml(replace(GUEST, device="0001:a2:1f.7"))), ".//source/address")
+    assert address.attrib == {
+        "domain": "0x0001", "bus": "0xa2", "slot": "0x1f", "function": "0x7",
+    }  # fmt: skip
+    hostdev = found(parsed(guest_xml(GUEST)), "devices/hostdev")
+    assert hostdev.get("managed") == "no"
+
+
+def test_guest_has_its_ports_and_trace_events() -> None:
+    domain = parsed(guest_xml(GUEST))
+    assert found(domain, "devices/serial/source").get("service") == "40001"
+    words = arguments(domain)
+    assert any("hostfwd=tcp:127.0.0.1:40002-:22" in word for word in words)
+    assert words[words.index("-trace") + 1] == "enable=vfio_listener_region_add_ram"
+    assert "-trace" not in arguments(parsed(guest_xml(replace(GUEST, trace_events=()))))
+
+
+def test_words_that_are_special_in_xml_survive() -> None:
+    cmdline = "a=\"<&>\" b='c'"
+    domain = parsed(guest_xml(replace(GUEST, cmdline=cmdline)))
+    assert found(domain, "os/cmdline").text == cmdline
+
+
+if __name__ == "__main__":
+    for name, text in GOLDEN.items():
+        (DATA / f"{name}.xml").write_text(text)

@@ -1,0 +1,124 @@
+"""The specifications against the grammar of kprobe_events
+(Documentation/trace/kprobetrace.rst) and against what the analysis reads."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+
+from orchestrator.analysis import trace
+from orchestrator.bench import tracer
+from orchestrator.bench.tracer import counts_spec, timing_spec
+from orchestrator.scenario import GIB, MIB
+
+SPECS = {
+    "timing-32GiB": timing_spec(32 * GIB),
+    "timing-256MiB": timing_spec(256 * MIB),
+    "counts": counts_spec(),
+}
+DEFINITION = re.compile(
+    r"(?P<kind>[pr]):(?P<event>\w+/\w+) (?:(?P<module>\w+):)?(?P<symbol>\w+)(?P<args>( \S+=\S+)*)"
+)
+ARGUMENT = re.compile(r"(?P<name>\w+)=(\$arg\d|\$retval|\+u?\d+\(\$arg\d\)):([xsu])(8|16|32|64)")
+STATIC = {"iommu/map": {"iova", "paddr", "size"}, "iommu/unmap": {"iova", "size", "unmapped_size"}}
+
+
+def defined(spec: dict[str, Any]) -> dict[str, re.Match[str]]:
+    """Event -> its definition, taken apart."""
+    matches = [DEFINITION.fullmatch(line) for line in spec["definitions"]]
+    assert all(matches)
+    return {match["event"]: match for match in matches if match}
+
+
+def values(match: re.Match[str]) -> set[str]:
+    return {argument.split("=")[0] for argument in match["args"].split()}
+
+
+@pytest.fixture(params=sorted(SPECS))
+def spec(request: pytest.FixtureRequest) -> dict[str, Any]:
+    return SPECS[request.param]
+
+
+def test_every_definition_is_well_formed_and_named_once(spec: dict[str, Any]) -> None:
+    events = defined(spec)
+    assert len(events) == len(spec["definitions"])
+    for match in events.values():
+        assert all(ARGUMENT.fullmatch(argument) for argument in match["args"].split())
+
+
+def test_every_event_is_in_the_group_that_is_cleared(spec: dict[str, Any]) -> None:
+    assert {event.split("/")[0] for event in defined(spec)} == {spec["group"]}
+
+
+def test_every_enabled_event_is_defined(spec: dict[str, Any]) -> None:
+    for event in spec["enable"]:
+        assert event in defined(spec) or event in STATIC
+    assert len(set(spec["enable"])) == len(spec["enable"])
+
+
+def test_every_defined_event_is_enabled_or_triggered(spec: dict[str, Any]) -> None:
+    assert set(defined(spec)) <= {*spec["enable"], *spec["triggers"]}
+
+
+def test_every_filter_and_trigger_uses_values_that_the_event_has(spec: dict[str, Any]) -> None:
+    for event, text in spec["filters"].items():
+        has = STATIC[event] if event in STATIC else values(defined(spec)[event])
+        assert set(re.findall(r"(\w+) (?:==|>=)", text)) <= has, event
+    for event, text in spec["triggers"].items():
+        keys = text.removeprefix("hist:keys=").split(",")
+        has = values(defined(spec)[event]) | {"common_pid"}
+        assert {key.removesuffix(".hex") for key in keys} <= has, event
+
+
+def test_every_probed_symbol_is_looked_for_before(spec: dict[str, Any]) -> None:
+    assert {match["symbol"] for match in defined(spec).values()} == set(spec["symbols"])
+
+
+def test_return_value_is_only_asked_for_at_the_return(spec: dict[str, Any]) -> None:
+    for match in defined(spec).values():
+        assert match["kind"] == "r" or "$retval" not in match["args"]
+
+
+def test_entries_and_returns_are_pairs_on_one_function() -> None:
+    events = defined(SPECS["timing-32GiB"])
+    for event, match in events.items():
+        if event.endswith("_in"):
+            other = events[event.removesuffix("_in") + "_out"]
+            assert (match["kind"], other["kind"]) == ("p", "r")
+            assert match["symbol"] == other["symbol"]
+
+
+def test_timing_has_what_the_analysis_reads() -> None:
+    events = {e.split("/")[1]: values(m) for e, m in defined(SPECS["timing-32GiB"]).items()}
+    assert {"cmd", "q8", "q16", "q24"} <= events["ioctl_in"]
+    assert {"cmd", "ret"} <= events["ioctl_out"]
+    assert {"iova", "size"} <= events["unmap_in"]
+    assert "ret" in events["pin_out"]
+    assert {"imap_in", "imap_out", "iun_in", "iun_out", "unpin_in", "unpin_out"} <= set(events)
+
+
+def test_counts_have_what_the_analysis_reads() -> None:
+    assert {e.split("/")[1] for e in SPECS["counts"]["triggers"]} == {
+        "lookup", "fault", "pin", "walk",
+    }  # fmt: skip
+    assert SPECS["counts"]["enable"] == []
+
+
+@pytest.mark.parametrize(("bar", "least"), [(32 * GIB, GIB), (GIB, GIB), (256 * MIB, 256 * MIB)])
+def test_filters_let_the_bar_through_and_keep_pages_out(bar: int, least: int) -> None:
+    filters = timing_spec(bar)["filters"]
+    assert filters["barotime/imap_in"] == f"size >= {least:#x}"
+    assert filters["barotime/pin_in"] == f"npage >= {least // 4096}"
+    assert filters["iommu/map"] == f"size >= {least:#x}"
+
+
+def test_collecting_and_judging_mean_the_same_ioctls() -> None:
+    assert (tracer.MAP_DMA, tracer.UNMAP_DMA) == (trace.MAP_DMA, trace.UNMAP_DMA)
+    # _IO(';', 100 + 13) and _IO(';', 100 + 14) of include/uapi/linux/vfio.h
+    assert (trace.MAP_DMA, trace.UNMAP_DMA) == (ord(";") << 8 | 113, ord(";") << 8 | 114)
+
+
+def test_clock_is_the_one_of_the_watch_agent(spec: dict[str, Any]) -> None:
+    assert spec["clock"] == "mono"

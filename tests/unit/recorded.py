@@ -1,0 +1,82 @@
+"""Trials for judging: a small one recorded at 1 GiB, copied and altered."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from orchestrator.evidence import MANIFEST, TrialDir
+from orchestrator.hashing import sha256_file
+
+RUN = Path(__file__).parent / "data/run"
+MEASURED = "0002-candidate"
+FAILED = "0001-baseline"
+BAR = 1 << 30
+PAGES = BAR // 4096
+
+
+def copied(tmp_path: Path, name: str = MEASURED, under: str = "") -> Path:
+    """A copy of a recorded trial that a test may change."""
+    target = tmp_path / (under or name)
+    shutil.copytree(RUN / "trials" / name, target)
+    return target
+
+
+def sealed(folder: Path, **facts: Any) -> TrialDir:
+    """The trial as if its files had been collected the way they are now."""
+    manifest = json.loads((folder / MANIFEST).read_text()) | facts
+    manifest["files"] = {
+        path.relative_to(folder).as_posix(): sha256_file(path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != MANIFEST
+    }
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+    return TrialDir.open(folder)
+
+
+def rewrite(path: Path, change: Callable[[str], str]) -> None:
+    """Change a text; it is an error when that changes nothing."""
+    before = path.read_text()
+    after = change(before)
+    assert after != before, f"{path} is what it was"
+    path.write_text(after)
+
+
+def unpatched(tmp_path: Path, name: str = "0001-baseline", seconds: float = 0.5) -> TrialDir:
+    """The recorded trial as an unpatched kernel leaves it: one lookup and one fault for each
+    page, and maps that take `seconds`."""
+    trial = copied(tmp_path, under=name)
+    host = trial / "host"
+    head, totals = "# event histogram\n\n", f"\nTotals:\n    Hits: {PAGES}\n    Entries: 1\n"
+    row = f"hitcount:     {PAGES}\n"
+    (host / "hist-lookup.txt").write_text(
+        f"{head}{{ ret:          1 }} {row}{totals}    Dropped: 0\n"
+    )
+    (host / "hist-fault.txt").write_text(
+        f"{head}{{ order:          0, ret: 100 }} {row}{totals}    Dropped: 0\n"
+    )
+    rewrite(
+        host / "profile-counts.txt",
+        lambda text: re.sub(r"(lookup|fault) +1 ", rf"\1 {PAGES} ", text),
+    )
+    rewrite(host / "trace-guest-1.txt", lambda text: slow_maps(text, seconds))
+    return sealed(trial, trial=name, arm="baseline")
+
+
+def slow_maps(trace: str, seconds: float) -> str:
+    """Every map of the BAR returns `seconds` after it began."""
+    lines = trace.splitlines()
+    started: float | None = None
+    for number, line in enumerate(lines):
+        time = re.search(r"(\d+\.\d+): ioctl_(in|out): .* cmd=0x3b71", line)
+        if time is None:
+            continue
+        if time[2] == "in":
+            started = float(time[1]) if f"q24={BAR:#x}" in line else None
+        elif started is not None:
+            lines[number] = line.replace(time[1], f"{started + seconds:.6f}")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,19 @@
+"""Scenarios for tests, as TOML text."""
+
+from __future__ import annotations
+
+from orchestrator.scenario import Scenario, parse_scenario
+
+MINIMAL = """
+name = "small"
+[guest]
+kernel = { dir = "guest" }
+[arms.baseline]
+kernel = { dir = "old" }
+[arms.candidate]
+kernel = { dir = "new" }
+"""
+
+
+def scenario(*overrides: str, text: str = MINIMAL) -> Scenario:
+    return parse_scenario(text, "small.toml", overrides=overrides)[0]

@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from orchestrator.command import run, tail
+from orchestrator.errors import BenchError
+
+
+def gone(pid: int, within: float = 5) -> bool:
+    """Whether a process ends (or is a zombie of another parent) in time."""
+    deadline = time.monotonic() + within
+    while time.monotonic() < deadline:
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except OSError:
+            return True
+        if state == "Z":
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def test_output_comes_back_as_text() -> None:
+    done = run(["sh", "-c", "cat; echo bad >&2"], doing="testing", stdin="grüße\n")
+    assert (done.stdout, done.stderr, done.returncode) == ("grüße\n", "bad\n", 0)
+
+
+def test_output_that_is_no_text_is_replaced() -> None:
+    assert run(["printf", r"\377x"], doing="testing").stdout == "\ufffdx"
+
+
+def test_environment_is_added_to_and_folder_is_set(tmp_path: Path) -> None:
+    done = run(["sh", "-c", 'echo "$X $HOME"; pwd'], doing="t", env={"X": "y"}, cwd=tmp_path)
+    assert done.stdout == f"y {os.environ['HOME']}\n{tmp_path}\n"
+
+
+def test_exit_code_is_an_error_with_the_last_words() -> None:
+    with pytest.raises(BenchError) as caught:
+        run(["sh", "-c", "echo why >&2; exit 3"], doing="making a thing")
+    assert caught.value.message == "making a thing: sh failed with exit code 3"
+    assert caught.value.evidence.endswith("why")
+    assert caught.value.reason == "program-failed"
+
+
+def test_accepted_exit_code_is_no_error() -> None:
+    assert run(["sh", "-c", "exit 100"], doing="t", accept=(0, 100)).returncode == 100
+
+
+def test_missing_program_is_named() -> None:
+    with pytest.raises(BenchError, match="the program no-such-program is not installed") as caught:
+        run(["no-such-program"], doing="t")
+    assert caught.value.reason == "program-missing"
+    assert "ci/setup.sh" in caught.value.hint
+
+
+def test_slow_program_ends_with_all_that_it_started(tmp_path: Path) -> None:
+    pids = tmp_path / "pids"
+    started = time.monotonic()
+    with pytest.raises(BenchError, match="took more than 1 s") as caught:
+        run(["sh", "-c", 'sleep 60 & echo $! $$ > "$0"; wait', pids], doing="t", timeout=1)
+    assert caught.value.reason == "program-timeout"
+    assert time.monotonic() - started < 20
+    child, parent = map(int, pids.read_text().split())
+    assert gone(child)
+    assert gone(parent)
+
+
+def test_interrupted_program_ends_with_all_that_it_started(tmp_path: Path) -> None:
+    pids = tmp_path / "pids"
+    previous = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    signal.setitimer(signal.ITIMER_REAL, 0.5)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run(["sh", "-c", 'sleep 60 & echo $! > "$0"; wait', pids], doing="t")
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+    assert gone(int(pids.read_text()))
+
+
+def test_large_output_does_not_block() -> None:
+    done = run(["sh", "-c", "head -c 3000000 /dev/zero | tr '\\0' x >&2; echo end"], doing="t")
+    assert len(done.stderr) == 3_000_000
+    assert done.stdout == "end\n"
+
+
+def test_tail_is_the_last_lines() -> None:
+    assert tail("a\nb\nc\n\n", 2) == "b\nc"
+    assert tail("") == ""

@@ -1,0 +1,163 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from orchestrator.errors import ArmFailedError, BenchError, EvidenceError, ScenarioError
+from orchestrator.evidence import RunDir, TrialDir, TrialWriter, read_json, write_json
+
+PLAN = {"schema": 1, "trials": []}
+
+
+def writer(tmp_path: Path, name: str = "0001-baseline") -> TrialWriter:
+    return TrialWriter(tmp_path / "trials" / name, {"arm": "baseline", "pair": 1})
+
+
+def test_trial_has_its_name_only_when_it_is_complete(tmp_path: Path) -> None:
+    trial = writer(tmp_path)
+    final = tmp_path / "trials/0001-baseline"
+    (trial.host / "console.log").write_text("hello\n")
+    assert not final.exists()
+    assert trial.path == TrialWriter.partial_path(final)
+    done = trial.complete()
+    assert done.path == final
+    assert not trial.path.exists()
+    assert done.manifest["outcome"] == {"kind": "collected"}
+    assert list(done.manifest["files"]) == ["host/console.log"]
+    assert done.verify() is None
+
+
+def test_partial_trial_is_no_trial_of_the_run(tmp_path: Path) -> None:
+    writer(tmp_path)
+    assert RunDir(tmp_path).trials() == []
+
+
+def test_manifest_is_on_disk_while_the_trial_runs(tmp_path: Path) -> None:
+    trial = writer(tmp_path)
+    with trial.stage("host-boot"):
+        now = json.loads((trial.path / "manifest.json").read_text())
+        assert now["stages"][0]["outcome"] == "running"
+        assert now["outcome"] == {"kind": "unfinished"}
+    trial.record(boot_id="x")
+    now = json.loads((trial.path / "manifest.json").read_text())
+    assert now["stages"][0]["outcome"] == "ok"
+    assert now["stages"][0]["seconds"] >= 0
+    assert now["boot_id"] == "x"
+
+
+def test_failed_stage_has_the_reason(tmp_path: Path) -> None:
+    trial = writer(tmp_path)
+    with pytest.raises(BenchError), trial.stage("device"):
+        raise BenchError("no", reason="device-missing")
+    with pytest.raises(ZeroDivisionError), trial.stage("other"):
+        raise ZeroDivisionError
+    assert [s["outcome"] for s in trial.manifest["stages"]] == [
+        "device-missing",
+        "ZeroDivisionError",
+    ]
+
+
+def test_failure_of_the_arm_is_charged_to_it_and_failure_of_the_bench_is_not(
+    tmp_path: Path,
+) -> None:
+    one, two = writer(tmp_path, "0001-baseline"), writer(tmp_path, "0002-candidate")
+    one.failed(ArmFailedError("oops", evidence="BUG:", reason="host-panic"), "guest-0")
+    two.failed(BenchError("no", reason="command-failed"), "device")
+    assert one.complete().manifest["outcome"] == {
+        "kind": "failed", "stage": "guest-0", "reason": "host-panic", "message": "oops",
+        "evidence": "BUG:",
+    }  # fmt: skip
+    assert two.complete().manifest["outcome"]["kind"] == "invalid"
+
+
+def test_changed_and_missing_files_are_noticed(tmp_path: Path) -> None:
+    trial = writer(tmp_path)
+    for name in ("a.txt", "b.txt"):
+        (trial.host / name).write_text(name)
+    done = trial.complete()
+    (done.host / "b.txt").write_text("B")
+    assert done.verify() == "host/b.txt changed since it was collected"
+    (done.host / "a.txt").unlink()
+    assert done.verify() == "host/a.txt is missing"
+
+
+def test_files_that_are_not_there_read_as_none(tmp_path: Path) -> None:
+    done = writer(tmp_path).complete()
+    assert done.text("host/nothing.txt") is None
+    assert done.json("map.json") is None
+    assert done.guest(3) == done.path / "guest-3"
+
+
+def test_text_that_is_no_utf8_is_still_read(tmp_path: Path) -> None:
+    trial = writer(tmp_path)
+    (trial.host / "console.log").write_bytes(b"ok \xff\n")
+    assert trial.text("host/console.log") == "ok \ufffd\n"
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"schema": 2}', '"x"'])
+def test_manifest_that_is_none_is_an_evidence_error(tmp_path: Path, text: str) -> None:
+    (tmp_path / "manifest.json").write_text(text)
+    with pytest.raises(EvidenceError) as caught:
+        TrialDir.open(tmp_path)
+    assert caught.value.reason == "bad-evidence"
+    assert caught.value.exit_code == 4
+
+
+def test_missing_manifest_is_an_evidence_error(tmp_path: Path) -> None:
+    with pytest.raises(EvidenceError, match="is missing"):
+        TrialDir.open(tmp_path)
+
+
+def test_json_is_replaced_as_a_whole(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    write_json(path, {"a": 1})
+    with pytest.raises(TypeError):
+        write_json(path, {"a": object()})
+    assert read_json(path) == {"a": 1}
+    write_json(path, {"a": 2})
+    assert [p.name for p in tmp_path.iterdir()] == ["x.json"]
+
+
+def test_run_is_made_and_taken_up_again(tmp_path: Path) -> None:
+    folder = tmp_path / "deep/run"
+    RunDir.create(folder, "name = 1", PLAN)
+    again = RunDir.create(folder, "name = 1", {"schema": 1, "trials": ["other"]})
+    assert again.plan() == PLAN
+    assert RunDir.open(folder).plan() == PLAN
+
+
+def test_run_of_another_scenario_is_left_alone(tmp_path: Path) -> None:
+    RunDir.create(tmp_path / "run", "name = 1", PLAN)
+    with pytest.raises(ScenarioError, match="another scenario") as caught:
+        RunDir.create(tmp_path / "run", "name = 2", PLAN)
+    assert caught.value.exit_code == 2
+    assert (tmp_path / "run/scenario.toml").read_text() == "name = 1"
+
+
+def test_folder_with_something_else_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "letter.txt").write_text("dear")
+    with pytest.raises(ScenarioError, match="not empty"):
+        RunDir.create(tmp_path, "name = 1", PLAN)
+    assert [p.name for p in tmp_path.iterdir()] == ["letter.txt"]
+
+
+def test_folder_without_a_run_cannot_be_judged(tmp_path: Path) -> None:
+    with pytest.raises(EvidenceError, match="holds no run") as caught:
+        RunDir.open(tmp_path)
+    assert caught.value.exit_code == 4
+
+
+def test_trials_are_read_in_order(tmp_path: Path) -> None:
+    run = RunDir.create(tmp_path / "run", "x", PLAN)
+    for name in ("0002-candidate", "0001-baseline"):
+        TrialWriter(run.trials_path / name, {"arm": name[5:]}).complete()
+    assert [t.path.name for t in run.trials()] == ["0001-baseline", "0002-candidate"]
+    assert [t.manifest["trial"] for t in run.trials()] == ["0001-baseline", "0002-candidate"]
+
+
+def test_error_says_what_why_and_what_to_do() -> None:
+    error = BenchError("no kernel", evidence="one\ntwo", hint="look there", reason="x")
+    assert str(error) == "no kernel\n  | one\n  | two\nhint: look there"
+    assert str(BenchError("just this")) == "just this"
