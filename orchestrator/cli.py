@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import signal
 import sys
 import traceback
 from datetime import datetime
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, NoReturn
+from typing import Annotated, NoReturn, cast
 
-import click
 import typer
 from rich.console import Console
 
@@ -32,6 +32,9 @@ from orchestrator.plan import make_plan
 from orchestrator.progress import Progress
 from orchestrator.run import run_plan
 from orchestrator.scenario import ARMS, Scenario, format_size, json_schema, load_scenario
+
+# UsageError of the click that typer brings, which is not always the installed one.
+_UsageError = cast(type[typer.BadParameter], typer.BadParameter.__mro__[1])
 
 app = typer.Typer(
     name="barometer",
@@ -172,26 +175,32 @@ def _run() -> int:
     def say(text: str) -> None:
         stderr.print(f"barometer: {text}", markup=False, soft_wrap=True)
 
+    command = typer.main.get_command(app)
     try:
-        code = app(standalone_mode=False)
+        # Not app(): that would make exit codes of its own from an interrupt and a closed pipe.
+        with command.make_context("barometer", sys.argv[1:]) as context:
+            command.invoke(context)
+        sys.stdout.flush()
     except BarometerError as exc:
         say(f"error: {exc}")
         return exc.exit_code
-    except click.exceptions.Exit as exc:
+    except typer.Exit as exc:
         return exc.exit_code
-    except click.UsageError as exc:
-        say(f"error: {exc.format_message()}")
+    except _UsageError as exc:
+        if message := exc.format_message():  # without arguments the help was the answer
+            say(f"error: {message}")
         return ScenarioError.exit_code
-    except (KeyboardInterrupt, click.Abort) as exc:
+    except (KeyboardInterrupt, typer.Abort) as exc:
         say(f"interrupted{f' by {exc}' if str(exc) else ''}; everything that ran was ended")
         return 130
     except BrokenPipeError:
-        sys.stderr.close()
+        # what is left in the buffer must not be tried again when Python ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except Exception:  # noqa: BLE001  # the last resort: a bug, and said as one
         say("this is a bug in barometer:\n" + traceback.format_exc())
         return 70
-    return int(code or 0)
+    return 0
 
 
 if __name__ == "__main__":

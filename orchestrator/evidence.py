@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,7 +25,7 @@ from orchestrator.hashing import sha256_file
 
 MANIFEST = "manifest.json"
 SCHEMA = 1
-"""Of a trial's manifest; a reader refuses what it does not know."""
+"""Of manifest.json and plan.json; a reader refuses what it does not know."""
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -45,6 +45,14 @@ def read_json(path: Path) -> Any:
         raise EvidenceError(f"{path} cannot be read: {exc}", reason="bad-evidence") from exc
 
 
+def _need_keys(path: Path, value: Any, keys: Sequence[str]) -> None:
+    if not isinstance(value, dict) or value.get("schema") != SCHEMA or not value.keys() >= {*keys}:
+        raise EvidenceError(
+            f"{path} is not what barometer writes: schema {SCHEMA} with {', '.join(keys)}",
+            reason="bad-evidence",
+        )
+
+
 class TrialDir:
     """One trial's evidence."""
 
@@ -57,10 +65,7 @@ class TrialDir:
         """A trial that is complete. Raises EvidenceError when its manifest cannot be read."""
         trial = cls(path)
         trial.manifest = read_json(path / MANIFEST)
-        if not isinstance(trial.manifest, dict) or trial.manifest.get("schema") != SCHEMA:
-            raise EvidenceError(
-                f"{path / MANIFEST} is not a manifest of schema {SCHEMA}", reason="bad-evidence"
-            )
+        _need_keys(path / MANIFEST, trial.manifest, ("trial", "arm", "outcome"))
         return trial
 
     def verify(self) -> str | None:
@@ -204,8 +209,19 @@ class RunDir:
         return self.path / "trials"
 
     def plan(self) -> dict[str, Any]:
+        """Raises EvidenceError when it cannot be read."""
         plan: dict[str, Any] = read_json(self.path / "plan.json")
+        _need_keys(self.path / "plan.json", plan, ("kernels", "guest_kernel", "accel"))
         return plan
+
+    def scenario(self) -> str:
+        """The text the run was started with. Raises EvidenceError when it cannot be read."""
+        try:
+            return (self.path / "scenario.toml").read_text("utf-8")
+        except (OSError, ValueError) as exc:
+            raise EvidenceError(
+                f"{self.path / 'scenario.toml'} cannot be read: {exc}", reason="missing-evidence"
+            ) from exc
 
     def trials(self) -> list[TrialDir]:
         """Every complete trial, in order."""

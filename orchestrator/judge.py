@@ -11,8 +11,8 @@ from orchestrator.scenario import ARMS, Scenario, parse_scenario
 
 def judge(run: RunDir) -> tuple[Scenario, Comparison, str]:
     """The run's scenario, its comparison and the text report; both are saved in the run."""
-    source = run.path / "scenario.toml"
-    scenario, _ = parse_scenario(source.read_text(), str(source), run.path)
+    source = str(run.path / "scenario.toml")
+    scenario, _ = parse_scenario(run.scenario(), source, run.path)
     plan = run.plan()
     kernels = {
         arm: {key: plan["kernels"][arm][key] for key in ("release", "source")} for arm in ARMS

@@ -33,6 +33,8 @@ UNITS: dict[Metric, str] = {
 
 # QEMU's trace event vfio_listener_region_add_ram: `region_add [ram] 0xSTART - 0xEND [HVA]`
 _REGION_ADD = re.compile(r"region_add \[ram\] 0x([0-9a-f]+) - 0x([0-9a-f]+)")
+# a line of /sys/bus/pci/devices/*/resource: `0xSTART 0xEND 0xFLAGS`
+_RESOURCE = re.compile(r"(?m)^0x([0-9a-f]+) 0x([0-9a-f]+) 0x([0-9a-f]+)$")
 _VM_FAULT_NOPAGE = 0x100  # include/linux/mm_types.h: the fault installed a mapping
 _IORESOURCE_UNSET = 0x20000000  # include/linux/ioport.h
 
@@ -194,10 +196,7 @@ def _maps_agree(
 def _bar_placed(trial: TrialDir, index: int) -> None:
     """The guest's kernel found the BAR in its place: without it a boot is fast, and broken."""
     bar = trial.manifest["bar"]
-    for line in _need(trial, f"guest-{index}/pci.txt").splitlines():
-        words = line.split()
-        if len(words) != 3 or not all(word.startswith("0x") for word in words):
-            continue
+    for words in _RESOURCE.findall(_need(trial, f"guest-{index}/pci.txt")):
         start, end, flags = (int(word, 16) for word in words)
         if end - start + 1 == bar and start and not flags & _IORESOURCE_UNSET:
             return

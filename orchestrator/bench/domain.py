@@ -62,6 +62,8 @@ class GuestDomain:
     """A TCP port of the host that QEMU forwards to the guest's SSH server."""
     device: str
     """Address of the device with the large BAR: 0000:01:00.0"""
+    pinned: tuple[int, ...] = ()
+    """One CPU of the host for each of the guest's, which stay there; empty: they may move."""
     trace_events: tuple[str, ...] = ()
     """QEMU's own trace events; they go to its log."""
 
@@ -79,11 +81,8 @@ def host_xml(spec: HostDomain) -> str:
     if spec.accel == "tcg":
         _sub(_sub(features, "tcg"), "tb-cache", "1024", unit="MiB")
         cpu = _sub(domain, "cpu", mode="maximum", check="none")
-        # With virtual GIF the nested host was seen to lose its interrupts under emulation; with
-        # five-level page tables guests were seen to triple-fault or to spin on one nested page
-        # fault, about one in four from the second guest of a host on.
-        for name in ("vgif", "la57"):
-            _sub(cpu, "feature", policy="disable", name=name)
+        # With virtual GIF the nested host was seen to lose its interrupts under emulation.
+        _sub(cpu, "feature", policy="disable", name="vgif")
     else:
         cpu = _sub(domain, "cpu", mode="host-passthrough", check="none")
     _sub(cpu, "maxphysaddr", mode="emulate", bits=str(spec.phys_bits))
@@ -124,6 +123,11 @@ def host_xml(spec: HostDomain) -> str:
 def guest_xml(spec: GuestDomain) -> str:
     """Domain XML of the guest, for the host's libvirt."""
     domain = _domain(spec.name, spec.uuid, "kvm" if spec.kvm else "qemu", spec.memory, spec.cpus)
+    if spec.pinned:
+        tuning = _sub(domain, "cputune")
+        for vcpu, cpu in enumerate(spec.pinned):
+            _sub(tuning, "vcpupin", vcpu=str(vcpu), cpuset=str(cpu))
+        _sub(tuning, "emulatorpin", cpuset=str(spec.pinned[0]))
     _direct_boot(domain, spec.kernel, spec.initramfs, spec.cmdline)
     features = _sub(domain, "features")
     _sub(features, "acpi")

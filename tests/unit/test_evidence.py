@@ -8,7 +8,7 @@ import pytest
 from orchestrator.errors import ArmFailedError, BenchError, EvidenceError, ScenarioError
 from orchestrator.evidence import RunDir, TrialDir, TrialWriter, read_json, write_json
 
-PLAN = {"schema": 1, "trials": []}
+PLAN = {"schema": 1, "kernels": {}, "guest_kernel": {}, "accel": "tcg", "trials": []}
 
 
 def writer(tmp_path: Path, name: str = "0001-baseline") -> TrialWriter:

@@ -27,7 +27,8 @@ class Entry:
 
 def unpacked(data: bytes) -> list[Entry]:
     """A reader of newc, as strict as the kernel's (init/initramfs.c)."""
-    entries, at = [], 0
+    entries: list[Entry] = []
+    at = 0
     while True:
         assert at % 4 == 0
         assert data[at : at + 6] == b"070701"

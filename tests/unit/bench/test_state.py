@@ -20,7 +20,7 @@ from orchestrator.bench.state import SHM, bench_state, clean, default_root, proc
 @contextmanager
 def process(*argv: str, name: str = "qemu-system-x86_64") -> Iterator[subprocess.Popen[bytes]]:
     """A process that sleeps, under a name and with arguments of its own."""
-    script = 'exec -a "$0" python3 -c "import sys; print(1, flush=True); sys.stdin.read()" "$@"'
+    script = """exec -a "$0" sh -c 'echo 1; read -r _' sh "$@" """
     child = subprocess.Popen(
         ["bash", "-c", script, name, *argv], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )

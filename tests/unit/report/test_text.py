@@ -110,11 +110,12 @@ def test_share_of_maps_in_the_boot_is_said(
 
 
 def test_several_trials_show_their_range(plan: dict[str, Any]) -> None:
+    values: list[tuple[ArmName, float]] = [("baseline", 4), ("baseline", 5), ("candidate", 1)]
     results = [
         TrialResult("t", arm, "measured", samples={"bar_map_seconds": (value,)})
-        for arm, value in (("baseline", 4.0), ("baseline", 5.0), ("candidate", 1.0))
-    ]  # fmt: skip
-    assert "4.5 [4 .. 5]" in report(plan, *results)  # type: ignore[arg-type]
+        for arm, value in values
+    ]
+    assert "4.5 [4 .. 5]" in report(plan, *results)
 
 
 def test_trials_that_do_not_count_are_listed_with_their_evidence(plan: dict[str, Any]) -> None:

@@ -1,0 +1,372 @@
+"""orchestrator.bench.shell against a real sshd on this machine, as root or as an ordinary user."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pwd
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from orchestrator.bench.keys import KeyPair, RunKeys
+from orchestrator.bench.shell import ConnectionLostError, Shell, connected, write_client_config
+from orchestrator.errors import ArmFailedError, BenchError
+
+pytestmark = pytest.mark.ssh
+
+SSHD = Path("/usr/sbin/sshd")
+USER = pwd.getpwuid(os.geteuid()).pw_name
+SECONDS = 20.0
+
+
+@dataclass(frozen=True)
+class Server:
+    port: int
+    keys: RunKeys
+    folder: Path
+
+    @property
+    def endpoint(self) -> tuple[str, int]:
+        return "127.0.0.1", self.port
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port: int = server.getsockname()[1]
+        return port
+
+
+@pytest.fixture(scope="module")
+def sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A real sshd with keys of its own; it knows nothing of this machine's configuration."""
+    if not SSHD.exists():
+        pytest.fail(f"the ssh lane needs {SSHD}; ci/setup.sh installs openssh-server")
+    if os.geteuid() == 0:
+        Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # where sshd separates privileges
+    folder, keys, port = tmp_path_factory.mktemp("sshd"), RunKeys.make(), free_port()
+    host_key = folder / "host_key"
+    host_key.touch(mode=0o600)
+    host_key.write_bytes(keys.host.private_openssh)
+    (folder / "authorized_keys").write_text(keys.runner.public_line + "\n")
+    (folder / "sshd_config").write_text(
+        f"Port {port}\nListenAddress 127.0.0.1\nHostKey {host_key}\n"
+        f"AuthorizedKeysFile {folder}/authorized_keys\nStrictModes no\nUsePAM no\n"
+        "PasswordAuthentication no\nKbdInteractiveAuthentication no\nPidFile none\n"
+        "PermitRootLogin prohibit-password\n"
+    )
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen(
+            [SSHD, "-D", "-e", "-f", folder / "sshd_config"], stderr=log, stdin=subprocess.DEVNULL
+        )
+    try:
+        _wait_for_banner(process, port, folder / "log")
+        yield Server(port, keys, folder)
+    finally:
+        process.terminate()
+        process.wait(SECONDS)
+
+
+def _wait_for_banner(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
+    deadline = time.monotonic() + SECONDS
+    while process.poll() is None and time.monotonic() < deadline:
+        with (
+            contextlib.suppress(OSError),
+            socket.create_connection(("127.0.0.1", port), 5) as connection,
+        ):
+            if connection.recv(4) == b"SSH-":
+                return
+        time.sleep(0.05)
+    pytest.fail(f"{SSHD} does not serve:\n{log.read_text()}")
+
+
+@contextlib.contextmanager
+def connection(server: Server) -> Iterator[Shell]:
+    with connected(
+        "host", server.endpoint, key=server.keys.runner, host_key=server.keys.host, user=USER
+    ) as shell:
+        yield shell
+
+
+@pytest.fixture
+def shell(sshd: Server) -> Iterator[Shell]:
+    with connection(sshd) as opened:
+        yield opened
+
+
+def soon(condition: Path) -> bool:
+    """Whether a file appears."""
+    deadline = time.monotonic() + SECONDS
+    while not condition.exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return condition.exists()
+
+
+def test_program_runs_with_its_words_as_they_are(shell: Shell) -> None:
+    done = shell.run(["printf", "%s|", "a b", "$HOME", "'q'", "", "*", "grüße"])
+    assert (done.stdout, done.stderr, done.code) == ("a b|$HOME|'q'||*|grüße|", "", 0)
+
+
+def test_script_runs_in_a_shell(shell: Shell) -> None:
+    assert shell.run("for i in 1 2; do echo $i; done | tac").stdout == "2\n1\n"
+
+
+def test_standard_input_is_passed_and_ends(shell: Shell) -> None:
+    data = os.urandom(300_000)
+    done = shell.run(["sha256sum"], stdin=data)
+    expected = subprocess.run(["sha256sum"], input=data, capture_output=True, check=True)
+    assert done.stdout == expected.stdout.decode()
+
+
+def test_program_without_input_sees_its_end(shell: Shell) -> None:
+    assert shell.run(["cat"], timeout=10).stdout == ""
+
+
+def test_exit_code_is_an_error_with_the_last_words(shell: Shell) -> None:
+    with pytest.raises(BenchError) as caught:
+        shell.run("echo no such thing >&2; exit 7", doing="looking for it")
+    assert caught.value.message == "host: looking for it failed with exit code 7"
+    assert caught.value.evidence == "no such thing"
+    assert caught.value.reason == "command-failed"
+    assert not isinstance(caught.value, ConnectionLostError)
+
+
+def test_exit_code_is_returned_where_it_may_be_any(shell: Shell) -> None:
+    assert shell.run("exit 7", check=False).code == 7
+    assert shell.run(["no-such-program"], check=False).code == 127
+
+
+def test_large_output_on_both_streams_does_not_block(shell: Shell) -> None:
+    done = shell.run(
+        "head -c 6000000 /dev/zero | tr '\\0' e >&2; head -c 5000000 /dev/zero | tr '\\0' o",
+        timeout=60,
+    )
+    assert (len(done.stderr), len(done.stdout)) == (6_000_000, 5_000_000)
+    assert (set(done.stderr), set(done.stdout)) == ({"e"}, {"o"})
+
+
+def test_output_that_is_no_text_is_replaced(shell: Shell) -> None:
+    assert shell.run(["printf", r"\377x"]).stdout == "\ufffdx"
+
+
+def test_silent_program_is_a_lost_connection(shell: Shell) -> None:
+    started = time.monotonic()
+    with pytest.raises(ConnectionLostError, match="took too long") as caught:
+        shell.run(["sleep", "30"], timeout=1, doing="sleeping")
+    assert time.monotonic() - started < 10
+    assert caught.value.reason == "host-ssh-lost"
+    assert "sleeping" in caught.value.message
+    assert shell.run(["echo", "on"]).stdout == "on\n"
+
+
+def test_program_that_closes_its_output_but_goes_on_is_a_lost_connection(shell: Shell) -> None:
+    started = time.monotonic()
+    with pytest.raises(ConnectionLostError):
+        shell.run("exec >&- 2>&-; sleep 8", timeout=1)
+    assert time.monotonic() - started < 6
+
+
+def test_connection_killed_while_a_program_runs_is_lost(shell: Shell) -> None:
+    # the parent of the user's shell is the sshd process of this one connection
+    with pytest.raises(ConnectionLostError) as caught:
+        shell.run("kill -9 $PPID; sleep 5", doing="being killed", timeout=SECONDS)
+    assert "being killed" in caught.value.message
+    assert caught.value.reason == "host-ssh-lost"
+    assert not shell.alive()
+    with pytest.raises(ConnectionLostError):
+        shell.run(["true"])
+
+
+def test_connection_killed_while_any_exit_code_is_accepted_is_lost_too(shell: Shell) -> None:
+    with pytest.raises(ConnectionLostError):
+        shell.run("kill -9 $PPID; sleep 5", check=False, timeout=SECONDS)
+
+
+def test_file_is_written_and_read(shell: Shell, tmp_path: Path) -> None:
+    path = tmp_path / "a folder/it's"
+    shell.write(str(path), b"content\n", 0o640)
+    assert shell.read(str(path)) == "content\n"
+    assert path.stat().st_mode & 0o777 == 0o640
+    with pytest.raises(BenchError, match="reading /no/such/file failed"):
+        shell.read("/no/such/file")
+
+
+def test_stream_gives_lines_as_they_come(shell: Shell) -> None:
+    script = "echo one; echo two; read -r _; echo three"
+    with shell.stream(["sh", "-c", script], timeout=SECONDS) as lines:
+        assert next(lines) == "one"
+        assert next(lines) == "two"
+
+
+def test_program_of_a_stream_ends_when_the_block_is_left(shell: Shell, tmp_path: Path) -> None:
+    ended = tmp_path / "ended"
+    script = f"echo $$; trap '' HUP PIPE; cat > /dev/null; touch {ended}"
+    with shell.stream(["sh", "-c", script], timeout=SECONDS) as lines:
+        pid = int(next(lines))
+        assert not ended.exists()
+    assert soon(ended)
+    deadline = time.monotonic() + SECONDS
+    while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not Path(f"/proc/{pid}").exists()
+
+
+def test_stream_of_a_program_that_ends_ends(shell: Shell) -> None:
+    with shell.stream(["printf", r"a\nb\n"], timeout=SECONDS) as lines:
+        assert list(lines) == ["a", "b"]
+
+
+def test_silent_stream_is_a_timeout(shell: Shell) -> None:
+    with shell.stream(["cat"], timeout=0.5) as lines, pytest.raises(TimeoutError):
+        next(lines)
+
+
+def test_stream_ends_when_the_connection_is_killed(shell: Shell) -> None:
+    with shell.stream(["sh", "-c", "echo $PPID; sleep 30"], timeout=SECONDS) as lines:
+        daemon = int(next(lines))
+        os.kill(daemon, 9)
+        with contextlib.suppress(OSError, EOFError):
+            assert list(lines) == []
+    assert not shell.alive()
+
+
+def test_commands_run_side_by_side(shell: Shell, tmp_path: Path) -> None:
+    go = tmp_path / "go"
+    script = f"echo ready; while [ ! -e {go} ]; do sleep 0.02; done; echo went"
+    with shell.stream(["sh", "-c", script], timeout=SECONDS) as lines:
+        assert next(lines) == "ready"
+        shell.run(["touch", str(go)])
+        assert next(lines) == "went"
+
+
+def test_channel_reaches_a_port_of_the_other_side(shell: Shell) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(SECONDS)
+
+        def echo() -> None:
+            peer, _ = server.accept()
+            with peer:
+                peer.sendall(peer.recv(100).upper())
+
+        thread = threading.Thread(target=echo)
+        thread.start()
+        channel = shell.channel_to(server.getsockname()[1], SECONDS)
+        channel.settimeout(SECONDS)
+        channel.sendall(b"hello")
+        assert channel.recv(100) == b"HELLO"
+        thread.join()
+        channel.close()
+
+
+def test_channel_to_a_port_that_nobody_serves_is_an_error(shell: Shell) -> None:
+    with pytest.raises(ConnectionLostError, match="connecting to port"):
+        shell.channel_to(free_port(), SECONDS)
+    assert shell.alive()
+
+
+def test_machine_behind_the_machine_is_reached_through_it(shell: Shell, sshd: Server) -> None:
+    with connected(
+        "guest", shell.channel_to(sshd.port, SECONDS), key=sshd.keys.runner,
+        host_key=sshd.keys.host, user=USER, error=ArmFailedError,
+    ) as inner:  # fmt: skip
+        assert inner.run(["echo", "deep"]).stdout == "deep\n"
+    assert shell.run(["echo", "still"]).stdout == "still\n"
+
+
+def test_another_host_key_is_refused(sshd: Server) -> None:
+    with (
+        pytest.raises(ArmFailedError, match="does not have the host key") as caught,
+        connected("guest", sshd.endpoint, key=sshd.keys.runner, host_key=KeyPair.make(),
+                  user=USER, error=ArmFailedError),
+    ):  # fmt: skip
+        pytest.fail("it was let in")
+    assert caught.value.reason == "guest-wrong-host-key"
+
+
+def test_another_users_key_is_refused(sshd: Server) -> None:
+    with (
+        pytest.raises(BenchError) as caught,
+        connected("host", sshd.endpoint, key=KeyPair.make(), host_key=sshd.keys.host, user=USER),
+    ):
+        pytest.fail("it was let in")
+    assert caught.value.reason == "host-no-ssh"
+
+
+def test_port_that_nobody_serves_is_no_ssh_connection(sshd: Server) -> None:
+    with (
+        pytest.raises(BenchError) as caught,
+        connected(
+            "host", ("127.0.0.1", free_port()), key=sshd.keys.runner, host_key=sshd.keys.host
+        ),
+    ):
+        pytest.fail("it was let in")
+    assert caught.value.reason == "host-no-ssh"
+
+
+def test_server_that_speaks_something_else_is_no_ssh_connection(sshd: Server) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(SECONDS)
+
+        def web() -> None:
+            peer, _ = server.accept()
+            with peer:
+                peer.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+        thread = threading.Thread(target=web)
+        thread.start()
+        with (
+            pytest.raises(BenchError) as caught,
+            connected("host", ("127.0.0.1", server.getsockname()[1]), key=sshd.keys.runner,
+                      host_key=sshd.keys.host),
+        ):  # fmt: skip
+            pytest.fail("it was let in")
+        thread.join()
+    assert caught.value.reason == "host-no-ssh"
+
+
+def test_error_of_the_block_is_not_taken_for_one_of_the_connection(sshd: Server) -> None:
+    with pytest.raises(FileNotFoundError), connection(sshd):
+        Path("/no/such/file").read_text()
+
+
+def client(program: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [program, "-l", USER, "barometer-host", *arguments],
+        capture_output=True, text=True, timeout=60, check=False, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+
+
+def test_real_ssh_program_is_let_in_with_the_written_configuration(
+    sshd: Server, tmp_path: Path
+) -> None:
+    program = write_client_config(
+        tmp_path, port=sshd.port, key=sshd.keys.runner, host_key=sshd.keys.host
+    )
+    done = client(program, "echo", "in")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "in\n", "")
+    assert (tmp_path / "runner_key").stat().st_mode & 0o777 == 0o600
+
+
+def test_real_ssh_program_refuses_another_host_key(sshd: Server, tmp_path: Path) -> None:
+    program = write_client_config(
+        tmp_path, port=sshd.port, key=sshd.keys.runner, host_key=KeyPair.make()
+    )
+    done = client(program, "echo", "in")
+    assert done.returncode == 255
+    assert done.stdout == ""
+    assert "verification failed" in done.stderr
+
+
+def test_real_ssh_program_does_not_ask_for_a_password(sshd: Server, tmp_path: Path) -> None:
+    program = write_client_config(
+        tmp_path, port=sshd.port, key=KeyPair.make(), host_key=sshd.keys.host
+    )
+    done = client(program, "echo", "in")
+    assert done.returncode == 255
+    assert "Permission denied" in done.stderr

@@ -1,0 +1,117 @@
+"""What needs no mirror. apt itself is real: it is asked for a mirror that nobody serves."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from orchestrator.cache import Cache
+from orchestrator.errors import BenchError
+from orchestrator.kernels import apt, describe
+from orchestrator.kernels.package import _suites
+from orchestrator.scenario import DebKernel
+
+UNREACHABLE = "http://127.0.0.1:9/debian"
+
+
+@pytest.fixture(autouse=True)
+def _no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("BAROMETER_MIRROR", "BAROMETER_SECURITY_MIRROR"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_mirror_is_a_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert apt.mirror() == "http://deb.debian.org/debian"
+    assert apt.security_mirror() == "http://deb.debian.org/debian-security"
+    monkeypatch.setenv("BAROMETER_MIRROR", "http://mirror.example/pub/debian/")
+    assert apt.mirror() == "http://mirror.example/pub/debian"
+    assert apt.security_mirror() == "http://mirror.example/pub/debian-security"
+    monkeypatch.setenv("BAROMETER_SECURITY_MIRROR", "http://security.example/")
+    assert apt.security_mirror() == "http://security.example"
+
+
+def test_every_source_is_bound_to_debians_keyring() -> None:
+    lines = apt.source_lines(("trixie", "trixie-security"))
+    assert len(lines) == 2
+    assert all(f"[signed-by={apt.KEYRING}]" in line for line in lines)
+    assert lines[0].endswith(" http://deb.debian.org/debian trixie main")
+    assert lines[1].endswith(" http://deb.debian.org/debian-security trixie-security main")
+
+
+@pytest.mark.parametrize(
+    ("suite", "asked"),
+    [
+        ("trixie", ("trixie",)),
+        ("trixie-backports", ("trixie", "trixie-backports")),
+        ("sid", ("sid",)),
+        ("nonsense-backports", ("nonsense-backports",)),
+    ],
+)
+def test_backports_are_asked_for_with_the_release_below(
+    suite: str, asked: tuple[str, ...]
+) -> None:
+    assert _suites(DebKernel(deb="linux-image-amd64", suite=suite)) == asked
+
+
+def test_version_without_a_suite_is_looked_for_everywhere() -> None:
+    assert "trixie-backports" in _suites(DebKernel(deb="linux-image-amd64", version="1"))
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> apt.Archive:
+    """As after an update."""
+    archive = apt.Archive(("trixie",), Cache(tmp_path))
+    (tmp_path / "apt/trixie").mkdir(parents=True)
+    (tmp_path / "apt/trixie/updated").touch()
+    return archive
+
+
+def test_answer_is_asked_for_once(archive: apt.Archive, tmp_path: Path) -> None:
+    asked = []
+
+    def ask() -> list[int]:
+        asked.append(1)
+        return [1, 2]
+
+    assert [archive.remembered("q", ask) for _ in range(3)] == [[1, 2]] * 3
+    again = apt.Archive(("trixie",), Cache(tmp_path))
+    assert again.remembered("q", ask) == [1, 2]
+    assert len(asked) == 1
+    assert archive.remembered("another", lambda: "x") == "x"
+
+
+def test_answer_is_forgotten_with_newer_lists(archive: apt.Archive, tmp_path: Path) -> None:
+    assert archive.remembered("q", lambda: "old") == "old"
+    os.utime(tmp_path / "apt/trixie/updated", (1, 1))
+    assert archive.remembered("q", lambda: "new") == "new"
+
+
+def test_unreadable_answers_are_asked_for_again(archive: apt.Archive, tmp_path: Path) -> None:
+    archive.remembered("q", lambda: "old")
+    (tmp_path / "apt/trixie/answers.json").write_text("{")
+    assert archive.remembered("q", lambda: "new") == "new"
+
+
+def test_question_that_fails_is_not_remembered(archive: apt.Archive) -> None:
+    def fails() -> None:
+        raise BenchError("no")
+
+    with pytest.raises(BenchError):
+        archive.remembered("q", fails)
+    assert archive.remembered("q", lambda: "now") == "now"
+
+
+def test_unreachable_mirror_is_the_benchs_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BAROMETER_MIRROR", UNREACHABLE)
+    kernel = DebKernel(deb="linux-image-cloud-amd64", suite="trixie")
+    with pytest.raises(BenchError) as caught:
+        describe(kernel, Cache(tmp_path))
+    assert caught.value.reason == "mirror-unreachable"
+    assert UNREACHABLE in caught.value.message
+    assert "BAROMETER_MIRROR" in caught.value.hint
+    assert "127.0.0.1" in caught.value.evidence
+    assert not (tmp_path / "apt/trixie/updated").exists()

@@ -1,0 +1,283 @@
+"""The command as a user has it, but for the process: `_run` is all of `main` without signals."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from orchestrator import __version__
+from orchestrator.cli import _run
+from orchestrator.evidence import TrialDir
+from tests.unit.kernels.fakes import folder_kernel
+from tests.unit.recorded import FAILED, MEASURED, RUN, copied, sealed, unpatched
+from tests.unit.scenarios import MINIMAL
+
+Said = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def barometer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Command:
+    monkeypatch.setenv("BAROMETER_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("BAROMETER_STATE", str(tmp_path / "state"))
+    monkeypatch.setenv("COLUMNS", "200")
+    return Command(monkeypatch)
+
+
+class Command:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._monkeypatch = monkeypatch
+
+    def __call__(self, *arguments: object) -> int:
+        self._monkeypatch.setattr(sys, "argv", ["barometer", *map(str, arguments)])
+        return _run()
+
+
+@pytest.fixture
+def scenario(tmp_path: Path) -> Path:
+    for name in ("old", "new", "guest"):
+        folder_kernel(tmp_path / name, f"7.0-{name}")
+    path = tmp_path / "small.toml"
+    path.write_text(MINIMAL)
+    return path
+
+
+@pytest.fixture
+def finished(tmp_path: Path) -> Path:
+    """A run whose candidate is better."""
+    run = tmp_path / "run"
+    run.mkdir()
+    for name in ("scenario.toml", "plan.json"):
+        shutil.copy(RUN / name, run)
+    unpatched(run / "trials")
+    copied(run / "trials")
+    return run
+
+
+def test_version_is_printed(barometer: Command, capsys: Said) -> None:
+    assert barometer("--version") == 0
+    assert capsys.readouterr().out == f"barometer {__version__}\n"
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["-h"], ["run", "--help"], ["report", "-h"]])
+def test_help_is_no_error(barometer: Command, capsys: Said, arguments: list[str]) -> None:
+    assert barometer(*arguments) == 0
+    assert "Usage" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["nonsense"],
+        ["plan"],
+        ["plan", "x.toml", "--nonsense"],
+        ["plan", "x.toml", "--pairs", "0"],
+        ["plan", "x.toml", "--pairs", "many"],
+        ["report"],
+    ],
+)
+def test_wrong_command_line_is_exit_code_2(
+    barometer: Command, capsys: Said, arguments: list[str]
+) -> None:
+    assert barometer(*arguments) == 2
+    assert capsys.readouterr().err.startswith("barometer: error: ")
+
+
+def test_plan_shows_trials_and_exact_kernels(
+    barometer: Command, capsys: Said, scenario: Path
+) -> None:
+    assert barometer("plan", scenario, "--pairs", 2, "--set", "device.bar=1GiB") == 0
+    out = capsys.readouterr().out
+    assert out.splitlines()[0] == (
+        "small: guest-boot, ivshmem with a BAR of 1GiB, passes plain, timing, counts"
+    )
+    assert f"baseline   dir:{scenario.parent}/old (7.0-old)" in out
+    assert f"guest      dir:{scenario.parent}/guest (7.0-guest)" in out
+    assert [line.split()[0] for line in out.splitlines()[4:]] == [
+        "0001-baseline", "0002-candidate", "0003-candidate", "0004-baseline",
+    ]  # fmt: skip
+
+
+def test_plan_leaves_nothing_behind(barometer: Command, scenario: Path, capsys: Said) -> None:
+    before = sorted(scenario.parent.rglob("*"))
+    barometer("plan", scenario)
+    assert sorted(scenario.parent.rglob("*")) == before
+
+
+@pytest.mark.parametrize("verb", ["plan", "run"])
+def test_wrong_scenario_is_exit_code_2_before_anything_boots(
+    barometer: Command, capsys: Said, scenario: Path, verb: str
+) -> None:
+    assert barometer(verb, scenario, "--set", "device.bar=3GiB") == 2
+    said = capsys.readouterr()
+    assert said.err.startswith(f"barometer: error: {scenario}: device.bar: a BAR is a power of")
+    assert said.out == ""
+
+
+def test_missing_scenario_is_exit_code_2(barometer: Command, capsys: Said, scenario: Path) -> None:
+    assert barometer("plan", scenario.parent / "smal.toml") == 2
+    assert f"hint: did you mean {scenario}?" in capsys.readouterr().err
+
+
+def test_missing_kernel_is_exit_code_2(barometer: Command, capsys: Said, scenario: Path) -> None:
+    assert barometer("plan", scenario, "--set", "arms.candidate.kernel.dir=none") == 2
+    assert "none is not a folder" in capsys.readouterr().err
+
+
+def test_report_of_a_better_candidate_is_exit_code_0(
+    barometer: Command, capsys: Said, finished: Path
+) -> None:
+    assert barometer("report", finished) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("debian-6.12-vs-7: improved\n")
+    assert out.splitlines()[-1] == f"run: {finished}"
+    assert out.startswith((finished / "report.txt").read_text())
+    saved = json.loads((finished / "comparison.json").read_text())
+    assert (saved["schema"], saved["verdict"]) == (1, "improved")
+    assert saved["metrics"]["pfn_lookups_per_map"]["ratio"] == 1 / 262144
+    assert saved["arms"]["candidate"]["kernel"]["release"] == "7.3.4+deb13-cloud-amd64"
+
+
+def test_report_says_the_same_every_time(barometer: Command, capsys: Said, finished: Path) -> None:
+    barometer("report", finished)
+    first = (finished / "comparison.json").read_bytes(), capsys.readouterr().out
+    barometer("report", finished)
+    assert ((finished / "comparison.json").read_bytes(), capsys.readouterr().out) == first
+
+
+def test_report_of_a_worse_candidate_is_exit_code_1(
+    barometer: Command, capsys: Said, finished: Path
+) -> None:
+    scenario = finished / "scenario.toml"
+    scenario.write_text(scenario.read_text().replace('"improved"', '"regressed"'))
+    assert barometer("report", finished) == 1
+
+
+def test_report_of_a_candidate_that_failed_is_exit_code_1(
+    barometer: Command, capsys: Said, finished: Path
+) -> None:
+    shutil.rmtree(finished / "trials" / MEASURED)
+    failed = copied(finished / "trials", FAILED, under=MEASURED)
+    sealed(failed, trial=MEASURED, arm="candidate")
+    assert barometer("report", finished) == 1
+    out = capsys.readouterr().out
+    assert out.startswith("debian-6.12-vs-7: regressed")
+    assert "0002-candidate: failed at guest-1-timing: guest-ended:" in out
+
+
+def test_report_of_changed_evidence_is_exit_code_4(
+    barometer: Command, capsys: Said, finished: Path
+) -> None:
+    with (finished / "trials" / MEASURED / "map.json").open("a") as file:
+        file.write(" ")
+    assert barometer("report", finished) == 4
+    assert "evidence-changed: map.json changed" in capsys.readouterr().out
+
+
+def test_report_of_a_bench_that_failed_is_exit_code_3(
+    barometer: Command, capsys: Said, finished: Path
+) -> None:
+    outcome = {"kind": "invalid", "stage": "host-boot", "reason": "host-hang", "message": "hung",
+               "evidence": ""}  # fmt: skip
+    sealed(finished / "trials" / MEASURED, outcome=outcome)
+    assert barometer("report", finished) == 3
+    assert "host-hang: hung" in capsys.readouterr().out
+
+
+def test_report_of_no_run_is_exit_code_4(barometer: Command, capsys: Said, tmp_path: Path) -> None:
+    assert barometer("report", tmp_path) == 4
+    assert "holds no run" in capsys.readouterr().err
+
+
+def test_report_of_an_unfinished_run_is_exit_code_4(
+    barometer: Command, capsys: Said, finished: Path
+) -> None:
+    shutil.rmtree(finished / "trials")
+    assert barometer("report", finished) == 4
+    assert "no trials" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["plan.json", f"trials/{MEASURED}/manifest.json"])
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"schema": 1}'])
+def test_report_of_broken_records_is_exit_code_4(
+    barometer: Command, capsys: Said, finished: Path, name: str, text: str
+) -> None:
+    (finished / name).write_text(text)
+    assert barometer("report", finished) == 4
+    assert str(finished) in capsys.readouterr().err
+
+
+def test_report_of_a_run_without_its_scenario_is_exit_code_4(
+    barometer: Command, capsys: Said, finished: Path
+) -> None:
+    (finished / "scenario.toml").unlink()
+    assert barometer("report", finished) == 4
+
+
+def test_schema_is_json(barometer: Command, capsys: Said) -> None:
+    assert barometer("schema") == 0
+    assert json.loads(capsys.readouterr().out)["title"] == "barometer scenario"
+
+
+def test_clean_with_nothing_to_do_says_so(barometer: Command, capsys: Said) -> None:
+    assert barometer("clean") == 0
+    assert capsys.readouterr().out == "nothing to clean\n"
+
+
+def test_run_into_a_folder_with_something_else_is_refused(
+    barometer: Command, capsys: Said, scenario: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/letter").write_text("dear")
+    assert barometer("run", scenario, "--out", tmp_path / "out", "--set", "arms.x=1") == 2
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["letter"]
+
+
+def test_unwritable_text_of_a_scenario_is_no_bug(
+    barometer: Command, capsys: Said, tmp_path: Path
+) -> None:
+    (tmp_path / "s.toml").write_bytes(b"\xff")
+    assert barometer("plan", tmp_path / "s.toml") == 2
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_signal_is_exit_code_130(name: str, tmp_path: Path) -> None:
+    """In a process of its own, with a verb that waits."""
+    program = (
+        "import signal, sys, orchestrator.cli as c\n"
+        "@c.app.command()\n"
+        "def wait() -> None:\n"
+        "    print('waiting', flush=True); signal.pause()\n"
+        "c.main()\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program, "wait"], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True, env={**os.environ, "BAROMETER_STATE": str(tmp_path)},
+    ) as child:  # fmt: skip
+        assert child.stdout is not None
+        assert child.stdout.readline() == "waiting\n"
+        child.send_signal(getattr(signal, name))
+        _, said = child.communicate(timeout=30)
+    assert child.returncode == 130
+    assert f"interrupted by {name}" in said
+
+
+def test_closed_pipe_is_no_traceback() -> None:
+    done = subprocess.run(
+        ["sh", "-c", f"{sys.executable} -m orchestrator.cli schema | head -c 1"],
+        capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert (done.stdout, done.stderr) == ("{", "")
+
+
+def test_trial_of_the_run_is_left_as_it_was(
+    barometer: Command, finished: Path, capsys: Said
+) -> None:
+    barometer("report", finished)
+    assert TrialDir.open(finished / "trials" / MEASURED).verify() is None
