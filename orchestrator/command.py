@@ -39,7 +39,7 @@ def run(
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             start_new_session=True, errors="replace",
         )  # fmt: skip
-    except FileNotFoundError as exc:
+    except (FileNotFoundError, PermissionError) as exc:  # the latter of a folder in PATH, too
         raise BenchError(
             f"{doing}: the program {words[0]} is not installed",
             hint="ci/setup.sh installs what barometer needs",

@@ -186,7 +186,9 @@ class RunDir:
                     reason="run-exists",
                 )
             return run
-        if path.exists() and any(path.iterdir()):
+        # plan.json is written last: without it nothing has run yet
+        begun = {"scenario.toml", "trials"}
+        if path.exists() and not {p.name for p in path.iterdir()} <= begun:
             raise ScenarioError(f"{path} is not empty and holds no run", reason="run-exists")
         run.trials_path.mkdir(parents=True, exist_ok=True)
         (path / "scenario.toml").write_text(scenario)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from pydantic import (
     Tag,
     ValidationError,
     WithJsonSchema,
+    field_validator,
     model_validator,
 )
 
@@ -117,6 +119,13 @@ class DirKernel(_Model):
 
     dir: Path
     """Folder with vmlinuz (or boot/vmlinuz-*) and lib/modules/RELEASE; from the scenario's."""
+
+    @field_validator("dir")
+    @classmethod
+    def _a_path(cls, value: Path) -> Path:
+        if "\0" in str(value):
+            raise ValueError("a path cannot hold a NUL byte")
+        return Path(os.path.expanduser(value))  # noqa: PTH111  # Path's raises for ~nobody
 
     def __str__(self) -> str:
         return f"dir:{self.dir}"
@@ -284,7 +293,7 @@ def _apply_override(document: tomlkit.TOMLDocument, override: str) -> None:
 def _absolute_dirs(scenario: Scenario, folder: Path) -> Scenario:
     def absolute(kernel: Kernel) -> Kernel:
         if isinstance(kernel, DirKernel):
-            return DirKernel(dir=(folder / kernel.dir.expanduser()).resolve())
+            return DirKernel(dir=(folder / kernel.dir).resolve())
         return kernel
 
     arms = Arms(

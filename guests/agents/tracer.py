@@ -143,7 +143,12 @@ def main() -> None:
     verb, *rest = sys.argv[1:]
     try:
         if verb == "arm":
-            arm(json.load(sys.stdin))
+            spec = json.load(sys.stdin)
+            try:
+                arm(spec)
+            except RefusedError:
+                clear(spec["instance"], spec["group"])
+                raise
             print(json.dumps({"armed": True}))
         elif verb == "collect":
             print(json.dumps({"files": collect(*rest)}))

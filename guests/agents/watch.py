@@ -55,7 +55,8 @@ def stat(pid: int) -> list[str]:
 def start_ns(pid: int) -> int:
     """When the process began, on CLOCK_MONOTONIC: field 22 counts ticks of CLOCK_BOOTTIME."""
     suspended = time.clock_gettime_ns(time.CLOCK_BOOTTIME) - time.monotonic_ns()
-    return int(stat(pid)[19]) * TICK_NS - suspended
+    fields = stat(pid)
+    return int(fields[19]) * TICK_NS - suspended if fields else 0
 
 
 def wait_for_pid(pidfile: Path) -> int:

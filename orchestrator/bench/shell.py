@@ -62,18 +62,26 @@ class Shell:
         command = argv if isinstance(argv, str) else shlex.join(argv)
         log.debug("%s+ %s", self.name, command if len(command) < 500 else command[:500] + "...")
         errors: list[bytes] = []
+
+        def read_errors() -> None:
+            with contextlib.suppress(OSError):  # a timeout: the reader of standard output says so
+                errors.extend(_chunks(channel.recv_stderr))
+
         try:
             with self._session(timeout) as channel:
                 channel.exec_command(command)
-                reader = threading.Thread(
-                    target=lambda: errors.extend(_chunks(channel.recv_stderr)), daemon=True
-                )
+                reader = threading.Thread(target=read_errors, daemon=True)
                 reader.start()
                 channel.sendall(stdin)
                 channel.shutdown_write()
                 out = b"".join(_chunks(channel.recv))
                 reader.join(timeout)
+                # it may have closed its output and still be running
+                if not channel.status_event.wait(timeout):
+                    raise TimeoutError
                 code = channel.recv_exit_status()
+                if code < 0 and not self.alive():
+                    raise EOFError("the connection ended")
         except (OSError, EOFError, paramiko.SSHException) as exc:
             raise self._lost(exc, doing or command) from exc
         done = Completed(
@@ -182,6 +190,21 @@ def connected(
             f"no SSH connection to the {name}: {exc}", reason=f"{name.split(maxsplit=1)[0]}-no-ssh"
         ) from exc
     try:
+        _log_in(name, transport, key, host_key, user, error)
+        yield Shell(name, transport)
+    finally:
+        transport.close()
+
+
+def _log_in(
+    name: str,
+    transport: paramiko.Transport,
+    key: KeyPair,
+    host_key: KeyPair,
+    user: str,
+    error: type[BarometerError],
+) -> None:
+    try:
         transport.banner_timeout = transport.auth_timeout = _HANDSHAKE_SECONDS
         transport.start_client(timeout=_HANDSHAKE_SECONDS)
         if transport.get_remote_server_key().asbytes() != host_key.public_blob:
@@ -193,14 +216,11 @@ def connected(
         private = paramiko.Ed25519Key.from_private_key(io.StringIO(key.private_openssh.decode()))
         transport.auth_publickey(user, private)
         transport.set_keepalive(10)
-        yield Shell(name, transport)
     except (OSError, EOFError, paramiko.SSHException) as exc:
         raise error(
             f"no SSH connection to the {name}: {exc or type(exc).__name__}",
             reason=f"{name.split(maxsplit=1)[0]}-no-ssh",
         ) from exc
-    finally:
-        transport.close()
 
 
 def write_client_config(folder: Path, *, port: int, key: KeyPair, host_key: KeyPair) -> Path:

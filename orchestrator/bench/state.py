@@ -104,18 +104,19 @@ def clean(root: Path | None = None) -> Iterator[str]:
         try:
             facts = json.loads(record.read_text())
             token, pid, started = str(facts["token"]), int(facts["pid"]), int(facts["started"])
-            folder = Path(facts["folder"])
+            folder, domains, shm = Path(facts["folder"]), facts["domains"], facts["shm"]
+            partial = [Path(p) for p in facts["partial"]]
         except (OSError, ValueError, KeyError, TypeError) as exc:
             yield f"{record}: cannot be read ({exc}); left alone"
             continue
         if process_start(pid) == started:
             yield f"run {token}: still running as process {pid}; left alone"
             continue
-        for ended in _end_machines(facts["domains"]):
+        for ended in _end_machines(domains):
             yield f"run {token}: ended QEMU {ended}"
-        for name in _remove_shm(facts["shm"]):
+        for name in _remove_shm(shm):
             yield f"run {token}: removed {SHM / name}"
-        for path in (folder, *map(Path, facts["partial"])):
+        for path in (folder, *partial):
             if path.exists():
                 shutil.rmtree(path, ignore_errors=True)
                 yield f"run {token}: removed {path}"

@@ -62,6 +62,8 @@ def materialised(kernel: DirKernel, cache: Cache) -> KernelBundle:
     files = sorted(p for p in modules.rglob("*") if p.is_file() and not p.is_symlink())
     content = {p.relative_to(modules).as_posix(): sha256_file(p) for p in files}
     content["vmlinuz"] = sha256_file(image)
+    if config:
+        content["config"] = sha256_file(config)
 
     def build(folder: Path) -> None:
         shutil.copy2(image, folder / "vmlinuz")

@@ -58,6 +58,12 @@ def test_missing_program_is_named() -> None:
     assert "ci/setup.sh" in caught.value.hint
 
 
+def test_file_that_is_no_program_is_named(tmp_path: Path) -> None:
+    (tmp_path / "data").write_text("x")
+    with pytest.raises(BenchError, match="data is not installed"):
+        run([tmp_path / "data"], doing="t")
+
+
 def test_slow_program_ends_with_all_that_it_started(tmp_path: Path) -> None:
     pids = tmp_path / "pids"
     started = time.monotonic()
