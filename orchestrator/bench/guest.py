@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import threading
 import uuid
 from collections import deque
@@ -25,6 +26,8 @@ from orchestrator.errors import ArmFailedError, BarometerError, BenchError
 from orchestrator.evidence import TrialWriter
 from orchestrator.progress import Progress
 from orchestrator.scenario import GIB, Scenario
+
+log = logging.getLogger("barometer.console")
 
 BOOT_MARK = "barometer: boot mark"
 _INITRAMFS = "/run/barometer/guest.initramfs"
@@ -71,6 +74,7 @@ class Watched:
             text = json.loads(rest)
             self._console.append(text)
             self._log.write(text + "\n")
+            log.debug("guest| %s", text)
             self.console_bytes += len(text) + 1
         elif kind == "E":
             name, _, detail = rest.partition(" ")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -12,6 +13,8 @@ from orchestrator.bench.hypervisor import Connection
 from orchestrator.bench.shell import Shell
 from orchestrator.command import tail
 from orchestrator.errors import ArmFailedError
+
+log = logging.getLogger("barometer.console")
 
 PANIC = re.compile(r"Kernel panic - not syncing|^\[.*\] (BUG:|Oops:)", re.MULTILINE)
 """A console line that says the kernel is beyond help."""
@@ -33,7 +36,10 @@ class Console:
         except FileNotFoundError:
             return ""
         self._read += len(new)
-        self._text += new.decode(errors="replace").replace("\r", "")
+        text = new.decode(errors="replace").replace("\r", "")
+        for line in text.splitlines():
+            log.debug("host| %s", line)
+        self._text += text
         return self._text
 
     def size(self) -> int:

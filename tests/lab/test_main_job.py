@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,10 @@ from pathlib import Path
 import pytest
 
 from orchestrator.analysis.theory import lookups, pages
-from tests.lab.conftest import SMALL, leftovers
+from orchestrator.cache import Cache
+from orchestrator.kernels import materialised
+from orchestrator.scenario import DebKernel
+from tests.lab.conftest import SMALL, RunOne, leftovers
 
 BAROMETER = str(Path(sys.executable).with_name("barometer"))
 BAR = 256 * 2**20
@@ -82,3 +86,31 @@ def test_an_interrupted_run_leaves_nothing(
     assert leftovers() == before
     assert not list((tmp_path / "run/trials").glob(".*"))
     assert not list((tmp_path / "state").glob("*"))
+
+
+@pytest.mark.vm
+def test_a_kernel_from_a_folder_boots_and_is_measured(one_trial: RunOne, tmp_path: Path) -> None:
+    package = materialised(DebKernel(deb="linux-image-cloud-amd64", suite="trixie"), Cache())
+    folder = tmp_path / "kernel"
+    shutil.copytree(package.modules, folder / "lib/modules" / package.release, symlinks=True)
+    shutil.copy2(package.vmlinuz, folder / "vmlinuz")
+    outcome = one_trial(f"arms.baseline.kernel={{dir = '{folder}'}}", 'trace.passes=["counts"]')
+    assert outcome.result.kind == "measured", outcome.result
+    assert outcome.evidence.manifest["kernel"]["source"] == f"dir:{folder}"
+    assert outcome.result.value("pfn_lookups_per_map") == pages(BAR)
+
+
+@pytest.mark.vm
+def test_a_full_disk_is_said_as_such(tmp_path: Path, means: None) -> None:
+    small = tmp_path / "small-disk"
+    small.mkdir()
+    script = (
+        f"mount -t tmpfs -o size=64k none {small} && "
+        f"exec {BAROMETER} run {SMALL} --out {small}/run"
+    )
+    inside = ["unshare", "--mount"] if os.geteuid() == 0 else ["unshare", "--mount", "--map-root"]
+    done = subprocess.run(
+        [*inside, "sh", "-c", script], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 3, done.stderr
+    assert "no space left" in done.stderr

@@ -1,0 +1,106 @@
+"""From command to proven kernel over SSH, beside virtme-ng running `true` on the same kernel.
+
+    .venv/bin/python ci/bench/host_boot.py [--repeats N] [--vng PATH]
+
+Both without KVM, in turn, on one machine; prints the ratio of the medians. virtme-ng is taken from
+PATH or --vng (`pip install virtme-ng`); without it only barometer's own time is printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+
+from orchestrator.bench import hypervisor
+from orchestrator.bench.keys import RunKeys
+from orchestrator.bench.nested import proven_host, running_machine
+from orchestrator.bench.state import bench_state
+from orchestrator.cache import Cache
+from orchestrator.evidence import TrialWriter
+from orchestrator.progress import Progress
+from orchestrator.run import prepare
+from orchestrator.scenario import load_scenario
+
+SCENARIO = Path(__file__).parents[2] / "fixtures/scenarios/small.toml"
+
+
+def boot_once() -> None:
+    """What `--once` does: one host, from nothing to its proven kernel, and down again."""
+    scenario, _ = load_scenario(SCENARIO, ["host.accel=tcg"])
+    cache, progress, keys = Cache(), Progress(), RunKeys.make()
+    prepared = prepare(scenario, cache, progress)
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="host-boot-")))
+        state = stack.enter_context(bench_state())
+        libvirt = stack.enter_context(
+            hypervisor.embedded(state.folder / "libvirt", cache.folder("libvirt"))
+        )
+        trial = TrialWriter(folder / "0001-baseline", {"arm": "baseline"})
+        kernel = prepared.kernels["baseline"]
+        machine = stack.enter_context(
+            running_machine(
+                scenario, kernel, prepared.hosts["baseline"], prepared.guest.payload,
+                accel="tcg", keys=keys, state=state, libvirt=libvirt, trial=trial,
+            )
+        )  # fmt: skip
+        stack.enter_context(
+            proven_host(machine, kernel, keys=keys, state=state, trial=trial, progress=progress)
+        )
+        print("proven", flush=True)
+
+
+def timed(argv: list[str], until: str | None) -> float:
+    """Seconds from the command to the line `until`, or to its end."""
+    started = time.monotonic()
+    with subprocess.Popen(
+        argv,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if until is not None and line.strip() == until:
+                seconds = time.monotonic() - started
+                process.stdout.read()
+                return seconds
+    if process.returncode:
+        raise SystemExit(f"{argv[0]} failed with exit code {process.returncode}")
+    return time.monotonic() - started
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--vng", default=shutil.which("vng"))
+    parser.add_argument("--once", action="store_true")
+    options = parser.parse_args()
+    if options.once:
+        boot_once()
+        return
+    scenario, _ = load_scenario(SCENARIO)
+    vmlinuz = prepare(scenario, Cache(), Progress()).kernels["baseline"].vmlinuz
+    ours, theirs = [], []
+    for _ in range(options.repeats):
+        ours.append(timed([sys.executable, __file__, "--once"], "proven"))
+        if options.vng:
+            vng = [options.vng, "--disable-kvm", "--run", str(vmlinuz), "--", "true"]
+            theirs.append(timed(vng, None))
+    print(f"barometer: {' '.join(f'{s:.1f}' for s in ours)} s, median {median(ours):.2f} s")
+    if theirs:
+        print(
+            f"virtme-ng: {' '.join(f'{s:.1f}' for s in theirs)} s, median {median(theirs):.2f} s"
+        )
+        print(f"ratio of the medians: {median(ours) / median(theirs):.2f}")
+
+
+if __name__ == "__main__":
+    main()
