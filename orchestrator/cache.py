@@ -9,19 +9,21 @@ hashes are checked again whenever a file's size, times or inode changed since th
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from platformdirs import user_cache_path
 
+from orchestrator.command import run
 from orchestrator.errors import BenchError
 from orchestrator.hashing import digest_of, sha256_file
 
@@ -76,13 +78,21 @@ class Cache:
                     raise disk_full(self.root) from exc
                 raise
             finally:
-                shutil.rmtree(beside, ignore_errors=True)
+                remove_tree(beside)
         return place
 
     def _sweep(self, kind: str, digest: str) -> None:
         """Remove what a killed build of this entry left; the lock says that nobody else builds."""
         for left in (self.root / kind).glob(f".{digest}.*"):
-            shutil.rmtree(left, ignore_errors=True)
+            remove_tree(left)
+
+    def sweep(self) -> Iterator[Path]:
+        """Remove what killed builds left, of entries that nobody builds now; yields what."""
+        for left in sorted(self.root.glob("*/.*.*")):
+            lock = self.lock(f"{left.parent.name}/{left.name.split('.')[1]}")
+            with contextlib.suppress(Timeout), lock.acquire(timeout=0):
+                remove_tree(left)
+                yield left
 
     def _seal(self, folder: Path, key: Mapping[str, Any]) -> None:
         files = {}
@@ -118,10 +128,11 @@ class Cache:
         return None
 
 
-def hashes(place: Path) -> dict[str, str]:
-    """Recorded sha256 of every file of an entry."""
-    files = json.loads((place / ENTRY).read_text())["files"]
-    return {name: facts["sha256"] for name, facts in files.items()}
+def remove_tree(path: Path) -> None:
+    """Remove a folder, and what a build in a user namespace (subuid(5)) left in it."""
+    shutil.rmtree(path, ignore_errors=True)
+    if path.exists() and os.geteuid() != 0:
+        run(["unshare", "--map-auto", "--map-root-user", "rm", "-rf", path], doing="cleaning up")
 
 
 def disk_full(place: Path) -> BenchError:

@@ -121,7 +121,7 @@ def schema() -> None:
 @app.command()
 def clean() -> None:
     """End and remove what killed runs left on this machine, and only that."""
-    lines = list(clean_state())
+    lines = [*clean_state(), *(f"removed {path}" for path in Cache().sweep())]
     for line in lines or ["nothing to clean"]:
         print(line)
 
@@ -165,7 +165,8 @@ def _interrupt(signum: int, _frame: FrameType | None) -> None:
 def main() -> None:
     """Entry point of the command."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _interrupt)
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+            signal.signal(number, _interrupt)
     sys.exit(_run())
 
 

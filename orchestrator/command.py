@@ -13,6 +13,7 @@ from pathlib import Path
 
 from orchestrator.errors import BenchError
 
+_LAST_SECONDS = 5
 log = logging.getLogger("barometer.command")
 
 
@@ -49,15 +50,14 @@ def run(
         try:
             out, err = process.communicate(stdin, timeout=timeout)
         except subprocess.TimeoutExpired as exc:
-            _end_group(process.pid)
+            _end_group(process)
             raise BenchError(
                 f"{doing}: {words[0]} took more than {timeout:.0f} s",
                 evidence=shlex.join(words),
                 reason="program-timeout",
             ) from exc
         except BaseException:
-            _end_group(process.pid)
-            process.wait()  # which Popen leaves out when it is interrupted
+            _end_group(process)
             raise
     if process.returncode not in accept:
         raise BenchError(
@@ -68,9 +68,13 @@ def run(
     return subprocess.CompletedProcess(words, process.returncode, out, err)
 
 
-def _end_group(pid: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(pid, signal.SIGKILL)
+def _end_group(process: subprocess.Popen[str]) -> None:
+    """End a program and what it started; it has a moment to clean up after itself."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(_LAST_SECONDS)
 
 
 def tail(text: str, lines: int = 15) -> str:

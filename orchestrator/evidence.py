@@ -3,7 +3,7 @@
     RUN/scenario.toml plan.json comparison.json report.txt
     RUN/trials/0001-baseline/manifest.json   stages, outcome, versions, sha256 of every file
     RUN/trials/0001-baseline/host/           domain.xml console.log dmesg.txt facts.json
-                                             trace-guest-1.txt trace-stats-guest-1.txt hist-*.txt
+                                             trace-guest-1.txt stats-guest-1.txt hist-*.txt
     RUN/trials/0001-baseline/guest-0/        domain.xml console.log marks.txt dmesg.txt facts.json
     RUN/trials/0001-baseline/map.json        one map from the host's user space (`counts` pass)
 
@@ -20,7 +20,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from orchestrator.errors import ArmFailedError, BarometerError, EvidenceError, ScenarioError
+from orchestrator.errors import (
+    ArmFailedError,
+    BarometerError,
+    BenchError,
+    EvidenceError,
+    ScenarioError,
+)
 from orchestrator.hashing import sha256_file
 
 MANIFEST = "manifest.json"
@@ -70,7 +76,9 @@ class TrialDir:
 
     def verify(self) -> str | None:
         """The first file that is missing or changed since it was collected, or None."""
-        for name, expected in self.manifest.get("files", {}).items():
+        if not self.manifest.get("files"):
+            return "the manifest lists no files"
+        for name, expected in self.manifest["files"].items():
             path = self.path / name
             if not path.is_file():
                 return f"{name} is missing"
@@ -144,8 +152,12 @@ class TrialWriter(TrialDir):
     def failed(self, exc: BarometerError, stage: str) -> None:
         """What ended the trial early, and whom it is charged to: `failed` is the arm's."""
         kind = "failed" if isinstance(exc, ArmFailedError) else "invalid"
-        self.record(outcome={"kind": kind, "stage": stage, "reason": exc.reason,
-                             "message": exc.message, "evidence": exc.evidence})  # fmt: skip
+        self.record(
+            outcome={
+                "kind": kind, "by_bench": isinstance(exc, BenchError), "stage": stage,
+                "reason": exc.reason, "message": exc.message, "evidence": exc.evidence,
+            }
+        )  # fmt: skip
 
     def complete(self) -> TrialDir:
         """Hash every file, write the manifest for the last time, and give the trial its name."""
@@ -158,11 +170,31 @@ class TrialWriter(TrialDir):
             if path.is_file() and path.name != MANIFEST
         }
         self._save()
+        for path in self.path.rglob("*"):  # QEMU keeps its files to itself; evidence is for all
+            path.chmod(0o755 if path.is_dir() else 0o644)
         self.path.rename(self._final)
         return TrialDir.open(self._final)
 
     def _save(self) -> None:
         write_json(self.path / MANIFEST, self.manifest)
+
+
+def _same_plan(path: Path, then: dict[str, Any], now: dict[str, Any]) -> None:
+    """A run is taken up again with the very kernels and accelerator it was begun with."""
+    for what, old, new in [
+        ("accelerator", then["accel"], now["accel"]),
+        *[
+            (f"{arm}'s kernel", then["kernels"][arm]["digest"], kernel["digest"])
+            for arm, kernel in now["kernels"].items()
+        ],
+        ("guest's kernel", then["guest_kernel"]["digest"], now["guest_kernel"]["digest"]),
+    ]:
+        if old != new:
+            raise ScenarioError(
+                f"{path} was begun with another {what} ({old}, now {new})",
+                hint="its trials would not be comparable: give another --out",
+                reason="run-changed",
+            )
 
 
 class RunDir:
@@ -185,6 +217,7 @@ class RunDir:
                     hint="give another --out, or the scenario it was started with to go on",
                     reason="run-exists",
                 )
+            _same_plan(path, read_json(path / "plan.json"), plan)
             return run
         # plan.json is written last: without it nothing has run yet
         begun = {"scenario.toml", "trials"}

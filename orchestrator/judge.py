@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+
 from orchestrator.analysis.comparison import Comparison, compare, to_json
 from orchestrator.analysis.trial import read_result
 from orchestrator.evidence import RunDir, write_json
 from orchestrator.report.text import text_report
 from orchestrator.scenario import ARMS, Scenario, parse_scenario
+
+log = logging.getLogger("barometer.judge")
 
 
 def judge(run: RunDir) -> tuple[Scenario, Comparison, str]:
@@ -18,8 +22,13 @@ def judge(run: RunDir) -> tuple[Scenario, Comparison, str]:
         arm: {key: plan["kernels"][arm][key] for key in ("release", "source")} for arm in ARMS
     }
     trials = run.trials()
-    comparison = compare(scenario, kernels, [read_result(trial) for trial in trials])
+    comparison = compare(
+        scenario, kernels, [read_result(trial) for trial in trials], len(plan["trials"])
+    )
     report = text_report(scenario, comparison, plan)
-    write_json(run.path / "comparison.json", to_json(comparison))
-    (run.path / "report.txt").write_text(report)
+    try:
+        write_json(run.path / "comparison.json", to_json(comparison))
+        (run.path / "report.txt").write_text(report)
+    except PermissionError as exc:  # somebody else's run: judging it needs no right to write
+        log.warning("barometer: the report is not saved: %s", exc)
     return scenario, comparison, report

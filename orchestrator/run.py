@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from filelock import Timeout
+
 from orchestrator import __version__
 from orchestrator.bench import hypervisor, images
 from orchestrator.bench.accel import Accel, chosen_accel
@@ -24,8 +26,9 @@ from orchestrator.bench.nested import proven_host, running_machine
 from orchestrator.bench.state import BenchState, bench_state
 from orchestrator.bench.workload import guest_boots
 from orchestrator.cache import Cache, disk_full
-from orchestrator.errors import BarometerError, BenchError
-from orchestrator.evidence import RunDir, TrialWriter
+from orchestrator.errors import ArmFailedError, BarometerError, BenchError, ScenarioError
+from orchestrator.evidence import RunDir, TrialDir, TrialWriter
+from orchestrator.hashing import digest_of
 from orchestrator.kernels import KernelBundle, materialised
 from orchestrator.plan import PlannedTrial, make_plan
 from orchestrator.progress import Progress
@@ -57,9 +60,11 @@ def prepare(scenario: Scenario, cache: Cache, progress: Progress) -> Prepared:
     progress.note(f"accelerator: {accel} ({reason})")
     kernels: dict[ArmName, KernelBundle] = {}
     for arm in ARMS:
-        with progress.stage(f"kernel of the {arm}: {scenario.arms[arm].kernel}"):
+        kernel_stage = progress.stage(f"kernel of the {arm}: {scenario.arms[arm].kernel}")
+        with kernel_stage, key_named(f"arms.{arm}.kernel"):
             kernels[arm] = materialised(scenario.arms[arm].kernel, cache)
-    with progress.stage(f"kernel of the guest: {scenario.guest.kernel}"):
+    guest_stage = progress.stage(f"kernel of the guest: {scenario.guest.kernel}")
+    with guest_stage, key_named("guest.kernel"):
         guest_kernel = materialised(scenario.guest.kernel, cache)
     with progress.stage("images"):
         return Prepared(
@@ -70,6 +75,17 @@ def prepare(scenario: Scenario, cache: Cache, progress: Progress) -> Prepared:
             accel=accel,
             accel_reason=reason,
         )
+
+
+@contextlib.contextmanager
+def key_named(key: str) -> Iterator[None]:
+    """Put the scenario's key in front of what is wrong with its value."""
+    try:
+        yield
+    except ScenarioError as exc:
+        raise ScenarioError(
+            f"{key}: {exc.message}", hint=exc.hint, evidence=exc.evidence, reason=exc.reason
+        ) from exc
 
 
 def plan_facts(scenario: Scenario, prepared: Prepared) -> dict[str, Any]:
@@ -119,8 +135,8 @@ def run_plan(
 
     Goes on after a failed trial; stops when the bench fails twice in a row for the same reason.
     """
-    prepared = prepare(scenario, cache, progress)
-    with no_space_explained(out):
+    with no_space_explained(out), _only_run_in(out, cache):
+        prepared = prepare(scenario, cache, progress)
         run = RunDir.create(out, text, plan_facts(scenario, prepared))
         with (
             bench_state(keep=keep) as state,
@@ -132,13 +148,29 @@ def run_plan(
     return run
 
 
+@contextlib.contextmanager
+def _only_run_in(out: Path, cache: Cache) -> Iterator[None]:
+    """Raises ScenarioError when another process writes the same run."""
+    lock = cache.lock(f"runs/{digest_of({'out': str(out)})}")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as exc:
+        raise ScenarioError(f"another process is at work in {out}", reason="run-exists") from exc
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def run_trials(bench: Bench) -> None:
     plan = make_plan(bench.scenario)
     bench_failures: list[str] = []
     for planned in plan:
-        if (bench.run.trials_path / planned.name).exists():
+        done = bench.run.trials_path / planned.name
+        if done.exists() and not TrialDir.open(done).manifest["outcome"].get("by_bench"):
             bench.progress.note(f"trial {planned.name}: complete already")
             continue
+        shutil.rmtree(done, ignore_errors=True)  # the bench failed then: again
         title = f"trial {planned.number}/{len(plan)} {planned.arm}"
         release = bench.prepared.kernels[planned.arm].release
         try:
@@ -168,9 +200,14 @@ def run_trial(bench: Bench, planned: PlannedTrial) -> None:
         trial.failed(exc, stages[0] if stages else "start")
         trial.complete()
         raise
-    except BaseException:
+    except (KeyboardInterrupt, OSError):  # interrupted, or no space: there is nothing to judge
         if not bench.keep:
             shutil.rmtree(trial.path, ignore_errors=True)
+        raise
+    except Exception as exc:
+        unexpected = BenchError(f"a bug in barometer: {type(exc).__name__}: {exc}", reason="bug")
+        trial.failed(unexpected, "unknown")
+        trial.complete()
         raise
     trial.complete()
 
@@ -194,6 +231,7 @@ def _climb(bench: Bench, planned: PlannedTrial, trial: TrialWriter) -> None:
                 )
             )
         ladder.callback(_save_dmesg, host, trial)
+        ladder.enter_context(_charged_to_the_arm(host))
         with progress.stage("host: device"), trial.stage("device"):
             device = ladder.enter_context(bound_device(host, scenario.device))
             facts = host.shell.run(host.agent("facts", device.address), doing="reading facts")
@@ -201,6 +239,19 @@ def _climb(bench: Bench, planned: PlannedTrial, trial: TrialWriter) -> None:
             trial.record(guest_accel="kvm" if host.kvm else "tcg")
         guest_boots(host, device, scenario, keys=keys, trial=trial, progress=progress)
         host.check()
+
+
+@contextlib.contextmanager
+def _charged_to_the_arm(host: Host) -> Iterator[None]:
+    """The kernel is proven: where it has oopsed or its machine is gone, a failure is the arm's."""
+    try:
+        yield
+    except BenchError as exc:
+        try:
+            host.check()
+        except ArmFailedError as broken:
+            raise broken from exc
+        raise
 
 
 def _trial_facts(bench: Bench, planned: PlannedTrial) -> dict[str, Any]:

@@ -222,6 +222,20 @@ class Scenario(_Model):
     )
     """What each metric must come out as, for exit code 0."""
 
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> Scenario:
+        if self.guest.memory == self.device.bar:
+            raise ValueError(
+                f"guest.memory and device.bar are both {format_size(self.device.bar)}: the maps of"
+                " the guest's memory could not be told from those of the BAR"
+            )
+        if not 128 * MIB <= self.guest.memory <= self.host.memory - GIB:
+            raise ValueError(
+                f"guest.memory is {format_size(self.guest.memory)}; it needs 128MiB or more, and"
+                f" 1GiB less than host.memory ({format_size(self.host.memory)}) or less"
+            )
+        return self
+
 
 def load_scenario(path: Path, overrides: Sequence[str] = ()) -> tuple[Scenario, str]:
     """The scenario in a TOML file with `key=value` overrides, and its text with them applied.

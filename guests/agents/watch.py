@@ -44,12 +44,15 @@ def free_port() -> int:
 
 
 def stat(pid: int) -> list[str]:
-    """Fields of /proc/PID/stat from the third on (proc_pid_stat(5)); empty when it has ended."""
+    """Fields of /proc/PID/stat from the third on (proc_pid_stat(5)); empty when it has ended.
+
+    A zombie has not ended: another of its threads may still be unmapping on the way out.
+    """
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return []
-    return [] if fields[0] in "ZX" else fields
+    return fields
 
 
 def start_ns(pid: int) -> int:

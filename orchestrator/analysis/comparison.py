@@ -44,6 +44,8 @@ class Comparison:
     metrics: tuple[MetricComparison, ...]
     kernels: dict[ArmName, dict[str, str]]
     """Release and source of each arm's kernel."""
+    planned: int
+    """Trials of the plan; fewer results mean that the run is not complete."""
 
     def of_arm(self, arm: ArmName) -> list[TrialResult]:
         return [r for r in self.results if r.arm == arm]
@@ -56,9 +58,12 @@ class Comparison:
 
 
 def compare(
-    scenario: Scenario, kernels: dict[ArmName, dict[str, str]], results: Sequence[TrialResult]
+    scenario: Scenario,
+    kernels: dict[ArmName, dict[str, str]],
+    results: Sequence[TrialResult],
+    planned: int,
 ) -> Comparison:
-    """Effect and verdict of every metric that both arms have."""
+    """Effect and verdict of every metric that both arms have, from `planned` trials."""
     metrics = []
     for name, unit in UNITS.items():
         values = {
@@ -73,13 +78,12 @@ def compare(
             metrics.append(
                 MetricComparison(name, unit, values["baseline"], values["candidate"], verdict)
             )
-    return Comparison(
-        scenario.name,
-        _verdict(scenario, results, metrics),
-        tuple(results),
-        tuple(metrics),
-        kernels,
-    )
+    verdict = _verdict(scenario, results, metrics)
+    if len({r.guest_accel for r in results if r.kind == "measured"}) > 1:
+        verdict = "invalid"  # a guest under KVM against an emulated one says nothing of kernels
+    if len(results) < planned and verdict in ("improved", "equivalent"):
+        verdict = "inconclusive"
+    return Comparison(scenario.name, verdict, tuple(results), tuple(metrics), kernels, planned)
 
 
 def metric_verdict(unit: str, baseline: Sequence[float], candidate: Sequence[float]) -> Verdict:
@@ -133,7 +137,8 @@ def exit_code(scenario: Scenario, comparison: Comparison) -> int:
             r.by_bench for arm in unmeasured for r in comparison.of_arm(arm) if r.kind == "invalid"
         )
         return 3 if by_bench and any(r.by_bench for r in comparison.results) else 4
-    if not scenario.expect or unmeasured:
+    complete = len(comparison.results) >= comparison.planned
+    if not scenario.expect or unmeasured or not complete or comparison.verdict == "invalid":
         codes = [{"regressed": 1, "invalid": 4, "inconclusive": 4}.get(comparison.verdict, 0)]
     else:
         codes = [_met(comparison.metric(name), wanted) for name, wanted in scenario.expect.items()]
@@ -147,6 +152,9 @@ def _met(metric: MetricComparison | None, wanted: str) -> int:
         return 4
     accepted = {"not-regressed": ("improved", "equivalent")}.get(wanted, (wanted,))
     if metric.verdict in accepted:
+        return 0
+    many = min(len(metric.baseline), len(metric.candidate)) >= MANY_TRIALS
+    if wanted == "not-regressed" and many and (metric.ratio or 0) <= SMALL_FLOOR:
         return 0
     return 4 if metric.verdict == "inconclusive" else 1
 

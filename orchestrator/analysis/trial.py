@@ -49,6 +49,8 @@ class TrialResult:
     stage: str = ""
     message: str = ""
     evidence: str = ""
+    guest_accel: str = ""
+    """kvm or tcg; trials whose guests ran differently are not compared."""
     by_bench: bool = False
     """Invalid because the bench failed, not because of what the evidence says."""
     samples: dict[Metric, tuple[float, ...]] = field(default_factory=dict)
@@ -67,17 +69,24 @@ def read_result(trial: TrialDir) -> TrialResult:
     if outcome["kind"] in ("failed", "invalid"):
         return TrialResult(
             name, arm, outcome["kind"], outcome["reason"], outcome["stage"], outcome["message"],
-            outcome["evidence"], by_bench=outcome["kind"] == "invalid",
+            outcome["evidence"], by_bench=bool(outcome.get("by_bench")),
         )  # fmt: skip
     if outcome["kind"] != "collected":
         return TrialResult(name, arm, "invalid", "unfinished", message="collecting was cut short")
-    if (changed := trial.verify()) is not None:
-        return TrialResult(name, arm, "invalid", "evidence-changed", message=changed)
     try:
-        return TrialResult(name, arm, "measured", samples=_measure(trial))
+        if (changed := trial.verify()) is not None:
+            raise EvidenceError(changed, reason="evidence-changed")
+        samples = _measure(trial)
     except EvidenceError as exc:
         return TrialResult(name, arm, "invalid", exc.reason, message=exc.message,
                            evidence=exc.evidence)  # fmt: skip
+    except (KeyError, TypeError, ValueError, AttributeError, OSError) as exc:
+        # evidence is data from outside: what does not have its form is bad evidence, not a bug
+        message = f"the evidence does not have its form: {type(exc).__name__}: {exc}"
+        return TrialResult(name, arm, "invalid", "bad-evidence", message=message)
+    return TrialResult(
+        name, arm, "measured", samples=samples, guest_accel=str(manifest.get("guest_accel"))
+    )
 
 
 def _measure(trial: TrialDir) -> dict[Metric, tuple[float, ...]]:
@@ -131,6 +140,12 @@ def _timing(trial: TrialDir, index: int, samples: dict[Metric, list[float]]) -> 
             evidence=f"{len(events)} events in the trace", reason="bar-not-mapped",
         )  # fmt: skip
     _maps_agree(trial, label, maps, events, bar)
+    if len(unmaps) != len(maps) or any(o.result != 0 for o in unmaps):
+        raise EvidenceError(
+            f"{len(maps)} maps of the BAR, {len(unmaps)} unmaps (with the release at exit), "
+            f"results {sorted({o.result for o in unmaps})}",
+            reason="unmaps-disagree",
+        )
     _add(samples, "bar_map_seconds", *(o.seconds for o in maps))
     _add(samples, "bar_unmap_seconds", *(o.seconds for o in unmaps if o.kind == "unmap"))
     _add(
@@ -140,8 +155,8 @@ def _timing(trial: TrialDir, index: int, samples: dict[Metric, list[float]]) -> 
     )
     _add(samples, "bar_maps_per_boot", len(maps))
     _add(samples, "bar_unmaps_per_boot", len(unmaps))
-    _add(samples, "bar_map_seconds_per_boot", sum(o.seconds for o in maps))
-    _add(samples, "bar_unmap_seconds_per_boot", sum(o.seconds for o in unmaps))
+    _add(samples, "bar_map_seconds_per_boot", round(sum(o.seconds for o in maps), 6))
+    _add(samples, "bar_unmap_seconds_per_boot", round(sum(o.seconds for o in unmaps), 6))
 
 
 def _tracer_complete(trial: TrialDir, label: str, clock: str) -> None:

@@ -13,10 +13,11 @@ from orchestrator.scenario import Device, format_size
 
 # vendor:device as in hw/misc/ivshmem.c and hw/misc/pci-testdev.c of QEMU
 _IDS = {"ivshmem": ("0x1af4", "0x1110"), "pci-testdev": ("0x1b36", "0x0005")}
-IORESOURCE_MEM, IORESOURCE_UNSET = 0x200, 0x20000000
+IORESOURCE_UNSET = 0x20000000
 """include/linux/ioport.h"""
 
-_LIST = (
+# Blocks for parse_devices(); for a guest's busybox shell too
+LIST_DEVICES = (
     "for d in /sys/bus/pci/devices/*; do "
     'echo "device ${d##*/} $(cat $d/vendor $d/device | tr "\\n" " ")"; cat $d/resource; done'
 )
@@ -68,7 +69,7 @@ def bound_device(host: Host, spec: Device) -> Iterator[BoundDevice]:
     Raises ArmFailedError when the proven kernel did not place its BAR, BenchError when it is not
     there or vfio-pci does not take it.
     """
-    listed = host.shell.run(_LIST, doing="listing PCI devices").stdout
+    listed = host.shell.run(LIST_DEVICES, doing="listing PCI devices").stdout
     device = find_device(parse_devices(listed), spec)
     base = f"/sys/bus/pci/devices/{device.address}"
     host.shell.run(
@@ -82,12 +83,10 @@ def bound_device(host: Host, spec: Device) -> Iterator[BoundDevice]:
     try:
         yield device
     finally:
-        if host.shell.alive():
-            host.shell.run(
-                f"echo {device.address} > {base}/driver/unbind; echo > {base}/driver_override; "
-                f"echo {device.address} > /sys/bus/pci/drivers_probe",
-                doing=f"giving {device.address} back", check=False, timeout=30,
-            )  # fmt: skip
+        host.undo(
+            f"echo {device.address} > {base}/driver/unbind; echo > {base}/driver_override; "
+            f"echo {device.address} > /sys/bus/pci/drivers_probe"
+        )
 
 
 def find_device(devices: dict[str, tuple[str, str, list[Resource]]], spec: Device) -> BoundDevice:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO
 
 from orchestrator.bench.cpio import pack_files
-from orchestrator.bench.device import BoundDevice
+from orchestrator.bench.device import LIST_DEVICES, BoundDevice
 from orchestrator.bench.domain import GuestDomain, guest_xml
 from orchestrator.bench.host import PANIC, Host
 from orchestrator.bench.hypervisor import Connection
@@ -38,7 +38,7 @@ _MEMORY_EVENTS = ("vfio_listener_region_add_ram", "vfio_listener_region_del")
 _HOUR = 3600.0
 _IDLE_SECONDS = 45.0
 _IDLE_SHARE = 0.2
-_NO_SSH_SECONDS = {True: 60.0, False: 20.0}
+_NO_SSH_SECONDS = {True: 90.0, False: 30.0}
 
 
 class Watched:
@@ -52,6 +52,8 @@ class Watched:
         self.console_bytes = 0
         self._cpu: deque[tuple[float, float]] = deque(maxlen=60)
         self.ended = False
+        self.error: Exception | None = None
+        """What kept the reader from going on: a full disk here, a garbled line from there."""
         self._marks: IO[str] = (folder / "marks.txt").open("w")
         self._log: IO[str] = (folder / "console.log").open("w")
         self._thread = threading.Thread(target=self._read, daemon=True)
@@ -61,8 +63,10 @@ class Watched:
         try:
             for line in self._lines:
                 self._take(line)
-        except (OSError, EOFError):
+        except (TimeoutError, EOFError):
             pass
+        except (OSError, ValueError) as exc:
+            self.error = exc
         finally:
             self.ended = True
 
@@ -148,10 +152,10 @@ def boot_guest(
                 limits = _Limits(host, watched, scenario.device.bar)
                 with progress.stage(f"{name}: boot"):
                     _wait(limits, "mark", f"boot mark on the {name}'s console", progress)
+                (folder / "domain.xml").write_text(domain.xml() or xml)
                 with progress.stage(f"{name}: SSH"):
                     _wait_for_ssh(host, limits, progress)
                     _interview(host, ports["ssh"], keys, folder)
-                    (folder / "domain.xml").write_text(domain.xml())
                 with progress.stage(f"{name}: shutdown"):
                     _wait(limits, "exit", f"end of the {name}'s QEMU", progress)
         finally:
@@ -175,14 +179,11 @@ def _pinned(host: Host, scenario: Scenario) -> tuple[int, ...]:
 def _watching(host: Host, name: str, folder: Path) -> Iterator[Watched]:
     argv = host.agent("watch", f"/run/libvirt/qemu/{name}.pid", BOOT_MARK)
     # an hour without a word, progress lines included, means that the host is gone
-    with host.shell.stream(argv, timeout=_HOUR) as lines:
+    with contextlib.ExitStack() as stack, host.shell.stream(argv, timeout=_HOUR) as lines:
         watched = Watched(lines, folder)
-        try:
-            yield watched
-        finally:
-            # closing the stream is what ends the reader
-            pass
-    watched.close()
+        # on the outer stack, so after the stream: its end is what ends the reader
+        stack.callback(watched.close)
+        yield watched
 
 
 class _Limits:
@@ -195,7 +196,7 @@ class _Limits:
 
     def __init__(self, host: Host, watched: Watched, bar: int) -> None:
         self.host, self.watched = host, watched
-        base, for_each_gib = (120.0, 12.0) if host.emulated else (30.0, 2.0)
+        base, for_each_gib = (120.0, 12.0) if host.slow else (30.0, 2.0)
         self.silent_seconds = base + for_each_gib * bar / GIB
         self._stall = Stall()
 
@@ -206,6 +207,8 @@ class _Limits:
             raise self.failed(f"the guest's kernel is broken: {found[0]}", "guest-panic")
         if self.watched.event("exit") is not None:
             raise self.failed(f"the guest ended while waiting for: {waiting_for}", "guest-ended")
+        if isinstance(self.watched.error, OSError):
+            raise self.watched.error
         if self.watched.ended:
             raise ConnectionLostError("the host stopped reporting", reason="host-ssh-lost")
         silent = self._stall.seconds(self.watched.console_bytes)
@@ -229,7 +232,12 @@ def _wait(limits: _Limits, event: str, waiting_for: str, progress: Progress) -> 
         progress.detail(limits.watched.last_line())
         if (detail := limits.watched.event(event)) is not None:
             return detail
-        limits.check(waiting_for)
+        try:
+            limits.check(waiting_for)
+        except ArmFailedError:
+            # it may have happened while the rest was looked at; the end of QEMU is an end to both
+            if limits.watched.event(event) is None:
+                raise
         return None
 
     until(happened, within=4 * _HOUR, every=0.1, waiting_for=waiting_for,
@@ -243,37 +251,29 @@ def _wait_for_ssh(host: Host, limits: _Limits, progress: Progress) -> None:
             limits.check("the guest's SSH server")
         return limits.watched.event("ssh")
 
-    until(ready, within=_NO_SSH_SECONDS[host.emulated], every=0.1,
+    until(ready, within=_NO_SSH_SECONDS[host.slow], every=0.1,
           waiting_for="SSH server in the guest", error=ArmFailedError, reason="guest-no-ssh",
           last_seen=lambda: tail(limits.watched.text(), 25))  # fmt: skip
 
 
-_FACTS = (
-    "for d in /sys/bus/pci/devices/*; do "
-    'echo "device ${d##*/} $(cat $d/vendor $d/device | tr "\\n" " ")"; cat $d/resource; done'
-)
-
-
 def _interview(host: Host, port: int, keys: RunKeys, folder: Path) -> None:
     """SSH into the guest through the host's connection, read its own timing, ask it to end."""
-    with connected(
-        "guest", host.shell.channel_to(port, timeout=60), key=keys.runner, host_key=keys.guest,
-        error=ArmFailedError,
-    ) as shell:  # fmt: skip
-        try:
+    try:
+        with connected(
+            "guest", host.shell.channel_to(port, timeout=60), key=keys.runner,
+            host_key=keys.guest, error=ArmFailedError,
+        ) as shell:  # fmt: skip
             (folder / "dmesg.txt").write_text(shell.run("dmesg").stdout)
-            (folder / "pci.txt").write_text(shell.run(_FACTS).stdout)
+            (folder / "pci.txt").write_text(shell.run(LIST_DEVICES).stdout)
             facts = shell.run("cat /run/boot-mark-uptime; uname -r; cat /proc/cmdline").stdout
-            uptime, release, cmdline = facts.splitlines()
+            uptime, release, cmdline = [*facts.splitlines(), "", "", ""][:3]
             (folder / "facts.json").write_text(
-                json.dumps({"uptime_at_boot_mark": float(uptime), "release": release,
+                json.dumps({"uptime_at_boot_mark": uptime, "release": release,
                             "cmdline": cmdline}, indent=1)
             )  # fmt: skip
             _power_off(shell)
-        except BenchError as exc:
-            raise ArmFailedError(
-                exc.message, evidence=exc.evidence, reason="guest-no-ssh"
-            ) from exc
+    except BenchError as exc:
+        raise ArmFailedError(exc.message, evidence=exc.evidence, reason="guest-no-ssh") from exc
 
 
 def _power_off(shell: Shell) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 from collections.abc import Callable
@@ -12,12 +13,14 @@ from pathlib import Path
 from orchestrator.bench.hypervisor import Connection
 from orchestrator.bench.shell import Shell
 from orchestrator.command import tail
-from orchestrator.errors import ArmFailedError
+from orchestrator.errors import ArmFailedError, BarometerError
 
 log = logging.getLogger("barometer.console")
 
-PANIC = re.compile(r"Kernel panic - not syncing|^\[.*\] (BUG:|Oops:)", re.MULTILINE)
-"""A console line that says the kernel is beyond help."""
+PANIC = re.compile(
+    r"Kernel panic - not syncing|kernel BUG at |BUG: unable to handle|BUG: kernel NULL|Oops: "
+)
+"""A console line that says the kernel is beyond help; a lockup warning after a long map is not."""
 
 
 class Console:
@@ -68,6 +71,20 @@ class Host:
     console: Console
     alive: Callable[[], bool]
     libvirt: Callable[[], AbstractContextManager[Connection]]
+
+    @property
+    def slow(self) -> bool:
+        """Guests are emulated, at one level or the other: deadlines are longer."""
+        return self.emulated or not self.kvm
+
+    def undo(self, command: list[str] | str) -> None:
+        """Put something back as it was, where the host still answers.
+
+        Never raises: a host that does not answer is what the error on its way says.
+        """
+        if self.shell.alive():
+            with contextlib.suppress(BarometerError):
+                self.shell.run(command, check=False, timeout=20)
 
     def check(self) -> None:
         """Raises ArmFailedError when the kernel under test has oopsed or the machine is gone."""

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import threading
+import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -67,6 +68,10 @@ class Connection:
         """A domain that runs while the block does, and is gone after it."""
         try:
             raw = self._raw.createXML(xml, self._start_flags)
+        except KeyboardInterrupt:
+            # it is delivered when the call returns: the domain may run, and nobody holds it
+            self._destroy(xml)
+            raise
         except libvirt.libvirtError as exc:
             raise error(
                 f"{self.name}: libvirt could not start the domain: {exc}", reason="libvirt-start"
@@ -76,6 +81,10 @@ class Connection:
             yield domain
         finally:
             domain.destroy()
+
+    def _destroy(self, xml: str) -> None:
+        with contextlib.suppress(libvirt.libvirtError):
+            self._raw.lookupByUUIDString(ET.fromstring(xml).findtext("uuid")).destroy()
 
 
 class Domain:
@@ -96,9 +105,11 @@ class Domain:
             self._raw.destroy()
 
     def xml(self) -> str:
-        """The domain as libvirt completed it."""
-        text: str = self._raw.XMLDesc()
-        return text
+        """The domain as libvirt completed it; empty when it has ended."""
+        try:
+            return str(self._raw.XMLDesc())
+        except libvirt.libvirtError:
+            return ""
 
     def monitor(self, command: str) -> str:
         """Ask QEMU's human monitor. Raises BenchError when it does not answer."""

@@ -86,7 +86,7 @@ def running_machine(
             file.write(image.initramfs.read_bytes() + pack_files(keys.for_host()))
         started = time.monotonic()
         with libvirt.running(xml) as domain:
-            (trial.host / "domain.xml").write_text(domain.xml())
+            (trial.host / "domain.xml").write_text(domain.xml() or xml)
             yield Machine(domain, Console(spec.console), token, started, accel)
     finally:
         spec.initramfs.unlink(missing_ok=True)
@@ -202,7 +202,7 @@ def _prove(shell: Shell, machine: Machine, kernel: KernelBundle) -> str:
     answer = shell.run(
         "uname -r; cat /proc/sys/kernel/random/boot_id /proc/cmdline", doing="proving the kernel"
     ).stdout.splitlines()
-    release, boot_id, cmdline = answer
+    release, boot_id, cmdline = [*answer, "", "", ""][:3]
     if release != kernel.release:
         raise BenchError(
             f"the host runs {release}, planned was {kernel.release}",

@@ -77,11 +77,12 @@ def bench_state(root: Path | None = None, *, keep: bool = False) -> Iterator[Ben
     state = BenchState(
         token, os.getpid(), process_start(os.getpid()) or 0, folder, _record=root / f"{token}.json"
     )
-    state._save()
-    folder.mkdir(mode=0o700)
     try:
+        state._save()
+        folder.mkdir(mode=0o700)
         yield state
     finally:
+        _end_machines(state.domains)  # none is left, unless its start was interrupted
         _remove_shm(state.shm)
         if not keep:
             shutil.rmtree(folder, ignore_errors=True)
@@ -141,7 +142,7 @@ def _end_machines(uuids: list[str]) -> list[int]:
         and "qemu-system" in _command_line(pid)[0]
     ]  # fmt: skip
     for pid in ours:
-        with contextlib.suppress(ProcessLookupError):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
             os.kill(pid, signal.SIGKILL)
     deadline = time.monotonic() + 10
     while any(process_start(pid) for pid in ours) and time.monotonic() < deadline:

@@ -123,6 +123,9 @@ def armed_tracer(
         raise BenchError(
             f"the {kind} pass cannot be armed on {host.release}",
             evidence=json.loads(answer)["why"], reason="tracer-refused",
+            hint="the probes need arguments in return probes (Linux v6.9) and, for counts,"
+            " vfio_pci_mmap_huge_fault (v6.12); a function that the compiler copied under another"
+            " name (.constprop, .isra) cannot be traced",
         )  # fmt: skip
     try:
         yield
@@ -148,9 +151,4 @@ def _collect(host: Host, instance: str, group: str, label: str, trial: TrialWrit
 
 
 def _clear(host: Host, instance: str, group: str) -> None:
-    if host.shell.alive():
-        host.shell.run(
-            host.agent("tracer", "clear", instance, group),
-            check=False,
-            doing="clearing the tracer",
-        )
+    host.undo(host.agent("tracer", "clear", instance, group))

@@ -9,7 +9,7 @@ from orchestrator.bench.guest import boot_guest, stage_initramfs
 from orchestrator.bench.host import Host
 from orchestrator.bench.keys import RunKeys
 from orchestrator.bench.tracer import armed_tracer
-from orchestrator.errors import ArmFailedError, BenchError
+from orchestrator.errors import BenchError, EvidenceError
 from orchestrator.evidence import TrialWriter
 from orchestrator.progress import Progress
 from orchestrator.scenario import Pass, Scenario
@@ -63,7 +63,8 @@ def counted_map(host: Host, device: BoundDevice, trial: TrialWriter) -> None:
         )  # fmt: skip
     host.check()
     if done.code:
-        raise ArmFailedError(
+        # as in a boot, where a refused map is found by judging the trace
+        raise EvidenceError(
             "the BAR could not be mapped from the host's user space",
             evidence=done.stderr[-1500:], reason="map-refused",
         )  # fmt: skip

@@ -50,6 +50,12 @@ def source_lines(suites: tuple[str, ...]) -> list[str]:
     ]
 
 
+def own_settings() -> list[str]:
+    """This machine's own proxies and transport settings, as apt.conf lines: they hold here too."""
+    done = run(["apt-config", "dump", "Acquire"], doing="reading apt's configuration")
+    return done.stdout.splitlines()
+
+
 @dataclass(frozen=True)
 class Package:
     name: str
@@ -190,8 +196,7 @@ class Archive:
         ):  # fmt: skip
             (self._root / folder).mkdir(parents=True, exist_ok=True)
         (self._root / "var/lib/dpkg/status").touch()
-        # this machine's own proxies and transport settings hold here too
-        own = run(["apt-config", "dump", "Acquire"], doing="reading apt's configuration").stdout
+        own = "".join(f"{line}\n" for line in own_settings())
         self._conf.write_text(
             f"{own}"
             f'Dir "{self._root}";\n'

@@ -27,6 +27,8 @@ _ROWS: dict[Metric, tuple[str, str]] = {
     "pfn_faults_per_map": ("page faults in one cold map", "counts"),
 }
 
+_FEW = 4
+
 
 def text_report(scenario: Scenario, comparison: Comparison, plan: dict[str, Any]) -> str:
     """The whole report. `plan` is plan.json."""
@@ -46,7 +48,14 @@ def _head(
     scenario: Scenario, comparison: Comparison, plan: dict[str, Any], *, emulated: bool
 ) -> str:
     accel = f"{plan['accel']}, {plan['accel_reason']}"
-    lines = [f"{comparison.scenario}: {comparison.verdict}", ""]
+    lines = [f"{comparison.scenario}: {comparison.verdict}"]
+    judged = [m for name in scenario.expect if (m := comparison.metric(name)) is not None]
+    lines += [f"  {m.name}: {m.verdict}, expected: {scenario.expect[m.name]}" for m in judged]
+    if len(comparison.results) < comparison.planned:
+        lines.append(f"  NOT COMPLETE: {len(comparison.results)} of {comparison.planned} trials")
+    if len({r.guest_accel for r in comparison.results if r.kind == "measured"}) > 1:
+        lines.append("  NOT COMPARABLE: guests ran under KVM in some trials, emulated in others")
+    lines.append("")
     for arm in ARMS:
         kernel = comparison.kernels[arm]
         trials = ", ".join(
@@ -63,6 +72,8 @@ def _head(
         f"guest      {plan['guest_kernel']['release']}, {format_size(scenario.guest.memory)}",
         f"host       nested VM, {scenario.host.cpus} CPUs, accel {accel}",
     ]
+    if any(r.guest_accel == "tcg" for r in comparison.results) and not emulated:
+        lines.append("           its guests are EMULATED: there is no KVM in the host")
     if emulated:
         lines.append(
             "           EMULATED: compare its seconds with one another, not with hardware's"
@@ -95,9 +106,11 @@ def _table(metrics: Sequence[MetricComparison], *, emulated: bool) -> str:
 
 
 def _quantity(unit: str, samples: Sequence[float]) -> str:
-    """The median; with its range where there are several trials."""
+    """The median; with every trial's value (or the range of many) where there are several."""
     text = f"{median(samples):.10g}" if unit == "count" else f"{median(samples):.6g}"
-    if len(set(samples)) > 1:
+    if 1 < len(samples) <= _FEW:
+        text += f" [{' '.join(f'{s:.6g}' for s in samples)}]"
+    elif len(set(samples)) > 1:
         text += f" [{min(samples):.6g} .. {max(samples):.6g}]"
     return text
 
@@ -141,7 +154,7 @@ def _reading(comparison: Comparison) -> str:
         mapped, unmapped = median(getattr(maps, arm)), median(getattr(unmaps, arm))
         lines.append(
             f"  {arm:<10} {whole:.4g} s boot: maps {mapped:.4g} s ({mapped / whole:.1%}), "
-            f"unmaps {unmapped:.4g} s ({unmapped / whole:.1%}, the one at exit included)"
+            f"unmaps {unmapped:.4g} s (the last at exit, after the boot)"
         )
     return "\n".join(lines) + "\n"
 

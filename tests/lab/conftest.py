@@ -13,7 +13,7 @@ import pytest
 
 from orchestrator.analysis.trial import TrialResult, read_result
 from orchestrator.bench import hypervisor
-from orchestrator.bench.state import SHM, bench_state
+from orchestrator.bench.state import SHM, BenchState, bench_state
 from orchestrator.cache import Cache
 from orchestrator.errors import BarometerError
 from orchestrator.evidence import RunDir, TrialDir
@@ -47,13 +47,28 @@ class Outcome:
 RunOne = Callable[..., Outcome]
 
 
+@pytest.fixture(scope="session")
+def shared(
+    tmp_path_factory: pytest.TempPathFactory, means: None
+) -> Iterator[tuple[BenchState, hypervisor.Connection]]:
+    """libvirt's embedded driver can be opened once in a process."""
+    with (
+        bench_state(tmp_path_factory.mktemp("state")) as state,
+        hypervisor.embedded(state.folder / "libvirt", Cache().folder("libvirt")) as libvirt,
+    ):
+        yield state, libvirt
+
+
 @pytest.fixture
-def one_trial(tmp_path: Path, means: None) -> Iterator[RunOne]:
+def one_trial(
+    tmp_path: Path, shared: tuple[BenchState, hypervisor.Connection]
+) -> Iterator[RunOne]:
     """Run one trial of the small scenario's baseline with overrides; its judged result.
 
     Afterwards nothing of it may be left.
     """
     before = leftovers()
+    state, libvirt = shared
 
     def run(*overrides: str, change: Callable[[Prepared], Prepared] = lambda p: p) -> Outcome:
         scenario, text = load_scenario(SMALL, overrides)
@@ -61,14 +76,10 @@ def one_trial(tmp_path: Path, means: None) -> Iterator[RunOne]:
         prepared = change(prepare(scenario, cache, progress))
         run_dir = RunDir.create(tmp_path / "run", text, plan_facts(scenario, prepared))
         planned = make_plan(scenario)[0]
-        with (
-            bench_state(tmp_path / "state") as state,
-            hypervisor.embedded(state.folder / "libvirt", cache.folder("libvirt")) as libvirt,
-        ):
-            try:
-                run_trial(Bench(scenario, prepared, run_dir, state, libvirt, progress), planned)
-            except BarometerError as exc:
-                print(exc)
+        try:
+            run_trial(Bench(scenario, prepared, run_dir, state, libvirt, progress), planned)
+        except BarometerError as exc:
+            print(exc)
         trial = run_dir.trials()[0]
         return Outcome(read_result(trial), trial.path)
 

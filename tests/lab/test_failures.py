@@ -41,7 +41,7 @@ def test_a_bar_that_the_host_cannot_place_is_named(one_trial: RunOne) -> None:
 def test_a_map_that_the_iommu_refuses_makes_the_trial_invalid(one_trial: RunOne) -> None:
     # The guest places the BAR above 512 GiB, where an IOMMU of 39 bits has no addresses. QEMU
     # warns, and the guest boots, quickly.
-    outcome = one_trial("host.viommu_aw_bits=39", 'trace.passes=["timing"]')
+    outcome = one_trial("host.viommu_aw_bits=39", "device.bar=4GiB", 'trace.passes=["timing"]')
     assert (outcome.result.kind, outcome.result.reason) == ("invalid", "map-refused")
     assert not outcome.result.by_bench
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.cache import ENTRY, Cache, hashes
+from orchestrator.cache import ENTRY, Cache
 from orchestrator.errors import BenchError
 from orchestrator.hashing import digest_of, sha256_file
 
@@ -38,7 +38,8 @@ def test_entry_is_built_once(tmp_path: Path) -> None:
     assert build.calls == 1
     assert first == tmp_path / "things" / digest_of(KEY)
     assert (first / "link").read_text() == "hello"
-    assert hashes(first) == {"sub/file": sha256_file(first / "sub/file")}
+    files = json.loads((first / ENTRY).read_text())["files"]
+    assert files["sub/file"]["sha256"] == sha256_file(first / "sub/file")
     assert json.loads((first / ENTRY).read_text())["key"] == KEY
 
 

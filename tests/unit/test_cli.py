@@ -183,8 +183,8 @@ def test_report_of_changed_evidence_is_exit_code_4(
 def test_report_of_a_bench_that_failed_is_exit_code_3(
     barometer: Command, capsys: Said, finished: Path
 ) -> None:
-    outcome = {"kind": "invalid", "stage": "host-boot", "reason": "host-hang", "message": "hung",
-               "evidence": ""}  # fmt: skip
+    outcome = {"kind": "invalid", "by_bench": True, "stage": "host-boot", "reason": "host-hang",
+               "message": "hung", "evidence": ""}  # fmt: skip
     sealed(finished / "trials" / MEASURED, outcome=outcome)
     assert barometer("report", finished) == 3
     assert "host-hang: hung" in capsys.readouterr().out

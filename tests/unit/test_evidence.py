@@ -2,13 +2,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from orchestrator.errors import ArmFailedError, BenchError, EvidenceError, ScenarioError
 from orchestrator.evidence import RunDir, TrialDir, TrialWriter, read_json, write_json
 
-PLAN = {"schema": 1, "kernels": {}, "guest_kernel": {}, "accel": "tcg", "trials": []}
+PLAN: dict[str, Any] = {
+    "schema": 1, "trials": [], "accel": "tcg", "guest_kernel": {"digest": "g"},
+    "kernels": {"baseline": {"digest": "b"}, "candidate": {"digest": "c"}},
+}  # fmt: skip
 
 
 def writer(tmp_path: Path, name: str = "0001-baseline") -> TrialWriter:
@@ -66,10 +70,11 @@ def test_failure_of_the_arm_is_charged_to_it_and_failure_of_the_bench_is_not(
     one.failed(ArmFailedError("oops", evidence="BUG:", reason="host-panic"), "guest-0")
     two.failed(BenchError("no", reason="command-failed"), "device")
     assert one.complete().manifest["outcome"] == {
-        "kind": "failed", "stage": "guest-0", "reason": "host-panic", "message": "oops",
-        "evidence": "BUG:",
+        "kind": "failed", "by_bench": False, "stage": "guest-0", "reason": "host-panic",
+        "message": "oops", "evidence": "BUG:",
     }  # fmt: skip
-    assert two.complete().manifest["outcome"]["kind"] == "invalid"
+    outcome = two.complete().manifest["outcome"]
+    assert (outcome["kind"], outcome["by_bench"]) == ("invalid", True)
 
 
 def test_changed_and_missing_files_are_noticed(tmp_path: Path) -> None:
@@ -123,9 +128,16 @@ def test_json_is_replaced_as_a_whole(tmp_path: Path) -> None:
 def test_run_is_made_and_taken_up_again(tmp_path: Path) -> None:
     folder = tmp_path / "deep/run"
     RunDir.create(folder, "name = 1", PLAN)
-    again = RunDir.create(folder, "name = 1", {"schema": 1, "trials": ["other"]})
+    again = RunDir.create(folder, "name = 1", {**PLAN, "trials": ["other"]})
     assert again.plan() == PLAN
     assert RunDir.open(folder).plan() == PLAN
+
+
+def test_run_is_not_taken_up_again_with_another_kernel(tmp_path: Path) -> None:
+    RunDir.create(tmp_path / "run", "name = 1", PLAN)
+    moved = {**PLAN, "kernels": {**PLAN["kernels"], "candidate": {"digest": "newer"}}}
+    with pytest.raises(ScenarioError, match="candidate's kernel"):
+        RunDir.create(tmp_path / "run", "name = 1", moved)
 
 
 def test_run_of_another_scenario_is_left_alone(tmp_path: Path) -> None:

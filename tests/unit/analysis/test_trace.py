@@ -154,7 +154,7 @@ def test_return_without_an_entry_began_before_the_trace() -> None:
 
 
 def test_map_that_never_returned_is_an_error() -> None:
-    with pytest.raises(EvidenceError, match="1 map or unmap ioctls began and never") as caught:
+    with pytest.raises(EvidenceError, match="1 maps or unmaps began and never") as caught:
         operations([*mapping(1), *mapping(2)[:-1]], BAR)
     assert caught.value.reason == "unpaired-trace"
 

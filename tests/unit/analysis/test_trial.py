@@ -81,7 +81,7 @@ def test_failed_trial_is_charged_to_its_arm(tmp_path: Path) -> None:
 
 
 def test_trial_is_invalid_when_the_bench_failed(trial: Path) -> None:
-    outcome = {"kind": "invalid", "stage": "device", "reason": "device-missing",
+    outcome = {"kind": "invalid", "by_bench": True, "stage": "device", "reason": "device-missing",
                "message": "none", "evidence": ""}  # fmt: skip
     result = read_result(sealed(trial, outcome=outcome))
     assert (result.kind, result.reason, result.by_bench) == ("invalid", "device-missing", True)
