@@ -87,14 +87,17 @@ def host_xml(spec: HostDomain) -> str:
         cpu = _sub(domain, "cpu", mode="host-passthrough", check="none")
     _sub(cpu, "maxphysaddr", mode="emulate", bits=str(spec.phys_bits))
     devices = _sub(domain, "devices")
-    for letter, disk in zip("abcdefgh", spec.disks, strict=False):
+    _root_ports(devices, 1 + len(spec.disks))
+    # every place is named: libvirt would give a disk the port that QEMU's own option syntax takes
+    for number, (letter, disk) in enumerate(zip("abcdefgh", spec.disks, strict=False)):
         element = _sub(devices, "disk", type="file", device="disk")
         _sub(element, "driver", name="qemu", type="raw", cache="unsafe")
         _sub(element, "source", file=str(disk.path))
         _sub(element, "target", dev=f"vd{letter}", bus="virtio")
         _sub(element, "serial", disk.serial)
         _sub(element, "readonly")
-    _root_port(devices)
+        _sub(element, "readonly")
+        _pci(element, BAR_BUS + 1 + number)
     serial = _sub(devices, "serial", type="file")
     _sub(serial, "source", path=str(spec.console))
     _quiet_devices(devices)
@@ -135,7 +138,7 @@ def guest_xml(spec: GuestDomain) -> str:
     mode = "host-passthrough" if spec.kvm else "maximum"
     _sub(domain, "cpu", mode=mode, check="none")
     devices = _sub(domain, "devices")
-    _root_port(devices)
+    _root_ports(devices, 1)
     serial = _sub(devices, "serial", type="tcp")
     _sub(serial, "source", mode="connect", host="127.0.0.1", service=str(spec.console_port))
     _sub(serial, "protocol", type="raw")
@@ -175,9 +178,11 @@ def _direct_boot(domain: ET.Element, kernel: str, initramfs: str, cmdline: str) 
     _sub(system, "cmdline", cmdline)
 
 
-def _root_port(devices: ET.Element) -> None:
+def _root_ports(devices: ET.Element, count: int) -> None:
+    """Ports with the buses BAR_BUS, BAR_BUS + 1, ..."""
     _sub(devices, "controller", type="pci", index="0", model="pcie-root")
-    _sub(devices, "controller", type="pci", index=str(BAR_BUS), model="pcie-root-port")
+    for index in range(BAR_BUS, BAR_BUS + count):
+        _sub(devices, "controller", type="pci", index=str(index), model="pcie-root-port")
 
 
 def _quiet_devices(devices: ET.Element) -> None:

@@ -63,18 +63,18 @@ def test_an_interrupted_run_leaves_nothing(
 ) -> None:
     before = leftovers()
     environment = {**os.environ, "BAROMETER_STATE": str(tmp_path / "state")}
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [BAROMETER, "run", str(SMALL), "--out", str(tmp_path / "run")],
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment,
-    )  # fmt: skip
-    assert process.stderr is not None
-    for line in process.stderr:
-        if stage in line:
-            break
-    time.sleep(2)
-    process.send_signal(number)
-    process.stderr.read()
-    code = process.wait(120)
+    ) as process:  # fmt: skip
+        assert process.stderr is not None
+        for line in process.stderr:
+            if stage in line:
+                break
+        time.sleep(2)
+        process.send_signal(number)
+        process.stderr.read()
+        code = process.wait(120)
     if number == signal.SIGKILL:
         assert leftovers() > before
         cleaned = subprocess.run(
