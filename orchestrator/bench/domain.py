@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import xml.etree.ElementTree as ET
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,6 @@ BAR_BUS = 1
 """The device with the large BAR sits alone behind this root port, in an IOMMU group of its own."""
 # QEMU's option syntax needs slots that libvirt does not give away: it counts up from 1.
 _NIC_SLOT = 0x1D
-_TESTDEV_SLOT = 0x0
 
 
 @dataclass(frozen=True)
@@ -113,8 +113,11 @@ def host_xml(spec: HostDomain) -> str:
         _sub(shmem, "size", str(spec.bar >> 20), unit="M")
         _pci(shmem, BAR_BUS)
     else:
-        arguments += ["-device", f"pci-testdev,membar={spec.bar},bus=pci.{BAR_BUS},"
-                                 f"addr={_TESTDEV_SLOT:#x}"]  # fmt: skip
+        # as JSON, like libvirt's own: QEMU makes devices in its older syntax before those, and
+        # would not find the port
+        testdev = {"driver": "pci-testdev", "membar": spec.bar, "bus": f"pci.{BAR_BUS}",
+                   "addr": "0x0"}  # fmt: skip
+        arguments += ["-device", json.dumps(testdev)]
     if spec.viommu == "intel":
         iommu = _sub(devices, "iommu", model="intel")
         _sub(iommu, "driver", intremap="on", aw_bits=str(spec.viommu_aw_bits))
