@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import time
 import uuid
 from collections.abc import Iterator
@@ -28,6 +27,7 @@ from orchestrator.progress import Progress
 from orchestrator.scenario import Scenario
 
 SSHD_MARK = "barometer: sshd is up"
+_ENVIRONMENT = re.compile(r"(PATH|HOME|USER|LOGNAME|XDG_\w+)=")
 _INITRAMFS_FAILED = re.compile(r"barometer: initramfs: (.*)")
 # info usernet: `  TCP[HOST_FORWARD]  12       127.0.0.1 43643       10.0.2.15    22`
 _FORWARD = re.compile(r"TCP\[HOST_FORWARD\]\s+\d+\s+127\.0\.0\.1\s+(\d+)\s+\S+\s+22\b")
@@ -94,7 +94,10 @@ def running_machine(
         state.remove_shm(spec.shm_name)
         log = state.folder / f"libvirt/log/qemu/{name}.log"
         if log.exists():
-            shutil.copyfile(log, trial.host / "qemu.log")
+            # libvirt logs the runner's environment there too, which is nobody's business
+            lines = log.read_text(errors="replace").splitlines(keepends=True)
+            kept = [line for line in lines if not _ENVIRONMENT.match(line)]
+            (trial.host / "qemu.log").write_text("".join(kept))
 
 
 def _cmdline(scenario: Scenario, accel: Accel, token: str) -> str:
