@@ -3,7 +3,8 @@
     .venv/bin/python ci/bench/host_boot.py [--repeats N] [--vng PATH]
 
 Both without KVM, in turn, on one machine; prints the ratio of the medians. virtme-ng is taken from
-PATH or --vng (`pip install virtme-ng`); without it only barometer's own time is printed.
+PATH or --vng (`pip install virtme-ng`); it needs a terminal (run this under script(1)), busybox on
+PATH and the kernel's modules in /lib/modules. Without it only barometer's own time is printed.
 """
 
 from __future__ import annotations
