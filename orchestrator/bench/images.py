@@ -9,6 +9,7 @@ payload disk      ext4, read-only: guest kernel and initramfs, agents
 
 from __future__ import annotations
 
+import hashlib
 import lzma
 import os
 import pwd
@@ -337,7 +338,7 @@ def _with_files(entry: Path, patterns: list[str]) -> Cpio:
 def _payload_disk(kernel: KernelBundle, initramfs: bytes, cache: Cache) -> Path:
     agents = GUESTS / "agents"
     key = {"kind": "payload", "schema": 1, "kernel": kernel.digest,
-           "initramfs": digest_of({"": initramfs.hex()}),
+           "initramfs": hashlib.sha256(initramfs).hexdigest(),
            "agents": _tree_digest(agents)}  # fmt: skip
 
     def build(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Keys that live as long as a run: the runner's, the host's, the guest's. All ed25519."""
+"""Keys that live as long as a trial: the runner's, the host's, the guest's. All ed25519."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class KeyPair:
 
 @dataclass(frozen=True)
 class RunKeys:
-    """Made anew for every run."""
+    """Made anew for every trial."""
 
     runner: KeyPair
     host: KeyPair

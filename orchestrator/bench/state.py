@@ -136,11 +136,11 @@ def _remove_shm(names: list[str]) -> list[str]:
 
 def _end_machines(uuids: list[str]) -> list[int]:
     """Kill the QEMU processes that run a domain with one of the UUIDs, and wait for their end."""
-    ours = [
-        pid for pid in (int(p.name) for p in Path("/proc").glob("[0-9]*"))
-        if any(uuid in words for words in [_command_line(pid)] for uuid in uuids)
-        and "qemu-system" in _command_line(pid)[0]
-    ]  # fmt: skip
+    ours = []
+    for process in Path("/proc").glob("[0-9]*"):
+        words = _command_line(int(process.name))
+        if "qemu-system" in words[0] and any(uuid in words for uuid in uuids):
+            ours.append(int(process.name))
     for pid in ours:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.kill(pid, signal.SIGKILL)

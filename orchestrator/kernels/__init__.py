@@ -1,7 +1,7 @@
 """Where a kernel comes from: a Debian package or a folder. Both end as a KernelBundle.
 
 materialised(kernel, cache)    -> KernelBundle    downloads and unpacks what is not cached
-resolved(kernel, cache)        -> Resolved        what would be used, nothing but package lists
+describe(kernel, cache)        -> str             what would be used, from package lists alone
 """
 
 from __future__ import annotations
