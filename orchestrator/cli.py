@@ -76,9 +76,13 @@ def plan(
     )
     for arm in ARMS:
         print(f"  {arm:<10} {describe(parsed.arms[arm].kernel, cache)}")
-    print(f"  {'guest':<10} {describe(parsed.guest.kernel, cache)}")
+    if parsed.workload == "guest-boot" and parsed.guest is not None:
+        print(f"  {'guest':<10} {describe(parsed.guest.kernel, cache)}")
+    else:
+        points = ", ".join(point.name for point in parsed.points())
+        print(f"  {'points':<10} {points}")
     for trial in make_plan(parsed):
-        print(f"  {trial.name}  pair {trial.pair}")
+        print(f"  {trial.name}  pair {trial.pair}, {', '.join(trial.passes)}")
 
 
 @app.command()

@@ -4,8 +4,9 @@
     RUN/trials/0001-baseline/manifest.json   stages, outcome, versions, sha256 of every file
     RUN/trials/0001-baseline/host/           domain.xml console.log dmesg.txt facts.json
                                              trace-guest-1.txt stats-guest-1.txt hist-*.txt
+                                             profile-*.folded
     RUN/trials/0001-baseline/guest-0/        domain.xml console.log marks.txt dmesg.txt facts.json
-    RUN/trials/0001-baseline/map.json        one map from the host's user space (`counts` pass)
+    RUN/trials/0001-baseline/map.json        maps from the host's user space, by pass
 
 A trial is written as `.0001-baseline.partial` and renamed when it is complete.
 """
@@ -187,7 +188,10 @@ def _same_plan(path: Path, then: dict[str, Any], now: dict[str, Any]) -> None:
             (f"{arm}'s kernel", then["kernels"][arm]["digest"], kernel["digest"])
             for arm, kernel in now["kernels"].items()
         ],
-        ("guest's kernel", then["guest_kernel"]["digest"], now["guest_kernel"]["digest"]),
+        *[
+            ("guest's kernel", then["guest_kernel"]["digest"], now["guest_kernel"]["digest"])
+            for _ in filter(None, [now["guest_kernel"]])
+        ],
     ]:
         if old != new:
             raise ScenarioError(

@@ -23,6 +23,20 @@ class Progress:
         self._stack: list[tuple[str, float]] = []
         self._detail = ""
         self._lock = threading.Lock()
+        self._label = ""
+        self._lanes: list[Progress] = []
+
+    @contextmanager
+    def lane(self, label: str) -> Iterator[Progress]:
+        """Progress of something that goes on beside others: its lines begin with `label`, and
+        the live line shows where each of them is."""
+        lane = Progress(self._console)
+        lane._label, lane._lock = label, self._lock
+        self._lanes.append(lane)
+        try:
+            yield lane
+        finally:
+            self._lanes.remove(lane)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -31,7 +45,7 @@ class Progress:
         depth = len(self._stack)
         self._stack.append((name, started))
         self._detail = ""
-        outermost = depth == 0 and self._console.is_terminal
+        outermost = depth == 0 and self._console.is_terminal and not self._label
         live = Live(
             get_renderable=self._line,
             console=self._console,
@@ -67,13 +81,19 @@ class Progress:
 
     def _print(self, depth: int, text: str, style: str = "") -> None:
         with self._lock:
-            self._console.print("  " * depth + text, style=style, markup=False, soft_wrap=True)
+            head = f"{self._label}: " if self._label else ""
+            self._console.print(head + "  " * depth + text, style=style, markup=False, soft_wrap=True)
 
     def _line(self) -> Text:
         if not self._stack:
             return Text("")
-        name, started = self._stack[-1]
         now = time.monotonic()
         total = now - self._stack[0][1]
-        text = f"[{total:5.0f} s] {name} {now - started:.0f} s  {self._detail}"
+        lanes = [lane for lane in [*self._lanes] if lane._stack] or [self]
+        text = f"[{total:5.0f} s] " + "  ".join(lane._now(now) for lane in lanes)
         return Text(text[: max(20, self._console.width - 1)], no_wrap=True, overflow="ellipsis")
+
+    def _now(self, now: float) -> str:
+        name, started = self._stack[-1]
+        head = f"{self._label}: " if self._label else ""
+        return f"{head}{name} {now - started:.0f} s  {self._detail}"

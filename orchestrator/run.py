@@ -8,9 +8,12 @@ import json
 import logging
 import os
 import platform
+import re
 import shutil
-from collections.abc import Iterator
-from dataclasses import dataclass
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +27,7 @@ from orchestrator.bench.host import Host
 from orchestrator.bench.keys import RunKeys
 from orchestrator.bench.nested import proven_host, running_machine
 from orchestrator.bench.state import BenchState, bench_state
-from orchestrator.bench.workload import guest_boots
+from orchestrator.bench.workload import guest_boots, maps, settle
 from orchestrator.cache import Cache, disk_full
 from orchestrator.errors import ArmFailedError, BarometerError, BenchError, ScenarioError
 from orchestrator.evidence import RunDir, TrialDir, TrialWriter
@@ -32,7 +35,7 @@ from orchestrator.hashing import digest_of
 from orchestrator.kernels import KernelBundle, materialised
 from orchestrator.plan import PlannedTrial, make_plan
 from orchestrator.progress import Progress
-from orchestrator.scenario import ARMS, ArmName, Scenario
+from orchestrator.scenario import ARMS, GIB, ArmName, Scenario
 
 log = logging.getLogger("barometer.run")
 _SAME_BENCH_FAILURES = 2
@@ -44,8 +47,9 @@ class Prepared:
 
     kernels: dict[ArmName, KernelBundle]
     hosts: dict[ArmName, images.HostImage]
-    guest_kernel: KernelBundle
-    guest: images.GuestImage
+    guest_kernel: KernelBundle | None
+    """None where the workload has no guest."""
+    payload: images.PayloadImage
     accel: Accel
     accel_reason: str
 
@@ -63,15 +67,20 @@ def prepare(scenario: Scenario, cache: Cache, progress: Progress) -> Prepared:
         kernel_stage = progress.stage(f"kernel of the {arm}: {scenario.arms[arm].kernel}")
         with kernel_stage, key_named(f"arms.{arm}.kernel"):
             kernels[arm] = materialised(scenario.arms[arm].kernel, cache)
-    guest_stage = progress.stage(f"kernel of the guest: {scenario.guest.kernel}")
-    with guest_stage, key_named("guest.kernel"):
-        guest_kernel = materialised(scenario.guest.kernel, cache)
+    guest_kernel = None
+    if scenario.workload == "guest-boot" and scenario.guest is not None:
+        guest_stage = progress.stage(f"kernel of the guest: {scenario.guest.kernel}")
+        with guest_stage, key_named("guest.kernel"):
+            guest_kernel = materialised(scenario.guest.kernel, cache)
     with progress.stage("images"):
         return Prepared(
             kernels=kernels,
-            hosts={arm: images.host_image(kernel, cache) for arm, kernel in kernels.items()},
+            hosts={
+                arm: images.host_image(kernel, scenario.host.suite, cache)
+                for arm, kernel in kernels.items()
+            },
             guest_kernel=guest_kernel,
-            guest=images.guest_image(guest_kernel, cache),
+            payload=images.payload_image(guest_kernel, cache),
             accel=accel,
             accel_reason=reason,
         )
@@ -98,14 +107,20 @@ def plan_facts(scenario: Scenario, prepared: Prepared) -> dict[str, Any]:
                   "digest": k.digest, "provenance": k.provenance}
             for arm, k in prepared.kernels.items()
         },
-        "guest_kernel": {"release": prepared.guest_kernel.release,
-                         "source": str(scenario.guest.kernel),
-                         "digest": prepared.guest_kernel.digest,
-                         "provenance": prepared.guest_kernel.provenance},
+        "guest_kernel": _guest_kernel(scenario, prepared),
         "runner": {"system": platform.platform(), "machine": platform.machine(),
                    "cpus": os.cpu_count()},
-        "trials": [{"name": t.name, "pair": t.pair, "arm": t.arm} for t in make_plan(scenario)],
+        "trials": [{"name": t.name, "pair": t.pair, "arm": t.arm, "passes": t.passes}
+                   for t in make_plan(scenario)],
     }  # fmt: skip
+
+
+def _guest_kernel(scenario: Scenario, prepared: Prepared) -> dict[str, Any] | None:
+    if prepared.guest_kernel is None or scenario.guest is None:
+        return None
+    return {"release": prepared.guest_kernel.release, "source": str(scenario.guest.kernel),
+            "digest": prepared.guest_kernel.digest,
+            "provenance": prepared.guest_kernel.provenance}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -120,6 +135,8 @@ class Bench:
     progress: Progress
     keep: bool = False
     """Leave the evidence of a trial that is interrupted."""
+    stopped: threading.Event = field(default_factory=threading.Event)
+    """The run is interrupted, and what fails now fails because of that."""
 
 
 def run_plan(
@@ -163,26 +180,83 @@ def _only_run_in(out: Path, cache: Cache) -> Iterator[None]:
 
 
 def run_trials(bench: Bench) -> None:
-    plan = make_plan(bench.scenario)
-    bench_failures: list[str] = []
-    for planned in plan:
+    """The trials that are not complete, one after the other; with accel exact, whose numbers do
+    not depend on what else the machine does, as many at a time as there are CPUs and memory."""
+    pending = []
+    for planned in make_plan(bench.scenario):
         done = bench.run.trials_path / planned.name
         if done.exists() and not TrialDir.open(done).manifest["outcome"].get("by_bench"):
             bench.progress.note(f"trial {planned.name}: complete already")
             continue
         shutil.rmtree(done, ignore_errors=True)  # the bench failed then: again
-        title = f"trial {planned.number}/{len(plan)} {planned.arm}"
-        release = bench.prepared.kernels[planned.arm].release
+        pending.append(planned)
+    width = _at_once(bench.scenario) if bench.prepared.accel == "exact" else 1
+    if min(width, len(pending)) > 1:
+        _run_at_once(bench, pending, width)
+        return
+    stop = _BenchWatch(bench)
+    for planned in pending:
+        title = f"trial {planned.name} ({bench.prepared.kernels[planned.arm].release})"
         try:
-            with bench.progress.stage(f"{title} ({release})"):
+            with bench.progress.stage(title):
                 run_trial(bench, planned)
-            bench_failures = []
+            stop.saw(None)
         except BarometerError as exc:
             bench.progress.note(f"{title}: {exc}")
-            bench_failures = [*bench_failures, exc.reason] if isinstance(exc, BenchError) else []
-            if len(bench_failures) >= _SAME_BENCH_FAILURES and len(set(bench_failures)) == 1:
-                bench.progress.note("the bench failed twice for the same reason: stopping here")
+            if stop.saw(exc):
                 return
+
+
+class _BenchWatch:
+    """Whether to go on: not when the bench failed twice in a row for the same reason."""
+
+    def __init__(self, bench: Bench) -> None:
+        self._bench = bench
+        self._reasons: list[str] = []
+
+    def saw(self, exc: BarometerError | None) -> bool:
+        self._reasons = [*self._reasons, exc.reason] if isinstance(exc, BenchError) else []
+        broken = len(self._reasons) >= _SAME_BENCH_FAILURES and len(set(self._reasons)) == 1
+        if broken:
+            self._bench.progress.note(
+                "the bench failed twice for the same reason: stopping here"
+            )
+        return broken
+
+
+def _at_once(scenario: Scenario) -> int:
+    """How many exact hosts this machine carries: a CPU and their memory (with QEMU's own) each."""
+    available = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
+    fit = int(available[1]) * 1024 // (scenario.host.memory + 2 * GIB) if available else 1
+    return max(1, min(len(os.sched_getaffinity(0)), fit))
+
+
+def _run_at_once(bench: Bench, pending: Sequence[PlannedTrial], width: int) -> None:
+    """A thread for each trial. An interrupt ends their machines, and with them the trials."""
+
+    def work(planned: PlannedTrial) -> None:
+        with bench.progress.lane(planned.name) as lane:
+            run_trial(replace(bench, progress=lane), planned)
+
+    stop = _BenchWatch(bench)
+    title = f"{len(pending)} trials, {min(width, len(pending))} at once"
+    with bench.progress.stage(title), ThreadPoolExecutor(width) as pool:
+        running = {pool.submit(work, planned): planned for planned in pending}
+        try:
+            for future in as_completed(running):
+                exc = future.exception()
+                if exc is not None and not isinstance(exc, BarometerError):
+                    raise exc
+                if exc is not None:
+                    bench.progress.note(f"trial {running[future].name}: {exc}")
+                if stop.saw(exc):
+                    break
+        except BaseException:
+            bench.stopped.set()
+            bench.libvirt.stop()
+            raise
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def run_trial(bench: Bench, planned: PlannedTrial) -> None:
@@ -196,6 +270,10 @@ def run_trial(bench: Bench, planned: PlannedTrial) -> None:
     try:
         _climb(bench, planned, trial)
     except BarometerError as exc:
+        if bench.stopped.is_set():
+            if not bench.keep:
+                shutil.rmtree(trial.path, ignore_errors=True)
+            raise
         stages = [s["name"] for s in trial.manifest["stages"] if s["outcome"] != "ok"]
         trial.failed(exc, stages[0] if stages else "start")
         trial.complete()
@@ -216,28 +294,37 @@ def _climb(bench: Bench, planned: PlannedTrial, trial: TrialWriter) -> None:
     """Provisioned machine > proven kernel > bound device > workload under its passes."""
     scenario, prepared, progress = bench.scenario, bench.prepared, bench.progress
     kernel, keys = prepared.kernels[planned.arm], RunKeys.make()
+    boots_guests = scenario.workload == "guest-boot" and {*planned.passes} != {"counts"}
     with contextlib.ExitStack() as ladder:
         with progress.stage("host: boot"), trial.stage("host-boot"):
             machine = ladder.enter_context(
                 running_machine(
-                    scenario, kernel, prepared.hosts[planned.arm], prepared.guest.payload,
+                    scenario, kernel, prepared.hosts[planned.arm], prepared.payload.disk,
                     accel=prepared.accel, keys=keys, state=bench.state, libvirt=bench.libvirt,
                     trial=trial,
                 )
             )  # fmt: skip
             host = ladder.enter_context(
                 proven_host(
-                    machine, kernel, keys=keys, state=bench.state, trial=trial, progress=progress
+                    machine, kernel, keys=keys, state=bench.state, trial=trial, progress=progress,
+                    with_libvirt=boots_guests,
                 )
-            )
+            )  # fmt: skip
         ladder.callback(_save_dmesg, host, trial)
         ladder.enter_context(_charged_to_the_arm(host))
         with progress.stage("host: device"), trial.stage("device"):
             device = ladder.enter_context(bound_device(host, scenario.device))
             facts = host.shell.run(host.agent("facts", device.address), doing="reading facts")
             (trial.host / "facts.json").write_text(json.dumps(json.loads(facts.stdout), indent=1))
-            trial.record(guest_accel="kvm" if host.kvm else "tcg")
-        guest_boots(host, device, scenario, keys=keys, trial=trial, progress=progress)
+            if scenario.workload == "guest-boot":
+                trial.record(guest_accel="kvm" if host.kvm else "tcg")
+        if boots_guests:
+            guest_boots(
+                host, device, scenario, planned.passes, keys=keys, trial=trial, progress=progress
+            )
+        else:
+            settle(host, scenario, trial=trial, progress=progress)
+            maps(host, device, scenario, planned.passes, trial=trial, progress=progress)
         host.check()
 
 
@@ -263,12 +350,11 @@ def _trial_facts(bench: Bench, planned: PlannedTrial) -> dict[str, Any]:
         "kernel": {"release": prepared.kernels[planned.arm].release,
                    "source": str(scenario.arms[planned.arm].kernel),
                    "digest": prepared.kernels[planned.arm].digest},
-        "guest_kernel": {"release": prepared.guest_kernel.release,
-                         "source": str(scenario.guest.kernel)},
+        "guest_kernel": _guest_kernel(scenario, prepared),
         "bar": scenario.device.bar, "device_kind": scenario.device.kind,
-        "passes": list(scenario.trace.passes),
+        "passes": list(planned.passes),
         "runner_versions": bench.libvirt.version(),
-        "host_packages": image.packages, "guest_packages": prepared.guest.packages,
+        "host_packages": image.packages, "guest_packages": prepared.payload.packages,
     }  # fmt: skip
 
 

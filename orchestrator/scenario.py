@@ -6,6 +6,7 @@ import difflib
 import os
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -26,29 +27,43 @@ from pydantic import (
     model_validator,
 )
 
+from orchestrator.abi import LEAVES, PAGE
 from orchestrator.errors import ScenarioError
 
 KIB, MIB, GIB, TIB = 2**10, 2**20, 2**30, 2**40
 _UNITS = {"KiB": KIB, "MiB": MIB, "GiB": GIB, "TiB": TIB}
 _SIZE = re.compile(r"([1-9][0-9]*)\s*(KiB|MiB|GiB|TiB)")
 
-Metric = Literal[
-    "guest_boot_seconds",
-    "guest_ssh_seconds",
-    "host_boot_seconds",
+Metric = str
+"""A name of METRICS; of those at a point of a map, also NAME@SIZE/ALIGNMENT/STATE."""
+METRICS: dict[Metric, Literal["s", "count"]] = {
+    "guest_boot_seconds": "s",
+    "guest_ssh_seconds": "s",
+    "host_boot_seconds": "s",
+    "bar_map_seconds": "s",
+    "bar_unmap_seconds": "s",
+    "bar_maps_per_boot": "count",
+    "bar_unmaps_per_boot": "count",
+    "bar_map_seconds_per_boot": "s",
+    "bar_unmap_seconds_per_boot": "s",
+    "pfn_lookups_per_map": "count",
+    "pfn_faults_per_map": "count",
+    "iova_lookups_per_unmap": "count",
+    "iommu_map_seconds": "s",
+}
+AT_POINTS: tuple[Metric, ...] = (
     "bar_map_seconds",
     "bar_unmap_seconds",
-    "bar_maps_per_boot",
-    "bar_unmaps_per_boot",
-    "bar_map_seconds_per_boot",
-    "bar_unmap_seconds_per_boot",
     "pfn_lookups_per_map",
     "pfn_faults_per_map",
-    "iommu_map_seconds",
-]
-Pass = Literal["plain", "timing", "counts"]
+    "iova_lookups_per_unmap",
+)
+"""The metrics that each point of the `map` workload has."""
+Pass = Literal["plain", "timing", "counts", "profile"]
 ArmName = Literal["baseline", "candidate"]
 ARMS: tuple[ArmName, ...] = ("baseline", "candidate")
+Alignment = Literal["1GiB", "2MiB", "4KiB"]
+State = Literal["cold", "warm"]
 
 
 def parse_size(text: object) -> int:
@@ -146,8 +161,11 @@ Kernel = Annotated[
 class Host(_Model):
     kind: Literal["nested"] = "nested"
     """The host under test is a VM of this machine."""
-    accel: Literal["auto", "kvm", "tcg"] = "auto"
-    """auto: kvm if a guest really runs under it, else tcg (emulation; seconds are emulated)."""
+    accel: Literal["auto", "kvm", "tcg", "exact"] = "auto"
+    """auto: kvm if a guest really runs under it, else tcg (emulation; seconds are emulated).
+    exact: emulation that counts instructions, one for each nanosecond: the same numbers always."""
+    suite: Literal["trixie", "bookworm"] = "trixie"
+    """Debian release of the host's user space: bookworm's QEMU 7.2 does not align BAR mappings."""
     viommu: Literal["intel", "virtio"] = "intel"
     """The IOMMU the host sees; intel is the one whose costs are comparable between kernels."""
     viommu_aw_bits: Literal[39, 48] = 48
@@ -156,8 +174,27 @@ class Host(_Model):
     """Physical address bits of the host's CPU; the BAR must fit into its 64-bit window."""
     memory: Size = 4 * GIB
     cpus: Annotated[int, Field(ge=1, le=64)] = 2
+    """With accel exact always 1, which is then the default."""
     cmdline: str = ""
     """Appended to the host's kernel command line, in both arms."""
+    settle: Annotated[int, Field(ge=0, le=3600)] = 300
+    """accel exact: seconds of the host's own clock that it idles before anything is measured, so
+    that what is left of its boot does not share the only CPU. They cost almost no real time."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_cpu_is_the_default_of_exact(cls, data: Any) -> Any:
+        if isinstance(data, Mapping) and data.get("accel") == "exact":
+            return {"cpus": 1, **data}
+        return data
+
+    @model_validator(mode="after")
+    def _one_cpu(self) -> Host:
+        if self.accel == "exact" and self.cpus != 1:
+            raise ValueError(
+                f'accel = "exact" counts the instructions of one CPU; cpus is {self.cpus}'
+            )
+        return self
 
 
 class Device(_Model):
@@ -174,6 +211,65 @@ class Guest(_Model):
     cpus: Annotated[int, Field(ge=1, le=64)] = 1
     cmdline: str = ""
     """Appended to the guest's kernel command line, in both arms."""
+
+
+def _parse_map_size(text: object) -> object:
+    return text if text == "full" else parse_size(text)
+
+
+MapSize = Annotated[
+    int | Literal["full"],
+    BeforeValidator(_parse_map_size),
+    PlainSerializer(lambda size: size if size == "full" else format_size(size), return_type=str),
+    WithJsonSchema({"type": "string", "pattern": f"full|{_SIZE.pattern}", "examples": ["full"]}),
+]
+
+
+@dataclass(frozen=True)
+class Point:
+    """Where the cost of a map is measured: how much of the BAR, how aligned, in which state."""
+
+    size: int
+    """Bytes."""
+    spelled: str
+    """The size as the scenario has it: "full" or "4GiB"."""
+    alignment: Alignment
+    state: State
+    headline: bool
+    """The full BAR, aligned as well as it can be, warm: its metrics have plain names."""
+
+    @property
+    def name(self) -> str:
+        return f"{self.spelled}/{self.alignment}/{self.state}"
+
+    def metric(self, base: Metric) -> Metric:
+        """The name of one of AT_POINTS here."""
+        return base if self.headline else f"{base}@{self.name}"
+
+
+class Map(_Model):
+    """The `map` workload: the BAR is mapped and unmapped from the host's user space."""
+
+    sizes: Annotated[tuple[MapSize, ...], Field(min_length=1)] = ("full",)
+    """How much of the BAR is mapped; "full" is all of it. Each size is a mapping of its own."""
+    alignment: Annotated[tuple[Alignment, ...], Field(min_length=1)] = ("1GiB",)
+    """Of the virtual address to the BAR's: what the page table's leaves can at best be."""
+    state: Annotated[tuple[State, ...], Field(min_length=1)] = ("cold", "warm")
+    """cold: the BAR's page tables were zapped before; warm: they are as the last map left them."""
+    repeats: Annotated[int, Field(ge=1, le=10000)] = 3
+    """Samples of each point in one trial, reduced to their median."""
+    backend: Literal["type1", "iommufd"] = "type1"
+    """VFIO's container and group (type1v2), or iommufd and the device's cdev."""
+    thp: Literal["inherit", "disable", "nohugepage", "hugepage"] = "inherit"
+    """Huge pages of the process: as the host has it, off by prctl, off or on by madvise."""
+
+    @model_validator(mode="after")
+    def _no_repeats(self) -> Map:
+        for key in ("sizes", "alignment", "state"):
+            values = getattr(self, key)
+            if len(set(values)) != len(values):
+                raise ValueError(f"map.{key} names a value twice")
+        return self
 
 
 class Arm(_Model):
@@ -199,7 +295,8 @@ class Trials(_Model):
 
 class Trace(_Model):
     passes: Annotated[tuple[Pass, ...], Field(min_length=1)] = ("plain", "timing", "counts")
-    """plain: boot times, untraced. timing: a few records per map. counts: exact page counts."""
+    """plain: untraced. timing: a few records per map. counts: exact page counts. profile (map
+    workload, accel exact): instructions by kernel function."""
 
     @model_validator(mode="after")
     def _no_repeats(self) -> Trace:
@@ -210,20 +307,64 @@ class Trace(_Model):
 
 class Scenario(_Model):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-    workload: Literal["guest-boot"] = "guest-boot"
+    workload: Literal["guest-boot", "map"] = "guest-boot"
+    """guest-boot: a guest that owns the device is booted. map: the BAR is mapped, without one."""
     host: Host = Host()
     device: Device = Device()
-    guest: Guest
+    guest: Guest | None = None
+    """Needed by the workload guest-boot."""
+    map: Map = Map()
+    """Of the workload map."""
     arms: Arms
     trials: Trials = Trials()
     trace: Trace = Trace()
-    expect: dict[Metric, Literal["improved", "not-regressed", "regressed"]] = Field(
+    expect: dict[Metric, Literal["improved", "equivalent", "not-regressed", "regressed"]] = Field(
         default_factory=dict
     )
     """What each metric must come out as, for exit code 0."""
 
+    def points(self) -> tuple[Point, ...]:
+        """Every point of the map workload, in the order in which they are measured, the best
+        alignment first. A guest boot has one, for its counts: the full BAR at its best, cold."""
+        asked = self.map if self.workload == "map" else Map(state=("cold",))
+        bar = self.device.bar
+        return tuple(
+            Point(
+                bar if size == "full" else size,
+                "full" if size == "full" else format_size(size),
+                alignment,
+                state,
+                headline=self.workload == "guest-boot"
+                or (size in ("full", bar) and alignment == "1GiB" and state == "warm"),
+            )
+            for alignment in sorted(asked.alignment, key=lambda name: -LEAVES[name])
+            for size in asked.sizes
+            for state in sorted(asked.state)
+        )
+
+    @model_validator(mode="after")
+    def _workload_is_whole(self) -> Scenario:
+        if self.workload == "guest-boot":
+            if self.guest is None:
+                raise ValueError('guest.kernel: workload = "guest-boot" needs a [guest] with a kernel')
+            if "profile" in self.trace.passes:
+                raise ValueError('trace.passes: profile is a pass of workload = "map"')
+        elif "profile" in self.trace.passes and self.host.accel != "exact":
+            raise ValueError('trace.passes: profile needs host.accel = "exact"')
+        for size in self.map.sizes:
+            if size != "full" and (size > self.device.bar or size % PAGE):
+                raise ValueError(
+                    f"map.sizes: {format_size(size)} is not in a BAR of"
+                    f" {format_size(self.device.bar)}"
+                )
+        if {"full", self.device.bar} <= {*self.map.sizes}:
+            raise ValueError(f"map.sizes: full is {format_size(self.device.bar)}, named twice")
+        return self
+
     @model_validator(mode="after")
     def _sizes_fit(self) -> Scenario:
+        if self.workload != "guest-boot" or self.guest is None:
+            return self
         if self.guest.memory == self.device.bar:
             raise ValueError(
                 f"guest.memory and device.bar are both {format_size(self.device.bar)}: the maps of"
@@ -234,6 +375,15 @@ class Scenario(_Model):
                 f"guest.memory is {format_size(self.guest.memory)}; it needs 128MiB or more, and"
                 f" 1GiB less than host.memory ({format_size(self.host.memory)}) or less"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _expected_are_metrics(self) -> Scenario:
+        names = [*METRICS, *(p.metric(m) for p in self.points() for m in AT_POINTS)]
+        for name in self.expect:
+            if name not in names:
+                near = nearest_name(name, names, list(METRICS))
+                raise ValueError(f'expect.{name}: "{name}" is no metric of this scenario{near}')
         return self
 
 
@@ -285,7 +435,7 @@ def parse_scenario(
 
 def _apply_override(document: tomlkit.TOMLDocument, override: str) -> None:
     key, equals, value = override.partition("=")
-    parts = [part.strip() for part in key.split(".")]
+    parts = [part.strip().strip("'\"") for part in key.split(".")]
     if not equals or not all(parts):
         raise ScenarioError(
             f"--set {override}: expected key=value, for example device.bar=1GiB", reason="scenario"
@@ -314,7 +464,9 @@ def _absolute_dirs(scenario: Scenario, folder: Path) -> Scenario:
         baseline=Arm(kernel=absolute(scenario.arms.baseline.kernel)),
         candidate=Arm(kernel=absolute(scenario.arms.candidate.kernel)),
     )
-    guest = scenario.guest.model_copy(update={"kernel": absolute(scenario.guest.kernel)})
+    guest = scenario.guest and scenario.guest.model_copy(
+        update={"kernel": absolute(scenario.guest.kernel)}
+    )
     return scenario.model_copy(update={"arms": arms, "guest": guest})
 
 
@@ -342,7 +494,7 @@ def _explain(source: str, error: ValidationError) -> list[str]:
                 )
         elif item["type"] == "missing":
             message = "this key is needed and missing"
-        lines.setdefault(key, f"{source}: {key}: {message}")
+        lines.setdefault(key, ": ".join(filter(None, (source, key, message))))
     return list(lines.values()) or [f"{source}: {error}"]
 
 

@@ -1,47 +1,75 @@
 """Map and unmap the largest BAR of a vfio-pci device from user space. Plain Python 3.
 
-    map.py 0000:01:00.0 [--repeats N]
+    map.py 0000:01:00.0 < REQUEST
 
-Prints JSON: device, BAR, virtual address, and one sample for each map and unmap, with the ioctls'
-own results, nanoseconds of CLOCK_MONOTONIC around them, and what the process itself saw
-(minor faults, page-table bytes). The first map is cold: the BAR has not been touched.
+The request is a line of JSON:
+    backend     "type1" (container and group) or "iommufd" (cdev)
+    thp         "inherit", "disable" (prctl), "nohugepage" or "hugepage" (madvise of the BAR)
+    repeats     samples of each state
+    points      [{"size": bytes or "full", "alignment": bytes, "states": ["cold", "warm"]}, ...]
+    within      true: map `size` bytes of a mapping of the whole BAR; else the mapping has the size
+    snapshots   {NAME: PATH}: files that are read after each sample
+    step        true: before each ioctl print {"next": "map" | "unmap"} and wait for a line
 
-The ioctls and structures are those of include/uapi/linux/vfio.h; type1 container and group.
+The answer is JSON, a line each:
+    {"agent": {...}}    the device, its BAR, the process's memory settings, what the instrument costs
+    {"point": {...}}    a size and alignment: where it is mapped
+    {"sample": {...}}   a map and an unmap there: nanoseconds of CLOCK_MONOTONIC around each ioctl,
+                        and what the process itself saw (minor faults, page-table bytes)
+    {"end": true}
+The first point, "warm-up", takes what kernel and interpreter do only once.
+
+cold: memory decode was switched off and on before, by which vfio-pci zaps the BAR's page tables.
+warm: they are as the map before left them.
+
+The ioctls and structures are those of include/uapi/linux/vfio.h and iommufd.h.
 """
 
 from __future__ import annotations
 
-import argparse
 import ctypes
 import errno
 import fcntl
+import gc
 import json
 import mmap
 import os
 import re
 import resource
 import struct
+import sys
 import time
 from pathlib import Path
+from typing import Any
 
 VFIO = ord(";") << 8
 SET_IOMMU, GROUP_GET_STATUS, GROUP_SET_CONTAINER, GET_DEVICE_FD = (
     VFIO | n for n in (102, 103, 104, 106)
 )
 GET_REGION_INFO, MAP_DMA, UNMAP_DMA = (VFIO | n for n in (108, 113, 114))
+DEVICE_FEATURE, BIND_IOMMUFD, ATTACH_IOMMUFD = (VFIO | n for n in (117, 118, 119))
+IOAS_ALLOC, IOAS_MAP, IOAS_UNMAP, IOAS_MAP_FILE = (VFIO | n for n in (0x81, 0x85, 0x86, 0x8F))
 TYPE1V2_IOMMU = 3
 GROUP_VIABLE = 1
 REGION_MMAP = 4
 MAP_READ_WRITE = 3
+IOAS_FIXED_READ_WRITE = 7
+FEATURE_GET, FEATURE_DMA_BUF = 1 << 16, 11
 CONFIG_REGION = 7
 COMMAND, COMMAND_MEMORY = 4, 2
 GIB = 1 << 30
 IOVA = 1 << 36
+PR_SET_THP_DISABLE, PR_GET_THP_DISABLE = 41, 42
+MADVISE = {"hugepage": 14, "nohugepage": 15}
+# an ioctl that the kernel answers before any driver is asked (fs/ioctl.c), without effect here
+NO_OPERATION = 0x5451  # FIOCLEX: files of Python are close-on-exec anyway
 
 libc = ctypes.CDLL(None, use_errno=True)
 libc.mmap.restype = ctypes.c_void_p
 libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int,
                       ctypes.c_long]  # fmt: skip
+libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 MAP_FIXED, MAP_NORESERVE = 0x10, 0x4000
 
 
@@ -53,26 +81,88 @@ def call_mmap(address: int | None, size: int, prot: int, flags: int, fd: int, of
     return int(got)
 
 
-def open_device(bdf: str) -> tuple[int, int]:
-    """Container and device."""
-    group_name = os.path.basename(os.readlink(f"/sys/bus/pci/devices/{bdf}/iommu_group"))
-    container = os.open("/dev/vfio/vfio", os.O_RDWR)
-    group = os.open(f"/dev/vfio/{group_name}", os.O_RDWR)
-    status = bytearray(struct.pack("II", 8, 0))
-    fcntl.ioctl(group, GROUP_GET_STATUS, status, True)
-    if not struct.unpack("II", status)[1] & GROUP_VIABLE:
-        raise OSError(
-            errno.EBUSY, f"IOMMU group {group_name} is not viable: not all of it is vfio-pci's"
+class Type1:
+    """VFIO's own IOMMU backend: a container (type1v2) and a group."""
+
+    name = "type1"
+
+    def __init__(self, bdf: str) -> None:
+        group_name = os.path.basename(os.readlink(f"/sys/bus/pci/devices/{bdf}/iommu_group"))
+        self.control = os.open("/dev/vfio/vfio", os.O_RDWR)
+        group = os.open(f"/dev/vfio/{group_name}", os.O_RDWR)
+        status = bytearray(struct.pack("II", 8, 0))
+        fcntl.ioctl(group, GROUP_GET_STATUS, status, True)
+        if not struct.unpack("II", status)[1] & GROUP_VIABLE:
+            raise OSError(
+                errno.EBUSY, f"IOMMU group {group_name} is not viable: not all of it is vfio-pci's"
+            )
+        fcntl.ioctl(group, GROUP_SET_CONTAINER, struct.pack("i", self.control))
+        fcntl.ioctl(self.control, SET_IOMMU, TYPE1V2_IOMMU)
+        name = ctypes.create_string_buffer(bdf.encode())
+        self.device = libc.ioctl(group, GET_DEVICE_FD, name)
+        if self.device < 0:
+            raise OSError(
+                ctypes.get_errno(), f"VFIO_GROUP_GET_DEVICE_FD: {os.strerror(ctypes.get_errno())}"
+            )
+
+    def requests(self, address: int, size: int) -> tuple[tuple[int, bytearray], ...]:
+        """Number and structure of the ioctls that map and unmap `size` bytes at `address`."""
+        return (
+            (MAP_DMA, bytearray(struct.pack("IIQQQ", 32, MAP_READ_WRITE, address, IOVA, size))),
+            (UNMAP_DMA, bytearray(struct.pack("IIQQ", 24, 0, IOVA, size))),
         )
-    fcntl.ioctl(group, GROUP_SET_CONTAINER, struct.pack("i", container))
-    fcntl.ioctl(container, SET_IOMMU, TYPE1V2_IOMMU)
-    name = ctypes.create_string_buffer(bdf.encode())
-    device = libc.ioctl(group, GET_DEVICE_FD, name)
-    if device < 0:
-        raise OSError(
-            ctypes.get_errno(), f"VFIO_GROUP_GET_DEVICE_FD: {os.strerror(ctypes.get_errno())}"
+
+    def unmapped(self, reply: bytearray) -> int:
+        return int(struct.unpack("IIQQ", reply)[3])
+
+
+class Iommufd:
+    """iommufd, with the device's own character device.
+
+    A BAR has no struct pages, so iommufd cannot map it by address; from v6.19 on vfio-pci exports
+    it as a dma-buf. Without that the map is tried by address, and the kernel says what it thinks.
+    """
+
+    name = "iommufd"
+
+    def __init__(self, bdf: str) -> None:
+        folder = f"/sys/bus/pci/devices/{bdf}/vfio-dev"
+        if not os.path.exists("/dev/iommu"):
+            raise OSError(errno.ENODEV, "there is no /dev/iommu: this kernel has no iommufd")
+        if not os.path.isdir(folder):
+            raise OSError(errno.ENODEV, "the device has no vfio-dev: this kernel has no VFIO cdev")
+        self.device = os.open(f"/dev/vfio/devices/{os.listdir(folder)[0]}", os.O_RDWR)
+        self.control = os.open("/dev/iommu", os.O_RDWR)
+        fcntl.ioctl(self.device, BIND_IOMMUFD, bytearray(struct.pack("IIiI", 16, 0, self.control, 0)))
+        space = bytearray(struct.pack("III", 12, 0, 0))
+        fcntl.ioctl(self.control, IOAS_ALLOC, space, True)
+        self.space = struct.unpack("III", space)[2]
+        fcntl.ioctl(self.device, ATTACH_IOMMUFD, bytearray(struct.pack("III", 12, 0, self.space)))
+        self.dma_buf = -1
+
+    def export(self, bar: int, size: int) -> None:
+        """VFIO_DEVICE_FEATURE_DMA_BUF: the BAR's first `size` bytes as a dma-buf."""
+        if self.dma_buf >= 0:
+            os.close(self.dma_buf)
+        request = bytearray(
+            struct.pack("IIIIIIQQ", 40, FEATURE_GET | FEATURE_DMA_BUF, bar, os.O_RDWR, 0, 1, 0, size)
         )
-    return container, device
+        self.dma_buf = libc.ioctl(
+            self.device, DEVICE_FEATURE, (ctypes.c_char * len(request)).from_buffer(request)
+        )
+
+    def requests(self, address: int, size: int) -> tuple[tuple[int, bytearray], ...]:
+        how = (40, IOAS_FIXED_READ_WRITE, self.space)
+        by_file = struct.pack("IIIiQQQ", *how, self.dma_buf, 0, size, IOVA)
+        by_address = struct.pack("IIIIQQQ", *how, 0, address, size, IOVA)
+        number, request = (IOAS_MAP_FILE, by_file) if self.dma_buf >= 0 else (IOAS_MAP, by_address)
+        return (
+            (number, bytearray(request)),
+            (IOAS_UNMAP, bytearray(struct.pack("IIQQ", 24, self.space, IOVA, size))),
+        )
+
+    def unmapped(self, reply: bytearray) -> int:
+        return int(struct.unpack("IIQQ", reply)[3])
 
 
 def region(device: int, index: int) -> tuple[int, int, int]:
@@ -88,60 +178,163 @@ def page_table_bytes() -> int:
     return int(match[1]) * 1024 if match else -1
 
 
-def sample(container: int, address: int, size: int) -> dict[str, int]:
-    request = struct.pack("IIQQQ", 32, MAP_READ_WRITE, address, IOVA, size)
-    reply = bytearray(struct.pack("IIQQ", 24, 0, IOVA, size))
-    faults = resource.getrusage(resource.RUSAGE_THREAD).ru_minflt
-    tables = page_table_bytes()
-    start = time.monotonic_ns()
-    fcntl.ioctl(container, MAP_DMA, request)
-    mapped = time.monotonic_ns()
-    faults = resource.getrusage(resource.RUSAGE_THREAD).ru_minflt - faults
-    tables = page_table_bytes() - tables
-    unmap_start = time.monotonic_ns()
-    fcntl.ioctl(container, UNMAP_DMA, reply, True)
-    end = time.monotonic_ns()
-    return {
-        "map_ns": mapped - start, "unmap_ns": end - unmap_start,
-        "unmapped_bytes": struct.unpack("IIQQ", reply)[3],
-        "minor_faults": faults, "page_table_bytes": tables,
-    }  # fmt: skip
+def iommu_table_pages() -> int | None:
+    """Pages of all IOMMU page tables of this machine (v6.11 and later), or None."""
+    setting("/proc/sys/vm/stat_refresh")  # the kernel adds up what its CPUs counted apart
+    match = re.search(r"(?m)^nr_iommu_pages (\d+)$", Path("/proc/vmstat").read_text())
+    return int(match[1]) if match else None
+
+
+def vm_flags(address: int) -> list[str]:
+    """VmFlags of the mapping that starts at `address` (proc_pid_smaps(5))."""
+    text = Path("/proc/self/smaps").read_text()
+    match = re.search(rf"(?m)^{address:x}-(?:.*\n)+?VmFlags: (.*)$", text)
+    return match[1].split() if match else []
+
+
+def timed(file: int, number: int, argument: bytearray) -> int:
+    """Nanoseconds of one ioctl, as Python sees it."""
+    clock, call = time.monotonic_ns, fcntl.ioctl
+    start = clock()
+    call(file, number, argument)
+    return clock() - start
+
+
+def instrument(file: int) -> dict[str, list[int]]:
+    """What a sample has in it besides the ioctl's work: two readings of the clock with nothing
+    between them, and an ioctl that does nothing. It also readies the interpreter's paths."""
+    clock, readings = time.monotonic_ns, []
+    for _ in range(16):
+        start = clock()
+        readings.append(clock() - start)
+    empty = [timed(file, NO_OPERATION, bytearray(32)) for _ in range(16)]
+    return {"clock_ns": readings, "empty_ioctl_ns": empty}
+
+
+def say(what: str, value: Any) -> None:
+    """At once, and then forgotten: a heap that grows would be seen in the page tables."""
+    sys.stdout.write(json.dumps({what: value}) + "\n")
+    sys.stdout.flush()
+
+
+def setting(path: str) -> str | None:
+    try:
+        return Path(path).read_text().strip()
+    except OSError:
+        return None
+
+
+class Agent:
+    def __init__(self, bdf: str, request: dict[str, Any]) -> None:
+        self.request = request
+        self.backend = {"type1": Type1, "iommufd": Iommufd}[request["backend"]](bdf)
+        self.device = self.backend.device
+        self.config = region(self.device, CONFIG_REGION)[2]
+        self.decode(on=True)
+        bars = {index: region(self.device, index) for index in range(6)}
+        mappable = [i for i, (flags, _, _) in bars.items() if flags & REGION_MMAP]
+        if not mappable:
+            raise OSError(errno.ENODEV, f"{bdf} has no BAR that can be mapped")
+        self.bar = max(mappable, key=lambda i: bars[i][1])
+        _, self.bytes, self.offset = bars[self.bar]
+        resources = Path(f"/sys/bus/pci/devices/{bdf}/resource").read_text().splitlines()
+        self.bar_address = int(resources[self.bar].split()[0], 16)
+
+    def decode(self, *, on: bool) -> None:
+        """Memory decoding of the device; off zaps the page tables of its BARs in every process
+        (vfio_pci_zap_and_down_write_memory_lock)."""
+        at = self.config + COMMAND
+        command = struct.unpack("H", os.pread(self.device, 2, at))[0]
+        new = command | COMMAND_MEMORY if on else command & ~COMMAND_MEMORY
+        os.pwrite(self.device, struct.pack("H", new), at)
+
+    def point(self, wanted: dict[str, Any]) -> None:
+        size = self.bytes if wanted["size"] == "full" else wanted["size"]
+        length = self.bytes if self.request.get("within") else size
+        # Alike modulo 1 GiB, address and BAR can be mapped by every level of the page table; QEMU
+        # aligns so since 9.2 (vfio_region_mmap). Off by less, only up to the alignment asked for.
+        skew = 0 if wanted["alignment"] >= GIB else wanted["alignment"]
+        room = length + 3 * GIB
+        reserved = call_mmap(
+            None, room, 0, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE, -1, 0
+        )
+        address = ((reserved + GIB - 1) & ~(GIB - 1)) + self.bar_address % GIB + skew
+        call_mmap(
+            address, length, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED | MAP_FIXED,
+            self.device, self.offset,
+        )  # fmt: skip
+        advice = MADVISE.get(self.request["thp"])
+        if advice is not None and libc.madvise(address, length, advice) != 0:
+            code = ctypes.get_errno()
+            raise OSError(code, f"madvise of the BAR: {os.strerror(code)}")
+        if isinstance(self.backend, Iommufd):
+            self.backend.export(self.bar, size)
+            wanted = {**wanted, "dma_buf": self.backend.dma_buf >= 0}
+        states = sorted(wanted["states"])  # cold before warm
+        first = states if "cold" in states else ["prime", *states]  # warm needs page tables
+        say("point", {**wanted, "bytes": size, "mapping_bytes": length, "address": address,
+                      "vm_flags": vm_flags(address)})  # fmt: skip
+        for repeat in range(self.request["repeats"]):
+            for state in states if repeat else first:
+                say("sample", self.sample(state, address, size))
+        libc.munmap(reserved, room)
+
+    def sample(self, state: str, address: int, size: int) -> dict[str, Any]:
+        if state != "warm":
+            self.decode(on=False)
+            self.decode(on=True)
+        (map_number, map_request), (unmap_number, unmap_request) = self.backend.requests(
+            address, size
+        )
+        control = self.backend.control
+        tables, iommu = page_table_bytes(), iommu_table_pages()
+        self.step("map")
+        faults = resource.getrusage(resource.RUSAGE_THREAD).ru_minflt
+        map_ns = timed(control, map_number, map_request)
+        faults = resource.getrusage(resource.RUSAGE_THREAD).ru_minflt - faults
+        tables = page_table_bytes() - tables
+        after = iommu_table_pages()
+        self.step("unmap")
+        unmap_ns = timed(control, unmap_number, unmap_request)
+        self.step("")
+        snapshots = {
+            name: Path(path).read_text() for name, path in self.request["snapshots"].items()
+        }
+        return {
+            "state": state, "map_ns": map_ns, "unmap_ns": unmap_ns,
+            "unmapped_bytes": self.backend.unmapped(unmap_request),
+            "minor_faults": faults, "page_table_bytes": tables,
+            "iommu_table_pages": None if iommu is None or after is None else after - iommu,
+            **({"snapshots": snapshots} if snapshots else {}),
+        }  # fmt: skip
+
+    def step(self, what: str) -> None:
+        if self.request.get("step"):
+            say("next", what)
+            sys.stdin.readline()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("bdf")
-    parser.add_argument("--repeats", type=int, default=1)
-    options = parser.parse_args()
-    container, device = open_device(options.bdf)
-    _, _, config = region(device, CONFIG_REGION)
-    command = struct.unpack("H", os.pread(device, 2, config + COMMAND))[0]
-    os.pwrite(device, struct.pack("H", command | COMMAND_MEMORY), config + COMMAND)
-    bars = {index: region(device, index) for index in range(6)}
-    bar = max(
-        (i for i, (flags, _, _) in bars.items() if flags & REGION_MMAP), key=lambda i: bars[i][1]
-    )
-    _, size, offset = bars[bar]
-    # An address aligned to the size, up to 1 GiB, so that every mapping level is possible; QEMU
-    # does the same since 9.2 (vfio_region_mmap).
-    alignment = min(size, GIB)
-    reserved = call_mmap(
-        None, size + alignment, 0, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE, -1, 0
-    )
-    address = (reserved + alignment - 1) & ~(alignment - 1)
-    call_mmap(
-        address,
-        size,
-        mmap.PROT_READ | mmap.PROT_WRITE,
-        mmap.MAP_SHARED | MAP_FIXED,
-        device,
-        offset,
-    )
-    samples = [sample(container, address, size) for _ in range(options.repeats)]
-    print(json.dumps({
-        "device": options.bdf, "bar": bar, "bytes": size, "address": address,
-        "alignment": alignment, "backend": "type1v2", "samples": samples,
-    }))  # fmt: skip
+    bdf = sys.argv[1]
+    request = json.loads(sys.stdin.readline())
+    if request["thp"] == "disable" and libc.prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, f"PR_SET_THP_DISABLE: {os.strerror(code)}")
+    gc.disable()
+    agent = Agent(bdf, request)
+    say("agent", {
+        "device": bdf, "backend": agent.backend.name,
+        "bar": agent.bar, "bar_bytes": agent.bytes, "bar_address": agent.bar_address,
+        "thp": {
+            "enabled": setting("/sys/kernel/mm/transparent_hugepage/enabled"),
+            "process_disabled": libc.prctl(PR_GET_THP_DISABLE, 0, 0, 0, 0),
+        },
+        "instrument": instrument(agent.backend.control),
+    })  # fmt: skip
+    once = {"name": "warm-up", "size": min(agent.bytes, GIB), "alignment": GIB, "states": ["cold"]}
+    for point in [once, *request["points"]]:
+        agent.point(point)
+    say("end", True)
 
 
 if __name__ == "__main__":

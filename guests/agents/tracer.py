@@ -1,5 +1,6 @@
 """Arm, read and clear kernel probes in a tracefs instance of their own. Plain Python 3.
 
+    tracer.py symbols NAME...  which of these functions the kernel has, as JSON
     tracer.py arm       specification as JSON on standard input; answer as JSON
     tracer.py collect   the evidence as JSON: {"files": {NAME: TEXT}}
     tracer.py clear     undo everything, whatever is left of it
@@ -150,6 +151,8 @@ def main() -> None:
                 clear(spec["instance"], spec["group"])
                 raise
             print(json.dumps({"armed": True}))
+        elif verb == "symbols":
+            print(json.dumps(sorted({*rest} - {*missing(rest)})))
         elif verb == "collect":
             print(json.dumps({"files": collect(*rest)}))
         else:

@@ -10,17 +10,19 @@ from typing import Literal
 
 from orchestrator.errors import BenchError
 
-Accel = Literal["kvm", "tcg"]
+Accel = Literal["kvm", "tcg", "exact"]
 _SECONDS = 10
 # A boot sector that writes 0x10 to QEMU's isa-debug-exit port: exit code 0x10 * 2 + 1.
 _SECTOR = bytes([0xB0, 0x10, 0xE6, 0xF4, 0xF4, 0xEB, 0xFD]).ljust(510, b"\0") + b"\x55\xaa"
 _EXIT_CODE = 33
 
 
-def chosen_accel(requested: Literal["auto", "kvm", "tcg"]) -> tuple[Accel, str]:
+def chosen_accel(requested: Literal["auto", "kvm", "tcg", "exact"]) -> tuple[Accel, str]:
     """The accelerator and why. Raises BenchError when `kvm` is asked for and does not work."""
     if requested == "tcg":
         return "tcg", "asked for"
+    if requested == "exact":
+        return "exact", "asked for; emulated, one instruction is one nanosecond"
     problem = kvm_problem()
     if problem is None:
         return "kvm", "a guest runs under it"

@@ -7,14 +7,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from orchestrator.abi import IORESOURCE_UNSET
 from orchestrator.bench.host import Host
 from orchestrator.errors import ArmFailedError, BenchError
 from orchestrator.scenario import Device, format_size
 
 # vendor:device as in hw/misc/ivshmem.c and hw/misc/pci-testdev.c of QEMU
 _IDS = {"ivshmem": ("0x1af4", "0x1110"), "pci-testdev": ("0x1b36", "0x0005")}
-IORESOURCE_UNSET = 0x20000000
-"""include/linux/ioport.h"""
 
 # Blocks for parse_devices(); for a guest's busybox shell too
 LIST_DEVICES = (

@@ -13,6 +13,8 @@ BAR_BUS = 1
 """The device with the large BAR sits alone behind this root port, in an IOMMU group of its own."""
 # QEMU's option syntax needs slots that libvirt does not give away: it counts up from 1.
 _NIC_SLOT = 0x1D
+# What the real-time clock of an exact machine starts at, always: 2026-01-01.
+_EXACT_EPOCH = 1767225600
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class HostDomain:
 
     name: str
     uuid: str
-    accel: Literal["kvm", "tcg"]
+    accel: Literal["kvm", "tcg", "exact"]
     memory: int
     cpus: int
     phys_bits: int
@@ -78,7 +80,7 @@ def host_xml(spec: HostDomain) -> str:
     _sub(features, "apic")
     # interrupt remapping needs the I/O APIC in QEMU, not in KVM
     _sub(features, "ioapic", driver="qemu")
-    if spec.accel == "tcg":
+    if spec.accel != "kvm":
         _sub(_sub(features, "tcg"), "tb-cache", "1024", unit="MiB")
         cpu = _sub(domain, "cpu", mode="maximum", check="none")
         # With virtual GIF the nested host was seen to lose its interrupts under emulation.
@@ -86,6 +88,13 @@ def host_xml(spec: HostDomain) -> str:
     else:
         cpu = _sub(domain, "cpu", mode="host-passthrough", check="none")
     _sub(cpu, "maxphysaddr", mode="emulate", bits=str(spec.phys_bits))
+    arguments: list[str] = []
+    if spec.accel == "exact":
+        # QEMU counts instructions, one for each nanosecond of the machine's time, and skips the
+        # time in which the machine idles; all its clocks follow that count.
+        arguments += ["-icount", "shift=0,sleep=off"]
+        clock = _sub(domain, "clock", offset="absolute", start=str(_EXACT_EPOCH))
+        _sub(clock, "timer", name="rtc", track="guest")
     devices = _sub(domain, "devices")
     _root_ports(devices, 1 + len(spec.disks))
     # every place is named: libvirt would give a disk the port that QEMU's own option syntax takes
@@ -103,7 +112,7 @@ def host_xml(spec: HostDomain) -> str:
     _quiet_devices(devices)
     # User-mode networking that reaches nothing: libvirt's own portForward needs passt, which
     # refuses to serve root. QEMU picks the port; `info usernet` tells which.
-    arguments = [
+    arguments += [
         "-netdev", "user,id=ssh0,restrict=on,hostfwd=tcp:127.0.0.1:0-:22",
         "-device", f"virtio-net-pci,netdev=ssh0,romfile=,bus=pcie.0,addr={_NIC_SLOT:#x}",
     ]  # fmt: skip

@@ -25,7 +25,7 @@ from orchestrator.command import tail
 from orchestrator.errors import ArmFailedError, BarometerError, BenchError
 from orchestrator.evidence import TrialWriter
 from orchestrator.progress import Progress
-from orchestrator.scenario import GIB, Scenario
+from orchestrator.scenario import GIB, Guest
 
 log = logging.getLogger("barometer.console")
 
@@ -116,7 +116,7 @@ def boot_guest(
     host: Host,
     libvirt: Connection,
     device: BoundDevice,
-    scenario: Scenario,
+    guest: Guest,
     *,
     index: int,
     traced: bool,
@@ -138,18 +138,18 @@ def boot_guest(
         )
         spec = GuestDomain(
             name=name, uuid=str(uuid.uuid4()), kvm=host.kvm,
-            memory=scenario.guest.memory, cpus=scenario.guest.cpus,
+            memory=guest.memory, cpus=guest.cpus,
             kernel=f"{host.payload}/guest/vmlinuz", initramfs=_INITRAMFS,
-            cmdline=" ".join(filter(None, ["console=ttyS0 panic=-1", scenario.guest.cmdline])),
+            cmdline=" ".join(filter(None, ["console=ttyS0 panic=-1", guest.cmdline])),
             console_port=ports["console"], ssh_port=ports["ssh"], device=device.address,
-            pinned=_pinned(host, scenario),
+            pinned=_pinned(host, guest),
             trace_events=(_END_EVENT, *(_MEMORY_EVENTS if traced else ())),
         )  # fmt: skip
         xml = guest_xml(spec)
         (folder / "domain.xml").write_text(xml)
         try:
             with libvirt.running(xml) as domain:
-                limits = _Limits(host, watched, scenario.device.bar)
+                limits = _Limits(host, watched, device.bar_bytes)
                 with progress.stage(f"{name}: boot"):
                     _wait(limits, "mark", f"boot mark on the {name}'s console", progress)
                 (folder / "domain.xml").write_text(domain.xml() or xml)
@@ -162,7 +162,7 @@ def boot_guest(
             _save_qemu_log(host, name, folder)
 
 
-def _pinned(host: Host, scenario: Scenario) -> tuple[int, ...]:
+def _pinned(host: Host, guest: Guest) -> tuple[int, ...]:
     """Where the guest's CPUs stay on an emulated host; CPU 0 is left to what watches.
 
     QEMU's emulation of SVM loses track of a guest whose CPU moves between the host's: unpinned,
@@ -171,8 +171,8 @@ def _pinned(host: Host, scenario: Scenario) -> tuple[int, ...]:
     """
     if not host.emulated or not host.kvm:
         return ()
-    cpus = list(range(scenario.host.cpus))[1:] or [0]
-    return tuple(cpus[vcpu % len(cpus)] for vcpu in range(scenario.guest.cpus))
+    cpus = list(range(host.cpus))[1:] or [0]
+    return tuple(cpus[vcpu % len(cpus)] for vcpu in range(guest.cpus))
 
 
 @contextmanager

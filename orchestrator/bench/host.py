@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
+from orchestrator.bench.accel import Accel
 from orchestrator.bench.hypervisor import Connection
 from orchestrator.bench.shell import Shell
 from orchestrator.command import tail
@@ -64,13 +65,22 @@ class Host:
     release: str
     kvm: bool
     """Guests run under KVM; else they are emulated."""
-    emulated: bool
-    """The host itself is emulated: its seconds are not those of a real machine."""
+    cpus: int
+    accel: Accel
+    """How the host itself runs; emulated, its seconds are not those of a real machine."""
     payload: str
     """Folder on the host with guest/vmlinuz, guest/initramfs and agents/."""
     console: Console
     alive: Callable[[], bool]
     libvirt: Callable[[], AbstractContextManager[Connection]]
+    monitor: Callable[[str], str]
+    """Ask the human monitor of the QEMU that the host runs in."""
+    scratch: Path
+    """A private folder of the runner, gone with the run."""
+
+    @property
+    def emulated(self) -> bool:
+        return self.accel != "kvm"
 
     @property
     def slow(self) -> bool:

@@ -55,6 +55,15 @@ class Connection:
         self._raw = raw
         self._start_flags = start_flags
         self.name = name
+        self._running: dict[str, Domain] = {}
+        self._stopped = threading.Event()
+
+    def stop(self) -> None:
+        """End every domain that was started here and start no other: whoever waits for one sees
+        it gone. For an interrupt while several threads are at work."""
+        self._stopped.set()
+        for domain in [*self._running.values()]:
+            domain.destroy()
 
     def version(self) -> dict[str, str]:
         """libvirt's and QEMU's version, as MAJOR.MINOR.MICRO."""
@@ -77,10 +86,14 @@ class Connection:
                 f"{self.name}: libvirt could not start the domain: {exc}", reason="libvirt-start"
             ) from exc
         domain = Domain(raw)
+        self._running[domain.uuid] = domain
         try:
+            if self._stopped.is_set():
+                raise BenchError(f"{self.name}: interrupted", reason="interrupted")
             yield domain
         finally:
             domain.destroy()
+            del self._running[domain.uuid]
 
     def _destroy(self, xml: str) -> None:
         with contextlib.suppress(libvirt.libvirtError):

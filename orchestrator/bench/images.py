@@ -48,17 +48,19 @@ class HostImage:
 
 
 @dataclass(frozen=True)
-class GuestImage:
-    payload: Path
-    """Disk with guest/vmlinuz, guest/initramfs and agents/."""
+class PayloadImage:
+    disk: Path
+    """agents/; and guest/vmlinuz, guest/initramfs where a guest is to be booted."""
     packages: dict[str, str]
+    """Of the guest."""
 
 
-def host_image(kernel: KernelBundle, cache: Cache) -> HostImage:
-    """Build what is not cached. Raises BenchError when a build fails, ScenarioError when the
+def host_image(kernel: KernelBundle, suite: str, cache: Cache) -> HostImage:
+    """Build what is not cached; the user space is that of a Debian `suite`. Raises BenchError when a build fails, ScenarioError when the
     kernel lacks a module that a host needs."""
     recipe = _recipe("host")
-    root = _host_root(recipe, cache)
+    suites = [name.replace(recipe["suites"][0], suite) for name in recipe["suites"]]
+    root = _host_root({**recipe, "suites": suites}, cache)
     return HostImage(
         root=root / "root.ext4",
         modules=_modules_disk(recipe, kernel, cache),
@@ -67,8 +69,10 @@ def host_image(kernel: KernelBundle, cache: Cache) -> HostImage:
     )
 
 
-def guest_image(kernel: KernelBundle, cache: Cache) -> GuestImage:
-    """As `host_image`, for the guest."""
+def payload_image(kernel: KernelBundle | None, cache: Cache) -> PayloadImage:
+    """As `host_image`, for what goes onto the host: agents, and a guest if there is a kernel."""
+    if kernel is None:
+        return PayloadImage(_payload_disk({}, cache), {})
     recipe = _recipe("guest")
     tree = _unpacked(recipe["suites"], recipe["packages"], recipe["files"], cache)
     archive = _with_files(tree, recipe["files"])
@@ -78,10 +82,8 @@ def guest_image(kernel: KernelBundle, cache: Cache) -> GuestImage:
     archive.file("etc/shells", b"/bin/sh\n")
     for folder in ("proc", "sys", "dev", "run", "tmp", "root", "sbin", "usr/sbin", "etc/dropbear"):
         archive.folder(folder)
-    return GuestImage(
-        payload=_payload_disk(kernel, archive.pack(), cache),
-        packages=_listed(tree / "packages.txt"),
-    )
+    guest = {"guest/vmlinuz": kernel.vmlinuz.read_bytes(), "guest/initramfs": archive.pack()}
+    return PayloadImage(_payload_disk(guest, cache), _listed(tree / "packages.txt"))
 
 
 def _recipe(name: str) -> dict[str, Any]:
@@ -95,7 +97,7 @@ def _listed(path: Path) -> dict[str, str]:
 
 
 def _tree_digest(folder: Path) -> str:
-    files = sorted(p for p in folder.rglob("*") if p.is_file())
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.suffix != ".pyc")
     content = {p.relative_to(folder).as_posix(): sha256_file(p) for p in files}
     return digest_of(content)
 
@@ -335,17 +337,18 @@ def _with_files(entry: Path, patterns: list[str]) -> Cpio:
     return archive
 
 
-def _payload_disk(kernel: KernelBundle, initramfs: bytes, cache: Cache) -> Path:
+def _payload_disk(files: dict[str, bytes], cache: Cache) -> Path:
     agents = GUESTS / "agents"
-    key = {"kind": "payload", "schema": 1, "kernel": kernel.digest,
-           "initramfs": hashlib.sha256(initramfs).hexdigest(),
-           "agents": _tree_digest(agents)}  # fmt: skip
+    key = {"kind": "payload", "schema": 2, "agents": _tree_digest(agents),
+           "files": {name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
+           }  # fmt: skip
 
     def build(folder: Path) -> None:
         tree = folder / "tree"
-        (tree / "guest").mkdir(parents=True)
-        shutil.copy2(kernel.vmlinuz, tree / "guest/vmlinuz")
-        (tree / "guest/initramfs").write_bytes(initramfs)
+        tree.mkdir()
+        for name, data in files.items():
+            (tree / name).parent.mkdir(exist_ok=True)
+            (tree / name).write_bytes(data)
         shutil.copytree(agents, tree / "agents", ignore=shutil.ignore_patterns("__pycache__"))
         make_disk(tree, folder / "payload.ext4")
         shutil.rmtree(tree)

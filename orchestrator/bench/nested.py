@@ -32,7 +32,7 @@ _INITRAMFS_FAILED = re.compile(r"barometer: initramfs: (.*)")
 # info usernet: `  TCP[HOST_FORWARD]  12       127.0.0.1 43643       10.0.2.15    22`
 _FORWARD = re.compile(r"TCP\[HOST_FORWARD\]\s+\d+\s+127\.0\.0\.1\s+(\d+)\s+\S+\s+22\b")
 # A console that says nothing for so long has hung; emulated kernels are slow but talkative.
-_SILENT_SECONDS = {"kvm": 20.0, "tcg": 45.0}
+_SILENT_SECONDS: dict[Accel, float] = {"kvm": 20.0, "tcg": 45.0, "exact": 90.0}
 _BOOT_SECONDS = 900.0
 
 
@@ -47,6 +47,7 @@ class Machine:
     started: float
     """time.monotonic() of the runner, just before it was started."""
     accel: Accel
+    cpus: int
 
 
 @contextmanager
@@ -87,7 +88,7 @@ def running_machine(
         started = time.monotonic()
         with libvirt.running(xml) as domain:
             (trial.host / "domain.xml").write_text(domain.xml() or xml)
-            yield Machine(domain, Console(spec.console), token, started, accel)
+            yield Machine(domain, Console(spec.console), token, started, accel, scenario.host.cpus)
     finally:
         spec.initramfs.unlink(missing_ok=True)
         # libvirt leaves it behind when the domain ends
@@ -109,7 +110,7 @@ def _cmdline(scenario: Scenario, accel: Accel, token: str) -> str:
     )
     # panic=-1: reboot at once, which ends the machine; its console has the reason
     # Emulated processors share one TSC; not knowing that, the kernel would take the HPET
-    clock = ["tsc=reliable"] if accel == "tcg" else []
+    clock = ["tsc=reliable"] if accel != "kvm" else []
     words = [
         "console=ttyS0",
         "panic=-1",
@@ -130,8 +131,10 @@ def proven_host(
     state: BenchState,
     trial: TrialWriter,
     progress: Progress,
+    with_libvirt: bool,
 ) -> Iterator[Host]:
     """The host, once the planned kernel is proven to run on it: token, release, boot id.
+    `with_libvirt`: libvirtd is started on it, for guests.
 
     Raises BenchError for a panic, a hang, a machine without SSH and another kernel.
     """
@@ -143,19 +146,22 @@ def proven_host(
             boot_id=boot_id, release=kernel.release,
             host_boot_seconds=round(time.monotonic() - machine.started, 3),
         )  # fmt: skip
-        ssh = write_client_config(state.folder, port=port, key=keys.runner, host_key=keys.host)
-        loaded = shell.run(
+        scratch = state.folder / machine.token
+        scratch.mkdir(mode=0o700)
+        ssh = write_client_config(scratch, port=port, key=keys.runner, host_key=keys.host)
+        script = (
             "modprobe vfio-pci && modprobe vfio_iommu_type1 && "
             "{ grep -qw svm /proc/cpuinfo && modprobe kvm_amd; "
             "  grep -qw vmx /proc/cpuinfo && modprobe kvm_intel; test -c /dev/kvm && echo kvm; "
             # libvirt is asked for the first time after KVM is there: it remembers that it is not
-            "  libvirtd --daemon </dev/null >/run/libvirtd.log 2>&1; }",
-            doing="loading modules and starting libvirt",
-        )  # fmt: skip
+            + ("libvirtd --daemon </dev/null >/run/libvirtd.log 2>&1; }" if with_libvirt else "true; }")
+        )
+        loaded = shell.run(script, doing="loading modules" + " and starting libvirt" * with_libvirt)
         yield Host(
             shell=shell, release=kernel.release, kvm="kvm" in loaded.stdout.split(),
-            emulated=machine.accel != "kvm", payload=PAYLOAD, console=machine.console,
+            cpus=machine.cpus, accel=machine.accel, payload=PAYLOAD, console=machine.console,
             alive=machine.domain.active, libvirt=lambda: over_ssh(ssh, "host"),
+            monitor=machine.domain.monitor, scratch=scratch,
         )  # fmt: skip
 
 

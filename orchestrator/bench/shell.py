@@ -97,14 +97,15 @@ class Shell:
         return done
 
     @contextlib.contextmanager
-    def stream(self, argv: Sequence[str], timeout: float) -> Iterator[Iterator[str]]:
-        """The lines of a program as they come; its standard input closes when the block is left,
-        which is how it knows that it must end. A line may take `timeout` seconds: TimeoutError."""
+    def stream(self, argv: Sequence[str], timeout: float) -> Iterator[Dialogue]:
+        """The lines of a program as they come, and lines to it; its standard input closes when
+        the block is left, which is how it knows that it must end. A line may take `timeout`
+        seconds: TimeoutError."""
         command = shlex.join(argv)
         log.debug("%s+ %s &", self.name, command)
         with self._session(timeout) as channel:
             channel.exec_command(command)
-            yield _lines(channel)
+            yield Dialogue(channel)
 
     def read(self, path: str) -> str:
         """A file's text. Raises BenchError when there is none."""
@@ -154,12 +155,25 @@ def _chunks(receive: object) -> Iterator[bytes]:
         yield chunk
 
 
-def _lines(channel: paramiko.Channel) -> Iterator[str]:
-    rest = b""
-    while chunk := channel.recv(1 << 16):
-        *lines, rest = (rest + chunk).split(b"\n")
-        for line in lines:
-            yield line.decode(errors="replace")
+class Dialogue:
+    """The lines of a program that runs, as an iterator, and a way to answer it."""
+
+    def __init__(self, channel: paramiko.Channel) -> None:
+        self._channel = channel
+        self._lines = self._read()
+
+    def __iter__(self) -> Iterator[str]:
+        return self._lines
+
+    def say(self, line: str) -> None:
+        self._channel.sendall(line.encode() + b"\n")
+
+    def _read(self) -> Iterator[str]:
+        rest = b""
+        while chunk := self._channel.recv(1 << 16):
+            *lines, rest = (rest + chunk).split(b"\n")
+            for line in lines:
+                yield line.decode(errors="replace")
 
 
 @contextlib.contextmanager

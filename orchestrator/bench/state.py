@@ -12,10 +12,11 @@ import os
 import shutil
 import signal
 import tempfile
+import threading
 import time
 import uuid
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from platformdirs import user_state_path
@@ -48,21 +49,26 @@ class BenchState:
     partial: list[str] = field(default_factory=list)
     """Folders of trials that are not complete."""
     _record: Path = Path()
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    """Trials of one run may be at work at the same time."""
 
     def add(self, **more: str) -> None:
         """Record `domains`, `shm` or `partial` before it is made."""
-        for name, value in more.items():
-            getattr(self, name).append(value)
-        self._save()
+        with self._lock:
+            for name, value in more.items():
+                getattr(self, name).append(value)
+            self._save()
 
     def remove_shm(self, name: str) -> None:
         """Remove a file under /dev/shm that was recorded."""
-        _remove_shm([name])
-        self.shm.remove(name)
-        self._save()
+        with self._lock:
+            _remove_shm([name])
+            self.shm.remove(name)
+            self._save()
 
     def _save(self) -> None:
-        facts = {k: v for k, v in asdict(self).items() if not k.startswith("_")}
+        names = (f.name for f in fields(self) if not f.name.startswith("_"))
+        facts = {name: getattr(self, name) for name in names}
         write_json(self._record, facts | {"folder": str(self.folder)})
 
 

@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
+from orchestrator.abi import MAP_DMA, PAGE, UNMAP_DMA
 from orchestrator.bench.host import Host
 from orchestrator.errors import BarometerError, BenchError
 from orchestrator.evidence import TrialWriter
@@ -22,13 +23,14 @@ from orchestrator.scenario import GIB
 
 _INSTANCE = "barometer"
 _TYPE1, _PCI = "vfio_iommu_type1", "vfio_pci_core"
-_PAGE = 4096
-MAP_DMA, UNMAP_DMA = 0x3B71, 0x3B72
-"""VFIO_IOMMU_MAP_DMA and VFIO_IOMMU_UNMAP_DMA of include/uapi/linux/vfio.h."""
+FAULT, FAULT_BEFORE = "vfio_pci_mmap_huge_fault", "vfio_pci_mmap_fault"
+"""The fault handler of a BAR since v6.12, with huge pfnmaps, and before."""
 
 
-def timing_spec(bar: int) -> dict[str, Any]:
+def timing_spec(bar: int, clock: str = "mono") -> dict[str, Any]:
     """A few records for each map and unmap of a BAR of `bar` bytes, none for each page.
+
+    `clock`: mono; x86-tsc on an exact host, where it counts instructions (1 GHz).
 
     Offsets: struct vfio_dma has iova at 24 and size at 40; MAP's user structure has vaddr at 8,
     iova at 16, size at 24; UNMAP's has iova at 8, size at 16 (bytes really unmapped on return).
@@ -58,13 +60,13 @@ def timing_spec(bar: int) -> dict[str, Any]:
         f"cmd == {MAP_DMA:#x} || cmd == {UNMAP_DMA:#x}",
     )
     for event in ("pin_in", "pin_out", "unpin_in", "unpin_out"):
-        filters[f"{group}/{event}"] = f"npage >= {least // _PAGE}"
+        filters[f"{group}/{event}"] = f"npage >= {least // PAGE}"
     for event in ("imap_in", "imap_out", "iun_in", "iun_out", "unmap_in"):
         filters[f"{group}/{event}"] = f"size >= {least:#x}"
     # the kernel's own tracepoints, as a check that owes nothing to kprobes
     static = {f"iommu/{event}": f"size >= {least:#x}" for event in ("map", "unmap")}
     return {
-        "instance": _INSTANCE, "group": group, "clock": "mono", "buffer_kb": 8192,
+        "instance": _INSTANCE, "group": group, "clock": clock, "buffer_kb": 8192,
         "symbols": [
             "vfio_iommu_type1_ioctl", "vfio_pin_pages_remote", "iommu_map", "vfio_unmap_unpin",
             "iommu_unmap_fast", "vfio_unpin_pages_remote",
@@ -76,28 +78,33 @@ def timing_spec(bar: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def counts_spec() -> dict[str, Any]:
-    """In-kernel histograms of the page lookups, faults and unmap walks; no durations.
+def counts_spec(present: Sequence[str]) -> dict[str, Any]:
+    """In-kernel histograms of what a map and an unmap do; no durations. `present`: which of the
+    fault handlers this kernel has.
 
-    The return value of `vaddr_get_pfns` is the number of base pages one lookup covered.
+    lookup     vaddr_get_pfns, by its return value: the base pages that one lookup covered
+    pin        vfio_pin_pages_remote, by its return value
+    fault      page faults of the BAR, by order and result
+    iova_walk  iommu_iova_to_phys: walks of the IOMMU's page tables, on unmap
     """
     group = "barocount"
+    huge = FAULT in present or FAULT_BEFORE not in present
+    fault = FAULT if huge else FAULT_BEFORE
     definitions = [
         f"r:{group}/lookup {_TYPE1}:vaddr_get_pfns ret=$retval:s32",
-        f"r:{group}/fault {_PCI}:vfio_pci_mmap_huge_fault order=$arg2:u32 ret=$retval:x32",
-        f"p:{group}/walk iommu_iova_to_phys",
         f"r:{group}/pin {_TYPE1}:vfio_pin_pages_remote ret=$retval:s64",
+        f"r:{group}/fault {_PCI}:{fault} " + "order=$arg2:u32 " * huge + "ret=$retval:x32",
+        f"p:{group}/iova_walk iommu_iova_to_phys",
     ]
     return {
         "instance": _INSTANCE, "group": group, "clock": "mono", "buffer_kb": 64,
-        "symbols": ["vaddr_get_pfns", "vfio_pci_mmap_huge_fault", "iommu_iova_to_phys",
-                    "vfio_pin_pages_remote"],
+        "symbols": ["vaddr_get_pfns", fault, "iommu_iova_to_phys", "vfio_pin_pages_remote"],
         "definitions": definitions, "filters": {},
         "triggers": {
             f"{group}/lookup": "hist:keys=ret",
-            f"{group}/fault": "hist:keys=order,ret.hex",
-            f"{group}/walk": "hist:keys=common_pid",
             f"{group}/pin": "hist:keys=ret",
+            f"{group}/fault": "hist:keys=order,ret.hex" if huge else "hist:keys=ret.hex",
+            f"{group}/iova_walk": "hist:keys=common_pid",
         },
         "enable": [],
     }  # fmt: skip
@@ -106,29 +113,36 @@ def counts_spec() -> dict[str, Any]:
 @contextmanager
 def armed_tracer(
     host: Host, kind: Literal["timing", "counts"], label: str, bar: int, trial: TrialWriter
-) -> Iterator[None]:
+) -> Iterator[dict[str, str]]:
     """Probes armed while the block runs; then their evidence is saved as host/*-LABEL.txt
-    (hist-*.txt for histograms), and everything is undone.
+    (hist-*.txt for histograms), and everything is undone. Gives the files on the host in which
+    the histograms can be read meanwhile, by event.
 
     Raises BenchError with the kernel's own reason when it refuses a probe: rather no figure
     than a silent zero.
     """
-    spec = timing_spec(bar) if kind == "timing" else counts_spec()
+    if kind == "timing":
+        spec = timing_spec(bar, "x86-tsc" if host.accel == "exact" else "mono")
+    else:
+        asked = host.agent("tracer", "symbols", FAULT, FAULT_BEFORE)
+        spec = counts_spec(json.loads(host.shell.run(asked, doing="reading symbols").stdout))
     instance, group = spec["instance"], spec["group"]
-    answer = host.shell.run(
-        host.agent("tracer", "arm"), stdin=json.dumps(spec).encode(), doing="arming the tracer"
-    ).stdout
-    if not json.loads(answer)["armed"]:
+    armed = json.loads(
+        host.shell.run(
+            host.agent("tracer", "arm"), stdin=json.dumps(spec).encode(), doing="arming the tracer"
+        ).stdout
+    )
+    if not armed["armed"]:
         _clear(host, instance, group)
         raise BenchError(
             f"the {kind} pass cannot be armed on {host.release}",
-            evidence=json.loads(answer)["why"], reason="tracer-refused",
-            hint="the probes need arguments in return probes (Linux v6.9) and, for counts,"
-            " vfio_pci_mmap_huge_fault (v6.12); a function that the compiler copied under another"
-            " name (.constprop, .isra) cannot be traced",
+            evidence=armed["why"], reason="tracer-refused",
+            hint="timing needs arguments in return probes (Linux v6.9); a function that the"
+            " compiler copied under another name (.constprop, .isra) cannot be traced",
         )  # fmt: skip
+    folder = f"/sys/kernel/tracing/instances/{instance}/events"
     try:
-        yield
+        yield {event.split("/")[1]: f"{folder}/{event}/hist" for event in spec["triggers"]}
     except BarometerError:
         # what was traced until then may say why
         with contextlib.suppress(BarometerError):

@@ -1,24 +1,29 @@
-"""What is run on a host with the device bound: guest boots, and one counted map."""
+"""What is run on a host with the device bound: guest boots, and maps from its user space."""
 
 from __future__ import annotations
 
 import contextlib
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from orchestrator.bench.device import BoundDevice
 from orchestrator.bench.guest import boot_guest, stage_initramfs
 from orchestrator.bench.host import Host
+from orchestrator.bench.instructions import logged_instructions
 from orchestrator.bench.keys import RunKeys
 from orchestrator.bench.tracer import armed_tracer
 from orchestrator.errors import BenchError, EvidenceError
-from orchestrator.evidence import TrialWriter
+from orchestrator.evidence import TrialWriter, write_json
 from orchestrator.progress import Progress
-from orchestrator.scenario import Pass, Scenario
+from orchestrator.scenario import GIB, Pass, Point, Scenario
 
 
 def guest_boots(
     host: Host,
     device: BoundDevice,
     scenario: Scenario,
+    passes: Sequence[Pass],
     *,
     keys: RunKeys,
     trial: TrialWriter,
@@ -27,14 +32,15 @@ def guest_boots(
     """One guest boot for the `plain` pass and one for `timing`. The `counts` pass is taken from
     one map made from the host's user space: its probes fire for each page, and would make a
     guest's dozen maps on an unpatched kernel take minutes more."""
-    boots: list[Pass] = [p for p in scenario.trace.passes if p != "counts"]
-    if boots:
+    boots: list[Pass] = [p for p in passes if p != "counts"]
+    if boots and scenario.guest is not None:
         with progress.stage("libvirt on the host"), trial.stage("host-libvirt"):
             stage_initramfs(host, keys)
             libvirt = contextlib.ExitStack()
             connection = libvirt.enter_context(host.libvirt())
             trial.record(host_versions=connection.version())
         with libvirt:
+            settle(host, scenario, trial=trial, progress=progress)
             for index, which in enumerate(boots):
                 trial.manifest["guests"].append({"index": index, "pass": which})
                 with contextlib.ExitStack() as stack:
@@ -45,22 +51,102 @@ def guest_boots(
                             armed_tracer(host, "timing", f"guest-{index}", device.bar_bytes, trial)
                         )
                     boot_guest(
-                        host, connection, device, scenario, index=index, traced=which == "timing",
+                        host, connection, device, scenario.guest, index=index, traced=which == "timing",
                         keys=keys, trial=trial, progress=progress,
                     )  # fmt: skip
-    if "counts" in scenario.trace.passes:
-        with progress.stage("one map, counts pass"), trial.stage("map-counts"):
-            counted_map(host, device, trial)
+    if "counts" in passes:
+        maps(host, device, scenario, ["counts"], trial=trial, progress=progress)
 
 
-def counted_map(host: Host, device: BoundDevice, trial: TrialWriter) -> None:
-    """Map and unmap the BAR once from the host's user space under the `counts` pass."""
-    gib = device.bar_bytes / 2**30
-    with armed_tracer(host, "counts", "counts", device.bar_bytes, trial):
-        done = host.shell.run(
-            host.agent("map", device.address), check=False, doing="mapping the BAR",
-            timeout=120 + 30 * gib,
+def settle(host: Host, scenario: Scenario, *, trial: TrialWriter, progress: Progress) -> None:
+    """Let an exact host come to rest: what is left of its boot would share the only CPU."""
+    if host.accel == "exact" and scenario.host.settle:
+        with progress.stage("host: settle"), trial.stage("settle"):
+            host.shell.run(
+                ["sleep", str(scenario.host.settle)], timeout=600, doing="letting the host settle"
+            )
+
+
+def maps(
+    host: Host,
+    device: BoundDevice,
+    scenario: Scenario,
+    passes: Sequence[Pass],
+    *,
+    trial: TrialWriter,
+    progress: Progress,
+) -> None:
+    """The BAR mapped and unmapped from the host's user space, at every point of the scenario; the
+    answers of the map agent, by pass, in map.json. Raises EvidenceError when a map is refused."""
+    points = scenario.points()
+    few = largest(points)
+    answers: dict[str, Any] = {}
+    for which in passes:
+        with progress.stage(f"maps, {which} pass"), trial.stage(f"map-{which}"):
+            if which == "plain":
+                answers[which] = _ask(host, device, scenario, points, scenario.map.repeats)
+            elif which == "counts":
+                with armed_tracer(host, "counts", "counts", device.bar_bytes, trial) as hists:
+                    answers[which] = _ask(host, device, scenario, points, 1, snapshots=hists)
+            elif which == "timing":
+                with armed_tracer(host, "timing", "map", few[0].size, trial):
+                    answers[which] = _ask(host, device, scenario, few, 1)
+            else:
+                whole = next(iter(answers.values()), None) or _ask(host, device, scenario, few, 1)
+                logged_instructions(
+                    host, device, scenario, costs_of(whole, device.bar_bytes), trial=trial,
+                    progress=progress,
+                )  # fmt: skip
+        write_json(trial.path / "map.json", {"passes": answers})
+    host.check()
+
+
+def costs_of(answer: dict[str, Any], bar: int) -> dict[str, float]:
+    """About what a map and an unmap of the whole BAR cost, nanoseconds, from the largest point."""
+    point = max(answer["points"], key=lambda p: p["bytes"])
+    last = point["samples"][-1]
+    return {what: last[f"{what}_ns"] * bar / point["bytes"] for what in ("map", "unmap")}
+
+
+def largest(points: Sequence[Point]) -> list[Point]:
+    """The points, one for each state, that map the most at the best alignment."""
+    alignment = points[0].alignment  # the best comes first
+    size = max(p.size for p in points if p.alignment == alignment)
+    return [p for p in points if (p.size, p.alignment) == (size, alignment)]
+
+
+def agent_request(
+    scenario: Scenario, points: Sequence[Point], repeats: int, **more: Any
+) -> dict[str, Any]:
+    """What map.py is asked: the states of one size and alignment belong together."""
+    asked: dict[tuple[str, str], dict[str, Any]] = {}
+    for point in points:
+        entry = asked.setdefault(
+            (point.spelled, point.alignment),
+            {"name": f"{point.spelled}/{point.alignment}",
+             "size": "full" if point.spelled == "full" else point.size,
+             "alignment": {"1GiB": GIB, "2MiB": 2 << 20, "4KiB": 4096}[point.alignment],
+             "states": []},
         )  # fmt: skip
+        entry["states"].append(point.state)
+    return {"backend": scenario.map.backend, "thp": scenario.map.thp, "repeats": repeats,
+            "points": list(asked.values()), "snapshots": {}, **more}  # fmt: skip
+
+
+def _ask(
+    host: Host,
+    device: BoundDevice,
+    scenario: Scenario,
+    points: Sequence[Point],
+    repeats: int,
+    **more: Any,
+) -> Any:
+    gib = sum(p.size for p in points) * repeats / GIB
+    request = agent_request(scenario, points, repeats, **more)
+    done = host.shell.run(
+        host.agent("map", device.address), stdin=json.dumps(request).encode() + b"\n", check=False,
+        doing="mapping the BAR", timeout=180 + 90 * gib,
+    )  # fmt: skip
     host.check()
     if done.code:
         # as in a boot, where a refused map is found by judging the trace
@@ -68,6 +154,21 @@ def counted_map(host: Host, device: BoundDevice, trial: TrialWriter) -> None:
             "the BAR could not be mapped from the host's user space",
             evidence=done.stderr[-1500:], reason="map-refused",
         )  # fmt: skip
-    if not done.stdout.strip():
-        raise BenchError("the map agent said nothing", reason="map-silent")
-    (trial.path / "map.json").write_text(done.stdout)
+    return gathered(done.stdout.splitlines())
+
+
+def gathered(lines: Iterable[str]) -> dict[str, Any]:
+    """The map agent's lines as one value: what it said of itself, and its points with their
+    samples. Raises BenchError when its last word is missing."""
+    answer: dict[str, Any] = {"points": []}
+    for line in lines:
+        ((what, value),) = json.loads(line).items()
+        if what == "agent":
+            answer.update(value)
+        elif what == "point":
+            answer["points"].append({**value, "samples": []})
+        elif what == "sample":
+            answer["points"][-1]["samples"].append(value)
+        elif what == "end":
+            return answer
+    raise BenchError("the map agent ended without its last word", reason="map-silent")

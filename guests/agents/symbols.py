@@ -1,0 +1,35 @@
+"""Which kernel functions addresses are in. Plain Python 3 standard library.
+
+    symbols.py < ADDRESSES      hexadecimal, a line each
+
+Prints a line for each: ADDRESS NAME OFFSET, the offset in hexadecimal; NAME is ? for what is in
+no function (a program of user space).
+"""
+
+from __future__ import annotations
+
+import bisect
+import sys
+
+KERNEL = 1 << 63
+
+
+def main() -> None:
+    starts: dict[int, str] = {}
+    with open("/proc/kallsyms") as table:
+        for line in table:
+            address, kind, name = line.split(None, 3)[:3]
+            # of two names for one place the first: aliases come behind
+            if kind in "tTwW":
+                starts.setdefault(int(address, 16), name)
+    order = sorted(starts)
+    for line in sys.stdin:
+        address = int(line, 16)
+        at = bisect.bisect_right(order, address) - 1
+        name = starts[order[at]] if at >= 0 and address >= KERNEL else "?"
+        offset = address - order[at] if name != "?" else 0
+        print(f"{address:x} {name} {offset:x}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,17 @@
+"""Numbers of the kernel's and the processor's interfaces that collecting and judging share."""
+
+from __future__ import annotations
+
+PAGE = 4096
+"""The base page of x86-64."""
+LEAVES = {"4KiB": PAGE, "2MiB": 2 << 20, "1GiB": 1 << 30}
+"""What one leaf of x86-64's page tables maps: PTE, PMD, PUD."""
+ORDERS = {"4KiB": 0, "2MiB": 9, "1GiB": 18}
+"""The fault order of each leaf: PMD_ORDER, PUD_ORDER (include/linux/pgtable.h)."""
+
+MAP_DMA, UNMAP_DMA = 0x3B71, 0x3B72
+"""VFIO_IOMMU_MAP_DMA and VFIO_IOMMU_UNMAP_DMA (include/uapi/linux/vfio.h)."""
+IORESOURCE_UNSET = 0x20000000
+"""include/linux/ioport.h: the BAR has a size and no place."""
+VM_FAULT_NOPAGE = 0x100
+"""include/linux/mm_types.h: the fault installed a mapping."""

@@ -1,0 +1,233 @@
+"""Instructions of one map and one unmap, by kernel function: the `profile` pass.
+
+An exact host's QEMU logs the address of each instruction it executes (`log exec` with one
+instruction for each translation block) while the map agent does a single ioctl. The log is
+reduced to folded stacks: `outer;inner;innermost COUNT`, the form that flame graph tools read.
+
+A map of millions of pages has billions of instructions, too many to log. Then two smaller maps
+are logged, of pages within the mapping of the whole BAR, so that they take the same path; what
+grows between them is the cost of a page. Small maps have smaller leaves in the IOMMU's page table,
+though, and an unmap walks it for each page: so the beginning of an unmap of a large leaf is logged
+too (`window`), for the cost of that walk.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from orchestrator.abi import PAGE
+from orchestrator.bench.device import BoundDevice
+from orchestrator.bench.host import Host
+from orchestrator.bench.waiting import until
+from orchestrator.errors import BenchError
+from orchestrator.evidence import TrialWriter, write_json
+from orchestrator.progress import Progress
+from orchestrator.scenario import GIB, Scenario
+
+ENTRY = {"type1": "vfio_iommu_type1_ioctl", "iommufd": "iommufd_fops_ioctl"}
+"""The function of each backend that is the ioctl."""
+MOST = 500_000
+"""Instructions that are logged at most for one ioctl: about 40 MB of log."""
+_WINDOW_BYTES, _WINDOW_SECONDS = 40 << 20, 60.0
+# `Trace 0: 0x7f5b2c0001c0 [0000000000000000/ffffffff81a3b2c4/00c0f3b5/ff200201] name`
+_EXECUTED = re.compile(r"^Trace \d+: \S+ \[[0-9a-f]+/([0-9a-f]+)/", re.MULTILINE)
+# where a call goes through a thunk, the callee belongs to the caller
+_THUNK = re.compile(r"__x86_(indirect|return)_|srso_|retbleed_|__pi___x86|clear_bhb")
+
+
+@dataclass(frozen=True)
+class Instruction:
+    function: str
+    offset: int
+    """From the function's first instruction, bytes."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    operation: str
+    """map or unmap"""
+    bytes: int
+    state: str
+    window: bool = False
+    """Only its beginning is logged."""
+
+
+@dataclass(frozen=True)
+class Folded:
+    stacks: Counter[tuple[str, ...]]
+    """Instructions in the innermost function of each stack."""
+    calls: Counter[str]
+    """How often each function was entered."""
+    complete: bool
+    """The entry function returned."""
+
+
+def folded(executed: Iterable[Instruction], entry: str) -> Folded:
+    """What is executed from the first instruction of `entry` to its return, by stack.
+
+    The stack is rebuilt from the addresses alone: a function's first instruction is a call (or a
+    jump to its end), another place in a function that is on the stack is the return to it.
+    """
+    stacks: Counter[tuple[str, ...]] = Counter()
+    calls: Counter[str] = Counter()
+    stack: list[str] = []
+    base = -1
+    """Where on the stack `entry` is, once it was entered."""
+    for at in executed:
+        if not stack or at.function != stack[-1]:
+            if at.offset and at.function in stack:
+                while stack[-1] != at.function:
+                    stack.pop()
+                if len(stack) <= base:
+                    return Folded(stacks, calls, complete=True)
+            else:
+                while stack and _THUNK.match(stack[-1]):
+                    stack.pop()
+                stack.append(at.function)
+                calls[at.function] += base >= 0
+            if base < 0 and (at.function, at.offset) == (entry, 0):
+                base = len(stack) - 1
+        if base >= 0:
+            stacks[tuple(stack[base:])] += 1
+    return Folded(stacks, calls, complete=False)
+
+
+def addresses(log: Path) -> array[int]:
+    """The address of every instruction in QEMU's log, in order."""
+    found = array("Q")
+    with log.open(errors="replace") as file:
+        while lines := file.readlines(1 << 24):
+            found.extend(int(a, 16) for a in _EXECUTED.findall("".join(lines)))
+    return found
+
+
+def logged_instructions(
+    host: Host,
+    device: BoundDevice,
+    scenario: Scenario,
+    costs: dict[str, float],
+    *,
+    trial: TrialWriter,
+    progress: Progress,
+) -> None:
+    """Log a map and an unmap. `costs`: about how many instructions "map" and "unmap" of the whole
+    BAR take, warm. Evidence: host/profile.json and host/profile-*.folded."""
+    wanted = wanted_logs(device.bar_bytes, costs)
+    logs: list[array[int]] = []
+    for log in _logs(host, device, scenario, wanted):
+        logs.append(log)
+        progress.detail(f"{len(logs)} of {len(wanted)} instruction logs")
+    names = _named(host, {address for log in logs for address in log})
+    entry = ENTRY[scenario.map.backend]
+    found = []
+    for item, log in zip(wanted, logs, strict=True):
+        result = folded((names[address] for address in log), entry)
+        if not result.stacks or not (result.complete or item.window):
+            raise BenchError(
+                f"{entry} was not entered and left in QEMU's log of {len(log)} instructions",
+                reason="profile",
+            )
+        file = f"profile-{item.operation}-{item.bytes}-{item.state}"
+        file += "-window.folded" if item.window else ".folded"
+        lines = (f"{';'.join(stack)} {n}\n" for stack, n in sorted(result.stacks.items()))
+        (trial.host / file).write_text("".join(lines))
+        often = {name: n for name, n in sorted(result.calls.items()) if n > 1}
+        found.append({**asdict(item), "file": file, "calls": often,
+                      "instructions": sum(result.stacks.values())})  # fmt: skip
+    write_json(trial.host / "profile.json", {"bar": device.bar_bytes, "logged": found})
+
+
+def wanted_logs(bar: int, costs: dict[str, float]) -> list[Wanted]:
+    """The whole BAR where that can be logged, else two sizes of which the larger can; and for an
+    unmap a window of the largest leaf."""
+    wanted = []
+    for operation, cost in costs.items():
+        if cost <= MOST:
+            wanted += [Wanted(operation, bar, state) for state in ("cold", "warm")]
+            continue
+        pages = max(8, int(MOST / (cost / (bar // PAGE))))
+        large = 1 << (pages.bit_length() - 1)
+        wanted += [Wanted(operation, n * PAGE, "warm") for n in (large // 4, large)]
+        if operation == "unmap":
+            wanted.append(Wanted(operation, min(bar, GIB), "warm", window=True))
+    return wanted
+
+
+def _logs(
+    host: Host, device: BoundDevice, scenario: Scenario, wanted: Sequence[Wanted]
+) -> Iterator[array[int]]:
+    """The addresses of the instructions of each wanted operation, in order."""
+    request = {
+        "backend": scenario.map.backend, "thp": scenario.map.thp, "repeats": 1, "within": True,
+        "snapshots": {}, "step": True,
+        "points": [
+            {"name": str(i), "size": w.bytes, "alignment": GIB, "states": [w.state]}
+            for i, w in enumerate(wanted)
+        ],
+    }  # fmt: skip
+    log = host.scratch / "instructions.log"
+    item: Wanted | None = None
+    states: Iterator[str] = iter(())
+    state = ""
+    with host.shell.stream(host.agent("map", device.address), timeout=300) as agent:
+        agent.say(json.dumps(request))
+        for line in agent:
+            ((what, value),) = json.loads(line).items()
+            if what == "point":
+                item = wanted[int(value["name"])] if value["name"].isdecimal() else None
+                asked = value["states"]
+                states = iter(asked if "cold" in asked else ["prime", *asked])
+            elif what == "next":
+                state = next(states) if value == "map" else state
+                if item is not None and (item.operation, item.state) == (value, state):
+                    with _logging(host, log):
+                        agent.say("")
+                        if item.window:
+                            until(
+                                lambda: log.exists() and log.stat().st_size > _WINDOW_BYTES or None,
+                                within=_WINDOW_SECONDS, waiting_for="QEMU's log of instructions",
+                            )  # fmt: skip
+                        else:
+                            next(iter(agent))  # the agent's next question: the ioctl is done
+                    if item.window:
+                        next(iter(agent))
+                    yield addresses(log)
+                    log.unlink()
+                agent.say("")
+            elif what == "end":
+                return
+    raise BenchError("the map agent ended without its last word", reason="map-silent")
+
+
+@contextmanager
+def _logging(host: Host, log: Path) -> Iterator[None]:
+    """QEMU logs every instruction to `log` while the block runs."""
+    for command in (f"logfile {log}", "one-insn-per-tb on", "log exec,nochain"):
+        said = host.monitor(command)
+        if said.strip():
+            raise BenchError(f"QEMU does not take {command!r}", evidence=said, reason="profile")
+    try:
+        yield
+    finally:
+        host.monitor("log none")
+        host.monitor("one-insn-per-tb off")
+
+
+def _named(host: Host, found: set[int]) -> dict[int, Instruction]:
+    asked = "".join(f"{address:x}\n" for address in sorted(found))
+    answer = host.shell.run(
+        host.agent("symbols"), stdin=asked.encode(), doing="naming kernel functions"
+    )
+    names: dict[int, Instruction] = {}
+    for line in answer.stdout.splitlines():
+        address, function, offset = line.split()
+        names[int(address, 16)] = Instruction(function, int(offset, 16))
+    return names
