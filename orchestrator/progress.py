@@ -82,7 +82,8 @@ class Progress:
     def _print(self, depth: int, text: str, style: str = "") -> None:
         with self._lock:
             head = f"{self._label}: " if self._label else ""
-            self._console.print(head + "  " * depth + text, style=style, markup=False, soft_wrap=True)
+            line = head + "  " * depth + text
+            self._console.print(line, style=style, markup=False, soft_wrap=True)
 
     def _line(self) -> Text:
         if not self._stack:

@@ -339,6 +339,7 @@ class Scenario(_Model):
             )
             for alignment in sorted(asked.alignment, key=lambda name: -LEAVES[name])
             for size in asked.sizes
+            if size != bar or "full" not in asked.sizes
             for state in sorted(asked.state)
         )
 
@@ -346,7 +347,7 @@ class Scenario(_Model):
     def _workload_is_whole(self) -> Scenario:
         if self.workload == "guest-boot":
             if self.guest is None:
-                raise ValueError('guest.kernel: workload = "guest-boot" needs a [guest] with a kernel')
+                raise ValueError('guest: workload = "guest-boot" needs a [guest] with a kernel')
             if "profile" in self.trace.passes:
                 raise ValueError('trace.passes: profile is a pass of workload = "map"')
         elif "profile" in self.trace.passes and self.host.accel != "exact":
@@ -357,8 +358,6 @@ class Scenario(_Model):
                     f"map.sizes: {format_size(size)} is not in a BAR of"
                     f" {format_size(self.device.bar)}"
                 )
-        if {"full", self.device.bar} <= {*self.map.sizes}:
-            raise ValueError(f"map.sizes: full is {format_size(self.device.bar)}, named twice")
         return self
 
     @model_validator(mode="after")

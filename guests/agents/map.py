@@ -9,10 +9,12 @@ The request is a line of JSON:
     points      [{"size": bytes or "full", "alignment": bytes, "states": ["cold", "warm"]}, ...]
     within      true: map `size` bytes of a mapping of the whole BAR; else the mapping has the size
     snapshots   {NAME: PATH}: files that are read after each sample
+    rest        seconds of sleep before each ioctl, in which the kernel gets done with what came
+                before: while an RCU grace period waits, each timer tick costs more
     step        true: before each ioctl print {"next": "map" | "unmap"} and wait for a line
 
 The answer is JSON, a line each:
-    {"agent": {...}}    the device, its BAR, the process's memory settings, what the instrument costs
+    {"agent": {...}}    the device, its BAR, the process's memory settings, the instrument's cost
     {"point": {...}}    a size and alignment: where it is mapped
     {"sample": {...}}   a map and an unmap there: nanoseconds of CLOCK_MONOTONIC around each ioctl,
                         and what the process itself saw (minor faults, page-table bytes)
@@ -133,7 +135,8 @@ class Iommufd:
             raise OSError(errno.ENODEV, "the device has no vfio-dev: this kernel has no VFIO cdev")
         self.device = os.open(f"/dev/vfio/devices/{os.listdir(folder)[0]}", os.O_RDWR)
         self.control = os.open("/dev/iommu", os.O_RDWR)
-        fcntl.ioctl(self.device, BIND_IOMMUFD, bytearray(struct.pack("IIiI", 16, 0, self.control, 0)))
+        bind = bytearray(struct.pack("IIiI", 16, 0, self.control, 0))
+        fcntl.ioctl(self.device, BIND_IOMMUFD, bind)
         space = bytearray(struct.pack("III", 12, 0, 0))
         fcntl.ioctl(self.control, IOAS_ALLOC, space, True)
         self.space = struct.unpack("III", space)[2]
@@ -144,9 +147,8 @@ class Iommufd:
         """VFIO_DEVICE_FEATURE_DMA_BUF: the BAR's first `size` bytes as a dma-buf."""
         if self.dma_buf >= 0:
             os.close(self.dma_buf)
-        request = bytearray(
-            struct.pack("IIIIIIQQ", 40, FEATURE_GET | FEATURE_DMA_BUF, bar, os.O_RDWR, 0, 1, 0, size)
-        )
+        get = FEATURE_GET | FEATURE_DMA_BUF
+        request = bytearray(struct.pack("IIIIIIQQ", 40, get, bar, os.O_RDWR, 0, 1, 0, size))
         self.dma_buf = libc.ioctl(
             self.device, DEVICE_FEATURE, (ctypes.c_char * len(request)).from_buffer(request)
         )
@@ -163,6 +165,9 @@ class Iommufd:
 
     def unmapped(self, reply: bytearray) -> int:
         return int(struct.unpack("IIQQ", reply)[3])
+
+
+BACKENDS: dict[str, type[Type1] | type[Iommufd]] = {"type1": Type1, "iommufd": Iommufd}
 
 
 def region(device: int, index: int) -> tuple[int, int, int]:
@@ -227,7 +232,7 @@ def setting(path: str) -> str | None:
 class Agent:
     def __init__(self, bdf: str, request: dict[str, Any]) -> None:
         self.request = request
-        self.backend = {"type1": Type1, "iommufd": Iommufd}[request["backend"]](bdf)
+        self.backend: Type1 | Iommufd = BACKENDS[request["backend"]](bdf)
         self.device = self.backend.device
         self.config = region(self.device, CONFIG_REGION)[2]
         self.decode(on=True)
@@ -272,8 +277,9 @@ class Agent:
             wanted = {**wanted, "dma_buf": self.backend.dma_buf >= 0}
         states = sorted(wanted["states"])  # cold before warm
         first = states if "cold" in states else ["prime", *states]  # warm needs page tables
+        areas = Path("/proc/self/maps").read_text().splitlines()
         say("point", {**wanted, "bytes": size, "mapping_bytes": length, "address": address,
-                      "vm_flags": vm_flags(address)})  # fmt: skip
+                      "vm_flags": vm_flags(address), "vm_areas": len(areas)})  # fmt: skip
         for repeat in range(self.request["repeats"]):
             for state in states if repeat else first:
                 say("sample", self.sample(state, address, size))
@@ -309,6 +315,7 @@ class Agent:
         }  # fmt: skip
 
     def step(self, what: str) -> None:
+        time.sleep(self.request["rest"])
         if self.request.get("step"):
             say("next", what)
             sys.stdin.readline()

@@ -24,11 +24,11 @@ def main() -> None:
                 starts.setdefault(int(address, 16), name)
     order = sorted(starts)
     for line in sys.stdin:
-        address = int(line, 16)
-        at = bisect.bisect_right(order, address) - 1
-        name = starts[order[at]] if at >= 0 and address >= KERNEL else "?"
-        offset = address - order[at] if name != "?" else 0
-        print(f"{address:x} {name} {offset:x}")
+        asked = int(line, 16)
+        at = bisect.bisect_right(order, asked) - 1
+        name = starts[order[at]] if at >= 0 and asked >= KERNEL else "?"
+        offset = asked - order[at] if name != "?" else 0
+        print(f"{asked:x} {name} {offset:x}")
 
 
 if __name__ == "__main__":

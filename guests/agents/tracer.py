@@ -2,7 +2,7 @@
 
     tracer.py symbols NAME...  which of these functions the kernel has, as JSON
     tracer.py arm       specification as JSON on standard input; answer as JSON
-    tracer.py collect   the evidence as JSON: {"files": {NAME: TEXT}}
+    tracer.py finish    the evidence as JSON, {"files": {NAME: TEXT}}, and everything is undone
     tracer.py clear     undo everything, whatever is left of it
 
 The specification:
@@ -153,8 +153,9 @@ def main() -> None:
             print(json.dumps({"armed": True}))
         elif verb == "symbols":
             print(json.dumps(sorted({*rest} - {*missing(rest)})))
-        elif verb == "collect":
+        elif verb == "finish":
             print(json.dumps({"files": collect(*rest)}))
+            clear(*rest)
         else:
             clear(*rest)
     except RefusedError as exc:

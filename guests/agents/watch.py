@@ -10,6 +10,7 @@ CLOCK_MONOTONIC nanoseconds of this host:
     C <ns> "text"                           a line of the console, when its end arrived
     E <ns> started {"pid": N, "start_ns": S} QEMU's process, and when it began (10 ms steps)
     E <ns> mark                             the console line that has MARK in it
+    E <ns> tables <bytes>                   QEMU's page tables (VmPTE) then
     E <ns> ssh                              the guest's SSH server sent its banner
     P <ns> <cpu ns> <console bytes>         every two seconds: is it getting anywhere?
     E <ns> exit                             QEMU has ended
@@ -62,6 +63,15 @@ def start_ns(pid: int) -> int:
     return int(fields[19]) * TICK_NS - suspended if fields else 0
 
 
+def page_table_bytes(pid: int) -> int | None:
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return None
+    found = [line.split()[1] for line in status.splitlines() if line.startswith("VmPTE:")]
+    return int(found[0]) * 1024 if found else None
+
+
 def wait_for_pid(pidfile: Path) -> int:
     while True:
         try:
@@ -77,6 +87,7 @@ class Watch:
     def __init__(self, mark: bytes, ssh_port: int) -> None:
         self.mark, self.ssh_port = mark, ssh_port
         self.console_bytes = 0
+        self.pid = 0
 
     def console(self, server: socket.socket) -> None:
         connection, _ = server.accept()
@@ -90,6 +101,8 @@ class Watch:
                 say("C", json.dumps(line.rstrip(b"\r").decode(errors="replace")), now)
                 if self.mark in line:
                     say("E", "mark", now)
+                    if (tables := page_table_bytes(self.pid)) is not None:
+                        say("E", f"tables {tables}")
                     threading.Thread(target=self.ssh, daemon=True).start()
         if rest:
             say("C", json.dumps(rest.decode(errors="replace")))
@@ -107,7 +120,7 @@ class Watch:
             time.sleep(0.02)
 
     def process(self, pidfile: Path) -> None:
-        pid = wait_for_pid(pidfile)
+        pid = self.pid = wait_for_pid(pidfile)
         say("E", f"started {json.dumps({'pid': pid, 'start_ns': start_ns(pid)})}")
         told = 0.0
         while fields := stat(pid):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any, Literal
 
-from orchestrator.analysis.trial import UNITS, TrialResult
-from orchestrator.scenario import ARMS, ArmName, Metric, Scenario
+from orchestrator.analysis.law import Law, scaling_law
+from orchestrator.analysis.looking import costs_of_looking
+from orchestrator.analysis.trial import TrialResult
+from orchestrator.scenario import ARMS, METRICS, ArmName, Metric, Scenario
 
 Verdict = Literal["improved", "regressed", "equivalent", "inconclusive", "invalid"]
 
@@ -16,6 +18,9 @@ MANY_TRIALS = 4
 """From this many trials of each arm on, a consistent effect above the small floor counts; with
 fewer it takes the large one, because host boots differ by chance."""
 SMALL_FLOOR, LARGE_FLOOR = 1.05, 2.0
+RESOLUTION = 1.0005
+"""Instruction counts of two host boots are the same number when they are within 0.05 % of each
+other: what the timer's phase leaves to chance. ci/bench/exact.py measures it."""
 _HEADLINES: tuple[Metric, ...] = ("bar_map_seconds", "pfn_lookups_per_map", "guest_boot_seconds")
 
 
@@ -62,10 +67,15 @@ def compare(
     kernels: dict[ArmName, dict[str, str]],
     results: Sequence[TrialResult],
     planned: int,
+    accel: str,
 ) -> Comparison:
-    """Effect and verdict of every metric that both arms have, from `planned` trials."""
+    """Effect and verdict of every metric that both arms have, from `planned` trials. With the
+    accelerator exact, what is in seconds elsewhere is in Ginsn, 10^9 instructions."""
     metrics = []
-    for name, unit in UNITS.items():
+    for name in _names(results):
+        unit: str = METRICS[name.partition("@")[0]]
+        if unit == "s" and accel == "exact":
+            unit = "Ginsn"
         values = {
             arm: tuple(
                 v for r in results if r.arm == arm and r.kind == "measured"
@@ -79,20 +89,32 @@ def compare(
                 MetricComparison(name, unit, values["baseline"], values["candidate"], verdict)
             )
     verdict = _verdict(scenario, results, metrics)
-    if len({r.guest_accel for r in results if r.kind == "measured"}) > 1:
+    if len(guest_accels(results)) > 1:
         verdict = "invalid"  # a guest under KVM against an emulated one says nothing of kernels
     if len(results) < planned and verdict in ("improved", "equivalent"):
         verdict = "inconclusive"
     return Comparison(scenario.name, verdict, tuple(results), tuple(metrics), kernels, planned)
 
 
+def _names(results: Sequence[TrialResult]) -> list[Metric]:
+    """Every metric that was measured: in the order of METRICS, then point by point."""
+    found = {name: None for result in results for name in result.samples}
+    return [name for name in METRICS if name in found] + [n for n in found if "@" in n]
+
+
 def metric_verdict(unit: str, baseline: Sequence[float], candidate: Sequence[float]) -> Verdict:
-    """Counts are exact: equal, fewer or more. Seconds of the arms must not overlap, and their
-    medians must differ by the floor; equivalence is not claimed from a handful of noisy times."""
+    """Counts are exact: equal, fewer or more. So are instructions, to their resolution. Seconds of
+    the arms must not overlap, and their medians must differ by the floor; equivalence is not
+    claimed from a handful of noisy times."""
     if unit == "count":
         if len({*baseline, *candidate}) == 1:
             return "equivalent"
         floor = 1.0
+    elif unit == "Ginsn":
+        ratio = median(candidate) / median(baseline)
+        if 1 / RESOLUTION <= ratio <= RESOLUTION:
+            return "equivalent"
+        floor = RESOLUTION
     else:
         many = min(len(baseline), len(candidate)) >= MANY_TRIALS
         floor = SMALL_FLOOR if many else LARGE_FLOOR
@@ -129,6 +151,38 @@ def _verdict(
     return min(judged, key=order.index)
 
 
+def guest_accels(results: Sequence[TrialResult]) -> set[str]:
+    """How the guests ran, of the trials that had one: kvm, tcg."""
+    return {r.guest_accel for r in results if r.kind == "measured" and r.guest_accel}
+
+
+def laws(comparison: Comparison, arm: ArmName) -> dict[str, Law]:
+    """The scaling law of each series of sizes: "map/1GiB/cold" -> law. From the medians."""
+    series: dict[str, list[tuple[int, float]]] = {}
+    sizes = {
+        place.name: place.mapping.size
+        for result in comparison.of_arm(arm)
+        for found in result.findings.passes.values()
+        for place in found.places
+    }
+    for metric in comparison.metrics:
+        base, _, point = metric.name.partition("@")
+        if base not in ("bar_map_seconds", "bar_unmap_seconds"):
+            continue
+        place, _, state = (point or _headline(sizes)).rpartition("/")
+        if place in sizes:
+            what = f"{'un' * (base == 'bar_unmap_seconds')}map/{place.partition('/')[2]}/{state}"
+            series.setdefault(what, []).append((sizes[place], median(getattr(metric, arm))))
+    found = {name: scaling_law(points) for name, points in series.items()}
+    return {name: law for name, law in found.items() if law is not None}
+
+
+def _headline(sizes: dict[str, int]) -> str:
+    """The point whose metrics have plain names."""
+    best = [name for name in sizes if name.endswith("/1GiB")]
+    return f"{max(best, key=lambda name: sizes[name])}/warm" if best else ""
+
+
 def exit_code(scenario: Scenario, comparison: Comparison) -> int:
     """0 expectation met, 1 not met, 3 the bench failed, 4 invalid or inconclusive."""
     unmeasured = [arm for arm in ARMS if not comparison.count(arm, "measured")]
@@ -154,7 +208,8 @@ def _met(metric: MetricComparison | None, wanted: str) -> int:
     if metric.verdict in accepted:
         return 0
     many = min(len(metric.baseline), len(metric.candidate)) >= MANY_TRIALS
-    if wanted == "not-regressed" and many and (metric.ratio or 0) <= SMALL_FLOOR:
+    small = (metric.ratio or 0) <= SMALL_FLOOR
+    if metric.unit == "s" and wanted == "not-regressed" and many and small:
         return 0
     return 4 if metric.verdict == "inconclusive" else 1
 
@@ -171,6 +226,7 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
                          "median": median(getattr(m, arm))}
                 for m in comparison.metrics
             },
+            **_shown(comparison, arm),
         }  # fmt: skip
     return {
         "schema": 1, "scenario": comparison.scenario, "verdict": comparison.verdict, "arms": arms,
@@ -182,5 +238,31 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
             {"trial": r.name, "arm": r.arm, "kind": r.kind, "stage": r.stage, "reason": r.reason,
              "message": r.message}
             for r in comparison.results if r.kind != "measured"
+        ],
+    }  # fmt: skip
+
+
+def _shown(comparison: Comparison, arm: ArmName) -> dict[str, Any]:
+    """What an arm's first measured trial shows besides metrics, where there were maps."""
+    first = next((r for r in comparison.of_arm(arm) if r.findings.passes), None)
+    if first is None:
+        return {}
+    return {
+        "levels": [
+            {"place": level.place, "leaf": level.leaf, "stride": level.stride,
+             "iommu_leaf": level.iommu,
+             "reasons": [{"name": r.name, "text": r.text} for r in level.reasons]}
+            for level in first.findings.levels
+        ],
+        "scaling": {
+            name: {"kind": law.kind, "unit": law.unit, "fixed": law.fixed,
+                   "per_unit": law.per_unit, "residual": law.residual}
+            for name, law in laws(comparison, arm).items()
+        },
+        "looking": [asdict(cost) for cost in costs_of_looking(first.findings.passes)],
+        "instructions": [
+            {"operation": b.operation, "state": b.state, "logged": b.logged, "total": b.total,
+             "functions": dict(b.by_function())}
+            for b in first.findings.breakdowns
         ],
     }  # fmt: skip

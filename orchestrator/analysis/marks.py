@@ -16,6 +16,8 @@ class Boot:
     """The boot mark's console line had arrived in the host."""
     ssh: float | None = None
     exit: float | None = None
+    page_table_bytes: int | None = None
+    """VmPTE of QEMU at the boot mark."""
     console: tuple[tuple[float, str], ...] = field(default=())
 
     @property
@@ -33,6 +35,7 @@ def parse_marks(text: str) -> Boot:
     """The lines `E <ns> NAME [JSON]`, `C <ns> "console line"`; others are skipped, as is a last
     line that was cut short."""
     times: dict[str, float] = {}
+    tables: int | None = None
     console: list[tuple[float, str]] = []
     for line in text.splitlines():
         kind, _, rest = line.partition(" ")
@@ -47,6 +50,8 @@ def parse_marks(text: str) -> Boot:
                     times.setdefault("started", int(json.loads(detail)["start_ns"]) / 1e9)
                 except (ValueError, KeyError, TypeError):
                     continue
+            elif name == "tables" and detail.isdecimal():
+                tables = int(detail)
             elif name in ("mark", "ssh", "exit"):
                 times.setdefault(name, seconds)
         else:
@@ -56,4 +61,4 @@ def parse_marks(text: str) -> Boot:
                 continue
             if isinstance(words, str):
                 console.append((seconds, words))
-    return Boot(**times, console=tuple(console))
+    return Boot(**times, page_table_bytes=tables, console=tuple(console))

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-PAGE = 4096
-LEAVES = {"4 KiB page": PAGE, "2 MiB leaf": 2 << 20, "1 GiB leaf": 1 << 30}
-"""The page sizes of x86-64's page tables: PTE, PMD, PUD."""
+from dataclasses import dataclass
+
+from orchestrator.abi import LEAVES, PAGE
 
 
-def pages(bar: int) -> int:
-    """Base pages of a BAR of `bar` bytes: the lookups of a kernel that walks page by page."""
-    return bar // PAGE
+def pages(size: int) -> int:
+    """Base pages of `size` bytes: the lookups of a kernel that walks page by page."""
+    return size // PAGE
 
 
 def lookups(bar: int) -> dict[str, int]:
@@ -24,3 +24,52 @@ def lookups(bar: int) -> dict[str, int]:
 def stride_of(bar: int, count: float) -> str | None:
     """The leaf size whose theory `count` equals exactly, or None."""
     return next((name for name, expected in lookups(bar).items() if expected == count), None)
+
+
+@dataclass(frozen=True)
+class Mapping:
+    """A mapping of a BAR in a process: addresses and size in bytes."""
+
+    address: int
+    physical: int
+    size: int
+
+    @property
+    def misaligned(self) -> int:
+        """How far virtual and physical address differ modulo the largest leaf, bytes."""
+        return (self.address - self.physical) % LEAVES["1GiB"]
+
+    def leaves(self, largest: str = "1GiB") -> dict[str, int]:
+        """How many leaves of each size map it, of none larger than `largest`.
+
+        A leaf needs its whole range inside the mapping, and virtual and physical address alike
+        modulo its size (vfio_pci_mmap_huge_fault).
+        """
+        sizes = [n for n in reversed(LEAVES) if LEAVES[n] <= LEAVES[largest]]
+        return self._split(self.address, self.address + self.size, sizes)
+
+    def _split(self, start: int, end: int, levels: list[str]) -> dict[str, int]:
+        if start >= end:
+            return {}
+        level, *smaller = levels
+        size = LEAVES[level]
+        first, last = -(-start // size) * size, end // size * size
+        if (self.address - self.physical) % size or first >= last:
+            return self._split(start, end, smaller)
+        counts = {level: (last - first) // size}
+        for a, b in ((start, first), (last, end)):
+            for name, count in self._split(a, b, smaller).items():
+                counts[name] = counts.get(name, 0) + count
+        return counts
+
+    def table_bytes(self, largest: str = "1GiB") -> int:
+        """Page-table bytes (VmPTE) that the leaves need below the top levels: a page for each
+        2 MiB that has 4 KiB leaves, and one for each 1 GiB that has leaves smaller than 1 GiB."""
+        leaves = self.leaves(largest)
+        huge, large = leaves.get("1GiB", 0), leaves.get("2MiB", 0)
+        lowest = self._slots(LEAVES["2MiB"]) - large - huge * (LEAVES["1GiB"] // LEAVES["2MiB"])
+        return PAGE * (lowest + self._slots(LEAVES["1GiB"]) - huge)
+
+    def _slots(self, slot: int) -> int:
+        """How many aligned ranges of `slot` bytes the mapping touches."""
+        return (self.address + self.size - 1) // slot - self.address // slot + 1

@@ -7,14 +7,12 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+from orchestrator.abi import MAP_DMA, UNMAP_DMA
 from orchestrator.errors import EvidenceError
-
-MAP_DMA, UNMAP_DMA = 0x3B71, 0x3B72
-"""VFIO_IOMMU_MAP_DMA and VFIO_IOMMU_UNMAP_DMA (include/uapi/linux/vfio.h)."""
 
 # ` CPU 0/KVM-339  [001] .....  28.412785: ioctl_in: (vfio_iommu_type1_ioctl+0x4/..) cmd=0x3b71`
 _EVENT = re.compile(
-    r"^\s*(?P<task>.+)-(?P<pid>\d+)\s+\[(?P<cpu>\d+)\]\s+\S+\s+(?P<time>\d+\.\d+): "
+    r"^\s*(?P<task>.+)-(?P<pid>\d+)\s+\[(?P<cpu>\d+)\]\s+\S+\s+(?P<time>\d+(?:\.\d+)?): "
     r"(?P<name>\w+): (?P<rest>.*)$"
 )
 _FIELD = re.compile(r"(\w+)=(-?0x[0-9a-fA-F]+|-?\d+)\b")
@@ -26,7 +24,8 @@ class Event:
     pid: int
     """The thread."""
     time: float
-    """Seconds of the trace clock; the text has microseconds."""
+    """Seconds of the trace clock. The text has microseconds; or, of x86-tsc, ticks, which are
+    nanoseconds and instructions on an exact host."""
     fields: dict[str, int] = field(default_factory=dict)
 
 
@@ -44,7 +43,9 @@ def parse_trace(text: str) -> Iterator[Event]:
                 f"trace line {number} is not an event: {line[:120]!r}", reason="bad-trace"
             )
         fields = {name: _number(value) for name, value in _FIELD.findall(match["rest"])}
-        yield Event(match["name"], int(match["pid"]), float(match["time"]), fields)
+        time = match["time"]
+        seconds = float(time) if "." in time else int(time) / 1e9
+        yield Event(match["name"], int(match["pid"]), seconds, fields)
 
 
 def _number(text: str) -> int:
@@ -153,8 +154,8 @@ def _release(entry: Event, exit_: Event, inner: list[Event]) -> Operation:
 
 
 def _seconds(entry: Event, exit_: Event) -> float:
-    """To the text's own step of 1 us, without the dust of binary fractions."""
-    return round(exit_.time - entry.time, 6)
+    """Without the dust of binary fractions: no text has steps below 1 ns."""
+    return round(exit_.time - entry.time, 9)
 
 
 def _span(events: list[Event], base: str) -> float | None:
@@ -163,13 +164,13 @@ def _span(events: list[Event], base: str) -> float | None:
     exits = [e.time for e in events if e.name == f"{base}_out"]
     if not entries or len(entries) != len(exits):
         return None
-    return round(sum(exits) - sum(entries), 6)
+    return round(sum(exits) - sum(entries), 9)
 
 
 def _walk(events: list[Event]) -> float | None:
     starts = [e.time for e in events if e.name == "unmap_in"]
     ends = [e.time for e in events if e.name == "iun_in"]
-    return round(ends[0] - starts[0], 6) if starts and ends else None
+    return round(ends[0] - starts[0], 9) if starts and ends else None
 
 
 # `/sys/kernel/tracing/per_cpu/cpuN/stats`

@@ -7,9 +7,13 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any, Literal
 
-from orchestrator.analysis.hist import Histogram, parse_hist
-from orchestrator.analysis.marks import parse_marks
-from orchestrator.analysis.theory import pages
+from orchestrator.abi import IORESOURCE_UNSET
+from orchestrator.analysis.breakdown import Breakdown, breakdowns
+from orchestrator.analysis.hist import parse_hist
+from orchestrator.analysis.level import Level, guest_level, level_of
+from orchestrator.analysis.maps import MapPass, check, read_pass
+from orchestrator.analysis.marks import Boot, parse_marks
+from orchestrator.analysis.theory import Mapping, pages
 from orchestrator.analysis.trace import (
     Event,
     Operation,
@@ -23,20 +27,25 @@ from orchestrator.errors import EvidenceError
 from orchestrator.evidence import TrialDir
 from orchestrator.scenario import ArmName, Metric
 
-UNITS: dict[Metric, str] = {
-    "guest_boot_seconds": "s", "guest_ssh_seconds": "s", "host_boot_seconds": "s",
-    "bar_map_seconds": "s", "bar_unmap_seconds": "s",
-    "bar_maps_per_boot": "count", "bar_unmaps_per_boot": "count",
-    "bar_map_seconds_per_boot": "s", "bar_unmap_seconds_per_boot": "s",
-    "pfn_lookups_per_map": "count", "pfn_faults_per_map": "count", "iommu_map_seconds": "s",
-}  # fmt: skip
-
 # QEMU's trace event vfio_listener_region_add_ram: `region_add [ram] 0xSTART - 0xEND [HVA]`
-_REGION_ADD = re.compile(r"region_add \[ram\] 0x([0-9a-f]+) - 0x([0-9a-f]+)")
+_REGION_ADD = re.compile(
+    r"region_add \[ram\] 0x([0-9a-f]+) - 0x([0-9a-f]+)(?: \[(0x[0-9a-f]+)\])?"
+)
 # a line of /sys/bus/pci/devices/*/resource: `0xSTART 0xEND 0xFLAGS`
 _RESOURCE = re.compile(r"(?m)^0x([0-9a-f]+) 0x([0-9a-f]+) 0x([0-9a-f]+)$")
-_VM_FAULT_NOPAGE = 0x100  # include/linux/mm_types.h: the fault installed a mapping
-_IORESOURCE_UNSET = 0x20000000  # include/linux/ioport.h
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What a trial shows besides its metrics."""
+
+    passes: dict[str, MapPass] = field(default_factory=dict)
+    """The maps from the host's user space, by pass."""
+    levels: tuple[Level, ...] = ()
+    """Of each size and alignment that has counts, and of the guest's QEMU."""
+    traced: tuple[Operation, ...] = ()
+    """Maps and unmaps of the `timing` pass of the map workload, with their parts."""
+    breakdowns: tuple[Breakdown, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -54,6 +63,7 @@ class TrialResult:
     by_bench: bool = False
     """Invalid because the bench failed, not because of what the evidence says."""
     samples: dict[Metric, tuple[float, ...]] = field(default_factory=dict)
+    findings: Findings = Findings()
 
     def value(self, metric: Metric) -> float | None:
         """The trial's one value: a host boot is the unit, what repeats within it is reduced."""
@@ -76,7 +86,7 @@ def read_result(trial: TrialDir) -> TrialResult:
     try:
         if (changed := trial.verify()) is not None:
             raise EvidenceError(changed, reason="evidence-changed")
-        samples = _measure(trial)
+        samples, findings = _measure(trial)
     except EvidenceError as exc:
         return TrialResult(name, arm, "invalid", exc.reason, message=exc.message,
                            evidence=exc.evidence)  # fmt: skip
@@ -85,27 +95,38 @@ def read_result(trial: TrialDir) -> TrialResult:
         message = f"the evidence does not have its form: {type(exc).__name__}: {exc}"
         return TrialResult(name, arm, "invalid", "bad-evidence", message=message)
     return TrialResult(
-        name, arm, "measured", samples=samples, guest_accel=str(manifest.get("guest_accel"))
-    )
+        name, arm, "measured", samples=samples, guest_accel=str(manifest.get("guest_accel") or ""),
+        findings=findings,
+    )  # fmt: skip
 
 
-def _measure(trial: TrialDir) -> dict[Metric, tuple[float, ...]]:
+def _measure(trial: TrialDir) -> tuple[dict[Metric, tuple[float, ...]], Findings]:
     manifest = trial.manifest
     if manifest.get("release") != manifest["kernel"]["release"]:
         raise EvidenceError(
             f"ran {manifest.get('release')}, planned {manifest['kernel']['release']}",
             reason="wrong-kernel",
         )
-    samples: dict[Metric, list[float]] = {"host_boot_seconds": [manifest["host_boot_seconds"]]}
+    samples: dict[Metric, list[float]] = {}
+    levels: list[Level] = []
+    if manifest["accel"] != "exact":  # there it is a time of the runner, which is busy
+        _add(samples, "host_boot_seconds", manifest["host_boot_seconds"])
     for guest in manifest["guests"]:
         if guest["pass"] == "plain":
             _plain(trial, guest["index"], samples)
         else:
             _timing(trial, guest["index"], samples)
+            levels += _guest_level(trial, guest["index"])
         _bar_placed(trial, guest["index"])
-    if "counts" in manifest["passes"]:
-        _counts(trial, samples)
-    return {metric: tuple(values) for metric, values in samples.items() if values}
+    passes = _map_passes(trial)
+    _map_metrics(trial, passes, samples)
+    if "counts" in passes:
+        facts = trial.json("host/facts.json") or {}
+        counted = passes["counts"]
+        levels += [level_of(place, counted, facts) for place in counted.places]
+    findings = Findings(passes, tuple(levels), _traced_maps(trial, passes),
+                        tuple(breakdowns(trial)))  # fmt: skip
+    return {metric: tuple(values) for metric, values in samples.items() if values}, findings
 
 
 def _add(samples: dict[Metric, list[float]], metric: Metric, *values: float) -> None:
@@ -119,17 +140,22 @@ def _need(trial: TrialDir, name: str) -> str:
     return text
 
 
-def _plain(trial: TrialDir, index: int, samples: dict[Metric, list[float]]) -> None:
+def _boot(trial: TrialDir, index: int) -> Boot:
     boot = parse_marks(_need(trial, f"guest-{index}/marks.txt"))
     if boot.boot_seconds is None or boot.ssh_seconds is None:
         raise EvidenceError(f"guest-{index} has no boot mark or no SSH mark", reason="no-mark")
-    _add(samples, "guest_boot_seconds", boot.boot_seconds)
-    _add(samples, "guest_ssh_seconds", boot.ssh_seconds)
+    return boot
+
+
+def _plain(trial: TrialDir, index: int, samples: dict[Metric, list[float]]) -> None:
+    boot = _boot(trial, index)
+    _add(samples, "guest_boot_seconds", boot.boot_seconds or 0.0)
+    _add(samples, "guest_ssh_seconds", boot.ssh_seconds or 0.0)
 
 
 def _timing(trial: TrialDir, index: int, samples: dict[Metric, list[float]]) -> None:
     bar, label = trial.manifest["bar"], f"guest-{index}"
-    _tracer_complete(trial, label, clock="mono")
+    _tracer_complete(trial, label, clock=_trace_clock(trial))
     events = list(parse_trace(_need(trial, f"host/trace-{label}.txt")))
     found = operations(events, bar)
     maps = [o for o in found if o.kind == "map"]
@@ -155,8 +181,13 @@ def _timing(trial: TrialDir, index: int, samples: dict[Metric, list[float]]) -> 
     )
     _add(samples, "bar_maps_per_boot", len(maps))
     _add(samples, "bar_unmaps_per_boot", len(unmaps))
-    _add(samples, "bar_map_seconds_per_boot", round(sum(o.seconds for o in maps), 6))
-    _add(samples, "bar_unmap_seconds_per_boot", round(sum(o.seconds for o in unmaps), 6))
+    _add(samples, "bar_map_seconds_per_boot", round(sum(o.seconds for o in maps), 9))
+    _add(samples, "bar_unmap_seconds_per_boot", round(sum(o.seconds for o in unmaps), 9))
+
+
+def _trace_clock(trial: TrialDir) -> str:
+    """Of the timing pass: on an exact host the TSC, which counts instructions there."""
+    return "x86-tsc" if trial.manifest["accel"] == "exact" else "mono"
 
 
 def _tracer_complete(trial: TrialDir, label: str, clock: str) -> None:
@@ -199,7 +230,7 @@ def _maps_agree(
         )
     by_iommu = sum(e.name == "map" and e.fields.get("size") == bar for e in events)
     regions = _REGION_ADD.findall(_need(trial, f"{label}/qemu.log"))
-    by_qemu = sum(int(end, 16) - int(start, 16) + 1 == bar for start, end in regions)
+    by_qemu = sum(int(end, 16) - int(start, 16) + 1 == bar for start, end, _ in regions)
     if not len(maps) == by_qemu == by_iommu:
         raise EvidenceError(
             f"the BAR was mapped {len(maps)} times by ioctl, {by_qemu} times by QEMU's account, "
@@ -213,49 +244,110 @@ def _bar_placed(trial: TrialDir, index: int) -> None:
     bar = trial.manifest["bar"]
     for words in _RESOURCE.findall(_need(trial, f"guest-{index}/pci.txt")):
         start, end, flags = (int(word, 16) for word in words)
-        if end - start + 1 == bar and start and not flags & _IORESOURCE_UNSET:
+        if end - start + 1 == bar and start and not flags & IORESOURCE_UNSET:
             return
     raise EvidenceError(f"guest-{index} booted without its BAR placed", reason="bar-not-placed")
 
 
-def _counts(trial: TrialDir, samples: dict[Metric, list[float]]) -> None:
-    _tracer_complete(trial, "counts", clock="mono")
+def _guest_level(trial: TrialDir, index: int) -> list[Level]:
+    """What the guest's QEMU can map the BAR by, from where it put it."""
+    bar, facts = trial.manifest["bar"], trial.json("host/facts.json")
+    physical = next(
+        int(start, 16)
+        for start, end, _ in _RESOURCE.findall("\n".join(facts["device"]["resource"]))
+        if int(end, 16) - int(start, 16) + 1 == bar
+    )
+    for start, end, at in _REGION_ADD.findall(_need(trial, f"guest-{index}/qemu.log")):
+        if at and int(end, 16) - int(start, 16) + 1 == bar:
+            qemu = str((trial.manifest.get("host_versions") or {}).get("qemu") or "")
+            tables = _boot(trial, index).page_table_bytes
+            mapping = Mapping(int(at, 16), physical, bar)
+            return [guest_level(f"guest-{index}", mapping, tables, qemu, facts)]
+    return []
+
+
+def _map_passes(trial: TrialDir) -> dict[str, MapPass]:
+    """The passes of map.json, proven whole: the tracer lost nothing, independent counts agree."""
+    wanted = [p for p in trial.manifest["passes"] if p in _map_pass_names(trial)]
     answer: Any = trial.json("map.json")
     if answer is None:
-        raise EvidenceError("map.json is missing", reason="missing-evidence")
-    bar, count = trial.manifest["bar"], len(answer["samples"])
-    if not count:
-        raise EvidenceError("map.json has no samples", reason="missing-evidence")
-    if answer["bytes"] != bar:
-        raise EvidenceError(
-            f"the largest BAR found was {answer['bytes']} bytes, planned were {bar}",
-            reason="wrong-bar",
-        )
-    hits = probe_hits(_need(trial, "host/profile-counts.txt"))
-    tables = {
-        "lookup": _histogram(trial, "lookup", hits),
-        "fault": _histogram(trial, "fault", hits, ("ret",)),
-        "pin": _histogram(trial, "pin", hits),
-        "walk": _histogram(trial, "walk", hits),
-    }
-    looked_up = sum(keys[0] * n for keys, n in tables["lookup"].rows)
-    pinned = sum(keys[0] * n for keys, n in tables["pin"].rows)
-    if not looked_up == pinned == count * pages(bar):
-        raise EvidenceError(
-            f"{count} maps of {pages(bar)} pages: lookups covered {looked_up} pages, "
-            f"vfio_pin_pages_remote returned {pinned}",
-            reason="counts-disagree",
-        )
-    if any(s["unmapped_bytes"] != bar for s in answer["samples"]):
-        raise EvidenceError("an unmap did not unmap the whole BAR", reason="partial-unmap")
-    faults = sum(n for (_, result), n in tables["fault"].rows if result == _VM_FAULT_NOPAGE)
-    _add(samples, "pfn_lookups_per_map", tables["lookup"].hits / count)
-    _add(samples, "pfn_faults_per_map", faults / count)
+        if wanted:
+            raise EvidenceError("map.json is missing", reason="missing-evidence")
+        return {}
+    passes = {which: read_pass(answer["passes"][which]) for which in wanted}
+    bar = trial.manifest["bar"]
+    for which, found in passes.items():
+        if found.bar_bytes != bar:
+            raise EvidenceError(
+                f"the largest BAR found was {found.bar_bytes} bytes, planned were {bar}",
+                reason="wrong-bar",
+            )
+        if not any(place.samples for place in found.places):
+            raise EvidenceError(f"map.json has no samples of the {which} pass",
+                                reason="missing-evidence")  # fmt: skip
+    if "counts" in passes:
+        _tracer_complete(trial, "counts", clock="mono")
+        hits = probe_hits(_need(trial, "host/profile-counts.txt"))
+        for event in ("lookup", "pin", "fault", "iova_walk"):
+            _histogram_whole(trial, event, hits)
+        check(passes["counts"])
+    return passes
 
 
-def _histogram(
-    trial: TrialDir, event: str, hits: dict[str, int], hex_keys: tuple[str, ...] = ()
-) -> Histogram:
+def _map_pass_names(trial: TrialDir) -> tuple[str, ...]:
+    on_map = trial.manifest["workload"] == "map"
+    return ("plain", "timing", "counts") if on_map else ("counts",)
+
+
+def _map_metrics(
+    trial: TrialDir, passes: dict[str, MapPass], samples: dict[Metric, list[float]]
+) -> None:
+    """Seconds from the plain pass, counts from the counts pass, for each point."""
+    for which in ("plain", "counts"):
+        for place in passes[which].places if which in passes else ():
+            for sample in place.samples:
+                if sample.state == "prime":
+                    continue
+
+                def add(base: Metric, value: float, name: str = f"{place.name}/{sample.state}",
+                        size: int = place.mapping.size) -> None:  # fmt: skip
+                    _add(samples, _metric(trial, base, name, size), value)
+
+                if which == "plain":
+                    add("bar_map_seconds", sample.map_seconds)
+                    add("bar_unmap_seconds", sample.unmap_seconds)
+                elif sample.counts is not None:
+                    add("pfn_lookups_per_map", sum(sample.counts.lookups.values()))
+                    add("pfn_faults_per_map", sample.counts.installed)
+                    add("iova_lookups_per_unmap", sample.counts.iova_walks)
+
+
+def _metric(trial: TrialDir, base: Metric, point: str, size: int) -> Metric:
+    """As scenario.Point.metric: the full BAR at its best and warm has the plain name."""
+    headline = size == trial.manifest["bar"] and point.endswith("/1GiB/warm")
+    return base if headline or trial.manifest["workload"] != "map" else f"{base}@{point}"
+
+
+def _traced_maps(trial: TrialDir, passes: dict[str, MapPass]) -> tuple[Operation, ...]:
+    """The maps and unmaps of the map workload's timing pass, in order, as many as its samples."""
+    if "timing" not in passes:
+        return ()
+    _tracer_complete(trial, "map", clock=_trace_clock(trial))
+    (place,) = passes["timing"].places
+    found = operations(list(parse_trace(_need(trial, "host/trace-map.txt"))), place.mapping.size)
+    wanted = 2 * len(place.samples)
+    if len(found) < wanted or any(o.result for o in found):
+        raise EvidenceError(
+            f"{len(place.samples)} maps and as many unmaps were made, the trace has {len(found)},"
+            f" with results {sorted({o.result for o in found})}",
+            reason="maps-disagree",
+        )
+    return tuple(found[-wanted:])
+
+
+def _histogram_whole(trial: TrialDir, event: str, hits: dict[str, int]) -> None:
+    """Nothing was dropped, and the probe was hit as often as the histogram has it."""
+    hex_keys = ("ret",) * (event == "fault")
     table = parse_hist(_need(trial, f"host/hist-{event}.txt"), hex_keys)
     if table.dropped:
         raise EvidenceError(f"hist-{event}.txt dropped {table.dropped} hits", reason="lost-events")
@@ -264,4 +356,3 @@ def _histogram(
             f"{event}: the histogram has {table.hits} hits, the probe {hits.get(event)}",
             reason="counts-disagree",
         )
-    return table

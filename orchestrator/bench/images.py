@@ -56,8 +56,10 @@ class PayloadImage:
 
 
 def host_image(kernel: KernelBundle, suite: str, cache: Cache) -> HostImage:
-    """Build what is not cached; the user space is that of a Debian `suite`. Raises BenchError when a build fails, ScenarioError when the
-    kernel lacks a module that a host needs."""
+    """Build what is not cached; the user space is that of a Debian `suite`.
+
+    Raises BenchError when a build fails, ScenarioError when the kernel lacks a module that a host
+    needs."""
     recipe = _recipe("host")
     suites = [name.replace(recipe["suites"][0], suite) for name in recipe["suites"]]
     root = _host_root({**recipe, "suites": suites}, cache)

@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator.abi import PAGE
+from orchestrator.abi import LEAVES, PAGE
 from orchestrator.bench.device import BoundDevice
 from orchestrator.bench.host import Host
 from orchestrator.bench.waiting import until
@@ -34,8 +34,8 @@ from orchestrator.scenario import GIB, Scenario
 
 ENTRY = {"type1": "vfio_iommu_type1_ioctl", "iommufd": "iommufd_fops_ioctl"}
 """The function of each backend that is the ioctl."""
-MOST = 500_000
-"""Instructions that are logged at most for one ioctl: about 40 MB of log."""
+MOST = 1_200_000
+"""Instructions that are logged at most for one ioctl: about 100 MB of log."""
 _WINDOW_BYTES, _WINDOW_SECONDS = 40 << 20, 60.0
 # `Trace 0: 0x7f5b2c0001c0 [0000000000000000/ffffffff81a3b2c4/00c0f3b5/ff200201] name`
 _EXECUTED = re.compile(r"^Trace \d+: \S+ \[[0-9a-f]+/([0-9a-f]+)/", re.MULTILINE)
@@ -146,16 +146,17 @@ def logged_instructions(
 
 
 def wanted_logs(bar: int, costs: dict[str, float]) -> list[Wanted]:
-    """The whole BAR where that can be logged, else two sizes of which the larger can; and for an
-    unmap a window of the largest leaf."""
+    """The whole BAR where that can be logged, else two sizes of which the larger is about as much
+    as can; and for an unmap a window of the largest leaf."""
     wanted = []
     for operation, cost in costs.items():
         if cost <= MOST:
             wanted += [Wanted(operation, bar, state) for state in ("cold", "warm")]
             continue
-        pages = max(8, int(MOST / (cost / (bar // PAGE))))
-        large = 1 << (pages.bit_length() - 1)
-        wanted += [Wanted(operation, n * PAGE, "warm") for n in (large // 4, large)]
+        pages = int(MOST / (cost / (bar // PAGE)))
+        # not below 2 MiB: the IOMMU's leaves would be pages then, a cost that is not the BAR's
+        large = max(1 << (pages.bit_length() - 1), 2 * LEAVES["2MiB"] // PAGE)
+        wanted += [Wanted(operation, n * PAGE, "warm") for n in (large // 2, large)]
         if operation == "unmap":
             wanted.append(Wanted(operation, min(bar, GIB), "warm", window=True))
     return wanted
@@ -165,9 +166,9 @@ def _logs(
     host: Host, device: BoundDevice, scenario: Scenario, wanted: Sequence[Wanted]
 ) -> Iterator[array[int]]:
     """The addresses of the instructions of each wanted operation, in order."""
-    request = {
+    request: dict[str, Any] = {
         "backend": scenario.map.backend, "thp": scenario.map.thp, "repeats": 1, "within": True,
-        "snapshots": {}, "step": True,
+        "snapshots": {}, "rest": 0, "step": True,
         "points": [
             {"name": str(i), "size": w.bytes, "alignment": GIB, "states": [w.state]}
             for i, w in enumerate(wanted)
@@ -191,20 +192,24 @@ def _logs(
                     with _logging(host, log):
                         agent.say("")
                         if item.window:
-                            until(
-                                lambda: log.exists() and log.stat().st_size > _WINDOW_BYTES or None,
-                                within=_WINDOW_SECONDS, waiting_for="QEMU's log of instructions",
-                            )  # fmt: skip
+                            _wait_for_window(log)
                         else:
-                            next(iter(agent))  # the agent's next question: the ioctl is done
+                            next(agent)  # the agent's next question: the ioctl is done
                     if item.window:
-                        next(iter(agent))
+                        next(agent)
                     yield addresses(log)
                     log.unlink()
                 agent.say("")
             elif what == "end":
                 return
     raise BenchError("the map agent ended without its last word", reason="map-silent")
+
+
+def _wait_for_window(log: Path) -> None:
+    def filled() -> bool | None:
+        return True if log.exists() and log.stat().st_size > _WINDOW_BYTES else None
+
+    until(filled, within=_WINDOW_SECONDS, waiting_for="QEMU's log of instructions")
 
 
 @contextmanager

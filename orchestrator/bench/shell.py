@@ -155,15 +155,15 @@ def _chunks(receive: object) -> Iterator[bytes]:
         yield chunk
 
 
-class Dialogue:
-    """The lines of a program that runs, as an iterator, and a way to answer it."""
+class Dialogue(Iterator[str]):
+    """The lines of a program that runs, and a way to answer it."""
 
     def __init__(self, channel: paramiko.Channel) -> None:
         self._channel = channel
         self._lines = self._read()
 
-    def __iter__(self) -> Iterator[str]:
-        return self._lines
+    def __next__(self) -> str:
+        return next(self._lines)
 
     def say(self, line: str) -> None:
         self._channel.sendall(line.encode() + b"\n")
@@ -185,11 +185,13 @@ def connected(
     host_key: KeyPair,
     user: str = "root",
     error: type[BarometerError] = BenchError,
+    keepalive: int = 10,
 ) -> Iterator[Shell]:
     """An SSH connection to a machine whose host key is `host_key` and no other.
 
     `endpoint` is an address, or a channel through another connection. Raises `error` when there
-    is no SSH server, when the key is another, or when the login is refused.
+    is no SSH server, when the key is another, or when the login is refused. `keepalive`: seconds
+    between messages that find out whether it is there; 0: none.
     """
     try:
         if isinstance(endpoint, tuple):
@@ -205,6 +207,7 @@ def connected(
         ) from exc
     try:
         _log_in(name, transport, key, host_key, user, error)
+        transport.set_keepalive(keepalive)
         yield Shell(name, transport)
     finally:
         transport.close()
@@ -229,7 +232,6 @@ def _log_in(
             )
         private = paramiko.Ed25519Key.from_private_key(io.StringIO(key.private_openssh.decode()))
         transport.auth_publickey(user, private)
-        transport.set_keepalive(10)
     except (OSError, EOFError, paramiko.SSHException) as exc:
         raise error(
             f"no SSH connection to the {name}: {exc or type(exc).__name__}",

@@ -146,17 +146,19 @@ def armed_tracer(
     except BarometerError:
         # what was traced until then may say why
         with contextlib.suppress(BarometerError):
-            _collect(host, instance, group, label, trial)
+            _finish(host, instance, group, label, trial)
+        _clear(host, instance, group)
+        raise
+    except BaseException:
+        _clear(host, instance, group)
         raise
     else:
-        _collect(host, instance, group, label, trial)
-    finally:
-        _clear(host, instance, group)
+        _finish(host, instance, group, label, trial)
 
 
-def _collect(host: Host, instance: str, group: str, label: str, trial: TrialWriter) -> None:
+def _finish(host: Host, instance: str, group: str, label: str, trial: TrialWriter) -> None:
     answer = host.shell.run(
-        host.agent("tracer", "collect", instance, group), doing="reading the trace", timeout=300
+        host.agent("tracer", "finish", instance, group), doing="reading the trace", timeout=300
     ).stdout
     for name, text in json.loads(answer)["files"].items():
         stem = name.removesuffix(".txt")

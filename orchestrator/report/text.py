@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from statistics import median
 from typing import Any
 
-from orchestrator.analysis.comparison import Comparison, MetricComparison
-from orchestrator.analysis.theory import LEAVES, lookups, pages, stride_of
+from orchestrator.analysis.comparison import Comparison, MetricComparison, guest_accels
+from orchestrator.analysis.theory import lookups, pages, stride_of
 from orchestrator.analysis.trial import TrialResult
+from orchestrator.report.maps import best_leaf, map_sections
 from orchestrator.scenario import ARMS, Metric, Scenario, format_size
 
 # Every metric, what it is called in the table, and the pass it comes from.
@@ -24,7 +25,8 @@ _ROWS: dict[Metric, tuple[str, str]] = {
     "bar_map_seconds_per_boot": ("all maps of one boot", "timing"),
     "bar_unmap_seconds_per_boot": ("all unmaps of one boot", "timing"),
     "pfn_lookups_per_map": ("page lookups in one map", "counts"),
-    "pfn_faults_per_map": ("page faults in one cold map", "counts"),
+    "pfn_faults_per_map": ("page faults in one map", "counts"),
+    "iova_lookups_per_unmap": ("IOMMU lookups in one unmap", "counts"),
 }
 
 _FEW = 4
@@ -32,13 +34,14 @@ _FEW = 4
 
 def text_report(scenario: Scenario, comparison: Comparison, plan: dict[str, Any]) -> str:
     """The whole report. `plan` is plan.json."""
-    emulated = plan["accel"] != "kvm"
+    emulated, exact = plan["accel"] != "kvm", plan["accel"] == "exact"
     parts = [
         _head(scenario, comparison, plan, emulated=emulated),
-        _table(comparison.metrics, emulated=emulated),
+        _table(scenario, comparison, emulated=emulated),
         _theory(scenario, comparison),
-        _reading(comparison),
-        _notes(comparison, emulated=emulated),
+        _reading(comparison, "Ginsn" if exact else "s"),
+        map_sections(comparison, exact=exact),
+        _notes(scenario, comparison, emulated=emulated, exact=exact),
         _problems(comparison.results),
     ]
     return "\n".join(part for part in parts if part)
@@ -53,7 +56,7 @@ def _head(
     lines += [f"  {m.name}: {m.verdict}, expected: {scenario.expect[m.name]}" for m in judged]
     if len(comparison.results) < comparison.planned:
         lines.append(f"  NOT COMPLETE: {len(comparison.results)} of {comparison.planned} trials")
-    if len({r.guest_accel for r in comparison.results if r.kind == "measured"}) > 1:
+    if len(guest_accels(comparison.results)) > 1:
         lines.append("  NOT COMPARABLE: guests ran under KVM in some trials, emulated in others")
     lines.append("")
     for arm in ARMS:
@@ -69,31 +72,53 @@ def _head(
     lines += [
         f"device     {scenario.device.kind}, BAR {format_size(scenario.device.bar)},"
         f" {scenario.host.viommu} vIOMMU",
-        f"guest      {plan['guest_kernel']['release']}, {format_size(scenario.guest.memory)}",
-        f"host       nested VM, {scenario.host.cpus} CPUs, accel {accel}",
+        *_workload(scenario, plan),
+        f"host       nested VM, {_plural(scenario.host.cpus, 'CPU')}, accel {accel}",
     ]
     if any(r.guest_accel == "tcg" for r in comparison.results) and not emulated:
         lines.append("           its guests are EMULATED: there is no KVM in the host")
-    if emulated:
+    if plan["accel"] == "exact":
+        lines.append(
+            "           Costs are INSTRUCTIONS of that emulated machine (Ginsn: 10^9), not times"
+        )
+    elif emulated:
         lines.append(
             "           EMULATED: compare its seconds with one another, not with hardware's"
         )
     return "\n".join(lines) + "\n"
 
 
-def _table(metrics: Sequence[MetricComparison], *, emulated: bool) -> str:
-    if not metrics:
+def _plural(count: int, noun: str) -> str:
+    return f"{count} {noun}{'s' * (count != 1)}"
+
+
+def _workload(scenario: Scenario, plan: dict[str, Any]) -> list[str]:
+    if scenario.workload == "map" or scenario.guest is None:
+        backend = {"type1": "type1 container", "iommufd": "iommufd"}[scenario.map.backend]
+        return [f"workload   map from the host's user space, {backend}"]
+    guest = plan["guest_kernel"]["release"]
+    return [f"guest      {guest}, {format_size(scenario.guest.memory)}"]
+
+
+def _table(scenario: Scenario, comparison: Comparison, *, emulated: bool) -> str:
+    if not comparison.metrics:
         return ""
     unit = "emulated s" if emulated else "s"
     rows: list[tuple[str, ...]] = [("", "pass", "baseline", "candidate", "ratio", "verdict")]
-    by_name = {m.name: m for m in metrics}
-    for name, (title, source) in _ROWS.items():
-        if (metric := by_name.get(name)) is None:
+    for base, (title, source) in _ROWS.items():
+        group = [m for m in comparison.metrics if m.name.partition("@")[0] == base]
+        if not group:
             continue
-        ratio = "-" if metric.ratio is None else f"{metric.ratio:.4g}"
-        suffix = f", {unit}" if metric.unit == "s" else ""
-        rows.append((title + suffix, source, *(_quantity(metric.unit, getattr(metric, arm))
-                     for arm in ARMS), ratio, metric.verdict))  # fmt: skip
+        of = {"s": f", {unit}", "count": ""}.get(group[0].unit, f", {group[0].unit}")
+        if scenario.workload != "map":
+            rows += [_row(title + of, source, metric) for metric in group]
+            continue
+        rows.append((title + of, "", "", "", "", ""))
+        by_name = {metric.name: metric for metric in group}
+        for point in scenario.points():
+            if (found := by_name.get(point.metric(base))) is not None:
+                name = f"  {point.name}" + f" ({base})" * point.headline
+                rows.append(_row(name, "plain" if source == "timing" else source, found))
     widths = [max(len(row[i]) for row in rows) for i in range(6)]
     lines = []
     for row in rows:
@@ -103,6 +128,12 @@ def _table(metrics: Sequence[MetricComparison], *, emulated: bool) -> str:
         )
         lines.append(f"{left}  {right}  {row[5]}".rstrip())
     return "\n".join(lines) + "\n"
+
+
+def _row(title: str, source: str, metric: MetricComparison) -> tuple[str, ...]:
+    ratio = "-" if metric.ratio is None else f"{metric.ratio:.4g}"
+    return (title, source, *(_quantity(metric.unit, getattr(metric, arm)) for arm in ARMS), ratio,
+            metric.verdict)  # fmt: skip
 
 
 def _quantity(unit: str, samples: Sequence[float]) -> str:
@@ -117,12 +148,12 @@ def _quantity(unit: str, samples: Sequence[float]) -> str:
 
 def _theory(scenario: Scenario, comparison: Comparison) -> str:
     metric = comparison.metric("pfn_lookups_per_map")
-    if metric is None:
+    if metric is None or scenario.workload == "map":
         return ""
     bar = scenario.device.bar
     lines = [
         f"Lookups in theory: a {format_size(bar)} BAR has {pages(bar)} pages of 4 KiB; with a"
-        " stride of one",
+        " stride of",
         "  " + ", ".join(f"{leaf} {n}" for leaf, n in lookups(bar).items()) + ".",
     ]
     for arm in ARMS:
@@ -130,13 +161,13 @@ def _theory(scenario: Scenario, comparison: Comparison) -> str:
         stride = stride_of(bar, count)
         found = f"one for each {stride}, exactly" if stride else "no leaf size fits that number"
         lines.append(f"  {arm:<10} {count:.10g}: {found}")
-    best = max((n for n, size in LEAVES.items() if size <= bar), key=lambda n: LEAVES[n])
+    best = best_leaf(bar)
     if stride_of(bar, median(metric.candidate)) not in (None, best):
-        lines.append(f"  The candidate does not use the best level, a {best}.")
+        lines.append(f"  The candidate's lookups do not have the best stride, {best}.")
     return "\n".join(lines) + "\n"
 
 
-def _reading(comparison: Comparison) -> str:
+def _reading(comparison: Comparison, unit: str) -> str:
     """What is left after the maps: unmap is still one walk and one put for each page."""
     boot, maps, unmaps = (
         comparison.metric(name)
@@ -153,22 +184,39 @@ def _reading(comparison: Comparison) -> str:
         whole = median(getattr(boot, arm))
         mapped, unmapped = median(getattr(maps, arm)), median(getattr(unmaps, arm))
         lines.append(
-            f"  {arm:<10} {whole:.4g} s boot: maps {mapped:.4g} s ({mapped / whole:.1%}), "
-            f"unmaps {unmapped:.4g} s (the last at exit, after the boot)"
+            f"  {arm:<10} {whole:.4g} {unit} boot: maps {mapped:.4g} {unit}"
+            f" ({mapped / whole:.1%}), unmaps {unmapped:.4g} {unit} (the last at exit, after the"
+            " boot)"
         )
     return "\n".join(lines) + "\n"
 
 
-def _notes(comparison: Comparison, *, emulated: bool) -> str:
+def _notes(scenario: Scenario, comparison: Comparison, *, emulated: bool, exact: bool) -> str:
     if not comparison.metrics:
         return ""
     lines = [
-        "Each value is a trial's: one host boot; what repeats within it is reduced to its median.",
-        "plain: untraced boot. timing: probes around each map and unmap, none for each page; the",
-        "trace clock has steps of 1 us. counts: one cold map from the host's user space; a",
-        "counts pass gives no times.",
+        "Each value is a trial's: one host boot; what repeats within it is reduced to its median."
     ]
-    if emulated:
+    if scenario.workload == "map":
+        lines += [
+            "A point is SIZE/ALIGNMENT/STATE: how much of the BAR, how its virtual address is",
+            "aligned to it, and whether its page tables were zapped before (cold) or are as the",
+            "last map left them (warm). plain: the agent's own clock around each ioctl. counts:",
+            "in-kernel histograms, checked against minor faults and page-table bytes; no times.",
+        ]
+    else:
+        lines += [
+            "plain: untraced boot. timing: probes around each map and unmap, none for each page"
+            + ("." if exact else "; the"),
+            *([] if exact else ["trace clock has steps of 1 us."]),
+            "counts: one cold map from the host's user space; a counts pass gives no times.",
+        ]
+    if exact:
+        lines += [
+            "Ginsn: the host is emulated, its instructions are counted; one is one nanosecond of",
+            "its clocks. The numbers are the same on any machine, however busy, and are no times.",
+        ]
+    elif emulated:
         lines.append(
             "Boot times: the host's clock, QEMU's start to 10 ms. All seconds are emulated."
         )

@@ -1,0 +1,115 @@
+"""Where the instructions of a map and of an unmap go, by kernel function (the `profile` pass)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping as MappingType
+from dataclasses import dataclass
+from typing import Any
+
+from orchestrator.analysis.theory import pages
+from orchestrator.errors import EvidenceError
+from orchestrator.evidence import TrialDir
+
+Stacks = dict[tuple[str, ...], float]
+WALK = "iommu_iova_to_phys"
+"""The function of an unmap whose cost depends on the size of the IOMMU's leaves."""
+
+
+@dataclass(frozen=True)
+class Breakdown:
+    operation: str
+    """map or unmap, of the whole BAR."""
+    state: str
+    stacks: Stacks
+    """Instructions in the innermost function of each stack; outermost is the ioctl's function."""
+    logged: bool
+    """Every instruction was logged; else the whole is that of one page times the pages, plus
+    what a map of no page costs, both from logs of smaller maps."""
+
+    @property
+    def total(self) -> float:
+        """Instructions of the ioctl's function, entry to return."""
+        return sum(self.stacks.values())
+
+    def by_function(self) -> list[tuple[str, float]]:
+        """Instructions of each function itself, most first. They add up to the total."""
+        own: Counter[str] = Counter()
+        for stack, count in self.stacks.items():
+            own[stack[-1]] += count  # type: ignore[assignment]  # a Counter of floats adds as well
+        return sorted(own.items(), key=lambda item: -item[1])
+
+    def within(self, function: str) -> float:
+        """Instructions of a function with everything that it calls."""
+        return sum(count for stack, count in self.stacks.items() if function in stack)
+
+
+def breakdowns(trial: TrialDir) -> list[Breakdown]:
+    """What the trial's instruction logs say; empty where there was no `profile` pass.
+
+    Raises EvidenceError when a file of it is missing.
+    """
+    profile: Any = trial.json("host/profile.json")
+    if profile is None:
+        return []
+    logged = profile["logged"]
+    found = []
+    for operation in ("map", "unmap"):
+        logs = [entry for entry in logged if entry["operation"] == operation]
+        whole = [entry for entry in logs if entry["bytes"] == profile["bar"]]
+        if whole and not whole[0]["window"]:
+            found += [
+                Breakdown(operation, e["state"], _stacks(trial, e), logged=True) for e in whole
+            ]
+        elif logs:
+            stacks = _extrapolated(trial, logs, profile["bar"])
+            found.append(Breakdown(operation, logs[0]["state"], stacks, logged=False))
+    return found
+
+
+def _interrupted(stack: tuple[str, ...]) -> bool:
+    """Entries of arch/x86/entry: asm_sysvec_apic_timer_interrupt, asm_common_interrupt."""
+    return any(name.startswith(("asm_sysvec_", "asm_common_interrupt")) for name in stack)
+
+
+def _stacks(trial: TrialDir, entry: MappingType[str, Any]) -> Stacks:
+    text = trial.text(f"host/{entry['file']}")
+    if text is None:
+        raise EvidenceError(f"host/{entry['file']} is missing", reason="missing-evidence")
+    stacks: Stacks = {}
+    for line in text.splitlines():
+        names, _, count = line.rpartition(" ")
+        stacks[tuple(names.split(";"))] = int(count)
+    if sum(stacks.values()) != entry["instructions"]:
+        raise EvidenceError(
+            f"host/{entry['file']} has {sum(stacks.values())} instructions,"
+            f" profile.json says {entry['instructions']}",
+            reason="bad-evidence",
+        )
+    return stacks
+
+
+def _extrapolated(trial: TrialDir, logs: list[dict[str, Any]], bar: int) -> Stacks:
+    """Linear in pages, stack by stack: small + (bar - small) * (large - small) / pages between.
+
+    Interrupts that fell into a log are no cost of a page and are left out.
+    A small map's leaves in the IOMMU's tables are smaller than those of the whole BAR, so what is
+    under iommu_iova_to_phys is taken from the window into a large one: so much for each call.
+    """
+    small, large = (e for e in logs if not e["window"])
+    window = next((e for e in logs if e["window"]), None)
+    first, second = _stacks(trial, small), _stacks(trial, large)
+    between = pages(large["bytes"]) - pages(small["bytes"])
+    more = pages(bar) - pages(small["bytes"])
+    result: Stacks = {}
+    for stack in {*first, *second}:
+        if (window is not None and WALK in stack) or _interrupted(stack):
+            continue
+        each = (second.get(stack, 0) - first.get(stack, 0)) / between
+        result[stack] = first.get(stack, 0) + more * each
+    if window is not None:
+        calls = window["calls"][WALK]
+        for stack, count in _stacks(trial, window).items():
+            if WALK in stack and not _interrupted(stack):
+                result[stack] = count / calls * pages(bar)
+    return {stack: count for stack, count in result.items() if count}

@@ -1,0 +1,208 @@
+"""Which level of the page tables a DMA map of the BAR really used, and why not the best one.
+
+From counts, never from a version: the order of the faults says what leaves the process has, the
+lookups' return values say with what stride the kernel walked them, the pages of the IOMMU's tables
+say what leaves the device got. What may be in the way is looked for in the order in which it takes
+effect; what nothing explains is said to be unexplained.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping as MappingType
+from dataclasses import dataclass
+from typing import Any
+
+from orchestrator.abi import LEAVES, PAGE
+from orchestrator.analysis.maps import MapPass, Place, Sample
+from orchestrator.analysis.theory import Mapping, pages
+
+_BEST_FIRST = tuple(reversed(LEAVES))
+
+
+@dataclass(frozen=True)
+class Reason:
+    name: str
+    """Short and stable: misaligned, thp-sysfs, thp-prctl, thp-madvise, no-huge-pfnmap, no-series,
+    too-small, disable-hugepages, iommu-no-superpages, qemu-unaligned, unexplained."""
+    text: str
+
+
+@dataclass(frozen=True)
+class Level:
+    place: str
+    """SIZE/ALIGNMENT"""
+    leaf: str | None
+    """What most of the BAR is mapped by in the process: 1GiB, 2MiB, 4KiB; None: not known."""
+    stride: str | None
+    """What one lookup covers."""
+    iommu: str | None
+    """4KiB where the IOMMU's tables grew as by 4 KiB leaves; None: larger, or not known."""
+    reasons: tuple[Reason, ...]
+    """Why it is not 1 GiB, each lookup as far as a leaf, in the process and in the IOMMU."""
+
+    @property
+    def best(self) -> bool:
+        return not self.reasons
+
+
+def level_of(place: Place, counted: MapPass, facts: MappingType[str, Any]) -> Level:
+    """The level of one place. `facts`: facts.json of the host."""
+    if place.dma_buf:
+        return Level(place.name, None, None, None, ())
+    size = place.mapping.size
+    leaves = place.leaves
+    leaf = _most(leaves) if leaves is not None else "4KiB"
+    sample = next((s for s in place.samples if s.counts is not None), None)
+    stride = _stride(place, sample)
+    iommu = _iommu_leaf(place, size)
+    reasons = _leaf_reasons(place, counted, leaf, huge_pfnmap=leaves is not None)
+    single = sample is not None and sample.counts is not None and set(sample.counts.pins) == {1}
+    disabled = _setting(facts, "vfio_disable_hugepages") in ("Y", "1")
+    if single and disabled and size > PAGE:
+        reasons.append(
+            Reason(
+                "disable-hugepages",
+                "vfio_iommu_type1.disable_hugepages=Y: each page is pinned and mapped by itself",
+            )
+        )
+    elif stride == "4KiB" and leaf != "4KiB":
+        reasons.append(
+            Reason(
+                "no-series",
+                f"a stride of one page over leaves of {leaf}: the kernel lacks"
+                ' "vfio/type1: Use mapping page mask for pfnmaps" (v6.15)',
+            )
+        )
+    if iommu == "4KiB" and not (single and disabled):
+        reasons.append(_iommu_reason(facts))
+    return Level(place.name, leaf, stride, iommu, tuple(reasons))
+
+
+def _most(leaves: MappingType[str, int]) -> str | None:
+    """The leaf size that maps most of the bytes."""
+    return max(leaves, key=lambda name: leaves[name] * LEAVES.get(name, 0), default=None)
+
+
+def _stride(place: Place, sample: Sample | None) -> str | None:
+    if sample is None or sample.counts is None or not sample.counts.lookups:
+        return None
+    count = sum(sample.counts.lookups.values())
+    if place.leaves and count == sum(place.leaves.values()):
+        return _most(place.leaves)
+    return "4KiB" if count == pages(place.mapping.size) else None
+
+
+def _iommu_leaf(place: Place, size: int) -> str | None:
+    grown = max((s.iommu_table_pages or 0 for s in place.samples), default=0)
+    by_pages = size // LEAVES["2MiB"]  # a table for each 2 MiB
+    return "4KiB" if by_pages >= 16 and grown >= by_pages else None
+
+
+def _leaf_reasons(
+    place: Place, counted: MapPass, leaf: str | None, *, huge_pfnmap: bool
+) -> list[Reason]:
+    """Why the process's leaves are not 1 GiB."""
+    if leaf is None or leaf == _BEST_FIRST[0]:
+        return []
+    if not huge_pfnmap:
+        return [
+            Reason(
+                "no-huge-pfnmap",
+                "the kernel maps BARs by 4 KiB pages only: it has no vfio_pci_mmap_huge_fault"
+                " (v6.12)",
+            )
+        ]
+    reasons = alignment_reasons(place.mapping)
+    allowed = _most(place.mapping.leaves()) or leaf
+    if LEAVES[leaf] < LEAVES[allowed]:
+        reasons.append(_thp_reason(place, counted, leaf))
+    return reasons
+
+
+def alignment_reasons(mapping: Mapping) -> list[Reason]:
+    """Why leaves of 1 GiB cannot map this, whatever the kernel."""
+    best = _BEST_FIRST[0]
+    if mapping.size < LEAVES[best]:
+        fits = next(name for name in _BEST_FIRST if LEAVES[name] <= mapping.size)
+        reasons = [Reason("too-small", f"{_size(mapping.size)} is less than a leaf of {best}")]
+    else:
+        fits, reasons = best, []
+    off = (mapping.address - mapping.physical) % LEAVES[fits]
+    if off:
+        reasons.append(
+            Reason(
+                "misaligned",
+                f"the virtual address is {_size(off)} off the BAR's, modulo {fits}:"
+                f" {mapping.address:#x} for {mapping.physical:#x}",
+            )
+        )
+    return reasons
+
+
+def guest_level(
+    place: str,
+    mapping: Mapping,
+    page_table_bytes: int | None,
+    qemu: str,
+    facts: MappingType[str, Any],
+) -> Level:
+    """What the guest's QEMU can at best map the BAR by, from where it put it, and whether its page
+    tables (VmPTE at the boot mark) are larger than that needs."""
+    leaf = _most(mapping.leaves())
+    reasons = alignment_reasons(mapping)
+    if any(r.name == "misaligned" for r in reasons):
+        reasons.append(
+            Reason("qemu-unaligned", f"QEMU {qemu} does not align BAR mappings; 9.2 and later do")
+        )
+    by_pages = mapping.table_bytes("4KiB")
+    if leaf != "4KiB" and page_table_bytes is not None and page_table_bytes >= by_pages:
+        leaf = "4KiB"
+        reasons.append(
+            _policy_reason(_setting(facts, "transparent_hugepage"), advised=False)
+            or Reason("unexplained", "QEMU's page tables are those of 4 KiB leaves")
+        )
+    return Level(place, leaf, None, None, tuple(reasons))
+
+
+def _thp_reason(place: Place, counted: MapPass, leaf: str) -> Reason:
+    if counted.thp_off_in_process:
+        return Reason("thp-prctl", "the process has PR_SET_THP_DISABLE")
+    if "nh" in place.vm_flags:
+        return Reason("thp-madvise", "the mapping has MADV_NOHUGEPAGE")
+    by_policy = _policy_reason(counted.thp_enabled or "", advised="hg" in place.vm_flags)
+    return by_policy or Reason(
+        "unexplained", f"nothing that is known keeps the leaves at {leaf}"
+    )
+
+
+def _policy_reason(enabled: str, *, advised: bool) -> Reason | None:
+    policy = re.search(r"\[(\w+)\]", enabled)
+    if policy and (policy[1] == "never" or (policy[1] == "madvise" and not advised)):
+        return Reason(
+            "thp-sysfs",
+            f"/sys/kernel/mm/transparent_hugepage/enabled is {policy[1]}, which this kernel"
+            " applies to BARs too",
+        )
+    return None
+
+
+def _iommu_reason(facts: MappingType[str, Any]) -> Reason:
+    options = re.findall(r"\b(?:intel_iommu|amd_iommu)=(\S+)", _setting(facts, "cmdline"))
+    off = [word for option in options for word in option.split(",")
+           if word in ("sp_off", "nohugepages", "v2_pgsizes_only")]  # fmt: skip
+    why = f"the kernel's command line has {off[0]}" if off else "its capabilities or its driver"
+    return Reason(
+        "iommu-no-superpages", f"the IOMMU's page tables have leaves of 4 KiB: {why}"
+    )
+
+
+def _setting(facts: MappingType[str, Any], name: str) -> str:
+    return str((facts.get("settings") or {}).get(name) or "")
+
+
+def _size(size: int) -> str:
+    for unit, factor in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
+        if size % factor == 0:
+            return f"{size // factor} {unit}"
+    return f"{size} bytes"

@@ -1,0 +1,56 @@
+"""What looking costs: the passes with probes against the one without, at the same points."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping as MappingType
+from dataclasses import dataclass
+from statistics import median
+
+from orchestrator.analysis.maps import MapPass
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one point. Seconds of the host's clock."""
+
+    point: str
+    """SIZE/ALIGNMENT/STATE"""
+    plain_map: float
+    plain_unmap: float
+    instrument: float
+    """Two readings of the clock with nothing between: what the headline has in it of its own."""
+    call: float
+    """An ioctl that does nothing, measured like a map: system call and interpreter."""
+    passes: dict[str, tuple[float, float]]
+    """timing, counts -> one map and one unmap under them."""
+
+
+def costs_of_looking(passes: MappingType[str, MapPass]) -> list[Cost]:
+    """The cost at every point that was measured without probes and with them; the largest map at
+    the best alignment is one that every pass has."""
+    plain = passes.get("plain")
+    if plain is None:
+        return []
+    under = {
+        which: _medians(found) for which, found in passes.items() if which != "plain"
+    }
+    found = []
+    for point, (map_seconds, unmap_seconds) in _medians(plain).items():
+        probed = {which: points[point] for which, points in under.items() if point in points}
+        if "timing" in probed or ("counts" in probed and "timing" not in under):
+            found.append(
+                Cost(point, map_seconds, unmap_seconds, median(plain.clock_seconds),
+                     median(plain.empty_seconds), probed)
+            )  # fmt: skip
+    return found
+
+
+def _medians(found: MapPass) -> dict[str, tuple[float, float]]:
+    result = {}
+    for place in found.places:
+        for state in sorted({s.state for s in place.samples} - {"prime"}):
+            samples = place.of_state(state)
+            result[f"{place.name}/{state}"] = (
+                median(s.map_seconds for s in samples), median(s.unmap_seconds for s in samples),
+            )  # fmt: skip
+    return result

@@ -1,0 +1,226 @@
+"""map.json: what the map agent said, and what the kernel counted meanwhile, made comparable."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping as MappingType
+from dataclasses import dataclass
+from typing import Any
+
+from orchestrator.abi import ORDERS, VM_FAULT_NOPAGE
+from orchestrator.analysis.hist import parse_hist
+from orchestrator.analysis.theory import Mapping, pages
+from orchestrator.errors import EvidenceError
+
+WARM_UP = "warm-up"
+_LEAF_OF_ORDER = {order: name for name, order in ORDERS.items()}
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What the kernel did for one map and one unmap, from its own histograms."""
+
+    lookups: Counter[int]
+    """Return value of vaddr_get_pfns -> calls."""
+    pins: Counter[int]
+    """Return value of vfio_pin_pages_remote -> calls."""
+    faults: Counter[tuple[int, ...]]
+    """(order, result) -> faults of the BAR; (result,) before huge pfnmaps (v6.12)."""
+    iova_walks: int
+    """iommu_iova_to_phys calls, on unmap."""
+
+    def __sub__(self, before: Counts) -> Counts:
+        return Counts(
+            self.lookups - before.lookups, self.pins - before.pins, self.faults - before.faults,
+            self.iova_walks - before.iova_walks,
+        )  # fmt: skip
+
+    @property
+    def leaves(self) -> dict[str, int] | None:
+        """Leaf size -> how many were installed; None where the kernel does not say."""
+        if any(len(key) != 2 for key in self.faults):
+            return None
+        found: dict[str, int] = {}
+        for (order, result), count in self.faults.items():
+            if result & VM_FAULT_NOPAGE:
+                found[_LEAF_OF_ORDER.get(order, f"order {order}")] = count
+        return found
+
+    @property
+    def installed(self) -> int:
+        """Faults that installed a mapping."""
+        return sum(n for key, n in self.faults.items() if key[-1] & VM_FAULT_NOPAGE)
+
+
+NOTHING = Counts(Counter(), Counter(), Counter(), 0)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One map and unmap. Seconds of the host's CLOCK_MONOTONIC, around each ioctl."""
+
+    state: str
+    """cold, warm; prime: the cold map before the first warm one, where only warm was asked for."""
+    map_seconds: float
+    unmap_seconds: float
+    unmapped_bytes: int
+    minor_faults: int
+    """Of the thread, in the map."""
+    page_table_bytes: int
+    """Growth of the process's page tables (VmPTE) in the map."""
+    iommu_table_pages: int | None
+    """Growth of the machine's IOMMU page tables (nr_iommu_pages) in the map."""
+    counts: Counts | None
+
+
+@dataclass(frozen=True)
+class Place:
+    """One size at one alignment, and its samples in order."""
+
+    name: str
+    """SIZE/ALIGNMENT as the scenario has them."""
+    mapping: Mapping
+    vm_flags: tuple[str, ...]
+    dma_buf: bool
+    samples: tuple[Sample, ...]
+
+    def of_state(self, state: str) -> list[Sample]:
+        return [s for s in self.samples if s.state == state]
+
+    @property
+    def leaves(self) -> dict[str, int] | None:
+        """Leaf size -> how many the process's page tables have for it, from the first map's
+        faults; None where the kernel does not say."""
+        first = next((s.counts for s in self.samples if s.counts and s.state != "warm"), None)
+        return first.leaves if first else None
+
+
+@dataclass(frozen=True)
+class MapPass:
+    """What the agent found in one pass."""
+
+    backend: str
+    bar_bytes: int
+    thp_enabled: str | None
+    """/sys/kernel/mm/transparent_hugepage/enabled"""
+    thp_off_in_process: bool
+    """prctl(PR_GET_THP_DISABLE)"""
+    clock_seconds: tuple[float, ...]
+    """Two readings of the clock with nothing between them."""
+    empty_seconds: tuple[float, ...]
+    """An ioctl that does nothing, measured like a map."""
+    places: tuple[Place, ...]
+
+
+def read_pass(answer: MappingType[str, Any]) -> MapPass:
+    """One pass of map.json. Raises EvidenceError for histograms that are not whole, and KeyError,
+    TypeError, ValueError for what does not have the agent's form."""
+    before = NOTHING
+    places = []
+    for point in answer["points"]:
+        samples = []
+        for raw in point["samples"]:
+            counts = None
+            if raw.get("snapshots"):
+                total = _counts(raw["snapshots"])
+                counts, before = total - before, total
+            samples.append(
+                Sample(
+                    raw["state"], raw["map_ns"] / 1e9, raw["unmap_ns"] / 1e9,
+                    raw["unmapped_bytes"], raw["minor_faults"], raw["page_table_bytes"],
+                    raw["iommu_table_pages"], counts,
+                )
+            )  # fmt: skip
+        mapping = Mapping(point["address"], answer["bar_address"], point["bytes"])
+        places.append(
+            Place(point["name"], mapping, tuple(point["vm_flags"]),
+                  bool(point.get("dma_buf")), tuple(samples))
+        )  # fmt: skip
+    return MapPass(
+        answer["backend"], answer["bar_bytes"], answer["thp"]["enabled"],
+        bool(answer["thp"]["process_disabled"]),
+        tuple(ns / 1e9 for ns in answer["instrument"]["clock_ns"]),
+        tuple(ns / 1e9 for ns in answer["instrument"]["empty_ioctl_ns"]),
+        tuple(p for p in places if p.name != WARM_UP),
+    )  # fmt: skip
+
+
+def _counts(snapshots: MappingType[str, str]) -> Counts:
+    tables = {name: parse_hist(text, ("ret",) * (name == "fault")) for name, text in
+              snapshots.items()}  # fmt: skip
+    if lost := {name: table.dropped for name, table in tables.items() if table.dropped}:
+        raise EvidenceError(f"histograms dropped hits: {lost}", reason="lost-events")
+    return Counts(
+        Counter({keys[0]: n for keys, n in tables["lookup"].rows}),
+        Counter({keys[0]: n for keys, n in tables["pin"].rows}),
+        Counter(dict(tables["fault"].rows)),
+        tables["iova_walk"].hits,
+    )
+
+
+def check(counted: MapPass) -> None:
+    """Raises EvidenceError, with the two numbers, where sources that owe nothing to one another
+    disagree about a map, or where counts are not what theory says exactly."""
+    for place in counted.places:
+        tables_made = False
+        for number, sample in enumerate(place.samples):
+            if sample.counts is None:
+                raise EvidenceError(
+                    f"{place.name}: a sample of the counts pass has no histograms",
+                    reason="missing-evidence",
+                )
+            where = f"{place.name}/{sample.state} (sample {number + 1})"
+            _check_sample(where, counted, place, sample, sample.counts, first=not tables_made)
+            tables_made = True
+
+
+def _check_sample(
+    where: str, counted: MapPass, place: Place, sample: Sample, counts: Counts, *, first: bool
+) -> None:
+    size = place.mapping.size
+    _equal(where, "bytes unmapped", sample.unmapped_bytes, "bytes mapped", size)
+    if counted.backend != "type1":
+        return
+    looked_up = sum(ret * n for ret, n in counts.lookups.items())
+    pinned = sum(ret * n for ret, n in counts.pins.items())
+    _equal(where, "pages that lookups covered", looked_up, "pages of the map", pages(size))
+    _equal(where, "pages that vfio_pin_pages_remote returned", pinned, "pages of the map",
+           pages(size))  # fmt: skip
+    _equal(where, "faults that installed a mapping", counts.installed,
+           "minor faults of the thread", sample.minor_faults)  # fmt: skip
+    # 1: "fine-grained superpage" domains of kernels before v6.16
+    if counts.iova_walks not in (pages(size), 1):
+        _equal(where, "iommu_iova_to_phys calls", counts.iova_walks, "pages of the unmap",
+               pages(size))  # fmt: skip
+    if place.leaves is not None:
+        least = sum(place.leaves.values())
+        found = sum(counts.lookups.values())
+        if found != least:  # a kernel that walks leaf by leaf; every other one, page by page
+            _equal(where, "lookups", found, f"pages of the map (its leaves are {least})",
+                   pages(size))  # fmt: skip
+    leaves = counts.leaves
+    if sample.state == "warm":
+        _equal(where, "faults of a warm map", counts.installed, "none", 0)
+    elif leaves is not None:
+        largest = _largest(leaves)
+        theory = place.mapping.leaves(largest)
+        _equal(where, "leaves installed", leaves, f"theory of leaves up to {largest}", theory)
+        if first:
+            _equal(
+                where, "growth of the page tables (VmPTE)", sample.page_table_bytes,
+                f"tables of leaves up to {largest}", place.mapping.table_bytes(largest),
+            )  # fmt: skip
+    if not first:
+        _equal(where, "growth of the page tables (VmPTE)", sample.page_table_bytes,
+               "none, they are there", 0)  # fmt: skip
+
+
+def _largest(leaves: MappingType[str, int]) -> str:
+    return next((name for name in reversed(ORDERS) if name in leaves), "4KiB")
+
+
+def _equal(where: str, what: str, found: object, other: str, expected: object) -> None:
+    if found != expected:
+        raise EvidenceError(
+            f"{where}: {what}: {found}; {other}: {expected}", reason="counts-disagree"
+        )

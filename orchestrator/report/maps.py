@@ -1,0 +1,229 @@
+"""The text report's parts about maps from the host's user space: level and reason, scaling law,
+cost of looking, and where the instructions go."""
+
+from __future__ import annotations
+
+from statistics import median
+
+from orchestrator.abi import LEAVES
+from orchestrator.analysis.breakdown import Breakdown
+from orchestrator.analysis.comparison import Comparison, laws
+from orchestrator.analysis.law import Law
+from orchestrator.analysis.level import Level
+from orchestrator.analysis.looking import Cost, costs_of_looking
+from orchestrator.analysis.maps import Place
+from orchestrator.analysis.trace import Operation
+from orchestrator.analysis.trial import Findings
+from orchestrator.scenario import ARMS
+
+_MOST_FUNCTIONS = 14
+_LEAST_SHARE = 0.02
+
+
+def map_sections(comparison: Comparison, *, exact: bool) -> str:
+    """Everything below the table that is known of single maps; empty where there were none. What
+    is shown of an arm is its first measured trial's, beside medians of all."""
+    shown = {
+        arm: next((r.findings for r in comparison.of_arm(arm) if r.kind == "measured"), Findings())
+        for arm in ARMS
+    }
+    parts = [
+        _levels(shown["baseline"], shown["candidate"]),
+        _laws(comparison, exact=exact),
+        _looking(shown["baseline"], shown["candidate"], exact=exact),
+        _parts(shown["baseline"], shown["candidate"], exact=exact),
+        *(_breakdown(arm, b, shown[arm]) for arm in ARMS for b in shown[arm].breakdowns),
+    ]
+    return "\n".join(part for part in parts if part)
+
+
+def _quantity(seconds: float, *, exact: bool) -> str:
+    """A cost in the unit a reader can place: instructions with k, M, G; or ns, us, ms, s."""
+    units = (
+        ((1e9, "G insn"), (1e6, "M insn"), (1e3, "k insn"), (1, "insn"))
+        if exact
+        else ((1e9, "s"), (1e6, "ms"), (1e3, "us"), (1, "ns"))
+    )
+    value = seconds * 1e9
+    factor, unit = next((u for u in units if abs(value) >= u[0]), units[-1])
+    return f"{value / factor:.5g} {unit}"
+
+
+# level and reason -----------------------------------------------------------------------------
+
+
+def _levels(baseline: Findings, candidate: Findings) -> str:
+    names = list(
+        dict.fromkeys(level.place for side in (baseline, candidate) for level in side.levels)
+    )
+    if not names:
+        return ""
+    lines = ["Mapping level (of the BAR in the process, of each lookup), and why not the best:"]
+    for name in names:
+        lines.append(f"  {name}")
+        for arm, side in zip(ARMS, (baseline, candidate), strict=True):
+            for level in side.levels:
+                if level.place == name:
+                    counted = side.passes.get("counts")
+                    places = counted.places if counted else ()
+                    place = next((p for p in places if p.name == name), None)
+                    lines += _level(arm, level, place)
+    return "\n".join(lines) + "\n"
+
+
+def _level(arm: str, level: Level, place: Place | None) -> list[str]:
+    if place is None:
+        words = f"leaves of {level.leaf} at most, from where QEMU put it"
+    elif place.dma_buf:
+        words = "exported as a dma-buf: no page table is walked"
+    else:
+        counts = next(s.counts for s in place.samples if s.counts is not None)
+        words = (
+            f"leaves of {level.leaf}, {counts.installed} faults;"
+            f" {sum(counts.lookups.values())} lookups of {level.stride} each;"
+            f" {counts.iova_walks} IOMMU walks on unmap"
+        )
+    lines = [f"    {arm:<10} {words}" + ("; nothing is better" if level.best else "")]
+    return lines + [f"    {'':<10} - {reason.name}: {reason.text}" for reason in level.reasons]
+
+
+# scaling law ----------------------------------------------------------------------------------
+
+
+def _laws(comparison: Comparison, *, exact: bool) -> str:
+    by_arm = {arm: laws(comparison, arm) for arm in ARMS}
+    names = list(dict.fromkeys(name for found in by_arm.values() for name in found))
+    if not names:
+        return ""
+    lines = ["Scaling law: how the cost grows with the size of what is mapped"]
+    for name in names:
+        lines.append(f"  {name}")
+        lines += [
+            f"    {arm:<10} {_law(by_arm[arm][name], exact=exact)}"
+            for arm in ARMS
+            if name in by_arm[arm]
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def _law(law: Law, *, exact: bool) -> str:
+    each = _quantity(law.per_unit, exact=exact)
+    fixed = _quantity(law.fixed, exact=exact)
+    if law.kind == "flat":
+        words = f"flat: {fixed}, and {each} for each GiB"
+    else:
+        unit = "page" if law.unit == "4KiB" else law.unit
+        words = f"linear at {each} per {unit}, and {fixed}"
+    return f"{words} (residual {law.residual:.2g})"
+
+
+# cost of looking ------------------------------------------------------------------------------
+
+
+def _looking(baseline: Findings, candidate: Findings, *, exact: bool) -> str:
+    lines = []
+    for arm, side in zip(ARMS, (baseline, candidate), strict=True):
+        for cost in costs_of_looking(side.passes):
+            lines += _cost(arm, cost, exact=exact)
+    if not lines:
+        return ""
+    head = "Cost of looking: the same maps without probes and with them"
+    if not exact:
+        head += " (measured in noisy time: accel exact gives exact figures)"
+    return "\n".join([head, *lines]) + "\n"
+
+
+def _cost(arm: str, cost: Cost, *, exact: bool) -> list[str]:
+    def change(value: float, base: float) -> str:
+        return f"{value / base - 1:+.2%}" if abs(value / base - 1) >= 5e-5 else "+0.00%"
+
+    lines = [
+        f"  {arm} {cost.point}: map {_quantity(cost.plain_map, exact=exact)}, unmap"
+        f" {_quantity(cost.plain_unmap, exact=exact)}; of the map, the clock's own"
+        f" {_quantity(cost.instrument, exact=exact)} ({cost.instrument / cost.plain_map:.2%}), an"
+        f" empty ioctl {_quantity(cost.call, exact=exact)}"
+        f" ({cost.call / cost.plain_map:.2%})"
+    ]
+    for which, (mapped, unmapped) in cost.passes.items():
+        lines.append(
+            f"    {which:<8} map {change(mapped, cost.plain_map)}"
+            f" ({_quantity(mapped - cost.plain_map, exact=exact)}),"
+            f" unmap {change(unmapped, cost.plain_unmap)}"
+        )
+    return lines
+
+
+# parts and functions --------------------------------------------------------------------------
+
+
+def _parts(baseline: Findings, candidate: Findings, *, exact: bool) -> str:
+    lines = []
+    for arm, side in zip(ARMS, (baseline, candidate), strict=True):
+        for kind in ("map", "unmap"):
+            traced = [o for o in side.traced if o.kind == kind]
+            if traced:
+                lines.append(f"  {arm:<10} {kind:<6} {_operation(traced[-1], exact=exact)}")
+    if not lines:
+        return ""
+    return "\n".join(["Parts of the last map and unmap of the timing pass:", *lines]) + "\n"
+
+
+def _operation(operation: Operation, *, exact: bool) -> str:
+    parts = {
+        "pinning (vfio_pin_pages_remote)": operation.pin_seconds,
+        "iova_to_phys walk": operation.walk_seconds,
+        "iommu_map" if operation.kind == "map" else "iommu_unmap_fast": operation.iommu_seconds,
+        "unpinning": operation.unpin_seconds,
+    }
+    known = {name: value for name, value in parts.items() if value is not None}
+    known["other"] = operation.seconds - sum(known.values())
+    return f"{_quantity(operation.seconds, exact=exact)}: " + ", ".join(
+        f"{name} {value / operation.seconds:.1%}" for name, value in known.items()
+    )
+
+
+def _breakdown(arm: str, breakdown: Breakdown, findings: Findings) -> str:
+    lines = [f"Where the instructions of one {breakdown.operation} go: {arm},"
+             f" {breakdown.state}, the whole BAR"]  # fmt: skip
+    total = breakdown.total
+    if (whole := measured_whole(breakdown, findings)) is not None:
+        lines.append(
+            f"  {_quantity(total / 1e9, exact=True)} by function are {total / whole:.2%} of"
+            f" {_quantity(whole / 1e9, exact=True)} measured; the rest is interrupts"
+        )
+    lines.append("   itself  with all it calls")
+    rows = [
+        (own / total, breakdown.within(name) / total, name)
+        for name, own in breakdown.by_function()
+    ]
+    shown = [row for row in rows if row[0] >= _LEAST_SHARE][:_MOST_FUNCTIONS]
+    lines += [f"  {own:7.1%}  {inside:7.1%}  {name}" for own, inside, name in shown]
+    left = 1 - sum(own for own, _, _ in shown)
+    lines.append(f"  {left:7.1%}           {len(rows) - len(shown)} other functions")
+    how = (
+        "every instruction was logged"
+        if breakdown.logged
+        else "from logs of small maps, linear in pages, and of the beginning of a large unmap"
+    )
+    lines.append(f"  (QEMU's log of each instruction; {how})")
+    return "\n".join(lines) + "\n"
+
+
+def measured_whole(breakdown: Breakdown, findings: Findings) -> float | None:
+    """Instructions of the same operation without a log: the plain pass's, less an empty ioctl."""
+    plain = findings.passes.get("plain")
+    if plain is None:
+        return None
+    place = next((p for p in plain.places if p.mapping.size == plain.bar_bytes
+                  and p.name.endswith("/1GiB")), None)  # fmt: skip
+    samples = place.of_state(breakdown.state) if place else []
+    if not samples:
+        return None
+    unmap = breakdown.operation == "unmap"
+    values = [s.unmap_seconds if unmap else s.map_seconds for s in samples]
+    return (median(values) - median(plain.empty_seconds)) * 1e9
+
+
+def best_leaf(bar: int) -> str:
+    """The largest leaf that fits into a BAR."""
+    return max((n for n, size in LEAVES.items() if size <= bar), key=lambda n: LEAVES[n])
