@@ -67,6 +67,7 @@ def prepare(scenario: Scenario, cache: Cache, progress: Progress) -> Prepared:
         kernel_stage = progress.stage(f"kernel of the {arm}: {scenario.arms[arm].kernel}")
         with kernel_stage, key_named(f"arms.{arm}.kernel"):
             kernels[arm] = materialised(scenario.arms[arm].kernel, cache)
+            _has_backend(kernels[arm], scenario)
     guest_kernel = None
     if scenario.workload == "guest-boot" and scenario.guest is not None:
         guest_stage = progress.stage(f"kernel of the guest: {scenario.guest.kernel}")
@@ -83,6 +84,19 @@ def prepare(scenario: Scenario, cache: Cache, progress: Progress) -> Prepared:
             payload=images.payload_image(guest_kernel, cache),
             accel=accel,
             accel_reason=reason,
+        )
+
+
+def _has_backend(kernel: KernelBundle, scenario: Scenario) -> None:
+    if (
+        scenario.workload == "map"
+        and scenario.map.backend == "iommufd"
+        and not kernel.has_module("iommufd")
+    ):
+        raise ScenarioError(
+            f'map.backend = "iommufd", and the kernel {kernel.release} has no iommufd',
+            hint='CONFIG_IOMMUFD and CONFIG_VFIO_DEVICE_CDEV; or map.backend = "type1"',
+            reason="kernel-lacks-module",
         )
 
 

@@ -18,7 +18,7 @@ The answer is JSON, a line each:
     {"point": {...}}    a size and alignment: where it is mapped
     {"sample": {...}}   a map and an unmap there: nanoseconds of CLOCK_MONOTONIC around each ioctl,
                         and what the process itself saw (minor faults, page-table bytes)
-    {"end": true}
+    {"end": true}       or, where the kernel refuses something, {"refused": "what it said"}
 The first point, "warm-up", takes what kernel and interpreter do only once.
 
 cold: memory decode was switched off and on before, by which vfio-pci zaps the BAR's page tables.
@@ -56,6 +56,11 @@ GROUP_VIABLE = 1
 REGION_MMAP = 4
 MAP_READ_WRITE = 3
 IOAS_FIXED_READ_WRITE = 7
+IOCTLS = {
+    MAP_DMA: "VFIO_IOMMU_MAP_DMA", UNMAP_DMA: "VFIO_IOMMU_UNMAP_DMA",
+    IOAS_MAP: "IOMMU_IOAS_MAP", IOAS_MAP_FILE: "IOMMU_IOAS_MAP_FILE",
+    IOAS_UNMAP: "IOMMU_IOAS_UNMAP",
+}  # fmt: skip
 FEATURE_GET, FEATURE_DMA_BUF = 1 << 16, 11
 CONFIG_REGION = 7
 COMMAND, COMMAND_MEMORY = 4, 2
@@ -201,7 +206,10 @@ def timed(file: int, number: int, argument: bytearray) -> int:
     """Nanoseconds of one ioctl, as Python sees it."""
     clock, call = time.monotonic_ns, fcntl.ioctl
     start = clock()
-    call(file, number, argument)
+    try:
+        call(file, number, argument)
+    except OSError as exc:
+        raise OSError(exc.errno, f"{IOCTLS.get(number, number)}: {exc.strerror}") from exc
     return clock() - start
 
 
@@ -322,7 +330,14 @@ class Agent:
 
 
 def main() -> None:
-    bdf = sys.argv[1]
+    try:
+        measure(sys.argv[1])
+    except OSError as exc:
+        say("refused", str(exc))
+        sys.exit(1)
+
+
+def measure(bdf: str) -> None:
     request = json.loads(sys.stdin.readline())
     if request["thp"] == "disable" and libc.prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0) != 0:
         code = ctypes.get_errno()

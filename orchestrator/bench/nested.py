@@ -111,11 +111,15 @@ def _cmdline(scenario: Scenario, accel: Accel, token: str) -> str:
     # panic=-1: reboot at once, which ends the machine; its console has the reason
     # Emulated processors share one TSC; not knowing that, the kernel would take the HPET
     clock = ["tsc=reliable"] if accel != "kvm" else []
+    # what wakes up every few seconds in the kernel; see settle()
+    quiet = ["nowatchdog", "psi=0", "cgroup_disable=memory"]
+    alone = accel == "exact" and scenario.workload == "map"
     words = [
         "console=ttyS0",
         "panic=-1",
         iommu,
         *clock,
+        *(quiet if alone else []),
         f"barometer.token={token}",
         scenario.host.cmdline,
     ]
@@ -154,7 +158,7 @@ def proven_host(
         scratch.mkdir(mode=0o700)
         ssh = write_client_config(scratch, port=port, key=keys.runner, host_key=keys.host)
         script = (
-            "modprobe vfio-pci && modprobe vfio_iommu_type1 && "
+            "modprobe vfio-pci && modprobe vfio_iommu_type1 && { modprobe -q iommufd || :; } && "
             "{ grep -qw svm /proc/cpuinfo && modprobe kvm_amd; "
             "  grep -qw vmx /proc/cpuinfo && modprobe kvm_intel; test -c /dev/kvm && echo kvm; "
             # libvirt is asked for the first time after KVM is there: it remembers that it is not
