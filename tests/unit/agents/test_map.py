@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from orchestrator.analysis.trace import MAP_DMA, UNMAP_DMA
+from orchestrator.abi import MAP_DMA, UNMAP_DMA
 from tests.unit.agents.loading import AGENTS, agent
 
 

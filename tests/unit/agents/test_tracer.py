@@ -13,7 +13,7 @@ import pytest
 
 from orchestrator.analysis.hist import parse_hist
 from orchestrator.analysis.trace import lost_events, probe_hits
-from orchestrator.bench.tracer import counts_spec
+from orchestrator.bench.tracer import FAULT, counts_spec
 from tests.unit.agents.loading import agent
 from tests.unit.recorded import MEASURED, RUN
 
@@ -83,10 +83,10 @@ def test_event_without_a_histogram_has_no_histogram_file(tracer: ModuleType, arm
     assert "hist-walk.txt" not in tracer.collect("barometer", "barocount")
 
 
-def test_collect_answers_in_json(
+def test_finish_answers_in_json(
     tracer: ModuleType, armed: Path, monkeypatch: pytest.MonkeyPatch, capsys: Said
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["tracer.py", "collect", "barometer", "barocount"])
+    monkeypatch.setattr(sys, "argv", ["tracer.py", "finish", "barometer", "barocount"])
     tracer.main()
     assert json.loads(capsys.readouterr().out)["files"] == tracer.collect("barometer", "barocount")
 
@@ -141,7 +141,7 @@ def test_functions_are_looked_up_on_the_running_kernel(tracer: ModuleType) -> No
 def test_missing_function_is_refused_and_nothing_is_armed(
     tracer: ModuleType, tracefs: Path, monkeypatch: pytest.MonkeyPatch, capsys: Said
 ) -> None:
-    spec = counts_spec() | {"symbols": ["vfs_read", "no_such_function"]}
+    spec = counts_spec([FAULT]) | {"symbols": ["vfs_read", "no_such_function"]}
     monkeypatch.setattr(sys, "argv", ["tracer.py", "arm"])
     monkeypatch.setattr(sys, "stdin", io.StringIO(json.dumps(spec)))
     tracer.main()

@@ -36,7 +36,7 @@ LOOKUPS: Metric = "pfn_lookups_per_map"
 
 
 def measured(arm: ArmName, **samples: float) -> TrialResult:
-    return TrialResult("t", arm, "measured", samples={k: (v,) for k, v in samples.items()})  # type: ignore[misc]
+    return TrialResult("t", arm, "measured", samples={k: (v,) for k, v in samples.items()})
 
 
 def ended(
@@ -47,7 +47,7 @@ def ended(
 
 def compared(results: Sequence[TrialResult], *overrides: str) -> tuple[Comparison, int]:
     chosen = scenario(*overrides)
-    comparison = compare(chosen, KERNELS, results, len(results))
+    comparison = compare(chosen, KERNELS, results, len(results), "tcg")
     return comparison, exit_code(chosen, comparison)
 
 
@@ -129,7 +129,7 @@ def test_value_of_a_trial_is_its_median_and_one_sample() -> None:
         TrialResult("b", "baseline", "measured", samples={MAPS: (4, 4, 4)}),
         TrialResult("c", "candidate", "measured", samples={MAPS: (1,)}),
     ]
-    [metric] = compare(scenario(), KERNELS, results, len(results)).metrics
+    [metric] = compare(scenario(), KERNELS, results, len(results), "tcg").metrics
     assert (metric.baseline, metric.candidate) == ((2, 4), (1,))
     assert metric.ratio == pytest.approx(1 / 3)
 
@@ -142,9 +142,9 @@ def test_ratio_to_nothing_is_none() -> None:
 def test_metric_that_one_arm_lacks_is_not_compared() -> None:
     results = [measured("baseline", bar_map_seconds=1, host_boot_seconds=5),
                measured("candidate", host_boot_seconds=5)]  # fmt: skip
-    assert [m.name for m in compare(scenario(), KERNELS, results, len(results)).metrics] == [
-        "host_boot_seconds"
-    ]
+    assert [
+        m.name for m in compare(scenario(), KERNELS, results, len(results), "tcg").metrics
+    ] == ["host_boot_seconds"]
 
 
 def test_samples_of_trials_that_do_not_count_are_left_out() -> None:
@@ -297,12 +297,12 @@ def test_any_results_have_a_verdict_and_a_documented_exit_code(
 
 def test_scenario_is_not_needed_to_name_the_comparison() -> None:
     chosen: Scenario = scenario("name=other")
-    assert compare(chosen, KERNELS, [], 0).scenario == "other"
+    assert compare(chosen, KERNELS, [], 0, "tcg").scenario == "other"
 
 
 def test_run_that_is_not_complete_is_inconclusive_whatever_it_has() -> None:
     chosen = scenario()
-    comparison = compare(chosen, KERNELS, both(1000, 1, LOOKUPS), planned=4)
+    comparison = compare(chosen, KERNELS, both(1000, 1, LOOKUPS), planned=4, accel="tcg")
     assert comparison.verdict == "inconclusive"
     assert exit_code(chosen, comparison) == 4
 
@@ -313,6 +313,6 @@ def test_guests_that_ran_differently_are_not_compared() -> None:
         TrialResult("b", "candidate", "measured", samples={LOOKUPS: (1,)}, guest_accel="tcg"),
     ]
     chosen = scenario()
-    comparison = compare(chosen, KERNELS, results, planned=2)
+    comparison = compare(chosen, KERNELS, results, planned=2, accel="tcg")
     assert comparison.verdict == "invalid"
     assert exit_code(chosen, comparison) == 4

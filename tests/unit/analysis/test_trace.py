@@ -6,9 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orchestrator.abi import MAP_DMA, UNMAP_DMA
 from orchestrator.analysis.trace import (
-    MAP_DMA,
-    UNMAP_DMA,
     Event,
     lost_events,
     missed_probes,

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orchestrator.abi import IORESOURCE_UNSET
 from orchestrator.bench.device import (
-    IORESOURCE_UNSET,
     Resource,
     find_device,
     parse_devices,

@@ -28,7 +28,9 @@ def plan() -> dict[str, Any]:
 
 def report(plan: dict[str, Any], *results: TrialResult, chosen: Scenario | None = None) -> str:
     chosen = chosen or scenario("device.bar=1GiB")
-    return text_report(chosen, compare(chosen, KERNELS, results, len(results)), plan)
+    return text_report(
+        chosen, compare(chosen, KERNELS, results, len(results), plan["accel"]), plan
+    )
 
 
 @pytest.fixture
@@ -66,15 +68,15 @@ def test_theory_is_held_against_the_counts(
 ) -> None:
     text = report(plan, *recorded)
     assert "a 1GiB BAR has 262144 pages of 4 KiB" in text
-    assert "baseline   262144: one for each 4 KiB page, exactly" in text
-    assert "candidate  1: one for each 1 GiB leaf, exactly" in text
-    assert "does not use the best level" not in text
+    assert "baseline   262144: one for each 4KiB, exactly" in text
+    assert "candidate  1: one for each 1GiB, exactly" in text
+    assert "do not have the best stride" not in text
 
 
 @pytest.mark.parametrize(
     ("lookups", "said"),
     [
-        (512, "does not use the best level, a 1 GiB leaf"),
+        (512, "do not have the best stride, 1GiB"),
         (513, "no leaf size fits that number"),
     ],
 )

@@ -1,0 +1,169 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator.analysis.breakdown import WALK, Breakdown, breakdowns
+from orchestrator.errors import EvidenceError
+from orchestrator.evidence import TrialDir
+
+IOCTL = "vfio_iommu_type1_ioctl"
+MIB = 2**20
+PAGE = 4096
+BAR = 1024 * MIB
+STACKS = st.dictionaries(
+    st.lists(st.sampled_from("abcd"), min_size=1, max_size=4).map(tuple), st.integers(1, 10**9),
+    max_size=8,
+)  # fmt: skip
+
+
+def stacks(**counts: int) -> dict[tuple[str, ...], float]:
+    """own=7, pin=3, pin__look=5: the ioctl, what it calls, what that calls."""
+    return {(IOCTL, *(name.split("__") if name != "own" else ())): n for name, n in counts.items()}
+
+
+class Profile:
+    """host/profile.json and the files that it names."""
+
+    def __init__(self, folder: Path, bar: int = BAR) -> None:
+        self.trial = TrialDir(folder)
+        self._facts: dict[str, Any] = {"bar": bar, "logged": []}
+        self.trial.host.mkdir(exist_ok=True)
+
+    def log(
+        self,
+        operation: str,
+        size: int,
+        state: str = "warm",
+        *,
+        window: bool = False,
+        calls: int = 0,
+        **counts: int,
+    ) -> None:
+        file = f"profile-{len(self._facts['logged'])}.folded"
+        lines = [f"{';'.join(stack)} {n}\n" for stack, n in stacks(**counts).items()]
+        (self.trial.host / file).write_text("".join(lines))
+        self._facts["logged"].append({
+            "operation": operation, "bytes": size, "state": state, "window": window,
+            "file": file, "calls": {WALK: calls} if calls else {},
+            "instructions": sum(counts.values()),
+        })  # fmt: skip
+
+    def found(self) -> list[Breakdown]:
+        (self.trial.host / "profile.json").write_text(json.dumps(self._facts))
+        return breakdowns(self.trial)
+
+
+@pytest.fixture
+def profile(tmp_path: Path) -> Profile:
+    return Profile(tmp_path)
+
+
+def test_trial_without_a_profile_pass_has_no_breakdown(tmp_path: Path) -> None:
+    assert breakdowns(TrialDir(tmp_path)) == []
+
+
+def test_whole_bar_that_was_logged_is_taken_as_it_is(profile: Profile) -> None:
+    profile.log("map", BAR, "cold", own=10, pin=5, pin__fault=100)
+    profile.log("map", BAR, "warm", own=10, pin=5)
+    cold, warm = profile.found()
+    assert (cold.operation, cold.state, cold.logged) == ("map", "cold", True)
+    assert cold.stacks == stacks(own=10, pin=5, pin__fault=100)
+    assert (warm.state, warm.total) == ("warm", 15)
+
+
+def test_large_map_is_linear_in_pages_of_two_small_ones(profile: Profile) -> None:
+    # 7 for each map, 3 for each page and 2 for each in what it calls; a function that both have
+    # the same cost of, and one that only the larger one reaches
+    for mib, only in ((2, 0), (4, 512)):
+        pages = mib * MIB // PAGE
+        more = {"late": only} if only else {}
+        profile.log("map", mib * MIB, own=7 + 3 * pages, pin__look=2 * pages, once=11, **more)
+    [found] = profile.found()
+    pages = BAR // PAGE
+    assert (found.operation, found.state, found.logged) == ("map", "warm", False)
+    assert found.stacks == stacks(
+        own=7 + 3 * pages, pin__look=2 * pages, once=11, late=pages - 512
+    )
+    assert found.total == 7 + 5 * pages + 11 + pages - 512
+
+
+def test_walks_of_a_large_unmap_are_those_of_its_window(profile: Profile) -> None:
+    small, large = 2 * MIB // PAGE, 4 * MIB // PAGE
+    for pages in (small, large):
+        profile.log(
+            "unmap", pages * PAGE, own=9 * pages,
+            **{f"remove__{WALK}": 50 * pages, f"remove__{WALK}__level": 40 * pages},
+        )  # fmt: skip
+    profile.log(
+        "unmap", BAR, window=True, calls=1000, own=123456,
+        **{f"remove__{WALK}": 30_000, f"remove__{WALK}__level": 5_000},
+    )  # fmt: skip
+    [found] = profile.found()
+    pages = BAR // PAGE
+    assert found.stacks == stacks(
+        own=9 * pages, **{f"remove__{WALK}": 30 * pages, f"remove__{WALK}__level": 5 * pages}
+    )
+    assert found.within(WALK) == 35 * pages
+
+
+def test_order_of_the_logs_of_other_operations_does_not_matter(profile: Profile) -> None:
+    profile.log("map", BAR, "cold", own=10)
+    profile.log("map", BAR, "warm", own=9)
+    profile.log("unmap", 2 * MIB, own=512)
+    profile.log("unmap", 4 * MIB, own=1024)
+    profile.log("unmap", BAR, window=True, calls=10, own=1, **{WALK: 100})
+    assert [(b.operation, b.state, b.total) for b in profile.found()] == [
+        ("map", "cold", 10), ("map", "warm", 9), ("unmap", "warm", BAR // PAGE * 11),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("entry", ["asm_sysvec_apic_timer_interrupt", "asm_common_interrupt"])
+def test_interrupts_are_no_cost_of_a_page(profile: Profile, entry: str) -> None:
+    profile.log("unmap", 2 * MIB, own=512)
+    profile.log("unmap", 4 * MIB, own=1024, **{f"{entry}__tick": 5000})
+    profile.log("unmap", BAR, window=True, calls=10, **{WALK: 100, f"{WALK}__{entry}": 7777})
+    [found] = profile.found()
+    pages = BAR // PAGE
+    assert found.stacks == stacks(own=pages, **{WALK: 10 * pages})
+
+
+def test_file_that_is_missing_is_an_evidence_error(profile: Profile) -> None:
+    profile.log("map", BAR, "cold", own=10)
+    (profile.trial.host / "profile-0.folded").unlink()
+    with pytest.raises(EvidenceError, match=r"profile-0\.folded is missing") as caught:
+        profile.found()
+    assert caught.value.reason == "missing-evidence"
+
+
+def test_file_that_does_not_add_up_is_an_evidence_error(profile: Profile) -> None:
+    profile.log("map", BAR, "cold", own=10)
+    with (profile.trial.host / "profile-0.folded").open("a") as file:
+        file.write(f"{IOCTL};more 3\n")
+    with pytest.raises(EvidenceError, match="has 13 instructions, profile.json says 10") as caught:
+        profile.found()
+    assert caught.value.reason == "bad-evidence"
+
+
+@given(STACKS)
+def test_functions_add_up_to_the_whole_and_each_is_within_itself(
+    counts: dict[tuple[str, ...], float],
+) -> None:
+    found = Breakdown("map", "warm", counts, logged=True)
+    rows = found.by_function()
+    assert sum(n for _, n in rows) == found.total
+    assert [n for _, n in rows] == sorted((n for _, n in rows), reverse=True)
+    for name, own in rows:
+        assert own <= found.within(name) <= found.total
+
+
+def test_recursion_is_counted_once() -> None:
+    found = Breakdown("map", "warm", {("a",): 1, ("a", "b"): 2, ("a", "b", "a"): 4}, logged=True)
+    assert found.within("a") == 7
+    assert found.within("b") == 6
+    assert found.by_function() == [("a", 5), ("b", 2)]

@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator.abi import LEAVES, PAGE
+from orchestrator.analysis.law import LEAST_VISIT, Law, scaling_law
+from orchestrator.scenario import GIB, MIB
+
+SIZES = st.lists(
+    st.integers(1, 2**14).map(lambda n: n * 2 * MIB), min_size=3, max_size=6, unique=True
+)
+
+
+def law(points: list[tuple[int, float]]) -> Law:
+    found = scaling_law(points)
+    assert found is not None
+    return found
+
+
+def line(
+    fixed: float, each: float, unit: str, sizes: tuple[int, ...] = (GIB, 2 * GIB, 32 * GIB)
+) -> list[tuple[int, float]]:
+    return [(size, fixed + each * size / LEAVES[unit]) for size in sizes]
+
+
+@pytest.mark.parametrize(
+    ("each", "unit", "kind"),
+    [
+        (1197e-9, "4KiB", "linear"),  # a lookup, unpatched
+        (3046e-9, "2MiB", "linear"),  # a lookup and a fault of 2 MiB, patched
+        (3600e-9, "1GiB", "flat"),
+        (0.0, "1GiB", "flat"),
+    ],
+)
+def test_cost_goes_with_the_leaf_that_is_visited(each: float, unit: str, kind: str) -> None:
+    found = law(line(2e-6, each, unit))
+    assert (found.kind, found.unit) == (kind, unit)
+    assert found.per_unit == pytest.approx(each, abs=1e-15)
+    assert found.fixed == pytest.approx(2e-6, abs=1e-10)
+    assert found.residual < 1e-6
+
+
+@pytest.mark.parametrize("unit", ["4KiB", "2MiB"])
+def test_leaf_that_costs_less_than_a_visit_is_not_what_is_visited(unit: str) -> None:
+    assert law(line(0.001, LEAST_VISIT * 1.01, unit)).unit == unit
+    assert law(line(0.001, LEAST_VISIT * 0.99, unit)).unit != unit
+
+
+def test_lab_numbers_have_their_laws() -> None:
+    unpatched = [(4 * GIB, 1.2553), (16 * GIB, 5.0209), (32 * GIB, 10.0418)]
+    assert law(unpatched).unit == "4KiB"
+    assert law(unpatched).per_unit == pytest.approx(1197e-9, rel=1e-3)
+    patched = [(4 * GIB, 29.3e-6), (16 * GIB, 67.2e-6), (32 * GIB, 117.9e-6)]
+    assert law(patched).kind == "flat"
+
+
+@pytest.mark.parametrize(
+    "points",
+    [[], [(GIB, 1.0)], [(GIB, 1.0), (2 * GIB, 2.0)], [(GIB, 1.0), (GIB, 1.1), (2 * GIB, 2.0)]],
+)
+def test_fewer_than_three_sizes_have_no_law(points: list[tuple[int, float]]) -> None:
+    assert scaling_law(points) is None
+
+
+def test_residual_is_the_largest_deviation_as_a_share_of_the_cost() -> None:
+    found = law([(GIB, 1.0), (2 * GIB, 2.0), (3 * GIB, 3.3)])
+    off = {size: abs(found.at(size) - cost) / cost for size, cost in
+           [(GIB, 1.0), (2 * GIB, 2.0), (3 * GIB, 3.3)]}  # fmt: skip
+    assert found.residual == max(off.values())
+    assert found.residual == pytest.approx(0.05, abs=0.03)
+
+
+def test_cost_that_falls_with_the_size_is_flat() -> None:
+    assert law([(GIB, 3.0), (2 * GIB, 2.0), (3 * GIB, 1.0)]).kind == "flat"
+
+
+@given(SIZES, st.floats(0, 1e-3), st.floats(1e-7, 1e-5), st.sampled_from(["4KiB", "2MiB"]))
+def test_law_of_a_line_says_what_it_was_made_of(
+    sizes: list[int], fixed: float, each: float, unit: str
+) -> None:
+    points = line(fixed, each, unit, tuple(sizes))
+    found = law(points)
+    # what 2 MiB cost may be as much as a page's visit would
+    per_page = each * PAGE / LEAVES[unit]
+    assert found.unit == ("4KiB" if per_page >= LEAST_VISIT else "2MiB")
+    for size, cost in points:
+        assert found.at(size) == pytest.approx(cost, rel=1e-6)

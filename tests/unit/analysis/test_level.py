@@ -1,0 +1,257 @@
+from __future__ import annotations
+
+from collections.abc import Mapping as MappingType
+from typing import Any
+
+import pytest
+
+from orchestrator.analysis.level import Level, guest_level, level_of
+from orchestrator.analysis.theory import Mapping
+from orchestrator.scenario import GIB, KIB, MIB
+from tests.unit.answers import ADDRESS, BAR_ADDRESS, by_1gib, by_2mib, by_4kib, place_of, point
+
+FACTS: dict[str, Any] = {
+    "settings": {
+        "transparent_hugepage": "[always] madvise never", "vfio_disable_hugepages": "N",
+        "cmdline": "console=ttyS0 intel_iommu=on",
+    }
+}  # fmt: skip
+NEVER = "always madvise [never]"
+ON_ADVICE = "always [madvise] never"
+
+
+def facts(**settings: str) -> dict[str, Any]:
+    return {"settings": FACTS["settings"] | settings}
+
+
+def level(one: dict[str, Any], host: MappingType[str, Any] = FACTS, **changes: Any) -> Level:
+    place, counted = place_of(one, **changes)
+    return level_of(place, counted, host)
+
+
+def reasons(found: Level) -> list[str]:
+    assert found.best == (not found.reasons)
+    assert all(reason.text for reason in found.reasons)
+    return [reason.name for reason in found.reasons]
+
+
+def text(found: Level, name: str) -> str:
+    [reason] = [r for r in found.reasons if r.name == name]
+    return reason.text
+
+
+def by_pages(**how: Any) -> dict[str, Any]:
+    """Aligned, and mapped by pages all the same."""
+    return point("full/1GiB", GIB, {"4KiB": 262144}, tables=2052 * KIB, **how)
+
+
+def thp(enabled: str, *, disabled: int = 0) -> dict[str, Any]:
+    return {"thp": {"enabled": enabled, "process_disabled": disabled}}
+
+
+def test_patched_kernel_and_aligned_bar_are_best() -> None:
+    found = level(by_1gib())
+    assert (found.place, found.leaf, found.stride) == ("full/1GiB", "1GiB", "1GiB")
+    assert found.iommu is None
+    assert reasons(found) == []
+
+
+def test_kernel_without_the_series_looks_up_pages_of_large_leaves() -> None:
+    found = level(by_1gib(series=False))
+    assert (found.leaf, found.stride) == ("1GiB", "4KiB")
+    assert reasons(found) == ["no-series"]
+    assert "over leaves of 1GiB" in text(found, "no-series")
+
+
+@pytest.mark.parametrize(
+    ("one", "leaf", "off"), [(by_2mib(), "2MiB", "2 MiB"), (by_4kib(), "4KiB", "4 KiB")]
+)
+def test_misaligned_address_is_why_leaves_are_small(
+    one: dict[str, Any], leaf: str, off: str
+) -> None:
+    found = level(one)
+    assert (found.leaf, found.stride) == (leaf, leaf)
+    assert reasons(found) == ["misaligned"]
+    assert f"{off} off the BAR's, modulo 1GiB: 0x7f0000" in text(found, "misaligned")
+    assert " for 0x380000000000" in text(found, "misaligned")
+
+
+def test_every_reason_is_given_where_several_are_in_the_way() -> None:
+    assert reasons(level(by_2mib(series=False))) == ["misaligned", "no-series"]
+    # pages are looked up one by one on any kernel
+    assert reasons(level(by_4kib(series=False))) == ["misaligned"]
+    skewed = point("full/2MiB", GIB, {"4KiB": 262144}, skew=2 * MIB, tables=2056 * KIB)
+    assert reasons(level(skewed, **thp(NEVER))) == ["misaligned", "thp-sysfs"]
+
+
+def test_kernel_without_huge_faults_maps_by_pages() -> None:
+    found = level(by_pages(series=False), huge_fault=False)
+    assert (found.leaf, found.stride) == ("4KiB", "4KiB")
+    assert reasons(found) == ["no-huge-pfnmap"]
+
+
+def test_bar_smaller_than_a_leaf_is_too_small_for_it() -> None:
+    half = point("full/1GiB", 512 * MIB, {"2MiB": 256}, tables=4096)
+    found = level(half)
+    assert (found.leaf, found.stride) == ("2MiB", "2MiB")
+    assert reasons(found) == ["too-small"]
+    assert text(found, "too-small") == "512 MiB is less than a leaf of 1GiB"
+
+
+def test_small_bar_is_misaligned_only_by_what_its_own_leaves_need() -> None:
+    fine = point("full/2MiB", 512 * MIB, {"2MiB": 256}, skew=2 * MIB, tables=8192)
+    assert reasons(level(fine)) == ["too-small"]
+    off = point("full/4KiB", 512 * MIB, {"4KiB": 131072}, skew=4 * KIB, tables=0)
+    found = level(off)
+    assert reasons(found) == ["too-small", "misaligned"]
+    assert "modulo 2MiB" in text(found, "misaligned")
+
+
+@pytest.mark.parametrize(
+    ("how", "flags", "reason"),
+    [
+        (thp("[always] madvise never", disabled=1), [], "thp-prctl"),
+        (thp("[always] madvise never"), ["nh"], "thp-madvise"),
+        (thp(NEVER), [], "thp-sysfs"),
+        (thp(NEVER), ["hg"], "thp-sysfs"),
+        (thp(ON_ADVICE), [], "thp-sysfs"),
+        (thp(ON_ADVICE), ["hg"], "unexplained"),
+        (thp("[always] madvise never"), [], "unexplained"),
+        ({"thp": {"enabled": None, "process_disabled": 0}}, [], "unexplained"),
+        # what takes effect first is named
+        (thp(NEVER, disabled=1), ["nh"], "thp-prctl"),
+        (thp(NEVER), ["nh"], "thp-madvise"),
+    ],
+)
+def test_pages_of_an_aligned_bar_have_their_reason(
+    how: dict[str, Any], flags: list[str], reason: str
+) -> None:
+    one = by_pages()
+    one["vm_flags"] = flags
+    found = level(one, **how)
+    assert (found.leaf, found.stride) == ("4KiB", "4KiB")
+    assert reasons(found) == [reason]
+
+
+def test_policy_is_named_as_it_is_set() -> None:
+    assert "enabled is never" in text(level(by_pages(), **thp(NEVER)), "thp-sysfs")
+    assert "enabled is madvise" in text(level(by_pages(), **thp(ON_ADVICE)), "thp-sysfs")
+    assert "leaves at 4KiB" in text(level(by_pages()), "unexplained")
+
+
+def test_policy_that_did_not_apply_is_no_reason() -> None:
+    assert reasons(level(by_1gib(), **thp(NEVER, disabled=1))) == []
+
+
+@pytest.mark.parametrize("value", ["Y", "1"])
+def test_disabled_huge_pages_of_vfio_are_seen_by_single_pins(value: str) -> None:
+    one = by_1gib(GIB, series=False, iommu_table_pages=513)
+    for taken in one["samples"]:
+        taken["counts"]["pin"] = {(1,): 262144}
+    found = level(one, facts(vfio_disable_hugepages=value))
+    assert reasons(found) == ["disable-hugepages"]
+    # the setting alone says nothing, nor do single pins without it
+    assert reasons(level(by_1gib(GIB), facts(vfio_disable_hugepages=value))) == []
+    assert reasons(level(one)) == ["no-series", "iommu-no-superpages"]
+
+
+@pytest.mark.parametrize(
+    ("cmdline", "why"),
+    [
+        ("intel_iommu=on,sp_off quiet", "command line has sp_off"),
+        ("intel_iommu=on intel_iommu=sp_off", "command line has sp_off"),
+        ("amd_iommu=v2_pgsizes_only", "command line has v2_pgsizes_only"),
+        ("amd_iommu=nohugepages", "command line has nohugepages"),
+        ("intel_iommu=on", "its capabilities or its driver"),
+        ("x_intel_iommu=on note=sp_off", "its capabilities or its driver"),
+    ],
+)
+def test_leaves_of_the_iommu_are_told_by_the_growth_of_its_tables(cmdline: str, why: str) -> None:
+    found = level(by_1gib(iommu_table_pages=16384 + 33), facts(cmdline=cmdline))
+    assert (found.leaf, found.stride, found.iommu) == ("1GiB", "1GiB", "4KiB")
+    assert reasons(found) == ["iommu-no-superpages"]
+    assert why in text(found, "iommu-no-superpages")
+
+
+@pytest.mark.parametrize(
+    ("size", "grown", "leaf"),
+    [(GIB, 511, None), (GIB, 512, "4KiB"), (GIB, None, None), (GIB, 0, None), (GIB, -5, None)],
+)
+def test_growth_that_is_not_of_page_leaves_says_nothing(
+    size: int, grown: int | None, leaf: str | None
+) -> None:
+    assert level(by_1gib(size, iommu_table_pages=grown)).iommu == leaf
+
+
+def test_small_map_says_nothing_of_the_iommus_leaves() -> None:
+    small = point("4MiB/1GiB", 4 * MIB, {"2MiB": 2}, tables=4096, iommu_table_pages=4)
+    assert level(small).iommu is None
+
+
+def test_mixture_is_called_by_what_maps_most_of_it() -> None:
+    mixed = point("part/1GiB", GIB + 512 * MIB, {"1GiB": 1, "2MiB": 256}, tables=4096)
+    found = level(mixed)
+    assert (found.leaf, found.stride) == ("1GiB", "1GiB")
+    assert reasons(found) == []
+    mixed = point("part/1GiB", 6 * MIB, {"2MiB": 1, "4KiB": 1024}, tables=8192)
+    assert level(mixed).leaf == "4KiB"
+
+
+def test_count_that_is_neither_leaves_nor_pages_has_no_stride() -> None:
+    one = by_1gib()
+    one["samples"][0]["counts"]["lookup"] = {(512,): 16384}
+    found = level(one)
+    assert (found.leaf, found.stride) == ("1GiB", None)
+
+
+def test_dma_buf_has_no_level() -> None:
+    one = by_1gib()
+    one["dma_buf"] = True
+    found = level(one, backend="iommufd")
+    assert (found.leaf, found.stride, found.iommu) == (None, None, None)
+    assert found.best
+
+
+def guest(
+    skew: int = 0, tables: int | None = 0, size: int = 32 * GIB, enabled: str = "[always]"
+) -> Level:
+    mapping = Mapping(ADDRESS + skew, BAR_ADDRESS, size)
+    return guest_level("guest-1", mapping, tables, "10.0.2", facts(transparent_hugepage=enabled))
+
+
+def test_guest_whose_qemu_aligns_is_best() -> None:
+    found = guest(tables=900 * KIB)
+    assert (found.place, found.leaf, found.stride) == ("guest-1", "1GiB", None)
+    assert reasons(found) == []
+
+
+@pytest.mark.parametrize(("skew", "leaf"), [(2 * MIB, "2MiB"), (4 * KIB, "4KiB")])
+def test_guest_whose_qemu_does_not_align_is_told_so(skew: int, leaf: str) -> None:
+    found = guest(skew)
+    assert found.leaf == leaf
+    assert reasons(found) == ["misaligned", "qemu-unaligned"]
+    assert text(found, "qemu-unaligned").startswith("QEMU 10.0.2 does not align")
+
+
+def test_guest_with_page_tables_of_pages_is_mapped_by_them() -> None:
+    assert guest(tables=65663 * KIB).leaf == "1GiB"
+    found = guest(tables=65664 * KIB)
+    assert found.leaf == "4KiB"
+    assert reasons(found) == ["unexplained"]
+    assert reasons(guest(tables=65664 * KIB, enabled=NEVER)) == ["thp-sysfs"]
+    assert reasons(guest(4 * KIB, tables=80000 * KIB)) == ["misaligned", "qemu-unaligned"]
+
+
+def test_guest_whose_page_tables_are_not_known_is_judged_by_its_address() -> None:
+    assert guest(tables=None, enabled=NEVER).leaf == "1GiB"
+
+
+def test_guest_with_a_small_bar_has_smaller_leaves() -> None:
+    found = guest(size=512 * MIB)
+    assert found.leaf == "2MiB"
+    assert reasons(found) == ["too-small"]
+
+
+def test_host_without_settings_has_a_level() -> None:
+    assert level(by_1gib(), {}).best
+    assert reasons(level(by_pages(), {})) == ["unexplained"]

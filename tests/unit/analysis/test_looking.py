@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from orchestrator.analysis.looking import Cost, costs_of_looking
+from orchestrator.scenario import GIB
+from tests.unit.answers import by_1gib, by_2mib, map_pass, point, sample
+
+
+def plain(*points: dict[str, Any]) -> Any:
+    return map_pass(*points, counted=False)
+
+
+def timed(map_ns: int, unmap_ns: int, *states: str) -> dict[str, Any]:
+    return by_1gib(map_ns=map_ns, unmap_ns=unmap_ns, states=states or ("cold", "warm"))
+
+
+def test_without_a_plain_pass_there_is_nothing_to_compare_with() -> None:
+    assert costs_of_looking({}) == []
+    assert costs_of_looking({"timing": plain(by_1gib()), "counts": map_pass(by_1gib())}) == []
+
+
+def test_pass_that_nobody_looked_at_has_no_cost() -> None:
+    assert costs_of_looking({"plain": plain(by_1gib())}) == []
+
+
+def test_cost_is_of_the_points_of_the_timing_pass() -> None:
+    passes = {
+        "plain": plain(timed(100, 1000), by_2mib()),
+        "timing": plain(timed(110, 1001)),
+        "counts": map_pass(timed(300, 5000), by_2mib()),
+    }
+    cold, warm = costs_of_looking(passes)
+    assert cold == Cost(
+        "full/1GiB/cold", 100e-9, 1000e-9, 150e-9, 1000e-9,
+        {"timing": (110e-9, 1001e-9), "counts": (300e-9, 5000e-9)},
+    )  # fmt: skip
+    assert warm.point == "full/1GiB/warm"
+
+
+def test_counts_stand_alone_where_there_is_no_timing() -> None:
+    passes = {"plain": plain(timed(100, 1000), by_2mib()), "counts": map_pass(timed(300, 5000))}
+    assert [cost.point for cost in costs_of_looking(passes)] == [
+        "full/1GiB/cold", "full/1GiB/warm",
+    ]  # fmt: skip
+    assert {*costs_of_looking(passes)[0].passes} == {"counts"}
+
+
+def test_repeats_are_reduced_to_their_median_and_primes_left_out() -> None:
+    one = timed(0, 0, "prime", "warm", "warm", "warm")
+    for taken, cost in zip(one["samples"], (10**9, 100, 1000, 120), strict=True):
+        taken["map_ns"], taken["unmap_ns"] = cost, 2 * cost
+    [cost] = costs_of_looking({"plain": plain(one), "timing": plain(timed(1, 1))})
+    assert (cost.point, cost.plain_map, cost.plain_unmap) == ("full/1GiB/warm", 120e-9, 240e-9)
+
+
+def test_sizes_are_points_of_their_own() -> None:
+    small = point("1GiB/1GiB", GIB, {"1GiB": 1}, states=["warm"], map_ns=7)
+    small["samples"].append(sample("warm", GIB, {"1GiB": 1}, map_ns=9))
+    passes = {"plain": plain(small, timed(100, 1)), "timing": plain(small)}
+    [cost] = costs_of_looking(passes)
+    assert cost.point == "1GiB/1GiB/warm"
+    assert cost.plain_map == pytest.approx(8e-9)

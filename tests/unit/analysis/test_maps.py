@@ -1,0 +1,253 @@
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator.analysis.maps import Counts, check, read_pass
+from orchestrator.errors import EvidenceError
+from orchestrator.scenario import GIB, KIB, MIB
+from tests.unit.answers import (
+    ADDRESS,
+    BAR_ADDRESS,
+    answer,
+    by_1gib,
+    by_2mib,
+    by_4kib,
+    map_pass,
+    point,
+    sample,
+)
+
+BAR = 32 * GIB
+PAGES = 8388608
+ROWS = st.dictionaries(st.integers(0, 2**20).map(lambda k: (k,)), st.integers(1, 9), max_size=4)
+Change = Callable[[dict[str, Any]], object]
+
+
+def refused(*points: dict[str, Any], **changes: Any) -> str:
+    with pytest.raises(EvidenceError) as caught:
+        check(map_pass(*points, **changes))
+    assert caught.value.reason == "counts-disagree"
+    return caught.value.message
+
+
+def test_answer_is_read_with_its_units() -> None:
+    found = map_pass(by_1gib(map_ns=117_900, iommu_table_pages=3))
+    assert (found.backend, found.bar_bytes) == ("type1", BAR)
+    assert (found.thp_enabled, found.thp_off_in_process) == ("[always] madvise never", False)
+    assert found.clock_seconds[0] == 150e-9
+    assert found.empty_seconds[-1] == 50e-6
+    [place] = found.places
+    assert (place.name, place.dma_buf) == ("full/1GiB", False)
+    assert place.mapping.address == ADDRESS
+    assert place.mapping.physical == BAR_ADDRESS
+    assert "pf" in place.vm_flags
+    cold, warm = place.samples
+    assert (cold.state, warm.state) == ("cold", "warm")
+    assert (cold.map_seconds, cold.unmap_seconds) == (117.9e-6, 2e-3)
+    assert (cold.minor_faults, warm.minor_faults) == (32, 0)
+    assert cold.iommu_table_pages == 3
+    assert place.of_state("warm") == [warm]
+
+
+def test_warm_up_is_no_place() -> None:
+    answered = answer(by_1gib())
+    assert [p["name"] for p in answered["points"]] == ["warm-up", "full/1GiB"]
+    assert [p.name for p in read_pass(answered).places] == ["full/1GiB"]
+
+
+def test_pass_without_histograms_has_no_counts() -> None:
+    [place] = map_pass(by_1gib(), counted=False).places
+    assert [s.counts for s in place.samples] == [None, None]
+    assert place.leaves is None
+
+
+def test_counts_of_a_sample_are_what_the_histograms_grew_by() -> None:
+    one, two = map_pass(by_1gib(series=False), by_2mib(BAR)).places
+    for taken in one.samples:
+        assert taken.counts is not None
+        assert taken.counts.lookups == {1: PAGES}
+        assert taken.counts.pins == {PAGES: 1}
+        assert taken.counts.iova_walks == PAGES
+    cold, warm = (taken.counts for taken in two.samples)
+    assert cold is not None
+    assert warm is not None
+    assert (cold.lookups, warm.lookups) == ({512: 16384}, {512: 16384})
+    assert (cold.faults, warm.faults) == ({(9, 0x100): 16384}, {})
+    assert (one.leaves, two.leaves) == ({"1GiB": 32}, {"2MiB": 16384})
+
+
+@given(ROWS, ROWS, st.integers(0, 99), st.integers(0, 99))
+def test_difference_of_counts_is_what_came_between(
+    before: dict[tuple[int, ...], int], more: dict[tuple[int, ...], int], walks: int, grown: int
+) -> None:
+    def counts(rows: dict[tuple[int, ...], int], n: int) -> Counts:
+        single = Counter({key[0]: hits for key, hits in rows.items()})
+        return Counts(single, single.copy(), Counter(rows), n)
+
+    first, grew = counts(before, walks), counts(more, grown)
+    later = Counts(
+        first.lookups + grew.lookups, first.pins + grew.pins, first.faults + grew.faults,
+        walks + grown,
+    )  # fmt: skip
+    assert later - first == grew
+
+
+def test_faults_that_installed_nothing_are_no_leaves() -> None:
+    skewed = by_2mib()
+    skewed["samples"][0]["counts"]["fault"][18, 0x800] = 33
+    [place] = map_pass(skewed).places
+    counts = place.samples[0].counts
+    assert counts is not None
+    assert counts.installed == 16384
+    assert place.leaves == {"2MiB": 16384}
+    check(map_pass(skewed))
+
+
+def test_kernel_before_huge_faults_does_not_say_what_its_leaves_are() -> None:
+    old = by_4kib(GIB, series=False)
+    found = map_pass(old, huge_fault=False)
+    [place] = found.places
+    counts = place.samples[0].counts
+    assert counts is not None
+    assert (counts.leaves, counts.installed, place.leaves) == (None, 262144, None)
+    check(found)
+
+
+def test_leaf_of_an_order_without_a_name_is_named_by_it() -> None:
+    one = by_1gib(GIB)
+    one["samples"][0]["counts"]["fault"] = {(4, 0x100): 16384}
+    assert map_pass(one).places[0].leaves == {"order 4": 16384}
+
+
+def test_leaves_are_those_of_the_first_map_that_was_not_warm() -> None:
+    [place] = map_pass(by_1gib(states=["prime", "warm"])).places
+    assert place.leaves == {"1GiB": 32}
+    [place] = map_pass(by_1gib(states=["warm"])).places
+    assert place.leaves is None
+
+
+def test_histogram_that_dropped_hits_is_an_evidence_error() -> None:
+    answered = answer(by_1gib())
+    snapshots = answered["points"][1]["samples"][0]["snapshots"]
+    snapshots["pin"] = snapshots["pin"].replace("Hits: 2", "Hits: 7").replace("ped: 0", "ped: 5")
+    with pytest.raises(EvidenceError, match="'pin': 5") as caught:
+        read_pass(answered)
+    assert caught.value.reason == "lost-events"
+
+
+@pytest.mark.parametrize("key", ["points", "backend", "bar_address", "thp", "instrument"])
+def test_answer_of_another_form_is_no_pass(key: str) -> None:
+    answered = answer(by_1gib())
+    del answered[key]
+    with pytest.raises(KeyError):
+        read_pass(answered)
+
+
+@pytest.mark.parametrize("series", [True, False])
+@pytest.mark.parametrize("place", [by_1gib, by_2mib, by_4kib])
+def test_independent_counts_of_a_map_agree(
+    place: Callable[..., dict[str, Any]], series: bool
+) -> None:
+    check(map_pass(place(series=series, states=["cold", "warm", "cold", "warm"])))
+
+
+def test_leaves_of_several_sizes_agree_with_theory() -> None:
+    mixed = point("part/1GiB", GIB + 2 * MIB + 4 * KIB, {"1GiB": 1, "2MiB": 1, "4KiB": 1},
+                  tables=8 * KIB)  # fmt: skip
+    check(map_pass(mixed))
+
+
+def test_domain_that_walks_once_for_an_unmap_is_accepted() -> None:
+    one = by_1gib()
+    for taken in one["samples"]:
+        taken["counts"]["iova_walk"] = {(326,): 1}
+    check(map_pass(one))
+
+
+def change_counts(event: str, hits: dict[tuple[int, ...], int]) -> Change:
+    return lambda taken: taken["counts"].update({event: hits})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s.update(unmapped_bytes=BAR - 4096),
+         "bytes unmapped: 34359734272; bytes mapped: 34359738368"),
+        (change_counts("lookup", {(262144,): 31}),
+         "pages that lookups covered: 8126464; pages of the map: 8388608"),
+        (change_counts("pin", {(262144,): 31}),
+         "pages that vfio_pin_pages_remote returned: 8126464; pages of the map: 8388608"),
+        (lambda s: s.update(minor_faults=33),
+         "faults that installed a mapping: 32; minor faults of the thread: 33"),
+        (change_counts("iova_walk", {(326,): 32}),
+         "iommu_iova_to_phys calls: 32; pages of the unmap: 8388608"),
+        (change_counts("lookup", {(512,): 16384}),
+         "lookups: 16384; pages of the map (its leaves are 32): 8388608"),
+        (lambda s: s.update(page_table_bytes=4096),
+         "growth of the page tables (VmPTE): 4096; tables of leaves up to 1GiB: 0"),
+    ],
+)  # fmt: skip
+def test_disagreement_about_a_cold_map_names_both_numbers(change: Change, message: str) -> None:
+    one = by_1gib()
+    change(one["samples"][0])
+    assert refused(one) == f"full/1GiB/cold (sample 1): {message}"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s.update(minor_faults=32, counts=sample("cold", BAR, {"1GiB": 32})["counts"]),
+         "faults of a warm map: 32; none: 0"),
+        (lambda s: s.update(page_table_bytes=8192),
+         "growth of the page tables (VmPTE): 8192; none, they are there: 0"),
+    ],
+)  # fmt: skip
+def test_warm_map_that_made_something_is_refused(change: Change, message: str) -> None:
+    one = by_1gib()
+    change(one["samples"][1])
+    assert refused(one) == f"full/1GiB/warm (sample 2): {message}"
+
+
+def test_leaves_that_are_not_those_of_theory_are_refused() -> None:
+    one = point("full/1GiB", 2 * GIB, {"1GiB": 1, "2MiB": 512}, tables=4096)
+    assert refused(one) == (
+        "full/1GiB/cold (sample 1): leaves installed: {'1GiB': 1, '2MiB': 512};"
+        " theory of leaves up to 1GiB: {'1GiB': 2}"
+    )
+
+
+def test_only_the_first_map_makes_page_tables() -> None:
+    one = by_2mib(states=["cold", "cold"])
+    one["samples"][1]["page_table_bytes"] = 132 * KIB
+    assert "(sample 2): growth of the page tables (VmPTE): 135168; none" in refused(one)
+    one = by_2mib()
+    one["samples"][0]["page_table_bytes"] = 0
+    assert "(VmPTE): 0; tables of leaves up to 2MiB: 135168" in refused(one)
+
+
+def test_disagreement_is_named_with_its_place() -> None:
+    two = by_4kib(GIB)
+    two["samples"][1]["minor_faults"] = 7
+    assert refused(by_1gib(GIB), two).startswith("full/4KiB/warm (sample 2): ")
+
+
+def test_sample_without_histograms_is_missing_evidence() -> None:
+    with pytest.raises(EvidenceError, match="full/1GiB: a sample") as caught:
+        check(map_pass(by_1gib(), counted=False))
+    assert caught.value.reason == "missing-evidence"
+
+
+def test_iommufd_owes_no_lookups() -> None:
+    one = by_1gib()
+    for taken in one["samples"]:
+        taken["minor_faults"] = 0
+        taken["counts"] = dict.fromkeys(taken["counts"], {})
+    check(map_pass(one, backend="iommufd"))
+    one["samples"][0]["unmapped_bytes"] = 0
+    assert "bytes unmapped: 0" in refused(one, backend="iommufd")
