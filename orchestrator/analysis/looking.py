@@ -26,18 +26,17 @@ class Cost:
 
 
 def costs_of_looking(passes: MappingType[str, MapPass]) -> list[Cost]:
-    """The cost at every point that was measured without probes and with them; the largest map at
-    the best alignment is one that every pass has."""
+    """The cost for the largest map at the best alignment, in each state, under the passes that
+    have it."""
     plain = passes.get("plain")
     if plain is None:
         return []
-    under = {
-        which: _medians(found) for which, found in passes.items() if which != "plain"
-    }
+    under = {which: _medians(found) for which, found in passes.items() if which != "plain"}
+    largest = max(plain.places, key=lambda place: place.mapping.size).name
     found = []
     for point, (map_seconds, unmap_seconds) in _medians(plain).items():
         probed = {which: points[point] for which, points in under.items() if point in points}
-        if "timing" in probed or ("counts" in probed and "timing" not in under):
+        if probed and point.rpartition("/")[0] == largest:
             found.append(
                 Cost(point, map_seconds, unmap_seconds, median(plain.clock_seconds),
                      median(plain.empty_seconds), probed)

@@ -151,7 +151,8 @@ def wanted_logs(bar: int, costs: dict[str, float]) -> list[Wanted]:
     wanted = []
     for operation, cost in costs.items():
         if cost <= MOST:
-            wanted += [Wanted(operation, bar, state) for state in ("cold", "warm")]
+            states = ("cold", "warm") if operation == "map" else ("warm",)  # cold is the map
+            wanted += [Wanted(operation, bar, state) for state in states]
             continue
         pages = int(MOST / (cost / (bar // PAGE)))
         # not below 2 MiB: the IOMMU's leaves would be pages then, a cost that is not the BAR's

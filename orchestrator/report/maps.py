@@ -9,7 +9,7 @@ from orchestrator.abi import LEAVES
 from orchestrator.analysis.breakdown import Breakdown
 from orchestrator.analysis.comparison import Comparison, laws
 from orchestrator.analysis.law import Law
-from orchestrator.analysis.level import Level
+from orchestrator.analysis.level import Level, Reason
 from orchestrator.analysis.looking import Cost, costs_of_looking
 from orchestrator.analysis.maps import Place
 from orchestrator.analysis.trace import Operation
@@ -59,6 +59,7 @@ def _levels(baseline: Findings, candidate: Findings) -> str:
     if not names:
         return ""
     lines = ["Mapping level (of the BAR in the process, of each lookup), and why not the best:"]
+    told: set[tuple[str, Reason]] = set()
     for name in names:
         lines.append(f"  {name}")
         for arm, side in zip(ARMS, (baseline, candidate), strict=True):
@@ -67,11 +68,16 @@ def _levels(baseline: Findings, candidate: Findings) -> str:
                     counted = side.passes.get("counts")
                     places = counted.places if counted else ()
                     place = next((p for p in places if p.name == name), None)
-                    lines += _level(arm, level, place)
+                    lines.append(_level(arm, level, place))
+                    for reason in level.reasons:
+                        again = (arm, reason) in told
+                        text = "as above" if again else reason.text
+                        lines.append(f"    {'':<10} - {reason.name}: {text}")
+                        told.add((arm, reason))
     return "\n".join(lines) + "\n"
 
 
-def _level(arm: str, level: Level, place: Place | None) -> list[str]:
+def _level(arm: str, level: Level, place: Place | None) -> str:
     if place is None:
         words = f"leaves of {level.leaf} at most, from where QEMU put it"
     elif place.dma_buf:
@@ -79,12 +85,15 @@ def _level(arm: str, level: Level, place: Place | None) -> list[str]:
     else:
         counts = next(s.counts for s in place.samples if s.counts is not None)
         words = (
-            f"leaves of {level.leaf}, {counts.installed} faults;"
-            f" {sum(counts.lookups.values())} lookups of {level.stride} each;"
+            f"leaves of {level.leaf}, {_plural(counts.installed, 'fault')};"
+            f" {_plural(sum(counts.lookups.values()), 'lookup')} of {level.stride} each;"
             f" {counts.iova_walks} IOMMU walks on unmap"
         )
-    lines = [f"    {arm:<10} {words}" + ("; nothing is better" if level.best else "")]
-    return lines + [f"    {'':<10} - {reason.name}: {reason.text}" for reason in level.reasons]
+    return f"    {arm:<10} {words}" + ("; nothing is better" if level.best else "")
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count} {noun}{'s' * (count != 1)}"
 
 
 # scaling law ----------------------------------------------------------------------------------
@@ -188,8 +197,9 @@ def _breakdown(arm: str, breakdown: Breakdown, findings: Findings) -> str:
     total = breakdown.total
     if (whole := measured_whole(breakdown, findings)) is not None:
         lines.append(
-            f"  {_quantity(total / 1e9, exact=True)} by function are {total / whole:.2%} of"
-            f" {_quantity(whole / 1e9, exact=True)} measured; the rest is interrupts"
+            f"  {_quantity(total / 1e9, exact=True)} by function; without a log"
+            f" {_quantity(whole / 1e9, exact=True)} were measured, interrupts included:"
+            f" {total / whole:.2%}"
         )
     lines.append("   itself  with all it calls")
     rows = [
