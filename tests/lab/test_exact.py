@@ -1,0 +1,114 @@
+"""Numbers that are the same every time: exact hosts, on real kernels, with a small BAR."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.analysis.theory import lookups, pages
+from tests.lab.conftest import SCENARIOS, leftovers
+
+BAROMETER = str(Path(sys.executable).with_name("barometer"))
+SMALL = SCENARIOS / "map-small.toml"
+BAR = 2**30
+PATCHED = 'arms.baseline.kernel={deb="linux-image-cloud-amd64", suite="trixie-backports"}'
+
+
+def run(folder: Path, *overrides: str) -> tuple[int, dict[str, Any], str]:
+    options = [word for override in overrides for word in ("--set", override)]
+    done = subprocess.run(
+        [BAROMETER, "run", str(SMALL), "--out", str(folder), *options],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    print(done.stdout, done.stderr)
+    return done.returncode, json.loads((folder / "comparison.json").read_text()), done.stdout
+
+
+@contextlib.contextmanager
+def busy_cpus() -> Iterator[None]:
+    """Something else on every CPU of this machine."""
+    loops = [
+        subprocess.Popen([sys.executable, "-c", "while True: pass"])
+        for _ in range(len(os.sched_getaffinity(0)))
+    ]
+    try:
+        yield
+    finally:
+        for loop in loops:
+            loop.kill()
+            loop.wait()
+
+
+@pytest.mark.nested
+def test_two_kernels_differ_and_one_kernel_is_equal_whatever_the_load(
+    tmp_path: Path, means: None
+) -> None:
+    before = leftovers()
+    every = 'trace.passes=["plain", "timing", "counts", "profile"]'
+    code, quiet, report = run(tmp_path / "a-b", every)
+    assert code == 0
+    assert quiet["verdict"] == "improved"
+    metrics = {arm: quiet["arms"][arm]["metrics"] for arm in quiet["arms"]}
+    assert metrics["baseline"]["bar_map_seconds"]["unit"] == "Ginsn"
+    assert metrics["baseline"]["pfn_lookups_per_map"]["samples"] == [pages(BAR)]
+    assert metrics["candidate"]["pfn_lookups_per_map"]["samples"] == [lookups(BAR)["1GiB"]]
+    assert metrics["candidate"]["pfn_lookups_per_map@512MiB/1GiB/cold"]["samples"] == [256]
+    for arm in metrics.values():
+        assert arm["iova_lookups_per_unmap"]["samples"] == [pages(BAR)]
+        assert arm["pfn_faults_per_map@full/1GiB/cold"]["samples"] == [1]
+        assert arm["pfn_faults_per_map"]["samples"] == [0]
+    scaling = {arm: quiet["arms"][arm]["scaling"]["map/1GiB/warm"] for arm in metrics}
+    assert (scaling["baseline"]["kind"], scaling["baseline"]["unit"]) == ("linear", "4KiB")
+    assert scaling["candidate"]["unit"] != "4KiB"
+    for arm in ("baseline", "candidate"):
+        plain = {m: metrics[arm][f"bar_{m}_seconds"]["median"] for m in ("map", "unmap")}
+        found = {(b["operation"], b["state"]): b for b in quiet["arms"][arm]["instructions"]}
+        for operation, whole in plain.items():
+            total = found[operation, "warm"]["total"] / 1e9
+            # an ioctl's way into the kernel and back, and interrupts, are not logged
+            assert total == pytest.approx(whole, rel=0.01, abs=3e-6)
+    assert "INSTRUCTIONS" in report
+
+    with busy_cpus():
+        code, loaded, _ = run(tmp_path / "a-a", PATCHED, 'trace.passes=["plain","counts"]',
+                              "expect={bar_map_seconds='equivalent'}")  # fmt: skip
+    assert code == 0
+    assert {m["verdict"] for m in loaded["metrics"].values()} == {"equivalent"}
+    for name in ("bar_map_seconds", "bar_map_seconds@full/1GiB/cold", "bar_unmap_seconds"):
+        idle = metrics["candidate"][name]["median"]
+        assert loaded["arms"]["candidate"]["metrics"][name]["median"] == pytest.approx(
+            idle, rel=5e-4, abs=400e-9
+        )
+    assert leftovers() == before
+
+
+@pytest.mark.vm
+def test_interrupted_trials_that_run_at_once_leave_nothing(tmp_path: Path, means: None) -> None:
+    before = leftovers()
+    environment = {**os.environ, "BAROMETER_STATE": str(tmp_path / "state")}
+    with subprocess.Popen(
+        [BAROMETER, "run", str(SMALL), "--out", str(tmp_path / "run")],
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment,
+    ) as process:  # fmt: skip
+        assert process.stderr is not None
+        for line in process.stderr:
+            if "candidate: host: device" in line:
+                break
+        time.sleep(1)
+        process.send_signal(signal.SIGINT)
+        rest = process.stderr.read()
+        code = process.wait(120)
+    assert code == 130, rest
+    assert leftovers() == before
+    assert not list((tmp_path / "run/trials").iterdir())
+    assert not list((tmp_path / "state").glob("*"))
