@@ -13,7 +13,21 @@ kernel = { dir = "old" }
 [arms.candidate]
 kernel = { dir = "new" }
 """
+MAPS = """
+name = "maps"
+workload = "map"
+[host]
+accel = "exact"
+[arms.baseline]
+kernel = { dir = "old" }
+[arms.candidate]
+kernel = { dir = "new" }
+"""
 
 
 def scenario(*overrides: str, text: str = MINIMAL) -> Scenario:
     return parse_scenario(text, "small.toml", overrides=overrides)[0]
+
+
+def map_scenario(*overrides: str) -> Scenario:
+    return scenario(*overrides, text=MAPS)

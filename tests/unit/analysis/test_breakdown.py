@@ -145,7 +145,9 @@ def test_file_that_does_not_add_up_is_an_evidence_error(profile: Profile) -> Non
     profile.log("map", BAR, "cold", own=10)
     with (profile.trial.host / "profile-0.folded").open("a") as file:
         file.write(f"{IOCTL};more 3\n")
-    with pytest.raises(EvidenceError, match="has 13 instructions, profile.json says 10") as caught:
+    with pytest.raises(
+        EvidenceError, match=r"has 13 instructions, profile\.json says 10"
+    ) as caught:
         profile.found()
     assert caught.value.reason == "bad-evidence"
 

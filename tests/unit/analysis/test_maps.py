@@ -247,7 +247,7 @@ def test_iommufd_owes_no_lookups() -> None:
     one = by_1gib()
     for taken in one["samples"]:
         taken["minor_faults"] = 0
-        taken["counts"] = dict.fromkeys(taken["counts"], {})
+        taken["counts"] = {event: {} for event in taken["counts"]}
     check(map_pass(one, backend="iommufd"))
     one["samples"][0]["unmapped_bytes"] = 0
     assert "bytes unmapped: 0" in refused(one, backend="iommufd")

@@ -41,6 +41,7 @@ GOLDEN = {
     "host-kvm-testdev": host_xml(
         replace(HOST, accel="kvm", device="pci-testdev", viommu="virtio")
     ),
+    "host-exact": host_xml(replace(HOST, accel="exact", cpus=1)),
     "guest-kvm": guest_xml(GUEST),
     "guest-tcg": guest_xml(replace(GUEST, kvm=False, trace_events=())),
 }
@@ -133,6 +134,32 @@ def test_kvm_host_is_no_emulated_one() -> None:
     assert found(domain, "cpu").get("mode") == "host-passthrough"
     assert domain.find("features/tcg") is None
     assert found(domain, "cpu/maxphysaddr").get("bits") == "46"
+
+
+def test_exact_host_counts_its_instructions_and_skips_its_idle_time() -> None:
+    domain = parsed(GOLDEN["host-exact"])
+    words = arguments(domain)
+    assert words[words.index("-icount") + 1] == "shift=0,sleep=off"
+    clock = found(domain, "clock")
+    # its clocks begin at the same time always, and follow its instructions
+    assert (clock.get("offset"), clock.get("start")) == ("absolute", "1767225600")
+    assert found(clock, "timer").attrib == {"name": "rtc", "track": "guest"}
+    assert domain.get("type") == "qemu"
+    assert found(domain, "vcpu").text == "1"
+
+
+@pytest.mark.parametrize("name", sorted(GOLDEN.keys() - {"host-exact"}))
+def test_only_an_exact_host_counts_its_instructions(name: str) -> None:
+    domain = parsed(GOLDEN[name])
+    assert "-icount" not in arguments(domain)
+    assert domain.find("clock") is None
+
+
+def test_exact_host_is_an_emulated_one_but_for_its_clock() -> None:
+    exact, emulated = (parsed(host_xml(replace(HOST, accel=a))) for a in ("exact", "tcg"))
+    for path in ("features", "cpu", "devices", "os"):
+        assert ET.tostring(found(exact, path)) == ET.tostring(found(emulated, path))
+    assert set(arguments(exact)) - set(arguments(emulated)) == {"-icount", "shift=0,sleep=off"}
 
 
 def test_guest_gets_the_device_of_its_address() -> None:

@@ -3,13 +3,25 @@
 
 from __future__ import annotations
 
+import json
 import re
-from typing import Any
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from orchestrator import abi
-from orchestrator.bench.tracer import FAULT, FAULT_BEFORE, counts_spec, timing_spec
+from orchestrator.bench.host import Host
+from orchestrator.bench.tracer import (
+    FAULT,
+    FAULT_BEFORE,
+    armed_tracer,
+    counts_spec,
+    timing_spec,
+)
+from orchestrator.errors import BenchError
+from orchestrator.evidence import TrialWriter
 from orchestrator.scenario import GIB, MIB
 
 SPECS = {
@@ -106,6 +118,29 @@ def test_counts_have_what_the_analysis_reads() -> None:
     assert SPECS["counts"]["enable"] == []
 
 
+@pytest.mark.parametrize(
+    ("present", "handler", "keys"),
+    [
+        ([FAULT, FAULT_BEFORE], FAULT, "order,ret.hex"),
+        ([FAULT], FAULT, "order,ret.hex"),
+        ([FAULT_BEFORE], FAULT_BEFORE, "ret.hex"),
+        # neither: the kernel's own words are about the handler of today
+        ([], FAULT, "order,ret.hex"),
+    ],
+)
+def test_faults_are_counted_by_the_handler_that_the_kernel_has(
+    present: list[str], handler: str, keys: str
+) -> None:
+    spec = counts_spec(present)
+    [line] = [line for line in spec["definitions"] if ":barocount/fault " in line]
+    assert f"vfio_pci_core:{handler} " in line
+    # only the handler of huge faults is called with an order
+    assert ("order=$arg2:u32" in line) == (handler == FAULT)
+    assert spec["triggers"]["barocount/fault"] == f"hist:keys={keys}"
+    assert handler in spec["symbols"]
+    assert not {FAULT, FAULT_BEFORE} - {handler} & set(spec["symbols"])
+
+
 @pytest.mark.parametrize(("bar", "least"), [(32 * GIB, GIB), (GIB, GIB), (256 * MIB, 256 * MIB)])
 def test_filters_let_the_bar_through_and_keep_pages_out(bar: int, least: int) -> None:
     filters = timing_spec(bar)["filters"]
@@ -121,3 +156,100 @@ def test_ioctls_have_the_numbers_of_the_header() -> None:
 
 def test_clock_is_the_one_of_the_watch_agent(spec: dict[str, Any]) -> None:
     assert spec["clock"] == "mono"
+
+
+def test_clock_of_the_timing_pass_may_be_another() -> None:
+    other = timing_spec(GIB, "x86-tsc")
+    assert other["clock"] == "x86-tsc"
+    assert {**other, "clock": "mono"} == timing_spec(GIB)
+
+
+class FakeShell:
+    """A host with every function, whose tracer answers `armed`."""
+
+    def __init__(self, armed: dict[str, Any]) -> None:
+        self.armed = armed
+        self.ran: list[tuple[str, ...]] = []
+        self.specs: list[dict[str, Any]] = []
+
+    def run(self, argv: list[str], *, stdin: bytes = b"", **_: object) -> Any:
+        self.ran.append(tuple(argv[1:]))
+        said: Any = ""
+        if argv[1] == "symbols":
+            said = argv[2:]
+        elif argv[1] == "arm":
+            self.specs.append(json.loads(stdin))
+            said = self.armed
+        elif argv[1] == "finish":
+            said = {"files": {"trace.txt": "t", "hist-pin.txt": "p"}}
+        return SimpleNamespace(stdout=json.dumps(said))
+
+
+def host_of(shell: FakeShell, accel: str) -> Host:
+    return cast(Host, SimpleNamespace(
+        shell=shell, accel=accel, release="7.3", agent=lambda *words: [*words],
+        undo=lambda argv: shell.run(argv),
+    ))  # fmt: skip
+
+
+@pytest.fixture
+def trial(tmp_path: Path) -> TrialWriter:
+    return TrialWriter(tmp_path / "0001-baseline", {})
+
+
+@pytest.mark.parametrize(
+    ("accel", "clock"), [("exact", "x86-tsc"), ("tcg", "mono"), ("kvm", "mono")]
+)
+def test_exact_host_is_timed_by_the_clock_that_counts_instructions(
+    trial: TrialWriter, accel: str, clock: str
+) -> None:
+    shell = FakeShell({"armed": True})
+    with armed_tracer(host_of(shell, accel), "timing", "map", GIB, trial) as hists:
+        assert hists == {}
+    assert shell.specs == [timing_spec(GIB, clock)]
+    assert shell.ran == [("arm",), ("finish", "barometer", "barotime")]
+
+
+def test_histograms_are_readable_while_they_count_and_saved_afterwards(
+    trial: TrialWriter,
+) -> None:
+    shell = FakeShell({"armed": True})
+    with armed_tracer(host_of(shell, "exact"), "counts", "counts", GIB, trial) as hists:
+        assert hists["iova_walk"] == (
+            "/sys/kernel/tracing/instances/barometer/events/barocount/iova_walk/hist"
+        )
+        assert not list(trial.host.iterdir())
+    assert shell.specs == [counts_spec([FAULT, FAULT_BEFORE])]
+    assert (trial.host / "trace-counts.txt").read_text() == "t"
+    assert (trial.host / "hist-pin.txt").read_text() == "p"
+
+
+@pytest.mark.parametrize(
+    ("error", "saved"), [(BenchError("no"), True), (KeyboardInterrupt(), False)]
+)
+def test_tracer_is_cleared_when_the_block_raises(
+    trial: TrialWriter, error: BaseException, saved: bool
+) -> None:
+    shell = FakeShell({"armed": True})
+    with (
+        pytest.raises(type(error)),
+        armed_tracer(host_of(shell, "tcg"), "timing", "map", GIB, trial),
+    ):
+        raise error
+    assert shell.ran[-1] == ("clear", "barometer", "barotime")
+    assert (trial.host / "trace-map.txt").exists() == saved
+
+
+def test_refused_probe_is_the_benchs_failure_with_the_kernels_reason(
+    trial: TrialWriter,
+) -> None:
+    shell = FakeShell({"armed": False, "why": "Invalid probed address"})
+    with (
+        pytest.raises(BenchError, match="timing pass cannot be armed on 7.3") as caught,
+        armed_tracer(host_of(shell, "tcg"), "timing", "map", GIB, trial),
+    ):
+        pytest.fail("it is not armed")
+    assert (caught.value.evidence, caught.value.reason) == (
+        "Invalid probed address", "tracer-refused",
+    )  # fmt: skip
+    assert shell.ran[-1] == ("clear", "barometer", "barotime")
