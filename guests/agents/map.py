@@ -2,7 +2,7 @@
 
     map.py 0000:01:00.0 < REQUEST
 
-The request is a line of JSON:
+The request is a line of JSON; an empty one asks for the whole BAR, cold and warm, once:
     backend     "type1" (container and group) or "iommufd" (cdev)
     thp         "inherit", "disable" (prctl), "nohugepage" or "hugepage" (madvise of the BAR)
     repeats     samples of each state
@@ -66,6 +66,11 @@ CONFIG_REGION = 7
 COMMAND, COMMAND_MEMORY = 4, 2
 GIB = 1 << 30
 IOVA = 1 << 36
+WHOLE = {"name": "full/1GiB", "size": "full", "alignment": GIB, "states": ["cold", "warm"]}
+DEFAULTS: dict[str, Any] = {
+    "backend": "type1", "thp": "inherit", "repeats": 1, "points": [WHOLE], "within": False,
+    "snapshots": {}, "rest": 0, "step": False,
+}  # fmt: skip
 PR_SET_THP_DISABLE, PR_GET_THP_DISABLE = 41, 42
 MADVISE = {"hugepage": 14, "nohugepage": 15}
 # an ioctl that the kernel answers before any driver is asked (fs/ioctl.c), without effect here
@@ -263,7 +268,7 @@ class Agent:
 
     def point(self, wanted: dict[str, Any]) -> None:
         size = self.bytes if wanted["size"] == "full" else wanted["size"]
-        length = self.bytes if self.request.get("within") else size
+        length = self.bytes if self.request["within"] else size
         # Alike modulo 1 GiB, address and BAR can be mapped by every level of the page table; QEMU
         # aligns so since 9.2 (vfio_region_mmap). Off by less, only up to the alignment asked for.
         skew = 0 if wanted["alignment"] >= GIB else wanted["alignment"]
@@ -324,7 +329,7 @@ class Agent:
 
     def step(self, what: str) -> None:
         time.sleep(self.request["rest"])
-        if self.request.get("step"):
+        if self.request["step"]:
             say("next", what)
             sys.stdin.readline()
 
@@ -338,7 +343,7 @@ def main() -> None:
 
 
 def measure(bdf: str) -> None:
-    request = json.loads(sys.stdin.readline())
+    request = DEFAULTS | json.loads(sys.stdin.readline().strip() or "{}")
     if request["thp"] == "disable" and libc.prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0) != 0:
         code = ctypes.get_errno()
         raise OSError(code, f"PR_SET_THP_DISABLE: {os.strerror(code)}")

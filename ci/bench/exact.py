@@ -1,0 +1,58 @@
+"""How exact `exact` is: the spread of instruction counts over fresh host boots.
+
+    .venv/bin/python ci/bench/exact.py [--load] [SCENARIO] [barometer run options]
+
+Runs the scenario (default: map-exact.toml, plain pass, the full BAR, 3 pairs of trials) and prints,
+for each arm, the values of every boot and how far they are apart. --load keeps every CPU of this
+machine busy with something else meanwhile.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from statistics import median
+
+TOP = Path(__file__).parents[2]
+DEFAULT = [
+    str(TOP / "fixtures/scenarios/map-exact.toml"), "--pairs", "3",
+    "--set", 'map.sizes=["full"]', "--set", "map.repeats=3", "--set", 'trace.passes=["plain"]',
+    "--set", "expect={}",
+]  # fmt: skip
+
+
+def main() -> None:
+    arguments = sys.argv[1:]
+    load = "--load" in arguments
+    arguments = [word for word in arguments if word != "--load"] or DEFAULT
+    loops = [
+        subprocess.Popen([sys.executable, "-c", "while True: pass"])
+        for _ in (os.sched_getaffinity(0) if load else ())
+    ]
+    try:
+        with tempfile.TemporaryDirectory(prefix="exact-") as folder:
+            run = Path(folder) / "run"
+            barometer = str(Path(sys.executable).with_name("barometer"))
+            subprocess.run([barometer, "run", *arguments, "--out", str(run)], check=False)
+            comparison = json.loads((run / "comparison.json").read_text())
+    finally:
+        for loop in loops:
+            loop.kill()
+            loop.wait()
+    print(f"spread over fresh host boots, {'busy' if load else 'idle'} machine (aim: 0.005 %)")
+    for arm, found in comparison["arms"].items():
+        for name, metric in found["metrics"].items():
+            values = metric["samples"]
+            if metric["unit"] != "Ginsn":
+                continue
+            spread = (max(values) - min(values)) / median(values)
+            shown = " ".join(f"{value * 1e9:.0f}" for value in values)
+            print(f"{arm:<10} {name:<36} {spread:.5%}   {shown} insn")
+
+
+if __name__ == "__main__":
+    main()
