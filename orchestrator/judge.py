@@ -23,7 +23,10 @@ def judge(run: RunDir) -> tuple[Scenario, Comparison, str]:
     }
     trials = run.trials()
     comparison = compare(
-        scenario, kernels, [read_result(trial) for trial in trials], len(plan["trials"]),
+        scenario,
+        kernels,
+        [read_result(trial) for trial in trials],
+        len(plan["trials"]),
         plan["accel"],
     )
     report = text_report(scenario, comparison, plan)

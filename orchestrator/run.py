@@ -232,9 +232,7 @@ class _BenchWatch:
         self._reasons = [*self._reasons, exc.reason] if isinstance(exc, BenchError) else []
         broken = len(self._reasons) >= _SAME_BENCH_FAILURES and len(set(self._reasons)) == 1
         if broken:
-            self._bench.progress.note(
-                "the bench failed twice for the same reason: stopping here"
-            )
+            self._bench.progress.note("the bench failed twice for the same reason: stopping here")
         return broken
 
 
@@ -283,22 +281,18 @@ def run_trial(bench: Bench, planned: PlannedTrial) -> None:
     trial = TrialWriter(final, _trial_facts(bench, planned))
     try:
         _climb(bench, planned, trial)
-    except BarometerError as exc:
-        if bench.stopped.is_set():
+    except BaseException as exc:
+        # interrupted, here or beside; or no space: there is nothing to judge
+        if bench.stopped.is_set() or isinstance(exc, KeyboardInterrupt | OSError):
             if not bench.keep:
                 shutil.rmtree(trial.path, ignore_errors=True)
             raise
-        stages = [s["name"] for s in trial.manifest["stages"] if s["outcome"] != "ok"]
-        trial.failed(exc, stages[0] if stages else "start")
-        trial.complete()
-        raise
-    except (KeyboardInterrupt, OSError):  # interrupted, or no space: there is nothing to judge
-        if not bench.keep:
-            shutil.rmtree(trial.path, ignore_errors=True)
-        raise
-    except Exception as exc:
-        unexpected = BenchError(f"a bug in barometer: {type(exc).__name__}: {exc}", reason="bug")
-        trial.failed(unexpected, "unknown")
+        if isinstance(exc, BarometerError):
+            stages = [s["name"] for s in trial.manifest["stages"] if s["outcome"] != "ok"]
+            trial.failed(exc, stages[0] if stages else "start")
+        else:
+            what = f"a bug in barometer: {type(exc).__name__}: {exc}"
+            trial.failed(BenchError(what, reason="bug"), "unknown")
         trial.complete()
         raise
     trial.complete()

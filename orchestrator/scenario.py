@@ -354,7 +354,7 @@ class Scenario(_Model):
             raise ValueError('trace.passes: profile needs host.accel = "exact"')
         elif "timing" in self.trace.passes and self.map.backend == "iommufd":
             raise ValueError(
-                'trace.passes: timing traces functions of vfio_iommu_type1, which map.backend ='
+                "trace.passes: timing traces functions of vfio_iommu_type1, which map.backend ="
                 ' "iommufd" does not use; leave it out'
             )
         for size in self.map.sizes:

@@ -171,9 +171,7 @@ def _thp_reason(place: Place, counted: MapPass, leaf: str) -> Reason:
     if "nh" in place.vm_flags:
         return Reason("thp-madvise", "the mapping has MADV_NOHUGEPAGE")
     by_policy = _policy_reason(counted.thp_enabled or "", advised="hg" in place.vm_flags)
-    return by_policy or Reason(
-        "unexplained", f"nothing that is known keeps the leaves at {leaf}"
-    )
+    return by_policy or Reason("unexplained", f"nothing that is known keeps the leaves at {leaf}")
 
 
 def _policy_reason(enabled: str, *, advised: bool) -> Reason | None:
@@ -192,9 +190,7 @@ def _iommu_reason(facts: MappingType[str, Any]) -> Reason:
     off = [word for option in options for word in option.split(",")
            if word in ("sp_off", "nohugepages", "v2_pgsizes_only")]  # fmt: skip
     why = f"the kernel's command line has {off[0]}" if off else "its capabilities or its driver"
-    return Reason(
-        "iommu-no-superpages", f"the IOMMU's page tables have leaves of 4 KiB: {why}"
-    )
+    return Reason("iommu-no-superpages", f"the IOMMU's page tables have leaves of 4 KiB: {why}")
 
 
 def _setting(facts: MappingType[str, Any], name: str) -> str:

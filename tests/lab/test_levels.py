@@ -54,9 +54,7 @@ def test_a_kernel_without_huge_pfnmap_is_named(one_trial: RunOne) -> None:
 @pytest.mark.parametrize(
     ("thp", "reason"), [("disable", "thp-prctl"), ("nohugepage", "thp-madvise")]
 )
-def test_a_process_without_huge_pages_is_named(
-    one_trial: RunOne, thp: str, reason: str
-) -> None:
+def test_a_process_without_huge_pages_is_named(one_trial: RunOne, thp: str, reason: str) -> None:
     level = levels(one_trial(*MAP, PATCHED, f"map.thp={thp}"))["full/1GiB"]
     assert (level.leaf, reasons(level)) == ("4KiB", [reason])
 
