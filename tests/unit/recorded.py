@@ -47,24 +47,41 @@ def rewrite(path: Path, change: Callable[[str], str]) -> None:
 
 
 def unpatched(tmp_path: Path, name: str = "0001-baseline", seconds: float = 0.5) -> TrialDir:
-    """The recorded trial as an unpatched kernel leaves it: one lookup and one fault for each
-    page, and maps that take `seconds`."""
+    """The recorded trial as an unpatched kernel leaves it: one lookup for each page, and maps
+    that take `seconds`."""
     trial = copied(tmp_path, under=name)
-    host = trial / "host"
-    head, totals = "# event histogram\n\n", f"\nTotals:\n    Hits: {PAGES}\n    Entries: 1\n"
-    row = f"hitcount:     {PAGES}\n"
-    (host / "hist-lookup.txt").write_text(
-        f"{head}{{ ret:          1 }} {row}{totals}    Dropped: 0\n"
-    )
-    (host / "hist-fault.txt").write_text(
-        f"{head}{{ order:          0, ret: 100 }} {row}{totals}    Dropped: 0\n"
-    )
+    rewrite(trial / "host/hist-lookup.txt", page_by_page)
+    snapshots(trial, lookup=page_by_page)
     rewrite(
-        host / "profile-counts.txt",
-        lambda text: re.sub(r"(lookup|fault) +1 ", rf"\1 {PAGES} ", text),
+        trial / "host/profile-counts.txt",
+        lambda text: re.sub(r"(lookup +)(\d+)", lambda m: f"{m[1]}{int(m[2]) * PAGES}", text),
     )
-    rewrite(host / "trace-guest-1.txt", lambda text: slow_maps(text, seconds))
+    rewrite(trial / "host/trace-guest-1.txt", lambda text: slow_maps(text, seconds))
     return sealed(trial, trial=name, arm="baseline")
+
+
+def page_by_page(histogram: str) -> str:
+    """Lookups of a whole BAR as lookups of its pages."""
+    whole = histogram.replace(f"ret: {PAGES:>10}", "ret:          1")
+    return re.sub(r"(hitcount: +|Hits: )(\d+)", lambda m: f"{m[1]}{int(m[2]) * PAGES}", whole)
+
+
+def snapshots(trial: Path, **changes: Callable[[str], str]) -> None:
+    """Change the histograms that were read after each sample, by event."""
+
+    def changed(text: str) -> str:
+        whole = json.loads(text)
+        for taken in samples(whole):
+            for event, change in changes.items():
+                taken["snapshots"][event] = change(taken["snapshots"][event])
+        return json.dumps(whole)
+
+    rewrite(trial / "map.json", changed)
+
+
+def samples(whole: dict[str, Any]) -> list[dict[str, Any]]:
+    """Of map.json, those of the counts pass; the first is of the warm-up."""
+    return [s for point in whole["passes"]["counts"]["points"] for s in point["samples"]]
 
 
 def slow_maps(trace: str, seconds: float) -> str:

@@ -48,7 +48,7 @@ def armed(tracefs: Path) -> Path:
     for cpu, lost in (("cpu0", 0), ("cpu1", 3)):
         (instance / "per_cpu" / cpu).mkdir(parents=True)
         (instance / "per_cpu" / cpu / "stats").write_text(f"entries: 0\noverrun: {lost}\n")
-    for event in ("lookup", "fault", "pin", "walk"):
+    for event in ("lookup", "fault", "pin", "iova_walk"):
         folder = instance / "events/barocount" / event
         folder.mkdir(parents=True)
         (folder / "trigger").write_text("hist:keys=ret:vals=hitcount:sort=hitcount [active]\n")
@@ -64,12 +64,14 @@ def test_collected_files_are_what_the_analysis_reads(tracer: ModuleType, armed: 
     files = tracer.collect("barometer", "barocount")
     assert set(files) == {
         "trace.txt", "clock.txt", "stats.txt", "profile.txt",
-        "hist-lookup.txt", "hist-fault.txt", "hist-pin.txt", "hist-walk.txt",
+        "hist-lookup.txt", "hist-fault.txt", "hist-pin.txt", "hist-iova_walk.txt",
     }  # fmt: skip
-    assert parse_hist(files["hist-lookup.txt"]).hits == 1
+    assert parse_hist(files["hist-lookup.txt"]).hits == 2
     assert lost_events(files["stats.txt"]) == 3
     assert "cpu0\nentries" in files["stats.txt"]
-    assert probe_hits(files["profile.txt"]) == {"lookup": 1, "fault": 1, "walk": 262144, "pin": 1}
+    assert probe_hits(files["profile.txt"]) == {
+        "lookup": 2, "fault": 2, "iova_walk": 524288, "pin": 2,
+    }  # fmt: skip
     assert "[mono]" in files["clock.txt"]
 
 
@@ -79,16 +81,28 @@ def test_tracing_stops_before_it_is_read(tracer: ModuleType, armed: Path) -> Non
 
 
 def test_event_without_a_histogram_has_no_histogram_file(tracer: ModuleType, armed: Path) -> None:
-    (armed / "events/barocount/walk/trigger").write_text("# Available triggers:\n# hist\n")
-    assert "hist-walk.txt" not in tracer.collect("barometer", "barocount")
+    (armed / "events/barocount/iova_walk/trigger").write_text("# Available triggers:\n# hist\n")
+    assert "hist-iova_walk.txt" not in tracer.collect("barometer", "barocount")
 
 
 def test_finish_answers_in_json(
     tracer: ModuleType, armed: Path, monkeypatch: pytest.MonkeyPatch, capsys: Said
 ) -> None:
+    cleared: list[tuple[str, ...]] = []
+    monkeypatch.setattr(tracer, "clear", lambda *names: cleared.append(names))
     monkeypatch.setattr(sys, "argv", ["tracer.py", "finish", "barometer", "barocount"])
     tracer.main()
     assert json.loads(capsys.readouterr().out)["files"] == tracer.collect("barometer", "barocount")
+    assert cleared == [("barometer", "barocount")]
+
+
+def test_symbols_are_those_that_the_kernel_has(
+    tracer: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: Said
+) -> None:
+    asked = ["no_such_function", "vfs_write", "vfs_read", "vfs_read"]
+    monkeypatch.setattr(sys, "argv", ["tracer.py", "symbols", *asked])
+    tracer.main()
+    assert json.loads(capsys.readouterr().out) == ["vfs_read", "vfs_write"]
 
 
 def test_clear_removes_only_the_probes_of_its_group(tracer: ModuleType, tracefs: Path) -> None:

@@ -26,11 +26,12 @@ def test_pass_that_nobody_looked_at_has_no_cost() -> None:
     assert costs_of_looking({"plain": plain(by_1gib())}) == []
 
 
-def test_cost_is_of_the_points_of_the_timing_pass() -> None:
+def test_cost_is_of_the_largest_map_at_the_best_alignment() -> None:
+    small = point("1GiB/1GiB", GIB, {"1GiB": 1})
     passes = {
-        "plain": plain(timed(100, 1000), by_2mib()),
+        "plain": plain(small, timed(100, 1000), by_2mib()),
         "timing": plain(timed(110, 1001)),
-        "counts": map_pass(timed(300, 5000), by_2mib()),
+        "counts": map_pass(small, timed(300, 5000), by_2mib()),
     }
     cold, warm = costs_of_looking(passes)
     assert cold == Cost(
@@ -40,12 +41,15 @@ def test_cost_is_of_the_points_of_the_timing_pass() -> None:
     assert warm.point == "full/1GiB/warm"
 
 
-def test_counts_stand_alone_where_there_is_no_timing() -> None:
-    passes = {"plain": plain(timed(100, 1000), by_2mib()), "counts": map_pass(timed(300, 5000))}
-    assert [cost.point for cost in costs_of_looking(passes)] == [
-        "full/1GiB/cold", "full/1GiB/warm",
+def test_only_the_passes_that_have_a_point_are_held_against_it() -> None:
+    passes = {
+        "plain": plain(timed(100, 1000)),
+        "timing": plain(timed(110, 1001, "warm")),
+        "counts": map_pass(timed(300, 5000)),
+    }
+    assert [(cost.point, {*cost.passes}) for cost in costs_of_looking(passes)] == [
+        ("full/1GiB/cold", {"counts"}), ("full/1GiB/warm", {"timing", "counts"}),
     ]  # fmt: skip
-    assert {*costs_of_looking(passes)[0].passes} == {"counts"}
 
 
 def test_repeats_are_reduced_to_their_median_and_primes_left_out() -> None:
@@ -56,10 +60,8 @@ def test_repeats_are_reduced_to_their_median_and_primes_left_out() -> None:
     assert (cost.point, cost.plain_map, cost.plain_unmap) == ("full/1GiB/warm", 120e-9, 240e-9)
 
 
-def test_sizes_are_points_of_their_own() -> None:
-    small = point("1GiB/1GiB", GIB, {"1GiB": 1}, states=["warm"], map_ns=7)
-    small["samples"].append(sample("warm", GIB, {"1GiB": 1}, map_ns=9))
-    passes = {"plain": plain(small, timed(100, 1)), "timing": plain(small)}
-    [cost] = costs_of_looking(passes)
-    assert cost.point == "1GiB/1GiB/warm"
+def test_even_number_of_repeats_has_the_mean_of_the_middle() -> None:
+    one = timed(7, 1, "warm")
+    one["samples"].append(sample("warm", 32 * GIB, {"1GiB": 32}, map_ns=9))
+    [cost] = costs_of_looking({"plain": plain(one), "timing": plain(one)})
     assert cost.plain_map == pytest.approx(8e-9)

@@ -2,23 +2,37 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from orchestrator.analysis.trial import UNITS, TrialResult, read_result
+from orchestrator.analysis.trial import TrialResult, read_result
 from orchestrator.evidence import TrialDir
-from tests.unit.recorded import BAR, FAILED, MEASURED, PAGES, copied, rewrite, sealed, unpatched
+from orchestrator.scenario import METRICS
+from tests.unit.recorded import (
+    BAR,
+    FAILED,
+    MEASURED,
+    PAGES,
+    copied,
+    rewrite,
+    samples,
+    sealed,
+    snapshots,
+    unpatched,
+)
 
 NEEDED = [
     "guest-0/marks.txt", "guest-0/pci.txt", "guest-1/pci.txt", "guest-1/qemu.log",
     "host/trace-guest-1.txt", "host/stats-guest-1.txt", "host/profile-guest-1.txt",
     "host/clock-guest-1.txt", "map.json", "host/stats-counts.txt", "host/profile-counts.txt",
     "host/clock-counts.txt", "host/hist-lookup.txt", "host/hist-fault.txt", "host/hist-pin.txt",
-    "host/hist-walk.txt",
+    "host/hist-iova_walk.txt",
 ]  # fmt: skip
 
 
@@ -43,13 +57,14 @@ def invalid(trial: Path, reason: str) -> TrialResult:
 def test_recorded_trial_is_measured(trial: Path) -> None:
     result = read_result(TrialDir.open(trial))
     assert (result.kind, result.name, result.arm) == ("measured", MEASURED, "candidate")
-    assert set(result.samples) == set(UNITS)
+    assert set(result.samples) == set(METRICS)
     assert result.value("pfn_lookups_per_map") == 1
     assert result.value("pfn_faults_per_map") == 1
     assert result.value("bar_maps_per_boot") == 12
     assert result.value("bar_unmaps_per_boot") == 12
-    assert result.value("host_boot_seconds") == 6.388
-    assert result.value("guest_boot_seconds") == pytest.approx(22.296, abs=1e-3)
+    assert result.value("iova_lookups_per_unmap") == PAGES
+    assert result.value("host_boot_seconds") == 6.696
+    assert result.value("guest_boot_seconds") == pytest.approx(25.791, abs=1e-3)
     assert len(result.samples["bar_map_seconds"]) == 12
     # the unmap of the last map is no ioctl but the end of QEMU
     assert len(result.samples["bar_unmap_seconds"]) == 11
@@ -67,8 +82,19 @@ def test_unpatched_kernel_looks_every_page_up(tmp_path: Path) -> None:
     result = read_result(unpatched(tmp_path))
     assert (result.kind, result.arm) == ("measured", "baseline")
     assert result.value("pfn_lookups_per_map") == PAGES
-    assert result.value("pfn_faults_per_map") == PAGES
+    assert result.value("pfn_faults_per_map") == 1
     assert result.value("bar_map_seconds") == pytest.approx(0.5)
+    [level] = [level for level in result.findings.levels if level.place == "full/1GiB"]
+    assert [reason.name for reason in level.reasons] == ["no-series"]
+
+
+def test_recorded_trial_is_mapped_at_its_best(trial: Path) -> None:
+    found = read_result(TrialDir.open(trial)).findings
+    guest, host = found.levels
+    assert (guest.place, guest.leaf, guest.best) == ("guest-1", "1GiB", True)
+    assert (host.place, host.leaf, host.stride, host.best) == ("full/1GiB", "1GiB", "1GiB", True)
+    assert list(found.passes) == ["counts"]
+    assert (found.traced, found.breakdowns) == ((), ())
 
 
 def test_failed_trial_is_charged_to_its_arm(tmp_path: Path) -> None:
@@ -243,43 +269,68 @@ def test_trial_is_invalid_when_the_bars_place_is_marked_unset(trial: Path) -> No
     invalid(trial, "bar-not-placed")
 
 
+def dropped(text: str) -> str:
+    more = re.sub(r"Hits: (\d+)", lambda m: f"Hits: {int(m[1]) + 3}", text)
+    return more.replace("Dropped: 0", "Dropped: 3")
+
+
 def test_trial_is_invalid_when_a_histogram_dropped_hits(trial: Path) -> None:
-    rewrite(
-        trial / "host/hist-walk.txt",
-        lambda text: text.replace("Hits: 262144", "Hits: 262147").replace("ped: 0", "ped: 3"),
-    )
+    rewrite(trial / "host/hist-iova_walk.txt", dropped)
     assert "dropped 3 hits" in invalid(trial, "lost-events").message
+
+
+def test_trial_is_invalid_when_a_snapshot_dropped_hits(trial: Path) -> None:
+    snapshots(trial, iova_walk=dropped)
+    assert "'iova_walk': 3" in invalid(trial, "lost-events").message
 
 
 def test_trial_is_invalid_when_histogram_and_probe_disagree(trial: Path) -> None:
     rewrite(
         trial / "host/profile-counts.txt",
-        lambda text: re.sub(r"(lookup\s+)1\b", r"\g<1>2", text),
+        lambda text: re.sub(r"(lookup\s+)2\b", r"\g<1>3", text),
     )
-    assert "the histogram has 1 hits, the probe 2" in invalid(trial, "counts-disagree").message
+    assert "the histogram has 2 hits, the probe 3" in invalid(trial, "counts-disagree").message
 
 
 @pytest.mark.parametrize("name", ["lookup", "pin"])
 def test_trial_is_invalid_when_pages_of_a_map_do_not_add_up(trial: Path, name: str) -> None:
-    rewrite(
-        trial / f"host/hist-{name}.txt",
-        lambda text: text.replace("ret:     262144", "ret: 262143"),
-    )
+    snapshots(trial, **{name: lambda text: text.replace("ret:     262144", "ret: 262143")})
     assert "262143" in invalid(trial, "counts-disagree").message
 
 
-def answer(trial: Path, **changes: object) -> None:
-    rewrite(trial / "map.json", lambda text: json.dumps(json.loads(text) | changes))
+def answer(trial: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    def changed(text: str) -> str:
+        whole = json.loads(text)
+        change(whole)
+        return json.dumps(whole)
+
+    rewrite(trial / "map.json", changed)
 
 
 def test_trial_is_invalid_when_another_bar_was_mapped(trial: Path) -> None:
-    answer(trial, bytes=BAR // 2)
-    invalid(trial, "wrong-bar")
+    answer(trial, lambda whole: whole["passes"]["counts"].update(bar_bytes=BAR // 2))
+    assert f"found was {BAR // 2} bytes, planned were {BAR}" in invalid(trial, "wrong-bar").message
 
 
 def test_trial_is_invalid_when_the_map_has_no_samples(trial: Path) -> None:
-    answer(trial, samples=[])
+    answer(trial, lambda whole: whole["passes"]["counts"]["points"].pop())
     invalid(trial, "missing-evidence")
+
+
+def test_trial_is_invalid_when_a_sample_has_no_histograms(trial: Path) -> None:
+    answer(trial, lambda whole: samples(whole)[-1].pop("snapshots"))
+    invalid(trial, "missing-evidence")
+
+
+@pytest.mark.parametrize("key", ["state", "map_ns", "minor_faults", "unmapped_bytes"])
+def test_trial_is_invalid_when_a_sample_is_not_whole(trial: Path, key: str) -> None:
+    answer(trial, lambda whole: samples(whole)[-1].pop(key))
+    assert repr(key) in invalid(trial, "bad-evidence").message
+
+
+def test_trial_is_invalid_when_a_pass_is_missing(trial: Path) -> None:
+    answer(trial, lambda whole: whole["passes"].clear())
+    invalid(trial, "bad-evidence")
 
 
 def test_trial_is_invalid_when_the_map_is_no_json(trial: Path) -> None:
@@ -288,24 +339,29 @@ def test_trial_is_invalid_when_the_map_is_no_json(trial: Path) -> None:
 
 
 def test_trial_is_invalid_when_an_unmap_was_partial(trial: Path) -> None:
-    samples = json.loads((trial / "map.json").read_text())["samples"]
-    answer(trial, samples=[samples[0] | {"unmapped_bytes": 4096}])
-    invalid(trial, "partial-unmap")
+    answer(trial, lambda whole: samples(whole)[-1].update(unmapped_bytes=4096))
+    assert "bytes unmapped: 4096" in invalid(trial, "counts-disagree").message
+
+
+def test_trial_is_invalid_when_the_thread_saw_other_faults(trial: Path) -> None:
+    answer(trial, lambda whole: samples(whole)[-1].update(minor_faults=3))
+    assert "minor faults of the thread: 3" in invalid(trial, "counts-disagree").message
 
 
 def test_faults_that_mapped_nothing_are_not_counted(trial: Path) -> None:
+    def fell_back(text: str) -> str:
+        found = re.search(r"(?s)\{ order: +18, ret: 100 \}.*Hits: (\d)", text)
+        assert found is not None
+        row = "{ order:         18, ret: 800 } hitcount:          4\n"
+        more = found[0].replace(f"Hits: {found[1]}", f"Hits: {int(found[1]) + 4}")
+        return text.replace(found[0], row + more)
+
+    rewrite(trial / "host/hist-fault.txt", fell_back)
+    snapshots(trial, fault=fell_back)
     rewrite(
-        trial / "host/hist-fault.txt",
-        lambda text: text.replace(
-            "{ order:         18, ret: 100 } hitcount:          1",
-            "{ order:         18, ret: 800 } hitcount:          4\n"
-            "{ order:          9, ret: 100 } hitcount:          2",
-        ).replace("Hits: 1", "Hits: 6"),
+        trial / "host/profile-counts.txt", lambda text: re.sub(r"(fault\s+)2\b", r"\g<1>6", text)
     )
-    rewrite(
-        trial / "host/profile-counts.txt", lambda text: re.sub(r"(fault\s+)1\b", r"\g<1>6", text)
-    )
-    assert judged(trial).value("pfn_faults_per_map") == 2
+    assert judged(trial).value("pfn_faults_per_map") == 1
 
 
 def test_only_the_passes_that_ran_are_judged(trial: Path) -> None:

@@ -245,7 +245,7 @@ def test_refused_probe_is_the_benchs_failure_with_the_kernels_reason(
 ) -> None:
     shell = FakeShell({"armed": False, "why": "Invalid probed address"})
     with (
-        pytest.raises(BenchError, match="timing pass cannot be armed on 7.3") as caught,
+        pytest.raises(BenchError, match=r"timing pass cannot be armed on 7\.3") as caught,
         armed_tracer(host_of(shell, "tcg"), "timing", "map", GIB, trial),
     ):
         pytest.fail("it is not armed")

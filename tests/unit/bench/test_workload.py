@@ -216,7 +216,7 @@ def test_passes_that_are_done_are_on_disk_when_a_later_one_fails(
     shell: FakeShell, trial: TrialWriter
 ) -> None:
     shell.armed = {"armed": False, "why": "no such function"}
-    with pytest.raises(BenchError, match="cannot be armed on 7.3") as caught:
+    with pytest.raises(BenchError, match=r"cannot be armed on 7\.3") as caught:
         mapped(shell, trial, ["plain", "counts"])
     assert caught.value.evidence == "no such function"
     assert set(json.loads((trial.path / "map.json").read_text())["passes"]) == {"plain"}
