@@ -60,7 +60,7 @@ def test_ioctls_have_their_numbers(name: str, number: int) -> None:
 
 def test_no_operation_does_nothing() -> None:
     agent_map = agent("map")
-    with open(os.devnull, "rb") as file:
+    with Path(os.devnull).open("rb") as file:
         before = os.get_inheritable(file.fileno())
         assert agent_map.timed(file.fileno(), agent_map.NO_OPERATION, bytearray(32)) > 0
         assert os.get_inheritable(file.fileno()) == before is False
@@ -68,7 +68,7 @@ def test_no_operation_does_nothing() -> None:
 
 def test_ioctl_that_is_refused_is_named() -> None:
     agent_map = agent("map")
-    with open(os.devnull, "rb") as file, pytest.raises(OSError, match="VFIO_IOMMU_MAP_DMA"):
+    with Path(os.devnull).open("rb") as file, pytest.raises(OSError, match="VFIO_IOMMU_MAP_DMA"):
         agent_map.timed(file.fileno(), agent_map.MAP_DMA, bytearray(32))
 
 
@@ -174,7 +174,7 @@ def test_setting_that_is_not_there_is_none(tmp_path: Path) -> None:
 
 
 def test_instrument_is_measured_many_times() -> None:
-    with open(os.devnull, "rb") as file:
+    with Path(os.devnull).open("rb") as file:
         found = agent("map").instrument(file.fileno())
     assert set(found) == {"clock_ns", "empty_ioctl_ns"}
     assert all(len(values) == 16 and min(values) >= 0 for values in found.values())

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 from typing import Literal
 
 import pytest
@@ -11,17 +12,21 @@ from hypothesis import strategies as st
 
 from orchestrator.analysis.comparison import (
     LARGE_FLOOR,
+    LEAST_GINSN,
     MANY_TRIALS,
+    RESOLUTION,
     SMALL_FLOOR,
     Comparison,
     compare,
     exit_code,
+    laws,
     metric_verdict,
     to_json,
 )
 from orchestrator.analysis.trial import TrialResult, read_result
 from orchestrator.evidence import TrialDir
 from orchestrator.scenario import ArmName, Metric, Scenario
+from tests.unit.fabricated import scenario_of_it, sealed_map_trial
 from tests.unit.recorded import copied, unpatched
 from tests.unit.scenarios import scenario
 
@@ -316,3 +321,177 @@ def test_guests_that_ran_differently_are_not_compared() -> None:
     comparison = compare(chosen, KERNELS, results, planned=2, accel="tcg")
     assert comparison.verdict == "invalid"
     assert exit_code(chosen, comparison) == 4
+
+
+@pytest.mark.parametrize(
+    ("baseline", "candidate", "verdict"),
+    [
+        ([10.0], [10.0], "equivalent"),
+        ([10.0], [10.004], "equivalent"),
+        ([10.0], [9.996], "equivalent"),
+        ([10.0], [10.006], "regressed"),
+        ([10.0], [9.994], "improved"),
+        # 400 instructions are an allocation that took another path
+        ([10_000e-9], [10_399e-9], "equivalent"),
+        ([10_000e-9], [10_500e-9], "regressed"),
+        ([10_000e-9], [9_500e-9], "improved"),
+        ([10.0, 10.001, 10.002], [9.9, 9.95, 10.0005], "inconclusive"),
+        ([10.0, 10.02], [9.0, 10.01], "inconclusive"),
+        ([10.04, 10.0417], [0.000118, 0.000117], "improved"),
+    ],
+)
+def test_verdict_of_instructions_is_as_fine_as_they_repeat(
+    baseline: list[float], candidate: list[float], verdict: str
+) -> None:
+    assert metric_verdict("Ginsn", baseline, candidate) == verdict
+
+
+@given(SECONDS, SECONDS)
+def test_verdict_of_instructions_turns_round_with_the_arms(
+    baseline: list[float], candidate: list[float]
+) -> None:
+    turned = {"improved": "regressed", "regressed": "improved"}
+    verdict = metric_verdict("Ginsn", baseline, candidate)
+    assert metric_verdict("Ginsn", candidate, baseline) == turned.get(verdict, verdict)
+    assert metric_verdict("Ginsn", baseline, baseline) == "equivalent"
+    if verdict in turned:
+        apart = abs(median(candidate) - median(baseline))
+        assert apart > LEAST_GINSN
+        assert max(median(candidate), median(baseline)) > RESOLUTION * min(
+            median(candidate), median(baseline)
+        )
+
+
+@pytest.mark.parametrize(
+    ("accel", "unit", "verdict", "code"),
+    [("exact", "Ginsn", "improved", 0), ("tcg", "s", "inconclusive", 4)],
+)
+def test_seconds_of_an_exact_host_are_instructions(
+    accel: str, unit: str, verdict: str, code: int
+) -> None:
+    chosen = scenario(f"expect.{MAPS}=improved")
+    comparison = compare(chosen, KERNELS, both(1.0, 0.99), 2, accel)
+    [metric] = comparison.metrics
+    assert (metric.unit, metric.verdict) == (unit, verdict)
+    assert exit_code(chosen, comparison) == code
+    assert to_json(comparison)["arms"]["baseline"]["metrics"][MAPS]["unit"] == unit
+
+
+def test_counts_of_an_exact_host_are_counts() -> None:
+    [metric] = compare(scenario(), KERNELS, both(7, 7, LOOKUPS), 2, "exact").metrics
+    assert (metric.unit, metric.verdict) == ("count", "equivalent")
+
+
+@pytest.mark.parametrize(("candidate", "code"), [(1.0004, 0), (1.0006, 1)])
+def test_not_regressed_is_as_fine_as_instructions_repeat(candidate: float, code: int) -> None:
+    chosen = scenario(f"expect.{MAPS}=not-regressed")
+    assert exit_code(chosen, compare(chosen, KERNELS, both(1, candidate), 2, "exact")) == code
+
+
+@pytest.fixture(scope="module")
+def map_results(tmp_path_factory: pytest.TempPathFactory) -> list[TrialResult]:
+    folder = tmp_path_factory.mktemp("maps")
+    return [
+        read_result(sealed_map_trial(folder, "baseline", series=False, number=1)),
+        read_result(sealed_map_trial(folder)),
+    ]
+
+
+def of_maps(results: list[TrialResult], *overrides: str) -> tuple[Comparison, int]:
+    chosen = scenario_of_it(*overrides)
+    comparison = compare(chosen, KERNELS, results, len(results), "exact")
+    return comparison, exit_code(chosen, comparison)
+
+
+def test_points_are_compared_each_for_itself(map_results: list[TrialResult]) -> None:
+    comparison, code = of_maps(
+        map_results,
+        "expect.bar_map_seconds=improved",
+        'expect."pfn_lookups_per_map@full/2MiB/warm"=improved',
+        'expect."pfn_lookups_per_map@full/4KiB/warm"=equivalent',
+        'expect."bar_unmap_seconds@full/1GiB/cold"=regressed',
+    )
+    assert code == 0
+    unmap = comparison.metric("bar_unmap_seconds@full/1GiB/cold")
+    assert unmap is not None
+    assert (unmap.unit, unmap.verdict) == ("Ginsn", "regressed")
+    names = [m.name for m in comparison.metrics]
+    assert len(names) == len(set(names)) == 90
+    # the plain names first, in the order of every run
+    assert names[:3] == ["bar_map_seconds", "bar_unmap_seconds", "pfn_lookups_per_map"]
+
+
+def test_point_that_was_not_as_expected_is_exit_code_1(map_results: list[TrialResult]) -> None:
+    wanted = 'expect."pfn_lookups_per_map@full/4KiB/warm"=improved'
+    assert of_maps(map_results, wanted)[1] == 1
+
+
+def test_laws_are_of_each_alignment_and_state(map_results: list[TrialResult]) -> None:
+    comparison, _ = of_maps(map_results)
+    old, new = laws(comparison, "baseline"), laws(comparison, "candidate")
+    assert set(old) == set(new) == {
+        f"{what}/{alignment}/{state}"
+        for what in ("map", "unmap") for alignment in ("1GiB", "2MiB", "4KiB")
+        for state in ("cold", "warm")
+    }  # fmt: skip
+    assert (new["map/1GiB/warm"].kind, new["map/1GiB/warm"].unit) == ("flat", "1GiB")
+    assert new["map/1GiB/warm"].per_unit == pytest.approx(1200e-9)
+    assert (new["map/2MiB/cold"].unit, new["map/4KiB/warm"].unit) == ("2MiB", "4KiB")
+    assert {old[f"map/{a}/warm"].unit for a in ("1GiB", "2MiB", "4KiB")} == {"4KiB"}
+    assert new["unmap/1GiB/cold"].per_unit == pytest.approx(200e-9)
+    assert old["unmap/1GiB/cold"].per_unit == pytest.approx(150e-9)
+
+
+def test_laws_need_three_sizes_and_the_full_bar_is_one(map_results: list[TrialResult]) -> None:
+    few = [
+        TrialResult(
+            r.name, r.arm, r.kind, findings=r.findings,
+            samples={n: v for n, v in r.samples.items() if "2GiB" not in n},
+        )
+        for r in map_results
+    ]  # fmt: skip
+    assert laws(of_maps(few)[0], "baseline") == {}
+    without = [
+        TrialResult(
+            r.name, r.arm, r.kind, findings=r.findings,
+            samples={n: v for n, v in r.samples.items() if "@" in n},
+        )
+        for r in map_results
+    ]  # fmt: skip
+    assert "map/1GiB/warm" not in laws(of_maps(without)[0], "baseline")
+    assert "map/1GiB/cold" in laws(of_maps(without)[0], "baseline")
+
+
+def test_guest_boots_have_no_laws() -> None:
+    assert laws(compared(both(4, 1))[0], "baseline") == {}
+
+
+def test_json_shows_what_maps_show(map_results: list[TrialResult]) -> None:
+    arms = json.loads(json.dumps(to_json(of_maps(map_results)[0]), allow_nan=False))["arms"]
+    old, new = arms["baseline"], arms["candidate"]
+    places = [level["place"] for level in old["levels"]]
+    assert places[:4] == ["1GiB/1GiB", "2GiB/1GiB", "full/1GiB", "1GiB/2MiB"]
+    full = places.index("full/1GiB")
+    assert new["levels"][full] == {
+        "place": "full/1GiB", "leaf": "1GiB", "stride": "1GiB", "iommu_leaf": None, "reasons": [],
+    }  # fmt: skip
+    [reason] = old["levels"][full]["reasons"]
+    assert reason["name"] == "no-series"
+    assert old["scaling"]["map/1GiB/warm"]["kind"] == "linear"
+    assert new["scaling"]["map/1GiB/warm"] == {
+        "kind": "flat", "unit": "1GiB", "fixed": pytest.approx(6000e-9),
+        "per_unit": pytest.approx(1200e-9), "residual": pytest.approx(0, abs=1e-9),
+    }  # fmt: skip
+    assert [cost["point"] for cost in new["looking"]] == ["full/1GiB/cold", "full/1GiB/warm"]
+    assert set(new["looking"][0]["passes"]) == {"timing", "counts"}
+    assert [(b["operation"], b["state"]) for b in new["instructions"]] == [
+        ("map", "cold"), ("map", "warm"), ("unmap", "warm"),
+    ]  # fmt: skip
+    assert new["instructions"][0]["functions"]["vaddr_get_pfns"] == 4800
+    assert new["instructions"][0]["total"] == 12900
+
+
+def test_json_of_an_arm_without_maps_has_nothing_of_them(map_results: list[TrialResult]) -> None:
+    arms = to_json(of_maps([map_results[0], ended("candidate")])[0])["arms"]
+    assert "levels" in arms["baseline"]
+    assert not {"levels", "scaling", "looking", "instructions"} & set(arms["candidate"])

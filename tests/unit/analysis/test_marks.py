@@ -44,7 +44,8 @@ def test_mark_without_a_start_is_no_boot_time() -> None:
 @pytest.mark.parametrize(
     "line",
     ["E 1 started", 'E 1 started {"pid": 1}', "E 1 started []", 'E 1 started {"start_ns": null}',
-     "E 1 tables", "E 1 tables many", "E 1 tables -4096", "E x mark", "E", "E 1", "X 1 mark", "C 1 unquoted", "C 1 7", "P 1 2 3", "",
+     "E 1 tables", "E 1 tables many", "E 1 tables -4096", "E x mark", "E", "E 1", "X 1 mark",
+     "C 1 unquoted", "C 1 7", "P 1 2 3", "",
      "mark", "E -1 mark"],
 )  # fmt: skip
 def test_line_that_says_nothing_is_skipped(line: str) -> None:

@@ -188,7 +188,7 @@ class FakeShell:
 def host_of(shell: FakeShell, accel: str) -> Host:
     return cast(Host, SimpleNamespace(
         shell=shell, accel=accel, release="7.3", agent=lambda *words: [*words],
-        undo=lambda argv: shell.run(argv),
+        undo=shell.run,
     ))  # fmt: skip
 
 
