@@ -11,6 +11,9 @@ The request is a line of JSON; an empty one asks for the whole BAR, cold and war
     snapshots   {NAME: PATH}: files that are read after each sample
     rest        seconds of sleep before each ioctl, in which the kernel gets done with what came
                 before: while an RCU grace period waits, each timer tick costs more
+    realtime    true: run as SCHED_FIFO. A task that becomes due in the middle of a long unmap, on
+                a kernel that does not preempt it, makes every preempt_enable() of its loops cost
+                more until it is done (1 % seen); none becomes due before a real-time task
     step        true: before each ioctl print {"next": "map" | "unmap"} and wait for a line
 
 The answer is JSON, a line each:
@@ -69,7 +72,7 @@ IOVA = 1 << 36
 WHOLE = {"name": "full/1GiB", "size": "full", "alignment": GIB, "states": ["cold", "warm"]}
 DEFAULTS: dict[str, Any] = {
     "backend": "type1", "thp": "inherit", "repeats": 1, "points": [WHOLE], "within": False,
-    "snapshots": {}, "rest": 0, "step": False,
+    "snapshots": {}, "rest": 0, "realtime": False, "step": False,
 }  # fmt: skip
 PR_SET_THP_DISABLE, PR_GET_THP_DISABLE = 41, 42
 MADVISE = {"hugepage": 14, "nohugepage": 15}
@@ -347,6 +350,8 @@ def measure(bdf: str) -> None:
     if request["thp"] == "disable" and libc.prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0) != 0:
         code = ctypes.get_errno()
         raise OSError(code, f"PR_SET_THP_DISABLE: {os.strerror(code)}")
+    if request["realtime"]:
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
     gc.disable()
     agent = Agent(bdf, request)
     say("agent", {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping as MappingType
 from dataclasses import dataclass
-from statistics import median
+from statistics import median, median_low
 
 from orchestrator.analysis.maps import MapPass
 
@@ -50,6 +50,7 @@ def _medians(found: MapPass) -> dict[str, tuple[float, float]]:
         for state in sorted({s.state for s in place.samples} - {"prime"}):
             samples = place.of_state(state)
             result[f"{place.name}/{state}"] = (
-                median(s.map_seconds for s in samples), median(s.unmap_seconds for s in samples),
+                median_low(s.map_seconds for s in samples),
+                median_low(s.unmap_seconds for s in samples),
             )  # fmt: skip
     return result

@@ -111,15 +111,11 @@ def _cmdline(scenario: Scenario, accel: Accel, token: str) -> str:
     # panic=-1: reboot at once, which ends the machine; its console has the reason
     # Emulated processors share one TSC; not knowing that, the kernel would take the HPET
     clock = ["tsc=reliable"] if accel != "kvm" else []
-    # what wakes up every few seconds in the kernel; see settle()
-    quiet = ["nowatchdog", "psi=0", "cgroup_disable=memory"]
-    alone = accel == "exact" and scenario.workload == "map"
     words = [
         "console=ttyS0",
         "panic=-1",
         iommu,
         *clock,
-        *(quiet if alone else []),
         f"barometer.token={token}",
         scenario.host.cmdline,
     ]

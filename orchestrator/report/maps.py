@@ -4,6 +4,7 @@ cost of looking, and where the instructions go."""
 from __future__ import annotations
 
 from statistics import median
+from textwrap import wrap
 
 from orchestrator.abi import LEAVES
 from orchestrator.analysis.breakdown import Breakdown
@@ -18,6 +19,7 @@ from orchestrator.scenario import ARMS
 
 _MOST_FUNCTIONS = 14
 _LEAST_SHARE = 0.02
+_WIDTH = 100
 
 
 def map_sections(comparison: Comparison, *, exact: bool) -> str:
@@ -34,7 +36,17 @@ def map_sections(comparison: Comparison, *, exact: bool) -> str:
         _parts(shown["baseline"], shown["candidate"], exact=exact),
         *(_breakdown(arm, b, shown[arm]) for arm in ARMS for b in shown[arm].breakdowns),
     ]
-    return "\n".join(part for part in parts if part)
+    return "\n".join(_wrapped(part) for part in parts if part)
+
+
+def _wrapped(text: str) -> str:
+    lines: list[str] = []
+    for line in text.splitlines():
+        indent = " " * (len(line) - len(line.lstrip()))
+        lines += wrap(
+            line, _WIDTH, subsequent_indent=f"{indent}    ", break_long_words=False
+        ) or [""]  # fmt: skip
+    return "\n".join(lines) + "\n"
 
 
 def _quantity(seconds: float, *, exact: bool) -> str:
@@ -89,7 +101,7 @@ def _level(arm: str, level: Level, place: Place | None) -> str:
             f" {_plural(sum(counts.lookups.values()), 'lookup')} of {level.stride} each;"
             f" {counts.iova_walks} IOMMU walks on unmap"
         )
-    return f"    {arm:<10} {words}" + ("; nothing is better" if level.best else "")
+    return f"    {arm:<10} {words}" + (" (best)" if level.best else "")
 
 
 def _plural(count: int, noun: str) -> str:
@@ -142,16 +154,21 @@ def _looking(baseline: Findings, candidate: Findings, *, exact: bool) -> str:
     return "\n".join([head, *lines]) + "\n"
 
 
+def _share(value: float) -> str:
+    return f"{value:.2%}" if value >= 1e-4 else "under 0.01%"
+
+
 def _cost(arm: str, cost: Cost, *, exact: bool) -> list[str]:
     def change(value: float, base: float) -> str:
         return f"{value / base - 1:+.2%}" if abs(value / base - 1) >= 5e-5 else "+0.00%"
 
+    clock, call = cost.instrument / cost.plain_map, cost.call / cost.plain_map
     lines = [
         f"  {arm} {cost.point}: map {_quantity(cost.plain_map, exact=exact)}, unmap"
         f" {_quantity(cost.plain_unmap, exact=exact)}; of the map, the clock's own"
-        f" {_quantity(cost.instrument, exact=exact)} ({cost.instrument / cost.plain_map:.2%}), an"
+        f" {_quantity(cost.instrument, exact=exact)} ({_share(clock)}), an"
         f" empty ioctl {_quantity(cost.call, exact=exact)}"
-        f" ({cost.call / cost.plain_map:.2%})"
+        f" ({_share(call)})"
     ]
     for which, (mapped, unmapped) in cost.passes.items():
         lines.append(
