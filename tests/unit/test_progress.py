@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import re
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from rich.console import Console
@@ -57,3 +58,72 @@ def test_live_line_on_a_terminal_shows_the_innermost_stage_and_detail() -> None:
         assert len(progress._line().plain) < 70
     assert progress._line().plain == ""
     assert "outer ..." not in out.getvalue()
+
+
+def test_lane_says_its_label_before_each_of_its_lines() -> None:
+    progress, out = plain()
+    with progress.stage("2 trials, 2 at once"):
+        with (
+            progress.lane("0001-baseline") as one,
+            progress.lane("0002-candidate") as two,
+            one.stage("host: boot"),
+            two.stage("host: boot"),
+        ):
+            two.note("something")
+        progress.note("of all")
+    lines = re.sub(r"\d+\.\d s", "N s", out.getvalue()).splitlines()
+    assert lines == [
+        "2 trials, 2 at once ...",
+        "0001-baseline: host: boot ...",
+        "0002-candidate: host: boot ...",
+        "0002-candidate:   something",
+        "0002-candidate: host: boot: N s",
+        "0001-baseline: host: boot: N s",
+        "  of all",
+        "2 trials, 2 at once: N s",
+    ]
+
+
+def test_live_line_shows_where_each_lane_is() -> None:
+    out = io.StringIO()
+    progress = Progress(Console(file=out, force_terminal=True, width=120))
+    with progress.stage("2 trials, 2 at once"):
+        with progress.lane("0001") as one, progress.lane("0002") as two:
+            assert "2 trials" in progress._line().plain  # neither has begun
+            with one.stage("host: boot"):
+                one.detail("Linux")
+                assert re.search(r"s\] 0001: host: boot 0 s  Linux$", progress._line().plain)
+                with two.stage("host: boot"), two.stage("inner"):
+                    assert re.search(
+                        r"0001: host: boot 0 s  Linux  0002: inner 0 s", progress._line().plain
+                    )
+        assert "0001" not in progress._line().plain
+        assert "2 trials" in progress._line().plain
+
+
+def test_lane_that_fails_is_gone_from_the_live_line() -> None:
+    progress = Progress(Console(file=io.StringIO(), force_terminal=True, width=80))
+    with progress.stage("all"):
+        with (
+            pytest.raises(ValueError, match="no"),
+            progress.lane("0001") as lane,
+            lane.stage("host"),
+        ):
+            raise ValueError("no")
+        assert "0001" not in progress._line().plain
+
+
+def test_lanes_of_many_threads_do_not_mix_their_lines() -> None:
+    progress, out = plain()
+
+    def work(number: int) -> None:
+        with progress.lane(f"{number:04d}") as lane:
+            for _ in range(20):
+                with lane.stage("x" * 50):
+                    pass
+
+    with progress.stage("all"), ThreadPoolExecutor(8) as pool:
+        list(pool.map(work, range(8)))
+    lines = out.getvalue().splitlines()[1:-1]
+    assert len(lines) == 8 * 20 * 2
+    assert all(re.fullmatch(r"\d{4}: x{50}( \.\.\.|: \d+\.\d s)", line) for line in lines)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from orchestrator.errors import ScenarioError
 from orchestrator.scenario import (
+    AT_POINTS,
     GIB,
     KIB,
     MIB,
@@ -25,7 +26,7 @@ from orchestrator.scenario import (
     parse_scenario,
     parse_size,
 )
-from tests.unit.scenarios import MINIMAL, scenario
+from tests.unit.scenarios import MAPS, MINIMAL, map_scenario, scenario
 
 SHIPPED = sorted((Path(__file__).parents[2] / "fixtures/scenarios").glob("*.toml"))
 UNITS = {"KiB": KIB, "MiB": MIB, "GiB": GIB, "TiB": TIB}
@@ -135,7 +136,7 @@ def test_package_kernel_without_suite_and_version_is_refused() -> None:
         ("arms.baseline.kernel.dri=x", 'kernel.dri: unknown key; did you mean "dir"?'),
         ("expect.bar_map_secs=improved", 'expect.bar_map_secs: "bar_map_secs" is no metric of '
                                          'this scenario; did you mean "bar_map_seconds"?'),
-        ("expect.bar_map_seconds=better", "valid: improved, not-regressed, regressed"),
+        ("expect.bar_map_seconds=better", "valid: improved, equivalent, not-regressed, regressed"),
         ("trials.pairs=0", "trials.pairs: "),
         ("host.memory=4GB", 'host.memory: \'4GB\' is not a size; write it like "32GiB"'),
         ("host.phys_bits=53", "host.phys_bits: "),
@@ -149,6 +150,180 @@ def test_wrong_key_is_named_with_the_nearest_valid_one(override: str, expected: 
     message = error_of(MINIMAL, override)
     assert expected in message
     assert message.startswith("x.toml: ")
+
+
+def test_exact_host_has_one_cpu_by_default() -> None:
+    assert scenario().host.cpus == 2
+    assert scenario("host.accel=exact").host.cpus == 1
+    assert scenario("host.accel=exact", "host.cpus=1").host.cpus == 1
+
+
+@pytest.mark.parametrize("cpus", [2, 64])
+def test_exact_host_with_more_cpus_is_refused(cpus: int) -> None:
+    message = error_of(MINIMAL, "host.accel=exact", f"host.cpus={cpus}")
+    assert f'host: accel = "exact" counts the instructions of one CPU; cpus is {cpus}' in message
+
+
+def test_guest_boot_needs_a_guest() -> None:
+    assert 'workload = "guest-boot" needs a [guest] with a kernel' in error_of(
+        MAPS, "workload=guest-boot", "host.accel=tcg"
+    )
+    assert map_scenario().guest is None
+
+
+def test_guest_of_a_map_is_not_asked_to_fit() -> None:
+    assert map_scenario("guest.kernel.dir=guest", "guest.memory=64GiB").guest is not None
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["workload=guest-boot", "guest.kernel.dir=x"], 'profile is a pass of workload = "map"'),
+        (["host.accel=tcg"], 'profile needs host.accel = "exact"'),
+        (["host.accel=auto"], 'profile needs host.accel = "exact"'),
+        ([], None),
+    ],
+)
+def test_profile_needs_maps_on_an_exact_host(overrides: list[str], expected: str | None) -> None:
+    profile = 'trace.passes=["plain", "profile"]'
+    if expected is None:
+        assert "profile" in map_scenario(profile, *overrides).trace.passes
+    else:
+        assert expected in error_of(MAPS, profile, *overrides)
+
+
+def test_timing_of_iommufd_is_refused() -> None:
+    assert "vfio_iommu_type1" in error_of(MAPS, "map.backend=iommufd")
+    kept = map_scenario("map.backend=iommufd", 'trace.passes=["plain", "counts"]')
+    assert kept.map.backend == "iommufd"
+    # a guest boot does not map by the agent's backend
+    assert scenario("map.backend=iommufd").trace.passes == ("plain", "timing", "counts")
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ('map.sizes=["64GiB"]', "map.sizes: 64GiB is not in a BAR of 32GiB"),
+        ('map.sizes=["1TiB", "full"]', "map.sizes: 1TiB is not in a BAR of 32GiB"),
+        ('map.sizes=["2KiB"]', "map.sizes: 2KiB is not in a BAR of 32GiB"),
+        ('map.sizes=["half"]', "'half' is not a size"),
+        ('map.sizes=["0GiB"]', "is not a size"),
+        ("map.sizes=[]", "map.sizes"),
+        ("map.sizes=[4096]", "4096 is not a size"),
+        ('map.sizes=["1GiB", "1024MiB"]', "map.sizes names a value twice"),
+        ('map.alignment=["1GiB", "1GiB"]', "map.alignment names a value twice"),
+        ('map.state=["warm", "warm"]', "map.state names a value twice"),
+        ('map.alignment=["2MB"]', 'did you mean "2MiB"?'),
+        ('map.state=["hot"]', "map.state"),
+        ("map.repeats=0", "map.repeats"),
+        ("map.backend=type2", 'did you mean "type1"?'),
+        ("map.thp=never", "map.thp"),
+        ("map.size=full", 'map.size: unknown key; did you mean "sizes"?'),
+        ("host.settle=-1", "host.settle"),
+    ],
+)
+def test_wrong_map_is_refused(override: str, expected: str) -> None:
+    assert expected in error_of(MAPS, override)
+
+
+def test_points_are_in_the_order_of_measuring() -> None:
+    points = map_scenario(
+        'map.sizes=["full", "1GiB"]',
+        'map.alignment=["4KiB", "1GiB"]',
+        'map.state=["warm", "cold"]',
+    ).points()
+    assert [p.name for p in points] == [
+        "full/1GiB/cold", "full/1GiB/warm", "1GiB/1GiB/cold", "1GiB/1GiB/warm",
+        "full/4KiB/cold", "full/4KiB/warm", "1GiB/4KiB/cold", "1GiB/4KiB/warm",
+    ]  # fmt: skip
+    assert [p.size for p in points[:3]] == [32 * GIB, 32 * GIB, GIB]
+    assert [p.name for p in points if p.headline] == ["full/1GiB/warm"]
+
+
+def test_metric_of_a_point_has_its_name_but_for_the_headline() -> None:
+    cold, warm = map_scenario().points()
+    assert cold.metric("bar_map_seconds") == "bar_map_seconds@full/1GiB/cold"
+    assert warm.metric("bar_map_seconds") == "bar_map_seconds"
+
+
+@pytest.mark.parametrize("sizes", [["32GiB"], ["full"], ["32GiB", "full"], ["full", "32GiB"]])
+def test_size_of_the_whole_bar_is_the_headline_once(sizes: list[str]) -> None:
+    points = map_scenario(f"map.sizes={json.dumps(sizes)}").points()
+    name = "full" if "full" in sizes else "32GiB"
+    assert [p.name for p in points] == [f"{name}/1GiB/cold", f"{name}/1GiB/warm"]
+    assert [p.headline for p in points] == [False, True]
+
+
+def test_scenario_without_the_best_point_has_no_headline() -> None:
+    for override in ('map.state=["cold"]', 'map.alignment=["2MiB"]', 'map.sizes=["1GiB"]'):
+        assert not [p for p in map_scenario(override).points() if p.headline]
+
+
+def test_guest_boot_has_one_point_for_its_counts() -> None:
+    [point] = scenario("map.repeats=7", 'map.alignment=["4KiB"]').points()
+    assert (point.name, point.metric("pfn_lookups_per_map")) == (
+        "full/1GiB/cold", "pfn_lookups_per_map",
+    )  # fmt: skip
+
+
+@given(
+    st.sets(st.sampled_from(["full", "4KiB", "2MiB", "1GiB", "32GiB"]), min_size=1),
+    st.sets(st.sampled_from(["1GiB", "2MiB", "4KiB"]), min_size=1),
+    st.sets(st.sampled_from(["cold", "warm"]), min_size=1),
+)
+def test_points_have_names_of_their_own(
+    sizes: set[str], alignments: set[str], states: set[str]
+) -> None:
+    points = map_scenario(
+        f"map.sizes={json.dumps(sorted(sizes))}",
+        f"map.alignment={json.dumps(sorted(alignments))}",
+        f"map.state={json.dumps(sorted(states))}",
+    ).points()
+    kinds = len(sizes - {"32GiB"} if "full" in sizes else sizes)
+    assert len(points) == len({p.name for p in points}) == kinds * len(alignments) * len(states)
+    assert sum(p.headline for p in points) <= 1
+    names = {p.metric(base) for p in points for base in AT_POINTS}
+    assert len(names) == len(points) * len(AT_POINTS)
+
+
+def test_expectation_of_a_point_is_set_with_a_quoted_key() -> None:
+    name = "pfn_lookups_per_map@full/1GiB/cold"
+    chosen, text = parse_scenario(MAPS, "x", overrides=[f'expect."{name}"=improved'])
+    assert chosen.expect == {name: "improved"}
+    assert parse_scenario(text, "x")[0] == chosen
+    assert map_scenario(f"expect.'{name}'=improved").expect == {name: "improved"}
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        (
+            "pfn_lookups_per_map@full/1GiB/warm",
+            'did you mean "pfn_lookups_per_map@full/1GiB/cold"?',
+        ),
+        (
+            "pfn_lookups_per_map@full/2MiB/cold",
+            'did you mean "pfn_lookups_per_map@full/1GiB/cold"?',
+        ),
+        ("guest_boot_seconds@full/1GiB/cold", "is no metric of this scenario"),
+        ("@full/1GiB/cold", "is no metric of this scenario"),
+    ],
+)
+def test_expectation_of_a_point_that_there_is_not_is_refused(name: str, said: str) -> None:
+    message = error_of(MAPS, f'expect."{name}"=improved')
+    assert f'"{name}" is no metric of this scenario' in message
+    assert said in message
+
+
+def test_guest_boot_expects_nothing_of_points() -> None:
+    assert "is no metric" in error_of(MINIMAL, 'expect."bar_map_seconds@full/1GiB/warm"=improved')
+
+
+def test_point_may_be_expected_in_a_file() -> None:
+    name = "bar_unmap_seconds@1GiB/4KiB/warm"
+    text = MAPS + f'[expect]\n"{name}" = "regressed"\n'
+    overrides = ('map.sizes=["1GiB"]', 'map.alignment=["4KiB"]')
+    assert scenario(*overrides, text=text).expect == {name: "regressed"}
 
 
 def test_missing_key_is_named() -> None:
@@ -242,6 +417,19 @@ def test_schema_describes_every_key() -> None:
     assert "power of two" in bar["description"]
     assert bar["default"] == "32GiB"
     assert schema["additionalProperties"] is False
+
+
+def test_schema_has_every_key_of_a_map() -> None:
+    found = json_schema()["$defs"]["Map"]["properties"]
+    assert set(found) == {"sizes", "alignment", "state", "repeats", "backend", "thp"}
+    assert found["sizes"]["items"]["examples"] == ["full"]
+    assert all(key["description"] for key in found.values())
+
+
+def test_map_survives_its_own_json() -> None:
+    chosen = map_scenario('map.sizes=["1GiB", "full"]')
+    assert chosen.map.sizes == (GIB, "full")
+    assert Scenario.model_validate_json(chosen.model_dump_json()) == chosen
 
 
 def test_scenario_survives_its_own_json() -> None:
