@@ -15,9 +15,10 @@ import pytest
 from orchestrator import __version__
 from orchestrator.cli import _run
 from orchestrator.evidence import TrialDir
+from tests.unit.fabricated import sealed_map_trial
 from tests.unit.kernels.fakes import folder_kernel
 from tests.unit.recorded import FAILED, MEASURED, RUN, copied, sealed, unpatched
-from tests.unit.scenarios import MINIMAL
+from tests.unit.scenarios import MAPS, MINIMAL
 
 Said = pytest.CaptureFixture[str]
 
@@ -102,6 +103,59 @@ def test_plan_shows_trials_and_exact_kernels(
     assert [line.split()[0] for line in out.splitlines()[4:]] == [
         "0001-baseline", "0002-candidate", "0003-candidate", "0004-baseline",
     ]  # fmt: skip
+
+
+def test_plan_of_maps_shows_their_points(barometer: Command, capsys: Said, scenario: Path) -> None:
+    scenario.write_text(MAPS)
+    assert barometer("plan", scenario, "--set", 'map.sizes=["1GiB", "full"]') == 0
+    out = capsys.readouterr().out
+    assert out.startswith("maps: map, ivshmem with a BAR of 32GiB, passes plain, timing, counts\n")
+    assert "points     1GiB/1GiB/cold, 1GiB/1GiB/warm, full/1GiB/cold, full/1GiB/warm\n" in out
+    assert "guest" not in out
+
+
+def test_plan_of_an_exact_guest_boot_shows_a_pass_for_each_trial(
+    barometer: Command, capsys: Said, scenario: Path
+) -> None:
+    assert barometer("plan", scenario, "--set", "host.accel=exact") == 0
+    lines = capsys.readouterr().out.splitlines()[4:]
+    assert lines[0] == "  0001-baseline  pair 1, plain"
+    assert lines[3] == "  0004-candidate  pair 1, timing"
+    assert len(lines) == 6
+
+
+def test_expectation_of_a_point_is_set_on_the_command_line(
+    barometer: Command, capsys: Said, scenario: Path
+) -> None:
+    scenario.write_text(MAPS)
+    metric = "pfn_lookups_per_map@full/1GiB/"
+    assert barometer("plan", scenario, "--set", f'expect."{metric}cold"=improved') == 0
+    assert barometer("plan", scenario, "--set", f'expect."{metric}tepid"=improved') == 2
+    assert f'did you mean "{metric}cold"?' in capsys.readouterr().err
+
+
+def test_report_of_maps_is_judged_like_any_other(
+    barometer: Command, capsys: Said, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    for name, series in (("baseline", False), ("candidate", True)):
+        sealed_map_trial(run / "trials", name, series=series, number=1 + series)
+    plan = json.loads((RUN / "plan.json").read_text())
+    (run / "plan.json").write_text(json.dumps(plan | {"accel": "exact", "guest_kernel": None}))
+    wanted = '"pfn_lookups_per_map@full/4KiB/warm" = "equivalent"'
+    text = MAPS + (
+        '[device]\nbar = "4GiB"\n[map]\nsizes = ["1GiB", "2GiB", "full"]\n'
+        f'alignment = ["1GiB", "2MiB", "4KiB"]\n[expect]\nbar_map_seconds = "improved"\n{wanted}\n'
+    )
+    (run / "scenario.toml").write_text(text)
+    assert barometer("report", run) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("maps: improved\n")
+    assert "pfn_lookups_per_map@full/4KiB/warm: equivalent, expected: equivalent" in out
+    saved = json.loads((run / "comparison.json").read_text())
+    assert saved["arms"]["candidate"]["metrics"]["bar_map_seconds"]["unit"] == "Ginsn"
+    (run / "scenario.toml").write_text(text.replace('"equivalent"', '"improved"'))
+    assert barometer("report", run) == 1
 
 
 def test_plan_leaves_nothing_behind(barometer: Command, scenario: Path, capsys: Said) -> None:

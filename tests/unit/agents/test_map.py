@@ -269,6 +269,30 @@ def test_answer_is_what_the_analysis_reads(fake: Fixture, capsys: Said) -> None:
     assert skews == [0] * 8 + [4096] * 8
 
 
+def test_empty_request_asks_for_the_whole_bar(fake: Fixture, capsys: Said) -> None:
+    assert fake.run({}) == 0
+    [place] = read_pass(gathered(capsys.readouterr().out.splitlines())).places
+    assert (place.name, place.mapping.size) == ("full/1GiB", BAR)
+    assert [s.state for s in place.samples] == ["cold", "warm"]
+
+
+def test_request_of_a_run_names_only_what_the_agent_knows() -> None:
+    known = set(agent("map").DEFAULTS)
+    assert set(asked()) <= known
+
+
+@pytest.mark.parametrize("realtime", [True, False])
+def test_agent_becomes_a_real_time_task_where_it_is_asked_to(
+    fake: Fixture, capsys: Said, monkeypatch: pytest.MonkeyPatch, realtime: bool
+) -> None:
+    policies: list[int] = []
+    monkeypatch.setattr(
+        os, "sched_setscheduler", lambda pid, policy, param: policies.append(policy)
+    )
+    assert fake.run({"realtime": realtime}) == 0
+    assert policies == [os.SCHED_FIFO] * realtime
+
+
 def test_page_tables_are_zapped_before_a_cold_map_only(fake: Fixture, capsys: Said) -> None:
     assert fake.run(asked(repeats=3)) == 0
     points = gathered(capsys.readouterr().out.splitlines())["points"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import queue
 import re
 import socket
@@ -17,6 +18,7 @@ from typing import IO, Any
 import pytest
 
 from orchestrator.analysis.marks import parse_marks
+from tests.unit.agents.loading import agent as loaded
 
 AGENT = Path(__file__).parents[3] / "guests/agents/watch.py"
 MARK = "boot mark"
@@ -224,3 +226,27 @@ def test_agent_ends_when_nobody_listens(agent: Agent) -> None:
     assert agent.process.stdin is not None
     agent.process.stdin.close()
     assert agent.process.wait(SECONDS) == 0
+
+
+def test_page_tables_of_a_process_are_measured() -> None:
+    watch = loaded("watch")
+    assert watch.page_table_bytes(os.getpid()) > 4096
+    assert watch.page_table_bytes(os.getpid()) % 1024 == 0
+    child = subprocess.Popen(["true"])
+    child.wait()
+    assert watch.page_table_bytes(child.pid) is None
+    assert watch.page_table_bytes(2**22 + 1) is None
+
+
+def test_page_tables_are_told_at_the_mark(
+    agent: Agent, pidfile: Path, qemu: subprocess.Popen[bytes]
+) -> None:
+    announced = ports(agent)
+    pidfile.write_text(str(qemu.pid))
+    agent.until(" started ")
+    with socket.create_connection(("127.0.0.1", announced["console"]), SECONDS) as serial:
+        serial.sendall(b"barometer: boot mark\n")
+        size = agent.until(r"^E \d+ tables \d+$").split()[-1]
+    quit_qemu(qemu)
+    boot = parse_marks(agent.end())
+    assert boot.page_table_bytes == int(size) > 4096

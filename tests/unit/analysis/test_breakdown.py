@@ -43,8 +43,11 @@ class Profile:
         *,
         window: bool = False,
         calls: int = 0,
+        under: dict[str, int] | None = None,
         **counts: int,
     ) -> None:
+        """`under`: more counts, of stacks whose names are made of others."""
+        counts |= under or {}
         file = f"profile-{len(self._facts['logged'])}.folded"
         lines = [f"{';'.join(stack)} {n}\n" for stack, n in stacks(**counts).items()]
         (self.trial.host / file).write_text("".join(lines))
@@ -83,7 +86,7 @@ def test_large_map_is_linear_in_pages_of_two_small_ones(profile: Profile) -> Non
     for mib, only in ((2, 0), (4, 512)):
         pages = mib * MIB // PAGE
         more = {"late": only} if only else {}
-        profile.log("map", mib * MIB, own=7 + 3 * pages, pin__look=2 * pages, once=11, **more)
+        profile.log("map", mib * MIB, own=7 + 3 * pages, pin__look=2 * pages, once=11, under=more)
     [found] = profile.found()
     pages = BAR // PAGE
     assert (found.operation, found.state, found.logged) == ("map", "warm", False)
@@ -98,11 +101,11 @@ def test_walks_of_a_large_unmap_are_those_of_its_window(profile: Profile) -> Non
     for pages in (small, large):
         profile.log(
             "unmap", pages * PAGE, own=9 * pages,
-            **{f"remove__{WALK}": 50 * pages, f"remove__{WALK}__level": 40 * pages},
+            under={f"remove__{WALK}": 50 * pages, f"remove__{WALK}__level": 40 * pages},
         )  # fmt: skip
     profile.log(
         "unmap", BAR, window=True, calls=1000, own=123456,
-        **{f"remove__{WALK}": 30_000, f"remove__{WALK}__level": 5_000},
+        under={f"remove__{WALK}": 30_000, f"remove__{WALK}__level": 5_000},
     )  # fmt: skip
     [found] = profile.found()
     pages = BAR // PAGE
@@ -117,7 +120,7 @@ def test_order_of_the_logs_of_other_operations_does_not_matter(profile: Profile)
     profile.log("map", BAR, "warm", own=9)
     profile.log("unmap", 2 * MIB, own=512)
     profile.log("unmap", 4 * MIB, own=1024)
-    profile.log("unmap", BAR, window=True, calls=10, own=1, **{WALK: 100})
+    profile.log("unmap", BAR, window=True, calls=10, own=1, under={WALK: 100})
     assert [(b.operation, b.state, b.total) for b in profile.found()] == [
         ("map", "cold", 10), ("map", "warm", 9), ("unmap", "warm", BAR // PAGE * 11),
     ]  # fmt: skip
@@ -126,8 +129,8 @@ def test_order_of_the_logs_of_other_operations_does_not_matter(profile: Profile)
 @pytest.mark.parametrize("entry", ["asm_sysvec_apic_timer_interrupt", "asm_common_interrupt"])
 def test_interrupts_are_no_cost_of_a_page(profile: Profile, entry: str) -> None:
     profile.log("unmap", 2 * MIB, own=512)
-    profile.log("unmap", 4 * MIB, own=1024, **{f"{entry}__tick": 5000})
-    profile.log("unmap", BAR, window=True, calls=10, **{WALK: 100, f"{WALK}__{entry}": 7777})
+    profile.log("unmap", 4 * MIB, own=1024, under={f"{entry}__tick": 5000})
+    profile.log("unmap", BAR, window=True, calls=10, under={WALK: 100, f"{WALK}__{entry}": 7777})
     [found] = profile.found()
     pages = BAR // PAGE
     assert found.stacks == stacks(own=pages, **{WALK: 10 * pages})

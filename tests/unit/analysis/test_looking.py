@@ -54,14 +54,14 @@ def test_only_the_passes_that_have_a_point_are_held_against_it() -> None:
 
 def test_repeats_are_reduced_to_their_median_and_primes_left_out() -> None:
     one = timed(0, 0, "prime", "warm", "warm", "warm")
-    for taken, cost in zip(one["samples"], (10**9, 100, 1000, 120), strict=True):
-        taken["map_ns"], taken["unmap_ns"] = cost, 2 * cost
+    for taken, ns in zip(one["samples"], (10**9, 100, 1000, 120), strict=True):
+        taken["map_ns"], taken["unmap_ns"] = ns, 2 * ns
     [cost] = costs_of_looking({"plain": plain(one), "timing": plain(timed(1, 1))})
     assert (cost.point, cost.plain_map, cost.plain_unmap) == ("full/1GiB/warm", 120e-9, 240e-9)
 
 
-def test_even_number_of_repeats_has_the_mean_of_the_middle() -> None:
+def test_of_two_repeats_the_lower_counts() -> None:
     one = timed(7, 1, "warm")
     one["samples"].append(sample("warm", 32 * GIB, {"1GiB": 32}, map_ns=9))
     [cost] = costs_of_looking({"plain": plain(one), "timing": plain(one)})
-    assert cost.plain_map == pytest.approx(8e-9)
+    assert cost.plain_map == pytest.approx(7e-9)

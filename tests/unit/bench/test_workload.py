@@ -59,9 +59,10 @@ def test_request_has_the_states_of_a_place_together() -> None:
 @pytest.mark.parametrize(
     ("accel", "rest"), [("auto", 0.0), ("kvm", 0.0), ("tcg", 0.0), ("exact", 1.0)]
 )
-def test_only_an_exact_host_rests_before_each_ioctl(accel: str, rest: float) -> None:
+def test_only_an_exact_host_is_waited_for_and_left_alone(accel: str, rest: float) -> None:
     chosen = map_scenario(f"host.accel={accel}")
-    assert agent_request(chosen, chosen.points(), 1)["rest"] == rest
+    request = agent_request(chosen, chosen.points(), 1)
+    assert (request["rest"], request["realtime"]) == (rest, rest > 0)
 
 
 def test_largest_are_the_most_at_the_best_alignment_in_every_state() -> None:

@@ -12,7 +12,7 @@ from orchestrator.evidence import TrialDir, read_json
 from orchestrator.report.text import text_report
 from orchestrator.scenario import ArmName, Scenario
 from tests.unit.recorded import RUN, copied, unpatched
-from tests.unit.scenarios import scenario
+from tests.unit.scenarios import map_scenario, scenario
 
 KERNELS: dict[ArmName, dict[str, str]] = {
     "baseline": {"release": "6.12.107+deb13", "source": "deb:old"},
@@ -106,9 +106,47 @@ def test_share_of_maps_in_the_boot_is_said(
     plan: dict[str, Any], recorded: list[TrialResult]
 ) -> None:
     assert re.search(
-        r"baseline   22\.3 s boot: maps 6 s \(26\.9%\), unmaps 0\.5095 s \(the last",
+        r"baseline   25\.79 s boot: maps 6 s \(23\.3%\), unmaps 0\.5515 s \(the last",
         report(plan, *recorded),
     )
+
+
+def test_guest_boot_on_an_exact_host_is_in_instructions(
+    plan: dict[str, Any], recorded: list[TrialResult]
+) -> None:
+    text = report(plan | {"accel": "exact", "accel_reason": "asked for"}, *recorded)
+    assert "one DMA map, Ginsn" in text
+    assert re.search(r"baseline   25\.79 Ginsn boot: maps 6 Ginsn", text)
+    assert "Costs are INSTRUCTIONS" in text
+    assert "EMULATED" not in text
+    assert "steps of 1 us" not in text
+    assert "Ginsn: the host is emulated" in text
+
+
+def test_guests_that_are_emulated_on_a_real_host_are_said_to_be(plan: dict[str, Any]) -> None:
+    real = plan | {"accel": "kvm", "accel_reason": "works"}
+    for guest, said in (("tcg", True), ("kvm", False)):
+        one = TrialResult("t", "baseline", "measured", guest_accel=guest)
+        assert ("its guests are EMULATED" in report(real, one)) == said
+
+
+def test_workload_of_a_map_is_named_with_its_backend(plan: dict[str, Any]) -> None:
+    chosen = map_scenario("map.backend=iommufd", 'trace.passes=["plain"]')
+    text = report(plan | {"guest_kernel": None}, chosen=chosen)
+    assert "workload   map from the host's user space, iommufd" in text
+    assert "guest      " not in text
+    # a map's scenario may have a guest, that is not booted
+    assert "guest      " not in report(plan, chosen=map_scenario("guest.kernel.dir=guest"))
+
+
+def test_level_of_the_guest_and_of_the_count_are_said(
+    plan: dict[str, Any], recorded: list[TrialResult]
+) -> None:
+    text = report(plan, *recorded)
+    levels = " ".join(text[text.index("Mapping level") :].split())
+    assert "guest-1 baseline leaves of 1GiB at most, from where QEMU put it" in levels
+    assert "full/1GiB baseline leaves of 1GiB, 1 fault; 262144 lookups of 4KiB each" in levels
+    assert "candidate leaves of 1GiB, 1 fault; 1 lookup of 1GiB each" in levels
 
 
 def test_several_trials_show_their_range(plan: dict[str, Any]) -> None:

@@ -1,0 +1,107 @@
+"""Connections with a libvirt that is made up; the real one is for the lanes with machines."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import libvirt
+import pytest
+
+from orchestrator.bench.hypervisor import Connection
+from orchestrator.errors import BenchError
+
+
+class RawDomain:
+    def __init__(self, xml: str) -> None:
+        self.xml, self.running = xml, True
+
+    def name(self) -> str:
+        return self.xml
+
+    def UUIDString(self) -> str:  # noqa: N802  # libvirt's name
+        return f"uuid of {self.xml}"
+
+    def isActive(self) -> bool:  # noqa: N802
+        return self.running
+
+    def destroy(self) -> None:
+        if not self.running:
+            raise libvirt.libvirtError("it has ended")
+        self.running = False
+
+
+class RawConnection:
+    def __init__(self) -> None:
+        self.domains: list[RawDomain] = []
+        self.error: BaseException | None = None
+
+    def createXML(self, xml: str, flags: int) -> RawDomain:  # noqa: N802
+        if self.error is not None:
+            raise self.error
+        self.domains.append(RawDomain(xml))
+        return self.domains[-1]
+
+
+@pytest.fixture
+def raw() -> RawConnection:
+    return RawConnection()
+
+
+@pytest.fixture
+def connection(raw: RawConnection) -> Connection:
+    return Connection(raw, "runner", 0)
+
+
+def test_domain_runs_while_the_block_does(raw: RawConnection, connection: Connection) -> None:
+    with connection.running("one") as domain:
+        assert domain.active()
+    assert not raw.domains[0].running
+    with pytest.raises(ZeroDivisionError), connection.running("two"):
+        raise ZeroDivisionError
+    assert not raw.domains[1].running
+
+
+def test_stop_ends_every_domain_and_lets_no_other_begin(
+    raw: RawConnection, connection: Connection
+) -> None:
+    with connection.running("one") as one, connection.running("two") as two:
+        connection.stop()
+        assert not one.active()
+        assert not two.active()
+        with pytest.raises(BenchError, match="interrupted") as caught, connection.running("three"):
+            pytest.fail("it must not begin")
+        assert caught.value.reason == "interrupted"
+    assert not any(domain.running for domain in raw.domains)
+    connection.stop()
+
+
+def test_stop_beside_a_thread_that_waits_is_seen_by_it(connection: Connection) -> None:
+    started, seen = threading.Event(), threading.Event()
+
+    def wait() -> None:
+        with connection.running("one") as domain:
+            started.set()
+            while domain.active():
+                threading.Event().wait(0.001)
+            seen.set()
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    assert started.wait(20)
+    connection.stop()
+    thread.join(20)
+    assert seen.is_set()
+
+
+def test_domain_that_cannot_be_started_is_the_benchs_failure(
+    raw: RawConnection, connection: Connection
+) -> None:
+    raw.error = libvirt.libvirtError("no QEMU")
+    with pytest.raises(BenchError, match="could not start") as caught, connection.running("one"):
+        pytest.fail("it did not start")
+    assert caught.value.reason == "libvirt-start"
+    raw.error = None
+    unused: Any = connection
+    with unused.running("two") as domain:
+        assert domain.uuid == "uuid of two"

@@ -1,0 +1,243 @@
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+
+from orchestrator.analysis.breakdown import Breakdown
+from orchestrator.analysis.comparison import Comparison, compare
+from orchestrator.analysis.level import Level, Reason
+from orchestrator.analysis.trial import Findings, TrialResult, read_result
+from orchestrator.report.maps import best_leaf, map_sections, measured_whole
+from orchestrator.report.text import text_report
+from orchestrator.scenario import GIB, KIB, MIB, ArmName, Metric
+from tests.unit.answers import by_1gib, map_pass
+from tests.unit.fabricated import scenario_of_it, sealed_map_trial
+from tests.unit.scenarios import scenario
+
+KERNELS: dict[ArmName, dict[str, str]] = {
+    "baseline": {"release": "6.12", "source": "deb:old"},
+    "candidate": {"release": "7.3", "source": "deb:new"},
+}
+PLAN: dict[str, Any] = {"accel": "exact", "accel_reason": "asked for", "guest_kernel": None}
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> list[TrialResult]:
+    folder = tmp_path_factory.mktemp("maps")
+    return [
+        read_result(sealed_map_trial(folder, "baseline", series=False, number=1)),
+        read_result(sealed_map_trial(folder)),
+    ]
+
+
+@pytest.fixture(scope="module")
+def comparison(results: list[TrialResult]) -> Comparison:
+    return compare(scenario_of_it(), KERNELS, results, 2, "exact")
+
+
+@pytest.fixture(scope="module")
+def report(comparison: Comparison) -> str:
+    return text_report(scenario_of_it(), comparison, PLAN)
+
+
+def section(text: str, title: str) -> str:
+    """The lines from the one with a title to an empty one, as one."""
+    begin = text.index(title)
+    return " ".join(text[begin:].partition("\n\n")[0].split())
+
+
+def row(text: str, title: str, point: str) -> list[str]:
+    """The cells of a point below a title of the table."""
+    lines = iter(text.splitlines())
+    for line in lines:
+        if line.startswith(title):
+            break
+    for line in lines:
+        if line.startswith(f"  {point}"):
+            return re.split(r"\s{2,}", line.strip())[1:]
+    raise AssertionError(f"{title}: {point}")
+
+
+def of(*levels: Level, arm: ArmName = "candidate", **findings: Any) -> str:
+    result = TrialResult("t", arm, "measured", findings=Findings(levels=levels, **findings))
+    return map_sections(compare(scenario(), KERNELS, [result], 1, "exact"), exact=True)
+
+
+def test_table_has_a_row_for_each_point(report: str) -> None:
+    assert row(report, "one DMA map, Ginsn", "full/1GiB/cold") == [
+        "plain", "1.25831", "1.88e-05", "1.494e-05", "improved",
+    ]  # fmt: skip
+    assert row(report, "one DMA unmap, Ginsn", "1GiB/4KiB/warm") == [
+        "plain", "0.0393236", "0.0524308", "1.333", "regressed",
+    ]  # fmt: skip
+    assert row(report, "page lookups in one map", "full/2MiB/warm") == [
+        "counts", "1048576", "2048", "0.001953", "improved",
+    ]  # fmt: skip
+    assert row(report, "page faults in one map", "full/1GiB/warm") == [
+        "counts", "0", "0", "-", "equivalent",
+    ]  # fmt: skip
+    table = report[report.index("one DMA map, Ginsn") : report.index("one DMA unmap, Ginsn")]
+    points = [line.split()[0] for line in table.splitlines()[1:]]
+    assert points == [p.name for p in scenario_of_it().points()]
+
+
+def test_point_with_the_plain_name_says_so(report: str) -> None:
+    assert "full/1GiB/warm (bar_map_seconds)" in report
+    assert report.count("(bar_map_seconds)") == 1
+
+
+def test_head_says_what_was_done_and_in_what_unit(report: str) -> None:
+    head = section(report, "device ")
+    assert "BAR 4GiB" in head
+    assert "workload map from the host's user space, type1 container" in head
+    assert "1 CPU, accel exact" in head
+    assert "Costs are INSTRUCTIONS of that emulated machine (Ginsn: 10^9), not times" in head
+    assert "emulated s" not in report
+    assert "guest " not in head
+
+
+def test_notes_explain_points_and_instructions(report: str) -> None:
+    notes = section(report, "Each value is a trial's")
+    assert "A point is SIZE/ALIGNMENT/STATE" in notes
+    assert "Ginsn: the host is emulated, its instructions are counted" in notes
+
+
+def test_theory_of_one_lookup_count_is_not_that_of_points(report: str) -> None:
+    assert "Lookups in theory" not in report
+
+
+def test_level_is_said_for_each_arm_with_its_counts(report: str) -> None:
+    levels = section(report, "Mapping level")
+    assert (
+        "baseline leaves of 1GiB, 4 faults; 1048576 lookups of 4KiB each; 1048576 IOMMU walks on"
+        " unmap - no-series:"
+    ) in levels
+    assert (
+        "leaves of 1GiB, 1 fault; 1 lookup of 1GiB each; 262144 IOMMU walks on unmap (best)"
+        in (levels)
+    )
+    assert "candidate leaves of 2MiB, 512 faults; 512 lookups of 2MiB each" in levels
+
+
+def test_reason_is_told_once_for_each_arm(report: str) -> None:
+    levels = section(report, "Mapping level")
+    for told in ("over leaves of 1GiB", "over leaves of 2MiB"):
+        assert levels.count(told) == 1
+    assert levels.count("the virtual address is 2 MiB off") == 2
+    assert levels.count("- misaligned: as above") == 2 * 2 * 2
+
+
+def test_level_of_a_guest_is_from_where_qemu_put_it() -> None:
+    found = of(Level("guest-1", "2MiB", None, None, (Reason("misaligned", "it is off"),)))
+    words = section(found, "Mapping level")
+    assert "candidate leaves of 2MiB at most, from where QEMU put it" in words
+    assert "- misaligned: it is off" in words
+    assert "(best)" not in words
+
+
+def test_law_says_what_the_cost_goes_with(report: str) -> None:
+    laws = section(report, "Scaling law")
+    assert "map/1GiB/warm baseline linear at 1.2 k insn per page, and 6 k insn (residual" in laws
+    assert "candidate flat: 6 k insn, and 1.2 k insn for each GiB (residual" in laws
+    assert "candidate linear at 3.2 k insn per 2MiB, and 6 k insn (residual" in laws
+    assert "unmap/4KiB/cold baseline linear at 150 insn per page, and 2 k insn" in laws
+
+
+def test_cost_of_looking_is_said_of_the_largest_map(report: str) -> None:
+    words = section(report, "Cost of looking")
+    assert (
+        "candidate full/1GiB/warm: map 10.8 k insn, unmap 209.72 M insn; of the map, the clock's"
+        " own 150 insn (1.39%), an empty ioctl 1 k insn (9.26%)"
+        " timing map +101.85% (11 k insn), unmap +0.01% counts map +7407.41% (800 k insn)"
+    ) in words
+    assert "baseline full/1GiB/warm: map 1.2583 G insn" in words
+    assert "timing map +0.00% (11 k insn)" in words
+    assert "full/2MiB" not in words
+    assert "noisy" not in words
+
+
+def test_parts_of_the_last_map_and_unmap_are_said(report: str) -> None:
+    words = section(report, "Parts of the last map")
+    assert (
+        "candidate map 16 k insn: pinning (vfio_pin_pages_remote) 62.5%, iommu_map 12.5%,"
+        " other 25.0%"
+    ) in words
+    assert "baseline unmap 500 k insn: iova_to_phys walk 80.0%, iommu_unmap_fast 0.2%" in words
+
+
+def test_functions_are_said_with_their_share(report: str) -> None:
+    words = section(report, "Where the instructions of one unmap go: candidate, warm")
+    assert "209.72 M insn" in words
+    assert "80.0% 80.0% iommu_iova_to_phys" in words
+    assert "20.0% 20.0% put_pfn" in words
+    assert "from logs of small maps, linear in pages" in words
+    words = section(report, "Where the instructions of one map go: candidate, warm")
+    assert "2.0% 100.0% vfio_iommu_type1_ioctl" in words
+    assert "every instruction was logged" in words
+    assert report.count("Where the instructions") == 2 + 3
+
+
+def test_functions_that_are_not_shown_are_summed_up() -> None:
+    stacks: dict[tuple[str, ...], float] = {("f",): 50.0, ("f", "g"): 49.0, ("f", "h"): 1.0}
+    words = section(of(breakdowns=(Breakdown("map", "warm", stacks, logged=True),)), "Where the")
+    assert "50.0% 100.0% f" in words
+    assert "1.0% 1 other functions" in words
+    assert "measured" not in words
+    many: dict[tuple[str, ...], float] = {("f", f"g{n}"): 5.0 for n in range(20)}
+    words = section(of(breakdowns=(Breakdown("map", "warm", many, logged=True),)), "Where the")
+    assert "30.0% 6 other functions" in words
+
+
+def test_measured_whole_is_the_same_operation_without_an_empty_ioctl() -> None:
+    plain = map_pass(by_1gib(map_ns=30_000, unmap_ns=700_000), counted=False)
+    found = Findings({"plain": plain})
+
+    def breakdown(operation: str, state: str = "warm") -> Breakdown:
+        return Breakdown(operation, state, {("f",): 1.0}, logged=True)
+
+    assert measured_whole(breakdown("map"), found) == pytest.approx(29_000)
+    assert measured_whole(breakdown("unmap"), found) == pytest.approx(699_000)
+    assert measured_whole(breakdown("map", "prime"), found) is None
+    assert measured_whole(breakdown("map"), Findings()) is None
+
+
+def test_seconds_are_seconds_where_the_host_is_not_exact(results: list[TrialResult]) -> None:
+    chosen = scenario_of_it("host.accel=tcg", 'trace.passes=["plain", "timing", "counts"]')
+    plan = PLAN | {"accel": "tcg", "accel_reason": "no KVM"}
+    text = text_report(chosen, compare(chosen, KERNELS, results, 2, "tcg"), plan)
+    assert "one DMA map, emulated s" in text
+    assert "insn" not in text.partition("Where the instructions")[0]
+    assert "linear at 1.2 us per page, and 6 us" in section(text, "Scaling law")
+    assert "measured in noisy time" in section(text, "Cost of looking")
+
+
+def test_guest_boot_without_counts_has_no_sections_of_maps() -> None:
+    name: Metric = "bar_map_seconds"
+    pair: list[tuple[ArmName, float]] = [("baseline", 2.0), ("candidate", 1.0)]
+    both = [TrialResult("t", arm, "measured", samples={name: (v,)}) for arm, v in pair]
+    assert map_sections(compare(scenario(), KERNELS, both, 2, "tcg"), exact=False) == ""
+
+
+def test_arm_without_a_measured_trial_leaves_the_other_alone(results: list[TrialResult]) -> None:
+    one = [results[1], TrialResult("t", "baseline", "failed", "host-panic")]
+    text = map_sections(compare(scenario_of_it(), KERNELS, one, 2, "exact"), exact=True)
+    assert "baseline" not in text
+    assert "candidate" in text
+
+
+@pytest.mark.parametrize(
+    ("bar", "leaf"),
+    [(32 * GIB, "1GiB"), (GIB, "1GiB"), (512 * MIB, "2MiB"), (2 * MIB, "2MiB"), (MIB, "4KiB"),
+     (4 * KIB, "4KiB")],
+)  # fmt: skip
+def test_best_leaf_is_the_largest_that_fits(bar: int, leaf: str) -> None:
+    assert best_leaf(bar) == leaf
+
+
+def test_report_is_plain_text_of_a_readable_width(report: str) -> None:
+    assert report.isascii()
+    assert max(map(len, report.splitlines())) <= 120
+    assert not [line for line in report.splitlines() if line != line.rstrip()]
+    assert "\n\n\n" not in report

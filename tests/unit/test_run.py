@@ -1,0 +1,307 @@
+"""The loop over a plan, with trials that boot nothing."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from orchestrator import run
+from orchestrator.bench.state import BenchState
+from orchestrator.cache import Cache
+from orchestrator.errors import ArmFailedError, BarometerError, BenchError, ScenarioError
+from orchestrator.evidence import RunDir, TrialDir, TrialWriter
+from orchestrator.kernels import KernelBundle, materialised
+from orchestrator.plan import PlannedTrial, make_plan
+from orchestrator.progress import Progress
+from orchestrator.run import Bench, Prepared, plan_facts, run_trials
+from orchestrator.scenario import GIB, DirKernel, Scenario
+from tests.unit.kernels.fakes import folder_kernel
+from tests.unit.scenarios import map_scenario, scenario
+
+SECONDS = 20.0
+Climb = Callable[[PlannedTrial, TrialWriter], None]
+
+
+class Machines:
+    """The part of libvirt that ends machines."""
+
+    def __init__(self) -> None:
+        self.stopped = threading.Event()
+
+    def stop(self) -> None:
+        self.stopped.set()
+
+
+class Fixture:
+    """A run whose trials do what they are told."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+        self._monkeypatch, self._folder = monkeypatch, folder
+        self.machines = Machines()
+        self.begun: list[str] = []
+        self.partial: list[str] = []
+        self.bench: Bench | None = None
+        monkeypatch.setattr(run, "_trial_facts", lambda bench, planned: {"arm": planned.arm})
+
+    def trials(
+        self, climb: Climb, chosen: Scenario, accel: str = "tcg", width: int = 1,
+        keep: bool = False,
+    ) -> list[TrialDir]:  # fmt: skip
+        """Those that are complete after the run, in order."""
+
+        def begin(bench: Bench, planned: PlannedTrial, trial: TrialWriter) -> None:
+            self.begun.append(planned.name)
+            climb(planned, trial)
+
+        self._monkeypatch.setattr(run, "_climb", begin)
+        self._monkeypatch.setattr(run, "_at_once", lambda scenario: width)
+        kernels = dict.fromkeys(("baseline", "candidate"), SimpleNamespace(release="7.0"))
+        run_dir = RunDir(self._folder)
+        run_dir.trials_path.mkdir(parents=True, exist_ok=True)
+        state = SimpleNamespace(add=self.recorded)
+        self.bench = Bench(
+            chosen, cast(Prepared, SimpleNamespace(accel=accel, kernels=kernels)), run_dir,
+            cast(BenchState, state), cast(Any, self.machines), Progress(), keep,
+        )  # fmt: skip
+        run_trials(self.bench)
+        return run_dir.trials()
+
+    def recorded(self, partial: str) -> None:
+        self.partial.append(partial)
+
+    def left(self) -> list[str]:
+        return sorted(p.name for p in (self._folder / "trials").iterdir())
+
+
+@pytest.fixture
+def fixture(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Fixture:
+    return Fixture(monkeypatch, tmp_path / "run")
+
+
+def nothing(planned: PlannedTrial, trial: TrialWriter) -> None:
+    (trial.host / "console.log").write_text(planned.name)
+
+
+def failing(*reasons: str | None, kind: type[BarometerError] = BenchError) -> Climb:
+    """The n-th trial fails for the n-th reason."""
+
+    def climb(planned: PlannedTrial, trial: TrialWriter) -> None:
+        if (reason := reasons[planned.number - 1]) is not None:
+            raise kind(f"trial {planned.number}", reason=reason)
+
+    return climb
+
+
+PAIRS = "trials.pairs=3"
+
+
+def outcomes(trials: list[TrialDir]) -> list[str]:
+    return [t.manifest["outcome"].get("reason", t.manifest["outcome"]["kind"]) for t in trials]
+
+
+def test_trials_run_in_the_order_of_the_plan(fixture: Fixture) -> None:
+    trials = fixture.trials(nothing, scenario(PAIRS))
+    assert fixture.begun == [t.name for t in make_plan(scenario(PAIRS))]
+    assert [t.path.name for t in trials] == fixture.begun
+    assert outcomes(trials) == ["collected"] * 6
+    assert [Path(p).name for p in fixture.partial] == [f".{n}.partial" for n in fixture.begun]
+
+
+def test_complete_trial_is_not_run_again_unless_the_bench_failed(fixture: Fixture) -> None:
+    fixture.trials(failing(None, "x", None, None, "y", None), scenario(PAIRS))
+    fixture.begun.clear()
+    trials = fixture.trials(nothing, scenario(PAIRS))
+    assert fixture.begun == ["0002-candidate", "0005-baseline"]
+    assert outcomes(trials) == ["collected"] * 6
+
+
+def test_arm_that_failed_is_a_result_and_is_not_run_again(fixture: Fixture) -> None:
+    climb = failing("guest-panic", "guest-panic", None, None, None, None, kind=ArmFailedError)
+    trials = fixture.trials(climb, scenario(PAIRS))
+    assert outcomes(trials) == ["guest-panic"] * 2 + ["collected"] * 4
+    fixture.begun.clear()
+    fixture.trials(nothing, scenario(PAIRS))
+    assert fixture.begun == []
+
+
+@pytest.mark.parametrize(
+    ("reasons", "run"),
+    [
+        (["a", "a"], 2),
+        (["a", None, "a", None, "a", None], 6),
+        (["a", "b", "a", "b", "a", "b"], 6),
+        ([None, "a", "a"], 3),
+        (["b", "a", "a"], 3),
+    ],
+)
+def test_bench_that_fails_twice_in_a_row_for_the_same_reason_ends_the_run(
+    fixture: Fixture, reasons: list[str | None], run: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trials = fixture.trials(failing(*reasons, *[None] * 6), scenario(PAIRS))
+    assert len(trials) == len(fixture.begun) == run
+    assert ("stopping here" in capsys.readouterr().err) == (run < 6)
+
+
+def test_exact_trials_run_as_many_at_once_as_the_machine_carries(fixture: Fixture) -> None:
+    both = threading.Barrier(2, timeout=SECONDS)
+    names = set()
+
+    def climb(planned: PlannedTrial, trial: TrialWriter) -> None:
+        both.wait()  # there are two at a time, or this breaks
+        names.add(threading.current_thread().name)
+
+    trials = fixture.trials(climb, map_scenario(PAIRS), accel="exact", width=2)
+    assert outcomes(trials) == ["collected"] * 6
+    assert len(names) == 2
+
+
+@pytest.mark.parametrize(
+    ("chosen", "accel", "width"),
+    [
+        (map_scenario(PAIRS, "host.accel=tcg"), "tcg", 2),
+        (map_scenario(PAIRS, "host.accel=kvm"), "kvm", 2),
+        (map_scenario(PAIRS), "exact", 1),
+    ],
+)
+def test_other_trials_run_one_after_the_other(
+    fixture: Fixture, chosen: Scenario, accel: str, width: int
+) -> None:
+    threads: list[threading.Thread] = []
+    fixture.trials(
+        lambda planned, trial: threads.append(threading.current_thread()), chosen, accel, width
+    )
+    assert threads == [threading.main_thread()] * 6
+
+
+def test_failure_beside_others_is_a_trials_own(fixture: Fixture) -> None:
+    climb = failing("guest-panic", None, None, "x", None, None)
+    trials = fixture.trials(climb, map_scenario(PAIRS), accel="exact", width=2)
+    assert outcomes(trials) == [
+        "guest-panic", "collected", "collected", "x", "collected", "collected",
+    ]  # fmt: skip
+    assert not fixture.machines.stopped.is_set()
+
+
+def test_bench_that_keeps_failing_ends_a_run_at_once(
+    fixture: Fixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chosen = map_scenario("trials.pairs=50")
+    climb = failing(*["no-space"] * 100)
+    trials = fixture.trials(climb, chosen, accel="exact", width=2)
+    assert 2 <= len(trials) < 100
+    assert "stopping here" in capsys.readouterr().err
+    assert fixture.left() == sorted(t.path.name for t in trials)
+
+
+def test_interrupt_ends_the_machines_and_leaves_no_partial_trial(
+    fixture: Fixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The interrupt comes to the thread that waits, while two trials are at work."""
+    working = threading.Barrier(3, timeout=SECONDS)
+
+    def climb(planned: PlannedTrial, trial: TrialWriter) -> None:
+        nothing(planned, trial)
+        working.wait()
+        assert fixture.machines.stopped.wait(SECONDS)
+        raise ArmFailedError("the host's machine ended by itself", reason="host-ended")
+
+    def interrupted(running: object) -> Any:
+        working.wait()
+        assert len(fixture.left()) == 2
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "as_completed", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        fixture.trials(climb, map_scenario(PAIRS), accel="exact", width=2)
+    assert fixture.machines.stopped.is_set()
+    assert len(fixture.begun) == 2
+    assert fixture.left() == []
+
+
+def test_bug_in_one_trial_ends_those_beside_it(fixture: Fixture) -> None:
+    working = threading.Barrier(2, timeout=SECONDS)
+
+    def climb(planned: PlannedTrial, trial: TrialWriter) -> None:
+        if planned.number <= 2:
+            working.wait()
+        if planned.number == 1:
+            raise ZeroDivisionError
+        assert fixture.machines.stopped.wait(SECONDS)
+        raise BenchError("gone", reason="host-ssh-lost")
+
+    with pytest.raises(ZeroDivisionError):
+        fixture.trials(climb, map_scenario(PAIRS), accel="exact", width=2)
+    assert fixture.left() == ["0001-baseline"]
+    assert outcomes(RunDir(fixture._folder).trials()) == ["bug"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(28, "no space")])
+@pytest.mark.parametrize("keep", [False, True])
+def test_trial_that_was_interrupted_is_kept_only_when_asked(
+    fixture: Fixture, error: BaseException, keep: bool
+) -> None:
+    def climb(planned: PlannedTrial, trial: TrialWriter) -> None:
+        nothing(planned, trial)
+        raise error
+
+    with pytest.raises(type(error)):
+        fixture.trials(climb, scenario(), keep=keep)
+    assert fixture.left() == [".0001-baseline.partial"] * keep
+
+
+def test_partial_trial_of_a_killed_run_is_begun_anew(fixture: Fixture) -> None:
+    def interrupted(planned: PlannedTrial, trial: TrialWriter) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fixture.trials(interrupted, scenario(), keep=True)
+    assert fixture.left() == [".0001-baseline.partial"]
+    assert outcomes(fixture.trials(nothing, scenario())) == ["collected"] * 2
+    assert fixture.left() == ["0001-baseline", "0002-candidate"]
+
+
+@pytest.mark.parametrize(
+    ("cpus", "available", "memory", "fit"),
+    [(8, 64, 4, 8), (8, 20, 4, 3), (8, 6, 4, 1), (8, 2, 4, 1), (1, 64, 4, 1), (8, 64, 30, 2)],
+)
+def test_hosts_at_once_are_those_that_cpus_and_memory_carry(
+    monkeypatch: pytest.MonkeyPatch, cpus: int, available: int, memory: int, fit: int
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cpus)))
+    text = f"MemTotal: 1 kB\nMemAvailable:   {available * GIB // 1024} kB\n"
+    monkeypatch.setattr(Path, "read_text", lambda self: text)
+    assert run._at_once(map_scenario(f"host.memory={memory}GiB")) == fit
+
+
+def bundle(tmp_path: Path) -> KernelBundle:
+    folder = folder_kernel(tmp_path / "kernel")
+    return materialised(DirKernel(dir=folder), Cache(tmp_path / "cache"))
+
+
+def test_plan_of_maps_has_no_guest_and_the_passes_of_each_trial(tmp_path: Path) -> None:
+    kernel = bundle(tmp_path)
+    prepared = Prepared(
+        kernels={"baseline": kernel, "candidate": kernel}, hosts={}, guest_kernel=None,
+        payload=cast(Any, None), accel="exact", accel_reason="asked for",
+    )  # fmt: skip
+    facts = plan_facts(map_scenario('trace.passes=["plain"]'), prepared)
+    assert facts["guest_kernel"] is None
+    assert [t["passes"] for t in facts["trials"]] == [("plain",)] * 2
+    run_dir = RunDir.create(tmp_path / "run", "x", facts)
+    assert RunDir.create(tmp_path / "run", "x", facts).plan() == run_dir.plan()
+
+
+def test_kernel_without_iommufd_is_refused_before_anything_boots(tmp_path: Path) -> None:
+    kernel = bundle(tmp_path)
+    wanted = ('trace.passes=["plain"]', "map.backend=iommufd")
+    with pytest.raises(ScenarioError, match="has no iommufd") as caught:
+        run._has_backend(kernel, map_scenario(*wanted))
+    assert caught.value.reason == "kernel-lacks-module"
+    run._has_backend(kernel, map_scenario())
+    run._has_backend(kernel, scenario("map.backend=iommufd"))
