@@ -1,4 +1,4 @@
-"""The recorded full-size run: judged again, it gives the numbers it gave when it was made."""
+"""The recorded runs: judged again, they give the numbers they gave when they were made."""
 
 from __future__ import annotations
 
@@ -8,33 +8,96 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.abi import LEAVES
+from orchestrator.analysis.comparison import Comparison, exit_code, laws
 from orchestrator.analysis.theory import lookups, pages
 from orchestrator.evidence import RunDir
 from orchestrator.judge import judge
+from orchestrator.scenario import Scenario
 
 RECORDED = Path(__file__).parents[2] / "fixtures/recorded"
 RUNS = sorted(path.parent for path in RECORDED.glob("*/plan.json"))
+of_every_run = pytest.mark.parametrize("recorded", RUNS, ids=lambda path: path.name)
+
+
+def judged(recorded: Path, tmp_path: Path) -> tuple[Path, Scenario, Comparison, str]:
+    run = shutil.copytree(recorded, tmp_path / recorded.name)
+    return (run, *judge(RunDir.open(run)))
 
 
 def test_a_run_of_both_kernels_is_recorded() -> None:
     assert RUNS, f"no run in {RECORDED}"
 
 
-@pytest.mark.parametrize("recorded", RUNS, ids=lambda path: path.name)
+@of_every_run
 def test_recorded_evidence_is_judged_to_the_same_numbers(recorded: Path, tmp_path: Path) -> None:
-    run = shutil.copytree(recorded, tmp_path / recorded.name)
-    scenario, comparison, report = judge(RunDir.open(run))
+    run, scenario, comparison, report = judged(recorded, tmp_path)
     assert json.loads((run / "comparison.json").read_text()) == json.loads(
         (recorded / "comparison.json").read_text()
     )
     assert report == (recorded / "report.txt").read_text()
-    assert not [r for r in comparison.results if r.kind != "measured"]
+    assert not [r.message for r in comparison.results if r.kind != "measured"]
+    assert exit_code(scenario, comparison) == 0
+
+
+@of_every_run
+def test_recorded_lookups_are_pages_unpatched_and_leaves_patched(
+    recorded: Path, tmp_path: Path
+) -> None:
+    _, scenario, comparison, _ = judged(recorded, tmp_path)
+    bar = scenario.device.bar
     metric = comparison.metric("pfn_lookups_per_map")
     assert metric is not None
-    bar = scenario.device.bar
     assert set(metric.baseline) == {pages(bar)}
     assert set(metric.candidate) == {lookups(bar)["1GiB"]}
     maps = comparison.metric("bar_map_seconds")
     assert maps is not None
     assert maps.ratio is not None
     assert maps.ratio < 1 / 1000
+
+
+@of_every_run
+def test_recorded_points_have_the_lookups_of_their_alignment(
+    recorded: Path, tmp_path: Path
+) -> None:
+    _, scenario, comparison, _ = judged(recorded, tmp_path)
+    for point in scenario.points():
+        metric = comparison.metric(point.metric("pfn_lookups_per_map"))
+        assert metric is not None
+        assert set(metric.baseline) == {pages(point.size)}
+        assert set(metric.candidate) == {point.size // LEAVES[point.alignment]}
+        faults = comparison.metric(point.metric("pfn_faults_per_map"))
+        assert faults is not None
+        leaves = point.size // LEAVES[point.alignment] if point.state == "cold" else 0
+        assert {*faults.baseline, *faults.candidate} == {leaves}
+
+
+@of_every_run
+def test_recorded_levels_have_a_reason_or_are_best(recorded: Path, tmp_path: Path) -> None:
+    _, _, comparison, _ = judged(recorded, tmp_path)
+    for result in comparison.results:
+        for level in result.findings.levels:
+            names = {reason.name for reason in level.reasons}
+            assert "unexplained" not in names
+            by_host = level.stride is not None
+            wanted = {"no-series"} if result.arm == "baseline" and by_host else set()
+            if level.leaf == "4KiB":  # pages are looked up one by one anyway
+                wanted = set()
+            if level.place.endswith(("/2MiB", "/4KiB")):
+                wanted |= {"misaligned"}
+            assert names == wanted, level.place
+
+
+@of_every_run
+def test_recorded_costs_grow_with_what_is_visited(recorded: Path, tmp_path: Path) -> None:
+    _, scenario, comparison, _ = judged(recorded, tmp_path)
+    if scenario.workload != "map" or len(scenario.map.sizes) < 3:
+        return
+    for arm in ("baseline", "candidate"):
+        found = laws(comparison, arm)
+        assert found
+        for name, law in found.items():
+            what, alignment, _ = name.split("/")
+            patched = arm == "candidate" and what == "map"
+            assert law.unit == (alignment if patched else "4KiB"), name
+            assert law.residual < 0.05, name

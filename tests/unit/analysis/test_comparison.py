@@ -281,7 +281,11 @@ ANY: st.SearchStrategy[TrialResult] = st.builds(
     st.sampled_from(["measured", "failed", "invalid"]),
     by_bench=st.booleans(),
     samples=st.fixed_dictionaries(
-        {}, optional={MAPS: st.tuples(st.floats(0, 10)), LOOKUPS: st.tuples(st.integers(0, 9))}
+        {},
+        optional={
+            MAPS: st.tuples(st.just(0.0) | st.floats(1e-9, 10)),
+            LOOKUPS: st.tuples(st.integers(0, 9)),
+        },
     ),
 )
 
@@ -338,6 +342,9 @@ def test_guests_that_ran_differently_are_not_compared() -> None:
         ([10.0, 10.001, 10.002], [9.9, 9.95, 10.0005], "inconclusive"),
         ([10.0, 10.02], [9.0, 10.01], "inconclusive"),
         ([10.04, 10.0417], [0.000118, 0.000117], "improved"),
+        ([0.0], [1.0], "regressed"),
+        ([1.0], [0.0], "improved"),
+        ([0.0], [0.0], "equivalent"),
     ],
 )
 def test_verdict_of_instructions_is_as_fine_as_they_repeat(
