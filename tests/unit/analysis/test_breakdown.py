@@ -115,6 +115,21 @@ def test_walks_of_a_large_unmap_are_those_of_its_window(profile: Profile) -> Non
     assert found.within(WALK) == 35 * pages
 
 
+def test_walks_that_a_large_unmap_does_not_take_are_left_out(profile: Profile) -> None:
+    for mib in (2, 4):
+        profile.log("unmap", mib * MIB, own=mib, under={f"{WALK}__lowest_level": 256 * mib})
+    profile.log("unmap", BAR, window=True, calls=10, under={WALK: 50})
+    [found] = profile.found()
+    assert found.stacks == stacks(own=1024, **{WALK: 5 * BAR // PAGE})
+
+
+def test_walks_without_a_window_are_linear_like_all_else(profile: Profile) -> None:
+    for mib in (2, 4):
+        profile.log("map", mib * MIB, own=1, under={WALK: 256 * mib})
+    [found] = profile.found()
+    assert found.stacks == stacks(own=1, **{WALK: BAR // PAGE})
+
+
 def test_order_of_the_logs_of_other_operations_does_not_matter(profile: Profile) -> None:
     profile.log("map", BAR, "cold", own=10)
     profile.log("map", BAR, "warm", own=9)

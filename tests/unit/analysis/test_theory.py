@@ -110,6 +110,8 @@ def test_bar_below_a_gibibyte_has_leaves_of_2_mib() -> None:
 )
 def test_misalignment_is_modulo_the_largest_leaf(skew: int, off: int) -> None:
     assert mapped(skew=skew).misaligned == off
+    elsewhere = Mapping(ADDRESS + 512 * MIB + skew, BAR + 512 * MIB, 512 * MIB)
+    assert elsewhere.misaligned == off
 
 
 @given(MAPPINGS, LEAF)
