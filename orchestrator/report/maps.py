@@ -3,7 +3,7 @@ cost of looking, and where the instructions go."""
 
 from __future__ import annotations
 
-from statistics import median
+from statistics import median, median_low
 from textwrap import wrap
 
 from orchestrator.abi import LEAVES
@@ -248,7 +248,7 @@ def measured_whole(breakdown: Breakdown, findings: Findings) -> float | None:
         return None
     unmap = breakdown.operation == "unmap"
     values = [s.unmap_seconds if unmap else s.map_seconds for s in samples]
-    return (median(values) - median(plain.empty_seconds)) * 1e9
+    return (median_low(values) - median(plain.empty_seconds)) * 1e9
 
 
 def best_leaf(bar: int) -> str:
