@@ -230,7 +230,8 @@ class _BenchWatch:
 
     def saw(self, exc: BarometerError | None) -> bool:
         self._reasons = [*self._reasons, exc.reason] if isinstance(exc, BenchError) else []
-        broken = len(self._reasons) >= _SAME_BENCH_FAILURES and len(set(self._reasons)) == 1
+        last = self._reasons[-_SAME_BENCH_FAILURES:]
+        broken = len(last) == _SAME_BENCH_FAILURES and len(set(last)) == 1
         if broken:
             self._bench.progress.note("the bench failed twice for the same reason: stopping here")
         return broken

@@ -18,6 +18,8 @@ from orchestrator.analysis.maps import MapPass, Place, Sample
 from orchestrator.analysis.theory import Mapping, pages
 
 _BEST_FIRST = tuple(reversed(LEAVES))
+_QEMU_TABLES = 8 << 20
+"""More than the page tables that a QEMU needs for itself; 1.3 MiB was seen."""
 
 
 @dataclass(frozen=True)
@@ -144,11 +146,13 @@ def guest_level(
     place: str,
     mapping: Mapping,
     page_table_bytes: int | None,
+    guest_memory: int,
     qemu: str,
     facts: MappingType[str, Any],
 ) -> Level:
     """What the guest's QEMU can at best map the BAR by, from where it put it, and whether its page
-    tables (VmPTE at the boot mark) are larger than that needs."""
+    tables (VmPTE at the boot mark) are as large as those of 4 KiB leaves, where that could not be
+    the tables of QEMU itself and of the guest's memory."""
     leaf = _most(mapping.leaves())
     reasons = alignment_reasons(mapping)
     if any(r.name == "misaligned" for r in reasons):
@@ -156,7 +160,8 @@ def guest_level(
             Reason("qemu-unaligned", f"QEMU {qemu} does not align BAR mappings; 9.2 and later do")
         )
     by_pages = mapping.table_bytes("4KiB")
-    if leaf != "4KiB" and page_table_bytes is not None and page_table_bytes >= by_pages:
+    others = _QEMU_TABLES + guest_memory // (LEAVES["2MiB"] // PAGE)
+    if leaf != "4KiB" and (page_table_bytes or 0) >= by_pages > others:
         leaf = "4KiB"
         reasons.append(
             _policy_reason(_setting(facts, "transparent_hugepage"), advised=False)

@@ -121,7 +121,7 @@ def _measure(trial: TrialDir) -> tuple[dict[Metric, tuple[float, ...]], Findings
             _plain(trial, guest["index"], samples)
         else:
             _timing(trial, guest["index"], samples)
-            levels += _guest_level(trial, guest["index"])
+            levels += _guest_level(trial, guest["index"], guest["memory"])
         _bar_placed(trial, guest["index"])
     passes = _map_passes(trial)
     _map_metrics(trial, passes, samples)
@@ -129,8 +129,10 @@ def _measure(trial: TrialDir) -> tuple[dict[Metric, tuple[float, ...]], Findings
         facts = trial.json("host/facts.json") or {}
         counted = passes["counts"]
         levels += [level_of(place, counted, facts) for place in counted.places]
-    findings = Findings(passes, tuple(levels), _traced_maps(trial, passes),
-                        tuple(breakdowns(trial)))  # fmt: skip
+    logged = breakdowns(trial)
+    if "profile" in manifest["passes"] and not logged:
+        raise EvidenceError("host/profile.json is missing", reason="missing-evidence")
+    findings = Findings(passes, tuple(levels), _traced_maps(trial, passes), tuple(logged))
     return {metric: tuple(values) for metric, values in samples.items() if values}, findings
 
 
@@ -254,7 +256,7 @@ def _bar_placed(trial: TrialDir, index: int) -> None:
     raise EvidenceError(f"guest-{index} booted without its BAR placed", reason="bar-not-placed")
 
 
-def _guest_level(trial: TrialDir, index: int) -> list[Level]:
+def _guest_level(trial: TrialDir, index: int, memory: int) -> list[Level]:
     """What the guest's QEMU can map the BAR by, from where it put it."""
     bar, facts = trial.manifest["bar"], trial.json("host/facts.json")
     physical = next(
@@ -267,7 +269,7 @@ def _guest_level(trial: TrialDir, index: int) -> list[Level]:
             qemu = str((trial.manifest.get("host_versions") or {}).get("qemu") or "")
             tables = _boot(trial, index).page_table_bytes
             mapping = Mapping(int(at, 16), physical, bar)
-            return [guest_level(f"guest-{index}", mapping, tables, qemu, facts)]
+            return [guest_level(f"guest-{index}", mapping, tables, memory, qemu, facts)]
     return []
 
 

@@ -56,7 +56,9 @@ def guest_boots(
         with libvirt:
             settle(host, scenario, trial=trial, progress=progress)
             for index, which in enumerate(boots):
-                trial.manifest["guests"].append({"index": index, "pass": which})
+                trial.manifest["guests"].append(
+                    {"index": index, "pass": which, "memory": scenario.guest.memory}
+                )
                 with contextlib.ExitStack() as stack:
                     stack.enter_context(progress.stage(f"guest boot, {which} pass"))
                     stack.enter_context(trial.stage(f"guest-{index}-{which}"))
