@@ -203,6 +203,22 @@ def iommu_table_pages() -> int | None:
     return int(match[1]) if match else None
 
 
+def slots_of(start: int, end: int) -> set[int]:
+    """Of 512 GiB: what one page of the third-highest table level (PUD) covers."""
+    return set(range(start >> 39, ((end - 1) >> 39) + 1))
+
+
+def address_space() -> tuple[set[int], int]:
+    """The 512 GiB slots in which the process has something mapped, and how many mappings."""
+    used: set[int] = set()
+    areas = Path("/proc/self/maps").read_text().splitlines()
+    for area in areas:
+        start, end = (int(word, 16) for word in area.split()[0].split("-"))
+        if start < 1 << 63:
+            used |= slots_of(start, end)
+    return used, len(areas)
+
+
 def vm_flags(address: int) -> list[str]:
     """VmFlags of the mapping that starts at `address` (proc_pid_smaps(5))."""
     text = Path("/proc/self/smaps").read_text()
@@ -275,6 +291,7 @@ class Agent:
         # Alike modulo 1 GiB, address and BAR can be mapped by every level of the page table; QEMU
         # aligns so since 9.2 (vfio_region_mmap). Off by less, only up to the alignment asked for.
         skew = 0 if wanted["alignment"] >= GIB else wanted["alignment"]
+        used, vm_areas = address_space()
         room = length + 3 * GIB
         reserved = call_mmap(
             None, room, 0, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE, -1, 0
@@ -293,9 +310,9 @@ class Agent:
             wanted = {**wanted, "dma_buf": self.backend.dma_buf >= 0}
         states = sorted(wanted["states"])  # cold before warm
         first = states if "cold" in states else ["prime", *states]  # warm needs page tables
-        areas = Path("/proc/self/maps").read_text().splitlines()
         say("point", {**wanted, "bytes": size, "mapping_bytes": length, "address": address,
-                      "vm_flags": vm_flags(address), "vm_areas": len(areas)})  # fmt: skip
+                      "upper_tables": len(slots_of(address, address + length) - used),
+                      "vm_flags": vm_flags(address), "vm_areas": vm_areas})  # fmt: skip
         for repeat in range(self.request["repeats"]):
             for state in states if repeat else first:
                 say("sample", self.sample(state, address, size))
