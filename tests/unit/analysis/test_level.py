@@ -213,10 +213,15 @@ def test_dma_buf_has_no_level() -> None:
 
 
 def guest(
-    skew: int = 0, tables: int | None = 0, size: int = 32 * GIB, enabled: str = "[always]"
+    skew: int = 0,
+    tables: int | None = 0,
+    size: int = 32 * GIB,
+    enabled: str = "[always]",
+    memory: int = 512 * MIB,
 ) -> Level:
     mapping = Mapping(ADDRESS + skew, BAR_ADDRESS, size)
-    return guest_level("guest-1", mapping, tables, "10.0.2", facts(transparent_hugepage=enabled))
+    settings = facts(transparent_hugepage=enabled)
+    return guest_level("guest-1", mapping, tables, memory, "10.0.2", settings)
 
 
 def test_guest_whose_qemu_aligns_is_best() -> None:
@@ -257,6 +262,13 @@ def test_host_without_settings_has_a_level() -> None:
     assert reasons(level(by_pages(), {})) == ["unexplained"]
 
 
-def test_page_tables_that_qemu_needs_for_itself_are_none_of_the_bars() -> None:
+@pytest.mark.parametrize("size", [128 * MIB, 256 * MIB, 512 * MIB, GIB])
+def test_page_tables_that_qemu_needs_for_itself_are_none_of_the_bars(size: int) -> None:
     # a recorded QEMU with a guest of 512 MiB, whose 1 GiB BAR is mapped by one leaf
-    assert guest(size=256 * MIB, tables=1304 * KIB).leaf == "2MiB"
+    assert guest(size=size, tables=1304 * KIB).leaf == ("1GiB" if size == GIB else "2MiB")
+
+
+def test_page_tables_of_a_large_guest_may_be_those_of_its_memory() -> None:
+    # 32 GiB of memory in pages need as much as a BAR of 32 GiB
+    assert guest(tables=70000 * KIB).leaf == "4KiB"
+    assert guest(tables=70000 * KIB, memory=32 * GIB).leaf == "1GiB"

@@ -236,6 +236,57 @@ def test_trial_is_invalid_when_a_map_never_returned(trial: Path) -> None:
     invalid(trial, "unpaired-trace")
 
 
+def test_trial_is_invalid_when_an_unmap_failed(trial: Path) -> None:
+    rewrite(
+        trial / "host/trace-guest-1.txt",
+        lambda text: re.sub(
+            r"(ioctl_out.*cmd=0x3b72.*q8=0x3fff80000000.*ret=)0", r"\1-22", text, count=1
+        ),
+    )
+    message = invalid(trial, "unmaps-disagree").message
+    assert message.startswith("12 maps of the BAR, 12 unmaps")
+    assert "results [-22, 0]" in message
+
+
+def test_trial_is_invalid_when_an_unmap_is_missing(trial: Path) -> None:
+    def without_the_last(text: str) -> str:
+        lines = text.splitlines(keepends=True)
+        release = max(i for i, line in enumerate(lines) if "unmap_in" in line)
+        return "".join(lines[:release])
+
+    rewrite(trial / "host/trace-guest-1.txt", without_the_last)
+    assert "12 maps of the BAR, 11 unmaps" in invalid(trial, "unmaps-disagree").message
+
+
+def levels(trial: Path) -> dict[str, list[str]]:
+    found = judged(trial).findings.levels
+    return {level.place: [reason.name for reason in level.reasons] for level in found}
+
+
+def test_guest_whose_qemu_did_not_align_is_told_so(trial: Path) -> None:
+    rewrite(
+        trial / "guest-1/qemu.log",
+        lambda text: text.replace("[0x7fc540000000]", "[0x7fc540201000]"),
+    )
+    assert levels(trial)["guest-1"] == ["misaligned", "qemu-unaligned"]
+    [level] = [level for level in judged(trial).findings.levels if level.place == "guest-1"]
+    assert level.leaf == "4KiB"
+    assert "QEMU 10.0.13 does not align" in level.reasons[1].text
+
+
+def test_page_tables_of_a_small_bar_say_nothing(trial: Path) -> None:
+    rewrite(
+        trial / "guest-1/marks.txt",
+        lambda text: text.replace(" tables 1335296", f" tables {1335296 + 513 * 4096}"),
+    )
+    assert levels(trial)["guest-1"] == []
+
+
+def test_qemu_that_does_not_say_where_it_put_the_bar_has_no_level(trial: Path) -> None:
+    rewrite(trial / "guest-1/qemu.log", lambda text: text.replace(" [0x7fc540000000]", ""))
+    assert list(levels(trial)) == ["full/1GiB"]
+
+
 def test_trial_is_invalid_when_trace_is_garbled(trial: Path) -> None:
     rewrite(trial / "host/trace-guest-1.txt", lambda text: text + "half a li")
     invalid(trial, "bad-trace")
@@ -375,7 +426,7 @@ def test_only_the_passes_that_ran_are_judged(trial: Path) -> None:
 
 
 def test_times_of_the_traced_boot_are_no_headline(trial: Path) -> None:
-    guests = [{"index": 1, "pass": "timing"}]
+    guests = [{"index": 1, "pass": "timing", "memory": 512 << 20}]
     result = read_result(sealed(trial, guests=guests, passes=["timing"]))
     assert result.kind == "measured"
     assert result.value("guest_boot_seconds") is None

@@ -1,8 +1,9 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -262,8 +263,15 @@ def booted(
         lambda *a, index, traced, **k: done.append(f"boot {index}{' traced' * traced}"),
     )  # fmt: skip
     monkeypatch.setattr(workload, "maps", lambda h, d, s, which, **k: done.append(f"map {which}"))
-    shell = FakeShell()
-    host = host_of(shell, "tcg")
+    host = host_of(FakeShell(), "tcg")
+
+    @contextlib.contextmanager
+    def armed(host: Host, kind: str, label: str, bar: int, trial: TrialWriter) -> Iterator[None]:
+        done.append(f"arm {kind} {label}")
+        yield
+        done.append("finish")
+
+    monkeypatch.setattr(workload, "armed_tracer", armed)
 
     class Libvirt:
         def __enter__(self) -> Any:
@@ -282,10 +290,14 @@ def test_counts_of_a_guest_boot_are_taken_from_a_map(
     trial: TrialWriter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     done = booted(trial, monkeypatch, scenario(), ["plain", "timing", "counts"])
-    assert done == ["stage", "boot 0", "boot 1 traced", "closed", "map ['counts']"]
-    assert trial.manifest["guests"] == [
-        {"index": 0, "pass": "plain"}, {"index": 1, "pass": "timing"},
+    assert done == [
+        "stage", "boot 0", "arm timing guest-1", "boot 1 traced", "finish", "closed",
+        "map ['counts']",
     ]  # fmt: skip
+    assert trial.manifest["guests"] == [
+        {"index": 0, "pass": "plain", "memory": 512 * MIB},
+        {"index": 1, "pass": "timing", "memory": 512 * MIB},
+    ]
     assert trial.manifest["host_versions"] == {"qemu": "10.0.2"}
 
 
