@@ -127,3 +127,18 @@ def test_lanes_of_many_threads_do_not_mix_their_lines() -> None:
     lines = out.getvalue().splitlines()[1:-1]
     assert len(lines) == 8 * 20 * 2
     assert all(re.fullmatch(r"\d{4}: x{50}( \.\.\.|: \d+\.\d s)", line) for line in lines)
+
+
+class Vanishing(list[tuple[str, float]]):
+    """A stage that ends just after it was looked for."""
+
+    def __bool__(self) -> bool:
+        return True
+
+
+def test_stage_of_a_lane_that_ends_meanwhile_is_no_error() -> None:
+    progress = Progress(Console(file=io.StringIO(), force_terminal=True, width=80))
+    with progress.stage("all"), progress.lane("0001") as lane:
+        lane._stack = Vanishing()
+        assert "all" in progress._line().plain
+        lane._stack = []

@@ -187,3 +187,12 @@ def test_recursion_is_counted_once() -> None:
     assert found.within("a") == 7
     assert found.within("b") == 6
     assert found.by_function() == [("a", 5), ("b", 2)]
+
+
+def test_function_that_only_the_small_log_met_by_chance_costs_no_less_than_nothing(
+    profile: Profile,
+) -> None:
+    profile.log("map", 2 * MIB, own=512, resched=40)
+    profile.log("map", 4 * MIB, own=1024)
+    [found] = profile.found()
+    assert min(n for _, n in found.by_function()) >= 0

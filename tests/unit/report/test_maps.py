@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from orchestrator.analysis.breakdown import Breakdown
-from orchestrator.analysis.comparison import Comparison, compare
+from orchestrator.analysis.comparison import Comparison, compare, to_json
 from orchestrator.analysis.level import Level, Reason
 from orchestrator.analysis.trial import Findings, TrialResult, read_result
 from orchestrator.report.maps import best_leaf, map_sections, measured_whole
@@ -241,3 +241,28 @@ def test_report_is_plain_text_of_a_readable_width(report: str) -> None:
     assert max(map(len, report.splitlines())) <= 120
     assert not [line for line in report.splitlines() if line != line.rstrip()]
     assert "\n\n\n" not in report
+
+
+def test_findings_of_passes_that_are_trials_of_their_own_are_all_shown() -> None:
+    """As on an exact host, where a guest boot's plain, timing and counts passes are apart."""
+    by_trial = [
+        Findings(),
+        Findings(levels=(Level("guest-0", "1GiB", None, None, ()),)),
+        Findings(levels=(Level("full/1GiB", "1GiB", "1GiB", None, ()),),
+                 passes={"counts": map_pass(by_1gib())}),
+    ]  # fmt: skip
+    results = [TrialResult("t", "candidate", "measured", findings=f) for f in by_trial]
+    text = map_sections(compare(scenario(), KERNELS, results, 3, "exact"), exact=True)
+    assert "  guest-0\n" in text
+    assert "  full/1GiB\n" in text
+    shown = to_json(compare(scenario(), KERNELS, results, 3, "exact"))["arms"]["candidate"]
+    assert [level["place"] for level in shown["levels"]] == ["guest-0", "full/1GiB"]
+
+
+def test_stride_that_is_not_known_is_not_said() -> None:
+    one = by_1gib()
+    one["samples"][0]["counts"]["lookup"] = {(512,): 16384}
+    found = map_pass(one)
+    text = of(Level("full/1GiB", "1GiB", None, None, ()), passes={"counts": found})
+    assert "16384 lookups" in text
+    assert "None" not in text
