@@ -153,6 +153,38 @@ def test_page_tables_are_measured() -> None:
     assert agent("map").page_table_bytes() > 0
 
 
+TABLE = 512 * GIB
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "slots"),
+    [
+        (0, 1, {0}),
+        (0, TABLE, {0}),
+        (0, TABLE + 1, {0, 1}),
+        (TABLE - 4096, TABLE + 4096, {0, 1}),
+        (TABLE, 2 * TABLE, {1}),
+        (254 * TABLE + GIB, 254 * TABLE + 33 * GIB, {254}),
+    ],
+)
+def test_upper_tables_cover_512_gib_each(start: int, end: int, slots: set[int]) -> None:
+    assert agent("map").slots_of(start, end) == slots
+
+
+def test_address_space_has_the_slots_of_every_mapping() -> None:
+    agent_map = agent("map")
+    before, areas = agent_map.address_space()
+    assert id(agent_map) >> 39 in before
+    free = next(slot for slot in range(8, 200) if not {slot, slot + 1} & before)
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | agent_map.MAP_FIXED | agent_map.MAP_NORESERVE
+    address = (free + 1) * TABLE - 4096
+    assert agent_map.call_mmap(address, 8192, 0, flags, -1, 0) == address
+    after, more = agent_map.address_space()
+    agent_map.libc.munmap(address, 8192)
+    assert after - before == {free, free + 1}
+    assert more == areas + 1
+
+
 def test_flags_are_those_of_the_mapping_at_the_address() -> None:
     agent_map = agent("map")
     address = agent_map.call_mmap(
@@ -260,6 +292,7 @@ def test_answer_is_what_the_analysis_reads(fake: Fixture, capsys: Said) -> None:
     assert [p.mapping.misaligned for p in found.places] == [0, 0, 4096, 4096]
     for place in found.places:
         assert [s.state for s in place.samples] == ["cold", "warm", "cold", "warm"]
+        assert place.upper_tables in (0, 1)
         assert all(s.unmapped_bytes == place.mapping.size for s in place.samples)
         assert all(s.iommu_table_pages == 0 for s in place.samples)
     maps = [(address, size) for what, address, size in fake.device.calls if what == "map"]

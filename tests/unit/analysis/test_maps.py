@@ -251,3 +251,13 @@ def test_iommufd_owes_no_lookups() -> None:
     check(map_pass(one, backend="iommufd"))
     one["samples"][0]["unmapped_bytes"] = 0
     assert "bytes unmapped: 0" in refused(one, backend="iommufd")
+
+
+def test_upper_tables_that_a_mapping_needs_are_part_of_the_growth() -> None:
+    one = by_2mib()
+    one["upper_tables"] = 2
+    assert "(VmPTE): 135168; tables of leaves up to 2MiB: 143360" in refused(one)
+    one["samples"][0]["page_table_bytes"] += 8192
+    check(map_pass(one))
+    assert map_pass(one).places[0].upper_tables == 2
+    assert map_pass(by_2mib()).places[0].upper_tables == 0
