@@ -182,7 +182,7 @@ def test_address_space_has_the_slots_of_every_mapping() -> None:
     after, more = agent_map.address_space()
     agent_map.libc.munmap(address, 8192)
     assert after - before == {free, free + 1}
-    assert more == areas + 1
+    assert more > areas
 
 
 def test_flags_are_those_of_the_mapping_at_the_address() -> None:
