@@ -90,11 +90,13 @@ class Progress:
             return Text("")
         now = time.monotonic()
         total = now - self._stack[0][1]
-        lanes = [lane for lane in [*self._lanes] if lane._stack] or [self]
-        text = f"[{total:5.0f} s] " + "  ".join(lane._now(now) for lane in lanes)
+        words = [lane._now(now) for lane in [*self._lanes]]
+        text = f"[{total:5.0f} s] " + ("  ".join(filter(None, words)) or self._now(now))
         return Text(text[: max(20, self._console.width - 1)], no_wrap=True, overflow="ellipsis")
 
     def _now(self, now: float) -> str:
-        name, started = self._stack[-1]
+        if not (innermost := self._stack[-1:]):  # a lane's may have ended in its own thread
+            return ""
+        ((name, started),) = innermost
         head = f"{self._label}: " if self._label else ""
         return f"{head}{name} {now - started:.0f} s  {self._detail}"

@@ -2,9 +2,9 @@
 
     .venv/bin/python ci/bench/exact.py [--load] [SCENARIO] [barometer run options]
 
-Runs the scenario (default: map-exact.toml, plain pass, the full BAR, 3 pairs of trials) and prints,
-for each arm, the values of every boot and how far they are apart. --load keeps every CPU of this
-machine busy with something else meanwhile.
+Runs the scenario (default: map-exact.toml, plain pass, the full BAR, 3 pairs of trials) and
+prints, for each arm, the values of every boot and how far they are apart. --load keeps every CPU
+of this machine busy with something else meanwhile.
 """
 
 from __future__ import annotations

@@ -47,13 +47,16 @@ def boot_once() -> None:
         kernel = prepared.kernels["baseline"]
         machine = stack.enter_context(
             running_machine(
-                scenario, kernel, prepared.hosts["baseline"], prepared.guest.payload,
+                scenario, kernel, prepared.hosts["baseline"], prepared.payload.disk,
                 accel="tcg", keys=keys, state=state, libvirt=libvirt, trial=trial,
             )
         )  # fmt: skip
         stack.enter_context(
-            proven_host(machine, kernel, keys=keys, state=state, trial=trial, progress=progress)
-        )
+            proven_host(
+                machine, kernel, keys=keys, state=state, trial=trial, progress=progress,
+                with_libvirt=True,
+            )
+        )  # fmt: skip
         print("proven", flush=True)
 
 

@@ -285,7 +285,7 @@ class Agent:
         new = command | COMMAND_MEMORY if on else command & ~COMMAND_MEMORY
         os.pwrite(self.device, struct.pack("H", new), at)
 
-    def point(self, wanted: dict[str, Any]) -> None:
+    def point(self, wanted: dict[str, Any], repeats: int) -> None:
         size = self.bytes if wanted["size"] == "full" else wanted["size"]
         length = self.bytes if self.request["within"] else size
         # Alike modulo 1 GiB, address and BAR can be mapped by every level of the page table; QEMU
@@ -313,7 +313,7 @@ class Agent:
         say("point", {**wanted, "bytes": size, "mapping_bytes": length, "address": address,
                       "upper_tables": len(slots_of(address, address + length) - used),
                       "vm_flags": vm_flags(address), "vm_areas": vm_areas})  # fmt: skip
-        for repeat in range(self.request["repeats"]):
+        for repeat in range(repeats):
             for state in states if repeat else first:
                 say("sample", self.sample(state, address, size))
         libc.munmap(reserved, room)
@@ -383,8 +383,9 @@ def measure(bdf: str) -> None:
         "instrument": instrument(agent.backend.control),
     })  # fmt: skip
     once = {"name": "warm-up", "size": min(agent.bytes, GIB), "alignment": GIB, "states": ["cold"]}
-    for point in [once, *request["points"]]:
-        agent.point(point)
+    agent.point(once, 1)
+    for point in request["points"]:
+        agent.point(point, request["repeats"])
     say("end", True)
 
 

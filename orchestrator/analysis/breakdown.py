@@ -106,7 +106,8 @@ def _extrapolated(trial: TrialDir, logs: list[dict[str, Any]], bar: int) -> Stac
         if (window is not None and WALK in stack) or _interrupted(stack):
             continue
         each = (second.get(stack, 0) - first.get(stack, 0)) / between
-        result[stack] = first.get(stack, 0) + more * each
+        # what one log met by chance is no cost of a page, and none is below nothing
+        result[stack] = first.get(stack, 0) + more * max(each, 0.0)
     if window is not None:
         calls = window["calls"][WALK]
         for stack, count in _stacks(trial, window).items():

@@ -8,8 +8,10 @@ from statistics import median
 from typing import Any, Literal
 
 from orchestrator.analysis.law import Law, scaling_law
+from orchestrator.analysis.level import Level
 from orchestrator.analysis.looking import costs_of_looking
-from orchestrator.analysis.trial import TrialResult
+from orchestrator.analysis.maps import MapPass
+from orchestrator.analysis.trial import Findings, TrialResult
 from orchestrator.scenario import ARMS, METRICS, ArmName, Metric, Scenario
 
 Verdict = Literal["improved", "regressed", "equivalent", "inconclusive", "invalid"]
@@ -112,9 +114,8 @@ def metric_verdict(unit: str, baseline: Sequence[float], candidate: Sequence[flo
             return "equivalent"
         floor = 1.0
     elif unit == "Ginsn":
-        ratio = median(candidate) / median(baseline)
-        apart = abs(median(candidate) - median(baseline))
-        if 1 / RESOLUTION <= ratio <= RESOLUTION or apart <= LEAST_GINSN:
+        low, high = sorted((median(baseline), median(candidate)))
+        if high <= low * RESOLUTION or high - low <= LEAST_GINSN:
             return "equivalent"
         floor = RESOLUTION
     else:
@@ -156,6 +157,25 @@ def _verdict(
 def guest_accels(results: Sequence[TrialResult]) -> set[str]:
     """How the guests ran, of the trials that had one: kvm, tcg."""
     return {r.guest_accel for r in results if r.kind == "measured" and r.guest_accel}
+
+
+def findings_of(comparison: Comparison, arm: ArmName) -> Findings:
+    """What an arm shows besides metrics: of each thing, the first measured trial's that has it
+    (passes can be trials of their own)."""
+    found = [r.findings for r in comparison.of_arm(arm) if r.kind == "measured"]
+    passes: dict[str, MapPass] = {}
+    levels: dict[str, Level] = {}
+    for one in found:
+        for name, value in one.passes.items():
+            passes.setdefault(name, value)
+        for level in one.levels:
+            levels.setdefault(level.place, level)
+    return Findings(
+        passes,
+        tuple(levels.values()),
+        next((f.traced for f in found if f.traced), ()),
+        next((f.breakdowns for f in found if f.breakdowns), ()),
+    )
 
 
 def laws(comparison: Comparison, arm: ArmName) -> dict[str, Law]:
@@ -245,26 +265,26 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
 
 
 def _shown(comparison: Comparison, arm: ArmName) -> dict[str, Any]:
-    """What an arm's first measured trial shows besides metrics, where there were maps."""
-    first = next((r for r in comparison.of_arm(arm) if r.findings.passes), None)
-    if first is None:
+    """What an arm shows besides metrics."""
+    shown = findings_of(comparison, arm)
+    if shown == Findings():
         return {}
     return {
         "levels": [
             {"place": level.place, "leaf": level.leaf, "stride": level.stride,
              "iommu_leaf": level.iommu,
              "reasons": [{"name": r.name, "text": r.text} for r in level.reasons]}
-            for level in first.findings.levels
+            for level in shown.levels
         ],
         "scaling": {
             name: {"kind": law.kind, "unit": law.unit, "fixed": law.fixed,
                    "per_unit": law.per_unit, "residual": law.residual}
             for name, law in laws(comparison, arm).items()
         },
-        "looking": [asdict(cost) for cost in costs_of_looking(first.findings.passes)],
+        "looking": [asdict(cost) for cost in costs_of_looking(shown.passes)],
         "instructions": [
             {"operation": b.operation, "state": b.state, "logged": b.logged, "total": b.total,
              "functions": dict(b.by_function())}
-            for b in first.findings.breakdowns
+            for b in shown.breakdowns
         ],
     }  # fmt: skip

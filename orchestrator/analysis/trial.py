@@ -248,11 +248,15 @@ def _maps_agree(
 
 def _bar_placed(trial: TrialDir, index: int) -> None:
     """The guest's kernel found the BAR in its place: without it a boot is fast, and broken."""
-    bar = trial.manifest["bar"]
-    for words in _RESOURCE.findall(_need(trial, f"guest-{index}/pci.txt")):
-        start, end, flags = (int(word, 16) for word in words)
-        if end - start + 1 == bar and start and not flags & IORESOURCE_UNSET:
-            return
+    bar, device = trial.manifest["bar"], trial.json("host/facts.json")["device"]
+    listed = _need(trial, f"guest-{index}/pci.txt")
+    # of the device alone: a bridge before it has a window of that size, placed or not
+    head = rf"(?m)^device \S+ {device['vendor']} {device['device']} *$"
+    for block in re.split(head, listed)[1:]:
+        for words in _RESOURCE.findall(block.split("device ")[0])[:6]:
+            start, end, flags = (int(word, 16) for word in words)
+            if end - start + 1 == bar and start and not flags & IORESOURCE_UNSET:
+                return
     raise EvidenceError(f"guest-{index} booted without its BAR placed", reason="bar-not-placed")
 
 
@@ -294,10 +298,11 @@ def _map_passes(trial: TrialDir) -> dict[str, MapPass]:
                                 reason="missing-evidence")  # fmt: skip
     if "counts" in passes:
         _tracer_complete(trial, "counts", clock="mono")
-        hits = probe_hits(_need(trial, "host/profile-counts.txt"))
-        for event in ("lookup", "pin", "fault", "iova_walk"):
-            _histogram_whole(trial, event, hits)
         check(passes["counts"])
+        hits = probe_hits(_need(trial, "host/profile-counts.txt"))
+        last = [p["samples"][-1] for p in answer["passes"]["counts"]["points"] if p["samples"]][-1]
+        for event in ("lookup", "pin", "fault", "iova_walk"):
+            _histogram_whole(trial, event, hits, last["snapshots"][event])
     return passes
 
 
@@ -352,8 +357,9 @@ def _traced_maps(trial: TrialDir, passes: dict[str, MapPass]) -> tuple[Operation
     return tuple(found[-wanted:])
 
 
-def _histogram_whole(trial: TrialDir, event: str, hits: dict[str, int]) -> None:
-    """Nothing was dropped, and the probe was hit as often as the histogram has it."""
+def _histogram_whole(trial: TrialDir, event: str, hits: dict[str, int], last: str) -> None:
+    """Nothing was dropped, the probe was hit as often as the histogram has it, and nothing was
+    counted after the last sample."""
     hex_keys = ("ret",) * (event == "fault")
     table = parse_hist(_need(trial, f"host/hist-{event}.txt"), hex_keys)
     if table.dropped:
@@ -361,5 +367,11 @@ def _histogram_whole(trial: TrialDir, event: str, hits: dict[str, int]) -> None:
     if hits.get(event) != table.hits:
         raise EvidenceError(
             f"{event}: the histogram has {table.hits} hits, the probe {hits.get(event)}",
+            reason="counts-disagree",
+        )
+    after = parse_hist(last, hex_keys).hits
+    if after != table.hits:
+        raise EvidenceError(
+            f"{event}: the histogram has {table.hits} hits, {after} after the last sample",
             reason="counts-disagree",
         )

@@ -157,6 +157,7 @@ def wanted_logs(bar: int, costs: dict[str, float]) -> list[Wanted]:
         pages = int(MOST / (cost / (bar // PAGE)))
         # not below 2 MiB: the IOMMU's leaves would be pages then, a cost that is not the BAR's
         large = max(1 << (pages.bit_length() - 1), 2 * LEAVES["2MiB"] // PAGE)
+        large = min(large, bar // PAGE)
         wanted += [Wanted(operation, n * PAGE, "warm") for n in (large // 2, large)]
         if operation == "unmap":
             wanted.append(Wanted(operation, min(bar, GIB), "warm", window=True))

@@ -28,6 +28,7 @@ from orchestrator.scenario import Scenario
 
 SSHD_MARK = "barometer: sshd is up"
 _ENVIRONMENT = re.compile(r"(PATH|HOME|USER|LOGNAME|XDG_\w+)=")
+_SENDER = re.compile(r"(terminating on signal \d+ from pid \d+) \(.*\)")
 _INITRAMFS_FAILED = re.compile(r"barometer: initramfs: (.*)")
 # info usernet: `  TCP[HOST_FORWARD]  12       127.0.0.1 43643       10.0.2.15    22`
 _FORWARD = re.compile(r"TCP\[HOST_FORWARD\]\s+\d+\s+127\.0\.0\.1\s+(\d+)\s+\S+\s+22\b")
@@ -97,8 +98,8 @@ def running_machine(
         if log.exists():
             # libvirt logs the runner's environment there too, which is nobody's business
             lines = log.read_text(errors="replace").splitlines(keepends=True)
-            kept = [line for line in lines if not _ENVIRONMENT.match(line)]
-            (trial.host / "qemu.log").write_text("".join(kept))
+            kept = "".join(line for line in lines if not _ENVIRONMENT.match(line))
+            (trial.host / "qemu.log").write_text(_SENDER.sub(r"\1", kept))
 
 
 def _cmdline(scenario: Scenario, accel: Accel, token: str) -> str:

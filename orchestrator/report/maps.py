@@ -8,7 +8,7 @@ from textwrap import wrap
 
 from orchestrator.abi import LEAVES
 from orchestrator.analysis.breakdown import Breakdown
-from orchestrator.analysis.comparison import Comparison, laws
+from orchestrator.analysis.comparison import Comparison, findings_of, laws
 from orchestrator.analysis.law import Law
 from orchestrator.analysis.level import Level, Reason
 from orchestrator.analysis.looking import Cost, costs_of_looking
@@ -25,10 +25,7 @@ _WIDTH = 100
 def map_sections(comparison: Comparison, *, exact: bool) -> str:
     """Everything below the table that is known of single maps; empty where there were none. What
     is shown of an arm is its first measured trial's, beside medians of all."""
-    shown = {
-        arm: next((r.findings for r in comparison.of_arm(arm) if r.kind == "measured"), Findings())
-        for arm in ARMS
-    }
+    shown = {arm: findings_of(comparison, arm) for arm in ARMS}
     parts = [
         _levels(shown["baseline"], shown["candidate"]),
         _laws(comparison, exact=exact),
@@ -91,14 +88,19 @@ def _levels(baseline: Findings, candidate: Findings) -> str:
 
 def _level(arm: str, level: Level, place: Place | None) -> str:
     if place is None:
-        words = f"leaves of {level.leaf} at most, from where QEMU put it"
+        aligned = all(
+            r.name in ("too-small", "misaligned", "qemu-unaligned") for r in level.reasons
+        )
+        source = "at most, from where QEMU put it" if aligned else "by QEMU's page tables"
+        words = f"leaves of {level.leaf} {source}"
     elif place.dma_buf:
         words = "exported as a dma-buf: no page table is walked"
     else:
         counts = next(s.counts for s in place.samples if s.counts is not None)
         words = (
             f"leaves of {level.leaf}, {_plural(counts.installed, 'fault')};"
-            f" {_plural(sum(counts.lookups.values()), 'lookup')} of {level.stride} each;"
+            f" {_plural(sum(counts.lookups.values()), 'lookup')}"
+            f"{f' of {level.stride} each' if level.stride else ''};"
             f" {counts.iova_walks} IOMMU walks on unmap"
         )
     return f"    {arm:<10} {words}" + (" (best)" if level.best else "")
