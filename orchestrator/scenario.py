@@ -172,7 +172,7 @@ class Host(_Model):
     """Address width of the intel IOMMU; 39 refuses a BAR that the guest places above 512 GiB."""
     phys_bits: Annotated[int, Field(ge=36, le=52)] = 46
     """Physical address bits of the host's CPU; the BAR must fit into its 64-bit window."""
-    memory: Size = 4 * GIB
+    memory: Annotated[Size, Field(ge=GIB)] = 4 * GIB
     cpus: Annotated[int, Field(ge=1, le=64)] = 2
     """With accel exact always 1, which is then the default."""
     cmdline: str = ""
@@ -268,7 +268,9 @@ class Map(_Model):
         for key in ("sizes", "alignment", "state"):
             values = getattr(self, key)
             if len(set(values)) != len(values):
-                raise ValueError(f"map.{key} names a value twice")
+                twice = next(v for v in values if values.count(v) > 1)
+                shown = format_size(twice) if isinstance(twice, int) else twice
+                raise ValueError(f"{key} has {shown} twice")
         return self
 
 
@@ -343,6 +345,21 @@ class Scenario(_Model):
             for state in sorted(asked.state)
         )
 
+    def metrics(self) -> tuple[Metric, ...]:
+        """The names of everything that a run of this scenario measures."""
+        passes = self.trace.passes
+        at_points = [m for m in AT_POINTS if METRICS[m] == "count" and "counts" in passes]
+        if self.workload == "map":
+            at_points += [m for m in AT_POINTS if METRICS[m] == "s" and "plain" in passes]
+        names = [p.metric(m) for m in at_points for p in self.points()]
+        if self.workload == "guest-boot":
+            names += [m for m in ("guest_boot_seconds", "guest_ssh_seconds") if "plain" in passes]
+            traced = [m for m in METRICS if m.startswith(("bar_", "iommu_"))]
+            names += [m for m in traced if "timing" in passes]
+        if self.host.accel != "exact":
+            names.append("host_boot_seconds")
+        return tuple(names)
+
     @model_validator(mode="after")
     def _workload_is_whole(self) -> Scenario:
         if self.workload == "guest-boot":
@@ -357,13 +374,31 @@ class Scenario(_Model):
                 "trace.passes: timing traces functions of vfio_iommu_type1, which map.backend ="
                 ' "iommufd" does not use; leave it out'
             )
+        if self.workload == "guest-boot":
+            if self.map != Map():
+                raise ValueError('map: is of workload = "map"; a guest boot has nothing of it')
+            return self
+        self._maps_fit()
+        return self
+
+    def _maps_fit(self) -> None:
+        if not {"plain", "counts"} & {*self.trace.passes}:
+            raise ValueError("trace.passes: needs plain or counts, or nothing is measured")
+        if self.host.viommu_aw_bits == 39 and self.device.bar > 256 * GIB:
+            raise ValueError(
+                f"host.viommu_aw_bits: 39 bits have no room for a BAR of"
+                f" {format_size(self.device.bar)}"
+            )
         for size in self.map.sizes:
-            if size != "full" and (size > self.device.bar or size % PAGE):
+            if size == "full":
+                continue
+            if size % PAGE:
+                raise ValueError(f"map.sizes: {format_size(size)} is no multiple of 4KiB")
+            if size > self.device.bar:
                 raise ValueError(
-                    f"map.sizes: {format_size(size)} is not in a BAR of"
+                    f"map.sizes: {format_size(size)} is more than the BAR,"
                     f" {format_size(self.device.bar)}"
                 )
-        return self
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> Scenario:
@@ -382,12 +417,19 @@ class Scenario(_Model):
         return self
 
     @model_validator(mode="after")
-    def _expected_are_metrics(self) -> Scenario:
-        names = [*METRICS, *(p.metric(m) for p in self.points() for m in AT_POINTS)]
+    def _expected_is_measured(self) -> Scenario:
+        names = self.metrics()
+        headline = {f"{m}@{p.name}": m for p in self.points() if p.headline for m in AT_POINTS}
         for name in self.expect:
-            if name not in names:
-                near = nearest_name(name, names, list(METRICS))
-                raise ValueError(f'expect.{name}: "{name}" is no metric of this scenario{near}')
+            if name in names:
+                continue
+            known = name in METRICS or name.partition("@")[0] in AT_POINTS
+            why = "is not measured by this workload and its passes" if known else "is no metric"
+            if name in headline:
+                near = f'; its name is "{headline[name]}"'
+            else:
+                near = nearest_name(name, names, names)
+            raise ValueError(f'expect: "{name}" {why}{near}')
         return self
 
 

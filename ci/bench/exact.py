@@ -28,7 +28,9 @@ DEFAULT = [
 def main() -> None:
     arguments = sys.argv[1:]
     load = "--load" in arguments
-    arguments = [word for word in arguments if word != "--load"] or DEFAULT
+    arguments = [word for word in arguments if word != "--load"]
+    if not arguments or arguments[0].startswith("-"):
+        arguments = [*DEFAULT, *arguments]
     loops = [
         subprocess.Popen([sys.executable, "-c", "while True: pass"])
         for _ in (os.sched_getaffinity(0) if load else ())
@@ -37,7 +39,9 @@ def main() -> None:
         with tempfile.TemporaryDirectory(prefix="exact-") as folder:
             run = Path(folder) / "run"
             barometer = str(Path(sys.executable).with_name("barometer"))
-            subprocess.run([barometer, "run", *arguments, "--out", str(run)], check=False)
+            done = subprocess.run([barometer, "run", *arguments, "--out", str(run)], check=False)
+            if not (run / "comparison.json").exists():
+                sys.exit(done.returncode)
             comparison = json.loads((run / "comparison.json").read_text())
     finally:
         for loop in loops:

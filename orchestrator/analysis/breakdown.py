@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from collections.abc import Mapping as MappingType
 from dataclasses import dataclass
+from statistics import median_low
 from typing import Any
 
+from orchestrator.analysis.maps import MapPass
 from orchestrator.analysis.theory import pages
 from orchestrator.errors import EvidenceError
 from orchestrator.evidence import TrialDir
@@ -89,6 +92,31 @@ def _stacks(trial: TrialDir, entry: MappingType[str, Any]) -> Stacks:
     return stacks
 
 
+def measured_whole(breakdown: Breakdown, plain: MapPass) -> float | None:
+    """Instructions of the same operation without a log: the plain pass's, less an empty ioctl."""
+    place = next((p for p in plain.places if p.mapping.size == plain.bar_bytes
+                  and p.name.endswith("/1GiB")), None)  # fmt: skip
+    samples = place.of_state(breakdown.state) if place else []
+    if not samples:
+        return None
+    unmap = breakdown.operation == "unmap"
+    values = [s.unmap_seconds if unmap else s.map_seconds for s in samples]
+    return (median_low(values) - median_low(plain.empty_seconds)) * 1e9
+
+
+def check_sums(found: Iterable[Breakdown], plain: MapPass) -> None:
+    """Raises EvidenceError where the functions' instructions are not the whole that was measured
+    without a log: to 1 %, or 500 instructions, for the interrupts in it."""
+    for breakdown in found:
+        whole = measured_whole(breakdown, plain)
+        if whole is not None and abs(breakdown.total - whole) > max(whole / 100, 500):
+            raise EvidenceError(
+                f"the functions of the {breakdown.operation} ({breakdown.state}) add up to"
+                f" {breakdown.total:.0f} instructions, {whole:.0f} were measured",
+                reason="sums-disagree",
+            )
+
+
 def _extrapolated(trial: TrialDir, logs: list[dict[str, Any]], bar: int) -> Stacks:
     """Linear in pages, stack by stack: small + (bar - small) * (large - small) / pages between.
 
@@ -98,6 +126,8 @@ def _extrapolated(trial: TrialDir, logs: list[dict[str, Any]], bar: int) -> Stac
     """
     small, large = (e for e in logs if not e["window"])
     window = next((e for e in logs if e["window"]), None)
+    if small["calls"].get(WALK) != pages(small["bytes"]):
+        window = None  # this IOMMU is not walked for each page
     first, second = _stacks(trial, small), _stacks(trial, large)
     between = pages(large["bytes"]) - pages(small["bytes"])
     more = pages(bar) - pages(small["bytes"])

@@ -10,7 +10,8 @@ from typing import Any, Literal
 from orchestrator.analysis.law import Law, scaling_law
 from orchestrator.analysis.level import Level
 from orchestrator.analysis.looking import costs_of_looking
-from orchestrator.analysis.maps import MapPass
+from orchestrator.analysis.maps import MapPass, Place
+from orchestrator.analysis.theory import pages
 from orchestrator.analysis.trial import Findings, TrialResult
 from orchestrator.scenario import ARMS, METRICS, ArmName, Metric, Scenario
 
@@ -179,30 +180,46 @@ def findings_of(comparison: Comparison, arm: ArmName) -> Findings:
 
 
 def laws(comparison: Comparison, arm: ArmName) -> dict[str, Law]:
-    """The scaling law of each series of sizes: "map/1GiB/cold" -> law. From the medians."""
-    series: dict[str, list[tuple[int, float]]] = {}
-    sizes = {
-        place.name: place.mapping.size
-        for result in comparison.of_arm(arm)
-        for found in result.findings.passes.values()
-        for place in found.places
-    }
-    for metric in comparison.metrics:
-        base, _, point = metric.name.partition("@")
-        if base not in ("bar_map_seconds", "bar_unmap_seconds"):
-            continue
-        place, _, state = (point or _headline(sizes)).rpartition("/")
-        if place in sizes:
-            what = f"{'un' * (base == 'bar_unmap_seconds')}map/{place.partition('/')[2]}/{state}"
-            series.setdefault(what, []).append((sizes[place], median(getattr(metric, arm))))
-    found = {name: scaling_law(points) for name, points in series.items()}
-    return {name: law for name, law in found.items() if law is not None}
+    """The scaling law of each series of sizes: "map/1GiB/cold" -> law, from the medians.
+
+    What a map and an unmap are walked by is known from the counts; sizes of which it is not the
+    same are no series. Without counts there is no law.
+    """
+    shown = findings_of(comparison, arm)
+    counted = shown.passes.get("counts")
+    if counted is None:
+        return {}
+    levels = {level.place: level for level in shown.levels}
+    series: dict[str, list[tuple[str, int, float]]] = {}
+    for place in counted.places:
+        for state in ("cold", "warm"):
+            for what in ("map", "unmap"):
+                whole = place.mapping.size == counted.bar_bytes
+                headline = whole and f"{place.name}/{state}".endswith("/1GiB/warm")
+                base = f"bar_{what}_seconds"
+                metric = comparison.metric(base if headline else f"{base}@{place.name}/{state}")
+                unit = walked_by(what, place, levels.get(place.name))
+                if metric is not None and unit is not None:
+                    name = f"{what}/{place.name.partition('/')[2]}/{state}"
+                    cost = median(getattr(metric, arm))
+                    series.setdefault(name, []).append((unit, place.mapping.size, cost))
+    found = {}
+    for name, points in series.items():
+        unit = max(points, key=lambda point: point[1])[0]
+        law = scaling_law([(size, cost) for u, size, cost in points if u == unit], unit)
+        if law is not None:
+            found[name] = law
+    return found
 
 
-def _headline(sizes: dict[str, int]) -> str:
-    """The point whose metrics have plain names."""
-    best = [name for name in sizes if name.endswith("/1GiB")]
-    return f"{max(best, key=lambda name: sizes[name])}/warm" if best else ""
+def walked_by(what: str, place: Place, level: Level | None) -> str | None:
+    """What a map (by lookups) or an unmap (by walks of the IOMMU's tables) goes step by step."""
+    sample = next((s.counts for s in place.samples if s.counts is not None), None)
+    if sample is None or place.dma_buf:
+        return "1GiB" if place.dma_buf else None
+    if what == "unmap":
+        return "4KiB" if sample.iova_walks == pages(place.mapping.size) else "1GiB"
+    return level.stride if level else None
 
 
 def exit_code(scenario: Scenario, comparison: Comparison) -> int:

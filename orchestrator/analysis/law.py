@@ -7,12 +7,10 @@ from dataclasses import dataclass
 from statistics import linear_regression
 from typing import Literal
 
-from orchestrator.abi import LEAVES, PAGE
+from orchestrator.abi import LEAVES
 
-LEAST_VISIT = 50e-9
-"""Seconds (50 instructions, where those are counted) that the walk of one leaf takes at least:
-several function calls and cache lines. What costs less for each leaf of a size does not walk that
-size's leaves. Costs seen are 130 to 1400 instructions."""
+_WORST = 0.2
+"""A line that misses a cost by more than this share of it is no law."""
 
 
 @dataclass(frozen=True)
@@ -20,9 +18,9 @@ class Law:
     """cost = fixed + per_unit * (size / unit)"""
 
     kind: Literal["flat", "linear"]
-    """flat: the cost of a 1 GiB leaf, at most; linear: of each page or each 2 MiB."""
+    """flat: a cost for each 1 GiB leaf at most; linear: for each page or each 2 MiB."""
     unit: str
-    """The leaf whose number the cost goes with: 4KiB, 2MiB, 1GiB."""
+    """What is walked step by step: 4KiB, 2MiB, 1GiB."""
     fixed: float
     """Seconds."""
     per_unit: float
@@ -34,17 +32,17 @@ class Law:
         return self.fixed + self.per_unit * size / LEAVES[self.unit]
 
 
-def scaling_law(points: Sequence[tuple[int, float]]) -> Law | None:
-    """The law of (bytes, seconds); None for less than three sizes, which would fit any line."""
+def scaling_law(points: Sequence[tuple[int, float]], unit: str) -> Law | None:
+    """The law of (bytes, seconds > 0), walked by steps of `unit`, which the counts tell.
+
+    None for less than three sizes, which would fit any line, and where no line fits.
+    """
     if len({size for size, _ in points}) < 3:
         return None
     sizes, costs = zip(*points, strict=True)
-    slope, fixed = linear_regression([size / PAGE for size in sizes], costs)
-    unit = next(
-        (name for name, size in LEAVES.items() if slope * size / PAGE >= LEAST_VISIT), "1GiB"
-    )
-    law = Law(
-        "flat" if unit == "1GiB" else "linear", unit, fixed, slope * LEAVES[unit] / PAGE, 0.0
-    )
+    slope, fixed = linear_regression([size / LEAVES[unit] for size in sizes], costs)
+    law = Law("flat" if unit == "1GiB" else "linear", unit, fixed, slope, 0.0)
     residual = max(abs(law.at(size) - cost) / cost for size, cost in points)
+    if slope <= 0 or residual > _WORST:
+        return None
     return Law(law.kind, law.unit, law.fixed, law.per_unit, residual)

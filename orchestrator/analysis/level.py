@@ -156,9 +156,9 @@ def guest_level(
     leaf = _most(mapping.leaves())
     reasons = alignment_reasons(mapping)
     if any(r.name == "misaligned" for r in reasons):
-        reasons.append(
-            Reason("qemu-unaligned", f"QEMU {qemu} does not align BAR mappings; 9.2 and later do")
-        )
+        version = tuple(int(part) for part in qemu.split(".") if part.isdecimal())
+        known = "9.2 and later do" if version < (9, 2) else "which one of 9.2 or later should"
+        reasons.append(Reason("qemu-unaligned", f"QEMU {qemu} did not align the mapping; {known}"))
     by_pages = mapping.table_bytes("4KiB")
     others = _QEMU_TABLES + guest_memory // (LEAVES["2MiB"] // PAGE)
     if leaf != "4KiB" and (page_table_bytes or 0) >= by_pages > others:
@@ -175,6 +175,10 @@ def _thp_reason(place: Place, counted: MapPass, leaf: str) -> Reason:
         return Reason("thp-prctl", "the process has PR_SET_THP_DISABLE")
     if "nh" in place.vm_flags:
         return Reason("thp-madvise", "the mapping has MADV_NOHUGEPAGE")
+    if counted.thp_enabled is None:
+        return Reason(
+            "no-huge-pfnmap", "the kernel has no transparent huge pages, which huge pfnmaps need"
+        )
     by_policy = _policy_reason(counted.thp_enabled or "", advised="hg" in place.vm_flags)
     return by_policy or Reason("unexplained", f"nothing that is known keeps the leaves at {leaf}")
 
@@ -184,8 +188,8 @@ def _policy_reason(enabled: str, *, advised: bool) -> Reason | None:
     if policy and (policy[1] == "never" or (policy[1] == "madvise" and not advised)):
         return Reason(
             "thp-sysfs",
-            f"/sys/kernel/mm/transparent_hugepage/enabled is {policy[1]}, which this kernel"
-            " applies to BARs too",
+            f"/sys/kernel/mm/transparent_hugepage/enabled is {policy[1]}, which kernels like"
+            " v6.12 apply to BARs too",
         )
     return None
 

@@ -36,7 +36,7 @@ def costs_of_looking(passes: MappingType[str, MapPass]) -> list[Cost]:
     found = []
     for point, (map_seconds, unmap_seconds) in _medians(plain).items():
         probed = {which: points[point] for which, points in under.items() if point in points}
-        if probed and point.rpartition("/")[0] == largest:
+        if point.rpartition("/")[0] == largest:
             found.append(
                 Cost(point, map_seconds, unmap_seconds, median(plain.clock_seconds),
                      median(plain.empty_seconds), probed)

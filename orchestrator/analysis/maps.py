@@ -9,10 +9,12 @@ from typing import Any
 
 from orchestrator.abi import ORDERS, PAGE, VM_FAULT_NOPAGE
 from orchestrator.analysis.hist import parse_hist
-from orchestrator.analysis.theory import Mapping, pages
+from orchestrator.analysis.theory import Mapping, iommu_blocks, pages
 from orchestrator.errors import EvidenceError
 
 WARM_UP = "warm-up"
+IOVA = 1 << 36
+"""Where the map agent maps."""
 _LEAF_OF_ORDER = {order: name for name, order in ORDERS.items()}
 
 
@@ -127,6 +129,8 @@ def read_pass(answer: MappingType[str, Any]) -> MapPass:
             if raw.get("snapshots"):
                 total = _counts(raw["snapshots"])
                 counts, before = total - before, total
+            if min(raw["map_ns"], raw["unmap_ns"]) <= 0:
+                raise ValueError(f"a map of {raw['map_ns']} ns, an unmap of {raw['unmap_ns']} ns")
             samples.append(
                 Sample(
                     raw["state"], raw["map_ns"] / 1e9, raw["unmap_ns"] / 1e9,
@@ -141,7 +145,7 @@ def read_pass(answer: MappingType[str, Any]) -> MapPass:
         )  # fmt: skip
     return MapPass(
         answer["backend"], answer["bar_bytes"], answer["thp"]["enabled"],
-        bool(answer["thp"]["process_disabled"]),
+        answer["thp"]["process_disabled"] == 1,  # -1: not known
         tuple(ns / 1e9 for ns in answer["instrument"]["clock_ns"]),
         tuple(ns / 1e9 for ns in answer["instrument"]["empty_ioctl_ns"]),
         tuple(p for p in places if p.name != WARM_UP),
@@ -159,6 +163,26 @@ def _counts(snapshots: MappingType[str, str]) -> Counts:
         Counter(dict(tables["fault"].rows)),
         tables["iova_walk"].hits,
     )
+
+
+def check_alike(headline: MapPass, counted: MapPass) -> None:
+    """Raises EvidenceError where the maps of another pass are not those that were counted: other
+    points, another backend, a state that was not what it is called."""
+    _equal("map.json", "backend", headline.backend, "backend of the counts pass", counted.backend)
+    names = {place.name: place for place in counted.places}
+    for place in headline.places:
+        if place.name not in names:
+            raise EvidenceError(
+                f"{place.name} was measured and never counted", reason="counts-disagree"
+            )
+        for number, sample in enumerate(place.samples):
+            where = f"{place.name}/{sample.state} (sample {number + 1})"
+            _equal(where, "bytes unmapped", sample.unmapped_bytes, "bytes mapped",
+                   place.mapping.size)  # fmt: skip
+            same = names[place.name].of_state(sample.state)
+            if same:
+                _equal(where, "minor faults of the thread", sample.minor_faults,
+                       "in the counts pass", same[0].minor_faults)  # fmt: skip
 
 
 def check(counted: MapPass) -> None:
@@ -182,6 +206,10 @@ def _check_sample(
 ) -> None:
     size = place.mapping.size
     _equal(where, "bytes unmapped", sample.unmapped_bytes, "bytes mapped", size)
+    if place.dma_buf:  # its pages are those of a buffer: nothing is looked up, nothing faults
+        _equal(where, "lookups, faults and walks",
+               (sum(counts.lookups.values()), counts.installed, counts.iova_walks),
+               "of a dma-buf", (0, 0, 0))  # fmt: skip
     if counted.backend != "type1":
         return
     looked_up = sum(ret * n for ret, n in counts.lookups.items())
@@ -191,8 +219,7 @@ def _check_sample(
            pages(size))  # fmt: skip
     _equal(where, "faults that installed a mapping", counts.installed,
            "minor faults of the thread", sample.minor_faults)  # fmt: skip
-    # 1: "fine-grained superpage" domains of kernels before v6.16
-    if counts.iova_walks not in (pages(size), 1):
+    if counts.iova_walks != iommu_blocks(IOVA, place.mapping.physical, size):
         _equal(where, "iommu_iova_to_phys calls", counts.iova_walks, "pages of the unmap",
                pages(size))  # fmt: skip
     if place.leaves is not None:
@@ -214,6 +241,10 @@ def _check_sample(
                 f"tables of leaves up to {largest}",
                 place.mapping.table_bytes(largest) + PAGE * place.upper_tables,
             )  # fmt: skip
+    elif first:
+        _equal(where, "growth of the page tables (VmPTE)", sample.page_table_bytes,
+               "tables of 4 KiB leaves",
+               place.mapping.table_bytes("4KiB") + PAGE * place.upper_tables)  # fmt: skip
     if not first:
         _equal(where, "growth of the page tables (VmPTE)", sample.page_table_bytes,
                "none, they are there", 0)  # fmt: skip

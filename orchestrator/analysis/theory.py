@@ -26,6 +26,19 @@ def stride_of(bar: int, count: float) -> str | None:
     return next((name for name, expected in lookups(bar).items() if expected == count), None)
 
 
+def iommu_blocks(iova: int, physical: int, size: int) -> int:
+    """Blocks of a power of two that an IOMMU with every page size maps a range by (AMD's v1 page
+    table, virtio-iommu): each as large as the alignment of both addresses and the rest allow.
+    Kernels before v6.16 walk such a domain once for each of them on unmap."""
+    blocks = 0
+    while size:
+        both = iova | physical
+        aligned = both & -both if both else size
+        block = min(aligned, 1 << (size.bit_length() - 1))
+        iova, physical, size, blocks = iova + block, physical + block, size - block, blocks + 1
+    return blocks
+
+
 @dataclass(frozen=True)
 class Mapping:
     """A mapping of a BAR in a process: addresses and size in bytes."""
@@ -33,11 +46,6 @@ class Mapping:
     address: int
     physical: int
     size: int
-
-    @property
-    def misaligned(self) -> int:
-        """How far virtual and physical address differ modulo the largest leaf, bytes."""
-        return (self.address - self.physical) % LEAVES["1GiB"]
 
     def leaves(self, largest: str = "1GiB") -> dict[str, int]:
         """How many leaves of each size map it, of none larger than `largest`.

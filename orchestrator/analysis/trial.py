@@ -8,10 +8,10 @@ from statistics import median, median_low
 from typing import Any, Literal
 
 from orchestrator.abi import IORESOURCE_UNSET
-from orchestrator.analysis.breakdown import Breakdown, breakdowns
+from orchestrator.analysis.breakdown import Breakdown, breakdowns, check_sums
 from orchestrator.analysis.hist import parse_hist
 from orchestrator.analysis.level import Level, guest_level, level_of
-from orchestrator.analysis.maps import MapPass, check, read_pass
+from orchestrator.analysis.maps import MapPass, check, check_alike, read_pass
 from orchestrator.analysis.marks import Boot, parse_marks
 from orchestrator.analysis.theory import Mapping, pages
 from orchestrator.analysis.trace import (
@@ -132,6 +132,8 @@ def _measure(trial: TrialDir) -> tuple[dict[Metric, tuple[float, ...]], Findings
     logged = breakdowns(trial)
     if "profile" in manifest["passes"] and not logged:
         raise EvidenceError("host/profile.json is missing", reason="missing-evidence")
+    if "plain" in passes:
+        check_sums(logged, passes["plain"])
     findings = Findings(passes, tuple(levels), _traced_maps(trial, passes), tuple(logged))
     return {metric: tuple(values) for metric, values in samples.items() if values}, findings
 
@@ -303,6 +305,8 @@ def _map_passes(trial: TrialDir) -> dict[str, MapPass]:
         last = [p["samples"][-1] for p in answer["passes"]["counts"]["points"] if p["samples"]][-1]
         for event in ("lookup", "pin", "fault", "iova_walk"):
             _histogram_whole(trial, event, hits, last["snapshots"][event])
+        for found in passes.values():
+            check_alike(found, passes["counts"])
     return passes
 
 

@@ -105,7 +105,6 @@ def host_xml(spec: HostDomain) -> str:
         _sub(element, "target", dev=f"vd{letter}", bus="virtio")
         _sub(element, "serial", disk.serial)
         _sub(element, "readonly")
-        _sub(element, "readonly")
         _pci(element, BAR_BUS + 1 + number)
     serial = _sub(devices, "serial", type="file")
     _sub(serial, "source", path=str(spec.console))

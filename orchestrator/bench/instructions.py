@@ -26,8 +26,9 @@ from typing import Any
 from orchestrator.abi import LEAVES, PAGE
 from orchestrator.bench.device import BoundDevice
 from orchestrator.bench.host import Host
+from orchestrator.bench.shell import ConnectionLostError, Dialogue
 from orchestrator.bench.waiting import until
-from orchestrator.errors import BenchError
+from orchestrator.errors import BenchError, EvidenceError
 from orchestrator.evidence import TrialWriter, write_json
 from orchestrator.progress import Progress
 from orchestrator.scenario import GIB, Scenario
@@ -139,8 +140,8 @@ def logged_instructions(
         file += "-window.folded" if item.window else ".folded"
         lines = (f"{';'.join(stack)} {n}\n" for stack, n in sorted(result.stacks.items()))
         (trial.host / file).write_text("".join(lines))
-        often = {name: n for name, n in sorted(result.calls.items()) if n > 1}
-        found.append({**asdict(item), "file": file, "calls": often,
+        calls = dict(sorted(result.calls.items()))
+        found.append({**asdict(item), "file": file, "calls": calls,
                       "instructions": sum(result.stacks.values())})  # fmt: skip
     write_json(trial.host / "profile.json", {"bar": device.bar_bytes, "logged": found})
 
@@ -182,12 +183,11 @@ def _logs(
     state = ""
     with host.shell.stream(host.agent("map", device.address), timeout=300) as agent:
         agent.say(json.dumps(request))
-        for line in agent:
-            ((what, value),) = json.loads(line).items()
+        while True:
+            what, value = _said(agent)
             if what == "point":
                 item = wanted[int(value["name"])] if value["name"].isdecimal() else None
-                asked = value["states"]
-                states = iter(asked if "cold" in asked else ["prime", *asked])
+                states = iter([*value["order"]])
             elif what == "next":
                 state = next(states) if value == "map" else state
                 if item is not None and (item.operation, item.state) == (value, state):
@@ -196,15 +196,35 @@ def _logs(
                         if item.window:
                             _wait_for_window(log)
                         else:
-                            next(agent)  # the agent's next question: the ioctl is done
+                            _said(agent)  # the agent's next question: the ioctl is done
                     if item.window:
-                        next(agent)
+                        _said(agent)
                     yield addresses(log)
                     log.unlink()
                 agent.say("")
             elif what == "end":
                 return
-    raise BenchError("the map agent ended without its last word", reason="map-silent")
+
+
+def _said(agent: Dialogue) -> tuple[str, Any]:
+    """What the agent says next. Raises EvidenceError for a refusal of the kernel, and
+    ConnectionLostError where nothing comes: the host may have died of what it was asked."""
+    try:
+        line = next(agent, None)
+    except (OSError, EOFError) as exc:
+        raise ConnectionLostError(
+            f"the map agent was lost while its instructions were logged: {exc!r}",
+            reason="host-ssh-lost",
+        ) from exc
+    if line is None:
+        raise ConnectionLostError("the map agent ended before its time", reason="map-silent")
+    ((what, value),) = json.loads(line).items()
+    if what == "refused":
+        raise EvidenceError(
+            f"the BAR could not be mapped from the host's user space: {value}",
+            reason="map-refused",
+        )
+    return what, value
 
 
 def _wait_for_window(log: Path) -> None:

@@ -76,7 +76,7 @@ def guest_boots(
 
 def settle(host: Host, scenario: Scenario, *, trial: TrialWriter, progress: Progress) -> None:
     """Let an exact host come to rest: what is left of its boot would share the only CPU."""
-    if host.accel == "exact" and scenario.host.settle:
+    if host.accel == "exact":
         with progress.stage("host: settle"), trial.stage("settle"):
             quiet = "".join(
                 f"[ ! -e {path} ] || echo {value} > {path}; "

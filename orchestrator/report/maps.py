@@ -3,11 +3,10 @@ cost of looking, and where the instructions go."""
 
 from __future__ import annotations
 
-from statistics import median, median_low
 from textwrap import wrap
 
 from orchestrator.abi import LEAVES
-from orchestrator.analysis.breakdown import Breakdown
+from orchestrator.analysis.breakdown import Breakdown, measured_whole
 from orchestrator.analysis.comparison import Comparison, findings_of, laws
 from orchestrator.analysis.law import Law
 from orchestrator.analysis.level import Level, Reason
@@ -98,12 +97,19 @@ def _level(arm: str, level: Level, place: Place | None) -> str:
     else:
         counts = next(s.counts for s in place.samples if s.counts is not None)
         words = (
-            f"leaves of {level.leaf}, {_plural(counts.installed, 'fault')};"
+            f"{_leaves(level, place)}, {_plural(counts.installed, 'fault')};"
             f" {_plural(sum(counts.lookups.values()), 'lookup')}"
-            f"{f' of {level.stride} each' if level.stride else ''};"
+            f"{f' of {level.stride}' if level.stride and len(place.leaves or ()) < 2 else ''};"
             f" {counts.iova_walks} IOMMU walks on unmap"
         )
-    return f"    {arm:<10} {words}" + (" (best)" if level.best else "")
+    best = level.best and place is not None
+    return f"    {arm:<10} {words}" + (" (best)" if best else "")
+
+
+def _leaves(level: Level, place: Place) -> str:
+    if place.leaves and len(place.leaves) > 1:
+        return "leaves: " + ", ".join(f"{n} of {name}" for name, n in place.leaves.items())
+    return f"leaves of {level.leaf}"
 
 
 def _plural(count: int, noun: str) -> str:
@@ -149,7 +155,12 @@ def _looking(baseline: Findings, candidate: Findings, *, exact: bool) -> str:
         for cost in costs_of_looking(side.passes):
             lines += _cost(arm, cost, exact=exact)
     if not lines:
-        return ""
+        if not (baseline.passes or candidate.passes or baseline.levels or candidate.levels):
+            return ""
+        return (
+            "Cost of looking: not measured in this run; the map workload with accel exact and the"
+            " passes plain, timing and counts does\n"
+        )
     head = "Cost of looking: the same maps without probes and with them"
     if not exact:
         head += " (measured in noisy time: accel exact gives exact figures)"
@@ -214,7 +225,8 @@ def _breakdown(arm: str, breakdown: Breakdown, findings: Findings) -> str:
     lines = [f"Where the instructions of one {breakdown.operation} go: {arm},"
              f" {breakdown.state}, the whole BAR"]  # fmt: skip
     total = breakdown.total
-    if (whole := measured_whole(breakdown, findings)) is not None:
+    plain = findings.passes.get("plain")
+    if plain is not None and (whole := measured_whole(breakdown, plain)) is not None:
         lines.append(
             f"  {_quantity(total / 1e9, exact=True)} by function; without a log"
             f" {_quantity(whole / 1e9, exact=True)} were measured, interrupts included:"
@@ -236,21 +248,6 @@ def _breakdown(arm: str, breakdown: Breakdown, findings: Findings) -> str:
     )
     lines.append(f"  (QEMU's log of each instruction; {how})")
     return "\n".join(lines) + "\n"
-
-
-def measured_whole(breakdown: Breakdown, findings: Findings) -> float | None:
-    """Instructions of the same operation without a log: the plain pass's, less an empty ioctl."""
-    plain = findings.passes.get("plain")
-    if plain is None:
-        return None
-    place = next((p for p in plain.places if p.mapping.size == plain.bar_bytes
-                  and p.name.endswith("/1GiB")), None)  # fmt: skip
-    samples = place.of_state(breakdown.state) if place else []
-    if not samples:
-        return None
-    unmap = breakdown.operation == "unmap"
-    values = [s.unmap_seconds if unmap else s.map_seconds for s in samples]
-    return (median_low(values) - median(plain.empty_seconds)) * 1e9
 
 
 def best_leaf(bar: int) -> str:

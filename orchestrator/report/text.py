@@ -10,7 +10,7 @@ from orchestrator.analysis.comparison import Comparison, MetricComparison, guest
 from orchestrator.analysis.theory import lookups, pages, stride_of
 from orchestrator.analysis.trial import TrialResult
 from orchestrator.report.maps import best_leaf, map_sections
-from orchestrator.scenario import ARMS, Metric, Scenario, format_size
+from orchestrator.scenario import ARMS, AT_POINTS, Metric, Scenario, format_size
 
 # Every metric, what it is called in the table, and the pass it comes from.
 _ROWS: dict[Metric, tuple[str, str]] = {
@@ -110,7 +110,7 @@ def _table(scenario: Scenario, comparison: Comparison, *, emulated: bool) -> str
         if not group:
             continue
         of = {"s": f", {unit}", "count": ""}.get(group[0].unit, f", {group[0].unit}")
-        if scenario.workload != "map":
+        if scenario.workload != "map" or base not in AT_POINTS:
             rows += [_row(title + of, source, metric) for metric in group]
             continue
         rows.append((title + of, "", "", "", "", ""))
@@ -201,9 +201,13 @@ def _notes(scenario: Scenario, comparison: Comparison, *, emulated: bool, exact:
         lines += [
             "A point is SIZE/ALIGNMENT/STATE: how much of the BAR, how its virtual address is",
             "aligned to it, and whether its page tables were zapped before (cold) or are as the",
-            "last map left them (warm). plain: the agent's own clock around each ioctl. counts:",
-            "in-kernel histograms, checked against minor faults and page-table bytes; no times.",
+            "last map left them (warm). plain: the agent's own clock around each ioctl.",
         ]
+        if "counts" in scenario.trace.passes and scenario.map.backend == "type1":
+            lines += [
+                "counts: in-kernel histograms, checked against minor faults and page-table bytes;",
+                "they give no times.",
+            ]
     else:
         lines += [
             "plain: untraced boot. timing: probes around each map and unmap, none for each page"
@@ -214,11 +218,13 @@ def _notes(scenario: Scenario, comparison: Comparison, *, emulated: bool, exact:
     if exact:
         lines += [
             "Ginsn: the host is emulated, its instructions are counted; one is one nanosecond of",
-            "its clocks. The numbers are the same on any machine, however busy, and are no times.",
+            "its clocks. With the same QEMU they are the same on any machine, however busy.",
         ]
     elif emulated:
+        boots = scenario.workload == "guest-boot"
         lines.append(
-            "Boot times: the host's clock, QEMU's start to 10 ms. All seconds are emulated."
+            "Boot times: the host's clock, QEMU's start to 10 ms. " * boots
+            + "All seconds are emulated."
         )
     return "\n".join(lines) + "\n"
 

@@ -71,7 +71,7 @@ def one_trial(
     state, libvirt = shared
 
     def run(*overrides: str, change: Callable[[Prepared], Prepared] = lambda p: p) -> Outcome:
-        scenario, text = load_scenario(SMALL, overrides)
+        scenario, text = load_scenario(SMALL, ["expect={}", *overrides])
         cache, progress = Cache(), Progress()
         prepared = change(prepare(scenario, cache, progress))
         run_dir = RunDir.create(tmp_path / "run", text, plan_facts(scenario, prepared))
