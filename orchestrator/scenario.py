@@ -429,7 +429,7 @@ class Scenario(_Model):
                 near = f'; its name is "{headline[name]}"'
             else:
                 near = nearest_name(name, names, names)
-            raise ValueError(f'expect: "{name}" {why}{near}')
+            raise ValueError(f'expect.{name}: "{name}" {why}{near}')
         return self
 
 
