@@ -72,7 +72,8 @@ class Folded:
 
 
 def folded(executed: Iterable[Instruction], entry: str) -> Folded:
-    """What is executed from the first instruction of `entry` to its return, by stack.
+    """What is executed from the first instruction of `entry` to its return, by stack, of a task
+    that no other one interrupts.
 
     The stack is rebuilt from the addresses alone: a function's first instruction is a call (or a
     jump to its end), another place in a function that is on the stack is the return to it.
@@ -171,7 +172,7 @@ def _logs(
     """The addresses of the instructions of each wanted operation, in order."""
     request: dict[str, Any] = {
         "backend": scenario.map.backend, "thp": scenario.map.thp, "repeats": 1, "within": True,
-        "snapshots": {}, "rest": 0, "step": True,
+        "snapshots": {}, "rest": 1.0, "realtime": True, "step": True,
         "points": [
             {"name": str(i), "size": w.bytes, "alignment": GIB, "states": [w.state]}
             for i, w in enumerate(wanted)
