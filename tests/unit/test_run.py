@@ -304,4 +304,3 @@ def test_kernel_without_iommufd_is_refused_before_anything_boots(tmp_path: Path)
         run._has_backend(kernel, map_scenario(*wanted))
     assert caught.value.reason == "kernel-lacks-module"
     run._has_backend(kernel, map_scenario())
-    run._has_backend(kernel, scenario("map.backend=iommufd"))

@@ -134,8 +134,8 @@ def test_package_kernel_without_suite_and_version_is_refused() -> None:
                                 'did you mean "ivshmem"?'),
         ("hots.accel=kvm", 'hots: unknown key; did you mean "host"?'),
         ("arms.baseline.kernel.dri=x", 'kernel.dri: unknown key; did you mean "dir"?'),
-        ("expect.bar_map_secs=improved", 'expect.bar_map_secs: "bar_map_secs" is no metric of '
-                                         'this scenario; did you mean "bar_map_seconds"?'),
+        ("expect.bar_map_secs=improved", 'expect.bar_map_secs: "bar_map_secs" is no metric; '
+                                         'did you mean "bar_map_seconds"?'),
         ("expect.bar_map_seconds=better", "valid: improved, equivalent, not-regressed, regressed"),
         ("trials.pairs=0", "trials.pairs: "),
         ("host.memory=4GB", 'host.memory: \'4GB\' is not a size; write it like "32GiB"'),
@@ -196,23 +196,21 @@ def test_timing_of_iommufd_is_refused() -> None:
     assert "vfio_iommu_type1" in error_of(MAPS, "map.backend=iommufd")
     kept = map_scenario("map.backend=iommufd", 'trace.passes=["plain", "counts"]')
     assert kept.map.backend == "iommufd"
-    # a guest boot does not map by the agent's backend
-    assert scenario("map.backend=iommufd").trace.passes == ("plain", "timing", "counts")
 
 
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
-        ('map.sizes=["64GiB"]', "map.sizes: 64GiB is not in a BAR of 32GiB"),
-        ('map.sizes=["1TiB", "full"]', "map.sizes: 1TiB is not in a BAR of 32GiB"),
-        ('map.sizes=["2KiB"]', "map.sizes: 2KiB is not in a BAR of 32GiB"),
+        ('map.sizes=["64GiB"]', "map.sizes: 64GiB is more than the BAR, 32GiB"),
+        ('map.sizes=["1TiB", "full"]', "map.sizes: 1TiB is more than the BAR, 32GiB"),
+        ('map.sizes=["2KiB"]', "map.sizes: 2KiB is no multiple of 4KiB"),
         ('map.sizes=["half"]', "'half' is not a size"),
         ('map.sizes=["0GiB"]', "is not a size"),
         ("map.sizes=[]", "map.sizes"),
         ("map.sizes=[4096]", "4096 is not a size"),
-        ('map.sizes=["1GiB", "1024MiB"]', "map.sizes names a value twice"),
-        ('map.alignment=["1GiB", "1GiB"]', "map.alignment names a value twice"),
-        ('map.state=["warm", "warm"]', "map.state names a value twice"),
+        ('map.sizes=["1GiB", "1024MiB"]', "map: sizes has 1GiB twice"),
+        ('map.alignment=["1GiB", "1GiB"]', "map: alignment has 1GiB twice"),
+        ('map.state=["warm", "warm"]', "map: state has warm twice"),
         ('map.alignment=["2MB"]', 'did you mean "2MiB"?'),
         ('map.state=["hot"]', "map.state"),
         ("map.repeats=0", "map.repeats"),
@@ -220,10 +218,28 @@ def test_timing_of_iommufd_is_refused() -> None:
         ("map.thp=never", "map.thp"),
         ("map.size=full", 'map.size: unknown key; did you mean "sizes"?'),
         ("host.settle=-1", "host.settle"),
+        ("host.memory=1023MiB", "host.memory"),
+        ('trace.passes=["timing"]', "trace.passes: needs plain or counts"),
+        ('trace.passes=["timing", "profile"]', "trace.passes: needs plain or counts"),
     ],
 )
 def test_wrong_map_is_refused(override: str, expected: str) -> None:
     assert expected in error_of(MAPS, override)
+
+
+def test_bar_needs_room_in_the_addresses_of_the_iommu() -> None:
+    narrow = "host.viommu_aw_bits=39"
+    assert map_scenario(narrow, "device.bar=256GiB").host.viommu_aw_bits == 39
+    assert map_scenario("device.bar=512GiB", "host.phys_bits=46").device.bar == 512 * GIB
+    assert "host.viommu_aw_bits: 39 bits have no room for a BAR of 512GiB" in error_of(
+        MAPS, narrow, "device.bar=512GiB", "host.phys_bits=46"
+    )
+
+
+@pytest.mark.parametrize("override", ["map.backend=iommufd", "map.repeats=7", "map.thp=disable"])
+def test_guest_boot_has_nothing_of_a_map(override: str) -> None:
+    assert 'map: is of workload = "map"' in error_of(MINIMAL, override)
+    assert scenario("map.backend=type1").workload == "guest-boot"  # as it is anyway
 
 
 def test_points_are_in_the_order_of_measuring() -> None:
@@ -260,7 +276,7 @@ def test_scenario_without_the_best_point_has_no_headline() -> None:
 
 
 def test_guest_boot_has_one_point_for_its_counts() -> None:
-    [point] = scenario("map.repeats=7", 'map.alignment=["4KiB"]').points()
+    [point] = scenario().points()
     assert (point.name, point.metric("pfn_lookups_per_map")) == (
         "full/1GiB/cold", "pfn_lookups_per_map",
     )  # fmt: skip
@@ -299,24 +315,75 @@ def test_expectation_of_a_point_is_set_with_a_quoted_key() -> None:
     [
         (
             "pfn_lookups_per_map@full/1GiB/warm",
-            'did you mean "pfn_lookups_per_map@full/1GiB/cold"?',
+            'is not measured by this workload and its passes; its name is "pfn_lookups_per_map"',
         ),
         (
             "pfn_lookups_per_map@full/2MiB/cold",
-            'did you mean "pfn_lookups_per_map@full/1GiB/cold"?',
+            'is not measured by this workload and its passes; did you mean "pfn_lookups_per_map@full/1GiB/cold"?',
         ),
-        ("guest_boot_seconds@full/1GiB/cold", "is no metric of this scenario"),
-        ("@full/1GiB/cold", "is no metric of this scenario"),
+        ("guest_boot_seconds@full/1GiB/cold", "is no metric; did you mean"),
+        ("@full/1GiB/cold", "is no metric; did you mean"),
     ],
 )
 def test_expectation_of_a_point_that_there_is_not_is_refused(name: str, said: str) -> None:
     message = error_of(MAPS, f'expect."{name}"=improved')
-    assert f'"{name}" is no metric of this scenario' in message
+    assert f'expect.{name}: "{name}" is ' in message
     assert said in message
 
 
 def test_guest_boot_expects_nothing_of_points() -> None:
-    assert "is no metric" in error_of(MINIMAL, 'expect."bar_map_seconds@full/1GiB/warm"=improved')
+    message = error_of(MINIMAL, 'expect."bar_map_seconds@full/1GiB/warm"=improved')
+    assert "is not measured by this workload and its passes" in message
+
+
+def names(*overrides: str, text: str = MAPS) -> set[str]:
+    found = scenario(*overrides, text=text).metrics()
+    assert len(found) == len(set(found))
+    return set(found)
+
+
+def test_metrics_of_maps_are_those_of_their_points_and_passes() -> None:
+    seconds = {"bar_map_seconds", "bar_unmap_seconds"}
+    counts = {"pfn_lookups_per_map", "pfn_faults_per_map", "iova_lookups_per_unmap"}
+
+    def at_both(bases: set[str]) -> set[str]:
+        return bases | {f"{base}@full/1GiB/cold" for base in bases}
+
+    assert names('trace.passes=["plain"]') == at_both(seconds)
+    assert names('trace.passes=["counts", "timing"]') == at_both(counts)
+    assert names('trace.passes=["plain", "counts"]') == at_both(seconds | counts)
+    assert names('trace.passes=["plain"]', "host.accel=tcg") == {
+        *at_both(seconds), "host_boot_seconds",
+    }  # fmt: skip
+
+
+def test_metrics_of_guest_boots_are_those_of_their_passes() -> None:
+    plain = names('trace.passes=["plain"]', text=MINIMAL)
+    assert plain == {"guest_boot_seconds", "guest_ssh_seconds", "host_boot_seconds"}
+    counts = names('trace.passes=["counts"]', text=MINIMAL)
+    assert counts == {
+        "pfn_lookups_per_map", "pfn_faults_per_map", "iova_lookups_per_unmap", "host_boot_seconds",
+    }  # fmt: skip
+    timing = names('trace.passes=["timing"]', text=MINIMAL)
+    assert {"bar_map_seconds", "bar_unmap_seconds"} <= timing
+    assert not timing & (plain | counts) - {"host_boot_seconds"}
+    assert "host_boot_seconds" not in names("host.accel=exact", text=MINIMAL)
+
+
+@pytest.mark.parametrize(
+    ("text", "passes", "name"),
+    [
+        (MAPS, '["plain"]', "pfn_lookups_per_map"),
+        (MAPS, '["counts"]', "bar_map_seconds"),
+        (MAPS, '["plain", "counts"]', "guest_boot_seconds"),
+        (MAPS, '["plain", "counts"]', "host_boot_seconds"),
+        (MINIMAL, '["plain", "counts"]', "bar_map_seconds"),
+        (MINIMAL, '["timing", "counts"]', "guest_boot_seconds"),
+    ],
+)
+def test_expectation_of_what_is_not_measured_is_refused(text: str, passes: str, name: str) -> None:
+    message = error_of(text, f"trace.passes={passes}", f"expect.{name}=improved")
+    assert f'expect.{name}: "{name}" is not measured by this workload and its passes' in message
 
 
 def test_point_may_be_expected_in_a_file() -> None:

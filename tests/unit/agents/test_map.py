@@ -218,14 +218,19 @@ class Device:
     name = "type1"
 
     def __init__(self, folder: Path, module: ModuleType) -> None:
-        (folder / "bar").write_bytes(b"")
-        os.truncate(folder / "bar", BAR)
-        self.device = os.open(folder / "bar", os.O_RDWR)
+        self._file = folder / "bar"
+        self._file.write_bytes(b"")
+        self.resize(BAR)
+        self.device = os.open(self._file, os.O_RDWR)
         self.control = os.open(os.devnull, os.O_RDWR)
         self._requests = type1(module).requests
         self.unmapped = type1(module).unmapped
         self.calls: list[tuple[str, int, int]] = []
         self.error = 0
+
+    def resize(self, size: int) -> None:
+        os.truncate(self._file, size)
+        self.bytes = size
 
     def requests(self, address: int, size: int) -> Any:
         return self._requests(address, size)
@@ -267,7 +272,7 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fixture:
 
     def made(self: Any, bdf: str, request: dict[str, Any]) -> None:
         self.request, self.backend, self.device = request, device, device.device
-        self.bar, self.bytes, self.offset, self.bar_address = 2, BAR, 0, BAR_ADDRESS
+        self.bar, self.bytes, self.offset, self.bar_address = 2, device.bytes, 0, BAR_ADDRESS
 
     monkeypatch.setattr(module.Agent, "__init__", made)
     monkeypatch.setattr(module.Agent, "decode", lambda self, *, on: found.decoded.append(on))
@@ -289,24 +294,25 @@ def test_answer_is_what_the_analysis_reads(fake: Fixture, capsys: Said) -> None:
     assert (found.backend, found.bar_bytes, found.thp_off_in_process) == ("type1", BAR, False)
     assert [p.name for p in found.places] == ["full/1GiB", "4MiB/1GiB", "full/4KiB", "4MiB/4KiB"]
     assert [p.mapping.size for p in found.places] == [BAR, 4 * MIB, BAR, 4 * MIB]
-    assert [p.mapping.misaligned for p in found.places] == [0, 0, 4096, 4096]
+    off = [(p.mapping.address - p.mapping.physical) % GIB for p in found.places]
+    assert off == [0, 0, 4096, 4096]
     for place in found.places:
-        assert [s.state for s in place.samples] == ["cold", "warm", "cold", "warm"]
+        assert [s.state for s in place.samples] == ["prime", "cold", "warm", "cold", "warm"]
         assert place.upper_tables in (0, 1)
         assert all(s.unmapped_bytes == place.mapping.size for s in place.samples)
         assert all(s.iommu_table_pages == 0 for s in place.samples)
     maps = [(address, size) for what, address, size in fake.device.calls if what == "map"]
     # behind those of the warm-up, each place as often as it has samples
-    assert [size for _, size in maps[-16:]] == [*[BAR] * 4, *[4 * MIB] * 4] * 2
-    skews = [(address - BAR_ADDRESS) % GIB for address, _ in maps[-16:]]
-    assert skews == [0] * 8 + [4096] * 8
+    assert [size for _, size in maps[-20:]] == [*[BAR] * 5, *[4 * MIB] * 5] * 2
+    skews = [(address - BAR_ADDRESS) % GIB for address, _ in maps[-20:]]
+    assert skews == [0] * 10 + [4096] * 10
 
 
 def test_empty_request_asks_for_the_whole_bar(fake: Fixture, capsys: Said) -> None:
     assert fake.run({}) == 0
     [place] = read_pass(gathered(capsys.readouterr().out.splitlines())).places
     assert (place.name, place.mapping.size) == ("full/1GiB", BAR)
-    assert [s.state for s in place.samples] == ["cold", "warm"]
+    assert [s.state for s in place.samples] == ["prime", "cold", "warm"]
 
 
 def test_request_of_a_run_names_only_what_the_agent_knows() -> None:
@@ -329,8 +335,8 @@ def test_agent_becomes_a_real_time_task_where_it_is_asked_to(
 def test_page_tables_are_zapped_before_a_cold_map_only(fake: Fixture, capsys: Said) -> None:
     assert fake.run(asked(repeats=3)) == 0
     points = gathered(capsys.readouterr().out.splitlines())["points"]
-    cold = [s for point in points for s in point["samples"] if s["state"] == "cold"]
-    assert len(points[1]["samples"]) == 6
+    cold = [s for point in points for s in point["samples"] if s["state"] != "warm"]
+    assert len(points[1]["samples"]) == 7
     assert fake.decoded == [False, True] * len(cold)
 
 
@@ -338,6 +344,29 @@ def test_warm_alone_is_primed_once(fake: Fixture, capsys: Said) -> None:
     assert fake.run(asked('map.state=["warm"]', repeats=2)) == 0
     [place] = read_pass(gathered(capsys.readouterr().out.splitlines())).places
     assert [s.state for s in place.samples] == ["prime", "warm", "warm"]
+
+
+@pytest.mark.parametrize(
+    ("bar", "alignment", "states", "order"),
+    [
+        (2 * GIB, "1GiB", ["cold", "warm"], ["cold", "warm", "cold", "warm"]),
+        (2 * GIB, "1GiB", ["cold"], ["cold", "cold"]),
+        (2 * GIB, "1GiB", ["warm"], ["prime", "warm", "warm"]),
+        (2 * GIB, "2MiB", ["cold", "warm"], ["prime", "cold", "warm", "cold", "warm"]),
+        (2 * GIB, "4KiB", ["cold"], ["prime", "cold", "cold"]),
+        (512 * MIB, "1GiB", ["cold"], ["prime", "cold", "cold"]),
+        (512 * MIB, "4KiB", ["warm"], ["prime", "warm", "warm"]),
+    ],
+)
+def test_first_map_through_small_leaves_or_without_cold_is_a_prime(
+    fake: Fixture, capsys: Said, bar: int, alignment: str, states: list[str], order: list[str]
+) -> None:
+    fake.device.resize(bar)
+    chosen = (f'map.alignment=["{alignment}"]', f"map.state={json.dumps(states)}")
+    assert fake.run(asked(*chosen, repeats=2)) == 0
+    warm_up, point = gathered(capsys.readouterr().out.splitlines())["points"]
+    assert point["order"] == [s["state"] for s in point["samples"]] == order
+    assert len(warm_up["samples"]) == len(warm_up["order"]) == 1 + (bar < GIB)
 
 
 def test_size_is_mapped_alone_or_within_the_whole_bar(fake: Fixture, capsys: Said) -> None:
@@ -359,11 +388,11 @@ def test_histograms_are_read_after_each_sample(
 
 
 def test_agent_waits_before_each_ioctl_where_it_is_asked_to(fake: Fixture, capsys: Said) -> None:
-    assert fake.run(asked('map.state=["cold"]', step=True), "\n" * 6) == 0
+    assert fake.run(asked('map.state=["cold"]', step=True), "\n" * 12) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     words = [next(iter(line)) if "next" not in line else line["next"] for line in lines]
-    once = ["point", "map", "unmap", "", "sample"]
-    assert words == ["agent", *once, *once, "end"]
+    primed = ["point", *["map", "unmap", "", "sample"] * 2]
+    assert words == ["agent", *primed, *primed, "end"]
 
 
 @pytest.mark.parametrize(("thp", "flag"), [("hugepage", "hg"), ("nohugepage", "nh")])

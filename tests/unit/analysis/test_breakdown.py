@@ -8,9 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.analysis.breakdown import WALK, Breakdown, breakdowns
+from orchestrator.analysis.breakdown import (
+    WALK,
+    Breakdown,
+    breakdowns,
+    check_sums,
+    measured_whole,
+)
 from orchestrator.errors import EvidenceError
 from orchestrator.evidence import TrialDir
+from tests.unit.answers import by_1gib, by_2mib, map_pass
 
 IOCTL = "vfio_iommu_type1_ioctl"
 MIB = 2**20
@@ -42,11 +49,14 @@ class Profile:
         state: str = "warm",
         *,
         window: bool = False,
-        calls: int = 0,
+        calls: int | None = None,
         under: dict[str, int] | None = None,
         **counts: int,
     ) -> None:
-        """`under`: more counts, of stacks whose names are made of others."""
+        """`under`: more counts, of stacks whose names are made of others. `calls`: walks of the
+        IOMMU's tables; those of an unmap are one for each page."""
+        if calls is None:
+            calls = size // PAGE if operation == "unmap" else 0
         counts |= under or {}
         file = f"profile-{len(self._facts['logged'])}.folded"
         lines = [f"{';'.join(stack)} {n}\n" for stack, n in stacks(**counts).items()]
@@ -123,6 +133,15 @@ def test_walks_that_a_large_unmap_does_not_take_are_left_out(profile: Profile) -
     assert found.stacks == stacks(own=1024, **{WALK: 5 * BAR // PAGE})
 
 
+@pytest.mark.parametrize("walks", [0, 1, 2 * MIB // PAGE - 1])
+def test_window_is_of_no_use_where_not_each_page_is_walked(profile: Profile, walks: int) -> None:
+    for mib in (2, 4):
+        profile.log("unmap", mib * MIB, own=256 * mib, calls=walks, under={WALK: 33})
+    profile.log("unmap", BAR, window=True, calls=1, under={WALK: 50})
+    [found] = profile.found()
+    assert found.stacks == stacks(own=BAR // PAGE, **{WALK: 33})
+
+
 def test_walks_without_a_window_are_linear_like_all_else(profile: Profile) -> None:
     for mib in (2, 4):
         profile.log("map", mib * MIB, own=1, under={WALK: 256 * mib})
@@ -196,3 +215,37 @@ def test_function_that_only_the_small_log_met_by_chance_costs_no_less_than_nothi
     profile.log("map", 4 * MIB, own=1024)
     [found] = profile.found()
     assert min(n for _, n in found.by_function()) >= 0
+
+
+def breakdown(operation: str, total: float, state: str = "warm") -> Breakdown:
+    return Breakdown(operation, state, {("f",): total - 1, ("f", "g"): 1.0}, logged=True)
+
+
+def test_measured_whole_is_the_same_operation_without_an_empty_ioctl() -> None:
+    plain = map_pass(by_1gib(map_ns=30_000, unmap_ns=700_000), counted=False)
+    assert measured_whole(breakdown("map", 1), plain) == pytest.approx(29_000)
+    assert measured_whole(breakdown("unmap", 1), plain) == pytest.approx(699_000)
+    assert measured_whole(breakdown("map", 1, "prime"), plain) is None
+    # a BAR that is not at its best has other costs
+    assert measured_whole(breakdown("map", 1), map_pass(by_2mib(), counted=False)) is None
+
+
+@pytest.mark.parametrize(
+    ("operation", "whole", "may_miss"), [("map", 29_000, 500), ("unmap", 699_000, 6990)]
+)
+def test_functions_that_do_not_add_up_to_what_was_measured_are_refused(
+    operation: str, whole: int, may_miss: int
+) -> None:
+    plain = map_pass(by_1gib(map_ns=30_000, unmap_ns=700_000), counted=False)
+    for sign in (-1, 1):
+        check_sums([breakdown(operation, whole + sign * (may_miss - 1))], plain)
+        wrong = [breakdown(operation, whole), breakdown(operation, whole + sign * (may_miss + 1))]
+        with pytest.raises(EvidenceError, match=f"of the {operation} .warm. add up") as caught:
+            check_sums(wrong, plain)
+        assert caught.value.reason == "sums-disagree"
+        assert f"{whole} were measured" in caught.value.message
+
+
+def test_sum_that_nothing_was_measured_for_is_not_checked() -> None:
+    check_sums([breakdown("map", 1e9)], map_pass(by_2mib(), counted=False))
+    check_sums([breakdown("map", 1e9)], map_pass(by_1gib(states=["cold"]), counted=False))

@@ -2,9 +2,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 from hypothesis import given
@@ -22,10 +23,13 @@ from orchestrator.analysis.comparison import (
     laws,
     metric_verdict,
     to_json,
+    walked_by,
 )
+from orchestrator.analysis.level import level_of
 from orchestrator.analysis.trial import TrialResult, read_result
 from orchestrator.evidence import TrialDir
 from orchestrator.scenario import ArmName, Metric, Scenario
+from tests.unit.answers import by_1gib, by_2mib, by_4kib, place_of
 from tests.unit.fabricated import scenario_of_it, sealed_map_trial
 from tests.unit.recorded import copied, unpatched
 from tests.unit.scenarios import scenario
@@ -469,6 +473,47 @@ def test_laws_need_three_sizes_and_the_full_bar_is_one(map_results: list[TrialRe
     assert "map/1GiB/cold" in laws(of_maps(without)[0], "baseline")
 
 
+def test_maps_that_were_not_counted_have_no_laws(map_results: list[TrialResult]) -> None:
+    blind = [
+        replace(r, findings=replace(r.findings, passes={"plain": r.findings.passes["plain"]}))
+        for r in map_results
+    ]
+    assert laws(of_maps(blind)[0], "baseline") == {}
+
+
+@pytest.mark.parametrize(
+    ("one", "unit"),
+    [
+        (by_1gib(), "1GiB"),
+        (by_2mib(), "2MiB"),
+        (by_4kib(), "4KiB"),
+        (by_1gib(series=False), "4KiB"),
+        (by_2mib(series=False), "4KiB"),
+    ],
+)
+def test_map_goes_by_the_stride_of_its_lookups(one: dict[str, Any], unit: str) -> None:
+    place, counted = place_of(one)
+    assert walked_by("map", place, level_of(place, counted, {})) == unit
+    assert walked_by("unmap", place, level_of(place, counted, {})) == "4KiB"
+
+
+def test_unmap_that_is_not_walked_by_pages_goes_by_the_largest_leaves() -> None:
+    one = by_2mib()
+    for taken in one["samples"]:
+        taken["counts"]["iova_walk"] = {(326,): 1}
+    place, counted = place_of(one)
+    assert walked_by("unmap", place, level_of(place, counted, {})) == "1GiB"
+
+
+def test_what_was_not_counted_goes_by_nothing_that_is_known() -> None:
+    place, _ = place_of(by_1gib(), counted=False)
+    assert walked_by("map", place, None) is walked_by("unmap", place, None) is None
+    place, _ = place_of(by_1gib())
+    assert walked_by("map", place, None) is None
+    place, _ = place_of(by_1gib() | {"dma_buf": True}, backend="iommufd")
+    assert walked_by("map", place, None) == walked_by("unmap", place, None) == "1GiB"
+
+
 def test_guest_boots_have_no_laws() -> None:
     assert laws(compared(both(4, 1))[0], "baseline") == {}
 
@@ -495,7 +540,7 @@ def test_json_shows_what_maps_show(map_results: list[TrialResult]) -> None:
         ("map", "cold"), ("map", "warm"), ("unmap", "warm"),
     ]  # fmt: skip
     assert new["instructions"][0]["functions"]["vaddr_get_pfns"] == 4800
-    assert new["instructions"][0]["total"] == 12900
+    assert new["instructions"][0]["total"] == 17800
 
 
 def test_json_of_an_arm_without_maps_has_nothing_of_them(map_results: list[TrialResult]) -> None:

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.abi import LEAVES, PAGE
-from orchestrator.analysis.law import LEAST_VISIT, Law, scaling_law
+from orchestrator.abi import LEAVES
+from orchestrator.analysis.law import Law, scaling_law
 from orchestrator.scenario import GIB, MIB
 
 SIZES = st.lists(
@@ -13,8 +13,8 @@ SIZES = st.lists(
 )
 
 
-def law(points: list[tuple[int, float]]) -> Law:
-    found = scaling_law(points)
+def law(points: list[tuple[int, float]], unit: str = "1GiB") -> Law:
+    found = scaling_law(points, unit)
     assert found is not None
     return found
 
@@ -31,27 +31,22 @@ def line(
         (1197e-9, "4KiB", "linear"),  # a lookup, unpatched
         (3046e-9, "2MiB", "linear"),  # a lookup and a fault of 2 MiB, patched
         (3600e-9, "1GiB", "flat"),
-        (0.0, "1GiB", "flat"),
+        # what is cheap is walked all the same
+        (1e-9, "4KiB", "linear"),
     ],
 )
-def test_cost_goes_with_the_leaf_that_is_visited(each: float, unit: str, kind: str) -> None:
-    found = law(line(2e-6, each, unit))
+def test_cost_is_of_the_unit_that_is_walked(each: float, unit: str, kind: str) -> None:
+    found = law(line(2e-6, each, unit), unit)
     assert (found.kind, found.unit) == (kind, unit)
     assert found.per_unit == pytest.approx(each, abs=1e-15)
     assert found.fixed == pytest.approx(2e-6, abs=1e-10)
     assert found.residual < 1e-6
 
 
-@pytest.mark.parametrize("unit", ["4KiB", "2MiB"])
-def test_leaf_that_costs_less_than_a_visit_is_not_what_is_visited(unit: str) -> None:
-    assert law(line(0.001, LEAST_VISIT * 1.01, unit)).unit == unit
-    assert law(line(0.001, LEAST_VISIT * 0.99, unit)).unit != unit
-
-
 def test_lab_numbers_have_their_laws() -> None:
     unpatched = [(4 * GIB, 1.2553), (16 * GIB, 5.0209), (32 * GIB, 10.0418)]
-    assert law(unpatched).unit == "4KiB"
-    assert law(unpatched).per_unit == pytest.approx(1197e-9, rel=1e-3)
+    assert law(unpatched, "4KiB").kind == "linear"
+    assert law(unpatched, "4KiB").per_unit == pytest.approx(1197e-9, rel=1e-3)
     patched = [(4 * GIB, 29.3e-6), (16 * GIB, 67.2e-6), (32 * GIB, 117.9e-6)]
     assert law(patched).kind == "flat"
 
@@ -61,7 +56,7 @@ def test_lab_numbers_have_their_laws() -> None:
     [[], [(GIB, 1.0)], [(GIB, 1.0), (2 * GIB, 2.0)], [(GIB, 1.0), (GIB, 1.1), (2 * GIB, 2.0)]],
 )
 def test_fewer_than_three_sizes_have_no_law(points: list[tuple[int, float]]) -> None:
-    assert scaling_law(points) is None
+    assert scaling_law(points, "1GiB") is None
 
 
 def test_residual_is_the_largest_deviation_as_a_share_of_the_cost() -> None:
@@ -72,18 +67,27 @@ def test_residual_is_the_largest_deviation_as_a_share_of_the_cost() -> None:
     assert found.residual == pytest.approx(0.05, abs=0.03)
 
 
-def test_cost_that_falls_with_the_size_is_flat() -> None:
-    assert law([(GIB, 3.0), (2 * GIB, 2.0), (3 * GIB, 1.0)]).kind == "flat"
+@pytest.mark.parametrize("costs", [(3.0, 2.0, 1.0), (1.0, 1.0, 1.0)])
+def test_cost_that_does_not_grow_with_the_size_has_no_law(costs: tuple[float, ...]) -> None:
+    points = list(zip((GIB, 2 * GIB, 3 * GIB), costs, strict=True))
+    assert scaling_law(points, "1GiB") is None
 
 
-@given(SIZES, st.floats(0, 1e-3), st.floats(1e-7, 1e-5), st.sampled_from(["4KiB", "2MiB"]))
+@pytest.mark.parametrize(("middle", "found"), [(5.0, True), (7.0, True), (7.5, False)])
+def test_line_that_misses_a_cost_by_a_fifth_is_no_law(middle: float, found: bool) -> None:
+    points = [(GIB, 4.0), (2 * GIB, middle), (3 * GIB, 6.0)]
+    line_of_it = scaling_law(points, "1GiB")
+    assert (line_of_it is not None) == found
+    assert line_of_it is None or line_of_it.residual <= 0.2
+
+
+@given(SIZES, st.floats(0, 1e-3), st.floats(1e-7, 1e-5), st.sampled_from(list(LEAVES)))
 def test_law_of_a_line_says_what_it_was_made_of(
     sizes: list[int], fixed: float, each: float, unit: str
 ) -> None:
-    points = line(fixed, each, unit, tuple(sizes))
-    found = law(points)
-    # what 2 MiB cost may be as much as a page's visit would
-    per_page = each * PAGE / LEAVES[unit]
-    assert found.unit == ("4KiB" if per_page >= LEAST_VISIT else "2MiB")
+    points = [(size, fixed + each * size / (2 * MIB)) for size in sizes]
+    found = law(points, unit)
+    assert found.unit == unit
+    assert found.kind == ("flat" if unit == "1GiB" else "linear")
     for size, cost in points:
         assert found.at(size) == pytest.approx(cost, rel=1e-6)

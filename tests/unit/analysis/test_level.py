@@ -117,7 +117,8 @@ def test_small_bar_is_misaligned_only_by_what_its_own_leaves_need() -> None:
         (thp(ON_ADVICE), [], "thp-sysfs"),
         (thp(ON_ADVICE), ["hg"], "unexplained"),
         (thp("[always] madvise never"), [], "unexplained"),
-        ({"thp": {"enabled": None, "process_disabled": 0}}, [], "unexplained"),
+        ({"thp": {"enabled": None, "process_disabled": 0}}, [], "no-huge-pfnmap"),
+        ({"thp": {"enabled": None, "process_disabled": 0}}, ["nh"], "thp-madvise"),
         # what takes effect first is named
         (thp(NEVER, disabled=1), ["nh"], "thp-prctl"),
         (thp(NEVER), ["nh"], "thp-madvise"),
@@ -135,6 +136,7 @@ def test_pages_of_an_aligned_bar_have_their_reason(
 
 def test_policy_is_named_as_it_is_set() -> None:
     assert "enabled is never" in text(level(by_pages(), **thp(NEVER)), "thp-sysfs")
+    assert "kernels like v6.12" in text(level(by_pages(), **thp(NEVER)), "thp-sysfs")
     assert "enabled is madvise" in text(level(by_pages(), **thp(ON_ADVICE)), "thp-sysfs")
     assert "leaves at 4KiB" in text(level(by_pages()), "unexplained")
 
@@ -235,7 +237,19 @@ def test_guest_whose_qemu_does_not_align_is_told_so(skew: int, leaf: str) -> Non
     found = guest(skew)
     assert found.leaf == leaf
     assert reasons(found) == ["misaligned", "qemu-unaligned"]
-    assert text(found, "qemu-unaligned").startswith("QEMU 10.0.2 does not align")
+    assert text(found, "qemu-unaligned").startswith("QEMU 10.0.2 did not align the mapping;")
+    assert text(found, "qemu-unaligned").endswith("; which one of 9.2 or later should")
+
+
+@pytest.mark.parametrize(
+    ("qemu", "known"),
+    [("7.2.0", True), ("9.1.2", True), ("9.2.0", False), ("9.2", False), ("10.0.2", False)],
+)
+def test_qemu_that_could_align_is_told_from_one_that_cannot(qemu: str, known: bool) -> None:
+    mapping = Mapping(ADDRESS + 2 * MIB, BAR_ADDRESS, 32 * GIB)
+    said = text(guest_level("guest-1", mapping, 0, GIB, qemu, facts()), "qemu-unaligned")
+    assert said.startswith(f"QEMU {qemu} did not align the mapping; ")
+    assert said.endswith("; 9.2 and later do") == known
 
 
 def test_guest_with_page_tables_of_pages_is_mapped_by_them() -> None:

@@ -22,8 +22,10 @@ def test_without_a_plain_pass_there_is_nothing_to_compare_with() -> None:
     assert costs_of_looking({"timing": plain(by_1gib()), "counts": map_pass(by_1gib())}) == []
 
 
-def test_pass_that_nobody_looked_at_has_no_cost() -> None:
-    assert costs_of_looking({"plain": plain(by_1gib())}) == []
+def test_pass_that_nobody_looked_at_has_what_it_costs_itself() -> None:
+    cold, warm = costs_of_looking({"plain": plain(by_2mib(16 * GIB), timed(100, 1000))})
+    assert cold == Cost("full/1GiB/cold", 100e-9, 1000e-9, 150e-9, 1000e-9, {})
+    assert (warm.point, warm.passes) == ("full/1GiB/warm", {})
 
 
 def test_cost_is_of_the_largest_map_at_the_best_alignment() -> None:

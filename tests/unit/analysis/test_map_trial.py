@@ -155,7 +155,7 @@ def test_instructions_are_broken_down_by_function(trial: Path, tmp_path: Path) -
     ]  # fmt: skip
     assert found[2].within(WALK) == 160 * PAGES
     assert found[2].within("put_pfn") == 40 * PAGES
-    assert found[0].within(IOCTL) == found[0].total == 12_900
+    assert found[0].within(IOCTL) == found[0].total == 17_800
     old = measured(map_trial(tmp_path / "old", "baseline", series=False)).findings.breakdowns
     assert [(b.operation, b.logged) for b in old] == [("map", False), ("unmap", False)]
     assert old[0].within("vaddr_get_pfns") == 1200 * PAGES
@@ -259,9 +259,34 @@ def test_trial_is_invalid_when_a_traced_map_was_refused(trial: Path) -> None:
 
 def test_trial_is_invalid_when_a_log_does_not_add_up(trial: Path) -> None:
     rewrite(trial / "host/profile-0.folded", lambda text: text.replace(" 8000", " 8001"))
-    assert "12901 instructions, profile.json says 12900" in invalid(trial, "bad-evidence")
+    assert "17801 instructions, profile.json says 17800" in invalid(trial, "bad-evidence")
 
 
 def test_trial_is_invalid_when_the_profile_pass_left_nothing(trial: Path) -> None:
     (trial / "host/profile.json").unlink()
     invalid(trial, "missing-evidence")
+
+
+def test_trial_is_invalid_when_the_functions_do_not_add_up(trial: Path) -> None:
+    def slower(passes: dict[str, Any]) -> None:
+        for point in passes["plain"]["points"]:
+            for taken in point["samples"]:
+                taken["map_ns"] += 501 * (taken["state"] == "cold")
+
+    answer(trial, slower)
+    assert invalid(trial, "sums-disagree") == (
+        "the functions of the map (cold) add up to 17800 instructions, 18301 were measured"
+    )
+
+
+@pytest.mark.parametrize("which", ["plain", "timing"])
+def test_trial_is_invalid_when_another_pass_made_other_maps(trial: Path, which: str) -> None:
+    def faulted(passes: dict[str, Any]) -> None:
+        for point in passes[which]["points"]:
+            if point["name"] == "full/1GiB":
+                point["samples"][1]["minor_faults"] = 3
+
+    answer(trial, faulted)
+    assert invalid(trial, "counts-disagree") == (
+        "full/1GiB/warm (sample 2): minor faults of the thread: 3; in the counts pass: 0"
+    )

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.analysis.maps import Counts, check, read_pass
+from orchestrator.analysis.maps import Counts, MapPass, check, check_alike, read_pass
 from orchestrator.errors import EvidenceError
 from orchestrator.scenario import GIB, KIB, MIB
 from tests.unit.answers import (
@@ -261,3 +261,87 @@ def test_upper_tables_that_a_mapping_needs_are_part_of_the_growth() -> None:
     check(map_pass(one))
     assert map_pass(one).places[0].upper_tables == 2
     assert map_pass(by_2mib()).places[0].upper_tables == 0
+
+
+def unlike(headline: MapPass, counted: MapPass) -> str:
+    with pytest.raises(EvidenceError) as caught:
+        check_alike(headline, counted)
+    assert caught.value.reason == "counts-disagree"
+    return caught.value.message
+
+
+def test_pass_whose_maps_are_those_that_were_counted_is_alike() -> None:
+    counted = map_pass(by_1gib(states=["cold", "warm"]), by_2mib(states=["prime", "warm"]))
+    check_alike(counted, counted)
+    repeated = by_1gib(states=["cold", "warm", "cold", "warm"], map_ns=7)
+    check_alike(map_pass(repeated, counted=False), counted)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s.update(unmapped_bytes=4096), "bytes unmapped: 4096; bytes mapped: "),
+        (lambda s: s.update(minor_faults=5), "minor faults of the thread: 5; in the counts pass:"),
+    ],
+)
+@pytest.mark.parametrize(("number", "state"), [(0, "cold"), (1, "warm")])
+def test_pass_whose_maps_were_others_is_not_alike(
+    change: Change, message: str, number: int, state: str
+) -> None:
+    one = by_1gib()
+    change(one["samples"][number])
+    said = unlike(map_pass(one, counted=False), map_pass(by_1gib()))
+    assert said.startswith(f"full/1GiB/{state} (sample {number + 1}): {message}")
+
+
+def test_pass_of_another_backend_or_place_is_not_alike() -> None:
+    counted = map_pass(by_1gib())
+    assert "iommufd" in unlike(map_pass(by_1gib(), backend="iommufd"), counted)
+    assert "full/2MiB was measured and never counted" in unlike(map_pass(by_2mib()), counted)
+    # what was counted and not measured is no disagreement: timing has the largest place only
+    check_alike(counted, map_pass(by_1gib(), by_2mib()))
+
+
+@pytest.mark.parametrize(("size", "walks"), [(3 * GIB, 2), (GIB, 1), (12 * KIB, 2)])
+def test_walks_of_an_unmap_are_pages_or_blocks_of_the_iommu(size: int, walks: int) -> None:
+    leaves = {"1GiB": size // GIB} if size >= GIB else {"4KiB": size // 4096}
+    for count in (walks, size // 4096):
+        one = point("full/1GiB", size, leaves, tables=0 if size >= GIB else 8192)
+        for taken in one["samples"]:
+            taken["counts"]["iova_walk"] = {(326,): count}
+        check(map_pass(one))
+    one["samples"][1]["counts"]["iova_walk"] = {(326,): walks + 2}
+    assert "(sample 2): iommu_iova_to_phys calls" in refused(one)
+
+
+@pytest.mark.parametrize("event", ["lookup", "fault", "iova_walk"])
+def test_nothing_is_looked_up_in_a_dma_buf(event: str) -> None:
+    one = by_1gib()
+    one["dma_buf"] = True
+    for taken in one["samples"]:
+        taken["counts"] = {event: {} for event in taken["counts"]}
+    check(map_pass(one, backend="iommufd"))
+    keys = (18, 0x100) if event == "fault" else (1,)
+    one["samples"][0]["counts"][event] = {keys: 1}
+    assert "of a dma-buf: (0, 0, 0)" in refused(one, backend="iommufd")
+
+
+def test_page_tables_of_a_kernel_without_huge_faults_are_those_of_pages() -> None:
+    old = by_4kib(GIB, series=False)
+    old["samples"][0]["page_table_bytes"] -= 4096
+    assert "tables of 4 KiB leaves" in refused(old, huge_fault=False)
+
+
+@pytest.mark.parametrize("key", ["map_ns", "unmap_ns"])
+@pytest.mark.parametrize("value", [0, -1])
+def test_time_that_is_none_is_no_pass(key: str, value: int) -> None:
+    answered = answer(by_1gib())
+    answered["points"][1]["samples"][0][key] = value
+    with pytest.raises(ValueError, match=f"{value} ns"):
+        read_pass(answered)
+
+
+@pytest.mark.parametrize(("found", "off"), [(1, True), (0, False), (-1, False)])
+def test_huge_pages_are_off_only_where_the_kernel_says_so(found: int, off: bool) -> None:
+    thp = {"enabled": "[always] madvise never", "process_disabled": found}
+    assert map_pass(by_1gib(), thp=thp).thp_off_in_process == off

@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.abi import LEAVES, PAGE
-from orchestrator.analysis.theory import Mapping, lookups, pages, stride_of
+from orchestrator.analysis.maps import IOVA
+from orchestrator.analysis.theory import Mapping, iommu_blocks, lookups, pages, stride_of
 from orchestrator.scenario import GIB, KIB, MIB
 
 BAR = 0x380000000000
@@ -106,12 +107,35 @@ def test_bar_below_a_gibibyte_has_leaves_of_2_mib() -> None:
 
 
 @pytest.mark.parametrize(
-    ("skew", "off"), [(0, 0), (4 * KIB, 4 * KIB), (GIB, 0), (-4 * KIB, GIB - 4 * KIB)]
+    ("physical", "size", "blocks"),
+    [
+        (BAR, 3 * GIB, 2),
+        (BAR, 12 * KIB, 2),
+        (BAR, 32 * GIB, 1),
+        (BAR, PAGE, 1),
+        (BAR + PAGE, 32 * MIB, 8192),
+        (BAR + 512 * MIB, GIB, 2),
+    ],
 )
-def test_misalignment_is_modulo_the_largest_leaf(skew: int, off: int) -> None:
-    assert mapped(skew=skew).misaligned == off
-    elsewhere = Mapping(ADDRESS + 512 * MIB + skew, BAR + 512 * MIB, 512 * MIB)
-    assert elsewhere.misaligned == off
+def test_blocks_of_an_iommu_are_as_large_as_both_addresses_allow(
+    physical: int, size: int, blocks: int
+) -> None:
+    assert iommu_blocks(IOVA, physical, size) == blocks
+
+
+@given(
+    st.integers(0, 2**20).map(lambda n: n * PAGE), st.integers(0, 2**20).map(lambda n: n * PAGE),
+    st.integers(1, 2**12).map(lambda n: n * PAGE),
+)  # fmt: skip
+def test_blocks_of_an_iommu_add_up(iova: int, physical: int, size: int) -> None:
+    at = blocks = 0
+    while at < size:  # the largest power of two that both addresses and the rest allow
+        block = PAGE
+        while at + 2 * block <= size and not ((iova + at) | (physical + at)) % (2 * block):
+            block *= 2
+        at, blocks = at + block, blocks + 1
+    assert at == size
+    assert iommu_blocks(iova, physical, size) == blocks
 
 
 @given(MAPPINGS, LEAF)

@@ -271,7 +271,7 @@ def test_guest_whose_qemu_did_not_align_is_told_so(trial: Path) -> None:
     assert levels(trial)["guest-1"] == ["misaligned", "qemu-unaligned"]
     [level] = [level for level in judged(trial).findings.levels if level.place == "guest-1"]
     assert level.leaf == "4KiB"
-    assert "QEMU 10.0.13 does not align" in level.reasons[1].text
+    assert "QEMU 10.0.13 did not align the mapping; which one of 9.2" in level.reasons[1].text
 
 
 def test_page_tables_of_a_small_bar_say_nothing(trial: Path) -> None:

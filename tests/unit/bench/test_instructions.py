@@ -5,6 +5,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -25,7 +26,8 @@ from orchestrator.bench.instructions import (
     logged_instructions,
     wanted_logs,
 )
-from orchestrator.errors import BenchError
+from orchestrator.bench.shell import ConnectionLostError
+from orchestrator.errors import BenchError, EvidenceError
 from orchestrator.evidence import TrialWriter
 from orchestrator.progress import Progress
 from orchestrator.scenario import GIB, MIB
@@ -199,7 +201,7 @@ def test_logs_are_of_parts_of_the_bar_and_not_too_large(
 class FakeAgent:
     """map.py, which stops before each ioctl, on a machine whose QEMU logs what it executes."""
 
-    NAMES = ("sys", IOCTL, "pin", "?")
+    NAMES = ("sys", IOCTL, "pin", "once", "?")
 
     def __init__(self, scratch: Path) -> None:
         self.log = scratch / "instructions.log"
@@ -207,6 +209,7 @@ class FakeAgent:
         self.refusal = ""
         self.logging = False
         self.left = True
+        self.primed = False
         self._lines: Iterator[str] = iter(())
         self._said: list[str] = []
         self.asked: list[tuple[str, str, str]] = []
@@ -239,9 +242,10 @@ class FakeAgent:
         yield json.dumps({"agent": {}})
         once = {"name": "warm-up", "states": ["cold"]}
         for point in [once, *request["points"]]:
-            yield json.dumps({"point": point})
             states = sorted(point["states"])
-            for state in states if "cold" in states else ["prime", *states]:
+            order = ["prime", *states] if self.primed or "cold" not in states else states
+            yield json.dumps({"point": {**point, "order": order}})
+            for state in order:
                 for operation in ("map", "unmap"):
                     yield json.dumps({"next": operation})
                     self._ioctl(point, state, operation)
@@ -254,7 +258,14 @@ class FakeAgent:
             return
         self.asked.append((point["name"], state, operation))
         pages = 1 + len(self.asked)
-        words = ["sys", IOCTL, *["pin", f"{IOCTL}+1"] * pages, *["sys+1"] * self.left]
+        words = [
+            "sys",
+            IOCTL,
+            "once",
+            f"{IOCTL}+1",
+            *["pin", f"{IOCTL}+1"] * pages,
+            *["sys+1"] * self.left,
+        ]
         numbers = [
             (0xFFFF << 48) + 256 * self.NAMES.index(at.function) + at.offset
             for at in executed(*words)
@@ -302,11 +313,20 @@ def test_each_wanted_operation_is_logged_and_folded(qemu: FakeAgent, tmp_path: P
     ]  # fmt: skip
     first = profile["logged"][0]
     assert first["file"] == f"profile-map-{GIB}-cold.folded"
-    assert first["calls"] == {"pin": 2}
-    assert first["instructions"] == 5
-    assert (trial.host / first["file"]).read_text() == f"{IOCTL} 3\n{IOCTL};pin 2\n"
+    assert {name: n for name, n in first["calls"].items() if n} == {"once": 1, "pin": 2}
+    assert first["instructions"] == 7
+    folds = f"{IOCTL} 4\n{IOCTL};once 1\n{IOCTL};pin 2\n"
+    assert (trial.host / first["file"]).read_text() == folds
     assert len({e["file"] for e in profile["logged"]}) == 3
     assert not qemu.log.exists()
+
+
+def test_cold_map_behind_a_prime_is_the_one_that_is_logged(
+    qemu: FakeAgent, tmp_path: Path
+) -> None:
+    qemu.primed = True
+    profiled(qemu, tmp_path, map=1000)
+    assert qemu.asked == [("0", "cold", "map"), ("1", "warm", "map")]
 
 
 def test_nothing_is_logged_but_single_operations(qemu: FakeAgent, tmp_path: Path) -> None:
@@ -353,6 +373,40 @@ def test_agent_that_ends_early_is_the_benchs_failure(
     qemu: FakeAgent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(qemu, "_answers", lambda request: iter([json.dumps({"agent": {}})]))
-    with pytest.raises(BenchError) as caught:
+    with pytest.raises(ConnectionLostError) as caught:
         profiled(qemu, tmp_path, map=1000)
     assert caught.value.reason == "map-silent"
+
+
+@pytest.mark.parametrize("at", [0, 2, 12])
+@pytest.mark.parametrize("error", [OSError("broken pipe"), EOFError()])
+def test_host_that_is_lost_while_it_is_logged_is_said_to_be(
+    qemu: FakeAgent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int, error: Exception
+) -> None:
+    whole = qemu._answers
+
+    def lost(request: dict[str, Any]) -> Iterator[str]:
+        yield from islice(whole(request), at)
+        raise error
+
+    monkeypatch.setattr(qemu, "_answers", lost)
+    with pytest.raises(ConnectionLostError, match="instructions were logged") as caught:
+        profiled(qemu, tmp_path, map=1000)
+    assert caught.value.reason == "host-ssh-lost"
+    assert not qemu.logging
+
+
+@pytest.mark.parametrize("at", [0, 1, 8])
+def test_map_that_the_kernel_refuses_is_a_finding(
+    qemu: FakeAgent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    whole = qemu._answers
+
+    def refused(request: dict[str, Any]) -> Iterator[str]:
+        yield from islice(whole(request), at)
+        yield json.dumps({"refused": "Bad address"})
+
+    monkeypatch.setattr(qemu, "_answers", refused)
+    with pytest.raises(EvidenceError, match="Bad address") as caught:
+        profiled(qemu, tmp_path, map=1000)
+    assert caught.value.reason == "map-refused"

@@ -9,10 +9,10 @@ from orchestrator.analysis.breakdown import Breakdown
 from orchestrator.analysis.comparison import Comparison, compare, to_json
 from orchestrator.analysis.level import Level, Reason
 from orchestrator.analysis.trial import Findings, TrialResult, read_result
-from orchestrator.report.maps import best_leaf, map_sections, measured_whole
+from orchestrator.report.maps import best_leaf, map_sections
 from orchestrator.report.text import text_report
 from orchestrator.scenario import GIB, KIB, MIB, ArmName, Metric
-from tests.unit.answers import by_1gib, map_pass
+from tests.unit.answers import by_1gib, map_pass, point
 from tests.unit.fabricated import scenario_of_it, sealed_map_trial
 from tests.unit.scenarios import scenario
 
@@ -111,14 +111,13 @@ def test_theory_of_one_lookup_count_is_not_that_of_points(report: str) -> None:
 def test_level_is_said_for_each_arm_with_its_counts(report: str) -> None:
     levels = section(report, "Mapping level")
     assert (
-        "baseline leaves of 1GiB, 4 faults; 1048576 lookups of 4KiB each; 1048576 IOMMU walks on"
+        "baseline leaves of 1GiB, 4 faults; 1048576 lookups of 4KiB; 1048576 IOMMU walks on"
         " unmap - no-series:"
     ) in levels
-    assert (
-        "leaves of 1GiB, 1 fault; 1 lookup of 1GiB each; 262144 IOMMU walks on unmap (best)"
-        in (levels)
+    assert "leaves of 1GiB, 1 fault; 1 lookup of 1GiB; 262144 IOMMU walks on unmap (best)" in (
+        levels
     )
-    assert "candidate leaves of 2MiB, 512 faults; 512 lookups of 2MiB each" in levels
+    assert "candidate leaves of 2MiB, 512 faults; 512 lookups of 2MiB;" in levels
 
 
 def test_reason_is_told_once_for_each_arm(report: str) -> None:
@@ -174,7 +173,7 @@ def test_functions_are_said_with_their_share(report: str) -> None:
     assert "20.0% 20.0% put_pfn" in words
     assert "from logs of small maps, linear in pages" in words
     words = section(report, "Where the instructions of one map go: candidate, warm")
-    assert "2.0% 100.0% vfio_iommu_type1_ioctl" in words
+    assert "51.0% 100.0% vfio_iommu_type1_ioctl" in words
     assert "every instruction was logged" in words
     assert report.count("Where the instructions") == 2 + 3
 
@@ -188,19 +187,6 @@ def test_functions_that_are_not_shown_are_summed_up() -> None:
     many: dict[tuple[str, ...], float] = {("f", f"g{n}"): 5.0 for n in range(20)}
     words = section(of(breakdowns=(Breakdown("map", "warm", many, logged=True),)), "Where the")
     assert "30.0% 6 other functions" in words
-
-
-def test_measured_whole_is_the_same_operation_without_an_empty_ioctl() -> None:
-    plain = map_pass(by_1gib(map_ns=30_000, unmap_ns=700_000), counted=False)
-    found = Findings({"plain": plain})
-
-    def breakdown(operation: str, state: str = "warm") -> Breakdown:
-        return Breakdown(operation, state, {("f",): 1.0}, logged=True)
-
-    assert measured_whole(breakdown("map"), found) == pytest.approx(29_000)
-    assert measured_whole(breakdown("unmap"), found) == pytest.approx(699_000)
-    assert measured_whole(breakdown("map", "prime"), found) is None
-    assert measured_whole(breakdown("map"), Findings()) is None
 
 
 def test_seconds_are_seconds_where_the_host_is_not_exact(results: list[TrialResult]) -> None:
@@ -266,3 +252,36 @@ def test_stride_that_is_not_known_is_not_said() -> None:
     text = of(Level("full/1GiB", "1GiB", None, None, ()), passes={"counts": found})
     assert "16384 lookups" in text
     assert "None" not in text
+
+
+def test_leaves_of_several_sizes_are_listed() -> None:
+    tables = 4 * KIB
+    mixed = point("full/1GiB", GIB + 512 * MIB, {"1GiB": 1, "2MiB": 256}, tables=tables)
+    text = of(Level("full/1GiB", "1GiB", "1GiB", None, ()), passes={"counts": map_pass(mixed)})
+    words = section(text, "Mapping level")
+    assert "leaves: 1 of 1GiB, 256 of 2MiB, 257 faults; 257 lookups;" in words
+    assert words.endswith("(best)")
+
+
+def test_level_without_counts_is_not_said_to_be_the_best() -> None:
+    words = section(of(Level("guest-1", "1GiB", None, None, ())), "Mapping level")
+    assert "leaves of 1GiB at most" in words
+    assert "(best)" not in words
+
+
+def test_cost_of_looking_that_was_not_measured_is_said_not_to_be() -> None:
+    said = "Cost of looking: not measured in this run"
+    assert said in of(Level("guest-1", "1GiB", None, None, ()))
+    assert said in of(passes={"counts": map_pass(by_1gib())})
+    assert said not in of(passes={"plain": map_pass(by_1gib(), counted=False)})
+    assert said not in of()
+
+
+def test_notes_are_of_the_passes_and_the_backend(results: list[TrialResult]) -> None:
+    for override, counted in (
+        ('trace.passes=["plain", "counts"]', True),
+        ('trace.passes=["plain"]', False),
+    ):
+        chosen = scenario_of_it(override)
+        text = text_report(chosen, compare(chosen, KERNELS, results, 2, "exact"), PLAN)
+        assert ("counts: in-kernel histograms, checked" in text) == counted

@@ -145,8 +145,8 @@ def test_level_of_the_guest_and_of_the_count_are_said(
     text = report(plan, *recorded)
     levels = " ".join(text[text.index("Mapping level") :].split())
     assert "guest-1 baseline leaves of 1GiB at most, from where QEMU put it" in levels
-    assert "full/1GiB baseline leaves of 1GiB, 1 fault; 262144 lookups of 4KiB each" in levels
-    assert "candidate leaves of 1GiB, 1 fault; 1 lookup of 1GiB each" in levels
+    assert "full/1GiB baseline leaves of 1GiB, 1 fault; 262144 lookups of 4KiB;" in levels
+    assert "candidate leaves of 1GiB, 1 fault; 1 lookup of 1GiB;" in levels
 
 
 def test_several_trials_show_their_range(plan: dict[str, Any]) -> None:
