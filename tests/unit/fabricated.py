@@ -148,7 +148,7 @@ def _profile(host: Path, *, series: bool) -> None:
         (host / file).write_text("".join(lines))
         logged.append({
             "operation": operation, "bytes": size, "state": state, "window": window, "file": file,
-            "calls": {name: 1000 if window else size // PAGE for name in functions if name == WALK},
+            "calls": {WALK: 1000 if window else size // PAGE} if WALK in functions else {},
             "instructions": own + sum(functions.values()),
         })  # fmt: skip
 

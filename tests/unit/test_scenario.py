@@ -319,7 +319,7 @@ def test_expectation_of_a_point_is_set_with_a_quoted_key() -> None:
         ),
         (
             "pfn_lookups_per_map@full/2MiB/cold",
-            'is not measured by this workload and its passes; did you mean "pfn_lookups_per_map@full/1GiB/cold"?',
+            'by this workload and its passes; did you mean "pfn_lookups_per_map@full/1GiB/cold"?',
         ),
         ("guest_boot_seconds@full/1GiB/cold", "is no metric; did you mean"),
         ("@full/1GiB/cold", "is no metric; did you mean"),
