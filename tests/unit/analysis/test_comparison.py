@@ -497,6 +497,21 @@ def test_map_goes_by_the_stride_of_its_lookups(one: dict[str, Any], unit: str) -
     assert walked_by("unmap", place, level_of(place, counted, {})) == "4KiB"
 
 
+def test_sizes_that_are_walked_by_other_steps_are_no_series(
+    map_results: list[TrialResult],
+) -> None:
+    def one_by_pages(result: TrialResult) -> TrialResult:
+        levels = tuple(
+            replace(level, stride="4KiB") if level.place == "1GiB/1GiB" else level
+            for level in result.findings.levels
+        )
+        return replace(result, findings=replace(result.findings, levels=levels))
+
+    found = laws(of_maps([one_by_pages(r) for r in map_results])[0], "candidate")
+    assert "map/1GiB/warm" not in found
+    assert {"map/2MiB/warm", "unmap/1GiB/warm"} <= set(found)
+
+
 def test_unmap_that_is_not_walked_by_pages_goes_by_the_largest_leaves() -> None:
     one = by_2mib()
     for taken in one["samples"]:
