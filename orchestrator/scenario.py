@@ -270,7 +270,7 @@ class Map(_Model):
             if len(set(values)) != len(values):
                 twice = next(v for v in values if values.count(v) > 1)
                 shown = format_size(twice) if isinstance(twice, int) else twice
-                raise ValueError(f"{key} has {shown} twice")
+                raise ValueError(f"{key} names {shown} twice")
         return self
 
 
@@ -425,7 +425,7 @@ class Scenario(_Model):
                 continue
             known = name in METRICS or name.partition("@")[0] in AT_POINTS
             why = "is not measured by this workload and its passes" if known else "is no metric"
-            if name in headline:
+            if headline.get(name) in names:
                 near = f'; its name is "{headline[name]}"'
             else:
                 near = nearest_name(name, names, names)

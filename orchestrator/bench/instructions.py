@@ -94,7 +94,8 @@ def folded(executed: Iterable[Instruction], entry: str) -> Folded:
                 while stack and _THUNK.match(stack[-1]):
                     stack.pop()
                 stack.append(at.function)
-                calls[at.function] += base >= 0
+                if base >= 0:
+                    calls[at.function] += 1
             if base < 0 and (at.function, at.offset) == (entry, 0):
                 base = len(stack) - 1
         if base >= 0:
