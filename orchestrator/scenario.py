@@ -519,7 +519,10 @@ def _absolute_dirs(scenario: Scenario, folder: Path) -> Scenario:
 def _explain(source: str, error: ValidationError) -> list[str]:
     """One line per wrong key: `FILE: KEY: what is wrong; did you mean "NAME"?`"""
     lines: dict[str, str] = {}
+    wrong_inside = {item["loc"][:-1] for item in error.errors()}
     for item in error.errors():
+        if item["type"] == "too_short" and item["loc"] in wrong_inside:
+            continue  # a list that is empty because its elements are wrong
         loc = item["loc"]  # a kernel's kind stands in the location behind "kernel"
         where = tuple(p for i, p in enumerate(loc) if not i or loc[i - 1] != "kernel")
         key = ".".join(map(str, where))
@@ -538,6 +541,10 @@ def _explain(source: str, error: ValidationError) -> list[str]:
                 message = f'"{wrong}" is not one of the valid values' + nearest_name(
                     wrong, valid, valid
                 )
+        elif item["type"] == "tuple_type":
+            message = f'expected a list, for example ["{item["input"]}"]'
+        elif item["type"] == "greater_than_equal" and item["ctx"]["ge"] >= MIB:
+            message = f"needs {format_size(int(item['ctx']['ge']))} or more"
         elif item["type"] == "missing":
             message = "this key is needed and missing"
         lines.setdefault(key, ": ".join(filter(None, (source, key, message))))

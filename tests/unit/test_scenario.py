@@ -506,3 +506,21 @@ def test_scenario_survives_its_own_json() -> None:
 
 def test_nearest_name_lists_everything_where_nothing_is_near() -> None:
     assert nearest_name("zzz", ["alpha", "beta"], ["alpha", "beta"]) == "; valid: alpha, beta"
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("map.sizes=full", 'map.sizes: expected a list, for example ["full"]'),
+        ("host.memory=1MiB", "host.memory: needs 1GiB or more"),
+        ("map.sizes=[]", "map.sizes: Tuple should have at least 1 item"),
+    ],
+)
+def test_wrong_form_is_said_with_what_is_right(override: str, expected: str) -> None:
+    assert expected in error_of(MAPS, override)
+
+
+def test_wrong_element_of_a_list_is_said_once() -> None:
+    message = error_of(MAPS, 'map.state=["hot"]')
+    assert 'map.state.0: "hot" is not one of the valid values; valid: cold, warm' in message
+    assert "at least 1 item" not in message
