@@ -225,6 +225,16 @@ MapSize = Annotated[
 ]
 
 
+def is_headline(point: str, *, whole: bool) -> bool:
+    """SIZE/ALIGNMENT/STATE is the `whole` BAR, aligned as well as it can be, warm."""
+    return whole and point.endswith("/1GiB/warm")
+
+
+def metric_at(base: Metric, point: str, *, whole: bool) -> Metric:
+    """The name of one of AT_POINTS at SIZE/ALIGNMENT/STATE: the headline has the plain one."""
+    return base if is_headline(point, whole=whole) else f"{base}@{point}"
+
+
 @dataclass(frozen=True)
 class Point:
     """Where the cost of a map is measured: how much of the BAR, how aligned, in which state."""
@@ -236,7 +246,7 @@ class Point:
     alignment: Alignment
     state: State
     headline: bool
-    """The full BAR, aligned as well as it can be, warm: its metrics have plain names."""
+    """As is_headline, or the one point of a guest boot: its metrics have plain names."""
 
     @property
     def name(self) -> str:
@@ -329,21 +339,21 @@ class Scenario(_Model):
         """Every point of the map workload, in the order in which they are measured, the best
         alignment first. A guest boot has one, for its counts: the full BAR at its best, cold."""
         asked = self.map if self.workload == "map" else Map(state=("cold",))
-        bar = self.device.bar
         return tuple(
-            Point(
-                bar if size == "full" else size,
-                "full" if size == "full" else format_size(size),
-                alignment,
-                state,
-                headline=self.workload == "guest-boot"
-                or (size in ("full", bar) and alignment == "1GiB" and state == "warm"),
-            )
+            self._point(size, alignment, state)
             for alignment in sorted(asked.alignment, key=lambda name: -LEAVES[name])
             for size in asked.sizes
-            if size != bar or "full" not in asked.sizes
+            if size != self.device.bar or "full" not in asked.sizes
             for state in sorted(asked.state)
         )
+
+    def _point(self, asked: int | Literal["full"], alignment: Alignment, state: State) -> Point:
+        size = self.device.bar if asked == "full" else asked
+        spelled = "full" if asked == "full" else format_size(asked)
+        headline = self.workload == "guest-boot" or is_headline(
+            f"{spelled}/{alignment}/{state}", whole=size == self.device.bar
+        )
+        return Point(size, spelled, alignment, state, headline)
 
     def metrics(self) -> tuple[Metric, ...]:
         """The names of everything that a run of this scenario measures."""

@@ -96,7 +96,15 @@ def call_mmap(address: int | None, size: int, prot: int, flags: int, fd: int, of
     return int(got)
 
 
-class Type1:
+class Backend:
+    """What the reply to an unmap is like, whichever of the two it came from."""
+
+    def unmapped(self, reply: bytearray) -> int:
+        """Bytes, from the unmap's structure: its last member, which the kernel has rewritten."""
+        return int(struct.unpack("IIQQ", reply)[3])
+
+
+class Type1(Backend):
     """VFIO's own IOMMU backend: a container (type1v2) and a group."""
 
     name = "type1"
@@ -127,11 +135,8 @@ class Type1:
             (UNMAP_DMA, bytearray(struct.pack("IIQQ", 24, 0, IOVA, size))),
         )
 
-    def unmapped(self, reply: bytearray) -> int:
-        return int(struct.unpack("IIQQ", reply)[3])
 
-
-class Iommufd:
+class Iommufd(Backend):
     """iommufd, with the device's own character device.
 
     A BAR has no struct pages, so iommufd cannot map it by address; from v6.19 on vfio-pci exports
@@ -175,9 +180,6 @@ class Iommufd:
             (number, bytearray(request)),
             (IOAS_UNMAP, bytearray(struct.pack("IIQQ", 24, self.space, IOVA, size))),
         )
-
-    def unmapped(self, reply: bytearray) -> int:
-        return int(struct.unpack("IIQQ", reply)[3])
 
 
 BACKENDS: dict[str, type[Type1] | type[Iommufd]] = {"type1": Type1, "iommufd": Iommufd}

@@ -94,9 +94,7 @@ def _stacks(trial: TrialDir, entry: MappingType[str, Any]) -> Stacks:
 
 def measured_whole(breakdown: Breakdown, plain: MapPass) -> float | None:
     """Instructions of the same operation without a log: the plain pass's, less an empty ioctl."""
-    place = next((p for p in plain.places if p.mapping.size == plain.bar_bytes
-                  and p.name.endswith("/1GiB")), None)  # fmt: skip
-    samples = place.of_state(breakdown.state) if place else []
+    samples = plain.whole.of_state(breakdown.state) if plain.whole else []
     if not samples:
         return None
     unmap = breakdown.operation == "unmap"

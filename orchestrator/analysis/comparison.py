@@ -13,7 +13,7 @@ from orchestrator.analysis.looking import costs_of_looking
 from orchestrator.analysis.maps import MapPass, Place
 from orchestrator.analysis.theory import pages
 from orchestrator.analysis.trial import Findings, TrialResult
-from orchestrator.scenario import ARMS, METRICS, ArmName, Metric, Scenario
+from orchestrator.scenario import ARMS, METRICS, ArmName, Metric, Scenario, metric_at
 
 Verdict = Literal["improved", "regressed", "equivalent", "inconclusive", "invalid"]
 
@@ -195,9 +195,8 @@ def laws(comparison: Comparison, arm: ArmName) -> dict[str, Law]:
         for state in ("cold", "warm"):
             for what in ("map", "unmap"):
                 whole = place.mapping.size == counted.bar_bytes
-                headline = whole and f"{place.name}/{state}".endswith("/1GiB/warm")
-                base = f"bar_{what}_seconds"
-                metric = comparison.metric(base if headline else f"{base}@{place.name}/{state}")
+                point = f"{place.name}/{state}"
+                metric = comparison.metric(metric_at(f"bar_{what}_seconds", point, whole=whole))
                 unit = walked_by(what, place, levels.get(place.name))
                 if metric is not None and unit is not None:
                     name = f"{what}/{place.name.partition('/')[2]}/{state}"
@@ -214,11 +213,10 @@ def laws(comparison: Comparison, arm: ArmName) -> dict[str, Law]:
 
 def walked_by(what: str, place: Place, level: Level | None) -> str | None:
     """What a map (by lookups) or an unmap (by walks of the IOMMU's tables) goes step by step."""
-    sample = next((s.counts for s in place.samples if s.counts is not None), None)
-    if sample is None or place.dma_buf:
+    if place.counts is None or place.dma_buf:
         return "1GiB" if place.dma_buf else None
     if what == "unmap":
-        return "4KiB" if sample.iova_walks == pages(place.mapping.size) else "1GiB"
+        return "4KiB" if place.counts.iova_walks == pages(place.mapping.size) else "1GiB"
     return level.stride if level else None
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import linear_regression
 from typing import Literal
 
@@ -45,4 +45,4 @@ def scaling_law(points: Sequence[tuple[int, float]], unit: str) -> Law | None:
     residual = max(abs(law.at(size) - cost) / cost for size, cost in points)
     if slope <= 0 or residual > _WORST:
         return None
-    return Law(law.kind, law.unit, law.fixed, law.per_unit, residual)
+    return replace(law, residual=residual)

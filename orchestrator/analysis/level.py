@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.abi import LEAVES, PAGE
-from orchestrator.analysis.maps import MapPass, Place, Sample
-from orchestrator.analysis.theory import Mapping, pages
+from orchestrator.analysis.maps import MapPass, Place
+from orchestrator.analysis.theory import Mapping, best_leaf, pages
 
-_BEST_FIRST = tuple(reversed(LEAVES))
+_BEST = "1GiB"
 _QEMU_TABLES = 8 << 20
 """More than the page tables that a QEMU needs for itself; 1.3 MiB was seen."""
 
@@ -55,11 +55,10 @@ def level_of(place: Place, counted: MapPass, facts: MappingType[str, Any]) -> Le
     size = place.mapping.size
     leaves = place.leaves
     leaf = _most(leaves) if leaves is not None else "4KiB"
-    sample = next((s for s in place.samples if s.counts is not None), None)
-    stride = _stride(place, sample)
+    stride = _stride(place)
     iommu = _iommu_leaf(place, size)
     reasons = _leaf_reasons(place, counted, leaf, huge_pfnmap=leaves is not None)
-    single = sample is not None and sample.counts is not None and set(sample.counts.pins) == {1}
+    single = place.counts is not None and set(place.counts.pins) == {1}
     disabled = _setting(facts, "vfio_disable_hugepages") in ("Y", "1")
     if single and disabled and size > PAGE:
         reasons.append(
@@ -86,10 +85,10 @@ def _most(leaves: MappingType[str, int]) -> str | None:
     return max(leaves, key=lambda name: leaves[name] * LEAVES.get(name, 0), default=None)
 
 
-def _stride(place: Place, sample: Sample | None) -> str | None:
-    if sample is None or sample.counts is None or not sample.counts.lookups:
+def _stride(place: Place) -> str | None:
+    if place.counts is None or not place.counts.lookups:
         return None
-    count = sum(sample.counts.lookups.values())
+    count = sum(place.counts.lookups.values())
     if place.leaves and count == sum(place.leaves.values()):
         return _most(place.leaves)
     return "4KiB" if count == pages(place.mapping.size) else None
@@ -105,7 +104,7 @@ def _leaf_reasons(
     place: Place, counted: MapPass, leaf: str | None, *, huge_pfnmap: bool
 ) -> list[Reason]:
     """Why the process's leaves are not 1 GiB."""
-    if leaf is None or leaf == _BEST_FIRST[0]:
+    if leaf is None or leaf == _BEST:
         return []
     if not huge_pfnmap:
         return [
@@ -124,12 +123,10 @@ def _leaf_reasons(
 
 def alignment_reasons(mapping: Mapping) -> list[Reason]:
     """Why leaves of 1 GiB cannot map this, whatever the kernel."""
-    best = _BEST_FIRST[0]
-    if mapping.size < LEAVES[best]:
-        fits = next(name for name in _BEST_FIRST if LEAVES[name] <= mapping.size)
-        reasons = [Reason("too-small", f"{_size(mapping.size)} is less than a leaf of {best}")]
-    else:
-        fits, reasons = best, []
+    fits, reasons = best_leaf(mapping.size), []
+    if fits != _BEST:
+        text = f"{_size(mapping.size)} is less than a leaf of {_BEST}"
+        reasons.append(Reason("too-small", text))
     off = (mapping.address - mapping.physical) % LEAVES[fits]
     if off:
         reasons.append(

@@ -11,6 +11,7 @@ from orchestrator.abi import ORDERS, PAGE, VM_FAULT_NOPAGE
 from orchestrator.analysis.hist import parse_hist
 from orchestrator.analysis.theory import Mapping, iommu_blocks, pages
 from orchestrator.errors import EvidenceError
+from orchestrator.scenario import is_headline
 
 WARM_UP = "warm-up"
 IOVA = 1 << 36
@@ -93,6 +94,11 @@ class Place:
         return [s for s in self.samples if s.state == state]
 
     @property
+    def counts(self) -> Counts | None:
+        """Of the first sample that has them."""
+        return next((s.counts for s in self.samples if s.counts is not None), None)
+
+    @property
     def leaves(self) -> dict[str, int] | None:
         """Leaf size -> how many the process's page tables have for it, from the first map's
         faults; None where the kernel does not say."""
@@ -115,6 +121,17 @@ class MapPass:
     empty_seconds: tuple[float, ...]
     """An ioctl that does nothing, measured like a map."""
     places: tuple[Place, ...]
+
+    @property
+    def whole(self) -> Place | None:
+        """The whole BAR at its best alignment: where the headline is measured, among others."""
+        return next(
+            (
+                place for place in self.places
+                if is_headline(f"{place.name}/warm", whole=place.mapping.size == self.bar_bytes)
+            ),
+            None,
+        )  # fmt: skip
 
 
 def read_pass(answer: MappingType[str, Any]) -> MapPass:
@@ -189,7 +206,6 @@ def check(counted: MapPass) -> None:
     """Raises EvidenceError, with the two numbers, where sources that owe nothing to one another
     disagree about a map, or where counts are not what theory says exactly."""
     for place in counted.places:
-        tables_made = False
         for number, sample in enumerate(place.samples):
             if sample.counts is None:
                 raise EvidenceError(
@@ -197,8 +213,7 @@ def check(counted: MapPass) -> None:
                     reason="missing-evidence",
                 )
             where = f"{place.name}/{sample.state} (sample {number + 1})"
-            _check_sample(where, counted, place, sample, sample.counts, first=not tables_made)
-            tables_made = True
+            _check_sample(where, counted, place, sample, sample.counts, first=number == 0)
 
 
 def _check_sample(

@@ -26,6 +26,11 @@ def stride_of(bar: int, count: float) -> str | None:
     return next((name for name, expected in lookups(bar).items() if expected == count), None)
 
 
+def best_leaf(size: int) -> str:
+    """The largest leaf that fits into `size` bytes."""
+    return max((n for n, leaf in LEAVES.items() if leaf <= size), key=lambda n: LEAVES[n])
+
+
 def iommu_blocks(iova: int, physical: int, size: int) -> int:
     """Blocks of a power of two that an IOMMU with every page size maps a range by (AMD's v1 page
     table, virtio-iommu): each as large as the alignment of both addresses and the rest allow.

@@ -25,7 +25,7 @@ from orchestrator.analysis.trace import (
 )
 from orchestrator.errors import EvidenceError
 from orchestrator.evidence import TrialDir
-from orchestrator.scenario import ArmName, Metric
+from orchestrator.scenario import ArmName, Metric, metric_at
 
 # QEMU's trace event vfio_listener_region_add_ram: `region_add [ram] 0xSTART - 0xEND [HVA]`
 _REGION_ADD = re.compile(
@@ -339,9 +339,10 @@ def _map_metrics(
 
 
 def _metric(trial: TrialDir, base: Metric, point: str, size: int) -> Metric:
-    """As scenario.Point.metric: the full BAR at its best and warm has the plain name."""
-    headline = size == trial.manifest["bar"] and point.endswith("/1GiB/warm")
-    return base if headline or trial.manifest["workload"] != "map" else f"{base}@{point}"
+    """As scenario.Point.metric: a guest boot has one point, and only plain names."""
+    if trial.manifest["workload"] != "map":
+        return base
+    return metric_at(base, point, whole=size == trial.manifest["bar"])
 
 
 def _traced_maps(trial: TrialDir, passes: dict[str, MapPass]) -> tuple[Operation, ...]:

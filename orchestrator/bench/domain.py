@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from orchestrator.bench.accel import Accel
+
 QEMU_NAMESPACE = "http://libvirt.org/schemas/domain/qemu/1.0"
 BAR_BUS = 1
 """The device with the large BAR sits alone behind this root port, in an IOMMU group of its own."""
@@ -29,7 +31,7 @@ class HostDomain:
 
     name: str
     uuid: str
-    accel: Literal["kvm", "tcg", "exact"]
+    accel: Accel
     memory: int
     cpus: int
     phys_bits: int

@@ -26,9 +26,10 @@ from typing import Any
 from orchestrator.abi import LEAVES, PAGE
 from orchestrator.bench.device import BoundDevice
 from orchestrator.bench.host import Host
+from orchestrator.bench.mapagent import request_of, understood
 from orchestrator.bench.shell import ConnectionLostError, Dialogue
 from orchestrator.bench.waiting import until
-from orchestrator.errors import BenchError, EvidenceError
+from orchestrator.errors import BenchError
 from orchestrator.evidence import TrialWriter, write_json
 from orchestrator.progress import Progress
 from orchestrator.scenario import GIB, Scenario
@@ -171,14 +172,11 @@ def _logs(
     host: Host, device: BoundDevice, scenario: Scenario, wanted: Sequence[Wanted]
 ) -> Iterator[array[int]]:
     """The addresses of the instructions of each wanted operation, in order."""
-    request: dict[str, Any] = {
-        "backend": scenario.map.backend, "thp": scenario.map.thp, "repeats": 1, "within": True,
-        "snapshots": {}, "rest": 1.0, "realtime": True, "step": True,
-        "points": [
-            {"name": str(i), "size": w.bytes, "alignment": GIB, "states": [w.state]}
-            for i, w in enumerate(wanted)
-        ],
-    }  # fmt: skip
+    points = [
+        {"name": str(i), "size": w.bytes, "alignment": GIB, "states": [w.state]}
+        for i, w in enumerate(wanted)
+    ]
+    request = request_of(scenario, points, 1, within=True, step=True)
     log = host.scratch / "instructions.log"
     item: Wanted | None = None
     states: Iterator[str] = iter(())
@@ -220,13 +218,7 @@ def _said(agent: Dialogue) -> tuple[str, Any]:
         ) from exc
     if line is None:
         raise ConnectionLostError("the map agent ended before its time", reason="map-silent")
-    ((what, value),) = json.loads(line).items()
-    if what == "refused":
-        raise EvidenceError(
-            f"the BAR could not be mapped from the host's user space: {value}",
-            reason="map-refused",
-        )
-    return what, value
+    return understood(line)
 
 
 def _wait_for_window(log: Path) -> None:

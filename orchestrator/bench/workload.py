@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from orchestrator.bench.device import BoundDevice
@@ -12,15 +12,11 @@ from orchestrator.bench.guest import boot_guest, stage_initramfs
 from orchestrator.bench.host import Host
 from orchestrator.bench.instructions import logged_instructions
 from orchestrator.bench.keys import RunKeys
+from orchestrator.bench.mapagent import agent_request, gathered
 from orchestrator.bench.tracer import armed_tracer
-from orchestrator.errors import BenchError, EvidenceError
 from orchestrator.evidence import TrialWriter, write_json
 from orchestrator.progress import Progress
 from orchestrator.scenario import GIB, Pass, Point, Scenario
-
-REST_SECONDS = {"auto": 0.0, "kvm": 0.0, "tcg": 0.0, "exact": 1.0}
-"""Before each ioctl of a map. An exact host skips the time in which it idles."""
-
 
 _HOUSEKEEPING = {
     "/proc/sys/kernel/watchdog": 0,
@@ -136,26 +132,6 @@ def largest(points: Sequence[Point]) -> list[Point]:
     return [p for p in points if (p.size, p.alignment) == (size, alignment)]
 
 
-def agent_request(
-    scenario: Scenario, points: Sequence[Point], repeats: int, **more: Any
-) -> dict[str, Any]:
-    """What map.py is asked: the states of one size and alignment belong together."""
-    asked: dict[tuple[str, str], dict[str, Any]] = {}
-    for point in points:
-        entry = asked.setdefault(
-            (point.spelled, point.alignment),
-            {"name": f"{point.spelled}/{point.alignment}",
-             "size": "full" if point.spelled == "full" else point.size,
-             "alignment": {"1GiB": GIB, "2MiB": 2 << 20, "4KiB": 4096}[point.alignment],
-             "states": []},
-        )  # fmt: skip
-        entry["states"].append(point.state)
-    return {"backend": scenario.map.backend, "thp": scenario.map.thp, "repeats": repeats,
-            "points": list(asked.values()), "snapshots": {},
-            "rest": REST_SECONDS[scenario.host.accel],
-            "realtime": scenario.host.accel == "exact", **more}  # fmt: skip
-
-
 def _ask(
     host: Host,
     device: BoundDevice,
@@ -172,29 +148,3 @@ def _ask(
     )  # fmt: skip
     host.check()
     return gathered(done.stdout.splitlines(), done.stderr)
-
-
-def gathered(lines: Iterable[str], errors: str = "") -> dict[str, Any]:
-    """The map agent's lines as one value: what it said of itself, and its points with their
-    samples. Raises EvidenceError when the kernel refused it, BenchError when its last word is
-    missing."""
-    answer: dict[str, Any] = {"points": []}
-    for line in lines:
-        ((what, value),) = json.loads(line).items()
-        if what == "agent":
-            answer.update(value)
-        elif what == "point":
-            answer["points"].append({**value, "samples": []})
-        elif what == "sample":
-            answer["points"][-1]["samples"].append(value)
-        elif what == "refused":
-            # as in a boot, where a refused map is found by judging the trace
-            raise EvidenceError(
-                f"the BAR could not be mapped from the host's user space: {value}",
-                reason="map-refused",
-            )
-        elif what == "end":
-            return answer
-    raise BenchError(
-        "the map agent ended without its last word", evidence=errors[-1500:], reason="map-silent"
-    )

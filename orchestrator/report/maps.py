@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from textwrap import wrap
 
-from orchestrator.abi import LEAVES
 from orchestrator.analysis.breakdown import Breakdown, measured_whole
 from orchestrator.analysis.comparison import Comparison, findings_of, laws
 from orchestrator.analysis.law import Law
@@ -43,6 +42,10 @@ def _wrapped(text: str) -> str:
             line, _WIDTH, subsequent_indent=f"{indent}    ", break_long_words=False
         ) or [""]  # fmt: skip
     return "\n".join(lines) + "\n"
+
+
+def plural(count: int, noun: str) -> str:
+    return f"{count} {noun}{'s' * (count != 1)}"
 
 
 def _quantity(seconds: float, *, exact: bool) -> str:
@@ -95,10 +98,11 @@ def _level(arm: str, level: Level, place: Place | None) -> str:
     elif place.dma_buf:
         words = "exported as a dma-buf: no page table is walked"
     else:
-        counts = next(s.counts for s in place.samples if s.counts is not None)
+        counts = place.counts
+        assert counts is not None, "a place of the counts pass"
         words = (
-            f"{_leaves(level, place)}, {_plural(counts.installed, 'fault')};"
-            f" {_plural(sum(counts.lookups.values()), 'lookup')}"
+            f"{_leaves(level, place)}, {plural(counts.installed, 'fault')};"
+            f" {plural(sum(counts.lookups.values()), 'lookup')}"
             f"{f' of {level.stride}' if level.stride and len(place.leaves or ()) < 2 else ''};"
             f" {counts.iova_walks} IOMMU walks on unmap"
         )
@@ -110,10 +114,6 @@ def _leaves(level: Level, place: Place) -> str:
     if place.leaves and len(place.leaves) > 1:
         return "leaves: " + ", ".join(f"{n} of {name}" for name, n in place.leaves.items())
     return f"leaves of {level.leaf}"
-
-
-def _plural(count: int, noun: str) -> str:
-    return f"{count} {noun}{'s' * (count != 1)}"
 
 
 # scaling law ----------------------------------------------------------------------------------
@@ -248,8 +248,3 @@ def _breakdown(arm: str, breakdown: Breakdown, findings: Findings) -> str:
     )
     lines.append(f"  (QEMU's log of each instruction; {how})")
     return "\n".join(lines) + "\n"
-
-
-def best_leaf(bar: int) -> str:
-    """The largest leaf that fits into a BAR."""
-    return max((n for n, size in LEAVES.items() if size <= bar), key=lambda n: LEAVES[n])

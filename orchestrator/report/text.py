@@ -7,9 +7,9 @@ from statistics import median
 from typing import Any
 
 from orchestrator.analysis.comparison import Comparison, MetricComparison, guest_accels
-from orchestrator.analysis.theory import lookups, pages, stride_of
+from orchestrator.analysis.theory import best_leaf, lookups, pages, stride_of
 from orchestrator.analysis.trial import TrialResult
-from orchestrator.report.maps import best_leaf, map_sections
+from orchestrator.report.maps import map_sections, plural
 from orchestrator.scenario import ARMS, AT_POINTS, Metric, Scenario, format_size
 
 # Every metric, what it is called in the table, and the pass it comes from.
@@ -73,7 +73,7 @@ def _head(
         f"device     {scenario.device.kind}, BAR {format_size(scenario.device.bar)},"
         f" {scenario.host.viommu} vIOMMU",
         *_workload(scenario, plan),
-        f"host       nested VM, {_plural(scenario.host.cpus, 'CPU')}, accel {accel}",
+        f"host       nested VM, {plural(scenario.host.cpus, 'CPU')}, accel {accel}",
     ]
     if any(r.guest_accel == "tcg" for r in comparison.results) and not emulated:
         lines.append("           its guests are EMULATED: there is no KVM in the host")
@@ -86,10 +86,6 @@ def _head(
             "           EMULATED: compare its seconds with one another, not with hardware's"
         )
     return "\n".join(lines) + "\n"
-
-
-def _plural(count: int, noun: str) -> str:
-    return f"{count} {noun}{'s' * (count != 1)}"
 
 
 def _workload(scenario: Scenario, plan: dict[str, Any]) -> list[str]:

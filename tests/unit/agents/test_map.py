@@ -20,8 +20,8 @@ from typing import Any
 import pytest
 
 from orchestrator.abi import MAP_DMA, UNMAP_DMA
-from orchestrator.analysis.maps import read_pass
-from orchestrator.bench.workload import agent_request, gathered
+from orchestrator.analysis.maps import IOVA, read_pass
+from orchestrator.bench.mapagent import agent_request, gathered
 from orchestrator.scenario import GIB, MIB
 from tests.unit.agents.loading import AGENTS, agent
 from tests.unit.scenarios import map_scenario
@@ -126,6 +126,10 @@ def test_bytes_that_were_unmapped_are_read_from_the_reply(
     assert backend.unmapped(reply) == GIB
     struct.pack_into("=Q", reply, 16, 4096)
     assert backend.unmapped(reply) == 4096
+
+
+def test_iova_is_the_one_that_the_analysis_reckons_with() -> None:
+    assert agent("map").IOVA == IOVA
 
 
 def test_iova_is_aligned_to_the_largest_leaf() -> None:

@@ -6,7 +6,14 @@ from hypothesis import strategies as st
 
 from orchestrator.abi import LEAVES, PAGE
 from orchestrator.analysis.maps import IOVA
-from orchestrator.analysis.theory import Mapping, iommu_blocks, lookups, pages, stride_of
+from orchestrator.analysis.theory import (
+    Mapping,
+    best_leaf,
+    iommu_blocks,
+    lookups,
+    pages,
+    stride_of,
+)
 from orchestrator.scenario import GIB, KIB, MIB
 
 BAR = 0x380000000000
@@ -161,3 +168,12 @@ def test_leaves_cover_a_mapping_exactly(
     leaves = Mapping(address, physical, size).leaves(largest)
     assert sum(LEAVES[name] * n for name, n in leaves.items()) == size
     assert all(n > 0 and LEAVES[name] <= LEAVES[largest] for name, n in leaves.items())
+
+
+@pytest.mark.parametrize(
+    ("bar", "leaf"),
+    [(32 * GIB, "1GiB"), (GIB, "1GiB"), (512 * MIB, "2MiB"), (2 * MIB, "2MiB"), (MIB, "4KiB"),
+     (4 * KIB, "4KiB")],
+)  # fmt: skip
+def test_best_leaf_is_the_largest_that_fits(bar: int, leaf: str) -> None:
+    assert best_leaf(bar) == leaf

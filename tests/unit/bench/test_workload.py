@@ -14,15 +14,8 @@ from orchestrator.bench import workload
 from orchestrator.bench.device import BoundDevice
 from orchestrator.bench.host import Host
 from orchestrator.bench.keys import RunKeys
-from orchestrator.bench.workload import (
-    agent_request,
-    costs_of,
-    gathered,
-    guest_boots,
-    largest,
-    maps,
-    settle,
-)
+from orchestrator.bench.mapagent import agent_request, gathered
+from orchestrator.bench.workload import costs_of, guest_boots, largest, maps, settle
 from orchestrator.errors import ArmFailedError, BenchError, EvidenceError
 from orchestrator.evidence import TrialWriter
 from orchestrator.progress import Progress

@@ -9,7 +9,7 @@ from orchestrator.analysis.breakdown import Breakdown
 from orchestrator.analysis.comparison import Comparison, compare, to_json
 from orchestrator.analysis.level import Level, Reason
 from orchestrator.analysis.trial import Findings, TrialResult, read_result
-from orchestrator.report.maps import best_leaf, map_sections
+from orchestrator.report.maps import map_sections
 from orchestrator.report.text import text_report
 from orchestrator.scenario import GIB, KIB, MIB, ArmName, Metric
 from tests.unit.answers import by_1gib, map_pass, point
@@ -211,15 +211,6 @@ def test_arm_without_a_measured_trial_leaves_the_other_alone(results: list[Trial
     text = map_sections(compare(scenario_of_it(), KERNELS, one, 2, "exact"), exact=True)
     assert "baseline" not in text
     assert "candidate" in text
-
-
-@pytest.mark.parametrize(
-    ("bar", "leaf"),
-    [(32 * GIB, "1GiB"), (GIB, "1GiB"), (512 * MIB, "2MiB"), (2 * MIB, "2MiB"), (MIB, "4KiB"),
-     (4 * KIB, "4KiB")],
-)  # fmt: skip
-def test_best_leaf_is_the_largest_that_fits(bar: int, leaf: str) -> None:
-    assert best_leaf(bar) == leaf
 
 
 def test_report_is_plain_text_of_a_readable_width(report: str) -> None:

@@ -1,0 +1,72 @@
+"""The map agent's protocol (guests/agents/map.py): what it is asked, and what it answers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from orchestrator.abi import LEAVES
+from orchestrator.errors import BenchError, EvidenceError
+from orchestrator.scenario import Point, Scenario
+
+REST_SECONDS = {"auto": 0.0, "kvm": 0.0, "tcg": 0.0, "exact": 1.0}
+"""Before each ioctl of a map. An exact host skips the time in which it idles."""
+
+
+def agent_request(
+    scenario: Scenario, points: Sequence[Point], repeats: int, **more: Any
+) -> dict[str, Any]:
+    """What map.py is asked: the states of one size and alignment belong together."""
+    asked: dict[tuple[str, str], dict[str, Any]] = {}
+    for point in points:
+        entry = asked.setdefault(
+            (point.spelled, point.alignment),
+            {"name": f"{point.spelled}/{point.alignment}",
+             "size": "full" if point.spelled == "full" else point.size,
+             "alignment": LEAVES[point.alignment],
+             "states": []},
+        )  # fmt: skip
+        entry["states"].append(point.state)
+    return request_of(scenario, list(asked.values()), repeats, **more)
+
+
+def request_of(
+    scenario: Scenario, points: Sequence[dict[str, Any]], repeats: int, **more: Any
+) -> dict[str, Any]:
+    """As `agent_request`, of points as map.py has them."""
+    return {"backend": scenario.map.backend, "thp": scenario.map.thp, "repeats": repeats,
+            "points": points, "snapshots": {}, "rest": REST_SECONDS[scenario.host.accel],
+            "realtime": scenario.host.accel == "exact", **more}  # fmt: skip
+
+
+def understood(line: str) -> tuple[str, Any]:
+    """One line of the agent's. Raises EvidenceError when the kernel refused it."""
+    ((what, value),) = json.loads(line).items()
+    if what == "refused":
+        # as in a boot, where a refused map is found by judging the trace
+        raise EvidenceError(
+            f"the BAR could not be mapped from the host's user space: {value}",
+            reason="map-refused",
+        )
+    return what, value
+
+
+def gathered(lines: Iterable[str], errors: str = "") -> dict[str, Any]:
+    """The map agent's lines as one value: what it said of itself, and its points with their
+    samples. Raises EvidenceError when the kernel refused it, BenchError when its last word is
+    missing."""
+    answer: dict[str, Any] = {"points": []}
+    for line in lines:
+        what, value = understood(line)
+        if what == "agent":
+            answer.update(value)
+        elif what == "point":
+            answer["points"].append({**value, "samples": []})
+        elif what == "sample":
+            answer["points"][-1]["samples"].append(value)
+        elif what == "end":
+            return answer
+    raise BenchError(
+        "the map agent ended without its last word", evidence=errors[-1500:], reason="map-silent"
+    )
