@@ -3,7 +3,7 @@
     RUN/scenario.toml plan.json comparison.json report.txt
     RUN/trials/0001-baseline/manifest.json   stages, outcome, versions, sha256 of every file
     RUN/trials/0001-baseline/host/           domain.xml console.log dmesg.txt facts.json
-                                             trace-guest-1.txt stats-guest-1.txt hist-*.txt
+                                             trace-guest-1.txt.gz stats-guest-1.txt hist-*.txt
                                              profile-*.folded
     RUN/trials/0001-baseline/guest-0/        domain.xml console.log marks.txt dmesg.txt facts.json
     RUN/trials/0001-baseline/map.json        maps from the host's user space, by pass
@@ -13,8 +13,10 @@ A trial is written as `.0001-baseline.partial` and renamed when it is complete.
 
 from __future__ import annotations
 
+import gzip
 import json
 import time
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -95,11 +97,22 @@ class TrialDir:
         return self.path / f"guest-{index}"
 
     def text(self, name: str) -> str | None:
-        """The text of a file of the evidence, or None where there is none."""
+        """The text of a file of the evidence, plain or as NAME.gz, or None where there is none.
+        Raises EvidenceError for a compressed file that is cut short."""
         try:
             return (self.path / name).read_text("utf-8", errors="replace")
         except FileNotFoundError:
+            pass
+        try:
+            return gzip.decompress((self.path / f"{name}.gz").read_bytes()).decode(
+                errors="replace"
+            )
+        except FileNotFoundError:
             return None
+        except (OSError, EOFError, zlib.error) as exc:
+            raise EvidenceError(
+                f"{name}.gz cannot be unpacked: {exc}", reason="bad-evidence"
+            ) from exc
 
     def json(self, name: str) -> Any:
         """A JSON file of the evidence, or None where there is none."""

@@ -22,7 +22,7 @@ from filelock import Timeout
 from orchestrator import __version__
 from orchestrator.bench import hypervisor, images
 from orchestrator.bench.accel import Accel, chosen_accel
-from orchestrator.bench.device import bound_device
+from orchestrator.bench.device import bound_devices
 from orchestrator.bench.host import Host
 from orchestrator.bench.keys import RunKeys
 from orchestrator.bench.nested import proven_host, running_machine
@@ -322,18 +322,19 @@ def _climb(bench: Bench, planned: PlannedTrial, trial: TrialWriter) -> None:
         ladder.callback(_save_dmesg, host, trial)
         ladder.enter_context(_charged_to_the_arm(host))
         with progress.stage("host: device"), trial.stage("device"):
-            device = ladder.enter_context(bound_device(host, scenario.device))
-            facts = host.shell.run(host.agent("facts", device.address), doing="reading facts")
+            devices = ladder.enter_context(bound_devices(host, scenario.device))
+            asked = host.agent("facts", *(device.address for device in devices))
+            facts = host.shell.run(asked, doing="reading facts")
             (trial.host / "facts.json").write_text(json.dumps(json.loads(facts.stdout), indent=1))
             if scenario.workload == "guest-boot":
                 trial.record(guest_accel="kvm" if host.kvm else "tcg")
         if boots_guests:
             guest_boots(
-                host, device, scenario, planned.passes, keys=keys, trial=trial, progress=progress
+                host, devices, scenario, planned.passes, keys=keys, trial=trial, progress=progress
             )
         else:
             settle(host, scenario, trial=trial, progress=progress)
-            maps(host, device, scenario, planned.passes, trial=trial, progress=progress)
+            maps(host, devices[0], scenario, planned.passes, trial=trial, progress=progress)
         host.check()
 
 
@@ -361,10 +362,18 @@ def _trial_facts(bench: Bench, planned: PlannedTrial) -> dict[str, Any]:
                    "digest": prepared.kernels[planned.arm].digest},
         "guest_kernel": _guest_kernel(scenario, prepared),
         "bar": scenario.device.bar, "device_kind": scenario.device.kind,
-        "passes": list(planned.passes),
+        "device_count": scenario.device.count, "device_mmap": scenario.device.mmap,
+        **_guest_facts(scenario), "passes": list(planned.passes),
         "runner_versions": bench.libvirt.version(),
         "host_packages": image.packages, "guest_packages": prepared.payload.packages,
     }  # fmt: skip
+
+
+def _guest_facts(scenario: Scenario) -> dict[str, Any]:
+    if scenario.workload != "guest-boot" or scenario.guest is None:
+        return {}
+    wanted = ("firmware", "boot", "backing", "viommu")
+    return {f"guest_{name}": getattr(scenario.guest, name) for name in wanted}
 
 
 def _save_dmesg(host: Host, trial: TrialWriter) -> None:

@@ -202,6 +202,8 @@ class Device(_Model):
     """ivshmem: a sparse shared-memory file backs the BAR. pci-testdev: a BAR without memory."""
     bar: BarSize = 32 * GIB
     """Size of the large BAR: a power of two from 1MiB to 1TiB."""
+    count: Annotated[int, Field(ge=1, le=8)] = 1
+    mmap: bool = True
 
 
 class Guest(_Model):
@@ -211,6 +213,11 @@ class Guest(_Model):
     cpus: Annotated[int, Field(ge=1, le=64)] = 1
     cmdline: str = ""
     """Appended to the guest's kernel command line, in both arms."""
+    firmware: Literal["seabios", "ovmf"] = "seabios"
+    boot: Literal["direct", "disk"] = "direct"
+    backing: Literal["anonymous", "memfd", "hugetlb-2MiB", "hugetlb-1GiB"] = "anonymous"
+    viommu: Literal["none", "intel"] = "none"
+    phys_bits: Annotated[int, Field(ge=32, le=52)] | None = None
 
 
 def _parse_map_size(text: object) -> object:

@@ -1,6 +1,6 @@
 """What this host is: printed as JSON. Plain Python 3 standard library.
 
-facts.py DEVICE     DEVICE: address of the large-BAR device, 0000:01:00.0
+facts.py DEVICE...     addresses of the devices with a large BAR: 0000:01:00.0
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def main() -> None:
         "cpu": cpu(), "cpus": os.cpu_count(), "memory": meminfo[0] if meminfo else "",
         "iommus": [Path(p).name for p in glob.glob("/sys/class/iommu/*")],
         "kvm": [name for name in ("kvm_amd", "kvm_intel") if Path(f"/sys/module/{name}").exists()],
-        "device": device(sys.argv[1]),
+        "device": device(sys.argv[1]), "devices": [device(bdf) for bdf in sys.argv[1:]],
     }))  # fmt: skip
 
 

@@ -1,6 +1,6 @@
 """Watch one guest boot on its host's clock. Plain Python 3 standard library.
 
-    watch.py PIDFILE MARK
+    watch.py PIDFILE MARK [MARKER [FILE ...]]
 
 Listens for the guest's serial console, and says on standard output, a line each, with
 CLOCK_MONOTONIC nanoseconds of this host:
@@ -15,7 +15,10 @@ CLOCK_MONOTONIC nanoseconds of this host:
     P <ns> <cpu ns> <console bytes>         every two seconds: is it getting anywhere?
     E <ns> exit                             QEMU has ended
 
-Ends when QEMU has, or when standard input closes.
+Ends when QEMU has, or when standard input closes. With MARKER, the trace_marker file of a tracefs
+instance, it writes each line there first, after the word barometer: then it has a time of the
+trace clock. Into each FILE it writes 0 when the guest's kernel says its first line: the enable
+files of probes that are for the firmware's share of a boot.
 """
 
 from __future__ import annotations
@@ -29,12 +32,19 @@ import time
 from pathlib import Path
 
 TICK_NS = 10**9 // os.sysconf("SC_CLK_TCK")
+MARKER_BYTES = 900
+"""The kernel cuts what is written at once to trace_marker after 1 KiB (TRACE_MARKER_SIZE)."""
+KERNEL = b"Linux version "
 lock = threading.Lock()
+marker: int | None = None
 
 
 def say(kind: str, rest: str, at: int | None = None) -> None:
     with lock:
-        sys.stdout.write(f"{kind} {time.monotonic_ns() if at is None else at} {rest}\n")
+        at = time.monotonic_ns() if at is None else at
+        if marker is not None:
+            os.write(marker, f"barometer {kind} {at} {rest}"[:MARKER_BYTES].encode() + b"\n")
+        sys.stdout.write(f"{kind} {at} {rest}\n")
         sys.stdout.flush()
 
 
@@ -84,8 +94,9 @@ def wait_for_pid(pidfile: Path) -> int:
 
 
 class Watch:
-    def __init__(self, mark: bytes, ssh_port: int) -> None:
+    def __init__(self, mark: bytes, ssh_port: int, until_kernel: list[Path]) -> None:
         self.mark, self.ssh_port = mark, ssh_port
+        self.until_kernel = until_kernel
         self.console_bytes = 0
         self.pid = 0
 
@@ -99,6 +110,9 @@ class Watch:
             *lines, rest = (rest + chunk).split(b"\n")
             for line in lines:
                 say("C", json.dumps(line.rstrip(b"\r").decode(errors="replace")), now)
+                if KERNEL in line:
+                    while self.until_kernel:
+                        self.until_kernel.pop().write_text("0")
                 if self.mark in line:
                     say("E", "mark", now)
                     if (tables := page_table_bytes(self.pid)) is not None:
@@ -133,11 +147,14 @@ class Watch:
 
 
 def main() -> None:
-    pidfile, mark = Path(sys.argv[1]), sys.argv[2].encode()
+    global marker  # noqa: PLW0603  # one process, one trace
+    pidfile, mark, *more = sys.argv[1:]
+    if more:
+        marker = os.open(more[0], os.O_WRONLY)
     server = socket.create_server(("127.0.0.1", 0))
-    watch = Watch(mark, free_port())
+    watch = Watch(mark.encode(), free_port(), [Path(file) for file in more[1:]])
     console = threading.Thread(target=watch.console, args=(server,), daemon=True)
-    process = threading.Thread(target=watch.process, args=(pidfile,), daemon=True)
+    process = threading.Thread(target=watch.process, args=(Path(pidfile),), daemon=True)
     say("E", f"ports {json.dumps({'console': server.getsockname()[1], 'ssh': watch.ssh_port})}")
     console.start()
     process.start()

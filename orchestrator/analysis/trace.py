@@ -2,31 +2,40 @@
 
 from __future__ import annotations
 
+import io
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 
 from orchestrator.abi import MAP_DMA, UNMAP_DMA
 from orchestrator.errors import EvidenceError
 
 # ` CPU 0/KVM-339  [001] .....  28.412785: ioctl_in: (vfio_iommu_type1_ioctl+0x4/..) cmd=0x3b71`
-_EVENT = re.compile(
-    r"^\s*(?P<task>.+)-(?P<pid>\d+)\s+\[(?P<cpu>\d+)\]\s+\S+\s+(?P<time>\d+(?:\.\d+)?): "
-    r"(?P<name>\w+): (?P<rest>.*)$"
-)
+_EVENT = re.compile(r"\s*.+-(\d+)\s+\[(\d+)\]\s+\S+\s+(\d+(?:\.\d+)?): (\w+): ?(.*)", re.DOTALL)
 _FIELD = re.compile(r"(\w+)=(-?0x[0-9a-fA-F]+|-?\d+)\b")
 
 
-@dataclass(frozen=True)
 class Event:
-    name: str
-    pid: int
-    """The thread."""
-    time: float
-    """Seconds of the trace clock. The text has microseconds; or, of x86-tsc, ticks, which are
-    nanoseconds and instructions on an exact host."""
-    fields: dict[str, int] = field(default_factory=dict)
+    """One record of a trace."""
+
+    __slots__ = ("cpu", "name", "pid", "text", "time")
+
+    def __init__(self, name: str, pid: int, time: float, text: str = "", cpu: int = 0) -> None:
+        self.name = name
+        self.pid = pid
+        """The thread."""
+        self.time = time
+        """Seconds of the trace clock. The text has microseconds; or, of x86-tsc, ticks, which are
+        nanoseconds and instructions on an exact host."""
+        self.text = text
+        """What stands behind the name."""
+        self.cpu = cpu
+
+    @property
+    def fields(self) -> dict[str, int]:
+        """The values of a probe: `ret=-22`, `size=0x1000`."""
+        return {name: _number(value) for name, value in _FIELD.findall(self.text)}
 
 
 def parse_trace(text: str) -> Iterator[Event]:
@@ -34,18 +43,17 @@ def parse_trace(text: str) -> Iterator[Event]:
 
     Raises EvidenceError at a line that is neither, so that a garbled trace is no empty one.
     """
-    for number, line in enumerate(text.splitlines(), 1):
-        if not line.strip() or line.startswith(("#", "CPU:")):
-            continue
-        match = _EVENT.match(line)
+    for number, line in enumerate(io.StringIO(text), 1):
+        match = _EVENT.fullmatch(line.rstrip("\n"))
         if match is None:
+            if not line.strip() or line.startswith(("#", "CPU:")):
+                continue
             raise EvidenceError(
                 f"trace line {number} is not an event: {line[:120]!r}", reason="bad-trace"
             )
-        fields = {name: _number(value) for name, value in _FIELD.findall(match["rest"])}
-        time = match["time"]
+        pid, cpu, time, name, rest = match.groups()
         seconds = float(time) if "." in time else int(time) / 1e9
-        yield Event(match["name"], int(match["pid"]), seconds, fields)
+        yield Event(name, int(pid), seconds, rest, int(cpu))
 
 
 def _number(text: str) -> int:
@@ -72,84 +80,124 @@ class Operation:
     walk_seconds: float | None = None
     """unmap: from vfio_unmap_unpin's entry to iommu_unmap_fast, the iova_to_phys walk."""
     unpin_seconds: float | None = None
+    faults: int = 0
+    """map: calls of fixup_user_fault, where those are probed."""
+    fault_seconds: float | None = None
+    inside_seconds: float | None = None
+    """unmap: vfio_unmap_unpin, of which walk, iommu and unpin are parts."""
+    pid: int = 0
+    """The thread."""
+    cpu: int = 0
+
+    @property
+    def end(self) -> float:
+        return self.start + self.seconds
 
 
-def operations(events: Sequence[Event], size: int) -> list[Operation]:
-    """Maps and unmaps of `size` bytes, in order of their start.
-
-    Entry and return are paired within a thread. Raises EvidenceError for an ioctl that began
-    and never returned, and for a record without one of its values.
-    """
-    try:
-        return _operations(events, size)
-    except KeyError as exc:
-        # a probe prints `q16=(fault)` when it could not read the caller's memory
-        raise EvidenceError(
-            f"a map or unmap in the trace has no value for {exc}", reason="bad-trace"
-        ) from exc
+_PARTS = frozenset(
+    f"{base}_{side}" for base in ("pin", "imap", "iun", "unmap", "unpin", "fault")
+    for side in ("in", "out")
+)  # fmt: skip
+_OUTER = frozenset({"ioctl_in", "ioctl_out"})
 
 
-def _operations(events: Sequence[Event], size: int) -> list[Operation]:
-    found: list[Operation] = []
-    stacks: dict[tuple[int, str], list[Event]] = defaultdict(list)
-    inner: dict[int, list[Event]] = defaultdict(list)
-    for event in events:
+class Pairing:
+    """Maps and unmaps out of events, taken one by one: entry and return within a thread."""
+
+    def __init__(self) -> None:
+        self._found: list[Operation] = []
+        self._stacks: dict[tuple[int, str], list[Event]] = defaultdict(list)
+        self._inner: dict[int, list[Event]] = defaultdict(list)
+
+    def take(self, event: Event) -> None:
+        """Raises EvidenceError for a record without one of its values."""
+        if event.name not in _PARTS and event.name not in _OUTER:
+            return
+        try:
+            self._take(event)
+        except KeyError as exc:
+            # a probe prints `q16=(fault)` when it could not read the caller's memory
+            raise EvidenceError(
+                f"a map or unmap in the trace has no value for {exc}", reason="bad-trace"
+            ) from exc
+
+    def _take(self, event: Event) -> None:
         base, _, side = event.name.rpartition("_")
+        stack = self._stacks[event.pid, base]
         if side == "in":
-            stacks[event.pid, base].append(event)
-        elif side == "out" and base:
-            entries = stacks[event.pid, base]
-            if not entries:  # the other half was filtered, or began before the trace did
-                continue
-            entry = entries.pop()
+            stack.append(event)
+        elif stack:  # else the other half was filtered, or began before the trace did
+            entry = stack.pop()
             if base == "ioctl":
-                operation = _by_ioctl(entry, event, inner.pop(event.pid, []))
-                if operation is not None and operation.size == size:
-                    found.append(operation)
-            elif base == "unmap" and not stacks[event.pid, "ioctl"]:
-                operation = _release(entry, event, inner.pop(event.pid, []))
-                if operation.size == size:
-                    found.append(operation)
-        inner[event.pid].append(event)
-    # an unmap_in that its filter let pass has the size of a BAR at least, like the others
-    unfinished = [
-        e for (_, base), left in stacks.items() if base in ("ioctl", "unmap") for e in left
-    ]
-    if unfinished:
-        raise EvidenceError(
-            f"{len(unfinished)} maps or unmaps began and never returned in the trace",
-            reason="unpaired-trace",
-        )
-    return sorted(found, key=lambda operation: operation.start)
+                operation = _by_ioctl(entry, event, self._inner.pop(event.pid, []))
+                if operation is not None:
+                    self._found.append(operation)
+                return
+            if base == "unmap" and not self._stacks[event.pid, "ioctl"]:
+                self._found.append(
+                    _release(entry, event, [*self._inner.pop(event.pid, []), event])
+                )
+                return
+        if base != "ioctl":
+            self._inner[event.pid].append(event)
+
+    def finish(self) -> list[Operation]:
+        """In order of their start. Raises EvidenceError for one that began and never returned."""
+        unfinished = [
+            e for (_, base), left in self._stacks.items() if base in ("ioctl", "unmap")
+            for e in left
+        ]  # fmt: skip
+        if unfinished:
+            raise EvidenceError(
+                f"{len(unfinished)} maps or unmaps began and never returned in the trace",
+                reason="unpaired-trace",
+            )
+        return sorted(self._found, key=lambda operation: operation.start)
+
+
+def operations(events: Iterable[Event], size: int) -> list[Operation]:
+    """Maps and unmaps of `size` bytes, in order of their start. Raises as `Pairing`."""
+    pairing = Pairing()
+    for event in events:
+        pairing.take(event)
+    return [operation for operation in pairing.finish() if operation.size == size]
 
 
 def _by_ioctl(entry: Event, exit_: Event, inner: list[Event]) -> Operation | None:
-    command = entry.fields.get("cmd")
+    asked, answered = entry.fields, exit_.fields
+    command = asked.get("cmd")
     if command == MAP_DMA:
-        pinned = _span(inner, "pin")
         pages = [e.fields["ret"] for e in inner if e.name == "pin_out"]
         return Operation(
             "map", entry.time, _seconds(entry, exit_),
-            iova=entry.fields["q16"], size=entry.fields["q24"], result=exit_.fields["ret"],
-            pages=sum(pages) if pages else None, pin_seconds=pinned,
+            iova=asked["q16"], size=asked["q24"], result=answered["ret"],
+            pages=sum(pages) if pages else None, pin_seconds=_span(inner, "pin"),
             iommu_seconds=_span(inner, "imap"),
+            faults=sum(e.name == "fault_in" for e in inner),
+            fault_seconds=_span(inner, "fault"), pid=entry.pid, cpu=entry.cpu,
         )  # fmt: skip
     if command == UNMAP_DMA:
-        return Operation(
-            "unmap", entry.time, _seconds(entry, exit_),
-            iova=entry.fields["q8"], size=entry.fields["q16"], result=exit_.fields["ret"],
-            iommu_seconds=_span(inner, "iun"), walk_seconds=_walk(inner),
-            unpin_seconds=_span(inner, "unpin"),
+        unmap = Operation(
+            "unmap", entry.time, _seconds(entry, exit_), iova=asked["q8"], size=asked["q16"],
+            result=answered["ret"], pid=entry.pid, cpu=entry.cpu,
         )  # fmt: skip
+        return _with_parts(unmap, inner)
     return None
 
 
 def _release(entry: Event, exit_: Event, inner: list[Event]) -> Operation:
-    return Operation(
-        "release", entry.time, _seconds(entry, exit_),
-        iova=entry.fields["iova"], size=entry.fields["size"], result=0,
-        iommu_seconds=_span(inner, "iun"), walk_seconds=_walk([*inner, entry]),
-        unpin_seconds=_span(inner, "unpin"),
+    asked = entry.fields
+    release = Operation(
+        "release", entry.time, _seconds(entry, exit_), iova=asked["iova"], size=asked["size"],
+        result=0, pid=entry.pid, cpu=entry.cpu,
+    )  # fmt: skip
+    return _with_parts(release, inner)
+
+
+def _with_parts(unmap: Operation, inner: list[Event]) -> Operation:
+    return replace(
+        unmap, iommu_seconds=_span(inner, "iun"), walk_seconds=_walk(inner),
+        unpin_seconds=_span(inner, "unpin"), inside_seconds=_span(inner, "unmap"),
     )  # fmt: skip
 
 
@@ -170,6 +218,8 @@ def _span(events: list[Event], base: str) -> float | None:
 def _walk(events: list[Event]) -> float | None:
     starts = [e.time for e in events if e.name == "unmap_in"]
     ends = [e.time for e in events if e.name == "iun_in"]
+    if starts and not ends:  # one IOMMU unmap of another size, as with virtio before v6.16
+        ends = [e.time for e in events if e.name == "unpin_in"]
     return round(ends[0] - starts[0], 9) if starts and ends else None
 
 

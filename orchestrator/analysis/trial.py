@@ -8,14 +8,16 @@ from statistics import median, median_low
 from typing import Any, Literal
 
 from orchestrator.abi import IORESOURCE_UNSET
+from orchestrator.analysis.account import account_of
+from orchestrator.analysis.boot import BootTrace, boot_of, timeline_of
 from orchestrator.analysis.breakdown import Breakdown, breakdowns, check_sums
 from orchestrator.analysis.hist import parse_hist
 from orchestrator.analysis.level import Level, guest_level, level_of
 from orchestrator.analysis.maps import MapPass, check, check_alike, read_pass
 from orchestrator.analysis.marks import Boot, parse_marks
-from orchestrator.analysis.theory import Mapping, pages
+from orchestrator.analysis.theory import Mapping
+from orchestrator.analysis.timeline import Timeline
 from orchestrator.analysis.trace import (
-    Event,
     Operation,
     lost_events,
     missed_probes,
@@ -27,10 +29,6 @@ from orchestrator.errors import EvidenceError
 from orchestrator.evidence import TrialDir
 from orchestrator.scenario import ArmName, Metric, metric_at
 
-# QEMU's trace event vfio_listener_region_add_ram: `region_add [ram] 0xSTART - 0xEND [HVA]`
-_REGION_ADD = re.compile(
-    r"region_add \[ram\] 0x([0-9a-f]+) - 0x([0-9a-f]+)(?: \[(0x[0-9a-f]+)\])?"
-)
 # a line of /sys/bus/pci/devices/*/resource: `0xSTART 0xEND 0xFLAGS`
 _RESOURCE = re.compile(r"(?m)^0x([0-9a-f]+) 0x([0-9a-f]+) 0x([0-9a-f]+)$")
 
@@ -46,6 +44,8 @@ class Findings:
     traced: tuple[Operation, ...] = ()
     """Maps and unmaps of the `timing` pass of the map workload, with their parts."""
     breakdowns: tuple[Breakdown, ...] = ()
+    timelines: tuple[Timeline, ...] = ()
+    """Of the guest boots in the `timing` pass."""
 
 
 @dataclass(frozen=True)
@@ -114,15 +114,17 @@ def _measure(trial: TrialDir) -> tuple[dict[Metric, tuple[float, ...]], Findings
         )
     samples: dict[Metric, list[float]] = {}
     levels: list[Level] = []
+    timelines: list[Timeline] = []
     if manifest["accel"] != "exact":  # there it is a time of the runner, which is busy
         _add(samples, "host_boot_seconds", manifest["host_boot_seconds"])
     for guest in manifest["guests"]:
+        _bar_placed(trial, guest["index"])
         if guest["pass"] == "plain":
             _plain(trial, guest["index"], samples)
         else:
-            _timing(trial, guest["index"], samples)
-            levels += _guest_level(trial, guest["index"], guest["memory"])
-        _bar_placed(trial, guest["index"])
+            traced = _timing(trial, guest["index"], samples)
+            timelines.append(traced.timeline)
+            levels += _guest_level(trial, guest["index"], guest["memory"], traced.boot)
     passes = _map_passes(trial)
     _map_metrics(trial, passes, samples)
     if "counts" in passes:
@@ -134,7 +136,9 @@ def _measure(trial: TrialDir) -> tuple[dict[Metric, tuple[float, ...]], Findings
         raise EvidenceError("host/profile.json is missing", reason="missing-evidence")
     if "plain" in passes:
         check_sums(logged, passes["plain"])
-    findings = Findings(passes, tuple(levels), _traced_maps(trial, passes), tuple(logged))
+    findings = Findings(
+        passes, tuple(levels), _traced_maps(trial, passes), tuple(logged), tuple(timelines)
+    )
     return {metric: tuple(values) for metric, values in samples.items() if values}, findings
 
 
@@ -162,36 +166,31 @@ def _plain(trial: TrialDir, index: int, samples: dict[Metric, list[float]]) -> N
     _add(samples, "guest_ssh_seconds", boot.ssh_seconds or 0.0)
 
 
-def _timing(trial: TrialDir, index: int, samples: dict[Metric, list[float]]) -> None:
-    bar, label = trial.manifest["bar"], f"guest-{index}"
+def _timing(trial: TrialDir, index: int, samples: dict[Metric, list[float]]) -> _Traced:
+    manifest, label = trial.manifest, f"guest-{index}"
     _tracer_complete(trial, label, clock=_trace_clock(trial))
-    events = list(parse_trace(_need(trial, f"host/trace-{label}.txt")))
-    found = operations(events, bar)
-    maps = [o for o in found if o.kind == "map"]
-    unmaps = [o for o in found if o.kind in ("unmap", "release")]
-    if not maps:
-        raise EvidenceError(
-            f"the BAR was never mapped while {label} booted",
-            evidence=f"{len(events)} events in the trace", reason="bar-not-mapped",
-        )  # fmt: skip
-    _maps_agree(trial, label, maps, events, bar)
-    if len(unmaps) != len(maps) or any(o.result != 0 for o in unmaps):
-        raise EvidenceError(
-            f"{len(maps)} maps of the BAR, {len(unmaps)} unmaps (with the release at exit), "
-            f"results {sorted({o.result for o in unmaps})}",
-            reason="unmaps-disagree",
-        )
+    boot = boot_of(trial, index)
+    account = account_of(
+        boot, manifest["bar"], mmap=manifest.get("device_mmap", True),
+        viommu=manifest.get("guest_viommu", "none") != "none",
+        qemu_log=_need(trial, f"{label}/qemu.log"),
+    )  # fmt: skip
+    maps, unmaps = account.maps, account.unmaps
     _add(samples, "bar_map_seconds", *(o.seconds for o in maps))
     _add(samples, "bar_unmap_seconds", *(o.seconds for o in unmaps if o.kind == "unmap"))
-    _add(
-        samples,
-        "iommu_map_seconds",
-        *(o.iommu_seconds for o in maps if o.iommu_seconds is not None),
-    )
+    iommu = [o.iommu_seconds for o in maps if o.iommu_seconds is not None]
+    _add(samples, "iommu_map_seconds", *iommu)
     _add(samples, "bar_maps_per_boot", len(maps))
     _add(samples, "bar_unmaps_per_boot", len(unmaps))
     _add(samples, "bar_map_seconds_per_boot", round(sum(o.seconds for o in maps), 9))
     _add(samples, "bar_unmap_seconds_per_boot", round(sum(o.seconds for o in unmaps), 9))
+    return _Traced(timeline_of(trial, index, boot, account.notes), boot)
+
+
+@dataclass(frozen=True)
+class _Traced:
+    timeline: Timeline
+    boot: BootTrace
 
 
 def _trace_clock(trial: TrialDir) -> str:
@@ -219,35 +218,6 @@ def _tracer_complete(trial: TrialDir, label: str, clock: str) -> None:
         raise EvidenceError(f"the trace clock of {label} is not {clock}", reason="wrong-clock")
 
 
-def _maps_agree(
-    trial: TrialDir, label: str, maps: list[Operation], events: list[Event], bar: int
-) -> None:
-    """Every map succeeded and mapped the whole BAR; QEMU and the kernel's own tracepoint saw as
-    many. A refused map does not fail the boot: QEMU warns once, and the boot is fast."""
-    refused = [o for o in maps if o.result != 0]
-    if refused:
-        raise EvidenceError(
-            f"{len(refused)} of {len(maps)} maps of the BAR were refused"
-            f" (VFIO_IOMMU_MAP_DMA returned {refused[0].result})",
-            reason="map-refused",
-        )
-    short = [o.pages for o in maps if o.pages not in (None, pages(bar))]
-    if short:
-        raise EvidenceError(
-            f"vfio_pin_pages_remote returned {short[0]} pages for a BAR of {pages(bar)}",
-            reason="partial-map",
-        )
-    by_iommu = sum(e.name == "map" and e.fields.get("size") == bar for e in events)
-    regions = _REGION_ADD.findall(_need(trial, f"{label}/qemu.log"))
-    by_qemu = sum(int(end, 16) - int(start, 16) + 1 == bar for start, end, _ in regions)
-    if not len(maps) == by_qemu == by_iommu:
-        raise EvidenceError(
-            f"the BAR was mapped {len(maps)} times by ioctl, {by_qemu} times by QEMU's account, "
-            f"{by_iommu} times by the iommu:map tracepoint",
-            reason="maps-disagree",
-        )
-
-
 def _bar_placed(trial: TrialDir, index: int) -> None:
     """The guest's kernel found the BAR in its place: without it a boot is fast, and broken."""
     bar, device = trial.manifest["bar"], trial.json("host/facts.json")["device"]
@@ -262,7 +232,7 @@ def _bar_placed(trial: TrialDir, index: int) -> None:
     raise EvidenceError(f"guest-{index} booted without its BAR placed", reason="bar-not-placed")
 
 
-def _guest_level(trial: TrialDir, index: int, memory: int) -> list[Level]:
+def _guest_level(trial: TrialDir, index: int, memory: int, boot: BootTrace) -> list[Level]:
     """What the guest's QEMU can map the BAR by, from where it put it."""
     bar, facts = trial.manifest["bar"], trial.json("host/facts.json")
     physical = next(
@@ -270,11 +240,11 @@ def _guest_level(trial: TrialDir, index: int, memory: int) -> list[Level]:
         for start, end, _ in _RESOURCE.findall("\n".join(facts["device"]["resource"]))
         if int(end, 16) - int(start, 16) + 1 == bar
     )
-    for start, end, at in _REGION_ADD.findall(_need(trial, f"guest-{index}/qemu.log")):
-        if at and int(end, 16) - int(start, 16) + 1 == bar:
+    for region in boot.regions:
+        if region.address is not None and region.size == bar:
             qemu = str((trial.manifest.get("host_versions") or {}).get("qemu") or "")
             tables = _boot(trial, index).page_table_bytes
-            mapping = Mapping(int(at, 16), physical, bar)
+            mapping = Mapping(region.address, physical, bar)
             return [guest_level(f"guest-{index}", mapping, tables, memory, qemu, facts)]
     return []
 

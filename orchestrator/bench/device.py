@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -62,14 +63,22 @@ def parse_devices(text: str) -> dict[str, tuple[str, str, list[Resource]]]:
 
 
 @contextmanager
-def bound_device(host: Host, spec: Device) -> Iterator[BoundDevice]:
-    """The device, bound to vfio-pci; afterwards as it was.
+def bound_devices(host: Host, spec: Device) -> Iterator[tuple[BoundDevice, ...]]:
+    """The devices, bound to vfio-pci; afterwards as they were.
 
-    Raises ArmFailedError when the proven kernel did not place its BAR, BenchError when it is not
-    there or vfio-pci does not take it.
+    Raises ArmFailedError when the proven kernel did not place a BAR, BenchError when a device is
+    not there or vfio-pci does not take it.
     """
     listed = host.shell.run(LIST_DEVICES, doing="listing PCI devices").stdout
-    device = find_device(parse_devices(listed), spec)
+    devices = find_devices(parse_devices(listed), spec)
+    with contextlib.ExitStack() as stack:
+        for device in devices:
+            stack.enter_context(_bound(host, device))
+        yield devices
+
+
+@contextmanager
+def _bound(host: Host, device: BoundDevice) -> Iterator[None]:
     base = f"/sys/bus/pci/devices/{device.address}"
     host.shell.run(
         f"echo vfio-pci > {base}/driver_override && "
@@ -80,7 +89,7 @@ def bound_device(host: Host, spec: Device) -> Iterator[BoundDevice]:
         doing=f"binding {device.address} to vfio-pci",
     )
     try:
-        yield device
+        yield
     finally:
         host.undo(
             f"echo {device.address} > {base}/driver/unbind; echo > {base}/driver_override; "
@@ -88,16 +97,21 @@ def bound_device(host: Host, spec: Device) -> Iterator[BoundDevice]:
         )
 
 
-def find_device(devices: dict[str, tuple[str, str, list[Resource]]], spec: Device) -> BoundDevice:
-    """The one device of the kind that was made; raises as `bound_device`."""
-    found = [(a, r) for a, (v, d, r) in devices.items() if (v, d) == _IDS[spec.kind]]
-    if len(found) != 1:
+def find_devices(
+    devices: dict[str, tuple[str, str, list[Resource]]], spec: Device
+) -> tuple[BoundDevice, ...]:
+    """The devices of the kind that were made, by address; raises as `bound_devices`."""
+    found = [(a, r) for a, (v, d, r) in sorted(devices.items()) if (v, d) == _IDS[spec.kind]]
+    if len(found) != spec.count:
         raise BenchError(
-            f"expected one {spec.kind} on the host, found {len(found)}",
+            f"expected {spec.count} {spec.kind} on the host, found {len(found)}",
             evidence="\n".join(f"{a} {v}:{d}" for a, (v, d, _) in devices.items()),
             reason="device-missing",
         )
-    address, resources = found[0]
+    return tuple(_with_bar(address, resources, spec) for address, resources in found)
+
+
+def _with_bar(address: str, resources: list[Resource], spec: Device) -> BoundDevice:
     for index, resource in enumerate(resources[:6]):
         if resource.size == spec.bar:
             if not resource.placed:

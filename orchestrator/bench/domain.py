@@ -13,6 +13,7 @@ from orchestrator.bench.accel import Accel
 QEMU_NAMESPACE = "http://libvirt.org/schemas/domain/qemu/1.0"
 BAR_BUS = 1
 """The device with the large BAR sits alone behind this root port, in an IOMMU group of its own."""
+_OVMF = "/usr/share/OVMF/OVMF"
 # QEMU's option syntax needs slots that libvirt does not give away: it counts up from 1.
 _NIC_SLOT = 0x1D
 # What the real-time clock of an exact machine starts at, always: 2026-01-01.
@@ -44,8 +45,8 @@ class HostDomain:
     viommu_aw_bits: int
     device: Literal["ivshmem", "pci-testdev"]
     bar: int
-    shm_name: str
-    """File under /dev/shm that backs an ivshmem BAR."""
+    shm_names: tuple[str, ...]
+    """One for each device: the file under /dev/shm that backs the BAR of an ivshmem."""
 
 
 @dataclass(frozen=True)
@@ -58,18 +59,31 @@ class GuestDomain:
     memory: int
     cpus: int
     kernel: str
+    """Empty, with initramfs and cmdline: it boots from its disks."""
     initramfs: str
     cmdline: str
     console_port: int
     """A TCP port of the host on which something listens for the guest's serial console."""
     ssh_port: int
     """A TCP port of the host that QEMU forwards to the guest's SSH server."""
-    device: str
-    """Address of the device with the large BAR: 0000:01:00.0"""
+    devices: tuple[str, ...]
+    """Addresses of the devices with a large BAR: 0000:01:00.0"""
+    mmap: bool = True
+    """False: QEMU does not map the BARs of the devices (x-no-mmap)."""
+    firmware: Literal["seabios", "ovmf"] = "seabios"
+    backing: Literal["anonymous", "memfd", "hugetlb-2MiB", "hugetlb-1GiB"] = "anonymous"
+    """Of the memory."""
+    viommu: Literal["none", "intel"] = "none"
+    phys_bits: int | None = None
+    """Of the CPU; None: the host's."""
+    disks: tuple[Disk, ...] = ()
+    """To boot from, instead of the kernel."""
     pinned: tuple[int, ...] = ()
     """One CPU of the host for each of the guest's, which stay there; empty: they may move."""
     trace_events: tuple[str, ...] = ()
-    """QEMU's own trace events; they go to its log."""
+    """QEMU's own trace events."""
+    trace_log: str = ""
+    """Where they go; empty: with QEMU's errors, to libvirt's log of it."""
 
 
 def host_xml(spec: HostDomain) -> str:
@@ -98,16 +112,9 @@ def host_xml(spec: HostDomain) -> str:
         clock = _sub(domain, "clock", offset="absolute", start=str(_EXACT_EPOCH))
         _sub(clock, "timer", name="rtc", track="guest")
     devices = _sub(domain, "devices")
-    _root_ports(devices, 1 + len(spec.disks))
-    # every place is named: libvirt would give a disk the port that QEMU's own option syntax takes
-    for number, (letter, disk) in enumerate(zip("abcdefgh", spec.disks, strict=False)):
-        element = _sub(devices, "disk", type="file", device="disk")
-        _sub(element, "driver", name="qemu", type="raw", cache="unsafe")
-        _sub(element, "source", file=str(disk.path))
-        _sub(element, "target", dev=f"vd{letter}", bus="virtio")
-        _sub(element, "serial", disk.serial)
-        _sub(element, "readonly")
-        _pci(element, BAR_BUS + 1 + number)
+    count = len(spec.shm_names)
+    _root_ports(devices, count + len(spec.disks))
+    _disks(devices, spec.disks, BAR_BUS + count)
     serial = _sub(devices, "serial", type="file")
     _sub(serial, "source", path=str(spec.console))
     _quiet_devices(devices)
@@ -117,17 +124,18 @@ def host_xml(spec: HostDomain) -> str:
         "-netdev", "user,id=ssh0,restrict=on,hostfwd=tcp:127.0.0.1:0-:22",
         "-device", f"virtio-net-pci,netdev=ssh0,romfile=,bus=pcie.0,addr={_NIC_SLOT:#x}",
     ]  # fmt: skip
-    if spec.device == "ivshmem":
-        shmem = _sub(devices, "shmem", name=spec.shm_name)
-        _sub(shmem, "model", type="ivshmem-plain")
-        _sub(shmem, "size", str(spec.bar >> 20), unit="M")
-        _pci(shmem, BAR_BUS)
-    else:
-        # as JSON, like libvirt's own: QEMU makes devices in its older syntax before those, and
-        # would not find the port
-        testdev = {"driver": "pci-testdev", "membar": spec.bar, "bus": f"pci.{BAR_BUS}",
-                   "addr": "0x0"}  # fmt: skip
-        arguments += ["-device", json.dumps(testdev)]
+    for bus, shm_name in enumerate(spec.shm_names, BAR_BUS):
+        if spec.device == "ivshmem":
+            shmem = _sub(devices, "shmem", name=shm_name)
+            _sub(shmem, "model", type="ivshmem-plain")
+            _sub(shmem, "size", str(spec.bar >> 20), unit="M")
+            _pci(shmem, bus)
+        else:
+            # as JSON, like libvirt's own: QEMU makes devices in its older syntax before those,
+            # and would not find the port
+            testdev = {"driver": "pci-testdev", "membar": spec.bar, "bus": f"pci.{bus}",
+                       "addr": "0x0"}  # fmt: skip
+            arguments += ["-device", json.dumps(testdev)]
     if spec.viommu == "intel":
         iommu = _sub(devices, "iommu", model="intel")
         _sub(iommu, "driver", intremap="on", aw_bits=str(spec.viommu_aw_bits))
@@ -139,36 +147,78 @@ def host_xml(spec: HostDomain) -> str:
 def guest_xml(spec: GuestDomain) -> str:
     """Domain XML of the guest, for the host's libvirt."""
     domain = _domain(spec.name, spec.uuid, "kvm" if spec.kvm else "qemu", spec.memory, spec.cpus)
+    _backing(domain, spec.backing)
     if spec.pinned:
         tuning = _sub(domain, "cputune")
-        for vcpu, cpu in enumerate(spec.pinned):
-            _sub(tuning, "vcpupin", vcpu=str(vcpu), cpuset=str(cpu))
+        for vcpu, core in enumerate(spec.pinned):
+            _sub(tuning, "vcpupin", vcpu=str(vcpu), cpuset=str(core))
         _sub(tuning, "emulatorpin", cpuset=str(spec.pinned[0]))
-    _direct_boot(domain, spec.kernel, spec.initramfs, spec.cmdline)
+    if spec.kernel:
+        system = _direct_boot(domain, spec.kernel, spec.initramfs, spec.cmdline)
+    else:
+        system = _machine(domain)
+    if spec.firmware == "ovmf":
+        _sub(system, "loader", f"{_OVMF}_CODE_4M.fd", readonly="yes", type="pflash")
+        variables = f"/run/barometer/{spec.name}.vars.fd"
+        _sub(system, "nvram", variables, template=f"{_OVMF}_VARS_4M.fd")
     features = _sub(domain, "features")
     _sub(features, "acpi")
     _sub(features, "apic")
+    if spec.viommu == "intel":
+        _sub(features, "ioapic", driver="qemu")
     mode = "host-passthrough" if spec.kvm else "maximum"
-    _sub(domain, "cpu", mode=mode, check="none")
+    cpu = _sub(domain, "cpu", mode=mode, check="none")
+    if spec.phys_bits is not None:
+        _sub(cpu, "maxphysaddr", mode="emulate", bits=str(spec.phys_bits))
     devices = _sub(domain, "devices")
-    _root_ports(devices, 1)
+    _root_ports(devices, len(spec.devices) + len(spec.disks))
+    _disks(devices, spec.disks, BAR_BUS + len(spec.devices), boot=True)
     serial = _sub(devices, "serial", type="tcp")
     _sub(serial, "source", mode="connect", host="127.0.0.1", service=str(spec.console_port))
     _sub(serial, "protocol", type="raw")
-    hostdev = _sub(devices, "hostdev", mode="subsystem", type="pci", managed="no")
-    bdf, _, function = spec.device.rpartition(".")
-    segment, bus, slot = bdf.split(":")
-    _sub(_sub(hostdev, "source"), "address", domain=f"0x{segment}", bus=f"0x{bus}",
-         slot=f"0x{slot}", function=f"0x{function}")  # fmt: skip
-    _pci(hostdev, BAR_BUS)
+    buses = range(BAR_BUS, BAR_BUS + len(spec.devices))
+    for bus, device in zip(buses, spec.devices, strict=True):
+        _hostdev(devices, device, bus)
     _quiet_devices(devices)
+    if spec.viommu == "intel":
+        # a device that vfio passes on needs to hear of each mapping the guest makes
+        iommu = _sub(devices, "iommu", model="intel")
+        _sub(iommu, "driver", intremap="on", caching_mode="on", aw_bits="48")
     arguments = [
         "-netdev", f"user,id=ssh0,restrict=on,hostfwd=tcp:127.0.0.1:{spec.ssh_port}-:22",
         "-device", f"virtio-net-pci,netdev=ssh0,romfile=,bus=pcie.0,addr={_NIC_SLOT:#x}",
         *[part for event in spec.trace_events for part in ("-trace", f"enable={event}")],
+        *(["-D", spec.trace_log] if spec.trace_log else []),
         *(["-msg", "timestamp=on"] if spec.trace_events else []),
     ]  # fmt: skip
-    return _text(domain, arguments)
+    overrides = {} if spec.mmap else {_alias(bus): "x-no-mmap" for bus in buses}
+    return _text(domain, arguments, overrides)
+
+
+def _alias(bus: int) -> str:
+    return f"ua-bar{bus}"
+
+
+def _backing(domain: ET.Element, kind: str) -> None:
+    """What the guest's memory is on the host."""
+    if kind == "anonymous":
+        return
+    backing = _sub(domain, "memoryBacking")
+    if kind == "memfd":
+        _sub(backing, "source", type="memfd")
+    else:
+        size, unit = {"hugetlb-2MiB": ("2", "M"), "hugetlb-1GiB": ("1", "G")}[kind]
+        _sub(_sub(backing, "hugepages"), "page", size=size, unit=unit)
+
+
+def _hostdev(devices: ET.Element, address: str, bus: int) -> None:
+    hostdev = _sub(devices, "hostdev", mode="subsystem", type="pci", managed="no")
+    bdf, _, function = address.rpartition(".")
+    segment, host_bus, slot = bdf.split(":")
+    _sub(_sub(hostdev, "source"), "address", domain=f"0x{segment}", bus=f"0x{host_bus}",
+         slot=f"0x{slot}", function=f"0x{function}")  # fmt: skip
+    _sub(hostdev, "alias", name=_alias(bus))
+    _pci(hostdev, bus)
 
 
 def _domain(name: str, uuid: str, kind: str, memory: int, cpus: int) -> ET.Element:
@@ -183,12 +233,33 @@ def _domain(name: str, uuid: str, kind: str, memory: int, cpus: int) -> ET.Eleme
     return domain
 
 
-def _direct_boot(domain: ET.Element, kernel: str, initramfs: str, cmdline: str) -> None:
+def _machine(domain: ET.Element) -> ET.Element:
     system = _sub(domain, "os")
     _sub(system, "type", "hvm", arch="x86_64", machine="q35")
+    return system
+
+
+def _direct_boot(domain: ET.Element, kernel: str, initramfs: str, cmdline: str) -> ET.Element:
+    system = _machine(domain)
     _sub(system, "kernel", kernel)
     _sub(system, "initrd", initramfs)
     _sub(system, "cmdline", cmdline)
+    return system
+
+
+def _disks(devices: ET.Element, disks: tuple[Disk, ...], bus: int, *, boot: bool = False) -> None:
+    """Read-only disks from a bus on. Every place is named: libvirt would give a disk the port that
+    QEMU's own option syntax takes."""
+    for number, (letter, disk) in enumerate(zip("abcdefgh", disks, strict=False)):
+        element = _sub(devices, "disk", type="file", device="disk")
+        _sub(element, "driver", name="qemu", type="raw", cache="unsafe")
+        _sub(element, "source", file=str(disk.path))
+        _sub(element, "target", dev=f"vd{letter}", bus="virtio")
+        _sub(element, "serial", disk.serial)
+        if boot and number == 0:
+            _sub(element, "boot", order="1")
+        _sub(element, "readonly")
+        _pci(element, bus + number)
 
 
 def _root_ports(devices: ET.Element, count: int) -> None:
@@ -218,11 +289,21 @@ def _sub(parent: ET.Element, tag: str, text: str = "", **attributes: str) -> ET.
     return element
 
 
-def _text(domain: ET.Element, qemu_arguments: list[str]) -> str:
-    """The document, with arguments for QEMU that libvirt has no words for."""
+def _text(
+    domain: ET.Element, qemu_arguments: list[str], overrides: dict[str, str] | None = None
+) -> str:
+    """The document, with what libvirt has no words for: arguments for QEMU, and properties of its
+    devices (alias -> property) that are set."""
     ET.register_namespace("qemu", QEMU_NAMESPACE)
     commandline = ET.SubElement(domain, f"{{{QEMU_NAMESPACE}}}commandline")
     for argument in qemu_arguments:
         ET.SubElement(commandline, f"{{{QEMU_NAMESPACE}}}arg", value=argument)
+    if overrides:
+        override = ET.SubElement(domain, f"{{{QEMU_NAMESPACE}}}override")
+        for alias, name in overrides.items():
+            device = ET.SubElement(override, f"{{{QEMU_NAMESPACE}}}device", alias=alias)
+            frontend = ET.SubElement(device, f"{{{QEMU_NAMESPACE}}}frontend")
+            ET.SubElement(frontend, f"{{{QEMU_NAMESPACE}}}property", name=name, type="bool",
+                          value="true")  # fmt: skip
     ET.indent(domain)
     return ET.tostring(domain, encoding="unicode") + "\n"

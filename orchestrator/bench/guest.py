@@ -9,7 +9,7 @@ import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -21,12 +21,13 @@ from orchestrator.bench.host import PANIC, Host
 from orchestrator.bench.hypervisor import Connection
 from orchestrator.bench.keys import RunKeys
 from orchestrator.bench.shell import ConnectionLostError, Shell, connected
+from orchestrator.bench.tracer import MARKER, UNTIL_KERNEL
 from orchestrator.bench.waiting import Stall, until
 from orchestrator.command import tail
 from orchestrator.errors import ArmFailedError, BarometerError, BenchError
 from orchestrator.evidence import TrialWriter
 from orchestrator.progress import Progress
-from orchestrator.scenario import GIB, Guest
+from orchestrator.scenario import GIB, Guest, Scenario, parse_size
 
 log = logging.getLogger("barometer.console")
 
@@ -34,10 +35,17 @@ BOOT_MARK = "barometer: boot mark"
 _CRAWL, _SPEED_SECONDS = 0.1, 3.0
 """An exact host that works runs at 0.7 of its seconds or more in one of the runner's."""
 _INITRAMFS = "/run/barometer/guest.initramfs"
-# QEMU's own trace events: why it ended in every pass (a triple fault is a "guest-reset"), and what
-# it says about the device's memory where the boot is traced. The same names in QEMU 9 to 11.
+# QEMU's own trace events: why it ended in every pass (a triple fault is a "guest-reset"), and
+# where the boot is traced what happened to the devices' memory, and what made it happen. The same
+# names in QEMU 9 to 11; a QEMU that does not know one warns of it and goes on.
 _END_EVENT = "qemu_system_shutdown_request"
-_MEMORY_EVENTS = ("vfio_listener_region_add_ram", "vfio_listener_region_del")
+_BOOT_EVENTS = (
+    "qemu_anon_ram_alloc", "vfio_attach_device", "vfio_pci_reset", "vm_state_notify",
+    "fw_cfg_select", "pci_cfg_write", "vfio_pci_write_config",
+    "pci_update_mappings_add", "pci_update_mappings_del", "vfio_region_mmap",
+    "vfio_listener_region_add_ram", "vfio_listener_region_del",
+    "vfio_listener_region_add_iommu", "vfio_listener_region_add_no_dma_map",
+)  # fmt: skip
 _HOUR = 3600.0
 _IDLE_SECONDS = 45.0
 _IDLE_SHARE = 0.2
@@ -118,8 +126,8 @@ class Watched:
 def boot_guest(
     host: Host,
     libvirt: Connection,
-    device: BoundDevice,
-    guest: Guest,
+    devices: Sequence[BoundDevice],
+    scenario: Scenario,
     *,
     index: int,
     traced: bool,
@@ -132,10 +140,12 @@ def boot_guest(
     Raises ArmFailedError when the guest panics, hangs, ends or cannot be reached: the host's
     kernel is proven, so that is a finding about its arm.
     """
+    guest = scenario.guest
+    assert guest is not None  # the scenario's own rule for guest boots
     folder = trial.guest(index)
     folder.mkdir()
     name = f"guest-{index}"
-    with _watching(host, name, folder) as watched:
+    with _reserved(host, guest), _watching(host, name, folder, traced=traced) as watched:
         ports = json.loads(
             until(lambda: watched.event("ports"), within=60, waiting_for="watch agent on the host")
         )
@@ -144,15 +154,19 @@ def boot_guest(
             memory=guest.memory, cpus=guest.cpus,
             kernel=f"{host.payload}/guest/vmlinuz", initramfs=_INITRAMFS,
             cmdline=" ".join(filter(None, ["console=ttyS0 panic=-1", guest.cmdline])),
-            console_port=ports["console"], ssh_port=ports["ssh"], device=device.address,
-            pinned=_pinned(host, guest),
-            trace_events=(_END_EVENT, *(_MEMORY_EVENTS if traced else ())),
+            console_port=ports["console"], ssh_port=ports["ssh"],
+            devices=tuple(device.address for device in devices), mmap=scenario.device.mmap,
+            firmware=guest.firmware, backing=guest.backing, viommu=guest.viommu,
+            phys_bits=guest.phys_bits, pinned=_pinned(host, guest),
+            # written to the trace itself, where each gets a time of the trace clock
+            trace_events=(_END_EVENT, *(_BOOT_EVENTS if traced else ())),
+            trace_log=MARKER if traced else "",
         )  # fmt: skip
         xml = guest_xml(spec)
         (folder / "domain.xml").write_text(xml)
         try:
             with libvirt.running(xml) as domain:
-                limits = _Limits(host, watched, device.bar_bytes)
+                limits = _Limits(host, watched, scenario.device.bar * scenario.device.count)
                 with _crawling_is_the_benchs(host):
                     with progress.stage(f"{name}: boot"):
                         _wait(limits, "mark", f"boot mark on the {name}'s console", progress)
@@ -210,8 +224,9 @@ def _pinned(host: Host, guest: Guest) -> tuple[int, ...]:
 
 
 @contextmanager
-def _watching(host: Host, name: str, folder: Path) -> Iterator[Watched]:
-    argv = host.agent("watch", f"/run/libvirt/qemu/{name}.pid", BOOT_MARK)
+def _watching(host: Host, name: str, folder: Path, *, traced: bool) -> Iterator[Watched]:
+    more = (MARKER, *UNTIL_KERNEL) if traced else ()
+    argv = host.agent("watch", f"/run/libvirt/qemu/{name}.pid", BOOT_MARK, *more)
     # an hour without a word, progress lines included, means that the host is gone
     with contextlib.ExitStack() as stack, host.shell.stream(argv, timeout=_HOUR) as lines:
         watched = Watched(lines, folder)
@@ -322,6 +337,33 @@ def _power_off(shell: Shell) -> None:
 def _save_qemu_log(host: Host, name: str, folder: Path) -> None:
     with contextlib.suppress(BarometerError):  # the host may be gone: that is what is reported
         (folder / "qemu.log").write_text(host.shell.read(f"/var/log/libvirt/qemu/{name}.log"))
+
+
+@contextmanager
+def _reserved(host: Host, guest: Guest) -> Iterator[None]:
+    """Huge pages for the guest's memory, set aside while it runs. Raises ArmFailedError when the
+    host cannot find as many: its kernel is proven."""
+    if not guest.backing.startswith("hugetlb-"):
+        yield
+        return
+    size = parse_size(guest.backing.removeprefix("hugetlb-"))
+    wanted = guest.memory // size
+    path = f"/sys/kernel/mm/hugepages/hugepages-{size >> 10}kB/nr_hugepages"
+    found = host.shell.run(
+        f"echo 1 > /proc/sys/vm/compact_memory; echo {wanted} > {path}; cat {path}",
+        doing="setting huge pages aside",
+    ).stdout  # fmt: skip
+    try:
+        if int(found) < wanted:
+            raise ArmFailedError(
+                f"the host found {found.strip()} of {wanted} huge pages for guest.backing ="
+                f' "{guest.backing}"',
+                hint="host.cmdline can set them aside at boot: hugepagesz=1G hugepages=N",
+                reason="no-huge-pages",
+            )
+        yield
+    finally:
+        host.undo(f"echo 0 > {path}")
 
 
 def stage_initramfs(host: Host, keys: RunKeys) -> None:

@@ -76,11 +76,14 @@ def running_machine(
         console=trial.host / "console.log",
         disks=(Disk(image.root, "root"), Disk(image.modules, "modules"), Disk(payload, "payload")),
         viommu=scenario.host.viommu, viommu_aw_bits=scenario.host.viommu_aw_bits,
-        device=scenario.device.kind, bar=scenario.device.bar, shm_name=name,
+        device=scenario.device.kind, bar=scenario.device.bar,
+        shm_names=tuple(f"{name}-{i}" for i in range(scenario.device.count)),
     )  # fmt: skip
     xml = host_xml(spec)
     (trial.host / "domain.xml").write_text(xml)
-    state.add(domains=spec.uuid, shm=spec.shm_name)
+    state.add(domains=spec.uuid)
+    for shm_name in spec.shm_names:
+        state.add(shm=shm_name)
     trial.record(token=token, host_cmdline=spec.cmdline)
     try:
         # the kernel unpacks archives that stand behind one another
@@ -93,7 +96,8 @@ def running_machine(
     finally:
         spec.initramfs.unlink(missing_ok=True)
         # libvirt leaves it behind when the domain ends
-        state.remove_shm(spec.shm_name)
+        for shm_name in spec.shm_names:
+            state.remove_shm(shm_name)
         log = state.folder / f"libvirt/log/qemu/{name}.log"
         if log.exists():
             # libvirt logs the runner's environment there too, which is nobody's business

@@ -10,6 +10,7 @@ the mediated-device path and never sees a BAR. There is no static tracepoint in 
 from __future__ import annotations
 
 import contextlib
+import gzip
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,24 +20,40 @@ from orchestrator.abi import MAP_DMA, PAGE, UNMAP_DMA
 from orchestrator.bench.host import Host
 from orchestrator.errors import BarometerError, BenchError
 from orchestrator.evidence import TrialWriter
-from orchestrator.scenario import GIB
 
-_INSTANCE = "barometer"
+_INSTANCE, _TIMING = "barometer", "barotime"
+_FOLDER = f"/sys/kernel/tracing/instances/{_INSTANCE}"
+MARKER = f"{_FOLDER}/trace_marker"
+"""What is written here gets a place in the trace, and a time of the trace clock."""
+UNTIL_KERNEL = tuple(
+    f"{_FOLDER}/events/{_TIMING}/{event}/enable" for event in ("fault_in", "fault_out", "leaf")
+)
+"""Probes that fire for each leaf of a mapping: on a patched kernel they would double what a map
+costs, so they are switched off again when the firmware's first maps have shown the faults."""
 _TYPE1, _PCI = "vfio_iommu_type1", "vfio_pci_core"
 FAULT, FAULT_BEFORE = "vfio_pci_mmap_huge_fault", "vfio_pci_mmap_fault"
 """The fault handler of a BAR since v6.12, with huge pfnmaps, and before."""
+_ZAP = "vfio_pci_zap_and_down_write_memory_lock"
 
 
-def timing_spec(bar: int, clock: str = "mono") -> dict[str, Any]:
+def timing_spec(
+    bar: int, clock: str = "mono", *, boot: bool = False, kvm: bool = False, faults: bool = False
+) -> dict[str, Any]:
     """A few records for each map and unmap of a BAR of `bar` bytes, none for each page.
 
     `clock`: mono; x86-tsc on an exact host, where it counts instructions (1 GHz).
+    `boot`: a guest boots: the exec of its QEMU is recorded too and, where it runs under `kvm`, the
+    line feeds that it sends to its serial port (0x3f8: the console, stamped where the guest wrote
+    it) and what it writes to two model-specific registers: EFER (long mode: its kernel's entry)
+    and the clock of KVM.
+    `faults`: the page faults of a map, and the order of those that could be of 1 GiB, for as long
+    as the watch agent leaves them armed (UNTIL_KERNEL). They fire for each leaf.
 
     Offsets: struct vfio_dma has iova at 24 and size at 40; MAP's user structure has vaddr at 8,
-    iova at 16, size at 24; UNMAP's has iova at 8, size at 16 (bytes really unmapped on return).
+    iova at 16, size at 24; UNMAP's has iova at 8, size at 16 (bytes really unmapped on return);
+    struct vm_fault has the address at 24.
     """
-    group = "barotime"
-    least = min(bar, GIB)
+    group = _TIMING
     definitions = [
         f"p:{group}/ioctl_in {_TYPE1}:vfio_iommu_type1_ioctl cmd=$arg2:x32 q8=+u8($arg3):x64 "
         "q16=+u16($arg3):x64 q24=+u24($arg3):x64",
@@ -53,26 +70,41 @@ def timing_spec(bar: int, clock: str = "mono") -> dict[str, Any]:
         f"p:{group}/unpin_in {_TYPE1}:vfio_unpin_pages_remote iova=$arg2:x64 npage=$arg4:s64",
         f"r:{group}/unpin_out {_TYPE1}:vfio_unpin_pages_remote iova=$arg2:x64 npage=$arg4:s64 "
         "ret=$retval:s64",
-        f"p:{group}/zap {_PCI}:vfio_pci_zap_and_down_write_memory_lock",
+        f"p:{group}/zap_in {_PCI}:{_ZAP}",
+        f"r:{group}/zap_out {_PCI}:{_ZAP}",
     ]
+    symbols = [
+        "vfio_iommu_type1_ioctl", "vfio_pin_pages_remote", "iommu_map", "vfio_unmap_unpin",
+        "iommu_unmap_fast", "vfio_unpin_pages_remote", _ZAP,
+    ]  # fmt: skip
     filters = dict.fromkeys(
         (f"{group}/ioctl_in", f"{group}/ioctl_out"),
         f"cmd == {MAP_DMA:#x} || cmd == {UNMAP_DMA:#x}",
     )
+    # by the very size of the BAR: RAM is pinned and mapped in as many runs as it has fragments
     for event in ("pin_in", "pin_out", "unpin_in", "unpin_out"):
-        filters[f"{group}/{event}"] = f"npage >= {least // PAGE}"
-    for event in ("imap_in", "imap_out", "iun_in", "iun_out", "unmap_in"):
-        filters[f"{group}/{event}"] = f"size >= {least:#x}"
+        filters[f"{group}/{event}"] = f"npage == {bar // PAGE}"
+    for event in ("imap_in", "imap_out", "iun_in", "iun_out"):
+        filters[f"{group}/{event}"] = f"size == {bar:#x}"
     # the kernel's own tracepoints, as a check that owes nothing to kprobes
-    static = {f"iommu/{event}": f"size >= {least:#x}" for event in ("map", "unmap")}
+    static = {f"iommu/{event}": f"size == {bar:#x}" for event in ("map", "unmap")}
+    if boot:
+        static["sched/sched_process_exec"] = 'filename ~ "*qemu-system*"'
+        if kvm:
+            static["kvm/kvm_pio"] = "port == 0x3f8 && val == 10"
+            static["kvm/kvm_msr"] = "write == 1 && (ecx == 0xc0000080 || ecx == 0x4b564d01)"
+    if faults:
+        definitions += [
+            f"p:{group}/fault_in fixup_user_fault address=$arg2:x64",
+            f"r:{group}/fault_out fixup_user_fault address=$arg2:x64 ret=$retval:s32",
+            f"r:{group}/leaf {_PCI}:{FAULT} order=$arg2:u32 addr=+24($arg1):x64 ret=$retval:x32",
+        ]
+        filters[f"{group}/leaf"] = "order == 18"
+        symbols += ["fixup_user_fault", FAULT]
     return {
         "instance": _INSTANCE, "group": group, "clock": clock, "buffer_kb": 8192,
-        "symbols": [
-            "vfio_iommu_type1_ioctl", "vfio_pin_pages_remote", "iommu_map", "vfio_unmap_unpin",
-            "iommu_unmap_fast", "vfio_unpin_pages_remote",
-            "vfio_pci_zap_and_down_write_memory_lock",
-        ],
-        "definitions": definitions, "filters": filters | static, "triggers": {},
+        "symbols": symbols, "definitions": definitions, "filters": filters | static,
+        "triggers": {},
         "enable": [f"{group}/{line.split()[0].split('/')[1]}" for line in definitions]
         + list(static),
     }  # fmt: skip
@@ -112,17 +144,26 @@ def counts_spec(present: Sequence[str]) -> dict[str, Any]:
 
 @contextmanager
 def armed_tracer(
-    host: Host, kind: Literal["timing", "counts"], label: str, bar: int, trial: TrialWriter
+    host: Host,
+    kind: Literal["timing", "counts"],
+    label: str,
+    bar: int,
+    trial: TrialWriter,
+    *,
+    boot: bool = False,
+    faults: bool = False,
 ) -> Iterator[dict[str, str]]:
     """Probes armed while the block runs; then their evidence is saved as host/*-LABEL.txt
-    (hist-*.txt for histograms), and everything is undone. Gives the files on the host in which
-    the histograms can be read meanwhile, by event.
+    (hist-*.txt for histograms, trace-LABEL.txt.gz), and everything is undone. Gives the files on
+    the host in which the histograms can be read meanwhile, by event. `boot`, `faults`: as for
+    `timing_spec`.
 
     Raises BenchError with the kernel's own reason when it refuses a probe: rather no figure
     than a silent zero.
     """
     if kind == "timing":
-        spec = timing_spec(bar, "x86-tsc" if host.accel == "exact" else "mono")
+        clock = "x86-tsc" if host.accel == "exact" else "mono"
+        spec = timing_spec(bar, clock, boot=boot, kvm=host.kvm, faults=faults)
     else:
         asked = host.agent("tracer", "symbols", FAULT, FAULT_BEFORE)
         spec = counts_spec(json.loads(host.shell.run(asked, doing="reading symbols").stdout))
@@ -163,7 +204,10 @@ def _finish(host: Host, instance: str, group: str, label: str, trial: TrialWrite
     for name, text in json.loads(answer)["files"].items():
         stem = name.removesuffix(".txt")
         file = name if stem.startswith("hist-") else f"{stem}-{label}.txt"
-        (trial.host / file).write_text(text)
+        if stem == "trace":  # mostly the same words again and again
+            (trial.host / f"{file}.gz").write_bytes(gzip.compress(text.encode(), mtime=0))
+        else:
+            (trial.host / file).write_text(text)
 
 
 def _clear(host: Host, instance: str, group: str) -> None:

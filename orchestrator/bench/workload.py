@@ -13,7 +13,7 @@ from orchestrator.bench.host import Host
 from orchestrator.bench.instructions import logged_instructions
 from orchestrator.bench.keys import RunKeys
 from orchestrator.bench.mapagent import agent_request, gathered
-from orchestrator.bench.tracer import armed_tracer
+from orchestrator.bench.tracer import FAULT, armed_tracer
 from orchestrator.evidence import TrialWriter, write_json
 from orchestrator.progress import Progress
 from orchestrator.scenario import GIB, Pass, Point, Scenario
@@ -31,7 +31,7 @@ _HOUSEKEEPING = {
 
 def guest_boots(
     host: Host,
-    device: BoundDevice,
+    devices: Sequence[BoundDevice],
     scenario: Scenario,
     passes: Sequence[Pass],
     *,
@@ -48,7 +48,8 @@ def guest_boots(
             stage_initramfs(host, keys)
             libvirt = contextlib.ExitStack()
             connection = libvirt.enter_context(host.libvirt())
-            trial.record(host_versions=connection.version())
+            versions = connection.version()
+            trial.record(host_versions=versions)
         with libvirt:
             settle(host, scenario, trial=trial, progress=progress)
             for index, which in enumerate(boots):
@@ -60,14 +61,26 @@ def guest_boots(
                     stack.enter_context(trial.stage(f"guest-{index}-{which}"))
                     if which == "timing":
                         stack.enter_context(
-                            armed_tracer(host, "timing", f"guest-{index}", device.bar_bytes, trial)
-                        )
+                            armed_tracer(
+                                host, "timing", f"guest-{index}", scenario.device.bar, trial,
+                                boot=True, faults=_large_leaves(host, versions),
+                            )
+                        )  # fmt: skip
                     boot_guest(
-                        host, connection, device, scenario.guest, index=index,
+                        host, connection, devices, scenario, index=index,
                         traced=which == "timing", keys=keys, trial=trial, progress=progress,
                     )  # fmt: skip
     if "counts" in passes:
-        maps(host, device, scenario, ["counts"], trial=trial, progress=progress)
+        maps(host, devices[0], scenario, ["counts"], trial=trial, progress=progress)
+
+
+def _large_leaves(host: Host, versions: dict[str, str]) -> bool:
+    """Whether the guest's QEMU will map a BAR by large leaves, as far as can be told before: else
+    a probe of its page faults would fire for each page, and cost more than the map itself."""
+    major, minor = (int(part) for part in versions["qemu"].split(".")[:2])
+    asked = f"cat /sys/kernel/mm/transparent_hugepage/enabled; grep -cw {FAULT} /proc/kallsyms"
+    said = host.shell.run(asked, check=False, doing="reading THP").stdout.split("\n")
+    return (major, minor) >= (9, 2) and "[never]" not in said[0] and said[1:2] not in ([], ["0"])
 
 
 def settle(host: Host, scenario: Scenario, *, trial: TrialWriter, progress: Progress) -> None:

@@ -1,0 +1,348 @@
+"""A traced guest boot: its trace, read once, as a timeline.
+
+Everything in it has a time of the same clock, the host's trace clock: the kernel's probes; QEMU's
+own trace events and what the watch agent sees, both written to the trace's trace_marker; and, of a
+guest under KVM, the line feeds of its console, stamped by kvm:kvm_pio in the moment in which the
+guest sent them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from orchestrator.analysis.causes import Causes
+from orchestrator.analysis.phases import BootEvents, phases_of
+from orchestrator.analysis.qemu import (
+    BarPlace,
+    ConfigWrite,
+    QemuEvent,
+    Region,
+    bar_place,
+    config_write,
+    parse_event,
+    region_added,
+)
+from orchestrator.analysis.timeline import RAM, Note, Phase, Step, Timeline, Zap
+from orchestrator.analysis.trace import Event, Operation, Pairing, parse_trace
+from orchestrator.errors import EvidenceError
+from orchestrator.evidence import TrialDir
+
+# `barometer C 169229582420 "text"`: a line of the watch agent
+_AGENT = re.compile(r"barometer ([A-Z]) (\d+) ?(.*)", re.DOTALL)
+_MSR = re.compile(r"msr_write ([0-9a-f]+) = 0x([0-9a-f]+)")
+_DRIFT_SECONDS, _DRIFT_SHARE = 0.05, 0.001
+"""More than that between two clocks of one host, from a boot's beginning to its end: a jump. What
+the agent says reaches the trace in milliseconds, on a busy emulated host in tens of them."""
+_STEP_SECONDS = 1.0
+"""A step of the wall clock; less may be a QEMU that waited between reading it and writing."""
+
+
+@dataclass
+class BootTrace:
+    """What the trace of one guest boot says. Times in seconds of the trace clock."""
+
+    operations: list[Operation] = field(default_factory=list)
+    qemu: list[QemuEvent] = field(default_factory=list)
+    console: list[tuple[float, str]] = field(default_factory=list)
+    """Lines as the watch agent received them."""
+    feeds: list[tuple[float, int]] = field(default_factory=list)
+    """(when, thread) of the line feeds that the guest sent."""
+    msrs: list[tuple[float, int, int, int]] = field(default_factory=list)
+    """(when, thread, register, value) of what the guest wrote."""
+    execs: dict[int, float] = field(default_factory=dict)
+    """When a process became QEMU."""
+    marks: dict[str, float] = field(default_factory=dict)
+    cpu_use: list[tuple[float, float]] = field(default_factory=list)
+    agent_clock: list[tuple[float, float]] = field(default_factory=list)
+    """(trace clock, CLOCK_MONOTONIC) of each of the agent's lines."""
+    zaps: list[tuple[float, float, int]] = field(default_factory=list)
+    """(when, seconds, thread)"""
+    iommu_maps: list[tuple[float, int]] = field(default_factory=list)
+    """(when, bytes) of the kernel's own tracepoint iommu:map."""
+    pid: int = 0
+    """QEMU's process."""
+    events: int = 0
+
+    @property
+    def regions(self) -> list[Region]:
+        """What QEMU had VFIO map."""
+        return [region for e in self.qemu if (region := region_added(e)) is not None]
+
+
+def read_boot(text: str) -> BootTrace:
+    """The trace of one guest boot. Time and memory grow with what is in it, once.
+
+    Raises EvidenceError for a garbled trace and for maps that never returned."""
+    boot, pairing = BootTrace(), Pairing()
+    zapping: dict[int, float] = {}
+    for event in parse_trace(text):
+        boot.events += 1
+        name = event.name
+        if name == "tracing_mark_write":
+            _take_marker(boot, event)
+        elif name == "kvm_pio":
+            boot.feeds.append((event.time, event.pid))
+        elif name == "kvm_msr":
+            if (match := _MSR.search(event.text)) is not None:
+                register, value = int(match[1], 16), int(match[2], 16)
+                boot.msrs.append((event.time, event.pid, register, value))
+        elif name == "sched_process_exec":
+            boot.execs[event.pid] = event.time
+        elif name == "map":
+            boot.iommu_maps.append((event.time, event.fields.get("size", 0)))
+        elif name == "zap_in":
+            zapping[event.pid] = event.time
+        elif name == "zap_out":
+            if (start := zapping.pop(event.pid, None)) is not None:
+                boot.zaps.append((start, round(event.time - start, 9), event.pid))
+        else:
+            pairing.take(event)
+    boot.operations = pairing.finish()
+    return boot
+
+
+def _take_marker(boot: BootTrace, event: Event) -> None:
+    if (said := parse_event(event.text, event.time)) is not None:
+        boot.qemu.append(said)
+    elif (match := _AGENT.match(event.text)) is not None:
+        kind, at, rest = match.groups()
+        boot.agent_clock.append((event.time, int(at) / 1e9))
+        if kind == "C":
+            boot.console.append((event.time, _words(rest)))
+        elif kind == "E":
+            what, _, detail = rest.partition(" ")
+            boot.marks.setdefault(what, event.time)
+            if what == "mark" and boot.console:
+                boot.marks["mark line"] = len(boot.console) - 1
+            elif what == "started":
+                boot.pid = int(json.loads(detail)["pid"])
+        elif kind == "P":
+            boot.cpu_use.append((event.time, int(rest.split()[0]) / 1e9))
+
+
+def _words(quoted: str) -> str:
+    try:
+        return str(json.loads(quoted))
+    except ValueError:  # cut short: the kernel takes 1 KiB at a time
+        return quoted.strip('"')
+
+
+def timelines_of(trial: TrialDir) -> list[Timeline]:
+    """The timelines of a trial's traced guest boots. Raises EvidenceError where there is none, and
+    for a trace that is not whole or has no boot mark."""
+    traced = [g for g in trial.manifest["guests"] if g["pass"] == "timing"]
+    if not traced:
+        raise EvidenceError(
+            f"{trial.path} has no traced guest boot; its passes:"
+            f" {', '.join(trial.manifest.get('passes', [])) or 'none'}",
+            hint='a timeline is made of the pass "timing" of the workload guest-boot',
+            reason="no-timeline",
+        )
+    return [timeline_of(trial, guest["index"], boot_of(trial, guest["index"])) for guest in traced]
+
+
+def boot_of(trial: TrialDir, index: int) -> BootTrace:
+    name = f"host/trace-guest-{index}.txt"
+    text = trial.text(name)
+    if text is None:
+        raise EvidenceError(f"{name} is missing", reason="missing-evidence")
+    return read_boot(text)
+
+
+def timeline_of(
+    trial: TrialDir, index: int, boot: BootTrace, notes: Sequence[Note] = ()
+) -> Timeline:
+    """The timeline of one boot. Raises EvidenceError when it has no beginning or no boot mark."""
+    zero = boot.execs.get(boot.pid)
+    if zero is None or "mark" not in boot.marks or "mark line" not in boot.marks:
+        raise EvidenceError(
+            f"the trace of guest-{index} has no exec of QEMU or no boot mark", reason="no-mark"
+        )
+    check_clock(boot)
+    console, bound, source = _console(boot)
+    mark_line = int(boot.marks["mark line"])
+    mark = console[mark_line][0]
+    writes = [w for e in boot.qemu if (w := config_write(e)) is not None]
+    causes = Causes(boot.qemu, writes)
+    named = _bars(boot)
+    ends: dict[float, float] = {}
+    for operation in boot.operations:
+        if (write := causes.trigger(operation.pid, operation.start)) is not None:
+            ends[write.time] = max(ends.get(write.time, 0.0), operation.end)
+    times = BootEvents(
+        exec=zero, qemu=boot.qemu, writes=writes, ends=ends,
+        operation_ends=[o.end for o in boot.operations], console=console[: mark_line + 1],
+        msrs=boot.msrs, mark=mark, ssh=boot.marks.get("ssh"),
+        exit=boot.marks.get("exit", console[-1][0]),
+    )  # fmt: skip
+    phases = phases_of(times)
+    steps = [_step(o, named(o), causes, phases, boot, zero) for o in boot.operations]
+    accel = trial.manifest["accel"]
+    return Timeline(
+        trial=trial.manifest["trial"], guest=f"guest-{index}",
+        release=trial.manifest["kernel"]["release"],
+        unit="Ginsn" if accel == "exact" else "s" if accel == "kvm" else "emulated s",
+        boot_seconds=round(mark - zero, 9),
+        ssh_seconds=_since(boot.marks.get("ssh"), zero),
+        end_seconds=round(times.exit - zero, 9),
+        phases=tuple(Phase(p.name, round(p.start - zero, 9), p.seconds) for p in phases),
+        steps=tuple(steps),
+        zaps=tuple(
+            Zap(round(at - zero, 9), seconds, _phase_at(phases, at), causes.at(thread, at, ""))
+            for at, seconds, thread in boot.zaps
+        ),
+        console=tuple((round(at - zero, 9), line) for at, line in console),
+        cpu_use=tuple((round(at - zero, 9), used) for at, used in boot.cpu_use),
+        mark_bound=bound, mark_source=source, notes=(*notes, *_notes(trial, boot)),
+    )  # fmt: skip
+
+
+def _since(time: float | None, zero: float) -> float | None:
+    return None if time is None else round(time - zero, 9)
+
+
+def _console(boot: BootTrace) -> tuple[list[tuple[float, str]], float, str]:
+    """The console's lines with the best times there are, how late they can be, and how that is
+    known.
+
+    Under KVM each line feed leaves a kvm:kvm_pio record in the moment in which the guest writes it
+    to its serial port; where there are as many of them as lines, line and record belong together,
+    and a mark is as accurate as a reading of the trace clock. Else the lines have the times at
+    which the watch agent had received them, through QEMU and a socket of the host; how late that
+    is was measured, of the other boots, in the same way.
+    """
+    vcpus = {event.thread for event in boot.qemu}
+    feeds = [at for at, thread in boot.feeds if thread in vcpus]
+    if feeds and len(feeds) == len(boot.console):
+        late = max(at - feed for feed, (at, _) in zip(feeds, boot.console, strict=True))
+        lines = [(feed, text) for feed, (_, text) in zip(feeds, boot.console, strict=True)]
+        return lines, 0.0, (
+            "kvm:kvm_pio, where the guest sent the line feed"
+            f" (the watch agent had the line at most {late * 1000:.1f} ms later)"
+        )  # fmt: skip
+    return boot.console, 0.1, "the watch agent's, when it had received the line"
+
+
+def check_clock(boot: BootTrace) -> None:
+    """The trace clock and CLOCK_MONOTONIC went alike from the boot's beginning to its end: the
+    agent writes its reading of the one into the trace, which stamps it with the other.
+
+    Raises EvidenceError when they did not: one of them is of another kind, or jumped.
+    """
+    if len(boot.agent_clock) < 4:
+        return
+    half = len(boot.agent_clock) // 2
+    lags = [trace - monotonic for trace, monotonic in boot.agent_clock]
+    # a line is late by what the host was busy with, never early: the smallest lag is the clocks'
+    drift = abs(min(lags[half:]) - min(lags[:half]))
+    length = boot.agent_clock[-1][1] - boot.agent_clock[0][1]
+    if drift > _DRIFT_SECONDS + _DRIFT_SHARE * length:
+        raise EvidenceError(
+            f"the trace clock and CLOCK_MONOTONIC drifted apart by {drift:.3f} s in a boot of"
+            f" {length:.1f} s",
+            hint="is the host's clock source stable (tsc, kvm-clock)? Was the machine suspended?",
+            reason="clock-jump",
+        )
+
+
+def _bars(boot: BootTrace) -> Any:
+    """Operation -> the BAR that it maps, by where QEMU last put that BAR, or RAM."""
+    places = [
+        (event.time, place) for event in boot.qemu
+        if (place := bar_place(event)) is not None and place.device == "vfio-pci"
+    ]  # fmt: skip
+
+    def named(operation: Operation) -> str:
+        current: dict[str, BarPlace] = {}
+        for time, place in places:
+            if time > operation.end:
+                break
+            current[place.name] = place
+        for place in current.values():
+            # a page is the least that is mapped, for a BAR smaller than that
+            if place.start <= operation.iova < place.start + max(place.size, 4096):
+                return place.name
+        return RAM
+
+    return named
+
+
+def _step(
+    operation: Operation,
+    bar: str,
+    causes: Causes,
+    phases: list[Phase],
+    boot: BootTrace,
+    zero: float,
+) -> Step:
+    return Step(
+        kind="map" if operation.kind == "map" else "unmap", bar=bar, size=operation.size,
+        phase=_phase_at(phases, operation.start), cause=causes.of(operation, bar),
+        start=round(operation.start - zero, 9), seconds=operation.seconds,
+        parts=_parts(operation, bar, boot), result=operation.result, cpu=operation.cpu,
+        faults=operation.faults if operation.fault_seconds is not None else None,
+    )  # fmt: skip
+
+
+def _parts(operation: Operation, bar: str, boot: BootTrace) -> dict[str, float]:
+    """What an operation's time went into. RAM is pinned in as many runs as it has fragments, which
+    are not recorded one by one."""
+    parts: dict[str, float | None] = {}
+    if bar == RAM:
+        if operation.kind == "map":
+            parts["pin and IOMMU map"] = operation.seconds
+        else:
+            parts["walk, IOMMU unmap and unpin"] = operation.inside_seconds
+    elif operation.kind == "map":
+        if operation.pin_seconds is not None and operation.fault_seconds is not None:
+            parts["lookups"] = operation.pin_seconds - operation.fault_seconds
+            parts["faults"] = operation.fault_seconds
+        else:
+            cold = _zapped(operation, boot)
+            parts["lookups and faults" if cold else "lookups"] = operation.pin_seconds
+        parts["IOMMU map"] = operation.iommu_seconds
+    else:
+        parts["iova-to-phys walk"] = operation.walk_seconds
+        parts["IOMMU unmap"] = operation.iommu_seconds
+        parts["unpin"] = operation.unpin_seconds
+    return {name: round(seconds, 9) for name, seconds in parts.items() if seconds is not None}
+
+
+def _zapped(operation: Operation, boot: BootTrace) -> bool:
+    """Whether a device's page tables were torn down since this range was last mapped: then the map
+    faults them in again."""
+    last = max(
+        (o.start for o in boot.operations
+         if o.kind == "map" and o.iova == operation.iova and o.start < operation.start),
+        default=None,
+    )  # fmt: skip
+    return last is None or any(last < at < operation.start for at, _, _ in boot.zaps)
+
+
+def _phase_at(phases: Iterable[Phase], time: float) -> str:
+    return next((p.name for p in reversed([*phases]) if p.start <= time), "before QEMU")
+
+
+def _notes(trial: TrialDir, boot: BootTrace) -> list[Note]:
+    notes = []
+    walls = [event.wall - event.time for event in boot.qemu]
+    if walls and max(walls) - min(walls) > _STEP_SECONDS:
+        notes.append(
+            Note("clock-step", f"the host's wall clock was stepped by"
+                 f" {max(walls) - min(walls):.1f} s in the boot; nothing here is measured by it")
+        )  # fmt: skip
+    facts = trial.json("host/facts.json") or {}
+    source = (facts.get("settings") or {}).get("clocksource")
+    if source and source not in ("tsc", "kvm-clock", "arch_sys_counter"):
+        notes.append(
+            Note("clock-source", f"the host's clock source is {source}: each reading of the clock"
+                 " costs microseconds, in what is measured and in all that the host does")
+        )  # fmt: skip
+    return notes
+
+
+__all__ = ["BootTrace", "ConfigWrite", "boot_of", "read_boot", "timeline_of", "timelines_of"]

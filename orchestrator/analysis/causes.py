@@ -1,0 +1,171 @@
+"""What made QEMU map or unmap memory: the write to PCI configuration space on whose behalf it did.
+
+QEMU handles a write in the thread that made it, and maps and unmaps before it returns: an
+operation's trigger is the last thing that its thread is known to have done before it.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import defaultdict
+from collections.abc import Sequence
+
+from orchestrator.analysis.qemu import ConfigWrite, QemuEvent
+from orchestrator.analysis.trace import Operation
+
+UNKNOWN = "not known"
+# PCI Local Bus Specification 3.0, 6.1 and 6.2; PCI-to-PCI Bridge Architecture 1.2, 3.2
+_COMMAND, _MEMORY, _BAR0, _ALL_ONES = 0x04, 0x2, 0x10, 0xFFFFF800
+_BARS, _ROM = {False: 6, True: 2}, {False: 0x30, True: 0x38}
+_WINDOWS, _BUSES, _CONTROL = range(0x1C, 0x34), range(0x18, 0x1B), range(0x3E, 0x40)
+# hw/pci-host/q35.c and i440fx: registers of the host bridge that change the guest's memory
+_HOST_BRIDGES = {"mch", "i440FX"}
+_HOST_REGISTERS = (
+    (range(0x59, 0x60), "shadowing the firmware (PAM)"),
+    (range(0x60, 0x68), "placing the PCIe configuration space"),
+    (range(0x90, 0x97), "shadowing the firmware (PAM)"),
+    (range(0x9D, 0x9F), "system management memory"),
+)
+_OTHER_TRIGGERS = {
+    "vfio_attach_device": "device attached",
+    "vfio_pci_reset": "device reset",
+    "qemu_system_shutdown_request": "exit",
+}
+_RAN = {"fw_cfg_select"}
+"""Signs that the guest ran on: what its thread does next has another reason."""
+
+
+class Causes:
+    """The causes of the operations of one boot, from all of QEMU's events in order of time."""
+
+    def __init__(self, events: Sequence[QemuEvent], writes: Sequence[ConfigWrite]) -> None:
+        self._by_function: dict[str, list[ConfigWrite]] = defaultdict(list)
+        self._triggers: dict[int, list[tuple[float, str, ConfigWrite | None, int]]] = defaultdict(
+            list
+        )
+        for write in writes:
+            of_function = self._by_function[write.address]
+            self._triggers[write.thread].append((write.time, "", write, len(of_function)))
+            of_function.append(write)
+        for event in events:
+            if event.name in _OTHER_TRIGGERS or event.name in _RAN:
+                what = _OTHER_TRIGGERS.get(event.name, UNKNOWN)
+                self._triggers[event.thread].append((event.time, what, None, 0))
+        for triggers in self._triggers.values():
+            triggers.sort(key=lambda trigger: trigger[0])
+
+    def trigger(self, thread: int, time: float) -> ConfigWrite | None:
+        """The configuration write that a thread was handling at a time."""
+        found = self._at(thread, time)
+        return None if found is None else found[2]
+
+    def of(self, operation: Operation, bar: str) -> str:
+        """Of an operation on a BAR ("01:00.0 BAR 2") or on RAM."""
+        if operation.kind == "release":
+            return "exit"
+        return self.at(operation.pid, operation.start, bar)
+
+    def at(self, thread: int, time: float, bar: str) -> str:
+        found = self._at(thread, time)
+        if found is None:
+            return UNKNOWN
+        _, what, write, index = found
+        if write is None:
+            return what
+        return self._of_write(write, index) + self._whose(write, bar)
+
+    def _at(self, thread: int, time: float) -> tuple[float, str, ConfigWrite | None, int] | None:
+        triggers = self._triggers.get(thread, [])
+        index = bisect_right(triggers, time, key=lambda trigger: trigger[0])
+        return triggers[index - 1] if index else None
+
+    @staticmethod
+    def _whose(write: ConfigWrite, bar: str) -> str:
+        """The function that was written to, where it is not the one whose BAR it is."""
+        if write.bridge:
+            return f" of bridge {write.address}"
+        if write.device in _HOST_BRIDGES or bar.startswith(f"{write.address} "):
+            return ""
+        return f" of {write.address}"
+
+    def _of_write(self, write: ConfigWrite, index: int) -> str:
+        offset, doing = write.offset, "sizing" if self._sizes(write, index) else "moving"
+        known = {}
+        if write.device in _HOST_BRIDGES:
+            known = dict(_HOST_REGISTERS)
+        elif write.bridge:
+            window = "sizing the window" if doing == "sizing" else "setting the window"
+            known = {_BUSES: "bus numbers", _WINDOWS: window, _CONTROL: "bridge control"}
+        if offset in (_COMMAND, _COMMAND + 1):
+            return self._decoding(write, index)
+        if (register := _register(write)) is not None:
+            return f"{doing} {register}"
+        return next(
+            (what for registers, what in known.items() if offset in registers),
+            f"configuration register {offset:#x}",
+        )
+
+    def _sizes(self, write: ConfigWrite, index: int) -> bool:
+        """All ones were written, or are undone: how software finds out a size."""
+        if _all_ones(write):
+            return True
+        before = self._by_function[write.address][:index]
+        same = next((w for w in reversed(before) if w.offset == write.offset), None)
+        return same is not None and _all_ones(same)
+
+    def _decoding(self, write: ConfigWrite, index: int) -> str:
+        """Memory decoding went off or on: what was written while it was off says why."""
+        writes = self._by_function[write.address]
+        if write.value & _MEMORY:
+            between = []
+            for earlier in reversed(writes[:index]):
+                if earlier.offset == _COMMAND:
+                    if not earlier.value & _MEMORY:
+                        break
+                    return "enabling"  # it was on already, or other bits were changed
+                between.append(earlier)
+            else:
+                return "enabling"  # for the first time
+            between.reverse()
+        else:
+            between = []
+            for later in writes[index + 1 :]:
+                if later.offset == _COMMAND:
+                    break
+                between.append(later)
+        sized = _registers([w for w in between if _all_ones(w)], between)
+        if sized:
+            return f"sizing {sized}"
+        moved = _registers(between, between)
+        if moved:
+            return f"moving {moved}"
+        return "enabling" if write.value & _MEMORY else "disabling"
+
+
+def _all_ones(write: ConfigWrite) -> bool:
+    return write.value & _ALL_ONES == _ALL_ONES or (
+        write.bridge and write.offset in _WINDOWS and write.value in (0xFFFF, 0xFFFFFFFF)
+    )
+
+
+def _register(write: ConfigWrite) -> str | None:
+    number, rest = divmod(write.offset - _BAR0, 4)
+    if write.offset == _ROM[write.bridge]:
+        return "ROM"
+    return f"BAR {number}" if rest == 0 and 0 <= number < _BARS[write.bridge] else None
+
+
+def _registers(writes: Sequence[ConfigWrite], all_writes: Sequence[ConfigWrite]) -> str:
+    """ "BAR 2", "BARs 0, 1 and ROM": a 64-bit BAR goes by its lower half."""
+    upper = {
+        f"BAR {(w.offset - _BAR0) // 4 + 1}"
+        for w in all_writes
+        if _register(w) not in (None, "ROM") and not _all_ones(w) and w.value & 0x7 == 0x4
+    }
+    found = {name for w in writes if (name := _register(w)) is not None} - upper
+    numbers = sorted(int(name[4:]) for name in found if name != "ROM")
+    if len(numbers) > 1:
+        text = "BARs " + ", ".join(map(str, numbers))
+    else:
+        text = "".join(f"BAR {number}" for number in numbers)
+    return " and ".join(filter(None, (text, "ROM" * ("ROM" in found))))

@@ -1,0 +1,146 @@
+"""A guest boot as one timeline on the host's trace clock: phases, maps and unmaps, causes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+RAM = "RAM"
+"""What stands in the place of a BAR where the guest's memory is mapped."""
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A span of the boot. Phases follow one another and do not overlap."""
+
+    name: str
+    """`firmware: PCI enumeration`, `kernel: BAR sizing 01:00.0`: what runs, then what it does."""
+    start: float
+    """Seconds since QEMU's exec."""
+    seconds: float
+
+    @property
+    def end(self) -> float:
+        return self.start + self.seconds
+
+
+@dataclass(frozen=True)
+class Step:
+    """One DMA map or unmap, placed and explained. Seconds of the trace clock."""
+
+    kind: Literal["map", "unmap"]
+    bar: str
+    """`01:00.0 BAR 2`, the guest's address of the device; or RAM."""
+    size: int
+    """Bytes."""
+    phase: str
+    """The name of the phase in which it began."""
+    cause: str
+    """What made QEMU do it: `sizing BAR 2`, `bridge window of 00:01.0`, `exit`."""
+    start: float
+    """Seconds since QEMU's exec."""
+    seconds: float
+    parts: dict[str, float] = field(default_factory=dict)
+    """What its time was spent in, seconds; they do not overlap."""
+    result: int = 0
+    """Of the ioctl: 0, or a negative errno."""
+    cpu: int = 0
+    """Of the host, on which it began."""
+    faults: int | None = None
+    """Page faults within it, where they were probed (maps that the firmware causes)."""
+
+    @property
+    def attributed_share(self) -> float:
+        """Of its time, how much is in a part: 1 for all."""
+        return min(1.0, sum(self.parts.values()) / self.seconds) if self.seconds else 1.0
+
+
+@dataclass(frozen=True)
+class Zap:
+    """The page tables of a device's BARs were torn down, because its memory decoding was switched
+    off (vfio_pci_zap_and_down_write_memory_lock)."""
+
+    start: float
+    seconds: float
+    phase: str
+    cause: str
+
+
+@dataclass(frozen=True)
+class Note:
+    """Something about a boot that its reader must know, by a short stable name."""
+
+    name: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """Times in seconds since QEMU's exec, on the host's trace clock; instructions / 10^9 on an
+    exact host."""
+
+    trial: str
+    """0001-baseline"""
+    guest: str
+    """guest-1"""
+    release: str
+    """The host's kernel."""
+    unit: Literal["s", "emulated s", "Ginsn"]
+    boot_seconds: float
+    """To the boot mark."""
+    ssh_seconds: float | None
+    end_seconds: float
+    """To the end of QEMU."""
+    phases: tuple[Phase, ...]
+    steps: tuple[Step, ...]
+    zaps: tuple[Zap, ...]
+    console: tuple[tuple[float, str], ...]
+    cpu_use: tuple[tuple[float, float], ...] = ()
+    """(when, seconds of CPU that QEMU had used by then)."""
+    mark_bound: float = 0.0
+    """How late a console line's time can be, at most."""
+    mark_source: str = ""
+    """How that is known."""
+    systemd: dict[str, float] = field(default_factory=dict)
+    """What the guest's own systemd-analyze says, seconds of the guest's clock."""
+    notes: tuple[Note, ...] = ()
+
+    @property
+    def attributed_share(self) -> float:
+        """Of the time from QEMU's exec to the boot mark, how much is in a phase."""
+        covered = sum(
+            max(0.0, min(phase.end, self.boot_seconds) - max(phase.start, 0.0))
+            for phase in self.phases
+        )
+        return min(1.0, covered / self.boot_seconds) if self.boot_seconds else 0.0
+
+    def steps_before_mark(self) -> Sequence[Step]:
+        return [step for step in self.steps if step.start < self.boot_seconds]
+
+
+def to_json(timeline: Timeline) -> dict[str, Any]:
+    """What `barometer timeline --json` prints."""
+    return {
+        "schema": 1, "trial": timeline.trial, "guest": timeline.guest,
+        "release": timeline.release, "unit": timeline.unit,
+        "boot_seconds": timeline.boot_seconds, "ssh_seconds": timeline.ssh_seconds,
+        "end_seconds": timeline.end_seconds,
+        "attributed_share": timeline.attributed_share,
+        "phases": [
+            {"name": p.name, "start": p.start, "seconds": p.seconds} for p in timeline.phases
+        ],
+        "operations": [
+            {"kind": s.kind, "bar": s.bar, "bytes": s.size, "phase": s.phase, "cause": s.cause,
+             "start": s.start, "seconds": s.seconds, "parts": s.parts, "result": s.result,
+             "faults": s.faults, "attributed_share": s.attributed_share}
+            for s in timeline.steps
+        ],
+        "zaps": [
+            {"start": z.start, "seconds": z.seconds, "phase": z.phase, "cause": z.cause}
+            for z in timeline.zaps
+        ],
+        "marks": {"bound_seconds": timeline.mark_bound, "source": timeline.mark_source},
+        "systemd": timeline.systemd,
+        "notes": [{"name": n.name, "text": n.text} for n in timeline.notes],
+    }  # fmt: skip
