@@ -9,11 +9,13 @@ guest sent them.
 from __future__ import annotations
 
 import json
+import math
 import re
-from collections.abc import Iterable, Sequence
+from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
+from orchestrator.abi import PAGE
 from orchestrator.analysis.causes import Causes
 from orchestrator.analysis.phases import BootEvents, phases_of
 from orchestrator.analysis.qemu import (
@@ -168,7 +170,6 @@ def timeline_of(
     mark = console[mark_line][0]
     writes = [w for e in boot.qemu if (w := config_write(e)) is not None]
     causes = Causes(boot.qemu, writes)
-    named = _bars(boot)
     ends: dict[float, float] = {}
     for operation in boot.operations:
         if (write := causes.trigger(operation.pid, operation.start)) is not None:
@@ -180,7 +181,7 @@ def timeline_of(
         exit=boot.marks.get("exit", console[-1][0]),
     )  # fmt: skip
     phases = phases_of(times)
-    steps = [_step(o, named(o), causes, phases, boot, zero) for o in boot.operations]
+    where = _Phases(phases)
     accel = trial.manifest["accel"]
     return Timeline(
         trial=trial.manifest["trial"], guest=f"guest-{index}",
@@ -190,9 +191,9 @@ def timeline_of(
         ssh_seconds=_since(boot.marks.get("ssh"), zero),
         end_seconds=round(times.exit - zero, 9),
         phases=tuple(Phase(p.name, round(p.start - zero, 9), p.seconds) for p in phases),
-        steps=tuple(steps),
+        steps=tuple(_step(placed, causes, where, zero) for placed in _placed(boot, causes)),
         zaps=tuple(
-            Zap(round(at - zero, 9), seconds, _phase_at(phases, at), causes.at(thread, at, ""))
+            Zap(round(at - zero, 9), seconds, where.at(at), causes.at(thread, at, ""))
             for at, seconds, thread in boot.zaps
         ),
         console=tuple((round(at - zero, 9), line) for at, line in console),
@@ -249,82 +250,95 @@ def check_clock(boot: BootTrace) -> None:
         )
 
 
-def _bars(boot: BootTrace) -> Any:
-    """Operation -> the BAR that it maps, by where QEMU last put that BAR, or RAM."""
+@dataclass(frozen=True)
+class _Placed:
+    """An operation with what it was on."""
+
+    operation: Operation
+    bar: str
+    cold: bool
+    """A map after the page tables were torn down: it faults them in again."""
+
+
+def _placed(boot: BootTrace, causes: Causes) -> list[_Placed]:
+    """Each operation with the BAR that it maps, by where QEMU has put that BAR then, or RAM."""
     places = [
         (event.time, place) for event in boot.qemu
         if (place := bar_place(event)) is not None and place.device == "vfio-pci"
     ]  # fmt: skip
+    current: dict[str, BarPlace] = {}
+    mapped: dict[int, float] = {}
+    zapped: dict[str, float] = {}
+    """By the function whose decoding went off; "" is a reset, before the guest runs."""
+    found, next_place, next_zap = [], 0, 0
+    for operation in boot.operations:
+        while next_place < len(places) and places[next_place][0] <= operation.start:
+            current[places[next_place][1].name] = places[next_place][1]
+            next_place += 1
+        while next_zap < len(boot.zaps) and boot.zaps[next_zap][0] <= operation.start:
+            at, _, thread = boot.zaps[next_zap]
+            write = causes.trigger(thread, at)
+            zapped[write.address if write is not None else ""] = at
+            next_zap += 1
+        bar = next((p.name for p in current.values() if _within(operation, p)), RAM)
+        last_zap = max(zapped.get("", -math.inf), zapped.get(bar.split(" ")[0], -math.inf))
+        cold = operation.iova not in mapped or mapped[operation.iova] <= last_zap
+        if operation.kind == "map":
+            mapped[operation.iova] = operation.start
+        found.append(_Placed(operation, bar, cold))
+    return found
 
-    def named(operation: Operation) -> str:
-        current: dict[str, BarPlace] = {}
-        for time, place in places:
-            if time > operation.end:
-                break
-            current[place.name] = place
-        for place in current.values():
-            # a page is the least that is mapped, for a BAR smaller than that
-            if place.start <= operation.iova < place.start + max(place.size, 4096):
-                return place.name
-        return RAM
 
-    return named
+def _within(operation: Operation, place: BarPlace) -> bool:
+    # a page is the least that is mapped, for a BAR smaller than that
+    return place.start <= operation.iova < place.start + max(place.size, PAGE)
 
 
-def _step(
-    operation: Operation,
-    bar: str,
-    causes: Causes,
-    phases: list[Phase],
-    boot: BootTrace,
-    zero: float,
-) -> Step:
+class _Phases:
+    """Which phase a time is in."""
+
+    def __init__(self, phases: Sequence[Phase]) -> None:
+        self._names = [phase.name for phase in phases]
+        self._starts = [phase.start for phase in phases]
+
+    def at(self, time: float) -> str:
+        index = bisect_right(self._starts, time)
+        return self._names[index - 1] if index else "before QEMU"
+
+
+def _step(placed: _Placed, causes: Causes, phases: _Phases, zero: float) -> Step:
+    operation = placed.operation
     return Step(
-        kind="map" if operation.kind == "map" else "unmap", bar=bar, size=operation.size,
-        phase=_phase_at(phases, operation.start), cause=causes.of(operation, bar),
+        kind="map" if operation.kind == "map" else "unmap", bar=placed.bar, size=operation.size,
+        phase=phases.at(operation.start), cause=causes.of(operation, placed.bar),
         start=round(operation.start - zero, 9), seconds=operation.seconds,
-        parts=_parts(operation, bar, boot), result=operation.result, cpu=operation.cpu,
+        parts=_parts(placed), result=operation.result, cpu=operation.cpu,
         faults=operation.faults if operation.fault_seconds is not None else None,
     )  # fmt: skip
 
 
-def _parts(operation: Operation, bar: str, boot: BootTrace) -> dict[str, float]:
-    """What an operation's time went into. RAM is pinned in as many runs as it has fragments, which
-    are not recorded one by one."""
-    parts: dict[str, float | None] = {}
-    if bar == RAM:
-        if operation.kind == "map":
+def _parts(placed: _Placed) -> dict[str, float]:
+    """What an operation's time went into, by kernel function. RAM is pinned in as many runs as it
+    has fragments, which are not recorded one by one; neither are the parts of a BAR of another
+    size than the large ones."""
+    operation = placed.operation
+    parts: dict[str, float | None] = {"bookkeeping": operation.around_seconds}
+    if operation.kind == "map":
+        if operation.pin_seconds is None:
             parts["pin and IOMMU map"] = operation.seconds
-        else:
-            parts["walk, IOMMU unmap and unpin"] = operation.inside_seconds
-    elif operation.kind == "map":
-        if operation.pin_seconds is not None and operation.fault_seconds is not None:
+        elif operation.fault_seconds is not None:
             parts["lookups"] = operation.pin_seconds - operation.fault_seconds
             parts["faults"] = operation.fault_seconds
         else:
-            cold = _zapped(operation, boot)
-            parts["lookups and faults" if cold else "lookups"] = operation.pin_seconds
+            parts["lookups and faults" if placed.cold else "lookups"] = operation.pin_seconds
         parts["IOMMU map"] = operation.iommu_seconds
+    elif operation.unpin_seconds is None:
+        parts["walk, IOMMU unmap and unpin"] = operation.inside_seconds
     else:
         parts["iova-to-phys walk"] = operation.walk_seconds
         parts["IOMMU unmap"] = operation.iommu_seconds
         parts["unpin"] = operation.unpin_seconds
     return {name: round(seconds, 9) for name, seconds in parts.items() if seconds is not None}
-
-
-def _zapped(operation: Operation, boot: BootTrace) -> bool:
-    """Whether a device's page tables were torn down since this range was last mapped: then the map
-    faults them in again."""
-    last = max(
-        (o.start for o in boot.operations
-         if o.kind == "map" and o.iova == operation.iova and o.start < operation.start),
-        default=None,
-    )  # fmt: skip
-    return last is None or any(last < at < operation.start for at, _, _ in boot.zaps)
-
-
-def _phase_at(phases: Iterable[Phase], time: float) -> str:
-    return next((p.name for p in reversed([*phases]) if p.start <= time), "before QEMU")
 
 
 def _notes(trial: TrialDir, boot: BootTrace) -> list[Note]:

@@ -43,10 +43,15 @@ class Causes:
         self._triggers: dict[int, list[tuple[float, str, ConfigWrite | None, int]]] = defaultdict(
             list
         )
+        self._same_before: dict[ConfigWrite, ConfigWrite | None] = {}
+        last: dict[tuple[str, int], ConfigWrite] = {}
         for write in writes:
             of_function = self._by_function[write.address]
             self._triggers[write.thread].append((write.time, "", write, len(of_function)))
             of_function.append(write)
+            register = (write.address, write.offset)
+            self._same_before[write] = last.get(register)
+            last[register] = write
         for event in events:
             if event.name in _OTHER_TRIGGERS or event.name in _RAN:
                 what = _OTHER_TRIGGERS.get(event.name, UNKNOWN)
@@ -89,7 +94,7 @@ class Causes:
         return f" of {write.address}"
 
     def _of_write(self, write: ConfigWrite, index: int) -> str:
-        offset, doing = write.offset, "sizing" if self._sizes(write, index) else "moving"
+        offset, doing = write.offset, "sizing" if self._sizes(write) else "moving"
         known = {}
         if write.device in _HOST_BRIDGES:
             known = dict(_HOST_REGISTERS)
@@ -105,41 +110,30 @@ class Causes:
             f"configuration register {offset:#x}",
         )
 
-    def _sizes(self, write: ConfigWrite, index: int) -> bool:
+    def _sizes(self, write: ConfigWrite) -> bool:
         """All ones were written, or are undone: how software finds out a size."""
-        if _all_ones(write):
-            return True
-        before = self._by_function[write.address][:index]
-        same = next((w for w in reversed(before) if w.offset == write.offset), None)
-        return same is not None and _all_ones(same)
+        before = self._same_before[write]
+        return _all_ones(write) or (before is not None and _all_ones(before))
 
     def _decoding(self, write: ConfigWrite, index: int) -> str:
         """Memory decoding went off or on: what was written while it was off says why."""
         writes = self._by_function[write.address]
-        if write.value & _MEMORY:
-            between = []
-            for earlier in reversed(writes[:index]):
-                if earlier.offset == _COMMAND:
-                    if not earlier.value & _MEMORY:
-                        break
-                    return "enabling"  # it was on already, or other bits were changed
-                between.append(earlier)
-            else:
-                return "enabling"  # for the first time
-            between.reverse()
-        else:
-            between = []
-            for later in writes[index + 1 :]:
-                if later.offset == _COMMAND:
-                    break
-                between.append(later)
+        on = bool(write.value & _MEMORY)
+        step = -1 if on else 1
+        between: list[ConfigWrite] = []
+        index += step
+        while 0 <= index < len(writes) and writes[index].offset != _COMMAND:
+            between.append(writes[index])
+            index += step
+        if on and (index < 0 or writes[index].value & _MEMORY):
+            return "enabling"  # for the first time; or it was on, and other bits changed
         sized = _registers([w for w in between if _all_ones(w)], between)
         if sized:
             return f"sizing {sized}"
         moved = _registers(between, between)
         if moved:
             return f"moving {moved}"
-        return "enabling" if write.value & _MEMORY else "disabling"
+        return "enabling" if on else "disabling"
 
 
 def _all_ones(write: ConfigWrite) -> bool:

@@ -85,6 +85,9 @@ class Operation:
     fault_seconds: float | None = None
     inside_seconds: float | None = None
     """unmap: vfio_unmap_unpin, of which walk, iommu and unpin are parts."""
+    around_seconds: float | None = None
+    """VFIO's bookkeeping: from the ioctl's entry to the pin (or vfio_unmap_unpin), and from the
+    end of the IOMMU map (or vfio_unmap_unpin) to the return."""
     pid: int = 0
     """The thread."""
     cpu: int = 0
@@ -174,12 +177,15 @@ def _by_ioctl(entry: Event, exit_: Event, inner: list[Event]) -> Operation | Non
             pages=sum(pages) if pages else None, pin_seconds=_span(inner, "pin"),
             iommu_seconds=_span(inner, "imap"),
             faults=sum(e.name == "fault_in" for e in inner),
-            fault_seconds=_span(inner, "fault"), pid=entry.pid, cpu=entry.cpu,
+            fault_seconds=_span(inner, "fault"),
+            around_seconds=_around(entry, exit_, inner, "pin_in", "imap_out"),
+            pid=entry.pid, cpu=entry.cpu,
         )  # fmt: skip
     if command == UNMAP_DMA:
         unmap = Operation(
             "unmap", entry.time, _seconds(entry, exit_), iova=asked["q8"], size=asked["q16"],
             result=answered["ret"], pid=entry.pid, cpu=entry.cpu,
+            around_seconds=_around(entry, exit_, inner, "unmap_in", "unmap_out"),
         )  # fmt: skip
         return _with_parts(unmap, inner)
     return None
@@ -204,6 +210,15 @@ def _with_parts(unmap: Operation, inner: list[Event]) -> Operation:
 def _seconds(entry: Event, exit_: Event) -> float:
     """Without the dust of binary fractions: no text has steps below 1 ns."""
     return round(exit_.time - entry.time, 9)
+
+
+def _around(entry: Event, exit_: Event, inner: list[Event], first: str, last: str) -> float | None:
+    """What an ioctl spends before and after what it is for."""
+    starts = [e.time for e in inner if e.name == first]
+    ends = [e.time for e in inner if e.name == last]
+    if not starts or not ends:
+        return None
+    return round(starts[0] - entry.time + exit_.time - ends[-1], 9)
 
 
 def _span(events: list[Event], base: str) -> float | None:
