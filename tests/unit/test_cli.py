@@ -158,6 +158,75 @@ def test_report_of_maps_is_judged_like_any_other(
     assert barometer("report", run) == 1
 
 
+FACTORS = '[matrix]\n"guest.firmware" = ["seabios", "ovmf"]\n"device.count" = [1, 4]\n'
+
+
+def test_plan_of_a_matrix_shows_every_cell_with_its_trials(
+    barometer: Command, capsys: Said, scenario: Path
+) -> None:
+    scenario.write_text(MINIMAL + FACTORS)
+    assert barometer("plan", scenario, "--set", "device.bar=1GiB") == 0
+    out = capsys.readouterr().out
+    assert out.startswith("small: 4 cells of 4\n\n")
+    cells = out.split("\n\n")[1:]
+    assert cells[3].splitlines() == [
+        'cell ovmf-4: guest.firmware = "ovmf", device.count = 4',
+        "small-ovmf-4: guest-boot, 4 x ivshmem with a BAR of 1GiB, passes plain, timing, counts",
+        f"  baseline   dir:{scenario.parent}/old (7.0-old)",
+        f"  candidate  dir:{scenario.parent}/new (7.0-new)",
+        f"  guest      dir:{scenario.parent}/guest (7.0-guest), ovmf",
+        "  0001-baseline  pair 1, plain, timing, counts",
+        "  0002-candidate  pair 1, plain, timing, counts",
+    ]
+
+
+def test_cell_is_planned_alone(barometer: Command, capsys: Said, scenario: Path) -> None:
+    scenario.write_text(MINIMAL + FACTORS)
+    assert barometer("plan", scenario, "--cell", "ovmf-1", "--cell", "seabios-1") == 0
+    out = capsys.readouterr().out
+    assert out.startswith("small: 2 cells of 4\n")
+    assert out.index("cell seabios-1:") < out.index("cell ovmf-1:")
+    assert barometer("plan", scenario, "--set", "matrix={}") == 0
+    assert capsys.readouterr().out.startswith("small: guest-boot, ")
+
+
+@pytest.mark.parametrize("verb", ["plan", "run"])
+@pytest.mark.parametrize(
+    ("lines", "arguments", "said"),
+    [
+        (FACTORS, ["--cell", "omvf-1"], 'no such cell; did you mean "ovmf-1"?'),
+        ("", ["--cell", "ovmf-1"], "has no [matrix]"),
+        (FACTORS, ["--set", "device.count=2"], "[matrix] gives device.count its value"),
+        (FACTORS, ["--set", "host.phys_bits=38"], "cell seabios-4: device.count x device.bar"),
+    ],
+)
+def test_wrong_cell_is_exit_code_2_before_anything_boots(
+    barometer: Command, capsys: Said, scenario: Path, verb: str, lines: str,
+    arguments: list[str], said: str,
+) -> None:  # fmt: skip
+    scenario.write_text(MINIMAL + lines)
+    assert barometer(verb, scenario, *arguments) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_report_of_a_matrix_judges_its_cells(
+    barometer: Command, capsys: Said, finished: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "matrix"
+    for name in ("a", "b"):
+        shutil.copytree(finished, run / "cells" / name)
+    cells = [{"name": n, "folder": f"cells/{n}", "settings": {"x": n}} for n in ("a", "b")]
+    facts = {"schema": 1, "scenario": "small", "cells": cells}
+    (run / "matrix.json").write_text(json.dumps(facts))
+    assert barometer("report", run) == 0
+    out = capsys.readouterr().out
+    assert out.startswith((run / "report.txt").read_text())
+    assert out.splitlines()[-1] == f"run: {run}"
+    assert "report of each cell: RUN/cells/NAME/report.txt" in out
+    assert barometer("report", run / "cells/b") == 0
+    assert capsys.readouterr().out.startswith("debian-6.12-vs-7: improved\n")
+
+
 def test_plan_leaves_nothing_behind(barometer: Command, scenario: Path, capsys: Said) -> None:
     before = sorted(scenario.parent.rglob("*"))
     barometer("plan", scenario)
