@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from statistics import median
 
 from orchestrator.analysis.comparison import Comparison, MetricComparison, Verdict
+from orchestrator.report.maps import plural
 from orchestrator.scenario import ARMS, Metric
 
 _WIDTH = 100
@@ -27,14 +28,15 @@ def matrix_report(
     scenario: str, verdict: Verdict, cells: Mapping[str, Comparison | None], *, emulated: bool
 ) -> str:
     """The table of all cells, each with its comparison; None where it has not been run."""
+    columns = _columns(cells, _BOOTS) or _columns(cells, _MAPS)
+    notes = "Each value is the median of an arm's trials, baseline -> candidate.\n"
+    if emulated:
+        notes += "EMULATED: compare seconds with one another, not with hardware's.\n"
     parts = [
-        f"{scenario}: {verdict}, {len(cells)} cells\n",
+        f"{scenario}: {verdict}, {plural(len(cells), 'cell')}\n",
         _kernels(cells),
-        _table(cells),
-        "Each value is the median of an arm's trials, baseline -> candidate; all maps and all\n"
-        "unmaps are those of the BAR in one guest boot.\n"
-        + "EMULATED: compare seconds with one another, not with hardware's.\n"
-        * emulated,
+        _table(cells, columns),
+        notes * bool(columns),
         "report of each cell: RUN/cells/NAME/report.txt\n",
     ]
     return "\n".join(part for part in parts if part)
@@ -50,9 +52,8 @@ def _kernels(cells: Mapping[str, Comparison | None]) -> str:
     )
 
 
-def _table(cells: Mapping[str, Comparison | None]) -> str:
+def _table(cells: Mapping[str, Comparison | None], columns: Mapping[Metric, str]) -> str:
     """A row for each cell; in two lines where that is too wide for a terminal."""
-    columns = _columns(cells, _BOOTS) or _columns(cells, _MAPS)
     rows = [["verdict", *columns.values()]]
     for comparison in cells.values():
         if comparison is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -9,12 +10,17 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
-from orchestrator import __version__
+from orchestrator import __version__, cli, matrix
+from orchestrator.cache import Cache
 from orchestrator.cli import _run
 from orchestrator.evidence import TrialDir
+from orchestrator.progress import Progress
+from orchestrator.run import Runner
+from orchestrator.scenario import Scenario
 from tests.unit.fabricated import sealed_map_trial
 from tests.unit.kernels.fakes import folder_kernel
 from tests.unit.recorded import FAILED, MEASURED, RUN, copied, sealed, unpatched
@@ -351,6 +357,54 @@ def test_schema_is_json(barometer: Command, capsys: Said) -> None:
 def test_clean_with_nothing_to_do_says_so(barometer: Command, capsys: Said) -> None:
     assert barometer("clean") == 0
     assert capsys.readouterr().out == "nothing to clean\n"
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch, finished: Path) -> list[str]:
+    """Runs boot nothing and find what is in `finished`; the names of the scenarios that ran."""
+    ran: list[str] = []
+
+    def run_plan(scenario: Scenario, text: str, out: Path, here: Runner) -> bool:
+        ran.append(scenario.name)
+        shutil.copytree(finished, out, dirs_exist_ok=True)
+        return True
+
+    def runner(
+        cache: Cache, progress: Progress, *, keep: bool
+    ) -> contextlib.AbstractContextManager[Runner]:
+        nothing = cast(Any, None)
+        return contextlib.nullcontext(Runner(cache, nothing, nothing, progress, keep))
+
+    monkeypatch.setattr(cli, "runner", runner)
+    monkeypatch.setattr(cli, "run_plan", run_plan)
+    monkeypatch.setattr(matrix, "run_plan", run_plan)
+    return ran
+
+
+def test_run_ends_with_its_report_and_its_folder(
+    barometer: Command, capsys: Said, scenario: Path, tmp_path: Path, machine: list[str]
+) -> None:
+    assert barometer("run", scenario, "--out", tmp_path / "out") == 0
+    assert machine == ["small"]
+    out = capsys.readouterr().out
+    assert out.startswith("debian-6.12-vs-7: improved\n")
+    assert out.splitlines()[-1] == f"run: {tmp_path}/out"
+    assert not (tmp_path / "out/matrix.json").exists()
+
+
+def test_run_of_a_matrix_ends_with_the_table_of_its_cells(
+    barometer: Command, capsys: Said, scenario: Path, tmp_path: Path, machine: list[str]
+) -> None:
+    scenario.write_text(MINIMAL + FACTORS)
+    assert barometer("run", scenario, "--out", tmp_path / "out", "--cell", "ovmf-4") == 0
+    assert capsys.readouterr().out.startswith("small: improved, 1 cell\n")
+    assert barometer("run", scenario, "--out", tmp_path / "out") == 0
+    assert machine == [f"small-{name}" for name in (
+        "ovmf-4", "seabios-1", "seabios-4", "ovmf-1", "ovmf-4",
+    )]  # fmt: skip
+    out = capsys.readouterr().out
+    assert out.startswith("small: improved, 4 cells\n")
+    assert out.splitlines()[-1] == f"run: {tmp_path}/out"
 
 
 def test_run_into_a_folder_with_something_else_is_refused(

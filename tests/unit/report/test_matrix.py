@@ -99,4 +99,7 @@ def test_emulated_seconds_are_said_to_be() -> None:
 
 
 def test_matrix_of_which_nothing_has_run_is_shown() -> None:
-    assert report({"a": None}).splitlines()[2:4] == ["cell  verdict", "a     not run"]
+    lines = report({"a": None}, emulated=True).splitlines()
+    assert lines[0] == "factors: improved, 1 cell"
+    assert lines[2:4] == ["cell  verdict", "a     not run"]
+    assert len(lines) == 6
