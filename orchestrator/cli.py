@@ -6,12 +6,14 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import os
 import signal
 import sys
 import traceback
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from types import FrameType
@@ -26,12 +28,15 @@ from orchestrator.bench.state import clean as clean_state
 from orchestrator.cache import Cache
 from orchestrator.errors import BarometerError, ScenarioError
 from orchestrator.evidence import RunDir
+from orchestrator.factors import Cell, ScenarioFile, file_schema, load_scenarios, toml_text
 from orchestrator.judge import judge
 from orchestrator.kernels import describe
+from orchestrator.matrix import MatrixDir, judge_cells, run_cells
 from orchestrator.plan import make_plan
 from orchestrator.progress import Progress
-from orchestrator.run import run_plan
-from orchestrator.scenario import ARMS, Scenario, format_size, json_schema, load_scenario
+from orchestrator.report.text import said_of
+from orchestrator.run import no_space_explained, run_plan, runner
+from orchestrator.scenario import ARMS, Kernel, Scenario, format_size
 
 # UsageError of the click that typer brings, which is not always the installed one.
 _UsageError = cast(type[typer.BadParameter], typer.BadParameter.__mro__[1])
@@ -45,7 +50,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-ScenarioFile = Annotated[
+ScenarioPath = Annotated[
     Path, typer.Argument(help="Scenario file (TOML); see `barometer schema`.")
 ]
 Overrides = Annotated[
@@ -56,44 +61,71 @@ Pairs = Annotated[int | None, typer.Option("--pairs", min=1, help="Pairs of tria
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show commands and console lines.")]
 
 
-def _load(scenario: Path, overrides: list[str] | None, pairs: int | None) -> tuple[Scenario, str]:
+CellNames = Annotated[
+    list[str] | None,
+    typer.Option("--cell", metavar="NAME", help="Only this cell of the [matrix]; repeatable."),
+]
+
+
+def _load(
+    scenario: Path, overrides: list[str] | None, pairs: int | None, names: list[str] | None
+) -> tuple[ScenarioFile, tuple[Cell, ...]]:
+    """The file, and the cells that are asked for."""
     more = [] if pairs is None else [f"trials.pairs={pairs}"]
-    return load_scenario(scenario, [*(overrides or []), *more])
+    file = load_scenarios(scenario, [*(overrides or []), *more])
+    return file, file.chosen(names or [])
 
 
 @app.command()
 def plan(
-    scenario: ScenarioFile, pairs: Pairs = None, overrides: Overrides = None,
-    verbose: Verbose = False,
+    scenario: ScenarioPath, pairs: Pairs = None, overrides: Overrides = None,
+    names: CellNames = None, verbose: Verbose = False,
 ) -> None:  # fmt: skip
     """Show what a run would do: trials in order, exact kernel versions. Boots nothing."""
     _logging(verbose)
-    parsed, _ = _load(scenario, overrides, pairs)
+    file, cells = _load(scenario, overrides, pairs, names)
     cache = Cache()
+
+    @functools.cache
+    def described(kernel: Kernel) -> str:
+        return describe(kernel, cache)
+
+    if file.has_matrix:
+        print(f"{file.name}: {len(cells)} cells of {len(file.cells)}")
+    for cell in cells:
+        if file.has_matrix:
+            settings = (f"{key} = {toml_text(value)}" for key, value in cell.settings.items())
+            print(f"\ncell {cell.name}: {', '.join(settings)}")
+        _print_plan(cell.scenario, described)
+
+
+def _print_plan(scenario: Scenario, described: Callable[[Kernel], str]) -> None:
+    number = f"{scenario.device.count} x " * (scenario.device.count > 1)
     print(
-        f"{parsed.name}: {parsed.workload}, {parsed.device.kind} with a BAR of "
-        f"{format_size(parsed.device.bar)}, passes {', '.join(parsed.trace.passes)}"
+        f"{scenario.name}: {scenario.workload}, {number}{scenario.device.kind} with a BAR of "
+        f"{format_size(scenario.device.bar)}, passes {', '.join(scenario.trace.passes)}"
     )
     for arm in ARMS:
-        print(f"  {arm:<10} {describe(parsed.arms[arm].kernel, cache)}")
-    if parsed.workload == "guest-boot" and parsed.guest is not None:
-        print(f"  {'guest':<10} {describe(parsed.guest.kernel, cache)}")
+        print(f"  {arm:<10} {described(scenario.arms[arm].kernel)}")
+    if scenario.workload == "guest-boot" and scenario.guest is not None:
+        print(f"  {'guest':<10} {described(scenario.guest.kernel)}{said_of(scenario.guest)}")
     else:
-        points = ", ".join(point.name for point in parsed.points())
+        points = ", ".join(point.name for point in scenario.points())
         print(f"  {'points':<10} {points}")
-    for trial in make_plan(parsed):
+    for trial in make_plan(scenario):
         print(f"  {trial.name}  pair {trial.pair}, {', '.join(trial.passes)}")
 
 
 @app.command()
 def run(
-    scenario: ScenarioFile,
+    scenario: ScenarioPath,
     out: Annotated[
         Path | None,
         typer.Option(help="Folder of the run; an interrupted run there is taken up again."),
     ] = None,
     pairs: Pairs = None,
     overrides: Overrides = None,
+    names: CellNames = None,
     keep: Annotated[
         bool, typer.Option(help="Keep private files and unfinished evidence for debugging.")
     ] = False,
@@ -101,11 +133,15 @@ def run(
 ) -> None:
     """Boot both kernels, measure, compare; the table on standard output."""
     _logging(verbose)
-    parsed, text = _load(scenario, overrides, pairs)
+    file, cells = _load(scenario, overrides, pairs, names)
     stamp = datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
-    folder = (out or Path("runs") / f"{parsed.name}-{stamp}").absolute()
-    finished = run_plan(parsed, text, folder, Cache(), Progress(), keep=keep)
-    _judged(finished)
+    folder = (out or Path("runs") / f"{file.name}-{stamp}").absolute()
+    with no_space_explained(folder), runner(Cache(), Progress(), keep=keep) as here:
+        if file.has_matrix:
+            run_cells(file, cells, folder, here)
+        else:
+            run_plan(cells[0].scenario, cells[0].text, folder, here)
+    _judged(folder)
 
 
 @app.command()
@@ -113,13 +149,13 @@ def report(
     run: Annotated[Path, typer.Argument(help="Folder of a run.")],
 ) -> None:
     """Judge the saved evidence of a run again."""
-    _judged(RunDir.open(run.absolute()))
+    _judged(run.absolute())
 
 
 @app.command()
 def schema() -> None:
     """Print the JSON schema of a scenario file, for editors."""
-    print(json.dumps(json_schema(), indent=2))
+    print(json.dumps(file_schema(), indent=2))
 
 
 @app.command()
@@ -130,11 +166,15 @@ def clean() -> None:
         print(line)
 
 
-def _judged(finished: RunDir) -> NoReturn:
-    scenario, comparison, text = judge(finished)
+def _judged(folder: Path) -> NoReturn:
+    if MatrixDir.is_at(folder):
+        text, code = judge_cells(MatrixDir(folder))
+    else:
+        scenario, comparison, text = judge(RunDir.open(folder))
+        code = exit_code(scenario, comparison)
     print(text)
-    print(f"run: {finished.path}")
-    raise typer.Exit(exit_code(scenario, comparison))
+    print(f"run: {folder}")
+    raise typer.Exit(code)
 
 
 def _version(value: bool) -> None:

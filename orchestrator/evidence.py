@@ -54,7 +54,8 @@ def read_json(path: Path) -> Any:
         raise EvidenceError(f"{path} cannot be read: {exc}", reason="bad-evidence") from exc
 
 
-def _need_keys(path: Path, value: Any, keys: Sequence[str]) -> None:
+def need_keys(path: Path, value: Any, keys: Sequence[str]) -> None:
+    """Raises EvidenceError unless `value`, read from `path`, has the schema and the keys."""
     if not isinstance(value, dict) or value.get("schema") != SCHEMA or not value.keys() >= {*keys}:
         raise EvidenceError(
             f"{path} is not what barometer writes: schema {SCHEMA} with {', '.join(keys)}",
@@ -74,7 +75,7 @@ class TrialDir:
         """A trial that is complete. Raises EvidenceError when its manifest cannot be read."""
         trial = cls(path)
         trial.manifest = read_json(path / MANIFEST)
-        _need_keys(path / MANIFEST, trial.manifest, ("trial", "arm", "outcome"))
+        need_keys(path / MANIFEST, trial.manifest, ("trial", "arm", "outcome"))
         return trial
 
     def verify(self) -> str | None:
@@ -263,7 +264,7 @@ class RunDir:
     def plan(self) -> dict[str, Any]:
         """Raises EvidenceError when it cannot be read."""
         plan: dict[str, Any] = read_json(self.path / "plan.json")
-        _need_keys(self.path / "plan.json", plan, ("kernels", "guest_kernel", "accel"))
+        need_keys(self.path / "plan.json", plan, ("kernels", "guest_kernel", "accel"))
         return plan
 
     def scenario(self) -> str:

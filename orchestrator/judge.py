@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
+from typing import Any
 
 from orchestrator.analysis.comparison import Comparison, compare, to_json
 from orchestrator.analysis.trial import read_result
@@ -30,9 +32,14 @@ def judge(run: RunDir) -> tuple[Scenario, Comparison, str]:
         plan["accel"],
     )
     report = text_report(scenario, comparison, plan)
+    save(run.path, to_json(comparison), report)
+    return scenario, comparison, report
+
+
+def save(folder: Path, comparison: dict[str, Any], report: str) -> None:
+    """comparison.json and report.txt, where that is allowed."""
     try:
-        write_json(run.path / "comparison.json", to_json(comparison))
-        (run.path / "report.txt").write_text(report)
+        write_json(folder / "comparison.json", comparison)
+        (folder / "report.txt").write_text(report)
     except PermissionError as exc:  # somebody else's run: judging it needs no right to write
         log.warning("barometer: the report is not saved: %s", exc)
-    return scenario, comparison, report

@@ -138,6 +138,30 @@ def _guest_kernel(scenario: Scenario, prepared: Prepared) -> dict[str, Any] | No
 
 
 @dataclass(frozen=True)
+class Runner:
+    """What every run of one process shares: libvirt's embedded driver opens once in a process."""
+
+    cache: Cache
+    state: BenchState
+    libvirt: hypervisor.Connection
+    progress: Progress
+    keep: bool = False
+    """Leave the evidence of a trial that is interrupted, and the private folder."""
+
+
+@contextlib.contextmanager
+def runner(cache: Cache, progress: Progress, *, keep: bool = False) -> Iterator[Runner]:
+    """This machine, ready to run plans; what they leave outside their folders is gone after."""
+    with (
+        bench_state(keep=keep) as state,
+        hypervisor.embedded(state.folder / "libvirt", cache.folder("libvirt")) as libvirt,
+    ):
+        yield Runner(cache, state, libvirt, progress, keep)
+        if keep:
+            progress.note(f"kept: {state.folder}")
+
+
+@dataclass(frozen=True)
 class Bench:
     """What every trial of a run shares."""
 
@@ -153,34 +177,22 @@ class Bench:
     """The run is interrupted, and what fails now fails because of that."""
 
 
-def run_plan(
-    scenario: Scenario,
-    text: str,
-    out: Path,
-    cache: Cache,
-    progress: Progress,
-    *,
-    keep: bool = False,
-) -> RunDir:
+def run_plan(scenario: Scenario, text: str, out: Path, here: Runner) -> bool:
     """Every trial of the plan that is not complete yet, in order; evidence under `out`.
 
-    Goes on after a failed trial; stops when the bench fails twice in a row for the same reason.
+    Goes on after a failed trial; stops when the bench fails twice in a row for the same reason,
+    and then returns False. Raises ScenarioError and BenchError for what cannot be prepared.
     """
-    with no_space_explained(out), _only_run_in(out, cache):
-        prepared = prepare(scenario, cache, progress)
+    with no_space_explained(out), only_run_in(out, here.cache):
+        prepared = prepare(scenario, here.cache, here.progress)
         run = RunDir.create(out, text, plan_facts(scenario, prepared))
-        with (
-            bench_state(keep=keep) as state,
-            hypervisor.embedded(state.folder / "libvirt", cache.folder("libvirt")) as libvirt,
-        ):
-            run_trials(Bench(scenario, prepared, run, state, libvirt, progress, keep))
-            if keep:
-                progress.note(f"kept: {state.folder}")
-    return run
+        return run_trials(
+            Bench(scenario, prepared, run, here.state, here.libvirt, here.progress, here.keep)
+        )
 
 
 @contextlib.contextmanager
-def _only_run_in(out: Path, cache: Cache) -> Iterator[None]:
+def only_run_in(out: Path, cache: Cache) -> Iterator[None]:
     """Raises ScenarioError when another process writes the same run."""
     lock = cache.lock(f"runs/{digest_of({'out': str(out)})}")
     try:
@@ -193,9 +205,10 @@ def _only_run_in(out: Path, cache: Cache) -> Iterator[None]:
         lock.release()
 
 
-def run_trials(bench: Bench) -> None:
+def run_trials(bench: Bench) -> bool:
     """The trials that are not complete, one after the other; with accel exact, whose numbers do
-    not depend on what else the machine does, as many at a time as there are CPUs and memory."""
+    not depend on what else the machine does, as many at a time as there are CPUs and memory.
+    False when the bench failed twice in a row for the same reason, and no more were begun."""
     pending = []
     for planned in make_plan(bench.scenario):
         done = bench.run.trials_path / planned.name
@@ -206,8 +219,7 @@ def run_trials(bench: Bench) -> None:
         pending.append(planned)
     width = _at_once(bench.scenario) if bench.prepared.accel == "exact" else 1
     if min(width, len(pending)) > 1:
-        _run_at_once(bench, pending, width)
-        return
+        return _run_at_once(bench, pending, width)
     stop = _BenchWatch(bench)
     for planned in pending:
         title = f"trial {planned.name} ({bench.prepared.kernels[planned.arm].release})"
@@ -218,7 +230,8 @@ def run_trials(bench: Bench) -> None:
         except BarometerError as exc:
             bench.progress.note(f"{title}: {exc}")
             if stop.saw(exc):
-                return
+                return False
+    return True
 
 
 class _BenchWatch:
@@ -244,8 +257,9 @@ def _at_once(scenario: Scenario) -> int:
     return max(1, min(len(os.sched_getaffinity(0)), fit))
 
 
-def _run_at_once(bench: Bench, pending: Sequence[PlannedTrial], width: int) -> None:
-    """A thread for each trial. An interrupt ends their machines, and with them the trials."""
+def _run_at_once(bench: Bench, pending: Sequence[PlannedTrial], width: int) -> bool:
+    """A thread for each trial. An interrupt ends their machines, and with them the trials. False
+    as of run_trials."""
 
     def work(planned: PlannedTrial) -> None:
         with bench.progress.lane(planned.name) as lane:
@@ -263,13 +277,14 @@ def _run_at_once(bench: Bench, pending: Sequence[PlannedTrial], width: int) -> N
                 if exc is not None:
                     bench.progress.note(f"trial {running[future].name}: {exc}")
                 if stop.saw(exc):
-                    break
+                    return False
         except BaseException:
             bench.stopped.set()
             bench.libvirt.stop()
             raise
         finally:
             pool.shutdown(cancel_futures=True)
+    return True
 
 
 def run_trial(bench: Bench, planned: PlannedTrial) -> None:

@@ -33,6 +33,8 @@ from orchestrator.errors import ScenarioError
 KIB, MIB, GIB, TIB = 2**10, 2**20, 2**30, 2**40
 _UNITS = {"KiB": KIB, "MiB": MIB, "GiB": GIB, "TiB": TIB}
 _SIZE = re.compile(r"([1-9][0-9]*)\s*(KiB|MiB|GiB|TiB)")
+_DOT = re.compile(r"""\.(?=(?:[^"']|"[^"]*"|'[^']*')*$)""")
+"""Between two parts of a dotted key, not within quotes."""
 
 Metric = str
 """A name of METRICS; of those at a point of a map, also NAME@SIZE/ALIGNMENT/STATE."""
@@ -64,6 +66,13 @@ ArmName = Literal["baseline", "candidate"]
 ARMS: tuple[ArmName, ...] = ("baseline", "candidate")
 Alignment = Literal["1GiB", "2MiB", "4KiB"]
 State = Literal["cold", "warm"]
+Backing = Literal["anonymous", "memfd", "hugetlb-2MiB", "hugetlb-1GiB"]
+_BACKING_PAGE: dict[Backing, int] = {
+    "anonymous": PAGE,
+    "memfd": PAGE,
+    "hugetlb-2MiB": 2 * MIB,
+    "hugetlb-1GiB": GIB,
+}
 
 
 def parse_size(text: object) -> int:
@@ -203,7 +212,11 @@ class Device(_Model):
     bar: BarSize = 32 * GIB
     """Size of the large BAR: a power of two from 1MiB to 1TiB."""
     count: Annotated[int, Field(ge=1, le=8)] = 1
+    """That many devices, each with a BAR of that size behind a root port of its own. The workload
+    map has one."""
     mmap: bool = True
+    """false: the guest's QEMU has x-no-mmap=on: the BAR is never mapped for DMA, and each access
+    to it traps. Of guest boots only."""
 
 
 class Guest(_Model):
@@ -214,10 +227,16 @@ class Guest(_Model):
     cmdline: str = ""
     """Appended to the guest's kernel command line, in both arms."""
     firmware: Literal["seabios", "ovmf"] = "seabios"
+    """What places the BARs before the kernel runs: a BIOS or UEFI."""
     boot: Literal["direct", "disk"] = "direct"
-    backing: Literal["anonymous", "memfd", "hugetlb-2MiB", "hugetlb-1GiB"] = "anonymous"
+    """direct: QEMU gives kernel and initramfs, there is no disk. disk: one with GRUB and
+    systemd; it needs 512MiB of memory or more."""
+    backing: Backing = "anonymous"
+    """What backs the guest's memory on the host; the memory is a multiple of its pages."""
     viommu: Literal["none", "intel"] = "none"
+    """The IOMMU that the guest sees."""
     phys_bits: Annotated[int, Field(ge=32, le=52)] | None = None
+    """Physical address bits of the guest's CPU; default: the host's."""
 
 
 def _parse_map_size(text: object) -> object:
@@ -372,6 +391,8 @@ class Scenario(_Model):
         if self.workload == "guest-boot":
             names += [m for m in ("guest_boot_seconds", "guest_ssh_seconds") if "plain" in passes]
             traced = [m for m in METRICS if m.startswith(("bar_", "iommu_"))]
+            if not self.device.mmap:  # there are no maps to take the time of: they number 0
+                traced = [m for m in traced if m.endswith("_per_boot")]
             names += [m for m in traced if "timing" in passes]
         if self.host.accel != "exact":
             names.append("host_boot_seconds")
@@ -399,6 +420,16 @@ class Scenario(_Model):
         return self
 
     def _maps_fit(self) -> None:
+        if self.device.count != 1:
+            raise ValueError(
+                f'device.count: workload = "map" maps the BAR of one device; count is'
+                f" {self.device.count}"
+            )
+        if not self.device.mmap:
+            raise ValueError(
+                'device.mmap: false is of workload = "guest-boot"; workload = "map" does nothing'
+                " but map the BAR"
+            )
         if not {"plain", "counts"} & {*self.trace.passes}:
             raise ValueError("trace.passes: needs plain or counts, or nothing is measured")
         if self.host.viommu_aw_bits == 39 and self.device.bar > 256 * GIB:
@@ -418,6 +449,19 @@ class Scenario(_Model):
                 )
 
     @model_validator(mode="after")
+    def _bars_fit(self) -> Scenario:
+        device, bits = self.device, self.host.phys_bits
+        # firmware puts 64-bit BARs into a window that is a part of the address space
+        window = 2**bits // 4
+        if device.count * device.bar > window:
+            raise ValueError(
+                f"device.count x device.bar is {format_size(device.count * device.bar)};"
+                f" host.phys_bits = {bits} leaves {format_size(window)} for BARs, a quarter of"
+                " what they address: fewer or smaller devices, or more bits"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _sizes_fit(self) -> Scenario:
         if self.workload != "guest-boot" or self.guest is None:
             return self
@@ -431,7 +475,25 @@ class Scenario(_Model):
                 f"guest.memory is {format_size(self.guest.memory)}; it needs 128MiB or more, and"
                 f" 1GiB less than host.memory ({format_size(self.host.memory)}) or less"
             )
+        self._memory_suits(self.guest)
         return self
+
+    def _memory_suits(self, guest: Guest) -> None:
+        """The guest's boot and what backs its memory. Raises ValueError."""
+        memory, page = format_size(guest.memory), _BACKING_PAGE[guest.backing]
+        if guest.boot == "disk" and guest.memory < 512 * MIB:
+            raise ValueError(f'guest.memory is {memory}; guest.boot = "disk" needs 512MiB or more')
+        if guest.memory % page:
+            raise ValueError(
+                f'guest.memory is {memory}; guest.backing = "{guest.backing}" needs a multiple of'
+                f" {format_size(page)}"
+            )
+        if guest.backing == "hugetlb-1GiB" and self.host.memory < guest.memory + 2 * GIB:
+            raise ValueError(
+                f"host.memory is {format_size(self.host.memory)}; guest.backing ="
+                f' "{guest.backing}" needs 2GiB more than guest.memory ({memory}), or the host'
+                " finds no pages of that size"
+            )
 
     @model_validator(mode="after")
     def _expected_is_measured(self) -> Scenario:
@@ -455,8 +517,13 @@ def load_scenario(path: Path, overrides: Sequence[str] = ()) -> tuple[Scenario, 
 
     Raises ScenarioError that names the file, the key and the nearest valid name.
     """
+    return parse_scenario(read_file(path), str(path), path.parent, overrides)
+
+
+def read_file(path: Path) -> str:
+    """The text of a scenario file. Raises ScenarioError that names the nearest one."""
     try:
-        text = path.read_text("utf-8")
+        return path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as exc:
         nearest = difflib.get_close_matches(path.name, _toml_files(path), 1)
         raise ScenarioError(
@@ -464,7 +531,6 @@ def load_scenario(path: Path, overrides: Sequence[str] = ()) -> tuple[Scenario, 
             hint=f"did you mean {path.parent / nearest[0]}?" if nearest else "",
             reason="scenario",
         ) from exc
-    return parse_scenario(text, str(path), path.parent, overrides)
 
 
 def _toml_files(path: Path) -> list[str]:
@@ -478,43 +544,63 @@ def parse_scenario(
     text: str, source: str, folder: Path = Path(), overrides: Sequence[str] = ()
 ) -> tuple[Scenario, str]:
     """As `load_scenario`, from text. Relative kernel folders are taken from `folder`."""
+    document = parse_toml(text, source)
+    for override in overrides:
+        set_key(document, *parse_override(override))
+    return scenario_of(document, source, folder), tomlkit.dumps(document)
+
+
+def parse_toml(text: str, source: str) -> tomlkit.TOMLDocument:
+    """The document with its comments. Raises ScenarioError that names `source`."""
     try:
-        document = tomlkit.parse(text)
+        return tomlkit.parse(text)
     except tomlkit.exceptions.ParseError as exc:
         raise ScenarioError(f"{source}: not valid TOML: {exc}", reason="scenario") from exc
-    for override in overrides:
-        _apply_override(document, override)
-    data = document.unwrap()
+
+
+def scenario_of(document: tomlkit.TOMLDocument, source: str, folder: Path) -> Scenario:
+    """The scenario that a document without a [matrix] is. Raises ScenarioError."""
+    if "matrix" in document:
+        raise ScenarioError(
+            f"{source}: matrix: makes several scenarios of a file, and here is one expected",
+            reason="scenario",
+        )
     try:
-        scenario = Scenario.model_validate(data)
+        scenario = Scenario.model_validate(document.unwrap())
     except ValidationError as exc:
         raise ScenarioError(
             "\n".join(_explain(source, exc)),
             hint="`barometer schema` prints every key with its meaning",
             reason="scenario",
         ) from exc
-    return _absolute_dirs(scenario, folder), tomlkit.dumps(document)
+    return _absolute_dirs(scenario, folder)
 
 
-def _apply_override(document: tomlkit.TOMLDocument, override: str) -> None:
+def parse_override(override: str) -> tuple[tuple[str, ...], Any]:
+    """The parts of the key and the value of `device.bar=1GiB`; what is no TOML is a string. A dot
+    within quotes is no end of a part. Raises ScenarioError."""
     key, equals, value = override.partition("=")
-    parts = [part.strip().strip("'\"") for part in key.split(".")]
+    parts = tuple(part.strip().strip("'\"") for part in _DOT.split(key))
     if not equals or not all(parts):
         raise ScenarioError(
             f"--set {override}: expected key=value, for example device.bar=1GiB", reason="scenario"
         )
     try:
-        parsed: Any = tomlkit.value(value.strip())
+        return parts, tomlkit.value(value.strip())
     except (tomlkit.exceptions.ParseError, ValueError):
-        parsed = value.strip()
+        return parts, value.strip()
+
+
+def set_key(document: tomlkit.TOMLDocument, parts: Sequence[str], value: Any) -> None:
+    """Set a key, with the tables that lead to it. Raises ScenarioError where one is a value."""
     table: Any = document
     for part in parts[:-1]:
         table = table.setdefault(part, tomlkit.table())
         if not isinstance(table, Mapping):
             raise ScenarioError(
-                f"--set {override}: {part} is a value, not a table", reason="scenario"
+                f"--set {'.'.join(parts)}: {part} is a value, not a table", reason="scenario"
             )
-    table[parts[-1]] = parsed
+    table[parts[-1]] = value
 
 
 def _absolute_dirs(scenario: Scenario, folder: Path) -> Scenario:
@@ -578,18 +664,19 @@ def _names_at(where: tuple[int | str, ...]) -> list[str]:
     """The field names of the model at a place in the scenario."""
     annotation: Any = Scenario
     for part in where:
-        models = [m for m in _models_of(annotation) if part in m.model_fields]
+        models = [m for m in models_of(annotation) if part in m.model_fields]
         if not models:
             return []
         annotation = models[0].model_fields[str(part)].annotation
-    return [name for model in _models_of(annotation) for name in model.model_fields]
+    return [name for model in models_of(annotation) for name in model.model_fields]
 
 
-def _models_of(annotation: Any) -> list[type[BaseModel]]:
+def models_of(annotation: Any) -> list[type[BaseModel]]:
+    """The models that a key's value may be: one for a table, each of a kernel's two forms."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     if get_origin(annotation) in (Union, UnionType, Annotated):
-        return [m for arg in get_args(annotation) for m in _models_of(arg)]
+        return [m for arg in get_args(annotation) for m in models_of(arg)]
     return []
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any, Literal
@@ -17,6 +17,9 @@ from orchestrator.scenario import ARMS, METRICS, ArmName, Metric, Scenario, metr
 
 Verdict = Literal["improved", "regressed", "equivalent", "inconclusive", "invalid"]
 
+_WORST_FIRST: tuple[Verdict, ...] = (
+    "regressed", "invalid", "inconclusive", "improved", "equivalent",
+)  # fmt: skip
 MANY_TRIALS = 4
 """From this many trials of each arm on, a consistent effect above the small floor counts; with
 fewer it takes the large one, because host boots differ by chance."""
@@ -149,10 +152,12 @@ def _verdict(
     judged = [by_name.get(name, "invalid") for name in scenario.expect] or [
         next((by_name[h] for h in _HEADLINES if h in by_name), metrics[0].verdict)
     ]
-    order: tuple[Verdict, ...] = (
-        "regressed", "invalid", "inconclusive", "improved", "equivalent",
-    )  # fmt: skip
-    return min(judged, key=order.index)
+    return worst(judged)
+
+
+def worst(verdicts: Iterable[Verdict]) -> Verdict:
+    """Of several metrics, or of several comparisons."""
+    return min(verdicts, key=_WORST_FIRST.index)
 
 
 def guest_accels(results: Sequence[TrialResult]) -> set[str]:

@@ -10,7 +10,15 @@ from orchestrator.analysis.comparison import Comparison, MetricComparison, guest
 from orchestrator.analysis.theory import best_leaf, lookups, pages, stride_of
 from orchestrator.analysis.trial import TrialResult
 from orchestrator.report.maps import map_sections, plural
-from orchestrator.scenario import ARMS, AT_POINTS, Metric, Scenario, format_size
+from orchestrator.scenario import (
+    ARMS,
+    AT_POINTS,
+    Device,
+    Guest,
+    Metric,
+    Scenario,
+    format_size,
+)
 
 # Every metric, what it is called in the table, and the pass it comes from.
 _ROWS: dict[Metric, tuple[str, str]] = {
@@ -70,8 +78,7 @@ def _head(
             f"{arm:<11}{kernel['release']}  ({kernel['source']}; {trials or 'no trials'})"
         )
     lines += [
-        f"device     {scenario.device.kind}, BAR {format_size(scenario.device.bar)},"
-        f" {scenario.host.viommu} vIOMMU",
+        f"device     {_device(scenario.device)}, {scenario.host.viommu} vIOMMU",
         *_workload(scenario, plan),
         f"host       nested VM, {plural(scenario.host.cpus, 'CPU')}, accel {accel}",
     ]
@@ -93,7 +100,28 @@ def _workload(scenario: Scenario, plan: dict[str, Any]) -> list[str]:
         backend = {"type1": "type1 container", "iommufd": "iommufd"}[scenario.map.backend]
         return [f"workload   map from the host's user space, {backend}"]
     guest = plan["guest_kernel"]["release"]
-    return [f"guest      {guest}, {format_size(scenario.guest.memory)}"]
+    memory = format_size(scenario.guest.memory)
+    return [f"guest      {guest}, {memory}{said_of(scenario.guest)}"]
+
+
+def _device(device: Device) -> str:
+    number = f"{device.count} x " * (device.count > 1)
+    return f"{number}{device.kind}, BAR {format_size(device.bar)}" + ", no mmap" * (
+        not device.mmap
+    )
+
+
+def said_of(guest: Guest) -> str:
+    """What of the guest is not as it is by default."""
+    said = {
+        "firmware": f", {guest.firmware}",
+        "boot": f", booted from a {guest.boot}",
+        "backing": f", memory {guest.backing}",
+        "viommu": f", {guest.viommu} vIOMMU",
+        "phys_bits": f", {guest.phys_bits} address bits",
+    }
+    usual = Guest.model_fields
+    return "".join(text for key, text in said.items() if getattr(guest, key) != usual[key].default)
 
 
 def _table(scenario: Scenario, comparison: Comparison, *, emulated: bool) -> str:

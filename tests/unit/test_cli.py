@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -9,12 +10,17 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
-from orchestrator import __version__
+from orchestrator import __version__, cli, matrix
+from orchestrator.cache import Cache
 from orchestrator.cli import _run
 from orchestrator.evidence import TrialDir
+from orchestrator.progress import Progress
+from orchestrator.run import Runner
+from orchestrator.scenario import Scenario
 from tests.unit.fabricated import sealed_map_trial
 from tests.unit.kernels.fakes import folder_kernel
 from tests.unit.recorded import FAILED, MEASURED, RUN, copied, sealed, unpatched
@@ -158,6 +164,75 @@ def test_report_of_maps_is_judged_like_any_other(
     assert barometer("report", run) == 1
 
 
+FACTORS = '[matrix]\n"guest.firmware" = ["seabios", "ovmf"]\n"device.count" = [1, 4]\n'
+
+
+def test_plan_of_a_matrix_shows_every_cell_with_its_trials(
+    barometer: Command, capsys: Said, scenario: Path
+) -> None:
+    scenario.write_text(MINIMAL + FACTORS)
+    assert barometer("plan", scenario, "--set", "device.bar=1GiB") == 0
+    out = capsys.readouterr().out
+    assert out.startswith("small: 4 cells of 4\n\n")
+    cells = out.split("\n\n")[1:]
+    assert cells[3].splitlines() == [
+        'cell ovmf-4: guest.firmware = "ovmf", device.count = 4',
+        "small-ovmf-4: guest-boot, 4 x ivshmem with a BAR of 1GiB, passes plain, timing, counts",
+        f"  baseline   dir:{scenario.parent}/old (7.0-old)",
+        f"  candidate  dir:{scenario.parent}/new (7.0-new)",
+        f"  guest      dir:{scenario.parent}/guest (7.0-guest), ovmf",
+        "  0001-baseline  pair 1, plain, timing, counts",
+        "  0002-candidate  pair 1, plain, timing, counts",
+    ]
+
+
+def test_cell_is_planned_alone(barometer: Command, capsys: Said, scenario: Path) -> None:
+    scenario.write_text(MINIMAL + FACTORS)
+    assert barometer("plan", scenario, "--cell", "ovmf-1", "--cell", "seabios-1") == 0
+    out = capsys.readouterr().out
+    assert out.startswith("small: 2 cells of 4\n")
+    assert out.index("cell seabios-1:") < out.index("cell ovmf-1:")
+    assert barometer("plan", scenario, "--set", "matrix={}") == 0
+    assert capsys.readouterr().out.startswith("small: guest-boot, ")
+
+
+@pytest.mark.parametrize("verb", ["plan", "run"])
+@pytest.mark.parametrize(
+    ("lines", "arguments", "said"),
+    [
+        (FACTORS, ["--cell", "omvf-1"], 'no such cell; did you mean "ovmf-1"?'),
+        ("", ["--cell", "ovmf-1"], "has no [matrix]"),
+        (FACTORS, ["--set", "device.count=2"], "[matrix] gives device.count its value"),
+        (FACTORS, ["--set", "host.phys_bits=38"], "cell seabios-4: device.count x device.bar"),
+    ],
+)
+def test_wrong_cell_is_exit_code_2_before_anything_boots(
+    barometer: Command, capsys: Said, scenario: Path, verb: str, lines: str,
+    arguments: list[str], said: str,
+) -> None:  # fmt: skip
+    scenario.write_text(MINIMAL + lines)
+    assert barometer(verb, scenario, *arguments) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_report_of_a_matrix_judges_its_cells(
+    barometer: Command, capsys: Said, finished: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "matrix"
+    for name in ("a", "b"):
+        shutil.copytree(finished, run / "cells" / name)
+    cells = [{"name": n, "folder": f"cells/{n}", "settings": {"x": n}} for n in ("a", "b")]
+    facts = {"schema": 1, "scenario": "small", "cells": cells}
+    (run / "matrix.json").write_text(json.dumps(facts))
+    assert barometer("report", run) == 0
+    out = capsys.readouterr().out
+    assert out.startswith((run / "report.txt").read_text())
+    assert out.splitlines()[-1] == f"run: {run}"
+    assert "report of each cell: RUN/cells/NAME/report.txt" in out
+    assert barometer("report", run / "cells/b") == 0
+    assert capsys.readouterr().out.startswith("debian-6.12-vs-7: improved\n")
+
+
 def test_plan_leaves_nothing_behind(barometer: Command, scenario: Path, capsys: Said) -> None:
     before = sorted(scenario.parent.rglob("*"))
     barometer("plan", scenario)
@@ -282,6 +357,54 @@ def test_schema_is_json(barometer: Command, capsys: Said) -> None:
 def test_clean_with_nothing_to_do_says_so(barometer: Command, capsys: Said) -> None:
     assert barometer("clean") == 0
     assert capsys.readouterr().out == "nothing to clean\n"
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch, finished: Path) -> list[str]:
+    """Runs boot nothing and find what is in `finished`; the names of the scenarios that ran."""
+    ran: list[str] = []
+
+    def run_plan(scenario: Scenario, text: str, out: Path, here: Runner) -> bool:
+        ran.append(scenario.name)
+        shutil.copytree(finished, out, dirs_exist_ok=True)
+        return True
+
+    def runner(
+        cache: Cache, progress: Progress, *, keep: bool
+    ) -> contextlib.AbstractContextManager[Runner]:
+        nothing = cast(Any, None)
+        return contextlib.nullcontext(Runner(cache, nothing, nothing, progress, keep))
+
+    monkeypatch.setattr(cli, "runner", runner)
+    monkeypatch.setattr(cli, "run_plan", run_plan)
+    monkeypatch.setattr(matrix, "run_plan", run_plan)
+    return ran
+
+
+def test_run_ends_with_its_report_and_its_folder(
+    barometer: Command, capsys: Said, scenario: Path, tmp_path: Path, machine: list[str]
+) -> None:
+    assert barometer("run", scenario, "--out", tmp_path / "out") == 0
+    assert machine == ["small"]
+    out = capsys.readouterr().out
+    assert out.startswith("debian-6.12-vs-7: improved\n")
+    assert out.splitlines()[-1] == f"run: {tmp_path}/out"
+    assert not (tmp_path / "out/matrix.json").exists()
+
+
+def test_run_of_a_matrix_ends_with_the_table_of_its_cells(
+    barometer: Command, capsys: Said, scenario: Path, tmp_path: Path, machine: list[str]
+) -> None:
+    scenario.write_text(MINIMAL + FACTORS)
+    assert barometer("run", scenario, "--out", tmp_path / "out", "--cell", "ovmf-4") == 0
+    assert capsys.readouterr().out.startswith("small: improved, 1 cell\n")
+    assert barometer("run", scenario, "--out", tmp_path / "out") == 0
+    assert machine == [f"small-{name}" for name in (
+        "ovmf-4", "seabios-1", "seabios-4", "ovmf-1", "ovmf-4",
+    )]  # fmt: skip
+    out = capsys.readouterr().out
+    assert out.startswith("small: improved, 4 cells\n")
+    assert out.splitlines()[-1] == f"run: {tmp_path}/out"
 
 
 def test_run_into_a_folder_with_something_else_is_refused(

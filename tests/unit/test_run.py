@@ -47,6 +47,7 @@ class Fixture:
         self.begun: list[str] = []
         self.partial: list[str] = []
         self.bench: Bench | None = None
+        self.held = True
         monkeypatch.setattr(run, "_trial_facts", lambda bench, planned: {"arm": planned.arm})
 
     def trials(
@@ -69,7 +70,7 @@ class Fixture:
             chosen, cast(Prepared, SimpleNamespace(accel=accel, kernels=kernels)), run_dir,
             cast(BenchState, state), cast(Any, self.machines), Progress(), keep,
         )  # fmt: skip
-        run_trials(self.bench)
+        self.held = run_trials(self.bench)
         return run_dir.trials()
 
     def recorded(self, partial: str) -> None:
@@ -146,6 +147,7 @@ def test_bench_that_fails_twice_in_a_row_for_the_same_reason_ends_the_run(
     trials = fixture.trials(failing(*reasons, *[None] * 6), scenario(PAIRS))
     assert len(trials) == len(fixture.begun) == run
     assert ("stopping here" in capsys.readouterr().err) == (run < 6)
+    assert fixture.held == (run == 6)
 
 
 def test_exact_trials_run_as_many_at_once_as_the_machine_carries(fixture: Fixture) -> None:
@@ -195,6 +197,7 @@ def test_bench_that_keeps_failing_ends_a_run_at_once(
     climb = failing(*["no-space"] * 100)
     trials = fixture.trials(climb, chosen, accel="exact", width=2)
     assert 2 <= len(trials) < 100
+    assert not fixture.held
     assert "stopping here" in capsys.readouterr().err
     assert fixture.left() == sorted(t.path.name for t in trials)
 

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import tomllib
 from pathlib import Path
 
 import pytest
@@ -28,7 +27,6 @@ from orchestrator.scenario import (
 )
 from tests.unit.scenarios import MAPS, MINIMAL, map_scenario, scenario
 
-SHIPPED = sorted((Path(__file__).parents[2] / "fixtures/scenarios").glob("*.toml"))
 UNITS = {"KiB": KIB, "MiB": MIB, "GiB": GIB, "TiB": TIB}
 
 
@@ -465,17 +463,6 @@ def test_any_text_after_a_scenario_is_read_or_refused(text: str) -> None:
         parse_scenario(MINIMAL + text, "x")
 
 
-@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
-def test_shipped_scenario_is_valid(path: Path) -> None:
-    loaded, text = load_scenario(path)
-    assert text == path.read_text()
-    assert tomllib.loads(text)["name"] == loaded.name
-
-
-def test_there_are_shipped_scenarios() -> None:
-    assert SHIPPED
-
-
 def test_schema_describes_every_key() -> None:
     schema = json.loads(json.dumps(json_schema()))
     assert set(schema["properties"]) == set(Scenario.model_fields)
@@ -524,3 +511,93 @@ def test_wrong_element_of_a_list_is_said_once() -> None:
     message = error_of(MAPS, 'map.state=["hot"]')
     assert 'map.state.0: "hot" is not one of the valid values; valid: cold, warm' in message
     assert "at least 1 item" not in message
+
+
+def test_guest_and_device_are_what_they_were_by_default() -> None:
+    small = scenario()
+    assert (small.device.count, small.device.mmap) == (1, True)
+    assert small.guest is not None
+    assert (small.guest.firmware, small.guest.boot, small.guest.backing) == (
+        "seabios", "direct", "anonymous",
+    )  # fmt: skip
+    assert (small.guest.viommu, small.guest.phys_bits) == ("none", None)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["device.count=0"], "device.count: "),
+        (["device.count=9"], "device.count: "),
+        (["guest.firmware=uefi"], "guest.firmware: \"uefi\" is not one of the valid values"),
+        (["guest.boot=disc"], 'did you mean "disk"?'),
+        (["guest.backing=hugetlb-2MB"], 'did you mean "hugetlb-2MiB"?'),
+        (["guest.viommu=virtio"], "valid: none, intel"),
+        (["guest.phys_bits=31"], "guest.phys_bits: "),
+        (["guest.phys_bits=53"], "guest.phys_bits: "),
+        (["guest.boot=disk", "guest.memory=511MiB"],
+         'guest.memory is 511MiB; guest.boot = "disk" needs 512MiB or more'),
+        (["guest.backing=hugetlb-2MiB", "guest.memory=513MiB"],
+         'guest.memory is 513MiB; guest.backing = "hugetlb-2MiB" needs a multiple of 2MiB'),
+        (["guest.backing=hugetlb-1GiB"],
+         'guest.memory is 512MiB; guest.backing = "hugetlb-1GiB" needs a multiple of 1GiB'),
+        (["guest.memory=262145KiB"],
+         'guest.memory is 262145KiB; guest.backing = "anonymous" needs a multiple of 4KiB'),
+        (["guest.backing=hugetlb-1GiB", "guest.memory=2GiB", "host.memory=3GiB"],
+         'guest.backing = "hugetlb-1GiB" needs 2GiB more than guest.memory (2GiB)'),
+        (["device.count=2", "host.phys_bits=37"],
+         "device.count x device.bar is 64GiB; host.phys_bits = 37 leaves 32GiB for BARs"),
+        (["host.phys_bits=36"], "host.phys_bits = 36 leaves 16GiB for BARs"),
+    ],
+)  # fmt: skip
+def test_device_and_guest_that_cannot_be_are_refused(overrides: list[str], expected: str) -> None:
+    assert expected in error_of(MINIMAL, *overrides)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["device.count=8", "host.phys_bits=40"],
+        ["device.count=1", "host.phys_bits=37"],
+        ["device.mmap=false"],
+        ["guest.backing=hugetlb-1GiB", "guest.memory=1GiB", "host.memory=3GiB"],
+        ["guest.backing=hugetlb-2MiB"],
+        ["guest.backing=memfd", "guest.boot=disk", "guest.firmware=ovmf", "guest.phys_bits=39"],
+    ],
+)
+def test_device_and_guest_that_just_fit_are_accepted(overrides: list[str]) -> None:
+    chosen = scenario(*overrides)
+    assert Scenario.model_validate_json(chosen.model_dump_json()) == chosen
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        (
+            "device.count=2",
+            'device.count: workload = "map" maps the BAR of one device; count is 2',
+        ),
+        ("device.mmap=false", 'device.mmap: false is of workload = "guest-boot"'),
+    ],
+)
+def test_map_has_one_device_that_it_maps(override: str, expected: str) -> None:
+    assert expected in error_of(MAPS, override)
+
+
+def test_device_without_mmap_has_a_number_of_maps_and_no_time_of_one() -> None:
+    usual, trapped = names(text=MINIMAL), names("device.mmap=false", text=MINIMAL)
+    assert usual - trapped == {"bar_map_seconds", "bar_unmap_seconds", "iommu_map_seconds"}
+    assert {"bar_maps_per_boot", "bar_map_seconds_per_boot", "pfn_lookups_per_map"} <= trapped
+    assert "expect.bar_map_seconds: " in error_of(
+        MINIMAL, "device.mmap=false", "expect.bar_map_seconds=equivalent"
+    )
+
+
+def test_dot_within_quotes_is_part_of_a_key() -> None:
+    message = error_of(MINIMAL, "expect.'a.b'=improved")
+    assert 'expect.a.b: "a.b" is no metric' in message
+
+
+def test_matrix_is_more_than_one_scenario() -> None:
+    assert "x.toml: matrix: makes several scenarios of a file" in error_of(
+        MINIMAL + "[matrix]\n'device.count' = [1]\n"
+    )

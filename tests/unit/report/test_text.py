@@ -139,6 +139,21 @@ def test_workload_of_a_map_is_named_with_its_backend(plan: dict[str, Any]) -> No
     assert "guest      " not in report(plan, chosen=map_scenario("guest.kernel.dir=guest"))
 
 
+def test_what_a_guest_has_that_is_not_usual_is_said(plan: dict[str, Any]) -> None:
+    usual = report(plan)
+    assert "device     ivshmem, BAR 1GiB, intel vIOMMU\n" in usual
+    assert ", 512MiB\n" in usual
+    chosen = scenario(
+        "device.count=4", "device.mmap=false", "guest.firmware=ovmf", "guest.boot=disk",
+        "guest.backing=hugetlb-2MiB", "guest.viommu=intel", "guest.phys_bits=40",
+    )  # fmt: skip
+    text = report(plan, chosen=chosen)
+    assert "device     4 x ivshmem, BAR 32GiB, no mmap, intel vIOMMU\n" in text
+    assert (
+        ", 512MiB, ovmf, booted from a disk, memory hugetlb-2MiB, intel vIOMMU, 40 address bits\n"
+    ) in text
+
+
 def test_level_of_the_guest_and_of_the_count_are_said(
     plan: dict[str, Any], recorded: list[TrialResult]
 ) -> None:

@@ -1,0 +1,166 @@
+"""A run of a scenario file with a [matrix]: a folder of runs, one for each cell.
+
+RUN/scenario.toml matrix.json comparison.json report.txt
+RUN/cells/NAME/                          an ordinary run, that can be judged alone
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from orchestrator.analysis.comparison import Comparison, exit_code, to_json, worst
+from orchestrator.errors import BenchError, EvidenceError, ScenarioError
+from orchestrator.evidence import RunDir, need_keys, read_json, write_json
+from orchestrator.factors import Cell, ScenarioFile
+from orchestrator.judge import judge, save
+from orchestrator.kernels import describe
+from orchestrator.report.matrix import matrix_report
+from orchestrator.run import Runner, key_named, no_space_explained, only_run_in, run_plan
+from orchestrator.scenario import ARMS, Scenario
+
+_FAILED_CELLS = 2
+_NOT_RUN = EvidenceError.exit_code
+
+
+class MatrixDir:
+    """One run of a matrix: its scenario file and a run for each cell."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @staticmethod
+    def is_at(path: Path) -> bool:
+        return (path / "matrix.json").is_file()
+
+    @classmethod
+    def create(cls, path: Path, file: ScenarioFile, cells: Sequence[Cell]) -> MatrixDir:
+        """A new run of these cells, or the same one taken up again, be it with other cells.
+
+        Raises ScenarioError when the folder holds something else.
+        """
+        names = {cell.name for cell in cells}
+        matrix = cls(path)
+        if cls.is_at(path):
+            if (path / "scenario.toml").read_text() != file.text:
+                raise ScenarioError(
+                    f"{path} holds a run of another scenario",
+                    hint="give another --out, or the scenario it was started with to go on",
+                    reason="run-exists",
+                )
+            names |= {cell["name"] for cell in matrix.facts()["cells"]}
+        # matrix.json is written last: without it nothing has run yet
+        elif path.exists() and not {p.name for p in path.iterdir()} <= {"scenario.toml"}:
+            raise ScenarioError(
+                f"{path} is not empty and holds no run of a [matrix]", reason="run-exists"
+            )
+        path.mkdir(parents=True, exist_ok=True)
+        (path / "scenario.toml").write_text(file.text)
+        listed = [
+            {"name": cell.name, "folder": f"cells/{cell.name}", "settings": cell.settings}
+            for cell in file.cells
+            if cell.name in names
+        ]
+        facts = {"schema": 1, "scenario": file.name, "cells": listed}
+        write_json(path / "matrix.json", facts)
+        return matrix
+
+    def facts(self) -> dict[str, Any]:
+        """matrix.json. Raises EvidenceError when it cannot be read."""
+        path = self.path / "matrix.json"
+        facts: dict[str, Any] = read_json(path)
+        need_keys(path, facts, ("scenario", "cells"))
+        cells = facts["cells"]
+        if not isinstance(cells, list) or not cells or not all(map(_is_listed, cells)):
+            raise EvidenceError(
+                f"{path} does not list cells with name, folder and settings", reason="bad-evidence"
+            )
+        return facts
+
+    def runs(self) -> dict[str, RunDir | None]:
+        """The run of each cell, by its name; None where it has not begun."""
+        folders = {cell["name"]: self.path / cell["folder"] for cell in self.facts()["cells"]}
+        return {
+            name: RunDir.open(folder) if (folder / "plan.json").is_file() else None
+            for name, folder in folders.items()
+        }
+
+
+def _is_listed(cell: Any) -> bool:
+    return isinstance(cell, dict) and all(
+        isinstance(cell.get(key), kind)
+        for key, kind in (("name", str), ("folder", str), ("settings", dict))
+    )
+
+
+def run_cells(file: ScenarioFile, cells: Sequence[Cell], out: Path, here: Runner) -> MatrixDir:
+    """Every trial of these cells that is not complete yet, cell by cell; evidence under `out`.
+
+    Goes on after a cell whose bench failed; stops when that happens twice in a row. Raises
+    ScenarioError for what a cell asks and cannot be had, and BenchError when nothing at all ran.
+    """
+    with no_space_explained(out), only_run_in(out, here.cache):
+        with here.progress.stage("kernels of all cells"):
+            _look_up_kernels(cells, here)
+        matrix = MatrixDir.create(out, file, cells)
+        failures: list[BenchError | None] = []
+        for number, cell in enumerate(cells, 1):
+            title = f"cell {cell.name} ({number} of {len(cells)})"
+            failed: BenchError | None = None
+            try:
+                with here.progress.stage(title), key_named(f"cell {cell.name}"):
+                    folder = matrix.path / "cells" / cell.name
+                    if not run_plan(cell.scenario, cell.text, folder, here):
+                        failed = BenchError(f"{title}: the bench kept failing")
+            except BenchError as exc:
+                here.progress.note(f"{title}: {exc}")
+                failed = exc
+            failures.append(failed)
+            if len(failures) >= _FAILED_CELLS and all(failures[-_FAILED_CELLS:]):
+                here.progress.note("the bench failed in two cells in a row: stopping here")
+                break
+    if failures[-1] is not None and not any(matrix.runs().values()):
+        raise failures[-1]
+    return matrix
+
+
+def _look_up_kernels(cells: Sequence[Cell], here: Runner) -> None:
+    """A kernel that there is not is found before the first cell boots. Raises ScenarioError."""
+    seen = set()
+    for cell in cells:
+        for key, kernel in _kernels(cell.scenario).items():
+            if kernel not in seen:
+                with key_named(f"cell {cell.name}"), key_named(key):
+                    describe(kernel, here.cache)
+                seen.add(kernel)
+
+
+def _kernels(scenario: Scenario) -> dict[str, Any]:
+    kernels: dict[str, Any] = {f"arms.{arm}.kernel": scenario.arms[arm].kernel for arm in ARMS}
+    if scenario.workload == "guest-boot" and scenario.guest is not None:
+        kernels["guest.kernel"] = scenario.guest.kernel
+    return kernels
+
+
+def judge_cells(matrix: MatrixDir) -> tuple[str, int]:
+    """The text report of all cells and the exit code: 1 if any cell's is, else the largest. Saved
+    in the run, like each cell's own."""
+    found: dict[str, Comparison | None] = {}
+    codes, emulated = [], False
+    for name, run in matrix.runs().items():
+        if run is None:
+            found[name] = None
+            codes.append(_NOT_RUN)
+            continue
+        scenario, comparison, _ = judge(run)
+        found[name] = comparison
+        codes.append(exit_code(scenario, comparison))
+        emulated = emulated or run.plan()["accel"] == "tcg"
+    name = str(matrix.facts()["scenario"])
+    verdict = worst("invalid" if c is None else c.verdict for c in found.values())
+    report = matrix_report(name, verdict, found, emulated=emulated)
+    cells = {name: c and to_json(c) for name, c in found.items()}
+    whole = {"schema": 1, "scenario": name, "verdict": verdict, "cells": cells}
+    save(matrix.path, whole, report)
+    return report, 1 if 1 in codes else max(codes)

@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pytest
+
+from orchestrator.analysis.comparison import Comparison, compare
+from orchestrator.analysis.trial import TrialResult
+from orchestrator.report.matrix import matrix_report
+from orchestrator.scenario import ArmName, Metric
+from tests.unit.scenarios import scenario
+
+KERNELS: dict[ArmName, dict[str, str]] = {
+    "baseline": {"release": "6.12.107+deb13", "source": "deb:old"},
+    "candidate": {"release": "7.3.4+deb13", "source": "deb:new"},
+}
+
+
+def cell(values: Mapping[Metric, tuple[float, float]], accel: str = "tcg") -> Comparison:
+    """Metric -> its value in the baseline's trial and in the candidate's."""
+    results = [
+        TrialResult(arm, arm, "measured", samples={m: (v[i],) for m, v in values.items()})
+        for i, arm in enumerate(KERNELS)
+    ]
+    return compare(scenario(), KERNELS, results, 2, accel)
+
+
+def report(cells: Mapping[str, Comparison | None], *, emulated: bool = False) -> str:
+    text = matrix_report("factors", "improved", cells, emulated=emulated)
+    assert text.isascii()
+    assert max(map(len, text.splitlines())) <= 100
+    assert not [line for line in text.splitlines() if line != line.rstrip()]
+    return text
+
+
+BOOTED: dict[Metric, tuple[float, float]] = {
+    "guest_boot_seconds": (25.791, 20.12),
+    "bar_maps_per_boot": (12, 12),
+    "bar_map_seconds_per_boot": (6.0, 0.0012345),
+    "bar_unmap_seconds_per_boot": (0.55, 0.54),
+}
+
+
+def test_each_cell_is_a_row_with_its_headlines() -> None:
+    lines = report({"seabios-1": cell(BOOTED), "ovmf-1": None}).splitlines()
+    assert lines[0] == "factors: improved, 2 cells"
+    assert lines[2] == "baseline   6.12.107+deb13  (deb:old)"
+    assert [" ".join(line.split()) for line in lines[5:8]] == [
+        "cell verdict boot, s maps all maps, s all unmaps, s",
+        "seabios-1 inconclusive 25.8 -> 20.1 12 -> 12 6 -> 0.00123 0.55 -> 0.54",
+        "ovmf-1 not run",
+    ]
+    assert lines[-1] == "report of each cell: RUN/cells/NAME/report.txt"
+
+
+def test_metric_that_no_cell_has_is_no_column() -> None:
+    text = report(
+        {"a": cell({"bar_maps_per_boot": (12, 8)}), "b": cell({"bar_map_seconds": (1, 0.1)})}
+    )
+    assert "boot, s" not in text
+    assert [line.split() for line in text.splitlines()[5:8]] == [
+        ["cell", "verdict", "maps"],
+        ["a", "improved", "12", "->", "8"],
+        ["b", "improved", "-"],
+    ]
+
+
+def test_cells_of_maps_show_a_map() -> None:
+    maps: dict[Metric, tuple[float, float]] = {
+        "bar_map_seconds": (9.5, 0.001), "pfn_lookups_per_map": (8388608, 32),
+    }  # fmt: skip
+    text = report({"type1": cell(maps, "exact")})
+    assert "one map, Ginsn" in text
+    assert "8388608 -> 32" in text
+
+
+def test_units_that_differ_are_both_named() -> None:
+    one: dict[Metric, tuple[float, float]] = {"bar_map_seconds": (1, 2)}
+    text = report({"tcg": cell(one), "exact": cell(one, "exact")})
+    assert "one map, Ginsn or s" in text
+
+
+@pytest.mark.parametrize("length", [10, 40, 69])
+def test_table_fits_a_terminal(length: int) -> None:
+    wide: dict[Metric, tuple[float, float]] = {
+        "guest_boot_seconds": (12345678.9, 0.000123456),
+        "bar_maps_per_boot": (12, 12),
+        "bar_map_seconds_per_boot": (0.00123456, 1.23456e-05),
+        "bar_unmap_seconds_per_boot": (123456.7, 0.0123456),
+    }
+    name = "x" * length
+    lines = report({name: cell(wide), "short": cell(BOOTED)}).splitlines()
+    assert any(line.startswith(name) for line in lines)
+
+
+def test_emulated_seconds_are_said_to_be() -> None:
+    assert "EMULATED" in report({"a": cell(BOOTED)}, emulated=True)
+    assert "EMULATED" not in report({"a": cell(BOOTED)})
+
+
+def test_matrix_of_which_nothing_has_run_is_shown() -> None:
+    lines = report({"a": None}, emulated=True).splitlines()
+    assert lines[0] == "factors: improved, 1 cell"
+    assert lines[2:4] == ["cell  verdict", "a     not run"]
+    assert len(lines) == 6
