@@ -33,7 +33,12 @@ def account_of(boot: BootTrace, bar: int, *, mmap: bool, viommu: bool, qemu_log:
     once, and the boot is fast.
     """
     maps = [o for o in boot.operations if o.kind == "map" and o.size == bar]
-    unmaps = [o for o in boot.operations if o.kind != "map" and o.size == bar]
+    # QEMU also unmaps where nothing is mapped, as when a guest's own IOMMU takes over
+    unmaps = [
+        o for o in boot.operations
+        if o.kind != "map" and o.size == bar and o.unmapped in (None, bar)
+    ]  # fmt: skip
+    notes = _taken_over(boot) if viommu else ()
     _regions_agree(boot)
     if not maps:
         return Account((), (), (_why_not_mapped(boot, mmap=mmap, viommu=viommu, said=qemu_log),))
@@ -70,7 +75,16 @@ def account_of(boot: BootTrace, bar: int, *, mmap: bool, viommu: bool, qemu_log:
             f"results {sorted({o.result for o in unmaps})}",
             reason="unmaps-disagree",
         )
-    return Account(tuple(maps), tuple(unmaps))
+    return Account(tuple(maps), tuple(unmaps), notes)
+
+
+def _taken_over(boot: BootTrace) -> tuple[Note, ...]:
+    if not any(e.name == "vfio_listener_region_add_iommu" for e in boot.qemu):
+        return ()
+    return (
+        Note("guest-viommu", "the guest's own IOMMU took over while it booted: from then on the"
+             " devices see only what the guest maps for them, and the BARs are mapped no more"),
+    )  # fmt: skip
 
 
 def _regions_agree(boot: BootTrace) -> None:

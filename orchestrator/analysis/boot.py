@@ -169,7 +169,9 @@ def timeline_of(
     mark_line = int(boot.marks["mark line"])
     mark = console[mark_line][0]
     writes = [w for e in boot.qemu if (w := config_write(e)) is not None]
-    causes = Causes(boot.qemu, writes)
+    acts = [(o.start, o.end, o.pid) for o in boot.operations]
+    acts += [(at, at + seconds, thread) for at, seconds, thread in boot.zaps]
+    causes = Causes(boot.qemu, writes, acts)
     ends: dict[float, float] = {}
     for operation in boot.operations:
         if (write := causes.trigger(operation.pid, operation.start)) is not None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from orchestrator.analysis.qemu import ConfigWrite, QemuEvent
 from orchestrator.analysis.trace import Operation
@@ -30,15 +30,24 @@ _OTHER_TRIGGERS = {
     "vfio_attach_device": "device attached",
     "vfio_pci_reset": "device reset",
     "qemu_system_shutdown_request": "exit",
+    "vtd_switch_address_space": "the guest's IOMMU",
+    "fw_cfg_select": UNKNOWN,  # the guest ran on: what its thread does next has another reason
 }
-_RAN = {"fw_cfg_select"}
-"""Signs that the guest ran on: what its thread does next has another reason."""
+_STALE_SECONDS = 0.5
+"""QEMU acts on a write at once: what it does so long after it, or after what else it did on its
+behalf, has another reason."""
 
 
 class Causes:
     """The causes of the operations of one boot, from all of QEMU's events in order of time."""
 
-    def __init__(self, events: Sequence[QemuEvent], writes: Sequence[ConfigWrite]) -> None:
+    def __init__(
+        self,
+        events: Sequence[QemuEvent],
+        writes: Sequence[ConfigWrite],
+        acts: Iterable[tuple[float, float, int]],
+    ) -> None:
+        """`acts`: (start, end, thread) of all maps, unmaps and zaps."""
         self._by_function: dict[str, list[ConfigWrite]] = defaultdict(list)
         self._triggers: dict[int, list[tuple[float, str, ConfigWrite | None, int]]] = defaultdict(
             list
@@ -53,11 +62,18 @@ class Causes:
             self._same_before[write] = last.get(register)
             last[register] = write
         for event in events:
-            if event.name in _OTHER_TRIGGERS or event.name in _RAN:
-                what = _OTHER_TRIGGERS.get(event.name, UNKNOWN)
+            if (what := _OTHER_TRIGGERS.get(event.name)) is not None:
                 self._triggers[event.thread].append((event.time, what, None, 0))
         for triggers in self._triggers.values():
             triggers.sort(key=lambda trigger: trigger[0])
+        self._stale: set[tuple[int, float]] = set()
+        busy: dict[int, float] = {}
+        for start, end, thread in sorted(acts):
+            if (found := self._at(thread, start)) is not None:
+                if start - max(found[0], busy.get(thread, 0.0)) > _STALE_SECONDS:
+                    self._stale.add((thread, start))
+                else:
+                    busy[thread] = end
 
     def trigger(self, thread: int, time: float) -> ConfigWrite | None:
         """The configuration write that a thread was handling at a time."""
@@ -82,7 +98,7 @@ class Causes:
     def _at(self, thread: int, time: float) -> tuple[float, str, ConfigWrite | None, int] | None:
         triggers = self._triggers.get(thread, [])
         index = bisect_right(triggers, time, key=lambda trigger: trigger[0])
-        return triggers[index - 1] if index else None
+        return triggers[index - 1] if index and (thread, time) not in self._stale else None
 
     @staticmethod
     def _whose(write: ConfigWrite, bar: str) -> str:

@@ -72,6 +72,8 @@ class Operation:
     size: int
     result: int
     """What the ioctl returned: 0, or a negative errno. 0 for a release."""
+    unmapped: int | None = None
+    """unmap: the bytes that the ioctl says it did unmap; 0 where nothing was mapped there."""
     pages: int | None = None
     """What vfio_pin_pages_remote returned, in base pages (map)."""
     pin_seconds: float | None = None
@@ -184,7 +186,7 @@ def _by_ioctl(entry: Event, exit_: Event, inner: list[Event]) -> Operation | Non
     if command == UNMAP_DMA:
         unmap = Operation(
             "unmap", entry.time, _seconds(entry, exit_), iova=asked["q8"], size=asked["q16"],
-            result=answered["ret"], pid=entry.pid, cpu=entry.cpu,
+            result=answered["ret"], unmapped=answered.get("q16"), pid=entry.pid, cpu=entry.cpu,
             around_seconds=_around(entry, exit_, inner, "unmap_in", "unmap_out"),
         )  # fmt: skip
         return _with_parts(unmap, inner)

@@ -45,6 +45,7 @@ _BOOT_EVENTS = (
     "pci_update_mappings_add", "pci_update_mappings_del", "vfio_region_mmap",
     "vfio_listener_region_add_ram", "vfio_listener_region_del",
     "vfio_listener_region_add_iommu", "vfio_listener_region_add_no_dma_map",
+    "vtd_switch_address_space",
 )  # fmt: skip
 _HOUR = 3600.0
 _IDLE_SECONDS = 45.0
