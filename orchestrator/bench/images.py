@@ -108,16 +108,15 @@ def _tree_digest(folder: Path) -> str:
 
 
 def root_disk(name: str, recipe: dict[str, Any], cache: Cache) -> Path:
-    """A cache entry with root.ext4, the system that `recipe` says with guests/NAME/rootfs over it,
-    and packages.txt. Raises BenchError when it cannot be built."""
+    """A cache entry: root.ext4, what `recipe` says with guests/NAME/rootfs over it; packages.txt.
+
+    Raises BenchError when it cannot be built."""
     rootfs = GUESTS / name / "rootfs"
     key = {
         "kind": f"{name}-root", "schema": 1, "suites": recipe["suites"],
         "packages": recipe["packages"], "exclude": recipe["exclude"],
         "rootfs": _tree_digest(rootfs), "mirror": source_lines(tuple(recipe["suites"])),
-        **{option: recipe[option] for option in ("variant", "mask") if option in recipe},
     }  # fmt: skip
-    masked = " ".join(recipe.get("mask", []))
 
     def build(folder: Path) -> None:
         tar = folder / "root.tar"
@@ -126,16 +125,13 @@ def root_disk(name: str, recipe: dict[str, Any], cache: Cache) -> Path:
         run(
             # it cleans up after itself when it is told to end, also by the end of this process
             ["setpriv", "--pdeathsig", "TERM",
-             "mmdebstrap", f"--variant={recipe.get('variant', 'minbase')}",
-             "--architectures=amd64", "--format=tar",
+             "mmdebstrap", "--variant=minbase", "--architectures=amd64", "--format=tar",
              "--include", ",".join(recipe["packages"]),
              *[f"--dpkgopt=path-exclude={pattern}" for pattern in recipe["exclude"]],
              *[f"--aptopt={line}" for line in settings],
              # without root the hook's user may write nowhere else
              "--customize-hook=chroot \"$1\" dpkg-query -W -f '${Package}\\t${Version}\\n'"
              " > \"$1\"/packages.txt",
-             f"--customize-hook=for unit in {masked};"
-             ' do ln -s /dev/null "$1/etc/systemd/system/$unit"; done',
              "--customize-hook=rm -rf \"$1\"/var/cache/apt/* \"$1\"/var/lib/apt/lists/*",
              recipe["suites"][0], tar.name, *source_lines(tuple(recipe["suites"]))],
             doing=f"building the {name} image", cwd=folder, timeout=1800,
@@ -166,7 +162,7 @@ def _may_map_users() -> None:
         lines = path.read_text().splitlines() if path.exists() else []
         if not any(line.split(":")[0] in (user, str(os.geteuid())) for line in lines):
             raise BenchError(
-                f"an image cannot be built as {user}: /etc/{table} has no range for it",
+                f"no image can be built as {user}: /etc/{table} has no range for it",
                 hint="as root: usermod --add-subuids 100000-165535 --add-subgids 100000-165535 "
                 + user,
                 reason="no-subuid",
