@@ -16,13 +16,13 @@ from __future__ import annotations
 import re
 import shutil
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from orchestrator.bench.cpio import pack_files
 from orchestrator.bench.images import initramfs, listed, read_recipe, root_disk, unpacked
+from orchestrator.bench.keys import RunKeys
 from orchestrator.cache import Cache
 from orchestrator.command import run
 from orchestrator.errors import BenchError, ScenarioError
@@ -95,9 +95,10 @@ def guest_disk(kernel: KernelBundle, cmdline: str, cache: Cache) -> GuestDisk:
     )
 
 
-def keys_disk(files: Mapping[str, bytes]) -> bytes:
-    """A raw disk with the run's keys, `RunKeys.for_guest()`: a cpio archive in whole sectors."""
-    archive = pack_files(files)
+def keys_disk(keys: RunKeys) -> bytes:
+    """A raw disk with the run's keys, to be attached with the serial "keys": a cpio archive in
+    whole sectors."""
+    archive = pack_files(keys.for_guest())
     return archive + b"\0" * (-len(archive) % _SECTOR)
 
 
@@ -132,31 +133,37 @@ def grub_config(release: str, cmdline: str) -> str:
     )
 
 
-def boot_record(code: bytes, partitions: Sequence[Partition]) -> bytes:
-    """Sector 0: the program `code`, of which the first 440 bytes are taken, and the table."""
+def layout(files: int, root: int) -> tuple[Partition, Partition]:
+    """The boot partition, with room for `files` bytes, and the root partition of `root` bytes."""
+    boot = Partition(_EFI, _FIRST, (files * 5 // 4 // _MIB + 16) * _FIRST, active=True)
+    return boot, Partition(_LINUX, boot.first + boot.sectors, -(-root // _SECTOR))
+
+
+def boot_area(code: bytes, core: bytes, partitions: Sequence[Partition]) -> bytes:
+    """What stands before the first partition: the MBR with the program `code`, of which the first
+    440 bytes are taken, and GRUB's core image. Raises BenchError when that is too large."""
     table = b"".join(
         # CHS addresses say "beyond what CHS can": who reads them must take the sector numbers
         struct.pack("<B3sB3sII", 0x80 * p.active, b"\xfe\xff\xff", p.kind, b"\xfe\xff\xff",
                     p.first, p.sectors)
         for p in partitions
     )  # fmt: skip
-    return code[:_BOOT_CODE].ljust(_BOOT_CODE + 6, b"\0") + table.ljust(64, b"\0") + b"\x55\xaa"
+    record = code[:_BOOT_CODE].ljust(_BOOT_CODE + 6, b"\0") + table.ljust(64, b"\0") + b"\x55\xaa"
+    if len(record) + len(core) > _FIRST * _SECTOR:
+        raise BenchError(
+            f"GRUB's core image has {len(core)} bytes: too many before sector {_FIRST}",
+            reason="boot-loader-size",
+        )
+    return record + core
 
 
 def _assemble(disk: Path, files: Path, tools: Path, core: Path, root: Path) -> None:
     code = (tools / "files/usr/lib/grub/i386-pc/boot.img").read_bytes()
-    if core.stat().st_size > (_FIRST - 1) * _SECTOR:
-        raise BenchError(
-            f"GRUB's core image has {core.stat().st_size} bytes: too many before sector {_FIRST}",
-            reason="boot-loader-size",
-        )
-    content = sum(p.stat().st_size for p in files.rglob("*"))
-    boot = Partition(_EFI, _FIRST, (content * 5 // 4 // _MIB + 16) * _FIRST, active=True)
-    system = Partition(_LINUX, boot.first + boot.sectors, root.stat().st_size // _SECTOR)
+    boot, system = layout(sum(p.stat().st_size for p in files.rglob("*")), root.stat().st_size)
     with disk.open("wb") as file:
-        file.write(boot_record(code, [boot, system]) + core.read_bytes())
+        file.write(boot_area(code, core.read_bytes(), [boot, system]))
         file.truncate((system.first + system.sectors) * _SECTOR)
-    # --invariant: no times and no random number, so that the same input is the same disk
+    # --invariant: no random number; -s: large clusters, because a boot loader reads one at a time
     _run_tool(tools, "usr/sbin/mkfs.fat", "--invariant", "-s", "64", "--offset", str(_FIRST),
               disk, str(boot.sectors * _SECTOR // 1024))  # fmt: skip
     _run_tool(tools, "usr/bin/mtools", "-c", "mcopy", "-s", "-i", f"{disk}@@{_MIB}",
@@ -173,7 +180,7 @@ def _grub_image(tools: Path, platform: str, prefix: str, output: Path, *extra: s
     )  # fmt: skip
 
 
-def _run_tool(tools: Path, program: str, *arguments: Any) -> None:
+def _run_tool(tools: Path, program: str, *arguments: str | Path) -> None:
     """Run a program of unpacked packages, with its own libraries: the runner's may be older."""
     libraries = tools / "files/usr/lib/x86_64-linux-gnu"
     run(
