@@ -72,7 +72,7 @@ def guest_disk(kernel: KernelBundle, cmdline: str, cache: Cache) -> GuestDisk:
     start = initramfs("disk", recipe, kernel, cache)
     tools = unpacked(recipe["suites"], recipe["boot"]["packages"], recipe["boot"]["files"], cache)
     key = {
-        "kind": "guest-disk", "schema": 2, "kernel": kernel.digest, "config": config,
+        "kind": "guest-disk", "schema": 1, "kernel": kernel.digest, "config": config,
         "root": root.name, "initramfs": start.parent.name, "tools": tools.name,
     }  # fmt: skip
 
