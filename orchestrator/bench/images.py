@@ -60,14 +60,14 @@ def host_image(kernel: KernelBundle, suite: str, cache: Cache) -> HostImage:
 
     Raises BenchError when a build fails, ScenarioError when the kernel lacks a module that a host
     needs."""
-    recipe = _recipe("host")
+    recipe = read_recipe("host")
     suites = [name.replace(recipe["suites"][0], suite) for name in recipe["suites"]]
-    root = _host_root({**recipe, "suites": suites}, cache)
+    root = root_disk("host", {**recipe, "suites": suites}, cache)
     return HostImage(
         root=root / "root.ext4",
         modules=_modules_disk(recipe, kernel, cache),
-        initramfs=_host_initramfs(recipe, kernel, cache),
-        packages=_listed(root / "packages.txt"),
+        initramfs=initramfs("host", recipe, kernel, cache),
+        packages=listed(root / "packages.txt"),
     )
 
 
@@ -75,8 +75,8 @@ def payload_image(kernel: KernelBundle | None, cache: Cache) -> PayloadImage:
     """As `host_image`, for what goes onto the host: agents, and a guest if there is a kernel."""
     if kernel is None:
         return PayloadImage(_payload_disk({}, cache), {})
-    recipe = _recipe("guest")
-    tree = _unpacked(recipe["suites"], recipe["packages"], recipe["files"], cache)
+    recipe = read_recipe("guest")
+    tree = unpacked(recipe["suites"], recipe["packages"], recipe["files"], cache)
     archive = _with_files(tree, recipe["files"])
     _add_modules(archive, kernel, kernel.module_closure(recipe["modules"]))
     archive.file("init", (GUESTS / "guest/init").read_bytes(), 0o755)
@@ -85,14 +85,14 @@ def payload_image(kernel: KernelBundle | None, cache: Cache) -> PayloadImage:
     for folder in ("proc", "sys", "dev", "run", "tmp", "root", "sbin", "usr/sbin", "etc/dropbear"):
         archive.folder(folder)
     guest = {"guest/vmlinuz": kernel.vmlinuz.read_bytes(), "guest/initramfs": archive.pack()}
-    return PayloadImage(_payload_disk(guest, cache), _listed(tree / "packages.txt"))
+    return PayloadImage(_payload_disk(guest, cache), listed(tree / "packages.txt"))
 
 
-def _recipe(name: str) -> dict[str, Any]:
+def read_recipe(name: str) -> dict[str, Any]:
     return tomllib.loads((GUESTS / name / "recipe.toml").read_text())
 
 
-def _listed(path: Path) -> dict[str, str]:
+def listed(path: Path) -> dict[str, str]:
     """`NAME VERSION` lines, or `NAME=VERSION`."""
     pairs = (re.split(r"[\t =]", line, maxsplit=1) for line in path.read_text().splitlines())
     return {pair[0]: pair[1] for pair in pairs}
@@ -104,13 +104,16 @@ def _tree_digest(folder: Path) -> str:
     return digest_of(content)
 
 
-# host root disk ----------------------------------------------------------------------------
+# root disk ---------------------------------------------------------------------------------
 
 
-def _host_root(recipe: dict[str, Any], cache: Cache) -> Path:
-    rootfs = GUESTS / "host/rootfs"
+def root_disk(name: str, recipe: dict[str, Any], cache: Cache) -> Path:
+    """A cache entry: root.ext4, what `recipe` says with guests/NAME/rootfs over it; packages.txt.
+
+    Raises BenchError when it cannot be built."""
+    rootfs = GUESTS / name / "rootfs"
     key = {
-        "kind": "host-root", "schema": 1, "suites": recipe["suites"],
+        "kind": f"{name}-root", "schema": 1, "suites": recipe["suites"],
         "packages": recipe["packages"], "exclude": recipe["exclude"],
         "rootfs": _tree_digest(rootfs), "mirror": source_lines(tuple(recipe["suites"])),
     }  # fmt: skip
@@ -131,11 +134,11 @@ def _host_root(recipe: dict[str, Any], cache: Cache) -> Path:
              " > \"$1\"/packages.txt",
              "--customize-hook=rm -rf \"$1\"/var/cache/apt/* \"$1\"/var/lib/apt/lists/*",
              recipe["suites"][0], tar.name, *source_lines(tuple(recipe["suites"]))],
-            doing="building the host image", cwd=folder, timeout=1800,
+            doing=f"building the {name} image", cwd=folder, timeout=1800,
             env={"TMPDIR": _scratch(folder)},
         )  # fmt: skip
-        listed = run(["tar", "-xOf", tar, "./packages.txt"], doing="listing the host's packages")
-        (folder / "packages.txt").write_text(listed.stdout)
+        packages = run(["tar", "-xOf", tar, "./packages.txt"], doing="listing its packages")
+        (folder / "packages.txt").write_text(packages.stdout)
         disk_from_tar(tar, rootfs, folder / "root.ext4")
         tar.unlink()
 
@@ -159,7 +162,7 @@ def _may_map_users() -> None:
         lines = path.read_text().splitlines() if path.exists() else []
         if not any(line.split(":")[0] in (user, str(os.geteuid())) for line in lines):
             raise BenchError(
-                f"the host image cannot be built as {user}: /etc/{table} has no range for it",
+                f"no image can be built as {user}: /etc/{table} has no range for it",
                 hint="as root: usermod --add-subuids 100000-165535 --add-subgids 100000-165535 "
                 + user,
                 reason="no-subuid",
@@ -184,7 +187,7 @@ def disk_from_tar(tar: Path, extra: Path, disk: Path) -> None:
     work = disk.parent / "tree"
     try:
         run([*inside, "sh", "-c", script, "sh", work, tar, extra, disk],
-            doing="making the host's root disk", timeout=900)  # fmt: skip
+            doing="making the root disk", timeout=900)  # fmt: skip
     finally:
         remove_tree(work)
 
@@ -246,22 +249,23 @@ def unpacked_module(kernel: KernelBundle, name: str) -> bytes:
     return subprocess.run([program, "-dc", path], check=True, capture_output=True).stdout
 
 
-def _host_initramfs(recipe: dict[str, Any], kernel: KernelBundle, cache: Cache) -> Path:
+def initramfs(name: str, recipe: dict[str, Any], kernel: KernelBundle, cache: Cache) -> Path:
+    """guests/NAME/initramfs-init, with the modules of `kernel` that it loads."""
     parts = recipe["initramfs"]
-    tree = _unpacked(recipe["suites"], parts["packages"], parts["files"], cache)
+    tree = unpacked(recipe["suites"], parts["packages"], parts["files"], cache)
     modules = kernel.module_closure(
         [m for m in parts["optional_modules"] if kernel.has_module(m)] + parts["modules"]
     )
-    init = (GUESTS / "host/initramfs-init").read_bytes()
+    init = (GUESTS / name / "initramfs-init").read_bytes()
     key = {
-        "kind": "host-initramfs", "schema": 1, "kernel": kernel.digest, "modules": modules,
+        "kind": f"{name}-initramfs", "schema": 1, "kernel": kernel.digest, "modules": modules,
         "init": init.decode(), "tree": tree.name,
     }  # fmt: skip
 
     def build(folder: Path) -> None:
         archive = _with_files(tree, parts["files"])
-        for name in ("proc", "sys", "dev", "root", "lower", "memory"):
-            archive.folder(name)
+        for place in ("proc", "sys", "dev", "root", "lower", "memory"):
+            archive.folder(place)
         archive.file("init", init, 0o755)
         _add_modules(archive, kernel, modules)
         (folder / "initramfs").write_bytes(archive.pack())
@@ -280,7 +284,7 @@ def _add_modules(archive: Cpio, kernel: KernelBundle, modules: list[str]) -> Non
 # files out of packages ------------------------------------------------------------------------
 
 
-def _unpacked(suites: list[str], packages: list[str], patterns: list[str], cache: Cache) -> Path:
+def unpacked(suites: list[str], packages: list[str], patterns: list[str], cache: Cache) -> Path:
     """A cache entry with the files of Debian packages and their dependencies."""
     archive = Archive(tuple(suites), cache)
     key = {"kind": "unpacked", "schema": 1, "suites": suites, "packages": packages,
