@@ -23,6 +23,9 @@ from orchestrator import __version__
 from orchestrator.bench import hypervisor, images
 from orchestrator.bench.accel import Accel, chosen_accel
 from orchestrator.bench.device import bound_devices
+from orchestrator.bench.domain import Disk
+from orchestrator.bench.guest import GUEST_SERIAL, guest_cmdline
+from orchestrator.bench.guestdisk import GuestDisk, guest_disk
 from orchestrator.bench.host import Host
 from orchestrator.bench.keys import RunKeys
 from orchestrator.bench.nested import proven_host, running_machine
@@ -50,8 +53,18 @@ class Prepared:
     guest_kernel: KernelBundle | None
     """None where the workload has no guest."""
     payload: images.PayloadImage
+    guest_disk: GuestDisk | None
+    """What the guest boots from; None: its kernel is in the payload."""
     accel: Accel
     accel_reason: str
+
+    def disks(self) -> tuple[Disk, ...]:
+        """What the host is given besides its own disks."""
+        more = [Disk(self.guest_disk.path, GUEST_SERIAL)] if self.guest_disk else []
+        return (Disk(self.payload.disk, "payload"), *more)
+
+    def guest_packages(self) -> dict[str, str]:
+        return self.guest_disk.packages if self.guest_disk else self.payload.packages
 
 
 def prepare(scenario: Scenario, cache: Cache, progress: Progress) -> Prepared:
@@ -74,6 +87,7 @@ def prepare(scenario: Scenario, cache: Cache, progress: Progress) -> Prepared:
         with guest_stage, key_named("guest.kernel"):
             guest_kernel = materialised(scenario.guest.kernel, cache)
     with progress.stage("images"):
+        disk = _guest_disk(scenario, guest_kernel, cache)
         return Prepared(
             kernels=kernels,
             hosts={
@@ -81,10 +95,18 @@ def prepare(scenario: Scenario, cache: Cache, progress: Progress) -> Prepared:
                 for arm, kernel in kernels.items()
             },
             guest_kernel=guest_kernel,
-            payload=images.payload_image(guest_kernel, cache),
+            payload=images.payload_image(None if disk else guest_kernel, cache),
+            guest_disk=disk,
             accel=accel,
             accel_reason=reason,
         )
+
+
+def _guest_disk(scenario: Scenario, kernel: KernelBundle | None, cache: Cache) -> GuestDisk | None:
+    if kernel is None or scenario.guest is None or scenario.guest.boot != "disk":
+        return None
+    with key_named("guest.cmdline"):
+        return guest_disk(kernel, guest_cmdline(scenario.guest), cache)
 
 
 def _has_backend(kernel: KernelBundle, scenario: Scenario) -> None:
@@ -323,7 +345,7 @@ def _climb(bench: Bench, planned: PlannedTrial, trial: TrialWriter) -> None:
         with progress.stage("host: boot"), trial.stage("host-boot"):
             machine = ladder.enter_context(
                 running_machine(
-                    scenario, kernel, prepared.hosts[planned.arm], prepared.payload.disk,
+                    scenario, kernel, prepared.hosts[planned.arm], prepared.disks(),
                     accel=prepared.accel, keys=keys, state=bench.state, libvirt=bench.libvirt,
                     trial=trial,
                 )
@@ -380,7 +402,7 @@ def _trial_facts(bench: Bench, planned: PlannedTrial) -> dict[str, Any]:
         "device_count": scenario.device.count, "device_mmap": scenario.device.mmap,
         **_guest_facts(scenario), "passes": list(planned.passes),
         "runner_versions": bench.libvirt.version(),
-        "host_packages": image.packages, "guest_packages": prepared.payload.packages,
+        "host_packages": image.packages, "guest_packages": prepared.guest_packages(),
     }  # fmt: skip
 
 

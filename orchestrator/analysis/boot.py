@@ -36,6 +36,8 @@ from orchestrator.evidence import TrialDir
 # `barometer C 169229582420 "text"`: a line of the watch agent
 _AGENT = re.compile(r"barometer ([A-Z]) (\d+) ?(.*)", re.DOTALL)
 _MSR = re.compile(r"msr_write ([0-9a-f]+) = 0x([0-9a-f]+)")
+_UPTIME = re.compile(r"uptime (\d+\.\d+)")
+_SYSTEMD = re.compile(r"(?m)^(Kernel|InitRD|Userspace|Finish)TimestampMonotonic=(\d+)$")
 _DRIFT_SECONDS, _DRIFT_SHARE = 0.05, 0.001
 """More than that between two clocks of one host, from a boot's beginning to its end: a jump. What
 the agent says reaches the trace in milliseconds, on a busy emulated host in tens of them."""
@@ -176,11 +178,16 @@ def timeline_of(
     for operation in boot.operations:
         if (write := causes.trigger(operation.pid, operation.start)) is not None:
             ends[write.time] = max(ends.get(write.time, 0.0), operation.end)
+    systemd = _systemd(trial.text(f"guest-{index}/systemd.txt") or "")
+    uptime = _UPTIME.search(console[mark_line][1])
+    began = systemd.get("userspace") if uptime is not None else None
     times = BootEvents(
         exec=zero, qemu=boot.qemu, writes=writes, ends=ends,
         operation_ends=[o.end for o in boot.operations], console=console[: mark_line + 1],
         msrs=boot.msrs, mark=mark, ssh=boot.marks.get("ssh"),
         exit=boot.marks.get("exit", console[-1][0]),
+        # the guest's clock, by what it read for its mark: to 10 ms, the step of /proc/uptime
+        systemd=None if began is None or uptime is None else mark - float(uptime[1]) + began,
     )  # fmt: skip
     phases = phases_of(times)
     where = _Phases(phases)
@@ -200,8 +207,15 @@ def timeline_of(
         ),
         console=tuple((round(at - zero, 9), line) for at, line in console),
         cpu_use=tuple((round(at - zero, 9), used) for at, used in boot.cpu_use),
-        mark_bound=bound, mark_source=source, notes=(*notes, *_notes(trial, boot)),
+        mark_bound=bound, mark_source=source, systemd=systemd,
+        notes=(*notes, *_notes(trial, boot)),
     )  # fmt: skip
+
+
+def _systemd(text: str) -> dict[str, float]:
+    """What the guest's systemd says of its boot: seconds of the guest's CLOCK_MONOTONIC."""
+    found = {name.lower(): int(micro) / 1e6 for name, micro in _SYSTEMD.findall(text)}
+    return {name: seconds for name, seconds in found.items() if seconds}
 
 
 def _since(time: float | None, zero: float) -> float | None:

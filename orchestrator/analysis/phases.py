@@ -15,6 +15,7 @@
 | kernel: BAR sizing, ... | the first write to a device's command register or BARs, to the end of the last |
 | kernel: PCI resources | lines on windows and assignments, after the enumeration |
 | userspace | `Run /init as init process` |
+| userspace: systemd | its own reading of the guest's clock, laid on this one by the boot mark's |
 | userspace: to SSH | the boot mark |
 | guest is up | the SSH server's banner |
 | shutdown | QEMU's request to end |
@@ -61,6 +62,8 @@ class BootEvents:
     mark: float
     ssh: float | None
     exit: float
+    systemd: float | None = None
+    """When the guest's systemd began."""
 
 
 def phases_of(boot: BootEvents) -> list[Phase]:
@@ -72,6 +75,8 @@ def phases_of(boot: BootEvents) -> list[Phase]:
         starts += _firmware(boot, run, first if first is not None else boot.mark)
     if first is not None:
         starts += _kernel(boot, first)
+    if boot.systemd is not None and boot.systemd < boot.mark:
+        starts.append((boot.systemd, "userspace: systemd"))
     starts.append((boot.mark, "userspace: to SSH"))
     if boot.ssh is not None:
         starts.append((boot.ssh, "guest is up"))

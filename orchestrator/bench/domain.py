@@ -24,6 +24,8 @@ _EXACT_EPOCH = 1767225600
 class Disk:
     path: Path
     serial: str
+    block: bool = False
+    """The path is a block device."""
 
 
 @dataclass(frozen=True)
@@ -251,9 +253,10 @@ def _disks(devices: ET.Element, disks: tuple[Disk, ...], bus: int, *, boot: bool
     """Read-only disks from a bus on. Every place is named: libvirt would give a disk the port that
     QEMU's own option syntax takes."""
     for number, (letter, disk) in enumerate(zip("abcdefgh", disks, strict=False)):
-        element = _sub(devices, "disk", type="file", device="disk")
+        kind, source = ("block", "dev") if disk.block else ("file", "file")
+        element = _sub(devices, "disk", type=kind, device="disk")
         _sub(element, "driver", name="qemu", type="raw", cache="unsafe")
-        _sub(element, "source", file=str(disk.path))
+        _sub(element, "source", **{source: str(disk.path)})
         _sub(element, "target", dev=f"vd{letter}", bus="virtio")
         _sub(element, "serial", disk.serial)
         if boot and number == 0:

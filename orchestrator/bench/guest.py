@@ -12,11 +12,12 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from orchestrator.bench.cpio import pack_files
 from orchestrator.bench.device import LIST_DEVICES, BoundDevice
-from orchestrator.bench.domain import GuestDomain, guest_xml
+from orchestrator.bench.domain import Disk, GuestDomain, guest_xml
+from orchestrator.bench.guestdisk import KEYS_SERIAL, SYSTEM_SERIAL, keys_disk
 from orchestrator.bench.host import PANIC, Host
 from orchestrator.bench.hypervisor import Connection
 from orchestrator.bench.keys import RunKeys
@@ -34,7 +35,14 @@ log = logging.getLogger("barometer.console")
 BOOT_MARK = "barometer: boot mark"
 _CRAWL, _SPEED_SECONDS = 0.1, 3.0
 """An exact host that works runs at 0.7 of its seconds or more in one of the runner's."""
-_INITRAMFS = "/run/barometer/guest.initramfs"
+_INITRAMFS, _KEYS = "/run/barometer/guest.initramfs", "/run/barometer/guest.keys"
+GUEST_SERIAL = "guest"
+"""The host's disk that a guest boots from."""
+# What systemd knows of its own boot: microseconds of the guest's CLOCK_MONOTONIC, and in words.
+_SYSTEMD = (
+    "command -v systemctl > /dev/null && systemctl show | grep -E"
+    " '^(Kernel|InitRD|Userspace|Finish)TimestampMonotonic=' && systemd-analyze time"
+)
 # QEMU's own trace events: why it ended in every pass (a triple fault is a "guest-reset"), and
 # where the boot is traced what happened to the devices' memory, and what made it happen. The same
 # names in QEMU 9 to 11; a QEMU that does not know one warns of it and goes on.
@@ -153,8 +161,7 @@ def boot_guest(
         spec = GuestDomain(
             name=name, uuid=str(uuid.uuid4()), kvm=host.kvm,
             memory=guest.memory, cpus=guest.cpus,
-            kernel=f"{host.payload}/guest/vmlinuz", initramfs=_INITRAMFS,
-            cmdline=" ".join(filter(None, ["console=ttyS0 panic=-1", guest.cmdline])),
+            **_boots_from(host, guest),
             console_port=ports["console"], ssh_port=ports["ssh"],
             devices=tuple(device.address for device in devices), mmap=scenario.device.mmap,
             firmware=guest.firmware, backing=guest.backing, viommu=guest.viommu,
@@ -319,6 +326,9 @@ def _interview(host: Host, port: int, keys: RunKeys, folder: Path) -> None:
         ) as shell:  # fmt: skip
             (folder / "dmesg.txt").write_text(shell.run("dmesg").stdout)
             (folder / "pci.txt").write_text(shell.run(LIST_DEVICES).stdout)
+            systemd = shell.run(_SYSTEMD, check=False, doing="asking systemd").stdout
+            if systemd:
+                (folder / "systemd.txt").write_text(systemd)
             facts = shell.run("cat /run/boot-mark-uptime; uname -r; cat /proc/cmdline").stdout
             uptime, release, cmdline = [*facts.splitlines(), "", "", ""][:3]
             (folder / "facts.json").write_text(
@@ -367,9 +377,32 @@ def _reserved(host: Host, guest: Guest) -> Iterator[None]:
         host.undo(f"echo 0 > {path}")
 
 
-def stage_initramfs(host: Host, keys: RunKeys) -> None:
-    """Put the guest's initramfs with this run's keys behind it onto the host, once."""
+def guest_cmdline(guest: Guest) -> str:
+    """The kernel command line of a guest."""
+    return " ".join(filter(None, ["console=ttyS0 panic=-1", guest.cmdline]))
+
+
+def _boots_from(host: Host, guest: Guest) -> dict[str, Any]:
+    if guest.boot == "direct":
+        return {"kernel": f"{host.payload}/guest/vmlinuz", "initramfs": _INITRAMFS,
+                "cmdline": guest_cmdline(guest), "disks": ()}  # fmt: skip
+    found = host.shell.run(
+        "for d in /sys/block/vd*; do"
+        f" [ \"$(cat $d/serial)\" != {GUEST_SERIAL} ] || echo /dev/${{d##*/}}; done",
+        doing="looking for the guest's disk",
+    ).stdout.strip()  # fmt: skip
+    disks = (Disk(Path(found), SYSTEM_SERIAL, block=True), Disk(Path(_KEYS), KEYS_SERIAL))
+    return {"kernel": "", "initramfs": "", "cmdline": "", "disks": disks}
+
+
+def stage_guest(host: Host, guest: Guest, keys: RunKeys) -> None:
+    """Put what is of this run alone onto the host, once: the guest's initramfs with the keys
+    behind it, or a disk with the keys."""
+    if guest.boot == "direct":
+        script = f"cat {host.payload}/guest/initramfs - > {_INITRAMFS}"
+        content = pack_files(keys.for_guest())
+    else:
+        script, content = f"cat > {_KEYS}", keys_disk(keys)
     host.shell.run(
-        f"mkdir -p /run/barometer && cat {host.payload}/guest/initramfs - > {_INITRAMFS}",
-        stdin=pack_files(keys.for_guest()), doing="staging the guest's initramfs",
-    )  # fmt: skip
+        f"mkdir -p /run/barometer && {script}", stdin=content, doing="staging the guest"
+    )

@@ -5,10 +5,9 @@ from __future__ import annotations
 import re
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 from orchestrator.bench.accel import Accel
 from orchestrator.bench.cpio import pack_files
@@ -56,7 +55,7 @@ def running_machine(
     scenario: Scenario,
     kernel: KernelBundle,
     image: HostImage,
-    payload: Path,
+    payload: Sequence[Disk],
     *,
     accel: Accel,
     keys: RunKeys,
@@ -74,7 +73,7 @@ def running_machine(
         kernel=kernel.vmlinuz, initramfs=state.folder / f"{token}.initramfs",
         cmdline=_cmdline(scenario, accel, token),
         console=trial.host / "console.log",
-        disks=(Disk(image.root, "root"), Disk(image.modules, "modules"), Disk(payload, "payload")),
+        disks=(Disk(image.root, "root"), Disk(image.modules, "modules"), *payload),
         viommu=scenario.host.viommu, viommu_aw_bits=scenario.host.viommu_aw_bits,
         device=scenario.device.kind, bar=scenario.device.bar,
         shm_names=tuple(f"{name}-{i}" for i in range(scenario.device.count)),

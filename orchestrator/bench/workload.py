@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from orchestrator.bench.device import BoundDevice
-from orchestrator.bench.guest import boot_guest, stage_initramfs
+from orchestrator.bench.guest import boot_guest, stage_guest
 from orchestrator.bench.host import Host
 from orchestrator.bench.instructions import logged_instructions
 from orchestrator.bench.keys import RunKeys
@@ -45,7 +45,7 @@ def guest_boots(
     boots: list[Pass] = [p for p in passes if p != "counts"]
     if boots and scenario.guest is not None:
         with progress.stage("libvirt on the host"), trial.stage("host-libvirt"):
-            stage_initramfs(host, keys)
+            stage_guest(host, scenario.guest, keys)
             libvirt = contextlib.ExitStack()
             connection = libvirt.enter_context(host.libvirt())
             versions = connection.version()
