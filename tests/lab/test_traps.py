@@ -1,0 +1,63 @@
+"""Boots that are not what they seem to be, each provoked for real; and other ways to boot."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import pytest
+
+from orchestrator.analysis.timeline import RAM
+from orchestrator.bench import workload
+from orchestrator.bench.guest import boot_guest
+from orchestrator.bench.host import Host
+from tests.lab.conftest import Outcome, RunOne
+
+pytestmark = pytest.mark.nested
+TRACED = 'trace.passes=["timing"]'
+
+
+def notes(outcome: Outcome) -> set[str]:
+    assert outcome.result.kind == "measured", outcome.result
+    (timeline,) = outcome.result.findings.timelines
+    return {note.name for note in timeline.notes}
+
+
+def test_bars_that_qemu_does_not_map_are_a_note_and_no_maps(one_trial: RunOne) -> None:
+    outcome = one_trial("device.mmap=false", "guest.firmware=ovmf", TRACED)
+    assert notes(outcome) == {"no-mmap"}
+    assert outcome.result.value("bar_maps_per_boot") == 0
+
+
+def test_a_bar_that_the_guest_cannot_place_makes_the_trial_invalid(one_trial: RunOne) -> None:
+    outcome = one_trial("guest.phys_bits=32", "device.bar=4GiB", TRACED)
+    assert (outcome.result.kind, outcome.result.reason) == ("invalid", "bar-not-placed")
+
+
+def test_a_guests_own_iommu_and_a_stepped_clock_are_named(
+    one_trial: RunOne, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def boot(host: Host, *arguments: Any, **more: Any) -> None:
+        step = threading.Timer(20, host.undo, ["date --set '+1 hour'"])
+        step.start()
+        boot_guest(host, *arguments, **more)
+        step.join()
+
+    monkeypatch.setattr(workload, "boot_guest", boot)
+    outcome = one_trial("guest.viommu=intel", "guest.cmdline=intel_iommu=on", TRACED)
+    assert notes(outcome) == {"guest-viommu", "clock-step"}
+
+
+def test_a_boot_from_disk_of_two_devices_on_a_host_with_a_slow_clock(one_trial: RunOne) -> None:
+    outcome = one_trial(
+        "guest.boot=disk", "device.count=2", "guest.backing=memfd", TRACED,
+        "host.cmdline=clocksource=hpet hpet=force",
+    )  # fmt: skip
+    assert notes(outcome) == {"clock-source"}
+    (timeline,) = outcome.result.findings.timelines
+    bars = {step.bar for step in timeline.steps if step.size == 256 * 2**20} - {RAM}
+    assert bars == {"01:00.0 BAR 2", "02:00.0 BAR 2"}
+    assert {"boot loader", "userspace: systemd"} <= {phase.name for phase in timeline.phases}
+    assert timeline.systemd["userspace"] < timeline.systemd["finish"]
+    assert timeline.attributed_share > 0.98
+    assert all(s.attributed_share > 0.95 for s in timeline.steps if s.seconds > 0.001)
