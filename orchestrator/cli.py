@@ -24,19 +24,19 @@ from rich.console import Console
 
 from orchestrator import __version__
 from orchestrator.analysis.comparison import exit_code
+from orchestrator.analysis.timeline import to_json
 from orchestrator.bench.state import clean as clean_state
 from orchestrator.cache import Cache
 from orchestrator.errors import BarometerError, ScenarioError
 from orchestrator.evidence import RunDir
-from orchestrator.factors import Cell, ScenarioFile, file_schema, load_scenarios, toml_text
-from orchestrator.judge import judge
+from orchestrator.judge import judge, traced_boots
 from orchestrator.kernels import describe
 from orchestrator.matrix import MatrixDir, judge_cells, run_cells
 from orchestrator.plan import make_plan
 from orchestrator.progress import Progress
-from orchestrator.report.text import said_of
-from orchestrator.run import no_space_explained, run_plan, runner
-from orchestrator.scenario import ARMS, Kernel, Scenario, format_size
+from orchestrator.report.timeline import text_timeline
+from orchestrator.run import run_plan
+from orchestrator.scenario import ARMS, Scenario, format_size, json_schema, load_scenario
 
 # UsageError of the click that typer brings, which is not always the installed one.
 _UsageError = cast(type[typer.BadParameter], typer.BadParameter.__mro__[1])
@@ -150,6 +150,36 @@ def report(
 ) -> None:
     """Judge the saved evidence of a run again."""
     _judged(run.absolute())
+
+
+@app.command()
+def timeline(
+    trial: Annotated[Path, typer.Argument(help="Folder of a trial, as RUN/trials/0001-baseline.")],
+    as_json: Annotated[
+        bool, typer.Option("--json", help="As JSON; a list, if there are several boots.")
+    ] = False,
+    perfetto: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write a trace for ui.perfetto.dev, too."),
+    ] = None,
+) -> None:
+    """Show the traced guest boots of a trial: phases, maps and unmaps, and their causes."""
+    boots = traced_boots(trial.absolute())
+    if perfetto is not None:
+        # Only here: it loads Perfetto's protobuf.
+        from orchestrator.report.perfetto import perfetto_trace  # noqa: PLC0415
+
+        try:
+            perfetto.write_bytes(b"".join(map(perfetto_trace, boots)))
+        except OSError as exc:
+            raise ScenarioError(f"{perfetto} cannot be written: {exc.strerror}") from exc
+    if as_json:
+        documents = [to_json(boot) for boot in boots]
+        print(json.dumps(documents if len(boots) > 1 else documents[0], indent=2))
+        return
+    print("\n".join(map(text_timeline, boots)), end="")
+    if perfetto is not None:
+        print(f"perfetto: {perfetto}")
 
 
 @app.command()

@@ -1,14 +1,17 @@
-"""Judge a saved run: evidence in, comparison.json and report.txt out. Connects to nothing."""
+"""Judge a saved run: evidence in, comparison.json and report.txt out; or the boots of a trial.
+Connects to nothing."""
 
 from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any
 
+from orchestrator.analysis import boot
 from orchestrator.analysis.comparison import Comparison, compare, to_json
+from orchestrator.analysis.timeline import Timeline
 from orchestrator.analysis.trial import read_result
-from orchestrator.evidence import RunDir, write_json
+from orchestrator.errors import EvidenceError, ScenarioError
+from orchestrator.evidence import MANIFEST, RunDir, TrialDir, write_json
 from orchestrator.report.text import text_report
 from orchestrator.scenario import ARMS, Scenario, parse_scenario
 
@@ -43,3 +46,44 @@ def save(folder: Path, comparison: dict[str, Any], report: str) -> None:
         (folder / "report.txt").write_text(report)
     except PermissionError as exc:  # somebody else's run: judging it needs no right to write
         log.warning("barometer: the report is not saved: %s", exc)
+    return scenario, comparison, report
+
+
+def traced_boots(folder: Path) -> list[Timeline]:
+    """The timelines of a trial's traced guest boots, at least one.
+
+    Raises ScenarioError for the folder of a run, EvidenceError where there is no trial, no traced
+    guest boot in it, or its files are not what was collected.
+    """
+    trial = _trial(folder)
+    if (changed := trial.verify()) is not None:
+        raise EvidenceError(f"{folder}: {changed}", reason="evidence-changed")
+    if found := boot.timelines_of(trial):
+        return found
+    facts, outcome = trial.manifest, trial.manifest["outcome"]
+    passes = ", ".join(facts.get("passes", [])) or "unknown"
+    hint = 'a timeline comes from pass "timing" of the workload guest-boot'
+    if "timing" in passes and "stage" in outcome:
+        hint = f"it ended at {outcome['stage']}: {outcome['message']}"
+    raise EvidenceError(
+        f"{folder} has no traced guest boot; workload: {facts.get('workload', 'unknown')},"
+        f" passes: {passes}",
+        hint=hint,
+        reason="no-traced-boot",
+    )
+
+
+def _trial(folder: Path) -> TrialDir:
+    if (folder / MANIFEST).exists():
+        return TrialDir.open(folder)
+    if trials := sorted(path.parent for path in folder.glob(f"trials/[0-9]*/{MANIFEST}")):
+        raise ScenarioError(
+            f"{folder} is a run, and one of its trials is wanted",
+            hint="its trials are " + ", ".join(map(str, trials)),
+            reason="not-a-trial",
+        )
+    raise EvidenceError(
+        f"{folder} holds no trial: it has no {MANIFEST}",
+        hint="give the folder of a trial, as RUN/trials/0001-baseline",
+        reason="missing-evidence",
+    )

@@ -1,0 +1,233 @@
+"""What the maps and unmaps of a guest boot cost, operation by operation and arm by arm, and what
+makes one arm's boot longer than the other's. Pure."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import asdict, dataclass
+from statistics import median
+from typing import Any, Literal, NamedTuple
+
+from orchestrator.analysis.timeline import RAM, Phase, Step, Timeline
+from orchestrator.scenario import ARMS, ArmName
+
+Boots = Mapping[ArmName, Sequence[Timeline]]
+"""Timelines of each arm, all of one unit. An arm may have none."""
+
+SMALL_SHARE = 0.001
+"""Of a boot: an operation that is less in every arm's is not worth a line."""
+NO_PHASE = "no phase"
+
+
+class Operation(NamedTuple):
+    """What is the same operation in every boot."""
+
+    kind: Literal["map", "unmap"]
+    bar: str
+    phase: str
+    cause: str
+
+    @classmethod
+    def of(cls, step: Step) -> Operation:
+        return cls(step.kind, step.bar, step.phase, step.cause)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one boot; the median of each value where an arm has several boots."""
+
+    calls: float
+    one: float | None
+    """Seconds of one call: the median of a boot's. None where there was none."""
+    total: float
+    """Seconds."""
+    share: float | None
+    """total / the boot up to its mark; None of what is after the mark."""
+
+
+Costs = dict[ArmName, Cost]
+
+
+@dataclass(frozen=True)
+class Row:
+    operation: Operation
+    costs: Costs
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Candidate - baseline, in the timelines' unit, of the boots up to their mark."""
+
+    baseline: float
+    candidate: float
+    """Those boots."""
+    operations: dict[str, float]
+    """Of the totals of CostTable, by name."""
+    phases: dict[str, float]
+    """Of what each phase took besides maps and unmaps, the largest first."""
+
+    @property
+    def whole(self) -> float:
+        return self.candidate - self.baseline
+
+    @property
+    def rest(self) -> float:
+        """What maps and unmaps do not account for. With several boots in an arm it need not be
+        the sum of `phases`: those are differences of medians."""
+        return self.whole - sum(self.operations.values())
+
+
+@dataclass(frozen=True)
+class CostTable:
+    unit: str
+    boots: dict[ArmName, tuple[float, ...]]
+    """Up to the boot mark, of each boot. Arms without a boot are nowhere in the table."""
+    rows: tuple[Row, ...]
+    """Of steps before the boot mark, the largest total first, without small ones."""
+    small: int
+    """Operations before the mark that are in no row."""
+    others: Costs
+    """Those together."""
+    totals: dict[str, Costs]
+    """Before the mark: `maps of BARs`, `unmaps of BARs`, RAM (both)."""
+    after: tuple[Row, ...]
+    """Of steps after the mark, that are no part of the boot."""
+    difference: Difference | None
+    """None where an arm has no boot."""
+
+
+def cost_table(timelines: Boots) -> CostTable:
+    boots = _arms(timelines)
+    rows = _rows(boots, before=True)
+    totals = _totals(boots, rows)
+    small = {
+        row.operation
+        for row in rows
+        if all((cost.share or 0.0) < SMALL_SHARE for cost in row.costs.values())
+    }
+    if len(small) == 1:  # a line of others would say less than its own
+        small = set()
+    return CostTable(
+        unit=next((boot.unit for of_arm in boots.values() for boot in of_arm), "s"),
+        boots={arm: tuple(b.boot_seconds for b in of_arm) for arm, of_arm in boots.items()},
+        rows=tuple(row for row in rows if row.operation not in small),
+        small=len(small),
+        others=_costs(boots, small, before=True),
+        totals=totals,
+        after=tuple(_rows(boots, before=False)),
+        difference=_difference(boots, totals),
+    )
+
+
+def cost_json(timelines: Boots) -> list[dict[str, Any]]:
+    """Every operation, for comparison.json: those before the boot mark, then those after it, whose
+    `share` is null; the largest total first. Times are in the timelines' unit."""
+    boots = _arms(timelines)
+    return [
+        {
+            **row.operation._asdict(),
+            "before_mark": before,
+            **{arm: asdict(cost) for arm, cost in row.costs.items()},
+        }
+        for before in (True, False)
+        for row in _rows(boots, before=before)
+    ]
+
+
+def before_mark(phase: Phase, timeline: Timeline) -> float:
+    """Seconds of a phase that are part of the boot."""
+    return max(0.0, min(phase.end, timeline.boot_seconds) - max(phase.start, 0.0))
+
+
+def own_times(timeline: Timeline) -> dict[str, float]:
+    """Seconds of each phase before the mark, less the maps and unmaps that began in it. What is
+    in no phase is under NO_PHASE, so that the sum is the boot without its maps and unmaps."""
+    own: defaultdict[str, float] = defaultdict(float)
+    for phase in timeline.phases:
+        if seconds := before_mark(phase, timeline):
+            own[phase.name] += seconds
+    unplaced = timeline.boot_seconds - sum(own.values())
+    for step in timeline.steps_before_mark():
+        if step.phase in own:
+            own[step.phase] -= step.seconds
+        else:
+            unplaced -= step.seconds
+    return {**own, NO_PHASE: unplaced}
+
+
+def _arms(timelines: Boots) -> Boots:
+    found: dict[ArmName, Sequence[Timeline]] = {
+        arm: boots for arm in ARMS if (boots := timelines.get(arm))
+    }
+    return found
+
+
+def _steps(boot: Timeline, *, before: bool) -> list[Step]:
+    return [step for step in boot.steps if (step.start < boot.boot_seconds) == before]
+
+
+def _rows(boots: Boots, *, before: bool) -> list[Row]:
+    """Every operation, the largest total of an arm first; equal ones in order of time."""
+    operations = dict.fromkeys(
+        Operation.of(step)
+        for of_arm in boots.values()
+        for boot in of_arm
+        for step in _steps(boot, before=before)
+    )
+    rows = [Row(o, _costs(boots, {o}, before=before)) for o in operations]
+    return sorted(rows, key=lambda row: max(c.total for c in row.costs.values()), reverse=True)
+
+
+def _costs(boots: Boots, operations: Set[Operation], *, before: bool) -> Costs:
+    costs = {}
+    for arm, of_arm in boots.items():
+        calls = [
+            [s.seconds for s in _steps(boot, before=before) if Operation.of(s) in operations]
+            for boot in of_arm
+        ]
+        totals = [sum(of_boot) for of_boot in calls]
+        ones = [median(of_boot) for of_boot in calls if of_boot]
+        shares = [
+            t / b.boot_seconds for t, b in zip(totals, of_arm, strict=True) if b.boot_seconds
+        ]
+        costs[arm] = Cost(
+            calls=median(map(len, calls)),
+            one=median(ones) if ones else None,
+            total=median(totals),
+            share=median(shares) if before and shares else None,
+        )
+    return costs
+
+
+def _totals(boots: Boots, rows: Sequence[Row]) -> dict[str, Costs]:
+    groups: dict[str, set[Operation]] = {
+        "maps of BARs": set(),
+        "unmaps of BARs": set(),
+        RAM: set(),
+    }
+    for row in rows:
+        operation = row.operation
+        groups[RAM if operation.bar == RAM else f"{operation.kind}s of BARs"].add(operation)
+    return {name: _costs(boots, group, before=True) for name, group in groups.items()}
+
+
+def _difference(boots: Boots, totals: dict[str, Costs]) -> Difference | None:
+    if len(boots) < len(ARMS):
+        return None
+    whole = {arm: median(b.boot_seconds for b in of_arm) for arm, of_arm in boots.items()}
+    own = {arm: [own_times(boot) for boot in of_arm] for arm, of_arm in boots.items()}
+    names = dict.fromkeys(name for of_arm in own.values() for boot in of_arm for name in boot)
+    took = {
+        arm: {name: median(boot.get(name, 0.0) for boot in of_arm) for name in names}
+        for arm, of_arm in own.items()
+    }
+    phases = {name: took["candidate"][name] - took["baseline"][name] for name in names}
+    return Difference(
+        baseline=whole["baseline"],
+        candidate=whole["candidate"],
+        operations={
+            name: of["candidate"].total - of["baseline"].total for name, of in totals.items()
+        },
+        phases=dict(sorted(phases.items(), key=lambda phase: -abs(phase[1]))),
+    )

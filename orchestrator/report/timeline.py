@@ -1,0 +1,299 @@
+"""Guest boots' timelines as plain text: one boot for a terminal, and what maps and unmaps cost in
+the boots of both arms."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from errno import errorcode
+from math import floor, log10
+from statistics import median
+from textwrap import wrap
+
+from orchestrator.analysis.cost import (
+    Boots,
+    Cost,
+    Costs,
+    CostTable,
+    Difference,
+    Row,
+    before_mark,
+    cost_table,
+)
+from orchestrator.analysis.timeline import Phase, Step, Timeline, Zap
+from orchestrator.report.maps import plural
+from orchestrator.scenario import format_size
+
+_WIDTH = 100
+_BAR_WIDTH = 20
+_LEAST = 1e-3
+"""Of a timeline's unit: a map or unmap that took less has no line of its own."""
+_MOST_PHASES = 4
+_PREFIXES = {
+    "s": ((1.0, "s"), (1e-3, "ms"), (1e-6, "us"), (1e-9, "ns")),
+    "Ginsn": ((1.0, "Ginsn"), (1e-3, "Minsn"), (1e-6, "kinsn"), (1e-9, "insn")),
+}
+
+
+def quantity(value: float, unit: str) -> str:
+    """Four digits of a length in a timeline's unit: `8.432 s`, `494 us`, `5.832 Minsn`. That
+    seconds are emulated ones is for others to say."""
+    prefixes = _PREFIXES.get(unit, _PREFIXES["s"])
+    if not value:
+        return f"0 {prefixes[0][1]}"
+    factor, name = next((p for p in prefixes if abs(value) >= 0.99995 * p[0]), prefixes[-1])
+    scaled = value / factor
+    return f"{scaled:.4g} {name}" if abs(scaled) < 9999.5 else f"{scaled:.0f} {name}"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def _wrapped(text: str, first: str = "", then: str = "  ") -> list[str]:
+    return wrap(
+        text, _WIDTH, initial_indent=first, subsequent_indent=then, break_on_hyphens=False
+    ) or [first.rstrip()]  # fmt: skip
+
+
+# one boot --------------------------------------------------------------------------------------
+
+
+def text_timeline(timeline: Timeline) -> str:
+    """At most 100 columns, for terminals. Shares are of the boot up to its mark; those of parts
+    are of their map or unmap."""
+    lines = [*_head(timeline), "", f"{'start':>10}  {'length':>11}  {'share':>7}"]
+    for phase, steps, zaps in _placed(timeline):
+        lines += _phase(timeline, phase)
+        large = [step for step in steps if step.seconds >= _LEAST or step.result]
+        lines += [line for step in large for line in _step(timeline, step)]
+        small = [step for step in steps if step not in large]
+        lines += _together(timeline, small, more=bool(large))
+        lines += _zaps(timeline, zaps)
+    return "\n".join([*lines, "", *_foot(timeline)]).rstrip() + "\n"
+
+
+def _head(timeline: Timeline) -> list[str]:
+    boot = f"{timeline.boot_seconds:.4g} {timeline.unit}"
+    said = [
+        f"boot {boot} to the boot mark, {_percent(timeline.attributed_share)} of it attributed"
+    ]
+    if timeline.ssh_seconds is not None:
+        said.append(f"SSH at {timeline.ssh_seconds:.4g}")
+    said.append(f"end at {timeline.end_seconds:.4g}")
+    lines = [f"{timeline.trial} {timeline.guest}, host {timeline.release}", "; ".join(said)]
+    if timeline.unit == "Ginsn":
+        lines.append("Ginsn: 10^9 instructions of the emulated host, not a time")
+    return [line for text in lines for line in _wrapped(text)]
+
+
+def _foot(timeline: Timeline) -> list[str]:
+    texts = []
+    if timeline.mark_source:
+        bound = quantity(timeline.mark_bound, timeline.unit)
+        texts.append(f"marks: the console's lines are late by {bound} at most"
+                     f" ({timeline.mark_source})")  # fmt: skip
+    if timeline.systemd:
+        said = ", ".join(f"{name} {quantity(s, 's')}" for name, s in timeline.systemd.items())
+        texts.append(f"systemd-analyze, by the guest's own clock: {said}")
+    texts += [f"note {note.name}: {note.text}" for note in timeline.notes]
+    return [line for text in texts for line in _wrapped(text)]
+
+
+def _placed(timeline: Timeline) -> Iterator[tuple[Phase | None, list[Step], list[Zap]]]:
+    """Each phase with what began in it, in order of time. Last, with None, what is in no phase:
+    maps, zaps, or a thousandth of the boot."""
+    phases = timeline.phases
+
+    def owner(item: Step | Zap) -> Phase | None:
+        # A phase's name may come twice: the last of that name that had begun.
+        named = [phase for phase in phases if phase.name == item.phase]
+        begun = [phase for phase in named if phase.start <= item.start]
+        return next(iter(begun[-1:] or named), None)
+
+    steps = [(step, owner(step)) for step in sorted(timeline.steps, key=lambda s: s.start)]
+    zaps = [(zap, owner(zap)) for zap in sorted(timeline.zaps, key=lambda z: z.start)]
+    for phase in (*phases, None):
+        began = [s for s, own in steps if own is phase], [z for z, own in zaps if own is phase]
+        if phase is not None or any(began) or timeline.attributed_share < 0.999:
+            yield phase, *began
+
+
+def _columns(timeline: Timeline, start: float | None, length: float, counted: float) -> str:
+    """Start, length, and the share of the boot of that much of it as is `counted`."""
+    when = "" if start is None else f"{start:.3f}"
+    share = _percent(counted / timeline.boot_seconds) if counted else "-"
+    return f"{when:>10}  {quantity(length, timeline.unit):>11}  {share:>7}  "
+
+
+def _line(timeline: Timeline, items: Sequence[Step | Zap], text: str, *, start: bool) -> list[str]:
+    """Of maps, unmaps or zaps, that are counted where they began."""
+    columns = _columns(
+        timeline,
+        items[0].start if start else None,
+        sum(item.seconds for item in items),
+        sum(item.seconds for item in items if item.start < timeline.boot_seconds),
+    )
+    return _wrapped(text, f"{columns}  ", " " * (len(columns) + 4))
+
+
+def _phase(timeline: Timeline, phase: Phase | None) -> list[str]:
+    if phase is None:
+        rest = (1 - timeline.attributed_share) * timeline.boot_seconds
+        name, counted, columns = "in no phase", rest, _columns(timeline, None, rest, rest)
+    else:
+        name, counted = phase.name, before_mark(phase, timeline)
+        columns = _columns(timeline, phase.start, phase.seconds, counted)
+    share = counted / timeline.boot_seconds if timeline.boot_seconds else 0.0
+    width = _WIDTH - len(columns) - _BAR_WIDTH - 2
+    [first, *more] = wrap(name, width, break_on_hyphens=False) or [""]
+    bar = "#" * round(_BAR_WIDTH * share)
+    return [f"{columns}{first:<{width}}  {bar}".rstrip(), *(" " * len(columns) + m for m in more)]
+
+
+def _step(timeline: Timeline, step: Step) -> list[str]:
+    what = f"{step.kind} of {step.bar} ({format_size(step.size)})"
+    said = [what, *filter(None, [step.cause])]
+    if step.faults is not None:
+        said.append(plural(step.faults, "fault"))
+    if step.result:
+        said.append(f"FAILED: {errorcode.get(-step.result, step.result)}")
+    text = ", ".join(said)
+    if step.parts and step.seconds:
+        rest = 1 - step.attributed_share
+        shares = {name: seconds / step.seconds for name, seconds in step.parts.items()}
+        told = shares | ({"other": rest} if rest >= 0.0005 else {})
+        text += ": " + ", ".join(f"{name} {_percent(share)}" for name, share in told.items())
+    return _line(timeline, [step], text, start=True)
+
+
+def _together(timeline: Timeline, steps: Sequence[Step], *, more: bool) -> list[str]:
+    if not steps:
+        return []
+    counts = Counter((step.kind, step.bar) for step in steps)
+    kinds = ", ".join(f"{plural(n, kind)} of {bar}" for (kind, bar), n in counts.items())
+    number = f"{len(steps)} more" if more else f"{len(steps)}"
+    text = f"{number} under {quantity(_LEAST, timeline.unit)}, total: {kinds}"
+    return _line(timeline, steps, text, start=False)
+
+
+def _zaps(timeline: Timeline, zaps: Sequence[Zap]) -> list[str]:
+    causes: dict[str, list[Zap]] = {}
+    for zap in zaps:
+        causes.setdefault(zap.cause, []).append(zap)
+    return [
+        line
+        for cause, of_cause in causes.items()
+        for line in _line(
+            timeline, of_cause, f"{plural(len(of_cause), 'zap')}, {cause}", start=True
+        )
+    ]
+
+
+# both arms -------------------------------------------------------------------------------------
+
+
+def calls_and_cost(timelines: Boots) -> str:
+    """At most 100 columns, if names are of the usual length: what maps and unmaps cost in the
+    boots of each arm, medians where there are several, and what the arms' difference comes from.
+    Empty where no arm has a boot."""
+    table = cost_table(timelines)
+    if not table.boots:
+        return ""
+    lines = _wrapped(
+        f"Maps and unmaps in one guest boot, up to the boot mark, {table.unit}"
+        " (one: the median call):"
+    )
+    lines += _table(table)
+    if table.difference is not None:
+        lines += ["", *_wrapped(_explained(table.difference, table.unit))]
+    return "\n".join(lines) + "\n"
+
+
+_COLUMNS = ["calls", "one", "total", "share"]
+Body = list[tuple[str, list[list[str]]]]
+"""Lines: a text, and the cells of each arm or none."""
+
+
+def _table(table: CostTable) -> list[str]:
+    body = _body(table)
+    titles = [
+        f"{arm}, {f'{len(boots)} boots' if len(boots) > 1 else 'boot'}"
+        f" of {quantity(median(boots), table.unit)}"
+        for arm, boots in table.boots.items()
+    ]
+    groups = [group for _, found in body for group in found]
+    widths = [max(map(len, column)) for column in zip(*groups, strict=True)]
+    whole = max(sum(widths) + 2 * (len(widths) - 1), *map(len, titles))
+    label = max(len(text) for text, found in body if found)
+    lines = [" " * label + "".join(f"   {title:^{whole}}" for title in titles)]
+    for text, found in body:
+        if not found:
+            lines += _wrapped(text.strip(), text[: len(text) - len(text.lstrip())], "    ")
+            continue
+        numbers = [
+            "  ".join(cell.rjust(width) for cell, width in zip(cells, widths, strict=True))
+            for cells in found
+        ]
+        lines.append(f"{text:<{label}}" + "".join(f"   {cells:>{whole}}" for cells in numbers))
+    return [line.rstrip() for line in lines]
+
+
+def _body(table: CostTable) -> Body:
+    def cells(costs: Costs) -> list[list[str]]:
+        return [_cells(costs[arm], table.unit) for arm in table.boots]
+
+    def operations(rows: Sequence[Row]) -> Iterator[tuple[str, list[list[str]]]]:
+        """Two lines for each: what it is with its numbers, below that where and why."""
+        for row in rows:
+            kind, bar, phase, cause = row.operation
+            yield f"{kind} {bar}", cells(row.costs)
+            yield f"  {', '.join(filter(None, [phase, cause]))}", []
+
+    body: Body = [("", [_COLUMNS for _ in table.boots]), *operations(table.rows)]
+    if table.small:
+        body.append((f"{table.small} others", cells(table.others)))
+    body += [("", []), *((f"all {name}", cells(of)) for name, of in table.totals.items())]
+    if table.after:
+        body += [("", []), ("After the boot mark:", []), *operations(table.after)]
+    return body
+
+
+def _cells(cost: Cost, unit: str) -> list[str]:
+    if cost.one is None:
+        return ["-"] * len(_COLUMNS)
+    return [f"{cost.calls:g}", quantity(cost.one, unit), quantity(cost.total, unit),
+            "" if cost.share is None else _percent(cost.share)]  # fmt: skip
+
+
+def _explained(difference: Difference, unit: str) -> str:
+    """In the decimals that the longer boot has with four digits, so that one can add them up."""
+    longer = max(difference.baseline, difference.candidate)
+    decimals = max(0, 3 - floor(log10(longer))) if longer else 0
+    sign = -1 if difference.whole < 0 else 1
+    short = "Ginsn" if unit == "Ginsn" else "s"
+
+    def number(value: float) -> str:
+        return f"{round(value, decimals) + 0.0:.{decimals}f}"  # never -0.0
+
+    def part(value: float) -> str:
+        return f"{number(sign * value)} {short}"
+
+    boots = f"{number(difference.baseline)} -> {number(difference.candidate)}"
+    if not round(difference.whole, decimals):
+        return f"The boots of both arms are equally long ({boots} {unit})."
+    [first, *others] = difference.operations.items()
+    told = [
+        f"{first[0]} account for {part(first[1])} of it",
+        *(f"{name} for {part(value)}" for name, value in others),
+    ]
+    phases = [(n, v) for n, v in difference.phases.items() if round(v, decimals)]
+    where = [f"{part(value)} in {name}" for name, value in phases[:_MOST_PHASES]]
+    if left := phases[_MOST_PHASES:]:
+        where.append(f"{part(sum(v for _, v in left))} in {plural(len(left), 'other')}")
+    how = "shorter" if sign < 0 else "longer"
+    return (
+        f"The candidate's boot is {number(abs(difference.whole))} {unit} {how} ({boots}): "
+        f"{', '.join(told)}; the rest is {part(difference.rest)}"
+        f"{', by phase: ' if where else ''}{', '.join(where)}."
+    )
