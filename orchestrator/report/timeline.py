@@ -42,8 +42,11 @@ def quantity(value: float, unit: str) -> str:
     if not value:
         return f"0 {prefixes[0][1]}"
     factor, name = next((p for p in prefixes if abs(value) >= 0.99995 * p[0]), prefixes[-1])
-    scaled = value / factor
-    return f"{scaled:.4g} {name}" if abs(scaled) < 9999.5 else f"{scaled:.0f} {name}"
+    return f"{_digits(value / factor)} {name}"
+
+
+def _digits(value: float) -> str:
+    return f"{value:.4g}" if abs(value) < 9999.5 else f"{value:.0f}"
 
 
 def _percent(share: float) -> str:
@@ -74,13 +77,13 @@ def text_timeline(timeline: Timeline) -> str:
 
 
 def _head(timeline: Timeline) -> list[str]:
-    boot = f"{timeline.boot_seconds:.4g} {timeline.unit}"
+    boot = f"{_digits(timeline.boot_seconds)} {timeline.unit}"
     said = [
         f"boot {boot} to the boot mark, {_percent(timeline.attributed_share)} of it attributed"
     ]
     if timeline.ssh_seconds is not None:
-        said.append(f"SSH at {timeline.ssh_seconds:.4g}")
-    said.append(f"end at {timeline.end_seconds:.4g}")
+        said.append(f"SSH at {_digits(timeline.ssh_seconds)}")
+    said.append(f"end at {_digits(timeline.end_seconds)}")
     lines = [f"{timeline.trial} {timeline.guest}, host {timeline.release}", "; ".join(said)]
     if timeline.unit == "Ginsn":
         lines.append("Ginsn: 10^9 instructions of the emulated host, not a time")
@@ -119,10 +122,14 @@ def _placed(timeline: Timeline) -> Iterator[tuple[Phase | None, list[Step], list
             yield phase, *began
 
 
+def _share(timeline: Timeline, counted: float) -> float:
+    return counted / timeline.boot_seconds if timeline.boot_seconds else 0.0
+
+
 def _columns(timeline: Timeline, start: float | None, length: float, counted: float) -> str:
-    """Start, length, and the share of the boot of that much of it as is `counted`."""
+    """Start, length, and what share of the boot `counted` of that length is."""
     when = "" if start is None else f"{start:.3f}"
-    share = _percent(counted / timeline.boot_seconds) if counted else "-"
+    share = _percent(_share(timeline, counted)) if counted else "-"
     return f"{when:>10}  {quantity(length, timeline.unit):>11}  {share:>7}  "
 
 
@@ -144,10 +151,9 @@ def _phase(timeline: Timeline, phase: Phase | None) -> list[str]:
     else:
         name, counted = phase.name, before_mark(phase, timeline)
         columns = _columns(timeline, phase.start, phase.seconds, counted)
-    share = counted / timeline.boot_seconds if timeline.boot_seconds else 0.0
     width = _WIDTH - len(columns) - _BAR_WIDTH - 2
     [first, *more] = wrap(name, width, break_on_hyphens=False) or [""]
-    bar = "#" * round(_BAR_WIDTH * share)
+    bar = "#" * round(_BAR_WIDTH * _share(timeline, counted))
     return [f"{columns}{first:<{width}}  {bar}".rstrip(), *(" " * len(columns) + m for m in more)]
 
 
@@ -194,9 +200,9 @@ def _zaps(timeline: Timeline, zaps: Sequence[Zap]) -> list[str]:
 
 
 def calls_and_cost(timelines: Boots) -> str:
-    """At most 100 columns, if names are of the usual length: what maps and unmaps cost in the
-    boots of each arm, medians where there are several, and what the arms' difference comes from.
-    Empty where no arm has a boot."""
+    """What maps and unmaps cost in the boots of each arm, medians where there are several, and
+    what the arms' difference comes from; empty where no arm has a boot. The table is as wide as
+    its names and numbers, 94 columns with seconds and 104 with instructions as a rule."""
     table = cost_table(timelines)
     if not table.boots:
         return ""

@@ -14,17 +14,18 @@ from typing import Any, cast
 
 import pytest
 
-from orchestrator import __version__, cli, matrix
-from orchestrator.cache import Cache
+from orchestrator import __version__
+from orchestrator.analysis import boot
+from orchestrator.analysis.timeline import Timeline, to_json
 from orchestrator.cli import _run
 from orchestrator.evidence import TrialDir
-from orchestrator.progress import Progress
-from orchestrator.run import Runner
-from orchestrator.scenario import Scenario
+from orchestrator.report.perfetto import perfetto_trace
+from orchestrator.report.timeline import text_timeline
 from tests.unit.fabricated import sealed_map_trial
 from tests.unit.kernels.fakes import folder_kernel
 from tests.unit.recorded import FAILED, MEASURED, RUN, copied, sealed, unpatched
 from tests.unit.scenarios import MAPS, MINIMAL
+from tests.unit.timelines import booted
 
 Said = pytest.CaptureFixture[str]
 
@@ -87,6 +88,7 @@ def test_help_is_no_error(barometer: Command, capsys: Said, arguments: list[str]
         ["plan", "x.toml", "--pairs", "0"],
         ["plan", "x.toml", "--pairs", "many"],
         ["report"],
+        ["timeline"],
     ],
 )
 def test_wrong_command_line_is_exit_code_2(
@@ -347,6 +349,117 @@ def test_report_of_a_run_without_its_scenario_is_exit_code_4(
 ) -> None:
     (finished / "scenario.toml").unlink()
     assert barometer("report", finished) == 4
+
+
+@pytest.fixture
+def traced(monkeypatch: pytest.MonkeyPatch) -> list[Timeline]:
+    """What the trials are found to hold; a test may change it."""
+    found = [booted()]
+    monkeypatch.setattr(boot, "timelines_of", lambda trial: found)
+    return found
+
+
+def test_timeline_of_a_trial_is_text(
+    barometer: Command, capsys: Said, finished: Path, traced: list[Timeline]
+) -> None:
+    assert barometer("timeline", finished / "trials" / MEASURED) == 0
+    assert capsys.readouterr().out == text_timeline(booted())
+
+
+def test_timelines_of_several_boots_follow_one_another(
+    barometer: Command, capsys: Said, finished: Path, traced: list[Timeline]
+) -> None:
+    traced.append(booted("candidate"))
+    assert barometer("timeline", finished / "trials" / MEASURED) == 0
+    out = capsys.readouterr().out
+    assert out == text_timeline(booted()) + "\n" + text_timeline(booted("candidate"))
+    assert barometer("timeline", finished / "trials" / MEASURED, "--json") == 0
+    documents = json.loads(capsys.readouterr().out)
+    assert [d["trial"] for d in documents] == ["0001-baseline", "0002-candidate"]
+
+
+def test_timeline_is_one_json_document(
+    barometer: Command, capsys: Said, finished: Path, traced: list[Timeline]
+) -> None:
+    trace = finished / "trace.perfetto"
+    trial = finished / "trials" / MEASURED
+    assert barometer("timeline", trial, "--json", "--perfetto", trace) == 0
+    assert json.loads(capsys.readouterr().out) == to_json(booted())
+    assert trace.exists()
+
+
+def test_timeline_is_written_for_perfetto(
+    barometer: Command, capsys: Said, finished: Path, traced: list[Timeline]
+) -> None:
+    traced.append(booted("candidate"))
+    trace = finished / "trace.perfetto"
+    assert barometer("timeline", finished / "trials" / MEASURED, "--perfetto", trace) == 0
+    assert trace.read_bytes() == b"".join(map(perfetto_trace, traced))
+    assert capsys.readouterr().out.splitlines()[-1] == f"perfetto: {trace}"
+
+
+def test_trace_that_cannot_be_written_is_exit_code_2(
+    barometer: Command, capsys: Said, finished: Path, traced: list[Timeline]
+) -> None:
+    trace = finished / "none/trace.perfetto"
+    assert barometer("timeline", finished / "trials" / MEASURED, "--perfetto", trace) == 2
+    assert f"{trace} cannot be written: No such file" in capsys.readouterr().err
+
+
+def test_timeline_of_a_run_names_its_trials(
+    barometer: Command, capsys: Said, finished: Path, traced: list[Timeline]
+) -> None:
+    assert barometer("timeline", finished) == 2
+    err = capsys.readouterr().err
+    assert f"hint: its trials are {finished}/trials/0001-baseline, {finished}/trials/" in err
+
+
+def test_timeline_of_no_trial_is_exit_code_4(
+    barometer: Command, capsys: Said, tmp_path: Path, traced: list[Timeline]
+) -> None:
+    for folder in (tmp_path, tmp_path / "none"):
+        assert barometer("timeline", folder) == 4
+        assert f"{folder} holds no trial" in capsys.readouterr().err
+
+
+def test_timeline_of_a_trial_without_a_traced_boot_says_what_it_has(
+    barometer: Command, capsys: Said, finished: Path, traced: list[Timeline]
+) -> None:
+    traced.clear()
+    trial = finished / "trials" / MEASURED
+    sealed(trial, passes=["plain", "counts"])
+    assert barometer("timeline", trial) == 4
+    err = capsys.readouterr().err
+    assert "no traced guest boot; workload: guest-boot, passes: plain, counts" in err
+    assert 'hint: a timeline comes from pass "timing"' in err
+
+
+def test_timeline_of_a_trial_that_ended_before_its_traced_boot_says_why(
+    barometer: Command, capsys: Said, tmp_path: Path, traced: list[Timeline]
+) -> None:
+    traced.clear()
+    trial = copied(tmp_path, FAILED)
+    sealed(trial)
+    assert barometer("timeline", trial) == 4
+    assert "hint: it ended at guest-1-timing: " in capsys.readouterr().err
+
+
+def test_timeline_of_changed_evidence_is_exit_code_4(
+    barometer: Command, capsys: Said, finished: Path, traced: list[Timeline]
+) -> None:
+    trial = finished / "trials" / MEASURED
+    with (trial / "map.json").open("a") as file:
+        file.write(" ")
+    assert barometer("timeline", trial) == 4
+    assert "map.json changed since it was collected" in capsys.readouterr().err
+
+
+def test_perfetto_is_loaded_only_when_a_trace_is_written() -> None:
+    program = (
+        "import sys, orchestrator.cli; print(*(m for m in sys.modules if m.startswith(('google.',"
+        " 'perfetto'))))"
+    )
+    assert subprocess.check_output([sys.executable, "-c", program], text=True).strip() == ""
 
 
 def test_schema_is_json(barometer: Command, capsys: Said) -> None:

@@ -1,0 +1,218 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator.analysis.cost import (
+    NO_PHASE,
+    Operation,
+    cost_json,
+    cost_table,
+    own_times,
+)
+from orchestrator.analysis.timeline import RAM, Phase, Step, Timeline
+from orchestrator.scenario import ArmName
+from tests.unit.timelines import (
+    BAR,
+    EXIT,
+    FIRMWARE,
+    GIB,
+    INIT,
+    SIZING,
+    arms,
+    booted,
+    step,
+    with_steps,
+)
+
+ONE_MAP = Operation("map", BAR, SIZING, "sizing BAR 2")
+
+
+def test_operations_are_told_apart_by_kind_bar_phase_and_cause() -> None:
+    table = cost_table(arms())
+    assert [(r.operation.kind, r.operation.bar, r.operation.phase) for r in table.rows] == [
+        ("map", BAR, SIZING), ("map", BAR, FIRMWARE), ("unmap", BAR, SIZING),
+        ("unmap", BAR, FIRMWARE), ("map", RAM, FIRMWARE),
+    ]  # fmt: skip
+    row = table.rows[0]
+    assert row.operation == ONE_MAP
+    baseline, candidate = row.costs["baseline"], row.costs["candidate"]
+    assert (baseline.calls, baseline.one) == (4, 8.4)
+    assert baseline.total == pytest.approx(33.6)
+    assert baseline.share == pytest.approx(33.6 / 62.55)
+    assert (candidate.calls, candidate.one) == (4, 0.0005)
+
+
+def test_rows_are_in_order_of_the_larger_total_of_either_arm() -> None:
+    baseline = with_steps(booted(), [step(1, 3), step(9, 1, kind="unmap")])
+    candidate = with_steps(booted("candidate"), [step(1, 0.5), step(9, 5, kind="unmap")])
+    table = cost_table({"baseline": [baseline], "candidate": [candidate]})
+    assert [row.operation.kind for row in table.rows] == ["unmap", "map"]
+
+
+def test_small_operations_are_together_in_others() -> None:
+    small = [step(1, 0.01, cause=cause) for cause in ("a", "b", "a")]
+    table = cost_table({"baseline": [with_steps(booted(), [*small, step(9, 8.0)])]})
+    assert [row.operation.cause for row in table.rows] == ["sizing BAR 2"]
+    assert table.small == 2
+    assert table.others["baseline"].calls == 3
+    assert table.others["baseline"].total == pytest.approx(0.03)
+
+
+def test_what_is_small_in_one_arm_only_keeps_its_row() -> None:
+    # the candidate's maps are a ten-thousandth of its boot
+    assert ONE_MAP in [row.operation for row in cost_table(arms()).rows]
+
+
+def test_one_small_operation_keeps_its_row() -> None:
+    table = cost_table({"baseline": [with_steps(booted(), [step(1, 0.01)])]})
+    assert (len(table.rows), table.small) == (1, 0)
+
+
+def test_totals_are_of_bars_by_kind_and_of_ram() -> None:
+    totals = cost_table(arms()).totals
+    assert {name: costs["baseline"].calls for name, costs in totals.items()} == {
+        "maps of BARs": 5, "unmaps of BARs": 5, "RAM": 1,
+    }  # fmt: skip
+    assert totals["unmaps of BARs"]["candidate"].total == pytest.approx(6.5)
+
+
+def test_arm_without_such_a_call_has_no_cost_of_one() -> None:
+    boots = arms()
+    boots["candidate"] = [with_steps(booted("candidate"), [])]
+    cost = cost_table(boots).rows[0].costs["candidate"]
+    assert (cost.calls, cost.one, cost.total, cost.share) == (0, None, 0, 0)
+
+
+def test_steps_after_the_mark_are_apart_and_have_no_share() -> None:
+    table = cost_table(arms())
+    [row] = table.after
+    assert row.operation == Operation("unmap", BAR, EXIT, "exit")
+    assert row.costs["candidate"].total == pytest.approx(1.3)
+    assert row.costs["candidate"].share is None
+    assert EXIT not in {row.operation.phase for row in table.rows}
+
+
+def test_several_boots_are_reduced_to_medians() -> None:
+    def boot(seconds: float, *lengths: float) -> Timeline:
+        steps = [step(1, length) for length in lengths]
+        return replace(with_steps(booted(), steps), boot_seconds=seconds)
+
+    table = cost_table({"baseline": [boot(10, 1, 2, 3), boot(20, 4, 4), boot(30, 9)]})
+    assert table.boots == {"baseline": (10, 20, 30)}
+    cost = table.rows[0].costs["baseline"]
+    assert (cost.calls, cost.one, cost.total, cost.share) == (2, 4, 8, 0.4)
+
+
+def test_difference_is_accounted_for() -> None:
+    difference = cost_table(arms()).difference
+    assert difference is not None
+    assert difference.whole == pytest.approx(-40.4975)
+    assert difference.operations == pytest.approx(
+        {"maps of BARs": -41.9975, "unmaps of BARs": 1.0, "RAM": 0.0}
+    )
+    assert difference.rest == pytest.approx(0.5)
+    assert next(iter(difference.phases)) == INIT
+    assert difference.phases[INIT] == pytest.approx(0.5)
+
+
+def test_phase_of_one_arm_only_is_a_difference() -> None:
+    boots = arms()
+    [boot] = boots["candidate"]
+    more = Phase("kernel: more", boot.boot_seconds, 3)
+    boots["candidate"] = [
+        replace(boot, boot_seconds=boot.boot_seconds + 3, phases=(*boot.phases, more))
+    ]
+    difference = cost_table(boots).difference
+    assert difference is not None
+    assert difference.phases["kernel: more"] == pytest.approx(3)
+
+
+def test_one_arm_alone_has_costs_and_no_difference() -> None:
+    table = cost_table({"baseline": [], "candidate": [booted("candidate")]})
+    assert list(table.boots) == ["candidate"]
+    assert set(table.rows[0].costs) == {"candidate"}
+    assert table.difference is None
+
+
+def test_no_boot_is_an_empty_table() -> None:
+    table = cost_table({})
+    assert (table.boots, table.rows, table.after, table.difference) == ({}, (), (), None)
+    assert cost_json({"baseline": []}) == []
+
+
+def test_boot_without_a_length_has_no_shares() -> None:
+    table = cost_table({"baseline": [replace(booted(), boot_seconds=0.0)]})
+    assert table.rows == ()
+    assert table.totals["RAM"]["baseline"].share is None
+
+
+def test_json_has_every_operation_in_plain_types() -> None:
+    rows = cost_json(arms())
+    assert json.loads(json.dumps(rows)) == rows
+    assert rows[0] == {
+        "kind": "map", "bar": BAR, "phase": SIZING, "cause": "sizing BAR 2", "before_mark": True,
+        "baseline": {"calls": 4, "one": 8.4, "total": pytest.approx(33.6),
+                     "share": pytest.approx(33.6 / 62.55)},
+        "candidate": {"calls": 4, "one": 0.0005, "total": 0.002,
+                      "share": pytest.approx(0.002 / 22.0525)},
+    }  # fmt: skip
+    assert [row["before_mark"] for row in rows] == [True] * 5 + [False]
+    assert rows[-1]["baseline"]["share"] is None
+
+
+def test_own_times_leave_out_what_is_after_the_mark() -> None:
+    boot = replace(booted(), boot_seconds=56.5)
+    assert own_times(boot) == pytest.approx(
+        {FIRMWARE: 11.5 - 9.5 - 0.01, SIZING: 44 - 38, INIT: 1, NO_PHASE: 0}, abs=1e-9
+    )
+
+
+# whatever the boots are, nothing is lost or counted twice -------------------------------------
+
+_NAMES = st.sampled_from([FIRMWARE, SIZING, "elsewhere"])
+_SECONDS = st.floats(0, 50)
+_STEPS = st.builds(
+    Step, st.sampled_from(["map", "unmap"]), st.sampled_from([BAR, RAM]), st.just(GIB), _NAMES,
+    st.sampled_from(["a", "b"]), _SECONDS, _SECONDS,
+)  # fmt: skip
+
+
+@st.composite
+def boots(draw: st.DrawFn, arm: ArmName) -> Timeline:
+    phases, at = [], 0.0
+    for name, gap, seconds in draw(st.lists(st.tuples(_NAMES, _SECONDS, _SECONDS), max_size=6)):
+        phases.append(Phase(name, at + gap, seconds))
+        at += gap + seconds
+    return replace(
+        booted(arm),
+        boot_seconds=draw(st.floats(1, 200)),
+        phases=tuple(phases),
+        steps=tuple(draw(st.lists(_STEPS, max_size=8))),
+    )
+
+
+@given(boots("baseline"), boots("candidate"))
+def test_nothing_is_lost_or_counted_twice(baseline: Timeline, candidate: Timeline) -> None:
+    table = cost_table({"baseline": [baseline], "candidate": [candidate]})
+    both: dict[ArmName, Timeline] = {"baseline": baseline, "candidate": candidate}
+    for arm, boot in both.items():
+        before = boot.steps_before_mark()
+        after = [row.costs[arm] for row in table.after]
+        lines = [row.costs[arm] for row in table.rows] + [table.others[arm]]
+        groups = [of[arm] for of in table.totals.values()]
+        for costs in (lines, groups):
+            assert sum(cost.calls for cost in costs) == len(before)
+            assert sum(c.total for c in costs) == pytest.approx(sum(s.seconds for s in before))
+        assert sum(cost.calls for cost in after) == len(boot.steps) - len(before)
+        whole = sum(own_times(boot).values()) + sum(step.seconds for step in before)
+        assert whole == pytest.approx(boot.boot_seconds)
+    difference = table.difference
+    assert difference is not None
+    assert difference.rest == pytest.approx(sum(difference.phases.values()), abs=1e-6)
+    sizes = [abs(seconds) for seconds in difference.phases.values()]
+    assert sizes == sorted(sizes, reverse=True)

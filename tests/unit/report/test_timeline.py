@@ -1,0 +1,285 @@
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from typing import Literal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator.analysis.timeline import RAM, Phase, Step, Timeline, Zap
+from orchestrator.report.timeline import calls_and_cost, quantity, text_timeline
+from orchestrator.scenario import ArmName
+from tests.unit.timelines import (
+    BAR,
+    FIRMWARE,
+    INIT,
+    SIZING,
+    arms,
+    booted,
+    in_ginsn,
+    phases,
+    step,
+    with_steps,
+)
+
+
+def cells(line: str) -> list[str]:
+    return re.split(r"\s{2,}", line.strip())
+
+
+def line_of(text: str, what: str) -> list[str]:
+    [line] = [line for line in text.splitlines() if what in line]
+    return cells(line)
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "said"),
+    [
+        (140.9281, "s", "140.9 s"),
+        (8.43237, "emulated s", "8.432 s"),
+        (0.000494, "emulated s", "494 us"),
+        (0.0058321, "s", "5.832 ms"),
+        (-1.7186, "s", "-1.719 s"),
+        (5e-8, "s", "50 ns"),
+        (0.99999, "s", "1 s"),
+        (0.99994, "s", "999.9 ms"),
+        (0, "emulated s", "0 s"),
+        (12345.6, "s", "12346 s"),
+        (3e-10, "s", "0.3 ns"),
+        (12.34567, "Ginsn", "12.35 Ginsn"),
+        (0.0058321, "Ginsn", "5.832 Minsn"),
+        (4.04e-7, "Ginsn", "404 insn"),
+        (4.04e-6, "Ginsn", "4.04 kinsn"),
+        (0, "Ginsn", "0 Ginsn"),
+    ],
+)
+def test_quantities_have_four_digits(value: float, unit: str, said: str) -> None:
+    assert quantity(value, unit) == said
+
+
+# one boot --------------------------------------------------------------------------------------
+
+
+def test_head_says_whose_boot_how_long_and_how_much_is_explained() -> None:
+    assert text_timeline(booted()).splitlines()[:2] == [
+        "0001-baseline guest-1, host 6.12.107+deb13",
+        "boot 62.55 emulated s to the boot mark, 99.9 % of it attributed;"
+        " SSH at 68.5; end at 74.5",
+    ]
+    without = text_timeline(replace(booted(), ssh_seconds=None))
+    assert "attributed; end at 74.5\n" in without
+
+
+def test_instructions_are_said_to_be_instructions() -> None:
+    text = text_timeline(in_ginsn(booted()))
+    assert "boot 62.55 Ginsn to the boot mark" in text
+    assert "Ginsn: 10^9 instructions of the emulated host, not a time" in text
+    assert "emulated s" not in text
+    assert line_of(text, FIRMWARE)[1] == "11.5 Ginsn"
+
+
+def test_phases_are_in_order_with_a_bar_of_their_share() -> None:
+    text = text_timeline(booted())
+    assert line_of(text, FIRMWARE) == ["0.000", "11.5 s", "18.4 %", FIRMWARE, "#" * 4]
+    assert line_of(text, SIZING) == ["11.500", "44 s", "70.3 %", SIZING, "#" * 14]
+    assert line_of(text, INIT) == ["55.500", "7 s", "11.2 %", INIT, "##"]
+    assert line_of(text, "QEMU: exit") == ["72.500", "2 s", "-", "QEMU: exit"]
+    assert text.index(FIRMWARE) < text.index(SIZING) < text.index(INIT)
+
+
+def test_step_is_below_its_phase_with_cause_and_parts() -> None:
+    text = text_timeline(booted())
+    words = " ".join(text[text.index(FIRMWARE) : text.index(SIZING)].split())
+    assert (
+        "1.000 8.4 s 13.4 % map of 01:00.0 BAR 2 (32GiB), bridge window of 00:01.0, 32 faults:"
+        " lookup 75.0 %, fault 25.0 %"
+    ) in words
+    assert "unmap of 01:00.0 BAR 2 (32GiB), bridge window of 00:01.0" in words
+    assert "map of RAM (512MiB), start" in words
+    sizing = " ".join(text[text.index(SIZING) : text.index(INIT)].split())
+    assert sizing.count("lookup 70.0 %, iommu_map 20.0 %, other 10.0 %") == 4
+
+
+def test_steps_under_a_millisecond_are_told_together() -> None:
+    text = text_timeline(booted("candidate"))
+    assert cells(next(x for x in text.splitlines() if "4 more" in x)) == [
+        "2 ms", "0.0 %", f"4 more under 1 ms, total: 4 maps of {BAR}",
+    ]  # fmt: skip
+    small = [step(1, 4e-4), step(2, 4e-4, kind="unmap"), step(3, 4e-4, bar=RAM)]
+    text = text_timeline(with_steps(in_ginsn(booted()), small))
+    assert "1.2 Minsn" in text
+    assert (f"3 under 1 Minsn, total: 1 map of {BAR}, 1 unmap of {BAR}, 1 map of RAM") in " ".join(
+        text.split()
+    )
+
+
+def test_refused_map_has_its_own_line_however_short() -> None:
+    text = text_timeline(with_steps(booted(), [step(1, 0.0, result=-12, parts={"pin": 0.0})]))
+    assert f"map of {BAR} (32GiB), sizing BAR 2, FAILED: ENOMEM" in text
+    assert "FAILED: -4095" in text_timeline(with_steps(booted(), [step(1, 0.0, result=-4095)]))
+
+
+def test_zaps_are_told_by_cause() -> None:
+    zaps = (Zap(1, 2e-5, SIZING, "decoding off"), Zap(2, 3e-5, SIZING, "decoding off"),
+            Zap(1.5, 1e-5, SIZING, "reset"))  # fmt: skip
+    text = text_timeline(replace(booted(), zaps=zaps))
+    assert line_of(text, "decoding off") == ["1.000", "50 us", "0.0 %", "2 zaps, decoding off"]
+    assert line_of(text, "reset") == ["1.500", "10 us", "0.0 %", "1 zap, reset"]
+
+
+def test_phase_that_comes_twice_has_its_own_steps_each_time() -> None:
+    boot = replace(
+        with_steps(booted(), [step(0.5, 0.1, cause="first"), step(2.5, 0.1, cause="second")]),
+        phases=phases((SIZING, 1), (INIT, 1), (SIZING, 1)),
+    )
+    text = text_timeline(boot)
+    assert text.index("first") < text.index(INIT) < text.index("second")
+
+
+def test_what_is_in_no_phase_is_told_last() -> None:
+    boot = replace(with_steps(booted(), [step(0.5, 0.1, phase="?")]), phases=phases((INIT, 60)))
+    lines = text_timeline(boot).splitlines()
+    [at] = [n for n, line in enumerate(lines) if "in no phase" in line]
+    assert cells(lines[at])[:2] == ["2.55 s", "4.1 %"]
+    assert "map of" in lines[at + 1]
+    covered = replace(booted(), phases=phases((SIZING, 62.55)), steps=(), zaps=())
+    assert "in no phase" not in text_timeline(covered)
+
+
+def test_foot_says_how_good_marks_are_and_what_to_know() -> None:
+    assert text_timeline(booted()).splitlines()[-3:] == [
+        "marks: the console's lines are late by 10 ms at most (the console is read every 10 ms)",
+        "systemd-analyze, by the guest's own clock: kernel 4.5 s, userspace 2.25 s",
+        "note cpus-kept: the guest's CPUs were kept in place",
+    ]
+    bare = replace(booted(), mark_source="", systemd={}, notes=())
+    assert text_timeline(bare).endswith("unmap of 01:00.0 BAR 2 (32GiB), exit\n")
+
+
+def test_boot_without_a_length_is_no_error() -> None:
+    assert "boot 0 emulated s" in text_timeline(replace(booted(), boot_seconds=0.0))
+
+
+_WORDS = st.text("ab :-0", max_size=150)
+_SECONDS = st.floats(0, 9999)
+
+
+@given(
+    st.lists(st.builds(Phase, _WORDS, _SECONDS, _SECONDS), max_size=4),
+    st.lists(
+        st.builds(
+            step, _SECONDS, _SECONDS | st.floats(0, 2e-3), phase=_WORDS, cause=_WORDS, bar=_WORDS,
+            parts=st.dictionaries(_WORDS, _SECONDS, max_size=3),
+        ),
+        max_size=6,
+    ),
+    st.lists(st.builds(Zap, _SECONDS, _SECONDS, _WORDS, _WORDS), max_size=3),
+    st.sampled_from(["s", "Ginsn"]),
+)  # fmt: skip
+def test_no_line_is_longer_than_100_columns(
+    phases: list[Phase], steps: list[Step], zaps: list[Zap], unit: Literal["s", "Ginsn"]
+) -> None:
+    boot = replace(booted(), phases=tuple(phases), steps=tuple(steps), zaps=tuple(zaps), unit=unit)
+    lines = text_timeline(boot).splitlines()
+    assert not [line for line in lines if len(line) > 100 or line != line.rstrip()]
+
+
+# both arms -------------------------------------------------------------------------------------
+
+
+def test_table_has_calls_one_total_and_share_of_each_arm() -> None:
+    lines = calls_and_cost(arms()).splitlines()
+    assert cells(lines[1]) == ["baseline, boot of 62.55 s", "candidate, boot of 22.05 s"]
+    assert cells(lines[2]) == ["calls", "one", "total", "share"] * 2
+    assert cells(lines[3]) == [
+        f"map {BAR}", "4", "8.4 s", "33.6 s", "53.7 %", "4", "500 us", "2 ms", "0.0 %",
+    ]  # fmt: skip
+    assert lines[4] == f"  {SIZING}, sizing BAR 2"
+
+
+def test_totals_are_below_the_rows_and_the_exit_apart() -> None:
+    text = calls_and_cost(arms())
+    assert line_of(text, "all maps of BARs")[1:5] == ["5", "8.4 s", "42 s", "67.1 %"]
+    assert line_of(text, "all unmaps of BARs")[5:] == ["5", "1.3 s", "6.5 s", "29.5 %"]
+    assert line_of(text, "all RAM")[1:4] == ["1", "10 ms", "10 ms"]
+    after = text[text.index("After the boot mark:") :].splitlines()
+    assert cells(after[1]) == [f"unmap {BAR}", "1", "1.1 s", "1.1 s", "1", "1.3 s", "1.3 s"]
+
+
+def test_small_operations_are_one_line() -> None:
+    small = [step(1, 0.01, cause=cause) for cause in ("a", "b")]
+    text = calls_and_cost({"baseline": [with_steps(booted(), [*small, step(9, 8.0)])]})
+    assert line_of(text, "2 others") == ["2 others", "2", "10 ms", "20 ms", "0.0 %"]
+
+
+def test_several_boots_are_said_to_be_several() -> None:
+    assert "baseline, 3 boots of 62.55 s   candidate, 3 boots of 22.05 s" in re.sub(
+        " {3,}", "   ", calls_and_cost(arms(3))
+    )
+
+
+def test_arm_without_calls_has_dashes() -> None:
+    boots = arms()
+    boots["candidate"] = [with_steps(booted("candidate"), [])]
+    assert calls_and_cost(boots).splitlines()[3].split()[-4:] == ["-"] * 4
+
+
+def test_difference_is_explained_in_numbers_that_add_up() -> None:
+    text = " ".join(calls_and_cost(arms()).split())
+    assert text.endswith(
+        "The candidate's boot is 40.50 emulated s shorter (62.55 -> 22.05): maps of BARs account"
+        " for 42.00 s of it, unmaps of BARs for -1.00 s, RAM for 0.00 s; the rest is -0.50 s, by"
+        f" phase: -0.50 s in {INIT}."
+    )
+
+
+def test_longer_boot_is_explained_the_other_way_round() -> None:
+    boots = arms()
+    swapped: dict[ArmName, list[Timeline]] = {
+        "baseline": boots["candidate"], "candidate": boots["baseline"],
+    }  # fmt: skip
+    text = " ".join(
+        calls_and_cost({arm: [in_ginsn(b) for b in swapped[arm]] for arm in swapped}).split()
+    )
+    assert (
+        "The candidate's boot is 40.50 Ginsn longer (22.05 -> 62.55): maps of BARs account for"
+        " 42.00 Ginsn of it, unmaps of BARs for -1.00 Ginsn"
+    ) in text
+
+
+def test_many_phases_are_cut_short() -> None:
+    def boot(arm: ArmName, length: float) -> Timeline:
+        made = phases(*((f"phase {n}", length) for n in range(6)))
+        return replace(booted(arm), steps=(), boot_seconds=6 * length, phases=made)
+
+    boots: dict[ArmName, list[Timeline]] = {
+        "baseline": [boot("baseline", 2.0)], "candidate": [boot("candidate", 1.0)],
+    }  # fmt: skip
+    text = " ".join(calls_and_cost(boots).split())
+    assert "the rest is 6.00 s, by phase: 1.00 s in phase 0, " in text
+    assert text.endswith("1.00 s in phase 3, 2.00 s in 2 others.")
+
+
+def test_equal_boots_are_said_to_be_equal() -> None:
+    boots: dict[ArmName, list[Timeline]] = {"baseline": [booted()], "candidate": [booted()]}
+    assert calls_and_cost(boots).endswith(
+        "The boots of both arms are equally long (62.55 -> 62.55 emulated s).\n"
+    )
+
+
+def test_one_arm_alone_is_a_table_without_an_explanation() -> None:
+    text = calls_and_cost({"candidate": [booted("candidate")]})
+    assert "baseline" not in text
+    assert "The candidate's boot" not in text
+    assert calls_and_cost({"baseline": []}) == ""
+
+
+def test_table_is_plain_text_of_a_readable_width() -> None:
+    text = calls_and_cost(arms())
+    assert text.isascii()
+    assert max(map(len, text.splitlines())) <= 100
+    assert not [line for line in text.splitlines() if line != line.rstrip()]
+    ginsn = calls_and_cost({arm: [in_ginsn(b) for b in of] for arm, of in arms().items()})
+    assert max(map(len, ginsn.splitlines())) <= 120
