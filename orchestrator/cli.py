@@ -29,14 +29,16 @@ from orchestrator.bench.state import clean as clean_state
 from orchestrator.cache import Cache
 from orchestrator.errors import BarometerError, ScenarioError
 from orchestrator.evidence import RunDir
+from orchestrator.factors import Cell, ScenarioFile, file_schema, load_scenarios, toml_text
 from orchestrator.judge import judge, traced_boots
 from orchestrator.kernels import describe
 from orchestrator.matrix import MatrixDir, judge_cells, run_cells
 from orchestrator.plan import make_plan
 from orchestrator.progress import Progress
+from orchestrator.report.text import said_of
 from orchestrator.report.timeline import text_timeline
-from orchestrator.run import run_plan
-from orchestrator.scenario import ARMS, Scenario, format_size, json_schema, load_scenario
+from orchestrator.run import no_space_explained, run_plan, runner
+from orchestrator.scenario import ARMS, Kernel, Scenario, format_size
 
 # UsageError of the click that typer brings, which is not always the installed one.
 _UsageError = cast(type[typer.BadParameter], typer.BadParameter.__mro__[1])

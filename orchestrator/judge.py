@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 from orchestrator.analysis import boot
 from orchestrator.analysis.comparison import Comparison, compare, to_json
@@ -46,7 +47,6 @@ def save(folder: Path, comparison: dict[str, Any], report: str) -> None:
         (folder / "report.txt").write_text(report)
     except PermissionError as exc:  # somebody else's run: judging it needs no right to write
         log.warning("barometer: the report is not saved: %s", exc)
-    return scenario, comparison, report
 
 
 def traced_boots(folder: Path) -> list[Timeline]:

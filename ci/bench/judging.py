@@ -3,8 +3,8 @@
     .venv/bin/python ci/bench/judging.py [MEGABYTES ...]
 
 A recorded guest boot is made longer: what happened between its kernel's first line and its boot
-mark happens again and again, later each time. Each size is judged in a process of its own; the last
-column is the time for each megabyte against that of the smallest: 1 is linear.
+mark happens again and again, later each time. Each size is judged in a process of its own; the
+last column is the time for each megabyte against that of the smallest: 1 is linear.
 """
 
 from __future__ import annotations

@@ -36,7 +36,9 @@ from orchestrator.analysis.timeline import Phase
 _EFER = 0xC0000080
 _MEMORY_EVENTS = {"qemu_anon_ram_alloc", "vfio_attach_device", "vfio_listener_region_add_ram"}
 _PRINTK = re.compile(r"\[\s*\d+\.\d+\](?:\[\s*[TC]\d+\])? (.*)")
-_LOADER = re.compile(r"GRUB|systemd-boot|Booting `|Loading Linux|ISOLINUX|SYSLINUX")
+_LOADER = re.compile(
+    r"barometer: boot loader|GRUB|systemd-boot|Booting `|Loading Linux|ISOLINUX|SYSLINUX"
+)
 _FIRST = "Linux version "
 _BUS = re.compile(r"PCI host bridge to bus (\S+)")
 _DEVICE = re.compile(r"pci [0-9a-f]{4}:(\S+): \[[0-9a-f]{4}:[0-9a-f]{4}\] type")

@@ -14,13 +14,17 @@ from typing import Any, cast
 
 import pytest
 
-from orchestrator import __version__
+from orchestrator import __version__, cli, matrix
 from orchestrator.analysis import boot
 from orchestrator.analysis.timeline import Timeline, to_json
+from orchestrator.cache import Cache
 from orchestrator.cli import _run
 from orchestrator.evidence import TrialDir
+from orchestrator.progress import Progress
 from orchestrator.report.perfetto import perfetto_trace
 from orchestrator.report.timeline import text_timeline
+from orchestrator.run import Runner
+from orchestrator.scenario import Scenario
 from tests.unit.fabricated import sealed_map_trial
 from tests.unit.kernels.fakes import folder_kernel
 from tests.unit.recorded import FAILED, MEASURED, RUN, copied, sealed, unpatched
