@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.analysis import boot
-from orchestrator.analysis.comparison import Comparison, compare, to_json
+from orchestrator.analysis.comparison import Comparison, boots_of, compare, to_json
 from orchestrator.analysis.timeline import Timeline
 from orchestrator.analysis.trial import read_result
 from orchestrator.errors import EvidenceError, ScenarioError
@@ -37,6 +37,7 @@ def judge(run: RunDir) -> tuple[Scenario, Comparison, str]:
     )
     report = text_report(scenario, comparison, plan)
     save(run.path, to_json(comparison), report)
+    _save_timelines(run.path / "timelines", comparison)
     return scenario, comparison, report
 
 
@@ -47,6 +48,23 @@ def save(folder: Path, comparison: dict[str, Any], report: str) -> None:
         (folder / "report.txt").write_text(report)
     except PermissionError as exc:  # somebody else's run: judging it needs no right to write
         log.warning("barometer: the report is not saved: %s", exc)
+
+
+def _save_timelines(folder: Path, comparison: Comparison) -> None:
+    """A trace for ui.perfetto.dev of each traced boot: TRIAL-GUEST.pftrace."""
+    boots = [found for of_arm in boots_of(comparison).values() for found in of_arm]
+    if not boots:
+        return
+    # Only here: it loads Perfetto's protobuf.
+    from orchestrator.report.perfetto import perfetto_trace  # noqa: PLC0415
+
+    try:
+        folder.mkdir(exist_ok=True)
+        for found in boots:
+            name = f"{found.trial}-{found.guest}.pftrace"
+            (folder / name).write_bytes(perfetto_trace(found))
+    except PermissionError as exc:
+        log.warning("barometer: the timelines are not saved: %s", exc)
 
 
 def traced_boots(folder: Path) -> list[Timeline]:

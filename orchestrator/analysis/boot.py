@@ -222,7 +222,7 @@ def _since(time: float | None, zero: float) -> float | None:
     return None if time is None else round(time - zero, 9)
 
 
-def _console(boot: BootTrace) -> tuple[list[tuple[float, str]], float, str]:
+def _console(boot: BootTrace) -> tuple[list[tuple[float, str]], float | None, str]:
     """The console's lines with the best times there are, how late they can be, and how that is
     known.
 
@@ -230,7 +230,7 @@ def _console(boot: BootTrace) -> tuple[list[tuple[float, str]], float, str]:
     to its serial port; where there are as many of them as lines, line and record belong together,
     and a mark is as accurate as a reading of the trace clock. Else the lines have the times at
     which the watch agent had received them, through QEMU and a socket of the host; how late that
-    is was measured, of the other boots, in the same way.
+    is depends on what else the host does, and nothing here bounds it.
     """
     vcpus = {event.thread for event in boot.qemu}
     feeds = [at for at, thread in boot.feeds if thread in vcpus]
@@ -238,10 +238,10 @@ def _console(boot: BootTrace) -> tuple[list[tuple[float, str]], float, str]:
         late = max(at - feed for feed, (at, _) in zip(feeds, boot.console, strict=True))
         lines = [(feed, text) for feed, (_, text) in zip(feeds, boot.console, strict=True)]
         return lines, 0.0, (
-            "kvm:kvm_pio, where the guest sent the line feed"
-            f" (the watch agent had the line at most {late * 1000:.1f} ms later)"
+            "kvm:kvm_pio, when the guest sent the line feed"
+            f" (the watch agent had the line up to {late * 1000:.1f} ms later)"
         )  # fmt: skip
-    return boot.console, 0.1, "the watch agent's, when it had received the line"
+    return boot.console, None, "the watch agent, when it had received the line from QEMU"
 
 
 def check_clock(boot: BootTrace) -> None:

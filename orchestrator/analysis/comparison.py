@@ -7,11 +7,13 @@ from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any, Literal
 
+from orchestrator.analysis.cost import cost_json
 from orchestrator.analysis.law import Law, scaling_law
 from orchestrator.analysis.level import Level
 from orchestrator.analysis.looking import costs_of_looking
 from orchestrator.analysis.maps import MapPass, Place
 from orchestrator.analysis.theory import pages
+from orchestrator.analysis.timeline import Timeline
 from orchestrator.analysis.trial import Findings, TrialResult
 from orchestrator.scenario import ARMS, METRICS, ArmName, Metric, Scenario, metric_at
 
@@ -184,6 +186,17 @@ def findings_of(comparison: Comparison, arm: ArmName) -> Findings:
     )
 
 
+def boots_of(comparison: Comparison) -> dict[ArmName, list[Timeline]]:
+    """The traced guest boots of each arm's measured trials."""
+    return {
+        arm: [
+            boot for result in comparison.of_arm(arm) if result.kind == "measured"
+            for boot in result.findings.timelines
+        ]
+        for arm in ARMS
+    }  # fmt: skip
+
+
 def laws(comparison: Comparison, arm: ArmName) -> dict[str, Law]:
     """The scaling law of each series of sizes: "map/1GiB/cold" -> law, from the medians.
 
@@ -276,6 +289,7 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
             m.name: {"ratio": m.ratio, "ci95": None, "p": None, "verdict": m.verdict}
             for m in comparison.metrics
         },
+        "boots": cost_json(boots_of(comparison)),
         "problems": [
             {"trial": r.name, "arm": r.arm, "kind": r.kind, "stage": r.stage, "reason": r.reason,
              "message": r.message}
@@ -286,10 +300,14 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
 
 def _shown(comparison: Comparison, arm: ArmName) -> dict[str, Any]:
     """What an arm shows besides metrics."""
-    shown = findings_of(comparison, arm)
-    if shown == Findings():
+    shown, boots = findings_of(comparison, arm), boots_of(comparison)[arm]
+    if shown == Findings() and not boots:
         return {}
     return {
+        "notes": [
+            {"trial": boot.trial, "name": note.name, "text": note.text}
+            for boot in boots for note in boot.notes
+        ],
         "levels": [
             {"place": level.place, "leaf": level.leaf, "stride": level.stride,
              "iommu_leaf": level.iommu,

@@ -3,6 +3,7 @@ makes one arm's boot longer than the other's. Pure."""
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import asdict, dataclass
@@ -10,7 +11,7 @@ from statistics import median
 from typing import Any, Literal, NamedTuple
 
 from orchestrator.analysis.timeline import RAM, Phase, Step, Timeline
-from orchestrator.scenario import ARMS, ArmName
+from orchestrator.scenario import ARMS, ArmName, format_size
 
 Boots = Mapping[ArmName, Sequence[Timeline]]
 """Timelines of each arm, all of one unit. An arm may have none."""
@@ -20,17 +21,30 @@ SMALL_SHARE = 0.001
 NO_PHASE = "no phase"
 
 
+# `kernel: BAR sizing, 01:00.0`, `sizing BARs 0, 1 and ROM of bridge 00:01.0`
+_WHERE = re.compile(r", (?:bus )?[0-9a-f:.]+$")
+_REGISTERS = re.compile(r"BARs? \d+(?:, \d+)*(?: and ROM)?|ROM")
+_BRIDGE = re.compile(r" of bridge \S+")
+_DEVICE = re.compile(r" of [0-9a-f:.]+$")
+
+
 class Operation(NamedTuple):
-    """What is the same operation in every boot."""
+    """What is the same kind of operation in every boot, whichever device and register it is of:
+    a dozen maps have a handful of causes."""
 
     kind: Literal["map", "unmap"]
     bar: str
+    """`32GiB BAR`, or RAM."""
     phase: str
     cause: str
 
     @classmethod
     def of(cls, step: Step) -> Operation:
-        return cls(step.kind, step.bar, step.phase, step.cause)
+        bar = RAM if step.bar == RAM else f"{format_size(step.size)} BAR"
+        cause = _BRIDGE.sub(" of a bridge", _REGISTERS.sub("BARs", step.cause))
+        return cls(
+            step.kind, bar, _WHERE.sub("", step.phase), _DEVICE.sub(" of another device", cause)
+        )
 
 
 @dataclass(frozen=True)
@@ -90,7 +104,7 @@ class CostTable:
     others: Costs
     """Those together."""
     totals: dict[str, Costs]
-    """Before the mark: `maps of BARs`, `unmaps of BARs`, RAM (both)."""
+    """Before the mark: maps and unmaps of BARs by size (`maps of 32GiB BARs`), and RAM (both)."""
     after: tuple[Row, ...]
     """Of steps after the mark, that are no part of the boot."""
     difference: Difference | None
@@ -201,14 +215,11 @@ def _costs(boots: Boots, operations: Set[Operation], *, before: bool) -> Costs:
 
 
 def _totals(boots: Boots, rows: Sequence[Row]) -> dict[str, Costs]:
-    groups: dict[str, set[Operation]] = {
-        "maps of BARs": set(),
-        "unmaps of BARs": set(),
-        RAM: set(),
-    }
+    groups: defaultdict[str, set[Operation]] = defaultdict(set)
     for row in rows:
         operation = row.operation
-        groups[RAM if operation.bar == RAM else f"{operation.kind}s of BARs"].add(operation)
+        name = RAM if operation.bar == RAM else f"{operation.kind}s of {operation.bar}s"
+        groups[name].add(operation)
     return {name: _costs(boots, group, before=True) for name, group in groups.items()}
 
 

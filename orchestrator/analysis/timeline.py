@@ -55,6 +55,11 @@ class Step:
         """Of its time, how much is in a part: 1 for all."""
         return min(1.0, sum(self.parts.values()) / self.seconds) if self.seconds else 1.0
 
+    @property
+    def other(self) -> float:
+        """What is left over, seconds."""
+        return max(0.0, round(self.seconds - sum(self.parts.values()), 9))
+
 
 @dataclass(frozen=True)
 class Zap:
@@ -98,8 +103,9 @@ class Timeline:
     console: tuple[tuple[float, str], ...]
     cpu_use: tuple[tuple[float, float], ...] = ()
     """(when, seconds of CPU that QEMU had used by then)."""
-    mark_bound: float = 0.0
-    """How late a console line's time can be, at most."""
+    mark_bound: float | None = None
+    """How late a console line's time can be, at most, besides one reading of the trace clock; None
+    where that is not known."""
     mark_source: str = ""
     """How that is known."""
     systemd: dict[str, float] = field(default_factory=dict)
@@ -132,8 +138,9 @@ def to_json(timeline: Timeline) -> dict[str, Any]:
         ],
         "operations": [
             {"kind": s.kind, "bar": s.bar, "bytes": s.size, "phase": s.phase, "cause": s.cause,
-             "start": s.start, "seconds": s.seconds, "parts": s.parts, "result": s.result,
-             "faults": s.faults, "attributed_share": s.attributed_share}
+             "start": s.start, "seconds": s.seconds, "parts": {**s.parts, "other": s.other},
+             "result": s.result, "cpu": s.cpu, "faults": s.faults,
+             "attributed_share": s.attributed_share}
             for s in timeline.steps
         ],
         "zaps": [

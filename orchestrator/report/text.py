@@ -6,10 +6,16 @@ from collections.abc import Sequence
 from statistics import median
 from typing import Any
 
-from orchestrator.analysis.comparison import Comparison, MetricComparison, guest_accels
+from orchestrator.analysis.comparison import (
+    Comparison,
+    MetricComparison,
+    boots_of,
+    guest_accels,
+)
 from orchestrator.analysis.theory import best_leaf, lookups, pages, stride_of
 from orchestrator.analysis.trial import TrialResult
 from orchestrator.report.maps import map_sections, plural
+from orchestrator.report.timeline import calls_and_cost
 from orchestrator.scenario import (
     ARMS,
     AT_POINTS,
@@ -47,7 +53,8 @@ def text_report(scenario: Scenario, comparison: Comparison, plan: dict[str, Any]
         _head(scenario, comparison, plan, emulated=emulated),
         _table(scenario, comparison, emulated=emulated),
         _theory(scenario, comparison),
-        _reading(comparison, "Ginsn" if exact else "s"),
+        _said_of_boots(comparison),
+        calls_and_cost(boots_of(comparison)),
         map_sections(comparison, exact=exact),
         _notes(scenario, comparison, emulated=emulated, exact=exact),
         _problems(comparison.results),
@@ -191,28 +198,14 @@ def _theory(scenario: Scenario, comparison: Comparison) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _reading(comparison: Comparison, unit: str) -> str:
-    """What is left after the maps: unmap is still one walk and one put for each page."""
-    boot, maps, unmaps = (
-        comparison.metric(name)
-        for name in (
-            "guest_boot_seconds",
-            "bar_map_seconds_per_boot",
-            "bar_unmap_seconds_per_boot",
-        )
-    )
-    if boot is None or maps is None or unmaps is None:
-        return ""
-    lines = ["Of one guest boot (plain pass), maps and unmaps of the BAR (timing pass) are:"]
+def _said_of_boots(comparison: Comparison) -> str:
+    """Notes on boots that are not what they seem to be."""
+    lines: dict[str, None] = {}
     for arm in ARMS:
-        whole = median(getattr(boot, arm))
-        mapped, unmapped = median(getattr(maps, arm)), median(getattr(unmaps, arm))
-        lines.append(
-            f"  {arm:<10} {whole:.4g} {unit} boot: maps {mapped:.4g} {unit}"
-            f" ({mapped / whole:.1%}), unmaps {unmapped:.4g} {unit} (the last at exit, after the"
-            " boot)"
-        )
-    return "\n".join(lines) + "\n"
+        for boot in boots_of(comparison)[arm]:
+            for note in boot.notes:
+                lines.setdefault(f"  {arm:<10} {note.name}: {note.text}")
+    return "\n".join(["Notes:", *lines]) + "\n" if lines else ""
 
 
 def _notes(scenario: Scenario, comparison: Comparison, *, emulated: bool, exact: bool) -> str:

@@ -93,9 +93,11 @@ def _head(timeline: Timeline) -> list[str]:
 def _foot(timeline: Timeline) -> list[str]:
     texts = []
     if timeline.mark_source:
-        bound = quantity(timeline.mark_bound, timeline.unit)
-        texts.append(f"marks: the console's lines are late by {bound} at most"
-                     f" ({timeline.mark_source})")  # fmt: skip
+        bound = timeline.mark_bound
+        late = "an unknown time" if bound is None else f"{quantity(bound, timeline.unit)} at most"
+        texts.append(
+            f"marks: times of console lines are of {timeline.mark_source}; late by {late}"
+        )
     if timeline.systemd:
         said = ", ".join(f"{name} {quantity(s, 's')}" for name, s in timeline.systemd.items())
         texts.append(f"systemd-analyze, by the guest's own clock: {said}")
@@ -288,7 +290,10 @@ def _explained(difference: Difference, unit: str) -> str:
     boots = f"{number(difference.baseline)} -> {number(difference.candidate)}"
     if not round(difference.whole, decimals):
         return f"The boots of both arms are equally long ({boots} {unit})."
-    [first, *others] = difference.operations.items()
+    [first, *others] = sorted(difference.operations.items(), key=lambda of: -abs(of[1])) or [
+        ("maps", 0.0)
+    ]
+    others = [(name, value) for name, value in others if round(value, decimals)]
     told = [
         f"{first[0]} account for {part(first[1])} of it",
         *(f"{name} for {part(value)}" for name, value in others),
