@@ -94,10 +94,10 @@ def _foot(timeline: Timeline) -> list[str]:
     texts = []
     if timeline.mark_source:
         bound = timeline.mark_bound
-        late = "an unknown time" if bound is None else f"{quantity(bound, timeline.unit)} at most"
-        texts.append(
-            f"marks: times of console lines are of {timeline.mark_source}; late by {late}"
+        late = {None: "an unknown time", 0.0: "a reading of the trace clock at most"}.get(
+            bound, f"{quantity(bound or 0.0, timeline.unit)} at most"
         )
+        texts.append(f"marks: a line's time is from {timeline.mark_source}; late by {late}")
     if timeline.systemd:
         said = ", ".join(f"{name} {quantity(s, 's')}" for name, s in timeline.systemd.items())
         texts.append(f"systemd-analyze, by the guest's own clock: {said}")
