@@ -47,12 +47,33 @@ def test_an_a_b_of_two_debian_kernels_finds_the_series(tmp_path: Path, means: No
     assert comparison["metrics"]["bar_map_seconds"]["ratio"] < 1 / 10
     assert leftovers() == before
 
+    for trial, metrics in (("0001-baseline", baseline), ("0002-candidate", candidate)):
+        _is_explained(run, trial, metrics["metrics"]["bar_maps_per_boot"]["samples"][0])
+
     again = subprocess.run(
         [BAROMETER, "report", str(run)], capture_output=True, text=True, check=False
     )
     assert again.returncode == 0
     assert again.stdout == done.stdout
     assert json.loads((run / "comparison.json").read_text()) == comparison
+
+
+def _is_explained(run: Path, trial: str, maps: float) -> None:
+    """The whole boot is in phases, and all that takes time in a map or an unmap is in a part."""
+    said = subprocess.run(
+        [BAROMETER, "timeline", str(run / "trials" / trial), "--json"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    timeline = json.loads(said.stdout)
+    assert timeline["attributed_share"] >= 0.98
+    operations = timeline["operations"]
+    assert all(o["attributed_share"] >= 0.95 for o in operations if o["seconds"] > 0.001)
+    of_bar = [o for o in operations if o["bytes"] == BAR and o["kind"] == "map"]
+    assert len(of_bar) == maps
+    assert "not known" not in {o["cause"] for o in of_bar}
+    assert {o["phase"].partition(":")[0] for o in of_bar} == {"firmware", "kernel"}
+    assert timeline["marks"]["bound_seconds"] == 0
+    assert (run / f"timelines/{trial}-guest-1.pftrace").stat().st_size > 10_000
 
 
 @pytest.mark.vm
