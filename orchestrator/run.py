@@ -110,14 +110,12 @@ def _guest_disk(scenario: Scenario, kernel: KernelBundle | None, cache: Cache) -
 
 
 def _has_backend(kernel: KernelBundle, scenario: Scenario) -> None:
-    if (
-        scenario.workload == "map"
-        and scenario.map.backend == "iommufd"
-        and not kernel.has_module("iommufd")
-    ):
+    room = "map" if scenario.workload == "map" else "guest"
+    backend = getattr(getattr(scenario, room), "backend", "type1")
+    if backend == "iommufd" and not kernel.has_module("iommufd"):
         raise ScenarioError(
-            f'map.backend = "iommufd", and the kernel {kernel.release} has no iommufd',
-            hint='CONFIG_IOMMUFD and CONFIG_VFIO_DEVICE_CDEV; or map.backend = "type1"',
+            f'{room}.backend = "iommufd", and the kernel {kernel.release} has no iommufd',
+            hint=f'CONFIG_IOMMUFD and CONFIG_VFIO_DEVICE_CDEV; or {room}.backend = "type1"',
             reason="kernel-lacks-module",
         )
 
@@ -409,7 +407,7 @@ def _trial_facts(bench: Bench, planned: PlannedTrial) -> dict[str, Any]:
 def _guest_facts(scenario: Scenario) -> dict[str, Any]:
     if scenario.workload != "guest-boot" or scenario.guest is None:
         return {}
-    wanted = ("firmware", "boot", "backing", "viommu")
+    wanted = ("firmware", "boot", "backing", "viommu", "backend")
     return {f"guest_{name}": getattr(scenario.guest, name) for name in wanted}
 
 

@@ -235,6 +235,9 @@ class Guest(_Model):
     """What backs the guest's memory on the host; the memory is a multiple of its pages."""
     viommu: Literal["none", "intel"] = "none"
     """The IOMMU that the guest sees."""
+    backend: Literal["type1", "iommufd"] = "type1"
+    """How QEMU gives it the device: by VFIO's container and group, or by iommufd and the device's
+    cdev, which maps a BAR only as a dma-buf (QEMU 11.1, Linux v6.19)."""
     phys_bits: Annotated[int, Field(ge=32, le=52)] | None = None
     """Physical address bits of the guest's CPU; default: the host's."""
 
@@ -391,7 +394,8 @@ class Scenario(_Model):
         if self.workload == "guest-boot":
             names += [m for m in ("guest_boot_seconds", "guest_ssh_seconds") if "plain" in passes]
             traced = [m for m in METRICS if m.startswith(("bar_", "iommu_"))]
-            if not self.device.mmap:  # there are no maps to take the time of: they number 0
+            by_iommufd = self.guest is not None and self.guest.backend == "iommufd"
+            if not self.device.mmap or by_iommufd:  # no maps to take the time of: they number 0
                 traced = [m for m in traced if m.endswith("_per_boot")]
             names += [m for m in traced if "timing" in passes]
         if self.host.accel != "exact":

@@ -173,6 +173,7 @@ def _timing(trial: TrialDir, index: int, samples: dict[Metric, list[float]]) -> 
     account = account_of(
         boot, manifest["bar"], mmap=manifest.get("device_mmap", True),
         viommu=manifest.get("guest_viommu", "none") != "none",
+        iommufd=manifest.get("guest_backend", "type1") == "iommufd",
         qemu_log=_need(trial, f"{label}/qemu.log"),
     )  # fmt: skip
     maps, unmaps = account.maps, account.unmaps

@@ -72,6 +72,8 @@ class GuestDomain:
     """Addresses of the devices with a large BAR: 0000:01:00.0"""
     mmap: bool = True
     """False: QEMU does not map the BARs of the devices (x-no-mmap)."""
+    iommufd: bool = False
+    """QEMU uses iommufd and the devices' cdevs, not VFIO's container."""
     firmware: Literal["seabios", "ovmf"] = "seabios"
     backing: Literal["anonymous", "memfd", "hugetlb-2MiB", "hugetlb-1GiB"] = "anonymous"
     """Of the memory."""
@@ -189,12 +191,14 @@ def guest_xml(spec: GuestDomain) -> str:
     arguments = [
         "-netdev", f"user,id=ssh0,restrict=on,hostfwd=tcp:127.0.0.1:{spec.ssh_port}-:22",
         "-device", f"virtio-net-pci,netdev=ssh0,romfile=,bus=pcie.0,addr={_NIC_SLOT:#x}",
+        *(["-object", "iommufd,id=iommufd0"] if spec.iommufd else []),
         *[part for event in spec.trace_events for part in ("-trace", f"enable={event}")],
         *(["-D", spec.trace_log] if spec.trace_log else []),
         *(["-msg", "timestamp=on"] if spec.trace_events else []),
     ]  # fmt: skip
-    overrides = {} if spec.mmap else {_alias(bus): "x-no-mmap" for bus in buses}
-    return _text(domain, arguments, overrides)
+    properties = [("x-no-mmap", "bool", "true")] if not spec.mmap else []
+    properties += [("iommufd", "string", "iommufd0")] if spec.iommufd else []
+    return _text(domain, arguments, {_alias(bus): properties for bus in buses if properties})
 
 
 def _alias(bus: int) -> str:
@@ -292,21 +296,26 @@ def _sub(parent: ET.Element, tag: str, text: str = "", **attributes: str) -> ET.
     return element
 
 
+Properties = list[tuple[str, str, str]]
+"""Name, type and value."""
+
+
 def _text(
-    domain: ET.Element, qemu_arguments: list[str], overrides: dict[str, str] | None = None
+    domain: ET.Element, qemu_arguments: list[str], overrides: dict[str, Properties] | None = None
 ) -> str:
     """The document, with what libvirt has no words for: arguments for QEMU, and properties of its
-    devices (alias -> property) that are set."""
+    devices, by alias."""
     ET.register_namespace("qemu", QEMU_NAMESPACE)
     commandline = ET.SubElement(domain, f"{{{QEMU_NAMESPACE}}}commandline")
     for argument in qemu_arguments:
         ET.SubElement(commandline, f"{{{QEMU_NAMESPACE}}}arg", value=argument)
     if overrides:
         override = ET.SubElement(domain, f"{{{QEMU_NAMESPACE}}}override")
-        for alias, name in overrides.items():
+        for alias, properties in overrides.items():
             device = ET.SubElement(override, f"{{{QEMU_NAMESPACE}}}device", alias=alias)
             frontend = ET.SubElement(device, f"{{{QEMU_NAMESPACE}}}frontend")
-            ET.SubElement(frontend, f"{{{QEMU_NAMESPACE}}}property", name=name, type="bool",
-                          value="true")  # fmt: skip
+            for name, kind, value in properties:
+                ET.SubElement(frontend, f"{{{QEMU_NAMESPACE}}}property", name=name, type=kind,
+                              value=value)  # fmt: skip
     ET.indent(domain)
     return ET.tostring(domain, encoding="unicode") + "\n"

@@ -165,7 +165,8 @@ def boot_guest(
             console_port=ports["console"], ssh_port=ports["ssh"],
             devices=tuple(device.address for device in devices), mmap=scenario.device.mmap,
             firmware=guest.firmware, backing=guest.backing, viommu=guest.viommu,
-            phys_bits=guest.phys_bits, pinned=_pinned(host, guest),
+            phys_bits=guest.phys_bits, iommufd=guest.backend == "iommufd",
+            pinned=_pinned(host, guest),
             # written to the trace itself, where each gets a time of the trace clock
             trace_events=(_END_EVENT, *(_BOOT_EVENTS if traced else ())),
             trace_log=MARKER if traced else "",

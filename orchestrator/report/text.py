@@ -125,6 +125,7 @@ def said_of(guest: Guest) -> str:
         "boot": f", booted from a {guest.boot}",
         "backing": f", memory {guest.backing}",
         "viommu": f", {guest.viommu} vIOMMU",
+        "backend": f", by {guest.backend}",
         "phys_bits": f", {guest.phys_bits} address bits",
     }
     usual = Guest.model_fields
