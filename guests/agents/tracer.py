@@ -20,13 +20,16 @@ Whatever the kernel refuses is answered with its own reason (error_log), and not
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 TRACEFS = Path("/sys/kernel/tracing")
+BUSY_SECONDS = 10.0
 
 
 class RefusedError(Exception):
@@ -132,12 +135,24 @@ def clear(instance_name: str, group: str) -> None:
         for enable in instance.glob("events/*/enable"):
             if enable.read_text().strip() in ("1", "X"):
                 put(enable, "0")
-        instance.rmdir()
+        remove(instance)
     events = TRACEFS / "kprobe_events"
     for line in events.read_text().splitlines():
         name = line.split()[0].split(":", 1)[1]
         if name.startswith(f"{group}/"):
             append(events, f"-:{name}")
+
+
+def remove(instance: Path) -> None:
+    """A QEMU or a watch agent that is ending may still have its trace_marker open."""
+    deadline = time.monotonic() + BUSY_SECONDS
+    while True:
+        try:
+            return instance.rmdir()
+        except OSError as exc:
+            if exc.errno != errno.EBUSY or time.monotonic() > deadline:
+                raise
+        time.sleep(0.05)
 
 
 def main() -> None:

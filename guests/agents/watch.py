@@ -23,6 +23,7 @@ files of probes that are for the firmware's share of a boot.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -43,7 +44,8 @@ def say(kind: str, rest: str, at: int | None = None) -> None:
     with lock:
         at = time.monotonic_ns() if at is None else at
         if marker is not None:
-            os.write(marker, f"barometer {kind} {at} {rest}"[:MARKER_BYTES].encode() + b"\n")
+            with contextlib.suppress(OSError):  # tracing was ended before the guest was
+                os.write(marker, f"barometer {kind} {at} {rest}"[:MARKER_BYTES].encode() + b"\n")
         sys.stdout.write(f"{kind} {at} {rest}\n")
         sys.stdout.flush()
 
