@@ -14,7 +14,7 @@ from orchestrator.bench.accel import Accel
 from orchestrator.bench.hypervisor import Connection
 from orchestrator.bench.shell import Shell
 from orchestrator.command import tail
-from orchestrator.errors import ArmFailedError, BarometerError
+from orchestrator.errors import ArmFailedError, BarometerError, BenchError
 
 log = logging.getLogger("barometer.console")
 
@@ -72,6 +72,8 @@ class Host:
     """Folder on the host with guest/vmlinuz, guest/initramfs and agents/."""
     console: Console
     alive: Callable[[], bool]
+    crash: Callable[[], str]
+    """Last words of what the machine ran in, if that crashed; else empty."""
     libvirt: Callable[[], AbstractContextManager[Connection]]
     monitor: Callable[[str], str]
     """Ask the human monitor of the QEMU that the host runs in."""
@@ -97,13 +99,21 @@ class Host:
                 self.shell.run(command, check=False, timeout=20)
 
     def check(self) -> None:
-        """Raises ArmFailedError when the kernel under test has oopsed or the machine is gone."""
+        """Raises ArmFailedError when the kernel under test has oopsed or the machine is gone,
+        BenchError when that is because what the machine runs in has crashed."""
         if (found := PANIC.search(self.console.text())) is not None:
             raise ArmFailedError(
                 f"the host's kernel {self.release} is broken: {found[0]}",
                 evidence=self.console.tail(), reason="host-panic",
             )  # fmt: skip
         if not self.alive():
+            if words := self.crash():
+                raise BenchError(
+                    "the QEMU that the host runs in crashed, which is no kernel's fault",
+                    evidence=words, reason="host-crash",
+                    hint="run it again with the same --out: trials that the bench failed are"
+                    " repeated",
+                )  # fmt: skip
             raise ArmFailedError(
                 "the host's machine ended by itself", evidence=self.console.tail(),
                 reason="host-ended",

@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from orchestrator.bench.accel import Accel
 from orchestrator.bench.cpio import pack_files
@@ -19,6 +20,7 @@ from orchestrator.bench.keys import RunKeys
 from orchestrator.bench.shell import Shell, connected, write_client_config
 from orchestrator.bench.state import BenchState
 from orchestrator.bench.waiting import Stall, until
+from orchestrator.command import tail
 from orchestrator.errors import BenchError
 from orchestrator.evidence import TrialWriter
 from orchestrator.kernels.bundle import KernelBundle
@@ -28,6 +30,7 @@ from orchestrator.scenario import Scenario
 SSHD_MARK = "barometer: sshd is up"
 _ENVIRONMENT = re.compile(r"(PATH|HOME|USER|LOGNAME|XDG_\w+)=")
 _SENDER = re.compile(r"(terminating on signal \d+ from pid \d+) \(.*\)")
+_ENDED = re.compile(r"shutting down, reason=\w+")
 _INITRAMFS_FAILED = re.compile(r"barometer: initramfs: (.*)")
 # info usernet: `  TCP[HOST_FORWARD]  12       127.0.0.1 43643       10.0.2.15    22`
 _FORWARD = re.compile(r"TCP\[HOST_FORWARD\]\s+\d+\s+127\.0\.0\.1\s+(\d+)\s+\S+\s+22\b")
@@ -48,6 +51,8 @@ class Machine:
     """time.monotonic() of the runner, just before it was started."""
     accel: Accel
     cpus: int
+    log: Path
+    """What libvirt and QEMU say of it."""
 
 
 @contextmanager
@@ -78,6 +83,7 @@ def running_machine(
         device=scenario.device.kind, bar=scenario.device.bar,
         shm_names=tuple(f"{name}-{i}" for i in range(scenario.device.count)),
     )  # fmt: skip
+    log = state.folder / f"libvirt/log/qemu/{name}.log"
     xml = host_xml(spec)
     (trial.host / "domain.xml").write_text(xml)
     state.add(domains=spec.uuid)
@@ -91,13 +97,14 @@ def running_machine(
         started = time.monotonic()
         with libvirt.running(xml) as domain:
             (trial.host / "domain.xml").write_text(domain.xml() or xml)
-            yield Machine(domain, Console(spec.console), token, started, accel, scenario.host.cpus)
+            yield Machine(
+                domain, Console(spec.console), token, started, accel, scenario.host.cpus, log
+            )
     finally:
         spec.initramfs.unlink(missing_ok=True)
         # libvirt leaves it behind when the domain ends
         for shm_name in spec.shm_names:
             state.remove_shm(shm_name)
-        log = state.folder / f"libvirt/log/qemu/{name}.log"
         if log.exists():
             # libvirt logs the runner's environment there too, which is nobody's business
             lines = log.read_text(errors="replace").splitlines(keepends=True)
@@ -169,9 +176,18 @@ def proven_host(
         yield Host(
             shell=shell, release=kernel.release, kvm="kvm" in loaded.stdout.split(),
             cpus=machine.cpus, accel=machine.accel, payload=PAYLOAD, console=machine.console,
-            alive=machine.domain.active, libvirt=lambda: over_ssh(ssh, "host"),
+            alive=machine.domain.active, crash=lambda: _crash(machine.log),
+            libvirt=lambda: over_ssh(ssh, "host"),
             monitor=machine.domain.monitor, scratch=scratch,
         )  # fmt: skip
+
+
+def _crash(log: Path) -> str:
+    """What QEMU said last, where libvirt saw it crash (an assertion of its own, a signal)."""
+    until(lambda: _ENDED.search(log.read_text(errors="replace")), within=10,
+          waiting_for="libvirt's word on how the host's QEMU ended")  # fmt: skip
+    text = log.read_text(errors="replace")
+    return tail(text, 6) if "reason=crashed" in text else ""
 
 
 def _wait_for_sshd(machine: Machine, progress: Progress) -> None:
