@@ -28,12 +28,12 @@ HOST = HostDomain(
     initramfs=Path("/state/token.initramfs"), cmdline="console=ttyS0 panic=-1",
     console=Path("/run/host/console.log"),
     disks=(Disk(Path("/cache/root.ext4"), "root"), Disk(Path("/cache/modules.ext4"), "modules")),
-    viommu="intel", viommu_aw_bits=48, device="ivshmem", bar=32 * GIB, shm_name="barometer-1234",
+    viommu="intel", viommu_aw_bits=48, device="ivshmem", bar=32 * GIB, shm_names=("barometer-1234-0",),
 )  # fmt: skip
 GUEST = GuestDomain(
     name="guest-1", uuid="66666666-7777-8888-9999-000000000000", kvm=True, memory=512 * MIB,
     cpus=1, kernel="/opt/barometer/guest/vmlinuz", initramfs="/run/barometer/guest.initramfs",
-    cmdline="console=ttyS0", console_port=40001, ssh_port=40002, device="0000:01:00.0",
+    cmdline="console=ttyS0", console_port=40001, ssh_port=40002, devices=("0000:01:00.0",),
     trace_events=("vfio_listener_region_add_ram",),
 )  # fmt: skip
 GOLDEN = {
@@ -163,7 +163,9 @@ def test_exact_host_is_an_emulated_one_but_for_its_clock() -> None:
 
 
 def test_guest_gets_the_device_of_its_address() -> None:
-    address = found(parsed(guest_xml(replace(GUEST, device="0001:a2:1f.7"))), ".//source/address")
+    address = found(
+        parsed(guest_xml(replace(GUEST, devices=("0001:a2:1f.7",)))), ".//source/address"
+    )
     assert address.attrib == {
         "domain": "0x0001", "bus": "0xa2", "slot": "0x1f", "function": "0x7",
     }  # fmt: skip

@@ -141,7 +141,7 @@ def trial(tmp_path: Path) -> TrialWriter:
 
 def host_of(shell: FakeShell, accel: str = "exact") -> Host:
     return cast(Host, SimpleNamespace(
-        shell=shell, accel=accel, release="7.3", agent=lambda *words: [*words],
+        shell=shell, accel=accel, kvm=True, release="7.3", agent=lambda *words: [*words],
         check=lambda: None, undo=lambda argv: shell.ran.append("undo " + " ".join(argv[:2])),
     ))  # fmt: skip
 
@@ -265,8 +265,12 @@ def booted(
     host = host_of(FakeShell(), "tcg")
 
     @contextlib.contextmanager
-    def armed(host: Host, kind: str, label: str, bar: int, trial: TrialWriter) -> Iterator[None]:
-        done.append(f"arm {kind} {label}")
+    def armed(
+        host: Host, kind: str, label: str, bar: int, trial: TrialWriter, *, boot: bool,
+        faults: bool,
+    ) -> Iterator[None]:  # fmt: skip
+        assert boot
+        done.append(f"arm {kind} {label}{' with faults' * faults}")
         yield
         done.append("finish")
 
@@ -280,7 +284,7 @@ def booted(
             done.append("closed")
 
     monkeypatch.setattr(host, "libvirt", Libvirt, raising=False)
-    guest_boots(host, DEVICE, chosen, passes, keys=cast(RunKeys, None), trial=trial,
+    guest_boots(host, [DEVICE], chosen, passes, keys=cast(RunKeys, None), trial=trial,
                 progress=Progress())  # fmt: skip
     return done
 
