@@ -43,7 +43,9 @@ def sealed(folder: Path, **facts: Any) -> TrialDir:
 
 def read(path: Path) -> str:
     """A text, compressed or not."""
-    return gzip.decompress(path.read_bytes()).decode() if path.suffix == ".gz" else path.read_text()
+    return (
+        gzip.decompress(path.read_bytes()).decode() if path.suffix == ".gz" else path.read_text()
+    )
 
 
 def rewrite(path: Path, change: Callable[[str], str]) -> None:

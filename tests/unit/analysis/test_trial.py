@@ -21,7 +21,6 @@ from tests.unit.recorded import (
     PAGES,
     TRACE,
     copied,
-    read,
     rewrite,
     samples,
     sealed,

@@ -28,7 +28,8 @@ HOST = HostDomain(
     initramfs=Path("/state/token.initramfs"), cmdline="console=ttyS0 panic=-1",
     console=Path("/run/host/console.log"),
     disks=(Disk(Path("/cache/root.ext4"), "root"), Disk(Path("/cache/modules.ext4"), "modules")),
-    viommu="intel", viommu_aw_bits=48, device="ivshmem", bar=32 * GIB, shm_names=("barometer-1234-0",),
+    viommu="intel", viommu_aw_bits=48, device="ivshmem", bar=32 * GIB,
+    shm_names=("barometer-1234-0",),
 )  # fmt: skip
 GUEST = GuestDomain(
     name="guest-1", uuid="66666666-7777-8888-9999-000000000000", kvm=True, memory=512 * MIB,

@@ -177,8 +177,7 @@ def test_probes_of_a_map_and_an_unmap_are_these() -> None:
         " q8=+u8($arg3):x64 q16=+u16($arg3):x64 q24=+u24($arg3):x64",
         "r:barotime/ioctl_out vfio_iommu_type1:vfio_iommu_type1_ioctl cmd=$arg2:x32"
         " q8=+u8($arg3):x64 q16=+u16($arg3):x64 ret=$retval:s64",
-        "p:barotime/pin_in vfio_iommu_type1:vfio_pin_pages_remote vaddr=$arg2:x64"
-        " npage=$arg3:s64",
+        "p:barotime/pin_in vfio_iommu_type1:vfio_pin_pages_remote vaddr=$arg2:x64 npage=$arg3:s64",
         "r:barotime/pin_out vfio_iommu_type1:vfio_pin_pages_remote npage=$arg3:s64"
         " ret=$retval:s64",
         "p:barotime/imap_in iommu_map iova=$arg2:x64 paddr=$arg3:x64 size=$arg4:x64",
@@ -325,9 +324,7 @@ def test_boot_is_traced_as_its_host_can(trial: TrialWriter, kvm: bool, faults: b
 def test_same_trace_is_the_same_bytes(trial: TrialWriter) -> None:
     files = []
     for label in ("a", "b"):
-        with armed_tracer(
-            host_of(FakeShell({"armed": True}), "tcg"), "timing", label, GIB, trial
-        ):
+        with armed_tracer(host_of(FakeShell({"armed": True}), "tcg"), "timing", label, GIB, trial):
             pass
         files.append((trial.host / f"trace-{label}.txt.gz").read_bytes())
     assert files[0] == files[1]
