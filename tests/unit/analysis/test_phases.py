@@ -226,13 +226,17 @@ def boots(draw: st.DrawFn) -> BootEvents:
     )  # fmt: skip
     lines = st.tuples(TIMES, st.sampled_from([line for _, line in LINES]))
     found = sorted(draw(st.lists(writes, max_size=12)), key=lambda w: w.time)
-    last = [(9.0, line) for _, line in LINES[2:4]]
+    console = sorted(draw(st.lists(lines, max_size=12)), key=lambda line: line[0])
+    for number, (at, line) in enumerate(console):
+        if line == LINES[0][1]:  # it enumerates something
+            console[number + 1 : number + 1] = [(at, line) for _, line in LINES[2:4]]
+            break
     return BootEvents(
         exec=0.0, qemu=sorted(draw(st.lists(events, max_size=6)), key=lambda e: e.time),
         writes=found,
         ends={w.time: round(w.time + draw(st.floats(0, 0.5)), 6) for w in found},
         operation_ends=draw(st.lists(TIMES, max_size=4)),
-        console=sorted(draw(st.lists(lines, max_size=12)), key=lambda line: line[0]) + last,
+        console=console,
         msrs=draw(st.lists(st.tuples(TIMES, st.just(VCPU), st.just(EFER), st.just(0)))),
         mark=draw(TIMES), ssh=draw(st.none() | TIMES), exit=draw(TIMES),
     )  # fmt: skip

@@ -64,7 +64,9 @@ def test_ports_and_bridges_are_bridges() -> None:
 
 
 def test_region_has_its_last_byte() -> None:
-    added = event("vfio_listener_region_add_ram region_add [ram] 0xe0000 - 0xfffff [0x7f8ae1420000]")
+    added = event(
+        "vfio_listener_region_add_ram region_add [ram] 0xe0000 - 0xfffff [0x7f8ae1420000]"
+    )
     assert region_added(added) == Region(0xE0000, 0x20000, 0x7F8AE1420000)
     assert region_deleted(added) is None
     deleted = event("vfio_listener_region_del region_del 0xe0000 - 0xfffff")
@@ -81,7 +83,9 @@ def test_region_that_cannot_be_mapped_is_none_that_was_added() -> None:
 
 
 def test_place_of_a_bar_has_a_name() -> None:
-    place = bar_place(event("pci_update_mappings_add vfio-pci 01:00.0 2,0x3fff80000000+0x40000000"))
+    place = bar_place(
+        event("pci_update_mappings_add vfio-pci 01:00.0 2,0x3fff80000000+0x40000000")
+    )
     assert place == BarPlace("vfio-pci", "01:00.0", 2, 0x3FFF80000000, 0x40000000)
     assert place is not None
     assert place.name == "01:00.0 BAR 2"

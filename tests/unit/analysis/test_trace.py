@@ -59,6 +59,35 @@ def test_task_name_may_look_like_anything(task: str) -> None:
     assert (found.name, found.pid) == ("zap", int(task.rpartition("-")[2]))
 
 
+FTRACE = "    sh-7  [001] .....    1.000001: ioctl_in: (f+0x4/0x40) cmd=0x3b71"
+
+
+@pytest.mark.xfail(reason="the last words of that form in a line are taken for its beginning")
+def test_guest_may_print_what_looks_like_an_event() -> None:
+    """With ftrace_dump_on_oops, say."""
+    line = f'   python3-303  [000] .....  20.500000: tracing_mark_write: barometer C 5 "{FTRACE}"'
+    [found] = parse_trace(line)
+    assert (found.name, found.pid, found.time) == ("tracing_mark_write", 303, 20.5)
+
+
+def test_values_are_read_when_they_are_asked_for() -> None:
+    found = Event("ioctl_in", 1, 2.0, "cmd=0x3b71 q8=(fault)")
+    assert found.fields == {"cmd": MAP_DMA}
+    assert Event("zap_in", 1, 2.0).fields == {}
+
+
+def test_operation_has_its_thread_and_processor() -> None:
+    found = operations(list(parse_trace(RECORDED)), BAR)
+    assert {(o.pid, o.cpu) for o in found} == {(311, 1), (309, 1)}
+    assert found[0].end == pytest.approx(26.141245)
+
+
+def test_faults_of_a_map_are_counted_where_they_were_probed() -> None:
+    first, second, *_ = [o for o in operations(parse_trace(RECORDED), BAR) if o.kind == "map"]
+    assert (first.faults, first.fault_seconds) == (1, pytest.approx(26.140762 - 26.139905))
+    assert (second.faults, second.fault_seconds) == (0, None)
+
+
 def test_negative_and_decimal_values_are_parsed() -> None:
     [found] = parse_trace(" q-1 [000] ..... 1.5: pin_out: (a <- b) npage=262144 ret=-14 z=-0x10")
     assert found.fields == {"npage": 262144, "ret": -14, "z": -16}
