@@ -56,6 +56,21 @@ def test_any_devices_read_back(devices: dict[str, list[Resource]]) -> None:
     assert parse_devices(text) == {a: ("0x1af4", "0x1110", r) for a, r in devices.items()}
 
 
+def test_several_devices_are_found_in_the_order_of_their_addresses() -> None:
+    moved = LISTED.replace("0000:01:00.0", "0000:02:00.0").replace("0x00003fff", "0x00003ffe")
+    spec = SPEC.model_copy(update={"count": 2})
+    found = find_devices(parse_devices(moved + LISTED), spec)
+    assert [(d.address, d.bar_start) for d in found] == [
+        ("0000:01:00.0", 0x3FFF80000000), ("0000:02:00.0", 0x3FFE80000000),
+    ]  # fmt: skip
+
+
+def test_one_device_of_several_that_is_missing_is_the_benchs_failure() -> None:
+    spec = SPEC.model_copy(update={"count": 2})
+    with pytest.raises(BenchError, match="expected 2 ivshmem on the host, found 1"):
+        find_devices(parse_devices(LISTED), spec)
+
+
 def test_no_device_is_the_benchs_failure() -> None:
     with pytest.raises(BenchError, match="expected 1 ivshmem on the host, found 0") as caught:
         find_devices(parse_devices(LISTED.replace("0x1110", "0x1111")), SPEC)
