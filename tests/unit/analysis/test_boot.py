@@ -155,7 +155,7 @@ def test_clock_that_jumped_within_a_boot_makes_it_invalid(seconds: float, since:
 
 
 @pytest.mark.xfail(reason="the lines of the second half before the jump hide it")
-@pytest.mark.parametrize("since", [40, 50])
+@pytest.mark.parametrize("since", [40, 45])
 def test_clock_of_the_trace_may_jump_ahead_late_in_a_boot(since: float) -> None:
     refused(drifted(-20.0, since), "clock-jump")
 
