@@ -4,7 +4,7 @@ from dataclasses import replace
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.analysis.phases import BootEvents, phases_of
@@ -242,6 +242,7 @@ def boots(draw: st.DrawFn) -> BootEvents:
     )  # fmt: skip
 
 
+@settings(deadline=None)
 @given(boots())
 def test_phases_of_any_boot_follow_one_another(boot: BootEvents) -> None:
     phases = phases_of(boot)

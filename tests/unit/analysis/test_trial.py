@@ -141,7 +141,9 @@ def test_trial_is_invalid_when_evidence_is_empty(trial: Path, name: str) -> None
     assert judged(trial).kind == "invalid"
 
 
-@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(st.sampled_from(NEEDED), st.data())
 def test_evidence_cut_anywhere_never_raises(
     tmp_path_factory: pytest.TempPathFactory, name: str, data: st.DataObject
