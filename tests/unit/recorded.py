@@ -1,7 +1,9 @@
-"""Trials for judging: a small one recorded at 1 GiB, copied and altered."""
+"""Trials for judging: a small one recorded at 1 GiB, copied and altered. Its traced boot is of
+another boot of the same host."""
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
 import shutil
@@ -15,6 +17,7 @@ from orchestrator.hashing import sha256_file
 RUN = Path(__file__).parent / "data/run"
 MEASURED = "0002-candidate"
 FAILED = "0001-baseline"
+TRACE = "host/trace-guest-1.txt.gz"
 BAR = 1 << 30
 PAGES = BAR // 4096
 
@@ -38,12 +41,22 @@ def sealed(folder: Path, **facts: Any) -> TrialDir:
     return TrialDir.open(folder)
 
 
+def read(path: Path) -> str:
+    """A text, compressed or not."""
+    return (
+        gzip.decompress(path.read_bytes()).decode() if path.suffix == ".gz" else path.read_text()
+    )
+
+
 def rewrite(path: Path, change: Callable[[str], str]) -> None:
     """Change a text; it is an error when that changes nothing."""
-    before = path.read_text()
+    before = read(path)
     after = change(before)
     assert after != before, f"{path} is what it was"
-    path.write_text(after)
+    if path.suffix == ".gz":
+        path.write_bytes(gzip.compress(after.encode(), 1, mtime=0))
+    else:
+        path.write_text(after)
 
 
 def unpatched(tmp_path: Path, name: str = "0001-baseline", seconds: float = 0.5) -> TrialDir:
@@ -56,7 +69,7 @@ def unpatched(tmp_path: Path, name: str = "0001-baseline", seconds: float = 0.5)
         trial / "host/profile-counts.txt",
         lambda text: re.sub(r"(lookup +)(\d+)", lambda m: f"{m[1]}{int(m[2]) * PAGES}", text),
     )
-    rewrite(trial / "host/trace-guest-1.txt", lambda text: slow_maps(text, seconds))
+    rewrite(trial / TRACE, lambda text: slow_maps(text, seconds))
     return sealed(trial, trial=name, arm="baseline")
 
 

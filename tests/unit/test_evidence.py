@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,50 @@ def test_failure_of_the_arm_is_charged_to_it_and_failure_of_the_bench_is_not(
     }  # fmt: skip
     outcome = two.complete().manifest["outcome"]
     assert (outcome["kind"], outcome["by_bench"]) == ("invalid", True)
+
+
+def test_text_may_be_compressed(tmp_path: Path) -> None:
+    trial = writer(tmp_path)
+    (trial.host / "trace.txt.gz").write_bytes(gzip.compress("caf\u00e9\n".encode()))
+    assert trial.text("host/trace.txt") == "caf\u00e9\n"
+    assert list(trial.complete().manifest["files"]) == ["host/trace.txt.gz"]
+
+
+def test_plain_text_comes_before_the_compressed_one(tmp_path: Path) -> None:
+    trial = writer(tmp_path)
+    (trial.host / "x.txt.gz").write_bytes(gzip.compress(b"packed"))
+    (trial.host / "x.txt").write_text("plain")
+    assert trial.text("host/x.txt") == "plain"
+    (trial.host / "x.txt").unlink()
+    assert trial.text("host/x.txt") == "packed"
+
+
+def test_text_that_is_not_there_is_none(tmp_path: Path) -> None:
+    assert writer(tmp_path).text("host/x.txt") is None
+
+
+def test_bytes_that_are_no_text_are_replaced(tmp_path: Path) -> None:
+    trial = writer(tmp_path)
+    (trial.host / "x.txt").write_bytes(b"a\xff")
+    (trial.host / "y.txt.gz").write_bytes(gzip.compress(b"a\xff"))
+    assert trial.text("host/x.txt") == trial.text("host/y.txt") == "a\ufffd"
+
+
+PACKED = gzip.compress(b"0123456789" * 100)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [PACKED[:-1], PACKED[:20], PACKED[:5], b"plain text", PACKED[:15] + b"\xff" * 20,
+     PACKED[:-8] + bytes(8)],
+    ids=["cut", "short", "head", "plain", "garbled", "checksum"],
+)  # fmt: skip
+def test_compressed_text_that_is_not_whole_is_bad_evidence(tmp_path: Path, content: bytes) -> None:
+    trial = writer(tmp_path)
+    (trial.host / "x.txt.gz").write_bytes(content)
+    with pytest.raises(EvidenceError, match=r"host/x\.txt\.gz cannot be unpacked") as caught:
+        trial.text("host/x.txt")
+    assert caught.value.reason == "bad-evidence"
 
 
 def test_changed_and_missing_files_are_noticed(tmp_path: Path) -> None:

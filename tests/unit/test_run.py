@@ -307,3 +307,11 @@ def test_kernel_without_iommufd_is_refused_before_anything_boots(tmp_path: Path)
         run._has_backend(kernel, map_scenario(*wanted))
     assert caught.value.reason == "kernel-lacks-module"
     run._has_backend(kernel, map_scenario())
+
+
+def test_guest_of_a_boot_is_part_of_the_trials_facts() -> None:
+    assert run._guest_facts(scenario()) == {
+        "guest_firmware": "seabios", "guest_boot": "direct", "guest_backing": "anonymous",
+        "guest_viommu": "none",
+    }  # fmt: skip
+    assert run._guest_facts(map_scenario()) == {}

@@ -17,6 +17,7 @@ from typing import IO, Any
 
 import pytest
 
+from orchestrator.analysis.boot import read_boot
 from orchestrator.analysis.marks import parse_marks
 from tests.unit.agents.loading import agent as loaded
 
@@ -28,9 +29,9 @@ SECONDS = 20.0
 class Agent:
     """The agent, and its lines as they come."""
 
-    def __init__(self, pidfile: Path) -> None:
+    def __init__(self, pidfile: Path, *more: Path) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-I", AGENT, pidfile, MARK],
+            [sys.executable, "-I", AGENT, pidfile, MARK, *more],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
         assert self.process.stdout is not None
@@ -226,6 +227,120 @@ def test_agent_ends_when_nobody_listens(agent: Agent) -> None:
     assert agent.process.stdin is not None
     agent.process.stdin.close()
     assert agent.process.wait(SECONDS) == 0
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> list[Path]:
+    """What stands for trace_marker, and for the enable files of two probes."""
+    made = [tmp_path / name for name in ("trace_marker", "fault_in", "leaf")]
+    for file, text in zip(made, ("", "1", "1"), strict=True):
+        file.write_text(text)
+    return made
+
+
+@pytest.fixture
+def marking(pidfile: Path, files: list[Path]) -> Iterator[Agent]:
+    started = Agent(pidfile, *files)
+    try:
+        yield started
+    finally:
+        started.close()
+
+
+def whole_boot(agent: Agent, pidfile: Path, qemu: subprocess.Popen[bytes], *lines: bytes) -> str:
+    """What it said of a guest with these lines on its console."""
+    announced = ports(agent)
+    pidfile.write_text(str(qemu.pid))
+    agent.until(" started ")
+    with socket.create_connection(("127.0.0.1", announced["console"]), SECONDS) as serial:
+        for line in lines:
+            serial.sendall(line + b"\n")
+            agent.until("^C")
+    quit_qemu(qemu)
+    return agent.end()
+
+
+def test_every_line_is_in_the_trace_as_it_was_said(
+    marking: Agent, pidfile: Path, files: list[Path], qemu: subprocess.Popen[bytes]
+) -> None:
+    said = whole_boot(marking, pidfile, qemu, b"[    0.000000] Linux", "\u00fc".encode())
+    assert files[0].read_text() == "".join(f"barometer {line}\n" for line in said.splitlines())
+    assert files[0].read_bytes().isascii()
+
+
+def test_line_in_the_trace_is_cut_and_the_one_that_is_said_is_not(
+    marking: Agent, pidfile: Path, files: list[Path], qemu: subprocess.Popen[bytes]
+) -> None:
+    said = whole_boot(marking, pidfile, qemu, b"x" * 5000, b"short")
+    assert json.dumps("x" * 5000) in said
+    [cut] = [line for line in files[0].read_text().splitlines() if "xxx" in line]
+    assert cut.startswith("barometer C ")
+    assert len(cut) == loaded("watch").MARKER_BYTES < 1024
+    assert len(files[0].read_text().splitlines()) == len(said.splitlines())
+
+
+def test_lines_in_the_trace_are_what_the_analysis_reads(
+    marking: Agent, pidfile: Path, files: list[Path], qemu: subprocess.Popen[bytes]
+) -> None:
+    whole_boot(marking, pidfile, qemu, b"[    0.000000] Linux", b"barometer: boot mark")
+    trace = "".join(
+        f" python3-7 [000] ..... 5.5: tracing_mark_write: {line}\n"
+        for line in files[0].read_text().splitlines()
+    )
+    boot = read_boot(trace)
+    assert boot.pid == qemu.pid
+    assert [line for _, line in boot.console] == ["[    0.000000] Linux", "barometer: boot mark"]
+    assert boot.marks["mark line"] == 1
+    assert {"ports", "console", "started", "mark", "exit"} <= set(boot.marks)
+    assert boot.cpu_use
+
+
+def test_probes_are_switched_off_at_the_kernels_first_line(
+    marking: Agent, pidfile: Path, files: list[Path], qemu: subprocess.Popen[bytes]
+) -> None:
+    announced = ports(marking)
+    with socket.create_connection(("127.0.0.1", announced["console"]), SECONDS) as serial:
+        serial.sendall(b"SeaBIOS\nBooting from ROM..\n")
+        marking.until("ROM")
+        assert [file.read_text() for file in files[1:]] == ["1", "1"]
+        serial.sendall(b"[    0.000000] Linux version 6.12\nnext\n")
+        marking.until("next")
+        assert [file.read_text() for file in files[1:]] == ["0", "0"]
+        files[1].write_text("1")
+        serial.sendall(b"[    9.000000] Linux version 6.12\nlast\n")
+        marking.until("last")
+    assert files[1].read_text() == "1"  # once is enough
+    pidfile.write_text(str(qemu.pid))
+    marking.until(" started ")
+    quit_qemu(qemu)
+    marking.end()
+
+
+@pytest.mark.xfail(reason="the thread that reads the console ends")
+def test_probe_that_is_not_there_need_not_be_switched_off(
+    pidfile: Path, tmp_path: Path, files: list[Path]
+) -> None:
+    """A host whose faults are not probed has no enable file; tracefs lets nobody make one."""
+    agent = Agent(pidfile, files[0], tmp_path / "no/such/enable")
+    try:
+        announced = ports(agent)
+        with socket.create_connection(("127.0.0.1", announced["console"]), SECONDS) as serial:
+            serial.sendall(b"[    0.000000] Linux version 6.12\n")
+            agent.until("^C")
+            time.sleep(0.2)
+            serial.sendall(b"next\n")
+            assert "next" in agent._queue.get(timeout=3)  # type: ignore[operator]
+    finally:
+        agent.close()
+
+
+def test_marker_that_is_not_there_ends_the_agent(pidfile: Path, tmp_path: Path) -> None:
+    agent = Agent(pidfile, tmp_path / "trace_marker")
+    try:
+        assert agent.process.wait(SECONDS) != 0
+    finally:
+        agent.close()
+    assert not (tmp_path / "trace_marker").exists()
 
 
 def test_page_tables_of_a_process_are_measured() -> None:

@@ -1,14 +1,16 @@
 from __future__ import annotations
 
 import contextlib
+from functools import cache
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.abi import MAP_DMA, UNMAP_DMA
 from orchestrator.analysis.trace import (
     Event,
+    Operation,
     lost_events,
     missed_probes,
     operations,
@@ -16,17 +18,22 @@ from orchestrator.analysis.trace import (
     probe_hits,
 )
 from orchestrator.errors import EvidenceError
-from tests.unit.recorded import BAR, MEASURED, PAGES, RUN
+from tests.unit.recorded import BAR, MEASURED, PAGES, RUN, TRACE, read
 
-RECORDED = (RUN / "trials" / MEASURED / "host/trace-guest-1.txt").read_text()
+RECORDED = read(RUN / "trials" / MEASURED / TRACE)
 LINE = (
     " CPU 0/KVM-317     [000] .....    77.177874: ioctl_in: (vfio_iommu_type1_ioctl+0x4/0x1a90"
     " [vfio_iommu_type1]) cmd=0x3b71 q8=0x7f9b00000000 q16=0x3fff80000000 q24=0x40000000"
 )
 
 
+@cache
+def recorded_operations() -> list[Operation]:
+    return operations(parse_trace(RECORDED), BAR)
+
+
 def event(name: str, time: float, pid: int = 1, **fields: int) -> Event:
-    return Event(name, pid, time, fields)
+    return Event(name, pid, time, " ".join(f"{key}={value}" for key, value in fields.items()))
 
 
 def mapping(start: float, size: int = BAR, pid: int = 1, ret: int = 0) -> list[Event]:
@@ -41,10 +48,10 @@ def mapping(start: float, size: int = BAR, pid: int = 1, ret: int = 0) -> list[E
 
 def test_event_line_is_parsed_with_a_task_name_that_has_blanks() -> None:
     [found] = parse_trace(LINE)
-    assert found == Event(
-        "ioctl_in", 317, 77.177874,
-        {"cmd": MAP_DMA, "q8": 0x7F9B00000000, "q16": 0x3FFF80000000, "q24": BAR},
-    )  # fmt: skip
+    assert (found.name, found.pid, found.time, found.cpu) == ("ioctl_in", 317, 77.177874, 0)
+    assert found.fields == {
+        "cmd": MAP_DMA, "q8": 0x7F9B00000000, "q16": 0x3FFF80000000, "q24": BAR,
+    }  # fmt: skip
 
 
 def test_ticks_of_the_tsc_are_nanoseconds() -> None:
@@ -57,6 +64,36 @@ def test_task_name_may_look_like_anything(task: str) -> None:
     line = f" {task}  [001] d..1.   1.000001: zap: (f+0x4/0x40)"
     [found] = parse_trace(line)
     assert (found.name, found.pid) == ("zap", int(task.rpartition("-")[2]))
+
+
+FTRACE = "    sh-7  [001] .....    1.000001: ioctl_in: (f+0x4/0x40) cmd=0x3b71"
+
+
+@pytest.mark.xfail(reason="the last words of that form in a line are taken for its beginning")
+def test_guest_may_print_what_looks_like_an_event() -> None:
+    """With ftrace_dump_on_oops, say."""
+    line = f'   python3-303  [000] .....  20.500000: tracing_mark_write: barometer C 5 "{FTRACE}"'
+    [found] = parse_trace(line)
+    assert (found.name, found.pid, found.time) == ("tracing_mark_write", 303, 20.5)
+
+
+def test_values_are_read_when_they_are_asked_for() -> None:
+    found = Event("ioctl_in", 1, 2.0, "cmd=0x3b71 q8=(fault)")
+    assert found.fields == {"cmd": MAP_DMA}
+    assert Event("zap_in", 1, 2.0).fields == {}
+
+
+def test_operation_has_its_thread_and_processor() -> None:
+    found = operations(list(parse_trace(RECORDED)), BAR)
+    assert {(o.pid, o.cpu) for o in found} == {(311, 1), (309, 1)}
+    assert found[0].end == pytest.approx(26.141245)
+
+
+def test_faults_of_a_map_are_counted_where_they_were_probed() -> None:
+    first, second, *_ = [o for o in operations(parse_trace(RECORDED), BAR) if o.kind == "map"]
+    assert first.faults == 1
+    assert first.fault_seconds == pytest.approx(26.140762 - 26.139905)
+    assert (second.faults, second.fault_seconds) == (0, None)
 
 
 def test_negative_and_decimal_values_are_parsed() -> None:
@@ -86,9 +123,10 @@ def test_any_arguments_of_an_event_are_parsed(rest: str) -> None:
     assert found.name == "pin_out"
 
 
+@settings(deadline=None)
 @given(st.integers(0, len(RECORDED)))
 def test_trace_cut_anywhere_is_a_prefix_or_an_evidence_error(cut: int) -> None:
-    whole = operations(list(parse_trace(RECORDED)), BAR)
+    whole = recorded_operations()
     try:
         found = operations(list(parse_trace(RECORDED[:cut])), BAR)
     except EvidenceError:
@@ -103,12 +141,12 @@ def test_recorded_boot_has_twelve_maps_and_unmaps() -> None:
     assert {(o.iova, o.size, o.result) for o in found} == {(0x3FFF80000000, BAR, 0)}
     maps = [o for o in found if o.kind == "map"]
     assert {o.pages for o in maps} == {PAGES}
-    assert maps[0].seconds == pytest.approx(61.094330 - 61.093664)
-    assert maps[0].pin_seconds == pytest.approx(61.094217 - 61.093754)
-    assert maps[0].iommu_seconds == pytest.approx(61.094303 - 61.094239)
-    assert found[-1].seconds == pytest.approx(88.336969 - 88.294907)
-    assert found[-1].walk_seconds == pytest.approx(88.332057 - 88.294907)
-    assert found[-1].unpin_seconds == pytest.approx(88.336956 - 88.332229)
+    assert maps[0].seconds == pytest.approx(26.141245 - 26.139537)
+    assert maps[0].pin_seconds == pytest.approx(26.140981 - 26.139623)
+    assert maps[0].iommu_seconds == pytest.approx(26.141216 - 26.140992)
+    assert found[-1].seconds == pytest.approx(54.987402 - 54.933085)
+    assert found[-1].walk_seconds == pytest.approx(54.981607 - 54.933085)
+    assert found[-1].unpin_seconds == pytest.approx(54.987371 - 54.981677)
 
 
 def test_parts_of_an_operation_are_within_it() -> None:

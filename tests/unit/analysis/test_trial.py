@@ -19,6 +19,7 @@ from tests.unit.recorded import (
     FAILED,
     MEASURED,
     PAGES,
+    TRACE,
     copied,
     rewrite,
     samples,
@@ -29,7 +30,7 @@ from tests.unit.recorded import (
 
 NEEDED = [
     "guest-0/marks.txt", "guest-0/pci.txt", "guest-1/pci.txt", "guest-1/qemu.log",
-    "host/trace-guest-1.txt", "host/stats-guest-1.txt", "host/profile-guest-1.txt",
+    TRACE, "host/stats-guest-1.txt", "host/profile-guest-1.txt",
     "host/clock-guest-1.txt", "map.json", "host/stats-counts.txt", "host/profile-counts.txt",
     "host/clock-counts.txt", "host/hist-lookup.txt", "host/hist-fault.txt", "host/hist-pin.txt",
     "host/hist-iova_walk.txt",
@@ -133,20 +134,23 @@ def test_trial_is_invalid_when_evidence_is_missing(trial: Path, name: str) -> No
     assert "is missing" in invalid(trial, "missing-evidence").message
 
 
-@pytest.mark.parametrize("name", NEEDED)
+# what QEMU says besides its trace is of use only where a BAR was not mapped
+@pytest.mark.parametrize("name", [name for name in NEEDED if name != "guest-1/qemu.log"])
 def test_trial_is_invalid_when_evidence_is_empty(trial: Path, name: str) -> None:
     (trial / name).write_text("")
     assert judged(trial).kind == "invalid"
 
 
-@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(st.sampled_from(NEEDED), st.data())
 def test_evidence_cut_anywhere_never_raises(
     tmp_path_factory: pytest.TempPathFactory, name: str, data: st.DataObject
 ) -> None:
     trial = copied(tmp_path_factory.mktemp("cut"))
-    text = (trial / name).read_text()
-    (trial / name).write_text(text[: data.draw(st.integers(0, len(text)))])
+    whole = (trial / name).read_bytes()
+    (trial / name).write_bytes(whole[: data.draw(st.integers(0, len(whole)))])
     assert judged(trial).kind in ("measured", "invalid")
 
 
@@ -186,15 +190,17 @@ def test_trial_is_invalid_when_trace_clock_is_another(trial: Path, label: str) -
 
 def test_trial_is_invalid_when_bar_was_never_mapped(trial: Path) -> None:
     rewrite(
-        trial / "host/trace-guest-1.txt",
+        trial / TRACE,
         lambda text: "".join(f"{line}\n" for line in text.splitlines() if line.startswith("#")),
     )
-    assert invalid(trial, "bar-not-mapped").evidence == "0 events in the trace"
+    evidence = invalid(trial, "bar-not-mapped").evidence
+    assert evidence.startswith("0 events in the trace\n")
+    assert evidence.endswith("shutting down, reason=shutdown")
 
 
 def test_trial_is_invalid_when_a_map_was_refused(trial: Path) -> None:
     rewrite(
-        trial / "host/trace-guest-1.txt",
+        trial / TRACE,
         lambda text: re.sub(
             r"(ioctl_out.*cmd=0x3b71.*q16=0x3fff80000000 ret=)0", r"\1-12", text, count=1
         ),
@@ -204,7 +210,7 @@ def test_trial_is_invalid_when_a_map_was_refused(trial: Path) -> None:
 
 def test_trial_is_invalid_when_a_map_pinned_fewer_pages(trial: Path) -> None:
     rewrite(
-        trial / "host/trace-guest-1.txt",
+        trial / TRACE,
         lambda text: text.replace(f"npage={PAGES} ret={PAGES}", f"npage={PAGES} ret=512", 1),
     )
     assert "512 pages" in invalid(trial, "partial-map").message
@@ -212,15 +218,16 @@ def test_trial_is_invalid_when_a_map_pinned_fewer_pages(trial: Path) -> None:
 
 def test_trial_is_invalid_when_qemu_saw_another_number_of_maps(trial: Path) -> None:
     rewrite(
-        trial / "guest-1/qemu.log",
+        trial / TRACE,
         lambda text: text.replace("region_add [ram] 0x3fff80000000", "region_nop", 1),
     )
-    assert "12 times by ioctl, 11 times by QEMU" in invalid(trial, "maps-disagree").message
+    message = invalid(trial, "maps-disagree").message
+    assert message.endswith("0x40000000 bytes at 0x3fff80000000: 11 added, 12 mapped")
 
 
 def test_trial_is_invalid_when_the_kernels_tracepoint_saw_another_number(trial: Path) -> None:
     rewrite(
-        trial / "host/trace-guest-1.txt",
+        trial / TRACE,
         lambda text: re.sub(r"(?m)^.* map: IOMMU: .*\n", "", text, count=1),
     )
     assert "11 times by the iommu:map" in invalid(trial, "maps-disagree").message
@@ -232,13 +239,13 @@ def test_trial_is_invalid_when_a_map_never_returned(trial: Path) -> None:
         last = max(i for i, line in enumerate(lines) if "ioctl_out" in line)
         return "".join(lines[:last] + lines[last + 1 :])
 
-    rewrite(trial / "host/trace-guest-1.txt", drop_last_return)
+    rewrite(trial / TRACE, drop_last_return)
     invalid(trial, "unpaired-trace")
 
 
 def test_trial_is_invalid_when_an_unmap_failed(trial: Path) -> None:
     rewrite(
-        trial / "host/trace-guest-1.txt",
+        trial / TRACE,
         lambda text: re.sub(
             r"(ioctl_out.*cmd=0x3b72.*q8=0x3fff80000000.*ret=)0", r"\1-22", text, count=1
         ),
@@ -254,7 +261,7 @@ def test_trial_is_invalid_when_an_unmap_is_missing(trial: Path) -> None:
         release = max(i for i, line in enumerate(lines) if "unmap_in" in line)
         return "".join(lines[:release])
 
-    rewrite(trial / "host/trace-guest-1.txt", without_the_last)
+    rewrite(trial / TRACE, without_the_last)
     assert "12 maps of the BAR, 11 unmaps" in invalid(trial, "unmaps-disagree").message
 
 
@@ -265,8 +272,8 @@ def levels(trial: Path) -> dict[str, list[str]]:
 
 def test_guest_whose_qemu_did_not_align_is_told_so(trial: Path) -> None:
     rewrite(
-        trial / "guest-1/qemu.log",
-        lambda text: text.replace("[0x7fc540000000]", "[0x7fc540201000]"),
+        trial / TRACE,
+        lambda text: text.replace("[0x7f1fc0000000]", "[0x7f1fc0201000]"),
     )
     assert levels(trial)["guest-1"] == ["misaligned", "qemu-unaligned"]
     [level] = [level for level in judged(trial).findings.levels if level.place == "guest-1"]
@@ -277,18 +284,18 @@ def test_guest_whose_qemu_did_not_align_is_told_so(trial: Path) -> None:
 def test_page_tables_of_a_small_bar_say_nothing(trial: Path) -> None:
     rewrite(
         trial / "guest-1/marks.txt",
-        lambda text: text.replace(" tables 1335296", f" tables {1335296 + 513 * 4096}"),
+        lambda text: text.replace(" tables 1347584", f" tables {1347584 + 513 * 4096}"),
     )
     assert levels(trial)["guest-1"] == []
 
 
 def test_qemu_that_does_not_say_where_it_put_the_bar_has_no_level(trial: Path) -> None:
-    rewrite(trial / "guest-1/qemu.log", lambda text: text.replace(" [0x7fc540000000]", ""))
+    rewrite(trial / TRACE, lambda text: text.replace(" [0x7f1fc0000000]", ""))
     assert list(levels(trial)) == ["full/1GiB"]
 
 
 def test_trial_is_invalid_when_trace_is_garbled(trial: Path) -> None:
-    rewrite(trial / "host/trace-guest-1.txt", lambda text: text + "half a li")
+    rewrite(trial / TRACE, lambda text: text + "half a li")
     invalid(trial, "bad-trace")
 
 

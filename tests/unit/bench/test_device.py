@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from orchestrator.abi import IORESOURCE_UNSET
 from orchestrator.bench.device import (
     Resource,
-    find_device,
+    find_devices,
     parse_devices,
     parse_resources,
 )
@@ -26,7 +26,7 @@ def written(resource: Resource) -> str:
 
 
 def test_recorded_device_is_found_with_its_bar() -> None:
-    device = find_device(parse_devices(LISTED), SPEC)
+    [device] = find_devices(parse_devices(LISTED), SPEC)
     assert (device.address, device.bar_index) == ("0000:01:00.0", 2)
     assert (device.bar_start, device.bar_bytes) == (0x3FFF80000000, BAR)
 
@@ -56,21 +56,36 @@ def test_any_devices_read_back(devices: dict[str, list[Resource]]) -> None:
     assert parse_devices(text) == {a: ("0x1af4", "0x1110", r) for a, r in devices.items()}
 
 
+def test_several_devices_are_found_in_the_order_of_their_addresses() -> None:
+    moved = LISTED.replace("0000:01:00.0", "0000:02:00.0").replace("0x00003fff", "0x00003ffe")
+    spec = SPEC.model_copy(update={"count": 2})
+    found = find_devices(parse_devices(moved + LISTED), spec)
+    assert [(d.address, d.bar_start) for d in found] == [
+        ("0000:01:00.0", 0x3FFF80000000), ("0000:02:00.0", 0x3FFE80000000),
+    ]  # fmt: skip
+
+
+def test_one_device_of_several_that_is_missing_is_the_benchs_failure() -> None:
+    spec = SPEC.model_copy(update={"count": 2})
+    with pytest.raises(BenchError, match="expected 2 ivshmem on the host, found 1"):
+        find_devices(parse_devices(LISTED), spec)
+
+
 def test_no_device_is_the_benchs_failure() -> None:
-    with pytest.raises(BenchError, match="expected one ivshmem on the host, found 0") as caught:
-        find_device(parse_devices(LISTED.replace("0x1110", "0x1111")), SPEC)
+    with pytest.raises(BenchError, match="expected 1 ivshmem on the host, found 0") as caught:
+        find_devices(parse_devices(LISTED.replace("0x1110", "0x1111")), SPEC)
     assert caught.value.reason == "device-missing"
     assert "0000:01:00.0 0x1af4:0x1111" in caught.value.evidence
 
 
 def test_two_devices_are_the_benchs_failure() -> None:
     with pytest.raises(BenchError, match="found 2"):
-        find_device(parse_devices(LISTED + LISTED.replace("0000:01:00.0", "0000:02:00.0")), SPEC)
+        find_devices(parse_devices(LISTED + LISTED.replace("0000:01:00.0", "0000:02:00.0")), SPEC)
 
 
 def test_other_kind_of_device_is_not_taken_for_it() -> None:
-    with pytest.raises(BenchError, match="expected one pci-testdev"):
-        find_device(parse_devices(LISTED), Device.model_validate({"kind": "pci-testdev"}))
+    with pytest.raises(BenchError, match="expected 1 pci-testdev"):
+        find_devices(parse_devices(LISTED), Device.model_validate({"kind": "pci-testdev"}))
 
 
 @pytest.mark.parametrize(
@@ -84,11 +99,11 @@ def test_bar_that_was_not_placed_is_the_arms_failure(line: str) -> None:
     text = LISTED.replace("0x00003fff80000000 0x00003fffbfffffff 0x000000000014220c", line)
     assert text != LISTED
     with pytest.raises(ArmFailedError, match=r"did not place the 1GiB BAR of 0000:01:00\.0"):
-        find_device(parse_devices(text), SPEC)
+        find_devices(parse_devices(text), SPEC)
 
 
 def test_bar_of_another_size_is_the_arms_failure() -> None:
     with pytest.raises(ArmFailedError) as caught:
-        find_device(parse_devices(LISTED), Device.model_validate({"bar": "512MiB"}))
+        find_devices(parse_devices(LISTED), Device.model_validate({"bar": "512MiB"}))
     assert caught.value.reason == "device-not-placed"
     assert "BAR 2: 0x3fff80000000-0x3fffbfffffff" in caught.value.evidence

@@ -28,12 +28,13 @@ HOST = HostDomain(
     initramfs=Path("/state/token.initramfs"), cmdline="console=ttyS0 panic=-1",
     console=Path("/run/host/console.log"),
     disks=(Disk(Path("/cache/root.ext4"), "root"), Disk(Path("/cache/modules.ext4"), "modules")),
-    viommu="intel", viommu_aw_bits=48, device="ivshmem", bar=32 * GIB, shm_name="barometer-1234",
+    viommu="intel", viommu_aw_bits=48, device="ivshmem", bar=32 * GIB,
+    shm_names=("barometer-1234-0",),
 )  # fmt: skip
 GUEST = GuestDomain(
     name="guest-1", uuid="66666666-7777-8888-9999-000000000000", kvm=True, memory=512 * MIB,
     cpus=1, kernel="/opt/barometer/guest/vmlinuz", initramfs="/run/barometer/guest.initramfs",
-    cmdline="console=ttyS0", console_port=40001, ssh_port=40002, device="0000:01:00.0",
+    cmdline="console=ttyS0", console_port=40001, ssh_port=40002, devices=("0000:01:00.0",),
     trace_events=("vfio_listener_region_add_ram",),
 )  # fmt: skip
 GOLDEN = {
@@ -44,6 +45,23 @@ GOLDEN = {
     "host-exact": host_xml(replace(HOST, accel="exact", cpus=1)),
     "guest-kvm": guest_xml(GUEST),
     "guest-tcg": guest_xml(replace(GUEST, kvm=False, trace_events=())),
+    "guest-disk-ovmf": guest_xml(
+        replace(
+            GUEST,
+            firmware="ovmf",
+            kernel="",
+            initramfs="",
+            cmdline="",
+            backing="hugetlb-2MiB",
+            viommu="intel",
+            phys_bits=46,
+            mmap=False,
+            devices=("0000:01:00.0", "0000:02:00.0"),
+            disks=(Disk(Path("/run/barometer/system.raw"), "system"),),
+            trace_log="/trace_marker",
+        )
+    ),
+    "host-two-devices": host_xml(replace(HOST, shm_names=("barometer-0", "barometer-1"))),
 }
 
 
@@ -163,7 +181,9 @@ def test_exact_host_is_an_emulated_one_but_for_its_clock() -> None:
 
 
 def test_guest_gets_the_device_of_its_address() -> None:
-    address = found(parsed(guest_xml(replace(GUEST, device="0001:a2:1f.7"))), ".//source/address")
+    address = found(
+        parsed(guest_xml(replace(GUEST, devices=("0001:a2:1f.7",)))), ".//source/address"
+    )
     assert address.attrib == {
         "domain": "0x0001", "bus": "0xa2", "slot": "0x1f", "function": "0x7",
     }  # fmt: skip
@@ -178,6 +198,143 @@ def test_guest_has_its_ports_and_trace_events() -> None:
     assert any("hostfwd=tcp:127.0.0.1:40002-:22" in word for word in words)
     assert words[words.index("-trace") + 1] == "enable=vfio_listener_region_add_ram"
     assert "-trace" not in arguments(parsed(guest_xml(replace(GUEST, trace_events=()))))
+
+
+TWO = replace(GUEST, devices=("0000:01:00.0", "0000:02:00.0"))
+
+
+def buses(devices: list[ET.Element]) -> list[int]:
+    return [int(found(d, "address[@type='pci']").get("bus", ""), 16) for d in devices]
+
+
+def test_devices_of_a_guest_are_each_behind_a_root_port() -> None:
+    domain = parsed(guest_xml(TWO))
+    hostdevs = domain.findall("devices/hostdev")
+    assert [found(d, "source/address").get("bus") for d in hostdevs] == ["0x01", "0x02"]
+    assert buses(hostdevs) == [BAR_BUS, BAR_BUS + 1]
+    assert [found(d, "alias").get("name") for d in hostdevs] == ["ua-bar1", "ua-bar2"]
+    ports = domain.findall("devices/controller[@model='pcie-root-port']")
+    assert [p.get("index") for p in ports] == ["1", "2"]
+
+
+@pytest.mark.parametrize("kind", ["ivshmem", "pci-testdev"])
+def test_devices_of_a_host_are_each_behind_a_root_port(
+    kind: Literal["ivshmem", "pci-testdev"],
+) -> None:
+    domain = parsed(host_xml(replace(HOST, device=kind, shm_names=("a", "b"))))
+    if kind == "ivshmem":
+        shared = domain.findall("devices/shmem")
+        assert [s.get("name") for s in shared] == ["a", "b"]
+        assert buses(shared) == [1, 2]
+    else:
+        testdevs = [json.loads(a) for a in arguments(domain) if a.startswith("{")]
+        assert [t["bus"] for t in testdevs] == ["pci.1", "pci.2"]
+    assert buses(domain.findall("devices/disk")) == [3, 4]
+    ports = domain.findall("devices/controller[@model='pcie-root-port']")
+    assert [p.get("index") for p in ports] == ["1", "2", "3", "4"]
+
+
+def overridden(domain: ET.Element) -> dict[str, dict[str, str]]:
+    """Alias -> the property of QEMU's that is set."""
+    path = f"{{{QEMU_NAMESPACE}}}override/{{{QEMU_NAMESPACE}}}device"
+    prop = f"{{{QEMU_NAMESPACE}}}frontend/{{{QEMU_NAMESPACE}}}property"
+    return {d.get("alias", ""): found(d, prop).attrib for d in domain.findall(path)}
+
+
+def test_bars_are_not_mapped_where_that_is_asked_for() -> None:
+    no_mmap = {"name": "x-no-mmap", "type": "bool", "value": "true"}
+    domain = parsed(guest_xml(replace(TWO, mmap=False)))
+    assert overridden(domain) == {"ua-bar1": no_mmap, "ua-bar2": no_mmap}
+    aliases = {found(d, "alias").get("name") for d in domain.findall("devices/hostdev")}
+    assert aliases == set(overridden(domain))
+
+
+def test_bars_are_mapped_else() -> None:
+    assert overridden(parsed(guest_xml(TWO))) == {}
+
+
+def test_guest_boots_by_seabios_unless_it_is_told_otherwise() -> None:
+    assert parsed(guest_xml(GUEST)).find("os/loader") is None
+
+
+def test_guest_with_ovmf_has_its_code_and_variables_of_its_own() -> None:
+    domain = parsed(guest_xml(replace(GUEST, firmware="ovmf")))
+    loader, nvram = found(domain, "os/loader"), found(domain, "os/nvram")
+    assert loader.attrib == {"readonly": "yes", "type": "pflash"}
+    assert loader.text == "/usr/share/OVMF/OVMF_CODE_4M.fd"
+    assert nvram.get("template") == "/usr/share/OVMF/OVMF_VARS_4M.fd"
+    assert nvram.text == "/run/barometer/guest-1.vars.fd"
+    assert found(domain, "os/kernel").text == GUEST.kernel
+
+
+def test_guest_without_a_kernel_boots_from_its_first_disk() -> None:
+    disks = (Disk(Path("/a.raw"), "system"), Disk(Path("/b.raw"), "seed"))
+    spec = replace(TWO, kernel="", initramfs="", cmdline="", disks=disks)
+    domain = parsed(guest_xml(spec))
+    assert [domain.find(f"os/{tag}") for tag in ("kernel", "initrd", "cmdline")] == [None] * 3
+    found_disks = domain.findall("devices/disk")
+    assert [found(d, "source").get("file") for d in found_disks] == ["/a.raw", "/b.raw"]
+    orders = [d.find("boot") for d in found_disks]
+    assert [o if o is None else o.get("order") for o in orders] == ["1", None]
+    assert all(d.find("readonly") is not None for d in found_disks)
+    # behind the devices with a BAR, whose places are the same with and without disks
+    assert buses(found_disks) == [3, 4]
+
+
+def test_disks_of_the_host_are_not_booted_from() -> None:
+    assert parsed(host_xml(HOST)).find("devices/disk/boot") is None
+
+
+@pytest.mark.parametrize(
+    ("backing", "path", "attributes"),
+    [
+        ("memfd", "source", {"type": "memfd"}),
+        ("hugetlb-2MiB", "hugepages/page", {"size": "2", "unit": "M"}),
+        ("hugetlb-1GiB", "hugepages/page", {"size": "1", "unit": "G"}),
+    ],
+)
+def test_memory_of_the_guest_is_what_is_asked_for(
+    backing: Literal["memfd", "hugetlb-2MiB", "hugetlb-1GiB"], path: str,
+    attributes: dict[str, str],
+) -> None:  # fmt: skip
+    domain = parsed(guest_xml(replace(GUEST, backing=backing)))
+    assert found(domain, f"memoryBacking/{path}").attrib == attributes
+    assert len(found(domain, "memoryBacking")) == 1
+
+
+def test_memory_of_the_guest_is_anonymous_else() -> None:
+    assert parsed(guest_xml(GUEST)).find("memoryBacking") is None
+
+
+def test_iommu_of_the_guest_hears_of_each_mapping() -> None:
+    domain = parsed(guest_xml(replace(GUEST, viommu="intel")))
+    iommu = found(domain, "devices/iommu")
+    assert iommu.get("model") == "intel"
+    assert found(iommu, "driver").attrib == {
+        "intremap": "on", "caching_mode": "on", "aw_bits": "48",
+    }  # fmt: skip
+    assert found(domain, "features/ioapic").get("driver") == "qemu"
+
+
+def test_guest_has_no_iommu_else() -> None:
+    domain = parsed(guest_xml(GUEST))
+    assert domain.find("devices/iommu") is None
+    assert domain.find("features/ioapic") is None
+
+
+@pytest.mark.parametrize("kvm", [True, False])
+def test_address_width_of_the_guest_can_be_set(kvm: bool) -> None:
+    cpu = found(parsed(guest_xml(replace(GUEST, kvm=kvm, phys_bits=39))), "cpu/maxphysaddr")
+    assert cpu.attrib == {"mode": "emulate", "bits": "39"}
+    assert parsed(guest_xml(replace(GUEST, kvm=kvm))).find("cpu/maxphysaddr") is None
+
+
+def test_events_of_qemu_go_where_they_are_asked_for() -> None:
+    words = arguments(parsed(guest_xml(replace(GUEST, trace_log="/t/trace_marker"))))
+    assert words[words.index("-D") + 1] == "/t/trace_marker"
+    # the thread and the time before each
+    assert words[words.index("-msg") + 1] == "timestamp=on"
+    assert "-D" not in arguments(parsed(guest_xml(GUEST)))
 
 
 def test_words_that_are_special_in_xml_survive() -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
 from pathlib import Path
@@ -16,6 +17,8 @@ from orchestrator.bench.host import Host
 from orchestrator.bench.tracer import (
     FAULT,
     FAULT_BEFORE,
+    MARKER,
+    UNTIL_KERNEL,
     armed_tracer,
     counts_spec,
     timing_spec,
@@ -27,6 +30,9 @@ from orchestrator.scenario import GIB, MIB
 SPECS = {
     "timing-32GiB": timing_spec(32 * GIB),
     "timing-256MiB": timing_spec(256 * MIB),
+    "boot": timing_spec(32 * GIB, boot=True),
+    "boot-kvm": timing_spec(32 * GIB, boot=True, kvm=True),
+    "boot-kvm-faults": timing_spec(32 * GIB, boot=True, kvm=True, faults=True),
     "counts": counts_spec([FAULT]),
     "counts-before-huge-fault": counts_spec([FAULT_BEFORE]),
 }
@@ -34,7 +40,13 @@ DEFINITION = re.compile(
     r"(?P<kind>[pr]):(?P<event>\w+/\w+) (?:(?P<module>\w+):)?(?P<symbol>\w+)(?P<args>( \S+=\S+)*)"
 )
 ARGUMENT = re.compile(r"(?P<name>\w+)=(\$arg\d|\$retval|\+u?\d+\(\$arg\d\)):([xsu])(8|16|32|64)")
-STATIC = {"iommu/map": {"iova", "paddr", "size"}, "iommu/unmap": {"iova", "size", "unmapped_size"}}
+STATIC = {
+    "iommu/map": {"iova", "paddr", "size"},
+    "iommu/unmap": {"iova", "size", "unmapped_size"},
+    "sched/sched_process_exec": {"filename", "pid", "old_pid"},
+    "kvm/kvm_pio": {"rw", "port", "size", "count", "val"},
+    "kvm/kvm_msr": {"write", "ecx", "data", "exc"},
+}
 
 
 def defined(spec: dict[str, Any]) -> dict[str, re.Match[str]]:
@@ -77,7 +89,7 @@ def test_every_defined_event_is_enabled_or_triggered(spec: dict[str, Any]) -> No
 def test_every_filter_and_trigger_uses_values_that_the_event_has(spec: dict[str, Any]) -> None:
     for event, text in spec["filters"].items():
         has = STATIC[event] if event in STATIC else values(defined(spec)[event])
-        assert set(re.findall(r"(\w+) (?:==|>=)", text)) <= has, event
+        assert set(re.findall(r"(\w+) (?:==|>=|~)", text)) <= has, event
     for event, text in spec["triggers"].items():
         keys = text.removeprefix("hist:keys=").split(",")
         has = values(defined(spec)[event]) | {"common_pid"}
@@ -141,12 +153,100 @@ def test_faults_are_counted_by_the_handler_that_the_kernel_has(
     assert not {FAULT, FAULT_BEFORE} - {handler} & set(spec["symbols"])
 
 
-@pytest.mark.parametrize(("bar", "least"), [(32 * GIB, GIB), (GIB, GIB), (256 * MIB, 256 * MIB)])
-def test_filters_let_the_bar_through_and_keep_pages_out(bar: int, least: int) -> None:
+@pytest.mark.parametrize("bar", [32 * GIB, GIB, 256 * MIB])
+def test_filters_let_the_bar_through_and_keep_pages_out(bar: int) -> None:
     filters = timing_spec(bar)["filters"]
-    assert filters["barotime/imap_in"] == f"size >= {least:#x}"
-    assert filters["barotime/pin_in"] == f"npage >= {least // 4096}"
-    assert filters["iommu/map"] == f"size >= {least:#x}"
+    for side in ("in", "out"):
+        assert filters[f"barotime/imap_{side}"] == f"size == {bar:#x}"
+        assert filters[f"barotime/iun_{side}"] == f"size == {bar:#x}"
+        assert filters[f"barotime/pin_{side}"] == f"npage == {bar // 4096}"
+        assert filters[f"barotime/unpin_{side}"] == f"npage == {bar // 4096}"
+    assert filters["iommu/map"] == filters["iommu/unmap"] == f"size == {bar:#x}"
+
+
+def test_ioctls_of_every_size_are_recorded() -> None:
+    filters = timing_spec(GIB)["filters"]
+    assert filters["barotime/ioctl_in"] == "cmd == 0x3b71 || cmd == 0x3b72"
+    assert filters["barotime/ioctl_out"] == filters["barotime/ioctl_in"]
+    assert not {"barotime/unmap_in", "barotime/unmap_out"} & set(filters)
+
+
+def test_probes_of_a_map_and_an_unmap_are_these() -> None:
+    assert timing_spec(32 * GIB)["definitions"] == [
+        "p:barotime/ioctl_in vfio_iommu_type1:vfio_iommu_type1_ioctl cmd=$arg2:x32"
+        " q8=+u8($arg3):x64 q16=+u16($arg3):x64 q24=+u24($arg3):x64",
+        "r:barotime/ioctl_out vfio_iommu_type1:vfio_iommu_type1_ioctl cmd=$arg2:x32"
+        " q8=+u8($arg3):x64 q16=+u16($arg3):x64 ret=$retval:s64",
+        "p:barotime/pin_in vfio_iommu_type1:vfio_pin_pages_remote vaddr=$arg2:x64 npage=$arg3:s64",
+        "r:barotime/pin_out vfio_iommu_type1:vfio_pin_pages_remote npage=$arg3:s64"
+        " ret=$retval:s64",
+        "p:barotime/imap_in iommu_map iova=$arg2:x64 paddr=$arg3:x64 size=$arg4:x64",
+        "r:barotime/imap_out iommu_map iova=$arg2:x64 size=$arg4:x64 ret=$retval:s32",
+        "p:barotime/unmap_in vfio_iommu_type1:vfio_unmap_unpin iova=+24($arg2):x64"
+        " size=+40($arg2):x64",
+        "r:barotime/unmap_out vfio_iommu_type1:vfio_unmap_unpin ret=$retval:s64",
+        "p:barotime/iun_in iommu_unmap_fast iova=$arg2:x64 size=$arg3:x64",
+        "r:barotime/iun_out iommu_unmap_fast iova=$arg2:x64 size=$arg3:x64 ret=$retval:x64",
+        "p:barotime/unpin_in vfio_iommu_type1:vfio_unpin_pages_remote iova=$arg2:x64"
+        " npage=$arg4:s64",
+        "r:barotime/unpin_out vfio_iommu_type1:vfio_unpin_pages_remote iova=$arg2:x64"
+        " npage=$arg4:s64 ret=$retval:s64",
+        "p:barotime/zap_in vfio_pci_core:vfio_pci_zap_and_down_write_memory_lock",
+        "r:barotime/zap_out vfio_pci_core:vfio_pci_zap_and_down_write_memory_lock",
+    ]
+
+
+def added(spec: dict[str, Any], to: dict[str, Any]) -> dict[str, Any]:
+    """What one specification has more than another."""
+    more: dict[str, Any] = {
+        key: [item for item in spec[key] if item not in to[key]]
+        for key in ("symbols", "definitions", "enable")
+    }
+    more["filters"] = dict(spec["filters"].items() - to["filters"].items())
+    return more
+
+
+def test_boot_has_the_exec_of_its_qemu() -> None:
+    assert added(timing_spec(GIB, boot=True), timing_spec(GIB)) == {
+        "symbols": [], "definitions": [], "enable": ["sched/sched_process_exec"],
+        "filters": {"sched/sched_process_exec": 'filename ~ "*qemu-system*"'},
+    }  # fmt: skip
+
+
+def test_boot_under_kvm_has_line_feeds_and_two_registers() -> None:
+    assert added(timing_spec(GIB, boot=True, kvm=True), timing_spec(GIB, boot=True)) == {
+        "symbols": [], "definitions": [], "enable": ["kvm/kvm_pio", "kvm/kvm_msr"],
+        "filters": {
+            "kvm/kvm_pio": "port == 0x3f8 && val == 10",
+            "kvm/kvm_msr": "write == 1 && (ecx == 0xc0000080 || ecx == 0x4b564d01)",
+        },
+    }  # fmt: skip
+
+
+def test_kvm_says_nothing_of_what_is_no_boot() -> None:
+    assert timing_spec(GIB, kvm=True) == timing_spec(GIB)
+
+
+def test_faults_are_probed_where_they_are_asked_for() -> None:
+    assert added(timing_spec(GIB, faults=True), timing_spec(GIB)) == {
+        "symbols": ["fixup_user_fault", "vfio_pci_mmap_huge_fault"],
+        "definitions": [
+            "p:barotime/fault_in fixup_user_fault address=$arg2:x64",
+            "r:barotime/fault_out fixup_user_fault address=$arg2:x64 ret=$retval:s32",
+            "r:barotime/leaf vfio_pci_core:vfio_pci_mmap_huge_fault order=$arg2:u32"
+            " addr=+24($arg1):x64 ret=$retval:x32",
+        ],
+        "enable": ["barotime/fault_in", "barotime/fault_out", "barotime/leaf"],
+        "filters": {"barotime/leaf": "order == 18"},
+    }  # fmt: skip
+
+
+def test_every_probe_that_fires_for_each_leaf_can_be_switched_off_again() -> None:
+    with_them = set(timing_spec(GIB, faults=True)["enable"])
+    folder = "/sys/kernel/tracing/instances/barometer"
+    for_leaves = with_them - set(timing_spec(GIB)["enable"])
+    assert set(UNTIL_KERNEL) == {f"{folder}/events/{event}/enable" for event in for_leaves}
+    assert f"{folder}/trace_marker" == MARKER
 
 
 def test_ioctls_have_the_numbers_of_the_header() -> None:
@@ -185,9 +285,9 @@ class FakeShell:
         return SimpleNamespace(stdout=json.dumps(said))
 
 
-def host_of(shell: FakeShell, accel: str) -> Host:
+def host_of(shell: FakeShell, accel: str, kvm: bool = False) -> Host:
     return cast(Host, SimpleNamespace(
-        shell=shell, accel=accel, release="7.3", agent=lambda *words: [*words],
+        shell=shell, accel=accel, kvm=kvm, release="7.3", agent=lambda *words: [*words],
         undo=shell.run,
     ))  # fmt: skip
 
@@ -210,6 +310,26 @@ def test_exact_host_is_timed_by_the_clock_that_counts_instructions(
     assert shell.ran == [("arm",), ("finish", "barometer", "barotime")]
 
 
+@pytest.mark.parametrize("kvm", [False, True])
+@pytest.mark.parametrize("faults", [False, True])
+def test_boot_is_traced_as_its_host_can(trial: TrialWriter, kvm: bool, faults: bool) -> None:
+    shell = FakeShell({"armed": True})
+    host = host_of(shell, "tcg", kvm)
+    with armed_tracer(host, "timing", "guest-1", GIB, trial, boot=True, faults=faults):
+        pass
+    assert shell.specs == [timing_spec(GIB, boot=True, kvm=kvm, faults=faults)]
+    assert trial.text("host/trace-guest-1.txt") == "t"
+
+
+def test_same_trace_is_the_same_bytes(trial: TrialWriter) -> None:
+    files = []
+    for label in ("a", "b"):
+        with armed_tracer(host_of(FakeShell({"armed": True}), "tcg"), "timing", label, GIB, trial):
+            pass
+        files.append((trial.host / f"trace-{label}.txt.gz").read_bytes())
+    assert files[0] == files[1]
+
+
 def test_histograms_are_readable_while_they_count_and_saved_afterwards(
     trial: TrialWriter,
 ) -> None:
@@ -220,7 +340,8 @@ def test_histograms_are_readable_while_they_count_and_saved_afterwards(
         )
         assert not list(trial.host.iterdir())
     assert shell.specs == [counts_spec([FAULT, FAULT_BEFORE])]
-    assert (trial.host / "trace-counts.txt").read_text() == "t"
+    assert gzip.decompress((trial.host / "trace-counts.txt.gz").read_bytes()) == b"t"
+    assert trial.text("host/trace-counts.txt") == "t"
     assert (trial.host / "hist-pin.txt").read_text() == "p"
 
 
@@ -237,7 +358,7 @@ def test_tracer_is_cleared_when_the_block_raises(
     ):
         raise error
     assert shell.ran[-1] == ("clear", "barometer", "barotime")
-    assert (trial.host / "trace-map.txt").exists() == saved
+    assert (trial.host / "trace-map.txt.gz").exists() == saved
 
 
 def test_refused_probe_is_the_benchs_failure_with_the_kernels_reason(

@@ -141,7 +141,7 @@ def trial(tmp_path: Path) -> TrialWriter:
 
 def host_of(shell: FakeShell, accel: str = "exact") -> Host:
     return cast(Host, SimpleNamespace(
-        shell=shell, accel=accel, release="7.3", agent=lambda *words: [*words],
+        shell=shell, accel=accel, kvm=True, release="7.3", agent=lambda *words: [*words],
         check=lambda: None, undo=lambda argv: shell.ran.append("undo " + " ".join(argv[:2])),
     ))  # fmt: skip
 
@@ -265,8 +265,12 @@ def booted(
     host = host_of(FakeShell(), "tcg")
 
     @contextlib.contextmanager
-    def armed(host: Host, kind: str, label: str, bar: int, trial: TrialWriter) -> Iterator[None]:
-        done.append(f"arm {kind} {label}")
+    def armed(
+        host: Host, kind: str, label: str, bar: int, trial: TrialWriter, *, boot: bool,
+        faults: bool,
+    ) -> Iterator[None]:  # fmt: skip
+        assert boot
+        done.append(f"arm {kind} {label}{' with faults' * faults}")
         yield
         done.append("finish")
 
@@ -280,7 +284,7 @@ def booted(
             done.append("closed")
 
     monkeypatch.setattr(host, "libvirt", Libvirt, raising=False)
-    guest_boots(host, DEVICE, chosen, passes, keys=cast(RunKeys, None), trial=trial,
+    guest_boots(host, [DEVICE], chosen, passes, keys=cast(RunKeys, None), trial=trial,
                 progress=Progress())  # fmt: skip
     return done
 
@@ -298,6 +302,35 @@ def test_counts_of_a_guest_boot_are_taken_from_a_map(
         {"index": 1, "pass": "timing", "memory": 512 * MIB},
     ]
     assert trial.manifest["host_versions"] == {"qemu": "10.0.2"}
+
+
+@pytest.mark.parametrize(
+    ("qemu", "said", "large"),
+    [
+        ("10.0.2", "[always] madvise never\n1\n", True),
+        ("9.2.0", "always [madvise] never\n1\n", True),
+        ("11.0", "[always] madvise never\n1\n", True),
+        ("9.1.3", "[always] madvise never\n1\n", False),
+        ("8.2.0", "[always] madvise never\n1\n", False),
+        ("10.0.2", "always madvise [never]\n1\n", False),
+        ("10.0.2", "[always] madvise never\n0\n", False),
+        ("10.0.2", "", False),
+    ],
+)
+def test_faults_are_probed_only_where_leaves_are_large(
+    shell: FakeShell, monkeypatch: pytest.MonkeyPatch, qemu: str, said: str, large: bool
+) -> None:
+    monkeypatch.setattr(shell, "run", lambda *a, **k: SimpleNamespace(stdout=said))
+    assert workload._large_leaves(host_of(shell), {"qemu": qemu}) == large
+
+
+@pytest.mark.xfail(reason="a missing file is taken for huge pages that are on")
+def test_kernel_without_huge_pages_has_no_large_leaves(
+    shell: FakeShell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for said in ("1\n", "0\n"):  # cat says nothing, grep does
+        monkeypatch.setattr(shell, "run", lambda *a, said=said, **k: SimpleNamespace(stdout=said))
+        assert not workload._large_leaves(host_of(shell), {"qemu": "10.0.2"})
 
 
 def test_counts_alone_need_no_libvirt(trial: TrialWriter, monkeypatch: pytest.MonkeyPatch) -> None:

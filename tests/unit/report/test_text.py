@@ -106,7 +106,7 @@ def test_share_of_maps_in_the_boot_is_said(
     plan: dict[str, Any], recorded: list[TrialResult]
 ) -> None:
     assert re.search(
-        r"baseline   25\.79 s boot: maps 6 s \(23\.3%\), unmaps 0\.5515 s \(the last",
+        r"baseline   25\.79 s boot: maps 6 s \(23\.3%\), unmaps 0\.5293 s \(the last",
         report(plan, *recorded),
     )
 
