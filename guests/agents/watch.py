@@ -114,7 +114,8 @@ class Watch:
                 say("C", json.dumps(line.rstrip(b"\r").decode(errors="replace")), now)
                 if KERNEL in line:
                     while self.until_kernel:
-                        self.until_kernel.pop().write_text("0")
+                        with contextlib.suppress(OSError):  # not there: it was not armed
+                            self.until_kernel.pop().write_text("0")
                 if self.mark in line:
                     say("E", "mark", now)
                     if (tables := page_table_bytes(self.pid)) is not None:

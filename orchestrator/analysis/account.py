@@ -24,7 +24,7 @@ class Account:
 
 
 def account_of(
-    boot: BootTrace, bar: int, *, mmap: bool, viommu: bool, iommufd: bool, qemu_log: str
+    boot: BootTrace, bar: int, *, mmap: bool, viommu: bool, qemu_log: str, iommufd: bool = False
 ) -> Account:
     """What happened to the BARs of `bar` bytes. `mmap`: QEMU was to map them (no x-no-mmap);
     `viommu`: the guest has an IOMMU of its own; `iommufd`: QEMU does not use VFIO's container;
@@ -37,12 +37,12 @@ def account_of(
     """
     if iommufd:
         return Account((), (), (_by_iommufd(qemu_log),))
-    maps = [o for o in boot.operations if o.kind == "map" and o.size == bar]
+    # by their places too: a piece of RAM may be as large as a BAR
+    at = {place.start for _, place in boot.bar_places if place.size == bar}
+    of_bars = [o for o in boot.operations if o.size == bar and o.iova in at]
+    maps = [o for o in of_bars if o.kind == "map"]
     # QEMU also unmaps where nothing is mapped, as when a guest's own IOMMU takes over
-    unmaps = [
-        o for o in boot.operations
-        if o.kind != "map" and o.size == bar and o.unmapped in (None, bar)
-    ]  # fmt: skip
+    unmaps = [o for o in of_bars if o.kind != "map" and o.unmapped in (None, bar)]
     notes = _taken_over(boot) if viommu else ()
     _regions_agree(boot)
     if not maps:
@@ -65,8 +65,8 @@ def account_of(
             f"vfio_pin_pages_remote returned {short[0]} pages for a BAR of {pages(bar)}",
             reason="partial-map",
         )
-    by_qemu = sum(region.size == bar for region in boot.regions)
-    by_iommu = sum(size == bar for _, size in boot.iommu_maps)
+    by_qemu = sum(region.size == bar and region.start in at for region in boot.regions)
+    by_iommu = sum(size == bar and iova in at for iova, size in boot.iommu_maps)
     # each IOMMU domain of the container is mapped; devices share one as long as they can
     if by_qemu != len(maps) or by_iommu == 0 or by_iommu % len(maps):
         raise EvidenceError(

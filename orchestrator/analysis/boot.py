@@ -14,6 +14,7 @@ import re
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 from orchestrator.abi import PAGE
 from orchestrator.analysis.causes import Causes
@@ -65,11 +66,19 @@ class BootTrace:
     """(trace clock, CLOCK_MONOTONIC) of each of the agent's lines."""
     zaps: list[tuple[float, float, int]] = field(default_factory=list)
     """(when, seconds, thread)"""
-    iommu_maps: list[tuple[float, int]] = field(default_factory=list)
-    """(when, bytes) of the kernel's own tracepoint iommu:map."""
+    iommu_maps: list[tuple[int, int]] = field(default_factory=list)
+    """(IOVA, bytes) of the kernel's own tracepoint iommu:map."""
     pid: int = 0
     """QEMU's process."""
     events: int = 0
+
+    @property
+    def bar_places(self) -> list[tuple[float, BarPlace]]:
+        """(when, where) of each BAR of a device that was passed on."""
+        return [
+            (event.time, place) for event in self.qemu
+            if (place := bar_place(event)) is not None and place.device == "vfio-pci"
+        ]  # fmt: skip
 
     @property
     def regions(self) -> list[Region]:
@@ -97,7 +106,8 @@ def read_boot(text: str) -> BootTrace:
         elif name == "sched_process_exec":
             boot.execs[event.pid] = event.time
         elif name == "map":
-            boot.iommu_maps.append((event.time, event.fields.get("size", 0)))
+            fields = event.fields
+            boot.iommu_maps.append((fields.get("iova", 0), fields.get("size", 0)))
         elif name == "zap_in":
             zapping[event.pid] = event.time
         elif name == "zap_out":
@@ -115,17 +125,27 @@ def _take_marker(boot: BootTrace, event: Event) -> None:
     elif (match := _AGENT.match(event.text)) is not None:
         kind, at, rest = match.groups()
         boot.agent_clock.append((event.time, int(at) / 1e9))
-        if kind == "C":
-            boot.console.append((event.time, _words(rest)))
-        elif kind == "E":
-            what, _, detail = rest.partition(" ")
-            boot.marks.setdefault(what, event.time)
-            if what == "mark" and boot.console:
-                boot.marks["mark line"] = len(boot.console) - 1
-            elif what == "started":
-                boot.pid = int(json.loads(detail)["pid"])
-        elif kind == "P":
-            boot.cpu_use.append((event.time, int(rest.split()[0]) / 1e9))
+        try:
+            _take_agent(boot, event.time, kind, rest)
+        except (ValueError, KeyError, TypeError, IndexError) as exc:
+            raise EvidenceError(
+                f"a line of the watch agent does not have its form: {event.text[:120]!r}",
+                reason="bad-trace",
+            ) from exc
+
+
+def _take_agent(boot: BootTrace, time: float, kind: str, rest: str) -> None:
+    if kind == "C":
+        boot.console.append((time, _words(rest)))
+    elif kind == "E":
+        what, _, detail = rest.partition(" ")
+        if what == "mark" and "mark" not in boot.marks and boot.console:
+            boot.marks["mark line"] = len(boot.console) - 1
+        boot.marks.setdefault(what, time)
+        if what == "started":
+            boot.pid = int(json.loads(detail)["pid"])
+    elif kind == "P":
+        boot.cpu_use.append((time, int(rest.split(maxsplit=1)[0]) / 1e9))
 
 
 def _words(quoted: str) -> str:
@@ -234,9 +254,15 @@ def _console(boot: BootTrace) -> tuple[list[tuple[float, str]], float | None, st
     """
     vcpus = {event.thread for event in boot.qemu}
     feeds = [at for at, thread in boot.feeds if thread in vcpus]
-    if feeds and len(feeds) == len(boot.console):
-        late = max(at - feed for feed, (at, _) in zip(feeds, boot.console, strict=True))
-        lines = [(feed, text) for feed, (_, text) in zip(feeds, boot.console, strict=True)]
+    # a last line may have no line feed; no line is received before it is sent
+    pairs = list(zip(feeds, boot.console, strict=False))
+    if (
+        len(boot.console) - 1 <= len(feeds) <= len(boot.console)
+        and all(feed <= at for feed, (at, _) in pairs)
+        and len(pairs) > int(boot.marks["mark line"])
+    ):
+        late = max(at - feed for feed, (at, _) in pairs)
+        lines = [(feed, text) for feed, (_, text) in pairs] + boot.console[len(pairs) :]
         return lines, 0.0, (
             "kvm:kvm_pio, when the guest sent the line feed"
             f" (the watch agent had the line up to {late * 1000:.1f} ms later)"
@@ -252,10 +278,13 @@ def check_clock(boot: BootTrace) -> None:
     """
     if len(boot.agent_clock) < 4:
         return
-    half = len(boot.agent_clock) // 2
     lags = [trace - monotonic for trace, monotonic in boot.agent_clock]
-    # a line is late by what the host was busy with, never early: the smallest lag is the clocks'
-    drift = abs(min(lags[half:]) - min(lags[:half]))
+    # a line is late by what the host was busy with, never early: the smallest lag is the clocks'.
+    # Wherever one jumped, all lines before are on one side and all lines after on the other.
+    before = list(accumulate(lags, min))
+    after = list(accumulate(reversed(lags), min))[::-1]
+    few = min(8, len(lags) // 2)
+    drift = max(abs(after[k] - before[k - 1]) for k in range(few, len(lags) - few + 1))
     length = boot.agent_clock[-1][1] - boot.agent_clock[0][1]
     if drift > _DRIFT_SECONDS + _DRIFT_SHARE * length:
         raise EvidenceError(
@@ -278,10 +307,7 @@ class _Placed:
 
 def _placed(boot: BootTrace, causes: Causes) -> list[_Placed]:
     """Each operation with the BAR that it maps, by where QEMU has put that BAR then, or RAM."""
-    places = [
-        (event.time, place) for event in boot.qemu
-        if (place := bar_place(event)) is not None and place.device == "vfio-pci"
-    ]  # fmt: skip
+    places = boot.bar_places
     current: dict[str, BarPlace] = {}
     mapped: dict[int, float] = {}
     zapped: dict[str, float] = {}
@@ -289,14 +315,17 @@ def _placed(boot: BootTrace, causes: Causes) -> list[_Placed]:
     found, next_place, next_zap = [], 0, 0
     for operation in boot.operations:
         while next_place < len(places) and places[next_place][0] <= operation.start:
-            current[places[next_place][1].name] = places[next_place][1]
+            place = places[next_place][1]
+            current.pop(place.name, None)
+            current[place.name] = place
             next_place += 1
         while next_zap < len(boot.zaps) and boot.zaps[next_zap][0] <= operation.start:
             at, _, thread = boot.zaps[next_zap]
             write = causes.trigger(thread, at)
             zapped[write.address if write is not None else ""] = at
             next_zap += 1
-        bar = next((p.name for p in current.values() if _within(operation, p)), RAM)
+        # the last that was put there: a BAR that moved away leaves its old place in the list
+        bar = next((p.name for p in reversed(current.values()) if _within(operation, p)), RAM)
         last_zap = max(zapped.get("", -math.inf), zapped.get(bar.split(" ")[0], -math.inf))
         cold = operation.iova not in mapped or mapped[operation.iova] <= last_zap
         if operation.kind == "map":

@@ -125,7 +125,7 @@ def _entry(boot: BootEvents, run: float, until: float) -> float | None:
     """The boot CPU is the one that places the BARs; the firmware itself may enter long mode, but
     before that."""
     placing = [w for w in boot.writes if run <= w.time < until and _places(w)]
-    after = placing[-1].time if placing else run
+    after = placing[0].time if placing else run
     threads = {w.thread for w in placing}
     return next(
         (at for at, thread, register, _ in boot.msrs
@@ -167,7 +167,8 @@ def _kernel(boot: BootEvents, first: float) -> list[tuple[float, str]]:
         elif _INIT.match(text):
             starts.append((at, "userspace"))
             break
-    spans = zip(devices, [*[at for at, _ in devices[1:]], boot.mark], strict=True)
+    ends = [*[at for at, _ in devices[1:]], boot.mark][: len(devices)]
+    spans = zip(devices, ends, strict=True)
     for (at, address), end in spans:
         starts += _sizing(boot, address, at, end)
     return starts

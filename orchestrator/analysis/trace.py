@@ -12,7 +12,7 @@ from orchestrator.abi import MAP_DMA, UNMAP_DMA
 from orchestrator.errors import EvidenceError
 
 # ` CPU 0/KVM-339  [001] .....  28.412785: ioctl_in: (vfio_iommu_type1_ioctl+0x4/..) cmd=0x3b71`
-_EVENT = re.compile(r"\s*.+-(\d+)\s+\[(\d+)\]\s+\S+\s+(\d+(?:\.\d+)?): (\w+): ?(.*)", re.DOTALL)
+_EVENT = re.compile(r"\s*.+?-(\d+)\s+\[(\d+)\]\s+\S+\s+(\d+(?:\.\d+)?): (\w+): ?(.*)", re.DOTALL)
 _FIELD = re.compile(r"(\w+)=(-?0x[0-9a-fA-F]+|-?\d+)\b")
 
 

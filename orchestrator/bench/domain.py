@@ -256,7 +256,7 @@ def _direct_boot(domain: ET.Element, kernel: str, initramfs: str, cmdline: str) 
 def _disks(devices: ET.Element, disks: tuple[Disk, ...], bus: int, *, boot: bool = False) -> None:
     """Read-only disks from a bus on. Every place is named: libvirt would give a disk the port that
     QEMU's own option syntax takes."""
-    for number, (letter, disk) in enumerate(zip("abcdefgh", disks, strict=False)):
+    for number, (letter, disk) in enumerate(zip("abcdefgh"[: len(disks)], disks, strict=True)):
         kind, source = ("block", "dev") if disk.block else ("file", "file")
         element = _sub(devices, "disk", type=kind, device="disk")
         _sub(element, "driver", name="qemu", type="raw", cache="unsafe")

@@ -78,9 +78,12 @@ def _large_leaves(host: Host, versions: dict[str, str]) -> bool:
     """Whether the guest's QEMU will map a BAR by large leaves, as far as can be told before: else
     a probe of its page faults would fire for each page, and cost more than the map itself."""
     major, minor = (int(part) for part in versions["qemu"].split(".")[:2])
-    asked = f"cat /sys/kernel/mm/transparent_hugepage/enabled; grep -cw {FAULT} /proc/kallsyms"
+    asked = (
+        f"cat /sys/kernel/mm/transparent_hugepage/enabled || echo; grep -cw {FAULT} /proc/kallsyms"
+    )
     said = host.shell.run(asked, check=False, doing="reading THP").stdout.split("\n")
-    return (major, minor) >= (9, 2) and "[never]" not in said[0] and said[1:2] not in ([], ["0"])
+    on = "[" in said[0] and "[never]" not in said[0]
+    return (major, minor) >= (9, 2) and on and said[1:2] not in ([], ["0"])
 
 
 def settle(host: Host, scenario: Scenario, *, trial: TrialWriter, progress: Progress) -> None:

@@ -291,7 +291,7 @@ def test_plan_of_maps_has_no_guest_and_the_passes_of_each_trial(tmp_path: Path) 
     kernel = bundle(tmp_path)
     prepared = Prepared(
         kernels={"baseline": kernel, "candidate": kernel}, hosts={}, guest_kernel=None,
-        payload=cast(Any, None), accel="exact", accel_reason="asked for",
+        payload=cast(Any, None), guest_disk=None, accel="exact", accel_reason="asked for",
     )  # fmt: skip
     facts = plan_facts(map_scenario('trace.passes=["plain"]'), prepared)
     assert facts["guest_kernel"] is None

@@ -316,7 +316,6 @@ def test_probes_are_switched_off_at_the_kernels_first_line(
     marking.end()
 
 
-@pytest.mark.xfail(reason="the thread that reads the console ends")
 def test_probe_that_is_not_there_need_not_be_switched_off(
     pidfile: Path, tmp_path: Path, files: list[Path]
 ) -> None:

@@ -163,22 +163,34 @@ def test_iommu_that_nobody_asked_for_explains_nothing() -> None:
 IOMMUFD = "qemu-system-x86_64: warning: IOMMU_IOAS_MAP failed: Bad address, PCI BAR?\n"
 
 
-@pytest.mark.parametrize("said", [IOMMUFD, "-object iommufd,id=iommufd0\n"])
-def test_iommufd_that_takes_no_bar_is_told(said: str) -> None:
-    with pytest.raises(EvidenceError, match="dma-buf") as caught:
-        account(without_bars(recorded_boot()), said=said)
-    assert caught.value.reason == "iommufd-without-dma-buf"
-    assert caught.value.evidence == said.strip()
-
-
-@pytest.mark.xfail(reason="iommufd has other ioctls: the accounts are found to disagree first")
-def test_iommufd_maps_memory_by_other_ioctls() -> None:
+def test_iommufd_that_takes_no_bar_is_a_note() -> None:
     boot = recorded_boot()
     boot.operations = []
     boot.iommu_maps = []
+    found = account_of(boot, BAR, mmap=True, viommu=False, qemu_log=IOMMUFD, iommufd=True)
+    assert [note.name for note in found.notes] == ["iommufd-without-dma-buf"]
+    assert not found.maps
+
+
+def test_iommufd_that_was_not_refused_is_not_traced() -> None:
     with pytest.raises(EvidenceError) as caught:
-        account(boot, said=IOMMUFD)
-    assert caught.value.reason == "iommufd-without-dma-buf"
+        account_of(recorded_boot(), BAR, mmap=True, viommu=False, qemu_log="", iommufd=True)
+    assert caught.value.reason == "iommufd-not-traced"
+
+
+def test_memory_as_large_as_a_bar_is_none() -> None:
+    boot = recorded_boot()
+    maps = len(account(boot).maps)
+    piece = next(o for o in boot.operations if o.kind == "map" and o.iova == 0)
+    boot.operations.append(replace(piece, iova=1 << 32, size=BAR))
+    boot.qemu.append(
+        QemuEvent(
+            "vfio_listener_region_add_ram",
+            f"region_add [ram] {1 << 32:#x} - {(1 << 32) + BAR - 1:#x} [0x7f0000000000]",
+            MAIN, 1.0, 1.0,
+        )
+    )  # fmt: skip
+    assert len(account(boot).maps) == maps
 
 
 def test_bar_that_was_not_mapped_for_no_reason_makes_a_boot_invalid() -> None:

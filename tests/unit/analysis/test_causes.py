@@ -25,7 +25,7 @@ SIZING = [
 
 
 def causes(guest: Guest) -> Causes:
-    return Causes(guest.events, guest.writes)
+    return Causes(guest.events, guest.writes, ())
 
 
 def enabled(*addresses: str) -> Guest:
@@ -37,7 +37,7 @@ def enabled(*addresses: str) -> Guest:
 
 
 def linux_sizes(guest: Guest, address: str = DEVICE) -> tuple[float, float]:
-    """As Linux does since "PCI: Batch BAR sizing operations" (v6.15): decoding goes off and on
+    """As Linux does since "PCI: Batch BAR sizing operations" (v6.14): decoding goes off and on
     once. Gives when."""
     off = guest.write(address, COMMAND, OFF)
     for offset, value in ((BAR_0, 0xFE800000), (BAR_1, 0), (BAR_2_LOW, 0x8000000C),
@@ -272,7 +272,7 @@ WRITES = st.builds(
 
 @given(st.lists(WRITES, max_size=30), st.floats(0, 10))
 def test_any_writes_have_one_cause_in_words(writes: list[ConfigWrite], at: float) -> None:
-    found = Causes([], sorted(writes, key=lambda w: w.time))
+    found = Causes([], sorted(writes, key=lambda w: w.time), ())
     cause = found.at(VCPU, at, BAR_2)
     assert cause
     assert cause.split()[0] in {

@@ -162,7 +162,6 @@ def test_boot_without_a_line_of_the_kernel_goes_from_hand_over_to_userspace() ->
     assert follow_one_another(phases_of(boot))
 
 
-@pytest.mark.xfail(reason="what a quiet kernel writes is taken for the firmware's")
 def test_quiet_kernel_sizes_no_bars_in_the_firmwares_name() -> None:
     boot = replace(BOOT, console=LINES[-1:])
     assert (3.0, "kernel: entry") in starts(boot)
@@ -170,7 +169,6 @@ def test_quiet_kernel_sizes_no_bars_in_the_firmwares_name() -> None:
     assert firmware.end < 3.0
 
 
-@pytest.mark.xfail(raises=ValueError, reason="a kernel without a line of a device ends in zip()")
 def test_lines_without_times_have_no_phases_of_pci() -> None:
     plain = [(at, line.partition("] ")[2] or line) for at, line in LINES]
     assert names(replace(BOOT, console=plain))[6:9] == [

@@ -69,7 +69,6 @@ def test_task_name_may_look_like_anything(task: str) -> None:
 FTRACE = "    sh-7  [001] .....    1.000001: ioctl_in: (f+0x4/0x40) cmd=0x3b71"
 
 
-@pytest.mark.xfail(reason="the last words of that form in a line are taken for its beginning")
 def test_guest_may_print_what_looks_like_an_event() -> None:
     """With ftrace_dump_on_oops, say."""
     line = f'   python3-303  [000] .....  20.500000: tracing_mark_write: barometer C 5 "{FTRACE}"'
