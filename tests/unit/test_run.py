@@ -312,6 +312,6 @@ def test_kernel_without_iommufd_is_refused_before_anything_boots(tmp_path: Path)
 def test_guest_of_a_boot_is_part_of_the_trials_facts() -> None:
     assert run._guest_facts(scenario()) == {
         "guest_firmware": "seabios", "guest_boot": "direct", "guest_backing": "anonymous",
-        "guest_viommu": "none",
+        "guest_viommu": "none", "guest_backend": "type1",
     }  # fmt: skip
     assert run._guest_facts(map_scenario()) == {}

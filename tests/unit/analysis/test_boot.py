@@ -108,25 +108,25 @@ def test_lines_have_the_times_of_their_line_feeds_where_the_guest_sent_them() ->
     zero = boot.execs[boot.pid]
     assert [at for at, _ in found.console] == [round(at - zero, 9) for at, _ in boot.feeds]
     assert found.mark_bound == 0
-    assert found.mark_source.startswith("kvm:kvm_pio, where the guest sent the line feed")
+    assert found.mark_source.startswith("kvm:kvm_pio, when the guest sent the line feed")
     late = [line - feed for (line, _), (feed, _) in zip(boot.console, boot.feeds, strict=True)]
     assert min(late) > 0
-    assert f"at most {max(late) * 1000:.1f} ms later" in found.mark_source
+    assert f"up to {max(late) * 1000:.1f} ms later" in found.mark_source
 
 
 def test_lines_have_the_agents_times_where_line_feeds_are_missing() -> None:
     found = timeline(re.sub(r"(?m)^.* kvm_pio: .*\n", "", RECORDED, count=1))
     boot = recorded_boot()
-    assert found.mark_bound == 0.1
-    assert found.mark_source.startswith("the watch agent's")
+    assert found.mark_bound is None
+    assert found.mark_source.startswith("the watch agent")
     zero = boot.execs[boot.pid]
     assert [at for at, _ in found.console] == [round(at - zero, 9) for at, _ in boot.console]
-    assert 0 < found.boot_seconds - recorded_timeline().boot_seconds < found.mark_bound
+    assert 0 < found.boot_seconds - recorded_timeline().boot_seconds < 0.1
 
 
 def test_guest_without_kvm_has_the_agents_times() -> None:
     found = timeline(re.sub(r"(?m)^.* kvm_(pio|msr): .*\n", "", RECORDED))
-    assert found.mark_bound == 0.1
+    assert found.mark_bound is None
     assert "kernel: entry" not in {phase.name for phase in found.phases}
     assert found.attributed_share == pytest.approx(1.0)
 
@@ -312,10 +312,16 @@ def test_trace_may_be_compressed_or_not(tmp_path: Path) -> None:
 def test_parts_of_a_map_are_what_was_probed() -> None:
     steps = [s for s in recorded_timeline().steps if s.bar == BAR_2 and s.kind == "map"]
     assert [sorted(step.parts) for step in steps] == [
-        ["IOMMU map", "faults", "lookups"],  # as long as the firmware runs, faults are probed
-        *[["IOMMU map", "lookups"]] * 4,
-        *[["IOMMU map", "lookups and faults"]] * 6,  # decoding was off: the page tables are gone
-        ["IOMMU map", "lookups"],
+        [
+            "IOMMU map",
+            "bookkeeping",
+            "faults",
+            "lookups",
+        ],  # as long as the firmware runs, faults are probed
+        *[["IOMMU map", "bookkeeping", "lookups"]] * 4,
+        *[["IOMMU map", "bookkeeping", "lookups and faults"]]
+        * 6,  # decoding was off: the page tables are gone
+        ["IOMMU map", "bookkeeping", "lookups"],
     ]
     assert [step.faults for step in steps] == [1, *[None] * 11]
 
@@ -323,7 +329,9 @@ def test_parts_of_a_map_are_what_was_probed() -> None:
 def test_parts_of_an_unmap_are_nearly_all_of_it() -> None:
     steps = [s for s in recorded_timeline().steps if s.bar == BAR_2 and s.kind == "unmap"]
     for step in steps:
-        assert sorted(step.parts) == ["IOMMU unmap", "iova-to-phys walk", "unpin"]
+        around = [] if step.cause == "exit" else ["bookkeeping"]  # which is no ioctl
+        parts = ["IOMMU unmap", *around, "iova-to-phys walk", "unpin"]
+        assert sorted(step.parts) == parts
         assert 0.99 < step.attributed_share <= 1
 
 
@@ -335,7 +343,11 @@ def test_parts_are_within_their_operation() -> None:
 
 def test_memory_is_a_whole() -> None:
     kinds = {(s.kind, *s.parts) for s in recorded_timeline().steps if s.bar == RAM}
-    assert kinds == {("map", "pin and IOMMU map"), ("unmap", "walk, IOMMU unmap and unpin")}
+    assert kinds == {
+        ("map", "pin and IOMMU map"),
+        ("unmap", "bookkeeping", "walk, IOMMU unmap and unpin"),
+        ("unmap", "walk, IOMMU unmap and unpin"),  # at the exit
+    }
 
 
 def placed(*said: tuple[float, str], iova: int, size: int = BAR, at: float = 30.0) -> str:

@@ -71,8 +71,8 @@ def test_json_has_all_of_it() -> None:
         "operations": [
             {"kind": kind, "bar": "01:00.0 BAR 2", "bytes": 1 << 30, "phase": "kernel: init",
              "cause": "enabling", "start": start, "seconds": 0.5,
-             "parts": {"lookups": 0.3, "IOMMU map": 0.1}, "result": 0, "faults": 3,
-             "attributed_share": 0.8}
+             "parts": {"lookups": 0.3, "IOMMU map": 0.1, "other": 0.1}, "result": 0, "cpu": 0,
+             "faults": 3, "attributed_share": 0.8}
             for kind, start in (("map", 2.0), ("unmap", 5.0))
         ],
         "zaps": [{"start": 1.5, "seconds": 0.001, "phase": "kernel: init",

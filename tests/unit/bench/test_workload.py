@@ -256,7 +256,7 @@ def booted(
 ) -> list[str]:
     """What a guest-boot workload does, by name."""
     done: list[str] = []
-    monkeypatch.setattr(workload, "stage_initramfs", lambda host, keys: done.append("stage"))
+    monkeypatch.setattr(workload, "stage_guest", lambda *a: done.append("stage"))
     monkeypatch.setattr(
         workload, "boot_guest",
         lambda *a, index, traced, **k: done.append(f"boot {index}{' traced' * traced}"),
