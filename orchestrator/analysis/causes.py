@@ -9,6 +9,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from collections.abc import Set as AbstractSet
 
 from orchestrator.analysis.qemu import ConfigWrite, QemuEvent
 from orchestrator.analysis.trace import Operation
@@ -52,12 +53,15 @@ class Causes:
         self._triggers: dict[int, list[tuple[float, str, ConfigWrite | None, int]]] = defaultdict(
             list
         )
+        self._upper: dict[str, set[str]] = defaultdict(set)
         self._same_before: dict[ConfigWrite, ConfigWrite | None] = {}
         last: dict[tuple[str, int], ConfigWrite] = {}
         for write in writes:
             of_function = self._by_function[write.address]
             self._triggers[write.thread].append((write.time, "", write, len(of_function)))
             of_function.append(write)
+            if (half := _upper_half(write)) is not None:
+                self._upper[write.address].add(half)
             register = (write.address, write.offset)
             self._same_before[write] = last.get(register)
             last[register] = write
@@ -117,7 +121,7 @@ class Causes:
         elif write.bridge:
             window = "sizing the window" if doing == "sizing" else "setting the window"
             known = {_BUSES: "bus numbers", _WINDOWS: window, _CONTROL: "bridge control"}
-        if offset in (_COMMAND, _COMMAND + 1):
+        if offset == _COMMAND:
             return self._decoding(write, index)
         if (register := _register(write)) is not None:
             return f"{doing} {register}"
@@ -143,11 +147,10 @@ class Causes:
             index += step
         if on and (index < 0 or writes[index].value & _MEMORY):
             return "enabling"  # for the first time; or it was on, and other bits changed
-        sized = _registers([w for w in between if _all_ones(w)], between)
-        if sized:
+        upper = self._upper[write.address]
+        if sized := _registers([w for w in between if _all_ones(w)], upper):
             return f"sizing {sized}"
-        moved = _registers(between, between)
-        if moved:
+        if moved := _registers(between, upper):
             return f"moving {moved}"
         return "enabling" if on else "disabling"
 
@@ -165,13 +168,15 @@ def _register(write: ConfigWrite) -> str | None:
     return f"BAR {number}" if rest == 0 and 0 <= number < _BARS[write.bridge] else None
 
 
-def _registers(writes: Sequence[ConfigWrite], all_writes: Sequence[ConfigWrite]) -> str:
+def _upper_half(write: ConfigWrite) -> str | None:
+    """The register with the upper half of a BAR that says by its type that it has 64 bits."""
+    if _register(write) in (None, "ROM") or _all_ones(write) or write.value & 0x7 != 0x4:
+        return None
+    return f"BAR {(write.offset - _BAR0) // 4 + 1}"
+
+
+def _registers(writes: Sequence[ConfigWrite], upper: AbstractSet[str]) -> str:
     """ "BAR 2", "BARs 0, 1 and ROM": a 64-bit BAR goes by its lower half."""
-    upper = {
-        f"BAR {(w.offset - _BAR0) // 4 + 1}"
-        for w in all_writes
-        if _register(w) not in (None, "ROM") and not _all_ones(w) and w.value & 0x7 == 0x4
-    }
     found = {name for w in writes if (name := _register(w)) is not None} - upper
     numbers = sorted(int(name[4:]) for name in found if name != "ROM")
     if len(numbers) > 1:
