@@ -80,7 +80,7 @@ class Pages:
 
     def run(self, command: str, doing: str) -> Completed:
         self.ran.append(command)
-        wanted = int(command.split("echo ")[2].split(maxsplit=1)[0])
+        wanted = int(command.split("echo ")[3].split(maxsplit=1)[0])
         return Completed(f"{min(wanted, self.there)}\n", "", 0)
 
     def undo(self, command: str) -> None:
@@ -106,7 +106,8 @@ def test_huge_pages_are_set_aside_while_a_guest_runs(
     path = f"/sys/kernel/mm/hugepages/hugepages-{kilobytes}kB/nr_hugepages"
     with reserved(host, guest_with(backing)):
         assert host.ran == [
-            f"echo 1 > /proc/sys/vm/compact_memory; echo {count} > {path}; cat {path}"
+            f"[ -e {path} ] || {{ echo 0; exit 0; }};"
+            f" echo 1 > /proc/sys/vm/compact_memory; echo {count} > {path}; cat {path}"
         ]
         assert host.undone == []
     assert host.undone == [f"echo 0 > {path}"]
