@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from orchestrator.analysis.boot import BootTrace
+from orchestrator.analysis.boottrace import BootTrace
 from orchestrator.analysis.theory import pages
 from orchestrator.analysis.timeline import Note
 from orchestrator.analysis.trace import Operation

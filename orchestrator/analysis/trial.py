@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 from orchestrator.abi import IORESOURCE_UNSET
 from orchestrator.analysis.account import account_of
-from orchestrator.analysis.boot import BootTrace, boot_of, timeline_of
+from orchestrator.analysis.boot import boot_of, timeline_of
+from orchestrator.analysis.boottrace import BootTrace
 from orchestrator.analysis.breakdown import Breakdown, breakdowns, check_sums
 from orchestrator.analysis.hist import parse_hist
 from orchestrator.analysis.level import Level, guest_level, level_of

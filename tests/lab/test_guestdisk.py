@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.bench.guest import BOOT_MARK
 from orchestrator.bench.guestdisk import KEYS_SERIAL, SYSTEM_SERIAL, guest_disk, keys_disk
 from orchestrator.bench.images import read_recipe, unpacked
 from orchestrator.bench.keys import RunKeys
 from orchestrator.bench.shell import connected
+from orchestrator.bench.watching import BOOT_MARK
 from orchestrator.cache import Cache
 from orchestrator.errors import ArmFailedError
 from orchestrator.kernels import materialised

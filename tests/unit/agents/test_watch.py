@@ -17,7 +17,7 @@ from typing import IO, Any
 
 import pytest
 
-from orchestrator.analysis.boot import read_boot
+from orchestrator.analysis.boottrace import read_boot
 from orchestrator.analysis.marks import parse_marks
 from tests.unit.agents.loading import agent as loaded
 

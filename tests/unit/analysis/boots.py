@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from functools import cache
 
-from orchestrator.analysis.boot import BootTrace, read_boot, timeline_of
+from orchestrator.analysis.boot import timeline_of
+from orchestrator.analysis.boottrace import BootTrace, read_boot
 from orchestrator.analysis.qemu import ConfigWrite, QemuEvent
 from orchestrator.analysis.timeline import Timeline
 from orchestrator.evidence import TrialDir

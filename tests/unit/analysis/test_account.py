@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from orchestrator.analysis.account import Account, account_of
-from orchestrator.analysis.boot import BootTrace, read_boot
+from orchestrator.analysis.boottrace import BootTrace, read_boot
 from orchestrator.analysis.qemu import QemuEvent
 from orchestrator.analysis.trace import Operation
 from orchestrator.errors import EvidenceError

@@ -11,14 +11,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from orchestrator.analysis.boot import (
-    BootTrace,
-    boot_of,
-    check_clock,
-    read_boot,
-    timeline_of,
-    timelines_of,
-)
+from orchestrator.analysis.boot import boot_of, check_clock, timeline_of, timelines_of
+from orchestrator.analysis.boottrace import BootTrace, read_boot
 from orchestrator.analysis.marks import parse_marks
 from orchestrator.analysis.qemu import QemuEvent
 from orchestrator.analysis.timeline import RAM, Timeline

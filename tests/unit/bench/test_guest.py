@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import pytest
 
-from orchestrator.bench import guest
+from orchestrator.bench import guest, watching
 from orchestrator.bench.host import Host
 from orchestrator.bench.shell import Completed, ConnectionLostError
 from orchestrator.bench.tracer import MARKER, UNTIL_KERNEL
@@ -159,7 +159,7 @@ class Stream:
 @pytest.mark.parametrize("traced", [False, True])
 def test_watch_agent_writes_to_the_trace_where_there_is_one(tmp_path: Path, traced: bool) -> None:
     host = Stream()
-    with guest._watching(cast(Host, host), "guest-1", tmp_path, traced=traced) as watched:
+    with watching.watching(cast(Host, host), "guest-1", tmp_path, traced=traced) as watched:
         watched._thread.join(5)
         assert watched.event("ports") == '{"console": 1, "ssh": 2}'
     plain = ["watch", "/run/libvirt/qemu/guest-1.pid", "barometer: boot mark"]

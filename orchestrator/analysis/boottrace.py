@@ -1,0 +1,131 @@
+"""The trace of a guest boot, read once: the kernel's probes, QEMU's events, the agent's lines."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, field
+
+from orchestrator.analysis.qemu import (
+    BarPlace,
+    QemuEvent,
+    Region,
+    bar_place,
+    parse_event,
+    region_added,
+)
+from orchestrator.analysis.trace import Event, Operation, Pairing, parse_trace
+from orchestrator.errors import EvidenceError
+
+# `barometer C 169229582420 "text"`: a line of the watch agent
+_AGENT = re.compile(r"barometer ([A-Z]) (\d+) ?(.*)", re.DOTALL)
+_MSR = re.compile(r"msr_write ([0-9a-f]+) = 0x([0-9a-f]+)")
+
+
+@dataclass
+class BootTrace:
+    """What the trace of one guest boot says. Times in seconds of the trace clock."""
+
+    operations: list[Operation] = field(default_factory=list)
+    qemu: list[QemuEvent] = field(default_factory=list)
+    console: list[tuple[float, str]] = field(default_factory=list)
+    """Lines as the watch agent received them."""
+    feeds: list[tuple[float, int]] = field(default_factory=list)
+    """(when, thread) of the line feeds that the guest sent."""
+    msrs: list[tuple[float, int, int, int]] = field(default_factory=list)
+    """(when, thread, register, value) of what the guest wrote."""
+    execs: dict[int, float] = field(default_factory=dict)
+    """When a process became QEMU."""
+    marks: dict[str, float] = field(default_factory=dict)
+    cpu_use: list[tuple[float, float]] = field(default_factory=list)
+    agent_clock: list[tuple[float, float]] = field(default_factory=list)
+    """(trace clock, CLOCK_MONOTONIC) of each of the agent's lines."""
+    zaps: list[tuple[float, float, int]] = field(default_factory=list)
+    """(when, seconds, thread)"""
+    iommu_maps: list[tuple[int, int]] = field(default_factory=list)
+    """(IOVA, bytes) of the kernel's own tracepoint iommu:map."""
+    pid: int = 0
+    """QEMU's process."""
+    events: int = 0
+
+    @property
+    def bar_places(self) -> list[tuple[float, BarPlace]]:
+        """(when, where) of each BAR of a device that was passed on."""
+        return [
+            (event.time, place) for event in self.qemu
+            if (place := bar_place(event)) is not None and place.device == "vfio-pci"
+        ]  # fmt: skip
+
+    @property
+    def regions(self) -> list[Region]:
+        """What QEMU had VFIO map."""
+        return [region for e in self.qemu if (region := region_added(e)) is not None]
+
+
+def read_boot(text: str) -> BootTrace:
+    """The trace of one guest boot. Time and memory grow with what is in it, once.
+
+    Raises EvidenceError for a garbled trace and for maps that never returned."""
+    boot, pairing = BootTrace(), Pairing()
+    zapping: dict[int, float] = {}
+    for event in parse_trace(text):
+        boot.events += 1
+        name = event.name
+        if name == "tracing_mark_write":
+            _take_marker(boot, event)
+        elif name == "kvm_pio":
+            boot.feeds.append((event.time, event.pid))
+        elif name == "kvm_msr":
+            if (match := _MSR.search(event.text)) is not None:
+                register, value = int(match[1], 16), int(match[2], 16)
+                boot.msrs.append((event.time, event.pid, register, value))
+        elif name == "sched_process_exec":
+            boot.execs[event.pid] = event.time
+        elif name == "map":
+            fields = event.fields
+            boot.iommu_maps.append((fields.get("iova", 0), fields.get("size", 0)))
+        elif name == "zap_in":
+            zapping[event.pid] = event.time
+        elif name == "zap_out":
+            if (start := zapping.pop(event.pid, None)) is not None:
+                boot.zaps.append((start, round(event.time - start, 9), event.pid))
+        else:
+            pairing.take(event)
+    boot.operations = pairing.finish()
+    return boot
+
+
+def _take_marker(boot: BootTrace, event: Event) -> None:
+    if (said := parse_event(event.text, event.time)) is not None:
+        boot.qemu.append(said)
+    elif (match := _AGENT.match(event.text)) is not None:
+        kind, at, rest = match.groups()
+        boot.agent_clock.append((event.time, int(at) / 1e9))
+        try:
+            _take_agent(boot, event.time, kind, rest)
+        except (ValueError, KeyError, TypeError, IndexError) as exc:
+            raise EvidenceError(
+                f"a line of the watch agent does not have its form: {event.text[:120]!r}",
+                reason="bad-trace",
+            ) from exc
+
+
+def _take_agent(boot: BootTrace, time: float, kind: str, rest: str) -> None:
+    if kind == "C":
+        boot.console.append((time, _words(rest)))
+    elif kind == "E":
+        what, _, detail = rest.partition(" ")
+        if what == "mark" and "mark" not in boot.marks and boot.console:
+            boot.marks["mark line"] = len(boot.console) - 1
+        boot.marks.setdefault(what, time)
+        if what == "started":
+            boot.pid = int(json.loads(detail)["pid"])
+    elif kind == "P":
+        boot.cpu_use.append((time, int(rest.split(maxsplit=1)[0]) / 1e9))
+
+
+def _words(quoted: str) -> str:
+    try:
+        return str(json.loads(quoted))
+    except ValueError:  # cut short: the kernel takes 1 KiB at a time
+        return quoted.strip('"')

@@ -1,0 +1,188 @@
+"""A guest boot as its host sees it: what the watch agent says, and whether it gets anywhere."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import threading
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from orchestrator.bench.host import PANIC, Host
+from orchestrator.bench.shell import ConnectionLostError
+from orchestrator.bench.tracer import MARKER, UNTIL_KERNEL
+from orchestrator.bench.waiting import Stall, until
+from orchestrator.command import tail
+from orchestrator.errors import ArmFailedError
+from orchestrator.progress import Progress
+from orchestrator.scenario import GIB
+
+log = logging.getLogger("barometer.console")
+
+BOOT_MARK = "barometer: boot mark"
+"""What a guest's first program says on its console."""
+_HOUR = 3600.0
+_IDLE_SECONDS = 45.0
+_IDLE_SHARE = 0.2
+_NO_SSH_SECONDS = {True: 90.0, False: 30.0}
+
+
+class Watched:
+    """What the watch agent says about one guest boot, as it comes; saved as marks.txt and
+    console.log line by line, so that it is there whatever happens to the host."""
+
+    def __init__(self, lines: Iterator[str], folder: Path) -> None:
+        self._lines = lines
+        self._events: dict[str, str] = {}
+        self._console: list[str] = []
+        self.console_bytes = 0
+        self._cpu: deque[tuple[float, float]] = deque(maxlen=60)
+        self.ended = False
+        self.error: Exception | None = None
+        """What kept the reader from going on: a full disk here, a garbled line from there."""
+        self._marks: IO[str] = (folder / "marks.txt").open("w")
+        self._log: IO[str] = (folder / "console.log").open("w")
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
+
+    def _read(self) -> None:
+        try:
+            for line in self._lines:
+                self._take(line)
+        except (TimeoutError, EOFError):
+            pass
+        except (OSError, ValueError) as exc:
+            self.error = exc
+        finally:
+            self.ended = True
+
+    def _take(self, line: str) -> None:
+        kind, _, rest = line.partition(" ")
+        at, _, rest = rest.partition(" ")
+        self._marks.write(line + "\n")
+        if kind == "C":
+            text = json.loads(rest)
+            self._console.append(text)
+            self._log.write(text + "\n")
+            log.debug("guest| %s", text)
+            self.console_bytes += len(text) + 1
+        elif kind == "E":
+            name, _, detail = rest.partition(" ")
+            self._events.setdefault(name, detail)
+        elif kind == "P":
+            self._cpu.append((int(at) / 1e9, int(rest.split()[0]) / 1e9))
+        self._marks.flush()
+        self._log.flush()
+
+    def event(self, name: str) -> str | None:
+        """The detail of an event that has happened ("" where it has none)."""
+        return self._events.get(name)
+
+    def text(self) -> str:
+        return "\n".join(self._console)
+
+    def last_line(self) -> str:
+        return self._console[-1][:100] if self._console else ""
+
+    def idle(self, seconds: float) -> bool:
+        """Whether QEMU has used next to no CPU for that long, on the host's clock."""
+        samples = list(self._cpu)
+        recent = [s for s in samples if s[0] >= samples[-1][0] - seconds] if samples else []
+        if not recent or recent[-1][0] - recent[0][0] < seconds * 0.8:
+            return False
+        return (recent[-1][1] - recent[0][1]) / (recent[-1][0] - recent[0][0]) < _IDLE_SHARE
+
+    def close(self) -> None:
+        self._thread.join(5)
+        self._marks.close()
+        self._log.close()
+
+
+@contextmanager
+def watching(host: Host, name: str, folder: Path, *, traced: bool) -> Iterator[Watched]:
+    more = (MARKER, *UNTIL_KERNEL) if traced else ()
+    argv = host.agent("watch", f"/run/libvirt/qemu/{name}.pid", BOOT_MARK, *more)
+    # an hour without a word, progress lines included, means that the host is gone
+    with contextlib.ExitStack() as stack, host.shell.stream(argv, timeout=_HOUR) as lines:
+        watched = Watched(lines, folder)
+        # on the outer stack, so after the stream: its end is what ends the reader
+        stack.callback(watched.close)
+        yield watched
+
+
+class Limits:
+    """Deadlines by progress: a guest may take as long as it gets anywhere.
+
+    An unpatched kernel maps the BAR a dozen times in silence, at up to half a second for each
+    GiB where it is emulated, so silence is allowed in proportion to the BAR. A guest that is
+    silent and uses no CPU has hung.
+    """
+
+    def __init__(self, host: Host, watched: Watched, bar: int) -> None:
+        self.host, self.watched = host, watched
+        base, for_each_gib = (120.0, 12.0) if host.slow else (30.0, 2.0)
+        self.silent_seconds = base + for_each_gib * bar / GIB
+        self._stall = Stall()
+
+    def check(self, waiting_for: str, *, stall: bool = True) -> None:
+        """Raises what ended the boot; with `stall`, also when it gets nowhere."""
+        self.host.check()
+        console = self.watched.text()
+        if (found := PANIC.search(console)) is not None:
+            raise self.failed(f"the guest's kernel is broken: {found[0]}", "guest-panic")
+        if self.watched.event("exit") is not None:
+            raise self.failed(f"the guest ended while waiting for: {waiting_for}", "guest-ended")
+        if isinstance(self.watched.error, OSError):
+            raise self.watched.error
+        if self.watched.ended:
+            raise ConnectionLostError("the host stopped reporting", reason="host-ssh-lost")
+        silent = self._stall.seconds(self.watched.console_bytes)
+        if not stall:
+            return
+        if silent > _IDLE_SECONDS and self.watched.idle(_IDLE_SECONDS):
+            raise self.failed(
+                f"the guest hangs, idle: no console line for {silent:.0f} s and no CPU used, "
+                f"waiting for: {waiting_for}", "guest-hang",
+            )  # fmt: skip
+        if silent > self.silent_seconds:
+            raise self.failed(
+                f"the guest hangs, busy: no console line for {silent:.0f} s, "
+                f"waiting for: {waiting_for}", "guest-hang",
+            )  # fmt: skip
+
+    def failed(self, message: str, reason: str) -> ArmFailedError:
+        return ArmFailedError(message, evidence=tail(self.watched.text(), 25), reason=reason)
+
+
+def wait_for(limits: Limits, event: str, waiting_for: str, progress: Progress) -> None:
+    def happened() -> str | None:
+        progress.detail(limits.watched.last_line())
+        if (detail := limits.watched.event(event)) is not None:
+            return detail
+        try:
+            limits.check(waiting_for)
+        except ArmFailedError:
+            # it may have happened while the rest was looked at; the end of QEMU is an end to both
+            if limits.watched.event(event) is None:
+                raise
+        return None
+
+    until(happened, within=4 * _HOUR, every=0.1, waiting_for=waiting_for,
+          error=ArmFailedError, reason="guest-hang")  # fmt: skip
+
+
+def wait_for_ssh(host: Host, limits: Limits, progress: Progress) -> None:
+    def ready() -> str | None:
+        progress.detail(limits.watched.last_line())
+        if limits.watched.event("ssh") is None:
+            # a guest that waits for connections is idle: here the deadline is a time
+            limits.check("the guest's SSH server", stall=False)
+        return limits.watched.event("ssh")
+
+    until(ready, within=_NO_SSH_SECONDS[host.slow], every=0.1,
+          waiting_for="SSH server in the guest", error=ArmFailedError, reason="guest-no-ssh",
+          last_seen=lambda: tail(limits.watched.text(), 25))  # fmt: skip
