@@ -12,8 +12,9 @@ from orchestrator.scenario import ArmName
 BAR = "01:00.0 BAR 2"
 GIB = 1 << 30
 FIRMWARE, SIZING, INIT, EXIT = (
-    "firmware: PCI enumeration", "kernel: BAR sizing 01:00.0", "kernel: init", "QEMU: exit",
+    "firmware: PCI enumeration", "kernel: BAR sizing, 01:00.0", "kernel: init", "shutdown",
 )  # fmt: skip
+WINDOW = "setting the window of bridge 00:01.0"
 MAP_SECONDS: dict[ArmName, float] = {"baseline": 8.4, "candidate": 0.0005}
 
 
@@ -38,16 +39,16 @@ def booted(arm: ArmName = "baseline", **changes: Any) -> Timeline:
     one = MAP_SECONDS[arm]
     unmap = {"baseline": 1.1, "candidate": 1.3}[arm]
     sizing, steps = 6.0, [
-        step(0.2, 0.01, bar=RAM, size=GIB // 2, phase=FIRMWARE, cause="start"),
-        step(1.0, one, phase=FIRMWARE, cause="bridge window of 00:01.0", faults=32, cpu=1,
-             parts={"lookup": one * 0.75, "fault": one * 0.25}),
-        step(1.0 + one, unmap, kind="unmap", phase=FIRMWARE, cause="bridge window of 00:01.0"),
+        step(0.2, 0.01, bar=RAM, size=GIB // 2, phase=FIRMWARE, cause="device attached"),
+        step(1.0, one, phase=FIRMWARE, cause=WINDOW, faults=32, cpu=1,
+             parts={"lookups": one * 0.75, "faults": one * 0.25}),
+        step(1.0 + one, unmap, kind="unmap", phase=FIRMWARE, cause=WINDOW),
     ]  # fmt: skip
     firmware = 2.0 + one + unmap
     for number in range(4):
         at = firmware + 1 + number * (one + unmap + 0.1)
         steps += [
-            step(at, one, parts={"lookup": one * 0.7, "iommu_map": one * 0.2}),
+            step(at, one, parts={"lookups": one * 0.7, "IOMMU map": one * 0.2}),
             step(at + one, unmap, kind="unmap"),
         ]
         sizing += one + unmap
@@ -67,11 +68,11 @@ def booted(arm: ArmName = "baseline", **changes: Any) -> Timeline:
             Phase(EXIT, mark + 10, 2.0),
         ),
         steps=tuple(steps),
-        zaps=(Zap(firmware + 0.5, 40e-6, SIZING, "memory decoding off"),),
+        zaps=(Zap(firmware + 0.5, 40e-6, SIZING, "sizing BAR 2"),),
         console=((firmware + 0.1, "Linux version 6.12"), (mark, "barometer: booted")),
         cpu_use=((0.0, 0.0), (1.0, 0.5), (3.0, 2.5), (3.0, 2.5), (5.0, 5.5)),
         mark_bound=0.01,
-        mark_source="the console is read every 10 ms",
+        mark_source="the watch agent, every 10 ms",
         systemd={"kernel": 4.5, "userspace": 2.25},
         notes=(Note("cpus-kept", "the guest's CPUs were kept in place"),),
     )

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -29,14 +30,107 @@ from tests.unit.timelines import (
     with_steps,
 )
 
-ONE_MAP = Operation("map", BAR, SIZING, "sizing BAR 2")
+LARGE = "32GiB BAR"
+OF_SIZING = "kernel: BAR sizing"
+"""The phase of a row: of whichever device."""
+ONE_MAP = Operation("map", LARGE, OF_SIZING, "sizing BARs")
+
+
+def grouped(**changes: Any) -> Operation:
+    return Operation.of(step(0, 1, **changes))
+
+
+@pytest.mark.parametrize(
+    ("cause", "said"),
+    [
+        ("sizing BAR 2", "sizing BARs"),
+        ("sizing BARs 0 and ROM", "sizing BARs"),
+        ("sizing BARs 0, 1 and ROM", "sizing BARs"),
+        ("sizing ROM", "sizing BARs"),
+        ("moving BAR 0", "moving BARs"),
+        ("sizing BARs 0, 1 and ROM of bridge 00:01.0", "sizing BARs of a bridge"),
+        ("setting the window of bridge 00:01.0", "setting the window of a bridge"),
+        ("sizing the window of bridge 0001:00:1c.7", "sizing the window of a bridge"),
+        ("bus numbers of bridge 00:02.0", "bus numbers of a bridge"),
+        ("enabling of 02:00.0", "enabling of another device"),
+        ("moving BARs 2, 4 of 02:00.0", "moving BARs of another device"),
+        (
+            "configuration register 0x70 of 02:00.0",
+            "configuration register 0x70 of another device",
+        ),
+        ("enabling", "enabling"),
+        ("device attached", "device attached"),
+        ("device reset", "device reset"),
+        ("exit", "exit"),
+        ("not known", "not known"),
+        ("shadowing the firmware (PAM)", "shadowing the firmware (PAM)"),
+        ("placing the PCIe configuration space", "placing the PCIe configuration space"),
+        ("the guest's IOMMU", "the guest's IOMMU"),
+        ("configuration register 0xa0", "configuration register 0xa0"),
+    ],
+)
+def test_cause_of_an_operation_has_no_register_and_no_address(cause: str, said: str) -> None:
+    assert grouped(cause=cause).cause == said
+
+
+@pytest.mark.parametrize(
+    ("phase", "said"),
+    [
+        ("kernel: PCI enumeration, bus 0000:00", "kernel: PCI enumeration"),
+        ("kernel: PCI enumeration, 01:00.0", "kernel: PCI enumeration"),
+        ("kernel: BAR sizing, 01:00.0", "kernel: BAR sizing"),
+        ("kernel: BAR sizing, 0001:01:00.0", "kernel: BAR sizing"),
+        ("kernel: PCI resources", "kernel: PCI resources"),
+        ("firmware: PCI enumeration", "firmware: PCI enumeration"),
+        ("firmware: hand-over", "firmware: hand-over"),
+        ("userspace: to SSH", "userspace: to SSH"),
+        ("QEMU waits to be started", "QEMU waits to be started"),
+        ("before QEMU", "before QEMU"),
+    ],
+)
+def test_phase_of_an_operation_has_no_address(phase: str, said: str) -> None:
+    assert grouped(phase=phase).phase == said
+
+
+@pytest.mark.parametrize(
+    ("bar", "size", "said"),
+    [
+        (BAR, 32 * GIB, "32GiB BAR"),
+        ("02:00.0 BAR 4", 32 * GIB, "32GiB BAR"),
+        ("01:00.0 BAR 0", 4096, "4KiB BAR"),
+        (RAM, 32 * GIB, RAM),
+        (RAM, 4096, RAM),
+    ],
+)
+def test_bar_of_an_operation_goes_by_its_size(bar: str, size: int, said: str) -> None:
+    assert grouped(bar=bar, size=size).bar == said
+
+
+def test_registers_and_devices_of_one_kind_are_one_row() -> None:
+    steps = [
+        step(1, 2, cause="sizing BAR 0"),
+        step(4, 3, bar="02:00.0 BAR 2", phase="kernel: BAR sizing, 02:00.0"),
+    ]
+    table = cost_table({"baseline": [with_steps(booted(), steps)]})
+    [row] = table.rows
+    assert row.operation == ONE_MAP
+    assert (row.costs["baseline"].calls, row.costs["baseline"].total) == (2, 5)
+
+
+def test_bars_of_another_size_have_rows_and_totals_of_their_own() -> None:
+    steps = [step(1, 3), step(5, 2, bar="01:00.0 BAR 0", size=4096)]
+    table = cost_table({"baseline": [with_steps(booted(), steps)]})
+    assert [row.operation.bar for row in table.rows] == [LARGE, "4KiB BAR"]
+    assert {name: costs["baseline"].total for name, costs in table.totals.items()} == {
+        "maps of 32GiB BARs": 3, "maps of 4KiB BARs": 2,
+    }  # fmt: skip
 
 
 def test_operations_are_told_apart_by_kind_bar_phase_and_cause() -> None:
     table = cost_table(arms())
     assert [(r.operation.kind, r.operation.bar, r.operation.phase) for r in table.rows] == [
-        ("map", BAR, SIZING), ("map", BAR, FIRMWARE), ("unmap", BAR, SIZING),
-        ("unmap", BAR, FIRMWARE), ("map", RAM, FIRMWARE),
+        ("map", LARGE, OF_SIZING), ("map", LARGE, FIRMWARE), ("unmap", LARGE, OF_SIZING),
+        ("unmap", LARGE, FIRMWARE), ("map", RAM, FIRMWARE),
     ]  # fmt: skip
     row = table.rows[0]
     assert row.operation == ONE_MAP
@@ -57,7 +151,7 @@ def test_rows_are_in_order_of_the_larger_total_of_either_arm() -> None:
 def test_small_operations_are_together_in_others() -> None:
     small = [step(1, 0.01, cause=cause) for cause in ("a", "b", "a")]
     table = cost_table({"baseline": [with_steps(booted(), [*small, step(9, 8.0)])]})
-    assert [row.operation.cause for row in table.rows] == ["sizing BAR 2"]
+    assert [row.operation.cause for row in table.rows] == ["sizing BARs"]
     assert table.small == 2
     assert table.others["baseline"].calls == 3
     assert table.others["baseline"].total == pytest.approx(0.03)
@@ -73,12 +167,12 @@ def test_one_small_operation_keeps_its_row() -> None:
     assert (len(table.rows), table.small) == (1, 0)
 
 
-def test_totals_are_of_bars_by_kind_and_of_ram() -> None:
+def test_totals_are_of_bars_by_kind_and_size_and_of_ram() -> None:
     totals = cost_table(arms()).totals
     assert {name: costs["baseline"].calls for name, costs in totals.items()} == {
-        "maps of BARs": 5, "unmaps of BARs": 5, "RAM": 1,
+        "maps of 32GiB BARs": 5, "unmaps of 32GiB BARs": 5, RAM: 1,
     }  # fmt: skip
-    assert totals["unmaps of BARs"]["candidate"].total == pytest.approx(6.5)
+    assert totals["unmaps of 32GiB BARs"]["candidate"].total == pytest.approx(6.5)
 
 
 def test_arm_without_such_a_call_has_no_cost_of_one() -> None:
@@ -91,7 +185,7 @@ def test_arm_without_such_a_call_has_no_cost_of_one() -> None:
 def test_steps_after_the_mark_are_apart_and_have_no_share() -> None:
     table = cost_table(arms())
     [row] = table.after
-    assert row.operation == Operation("unmap", BAR, EXIT, "exit")
+    assert row.operation == Operation("unmap", LARGE, EXIT, "exit")
     assert row.costs["candidate"].total == pytest.approx(1.3)
     assert row.costs["candidate"].share is None
     assert EXIT not in {row.operation.phase for row in table.rows}
@@ -113,7 +207,7 @@ def test_difference_is_accounted_for() -> None:
     assert difference is not None
     assert difference.whole == pytest.approx(-40.4975)
     assert difference.operations == pytest.approx(
-        {"maps of BARs": -41.9975, "unmaps of BARs": 1.0, "RAM": 0.0}
+        {"maps of 32GiB BARs": -41.9975, "unmaps of 32GiB BARs": 1.0, RAM: 0.0}
     )
     assert difference.rest == pytest.approx(0.5)
     assert next(iter(difference.phases)) == INIT
@@ -146,16 +240,20 @@ def test_no_boot_is_an_empty_table() -> None:
 
 
 def test_boot_without_a_length_has_no_shares() -> None:
-    table = cost_table({"baseline": [replace(booted(), boot_seconds=0.0)]})
-    assert table.rows == ()
-    assert table.totals["RAM"]["baseline"].share is None
+    boot = replace(booted(), boot_seconds=0.0)
+    table = cost_table({"baseline": [boot]})
+    assert (table.rows, table.totals) == ((), {})
+    early = cost_table({"baseline": [with_steps(boot, [step(-0.5, 0.5)])]})
+    assert early.rows[0].costs["baseline"].share is None
+    assert early.totals["maps of 32GiB BARs"]["baseline"].share is None
 
 
 def test_json_has_every_operation_in_plain_types() -> None:
     rows = cost_json(arms())
     assert json.loads(json.dumps(rows)) == rows
     assert rows[0] == {
-        "kind": "map", "bar": BAR, "phase": SIZING, "cause": "sizing BAR 2", "before_mark": True,
+        "kind": "map", "bar": LARGE, "phase": OF_SIZING, "cause": "sizing BARs",
+        "before_mark": True,
         "baseline": {"calls": 4, "one": 8.4, "total": pytest.approx(33.6),
                      "share": pytest.approx(33.6 / 62.55)},
         "candidate": {"calls": 4, "one": 0.0005, "total": 0.002,
@@ -174,11 +272,13 @@ def test_own_times_leave_out_what_is_after_the_mark() -> None:
 
 # whatever the boots are, nothing is lost or counted twice -------------------------------------
 
-_NAMES = st.sampled_from([FIRMWARE, SIZING, "elsewhere"])
+_NAMES = st.sampled_from([FIRMWARE, SIZING, "kernel: BAR sizing, 02:00.0", "elsewhere"])
 _SECONDS = st.floats(0, 50)
 _STEPS = st.builds(
-    Step, st.sampled_from(["map", "unmap"]), st.sampled_from([BAR, RAM]), st.just(GIB), _NAMES,
-    st.sampled_from(["a", "b"]), _SECONDS, _SECONDS,
+    Step, st.sampled_from(["map", "unmap"]), st.sampled_from([BAR, "02:00.0 BAR 0", RAM]),
+    st.sampled_from([GIB, 4096]), _NAMES,
+    st.sampled_from(["sizing BAR 2", "sizing BARs 0, 1 and ROM", "enabling of 02:00.0", "exit"]),
+    _SECONDS, _SECONDS,
 )  # fmt: skip
 
 
@@ -213,6 +313,10 @@ def test_nothing_is_lost_or_counted_twice(baseline: Timeline, candidate: Timelin
         assert whole == pytest.approx(boot.boot_seconds)
     difference = table.difference
     assert difference is not None
+    by_arm = {arm: sum(of[arm].total for of in table.totals.values()) for arm in both}
+    assert sum(difference.operations.values()) == pytest.approx(
+        by_arm["candidate"] - by_arm["baseline"], abs=1e-6
+    )
     assert difference.rest == pytest.approx(sum(difference.phases.values()), abs=1e-6)
     sizes = [abs(seconds) for seconds in difference.phases.values()]
     assert sizes == sorted(sizes, reverse=True)

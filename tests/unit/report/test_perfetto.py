@@ -131,6 +131,12 @@ def test_map_has_its_parts_in_order_and_the_rest_as_other() -> None:
     ]  # fmt: skip
 
 
+def test_whole_rest_is_what_json_calls_other() -> None:
+    one = step(2.0, 8.0, parts={"lookups": 5.0, "faults": 1.0})
+    [*_, other] = read(perfetto_trace(with_steps(booted(), [one])))[f"maps: {BAR}"].slices()
+    assert (other.name, (other.end - other.start) / NS) == ("other", one.other)
+
+
 def test_parts_that_are_all_leave_no_other() -> None:
     tracks = read(perfetto_trace(booted()))
     firmware = [s for s in tracks[f"maps: {BAR}"].slices() if s.facts.get("phase") == FIRMWARE]
@@ -138,7 +144,7 @@ def test_parts_that_are_all_leave_no_other() -> None:
     names = [s.name for s in tracks[f"maps: {BAR}"].slices()]
     # four maps have parts and a rest, one has parts only; unmaps have none
     assert (names.count("map"), names.count("unmap")) == (5, 6)
-    assert (names.count("lookup"), names.count("fault"), names.count("other")) == (5, 1, 4)
+    assert (names.count("lookups"), names.count("faults"), names.count("other")) == (5, 1, 4)
     assert [s.name for s in tracks["maps: RAM"].slices()] == ["map"]
 
 
@@ -153,7 +159,7 @@ def test_zaps_marks_and_console_are_there() -> None:
     tracks = read(perfetto_trace(boot))
     [zap] = tracks["zaps"].slices()
     assert (zap.name, zap.end - zap.start) == ("zap", 40_000)
-    assert zap.facts == {"cause": "memory decoding off", "phase": SIZING}
+    assert zap.facts == {"cause": "sizing BAR 2", "phase": SIZING}
     assert boot.ssh_seconds is not None
     assert tracks["marks"].instants() == [
         ("QEMU's exec", 0),
@@ -163,11 +169,17 @@ def test_zaps_marks_and_console_are_there() -> None:
     ]
     mark = facts_of(tracks["marks"].events[1][1].debug_annotations)
     assert mark == {
-        "late by at most, emulated s": 0.01, "known from": "the console is read every 10 ms"
+        "late by at most, emulated s": 0.01, "known from": "the watch agent, every 10 ms"
     }  # fmt: skip
     notes = facts_of(tracks["marks"].events[0][1].debug_annotations)
     assert notes == {"cpus-kept": "the guest's CPUs were kept in place"}
     assert [name for name, _ in tracks["console"].instants()] == [line for _, line in boot.console]
+
+
+def test_bound_of_the_marks_that_is_not_known_is_not_said() -> None:
+    written = perfetto_trace(replace(booted(), mark_bound=None, mark_source="the agent"))
+    [mark] = [e for _, e in read(written)["marks"].events if e.name == "boot mark"]
+    assert facts_of(mark.debug_annotations) == {"known from": "the agent"}
 
 
 def test_cpu_use_is_a_share_of_one_cpu_between_two_samples() -> None:

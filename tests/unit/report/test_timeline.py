@@ -13,9 +13,11 @@ from orchestrator.report.timeline import calls_and_cost, quantity, text_timeline
 from orchestrator.scenario import ArmName
 from tests.unit.timelines import (
     BAR,
+    EXIT,
     FIRMWARE,
     INIT,
     SIZING,
+    WINDOW,
     arms,
     booted,
     in_ginsn,
@@ -85,7 +87,7 @@ def test_phases_are_in_order_with_a_bar_of_their_share() -> None:
     assert line_of(text, FIRMWARE) == ["0.000", "11.5 s", "18.4 %", FIRMWARE, "#" * 4]
     assert line_of(text, SIZING) == ["11.500", "44 s", "70.3 %", SIZING, "#" * 14]
     assert line_of(text, INIT) == ["55.500", "7 s", "11.2 %", INIT, "##"]
-    assert line_of(text, "QEMU: exit") == ["72.500", "2 s", "-", "QEMU: exit"]
+    assert line_of(text, EXIT) == ["72.500", "2 s", "-", EXIT]
     assert text.index(FIRMWARE) < text.index(SIZING) < text.index(INIT)
 
 
@@ -93,13 +95,13 @@ def test_step_is_below_its_phase_with_cause_and_parts() -> None:
     text = text_timeline(booted())
     words = " ".join(text[text.index(FIRMWARE) : text.index(SIZING)].split())
     assert (
-        "1.000 8.4 s 13.4 % map of 01:00.0 BAR 2 (32GiB), bridge window of 00:01.0, 32 faults:"
-        " lookup 75.0 %, fault 25.0 %"
+        f"1.000 8.4 s 13.4 % map of 01:00.0 BAR 2 (32GiB), {WINDOW}, 32 faults:"
+        " lookups 75.0 %, faults 25.0 %"
     ) in words
-    assert "unmap of 01:00.0 BAR 2 (32GiB), bridge window of 00:01.0" in words
-    assert "map of RAM (512MiB), start" in words
+    assert f"unmap of 01:00.0 BAR 2 (32GiB), {WINDOW}" in words
+    assert "map of RAM (512MiB), device attached" in words
     sizing = " ".join(text[text.index(SIZING) : text.index(INIT)].split())
-    assert sizing.count("lookup 70.0 %, iommu_map 20.0 %, other 10.0 %") == 4
+    assert sizing.count("lookups 70.0 %, IOMMU map 20.0 %, other 10.0 %") == 4
 
 
 def test_steps_under_a_millisecond_are_told_together() -> None:
@@ -150,12 +152,25 @@ def test_what_is_in_no_phase_is_told_last() -> None:
 
 def test_foot_says_how_good_marks_are_and_what_to_know() -> None:
     assert text_timeline(booted()).splitlines()[-3:] == [
-        "marks: the console's lines are late by 10 ms at most (the console is read every 10 ms)",
+        "marks: a line's time is from the watch agent, every 10 ms; late by 10 ms at most",
         "systemd-analyze, by the guest's own clock: kernel 4.5 s, userspace 2.25 s",
         "note cpus-kept: the guest's CPUs were kept in place",
     ]
     bare = replace(booted(), mark_source="", systemd={}, notes=())
     assert text_timeline(bare).endswith("unmap of 01:00.0 BAR 2 (32GiB), exit\n")
+
+
+@pytest.mark.parametrize(
+    ("bound", "late"),
+    [
+        (None, "an unknown time"),
+        (0.0, "a reading of the trace clock at most"),
+        (0.0005, "500 us at most"),
+    ],
+)
+def test_marks_are_as_late_as_is_known(bound: float | None, late: str) -> None:
+    text = text_timeline(replace(booted(), mark_bound=bound, mark_source="the agent"))
+    assert f"marks: a line's time is from the agent; late by {late}\n" in text
 
 
 def test_boot_without_a_length_is_no_error() -> None:
@@ -194,18 +209,20 @@ def test_table_has_calls_one_total_and_share_of_each_arm() -> None:
     assert cells(lines[1]) == ["baseline, boot of 62.55 s", "candidate, boot of 22.05 s"]
     assert cells(lines[2]) == ["calls", "one", "total", "share"] * 2
     assert cells(lines[3]) == [
-        f"map {BAR}", "4", "8.4 s", "33.6 s", "53.7 %", "4", "500 us", "2 ms", "0.0 %",
+        "map 32GiB BAR", "4", "8.4 s", "33.6 s", "53.7 %", "4", "500 us", "2 ms", "0.0 %",
     ]  # fmt: skip
-    assert lines[4] == f"  {SIZING}, sizing BAR 2"
+    assert lines[4] == "  kernel: BAR sizing, sizing BARs"
+    assert lines[6] == f"  {FIRMWARE}, setting the window of a bridge"
 
 
 def test_totals_are_below_the_rows_and_the_exit_apart() -> None:
     text = calls_and_cost(arms())
-    assert line_of(text, "all maps of BARs")[1:5] == ["5", "8.4 s", "42 s", "67.1 %"]
-    assert line_of(text, "all unmaps of BARs")[5:] == ["5", "1.3 s", "6.5 s", "29.5 %"]
+    assert line_of(text, "all maps of 32GiB BARs")[1:5] == ["5", "8.4 s", "42 s", "67.1 %"]
+    assert line_of(text, "all unmaps of 32GiB BARs")[5:] == ["5", "1.3 s", "6.5 s", "29.5 %"]
     assert line_of(text, "all RAM")[1:4] == ["1", "10 ms", "10 ms"]
     after = text[text.index("After the boot mark:") :].splitlines()
-    assert cells(after[1]) == [f"unmap {BAR}", "1", "1.1 s", "1.1 s", "1", "1.3 s", "1.3 s"]
+    assert cells(after[1]) == ["unmap 32GiB BAR", "1", "1.1 s", "1.1 s", "1", "1.3 s", "1.3 s"]
+    assert after[2] == f"  {EXIT}, exit"
 
 
 def test_small_operations_are_one_line() -> None:
@@ -229,9 +246,40 @@ def test_arm_without_calls_has_dashes() -> None:
 def test_difference_is_explained_in_numbers_that_add_up() -> None:
     text = " ".join(calls_and_cost(arms()).split())
     assert text.endswith(
-        "The candidate's boot is 40.50 emulated s shorter (62.55 -> 22.05): maps of BARs account"
-        " for 42.00 s of it, unmaps of BARs for -1.00 s, RAM for 0.00 s; the rest is -0.50 s, by"
+        "The candidate's boot is 40.50 emulated s shorter (62.55 -> 22.05): maps of 32GiB BARs"
+        " account for 42.00 s of it, unmaps of 32GiB BARs for -1.00 s; the rest is -0.50 s, by"
         f" phase: -0.50 s in {INIT}."
+    )
+
+
+def test_explanation_has_the_largest_first_and_leaves_out_what_rounds_to_nothing() -> None:
+    def boot(arm: ArmName, unmap: float, small: float, large: float) -> Timeline:
+        steps = [
+            step(1, large), step(8, small, bar="01:00.0 BAR 0", size=4096),
+            step(9, unmap, kind="unmap"), step(9, 0.25, bar=RAM),
+        ]  # fmt: skip
+        length = 10 + unmap + small + large
+        made = phases((SIZING, length))
+        return replace(with_steps(booted(arm), steps), boot_seconds=length, phases=made)
+
+    boots: dict[ArmName, list[Timeline]] = {
+        "baseline": [boot("baseline", 1.0, 0.003, 1.5)],
+        "candidate": [boot("candidate", 3.5, 0.001, 0.5)],
+    }  # fmt: skip
+    assert " ".join(calls_and_cost(boots).split()).endswith(
+        "The candidate's boot is 1.50 emulated s longer (12.50 -> 14.00): unmaps of 32GiB BARs"
+        " account for 2.50 s of it, maps of 32GiB BARs for -1.00 s; the rest is 0.00 s."
+    )
+
+
+def test_longer_boot_without_maps_is_explained_by_its_phases() -> None:
+    boots: dict[ArmName, list[Timeline]] = {
+        arm: [replace(booted(arm), steps=(), boot_seconds=length, phases=phases((INIT, length)))]
+        for arm, length in (("baseline", 2.0), ("candidate", 3.0))
+    }  # fmt: skip
+    assert " ".join(calls_and_cost(boots).split()).endswith(
+        "1.000 emulated s longer (2.000 -> 3.000): maps account for 0.000 s of it; the rest is"
+        f" 1.000 s, by phase: 1.000 s in {INIT}."
     )
 
 
@@ -244,8 +292,8 @@ def test_longer_boot_is_explained_the_other_way_round() -> None:
         calls_and_cost({arm: [in_ginsn(b) for b in swapped[arm]] for arm in swapped}).split()
     )
     assert (
-        "The candidate's boot is 40.50 Ginsn longer (22.05 -> 62.55): maps of BARs account for"
-        " 42.00 Ginsn of it, unmaps of BARs for -1.00 Ginsn"
+        "The candidate's boot is 40.50 Ginsn longer (22.05 -> 62.55): maps of 32GiB BARs account"
+        " for 42.00 Ginsn of it, unmaps of 32GiB BARs for -1.00 Ginsn"
     ) in text
 
 
