@@ -18,6 +18,7 @@ from orchestrator.analysis.comparison import (
     RESOLUTION,
     SMALL_FLOOR,
     Comparison,
+    boots_of,
     compare,
     exit_code,
     laws,
@@ -25,14 +26,17 @@ from orchestrator.analysis.comparison import (
     to_json,
     walked_by,
 )
+from orchestrator.analysis.cost import cost_json
 from orchestrator.analysis.level import level_of
-from orchestrator.analysis.trial import TrialResult, read_result
+from orchestrator.analysis.timeline import Note, Timeline
+from orchestrator.analysis.trial import Findings, TrialResult, read_result
 from orchestrator.evidence import TrialDir
 from orchestrator.scenario import ArmName, Metric, Scenario
 from tests.unit.answers import by_1gib, by_2mib, by_4kib, place_of
 from tests.unit.fabricated import scenario_of_it, sealed_map_trial
 from tests.unit.recorded import copied, unpatched
 from tests.unit.scenarios import scenario
+from tests.unit.timelines import booted
 
 KERNELS: dict[ArmName, dict[str, str]] = {
     "baseline": {"release": "6.12", "source": "dir:old"},
@@ -276,6 +280,63 @@ def test_json_has_every_arm_metric_and_problem() -> None:
         "ratio": 0.25, "ci95": None, "p": None, "verdict": "improved",
     }  # fmt: skip
     assert found["problems"][0]["reason"] == "why"
+    assert found["boots"] == []
+
+
+# traced guest boots ----------------------------------------------------------------------------
+
+
+def traced(
+    arm: ArmName, *boots: Timeline, kind: Literal["measured", "failed", "invalid"] = "measured"
+) -> TrialResult:
+    return TrialResult("t", arm, kind, findings=Findings(timelines=boots))
+
+
+def test_boots_are_those_of_each_arms_measured_trials_in_order() -> None:
+    first, second, third = booted(), booted(guest="guest-2"), booted(guest="guest-3")
+    other = booted("candidate")
+    comparison, _ = compared([
+        traced("baseline", first, second), traced("candidate", other), traced("baseline", third),
+        traced("candidate", other, kind="invalid"), traced("baseline", first, kind="failed"),
+    ])  # fmt: skip
+    assert boots_of(comparison) == {"baseline": [first, second, third], "candidate": [other]}
+
+
+def test_run_without_a_traced_boot_has_none() -> None:
+    assert boots_of(compared(both(4, 1))[0]) == {"baseline": [], "candidate": []}
+
+
+def test_json_has_the_cost_of_the_boots_and_the_notes_of_each_arm() -> None:
+    noted = booted("candidate", notes=(Note("clock-step", "by 3 s"), Note("no-mmap", "never")))
+    comparison, _ = compared([traced("baseline", booted(notes=())), traced("candidate", noted)])
+    found = json.loads(json.dumps(to_json(comparison), allow_nan=False))
+    assert found["boots"] == cost_json({"baseline": [booted()], "candidate": [noted]})
+    assert found["boots"][0]["cause"] == "sizing BARs"
+    assert found["arms"]["baseline"]["notes"] == []
+    assert found["arms"]["candidate"]["notes"] == [
+        {"trial": "0002-candidate", "name": "clock-step", "text": "by 3 s"},
+        {"trial": "0002-candidate", "name": "no-mmap", "text": "never"},
+    ]
+
+
+def test_json_of_a_boot_in_one_arm_alone_has_nothing_of_the_other() -> None:
+    found = to_json(compared([traced("baseline", booted()), ended("candidate")])[0])
+    assert "notes" in found["arms"]["baseline"]
+    assert "notes" not in found["arms"]["candidate"]
+    assert all("candidate" not in row for row in found["boots"])
+
+
+def test_recorded_boots_have_every_operation_of_both_arms(tmp_path: Path) -> None:
+    results = [read_result(unpatched(tmp_path)), read_result(TrialDir.open(copied(tmp_path)))]
+    comparison, _ = compared(results)
+    boots = boots_of(comparison)
+    assert [len(boots[arm]) for arm in boots] == [1, 1]
+    rows = to_json(comparison)["boots"]
+    for arm, [boot] in boots.items():
+        assert sum(row[arm]["calls"] for row in rows) == len(boot.steps)
+        for kind in ("map", "unmap"):
+            large = [r for r in rows if (r["kind"], r["bar"]) == (kind, "1GiB BAR")]
+            assert sum(row[arm]["calls"] for row in large) == 12
 
 
 ANY: st.SearchStrategy[TrialResult] = st.builds(

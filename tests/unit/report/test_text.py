@@ -1,18 +1,22 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
-from orchestrator.analysis.comparison import compare
-from orchestrator.analysis.trial import TrialResult, read_result
+from orchestrator.analysis.comparison import boots_of, compare
+from orchestrator.analysis.timeline import Note, Timeline
+from orchestrator.analysis.trial import Findings, TrialResult, read_result
 from orchestrator.evidence import TrialDir, read_json
 from orchestrator.report.text import text_report
+from orchestrator.report.timeline import calls_and_cost
 from orchestrator.scenario import ArmName, Scenario
 from tests.unit.recorded import RUN, copied, unpatched
 from tests.unit.scenarios import map_scenario, scenario
+from tests.unit.timelines import booted
 
 KERNELS: dict[ArmName, dict[str, str]] = {
     "baseline": {"release": "6.12.107+deb13", "source": "deb:old"},
@@ -36,6 +40,20 @@ def report(plan: dict[str, Any], *results: TrialResult, chosen: Scenario | None 
 @pytest.fixture
 def recorded(tmp_path: Path) -> list[TrialResult]:
     return [read_result(unpatched(tmp_path)), read_result(TrialDir.open(copied(tmp_path)))]
+
+
+def in_unit(unit: Literal["s", "Ginsn"], results: list[TrialResult]) -> list[TrialResult]:
+    """As if the hosts had run otherwise."""
+    return [
+        replace(one, findings=replace(one.findings, timelines=tuple(
+            replace(boot, unit=unit) for boot in one.findings.timelines
+        )))
+        for one in results
+    ]  # fmt: skip
+
+
+def with_boots(arm: ArmName, *boots: Timeline) -> TrialResult:
+    return TrialResult("t", arm, "measured", findings=Findings(timelines=boots))
 
 
 def row(text: str, title: str) -> list[str]:
@@ -97,26 +115,78 @@ def test_emulated_seconds_are_said_to_be_emulated(
     text = report(plan, *recorded)
     assert "EMULATED" in text
     assert "one DMA map, emulated s" in text
-    real = report(plan | {"accel": "kvm", "accel_reason": "works"}, *recorded)
+    real = report(plan | {"accel": "kvm", "accel_reason": "works"}, *in_unit("s", recorded))
     assert "emulated" not in real.lower()
     assert "one DMA map, s" in real
 
 
-def test_share_of_maps_in_the_boot_is_said(
+def test_calls_and_cost_of_a_boot_are_said(
     plan: dict[str, Any], recorded: list[TrialResult]
 ) -> None:
-    assert re.search(
-        r"baseline   25\.79 s boot: maps 6 s \(23\.3%\), unmaps 0\.5293 s \(the last",
-        report(plan, *recorded),
-    )
+    text = report(plan, *recorded)
+    compared = compare(scenario("device.bar=1GiB"), KERNELS, recorded, 2, plan["accel"])
+    assert f"\n{calls_and_cost(boots_of(compared))}\n" in text
+    maps = row(text, "all maps of 1GiB BARs")
+    assert (maps[1:4], maps[5]) == (["12", "500 ms", "6 s"], "12")
+    # and the last one at QEMU's exit
+    unmaps = row(text, "all unmaps of 1GiB BARs")
+    assert (unmaps[1], unmaps[5]) == ("11", "11")
+    assert row(text[text.index("After the boot mark:") :], "unmap 1GiB BAR")[1] == "1"
+
+
+def test_run_without_a_traced_boot_has_nothing_of_calls_and_cost(
+    plan: dict[str, Any], recorded: list[TrialResult]
+) -> None:
+    text = report(plan, *(replace(one, findings=Findings()) for one in recorded))
+    assert "DMA maps of the BAR in one boot" in text
+    assert "Maps and unmaps" not in text
+    assert "Notes:" not in text
+
+
+@pytest.mark.parametrize(
+    "name", ["no-mmap", "guest-viommu", "iommufd-without-dma-buf", "clock-step", "clock-source"]
+)
+def test_note_on_a_boot_is_said_of_its_arm(plan: dict[str, Any], name: str) -> None:
+    noted = with_boots("candidate", booted("candidate", notes=(Note(name, "so it was"),)))
+    text = report(plan, with_boots("baseline", booted(notes=())), noted)
+    assert f"\nNotes:\n  candidate  {name}: so it was\n\n" in text
+    assert text.index("Notes:") < text.index("Maps and unmaps in one guest boot")
+
+
+def test_note_is_said_once_of_each_arm_however_many_boots_have_it(plan: dict[str, Any]) -> None:
+    one, other = Note("clock-step", "stepped"), Note("no-mmap", "never mapped")
+    results = [
+        with_boots("baseline", booted(notes=(one, other)), booted(notes=(one,))),
+        with_boots("baseline", booted(notes=(one,))),
+        with_boots("candidate", booted("candidate", notes=(one,))),
+    ]
+    said = report(plan, *results).partition("Notes:\n")[2].partition("\n\n")[0]
+    assert said.splitlines() == [
+        "  baseline   clock-step: stepped",
+        "  baseline   no-mmap: never mapped",
+        "  candidate  clock-step: stepped",
+    ]
+
+
+def test_boot_without_a_note_has_no_section_of_notes(
+    plan: dict[str, Any], recorded: list[TrialResult]
+) -> None:
+    assert "Notes:" not in report(plan, *recorded)
+
+
+def test_note_of_a_trial_that_does_not_count_is_not_said(plan: dict[str, Any]) -> None:
+    noted = with_boots("baseline", booted(notes=(Note("no-mmap", "never mapped"),)))
+    assert "no-mmap" not in report(plan, replace(noted, kind="invalid"))
 
 
 def test_guest_boot_on_an_exact_host_is_in_instructions(
     plan: dict[str, Any], recorded: list[TrialResult]
 ) -> None:
-    text = report(plan | {"accel": "exact", "accel_reason": "asked for"}, *recorded)
+    exact = plan | {"accel": "exact", "accel_reason": "asked for"}
+    text = report(exact, *in_unit("Ginsn", recorded))
     assert "one DMA map, Ginsn" in text
-    assert re.search(r"baseline   25\.79 Ginsn boot: maps 6 Ginsn", text)
+    assert "Maps and unmaps in one guest boot, up to the boot mark, Ginsn (one:" in text
+    assert row(text, "all maps of 1GiB BARs")[1:4] == ["12", "500 Minsn", "6 Ginsn"]
     assert "Costs are INSTRUCTIONS" in text
     assert "EMULATED" not in text
     assert "steps of 1 us" not in text
@@ -145,12 +215,14 @@ def test_what_a_guest_has_that_is_not_usual_is_said(plan: dict[str, Any]) -> Non
     assert ", 512MiB\n" in usual
     chosen = scenario(
         "device.count=4", "device.mmap=false", "guest.firmware=ovmf", "guest.boot=disk",
-        "guest.backing=hugetlb-2MiB", "guest.viommu=intel", "guest.phys_bits=40",
+        "guest.backing=hugetlb-2MiB", "guest.viommu=intel", "guest.backend=iommufd",
+        "guest.phys_bits=40",
     )  # fmt: skip
     text = report(plan, chosen=chosen)
     assert "device     4 x ivshmem, BAR 32GiB, no mmap, intel vIOMMU\n" in text
     assert (
-        ", 512MiB, ovmf, booted from a disk, memory hugetlb-2MiB, intel vIOMMU, 40 address bits\n"
+        ", 512MiB, ovmf, booted from a disk, memory hugetlb-2MiB, intel vIOMMU, by iommufd,"
+        " 40 address bits\n"
     ) in text
 
 

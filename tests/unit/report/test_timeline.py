@@ -273,9 +273,13 @@ def test_explanation_has_the_largest_first_and_leaves_out_what_rounds_to_nothing
 
 
 def test_longer_boot_without_maps_is_explained_by_its_phases() -> None:
+    def boot(arm: ArmName, length: float) -> Timeline:
+        return replace(
+            booted(arm), steps=(), boot_seconds=length, phases=phases((INIT, length))
+        )  # fmt: skip
+
     boots: dict[ArmName, list[Timeline]] = {
-        arm: [replace(booted(arm), steps=(), boot_seconds=length, phases=phases((INIT, length)))]
-        for arm, length in (("baseline", 2.0), ("candidate", 3.0))
+        "baseline": [boot("baseline", 2.0)], "candidate": [boot("candidate", 3.0)],
     }  # fmt: skip
     assert " ".join(calls_and_cost(boots).split()).endswith(
         "1.000 emulated s longer (2.000 -> 3.000): maps account for 0.000 s of it; the rest is"

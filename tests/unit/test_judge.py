@@ -1,0 +1,138 @@
+"""What judging leaves in a run, and what it does where it may not write."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.analysis.comparison import boots_of, exit_code
+from orchestrator.evidence import RunDir
+from orchestrator.judge import judge
+from orchestrator.report.perfetto import perfetto_trace
+from tests.unit.recorded import MEASURED, RUN, copied, rewrite, sealed, unpatched
+
+TRACES = ["0001-baseline-guest-1.pftrace", "0002-candidate-guest-1.pftrace"]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDir:
+    """Two trials with a plain and a traced boot each."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for name in ("scenario.toml", "plan.json"):
+        shutil.copy(RUN / name, folder)
+    unpatched(folder / "trials")
+    copied(folder / "trials")
+    return RunDir(folder)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_trace_of_each_traced_boot_is_written(run: RunDir) -> None:
+    _, comparison, _ = judge(run)
+    assert names(run.path) == [
+        "comparison.json", "plan.json", "report.txt", "scenario.toml", "timelines", "trials",
+    ]  # fmt: skip
+    assert names(run.path / "timelines") == TRACES
+    boots = [boot for of_arm in boots_of(comparison).values() for boot in of_arm]
+    for name, boot in zip(TRACES, boots, strict=True):
+        assert (run.path / "timelines" / name).read_bytes() == perfetto_trace(boot)
+
+
+def test_traces_are_the_same_every_time(run: RunDir) -> None:
+    judge(run)
+    before = {path: path.read_bytes() for path in (run.path / "timelines").iterdir()}
+    judge(run)
+    assert {path: path.read_bytes() for path in (run.path / "timelines").iterdir()} == before
+
+
+def test_evidence_is_left_as_it_was(run: RunDir) -> None:
+    judge(run)
+    assert [trial.verify() for trial in run.trials()] == [None, None]
+    assert all(not (trial.path / "timelines").exists() for trial in run.trials())
+
+
+def test_trial_that_does_not_count_has_no_trace(run: RunDir) -> None:
+    with (run.trials_path / MEASURED / "map.json").open("a") as file:
+        file.write(" ")
+    judge(run)
+    assert names(run.path / "timelines") == TRACES[:1]
+
+
+def test_run_without_a_traced_boot_has_no_folder_of_traces(run: RunDir) -> None:
+    for trial in run.trials():
+        outcome = {"kind": "invalid", "by_bench": True, "stage": "host-boot", "message": "hung",
+                   "reason": "host-hang", "evidence": ""}  # fmt: skip
+        sealed(trial.path, outcome=outcome)
+    judge(run)
+    assert not (run.path / "timelines").exists()
+
+
+@pytest.mark.parametrize("refused", ["mkdir", "write_bytes"])
+def test_folder_that_may_not_be_written_to_is_a_warning(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, refused: str
+) -> None:
+    allowed = getattr(Path, refused)
+
+    def refusing(path: Path, *arguments: Any, **more: Any) -> Any:
+        if "timelines" in path.parts:
+            raise PermissionError(13, "Permission denied", str(path))
+        return allowed(path, *arguments, **more)
+
+    monkeypatch.setattr(Path, refused, refusing)
+    scenario, comparison, report = judge(run)
+    assert exit_code(scenario, comparison) == 0
+    assert (run.path / "report.txt").read_text() == report
+    [warning] = caplog.records
+    assert warning.levelname == "WARNING"
+    assert "the timelines are not saved: [Errno 13] Permission denied" in warning.getMessage()
+
+
+def test_run_of_somebody_else_is_judged_with_warnings_alone(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refusing(path: Path, *arguments: Any, **more: Any) -> Any:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    for write in ("write_text", "write_bytes", "mkdir"):
+        monkeypatch.setattr(Path, write, refusing)
+    _, comparison, report = judge(run)
+    assert comparison.verdict == "improved"
+    assert "Maps and unmaps in one guest boot" in report
+    assert [record.getMessage().split(":")[1] for record in caplog.records] == [
+        " the report is not saved", " the timelines are not saved",
+    ]  # fmt: skip
+    assert names(run.path) == ["plan.json", "scenario.toml", "trials"]
+
+
+def test_note_on_evidence_is_in_the_report_and_in_the_json(run: RunDir) -> None:
+    trial = run.trials_path / MEASURED
+
+    def slow(text: str) -> str:
+        facts = json.loads(text)
+        return json.dumps(facts | {"settings": facts["settings"] | {"clocksource": "hpet"}})
+
+    rewrite(trial / "host/facts.json", slow)
+    sealed(trial)
+    _, _, report = judge(run)
+    assert "\nNotes:\n  candidate  clock-source: the host's clock source is hpet: " in report
+    arms = json.loads((run.path / "comparison.json").read_text())["arms"]
+    assert arms["baseline"]["notes"] == []
+    [note] = arms["candidate"]["notes"]
+    assert (note["trial"], note["name"]) == (MEASURED, "clock-source")
+
+
+def test_boots_in_the_json_are_those_of_the_evidence(run: RunDir) -> None:
+    judge(run)
+    rows = json.loads((run.path / "comparison.json").read_text())["boots"]
+    large = [row for row in rows if row["bar"] == "1GiB BAR"]
+    for kind in ("map", "unmap"):
+        for arm in ("baseline", "candidate"):
+            assert sum(row[arm]["calls"] for row in large if row["kind"] == kind) == 12
+    assert {row["before_mark"] for row in large} == {True, False}
