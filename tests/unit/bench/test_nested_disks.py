@@ -1,0 +1,140 @@
+"""What the host is given besides its own disks, and what is left of it afterwards."""
+
+from __future__ import annotations
+
+import contextlib
+import xml.etree.ElementTree as ET
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from orchestrator.bench.domain import Disk
+from orchestrator.bench.hypervisor import Connection
+from orchestrator.bench.images import HostImage
+from orchestrator.bench.keys import RunKeys
+from orchestrator.bench.nested import running_machine
+from orchestrator.bench.state import BenchState
+from orchestrator.evidence import TrialWriter
+from orchestrator.kernels.bundle import KernelBundle
+from orchestrator.scenario import Scenario
+from tests.unit.scenarios import scenario
+
+PAYLOAD = Disk(Path("/cache/payload"), "payload")
+GUEST = Disk(Path("/cache/disk.raw"), "guest")
+COMPLETED = "<domain/>\n"
+
+
+class FakeLibvirt:
+    """Starts nothing, and keeps what it was to start."""
+
+    def __init__(self) -> None:
+        self.xml = ""
+
+    @contextlib.contextmanager
+    def running(self, xml: str) -> Iterator[Any]:
+        self.xml = xml
+        yield SimpleNamespace(xml=lambda: COMPLETED)
+
+
+class FakeState:
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.token = folder, "0f0f"
+        self.shm: list[str] = []
+        self.added: list[str] = []
+
+    def add(self, **more: str) -> None:
+        self.added += more
+        self.shm += [name for what, name in more.items() if what == "shm"]
+
+    def remove_shm(self, name: str) -> None:
+        self.shm.remove(name)
+
+
+class Bench:
+    def __init__(self, folder: Path) -> None:
+        self.libvirt, self.state = FakeLibvirt(), FakeState(folder)
+        self.trial = TrialWriter(folder / "0001-baseline", {})
+        for name in ("root", "modules", "initramfs"):
+            (folder / name).write_bytes(name.encode())
+        self.image = HostImage(folder / "root", folder / "modules", folder / "initramfs", {})
+
+    @contextlib.contextmanager
+    def running(self, chosen: Scenario, disks: Sequence[Disk]) -> Iterator[ET.Element]:
+        """The domain that libvirt was to start."""
+        kernel = cast(KernelBundle, SimpleNamespace(vmlinuz=Path("/kernel/vmlinuz")))
+        with running_machine(
+            chosen, kernel, self.image, disks, accel="tcg", keys=RunKeys.make(),
+            state=cast(BenchState, self.state), libvirt=cast(Connection, self.libvirt),
+            trial=self.trial,
+        ):  # fmt: skip
+            yield ET.fromstring(self.libvirt.xml)
+
+    def initramfs(self) -> list[Path]:
+        return list(self.state.folder.glob("*.initramfs"))
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path)
+
+
+def disks_of(domain: ET.Element) -> dict[str, str]:
+    """Serial -> file."""
+    found = {}
+    for disk in domain.iterfind("devices/disk"):
+        source = disk.find("source")
+        assert source is not None
+        assert disk.find("readonly") is not None
+        found[str(disk.findtext("serial"))] = source.attrib["file"]
+    return found
+
+
+@pytest.mark.parametrize("more", [(PAYLOAD,), (PAYLOAD, GUEST)])
+def test_host_has_its_own_disks_and_those_it_is_given(bench: Bench, more: Sequence[Disk]) -> None:
+    with bench.running(scenario(), more) as domain:
+        assert disks_of(domain) == {
+            "root": str(bench.image.root), "modules": str(bench.image.modules),
+            **{disk.serial: str(disk.path) for disk in more},
+        }  # fmt: skip
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_devices_and_disks_are_each_behind_a_port_of_their_own(bench: Bench, count: int) -> None:
+    with bench.running(scenario(f"device.count={count}"), (PAYLOAD, GUEST)) as domain:
+        ports = domain.findall("devices/controller[@model='pcie-root-port']")
+        places = [
+            a.attrib["bus"] for kind in ("shmem", "disk")
+            for a in domain.iterfind(f"devices/{kind}/address")
+        ]  # fmt: skip
+    assert len(places) == len(set(places)) == len(ports) == count + 4
+
+
+def test_each_device_has_shared_memory_of_its_own_that_is_gone_afterwards(bench: Bench) -> None:
+    with bench.running(scenario("device.count=3"), (PAYLOAD,)) as domain:
+        names = [shmem.attrib["name"] for shmem in domain.iterfind("devices/shmem")]
+        assert bench.state.shm == names
+        assert len(set(names)) == 3
+        assert bench.state.added == ["domains", "shm", "shm", "shm"]
+    assert bench.state.shm == []
+
+
+def test_initramfs_with_the_keys_is_gone_afterwards_whatever_happened(bench: Bench) -> None:
+    def broken() -> None:
+        with bench.running(scenario(), (PAYLOAD,)):
+            [archive] = bench.initramfs()
+            assert archive.read_bytes().startswith(b"initramfs070701")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        broken()
+    assert bench.initramfs() == []
+    assert bench.state.shm == []
+
+
+def test_domain_is_kept_as_libvirt_completed_it(bench: Bench) -> None:
+    with bench.running(scenario(), (PAYLOAD,)):
+        assert (bench.trial.host / "domain.xml").read_text() == COMPLETED
+    assert bench.trial.manifest["token"] in bench.trial.manifest["host_cmdline"]
