@@ -9,11 +9,14 @@ from pathlib import Path
 import pytest
 
 from orchestrator.abi import LEAVES
-from orchestrator.analysis.comparison import Comparison, exit_code, laws
+from orchestrator.analysis.causes import UNKNOWN
+from orchestrator.analysis.comparison import Comparison, boots_of, exit_code, laws
+from orchestrator.analysis.cost import cost_table
 from orchestrator.analysis.theory import lookups, pages
+from orchestrator.analysis.timeline import RAM
 from orchestrator.evidence import RunDir
 from orchestrator.judge import judge
-from orchestrator.scenario import Scenario
+from orchestrator.scenario import Scenario, format_size
 
 RECORDED = Path(__file__).parents[2] / "fixtures/recorded"
 RUNS = sorted(path.parent for path in RECORDED.glob("*/plan.json"))
@@ -54,6 +57,35 @@ def test_recorded_lookups_are_pages_unpatched_and_leaves_patched(
     assert maps is not None
     assert maps.ratio is not None
     assert maps.ratio < 1 / 1000
+
+
+@of_every_run
+def test_recorded_boots_have_twelve_maps_and_are_explained(recorded: Path, tmp_path: Path) -> None:
+    run, scenario, comparison, _ = judged(recorded, tmp_path)
+    boots = boots_of(comparison)
+    if scenario.workload == "map":
+        assert boots == {"baseline": [], "candidate": []}
+        assert not (run / "timelines").exists()
+        return
+    for [boot] in boots.values():
+        large = [s for s in boot.steps if s.bar != RAM and s.size == scenario.device.bar]
+        assert sorted(s.kind for s in large) == ["map"] * 12 + ["unmap"] * 12
+        assert not [s for s in large if s.cause == UNKNOWN]
+        assert min(s.attributed_share for s in large if s.seconds > 0.01) > 0.99
+        assert boot.attributed_share > 0.999
+        assert (run / f"timelines/{boot.trial}-{boot.guest}.pftrace").exists()
+
+
+@of_every_run
+def test_recorded_boots_differ_by_their_maps(recorded: Path, tmp_path: Path) -> None:
+    _, scenario, comparison, report = judged(recorded, tmp_path)
+    difference = cost_table(boots_of(comparison)).difference
+    assert (difference is not None) == (scenario.workload == "guest-boot")
+    if difference is None:
+        return
+    maps = difference.operations[f"maps of {format_size(scenario.device.bar)} BARs"]
+    assert difference.whole < maps / 2 < 0
+    assert "The candidate's boot is " in report
 
 
 @of_every_run
