@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -92,6 +93,20 @@ def test_folder_that_may_not_be_written_to_is_a_warning(
     [warning] = caplog.records
     assert warning.levelname == "WARNING"
     assert "the timelines are not saved: [Errno 13] Permission denied" in warning.getMessage()
+
+
+@pytest.mark.xfail(raises=OSError, reason="only a refused permission is expected")
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EEXIST])
+def test_report_is_not_lost_with_the_traces(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, number: int
+) -> None:
+    def refusing(path: Path, *arguments: Any, **more: Any) -> Any:
+        raise OSError(number, "so it is", str(path))
+
+    monkeypatch.setattr(Path, "mkdir", refusing)
+    _, _, report = judge(run)
+    assert (run.path / "report.txt").read_text() == report
+    assert "the timelines are not saved" in caplog.text
 
 
 def test_run_of_somebody_else_is_judged_with_warnings_alone(

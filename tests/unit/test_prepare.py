@@ -107,5 +107,17 @@ def test_command_line_that_grub_cannot_give_is_said_with_its_key(
     assert (built, build.payload_of) == ([], [])
 
 
+@pytest.mark.xfail(reason="all that is wrong with the guest's disk is said of its command line")
+def test_module_that_the_guests_kernel_lacks_is_not_said_of_its_command_line(
+    build: Builder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lacking(kernel: KernelBundle, cmdline: str, cache: Cache) -> GuestDisk:
+        raise ScenarioError("no module ext4", reason="kernel-lacks-module")
+
+    monkeypatch.setattr(run, "guest_disk", lacking)
+    with pytest.raises(ScenarioError, match=r"^guest\.kernel: no module ext4"):
+        build(scenario("guest.boot=disk"))
+
+
 def test_command_line_that_grub_could_not_give_is_no_matter_without_it(build: Builder) -> None:
     assert build(scenario('guest.cmdline="a\'b"')).guest_disk is None

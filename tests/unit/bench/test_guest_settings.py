@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -21,7 +22,7 @@ from orchestrator.bench.guestdisk import keys_disk
 from orchestrator.bench.host import Host
 from orchestrator.bench.hypervisor import Connection
 from orchestrator.bench.keys import RunKeys
-from orchestrator.errors import ArmFailedError
+from orchestrator.errors import BenchError
 from orchestrator.evidence import TrialWriter
 from orchestrator.factors import parse_scenarios
 from orchestrator.progress import Progress
@@ -38,8 +39,8 @@ class FakeShell:
         self.ran: list[str] = []
         self.given: list[bytes] = []
         self.watched: list[str] = []
-        self.huge_pages: int | None = None
-        """That it finds; None: as many as are asked for."""
+        self.disk = "/dev/vdd\n"
+        """What it says of the guest's."""
 
     def alive(self) -> bool:
         return True
@@ -49,10 +50,9 @@ class FakeShell:
         self.given.append(stdin)
         said = ""
         if "/sys/block" in command:
-            said = "/dev/vdd\n"
-        elif "nr_hugepages; cat" in command:
-            wanted = command.partition("; echo ")[2].split(maxsplit=1)[0]
-            said = f"{wanted if self.huge_pages is None else self.huge_pages}\n"
+            said = self.disk
+        elif asked := re.search(r"echo (\d+) > \S+/nr_hugepages; cat", command):
+            said = f"{asked[1]}\n"
         return SimpleNamespace(stdout=said, stderr="", code=0)
 
     def read(self, path: str) -> str:
@@ -202,38 +202,6 @@ def test_cpus_are_kept_in_place_where_an_emulated_host_has_kvm(
     assert spec.pinned == pinned
 
 
-# huge pages ------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("backing", "pages", "folder"),
-    [("hugetlb-2MiB", 512, "hugepages-2048kB"), ("hugetlb-1GiB", 1, "hugepages-1048576kB")],
-)
-def test_huge_pages_are_set_aside_and_given_back(
-    booted: Boots, shell: FakeShell, backing: str, pages: int, folder: str
-) -> None:
-    booted(scenario(f"guest.backing={backing}", "guest.memory=1GiB", "host.memory=6GiB"))
-    aside, *_, back = shell.ran
-    path = f"/sys/kernel/mm/hugepages/{folder}/nr_hugepages"
-    assert f"echo {pages} > {path}" in aside
-    assert back == f"echo 0 > {path}"
-
-
-def test_host_with_too_few_huge_pages_fails_and_has_none_set_aside(
-    shell: FakeShell, tmp_path: Path
-) -> None:
-    shell.huge_pages = 3
-    with pytest.raises(ArmFailedError, match="3 of 256 huge pages") as caught:
-        boot_guest(
-            host_of(shell), cast(Connection, Machines()), [],
-            scenario("guest.backing=hugetlb-2MiB"), index=0, traced=False, keys=KEYS,
-            trial=TrialWriter(tmp_path / "0001-baseline", {}), progress=Progress(),
-        )  # fmt: skip
-    assert caught.value.reason == "no-huge-pages"
-    assert shell.ran[-1].startswith("echo 0 > ")
-    assert shell.watched == []
-
-
 # what it boots from ----------------------------------------------------------------------------
 
 
@@ -284,6 +252,19 @@ def test_disk_of_the_guest_is_found_by_its_serial(
         ["sh", "-c", command.replace("/sys/block", str(tmp_path))], text=True
     )
     assert said == "/dev/vdc\n"
+
+
+@pytest.mark.xfail(reason="the guest is given the disk `.`")
+def test_host_without_the_guests_disk_is_the_benchs_failure(
+    shell: FakeShell, tmp_path: Path
+) -> None:
+    shell.disk = ""
+    with pytest.raises(BenchError):
+        boot_guest(
+            host_of(shell), cast(Connection, Machines()), [], scenario("guest.boot=disk"),
+            index=0, traced=False, keys=KEYS,
+            trial=TrialWriter(tmp_path / "0001-baseline", {}), progress=Progress(),
+        )  # fmt: skip
 
 
 def test_keys_are_behind_the_initramfs_of_a_guest_that_boots_directly(shell: FakeShell) -> None:
