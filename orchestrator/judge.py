@@ -63,7 +63,7 @@ def _save_timelines(folder: Path, comparison: Comparison) -> None:
         for found in boots:
             name = f"{found.trial}-{found.guest}.pftrace"
             (folder / name).write_bytes(perfetto_trace(found))
-    except PermissionError as exc:
+    except OSError as exc:
         log.warning("barometer: the timelines are not saved: %s", exc)
 
 
@@ -76,19 +76,14 @@ def traced_boots(folder: Path) -> list[Timeline]:
     trial = _trial(folder)
     if (changed := trial.verify()) is not None:
         raise EvidenceError(f"{folder}: {changed}", reason="evidence-changed")
-    if found := boot.timelines_of(trial):
-        return found
-    facts, outcome = trial.manifest, trial.manifest["outcome"]
-    passes = ", ".join(facts.get("passes", [])) or "unknown"
-    hint = 'a timeline comes from pass "timing" of the workload guest-boot'
-    if "timing" in passes and "stage" in outcome:
+    outcome = trial.manifest["outcome"]
+    try:
+        return boot.timelines_of(trial)
+    except EvidenceError as exc:
+        if "stage" not in outcome:
+            raise
         hint = f"it ended at {outcome['stage']}: {outcome['message']}"
-    raise EvidenceError(
-        f"{folder} has no traced guest boot; workload: {facts.get('workload', 'unknown')},"
-        f" passes: {passes}",
-        hint=hint,
-        reason="no-traced-boot",
-    )
+        raise EvidenceError(f"{folder}: {exc.message}", hint=hint, reason=exc.reason) from exc
 
 
 def _trial(folder: Path) -> TrialDir:

@@ -25,7 +25,7 @@ from orchestrator.bench.accel import Accel, chosen_accel
 from orchestrator.bench.device import bound_devices
 from orchestrator.bench.domain import Disk
 from orchestrator.bench.guest import GUEST_SERIAL, guest_cmdline
-from orchestrator.bench.guestdisk import GuestDisk, guest_disk
+from orchestrator.bench.guestdisk import GuestDisk, grub_config, guest_disk
 from orchestrator.bench.host import Host
 from orchestrator.bench.keys import RunKeys
 from orchestrator.bench.nested import proven_host, running_machine
@@ -42,6 +42,9 @@ from orchestrator.scenario import ARMS, GIB, ArmName, Scenario
 
 log = logging.getLogger("barometer.run")
 _SAME_BENCH_FAILURES = 2
+_ATTEMPTS = 3
+_BY_CHANCE = {"host-crash", "exact-crawl"}
+"""Failures of QEMU's emulation that come and go: such a trial is begun again, and that is said."""
 
 
 @dataclass(frozen=True)
@@ -105,8 +108,11 @@ def prepare(scenario: Scenario, cache: Cache, progress: Progress) -> Prepared:
 def _guest_disk(scenario: Scenario, kernel: KernelBundle | None, cache: Cache) -> GuestDisk | None:
     if kernel is None or scenario.guest is None or scenario.guest.boot != "disk":
         return None
+    cmdline = guest_cmdline(scenario.guest)
     with key_named("guest.cmdline"):
-        return guest_disk(kernel, guest_cmdline(scenario.guest), cache)
+        grub_config(kernel.release, cmdline)
+    with key_named("guest.kernel"):
+        return guest_disk(kernel, cmdline, cache)
 
 
 def _has_backend(kernel: KernelBundle, scenario: Scenario) -> None:
@@ -245,7 +251,7 @@ def run_trials(bench: Bench) -> bool:
         title = f"trial {planned.name} ({bench.prepared.kernels[planned.arm].release})"
         try:
             with bench.progress.stage(title):
-                run_trial(bench, planned)
+                _run_until_it_counts(bench, planned)
             stop.saw(None)
         except BarometerError as exc:
             bench.progress.note(f"{title}: {exc}")
@@ -283,7 +289,7 @@ def _run_at_once(bench: Bench, pending: Sequence[PlannedTrial], width: int) -> b
 
     def work(planned: PlannedTrial) -> None:
         with bench.progress.lane(planned.name) as lane:
-            run_trial(replace(bench, progress=lane), planned)
+            _run_until_it_counts(replace(bench, progress=lane), planned)
 
     stop = _BenchWatch(bench)
     title = f"{len(pending)} trials, {min(width, len(pending))} at once"
@@ -307,14 +313,33 @@ def _run_at_once(bench: Bench, pending: Sequence[PlannedTrial], width: int) -> b
     return True
 
 
-def run_trial(bench: Bench, planned: PlannedTrial) -> None:
+def _run_until_it_counts(bench: Bench, planned: PlannedTrial) -> None:
+    """`run_trial`, again where the emulator failed by chance; the manifest has what did."""
+    repeated: list[str] = []
+    while True:
+        try:
+            return run_trial(bench, planned, repeated)
+        except BenchError as exc:
+            repeated.append(exc.reason)
+            if (
+                exc.reason not in _BY_CHANCE
+                or len(repeated) == _ATTEMPTS
+                or bench.stopped.is_set()
+            ):
+                raise
+            bench.progress.note(f"trial {planned.name}: {exc.message}: once more")
+            shutil.rmtree(bench.run.trials_path / planned.name, ignore_errors=True)
+
+
+def run_trial(bench: Bench, planned: PlannedTrial, repeated: Sequence[str] = ()) -> None:
     """One host boot with its workload; the trial is complete on disk whatever happened, unless
-    the run itself is interrupted. Raises what ended it early."""
+    the run itself is interrupted. Raises what ended it early. `repeated`: why it was begun again,
+    each time."""
     final = bench.run.trials_path / planned.name
     partial = TrialWriter.partial_path(final)
     shutil.rmtree(partial, ignore_errors=True)  # what an interrupted run left of this trial
     bench.state.add(partial=str(partial))
-    trial = TrialWriter(final, _trial_facts(bench, planned))
+    trial = TrialWriter(final, _trial_facts(bench, planned) | {"repeated": [*repeated]})
     try:
         _climb(bench, planned, trial)
     except BaseException as exc:

@@ -67,6 +67,8 @@ class TrialResult:
     exact: bool = False
     """Its seconds are instruction counts."""
     findings: Findings = Findings()
+    repeated: tuple[str, ...] = ()
+    """Why it was begun again, each time: failures of the emulator."""
 
     def value(self, metric: Metric) -> float | None:
         """The trial's one value: a host boot is the unit, what repeats within it is reduced."""
@@ -89,6 +91,7 @@ def read_result(trial: TrialDir) -> TrialResult:
         )  # fmt: skip
     if outcome["kind"] != "collected":
         return TrialResult(name, arm, "invalid", "unfinished", message="collecting was cut short")
+    repeated = tuple(manifest.get("repeated", ()))
     try:
         if (changed := trial.verify()) is not None:
             raise EvidenceError(changed, reason="evidence-changed")
@@ -102,7 +105,7 @@ def read_result(trial: TrialDir) -> TrialResult:
         return TrialResult(name, arm, "invalid", "bad-evidence", message=message)
     return TrialResult(
         name, arm, "measured", samples=samples, guest_accel=str(manifest.get("guest_accel") or ""),
-        exact=manifest["accel"] == "exact", findings=findings,
+        exact=manifest["accel"] == "exact", findings=findings, repeated=repeated,
     )  # fmt: skip
 
 

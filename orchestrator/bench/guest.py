@@ -226,6 +226,8 @@ def _boots_from(host: Host, guest: Guest) -> dict[str, Any]:
         f" [ \"$(cat $d/serial)\" != {GUEST_SERIAL} ] || echo /dev/${{d##*/}}; done",
         doing="looking for the guest's disk",
     ).stdout.strip()  # fmt: skip
+    if not found:
+        raise BenchError("the host has no disk for the guest to boot from", reason="no-guest-disk")
     disks = (Disk(Path(found), SYSTEM_SERIAL, block=True), Disk(Path(_KEYS), KEYS_SERIAL))
     return {"kernel": "", "initramfs": "", "cmdline": "", "disks": disks}
 

@@ -81,6 +81,9 @@ def _head(
             for kind in ("measured", "failed", "invalid")
             if comparison.count(arm, kind)
         )
+        again = [reason for r in comparison.of_arm(arm) for reason in r.repeated]
+        if again:
+            trials += f"; begun again: {', '.join(again)}"
         lines.append(
             f"{arm:<11}{kernel['release']}  ({kernel['source']}; {trials or 'no trials'})"
         )

@@ -454,7 +454,6 @@ def test_timeline_of_a_trial_that_ended_before_its_traced_boot_is_exit_code_4(
     assert capsys.readouterr().out == ""
 
 
-@pytest.mark.xfail(reason="the missing trace is found first, and said alone")
 def test_timeline_of_a_trial_that_ended_before_its_traced_boot_says_why(
     barometer: Command, capsys: Said, tmp_path: Path
 ) -> None:

@@ -95,7 +95,6 @@ def test_folder_that_may_not_be_written_to_is_a_warning(
     assert "the timelines are not saved: [Errno 13] Permission denied" in warning.getMessage()
 
 
-@pytest.mark.xfail(raises=OSError, reason="only a refused permission is expected")
 @pytest.mark.parametrize("number", [errno.EROFS, errno.EEXIST])
 def test_report_is_not_lost_with_the_traces(
     run: RunDir, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, number: int

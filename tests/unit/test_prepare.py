@@ -107,7 +107,6 @@ def test_command_line_that_grub_cannot_give_is_said_with_its_key(
     assert (built, build.payload_of) == ([], [])
 
 
-@pytest.mark.xfail(reason="all that is wrong with the guest's disk is said of its command line")
 def test_module_that_the_guests_kernel_lacks_is_not_said_of_its_command_line(
     build: Builder, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -254,7 +254,6 @@ def test_disk_of_the_guest_is_found_by_its_serial(
     assert said == "/dev/vdc\n"
 
 
-@pytest.mark.xfail(reason="the guest is given the disk `.`")
 def test_host_without_the_guests_disk_is_the_benchs_failure(
     shell: FakeShell, tmp_path: Path
 ) -> None:
