@@ -24,7 +24,7 @@ def notes(outcome: Outcome) -> set[str]:
 
 
 def test_bars_that_qemu_does_not_map_are_a_note_and_no_maps(one_trial: RunOne) -> None:
-    outcome = one_trial("device.mmap=false", "guest.firmware=ovmf", TRACED)
+    outcome = one_trial("device.mmap=false", TRACED)
     assert notes(outcome) == {"no-mmap"}
     assert outcome.result.value("bar_maps_per_boot") == 0
 
