@@ -40,7 +40,7 @@ class Breakdown:
         own: Counter[str] = Counter()
         for stack, count in self.stacks.items():
             own[stack[-1]] += count  # type: ignore[assignment]  # a Counter of floats adds as well
-        return sorted(own.items(), key=lambda item: -item[1])
+        return sorted(own.items(), key=lambda item: (-item[1], item[0]))
 
     def within(self, function: str) -> float:
         """Instructions of a function with everything that it calls."""

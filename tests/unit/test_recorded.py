@@ -20,7 +20,15 @@ from orchestrator.scenario import Scenario, format_size
 
 RECORDED = Path(__file__).parents[2] / "fixtures/recorded"
 RUNS = sorted(path.parent for path in RECORDED.glob("*/plan.json"))
+CELLS = sorted(path.parent for path in RECORDED.glob("*/cells/*/plan.json"))
 of_every_run = pytest.mark.parametrize("recorded", RUNS, ids=lambda path: path.name)
+of_every_cell = pytest.mark.parametrize("recorded", CELLS, ids=lambda path: path.name)
+MAPS = {  # of one device, by guest kernel and firmware
+    ("6.12.107+deb13-cloud-amd64", "seabios"): 12,
+    ("6.12.107+deb13-cloud-amd64", "ovmf"): 13,
+    ("7.3.4+deb13-cloud-amd64", "seabios"): 5,
+    ("7.3.4+deb13-cloud-amd64", "ovmf"): 6,
+}
 
 
 def judged(recorded: Path, tmp_path: Path) -> tuple[Path, Scenario, Comparison, str]:
@@ -74,6 +82,24 @@ def test_recorded_boots_have_twelve_maps_and_are_explained(recorded: Path, tmp_p
         assert min(s.attributed_share for s in large if s.seconds > 0.01) > 0.99
         assert boot.attributed_share > 0.999
         assert (run / f"timelines/{boot.trial}-{boot.guest}.pftrace").exists()
+
+
+@of_every_cell
+def test_recorded_cells_have_the_maps_of_their_factors(recorded: Path, tmp_path: Path) -> None:
+    run, scenario, comparison, report = judged(recorded, tmp_path)
+    assert report == (recorded / "report.txt").read_text()
+    assert not [r.message for r in comparison.results if r.kind != "measured"]
+    guest = scenario.guest
+    assert guest is not None
+    release = RunDir.open(run).plan()["guest_kernel"]["release"]
+    wanted = MAPS[release, guest.firmware] * scenario.device.count
+    for [boot] in boots_of(comparison).values():
+        maps = [s for s in boot.steps if s.size == scenario.device.bar and s.kind == "map"]
+        assert len(maps) == wanted
+        assert not [s for s in maps if s.cause == UNKNOWN]
+        assert min(s.attributed_share for s in boot.steps if s.seconds > 0.001) > 0.95
+        assert boot.attributed_share > 0.98
+        assert boot.mark_bound == 0
 
 
 @of_every_run
