@@ -239,7 +239,7 @@ class Guest(_Model):
     """How QEMU gives it the device: by VFIO's container and group, or by iommufd and the device's
     cdev, which maps a BAR only as a dma-buf (QEMU 11.1, Linux v6.19)."""
     phys_bits: Annotated[int, Field(ge=32, le=52)] | None = None
-    """Physical address bits of the guest's CPU; default: the host's."""
+    """Physical address bits of the guest's CPU, at most the host's; default: the host's."""
 
 
 def _parse_map_size(text: object) -> object:

@@ -173,7 +173,11 @@ def guest_xml(spec: GuestDomain) -> str:
     mode = "host-passthrough" if spec.kvm else "maximum"
     cpu = _sub(domain, "cpu", mode=mode, check="none")
     if spec.phys_bits is not None:
-        _sub(cpu, "maxphysaddr", mode="emulate", bits=str(spec.phys_bits))
+        bits = str(spec.phys_bits)
+        # of a CPU passed through QEMU heeds a limit alone
+        how = {"mode": "passthrough", "limit": bits} if spec.kvm else {
+            "mode": "emulate", "bits": bits}  # fmt: skip
+        _sub(cpu, "maxphysaddr", **how)
     devices = _sub(domain, "devices")
     _root_ports(devices, len(spec.devices) + len(spec.disks))
     _disks(devices, spec.disks, BAR_BUS + len(spec.devices), boot=True)

@@ -325,7 +325,8 @@ def test_guest_has_no_iommu_else() -> None:
 @pytest.mark.parametrize("kvm", [True, False])
 def test_address_width_of_the_guest_can_be_set(kvm: bool) -> None:
     cpu = found(parsed(guest_xml(replace(GUEST, kvm=kvm, phys_bits=39))), "cpu/maxphysaddr")
-    assert cpu.attrib == {"mode": "emulate", "bits": "39"}
+    passed_through = {"mode": "passthrough", "limit": "39"}
+    assert cpu.attrib == (passed_through if kvm else {"mode": "emulate", "bits": "39"})
     assert parsed(guest_xml(replace(GUEST, kvm=kvm))).find("cpu/maxphysaddr") is None
 
 
