@@ -238,7 +238,7 @@ class Guest(_Model):
     backend: Literal["type1", "iommufd"] = "type1"
     """How QEMU gives it the device: by VFIO's container and group, or by iommufd and the device's
     cdev, which maps a BAR only as a dma-buf (QEMU 11.1, Linux v6.19)."""
-    phys_bits: Annotated[int, Field(ge=32, le=52)] | None = None
+    phys_bits: Annotated[int, Field(ge=36, le=52)] | None = None
     """Physical address bits of the guest's CPU, at most the host's; default: the host's."""
 
 

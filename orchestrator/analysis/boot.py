@@ -249,22 +249,30 @@ def _parts(placed: _Placed) -> dict[str, float]:
     has fragments, which are not recorded one by one; neither are the parts of a BAR of another
     size than the large ones."""
     operation = placed.operation
-    parts: dict[str, float | None] = {"bookkeeping": operation.around_seconds}
+    parts: dict[str, float | None] = {}
     if operation.kind == "map":
-        if operation.pin_seconds is None:
-            parts["pin and IOMMU map"] = operation.seconds
-        elif operation.fault_seconds is not None:
+        # a run of RAM can have as many pages as a BAR, and is then recorded by chance
+        if placed.bar == RAM or operation.pin_seconds is None:
+            return {"pin and IOMMU map": operation.seconds}
+        parts["bookkeeping"] = operation.around_seconds
+        if operation.fault_seconds is not None:
             parts["lookups"] = operation.pin_seconds - operation.fault_seconds
             parts["faults"] = operation.fault_seconds
         else:
             parts["lookups and faults" if placed.cold else "lookups"] = operation.pin_seconds
         parts["IOMMU map"] = operation.iommu_seconds
-    elif operation.unpin_seconds is None:
+        return _known(parts)
+    parts["bookkeeping"] = operation.around_seconds
+    if placed.bar == RAM or operation.unpin_seconds is None:
         parts["walk, IOMMU unmap and unpin"] = operation.inside_seconds
     else:
         parts["iova-to-phys walk"] = operation.walk_seconds
         parts["IOMMU unmap"] = operation.iommu_seconds
         parts["unpin"] = operation.unpin_seconds
+    return _known(parts)
+
+
+def _known(parts: dict[str, float | None]) -> dict[str, float]:
     return {name: round(seconds, 9) for name, seconds in parts.items() if seconds is not None}
 
 

@@ -335,6 +335,14 @@ def test_parts_are_within_their_operation() -> None:
         assert all(seconds >= 0 for seconds in step.parts.values())
 
 
+def test_run_of_memory_as_long_as_a_bar_is_no_part_of_its_own() -> None:
+    boot = recorded_boot()
+    index = next(i for i, o in enumerate(boot.operations) if (o.kind, o.iova) == ("map", 0))
+    boot.operations[index] = replace(boot.operations[index], pin_seconds=1e-5, around_seconds=1.0)
+    found = timeline_of(TrialDir.open(RUN / "trials" / MEASURED), 1, boot).steps[index]
+    assert found.parts == {"pin and IOMMU map": found.seconds}
+
+
 def test_memory_is_a_whole() -> None:
     kinds = {(s.kind, *s.parts) for s in recorded_timeline().steps if s.bar == RAM}
     assert kinds == {
