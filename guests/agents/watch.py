@@ -11,6 +11,7 @@ CLOCK_MONOTONIC nanoseconds of this host:
     E <ns> started {"pid": N, "start_ns": S} QEMU's process, and when it began (10 ms steps)
     E <ns> mark                             the console line that has MARK in it
     E <ns> tables <bytes>                   QEMU's page tables (VmPTE) then
+    E <ns> threads [N, ...]                 QEMU's threads then
     E <ns> ssh                              the guest's SSH server sent its banner
     P <ns> <cpu ns> <console bytes>         every two seconds: is it getting anywhere?
     E <ns> exit                             QEMU has ended
@@ -84,6 +85,13 @@ def page_table_bytes(pid: int) -> int | None:
     return int(found[0]) * 1024 if found else None
 
 
+def threads(pid: int) -> list[int]:
+    try:
+        return sorted(int(thread) for thread in os.listdir(f"/proc/{pid}/task"))
+    except OSError:
+        return []
+
+
 def wait_for_pid(pidfile: Path) -> int:
     while True:
         try:
@@ -120,6 +128,7 @@ class Watch:
                     say("E", "mark", now)
                     if (tables := page_table_bytes(self.pid)) is not None:
                         say("E", f"tables {tables}")
+                    say("E", f"threads {json.dumps(threads(self.pid))}")
                     threading.Thread(target=self.ssh, daemon=True).start()
         if rest:
             say("C", json.dumps(rest.decode(errors="replace")))

@@ -64,13 +64,13 @@ def timeline_of(
 ) -> Timeline:
     """The timeline of one boot. Raises EvidenceError when it has no beginning or no boot mark."""
     zero = boot.execs.get(boot.pid)
-    if zero is None or "mark" not in boot.marks or "mark line" not in boot.marks:
+    mark_line = boot.mark_line
+    if zero is None or mark_line is None:
         raise EvidenceError(
             f"the trace of guest-{index} has no exec of QEMU or no boot mark", reason="no-mark"
         )
     check_clock(boot)
-    console, bound, source = _console(boot)
-    mark_line = int(boot.marks["mark line"])
+    console, bound, source = _console(boot, mark_line)
     mark = console[mark_line][0]
     writes = [w for e in boot.qemu if (w := config_write(e)) is not None]
     acts = [(o.start, o.end, o.pid) for o in boot.operations]
@@ -124,7 +124,7 @@ def _since(time: float | None, zero: float) -> float | None:
     return None if time is None else round(time - zero, 9)
 
 
-def _console(boot: BootTrace) -> tuple[list[tuple[float, str]], float | None, str]:
+def _console(boot: BootTrace, mark_line: int) -> tuple[list[tuple[float, str]], float | None, str]:
     """The console's lines with the best times there are, how late they can be, and how that is
     known.
 
@@ -134,14 +134,14 @@ def _console(boot: BootTrace) -> tuple[list[tuple[float, str]], float | None, st
     which the watch agent had received them, through QEMU and a socket of the host; how late that
     is depends on what else the host does, and nothing here bounds it.
     """
-    vcpus = {event.thread for event in boot.qemu}
-    feeds = [at for at, thread in boot.feeds if thread in vcpus]
+    ours = boot.threads or {event.thread for event in boot.qemu}
+    feeds = [at for at, thread in boot.feeds if thread in ours]
     # a last line may have no line feed; no line is received before it is sent
     pairs = list(zip(feeds, boot.console, strict=False))
     if (
         len(boot.console) - 1 <= len(feeds) <= len(boot.console)
         and all(feed <= at for feed, (at, _) in pairs)
-        and len(pairs) > int(boot.marks["mark line"])
+        and len(pairs) > mark_line
     ):
         late = max(at - feed for feed, (at, _) in pairs)
         lines = [(feed, text) for feed, (_, text) in pairs] + boot.console[len(pairs) :]

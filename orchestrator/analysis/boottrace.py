@@ -46,6 +46,10 @@ class BootTrace:
     """(IOVA, bytes) of the kernel's own tracepoint iommu:map."""
     pid: int = 0
     """QEMU's process."""
+    threads: set[int] = field(default_factory=set)
+    """Of that process, at the boot mark."""
+    mark_line: int | None = None
+    """Which line of the console is the boot mark."""
     events: int = 0
 
     @property
@@ -116,10 +120,12 @@ def _take_agent(boot: BootTrace, time: float, kind: str, rest: str) -> None:
     elif kind == "E":
         what, _, detail = rest.partition(" ")
         if what == "mark" and "mark" not in boot.marks and boot.console:
-            boot.marks["mark line"] = len(boot.console) - 1
+            boot.mark_line = len(boot.console) - 1
         boot.marks.setdefault(what, time)
         if what == "started":
             boot.pid = int(json.loads(detail)["pid"])
+        elif what == "threads":
+            boot.threads = {int(thread) for thread in json.loads(detail)}
     elif kind == "P":
         boot.cpu_use.append((time, int(rest.split(maxsplit=1)[0]) / 1e9))
 

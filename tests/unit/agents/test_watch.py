@@ -290,7 +290,7 @@ def test_lines_in_the_trace_are_what_the_analysis_reads(
     boot = read_boot(trace)
     assert boot.pid == qemu.pid
     assert [line for _, line in boot.console] == ["[    0.000000] Linux", "barometer: boot mark"]
-    assert boot.marks["mark line"] == 1
+    assert boot.mark_line == 1
     assert {"ports", "console", "started", "mark", "exit"} <= set(boot.marks)
     assert boot.cpu_use
 

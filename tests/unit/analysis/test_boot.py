@@ -55,11 +55,11 @@ def test_trace_is_read_once_for_everything() -> None:
     boot = recorded_boot()
     assert (boot.events, boot.pid) == (1815, 307)
     assert list(boot.execs) == [307]
-    assert set(boot.marks) == {"ports", "started", "console", "mark", "mark line", "tables",
+    assert set(boot.marks) == {"ports", "started", "console", "mark", "tables",
                                "ssh", "exit"}  # fmt: skip
     assert len(boot.console) == len(boot.feeds)
     assert boot.console[0][1].startswith("[    0.000000] Linux version 6.12.107+deb13")
-    assert boot.console[int(boot.marks["mark line"])][1] == MARK
+    assert boot.console[boot.mark_line or 0][1] == MARK
     assert [register for _, _, register, _ in boot.msrs].count(0xC0000080) == 2
     assert [size for _, size in boot.iommu_maps] == [BAR] * 12
     assert len(boot.zaps) == 7
@@ -116,6 +116,16 @@ def test_lines_have_the_agents_times_where_line_feeds_are_missing() -> None:
     zero = boot.execs[boot.pid]
     assert [at for at, _ in found.console] == [round(at - zero, 9) for at, _ in boot.console]
     assert 0 < found.boot_seconds - recorded_timeline().boot_seconds < 0.1
+
+
+def test_line_feeds_of_every_cpu_of_the_guest_count() -> None:
+    boot = recorded_boot()
+    (at, first), *others = boot.feeds
+    boot.feeds = [(at, 99999), *others]
+    trial = TrialDir.open(RUN / "trials" / MEASURED)
+    assert timeline_of(trial, 1, boot).mark_bound is None
+    boot.threads = {first, 99999}
+    assert timeline_of(trial, 1, boot).mark_bound == 0
 
 
 def test_guest_without_kvm_has_the_agents_times() -> None:
