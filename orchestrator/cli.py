@@ -27,7 +27,7 @@ from orchestrator.analysis.comparison import exit_code
 from orchestrator.analysis.timeline import to_json
 from orchestrator.bench.state import clean as clean_state
 from orchestrator.cache import Cache
-from orchestrator.errors import BarometerError, ScenarioError
+from orchestrator.errors import BarometerError, EvidenceError, ScenarioError
 from orchestrator.evidence import RunDir
 from orchestrator.factors import Cell, ScenarioFile, file_schema, load_scenarios, toml_text
 from orchestrator.judge import judge, traced_boots
@@ -178,10 +178,12 @@ def timeline(
     if as_json:
         documents = [to_json(boot) for boot in boots]
         print(json.dumps(documents if len(boots) > 1 else documents[0], indent=2))
-        return
-    print("\n".join(map(text_timeline, boots)), end="")
-    if perfetto is not None:
-        print(f"perfetto: {perfetto}")
+    else:
+        print("\n".join(map(text_timeline, boots)), end="")
+        if perfetto is not None:
+            print(f"perfetto: {perfetto}")
+    if any(boot.invalid for boot in boots):
+        raise typer.Exit(EvidenceError.exit_code)
 
 
 @app.command()

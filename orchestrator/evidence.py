@@ -38,6 +38,9 @@ SCHEMA = 1
 """Of manifest.json and plan.json; a reader refuses what it does not know."""
 
 
+_ENDED = ("failed", "invalid")
+
+
 def write_json(path: Path, value: Any) -> None:
     """Written beside and renamed: a reader sees the old file or the new one."""
     beside = path.with_name(f".{path.name}.new")
@@ -77,6 +80,16 @@ class TrialDir:
         trial = cls(path)
         trial.manifest = read_json(path / MANIFEST)
         need_keys(path / MANIFEST, trial.manifest, ("trial", "arm", "outcome"))
+        outcome = trial.manifest["outcome"]
+        ended = ("reason", "stage", "message", "evidence")
+        wanted = (
+            ended if isinstance(outcome, dict) and outcome.get("kind") in _ENDED else ("kind",)
+        )
+        if not isinstance(outcome, dict) or not outcome.keys() >= {*wanted}:
+            raise EvidenceError(
+                f"{path / MANIFEST}: its outcome is not what barometer writes: {outcome!r}",
+                reason="bad-evidence",
+            )
         return trial
 
     def verify(self) -> str | None:

@@ -4,6 +4,7 @@ Connects to nothing."""
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -77,8 +78,14 @@ def traced_boots(folder: Path) -> list[Timeline]:
     if (changed := trial.verify()) is not None:
         raise EvidenceError(f"{folder}: {changed}", reason="evidence-changed")
     outcome = trial.manifest["outcome"]
+    ended = f"{outcome['reason']}: {outcome['message']}" if "reason" in outcome else ""
     try:
-        return boot.timelines_of(trial)
+        found = boot.timelines_of(trial)
+        return [replace(one, invalid=one.invalid or ended) for one in found]
+    except (KeyError, TypeError, ValueError, AttributeError) as exc:
+        # evidence is data from outside: what does not have its form is bad evidence, not a bug
+        message = f"{folder}: the evidence does not have its form: {type(exc).__name__}: {exc}"
+        raise EvidenceError(message, reason="bad-evidence") from exc
     except EvidenceError as exc:
         if "stage" not in outcome:
             raise
@@ -89,7 +96,8 @@ def traced_boots(folder: Path) -> list[Timeline]:
 def _trial(folder: Path) -> TrialDir:
     if (folder / MANIFEST).exists():
         return TrialDir.open(folder)
-    if trials := sorted(path.parent for path in folder.glob(f"trials/[0-9]*/{MANIFEST}")):
+    patterns = (f"trials/[0-9]*/{MANIFEST}", f"cells/*/trials/[0-9]*/{MANIFEST}")
+    if trials := sorted(path.parent for glob in patterns for path in folder.glob(glob)):
         raise ScenarioError(
             f"{folder} is a run, and one of its trials is wanted",
             hint="its trials are " + ", ".join(map(str, trials)),

@@ -457,6 +457,12 @@ class Scenario(_Model):
         device, bits = self.device, self.host.phys_bits
         # firmware puts 64-bit BARs into a window that is a part of the address space
         window = 2**bits // 4
+        guest_bits = self.guest.phys_bits if self.guest is not None else None
+        if guest_bits is not None and guest_bits > bits:
+            raise ValueError(
+                f"guest.phys_bits is {guest_bits}, more than host.phys_bits, {bits}: the guest has"
+                " the host's CPU"
+            )
         if device.count * device.bar > window:
             raise ValueError(
                 f"device.count x device.bar is {format_size(device.count * device.bar)};"
@@ -558,7 +564,7 @@ def parse_toml(text: str, source: str) -> tomlkit.TOMLDocument:
     """The document with its comments. Raises ScenarioError that names `source`."""
     try:
         return tomlkit.parse(text)
-    except tomlkit.exceptions.ParseError as exc:
+    except tomlkit.exceptions.TOMLKitError as exc:
         raise ScenarioError(f"{source}: not valid TOML: {exc}", reason="scenario") from exc
 
 

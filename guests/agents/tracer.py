@@ -169,8 +169,12 @@ def main() -> None:
         elif verb == "symbols":
             print(json.dumps(sorted({*rest} - {*missing(rest)})))
         elif verb == "finish":
-            print(json.dumps({"files": collect(*rest)}))
-            clear(*rest)
+            said: dict[str, Any] = {"files": collect(*rest)}
+            try:
+                clear(*rest)
+            except (RefusedError, OSError) as exc:
+                said["clear_error"] = str(exc)
+            print(json.dumps(said))
         else:
             clear(*rest)
     except RefusedError as exc:

@@ -44,7 +44,7 @@ def account_of(
     # QEMU also unmaps where nothing is mapped, as when a guest's own IOMMU takes over
     unmaps = [o for o in of_bars if o.kind != "map" and o.unmapped in (None, bar)]
     notes = _taken_over(boot) if viommu else ()
-    _regions_agree(boot)
+    _regions_agree(boot, viommu=viommu)
     if not maps:
         return Account((), (), (_why_not_mapped(boot, mmap=mmap, viommu=viommu, said=qemu_log),))
     if not mmap:
@@ -88,15 +88,16 @@ def _taken_over(boot: BootTrace) -> tuple[Note, ...]:
         return ()
     return (
         Note("guest-viommu", "the guest's own IOMMU took over while it booted: from then on the"
-             " devices see only what the guest maps for them, and the BARs are mapped no more"),
+             " devices see only what the guest maps for them, until it gives its IOMMU up"),
     )  # fmt: skip
 
 
-def _regions_agree(boot: BootTrace) -> None:
-    """What QEMU says that it has mapped, RAM included, is what was asked of the kernel."""
+def _regions_agree(boot: BootTrace, *, viommu: bool) -> None:
+    """What QEMU says that it has mapped, RAM included, is what was asked of the kernel; but for
+    what it maps on behalf of the guest's own IOMMU."""
     asked = Counter((o.iova, o.size) for o in boot.operations if o.kind == "map")
     said = Counter((region.start, region.size) for region in boot.regions)
-    if asked == said:
+    if asked == said or (viommu and said <= asked):
         return
     (start, size), _ = next(iter(((asked - said) or (said - asked)).items()))
     raise EvidenceError(

@@ -12,10 +12,11 @@ import math
 import re
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 
 from orchestrator.abi import PAGE
+from orchestrator.analysis.account import Account, account_of
 from orchestrator.analysis.boottrace import BootTrace, read_boot
 from orchestrator.analysis.causes import Causes
 from orchestrator.analysis.phases import BootEvents, phases_of
@@ -23,8 +24,9 @@ from orchestrator.analysis.qemu import (
     BarPlace,
     config_write,
 )
-from orchestrator.analysis.timeline import RAM, Note, Phase, Step, Timeline, Zap
+from orchestrator.analysis.timeline import IOVA, RAM, Note, Phase, Step, Timeline, Zap
 from orchestrator.analysis.trace import Operation
+from orchestrator.analysis.tracer import need, trace_clock, tracer_complete
 from orchestrator.errors import EvidenceError
 from orchestrator.evidence import TrialDir
 
@@ -37,10 +39,35 @@ _STEP_SECONDS = 1.0
 """A step of the wall clock; less may be a QEMU that waited between reading it and writing."""
 
 
+@dataclass(frozen=True)
+class Traced:
+    """A traced guest boot, proven whole."""
+
+    timeline: Timeline
+    boot: BootTrace
+    account: Account
+
+
+def traced_boot(trial: TrialDir, index: int) -> Traced:
+    """Raises EvidenceError when the tracer lost or missed something, and when the accounts of the
+    maps do not agree."""
+    manifest, label = trial.manifest, f"guest-{index}"
+    tracer_complete(trial, label, clock=trace_clock(trial))
+    boot = boot_of(trial, index)
+    account = account_of(
+        boot, manifest["bar"], mmap=manifest.get("device_mmap", True),
+        viommu=manifest.get("guest_viommu", "none") != "none",
+        iommufd=manifest.get("guest_backend", "type1") == "iommufd",
+        qemu_log=need(trial, f"{label}/qemu.log"),
+    )  # fmt: skip
+    return Traced(timeline_of(trial, index, boot, account.notes), boot, account)
+
+
 def timelines_of(trial: TrialDir) -> list[Timeline]:
-    """The timelines of a trial's traced guest boots. Raises EvidenceError where there is none, and
-    for a trace that is not whole or has no boot mark."""
-    traced = [g for g in trial.manifest["guests"] if g["pass"] == "timing"]
+    """The timelines of a trial's traced guest boots; of one that makes the trial invalid, with the
+    reason. Raises EvidenceError where there is none, and for a trace that cannot be read or has no
+    boot mark."""
+    traced = [g["index"] for g in trial.manifest["guests"] if g["pass"] == "timing"]
     if not traced:
         raise EvidenceError(
             f"{trial.path} has no traced guest boot; its passes:"
@@ -48,15 +75,21 @@ def timelines_of(trial: TrialDir) -> list[Timeline]:
             hint='a timeline is made of the pass "timing" of the workload guest-boot',
             reason="no-timeline",
         )
-    return [timeline_of(trial, guest["index"], boot_of(trial, guest["index"])) for guest in traced]
+    return [_shown(trial, index) for index in traced]
+
+
+def _shown(trial: TrialDir, index: int) -> Timeline:
+    try:
+        return traced_boot(trial, index).timeline
+    except EvidenceError as exc:
+        if exc.reason in ("no-mark", "clock-jump", "bad-trace", "unpaired-trace"):
+            raise
+        timeline = timeline_of(trial, index, boot_of(trial, index))
+        return replace(timeline, invalid=f"{exc.reason}: {exc.message}")
 
 
 def boot_of(trial: TrialDir, index: int) -> BootTrace:
-    name = f"host/trace-guest-{index}.txt"
-    text = trial.text(name)
-    if text is None:
-        raise EvidenceError(f"{name} is missing", reason="missing-evidence")
-    return read_boot(text)
+    return read_boot(need(trial, f"host/trace-guest-{index}.txt"))
 
 
 def timeline_of(
@@ -93,7 +126,7 @@ def timeline_of(
     )  # fmt: skip
     phases = phases_of(times)
     where = _Phases(phases)
-    accel = trial.manifest["accel"]
+    accel, bar = trial.manifest["accel"], trial.manifest["bar"]
     return Timeline(
         trial=trial.manifest["trial"], guest=f"guest-{index}",
         release=trial.manifest["kernel"]["release"],
@@ -102,7 +135,7 @@ def timeline_of(
         ssh_seconds=_since(boot.marks.get("ssh"), zero),
         end_seconds=round(times.exit - zero, 9),
         phases=tuple(Phase(p.name, round(p.start - zero, 9), p.seconds) for p in phases),
-        steps=tuple(_step(placed, causes, where, zero) for placed in _placed(boot, causes)),
+        steps=tuple(_step(placed, causes, where, zero) for placed in _placed(boot, causes, bar)),
         zaps=tuple(
             Zap(round(at - zero, 9), seconds, where.at(at), causes.at(thread, at, ""))
             for at, seconds, thread in boot.zaps
@@ -183,13 +216,16 @@ class _Placed:
 
     operation: Operation
     bar: str
+    large: bool
+    """One of the BARs whose pins and walks are probed."""
     cold: bool
     """A map after the page tables were torn down: it faults them in again."""
 
 
-def _placed(boot: BootTrace, causes: Causes) -> list[_Placed]:
+def _placed(boot: BootTrace, causes: Causes, large: int) -> list[_Placed]:
     """Each operation with the BAR that it maps, by where QEMU has put that BAR then, or RAM."""
     places = boot.bar_places
+    regions = {(region.start, region.size) for region in boot.regions}
     current: dict[str, BarPlace] = {}
     mapped: dict[int, float] = {}
     zapped: dict[str, float] = {}
@@ -208,17 +244,20 @@ def _placed(boot: BootTrace, causes: Causes) -> list[_Placed]:
             next_zap += 1
         # the last that was put there: a BAR that moved away leaves its old place in the list
         bar = next((p.name for p in reversed(current.values()) if _within(operation, p)), RAM)
+        if (operation.iova, operation.size) not in regions:
+            bar = IOVA
         last_zap = max(zapped.get("", -math.inf), zapped.get(bar.split(" ")[0], -math.inf))
         cold = operation.iova not in mapped or mapped[operation.iova] <= last_zap
         if operation.kind == "map":
             mapped[operation.iova] = operation.start
-        found.append(_Placed(operation, bar, cold))
+        found.append(_Placed(operation, bar, operation.size == large, cold))
     return found
 
 
 def _within(operation: Operation, place: BarPlace) -> bool:
     # a page is the least that is mapped, for a BAR smaller than that
-    return place.start <= operation.iova < place.start + max(place.size, PAGE)
+    end = place.start + max(place.size, PAGE)
+    return place.start <= operation.iova and operation.iova + operation.size <= end
 
 
 class _Phases:
@@ -237,7 +276,8 @@ def _step(placed: _Placed, causes: Causes, phases: _Phases, zero: float) -> Step
     operation = placed.operation
     return Step(
         kind="map" if operation.kind == "map" else "unmap", bar=placed.bar, size=operation.size,
-        phase=phases.at(operation.start), cause=causes.of(operation, placed.bar),
+        phase=phases.at(operation.start),
+        cause="the guest's IOMMU" if placed.bar == IOVA else causes.of(operation, placed.bar),
         start=round(operation.start - zero, 9), seconds=operation.seconds,
         parts=_parts(placed), result=operation.result, cpu=operation.cpu,
         faults=operation.faults if operation.fault_seconds is not None else None,
@@ -252,10 +292,10 @@ def _parts(placed: _Placed) -> dict[str, float]:
     parts: dict[str, float | None] = {}
     if operation.kind == "map":
         # a run of RAM can have as many pages as a BAR, and is then recorded by chance
-        if placed.bar == RAM or operation.pin_seconds is None:
+        if placed.bar in (RAM, IOVA) or not placed.large:
             return {"pin and IOMMU map": operation.seconds}
         parts["bookkeeping"] = operation.around_seconds
-        if operation.fault_seconds is not None:
+        if operation.pin_seconds is not None and operation.fault_seconds is not None:
             parts["lookups"] = operation.pin_seconds - operation.fault_seconds
             parts["faults"] = operation.fault_seconds
         else:
@@ -263,7 +303,7 @@ def _parts(placed: _Placed) -> dict[str, float]:
         parts["IOMMU map"] = operation.iommu_seconds
         return _known(parts)
     parts["bookkeeping"] = operation.around_seconds
-    if placed.bar == RAM or operation.unpin_seconds is None:
+    if placed.bar in (RAM, IOVA) or not placed.large:
         parts["walk, IOMMU unmap and unpin"] = operation.inside_seconds
     else:
         parts["iova-to-phys walk"] = operation.walk_seconds

@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from collections.abc import Set as AbstractSet
 
-from orchestrator.analysis.qemu import ConfigWrite, QemuEvent
+from orchestrator.analysis.qemu import HOST_BRIDGES, ConfigWrite, QemuEvent
 from orchestrator.analysis.trace import Operation
 
 UNKNOWN = "not known"
@@ -20,7 +20,6 @@ _COMMAND, _MEMORY, _BAR0, _ALL_ONES = 0x04, 0x2, 0x10, 0xFFFFF800
 _BARS, _ROM = {False: 6, True: 2}, {False: 0x30, True: 0x38}
 _WINDOWS, _BUSES, _CONTROL = range(0x1C, 0x34), range(0x18, 0x1B), range(0x3E, 0x40)
 # hw/pci-host/q35.c and i440fx: registers of the host bridge that change the guest's memory
-_HOST_BRIDGES = {"mch", "i440FX"}
 _HOST_REGISTERS = (
     (range(0x59, 0x60), "shadowing the firmware (PAM)"),
     (range(0x60, 0x68), "placing the PCIe configuration space"),
@@ -34,7 +33,7 @@ _OTHER_TRIGGERS = {
     "vtd_switch_address_space": "the guest's IOMMU",
     "fw_cfg_select": UNKNOWN,  # the guest ran on: what its thread does next has another reason
 }
-_STALE_SECONDS = 0.5
+_STALE_SECONDS = 0.2
 """QEMU acts on a write at once: what it does so long after it, or after what else it did on its
 behalf, has another reason."""
 
@@ -109,14 +108,14 @@ class Causes:
         """The function that was written to, where it is not the one whose BAR it is."""
         if write.bridge:
             return f" of bridge {write.address}"
-        if write.device in _HOST_BRIDGES or bar.startswith(f"{write.address} "):
+        if write.device in HOST_BRIDGES or bar.startswith(f"{write.address} "):
             return ""
         return f" of {write.address}"
 
     def _of_write(self, write: ConfigWrite, index: int) -> str:
         offset, doing = write.offset, "sizing" if self._sizes(write) else "moving"
         known = {}
-        if write.device in _HOST_BRIDGES:
+        if write.device in HOST_BRIDGES:
             known = dict(_HOST_REGISTERS)
         elif write.bridge:
             window = "sizing the window" if doing == "sizing" else "setting the window"
@@ -145,8 +144,10 @@ class Causes:
         while 0 <= index < len(writes) and writes[index].offset != _COMMAND:
             between.append(writes[index])
             index += step
-        if on and (index < 0 or writes[index].value & _MEMORY):
-            return "enabling"  # for the first time; or it was on, and other bits changed
+        if on and index < 0:
+            return "enabling"  # for the first time
+        if on and writes[index].value & _MEMORY:
+            return "command register"  # decoding was on, other bits changed
         upper = self._upper[write.address]
         if sized := _registers([w for w in between if _all_ones(w)], upper):
             return f"sizing {sized}"

@@ -7,10 +7,10 @@ import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import asdict, dataclass
-from statistics import median
+from statistics import median, median_low
 from typing import Any, Literal, NamedTuple
 
-from orchestrator.analysis.timeline import RAM, Phase, Step, Timeline
+from orchestrator.analysis.timeline import IOVA, RAM, Phase, Step, Timeline
 from orchestrator.scenario import ARMS, ArmName, format_size
 
 Boots = Mapping[ArmName, Sequence[Timeline]]
@@ -40,7 +40,7 @@ class Operation(NamedTuple):
 
     @classmethod
     def of(cls, step: Step) -> Operation:
-        bar = RAM if step.bar == RAM else f"{format_size(step.size)} BAR"
+        bar = step.bar if step.bar in (RAM, IOVA) else f"{format_size(step.size)} BAR"
         cause = _BRIDGE.sub(" of a bridge", _REGISTERS.sub("BARs", step.cause))
         return cls(
             step.kind, bar, _WHERE.sub("", step.phase), _DEVICE.sub(" of another device", cause)
@@ -53,7 +53,7 @@ class Cost:
 
     calls: float
     one: float | None
-    """Seconds of one call: the median of a boot's. None where there was none."""
+    """Seconds of one call: the median of a boot's, of two the lower. None where there was none."""
     total: float
     """Seconds."""
     share: float | None
@@ -104,7 +104,7 @@ class CostTable:
     others: Costs
     """Those together."""
     totals: dict[str, Costs]
-    """Before the mark: maps and unmaps of BARs by size (`maps of 32GiB BARs`), and RAM (both)."""
+    """Before the mark: maps and unmaps, of BARs by size (`maps of 32GiB BARs`) and of RAM."""
     after: tuple[Row, ...]
     """Of steps after the mark, that are no part of the boot."""
     difference: Difference | None
@@ -155,16 +155,17 @@ def before_mark(phase: Phase, timeline: Timeline) -> float:
 
 
 def own_times(timeline: Timeline) -> dict[str, float]:
-    """Seconds of each phase before the mark, less the maps and unmaps that began in it. What is
-    in no phase is under NO_PHASE, so that the sum is the boot without its maps and unmaps."""
+    """Seconds of each phase before the mark, of all devices together, less the maps and unmaps
+    that began in it. What is in no phase is under NO_PHASE: the sum is the boot without its maps
+    and unmaps."""
     own: defaultdict[str, float] = defaultdict(float)
     for phase in timeline.phases:
         if seconds := before_mark(phase, timeline):
-            own[phase.name] += seconds
+            own[_WHERE.sub("", phase.name)] += seconds
     unplaced = timeline.boot_seconds - sum(own.values())
     for step in timeline.steps_before_mark():
-        if step.phase in own:
-            own[step.phase] -= step.seconds
+        if (phase_name := _WHERE.sub("", step.phase)) in own:
+            own[phase_name] -= step.seconds
         else:
             unplaced -= step.seconds
     return {**own, NO_PHASE: unplaced}
@@ -201,7 +202,7 @@ def _costs(boots: Boots, operations: Set[Operation], *, before: bool) -> Costs:
             for boot in of_arm
         ]
         totals = [sum(of_boot) for of_boot in calls]
-        ones = [median(of_boot) for of_boot in calls if of_boot]
+        ones = [median_low(of_boot) for of_boot in calls if of_boot]
         shares = [
             t / b.boot_seconds for t, b in zip(totals, of_arm, strict=True) if b.boot_seconds
         ]
@@ -218,7 +219,7 @@ def _totals(boots: Boots, rows: Sequence[Row]) -> dict[str, Costs]:
     groups: defaultdict[str, set[Operation]] = defaultdict(set)
     for row in rows:
         operation = row.operation
-        name = RAM if operation.bar == RAM else f"{operation.kind}s of {operation.bar}s"
+        name = f"{operation.kind}s of {operation.bar}" + "s" * operation.bar.endswith("BAR")
         groups[name].add(operation)
     return {name: _costs(boots, group, before=True) for name, group in groups.items()}
 

@@ -7,7 +7,7 @@
 | QEMU waits to be started | its last word before that: libvirt starts it with its CPUs stopped |
 | firmware: entry | the first instruction of the guest (vm_state_notify: running) |
 | firmware: PCI enumeration | its first write to a bus number or a BAR |
-| firmware: hand-over | the end of its last such write: option ROMs, the boot device, the kernel's loading |
+| firmware: hand-over | the end of its last such write, or of the last that mapped or unmapped a BAR: option ROMs, the boot device, the kernel's loading |
 | boot loader | its first line on the console (a guest that boots from a disk) |
 | kernel: entry | the boot CPU's first write to EFER since: a 32-bit entry (SeaBIOS) enables long mode before it unpacks itself; a UEFI kernel is in long mode, and its EFI stub and unpacking count as hand-over |
 | kernel: init | its first line on the console |
@@ -30,7 +30,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from orchestrator.analysis.qemu import ConfigWrite, QemuEvent
+from orchestrator.analysis.qemu import HOST_BRIDGES, ConfigWrite, QemuEvent
 from orchestrator.analysis.timeline import Phase
 
 _EFER = 0xC0000080
@@ -108,9 +108,11 @@ def _firmware(boot: BootEvents, run: float, until: float) -> list[tuple[float, s
     starts = [(run, "firmware: entry")]
     entry = _entry(boot, run, until)
     end = until if entry is None else entry
-    placing = [w for w in boot.writes if run <= w.time < end and _places(w)]
+    in_firmware = [w for w in boot.writes if run <= w.time < end and w.device not in HOST_BRIDGES]
+    placing = [w for w in in_firmware if _places(w)]
     if placing:
-        last = placing[-1].time
+        # what it enables after that is a part of it, where that maps or unmaps a BAR
+        last = max(w.time for w in in_firmware if _places(w) or w.time in boot.ends)
         starts.append((placing[0].time, "firmware: PCI enumeration"))
         starts.append((max(last, boot.ends.get(last, last)), "firmware: hand-over"))
     loader = next((t for t, line in boot.console if t < end and _LOADER.search(line)), None)
@@ -136,7 +138,7 @@ def _entry(boot: BootEvents, run: float, until: float) -> float | None:
 
 def _places(write: ConfigWrite) -> bool:
     """A bus number, a BAR, a ROM or a bridge's window is written."""
-    return 0x10 <= write.offset < 0x3C and write.device not in ("mch", "i440FX")
+    return 0x10 <= write.offset < 0x3C and write.device not in HOST_BRIDGES
 
 
 def _kernel(boot: BootEvents, first: float) -> list[tuple[float, str]]:

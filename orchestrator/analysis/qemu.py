@@ -11,6 +11,8 @@ _WRITE = re.compile(r"(\S+) ([0-9a-f:.]+) @0x([0-9a-f]+) <- 0x([0-9a-f]+)")
 _MAPPING = re.compile(r"(\S+) ([0-9a-f:.]+) (\d+),0x([0-9a-f]+)\+0x([0-9a-f]+)")
 _REGION = re.compile(r"region_(?:add|del)(?: \[ram\])? 0x([0-9a-f]+) - 0x([0-9a-f]+)"
                      r"(?: \[(0x[0-9a-f]+)\])?")  # fmt: skip
+HOST_BRIDGES = frozenset({"mch", "i440FX"})
+"""QEMU's names of the host bridges of q35 and pc; their registers change the guest's memory."""
 _BRIDGE = re.compile(r"port|bridge|ioh3420|upstream|downstream")
 
 

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-RAM = "RAM"
-"""What stands in the place of a BAR where the guest's memory is mapped."""
+RAM, IOVA = "RAM", "guest IOVA"
+"""What stands in the place of a BAR: the guest's memory; or what QEMU maps or unmaps on behalf of
+the guest's own IOMMU."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,8 @@ class Timeline:
     systemd: dict[str, float] = field(default_factory=dict)
     """What the guest's own systemd-analyze says, seconds of the guest's clock."""
     notes: tuple[Note, ...] = ()
+    invalid: str = ""
+    """Why its trial does not count, if it does not: reason: message."""
 
     @property
     def attributed_share(self) -> float:
@@ -129,7 +132,7 @@ def to_json(timeline: Timeline) -> dict[str, Any]:
     """What `barometer timeline --json` prints."""
     return {
         "schema": 1, "trial": timeline.trial, "guest": timeline.guest,
-        "release": timeline.release, "unit": timeline.unit,
+        "release": timeline.release, "unit": timeline.unit, "invalid": timeline.invalid or None,
         "boot_seconds": timeline.boot_seconds, "ssh_seconds": timeline.ssh_seconds,
         "end_seconds": timeline.end_seconds,
         "attributed_share": timeline.attributed_share,

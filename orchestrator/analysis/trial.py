@@ -8,8 +8,7 @@ from statistics import median, median_low
 from typing import Any, Literal
 
 from orchestrator.abi import IORESOURCE_UNSET
-from orchestrator.analysis.account import account_of
-from orchestrator.analysis.boot import boot_of, timeline_of
+from orchestrator.analysis.boot import Traced, traced_boot
 from orchestrator.analysis.boottrace import BootTrace
 from orchestrator.analysis.breakdown import Breakdown, breakdowns, check_sums
 from orchestrator.analysis.hist import parse_hist
@@ -20,12 +19,11 @@ from orchestrator.analysis.theory import Mapping
 from orchestrator.analysis.timeline import Timeline
 from orchestrator.analysis.trace import (
     Operation,
-    lost_events,
-    missed_probes,
     operations,
     parse_trace,
     probe_hits,
 )
+from orchestrator.analysis.tracer import need, trace_clock, tracer_complete
 from orchestrator.errors import EvidenceError
 from orchestrator.evidence import TrialDir
 from orchestrator.scenario import ArmName, Metric, metric_at
@@ -150,15 +148,8 @@ def _add(samples: dict[Metric, list[float]], metric: Metric, *values: float) -> 
     samples.setdefault(metric, []).extend(values)
 
 
-def _need(trial: TrialDir, name: str) -> str:
-    text = trial.text(name)
-    if text is None:
-        raise EvidenceError(f"{name} is missing", reason="missing-evidence")
-    return text
-
-
 def _boot(trial: TrialDir, index: int) -> Boot:
-    boot = parse_marks(_need(trial, f"guest-{index}/marks.txt"))
+    boot = parse_marks(need(trial, f"guest-{index}/marks.txt"))
     if boot.boot_seconds is None or boot.ssh_seconds is None:
         raise EvidenceError(f"guest-{index} has no boot mark or no SSH mark", reason="no-mark")
     return boot
@@ -170,17 +161,9 @@ def _plain(trial: TrialDir, index: int, samples: dict[Metric, list[float]]) -> N
     _add(samples, "guest_ssh_seconds", boot.ssh_seconds or 0.0)
 
 
-def _timing(trial: TrialDir, index: int, samples: dict[Metric, list[float]]) -> _Traced:
-    manifest, label = trial.manifest, f"guest-{index}"
-    _tracer_complete(trial, label, clock=_trace_clock(trial))
-    boot = boot_of(trial, index)
-    account = account_of(
-        boot, manifest["bar"], mmap=manifest.get("device_mmap", True),
-        viommu=manifest.get("guest_viommu", "none") != "none",
-        iommufd=manifest.get("guest_backend", "type1") == "iommufd",
-        qemu_log=_need(trial, f"{label}/qemu.log"),
-    )  # fmt: skip
-    maps, unmaps = account.maps, account.unmaps
+def _timing(trial: TrialDir, index: int, samples: dict[Metric, list[float]]) -> Traced:
+    traced = traced_boot(trial, index)
+    maps, unmaps = traced.account.maps, traced.account.unmaps
     _add(samples, "bar_map_seconds", *(o.seconds for o in maps))
     _add(samples, "bar_unmap_seconds", *(o.seconds for o in unmaps if o.kind == "unmap"))
     iommu = [o.iommu_seconds for o in maps if o.iommu_seconds is not None]
@@ -189,44 +172,13 @@ def _timing(trial: TrialDir, index: int, samples: dict[Metric, list[float]]) -> 
     _add(samples, "bar_unmaps_per_boot", len(unmaps))
     _add(samples, "bar_map_seconds_per_boot", round(sum(o.seconds for o in maps), 9))
     _add(samples, "bar_unmap_seconds_per_boot", round(sum(o.seconds for o in unmaps), 9))
-    return _Traced(timeline_of(trial, index, boot, account.notes), boot)
-
-
-@dataclass(frozen=True)
-class _Traced:
-    timeline: Timeline
-    boot: BootTrace
-
-
-def _trace_clock(trial: TrialDir) -> str:
-    """Of the timing pass: on an exact host the TSC, which counts instructions there."""
-    return "x86-tsc" if trial.manifest["accel"] == "exact" else "mono"
-
-
-def _tracer_complete(trial: TrialDir, label: str, clock: str) -> None:
-    """Nothing lost, nothing missed, the clock that was asked for."""
-    stats = _need(trial, f"host/stats-{label}.txt")
-    profile = _need(trial, f"host/profile-{label}.txt")
-    if "overrun:" not in stats or not probe_hits(profile):
-        raise EvidenceError(f"the tracer's own account of {label} is empty",
-                            reason="missing-evidence")  # fmt: skip
-    lost = lost_events(stats)
-    if lost:
-        raise EvidenceError(f"the trace of {label} lost {lost} events", reason="lost-events")
-    missed = missed_probes(profile)
-    if missed:
-        raise EvidenceError(
-            f"probes missed hits in {label}: {', '.join(f'{n} {c}' for n, c in missed.items())}",
-            reason="missed-probes",
-        )
-    if f"[{clock}]" not in _need(trial, f"host/clock-{label}.txt"):
-        raise EvidenceError(f"the trace clock of {label} is not {clock}", reason="wrong-clock")
+    return traced
 
 
 def _bar_placed(trial: TrialDir, index: int) -> None:
     """The guest's kernel found the BAR in its place: without it a boot is fast, and broken."""
     bar, device = trial.manifest["bar"], trial.json("host/facts.json")["device"]
-    listed = _need(trial, f"guest-{index}/pci.txt")
+    listed = need(trial, f"guest-{index}/pci.txt")
     # of the device alone: a bridge before it has a window of that size, placed or not
     head = rf"(?m)^device \S+ {device['vendor']} {device['device']} *$"
     for block in re.split(head, listed)[1:]:
@@ -274,9 +226,9 @@ def _map_passes(trial: TrialDir) -> dict[str, MapPass]:
             raise EvidenceError(f"map.json has no samples of the {which} pass",
                                 reason="missing-evidence")  # fmt: skip
     if "counts" in passes:
-        _tracer_complete(trial, "counts", clock="mono")
+        tracer_complete(trial, "counts", clock="mono")
         check(passes["counts"])
-        hits = probe_hits(_need(trial, "host/profile-counts.txt"))
+        hits = probe_hits(need(trial, "host/profile-counts.txt"))
         last = [p["samples"][-1] for p in answer["passes"]["counts"]["points"] if p["samples"]][-1]
         for event in ("lookup", "pin", "fault", "iova_walk"):
             _histogram_whole(trial, event, hits, last["snapshots"][event])
@@ -324,9 +276,9 @@ def _traced_maps(trial: TrialDir, passes: dict[str, MapPass]) -> tuple[Operation
     """The maps and unmaps of the map workload's timing pass, in order, as many as its samples."""
     if "timing" not in passes:
         return ()
-    _tracer_complete(trial, "map", clock=_trace_clock(trial))
+    tracer_complete(trial, "map", clock=trace_clock(trial))
     (place,) = passes["timing"].places
-    found = operations(list(parse_trace(_need(trial, "host/trace-map.txt"))), place.mapping.size)
+    found = operations(list(parse_trace(need(trial, "host/trace-map.txt"))), place.mapping.size)
     wanted = 2 * len(place.samples)
     if len(found) < wanted or any(o.result for o in found):
         raise EvidenceError(
@@ -341,7 +293,7 @@ def _histogram_whole(trial: TrialDir, event: str, hits: dict[str, int], last: st
     """Nothing was dropped, the probe was hit as often as the histogram has it, and nothing was
     counted after the last sample."""
     hex_keys = ("ret",) * (event == "fault")
-    table = parse_hist(_need(trial, f"host/hist-{event}.txt"), hex_keys)
+    table = parse_hist(need(trial, f"host/hist-{event}.txt"), hex_keys)
     if table.dropped:
         raise EvidenceError(f"hist-{event}.txt dropped {table.dropped} hits", reason="lost-events")
     if hits.get(event) != table.hits:

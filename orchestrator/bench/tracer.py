@@ -185,8 +185,8 @@ def armed_tracer(
     try:
         yield {event.split("/")[1]: f"{folder}/{event}/hist" for event in spec["triggers"]}
     except BarometerError:
-        # what was traced until then may say why
-        with contextlib.suppress(BarometerError):
+        # what was traced until then may say why; nothing must hide what happened
+        with contextlib.suppress(BarometerError, ValueError, KeyError, OSError):
             _finish(host, instance, group, label, trial)
         _clear(host, instance, group)
         raise
@@ -201,7 +201,13 @@ def _finish(host: Host, instance: str, group: str, label: str, trial: TrialWrite
     answer = host.shell.run(
         host.agent("tracer", "finish", instance, group), doing="reading the trace", timeout=300
     ).stdout
-    for name, text in json.loads(answer)["files"].items():
+    said = json.loads(answer)
+    if "files" not in said or "clear_error" in said:
+        raise BenchError(
+            "the trace could not be read, or what was armed could not be undone",
+            evidence=said.get("why") or said.get("clear_error", ""), reason="tracer-lost",
+        )  # fmt: skip
+    for name, text in said["files"].items():
         stem = name.removesuffix(".txt")
         file = name if stem.startswith("hist-") else f"{stem}-{label}.txt"
         if stem == "trace":  # mostly the same words again and again

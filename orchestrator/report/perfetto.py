@@ -27,7 +27,7 @@ Facts = Mapping[str, int | float | str | None]
 _SEQUENCE = 1
 _SCALES = {
     "s": "seconds",
-    "emulated s": "emulated seconds, not wall time",
+    "emulated s": "seconds of an emulated host: compare them with one another only",
     "Ginsn": "1 s is 10^9 instructions, not wall time",
 }
 
@@ -193,6 +193,8 @@ class _Writer:
 def _annotations(facts: Facts) -> Iterable[DebugAnnotation]:
     for name, value in facts.items():
         match value:
+            case int() if value >= 1 << 63:  # as QEMU unmaps all that there could be
+                yield DebugAnnotation(name=name, uint_value=value)
             case int():
                 yield DebugAnnotation(name=name, int_value=value)
             case float():

@@ -85,6 +85,8 @@ def _head(timeline: Timeline) -> list[str]:
         said.append(f"SSH at {_digits(timeline.ssh_seconds)}")
     said.append(f"end at {_digits(timeline.end_seconds)}")
     lines = [f"{timeline.trial} {timeline.guest}, host {timeline.release}", "; ".join(said)]
+    if timeline.invalid:
+        lines.insert(0, f"INVALID: {timeline.invalid}")
     if timeline.unit == "Ginsn":
         lines.append("Ginsn: 10^9 instructions of the emulated host, not a time")
     return [line for text in lines for line in _wrapped(text)]
@@ -98,6 +100,13 @@ def _foot(timeline: Timeline) -> list[str]:
             bound, f"{quantity(bound or 0.0, timeline.unit)} at most"
         )
         texts.append(f"marks: a line's time is from {timeline.mark_source}; late by {late}")
+    before = [line for at, line in timeline.console if at <= timeline.boot_seconds]
+    if before:
+        characters = sum(map(len, before))
+        texts.append(
+            f"serial console: {characters} characters in {len(before)} lines up to the boot mark;"
+            " the guest waits for each"
+        )
     if timeline.systemd:
         said = ", ".join(f"{name} {quantity(s, 's')}" for name, s in timeline.systemd.items())
         texts.append(f"systemd-analyze, by the guest's own clock: {said}")
@@ -170,7 +179,7 @@ def _step(timeline: Timeline, step: Step) -> list[str]:
     if step.parts and step.seconds:
         rest = 1 - step.attributed_share
         shares = {name: seconds / step.seconds for name, seconds in step.parts.items()}
-        told = shares | ({"other": rest} if rest >= 0.0005 else {})
+        told = {n: share for n, share in {**shares, "other": rest}.items() if share >= 0.0005}
         text += ": " + ", ".join(f"{name} {_percent(share)}" for name, share in told.items())
     return _line(timeline, [step], text, start=True)
 
@@ -284,27 +293,27 @@ def _explained(difference: Difference, unit: str) -> str:
     def number(value: float) -> str:
         return f"{round(value, decimals) + 0.0:.{decimals}f}"  # never -0.0
 
-    def part(value: float) -> str:
-        return f"{number(sign * value)} {short}"
-
     boots = f"{number(difference.baseline)} -> {number(difference.candidate)}"
     if not round(difference.whole, decimals):
         return f"The boots of both arms are equally long ({boots} {unit})."
-    [first, *others] = sorted(difference.operations.items(), key=lambda of: -abs(of[1])) or [
-        ("maps", 0.0)
-    ]
-    others = [(name, value) for name, value in others if round(value, decimals)]
-    told = [
-        f"{first[0]} account for {part(first[1])} of it",
-        *(f"{name} for {part(value)}" for name, value in others),
-    ]
-    phases = [(n, v) for n, v in difference.phases.items() if round(v, decimals)]
-    where = [f"{part(value)} in {name}" for name, value in phases[:_MOST_PHASES]]
-    if left := phases[_MOST_PHASES:]:
-        where.append(f"{part(sum(v for _, v in left))} in {plural(len(left), 'other')}")
+    shown = {
+        name: round(sign * value, decimals)
+        for name, value in sorted(difference.operations.items(), key=lambda of: -abs(of[1]))
+        if round(value, decimals)
+    }
+    told = [f"{name} {number(value)} {short}" for name, value in shown.items()]
+    rest = round(sign * difference.whole, decimals) - sum(shown.values())
+    phases = {
+        name: round(sign * value, decimals)
+        for name, value in list(difference.phases.items())[:_MOST_PHASES]
+        if round(value, decimals)
+    }
+    where = [f"{number(value)} in {name}" for name, value in phases.items()]
+    if round(left := rest - sum(phases.values()), decimals):
+        where.append(f"{number(left)} in others")
     how = "shorter" if sign < 0 else "longer"
     return (
-        f"The candidate's boot is {number(abs(difference.whole))} {unit} {how} ({boots}): "
-        f"{', '.join(told)}; the rest is {part(difference.rest)}"
-        f"{', by phase: ' if where else ''}{', '.join(where)}."
+        f"The candidate's boot is {number(abs(difference.whole))} {unit} {how} ({boots}). Of that"
+        f" are {'; '.join([*told, f'all else {number(rest)} {short}'])}"
+        f"{': ' if where else ''}{', '.join(where)}."
     )

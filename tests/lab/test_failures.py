@@ -33,11 +33,6 @@ def test_another_kernel_than_planned_is_refused(one_trial: RunOne) -> None:
     assert outcome.result.by_bench
 
 
-def test_a_bar_that_the_host_cannot_place_is_named(one_trial: RunOne) -> None:
-    outcome = one_trial("host.phys_bits=36", "device.bar=64GiB")
-    assert (outcome.result.kind, outcome.result.reason) == ("failed", "device-not-placed")
-
-
 def test_a_map_that_the_iommu_refuses_makes_the_trial_invalid(one_trial: RunOne) -> None:
     # The guest places the BAR above 512 GiB, where an IOMMU of 39 bits has no addresses. QEMU
     # warns, and the guest boots, quickly.

@@ -1,0 +1,40 @@
+"""What the tracer says of itself: whether its trace and its counts are whole."""
+
+from __future__ import annotations
+
+from orchestrator.analysis.trace import lost_events, missed_probes, probe_hits
+from orchestrator.errors import EvidenceError
+from orchestrator.evidence import TrialDir
+
+
+def need(trial: TrialDir, name: str) -> str:
+    """A file of the evidence. Raises EvidenceError where there is none."""
+    text = trial.text(name)
+    if text is None:
+        raise EvidenceError(f"{name} is missing", reason="missing-evidence")
+    return text
+
+
+def trace_clock(trial: TrialDir) -> str:
+    """Of the timing pass: on an exact host the TSC, which counts instructions there."""
+    return "x86-tsc" if trial.manifest["accel"] == "exact" else "mono"
+
+
+def tracer_complete(trial: TrialDir, label: str, clock: str) -> None:
+    """Nothing lost, nothing missed, the clock that was asked for."""
+    stats = need(trial, f"host/stats-{label}.txt")
+    profile = need(trial, f"host/profile-{label}.txt")
+    if "overrun:" not in stats or not probe_hits(profile):
+        raise EvidenceError(f"the tracer's own account of {label} is empty",
+                            reason="missing-evidence")  # fmt: skip
+    lost = lost_events(stats)
+    if lost:
+        raise EvidenceError(f"the trace of {label} lost {lost} events", reason="lost-events")
+    missed = missed_probes(profile)
+    if missed:
+        raise EvidenceError(
+            f"probes missed hits in {label}: {', '.join(f'{n} {c}' for n, c in missed.items())}",
+            reason="missed-probes",
+        )
+    if f"[{clock}]" not in need(trial, f"host/clock-{label}.txt"):
+        raise EvidenceError(f"the trace clock of {label} is not {clock}", reason="wrong-clock")
