@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from statistics import median
 
-from orchestrator.analysis.comparison import Comparison, MetricComparison, Verdict
+from orchestrator.analysis.comparison import Comparison, MetricComparison, Verdict, boots_of
 from orchestrator.report.maps import plural
 from orchestrator.scenario import ARMS, Metric
 
@@ -54,13 +54,20 @@ def _kernels(cells: Mapping[str, Comparison | None]) -> str:
 
 def _table(cells: Mapping[str, Comparison | None], columns: Mapping[Metric, str]) -> str:
     """A row for each cell; in two lines where that is too wide for a terminal."""
-    rows = [["verdict", *columns.values()]]
-    for comparison in cells.values():
+    traced = {name: _traced(c) for name, c in cells.items() if c is not None}
+    exact = any(
+        boot.unit == "Ginsn" for c in cells.values() if c is not None
+        for of_arm in boots_of(c).values() for boot in of_arm
+    )  # fmt: skip
+    title = [f"traced boot, {'Ginsn' if exact else 's'}"] * any(traced.values())
+    rows = [["verdict", *title, *columns.values()]]
+    for name, comparison in cells.items():
         if comparison is None:
-            rows.append(["not run", *[""] * len(columns)])
+            rows.append(["not run", *[""] * (len(title) + len(columns))])
         else:
-            shown = [_effect(comparison.metric(name)) for name in columns]
-            rows.append([str(comparison.verdict), *shown])
+            shown = [_effect(comparison.metric(metric)) for metric in columns]
+            boots = [traced[name] or "-"] * len(title)
+            rows.append([_verdict(comparison), *boots, *shown])
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     values = [
         "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
@@ -86,6 +93,22 @@ def _columns(
         if found:
             columns[name] = title + f", {' or '.join(units)}" * bool(units)
     return columns
+
+
+def _verdict(comparison: Comparison) -> str:
+    """With what ended the trials that do not count."""
+    reasons = sorted({r.reason for r in comparison.results if r.kind != "measured"})
+    return comparison.verdict + f" ({', '.join(reasons)})" * bool(reasons)
+
+
+def _traced(comparison: Comparison) -> str:
+    """From QEMU's exec to the boot mark, in the timing pass."""
+    boots = boots_of(comparison)
+    if not any(boots.values()):
+        return ""
+    return " -> ".join(
+        f"{median(b.boot_seconds for b in boots[arm]):.4g}" if boots[arm] else "-" for arm in ARMS
+    )
 
 
 def _effect(metric: MetricComparison | None) -> str:
