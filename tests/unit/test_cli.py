@@ -27,7 +27,7 @@ from orchestrator.run import Runner
 from orchestrator.scenario import Scenario
 from tests.unit.fabricated import sealed_map_trial
 from tests.unit.kernels.fakes import folder_kernel
-from tests.unit.recorded import FAILED, MEASURED, RUN, copied, sealed, unpatched
+from tests.unit.recorded import FAILED, MEASURED, RUN, copied, rewrite, sealed, unpatched
 from tests.unit.scenarios import MAPS, MINIMAL
 from tests.unit.timelines import booted
 
@@ -255,6 +255,18 @@ def test_wrong_scenario_is_exit_code_2_before_anything_boots(
     said = capsys.readouterr()
     assert said.err.startswith(f"barometer: error: {scenario}: device.bar: a BAR is a power of")
     assert said.out == ""
+
+
+@pytest.mark.parametrize("verb", ["plan", "run"])
+@pytest.mark.parametrize("line", ['name = "again"', "[guest]", 'guest.kernel.dir = "other"'])
+def test_key_that_a_scenario_has_twice_is_exit_code_2(
+    barometer: Command, capsys: Said, scenario: Path, verb: str, line: str
+) -> None:
+    head, guest, rest = MINIMAL.partition("[guest]\n")
+    text = MINIMAL + f"{line}\n" if line == "[guest]" else f"{head}{line}\n{guest}{rest}"
+    scenario.write_text(text)
+    assert barometer(verb, scenario) == 2
+    assert f"barometer: error: {scenario}: not valid TOML: " in capsys.readouterr().err
 
 
 def test_missing_scenario_is_exit_code_2(barometer: Command, capsys: Said, scenario: Path) -> None:
@@ -526,6 +538,83 @@ def test_timeline_of_changed_evidence_is_exit_code_4(
         file.write(" ")
     assert barometer("timeline", trial) == 4
     assert "map.json changed since it was collected" in capsys.readouterr().err
+
+
+def losing(trial: Path) -> None:
+    """The tracer's own account: its ring was too small."""
+    rewrite(
+        trial / "host/stats-guest-1.txt", lambda text: text.replace("overrun: 0", "overrun: 7", 1)
+    )
+
+
+def test_boot_whose_trace_lost_events_is_shown_as_invalid(
+    barometer: Command, capsys: Said, tmp_path: Path
+) -> None:
+    trial = copied(tmp_path)
+    losing(trial)
+    sealed(trial)
+    why = "lost-events: the trace of guest-1 lost 7 events"
+    assert barometer("timeline", trial) == 4
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == [f"INVALID: {why}", "0002-candidate guest-1, host 7.3.4+deb13-cloud-amd64"]
+    assert any("map of 01:00.0 BAR 2 (1GiB), enabling" in line for line in lines)
+    assert barometer("timeline", trial, "--json") == 4
+    document = json.loads(capsys.readouterr().out)
+    assert document["invalid"] == why
+    assert document["operations"]
+
+
+def test_traced_boot_of_a_trial_that_failed_later_is_shown_as_invalid(
+    barometer: Command, capsys: Said, tmp_path: Path
+) -> None:
+    trial = copied(tmp_path)
+    outcome = {"kind": "failed", "by_bench": False, "stage": "map-counts", "reason": "host-panic",
+               "message": "the host's kernel is broken", "evidence": ""}  # fmt: skip
+    sealed(trial, outcome=outcome)
+    trace = tmp_path / "trace.perfetto"
+    assert barometer("timeline", trial, "--perfetto", trace) == 4
+    assert capsys.readouterr().out.startswith("INVALID: host-panic: the host's kernel is broken\n")
+    assert trace.stat().st_size
+    assert barometer("timeline", trial, "--json") == 4
+    document = json.loads(capsys.readouterr().out)
+    assert document["invalid"] == "host-panic: the host's kernel is broken"
+    losing(trial)  # what is wrong with the trace itself is said first
+    sealed(trial)
+    assert barometer("timeline", trial, "--json") == 4
+    assert json.loads(capsys.readouterr().out)["invalid"].startswith("lost-events: ")
+
+
+def test_boot_that_counts_is_not_invalid(barometer: Command, capsys: Said, finished: Path) -> None:
+    assert barometer("timeline", finished / "trials" / MEASURED, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["invalid"] is None
+
+
+@pytest.mark.parametrize(
+    "outcome", [{}, {"kind": "failed", "stage": "s", "message": "m", "evidence": ""}]
+)
+def test_manifest_without_a_whole_outcome_is_exit_code_4(
+    barometer: Command, capsys: Said, finished: Path, outcome: dict[str, str]
+) -> None:
+    path = finished / "trials" / MEASURED / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"outcome": outcome}))
+    for arguments in (["report", finished], ["timeline", path.parent]):
+        assert barometer(*arguments) == 4
+        assert f"{path}: its outcome is not what barometer writes" in capsys.readouterr().err
+
+
+def test_timeline_of_a_matrix_names_its_trials(
+    barometer: Command, capsys: Said, finished: Path, tmp_path: Path
+) -> None:
+    matrix = tmp_path / "matrix"
+    for name in ("a", "b"):
+        shutil.copytree(finished, matrix / "cells" / name)
+    assert barometer("timeline", matrix) == 2
+    names = [
+        f"{matrix}/cells/{cell}/trials/{trial}"
+        for cell in ("a", "b")
+        for trial in ("0001-baseline", "0002-candidate")
+    ]
+    assert f"hint: its trials are {', '.join(names)}\n" in capsys.readouterr().err
 
 
 def test_perfetto_is_loaded_only_when_a_trace_is_written() -> None:

@@ -155,6 +155,24 @@ def test_manifest_that_is_none_is_an_evidence_error(tmp_path: Path, text: str) -
     assert caught.value.exit_code == 4
 
 
+@pytest.mark.parametrize(
+    "outcome",
+    [
+        {}, [], None, "collected", {"by_bench": True},
+        {"kind": "failed", "stage": "s", "message": "m", "evidence": ""},
+        {"kind": "invalid", "reason": "r", "stage": "s", "message": "m"},
+    ],
+)  # fmt: skip
+def test_manifest_whose_outcome_lacks_something_is_an_evidence_error(
+    tmp_path: Path, outcome: object
+) -> None:
+    manifest = {"schema": 1, "trial": "t", "arm": "baseline", "outcome": outcome}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(EvidenceError, match="its outcome is not what barometer writes") as caught:
+        TrialDir.open(tmp_path)
+    assert (caught.value.reason, caught.value.exit_code) == ("bad-evidence", 4)
+
+
 def test_missing_manifest_is_an_evidence_error(tmp_path: Path) -> None:
     with pytest.raises(EvidenceError, match="is missing"):
         TrialDir.open(tmp_path)

@@ -315,3 +315,104 @@ def test_guest_of_a_boot_is_part_of_the_trials_facts() -> None:
         "guest_viommu": "none", "guest_backend": "type1",
     }  # fmt: skip
     assert run._guest_facts(map_scenario()) == {}
+
+
+def breaking(*reasons: str | None, kind: type[BarometerError] = BenchError) -> Climb:
+    """The n-th attempt fails for the n-th reason, whichever trial it is of."""
+    left = list(reasons)
+
+    def climb(planned: PlannedTrial, trial: TrialWriter) -> None:
+        nothing(planned, trial)
+        if left and (reason := left.pop(0)) is not None:
+            raise kind(f"it was {reason}", reason=reason)
+
+    return climb
+
+
+@pytest.mark.parametrize("reasons", [["host-crash"], ["exact-crawl"], ["host-crash"] * 2])
+def test_trial_that_the_emulator_failed_is_begun_again(
+    fixture: Fixture, reasons: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    trials = fixture.trials(breaking(*reasons), scenario())
+    assert fixture.begun == ["0001-baseline"] * (len(reasons) + 1) + ["0002-candidate"]
+    assert outcomes(trials) == ["collected"] * 2
+    assert [t.manifest["repeated"] for t in trials] == [reasons, []]
+    assert fixture.left() == ["0001-baseline", "0002-candidate"]
+    notes = [line for line in capsys.readouterr().err.splitlines() if "once more" in line]
+    assert len(notes) == len(reasons)
+    for note, reason in zip(notes, reasons, strict=True):
+        assert f"trial 0001-baseline: it was {reason}: once more" in note
+
+
+def test_trial_that_the_emulator_keeps_failing_is_given_up(
+    fixture: Fixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reasons = ["host-crash", "exact-crawl", "host-crash"]
+    trials = fixture.trials(breaking(*reasons), scenario())
+    assert fixture.begun == ["0001-baseline"] * 3 + ["0002-candidate"]
+    assert outcomes(trials) == ["host-crash", "collected"]
+    assert trials[0].manifest["repeated"] == reasons[:2]
+    assert trials[0].manifest["outcome"]["by_bench"]
+    assert capsys.readouterr().err.count("once more") == 2
+
+
+@pytest.mark.parametrize(
+    ("reason", "kind"),
+    [
+        ("host-ssh-lost", BenchError),
+        ("tracer-lost", BenchError),
+        ("host-panic", ArmFailedError),
+        ("host-crash", ArmFailedError),
+    ],
+)
+def test_trial_that_failed_for_another_reason_is_not_begun_again(
+    fixture: Fixture, reason: str, kind: type[BarometerError]
+) -> None:
+    trials = fixture.trials(breaking(reason, kind=kind), scenario())
+    assert fixture.begun == ["0001-baseline", "0002-candidate"]
+    assert outcomes(trials) == [reason, "collected"]
+    assert trials[0].manifest["repeated"] == []
+
+
+def test_other_failure_after_a_crash_is_the_trials_outcome(fixture: Fixture) -> None:
+    trials = fixture.trials(breaking("host-crash", "host-ssh-lost"), scenario())
+    assert fixture.begun == ["0001-baseline"] * 2 + ["0002-candidate"]
+    assert outcomes(trials) == ["host-ssh-lost", "collected"]
+    assert trials[0].manifest["repeated"] == ["host-crash"]
+
+
+def test_trial_beside_others_is_begun_again_by_itself(fixture: Fixture) -> None:
+    failed = threading.Event()
+
+    def climb(planned: PlannedTrial, trial: TrialWriter) -> None:
+        if planned.number == 4 and not failed.is_set():
+            failed.set()
+            raise BenchError("crawled", reason="exact-crawl")
+
+    trials = fixture.trials(climb, map_scenario(PAIRS), accel="exact", width=2)
+    assert outcomes(trials) == ["collected"] * 6
+    assert [t.manifest["repeated"] for t in trials] == [
+        ["exact-crawl"] if number == 4 else [] for number in range(1, 7)
+    ]
+    assert len(fixture.begun) == 7
+
+
+def test_crash_of_a_run_that_is_interrupted_is_not_begun_again(
+    fixture: Fixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    working = threading.Barrier(3, timeout=SECONDS)
+
+    def climb(planned: PlannedTrial, trial: TrialWriter) -> None:
+        working.wait()
+        assert fixture.machines.stopped.wait(SECONDS)
+        raise BenchError("gone", reason="host-crash")
+
+    def interrupted(running: object) -> Any:
+        working.wait()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "as_completed", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        fixture.trials(climb, map_scenario(PAIRS), accel="exact", width=2)
+    assert len(fixture.begun) == 2
+    assert fixture.left() == []

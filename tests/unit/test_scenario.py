@@ -547,6 +547,8 @@ def test_guest_and_device_are_what_they_were_by_default() -> None:
         (["device.count=2", "host.phys_bits=37"],
          "device.count x device.bar is 64GiB; host.phys_bits = 37 leaves 32GiB for BARs"),
         (["host.phys_bits=36"], "host.phys_bits = 36 leaves 16GiB for BARs"),
+        (["guest.phys_bits=47", "host.phys_bits=46"],
+         "guest.phys_bits is 47, more than host.phys_bits, 46"),
     ],
 )  # fmt: skip
 def test_device_and_guest_that_cannot_be_are_refused(overrides: list[str], expected: str) -> None:
@@ -558,6 +560,7 @@ def test_device_and_guest_that_cannot_be_are_refused(overrides: list[str], expec
     [
         ["device.count=8", "host.phys_bits=40"],
         ["device.count=1", "host.phys_bits=37"],
+        ["guest.phys_bits=40", "host.phys_bits=40"],
         ["device.mmap=false"],
         ["guest.backing=hugetlb-1GiB", "guest.memory=1GiB", "host.memory=3GiB"],
         ["guest.backing=hugetlb-2MiB"],

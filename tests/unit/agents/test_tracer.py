@@ -96,6 +96,24 @@ def test_finish_answers_in_json(
     assert cleared == [("barometer", "barocount")]
 
 
+@pytest.mark.parametrize("error", ["RefusedError", "OSError"])
+def test_finish_that_cannot_clear_still_answers_with_the_files(
+    tracer: ModuleType, armed: Path, monkeypatch: pytest.MonkeyPatch, capsys: Said, error: str
+) -> None:
+    kind: type[Exception] = getattr(tracer, error, OSError)
+
+    def refusing(*names: str) -> None:
+        raise kind("Device or resource busy")
+
+    monkeypatch.setattr(tracer, "clear", refusing)
+    monkeypatch.setattr(sys, "argv", ["tracer.py", "finish", "barometer", "barocount"])
+    tracer.main()
+    assert json.loads(capsys.readouterr().out) == {  # one document, or this raises
+        "files": tracer.collect("barometer", "barocount"),
+        "clear_error": "Device or resource busy",
+    }
+
+
 def test_symbols_are_those_that_the_kernel_has(
     tracer: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: Said
 ) -> None:

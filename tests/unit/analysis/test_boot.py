@@ -15,7 +15,7 @@ from orchestrator.analysis.boot import boot_of, check_clock, timeline_of, timeli
 from orchestrator.analysis.boottrace import BootTrace, read_boot
 from orchestrator.analysis.marks import parse_marks
 from orchestrator.analysis.qemu import QemuEvent
-from orchestrator.analysis.timeline import RAM, Timeline
+from orchestrator.analysis.timeline import IOVA, RAM, Step, Timeline
 from orchestrator.analysis.trace import Operation
 from orchestrator.errors import EvidenceError
 from orchestrator.evidence import TrialDir
@@ -362,15 +362,31 @@ def test_memory_is_a_whole() -> None:
     }
 
 
-def placed(*said: tuple[float, str], iova: int, size: int = BAR, at: float = 30.0) -> str:
-    """The name of what is mapped at `iova`, where BARs were put as QEMU `said`."""
+def mapped(
+    *said: tuple[float, str],
+    iova: int,
+    size: int = BAR,
+    at: float = 30.0,
+    by_qemu: bool = True,
+    **more: Any,
+) -> Step:
+    """What is mapped at `iova`, where BARs were put as QEMU `said`. `by_qemu`: it is a region that
+    QEMU has VFIO map."""
     boot = recorded_boot()
     boot.qemu = [
         QemuEvent("pci_update_mappings_add", text, VCPU, time, time) for time, text in said
     ]
-    boot.operations = [Operation("map", at, 0.1, iova, size, 0, pid=VCPU)]
+    if by_qemu:
+        added = f"region_add [ram] {iova:#x} - {iova + size - 1:#x} [0x7f0000000000]"
+        boot.qemu.append(QemuEvent("vfio_listener_region_add_ram", added, VCPU, at, at))
+    boot.operations = [Operation("map", at, 0.1, iova, size, 0, pid=VCPU, **more)]
     [step] = timeline_of(TRIAL, 1, boot).steps
-    return step.bar
+    return step
+
+
+def placed(*said: tuple[float, str], iova: int, size: int = BAR, at: float = 30.0) -> str:
+    """The name of what QEMU has mapped at `iova`."""
+    return mapped(*said, iova=iova, size=size, at=at).bar
 
 
 def test_what_is_mapped_has_the_name_of_the_bar_that_is_there() -> None:
@@ -407,6 +423,39 @@ def test_bars_that_change_places_change_names() -> None:
         (29.0, f"vfio-pci 02:00.0 2,{first}"),
     )  # fmt: skip
     assert placed(*said, iova=0x4000000000) == "02:00.0 BAR 2"
+
+
+ONE_BAR = (29.0, "vfio-pci 01:00.0 2,0x4000000000+0x40000000")
+
+
+@pytest.mark.parametrize(
+    ("iova", "size", "name"),
+    [
+        (0x4000000000, BAR, BAR_2),
+        (0x4020000000, BAR // 2, BAR_2),  # what is left of it beside a page that is emulated
+        (0x4020000000, BAR, RAM),
+        (0x4000000000, BAR + 4096, RAM),
+    ],
+)
+def test_bar_is_named_by_the_whole_range_that_is_mapped(iova: int, size: int, name: str) -> None:
+    assert placed(ONE_BAR, iova=iova, size=size) == name
+
+
+def test_what_qemu_has_not_added_is_mapped_for_the_guests_iommu() -> None:
+    for size in (BAR, 4096):
+        found = mapped(ONE_BAR, iova=0x4000000000, size=size, by_qemu=False, pin_seconds=0.05)
+        assert (found.bar, found.cause) == (IOVA, "the guest's IOMMU")
+        assert found.parts == {"pin and IOMMU map": found.seconds}
+    own = mapped(ONE_BAR, iova=0x4000000000)
+    assert (own.bar, own.cause) == (BAR_2, "not known")
+
+
+def test_bar_of_another_size_than_the_large_ones_is_a_whole() -> None:
+    probed: Any = {"pin_seconds": 0.05, "iommu_seconds": 0.01, "around_seconds": 0.04}
+    small = mapped(ONE_BAR, iova=0x4000000000, size=BAR // 2, **probed)
+    assert small.parts == {"pin and IOMMU map": small.seconds}
+    large = mapped(ONE_BAR, iova=0x4000000000, **probed)
+    assert sorted(large.parts) == ["IOMMU map", "bookkeeping", "lookups and faults"]
 
 
 GARBAGE = [

@@ -15,7 +15,7 @@ from orchestrator.analysis.cost import (
     cost_table,
     own_times,
 )
-from orchestrator.analysis.timeline import RAM, Phase, Step, Timeline
+from orchestrator.analysis.timeline import IOVA, RAM, Phase, Step, Timeline
 from orchestrator.scenario import ArmName
 from tests.unit.timelines import (
     BAR,
@@ -26,6 +26,7 @@ from tests.unit.timelines import (
     SIZING,
     arms,
     booted,
+    phases,
     step,
     with_steps,
 )
@@ -100,6 +101,7 @@ def test_phase_of_an_operation_has_no_address(phase: str, said: str) -> None:
         ("01:00.0 BAR 0", 4096, "4KiB BAR"),
         (RAM, 32 * GIB, RAM),
         (RAM, 4096, RAM),
+        (IOVA, 1 << 63, IOVA),
     ],
 )
 def test_bar_of_an_operation_goes_by_its_size(bar: str, size: int, said: str) -> None:
@@ -170,9 +172,32 @@ def test_one_small_operation_keeps_its_row() -> None:
 def test_totals_are_of_bars_by_kind_and_size_and_of_ram() -> None:
     totals = cost_table(arms()).totals
     assert {name: costs["baseline"].calls for name, costs in totals.items()} == {
-        "maps of 32GiB BARs": 5, "unmaps of 32GiB BARs": 5, RAM: 1,
+        "maps of 32GiB BARs": 5, "unmaps of 32GiB BARs": 5, "maps of RAM": 1,
     }  # fmt: skip
     assert totals["unmaps of 32GiB BARs"]["candidate"].total == pytest.approx(6.5)
+
+
+def test_maps_and_unmaps_that_are_of_no_bar_have_totals_apart() -> None:
+    steps = [
+        step(1, 3, bar=RAM), step(5, 2, kind="unmap", bar=RAM),
+        step(8, 1, kind="unmap", bar=IOVA, size=1 << 63),
+    ]  # fmt: skip
+    table = cost_table({"baseline": [with_steps(booted(), steps)]})
+    assert {name: costs["baseline"].total for name, costs in table.totals.items()} == {
+        "maps of RAM": 3, "unmaps of RAM": 2, "unmaps of guest IOVA": 1,
+    }  # fmt: skip
+
+
+def test_one_of_two_calls_is_the_lower() -> None:
+    boot = with_steps(booted(), [step(1, 3), step(5, 2)])
+    assert cost_table({"baseline": [boot]}).rows[0].costs["baseline"].one == 2
+
+
+def test_phases_of_several_devices_are_one() -> None:
+    made = phases((SIZING, 10), ("kernel: BAR sizing, 02:00.0", 5))
+    steps = [step(1, 3), step(11, 2, phase="kernel: BAR sizing, 02:00.0")]
+    boot = replace(with_steps(booted(), steps), boot_seconds=16, phases=made)
+    assert own_times(boot) == {OF_SIZING: 10, NO_PHASE: 1}
 
 
 def test_arm_without_such_a_call_has_no_cost_of_one() -> None:
@@ -207,7 +232,7 @@ def test_difference_is_accounted_for() -> None:
     assert difference is not None
     assert difference.whole == pytest.approx(-40.4975)
     assert difference.operations == pytest.approx(
-        {"maps of 32GiB BARs": -41.9975, "unmaps of 32GiB BARs": 1.0, RAM: 0.0}
+        {"maps of 32GiB BARs": -41.9975, "unmaps of 32GiB BARs": 1.0, "maps of RAM": 0.0}
     )
     assert difference.rest == pytest.approx(0.5)
     assert next(iter(difference.phases)) == INIT
@@ -266,7 +291,7 @@ def test_json_has_every_operation_in_plain_types() -> None:
 def test_own_times_leave_out_what_is_after_the_mark() -> None:
     boot = replace(booted(), boot_seconds=56.5)
     assert own_times(boot) == pytest.approx(
-        {FIRMWARE: 11.5 - 9.5 - 0.01, SIZING: 44 - 38, INIT: 1, NO_PHASE: 0}, abs=1e-9
+        {FIRMWARE: 11.5 - 9.5 - 0.01, OF_SIZING: 44 - 38, INIT: 1, NO_PHASE: 0}, abs=1e-9
     )
 
 
@@ -275,7 +300,7 @@ def test_own_times_leave_out_what_is_after_the_mark() -> None:
 _NAMES = st.sampled_from([FIRMWARE, SIZING, "kernel: BAR sizing, 02:00.0", "elsewhere"])
 _SECONDS = st.floats(0, 50)
 _STEPS = st.builds(
-    Step, st.sampled_from(["map", "unmap"]), st.sampled_from([BAR, "02:00.0 BAR 0", RAM]),
+    Step, st.sampled_from(["map", "unmap"]), st.sampled_from([BAR, "02:00.0 BAR 0", RAM, IOVA]),
     st.sampled_from([GIB, 4096]), _NAMES,
     st.sampled_from(["sizing BAR 2", "sizing BARs 0, 1 and ROM", "enabling of 02:00.0", "exit"]),
     _SECONDS, _SECONDS,

@@ -72,6 +72,25 @@ def test_boot_has_its_phases() -> None:
     assert starts(BOOT) == PHASES
 
 
+@pytest.mark.parametrize(
+    ("device", "end", "hand_over"),
+    [
+        ("vfio-pci", 2.7, 2.7),  # decoding goes on, and the BAR is mapped
+        ("vfio-pci", None, 2.4),  # as bus mastering, which maps nothing
+        ("mch", 2.7, 2.4),  # RAM is shadowed
+    ],
+)
+def test_firmware_enumerates_until_its_last_write_that_maps_or_unmaps_a_bar(
+    device: str, end: float | None, hand_over: float
+) -> None:
+    write = ConfigWrite(device, DEVICE, 0x4, 0x103, VCPU, 2.6)
+    writes = sorted([*BOOT.writes, write], key=lambda w: w.time)
+    ends = {**BOOT.ends} if end is None else {**BOOT.ends, 2.6: end}
+    found = starts(replace(BOOT, writes=writes, ends=ends))
+    assert (hand_over, "firmware: hand-over") in found
+    assert [name for _, name in found].count("firmware: PCI enumeration") == 1
+
+
 def test_phases_have_no_gaps_from_the_exec_to_the_end() -> None:
     phases = phases_of(BOOT)
     assert follow_one_another(phases)

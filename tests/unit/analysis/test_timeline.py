@@ -62,7 +62,7 @@ def test_steps_before_the_mark_are_the_boots() -> None:
 def test_json_has_all_of_it() -> None:
     assert to_json(TIMELINE) == {
         "schema": 1, "trial": "0001-baseline", "guest": "guest-1", "release": "7.3.4",
-        "unit": "s", "boot_seconds": 4.0, "ssh_seconds": None, "end_seconds": 6.0,
+        "unit": "s", "invalid": None, "boot_seconds": 4.0, "ssh_seconds": None, "end_seconds": 6.0,
         "attributed_share": 1.0,
         "phases": [
             {"name": "QEMU start", "start": 0.0, "seconds": 1.0},
@@ -80,6 +80,11 @@ def test_json_has_all_of_it() -> None:
         "marks": {"bound_seconds": 0.1, "source": "the agent's"}, "systemd": {},
         "notes": [{"name": "clock-step", "text": "set"}],
     }  # fmt: skip
+
+
+def test_json_says_why_a_boot_does_not_count() -> None:
+    invalid = replace(TIMELINE, invalid="lost-events: lost 3")
+    assert to_json(invalid) == to_json(TIMELINE) | {"invalid": "lost-events: lost 3"}
 
 
 def test_recorded_boot_is_json() -> None:

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
-from orchestrator.bench.host import PANIC, Console
+from orchestrator.bench.host import PANIC, Console, Host
+from orchestrator.errors import ArmFailedError, BenchError
 from tests.unit.recorded import FAILED, MEASURED, RUN
 
 
@@ -44,3 +47,38 @@ def test_console_grows_and_is_read_once(tmp_path: Path) -> None:
         assert len(console.last_line()) == 100
         assert console.size() == 315
     assert console.tail().startswith("one\n")
+
+
+def host(tmp_path: Path, said: str = "", *, alive: bool = False, crash: str = "") -> Host:
+    """A host of which its console and its end are known."""
+    path = tmp_path / "console.log"
+    path.write_text(said)
+    known = SimpleNamespace(
+        console=Console(path), release="7.3", alive=lambda: alive, crash=lambda: crash
+    )
+    return cast(Host, known)
+
+
+def test_host_whose_emulator_crashed_is_the_benchs_failure(tmp_path: Path) -> None:
+    words = "qemu: tcg/region.c:456: assertion failed\nshutting down, reason=crashed"
+    with pytest.raises(BenchError, match="no kernel's fault") as caught:
+        Host.check(host(tmp_path, "[ 1.0] fine\n", crash=words))
+    assert (caught.value.reason, caught.value.evidence) == ("host-crash", words)
+
+
+def test_host_that_ended_by_itself_is_the_arms_failure(tmp_path: Path) -> None:
+    with pytest.raises(ArmFailedError) as caught:
+        Host.check(host(tmp_path, "[ 1.0] reboot: Power down\n"))
+    assert (caught.value.reason, caught.value.evidence) == (
+        "host-ended", "[ 1.0] reboot: Power down",
+    )  # fmt: skip
+
+
+def test_panic_is_the_arms_failure_however_the_machine_ended(tmp_path: Path) -> None:
+    with pytest.raises(ArmFailedError) as caught:
+        Host.check(host(tmp_path, "Kernel panic - not syncing: x\n", crash="reason=crashed"))
+    assert caught.value.reason == "host-panic"
+
+
+def test_host_that_lives_is_not_asked_how_it_ended(tmp_path: Path) -> None:
+    Host.check(host(tmp_path, "[ 1.0] fine\n", alive=True, crash="reason=crashed"))

@@ -267,8 +267,9 @@ def test_clock_of_the_timing_pass_may_be_another() -> None:
 class FakeShell:
     """A host with every function, whose tracer answers `armed`."""
 
-    def __init__(self, armed: dict[str, Any]) -> None:
+    def __init__(self, armed: dict[str, Any], finished: dict[str, Any] | None = None) -> None:
         self.armed = armed
+        self.finished = finished or {"files": {"trace.txt": "t", "hist-pin.txt": "p"}}
         self.ran: list[tuple[str, ...]] = []
         self.specs: list[dict[str, Any]] = []
 
@@ -281,7 +282,7 @@ class FakeShell:
             self.specs.append(json.loads(stdin))
             said = self.armed
         elif argv[1] == "finish":
-            said = {"files": {"trace.txt": "t", "hist-pin.txt": "p"}}
+            said = self.finished
         return SimpleNamespace(stdout=json.dumps(said))
 
 
@@ -373,4 +374,36 @@ def test_refused_probe_is_the_benchs_failure_with_the_kernels_reason(
     assert (caught.value.evidence, caught.value.reason) == (
         "Invalid probed address", "tracer-refused",
     )  # fmt: skip
+    assert shell.ran[-1] == ("clear", "barometer", "barotime")
+
+
+LOST: list[tuple[dict[str, Any], str]] = [
+    ({"files": {"trace.txt": "t"}, "clear_error": "rmdir: busy"}, "rmdir: busy"),
+    ({"armed": False, "why": "tracing_on: no such file"}, "tracing_on: no such file"),
+]
+
+
+@pytest.mark.parametrize(("finished", "why"), LOST)
+def test_trace_that_cannot_be_read_or_undone_is_the_benchs_failure(
+    trial: TrialWriter, finished: dict[str, Any], why: str
+) -> None:
+    shell = FakeShell({"armed": True}, finished)
+    with (
+        pytest.raises(BenchError, match="could not be") as caught,
+        armed_tracer(host_of(shell, "tcg"), "timing", "map", GIB, trial),
+    ):
+        pass
+    assert (caught.value.reason, caught.value.evidence) == ("tracer-lost", why)
+
+
+@pytest.mark.parametrize(("finished", "why"), LOST)
+def test_lost_trace_does_not_hide_what_happened_before(
+    trial: TrialWriter, finished: dict[str, Any], why: str
+) -> None:
+    shell = FakeShell({"armed": True}, finished)
+    with (
+        pytest.raises(BenchError, match="first"),
+        armed_tracer(host_of(shell, "tcg"), "timing", "map", GIB, trial),
+    ):
+        raise BenchError("first")
     assert shell.ran[-1] == ("clear", "barometer", "barotime")

@@ -14,7 +14,7 @@ from orchestrator.evidence import TrialDir, read_json
 from orchestrator.report.text import text_report
 from orchestrator.report.timeline import calls_and_cost
 from orchestrator.scenario import ArmName, Scenario
-from tests.unit.recorded import RUN, copied, unpatched
+from tests.unit.recorded import RUN, copied, sealed, unpatched
 from tests.unit.scenarios import map_scenario, scenario
 from tests.unit.timelines import booted
 
@@ -77,7 +77,7 @@ def test_table_has_exact_counts_ratio_and_verdict(
     assert row(text, "page lookups in one map") == [
         "page lookups in one map", "counts", "262144", "1", "3.815e-06", "improved",
     ]  # fmt: skip
-    assert row(text, "DMA maps of the BAR in one boot")[2:] == ["12", "12", "1", "equivalent"]
+    assert row(text, "DMA maps of the BAR, start to exit")[2:] == ["12", "12", "1", "equivalent"]
     assert row(text, "one DMA map")[2] == "0.5"
 
 
@@ -138,7 +138,7 @@ def test_run_without_a_traced_boot_has_nothing_of_calls_and_cost(
     plan: dict[str, Any], recorded: list[TrialResult]
 ) -> None:
     text = report(plan, *(replace(one, findings=Findings()) for one in recorded))
-    assert "DMA maps of the BAR in one boot" in text
+    assert "DMA maps of the BAR, start to exit" in text
     assert "Maps and unmaps" not in text
     assert "Notes:" not in text
 
@@ -191,6 +191,44 @@ def test_guest_boot_on_an_exact_host_is_in_instructions(
     assert "EMULATED" not in text
     assert "steps of 1 us" not in text
     assert "Ginsn: the host is emulated" in text
+
+
+@pytest.mark.parametrize(
+    ("passes", "said"),
+    [
+        (("plain", "timing", "counts"), ("plain: ", "timing: ", "counts: ")),
+        (("plain",), ("plain: ",)),
+        (("counts",), ("counts: ",)),
+        (("timing", "counts"), ("timing: ", "counts: ")),
+    ],
+)
+def test_notes_are_of_the_passes_that_were_run(
+    plan: dict[str, Any], recorded: list[TrialResult], passes: tuple[str, ...],
+    said: tuple[str, ...],
+) -> None:  # fmt: skip
+    names = ", ".join(f'"{name}"' for name in passes)
+    chosen = scenario("device.bar=1GiB", f"trace.passes=[{names}]")
+    notes = report(plan, *recorded, chosen=chosen).partition("Each value is a trial's")[2]
+    assert tuple(re.findall(r"(?m)^(?:plain|timing|counts): ", notes)) == said
+    assert ("its clock has steps of 1 us" in notes) == ("timing" in passes)
+
+
+def test_trials_that_were_begun_again_are_said_of_their_arm(plan: dict[str, Any]) -> None:
+    again = TrialResult(
+        "t", "candidate", "measured", repeated=("host-crash", "exact-crawl")
+    )  # fmt: skip
+    lines = report(plan, TrialResult("t", "baseline", "measured"), again).splitlines()
+    assert [line for line in lines if "measured" in line] == [
+        "baseline   6.12.107+deb13  (deb:old; 1 measured)",
+        "candidate  7.3.4+deb13  (deb:new; 1 measured; begun again: host-crash, exact-crawl)",
+    ]
+
+
+def test_trial_of_the_evidence_says_that_it_was_begun_again(
+    plan: dict[str, Any], tmp_path: Path
+) -> None:
+    trial = sealed(copied(tmp_path), repeated=["host-crash"])
+    assert "1 measured; begun again: host-crash)" in report(plan, read_result(trial))
 
 
 def test_guests_that_are_emulated_on_a_real_host_are_said_to_be(plan: dict[str, Any]) -> None:
