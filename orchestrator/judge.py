@@ -82,7 +82,7 @@ def traced_boots(folder: Path) -> list[Timeline]:
     try:
         found = boot.timelines_of(trial)
         return [replace(one, invalid=one.invalid or ended) for one in found]
-    except (KeyError, TypeError, ValueError, AttributeError) as exc:
+    except (KeyError, TypeError, ValueError, AttributeError, OSError) as exc:
         # evidence is data from outside: what does not have its form is bad evidence, not a bug
         message = f"{folder}: the evidence does not have its form: {type(exc).__name__}: {exc}"
         raise EvidenceError(message, reason="bad-evidence") from exc

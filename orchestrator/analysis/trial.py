@@ -82,25 +82,27 @@ def read_result(trial: TrialDir) -> TrialResult:
     manifest = trial.manifest
     name, arm = manifest["trial"], manifest["arm"]
     outcome = manifest["outcome"]
+    repeated = tuple(manifest.get("repeated") or ())
     if outcome["kind"] in ("failed", "invalid"):
         return TrialResult(
             name, arm, outcome["kind"], outcome["reason"], outcome["stage"], outcome["message"],
-            outcome["evidence"], by_bench=bool(outcome.get("by_bench")),
+            outcome["evidence"], by_bench=bool(outcome.get("by_bench")), repeated=repeated,
         )  # fmt: skip
     if outcome["kind"] != "collected":
-        return TrialResult(name, arm, "invalid", "unfinished", message="collecting was cut short")
-    repeated = tuple(manifest.get("repeated", ()))
+        return TrialResult(name, arm, "invalid", "unfinished", message="collecting was cut short",
+                           repeated=repeated)  # fmt: skip
     try:
         if (changed := trial.verify()) is not None:
             raise EvidenceError(changed, reason="evidence-changed")
         samples, findings = _measure(trial)
     except EvidenceError as exc:
         return TrialResult(name, arm, "invalid", exc.reason, message=exc.message,
-                           evidence=exc.evidence)  # fmt: skip
+                           evidence=exc.evidence, repeated=repeated)  # fmt: skip
     except (KeyError, TypeError, ValueError, AttributeError, OSError) as exc:
         # evidence is data from outside: what does not have its form is bad evidence, not a bug
         message = f"the evidence does not have its form: {type(exc).__name__}: {exc}"
-        return TrialResult(name, arm, "invalid", "bad-evidence", message=message)
+        return TrialResult(name, arm, "invalid", "bad-evidence", message=message,
+                           repeated=repeated)  # fmt: skip
     return TrialResult(
         name, arm, "measured", samples=samples, guest_accel=str(manifest.get("guest_accel") or ""),
         exact=manifest["accel"] == "exact", findings=findings, repeated=repeated,

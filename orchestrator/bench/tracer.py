@@ -194,7 +194,11 @@ def armed_tracer(
         _clear(host, instance, group)
         raise
     else:
-        _finish(host, instance, group, label, trial)
+        try:
+            _finish(host, instance, group, label, trial)
+        except BarometerError:
+            _clear(host, instance, group)
+            raise
 
 
 def _finish(host: Host, instance: str, group: str, label: str, trial: TrialWriter) -> None:
@@ -202,18 +206,22 @@ def _finish(host: Host, instance: str, group: str, label: str, trial: TrialWrite
         host.agent("tracer", "finish", instance, group), doing="reading the trace", timeout=300
     ).stdout
     said = json.loads(answer)
-    if "files" not in said or "clear_error" in said:
-        raise BenchError(
-            "the trace could not be read, or what was armed could not be undone",
-            evidence=said.get("why") or said.get("clear_error", ""), reason="tracer-lost",
-        )  # fmt: skip
-    for name, text in said["files"].items():
+    for name, text in said.get("files", {}).items():
         stem = name.removesuffix(".txt")
         file = name if stem.startswith("hist-") else f"{stem}-{label}.txt"
         if stem == "trace":  # mostly the same words again and again
             (trial.host / f"{file}.gz").write_bytes(gzip.compress(text.encode(), mtime=0))
         else:
             (trial.host / file).write_text(text)
+    if "files" not in said:
+        raise BenchError(
+            "the trace could not be read", evidence=said.get("why", ""), reason="tracer-lost"
+        )
+    if "clear_error" in said:
+        raise BenchError(
+            "what was armed could not be undone", evidence=said["clear_error"],
+            reason="tracer-lost",
+        )  # fmt: skip
 
 
 def _clear(host: Host, instance: str, group: str) -> None:

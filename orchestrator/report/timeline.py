@@ -294,7 +294,9 @@ def _explained(difference: Difference, unit: str) -> str:
         return f"{round(value, decimals) + 0.0:.{decimals}f}"  # never -0.0
 
     boots = f"{number(difference.baseline)} -> {number(difference.candidate)}"
-    if not round(difference.whole, decimals):
+    # of the boots as they are shown, so that all that is shown adds up
+    whole = round(difference.candidate, decimals) - round(difference.baseline, decimals)
+    if not round(whole, decimals):
         return f"The boots of both arms are equally long ({boots} {unit})."
     shown = {
         name: round(sign * value, decimals)
@@ -302,7 +304,7 @@ def _explained(difference: Difference, unit: str) -> str:
         if round(value, decimals)
     }
     told = [f"{name} {number(value)} {short}" for name, value in shown.items()]
-    rest = round(sign * difference.whole, decimals) - sum(shown.values())
+    rest = sign * whole - sum(shown.values())
     phases = {
         name: round(sign * value, decimals)
         for name, value in list(difference.phases.items())[:_MOST_PHASES]
@@ -313,7 +315,7 @@ def _explained(difference: Difference, unit: str) -> str:
         where.append(f"{number(left)} in others")
     how = "shorter" if sign < 0 else "longer"
     return (
-        f"The candidate's boot is {number(abs(difference.whole))} {unit} {how} ({boots}). Of that"
+        f"The candidate's boot is {number(abs(whole))} {unit} {how} ({boots}). Of that"
         f" are {'; '.join([*told, f'all else {number(rest)} {short}'])}"
         f"{': ' if where else ''}{', '.join(where)}."
     )
