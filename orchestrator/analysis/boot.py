@@ -308,6 +308,7 @@ def _parts(placed: _Placed) -> dict[str, float]:
     else:
         parts["iova-to-phys walk"] = operation.walk_seconds
         parts["IOMMU unmap"] = operation.iommu_seconds
+        parts["IOTLB sync"] = operation.sync_seconds
         parts["unpin"] = operation.unpin_seconds
     return _known(parts)
 

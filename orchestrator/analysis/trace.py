@@ -87,9 +87,11 @@ class Operation:
     fault_seconds: float | None = None
     inside_seconds: float | None = None
     """unmap: vfio_unmap_unpin, of which walk, iommu and unpin are parts."""
+    sync_seconds: float | None = None
+    """unmap: from the end of iommu_unmap_fast to the unpin, iommu_iotlb_sync (vfio_sync_unpin)."""
     around_seconds: float | None = None
-    """VFIO's bookkeeping: from the ioctl's entry to the pin (or vfio_unmap_unpin), and from the
-    end of the IOMMU map (or vfio_unmap_unpin) to the return."""
+    """VFIO's bookkeeping: from the ioctl's entry to the pin (or vfio_unmap_unpin), from there to
+    the IOMMU map, and from the end of that (or of vfio_unmap_unpin) to the return."""
     pid: int = 0
     """The thread."""
     cpu: int = 0
@@ -180,7 +182,10 @@ def _by_ioctl(entry: Event, exit_: Event, inner: list[Event]) -> Operation | Non
             iommu_seconds=_span(inner, "imap"),
             faults=sum(e.name == "fault_in" for e in inner),
             fault_seconds=_span(inner, "fault"),
-            around_seconds=_around(entry, exit_, inner, "pin_in", "imap_out"),
+            around_seconds=_sum(
+                _around(entry, exit_, inner, "pin_in", "imap_out"),
+                _between(inner, "pin_out", "imap_in"),
+            ),
             pid=entry.pid, cpu=entry.cpu,
         )  # fmt: skip
     if command == UNMAP_DMA:
@@ -206,6 +211,7 @@ def _with_parts(unmap: Operation, inner: list[Event]) -> Operation:
     return replace(
         unmap, iommu_seconds=_span(inner, "iun"), walk_seconds=_walk(inner),
         unpin_seconds=_span(inner, "unpin"), inside_seconds=_span(inner, "unmap"),
+        sync_seconds=_between(inner, "iun_out", "unpin_in"),
     )  # fmt: skip
 
 
@@ -221,6 +227,18 @@ def _around(entry: Event, exit_: Event, inner: list[Event], first: str, last: st
     if not starts or not ends:
         return None
     return round(starts[0] - entry.time + exit_.time - ends[-1], 9)
+
+
+def _between(events: list[Event], end: str, start: str) -> float | None:
+    """From the end of what is over to the start of what follows it, where each is there once."""
+    ends = [e.time for e in events if e.name == end]
+    starts = [e.time for e in events if e.name == start]
+    return round(starts[0] - ends[0], 9) if len(ends) == len(starts) == 1 else None
+
+
+def _sum(*seconds: float | None) -> float | None:
+    known = [one for one in seconds if one is not None]
+    return round(sum(known), 9) if known else None
 
 
 def _span(events: list[Event], base: str) -> float | None:

@@ -334,7 +334,7 @@ def test_parts_of_an_unmap_are_nearly_all_of_it() -> None:
     steps = [s for s in recorded_timeline().steps if s.bar == BAR_2 and s.kind == "unmap"]
     for step in steps:
         around = [] if step.cause == "exit" else ["bookkeeping"]  # which is no ioctl
-        parts = ["IOMMU unmap", *around, "iova-to-phys walk", "unpin"]
+        parts = ["IOMMU unmap", "IOTLB sync", *around, "iova-to-phys walk", "unpin"]
         assert sorted(step.parts) == parts
         assert 0.99 < step.attributed_share <= 1
 
