@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from orchestrator.analysis.boottrace import BootTrace
 from orchestrator.analysis.theory import pages
 from orchestrator.analysis.timeline import Note
 from orchestrator.analysis.trace import Operation
+from orchestrator.command import tail
 from orchestrator.errors import EvidenceError
 
 
@@ -84,12 +84,16 @@ def account_of(
 
 
 def _taken_over(boot: BootTrace) -> tuple[Note, ...]:
-    if not any(e.name == "vfio_listener_region_add_iommu" for e in boot.qemu):
+    if not _guest_iommu_took_over(boot):
         return ()
     return (
         Note("guest-viommu", "the guest's own IOMMU took over while it booted: from then on the"
              " devices see only what the guest maps for them, until it gives its IOMMU up"),
     )  # fmt: skip
+
+
+def _guest_iommu_took_over(boot: BootTrace) -> bool:
+    return any(e.name == "vfio_listener_region_add_iommu" for e in boot.qemu)
 
 
 def _regions_agree(boot: BootTrace, *, viommu: bool) -> None:
@@ -117,7 +121,7 @@ def _by_iommufd(said: str) -> Note:
                     " one only as a dma-buf (QEMU 11.1, Linux v6.19)")  # fmt: skip
     raise EvidenceError(
         "QEMU maps by iommufd, and was not refused: how it maps a BAR there is not traced",
-        evidence=_tail(said.splitlines()), reason="iommufd-not-traced",
+        evidence=tail(said, 8), reason="iommufd-not-traced",
     )  # fmt: skip
 
 
@@ -128,15 +132,11 @@ def _why_not_mapped(boot: BootTrace, *, mmap: bool, viommu: bool, said: str) -> 
     if not mmap:
         return Note("no-mmap", "the BARs were never mapped for DMA: QEMU was told so (x-no-mmap);"
                     " the guest's every access to them ends in QEMU")  # fmt: skip
-    if viommu and any(e.name == "vfio_listener_region_add_iommu" for e in boot.qemu):
+    if viommu and _guest_iommu_took_over(boot):
         return Note("guest-viommu", "the BARs were never mapped for DMA: behind the guest's own"
                     " IOMMU a device sees only what the guest maps for it")  # fmt: skip
     raise EvidenceError(
         "the BAR was never mapped while the guest booted",
-        evidence=f"{boot.events} events in the trace\n{_tail(said.splitlines())}",
+        evidence=f"{boot.events} events in the trace\n{tail(said, 8)}",
         reason="bar-not-mapped",
     )
-
-
-def _tail(lines: Sequence[str]) -> str:
-    return "\n".join(lines[-8:])

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from statistics import median, median_low
 from typing import Any, Literal, NamedTuple
 
-from orchestrator.analysis.timeline import IOVA, RAM, Phase, Step, Timeline
+from orchestrator.analysis.timeline import IOVA, RAM, Step, Timeline
 from orchestrator.scenario import ARMS, ArmName, format_size
 
 Boots = Mapping[ArmName, Sequence[Timeline]]
@@ -149,18 +149,13 @@ def cost_json(timelines: Boots) -> list[dict[str, Any]]:
     ]
 
 
-def before_mark(phase: Phase, timeline: Timeline) -> float:
-    """Seconds of a phase that are part of the boot."""
-    return max(0.0, min(phase.end, timeline.boot_seconds) - max(phase.start, 0.0))
-
-
 def own_times(timeline: Timeline) -> dict[str, float]:
     """Seconds of each phase before the mark, of all devices together, less the maps and unmaps
     that began in it. What is in no phase is under NO_PHASE: the sum is the boot without its maps
     and unmaps."""
     own: defaultdict[str, float] = defaultdict(float)
     for phase in timeline.phases:
-        if seconds := before_mark(phase, timeline):
+        if seconds := timeline.before_mark(phase):
             own[_WHERE.sub("", phase.name)] += seconds
     unplaced = timeline.boot_seconds - sum(own.values())
     for step in timeline.steps_before_mark():

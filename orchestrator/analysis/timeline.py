@@ -16,7 +16,7 @@ class Phase:
     """A span of the boot. Phases follow one another and do not overlap."""
 
     name: str
-    """`firmware: PCI enumeration`, `kernel: BAR sizing 01:00.0`: what runs, then what it does."""
+    """`firmware: PCI enumeration`, `kernel: BAR sizing, 01:00.0`: what runs, then what it does."""
     start: float
     """Seconds since QEMU's exec."""
     seconds: float
@@ -38,7 +38,7 @@ class Step:
     phase: str
     """The name of the phase in which it began."""
     cause: str
-    """What made QEMU do it: `sizing BAR 2`, `bridge window of 00:01.0`, `exit`."""
+    """What made QEMU do it: `sizing BAR 2`, `exit`."""
     start: float
     """Seconds since QEMU's exec."""
     seconds: float
@@ -118,11 +118,12 @@ class Timeline:
     @property
     def attributed_share(self) -> float:
         """Of the time from QEMU's exec to the boot mark, how much is in a phase."""
-        covered = sum(
-            max(0.0, min(phase.end, self.boot_seconds) - max(phase.start, 0.0))
-            for phase in self.phases
-        )
+        covered = sum(map(self.before_mark, self.phases))
         return min(1.0, covered / self.boot_seconds) if self.boot_seconds else 0.0
+
+    def before_mark(self, phase: Phase) -> float:
+        """Seconds of a phase that are part of the boot."""
+        return max(0.0, min(phase.end, self.boot_seconds) - max(phase.start, 0.0))
 
     def steps_before_mark(self) -> Sequence[Step]:
         return [step for step in self.steps if step.start < self.boot_seconds]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import median, median_low
 from typing import Any, Literal
 
@@ -79,33 +79,34 @@ class TrialResult:
 
 def read_result(trial: TrialDir) -> TrialResult:
     """Judge a trial. Never raises for what the evidence says: that is the result."""
+    return replace(_judged(trial), repeated=tuple(trial.manifest.get("repeated") or ()))
+
+
+def _judged(trial: TrialDir) -> TrialResult:
     manifest = trial.manifest
     name, arm = manifest["trial"], manifest["arm"]
     outcome = manifest["outcome"]
-    repeated = tuple(manifest.get("repeated") or ())
     if outcome["kind"] in ("failed", "invalid"):
         return TrialResult(
             name, arm, outcome["kind"], outcome["reason"], outcome["stage"], outcome["message"],
-            outcome["evidence"], by_bench=bool(outcome.get("by_bench")), repeated=repeated,
+            outcome["evidence"], by_bench=bool(outcome.get("by_bench")),
         )  # fmt: skip
     if outcome["kind"] != "collected":
-        return TrialResult(name, arm, "invalid", "unfinished", message="collecting was cut short",
-                           repeated=repeated)  # fmt: skip
+        return TrialResult(name, arm, "invalid", "unfinished", message="collecting was cut short")
     try:
         if (changed := trial.verify()) is not None:
             raise EvidenceError(changed, reason="evidence-changed")
         samples, findings = _measure(trial)
     except EvidenceError as exc:
         return TrialResult(name, arm, "invalid", exc.reason, message=exc.message,
-                           evidence=exc.evidence, repeated=repeated)  # fmt: skip
+                           evidence=exc.evidence)  # fmt: skip
     except (KeyError, TypeError, ValueError, AttributeError, OSError) as exc:
         # evidence is data from outside: what does not have its form is bad evidence, not a bug
         message = f"the evidence does not have its form: {type(exc).__name__}: {exc}"
-        return TrialResult(name, arm, "invalid", "bad-evidence", message=message,
-                           repeated=repeated)  # fmt: skip
+        return TrialResult(name, arm, "invalid", "bad-evidence", message=message)
     return TrialResult(
         name, arm, "measured", samples=samples, guest_accel=str(manifest.get("guest_accel") or ""),
-        exact=manifest["accel"] == "exact", findings=findings, repeated=repeated,
+        exact=manifest["accel"] == "exact", findings=findings,
     )  # fmt: skip
 
 

@@ -30,7 +30,7 @@ from orchestrator.scenario import Scenario
 SSHD_MARK = "barometer: sshd is up"
 _ENVIRONMENT = re.compile(r"(PATH|HOME|USER|LOGNAME|XDG_\w+)=")
 _SENDER = re.compile(r"(terminating on signal \d+ from pid \d+) \(.*\)")
-_ENDED = re.compile(r"shutting down, reason=\w+")
+_ENDED = re.compile(r"shutting down, reason=(\w+)")
 _INITRAMFS_FAILED = re.compile(r"barometer: initramfs: (.*)")
 # info usernet: `  TCP[HOST_FORWARD]  12       127.0.0.1 43643       10.0.2.15    22`
 _FORWARD = re.compile(r"TCP\[HOST_FORWARD\]\s+\d+\s+127\.0\.0\.1\s+(\d+)\s+\S+\s+22\b")
@@ -184,10 +184,9 @@ def proven_host(
 
 def _crash(log: Path) -> str:
     """What QEMU said last, where libvirt saw it crash (an assertion of its own, a signal)."""
-    until(lambda: _ENDED.search(log.read_text(errors="replace")), within=10,
-          waiting_for="libvirt's word on how the host's QEMU ended")  # fmt: skip
-    text = log.read_text(errors="replace")
-    return tail(text, 6) if "reason=crashed" in text else ""
+    ended = until(lambda: _ENDED.search(log.read_text(errors="replace")), within=10,
+                  waiting_for="libvirt's word on how the host's QEMU ended")  # fmt: skip
+    return tail(ended.string, 6) if ended[1] == "crashed" else ""
 
 
 def _wait_for_sshd(machine: Machine, progress: Progress) -> None:

@@ -17,7 +17,6 @@ from orchestrator.analysis.cost import (
     CostTable,
     Difference,
     Row,
-    before_mark,
     cost_table,
 )
 from orchestrator.analysis.timeline import Phase, Step, Timeline, Zap
@@ -160,7 +159,7 @@ def _phase(timeline: Timeline, phase: Phase | None) -> list[str]:
         rest = (1 - timeline.attributed_share) * timeline.boot_seconds
         name, counted, columns = "in no phase", rest, _columns(timeline, None, rest, rest)
     else:
-        name, counted = phase.name, before_mark(phase, timeline)
+        name, counted = phase.name, timeline.before_mark(phase)
         columns = _columns(timeline, phase.start, phase.seconds, counted)
     width = _WIDTH - len(columns) - _BAR_WIDTH - 2
     [first, *more] = wrap(name, width, break_on_hyphens=False) or [""]

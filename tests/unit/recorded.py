@@ -29,6 +29,17 @@ def copied(tmp_path: Path, name: str = MEASURED, under: str = "") -> Path:
     return target
 
 
+def copied_run(folder: Path) -> Path:
+    """A run of two trials, with a plain and a traced boot each, in `folder`. Its candidate is
+    better."""
+    folder.mkdir()
+    for name in ("scenario.toml", "plan.json"):
+        shutil.copy(RUN / name, folder)
+    unpatched(folder / "trials")
+    copied(folder / "trials")
+    return folder
+
+
 def sealed(folder: Path, **facts: Any) -> TrialDir:
     """The trial as if its files had been collected the way they are now."""
     manifest = json.loads((folder / MANIFEST).read_text()) | facts

@@ -27,7 +27,7 @@ from orchestrator.run import Runner
 from orchestrator.scenario import Scenario
 from tests.unit.fabricated import sealed_map_trial
 from tests.unit.kernels.fakes import folder_kernel
-from tests.unit.recorded import FAILED, MEASURED, RUN, copied, rewrite, sealed, unpatched
+from tests.unit.recorded import FAILED, MEASURED, RUN, copied, copied_run, rewrite, sealed
 from tests.unit.scenarios import MAPS, MINIMAL
 from tests.unit.timelines import booted
 
@@ -63,13 +63,7 @@ def scenario(tmp_path: Path) -> Path:
 @pytest.fixture
 def finished(tmp_path: Path) -> Path:
     """A run whose candidate is better."""
-    run = tmp_path / "run"
-    run.mkdir()
-    for name in ("scenario.toml", "plan.json"):
-        shutil.copy(RUN / name, run)
-    unpatched(run / "trials")
-    copied(run / "trials")
-    return run
+    return copied_run(tmp_path / "run")
 
 
 def test_version_is_printed(barometer: Command, capsys: Said) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from orchestrator.analysis.comparison import boots_of, exit_code
 from orchestrator.evidence import RunDir
 from orchestrator.judge import judge
 from orchestrator.report.perfetto import perfetto_trace
-from tests.unit.recorded import MEASURED, RUN, copied, rewrite, sealed, unpatched
+from tests.unit.recorded import MEASURED, copied_run, rewrite, sealed
 
 TRACES = ["0001-baseline-guest-1.pftrace", "0002-candidate-guest-1.pftrace"]
 
@@ -22,13 +21,7 @@ TRACES = ["0001-baseline-guest-1.pftrace", "0002-candidate-guest-1.pftrace"]
 @pytest.fixture
 def run(tmp_path: Path) -> RunDir:
     """Two trials with a plain and a traced boot each."""
-    folder = tmp_path / "run"
-    folder.mkdir()
-    for name in ("scenario.toml", "plan.json"):
-        shutil.copy(RUN / name, folder)
-    unpatched(folder / "trials")
-    copied(folder / "trials")
-    return RunDir(folder)
+    return RunDir(copied_run(tmp_path / "run"))
 
 
 def names(folder: Path) -> list[str]:
