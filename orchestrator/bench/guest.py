@@ -15,7 +15,7 @@ from orchestrator.bench.cpio import pack_files
 from orchestrator.bench.device import LIST_DEVICES, BoundDevice
 from orchestrator.bench.domain import Disk, GuestDomain, guest_xml
 from orchestrator.bench.guestdisk import KEYS_SERIAL, SYSTEM_SERIAL, keys_disk
-from orchestrator.bench.host import Host
+from orchestrator.bench.host import RUN_AGAIN, Host
 from orchestrator.bench.hypervisor import Connection
 from orchestrator.bench.keys import RunKeys
 from orchestrator.bench.shell import Shell, connected
@@ -119,7 +119,7 @@ def _crawling_is_the_benchs(host: Host) -> Iterator[None]:
             raise BenchError(
                 f"the exact host crawls, and its guest was given up: {exc.message}",
                 evidence=exc.evidence, reason="exact-crawl",
-                hint="run it again with the same --out: trials that the bench failed are repeated",
+                hint=RUN_AGAIN,
             ) from exc  # fmt: skip
         raise
 

@@ -23,6 +23,9 @@ PANIC = re.compile(
 )
 """A console line that says the kernel is beyond help; a lockup warning after a long map is not."""
 
+RUN_AGAIN = "run it again with the same --out: trials that the bench failed are repeated"
+"""What to do about a failure of the emulator."""
+
 
 class Console:
     """A serial console in a file, written from the machine's first byte on."""
@@ -111,8 +114,7 @@ class Host:
                 raise BenchError(
                     "the QEMU that the host runs in crashed, which is no kernel's fault",
                     evidence=words, reason="host-crash",
-                    hint="run it again with the same --out: trials that the bench failed are"
-                    " repeated",
+                    hint=RUN_AGAIN,
                 )  # fmt: skip
             raise ArmFailedError(
                 "the host's machine ended by itself", evidence=self.console.tail(),
