@@ -1,10 +1,14 @@
-"""The order of the trials: pairs, one host boot of each arm, flipped from pair to pair."""
+"""The order of the trials: pairs in blocks of two, flipped within a block; warm-up and control."""
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass
 
-from orchestrator.scenario import ARMS, ArmName, Pass, Scenario
+from orchestrator.scenario import ARMS, CONTROL, WARM_UP, ArmName, Pass, Role, Scenario
+
+CONTROL_FROM = 10
+"""Pairs, from which on a control is worth a trial in each block."""
 
 
 @dataclass(frozen=True)
@@ -12,27 +16,67 @@ class PlannedTrial:
     number: int
     """From 1, the order of execution."""
     pair: int
-    """From 1."""
-    arm: ArmName
+    """From 1; 0 of a warm-up. A control has that of the last pair of its block."""
+    arm: Role
     passes: tuple[Pass, ...]
 
     @property
     def name(self) -> str:
         return f"{self.number:04d}-{self.arm}"
 
+    @property
+    def boots(self) -> ArmName:
+        """The arm whose kernel it boots."""
+        return "candidate" if self.arm == "candidate" else "baseline"
+
 
 def make_plan(scenario: Scenario) -> tuple[PlannedTrial, ...]:
-    """Every trial in order. Drift of the machine falls on both arms alike: AB BA AB BA ...
+    """Every trial in order, up to the most pairs that there can be.
+
+    Drift of the machine falls on both arms alike: a block of two pairs is AB BA or BA AB, which of
+    them is drawn by the seed; its control is drawn a place in it. With fewer pairs the plan is the
+    beginning of that with more, but for warm-up and control.
 
     An exact host carries one guest boot, so there each pass of a guest boot is a trial of its own.
     """
-    passes = scenario.trace.passes
+    trials, passes = scenario.trials, scenario.trace.passes
     apart = scenario.workload == "guest-boot" and scenario.host.accel == "exact"
     boots = [(which,) for which in passes] if apart else [passes]
-    trials: list[PlannedTrial] = []
-    for pair in range(1, scenario.trials.pairs + 1):
-        flipped = (pair - 1 + scenario.trials.seed) % 2 == 1
+    planned: list[PlannedTrial] = []
+
+    def add(pair: int, arm: Role, boot: tuple[Pass, ...]) -> None:
+        planned.append(PlannedTrial(len(planned) + 1, pair, arm, boot))
+
+    if warms_up(scenario):
         for boot in boots:
-            for arm in reversed(ARMS) if flipped else ARMS:
-                trials.append(PlannedTrial(len(trials) + 1, pair, arm, boot))
-    return tuple(trials)
+            add(0, WARM_UP, boot)
+    draw = random.Random(trials.seed)
+    flipped = trials.seed % 2 == 1
+    for first in range(1, trials.most_pairs + 1, 2):
+        pairs = [pair for pair in (first, first + 1) if pair <= trials.most_pairs]
+        at = draw.randrange(2 * len(pairs) + 1)
+        order: list[tuple[int, Role]] = []
+        for pair in pairs:
+            order += [(pair, arm) for arm in (reversed(ARMS) if flipped else ARMS)]
+            flipped = not flipped
+        if has_control(scenario):
+            order.insert(at, (pairs[-1], CONTROL))
+        for boot in boots:
+            for pair, arm in order:
+                add(pair, arm, boot)
+        flipped = draw.random() < 0.5
+    return tuple(planned)
+
+
+def warms_up(scenario: Scenario) -> bool:
+    trials = scenario.trials
+    if trials.warm_up == "auto":
+        return trials.most_pairs > 1 and scenario.host.accel != "exact"
+    return trials.warm_up
+
+
+def has_control(scenario: Scenario) -> bool:
+    trials = scenario.trials
+    if trials.control == "auto":
+        return trials.most_pairs >= CONTROL_FROM
+    return trials.control

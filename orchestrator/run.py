@@ -248,7 +248,7 @@ def run_trials(bench: Bench) -> bool:
         return _run_at_once(bench, pending, width)
     stop = _BenchWatch(bench)
     for planned in pending:
-        title = f"trial {planned.name} ({bench.prepared.kernels[planned.arm].release})"
+        title = f"trial {planned.name} ({bench.prepared.kernels[planned.boots].release})"
         try:
             with bench.progress.stage(title):
                 _run_until_it_counts(bench, planned)
@@ -362,13 +362,13 @@ def run_trial(bench: Bench, planned: PlannedTrial, repeated: Sequence[str] = ())
 def _climb(bench: Bench, planned: PlannedTrial, trial: TrialWriter) -> None:
     """Provisioned machine > proven kernel > bound device > workload under its passes."""
     scenario, prepared, progress = bench.scenario, bench.prepared, bench.progress
-    kernel, keys = prepared.kernels[planned.arm], RunKeys.make()
+    kernel, keys = prepared.kernels[planned.boots], RunKeys.make()
     boots_guests = scenario.workload == "guest-boot" and {*planned.passes} != {"counts"}
     with contextlib.ExitStack() as ladder:
         with progress.stage("host: boot"), trial.stage("host-boot"):
             machine = ladder.enter_context(
                 running_machine(
-                    scenario, kernel, prepared.hosts[planned.arm], prepared.disks(),
+                    scenario, kernel, prepared.hosts[planned.boots], prepared.disks(),
                     accel=prepared.accel, keys=keys, state=bench.state, libvirt=bench.libvirt,
                     trial=trial,
                 )
@@ -413,13 +413,13 @@ def _charged_to_the_arm(host: Host) -> Iterator[None]:
 
 def _trial_facts(bench: Bench, planned: PlannedTrial) -> dict[str, Any]:
     scenario, prepared = bench.scenario, bench.prepared
-    image = prepared.hosts[planned.arm]
+    image = prepared.hosts[planned.boots]
     return {
         "arm": planned.arm, "pair": planned.pair, "number": planned.number,
         "barometer": __version__, "workload": scenario.workload, "accel": prepared.accel,
-        "kernel": {"release": prepared.kernels[planned.arm].release,
-                   "source": str(scenario.arms[planned.arm].kernel),
-                   "digest": prepared.kernels[planned.arm].digest},
+        "kernel": {"release": prepared.kernels[planned.boots].release,
+                   "source": str(scenario.arms[planned.boots].kernel),
+                   "digest": prepared.kernels[planned.boots].digest},
         "guest_kernel": _guest_kernel(scenario, prepared),
         "bar": scenario.device.bar, "device_kind": scenario.device.kind,
         "device_count": scenario.device.count, "device_mmap": scenario.device.mmap,

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import operator
 import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, cast, get_args, get_origin
 
 import tomlkit
 import tomlkit.exceptions
@@ -64,6 +65,11 @@ AT_POINTS: tuple[Metric, ...] = (
 Pass = Literal["plain", "timing", "counts", "profile"]
 ArmName = Literal["baseline", "candidate"]
 ARMS: tuple[ArmName, ...] = ("baseline", "candidate")
+Role = Literal["baseline", "candidate", "control", "warm-up"]
+"""What a trial is for. control: the baseline's kernel once more, to compare the bench with itself.
+warm-up: thrown away."""
+CONTROL: Role = "control"
+WARM_UP: Role = "warm-up"
 Alignment = Literal["1GiB", "2MiB", "4KiB"]
 State = Literal["cold", "warm"]
 Backing = Literal["anonymous", "memfd", "hugetlb-2MiB", "hugetlb-1GiB"]
@@ -111,6 +117,68 @@ _size_schema = WithJsonSchema({"type": "string", "pattern": _SIZE.pattern, "exam
 _as_text = PlainSerializer(format_size, return_type=str)
 Size = Annotated[int, BeforeValidator(parse_size), _as_text, _size_schema]
 BarSize = Annotated[int, BeforeValidator(_parse_bar), _as_text, _size_schema]
+
+
+_PERCENT = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*%")
+
+
+def _parse_percent(text: object) -> float:
+    match = _PERCENT.fullmatch(text.strip()) if isinstance(text, str) else None
+    if match is None or not 0 < float(match[1]) <= 50:
+        raise ValueError(f'{text!r} is not a percentage above 0 and up to 50; write it like "2%"')
+    return float(match[1]) / 100
+
+
+Percent = Annotated[
+    float,
+    BeforeValidator(_parse_percent),
+    PlainSerializer(lambda share: f"{share * 100:g}%", return_type=str),
+    WithJsonSchema({"type": "string", "pattern": _PERCENT.pattern, "examples": ["2%"]}),
+]
+"""A share: "2%" is 0.02."""
+
+_OUTCOMES = ("improved", "equivalent", "not-regressed", "regressed")
+_BOUND = re.compile(r"(<=|>=|<|>)\s*([0-9]+(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?)")
+
+
+@dataclass(frozen=True)
+class Bound:
+    """An expectation of a ratio, candidate / baseline: `<= 1.02`."""
+
+    sign: Literal["<=", ">=", "<", ">"]
+    limit: float
+
+    def holds(self, ratio: float) -> bool:
+        compare = {"<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.gt}
+        return bool(compare[self.sign](ratio, self.limit))
+
+    def __str__(self) -> str:
+        return f"{self.sign} {self.limit:g}"
+
+
+def _parse_expectation(text: object) -> object:
+    if isinstance(text, str) and text not in _OUTCOMES:
+        match = _BOUND.fullmatch(text.strip())
+        if match is None:
+            near = difflib.get_close_matches(text, _OUTCOMES, 1, 0.5)
+            raise ValueError(
+                f'"{text}" is no expectation'
+                + (f'; did you mean "{near[0]}"?' if near else "")
+                + f': one of {", ".join(_OUTCOMES)}, or a bound of the ratio as "<= 1.02"'
+            )
+        return Bound(cast(Literal["<="], match[1]), float(match[2]))
+    return text
+
+
+Expectation = Annotated[
+    Literal["improved", "equivalent", "not-regressed", "regressed"] | Bound,
+    BeforeValidator(_parse_expectation),
+    PlainSerializer(str, return_type=str),
+    WithJsonSchema({
+        "anyOf": [{"enum": list(_OUTCOMES)}, {"type": "string", "pattern": _BOUND.pattern}],
+        "examples": ["improved", "<= 1.02"],
+    }),
+]  # fmt: skip
 
 
 class _Model(BaseModel):
@@ -327,11 +395,61 @@ class Arms(_Model):
         return self.baseline if name == "baseline" else self.candidate
 
 
+class Until(_Model):
+    """When to stop, instead of a number of pairs."""
+
+    precision: Percent = 0.02
+    """Half the width of the 95 % interval of every metric that decides, as a share of the
+    baseline. The run goes on, block by block, until it is that narrow and the verdict clear."""
+    max_pairs: Annotated[int, Field(ge=2, le=1000)] = 30
+
+
 class Trials(_Model):
     pairs: Annotated[int, Field(ge=1, le=1000)] = 1
-    """Pairs of trials: one host boot of each arm; the order flips from pair to pair."""
+    """Pairs of trials: one host boot of each arm. Two are a block, in which the order is flipped
+    from one to the next. Times need 10 for a verdict on less than a factor of two."""
+    until: Until | None = None
+    """In place of `pairs`: as many as it takes, an even number."""
     seed: Annotated[int, Field(ge=0)] = 0
-    """An even seed starts with the baseline, an odd one with the candidate."""
+    """Of the order: an even seed starts with the baseline, an odd one with the candidate; which
+    arm starts the later blocks is drawn."""
+    warm_up: Annotated[bool | Literal["auto"], Field()] = "auto"
+    """A trial of the baseline's kernel before all others, whose numbers are not used: it fills the
+    machine's caches. auto: when there are several pairs and they are not exact."""
+    control: Annotated[bool | Literal["auto"], Field()] = "auto"
+    """A trial of the baseline's kernel in each block besides its pairs: the bench against itself.
+    A metric in which it finds a difference has no verdict. auto: from 10 pairs on."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_of(cls, data: Any) -> Any:
+        if isinstance(data, Mapping) and "until" in data and "pairs" in data:
+            raise ValueError("pairs and until exclude one another: take one of them out")
+        return data
+
+    @property
+    def most_pairs(self) -> int:
+        """An even number where `until` says when to stop."""
+        return self.pairs if self.until is None else self.until.max_pairs // 2 * 2
+
+
+class Judgement(_Model):
+    margin: Percent = 0.03
+    """Equivalent: the 95 % interval of the ratio lies within 1 / (1 + margin) and 1 + margin."""
+    floor: Percent = 0.01
+    """A smaller change of a time is never called improved or regressed."""
+    allow: tuple[str, ...] = ()
+    """Conditions that may differ between the arms besides the kernel, by their names in the
+    report: "runner.qemu", or "runner.*"."""
+
+    @model_validator(mode="after")
+    def _floor_within_margin(self) -> Judgement:
+        if self.floor > self.margin:
+            raise ValueError(
+                f"floor is {self.floor:.2%}, more than margin, {self.margin:.2%}: a change that is"
+                " not called would not be equivalent either"
+            )
+        return self
 
 
 class Trace(_Model):
@@ -359,10 +477,10 @@ class Scenario(_Model):
     arms: Arms
     trials: Trials = Trials()
     trace: Trace = Trace()
-    expect: dict[Metric, Literal["improved", "equivalent", "not-regressed", "regressed"]] = Field(
-        default_factory=dict
-    )
-    """What each metric must come out as, for exit code 0."""
+    judgement: Judgement = Judgement()
+    expect: dict[Metric, Expectation] = Field(default_factory=dict)
+    """What each metric must come out as, for exit code 0: improved, equivalent, not-regressed,
+    regressed, or a bound of the ratio candidate / baseline as "<= 1.02"."""
 
     def points(self) -> tuple[Point, ...]:
         """Every point of the map workload, in the order in which they are measured, the best

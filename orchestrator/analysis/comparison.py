@@ -2,34 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from statistics import median
-from typing import Any, Literal
+from typing import Any
 
 from orchestrator.analysis.cost import cost_json
+from orchestrator.analysis.effect import (
+    FEW_FLOOR,
+    Effect,
+    Estimate,
+    Rule,
+    Verdict,
+    adjusted,
+    estimate,
+    judged,
+)
 from orchestrator.analysis.law import Law, scaling_law
 from orchestrator.analysis.level import Level
 from orchestrator.analysis.looking import costs_of_looking
 from orchestrator.analysis.maps import MapPass, Place
+from orchestrator.analysis.shapes import Shape, shapes
 from orchestrator.analysis.theory import pages
 from orchestrator.analysis.timeline import Timeline
 from orchestrator.analysis.trial import Findings, TrialResult
-from orchestrator.scenario import ARMS, METRICS, ArmName, Metric, Scenario, metric_at
-
-Verdict = Literal["improved", "regressed", "equivalent", "inconclusive", "invalid"]
+from orchestrator.scenario import (
+    ARMS,
+    CONTROL,
+    METRICS,
+    ArmName,
+    Bound,
+    Metric,
+    Role,
+    Scenario,
+    metric_at,
+)
 
 _WORST_FIRST: tuple[Verdict, ...] = (
     "regressed", "invalid", "inconclusive", "improved", "equivalent",
 )  # fmt: skip
-MANY_TRIALS = 4
-"""From this many trials of each arm on, a consistent effect above the small floor counts; with
-fewer it takes the large one, because host boots differ by chance."""
-SMALL_FLOOR, LARGE_FLOOR = 1.05, 2.0
-RESOLUTION, LEAST_GINSN = 1.0005, 400e-9
-"""Instruction counts of two host boots are the same number when they are within 0.05 % of each
-other (what the timer's phase leaves to chance), or within 400 instructions (an allocation that
-took another path). ci/bench/exact.py measures it."""
 _HEADLINES: tuple[Metric, ...] = ("bar_map_seconds", "pfn_lookups_per_map", "guest_boot_seconds")
 
 
@@ -38,16 +50,27 @@ class MetricComparison:
     name: Metric
     unit: str
     baseline: tuple[float, ...]
-    """One value for each measured trial."""
+    """One value for each measured trial, in the order in which they ran."""
     candidate: tuple[float, ...]
-    verdict: Verdict
+    effect: Effect
+    control: Effect | None = None
+    """The baseline's kernel against itself: the trials of the control as the candidate."""
+    controls: tuple[float, ...] = ()
+    shapes: dict[ArmName, tuple[Shape, ...]] = field(default_factory=dict)
+    """Of an arm whose trials are not one cloud around one value."""
+
+    @property
+    def verdict(self) -> Verdict:
+        """Invalid where the bench finds a difference between a kernel and itself."""
+        if self.control is not None and self.control.verdict in ("improved", "regressed"):
+            return "invalid"
+        return self.effect.verdict
 
     @property
     def ratio(self) -> float | None:
-        """Candidate / baseline, of the medians; below 1 the candidate is cheaper. None where the
-        baseline is zero."""
-        base = median(self.baseline)
-        return median(self.candidate) / base if base else None
+        """Candidate / baseline; below 1 the candidate is cheaper. None where the baseline is
+        zero."""
+        return self.effect.ratio
 
 
 @dataclass(frozen=True)
@@ -60,11 +83,13 @@ class Comparison:
     """Release and source of each arm's kernel."""
     planned: int
     """Trials of the plan; fewer results mean that the run is not complete."""
+    deciding: tuple[Metric, ...] = ()
+    """The metrics that the verdict is of: those with an expectation, else the headline."""
 
-    def of_arm(self, arm: ArmName) -> list[TrialResult]:
+    def of_arm(self, arm: Role) -> list[TrialResult]:
         return [r for r in self.results if r.arm == arm]
 
-    def count(self, arm: ArmName, kind: str) -> int:
+    def count(self, arm: Role, kind: str) -> int:
         return sum(r.kind == kind for r in self.of_arm(arm))
 
     def metric(self, name: Metric) -> MetricComparison | None:
@@ -80,29 +105,70 @@ def compare(
 ) -> Comparison:
     """Effect and verdict of every metric that both arms have, from `planned` trials. With the
     accelerator exact, what is in seconds elsewhere is in Ginsn, 10^9 instructions."""
-    metrics = []
-    for name in _names(results):
-        unit: str = METRICS[name.partition("@")[0]]
-        if unit == "s" and accel == "exact":
-            unit = "Ginsn"
-        values = {
-            arm: tuple(
-                v for r in results if r.arm == arm and r.kind == "measured"
-                if (v := r.value(name)) is not None
-            )
-            for arm in ARMS
-        }  # fmt: skip
-        if all(values.values()):
-            verdict = metric_verdict(unit, values["baseline"], values["candidate"])
-            metrics.append(
-                MetricComparison(name, unit, values["baseline"], values["candidate"], verdict)
-            )
-    verdict = _verdict(scenario, results, metrics)
+    metrics = _compared(scenario, results, accel)
+    deciding = _deciding(scenario, [m.name for m in metrics])
+    verdict = _verdict(results, metrics, deciding)
     if len(guest_accels(results)) > 1:
         verdict = "invalid"  # a guest under KVM against an emulated one says nothing of kernels
     if len(results) < planned and verdict in ("improved", "equivalent"):
         verdict = "inconclusive"
-    return Comparison(scenario.name, verdict, tuple(results), tuple(metrics), kernels, planned)
+    return Comparison(
+        scenario.name, verdict, tuple(results), tuple(metrics), kernels, planned, deciding
+    )
+
+
+def _compared(
+    scenario: Scenario, results: Sequence[TrialResult], accel: str
+) -> list[MetricComparison]:
+    rule = Rule(scenario.judgement.margin, scenario.judgement.floor)
+    found: dict[Metric, tuple[str, dict[Role, dict[int, float]], Estimate]] = {}
+    for name in _names(results):
+        unit: str = METRICS[name.partition("@")[0]]
+        if unit == "s" and accel == "exact":
+            unit = "Ginsn"
+        values = {role: _values(results, role, name) for role in (*ARMS, CONTROL)}
+        before, after = values["baseline"], values["candidate"]
+        if before and after:
+            pairs = [(before[pair], after[pair]) for pair in before if pair in after]
+            one = estimate(unit, [*before.values()], [*after.values()], pairs)
+            found[name] = (unit, values, one)
+    deciding = _deciding(scenario, [*found])
+    ps = _adjusted({name: one.p for name, (_, _, one) in found.items()}, deciding)
+    return [
+        _metric(name, unit, values, judged(one, rule, ps[name]), rule)
+        for name, (unit, values, one) in found.items()
+    ]
+
+
+def _values(results: Sequence[TrialResult], role: Role, name: Metric) -> dict[int, float]:
+    """Pair -> value of the measured trials that have one."""
+    return {
+        r.pair: value for r in results
+        if r.arm == role and r.kind == "measured" and (value := r.value(name)) is not None
+    }  # fmt: skip
+
+
+def _adjusted(
+    ps: Mapping[Metric, float | None], deciding: Sequence[Metric]
+) -> dict[Metric, float | None]:
+    """The p values that decide, for all of those together; the others among themselves."""
+    out: dict[Metric, float | None] = {}
+    for family in ([n for n in ps if n in deciding], [n for n in ps if n not in deciding]):
+        out |= zip(family, adjusted([ps[name] for name in family]), strict=True)
+    return out
+
+
+def _metric(
+    name: Metric, unit: str, values: Mapping[Role, Mapping[int, float]], effect: Effect, rule: Rule
+) -> MetricComparison:
+    baseline, candidate, control = (tuple(values[role].values()) for role in (*ARMS, CONTROL))
+    beside = None
+    if control:
+        one = estimate(unit, baseline, control, None)
+        beside = judged(one, rule, one.p)
+    found = {arm: shapes([*values[arm].values()]) for arm in ARMS} if unit == "s" else {}
+    named = {arm: seen for arm, seen in found.items() if seen}
+    return MetricComparison(name, unit, baseline, candidate, effect, beside, control, named)
 
 
 def _names(results: Sequence[TrialResult]) -> list[Metric]:
@@ -111,34 +177,20 @@ def _names(results: Sequence[TrialResult]) -> list[Metric]:
     return [name for name in METRICS if name in found] + [n for n in found if "@" in n]
 
 
-def metric_verdict(unit: str, baseline: Sequence[float], candidate: Sequence[float]) -> Verdict:
-    """Counts are exact: equal, fewer or more. So are instructions, to their resolution. Seconds of
-    the arms must not overlap, and their medians must differ by the floor; equivalence is not
-    claimed from a handful of noisy times."""
-    if unit == "count":
-        if len({*baseline, *candidate}) == 1:
-            return "equivalent"
-        floor = 1.0
-    elif unit == "Ginsn":
-        low, high = sorted((median(baseline), median(candidate)))
-        if high <= low * RESOLUTION or high - low <= LEAST_GINSN:
-            return "equivalent"
-        floor = RESOLUTION
-    else:
-        many = min(len(baseline), len(candidate)) >= MANY_TRIALS
-        floor = SMALL_FLOOR if many else LARGE_FLOOR
-    if max(candidate) < min(baseline) and median(candidate) * floor <= median(baseline):
-        return "improved"
-    if min(candidate) > max(baseline) and median(candidate) >= median(baseline) * floor:
-        return "regressed"
-    return "inconclusive"
+def _deciding(scenario: Scenario, measured: Sequence[Metric]) -> tuple[Metric, ...]:
+    """The metrics that the scenario has expectations of, else the first headline of those that
+    were measured."""
+    if scenario.expect or not measured:
+        return tuple(scenario.expect)
+    return (next((h for h in _HEADLINES if h in measured), measured[0]),)
 
 
 def _verdict(
-    scenario: Scenario, results: Sequence[TrialResult], metrics: Sequence[MetricComparison]
+    results: Sequence[TrialResult],
+    metrics: Sequence[MetricComparison],
+    deciding: Sequence[Metric],
 ) -> Verdict:
-    """Of the whole run: failures first, then the metrics that the scenario has expectations of
-    (else the first headline that was measured)."""
+    """Of the whole run: failures first, then the metrics that decide."""
 
     def count(arm: ArmName, kind: str) -> int:
         return sum(r.arm == arm and r.kind == kind for r in results)
@@ -151,10 +203,7 @@ def _verdict(
     by_name = {m.name: m.verdict for m in metrics}
     if not by_name:
         return "invalid"
-    judged = [by_name.get(name, "invalid") for name in scenario.expect] or [
-        next((by_name[h] for h in _HEADLINES if h in by_name), metrics[0].verdict)
-    ]
-    return worst(judged)
+    return worst(by_name.get(name, "invalid") for name in deciding)
 
 
 def worst(verdicts: Iterable[Verdict]) -> Verdict:
@@ -250,27 +299,47 @@ def exit_code(scenario: Scenario, comparison: Comparison) -> int:
     if not scenario.expect or unmeasured or not complete or comparison.verdict == "invalid":
         codes = [{"regressed": 1, "invalid": 4, "inconclusive": 4}.get(comparison.verdict, 0)]
     else:
-        codes = [_met(comparison.metric(name), wanted) for name, wanted in scenario.expect.items()]
+        margin = scenario.judgement.margin
+        codes = [
+            _met(comparison.metric(name), wanted, margin)
+            for name, wanted in scenario.expect.items()
+        ]
         if comparison.count("candidate", "failed") > comparison.count("baseline", "failed"):
             codes.append(1)
     return 1 if 1 in codes else max(codes)
 
 
-def _met(metric: MetricComparison | None, wanted: str) -> int:
-    if metric is None:
+def _met(metric: MetricComparison | None, wanted: str | Bound, margin: float) -> int:
+    """0 met, 1 not met, 4 not known."""
+    if metric is None or metric.verdict == "invalid":
         return 4
+    if isinstance(wanted, Bound):
+        return _within(metric, wanted)
     accepted = {"not-regressed": ("improved", "equivalent")}.get(wanted, (wanted,))
     if metric.verdict in accepted:
         return 0
-    many = min(len(metric.baseline), len(metric.candidate)) >= MANY_TRIALS
-    small = (metric.ratio or 0) <= SMALL_FLOOR
-    if metric.unit == "s" and wanted == "not-regressed" and many and small:
-        return 0
+    if wanted == "not-regressed" and metric.verdict == "inconclusive":
+        interval = metric.effect.interval
+        return 0 if interval is not None and interval[1] < 1 + margin else 4
     return 4 if metric.verdict == "inconclusive" else 1
 
 
+def _within(metric: MetricComparison, bound: Bound) -> int:
+    """The whole interval of the ratio is on the right side of the bound, or on the wrong one."""
+    found = metric.effect.estimate
+    ratio = math.inf if found.ratio is None else found.ratio
+    low, high = found.interval or (ratio, ratio)
+    if found.basis == "few":
+        if not found.apart:
+            return 4
+        low, high = min(low, ratio / FEW_FLOOR), max(high, ratio * FEW_FLOOR)
+    if bound.holds(low) and bound.holds(high):
+        return 0
+    return 4 if bound.holds(low) or bound.holds(high) else 1
+
+
 def to_json(comparison: Comparison) -> dict[str, Any]:
-    """comparison.json, schema 1. `ci95` and `p` are null: no interval is claimed yet."""
+    """comparison.json, schema 1."""
     arms: dict[str, Any] = {}
     for arm in ARMS:
         arms[arm] = {
@@ -286,7 +355,12 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
     return {
         "schema": 1, "scenario": comparison.scenario, "verdict": comparison.verdict, "arms": arms,
         "metrics": {
-            m.name: {"ratio": m.ratio, "ci95": None, "p": None, "verdict": m.verdict}
+            m.name: _effect_json(m.effect) | {
+                "verdict": m.verdict, "deciding": m.name in comparison.deciding,
+                "control": m.control and _effect_json(m.control) | {"samples": list(m.controls)},
+                "shapes": {arm: [asdict(shape) for shape in found]
+                           for arm, found in m.shapes.items()},
+            }
             for m in comparison.metrics
         },
         "boots": cost_json(boots_of(comparison)),
@@ -295,6 +369,15 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
              "message": r.message}
             for r in comparison.results if r.kind != "measured"
         ],
+    }  # fmt: skip
+
+
+def _effect_json(effect: Effect) -> dict[str, Any]:
+    found = effect.estimate
+    return {
+        "ratio": found.ratio, "ci95": found.interval and list(found.interval), "p": found.p,
+        "p_adjusted": effect.p_adjusted, "basis": found.basis, "pairs": found.pairs,
+        "verdict": effect.verdict,
     }  # fmt: skip
 
 

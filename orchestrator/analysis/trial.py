@@ -26,7 +26,7 @@ from orchestrator.analysis.trace import (
 from orchestrator.analysis.tracer import need, trace_clock, tracer_complete
 from orchestrator.errors import EvidenceError
 from orchestrator.evidence import TrialDir
-from orchestrator.scenario import ArmName, Metric, metric_at
+from orchestrator.scenario import Metric, Role, metric_at
 
 # a line of /sys/bus/pci/devices/*/resource: `0xSTART 0xEND 0xFLAGS`
 _RESOURCE = re.compile(r"(?m)^0x([0-9a-f]+) 0x([0-9a-f]+) 0x([0-9a-f]+)$")
@@ -50,7 +50,7 @@ class Findings:
 @dataclass(frozen=True)
 class TrialResult:
     name: str
-    arm: ArmName
+    arm: Role
     kind: Literal["measured", "failed", "invalid"]
     reason: str = ""
     """Short stable name of what is wrong: guest-panic, lost-events, ..."""
@@ -67,6 +67,8 @@ class TrialResult:
     findings: Findings = Findings()
     repeated: tuple[str, ...] = ()
     """Why it was begun again, each time: failures of the emulator."""
+    pair: int = 0
+    """Of the plan."""
 
     def value(self, metric: Metric) -> float | None:
         """The trial's one value: a host boot is the unit, what repeats within it is reduced."""
@@ -79,7 +81,9 @@ class TrialResult:
 
 def read_result(trial: TrialDir) -> TrialResult:
     """Judge a trial. Never raises for what the evidence says: that is the result."""
-    return replace(_judged(trial), repeated=tuple(trial.manifest.get("repeated") or ()))
+    manifest = trial.manifest
+    repeated = tuple(manifest.get("repeated") or ())
+    return replace(_judged(trial), repeated=repeated, pair=int(manifest.get("pair") or 0))
 
 
 def _judged(trial: TrialDir) -> TrialResult:

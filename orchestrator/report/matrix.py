@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from statistics import median
 
-from orchestrator.analysis.comparison import Comparison, MetricComparison, Verdict, boots_of
+from orchestrator.analysis.comparison import Comparison, MetricComparison, boots_of
+from orchestrator.analysis.effect import Verdict
 from orchestrator.report.maps import plural
 from orchestrator.scenario import ARMS, Metric
 

@@ -1,0 +1,297 @@
+"""Two arms' values of one metric to an effect: its ratio, interval and p, and what they say. Pure.
+
+Times of host boots are noisy, and not normal: heavy tails, two modes, a machine that slows down.
+So nothing here assumes a distribution. Trials come in pairs, one of each arm, one after the other;
+what is judged are the log ratios d = log(candidate / baseline) of the pairs, which are symmetric
+around the effect whenever the noise of both arms is alike, whatever it looks like, and in which
+what drifts slowly is the same on both sides:
+
+- estimate: the Hodges-Lehmann estimator, the median of all (d_i + d_j) / 2, i <= j (Hodges and
+  Lehmann 1963);
+- interval: the order statistics of the same averages, whose coverage is known exactly from the
+  null distribution of Wilcoxon's signed rank;
+- p: Wilcoxon's signed-rank test, which is the permutation test that swaps the arms within pairs.
+
+Arms without pairs (a control, two runs of different days) go by the two-sample forms: the
+differences of all logs, Mann and Whitney's U. `ci/bench/verdicts.py` measures what this comes to:
+false alarms, power, coverage.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from statistics import median, median_low
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Verdict = Literal["improved", "regressed", "equivalent", "inconclusive", "invalid"]
+Basis = Literal["count", "exact", "trials", "few"]
+"""What a verdict rests on. count: numbers that are the same in every trial of an arm. exact:
+instruction counts, to their resolution. trials: the statistics above. few: too few trials for
+them."""
+
+ALPHA = 0.002
+"""Of a p value, adjusted. A run that goes on until it is precise looks up to a dozen times; with
+this at each look at most 1 % of such runs call a difference where there is none."""
+CONFIDENCE = 0.95
+LEAST_FOR_INTERVAL = 6
+"""Pairs, or trials of each arm: with five no order statistics cover 95 %."""
+LEAST_FOR_P = 10
+"""Pairs: with nine the smallest p is 2/2^9, above ALPHA."""
+LEAST_UNPAIRED = 7
+"""Trials of each arm: with six the smallest p is 2/C(12, 6), above ALPHA."""
+FEW_FLOOR = 2.0
+"""With too few trials for statistics a difference counts when the arms do not overlap and their
+medians differ by this factor: no noise that was recorded comes near it."""
+RESOLUTION, LEAST_GINSN = 1.0005, 400e-9
+"""Instruction counts of two host boots are the same number when they are within 0.05 % of each
+other (what the timer's phase leaves to chance), or within 400 instructions (an allocation that
+took another path). ci/bench/exact.py measures it."""
+
+_EXACT_UP_TO = 60
+"""Pairs, from which on the null distribution of the signed rank is as good as normal."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What counts as a difference, and what as none."""
+
+    margin: float = 0.03
+    """Equivalent: the interval lies within 1 / (1 + margin) .. 1 + margin."""
+    floor: float = 0.01
+    """A ratio nearer to 1 than this is never called a difference."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    basis: Basis
+    pairs: int
+    """Complete pairs; of arms without pairs, the trials of the smaller one."""
+    ratio: float | None
+    """Candidate / baseline: below 1 the candidate is cheaper. None where the baseline is 0."""
+    interval: tuple[float, float] | None = None
+    """Of the ratio, 95 %. None where there are too few trials, or there is no noise."""
+    p: float | None = None
+    """Two-sided. None where there are too few trials, or there is no noise."""
+    apart: bool = False
+    """No trial of one arm is among the other's."""
+    same: bool = False
+    """Of what has no noise: the arms' numbers are the same."""
+
+
+@dataclass(frozen=True)
+class Effect:
+    """An estimate and what it says."""
+
+    estimate: Estimate
+    verdict: Verdict
+    p_adjusted: float | None = None
+    """For the metrics that are judged together (Holm 1979)."""
+
+    @property
+    def ratio(self) -> float | None:
+        return self.estimate.ratio
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        return self.estimate.interval
+
+    @property
+    def half_width(self) -> float | None:
+        """Of the interval, in the baseline's (or the larger arm's) medians."""
+        if self.interval is None or self.ratio is None:
+            return None
+        low, high = self.interval
+        return (high - low) / 2 / max(1.0, self.ratio)
+
+
+def estimate(
+    unit: str,
+    baseline: Sequence[float],
+    candidate: Sequence[float],
+    pairs: Sequence[tuple[float, float]] | None,
+) -> Estimate:
+    """Of two arms with at least one value each. `unit`: s, count or Ginsn. `pairs`: the values of
+    the complete pairs, baseline first; None: the arms have none."""
+    if unit == "Ginsn":
+        return _exact(baseline, candidate)
+    constant = len({*baseline}) == 1 == len({*candidate})
+    if unit == "count" and constant:
+        ratio, same = _ratio(baseline[0], candidate[0]), baseline[0] == candidate[0]
+        number = _number(baseline, candidate, pairs)
+        return Estimate("count", number, ratio, apart=not same, same=same)
+    apart = max(candidate) < min(baseline) or min(candidate) > max(baseline)
+    if min(*baseline, *candidate) <= 0:  # no logs of these
+        ratio = _ratio(median(baseline), median(candidate))
+        return Estimate("few", _number(baseline, candidate, pairs), ratio, apart=apart)
+    if pairs is None:
+        return _unpaired(baseline, candidate, apart=apart)
+    return _paired(baseline, candidate, pairs, apart=apart)
+
+
+def _number(baseline: Sequence[float], candidate: Sequence[float],
+            pairs: Sequence[tuple[float, float]] | None) -> int:  # fmt: skip
+    return min(len(baseline), len(candidate)) if pairs is None else len(pairs)
+
+
+def _ratio(baseline: float, candidate: float) -> float | None:
+    if baseline == candidate:
+        return 1.0
+    return candidate / baseline if baseline else None
+
+
+def _exact(baseline: Sequence[float], candidate: Sequence[float]) -> Estimate:
+    # what chance does to an instruction count is to add to it: of two, the lower
+    before, after = median_low(baseline), median_low(candidate)
+    low, high = sorted((before, after))
+    same = high <= low * RESOLUTION or high - low <= LEAST_GINSN
+    overlap = min(candidate) <= max(baseline) and min(baseline) <= max(candidate)
+    pairs = min(len(baseline), len(candidate))
+    return Estimate("exact", pairs, _ratio(before, after), apart=not (same or overlap), same=same)
+
+
+def _paired(
+    baseline: Sequence[float], candidate: Sequence[float], pairs: Sequence[tuple[float, float]],
+    *, apart: bool,
+) -> Estimate:  # fmt: skip
+    n = len(pairs)
+    if n == 0:
+        return Estimate("few", 0, _ratio(median(baseline), median(candidate)), apart=apart)
+    logs = np.log(np.array(pairs))
+    d = np.sort(logs[:, 1] - logs[:, 0])
+    averages = np.concatenate([(d[i:] + d[i]) / 2 for i in range(n)])
+    ratio, interval = _middle(averages, signed_rank_index(n) if n >= LEAST_FOR_INTERVAL else None)
+    if n < LEAST_FOR_P:
+        return Estimate("few", n, ratio, interval, apart=apart)
+    return Estimate("trials", n, ratio, interval, _signed_rank_p(d), apart)
+
+
+def _unpaired(baseline: Sequence[float], candidate: Sequence[float], *, apart: bool) -> Estimate:
+    from scipy import stats  # noqa: PLC0415  # a second to import, which few verdicts need
+
+    n = min(len(baseline), len(candidate))
+    before, after = np.log(np.array(baseline)), np.log(np.array(candidate))
+    differences = (after[:, None] - before[None, :]).ravel()
+    index = None
+    if n >= LEAST_FOR_INTERVAL:
+        index = rank_sum_index(len(baseline), len(candidate))
+    ratio, interval = _middle(differences, index)
+    if n < LEAST_UNPAIRED:
+        return Estimate("few", n, ratio, interval, apart=apart)
+    exact = "exact" if len(before) * len(after) <= 2500 else "auto"
+    ties = len({*before, *after}) < len(before) + len(after)
+    p = stats.mannwhitneyu(before, after, method="asymptotic" if ties else exact).pvalue
+    return Estimate("trials", n, ratio, interval, float(p), apart)
+
+
+def _middle(
+    values: NDArray[np.float64], index: int | None
+) -> tuple[float, tuple[float, float] | None]:
+    """exp of the median and of the order statistics `index` from both ends."""
+    middle = len(values) // 2
+    ends = [] if index is None else [index, len(values) - 1 - index]
+    part = np.partition(values, [middle - 1, middle, *ends] if middle else [0])
+    centre = part[middle] if len(values) % 2 else (part[middle - 1] + part[middle]) / 2
+    if index is None:
+        return float(np.exp(centre)), None
+    low, high = (float(np.exp(part[end])) for end in ends)
+    return float(np.exp(centre)), (low, high)
+
+
+def _signed_rank_p(d: NDArray[np.float64]) -> float:
+    from scipy import stats  # noqa: PLC0415
+
+    if not np.any(d):
+        return 1.0
+    return float(stats.wilcoxon(d, zero_method="zsplit").pvalue)
+
+
+@lru_cache
+def signed_rank_index(n: int) -> int:
+    """Which of the sorted (d_i + d_j) / 2 of n pairs, from either end (from 0), bound the
+    interval: those of the coverage nearest to 95 %."""
+    total = n * (n + 1) // 2
+    if n > _EXACT_UP_TO:
+        return _normal_index(total / 2, math.sqrt(n * (n + 1) * (2 * n + 1) / 24))
+    ways = np.array([1.0])
+    for rank in range(1, n + 1):
+        more = np.zeros(len(ways) + rank)
+        more[: len(ways)] += ways / 2
+        more[rank:] += ways / 2
+        ways = more
+    return _nearest_index(np.cumsum(ways)[: total // 2])
+
+
+@lru_cache
+def rank_sum_index(n: int, m: int) -> int:
+    """The same of the n x m differences of two arms without pairs."""
+    if n * m > 2500:
+        return _normal_index(n * m / 2, math.sqrt(n * m * (n + m + 1) / 12))
+    # ways[k][u]: k of the first i ranks chosen, U of them u (Mann and Whitney 1947)
+    ways = np.zeros((n + 1, n * m + 1))
+    ways[0, 0] = 1.0
+    for i in range(1, n + m + 1):
+        for k in range(min(i, n), 0, -1):
+            if 0 <= (step := i - k) <= m:
+                ways[k, step:] += ways[k - 1, : n * m + 1 - step]
+    return _nearest_index(np.cumsum(ways[n] / ways[n].sum())[: n * m // 2])
+
+
+def _nearest_index(below: NDArray[np.float64]) -> int:
+    """`below[i]`: the probability that the truth is beyond order statistic i of one end."""
+    return int(np.argmin(np.abs(1 - 2 * below - CONFIDENCE)))
+
+
+def _normal_index(mean: float, deviation: float) -> int:
+    return max(0, round(mean - 1.959964 * deviation) - 1)
+
+
+def judged(found: Estimate, rule: Rule, p: float | None) -> Effect:
+    """What an estimate says. `p`: its p value, adjusted for what is judged beside it."""
+    return Effect(found, _verdict(found, rule, p), p)
+
+
+def _verdict(found: Estimate, rule: Rule, p: float | None) -> Verdict:
+    ratio = math.inf if found.ratio is None else found.ratio
+    direction: Verdict = "improved" if ratio < 1 else "regressed"
+    if found.basis in ("count", "exact"):
+        if found.same:
+            return "equivalent"
+        return direction if found.apart else "inconclusive"
+    size = max(ratio, 1 / ratio) if ratio else math.inf
+    if found.apart and size >= FEW_FLOOR:
+        return direction
+    if p is not None and p <= ALPHA and size >= 1 + rule.floor:
+        return direction
+    if found.interval is not None:
+        low, high = found.interval
+        if 1 / (1 + rule.margin) < low and high < 1 + rule.margin:
+            return "equivalent"
+    return "inconclusive"
+
+
+def adjusted(ps: Sequence[float | None]) -> list[float | None]:
+    """Each p for all of them together, by Holm's method: the smallest times their number, ...
+    None stays None and counts for none."""
+    known = sorted((p, i) for i, p in enumerate(ps) if p is not None)
+    out: list[float | None] = [None] * len(ps)
+    largest = 0.0
+    for rank, (p, i) in enumerate(known):
+        largest = max(largest, min(1.0, p * (len(known) - rank)))
+        out[i] = largest
+    return out
+
+
+def precise(effect: Effect, precision: float) -> bool:
+    """Whether more trials are of no use: the effect is known to `precision` of the baseline, and
+    it is clear what it says. What has no noise needs one trial."""
+    if effect.estimate.basis in ("count", "exact"):
+        return True
+    width = effect.half_width
+    clear = effect.verdict in ("improved", "regressed", "equivalent")
+    return clear and width is not None and width <= precision

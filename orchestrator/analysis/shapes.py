@@ -1,0 +1,81 @@
+"""Samples that are not one cloud around one value: in two modes, or drifting. Pure.
+
+Neither makes a verdict wrong (pairs and ranks see to that), but each has a cause that its owner
+wants to know of: a CPU that throttles, a cache that fills, a boot that takes one of two paths.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean, median, pvariance
+from typing import Literal
+
+Kind = Literal["bimodal", "drifting"]
+
+LEAST = 12
+"""Trials: fewer have no shape to speak of."""
+_SEPARATION = 7.0
+"""Ashman's D of two groups (Ashman, Bird and Zepf 1994). The best split of one normal cloud has
+2.7; that a dozen trials of one have 7, with a gap, was one chance in a hundred by simulation."""
+_LEAST_SHARE = 0.2
+_P_OF_DRIFT, _LEAST_DRIFT = 0.001, 0.02
+
+
+@dataclass(frozen=True)
+class Shape:
+    kind: Kind
+    text: str
+    """For people: what was seen."""
+
+
+def shapes(values: Sequence[float]) -> tuple[Shape, ...]:
+    """Of an arm's trials, in the order in which they ran."""
+    if len(values) < LEAST or min(values) <= 0 or len(set(values)) < LEAST // 2:
+        return ()
+    logs = [math.log(value) for value in values]
+    return tuple(shape for shape in (_bimodal(values, logs), _drifting(logs)) if shape)
+
+
+def _bimodal(values: Sequence[float], logs: Sequence[float]) -> Shape | None:
+    """Two groups far apart, each tight: the split with the largest Ashman's D."""
+    ordered = sorted(logs)
+    least = max(2, math.ceil(len(ordered) * _LEAST_SHARE))
+    cuts = range(least, len(ordered) - least + 1)
+    best = min(cuts, key=lambda cut: _within(ordered[:cut]) + _within(ordered[cut:]))
+    low, high = ordered[:best], ordered[best:]
+    spread = math.sqrt((pvariance(low) + pvariance(high)) / 2)
+    separation = fmean(high) - fmean(low)
+    gap = high[0] - low[-1]
+    if separation < _SEPARATION * spread or gap < separation / 2:
+        return None
+    cut = math.exp(high[0])
+    fast = [v for v in values if v < cut * (1 - 1e-12)]
+    slow = [v for v in values if v >= cut * (1 - 1e-12)]
+    return Shape(
+        "bimodal",
+        f"two modes: {len(fast)} trials around {median(fast):.4g}, {len(slow)} around"
+        f" {median(slow):.4g}",
+    )
+
+
+def _within(group: Sequence[float]) -> float:
+    """The sum of squares within a group; the best split has the least of it (Otsu 1979)."""
+    return pvariance(group) * len(group)
+
+
+def _drifting(logs: Sequence[float]) -> Shape | None:
+    """A trend over the run, by Kendall's tau; its size by the Theil-Sen slope."""
+    from scipy import stats  # noqa: PLC0415  # a second to import, which few verdicts need
+
+    order = range(len(logs))
+    p = stats.kendalltau(order, logs).pvalue
+    if p > _P_OF_DRIFT:
+        return None
+    whole = math.expm1(stats.theilslopes(logs, order).slope * (len(logs) - 1))
+    if abs(whole) < _LEAST_DRIFT:
+        return None
+    return Shape(
+        "drifting", f"drifts by {whole:+.1%} from the first trial to the last (p {p:.2g})"
+    )
