@@ -30,7 +30,7 @@ from orchestrator.cache import Cache
 from orchestrator.errors import BarometerError, EvidenceError, ScenarioError
 from orchestrator.evidence import RunDir
 from orchestrator.factors import Cell, ScenarioFile, file_schema, load_scenarios, toml_text
-from orchestrator.judge import judge, traced_boots
+from orchestrator.judge import judge, looks_of, traced_boots
 from orchestrator.kernels import describe
 from orchestrator.matrix import MatrixDir, judge_cells, run_cells
 from orchestrator.plan import make_plan
@@ -142,7 +142,8 @@ def run(
         if file.has_matrix:
             run_cells(file, cells, folder, here)
         else:
-            run_plan(cells[0].scenario, cells[0].text, folder, here)
+            one = cells[0]
+            run_plan(one.scenario, one.text, folder, here, looks_of(one.scenario))
     _judged(folder)
 
 

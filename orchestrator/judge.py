@@ -4,14 +4,16 @@ Connects to nothing."""
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from orchestrator.analysis import boot
 from orchestrator.analysis.comparison import Comparison, boots_of, compare, to_json
+from orchestrator.analysis.stopping import enough, planned_trials
 from orchestrator.analysis.timeline import Timeline
-from orchestrator.analysis.trial import read_result
+from orchestrator.analysis.trial import Findings, TrialResult, read_result
 from orchestrator.errors import EvidenceError, ScenarioError
 from orchestrator.evidence import MANIFEST, RunDir, TrialDir, write_json
 from orchestrator.report.text import text_report
@@ -28,18 +30,29 @@ def judge(run: RunDir) -> tuple[Scenario, Comparison, str]:
     kernels = {
         arm: {key: plan["kernels"][arm][key] for key in ("release", "source")} for arm in ARMS
     }
-    trials = run.trials()
-    comparison = compare(
-        scenario,
-        kernels,
-        [read_result(trial) for trial in trials],
-        len(plan["trials"]),
-        plan["accel"],
-    )
+    results = [read_result(trial) for trial in run.trials()]
+    planned = planned_trials(scenario, results, plan["accel"])
+    comparison = compare(scenario, kernels, results, planned, plan["accel"])
     report = text_report(scenario, comparison, plan)
     save(run.path, to_json(comparison), report)
     _save_timelines(run.path / "timelines", comparison)
     return scenario, comparison, report
+
+
+def looks_of(scenario: Scenario) -> Callable[[RunDir], bool] | None:
+    """What a run with `until` asks after each block: whether it has seen enough. Each trial is
+    read once. None of a run without."""
+    if scenario.trials.until is None:
+        return None
+    known: dict[str, TrialResult] = {}
+
+    def seen_enough(run: RunDir) -> bool:
+        for trial in run.trials():
+            if trial.path.name not in known:
+                known[trial.path.name] = replace(read_result(trial), findings=Findings())
+        return enough(scenario, [*known.values()], run.plan()["accel"])
+
+    return seen_enough
 
 
 def save(folder: Path, comparison: dict[str, Any], report: str) -> None:

@@ -14,7 +14,7 @@ from orchestrator.analysis.comparison import Comparison, exit_code, to_json, wor
 from orchestrator.errors import BenchError, EvidenceError, ScenarioError
 from orchestrator.evidence import RunDir, need_keys, read_json, write_json
 from orchestrator.factors import Cell, ScenarioFile
-from orchestrator.judge import judge, save
+from orchestrator.judge import judge, looks_of, save
 from orchestrator.kernels import describe
 from orchestrator.report.matrix import matrix_report
 from orchestrator.run import Runner, key_named, no_space_explained, only_run_in, run_plan
@@ -111,7 +111,9 @@ def run_cells(file: ScenarioFile, cells: Sequence[Cell], out: Path, here: Runner
             try:
                 with here.progress.stage(title), key_named(f"cell {cell.name}"):
                     folder = matrix.path / "cells" / cell.name
-                    if not run_plan(cell.scenario, cell.text, folder, here):
+                    if not run_plan(
+                        cell.scenario, cell.text, folder, here, looks_of(cell.scenario)
+                    ):
                         failed = BenchError(f"{title}: the bench kept failing")
             except BenchError as exc:
                 here.progress.note(f"{title}: {exc}")

@@ -11,7 +11,7 @@ import platform
 import re
 import shutil
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -41,6 +41,8 @@ from orchestrator.progress import Progress
 from orchestrator.scenario import ARMS, GIB, ArmName, Scenario
 
 log = logging.getLogger("barometer.run")
+Enough = Callable[[RunDir], bool]
+
 _SAME_BENCH_FAILURES = 2
 _ATTEMPTS = 3
 _BY_CHANCE = {"host-crash", "exact-crawl"}
@@ -199,12 +201,17 @@ class Bench:
     progress: Progress
     keep: bool = False
     """Leave the evidence of a trial that is interrupted."""
+    enough: Enough | None = None
+    """With `trials.until`: asked after each block of pairs."""
     stopped: threading.Event = field(default_factory=threading.Event)
     """The run is interrupted, and what fails now fails because of that."""
 
 
-def run_plan(scenario: Scenario, text: str, out: Path, here: Runner) -> bool:
-    """Every trial of the plan that is not complete yet, in order; evidence under `out`.
+def run_plan(
+    scenario: Scenario, text: str, out: Path, here: Runner, enough: Enough | None = None
+) -> bool:
+    """Every trial of the plan that is not complete yet, in order; evidence under `out`. With
+    `trials.until`, `enough` says after each block whether that was the last.
 
     Goes on after a failed trial; stops when the bench fails twice in a row for the same reason,
     and then returns False. Raises ScenarioError and BenchError for what cannot be prepared.
@@ -213,8 +220,11 @@ def run_plan(scenario: Scenario, text: str, out: Path, here: Runner) -> bool:
         prepared = prepare(scenario, here.cache, here.progress)
         run = RunDir.create(out, text, plan_facts(scenario, prepared))
         return run_trials(
-            Bench(scenario, prepared, run, here.state, here.libvirt, here.progress, here.keep)
-        )
+            Bench(
+                scenario, prepared, run, here.state, here.libvirt, here.progress, here.keep,
+                enough,
+            )
+        )  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -235,8 +245,23 @@ def run_trials(bench: Bench) -> bool:
     """The trials that are not complete, one after the other; with accel exact, whose numbers do
     not depend on what else the machine does, as many at a time as there are CPUs and memory.
     False when the bench failed twice in a row for the same reason, and no more were begun."""
+    plan, watch = make_plan(bench.scenario), _BenchWatch(bench)
+    if bench.enough is None:
+        return _run_block(bench, plan, watch)
+    for pairs in range(2, bench.scenario.trials.most_pairs + 1, 2):
+        block = [planned for planned in plan if pairs - 2 < max(planned.pair, 1) <= pairs]
+        if not _run_block(bench, block, watch):
+            return False
+        if bench.enough(bench.run):
+            bench.progress.note(f"enough after {pairs} pairs")
+            break
+    return True
+
+
+def _run_block(bench: Bench, block: Sequence[PlannedTrial], stop: _BenchWatch) -> bool:
+    """As run_trials, of some of them."""
     pending = []
-    for planned in make_plan(bench.scenario):
+    for planned in block:
         done = bench.run.trials_path / planned.name
         if done.exists() and not TrialDir.open(done).manifest["outcome"].get("by_bench"):
             bench.progress.note(f"trial {planned.name}: complete already")
@@ -245,8 +270,7 @@ def run_trials(bench: Bench) -> bool:
         pending.append(planned)
     width = _at_once(bench.scenario) if bench.prepared.accel == "exact" else 1
     if min(width, len(pending)) > 1:
-        return _run_at_once(bench, pending, width)
-    stop = _BenchWatch(bench)
+        return _run_at_once(bench, pending, width, stop)
     for planned in pending:
         title = f"trial {planned.name} ({bench.prepared.kernels[planned.boots].release})"
         try:
@@ -283,7 +307,9 @@ def _at_once(scenario: Scenario) -> int:
     return max(1, min(len(os.sched_getaffinity(0)), fit))
 
 
-def _run_at_once(bench: Bench, pending: Sequence[PlannedTrial], width: int) -> bool:
+def _run_at_once(
+    bench: Bench, pending: Sequence[PlannedTrial], width: int, stop: _BenchWatch
+) -> bool:
     """A thread for each trial. An interrupt ends their machines, and with them the trials. False
     as of run_trials."""
 
@@ -291,7 +317,6 @@ def _run_at_once(bench: Bench, pending: Sequence[PlannedTrial], width: int) -> b
         with bench.progress.lane(planned.name) as lane:
             _run_until_it_counts(replace(bench, progress=lane), planned)
 
-    stop = _BenchWatch(bench)
     title = f"{len(pending)} trials, {min(width, len(pending))} at once"
     with bench.progress.stage(title), ThreadPoolExecutor(width) as pool:
         running = {pool.submit(work, planned): planned for planned in pending}

@@ -413,19 +413,18 @@ class Trials(_Model):
     seed: Annotated[int, Field(ge=0)] = 0
     """Of the order: an even seed starts with the baseline, an odd one with the candidate; which
     arm starts the later blocks is drawn."""
-    warm_up: Annotated[bool | Literal["auto"], Field()] = "auto"
+    warm_up: bool | Literal["auto"] = "auto"
     """A trial of the baseline's kernel before all others, whose numbers are not used: it fills the
     machine's caches. auto: when there are several pairs and they are not exact."""
-    control: Annotated[bool | Literal["auto"], Field()] = "auto"
+    control: bool | Literal["auto"] = "auto"
     """A trial of the baseline's kernel in each block besides its pairs: the bench against itself.
     A metric in which it finds a difference has no verdict. auto: from 10 pairs on."""
 
-    @model_validator(mode="before")
-    @classmethod
-    def _one_of(cls, data: Any) -> Any:
-        if isinstance(data, Mapping) and "until" in data and "pairs" in data:
+    @model_validator(mode="after")
+    def _one_of(self) -> Trials:
+        if self.until is not None and self.pairs != Trials.model_fields["pairs"].default:
             raise ValueError("pairs and until exclude one another: take one of them out")
-        return data
+        return self
 
     @property
     def most_pairs(self) -> int:

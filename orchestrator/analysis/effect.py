@@ -121,7 +121,8 @@ def estimate(
     if unit == "Ginsn":
         return _exact(baseline, candidate)
     constant = len({*baseline}) == 1 == len({*candidate})
-    if unit == "count" and constant:
+    nothing = not any(baseline) and not any(candidate)  # a time of what did not happen
+    if constant and (unit == "count" or nothing):
         ratio, same = _ratio(baseline[0], candidate[0]), baseline[0] == candidate[0]
         number = _number(baseline, candidate, pairs)
         return Estimate("count", number, ratio, apart=not same, same=same)

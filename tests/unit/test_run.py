@@ -99,7 +99,7 @@ def failing(*reasons: str | None, kind: type[BarometerError] = BenchError) -> Cl
     return climb
 
 
-PAIRS = "trials.pairs=3"
+PAIRS = "trials={pairs = 3, warm_up = false}"
 
 
 def outcomes(trials: list[TrialDir]) -> list[str]:

@@ -1,0 +1,52 @@
+"""When a run with `trials.until` has seen enough. Pure, so that judging finds where it stopped.
+
+A look after each block, on the trials so far: enough is when every metric that decides has an
+interval as narrow as asked and a verdict that is clear. Looking often and stopping at will finds
+differences where there are none; effect.ALPHA is as small as it is for that reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from orchestrator.analysis.comparison import compare
+from orchestrator.analysis.effect import precise
+from orchestrator.analysis.trial import TrialResult
+from orchestrator.plan import make_plan
+from orchestrator.scenario import ARMS, ArmName, Scenario
+
+_FAILURES = 2
+"""More in the candidate than in the baseline: it is regressed, whatever its timing says."""
+
+
+def planned_trials(scenario: Scenario, results: Sequence[TrialResult], accel: str) -> int:
+    """How many trials the run has when it is complete, as far as `results` tell."""
+    plan = make_plan(scenario)
+    if scenario.trials.until is None:
+        return len(plan)
+    there = {result.name for result in results}
+    for pairs in range(2, scenario.trials.most_pairs + 1, 2):
+        block = {trial.name for trial in plan if trial.pair <= pairs}
+        if not block <= there:
+            break
+        seen = [result for result in results if result.pair <= pairs]
+        if enough(scenario, seen, accel):
+            return len(block)
+    return len(plan)
+
+
+def enough(scenario: Scenario, results: Sequence[TrialResult], accel: str) -> bool:
+    """Whether more trials are of no use, of all trials of some blocks."""
+
+    def count(arm: ArmName, kind: str) -> int:
+        return sum(result.arm == arm and result.kind == kind for result in results)
+
+    if count("candidate", "failed") >= count("baseline", "failed") + _FAILURES:
+        return True
+    if not all(count(arm, "measured") for arm in ARMS):
+        return True  # an arm of which nothing can be measured
+    assert scenario.trials.until is not None
+    precision = scenario.trials.until.precision
+    found = compare(scenario, {}, results, len(results), accel)
+    metrics = [found.metric(name) for name in found.deciding]
+    return all(metric is not None and precise(metric.effect, precision) for metric in metrics)

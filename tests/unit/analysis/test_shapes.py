@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import math
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator.analysis.shapes import LEAST, shapes
+
+
+def cloud(n: int = 20, seed: int = 0, cv: float = 0.01) -> list[float]:
+    draw = random.Random(seed)
+    return [math.exp(draw.gauss(0, cv)) for _ in range(n)]
+
+
+def kinds(values: list[float]) -> list[str]:
+    return [shape.kind for shape in shapes(values)]
+
+
+def test_two_modes_are_found_and_counted() -> None:
+    values = [v * (1.1 if i % 3 == 0 else 1.0) for i, v in enumerate(cloud(21))]
+    [shape] = shapes(values)
+    assert shape.kind == "bimodal"
+    assert "14 trials around" in shape.text
+    assert "7 around" in shape.text
+
+
+def test_drift_is_found_and_sized() -> None:
+    values = [v * (1 + 0.005 * i) for i, v in enumerate(cloud(21, cv=0.002))]
+    [shape] = shapes(values)
+    assert shape.kind == "drifting"
+    assert shape.text.startswith("drifts by +10.")
+    [falling] = shapes([1 / v for v in values])
+    assert falling.text.startswith("drifts by -9.")
+
+
+@pytest.mark.parametrize("n", [LEAST, 20, 30])
+def test_one_cloud_is_rarely_taken_for_two_or_for_a_drift(n: int) -> None:
+    found = [kind for seed in range(300) for kind in kinds(cloud(n, seed))]
+    assert len(found) <= 6
+
+
+def test_one_wild_trial_is_no_mode() -> None:
+    assert kinds([*cloud(20), 9.0]) == []
+
+
+@given(st.lists(st.floats(0, 1e6), max_size=40))
+def test_anything_has_a_shape_or_none(values: list[float]) -> None:
+    shapes(values)
+
+
+def test_constant_and_few_trials_have_none() -> None:
+    assert kinds([1.0] * 30) == kinds([1.0, 2.0] * 5) == []
+    assert kinds(cloud(LEAST - 1)) == []

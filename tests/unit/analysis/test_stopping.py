@@ -1,0 +1,98 @@
+"""The sequential rule, and what it does to false alarms; ci/bench/verdicts.py has it at length."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterator
+
+import pytest
+
+from orchestrator.analysis.comparison import compare
+from orchestrator.analysis.stopping import enough, planned_trials
+from orchestrator.analysis.trial import TrialResult
+from orchestrator.plan import make_plan
+from orchestrator.scenario import Metric, Scenario
+from tests.unit.scenarios import map_scenario
+
+MAPS: Metric = "bar_map_seconds"
+
+
+def night(chosen: Scenario, ratio: float, cv: float, seed: int) -> Iterator[TrialResult]:
+    draw = random.Random(seed)
+    for planned in make_plan(chosen):
+        cost = (ratio if planned.arm == "candidate" else 1.0) * math.exp(draw.gauss(0, cv))
+        yield TrialResult(
+            planned.name, planned.arm, "measured", samples={MAPS: (cost,)}, pair=planned.pair
+        )
+
+
+def until(*overrides: str) -> Scenario:
+    return map_scenario(
+        "host.accel=tcg", "trials.until={}", "trials.control=false",
+        f"expect.{MAPS}=not-regressed",
+        *overrides,
+    )  # fmt: skip
+
+
+def ended(chosen: Scenario, results: list[TrialResult]) -> int:
+    """Pairs of the trials up to where the run stops."""
+    planned = planned_trials(chosen, results, "tcg")
+    return max(trial.pair for trial in make_plan(chosen)[:planned])
+
+
+def test_quiet_bench_needs_few_pairs_and_a_noisy_one_all() -> None:
+    chosen = until()
+    assert ended(chosen, list(night(chosen, 1.0, 0.002, 1))) == 6
+    assert ended(chosen, list(night(chosen, 1.05, 0.002, 1))) == 10
+    assert 10 < ended(chosen, list(night(chosen, 1.0, 0.025, 1))) < 30
+    assert ended(chosen, list(night(chosen, 1.0, 0.2, 1))) == 30
+
+
+def test_run_is_complete_where_it_stopped_and_not_before() -> None:
+    chosen = until()
+    results = list(night(chosen, 1.05, 0.002, 1))
+    at_stop = planned_trials(chosen, results, "tcg")
+    assert planned_trials(chosen, results[:at_stop], "tcg") == at_stop
+    assert planned_trials(chosen, results[: at_stop - 1], "tcg") > at_stop
+
+
+def test_number_of_pairs_is_what_it_says() -> None:
+    chosen = map_scenario("trials.pairs=3")
+    assert planned_trials(chosen, [], "exact") == len(make_plan(chosen))
+
+
+def test_instructions_need_one_block() -> None:
+    chosen = until()
+    results = list(night(chosen, 1.3, 0.0, 1))
+    block = [r for r in results if r.pair <= 2]
+    assert enough(chosen, block, "exact")
+
+
+def test_arm_that_keeps_failing_ends_the_run() -> None:
+    chosen = until()
+
+    def failing(result: TrialResult, after: int) -> TrialResult:
+        if result.arm != "candidate" or result.pair <= after:
+            return result
+        return TrialResult(result.name, result.arm, "failed", "guest-panic", pair=result.pair)
+
+    results = list(night(chosen, 1.0, 0.2, 1))
+    assert ended(chosen, [failing(r, 0) for r in results]) == 2
+    assert ended(chosen, [failing(r, 4) for r in results]) == 6
+
+
+@pytest.mark.parametrize(("ratio", "least", "most"), [(1.0, 0.0, 0.01), (1.05, 0.95, 1.0)])
+def test_false_alarms_stay_rare_however_often_is_looked(
+    ratio: float, least: float, most: float
+) -> None:
+    chosen, nights, calls, covered = until(), 300, 0, 0
+    for seed in range(nights):
+        results = list(night(chosen, ratio, 0.02, seed))
+        results = results[: planned_trials(chosen, results, "tcg")]
+        [metric] = compare(chosen, {}, results, len(results), "tcg").metrics
+        calls += metric.verdict in ("improved", "regressed")
+        low, high = metric.effect.interval or (0.0, math.inf)
+        covered += low <= ratio <= high
+    assert least <= calls / nights <= most
+    assert covered / nights >= 0.92
