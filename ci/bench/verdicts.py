@@ -1,0 +1,172 @@
+"""How often a verdict is right: simulated nights through the code that judges real ones.
+
+    .venv/bin/python ci/bench/verdicts.py [NIGHTS]
+
+Each night is a run with `until` at its default settings (precision, margin, floor, at most 30
+pairs, control, warm-up), of one metric, whose trials are noise around a known ratio. Nothing is
+simulated but the trials: the plan, the order, the looks and the verdict are the program's. Seeds
+are fixed. Noise, at a coefficient of variation as recorded on a machine with other work:
+
+- normal     of the logs
+- heavy      Student's t with 3 degrees of freedom, and one trial in twenty far slower
+- bimodal    three trials in ten take a path that is slower by three standard deviations
+- drifting   a trend of up to a few standard deviations over the night, and a random walk
+- recorded   of the runs of one kernel against itself in fixtures/recorded/noise.json: stretches of
+             eight consecutive trials, so that what drifts there drifts here
+
+Printed are the share of nights that call a difference (of A/A nights: false alarms), that call
+equivalence, that the control ends, in which the 95 % interval covers the truth, and the pairs used.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from statistics import fmean, median, pstdev
+
+from orchestrator.analysis.comparison import compare
+from orchestrator.analysis.stopping import planned_trials
+from orchestrator.analysis.trial import TrialResult
+from orchestrator.plan import make_plan
+from orchestrator.scenario import Scenario, parse_scenario
+
+RECORDED = Path(__file__).parents[2] / "fixtures/recorded/noise.json"
+METRIC = "bar_map_seconds"
+SCENARIO = f"""
+name = "night"
+workload = "map"
+host.accel = "tcg"
+arms.baseline.kernel.dir = "/a"
+arms.candidate.kernel.dir = "/b"
+trials.until = {{}}
+expect.{METRIC} = "not-regressed"
+"""
+Noise = Callable[[random.Random, int], list[float]]
+"""(draw, trials) -> what each trial's log is off by, in the order in which they run."""
+
+
+def normal(cv: float, draw: random.Random, n: int) -> list[float]:
+    return [draw.gauss(0, cv) for _ in range(n)]
+
+
+def heavy(cv: float, draw: random.Random, n: int) -> list[float]:
+    def one() -> float:
+        t3 = draw.gauss(0, 1) / math.sqrt(draw.gammavariate(1.5, 2) / 3)
+        return cv * t3 / math.sqrt(3) + (draw.expovariate(1 / (3 * cv)) * (draw.random() < 0.05))
+
+    return [one() for _ in range(n)]
+
+
+def bimodal(cv: float, draw: random.Random, n: int) -> list[float]:
+    return [draw.gauss(0, cv / 3) + 3 * cv / 2 * (draw.random() < 0.3) for _ in range(n)]
+
+
+def drifting(cv: float, draw: random.Random, n: int) -> list[float]:
+    trend, walk, found = draw.gauss(0, 4 * cv), 0.0, []
+    for i in range(n):
+        walk += draw.gauss(0, cv / 4)
+        found.append(draw.gauss(0, cv) + walk + trend * i / n)
+    return found
+
+
+def recorded(runs: Sequence[Sequence[float]], draw: random.Random, n: int) -> list[float]:
+    found: list[float] = []
+    while len(found) < n:
+        run = draw.choice(runs)
+        start = draw.randrange(len(run))
+        found += [run[(start + i) % len(run)] for i in range(8)]
+    return found[:n]
+
+
+@dataclass(frozen=True)
+class Night:
+    called: bool
+    right: bool
+    """A difference was called, in the right direction."""
+    equivalent: bool
+    invalid: bool
+    covered: bool
+    pairs: int
+
+
+def one_night(noise: Noise, ratio: float, seed: int) -> Night:
+    scenario, _ = parse_scenario(SCENARIO, "night")
+    draw = random.Random(seed)
+    plan = make_plan(scenario.model_copy(
+        update={"trials": scenario.trials.model_copy(update={"seed": seed})}
+    ))  # fmt: skip
+    offs = noise(draw, len(plan))
+    results = [
+        TrialResult(
+            trial.name, trial.arm, "measured", pair=trial.pair,
+            samples={METRIC: (math.exp(off) * (ratio if trial.arm == "candidate" else 1.0),)},
+        )
+        for trial, off in zip(plan, offs, strict=True)
+    ]  # fmt: skip
+    return _judged(scenario, seed, results, ratio)
+
+
+def _judged(scenario: Scenario, seed: int, results: list[TrialResult], ratio: float) -> Night:
+    scenario = scenario.model_copy(
+        update={"trials": scenario.trials.model_copy(update={"seed": seed})}
+    )
+    results = results[: planned_trials(scenario, results, "tcg")]
+    [metric] = compare(scenario, {}, results, len(results), "tcg").metrics
+    low, high = metric.effect.interval or (0.0, math.inf)
+    right = {"improved": ratio < 1, "regressed": ratio > 1}
+    return Night(
+        called=metric.verdict in right,
+        right=right.get(metric.verdict, False),
+        equivalent=metric.verdict == "equivalent",
+        invalid=metric.verdict == "invalid",
+        covered=low <= ratio <= high,
+        pairs=metric.effect.estimate.pairs,
+    )
+
+
+def noises() -> dict[str, Noise]:
+    runs = json.loads(RECORDED.read_text())["runs"]
+    logs = [[math.log(v / median(run["values"])) for v in run["values"]] for run in runs]
+    cv = spread(logs)
+    found: dict[str, Noise] = {
+        kind.__name__: partial(kind, cv) for kind in (normal, heavy, bimodal, drifting)
+    }
+    print(f"coefficient of variation of the recorded runs: {cv:.2%} (median; "
+          + ", ".join(f"{run['metric']} {pstdev(log):.2%}" for run, log
+                      in zip(runs, logs, strict=True)) + ")")  # fmt: skip
+    return found | {"recorded": partial(recorded, logs)}
+
+
+def spread(logs: Sequence[Sequence[float]]) -> float:
+    return median(pstdev(log) for log in logs)
+
+
+def main() -> None:
+    nights = int(sys.argv[1]) if len(sys.argv) > 1 else 2000
+    print(f"{nights} nights each, default settings")
+    print("noise      ratio   called   right  equivalent  invalid  covered  pairs")
+    with ProcessPoolExecutor() as pool:
+        for name, noise in noises().items():
+            for ratio in (1.0, 1.05, 1 / 1.05):
+                of = pool.map(partial(one_night, noise, ratio), range(nights), chunksize=50)
+                found = list(of)
+
+                def share(what: str, found: list[Night] = found) -> float:
+                    return 100 * fmean(getattr(night, what) for night in found)
+
+                print(
+                    f"{name:<10} {ratio:.3f}  {share('called'):5.2f} %  {share('right'):5.1f} %"
+                    f"     {share('equivalent'):5.1f} %  {share('invalid'):5.2f} %"
+                    f"  {share('covered'):5.1f} %  {fmean(n.pairs for n in found):5.1f}"
+                )
+
+
+if __name__ == "__main__":
+    main()
