@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from statistics import median
 from typing import Any
 
@@ -56,8 +57,14 @@ class MetricComparison:
     control: Effect | None = None
     """The baseline's kernel against itself: the trials of the control as the candidate."""
     controls: tuple[float, ...] = ()
-    shapes: dict[ArmName, tuple[Shape, ...]] = field(default_factory=dict)
-    """Of an arm whose trials are not one cloud around one value."""
+
+    @cached_property
+    def shapes(self) -> dict[ArmName, tuple[Shape, ...]]:
+        """Of times: an arm whose trials are not one cloud around one value."""
+        if self.unit != "s":
+            return {}
+        found = {arm: shapes(getattr(self, arm)) for arm in ARMS}
+        return {arm: seen for arm, seen in found.items() if seen}
 
     @property
     def verdict(self) -> Verdict:
@@ -166,9 +173,7 @@ def _metric(
     if control:
         one = estimate(unit, baseline, control, None)
         beside = judged(one, rule, one.p)
-    found = {arm: shapes([*values[arm].values()]) for arm in ARMS} if unit == "s" else {}
-    named = {arm: seen for arm, seen in found.items() if seen}
-    return MetricComparison(name, unit, baseline, candidate, effect, beside, control, named)
+    return MetricComparison(name, unit, baseline, candidate, effect, beside, control)
 
 
 def _names(results: Sequence[TrialResult]) -> list[Metric]:
