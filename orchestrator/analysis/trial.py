@@ -11,6 +11,7 @@ from orchestrator.abi import IORESOURCE_UNSET
 from orchestrator.analysis.boot import Traced, traced_boot
 from orchestrator.analysis.boottrace import BootTrace
 from orchestrator.analysis.breakdown import Breakdown, breakdowns, check_sums
+from orchestrator.analysis.conditions import conditions_of
 from orchestrator.analysis.hist import parse_hist
 from orchestrator.analysis.level import Level, guest_level, level_of
 from orchestrator.analysis.maps import MapPass, check, check_alike, read_pass
@@ -67,6 +68,8 @@ class TrialResult:
     findings: Findings = Findings()
     repeated: tuple[str, ...] = ()
     """Why it was begun again, each time: failures of the emulator."""
+    conditions: dict[str, str] = field(default_factory=dict)
+    """Under which it was made, as far as the evidence tells."""
 
     def value(self, metric: Metric) -> float | None:
         """The trial's one value: a host boot is the unit, what repeats within it is reduced."""
@@ -79,7 +82,19 @@ class TrialResult:
 
 def read_result(trial: TrialDir) -> TrialResult:
     """Judge a trial. Never raises for what the evidence says: that is the result."""
-    return replace(_judged(trial), repeated=tuple(trial.manifest.get("repeated") or ()))
+    return replace(
+        _judged(trial),
+        repeated=tuple(trial.manifest.get("repeated") or ()),
+        conditions=_conditions(trial),
+    )
+
+
+def _conditions(trial: TrialDir) -> dict[str, str]:
+    try:
+        facts, guest = (trial.json(f"{room}/facts.json") or {} for room in ("host", "guest-0"))
+        return conditions_of(trial.manifest, facts, guest)
+    except (EvidenceError, KeyError, TypeError, ValueError, AttributeError):
+        return {}
 
 
 def _judged(trial: TrialDir) -> TrialResult:
