@@ -11,6 +11,7 @@ from typing import Any
 
 from orchestrator.analysis import boot
 from orchestrator.analysis.comparison import Comparison, boots_of, compare, to_json
+from orchestrator.analysis.conditions import conditions
 from orchestrator.analysis.stopping import enough, planned_trials
 from orchestrator.analysis.timeline import Timeline
 from orchestrator.analysis.trial import Findings, TrialResult, read_result
@@ -32,7 +33,12 @@ def judge(run: RunDir) -> tuple[Scenario, Comparison, str]:
     }
     results = [read_result(trial) for trial in run.trials()]
     planned = planned_trials(scenario, results, plan["accel"])
-    comparison = compare(scenario, kernels, results, planned, plan["accel"])
+    found = conditions(
+        {arm: [r.conditions for r in results if r.arm == arm] for arm in ARMS},
+        (run.config("baseline"), run.config("candidate")),
+        scenario.judgement.allow,
+    )
+    comparison = compare(scenario, kernels, results, planned, plan["accel"], found)
     report = text_report(scenario, comparison, plan)
     save(run.path, to_json(comparison), report)
     _save_timelines(run.path / "timelines", comparison)

@@ -9,6 +9,7 @@ from functools import cached_property
 from statistics import median
 from typing import Any
 
+from orchestrator.analysis.conditions import Conditions, conditions_json
 from orchestrator.analysis.cost import cost_json
 from orchestrator.analysis.effect import (
     FEW_FLOOR,
@@ -92,6 +93,8 @@ class Comparison:
     """Trials of the plan; fewer results mean that the run is not complete."""
     deciding: tuple[Metric, ...] = ()
     """The metrics that the verdict is of: those with an expectation, else the headline."""
+    conditions: Conditions | None = None
+    """Under which the arms were measured, and what differed."""
 
     def of_arm(self, arm: Role) -> list[TrialResult]:
         return [r for r in self.results if r.arm == arm]
@@ -109,23 +112,30 @@ def compare(
     results: Sequence[TrialResult],
     planned: int,
     accel: str,
+    conditions: Conditions | None = None,
+    *,
+    paired: bool = True,
 ) -> Comparison:
     """Effect and verdict of every metric that both arms have, from `planned` trials. With the
-    accelerator exact, what is in seconds elsewhere is in Ginsn, 10^9 instructions."""
-    metrics = _compared(scenario, results, accel)
+    accelerator exact, what is in seconds elsewhere is in Ginsn, 10^9 instructions. Arms of
+    different runs are not `paired`."""
+    metrics = _compared(scenario, results, accel, paired=paired)
     deciding = _deciding(scenario, [m.name for m in metrics])
     verdict = _verdict(results, metrics, deciding)
     if len(guest_accels(results)) > 1:
         verdict = "invalid"  # a guest under KVM against an emulated one says nothing of kernels
+    if conditions is not None and conditions.unplanned:
+        verdict = "invalid"
     if len(results) < planned and verdict in ("improved", "equivalent"):
         verdict = "inconclusive"
     return Comparison(
-        scenario.name, verdict, tuple(results), tuple(metrics), kernels, planned, deciding
-    )
+        scenario.name, verdict, tuple(results), tuple(metrics), kernels, planned, deciding,
+        conditions,
+    )  # fmt: skip
 
 
 def _compared(
-    scenario: Scenario, results: Sequence[TrialResult], accel: str
+    scenario: Scenario, results: Sequence[TrialResult], accel: str, *, paired: bool
 ) -> list[MetricComparison]:
     rule = Rule(scenario.judgement.margin, scenario.judgement.floor)
     found: dict[Metric, tuple[str, dict[Role, dict[int, float]], Estimate]] = {}
@@ -137,7 +147,7 @@ def _compared(
         before, after = values["baseline"], values["candidate"]
         if before and after:
             pairs = [(before[pair], after[pair]) for pair in before if pair in after]
-            one = estimate(unit, [*before.values()], [*after.values()], pairs)
+            one = estimate(unit, [*before.values()], [*after.values()], pairs if paired else None)
             found[name] = (unit, values, one)
     deciding = _deciding(scenario, [*found])
     ps = _adjusted({name: one.p for name, (_, _, one) in found.items()}, deciding)
@@ -368,6 +378,7 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
             }
             for m in comparison.metrics
         },
+        "conditions": comparison.conditions and conditions_json(comparison.conditions),
         "boots": cost_json(boots_of(comparison)),
         "problems": [
             {"trial": r.name, "arm": r.arm, "kind": r.kind, "stage": r.stage, "reason": r.reason,
