@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from statistics import median
 from typing import Any
@@ -56,8 +56,10 @@ class MetricComparison:
     candidate: tuple[float, ...]
     effect: Effect
     control: Effect | None = None
-    """The baseline's kernel against itself: the trials of the control as the candidate."""
+    """A kernel against itself: of a run, the baseline's against the control's trials; of two runs,
+    the arm beside."""
     controls: tuple[float, ...] = ()
+    """The values that the control has in place of the candidate's."""
 
     @cached_property
     def shapes(self) -> dict[ArmName, tuple[Shape, ...]]:
@@ -132,6 +134,22 @@ def compare(
         scenario.name, verdict, tuple(results), tuple(metrics), kernels, planned, deciding,
         conditions,
     )  # fmt: skip
+
+
+def with_control(comparison: Comparison, beside: Comparison) -> Comparison:
+    """With what `beside` finds between trials of one kernel as the control of each metric."""
+    metrics = tuple(
+        replace(metric, control=found.effect, controls=found.candidate)
+        if (found := beside.metric(metric.name)) is not None
+        else metric
+        for metric in comparison.metrics
+    )
+    verdict = comparison.verdict
+    if verdict != "invalid" and any(
+        m.verdict == "invalid" for m in metrics if m.name in comparison.deciding
+    ):
+        verdict = "invalid"
+    return replace(comparison, metrics=metrics, verdict=verdict)
 
 
 def _compared(
