@@ -61,6 +61,8 @@ class Cost:
 
 
 Costs = dict[ArmName, Cost]
+Calls = dict[ArmName, list[defaultdict[Operation, list[float]]]]
+"""Of each boot of an arm, the seconds of every call."""
 
 
 @dataclass(frozen=True)
@@ -113,8 +115,9 @@ class CostTable:
 
 def cost_table(timelines: Boots) -> CostTable:
     boots = _arms(timelines)
-    rows = _rows(boots, before=True)
-    totals = _totals(boots, rows)
+    calls, later = _calls(boots, before=True), _calls(boots, before=False)
+    rows = _rows(boots, calls, before=True)
+    totals = _totals(boots, calls, rows)
     small = {
         row.operation
         for row in rows
@@ -127,9 +130,9 @@ def cost_table(timelines: Boots) -> CostTable:
         boots={arm: tuple(b.boot_seconds for b in of_arm) for arm, of_arm in boots.items()},
         rows=tuple(row for row in rows if row.operation not in small),
         small=len(small),
-        others=_costs(boots, small, before=True),
+        others=_costs(boots, calls, small, before=True),
         totals=totals,
-        after=tuple(_rows(boots, before=False)),
+        after=tuple(_rows(boots, later, before=False)),
         difference=_difference(boots, totals),
     )
 
@@ -145,7 +148,7 @@ def cost_json(timelines: Boots) -> list[dict[str, Any]]:
             **{arm: asdict(cost) for arm, cost in row.costs.items()},
         }
         for before in (True, False)
-        for row in _rows(boots, before=before)
+        for row in _rows(boots, _calls(boots, before=before), before=before)
     ]
 
 
@@ -173,36 +176,41 @@ def _arms(timelines: Boots) -> Boots:
     return found
 
 
-def _steps(boot: Timeline, *, before: bool) -> list[Step]:
-    return [step for step in boot.steps if (step.start < boot.boot_seconds) == before]
+def _calls(boots: Boots, *, before: bool) -> Calls:
+    """Of the steps before the boot mark, or of those after it."""
+    found: Calls = {}
+    for arm, of_arm in boots.items():
+        found[arm] = [defaultdict(list) for _ in of_arm]
+        for boot, of_boot in zip(of_arm, found[arm], strict=True):
+            for step in boot.steps:
+                if (step.start < boot.boot_seconds) == before:
+                    of_boot[Operation.of(step)].append(step.seconds)
+    return found
 
 
-def _rows(boots: Boots, *, before: bool) -> list[Row]:
+def _rows(boots: Boots, calls: Calls, *, before: bool) -> list[Row]:
     """Every operation, the largest total of an arm first; equal ones in order of time."""
     operations = dict.fromkeys(
-        Operation.of(step)
-        for of_arm in boots.values()
-        for boot in of_arm
-        for step in _steps(boot, before=before)
+        operation for of_arm in calls.values() for of_boot in of_arm for operation in of_boot
     )
-    rows = [Row(o, _costs(boots, {o}, before=before)) for o in operations]
+    rows = [Row(o, _costs(boots, calls, {o}, before=before)) for o in operations]
     return sorted(rows, key=lambda row: max(c.total for c in row.costs.values()), reverse=True)
 
 
-def _costs(boots: Boots, operations: Set[Operation], *, before: bool) -> Costs:
+def _costs(boots: Boots, calls: Calls, operations: Set[Operation], *, before: bool) -> Costs:
     costs = {}
     for arm, of_arm in boots.items():
-        calls = [
-            [s.seconds for s in _steps(boot, before=before) if Operation.of(s) in operations]
-            for boot in of_arm
+        seconds = [
+            [s for operation in of_boot if operation in operations for s in of_boot[operation]]
+            for of_boot in calls[arm]
         ]
-        totals = [sum(of_boot) for of_boot in calls]
-        ones = [median_low(of_boot) for of_boot in calls if of_boot]
+        totals = [sum(of_boot) for of_boot in seconds]
+        ones = [median_low(of_boot) for of_boot in seconds if of_boot]
         shares = [
             t / b.boot_seconds for t, b in zip(totals, of_arm, strict=True) if b.boot_seconds
         ]
         costs[arm] = Cost(
-            calls=median(map(len, calls)),
+            calls=median(map(len, seconds)),
             one=median(ones) if ones else None,
             total=median(totals),
             share=median(shares) if before and shares else None,
@@ -210,13 +218,13 @@ def _costs(boots: Boots, operations: Set[Operation], *, before: bool) -> Costs:
     return costs
 
 
-def _totals(boots: Boots, rows: Sequence[Row]) -> dict[str, Costs]:
+def _totals(boots: Boots, calls: Calls, rows: Sequence[Row]) -> dict[str, Costs]:
     groups: defaultdict[str, set[Operation]] = defaultdict(set)
     for row in rows:
         operation = row.operation
         name = f"{operation.kind}s of {operation.bar}" + "s" * operation.bar.endswith("BAR")
         groups[name].add(operation)
-    return {name: _costs(boots, group, before=True) for name, group in groups.items()}
+    return {name: _costs(boots, calls, group, before=True) for name, group in groups.items()}
 
 
 def _difference(boots: Boots, totals: dict[str, Costs]) -> Difference | None:

@@ -90,6 +90,8 @@ def running_machine(
     for shm_name in spec.shm_names:
         state.add(shm=shm_name)
     trial.record(token=token, host_cmdline=spec.cmdline)
+    # libvirt appends to it: what an attempt before this one left says nothing of this one
+    log.unlink(missing_ok=True)
     try:
         # the kernel unpacks archives that stand behind one another
         with spec.initramfs.open("wb") as file:
