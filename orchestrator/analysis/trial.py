@@ -69,6 +69,8 @@ class TrialResult:
     """Why it was begun again, each time: failures of the emulator."""
     pair: int = 0
     """Of the plan."""
+    qemu: dict[str, str] = field(default_factory=dict)
+    """Versions: the runner's, which runs the host, and the host's, which runs the guest."""
 
     def value(self, metric: Metric) -> float | None:
         """The trial's one value: a host boot is the unit, what repeats within it is reduced."""
@@ -83,7 +85,12 @@ def read_result(trial: TrialDir) -> TrialResult:
     """Judge a trial. Never raises for what the evidence says: that is the result."""
     manifest = trial.manifest
     repeated = tuple(manifest.get("repeated") or ())
-    return replace(_judged(trial), repeated=repeated, pair=int(manifest.get("pair") or 0))
+    qemu = {
+        where: str(versions["qemu"]) for where in ("runner", "host")
+        if (versions := manifest.get(f"{where}_versions") or {}).get("qemu")
+    }  # fmt: skip
+    pair = int(manifest.get("pair") or 0)
+    return replace(_judged(trial), repeated=repeated, pair=pair, qemu=qemu)
 
 
 def _judged(trial: TrialDir) -> TrialResult:
