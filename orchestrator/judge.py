@@ -22,8 +22,9 @@ from orchestrator.scenario import ARMS, Scenario, parse_scenario
 log = logging.getLogger("barometer.judge")
 
 
-def judge(run: RunDir) -> tuple[Scenario, Comparison, str]:
-    """The run's scenario, its comparison and the text report; both are saved in the run."""
+def judge(run: RunDir, tester: str | None = None) -> tuple[Scenario, Comparison, str]:
+    """The run's scenario, its comparison and the text report; both are saved in the run. `tester`:
+    `Name <mail>` of whoever a Tested-by would be by."""
     source = str(run.path / "scenario.toml")
     scenario, _ = parse_scenario(run.scenario(), source, run.path)
     plan = run.plan()
@@ -33,7 +34,7 @@ def judge(run: RunDir) -> tuple[Scenario, Comparison, str]:
     results = [read_result(trial) for trial in run.trials()]
     planned = planned_trials(scenario, results, plan["accel"])
     comparison = compare(scenario, kernels, results, planned, plan["accel"])
-    report = text_report(scenario, comparison, plan)
+    report = text_report(scenario, comparison, plan, tester)
     save(run.path, to_json(comparison), report)
     _save_timelines(run.path / "timelines", comparison)
     return scenario, comparison, report
