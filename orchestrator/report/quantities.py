@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from orchestrator.analysis.effect import Effect
-from orchestrator.analysis.summary import summary
+from orchestrator.analysis.summary import LEAST_FOR_QUARTILES, summary
 
 _PREFIXES = {
     "s": ((1.0, "s"), (1e-3, "ms"), (1e-6, "us"), (1e-9, "ns")),
@@ -49,6 +49,13 @@ def arm_text(unit: str, values: Sequence[float]) -> str:
     if share < 0.01:
         return f"{text} +- <0.01%"
     return f"{text} +- {share:.{0 if share >= 9.95 else 1 if share >= 0.95 else 2}f}%"
+
+
+def spreads_said(arms: Iterable[Sequence[float]]) -> list[str]:
+    """What `+-` is of these, where `arm_text` has it."""
+    names = {True: "half the interquartile range", False: "half the range"}
+    lengths = (len(values) for values in arms if len(set(values)) > 1)
+    return [names[many] for many in dict.fromkeys(n >= LEAST_FOR_QUARTILES for n in lengths)]
 
 
 def change_text(effect: Effect) -> str:

@@ -13,12 +13,11 @@ from orchestrator.analysis.comparison import (
     guest_accels,
 )
 from orchestrator.analysis.effect import FEW_FLOOR, LEAST_FOR_P
-from orchestrator.analysis.summary import LEAST_FOR_QUARTILES
 from orchestrator.analysis.theory import best_leaf, lookups, pages, stride_of
 from orchestrator.analysis.trial import TrialResult
 from orchestrator.report.layout import WIDTH, fitted, shortened, table, wrapped
 from orchestrator.report.maps import map_sections
-from orchestrator.report.quantities import arm_text, change_text, plural
+from orchestrator.report.quantities import arm_text, change_text, plural, spreads_said
 from orchestrator.report.sentence import verdict_sentence
 from orchestrator.report.timeline import calls_and_cost
 from orchestrator.report.trailer import trailer, worse
@@ -138,15 +137,11 @@ def _row(name: str, metric: MetricComparison, comparison: Comparison) -> Sequenc
 def _statistics(comparison: Comparison) -> str:
     """What the table's numbers are, as far as it has them."""
     metrics = comparison.metrics
-    arms = [getattr(m, arm) for m in metrics for arm in ARMS]
-    several = [values for values in arms if len(set(values)) > 1]
-    lines = []
-    if metrics:
-        lines.append("*: what the verdict of the run is of.")
-    if any(len(values) >= LEAST_FOR_QUARTILES for values in several):
-        lines.append("+-: half of the interquartile range of an arm's trials, about their median.")
-    if any(len(values) < LEAST_FOR_QUARTILES for values in several):
-        lines.append("+-: half of the range of an arm's trials, as there are but two or three.")
+    lines = ["*: what the verdict of the run is of."] * bool(metrics)
+    lines += [
+        f"+-: {spread} of an arm's trials, about their median."
+        for spread in spreads_said(getattr(m, arm) for m in metrics for arm in ARMS)
+    ]
     if any(m.effect.interval for m in metrics):
         lines.append(
             "change: of the pairs, by Hodges and Lehmann, with its 95 % interval; it need not be"

@@ -12,7 +12,7 @@ from orchestrator.analysis.comparison import (
     guest_accels,
 )
 from orchestrator.report.layout import wrapped
-from orchestrator.report.quantities import arm_text, change_text
+from orchestrator.report.quantities import arm_text, change_text, spreads_said
 from orchestrator.report.sentence import flaw
 from orchestrator.report.wording import TITLES, device_said, label, title, workload_said
 from orchestrator.scenario import ARMS, Metric, Scenario
@@ -65,8 +65,11 @@ def _numbers(comparison: Comparison, plan: dict[str, Any]) -> Iterator[str]:
         arms = " -> ".join(arm_text(metric.unit, getattr(metric, arm)) for arm in ARMS)
         kind = label(metric, plan["accel"], accels)
         yield f"{title(metric.name)}: {arms}{kind}, {change_text(metric.effect)}"
+    said = [f"+-: {s}" for s in spreads_said(getattr(m, arm) for m in shown for arm in ARMS)]
     if any(metric.effect.interval for metric in shown):
-        yield "(+-: half the interquartile range; change: by pairs, 95 % interval)"
+        said.append("change: by pairs, with its 95 % interval")
+    if said:
+        yield f"({'; '.join(said)})"
 
 
 def _configuration(

@@ -331,10 +331,10 @@ def test_one_trial_has_no_spread_and_several_have(plan: dict[str, Any]) -> None:
     assert "+-" not in one
     several = " ".join(report(plan, *of_pairs((4.0, 1.0), (5.0, 1.0))).split())
     assert "4.5 s +- 11% 1 s" in several
-    assert "+-: half of the range of an arm's trials" in several
+    assert "+-: half the range of an arm's trials" in several
     many = " ".join(report(plan, *noisy(4, 0.5)).split())
-    assert "+-: half of the interquartile range of an arm's trials" in many
-    assert "half of the range" not in many
+    assert "+-: half the interquartile range of an arm's trials" in many
+    assert "half the range" not in many
 
 
 def test_interval_is_told_and_what_it_is(plan: dict[str, Any]) -> None:

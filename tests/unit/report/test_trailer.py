@@ -124,5 +124,6 @@ def test_spread_and_interval_are_explained() -> None:
     values = [(20 + n % 3, (20 + n % 3) * (0.95 + 0.0001 * (n % 5))) for n in range(12)]
     trials = [t for n, v in enumerate(values, 1) for t in measured({"guest_boot_seconds": v}, n)]
     text = "\n".join(block(*trials))
-    assert "(+-: half the interquartile range; change: by pairs, 95 % interval)" in text
+    assert "(+-: half the interquartile range; change: by pairs, with its 95 % interval)" in text
     assert "12 + 12 trials" in text
+    assert "(+-: half the range)" in block(*trials[:4])
