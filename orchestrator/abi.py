@@ -15,3 +15,8 @@ IORESOURCE_UNSET = 0x20000000
 """include/linux/ioport.h: the BAR has a size and no place."""
 VM_FAULT_NOPAGE = 0x100
 """include/linux/mm_types.h: the fault installed a mapping."""
+
+TAINTS = "PFSRMBUDAWCIOELKXTNJ"
+"""Of each bit of /proc/sys/kernel/tainted (Documentation/admin-guide/tainted-kernels.rst)."""
+MACHINE_TAINTS = frozenset("SMUAI")
+"""Raised by the machine (out of specification, machine check, firmware), or by whoever runs it."""

@@ -1,6 +1,7 @@
 """The evidence on disk: the only thing that passes from collecting to judging.
 
     RUN/scenario.toml plan.json comparison.json report.txt
+    RUN/kernels/baseline.config              and candidate.config, of kernels that come with one
     RUN/timelines/0001-baseline-guest-1.pftrace   of each traced guest boot, for ui.perfetto.dev
     RUN/trials/0001-baseline/manifest.json   stages, outcome, versions, sha256 of every file
     RUN/trials/0001-baseline/host/           domain.xml console.log dmesg.txt facts.json
@@ -18,7 +19,7 @@ import gzip
 import json
 import time
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -32,6 +33,7 @@ from orchestrator.errors import (
     ScenarioError,
 )
 from orchestrator.hashing import sha256_file
+from orchestrator.scenario import ArmName
 
 MANIFEST = "manifest.json"
 SCHEMA = 1
@@ -236,8 +238,11 @@ class RunDir:
         self.path = path
 
     @classmethod
-    def create(cls, path: Path, scenario: str, plan: dict[str, Any]) -> RunDir:
-        """A new run, or the same one taken up again where it was interrupted.
+    def create(
+        cls, path: Path, scenario: str, plan: dict[str, Any], configs: Mapping[ArmName, str] = {}
+    ) -> RunDir:
+        """A new run, or the same one taken up again where it was interrupted. `configs`: of the
+        arms' kernels.
 
         Raises ScenarioError when the folder holds something else.
         """
@@ -252,11 +257,14 @@ class RunDir:
             _same_plan(path, read_json(path / "plan.json"), plan)
             return run
         # plan.json is written last: without it nothing has run yet
-        begun = {"scenario.toml", "trials"}
+        begun = {"scenario.toml", "trials", "kernels"}
         if path.exists() and not {p.name for p in path.iterdir()} <= begun:
             raise ScenarioError(f"{path} is not empty and holds no run", reason="run-exists")
         run.trials_path.mkdir(parents=True, exist_ok=True)
         (path / "scenario.toml").write_text(scenario)
+        for arm, config in configs.items():
+            run._config_path(arm).parent.mkdir(exist_ok=True)
+            run._config_path(arm).write_text(config)
         write_json(path / "plan.json", plan)
         return run
 
@@ -289,6 +297,20 @@ class RunDir:
             raise EvidenceError(
                 f"{self.path / 'scenario.toml'} cannot be read: {exc}", reason="missing-evidence"
             ) from exc
+
+    def config(self, arm: ArmName) -> str | None:
+        """The configuration of an arm's kernel, or None where there is none. Raises EvidenceError
+        when it cannot be read."""
+        path = self._config_path(arm)
+        try:
+            return path.read_text("utf-8", errors="replace")
+        except FileNotFoundError:
+            return None
+        except OSError as exc:
+            raise EvidenceError(f"{path} cannot be read: {exc}", reason="bad-evidence") from exc
+
+    def _config_path(self, arm: ArmName) -> Path:
+        return self.path / "kernels" / f"{arm}.config"
 
     def trials(self) -> list[TrialDir]:
         """Every complete trial, in order."""

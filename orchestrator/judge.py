@@ -4,20 +4,22 @@ Connects to nothing."""
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from orchestrator.analysis import boot
+from orchestrator.analysis.across import SavedRun, compare_runs
 from orchestrator.analysis.comparison import Comparison, boots_of, compare, to_json
+from orchestrator.analysis.conditions import conditions
 from orchestrator.analysis.stopping import enough, planned_trials
 from orchestrator.analysis.timeline import Timeline
 from orchestrator.analysis.trial import Findings, TrialResult, read_result
 from orchestrator.errors import EvidenceError, ScenarioError
 from orchestrator.evidence import MANIFEST, RunDir, TrialDir, write_json
 from orchestrator.report.text import text_report
-from orchestrator.scenario import ARMS, Scenario, parse_scenario
+from orchestrator.scenario import ARMS, CONTROL, ArmName, Scenario, parse_scenario
 
 log = logging.getLogger("barometer.judge")
 
@@ -25,19 +27,58 @@ log = logging.getLogger("barometer.judge")
 def judge(run: RunDir, tester: str | None = None) -> tuple[Scenario, Comparison, str]:
     """The run's scenario, its comparison and the text report; both are saved in the run. `tester`:
     `Name <mail>` of whoever a Tested-by would be by."""
-    source = str(run.path / "scenario.toml")
-    scenario, _ = parse_scenario(run.scenario(), source, run.path)
-    plan = run.plan()
+    saved = saved_run(run)
+    scenario, plan = saved.scenario, saved.plan
     kernels = {
         arm: {key: plan["kernels"][arm][key] for key in ("release", "source")} for arm in ARMS
     }
-    results = [read_result(trial) for trial in run.trials()]
-    planned = planned_trials(scenario, results, plan["accel"])
-    comparison = compare(scenario, kernels, results, planned, plan["accel"])
+    planned = planned_trials(scenario, saved.results, plan["accel"])
+    sides = {
+        arm: [r.conditions for r in saved.results if r.arm in roles]
+        for arm, roles in (("baseline", ("baseline", CONTROL)), ("candidate", ("candidate",)))
+    }
+    configs = (saved.configs["baseline"], saved.configs["candidate"])
+    comparison = compare(
+        scenario, kernels, saved.results, planned, plan["accel"],
+        conditions(sides, configs, scenario.judgement.allow),
+    )  # fmt: skip
     report = text_report(scenario, comparison, plan, tester)
     save(run.path, to_json(comparison), report)
     _save_timelines(run.path / "timelines", comparison)
     return scenario, comparison, report
+
+
+def saved_run(run: RunDir) -> SavedRun:
+    """What a run's folder holds. Raises EvidenceError and ScenarioError where it is not a run's;
+    a trial whose evidence is no good is a result, too."""
+    scenario, _ = parse_scenario(run.scenario(), str(run.path / "scenario.toml"), run.path)
+    plan = run.plan()
+    distinct: dict[tuple[tuple[str, str], ...], dict[str, str]] = {}
+    results = []
+    for trial in run.trials():
+        result = read_result(trial)
+        # thousands of trials have the same conditions: hundreds of names, kept once
+        same = distinct.setdefault(tuple(result.conditions.items()), result.conditions)
+        results.append(replace(result, conditions=same))
+    configs = {arm: run.config(arm) for arm in ARMS}
+    return SavedRun(str(run.path), scenario, plan, tuple(results), configs)
+
+
+def judge_across(
+    folders: Sequence[Path], arm: ArmName, allow: Sequence[str]
+) -> list[tuple[Scenario, Comparison, str]]:
+    """Each run but the first against the first: the scenario that it is judged by, the comparison
+    and the text report. Nothing is saved. Raises as `saved_run` and `compare_runs`."""
+    first, *others = [saved_run(RunDir.open(folder)) for folder in folders]
+    found = []
+    for other in others:
+        scenario, comparison = compare_runs(first, other, arm, allow)
+        plan = first.plan | {"kernels": {
+            role: run.plan["kernels"][arm]
+            for role, run in zip(ARMS, (first, other), strict=True)
+        }}  # fmt: skip
+        found.append((scenario, comparison, text_report(scenario, comparison, plan)))
+    return found
 
 
 def looks_of(scenario: Scenario) -> Callable[[RunDir], bool] | None:

@@ -29,6 +29,7 @@ from orchestrator.bench.guestdisk import GuestDisk, grub_config, guest_disk
 from orchestrator.bench.host import Host
 from orchestrator.bench.keys import RunKeys
 from orchestrator.bench.nested import proven_host, running_machine
+from orchestrator.bench.runner import runner_facts
 from orchestrator.bench.state import BenchState, bench_state
 from orchestrator.bench.workload import guest_boots, maps, settle
 from orchestrator.cache import Cache, disk_full
@@ -67,6 +68,14 @@ class Prepared:
         """What the host is given besides its own disks."""
         more = [Disk(self.guest_disk.path, GUEST_SERIAL)] if self.guest_disk else []
         return (Disk(self.payload.disk, "payload"), *more)
+
+    def configs(self) -> dict[ArmName, str]:
+        """Of the kernels that come with one."""
+        return {
+            arm: kernel.config.read_text("utf-8", errors="replace")
+            for arm, kernel in self.kernels.items()
+            if kernel.config
+        }
 
     def guest_packages(self) -> dict[str, str]:
         return self.guest_disk.packages if self.guest_disk else self.payload.packages
@@ -218,7 +227,8 @@ def run_plan(
     """
     with no_space_explained(out), only_run_in(out, here.cache):
         prepared = prepare(scenario, here.cache, here.progress)
-        run = RunDir.create(out, text, plan_facts(scenario, prepared))
+        facts = plan_facts(scenario, prepared)
+        run = RunDir.create(out, text, facts, prepared.configs())
         return run_trials(
             Bench(
                 scenario, prepared, run, here.state, here.libvirt, here.progress, here.keep,
@@ -448,17 +458,23 @@ def _trial_facts(bench: Bench, planned: PlannedTrial) -> dict[str, Any]:
         "guest_kernel": _guest_kernel(scenario, prepared),
         "bar": scenario.device.bar, "device_kind": scenario.device.kind,
         "device_count": scenario.device.count, "device_mmap": scenario.device.mmap,
-        **_guest_facts(scenario), "passes": list(planned.passes),
-        "runner_versions": bench.libvirt.version(),
+        "host_memory": scenario.host.memory, "host_viommu": scenario.host.viommu,
+        "host_viommu_aw_bits": scenario.host.viommu_aw_bits,
+        **_workload_facts(scenario), "passes": list(planned.passes),
+        "runner_versions": bench.libvirt.version(), "runner": runner_facts(),
         "host_packages": image.packages, "guest_packages": prepared.guest_packages(),
     }  # fmt: skip
 
 
-def _guest_facts(scenario: Scenario) -> dict[str, Any]:
-    if scenario.workload != "guest-boot" or scenario.guest is None:
+def _workload_facts(scenario: Scenario) -> dict[str, Any]:
+    if scenario.workload == "map":
+        return {"map_backend": scenario.map.backend, "map_thp": scenario.map.thp}
+    if scenario.guest is None:
         return {}
-    wanted = ("firmware", "boot", "backing", "viommu", "backend")
-    return {f"guest_{name}": getattr(scenario.guest, name) for name in wanted}
+    wanted = ("cpus", "firmware", "boot", "backing", "viommu", "backend")
+    return {f"guest_{name}": getattr(scenario.guest, name) for name in wanted} | {
+        "guest_phys_bits": scenario.guest.phys_bits or scenario.host.phys_bits
+    }
 
 
 def _save_dmesg(host: Host, trial: TrialWriter) -> None:

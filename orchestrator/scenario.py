@@ -432,6 +432,10 @@ class Trials(_Model):
         return self.pairs if self.until is None else self.until.max_pairs // 2 * 2
 
 
+CONDITION_ROOMS = ("accel", "barometer", "device", "guest", "host", "map", "runner", "workload")
+"""What the name of a condition begins with."""
+
+
 class Judgement(_Model):
     margin: Percent = 0.03
     """Equivalent: the 95 % interval of the ratio lies within 1 / (1 + margin) and 1 + margin."""
@@ -440,6 +444,16 @@ class Judgement(_Model):
     allow: tuple[str, ...] = ()
     """Conditions that may differ between the arms besides the kernel, by their names in the
     report: "runner.qemu", or "runner.*"."""
+
+    @field_validator("allow")
+    @classmethod
+    def _of_a_room(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            room = name.partition(".")[0]
+            if room not in CONDITION_ROOMS:
+                near = nearest_name(room, CONDITION_ROOMS, CONDITION_ROOMS)
+                raise ValueError(f'"{name}" is no condition{near}, as in "runner.qemu"')
+        return names
 
     @model_validator(mode="after")
     def _floor_within_margin(self) -> Judgement:

@@ -5,7 +5,7 @@
 Each night is a run with `until` at its default settings (precision, margin, floor, at most 30
 pairs, control, warm-up), of one metric, whose trials are noise around a known ratio. Nothing is
 simulated but the trials: the plan, the order, the looks and the verdict are the program's. Seeds
-are fixed. Noise, at a coefficient of variation as recorded on a machine with other work:
+are fixed. Noise, of the size that was recorded:
 
 - normal     of the logs
 - heavy      Student's t with 3 degrees of freedom, and one trial in twenty far slower
@@ -14,8 +14,8 @@ are fixed. Noise, at a coefficient of variation as recorded on a machine with ot
 - recorded   of the runs of one kernel against itself in fixtures/recorded/noise.json: stretches of
              eight consecutive trials, so that what drifts there drifts here
 
-Printed are the share of nights that call a difference (of A/A nights: false alarms), that call
-equivalence, that the control ends, in which the 95 % interval covers the truth, and the pairs used.
+Printed are the shares of nights that call a difference (of A/A nights: false alarms), that call
+equivalence, that the control ends, whose 95 % interval covers the truth; and the pairs used.
 """
 
 from __future__ import annotations
@@ -134,18 +134,26 @@ def _judged(scenario: Scenario, seed: int, results: list[TrialResult], ratio: fl
 def noises() -> dict[str, Noise]:
     runs = json.loads(RECORDED.read_text())["runs"]
     logs = [[math.log(v / median(run["values"])) for v in run["values"]] for run in runs]
-    cv = spread(logs)
+    cv = median(
+        spread(log) for run, log in zip(runs, logs, strict=True) if run["metric"] == METRIC
+    )
     found: dict[str, Noise] = {
         kind.__name__: partial(kind, cv) for kind in (normal, heavy, bimodal, drifting)
     }
-    print(f"coefficient of variation of the recorded runs: {cv:.2%} (median; "
-          + ", ".join(f"{run['metric']} {pstdev(log):.2%}" for run, log
-                      in zip(runs, logs, strict=True)) + ")")  # fmt: skip
+    for run, log in zip(runs, logs, strict=True):
+        print(
+            f"{run['run']}, {run['metric']}: {len(log)} trials, coefficient of variation"
+            f" {pstdev(log):.1%}, without outliers {spread(log):.1%}"
+        )
+    print(f"normal, heavy, bimodal and drifting have that of {METRIC}: {cv:.2%}")
     return found | {"recorded": partial(recorded, logs)}
 
 
-def spread(logs: Sequence[Sequence[float]]) -> float:
-    return median(pstdev(log) for log in logs)
+def spread(logs: Sequence[float]) -> float:
+    """As a standard deviation, of what is not an outlier: 1.4826 times the median absolute
+    deviation."""
+    middle = median(logs)
+    return 1.4826 * median(abs(log - middle) for log in logs)
 
 
 def main() -> None:

@@ -1,6 +1,8 @@
-"""What this host is: printed as JSON. Plain Python 3 standard library.
+"""What this machine is: printed as JSON. Plain Python 3 standard library.
 
-facts.py DEVICE...     addresses of the devices with a large BAR: 0000:01:00.0
+facts.py [DEVICE...]   addresses of the devices with a large BAR: 0000:01:00.0
+
+What the machine has no file for is null.
 """
 
 from __future__ import annotations
@@ -14,6 +16,8 @@ from pathlib import Path
 
 SETTINGS = {
     "transparent_hugepage": "/sys/kernel/mm/transparent_hugepage/enabled",
+    "thp_defrag": "/sys/kernel/mm/transparent_hugepage/defrag",
+    "thp_shmem": "/sys/kernel/mm/transparent_hugepage/shmem_enabled",
     "clocksource": "/sys/devices/system/clocksource/clocksource0/current_clocksource",
     "cmdline": "/proc/cmdline",
     "boot_id": "/proc/sys/kernel/random/boot_id",
@@ -21,6 +25,11 @@ SETTINGS = {
     "vfio_iommu_type1_srcversion": "/sys/module/vfio_iommu_type1/srcversion",
     "tainted": "/proc/sys/kernel/tainted",
     "lockdown": "/sys/kernel/security/lockdown",
+    "smt": "/sys/devices/system/cpu/smt/active",
+    "no_turbo": "/sys/devices/system/cpu/intel_pstate/no_turbo",
+    "boost": "/sys/devices/system/cpu/cpufreq/boost",
+    "firmware_vendor": "/sys/class/dmi/id/bios_vendor",
+    "firmware_version": "/sys/class/dmi/id/bios_version",
 }
 
 
@@ -41,6 +50,25 @@ def cpu() -> dict[str, str]:
     }
 
 
+def governor() -> str | None:
+    """Of all CPUs: one name, or several with spaces between them."""
+    paths = glob.glob("/sys/devices/system/cpu/cpu[0-9]*/cpufreq/scaling_governor")
+    return " ".join(sorted({text(path) or "" for path in paths})) or None
+
+
+def parameters() -> dict[str, str | None]:
+    """Of VFIO's modules and of IOMMU drivers: MODULE.NAME."""
+    names = ("vfio*", "*iommu*")
+    paths = {path for name in names for path in glob.glob(f"/sys/module/{name}/parameters/*")}
+    return {".".join(path.split("/")[3::2]): text(path) for path in sorted(paths)}
+
+
+def vulnerabilities() -> dict[str, str | None]:
+    """Of the processor, as the kernel names them, and what it does about each."""
+    paths = sorted(glob.glob("/sys/devices/system/cpu/vulnerabilities/*"))
+    return {Path(path).name: text(path) for path in paths}
+
+
 def device(bdf: str) -> dict[str, object]:
     base = f"/sys/bus/pci/devices/{bdf}"
     group = os.path.realpath(f"{base}/iommu_group")
@@ -58,13 +86,15 @@ def device(bdf: str) -> dict[str, object]:
 
 def main() -> None:
     meminfo = (text("/proc/meminfo") or "").splitlines()
+    devices = [device(bdf) for bdf in sys.argv[1:]]
     print(json.dumps({
         "release": platform.release(), "version": platform.version(),
         "settings": {name: text(path) for name, path in SETTINGS.items()},
+        "governor": governor(), "parameters": parameters(), "vulnerabilities": vulnerabilities(),
         "cpu": cpu(), "cpus": os.cpu_count(), "memory": meminfo[0] if meminfo else "",
         "iommus": [Path(p).name for p in glob.glob("/sys/class/iommu/*")],
         "kvm": [name for name in ("kvm_amd", "kvm_intel") if Path(f"/sys/module/{name}").exists()],
-        "device": device(sys.argv[1]), "devices": [device(bdf) for bdf in sys.argv[1:]],
+        "device": devices[0] if devices else None, "devices": devices,
     }))  # fmt: skip
 
 

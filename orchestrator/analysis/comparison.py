@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from statistics import median
 from typing import Any
 
+from orchestrator.analysis.conditions import Conditions, conditions_json
 from orchestrator.analysis.cost import cost_json
 from orchestrator.analysis.effect import (
     FEW_FLOOR,
@@ -54,10 +56,18 @@ class MetricComparison:
     candidate: tuple[float, ...]
     effect: Effect
     control: Effect | None = None
-    """The baseline's kernel against itself: the trials of the control as the candidate."""
+    """A kernel against itself: of a run, the baseline's against the control's trials; of two runs,
+    the arm beside."""
     controls: tuple[float, ...] = ()
-    shapes: dict[ArmName, tuple[Shape, ...]] = field(default_factory=dict)
-    """Of an arm whose trials are not one cloud around one value."""
+    """The values that the control has in place of the candidate's."""
+
+    @cached_property
+    def shapes(self) -> dict[ArmName, tuple[Shape, ...]]:
+        """Of times: an arm whose trials are not one cloud around one value."""
+        if self.unit != "s":
+            return {}
+        found = {arm: shapes(getattr(self, arm)) for arm in ARMS}
+        return {arm: seen for arm, seen in found.items() if seen}
 
     @property
     def verdict(self) -> Verdict:
@@ -85,6 +95,10 @@ class Comparison:
     """Trials of the plan; fewer results mean that the run is not complete."""
     deciding: tuple[Metric, ...] = ()
     """The metrics that the verdict is of: those with an expectation, else the headline."""
+    conditions: Conditions | None = None
+    """Under which the arms were measured, and what differed."""
+    paired: bool = True
+    """False of arms of different runs."""
 
     def of_arm(self, arm: Role) -> list[TrialResult]:
         return [r for r in self.results if r.arm == arm]
@@ -102,23 +116,46 @@ def compare(
     results: Sequence[TrialResult],
     planned: int,
     accel: str,
+    conditions: Conditions | None = None,
+    *,
+    paired: bool = True,
 ) -> Comparison:
     """Effect and verdict of every metric that both arms have, from `planned` trials. With the
-    accelerator exact, what is in seconds elsewhere is in Ginsn, 10^9 instructions."""
-    metrics = _compared(scenario, results, accel)
+    accelerator exact, what is in seconds elsewhere is in Ginsn, 10^9 instructions. Arms of
+    different runs are not `paired`."""
+    metrics = _compared(scenario, results, accel, paired=paired)
     deciding = _deciding(scenario, [m.name for m in metrics])
     verdict = _verdict(results, metrics, deciding)
     if len(guest_accels(results)) > 1:
         verdict = "invalid"  # a guest under KVM against an emulated one says nothing of kernels
+    if conditions is not None and conditions.unplanned:
+        verdict = "invalid"
     if len(results) < planned and verdict in ("improved", "equivalent"):
         verdict = "inconclusive"
     return Comparison(
-        scenario.name, verdict, tuple(results), tuple(metrics), kernels, planned, deciding
+        scenario.name, verdict, tuple(results), tuple(metrics), kernels, planned, deciding,
+        conditions, paired,
+    )  # fmt: skip
+
+
+def with_control(comparison: Comparison, beside: Comparison) -> Comparison:
+    """With what `beside` finds between trials of one kernel as the control of each metric."""
+    metrics = tuple(
+        replace(metric, control=found.effect, controls=found.candidate)
+        if (found := beside.metric(metric.name)) is not None
+        else metric
+        for metric in comparison.metrics
     )
+    verdict = comparison.verdict
+    if verdict != "invalid" and any(
+        m.verdict == "invalid" for m in metrics if m.name in comparison.deciding
+    ):
+        verdict = "invalid"
+    return replace(comparison, metrics=metrics, verdict=verdict)
 
 
 def _compared(
-    scenario: Scenario, results: Sequence[TrialResult], accel: str
+    scenario: Scenario, results: Sequence[TrialResult], accel: str, *, paired: bool
 ) -> list[MetricComparison]:
     rule = Rule(scenario.judgement.margin, scenario.judgement.floor)
     found: dict[Metric, tuple[str, dict[Role, dict[int, float]], Estimate]] = {}
@@ -130,7 +167,7 @@ def _compared(
         before, after = values["baseline"], values["candidate"]
         if before and after:
             pairs = [(before[pair], after[pair]) for pair in before if pair in after]
-            one = estimate(unit, [*before.values()], [*after.values()], pairs)
+            one = estimate(unit, [*before.values()], [*after.values()], pairs if paired else None)
             found[name] = (unit, values, one)
     deciding = _deciding(scenario, [*found])
     ps = _adjusted({name: one.p for name, (_, _, one) in found.items()}, deciding)
@@ -166,9 +203,7 @@ def _metric(
     if control:
         one = estimate(unit, baseline, control, None)
         beside = judged(one, rule, one.p)
-    found = {arm: shapes([*values[arm].values()]) for arm in ARMS} if unit == "s" else {}
-    named = {arm: seen for arm, seen in found.items() if seen}
-    return MetricComparison(name, unit, baseline, candidate, effect, beside, control, named)
+    return MetricComparison(name, unit, baseline, candidate, effect, beside, control)
 
 
 def _names(results: Sequence[TrialResult]) -> list[Metric]:
@@ -363,6 +398,7 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
             }
             for m in comparison.metrics
         },
+        "conditions": comparison.conditions and conditions_json(comparison.conditions),
         "boots": cost_json(boots_of(comparison)),
         "problems": [
             {"trial": r.name, "arm": r.arm, "kind": r.kind, "stage": r.stage, "reason": r.reason,

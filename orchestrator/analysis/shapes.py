@@ -9,8 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import fmean, median, pvariance
+from statistics import median
 from typing import Literal
+
+import numpy as np
 
 Kind = Literal["bimodal", "drifting"]
 
@@ -40,14 +42,18 @@ def shapes(values: Sequence[float]) -> tuple[Shape, ...]:
 
 def _bimodal(values: Sequence[float], logs: Sequence[float]) -> Shape | None:
     """Two groups far apart, each tight: the split with the largest Ashman's D."""
-    ordered = sorted(logs)
-    least = max(2, math.ceil(len(ordered) * _LEAST_SHARE))
-    cuts = range(least, len(ordered) - least + 1)
-    best = min(cuts, key=lambda cut: _within(ordered[:cut]) + _within(ordered[cut:]))
+    ordered = np.sort(np.array(logs))
+    n = len(ordered)
+    least = max(2, math.ceil(n * _LEAST_SHARE))
+    cuts = np.arange(least, n - least + 1)
+    low_sum = np.cumsum(ordered)[cuts - 1]
+    high_sum = ordered.sum() - low_sum
+    # the split that leaves the least sum of squares within its groups (Otsu 1979)
+    best = int(cuts[np.argmax(low_sum**2 / cuts + high_sum**2 / (n - cuts))])
     low, high = ordered[:best], ordered[best:]
-    spread = math.sqrt((pvariance(low) + pvariance(high)) / 2)
-    separation = fmean(high) - fmean(low)
-    gap = high[0] - low[-1]
+    spread = math.sqrt((low.var() + high.var()) / 2)
+    separation = float(high.mean() - low.mean())
+    gap = float(high[0] - low[-1])
     if separation < _SEPARATION * spread or gap < separation / 2:
         return None
     cut = math.exp(high[0])
@@ -58,11 +64,6 @@ def _bimodal(values: Sequence[float], logs: Sequence[float]) -> Shape | None:
         f"two modes: {len(fast)} trials around {median(fast):.4g}, {len(slow)} around"
         f" {median(slow):.4g}",
     )
-
-
-def _within(group: Sequence[float]) -> float:
-    """The sum of squares within a group; the best split has the least of it (Otsu 1979)."""
-    return pvariance(group) * len(group)
 
 
 def _drifting(logs: Sequence[float]) -> Shape | None:

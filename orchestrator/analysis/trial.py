@@ -11,6 +11,7 @@ from orchestrator.abi import IORESOURCE_UNSET
 from orchestrator.analysis.boot import Traced, traced_boot
 from orchestrator.analysis.boottrace import BootTrace
 from orchestrator.analysis.breakdown import Breakdown, breakdowns, check_sums
+from orchestrator.analysis.conditions import conditions_of
 from orchestrator.analysis.hist import parse_hist
 from orchestrator.analysis.level import Level, guest_level, level_of
 from orchestrator.analysis.maps import MapPass, check, check_alike, read_pass
@@ -69,8 +70,8 @@ class TrialResult:
     """Why it was begun again, each time: failures of the emulator."""
     pair: int = 0
     """Of the plan."""
-    qemu: dict[str, str] = field(default_factory=dict)
-    """Versions: the runner's, which runs the host, and the host's, which runs the guest."""
+    conditions: dict[str, str] = field(default_factory=dict)
+    """Under which it was made, as far as the evidence tells."""
 
     def value(self, metric: Metric) -> float | None:
         """The trial's one value: a host boot is the unit, what repeats within it is reduced."""
@@ -84,13 +85,20 @@ class TrialResult:
 def read_result(trial: TrialDir) -> TrialResult:
     """Judge a trial. Never raises for what the evidence says: that is the result."""
     manifest = trial.manifest
-    repeated = tuple(manifest.get("repeated") or ())
-    qemu = {
-        where: str(versions["qemu"]) for where in ("runner", "host")
-        if (versions := manifest.get(f"{where}_versions") or {}).get("qemu")
-    }  # fmt: skip
-    pair = int(manifest.get("pair") or 0)
-    return replace(_judged(trial), repeated=repeated, pair=pair, qemu=qemu)
+    return replace(
+        _judged(trial),
+        repeated=tuple(manifest.get("repeated") or ()),
+        pair=pair if isinstance(pair := manifest.get("pair"), int) else 0,
+        conditions=_conditions(trial),
+    )
+
+
+def _conditions(trial: TrialDir) -> dict[str, str]:
+    try:
+        facts, guest = (trial.json(f"{room}/facts.json") or {} for room in ("host", "guest-0"))
+        return conditions_of(trial.manifest, facts, guest)
+    except (EvidenceError, KeyError, TypeError, ValueError, AttributeError):
+        return {}
 
 
 def _judged(trial: TrialDir) -> TrialResult:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from orchestrator.analysis.comparison import Comparison, MetricComparison, guest_accels
+from orchestrator.analysis.conditions import Difference
 from orchestrator.analysis.summary import summary
 from orchestrator.report.quantities import change_text, plural, quantity
 from orchestrator.report.wording import label
@@ -58,16 +60,26 @@ def flaw(comparison: Comparison) -> str:
             return _unmeasured(comparison, arm)
     if len(guest_accels(comparison.results)) > 1:
         return "guests ran under KVM in some trials and were emulated in others"
+    if comparison.conditions is not None and comparison.conditions.unplanned:
+        return f"{_differs(comparison.conditions.unplanned)} without having been meant to"
     for name in comparison.deciding:
         metric = comparison.metric(name)
         if metric is None:
             return f"{name}, which decides, was not measured in both arms"
         if metric.verdict == "invalid" and metric.control is not None:
             return (
-                f"the bench finds a difference between the baseline and itself ({name}:"
+                f"the bench finds a difference between a kernel and itself ({name}:"
                 f" {change_text(metric.control)})"
             )
     return "no metric was measured in both arms"
+
+
+def _differs(found: Sequence[Difference]) -> str:
+    """`runner.qemu (10.0.2 | 10.1.0) and 2 others differ`"""
+    first, *others = found
+    values = " | ".join(dict.fromkeys(v for of_side in first.values.values() for v in of_side))
+    more = f" and {plural(len(others), 'other')} differ" if others else " differs"
+    return f"{first.name} ({values}){more}"
 
 
 def _kernels(comparison: Comparison) -> tuple[str, str]:
@@ -89,8 +101,8 @@ def _quoted(
     if before == after and metric.verdict == "equivalent" and interval is None:
         return f"{said} in both{kind}"
     against = "instead of" if metric.verdict in ("improved", "regressed") else "against"
-    change = "by pairs " * (interval is not None) + change_text(metric.effect)
-    return f"{said} {against} {before}{kind}, {change}"
+    by = "by pairs " * (interval is not None and comparison.paired)
+    return f"{said} {against} {before}{kind}, {by}{change_text(metric.effect)}"
 
 
 def _failures(comparison: Comparison) -> str:

@@ -12,7 +12,7 @@ from orchestrator.analysis.comparison import (
     boots_of,
     guest_accels,
 )
-from orchestrator.analysis.effect import FEW_FLOOR, LEAST_FOR_P
+from orchestrator.analysis.effect import FEW_FLOOR, LEAST_FOR_P, LEAST_UNPAIRED
 from orchestrator.analysis.theory import best_leaf, lookups, pages, stride_of
 from orchestrator.analysis.trial import TrialResult
 from orchestrator.report.layout import WIDTH, fitted, shortened, table, wrapped
@@ -22,7 +22,7 @@ from orchestrator.report.sentence import verdict_sentence
 from orchestrator.report.timeline import calls_and_cost
 from orchestrator.report.trailer import trailer, worse
 from orchestrator.report.wording import TITLES, device_said, title, workload_said
-from orchestrator.scenario import ARMS, AT_POINTS, CONTROL, Scenario, format_size
+from orchestrator.scenario import ARMS, AT_POINTS, Scenario, format_size
 
 _TAIL = 12
 """Lines of a console."""
@@ -142,39 +142,40 @@ def _statistics(comparison: Comparison) -> str:
         f"+-: {spread} of an arm's trials, about their median."
         for spread in spreads_said(getattr(m, arm) for m in metrics for arm in ARMS)
     ]
-    if any(m.effect.interval for m in metrics):
+    paired, effects = comparison.paired, [metric.effect for metric in metrics]
+    if any(effect.interval for effect in effects):
+        of = "of the pairs" if paired else "of all trials with all of the other arm"
         lines.append(
-            "change: of the pairs, by Hodges and Lehmann, with its 95 % interval; it need not be"
-            " that of the medians."
+            f"change: {of}, by Hodges and Lehmann, with its 95 % interval; it need not be that of"
+            " the medians."
         )
-    if any(m.effect.p_adjusted is not None for m in metrics):
-        lines.append("p: Wilcoxon's signed rank, adjusted for the metrics that decide (Holm).")
-    if any(m.effect.estimate.basis == "few" and m.effect.estimate.pairs < LEAST_FOR_P
-           for m in metrics):  # fmt: skip
+    if any(effect.p_adjusted is not None for effect in effects):
+        test = "Wilcoxon's signed rank" if paired else "Mann and Whitney's U"
+        lines.append(f"p: {test}, adjusted for the metrics that decide (Holm).")
+    least, what = (LEAST_FOR_P, "pairs") if paired else (LEAST_UNPAIRED, "trials of each arm")
+    if any(e.estimate.basis == "few" and e.estimate.pairs < least for e in effects):
         lines.append(
-            f"fewer than {LEAST_FOR_P} pairs: only a difference of a factor of {FEW_FLOOR:g}"
-            " counts."
+            f"fewer than {least} {what}: only a difference of a factor of {FEW_FLOOR:g} counts."
         )
     lines += _control(comparison)
     return "".join(f"{line}\n" for text in lines for line in wrapped(text, then="  "))
 
 
 def _control(comparison: Comparison) -> Iterator[str]:
-    """The baseline's kernel against itself."""
-    controls = [m.control for m in comparison.metrics if m.control is not None]
-    if not controls:
+    """A kernel against itself."""
+    with_one = [(m, m.control) for m in comparison.metrics if m.control is not None]
+    if not with_one:
         return
-    head = (
-        "control: the baseline against itself,"
-        f" {plural(comparison.count(CONTROL, 'measured'), 'trial')}:"
-    )
+    kernel = "the baseline" if comparison.paired else "the other arm's kernel"
+    trials = plural(max(len(metric.controls) for metric, _ in with_one), "trial")
+    head = f"control: {kernel} against itself, {trials}:"
     found = ", ".join(
-        f"{m.name} {change_text(m.control)}" for m in comparison.metrics
-        if m.control is not None and m.control.verdict in ("improved", "regressed")
+        f"{metric.name} {change_text(control)}" for metric, control in with_one
+        if control.verdict in ("improved", "regressed")
     )  # fmt: skip
     if found:
         yield f"{head} DIFFERS in {found}. What differs without a cause is invalid."
-    elif all(control.estimate.basis == "few" for control in controls):
+    elif all(control.estimate.basis == "few" for _, control in with_one):
         yield f"{head} no difference found; of so few only a factor of {FEW_FLOOR:g} would be."
     else:
         yield f"{head} no difference found."

@@ -67,7 +67,8 @@ def _numbers(comparison: Comparison, plan: dict[str, Any]) -> Iterator[str]:
         yield f"{title(metric.name)}: {arms}{kind}, {change_text(metric.effect)}"
     said = [f"+-: {s}" for s in spreads_said(getattr(m, arm) for m in shown for arm in ARMS)]
     if any(metric.effect.interval for metric in shown):
-        said.append("change: by pairs, with its 95 % interval")
+        by = "by pairs, " * comparison.paired
+        said.append(f"change: {by}with its 95 % interval")
     if said:
         yield f"({'; '.join(said)})"
 
@@ -81,13 +82,21 @@ def _configuration(
     what, which = workload_said(scenario, plan)
     yield f"device: {device_said(scenario)}; {what}: {which}"
     trials = " + ".join(str(comparison.count(arm, "measured")) for arm in ARMS)
-    qemu = {where: v for result in comparison.results for where, v in result.qemu.items()}
-    versions = ", ".join(f"{version} ({where})" for where, version in qemu.items())
+    versions = ", ".join(
+        f"{version} ({room})" for room in ("runner", "host")
+        if (version := _condition(comparison, f"{room}.qemu"))
+    )  # fmt: skip
     yield (
         f"barometer {plan.get('barometer', '')}".rstrip()
         + f", {trials} trials"
-        + f"; QEMU {versions}" * bool(qemu)
+        + f"; QEMU {versions}" * bool(versions)
     )
+
+
+def _condition(comparison: Comparison, name: str) -> str:
+    """Its value in every trial that has one."""
+    values = (result.conditions.get(name) for result in comparison.results)
+    return " and ".join(dict.fromkeys(filter(None, values)))
 
 
 def _tag(scenario: Scenario, comparison: Comparison, tester: str | None) -> str:

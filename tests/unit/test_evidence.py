@@ -196,6 +196,28 @@ def test_run_is_made_and_taken_up_again(tmp_path: Path) -> None:
     assert RunDir.open(folder).plan() == PLAN
 
 
+def test_configs_are_written_when_a_run_is_created(tmp_path: Path) -> None:
+    run = RunDir.create(tmp_path / "run", "x", PLAN, {"baseline": "CONFIG_A=y\n"})
+    assert run.config("baseline") == "CONFIG_A=y\n"
+    assert run.config("candidate") is None
+    RunDir.create(tmp_path / "run", "x", PLAN, {"baseline": "", "candidate": "CONFIG_A=y\n"})
+    assert run.config("baseline") == "CONFIG_A=y\n"
+    assert run.config("candidate") is None
+
+
+def test_run_that_was_ended_while_it_was_created_is_created_again(tmp_path: Path) -> None:
+    RunDir.create(tmp_path / "run", "x", PLAN, {"baseline": "CONFIG_A=y\n"})
+    (tmp_path / "run/plan.json").unlink()
+    assert RunDir.create(tmp_path / "run", "x", PLAN, {"baseline": ""}).config("baseline") == ""
+
+
+def test_config_that_cannot_be_read_is_bad_evidence(tmp_path: Path) -> None:
+    run = RunDir.create(tmp_path / "run", "x", PLAN)
+    (tmp_path / "run/kernels/baseline.config").mkdir(parents=True)
+    with pytest.raises(EvidenceError, match=r"baseline\.config cannot be read"):
+        run.config("baseline")
+
+
 def test_run_is_not_taken_up_again_with_another_kernel(tmp_path: Path) -> None:
     RunDir.create(tmp_path / "run", "name = 1", PLAN)
     moved = {**PLAN, "kernels": {**PLAN["kernels"], "candidate": {"digest": "newer"}}}

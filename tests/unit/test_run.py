@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -309,12 +310,26 @@ def test_kernel_without_iommufd_is_refused_before_anything_boots(tmp_path: Path)
     run._has_backend(kernel, map_scenario())
 
 
-def test_guest_of_a_boot_is_part_of_the_trials_facts() -> None:
-    assert run._guest_facts(scenario()) == {
-        "guest_firmware": "seabios", "guest_boot": "direct", "guest_backing": "anonymous",
-        "guest_viommu": "none", "guest_backend": "type1",
+def test_workload_is_part_of_the_trials_facts() -> None:
+    assert run._workload_facts(scenario("host.phys_bits=44")) == {
+        "guest_cpus": 1, "guest_firmware": "seabios", "guest_boot": "direct",
+        "guest_backing": "anonymous", "guest_viommu": "none", "guest_backend": "type1",
+        "guest_phys_bits": 44,
     }  # fmt: skip
-    assert run._guest_facts(map_scenario()) == {}
+    assert run._workload_facts(scenario("guest.phys_bits=40"))["guest_phys_bits"] == 40
+    assert run._workload_facts(map_scenario()) == {"map_backend": "type1", "map_thp": "inherit"}
+
+
+def test_configs_are_those_of_kernels_that_have_one(tmp_path: Path) -> None:
+    without = bundle(tmp_path / "without")
+    config = tmp_path / "config"
+    config.write_bytes(b'CONFIG_LOCALVERSION="\xff"\n')
+    prepared = Prepared(
+        kernels={"baseline": without, "candidate": replace(without, config=config)}, hosts={},
+        guest_kernel=None, payload=cast(Any, None), guest_disk=None, accel="exact",
+        accel_reason="asked for",
+    )  # fmt: skip
+    assert prepared.configs() == {"candidate": 'CONFIG_LOCALVERSION="\ufffd"\n'}
 
 
 def breaking(*reasons: str | None, kind: type[BarometerError] = BenchError) -> Climb:

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import fnmatch
 import json
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -35,6 +37,56 @@ def test_device_that_is_not_there_is_an_error() -> None:
 def test_clock_source_is_a_fact() -> None:
     facts = agent("facts")
     assert Path(facts.SETTINGS["clocksource"]).name == "current_clocksource"
+
+
+def test_machine_without_devices_is_described(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    facts = agent("facts")
+    monkeypatch.setattr(sys, "argv", ["facts.py"])
+    facts.main()
+    said = json.loads(capsys.readouterr().out)
+    assert said["device"] is None
+    assert said["devices"] == []
+    assert said["settings"].keys() == facts.SETTINGS.keys()
+
+
+def found(monkeypatch: pytest.MonkeyPatch, facts: ModuleType, tree: dict[str, str]) -> None:
+    """A file system that has nothing else."""
+    monkeypatch.setattr(facts.glob, "glob", lambda pattern: fnmatch.filter(tree, pattern))
+    monkeypatch.setattr(facts, "text", tree.get)
+
+
+def test_governors_of_all_processors_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    facts = agent("facts")
+    path = "/sys/devices/system/cpu/cpu{}/cpufreq/scaling_governor"
+    names = ("powersave", "performance", "powersave")
+    found(monkeypatch, facts, {path.format(n): name for n, name in enumerate(names)})
+    assert facts.governor() == "performance powersave"
+    found(monkeypatch, facts, {})
+    assert facts.governor() is None
+
+
+def test_parameters_are_those_of_vfio_and_of_iommus(monkeypatch: pytest.MonkeyPatch) -> None:
+    facts = agent("facts")
+    tree = {
+        "/sys/module/vfio_iommu_type1/parameters/disable_hugepages": "N",
+        "/sys/module/vfio/parameters/enable_unsafe_noiommu_mode": "N",
+        "/sys/module/iommufd/parameters/x": "1",
+        "/sys/module/kvm/parameters/nx_huge_pages": "Y",
+    }
+    found(monkeypatch, facts, tree)
+    assert list(facts.parameters().items()) == [
+        ("iommufd.x", "1"), ("vfio.enable_unsafe_noiommu_mode", "N"),
+        ("vfio_iommu_type1.disable_hugepages", "N"),
+    ]  # fmt: skip
+
+
+def test_vulnerabilities_have_the_kernels_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    facts = agent("facts")
+    tree = {"/sys/devices/system/cpu/vulnerabilities/meltdown": "Mitigation: PTI"}
+    found(monkeypatch, facts, tree)
+    assert facts.vulnerabilities() == {"meltdown": "Mitigation: PTI"}
 
 
 def test_every_device_is_described_and_the_first_by_itself(

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from orchestrator.analysis.comparison import Comparison, compare
+from orchestrator.analysis.conditions import conditions
 from orchestrator.analysis.trial import TrialResult
 from orchestrator.report.sentence import verdict_sentence
 from orchestrator.scenario import ARMS, CONTROL, METRICS, ArmName, Metric
@@ -142,8 +143,28 @@ def test_run_whose_bench_differs_from_itself_is_said_to() -> None:
     values = [((20.0 + n % 3), (20.0 + n % 3), (20.0 + n % 3) * 1.4) for n in range(12)]
     trials = [t for n, v in enumerate(values, 1) for t in measured({"guest_boot_seconds": v}, n)]
     assert (
-        "the bench finds a difference between the baseline and itself (guest_boot_seconds: +4"
+        "the bench finds a difference between a kernel and itself (guest_boot_seconds: +4"
     ) in said(*trials)
+
+
+def test_condition_that_was_not_meant_to_differ_is_named() -> None:
+    sides = {"baseline": [{"runner.qemu": "10.0.2", "runner.cpus": "2"}],
+             "candidate": [{"runner.qemu": "10.1.0", "runner.cpus": "4"}]}  # fmt: skip
+    both = measured({"bar_map_seconds": (8, 1)})
+    for allow, wanted in (
+        (["runner.cpus"], "runner.qemu (10.0.2 | 10.1.0) differs"),
+        ([], "runner.cpus (2 | 4) and 1 other differ"),
+    ):
+        found = compare(SCENARIO, KERNELS, both, 2, "kvm", conditions(sides, allow=allow))
+        text = verdict_sentence(SCENARIO, found, {"accel": "kvm"})
+        assert text.endswith(f": {wanted} without having been meant to.")
+
+
+def test_runs_that_are_no_pairs_are_not_quoted_by_pairs() -> None:
+    trials = [t for n in range(12) for t in measured({"guest_boot_seconds": (20 + n, 9 + n)}, n)]
+    for paired in (True, False):
+        found = compare(SCENARIO, KERNELS, trials, 24, "kvm", paired=paired)
+        assert ("by pairs" in verdict_sentence(SCENARIO, found, {"accel": "kvm"})) == paired
 
 
 def test_metric_that_decides_and_was_not_measured_is_named() -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from orchestrator.analysis.comparison import boots_of, compare
+from orchestrator.analysis.comparison import boots_of, compare, with_control
 from orchestrator.analysis.timeline import Note, Timeline
 from orchestrator.analysis.trial import Findings, TrialResult, read_result
 from orchestrator.evidence import TrialDir, read_json
@@ -378,7 +378,19 @@ def test_control_that_differs_makes_the_metric_invalid_and_is_explained(
         r" \+20\.\d% \[.*\]\. What differs without a cause is invalid\.",
         words,
     )
-    assert "the bench finds a difference between the baseline and itself" in words
+    assert "the bench finds a difference between a kernel and itself" in words
+
+
+def test_arms_of_two_runs_are_no_pairs(plan: dict[str, Any]) -> None:
+    trials = noisy(12, 0.95)
+    found = compare(scenario(), KERNELS, trials, len(trials), "tcg", paired=False)
+    beside = compare(scenario(), KERNELS, noisy(12, 1.0), len(trials), "tcg", paired=False)
+    text = text_report(scenario(), with_control(found, beside), plan)
+    words = " ".join(text.split())
+    assert "change: of all trials with all of the other arm, by Hodges and Lehmann" in words
+    assert "p: Mann and Whitney's U" in words
+    assert "control: the other arm's kernel against itself, 12 trials: no difference" in words
+    assert "pairs" not in words
 
 
 def test_shape_of_an_arm_is_a_note(plan: dict[str, Any]) -> None:
@@ -440,7 +452,7 @@ def results(draw: st.DrawFn) -> list[TrialResult]:
             draw(_TEXTS), role, draw(st.sampled_from(["measured", "failed", "invalid"])),
             draw(_TEXTS), draw(_TEXTS), draw(_TEXTS), draw(_TEXTS), pair=pair,
             samples={name: (draw(_COSTS),) for name in names},
-            repeated=(draw(_TEXTS),), qemu={"host": draw(_TEXTS)},
+            repeated=(draw(_TEXTS),), conditions={"host.qemu": draw(_TEXTS)},
         )
         for pair in range(1, draw(st.integers(1, 7)) + 1)
         for role in draw(st.sampled_from([ARMS, (*ARMS, CONTROL)]))

@@ -33,7 +33,7 @@ def block(
 
 
 def test_better_run_can_be_pasted_as_it_is() -> None:
-    results = measured(BETTER, qemu={"runner": "10.0.2", "host": "10.0.13"})
+    results = measured(BETTER, conditions={"runner.qemu": "10.0.2", "host.qemu": "10.0.13"})
     assert block(*results) == [
         "---8<--- to paste under a patch ---8<---",
         "one DMA map: 8.635 s -> 428.5 us (emulated), 1/20152",

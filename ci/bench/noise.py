@@ -1,0 +1,37 @@
+"""fixtures/recorded/noise.json from runs of one kernel against itself.
+
+    .venv/bin/python ci/bench/noise.py RUN ... > fixtures/recorded/noise.json
+
+Of every time that a run measured, one value for each trial, in the order in which they ran: with
+the same kernel in both arms they differ by noise alone.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from orchestrator.analysis.trial import read_result
+from orchestrator.evidence import RunDir
+from orchestrator.scenario import METRICS
+
+
+def main() -> None:
+    runs = []
+    for folder in map(Path, sys.argv[1:]):
+        run = RunDir.open(folder)
+        if len({kernel["digest"] for kernel in run.plan()["kernels"].values()}) != 1:
+            sys.exit(f"{folder} is not a run of one kernel against itself")
+        results = [read_result(trial) for trial in run.trials()]
+        for name, unit in METRICS.items():
+            values = [
+                r.value(name) for r in results if r.kind == "measured" and r.samples.get(name)
+            ]
+            if unit == "s" and len(values) > 4:
+                runs.append({"run": folder.name, "metric": name, "values": values})
+    print(json.dumps({"schema": 1, "runs": runs}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

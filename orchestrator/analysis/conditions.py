@@ -1,0 +1,333 @@
+"""The conditions under which trials were made, and what differs between them.
+
+A condition is a name and a text, `host.qemu` and `10.0.13`:
+
+    accel barometer workload
+    host.kernel.*               what follows from the planned variable, the host's kernel
+    host.* host.packages.NAME   the rest of the host
+    guest.* guest.packages.NAME device.* map.*
+    runner.*                    the machine that barometer ran on
+
+What a trial did not record is no condition of it, and never a difference; what it looked for and
+was not there is `absent`. A default that two kernels have otherwise (of huge pages, say) is a
+difference like any other: it could have been set, and then the code is not what was compared.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from orchestrator.abi import MACHINE_TAINTS, TAINTS
+from orchestrator.analysis.kconfig import ConfigChange, config_diff
+from orchestrator.scenario import format_size
+
+ABSENT = "absent"
+_KERNEL = "host.kernel.*"
+_LISTED = ("host.packages.", "guest.packages.")
+"""Rooms that are recorded as a whole: what one lacks was not there."""
+_NOT_OURS = ("barometer.token=", "BOOT_IMAGE=", "initrd=")
+"""Of a command line: what proves the kernel, and what boot loaders add for each."""
+
+Trial = Mapping[str, str]
+"""The conditions of one trial."""
+Sides = Mapping[str, Sequence[Trial]]
+"""By the name of an arm, or of an arm of a run: its trials, which are to have one kernel."""
+
+
+# of one trial --------------------------------------------------------------------------------
+
+
+def conditions_of(
+    manifest: Mapping[str, Any], facts: Mapping[str, Any], guest: Mapping[str, Any]
+) -> dict[str, str]:
+    """Of one trial: its manifest, facts.json of its host and of its guest (empty where there is
+    none). Raises KeyError, TypeError, AttributeError or ValueError for what has not their form."""
+    found: dict[str, Any] = {
+        name: manifest.get(name) for name in ("accel", "barometer", "workload")
+    }
+    found |= _kernel(manifest, facts)
+    found |= _machine("host", facts) | _host(manifest, facts)
+    found |= _guest(manifest, guest)
+    found |= {
+        f"device.{name}": manifest.get(f"device_{name}") for name in ("kind", "count", "mmap")
+    }
+    found |= {f"map.{name}": manifest.get(f"map_{name}") for name in ("backend", "thp")}
+    found["device.bar"] = _size(manifest.get("bar"))
+    runner = manifest.get("runner") or {}
+    found |= _machine("runner", runner) | _versions("runner", manifest.get("runner_versions"))
+    found["runner.system"] = runner.get("system")
+    found["runner.mitigations"] = _mitigations(runner)
+    return {name: str(value) for name, value in sorted(found.items()) if value is not None}
+
+
+def _kernel(manifest: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
+    """All that the choice of the host's kernel decides. That it decides the mitigations, too: they
+    cannot be set while it runs, and command line, processor and microcode are compared."""
+    settings, planned = facts.get("settings") or {}, manifest["kernel"]
+    by_kernel, _ = _taints(settings)
+    found = {name: planned.get(name) for name in ("release", "source", "digest")} | {
+        "version": facts.get("version"),
+        "vfio_iommu_type1": _known(settings, "vfio_iommu_type1_srcversion"),
+        "mitigations": _mitigations(facts),
+        "taint": by_kernel,
+    }
+    return {f"host.kernel.{name}": value for name, value in found.items()}
+
+
+def _host(manifest: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
+    settings = facts.get("settings") or {}
+    devices = facts.get("devices") or [facts.get("device") or {}]
+    parameters = facts.get("parameters") or {
+        "vfio_iommu_type1.disable_hugepages": settings.get("vfio_disable_hugepages")
+    }
+    found = {
+        "cmdline": _cmdline(settings.get("cmdline")),
+        "lockdown": _known(settings, "lockdown"),
+        "firmware": _known(settings, "firmware_version"),
+        "taint": _taints(settings)[1],
+        "iommu": " ".join(sorted(facts["iommus"])) or ABSENT if "iommus" in facts else None,
+        "iommu_group_type": _all({str(d["group_type"]) for d in devices if d.get("group_type")}),
+        "memory": _size(manifest.get("host_memory")),
+        "viommu": manifest.get("host_viommu"),
+        "viommu_aw_bits": manifest.get("host_viommu_aw_bits"),
+        **{f"parameters.{name}": value for name, value in parameters.items()},
+        **_packages(manifest.get("host_packages")),
+    }
+    return {f"host.{name}": value for name, value in found.items()} | _versions(
+        "host", manifest.get("host_versions")
+    )
+
+
+def _guest(manifest: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
+    wanted = (
+        "accel", "cpus", "phys_bits", "firmware", "boot", "backing", "viommu", "backend",
+    )  # fmt: skip
+    kernel = manifest.get("guest_kernel") or {}
+    found = {name: manifest.get(f"guest_{name}") for name in wanted} | {
+        "kernel.release": kernel.get("release"),
+        "kernel.digest": kernel.get("digest"),
+        "cmdline": _cmdline(facts.get("cmdline")),
+        "memory": _all({format_size(g["memory"]) for g in manifest.get("guests") or ()}),
+        **_packages(manifest.get("guest_packages")),
+    }
+    return {f"guest.{name}": value for name, value in found.items()}
+
+
+def _machine(room: str, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What is said of every machine, of what guests/agents/facts.py prints."""
+    cpu, settings = facts.get("cpu") or {}, facts.get("settings") or {}
+    found = {
+        "cpu": cpu.get("model name"),
+        "cpu_vendor": cpu.get("vendor_id"),
+        "microcode": cpu.get("microcode"),
+        "address_sizes": cpu.get("address sizes"),
+        "pdpe1gb": cpu.get("pdpe1gb"),
+        "cpus": facts.get("cpus"),
+        "governor": _known(facts, "governor"),
+        "turbo": _turbo(settings),
+        "smt": _known(settings, "smt"),
+        "thp": _known(settings, "transparent_hugepage"),
+        "thp_defrag": _known(settings, "thp_defrag"),
+        "thp_shmem": _known(settings, "thp_shmem"),
+        "clocksource": _known(settings, "clocksource"),
+    }
+    return {f"{room}.{name}": value for name, value in found.items()}
+
+
+def _versions(room: str, versions: Mapping[str, Any] | None) -> dict[str, Any]:
+    return {f"{room}.{name}": version for name, version in (versions or {}).items()}
+
+
+def _packages(versions: Mapping[str, Any] | None) -> dict[str, Any]:
+    return {f"packages.{name}": version for name, version in (versions or {}).items()}
+
+
+def _known(facts: Mapping[str, Any], name: str) -> str | None:
+    """A setting: of `always [madvise] never` what is chosen; `absent` where it was looked for and
+    was not there; None where nobody looked."""
+    if name not in facts:
+        return None
+    value = facts[name]
+    if value is None:
+        return ABSENT
+    chosen = re.search(r"\[(.+?)\]", value)
+    return chosen[1] if chosen else str(value)
+
+
+def _turbo(settings: Mapping[str, Any]) -> str | None:
+    """Whether the processor may run above its nominal frequency."""
+    if settings.get("no_turbo") is not None:
+        return "off" if settings["no_turbo"] == "1" else "on"
+    if settings.get("boost") is not None:
+        return "on" if settings["boost"] == "1" else "off"
+    return ABSENT if "boost" in settings else None
+
+
+def _mitigations(facts: Mapping[str, Any]) -> str | None:
+    """The vulnerabilities of the processor against which the kernel does something, by name. Its
+    words for what it does change from release to release."""
+    if "vulnerabilities" not in facts:
+        return None
+    texts = facts["vulnerabilities"].items()
+    return " ".join(n for n, text in texts if text and "Mitigation" in text) or "none"
+
+
+def _taints(settings: Mapping[str, Any]) -> tuple[str | None, str | None]:
+    """The letters of what the kernel itself brings about (its modules, its faults), and of what
+    the machine or its user does."""
+    if settings.get("tainted") is None:
+        return None, None
+    flags = int(settings["tainted"])
+    letters = {letter for bit, letter in enumerate(TAINTS) if flags >> bit & 1}
+    if flags >> len(TAINTS):
+        letters.add("?")
+    return (
+        "".join(sorted(letters - MACHINE_TAINTS)) or "none",
+        "".join(sorted(letters & MACHINE_TAINTS)) or "none",
+    )
+
+
+def _cmdline(line: str | None) -> str | None:
+    if line is None:
+        return None
+    return " ".join(word for word in line.split() if not word.startswith(_NOT_OURS))
+
+
+def _all(values: set[str]) -> str | None:
+    return " ".join(sorted(values)) or None
+
+
+def _size(size: int | None) -> str | None:
+    return None if size is None else format_size(size)
+
+
+# of many -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Difference:
+    name: str
+    values: dict[str, tuple[str, ...]]
+    """Of each side what its trials had, each value once; empty where none recorded it."""
+    planned: bool
+    """It follows from the host's kernel, and each side had one."""
+    allowed: bool
+    """By the caller; or an exact host's numbers do not depend on it."""
+
+
+@dataclass(frozen=True)
+class Conditions:
+    common: dict[str, str]
+    """What is the same wherever it was recorded, and was on each side; of packages their
+    number."""
+    differences: tuple[Difference, ...]
+    not_recorded: tuple[str, ...]
+    """What one side recorded and another did not."""
+    config: tuple[ConfigChange, ...] | None
+    """Of the two kernels; None where one is not recorded."""
+
+    @property
+    def unplanned(self) -> tuple[Difference, ...]:
+        """What must not differ, and does."""
+        return tuple(d for d in self.differences if not d.planned and not d.allowed)
+
+
+def conditions(
+    sides: Sides, configs: tuple[str | None, str | None] = (None, None), allow: Sequence[str] = ()
+) -> Conditions:
+    """`configs`: of the first side's kernel and of the second's. `allow`: names that may differ,
+    or rooms as `runner.*`."""
+    recorded = _recorded(sides)
+    common = {
+        name: value for name, values in recorded.items()
+        if all(values.values()) and (value := _same(values)) is not None
+    }  # fmt: skip
+    missing = [_folded(name) for name, values in recorded.items() if not all(values.values())]
+    old, new = configs
+    return Conditions(
+        _packages_counted(common),
+        differences(sides, allow),
+        tuple(dict.fromkeys(missing)),
+        None if old is None or new is None else config_diff(old, new),
+    )
+
+
+def differences(sides: Sides, allow: Sequence[str] = ()) -> tuple[Difference, ...]:
+    """Whatever had more than one value, on two sides or among the trials of one: the arms of a
+    run, one that was taken up again elsewhere, or two runs. `allow` as of `conditions`."""
+    recorded = _recorded(sides)
+    exact = _same(recorded.get("accel", {})) == "exact"
+    found = []
+    for name, values in recorded.items():
+        if _same(values) is None:
+            planned = _within(name, [_KERNEL]) and all(len(v) < 2 for v in values.values())
+            # counted instructions are those of QEMU's version, on whatever machine
+            any_runner = exact and _within(name, ["runner.*"]) and name != "runner.qemu"
+            found.append(Difference(name, values, planned, any_runner or _within(name, allow)))
+    return tuple(found)
+
+
+def _recorded(sides: Sides) -> dict[str, dict[str, tuple[str, ...]]]:
+    """By name and side, each value once; of the sides that recorded anything."""
+    listed = {name for trials in sides.values() for trial in trials for name in trial
+              if name.startswith(_LISTED)}  # fmt: skip
+    whole = {
+        side: [_with_absent(trial, listed) for trial in trials]
+        for side, trials in sides.items()
+        if any(trials)
+    }
+    names = sorted({name for trials in whole.values() for trial in trials for name in trial})
+    return {
+        name: {
+            side: tuple(dict.fromkeys(trial[name] for trial in trials if name in trial))
+            for side, trials in whole.items()
+        }
+        for name in names
+    }
+
+
+def _with_absent(trial: Trial, listed: Collection[str]) -> Trial:
+    """The trial, and what others list and it lacks in a room that it recorded as a whole."""
+    rooms = tuple(room for room in _LISTED if any(name.startswith(room) for name in trial))
+    lacked = (name for name in listed if name.startswith(rooms) and name not in trial)
+    return {**trial, **dict.fromkeys(lacked, ABSENT)}
+
+
+def _same(values: Mapping[str, tuple[str, ...]]) -> str | None:
+    """The one value that all sides have, or None."""
+    distinct = {value for of_side in values.values() for value in of_side}
+    return distinct.pop() if len(distinct) == 1 else None
+
+
+def _within(name: str, wanted: Sequence[str]) -> bool:
+    return any(
+        name == one or (one.endswith(".*") and name.startswith(one.removesuffix("*")))
+        for one in wanted
+    )
+
+
+def _folded(name: str) -> str:
+    """The room of a package, else the name."""
+    return next((room.removesuffix(".") for room in _LISTED if name.startswith(room)), name)
+
+
+def _packages_counted(common: Mapping[str, str]) -> dict[str, str]:
+    """The number of packages in place of each."""
+    counts = Counter(_folded(name) for name in common)
+    return {name: common.get(name, str(count)) for name, count in counts.items()}
+
+
+def conditions_json(found: Conditions) -> dict[str, Any]:
+    """`conditions` of comparison.json. `config` is null where one is not recorded."""
+    return {
+        "common": found.common,
+        "differences": [asdict(difference) for difference in found.differences],
+        "not_recorded": list(found.not_recorded),
+        "config": None if found.config is None else {
+            change.symbol: [change.old, change.new] for change in found.config
+        },
+    }  # fmt: skip

@@ -1,0 +1,43 @@
+"""What two kernel configurations have otherwise."""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+_LINE = re.compile(
+    r"(?m)^(?:(CONFIG_[A-Za-z0-9_]+)=(.*?)|# (CONFIG_[A-Za-z0-9_]+) is not set)\r?$"
+)
+# what Kconfig asks the build's programs for (init/Kconfig)
+_TOOLCHAIN = re.compile(
+    r"CONFIG_(CC|GCC|CLANG|AS|LD|LLD|PAHOLE|RUSTC|RUSTC_LLVM|RUSTC_LLVM_MAJOR|BINDGEN)"
+    r"_VERSION(_TEXT)?"
+)
+
+
+class ConfigChange(NamedTuple):
+    symbol: str
+    """CONFIG_..."""
+    old: str
+    """As the file spells it: `y`, `m`, `250`, `"text"`; `n` also of what is not in it."""
+    new: str
+
+    @property
+    def toolchain(self) -> bool:
+        """It says what the kernel was built by, not what is in it."""
+        return _TOOLCHAIN.fullmatch(self.symbol) is not None
+
+
+def config_diff(old: str, new: str) -> tuple[ConfigChange, ...]:
+    """By symbol. What is not set and what a kernel does not know are both `n`."""
+    before, after = _symbols(old), _symbols(new)
+    changes = (
+        ConfigChange(symbol, before.get(symbol, "n"), after.get(symbol, "n"))
+        for symbol in sorted(before.keys() | after.keys())
+    )
+    return tuple(change for change in changes if change.old != change.new)
+
+
+def _symbols(config: str) -> dict[str, str]:
+    """The last line of a symbol holds, as with Kconfig."""
+    return {line[1] or line[3]: line[2] or "n" for line in _LINE.finditer(config)}

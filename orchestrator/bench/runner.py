@@ -1,0 +1,29 @@
+"""What the runner is: the machine that emulates the host, or whose KVM runs it."""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+from typing import Any
+
+from orchestrator.bench.images import GUESTS
+from orchestrator.command import run
+
+# what says where and by whom this is run, as its command line does, stays out of the evidence
+_MACHINE = ("cpu", "cpus", "governor", "vulnerabilities")
+_SETTINGS = (
+    "transparent_hugepage", "thp_defrag", "thp_shmem", "clocksource", "smt", "no_turbo", "boost",
+)  # fmt: skip
+
+
+def runner_facts() -> dict[str, Any]:
+    """`runner` of a trial's manifest: its kernel, and of facts.json (guests/agents/facts.py) what
+    is said of a machine. Raises BenchError when they cannot be read."""
+    agent = GUESTS / "agents/facts.py"
+    said = json.loads(run([sys.executable, "-I", agent], doing="reading this machine").stdout)
+    return {
+        "system": platform.platform(),
+        **{name: said[name] for name in _MACHINE},
+        "settings": {name: said["settings"][name] for name in _SETTINGS},
+    }

@@ -1,0 +1,103 @@
+"""Two runs against one another."""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from orchestrator.analysis.across import SavedRun, compare_runs
+from orchestrator.analysis.comparison import exit_code
+from orchestrator.analysis.trial import TrialResult
+from orchestrator.errors import EvidenceError
+from orchestrator.scenario import ARMS, ArmName
+from tests.unit.scenarios import map_scenario
+
+MAPS = "bar_map_seconds"
+
+
+def run(
+    name: str, candidate: float = 0.5, baseline: float = 1.0, seed: int = 0, **changes: Any
+) -> SavedRun:
+    draw = random.Random(seed)
+    costs: dict[ArmName, float] = {"baseline": baseline, "candidate": candidate}
+    results = tuple(
+        TrialResult(
+            f"{2 * pair + number:04d}-{arm}", arm, "measured", pair=pair,
+            samples={MAPS: (costs[arm] * math.exp(draw.gauss(0, 0.005)),)},
+            conditions={"runner.qemu": "10.0", "host.kernel.release": arm},
+        )
+        for pair in range(1, 13) for number, arm in enumerate(ARMS)
+    )  # fmt: skip
+    plan = {"accel": "tcg", "kernels": {
+        arm: {"release": arm, "source": f"dir:{arm}", "digest": arm} for arm in ARMS
+    }}  # fmt: skip
+    scenario = map_scenario("host.accel=tcg", f"expect.{MAPS}=improved")
+    return replace(SavedRun(name, scenario, plan, results, {}), **changes)
+
+
+def with_conditions(run: SavedRun, **conditions: str) -> SavedRun:
+    changed = {name.replace("__", "."): value for name, value in conditions.items()}
+    results = tuple(replace(r, conditions=r.conditions | changed) for r in run.results)
+    return replace(run, results=results)
+
+
+@pytest.mark.parametrize(
+    ("candidate", "verdict", "code"),
+    [(0.5, "equivalent", 0), (0.52, "regressed", 1), (0.48, "improved", 0)],
+)
+def test_candidate_of_one_night_against_that_of_another(
+    candidate: float, verdict: str, code: int
+) -> None:
+    scenario, found = compare_runs(run("a"), run("b", candidate, seed=1), "candidate")
+    assert (found.verdict, exit_code(scenario, found)) == (verdict, code)
+    [metric] = found.metrics
+    assert metric.ratio == pytest.approx(candidate / 0.5, rel=0.01)
+    assert metric.effect.interval is not None
+    assert [r.name for r in found.results][:1] == ["a/0003-candidate"]
+
+
+def test_bench_that_changed_between_the_runs_shows_in_the_arm_beside() -> None:
+    # a slower machine: both arms cost 10 % more
+    scenario, found = compare_runs(run("a"), run("b", 0.55, 1.1, seed=1), "candidate")
+    [metric] = found.metrics
+    assert metric.control is not None
+    assert metric.control.verdict == "regressed"
+    assert (found.verdict, exit_code(scenario, found)) == ("invalid", 4)
+
+
+def test_arm_beside_with_another_kernel_is_no_control() -> None:
+    other = run("b", 0.5, 2.0, seed=1)
+    other.plan["kernels"]["baseline"]["digest"] = "another"
+    _, found = compare_runs(run("a"), other, "candidate")
+    assert found.metrics[0].control is None
+    assert found.verdict == "equivalent"
+
+
+def test_difference_of_conditions_is_invalid_unless_allowed_by_name() -> None:
+    other = with_conditions(run("b", seed=1), runner__qemu="11.0")
+    scenario, found = compare_runs(run("a"), other, "candidate")
+    assert found.verdict == "invalid"
+    assert exit_code(scenario, found) == 4
+    assert found.conditions is not None
+    assert [d.name for d in found.conditions.unplanned] == ["runner.qemu"]
+    for allow in ("runner.qemu", "runner.*"):
+        assert compare_runs(run("a"), other, "candidate", [allow])[1].verdict == "equivalent"
+
+
+def test_other_kernel_is_what_is_planned() -> None:
+    other = with_conditions(run("b", seed=1), host__kernel__release="newer")
+    _, found = compare_runs(run("a"), other, "candidate")
+    assert found.conditions is not None
+    assert [d.planned for d in found.conditions.differences] == [True]
+    assert found.verdict == "equivalent"
+
+
+def test_numbers_of_another_kind_are_not_compared() -> None:
+    exact = run("b")
+    exact.plan["accel"] = "exact"
+    with pytest.raises(EvidenceError, match="a ran with accel tcg, b with exact"):
+        compare_runs(run("a"), exact, "candidate")

@@ -1,0 +1,298 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator.analysis.conditions import (
+    Conditions,
+    Difference,
+    conditions,
+    conditions_json,
+    conditions_of,
+    differences,
+)
+from orchestrator.analysis.trial import read_result
+from orchestrator.evidence import RunDir
+from orchestrator.scenario import ARMS
+from tests.unit.recorded import copied, sealed
+
+RECORDED = Path(__file__).parents[3] / "fixtures/recorded"
+RUNS = sorted(path.parent for path in RECORDED.rglob("plan.json"))
+
+
+def of_arms(run: Path, **replaced: list[dict[str, str]]) -> dict[str, list[dict[str, str]]]:
+    results = [read_result(trial) for trial in RunDir.open(run).trials()]
+    return {arm: [r.conditions for r in results if r.arm == arm] for arm in ARMS} | replaced
+
+
+def named(found: tuple[Difference, ...]) -> dict[str, tuple[str, str]]:
+    return {
+        d.name: tuple("|".join(values) for values in d.values.values())  # type: ignore[misc]
+        for d in found
+    }
+
+
+# of one trial --------------------------------------------------------------------------------
+
+
+def of_facts(**facts: Any) -> dict[str, str]:
+    return conditions_of({"kernel": {}}, facts, {})
+
+
+def test_recorded_trial_has_its_conditions() -> None:
+    found = of_arms(RECORDED / "boot-exact")["candidate"][0]
+    assert found["host.kernel.release"] == "7.3.4+deb13-cloud-amd64"
+    assert found["host.qemu"] == "10.0.13"
+    assert found["host.thp"] == "always"
+    assert found["host.cmdline"] == "console=ttyS0 panic=-1 intel_iommu=on tsc=reliable"
+    assert found["host.lockdown"] == "absent"
+    assert found["host.packages.seabios"] == "1.16.3-2"
+    assert found["host.parameters.vfio_iommu_type1.disable_hugepages"] == "N"
+    assert found["guest.kernel.release"] == "6.12.107+deb13-cloud-amd64"
+    assert found["guest.memory"] == "512MiB"
+    assert found["device.bar"] == "32GiB"
+    assert found["device.mmap"] == "True"
+    assert found["runner.qemu"] == "10.0.2"
+    assert list(found) == sorted(found)
+    # not recorded then
+    later = {"runner.cpu", "runner.governor", "host.governor", "host.turbo", "host.smt",
+             "host.firmware", "host.kernel.mitigations", "host.viommu"}  # fmt: skip
+    assert not later & found.keys()
+    assert not [name for name in found if "memtotal" in name.lower() or "boot_id" in name]
+
+
+def test_maps_have_no_guest() -> None:
+    found = of_arms(RECORDED / "map-exact")["baseline"][0]
+    assert not [name for name in found if name.startswith("guest.")]
+
+
+@pytest.mark.parametrize(
+    ("value", "wanted"),
+    [("always [madvise] never", "madvise"), ("[none] integrity", "none"), ("tsc", "tsc"),
+     (None, "absent")],
+)  # fmt: skip
+def test_setting_is_what_was_chosen(value: str | None, wanted: str) -> None:
+    found = of_facts(settings={"transparent_hugepage": value})
+    assert found["host.thp"] == wanted
+    assert "host.clocksource" not in found
+
+
+@pytest.mark.parametrize(
+    ("settings", "wanted"),
+    [
+        ({"no_turbo": "0", "boost": None}, "on"),
+        ({"no_turbo": "1", "boost": None}, "off"),
+        ({"no_turbo": None, "boost": "1"}, "on"),
+        ({"no_turbo": None, "boost": "0"}, "off"),
+        ({"no_turbo": None, "boost": None}, "absent"),
+        ({}, None),
+    ],
+)
+def test_turbo_is_said_by_one_of_two_files(
+    settings: dict[str, str | None], wanted: str | None
+) -> None:
+    assert of_facts(settings=settings).get("host.turbo") == wanted
+
+
+@pytest.mark.parametrize(
+    ("tainted", "by_kernel", "by_others"),
+    [("0", "none", "none"), ("12288", "EO", "none"), ("512", "W", "none"),
+     ("16", "none", "M"), ("4112", "O", "M"), (str(1 << 30 | 1), "?P", "none")],
+)  # fmt: skip
+def test_taint_of_the_machine_is_no_taint_of_the_kernel(
+    tainted: str, by_kernel: str, by_others: str
+) -> None:
+    found = of_facts(settings={"tainted": tainted})
+    assert (found["host.kernel.taint"], found["host.taint"]) == (by_kernel, by_others)
+
+
+def test_mitigations_are_named() -> None:
+    said = {"meltdown": "Mitigation: PTI", "itlb_multihit": "KVM: Mitigation: VMX disabled",
+            "mds": "Not affected", "retbleed": "Vulnerable", "tsa": None}  # fmt: skip
+    assert of_facts(vulnerabilities=said)["host.kernel.mitigations"] == "meltdown itlb_multihit"
+    assert of_facts(vulnerabilities={})["host.kernel.mitigations"] == "none"
+    assert "host.kernel.mitigations" not in of_facts()
+
+
+def test_boot_loader_and_token_are_no_part_of_a_command_line() -> None:
+    line = "BOOT_IMAGE=/boot/vmlinuz-7.3 root=/dev/vda quiet  barometer.token=1f initrd=/x"
+    found = conditions_of({"kernel": {}}, {"settings": {"cmdline": line}}, {"cmdline": line})
+    assert found["host.cmdline"] == found["guest.cmdline"] == "root=/dev/vda quiet"
+
+
+def test_devices_have_every_kind_of_group() -> None:
+    devices = [{"group_type": "DMA-FQ"}, {"group_type": "DMA"}, {"group_type": "DMA-FQ"}]
+    assert of_facts(devices=devices)["host.iommu_group_type"] == "DMA DMA-FQ"
+    assert of_facts(iommus=[])["host.iommu"] == "absent"
+    assert "host.iommu" not in of_facts()
+
+
+def test_trial_that_failed_has_what_was_collected(tmp_path: Path) -> None:
+    trial = copied(tmp_path)
+    (trial / "host/facts.json").unlink()
+    result = read_result(sealed(trial))
+    assert result.kind == "invalid"
+    assert result.conditions["host.qemu"]
+    assert "host.thp" not in result.conditions
+
+
+@pytest.mark.parametrize("facts", ["{", "[1]", '"x"', '{"settings": 3}', '{"devices": 1}'])
+def test_facts_without_their_form_give_no_conditions(tmp_path: Path, facts: str) -> None:
+    trial = copied(tmp_path)
+    (trial / "host/facts.json").write_text(facts)
+    assert read_result(sealed(trial)).conditions == {}
+
+
+# of many -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("run", RUNS, ids=lambda path: path.name)
+def test_arms_of_recorded_runs_differ_by_their_kernel_alone(run: Path) -> None:
+    found = conditions(of_arms(run))
+    assert found.unplanned == ()
+    assert {d.name.removeprefix("host.kernel.") for d in found.differences} == {
+        "release", "source", "digest", "version", "vfio_iommu_type1",
+    }  # fmt: skip
+    assert all(d.planned for d in found.differences)
+    assert found.config is None
+    assert found.common["host.kernel.taint"] == "none"
+    assert int(found.common["host.packages"]) >= 210
+
+
+def test_recorded_runs_differ_in_what_they_were_made_for() -> None:
+    one, other = (of_arms(RECORDED / name)["candidate"] for name in ("map-exact", "boot-exact"))
+    found = conditions({"map-exact": one, "boot-exact": other})
+    assert named(found.unplanned) == {
+        "host.packages.ovmf": ("absent", "2025.02-8+deb13u1"),
+        "workload": ("map", "guest-boot"),
+    }
+    assert {"guest.accel", "guest.packages", "host.qemu"} <= {*found.not_recorded}
+    assert "guest.packages.libc6" not in found.not_recorded
+
+
+BASE = {"accel": "tcg", "host.kernel.release": "6.12", "host.thp": "always", "runner.cpu": "a"}
+NEW = {**BASE, "host.kernel.release": "7.3"}
+
+
+def test_kernel_is_what_is_to_differ_between_arms() -> None:
+    [difference] = differences({"baseline": [BASE, BASE], "candidate": [NEW]})
+    assert difference == Difference(
+        "host.kernel.release", {"baseline": ("6.12",), "candidate": ("7.3",)},
+        planned=True, allowed=False,
+    )  # fmt: skip
+
+
+def test_kernel_is_not_to_differ_within_an_arm() -> None:
+    [difference] = differences({"baseline": [BASE, NEW], "candidate": [NEW]})
+    assert difference.values == {"baseline": ("6.12", "7.3"), "candidate": ("7.3",)}
+    assert not difference.planned
+
+
+def test_default_that_the_kernels_have_otherwise_is_not_planned() -> None:
+    found = conditions({"baseline": [BASE], "candidate": [{**NEW, "host.thp": "madvise"}]})
+    assert [d.name for d in found.unplanned] == ["host.thp"]
+
+
+def test_run_taken_up_again_elsewhere_differs_within_both_arms() -> None:
+    moved = [{**trial, "runner.cpu": "b"} for trial in (BASE, NEW)]
+    found = conditions({"baseline": [BASE, moved[0]], "candidate": [NEW, moved[1]]})
+    assert named(found.unplanned) == {"runner.cpu": ("a|b", "a|b")}
+
+
+@pytest.mark.parametrize(
+    ("allow", "allowed"),
+    [("runner.cpu", True), ("runner.*", True), ("runner.cp", False), ("runner", False),
+     ("run.*", False), ("host.*", False)],
+)  # fmt: skip
+def test_difference_is_allowed_by_name_or_room(allow: str, allowed: bool) -> None:
+    sides = {"baseline": [BASE], "candidate": [{**BASE, "runner.cpu": "b"}]}
+    found = conditions(sides, allow=[allow])
+    assert [d.allowed for d in found.differences] == [allowed]
+    assert bool(found.unplanned) != allowed
+
+
+@pytest.mark.parametrize(("accel", "allowed"), [("exact", True), ("tcg", False), ("kvm", False)])
+def test_counted_instructions_do_not_depend_on_the_runner(accel: str, allowed: bool) -> None:
+    one = {"accel": accel, "runner.cpu": "a", "runner.qemu": "10.0.2"}
+    other = {"accel": accel, "runner.cpu": "b", "runner.qemu": "10.0.3"}
+    found = {d.name: d.allowed for d in differences({"baseline": [one], "candidate": [other]})}
+    assert found == {"runner.cpu": allowed, "runner.qemu": False}
+
+
+def test_what_is_not_recorded_is_no_difference_and_not_common() -> None:
+    old = {name: value for name, value in BASE.items() if name != "runner.cpu"}
+    found = conditions({"old": [old], "new": [BASE]})
+    assert found.differences == ()
+    assert found.not_recorded == ("runner.cpu",)
+    assert "runner.cpu" not in found.common
+    assert conditions({"old": [old, BASE], "new": [BASE]}).common["runner.cpu"] == "a"
+
+
+def test_package_that_only_one_has_is_a_difference() -> None:
+    one = {"host.packages.a": "1", "host.packages.b": "1"}
+    other = {"host.packages.a": "1", "host.packages.c": "2"}
+    found = conditions({"baseline": [one], "candidate": [other]})
+    assert named(found.differences) == {
+        "host.packages.b": ("1", "absent"), "host.packages.c": ("absent", "2"),
+    }  # fmt: skip
+    assert found.common == {"host.packages": "1"}
+
+
+def test_packages_that_nobody_listed_are_not_absent() -> None:
+    found = conditions({"baseline": [{"host.packages.a": "1"}], "candidate": [BASE]})
+    assert found.differences == ()
+    assert "host.packages" in found.not_recorded
+
+
+def test_arm_without_trials_says_nothing() -> None:
+    found = conditions({"baseline": [BASE], "candidate": [{}]})
+    assert found == Conditions(BASE, (), (), None)
+    assert conditions({"baseline": [], "candidate": []}) == Conditions({}, (), (), None)
+
+
+def test_json_has_what_differs_and_what_does_not() -> None:
+    sides = {"baseline": [BASE], "candidate": [NEW]}
+    found = conditions(sides, ("CONFIG_A=y\n", "CONFIG_A=m\n"))
+    assert json.loads(json.dumps(conditions_json(found))) == {
+        "common": {"accel": "tcg", "host.thp": "always", "runner.cpu": "a"},
+        "differences": [
+            {"name": "host.kernel.release", "planned": True, "allowed": False,
+             "values": {"baseline": ["6.12"], "candidate": ["7.3"]}},
+        ],
+        "not_recorded": [],
+        "config": {"CONFIG_A": ["y", "m"]},
+    }  # fmt: skip
+    assert conditions_json(conditions(sides, ("CONFIG_A=y\n", None)))["config"] is None
+    assert conditions_json(conditions(sides, ("", "")))["config"] == {}
+
+
+NAMES = st.sampled_from(["accel", "host.kernel.release", "host.thp", "host.packages.a", "x.y"])
+TRIALS = st.lists(st.dictionaries(NAMES, st.sampled_from(["", "a", "b"])), max_size=4)
+
+
+@given(TRIALS, TRIALS)
+def test_each_condition_is_common_or_different_or_not_recorded(
+    one: list[dict[str, str]], other: list[dict[str, str]]
+) -> None:
+    found = conditions({"one": one, "other": other})
+    different = {d.name for d in found.differences}
+    known = {name.replace("packages.a", "packages") for t in (*one, *other) for name in t}
+    folded = {name.replace("packages.a", "packages") for name in different}
+    assert {*found.common} | folded | {*found.not_recorded} == known
+    assert not {*found.common} & ({*found.not_recorded} | different)
+    assert all(found.common[n] == t[n] for t in (*one, *other) for n in t if n in found.common)
+    swapped = differences({"other": other, "one": one})
+    assert [(d.name, d.planned) for d in swapped] == [
+        (d.name, d.planned) for d in found.differences
+    ]
+
+
+@given(TRIALS)
+def test_trials_do_not_differ_from_themselves(trials: list[dict[str, str]]) -> None:
+    within = {d.name for d in differences({"one": trials})}
+    assert {d.name for d in differences({"one": trials, "again": trials})} == within
