@@ -27,7 +27,8 @@ from orchestrator.analysis.comparison import exit_code
 from orchestrator.analysis.timeline import to_json
 from orchestrator.bench.state import clean as clean_state
 from orchestrator.cache import Cache
-from orchestrator.errors import BarometerError, EvidenceError, ScenarioError
+from orchestrator.command import run as execute
+from orchestrator.errors import BarometerError, BenchError, EvidenceError, ScenarioError
 from orchestrator.evidence import RunDir
 from orchestrator.factors import Cell, ScenarioFile, file_schema, load_scenarios, toml_text
 from orchestrator.judge import judge, looks_of, traced_boots
@@ -35,8 +36,8 @@ from orchestrator.kernels import describe
 from orchestrator.matrix import MatrixDir, judge_cells, run_cells
 from orchestrator.plan import make_plan
 from orchestrator.progress import Progress
-from orchestrator.report.text import said_of
 from orchestrator.report.timeline import text_timeline
+from orchestrator.report.wording import said_of
 from orchestrator.run import no_space_explained, run_plan, runner
 from orchestrator.scenario import ARMS, Kernel, Scenario, format_size
 
@@ -150,9 +151,13 @@ def run(
 @app.command()
 def report(
     run: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    tester: Annotated[
+        str | None,
+        typer.Option(metavar="'NAME <MAIL>'", help="For Tested-by; default: git's user."),
+    ] = None,
 ) -> None:
     """Judge the saved evidence of a run again."""
-    _judged(run.absolute())
+    _judged(run.absolute(), tester)
 
 
 @app.command()
@@ -201,15 +206,29 @@ def clean() -> None:
         print(line)
 
 
-def _judged(folder: Path) -> NoReturn:
+def _judged(folder: Path, tester: str | None = None) -> NoReturn:
+    tester = tester or _git_user()
     if MatrixDir.is_at(folder):
-        text, code = judge_cells(MatrixDir(folder))
+        text, code = judge_cells(MatrixDir(folder), tester)
     else:
-        scenario, comparison, text = judge(RunDir.open(folder))
+        scenario, comparison, text = judge(RunDir.open(folder), tester)
         code = exit_code(scenario, comparison)
     print(text)
     print(f"run: {folder}")
     raise typer.Exit(code)
+
+
+def _git_user() -> str | None:
+    """`Name <mail>`, as git would sign here; None where it knows no name or no mail."""
+    said = []
+    for key in ("user.name", "user.email"):
+        try:
+            found = execute(["git", "config", key], doing="the tester's name", accept=(0, 1))
+        except BenchError:  # no git, or its configuration is broken: that is no reason to fail
+            return None
+        said.append(found.stdout.strip())
+    name, mail = said
+    return f"{name} <{mail}>" if name and mail else None
 
 
 def _version(value: bool) -> None:

@@ -24,8 +24,9 @@ from orchestrator.scenario import ARMS, CONTROL, ArmName, Scenario, parse_scenar
 log = logging.getLogger("barometer.judge")
 
 
-def judge(run: RunDir) -> tuple[Scenario, Comparison, str]:
-    """The run's scenario, its comparison and the text report; both are saved in the run."""
+def judge(run: RunDir, tester: str | None = None) -> tuple[Scenario, Comparison, str]:
+    """The run's scenario, its comparison and the text report; both are saved in the run. `tester`:
+    `Name <mail>` of whoever a Tested-by would be by."""
     saved = saved_run(run)
     scenario, plan = saved.scenario, saved.plan
     kernels = {
@@ -41,7 +42,7 @@ def judge(run: RunDir) -> tuple[Scenario, Comparison, str]:
         scenario, kernels, saved.results, planned, plan["accel"],
         conditions(sides, configs, scenario.judgement.allow),
     )  # fmt: skip
-    report = text_report(scenario, comparison, plan)
+    report = text_report(scenario, comparison, plan, tester)
     save(run.path, to_json(comparison), report)
     _save_timelines(run.path / "timelines", comparison)
     return scenario, comparison, report

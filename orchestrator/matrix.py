@@ -145,9 +145,9 @@ def _kernels(scenario: Scenario) -> dict[str, Any]:
     return kernels
 
 
-def judge_cells(matrix: MatrixDir) -> tuple[str, int]:
+def judge_cells(matrix: MatrixDir, tester: str | None = None) -> tuple[str, int]:
     """The text report of all cells and the exit code: 1 if any cell's is, else the largest. Saved
-    in the run, like each cell's own."""
+    in the run, like each cell's own. `tester`: as of `judge`."""
     found: dict[str, Comparison | None] = {}
     codes, emulated = [], False
     for name, run in matrix.runs().items():
@@ -155,7 +155,7 @@ def judge_cells(matrix: MatrixDir) -> tuple[str, int]:
             found[name] = None
             codes.append(_NOT_RUN)
             continue
-        scenario, comparison, _ = judge(run)
+        scenario, comparison, _ = judge(run, tester)
         found[name] = comparison
         codes.append(exit_code(scenario, comparison))
         emulated = emulated or run.plan()["accel"] == "tcg"

@@ -97,6 +97,8 @@ class Comparison:
     """The metrics that the verdict is of: those with an expectation, else the headline."""
     conditions: Conditions | None = None
     """Under which the arms were measured, and what differed."""
+    paired: bool = True
+    """False of arms of different runs."""
 
     def of_arm(self, arm: Role) -> list[TrialResult]:
         return [r for r in self.results if r.arm == arm]
@@ -132,7 +134,7 @@ def compare(
         verdict = "inconclusive"
     return Comparison(
         scenario.name, verdict, tuple(results), tuple(metrics), kernels, planned, deciding,
-        conditions,
+        conditions, paired,
     )  # fmt: skip
 
 

@@ -3,8 +3,6 @@ cost of looking, and where the instructions go."""
 
 from __future__ import annotations
 
-from textwrap import wrap
-
 from orchestrator.analysis.breakdown import Breakdown, measured_whole
 from orchestrator.analysis.comparison import Comparison, findings_of, laws
 from orchestrator.analysis.law import Law
@@ -13,11 +11,11 @@ from orchestrator.analysis.looking import Cost, costs_of_looking
 from orchestrator.analysis.maps import Place
 from orchestrator.analysis.trace import Operation
 from orchestrator.analysis.trial import Findings
+from orchestrator.report.quantities import plural, quantity
 from orchestrator.scenario import ARMS
 
 _MOST_FUNCTIONS = 14
 _LEAST_SHARE = 0.02
-_WIDTH = 100
 
 
 def map_sections(comparison: Comparison, *, exact: bool) -> str:
@@ -31,33 +29,11 @@ def map_sections(comparison: Comparison, *, exact: bool) -> str:
         _parts(shown["baseline"], shown["candidate"], exact=exact),
         *(_breakdown(arm, b, shown[arm]) for arm in ARMS for b in shown[arm].breakdowns),
     ]
-    return "\n".join(_wrapped(part) for part in parts if part)
+    return "\n".join(part for part in parts if part)
 
 
-def _wrapped(text: str) -> str:
-    lines: list[str] = []
-    for line in text.splitlines():
-        indent = " " * (len(line) - len(line.lstrip()))
-        lines += wrap(
-            line, _WIDTH, subsequent_indent=f"{indent}    ", break_long_words=False
-        ) or [""]  # fmt: skip
-    return "\n".join(lines) + "\n"
-
-
-def plural(count: int, noun: str) -> str:
-    return f"{count} {noun}{'s' * (count != 1)}"
-
-
-def _quantity(seconds: float, *, exact: bool) -> str:
-    """A cost in the unit a reader can place: instructions with k, M, G; or ns, us, ms, s."""
-    units = (
-        ((1e9, "G insn"), (1e6, "M insn"), (1e3, "k insn"), (1, "insn"))
-        if exact
-        else ((1e9, "s"), (1e6, "ms"), (1e3, "us"), (1, "ns"))
-    )
-    value = seconds * 1e9
-    factor, unit = next((u for u in units if abs(value) >= u[0]), units[-1])
-    return f"{value / factor:.5g} {unit}"
+def _cost_text(seconds: float, *, exact: bool) -> str:
+    return quantity(seconds, "Ginsn" if exact else "s")
 
 
 # level and reason -----------------------------------------------------------------------------
@@ -69,7 +45,7 @@ def _levels(baseline: Findings, candidate: Findings) -> str:
     )
     if not names:
         return ""
-    lines = ["Mapping level (of the BAR in the process, of each lookup), and why not the best:"]
+    lines = ["Mapping level (BAR in the process; each lookup), and why not the best:"]
     told: set[tuple[str, Reason]] = set()
     for name in names:
         lines.append(f"  {name}")
@@ -136,13 +112,13 @@ def _laws(comparison: Comparison, *, exact: bool) -> str:
 
 
 def _law(law: Law, *, exact: bool) -> str:
-    each = _quantity(law.per_unit, exact=exact)
-    fixed = _quantity(law.fixed, exact=exact)
+    each = _cost_text(law.per_unit, exact=exact)
+    fixed = _cost_text(law.fixed, exact=exact)
     if law.kind == "flat":
-        words = f"flat: {fixed}, and {each} for each GiB"
+        words = f"flat: {fixed} + {each} per GiB"
     else:
         unit = "page" if law.unit == "4KiB" else law.unit
-        words = f"linear at {each} per {unit}, and {fixed}"
+        words = f"linear: {fixed} + {each} per {unit}"
     return f"{words} (residual {law.residual:.2g})"
 
 
@@ -177,16 +153,16 @@ def _cost(arm: str, cost: Cost, *, exact: bool) -> list[str]:
 
     clock, call = cost.instrument / cost.plain_map, cost.call / cost.plain_map
     lines = [
-        f"  {arm} {cost.point}: map {_quantity(cost.plain_map, exact=exact)}, unmap"
-        f" {_quantity(cost.plain_unmap, exact=exact)}; of the map, the clock's own"
-        f" {_quantity(cost.instrument, exact=exact)} ({_share(clock)}), an"
-        f" empty ioctl {_quantity(cost.call, exact=exact)}"
+        f"  {arm} {cost.point}: map {_cost_text(cost.plain_map, exact=exact)}, unmap"
+        f" {_cost_text(cost.plain_unmap, exact=exact)}; of the map, the clock's own"
+        f" {_cost_text(cost.instrument, exact=exact)} ({_share(clock)}), an"
+        f" empty ioctl {_cost_text(cost.call, exact=exact)}"
         f" ({_share(call)})"
     ]
     for which, (mapped, unmapped) in cost.passes.items():
         lines.append(
             f"    {which:<8} map {change(mapped, cost.plain_map)}"
-            f" ({_quantity(mapped - cost.plain_map, exact=exact)}),"
+            f" ({_cost_text(mapped - cost.plain_map, exact=exact)}),"
             f" unmap {change(unmapped, cost.plain_unmap)}"
         )
     return lines
@@ -216,7 +192,7 @@ def _operation(operation: Operation, *, exact: bool) -> str:
     }
     known = {name: value for name, value in parts.items() if value is not None}
     known["other"] = operation.seconds - sum(known.values())
-    return f"{_quantity(operation.seconds, exact=exact)}: " + ", ".join(
+    return f"{_cost_text(operation.seconds, exact=exact)}: " + ", ".join(
         f"{name} {value / operation.seconds:.1%}" for name, value in known.items()
     )
 
@@ -228,8 +204,8 @@ def _breakdown(arm: str, breakdown: Breakdown, findings: Findings) -> str:
     plain = findings.passes.get("plain")
     if plain is not None and (whole := measured_whole(breakdown, plain)) is not None:
         lines.append(
-            f"  {_quantity(total / 1e9, exact=True)} by function; without a log"
-            f" {_quantity(whole / 1e9, exact=True)} were measured, interrupts included:"
+            f"  {_cost_text(total / 1e9, exact=True)} by function; without a log"
+            f" {_cost_text(whole / 1e9, exact=True)} were measured, interrupts included:"
             f" {total / whole:.2%}"
         )
     lines.append("   itself  with all it calls")

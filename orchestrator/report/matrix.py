@@ -1,4 +1,4 @@
-"""The cells of a matrix in one table: plain text, a row for each."""
+"""The cells of a matrix in one table: plain text for mail, a row for each."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from statistics import median
 
 from orchestrator.analysis.comparison import Comparison, MetricComparison, boots_of
 from orchestrator.analysis.effect import Verdict
-from orchestrator.report.maps import plural
+from orchestrator.analysis.summary import summary
+from orchestrator.report.layout import fitted, table
+from orchestrator.report.quantities import plural, quantity
 from orchestrator.scenario import ARMS, Metric
 
-_WIDTH = 100
 # What the headlines are called: those of a guest boot, else those of maps without a guest.
 _BOOTS: dict[Metric, str] = {
     "guest_boot_seconds": "boot",
@@ -40,7 +41,7 @@ def matrix_report(
         notes * bool(columns),
         "report of each cell: RUN/cells/NAME/report.txt\n",
     ]
-    return "\n".join(part for part in parts if part)
+    return fitted("\n".join(part for part in parts if part))
 
 
 def _kernels(cells: Mapping[str, Comparison | None]) -> str:
@@ -54,46 +55,25 @@ def _kernels(cells: Mapping[str, Comparison | None]) -> str:
 
 
 def _table(cells: Mapping[str, Comparison | None], columns: Mapping[Metric, str]) -> str:
-    """A row for each cell; in two lines where that is too wide for a terminal."""
     traced = {name: _traced(c) for name, c in cells.items() if c is not None}
-    exact = any(
-        boot.unit == "Ginsn" for c in cells.values() if c is not None
-        for of_arm in boots_of(c).values() for boot in of_arm
-    )  # fmt: skip
-    title = [f"traced boot, {'Ginsn' if exact else 's'}"] * any(traced.values())
-    rows = [["verdict", *title, *columns.values()]]
+    boots = ["traced boot"] * any(traced.values())
+    rows = []
     for name, comparison in cells.items():
         if comparison is None:
-            rows.append(["not run", *[""] * (len(title) + len(columns))])
+            rows.append([f"{name}: not run", *[""] * (len(boots) + len(columns))])
         else:
             shown = [_effect(comparison.metric(metric)) for metric in columns]
-            boots = [traced[name] or "-"] * len(title)
-            rows.append([_verdict(comparison), *boots, *shown])
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    values = [
-        "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]
-    names = ["cell", *cells]
-    room = max(map(len, names))
-    if room + 2 + max(map(len, values)) <= _WIDTH:
-        lines = [f"{name:<{room}}  {rest}" for name, rest in zip(names, values, strict=True)]
-    else:
-        lines = [f"{name}\n    {rest}" for name, rest in zip(names, values, strict=True)]
-    return "\n".join(lines) + "\n"
+            rows.append([f"{name}: {_verdict(comparison)}",
+                         *[traced[name] or "-"] * len(boots), *shown])  # fmt: skip
+    return "\n".join(table(["cell: verdict", *boots, *columns.values()], rows)) + "\n"
 
 
 def _columns(
     cells: Mapping[str, Comparison | None], titles: Mapping[Metric, str]
 ) -> dict[Metric, str]:
     """The metrics that any cell has, and what stands above them."""
-    columns = {}
-    for name, title in titles.items():
-        found = [m for c in cells.values() if c is not None and (m := c.metric(name)) is not None]
-        units = sorted({m.unit for m in found} - {"count"})
-        if found:
-            columns[name] = title + f", {' or '.join(units)}" * bool(units)
-    return columns
+    run = [c for c in cells.values() if c is not None]
+    return {name: title for name, title in titles.items() if any(c.metric(name) for c in run)}
 
 
 def _verdict(comparison: Comparison) -> str:
@@ -108,12 +88,14 @@ def _traced(comparison: Comparison) -> str:
     if not any(boots.values()):
         return ""
     return " -> ".join(
-        f"{median(b.boot_seconds for b in boots[arm]):.4g}" if boots[arm] else "-" for arm in ARMS
-    )
+        quantity(median(b.boot_seconds for b in boots[arm]), boots[arm][0].unit)
+        if boots[arm] else "-"
+        for arm in ARMS
+    )  # fmt: skip
 
 
 def _effect(metric: MetricComparison | None) -> str:
     if metric is None:
         return "-"
-    form = ".10g" if metric.unit == "count" else ".3g"
-    return " -> ".join(f"{median(getattr(metric, arm)):{form}}" for arm in ARMS)
+    arms = (summary(metric.unit, getattr(metric, arm)).middle for arm in ARMS)
+    return " -> ".join(quantity(middle, metric.unit) for middle in arms)

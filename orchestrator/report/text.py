@@ -1,8 +1,8 @@
-"""The report for terminals and mail: plain text, no colours."""
+"""The report for mail and terminals: plain text that survives being quoted."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from statistics import median
 from typing import Any
 
@@ -12,68 +12,71 @@ from orchestrator.analysis.comparison import (
     boots_of,
     guest_accels,
 )
+from orchestrator.analysis.effect import FEW_FLOOR, LEAST_FOR_P, LEAST_UNPAIRED
 from orchestrator.analysis.theory import best_leaf, lookups, pages, stride_of
 from orchestrator.analysis.trial import TrialResult
-from orchestrator.report.maps import map_sections, plural
+from orchestrator.report.layout import WIDTH, fitted, shortened, table, wrapped
+from orchestrator.report.maps import map_sections
+from orchestrator.report.quantities import arm_text, change_text, plural, spreads_said
+from orchestrator.report.sentence import verdict_sentence
 from orchestrator.report.timeline import calls_and_cost
-from orchestrator.scenario import (
-    ARMS,
-    AT_POINTS,
-    Device,
-    Guest,
-    Metric,
-    Scenario,
-    format_size,
-)
+from orchestrator.report.trailer import trailer, worse
+from orchestrator.report.wording import TITLES, device_said, title, workload_said
+from orchestrator.scenario import ARMS, AT_POINTS, Scenario, format_size
 
-# Every metric, what it is called in the table, and the pass it comes from.
-_ROWS: dict[Metric, tuple[str, str]] = {
-    "host_boot_seconds": ("host boot, start to SSH", "host"),
-    "guest_boot_seconds": ("guest boot, QEMU start to userspace", "plain"),
-    "guest_ssh_seconds": ("guest boot, QEMU start to SSH", "plain"),
-    "bar_maps_per_boot": ("DMA maps of the BAR, start to exit", "timing"),
-    "bar_unmaps_per_boot": ("DMA unmaps of the BAR, start to exit", "timing"),
-    "bar_map_seconds": ("one DMA map", "timing"),
-    "bar_unmap_seconds": ("one DMA unmap", "timing"),
-    "iommu_map_seconds": ("  of a map: iommu_map", "timing"),
-    "bar_map_seconds_per_boot": ("all maps, start to exit", "timing"),
-    "bar_unmap_seconds_per_boot": ("all unmaps, start to exit", "timing"),
-    "pfn_lookups_per_map": ("page lookups in one map", "counts"),
-    "pfn_faults_per_map": ("page faults in one map", "counts"),
-    "iova_lookups_per_unmap": ("IOMMU lookups in one unmap", "counts"),
-}
-
-_FEW = 4
+_TAIL = 12
+"""Lines of a console."""
 
 
-def text_report(scenario: Scenario, comparison: Comparison, plan: dict[str, Any]) -> str:
-    """The whole report. `plan` is plan.json."""
+def text_report(
+    scenario: Scenario, comparison: Comparison, plan: dict[str, Any], tester: str | None = None
+) -> str:
+    """The whole report, ASCII in lines of at most 76 columns. `plan` is plan.json; `tester` is
+    `Name <mail>` of whoever ran it, None where that is not known."""
     emulated, exact = plan["accel"] != "kvm", plan["accel"] == "exact"
     parts = [
-        _head(scenario, comparison, plan, emulated=emulated),
-        _table(scenario, comparison, emulated=emulated),
+        "\n".join(wrapped(verdict_sentence(scenario, comparison, plan))) + "\n",
+        _verdicts(scenario, comparison),
+        _setup(scenario, comparison, plan, emulated=emulated),
+        _table(scenario, comparison, emulated=emulated, exact=exact),
+        _statistics(comparison),
         _theory(scenario, comparison),
-        _said_of_boots(comparison),
+        _noted(comparison),
         calls_and_cost(boots_of(comparison)),
         map_sections(comparison, exact=exact),
         _notes(scenario, comparison, emulated=emulated, exact=exact),
         _problems(comparison.results),
+        trailer(scenario, comparison, plan, tester),
     ]
-    return "\n".join(part for part in parts if part)
+    return fitted("\n".join(part for part in parts if part))
 
 
-def _head(
-    scenario: Scenario, comparison: Comparison, plan: dict[str, Any], *, emulated: bool
-) -> str:
-    accel = f"{plan['accel']}, {plan['accel_reason']}"
+def _verdicts(scenario: Scenario, comparison: Comparison) -> str:
+    """Of the run, and of what it is made up of."""
     lines = [f"{comparison.scenario}: {comparison.verdict}"]
-    judged = [m for name in scenario.expect if (m := comparison.metric(name)) is not None]
-    lines += [f"  {m.name}: {m.verdict}, expected: {scenario.expect[m.name]}" for m in judged]
+    for name in comparison.deciding:
+        if (metric := comparison.metric(name)) is not None:
+            lines.append(f"  * {name}: {metric.verdict}{_expected(scenario, metric)}")
+    if bad := worse(comparison):
+        said = ", ".join(f"{title(m.name)} {change_text(m.effect)}" for m in bad)
+        lines.append(f"  regressed besides: {said}")
     if len(comparison.results) < comparison.planned:
         lines.append(f"  NOT COMPLETE: {len(comparison.results)} of {comparison.planned} trials")
     if len(guest_accels(comparison.results)) > 1:
         lines.append("  NOT COMPARABLE: guests ran under KVM in some trials, emulated in others")
-    lines.append("")
+    return "\n".join(lines) + "\n"
+
+
+def _expected(scenario: Scenario, metric: MetricComparison) -> str:
+    wanted, p = scenario.expect.get(metric.name), metric.effect.p_adjusted
+    expected = "" if wanted is None else f", expected: {wanted}"
+    return expected + (f"; p {p:.2g}" if p is not None else "")
+
+
+def _setup(
+    scenario: Scenario, comparison: Comparison, plan: dict[str, Any], *, emulated: bool
+) -> str:
+    lines = []
     for arm in ARMS:
         kernel = comparison.kernels[arm]
         trials = ", ".join(
@@ -87,98 +90,95 @@ def _head(
         lines.append(
             f"{arm:<11}{kernel['release']}  ({kernel['source']}; {trials or 'no trials'})"
         )
+    what, which = workload_said(scenario, plan)
+    accel = f"{plan['accel']}, {plan['accel_reason']}"
     lines += [
-        f"device     {_device(scenario.device)}, {scenario.host.viommu} vIOMMU",
-        *_workload(scenario, plan),
+        f"device     {device_said(scenario)}",
+        f"{what:<11}{which}",
         f"host       nested VM, {plural(scenario.host.cpus, 'CPU')}, accel {accel}",
     ]
     if any(r.guest_accel == "tcg" for r in comparison.results) and not emulated:
         lines.append("           its guests are EMULATED: there is no KVM in the host")
     if plan["accel"] == "exact":
-        lines.append(
-            "           Costs are INSTRUCTIONS of that emulated machine (Ginsn: 10^9), not times"
-        )
+        lines.append("           INSTRUCTIONS of an emulated machine (Ginsn: 10^9), not times")
     elif emulated:
-        lines.append(
-            "           EMULATED: compare its seconds with one another, not with hardware's"
-        )
+        lines.append("           EMULATED: compare seconds with one another, not with hardware's")
     return "\n".join(lines) + "\n"
 
 
-def _workload(scenario: Scenario, plan: dict[str, Any]) -> list[str]:
-    if scenario.workload == "map" or scenario.guest is None:
-        backend = {"type1": "type1 container", "iommufd": "iommufd"}[scenario.map.backend]
-        return [f"workload   map from the host's user space, {backend}"]
-    guest = plan["guest_kernel"]["release"]
-    memory = format_size(scenario.guest.memory)
-    return [f"guest      {guest}, {memory}{said_of(scenario.guest)}"]
-
-
-def _device(device: Device) -> str:
-    number = f"{device.count} x " * (device.count > 1)
-    return f"{number}{device.kind}, BAR {format_size(device.bar)}" + ", no mmap" * (
-        not device.mmap
-    )
-
-
-def said_of(guest: Guest) -> str:
-    """What of the guest is not as it is by default."""
-    said = {
-        "firmware": f", {guest.firmware}",
-        "boot": f", booted from a {guest.boot}",
-        "backing": f", memory {guest.backing}",
-        "viommu": f", {guest.viommu} vIOMMU",
-        "backend": f", by {guest.backend}",
-        "phys_bits": f", {guest.phys_bits} address bits",
-    }
-    usual = Guest.model_fields
-    return "".join(text for key, text in said.items() if getattr(guest, key) != usual[key].default)
-
-
-def _table(scenario: Scenario, comparison: Comparison, *, emulated: bool) -> str:
+def _table(scenario: Scenario, comparison: Comparison, *, emulated: bool, exact: bool) -> str:
     if not comparison.metrics:
         return ""
-    unit = "emulated s" if emulated else "s"
-    rows: list[tuple[str, ...]] = [("", "pass", "baseline", "candidate", "ratio", "verdict")]
-    for base, (title, source) in _ROWS.items():
+    unit = "INSTRUCTIONS" if exact else "EMULATED seconds" if emulated else "metric"
+    rows: list[Sequence[str] | str] = []
+    for base, name in TITLES.items():
         group = [m for m in comparison.metrics if m.name.partition("@")[0] == base]
         if not group:
             continue
-        of = {"s": f", {unit}", "count": ""}.get(group[0].unit, f", {group[0].unit}")
         if scenario.workload != "map" or base not in AT_POINTS:
-            rows += [_row(title + of, source, metric) for metric in group]
+            rows += [_row(name, metric, comparison) for metric in group]
             continue
-        rows.append((title + of, "", "", "", "", ""))
         by_name = {metric.name: metric for metric in group}
+        plain = [f"; {p.name} is {base}" for p in scenario.points() if p.metric(base) == base]
+        rows.append(name + "".join(plain))
         for point in scenario.points():
             if (found := by_name.get(point.metric(base))) is not None:
-                name = f"  {point.name}" + f" ({base})" * point.headline
-                rows.append(_row(name, "plain" if source == "timing" else source, found))
-    widths = [max(len(row[i]) for row in rows) for i in range(6)]
-    lines = []
-    for row in rows:
-        left = f"{row[0]:<{widths[0]}}  {row[1]:<{widths[1]}}"
-        right = "  ".join(
-            f"{cell:>{width}}" for cell, width in zip(row[2:5], widths[2:5], strict=True)
+                rows.append(_row(f"  {point.name}", found, comparison))
+    header = (unit, *ARMS, "change", "verdict")
+    return "\n".join(table(header, rows)) + "\n"
+
+
+def _row(name: str, metric: MetricComparison, comparison: Comparison) -> Sequence[str]:
+    arms = (arm_text(metric.unit, getattr(metric, arm)) for arm in ARMS)
+    decides = " *" * (metric.name in comparison.deciding)
+    return (name, *arms, change_text(metric.effect), metric.verdict + decides)
+
+
+def _statistics(comparison: Comparison) -> str:
+    """What the table's numbers are, as far as it has them."""
+    metrics = comparison.metrics
+    lines = ["*: what the verdict of the run is of."] * bool(metrics)
+    lines += [
+        f"+-: {spread} of an arm's trials, about their median."
+        for spread in spreads_said(getattr(m, arm) for m in metrics for arm in ARMS)
+    ]
+    paired, effects = comparison.paired, [metric.effect for metric in metrics]
+    if any(effect.interval for effect in effects):
+        of = "of the pairs" if paired else "of all trials with all of the other arm"
+        lines.append(
+            f"change: {of}, by Hodges and Lehmann, with its 95 % interval; it need not be that of"
+            " the medians."
         )
-        lines.append(f"{left}  {right}  {row[5]}".rstrip())
-    return "\n".join(lines) + "\n"
+    if any(effect.p_adjusted is not None for effect in effects):
+        test = "Wilcoxon's signed rank" if paired else "Mann and Whitney's U"
+        lines.append(f"p: {test}, adjusted for the metrics that decide (Holm).")
+    least, what = (LEAST_FOR_P, "pairs") if paired else (LEAST_UNPAIRED, "trials of each arm")
+    if any(e.estimate.basis == "few" and e.estimate.pairs < least for e in effects):
+        lines.append(
+            f"fewer than {least} {what}: only a difference of a factor of {FEW_FLOOR:g} counts."
+        )
+    lines += _control(comparison)
+    return "".join(f"{line}\n" for text in lines for line in wrapped(text, then="  "))
 
 
-def _row(title: str, source: str, metric: MetricComparison) -> tuple[str, ...]:
-    ratio = "-" if metric.ratio is None else f"{metric.ratio:.4g}"
-    return (title, source, *(_quantity(metric.unit, getattr(metric, arm)) for arm in ARMS), ratio,
-            metric.verdict)  # fmt: skip
-
-
-def _quantity(unit: str, samples: Sequence[float]) -> str:
-    """The median; with every trial's value (or the range of many) where there are several."""
-    text = f"{median(samples):.10g}" if unit == "count" else f"{median(samples):.6g}"
-    if 1 < len(samples) <= _FEW:
-        text += f" [{' '.join(f'{s:.6g}' for s in samples)}]"
-    elif len(set(samples)) > 1:
-        text += f" [{min(samples):.6g} .. {max(samples):.6g}]"
-    return text
+def _control(comparison: Comparison) -> Iterator[str]:
+    """A kernel against itself."""
+    with_one = [(m, m.control) for m in comparison.metrics if m.control is not None]
+    if not with_one:
+        return
+    kernel = "the baseline" if comparison.paired else "the other arm's kernel"
+    trials = plural(max(len(metric.controls) for metric, _ in with_one), "trial")
+    head = f"control: {kernel} against itself, {trials}:"
+    found = ", ".join(
+        f"{metric.name} {change_text(control)}" for metric, control in with_one
+        if control.verdict in ("improved", "regressed")
+    )  # fmt: skip
+    if found:
+        yield f"{head} DIFFERS in {found}. What differs without a cause is invalid."
+    elif all(control.estimate.basis == "few" for _, control in with_one):
+        yield f"{head} no difference found; of so few only a factor of {FEW_FLOOR:g} would be."
+    else:
+        yield f"{head} no difference found."
 
 
 def _theory(scenario: Scenario, comparison: Comparison) -> str:
@@ -202,13 +202,17 @@ def _theory(scenario: Scenario, comparison: Comparison) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _said_of_boots(comparison: Comparison) -> str:
-    """Notes on boots that are not what they seem to be."""
+def _noted(comparison: Comparison) -> str:
+    """What is not as it seems to be: of boots, and of an arm's trials together."""
     lines: dict[str, None] = {}
     for arm in ARMS:
         for boot in boots_of(comparison)[arm]:
             for note in boot.notes:
                 lines.setdefault(f"  {arm:<10} {note.name}: {note.text}")
+    for metric in comparison.metrics:
+        for arm, shapes in metric.shapes.items():
+            for shape in shapes:
+                lines.setdefault(f"  {arm:<10} {shape.kind}: {title(metric.name)} {shape.text}")
     return "\n".join(["Notes:", *lines]) + "\n" if lines else ""
 
 
@@ -220,31 +224,34 @@ def _notes(scenario: Scenario, comparison: Comparison, *, emulated: bool, exact:
     ]
     if scenario.workload == "map":
         lines += [
-            "A point is SIZE/ALIGNMENT/STATE: how much of the BAR, how its virtual address is",
-            "aligned to it, and whether its page tables were zapped before (cold) or are as the",
-            "last map left them (warm). plain: the agent's own clock around each ioctl.",
+            "A point is SIZE/ALIGNMENT/STATE: how much of the BAR, how its virtual address is"
+            " aligned to it, and whether its page tables were zapped before (cold) or are as the"
+            " last map left them (warm).",
+            "plain: one map and one unmap, by the agent's own clock around each ioctl.",
         ]
         if "counts" in scenario.trace.passes and scenario.map.backend == "type1":
-            lines += [
-                "counts: in-kernel histograms, checked against minor faults and page-table bytes;",
-                "they give no times.",
-            ]
+            lines.append(
+                "counts: lookups, faults and walks, by in-kernel histograms, checked against minor"
+                " faults and page-table bytes; they give no times."
+            )
     else:
+        clock = "" if exact else "; its clock has steps of 1 us"
         said = {
-            "plain": "plain: untraced boot, from QEMU's start, which is known to 10 ms.",
-            "timing": "timing: probes around each map and unmap, none for each page"
-            + ("." if exact else "; its clock has steps of 1 us."),
-            "counts": "counts: one cold map from the host's user space; it gives no times.",
+            "plain": "plain: guest boots, untraced, from QEMU's start, which is known to 10 ms.",
+            "timing": "timing: maps and unmaps of a guest boot, by probes around each, none for"
+            f" each page{clock}.",
+            "counts": "counts: lookups, faults and walks of one cold map from the host's user"
+            " space; it gives no times.",
         }
         lines += [text for which, text in said.items() if which in scenario.trace.passes]
     if exact:
-        lines += [
-            "Ginsn: the host is emulated, its instructions are counted; one is one nanosecond of",
-            "its clocks. With the same QEMU they are the same on any machine, however busy.",
-        ]
+        lines.append(
+            "Ginsn: the host is emulated, its instructions are counted; one is one nanosecond of"
+            " its clocks. With the same QEMU they are the same on any machine, however busy."
+        )
     elif emulated:
         lines.append("All seconds are emulated: those of a slow machine.")
-    return "\n".join(lines) + "\n"
+    return "\n".join(line for text in lines for line in wrapped(text, then="  ")) + "\n"
 
 
 def _problems(results: Sequence[TrialResult]) -> str:
@@ -253,6 +260,8 @@ def _problems(results: Sequence[TrialResult]) -> str:
         if result.kind == "measured":
             continue
         where = f" at {result.stage}" if result.stage else ""
-        lines.append(f"{result.name}: {result.kind}{where}: {result.reason}: {result.message}")
-        lines += [f"  | {line}" for line in result.evidence.splitlines()[-12:]]
+        said = f"{result.name}: {result.kind}{where}: {result.reason}: {result.message}"
+        lines += wrapped(said, then="    ")
+        tail = result.evidence.splitlines()[-_TAIL:]
+        lines += [f"  | {shortened(line, WIDTH - 4)}" for line in tail]
     return "\n".join(["Trials that do not count:", *lines]) + "\n" if lines else ""

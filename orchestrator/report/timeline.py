@@ -4,7 +4,7 @@ the boots of both arms."""
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from errno import errorcode
 from math import floor, log10
 from statistics import median
@@ -16,11 +16,13 @@ from orchestrator.analysis.cost import (
     Costs,
     CostTable,
     Difference,
+    Operation,
     Row,
     cost_table,
 )
 from orchestrator.analysis.timeline import Phase, Step, Timeline, Zap
-from orchestrator.report.maps import plural
+from orchestrator.report.layout import WIDTH, fitted, wrapped
+from orchestrator.report.quantities import digits, plural, quantity
 from orchestrator.scenario import format_size
 
 _WIDTH = 100
@@ -28,24 +30,6 @@ _BAR_WIDTH = 20
 _LEAST = 1e-3
 """Of a timeline's unit: a map or unmap that took less has no line of its own."""
 _MOST_PHASES = 4
-_PREFIXES = {
-    "s": ((1.0, "s"), (1e-3, "ms"), (1e-6, "us"), (1e-9, "ns")),
-    "Ginsn": ((1.0, "Ginsn"), (1e-3, "Minsn"), (1e-6, "kinsn"), (1e-9, "insn")),
-}
-
-
-def quantity(value: float, unit: str) -> str:
-    """Four digits of a length in a timeline's unit: `8.432 s`, `494 us`, `5.832 Minsn`. That
-    seconds are emulated ones is for others to say."""
-    prefixes = _PREFIXES.get(unit, _PREFIXES["s"])
-    if not value:
-        return f"0 {prefixes[0][1]}"
-    factor, name = next((p for p in prefixes if abs(value) >= 0.99995 * p[0]), prefixes[-1])
-    return f"{_digits(value / factor)} {name}"
-
-
-def _digits(value: float) -> str:
-    return f"{value:.4g}" if abs(value) < 9999.5 else f"{value:.0f}"
 
 
 def _percent(share: float) -> str:
@@ -76,13 +60,13 @@ def text_timeline(timeline: Timeline) -> str:
 
 
 def _head(timeline: Timeline) -> list[str]:
-    boot = f"{_digits(timeline.boot_seconds)} {timeline.unit}"
+    boot = f"{digits(timeline.boot_seconds)} {timeline.unit}"
     said = [
         f"boot {boot} to the boot mark, {_percent(timeline.attributed_share)} of it attributed"
     ]
     if timeline.ssh_seconds is not None:
-        said.append(f"SSH at {_digits(timeline.ssh_seconds)}")
-    said.append(f"end at {_digits(timeline.end_seconds)}")
+        said.append(f"SSH at {digits(timeline.ssh_seconds)}")
+    said.append(f"end at {digits(timeline.end_seconds)}")
     lines = [f"{timeline.trial} {timeline.guest}, host {timeline.release}", "; ".join(said)]
     if timeline.invalid:
         lines.insert(0, f"INVALID: {timeline.invalid}")
@@ -211,75 +195,81 @@ def _zaps(timeline: Timeline, zaps: Sequence[Zap]) -> list[str]:
 
 def calls_and_cost(timelines: Boots) -> str:
     """What maps and unmaps cost in the boots of each arm, medians where there are several, and
-    what the arms' difference comes from; empty where no arm has a boot. The table is as wide as
-    its names and numbers, 94 columns with seconds and 104 with instructions as a rule."""
+    what the arms' difference comes from; empty where no arm has a boot. For mail."""
     table = cost_table(timelines)
     if not table.boots:
         return ""
-    lines = _wrapped(
+    lines = wrapped(
         f"Maps and unmaps in one guest boot, up to the boot mark, {table.unit}"
-        " (one: the median call):"
+        " (one: the median call; share: of the boot):",
+        then="  ",
     )
     lines += _table(table)
     if table.difference is not None:
-        lines += ["", *_wrapped(_explained(table.difference, table.unit))]
-    return "\n".join(lines) + "\n"
+        lines += ["", *wrapped(_explained(table.difference, table.unit), then="  ")]
+    return fitted("\n".join(lines)) + "\n"
 
 
 _COLUMNS = ["calls", "one", "total", "share"]
-Body = list[tuple[str, list[list[str]]]]
-"""Lines: a text, and the cells of each arm or none."""
+_INDENT = "  "
+_BETWEEN = "   "
+Body = list[tuple[str, Costs]]
+"""A text, and what the arms have below it, or nothing."""
 
 
 def _table(table: CostTable) -> list[str]:
+    """What it is, and below that the arms' numbers side by side."""
     body = _body(table)
     titles = [
         f"{arm}, {f'{len(boots)} boots' if len(boots) > 1 else 'boot'}"
         f" of {quantity(median(boots), table.unit)}"
         for arm, boots in table.boots.items()
     ]
-    groups = [group for _, found in body for group in found]
+    groups = [_COLUMNS, *(_cells(c, table.unit) for _, costs in body for c in costs.values())]
     widths = [max(map(len, column)) for column in zip(*groups, strict=True)]
-    whole = max(sum(widths) + 2 * (len(widths) - 1), *map(len, titles))
-    label = max(len(text) for text, found in body if found)
-    lines = [" " * label + "".join(f"   {title:^{whole}}" for title in titles)]
-    for text, found in body:
-        if not found:
-            lines += _wrapped(text.strip(), text[: len(text) - len(text.lstrip())], "    ")
-            continue
-        numbers = [
-            "  ".join(cell.rjust(width) for cell, width in zip(cells, widths, strict=True))
-            for cells in found
-        ]
-        lines.append(f"{text:<{label}}" + "".join(f"   {cells:>{whole}}" for cells in numbers))
+    least = len(titles) * (sum(widths) + len(widths) - 1) + len(_INDENT + _BETWEEN)
+    apart = " " * (2 if least + len(titles) * (len(widths) - 1) <= WIDTH else 1)
+    whole = max(sum(widths) + len(apart) * (len(widths) - 1), *map(len, titles))
+
+    def line(groups: Iterable[Sequence[str]]) -> str:
+        arms = (
+            apart.join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
+            for cells in groups
+        )
+        return _INDENT + _BETWEEN.join(f"{cells:>{whole}}" for cells in arms)
+
+    lines = [_INDENT + _BETWEEN.join(f"{title:^{whole}}" for title in titles)]
+    lines.append(line(_COLUMNS for _ in titles))
+    for text, costs in body:
+        lines += wrapped(text, then="    ")
+        if costs:
+            lines.append(line(_cells(costs[arm], table.unit) for arm in table.boots))
     return [line.rstrip() for line in lines]
 
 
 def _body(table: CostTable) -> Body:
-    def cells(costs: Costs) -> list[list[str]]:
-        return [_cells(costs[arm], table.unit) for arm in table.boots]
+    def operations(rows: Sequence[Row]) -> Body:
+        return [(_named(row.operation), row.costs) for row in rows]
 
-    def operations(rows: Sequence[Row]) -> Iterator[tuple[str, list[list[str]]]]:
-        """Two lines for each: what it is with its numbers, below that where and why."""
-        for row in rows:
-            kind, bar, phase, cause = row.operation
-            yield f"{kind} {bar}", cells(row.costs)
-            yield f"  {', '.join(filter(None, [phase, cause]))}", []
-
-    body: Body = [("", [_COLUMNS for _ in table.boots]), *operations(table.rows)]
+    body = operations(table.rows)
     if table.small:
-        body.append((f"{table.small} others", cells(table.others)))
-    body += [("", []), *((f"all {name}", cells(of)) for name, of in table.totals.items())]
+        body.append((f"{table.small} others", table.others))
+    body += [("", {}), *((f"all {name}", of) for name, of in table.totals.items())]
     if table.after:
-        body += [("", []), ("After the boot mark:", []), *operations(table.after)]
+        body += [("", {}), ("After the boot mark:", {}), *operations(table.after)]
     return body
+
+
+def _named(operation: Operation) -> str:
+    kind, bar, phase, cause = operation
+    return ", ".join(filter(None, [f"{kind} {bar}", phase, cause]))
 
 
 def _cells(cost: Cost, unit: str) -> list[str]:
     if cost.one is None:
         return ["-"] * len(_COLUMNS)
     return [f"{cost.calls:g}", quantity(cost.one, unit), quantity(cost.total, unit),
-            "" if cost.share is None else _percent(cost.share)]  # fmt: skip
+            "" if cost.share is None else f"{cost.share:.1%}"]  # fmt: skip
 
 
 def _explained(difference: Difference, unit: str) -> str:

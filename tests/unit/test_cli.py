@@ -23,7 +23,7 @@ from orchestrator.evidence import TrialDir
 from orchestrator.progress import Progress
 from orchestrator.report.perfetto import perfetto_trace
 from orchestrator.report.timeline import text_timeline
-from orchestrator.run import Runner
+from orchestrator.run import Enough, Runner
 from orchestrator.scenario import Scenario
 from tests.unit.fabricated import sealed_map_trial
 from tests.unit.kernels.fakes import folder_kernel
@@ -107,7 +107,7 @@ def test_plan_shows_trials_and_exact_kernels(
     assert f"baseline   dir:{scenario.parent}/old (7.0-old)" in out
     assert f"guest      dir:{scenario.parent}/guest (7.0-guest)" in out
     assert [line.split()[0] for line in out.splitlines()[4:]] == [
-        "0001-baseline", "0002-candidate", "0003-candidate", "0004-baseline",
+        "0001-warm-up", "0002-baseline", "0003-candidate", "0004-candidate", "0005-baseline",
     ]  # fmt: skip
 
 
@@ -156,7 +156,7 @@ def test_report_of_maps_is_judged_like_any_other(
     (run / "scenario.toml").write_text(text)
     assert barometer("report", run) == 0
     out = capsys.readouterr().out
-    assert out.startswith("maps: improved\n")
+    assert "\nmaps: improved\n" in out
     assert "pfn_lookups_per_map@full/4KiB/warm: equivalent, expected: equivalent" in out
     saved = json.loads((run / "comparison.json").read_text())
     assert saved["arms"]["candidate"]["metrics"]["bar_map_seconds"]["unit"] == "Ginsn"
@@ -232,7 +232,7 @@ def test_report_of_a_matrix_judges_its_cells(
     for name in ("a", "b"):
         assert len([*(run / f"cells/{name}/timelines").glob("*.pftrace")]) == 2
     assert barometer("report", run / "cells/b") == 0
-    assert capsys.readouterr().out.startswith("debian-6.12-vs-7: improved\n")
+    assert "\ndebian-6.12-vs-7: improved\n" in capsys.readouterr().out
 
 
 def test_plan_leaves_nothing_behind(barometer: Command, scenario: Path, capsys: Said) -> None:
@@ -278,7 +278,7 @@ def test_report_of_a_better_candidate_is_exit_code_0(
 ) -> None:
     assert barometer("report", finished) == 0
     out = capsys.readouterr().out
-    assert out.startswith("debian-6.12-vs-7: improved\n")
+    assert "\ndebian-6.12-vs-7: improved\n" in out
     assert out.splitlines()[-1] == f"run: {finished}"
     assert out.startswith((finished / "report.txt").read_text())
     assert "Maps and unmaps in one guest boot, up to the boot mark, emulated s" in out
@@ -286,6 +286,36 @@ def test_report_of_a_better_candidate_is_exit_code_0(
     assert (saved["schema"], saved["verdict"]) == (1, "improved")
     assert saved["metrics"]["pfn_lookups_per_map"]["ratio"] == 1 / 262144
     assert saved["arms"]["candidate"]["kernel"]["release"] == "7.3.4+deb13-cloud-amd64"
+
+
+@pytest.mark.parametrize(
+    ("config", "arguments", "said"),
+    [
+        ("[user]\nname = A Name\nemail = a@example.org\n", [], "A Name <a@example.org>"),
+        ("[user]\nname = A Name\n", [], "(set git's user.name and user.email, then"),
+        ("", [], "(set git's user.name and user.email, then"),
+        ("[user\n", [], "(set git's user.name and user.email, then"),
+        ("", ["--tester", "B <b@example.org>"], "B <b@example.org>"),
+    ],
+)
+def test_tester_is_the_user_of_git_or_the_one_that_is_given(
+    barometer: Command, capsys: Said, finished: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, config: str, arguments: list[str], said: str,
+) -> None:  # fmt: skip
+    (tmp_path / "gitconfig").write_text(config)
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(tmp_path / "gitconfig"))
+    monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
+    monkeypatch.chdir(tmp_path)  # no repository, which would have a configuration of its own
+    assert barometer("report", finished, *arguments) == 0
+    assert f"\nTested-by: {said}" in capsys.readouterr().out
+
+
+def test_report_where_there_is_no_git_has_no_tester(
+    barometer: Command, capsys: Said, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert barometer("report", finished) == 0
+    assert "\nTested-by: (set git's user.name" in capsys.readouterr().out
 
 
 def test_report_says_the_same_every_time(barometer: Command, capsys: Said, finished: Path) -> None:
@@ -311,7 +341,8 @@ def test_report_of_a_candidate_that_failed_is_exit_code_1(
     sealed(failed, trial=MEASURED, arm="candidate")
     assert barometer("report", finished) == 1
     out = capsys.readouterr().out
-    assert out.startswith("debian-6.12-vs-7: regressed")
+    assert "\ndebian-6.12-vs-7: regressed\n" in out
+    assert "is regressed: 1 of its 1 trial failed (guest-ended)" in " ".join(out.split())
     assert "0002-candidate: failed at guest-1-timing: guest-ended:" in out
 
 
@@ -634,7 +665,9 @@ def machine(monkeypatch: pytest.MonkeyPatch, finished: Path) -> list[str]:
     """Runs boot nothing and find what is in `finished`; the names of the scenarios that ran."""
     ran: list[str] = []
 
-    def run_plan(scenario: Scenario, text: str, out: Path, here: Runner) -> bool:
+    def run_plan(
+        scenario: Scenario, text: str, out: Path, here: Runner, enough: Enough | None
+    ) -> bool:
         ran.append(scenario.name)
         shutil.copytree(finished, out, dirs_exist_ok=True)
         return True
@@ -657,7 +690,7 @@ def test_run_ends_with_its_report_and_its_folder(
     assert barometer("run", scenario, "--out", tmp_path / "out") == 0
     assert machine == ["small"]
     out = capsys.readouterr().out
-    assert out.startswith("debian-6.12-vs-7: improved\n")
+    assert "\ndebian-6.12-vs-7: improved\n" in out
     assert out.splitlines()[-1] == f"run: {tmp_path}/out"
     assert not (tmp_path / "out/matrix.json").exists()
 

@@ -16,8 +16,10 @@ from orchestrator.analysis.theory import lookups, pages
 from orchestrator.analysis.timeline import RAM
 from orchestrator.evidence import RunDir
 from orchestrator.judge import judge
+from orchestrator.matrix import MatrixDir, judge_cells
 from orchestrator.scenario import Scenario, format_size
 
+TESTER = "A Tester <tester@example.org>"
 RECORDED = Path(__file__).parents[2] / "fixtures/recorded"
 RUNS = sorted(path.parent for path in RECORDED.glob("*/plan.json"))
 CELLS = sorted(path.parent for path in RECORDED.glob("*/cells/*/plan.json"))
@@ -33,7 +35,7 @@ MAPS = {  # of one device, by guest kernel and firmware
 
 def judged(recorded: Path, tmp_path: Path) -> tuple[Path, Scenario, Comparison, str]:
     run = shutil.copytree(recorded, tmp_path / recorded.name)
-    return (run, *judge(RunDir.open(run)))
+    return (run, *judge(RunDir.open(run), TESTER))
 
 
 def test_a_run_of_both_kernels_is_recorded() -> None:
@@ -49,6 +51,12 @@ def test_recorded_evidence_is_judged_to_the_same_numbers(recorded: Path, tmp_pat
     assert report == (recorded / "report.txt").read_text()
     assert not [r.message for r in comparison.results if r.kind != "measured"]
     assert exit_code(scenario, comparison) == 0
+
+
+def test_matrix_is_judged_to_the_same_table(tmp_path: Path) -> None:
+    recorded = RECORDED / "factors"
+    report, code = judge_cells(MatrixDir(shutil.copytree(recorded, tmp_path / "run")), TESTER)
+    assert (report, code) == ((recorded / "report.txt").read_text(), 0)
 
 
 @of_every_run

@@ -66,26 +66,25 @@ def of(*levels: Level, arm: ArmName = "candidate", **findings: Any) -> str:
 
 
 def test_table_has_a_row_for_each_point(report: str) -> None:
-    assert row(report, "one DMA map, Ginsn", "full/1GiB/cold") == [
-        "plain", "1.25831", "1.88e-05", "1.494e-05", "improved",
+    assert row(report, "one DMA map;", "full/1GiB/cold") == [
+        "1.258 Ginsn", "18.8 kinsn", "1/66931", "improved",
     ]  # fmt: skip
-    assert row(report, "one DMA unmap, Ginsn", "1GiB/4KiB/warm") == [
-        "plain", "0.0393236", "0.0524308", "1.333", "regressed",
+    assert row(report, "one DMA unmap;", "1GiB/4KiB/warm") == [
+        "39.32 Minsn", "52.43 Minsn", "+33.3%", "regressed",
     ]  # fmt: skip
-    assert row(report, "page lookups in one map", "full/2MiB/warm") == [
-        "counts", "1048576", "2048", "0.001953", "improved",
+    assert row(report, "page lookups in a map;", "full/2MiB/warm") == [
+        "1048576", "2048", "1/512", "improved",
     ]  # fmt: skip
-    assert row(report, "page faults in one map", "full/1GiB/warm") == [
-        "counts", "0", "0", "-", "equivalent",
+    assert row(report, "page faults in a map;", "full/1GiB/warm") == [
+        "0", "0", "same", "equivalent",
     ]  # fmt: skip
-    table = report[report.index("one DMA map, Ginsn") : report.index("one DMA unmap, Ginsn")]
+    table = report[report.index("one DMA map;") : report.index("one DMA unmap;")]
     points = [line.split()[0] for line in table.splitlines()[1:]]
     assert points == [p.name for p in scenario_of_it().points()]
 
 
 def test_point_with_the_plain_name_says_so(report: str) -> None:
-    assert "full/1GiB/warm (bar_map_seconds)" in report
-    assert report.count("(bar_map_seconds)") == 1
+    assert "\none DMA map; full/1GiB/warm is bar_map_seconds\n" in report
 
 
 def test_head_says_what_was_done_and_in_what_unit(report: str) -> None:
@@ -93,7 +92,8 @@ def test_head_says_what_was_done_and_in_what_unit(report: str) -> None:
     assert "BAR 4GiB" in head
     assert "workload map from the host's user space, type1 container" in head
     assert "1 CPU, accel exact" in head
-    assert "Costs are INSTRUCTIONS of that emulated machine (Ginsn: 10^9), not times" in head
+    assert "INSTRUCTIONS of an emulated machine (Ginsn: 10^9), not times" in head
+    assert "\nINSTRUCTIONS    " in report
     assert "emulated s" not in report
     assert "guest " not in head
 
@@ -138,21 +138,21 @@ def test_level_of_a_guest_is_from_where_qemu_put_it() -> None:
 
 def test_law_says_what_the_cost_goes_with(report: str) -> None:
     laws = section(report, "Scaling law")
-    assert "map/1GiB/warm baseline linear at 1.2 k insn per page, and 6 k insn (residual" in laws
-    assert "candidate flat: 6 k insn, and 1.2 k insn for each GiB (residual" in laws
-    assert "candidate linear at 3.2 k insn per 2MiB, and 6 k insn (residual" in laws
-    assert "unmap/4KiB/cold baseline linear at 150 insn per page, and 2 k insn" in laws
+    assert "map/1GiB/warm baseline linear: 6 kinsn + 1.2 kinsn per page (residual" in laws
+    assert "candidate flat: 6 kinsn + 1.2 kinsn per GiB (residual" in laws
+    assert "candidate linear: 6 kinsn + 3.2 kinsn per 2MiB (residual" in laws
+    assert "unmap/4KiB/cold baseline linear: 2 kinsn + 150 insn per page" in laws
 
 
 def test_cost_of_looking_is_said_of_the_largest_map(report: str) -> None:
     words = section(report, "Cost of looking")
     assert (
-        "candidate full/1GiB/warm: map 10.8 k insn, unmap 209.72 M insn; of the map, the clock's"
-        " own 150 insn (1.39%), an empty ioctl 1 k insn (9.26%)"
-        " timing map +101.85% (11 k insn), unmap +0.01% counts map +7407.41% (800 k insn)"
+        "candidate full/1GiB/warm: map 10.8 kinsn, unmap 209.7 Minsn; of the map, the clock's"
+        " own 150 insn (1.39%), an empty ioctl 1 kinsn (9.26%)"
+        " timing map +101.85% (11 kinsn), unmap +0.01% counts map +7407.41% (800 kinsn)"
     ) in words
-    assert "baseline full/1GiB/warm: map 1.2583 G insn" in words
-    assert "timing map +0.00% (11 k insn)" in words
+    assert "baseline full/1GiB/warm: map 1.258 Ginsn" in words
+    assert "timing map +0.00% (11 kinsn)" in words
     assert "full/2MiB" not in words
     assert "noisy" not in words
 
@@ -160,15 +160,15 @@ def test_cost_of_looking_is_said_of_the_largest_map(report: str) -> None:
 def test_parts_of_the_last_map_and_unmap_are_said(report: str) -> None:
     words = section(report, "Parts of the last map")
     assert (
-        "candidate map 16 k insn: pinning (vfio_pin_pages_remote) 62.5%, iommu_map 12.5%,"
+        "candidate map 16 kinsn: pinning (vfio_pin_pages_remote) 62.5%, iommu_map 12.5%,"
         " other 25.0%"
     ) in words
-    assert "baseline unmap 500 k insn: iova_to_phys walk 80.0%, iommu_unmap_fast 0.2%" in words
+    assert "baseline unmap 500 kinsn: iova_to_phys walk 80.0%, iommu_unmap_fast 0.2%" in words
 
 
 def test_functions_are_said_with_their_share(report: str) -> None:
     words = section(report, "Where the instructions of one unmap go: candidate, warm")
-    assert "209.72 M insn" in words
+    assert "209.7 Minsn" in words
     assert "80.0% 80.0% iommu_iova_to_phys" in words
     assert "20.0% 20.0% put_pfn" in words
     assert "from logs of small maps, linear in pages" in words
@@ -193,9 +193,9 @@ def test_seconds_are_seconds_where_the_host_is_not_exact(results: list[TrialResu
     chosen = scenario_of_it("host.accel=tcg", 'trace.passes=["plain", "timing", "counts"]')
     plan = PLAN | {"accel": "tcg", "accel_reason": "no KVM"}
     text = text_report(chosen, compare(chosen, KERNELS, results, 2, "tcg"), plan)
-    assert "one DMA map, emulated s" in text
+    assert "\nEMULATED seconds " in text
     assert "insn" not in text.partition("Where the instructions")[0]
-    assert "linear at 1.2 us per page, and 6 us" in section(text, "Scaling law")
+    assert "linear: 6 us + 1.2 us per page" in section(text, "Scaling law")
     assert "measured in noisy time" in section(text, "Cost of looking")
 
 
@@ -213,9 +213,9 @@ def test_arm_without_a_measured_trial_leaves_the_other_alone(results: list[Trial
     assert "candidate" in text
 
 
-def test_report_is_plain_text_of_a_readable_width(report: str) -> None:
+def test_report_is_plain_text_for_mail(report: str) -> None:
     assert report.isascii()
-    assert max(map(len, report.splitlines())) <= 120
+    assert max(map(len, report.splitlines())) <= 76
     assert not [line for line in report.splitlines() if line != line.rstrip()]
     assert "\n\n\n" not in report
 
@@ -275,4 +275,4 @@ def test_notes_are_of_the_passes_and_the_backend(results: list[TrialResult]) -> 
     ):
         chosen = scenario_of_it(override)
         text = text_report(chosen, compare(chosen, KERNELS, results, 2, "exact"), PLAN)
-        assert ("counts: in-kernel histograms, checked" in text) == counted
+        assert ("counts: lookups, faults and walks, by in-kernel histograms" in text) == counted

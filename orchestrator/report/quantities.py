@@ -1,0 +1,92 @@
+"""Numbers as text: a cost in its unit, an arm's trials, what a change comes to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from orchestrator.analysis.effect import Effect
+from orchestrator.analysis.summary import LEAST_FOR_QUARTILES, summary
+
+_PREFIXES = {
+    "s": ((1.0, "s"), (1e-3, "ms"), (1e-6, "us"), (1e-9, "ns")),
+    "Ginsn": ((1.0, "Ginsn"), (1e-3, "Minsn"), (1e-6, "kinsn"), (1e-9, "insn")),
+}
+_LARGE, _SMALL = 2.0, 0.1
+"""Ratios from which on a change is a factor: `2.3x`, `1/20151`."""
+
+
+def quantity(value: float, unit: str) -> str:
+    """Four digits of a cost, in the unit that a reader can place: `8.432 s`, `494 us`,
+    `5.832 Minsn`; a `count` with all its digits. That seconds are emulated ones is for others to
+    say."""
+    if unit == "count":
+        return f"{value:.10g}"
+    prefixes = _PREFIXES.get(unit, _PREFIXES["s"])
+    if not value:
+        return f"0 {prefixes[0][1]}"
+    factor, name = next((p for p in prefixes if abs(value) >= 0.99995 * p[0]), prefixes[-1])
+    return f"{digits(value / factor)} {name}"
+
+
+def digits(value: float) -> str:
+    return f"{value:.4g}" if abs(value) < 9999.5 else f"{value:.0f}"
+
+
+def plural(count: int, noun: str) -> str:
+    return f"{count} {noun}{'s' * (count != 1)}"
+
+
+def arm_text(unit: str, values: Sequence[float]) -> str:
+    """An arm's trials: `8.635 s +- 1.2%`, as analysis/summary.py has them. No spread of one trial,
+    nor of counts that are the same in each."""
+    found = summary(unit, values)
+    text = quantity(found.middle, unit)
+    if found.spread is None or len(set(values)) == 1:
+        return text
+    if not found.middle:
+        return f"{text} +- {quantity(found.spread, unit)}"
+    share = 100 * found.spread / abs(found.middle)
+    if share < 0.01:
+        return f"{text} +- <0.01%"
+    return f"{text} +- {share:.{0 if share >= 9.95 else 1 if share >= 0.95 else 2}f}%"
+
+
+def spreads_said(arms: Iterable[Sequence[float]]) -> list[str]:
+    """What `+-` is of these, where `arm_text` has it."""
+    names = {True: "half the interquartile range", False: "half the range"}
+    lengths = (len(values) for values in arms if len(set(values)) > 1)
+    return [names[many] for many in dict.fromkeys(n >= LEAST_FOR_QUARTILES for n in lengths)]
+
+
+def change_text(effect: Effect) -> str:
+    """What the candidate's cost is to the baseline's, with the 95 % interval where there is one:
+    `-4.9% [-5.3, -4.4]`, `1/20151`, `2.3x [2.1, 2.5]`."""
+    found = effect.estimate
+    if found.ratio is None:
+        return "from 0"
+    if found.basis == "count" and found.same:
+        return "same"
+    ends = found.interval or ()
+    if found.ratio >= _LARGE:
+        sign, inner = "x", [_factor(end) for end in ends]
+        text = _factor(found.ratio)
+    elif 0 < found.ratio <= _SMALL:
+        sign, inner = "", [f"1/{_factor(1 / end) if end else 'inf'}" for end in ends]
+        text = f"1/{_factor(1 / found.ratio)}"
+    else:
+        percents = [100 * (ratio - 1) for ratio in (found.ratio, *ends)]
+        fine = max(percents) - min(percents) < 0.2 and abs(percents[0]) < 10
+        decimals = 2 if fine and (ends or abs(percents[0]) < 0.1) else 1
+        sign, (text, *inner) = "%", [_percent(p, decimals) for p in percents]
+    return f"{text}{sign}" + f" [{', '.join(inner)}]" * bool(inner)
+
+
+def _factor(value: float) -> str:
+    return f"{value:.0f}" if 100 <= value < 1e9 else f"{value:.3g}"
+
+
+def _percent(value: float, decimals: int) -> str:
+    if abs(value) >= 1e6:
+        return f"{value:+.3g}"
+    rounded = round(value, decimals)
+    return f"{rounded:+.{decimals}f}" if rounded else f"{0:.{decimals}f}"

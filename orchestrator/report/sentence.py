@@ -1,0 +1,125 @@
+"""The verdict in one sentence, as a maintainer would quote it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from orchestrator.analysis.comparison import Comparison, MetricComparison, guest_accels
+from orchestrator.analysis.conditions import Difference
+from orchestrator.analysis.summary import summary
+from orchestrator.report.quantities import change_text, plural, quantity
+from orchestrator.report.wording import label
+from orchestrator.scenario import ARMS, ArmName, Metric, Scenario, format_size
+
+# What takes so many seconds, or so many of what.
+_SUBJECTS: dict[Metric, tuple[str, str]] = {
+    "host_boot_seconds": ("the host's boot to SSH", ""),
+    "guest_boot_seconds": ("the boot of a guest with {bar} to userspace", ""),
+    "guest_ssh_seconds": ("the boot of a guest with {bar} to SSH", ""),
+    "bar_maps_per_boot": ("one guest boot", " DMA maps of {bar}"),
+    "bar_unmaps_per_boot": ("one guest boot", " DMA unmaps of {bar}"),
+    "bar_map_seconds": ("one DMA map of {bar}", ""),
+    "bar_unmap_seconds": ("one DMA unmap of {bar}", ""),
+    "iommu_map_seconds": ("iommu_map in one DMA map of {bar}", ""),
+    "bar_map_seconds_per_boot": ("mapping {bar} in one guest boot", ""),
+    "bar_unmap_seconds_per_boot": ("unmapping {bar} in one guest boot", ""),
+    "pfn_lookups_per_map": ("one DMA map of {bar}", " page lookups"),
+    "pfn_faults_per_map": ("one DMA map of {bar}", " page faults"),
+    "iova_lookups_per_unmap": ("one DMA unmap of {bar}", " IOMMU walks"),
+}
+
+
+def verdict_sentence(scenario: Scenario, comparison: Comparison, plan: dict[str, Any]) -> str:
+    """What came out, and of which number. `plan` is plan.json.
+
+    The first of the deciding metrics that has the verdict of the run is quoted.
+    """
+    old, new = _kernels(comparison)
+    verdict = comparison.verdict
+    if verdict == "invalid":
+        return f"{new} and {old} are not comparable by this run: {flaw(comparison)}."
+    failed = {arm: comparison.count(arm, "failed") for arm in ARMS}
+    if verdict == "regressed" and failed["candidate"] > failed["baseline"]:
+        return f"{new} is regressed: {_failures(comparison)}."
+    said = {
+        "equivalent": f"{new} is equivalent to {old}",
+        "inconclusive": f"{new} against {old} is inconclusive",
+    }.get(verdict, f"{new} is {verdict}")
+    if len(comparison.results) < comparison.planned:
+        said += f" so far, with {len(comparison.results)} of {comparison.planned} trials"
+    decided = [m for name in comparison.deciding if (m := comparison.metric(name)) is not None]
+    quoted = next((m for m in decided if m.verdict == verdict), decided[0])
+    return f"{said}: {_quoted(scenario, comparison, quoted, plan['accel'])}."
+
+
+def flaw(comparison: Comparison) -> str:
+    """Why a run is invalid."""
+    for arm in ARMS:
+        if not comparison.count(arm, "measured"):
+            return _unmeasured(comparison, arm)
+    if len(guest_accels(comparison.results)) > 1:
+        return "guests ran under KVM in some trials and were emulated in others"
+    if comparison.conditions is not None and comparison.conditions.unplanned:
+        return f"{_differs(comparison.conditions.unplanned)} without having been meant to"
+    for name in comparison.deciding:
+        metric = comparison.metric(name)
+        if metric is None:
+            return f"{name}, which decides, was not measured in both arms"
+        if metric.verdict == "invalid" and metric.control is not None:
+            return (
+                f"the bench finds a difference between a kernel and itself ({name}:"
+                f" {change_text(metric.control)})"
+            )
+    return "no metric was measured in both arms"
+
+
+def _differs(found: Sequence[Difference]) -> str:
+    """`runner.qemu (10.0.2 | 10.1.0) and 2 others differ`"""
+    first, *others = found
+    values = " | ".join(dict.fromkeys(v for of_side in first.values.values() for v in of_side))
+    more = f" and {plural(len(others), 'other')} differ" if others else " differs"
+    return f"{first.name} ({values}){more}"
+
+
+def _kernels(comparison: Comparison) -> tuple[str, str]:
+    old, new = (comparison.kernels[arm]["release"] for arm in ARMS)
+    return (old, new) if old != new else (f"{old} (baseline)", f"{new} (candidate)")
+
+
+def _quoted(
+    scenario: Scenario, comparison: Comparison, metric: MetricComparison, accel: str
+) -> str:
+    base, _, point = metric.name.partition("@")
+    bar = f"a {format_size(scenario.device.bar)} BAR" + f" ({point})" * bool(point)
+    subject, what = (text.format(bar=bar) for text in _SUBJECTS[base])
+    before, after = (
+        quantity(summary(metric.unit, getattr(metric, arm)).middle, metric.unit) for arm in ARMS
+    )
+    kind = label(metric, accel, guest_accels(comparison.results))
+    said, interval = f"{subject} takes {after}{what}", metric.effect.interval
+    if before == after and metric.verdict == "equivalent" and interval is None:
+        return f"{said} in both{kind}"
+    against = "instead of" if metric.verdict in ("improved", "regressed") else "against"
+    by = "by pairs " * (interval is not None and comparison.paired)
+    return f"{said} {against} {before}{kind}, {by}{change_text(metric.effect)}"
+
+
+def _failures(comparison: Comparison) -> str:
+    candidate, baseline = (
+        [r for r in comparison.of_arm(arm) if r.kind == "failed"] for arm in reversed(ARMS)
+    )
+    reasons = ", ".join(sorted({r.reason for r in candidate}))
+    return (
+        f"{len(candidate)} of its {plural(len(comparison.of_arm('candidate')), 'trial')} failed"
+        f" ({reasons}), of the baseline's {len(baseline)} of"
+        f" {len(comparison.of_arm('baseline'))}"
+    )
+
+
+def _unmeasured(comparison: Comparison, arm: ArmName) -> str:
+    trials = comparison.of_arm(arm)
+    if not trials:
+        return f"the {arm} has no trial"
+    reasons = ", ".join(sorted({r.reason for r in trials}))
+    return f"of the {arm}'s {plural(len(trials), 'trial')} none was measured ({reasons})"

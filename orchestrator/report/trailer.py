@@ -1,0 +1,122 @@
+"""What can be pasted under a patch: numbers, configuration, and a tag where one is due."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from orchestrator.analysis.comparison import (
+    Comparison,
+    MetricComparison,
+    exit_code,
+    guest_accels,
+)
+from orchestrator.report.layout import wrapped
+from orchestrator.report.quantities import arm_text, change_text, spreads_said
+from orchestrator.report.sentence import flaw
+from orchestrator.report.wording import TITLES, device_said, label, title, workload_said
+from orchestrator.scenario import ARMS, Metric, Scenario
+
+_BEGIN = "---8<--- to paste under a patch ---8<---"
+_END = "--->8---"
+_HEADLINES: tuple[Metric, ...] = (
+    "bar_map_seconds", "guest_boot_seconds", "bar_unmap_seconds", "pfn_lookups_per_map",
+)  # fmt: skip
+_MOST = 3
+
+
+def trailer(
+    scenario: Scenario, comparison: Comparison, plan: dict[str, Any], tester: str | None
+) -> str:
+    """`plan` is plan.json; `tester` is `Name <mail>`, None where git knows no user."""
+    lines = [_BEGIN]
+    for text in (
+        *_numbers(comparison, plan),
+        *_configuration(scenario, comparison, plan),
+        "",
+        _tag(scenario, comparison, tester),
+    ):
+        lines += wrapped(text, then="  ")
+    return "\n".join([*lines, _END]) + "\n"
+
+
+def worse(comparison: Comparison) -> list[MetricComparison]:
+    """What regressed besides what decides: of the points of a metric the one with the plain name,
+    else that which did most."""
+    found: dict[str, list[MetricComparison]] = {}
+    for metric in comparison.metrics:
+        if metric.verdict == "regressed" and metric.name not in comparison.deciding:
+            found.setdefault(metric.name.partition("@")[0], []).append(metric)
+    return [
+        max(found[base], key=lambda m: (m.name == base, m.ratio or 0.0))
+        for base in TITLES if base in found
+    ]  # fmt: skip
+
+
+def _numbers(comparison: Comparison, plan: dict[str, Any]) -> Iterator[str]:
+    """Two or three: those that decide and headlines; one that got worse is never left out."""
+    names = dict.fromkeys((*comparison.deciding, *_HEADLINES))
+    shown = [m for name in names if (m := comparison.metric(name)) is not None][:_MOST]
+    bad = worse(comparison)
+    if bad and not any(metric in shown for metric in bad):
+        shown = [*shown[: _MOST - 1], bad[0]]
+    accels = guest_accels(comparison.results)
+    for metric in shown:
+        arms = " -> ".join(arm_text(metric.unit, getattr(metric, arm)) for arm in ARMS)
+        kind = label(metric, plan["accel"], accels)
+        yield f"{title(metric.name)}: {arms}{kind}, {change_text(metric.effect)}"
+    said = [f"+-: {s}" for s in spreads_said(getattr(m, arm) for m in shown for arm in ARMS)]
+    if any(metric.effect.interval for metric in shown):
+        by = "by pairs, " * comparison.paired
+        said.append(f"change: {by}with its 95 % interval")
+    if said:
+        yield f"({'; '.join(said)})"
+
+
+def _configuration(
+    scenario: Scenario, comparison: Comparison, plan: dict[str, Any]
+) -> Iterator[str]:
+    old, new = (comparison.kernels[arm]["release"] for arm in ARMS)
+    emulated = ", emulated" * (plan["accel"] != "kvm")
+    yield f"host: {old} -> {new}, accel {plan['accel']}{emulated}"
+    what, which = workload_said(scenario, plan)
+    yield f"device: {device_said(scenario)}; {what}: {which}"
+    trials = " + ".join(str(comparison.count(arm, "measured")) for arm in ARMS)
+    versions = ", ".join(
+        f"{version} ({room})" for room in ("runner", "host")
+        if (version := _condition(comparison, f"{room}.qemu"))
+    )  # fmt: skip
+    yield (
+        f"barometer {plan.get('barometer', '')}".rstrip()
+        + f", {trials} trials"
+        + f"; QEMU {versions}" * bool(versions)
+    )
+
+
+def _condition(comparison: Comparison, name: str) -> str:
+    """Its value in every trial that has one."""
+    values = (result.conditions.get(name) for result in comparison.results)
+    return " and ".join(dict.fromkeys(filter(None, values)))
+
+
+def _tag(scenario: Scenario, comparison: Comparison, tester: str | None) -> str:
+    """A tag says that somebody stands for the result; what is not one has none."""
+    said = _no_tag(scenario, comparison)
+    if said:
+        return f"(no Tested-by: {said})"
+    by = tester or "(set git's user.name and user.email, then `barometer report`)"
+    return f"{'Reported-by' if comparison.verdict == 'regressed' else 'Tested-by'}: {by}"
+
+
+def _no_tag(scenario: Scenario, comparison: Comparison) -> str:
+    """Why there is none; empty where there is one."""
+    baseline, candidate = (comparison.kernels[arm] for arm in ARMS)
+    if comparison.verdict == "invalid":
+        return f"the run is invalid: {flaw(comparison)}"
+    if baseline == candidate:
+        return "both arms ran the same kernel"
+    if comparison.verdict == "inconclusive":
+        return "the run is inconclusive"
+    if comparison.verdict != "regressed" and exit_code(scenario, comparison) != 0:
+        return f"the run is {comparison.verdict}, which is not what the scenario expects"
+    return ""

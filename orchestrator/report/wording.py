@@ -1,0 +1,74 @@
+"""What metrics are called, and what a run was of, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Set
+from typing import Any
+
+from orchestrator.analysis.comparison import MetricComparison
+from orchestrator.scenario import Device, Guest, Metric, Scenario, format_size
+
+TITLES: dict[Metric, str] = {
+    "host_boot_seconds": "host boot to SSH",
+    "guest_boot_seconds": "guest boot to userspace",
+    "guest_ssh_seconds": "guest boot to SSH",
+    "bar_maps_per_boot": "BAR maps until exit",
+    "bar_unmaps_per_boot": "BAR unmaps until exit",
+    "bar_map_seconds": "one DMA map",
+    "bar_unmap_seconds": "one DMA unmap",
+    "iommu_map_seconds": "iommu_map in a map",
+    "bar_map_seconds_per_boot": "all maps until exit",
+    "bar_unmap_seconds_per_boot": "all unmaps until exit",
+    "pfn_lookups_per_map": "page lookups in a map",
+    "pfn_faults_per_map": "page faults in a map",
+    "iova_lookups_per_unmap": "IOMMU walks in an unmap",
+}
+"""Every metric, in the order of a table."""
+
+
+def title(metric: Metric) -> str:
+    """`one DMA map (4GiB/2MiB/cold)`"""
+    base, _, point = metric.partition("@")
+    return TITLES[base] + f" ({point})" * bool(point)
+
+
+def device_said(scenario: Scenario) -> str:
+    """`ivshmem, BAR 32GiB, intel vIOMMU`"""
+    device: Device = scenario.device
+    number = f"{device.count} x " * (device.count > 1)
+    mapped = "" if device.mmap else ", no mmap"
+    return (
+        f"{number}{device.kind}, BAR {format_size(device.bar)}{mapped},"
+        f" {scenario.host.viommu} vIOMMU"
+    )
+
+
+def workload_said(scenario: Scenario, plan: dict[str, Any]) -> tuple[str, str]:
+    """What it is, and which: `guest`, `6.12.107+deb13, 512MiB`."""
+    if scenario.workload == "map" or scenario.guest is None:
+        backend = {"type1": "type1 container", "iommufd": "iommufd"}[scenario.map.backend]
+        return "workload", f"map from the host's user space, {backend}"
+    release, guest = plan["guest_kernel"]["release"], scenario.guest
+    return "guest", f"{release}, {format_size(guest.memory)}{said_of(guest)}"
+
+
+def said_of(guest: Guest) -> str:
+    """What of the guest is not as it is by default."""
+    said = {
+        "firmware": f", {guest.firmware}",
+        "boot": f", booted from a {guest.boot}",
+        "backing": f", memory {guest.backing}",
+        "viommu": f", {guest.viommu} vIOMMU",
+        "backend": f", by {guest.backend}",
+        "phys_bits": f", {guest.phys_bits} address bits",
+    }
+    usual = Guest.model_fields
+    return "".join(text for key, text in said.items() if getattr(guest, key) != usual[key].default)
+
+
+def label(metric: MetricComparison, accel: str, guest_accels: Set[str]) -> str:
+    """What stands behind its values: ` (emulated)`, or nothing where hardware took the time."""
+    if metric.unit == "Ginsn":
+        return " (instructions)"
+    by_guest = metric.name.startswith("guest_") and "tcg" in guest_accels
+    return " (emulated)" * (metric.unit == "s" and (accel != "kvm" or by_guest))

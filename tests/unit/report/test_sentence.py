@@ -1,0 +1,179 @@
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pytest
+
+from orchestrator.analysis.comparison import Comparison, compare
+from orchestrator.analysis.conditions import conditions
+from orchestrator.analysis.trial import TrialResult
+from orchestrator.report.sentence import verdict_sentence
+from orchestrator.scenario import ARMS, CONTROL, METRICS, ArmName, Metric
+from tests.unit.scenarios import map_scenario, scenario
+
+KERNELS: dict[ArmName, dict[str, str]] = {
+    "baseline": {"release": "6.12.107", "source": "deb:old"},
+    "candidate": {"release": "7.3.4", "source": "deb:new"},
+}
+SCENARIO = scenario("device.bar=32GiB")
+
+
+def measured(values: Mapping[Metric, tuple[float, ...]], pair: int = 1, **more: Any
+             ) -> list[TrialResult]:  # fmt: skip
+    """A pair, with metric -> its values in the baseline's trial, the candidate's, a control's."""
+    count = max(map(len, values.values()))
+    return [
+        TrialResult(f"{pair}-{role}", role, "measured", pair=pair,
+                    samples={m: (v[i],) for m, v in values.items()}, **more)
+        for i, role in enumerate((*ARMS, CONTROL)[:count])
+    ]  # fmt: skip
+
+
+def said(
+    *results: TrialResult, accel: str = "tcg", planned: int | None = None,
+    kernels: dict[ArmName, dict[str, str]] = KERNELS, expect: Sequence[str] = (),
+) -> str:  # fmt: skip
+    chosen = scenario("device.bar=32GiB", *(f"expect.{one}" for one in expect))
+    planned = len(results) if planned is None else planned
+    found = compare(chosen, kernels, results, planned, accel)
+    return verdict_sentence(chosen, found, {"accel": accel})
+
+
+@pytest.mark.parametrize(
+    ("metric", "values", "accel", "wanted"),
+    [
+        ("bar_map_seconds", (8.635, 0.0004285), "tcg",
+         "7.3.4 is improved: one DMA map of a 32GiB BAR takes 428.5 us instead of 8.635 s"
+         " (emulated), 1/20152."),
+        ("bar_map_seconds", (8.635, 0.0004285), "kvm",
+         "7.3.4 is improved: one DMA map of a 32GiB BAR takes 428.5 us instead of 8.635 s,"
+         " 1/20152."),
+        ("bar_unmap_seconds", (1.411, 1.995), "exact",
+         "7.3.4 is regressed: one DMA unmap of a 32GiB BAR takes 1.995 Ginsn instead of"
+         " 1.411 Ginsn (instructions), +41.4%."),
+        ("pfn_lookups_per_map", (8388608, 32), "tcg",
+         "7.3.4 is improved: one DMA map of a 32GiB BAR takes 32 page lookups instead of"
+         " 8388608, 1/262144."),
+        ("bar_maps_per_boot", (12, 12), "tcg",
+         "7.3.4 is equivalent to 6.12.107: one guest boot takes 12 DMA maps of a 32GiB BAR in"
+         " both."),
+        ("guest_boot_seconds", (28.46, 28.67), "tcg",
+         "7.3.4 against 6.12.107 is inconclusive: the boot of a guest with a 32GiB BAR to"
+         " userspace takes 28.67 s against 28.46 s (emulated), +0.7%."),
+    ],
+)  # fmt: skip
+def test_verdict_is_said_with_the_number_that_decides(
+    metric: Metric, values: tuple[float, ...], accel: str, wanted: str
+) -> None:
+    assert said(*measured({metric: values}), accel=accel) == wanted
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_every_metric_can_be_quoted(metric: Metric) -> None:
+    assert " takes " in said(*measured({metric: (9, 3)}))
+
+
+def test_point_of_a_map_is_named() -> None:
+    chosen = map_scenario('expect."pfn_lookups_per_map@full/1GiB/cold"=improved')
+    both = measured({"pfn_lookups_per_map@full/1GiB/cold": (8388608, 32)})
+    found = compare(chosen, KERNELS, both, 2, "exact")
+    assert "one DMA map of a 32GiB BAR (full/1GiB/cold) takes 32 page lookups" in verdict_sentence(
+        chosen, found, {"accel": "exact"}
+    )
+
+
+def test_guest_that_is_emulated_on_a_real_host_makes_its_boot_an_emulated_one() -> None:
+    both = measured({"guest_boot_seconds": (9, 3)}, guest_accel="tcg")
+    assert "3 s instead of 9 s (emulated)" in said(*both, accel="kvm")
+    both = measured({"bar_map_seconds": (9, 3)}, guest_accel="tcg")
+    assert "3 s instead of 9 s, " in said(*both, accel="kvm")
+
+
+def test_first_of_the_metrics_that_have_the_verdict_is_quoted() -> None:
+    both = measured({"bar_map_seconds": (8, 1), "guest_boot_seconds": (1, 8)})
+    assert "is improved: one DMA map" in said(*both)
+    text = said(*both, expect=("bar_map_seconds=improved", "guest_boot_seconds=improved"))
+    assert "is regressed: the boot of a guest" in text
+
+
+def test_interval_is_quoted_as_that_of_the_pairs() -> None:
+    values = [(20 + n % 3, (20 + n % 3) * (0.95 + 0.0001 * (n % 5))) for n in range(12)]
+    trials = [t for n, v in enumerate(values, 1) for t in measured({"guest_boot_seconds": v}, n)]
+    assert " (emulated), by pairs -4.98% [-5.00, -4.98]." in said(*trials)
+
+
+def test_run_that_is_not_complete_is_said_to_be() -> None:
+    text = said(*measured({"bar_map_seconds": (8, 1)}), planned=24)
+    assert text.startswith(
+        "7.3.4 against 6.12.107 is inconclusive so far, with 2 of 24 trials: one DMA map"
+    )
+
+
+def test_kernel_against_itself_is_told_apart_by_its_arm() -> None:
+    same = dict.fromkeys(ARMS, KERNELS["baseline"])
+    text = said(*measured({"bar_maps_per_boot": (12, 12)}), kernels=same)
+    assert text.startswith("6.12.107 (candidate) is equivalent to 6.12.107 (baseline): ")
+
+
+def test_candidate_that_fails_is_regressed_whatever_its_times() -> None:
+    failed = TrialResult("x", "candidate", "failed", "guest-panic")
+    text = said(*measured({"bar_map_seconds": (8, 1)}), failed)
+    assert text == (
+        "7.3.4 is regressed: 1 of its 2 trials failed (guest-panic), of the baseline's 0 of 1."
+    )
+
+
+def test_invalid_run_is_said_why() -> None:
+    head = "7.3.4 and 6.12.107 are not comparable by this run: "
+    bad = TrialResult("x", "baseline", "invalid", "host-hang")
+    one, other = measured({"bar_map_seconds": (8, 1)}, guest_accel="kvm")
+    assert said() == head + "the baseline has no trial."
+    assert said(bad, other) == (head + "of the baseline's 1 trial none was measured (host-hang).")
+    mixed = [one, TrialResult("t", "candidate", "measured", samples=other.samples,
+                              guest_accel="tcg")]  # fmt: skip
+    assert said(*mixed) == (
+        head + "guests ran under KVM in some trials and were emulated in others."
+    )
+    bare = [TrialResult(arm, arm, "measured") for arm in ARMS]
+    assert said(*bare) == head + "no metric was measured in both arms."
+
+
+def test_run_whose_bench_differs_from_itself_is_said_to() -> None:
+    values = [((20.0 + n % 3), (20.0 + n % 3), (20.0 + n % 3) * 1.4) for n in range(12)]
+    trials = [t for n, v in enumerate(values, 1) for t in measured({"guest_boot_seconds": v}, n)]
+    assert (
+        "the bench finds a difference between a kernel and itself (guest_boot_seconds: +4"
+    ) in said(*trials)
+
+
+def test_condition_that_was_not_meant_to_differ_is_named() -> None:
+    sides = {"baseline": [{"runner.qemu": "10.0.2", "runner.cpus": "2"}],
+             "candidate": [{"runner.qemu": "10.1.0", "runner.cpus": "4"}]}  # fmt: skip
+    both = measured({"bar_map_seconds": (8, 1)})
+    for allow, wanted in (
+        (["runner.cpus"], "runner.qemu (10.0.2 | 10.1.0) differs"),
+        ([], "runner.cpus (2 | 4) and 1 other differ"),
+    ):
+        found = compare(SCENARIO, KERNELS, both, 2, "kvm", conditions(sides, allow=allow))
+        text = verdict_sentence(SCENARIO, found, {"accel": "kvm"})
+        assert text.endswith(f": {wanted} without having been meant to.")
+
+
+def test_runs_that_are_no_pairs_are_not_quoted_by_pairs() -> None:
+    trials = [t for n in range(12) for t in measured({"guest_boot_seconds": (20 + n, 9 + n)}, n)]
+    for paired in (True, False):
+        found = compare(SCENARIO, KERNELS, trials, 24, "kvm", paired=paired)
+        assert ("by pairs" in verdict_sentence(SCENARIO, found, {"accel": "kvm"})) == paired
+
+
+def test_metric_that_decides_and_was_not_measured_is_named() -> None:
+    both = measured({"bar_map_seconds": (8, 1)})
+    assert said(*both, expect=["guest_boot_seconds=improved"]).endswith(
+        "guest_boot_seconds, which decides, was not measured in both arms."
+    )
+
+
+def test_comparison_is_enough() -> None:
+    found: Comparison = compare(SCENARIO, KERNELS, [], 0, "kvm")
+    assert verdict_sentence(SCENARIO, found, {"accel": "kvm"}).endswith(".")

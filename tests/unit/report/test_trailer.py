@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from orchestrator.analysis.comparison import compare
+from orchestrator.analysis.trial import TrialResult
+from orchestrator.report.trailer import trailer
+from orchestrator.scenario import ARMS, ArmName, Metric
+from tests.unit.report.test_sentence import measured
+from tests.unit.scenarios import map_scenario, scenario
+
+TESTER = "A Tester <tester@example.org>"
+KERNELS: dict[ArmName, dict[str, str]] = {
+    "baseline": {"release": "6.12.107+deb13-cloud-amd64", "source": "deb:old"},
+    "candidate": {"release": "7.3.4+deb13-cloud-amd64", "source": "deb:new"},
+}
+PLAN: dict[str, Any] = {"accel": "tcg", "barometer": "0.1.0", "guest_kernel": {"release": "6.12"}}
+BETTER: dict[Metric, tuple[float, ...]] = {
+    "bar_map_seconds": (8.635, 0.0004285), "pfn_lookups_per_map": (8388608, 32),
+    "guest_boot_seconds": (141.7, 39.31),
+}  # fmt: skip
+
+
+def block(
+    *results: TrialResult, tester: str | None = TESTER, expect: str = "",
+    kernels: dict[ArmName, dict[str, str]] = KERNELS,
+) -> list[str]:  # fmt: skip
+    chosen = scenario(*[f"expect.{expect}"] * bool(expect))
+    found = compare(chosen, kernels, results, len(results), PLAN["accel"])
+    return trailer(chosen, found, PLAN, tester).splitlines()
+
+
+def test_better_run_can_be_pasted_as_it_is() -> None:
+    results = measured(BETTER, conditions={"runner.qemu": "10.0.2", "host.qemu": "10.0.13"})
+    assert block(*results) == [
+        "---8<--- to paste under a patch ---8<---",
+        "one DMA map: 8.635 s -> 428.5 us (emulated), 1/20152",
+        "guest boot to userspace: 141.7 s -> 39.31 s (emulated), -72.3%",
+        "page lookups in a map: 8388608 -> 32, 1/262144",
+        "host: 6.12.107+deb13-cloud-amd64 -> 7.3.4+deb13-cloud-amd64, accel tcg,",
+        "  emulated",
+        "device: ivshmem, BAR 32GiB, intel vIOMMU; guest: 6.12, 512MiB",
+        "barometer 0.1.0, 1 + 1 trials; QEMU 10.0.2 (runner), 10.0.13 (host)",
+        "",
+        "Tested-by: A Tester <tester@example.org>",
+        "--->8---",
+    ]
+
+
+def test_without_a_user_of_git_no_name_is_invented() -> None:
+    assert block(*measured(BETTER), tester=None)[-2] == (
+        "Tested-by: (set git's user.name and user.email, then `barometer report`)"
+    )
+
+
+def test_name_that_is_long_is_a_folded_tag() -> None:
+    tester = "Name " * 20 + "<name@example.org>"
+    tag = block(*measured(BETTER), tester=tester)[9:-1]
+    assert tag[0].startswith("Tested-by: Name Name")
+    assert all(line.startswith("  ") for line in tag[1:])
+
+
+def test_regression_is_reported_and_not_tested() -> None:
+    lines = block(*measured({"bar_map_seconds": (1, 8)}))
+    assert lines[-2] == f"Reported-by: {TESTER}"
+    failed = TrialResult("x", "candidate", "failed", "guest-panic")
+    assert block(*measured(BETTER), failed)[-2] == f"Reported-by: {TESTER}"
+
+
+@pytest.mark.parametrize(
+    ("results", "expect", "why"),
+    [
+        (measured({"guest_boot_seconds": (20, 19)}), "", "the run is inconclusive"),
+        (measured({"bar_maps_per_boot": (12, 12)}), "bar_maps_per_boot=improved",
+         "the run is equivalent, which is not what the scenario expects"),
+        (measured(BETTER)[:1], "", "the run is invalid: the candidate has no trial"),
+    ],
+)  # fmt: skip
+def test_what_is_no_result_has_no_tag(results: list[TrialResult], expect: str, why: str) -> None:
+    lines = block(*results, expect=expect)
+    assert " ".join(" ".join(lines).split()).endswith(f"(no Tested-by: {why}) --->8---")
+    assert not [line for line in lines if line.startswith(("Tested-by", "Reported-by"))]
+
+
+def test_equivalent_run_that_is_expected_to_be_is_tested() -> None:
+    both = measured({"bar_maps_per_boot": (12, 12)})
+    for expect in ("", "bar_maps_per_boot=equivalent"):
+        assert block(*both, expect=expect)[-2] == f"Tested-by: {TESTER}"
+
+
+def test_kernel_against_itself_tests_nothing() -> None:
+    same = dict.fromkeys(ARMS, KERNELS["baseline"])
+    lines = block(*measured({"bar_maps_per_boot": (12, 12)}), kernels=same)
+    assert lines[-2] == "(no Tested-by: both arms ran the same kernel)"
+
+
+def test_what_got_worse_is_never_left_out() -> None:
+    worse = BETTER | {"bar_unmap_seconds": (1.0, 2.0), "bar_unmap_seconds_per_boot": (9.0, 19.0)}
+    lines = block(*measured(worse))
+    assert [line.partition(":")[0] for line in lines[1:4]] == [
+        "one DMA map", "guest boot to userspace", "one DMA unmap",
+    ]  # fmt: skip
+    other = BETTER | {"bar_unmap_seconds_per_boot": (9.0, 19.0)}
+    assert block(*measured(other))[3].startswith("all unmaps until exit: 9 s -> 19 s")
+
+
+def test_of_the_points_that_got_worse_the_plain_one_or_the_worst_is_told() -> None:
+    chosen = map_scenario()
+    for plain, said in ((2.0, "one DMA unmap:"), (0.9, "one DMA unmap (full/1GiB/cold):")):
+        values: dict[Metric, tuple[float, ...]] = {
+            "bar_map_seconds": (8.0, 1.0), "bar_unmap_seconds": (1.0, plain),
+            "bar_unmap_seconds@full/1GiB/cold": (1.0, 3.0),
+            "bar_unmap_seconds@1GiB/1GiB/cold": (1.0, 2.5),
+        }  # fmt: skip
+        found = compare(chosen, KERNELS, measured(values), 2, "exact")
+        text = trailer(chosen, found, PLAN | {"accel": "exact"}, TESTER)
+        assert f"\n{said} 1 Ginsn -> " in text
+        assert "; workload: map from the host's user" in text
+
+
+def test_spread_and_interval_are_explained() -> None:
+    values = [(20 + n % 3, (20 + n % 3) * (0.95 + 0.0001 * (n % 5))) for n in range(12)]
+    trials = [t for n, v in enumerate(values, 1) for t in measured({"guest_boot_seconds": v}, n)]
+    text = "\n".join(block(*trials))
+    assert "(+-: half the interquartile range; change: by pairs, with its 95 % interval)" in text
+    assert "12 + 12 trials" in text
+    assert "(+-: half the range)" in block(*trials[:4])
