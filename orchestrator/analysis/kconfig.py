@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import NamedTuple
 
 _LINE = re.compile(
@@ -41,3 +42,21 @@ def config_diff(old: str, new: str) -> tuple[ConfigChange, ...]:
 def _symbols(config: str) -> dict[str, str]:
     """The last line of a symbol holds, as with Kconfig."""
     return {line[1] or line[3]: line[2] or "n" for line in _LINE.finditer(config)}
+
+
+_COSTLY = re.compile(
+    r"CONFIG_(VFIO|IOMMUFD|.*IOMMU|IRQ_REMAP|.*HUGE|.*_PFNMAP|KVM|PREEMPT|HZ|NO_HZ|SLUB|MEMCG|NUMA"
+    r"|DEBUG_(VM|PAGE|LIST|SPIN|MUTEX|LOCK|OBJECTS|PREEMPT)|PROVE|LOCKDEP|KASAN|KCSAN|KMSAN|UBSAN"
+    r"|CC_OPTIMIZE|LTO|CFI|MITIGATION|.*RETPOLINE|CPU_FREQ_DEFAULT)"
+)
+_ABILITY = re.compile(r"CONFIG_(ARCH|HAVE|GENERIC|HYPERV)_(?!.*_PFNMAP)")
+
+
+def costly(changes: Iterable[ConfigChange]) -> tuple[ConfigChange, ...]:
+    """Those that can be expected to change what a map, an unmap or a boot costs: of VFIO, IOMMU,
+    huge pages, KVM, preemption, debugging and mitigations. A guess: the list has them all."""
+    return tuple(
+        change
+        for change in changes
+        if _COSTLY.match(change.symbol) and not _ABILITY.match(change.symbol)
+    )

@@ -15,6 +15,7 @@ from orchestrator.analysis.comparison import (
 from orchestrator.analysis.effect import FEW_FLOOR, LEAST_FOR_P, LEAST_UNPAIRED
 from orchestrator.analysis.theory import best_leaf, lookups, pages, stride_of
 from orchestrator.analysis.trial import TrialResult
+from orchestrator.report.conditions import conditions_said
 from orchestrator.report.layout import WIDTH, fitted, shortened, table, wrapped
 from orchestrator.report.maps import map_sections
 from orchestrator.report.quantities import arm_text, change_text, plural, spreads_said
@@ -42,6 +43,7 @@ def text_report(
         _statistics(comparison),
         _theory(scenario, comparison),
         _noted(comparison),
+        conditions_said(comparison.conditions),
         calls_and_cost(boots_of(comparison)),
         map_sections(comparison, exact=exact),
         _notes(scenario, comparison, emulated=emulated, exact=exact),

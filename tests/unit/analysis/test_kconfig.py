@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.analysis.kconfig import ConfigChange, config_diff
+from orchestrator.analysis.kconfig import ConfigChange, config_diff, costly
 
 SYMBOLS = st.text(string.ascii_uppercase + string.digits + "_", min_size=1).map("CONFIG_".__add__)
 VALUES = st.one_of(
@@ -69,3 +69,15 @@ def test_last_line_of_a_symbol_holds() -> None:
 )  # fmt: skip
 def test_versions_of_the_toolchain_are_told_apart(symbol: str, toolchain: bool) -> None:
     assert ConfigChange(f"CONFIG_{symbol}", "1", "2").toolchain == toolchain
+
+
+def test_what_is_likely_to_matter_is_picked_out() -> None:
+    changes = config_diff(
+        "CONFIG_HZ=250\nCONFIG_USB=y\nCONFIG_HAVE_KVM_NMI=y\nCONFIG_VFIO_PCI_DMABUF=n\n",
+        "CONFIG_HZ=1000\nCONFIG_VFIO_PCI_DMABUF=y\nCONFIG_PROVE_LOCKING=y\n"
+        "CONFIG_ARCH_SUPPORTS_PUD_PFNMAP=y\n",
+    )
+    assert [change.symbol for change in costly(changes)] == [
+        "CONFIG_ARCH_SUPPORTS_PUD_PFNMAP", "CONFIG_HZ", "CONFIG_PROVE_LOCKING",
+        "CONFIG_VFIO_PCI_DMABUF",
+    ]  # fmt: skip

@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+from orchestrator.analysis.conditions import conditions
+from orchestrator.report.conditions import conditions_said
+
+BEFORE = {"host.kernel.release": "6.12", "runner.qemu": "10.0", "host.thp": "always"}
+AFTER = BEFORE | {"host.kernel.release": "7.3"}
+
+
+def said(after: dict[str, str], *allow: str, configs: bool = False) -> list[str]:
+    texts = ("CONFIG_HZ=250\nCONFIG_USB=y\n", "CONFIG_HZ=1000\n") if configs else (None, None)
+    found = conditions({"baseline": [BEFORE], "candidate": [after]}, texts, allow)
+    return conditions_said(found).splitlines()
+
+
+def test_what_was_not_planned_stands_first() -> None:
+    lines = said(AFTER | {"runner.qemu": "11.0"})
+    assert lines[:3] == [
+        "Conditions: 1 the same in both arms.",
+        "  NOT PLANNED: runner.qemu: 10.0 | 11.0",
+        "  planned: host.kernel.release: 6.12 | 7.3",
+    ]
+
+
+def test_what_was_allowed_is_said_as_such() -> None:
+    assert "  allowed: runner.qemu: 10.0 | 11.0" in said(
+        AFTER | {"runner.qemu": "11.0"}, "runner.*"
+    )
+
+
+def test_configurations_are_compared_where_they_were_recorded() -> None:
+    assert said(AFTER)[-1] == "  the kernels' configurations were not recorded"
+    lines = said(AFTER, configs=True)
+    assert "    CONFIG_HZ: 250 | 1000" in lines
+    assert "CONFIG_USB" not in "\n".join(lines)
+    assert lines[-1] == "    all: RUN/kernels/*.config"
+
+
+def test_what_one_arm_lacks_is_said() -> None:
+    assert "  recorded of one arm only: runner.smt" in said(AFTER | {"runner.smt": "1"})
+
+
+def test_nothing_recorded_is_no_section() -> None:
+    assert conditions_said(None) == ""
+    assert conditions_said(conditions({"baseline": [], "candidate": []})) == ""
