@@ -13,8 +13,12 @@ from orchestrator.analysis.conditions import Conditions, conditions_json
 from orchestrator.analysis.cost import cost_json
 from orchestrator.analysis.effect import (
     FEW_FLOOR,
+    OF_BOOTS,
+    OF_MAPS,
+    OF_MAPS_IN_BOOTS,
     Effect,
     Estimate,
+    Resolution,
     Rule,
     Verdict,
     adjusted,
@@ -172,9 +176,15 @@ def _compared(
     deciding = _deciding(scenario, [*found])
     ps = _adjusted({name: one.p for name, (_, _, one) in found.items()}, deciding)
     return [
-        _metric(name, unit, values, judged(one, rule, ps[name]), rule)
+        _metric(name, unit, values, judged(one, rule, ps[name]), rule, _resolution(scenario, name))
         for name, (unit, values, one) in found.items()
     ]
+
+
+def _resolution(scenario: Scenario, name: Metric) -> Resolution:
+    if scenario.workload == "map":
+        return OF_MAPS
+    return OF_BOOTS if name.startswith("guest_") else OF_MAPS_IN_BOOTS
 
 
 def _values(results: Sequence[TrialResult], role: Role, name: Metric) -> dict[int, float]:
@@ -196,12 +206,17 @@ def _adjusted(
 
 
 def _metric(
-    name: Metric, unit: str, values: Mapping[Role, Mapping[int, float]], effect: Effect, rule: Rule
+    name: Metric,
+    unit: str,
+    values: Mapping[Role, Mapping[int, float]],
+    effect: Effect,
+    rule: Rule,
+    resolution: Resolution,
 ) -> MetricComparison:
     baseline, candidate, control = (tuple(values[role].values()) for role in (*ARMS, CONTROL))
     beside = None
     if control:
-        one = estimate(unit, baseline, control, None)
+        one = estimate(unit, baseline, control, None, resolution)
         beside = judged(one, rule, one.p)
     return MetricComparison(name, unit, baseline, candidate, effect, beside, control)
 

@@ -48,10 +48,25 @@ LEAST_UNPAIRED = 7
 FEW_FLOOR = 2.0
 """With too few trials for statistics a difference counts when the arms do not overlap and their
 medians differ by this factor: no noise that was recorded comes near it."""
-RESOLUTION, LEAST_GINSN = 1.0005, 400e-9
-"""Instruction counts of two host boots are the same number when they are within 0.05 % of each
-other (what the timer's phase leaves to chance), or within 400 instructions (an allocation that
-took another path). ci/bench/exact.py measures it."""
+
+
+@dataclass(frozen=True)
+class Resolution:
+    """Instruction counts of two host boots are the same number when they are this near."""
+
+    ratio: float
+    ginsn: float
+    """Or, where that is more, this many 10^9 instructions apart."""
+
+
+OF_MAPS = Resolution(1.0005, 400e-9)
+"""Maps without a guest: what the timer's phase leaves to chance, or an allocation that took
+another path. ci/bench/exact.py measures it."""
+OF_MAPS_IN_BOOTS = Resolution(1.02, 5e-6)
+"""Maps and unmaps of a guest boot: timers and the guest's other threads come between."""
+OF_BOOTS = Resolution(1.02, 2.0)
+"""A guest boot from QEMU's start: firmware and kernel wait for timers of their own, and boots of
+one kernel were up to 0.6 Ginsn apart."""
 
 _EXACT_UP_TO = 60
 """Pairs, from which on the null distribution of the signed rank is as good as normal."""
@@ -115,11 +130,13 @@ def estimate(
     baseline: Sequence[float],
     candidate: Sequence[float],
     pairs: Sequence[tuple[float, float]] | None,
+    resolution: Resolution = OF_MAPS,
 ) -> Estimate:
-    """Of two arms with at least one value each. `unit`: s, count or Ginsn. `pairs`: the values of
-    the complete pairs, baseline first; None: the arms have none."""
+    """Of two arms with at least one value each. `unit`: s, count or Ginsn, of which alone the
+    `resolution` is. `pairs`: the values of the complete pairs, baseline first; None: the arms have
+    none."""
     if unit == "Ginsn":
-        return _exact(baseline, candidate)
+        return _exact(baseline, candidate, resolution)
     constant = len({*baseline}) == 1 == len({*candidate})
     nothing = not any(baseline) and not any(candidate)  # a time of what did not happen
     if constant and (unit == "count" or nothing):
@@ -146,11 +163,13 @@ def _ratio(baseline: float, candidate: float) -> float | None:
     return candidate / baseline if baseline else None
 
 
-def _exact(baseline: Sequence[float], candidate: Sequence[float]) -> Estimate:
+def _exact(
+    baseline: Sequence[float], candidate: Sequence[float], resolution: Resolution
+) -> Estimate:
     # what chance does to an instruction count is to add to it: of two, the lower
     before, after = median_low(baseline), median_low(candidate)
     low, high = sorted((before, after))
-    same = high <= low * RESOLUTION or high - low <= LEAST_GINSN
+    same = high <= low * resolution.ratio or high - low <= resolution.ginsn
     overlap = min(candidate) <= max(baseline) and min(baseline) <= max(candidate)
     pairs = min(len(baseline), len(candidate))
     return Estimate("exact", pairs, _ratio(before, after), apart=not (same or overlap), same=same)
