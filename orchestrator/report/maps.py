@@ -25,8 +25,17 @@ def map_sections(comparison: Comparison, *, exact: bool) -> str:
     is shown of an arm is its first measured trial's, beside medians of all."""
     shown = {arm: findings_of(comparison, arm) for arm in ARMS}
     parts = [
-        _levels(shown["baseline"], shown["candidate"]),
-        _laws(comparison, exact=exact),
+        _wrapped(_levels(shown["baseline"], shown["candidate"])),
+        _wrapped(_laws(comparison, exact=exact)),
+        inside_maps(comparison, exact=exact),
+    ]
+    return "\n".join(part for part in parts if part)
+
+
+def inside_maps(comparison: Comparison, *, exact: bool) -> str:
+    """What looking costs, and what a map and an unmap are spent in."""
+    shown = {arm: findings_of(comparison, arm) for arm in ARMS}
+    parts = [
         _looking(shown["baseline"], shown["candidate"], exact=exact),
         _parts(shown["baseline"], shown["candidate"], exact=exact),
         *(_breakdown(arm, b, shown[arm]) for arm in ARMS for b in shown[arm].breakdowns),
@@ -41,7 +50,7 @@ def _wrapped(text: str) -> str:
         lines += wrap(
             line, _WIDTH, subsequent_indent=f"{indent}    ", break_long_words=False
         ) or [""]  # fmt: skip
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines) + "\n" if lines else ""
 
 
 def plural(count: int, noun: str) -> str:
@@ -128,14 +137,14 @@ def _laws(comparison: Comparison, *, exact: bool) -> str:
     for name in names:
         lines.append(f"  {name}")
         lines += [
-            f"    {arm:<10} {_law(by_arm[arm][name], exact=exact)}"
+            f"    {arm:<10} {law_text(by_arm[arm][name], exact=exact)}"
             for arm in ARMS
             if name in by_arm[arm]
         ]
     return "\n".join(lines) + "\n"
 
 
-def _law(law: Law, *, exact: bool) -> str:
+def law_text(law: Law, *, exact: bool) -> str:
     each = _quantity(law.per_unit, exact=exact)
     fixed = _quantity(law.fixed, exact=exact)
     if law.kind == "flat":

@@ -26,8 +26,7 @@ from orchestrator.scenario import (
     format_size,
 )
 
-# Every metric, what it is called in the table, and the pass it comes from.
-_ROWS: dict[Metric, tuple[str, str]] = {
+ROWS: dict[Metric, tuple[str, str]] = {
     "host_boot_seconds": ("host boot, start to SSH", "host"),
     "guest_boot_seconds": ("guest boot, QEMU start to userspace", "plain"),
     "guest_ssh_seconds": ("guest boot, QEMU start to SSH", "plain"),
@@ -42,6 +41,7 @@ _ROWS: dict[Metric, tuple[str, str]] = {
     "pfn_faults_per_map": ("page faults in one map", "counts"),
     "iova_lookups_per_unmap": ("IOMMU lookups in one unmap", "counts"),
 }
+"""Every metric, what it is called in the table, and the pass it comes from."""
 
 _FEW = 4
 
@@ -56,7 +56,7 @@ def text_report(scenario: Scenario, comparison: Comparison, plan: dict[str, Any]
         _said_of_boots(comparison),
         calls_and_cost(boots_of(comparison)),
         map_sections(comparison, exact=exact),
-        _notes(scenario, comparison, emulated=emulated, exact=exact),
+        notes(scenario, comparison, emulated=emulated, exact=exact),
         _problems(comparison.results),
     ]
     return "\n".join(part for part in parts if part)
@@ -88,8 +88,8 @@ def _head(
             f"{arm:<11}{kernel['release']}  ({kernel['source']}; {trials or 'no trials'})"
         )
     lines += [
-        f"device     {_device(scenario.device)}, {scenario.host.viommu} vIOMMU",
-        *_workload(scenario, plan),
+        f"device     {device_text(scenario.device)}, {scenario.host.viommu} vIOMMU",
+        "{:<11}{}".format(*workload_text(scenario, plan)),
         f"host       nested VM, {plural(scenario.host.cpus, 'CPU')}, accel {accel}",
     ]
     if any(r.guest_accel == "tcg" for r in comparison.results) and not emulated:
@@ -105,16 +105,17 @@ def _head(
     return "\n".join(lines) + "\n"
 
 
-def _workload(scenario: Scenario, plan: dict[str, Any]) -> list[str]:
+def workload_text(scenario: Scenario, plan: dict[str, Any]) -> tuple[str, str]:
+    """Its label, and what it is."""
     if scenario.workload == "map" or scenario.guest is None:
         backend = {"type1": "type1 container", "iommufd": "iommufd"}[scenario.map.backend]
-        return [f"workload   map from the host's user space, {backend}"]
+        return "workload", f"map from the host's user space, {backend}"
     guest = plan["guest_kernel"]["release"]
     memory = format_size(scenario.guest.memory)
-    return [f"guest      {guest}, {memory}{said_of(scenario.guest)}"]
+    return "guest", f"{guest}, {memory}{said_of(scenario.guest)}"
 
 
-def _device(device: Device) -> str:
+def device_text(device: Device) -> str:
     number = f"{device.count} x " * (device.count > 1)
     return f"{number}{device.kind}, BAR {format_size(device.bar)}" + ", no mmap" * (
         not device.mmap
@@ -140,7 +141,7 @@ def _table(scenario: Scenario, comparison: Comparison, *, emulated: bool) -> str
         return ""
     unit = "emulated s" if emulated else "s"
     rows: list[tuple[str, ...]] = [("", "pass", "baseline", "candidate", "ratio", "verdict")]
-    for base, (title, source) in _ROWS.items():
+    for base, (title, source) in ROWS.items():
         group = [m for m in comparison.metrics if m.name.partition("@")[0] == base]
         if not group:
             continue
@@ -212,7 +213,7 @@ def _said_of_boots(comparison: Comparison) -> str:
     return "\n".join(["Notes:", *lines]) + "\n" if lines else ""
 
 
-def _notes(scenario: Scenario, comparison: Comparison, *, emulated: bool, exact: bool) -> str:
+def notes(scenario: Scenario, comparison: Comparison, *, emulated: bool, exact: bool) -> str:
     if not comparison.metrics:
         return ""
     lines = [

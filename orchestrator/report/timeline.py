@@ -222,11 +222,11 @@ def calls_and_cost(timelines: Boots) -> str:
     )
     lines += _table(table)
     if table.difference is not None:
-        lines += ["", *_wrapped(_explained(table.difference, table.unit))]
+        lines += ["", *_wrapped(explained(table.difference, table.unit))]
     return "\n".join(lines) + "\n"
 
 
-_COLUMNS = ["calls", "one", "total", "share"]
+COST_COLUMNS = ["calls", "one", "total", "share"]
 Body = list[tuple[str, list[list[str]]]]
 """Lines: a text, and the cells of each arm or none."""
 
@@ -257,7 +257,7 @@ def _table(table: CostTable) -> list[str]:
 
 def _body(table: CostTable) -> Body:
     def cells(costs: Costs) -> list[list[str]]:
-        return [_cells(costs[arm], table.unit) for arm in table.boots]
+        return [cost_cells(costs[arm], table.unit) for arm in table.boots]
 
     def operations(rows: Sequence[Row]) -> Iterator[tuple[str, list[list[str]]]]:
         """Two lines for each: what it is with its numbers, below that where and why."""
@@ -266,7 +266,7 @@ def _body(table: CostTable) -> Body:
             yield f"{kind} {bar}", cells(row.costs)
             yield f"  {', '.join(filter(None, [phase, cause]))}", []
 
-    body: Body = [("", [_COLUMNS for _ in table.boots]), *operations(table.rows)]
+    body: Body = [("", [COST_COLUMNS for _ in table.boots]), *operations(table.rows)]
     if table.small:
         body.append((f"{table.small} others", cells(table.others)))
     body += [("", []), *((f"all {name}", cells(of)) for name, of in table.totals.items())]
@@ -275,14 +275,14 @@ def _body(table: CostTable) -> Body:
     return body
 
 
-def _cells(cost: Cost, unit: str) -> list[str]:
+def cost_cells(cost: Cost, unit: str) -> list[str]:
     if cost.one is None:
-        return ["-"] * len(_COLUMNS)
+        return ["-"] * len(COST_COLUMNS)
     return [f"{cost.calls:g}", quantity(cost.one, unit), quantity(cost.total, unit),
             "" if cost.share is None else _percent(cost.share)]  # fmt: skip
 
 
-def _explained(difference: Difference, unit: str) -> str:
+def explained(difference: Difference, unit: str) -> str:
     """In the decimals that the longer boot has with four digits, so that one can add them up."""
     longer = max(difference.baseline, difference.candidate)
     decimals = max(0, 3 - floor(log10(longer))) if longer else 0
