@@ -85,10 +85,7 @@ def _levels(baseline: Findings, candidate: Findings) -> str:
         for arm, side in zip(ARMS, (baseline, candidate), strict=True):
             for level in side.levels:
                 if level.place == name:
-                    counted = side.passes.get("counts")
-                    places = counted.places if counted else ()
-                    place = next((p for p in places if p.name == name), None)
-                    lines.append(_level(arm, level, place))
+                    lines.append(f"    {arm:<10} {level_text(level, side)}")
                     for reason in level.reasons:
                         again = (arm, reason) in told
                         text = "as above" if again else reason.text
@@ -97,7 +94,11 @@ def _levels(baseline: Findings, candidate: Findings) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _level(arm: str, level: Level, place: Place | None) -> str:
+def level_text(level: Level, side: Findings) -> str:
+    """One of the levels that an arm shows."""
+    counted = side.passes.get("counts")
+    places = counted.places if counted else ()
+    place = next((p for p in places if p.name == level.place), None)
     if place is None:
         aligned = all(
             r.name in ("too-small", "misaligned", "qemu-unaligned") for r in level.reasons
@@ -116,7 +117,7 @@ def _level(arm: str, level: Level, place: Place | None) -> str:
             f" {counts.iova_walks} IOMMU walks on unmap"
         )
     best = level.best and place is not None
-    return f"    {arm:<10} {words}" + (" (best)" if best else "")
+    return words + (" (best)" if best else "")
 
 
 def _leaves(level: Level, place: Place) -> str:
