@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -46,17 +47,20 @@ def trials(
         for role, of_role in values.items():
             if pair < len(of_role):
                 name = f"{len(found) + 1:04d}-{role}"
-                sample = {metric: (of_role[pair],)}
-                found.append(TrialResult(name, role, "measured", samples=sample, pair=pair + 1))
+                found.append(
+                    TrialResult(
+                        name, role, "measured", samples={metric: (of_role[pair],)}, pair=pair + 1
+                    )
+                )
     return found
 
 
-def bad(
-    arm: Role = "candidate", kind: Any = "failed", evidence: str = "", **said: str
-) -> TrialResult:
+def bad(arm: Role = "candidate", **changes: Any) -> TrialResult:
     """A trial that does not count."""
-    usual = {"reason": "guest-panic", "stage": "guest-0-plain", "message": "it panicked"}
-    return TrialResult(f"0009-{arm}", arm, kind, evidence=evidence, **(usual | said))
+    usual = TrialResult(
+        f"0009-{arm}", arm, "failed", "guest-panic", "guest-0-plain", "it panicked"
+    )  # fmt: skip
+    return replace(usual, **changes)
 
 
 def compared(
