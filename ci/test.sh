@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Every test: linters, types, layers, unit, ssh, vm, nested.
+# Every test: linters, types, layers, unit, ssh, browser, vm, nested.
 #
 #   ci/test.sh [pytest options]      for example: ci/test.sh -m "not vm and not nested"
 set -euo pipefail

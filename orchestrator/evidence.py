@@ -1,6 +1,6 @@
 """The evidence on disk: the only thing that passes from collecting to judging.
 
-    RUN/scenario.toml plan.json comparison.json report.txt
+    RUN/scenario.toml plan.json comparison.json report.txt report.html
     RUN/kernels/baseline.config              and candidate.config, of kernels that come with one
     RUN/timelines/0001-baseline-guest-1.pftrace   of each traced guest boot, for ui.perfetto.dev
     RUN/trials/0001-baseline/manifest.json   stages, outcome, versions, sha256 of every file

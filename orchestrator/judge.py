@@ -1,5 +1,5 @@
-"""Judge a saved run: evidence in, comparison.json and report.txt out; or the boots of a trial.
-Connects to nothing."""
+"""Judge a saved run: evidence in, comparison.json, report.txt and report.html out; or the boots of
+a trial. Connects to nothing."""
 
 from __future__ import annotations
 
@@ -44,6 +44,7 @@ def judge(run: RunDir, tester: str | None = None) -> tuple[Scenario, Comparison,
     )  # fmt: skip
     report = text_report(scenario, comparison, plan, tester)
     save(run.path, to_json(comparison), report)
+    _save_page(run.path / "report.html", scenario, comparison, plan)
     _save_timelines(run.path / "timelines", comparison)
     return scenario, comparison, report
 
@@ -104,6 +105,18 @@ def save(folder: Path, comparison: dict[str, Any], report: str) -> None:
         (folder / "report.txt").write_text(report)
     except PermissionError as exc:  # somebody else's run: judging it needs no right to write
         log.warning("barometer: the report is not saved: %s", exc)
+
+
+def _save_page(
+    path: Path, scenario: Scenario, comparison: Comparison, plan: dict[str, Any]
+) -> None:
+    # Only here: it loads what makes pages and charts.
+    from orchestrator.report.html import html_report  # noqa: PLC0415
+
+    try:
+        path.write_text(html_report(scenario, comparison, plan), "utf-8")
+    except PermissionError as exc:
+        log.warning("barometer: the page is not saved: %s", exc)
 
 
 def _save_timelines(folder: Path, comparison: Comparison) -> None:

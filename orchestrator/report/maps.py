@@ -25,6 +25,15 @@ def map_sections(comparison: Comparison, *, exact: bool) -> str:
     parts = [
         _levels(shown["baseline"], shown["candidate"]),
         _laws(comparison, exact=exact),
+        inside_maps(comparison, exact=exact),
+    ]
+    return "\n".join(part for part in parts if part)
+
+
+def inside_maps(comparison: Comparison, *, exact: bool) -> str:
+    """What looking costs, and what a map and an unmap are spent in."""
+    shown = {arm: findings_of(comparison, arm) for arm in ARMS}
+    parts = [
         _looking(shown["baseline"], shown["candidate"], exact=exact),
         _parts(shown["baseline"], shown["candidate"], exact=exact),
         *(_breakdown(arm, b, shown[arm]) for arm in ARMS for b in shown[arm].breakdowns),
@@ -52,10 +61,7 @@ def _levels(baseline: Findings, candidate: Findings) -> str:
         for arm, side in zip(ARMS, (baseline, candidate), strict=True):
             for level in side.levels:
                 if level.place == name:
-                    counted = side.passes.get("counts")
-                    places = counted.places if counted else ()
-                    place = next((p for p in places if p.name == name), None)
-                    lines.append(_level(arm, level, place))
+                    lines.append(f"    {arm:<10} {level_text(level, side)}")
                     for reason in level.reasons:
                         again = (arm, reason) in told
                         text = "as above" if again else reason.text
@@ -64,7 +70,11 @@ def _levels(baseline: Findings, candidate: Findings) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _level(arm: str, level: Level, place: Place | None) -> str:
+def level_text(level: Level, side: Findings) -> str:
+    """One of the levels that an arm shows."""
+    counted = side.passes.get("counts")
+    places = counted.places if counted else ()
+    place = next((p for p in places if p.name == level.place), None)
     if place is None:
         aligned = all(
             r.name in ("too-small", "misaligned", "qemu-unaligned") for r in level.reasons
@@ -83,7 +93,7 @@ def _level(arm: str, level: Level, place: Place | None) -> str:
             f" {counts.iova_walks} IOMMU walks on unmap"
         )
     best = level.best and place is not None
-    return f"    {arm:<10} {words}" + (" (best)" if best else "")
+    return words + (" (best)" if best else "")
 
 
 def _leaves(level: Level, place: Place) -> str:
@@ -104,14 +114,14 @@ def _laws(comparison: Comparison, *, exact: bool) -> str:
     for name in names:
         lines.append(f"  {name}")
         lines += [
-            f"    {arm:<10} {_law(by_arm[arm][name], exact=exact)}"
+            f"    {arm:<10} {law_text(by_arm[arm][name], exact=exact)}"
             for arm in ARMS
             if name in by_arm[arm]
         ]
     return "\n".join(lines) + "\n"
 
 
-def _law(law: Law, *, exact: bool) -> str:
+def law_text(law: Law, *, exact: bool) -> str:
     each = _cost_text(law.per_unit, exact=exact)
     fixed = _cost_text(law.fixed, exact=exact)
     if law.kind == "flat":

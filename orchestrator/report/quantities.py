@@ -81,6 +81,18 @@ def change_text(effect: Effect) -> str:
     return f"{text}{sign}" + f" [{', '.join(inner)}]" * bool(inner)
 
 
+def ratio_text(ratio: float | None) -> str:
+    return "-" if ratio is None else f"{ratio:.4g}"
+
+
+def p_text(effect: Effect) -> str:
+    """Adjusted for the metrics that are judged together; empty where there is none."""
+    p = effect.p_adjusted
+    if p is None:
+        return ""
+    return f"{p:.2g}" if p >= 0.0001 else "< 0.0001"
+
+
 def _factor(value: float) -> str:
     return f"{value:.0f}" if 100 <= value < 1e9 else f"{value:.3g}"
 

@@ -46,7 +46,7 @@ def text_report(
         conditions_said(comparison.conditions),
         calls_and_cost(boots_of(comparison)),
         map_sections(comparison, exact=exact),
-        _notes(scenario, comparison, emulated=emulated, exact=exact),
+        notes(scenario, comparison, emulated=emulated, exact=exact),
         _problems(comparison.results),
         trailer(scenario, comparison, plan, tester),
     ]
@@ -218,7 +218,8 @@ def _noted(comparison: Comparison) -> str:
     return "\n".join(["Notes:", *lines]) + "\n" if lines else ""
 
 
-def _notes(scenario: Scenario, comparison: Comparison, *, emulated: bool, exact: bool) -> str:
+def notes(scenario: Scenario, comparison: Comparison, *, emulated: bool, exact: bool) -> str:
+    """What a value is, and where it comes from."""
     if not comparison.metrics:
         return ""
     lines = [

@@ -206,11 +206,11 @@ def calls_and_cost(timelines: Boots) -> str:
     )
     lines += _table(table)
     if table.difference is not None:
-        lines += ["", *wrapped(_explained(table.difference, table.unit), then="  ")]
+        lines += ["", *wrapped(explained(table.difference, table.unit), then="  ")]
     return fitted("\n".join(lines)) + "\n"
 
 
-_COLUMNS = ["calls", "one", "total", "share"]
+COST_COLUMNS = ["calls", "one", "total", "share"]
 _INDENT = "  "
 _BETWEEN = "   "
 Body = list[tuple[str, Costs]]
@@ -225,7 +225,10 @@ def _table(table: CostTable) -> list[str]:
         f" of {quantity(median(boots), table.unit)}"
         for arm, boots in table.boots.items()
     ]
-    groups = [_COLUMNS, *(_cells(c, table.unit) for _, costs in body for c in costs.values())]
+    groups = [
+        COST_COLUMNS,
+        *(cost_cells(c, table.unit) for _, costs in body for c in costs.values()),
+    ]
     widths = [max(map(len, column)) for column in zip(*groups, strict=True)]
     least = len(titles) * (sum(widths) + len(widths) - 1) + len(_INDENT + _BETWEEN)
     apart = " " * (2 if least + len(titles) * (len(widths) - 1) <= WIDTH else 1)
@@ -239,11 +242,11 @@ def _table(table: CostTable) -> list[str]:
         return _INDENT + _BETWEEN.join(f"{cells:>{whole}}" for cells in arms)
 
     lines = [_INDENT + _BETWEEN.join(f"{title:^{whole}}" for title in titles)]
-    lines.append(line(_COLUMNS for _ in titles))
+    lines.append(line(COST_COLUMNS for _ in titles))
     for text, costs in body:
         lines += wrapped(text, then="    ")
         if costs:
-            lines.append(line(_cells(costs[arm], table.unit) for arm in table.boots))
+            lines.append(line(cost_cells(costs[arm], table.unit) for arm in table.boots))
     return [line.rstrip() for line in lines]
 
 
@@ -265,14 +268,14 @@ def _named(operation: Operation) -> str:
     return ", ".join(filter(None, [f"{kind} {bar}", phase, cause]))
 
 
-def _cells(cost: Cost, unit: str) -> list[str]:
+def cost_cells(cost: Cost, unit: str) -> list[str]:
     if cost.one is None:
-        return ["-"] * len(_COLUMNS)
+        return ["-"] * len(COST_COLUMNS)
     return [f"{cost.calls:g}", quantity(cost.one, unit), quantity(cost.total, unit),
             "" if cost.share is None else f"{cost.share:.1%}"]  # fmt: skip
 
 
-def _explained(difference: Difference, unit: str) -> str:
+def explained(difference: Difference, unit: str) -> str:
     """In the decimals that the longer boot has with four digits, so that one can add them up."""
     longer = max(difference.baseline, difference.candidate)
     decimals = max(0, 3 - floor(log10(longer))) if longer else 0

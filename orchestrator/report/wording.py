@@ -24,6 +24,15 @@ TITLES: dict[Metric, str] = {
     "iova_lookups_per_unmap": "IOMMU walks in an unmap",
 }
 """Every metric, in the order of a table."""
+SOURCES: dict[Metric, str] = {
+    "host_boot_seconds": "host",
+    "guest_boot_seconds": "plain",
+    "guest_ssh_seconds": "plain",
+    "pfn_lookups_per_map": "counts",
+    "pfn_faults_per_map": "counts",
+    "iova_lookups_per_unmap": "counts",
+}
+"""The pass that a metric comes from, where that is not `timing`."""
 
 
 def title(metric: Metric) -> str:

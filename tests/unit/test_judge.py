@@ -31,7 +31,8 @@ def names(folder: Path) -> list[str]:
 def test_trace_of_each_traced_boot_is_written(run: RunDir) -> None:
     _, comparison, _ = judge(run)
     assert names(run.path) == [
-        "comparison.json", "plan.json", "report.txt", "scenario.toml", "timelines", "trials",
+        "comparison.json", "plan.json", "report.html", "report.txt", "scenario.toml", "timelines",
+        "trials",
     ]  # fmt: skip
     assert names(run.path / "timelines") == TRACES
     boots = [boot for of_arm in boots_of(comparison).values() for boot in of_arm]
@@ -113,7 +114,7 @@ def test_run_of_somebody_else_is_judged_with_warnings_alone(
     assert comparison.verdict == "improved"
     assert "Maps and unmaps in one guest boot" in report
     assert [record.getMessage().split(":")[1] for record in caplog.records] == [
-        " the report is not saved", " the timelines are not saved",
+        " the report is not saved", " the page is not saved", " the timelines are not saved",
     ]  # fmt: skip
     assert names(run.path) == ["plan.json", "scenario.toml", "trials"]
 

@@ -1,0 +1,71 @@
+"""The report as one HTML file that needs nothing else: no server, no network, no other file.
+
+Whatever a template puts out goes through `printable` and jinja2's escaping: consoles, logs and
+messages are data from outside. The page's policy (CSP) lets only its own two scripts run, named by
+their hashes, and nothing be loaded.
+"""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from functools import cache
+from hashlib import sha256
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.analysis.comparison import Comparison
+from orchestrator.report.page import MOST_CONFIG, page_of
+from orchestrator.report.printable import printable
+from orchestrator.scenario import ARMS, Scenario
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+_TEMPLATES = files("orchestrator.report") / "templates"
+
+
+def html_report(scenario: Scenario, comparison: Comparison, plan: dict[str, Any]) -> str:
+    """The whole page. `plan` is plan.json. The same values give the same text, byte for byte."""
+    # Only here: what is drawn with them is not needed by any other command.
+    from markupsafe import Markup  # noqa: PLC0415
+    from plotly.io.json import to_json_plotly  # noqa: PLC0415
+    from plotly.offline import get_plotlyjs  # noqa: PLC0415
+
+    page = page_of(scenario, comparison, plan)
+    plotly, script = Markup(get_plotlyjs()), Markup(_file("report.js"))
+    return _environment().get_template("report.html.jinja").render(
+        page=page,
+        arms=ARMS,
+        conditions=comparison.conditions,
+        most_config=MOST_CONFIG,
+        style=Markup(_file("report.css")),
+        # plotly's JSON has no `<`, `>` or `/`: nothing in it ends a script
+        figures=Markup(to_json_plotly(page.figures)),
+        plotly=plotly,
+        script=script,
+        hashes=[_hash(plotly), _hash(script)],
+    )  # fmt: skip
+
+
+def _hash(script: str) -> str:
+    """As a content security policy names it."""
+    return b64encode(sha256(script.encode()).digest()).decode()
+
+
+def _file(name: str) -> str:
+    return (_TEMPLATES / name).read_text("utf-8")
+
+
+@cache
+def _environment() -> Environment:
+    from jinja2 import Environment, FunctionLoader, StrictUndefined  # noqa: PLC0415
+
+    return Environment(
+        loader=FunctionLoader(_file),
+        autoescape=True,
+        finalize=lambda value: printable(value) if type(value) is str else value,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )

@@ -1,0 +1,18 @@
+"""Text from outside (consoles, logs, messages) as text that shows every character it has."""
+
+from __future__ import annotations
+
+
+def printable(text: str) -> str:
+    """The text with all that would not show, or would act, made visible: ESC is `\\x1b`, an
+    override of direction `\\u202e`, half a surrogate pair `\\ud800`. Lines and tabs stay."""
+    text = text.replace("\r\n", "\n")
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in "\n\t" else _escape(ord(c)) for c in text)
+
+
+def _escape(code: int) -> str:
+    if code < 0x100:
+        return f"\\x{code:02x}"
+    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"

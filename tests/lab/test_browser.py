@@ -1,0 +1,216 @@
+"""The HTML report in a real Chromium: nothing is loaded, nothing is an error, everybody can read
+it. Times are printed, not held to anything: the machine may be busy."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+
+from orchestrator.analysis.trial import Findings
+from orchestrator.report.html import html_report
+from orchestrator.scenario import ARMS, Role
+from tests.unit.report.pages import PLAN, RUNS, bad, compared, recorded, trials
+from tests.unit.scenarios import scenario
+from tests.unit.timelines import booted
+
+pytestmark = pytest.mark.browser
+
+CHROMIUM = Path("/usr/bin/chromium")
+QUIET = (
+    "--no-sandbox",  # tests may run as root
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+    "--disable-default-apps", "--no-first-run",
+)  # fmt: skip
+HOSTILE = "</script><script>alert(1)</script><img src=//example.org> \x1b[31mOops\x1b[0m\x00"
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Browser]:
+    if not CHROMIUM.exists():
+        pytest.fail(f"this lane needs {CHROMIUM}; ci/setup.sh installs it")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Of each recorded run, and of one that has everything."""
+    texts = {run.name: html_report(*recorded(run)) for run in RUNS}
+    values = [8 + number / 100 for number in range(12)]
+    arms: dict[Role, list[float]] = {
+        "baseline": values, "candidate": [v / 100 for v in values], "control": values[::-1],
+    }  # fmt: skip
+    results = trials(arms)
+    results[:2] = [
+        replace(result, findings=Findings(timelines=(booted(arm),)))
+        for result, arm in zip(results[:2], ARMS, strict=True)
+    ]
+    comparison = compared([*results, bad(evidence=HOSTILE, message=HOSTILE)])
+    texts["everything"] = html_report(scenario(), comparison, PLAN)
+    folder = tmp_path_factory.mktemp("reports")
+    for name, text in texts.items():
+        (folder / f"{name}.html").write_text(text, "utf-8")
+    return {name: folder / f"{name}.html" for name in texts}
+
+
+@pytest.fixture(params=[*(run.name for run in RUNS), "everything"])
+def report(request: pytest.FixtureRequest, reports: dict[str, Path]) -> Path:
+    return reports[request.param]
+
+
+class Seen:
+    """A page, and what it did that it should not."""
+
+    def __init__(self, context: BrowserContext, report: Path) -> None:
+        self.page = context.new_page()
+        self.faults: list[str] = []
+        self.page.on("console", lambda message: self.faults.append(message.text))
+        self.page.on("pageerror", lambda error: self.faults.append(str(error)))
+        self.page.on("dialog", lambda dialog: self.faults.append(dialog.message))
+        self.page.on("request", lambda request: self._asked(request.url, report))
+        self.page.goto(report.as_uri())
+
+    def _asked(self, url: str, report: Path) -> None:
+        if url != report.as_uri():
+            self.faults.append(url)
+
+    def all_drawn(self) -> Page:
+        """The page, once each of its charts came into view."""
+        for chart in self.page.locator(".chart").all():
+            chart.scroll_into_view_if_needed()
+            chart.and_(self.page.locator("[data-drawn]")).wait_for()
+        return self.page
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_page_is_sound_and_everybody_can_read_it(
+    chromium: Browser, report: Path, scheme: Any
+) -> None:
+    with chromium.new_context(color_scheme=scheme) as context:
+        seen = Seen(context, report)
+        page = seen.all_drawn()
+        for details in page.locator("details").all():
+            details.evaluate("details => { details.open = true }")
+        found = Axe().run(page)
+        assert found.violations_count == 0, found.generate_report()
+        assert seen.faults == []
+
+
+def test_first_chart_comes_soon(chromium: Browser, report: Path) -> None:
+    with chromium.new_context() as context:
+        begun = time.monotonic()
+        page = Seen(context, report).page
+        loaded = time.monotonic()
+        page.locator(".chart").first.scroll_into_view_if_needed()
+        page.locator(".chart[data-drawn]").first.wait_for()
+        drawn = time.monotonic()
+    print(f"{report.stem}: loaded in {loaded - begun:.2f} s, first chart in {drawn - begun:.2f} s")
+
+
+def test_charts_have_what_the_page_has(chromium: Browser, reports: dict[str, Path]) -> None:
+    with chromium.new_context() as context:
+        page = Seen(context, reports["everything"]).all_drawn()
+        chart = page.locator("#metric-0")
+        # both arms, the control, and the one by the interval
+        assert chart.locator(".scatterlayer .points path").count() == 3 * 12 + 1
+        assert chart.locator(".scatterlayer .js-line").count() == 3
+        assert page.locator("#timeline .barlayer .point").count() >= 2 * 4
+
+
+def test_theme_follows_the_system_and_the_button(
+    chromium: Browser, reports: dict[str, Path]
+) -> None:
+    with chromium.new_context(color_scheme="dark") as context:
+        page = Seen(context, reports["everything"]).all_drawn()
+        paper = "getComputedStyle(document.body).backgroundColor"
+        ink = "getComputedStyle(document.querySelector('#metric-0 .xtick text')).fill"
+        dark = page.evaluate(paper), page.evaluate(ink)
+        button = page.locator("#theme")
+        assert button.get_attribute("aria-pressed") == "true"
+        button.click()
+        light = page.evaluate(paper), page.evaluate(ink)
+        assert button.get_attribute("aria-pressed") == "false"
+        assert light[0] == "rgb(255, 255, 255)"
+        assert dark[0] != light[0]
+        assert dark[1] != light[1]
+        page.emulate_media(color_scheme="light")
+        button.click()
+        assert (page.evaluate(paper), page.evaluate(ink)) == dark
+
+
+def test_every_control_is_reached_by_tab_and_shows_it(
+    chromium: Browser, reports: dict[str, Path]
+) -> None:
+    with chromium.new_context() as context:
+        page = Seen(context, reports["everything"]).page
+        page.keyboard.press("Tab")
+        assert page.evaluate("document.activeElement.className") == "skip"
+        assert page.locator(".skip").bounding_box() is not None
+        reached = set()
+        for _ in range(page.locator("a, button, summary, [tabindex='0']").count()):
+            page.keyboard.press("Tab")
+            kind, outline = page.evaluate(
+                "[document.activeElement.id || document.activeElement.className"
+                " || document.activeElement.localName,"
+                " getComputedStyle(document.activeElement).outlineStyle]"
+            )
+            reached.add(kind)
+            assert kind == "body" or outline == "solid"
+        assert {"theme", "region", "summary", "a"} <= reached
+        page.locator("#theme").focus()
+        page.keyboard.press("Enter")
+        assert page.locator("html").get_attribute("data-theme") == "dark"
+        summary = page.locator("summary").first
+        summary.focus()
+        page.keyboard.press("Enter")
+        assert summary.locator("..").get_attribute("open") is not None
+
+
+def test_narrow_window_scrolls_tables_and_not_the_page(chromium: Browser, report: Path) -> None:
+    with chromium.new_context(viewport={"width": 400, "height": 800}) as context:
+        page = Seen(context, report).all_drawn()
+        assert page.evaluate("document.documentElement.scrollWidth") <= 400
+        wide = page.locator(".region").evaluate_all(
+            "all => all.filter(region => region.scrollWidth > region.clientWidth).length"
+        )
+        assert wide > 0
+
+
+def test_paper_is_light_and_whole(chromium: Browser, report: Path) -> None:
+    with chromium.new_context(
+        color_scheme="dark", viewport={"width": 1280, "height": 800}
+    ) as context:
+        seen = Seen(context, report)
+        page = seen.page
+        page.set_viewport_size({"width": 718, "height": 1000})  # A4 within its margins
+        page.emulate_media(media="print")
+        page.locator("details:not([open])").first.wait_for(state="detached")
+        assert page.locator(".chart:not([data-drawn])").count() == 0
+        assert page.evaluate("getComputedStyle(document.body).backgroundColor") == (
+            "rgb(255, 255, 255)"
+        )
+        clipped = page.locator(".region, .chart, pre").evaluate_all(
+            "all => all.filter(e => e.scrollWidth > e.clientWidth + 1"
+            " || e.getBoundingClientRect().right > innerWidth).map(e => e.ariaLabel || e.id)"
+        )
+        assert clipped == []
+        page.emulate_media(media="screen")
+        page.locator("details:not([open])").first.wait_for(state="attached")
+        assert page.locator("html").get_attribute("data-theme") is None
+        assert seen.faults == []
+
+
+def test_page_is_printed(chromium: Browser, reports: dict[str, Path]) -> None:
+    with chromium.new_context() as context:
+        printed = Seen(context, reports["everything"]).page.pdf(prefer_css_page_size=True)
+    assert printed.startswith(b"%PDF")
+    print(f"{len(printed) / 1e6:.2f} MB")

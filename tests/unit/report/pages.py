@@ -1,0 +1,113 @@
+"""HTML reports for tests: of recorded and of made-up runs, and what a parser finds in them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+from orchestrator.analysis.comparison import Comparison, compare
+from orchestrator.analysis.trial import TrialResult, read_result
+from orchestrator.evidence import RunDir
+from orchestrator.scenario import ARMS, ArmName, Metric, Role, Scenario, parse_scenario
+from tests.unit.scenarios import scenario
+
+RECORDED = Path(__file__).parents[3] / "fixtures/recorded"
+RUNS = sorted(path.parent for path in RECORDED.glob("*/plan.json"))
+KERNELS: dict[ArmName, dict[str, str]] = {
+    "baseline": {"release": "6.12.107+deb13", "source": "deb:old"},
+    "candidate": {"release": "7.3.4+deb13", "source": "deb:new"},
+}
+PLAN: dict[str, Any] = {
+    "accel": "kvm", "accel_reason": "works", "barometer": "0.1.0", "kernels": KERNELS,
+    "guest_kernel": {"release": "6.12.107", "source": "deb:guest", "provenance": {}},
+}  # fmt: skip
+VOID = {"meta", "link", "br", "circle", "path", "img", "input", "hr"}
+
+
+def recorded(run: Path) -> tuple[Scenario, Comparison, dict[str, Any]]:
+    """What a report of a recorded run is made of."""
+    found = RunDir.open(run)
+    chosen, _ = parse_scenario(found.scenario(), str(run), run)
+    plan = found.plan()
+    kernels: dict[ArmName, dict[str, str]] = {arm: plan["kernels"][arm] for arm in ARMS}
+    results = [read_result(trial) for trial in found.trials()]
+    return chosen, compare(chosen, kernels, results, len(plan["trials"]), plan["accel"]), plan
+
+
+def trials(
+    values: Mapping[Role, Sequence[float]], metric: Metric = "bar_map_seconds"
+) -> list[TrialResult]:
+    """Measured ones, pair after pair, arm after arm."""
+    found: list[TrialResult] = []
+    for pair in range(max(map(len, values.values()))):
+        for role, of_role in values.items():
+            if pair < len(of_role):
+                name = f"{len(found) + 1:04d}-{role}"
+                found.append(
+                    TrialResult(
+                        name, role, "measured", samples={metric: (of_role[pair],)}, pair=pair + 1
+                    )
+                )
+    return found
+
+
+def bad(arm: Role = "candidate", **changes: Any) -> TrialResult:
+    """A trial that does not count."""
+    usual = TrialResult(
+        f"0009-{arm}", arm, "failed", "guest-panic", "guest-0-plain", "it panicked"
+    )  # fmt: skip
+    return replace(usual, **changes)
+
+
+def compared(
+    results: Sequence[TrialResult], *overrides: str, planned: int = 0,
+    kernels: Mapping[ArmName, dict[str, str]] = KERNELS, accel: str = "kvm",
+) -> Comparison:  # fmt: skip
+    return compare(scenario(*overrides), {**kernels}, results, planned or len(results), accel)
+
+
+class Page(HTMLParser):
+    """Fails for a tag that is not closed, or closed and never opened."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.tags: Counter[str] = Counter()
+        self.attributes: list[tuple[str, dict[str, str]]] = []
+        self.open: list[str] = []
+        self.texts: dict[str, list[str]] = {}
+        """By the tag that is around it."""
+        self._shown: list[str] = []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags[tag] += 1
+        self.attributes.append((tag, {name: value or "" for name, value in attrs}))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags[tag] += 1
+        self.attributes.append((tag, {name: value or "" for name, value in attrs}))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        tag = self.open[-1] if self.open else ""
+        self.texts.setdefault(tag, []).append(data)
+        if tag not in ("script", "style"):
+            self._shown.append(data)
+
+    def with_attribute(self, name: str) -> list[str]:
+        return [found[name] for _, found in self.attributes if name in found]
+
+    @property
+    def text(self) -> str:
+        """All that a reader sees, but for charts."""
+        return " ".join("".join(self._shown).split())

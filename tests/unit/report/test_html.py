@@ -1,0 +1,354 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import time
+import tracemalloc
+from base64 import b64decode
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import plotly.graph_objects as go
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from plotly.offline import get_plotlyjs
+
+from orchestrator.analysis.comparison import Comparison, MetricComparison
+from orchestrator.analysis.conditions import Conditions, Difference
+from orchestrator.analysis.effect import Effect, Estimate
+from orchestrator.analysis.kconfig import ConfigChange
+from orchestrator.analysis.timeline import Note
+from orchestrator.analysis.trial import Findings, TrialResult
+from orchestrator.report.html import html_report
+from orchestrator.report.page import MOST_PROBLEMS, MOST_TAILS, page_of
+from orchestrator.scenario import ARMS, CONTROL, Role, parse_scenario
+from tests.unit.report.pages import (
+    KERNELS,
+    PLAN,
+    RUNS,
+    Page,
+    bad,
+    compared,
+    recorded,
+    trials,
+)
+from tests.unit.scenarios import scenario
+from tests.unit.timelines import booted
+
+LARGEST = 6_000_000
+of_every_run = pytest.mark.parametrize("run", RUNS, ids=lambda path: path.name)
+IMPROVED = trials({"baseline": [8.0, 8.1, 8.2], "candidate": [1.0, 1.1, 1.2]})
+ATTACKS = (
+    "</script><script>alert(1)</script>", "<!-- <script>", "]]>", "</pre></details>", "\x00",
+    "\x1b[31mred\x1b[0m\x1b]0;title\x07", "\u202eevil", "\ud800", "{{ 7 * 7 }}", "&lt;", "'\"",
+    '<a href="https://example.org">', "\r", "\x9b31m",
+)  # fmt: skip
+
+
+def report(*results: TrialResult, **plan: Any) -> str:
+    return html_report(scenario(), compared(results), PLAN | plan)
+
+
+def charts(text: str) -> dict[str, Any]:
+    [found] = re.findall(r'<script type="application/json" id="figures">(.*?)</script>', text)
+    answer: dict[str, Any] = json.loads(found)
+    return answer
+
+
+@of_every_run
+def test_report_of_a_recorded_run_is_whole(run: Path) -> None:
+    text = html_report(*recorded(run))
+    page = Page(text)
+    assert page.tags["h1"] == page.tags["main"] == page.tags["title"] == 1
+    assert len(text.encode()) < LARGEST
+    ids = page.with_attribute("id")
+    assert len(ids) == len({*ids})
+    assert {target.removeprefix("#") for target in page.with_attribute("href")} <= {*ids}
+    drawn = [a["id"] for _, a in page.attributes if "chart" in a.get("class", "").split()]
+    assert drawn
+    assert {*drawn} == {*charts(text)}
+
+
+@of_every_run
+def test_charts_are_figures_that_plotly_accepts(run: Path) -> None:
+    chosen, comparison, plan = recorded(run)
+    for figure in page_of(chosen, comparison, plan).figures.values():
+        go.Figure(figure)
+
+
+@of_every_run
+def test_same_values_give_the_same_bytes(run: Path) -> None:
+    assert html_report(*recorded(run)) == html_report(*recorded(run))
+
+
+@of_every_run
+def test_page_loads_nothing(run: Path) -> None:
+    page = Page(html_report(*recorded(run)))
+    assert not page.with_attribute("src")
+    assert (
+        page.tags["link"] == page.tags["iframe"] == page.tags["object"] == page.tags["base"] == 0
+    )
+    assert all(target.startswith("#") for target in page.with_attribute("href"))
+    assert not re.search(r"@import|url\(", "".join(page.texts["style"]))
+    assert not [name for _, found in page.attributes for name in found if name.startswith("on")]
+
+
+def test_policy_names_the_scripts_and_allows_no_others() -> None:
+    text = report(*IMPROVED)
+    page = Page(text)
+    [policy] = [a["content"] for _, a in page.attributes if "http-equiv" in a]
+    assert policy.startswith("default-src 'none'; ")
+    allowed = {b64decode(digest) for digest in re.findall(r"'sha256-(.*?)'", policy)}
+    kinds = re.findall(r'<script( type="[^"]*" id="[^"]*")?>(.*?)</script>', text, re.DOTALL)
+    runnable = [body for kind, body in kinds if "json" not in kind]
+    assert {hashlib.sha256(body.encode()).digest() for body in runnable} == allowed
+    assert len(allowed) == 2
+    assert "unsafe-eval" not in policy
+    assert "'unsafe-inline'" not in policy.partition("script-src")[2].partition(";")[0]
+
+
+def test_page_is_usable_by_keyboard_and_by_ear() -> None:
+    page = Page(report(*IMPROVED))
+    regions = [a for _, a in page.attributes if a.get("role") == "region"]
+    assert regions
+    assert all(a["tabindex"] == "0" and a["aria-label"] for a in regions)
+    labels = [a["aria-label"] for a in regions]
+    assert len(labels) == len({*labels})
+    images = [a for _, a in page.attributes if a.get("role") == "img"]
+    assert all(a["aria-label"] for a in images)
+    first = next(a for tag, a in page.attributes if tag == "a")
+    assert first == {"class": "skip", "href": "#main"}
+
+
+@settings(max_examples=25)
+@given(st.text(max_size=60))
+@example("".join(ATTACKS))
+def test_text_from_outside_is_shown_and_never_acts(text: str) -> None:
+    fragments = [*ATTACKS, text]
+    hostile = " ".join(fragments)
+    step = replace(booted().steps[1], cause=hostile, bar=hostile, phase=hostile)
+    boot = booted(
+        steps=(step,), notes=(Note(hostile, hostile),), release=hostile, console=((1.0, hostile),)
+    )
+    traced = replace(IMPROVED[0], name=hostile, findings=Findings(timelines=(boot,)))
+    problem = bad(evidence=hostile, reason=hostile, stage=hostile, message=hostile)
+    comparison = compared([traced, *IMPROVED[1:], problem])
+    comparison = replace(
+        comparison,
+        kernels={arm: {"release": hostile, "source": hostile} for arm in KERNELS},
+        scenario=hostile,
+    )
+    usual = Page(html_report(scenario(), comparison_of_plain_text(), PLAN))
+    found = html_report(scenario(), comparison, PLAN | {"barometer": hostile})
+    found.encode()  # no half of a surrogate pair
+    page = Page(found)
+    assert page.tags["script"] == usual.tags["script"] == 3
+    assert page.tags.keys() <= usual.tags.keys() | {"article"}
+    own = found.replace(get_plotlyjs(), "")  # which has some of those itself
+    assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", own)
+    assert all(target.startswith("#") for target in page.with_attribute("href"))
+    assert "{{ 7 * 7 }}" in page.text
+    for shown in charts(found).values():
+        assert "<a" not in json.dumps(shown)
+
+
+def comparison_of_plain_text() -> Comparison:
+    traced = replace(IMPROVED[0], findings=Findings(timelines=(booted(),)))
+    return compared([traced, *IMPROVED[1:], bad(evidence="a line")])
+
+
+def test_console_tail_is_shown_with_its_control_characters() -> None:
+    tail = "\n".join([*(f"line {i}" for i in range(80)), "\x1b[31mOops\x1b[0m\x00 </pre>"])
+    page = Page(report(*IMPROVED, bad(evidence=tail)))
+    [shown] = [text for text in page.texts["pre"] if "Oops" in text]
+    assert "\\x1b[31mOops\\x1b[0m\\x00 </pre>" in shown
+    assert "line 41" in shown
+    assert "line 40" not in shown
+    assert "0009-candidate: failed at guest-0-plain: guest-panic" in page.text
+    assert "it panicked" in page.text
+
+
+def test_long_line_of_a_console_is_cut() -> None:
+    page = Page(report(*IMPROVED, bad(evidence="x" * 100_000)))
+    assert max(len(text) for text in page.texts["pre"]) < 3000
+
+
+def test_many_failures_are_counted_and_not_all_shown() -> None:
+    many = [replace(bad(evidence="a console"), name=f"{i:04d}-candidate") for i in range(3000)]
+    text = report(*IMPROVED, *many)
+    page = Page(text)
+    assert page.tags["article"] == MOST_PROBLEMS
+    assert text.count(">a console<") == MOST_TAILS
+    assert "3000 of the candidate: failed, guest-panic" in page.text
+    assert f"The first {MOST_PROBLEMS} of 3000 are listed." in page.text
+
+
+def test_table_has_every_metric_with_its_interval_and_p() -> None:
+    values = [8 + i / 100 for i in range(12)]
+    arms: dict[Role, list[float]] = {
+        "baseline": values, "candidate": [v / 4 for v in values], "control": values[::-1],
+    }  # fmt: skip
+    text = report(*trials(arms))
+    page = Page(text)
+    assert "0.00049" in page.text
+    assert "0.25 to 0.25" in page.text
+    assert "equivalent, ratio" in page.text
+    assert "control (A/A)" in page.text
+    assert "This run has no control" not in page.text
+    [chart] = charts(text).values()
+    assert [trace["name"] for trace in chart["data"]] == [
+        "baseline", "candidate", "control", "median of baseline", "median of candidate",
+        "median of control", "95 % interval",
+    ]  # fmt: skip
+    assert [len(trace["x"]) for trace in chart["data"][:3]] == [12, 12, 12]
+
+
+def test_few_trials_have_no_p_and_the_page_says_why() -> None:
+    text = Page(report(*IMPROVED)).text
+    assert "(3 pairs)" in text
+    assert "With fewer than 10 pairs there is no p value" in text
+    assert "This run has no control (A/A)." in text
+
+
+def test_shapes_of_an_arm_are_said() -> None:
+    steady = [1 + (7919 * number % 101) / 1e4 for number in range(12)]
+    modes = [value * (1.5 if number % 2 else 1.0) for number, value in enumerate(steady)]
+    text = Page(report(*trials({"baseline": steady, "candidate": modes}))).text
+    assert "candidate: bimodal, two modes: 6 trials around 1" in text
+
+
+def test_axis_is_logarithmic_where_arms_are_far_apart() -> None:
+    for factor, kind in ((100, "log"), (5, "linear")):
+        arms: dict[Role, list[float]] = {"baseline": [1.0, 1.1], "candidate": [factor, factor]}
+        [chart] = charts(report(*trials(arms))).values()
+        assert chart["layout"]["yaxis"]["type"] == kind
+
+
+def test_metric_that_never_varies_needs_no_chart() -> None:
+    same = trials({"baseline": [12.0, 12.0], "candidate": [12.0, 12.0]}, "bar_maps_per_boot")
+    text = report(*same)
+    assert charts(text) == {}
+    assert "The same in every trial" in Page(text).text
+
+
+def test_boots_of_both_arms_are_on_one_axis() -> None:
+    arms = [
+        replace(result, findings=Findings(timelines=(booted(arm),)))
+        for arm, result in zip(ARMS, IMPROVED[:2], strict=True)
+    ]
+    text = report(*arms)
+    chart = charts(text)["timeline"]
+    assert {trace.get("xaxis", "x") for trace in chart["data"]} == {"x"}
+    names = [trace["name"] for trace in chart["data"]]
+    assert {"kernel", "firmware", "maps of BARs", "unmaps of BARs", "RAM", "boot mark"} <= {*names}
+    page = Page(text)
+    assert "Timeline of the baseline, as text" in page.text
+    assert "The candidate's boot is" in page.text
+    assert "cpus-kept" in page.text
+    go.Figure(chart)
+    go.Figure(charts(text)["difference"])
+
+
+def test_arm_without_a_traced_boot_leaves_the_others() -> None:
+    traced = replace(IMPROVED[0], findings=Findings(timelines=(booted(),)))
+    text = report(traced, *IMPROVED[1:])
+    assert "timeline" in charts(text)
+    assert "difference" not in charts(text)
+
+
+@pytest.mark.parametrize(
+    "results",
+    [
+        [],
+        IMPROVED[:1],
+        [bad("baseline"), bad("candidate")],
+        [bad("baseline", kind="invalid"), IMPROVED[1]],
+        [TrialResult("0001-baseline", "baseline", "measured"),
+         TrialResult("0002-candidate", "candidate", "measured")],
+    ],
+    ids=["none", "one arm", "all failed", "one invalid", "no metrics"],
+)  # fmt: skip
+def test_run_without_metrics_has_a_page(results: list[TrialResult]) -> None:
+    text = html_report(scenario(), compared(results, planned=2), PLAN)
+    page = Page(text)
+    assert charts(text) == {}
+    assert "not comparable by this run" in page.text
+    assert "A/B table" not in page.text
+    assert "Reproduce" in page.text
+
+
+@of_every_run
+def test_scenario_is_there_in_full(run: Path) -> None:
+    chosen, comparison, plan = recorded(run)
+    page = Page(html_report(chosen, comparison, plan))
+    [shown] = [text for text in page.texts["pre"] if text.startswith("name = ")]
+    assert parse_scenario(shown, "shown.toml", run)[0] == chosen
+    for package in plan["kernels"]["candidate"]["provenance"]["packages"]:
+        assert package["sha256"] in page.text
+        assert package["version"] in page.text
+
+
+def test_conditions_are_shown_by_what_they_mean() -> None:
+    def differs(name: str, planned: bool, allowed: bool) -> Difference:
+        return Difference(name, {"baseline": ("a", "b"), "candidate": ()}, planned, allowed)
+
+    known = Conditions(
+        {"host.cpu": "EPYC <x>"},
+        (
+            differs("host.kernel.release", True, False), differs("runner.qemu", False, False),
+            differs("runner.cpu", False, True),
+        ),
+        ("host.turbo",),
+        (ConfigChange("CONFIG_IOMMUFD", "n", "m"),),
+    )  # fmt: skip
+    shown = replace(compared(IMPROVED), conditions=known)
+    text = Page(html_report(scenario(), shown, PLAN)).text
+    for said in (
+        "The arms differ in more than their kernels.", "What must not differ, and does",
+        "What follows from the kernels", "What may differ", "not recorded", "host.turbo",
+        "symbols that differ: 1", "CONFIG_IOMMUFD", "EPYC <x>",
+    ):  # fmt: skip
+        assert said in text
+    fewer = replace(known, differences=known.differences[:1], config=None)
+    alike = Page(html_report(scenario(), replace(shown, conditions=fewer), PLAN)).text
+    assert "differ in nothing that was not planned or allowed" in alike
+    assert "symbols that differ" not in alike
+
+
+def test_huge_run_has_a_page_of_bounded_size_in_bounded_time() -> None:
+    pairs = 10_000
+    names = ("bar_map_seconds", "bar_unmap_seconds", "guest_boot_seconds", "guest_ssh_seconds",
+             "host_boot_seconds", "bar_map_seconds_per_boot", "bar_unmap_seconds_per_boot",
+             "iommu_map_seconds")  # fmt: skip
+    roles: tuple[Role, ...] = (*ARMS, CONTROL)
+    values = [1 + (7919 * number % 1009) / 1e4 for number in range(pairs)]
+    results = [
+        TrialResult(
+            f"{pair:05d}-{role}", role, "measured", pair=pair,
+            samples=dict.fromkeys(names, (value,)),
+        )
+        for pair, value in enumerate(values, 1)
+        for role in roles
+    ]  # fmt: skip
+    effect = Effect(Estimate("trials", pairs, 1.0, (0.999, 1.001), 0.5), "equivalent", 0.5)
+    same = tuple(values)
+    metrics = tuple(
+        MetricComparison(name, "s", same, same, effect, effect, same) for name in names
+    )
+    comparison = Comparison(
+        "huge", "equivalent", tuple(results), metrics, KERNELS, len(results), names[:1]
+    )
+    begun = time.monotonic()
+    text = html_report(scenario(), comparison, PLAN)
+    assert time.monotonic() - begun < 10
+    print(f"{len(text) / 1e6:.2f} MB in {time.monotonic() - begun:.2f} s")
+    assert len(text.encode()) < LARGEST
+    assert "Thinned: of 10000 trials of the baseline 3" in Page(text).text
+    tracemalloc.start()
+    html_report(scenario(), comparison, PLAN)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 200_000_000
