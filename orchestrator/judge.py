@@ -1,12 +1,14 @@
-"""Judge a saved run: evidence in, comparison.json and report.txt out; or the boots of a trial.
-Connects to nothing."""
+"""Judge a saved run: evidence in; comparison.json, report.txt and files for other tools out. Or:
+the boots of a trial. Connects to nothing."""
 
 from __future__ import annotations
 
+import json
 import logging
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from orchestrator.analysis import boot
 from orchestrator.analysis.comparison import Comparison, boots_of, compare, to_json
@@ -14,10 +16,32 @@ from orchestrator.analysis.timeline import Timeline
 from orchestrator.analysis.trial import read_result
 from orchestrator.errors import EvidenceError, ScenarioError
 from orchestrator.evidence import MANIFEST, RunDir, TrialDir, write_json
+from orchestrator.report.cases import Suite, suite
+from orchestrator.report.junit import junit_xml
+from orchestrator.report.kcidb import kcidb_objects
+from orchestrator.report.ktap import ktap
+from orchestrator.report.results_csv import results_csv
 from orchestrator.report.text import text_report
 from orchestrator.scenario import ARMS, Scenario, parse_scenario
 
 log = logging.getLogger("barometer.judge")
+
+
+class Judged(NamedTuple):
+    """What the command says of a run, or of the cells of a matrix."""
+
+    report: str
+    exit_code: int
+    document: dict[str, Any]
+    """comparison.json."""
+    suites: tuple[Suite, ...]
+
+
+def judged(run: RunDir) -> Judged:
+    """A run alone, judged and saved."""
+    scenario, comparison, report = judge(run)
+    one = suite(scenario, comparison, run.plan())
+    return Judged(report, one.exit_code, to_json(comparison), (one,))
 
 
 def judge(run: RunDir) -> tuple[Scenario, Comparison, str]:
@@ -37,16 +61,31 @@ def judge(run: RunDir) -> tuple[Scenario, Comparison, str]:
         plan["accel"],
     )
     report = text_report(scenario, comparison, plan)
-    save(run.path, to_json(comparison), report)
+    texts = {"report.txt": report, **for_machines(scenario, comparison, plan)}
+    save(run.path, to_json(comparison), texts)
     _save_timelines(run.path / "timelines", comparison)
     return scenario, comparison, report
 
 
-def save(folder: Path, comparison: dict[str, Any], report: str) -> None:
-    """comparison.json and report.txt, where that is allowed."""
+def for_machines(
+    scenario: Scenario, comparison: Comparison, plan: Mapping[str, Any]
+) -> dict[str, str]:
+    """What other tools read of a run, besides comparison.json: name of the file -> text."""
+    suites = [suite(scenario, comparison, plan)]
+    return {
+        "junit.xml": junit_xml(suites),
+        "results.ktap": ktap(suites),
+        "kcidb.json": json.dumps(kcidb_objects(scenario, comparison, plan), indent=1) + "\n",
+        "results.csv": results_csv(scenario, comparison, plan),
+    }
+
+
+def save(folder: Path, comparison: dict[str, Any], texts: Mapping[str, str]) -> None:
+    """comparison.json and the other files by their names, where that is allowed."""
     try:
         write_json(folder / "comparison.json", comparison)
-        (folder / "report.txt").write_text(report)
+        for name, text in texts.items():
+            (folder / name).write_text(text, "utf-8")
     except PermissionError as exc:  # somebody else's run: judging it needs no right to write
         log.warning("barometer: the report is not saved: %s", exc)
 
