@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from orchestrator.report.cases import Case, Numbers, Outcome, Suite
 
-_MARKDOWN = re.compile(r"([\\`*_{}\[\]<>()#+!|&~@:$^=-])")
+_MARKDOWN = re.compile(r"([\\`*_{}\[\]<>()#+!|&~@:$^=.-])")
 _COMMANDS: dict[Outcome, str] = {"passed": "notice", "failed": "error", "unknown": "warning"}
 _SIGNS: dict[Outcome, str] = {"passed": "✅", "failed": "❌", "unknown": "⚠️"}
 _COLUMNS = (

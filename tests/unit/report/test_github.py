@@ -6,7 +6,7 @@ import re
 from html.parser import HTMLParser
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
@@ -144,6 +144,7 @@ def test_verdicts_of_all_cells_come_first() -> None:
 
 
 @given(ANYTHING | MARKUP, ANYTHING | MARKUP, ANYTHING | MARKUP)
+@example("1)", "0.", "")  # would be lists
 def test_text_from_outside_is_shown_as_it_is(name: str, message: str, tail: str) -> None:
     name, message, tail = line_of(name) or "x", line_of(message) or "x", plain(tail)
     run_case = Case("run", "verdict", "failed", name, message)
