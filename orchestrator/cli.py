@@ -17,13 +17,12 @@ from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, NoReturn, cast
+from typing import Annotated, Any, NoReturn, cast
 
 import typer
 from rich.console import Console
 
 from orchestrator import __version__
-from orchestrator.analysis.comparison import exit_code
 from orchestrator.analysis.timeline import to_json
 from orchestrator.bench.state import clean as clean_state
 from orchestrator.cache import Cache
@@ -31,15 +30,16 @@ from orchestrator.command import run as execute
 from orchestrator.errors import BarometerError, BenchError, EvidenceError, ScenarioError
 from orchestrator.evidence import RunDir
 from orchestrator.factors import Cell, ScenarioFile, file_schema, load_scenarios, toml_text
-from orchestrator.judge import judge, looks_of, traced_boots
+from orchestrator.judge import Judged, judge_across, judged, looks_of, traced_boots
 from orchestrator.kernels import describe
 from orchestrator.matrix import MatrixDir, judge_cells, run_cells
 from orchestrator.plan import make_plan
 from orchestrator.progress import Progress
+from orchestrator.report.github import job_summary, workflow_commands
 from orchestrator.report.timeline import text_timeline
 from orchestrator.report.wording import said_of
 from orchestrator.run import no_space_explained, run_plan, runner
-from orchestrator.scenario import ARMS, Kernel, Scenario, format_size
+from orchestrator.scenario import ARMS, ArmName, Kernel, Scenario, format_size
 
 # UsageError of the click that typer brings, which is not always the installed one.
 _UsageError = cast(type[typer.BadParameter], typer.BadParameter.__mro__[1])
@@ -62,8 +62,11 @@ Overrides = Annotated[
 ]
 Pairs = Annotated[int | None, typer.Option("--pairs", min=1, help="Pairs of trials.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show commands and console lines.")]
-
-
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
+ForGitHub = Annotated[
+    bool,
+    typer.Option("--github", help="In GitHub Actions: write a job summary, print annotations."),
+]
 CellNames = Annotated[
     list[str] | None,
     typer.Option("--cell", metavar="NAME", help="Only this cell of the [matrix]; repeatable."),
@@ -82,7 +85,7 @@ def _load(
 @app.command()
 def plan(
     scenario: ScenarioPath, pairs: Pairs = None, overrides: Overrides = None,
-    names: CellNames = None, verbose: Verbose = False,
+    names: CellNames = None, as_json: AsJson = False, verbose: Verbose = False,
 ) -> None:  # fmt: skip
     """Show what a run would do: trials in order, exact kernel versions. Boots nothing."""
     _logging(verbose)
@@ -93,6 +96,10 @@ def plan(
     def described(kernel: Kernel) -> str:
         return describe(kernel, cache)
 
+    if as_json:
+        planned = [_plan_json(cell, described) for cell in cells]
+        _print_json({"schema": 1, "scenario": file.name, "cells": planned})
+        return
     if file.has_matrix:
         print(f"{file.name}: {len(cells)} cells of {len(file.cells)}")
     for cell in cells:
@@ -119,6 +126,23 @@ def _print_plan(scenario: Scenario, described: Callable[[Kernel], str]) -> None:
         print(f"  {trial.name}  pair {trial.pair}, {', '.join(trial.passes)}")
 
 
+def _plan_json(cell: Cell, described: Callable[[Kernel], str]) -> dict[str, Any]:
+    scenario = cell.scenario
+    kernels: dict[str, Kernel] = {arm: scenario.arms[arm].kernel for arm in ARMS}
+    if scenario.workload == "guest-boot" and scenario.guest is not None:
+        kernels["guest"] = scenario.guest.kernel
+    return {
+        "name": cell.name or None, "settings": cell.settings, "scenario": scenario.name,
+        "workload": scenario.workload, "device": scenario.device.model_dump(mode="json"),
+        "kernels": {name: described(kernel) for name, kernel in kernels.items()},
+        "points": [point.name for point in scenario.points()],
+        "trials": [
+            {"name": trial.name, "pair": trial.pair, "arm": trial.arm, "passes": trial.passes}
+            for trial in make_plan(scenario)
+        ],
+    }  # fmt: skip
+
+
 @app.command()
 def run(
     scenario: ScenarioPath,
@@ -132,10 +156,13 @@ def run(
     keep: Annotated[
         bool, typer.Option(help="Keep private files and unfinished evidence for debugging.")
     ] = False,
+    as_json: AsJson = False,
+    github: ForGitHub = False,
     verbose: Verbose = False,
 ) -> None:
     """Boot both kernels, measure, compare; the table on standard output."""
     _logging(verbose)
+    step_summary = _step_summary(github)
     file, cells = _load(scenario, overrides, pairs, names)
     stamp = datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
     folder = (out or Path("runs") / f"{file.name}-{stamp}").absolute()
@@ -145,7 +172,7 @@ def run(
         else:
             one = cells[0]
             run_plan(one.scenario, one.text, folder, here, looks_of(one.scenario))
-    _judged(folder)
+    _judged(folder, as_json, step_summary)
 
 
 @app.command()
@@ -155,17 +182,33 @@ def report(
         str | None,
         typer.Option(metavar="'NAME <MAIL>'", help="For Tested-by; default: git's user."),
     ] = None,
+    as_json: AsJson = False,
+    github: ForGitHub = False,
 ) -> None:
     """Judge the saved evidence of a run again."""
-    _judged(run.absolute(), tester)
+    _judged(run.absolute(), as_json, _step_summary(github), tester)
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of runs; the first is the measure.")],
+    arm: Annotated[ArmName, typer.Option(help="Which arm of each.")] = "candidate",
+    allow: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="A condition that may differ, e.g. runner.qemu."),
+    ] = None,
+    as_json: AsJson = False,
+    github: ForGitHub = False,
+) -> None:
+    """Compare one arm of runs of different days or machines with that of the first run."""
+    step_summary = _step_summary(github)
+    _told(judge_across([run.absolute() for run in runs], arm, allow or []), as_json, step_summary)
 
 
 @app.command()
 def timeline(
     trial: Annotated[Path, typer.Argument(help="Folder of a trial, as RUN/trials/0001-baseline.")],
-    as_json: Annotated[
-        bool, typer.Option("--json", help="As JSON; a list, if there are several boots.")
-    ] = False,
+    as_json: AsJson = False,
     perfetto: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Write a trace for ui.perfetto.dev, too."),
@@ -182,8 +225,7 @@ def timeline(
         except OSError as exc:
             raise ScenarioError(f"{perfetto} cannot be written: {exc.strerror}") from exc
     if as_json:
-        documents = [to_json(boot) for boot in boots]
-        print(json.dumps(documents if len(boots) > 1 else documents[0], indent=2))
+        _print_json({"schema": 1, "boots": [to_json(boot) for boot in boots]})
     else:
         print("\n".join(map(text_timeline, boots)), end="")
         if perfetto is not None:
@@ -195,27 +237,70 @@ def timeline(
 @app.command()
 def schema() -> None:
     """Print the JSON schema of a scenario file, for editors."""
-    print(json.dumps(file_schema(), indent=2))
+    _print_json(file_schema())
 
 
 @app.command()
-def clean() -> None:
+def clean(as_json: AsJson = False) -> None:
     """End and remove what killed runs left on this machine, and only that."""
     lines = [*clean_state(), *(f"removed {path}" for path in Cache().sweep())]
+    if as_json:
+        _print_json({"schema": 1, "done": lines})
+        return
     for line in lines or ["nothing to clean"]:
         print(line)
 
 
-def _judged(folder: Path, tester: str | None = None) -> NoReturn:
+def _step_summary(github: bool) -> Path | None:
+    """The file of GitHub's job summary, found before anything boots. Raises ScenarioError."""
+    if not github:
+        return None
+    if not (name := os.environ.get("GITHUB_STEP_SUMMARY")):
+        raise ScenarioError(
+            "--github: GITHUB_STEP_SUMMARY is not set",
+            hint="GitHub Actions sets it in each step; leave --github out elsewhere",
+            reason="no-step-summary",
+        )
+    try:
+        Path(name).open("a").close()
+    except OSError as exc:
+        raise ScenarioError(
+            f"--github: GITHUB_STEP_SUMMARY, {name}, cannot be written: {exc.strerror}",
+            reason="no-step-summary",
+        ) from exc
+    return Path(name)
+
+
+def _judged(
+    folder: Path, as_json: bool, step_summary: Path | None, tester: str | None = None
+) -> NoReturn:
     tester = tester or _git_user()
-    if MatrixDir.is_at(folder):
-        text, code = judge_cells(MatrixDir(folder), tester)
+    found = (
+        judge_cells(MatrixDir(folder), tester)
+        if MatrixDir.is_at(folder)
+        else judged(RunDir.open(folder), tester)
+    )
+    said = {"run": str(folder), "exit_code": found.exit_code}
+    told = found._replace(report=f"{found.report}\nrun: {folder}", document=found.document | said)
+    _told(told, as_json, step_summary)
+
+
+def _told(found: Judged, as_json: bool, step_summary: Path | None) -> NoReturn:
+    if as_json:
+        _print_json(found.document)
     else:
-        scenario, comparison, text = judge(RunDir.open(folder), tester)
-        code = exit_code(scenario, comparison)
-    print(text)
-    print(f"run: {folder}")
-    raise typer.Exit(code)
+        print(found.report)
+    if step_summary is not None:
+        with step_summary.open("a", encoding="utf-8") as file:
+            file.write(job_summary(found.suites))
+        # GitHub reads commands on either stream
+        stream = sys.stderr if as_json else sys.stdout
+        print(workflow_commands(found.suites), end="", file=stream)
+    raise typer.Exit(found.exit_code)
+
+
+def _print_json(document: dict[str, Any]) -> None:
+    print(json.dumps(document, indent=2))
 
 
 def _git_user() -> str | None:

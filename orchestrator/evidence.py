@@ -1,7 +1,9 @@
 """The evidence on disk: the only thing that passes from collecting to judging.
 
-    RUN/scenario.toml plan.json comparison.json report.txt report.html
+    RUN/scenario.toml plan.json
     RUN/kernels/baseline.config              and candidate.config, of kernels that come with one
+    RUN/comparison.json report.txt report.html   what judging made of it; for other tools:
+    RUN/junit.xml results.ktap kcidb.json results.csv
     RUN/timelines/0001-baseline-guest-1.pftrace   of each traced guest boot, for ui.perfetto.dev
     RUN/trials/0001-baseline/manifest.json   stages, outcome, versions, sha256 of every file
     RUN/trials/0001-baseline/host/           domain.xml console.log dmesg.txt facts.json

@@ -1,13 +1,14 @@
-"""Judge a saved run: evidence in, comparison.json, report.txt and report.html out; or the boots of
-a trial. Connects to nothing."""
+"""Judge a saved run: evidence in; comparison.json, report.txt, report.html and files for other
+tools out. Or: one run against others; the boots of a trial. Connects to nothing."""
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from orchestrator.analysis import boot
 from orchestrator.analysis.across import SavedRun, compare_runs
@@ -18,10 +19,39 @@ from orchestrator.analysis.timeline import Timeline
 from orchestrator.analysis.trial import Findings, TrialResult, read_result
 from orchestrator.errors import EvidenceError, ScenarioError
 from orchestrator.evidence import MANIFEST, RunDir, TrialDir, write_json
+from orchestrator.report.cases import Suite, suite
+from orchestrator.report.junit import junit_xml
+from orchestrator.report.kcidb import kcidb_objects
+from orchestrator.report.ktap import ktap
+from orchestrator.report.results_csv import results_csv
 from orchestrator.report.text import text_report
-from orchestrator.scenario import ARMS, CONTROL, ArmName, Scenario, parse_scenario
+from orchestrator.scenario import (
+    ARMS,
+    CONTROL,
+    ArmName,
+    Scenario,
+    not_a_condition,
+    parse_scenario,
+)
 
 log = logging.getLogger("barometer.judge")
+
+
+class Judged(NamedTuple):
+    """What the command says of a run, or of the cells of a matrix."""
+
+    report: str
+    exit_code: int
+    document: dict[str, Any]
+    """comparison.json."""
+    suites: tuple[Suite, ...]
+
+
+def judged(run: RunDir, tester: str | None = None) -> Judged:
+    """A run alone, judged and saved."""
+    scenario, comparison, report = judge(run, tester)
+    one = suite(scenario, comparison, run.plan())
+    return Judged(report, one.exit_code, to_json(comparison), (one,))
 
 
 def judge(run: RunDir, tester: str | None = None) -> tuple[Scenario, Comparison, str]:
@@ -43,7 +73,8 @@ def judge(run: RunDir, tester: str | None = None) -> tuple[Scenario, Comparison,
         conditions(sides, configs, scenario.judgement.allow),
     )  # fmt: skip
     report = text_report(scenario, comparison, plan, tester)
-    save(run.path, to_json(comparison), report)
+    texts = {"report.txt": report, **for_machines(scenario, comparison, plan)}
+    save(run.path, to_json(comparison), texts)
     _save_page(run.path / "report.html", scenario, comparison, plan)
     _save_timelines(run.path / "timelines", comparison)
     return scenario, comparison, report
@@ -65,21 +96,41 @@ def saved_run(run: RunDir) -> SavedRun:
     return SavedRun(str(run.path), scenario, plan, tuple(results), configs)
 
 
-def judge_across(
-    folders: Sequence[Path], arm: ArmName, allow: Sequence[str]
-) -> list[tuple[Scenario, Comparison, str]]:
-    """Each run but the first against the first: the scenario that it is judged by, the comparison
-    and the text report. Nothing is saved. Raises as `saved_run` and `compare_runs`."""
+def judge_across(folders: Sequence[Path], arm: ArmName, allow: Sequence[str]) -> Judged:
+    """Each run but the first against the first. Nothing is saved. The exit code is 1 if that of
+    any is, else the largest. Raises as `saved_run` and `compare_runs`, and ScenarioError."""
+    if len(folders) < 2:
+        raise ScenarioError("compare needs two runs or more", reason="one-run")
+    if wrong := not_a_condition(allow):
+        raise ScenarioError(f"--allow: {wrong}", reason="no-condition")
+    for folder in folders:
+        if (folder / "matrix.json").exists():
+            raise ScenarioError(
+                f"{folder} is a run of a [matrix]: each of its cells is a run",
+                hint=f"compare {folder}/cells/NAME with the same cell of another",
+                reason="not-a-run",
+            )
     first, *others = [saved_run(RunDir.open(folder)) for folder in folders]
-    found = []
+    reports, documents, suites = [], [], []
     for other in others:
         scenario, comparison = compare_runs(first, other, arm, allow)
         plan = first.plan | {"kernels": {
             role: run.plan["kernels"][arm]
             for role, run in zip(ARMS, (first, other), strict=True)
         }}  # fmt: skip
-        found.append((scenario, comparison, text_report(scenario, comparison, plan)))
-    return found
+        one = suite(scenario, comparison, plan)
+        suites.append(one)
+        report = text_report(scenario, comparison, plan)
+        reports.append(f"{other.name}\n  against {first.name}, {arm}:\n\n{report}")
+        documents.append({
+            "run": other.name, "exit_code": one.exit_code, **to_json(comparison)
+        })  # fmt: skip
+    codes = [one.exit_code for one in suites]
+    code = 1 if 1 in codes else max(codes)
+    whole = {
+        "schema": 1, "first": first.name, "arm": arm, "exit_code": code, "comparisons": documents,
+    }  # fmt: skip
+    return Judged("\n\n".join(reports), code, whole, tuple(suites))
 
 
 def looks_of(scenario: Scenario) -> Callable[[RunDir], bool] | None:
@@ -98,11 +149,25 @@ def looks_of(scenario: Scenario) -> Callable[[RunDir], bool] | None:
     return seen_enough
 
 
-def save(folder: Path, comparison: dict[str, Any], report: str) -> None:
-    """comparison.json and report.txt, where that is allowed."""
+def for_machines(
+    scenario: Scenario, comparison: Comparison, plan: Mapping[str, Any]
+) -> dict[str, str]:
+    """What other tools read of a run, besides comparison.json: name of the file -> text."""
+    suites = [suite(scenario, comparison, plan)]
+    return {
+        "junit.xml": junit_xml(suites),
+        "results.ktap": ktap(suites),
+        "kcidb.json": json.dumps(kcidb_objects(scenario, comparison, plan), indent=1) + "\n",
+        "results.csv": results_csv(scenario, comparison, plan),
+    }
+
+
+def save(folder: Path, comparison: dict[str, Any], texts: Mapping[str, str]) -> None:
+    """comparison.json and the other files by their names, where that is allowed."""
     try:
         write_json(folder / "comparison.json", comparison)
-        (folder / "report.txt").write_text(report)
+        for name, text in texts.items():
+            (folder / name).write_text(text, "utf-8")
     except PermissionError as exc:  # somebody else's run: judging it needs no right to write
         log.warning("barometer: the report is not saved: %s", exc)
 

@@ -1,6 +1,6 @@
 """A run of a scenario file with a [matrix]: a folder of runs, one for each cell.
 
-RUN/scenario.toml matrix.json comparison.json report.txt
+RUN/scenario.toml matrix.json comparison.json report.txt junit.xml results.ktap
 RUN/cells/NAME/                          an ordinary run, that can be judged alone
 """
 
@@ -10,12 +10,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from orchestrator.analysis.comparison import Comparison, exit_code, to_json, worst
+from orchestrator.analysis.comparison import Comparison, to_json, worst
 from orchestrator.errors import BenchError, EvidenceError, ScenarioError
 from orchestrator.evidence import RunDir, need_keys, read_json, write_json
 from orchestrator.factors import Cell, ScenarioFile
-from orchestrator.judge import judge, looks_of, save
+from orchestrator.judge import Judged, judge, looks_of, save
 from orchestrator.kernels import describe
+from orchestrator.report.cases import not_run, suite
+from orchestrator.report.junit import junit_xml
+from orchestrator.report.ktap import ktap
 from orchestrator.report.matrix import matrix_report
 from orchestrator.run import Runner, key_named, no_space_explained, only_run_in, run_plan
 from orchestrator.scenario import ARMS, Scenario
@@ -145,24 +148,27 @@ def _kernels(scenario: Scenario) -> dict[str, Any]:
     return kernels
 
 
-def judge_cells(matrix: MatrixDir, tester: str | None = None) -> tuple[str, int]:
-    """The text report of all cells and the exit code: 1 if any cell's is, else the largest. Saved
-    in the run, like each cell's own. `tester`: as of `judge`."""
+def judge_cells(matrix: MatrixDir, tester: str | None = None) -> Judged:
+    """All cells together: a suite for each; the exit code is 1 if any cell's is, else the largest.
+    Saved in the run, like each cell's own. `tester`: as of `judge`."""
     found: dict[str, Comparison | None] = {}
-    codes, emulated = [], False
-    for name, run in matrix.runs().items():
+    suites, emulated = [], False
+    name = str(matrix.facts()["scenario"])
+    for cell, run in matrix.runs().items():
         if run is None:
-            found[name] = None
-            codes.append(_NOT_RUN)
+            found[cell] = None
+            suites.append(not_run(f"{name}-{cell}", _NOT_RUN))
             continue
         scenario, comparison, _ = judge(run, tester)
-        found[name] = comparison
-        codes.append(exit_code(scenario, comparison))
-        emulated = emulated or run.plan()["accel"] == "tcg"
-    name = str(matrix.facts()["scenario"])
+        plan = run.plan()
+        found[cell] = comparison
+        suites.append(suite(scenario, comparison, plan))
+        emulated = emulated or plan["accel"] == "tcg"
     verdict = worst("invalid" if c is None else c.verdict for c in found.values())
     report = matrix_report(name, verdict, found, emulated=emulated)
-    cells = {name: c and to_json(c) for name, c in found.items()}
+    cells = {cell: c and to_json(c) for cell, c in found.items()}
     whole = {"schema": 1, "scenario": name, "verdict": verdict, "cells": cells}
-    save(matrix.path, whole, report)
-    return report, 1 if 1 in codes else max(codes)
+    texts = {"report.txt": report, "junit.xml": junit_xml(suites), "results.ktap": ktap(suites)}
+    save(matrix.path, whole, texts)
+    codes = [one.exit_code for one in suites]
+    return Judged(report, 1 if 1 in codes else max(codes), whole, tuple(suites))

@@ -6,7 +6,7 @@ import difflib
 import operator
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import UnionType
@@ -436,6 +436,16 @@ CONDITION_ROOMS = ("accel", "barometer", "device", "guest", "host", "map", "runn
 """What the name of a condition begins with."""
 
 
+def not_a_condition(names: Iterable[str]) -> str | None:
+    """What is wrong with the first that cannot be the name of a condition."""
+    for name in names:
+        room = name.partition(".")[0]
+        if room not in CONDITION_ROOMS:
+            near = nearest_name(room, CONDITION_ROOMS, CONDITION_ROOMS)
+            return f'"{name}" is no condition{near}, as in "runner.qemu"'
+    return None
+
+
 class Judgement(_Model):
     margin: Percent = 0.03
     """Equivalent: the 95 % interval of the ratio lies within 1 / (1 + margin) and 1 + margin."""
@@ -448,11 +458,8 @@ class Judgement(_Model):
     @field_validator("allow")
     @classmethod
     def _of_a_room(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        for name in names:
-            room = name.partition(".")[0]
-            if room not in CONDITION_ROOMS:
-                near = nearest_name(room, CONDITION_ROOMS, CONDITION_ROOMS)
-                raise ValueError(f'"{name}" is no condition{near}, as in "runner.qemu"')
+        if wrong := not_a_condition(names):
+            raise ValueError(wrong)
         return names
 
     @model_validator(mode="after")

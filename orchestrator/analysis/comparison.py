@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from statistics import median
-from typing import Any
+from typing import Any, Literal
 
 from orchestrator.analysis.conditions import Conditions, conditions_json
 from orchestrator.analysis.cost import cost_json
@@ -44,6 +44,9 @@ from orchestrator.scenario import (
     Scenario,
     metric_at,
 )
+
+Outcome = Literal["met", "not met", "not known"]
+"""Of an expectation."""
 
 _WORST_FIRST: tuple[Verdict, ...] = (
     "regressed", "invalid", "inconclusive", "improved", "equivalent",
@@ -337,6 +340,30 @@ def walked_by(what: str, place: Place, level: Level | None) -> str | None:
     return level.stride if level else None
 
 
+def outcomes(scenario: Scenario, comparison: Comparison) -> dict[Metric, Outcome]:
+    """Of each metric that decides: whether it came out as the scenario expects. One without an
+    expectation must not regress. Before the run is complete only a regression is known."""
+    return {name: _outcome(scenario, comparison, name) for name in comparison.deciding}
+
+
+def _outcome(scenario: Scenario, comparison: Comparison, name: Metric) -> Outcome:
+    metric, wanted = comparison.metric(name), scenario.expect.get(name)
+    if metric is None or comparison.verdict == "invalid":
+        return "not known"
+    complete = len(comparison.results) >= comparison.planned
+    if complete and wanted is not None:
+        return _met(metric, wanted, scenario.judgement.margin)
+    if metric.verdict == "regressed":
+        return "not met"
+    return "met" if complete and metric.verdict in ("improved", "equivalent") else "not known"
+
+
+def fails_more(comparison: Comparison) -> bool:
+    """More of the candidate's trials failed than of the baseline's, and they may be compared."""
+    failed = {arm: comparison.count(arm, "failed") for arm in ARMS}
+    return comparison.verdict != "invalid" and failed["candidate"] > failed["baseline"]
+
+
 def exit_code(scenario: Scenario, comparison: Comparison) -> int:
     """0 expectation met, 1 not met, 3 the bench failed, 4 invalid or inconclusive."""
     unmeasured = [arm for arm in ARMS if not comparison.count(arm, "measured")]
@@ -345,47 +372,39 @@ def exit_code(scenario: Scenario, comparison: Comparison) -> int:
             r.by_bench for arm in unmeasured for r in comparison.of_arm(arm) if r.kind == "invalid"
         )
         return 3 if by_bench and any(r.by_bench for r in comparison.results) else 4
-    complete = len(comparison.results) >= comparison.planned
-    if not scenario.expect or unmeasured or not complete or comparison.verdict == "invalid":
-        codes = [{"regressed": 1, "invalid": 4, "inconclusive": 4}.get(comparison.verdict, 0)]
-    else:
-        margin = scenario.judgement.margin
-        codes = [
-            _met(comparison.metric(name), wanted, margin)
-            for name, wanted in scenario.expect.items()
-        ]
-        if comparison.count("candidate", "failed") > comparison.count("baseline", "failed"):
-            codes.append(1)
-    return 1 if 1 in codes else max(codes)
+    found = {*outcomes(scenario, comparison).values()}
+    if "not met" in found or fails_more(comparison):
+        return 1
+    return 0 if found == {"met"} else 4
 
 
-def _met(metric: MetricComparison | None, wanted: str | Bound, margin: float) -> int:
-    """0 met, 1 not met, 4 not known."""
-    if metric is None or metric.verdict == "invalid":
-        return 4
+def _met(metric: MetricComparison, wanted: str | Bound, margin: float) -> Outcome:
+    if metric.verdict == "invalid":
+        return "not known"
     if isinstance(wanted, Bound):
         return _within(metric, wanted)
     accepted = {"not-regressed": ("improved", "equivalent")}.get(wanted, (wanted,))
     if metric.verdict in accepted:
-        return 0
-    if wanted == "not-regressed" and metric.verdict == "inconclusive":
-        interval = metric.effect.interval
-        return 0 if interval is not None and interval[1] < 1 + margin else 4
-    return 4 if metric.verdict == "inconclusive" else 1
+        return "met"
+    if metric.verdict != "inconclusive":
+        return "not met"
+    interval = metric.effect.interval
+    below = wanted == "not-regressed" and interval is not None and interval[1] < 1 + margin
+    return "met" if below else "not known"
 
 
-def _within(metric: MetricComparison, bound: Bound) -> int:
+def _within(metric: MetricComparison, bound: Bound) -> Outcome:
     """The whole interval of the ratio is on the right side of the bound, or on the wrong one."""
     found = metric.effect.estimate
     ratio = math.inf if found.ratio is None else found.ratio
     low, high = found.interval or (ratio, ratio)
     if found.basis == "few":
         if not found.apart:
-            return 4
+            return "not known"
         low, high = min(low, ratio / FEW_FLOOR), max(high, ratio * FEW_FLOOR)
     if bound.holds(low) and bound.holds(high):
-        return 0
-    return 4 if bound.holds(low) or bound.holds(high) else 1
+        return "met"
+    return "not known" if bound.holds(low) or bound.holds(high) else "not met"
 
 
 def to_json(comparison: Comparison) -> dict[str, Any]:

@@ -130,9 +130,9 @@ class Timeline:
 
 
 def to_json(timeline: Timeline) -> dict[str, Any]:
-    """What `barometer timeline --json` prints."""
+    """One of the boots that `barometer timeline --json` prints."""
     return {
-        "schema": 1, "trial": timeline.trial, "guest": timeline.guest,
+        "trial": timeline.trial, "guest": timeline.guest,
         "release": timeline.release, "unit": timeline.unit, "invalid": timeline.invalid or None,
         "boot_seconds": timeline.boot_seconds, "ssh_seconds": timeline.ssh_seconds,
         "end_seconds": timeline.end_seconds,

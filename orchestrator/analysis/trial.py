@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from statistics import median, median_low
 from typing import Any, Literal
 
@@ -27,6 +29,7 @@ from orchestrator.analysis.trace import (
 from orchestrator.analysis.tracer import need, trace_clock, tracer_complete
 from orchestrator.errors import EvidenceError
 from orchestrator.evidence import TrialDir
+from orchestrator.hashing import digest_of
 from orchestrator.scenario import Metric, Role, metric_at
 
 # a line of /sys/bus/pci/devices/*/resource: `0xSTART 0xEND 0xFLAGS`
@@ -72,6 +75,12 @@ class TrialResult:
     """Of the plan."""
     conditions: dict[str, str] = field(default_factory=dict)
     """Under which it was made, as far as the evidence tells."""
+    started: str = ""
+    """When collecting began, as ISO 8601 in UTC; "" where the evidence has no such time."""
+    seconds: float | None = None
+    """Of the runner, that collecting took; real ones, whatever the host's accelerator."""
+    digest: str = ""
+    """Of its manifest, which has the hashes of its files: the same for the same evidence."""
 
     def value(self, metric: Metric) -> float | None:
         """The trial's one value: a host boot is the unit, what repeats within it is reduced."""
@@ -90,6 +99,9 @@ def read_result(trial: TrialDir) -> TrialResult:
         repeated=tuple(manifest.get("repeated") or ()),
         pair=pair if isinstance(pair := manifest.get("pair"), int) else 0,
         conditions=_conditions(trial),
+        started=_time(manifest.get("started")),
+        seconds=_seconds(manifest.get("seconds")),
+        digest=digest_of(manifest),
     )
 
 
@@ -99,6 +111,18 @@ def _conditions(trial: TrialDir) -> dict[str, str]:
         return conditions_of(trial.manifest, facts, guest)
     except (EvidenceError, KeyError, TypeError, ValueError, AttributeError):
         return {}
+
+
+def _time(found: Any) -> str:
+    try:
+        time = datetime.fromisoformat(found)
+        return time.astimezone(UTC).isoformat(timespec="seconds") if time.tzinfo else ""
+    except (TypeError, ValueError, OverflowError):
+        return ""
+
+
+def _seconds(found: Any) -> float | None:
+    return float(found) if isinstance(found, (int, float)) and 0 <= found < math.inf else None
 
 
 def _judged(trial: TrialDir) -> TrialResult:

@@ -418,8 +418,9 @@ def test_timelines_of_several_boots_follow_one_another(
     out = capsys.readouterr().out
     assert out == text_timeline(booted()) + "\n" + text_timeline(booted("candidate"))
     assert barometer("timeline", finished / "trials" / MEASURED, "--json") == 0
-    documents = json.loads(capsys.readouterr().out)
-    assert [d["trial"] for d in documents] == ["0001-baseline", "0002-candidate"]
+    document = json.loads(capsys.readouterr().out)
+    assert document["schema"] == 1
+    assert [boot["trial"] for boot in document["boots"]] == ["0001-baseline", "0002-candidate"]
 
 
 def test_timeline_is_one_json_document(
@@ -428,7 +429,7 @@ def test_timeline_is_one_json_document(
     trace = finished / "trace.perfetto"
     trial = finished / "trials" / MEASURED
     assert barometer("timeline", trial, "--json", "--perfetto", trace) == 0
-    assert json.loads(capsys.readouterr().out) == to_json(booted())
+    assert json.loads(capsys.readouterr().out) == {"schema": 1, "boots": [to_json(booted())]}
     assert trace.exists()
 
 
@@ -519,7 +520,7 @@ def test_recorded_boot_as_json_has_every_map_and_unmap(
     barometer: Command, capsys: Said, finished: Path
 ) -> None:
     assert barometer("timeline", finished / "trials/0001-baseline", "--json") == 0
-    found = json.loads(capsys.readouterr().out)
+    [found] = json.loads(capsys.readouterr().out)["boots"]
     assert (found["trial"], found["guest"], found["unit"]) == (
         "0001-baseline", "guest-1", "emulated s",
     )  # fmt: skip
@@ -584,9 +585,9 @@ def test_boot_whose_trace_lost_events_is_shown_as_invalid(
     assert lines[:2] == [f"INVALID: {why}", "0002-candidate guest-1, host 7.3.4+deb13-cloud-amd64"]
     assert any("map of 01:00.0 BAR 2 (1GiB), enabling" in line for line in lines)
     assert barometer("timeline", trial, "--json") == 4
-    document = json.loads(capsys.readouterr().out)
-    assert document["invalid"] == why
-    assert document["operations"]
+    [shown] = json.loads(capsys.readouterr().out)["boots"]
+    assert shown["invalid"] == why
+    assert shown["operations"]
 
 
 def test_traced_boot_of_a_trial_that_failed_later_is_shown_as_invalid(
@@ -601,17 +602,19 @@ def test_traced_boot_of_a_trial_that_failed_later_is_shown_as_invalid(
     assert capsys.readouterr().out.startswith("INVALID: host-panic: the host's kernel is broken\n")
     assert trace.stat().st_size
     assert barometer("timeline", trial, "--json") == 4
-    document = json.loads(capsys.readouterr().out)
-    assert document["invalid"] == "host-panic: the host's kernel is broken"
+    [shown] = json.loads(capsys.readouterr().out)["boots"]
+    assert shown["invalid"] == "host-panic: the host's kernel is broken"
     losing(trial)  # what is wrong with the trace itself is said first
     sealed(trial)
     assert barometer("timeline", trial, "--json") == 4
-    assert json.loads(capsys.readouterr().out)["invalid"].startswith("lost-events: ")
+    [shown] = json.loads(capsys.readouterr().out)["boots"]
+    assert shown["invalid"].startswith("lost-events: ")
 
 
 def test_boot_that_counts_is_not_invalid(barometer: Command, capsys: Said, finished: Path) -> None:
     assert barometer("timeline", finished / "trials" / MEASURED, "--json") == 0
-    assert json.loads(capsys.readouterr().out)["invalid"] is None
+    [shown] = json.loads(capsys.readouterr().out)["boots"]
+    assert shown["invalid"] is None
 
 
 @pytest.mark.parametrize(
@@ -658,6 +661,110 @@ def test_schema_is_json(barometer: Command, capsys: Said) -> None:
 def test_clean_with_nothing_to_do_says_so(barometer: Command, capsys: Said) -> None:
     assert barometer("clean") == 0
     assert capsys.readouterr().out == "nothing to clean\n"
+    assert barometer("clean", "--json") == 0
+    assert json.loads(capsys.readouterr().out) == {"schema": 1, "done": []}
+
+
+def test_clean_lists_what_it_did_as_json(
+    barometer: Command, capsys: Said, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli, "clean_state", lambda: iter(["run 1: ended QEMU 7"]))
+    assert barometer("clean", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["done"] == ["run 1: ended QEMU 7"]
+
+
+def test_plan_as_json_has_every_trial_of_every_cell(
+    barometer: Command, capsys: Said, scenario: Path
+) -> None:
+    assert barometer("plan", scenario, "--json") == 0
+    document = json.loads(capsys.readouterr().out)
+    [cell] = document["cells"]
+    assert (document["schema"], document["scenario"], cell["name"]) == (1, "small", None)
+    assert cell["kernels"] == {
+        arm: f"dir:{scenario.parent}/{name} (7.0-{name})"
+        for arm, name in (("baseline", "old"), ("candidate", "new"), ("guest", "guest"))
+    }
+    assert cell["trials"][0] == {
+        "name": "0001-baseline", "pair": 1, "arm": "baseline",
+        "passes": ["plain", "timing", "counts"],
+    }  # fmt: skip
+    assert cell["device"]["bar"] == "32GiB"
+    scenario.write_text(MINIMAL + FACTORS)
+    assert barometer("plan", scenario, "--json") == 0
+    cells = json.loads(capsys.readouterr().out)["cells"]
+    assert [cell["name"] for cell in cells] == ["seabios-1", "seabios-4", "ovmf-1", "ovmf-4"]
+    assert cells[3]["settings"] == {"guest.firmware": "ovmf", "device.count": 4}
+    assert cells[3]["scenario"] == "small-ovmf-4"
+
+
+def test_plan_of_maps_as_json_has_no_guest(
+    barometer: Command, capsys: Said, scenario: Path
+) -> None:
+    scenario.write_text(MAPS)
+    assert barometer("plan", scenario, "--json") == 0
+    [cell] = json.loads(capsys.readouterr().out)["cells"]
+    assert cell["kernels"].keys() == {"baseline", "candidate"}
+    assert cell["points"] == ["full/1GiB/cold", "full/1GiB/warm"]
+
+
+def test_report_as_json_is_what_is_saved(barometer: Command, capsys: Said, finished: Path) -> None:
+    assert barometer("report", finished, "--json") == 0
+    document = json.loads(capsys.readouterr().out)
+    assert (document.pop("run"), document.pop("exit_code")) == (str(finished), 0)
+    assert document == json.loads((finished / "comparison.json").read_text())
+
+
+def test_json_leaves_the_exit_code_as_it_is(
+    barometer: Command, capsys: Said, finished: Path
+) -> None:
+    text = finished / "scenario.toml"
+    text.write_text(text.read_text().replace('"improved"', '"regressed"'))
+    assert barometer("report", finished, "--json") == 1
+    assert json.loads(capsys.readouterr().out)["exit_code"] == 1
+    assert barometer("report", finished / "trials", "--json") == 4
+    assert capsys.readouterr().out == ""
+
+
+@pytest.fixture
+def step_summary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    path = tmp_path / "summary.md"
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(path))
+    return path
+
+
+def test_github_gets_a_summary_and_annotations(
+    barometer: Command, capsys: Said, finished: Path, step_summary: Path
+) -> None:
+    step_summary.write_text("# of the step before\n")
+    assert barometer("report", finished, "--github") == 0
+    assert step_summary.read_text().startswith("# of the step before\n## ✅ debian")
+    out = capsys.readouterr().out
+    assert "\ndebian-6.12-vs-7: improved\n" in out
+    assert out.splitlines()[-1].startswith("::notice title=barometer debian-6.12-vs-7::improved")
+
+
+def test_annotations_do_not_mix_with_json(
+    barometer: Command, capsys: Said, finished: Path, step_summary: Path
+) -> None:
+    assert barometer("report", finished, "--github", "--json") == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out)["verdict"] == "improved"
+    assert said.err.startswith("::notice title=")
+
+
+@pytest.mark.parametrize("value", [None, "", "/no/such/folder/summary.md"])
+def test_github_without_its_file_is_exit_code_2_before_anything_boots(
+    barometer: Command, capsys: Said, scenario: Path, finished: Path, machine: list[str],
+    monkeypatch: pytest.MonkeyPatch, value: str | None,
+) -> None:  # fmt: skip
+    if value is None:
+        monkeypatch.delenv("GITHUB_STEP_SUMMARY", raising=False)
+    else:
+        monkeypatch.setenv("GITHUB_STEP_SUMMARY", value)
+    assert barometer("run", scenario, "--github") == 2
+    assert "--github: GITHUB_STEP_SUMMARY" in capsys.readouterr().err
+    assert machine == []
+    assert barometer("report", finished, "--github") == 2
 
 
 @pytest.fixture
@@ -708,6 +815,21 @@ def test_run_of_a_matrix_ends_with_the_table_of_its_cells(
     out = capsys.readouterr().out
     assert out.startswith("small: improved, 4 cells\n")
     assert out.splitlines()[-1] == f"run: {tmp_path}/out"
+
+
+def test_run_is_one_json_document_and_github_gets_its_cells(
+    barometer: Command, capsys: Said, scenario: Path, tmp_path: Path, machine: list[str],
+    step_summary: Path,
+) -> None:  # fmt: skip
+    assert barometer("run", scenario, "--out", tmp_path / "one", "--json") == 0
+    document = json.loads(capsys.readouterr().out)
+    assert (document["verdict"], document["run"]) == ("improved", f"{tmp_path}/one")
+    scenario.write_text(MINIMAL + FACTORS)
+    assert barometer("run", scenario, "--out", tmp_path / "out", "--json", "--github") == 0
+    said = capsys.readouterr()
+    assert len(json.loads(said.out)["cells"]) == 4
+    assert said.err.count("::notice ") == 4
+    assert step_summary.read_text().count("## ✅ ") == 4
 
 
 def test_run_into_a_folder_with_something_else_is_refused(

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import json
+import shutil
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree as ET
 
 import pytest
 
@@ -31,8 +33,8 @@ def names(folder: Path) -> list[str]:
 def test_trace_of_each_traced_boot_is_written(run: RunDir) -> None:
     _, comparison, _ = judge(run)
     assert names(run.path) == [
-        "comparison.json", "plan.json", "report.html", "report.txt", "scenario.toml", "timelines",
-        "trials",
+        "comparison.json", "junit.xml", "kcidb.json", "plan.json", "report.html", "report.txt",
+        "results.csv", "results.ktap", "scenario.toml", "timelines", "trials",
     ]  # fmt: skip
     assert names(run.path / "timelines") == TRACES
     boots = [boot for of_arm in boots_of(comparison).values() for boot in of_arm]
@@ -45,6 +47,59 @@ def test_traces_are_the_same_every_time(run: RunDir) -> None:
     before = {path: path.read_bytes() for path in (run.path / "timelines").iterdir()}
     judge(run)
     assert {path: path.read_bytes() for path in (run.path / "timelines").iterdir()} == before
+
+
+def test_files_for_other_tools_say_the_same(run: RunDir) -> None:
+    judge(run)
+    suite = ET.parse(run.path / "junit.xml").getroot()[0]
+    assert (suite.get("name"), suite.get("tests"), suite.get("failures")) == (
+        "debian-6.12-vs-7", "5", "0",
+    )  # fmt: skip
+    [trial] = suite.findall(f"testcase[@name='{MEASURED}']")
+    assert trial.get("time") == "99.867"
+    assert (
+        (run.path / "results.ktap")
+        .read_text()
+        .endswith(
+            "\nok 1 debian-6.12-vs-7 # improved; expectation met: bar_map_seconds,"
+            " pfn_lookups_per_map\n"
+        )
+    )
+    tests = json.loads((run.path / "kcidb.json").read_text())["tests"]
+    assert (tests[0]["status"], tests[0]["path"]) == ("PASS", "barometer.debian-6_12-vs-7.verdict")
+    assert tests[-1]["start_time"] == "2026-11-22T22:48:20+00:00"
+    header, row = (run.path / "results.csv").read_text().splitlines()
+    assert row.startswith("2026-11-22T22:48:20+00:00,debian-6.12-vs-7/tcg,")
+    assert len(header.split(",")) == len(row.split(","))
+
+
+def test_files_for_other_tools_are_the_same_wherever_a_run_is_judged(
+    run: RunDir, tmp_path: Path
+) -> None:
+    shutil.copytree(run.path, tmp_path / "copy")
+    judge(run)
+    judge(RunDir(tmp_path / "copy"))
+    for name in ("junit.xml", "results.ktap", "kcidb.json", "results.csv"):
+        assert (run.path / name).read_bytes() == (tmp_path / "copy" / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {"started": 7, "seconds": "long"},
+        {"started": "yesterday", "seconds": -1},
+        {"started": "2026-11-22T22:48:20", "seconds": None},
+        {"started": "0001-01-01T00:00:00+23:00", "seconds": float("inf")},
+    ],
+)
+def test_times_that_are_none_are_left_out(run: RunDir, facts: dict[str, Any]) -> None:
+    for trial in run.trials():
+        sealed(trial.path, **facts)
+    _, comparison, _ = judge(run)
+    assert {(r.started, r.seconds) for r in comparison.results} == {("", None)}
+    assert len((run.path / "results.csv").read_text().splitlines()) == 1
+    assert ' time="' not in (run.path / "junit.xml").read_text().partition("<testcase")[2]
+    assert "start_time" not in (run.path / "kcidb.json").read_text()
 
 
 def test_evidence_is_left_as_it_was(run: RunDir) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
+from xml.etree import ElementTree as ET
 
 import pytest
 
@@ -116,17 +117,22 @@ def test_every_cell_is_a_run_in_a_folder_of_its_own(fixture: Fixture) -> None:
 
 def test_matrix_is_judged_by_its_cells(fixture: Fixture) -> None:
     found = fixture.run(measured)
-    report, code = judge_cells(found)
+    report, code, document, suites = judge_cells(found)
     assert code == 0
+    assert [suite.exit_code for suite in suites] == [0] * 4
     assert report.startswith("debian-6.12-vs-7: improved, 4 cells\n")
     assert (fixture.out / "report.txt").read_text() == report
     saved = json.loads((fixture.out / "comparison.json").read_text())
+    assert saved == json.loads(json.dumps(document))
     assert (saved["schema"], saved["scenario"], saved["verdict"]) == (
         1, "debian-6.12-vs-7", "improved",
     )  # fmt: skip
     assert list(saved["cells"]) == CELLS
+    assert len(ET.parse(fixture.out / "junit.xml").getroot()) == 4
+    assert "\n1..4\n" in (fixture.out / "results.ktap").read_text()
     for name in CELLS:
         cell = fixture.out / "cells" / name
+        assert (cell / "kcidb.json").exists()
         assert saved["cells"][name] == json.loads((cell / "comparison.json").read_text())
         assert "\ndebian-6.12-vs-7: improved\n" in (cell / "report.txt").read_text()
 
@@ -162,15 +168,19 @@ def test_exit_code_is_1_where_any_cells_is_and_else_the_largest(
     found = fixture.run(measured)
     for name, change in zip(CELLS, changes, strict=False):
         change(fixture.out / "cells" / name)
-    report, found_code = judge_cells(found)
+    report, found_code, *_ = judge_cells(found)
     assert (found_code, report.split(": ")[1].split(",")[0]) == (code, verdict)
 
 
 def test_cell_that_has_not_run_is_said_to_be(fixture: Fixture) -> None:
     found = fixture.run(measured)
     not_run(fixture.out / "cells/ovmf-1")
-    report, _ = judge_cells(found)
+    report, *_ = judge_cells(found)
     assert "ovmf-1: not run\n" in report
+    assert (
+        "\nok 3 debian-6.12-vs-7-ovmf-1 # SKIP not run\n"
+        in (fixture.out / "results.ktap").read_text()
+    )
     assert json.loads((fixture.out / "comparison.json").read_text())["cells"]["ovmf-1"] is None
 
 

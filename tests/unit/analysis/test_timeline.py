@@ -61,7 +61,7 @@ def test_steps_before_the_mark_are_the_boots() -> None:
 
 def test_json_has_all_of_it() -> None:
     assert to_json(TIMELINE) == {
-        "schema": 1, "trial": "0001-baseline", "guest": "guest-1", "release": "7.3.4",
+        "trial": "0001-baseline", "guest": "guest-1", "release": "7.3.4",
         "unit": "s", "invalid": None, "boot_seconds": 4.0, "ssh_seconds": None, "end_seconds": 6.0,
         "attributed_share": 1.0,
         "phases": [

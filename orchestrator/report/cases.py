@@ -1,0 +1,203 @@
+"""A run as the test cases that CI systems know: its verdict, each metric that decides, each trial.
+
+What the outputs for machines share: `junit.py`, `ktap.py` and `github.py` only spell it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any, Literal
+
+from orchestrator import __version__
+from orchestrator.analysis.comparison import (
+    Comparison,
+    MetricComparison,
+    exit_code,
+    fails_more,
+    guest_accels,
+    outcomes,
+)
+from orchestrator.analysis.trial import TrialResult
+from orchestrator.hashing import digest_of
+from orchestrator.scenario import ARMS, ArmName, Metric, Scenario
+
+Outcome = Literal["passed", "failed", "unknown"]
+"""unknown: invalid or inconclusive. It says nothing of the kernels, and is no success."""
+Numbers = dict[str, float | str]
+
+_OUTCOMES: dict[str, Outcome] = {"met": "passed", "not met": "failed", "not known": "unknown"}
+
+_ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[ -/]*[0-~])")
+# All that XML 1.0 has no place for (https://www.w3.org/TR/xml/#charsets), DEL and the C1 controls
+_UNPRINTABLE = re.compile(r"[^\t\n\x20-\x7e\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+
+
+@dataclass(frozen=True)
+class Case:
+    kind: Literal["run", "metric", "trial"]
+    name: str
+    """Of one kind, different in each case of a suite."""
+    outcome: Outcome
+    reason: str
+    """Short stable name of what was found: improved, guest-panic, ..."""
+    message: str
+    """One line."""
+    tail: str = ""
+    """The end of a console, or what else is the proof."""
+    numbers: Numbers = field(default_factory=dict)
+    seconds: float | None = None
+    """Real ones, of a trial."""
+
+
+@dataclass(frozen=True)
+class Suite:
+    """One run, or one cell of a matrix."""
+
+    name: str
+    exit_code: int
+    cases: tuple[Case, ...]
+    """The run's first, then the metrics that decide, then the trials in their order."""
+    facts: dict[str, str] = field(default_factory=dict)
+    metrics: dict[Metric, Numbers] = field(default_factory=dict)
+    """Of every metric that both arms have."""
+    started: str = ""
+    """Of its first trial: ISO 8601, UTC; "" where the evidence has no time."""
+    digest: str = ""
+    """Of its plan and its evidence: the same for the same run, wherever it is judged."""
+
+
+def plain(text: object) -> str:
+    """Text from outside without escape sequences and control characters: what is left of it has a
+    place in XML, JSON and on any terminal."""
+    lines = _ANSI.sub("", str(text)).replace("\r\n", "\n").replace("\r", "\n")
+    return _UNPRINTABLE.sub("\ufffd", lines)
+
+
+def line_of(text: object) -> str:
+    """The same in one line."""
+    return " ".join(plain(text).split())
+
+
+def suite(scenario: Scenario, comparison: Comparison, plan: Mapping[str, Any]) -> Suite:
+    """`plan` is plan.json."""
+    unit = seconds_of(plan)
+    code = exit_code(scenario, comparison)
+    metrics = {m.name: _numbers(m, scenario, unit) for m in comparison.metrics}
+    found = {name: _OUTCOMES[met] for name, met in outcomes(scenario, comparison).items()}
+    cases = [
+        _run_case(scenario, comparison, code, found),
+        *(
+            _metric_case(scenario, comparison, name, outcome, metrics.get(name, {}))
+            for name, outcome in found.items()
+        ),
+        *map(_trial_case, comparison.results),
+    ]
+    facts = {
+        "barometer": __version__, "scenario": scenario.name, "verdict": comparison.verdict,
+        "exit_code": str(code), "accel": str(plan["accel"]), "seconds_are": unit,
+        **{f"{arm}.kernel": line_of(kernel_of(comparison, arm)) for arm in ARMS},
+    }  # fmt: skip
+    started = min((r.started for r in comparison.results if r.started), default="")
+    digest = digest_of({"plan": plan, "trials": [r.digest for r in comparison.results]})
+    return Suite(scenario.name, code, tuple(cases), facts, metrics, started, digest)
+
+
+def not_run(name: str, code: int) -> Suite:
+    """A cell of a matrix that has not begun."""
+    return Suite(name, code, (Case("run", "verdict", "unknown", "not-run", "not run"),))
+
+
+def kernel_of(comparison: Comparison, arm: ArmName) -> str:
+    kernel = comparison.kernels[arm]
+    return f"{kernel['release']} ({kernel['source']})"
+
+
+def seconds_of(plan: Mapping[str, Any]) -> str:
+    """The unit of what is called seconds: it is not the same everywhere."""
+    return {"kvm": "s", "exact": "Ginsn"}.get(str(plan["accel"]), "emulated s")
+
+
+def _run_case(
+    scenario: Scenario, comparison: Comparison, code: int, found: Mapping[Metric, Outcome]
+) -> Case:
+    said: list[str] = [comparison.verdict]
+    if len(comparison.results) < comparison.planned:
+        said.append(f"not complete: {len(comparison.results)} of {comparison.planned} trials")
+    if len(guest_accels(comparison.results)) > 1:
+        said.append("guests ran under KVM in some trials, emulated in others")
+    if fails_more(comparison):
+        failed = {arm: comparison.count(arm, "failed") for arm in ARMS}
+        said.append(
+            f"the candidate fails more often: {failed['candidate']} of its trials,"
+            f" {failed['baseline']} of the baseline's"
+        )
+    for arm in ARMS:
+        if not comparison.count(arm, "measured"):
+            said.append(f"no trial of the {arm} was measured")
+    for outcome, met in (("passed", "met"), ("failed", "not met"), ("unknown", "not known")):
+        names = [name for name in scenario.expect if found[name] == outcome]
+        if names:
+            said.append(f"expectation {met}: {', '.join(names)}")
+    of_run: Outcome = "passed" if code == 0 else "failed" if code == 1 else "unknown"
+    return Case("run", "verdict", of_run, comparison.verdict, "; ".join(said))
+
+
+def _metric_case(
+    scenario: Scenario, comparison: Comparison, name: Metric, outcome: Outcome, numbers: Numbers
+) -> Case:
+    metric, wanted = comparison.metric(name), scenario.expect.get(name)
+    expected = "" if wanted is None else f", expected {wanted}"
+    if metric is None:
+        said = f"not measured in both arms{expected}"
+        return Case("metric", name, outcome, "not-measured", said)
+    why = ""
+    if metric.verdict == "invalid":
+        why = "; the bench finds a difference between the baseline's kernel and itself"
+    elif outcome == "unknown" and metric.verdict != "inconclusive":
+        why = "; the run is " + ("invalid" if comparison.verdict == "invalid" else "not complete")
+    said = f"{metric.verdict}{expected}{why}; {_effect(metric)}"
+    return Case("metric", name, outcome, metric.verdict, said, numbers=numbers)
+
+
+def _effect(metric: MetricComparison) -> str:
+    found = metric.effect.estimate
+    said = [f"ratio {found.ratio:.4g}" if found.ratio is not None else "the baseline is 0"]
+    if found.interval is not None:
+        said.append(f"95 % interval {found.interval[0]:.4g} .. {found.interval[1]:.4g}")
+    if metric.effect.p_adjusted is not None:
+        said.append(f"p {metric.effect.p_adjusted:.2g}")
+    return ", ".join(said)
+
+
+def _numbers(metric: MetricComparison, scenario: Scenario, seconds: str) -> Numbers:
+    found = metric.effect.estimate
+    low, high = found.interval or (None, None)
+    wanted = scenario.expect.get(metric.name)
+    numbers: dict[str, float | str | None] = {
+        "unit": seconds if metric.unit == "s" else metric.unit,
+        "baseline.median": median(metric.baseline), "candidate.median": median(metric.candidate),
+        "ratio": found.ratio, "ci95.low": low, "ci95.high": high,
+        "p": found.p, "p_adjusted": metric.effect.p_adjusted,
+        "pairs": found.pairs, "basis": found.basis, "verdict": metric.verdict,
+        "expected": None if wanted is None else str(wanted),
+    }  # fmt: skip
+    return {name: value for name, value in numbers.items() if value is not None}
+
+
+def _trial_case(result: TrialResult) -> Case:
+    values: Numbers = {
+        name: value for name in result.samples if (value := result.value(name)) is not None
+    }
+    if result.repeated:
+        values["begun_again"] = line_of(", ".join(map(str, result.repeated)))
+    if result.kind == "measured":
+        return Case("trial", line_of(result.name), "passed", "measured", "measured",
+                    numbers=values, seconds=result.seconds)  # fmt: skip
+    where = f" at {result.stage}" if result.stage else ""
+    said = line_of(f"{result.kind}{where}: {result.reason}: {result.message}")
+    outcome: Outcome = "failed" if result.kind == "failed" else "unknown"
+    return Case("trial", line_of(result.name), outcome, line_of(result.reason), said,
+                plain(result.evidence), values, result.seconds)  # fmt: skip

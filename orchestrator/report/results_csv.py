@@ -1,0 +1,60 @@
+"""A run as a row of a table over many runs: the form that Apache Otava reads to find the night
+from which on a kernel is slower.
+
+Otava takes one file for each test, a row for each night, and no gaps: one value that is missing
+keeps it from seeing any change of that metric, without a word. So a run of which not everything
+was measured has no row, only the header, which is the same for every run of a scenario. Rows that
+say different things of a `branch` are not mixed by Otava; here that is scenario and accelerator,
+because seconds of emulated machines and others are no history.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping
+from statistics import median
+from typing import Any
+
+from orchestrator.analysis.comparison import Comparison
+from orchestrator.report.cases import kernel_of, line_of, suite
+from orchestrator.scenario import ARMS, METRICS, Scenario
+
+_ABOUT = ("time", "branch", "run", "verdict", *(f"{arm}.kernel" for arm in ARMS))
+
+
+def results_csv(scenario: Scenario, comparison: Comparison, plan: Mapping[str, Any]) -> str:
+    """The header and, of a complete run, its row. `plan` is plan.json.
+
+    NAME.baseline and NAME.candidate are medians; NAME.ratio, of what is no count, is candidate /
+    baseline: it stays where it is when the machine becomes slower.
+    """
+    out = io.StringIO()
+    table = csv.writer(out, lineterminator="\n")
+    columns = [
+        f"{name}.{column}"
+        for name in scenario.metrics()
+        for column in (*ARMS, "ratio")
+        if column != "ratio" or METRICS[name.partition("@")[0]] != "count"
+    ]
+    table.writerow([*_ABOUT, *columns])
+    of_run = suite(scenario, comparison, plan)
+    values = _values(comparison)
+    complete = len(comparison.results) >= comparison.planned and comparison.verdict != "invalid"
+    if complete and of_run.started and values.keys() >= {*columns}:
+        about = [
+            of_run.started, f"{scenario.name}/{plan['accel']}", of_run.digest, comparison.verdict,
+            *(line_of(kernel_of(comparison, arm)) for arm in ARMS),
+        ]  # fmt: skip
+        table.writerow([*about, *(repr(values[column]) for column in columns)])
+    return out.getvalue()
+
+
+def _values(comparison: Comparison) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for metric in comparison.metrics:
+        for arm in ARMS:
+            found[f"{metric.name}.{arm}"] = median(getattr(metric, arm))
+        if metric.ratio is not None:
+            found[f"{metric.name}.ratio"] = metric.ratio
+    return found

@@ -1,0 +1,58 @@
+"""Of each metric that decides: met, not met, not known; and what the exit code makes of them."""
+
+from __future__ import annotations
+
+import pytest
+
+from orchestrator.analysis.comparison import exit_code, fails_more, outcomes
+from tests.unit.report.made import BOOT, MAP, RUNS, ended, pairs, run
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_exit_code_is_that_of_the_worst_outcome(name: str) -> None:
+    make, code = RUNS[name]
+    made = make()
+    assert exit_code(made.scenario, made.comparison) == code
+    found = {*outcomes(made.scenario, made.comparison).values()}
+    if "not met" in found:
+        assert code == 1
+    elif not fails_more(made.comparison):
+        assert (code == 0) == (found == {"met"})
+
+
+@pytest.mark.parametrize(
+    ("factor", "wanted", "outcome"),
+    [
+        (0.5, "improved", "met"),
+        (0.5, "not-regressed", "met"),
+        (0.5, "equivalent", "not met"),
+        (0.5, "< 0.6", "met"),
+        (0.5, "> 0.6", "not met"),
+        (1.0, "equivalent", "met"),
+        (1.0, ">= 1", "not known"),
+        (1.4, "regressed", "met"),
+        (1.4, "not-regressed", "not met"),
+    ],
+)
+def test_outcome_is_of_the_expectation(factor: float, wanted: str, outcome: str) -> None:
+    made = run(pairs(factor), f'{MAP}="{wanted}"')
+    assert outcomes(made.scenario, made.comparison) == {MAP: outcome}
+
+
+def test_without_an_expectation_the_headline_must_not_regress() -> None:
+    for factor, outcome in ((0.5, "met"), (1.0, "met"), (1.4, "not met")):
+        made = run(pairs(factor))
+        assert outcomes(made.scenario, made.comparison) == {MAP: outcome}
+
+
+def test_before_the_run_is_complete_only_a_regression_is_known() -> None:
+    for factor, outcome in ((0.5, "not known"), (1.4, "not met")):
+        made = run(pairs(factor), f"{BOOT}=not-regressed", planned=99)
+        assert outcomes(made.scenario, made.comparison) == {BOOT: outcome}
+
+
+def test_candidate_that_fails_more_often_does_not_pass() -> None:
+    made = run([*pairs(0.5, 2), ended("candidate", 2)], f"{BOOT}=improved")
+    assert outcomes(made.scenario, made.comparison) == {BOOT: "met"}
+    assert fails_more(made.comparison)
+    assert not fails_more(run([*pairs(0.5, 2), ended("baseline", 2)]).comparison)

@@ -1,0 +1,160 @@
+"""Runs as test cases: they say the same as the exit code, whatever ended them."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator.report.cases import Case, line_of, not_run, plain
+from tests.unit.report.made import BOOT, MAP, RUNS, ended, pairs, run
+
+ANYTHING = st.text(st.characters())  # with control characters and lone surrogates
+
+
+def metrics(cases: tuple[Case, ...]) -> dict[str, Case]:
+    return {case.name: case for case in cases if case.kind == "metric"}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_cases_agree_with_the_exit_code(name: str) -> None:
+    make, code = RUNS[name]
+    found = make().suite
+    verdict, *others = found.cases
+    assert found.exit_code == code
+    assert (verdict.kind, verdict.name) == ("run", "verdict")
+    assert verdict.outcome == {0: "passed", 1: "failed"}.get(code, "unknown")
+    of_metrics = {case.outcome for case in others if case.kind == "metric"}
+    if code == 0:
+        assert of_metrics == {"passed"}
+    elif code == 1:
+        assert any(case.outcome == "failed" for case in others)
+    else:
+        assert "failed" not in of_metrics
+        assert "unknown" in of_metrics or not of_metrics
+
+
+def test_case_of_a_metric_says_what_was_found_and_expected() -> None:
+    case = metrics(run(pairs(0.5), f"{MAP}=improved").suite.cases)[MAP]
+    assert case.message == (
+        "improved, expected improved; ratio 0.5, 95 % interval 0.4978 .. 0.5023, p 0.00049"
+    )
+    assert case.numbers["unit"] == "s"
+    assert case.numbers["ratio"] == pytest.approx(0.5)
+    assert case.numbers["baseline.median"] == pytest.approx(0.5, rel=0.01)
+    assert case.numbers["pairs"] == 12
+    assert set(case.numbers) == {
+        "unit", "baseline.median", "candidate.median", "ratio", "ci95.low", "ci95.high", "p",
+        "p_adjusted", "pairs", "basis", "verdict", "expected",
+    }  # fmt: skip
+
+
+def test_number_that_there_is_not_has_no_place() -> None:
+    case = metrics(run(pairs(0.4, 1)).suite.cases)[MAP]
+    assert not case.numbers.keys() & {"p", "p_adjusted", "ci95.low", "ci95.high", "expected"}
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("not complete", "not complete: 24 of 30 trials"),
+        ("accelerators", "guests ran under KVM in some trials, emulated in others"),
+        (
+            "candidate fails",
+            "the candidate fails more often: 1 of its trials, 0 of the baseline's",
+        ),
+        ("bench fails", "no trial of the baseline was measured"),
+        ("not as expected", f"expectation met: {BOOT}; expectation not met: {MAP}"),
+        ("expected and inconclusive", f"expectation not known: {BOOT}"),
+    ],
+)
+def test_verdict_says_why(name: str, said: str) -> None:
+    assert said in RUNS[name][0]().suite.cases[0].message
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("not complete", "the run is not complete"),
+        ("accelerators", "the run is invalid"),
+        ("control", "the bench finds a difference between the baseline's kernel and itself"),
+        ("baseline is 0", "the baseline is 0"),
+        ("expected and not measured", "not measured in both arms, expected improved"),
+    ],
+)
+def test_metric_says_why_it_is_not_known(name: str, said: str) -> None:
+    [case] = metrics(RUNS[name][0]().suite.cases).values()
+    assert said in case.message
+
+
+def test_trials_are_cases_with_their_time_and_their_tail() -> None:
+    first, *_, last = run([*pairs(0.5, 1), ended("baseline", 1)]).suite.cases[2:]
+    assert (first.name, first.outcome, first.seconds) == ("0000-baseline", "passed", 99.5)
+    assert first.numbers[BOOT] == 40
+    assert (last.outcome, last.reason, last.seconds) == ("failed", "guest-panic", None)
+    assert last.message == "failed at guest-0-plain: guest-panic: the guest panicked"
+    assert last.tail == "[   1.0] Oops\n[   1.1] Kernel panic\n"
+
+
+def test_trial_that_was_begun_again_says_so() -> None:
+    again = ended("candidate", 1, "invalid", repeated=("host-crash", "exact-crawl"))
+    case = run([again]).suite.cases[-1]
+    assert (case.outcome, case.numbers) == ("unknown", {"begun_again": "host-crash, exact-crawl"})
+
+
+@pytest.mark.parametrize(
+    ("accel", "unit"), [("kvm", "s"), ("tcg", "emulated s"), ("exact", "Ginsn")]
+)
+def test_seconds_are_named_what_they_are(accel: str, unit: str) -> None:
+    found = run(pairs(0.4, 1), accel=accel).suite
+    assert found.facts["seconds_are"] == unit
+    assert found.metrics[MAP]["unit"] == unit
+    assert found.metrics["pfn_lookups_per_map"]["unit"] == "count"
+
+
+def test_run_begins_with_its_first_trial() -> None:
+    assert run(pairs(1.0)).suite.started == "2026-11-22T22:00:20+00:00"
+    assert run([]).suite.started == ""
+
+
+def test_digest_is_of_the_evidence() -> None:
+    same = [run(pairs(factor)).suite.digest for factor in (1.0, 2.0)]
+    assert same[0] == same[1]  # what was made of it is no part of it
+    assert run(pairs(1.0, 2)).suite.digest != same[0]
+    assert run(pairs(1.0), accel="tcg").suite.digest != same[0]
+
+
+def test_cell_that_was_not_run_is_a_suite() -> None:
+    found = not_run("job-ovmf", 4)
+    assert [(case.name, case.outcome, case.message) for case in found.cases] == [
+        ("verdict", "unknown", "not run"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        ("\x1b[1;31mpanic\x1b[0m", "panic"),
+        ("\x1b]0;title\x07text", "text"),
+        ("\x1b]8;;http://x\x1b\\link", "link"),
+        ("\x1bcclear\x1b(B", "clear"),
+        ("one\r\ntwo\rthree", "one\ntwo\nthree"),
+        ("a\x00b\x08c\x7f\x9b", "a\ufffdb\ufffdc\ufffd\ufffd"),
+        ("\ud800 \ufffe \U0001f9ea \tß", "\ufffd \ufffd \U0001f9ea \tß"),
+    ],
+)
+def test_text_from_outside_is_made_plain(text: str, left: str) -> None:
+    assert plain(text) == left
+
+
+@given(ANYTHING)
+def test_plain_text_is_printable_and_stays_so(text: str) -> None:
+    found = plain(text)
+    assert all(c in "\t\n" or c.isprintable() or ord(c) > 0x9F for c in found)
+    assert plain(found) == found
+    found.encode()
+
+
+@given(ANYTHING)
+def test_line_is_one(text: str) -> None:
+    assert len(line_of(text).splitlines()) <= 1
