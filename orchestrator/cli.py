@@ -122,8 +122,14 @@ def _print_plan(scenario: Scenario, described: Callable[[Kernel], str]) -> None:
     else:
         points = ", ".join(point.name for point in scenario.points())
         print(f"  {'points':<10} {points}")
+    if (until := scenario.trials.until) is not None:
+        print(
+            f"  {'pairs':<10} at most {scenario.trials.most_pairs} pairs, until the deciding"
+            f" metrics are known to {100 * until.precision:g}%"
+        )
     for trial in make_plan(scenario):
-        print(f"  {trial.name}  pair {trial.pair}, {', '.join(trial.passes)}")
+        where = f"pair {trial.pair}, " * (trial.pair > 0)
+        print(f"  {trial.name}  {where}{', '.join(trial.passes)}")
 
 
 def _plan_json(cell: Cell, described: Callable[[Kernel], str]) -> dict[str, Any]:

@@ -726,6 +726,65 @@ def test_json_leaves_the_exit_code_as_it_is(
 
 
 @pytest.fixture
+def two_runs(finished: Path, tmp_path: Path) -> tuple[Path, Path]:
+    return finished, shutil.copytree(finished, tmp_path / "another")
+
+
+def test_compare_takes_the_first_run_as_the_measure(
+    barometer: Command, capsys: Said, two_runs: tuple[Path, Path]
+) -> None:
+    # one pair each, of times: too few to say that nothing changed
+    assert barometer("compare", *two_runs) == 4
+    out = capsys.readouterr().out
+    assert out.startswith(f"{two_runs[1]}\n  against {two_runs[0]}, candidate:\n")
+    assert "  * pfn_lookups_per_map: equivalent, expected: not-regressed" in out
+    assert barometer("compare", *two_runs, "--arm", "baseline", "--json") == 4
+    document = json.loads(capsys.readouterr().out)
+    assert (document["arm"], document["first"]) == ("baseline", str(two_runs[0]))
+    [one] = document["comparisons"]
+    assert (one["run"], one["exit_code"]) == (str(two_runs[1]), 4)
+    assert one["metrics"]["pfn_lookups_per_map"]["ratio"] == 1
+
+
+def test_compare_leaves_the_runs_as_they_were(
+    barometer: Command, two_runs: tuple[Path, Path]
+) -> None:
+    def files() -> dict[Path, bytes]:
+        return {p: p.read_bytes() for run in two_runs for p in run.rglob("*") if p.is_file()}
+
+    before = files()
+    barometer("compare", *two_runs)
+    assert files() == before
+
+
+def test_compare_says_what_is_wrong_with_its_runs(
+    barometer: Command, capsys: Said, two_runs: tuple[Path, Path]
+) -> None:
+    first, second = two_runs
+    for words, code, said in (
+        ([first], 2, "compare needs two runs or more"),
+        ([first, second, "--allow", "runer.qemu"], 2, 'did you mean "runner"?'),
+        ([first, second / "trials"], 4, "holds no run"),
+    ):
+        assert barometer("compare", *words) == code
+        assert said in capsys.readouterr().err
+    (second / "matrix.json").write_text("{}")
+    assert barometer("compare", first, second) == 2
+    assert "each of its cells is a run" in capsys.readouterr().err
+
+
+def test_plan_says_when_a_run_without_a_number_of_pairs_ends(
+    barometer: Command, capsys: Said, scenario: Path
+) -> None:
+    scenario.write_text(MAPS)
+    words = ("--set", "trials={until={max_pairs=12}}", "--set", "host.accel=tcg")
+    assert barometer("plan", scenario, *words) == 0
+    assert (
+        "at most 12 pairs, until the deciding metrics are known to 2%" in capsys.readouterr().out
+    )
+
+
+@pytest.fixture
 def step_summary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = tmp_path / "summary.md"
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(path))
