@@ -233,6 +233,12 @@ def _same_plan(path: Path, then: dict[str, Any], now: dict[str, Any]) -> None:
             )
 
 
+def _number(trial: Path) -> tuple[int, str]:
+    """0010-baseline comes before 10000-candidate."""
+    digits = trial.name.partition("-")[0]
+    return int(digits) if digits.isdecimal() else 0, trial.name
+
+
 class RunDir:
     """One run: a scenario, its plan, its trials."""
 
@@ -316,4 +322,5 @@ class RunDir:
 
     def trials(self) -> list[TrialDir]:
         """Every complete trial, in order."""
-        return [TrialDir.open(p) for p in sorted(self.trials_path.glob("[0-9]*"))]
+        folders = self.trials_path.glob("[0-9]*")
+        return [TrialDir.open(p) for p in sorted(folders, key=_number)]

@@ -405,7 +405,7 @@ class Until(_Model):
 
 
 class Trials(_Model):
-    pairs: Annotated[int, Field(ge=1, le=1000)] = 1
+    pairs: Annotated[int, Field(ge=1, le=10_000)] = 1
     """Pairs of trials: one host boot of each arm. Two are a block, in which the order is flipped
     from one to the next. Times need 10 for a verdict on less than a factor of two."""
     until: Until | None = None

@@ -184,7 +184,10 @@ def _paired(
         return Estimate("few", 0, _ratio(median(baseline), median(candidate)), apart=apart)
     logs = np.log(np.array(pairs))
     d = np.sort(logs[:, 1] - logs[:, 0])
-    averages = np.concatenate([(d[i:] + d[i]) / 2 for i in range(n)])
+    averages, at = np.empty(n * (n + 1) // 2), 0
+    for i in range(n):
+        averages[at : at + n - i] = (d[i:] + d[i]) / 2
+        at += n - i
     ratio, interval = _middle(averages, signed_rank_index(n) if n >= LEAST_FOR_INTERVAL else None)
     if n < LEAST_FOR_P:
         return Estimate("few", n, ratio, interval, apart=apart)
@@ -210,14 +213,15 @@ def _unpaired(baseline: Sequence[float], candidate: Sequence[float], *, apart: b
 def _middle(
     values: NDArray[np.float64], index: int | None
 ) -> tuple[float, tuple[float, float] | None]:
-    """exp of the median and of the order statistics `index` from both ends."""
+    """exp of the median and of the order statistics `index` from both ends. Puts the values into
+    another order: of thousands of pairs they are millions."""
     middle = len(values) // 2
     ends = [] if index is None else [index, len(values) - 1 - index]
-    part = np.partition(values, [middle - 1, middle, *ends] if middle else [0])
-    centre = part[middle] if len(values) % 2 else (part[middle - 1] + part[middle]) / 2
+    values.partition([middle - 1, middle, *ends] if middle else [0])
+    centre = values[middle] if len(values) % 2 else (values[middle - 1] + values[middle]) / 2
     if index is None:
         return float(np.exp(centre)), None
-    low, high = (float(np.exp(part[end])) for end in ends)
+    low, high = (float(np.exp(values[end])) for end in ends)
     return float(np.exp(centre)), (low, high)
 
 
