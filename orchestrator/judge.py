@@ -133,18 +133,19 @@ def judge_across(folders: Sequence[Path], arm: ArmName, allow: Sequence[str]) ->
     return Judged("\n\n".join(reports), code, whole, tuple(suites))
 
 
-def looks_of(scenario: Scenario) -> Callable[[RunDir], bool] | None:
-    """What a run with `until` asks after each block: whether it has seen enough. Each trial is
-    read once. None of a run without."""
+def looks_of(scenario: Scenario) -> Callable[[RunDir, int], bool] | None:
+    """What a run with `until` asks after each block, that is after so many pairs: whether it has
+    seen enough. Each trial is read once. None of a run without."""
     if scenario.trials.until is None:
         return None
     known: dict[str, TrialResult] = {}
 
-    def seen_enough(run: RunDir) -> bool:
+    def seen_enough(run: RunDir, pairs: int) -> bool:
         for trial in run.trials():
             if trial.path.name not in known:
                 known[trial.path.name] = replace(read_result(trial), findings=Findings())
-        return enough(scenario, [*known.values()], run.plan()["accel"])
+        seen = [result for result in known.values() if result.pair <= pairs]
+        return enough(scenario, seen, run.plan()["accel"])
 
     return seen_enough
 

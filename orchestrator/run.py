@@ -42,7 +42,8 @@ from orchestrator.progress import Progress
 from orchestrator.scenario import ARMS, GIB, ArmName, Scenario
 
 log = logging.getLogger("barometer.run")
-Enough = Callable[[RunDir], bool]
+Enough = Callable[[RunDir, int], bool]
+"""Whether the trials of so many pairs, from the first, are enough."""
 
 _SAME_BENCH_FAILURES = 2
 _ATTEMPTS = 3
@@ -262,7 +263,7 @@ def run_trials(bench: Bench) -> bool:
         block = [planned for planned in plan if pairs - 2 < max(planned.pair, 1) <= pairs]
         if not _run_block(bench, block, watch):
             return False
-        if bench.enough(bench.run):
+        if bench.enough(bench.run, pairs):
             bench.progress.note(f"enough after {pairs} pairs")
             break
     return True

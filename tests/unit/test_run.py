@@ -20,7 +20,7 @@ from orchestrator.evidence import RunDir, TrialDir, TrialWriter
 from orchestrator.kernels import KernelBundle, materialised
 from orchestrator.plan import PlannedTrial, make_plan
 from orchestrator.progress import Progress
-from orchestrator.run import Bench, Prepared, plan_facts, run_trials
+from orchestrator.run import Bench, Enough, Prepared, plan_facts, run_trials
 from orchestrator.scenario import GIB, DirKernel, Scenario
 from tests.unit.kernels.fakes import folder_kernel
 from tests.unit.scenarios import map_scenario, scenario
@@ -53,7 +53,7 @@ class Fixture:
 
     def trials(
         self, climb: Climb, chosen: Scenario, accel: str = "tcg", width: int = 1,
-        keep: bool = False,
+        keep: bool = False, enough: Enough | None = None,
     ) -> list[TrialDir]:  # fmt: skip
         """Those that are complete after the run, in order."""
 
@@ -70,6 +70,7 @@ class Fixture:
         self.bench = Bench(
             chosen, cast(Prepared, SimpleNamespace(accel=accel, kernels=kernels)), run_dir,
             cast(BenchState, state), cast(Any, self.machines), Progress(), keep,
+            enough,
         )  # fmt: skip
         self.held = run_trials(self.bench)
         return run_dir.trials()
@@ -113,6 +114,39 @@ def test_trials_run_in_the_order_of_the_plan(fixture: Fixture) -> None:
     assert [t.path.name for t in trials] == fixture.begun
     assert outcomes(trials) == ["collected"] * 6
     assert [Path(p).name for p in fixture.partial] == [f".{n}.partial" for n in fixture.begun]
+
+
+def test_run_goes_on_block_by_block_until_it_is_enough(fixture: Fixture) -> None:
+    chosen = scenario("trials={until={max_pairs=8}, control=true}")
+    looks: list[tuple[int, int]] = []
+
+    def enough(run: RunDir, pairs: int) -> bool:
+        looks.append((pairs, len(run.trials())))
+        return pairs == 4
+
+    trials = fixture.trials(nothing, chosen, enough=enough)
+    # a warm-up, and two pairs with a control in each block
+    assert looks == [(2, 6), (4, 11)]
+    assert len(trials) == 11
+    # taken up again: no trial is run twice, and no look is left out
+    fixture.begun.clear()
+    looks.clear()
+    fixture.trials(nothing, chosen, enough=enough)
+    assert (fixture.begun, looks) == ([], [(2, 11), (4, 11)])
+
+
+def test_run_that_is_never_precise_ends_with_the_most_pairs(fixture: Fixture) -> None:
+    chosen = scenario("trials={until={max_pairs=5}, warm_up=false}")
+    assert len(fixture.trials(nothing, chosen, enough=lambda run, pairs: False)) == 8
+
+
+def test_bench_that_keeps_failing_ends_a_run_between_blocks_too(fixture: Fixture) -> None:
+    chosen = scenario("trials={until={}, warm_up=false, control=false}")
+    fixture.trials(
+        failing(None, None, None, "x", "x", None), chosen, enough=lambda run, pairs: False
+    )
+    assert not fixture.held
+    assert len(fixture.begun) == 5
 
 
 def test_complete_trial_is_not_run_again_unless_the_bench_failed(fixture: Fixture) -> None:
