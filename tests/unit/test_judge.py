@@ -13,8 +13,9 @@ import pytest
 
 from orchestrator.analysis.comparison import boots_of, exit_code
 from orchestrator.evidence import RunDir
-from orchestrator.judge import judge
+from orchestrator.judge import judge, looks_of
 from orchestrator.report.perfetto import perfetto_trace
+from orchestrator.scenario import Until
 from tests.unit.recorded import MEASURED, copied_run, rewrite, sealed
 
 TRACES = ["0001-baseline-guest-1.pftrace", "0002-candidate-guest-1.pftrace"]
@@ -199,3 +200,19 @@ def test_boots_in_the_json_are_those_of_the_evidence(run: RunDir) -> None:
         for arm in ("baseline", "candidate"):
             assert sum(row[arm]["calls"] for row in large if row["kind"] == kind) == 12
     assert {row["before_mark"] for row in large} == {True, False}
+
+
+def test_look_is_at_the_trials_of_so_many_pairs(run: RunDir) -> None:
+    scenario, *_ = judge(run)
+    assert looks_of(scenario) is None
+    until = scenario.model_copy(
+        update={"trials": scenario.trials.model_copy(update={"until": Until()})}
+    )
+    look = looks_of(until)
+    assert look is not None
+    # one pair, without noise in what decides but for a time that has no interval yet
+    assert not look(run, 2)
+    counted = until.model_copy(update={"expect": {"pfn_lookups_per_map": "improved"}})
+    enough = looks_of(counted)
+    assert enough is not None
+    assert enough(run, 2)
