@@ -174,7 +174,10 @@ def _compared(
         before, after = values["baseline"], values["candidate"]
         if before and after:
             pairs = [(before[pair], after[pair]) for pair in before if pair in after]
-            one = estimate(unit, [*before.values()], [*after.values()], pairs if paired else None)
+            one = estimate(
+                unit, [*before.values()], [*after.values()], pairs if paired else None,
+                _resolution(scenario, name),
+            )  # fmt: skip
             found[name] = (unit, values, one)
     deciding = _deciding(scenario, [*found])
     ps = _adjusted({name: one.p for name, (_, _, one) in found.items()}, deciding)

@@ -31,7 +31,7 @@ from orchestrator.scenario import ArmName, Metric, Role, Scenario
 from tests.unit.answers import by_1gib, by_2mib, by_4kib, place_of
 from tests.unit.fabricated import scenario_of_it, sealed_map_trial
 from tests.unit.recorded import copied, unpatched
-from tests.unit.scenarios import scenario
+from tests.unit.scenarios import map_scenario, scenario
 from tests.unit.timelines import booted
 
 KERNELS: dict[ArmName, dict[str, str]] = {
@@ -479,12 +479,29 @@ def test_guests_that_ran_differently_are_not_compared() -> None:
 def test_seconds_of_an_exact_host_are_instructions(
     accel: str, unit: str, verdict: str, code: int
 ) -> None:
-    chosen = scenario(f"expect.{MAPS}=improved")
+    chosen = map_scenario(f"expect.{MAPS}=improved")
     comparison = compare(chosen, KERNELS, both(1.0, 0.99), 2, accel)
     [metric] = comparison.metrics
     assert (metric.unit, metric.verdict) == (unit, verdict)
     assert exit_code(chosen, comparison) == code
     assert to_json(comparison)["arms"]["baseline"]["metrics"][MAPS]["unit"] == unit
+
+
+@pytest.mark.parametrize(
+    ("metric", "candidate", "verdict"),
+    [
+        ("guest_boot_seconds", 61.9, "equivalent"),
+        ("guest_boot_seconds", 62.1, "regressed"),
+        (MAPS, 61.1, "equivalent"),
+        (MAPS, 61.3, "regressed"),
+    ],
+)
+def test_instructions_of_guest_boots_are_judged_to_their_own_resolution(
+    metric: Metric, candidate: float, verdict: str
+) -> None:
+    results = both(60.0, candidate, metric)
+    [found] = compare(scenario("host.accel=exact"), KERNELS, results, 2, "exact").metrics
+    assert found.verdict == verdict
 
 
 def test_counts_of_an_exact_host_are_counts() -> None:
@@ -494,7 +511,7 @@ def test_counts_of_an_exact_host_are_counts() -> None:
 
 @pytest.mark.parametrize(("candidate", "code"), [(1.0004, 0), (1.0006, 1)])
 def test_not_regressed_is_as_fine_as_instructions_repeat(candidate: float, code: int) -> None:
-    chosen = scenario(f"expect.{MAPS}=not-regressed")
+    chosen = map_scenario(f"expect.{MAPS}=not-regressed")
     assert exit_code(chosen, compare(chosen, KERNELS, both(1, candidate), 2, "exact")) == code
 
 
