@@ -27,6 +27,7 @@ from orchestrator.analysis.level import level_of
 from orchestrator.analysis.timeline import Note, Timeline
 from orchestrator.analysis.trial import Findings, TrialResult, read_result
 from orchestrator.evidence import TrialDir
+from orchestrator.plan import CONTROL_FROM
 from orchestrator.scenario import ArmName, Metric, Role, Scenario
 from tests.unit.answers import by_1gib, by_2mib, by_4kib, place_of
 from tests.unit.fabricated import scenario_of_it, sealed_map_trial
@@ -222,6 +223,18 @@ def test_bench_that_differs_from_itself_gives_no_verdict() -> None:
     assert (metric.verdict, comparison.verdict, code) == ("invalid", "invalid", 4)
     expected = of_night(night(0.9, control=1.05), f"expect.{MAPS}=improved")
     assert expected[2] == 4
+
+
+def test_control_of_the_fewest_pairs_that_have_one_finds_a_difference() -> None:
+    """Of every other pair: five trials against ten."""
+    results = [
+        r for r in night(0.9, CONTROL_FROM, control=1.05) if r.arm != "control" or r.pair % 2 == 0
+    ]
+    metric, comparison, code = of_night(results)
+    assert len(metric.controls) == CONTROL_FROM // 2
+    assert metric.control is not None
+    assert (metric.control.verdict, metric.control.estimate.basis) == ("regressed", "trials")
+    assert (comparison.verdict, code) == ("invalid", 4)
 
 
 def test_bench_that_agrees_with_itself_is_said() -> None:
