@@ -42,7 +42,7 @@ from orchestrator.progress import Progress
 from orchestrator.scenario import ARMS, GIB, ArmName, Scenario
 
 log = logging.getLogger("barometer.run")
-Enough = Callable[[RunDir], bool]
+Enough = Callable[[RunDir, int], bool]
 
 _SAME_BENCH_FAILURES = 2
 _ATTEMPTS = 3
@@ -211,7 +211,7 @@ class Bench:
     keep: bool = False
     """Leave the evidence of a trial that is interrupted."""
     enough: Enough | None = None
-    """With `trials.until`: asked after each block of pairs."""
+    """With `trials.until`: asked after each block, of the pairs up to it."""
     stopped: threading.Event = field(default_factory=threading.Event)
     """The run is interrupted, and what fails now fails because of that."""
 
@@ -262,7 +262,7 @@ def run_trials(bench: Bench) -> bool:
         block = [planned for planned in plan if pairs - 2 < max(planned.pair, 1) <= pairs]
         if not _run_block(bench, block, watch):
             return False
-        if bench.enough(bench.run):
+        if bench.enough(bench.run, pairs):
             bench.progress.note(f"enough after {pairs} pairs")
             break
     return True

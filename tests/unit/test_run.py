@@ -20,7 +20,7 @@ from orchestrator.evidence import RunDir, TrialDir, TrialWriter
 from orchestrator.kernels import KernelBundle, materialised
 from orchestrator.plan import PlannedTrial, make_plan
 from orchestrator.progress import Progress
-from orchestrator.run import Bench, Prepared, plan_facts, run_trials
+from orchestrator.run import Bench, Enough, Prepared, plan_facts, run_trials
 from orchestrator.scenario import GIB, DirKernel, Scenario
 from tests.unit.kernels.fakes import folder_kernel
 from tests.unit.scenarios import map_scenario, scenario
@@ -53,7 +53,7 @@ class Fixture:
 
     def trials(
         self, climb: Climb, chosen: Scenario, accel: str = "tcg", width: int = 1,
-        keep: bool = False,
+        keep: bool = False, enough: Enough | None = None,
     ) -> list[TrialDir]:  # fmt: skip
         """Those that are complete after the run, in order."""
 
@@ -70,6 +70,7 @@ class Fixture:
         self.bench = Bench(
             chosen, cast(Prepared, SimpleNamespace(accel=accel, kernels=kernels)), run_dir,
             cast(BenchState, state), cast(Any, self.machines), Progress(), keep,
+            enough,
         )  # fmt: skip
         self.held = run_trials(self.bench)
         return run_dir.trials()
@@ -113,6 +114,23 @@ def test_trials_run_in_the_order_of_the_plan(fixture: Fixture) -> None:
     assert [t.path.name for t in trials] == fixture.begun
     assert outcomes(trials) == ["collected"] * 6
     assert [Path(p).name for p in fixture.partial] == [f".{n}.partial" for n in fixture.begun]
+
+
+UNTIL = "trials={until = {max_pairs = 6}, warm_up = true}"
+
+
+def test_run_until_it_is_enough_is_asked_after_each_block_of_the_pairs_so_far(
+    fixture: Fixture,
+) -> None:
+    asked: list[int] = []
+
+    def enough(run: RunDir, pairs: int) -> bool:
+        asked.append(pairs)
+        return pairs == 4
+
+    fixture.trials(nothing, scenario(UNTIL), enough=enough)
+    assert asked == [2, 4]
+    assert fixture.begun == [t.name for t in make_plan(scenario(UNTIL)) if t.pair <= 4]
 
 
 def test_complete_trial_is_not_run_again_unless_the_bench_failed(fixture: Fixture) -> None:
