@@ -354,9 +354,10 @@ def _outcome(scenario: Scenario, comparison: Comparison, name: Metric) -> Outcom
     if metric is None or comparison.verdict == "invalid":
         return "not known"
     complete = len(comparison.results) >= comparison.planned
-    if complete and wanted is not None:
-        return _met(metric, wanted, scenario.judgement.margin)
-    if metric.verdict == "regressed":
+    so_far = None if wanted is None else _met(metric, wanted, scenario.judgement.margin)
+    if complete and so_far is not None:
+        return so_far
+    if metric.verdict == "regressed" and so_far in (None, "not met"):
         return "not met"
     return "met" if complete and metric.verdict in ("improved", "equivalent") else "not known"
 

@@ -474,6 +474,17 @@ def test_run_that_is_not_complete_is_inconclusive_whatever_it_has() -> None:
     assert exit_code(chosen, comparison) == 4
 
 
+@pytest.mark.parametrize(
+    ("expect", "code"), [("regressed", 4), ("<= 1.5", 4), ("<= 1.1", 1), ("not-regressed", 1)]
+)
+def test_run_that_is_not_complete_does_not_fail_for_a_regression_that_was_expected(
+    expect: str, code: int
+) -> None:
+    chosen = scenario(f'expect.{MAPS}="{expect}"')
+    comparison = compare(chosen, KERNELS, night(1.2), planned=60, accel="tcg")
+    assert (comparison.verdict, exit_code(chosen, comparison)) == ("regressed", code)
+
+
 def test_guests_that_ran_differently_are_not_compared() -> None:
     results = [
         TrialResult("a", "baseline", "measured", samples={LOOKUPS: (9,)}, guest_accel="kvm"),
