@@ -402,10 +402,11 @@ def _within(metric: MetricComparison, bound: Bound) -> Outcome:
     found = metric.effect.estimate
     ratio = math.inf if found.ratio is None else found.ratio
     low, high = found.interval or (ratio, ratio)
-    if found.basis == "few":
-        if not found.apart:
+    if found.interval is None:
+        if not (found.apart or found.same):
             return "not known"
-        low, high = min(low, ratio / FEW_FLOOR), max(high, ratio * FEW_FLOOR)
+        if found.basis == "few":
+            low, high = ratio / FEW_FLOOR, ratio * FEW_FLOOR
     if bound.holds(low) and bound.holds(high):
         return "met"
     return "not known" if bound.holds(low) or bound.holds(high) else "not met"

@@ -210,6 +210,30 @@ def test_bound_of_a_single_pair_has_the_floor_of_few_trials(
     assert compared(both(1.0, candidate), f'expect.{MAPS}="{expect}"')[1] == code
 
 
+@pytest.mark.parametrize(
+    ("expect", "ratio", "code"),
+    [("<= 1.02", 1.0, 0), ("<= 1.02", 1.1, 1), ("<= 1.02", 1.02, 4), ("<= 0.9", 0.6, 0)],
+)
+def test_bound_of_few_pairs_that_have_an_interval_is_kept_by_the_interval(
+    expect: str, ratio: float, code: int
+) -> None:
+    metric, _, found = of_night(night(ratio, n=8), f'expect.{MAPS}="{expect}"')
+    assert metric.effect.estimate.basis == "few"
+    assert found == code
+
+
+def test_bound_of_instructions_that_overlap_is_not_known() -> None:
+    results = [
+        TrialResult("t", arm, "measured", samples={MAPS: (cost,)}, pair=pair)
+        for arm, costs in (("baseline", (10.0, 10.4)), ("candidate", (10.3, 10.5)))
+        for pair, cost in enumerate(costs, 1)
+    ]
+    for bound in ("<= 1.02", "<= 1.1"):
+        chosen = map_scenario(f'expect.{MAPS}="{bound}"')
+        comparison = compare(chosen, KERNELS, results, len(results), "exact")
+        assert (comparison.verdict, exit_code(chosen, comparison)) == ("inconclusive", 4)
+
+
 def test_bound_of_counts_is_exact() -> None:
     for bound, code in (("<= 1.02", 0), ("< 1", 1), (">= 1", 0)):
         assert compared(both(7, 7, LOOKUPS), f'expect.{LOOKUPS}="{bound}"')[1] == code
