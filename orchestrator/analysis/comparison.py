@@ -154,7 +154,8 @@ def with_control(comparison: Comparison, beside: Comparison) -> Comparison:
         for metric in comparison.metrics
     )
     verdict = comparison.verdict
-    if verdict != "invalid" and any(
+    # as in a run: an arm that fails more often is worse whatever the timing of either says
+    if not fails_more(comparison) and any(
         m.verdict == "invalid" for m in metrics if m.name in comparison.deciding
     ):
         verdict = "invalid"
