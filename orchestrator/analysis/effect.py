@@ -311,6 +311,11 @@ def precise(effect: Effect, precision: float) -> bool:
     it is clear what it says. What has no noise needs one trial."""
     if effect.estimate.basis in ("count", "exact"):
         return True
+    if effect.interval is None:
+        return False
+    low, high = effect.interval
+    if effect.estimate.basis == "few" and not low <= 1 <= high:
+        return False  # a difference, perhaps, that so few cannot call
     width = effect.half_width
     clear = effect.verdict in ("improved", "regressed", "equivalent")
     return clear and width is not None and width <= precision
