@@ -65,7 +65,7 @@ def judge(run: RunDir, tester: str | None = None) -> tuple[Scenario, Comparison,
     }
     planned = planned_trials(scenario, saved.results, plan["accel"])
     sides = {
-        arm: [r.conditions for r in saved.results if r.arm in roles]
+        arm: [r.conditions for r in saved.results if r.arm in roles and r.kind != "invalid"]
         for arm, roles in (("baseline", ("baseline", CONTROL)), ("candidate", ("candidate",)))
     }
     configs = (saved.configs["baseline"], saved.configs["candidate"])

@@ -99,6 +99,14 @@ def test_difference_of_conditions_is_invalid_unless_allowed_by_name() -> None:
         assert compare_runs(run("a"), other, "candidate", [allow])[1].verdict == "equivalent"
 
 
+def test_conditions_of_a_trial_that_does_not_count_do_not_count() -> None:
+    other = run("b", seed=1)
+    [bad, *rest] = with_conditions(other, runner__qemu="11.0").results[-1:] + other.results[:-1]
+    results = (*rest, replace(bad, kind="invalid", reason="lost-events"))
+    _, found = compare_runs(run("a"), replace(other, results=results), "candidate")
+    assert found.verdict == "equivalent"
+
+
 def test_other_kernel_is_what_is_planned() -> None:
     other = with_conditions(run("b", seed=1), host__kernel__release="newer")
     _, found = compare_runs(run("a"), other, "candidate")
