@@ -224,10 +224,9 @@ def test_bound_of_few_pairs_that_have_an_interval_is_kept_by_the_interval(
 
 def test_bound_of_instructions_that_overlap_is_not_known() -> None:
     results = [
-        TrialResult("t", arm, "measured", samples={MAPS: (cost,)}, pair=pair)
-        for arm, costs in (("baseline", (10.0, 10.4)), ("candidate", (10.3, 10.5)))
-        for pair, cost in enumerate(costs, 1)
-    ]
+        replace(result, pair=pair)
+        for pair, costs in enumerate(((10.0, 10.3), (10.4, 10.5)), 1) for result in both(*costs)
+    ]  # fmt: skip
     for bound in ("<= 1.02", "<= 1.1"):
         chosen = map_scenario(f'expect.{MAPS}="{bound}"')
         comparison = compare(chosen, KERNELS, results, len(results), "exact")
