@@ -19,6 +19,7 @@ from orchestrator.analysis.timeline import Timeline
 from orchestrator.analysis.trial import Findings, TrialResult, read_result
 from orchestrator.errors import EvidenceError, ScenarioError
 from orchestrator.evidence import MANIFEST, RunDir, TrialDir, write_json
+from orchestrator.plan import make_plan
 from orchestrator.report.cases import Suite, suite
 from orchestrator.report.junit import junit_xml
 from orchestrator.report.kcidb import kcidb_objects
@@ -64,7 +65,7 @@ def judge(run: RunDir, tester: str | None = None) -> tuple[Scenario, Comparison,
     }
     planned = planned_trials(scenario, saved.results, plan["accel"])
     sides = {
-        arm: [r.conditions for r in saved.results if r.arm in roles]
+        arm: [r.conditions for r in saved.results if r.arm in roles and r.kind != "invalid"]
         for arm, roles in (("baseline", ("baseline", CONTROL)), ("candidate", ("candidate",)))
     }
     configs = (saved.configs["baseline"], saved.configs["candidate"])
@@ -134,17 +135,19 @@ def judge_across(folders: Sequence[Path], arm: ArmName, allow: Sequence[str]) ->
 
 
 def looks_of(scenario: Scenario) -> Callable[[RunDir, int], bool] | None:
-    """What a run with `until` asks after each block, that is after so many pairs: whether it has
-    seen enough. Each trial is read once. None of a run without."""
+    """What a run with `until` asks after each block: whether it has seen enough in so many pairs,
+    whatever more an interrupted run left. Each trial is read once. None of a run without."""
     if scenario.trials.until is None:
         return None
     known: dict[str, TrialResult] = {}
+    plan = make_plan(scenario)
 
     def seen_enough(run: RunDir, pairs: int) -> bool:
+        blocks = {planned.name for planned in plan if planned.pair <= pairs}
         for trial in run.trials():
-            if trial.path.name not in known:
+            if trial.path.name in blocks - known.keys():
                 known[trial.path.name] = replace(read_result(trial), findings=Findings())
-        seen = [result for result in known.values() if result.pair <= pairs]
+        seen = [result for name, result in known.items() if name in blocks]
         return enough(scenario, seen, run.plan()["accel"])
 
     return seen_enough

@@ -212,7 +212,7 @@ class Bench:
     keep: bool = False
     """Leave the evidence of a trial that is interrupted."""
     enough: Enough | None = None
-    """With `trials.until`: asked after each block of pairs."""
+    """With `trials.until`: asked after each block, of the pairs up to it."""
     stopped: threading.Event = field(default_factory=threading.Event)
     """The run is interrupted, and what fails now fails because of that."""
 

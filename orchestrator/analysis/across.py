@@ -65,7 +65,10 @@ def compare_runs(
     scenario = first.scenario.model_copy(update={"expect": expect})
     before, after = first.of_arm(arm, "baseline"), second.of_arm(arm, "candidate")
     found = conditions(
-        {"baseline": [r.conditions for r in before], "candidate": [r.conditions for r in after]},
+        {
+            role: [r.conditions for r in results if r.kind != "invalid"]
+            for role, results in zip(ARMS, (before, after), strict=True)
+        },
         (first.configs.get(arm), second.configs.get(arm)),
         [*scenario.judgement.allow, *allow],
     )

@@ -154,7 +154,8 @@ def with_control(comparison: Comparison, beside: Comparison) -> Comparison:
         for metric in comparison.metrics
     )
     verdict = comparison.verdict
-    if verdict != "invalid" and any(
+    # as in a run: an arm that fails more often is worse whatever the timing of either says
+    if not fails_more(comparison) and any(
         m.verdict == "invalid" for m in metrics if m.name in comparison.deciding
     ):
         verdict = "invalid"
@@ -174,7 +175,10 @@ def _compared(
         before, after = values["baseline"], values["candidate"]
         if before and after:
             pairs = [(before[pair], after[pair]) for pair in before if pair in after]
-            one = estimate(unit, [*before.values()], [*after.values()], pairs if paired else None)
+            one = estimate(
+                unit, [*before.values()], [*after.values()], pairs if paired else None,
+                _resolution(scenario, name),
+            )  # fmt: skip
             found[name] = (unit, values, one)
     deciding = _deciding(scenario, [*found])
     ps = _adjusted({name: one.p for name, (_, _, one) in found.items()}, deciding)
@@ -351,9 +355,10 @@ def _outcome(scenario: Scenario, comparison: Comparison, name: Metric) -> Outcom
     if metric is None or comparison.verdict == "invalid":
         return "not known"
     complete = len(comparison.results) >= comparison.planned
-    if complete and wanted is not None:
-        return _met(metric, wanted, scenario.judgement.margin)
-    if metric.verdict == "regressed":
+    so_far = None if wanted is None else _met(metric, wanted, scenario.judgement.margin)
+    if complete and so_far is not None:
+        return so_far
+    if metric.verdict == "regressed" and so_far in (None, "not met"):
         return "not met"
     return "met" if complete and metric.verdict in ("improved", "equivalent") else "not known"
 
@@ -398,10 +403,11 @@ def _within(metric: MetricComparison, bound: Bound) -> Outcome:
     found = metric.effect.estimate
     ratio = math.inf if found.ratio is None else found.ratio
     low, high = found.interval or (ratio, ratio)
-    if found.basis == "few":
-        if not found.apart:
+    if found.interval is None:
+        if not (found.apart or found.same):
             return "not known"
-        low, high = min(low, ratio / FEW_FLOOR), max(high, ratio * FEW_FLOOR)
+        if found.basis == "few":
+            low, high = ratio / FEW_FLOOR, ratio * FEW_FLOOR
     if bound.holds(low) and bound.holds(high):
         return "met"
     return "not known" if bound.holds(low) or bound.holds(high) else "not met"

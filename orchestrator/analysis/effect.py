@@ -44,7 +44,8 @@ LEAST_FOR_INTERVAL = 6
 LEAST_FOR_P = 10
 """Pairs: with nine the smallest p is 2/2^9, above ALPHA."""
 LEAST_UNPAIRED = 7
-"""Trials of each arm: with six the smallest p is 2/C(12, 6), above ALPHA."""
+"""Trials of each arm: with six the smallest p is 2/C(12, 6), above ALPHA. Of one arm fewer do
+where the other has more: of a control five, against a baseline of ten."""
 FEW_FLOOR = 2.0
 """With too few trials for statistics a difference counts when the arms do not overlap and their
 medians differ by this factor: no noise that was recorded comes near it."""
@@ -204,7 +205,7 @@ def _unpaired(baseline: Sequence[float], candidate: Sequence[float], *, apart: b
     if n >= LEAST_FOR_INTERVAL:
         index = rank_sum_index(len(baseline), len(candidate))
     ratio, interval = _middle(differences, index)
-    if n < LEAST_UNPAIRED:
+    if 2 / math.comb(len(baseline) + len(candidate), n) > ALPHA:
         return Estimate("few", n, ratio, interval, apart=apart)
     p = stats.mannwhitneyu(before, after).pvalue
     return Estimate("trials", n, ratio, interval, float(p), apart)
@@ -314,6 +315,11 @@ def precise(effect: Effect, precision: float) -> bool:
     it is clear what it says. What has no noise needs one trial."""
     if effect.estimate.basis in ("count", "exact"):
         return True
+    if effect.interval is None:
+        return False
+    low, high = effect.interval
+    if effect.estimate.basis == "few" and not low <= 1 <= high:
+        return False  # a difference, perhaps, that so few cannot call
     width = effect.half_width
     clear = effect.verdict in ("improved", "regressed", "equivalent")
     return clear and width is not None and width <= precision

@@ -5,18 +5,24 @@ from __future__ import annotations
 import errno
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 from xml.etree import ElementTree as ET
 
 import pytest
 
+from orchestrator import judge as judging
 from orchestrator.analysis.comparison import boots_of, exit_code
-from orchestrator.evidence import RunDir
+from orchestrator.analysis.trial import TrialResult
+from orchestrator.evidence import RunDir, TrialDir
 from orchestrator.judge import judge, looks_of
+from orchestrator.plan import make_plan
 from orchestrator.report.perfetto import perfetto_trace
-from orchestrator.scenario import Until
+from orchestrator.scenario import Scenario
 from tests.unit.recorded import MEASURED, copied_run, rewrite, sealed
+from tests.unit.scenarios import map_scenario
 
 TRACES = ["0001-baseline-guest-1.pftrace", "0002-candidate-guest-1.pftrace"]
 
@@ -202,17 +208,32 @@ def test_boots_in_the_json_are_those_of_the_evidence(run: RunDir) -> None:
     assert {row["before_mark"] for row in large} == {True, False}
 
 
-def test_look_is_at_the_trials_of_so_many_pairs(run: RunDir) -> None:
-    scenario, *_ = judge(run)
-    assert looks_of(scenario) is None
-    until = scenario.model_copy(
-        update={"trials": scenario.trials.model_copy(update={"until": Until()})}
-    )
-    look = looks_of(until)
+def test_look_is_at_the_blocks_so_far_whatever_an_interrupted_run_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A part of a block, looked at, could end a run that is never complete then."""
+    chosen = map_scenario("host.accel=tcg", "trials={until = {}, control = false}")
+    plan = make_plan(chosen)
+    left = [planned for planned in plan if planned.pair <= 5]
+    trials = [SimpleNamespace(path=Path(planned.name)) for planned in left]
+    run = cast(RunDir, SimpleNamespace(trials=lambda: trials, plan=lambda: {"accel": "tcg"}))
+    read: list[str] = []
+    seen: list[list[int]] = []
+
+    def result(trial: TrialDir) -> TrialResult:
+        read.append(trial.path.name)
+        [planned] = [one for one in plan if one.name == trial.path.name]
+        return TrialResult(planned.name, planned.arm, "measured", pair=planned.pair)
+
+    def enough(scenario: Scenario, results: Sequence[TrialResult], accel: str) -> bool:
+        seen.append(sorted({one.pair for one in results}))
+        return False
+
+    monkeypatch.setattr(judging, "read_result", result)
+    monkeypatch.setattr(judging, "enough", enough)
+    look = looks_of(chosen)
     assert look is not None
-    # one pair, without noise in what decides but for a time that has no interval yet
     assert not look(run, 2)
-    counted = until.model_copy(update={"expect": {"pfn_lookups_per_map": "improved"}})
-    enough = looks_of(counted)
-    assert enough is not None
-    assert enough(run, 2)
+    assert not look(run, 4)
+    assert seen == [[0, 1, 2], [0, 1, 2, 3, 4]]
+    assert read == [planned.name for planned in plan if planned.pair <= 4]

@@ -69,6 +69,17 @@ def test_bench_that_changed_between_the_runs_shows_in_the_arm_beside() -> None:
     assert (found.verdict, exit_code(scenario, found)) == ("invalid", 4)
 
 
+def test_arm_that_fails_is_regressed_on_a_slower_machine_too() -> None:
+    other = run("b", 0.55, 1.1, seed=1)
+    failed = tuple(
+        replace(r, kind="failed", reason="guest-panic", samples={})
+        if r.arm == "candidate" and r.pair <= 8 else r
+        for r in other.results
+    )  # fmt: skip
+    scenario, found = compare_runs(run("a"), replace(other, results=failed), "candidate")
+    assert (found.verdict, exit_code(scenario, found)) == ("regressed", 1)
+
+
 def test_arm_beside_with_another_kernel_is_no_control() -> None:
     other = run("b", 0.5, 2.0, seed=1)
     other.plan["kernels"]["baseline"]["digest"] = "another"
@@ -86,6 +97,14 @@ def test_difference_of_conditions_is_invalid_unless_allowed_by_name() -> None:
     assert [d.name for d in found.conditions.unplanned] == ["runner.qemu"]
     for allow in ("runner.qemu", "runner.*"):
         assert compare_runs(run("a"), other, "candidate", [allow])[1].verdict == "equivalent"
+
+
+def test_conditions_of_a_trial_that_does_not_count_do_not_count() -> None:
+    other = run("b", seed=1)
+    [bad, *rest] = with_conditions(other, runner__qemu="11.0").results[-1:] + other.results[:-1]
+    results = (*rest, replace(bad, kind="invalid", reason="lost-events"))
+    _, found = compare_runs(run("a"), replace(other, results=results), "candidate")
+    assert found.verdict == "equivalent"
 
 
 def test_other_kernel_is_what_is_planned() -> None:

@@ -27,11 +27,12 @@ from orchestrator.analysis.level import level_of
 from orchestrator.analysis.timeline import Note, Timeline
 from orchestrator.analysis.trial import Findings, TrialResult, read_result
 from orchestrator.evidence import TrialDir
+from orchestrator.plan import CONTROL_FROM
 from orchestrator.scenario import ArmName, Metric, Role, Scenario
 from tests.unit.answers import by_1gib, by_2mib, by_4kib, place_of
 from tests.unit.fabricated import scenario_of_it, sealed_map_trial
 from tests.unit.recorded import copied, unpatched
-from tests.unit.scenarios import scenario
+from tests.unit.scenarios import map_scenario, scenario
 from tests.unit.timelines import booted
 
 KERNELS: dict[ArmName, dict[str, str]] = {
@@ -209,6 +210,29 @@ def test_bound_of_a_single_pair_has_the_floor_of_few_trials(
     assert compared(both(1.0, candidate), f'expect.{MAPS}="{expect}"')[1] == code
 
 
+@pytest.mark.parametrize(
+    ("expect", "ratio", "code"),
+    [("<= 1.02", 1.0, 0), ("<= 1.02", 1.1, 1), ("<= 1.02", 1.02, 4), ("<= 0.9", 0.6, 0)],
+)
+def test_bound_of_few_pairs_that_have_an_interval_is_kept_by_the_interval(
+    expect: str, ratio: float, code: int
+) -> None:
+    metric, _, found = of_night(night(ratio, n=8), f'expect.{MAPS}="{expect}"')
+    assert metric.effect.estimate.basis == "few"
+    assert found == code
+
+
+def test_bound_of_instructions_that_overlap_is_not_known() -> None:
+    results = [
+        replace(result, pair=pair)
+        for pair, costs in enumerate(((10.0, 10.3), (10.4, 10.5)), 1) for result in both(*costs)
+    ]  # fmt: skip
+    for bound in ("<= 1.02", "<= 1.1"):
+        chosen = map_scenario(f'expect.{MAPS}="{bound}"')
+        comparison = compare(chosen, KERNELS, results, len(results), "exact")
+        assert (comparison.verdict, exit_code(chosen, comparison)) == ("inconclusive", 4)
+
+
 def test_bound_of_counts_is_exact() -> None:
     for bound, code in (("<= 1.02", 0), ("< 1", 1), (">= 1", 0)):
         assert compared(both(7, 7, LOOKUPS), f'expect.{LOOKUPS}="{bound}"')[1] == code
@@ -222,6 +246,18 @@ def test_bench_that_differs_from_itself_gives_no_verdict() -> None:
     assert (metric.verdict, comparison.verdict, code) == ("invalid", "invalid", 4)
     expected = of_night(night(0.9, control=1.05), f"expect.{MAPS}=improved")
     assert expected[2] == 4
+
+
+def test_control_of_the_fewest_pairs_that_have_one_finds_a_difference() -> None:
+    """Of every other pair: five trials against ten."""
+    results = [
+        r for r in night(0.9, CONTROL_FROM, control=1.05) if r.arm != "control" or r.pair % 2 == 0
+    ]
+    metric, comparison, code = of_night(results)
+    assert len(metric.controls) == CONTROL_FROM // 2
+    assert metric.control is not None
+    assert (metric.control.verdict, metric.control.estimate.basis) == ("regressed", "trials")
+    assert (comparison.verdict, code) == ("invalid", 4)
 
 
 def test_bench_that_agrees_with_itself_is_said() -> None:
@@ -461,6 +497,17 @@ def test_run_that_is_not_complete_is_inconclusive_whatever_it_has() -> None:
     assert exit_code(chosen, comparison) == 4
 
 
+@pytest.mark.parametrize(
+    ("expect", "code"), [("regressed", 4), ("<= 1.5", 4), ("<= 1.1", 1), ("not-regressed", 1)]
+)
+def test_run_that_is_not_complete_does_not_fail_for_a_regression_that_was_expected(
+    expect: str, code: int
+) -> None:
+    chosen = scenario(f'expect.{MAPS}="{expect}"')
+    comparison = compare(chosen, KERNELS, night(1.2), planned=60, accel="tcg")
+    assert (comparison.verdict, exit_code(chosen, comparison)) == ("regressed", code)
+
+
 def test_guests_that_ran_differently_are_not_compared() -> None:
     results = [
         TrialResult("a", "baseline", "measured", samples={LOOKUPS: (9,)}, guest_accel="kvm"),
@@ -479,12 +526,29 @@ def test_guests_that_ran_differently_are_not_compared() -> None:
 def test_seconds_of_an_exact_host_are_instructions(
     accel: str, unit: str, verdict: str, code: int
 ) -> None:
-    chosen = scenario(f"expect.{MAPS}=improved")
+    chosen = map_scenario(f"expect.{MAPS}=improved")
     comparison = compare(chosen, KERNELS, both(1.0, 0.99), 2, accel)
     [metric] = comparison.metrics
     assert (metric.unit, metric.verdict) == (unit, verdict)
     assert exit_code(chosen, comparison) == code
     assert to_json(comparison)["arms"]["baseline"]["metrics"][MAPS]["unit"] == unit
+
+
+@pytest.mark.parametrize(
+    ("metric", "candidate", "verdict"),
+    [
+        ("guest_boot_seconds", 61.9, "equivalent"),
+        ("guest_boot_seconds", 62.1, "regressed"),
+        (MAPS, 61.1, "equivalent"),
+        (MAPS, 61.3, "regressed"),
+    ],
+)
+def test_instructions_of_guest_boots_are_judged_to_their_own_resolution(
+    metric: Metric, candidate: float, verdict: str
+) -> None:
+    results = both(60.0, candidate, metric)
+    [found] = compare(scenario("host.accel=exact"), KERNELS, results, 2, "exact").metrics
+    assert found.verdict == verdict
 
 
 def test_counts_of_an_exact_host_are_counts() -> None:
@@ -494,7 +558,7 @@ def test_counts_of_an_exact_host_are_counts() -> None:
 
 @pytest.mark.parametrize(("candidate", "code"), [(1.0004, 0), (1.0006, 1)])
 def test_not_regressed_is_as_fine_as_instructions_repeat(candidate: float, code: int) -> None:
-    chosen = scenario(f"expect.{MAPS}=not-regressed")
+    chosen = map_scenario(f"expect.{MAPS}=not-regressed")
     assert exit_code(chosen, compare(chosen, KERNELS, both(1, candidate), 2, "exact")) == code
 
 

@@ -296,3 +296,10 @@ def test_each_condition_is_common_or_different_or_not_recorded(
 def test_trials_do_not_differ_from_themselves(trials: list[dict[str, str]]) -> None:
     within = {d.name for d in differences({"one": trials})}
     assert {d.name for d in differences({"one": trials, "again": trials})} == within
+
+
+def test_kernel_that_taints_itself_in_some_trials_is_no_other_kernel() -> None:
+    """Else an oops now and then would make a run invalid, and not regressed."""
+    clean, broken = ({"host.kernel.taint": taint} for taint in ("none", "DW"))
+    [found] = differences({"baseline": [clean, clean], "candidate": [clean, broken]})
+    assert (found.name, found.planned) == ("host.kernel.taint", True)

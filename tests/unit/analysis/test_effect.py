@@ -248,6 +248,10 @@ def test_precise_is_narrow_and_clear() -> None:
     unclear = effect(noisy(10), noisy(10, 1.03, seed=3))
     assert unclear.half_width is not None
     assert not precise(effect(noisy(8), noisy(8, 1.06, seed=1)), 0.02)
+    # equivalent by its margin, and a difference as soon as there are pairs enough for a p
+    small = effect(noisy(6, cv=0.002), noisy(6, 1.02, 0.002, seed=1))
+    assert small.verdict == "equivalent"
+    assert not precise(small, 0.02)
     # of a large effect: the interval is narrow, measured by the baseline
     assert precise(effect(noisy(10, 100), noisy(10, 0.001, 0.3, seed=1)), 0.02)
 

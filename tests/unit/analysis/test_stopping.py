@@ -49,6 +49,14 @@ def test_quiet_bench_needs_few_pairs_and_a_noisy_one_all() -> None:
     assert ended(chosen, list(night(chosen, 1.0, 0.2, 1))) == 30
 
 
+def test_quiet_bench_calls_a_small_change_as_a_noisy_one_does() -> None:
+    chosen = until()
+    results = list(night(chosen, 1.02, 0.002, 1))
+    assert ended(chosen, results) == 10
+    results = results[: planned_trials(chosen, results, "tcg")]
+    assert compare(chosen, {}, results, len(results), "tcg").verdict == "regressed"
+
+
 def test_run_is_complete_where_it_stopped_and_not_before() -> None:
     chosen = until()
     results = list(night(chosen, 1.05, 0.002, 1))
