@@ -102,6 +102,8 @@ def judge_across(folders: Sequence[Path], arm: ArmName, allow: Sequence[str]) ->
     any is, else the largest. Raises as `saved_run` and `compare_runs`, and ScenarioError."""
     if len(folders) < 2:
         raise ScenarioError("compare needs two runs or more", reason="one-run")
+    if len({folder.resolve() for folder in folders}) < len(folders):
+        raise ScenarioError("compare: the same run is named twice", reason="one-run")
     if wrong := not_a_condition(allow):
         raise ScenarioError(f"--allow: {wrong}", reason="no-condition")
     for folder in folders:

@@ -34,8 +34,8 @@ def make_plan(scenario: Scenario) -> tuple[PlannedTrial, ...]:
     """Every trial in order, up to the most pairs that there can be.
 
     Drift of the machine falls on both arms alike: a block of two pairs is AB BA or BA AB, which of
-    them is drawn by the seed; its control is drawn a place in it. With fewer pairs the plan is the
-    beginning of that with more, but for warm-up and control.
+    them is drawn by the seed; its control is drawn a place before, between or after its pairs.
+    With fewer pairs the plan is the beginning of that with more, but for warm-up and control.
 
     An exact host carries one guest boot, so there each pass of a guest boot is a trial of its own.
     """
@@ -54,7 +54,7 @@ def make_plan(scenario: Scenario) -> tuple[PlannedTrial, ...]:
     flipped = trials.seed % 2 == 1
     for first in range(1, trials.most_pairs + 1, 2):
         pairs = [pair for pair in (first, first + 1) if pair <= trials.most_pairs]
-        at = draw.randrange(2 * len(pairs) + 1)
+        at = 2 * draw.randrange(len(pairs) + 1)  # never within a pair
         order: list[tuple[int, Role]] = []
         for pair in pairs:
             order += [(pair, arm) for arm in (reversed(ARMS) if flipped else ARMS)]

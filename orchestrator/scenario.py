@@ -400,14 +400,16 @@ class Until(_Model):
 
     precision: Percent = 0.02
     """Half the width of the 95 % interval of every metric that decides, as a share of the
-    baseline. The run goes on, block by block, until it is that narrow and the verdict clear."""
+    baseline, or of the candidate where that costs more. The run goes on, block by block, until it
+    is that narrow and the verdict clear."""
     max_pairs: Annotated[int, Field(ge=2, le=1000)] = 30
 
 
 class Trials(_Model):
     pairs: Annotated[int, Field(ge=1, le=10_000)] = 1
     """Pairs of trials: one host boot of each arm. Two are a block, in which the order is flipped
-    from one to the next. Times need 10 for a verdict on less than a factor of two."""
+    from one to the next. Times need 10 for a verdict on less than a factor of two; two metrics
+    with expectations need 11, four 12."""
     until: Until | None = None
     """In place of `pairs`: as many as it takes, an even number."""
     seed: Annotated[int, Field(ge=0)] = 0

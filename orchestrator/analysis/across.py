@@ -14,8 +14,10 @@ from typing import Any
 
 from orchestrator.analysis.comparison import Comparison, compare, with_control
 from orchestrator.analysis.conditions import conditions
+from orchestrator.analysis.stopping import planned_trials
 from orchestrator.analysis.trial import TrialResult
 from orchestrator.errors import EvidenceError
+from orchestrator.plan import make_plan
 from orchestrator.scenario import ARMS, ArmName, Metric, Scenario
 
 
@@ -30,6 +32,13 @@ class SavedRun:
     results: tuple[TrialResult, ...]
     configs: Mapping[ArmName, str | None]
     """Of the arms' kernels, where they were recorded."""
+
+    def lacks(self, arm: ArmName) -> int:
+        """Trials of an arm that the run is to have and has not."""
+        planned = planned_trials(self.scenario, self.results, self.plan["accel"])
+        wanted = make_plan(self.scenario)[:planned]
+        there = {result.name for result in self.results}
+        return sum(trial.arm == arm and trial.name not in there for trial in wanted)
 
     def of_arm(self, arm: ArmName, role: ArmName) -> list[TrialResult]:
         """The trials of an arm, in the role of one in another comparison."""
@@ -77,7 +86,8 @@ def compare_runs(
         for role, run in zip(ARMS, (first, second), strict=True)
     }
     results = [*before, *after]
-    comparison = compare(scenario, kernels, results, len(results), accels[0], found, paired=False)
+    planned = len(results) + first.lacks(arm) + second.lacks(arm)
+    comparison = compare(scenario, kernels, results, planned, accels[0], found, paired=False)
     other = next(name for name in ARMS if name != arm)
     if first.plan["kernels"][other]["digest"] != second.plan["kernels"][other]["digest"]:
         return scenario, comparison

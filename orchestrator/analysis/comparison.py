@@ -30,6 +30,7 @@ from orchestrator.analysis.level import Level
 from orchestrator.analysis.looking import costs_of_looking
 from orchestrator.analysis.maps import MapPass, Place
 from orchestrator.analysis.shapes import Shape, shapes
+from orchestrator.analysis.summary import summary
 from orchestrator.analysis.theory import pages
 from orchestrator.analysis.timeline import Timeline
 from orchestrator.analysis.trial import Findings, TrialResult
@@ -248,15 +249,9 @@ def _verdict(
     deciding: Sequence[Metric],
 ) -> Verdict:
     """Of the whole run: failures first, then the metrics that decide."""
-
-    def count(arm: ArmName, kind: str) -> int:
-        return sum(r.arm == arm and r.kind == kind for r in results)
-
-    # An arm that fails more often is worse whatever its timing says.
-    if count("candidate", "failed") > count("baseline", "failed") and count(
-        "baseline", "measured"
-    ):
-        return "regressed"
+    measured = any(r.arm == "baseline" and r.kind == "measured" for r in results)
+    if measured and more_failures(results) > 0:
+        return "regressed"  # an arm that fails more often is worse whatever its timing says
     by_name = {m.name: m.verdict for m in metrics}
     if not by_name:
         return "invalid"
@@ -364,18 +359,29 @@ def _outcome(scenario: Scenario, comparison: Comparison, name: Metric) -> Outcom
 
 
 def fails_more(comparison: Comparison) -> bool:
-    """More of the candidate's trials failed than of the baseline's, and they may be compared."""
-    failed = {arm: comparison.count(arm, "failed") for arm in ARMS}
-    return comparison.verdict != "invalid" and failed["candidate"] > failed["baseline"]
+    """The candidate's kernel fails more often than the baseline's, and they may be compared."""
+    return comparison.verdict != "invalid" and more_failures(comparison.results) > 0
+
+
+def failures(results: Sequence[TrialResult], arm: ArmName) -> tuple[int, int]:
+    """How many trials of an arm's kernel failed, of how many; the control's is the baseline's."""
+    roles: tuple[Role, ...] = (arm, CONTROL) if arm == "baseline" else (arm,)
+    found = [r for r in results if r.arm in roles and r.kind != "invalid"]
+    return sum(r.kind == "failed" for r in found), len(found)
+
+
+def more_failures(results: Sequence[TrialResult]) -> int:
+    """By how many trials the candidate's kernel failed more than the baseline's; 0 where it did
+    not, or not in a larger share of them. One is one too many: there are no statistics in it."""
+    (before, of_before), (after, of_after) = (failures(results, arm) for arm in ARMS)
+    return max(0, after - before) if after * of_before > before * of_after else 0
 
 
 def exit_code(scenario: Scenario, comparison: Comparison) -> int:
     """0 expectation met, 1 not met, 3 the bench failed, 4 invalid or inconclusive."""
     unmeasured = [arm for arm in ARMS if not comparison.count(arm, "measured")]
     if unmeasured and comparison.verdict != "regressed":
-        by_bench = all(
-            r.by_bench for arm in unmeasured for r in comparison.of_arm(arm) if r.kind == "invalid"
-        )
+        by_bench = all(r.by_bench for arm in unmeasured for r in comparison.of_arm(arm))
         return 3 if by_bench and any(r.by_bench for r in comparison.results) else 4
     found = {*outcomes(scenario, comparison).values()}
     if "not met" in found or fails_more(comparison):
@@ -402,7 +408,7 @@ def _within(metric: MetricComparison, bound: Bound) -> Outcome:
     """The whole interval of the ratio is on the right side of the bound, or on the wrong one."""
     found = metric.effect.estimate
     ratio = math.inf if found.ratio is None else found.ratio
-    low, high = found.interval or (ratio, ratio)
+    low, high = found.interval or ((1.0, 1.0) if found.same else (ratio, ratio))
     if found.interval is None:
         if not (found.apart or found.same):
             return "not known"
@@ -422,7 +428,7 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
             "trials": {k: comparison.count(arm, k) for k in ("measured", "failed", "invalid")},
             "metrics": {
                 m.name: {"unit": m.unit, "samples": list(getattr(m, arm)),
-                         "median": median(getattr(m, arm))}
+                         "median": summary(m.unit, getattr(m, arm)).middle}
                 for m in comparison.metrics
             },
             **_shown(comparison, arm),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from orchestrator.analysis.comparison import compare
+from orchestrator.analysis.comparison import compare, more_failures
 from orchestrator.analysis.effect import precise
 from orchestrator.analysis.trial import TrialResult
 from orchestrator.plan import make_plan
@@ -41,7 +41,7 @@ def enough(scenario: Scenario, results: Sequence[TrialResult], accel: str) -> bo
     def count(arm: ArmName, kind: str) -> int:
         return sum(result.arm == arm and result.kind == kind for result in results)
 
-    if count("candidate", "failed") >= count("baseline", "failed") + _FAILURES:
+    if more_failures(results) >= _FAILURES:
         return True
     if not all(count(arm, "measured") for arm in ARMS):
         return True  # an arm of which nothing can be measured

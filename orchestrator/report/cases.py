@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from statistics import median
 from typing import Any, Literal
 
 from orchestrator import __version__
@@ -17,9 +16,11 @@ from orchestrator.analysis.comparison import (
     MetricComparison,
     exit_code,
     fails_more,
+    failures,
     guest_accels,
     outcomes,
 )
+from orchestrator.analysis.summary import summary
 from orchestrator.analysis.trial import TrialResult
 from orchestrator.hashing import digest_of
 from orchestrator.scenario import ARMS, ArmName, Metric, Scenario
@@ -129,10 +130,10 @@ def _run_case(
     if len(guest_accels(comparison.results)) > 1:
         said.append("guests ran under KVM in some trials, emulated in others")
     if fails_more(comparison):
-        failed = {arm: comparison.count(arm, "failed") for arm in ARMS}
+        (before, of_before), (after, of_after) = (failures(comparison.results, a) for a in ARMS)
         said.append(
-            f"the candidate fails more often: {failed['candidate']} of its trials,"
-            f" {failed['baseline']} of the baseline's"
+            f"the candidate fails more often: {after} of its {of_after} trials, {before} of"
+            f" {of_before} of the baseline's"
         )
     for arm in ARMS:
         if not comparison.count(arm, "measured"):
@@ -178,7 +179,8 @@ def _numbers(metric: MetricComparison, scenario: Scenario, seconds: str) -> Numb
     wanted = scenario.expect.get(metric.name)
     numbers: dict[str, float | str | None] = {
         "unit": seconds if metric.unit == "s" else metric.unit,
-        "baseline.median": median(metric.baseline), "candidate.median": median(metric.candidate),
+        "baseline.median": summary(metric.unit, metric.baseline).middle,
+        "candidate.median": summary(metric.unit, metric.candidate).middle,
         "ratio": found.ratio, "ci95.low": low, "ci95.high": high,
         "p": found.p, "p_adjusted": metric.effect.p_adjusted,
         "pairs": found.pairs, "basis": found.basis, "verdict": metric.verdict,

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from statistics import median
 from typing import Any
 
 from markupsafe import escape
@@ -17,6 +16,7 @@ from markupsafe import escape
 from orchestrator.analysis.comparison import MetricComparison
 from orchestrator.analysis.cost import Difference
 from orchestrator.analysis.law import Law
+from orchestrator.analysis.summary import summary
 from orchestrator.analysis.timeline import IOVA, RAM, Phase, Step, Timeline
 from orchestrator.report.printable import printable
 from orchestrator.report.quantities import quantity
@@ -83,7 +83,7 @@ def sample_chart(metric: MetricComparison, shown: Sequence[Dots]) -> Figure:
         })  # fmt: skip
     for dots in shown:
         colour, _, dash = _ROLES[dots.role]
-        middle = median(values_of(metric, dots.role)) * scale
+        middle = summary(metric.unit, values_of(metric, dots.role)).middle * scale
         data.append({
             "type": "scatter", "mode": "lines", "name": f"median of {dots.role}",
             "x": [0.5, last + 0.5], "y": [middle, middle],
@@ -92,7 +92,7 @@ def sample_chart(metric: MetricComparison, shown: Sequence[Dots]) -> Figure:
         })  # fmt: skip
     between, beside = metric.effect.interval, max(1.0, last * 0.04)
     if between is not None and metric.ratio is not None:
-        base = median(metric.baseline) * scale
+        base = summary(metric.unit, metric.baseline).middle * scale
         low, high = (base * end for end in between)
         middle = base * metric.ratio
         every += [low, high]

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from statistics import median
 from typing import Any, NamedTuple
 
 from orchestrator.analysis.comparison import Comparison, guest_accels
+from orchestrator.analysis.summary import summary
 from orchestrator.analysis.trial import TrialResult
 from orchestrator.errors import BenchError
 from orchestrator.report.cases import Case, Suite, kernel_of, line_of, plain, suite
@@ -73,8 +73,9 @@ def _tests(comparison: Comparison, of_run: Suite) -> Iterator[_Test]:
         compared = of_run.metrics[metric.name]
         for arm in ARMS:
             values = getattr(metric, arm)
+            middle = summary(metric.unit, values).middle
             found: dict[str, Any] = {
-                "status": "DONE", "number": _number(median(values), compared["unit"]),
+                "status": "DONE", "number": _number(middle, compared["unit"]),
                 "misc": {"metric": metric.name, "samples": list(values)},
             }  # fmt: skip
             if arm == "candidate":

@@ -29,6 +29,7 @@ from orchestrator.analysis.effect import (
     Effect,
 )
 from orchestrator.analysis.level import Reason
+from orchestrator.analysis.summary import summary
 from orchestrator.analysis.theory import lookups, stride_of
 from orchestrator.analysis.timeline import Timeline
 from orchestrator.analysis.trial import TrialResult
@@ -76,7 +77,9 @@ class Line:
     expected: str
 
     def value(self, role: Role) -> str:
-        return quantity(median(values_of(self.metric, role)), self.metric.unit)
+        return quantity(
+            summary(self.metric.unit, values_of(self.metric, role)).middle, self.metric.unit
+        )
 
     def range(self, role: Role) -> str:
         """The smallest and the largest value; empty where all are the same."""
@@ -432,7 +435,8 @@ def _series(
             if (point.alignment, point.state) == (alignment, state) and metric is not None:
                 unit = metric.unit
                 for arm in ARMS:
-                    points[arm].append((point.size, median(values_of(metric, arm))))
+                    middle = summary(metric.unit, values_of(metric, arm)).middle
+                    points[arm].append((point.size, middle))
         found = {arm: by_arm[arm][name] for arm in ARMS if name in by_arm[arm]}
         sizes: dict[str, dict[ArmName, str]] = {}
         for arm in ARMS:

@@ -13,10 +13,10 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Mapping
-from statistics import median
 from typing import Any
 
 from orchestrator.analysis.comparison import Comparison
+from orchestrator.analysis.summary import summary
 from orchestrator.report.cases import kernel_of, line_of, suite
 from orchestrator.scenario import ARMS, METRICS, Scenario
 
@@ -54,7 +54,7 @@ def _values(comparison: Comparison) -> dict[str, float]:
     found: dict[str, float] = {}
     for metric in comparison.metrics:
         for arm in ARMS:
-            found[f"{metric.name}.{arm}"] = median(getattr(metric, arm))
+            found[f"{metric.name}.{arm}"] = summary(metric.unit, getattr(metric, arm)).middle
         if metric.ratio is not None:
             found[f"{metric.name}.ratio"] = metric.ratio
     return found

@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from orchestrator.analysis.comparison import Comparison, MetricComparison, guest_accels
+from orchestrator.analysis.comparison import (
+    Comparison,
+    MetricComparison,
+    fails_more,
+    failures,
+    guest_accels,
+)
 from orchestrator.analysis.conditions import Difference
 from orchestrator.analysis.summary import summary
 from orchestrator.report.quantities import change_text, plural, quantity
@@ -39,8 +45,7 @@ def verdict_sentence(scenario: Scenario, comparison: Comparison, plan: dict[str,
     verdict = comparison.verdict
     if verdict == "invalid":
         return f"{new} and {old} are not comparable by this run: {flaw(comparison)}."
-    failed = {arm: comparison.count(arm, "failed") for arm in ARMS}
-    if verdict == "regressed" and failed["candidate"] > failed["baseline"]:
+    if verdict == "regressed" and fails_more(comparison):
         return f"{new} is regressed: {_failures(comparison)}."
     said = {
         "equivalent": f"{new} is equivalent to {old}",
@@ -106,14 +111,12 @@ def _quoted(
 
 
 def _failures(comparison: Comparison) -> str:
-    candidate, baseline = (
-        [r for r in comparison.of_arm(arm) if r.kind == "failed"] for arm in reversed(ARMS)
-    )
-    reasons = ", ".join(sorted({r.reason for r in candidate}))
+    (before, of_before), (after, of_after) = (failures(comparison.results, a) for a in ARMS)
+    failed = (r for r in comparison.of_arm("candidate") if r.kind == "failed")
+    reasons = ", ".join(sorted({r.reason for r in failed}))
     return (
-        f"{len(candidate)} of its {plural(len(comparison.of_arm('candidate')), 'trial')} failed"
-        f" ({reasons}), of the baseline's {len(baseline)} of"
-        f" {len(comparison.of_arm('baseline'))}"
+        f"{after} of its {plural(of_after, 'trial')} failed ({reasons}), of the baseline's"
+        f" {before} of {of_before}"
     )
 
 

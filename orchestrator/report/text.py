@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from math import ceil, log2
 from statistics import median
 from typing import Any
 
@@ -12,7 +13,7 @@ from orchestrator.analysis.comparison import (
     boots_of,
     guest_accels,
 )
-from orchestrator.analysis.effect import FEW_FLOOR, LEAST_FOR_P, LEAST_UNPAIRED
+from orchestrator.analysis.effect import ALPHA, FEW_FLOOR, LEAST_FOR_P
 from orchestrator.analysis.theory import best_leaf, lookups, pages, stride_of
 from orchestrator.analysis.trial import TrialResult
 from orchestrator.report.conditions import conditions_said
@@ -154,13 +155,28 @@ def _statistics(comparison: Comparison) -> str:
     if any(effect.p_adjusted is not None for effect in effects):
         test = "Wilcoxon's signed rank" if paired else "Mann and Whitney's U"
         lines.append(f"p: {test}, adjusted for the metrics that decide (Holm).")
-    least, what = (LEAST_FOR_P, "pairs") if paired else (LEAST_UNPAIRED, "trials of each arm")
-    if any(e.estimate.basis == "few" and e.estimate.pairs < least for e in effects):
-        lines.append(
-            f"fewer than {least} {what}: only a difference of a factor of {FEW_FLOOR:g} counts."
-        )
+    if any(e.estimate.basis == "few" for e in effects):
+        what = f"fewer than {LEAST_FOR_P} pairs" if paired else "few trials"
+        lines.append(f"{what}: only a difference of a factor of {FEW_FLOOR:g} counts.")
+    lines += _too_few_together(comparison)
     lines += _control(comparison)
     return "".join(f"{line}\n" for text in lines for line in wrapped(text, then="  "))
+
+
+def _too_few_together(comparison: Comparison) -> Iterator[str]:
+    """The smallest p that so many pairs can have, for so many metrics together, is not small
+    enough."""
+    tested = [m for m in comparison.metrics if m.effect.estimate.p is not None]
+    for decide, which in ((True, "that decide"), (False, "that do not")):
+        group = [m for m in tested if (m.name in comparison.deciding) == decide]
+        if not comparison.paired or len(group) < 2:
+            continue
+        needed = ceil(log2(2 * len(group) / ALPHA))
+        if (pairs := max(m.effect.estimate.pairs for m in group)) < needed:
+            yield (
+                f"{len(group)} metrics {which} are tested together: with {pairs} pairs none can be"
+                f" significant for less than a factor of {FEW_FLOOR:g}; it takes {needed}."
+            )
 
 
 def _control(comparison: Comparison) -> Iterator[str]:

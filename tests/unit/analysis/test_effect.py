@@ -16,7 +16,6 @@ from orchestrator.analysis.effect import (
     FEW_FLOOR,
     LEAST_FOR_INTERVAL,
     LEAST_FOR_P,
-    LEAST_UNPAIRED,
     OF_MAPS,
     Effect,
     Rule,
@@ -62,6 +61,8 @@ def noisy(n: int, ratio: float = 1.0, cv: float = 0.01, seed: int = 0) -> list[f
         ("count", [0], [3], "regressed"),
         ("count", [12, 13], [12, 13], "inconclusive"),
         ("count", [12, 12], [11, 12], "inconclusive"),
+        ("count", [32, 32], [33, 34], "regressed"),
+        ("count", [1000] * 12, [1005, 1006] * 6, "regressed"),
         ("count", [5, 5], [0, 0], "improved"),
         ("s", [2.0], [0.9], "improved"),
         ("s", [2.0], [1.01], "inconclusive"),
@@ -212,8 +213,8 @@ def test_index_of_many_pairs_goes_on_from_that_of_few(n: int) -> None:
 
 def test_smallest_numbers_of_trials_can_be_significant_and_fewer_cannot() -> None:
     assert 2 / 2**LEAST_FOR_P <= ALPHA < 2 / 2 ** (LEAST_FOR_P - 1)
-    assert 2 / math.comb(2 * LEAST_UNPAIRED, LEAST_UNPAIRED) <= ALPHA
-    assert 2 / math.comb(2 * LEAST_UNPAIRED - 2, LEAST_UNPAIRED - 1) > ALPHA
+    assert effect(noisy(6), noisy(6, 0.9, seed=1), paired=False).estimate.p is None
+    assert effect(noisy(7), noisy(7, 0.9, seed=1), paired=False).verdict == "improved"
     assert CONFIDENCE == 0.95
 
 

@@ -61,7 +61,7 @@ def test_number_that_there_is_not_has_no_place() -> None:
         ("accelerators", "guests ran under KVM in some trials, emulated in others"),
         (
             "candidate fails",
-            "the candidate fails more often: 1 of its trials, 0 of the baseline's",
+            "the candidate fails more often: 1 of its 3 trials, 0 of 2 of the baseline's",
         ),
         ("bench fails", "no trial of the baseline was measured"),
         ("not as expected", f"expectation met: {BOOT}; expectation not met: {MAP}"),
