@@ -350,12 +350,16 @@ def _outcome(scenario: Scenario, comparison: Comparison, name: Metric) -> Outcom
     metric, wanted = comparison.metric(name), scenario.expect.get(name)
     if metric is None or comparison.verdict == "invalid":
         return "not known"
-    complete = len(comparison.results) >= comparison.planned
-    if complete and wanted is not None:
-        return _met(metric, wanted, scenario.judgement.margin)
-    if metric.verdict == "regressed":
-        return "not met"
-    return "met" if complete and metric.verdict in ("improved", "equivalent") else "not known"
+    if wanted is not None:
+        found = _met(metric, wanted, scenario.judgement.margin)
+    else:
+        by_verdict: dict[Verdict, Outcome] = {
+            "improved": "met", "equivalent": "met", "regressed": "not met",
+        }  # fmt: skip
+        found = by_verdict.get(metric.verdict, "not known")
+    if len(comparison.results) >= comparison.planned:
+        return found
+    return found if metric.verdict == "regressed" and found == "not met" else "not known"
 
 
 def fails_more(comparison: Comparison) -> bool:
