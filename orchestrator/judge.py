@@ -85,6 +85,11 @@ def saved_run(run: RunDir) -> SavedRun:
     a trial whose evidence is no good is a result, too."""
     scenario, _ = parse_scenario(run.scenario(), str(run.path / "scenario.toml"), run.path)
     plan = run.plan()
+    if scenario.workload == "guest-boot" and plan["guest_kernel"] is None:
+        raise EvidenceError(
+            f"{run.path / 'plan.json'} has no guest_kernel, and the workload is guest-boot",
+            reason="bad-evidence",
+        )
     distinct: dict[tuple[tuple[str, str], ...], dict[str, str]] = {}
     results = []
     for trial in run.trials():
