@@ -69,7 +69,7 @@ ForGitHub = Annotated[
 ]
 CellNames = Annotated[
     list[str] | None,
-    typer.Option("--cell", metavar="NAME", help="Only this cell of the [matrix]; repeatable."),
+    typer.Option("--cell", metavar="NAME", help="Only this cell of a matrix; repeatable."),
 ]
 
 
@@ -364,7 +364,8 @@ def _run() -> int:
         # Not app(): that would make exit codes of its own from an interrupt and a closed pipe.
         with command.make_context("barometer", sys.argv[1:]) as context:
             command.invoke(context)
-        sys.stdout.flush()
+        if sys.stdout is not None:  # it is None where it was closed from the beginning
+            sys.stdout.flush()
     except BarometerError as exc:
         say(f"error: {exc}")
         return exc.exit_code

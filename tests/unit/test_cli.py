@@ -71,6 +71,11 @@ def test_version_is_printed(barometer: Command, capsys: Said) -> None:
     assert capsys.readouterr().out == f"barometer {__version__}\n"
 
 
+def test_help_has_every_word_of_its_text(barometer: Command, capsys: Said) -> None:
+    barometer("plan", "--help")  # what is in brackets would be taken for markup
+    assert "Only this cell of a matrix; repeatable." in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("arguments", [["--help"], ["-h"], ["run", "--help"], ["report", "-h"]])
 def test_help_is_no_error(barometer: Command, capsys: Said, arguments: list[str]) -> None:
     assert barometer(*arguments) == 0
@@ -386,6 +391,26 @@ def test_report_of_broken_records_is_exit_code_4(
     (finished / name).write_text(text)
     assert barometer("report", finished) == 4
     assert str(finished) in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"kernels": {}}, "the baseline's kernel has no release"),
+        ({"kernels": []}, "kernels is no object"),
+        ({"guest_kernel": {"release": "6.12"}}, "the guest's kernel has no source"),
+        ({"guest_kernel": None}, "has no guest_kernel, and the workload is guest-boot"),
+        ({"accel": "fast"}, "accel is 'fast', none of kvm, tcg, exact"),
+        ({"accel_reason": None}, "accel_reason is no text"),
+    ],
+)
+def test_plan_that_barometer_did_not_write_is_exit_code_4(
+    barometer: Command, capsys: Said, finished: Path, change: dict[str, Any], said: str
+) -> None:
+    plan = json.loads((finished / "plan.json").read_text())
+    (finished / "plan.json").write_text(json.dumps(plan | change))
+    assert barometer("report", finished) == 4
+    assert said in capsys.readouterr().err
 
 
 def test_report_of_a_run_without_its_scenario_is_exit_code_4(
@@ -876,6 +901,14 @@ def test_closed_pipe_is_no_traceback() -> None:
         capture_output=True, text=True, check=False, timeout=60,
     )  # fmt: skip
     assert (done.stdout, done.stderr) == ("{", "")
+
+
+def test_output_that_was_closed_from_the_beginning_is_no_bug() -> None:
+    done = subprocess.run(
+        ["sh", "-c", f"{sys.executable} -m orchestrator.cli schema >&-"],
+        capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_trial_of_the_run_is_left_as_it_was(
