@@ -124,7 +124,7 @@ def judge_across(folders: Sequence[Path], arm: ArmName, allow: Sequence[str]) ->
             for role, run in zip(ARMS, (first, other), strict=True)
         }}  # fmt: skip
         one = suite(scenario, comparison, plan)
-        suites.append(one)
+        suites.append(replace(one, name=f"{other.name} against {first.name}, {arm}"))
         report = text_report(scenario, comparison, plan)
         reports.append(f"{other.name}\n  against {first.name}, {arm}:\n\n{report}")
         documents.append({

@@ -777,6 +777,15 @@ def test_annotations_do_not_mix_with_json(
     assert said.err.startswith("::notice title=")
 
 
+def test_summary_of_a_comparison_names_its_runs(
+    barometer: Command, capsys: Said, finished: Path, step_summary: Path
+) -> None:
+    other = shutil.copytree(finished, finished.with_name("other"))
+    assert barometer("compare", finished, other, "--github") == 4  # a trial of each: too few
+    assert f"title=barometer {other} against {finished}%2C candidate::" in capsys.readouterr().out
+    assert "other against" in step_summary.read_text()
+
+
 @pytest.mark.parametrize("value", [None, "", "/no/such/folder/summary.md"])
 def test_github_without_its_file_is_exit_code_2_before_anything_boots(
     barometer: Command, capsys: Said, scenario: Path, finished: Path, machine: list[str],
