@@ -22,7 +22,7 @@ from orchestrator.report.quantities import arm_text, change_text, plural, spread
 from orchestrator.report.sentence import verdict_sentence
 from orchestrator.report.timeline import calls_and_cost
 from orchestrator.report.trailer import trailer, worse
-from orchestrator.report.wording import TITLES, device_said, title, workload_said
+from orchestrator.report.wording import TITLES, device_said, resolution_said, title, workload_said
 from orchestrator.scenario import ARMS, AT_POINTS, Scenario, format_size
 
 _TAIL = 12
@@ -40,7 +40,7 @@ def text_report(
         _verdicts(scenario, comparison),
         _setup(scenario, comparison, plan, emulated=emulated),
         _table(scenario, comparison, emulated=emulated, exact=exact),
-        _statistics(comparison),
+        _statistics(scenario, comparison),
         _theory(scenario, comparison),
         _noted(comparison),
         conditions_said(comparison.conditions),
@@ -136,7 +136,7 @@ def _row(name: str, metric: MetricComparison, comparison: Comparison) -> Sequenc
     return (name, *arms, change_text(metric.effect), metric.verdict + decides)
 
 
-def _statistics(comparison: Comparison) -> str:
+def _statistics(scenario: Scenario, comparison: Comparison) -> str:
     """What the table's numbers are, as far as it has them."""
     metrics = comparison.metrics
     lines = ["*: what the verdict of the run is of."] * bool(metrics)
@@ -159,6 +159,8 @@ def _statistics(comparison: Comparison) -> str:
         lines.append(
             f"fewer than {least} {what}: only a difference of a factor of {FEW_FLOOR:g} counts."
         )
+    if any(effect.estimate.basis == "exact" for effect in effects):
+        lines.append(resolution_said(scenario))
     lines += _control(comparison)
     return "".join(f"{line}\n" for text in lines for line in wrapped(text, then="  "))
 
