@@ -62,7 +62,7 @@ def judge(run: RunDir, tester: str | None = None) -> tuple[Scenario, Comparison,
     kernels = {
         arm: {key: plan["kernels"][arm][key] for key in ("release", "source")} for arm in ARMS
     }
-    planned = planned_trials(scenario, saved.results, plan["accel"])
+    planned = _planned(scenario, saved)
     sides = {
         arm: [r.conditions for r in saved.results if r.arm in roles]
         for arm, roles in (("baseline", ("baseline", CONTROL)), ("candidate", ("candidate",)))
@@ -99,6 +99,13 @@ def saved_run(run: RunDir) -> SavedRun:
         results.append(replace(result, conditions=same))
     configs = {arm: run.config(arm) for arm in ARMS}
     return SavedRun(str(run.path), scenario, plan, tuple(results), configs)
+
+
+def _planned(scenario: Scenario, saved: SavedRun) -> int:
+    """How many trials make the run complete: as it was planned then, maybe by another version."""
+    if scenario.trials.until is None and isinstance(planned := saved.plan.get("trials"), list):
+        return len(planned)
+    return planned_trials(scenario, saved.results, saved.plan["accel"])
 
 
 def judge_across(folders: Sequence[Path], arm: ArmName, allow: Sequence[str]) -> Judged:
