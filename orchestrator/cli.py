@@ -275,11 +275,12 @@ def _judged(
     folder: Path, as_json: bool, step_summary: Path | None, tester: str | None = None
 ) -> NoReturn:
     tester = tester or _git_user()
-    found = (
-        judge_cells(MatrixDir(folder), tester)
-        if MatrixDir.is_at(folder)
-        else judged(RunDir.open(folder), tester)
-    )
+    with no_space_explained(folder):
+        found = (
+            judge_cells(MatrixDir(folder), tester)
+            if MatrixDir.is_at(folder)
+            else judged(RunDir.open(folder), tester)
+        )
     said = {"run": str(folder), "exit_code": found.exit_code}
     told = found._replace(report=f"{found.report}\nrun: {folder}", document=found.document | said)
     _told(told, as_json, step_summary)

@@ -434,6 +434,8 @@ class Trials(_Model):
 
 CONDITION_ROOMS = ("accel", "barometer", "device", "guest", "host", "map", "runner", "workload")
 """What the name of a condition begins with."""
+_CONDITIONS_ALONE = ("accel", "barometer", "workload")
+"""Names without a dot."""
 
 
 def not_a_condition(names: Iterable[str]) -> str | None:
@@ -441,8 +443,10 @@ def not_a_condition(names: Iterable[str]) -> str | None:
     for name in names:
         room = name.partition(".")[0]
         if room not in CONDITION_ROOMS:
-            near = nearest_name(room, CONDITION_ROOMS, CONDITION_ROOMS)
-            return f'"{name}" is no condition{near}, as in "runner.qemu"'
+            rooms = ", ".join(CONDITION_ROOMS)
+            return f'"{name}" is no condition; one begins with {rooms}, as "runner.qemu"'
+        if name == room and room not in _CONDITIONS_ALONE:
+            return f'"{name}" is no condition; all that begin with it are "{room}.*"'
     return None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -411,6 +412,17 @@ def test_plan_that_barometer_did_not_write_is_exit_code_4(
     (finished / "plan.json").write_text(json.dumps(plan | change))
     assert barometer("report", finished) == 4
     assert said in capsys.readouterr().err
+
+
+def test_report_on_a_full_disk_is_exit_code_3(
+    barometer: Command, capsys: Said, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, *_: Any, **__: Any) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(Path, "write_text", full)
+    assert barometer("report", finished) == 3
+    assert f"no space left on the disk of {finished}" in capsys.readouterr().err
 
 
 def test_report_of_a_run_without_its_scenario_is_exit_code_4(
