@@ -69,7 +69,7 @@ ForGitHub = Annotated[
 ]
 CellNames = Annotated[
     list[str] | None,
-    typer.Option("--cell", metavar="NAME", help="Only this cell of the [matrix]; repeatable."),
+    typer.Option("--cell", metavar="NAME", help="Only this cell of a matrix; repeatable."),
 ]
 
 
@@ -281,11 +281,12 @@ def _judged(
     folder: Path, as_json: bool, step_summary: Path | None, tester: str | None = None
 ) -> NoReturn:
     tester = tester or _git_user()
-    found = (
-        judge_cells(MatrixDir(folder), tester)
-        if MatrixDir.is_at(folder)
-        else judged(RunDir.open(folder), tester)
-    )
+    with no_space_explained(folder):
+        found = (
+            judge_cells(MatrixDir(folder), tester)
+            if MatrixDir.is_at(folder)
+            else judged(RunDir.open(folder), tester)
+        )
     said = {"run": str(folder), "exit_code": found.exit_code}
     told = found._replace(report=f"{found.report}\nrun: {folder}", document=found.document | said)
     _told(told, as_json, step_summary)
@@ -370,7 +371,8 @@ def _run() -> int:
         # Not app(): that would make exit codes of its own from an interrupt and a closed pipe.
         with command.make_context("barometer", sys.argv[1:]) as context:
             command.invoke(context)
-        sys.stdout.flush()
+        if sys.stdout is not None:  # it is None where it was closed from the beginning
+            sys.stdout.flush()
     except BarometerError as exc:
         say(f"error: {exc}")
         return exc.exit_code

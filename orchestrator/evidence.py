@@ -35,7 +35,7 @@ from orchestrator.errors import (
     ScenarioError,
 )
 from orchestrator.hashing import sha256_file
-from orchestrator.scenario import ArmName
+from orchestrator.scenario import ARMS, ArmName
 
 MANIFEST = "manifest.json"
 SCHEMA = 1
@@ -212,6 +212,26 @@ class TrialWriter(TrialDir):
         write_json(self.path / MANIFEST, self.manifest)
 
 
+_ACCELS = ("kvm", "tcg", "exact")
+
+
+def _plan_flaw(plan: dict[str, Any]) -> str | None:
+    """What judging would stumble over, or take for something else."""
+    if plan["accel"] not in _ACCELS:
+        return f"accel is {plan['accel']!r}, none of {', '.join(_ACCELS)}"
+    if not isinstance(plan["accel_reason"], str):
+        return "accel_reason is no text"
+    kernels = plan["kernels"]
+    if not isinstance(kernels, dict):
+        return "kernels is no object"
+    guest = {} if plan["guest_kernel"] is None else {"guest": plan["guest_kernel"]}
+    for name, kernel in ({arm: kernels.get(arm) for arm in ARMS} | guest).items():
+        for key in ("release", "source", "digest"):
+            if not isinstance(kernel, dict) or not isinstance(kernel.get(key), str):
+                return f"the {name}'s kernel has no {key}"
+    return None
+
+
 def _same_plan(path: Path, then: dict[str, Any], now: dict[str, Any]) -> None:
     """A run is taken up again with the very kernels and accelerator it was begun with."""
     for what, old, new in [
@@ -294,7 +314,12 @@ class RunDir:
     def plan(self) -> dict[str, Any]:
         """Raises EvidenceError when it cannot be read."""
         plan: dict[str, Any] = read_json(self.path / "plan.json")
-        need_keys(self.path / "plan.json", plan, ("kernels", "guest_kernel", "accel"))
+        path = self.path / "plan.json"
+        need_keys(path, plan, ("kernels", "guest_kernel", "accel", "accel_reason"))
+        if (wrong := _plan_flaw(plan)) is not None:
+            raise EvidenceError(
+                f"{path} is not what barometer writes: {wrong}", reason="bad-evidence"
+            )
         return plan
 
     def scenario(self) -> str:

@@ -14,7 +14,7 @@ from orchestrator.analysis import boot
 from orchestrator.analysis.across import SavedRun, compare_runs
 from orchestrator.analysis.comparison import Comparison, boots_of, compare, to_json
 from orchestrator.analysis.conditions import conditions
-from orchestrator.analysis.stopping import enough, planned_trials
+from orchestrator.analysis.stopping import enough
 from orchestrator.analysis.timeline import Timeline
 from orchestrator.analysis.trial import Findings, TrialResult, read_result
 from orchestrator.errors import EvidenceError, ScenarioError
@@ -63,14 +63,13 @@ def judge(run: RunDir, tester: str | None = None) -> tuple[Scenario, Comparison,
     kernels = {
         arm: {key: plan["kernels"][arm][key] for key in ("release", "source")} for arm in ARMS
     }
-    planned = planned_trials(scenario, saved.results, plan["accel"])
     sides = {
         arm: [r.conditions for r in saved.results if r.arm in roles and r.kind != "invalid"]
         for arm, roles in (("baseline", ("baseline", CONTROL)), ("candidate", ("candidate",)))
     }
     configs = (saved.configs["baseline"], saved.configs["candidate"])
     comparison = compare(
-        scenario, kernels, saved.results, planned, plan["accel"],
+        scenario, kernels, saved.results, saved.planned, plan["accel"],
         conditions(sides, configs, scenario.judgement.allow),
     )  # fmt: skip
     report = text_report(scenario, comparison, plan, tester)
@@ -86,6 +85,11 @@ def saved_run(run: RunDir) -> SavedRun:
     a trial whose evidence is no good is a result, too."""
     scenario, _ = parse_scenario(run.scenario(), str(run.path / "scenario.toml"), run.path)
     plan = run.plan()
+    if scenario.workload == "guest-boot" and plan["guest_kernel"] is None:
+        raise EvidenceError(
+            f"{run.path / 'plan.json'} has no guest_kernel, and the workload is guest-boot",
+            reason="bad-evidence",
+        )
     distinct: dict[tuple[tuple[str, str], ...], dict[str, str]] = {}
     results = []
     for trial in run.trials():
@@ -122,7 +126,7 @@ def judge_across(folders: Sequence[Path], arm: ArmName, allow: Sequence[str]) ->
             for role, run in zip(ARMS, (first, other), strict=True)
         }}  # fmt: skip
         one = suite(scenario, comparison, plan)
-        suites.append(one)
+        suites.append(replace(one, name=f"{other.name} against {first.name}, {arm}"))
         report = text_report(scenario, comparison, plan)
         reports.append(f"{other.name}\n  against {first.name}, {arm}:\n\n{report}")
         documents.append({

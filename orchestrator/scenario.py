@@ -402,7 +402,8 @@ class Until(_Model):
     """Half the width of the 95 % interval of every metric that decides, as a share of the
     baseline, or of the candidate where that costs more. The run goes on, block by block, until it
     is that narrow and the verdict clear."""
-    max_pairs: Annotated[int, Field(ge=2, le=1000)] = 30
+    max_pairs: Annotated[int, Field(ge=2, le=1000, multiple_of=2)] = 30
+    """Blocks are of two pairs."""
 
 
 class Trials(_Model):
@@ -430,12 +431,13 @@ class Trials(_Model):
 
     @property
     def most_pairs(self) -> int:
-        """An even number where `until` says when to stop."""
-        return self.pairs if self.until is None else self.until.max_pairs // 2 * 2
+        return self.pairs if self.until is None else self.until.max_pairs
 
 
 CONDITION_ROOMS = ("accel", "barometer", "device", "guest", "host", "map", "runner", "workload")
 """What the name of a condition begins with."""
+_CONDITIONS_ALONE = ("accel", "barometer", "workload")
+"""Names without a dot."""
 
 
 def not_a_condition(names: Iterable[str]) -> str | None:
@@ -443,8 +445,10 @@ def not_a_condition(names: Iterable[str]) -> str | None:
     for name in names:
         room = name.partition(".")[0]
         if room not in CONDITION_ROOMS:
-            near = nearest_name(room, CONDITION_ROOMS, CONDITION_ROOMS)
-            return f'"{name}" is no condition{near}, as in "runner.qemu"'
+            rooms = ", ".join(CONDITION_ROOMS)
+            return f'"{name}" is no condition; one begins with {rooms}, as "runner.qemu"'
+        if name == room and room not in _CONDITIONS_ALONE:
+            return f'"{name}" is no condition; all that begin with it are "{room}.*"'
     return None
 
 

@@ -17,7 +17,6 @@ from orchestrator.analysis.conditions import conditions
 from orchestrator.analysis.stopping import planned_trials
 from orchestrator.analysis.trial import TrialResult
 from orchestrator.errors import EvidenceError
-from orchestrator.plan import make_plan
 from orchestrator.scenario import ARMS, ArmName, Metric, Scenario
 
 
@@ -33,12 +32,18 @@ class SavedRun:
     configs: Mapping[ArmName, str | None]
     """Of the arms' kernels, where they were recorded."""
 
-    def lacks(self, arm: ArmName) -> int:
-        """Trials of an arm that the run is to have and has not."""
-        planned = planned_trials(self.scenario, self.results, self.plan["accel"])
-        wanted = make_plan(self.scenario)[:planned]
-        there = {result.name for result in self.results}
-        return sum(trial.arm == arm and trial.name not in there for trial in wanted)
+    @property
+    def planned(self) -> int:
+        """How many trials make it complete: as it was planned then, maybe by another version."""
+        listed = self.plan.get("trials")
+        if self.scenario.trials.until is None and isinstance(listed, list):
+            return len(listed)
+        return planned_trials(self.scenario, self.results, self.plan["accel"])
+
+    @property
+    def lacks(self) -> int:
+        """Trials that it is to have and has not."""
+        return max(0, self.planned - len(self.results))
 
     def of_arm(self, arm: ArmName, role: ArmName) -> list[TrialResult]:
         """The trials of an arm, in the role of one in another comparison."""
@@ -86,7 +91,7 @@ def compare_runs(
         for role, run in zip(ARMS, (first, second), strict=True)
     }
     results = [*before, *after]
-    planned = len(results) + first.lacks(arm) + second.lacks(arm)
+    planned = len(results) + first.lacks + second.lacks
     comparison = compare(scenario, kernels, results, planned, accels[0], found, paired=False)
     other = next(name for name in ARMS if name != arm)
     if first.plan["kernels"][other]["digest"] != second.plan["kernels"][other]["digest"]:

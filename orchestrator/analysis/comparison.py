@@ -349,13 +349,16 @@ def _outcome(scenario: Scenario, comparison: Comparison, name: Metric) -> Outcom
     metric, wanted = comparison.metric(name), scenario.expect.get(name)
     if metric is None or comparison.verdict == "invalid":
         return "not known"
-    complete = len(comparison.results) >= comparison.planned
-    so_far = None if wanted is None else _met(metric, wanted, scenario.judgement.margin)
-    if complete and so_far is not None:
-        return so_far
-    if metric.verdict == "regressed" and so_far in (None, "not met"):
-        return "not met"
-    return "met" if complete and metric.verdict in ("improved", "equivalent") else "not known"
+    if wanted is not None:
+        found = _met(metric, wanted, scenario.judgement.margin)
+    else:
+        by_verdict: dict[Verdict, Outcome] = {
+            "improved": "met", "equivalent": "met", "regressed": "not met",
+        }  # fmt: skip
+        found = by_verdict.get(metric.verdict, "not known")
+    if len(comparison.results) >= comparison.planned:
+        return found
+    return found if metric.verdict == "regressed" and found == "not met" else "not known"
 
 
 def fails_more(comparison: Comparison) -> bool:

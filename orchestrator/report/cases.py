@@ -23,6 +23,7 @@ from orchestrator.analysis.comparison import (
 from orchestrator.analysis.summary import summary
 from orchestrator.analysis.trial import TrialResult
 from orchestrator.hashing import digest_of
+from orchestrator.report.sentence import differing
 from orchestrator.scenario import ARMS, ArmName, Metric, Scenario
 
 Outcome = Literal["passed", "failed", "unknown"]
@@ -125,6 +126,8 @@ def _run_case(
     scenario: Scenario, comparison: Comparison, code: int, found: Mapping[Metric, Outcome]
 ) -> Case:
     said: list[str] = [comparison.verdict]
+    if comparison.conditions is not None and comparison.conditions.unplanned:
+        said.append(line_of(differing(comparison.conditions.unplanned)))
     if len(comparison.results) < comparison.planned:
         said.append(f"not complete: {len(comparison.results)} of {comparison.planned} trials")
     if len(guest_accels(comparison.results)) > 1:

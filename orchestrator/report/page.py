@@ -24,8 +24,6 @@ from orchestrator.analysis.effect import (
     FEW_FLOOR,
     LEAST_FOR_INTERVAL,
     LEAST_FOR_P,
-    OF_BOOTS,
-    OF_MAPS,
     Effect,
 )
 from orchestrator.analysis.level import Reason
@@ -46,7 +44,13 @@ from orchestrator.report.samples import Dots, samples, values_of
 from orchestrator.report.sentence import verdict_sentence
 from orchestrator.report.text import notes
 from orchestrator.report.timeline import cost_cells, explained, text_timeline
-from orchestrator.report.wording import SOURCES, TITLES, device_said, workload_said
+from orchestrator.report.wording import (
+    SOURCES,
+    TITLES,
+    device_said,
+    resolution_said,
+    workload_said,
+)
 from orchestrator.scenario import (
     ARMS,
     AT_POINTS,
@@ -387,10 +391,7 @@ def _rules(scenario: Scenario, lines: Sequence[Line]) -> Iterator[str]:
     if "count" in bases:
         yield "A count that is the same in every trial of an arm is compared as it is."
     if "exact" in bases:
-        yield (
-            "Instruction counts are compared to their resolution: of maps without a guest"
-            f" {OF_MAPS.ratio - 1:.2%}, of a guest boot's {OF_BOOTS.ratio - 1:.0%}."
-        )
+        yield resolution_said(scenario)
     if any(line.metric.control for line in lines):
         yield (
             "Control (A/A): the baseline's kernel against itself. A metric in which those differ"

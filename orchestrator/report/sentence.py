@@ -66,7 +66,7 @@ def flaw(comparison: Comparison) -> str:
     if len(guest_accels(comparison.results)) > 1:
         return "guests ran under KVM in some trials and were emulated in others"
     if comparison.conditions is not None and comparison.conditions.unplanned:
-        return f"{_differs(comparison.conditions.unplanned)} without having been meant to"
+        return differing(comparison.conditions.unplanned)
     for name in comparison.deciding:
         metric = comparison.metric(name)
         if metric is None:
@@ -79,12 +79,12 @@ def flaw(comparison: Comparison) -> str:
     return "no metric was measured in both arms"
 
 
-def _differs(found: Sequence[Difference]) -> str:
-    """`runner.qemu (10.0.2 | 10.1.0) and 2 others differ`"""
+def differing(found: Sequence[Difference]) -> str:
+    """`runner.qemu (10.0.2 | 10.1.0) and 2 others differ without having been meant to`"""
     first, *others = found
     values = " | ".join(dict.fromkeys(v for of_side in first.values.values() for v in of_side))
     more = f" and {plural(len(others), 'other')} differ" if others else " differs"
-    return f"{first.name} ({values}){more}"
+    return f"{first.name} ({values}){more} without having been meant to"
 
 
 def _kernels(comparison: Comparison) -> tuple[str, str]:

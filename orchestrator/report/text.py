@@ -23,7 +23,7 @@ from orchestrator.report.quantities import arm_text, change_text, plural, spread
 from orchestrator.report.sentence import verdict_sentence
 from orchestrator.report.timeline import calls_and_cost
 from orchestrator.report.trailer import trailer, worse
-from orchestrator.report.wording import TITLES, device_said, title, workload_said
+from orchestrator.report.wording import TITLES, device_said, resolution_said, title, workload_said
 from orchestrator.scenario import ARMS, AT_POINTS, Scenario, format_size
 
 _TAIL = 12
@@ -41,7 +41,7 @@ def text_report(
         _verdicts(scenario, comparison),
         _setup(scenario, comparison, plan, emulated=emulated),
         _table(scenario, comparison, emulated=emulated, exact=exact),
-        _statistics(comparison),
+        _statistics(scenario, comparison),
         _theory(scenario, comparison),
         _noted(comparison),
         conditions_said(comparison.conditions),
@@ -137,7 +137,7 @@ def _row(name: str, metric: MetricComparison, comparison: Comparison) -> Sequenc
     return (name, *arms, change_text(metric.effect), metric.verdict + decides)
 
 
-def _statistics(comparison: Comparison) -> str:
+def _statistics(scenario: Scenario, comparison: Comparison) -> str:
     """What the table's numbers are, as far as it has them."""
     metrics = comparison.metrics
     lines = ["*: what the verdict of the run is of."] * bool(metrics)
@@ -159,6 +159,8 @@ def _statistics(comparison: Comparison) -> str:
         what = f"fewer than {LEAST_FOR_P} pairs" if paired else "few trials"
         lines.append(f"{what}: only a difference of a factor of {FEW_FLOOR:g} counts.")
     lines += _too_few_together(comparison)
+    if any(effect.estimate.basis == "exact" for effect in effects):
+        lines.append(resolution_said(scenario))
     lines += _control(comparison)
     return "".join(f"{line}\n" for text in lines for line in wrapped(text, then="  "))
 

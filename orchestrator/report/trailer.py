@@ -115,6 +115,8 @@ def _no_tag(scenario: Scenario, comparison: Comparison) -> str:
         return f"the run is invalid: {flaw(comparison)}"
     if baseline == candidate:
         return "both arms ran the same kernel"
+    if not comparison.paired:
+        return "the trials are of two runs"
     if comparison.verdict == "inconclusive":
         return "the run is inconclusive"
     if comparison.verdict != "regressed" and exit_code(scenario, comparison) != 0:

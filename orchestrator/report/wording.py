@@ -6,6 +6,8 @@ from collections.abc import Set
 from typing import Any
 
 from orchestrator.analysis.comparison import MetricComparison
+from orchestrator.analysis.effect import OF_BOOTS, OF_MAPS, OF_MAPS_IN_BOOTS, Resolution
+from orchestrator.report.quantities import quantity
 from orchestrator.scenario import Device, Guest, Metric, Scenario, format_size
 
 TITLES: dict[Metric, str] = {
@@ -59,6 +61,19 @@ def workload_said(scenario: Scenario, plan: dict[str, Any]) -> tuple[str, str]:
         return "workload", f"map from the host's user space, {backend}"
     release, guest = plan["guest_kernel"]["release"], scenario.guest
     return "guest", f"{release}, {format_size(guest.memory)}{said_of(guest)}"
+
+
+def resolution_said(scenario: Scenario) -> str:
+    """When two instruction counts are the same number."""
+
+    def within(resolution: Resolution) -> str:
+        return f"{100 * (resolution.ratio - 1):.2g}% or {quantity(resolution.ginsn, 'Ginsn')}"
+
+    if scenario.workload == "map":
+        which = within(OF_MAPS)
+    else:
+        which = f"{within(OF_BOOTS)} of a boot, {within(OF_MAPS_IN_BOOTS)} of its maps and unmaps"
+    return f"Instructions are the same number within {which}, whichever is more."
 
 
 def said_of(guest: Guest) -> str:

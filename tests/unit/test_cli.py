@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -69,6 +70,11 @@ def finished(tmp_path: Path) -> Path:
 def test_version_is_printed(barometer: Command, capsys: Said) -> None:
     assert barometer("--version") == 0
     assert capsys.readouterr().out == f"barometer {__version__}\n"
+
+
+def test_help_has_every_word_of_its_text(barometer: Command, capsys: Said) -> None:
+    barometer("plan", "--help")  # what is in brackets would be taken for markup
+    assert "Only this cell of a matrix; repeatable." in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["-h"], ["run", "--help"], ["report", "-h"]])
@@ -386,6 +392,37 @@ def test_report_of_broken_records_is_exit_code_4(
     (finished / name).write_text(text)
     assert barometer("report", finished) == 4
     assert str(finished) in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"kernels": {}}, "the baseline's kernel has no release"),
+        ({"kernels": []}, "kernels is no object"),
+        ({"guest_kernel": {"release": "6.12"}}, "the guest's kernel has no source"),
+        ({"guest_kernel": None}, "has no guest_kernel, and the workload is guest-boot"),
+        ({"accel": "fast"}, "accel is 'fast', none of kvm, tcg, exact"),
+        ({"accel_reason": None}, "accel_reason is no text"),
+    ],
+)
+def test_plan_that_barometer_did_not_write_is_exit_code_4(
+    barometer: Command, capsys: Said, finished: Path, change: dict[str, Any], said: str
+) -> None:
+    plan = json.loads((finished / "plan.json").read_text())
+    (finished / "plan.json").write_text(json.dumps(plan | change))
+    assert barometer("report", finished) == 4
+    assert said in capsys.readouterr().err
+
+
+def test_report_on_a_full_disk_is_exit_code_3(
+    barometer: Command, capsys: Said, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, *_: Any, **__: Any) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(Path, "write_text", full)
+    assert barometer("report", finished) == 3
+    assert f"no space left on the disk of {finished}" in capsys.readouterr().err
 
 
 def test_report_of_a_run_without_its_scenario_is_exit_code_4(
@@ -763,7 +800,8 @@ def test_compare_says_what_is_wrong_with_its_runs(
     first, second = two_runs
     for words, code, said in (
         ([first], 2, "compare needs two runs or more"),
-        ([first, second, "--allow", "runer.qemu"], 2, 'did you mean "runner"?'),
+        ([first, second, "--allow", "runer.qemu"], 2, '"runer.qemu" is no condition'),
+        ([first, first], 2, "the same run is named twice"),
         ([first, second / "trials"], 4, "holds no run"),
     ):
         assert barometer("compare", *words) == code
@@ -809,6 +847,15 @@ def test_annotations_do_not_mix_with_json(
     said = capsys.readouterr()
     assert json.loads(said.out)["verdict"] == "improved"
     assert said.err.startswith("::notice title=")
+
+
+def test_summary_of_a_comparison_names_its_runs(
+    barometer: Command, capsys: Said, finished: Path, step_summary: Path
+) -> None:
+    other = shutil.copytree(finished, finished.with_name("other"))
+    assert barometer("compare", finished, other, "--github") == 4  # a trial of each: too few
+    assert f"title=barometer {other} against {finished}%2C candidate::" in capsys.readouterr().out
+    assert "other against" in step_summary.read_text()
 
 
 @pytest.mark.parametrize("value", [None, "", "/no/such/folder/summary.md"])
@@ -935,6 +982,14 @@ def test_closed_pipe_is_no_traceback() -> None:
         capture_output=True, text=True, check=False, timeout=60,
     )  # fmt: skip
     assert (done.stdout, done.stderr) == ("{", "")
+
+
+def test_output_that_was_closed_from_the_beginning_is_no_bug() -> None:
+    done = subprocess.run(
+        ["sh", "-c", f"{sys.executable} -m orchestrator.cli schema >&-"],
+        capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_trial_of_the_run_is_left_as_it_was(

@@ -11,8 +11,12 @@ from orchestrator.errors import ArmFailedError, BenchError, EvidenceError, Scena
 from orchestrator.evidence import RunDir, TrialDir, TrialWriter, read_json, write_json
 
 PLAN: dict[str, Any] = {
-    "schema": 1, "trials": [], "accel": "tcg", "guest_kernel": {"digest": "g"},
-    "kernels": {"baseline": {"digest": "b"}, "candidate": {"digest": "c"}},
+    "schema": 1, "trials": [], "accel": "tcg", "accel_reason": "asked for",
+    "guest_kernel": {"release": "6.12", "source": "deb:g", "digest": "g"},
+    "kernels": {
+        "baseline": {"release": "6.12", "source": "deb:b", "digest": "b"},
+        "candidate": {"release": "7.3", "source": "deb:c", "digest": "c"},
+    },
 }  # fmt: skip
 
 

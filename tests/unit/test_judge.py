@@ -109,6 +109,17 @@ def test_times_that_are_none_are_left_out(run: RunDir, facts: dict[str, Any]) ->
     assert "start_time" not in (run.path / "kcidb.json").read_text()
 
 
+def test_run_is_complete_by_the_plan_that_it_was_begun_with(run: RunDir) -> None:
+    path = run.path / "plan.json"
+    plan = json.loads(path.read_text())
+    for planned, said in ((plan["trials"], ""), ([*plan["trials"], {}], "NOT COMPLETE: 2 of 3")):
+        path.write_text(json.dumps(plan | {"trials": planned}))
+        _, comparison, report = judge(run)
+        assert comparison.planned == len(planned)
+        assert said in report
+        assert ("NOT COMPLETE" in report) == bool(said)
+
+
 def test_evidence_is_left_as_it_was(run: RunDir) -> None:
     judge(run)
     assert [trial.verify() for trial in run.trials()] == [None, None]

@@ -69,8 +69,8 @@ def test_warm_up_and_control_boot_the_baselines_kernel() -> None:
 
 
 def test_until_plans_an_even_number_of_pairs() -> None:
-    plan = make_plan(scenario("trials.until={max_pairs=13}"))
-    assert max(t.pair for t in plan) == 12
+    plan = make_plan(scenario("trials.until={max_pairs=14}"))
+    assert max(t.pair for t in plan) == 14
 
 
 def test_exact_runs_need_no_warm_up() -> None:

@@ -136,7 +136,7 @@ def test_run_goes_on_block_by_block_until_it_is_enough(fixture: Fixture) -> None
 
 
 def test_run_that_is_never_precise_ends_with_the_most_pairs(fixture: Fixture) -> None:
-    chosen = scenario("trials={until={max_pairs=5}, warm_up=false}")
+    chosen = scenario("trials={until={max_pairs=4}, warm_up=false}")
     assert len(fixture.trials(nothing, chosen, enough=lambda run, pairs: False)) == 8
 
 

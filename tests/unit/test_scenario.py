@@ -22,6 +22,7 @@ from orchestrator.scenario import (
     json_schema,
     load_scenario,
     nearest_name,
+    not_a_condition,
     parse_scenario,
     parse_size,
 )
@@ -612,3 +613,16 @@ def test_matrix_is_more_than_one_scenario() -> None:
     assert "x.toml: matrix: makes several scenarios of a file" in error_of(
         MINIMAL + "[matrix]\n'device.count' = [1]\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
+        ("runner.qemu", None), ("runner.*", None), ("accel", None),
+        ("runner", 'all that begin with it are "runner.*"'),
+        ("qemu", 'one begins with accel, barometer, device, guest, host, map, runner, workload'),
+    ],
+)  # fmt: skip
+def test_name_of_a_condition_is_one_or_has_a_star(name: str, wrong: str | None) -> None:
+    found = not_a_condition([name])
+    assert found is None if wrong is None else wrong in str(found)

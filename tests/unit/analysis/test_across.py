@@ -120,3 +120,11 @@ def test_numbers_of_another_kind_are_not_compared() -> None:
     exact.plan["accel"] = "exact"
     with pytest.raises(EvidenceError, match="a ran with accel tcg, b with exact"):
         compare_runs(run("a"), exact, "candidate")
+
+
+def test_run_that_is_not_complete_is_said_to_be() -> None:
+    half = run("b", seed=1)
+    half.plan["trials"] = [{}] * 30
+    scenario, found = compare_runs(run("a"), half, "candidate")
+    assert (found.planned, len(found.results)) == (30, 24)
+    assert exit_code(scenario, found) == 4

@@ -51,6 +51,18 @@ def test_before_the_run_is_complete_only_a_regression_is_known() -> None:
         assert outcomes(made.scenario, made.comparison) == {BOOT: outcome}
 
 
+@pytest.mark.parametrize(
+    ("wanted", "outcome"),
+    [("regressed", "not known"), ("<= 1.6", "not known"), ("<= 1.2", "not met")],
+)
+def test_before_the_run_is_complete_a_regression_that_is_expected_is_none(
+    wanted: str, outcome: str
+) -> None:
+    made = run(pairs(1.4), f'{MAP}="{wanted}"', planned=99)
+    assert outcomes(made.scenario, made.comparison) == {MAP: outcome}
+    assert exit_code(made.scenario, made.comparison) == (1 if outcome == "not met" else 4)
+
+
 def test_candidate_that_fails_more_often_does_not_pass() -> None:
     made = run([*pairs(0.5, 2), ended("candidate", 2)], f"{BOOT}=improved")
     assert outcomes(made.scenario, made.comparison) == {BOOT: "met"}

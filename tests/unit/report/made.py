@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.analysis.comparison import Comparison, compare
+from orchestrator.analysis.conditions import Conditions, Difference
 from orchestrator.analysis.trial import TrialResult
 from orchestrator.report.cases import Suite, suite
 from orchestrator.scenario import ArmName, Role, Scenario
@@ -69,12 +70,13 @@ def pairs(factor: float, count: int = len(NOISE)) -> list[TrialResult]:
 
 
 def run(
-    results: Sequence[TrialResult], *expect: str, planned: int | None = None, accel: str = "kvm"
-) -> Run:
+    results: Sequence[TrialResult], *expect: str, planned: int | None = None, accel: str = "kvm",
+    conditions: Conditions | None = None,
+) -> Run:  # fmt: skip
     asked = scenario(*(f"expect.{one}" for one in expect))
     plan = PLAN | {"accel": accel}
     number = len(results) if planned is None else planned
-    return Run(asked, compare(asked, KERNELS, results, number, accel), plan)
+    return Run(asked, compare(asked, KERNELS, results, number, accel, conditions), plan)
 
 
 def _controls() -> list[TrialResult]:
@@ -85,6 +87,14 @@ def _controls() -> list[TrialResult]:
 def _mixed() -> list[TrialResult]:
     first, *others = pairs(0.5)
     return [TrialResult(**vars(first) | {"guest_accel": "tcg"}), *others]
+
+
+def _upgraded() -> Conditions:
+    """Of a run between whose arms QEMU was upgraded."""
+    values: dict[str, tuple[str, ...]] = {"baseline": ("10.0.2",), "candidate": ("10.1.0",)}
+    return Conditions(
+        {}, (Difference("runner.qemu", values, planned=False, allowed=False),), (), None
+    )
 
 
 RUNS: dict[str, tuple[Callable[[], Run], int]] = {
@@ -99,6 +109,7 @@ RUNS: dict[str, tuple[Callable[[], Run], int]] = {
     "control": (lambda: run([*pairs(1.0), *_controls()], f"{BOOT}=equivalent"), 4),
     "not complete": (lambda: run(pairs(0.5), f"{BOOT}=improved", planned=30), 4),
     "accelerators": (lambda: run(_mixed(), f"{BOOT}=improved"), 4),
+    "conditions": (lambda: run(pairs(0.5), f"{BOOT}=improved", conditions=_upgraded()), 4),
     "expected and not measured": (
         lambda: run([measured(role, 0, **{BOOT: 40.0}) for role in ROLES], f"{MAP}=improved"), 4,
     ),

@@ -60,6 +60,10 @@ def test_number_that_there_is_not_has_no_place() -> None:
         ("not complete", "not complete: 24 of 30 trials"),
         ("accelerators", "guests ran under KVM in some trials, emulated in others"),
         (
+            "conditions",
+            "invalid; runner.qemu (10.0.2 | 10.1.0) differs without having been meant to;",
+        ),
+        (
             "candidate fails",
             "the candidate fails more often: 1 of its 3 trials, 0 of 2 of the baseline's",
         ),

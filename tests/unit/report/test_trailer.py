@@ -96,6 +96,14 @@ def test_kernel_against_itself_tests_nothing() -> None:
     assert lines[-2] == "(no Tested-by: both arms ran the same kernel)"
 
 
+def test_runs_that_are_compared_have_no_tag() -> None:
+    chosen, results = scenario(), measured(BETTER)
+    found = compare(chosen, KERNELS, results, len(results), "tcg", paired=False)
+    assert trailer(chosen, found, PLAN, None).splitlines()[-2] == (
+        "(no Tested-by: the trials are of two runs)"
+    )
+
+
 def test_what_got_worse_is_never_left_out() -> None:
     worse = BETTER | {"bar_unmap_seconds": (1.0, 2.0), "bar_unmap_seconds_per_boot": (9.0, 19.0)}
     lines = block(*measured(worse))
