@@ -81,8 +81,12 @@ def test_two_kernels_differ_and_one_kernel_is_equal_whatever_the_load(
 
     with busy_cpus():
         code, loaded, _ = run(tmp_path / "a-a", PATCHED, 'trace.passes=["plain","counts"]',
-                              "expect={bar_map_seconds='equivalent'}")  # fmt: skip
+                              "expect={bar_map_seconds='equivalent'}",
+                              "trials={until={max_pairs=4}, control=true}")  # fmt: skip
     assert code == 0
+    # counts need no more than a block of two pairs
+    assert [loaded["arms"][arm]["trials"]["measured"] for arm in loaded["arms"]] == [2, 2]
+    assert {m["control"]["verdict"] for m in loaded["metrics"].values()} == {"equivalent"}
     assert {m["verdict"] for m in loaded["metrics"].values()} == {"equivalent"}
     for name in ("bar_map_seconds", "bar_map_seconds@full/1GiB/cold", "bar_unmap_seconds"):
         idle = metrics["candidate"][name]["median"]

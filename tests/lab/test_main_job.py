@@ -45,6 +45,15 @@ def test_an_a_b_of_two_debian_kernels_finds_the_series(tmp_path: Path, means: No
     maps = [arm["metrics"]["bar_maps_per_boot"]["samples"] for arm in (baseline, candidate)]
     assert maps[0] == maps[1] != [0]
     assert comparison["metrics"]["bar_map_seconds"]["ratio"] < 1 / 10
+    # the machine was the same for both, as far as anybody looked; only the kernels differ
+    conditions = comparison["conditions"]
+    assert all(difference["planned"] for difference in conditions["differences"])
+    assert {"runner.qemu", "host.qemu", "host.clocksource", "guest.kernel.release"} <= {
+        *conditions["common"]
+    }
+    assert len(conditions["config"]) > 10
+    for name in ("report.html", "junit.xml", "results.ktap", "kcidb.json", "results.csv"):
+        assert (run / name).stat().st_size > 100
     assert leftovers() == before
 
     for trial, metrics in (("0001-baseline", baseline), ("0002-candidate", candidate)):
@@ -64,7 +73,7 @@ def _is_explained(run: Path, trial: str, maps: float) -> None:
         [BAROMETER, "timeline", str(run / "trials" / trial), "--json"],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
-    timeline = json.loads(said.stdout)
+    [timeline] = json.loads(said.stdout)["boots"]
     assert timeline["attributed_share"] >= 0.98
     operations = timeline["operations"]
     assert all(o["attributed_share"] >= 0.95 for o in operations if o["seconds"] > 0.001)
