@@ -251,6 +251,13 @@ def _same_plan(path: Path, then: dict[str, Any], now: dict[str, Any]) -> None:
                 hint="its trials would not be comparable: give another --out",
                 reason="run-changed",
             )
+    if then.get("trials") != now.get("trials"):
+        raise ScenarioError(
+            f"{path} was begun with other trials, or in another order, by barometer"
+            f" {then.get('barometer', 'of another version')}",
+            hint="the two would mix: give another --out",
+            reason="run-changed",
+        )
 
 
 def _number(trial: Path) -> tuple[int, str]:

@@ -162,7 +162,7 @@ def plan_facts(scenario: Scenario, prepared: Prepared) -> dict[str, Any]:
         "guest_kernel": _guest_kernel(scenario, prepared),
         "runner": {"system": platform.platform(), "machine": platform.machine(),
                    "cpus": os.cpu_count()},
-        "trials": [{"name": t.name, "pair": t.pair, "arm": t.arm, "passes": t.passes}
+        "trials": [{"name": t.name, "pair": t.pair, "arm": t.arm, "passes": list(t.passes)}
                    for t in make_plan(scenario)],
     }  # fmt: skip
 

@@ -28,7 +28,7 @@ from orchestrator.plan import make_plan
 from orchestrator.scenario import parse_scenario
 
 RECORDED = Path(__file__).parents[2] / "fixtures/recorded"
-USUAL, MAPS = RECORDED / "debian-6.12-vs-7", RECORDED / "placebo"
+USUAL, MAPS = RECORDED / "debian-6.12-vs-7", RECORDED / "verdicts/placebo"
 
 
 def huge_run(folder: Path, trials: int) -> Path:

@@ -16,6 +16,7 @@ from orchestrator.analysis.effect import (
     OF_BOOTS,
     OF_MAPS,
     OF_MAPS_IN_BOOTS,
+    OF_UNMAPS_IN_BOOTS,
     Effect,
     Estimate,
     Resolution,
@@ -192,7 +193,9 @@ def _compared(
 def _resolution(scenario: Scenario, name: Metric) -> Resolution:
     if scenario.workload == "map":
         return OF_MAPS
-    return OF_BOOTS if name.startswith("guest_") else OF_MAPS_IN_BOOTS
+    if name.startswith("guest_"):
+        return OF_BOOTS
+    return OF_UNMAPS_IN_BOOTS if name.startswith("bar_unmap") else OF_MAPS_IN_BOOTS
 
 
 def _values(results: Sequence[TrialResult], role: Role, name: Metric) -> dict[int, float]:

@@ -6,7 +6,13 @@ from collections.abc import Set
 from typing import Any
 
 from orchestrator.analysis.comparison import MetricComparison
-from orchestrator.analysis.effect import OF_BOOTS, OF_MAPS, OF_MAPS_IN_BOOTS, Resolution
+from orchestrator.analysis.effect import (
+    OF_BOOTS,
+    OF_MAPS,
+    OF_MAPS_IN_BOOTS,
+    OF_UNMAPS_IN_BOOTS,
+    Resolution,
+)
 from orchestrator.report.quantities import quantity
 from orchestrator.scenario import Device, Guest, Metric, Scenario, format_size
 
@@ -72,7 +78,10 @@ def resolution_said(scenario: Scenario) -> str:
     if scenario.workload == "map":
         which = within(OF_MAPS)
     else:
-        which = f"{within(OF_BOOTS)} of a boot, {within(OF_MAPS_IN_BOOTS)} of its maps and unmaps"
+        which = (
+            f"{within(OF_BOOTS)} of a boot, {within(OF_MAPS_IN_BOOTS)} of its maps,"
+            f" {within(OF_UNMAPS_IN_BOOTS)} of its unmaps"
+        )
     return f"Instructions are the same number within {which}, whichever is more."
 
 

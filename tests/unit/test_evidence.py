@@ -195,9 +195,15 @@ def test_json_is_replaced_as_a_whole(tmp_path: Path) -> None:
 def test_run_is_made_and_taken_up_again(tmp_path: Path) -> None:
     folder = tmp_path / "deep/run"
     RunDir.create(folder, "name = 1", PLAN)
-    again = RunDir.create(folder, "name = 1", {**PLAN, "trials": ["other"]})
+    again = RunDir.create(folder, "name = 1", PLAN | {"barometer": "0.2"})
     assert again.plan() == PLAN
     assert RunDir.open(folder).plan() == PLAN
+
+
+def test_run_of_other_trials_is_not_taken_up_again(tmp_path: Path) -> None:
+    RunDir.create(tmp_path / "run", "x", PLAN)
+    with pytest.raises(ScenarioError, match="was begun with other trials, or in another order"):
+        RunDir.create(tmp_path / "run", "x", {**PLAN, "trials": ["other"]})
 
 
 def test_configs_are_written_when_a_run_is_created(tmp_path: Path) -> None:

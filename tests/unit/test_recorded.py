@@ -53,6 +53,22 @@ def test_recorded_evidence_is_judged_to_the_same_numbers(recorded: Path, tmp_pat
     assert exit_code(scenario, comparison) == 0
 
 
+@pytest.mark.parametrize(
+    ("name", "unmap"), [("placebo", "equivalent"), ("slower-unmap", "regressed")]
+)
+def test_one_code_built_twice_is_equivalent_and_a_few_percent_are_found(
+    name: str, unmap: str, tmp_path: Path
+) -> None:
+    recorded = RECORDED / "verdicts" / name
+    _, scenario, comparison, report = judged(recorded, tmp_path)
+    assert report == (recorded / "report.txt").read_text()
+    assert (comparison.verdict, exit_code(scenario, comparison)) == (unmap, 0)
+    found = comparison.metric("bar_unmap_seconds")
+    assert found is not None
+    assert found.ratio == pytest.approx(1.034 if unmap == "regressed" else 1, rel=5e-4)
+    assert {m.control.verdict for m in comparison.metrics if m.control} == {"equivalent"}
+
+
 def test_matrix_is_judged_to_the_same_table(tmp_path: Path) -> None:
     recorded = RECORDED / "factors"
     report, code, *_ = judge_cells(MatrixDir(shutil.copytree(recorded, tmp_path / "run")), TESTER)
