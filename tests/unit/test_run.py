@@ -330,7 +330,7 @@ def test_plan_of_maps_has_no_guest_and_the_passes_of_each_trial(tmp_path: Path) 
     )  # fmt: skip
     facts = plan_facts(map_scenario('trace.passes=["plain"]'), prepared)
     assert facts["guest_kernel"] is None
-    assert [t["passes"] for t in facts["trials"]] == [("plain",)] * 2
+    assert [t["passes"] for t in facts["trials"]] == [["plain"]] * 2
     run_dir = RunDir.create(tmp_path / "run", "x", facts)
     assert RunDir.create(tmp_path / "run", "x", facts).plan() == run_dir.plan()
 

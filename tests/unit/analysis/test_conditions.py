@@ -22,7 +22,7 @@ from orchestrator.scenario import ARMS
 from tests.unit.recorded import copied, sealed
 
 RECORDED = Path(__file__).parents[3] / "fixtures/recorded"
-RUNS = sorted(path.parent for path in RECORDED.rglob("plan.json"))
+RUNS = sorted(p.parent for p in RECORDED.rglob("plan.json") if "verdicts" not in p.parts)
 
 
 def of_arms(run: Path, **replaced: list[dict[str, str]]) -> dict[str, list[dict[str, str]]]:
