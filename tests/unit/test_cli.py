@@ -959,6 +959,8 @@ def test_signal_is_exit_code_130(name: str, tmp_path: Path) -> None:
     """In a process of its own, with a verb that waits."""
     program = (
         "import signal, sys, orchestrator.cli as c\n"
+        # whoever runs the tests may be under nohup, which has SIGHUP ignored
+        f"signal.signal(signal.{name}, signal.SIG_DFL)\n"
         "@c.app.command()\n"
         "def wait() -> None:\n"
         "    print('waiting', flush=True); signal.pause()\n"
