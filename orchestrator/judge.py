@@ -20,7 +20,7 @@ from orchestrator.analysis.trial import Findings, TrialResult, read_result
 from orchestrator.errors import EvidenceError, ScenarioError
 from orchestrator.evidence import MANIFEST, RunDir, TrialDir, write_json
 from orchestrator.plan import make_plan
-from orchestrator.report.cases import Suite, suite
+from orchestrator.report.cases import Suite, code_of, suite
 from orchestrator.report.junit import junit_xml
 from orchestrator.report.kcidb import kcidb_objects
 from orchestrator.report.ktap import ktap
@@ -132,8 +132,7 @@ def judge_across(folders: Sequence[Path], arm: ArmName, allow: Sequence[str]) ->
         documents.append({
             "run": other.name, "exit_code": one.exit_code, **to_json(comparison)
         })  # fmt: skip
-    codes = [one.exit_code for one in suites]
-    code = 1 if 1 in codes else max(codes)
+    code = code_of(suites)
     whole = {
         "schema": 1, "first": first.name, "arm": arm, "exit_code": code, "comparisons": documents,
     }  # fmt: skip

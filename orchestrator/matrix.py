@@ -16,7 +16,7 @@ from orchestrator.evidence import RunDir, need_keys, read_json, write_json
 from orchestrator.factors import Cell, ScenarioFile
 from orchestrator.judge import Judged, judge, looks_of, save
 from orchestrator.kernels import describe
-from orchestrator.report.cases import not_run, suite
+from orchestrator.report.cases import code_of, not_run, suite
 from orchestrator.report.junit import junit_xml
 from orchestrator.report.ktap import ktap
 from orchestrator.report.matrix import matrix_report
@@ -170,5 +170,4 @@ def judge_cells(matrix: MatrixDir, tester: str | None = None) -> Judged:
     whole = {"schema": 1, "scenario": name, "verdict": verdict, "cells": cells}
     texts = {"report.txt": report, "junit.xml": junit_xml(suites), "results.ktap": ktap(suites)}
     save(matrix.path, whole, texts)
-    codes = [one.exit_code for one in suites]
-    return Judged(report, 1 if 1 in codes else max(codes), whole, tuple(suites))
+    return Judged(report, code_of(suites), whole, tuple(suites))

@@ -6,7 +6,7 @@ What the outputs for machines share: `junit.py`, `ktap.py` and `github.py` only 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -105,6 +105,12 @@ def suite(scenario: Scenario, comparison: Comparison, plan: Mapping[str, Any]) -
     started = min((r.started for r in comparison.results if r.started), default="")
     digest = digest_of({"plan": plan, "trials": [r.digest for r in comparison.results]})
     return Suite(scenario.name, code, tuple(cases), facts, metrics, started, digest)
+
+
+def code_of(suites: Sequence[Suite]) -> int:
+    """The exit code of several runs together: 1 if any one's is, else the largest."""
+    codes = [one.exit_code for one in suites]
+    return 1 if 1 in codes else max(codes)
 
 
 def not_run(name: str, code: int) -> Suite:
