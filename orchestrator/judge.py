@@ -50,14 +50,18 @@ class Judged(NamedTuple):
 
 def judged(run: RunDir, tester: str | None = None) -> Judged:
     """A run alone, judged and saved."""
-    scenario, comparison, report = judge(run, tester)
-    one = suite(scenario, comparison, run.plan())
-    return Judged(report, one.exit_code, to_json(comparison), (one,))
+    return judged_whole(run, tester)[2]
 
 
 def judge(run: RunDir, tester: str | None = None) -> tuple[Scenario, Comparison, str]:
     """The run's scenario, its comparison and the text report; both are saved in the run. `tester`:
     `Name <mail>` of whoever a Tested-by would be by."""
+    scenario, comparison, found = judged_whole(run, tester)
+    return scenario, comparison, found.report
+
+
+def judged_whole(run: RunDir, tester: str | None) -> tuple[Scenario, Comparison, Judged]:
+    """Everything that judging a run makes, each once; saved in the run."""
     saved = saved_run(run)
     scenario, plan = saved.scenario, saved.plan
     kernels = {
@@ -73,11 +77,12 @@ def judge(run: RunDir, tester: str | None = None) -> tuple[Scenario, Comparison,
         conditions(sides, configs, scenario.judgement.allow),
     )  # fmt: skip
     report = text_report(scenario, comparison, plan, tester)
-    texts = {"report.txt": report, **for_machines(scenario, comparison, plan)}
-    save(run.path, to_json(comparison), texts)
+    one, document = suite(scenario, comparison, plan), to_json(comparison)
+    texts = {"report.txt": report, **for_machines(scenario, comparison, plan, one)}
+    save(run.path, document, texts)
     _save_page(run.path / "report.html", scenario, comparison, plan)
     _save_timelines(run.path / "timelines", comparison)
-    return scenario, comparison, report
+    return scenario, comparison, Judged(report, one.exit_code, document, (one,))
 
 
 def saved_run(run: RunDir) -> SavedRun:
@@ -159,13 +164,12 @@ def looks_of(scenario: Scenario) -> Callable[[RunDir, int], bool] | None:
 
 
 def for_machines(
-    scenario: Scenario, comparison: Comparison, plan: Mapping[str, Any]
+    scenario: Scenario, comparison: Comparison, plan: Mapping[str, Any], one: Suite
 ) -> dict[str, str]:
     """What other tools read of a run, besides comparison.json: name of the file -> text."""
-    suites = [suite(scenario, comparison, plan)]
     return {
-        "junit.xml": junit_xml(suites),
-        "results.ktap": ktap(suites),
+        "junit.xml": junit_xml([one]),
+        "results.ktap": ktap([one]),
         "kcidb.json": json.dumps(kcidb_objects(scenario, comparison, plan), indent=1) + "\n",
         "results.csv": results_csv(scenario, comparison, plan),
     }

@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from orchestrator.analysis.comparison import Comparison, to_json, worst
+from orchestrator.analysis.comparison import Comparison, worst
 from orchestrator.errors import BenchError, EvidenceError, ScenarioError
 from orchestrator.evidence import RunDir, need_keys, read_json, write_json
 from orchestrator.factors import Cell, ScenarioFile
-from orchestrator.judge import Judged, judge, looks_of, save
+from orchestrator.judge import Judged, judged_whole, looks_of, save
 from orchestrator.kernels import describe
-from orchestrator.report.cases import code_of, not_run, suite
+from orchestrator.report.cases import Suite, code_of, not_run
 from orchestrator.report.junit import junit_xml
 from orchestrator.report.ktap import ktap
 from orchestrator.report.matrix import matrix_report
@@ -152,22 +152,23 @@ def judge_cells(matrix: MatrixDir, tester: str | None = None) -> Judged:
     """All cells together: a suite for each; the exit code is 1 if any cell's is, else the largest.
     Saved in the run, like each cell's own. `tester`: as of `judge`."""
     found: dict[str, Comparison | None] = {}
-    suites, emulated = [], False
+    documents: dict[str, dict[str, Any] | None] = {}
+    suites: list[Suite] = []
+    emulated = False
     name = str(matrix.facts()["scenario"])
     for cell, run in matrix.runs().items():
         if run is None:
-            found[cell] = None
+            found[cell] = documents[cell] = None
             suites.append(not_run(f"{name}-{cell}", _NOT_RUN))
             continue
-        scenario, comparison, _ = judge(run, tester)
-        plan = run.plan()
+        _, comparison, of_cell = judged_whole(run, tester)
         found[cell] = comparison
-        suites.append(suite(scenario, comparison, plan))
-        emulated = emulated or plan["accel"] == "tcg"
+        documents[cell] = of_cell.document
+        suites += of_cell.suites
+        emulated = emulated or run.plan()["accel"] == "tcg"
     verdict = worst("invalid" if c is None else c.verdict for c in found.values())
     report = matrix_report(name, verdict, found, emulated=emulated)
-    cells = {cell: c and to_json(c) for cell, c in found.items()}
-    whole = {"schema": 1, "scenario": name, "verdict": verdict, "cells": cells}
+    whole = {"schema": 1, "scenario": name, "verdict": verdict, "cells": documents}
     texts = {"report.txt": report, "junit.xml": junit_xml(suites), "results.ktap": ktap(suites)}
     save(matrix.path, whole, texts)
     return Judged(report, code_of(suites), whole, tuple(suites))
