@@ -8,7 +8,8 @@ import os
 import shlex
 import signal
 import subprocess
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from orchestrator.errors import BenchError
@@ -41,11 +42,7 @@ def run(
             start_new_session=True, errors="replace",
         )  # fmt: skip
     except (FileNotFoundError, PermissionError) as exc:  # the latter of a folder in PATH, too
-        raise BenchError(
-            f"{doing}: the program {words[0]} is not installed",
-            hint="ci/setup.sh installs what barometer needs",
-            reason="program-missing",
-        ) from exc
+        raise _missing(words[0], doing) from exc
     with process:
         try:
             out, err = process.communicate(stdin, timeout=timeout)
@@ -66,6 +63,55 @@ def run(
             reason="program-failed",
         )
     return subprocess.CompletedProcess(words, process.returncode, out, err)
+
+
+def run_logged(
+    argv: Sequence[str | os.PathLike[str]],
+    *,
+    doing: str,
+    log: Path,
+    on_line: Callable[[str], None] = lambda _line: None,
+    timeout: float = 7200,
+) -> int:
+    """Run `argv` for long: its output goes to the file `log`, each line to `on_line` as it comes;
+    the exit code comes back. Ends and raises as `run`, but for exit codes."""
+    words = [os.fspath(a) for a in argv]
+    with log.open("w", encoding="utf-8") as file:
+        try:
+            process = subprocess.Popen(
+                words, text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT, start_new_session=True, errors="replace",
+            )  # fmt: skip
+        except (FileNotFoundError, PermissionError) as exc:
+            raise _missing(words[0], doing) from exc
+        late = threading.Timer(timeout, _end_group, [process])
+        late.start()
+        try:
+            with process:
+                for line in process.stdout or ():
+                    file.write(line)
+                    on_line(line.rstrip())
+        except BaseException:
+            _end_group(process)
+            raise
+        finally:
+            expired = not late.is_alive()
+            late.cancel()
+    if expired:
+        raise BenchError(
+            f"{doing}: {words[0]} took more than {timeout:.0f} s",
+            evidence=shlex.join(words),
+            reason="program-timeout",
+        )
+    return process.returncode
+
+
+def _missing(program: str, doing: str) -> BenchError:
+    return BenchError(
+        f"{doing}: the program {program} is not installed",
+        hint="ci/setup.sh installs what barometer needs",
+        reason="program-missing",
+    )
 
 
 def _end_group(process: subprocess.Popen[str]) -> None:

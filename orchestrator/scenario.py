@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, Union, cast, get_args, get_origin
 import tomlkit
 import tomlkit.exceptions
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -170,6 +171,8 @@ def _parse_expectation(text: object) -> object:
     return text
 
 
+Series = tuple[Annotated[str, Field(min_length=1)], ...]
+"""Where patches come from, in the order in which they are applied."""
 Expectation = Annotated[
     Literal["improved", "equivalent", "not-regressed", "regressed"] | Bound,
     BeforeValidator(_parse_expectation),
@@ -185,12 +188,25 @@ class _Model(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
+def _a_path(value: Path) -> Path:
+    if "\0" in str(value):
+        raise ValueError("a path cannot hold a NUL byte")
+    return Path(os.path.expanduser(value))  # noqa: PTH111  # Path's raises for ~nobody
+
+
+KernelPath = Annotated[Path, AfterValidator(_a_path)]
+Suite = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]*$")]
+PackageName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9+.-]+$")]
+_MESSAGE_ID = re.compile(r"<?[^\s<>@/]+@[^\s<>@/]+>?")
+_RANGE = re.compile(r"[^\s/.][^\s]*\.\.[^\s.][^\s]*")
+
+
 class DebKernel(_Model):
     """A kernel from Debian's packages, resolved by apt with Debian's own keyring."""
 
-    deb: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9+.-]+$")]
+    deb: PackageName
     """Package name, for example linux-image-cloud-amd64."""
-    suite: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]*$")] | None = None
+    suite: Suite | None = None
     """Debian suite, for example trixie or trixie-backports."""
     version: str | None = None
     """Exact package version; with or without a suite."""
@@ -202,35 +218,134 @@ class DebKernel(_Model):
         return self
 
     def __str__(self) -> str:
-        version = f"={self.version}" if self.version else ""
-        return f"deb:{self.deb}{version}" + (f"@{self.suite}" if self.suite else "")
+        return "deb:" + _package(self.deb, self.version, self.suite)
+
+
+class ModuleKernel(DebKernel):
+    """A kernel from Debian's packages, some of whose modules are rebuilt from changed sources;
+    all else is the package's. For changes that reach no further than modules."""
+
+    module: KernelPath | None = None
+    """Folder or git repository with changed source files, at their places in a kernel's tree
+    (drivers/vfio/vfio_iommu_type1.c); they take the place of the package's."""
+    ref: str | None = None
+    """Of a git repository: the commit. Default: what is checked out."""
+    series: Series = ()
+    """Patches on top of the package's source (and of `module`)."""
+
+    @model_validator(mode="after")
+    def _changed(self) -> ModuleKernel:
+        if self.module is None and not self.series:
+            raise ValueError("needs changed sources: module, or series")
+        if self.ref is not None and self.module is None:
+            raise ValueError("ref is the commit of a module's git repository; module is missing")
+        return self
+
+    @property
+    def package(self) -> DebKernel:
+        """The kernel whose modules they are."""
+        return DebKernel(deb=self.deb, suite=self.suite, version=self.version)
+
+    def __str__(self) -> str:
+        at = f"@{self.ref}" if self.ref else ""
+        module = [f"module:{self.module}{at}"] if self.module else []
+        return " + ".join([str(self.package), *module, *map(_shown, self.series)])
 
 
 class DirKernel(_Model):
     """A kernel that is built already: a folder with vmlinuz and its modules."""
 
-    dir: Path
+    dir: KernelPath
     """Folder with vmlinuz (or boot/vmlinuz-*) and lib/modules/RELEASE; from the scenario's."""
-
-    @field_validator("dir")
-    @classmethod
-    def _a_path(cls, value: Path) -> Path:
-        if "\0" in str(value):
-            raise ValueError("a path cannot hold a NUL byte")
-        return Path(os.path.expanduser(value))  # noqa: PTH111  # Path's raises for ~nobody
 
     def __str__(self) -> str:
         return f"dir:{self.dir}"
 
 
+class _Built(_Model):
+    """What is the same for all kernels that are built."""
+
+    series: Series = ()
+    """Patches on top of it, in this order: a file (mbox, patch), a folder of patches, a range of
+    commits of the tree's repository (A..B), or the message-id of a mail on lore.kernel.org."""
+    config: tuple[str, ...] = ()
+    """On top of barometer's own small configuration for hosts: "CONFIG_X=y", or a file with such
+    lines. A whole .config takes the place of barometer's, but for what a host needs."""
+
+
+class TreeKernel(_Built):
+    """A kernel that is built from a source tree."""
+
+    tree: KernelPath
+    """A git repository, a folder with a kernel's source, or a tarball of one."""
+    ref: str | None = None
+    """Of a git repository: the commit, by any name that git knows. Default: what is checked out,
+    which must have no changes that are not committed."""
+
+    def __str__(self) -> str:
+        at = f"@{self.ref}" if self.ref else ""
+        return " + ".join([f"tree:{self.tree}{at}", *map(_shown, self.series)])
+
+
+class SourceKernel(_Built):
+    """A kernel that is built from one of Debian's source packages."""
+
+    source: PackageName
+    """Package name, for example linux-source-7.3, or linux-source for a suite's default."""
+    suite: Suite | None = None
+    version: str | None = None
+
+    @model_validator(mode="after")
+    def _one_of(self) -> SourceKernel:
+        if self.suite is None and self.version is None:
+            raise ValueError(
+                f'{{ source = "{self.source}" }} needs a suite or a version beside it'
+            )
+        return self
+
+    def __str__(self) -> str:
+        name = "source:" + _package(self.source, self.version, self.suite)
+        return " + ".join([name, *map(_shown, self.series)])
+
+
+def _package(name: str, version: str | None, suite: str | None) -> str:
+    return name + (f"={version}" if version else "") + (f"@{suite}" if suite else "")
+
+
+def _shown(patches: str) -> str:
+    return patches if is_message_id(patches) else Path(patches).name
+
+
+def is_message_id(patches: str) -> bool:
+    """One of a series is a mail on lore.kernel.org."""
+    return _MESSAGE_ID.fullmatch(patches) is not None
+
+
+def is_range(patches: str) -> bool:
+    """One of a series is a range of commits, A..B."""
+    return _RANGE.fullmatch(patches) is not None and not Path(patches).exists()
+
+
 def _kernel_tag(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return "dir" if "dir" in value and "deb" not in value else "deb"
-    return "dir" if isinstance(value, DirKernel) else "deb"
+    """Which of the forms is meant, by its keys."""
+    if not isinstance(value, Mapping):
+        forms: dict[type[Any], str] = {
+            DirKernel: "dir", TreeKernel: "tree", SourceKernel: "source", ModuleKernel: "module"
+        }  # fmt: skip
+        return forms.get(type(value), "deb")
+    for form in ("deb", "tree", "source", "dir"):
+        if form in value:
+            changed = form == "deb" and ("module" in value or "series" in value)
+            return "module" if changed else form
+    return "module" if "module" in value else "deb"
 
 
 Kernel = Annotated[
-    Annotated[DebKernel, Tag("deb")] | Annotated[DirKernel, Tag("dir")],
+    Annotated[DebKernel, Tag("deb")]
+    | Annotated[DirKernel, Tag("dir")]
+    | Annotated[TreeKernel, Tag("tree")]
+    | Annotated[SourceKernel, Tag("source")]
+    | Annotated[ModuleKernel, Tag("module")],
     Discriminator(_kernel_tag),
 ]
 
@@ -381,8 +496,58 @@ class Map(_Model):
         return self
 
 
+_PARAMETER = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
+_SETTING = re.compile(r"/(sys|proc/sys)(/[^/\0\s]+)+")
+
+
+def _scalar(value: object) -> str:
+    if isinstance(value, bool):
+        return "Y" if value else "N"
+    if not isinstance(value, str | int) or not str(value) or re.search(r"[\s\0\"]", str(value)):
+        raise ValueError(f"{value!r} is no value: a number, true, false, or a word without spaces")
+    return str(value)
+
+
+Scalar = Annotated[
+    str,
+    BeforeValidator(_scalar),
+    WithJsonSchema({"type": ["string", "integer", "boolean"]}),
+]
+"""A value as the kernel takes it; true is Y."""
+
+
 class Arm(_Model):
+    """A kernel, and how it is set."""
+
     kernel: Kernel
+    cmdline: str = ""
+    """Appended to the host's kernel command line, in this arm alone: "iommu.strict=1"."""
+    parameters: dict[str, Scalar] = Field(default_factory=dict)
+    """Of modules, also built-in ones: "vfio_iommu_type1.disable_hugepages" = true."""
+    sysfs: dict[str, Scalar] = Field(default_factory=dict)
+    """Files under /sys or /proc/sys and what is written there, once the modules are loaded:
+    "/sys/kernel/mm/transparent_hugepage/enabled" = "never"."""
+
+    @model_validator(mode="after")
+    def _named_well(self) -> Arm:
+        for name in self.parameters:
+            if not _PARAMETER.fullmatch(name):
+                raise ValueError(
+                    f'parameters."{name}": expected "MODULE.PARAMETER", for example'
+                    ' "vfio_iommu_type1.disable_hugepages"'
+                )
+        for path in self.sysfs:
+            if not _SETTING.fullmatch(path) or ".." in path.split("/"):
+                raise ValueError(
+                    f'sysfs."{path}": expected a file under /sys or /proc/sys, for example'
+                    ' "/sys/kernel/mm/transparent_hugepage/enabled"'
+                )
+        return self
+
+    @property
+    def is_set(self) -> bool:
+        """There is more to it than its kernel."""
+        return bool(self.cmdline or self.parameters or self.sysfs)
 
 
 class Arms(_Model):
@@ -727,7 +892,7 @@ def scenario_of(document: tomlkit.TOMLDocument, source: str, folder: Path) -> Sc
             hint="`barometer schema` prints every key with its meaning",
             reason="scenario",
         ) from exc
-    return _absolute_dirs(scenario, folder)
+    return _absolute_paths(scenario, folder)
 
 
 def parse_override(override: str) -> tuple[tuple[str, ...], Any]:
@@ -757,20 +922,40 @@ def set_key(document: tomlkit.TOMLDocument, parts: Sequence[str], value: Any) ->
     table[parts[-1]] = value
 
 
-def _absolute_dirs(scenario: Scenario, folder: Path) -> Scenario:
-    def absolute(kernel: Kernel) -> Kernel:
-        if isinstance(kernel, DirKernel):
-            return DirKernel(dir=(folder / kernel.dir).resolve())
-        return kernel
+def _absolute_paths(scenario: Scenario, folder: Path) -> Scenario:
+    """Paths of kernels, which are from the scenario's folder."""
 
-    arms = Arms(
-        baseline=Arm(kernel=absolute(scenario.arms.baseline.kernel)),
-        candidate=Arm(kernel=absolute(scenario.arms.candidate.kernel)),
-    )
+    def absolute(arm: Arm) -> Arm:
+        return arm.model_copy(update={"kernel": absolute_kernel(arm.kernel, folder)})
+
+    arms = Arms(baseline=absolute(scenario.arms.baseline),
+                candidate=absolute(scenario.arms.candidate))  # fmt: skip
     guest = scenario.guest and scenario.guest.model_copy(
-        update={"kernel": absolute(scenario.guest.kernel)}
+        update={"kernel": absolute_kernel(scenario.guest.kernel, folder)}
     )
     return scenario.model_copy(update={"arms": arms, "guest": guest})
+
+
+def absolute_kernel(kernel: Kernel, folder: Path) -> Kernel:
+    """With its relative paths taken from `folder`."""
+    more: dict[str, Any] = {}
+    for key in ("dir", "tree", "module"):
+        if (path := getattr(kernel, key, None)) is not None:
+            more[key] = (folder / path).resolve()
+    if series := getattr(kernel, "series", ()):
+        more["series"] = tuple(
+            p if is_message_id(p) or is_range(p) else str((folder / p).resolve()) for p in series
+        )
+    if config := getattr(kernel, "config", ()):
+        more["config"] = tuple(
+            c if is_config_line(c) else str((folder / c).resolve()) for c in config
+        )
+    return kernel.model_copy(update=more)
+
+
+def is_config_line(text: str) -> bool:
+    """One of a kernel's `config` is a line of it, not a file."""
+    return text.startswith(("CONFIG_", "# CONFIG_"))
 
 
 def _explain(source: str, error: ValidationError) -> list[str]:

@@ -11,12 +11,9 @@ from __future__ import annotations
 
 import hashlib
 import lzma
-import os
-import pwd
 import re
 import shutil
 import subprocess
-import tempfile
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +24,8 @@ from orchestrator.cache import Cache, remove_tree
 from orchestrator.command import run
 from orchestrator.errors import BenchError, ScenarioError
 from orchestrator.hashing import digest_of, sha256_file
-from orchestrator.kernels.apt import Archive, Package, own_settings, source_lines
+from orchestrator.kernels.apt import Archive, Package, source_lines
+from orchestrator.kernels.bootstrap import debian_tar, inside
 from orchestrator.kernels.bundle import KernelBundle
 from orchestrator.kernels.package import index_modules
 
@@ -120,53 +118,12 @@ def root_disk(name: str, recipe: dict[str, Any], cache: Cache) -> Path:
 
     def build(folder: Path) -> None:
         tar = folder / "root.tar"
-        _may_map_users()
-        settings = [line for line in own_settings() if "Proxy" in line or "Check" in line]
-        run(
-            # it cleans up after itself when it is told to end, also by the end of this process
-            ["setpriv", "--pdeathsig", "TERM",
-             "mmdebstrap", "--variant=minbase", "--architectures=amd64", "--format=tar",
-             "--include", ",".join(recipe["packages"]),
-             *[f"--dpkgopt=path-exclude={pattern}" for pattern in recipe["exclude"]],
-             *[f"--aptopt={line}" for line in settings],
-             # without root the hook's user may write nowhere else
-             "--customize-hook=chroot \"$1\" dpkg-query -W -f '${Package}\\t${Version}\\n'"
-             " > \"$1\"/packages.txt",
-             "--customize-hook=rm -rf \"$1\"/var/cache/apt/* \"$1\"/var/lib/apt/lists/*",
-             recipe["suites"][0], tar.name, *source_lines(tuple(recipe["suites"]))],
-            doing=f"building the {name} image", cwd=folder, timeout=1800,
-            env={"TMPDIR": _scratch(folder)},
-        )  # fmt: skip
-        packages = run(["tar", "-xOf", tar, "./packages.txt"], doing="listing its packages")
-        (folder / "packages.txt").write_text(packages.stdout)
+        packages = debian_tar(tar, recipe, doing=f"building the {name} image")
+        (folder / "packages.txt").write_text(packages)
         disk_from_tar(tar, rootfs, folder / "root.ext4")
         tar.unlink()
 
     return cache.entry("images", key, build)
-
-
-def _scratch(folder: Path) -> str:
-    """Where mmdebstrap works: beside the image as root, so that nothing stays in /tmp when both it
-    and barometer are killed; its namespace's user could not enter a folder of ours."""
-    return str(folder) if os.geteuid() == 0 else tempfile.gettempdir()
-
-
-def _may_map_users() -> None:
-    """Without root the image is built in a user namespace. Raises BenchError when there is no
-    range of users for that."""
-    if os.geteuid() == 0:
-        return
-    user = pwd.getpwuid(os.geteuid()).pw_name
-    for table in ("subuid", "subgid"):
-        path = Path("/etc") / table
-        lines = path.read_text().splitlines() if path.exists() else []
-        if not any(line.split(":")[0] in (user, str(os.geteuid())) for line in lines):
-            raise BenchError(
-                f"no image can be built as {user}: /etc/{table} has no range for it",
-                hint="as root: usermod --add-subuids 100000-165535 --add-subgids 100000-165535 "
-                + user,
-                reason="no-subuid",
-            )
 
 
 def disk_from_tar(tar: Path, extra: Path, disk: Path) -> None:
@@ -183,10 +140,9 @@ def disk_from_tar(tar: Path, extra: Path, disk: Path) -> None:
         'mke2fs -q -t ext4 -O ^has_journal,^metadata_csum -m 0 -d "$1" "$4"'
         ' "$((size * 5 / 4 + 64))M"'
     )
-    inside = [] if os.geteuid() == 0 else ["unshare", "--map-auto", "--map-root-user"]
     work = disk.parent / "tree"
     try:
-        run([*inside, "sh", "-c", script, "sh", work, tar, extra, disk],
+        run([*inside(), "sh", "-c", script, "sh", work, tar, extra, disk],
             doing="making the root disk", timeout=900)  # fmt: skip
     finally:
         remove_tree(work)

@@ -1,32 +1,52 @@
-"""Where a kernel comes from: a Debian package or a folder. Both end as a KernelBundle.
+"""Where a kernel comes from: a Debian package, a folder, a tree that is built, a package whose
+modules are rebuilt. All end as a KernelBundle.
 
-materialised(kernel, cache)    -> KernelBundle    downloads and unpacks what is not cached
-describe(kernel, cache)        -> str             what would be used, from package lists alone
+checked(kernel, cache)               -> None           is what it takes there; builds nothing
+materialised(kernel, cache, ...)     -> KernelBundle   downloads, unpacks, builds what is not cached
+describe(kernel, cache)              -> str            what would be used, without building it
 """
 
 from __future__ import annotations
 
 from orchestrator.cache import Cache
+from orchestrator.errors import ScenarioError
 from orchestrator.kernels import directory, package
 from orchestrator.kernels.bundle import KernelBundle
-from orchestrator.scenario import DirKernel, Kernel
+from orchestrator.progress import Progress
+from orchestrator.scenario import DirKernel, Kernel, ModuleKernel, SourceKernel, TreeKernel
 
-__all__ = ["KernelBundle", "describe", "materialised"]
+__all__ = ["KernelBundle", "checked", "describe", "materialised"]
 
 
-def materialised(kernel: Kernel, cache: Cache) -> KernelBundle:
-    """The kernel, unpacked and cached by content.
+def checked(kernel: Kernel, cache: Cache) -> None:
+    """Whether it can be built: its sources are there, its series applies. Builds nothing.
 
-    Raises ScenarioError when no such suite, package, version or folder exists, and BenchError
-    when the mirror cannot be reached.
+    Raises ScenarioError when not.
     """
+    if isinstance(kernel, TreeKernel | SourceKernel | ModuleKernel):
+        raise ScenarioError(f"{kernel}: cannot be built yet", reason="not-yet")
+
+
+def materialised(
+    kernel: Kernel, cache: Cache, *, tag: str = "base", progress: Progress | None = None
+) -> KernelBundle:
+    """The kernel, ready to boot, cached by content. `tag`: four letters that name the arm in the
+    release of a kernel that is built.
+
+    Raises ScenarioError when no such suite, package, version, folder or commit exists, or it does
+    not build; BenchError when the mirror cannot be reached.
+    """
+    if isinstance(kernel, TreeKernel | SourceKernel | ModuleKernel):
+        raise ScenarioError(f"{kernel}: cannot be built yet", reason="not-yet")
     if isinstance(kernel, DirKernel):
         return directory.materialised(kernel, cache)
     return package.materialised(kernel, cache)
 
 
 def describe(kernel: Kernel, cache: Cache) -> str:
-    """One line for a plan: which exact version would be used. Raises as `materialised`."""
+    """One line for a plan: which exact version would be used. Raises as `checked`."""
+    if isinstance(kernel, TreeKernel | SourceKernel | ModuleKernel):
+        return str(kernel)
     if isinstance(kernel, DirKernel):
         return f"{kernel} ({directory.release_of(kernel)})"
     version, _ = package.resolved(kernel, cache)
