@@ -6,6 +6,7 @@ files as on a small tree; the whole tree is put together once, at the end.
 
 from __future__ import annotations
 
+import difflib
 import re
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -49,40 +50,62 @@ def applied(git: Git, tree: str, patches: Sequence[Patch]) -> str:
         return tree
     paths = _with_folders(name for patch in patches for name in patch.files)
     with tempfile.TemporaryDirectory(dir=git.git_dir, prefix="applying-") as scratch:
-        partial = replace(git, work_tree=None, index=Path(scratch) / "partial")
+        folder = Path(scratch)
+        files = [folder / f"{number}.patch" for number in range(len(patches))]
+        for file, patch in zip(files, patches, strict=True):
+            file.write_bytes(patch.text)
+        partial = replace(git, work_tree=None, index=folder / "partial")
         before = _entries(partial, tree, paths)
         _fill(partial, before)
         step = partial.line("write-tree", "--missing-ok")
-        for patch in patches:
-            file = Path(scratch) / f"{patch.number}.patch"
-            file.write_bytes(patch.text)
+        for number, patch in enumerate(patches):
             which = f'patch {patch.number} of {len(patches)} ("{patch.subject}", {patch.origin})'
-            step = _next(partial, tree, step, patch, file, which)
+            done = partial.run("apply", "--cached", "--verbose", files[number],
+                               accept=(0, 1, 128), doing=f"applying {which}")  # fmt: skip
+            if done.returncode:
+                hint = _already(partial, files[number]) or _all_there(
+                    replace(partial, index=folder / "again"), before, files
+                )
+                raise _Failure(partial, tree, patch, which, done.stderr, hint).error()
+            step = _changed(partial, step, patch, which, done.stderr)
         after = _entries(partial, step, paths)
-        whole = replace(partial, index=Path(scratch) / "whole")
+        whole = replace(partial, index=folder / "whole")
         whole.run("read-tree", tree, doing="reading a tree")
         _fill(whole, after, removed=[e for path, e in before.items() if path not in after])
         return whole.line("write-tree", doing="writing a tree")
 
 
-def _next(git: Git, tree: str, step: str, patch: Patch, file: Path, which: str) -> str:
-    """The id of the partial tree after a patch; `step`: before it."""
-    done = git.run("apply", "--cached", "--verbose", file, accept=(0, 1, 128),
-                   doing=f"applying {which}")  # fmt: skip
-    if done.returncode:
-        raise _Failure(git, tree, patch, which, file, done.stderr).error()
-    # git says 0 as well when it skips what it takes to be outside of its work tree, and it
-    # skips text that it does not take for a diff
-    seen = len(re.findall(r"(?m)^Checking patch ", done.stderr))
-    if seen != len(patch.diffs) or "Skipped patch" in done.stderr:
+def _changed(git: Git, step: str, patch: Patch, which: str, said: str) -> str:
+    """The id of the partial tree after a patch that git says it applied; `step`: before it."""
+    # git says so as well of what it skips: a path that it takes to be outside of its work tree,
+    # text that it does not take for a diff
+    seen = len(re.findall(r"(?m)^Checking patch ", said))
+    if seen != len(patch.diffs) or "Skipped patch" in said:
         raise ScenarioError(
             f"{which}: git sees {seen} of its {len(patch.diffs)} changes of files",
-            evidence=tail(done.stderr), reason="damaged-patch",
+            evidence=tail(said), reason="damaged-patch",
         )  # fmt: skip
     following = git.line("write-tree", "--missing-ok")
     if following == step:
         raise ScenarioError(f"{which} changes nothing", reason="patch-changes-nothing")
     return following
+
+
+def _already(git: Git, file: Path) -> str:
+    done = git.run("apply", "--cached", "--check", "--reverse", file, accept=(0, 1, 128))
+    if done.returncode:
+        return ""
+    return "it applies in reverse: is it in the tree already? Then leave it out"
+
+
+def _all_there(git: Git, before: Mapping[str, _Entry], files: Sequence[Path]) -> str:
+    """A patch in the midst of those that follow it does not apply in reverse by itself."""
+    _fill(git, before)
+    for file in reversed(files):
+        done = git.run("apply", "--cached", "--reverse", file, accept=(0, 1, 128))
+        if done.returncode:
+            return ""
+    return "the whole series applies in reverse: is it in the tree already?"
 
 
 def _with_folders(paths: Iterable[str]) -> list[str]:
@@ -120,8 +143,9 @@ class _Failure:
     tree: str
     patch: Patch
     which: str
-    file: Path
     said: str
+    hint: str
+    """What is known already; empty: nothing."""
 
     def error(self) -> ScenarioError:
         for line in self.said.splitlines():
@@ -132,8 +156,8 @@ class _Failure:
             if match := _THERE.fullmatch(line):
                 path = match["path"]
                 return self._error(f"it makes {path}, which is there already", self.said,
-                                   self._reversed() or _OTHER_VERSION)  # fmt: skip
-        return self._error("git does not take it", tail(self.said), self._reversed())
+                                   self.hint or _OTHER_VERSION)  # fmt: skip
+        return self._error("git does not take it", tail(self.said), self.hint)
 
     def _error(self, why: str, evidence: str, hint: str) -> ScenarioError:
         return ScenarioError(
@@ -141,21 +165,17 @@ class _Failure:
             evidence=evidence, hint=hint, reason="series-does-not-apply",
         )  # fmt: skip
 
-    def _reversed(self) -> str:
-        done = self.git.run("apply", "--cached", "--check", "--reverse", self.file,
-                            accept=(0, 1, 128))  # fmt: skip
-        if done.returncode:
-            return ""
-        return "it applies in reverse: is it in the tree already? Then leave it out"
-
     def _missing(self, path: str) -> ScenarioError:
         names = self.git.run("ls-tree", "-r", "-z", "--name-only", self.tree).stdout.split("\0")
         place = PurePosixPath(path)
         moved = [n for n in names if n and PurePosixPath(n).name == place.name]
         beside = [n for n in names if n and PurePosixPath(n).parent == place.parent]
-        near = nearest_name(path, moved) or nearest_name(path, beside)
+        if moved:
+            near = f", but {difflib.get_close_matches(path, moved, 1, 0)[0]}"
+        else:
+            near = nearest_name(path, beside)
         return self._error(f"the tree has no file {path}{near}", "",
-                           self._reversed() or _OTHER_VERSION)  # fmt: skip
+                           self.hint or _OTHER_VERSION)  # fmt: skip
 
     def _at(self, path: str, line: int) -> ScenarioError:
         hunks = [
@@ -167,10 +187,10 @@ class _Failure:
         ]
         done = self.git.run("cat-file", "blob", f":{path}", accept=(0, 128))
         if not hunks or done.returncode:
-            return self._error(f"{path}, line {line}", tail(self.said), self._reversed())
-        content = done.stdout.splitlines()
+            return self._error(f"{path}, line {line}", tail(self.said), self.hint)
+        content = done.stdout.removesuffix("\n").split("\n")  # a form feed ends no line
         expected = [text.decode("utf-8", "replace").rstrip("\r") for text in hunks[0].before]
-        hint = self._reversed()
+        hint = self.hint
         if not hint and _is_in(_bare(expected), _bare(content)):
             hint = (
                 "only white space differs: a mail program or an editor changed the patch; take"

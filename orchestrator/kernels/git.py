@@ -250,4 +250,4 @@ def _near_refs(git: Git, ref: str) -> list[str]:
     names = git.run(
         "for-each-ref", "--format=%(refname:short)", "refs/heads", "refs/tags", "refs/remotes"
     ).stdout.split()
-    return difflib.get_close_matches(ref, names, 3, 0.5)
+    return difflib.get_close_matches(ref, ["HEAD", *names], 3, 0.5)

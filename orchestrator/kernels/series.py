@@ -200,7 +200,7 @@ def _from_range(item: str, repository: Path | None) -> Iterator[tuple[str, Lette
 def _commits(git: Git, *which: str) -> list[tuple[str, str]]:
     """Ids and subjects."""
     text = git.run("log", "--no-show-signature", "--no-color", "--format=%H %s", *which).stdout
-    return [(line.partition(" ")[0], line.partition(" ")[2]) for line in text.splitlines()]
+    return [(line.partition(" ")[0], line.partition(" ")[2]) for line in text.split("\n")[:-1]]
 
 
 def _diffs(
