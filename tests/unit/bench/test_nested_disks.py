@@ -66,7 +66,7 @@ class Bench:
         """The domain that libvirt was to start."""
         kernel = cast(KernelBundle, SimpleNamespace(vmlinuz=Path("/kernel/vmlinuz")))
         with running_machine(
-            chosen, kernel, self.image, disks, accel="tcg", keys=RunKeys.make(),
+            chosen, "baseline", kernel, self.image, disks, accel="tcg", keys=RunKeys.make(),
             state=cast(BenchState, self.state), libvirt=cast(Connection, self.libvirt),
             trial=self.trial,
         ):  # fmt: skip
