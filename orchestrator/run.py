@@ -164,9 +164,7 @@ def plan_facts(scenario: Scenario, prepared: Prepared) -> dict[str, Any]:
                   "digest": k.digest, "provenance": k.provenance}
             for arm, k in prepared.kernels.items()
         },
-        "arm_settings": {
-            arm: scenario.arms[arm].model_dump(mode="json", exclude={"kernel"}) for arm in ARMS
-        },
+        "arm_settings": {arm: scenario.arms[arm].settings for arm in ARMS},
         "guest_kernel": _guest_kernel(scenario, prepared),
         "runner": {"system": platform.platform(), "machine": platform.machine(),
                    "cpus": os.cpu_count()},

@@ -590,6 +590,11 @@ class Arm(_Model):
         return bool(self.words or self.sysfs)
 
     @property
+    def settings(self) -> dict[str, Any]:
+        """All of it but its kernel, for JSON."""
+        return self.model_dump(mode="json", exclude={"kernel"})
+
+    @property
     def words(self) -> tuple[str, ...]:
         """What it adds to the host's kernel command line: kmod and the kernel both take the
         parameters of modules from there (modprobe(8))."""

@@ -298,6 +298,11 @@ def conditions(
     )
 
 
+def recorded_of_all(sides: Sides) -> bool:
+    """Whether each side has a trial that recorded its conditions: else they are not compared."""
+    return all(any(trials) for trials in sides.values())
+
+
 def differences(sides: Sides, allow: Sequence[str] = ()) -> tuple[Difference, ...]:
     """Whatever had more than one value, on two sides or among the trials of one: the arms of a
     run, one that was taken up again elsewhere, or two runs. `allow` as of `conditions`."""
