@@ -30,7 +30,7 @@ from orchestrator.bench.host import Host
 from orchestrator.bench.keys import RunKeys
 from orchestrator.bench.nested import proven_host, running_machine
 from orchestrator.bench.runner import runner_facts
-from orchestrator.bench.settings import prove_settings
+from orchestrator.bench.settings import prove_settings, write_settings
 from orchestrator.bench.state import BenchState, bench_state
 from orchestrator.bench.workload import guest_boots, maps, settle
 from orchestrator.cache import Cache, disk_full
@@ -439,15 +439,21 @@ def _climb(bench: Bench, planned: PlannedTrial, trial: TrialWriter) -> None:
             settle(host, scenario, trial=trial, progress=progress)
             maps(host, devices[0], scenario, planned.passes, trial=trial, progress=progress)
         host.check()
+        if scenario.arms[planned.boots].is_set:
+            with trial.stage("settings-again"):  # nothing has set them otherwise meanwhile
+                _proven(bench, planned.boots, host)
 
 
 def _set(bench: Bench, arm: ArmName, host: Host, trial: TrialWriter) -> None:
     """What the arms set, where they set anything."""
-    if not any(bench.scenario.arms[name].is_set for name in ARMS):
-        return
-    with bench.progress.stage("host: settings"), trial.stage("settings"):
-        kernel = bench.prepared.kernels[arm]
-        trial.record(arm_settings=prove_settings(host.shell, kernel, bench.scenario, arm))
+    if any(bench.scenario.arms[name].is_set for name in ARMS):
+        with bench.progress.stage("host: settings"), trial.stage("settings"):
+            write_settings(host.shell, bench.scenario, arm)
+            trial.record(arm_settings=_proven(bench, arm, host))
+
+
+def _proven(bench: Bench, arm: ArmName, host: Host) -> dict[str, Any]:
+    return prove_settings(host.shell, bench.prepared.kernels[arm], bench.scenario, arm)
 
 
 @contextlib.contextmanager

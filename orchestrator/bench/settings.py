@@ -20,11 +20,17 @@ _BOOLS = {"y": "1", "yes": "1", "on": "1", "true": "1", "n": "0", "no": "0", "of
 _NUMBER = re.compile(r"([+-]?)(0x[0-9a-f]+|[0-9]+)")
 
 
+def write_settings(shell: Shell, scenario: Scenario, name: ArmName) -> None:
+    """The arm's files under /sys and /proc/sys, in their order. Raises as `prove_settings`."""
+    for path, value in scenario.arms[name].sysfs.items():
+        _write(shell, name, path, value)
+
+
 def prove_settings(
     shell: Shell, kernel: KernelBundle, scenario: Scenario, name: ArmName
 ) -> dict[str, Any]:
-    """Write the arm's files under /sys and /proc/sys in their order, then read everything back.
-    What only the other arm sets is read, too: so that it is known what differs.
+    """Read back all that the arm is to be set to. What only the other arm sets is read, too: so
+    that it is known what differs.
 
     `arm_settings` of the manifest: {"cmdline": {"asked", "found"}, "parameters": {NAME: {"asked",
     "found"}}, "sysfs": {PATH: ...}, "unreadable": [NAME]}. `asked` is null of what the other arm
@@ -33,8 +39,6 @@ def prove_settings(
     Raises BenchError where something is not as it was asked for.
     """
     arm, other = scenario.arms[name], _other(scenario.arms, name)
-    for path, value in arm.sysfs.items():
-        _write(shell, name, path, value)
     settings: dict[str, Any] = {"cmdline": _cmdline(shell, name, arm)}
     settings["parameters"] = {
         parameter: {"asked": value, "found": _parameter(shell, kernel, name, parameter, value)}
@@ -140,7 +144,7 @@ def _write(shell: Shell, arm: ArmName, path: str, value: str) -> None:
 def _refused(arm: ArmName, where: str, asked: str, found: str) -> BenchError:
     return BenchError(
         f"the {arm} is not set as it was asked to be: {where} was to have {asked}",
-        evidence=f"{where}: {found}",
+        evidence=f"{where}: {found or 'empty'}",
         hint="nothing is measured under a setting that did not take: take it out, or give what the"
         " kernel accepts there",
         reason="setting-refused",

@@ -18,7 +18,7 @@ def check_parameter(kernel: KernelBundle, name: str) -> None:
     such module, or the module no such parameter."""
     module, _, parameter = name.replace("-", "_").partition(".")
     if not kernel.has_module(module):
-        near = difflib.get_close_matches(module, kernel.module_names(), 1, 0.6)
+        near = difflib.get_close_matches(module, kernel.module_names(), 1, 0.75)
         raise ScenarioError(
             f"the kernel {kernel.release} has no module {module}"
             + (f'; did you mean "{near[0]}.{parameter}"?' if near else ""),

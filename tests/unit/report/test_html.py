@@ -307,9 +307,9 @@ def test_conditions_are_shown_by_what_they_mean() -> None:
     shown = replace(compared(IMPROVED), conditions=known)
     text = Page(html_report(scenario(), shown, PLAN)).text
     for said in (
-        "The arms differ in more than their kernels.", "What must not differ, and does",
-        "What follows from the kernels", "What may differ", "not recorded", "host.turbo",
-        "symbols that differ: 1", "CONFIG_IOMMUFD", "EPYC <x>",
+        "The arms differ in more than was planned.", "What must not differ, and does",
+        "What was planned: the kernels and settings", "What may differ", "not recorded",
+        "host.turbo", "symbols that differ: 1", "CONFIG_IOMMUFD", "EPYC <x>",
     ):  # fmt: skip
         assert said in text
     fewer = replace(known, differences=known.differences[:1], config=None)
