@@ -232,6 +232,9 @@ def _cmdlines(
         for word in str(asked[arm].get("cmdline") or "").split():
             words[arm].setdefault(word_name(word), []).append(word)
     before, after = words["baseline"], words["candidate"]
+    if before == after and [*before] != [*after]:
+        shown = (" ".join(str(asked[arm].get("cmdline")).split()) for arm in ARMS)
+        differs.append(Differing("setting", "order of the command line", *shown))
     for name in dict.fromkeys([*before, *after]):
         first, second = (" ".join(of_arm.get(name, ())) for of_arm in (before, after))
         if first == second:
