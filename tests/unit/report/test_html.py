@@ -22,6 +22,7 @@ from orchestrator.analysis.effect import Effect, Estimate
 from orchestrator.analysis.kconfig import ConfigChange
 from orchestrator.analysis.timeline import Note
 from orchestrator.analysis.trial import Findings, TrialResult
+from orchestrator.analysis.variable import Differing, Variable
 from orchestrator.report.html import html_report
 from orchestrator.report.page import MOST_PROBLEMS, MOST_TAILS, page_of
 from orchestrator.scenario import ARMS, CONTROL, Role, parse_scenario
@@ -289,6 +290,15 @@ def test_scenario_is_there_in_full(run: Path) -> None:
     for package in plan["kernels"]["candidate"]["provenance"]["packages"]:
         assert package["sha256"] in page.text
         assert package["version"] in page.text
+
+
+def test_what_the_arms_differ_in_stands_below_the_sentence() -> None:
+    differs = (Differing("setting", "m.p", "<b>N", "Y"),)
+    found = Variable(differs, ("same kernel 7.3.4",), 57, (), ())
+    shown = Page(html_report(scenario(), replace(compared(IMPROVED), variable=found), PLAN))
+    said = "Arms differ in: m.p: <b>N | Y; nothing else (same kernel 7.3.4). Checked: 57"
+    assert said in shown.text
+    assert "Arms differ" not in Page(html_report(scenario(), compared(IMPROVED), PLAN)).text
 
 
 def test_conditions_are_shown_by_what_they_mean() -> None:
