@@ -24,7 +24,7 @@ from orchestrator.errors import BenchError
 from orchestrator.evidence import TrialWriter
 from orchestrator.kernels.bundle import KernelBundle
 from orchestrator.progress import Progress
-from orchestrator.scenario import Scenario
+from orchestrator.scenario import ArmName, Scenario
 
 SSHD_MARK = "barometer: sshd is up"
 _ENVIRONMENT = re.compile(r"(PATH|HOME|USER|LOGNAME|XDG_\w+)=")
@@ -57,6 +57,7 @@ class Machine:
 @contextmanager
 def running_machine(
     scenario: Scenario,
+    arm: ArmName,
     kernel: KernelBundle,
     image: HostImage,
     payload: Sequence[Disk],
@@ -67,7 +68,7 @@ def running_machine(
     libvirt: Connection,
     trial: TrialWriter,
 ) -> Iterator[Machine]:
-    """The VM, started with the kernel under test and the device; gone after the block, with its
+    """The VM, started with the kernel of `arm` and the device; gone after the block, with its
     shared memory and its keys. Raises BenchError when libvirt cannot start it."""
     token = uuid.uuid4().hex[:12]
     name = f"barometer-{state.token}-{trial.manifest['trial']}"
@@ -76,7 +77,7 @@ def running_machine(
         name=name, uuid=str(uuid.uuid4()), accel=accel,
         memory=scenario.host.memory, cpus=scenario.host.cpus, phys_bits=scenario.host.phys_bits,
         kernel=kernel.vmlinuz, initramfs=image.initramfs,
-        cmdline=_cmdline(scenario, accel, token),
+        cmdline=_cmdline(scenario, arm, accel, token),
         console=trial.host / "console.log",
         disks=(
             Disk(image.root, "root"), Disk(image.modules, "modules"), *payload,
@@ -116,7 +117,7 @@ def running_machine(
             (trial.host / "qemu.log").write_text(_SENDER.sub(r"\1", kept))
 
 
-def _cmdline(scenario: Scenario, accel: Accel, token: str) -> str:
+def _cmdline(scenario: Scenario, arm: ArmName, accel: Accel, token: str) -> str:
     iommu = (
         "intel_iommu=on"
         if scenario.host.viommu == "intel"
@@ -137,6 +138,8 @@ def _cmdline(scenario: Scenario, accel: Accel, token: str) -> str:
         iommu,
         *clock,
         f"barometer.token={token}",
+        # before the host's, which may end with words for init
+        *scenario.arms[arm].words,
         scenario.host.cmdline,
     ]
     return " ".join(filter(None, words))
