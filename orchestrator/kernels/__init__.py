@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from orchestrator.cache import Cache
 from orchestrator.errors import ScenarioError
-from orchestrator.kernels import directory, package
+from orchestrator.kernels import directory, module, package
 from orchestrator.kernels.bundle import KernelBundle
 from orchestrator.progress import Progress
 from orchestrator.scenario import DirKernel, Kernel, ModuleKernel, SourceKernel, TreeKernel
@@ -23,7 +23,9 @@ def checked(kernel: Kernel, cache: Cache) -> None:
 
     Raises ScenarioError when not.
     """
-    if isinstance(kernel, TreeKernel | SourceKernel | ModuleKernel):
+    if isinstance(kernel, ModuleKernel):
+        module.checked(kernel, cache)
+    if isinstance(kernel, TreeKernel | SourceKernel):
         raise ScenarioError(f"{kernel}: cannot be built yet", reason="not-yet")
 
 
@@ -36,8 +38,10 @@ def materialised(
     Raises ScenarioError when no such suite, package, version, folder or commit exists, or it does
     not build; BenchError when the mirror cannot be reached.
     """
-    if isinstance(kernel, TreeKernel | SourceKernel | ModuleKernel):
+    if isinstance(kernel, TreeKernel | SourceKernel):
         raise ScenarioError(f"{kernel}: cannot be built yet", reason="not-yet")
+    if isinstance(kernel, ModuleKernel):
+        return module.materialised(kernel, cache, progress)
     if isinstance(kernel, DirKernel):
         return directory.materialised(kernel, cache)
     return package.materialised(kernel, cache)
@@ -45,7 +49,7 @@ def materialised(
 
 def describe(kernel: Kernel, cache: Cache) -> str:
     """One line for a plan: which exact version would be used. Raises as `checked`."""
-    if isinstance(kernel, TreeKernel | SourceKernel | ModuleKernel):
+    if isinstance(kernel, TreeKernel | SourceKernel):
         return str(kernel)
     if isinstance(kernel, DirKernel):
         return f"{kernel} ({directory.release_of(kernel)})"
