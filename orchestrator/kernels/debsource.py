@@ -7,7 +7,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Collection
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,11 @@ class DebSource:
     headers: tuple[Package, ...]
     """linux-headers-RELEASE, the common headers, linux-kbuild."""
     cache: Cache
+    _trees: dict[frozenset[str], Path] = field(default_factory=dict, compare=False)
+
+    @property
+    def name(self) -> str:
+        return self.source.name
 
     @property
     def kbuild(self) -> str:
@@ -62,6 +67,17 @@ class DebSource:
             shutil.rmtree(tree)
 
         return self.cache.entry("headers", key, build) / "layer"
+
+    @property
+    def kbuild_files(self) -> Path:
+        """The same on this machine."""
+        return self.headers_layer / self.kbuild[1:]
+
+    @cached_property
+    def configuration(self) -> dict[str, str]:
+        """CONFIG_ symbols that are set, with their values."""
+        lines = (self.kbuild_files / "include/config/auto.conf").read_text().splitlines()
+        return dict(line.partition("=")[::2] for line in lines if line.startswith("CONFIG_"))
 
     @cached_property
     def names(self) -> frozenset[str]:
@@ -95,7 +111,10 @@ class DebSource:
 
     def tree(self, parts: Collection[str]) -> Path:
         """These folders and files of the source, and every Makefile: at their places below what
-        comes back, read-only."""
+        comes back, read-only. What is unpacked already may hold more."""
+        for given, place in self._trees.items():
+            if given.issuperset(parts):
+                return place
         key = {"kind": "tree", "schema": 1, "package": self.source.sha256,
                "parts": sorted(parts)}  # fmt: skip
 
@@ -106,7 +125,9 @@ class DebSource:
                  *_MAKEFILES, *[f"{self.source.name}/{part}" for part in sorted(parts)]],
                 doing="unpacking the source")  # fmt: skip
 
-        return self.cache.entry("trees", key, build) / "tree"
+        place = self.cache.entry("trees", key, build) / "tree"
+        self._trees[frozenset(parts)] = place
+        return place
 
     def facts(self) -> dict[str, Any]:
         """For a bundle's provenance."""

@@ -12,8 +12,9 @@ import glob
 import json
 import re
 import shutil
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path, PurePosixPath
@@ -24,14 +25,23 @@ from orchestrator.command import tail
 from orchestrator.errors import BenchError, ScenarioError
 from orchestrator.hashing import digest_of
 from orchestrator.kernels import package
-from orchestrator.kernels.buildroot import WORK, BuildRoot, build_root
+from orchestrator.kernels.buildroot import KERNEL_FILES, WORK, BuildRoot, build_root
 from orchestrator.kernels.bundle import KernelBundle
-from orchestrator.kernels.change import Change, Files, change_of, check_paths, of_folder
+from orchestrator.kernels.change import (
+    Change,
+    Files,
+    change_of,
+    check_paths,
+    is_silent,
+    of_folder,
+)
 from orchestrator.kernels.debsource import DebSource, source_of
-from orchestrator.kernels.kbuild import folders_of, room_of
+from orchestrator.kernels.git import Git, commit_of, own_repository, repository_of
+from orchestrator.kernels.kbuild import Said, folders_of, parsed, room_of
 from orchestrator.kernels.ko import SUFFIX, Module, module_at
+from orchestrator.kernels.series import Patch, applied, read_series, series_digest
 from orchestrator.progress import Progress
-from orchestrator.scenario import ModuleKernel
+from orchestrator.scenario import ModuleKernel, is_range
 
 FACTS = "module.json"
 # Debian gives a srcversion only to modules with a MODULE_VERSION; ours all have one, to be known
@@ -40,6 +50,13 @@ _BUILD = """
 cd "$1/tree"; headers=$2; shift 2
 make -j"$(nproc)" -C "$headers" M="$PWD" CONFIG_MODULE_SRCVERSION_ALL=y "$@" &&
 strip --strip-debug "$@"
+"""
+_EVALUATE = """
+printf %s "$1" > /tmp/objects.mk; variables=$2; cd "$3/tree"; shift 3
+for folder; do
+    echo "folder $folder"
+    make -rRs --no-print-directory -f /tmp/objects.mk dir="$folder" "$variables" || exit
+done
 """
 _PLACE = re.compile(rf"(?m)^{WORK}/tree/")
 _ERROR = re.compile(r"(fatal )?error: |ERROR: |\*\*\* ")
@@ -74,7 +91,7 @@ def materialised(
         stage = progress.stage if progress else lambda _name: contextlib.nullcontext()
         with stage(f"building modules for {source.release}"):
             change = _change(kernel, source, changed, cache)
-            _build(_Workshop(stock, source, root, cache, change), folder)
+            _build(_Workshop(stock, source, root, cache, change, changed.patches), folder)
 
     place = cache.entry("kernels", key, build)
     facts = json.loads((place / FACTS).read_text())
@@ -89,23 +106,145 @@ class _Changed:
     """What a ModuleKernel changes, before anything of the package's source is looked at."""
 
     def __init__(self, kernel: ModuleKernel, cache: Cache) -> None:
-        self._kernel = kernel
-        self.own = of_folder(kernel.module) if kernel.module else {}
+        self._kernel, self._cache = kernel, cache
+        self.own = _own_files(kernel, cache)
+        repository = kernel.module and repository_of(kernel.module) and kernel.module
+        self.patches = read_series(kernel.series, repository, cache)
 
     @property
     def digest(self) -> str:
-        return digest_of({"own": {n: sha256(c).hexdigest() for n, c in self.own.items()}})
+        return digest_of({"own": _hashes(self.own), "series": series_digest(self.patches)})
 
     def files(self, source: DebSource) -> tuple[Files, Files]:
-        """The package's files and the changed ones. Raises ScenarioError."""
-        check_paths(self.own, self._kernel, source)
-        tree = source.tree(sorted({room_of(name) for name in self.own}))
-        before = {n: (tree / n).read_bytes() if n in source.names else None for n in self.own}
-        return before, self.own
+        """The package's files, and what becomes of them. Raises ScenarioError when the series does
+        not apply, or a path alone tells that it reaches further than modules."""
+        paths = {*self.own, *(name for patch in self.patches for name in patch.files)}
+        check_paths(sorted(paths), self._kernel, source)
+        tree = source.tree(_parts(paths, source))
+        before = {n: (tree / n).read_bytes() if n in source.names else None for n in paths}
+        after = {**before, **self.own}
+        return before, _patched(after, self.patches, self._cache) if self.patches else after
+
+
+def _parts(paths: Iterable[str], source: DebSource) -> set[str]:
+    """What is needed of the tree to see what a change of these files does."""
+    return {
+        n if is_silent(n) else room_of(n) for n in paths if not is_silent(n) or n in source.names
+    }
+
+
+def _own_files(kernel: ModuleKernel, cache: Cache) -> dict[str, bytes]:
+    """The source files of `module`. Raises ScenarioError when there is none, or they are a whole
+    kernel's."""
+    folder = kernel.module
+    if folder is None:
+        return {}
+    if not folder.is_dir():
+        raise ScenarioError(f"module: {folder} is not a folder", reason="no-such-folder")
+    if kernel.ref is not None:
+        return _committed(folder, kernel.ref, cache)
+    if (folder / "MAINTAINERS").exists() and (folder / "kernel").is_dir():
+        if any(map(is_range, kernel.series)):
+            return {}  # only the repository of the range
+        raise _whole_kernel(folder)
+    return _some(of_folder(folder), str(folder))
+
+
+def _committed(folder: Path, ref: str, cache: Cache) -> dict[str, bytes]:
+    """The source files of a commit."""
+    commit = commit_of(folder, ref)
+    with tempfile.TemporaryDirectory(dir=cache.folder("tmp")) as scratch:
+        git = own_repository(Path(scratch) / "git", folder)
+        if {"MAINTAINERS", "kernel"} <= set(
+            git.line("ls-tree", "--name-only", commit.tree).split("\n")
+        ):
+            raise _whole_kernel(folder)
+        return _some(of_folder(_checked_out(git, commit.tree, Path(scratch))), f"{folder}@{ref}")
+
+
+def _some(files: dict[str, bytes], where: str) -> dict[str, bytes]:
+    if not files:
+        raise ScenarioError(
+            f"module: {where} holds no source file (.c, .h, .S)",
+            hint="put the changed files there at their places in a kernel's tree:"
+            " drivers/vfio/vfio_iommu_type1.c",
+            reason="no-sources",
+        )
+    return files
+
+
+def _whole_kernel(folder: Path) -> ScenarioError:
+    return ScenarioError(
+        f"module: {folder} is a whole kernel's tree, which cannot take the place of the package's",
+        hint='say only what is changed: series = ["BASE..BRANCH"] beside it, or patches',
+        reason="whole-kernel",
+    )
+
+
+def _patched(files: Files, patches: Sequence[Patch], cache: Cache) -> Files:
+    """The files with all patches applied."""
+    with tempfile.TemporaryDirectory(dir=cache.folder("tmp")) as scratch:
+        given = Path(scratch) / "given"
+        _write(files, given)
+        git = own_repository(Path(scratch) / "git")
+        seeing = replace(git, work_tree=given, index=Path(scratch) / "index")
+        seeing.run("add", "--all", "--force", ".", doing="keeping the package's files")
+        tree = applied(git, seeing.line("write-tree"), patches)
+        made = _checked_out(git, tree, Path(scratch))
+        names = {p.relative_to(made).as_posix() for p in made.rglob("*") if p.is_file()}
+        return {n: (made / n).read_bytes() if n in names else None for n in {*files, *names}}
+
+
+def _checked_out(git: Git, tree: str, scratch: Path) -> Path:
+    """A new folder with the files of a tree."""
+    place = scratch / "made"
+    place.mkdir()
+    seeing = replace(git, work_tree=place, index=scratch / "made.index")
+    seeing.run("read-tree", tree, doing="reading a tree")
+    seeing.run("checkout-index", "--all", "--force", doing="writing a tree's files")
+    return place
+
+
+def _write(files: Files, folder: Path) -> None:
+    """Put files into a folder, in place of what is there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        path = folder / name
+        if content is None:
+            path.unlink(missing_ok=True)
+        else:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
 
 
 def _change(kernel: ModuleKernel, source: DebSource, changed: _Changed, cache: Cache) -> Change:
-    return change_of(kernel, source, *changed.files(source), build_root(cache), cache)
+    before, after = changed.files(source)
+    root = build_root(cache)
+
+    def evaluate(names: Sequence[str] | None, folders: Sequence[str]) -> Said:
+        variables = (
+            f"conf={source.kbuild}/include/config/auto.conf"
+            if names is None
+            else f"names={' '.join(names)}"
+        )
+        text = (KERNEL_FILES / "objects.mk").read_text()
+        with tempfile.TemporaryDirectory(dir=cache.folder("tmp")) as scratch:
+            log = Path(scratch) / "log"
+            code = root.run(
+                ["sh", "-c", _EVALUATE, "sh", text, variables, WORK, *folders],
+                work=source.tree(()).parent, layers=[source.headers_layer], log=log,
+                doing="evaluating the kernel's Makefiles",
+            )  # fmt: skip
+            said = log.read_text(errors="replace")
+        if code:
+            raise ScenarioError(
+                f"{kernel}: the Makefiles of {', '.join(folders)} cannot be evaluated",
+                evidence=tail(said),
+                reason="makefile-unreadable",
+            )
+        return parsed(said)
+
+    return change_of(kernel, source, before, after, evaluate)
 
 
 @dataclass(frozen=True)
@@ -115,27 +254,23 @@ class _Workshop:
     root: BuildRoot
     cache: Cache
     change: Change
+    patches: tuple[Patch, ...]
 
     def make(self, folder: Path, files: Files, log: Path) -> dict[str, Module]:
         """Build the modules that the change reaches, with `files` in place of the package's; they
         and Module.symvers are in FOLDER/tree then. Raises BuildFailedError."""
         folder.mkdir()
+        tree = self.source.tree(self.change.rooms)
         for room in self.change.rooms:
-            shutil.copytree(self.change.tree / room, folder / "tree" / room,
+            shutil.copytree(tree / room, folder / "tree" / room,
                             copy_function=shutil.copyfile, dirs_exist_ok=True)  # fmt: skip
         for above in folders_of(self.change.modules, self.source.names):
             for name in ("Makefile", "Kbuild"):
                 if f"{above}/{name}" in self.source.names:
                     (folder / "tree" / above).mkdir(parents=True, exist_ok=True)
-                    shutil.copyfile(self.change.tree / above / name,
+                    shutil.copyfile(tree / above / name,
                                     folder / "tree" / above / name)  # fmt: skip
-        for name, content in files.items():
-            path = folder / "tree" / name
-            if content is None:
-                path.unlink(missing_ok=True)
-            else:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(content)
+        _write(files, folder / "tree")
         # the folders keep their names: which headers a srcversion counts depends on them
         tops = sorted({_top(module, self.source) for module in self.change.modules})
         (folder / "tree/Kbuild").write_text("".join(f"obj-y += {top}/\n" for top in tops))
@@ -220,6 +355,10 @@ def _build(shop: _Workshop, folder: Path) -> None:
     facts = {
         "swapped": swapped,
         "source": shop.source.facts(),
+        "series": [
+            {"subject": p.subject, "from": p.origin, "sha256": sha256(p.text).hexdigest()}
+            for p in shop.patches
+        ],
         "files": _hashes(shop.change.after),
         "passed_over": list(shop.change.passed_over),
         "modules": {
@@ -298,8 +437,7 @@ def _check_exports(shop: _Workshop, made: Path) -> None:
     Raises ScenarioError when a symbol that the package's modules export is gone or has another
     CRC (CONFIG_MODVERSIONS), and others of its modules may use it."""
     ours = _exports(made, shop.change.modules)
-    headers = shop.source.headers_layer / shop.source.kbuild[1:] / "Module.symvers"
-    theirs = _exports(headers, shop.change.modules)
+    theirs = _exports(shop.source.kbuild_files / "Module.symvers", shop.change.modules)
     broken = sorted(symbol for symbol, said in theirs.items() if ours.get(symbol) != said)
     if not broken:
         return
