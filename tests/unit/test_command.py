@@ -39,6 +39,12 @@ def test_environment_is_added_to_and_folder_is_set(tmp_path: Path) -> None:
     assert done.stdout == f"y {os.environ['HOME']}\n{tmp_path}\n"
 
 
+def test_variable_can_be_unset(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("X", "outer")
+    done = run(["sh", "-c", 'echo "${X-none}"'], doing="t", env={"X": None})
+    assert done.stdout == "none\n"
+
+
 def test_exit_code_is_an_error_with_the_last_words() -> None:
     with pytest.raises(BenchError) as caught:
         run(["sh", "-c", "echo why >&2; exit 3"], doing="making a thing")
