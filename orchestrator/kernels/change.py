@@ -18,9 +18,10 @@ from orchestrator.kernels.kbuild import (
     Said,
     compiled,
     folders_of,
+    is_foreign,
     room_of,
 )
-from orchestrator.scenario import ModuleKernel
+from orchestrator.scenario import ModuleKernel, nearest_name
 
 Files = Mapping[str, bytes | None]
 """Path in the kernel's tree -> content; None: it is not there."""
@@ -62,6 +63,8 @@ class Source(Protocol):
 class Change:
     rooms: tuple[str, ...]
     """The folders of the tree that are needed to build the modules."""
+    makefiles: tuple[str, ...]
+    """Those that say how they are built."""
     after: Files
     """The changed files."""
     reached: Mapping[str, tuple[str, ...]]
@@ -155,7 +158,7 @@ def change_of(
     rooms = sorted({room_of(name) for name in changed})
     look = _Look(kernel, source, rooms, evaluate)
     includes = Includes(source.tree(rooms), rooms, {n: after[n] for n in changed})
-    reached: dict[str, list[str]] = {}
+    reached: dict[str, dict[str, None]] = {}
     for name in changed:
         found = False
         for user in compiled(includes.users(name)):
@@ -163,12 +166,13 @@ def change_of(
             if owners.built_in:
                 raise look.built_in(name, user)
             for module in owners.modules:
-                reached.setdefault(module, []).append(name)
+                reached.setdefault(module, {})[name] = None
             found = found or bool(owners)
         if not found:
             raise look.not_compiled(name, compiled(includes.users(name)))
     return Change(
-        rooms=tuple(sorted({*rooms, *map(room_of, reached)})),
+        rooms=tuple(sorted({*rooms, *look.rooms(reached)})),
+        makefiles=tuple(sorted(look.said.makefiles())),
         after={name: after[name] for name in changed},
         reached={module: tuple(names) for module, names in sorted(reached.items())},
         passed_over=passed_over,
@@ -196,18 +200,24 @@ class _Look:
     ) -> None:
         self._kernel, self._source, self._rooms = kernel, source, rooms
         self._evaluate = evaluate
-        self._said = Said()
+        self.said = Said()
 
     def owners(self, name: str) -> Owners:
         found = self._evaluated([name]).owners(name)
         # compiled from elsewhere: arch/x86/kvm/Makefile has objects of virt/kvm
         return found or self._evaluated([name, *self._naming(name)]).owners(name)
 
+    def rooms(self, modules: Iterable[str]) -> set[str]:
+        """Where the parts of modules are, and what their Makefiles include."""
+        parts = {part for module in modules for part in self.said.parts(module)}
+        included = {m for m in self.said.makefiles() if not m.endswith(("/Makefile", "/Kbuild"))}
+        return {room_of(path) for path in parts | included} - {"scripts"}
+
     def _evaluated(self, names: Sequence[str]) -> Said:
         folders = folders_of(names, self._source.names)
-        if new := [f for f in folders if f not in self._said.folders]:
-            self._said.folders.update(self._evaluate(None, new).folders)
-        return self._said
+        if new := [f for f in folders if f not in self.said.folders]:
+            self.said.folders.update(self._evaluate(None, new).folders)
+        return self.said
 
     def _naming(self, name: str) -> list[str]:
         """The Makefiles elsewhere that name the folder of a file."""
@@ -217,6 +227,7 @@ class _Look:
             path
             for path in sorted(self._source.names)
             if path.endswith(("/Makefile", "/Kbuild")) and not path.startswith(f"{folder}/")
+            and not is_foreign(path)
             and folder in (tree / path).read_text("utf-8", "replace")
         ]  # fmt: skip
 
@@ -245,6 +256,10 @@ class _Look:
 
     def not_compiled(self, name: str, users: Sequence[str]) -> ScenarioError:
         release = self._source.release
+        if is_foreign(name):
+            return ScenarioError(
+                f"{name} is for another architecture than {release} is", reason="not-compiled"
+            )
         if not users:
             return ScenarioError(
                 f"{name} is included by nothing in {', '.join(self._rooms)}, so its change reaches"
@@ -257,7 +272,12 @@ class _Look:
         return ScenarioError(
             f"{own} not compiled in the configuration of {release}"
             + (f" ({off})" if off else ": no Makefile of its folder, or above it, names it"),
-            hint="a new file needs a Makefile that names it, which a module cannot bring"
+            hint=(
+                "a new file needs a Makefile that names it, which a module cannot bring"
+                + nearest_name(
+                    name, [n for n in self._source.names if room_of(n) == room_of(name)]
+                )
+            )
             if name not in self._source.names
             else f'build the whole kernel with it: source = "{self._source.name}"'
             " and config = [...]",

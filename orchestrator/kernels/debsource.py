@@ -69,6 +69,12 @@ class DebSource:
         return self.cache.entry("headers", key, build) / "layer"
 
     @property
+    def srctree(self) -> str:
+        """Where the Makefiles in there look for the kernel's source."""
+        (common,) = (p.name for p in self.headers if p.name.endswith("-common"))
+        return f"/usr/src/{common}"
+
+    @property
     def kbuild_files(self) -> Path:
         """The same on this machine."""
         return self.headers_layer / self.kbuild[1:]

@@ -50,6 +50,21 @@ class Said:
                         modules.add(module)
         return Owners(frozenset(modules), built_in)
 
+    def parts(self, module: str) -> set[str]:
+        """The objects that a module is linked of."""
+        return {
+            part
+            for folder in self._top()
+            for objects, name in self._linked(folder, True, set())
+            if name == module
+            for part in objects
+        }
+
+    def makefiles(self) -> set[str]:
+        """The files of the tree that say all this."""
+        read = (word for said in self.folders.values() for word in said.get("makefiles-read", ()))
+        return {posixpath.normpath(path) for path in read if not path.startswith("/")}
+
     def _top(self) -> list[str]:
         """The folders that are not below another of these: kbuild always enters them."""
         return [
@@ -121,9 +136,19 @@ def parsed(text: str) -> Said:
     return said
 
 
+def is_foreign(file: str) -> bool:
+    """Of an architecture that is not x86."""
+    return file.startswith("arch/") and not file.startswith("arch/x86/")
+
+
 def folders_of(files: Iterable[str], names: Collection[str]) -> list[str]:
     """The folders of the files and all above them that have a Makefile (of `names`)."""
-    above = {str(p) for file in files for p in PurePosixPath(file).parents if str(p) != "."}
+    above = {
+        str(p)
+        for file in files
+        for p in PurePosixPath(file).parents
+        if str(p) != "." and not is_foreign(file)
+    }
     return sorted(f for f in above if f"{f}/Makefile" in names or f"{f}/Kbuild" in names)
 
 

@@ -7,14 +7,13 @@ between the two kernels is the change.
 
 from __future__ import annotations
 
-import contextlib
 import glob
 import json
 import re
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path, PurePosixPath
@@ -88,18 +87,16 @@ def materialised(
     }  # fmt: skip
 
     def build(folder: Path) -> None:
-        stage = progress.stage if progress else lambda _name: contextlib.nullcontext()
-        with stage(f"building modules for {source.release}"):
+        shown = progress or Progress()
+        with shown.stage(f"building modules for {source.release}"):
             change = _change(kernel, source, changed, cache)
-            _build(_Workshop(stock, source, root, cache, change, changed.patches), folder)
+            _build(_Workshop(stock, source, root, cache, change, shown.detail), folder)
 
     place = cache.entry("kernels", key, build)
     facts = json.loads((place / FACTS).read_text())
     swapped = facts.pop("swapped")
-    return replace(
-        package.bundle_at(place, {"from": str(kernel), "package": stock.provenance, **facts}),
-        swapped=swapped,
-    )
+    provenance = {"from": str(kernel), "package": stock.provenance, "series": changed.series}
+    return replace(package.bundle_at(place, {**provenance, **facts}), swapped=swapped)
 
 
 class _Changed:
@@ -114,6 +111,14 @@ class _Changed:
     @property
     def digest(self) -> str:
         return digest_of({"own": _hashes(self.own), "series": series_digest(self.patches)})
+
+    @property
+    def series(self) -> list[dict[str, str]]:
+        """For a bundle's provenance."""
+        return [
+            {"subject": p.subject, "from": p.origin, "sha256": sha256(p.text).hexdigest()}
+            for p in self.patches
+        ]
 
     def files(self, source: DebSource) -> tuple[Files, Files]:
         """The package's files, and what becomes of them. Raises ScenarioError when the series does
@@ -153,7 +158,7 @@ def _own_files(kernel: ModuleKernel, cache: Cache) -> dict[str, bytes]:
 def _committed(folder: Path, ref: str, cache: Cache) -> dict[str, bytes]:
     """The source files of a commit."""
     commit = commit_of(folder, ref)
-    with tempfile.TemporaryDirectory(dir=cache.folder("tmp")) as scratch:
+    with tempfile.TemporaryDirectory() as scratch:
         git = own_repository(Path(scratch) / "git", folder)
         if {"MAINTAINERS", "kernel"} <= set(
             git.line("ls-tree", "--name-only", commit.tree).split("\n")
@@ -183,7 +188,7 @@ def _whole_kernel(folder: Path) -> ScenarioError:
 
 def _patched(files: Files, patches: Sequence[Patch], cache: Cache) -> Files:
     """The files with all patches applied."""
-    with tempfile.TemporaryDirectory(dir=cache.folder("tmp")) as scratch:
+    with tempfile.TemporaryDirectory() as scratch:
         given = Path(scratch) / "given"
         _write(files, given)
         git = own_repository(Path(scratch) / "git")
@@ -228,7 +233,7 @@ def _change(kernel: ModuleKernel, source: DebSource, changed: _Changed, cache: C
             else f"names={' '.join(names)}"
         )
         text = (KERNEL_FILES / "objects.mk").read_text()
-        with tempfile.TemporaryDirectory(dir=cache.folder("tmp")) as scratch:
+        with tempfile.TemporaryDirectory() as scratch:
             log = Path(scratch) / "log"
             code = root.run(
                 ["sh", "-c", _EVALUATE, "sh", text, variables, WORK, *folders],
@@ -254,30 +259,29 @@ class _Workshop:
     root: BuildRoot
     cache: Cache
     change: Change
-    patches: tuple[Patch, ...]
+    on_line: Callable[[str], None]
 
     def make(self, folder: Path, files: Files, log: Path) -> dict[str, Module]:
         """Build the modules that the change reaches, with `files` in place of the package's; they
-        and Module.symvers are in FOLDER/tree then. Raises BuildFailedError."""
+        and Module.symvers are in FOLDER/tree then. Raises _FailedError."""
         folder.mkdir()
         tree = self.source.tree(self.change.rooms)
         for room in self.change.rooms:
             shutil.copytree(tree / room, folder / "tree" / room,
                             copy_function=shutil.copyfile, dirs_exist_ok=True)  # fmt: skip
-        for above in folders_of(self.change.modules, self.source.names):
-            for name in ("Makefile", "Kbuild"):
-                if f"{above}/{name}" in self.source.names:
-                    (folder / "tree" / above).mkdir(parents=True, exist_ok=True)
-                    shutil.copyfile(tree / above / name,
-                                    folder / "tree" / above / name)  # fmt: skip
+        _write({m: (tree / m).read_bytes() for m in self.change.makefiles}, folder / "tree")
         _write(files, folder / "tree")
+        # Makefiles name what is elsewhere in a kernel's tree by its top, which the headers are
+        beside = folder / "layer"
+        shutil.copytree(folder / "tree", beside / self.source.srctree[1:])
         # the folders keep their names: which headers a srcversion counts depends on them
         tops = sorted({_top(module, self.source) for module in self.change.modules})
         (folder / "tree/Kbuild").write_text("".join(f"obj-y += {top}/\n" for top in tops))
         targets = [f"{module}.ko" for module in self.change.modules]
         code = self.root.run(
             ["sh", "-c", _BUILD, "sh", WORK, self.source.kbuild, *targets], work=folder,
-            layers=[self.source.headers_layer], doing="building modules", log=log,
+            layers=[beside, self.source.headers_layer], doing="building modules", log=log,
+            on_line=self.on_line,
         )  # fmt: skip
         if code:
             raise _FailedError(_first_errors(log.read_text(errors="replace")))
@@ -355,16 +359,15 @@ def _build(shop: _Workshop, folder: Path) -> None:
     facts = {
         "swapped": swapped,
         "source": shop.source.facts(),
-        "series": [
-            {"subject": p.subject, "from": p.origin, "sha256": sha256(p.text).hexdigest()}
-            for p in shop.patches
-        ],
         "files": _hashes(shop.change.after),
         "passed_over": list(shop.change.passed_over),
         "modules": {
             module: {
                 "because": list(shop.change.reached[module]),
-                "stock": pristine[module],
+                "stock": {
+                    **pristine[module],
+                    "srcversion": module_at(shop.packaged(module)).srcversion,
+                },
                 "new": _said(new),
             }
             for module, new in made.items()
