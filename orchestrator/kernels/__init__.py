@@ -1,16 +1,15 @@
 """Where a kernel comes from: a Debian package, a folder, a tree that is built, a package whose
 modules are rebuilt. All end as a KernelBundle.
 
-checked(kernel, cache)               -> None           is what it takes there; builds nothing
-materialised(kernel, cache, ...)     -> KernelBundle   downloads, unpacks, builds what is not cached
-describe(kernel, cache)              -> str            what would be used, without building it
+checked(kernel, cache)              -> None           is what it takes there; builds nothing
+materialised(kernel, cache, ...)    -> KernelBundle   downloads, unpacks, builds what is missing
+describe(kernel, cache)             -> str            what would be used, without building it
 """
 
 from __future__ import annotations
 
 from orchestrator.cache import Cache
-from orchestrator.errors import ScenarioError
-from orchestrator.kernels import directory, module, package
+from orchestrator.kernels import directory, module, package, tree
 from orchestrator.kernels.bundle import KernelBundle
 from orchestrator.progress import Progress
 from orchestrator.scenario import DirKernel, Kernel, ModuleKernel, SourceKernel, TreeKernel
@@ -23,14 +22,16 @@ def checked(kernel: Kernel, cache: Cache) -> None:
 
     Raises ScenarioError when not.
     """
-    if isinstance(kernel, ModuleKernel):
-        module.checked(kernel, cache)
     if isinstance(kernel, TreeKernel | SourceKernel):
-        raise ScenarioError(f"{kernel}: cannot be built yet", reason="not-yet")
+        tree.checked(kernel, cache)
+    elif isinstance(kernel, ModuleKernel):
+        module.checked(kernel, cache)
+    else:
+        describe(kernel, cache)
 
 
 def materialised(
-    kernel: Kernel, cache: Cache, *, tag: str = "base", progress: Progress | None = None
+    kernel: Kernel, cache: Cache, progress: Progress, tag: str = "base"
 ) -> KernelBundle:
     """The kernel, ready to boot, cached by content. `tag`: four letters that name the arm in the
     release of a kernel that is built.
@@ -39,7 +40,7 @@ def materialised(
     not build; BenchError when the mirror cannot be reached.
     """
     if isinstance(kernel, TreeKernel | SourceKernel):
-        raise ScenarioError(f"{kernel}: cannot be built yet", reason="not-yet")
+        return tree.materialised(kernel, cache, tag, progress)
     if isinstance(kernel, ModuleKernel):
         return module.materialised(kernel, cache, progress)
     if isinstance(kernel, DirKernel):
@@ -50,7 +51,7 @@ def materialised(
 def describe(kernel: Kernel, cache: Cache) -> str:
     """One line for a plan: which exact version would be used. Raises as `checked`."""
     if isinstance(kernel, TreeKernel | SourceKernel):
-        return str(kernel)
+        return tree.describe(kernel, cache)
     if isinstance(kernel, DirKernel):
         return f"{kernel} ({directory.release_of(kernel)})"
     version, _ = package.resolved(kernel, cache)

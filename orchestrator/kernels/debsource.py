@@ -14,9 +14,10 @@ from typing import Any
 
 from orchestrator.cache import Cache
 from orchestrator.command import run
-from orchestrator.errors import BenchError, ScenarioError
+from orchestrator.errors import ScenarioError
 from orchestrator.kernels import package
 from orchestrator.kernels.apt import Archive, Package
+from orchestrator.kernels.sources import package_source
 from orchestrator.scenario import DebKernel
 
 _RELEASE = re.compile(r"linux-image-([0-9].*?)(-unsigned)?")
@@ -88,32 +89,22 @@ class DebSource:
     @cached_property
     def names(self) -> frozenset[str]:
         """Path of every file of the source."""
-        return frozenset((self._tarball / "names.txt").read_text().splitlines())
-
-    @cached_property
-    def _tarball(self) -> Path:
-        """A folder with the tarball of the source, and the names in it."""
-        key = {"kind": "source", "schema": 1, "package": self.source.sha256}
+        key = {"kind": "names", "schema": 1, "package": self.source.sha256}
 
         def build(folder: Path) -> None:
-            (deb,) = self.archive.download([self.source], folder)
-            run(["dpkg-deb", "--extract", deb, folder / "tree"], doing=f"unpacking {deb.name}")
-            deb.unlink()
-            found = list(folder.glob("tree/usr/src/linux-source-*.tar.xz"))
-            if len(found) != 1:
-                raise BenchError(
-                    f"{deb.name}: expected one source tarball, found {len(found)}",
-                    reason="package-layout",
-                )
-            found[0].rename(folder / "source.tar.xz")
-            shutil.rmtree(folder / "tree")
-            listing = run(["tar", "--list", "--file", folder / "source.tar.xz"],
-                          doing="listing the source").stdout  # fmt: skip
-            names = (line.partition("/")[2] for line in listing.splitlines())
+            listing = run(["tar", "--list", "--file", self._tarball], doing="listing the source")
+            names = (line.partition("/")[2] for line in listing.stdout.splitlines())
             text = "\n".join(sorted(n for n in names if n and not n.endswith("/")))
             (folder / "names.txt").write_text(text + "\n")
 
-        return self.cache.entry("sources", key, build)
+        place = self.cache.entry("trees", key, build)
+        return frozenset((place / "names.txt").read_text().splitlines())
+
+    @property
+    def _tarball(self) -> Path:
+        tarball = package_source(self.archive, self.source, self.cache).tarball
+        assert tarball is not None, "a source package has one"
+        return tarball
 
     def tree(self, parts: Collection[str]) -> Path:
         """These folders and files of the source, and every Makefile: at their places below what
@@ -127,7 +118,7 @@ class DebSource:
         def build(folder: Path) -> None:
             (folder / "tree").mkdir()
             run(["tar", "--extract", "--no-same-owner", "--strip-components=1", "--wildcards",
-                 "--file", self._tarball / "source.tar.xz", "--directory", folder / "tree",
+                 "--file", self._tarball, "--directory", folder / "tree",
                  *_MAKEFILES, *[f"{self.source.name}/{part}" for part in sorted(parts)]],
                 doing="unpacking the source")  # fmt: skip
 

@@ -71,7 +71,7 @@ def in_order(found: Sequence[Letter], source: str) -> list[Letter]:
     """The patches among the mails of a thread, as their subjects number them; replies to them
     and the cover letter are left out.
 
-    Raises ScenarioError when one of n/m is missing, or is there twice.
+    Raises ScenarioError when one of n/m is missing, is there twice or has no diff.
     """
     patches = without_talk(found)
     versions = sorted({p.version for p in patches})
@@ -89,7 +89,7 @@ def in_order(found: Sequence[Letter], source: str) -> list[Letter]:
     if missing := sorted({*range(1, (total or 0) + 1)} - {*numbers}):
         raise ScenarioError(
             f"{source}: of {total} patches {', '.join(map(str, missing[:5]))} "
-            f"{'is' if len(missing) == 1 else 'are'} missing",
+            f"{'is' if len(missing) == 1 else 'are'} missing, or without a diff",
             hint="put the patches that are meant into a folder, each as a file",
             reason="incomplete-series",
         )

@@ -69,9 +69,7 @@ def checked(kernel: ModuleKernel, cache: Cache) -> None:
     _change(kernel, source_of(kernel.package, cache), _Changed(kernel, cache), cache)
 
 
-def materialised(
-    kernel: ModuleKernel, cache: Cache, progress: Progress | None = None
-) -> KernelBundle:
+def materialised(kernel: ModuleKernel, cache: Cache, progress: Progress) -> KernelBundle:
     """The package's kernel with the rebuilt modules in place of its own; cached by content.
 
     Raises as `checked`, ScenarioError also when a module does not build; BenchError when what is
@@ -87,10 +85,9 @@ def materialised(
     }  # fmt: skip
 
     def build(folder: Path) -> None:
-        shown = progress or Progress()
-        with shown.stage(f"building modules for {source.release}"):
+        with progress.stage(f"building modules for {source.release}"):
             change = _change(kernel, source, changed, cache)
-            _build(_Workshop(stock, source, root, cache, change, shown.detail), folder)
+            _build(_Workshop(stock, source, root, cache, change, progress.detail), folder)
 
     place = cache.entry("kernels", key, build)
     facts = json.loads((place / FACTS).read_text())

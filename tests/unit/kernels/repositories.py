@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 
 _ENVIRONMENT = {
@@ -30,7 +31,7 @@ def git(folder: Path, *args: str | Path, stdin: bytes = b"") -> bytes:
     return done.stdout.removesuffix(b"\n")
 
 
-def new_repository(folder: Path, files: dict[str, str | bytes] | None = None) -> Path:
+def new_repository(folder: Path, files: Mapping[str, str | bytes | None] | None = None) -> Path:
     """With one commit, of `files`."""
     folder.mkdir(parents=True)
     git(folder, "init", "--quiet", "--initial-branch=main")
@@ -38,7 +39,7 @@ def new_repository(folder: Path, files: dict[str, str | bytes] | None = None) ->
     return folder
 
 
-def commit(folder: Path, message: str, files: dict[str, str | bytes | None]) -> str:
+def commit(folder: Path, message: str, files: Mapping[str, str | bytes | None]) -> str:
     """Write files (None: remove) and commit them; the commit's id."""
     for name, content in files.items():
         path = folder / name
