@@ -29,6 +29,9 @@ class KernelBundle:
     digest: str
     """Identifies the content."""
     provenance: dict[str, Any] = field(default_factory=dict)
+    swapped: dict[str, str] = field(default_factory=dict)
+    """Of a kernel with modules of its own: name of the module -> the srcversion that
+    /sys/module/NAME/srcversion must show on the host."""
 
     @cached_property
     def _built_in(self) -> set[str]:
