@@ -29,6 +29,10 @@ class Differing:
     candidate: str
 
 
+Thing = Differing | str
+"""What differs, or what is the same."""
+
+
 @dataclass(frozen=True)
 class Variable:
     differs: tuple[Differing, ...]
@@ -55,19 +59,23 @@ def variable(plan: Mapping[str, Any], found: Conditions | None) -> Variable:
 
 def _variable(plan: Mapping[str, Any], found: Conditions | None) -> Variable:
     kernels, settings = plan["kernels"], plan.get("arm_settings") or {}
-    differs: list[Differing] = []
-    same: list[str] = []
-    _kernels(kernels["baseline"], kernels["candidate"], found, differs, same)
     asked = {arm: settings.get(arm) or {} for arm in ARMS}
-    _cmdlines(asked, differs, same)
-    for kind, room in (("parameters", ARM_PARAMETERS), ("sysfs", ARM_SYSFS)):
-        _settings({arm: asked[arm].get(kind) or {} for arm in ARMS}, room, found, differs, same)
+    things = [
+        *_kernels(kernels["baseline"], kernels["candidate"], found),
+        *_cmdlines(asked),
+        *_settings(
+            {arm: asked[arm].get("parameters") or {} for arm in ARMS}, ARM_PARAMETERS, found
+        ),
+        *_settings({arm: asked[arm].get("sysfs") or {} for arm in ARMS}, ARM_SYSFS, found),
+    ]
     others = [d for d in found.differences if not d.planned] if found else []
     return Variable(
-        tuple(differs), tuple(same), len(found.common) if found else None,
+        tuple(one for one in things if isinstance(one, Differing)),
+        tuple(one for one in things if isinstance(one, str)),
+        len(found.common) if found else None,
         tuple(d.name for d in others if not d.allowed),
         tuple(d.name for d in others if d.allowed),
-    )  # fmt: skip
+    )
 
 
 def variable_json(found: Variable) -> dict[str, Any]:
@@ -79,34 +87,25 @@ def variable_json(found: Variable) -> dict[str, Any]:
 
 
 def _kernels(
-    old: Mapping[str, Any],
-    new: Mapping[str, Any],
-    found: Conditions | None,
-    differs: list[Differing],
-    same: list[str],
-) -> None:
+    old: Mapping[str, Any], new: Mapping[str, Any], found: Conditions | None
+) -> list[Thing]:
     if old == new or old.get("digest", old) == new.get("digest", new):
-        same.append(f"same kernel {new['release']}")
-        return
+        return [f"same kernel {new['release']}"]
     before, after = (kernel.get("provenance") or {} for kernel in (old, new))
     if "source" in before and "source" in after:
-        apart = [*_built(before, after)]
+        things = [*_built(before, after)]
     elif "modules" in before or "modules" in after:
-        apart = [*_of_modules(old, new)]
+        things = [*_of_modules(old, new)]
     else:
-        apart = [*_others(old, new, found)]
-    for one in apart:
-        if isinstance(one, str):
-            same.append(one)
-        else:
-            differs.append(one)
-    if not any(isinstance(one, Differing) for one in apart):
-        same.append("built for each arm")
+        things = [*_others(old, new, found)]
+    if not any(isinstance(one, Differing) for one in things):
+        things.append("built for each arm")
+    return things
 
 
 def _others(
     old: Mapping[str, Any], new: Mapping[str, Any], found: Conditions | None
-) -> Iterator[Differing | str]:
+) -> Iterator[Thing]:
     """Kernels that came built, or one of them."""
     if old["release"] != new["release"]:
         yield Differing("kernel", "kernel", old["release"], new["release"])
@@ -120,7 +119,7 @@ def _others(
         yield "same configuration"
 
 
-def _built(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Differing | str]:
+def _built(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Thing]:
     """Kernels built from source."""
     before, after = old["source"], new["source"]
     if _identity(before) == _identity(after):
@@ -143,7 +142,7 @@ def _built(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Differing
         yield Differing("kernel", "compiler", *compilers)
 
 
-def _of_modules(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Differing | str]:
+def _of_modules(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Thing]:
     """Packages some of whose modules are rebuilt, or one of those and a package as it is."""
     before, after = (kernel.get("provenance") or {} for kernel in (old, new))
     packages = [_package(one) for one in (before, after)]
@@ -171,7 +170,7 @@ def _of_modules(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Diff
             yield f"same {name}"
 
 
-def _series(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Differing | str]:
+def _series(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Thing]:
     before, after = (list(one.get("series") or ()) for one in (old, new))
     if [p.get("sha256") for p in before] == [p.get("sha256") for p in after]:
         if after:
@@ -223,9 +222,7 @@ def _told(what: str) -> Differing:
 # settings ------------------------------------------------------------------------------------
 
 
-def _cmdlines(
-    asked: Mapping[ArmName, Mapping[str, Any]], differs: list[Differing], same: list[str]
-) -> None:
+def _cmdlines(asked: Mapping[ArmName, Mapping[str, Any]]) -> Iterator[Thing]:
     """By what their words set."""
     words: dict[ArmName, dict[str, list[str]]] = {arm: {} for arm in ARMS}
     for arm in ARMS:
@@ -234,24 +231,18 @@ def _cmdlines(
     before, after = words["baseline"], words["candidate"]
     if before == after and [*before] != [*after]:
         shown = (" ".join(str(asked[arm].get("cmdline")).split()) for arm in ARMS)
-        differs.append(Differing("setting", "order of the command line", *shown))
+        yield Differing("setting", "order of the command line", *shown)
     for name in dict.fromkeys([*before, *after]):
         first, second = (" ".join(of_arm.get(name, ())) for of_arm in (before, after))
         if first == second:
-            same.append(f"{first} in both")
+            yield f"{first} in both"
         else:
-            differs.append(
-                Differing("setting", "command line", first or NOT_SET, second or NOT_SET)
-            )
+            yield Differing("setting", "command line", first or NOT_SET, second or NOT_SET)
 
 
 def _settings(
-    asked: Mapping[ArmName, Mapping[str, str]],
-    room: str,
-    found: Conditions | None,
-    differs: list[Differing],
-    same: list[str],
-) -> None:
+    asked: Mapping[ArmName, Mapping[str, str]], room: str, found: Conditions | None
+) -> Iterator[Thing]:
     """Parameters or files, by what was read back where that is known."""
     for name in dict.fromkeys([*asked["baseline"], *asked["candidate"]]):
         before, after = (
@@ -259,11 +250,11 @@ def _settings(
         )
         alone = [arm for arm in ARMS if name in asked[arm]]
         if before != after:
-            differs.append(Differing("setting", name, before, after))
+            yield Differing("setting", name, before, after)
         elif len(alone) == 1:
-            same.append(f"{name}: {after} in both, though only the {alone[0]} sets it")
+            yield f"{name}: {after} in both, though only the {alone[0]} sets it"
         else:
-            same.append(f"{name}: {after} in both")
+            yield f"{name}: {after} in both"
 
 
 def _seen(found: Conditions | None, name: str, arm: ArmName) -> str:

@@ -176,22 +176,37 @@ def proven_host(
         scratch = state.folder / machine.token
         scratch.mkdir(mode=0o700)
         ssh = write_client_config(scratch, port=port, key=keys.runner, host_key=keys.host)
-        script = (
-            "modprobe vfio-pci && modprobe vfio_iommu_type1 && { modprobe -q iommufd || :; } && "
-            "{ grep -qw svm /proc/cpuinfo && modprobe kvm_amd; "
-            "  grep -qw vmx /proc/cpuinfo && modprobe kvm_intel; test -c /dev/kvm && echo kvm; "
-            # libvirt is asked for the first time after KVM is there: it remembers that it is not
-            + ("libvirtd --daemon </dev/null >/run/libvirtd.log 2>&1" if with_libvirt else "true")
-            + "; }"
-        )
-        loaded = shell.run(script, doing="loading modules")
+        loaded = _load_modules(shell, with_libvirt=with_libvirt)
         yield Host(
-            shell=shell, release=kernel.release, kvm="kvm" in loaded.stdout.split(),
+            shell=shell, release=kernel.release, kvm="kvm" in loaded,
             cpus=machine.cpus, accel=machine.accel, payload=PAYLOAD, console=machine.console,
             alive=machine.domain.active, crash=lambda: _crash(machine.log),
             libvirt=lambda: over_ssh(ssh, "host"),
             monitor=machine.domain.monitor, scratch=scratch,
         )  # fmt: skip
+
+
+def _load_modules(shell: Shell, *, with_libvirt: bool) -> list[str]:
+    """Those that every host needs; "kvm" is among the words that come back where it has KVM.
+    Raises BenchError, with the kernel's own word where it does not take a parameter's value."""
+    script = (
+        "modprobe vfio-pci && modprobe vfio_iommu_type1 && { modprobe -q iommufd || :; } && "
+        "{ grep -qw svm /proc/cpuinfo && modprobe kvm_amd; "
+        "  grep -qw vmx /proc/cpuinfo && modprobe kvm_intel; test -c /dev/kvm && echo kvm; "
+        # libvirt is asked for the first time after KVM is there: it remembers that it is not
+        + ("libvirtd --daemon </dev/null >/run/libvirtd.log 2>&1" if with_libvirt else "true")
+        + "; }"
+    )
+    loaded = shell.run(script, check=False)
+    if loaded.code:
+        # parse_args() in kernel/params.c
+        refused = shell.run("dmesg | grep -E '(invalid|too large) for parameter'", check=False)
+        raise BenchError(
+            f"host: loading modules failed with exit code {loaded.code}",
+            evidence=tail(refused.stdout + loaded.stderr),
+            reason="setting-refused" if refused.stdout else "command-failed",
+        )
+    return loaded.stdout.split()
 
 
 def _crash(log: Path) -> str:
