@@ -100,8 +100,8 @@ class _Changed:
     """What a ModuleKernel changes, before anything of the package's source is looked at."""
 
     def __init__(self, kernel: ModuleKernel, cache: Cache) -> None:
-        self._kernel, self._cache = kernel, cache
-        self.own = _own_files(kernel, cache)
+        self._kernel = kernel
+        self.own = _own_files(kernel)
         repository = kernel.module and repository_of(kernel.module) and kernel.module
         self.patches = read_series(kernel.series, repository, cache)
 
@@ -125,7 +125,7 @@ class _Changed:
         tree = source.tree(_parts(paths, source))
         before = {n: (tree / n).read_bytes() if n in source.names else None for n in paths}
         after = {**before, **self.own}
-        return before, _patched(after, self.patches, self._cache) if self.patches else after
+        return before, _patched(after, self.patches) if self.patches else after
 
 
 def _parts(paths: Iterable[str], source: DebSource) -> set[str]:
@@ -135,7 +135,7 @@ def _parts(paths: Iterable[str], source: DebSource) -> set[str]:
     }
 
 
-def _own_files(kernel: ModuleKernel, cache: Cache) -> dict[str, bytes]:
+def _own_files(kernel: ModuleKernel) -> dict[str, bytes]:
     """The source files of `module`. Raises ScenarioError when there is none, or they are a whole
     kernel's."""
     folder = kernel.module
@@ -144,7 +144,7 @@ def _own_files(kernel: ModuleKernel, cache: Cache) -> dict[str, bytes]:
     if not folder.is_dir():
         raise ScenarioError(f"module: {folder} is not a folder", reason="no-such-folder")
     if kernel.ref is not None:
-        return _committed(folder, kernel.ref, cache)
+        return _committed(folder, kernel.ref)
     if (folder / "MAINTAINERS").exists() and (folder / "kernel").is_dir():
         if any(map(is_range, kernel.series)):
             return {}  # only the repository of the range
@@ -152,7 +152,7 @@ def _own_files(kernel: ModuleKernel, cache: Cache) -> dict[str, bytes]:
     return _some(of_folder(folder), str(folder))
 
 
-def _committed(folder: Path, ref: str, cache: Cache) -> dict[str, bytes]:
+def _committed(folder: Path, ref: str) -> dict[str, bytes]:
     """The source files of a commit."""
     commit = commit_of(folder, ref)
     with tempfile.TemporaryDirectory() as scratch:
@@ -183,7 +183,7 @@ def _whole_kernel(folder: Path) -> ScenarioError:
     )
 
 
-def _patched(files: Files, patches: Sequence[Patch], cache: Cache) -> Files:
+def _patched(files: Files, patches: Sequence[Patch]) -> Files:
     """The files with all patches applied."""
     with tempfile.TemporaryDirectory() as scratch:
         given = Path(scratch) / "given"

@@ -1,0 +1,195 @@
+"""Modules of Debian's kernels, really rebuilt: the build root, the headers, the source."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from orchestrator.cache import Cache
+from orchestrator.errors import BenchError, ScenarioError
+from orchestrator.kernels import KernelBundle, checked, materialised, package
+from orchestrator.kernels.debsource import DebSource, source_of
+from orchestrator.kernels.ko import module_at
+from orchestrator.progress import Progress
+from orchestrator.scenario import ModuleKernel
+
+pytestmark = pytest.mark.build
+
+SERIES = Path(__file__).parents[2] / "fixtures/series"
+TYPE1 = "drivers/vfio/vfio_iommu_type1"
+PLACE = f"kernel/{TYPE1}.ko"
+
+
+@pytest.fixture(scope="module")
+def cache() -> Cache:
+    return Cache()
+
+
+def kernel(*series: str, suite: str = "trixie-backports", **keys: object) -> ModuleKernel:
+    return ModuleKernel.model_validate(
+        {"deb": "linux-image-cloud-amd64", "suite": suite,
+         "series": [str(SERIES / one) for one in series], **keys}
+    )  # fmt: skip
+
+
+def built(one: ModuleKernel, cache: Cache) -> KernelBundle:
+    checked(one, cache)
+    return materialised(one, cache, Progress())
+
+
+def in_folder(folder: Path, source: DebSource, name: str, text: str) -> Path:
+    """A folder with one of the package's files, to which `text` is added."""
+    place = folder / name
+    place.parent.mkdir(parents=True)
+    room = str(Path(name).parent)
+    place.write_text((source.tree([room]) / name).read_text() + text)
+    return folder
+
+
+def test_a_parameter_more(cache: Cache) -> None:
+    one = kernel("stride-clamp")
+    found, stock = built(one, cache), package.materialised(one.package, cache)
+    assert found.release == stock.release
+    assert found.digest != stock.digest
+    assert found.vmlinuz.read_bytes() == stock.vmlinuz.read_bytes()
+    # the module is in the place of the package's, and all else is the package's
+    ours = {p.relative_to(found.modules).as_posix() for p in found.modules.rglob("*.ko*")}
+    theirs = {p.relative_to(stock.modules).as_posix() for p in stock.modules.rglob("*.ko*")}
+    assert ours - theirs == {PLACE}
+    assert theirs - ours == {f"{PLACE}.xz"}
+    assert PLACE in found.module_closure(["vfio_iommu_type1"])
+    new, old = module_at(found.modules / PLACE), module_at(stock.modules / f"{PLACE}.xz")
+    assert "pfnmap_stride" in (found.modules / PLACE).read_bytes().decode("latin-1")
+    assert new.info["vermagic"] == old.info["vermagic"]
+    assert found.swapped == {"vfio_iommu_type1": new.srcversion}
+    assert new.srcversion != old.srcversion
+    # what was built of the unchanged source is what is in the package
+    facts = found.provenance["modules"][TYPE1]
+    assert facts["stock"]["srcversion"] == old.srcversion
+    assert facts["stock"]["code"] == old.code_digest
+    assert facts["new"]["code"] == new.code_digest != old.code_digest
+
+
+def test_the_second_time_nothing_is_built(cache: Cache) -> None:
+    one = kernel("stride-clamp")
+    first = built(one, cache)
+    started = time.monotonic()
+    assert materialised(one, cache, Progress()) == first
+    assert time.monotonic() - started < 1
+
+
+def test_a_placebo_has_the_same_code(cache: Cache) -> None:
+    facts = built(kernel("placebo"), cache).provenance["modules"][TYPE1]
+    assert facts["new"]["code"] == facts["stock"]["code"]
+    assert facts["new"]["srcversion"] != facts["stock"]["srcversion"]
+
+
+@pytest.mark.parametrize("series", ["slower-map", "slower-unmap", "bad/panics.patch"])
+def test_every_series_builds(cache: Cache, series: str) -> None:
+    facts = built(kernel(series), cache).provenance["modules"][TYPE1]
+    assert facts["new"]["code"] != facts["stock"]["code"]
+
+
+@pytest.mark.parametrize("suite", ["trixie", "trixie-backports"])
+def test_a_private_header_of_kernels_with_and_without_modversions(
+    cache: Cache, tmp_path: Path, suite: str
+) -> None:
+    source = source_of(kernel("placebo", suite=suite).package, cache)
+    mine = in_folder(tmp_path, source, "drivers/vfio/vfio.h", "struct nothing;\n")
+    found = built(kernel(suite=suite, module=mine), cache)
+    assert {*found.swapped} == {"vfio", "vfio_iommu_type1"}
+    for facts in found.provenance["modules"].values():
+        assert facts["new"]["code"] == facts["stock"]["code"]
+
+
+def test_a_module_that_has_no_srcversion_in_the_package(cache: Cache, tmp_path: Path) -> None:
+    source = source_of(kernel("placebo").package, cache)
+    mine = in_folder(tmp_path, source, "drivers/vfio/pci/vfio_pci.c", "struct nothing;\n")
+    found = built(kernel(module=mine), cache)
+    assert found.provenance["modules"]["drivers/vfio/pci/vfio-pci"]["stock"]["srcversion"] is None
+    assert found.swapped["vfio_pci"]
+
+
+@pytest.mark.parametrize(
+    ("name", "reason", "words"),
+    [
+        ("include/linux/vfio.h", "beyond-modules", 'source = "linux-source-7.3"'),
+        ("drivers/iommu/iommu.c", "beyond-modules", "CONFIG_IOMMU_API=y"),
+        ("drivers/iommu/iommu-priv.h", "beyond-modules", "is part of drivers/iommu/"),
+        ("drivers/vfio/Makefile", "beyond-modules", "says what is built"),
+        ("drivers/vfio/iommufd.c", "not-compiled", "CONFIG_IOMMUFD=n"),
+    ],
+)
+def test_what_modules_cannot_bring_is_refused(
+    cache: Cache, tmp_path: Path, name: str, reason: str, words: str
+) -> None:
+    mine = tmp_path / "mine"
+    (mine / name).parent.mkdir(parents=True)
+    (mine / name).write_text("changed\n")
+    (mine / "drivers/vfio").mkdir(parents=True, exist_ok=True)
+    (mine / "drivers/vfio/vfio_iommu_type1.c").write_text("changed\n")
+    with pytest.raises(ScenarioError) as caught:
+        checked(kernel(module=mine), cache)
+    assert caught.value.reason == reason
+    assert words in str(caught.value)
+
+
+def test_a_comment_proves_nothing(cache: Cache, tmp_path: Path) -> None:
+    source = source_of(kernel("placebo").package, cache)
+    mine = in_folder(tmp_path, source, f"{TYPE1}.c", "/* a comment */\n")
+    with pytest.raises(ScenarioError, match="nothing changed in module vfio_iommu_type1"):
+        built(kernel(module=mine), cache)
+
+
+def test_an_export_that_is_gone_breaks_other_modules(cache: Cache, tmp_path: Path) -> None:
+    source = source_of(kernel("placebo").package, cache)
+    mine = in_folder(tmp_path, source, "drivers/vfio/vfio_main.c", "")
+    place = mine / "drivers/vfio/vfio_main.c"
+    text = place.read_text()
+    gone = "EXPORT_SYMBOL_GPL(vfio_register_group_dev);"
+    assert text.count(gone) == 1
+    place.write_text(text.replace(gone, ""))
+    with pytest.raises(ScenarioError) as caught:
+        built(kernel(module=mine), cache)
+    assert caught.value.reason == "beyond-modules"
+    assert "vfio_register_group_dev" in caught.value.message
+    assert "vfio-pci-core" in caught.value.evidence
+
+
+def test_a_series_that_does_not_apply(cache: Cache) -> None:
+    with pytest.raises(ScenarioError) as caught:
+        checked(kernel("bad/does-not-apply.patch"), cache)
+    assert caught.value.reason == "series-does-not-apply"
+
+
+def test_a_series_that_does_not_compile(cache: Cache) -> None:
+    one = kernel("bad/does-not-compile.patch")
+    checked(one, cache)
+    with pytest.raises(ScenarioError) as caught:
+        materialised(one, cache, Progress())
+    assert caught.value.reason == "build-failed"
+    assert f"{TYPE1}.c:626:" in caught.value.evidence
+    assert "vfio_leaf_pages" in caught.value.evidence
+    log = Path(caught.value.hint.removeprefix("the whole log: "))
+    assert caught.value.evidence.splitlines()[0] in log.read_text()
+
+
+def test_another_source_than_the_packages_is_refused(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The proof fails when the source is not what the package was built of."""
+    one = kernel("stride-clamp")
+    other = kernel("placebo")
+    found = built(other, cache)
+    stock = package.materialised(one.package, cache)
+    monkeypatch.setattr(
+        "orchestrator.kernels.module.package.materialised",
+        lambda *_: replace(stock, modules=found.modules, digest=found.digest),
+    )  # fmt: skip
+    with pytest.raises(BenchError) as caught:
+        materialised(one, cache, Progress())
+    assert caught.value.reason == "pristine-differs"
+    assert found.swapped["vfio_iommu_type1"] in caught.value.message

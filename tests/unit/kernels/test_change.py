@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from orchestrator.errors import ScenarioError
+from orchestrator.kernels.change import Change, Files, change_of, check_paths, of_folder
+from orchestrator.scenario import ModuleKernel
+from tests.unit.kernels.trees import tree_in
+
+KERNEL = ModuleKernel(deb="linux-image-amd64", suite="trixie", series=("a.patch",))
+
+
+def change(folder: Path, after: Files) -> Change:
+    tree = tree_in(folder)
+    before = {name: tree.files[name].encode() if name in tree.files else None for name in after}
+    return change_of(KERNEL, tree, before, after, tree.evaluate)
+
+
+def refused(folder: Path, after: Files) -> ScenarioError:
+    with pytest.raises(ScenarioError) as caught:
+        change(folder, after)
+    return caught.value
+
+
+def test_a_source_file_reaches_its_module(tmp_path: Path) -> None:
+    found = change(tmp_path, {"drivers/vfio/vfio_iommu_type1.c": b"changed"})
+    assert found.reached == {"drivers/vfio/vfio_iommu_type1": ("drivers/vfio/vfio_iommu_type1.c",)}
+    assert found.rooms == ("drivers/vfio",)
+    assert found.makefiles == ("drivers/Makefile", "drivers/vfio/Makefile")
+
+
+def test_a_private_header_reaches_all_that_include_it(tmp_path: Path) -> None:
+    found = change(tmp_path, {"drivers/vfio/vfio.h": b"changed"})
+    assert found.modules == ["drivers/vfio/vfio", "drivers/vfio/vfio_iommu_type1"]
+    assert found.reached["drivers/vfio/vfio"] == ("drivers/vfio/vfio.h",)
+    deep = change(tmp_path, {"drivers/vfio/deep.h": b"changed"})
+    assert deep.modules == ["drivers/vfio/pci/vfio-pci-core"]
+
+
+def test_a_part_of_a_module_that_is_elsewhere(tmp_path: Path) -> None:
+    found = change(tmp_path, {"virt/kvm/kvm_main.c": b"changed"})
+    assert found.modules == ["arch/x86/kvm/kvm"]
+    assert found.rooms == ("arch/x86/kvm", "virt/kvm")
+
+
+def test_what_nothing_is_made_from_is_passed_over(tmp_path: Path) -> None:
+    same = tree_in(tmp_path).files["drivers/vfio/vfio_main.c"].encode()
+    found = change(
+        tmp_path,
+        {
+            "Documentation/driver-api/vfio.rst": b"changed",
+            "MAINTAINERS": b"changed",
+            "drivers/vfio/group.c": b"changed",
+            "drivers/vfio/vfio_main.c": same,
+        },
+    )
+    assert found.passed_over == ("Documentation/driver-api/vfio.rst", "MAINTAINERS")
+    assert list(found.after) == ["drivers/vfio/group.c"]
+
+
+def test_a_new_header_comes_with_who_includes_it(tmp_path: Path) -> None:
+    new: Files = {"drivers/vfio/new.h": b"", "drivers/vfio/group.c": b'#include "new.h"\n'}
+    assert change(tmp_path, new).reached == {
+        "drivers/vfio/vfio": ("drivers/vfio/group.c", "drivers/vfio/new.h")
+    }
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("drivers/iommu/iommu.c", ["built into this kernel (CONFIG_IOMMU_API=y)"]),
+        ("drivers/iommu/always.c", ["built into this kernel (always)"]),
+        ("drivers/iommu/sva.c", ["built into this kernel (CONFIG_SVA=y)"]),
+        ("drivers/iommu/iommu-priv.h", ["part of drivers/iommu/iommu.c", "CONFIG_IOMMU_API=y"]),
+        ("include/linux/vfio.h", ["may be part of anything"]),
+        ("arch/x86/include/asm/io.h", ["may be part of anything"]),
+        ("drivers/vfio/Makefile", ["says what is built"]),
+        ("drivers/vfio/Kconfig.debug", ["says what is built"]),
+        ("Makefile", ["says what is built"]),
+        ("scripts/mod/modpost.c", ["how a kernel is built"]),
+        ("drivers/vfio/table.lds", ["what it reaches cannot be told"]),
+    ],
+)
+def test_what_reaches_further_is_refused(tmp_path: Path, path: str, words: list[str]) -> None:
+    tree = tree_in(tmp_path, {"scripts/mod/modpost.c": ""})
+    with pytest.raises(ScenarioError) as caught:
+        change_of(KERNEL, tree, {path: b""}, {path: b"changed"}, tree.evaluate)
+    error = caught.value
+    assert error.reason == "beyond-modules"
+    assert error.message.startswith(f"{path} ")
+    for word in words:
+        assert word in error.message
+    assert 'kernel = { source = "linux-source-7.0", suite = "trixie"' in error.hint
+    assert 'series = ["a.patch"] }' in error.hint
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("drivers/vfio/iommufd.c", "(CONFIG_IOMMUFD=n, CONFIG_VFIO=m)"),
+        ("drivers/vfio/only.h", "part of drivers/vfio/iommufd.c, is not compiled"),
+        ("drivers/vfio/unused.h", "included by nothing in drivers/vfio"),
+        ("drivers/vfio/never.c", "not compiled"),
+        ("drivers/off/lost.c", "not compiled"),
+        ("drivers/vfio/vfio_iommu_type.c", "no Makefile of its folder, or above it, names it"),
+        ("arch/arm64/kvm/mmu.c", "another architecture"),
+    ],
+)
+def test_what_reaches_nothing_is_refused(tmp_path: Path, path: str, words: str) -> None:
+    error = refused(tmp_path, {path: b"changed"})
+    assert error.reason == "not-compiled"
+    assert error.message.startswith(path)
+    assert words in error.message
+
+
+def test_a_misspelt_file_is_told_the_right_one(tmp_path: Path) -> None:
+    error = refused(tmp_path, {"drivers/vfio/vfio_iommu_typ1.c": b"changed"})
+    assert 'did you mean "drivers/vfio/vfio_iommu_type1.c"?' in error.hint
+
+
+@pytest.mark.parametrize("path", ["vfio_iommu_type1.c", "vfio/vfio_iommu_type1.c"])
+def test_a_file_at_no_place_is_told_its_place(tmp_path: Path, path: str) -> None:
+    error = refused(tmp_path, {path: b"changed"})
+    assert error.reason == "no-such-place"
+    assert "drivers/vfio/vfio_iommu_type1.c" in error.hint
+
+
+def test_nothing_changed(tmp_path: Path) -> None:
+    same = tree_in(tmp_path).files["drivers/vfio/group.c"].encode()
+    assert refused(tmp_path, {"drivers/vfio/group.c": same}).reason == "nothing-changed"
+    assert refused(tmp_path, {"MAINTAINERS": b"changed"}).reason == "nothing-changed"
+
+
+def test_paths_alone_are_looked_at_before_anything_is_unpacked(tmp_path: Path) -> None:
+    tree = tree_in(tmp_path)
+    check_paths(["drivers/vfio/group.c", "MAINTAINERS", "tools/testing/x.c"], KERNEL, tree)
+    with pytest.raises(ScenarioError, match="may be part of anything"):
+        check_paths(["drivers/vfio/group.c", "include/linux/vfio.h"], KERNEL, tree)
+
+
+def test_what_of_a_folder_counts(tmp_path: Path) -> None:
+    for name in ("drivers/vfio/a.c", "drivers/vfio/a.h", "drivers/vfio/Kbuild", "Kbuild",
+                 "drivers/vfio/a.o", "drivers/vfio/a.mod.c", ".git/x.c", "notes.txt", "README",
+                 "drivers/vfio/.a.o.cmd", "lost.c"):  # fmt: skip
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(name)
+    assert of_folder(tmp_path) == {
+        name: name.encode()
+        for name in ("drivers/vfio/Kbuild", "drivers/vfio/a.c", "drivers/vfio/a.h", "lost.c")
+    }
