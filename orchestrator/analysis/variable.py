@@ -159,15 +159,20 @@ def _of_modules(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Thin
     modules = [one.get("modules") or {} for one in (before, after)]
     for name in dict.fromkeys([*modules[0], *modules[1]]):
         first, second = (one.get(name) for one in modules)
-        stock = {**(first or {}), **(second or {})}["stock"]
-        versions = [one["built"] if one else stock for one in (first, second)]
+        stock = (first or second or {})["stock"]["srcversion"]
+        versions = [str(one["new"]["srcversion"] if one else stock) for one in (first, second)]
         if versions[0] != versions[1]:
-            yield Differing("kernel", f"module {name}", *versions)
+            yield Differing("kernel", f"module {_module(name)}", *versions)
         elif first is None or second is None:
             said = ["built again" if one else "the package's" for one in (first, second)]
-            yield Differing("kernel", f"module {name}, of one source", *said)
+            yield Differing("kernel", f"module {_module(name)}, of one source", *said)
         else:
-            yield f"same {name}"
+            yield f"same {_module(name)}"
+
+
+def _module(path: str) -> str:
+    """`drivers/vfio/vfio_iommu_type1` -> its name."""
+    return path.rpartition("/")[2]
 
 
 def _series(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Thing]:

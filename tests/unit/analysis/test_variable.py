@@ -149,7 +149,8 @@ PLAIN = KERNEL | {"provenance": {"from": "deb:linux@trixie", "version": "7.3.4-1
 
 
 def module(stock: str, rebuilt: str, **more: Any) -> dict[str, Any]:
-    modules = {"vfio_iommu_type1": {"stock": stock, "built": rebuilt}}
+    path = "drivers/vfio/vfio_iommu_type1"
+    modules = {path: {"stock": {"srcversion": stock}, "new": {"srcversion": rebuilt}}}
     return KERNEL | {"digest": "d2", "provenance": {
         "package": {"name": "linux", "version": "7.3.4-1"}, "series": [], "modules": modules,
         **more,
