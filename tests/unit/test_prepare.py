@@ -33,6 +33,7 @@ class Builder:
         self.payload_of: list[str | None] = []
         self.disks_of: list[tuple[str, str]] = []
         monkeypatch.setattr(run, "chosen_accel", lambda wanted: ("tcg", "no KVM"))
+        monkeypatch.setattr(run, "checked", lambda kernel, cache: None)
         monkeypatch.setattr(run, "materialised", self._kernel)
         monkeypatch.setattr(images, "host_image", self._host)
         monkeypatch.setattr(images, "payload_image", self._payload)
@@ -41,7 +42,7 @@ class Builder:
     def __call__(self, chosen: Scenario) -> Prepared:
         return prepare(chosen, self.cache, Progress())
 
-    def _kernel(self, spec: DirKernel, cache: Cache) -> KernelBundle:
+    def _kernel(self, spec: DirKernel, cache: Cache, progress: Progress, tag: str) -> KernelBundle:
         known = SimpleNamespace(release=f"7.0-{spec.dir.name}", has_module=lambda name: True)
         return cast(KernelBundle, known)
 
@@ -120,3 +121,22 @@ def test_module_that_the_guests_kernel_lacks_is_not_said_of_its_command_line(
 
 def test_command_line_that_grub_could_not_give_is_no_matter_without_it(build: Builder) -> None:
     assert build(scenario('guest.cmdline="a\'b"')).guest_disk is None
+
+
+def test_parameter_that_an_arms_kernel_lacks_is_said_with_its_key(
+    build: Builder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, str]] = []
+
+    def check(kernel: KernelBundle, name: str) -> None:
+        asked.append((kernel.release, name))
+        if name == "vfio.new":
+            raise ScenarioError("no such thing", hint="another", reason="no-such-parameter")
+
+    monkeypatch.setattr(run, "check_parameter", check)
+    parameters = 'parameters={"vfio.old" = 1, "vfio.new" = 1}'
+    with pytest.raises(ScenarioError) as caught:
+        build(scenario(f"arms.candidate.{parameters}"))
+    assert caught.value.message == 'arms.candidate.parameters."vfio.new": no such thing'
+    assert (caught.value.hint, build.payload_of) == ("another", [])
+    assert asked == [("7.0-new", "vfio.old"), ("7.0-new", "vfio.new")]
