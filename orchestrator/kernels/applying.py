@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import signal
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,6 +24,8 @@ from orchestrator.scenario import nearest_name
 _FAILED = re.compile(r"error: patch failed: (?P<path>.+):(?P<line>\d+)")
 _MISSING = re.compile(r"error: (?P<path>.+): does not exist in index")
 _THERE = re.compile(r"error: (?P<path>.+): already exists in index")
+_ANSWERS = (0, 1, 128, -signal.SIGABRT)
+"""Of `git apply`, which ends with an assertion at some contradictions."""
 _SHOWN_LINES = 16
 _SHOWN_AROUND = 2
 _PATHS_AT_ONCE = 500
@@ -61,7 +64,7 @@ def applied(git: Git, tree: str, patches: Sequence[Patch]) -> str:
         for patch, file in zip(patches, files, strict=True):
             which = f'patch {patch.number} of {len(patches)} ("{patch.subject}", {patch.origin})'
             _check_folders(patch, folders, which)
-            done = partial.run("apply", "--cached", "--verbose", file, accept=(0, 1, 128),
+            done = partial.run("apply", "--cached", "--verbose", file, accept=_ANSWERS,
                                doing=f"applying {which}")  # fmt: skip
             if done.returncode:
                 hint = _already(partial, file) or _all_there(
@@ -102,7 +105,7 @@ def _changed(git: Git, step: str, patch: Patch, which: str, said: str) -> str:
 
 
 def _already(git: Git, file: Path) -> str:
-    done = git.run("apply", "--cached", "--check", "--reverse", file, accept=(0, 1, 128))
+    done = git.run("apply", "--cached", "--check", "--reverse", file, accept=_ANSWERS)
     if done.returncode:
         return ""
     return "it applies in reverse: is it in the tree already? Then leave it out"
@@ -112,7 +115,7 @@ def _all_there(git: Git, before: Mapping[str, _Entry], files: Sequence[Path]) ->
     """A patch in the midst of those that follow it does not apply in reverse by itself."""
     _fill(git, before)
     for file in reversed(files):
-        done = git.run("apply", "--cached", "--reverse", file, accept=(0, 1, 128))
+        done = git.run("apply", "--cached", "--reverse", file, accept=_ANSWERS)
         if done.returncode:
             return ""
     return "the whole series applies in reverse: is it in the tree already?"
