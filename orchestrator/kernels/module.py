@@ -79,7 +79,7 @@ def materialised(kernel: ModuleKernel, cache: Cache, progress: Progress) -> Kern
     changed = _Changed(kernel, cache)
     root = build_root(cache)
     key = {
-        "kind": "module", "schema": 1, "package": stock.digest, "change": changed.digest,
+        "kind": "module", "schema": 2, "package": stock.digest, "change": changed.digest,
         "source": source.source.sha256, "headers": sorted(p.sha256 for p in source.headers),
         "root": root.digest,
     }  # fmt: skip
