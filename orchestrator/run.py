@@ -213,15 +213,24 @@ class Bench:
     """Leave the evidence of a trial that is interrupted."""
     enough: Enough | None = None
     """With `trials.until`: asked after each block, of the pairs up to it."""
+    only: ArmName | None = None
+    """Of all trials those of this arm; the others are left for another day."""
     stopped: threading.Event = field(default_factory=threading.Event)
     """The run is interrupted, and what fails now fails because of that."""
 
 
 def run_plan(
-    scenario: Scenario, text: str, out: Path, here: Runner, enough: Enough | None = None
+    scenario: Scenario,
+    text: str,
+    out: Path,
+    here: Runner,
+    enough: Enough | None = None,
+    *,
+    only: ArmName | None = None,
 ) -> bool:
     """Every trial of the plan that is not complete yet, in order; evidence under `out`. With
-    `trials.until`, `enough` says after each block whether that was the last.
+    `trials.until`, `enough` says after each block whether that was the last. `only`: the trials of
+    one arm; to judge, such a run is one that is not complete.
 
     Goes on after a failed trial; stops when the bench fails twice in a row for the same reason,
     and then returns False. Raises ScenarioError and BenchError for what cannot be prepared.
@@ -233,7 +242,7 @@ def run_plan(
         return run_trials(
             Bench(
                 scenario, prepared, run, here.state, here.libvirt, here.progress, here.keep,
-                enough,
+                enough, only,
             )
         )  # fmt: skip
 
@@ -256,7 +265,8 @@ def run_trials(bench: Bench) -> bool:
     """The trials that are not complete, one after the other; with accel exact, whose numbers do
     not depend on what else the machine does, as many at a time as there are CPUs and memory.
     False when the bench failed twice in a row for the same reason, and no more were begun."""
-    plan, watch = make_plan(bench.scenario), _BenchWatch(bench)
+    watch = _BenchWatch(bench)
+    plan = [t for t in make_plan(bench.scenario) if bench.only in (None, t.arm)]
     if bench.enough is None:
         return _run_block(bench, plan, watch)
     for pairs in range(2, bench.scenario.trials.most_pairs + 1, 2):

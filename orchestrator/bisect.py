@@ -1,0 +1,334 @@
+"""The first commit that costs more: git's own bisection, each step of which is a measurement.
+
+    OUT/bisect.json bisect.txt      every step and its number, as it comes; the answer
+    OUT/ends/                       an ordinary run: the good commit against the bad one
+    OUT/steps/0003-1a2b3c4d5e6f/    a run of which one arm is made: that commit's
+    OUT/repo/                       git's state; the objects are those of the user's repository
+
+Git chooses the commits, in a repository of our own that borrows the objects: the user's checkout,
+refs and any bisection of theirs stay as they are. It is told `good`, `bad` and `skip` step by step
+and not left to `git bisect run`: that would need a process of barometer for each step, with a
+connection to libvirt of its own, and a Ctrl-C would reach git, which forgets nothing but ends with
+the machines still running. What has been measured is in bisect.json alone; git is told it again
+from the beginning whenever the bisection goes on.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from orchestrator import __version__
+from orchestrator.analysis.bisection import (
+    Bisection,
+    Commit,
+    Ends,
+    Measured,
+    Outcome,
+    Role,
+    Skipped,
+    Step,
+    step_json,
+    step_of,
+)
+from orchestrator.analysis.comparison import resolution_of
+from orchestrator.commits import Search
+from orchestrator.errors import BenchError, EvidenceError, ScenarioError
+from orchestrator.evidence import RunDir, need_keys, read_json, write_json
+from orchestrator.judge import judged, sampled
+from orchestrator.kernels import checked
+from orchestrator.progress import Progress
+from orchestrator.report.bisect import bisect_report
+from orchestrator.report.quantities import quantity
+from orchestrator.run import Runner, key_named, no_space_explained, only_run_in, run_plan
+from orchestrator.scenario import (
+    ArmName,
+    DebKernel,
+    Kernel,
+    Metric,
+    ModuleKernel,
+    TreeKernel,
+    parse_scenario,
+)
+from orchestrator.short import commit_text
+
+RECORD = "bisect.json"
+_REPOSITORY = "repo"
+_NOT_THE_COMMITS = ("run-exists", "run-changed", "scenario")
+"""ScenarioErrors of a step that say nothing of its commit."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is bisected, by what."""
+
+    repository: Path
+    """Of the commits: the top of its work tree, or a bare one."""
+    good: tuple[Commit, ...]
+    """Ancestors of `bad`; the first is what the others are measured by."""
+    bad: Commit
+    paths: tuple[str, ...]
+    """Only commits that touch these; none: all."""
+    metric: Metric
+    template: str
+    """A scenario file: how to measure."""
+    trials: int
+    """Of each commit."""
+    on: DebKernel | None = None
+    """The package whose modules the commits change; None: they are whole kernels."""
+    config: tuple[str, ...] = ()
+    """Of the kernels that are built."""
+
+    def kernel(self, commit: Commit) -> Kernel:
+        if self.on is None:
+            return TreeKernel(tree=self.repository, ref=commit.sha, config=self.config)
+        package = self.on.model_dump(exclude_none=True)
+        return ModuleKernel(**package, module=self.repository, ref=commit.sha)
+
+    def asked(self) -> dict[str, Any]:
+        """What has to be the same for a bisection to go on."""
+        return {
+            "repository": str(self.repository), "good": [c.sha for c in self.good],
+            "bad": self.bad.sha, "paths": list(self.paths), "metric": self.metric,
+            "trials": self.trials, "on": self.on and str(self.on), "config": list(self.config),
+            "scenario": self.template,
+        }  # fmt: skip
+
+
+class Bench(Protocol):
+    """What measures commits."""
+
+    def ends(self, question: Question, folder: Path) -> tuple[Measured, Measured]:
+        """The first good commit and the bad one, which both have to have a number. Raises
+        EvidenceError where one has none."""
+
+    def step(self, question: Question, commit: Commit, folder: Path) -> Measured | Skipped:
+        """One commit, alone."""
+
+
+class Record:
+    """bisect.json: written after every step, and all that a bisection goes on from."""
+
+    def __init__(self, out: Path, question: Question) -> None:
+        """Raises ScenarioError where `out` holds something else, or another bisection."""
+        self._out, self._question = out, question
+        self.steps: list[Step] = []
+        self.found: tuple[Commit, ...] = ()
+        path = out / RECORD
+        if path.exists():
+            known = read_json(path)
+            need_keys(path, known, ("asked", "steps"))
+            _same(out, known["asked"], question.asked())
+            self.steps = [step_of(step) for step in known["steps"]]
+        # bisect.json comes after git's state: without it nothing has run yet
+        elif out.exists() and not {p.name for p in out.iterdir()} <= {_REPOSITORY}:
+            raise ScenarioError(f"{out} is not empty and holds no bisection", reason="run-exists")
+
+    def add(self, *steps: Step) -> None:
+        self.steps += steps
+        self.save()
+
+    def save(self) -> None:
+        self._out.mkdir(parents=True, exist_ok=True)
+        write_json(self._out / RECORD, self.document())
+        (self._out / "bisect.txt").write_text(bisect_report(self.bisection()), "utf-8")
+
+    def bisection(self) -> Bisection:
+        return Bisection(self._question.metric, tuple(self.steps), self.found)
+
+    def document(self) -> dict[str, Any]:
+        """bisect.json, schema 1."""
+        ends = self.bisection().ends
+        return {
+            "schema": 1, "barometer": __version__, "asked": self._question.asked(),
+            "threshold": ends and ends.threshold,
+            "first_bad": asdict(self.found[0]) if len(self.found) == 1 else None,
+            "one_of": [asdict(commit) for commit in self.found] if len(self.found) > 1 else [],
+            "steps": [step_json(step) for step in self.steps],
+        }  # fmt: skip
+
+
+def _same(out: Path, then: Any, now: dict[str, Any]) -> None:
+    if not isinstance(then, dict):
+        raise EvidenceError(f"{out / RECORD} is not what barometer writes", reason="bad-evidence")
+    for key, value in now.items():
+        if then.get(key) != value:
+            both = "" if key == "scenario" else f": {then.get(key)}, now {value}"
+            raise ScenarioError(
+                f"{out} holds a bisection with another {key}{both}",
+                hint="give another --out, or what it was begun with to go on",
+                reason="run-changed",
+            )
+
+
+def bisected(question: Question, out: Path, bench: Bench, progress: Progress) -> Record:
+    """The bisection to its end, from where it was left; what is measured is in OUT at once.
+
+    Raises ScenarioError for what cannot be bisected, EvidenceError when the ends cannot be told
+    apart or measured, and BenchError when the bench failed twice in a row for the same reason:
+    with the same arguments it goes on.
+    """
+    record = Record(out, question)
+    out.mkdir(parents=True, exist_ok=True)
+    search = Search(
+        out / _REPOSITORY, question.repository, question.good, question.bad, question.paths
+    )
+    record.save()
+    ends = _measured_ends(question, out, bench, progress, record)
+    for step in record.steps:
+        if step.role == "step":
+            search.tell(step.commit, step.outcome)
+    while (commit := search.next()) is not None:
+        number = 1 + sum(step.role == "step" for step in record.steps)
+        title = f"step {number} of about {max(number, search.about)}"
+        folder = f"steps/{number:04d}-{commit.short}"
+        step = _step(question, commit, "step", ends, out, folder, bench, progress, title)
+        _stop_if_broken(record, step)
+        search.tell(commit, step.outcome)
+        record.add(step)
+        progress.note(f"{title}: {_said(step)}")
+    record.found = search.found()
+    record.save()
+    return record
+
+
+def _measured_ends(
+    question: Question, out: Path, bench: Bench, progress: Progress, record: Record
+) -> Ends:
+    if (ends := record.bisection().ends) is None:
+        started = time.monotonic()
+        with progress.stage(f"good {question.good[0].short} and bad {question.bad.short}"):
+            good, bad = bench.ends(question, out / "ends")
+        seconds = time.monotonic() - started
+        ends = Ends(good, bad)
+        record.add(
+            Step(question.good[0], "good", "good", good, seconds, "ends"),
+            Step(question.bad, "bad", "bad", bad, seconds, "ends"),
+        )
+    scenario, _ = parse_scenario(question.template, RECORD)
+    if why := ends.too_near(resolution_of(scenario, question.metric)):
+        low, high = (quantity(end.value, end.unit) for end in (ends.good, ends.bad))
+        raise EvidenceError(
+            f"bisect: good and bad do not differ in {question.metric}: good"
+            f" {question.good[0].short} has {low}, bad {question.bad.short} has {high}; {why}",
+            hint=f"their report is {out}/ends/report.txt; another --metric, more --trials, or"
+            " other commits",
+            reason="nothing-to-bisect",
+        )
+    known = {step.commit.sha for step in record.steps if step.role == "good"}
+    for commit in question.good:
+        if commit.sha not in known:
+            title, folder = f"good {commit.short}", f"steps/good-{commit.short}"
+            step = _step(question, commit, "good", ends, out, folder, bench, progress, title)
+            if step.outcome != "good":
+                raise EvidenceError(
+                    f"bisect: --good {commit.short} is not good: {_said(step)}",
+                    reason="nothing-to-bisect",
+                )
+            record.add(step)
+    return ends
+
+
+def _step(
+    question: Question, commit: Commit, role: Role, ends: Ends, out: Path, folder: str,
+    bench: Bench, progress: Progress, title: str,
+) -> Step:  # fmt: skip
+    started = time.monotonic()
+    with progress.stage(f"{title}: {commit.short} {commit.subject}"):
+        found = bench.step(question, commit, out / folder)
+    seconds = time.monotonic() - started
+    outcome: Outcome = ends.side(found) if isinstance(found, Measured) else "skip"
+    return Step(commit, role, outcome, found, seconds, folder)
+
+
+def _said(step: Step) -> str:
+    if isinstance(step.found, Measured):
+        return f"{step.outcome}, {quantity(step.found.value, step.found.unit)}"
+    return f"{step.outcome}, {step.found.reason}: {step.found.message}"
+
+
+def _stop_if_broken(record: Record, step: Step) -> None:
+    """A bench that fails twice in a row for one reason says nothing of either commit: both are
+    measured again when the bisection goes on."""
+    reason, found = step.failed_by_bench, step.found
+    last = record.steps[-1]
+    if not reason or last.failed_by_bench != reason or isinstance(found, Measured):
+        return
+    record.steps.pop()
+    record.save()
+    raise BenchError(
+        f"bisect: the bench failed at two commits in a row for the same reason: {found.message}",
+        hint="the same command goes on with the first of them, once the bench is in order",
+        reason=reason,
+    )
+
+
+class Machines:
+    """The bench that boots them."""
+
+    def __init__(self, here: Runner) -> None:
+        self._here = here
+
+    def ends(self, question: Question, folder: Path) -> tuple[Measured, Measured]:
+        good, bad = (question.kernel(c) for c in (question.good[0], question.bad))
+        text = commit_text(question.template, "bisect-ends", good, bad, question.trials)
+        self._run(text, folder)
+        run = RunDir.open(folder)
+        found = {arm: _found(run, arm, question.metric) for arm in ("baseline", "candidate")}
+        judged(run)  # for its report
+        measured = [one for one in found.values() if isinstance(one, Measured)]
+        for end, one in zip(("good", "bad"), found.values(), strict=True):
+            if isinstance(one, Skipped):
+                kind = BenchError if one.by_bench else EvidenceError
+                raise kind(
+                    f"bisect: the {end} commit has no number: {one.message}",
+                    hint=f"its evidence is in {folder}/trials",
+                    reason=one.reason,
+                )
+        return measured[0], measured[1]
+
+    def step(self, question: Question, commit: Commit, folder: Path) -> Measured | Skipped:
+        good, one = (question.kernel(c) for c in (question.good[0], commit))
+        text = commit_text(question.template, f"bisect-{commit.short}", good, one, question.trials)
+        try:
+            self._run(text, folder, only="candidate")
+        except ScenarioError as exc:
+            if exc.reason in _NOT_THE_COMMITS:
+                raise
+            return Skipped(exc.reason, exc.message)
+        except BenchError as exc:
+            return Skipped(exc.reason, exc.message, by_bench=True)
+        return _found(RunDir.open(folder), "candidate", question.metric)
+
+    def _run(self, text: str, folder: Path, only: ArmName | None = None) -> None:
+        scenario, text = parse_scenario(text, str(folder / "scenario.toml"), folder)
+        run_plan(scenario, text, folder, self._here, only=only)
+
+
+def _found(run: RunDir, arm: ArmName, metric: Metric) -> Measured | Skipped:
+    """What the trials of one arm say, also where some of them ended early."""
+    unit, values, unmeasured = sampled(run, arm, metric)
+    if values:
+        kernel = run.plan()["kernels"][arm]
+        return Measured(unit, values, kernel["release"], kernel["digest"])
+    if not unmeasured:
+        return Skipped("not-measured", f"no trial has {metric}")
+    # what the commit's kernel did tells more than what the bench did
+    first = min(unmeasured, key=lambda result: result.by_bench)
+    return Skipped(first.reason, first.message, first.by_bench)
+
+
+def check_kernels(question: Question, here: Runner) -> None:
+    """Both ends can be built, as far as that is seen without building. Raises ScenarioError."""
+    for option, commit in (("--good", question.good[0]), ("--bad", question.bad)):
+        with key_named(option):
+            checked(question.kernel(commit), here.cache)
+
+
+def bisect(question: Question, out: Path, here: Runner) -> Record:
+    """`bisected` on this machine, by one process at a time."""
+    with no_space_explained(out), only_run_in(out, here.cache):
+        check_kernels(question, here)
+        return bisected(question, out, Machines(here), here.progress)
