@@ -16,7 +16,9 @@ from the beginning whenever the bisection goes on.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -34,7 +36,7 @@ from orchestrator.analysis.bisection import (
     step_of,
 )
 from orchestrator.analysis.comparison import resolution_of
-from orchestrator.commits import Search
+from orchestrator.commits import Commits, Search
 from orchestrator.errors import BenchError, EvidenceError, ScenarioError
 from orchestrator.evidence import RunDir, need_keys, read_json, write_json
 from orchestrator.judge import judged, sampled
@@ -49,51 +51,89 @@ from orchestrator.scenario import (
     Kernel,
     Metric,
     ModuleKernel,
+    Scenario,
     TreeKernel,
+    absolute_kernel,
     parse_scenario,
 )
-from orchestrator.short import commit_text
+from orchestrator.short import commit_text, with_config
+from orchestrator.spelled import EXAMPLES, parse_kernel
 
 RECORD = "bisect.json"
 _REPOSITORY = "repo"
+_TRIALS = 3
+"""Of a commit, where its numbers have noise."""
 _NOT_THE_COMMITS = ("run-exists", "run-changed", "scenario")
 """ScenarioErrors of a step that say nothing of its commit."""
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """What kernel a commit is."""
+
+    repository: Path
+    on: DebKernel | None = None
+    """The package whose modules the commits change; None: they are whole kernels."""
+    config: tuple[str, ...] = ()
+    """Of whole kernels."""
+
+    def __call__(self, commit: Commit) -> Kernel:
+        if self.on is None:
+            whole = TreeKernel(tree=self.repository, ref=commit.sha)
+            return with_config(whole, self.config)
+        package = self.on.model_dump(exclude_none=True)
+        return ModuleKernel(**package, module=self.repository, ref=commit.sha)
+
+
+def kernels_of(commits: Commits, on: str | None, config: Sequence[str], folder: Path) -> Kernels:
+    """As the command line has them; relative paths are from `folder`. Raises ScenarioError."""
+    if on is None:
+        whole = TreeKernel(tree=commits.repository, config=tuple(config))
+        absolute = absolute_kernel(whole, folder)
+        return Kernels(commits.repository, config=getattr(absolute, "config", ()))
+    package = parse_kernel(on, "--on", folder=folder)
+    if not isinstance(package, DebKernel):
+        raise ScenarioError(
+            f"--on {on}: expected the package whose modules change, as {EXAMPLES['deb']}",
+            reason="kernel-spelling",
+        )
+    if config:
+        raise ScenarioError(
+            "--config: is of kernels that are built whole, and --on builds modules alone",
+            reason="kernel-spelling",
+        )
+    return Kernels(commits.repository, package)
 
 
 @dataclass(frozen=True)
 class Question:
     """What is bisected, by what."""
 
-    repository: Path
-    """Of the commits: the top of its work tree, or a bare one."""
-    good: tuple[Commit, ...]
-    """Ancestors of `bad`; the first is what the others are measured by."""
-    bad: Commit
-    paths: tuple[str, ...]
-    """Only commits that touch these; none: all."""
+    commits: Commits
+    """The first good one is what the others are measured by."""
+    kernel: Kernels
     metric: Metric
     template: str
     """A scenario file: how to measure."""
-    trials: int
-    """Of each commit."""
-    on: DebKernel | None = None
-    """The package whose modules the commits change; None: they are whole kernels."""
-    config: tuple[str, ...] = ()
-    """Of the kernels that are built."""
+    wanted: int | None = None
+    """Trials of each commit; None: what it takes."""
 
-    def kernel(self, commit: Commit) -> Kernel:
-        if self.on is None:
-            return TreeKernel(tree=self.repository, ref=commit.sha, config=self.config)
-        package = self.on.model_dump(exclude_none=True)
-        return ModuleKernel(**package, module=self.repository, ref=commit.sha)
+    @cached_property
+    def scenario(self) -> Scenario:
+        return parse_scenario(self.template, RECORD)[0]
+
+    @property
+    def trials(self) -> int:
+        return self.wanted or (1 if self.scenario.host.accel == "exact" else _TRIALS)
 
     def asked(self) -> dict[str, Any]:
         """What has to be the same for a bisection to go on."""
+        commits, kernel = self.commits, self.kernel
         return {
-            "repository": str(self.repository), "good": [c.sha for c in self.good],
-            "bad": self.bad.sha, "paths": list(self.paths), "metric": self.metric,
-            "trials": self.trials, "on": self.on and str(self.on), "config": list(self.config),
-            "scenario": self.template,
+            "repository": str(commits.repository), "good": [one.sha for one in commits.good],
+            "bad": commits.bad.sha, "paths": list(commits.paths), "metric": self.metric,
+            "trials": self.trials, "on": kernel.on and str(kernel.on),
+            "config": list(kernel.config), "scenario": self.template,
         }  # fmt: skip
 
 
@@ -135,6 +175,11 @@ class Record:
         write_json(self._out / RECORD, self.document())
         (self._out / "bisect.txt").write_text(bisect_report(self.bisection()), "utf-8")
 
+    @property
+    def exit_code(self) -> int:
+        """4 when skips hide the answer."""
+        return 0 if len(self.found) == 1 else EvidenceError.exit_code
+
     def bisection(self) -> Bisection:
         return Bisection(self._question.metric, tuple(self.steps), self.found)
 
@@ -166,25 +211,22 @@ def _same(out: Path, then: Any, now: dict[str, Any]) -> None:
 def bisected(question: Question, out: Path, bench: Bench, progress: Progress) -> Record:
     """The bisection to its end, from where it was left; what is measured is in OUT at once.
 
-    Raises ScenarioError for what cannot be bisected, EvidenceError when the ends cannot be told
+    Raises ScenarioError where OUT holds something else, EvidenceError when the ends cannot be told
     apart or measured, and BenchError when the bench failed twice in a row for the same reason:
     with the same arguments it goes on.
     """
     record = Record(out, question)
-    out.mkdir(parents=True, exist_ok=True)
-    search = Search(
-        out / _REPOSITORY, question.repository, question.good, question.bad, question.paths
-    )
+    search = Search(out / _REPOSITORY, question.commits)
     record.save()
-    ends = _measured_ends(question, out, bench, progress, record)
+    loop = _Loop(question, out, bench, progress, record)
+    ends = loop.ends()
     for step in record.steps:
         if step.role == "step":
             search.tell(step.commit, step.outcome)
     while (commit := search.next()) is not None:
         number = 1 + sum(step.role == "step" for step in record.steps)
         title = f"step {number} of about {max(number, search.about)}"
-        folder = f"steps/{number:04d}-{commit.short}"
-        step = _step(question, commit, "step", ends, out, folder, bench, progress, title)
+        step = loop.step(commit, "step", ends, f"steps/{number:04d}-{commit.short}", title)
         _stop_if_broken(record, step)
         search.tell(commit, step.outcome)
         record.add(step)
@@ -194,53 +236,67 @@ def bisected(question: Question, out: Path, bench: Bench, progress: Progress) ->
     return record
 
 
-def _measured_ends(
-    question: Question, out: Path, bench: Bench, progress: Progress, record: Record
-) -> Ends:
-    if (ends := record.bisection().ends) is None:
+@dataclass(frozen=True)
+class _Loop:
+    """What one bisection has and does again and again."""
+
+    question: Question
+    out: Path
+    bench: Bench
+    progress: Progress
+    record: Record
+
+    def ends(self) -> Ends:
+        """Measured, unless they are already, and told apart."""
+        record, first, bad = self.record, *self._ends()
+        if (ends := record.bisection().ends) is None:
+            started = time.monotonic()
+            with self.progress.stage(f"good {first.short} and bad {bad.short}"):
+                ends = Ends(*self.bench.ends(self.question, self.out / "ends"))
+            seconds = time.monotonic() - started
+            record.add(
+                Step(first, "good", "good", ends.good, seconds, "ends"),
+                Step(bad, "bad", "bad", ends.bad, seconds, "ends"),
+            )
+        self._told_apart(ends)
+        known = {step.commit.sha for step in record.steps if step.role == "good"}
+        for commit in self.question.commits.good:
+            if commit.sha not in known:
+                folder = f"steps/good-{commit.short}"
+                step = self.step(commit, "good", ends, folder, f"good {commit.short}")
+                if step.outcome != "good":
+                    raise EvidenceError(
+                        f"bisect: --good {commit.short} is not good: {_said(step)}",
+                        reason="nothing-to-bisect",
+                    )
+                record.add(step)
+        return ends
+
+    def _ends(self) -> tuple[Commit, Commit]:
+        return self.question.commits.good[0], self.question.commits.bad
+
+    def _told_apart(self, ends: Ends) -> None:
+        metric = self.question.metric
+        if why := ends.too_near(resolution_of(self.question.scenario, metric)):
+            numbers = (quantity(end.value, end.unit) for end in (ends.good, ends.bad))
+            good, bad = (
+                f"{commit.short} has {number}"
+                for commit, number in zip(self._ends(), numbers, strict=True)
+            )
+            raise EvidenceError(
+                f"bisect: good and bad do not differ in {metric}: good {good}, bad {bad}; {why}",
+                hint=f"their report is {self.out}/ends/report.txt; take another metric, more"
+                " trials, or other commits",
+                reason="nothing-to-bisect",
+            )
+
+    def step(self, commit: Commit, role: Role, ends: Ends, folder: str, title: str) -> Step:
         started = time.monotonic()
-        with progress.stage(f"good {question.good[0].short} and bad {question.bad.short}"):
-            good, bad = bench.ends(question, out / "ends")
+        with self.progress.stage(f"{title}: {commit.short} {commit.subject}"):
+            found = self.bench.step(self.question, commit, self.out / folder)
         seconds = time.monotonic() - started
-        ends = Ends(good, bad)
-        record.add(
-            Step(question.good[0], "good", "good", good, seconds, "ends"),
-            Step(question.bad, "bad", "bad", bad, seconds, "ends"),
-        )
-    scenario, _ = parse_scenario(question.template, RECORD)
-    if why := ends.too_near(resolution_of(scenario, question.metric)):
-        low, high = (quantity(end.value, end.unit) for end in (ends.good, ends.bad))
-        raise EvidenceError(
-            f"bisect: good and bad do not differ in {question.metric}: good"
-            f" {question.good[0].short} has {low}, bad {question.bad.short} has {high}; {why}",
-            hint=f"their report is {out}/ends/report.txt; another --metric, more --trials, or"
-            " other commits",
-            reason="nothing-to-bisect",
-        )
-    known = {step.commit.sha for step in record.steps if step.role == "good"}
-    for commit in question.good:
-        if commit.sha not in known:
-            title, folder = f"good {commit.short}", f"steps/good-{commit.short}"
-            step = _step(question, commit, "good", ends, out, folder, bench, progress, title)
-            if step.outcome != "good":
-                raise EvidenceError(
-                    f"bisect: --good {commit.short} is not good: {_said(step)}",
-                    reason="nothing-to-bisect",
-                )
-            record.add(step)
-    return ends
-
-
-def _step(
-    question: Question, commit: Commit, role: Role, ends: Ends, out: Path, folder: str,
-    bench: Bench, progress: Progress, title: str,
-) -> Step:  # fmt: skip
-    started = time.monotonic()
-    with progress.stage(f"{title}: {commit.short} {commit.subject}"):
-        found = bench.step(question, commit, out / folder)
-    seconds = time.monotonic() - started
-    outcome: Outcome = ends.side(found) if isinstance(found, Measured) else "skip"
-    return Step(commit, role, outcome, found, seconds, folder)
+        outcome: Outcome = ends.side(found) if isinstance(found, Measured) else "skip"
+        return Step(commit, role, outcome, found, seconds, folder)
 
 
 def _said(step: Step) -> str:
@@ -253,8 +309,7 @@ def _stop_if_broken(record: Record, step: Step) -> None:
     """A bench that fails twice in a row for one reason says nothing of either commit: both are
     measured again when the bisection goes on."""
     reason, found = step.failed_by_bench, step.found
-    last = record.steps[-1]
-    if not reason or last.failed_by_bench != reason or isinstance(found, Measured):
+    if not reason or record.steps[-1].failed_by_bench != reason or isinstance(found, Measured):
         return
     record.steps.pop()
     record.save()
@@ -272,7 +327,8 @@ class Machines:
         self._here = here
 
     def ends(self, question: Question, folder: Path) -> tuple[Measured, Measured]:
-        good, bad = (question.kernel(c) for c in (question.good[0], question.bad))
+        commits = question.commits
+        good, bad = (question.kernel(commit) for commit in (commits.good[0], commits.bad))
         text = commit_text(question.template, "bisect-ends", good, bad, question.trials)
         self._run(text, folder)
         run = RunDir.open(folder)
@@ -290,7 +346,7 @@ class Machines:
         return measured[0], measured[1]
 
     def step(self, question: Question, commit: Commit, folder: Path) -> Measured | Skipped:
-        good, one = (question.kernel(c) for c in (question.good[0], commit))
+        good, one = question.kernel(question.commits.good[0]), question.kernel(commit)
         text = commit_text(question.template, f"bisect-{commit.short}", good, one, question.trials)
         try:
             self._run(text, folder, only="candidate")
@@ -320,15 +376,12 @@ def _found(run: RunDir, arm: ArmName, metric: Metric) -> Measured | Skipped:
     return Skipped(first.reason, first.message, first.by_bench)
 
 
-def check_kernels(question: Question, here: Runner) -> None:
-    """Both ends can be built, as far as that is seen without building. Raises ScenarioError."""
-    for option, commit in (("--good", question.good[0]), ("--bad", question.bad)):
-        with key_named(option):
-            checked(question.kernel(commit), here.cache)
-
-
-def bisect(question: Question, out: Path, here: Runner) -> Record:
-    """`bisected` on this machine, by one process at a time."""
+def run_bisection(question: Question, out: Path, here: Runner) -> Record:
+    """`bisected` on this machine, by one process at a time. Before anything is built, both ends
+    are checked as far as that can be; raises ScenarioError there, too."""
+    commits = question.commits
     with no_space_explained(out), only_run_in(out, here.cache):
-        check_kernels(question, here)
+        for option, commit in (("--good", commits.good[0]), ("--bad", commits.bad)):
+            with key_named(option):
+                checked(question.kernel(commit), here.cache)
         return bisected(question, out, Machines(here), here.progress)

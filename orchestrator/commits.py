@@ -10,6 +10,7 @@ import math
 import re
 import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.analysis.bisection import Commit, Outcome
@@ -28,7 +29,42 @@ def _git(folder: Path, *arguments: str, accept: Sequence[int] = (0,)) -> tuple[i
     return done.returncode, done.stdout
 
 
-def repository_at(tree: Path) -> Path:
+@dataclass(frozen=True)
+class Commits:
+    """Those to search among."""
+
+    repository: Path
+    """The top of the work tree, or a bare repository."""
+    good: tuple[Commit, ...]
+    """Ancestors of `bad`."""
+    bad: Commit
+    paths: tuple[str, ...] = ()
+    """Only commits that touch these; none: all."""
+
+    @property
+    def names(self) -> list[str]:
+        """As git takes a range: reachable from bad, and not from good."""
+        return [self.bad.sha, *(f"^{one.sha}" for one in self.good), "--", *self.paths]
+
+
+def commits_of(tree: Path, good: Sequence[str], bad: str, paths: Sequence[str]) -> Commits:
+    """By the names that git knows. Raises ScenarioError when there is no repository, no such
+    commit, or nothing to search among."""
+    repository = _repository_at(tree)
+    first = tuple(_commit_at(repository, name, "--good") for name in dict.fromkeys(good))
+    commits = Commits(repository, first, _commit_at(repository, bad, "--bad"), tuple(paths))
+    _check_order(commits)
+    _, out = _git(repository, "rev-list", "--count", *commits.names)
+    if not int(out):
+        raise ScenarioError(
+            f"no commit between --good and --bad touches {' '.join(paths)}",
+            hint="paths are from the top of the repository",
+            reason="nothing-to-bisect",
+        )
+    return commits
+
+
+def _repository_at(tree: Path) -> Path:
     """The top of the work tree that `tree` is in, or a bare repository. Raises ScenarioError."""
     code, top = 128, ""
     if tree.is_dir():
@@ -44,7 +80,7 @@ def repository_at(tree: Path) -> Path:
     return Path(top.strip())
 
 
-def commit_at(repository: Path, name: str, option: str) -> Commit:
+def _commit_at(repository: Path, name: str, option: str) -> Commit:
     """By any name that git knows. Raises ScenarioError."""
     code, out = _git(
         repository, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{commit}}",
@@ -62,9 +98,10 @@ def _described(repository: Path, sha: str) -> Commit:
     return Commit(*out.rstrip("\n").split("\0"))
 
 
-def check_order(repository: Path, good: Sequence[Commit], bad: Commit) -> None:
+def _check_order(commits: Commits) -> None:
     """Each good commit comes before the bad one. Raises ScenarioError."""
-    for one in good:
+    repository, bad = commits.repository, commits.bad
+    for one in commits.good:
         if one.sha == bad.sha:
             raise ScenarioError(
                 f"--good and --bad are the same commit, {one.short}", reason="nothing-to-bisect"
@@ -88,39 +125,24 @@ def check_order(repository: Path, good: Sequence[Commit], bad: Commit) -> None:
 class Search:
     """Git's bisection, in a repository beside the user's."""
 
-    def __init__(
-        self, folder: Path, repository: Path, good: Sequence[Commit], bad: Commit,
-        paths: Sequence[str] = (),
-    ) -> None:  # fmt: skip
-        """Begins one; what `folder` held of another is gone. Raises ScenarioError when there is no
-        commit to test."""
+    def __init__(self, folder: Path, commits: Commits) -> None:
+        """Begins one; what `folder` held of another is gone."""
         self._folder = folder
         shutil.rmtree(folder, ignore_errors=True)
         execute(["git", "init", "--quiet", "--bare", folder], doing="git init")
-        for name, at in (("objects", "objects/info/alternates"), ("shallow", "shallow")):
-            _, out = _git(repository, "rev-parse", "--git-path", name)
-            there = (repository / out.strip()).resolve()
-            if name == "objects":
-                (folder / at).write_text(f"{there}\n")
-            elif there.exists():
-                shutil.copy(there, folder / at)
-        _git(folder, "update-ref", "--no-deref", "HEAD", bad.sha)
-        self._tell("start", "--no-checkout", bad.sha, *(c.sha for c in good), "--", *paths)
-        if not self.found() and self.next() is None:
-            raise ScenarioError(
-                "bisect: no commit between --good and --bad touches "
-                + " ".join(paths or ("anything",)),
-                reason="nothing-to-bisect",
-            )
-        _, out = _git(
-            folder, "rev-list", "--count", bad.sha, *(f"^{c.sha}" for c in good), "--", *paths,
-        )  # fmt: skip
-        self.about = math.ceil(math.log2(max(1, int(out))))
-        """Steps that it takes, when none is skipped."""
+        (folder / "objects/info/alternates").write_text(f"{_place(commits, 'objects')}\n")
+        if (shallow := _place(commits, "shallow")).exists():
+            shutil.copy(shallow, folder / "shallow")
+        _git(folder, "update-ref", "--no-deref", "HEAD", commits.bad.sha)
+        ends = [commits.bad.sha, *(one.sha for one in commits.good)]
+        self._tell("start", "--no-checkout", *ends, "--", *commits.paths)
+        _, out = _git(folder, "rev-list", "--count", *commits.names)
+        self.about = math.ceil(math.log2(int(out)))
+        """Steps that it takes, where none is skipped."""
 
     def _tell(self, *arguments: str) -> None:
-        # 2: only commits that were skipped are left; 4: none to begin with
-        _git(self._folder, "bisect", *arguments, accept=(0, 2, 4))
+        # 2: only commits that were skipped are left
+        _git(self._folder, "bisect", *arguments, accept=(0, 2))
 
     def tell(self, commit: Commit, outcome: Outcome) -> None:
         self._tell(outcome, commit.sha)
@@ -136,5 +158,11 @@ class Search:
 
     def found(self) -> tuple[Commit, ...]:
         """The first bad commit, or those that it is one of."""
-        _, log = _git(self._folder, "bisect", "log")
+        log = (self._folder / "BISECT_LOG").read_text("utf-8", errors="replace")
         return tuple(_described(self._folder, sha) for sha in dict.fromkeys(_FOUND.findall(log)))
+
+
+def _place(commits: Commits, name: str) -> Path:
+    """A file of the repository's, whatever kind of work tree it has."""
+    _, out = _git(commits.repository, "rev-parse", "--git-path", name)
+    return (commits.repository / out.strip()).resolve()

@@ -33,7 +33,10 @@ GUEST_KERNEL = "deb:linux-image-cloud-amd64@trixie"
 """What boots in a guest where nothing else is asked for."""
 PAIRS = 10
 """Of times: what a verdict on less than a factor of two takes. Exact counts take one."""
-_PASSES: tuple[Pass, ...] = ("plain", "timing", "counts")
+_PASSES: dict[Workload, tuple[Pass, ...]] = {
+    "map": ("plain", "counts"),
+    "guest-boot": ("plain", "timing", "counts"),
+}
 _LONGEST_NAME = 40
 
 
@@ -140,29 +143,30 @@ def ab_text(
     )  # fmt: skip
     document["arms"] = _arms(base, candidate, knobs)
     document["trials"] = _table(pairs=number)
-    passes = ["plain", "counts"] if setting.workload == "map" else [*_PASSES]
-    document["trace"] = _table(passes=passes)
+    document["trace"] = _table(passes=[*_PASSES[setting.workload]])
     return tomlkit.dumps(document)
 
 
-def bisect_text(setting: Setting, metric: Metric, end: Kernel) -> str:
-    """The scenario file of which `commit_text` makes those of a bisection: the passes that
-    `metric` takes, and no others. `end` stands for the kernels of both arms.
+def bisect_text(
+    setting: Setting, metric: Metric, end: Kernel, overrides: Sequence[str] = ()
+) -> str:
+    """The scenario file of which `commit_text` makes those of a bisection: of all passes the one
+    that `metric` takes. `end` stands for the kernels of both arms.
 
-    Raises ScenarioError for what the workload does not measure.
+    Raises ScenarioError for what is not measured.
     """
     document = _document(
         "bisect", setting, "Made by `barometer bisect`: the kernels are those of its commits."
     )
     document["arms"] = _arms(end, end, Knobs())
     known: dict[Metric, None] = {}
-    for which in _PASSES:
+    for which in _PASSES[setting.workload]:
         document["trace"] = _table(passes=[which])
-        text = tomlkit.dumps(document)
-        measured = parse_scenario(text, "bisect")[0].metrics()
-        if metric in measured:
+        asked = tomlkit.dumps(document)
+        scenario, text = parse_scenario(asked, "bisect", overrides=overrides)
+        if metric in scenario.metrics():
             return text
-        known |= dict.fromkeys(measured)
+        known |= dict.fromkeys(scenario.metrics())
     raise not_measured(metric, [*known], f"by the workload {setting.workload}")
 
 
@@ -185,11 +189,14 @@ def commit_text(template: str, name: str, good: Kernel, other: Kernel, trials: i
     return tomlkit.dumps(document)
 
 
-def template_of(scenario: Scenario, text: str, accel: AccelName) -> str:
+def template_of(scenario: Scenario, text: str, accel: AccelName, metric: Metric) -> str:
     """A scenario file as what a bisection measures with: that accelerator, absolute paths.
 
-    Raises ScenarioError for arms that are set: a bisection's arms are commits.
+    Raises ScenarioError where it does not measure `metric`, and for arms that are set: those of a
+    bisection are commits.
     """
+    if metric not in scenario.metrics():
+        raise not_measured(metric, scenario.metrics(), f"by {scenario.name} and its passes")
     for arm in ("baseline", "candidate"):
         if scenario.arms[arm].is_set:
             raise ScenarioError(
