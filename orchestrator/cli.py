@@ -293,9 +293,11 @@ def ab(
         _write(write, file.text)
         return
     folder, cache = _out(out, file.name), Cache()
-    for option, kernel in zip(("--base", "--candidate"), arms, strict=True):
+    changed = "--series" if series else "--candidate"
+    for option, arm, kernel in zip(("--base", changed), ARMS, arms, strict=True):
         with key_named(option):
             checked(kernel, cache)
+            print(f"{arm}: {describe(kernel, cache)}", file=sys.stderr)
     _begun(folder, file.text)
     print(f"scenario: {folder / 'scenario.toml'}", file=sys.stderr)
     _ran(file, file.cells, folder, keep=keep)
@@ -344,7 +346,7 @@ def bisect(
     bad: Annotated[str, typer.Option(metavar="COMMIT", help="Known to be bad; a later one.")],
     paths: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[-- PATH ...]", help="Only commits that touch these."),
+        typer.Argument(metavar="PATH", help="Only commits that touch these."),
     ] = None,
     tree: Annotated[Path, typer.Option(help="The kernel's git repository.")] = Path(),
     metric: Annotated[

@@ -144,7 +144,7 @@ def ab_text(
     document["arms"] = _arms(base, candidate, knobs)
     document["trials"] = _table(pairs=number)
     document["trace"] = _table(passes=[*_PASSES[setting.workload]])
-    return tomlkit.dumps(document)
+    return _dumped(document)
 
 
 def bisect_text(
@@ -162,7 +162,7 @@ def bisect_text(
     known: dict[Metric, None] = {}
     for which in _PASSES[setting.workload]:
         document["trace"] = _table(passes=[which])
-        asked = tomlkit.dumps(document)
+        asked = _dumped(document)
         scenario, text = parse_scenario(asked, "bisect", overrides=overrides)
         if metric in scenario.metrics():
             return text
@@ -171,9 +171,10 @@ def bisect_text(
 
 
 def not_measured(metric: Metric, measured: Sequence[Metric], by: str) -> ScenarioError:
-    why = "is not measured" if metric.partition("@")[0] in METRICS else "is no metric, and none"
+    known = metric.partition("@")[0] in METRICS
+    why = f"is not measured {by}" if known else "is no metric"
     return ScenarioError(
-        f"--metric {metric}: {why} {by}{nearest_name(metric, measured, measured)}",
+        f"--metric {metric}: {why}{nearest_name(metric, measured, measured)}",
         reason="no-such-metric",
     )
 
@@ -186,7 +187,7 @@ def commit_text(template: str, name: str, good: Kernel, other: Kernel, trials: i
     document["arms"] = _arms(good, other, Knobs())
     document["trials"] = _table(pairs=trials, warm_up=False, control=False)
     document.pop("expect", None)
-    return tomlkit.dumps(document)
+    return _dumped(document)
 
 
 def template_of(scenario: Scenario, text: str, accel: AccelName, metric: Metric) -> str:
@@ -209,7 +210,7 @@ def template_of(scenario: Scenario, text: str, accel: AccelName, metric: Metric)
     document.setdefault("host", tomlkit.table())["accel"] = accel
     if scenario.guest is not None:
         document["guest"]["kernel"] = kernel_toml(scenario.guest.kernel)
-    return tomlkit.dumps(document)
+    return _dumped(document)
 
 
 def _document(name: str, setting: Setting, origin: str) -> tomlkit.TOMLDocument:
@@ -229,6 +230,10 @@ def _document(name: str, setting: Setting, origin: str) -> tomlkit.TOMLDocument:
     elif setting.guest is not None:
         document["guest"] = _table(kernel=kernel_toml(setting.guest))
     return document
+
+
+def _dumped(document: tomlkit.TOMLDocument) -> str:
+    return tomlkit.dumps(document).rstrip("\n") + "\n"
 
 
 def _arms(base: Kernel, candidate: Kernel, knobs: Knobs) -> Any:
