@@ -23,12 +23,12 @@ def run(
     *,
     doing: str,
     cwd: Path | None = None,
-    env: Mapping[str, str] | None = None,
+    env: Mapping[str, str | None] | None = None,
     stdin: str = "",
     timeout: float = 600,
     accept: Sequence[int] = (0,),
 ) -> subprocess.CompletedProcess[str]:
-    """Run `argv`; its output comes back as text.
+    """Run `argv`; its output comes back as text. `env` is on top of this process's; None: unset.
 
     The program and all it started end with this call, whatever ends it.
     Raises BenchError (`doing` says what for) when it is missing, too slow or exits otherwise.
@@ -37,7 +37,7 @@ def run(
     log.debug("+ %s", shlex.join(words))
     try:
         process = subprocess.Popen(
-            words, cwd=cwd, env={**os.environ, **env} if env else None, text=True,
+            words, cwd=cwd, env=_environment(env) if env else None, text=True,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             start_new_session=True, errors="replace",
         )  # fmt: skip
@@ -104,6 +104,10 @@ def run_logged(
             reason="program-timeout",
         )
     return process.returncode
+
+
+def _environment(changes: Mapping[str, str | None]) -> dict[str, str]:
+    return {k: v for k, v in {**os.environ, **changes}.items() if v is not None}
 
 
 def _missing(program: str, doing: str) -> BenchError:

@@ -36,7 +36,7 @@ from orchestrator.cache import Cache, disk_full
 from orchestrator.errors import ArmFailedError, BarometerError, BenchError, ScenarioError
 from orchestrator.evidence import RunDir, TrialDir, TrialWriter
 from orchestrator.hashing import digest_of
-from orchestrator.kernels import KernelBundle, materialised
+from orchestrator.kernels import KernelBundle, checked, materialised
 from orchestrator.plan import PlannedTrial, make_plan
 from orchestrator.progress import Progress
 from orchestrator.scenario import ARMS, GIB, ArmName, Scenario
@@ -45,6 +45,8 @@ log = logging.getLogger("barometer.run")
 Enough = Callable[[RunDir, int], bool]
 """Whether the trials of so many pairs, from the first, are enough."""
 
+_TAGS: dict[ArmName, str] = {"baseline": "base", "candidate": "cand"}
+"""In the releases of kernels that are built: as long for both, so that nothing else moves."""
 _SAME_BENCH_FAILURES = 2
 _ATTEMPTS = 3
 _BY_CHANCE = {"host-crash", "exact-crawl"}
@@ -90,17 +92,20 @@ def prepare(scenario: Scenario, cache: Cache, progress: Progress) -> Prepared:
     with progress.stage("accelerator"):
         accel, reason = chosen_accel(scenario.host.accel)
     progress.note(f"accelerator: {accel} ({reason})")
+    for arm in ARMS:  # both, before either is built
+        with key_named(f"arms.{arm}.kernel"):
+            checked(scenario.arms[arm].kernel, cache)
     kernels: dict[ArmName, KernelBundle] = {}
     for arm in ARMS:
         kernel_stage = progress.stage(f"kernel of the {arm}: {scenario.arms[arm].kernel}")
         with kernel_stage, key_named(f"arms.{arm}.kernel"):
-            kernels[arm] = materialised(scenario.arms[arm].kernel, cache)
+            kernels[arm] = materialised(scenario.arms[arm].kernel, cache, progress, _TAGS[arm])
             _has_backend(kernels[arm], scenario)
     guest_kernel = None
     if scenario.workload == "guest-boot" and scenario.guest is not None:
         guest_stage = progress.stage(f"kernel of the guest: {scenario.guest.kernel}")
         with guest_stage, key_named("guest.kernel"):
-            guest_kernel = materialised(scenario.guest.kernel, cache)
+            guest_kernel = materialised(scenario.guest.kernel, cache, progress, "gues")
     with progress.stage("images"):
         disk = _guest_disk(scenario, guest_kernel, cache)
         return Prepared(

@@ -993,10 +993,11 @@ def _explain(source: str, error: ValidationError) -> list[str]:
     return list(lines.values()) or [f"{source}: {error}"]
 
 
-def nearest_name(wrong: str, candidates: Sequence[str], every: Sequence[str]) -> str:
-    """`; did you mean "X"?`, or the whole list where nothing is near."""
-    near = difflib.get_close_matches(wrong, candidates, 1, 0.5)
-    return f'; did you mean "{near[0]}"?' if near else f"; valid: {', '.join(every)}"
+def nearest_name(wrong: str, candidates: Sequence[str], every: Sequence[str] = ()) -> str:
+    """`; did you mean "X"?`, or the whole list (if one is given) where nothing is near."""
+    if near := difflib.get_close_matches(wrong, candidates, 1, 0.5):
+        return f'; did you mean "{near[0]}"?'
+    return f"; valid: {', '.join(every)}" if every else ""
 
 
 def _names_at(where: tuple[int | str, ...]) -> list[str]:

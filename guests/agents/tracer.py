@@ -74,6 +74,14 @@ def missing(symbols: list[str]) -> list[str]:
     return sorted(wanted)
 
 
+def of_kernel(definition: str, loaded: set[str]) -> str:
+    """`p:GROUP/EVENT MODULE:FUNCTION ...` without a module that is not loaded but built in: the
+    kernel would wait for it, and the probe never fire."""
+    head, place, *rest = definition.split(" ")
+    module, colon, function = place.partition(":")
+    return " ".join([head, function if colon and module not in loaded else place, *rest])
+
+
 def arm(spec: dict[str, Any]) -> None:
     clear(spec["instance"], spec["group"])
     lost = missing(spec["symbols"])
@@ -85,7 +93,9 @@ def arm(spec: dict[str, Any]) -> None:
     put(instance / "trace_clock", spec["clock"])
     put(instance / "buffer_size_kb", str(spec["buffer_kb"]))
     put(TRACEFS / "error_log", "")
-    for definition in spec["definitions"]:
+    loaded = {line.split()[0] for line in Path("/proc/modules").read_text().splitlines()}
+    for asked in spec["definitions"]:
+        definition = of_kernel(asked, loaded)
         try:
             append(TRACEFS / "kprobe_events", definition)
         except OSError as exc:

@@ -39,7 +39,7 @@ class HostDomain:
     cpus: int
     phys_bits: int
     kernel: Path
-    initramfs: Path
+    initramfs: Path | None
     cmdline: str
     console: Path
     disks: tuple[Disk, ...]
@@ -94,7 +94,7 @@ def host_xml(spec: HostDomain) -> str:
     """Domain XML of the nested host."""
     domain = _domain(spec.name, spec.uuid, "kvm" if spec.accel == "kvm" else "qemu",
                      spec.memory, spec.cpus)  # fmt: skip
-    _direct_boot(domain, str(spec.kernel), str(spec.initramfs), spec.cmdline)
+    _direct_boot(domain, str(spec.kernel), str(spec.initramfs or ""), spec.cmdline)
     features = _sub(domain, "features")
     _sub(features, "acpi")
     _sub(features, "apic")
@@ -252,7 +252,8 @@ def _machine(domain: ET.Element) -> ET.Element:
 def _direct_boot(domain: ET.Element, kernel: str, initramfs: str, cmdline: str) -> ET.Element:
     system = _machine(domain)
     _sub(system, "kernel", kernel)
-    _sub(system, "initrd", initramfs)
+    if initramfs:
+        _sub(system, "initrd", initramfs)
     _sub(system, "cmdline", cmdline)
     return system
 

@@ -2,7 +2,7 @@
 
 host root disk    ext4, read-only, the same for every host kernel
 modules disk      ext4, read-only, one for each host kernel
-host initramfs    one for each host kernel
+host initramfs    one for each host kernel that has drivers of the disks as modules
 guest initramfs   one for each guest kernel
 payload disk      ext4, read-only: guest kernel and initramfs, agents
 """
@@ -30,6 +30,8 @@ from orchestrator.kernels.bundle import KernelBundle
 from orchestrator.kernels.package import index_modules
 
 GUESTS = Path(__file__).parents[2] / "guests"
+FIRST = "/usr/lib/barometer/first"
+"""First program of the host's root disk."""
 PAYLOAD = "/opt/barometer"
 """Where the payload disk is mounted in the host."""
 
@@ -40,7 +42,8 @@ class HostImage:
 
     root: Path
     modules: Path
-    initramfs: Path
+    initramfs: Path | None
+    """None: the kernel has all that it needs built in."""
     packages: dict[str, str]
     """Every package of the image and its version."""
 
@@ -64,9 +67,13 @@ def host_image(kernel: KernelBundle, suite: str, cache: Cache) -> HostImage:
     return HostImage(
         root=root / "root.ext4",
         modules=_modules_disk(recipe, kernel, cache),
-        initramfs=initramfs("host", recipe, kernel, cache),
+        initramfs=_host_initramfs(recipe, kernel, cache),
         packages=listed(root / "packages.txt"),
     )
+
+
+def _host_initramfs(recipe: dict[str, Any], kernel: KernelBundle, cache: Cache) -> Path | None:
+    return initramfs("host", recipe, kernel, cache) if early_modules(recipe, kernel) else None
 
 
 def payload_image(kernel: KernelBundle | None, cache: Cache) -> PayloadImage:
@@ -209,9 +216,7 @@ def initramfs(name: str, recipe: dict[str, Any], kernel: KernelBundle, cache: Ca
     """guests/NAME/initramfs-init, with the modules of `kernel` that it loads."""
     parts = recipe["initramfs"]
     tree = unpacked(recipe["suites"], parts["packages"], parts["files"], cache)
-    modules = kernel.module_closure(
-        [m for m in parts["optional_modules"] if kernel.has_module(m)] + parts["modules"]
-    )
+    modules = early_modules(recipe, kernel)
     init = (GUESTS / name / "initramfs-init").read_bytes()
     key = {
         "kind": f"{name}-initramfs", "schema": 1, "kernel": kernel.digest, "modules": modules,
@@ -227,6 +232,13 @@ def initramfs(name: str, recipe: dict[str, Any], kernel: KernelBundle, cache: Ca
         (folder / "initramfs").write_bytes(archive.pack())
 
     return cache.entry("images", key, build) / "initramfs"
+
+
+def early_modules(recipe: dict[str, Any], kernel: KernelBundle) -> list[str]:
+    """What an initramfs loads before the root disk is mounted; empty where all is built in."""
+    parts = recipe["initramfs"]
+    there = [m for m in parts["optional_modules"] if kernel.has_module(m)]
+    return kernel.module_closure([*there, *parts["modules"]])
 
 
 def _add_modules(archive: Cpio, kernel: KernelBundle, modules: list[str]) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import base64
+import io
 import struct
+import tarfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -62,10 +65,10 @@ class RunKeys:
         return cls(KeyPair.make(), KeyPair.make(), KeyPair.make())
 
     def for_host(self) -> dict[str, bytes]:
-        """Files of the host's initramfs, in /barometer."""
+        """Files of the host's /etc/barometer."""
         return {
-            "barometer/ssh_host_ed25519_key": self.host.private_openssh,
-            "barometer/authorized_keys": self.runner.public_line.encode() + b"\n",
+            "ssh_host_ed25519_key": self.host.private_openssh,
+            "authorized_keys": self.runner.public_line.encode() + b"\n",
         }
 
     def for_guest(self) -> dict[str, bytes]:
@@ -74,3 +77,14 @@ class RunKeys:
             "barometer/dropbear_ed25519_host_key": self.guest.private_dropbear,
             "barometer/authorized_keys": self.runner.public_line.encode() + b"\n",
         }
+
+
+def tar_of(files: Mapping[str, bytes]) -> bytes:
+    """A tar archive, in whole sectors: content of a raw disk."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size, member.mode = len(content), 0o600
+            tar.addfile(member, io.BytesIO(content))
+    return buffer.getvalue()

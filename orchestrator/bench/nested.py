@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.bench.accel import Accel
-from orchestrator.bench.cpio import pack_files
 from orchestrator.bench.domain import Disk, HostDomain, host_xml
 from orchestrator.bench.host import PANIC, Console, Host
 from orchestrator.bench.hypervisor import Connection, Domain, over_ssh
-from orchestrator.bench.images import PAYLOAD, HostImage
-from orchestrator.bench.keys import RunKeys
+from orchestrator.bench.images import FIRST, PAYLOAD, HostImage
+from orchestrator.bench.keys import RunKeys, tar_of
 from orchestrator.bench.shell import Shell, connected, write_client_config
 from orchestrator.bench.state import BenchState
 from orchestrator.bench.waiting import Stall, until
@@ -31,7 +30,7 @@ SSHD_MARK = "barometer: sshd is up"
 _ENVIRONMENT = re.compile(r"(PATH|HOME|USER|LOGNAME|XDG_\w+)=")
 _SENDER = re.compile(r"(terminating on signal \d+ from pid \d+) \(.*\)")
 _ENDED = re.compile(r"shutting down, reason=(\w+)")
-_INITRAMFS_FAILED = re.compile(r"barometer: initramfs: (.*)")
+_START_FAILED = re.compile(r"barometer: start: (.*)")
 # info usernet: `  TCP[HOST_FORWARD]  12       127.0.0.1 43643       10.0.2.15    22`
 _FORWARD = re.compile(r"TCP\[HOST_FORWARD\]\s+\d+\s+127\.0\.0\.1\s+(\d+)\s+\S+\s+22\b")
 # A console that says nothing for so long has hung; emulated kernels are slow but talkative.
@@ -69,16 +68,17 @@ def running_machine(
     trial: TrialWriter,
 ) -> Iterator[Machine]:
     """The VM, started with the kernel under test and the device; gone after the block, with its
-    shared memory and its initramfs. Raises BenchError when libvirt cannot start it."""
+    shared memory and its keys. Raises BenchError when libvirt cannot start it."""
     token = uuid.uuid4().hex[:12]
     name = f"barometer-{state.token}-{trial.manifest['trial']}"
+    secret = state.folder / f"{token}.keys"
     spec = HostDomain(
         name=name, uuid=str(uuid.uuid4()), accel=accel,
         memory=scenario.host.memory, cpus=scenario.host.cpus, phys_bits=scenario.host.phys_bits,
-        kernel=kernel.vmlinuz, initramfs=state.folder / f"{token}.initramfs",
+        kernel=kernel.vmlinuz, initramfs=image.initramfs,
         cmdline=_cmdline(scenario, accel, token),
         console=trial.host / "console.log",
-        disks=(Disk(image.root, "root"), Disk(image.modules, "modules"), *payload),
+        disks=(Disk(image.root, "root"), Disk(image.modules, "modules"), *payload, Disk(secret, "keys")),
         viommu=scenario.host.viommu, viommu_aw_bits=scenario.host.viommu_aw_bits,
         device=scenario.device.kind, bar=scenario.device.bar,
         shm_names=tuple(f"{name}-{i}" for i in range(scenario.device.count)),
@@ -93,9 +93,8 @@ def running_machine(
     # libvirt appends to it: what an attempt before this one left says nothing of this one
     log.unlink(missing_ok=True)
     try:
-        # the kernel unpacks archives that stand behind one another
-        with spec.initramfs.open("wb") as file:
-            file.write(image.initramfs.read_bytes() + pack_files(keys.for_host()))
+        secret.touch(mode=0o600)
+        secret.write_bytes(tar_of(keys.for_host()))
         started = time.monotonic()
         with libvirt.running(xml) as domain:
             (trial.host / "domain.xml").write_text(domain.xml() or xml)
@@ -103,7 +102,7 @@ def running_machine(
                 domain, Console(spec.console), token, started, accel, scenario.host.cpus, log
             )
     finally:
-        spec.initramfs.unlink(missing_ok=True)
+        secret.unlink(missing_ok=True)
         # libvirt leaves it behind when the domain ends
         for shm_name in spec.shm_names:
             state.remove_shm(shm_name)
@@ -125,6 +124,11 @@ def _cmdline(scenario: Scenario, accel: Accel, token: str) -> str:
     # Emulated processors share one TSC; not knowing that, the kernel would take the HPET
     clock = ["tsc=reliable"] if accel != "kvm" else []
     words = [
+        # the first of its disks; with an initramfs that is its own business
+        "root=/dev/vda",
+        "rootwait",
+        "ro",
+        f"init={FIRST}",
         "console=ttyS0",
         "panic=-1",
         iommu,
@@ -199,12 +203,12 @@ def _wait_for_sshd(machine: Machine, progress: Progress) -> None:
         if SSHD_MARK in text:
             return True
         progress.detail(machine.console.last_line())
+        if (failed := _START_FAILED.search(text)) is not None:  # a panic comes after it
+            raise _host_error(machine, f"the host did not start: {failed[1]}", "host-start")
         if PANIC.search(text):
             raise _host_error(
                 machine, "the host's kernel panicked before it was proven", "host-panic"
             )
-        if (failed := _INITRAMFS_FAILED.search(text)) is not None:
-            raise _host_error(machine, f"the host did not start: {failed[1]}", "host-initramfs")
         if not machine.domain.active():
             raise _host_error(machine, "the host's machine ended while it booted", "host-ended")
         silent = stall.seconds(machine.console.size())

@@ -1,16 +1,16 @@
 """Where a kernel comes from: a Debian package, a folder, a tree that is built, a package whose
 modules are rebuilt. All end as a KernelBundle.
 
-checked(kernel, cache)               -> None           is what it takes there; builds nothing
-materialised(kernel, cache, ...)     -> KernelBundle   downloads, unpacks, builds what is not cached
-describe(kernel, cache)              -> str            what would be used, without building it
+checked(kernel, cache)              -> None           is what it takes there; builds nothing
+materialised(kernel, cache, ...)    -> KernelBundle   downloads, unpacks, builds what is missing
+describe(kernel, cache)             -> str            what would be used, without building it
 """
 
 from __future__ import annotations
 
 from orchestrator.cache import Cache
 from orchestrator.errors import ScenarioError
-from orchestrator.kernels import directory, package
+from orchestrator.kernels import directory, package, tree
 from orchestrator.kernels.bundle import KernelBundle
 from orchestrator.progress import Progress
 from orchestrator.scenario import DirKernel, Kernel, ModuleKernel, SourceKernel, TreeKernel
@@ -23,12 +23,16 @@ def checked(kernel: Kernel, cache: Cache) -> None:
 
     Raises ScenarioError when not.
     """
-    if isinstance(kernel, TreeKernel | SourceKernel | ModuleKernel):
+    if isinstance(kernel, TreeKernel | SourceKernel):
+        tree.checked(kernel, cache)
+    elif isinstance(kernel, ModuleKernel):
         raise ScenarioError(f"{kernel}: cannot be built yet", reason="not-yet")
+    else:
+        describe(kernel, cache)
 
 
 def materialised(
-    kernel: Kernel, cache: Cache, *, tag: str = "base", progress: Progress | None = None
+    kernel: Kernel, cache: Cache, progress: Progress, tag: str = "base"
 ) -> KernelBundle:
     """The kernel, ready to boot, cached by content. `tag`: four letters that name the arm in the
     release of a kernel that is built.
@@ -36,7 +40,9 @@ def materialised(
     Raises ScenarioError when no such suite, package, version, folder or commit exists, or it does
     not build; BenchError when the mirror cannot be reached.
     """
-    if isinstance(kernel, TreeKernel | SourceKernel | ModuleKernel):
+    if isinstance(kernel, TreeKernel | SourceKernel):
+        return tree.materialised(kernel, cache, tag, progress)
+    if isinstance(kernel, ModuleKernel):
         raise ScenarioError(f"{kernel}: cannot be built yet", reason="not-yet")
     if isinstance(kernel, DirKernel):
         return directory.materialised(kernel, cache)
@@ -45,7 +51,9 @@ def materialised(
 
 def describe(kernel: Kernel, cache: Cache) -> str:
     """One line for a plan: which exact version would be used. Raises as `checked`."""
-    if isinstance(kernel, TreeKernel | SourceKernel | ModuleKernel):
+    if isinstance(kernel, TreeKernel | SourceKernel):
+        return tree.describe(kernel, cache)
+    if isinstance(kernel, ModuleKernel):
         return str(kernel)
     if isinstance(kernel, DirKernel):
         return f"{kernel} ({directory.release_of(kernel)})"

@@ -25,34 +25,43 @@ def resolved(kernel: DebKernel, cache: Cache) -> tuple[str, Archive]:
 
     Raises ScenarioError when there is no such suite, package or version.
     """
-    archive = Archive(_suites(kernel), cache)
+    archive = Archive(suites_of(kernel.suite), cache)
     archive.update()
-    version = archive.remembered(f"version {kernel}", lambda: _version(kernel, archive))
+    version = archive.remembered(
+        f"version {kernel}",
+        lambda: chosen_version(archive, kernel.deb, kernel.version, kernel.suite, "linux-image-"),
+    )
     return str(version), archive
 
 
-def _version(kernel: DebKernel, archive: Archive) -> str:
-    found = archive.versions(kernel.deb)
+def chosen_version(
+    archive: Archive, name: str, version: str | None, suite: str | None, start: str
+) -> str:
+    """The newest version of a package that is the one asked for. `start`: how names of packages
+    of its kind begin. Raises ScenarioError when there is none."""
+    found = archive.versions(name)
     if not found:
-        near = [n for n in archive.names_like("linux-image-") if not n.endswith("-dbg")]
+        near = [n for n in archive.names_like(start) if not n.endswith("-dbg")]
         raise ScenarioError(
-            f'there is no package "{kernel.deb}" in {" ".join(archive.suites)}'
-            + nearest_name(kernel.deb, near, [n for n in near if not any(map(str.isdigit, n))]),
+            f'there is no package "{name}" in {" ".join(archive.suites)}'
+            + nearest_name(name, near, [n for n in near if not any(map(str.isdigit, n))] or near),
             reason="no-such-package",
         )
-    for version, suite in found:
-        if kernel.version in (None, version) and kernel.suite in (None, suite):
-            return version
-    there = ", ".join(f"{version} ({suite})" for version, suite in found)
-    raise ScenarioError(f"there is no {kernel}; there are {there}", reason="no-such-version")
+    for there, where in found:
+        if version in (None, there) and suite in (None, where):
+            return there
+    listed = ", ".join(f"{there} ({where})" for there, where in found)
+    asked = name + (f"={version}" if version else "") + (f"@{suite}" if suite else "")
+    raise ScenarioError(f"there is no {asked}; there are {listed}", reason="no-such-version")
 
 
-def _suites(kernel: DebKernel) -> tuple[str, ...]:
-    if kernel.suite is None:
+def suites_of(suite: str | None) -> tuple[str, ...]:
+    """Where packages of a suite, and what they depend on, are looked for."""
+    if suite is None:
         return _EVERYWHERE
-    base, _, addition = kernel.suite.partition("-")
+    base, _, addition = suite.partition("-")
     # what a backport depends on may still be in the release below it
-    return (base, kernel.suite) if addition and base in KNOWN_SUITES else (kernel.suite,)
+    return (base, suite) if addition and base in KNOWN_SUITES else (suite,)
 
 
 def materialised(kernel: DebKernel, cache: Cache) -> KernelBundle:

@@ -18,6 +18,7 @@ from orchestrator.bench.watching import BOOT_MARK
 from orchestrator.cache import Cache
 from orchestrator.errors import ArmFailedError
 from orchestrator.kernels import materialised
+from orchestrator.progress import Progress
 from orchestrator.scenario import DebKernel
 
 pytestmark = pytest.mark.vm
@@ -44,7 +45,9 @@ def disk(serial: str, path: Path) -> list[str]:
 
 @pytest.mark.parametrize("name", ["bios", "uefi"])
 def test_systemd_is_up_and_says_how_long_it_took(means: None, name: str, tmp_path: Path) -> None:
-    kernel = materialised(DebKernel(deb="linux-image-cloud-amd64", suite="trixie"), Cache())
+    kernel = materialised(
+        DebKernel(deb="linux-image-cloud-amd64", suite="trixie"), Cache(), Progress()
+    )
     system = guest_disk(kernel, "console=ttyS0 panic=-1 barometer.test", Cache())
     keys, console = RunKeys.make(), tmp_path / "console.log"
     (tmp_path / "keys").write_bytes(keys_disk(keys))

@@ -16,6 +16,7 @@ import pytest
 from orchestrator.analysis.theory import lookups, pages
 from orchestrator.cache import Cache
 from orchestrator.kernels import materialised
+from orchestrator.progress import Progress
 from orchestrator.scenario import DebKernel
 from tests.lab.conftest import SMALL, RunOne, leftovers
 
@@ -120,7 +121,9 @@ def test_an_interrupted_run_leaves_nothing(
 
 @pytest.mark.vm
 def test_a_kernel_from_a_folder_boots_and_is_measured(one_trial: RunOne, tmp_path: Path) -> None:
-    package = materialised(DebKernel(deb="linux-image-cloud-amd64", suite="trixie"), Cache())
+    package = materialised(
+        DebKernel(deb="linux-image-cloud-amd64", suite="trixie"), Cache(), Progress()
+    )
     folder = tmp_path / "kernel"
     shutil.copytree(package.modules, folder / "lib/modules" / package.release, symlinks=True)
     shutil.copy2(package.vmlinuz, folder / "vmlinuz")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.command import run, tail
+from orchestrator.command import run, run_logged, tail
 from orchestrator.errors import BenchError
 
 
@@ -37,6 +37,12 @@ def test_output_that_is_no_text_is_replaced() -> None:
 def test_environment_is_added_to_and_folder_is_set(tmp_path: Path) -> None:
     done = run(["sh", "-c", 'echo "$X $HOME"; pwd'], doing="t", env={"X": "y"}, cwd=tmp_path)
     assert done.stdout == f"y {os.environ['HOME']}\n{tmp_path}\n"
+
+
+def test_variable_can_be_unset(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("X", "outer")
+    done = run(["sh", "-c", 'echo "${X-none}"'], doing="t", env={"X": None})
+    assert done.stdout == "none\n"
 
 
 def test_exit_code_is_an_error_with_the_last_words() -> None:
@@ -98,3 +104,42 @@ def test_large_output_does_not_block() -> None:
 def test_tail_is_the_last_lines() -> None:
     assert tail("a\nb\nc\n\n", 2) == "b\nc"
     assert tail("") == ""
+
+
+def test_logged_program_leaves_its_lines_in_the_log_and_its_exit_code(tmp_path: Path) -> None:
+    seen: list[str] = []
+    script = "echo one; echo two >&2; exit 7"
+    code = run_logged(["sh", "-c", script], doing="t", log=tmp_path / "log", on_line=seen.append)
+    assert code == 7
+    assert seen == ["one", "two"]
+    assert (tmp_path / "log").read_text() == "one\ntwo\n"
+
+
+def test_slow_logged_program_ends_with_all_that_it_started(tmp_path: Path) -> None:
+    pids = tmp_path / "pids"
+    with pytest.raises(BenchError, match="took more than 1 s") as caught:
+        run_logged(
+            ["sh", "-c", 'sleep 60 & echo $! > "$0"; wait', pids], doing="t", timeout=1,
+            log=tmp_path / "log",
+        )  # fmt: skip
+    assert caught.value.reason == "program-timeout"
+    assert gone(int(pids.read_text()))
+
+
+def test_logged_program_ends_when_its_lines_are_not_wanted_any_more(tmp_path: Path) -> None:
+    pids = tmp_path / "pids"
+
+    def interrupted(line: str) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_logged(
+            ["sh", "-c", 'sleep 60 & echo $! > "$0"; echo; wait', pids], doing="t",
+            log=tmp_path / "log", on_line=interrupted,
+        )  # fmt: skip
+    assert gone(int(pids.read_text()))
+
+
+def test_missing_logged_program_is_named(tmp_path: Path) -> None:
+    with pytest.raises(BenchError, match="the program no-such-program is not installed"):
+        run_logged(["no-such-program"], doing="t", log=tmp_path / "log")

@@ -319,7 +319,7 @@ def test_hosts_at_once_are_those_that_cpus_and_memory_carry(
 
 def bundle(tmp_path: Path) -> KernelBundle:
     folder = folder_kernel(tmp_path / "kernel")
-    return materialised(DirKernel(dir=folder), Cache(tmp_path / "cache"))
+    return materialised(DirKernel(dir=folder), Cache(tmp_path / "cache"), Progress())
 
 
 def test_plan_of_maps_has_no_guest_and_the_passes_of_each_trial(tmp_path: Path) -> None:

@@ -182,3 +182,18 @@ def test_missing_function_is_refused_and_nothing_is_armed(
     assert answer["why"].endswith(": no_such_function")
     assert (tracefs / "kprobe_events").read_text() == ""
     assert list((tracefs / "instances").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("definition", "given"),
+    [
+        ("r:g/lookup vfio:pin ret=$retval:s32", "r:g/lookup vfio:pin ret=$retval:s32"),
+        ("r:g/lookup built_in:pin ret=$retval:s32", "r:g/lookup pin ret=$retval:s32"),
+        ("p:g/zap built_in:zap", "p:g/zap zap"),
+        ("p:g/imap_in iommu_map iova=$arg2:x64", "p:g/imap_in iommu_map iova=$arg2:x64"),
+    ],
+)
+def test_functions_of_a_module_that_is_built_in_are_the_kernels(
+    tracer: ModuleType, definition: str, given: str
+) -> None:
+    assert tracer.of_kernel(definition, {"vfio", "vfio_pci"}) == given

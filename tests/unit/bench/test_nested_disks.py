@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import tarfile
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -13,7 +15,7 @@ import pytest
 
 from orchestrator.bench.domain import Disk
 from orchestrator.bench.hypervisor import Connection
-from orchestrator.bench.images import HostImage
+from orchestrator.bench.images import FIRST, HostImage
 from orchestrator.bench.keys import RunKeys
 from orchestrator.bench.nested import running_machine
 from orchestrator.bench.state import BenchState
@@ -72,8 +74,8 @@ class Bench:
         ):  # fmt: skip
             yield ET.fromstring(self.libvirt.xml)
 
-    def initramfs(self) -> list[Path]:
-        return list(self.state.folder.glob("*.initramfs"))
+    def keys(self) -> list[Path]:
+        return list(self.state.folder.glob("*.keys"))
 
 
 @pytest.fixture
@@ -98,6 +100,7 @@ def test_host_has_its_own_disks_and_those_it_is_given(bench: Bench, more: Sequen
         assert disks_of(domain) == {
             "root": str(bench.image.root), "modules": str(bench.image.modules),
             **{disk.serial: str(disk.path) for disk in more},
+            "keys": str(bench.keys()[0]),
         }  # fmt: skip
 
 
@@ -109,7 +112,7 @@ def test_devices_and_disks_are_each_behind_a_port_of_their_own(bench: Bench, cou
             a.attrib["bus"] for kind in ("shmem", "disk")
             for a in domain.iterfind(f"devices/{kind}/address")
         ]  # fmt: skip
-    assert len(places) == len(set(places)) == len(ports) == count + 4
+    assert len(places) == len(set(places)) == len(ports) == count + 5
 
 
 def test_each_device_has_shared_memory_of_its_own_that_is_gone_afterwards(bench: Bench) -> None:
@@ -121,17 +124,38 @@ def test_each_device_has_shared_memory_of_its_own_that_is_gone_afterwards(bench:
     assert bench.state.shm == []
 
 
-def test_initramfs_with_the_keys_is_gone_afterwards_whatever_happened(bench: Bench) -> None:
+def test_keys_are_a_private_tar_that_is_gone_afterwards_whatever_happened(bench: Bench) -> None:
     def broken() -> None:
         with bench.running(scenario(), (PAYLOAD,)):
-            [archive] = bench.initramfs()
-            assert archive.read_bytes().startswith(b"initramfs070701")
+            [disk] = bench.keys()
+            assert disk.stat().st_mode & 0o777 == 0o600
+            assert disk.stat().st_size % 512 == 0
+            with tarfile.open(disk) as tar:
+                assert tar.getnames() == ["ssh_host_ed25519_key", "authorized_keys"]
+                assert {member.mode for member in tar} == {0o600}
             raise RuntimeError
 
     with pytest.raises(RuntimeError):
         broken()
-    assert bench.initramfs() == []
+    assert bench.keys() == []
     assert bench.state.shm == []
+
+
+def test_kernel_without_an_initramfs_has_the_same_command_line(bench: Bench) -> None:
+    def booted() -> tuple[str | None, list[str]]:
+        with bench.running(scenario(), (PAYLOAD,)) as domain:
+            [root] = [d for d in domain.iterfind("devices/disk") if d.findtext("serial") == "root"]
+            target = root.find("target")
+            assert target is not None
+            assert target.attrib["dev"] == "vda"
+            words = str(domain.findtext("os/cmdline")).split()
+            return domain.findtext("os/initrd"), [w for w in words if "token" not in w]
+
+    with_initramfs, words = booted()
+    assert with_initramfs == str(bench.image.initramfs)
+    assert {"root=/dev/vda", "ro", f"init={FIRST}"} <= {*words}
+    bench.image = replace(bench.image, initramfs=None)
+    assert booted() == (None, words)
 
 
 def test_domain_is_kept_as_libvirt_completed_it(bench: Bench) -> None:

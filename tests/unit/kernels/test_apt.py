@@ -10,7 +10,7 @@ import pytest
 from orchestrator.cache import Cache
 from orchestrator.errors import BenchError
 from orchestrator.kernels import apt, describe
-from orchestrator.kernels.package import _suites
+from orchestrator.kernels.package import suites_of
 from orchestrator.scenario import DebKernel
 
 UNREACHABLE = "http://127.0.0.1:9/debian"
@@ -52,11 +52,11 @@ def test_every_source_is_bound_to_debians_keyring() -> None:
 def test_backports_are_asked_for_with_the_release_below(
     suite: str, asked: tuple[str, ...]
 ) -> None:
-    assert _suites(DebKernel(deb="linux-image-amd64", suite=suite)) == asked
+    assert suites_of(suite) == asked
 
 
 def test_version_without_a_suite_is_looked_for_everywhere() -> None:
-    assert "trixie-backports" in _suites(DebKernel(deb="linux-image-amd64", version="1"))
+    assert "trixie-backports" in suites_of(None)
 
 
 @pytest.fixture

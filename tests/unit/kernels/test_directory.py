@@ -7,8 +7,8 @@ import pytest
 
 from orchestrator.cache import Cache
 from orchestrator.errors import ScenarioError
-from orchestrator.kernels import describe, materialised
-from orchestrator.kernels.directory import release_of
+from orchestrator.kernels import describe
+from orchestrator.kernels.directory import materialised, release_of
 from orchestrator.scenario import DirKernel
 from tests.unit.kernels.fakes import bzimage, folder_kernel
 

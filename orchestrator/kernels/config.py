@@ -1,0 +1,175 @@
+"""A kernel's configuration: what is asked for, and whether that is what came out.
+
+guests/kernel/required.config   what a host kernel needs, whoever configures it
+guests/kernel/host.config       barometer's own small configuration, on top of `allnoconfig`
+guests/kernel/wanted.config     taken where a kernel has it
+
+kconfig drops what it cannot satisfy without a word, so every option is looked up afterwards.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from orchestrator.errors import ScenarioError
+from orchestrator.hashing import digest_of
+from orchestrator.kernels.buildroot import KERNEL_FILES
+from orchestrator.scenario import is_config_line, nearest_name
+
+_LINE = re.compile(
+    r"""CONFIG_(?P<name>\w+)=(?P<value>y|m|n|-?\d+|0x[0-9a-fA-F]+|"(?:[^"\\]|\\.)*")\s*(?:\#.*)?"""
+)
+_OFF = re.compile(r"# CONFIG_(?P<name>\w+) is not set")
+_WHOLE = re.compile(r"(?m)^# (Linux/\S+ .* Kernel Configuration|Automatically generated file)")
+"""Of a .config that kconfig wrote, of all symbols."""
+_SIGNING = {
+    # keys of whoever made a .config are not here; and a key made anew is another in each build
+    "SYSTEM_TRUSTED_KEYS": '""',
+    "SYSTEM_REVOCATION_KEYS": '""',
+    "MODULE_SIG": "n",
+    # the release ends with what barometer gives it
+    "LOCALVERSION_AUTO": "n",
+}
+
+Symbols = Mapping[str, str]
+"""Name without CONFIG_ -> value: y, m, n, a number, or a text in its quotes."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """What is asked for."""
+
+    whole: str | None
+    """A .config that takes the place of barometer's; None: `allnoconfig` with barometer's."""
+    asked: Symbols
+    """Must come out: by the scenario, and barometer's own unless there is a whole one."""
+    origins: Mapping[str, str]
+    """Of each asked symbol: who asked."""
+    required: Symbols = field(default_factory=dict)
+    """Must come out, y or m; not what the scenario asks for otherwise."""
+    wanted: Symbols = field(default_factory=dict)
+    """May come out."""
+
+    @cached_property
+    def digest(self) -> str:
+        return digest_of({
+            "whole": self.whole, "asked": dict(self.asked), "required": dict(self.required),
+            "wanted": dict(self.wanted), "schema": 1,
+        })  # fmt: skip
+
+    @property
+    def target(self) -> str:
+        """kconfig's, that makes a .config of `text`."""
+        return "allnoconfig" if self.whole is None else "olddefconfig"
+
+    def text(self) -> str:
+        """What kconfig starts from: a later line wins."""
+        if self.whole is None:
+            return _lines({**self.required, **self.wanted, **_SIGNING, **self.asked})
+        there = parsed(self.whole)
+        lacking = {n: v for n, v in self.required.items() if there.get(n, "n") == "n"}
+        return self.whole + "\n" + _lines({**lacking, **_SIGNING, **self.asked})
+
+    def check(self, out: str, release: str) -> None:
+        """Raises ScenarioError that names every option that did not come out. `out`: .config as
+        kconfig made it; `release`: of which kernel."""
+        got = parsed(out)
+        lines = [
+            f"CONFIG_{name}: asked {value} ({self.origins[name]}), got {got.get(name, 'n')}"
+            for name, value in self.asked.items()
+            if got.get(name, "n") != value
+        ] + [
+            f"CONFIG_{name}: {value} needed for a host, got n"
+            for name, value in self.required.items()
+            if name not in self.asked and got.get(name, "n") == "n"
+        ]
+        if lines:
+            raise ScenarioError(
+                f"the configuration of {release} lacks what was asked:",
+                evidence="\n".join(lines),
+                hint="an option that depends on others needs them too: `make menuconfig` in the"
+                " tree, / and its name, says which; or this kernel has none of that name",
+                reason="config",
+            )
+
+
+def read_config(items: Sequence[str]) -> Config:
+    """Of the lines and files of a kernel's `config`. Raises ScenarioError that names the line."""
+    asked: dict[str, str] = {}
+    origins: dict[str, str] = {}
+    whole: str | None = None
+    for item in items:
+        if is_config_line(item):
+            new, origin = _strict([item], "config"), "config"
+        else:
+            path = Path(item)
+            text = _read(path)
+            if _WHOLE.search(text) and len(text.splitlines()) > 200:
+                if whole is not None:
+                    raise ScenarioError(
+                        f"{item}: a second whole .config; one can be the base of the others",
+                        reason="config",
+                    )
+                whole = text
+                continue
+            new, origin = _strict(text.splitlines(), item), path.name
+        asked |= new
+        origins |= dict.fromkeys(new, origin)
+    required = {n: v for n, v in _own("required").items() if n not in asked}
+    if whole is not None:
+        return Config(whole, asked, origins, required)
+    own = {n: v for n, v in _own("host").items() if n not in asked}
+    wanted = {n: v for n, v in _own("wanted").items() if n not in asked}
+    by_us = dict.fromkeys(own, "barometer's host.config")
+    return Config(None, {**own, **asked}, {**by_us, **origins}, required, wanted)
+
+
+def parsed(text: str) -> dict[str, str]:
+    """The symbols of a .config, or of lines of one. What is no such line is passed over."""
+    found = {}
+    for line in text.splitlines():
+        if match := _LINE.fullmatch(line.strip()):
+            found[match["name"]] = match["value"]
+        elif match := _OFF.fullmatch(line.strip()):
+            found[match["name"]] = "n"
+    return found
+
+
+def _own(name: str) -> dict[str, str]:
+    return parsed((KERNEL_FILES / f"{name}.config").read_text())
+
+
+def _strict(lines: Iterable[str], origin: str) -> dict[str, str]:
+    """As `parsed`, but every line must be one, or a comment."""
+    found: dict[str, str] = {}
+    for number, line in enumerate(lines, 1):
+        new = parsed(line)
+        if not new and line.strip() and not (line.startswith("#") and "CONFIG_" not in line):
+            word = re.match(r"[\w.]+", line.strip())
+            near = nearest_name(word[0], ["CONFIG_"], ["CONFIG_NAME=y"]) if word else ""
+            raise ScenarioError(
+                f"{origin}, line {number}: {line.strip()!r} is no line of a kernel's configuration"
+                + near,
+                hint='CONFIG_NAME=y, =m, =n, =NUMBER or ="TEXT", or "# CONFIG_NAME is not set"',
+                reason="config",
+            )
+        found |= new
+    return found
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text("utf-8", errors="replace")
+    except OSError as exc:
+        raise ScenarioError(
+            f"config: {path} cannot be read: {exc.strerror}",
+            hint='a file, or a line as "CONFIG_KSM=y"', reason="config",
+        ) from exc  # fmt: skip
+
+
+def _lines(symbols: Symbols) -> str:
+    return "".join(f"CONFIG_{name}={value}\n" for name, value in symbols.items())

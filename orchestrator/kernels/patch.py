@@ -1,0 +1,326 @@
+"""A patch: the changes of a diff, read strictly. Pure.
+
+What is around the diffs (a mail's text, `git show`'s header, signatures) is passed over; within
+one, nothing is: what git would guess at, or apply in part, is refused here.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from orchestrator.errors import ScenarioError
+from orchestrator.hashing import digest_of
+
+_GIT = re.compile(rb"diff --git (.+)")
+_HUNK = re.compile(rb"@@ -(\d{1,9})(?:,(\d{1,9}))? \+(\d{1,9})(?:,(\d{1,9}))? @@")
+_BEGINNING = re.compile(rb"(?m)^(?:diff -|--- .*\n\+\+\+ )")
+_SAME_NAMES = re.compile(rb"[^/]+/(.+) [^/]+/\1")
+_EXTENDED = re.compile(
+    rb"(old mode|new mode|deleted file mode|new file mode|copy from|copy to|rename from|rename to"
+    rb"|rename old|rename new|similarity index|dissimilarity index|index) (.+)"
+)
+_KEPT = ("old mode", "new mode", "deleted file mode", "new file mode")
+_NAMED = ("copy from", "copy to", "rename from", "rename to", "rename old", "rename new")
+_BINARY = re.compile(rb"GIT binary patch|Binary files .* differ|Files .* differ")
+_ESCAPE = re.compile(rb'\\([0-7]{3}|[abfnrtv"\\])')
+_ESCAPED = {b"a": b"\a", b"b": b"\b", b"f": b"\f", b"n": b"\n", b"r": b"\r", b"t": b"\t",
+            b"v": b"\v", b'"': b'"', b"\\": b"\\"}  # fmt: skip
+
+
+class DamagedError(ValueError):
+    """A diff that cannot be applied as it is meant; `hint` says what to do."""
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+@dataclass(frozen=True)
+class Hunk:
+    old_start: int
+    new_start: int
+    lines: tuple[bytes, ...]
+    r"""With their first character: space, -, + or \ (no newline at the end of the file)."""
+
+    @property
+    def before(self) -> list[bytes]:
+        """The lines that it expects in the file, without that character."""
+        return [line[1:] for line in self.lines if line[:1] in b" -"]
+
+
+@dataclass(frozen=True)
+class FileDiff:
+    old: str | None
+    """None: made by the patch."""
+    new: str | None
+    """None: removed by it."""
+    notes: tuple[str, ...]
+    """Modes, renames, copies: lines of git's extended header."""
+    hunks: tuple[Hunk, ...]
+
+
+@dataclass(frozen=True)
+class Patch:
+    origin: str
+    """As the scenario has it."""
+    number: int
+    """From 1, in the whole series."""
+    subject: str
+    text: bytes
+    """The diffs, as they came: no mail's encoding, no text before them."""
+
+    @cached_property
+    def diffs(self) -> tuple[FileDiff, ...]:
+        return parse(self.text)
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The paths that it touches, by old and new names, without a/ and b/."""
+        names = {name for diff in self.diffs for name in (diff.old, diff.new) if name is not None}
+        return tuple(sorted(names))
+
+
+def series_digest(patches: Sequence[Patch]) -> str:
+    """Identifies what the patches do, in their order: paths, modes, places and lines.
+
+    Commit messages, ids of blobs (`index`), names of functions behind @@ and dates behind paths
+    do not count. It is not `git patch-id`: that passes over white space and line numbers, by
+    which two kernels can differ.
+    """
+    return digest_of({"patches": [[_canonical(diff) for diff in p.diffs] for p in patches]})
+
+
+def _canonical(diff: FileDiff) -> list[object]:
+    hunks = [
+        [hunk.old_start, hunk.new_start, [line.decode("latin-1") for line in hunk.lines]]
+        for hunk in diff.hunks
+    ]
+    return [diff.old, diff.new, list(diff.notes), hunks]
+
+
+def diffs_begin(text: bytes) -> int | None:
+    """Where the first diff begins in a text; None: there is none."""
+    match = _BEGINNING.search(text)
+    return match.start() if match else None
+
+
+def parse(text: bytes) -> tuple[FileDiff, ...]:
+    """All diffs of a text, in their order. Raises DamagedError."""
+    return tuple(_Reader(text).diffs())
+
+
+class _Reader:
+    """Reads line by line: only the counts of a hunk's header tell its lines from headers."""
+
+    def __init__(self, text: bytes) -> None:
+        self._text = text.split(b"\n")
+        if self._text[-1] == b"":
+            self._text.pop()  # not a line: what is behind the last newline
+        self._at = 0
+        # a/ and b/, i/ and w/, linux.orig/ and linux/: what stands before the two names of a file
+        self._prefixes = {b"a", b"b"}
+        for one, two in itertools.pairwise(self._text):
+            if one.startswith(b"--- ") and two.startswith(b"+++ "):
+                self._note_prefixes(one[4:], two[4:])
+
+    def _note_prefixes(self, old: bytes, new: bytes) -> None:
+        firsts = {name.lstrip(b'"').split(b"/", 1)[0] for name in (old, new) if b"/" in name}
+        if len(firsts) == 2 and b"" not in firsts:  # that of /dev/null
+            self._prefixes |= firsts
+
+    def _here(self, ahead: int = 0) -> bytes:
+        at = self._at + ahead
+        return self._text[at] if at < len(self._text) else b""
+
+    def _damaged(self, what: str, hint: str = "") -> DamagedError:
+        return DamagedError(f"line {self._at + 1}: {what}", hint)
+
+    def diffs(self) -> Iterator[FileDiff]:
+        while self._at < len(self._text):
+            line = self._here()
+            if match := _GIT.fullmatch(line.rstrip(b"\r")):
+                self._at += 1
+                yield self._git_diff(match[1])
+            elif self._at_names():
+                yield self._plain_diff()
+            elif line.startswith((b"diff --cc ", b"diff --combined ")):
+                raise self._damaged("a merge's combined diff cannot be applied")
+            elif _BINARY.fullmatch(line.rstrip(b"\r")):
+                raise self._binary()
+            elif _HUNK.match(line):
+                raise self._damaged("a hunk without the name of a file before it", _WHOLE)
+            else:
+                self._at += 1
+
+    def _at_names(self) -> bool:
+        return self._here().startswith(b"--- ") and self._here(1).startswith(b"+++ ")
+
+    def _binary(self) -> DamagedError:
+        return self._damaged("a change of a binary file; only text can be patched here")
+
+    def _git_diff(self, names: bytes) -> FileDiff:
+        header: dict[str, str] = {}
+        if names.count(b" ") == 1:
+            self._note_prefixes(*names.split(b" "))
+        while match := _EXTENDED.fullmatch(self._here().rstrip(b"\r")):
+            header[match[1].decode()] = match[2].decode("utf-8", "replace")
+            if match[1].decode() in _NAMED:
+                header[match[1].decode()] = self._text_of(_unquoted(match[2]))
+            self._at += 1
+        if _BINARY.fullmatch(self._here().rstrip(b"\r")):
+            raise self._binary()
+        notes = tuple(f"{key} {header[key]}" for key in (*_KEPT, *_NAMED) if key in header)
+        source = header.get("rename from", header.get("copy from", header.get("rename old")))
+        target = header.get("rename to", header.get("copy to", header.get("rename new")))
+        if self._at_names():
+            old, new = self._names()
+            hunks = self._hunks()
+            if not hunks:
+                raise self._damaged("names of files without a hunk behind them", _WHOLE)
+        else:
+            if source is not None and target is not None:
+                self._check_prefixes(names, source, target)
+                old, new = source, target
+            else:
+                old = new = self._same(names)
+            hunks = ()
+            if not notes:
+                raise self._damaged("a header without a change behind it", _WHOLE)
+        if "new file mode" in header:
+            old = None
+        if "deleted file mode" in header:
+            new = None
+        return FileDiff(old, new, notes, hunks)
+
+    def _plain_diff(self) -> FileDiff:
+        old, new = self._names()
+        hunks = self._hunks()
+        if not hunks:
+            raise self._damaged("names of files without a hunk behind them", _WHOLE)
+        return FileDiff(old, new, (), hunks)
+
+    def _same(self, names: bytes) -> str:
+        """The name in `a/NAME b/NAME`, where nothing else says it."""
+        if names.startswith(b'"'):
+            quoted = re.fullmatch(rb'("(?:[^"\\]|\\.)*") ("(?:[^"\\]|\\.)*")', names)
+            if quoted is None:
+                raise self._damaged("names of files that cannot be told apart")
+            return self._stripped(_unquoted(quoted[1]), _unquoted(quoted[2]))[1]
+        match = _SAME_NAMES.fullmatch(names)
+        if match is None:
+            raise self._without_prefix(names.split(b" ")[0])
+        middle = len(names) // 2
+        return self._stripped(names[:middle], names[middle + 1 :])[1]
+
+    def _check_prefixes(self, names: bytes, source: str, target: str) -> None:
+        """`rename from` has no prefix; those of the first line must be there, as git counts."""
+        if names == f"{source} {target}".encode():
+            raise self._without_prefix(source.encode())
+
+    def _names(self) -> tuple[str | None, str | None]:
+        """Of the lines --- and +++, behind which it stands then."""
+        raw = []
+        for line in (self._here(), self._here(1)):
+            name = line[4:].rstrip(b"\r").split(b"\t")[0]
+            name = _unquoted(name)
+            raw.append(None if name == b"/dev/null" else name)
+        old, new = raw
+        if old is None and new is None:
+            raise self._damaged("/dev/null is no name of a file")
+        names = self._stripped(old, new)
+        self._at += 2
+        return (None if old is None else names[0]), (None if new is None else names[1])
+
+    def _stripped(self, old: bytes | None, new: bytes | None) -> tuple[str, str]:
+        """Without their first part, as `-p1`; one that is missing is as the other."""
+        both = [name for name in (old, new) if name is not None]
+        for name in both:
+            if b"/" not in name:
+                raise self._without_prefix(name)
+        firsts = {name.split(b"/", 1)[0] for name in both}
+        if len(firsts) == 1 and not firsts <= self._prefixes:
+            raise self._without_prefix(both[-1])
+        names = [self._text_of(name.split(b"/", 1)[1]) for name in both]
+        return names[0], names[-1]
+
+    def _without_prefix(self, name: bytes) -> DamagedError:
+        return self._damaged(
+            f'the path "{name.decode("utf-8", "replace")}" has no a/ or b/ before it (a -p0'
+            " patch)",
+            "make it with `git format-patch`, or `git diff --src-prefix=a/ --dst-prefix=b/`",
+        )
+
+    def _text_of(self, name: bytes) -> str:
+        try:
+            text = name.decode()
+        except UnicodeDecodeError:
+            raise self._damaged(f"the path {name!r} is not UTF-8") from None
+        parts = text.split("/")
+        bad = {"", ".", "..", ".git"}
+        if bad & {part.lower() for part in parts} or not text.isprintable():
+            raise self._damaged(f"{text!r} is no path inside a tree")
+        return text
+
+    def _hunks(self) -> tuple[Hunk, ...]:
+        hunks = []
+        while match := _HUNK.match(self._here()):
+            hunks.append(self._hunk(match))
+        return tuple(hunks)
+
+    def _hunk(self, match: re.Match[bytes]) -> Hunk:
+        header = self._at + 1
+        old, new = (1 if match[i] is None else int(match[i]) for i in (2, 4))
+        self._at += 1
+        lines = []
+        while old > 0 or new > 0:
+            if self._at >= len(self._text):
+                raise self._damaged(f"the hunk of line {header} ends early", _WHOLE)
+            line = self._here()
+            if line == b"":  # a blank line whose space a mail program ate
+                line = b" "
+            kind = line[:1]
+            if kind not in (b" ", b"-", b"+", b"\\"):
+                raise self._damaged(
+                    f"the hunk of line {header} has a line that begins with neither +, - nor a"
+                    " space",
+                    _WHOLE,
+                )
+            old -= kind in (b" ", b"-")
+            new -= kind in (b" ", b"+")
+            lines.append(line)
+            self._at += 1
+        if old < 0 or new < 0:
+            raise self._damaged(f"the hunk of line {header} has more lines than it says", _WHOLE)
+        if self._here().startswith(b"\\ "):
+            lines.append(self._here())
+            self._at += 1
+        return Hunk(int(match[1]), int(match[3]), tuple(lines))
+
+
+_WHOLE = "a mail program may have broken its lines: take the file that `git format-patch` makes"
+
+
+def _unquoted(name: bytes) -> bytes:
+    r"""git's C quotes: "a/f\303\274.c"."""
+    if len(name) < 2 or not (name.startswith(b'"') and name.endswith(b'"')):
+        return name
+    return _ESCAPE.sub(
+        lambda m: _ESCAPED[m[1]] if m[1] in _ESCAPED else bytes([int(m[1], 8) & 0xFF]), name[1:-1]
+    )
+
+
+def checked(patch: Patch, source: str) -> Patch:
+    """The patch, whose diffs can be read; `source`: where it is from. Raises ScenarioError."""
+    try:
+        diffs = patch.diffs
+    except DamagedError as exc:
+        raise ScenarioError(
+            f"{source}: {exc}", hint=exc.hint, reason="damaged-patch"
+        ) from exc  # fmt: skip
+    if not diffs:
+        raise ScenarioError(f"{source} holds no diff", reason="no-diff")
+    return patch

@@ -1,0 +1,275 @@
+"""A series of patches: read from wherever it is, checked before anything is built.
+
+read_series(series, repository, cache) -> (Patch, ...)   files, mboxes, folders, ranges, lore
+series_digest(patches)                 -> str            identifies what they do
+applied(git, tree, patches)            -> str            the tree with all of them applied
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+import urllib.parse
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from orchestrator.cache import Cache
+from orchestrator.command import run, tail
+from orchestrator.errors import BenchError, ScenarioError
+from orchestrator.hashing import digest_of
+from orchestrator.kernels.applying import applied
+from orchestrator.kernels.git import Git, commit_id, located
+from orchestrator.kernels.mails import Letter, in_order, letters, without_talk
+from orchestrator.kernels.patch import Patch, checked, series_digest
+from orchestrator.scenario import is_message_id, is_range, nearest_name
+
+__all__ = ["Patch", "applied", "read_series", "series_digest"]
+
+_PATCH_NAMES = (".patch", ".diff", ".mbox", ".mbx", ".eml")
+_LONGEST_NAME = 200
+_UNKNOWN_MAIL = ("is not known", "No messages found", "error: 404")
+
+
+def read_series(series: Sequence[str], repository: Path | None, cache: Cache) -> tuple[Patch, ...]:
+    """All patches of `series`, in the order in which they are applied.
+
+    `repository`: of which a range A..B is. Raises ScenarioError when an item is not there, holds
+    no patch, or one that cannot be read; BenchError when lore.kernel.org cannot be asked.
+    """
+    patches: list[Patch] = []
+    for item in series:
+        if not item.strip():
+            raise ScenarioError("an item of series is empty", reason="no-such-series")
+        for source, letter in _read(item, repository, cache):
+            name = letter.subject or Path(source).name
+            patches.append(checked(Patch(item, len(patches) + 1, name, letter.diff), source))
+    return tuple(patches)
+
+
+def _read(item: str, repository: Path | None, cache: Cache) -> Iterator[tuple[str, Letter]]:
+    """The patches of one item, each with where it is from, for errors."""
+    if is_message_id(item):
+        return _from_lore(item, cache)
+    try:
+        if is_range(item):
+            return _from_range(item, repository)
+        path = Path(item)
+        if path.is_dir():
+            return _from_folder(path)
+        if path.is_file() or not path.exists():
+            return _from_file(path)
+    except OSError as exc:  # a name that is too long
+        raise ScenarioError(f"{item}: {exc.strerror}", reason="no-such-series") from exc
+    raise ScenarioError(f"{path} is neither a file nor a folder", reason="no-such-series")
+
+
+def _from_file(path: Path) -> Iterator[tuple[str, Letter]]:
+    found = letters(_content(path), str(path))
+    _refuse_none([p for p in found if p.diff], str(path))
+    for letter in in_order(found, str(path)):
+        yield _named(path, letter), letter
+
+
+def _named(path: Path, letter: Letter) -> str:
+    return f"{path} ({letter.number}/{letter.total})" if letter.number else str(path)
+
+
+def _refuse_none(found: Sequence[object], source: str) -> None:
+    if not found:
+        raise ScenarioError(
+            f"{source} holds no diff",
+            hint="expected a diff, a mail with one or an mbox, as `git format-patch` makes it",
+            reason="no-diff",
+        )
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as exc:
+        raise _missing(path) from exc
+    except (OSError, ValueError) as exc:
+        raise ScenarioError(f"{path} cannot be read: {exc}", reason="no-such-series") from exc
+
+
+def _missing(path: Path) -> ScenarioError:
+    folder = path.parent
+    if not folder.is_dir():
+        return ScenarioError(
+            f"there is no {path}, nor its folder",
+            hint="paths are from the scenario's folder", reason="no-such-series",
+        )  # fmt: skip
+    names = sorted(p.name for p in folder.iterdir())
+    return ScenarioError(
+        f"there is no {path}{nearest_name(path.name, names)}",
+        hint="a series is a file, a folder, a range A..B of the tree's commits, or a message-id",
+        reason="no-such-series",
+    )
+
+
+def _from_folder(folder: Path) -> Iterator[tuple[str, Letter]]:
+    if (folder / "series").is_file():
+        for path in _listed(folder / "series"):
+            yield from _from_file(path)
+        return
+    paths = sorted((p for p in folder.iterdir() if p.name.endswith(_PATCH_NAMES)), key=_by_number)
+    if not paths:
+        raise ScenarioError(
+            f"{folder} holds no patches",
+            hint=f"expected a file `series`, or files that end with {', '.join(_PATCH_NAMES)}",
+            reason="no-such-series",
+        )
+    parts = [(path, letters(_content(path), str(path))) for path in paths]
+    for path, found in parts:
+        _refuse_none([p for p in found if p.diff or p.number == 0], str(path))
+    whole = [(path, letter) for path, found in parts for letter in without_talk(found)]
+    _refuse_none(whole, str(folder))
+    if _is_one_series([letter for _, letter in whole]):
+        whole.sort(key=lambda pair: pair[1].number or 0)
+    for path, letter in whole:
+        yield _named(path, letter), letter
+
+
+def _is_one_series(found: Sequence[Letter]) -> bool:
+    """Mails that were saved one by one, under names that say nothing."""
+    numbers = {letter.number for letter in found}
+    return None not in numbers and len(numbers) == len(found) and (
+        len({(letter.total, letter.version) for letter in found}) == 1
+    )  # fmt: skip
+
+
+def _by_number(path: Path) -> list[tuple[int, str]]:
+    """So that 2-x.patch is before 10-x.patch."""
+    parts = re.split(r"(\d+)", path.name)
+    return [(int(part), "") if i % 2 else (0, part) for i, part in enumerate(parts)]
+
+
+def _listed(listing: Path) -> Iterator[Path]:
+    """The patches that quilt's file names: `NAME [-p1]` a line, # before a comment."""
+    any_ = False
+    for number, line in enumerate(_content(listing).decode("utf-8", "replace").splitlines(), 1):
+        name, *options = re.sub(r"(^|\s)#.*", "", line).split() or [""]
+        if not name:
+            continue
+        if not {*options} <= {"-p1", "-pab"}:
+            raise ScenarioError(
+                f"{listing}: line {number}: {name} is to be applied with {' '.join(options)}",
+                hint="patches are applied with -p1, forward: `quilt refresh -p1` makes them so",
+                reason="damaged-patch",
+            )
+        any_ = True
+        yield listing.parent / name
+    if not any_:
+        raise ScenarioError(f"{listing} names no patch", reason="no-such-series")
+
+
+def _from_range(item: str, repository: Path | None) -> Iterator[tuple[str, Letter]]:
+    if repository is None:
+        raise ScenarioError(
+            f"{item} is a range of commits, and there is no git repository that it is of",
+            hint="a file instead: `git format-patch --stdout A..B > FILE`",
+            reason="no-such-repository",
+        )
+    git = located(repository)
+    first, _, last = item.partition("..")
+    if last.startswith("."):
+        raise ScenarioError(
+            f"{item}: three dots", hint=f"write {first}..{last.lstrip('.')}", reason="no-such-ref"
+        )
+    begin, end = (commit_id(git, name, repository) for name in (first, last))
+    if merges := _commits(git, "--merges", "--max-count=1", f"{begin}..{end}"):
+        sha, subject = merges[0]
+        raise ScenarioError(
+            f'{item}: {sha[:12]} ("{subject}") is a merge, which is no patch',
+            hint="name a range without merges, or build its end: ref instead of series",
+            reason="merge-in-range",
+        )
+    commits = _commits(git, "--reverse", f"{begin}..{end}")
+    if not commits:
+        more = git.line("rev-list", "--count", f"{end}..{begin}")
+        raise ScenarioError(
+            f"{item}: there is no commit in this range of {repository}",
+            hint=f"the other way round ({last}..{first}) there are {more}" if more != "0" else "",
+            reason="empty-range",
+        )
+    found = list(_diffs(git, item, commits))
+    _refuse_none(found, item)
+    yield from found
+
+
+def _commits(git: Git, *which: str) -> list[tuple[str, str]]:
+    """Ids and subjects."""
+    text = git.run("log", "--no-show-signature", "--no-color", "--format=%H %s", *which).stdout
+    return [(line.partition(" ")[0], line.partition(" ")[2]) for line in text.split("\n")[:-1]]
+
+
+def _diffs(
+    git: Git, item: str, commits: Sequence[tuple[str, str]]
+) -> Iterator[tuple[str, Letter]]:
+    """Of each commit that changes something. By plumbing: no setting of the user's changes it."""
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder) / "diffs"
+        git.run(
+            "diff-tree", "--stdin", "--root", "-r", "-p", "--full-index", "--no-color",
+            "--no-ext-diff", "--no-textconv", "--no-renames", "--unified=3", "--src-prefix=a/",
+            "--dst-prefix=b/", "--inter-hunk-context=0", f"--output={output}",
+            stdin="".join(f"{sha}\n" for sha, _ in commits), doing=f"reading {item}",
+        )  # fmt: skip
+        content = output.read_bytes()
+    shas = b"|".join(sha.encode() for sha, _ in commits)
+    # the id alone on a line begins a commit's diff; within one, lines begin with +, -, space, ...
+    parts = re.split(rb"(?m)^(" + shas + rb")\n", content)
+    diffs = dict(zip(parts[1::2], parts[2::2], strict=True))
+    for sha, subject in commits:
+        if diff := diffs.get(sha.encode()):
+            yield f"{item} ({sha[:12]})", Letter(subject, None, None, 1, False, diff)
+
+
+def _from_lore(item: str, cache: Cache) -> Iterator[tuple[str, Letter]]:
+    """Fetched once by b4, which takes the newest version in the mail's thread; kept by id."""
+    message_id = item.strip("<>")
+    name = urllib.parse.quote(message_id, safe="@+=")
+    if len(name) > _LONGEST_NAME:
+        name = digest_of({"message-id": message_id})
+    place = cache.folder("lore") / f"{name}.mbx"
+    with cache.lock(f"lore/{name}"):
+        if not place.exists():
+            mbox = _fetched(message_id)
+            _refuse_none(in_order(letters(mbox, item), item), item)
+            beside = place.with_suffix(".part")
+            beside.write_bytes(mbox)
+            beside.rename(place)
+    for letter in in_order(letters(place.read_bytes(), item), item):
+        yield f"{item} ({letter.number}/{letter.total})" if letter.number else item, letter
+
+
+def _fetched(message_id: str) -> bytes:
+    """The mbox that b4 makes of the series."""
+    by_hand = (
+        "without b4: save https://lore.kernel.org/all/"
+        f"{urllib.parse.quote(message_id, safe='@')}/t.mbox.gz and name that file in series"
+    )
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        try:
+            # a file, not -o -: what is printed here comes back as text, and a patch is bytes
+            done = run(["b4", "am", "-o", folder, "--no-cover", "--", message_id],
+                       doing=f"fetching {message_id}", cwd=folder, timeout=180,
+                       accept=range(256))  # fmt: skip
+        except BenchError as exc:
+            exc.hint = f"install b4 (apt-get install b4), or {by_hand}"
+            raise
+        found = sorted(folder.glob("*.mbx"))
+        if done.returncode == 0 and found:
+            return found[0].read_bytes()
+    said = tail(done.stderr + done.stdout)
+    if any(words in said for words in _UNKNOWN_MAIL):
+        raise ScenarioError(
+            f'lore.kernel.org has no mail "{message_id}"', evidence=said,
+            hint="a message-id is in a mail's header Message-ID, and in its address there",
+            reason="no-such-mail",
+        )  # fmt: skip
+    raise BenchError(
+        f"b4 could not fetch {message_id} from lore.kernel.org", evidence=said,
+        hint=f"is there a network? Else, {by_hand}", reason="lore-unreachable",
+    )  # fmt: skip

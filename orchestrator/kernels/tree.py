@@ -1,0 +1,259 @@
+"""A kernel that is built from source, with `make` and nothing around it.
+
+The image of one content is always the same bytes: the build root, the path, the time and the
+builder's name in it are fixed. So the base is built again after each series, and its image must
+come out as before: that proves that nothing of one arm is in the other.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from orchestrator.cache import Cache
+from orchestrator.command import tail
+from orchestrator.errors import BenchError, ScenarioError
+from orchestrator.evidence import write_json
+from orchestrator.hashing import digest_of, sha256_file
+from orchestrator.kernels.buildroot import WORK, BuildRoot, build_root
+from orchestrator.kernels.bundle import KernelBundle, release_in
+from orchestrator.kernels.config import Config, read_config
+from orchestrator.kernels.package import bundle_at, index_modules
+from orchestrator.kernels.series import Patch, read_series, series_digest
+from orchestrator.kernels.sources import Source, source_of
+from orchestrator.kernels.worktree import WorkTree, work_tree
+from orchestrator.progress import Progress
+from orchestrator.scenario import SourceKernel, TreeKernel
+
+_FIXED = (
+    "KBUILD_BUILD_USER=barometer",
+    "KBUILD_BUILD_HOST=barometer",
+    "KBUILD_BUILD_VERSION=1",
+    "KBUILD_BUILD_TIMESTAMP=Thu Jan  1 00:00:00 UTC 1970",
+)
+_IMAGE = "arch/x86/boot/bzImage"
+_STEP = re.compile(r"\s*(?:CC|LD|AS|AR|HOSTCC|OBJCOPY|KSYMS|NM|LZ4|BUILD|MODPOST) .*")
+_FAILED = re.compile(r"(?:fatal )?error: |undefined reference|^ERROR: |: \*\*\* ")
+_NOTE_SECONDS = 60.0
+_MOST_ERRORS = 12
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """All that decides what is built."""
+
+    source: Source
+    patches: tuple[Patch, ...]
+    config: Config
+    root: BuildRoot
+    tag: str
+
+    def key(self, patches: Sequence[Patch]) -> dict[str, Any]:
+        return {
+            "kind": "tree", "schema": 1, "source": self.source.identity,
+            "series": series_digest(patches) if patches else "", "config": self.config.digest,
+            "root": self.root.digest, "make": _FIXED,
+        }  # fmt: skip
+
+    def suffix(self, tag: str, patches: Sequence[Patch]) -> str:
+        """Of the release: the arm, and what it is made of; always as long."""
+        return f"-{tag}-{digest_of(self.key(patches))[:8]}"
+
+
+def checked(kernel: TreeKernel | SourceKernel, cache: Cache) -> None:
+    """Raises ScenarioError when there is no such source, the series does not apply to it, or
+    `config` is none. Builds nothing; what is built already is not looked at closer."""
+    wanted = _wanted(kernel, "base", cache)
+    known = cache.folder("checked") / digest_of(wanted.key(wanted.patches))
+    if not wanted.patches or known.exists():
+        return
+    with _tree(wanted, cache) as tree:
+        tree.patched(wanted.patches)
+    known.touch()
+
+
+def describe(kernel: TreeKernel | SourceKernel, cache: Cache) -> str:
+    """Raises as `checked`."""
+    source = source_of(kernel, cache)
+    return f"{kernel} ({source.name})"
+
+
+def materialised(
+    kernel: TreeKernel | SourceKernel, cache: Cache, tag: str, progress: Progress
+) -> KernelBundle:
+    """Built, unless it was before. `tag`: four letters for the arm.
+
+    Raises ScenarioError as `checked`, and when it does not build or lacks an option; BenchError
+    when the base does not come out as it was before.
+    """
+    wanted = _wanted(kernel, tag, cache)
+
+    def build(folder: Path) -> None:
+        with _tree(wanted, cache) as tree:
+            _Build(wanted, tree, cache, progress).into(folder)
+
+    place = cache.entry("kernels", {**wanted.key(wanted.patches), "tag": tag}, build)
+    made = json.loads((place / "build.json").read_text())
+    return bundle_at(place, {"from": str(kernel), **made})
+
+
+def _wanted(kernel: TreeKernel | SourceKernel, tag: str, cache: Cache) -> _Wanted:
+    config = read_config(kernel.config)
+    source = source_of(kernel, cache)
+    patches = read_series(kernel.series, source.users, cache)
+    return _Wanted(source, patches, config, build_root(cache), tag)
+
+
+def _tree(wanted: _Wanted, cache: Cache) -> Any:
+    return work_tree(
+        wanted.source, digest_of({"c": wanted.config.digest, "r": wanted.root.digest}), cache
+    )
+
+
+class _Build:
+    def __init__(self, wanted: _Wanted, tree: WorkTree, cache: Cache, progress: Progress) -> None:
+        self._wanted, self._tree, self._progress = wanted, tree, progress
+        self._logs = cache.folder("build-logs")
+        self._seconds: dict[str, float] = {}
+
+    def into(self, folder: Path) -> None:
+        """vmlinuz, modules/, config, build.log and build.json."""
+        wanted, tree = self._wanted, self._tree
+        base, patched = tree.base(wanted.patches), tree.patched(wanted.patches)
+        base_suffix = wanted.suffix("base", ())
+        if wanted.patches and base_suffix not in tree.built():
+            self._make(base, base_suffix, "base")
+        suffix = wanted.suffix(wanted.tag, wanted.patches)
+        sha256 = self._make(patched, suffix, "with the series" if wanted.patches else "kernel")
+        self._take(folder, suffix)
+        proof = None
+        if wanted.patches:
+            proof = self._prove(base, base_suffix)
+        write_json(folder / "build.json", {
+            "source": wanted.source.facts,
+            "series": [{"origin": p.origin, "subject": p.subject, "files": list(p.files),
+                        "sha256": series_digest([p])} for p in wanted.patches],
+            "config": {"sha256": sha256_file(folder / "config"),
+                       "asked": sorted(f"CONFIG_{n}={v}" for n, v in wanted.config.asked.items()
+                                       if wanted.config.origins[n] != "barometer's host.config")},
+            "compiler": wanted.root.compiler, "build_root": wanted.root.digest,
+            "image_sha256": sha256, "base_image_sha256": proof, "seconds": self._seconds,
+        })  # fmt: skip
+
+    def _make(self, tree: str, suffix: str, what: str) -> str:
+        """Build the git tree `tree`; sha256 of the image."""
+        started = time.monotonic()
+        self._tree.move(tree)
+        log = self._log(suffix)
+        with self._progress.stage(f"build: {what}"):
+            self._configure(log)
+            self._run(
+                ["make", "-C", f"{WORK}/source", "O=build", f"-j{len(os.sched_getaffinity(0))}",
+                 f"LOCALVERSION={suffix}", *_FIXED, "bzImage", "modules"],
+                log,
+            )  # fmt: skip
+        sha256 = sha256_file(self._tree.objects / _IMAGE)
+        self._tree.remember(suffix, sha256)
+        self._seconds[what] = round(time.monotonic() - started, 1)
+        return sha256
+
+    def _log(self, suffix: str) -> Path:
+        return self._logs / f"{self._tree.folder.name}{suffix}.log"
+
+    def _configure(self, log: Path) -> None:
+        """.config of what is asked, checked; the release decides nothing here."""
+        config, objects = self._wanted.config, self._tree.objects
+        objects.mkdir(exist_ok=True)
+        asked = objects / "barometer.config"
+        asked.write_text(config.text())
+        target = [f"KCONFIG_ALLCONFIG={WORK}/source/build/barometer.config", config.target]
+        if config.whole is not None:
+            shutil.copyfile(asked, objects / ".config")
+            target = [config.target]
+        self._run(["make", "-C", f"{WORK}/source", "O=build", *target], log)
+        config.check((objects / ".config").read_text(errors="replace"), self._wanted.source.name)
+
+    def _take(self, folder: Path, suffix: str) -> None:
+        objects = self._tree.objects
+        shutil.copyfile(objects / _IMAGE, folder / "vmlinuz")
+        shutil.copyfile(objects / ".config", folder / "config")
+        release = release_in(folder / "vmlinuz")
+        install = self._tree.work / "install"
+        shutil.rmtree(install, ignore_errors=True)
+        log = self._log(suffix)
+        shutil.copyfile(log, folder / "build.log")
+        self._run(
+            ["make", "-C", f"{WORK}/source", "O=build", f"INSTALL_MOD_PATH={WORK}/install",
+             "INSTALL_MOD_STRIP=1", "DEPMOD=true", f"LOCALVERSION={suffix}", *_FIXED,
+             "modules_install"],
+            log,
+        )  # fmt: skip
+        installed = install / "lib/modules" / release
+        for link in ("build", "source"):
+            (installed / link).unlink(missing_ok=True)
+        shutil.copytree(installed, folder / "modules", symlinks=True)
+        shutil.rmtree(install)
+        index_modules(folder, release)
+
+    def _prove(self, base: str, suffix: str) -> str:
+        """Build the base once more: its image must be what it was. Raises BenchError."""
+        before = self._tree.built()[suffix]
+        after = self._make(base, suffix, "base once more, as proof")
+        if after != before:
+            self._tree.forget()
+            raise BenchError(
+                "the base does not come out as it was before the series: its image had sha256"
+                f" {before[:16]}, now {after[:16]}",
+                hint="its objects were removed: run again, which builds all of it",
+                reason="base-not-reproduced",
+            )
+        return after
+
+    def _run(self, argv: list[str], log: Path) -> None:
+        code = self._wanted.root.run(
+            argv, work=self._tree.work, doing="building a kernel", log=log,
+            on_line=_shown(self._progress),
+        )  # fmt: skip
+        if code:
+            raise ScenarioError(
+                f"{self._wanted.source.name} does not build",
+                evidence=first_errors(log.read_text(errors="replace")),
+                hint=f"the whole log: {log}", reason="build-failed",
+            )  # fmt: skip
+
+
+def first_errors(log: str) -> str:
+    """What a compiler, a linker or make said first, with what led to it."""
+    lines = log.splitlines()
+    at = next((i for i, line in enumerate(lines) if _FAILED.search(line)), None)
+    if at is None:
+        return tail(log)
+    start = at
+    while start and at - start < 4 and re.match(r"\S+: In function|In file included|\s+from ",
+                                                lines[start - 1]):  # fmt: skip
+        start -= 1
+    found = lines[start : start + _MOST_ERRORS]
+    return "\n".join(line for line in found if not _STEP.fullmatch(line))
+
+
+def _shown(progress: Progress) -> Callable[[str], None]:
+    """What make does goes to the live line; for a log a line each minute."""
+    steps, noted = 0, time.monotonic()
+
+    def show(line: str) -> None:
+        nonlocal steps, noted
+        if _STEP.fullmatch(line):
+            steps += 1
+            progress.detail(f"{steps}: {line.strip()}")
+            if time.monotonic() - noted > _NOTE_SECONDS:
+                noted = time.monotonic()
+                progress.note(f"{steps} steps, now {line.rsplit(maxsplit=1)[-1]}")
+
+    return show

@@ -1,0 +1,133 @@
+"""One source tree and one object tree, in which kernels of one origin and configuration are built
+one after the other: what a series or another commit does not touch is not compiled again.
+
+    CACHE/trees/KEY/work/source         the source; a git index of ours knows its state
+    CACHE/trees/KEY/work/source/build   make's O=
+    CACHE/trees/KEY/git                 that index, and objects that are not the user's
+    CACHE/trees/KEY/built.json          sha256 of each image that was built here
+
+A git repository's tree has an index of all files, whose objects are the repository's own; of
+what comes as a tarball only the files that a series touches are known to git.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from orchestrator.cache import Cache
+from orchestrator.command import run
+from orchestrator.evidence import write_json
+from orchestrator.hashing import digest_of
+from orchestrator.kernels.applying import applied
+from orchestrator.kernels.git import Git, own_repository
+from orchestrator.kernels.series import Patch
+from orchestrator.kernels.sources import Source
+
+
+@dataclass(frozen=True)
+class WorkTree:
+    folder: Path
+    source: Source
+
+    @property
+    def work(self) -> Path:
+        """What is mounted in the build root."""
+        return self.folder / "work"
+
+    @property
+    def sources(self) -> Path:
+        return self.work / "source"
+
+    @property
+    def objects(self) -> Path:
+        # a direct child of the source: then every path in the objects is relative
+        return self.sources / "build"
+
+    @property
+    def git(self) -> Git:
+        return Git(self.folder / "git", work_tree=self.sources)
+
+    def base(self, patches: Sequence[Patch]) -> str:
+        """The git tree without any series. Of a tarball: of the files that any series touched;
+        none is in the folder."""
+        if self.source.repository is not None:
+            return self.source.identity
+        known = set(self.git.run("ls-files", "-z").stdout.split("\0"))
+        new = [
+            name
+            for name in dict.fromkeys(n for p in patches for n in p.files)
+            if name not in known and (self.sources / name).is_file()
+        ]
+        if new:
+            self.git.run("add", "--force", "--", *new, doing="reading what a series touches")
+            tree = self.git.line("write-tree")
+            beside = self._base.with_suffix(".new")
+            beside.write_text(tree)
+            beside.rename(self._base)
+        return self._base.read_text() if self._base.exists() else self.git.line("write-tree")
+
+    @property
+    def _base(self) -> Path:
+        """Of a tarball: the base, as far as git knows it."""
+        return self.folder / "base"
+
+    def restore(self) -> None:
+        """Whatever was done here before, and however it ended: the source without a series."""
+        (self.folder / "git/index.lock").unlink(missing_ok=True)  # of a run that was killed
+        if self.source.repository is not None or self._base.exists():
+            self.move(self.base(()))
+
+    def patched(self, patches: Sequence[Patch]) -> str:
+        """The git tree with the series; nothing of it is in the folder yet. Raises ScenarioError
+        when a patch does not apply."""
+        return applied(self.git, self.base(patches), patches)
+
+    def move(self, tree: str) -> None:
+        """Make the folder `tree`; only files that differ are written."""
+        self.git.run("read-tree", "--reset", "-u", tree, doing="preparing the source")
+
+    # what was built ------------------------------------------------------------------------------
+
+    def built(self) -> dict[str, str]:
+        """The suffix of a release, which names what it is made of -> sha256 of the image."""
+        try:
+            return dict(json.loads((self.folder / "built.json").read_text()))
+        except (OSError, ValueError):
+            return {}
+
+    def remember(self, suffix: str, sha256: str) -> None:
+        write_json(self.folder / "built.json", {**self.built(), suffix: sha256})
+
+    def forget(self) -> None:
+        """Remove all objects."""
+        shutil.rmtree(self.objects, ignore_errors=True)
+        (self.folder / "built.json").unlink(missing_ok=True)
+
+
+@contextmanager
+def work_tree(source: Source, configuration: str, cache: Cache) -> Iterator[WorkTree]:
+    """The tree for one origin and `configuration` (a digest), without a series; nobody else uses
+    it during the block."""
+    key = digest_of({"origin": source.origin, "configuration": configuration, "schema": 1})
+    folder = cache.folder("trees") / key
+    with cache.lock(f"trees/{key}"):
+        tree = WorkTree(folder, source)
+        if not (folder / "ready").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            _make(tree)
+            (folder / "ready").touch()
+        tree.restore()
+        yield tree
+
+
+def _make(tree: WorkTree) -> None:
+    tree.sources.mkdir(parents=True)
+    own_repository(tree.git.git_dir, tree.source.repository)
+    if tree.source.tarball is not None:
+        run(["tar", "-x", "--no-same-owner", "--strip-components=1", "-f", tree.source.tarball,
+             "-C", tree.sources], doing=f"unpacking {tree.source.name}", timeout=1800)  # fmt: skip

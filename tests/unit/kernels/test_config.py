@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator.errors import BarometerError, ScenarioError
+from orchestrator.kernels.buildroot import KERNEL_FILES
+from orchestrator.kernels.config import parsed, read_config
+
+OWN = ("required", "host", "wanted")
+WHOLE = (
+    "#\n# Automatically generated file; DO NOT EDIT.\n# Linux/x86 7.3.4 Kernel Configuration\n#\n"
+    + 'CONFIG_VFIO=m\n# CONFIG_KVM is not set\nCONFIG_SYSTEM_TRUSTED_KEYS="debian/certs.pem"\n'
+    + "".join(f"CONFIG_OTHER_{i}=y\n" for i in range(300))
+)
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_every_line_of_our_own_is_an_option_once_and_has_a_section(name: str) -> None:
+    lines = (KERNEL_FILES / f"{name}.config").read_text().splitlines()
+    options = [line for line in lines if line.startswith("CONFIG_")]
+    found = parsed("\n".join(lines))
+    assert len(options) == len(found) > 5
+    for line in lines:
+        assert not line or line.startswith(("#", "CONFIG_")), line
+
+
+def test_no_option_of_ours_is_in_two_files() -> None:
+    names = [n for name in OWN for n in parsed((KERNEL_FILES / f"{name}.config").read_text())]
+    assert sorted(names) == sorted({*names})
+
+
+@pytest.mark.parametrize(
+    ("line", "value"),
+    [
+        ("CONFIG_KSM=y", "y"), ("CONFIG_KSM=n", "n"), ("# CONFIG_KSM is not set", "n"),
+        ("CONFIG_KSM=0x40", "0x40"), ('CONFIG_KSM="a b"', '"a b"'), ("CONFIG_KSM=-1", "-1"),
+        ("CONFIG_KSM=y   # because", "y"), (' CONFIG_KSM="# no comment" ', '"# no comment"'),
+    ],
+)  # fmt: skip
+def test_lines_of_a_configuration_are_read(line: str, value: str) -> None:
+    assert parsed(line) == {"KSM": value}
+
+
+@given(st.text(max_size=80))
+def test_any_line_is_read_or_refused_with_its_number(line: str) -> None:
+    try:
+        found = read_config([f"CONFIG_{line}"])
+    except BarometerError as exc:
+        assert "config, line 1" in str(exc)
+    else:
+        [name] = [n for n, origin in found.origins.items() if origin == "config"]
+        assert f"CONFIG_{name}" in f"CONFIG_{line}"
+
+
+def test_default_is_our_own_on_top_of_nothing() -> None:
+    config = read_config([])
+    assert config.target == "allnoconfig"
+    text = parsed(config.text())
+    assert text["VFIO_IOMMU_TYPE1"] == "y"
+    assert text["MODULE_SIG"] == "n"
+    assert text["IOMMUFD"] == "y"
+
+
+def test_what_the_scenario_asks_for_wins_over_ours(tmp_path: Path) -> None:
+    (tmp_path / "more").write_text("# a comment\n\nCONFIG_KSM=y\nCONFIG_IOMMUFD=n\n")
+    config = read_config([str(tmp_path / "more"), "CONFIG_HZ_250=n", "CONFIG_HZ_1000=y"])
+    text = parsed(config.text())
+    assert (text["KSM"], text["IOMMUFD"], text["HZ_250"], text["HZ_1000"]) == ("y", "n", "n", "y")
+    assert config.origins["KSM"] == "more"
+    assert config.origins["HZ_1000"] == "config"
+    assert config.digest != read_config([]).digest
+
+
+def test_whole_configuration_takes_the_place_of_ours_but_for_what_is_needed(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "theirs").write_text(WHOLE)
+    config = read_config([str(tmp_path / "theirs"), "CONFIG_KSM=y"])
+    assert config.target == "olddefconfig"
+    text = parsed(config.text())
+    assert text["VFIO"] == "m"  # a module stays one
+    assert text["KVM"] == "y"  # needed, and was off
+    assert text["SYSTEM_TRUSTED_KEYS"] == '""'  # of somebody else's certificates
+    assert text["KSM"] == "y"
+    assert "HZ_250" not in text
+    with pytest.raises(ScenarioError, match="a second whole"):
+        read_config([str(tmp_path / "theirs"), str(tmp_path / "theirs")])
+
+
+def test_every_option_that_did_not_come_out_is_named(tmp_path: Path) -> None:
+    config = read_config(["CONFIG_KSM=y", "CONFIG_NR_CPUS=8"])
+    good = config.text() + "CONFIG_TRANSPARENT_HUGEPAGE=y\n"
+    config.check(good, "7.3")
+    bad = re.sub(r"CONFIG_(KSM|KVM|HZ_250|IOMMUFD)=y\n", "", good)
+    with pytest.raises(ScenarioError) as refused:
+        config.check(bad.replace("NR_CPUS=8", "NR_CPUS=64"), "v7.3 (0123456789ab)")
+    error = refused.value
+    assert error.reason == "config"
+    assert "v7.3 (0123456789ab)" in error.message
+    assert error.evidence.splitlines() == [
+        "CONFIG_HZ_250: asked y (barometer's host.config), got n",
+        "CONFIG_KSM: asked y (config), got n",
+        "CONFIG_NR_CPUS: asked 8 (config), got 64",
+        "CONFIG_KVM: y needed for a host, got n",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("CONFIG_KSM\n", "line 1: 'CONFIG_KSM'"),
+        ("\n\nKSM=y\n", "line 3: 'KSM=y'"),
+        ("CONFIG_KSM=maybe\n", "CONFIG_KSM=maybe"),
+        ("# CONFIG_KSM is set\n", "is set"),
+    ],
+)
+def test_wrong_line_of_a_file_is_named(tmp_path: Path, content: str, said: str) -> None:
+    (tmp_path / "my.config").write_text(content)
+    with pytest.raises(ScenarioError) as refused:
+        read_config([str(tmp_path / "my.config")])
+    assert "my.config, line" in refused.value.message
+    assert said in refused.value.message
+
+
+def test_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ScenarioError, match=r"nowhere\.config cannot be read: No such file"):
+        read_config([str(tmp_path / "nowhere.config")])

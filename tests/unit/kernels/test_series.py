@@ -1,0 +1,592 @@
+from __future__ import annotations
+
+import base64
+import gzip
+import os
+import quopri
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from orchestrator.cache import Cache
+from orchestrator.errors import BarometerError, BenchError, ScenarioError
+from orchestrator.kernels.series import Patch, read_series, series_digest
+from tests.unit.kernels.repositories import commit, git, new_repository, state_of
+
+A, B = "int a;\n" * 5, "int a;\n" * 5 + "int b;\n"
+MESSAGE_ID = "20250218222209.1382449-1-someone@example.org"
+
+
+def diff(name: str = "a.c", new: str = "int b;") -> str:
+    return (
+        f"diff --git a/{name} b/{name}\nindex 1111111..2222222 100644\n"
+        f"--- a/{name}\n+++ b/{name}\n@@ -1,2 +1,3 @@ int f(void)\n int a;\n+{new}\n int a;\n"
+    )
+
+
+def mail(subject: str, body: str, *headers: str) -> str:
+    lines = ["From: A <a@example.org>", "Date: Mon, 6 May 2024 07:08:09 +0000",
+             f"Subject: {subject}", *headers]  # fmt: skip
+    return "\n".join(lines) + f"\n\nWhy.\n---\n{body}-- \n2.39.5\n"
+
+
+def mbox(*mails: str) -> str:
+    return "".join(f"From git@z Thu Jan  1 00:00:00 1970\n{one}\n" for one in mails)
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Cache:
+    return Cache(tmp_path / "cache")
+
+
+@pytest.fixture
+def read(tmp_path: Path, cache: Cache) -> Callable[..., tuple[Patch, ...]]:
+    """The series of one file with the given content."""
+
+    def reading(content: str | bytes, name: str = "x.patch") -> tuple[Patch, ...]:
+        path = tmp_path / name
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return read_series([str(path)], None, cache)
+
+    return reading
+
+
+@pytest.fixture
+def refused(tmp_path: Path, cache: Cache) -> Callable[..., ScenarioError]:
+    """Why an item, or a file with the given content, is refused."""
+
+    def refusing(
+        item: str = "", content: str | bytes | None = None, repository: Path | None = None
+    ) -> ScenarioError:
+        if content is not None:
+            path = tmp_path / "x.patch"
+            path.write_bytes(content if isinstance(content, bytes) else content.encode())
+            item = str(path)
+        with pytest.raises(ScenarioError) as caught:
+            read_series([item], repository, cache)
+        assert item in caught.value.message or repr(item) in caught.value.message
+        return caught.value
+
+    return refusing
+
+
+# --- files ---
+
+
+def test_diff_is_a_patch(read: Callable[..., tuple[Patch, ...]], tmp_path: Path) -> None:
+    (patch,) = read(diff("drivers/vfio/vfio.c"))
+    assert patch.origin == str(tmp_path / "x.patch")
+    assert (patch.number, patch.subject) == (1, "x.patch")
+    assert patch.files == ("drivers/vfio/vfio.c",)
+    assert patch.text.decode() == diff("drivers/vfio/vfio.c")
+
+
+def test_patches_are_numbered_through_the_whole_series(tmp_path: Path, cache: Cache) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).write_text(diff(f"{name}.c"))
+    patches = read_series([str(tmp_path / "two"), str(tmp_path / "one")], None, cache)
+    assert [(p.number, p.files) for p in patches] == [(1, ("two.c",)), (2, ("one.c",))]
+
+
+def test_output_of_git_show_has_a_subject(read: Callable[..., tuple[Patch, ...]]) -> None:
+    text = f"commit {'a' * 40}\nAuthor: A <a@b.c>\n\n    vfio: stride\n\n    Why.\n\n{diff()}"
+    assert [p.subject for p in read(text)] == ["vfio: stride"]
+
+
+def test_series_without_items_is_empty(cache: Cache) -> None:
+    assert read_series([], None, cache) == ()
+
+
+@pytest.mark.parametrize("item", ["", "  "])
+def test_empty_item_is_refused(item: str, cache: Cache) -> None:
+    with pytest.raises(ScenarioError, match="an item of series is empty"):
+        read_series([item], None, cache)
+
+
+def test_missing_file_is_refused_with_what_is_near(
+    refused: Callable[..., ScenarioError], tmp_path: Path
+) -> None:
+    (tmp_path / "0001-vfio-stride.patch").write_text(diff())
+    message = refused(str(tmp_path / "0001-vfio-strid.patch")).message
+    assert message.endswith('did you mean "0001-vfio-stride.patch"?')
+    assert "nor its folder" in refused(str(tmp_path / "none/x.patch")).message
+
+
+@pytest.mark.parametrize("item", ["a\0b", "x" * 5000, "/dev/null"])
+def test_what_is_no_file_is_refused(item: str, refused: Callable[..., ScenarioError]) -> None:
+    assert refused(item).reason == "no-such-series"
+
+
+@pytest.mark.parametrize(
+    ("content", "reason", "says"),
+    [
+        (b"", "no-diff", "holds no diff"),
+        (b"just text\n", "no-diff", "holds no diff"),
+        (b"\x7fELF\0\0", "binary-file", "is a binary file"),
+        (diff().encode("utf-16"), "binary-file", "UTF-16"),
+        (gzip.compress(b"x")[:9], "binary-file", "cannot be unpacked"),
+        (diff().replace("a/a.c", "a.c").replace("b/a.c", "a.c"), "damaged-patch", "-p0"),
+        (diff().replace("a/a.c", "k/a.c").replace("b/a.c", "k/a.c"), "damaged-patch", "-p0"),
+        ("--- /dev/null\n+++ k/new.c\n@@ -0,0 +1 @@\n+x\n", "damaged-patch", "-p0"),
+        ("diff --git k/x k/x\nold mode 100644\nnew mode 100755\n", "damaged-patch", "-p0"),
+        ("diff --git k/x k/y\nsimilarity index 100%\nrename from k/x\nrename to k/y\n",
+         "damaged-patch", "-p0"),
+        (diff("../etc/passwd"), "damaged-patch", "no path inside a tree"),
+        (diff("x/.git/config"), "damaged-patch", "no path inside a tree"),
+        (diff().replace(" int a;\n+", "int a;\n+"), "damaged-patch", "begins with neither"),
+        (diff()[:-8], "damaged-patch", "ends early"),
+        ("@@ -1 +1 @@\n-a\n+b\n", "no-diff", "holds no diff"),
+        ("--- a/x\n+++ b/x\ntext\n", "damaged-patch", "without a hunk"),
+        ("diff --git a/x b/x\nindex 1..2\n", "damaged-patch", "without a change"),
+        (diff() + "\n@@ -9 +9 @@\n-a\n+b\n", "damaged-patch", "without the name"),
+        ("diff --cc x\n--- a/x\n+++ b/x\n@@@ -1,1 -1,1 +1,1 @@@\n", "damaged-patch", "merge"),
+        ("diff --git a/x b/x\nindex 1..2 100644\nGIT binary patch\nliteral 1\n",
+         "damaged-patch", "binary file"),
+        ("diff --git a/x b/x\nindex 1..2 100644\nBinary files a/x and b/x differ\n",
+         "damaged-patch", "binary file"),
+    ],
+)  # fmt: skip
+def test_what_is_no_patch_is_refused(
+    content: str | bytes, reason: str, says: str, refused: Callable[..., ScenarioError]
+) -> None:
+    error = refused(content=content)
+    assert error.reason == reason
+    assert says in error.message
+
+
+def test_damage_is_shown_by_its_line(refused: Callable[..., ScenarioError]) -> None:
+    text = diff().replace("+int b;", "+int\nb;")
+    assert "x.patch: line 8: the hunk of line 5 has a line" in refused(content=text).message
+
+
+# --- what a patch touches ---
+
+
+def test_files_are_old_and_new_names(read: Callable[..., tuple[Patch, ...]]) -> None:
+    text = (
+        "diff --git a/old.c b/new.c\nsimilarity index 90%\nrename from old.c\nrename to new.c\n"
+        "diff --git a/made.c b/made.c\nnew file mode 100644\nindex 0000000..1111111\n"
+        "--- /dev/null\n+++ b/made.c\n@@ -0,0 +1 @@\n+x\n"
+        'diff --git "a/f\\303\\274 r.c" "b/f\\303\\274 r.c"\nnew file mode 100644\n'
+        "diff --git a/tool.sh b/tool.sh\nold mode 100644\nnew mode 100755\n"
+        "diff --git a/gone.c b/gone.c\ndeleted file mode 100644\n--- a/gone.c\n+++ /dev/null\n"
+        "@@ -1 +0,0 @@\n-x\n"
+        "--- linux.orig/Makefile\t2024-01-01\n+++ linux/Makefile\t2024-01-02\n"
+        "@@ -1 +1 @@\n-a\n+b\n"
+        "--- /dev/null\n+++ linux/other.c\n@@ -0,0 +1 @@\n+x\n"
+    )
+    (patch,) = read(text)
+    assert {*patch.files} == {
+        "Makefile", "für r.c", "gone.c", "made.c", "new.c", "old.c", "other.c", "tool.sh",
+    }  # fmt: skip
+    made = next(one for one in patch.diffs if one.new == "made.c")
+    gone = next(one for one in patch.diffs if one.old == "gone.c")
+    assert (made.old, gone.new) == (None, None)
+
+
+def test_lines_of_a_hunk_are_no_headers(read: Callable[..., tuple[Patch, ...]]) -> None:
+    text = "--- a/x\n+++ b/x\n@@ -1,2 +1,2 @@\n--- a/not\n-y\n+++ b/not\n+@@ -1 +1 @@\n"
+    assert read(text)[0].files == ("x",)
+
+
+def test_blank_line_may_have_lost_its_space(read: Callable[..., tuple[Patch, ...]]) -> None:
+    eaten = "--- a/x\n+++ b/x\n@@ -1,2 +1,3 @@\n a\n\n+b\n"
+    whole = "--- a/x\n+++ b/x\n@@ -1,2 +1,3 @@\n a\n \n+b\n"
+    assert series_digest(read(eaten)) == series_digest(read(whole))
+
+
+def test_patch_need_not_be_utf8(read: Callable[..., tuple[Patch, ...]]) -> None:
+    text = diff(new="/* f\N{LATIN SMALL LETTER U WITH DIAERESIS}r */").encode("latin-1")
+    assert read(text)[0].text == text
+
+
+# --- mails ---
+
+
+def test_mails_are_ordered_by_their_numbers_without_cover_and_replies(
+    read: Callable[..., tuple[Patch, ...]],
+) -> None:
+    text = mbox(
+        mail("[PATCH v2 2/3] second", diff("two.c")),
+        mail("[PATCH v2 0/3] cover", " 3 files changed\n"),
+        mail("Re: [PATCH v2 1/3] first", "> quoted\n" + diff("suggested.c")),
+        mail("[PATCH v2 3/3] third", diff("three.c")),
+        mail("[PATCH v2 1/3] first", diff("one.c")),
+    )
+    for content in (text.encode(), gzip.compress(text.encode())):
+        patches = read(content, "t.mbox")
+        assert [(p.number, p.subject, p.files) for p in patches] == [
+            (1, "first", ("one.c",)), (2, "second", ("two.c",)), (3, "third", ("three.c",)),
+        ]  # fmt: skip
+
+
+def test_mails_without_numbers_are_in_the_order_of_the_file(
+    read: Callable[..., tuple[Patch, ...]],
+) -> None:
+    text = mbox(mail("[PATCH] b", diff("b.c")), mail("[PATCH] a", diff("a.c")))
+    assert [p.subject for p in read(text)] == ["b", "a"]
+
+
+def test_sentence_that_begins_with_from_is_no_new_mail(
+    read: Callable[..., tuple[Patch, ...]],
+) -> None:
+    text = mbox(mail("[PATCH] a", diff())).replace("Why.", "\nFrom now on it is faster.\n")
+    assert len(read(text)) == 1
+
+
+@pytest.mark.parametrize(
+    ("subjects", "reason", "says"),
+    [
+        (["[PATCH 1/3] a", "[PATCH 3/3] c"], "incomplete-series", "of 3 patches 2 is missing"),
+        (["[PATCH 1/2] a", "[PATCH 2/2] b", "[PATCH v2 1/2] a", "[PATCH v2 2/2] b"],
+         "mixed-series", "versions 1, 2"),
+        (["[PATCH 1/2] a", "[PATCH 2/2] b", "[PATCH 1/2] a"], "mixed-series", "1/2 is there tw"),
+        (["[PATCH 1/2] a", "[PATCH 2/2] b", "[PATCH 1/1] a"], "mixed-series", "of 1 and of 2"),
+        (["[PATCH] a", "[PATCH v2] a"], "mixed-series", "versions 1, 2"),
+    ],
+)  # fmt: skip
+def test_mails_of_more_or_less_than_a_series_are_refused(
+    subjects: list[str], reason: str, says: str, refused: Callable[..., ScenarioError]
+) -> None:
+    error = refused(content=mbox(*(mail(s, diff(f"{i}.c")) for i, s in enumerate(subjects))))
+    assert error.reason == reason
+    assert says in error.message
+
+
+def test_encoded_mails_are_decoded(read: Callable[..., tuple[Patch, ...]]) -> None:
+    body = f"Why.\n---\n{diff(new='int x = 1; /* für */')}"
+    plain = read(mail("[PATCH] für", diff(new="int x = 1; /* für */")))
+    head = "From: a\nSubject: =?utf-8?q?=5BPATCH=5D_f=C3=BCr?=\nMIME-Version: 1.0\n"
+    quoted = quopri.encodestring(body.encode()).decode()
+    packed = base64.encodebytes(body.encode()).decode()
+    for encoding, text in (("quoted-printable", quoted), ("base64", packed)):
+        (patch,) = read(f"{head}Content-Transfer-Encoding: {encoding}\n\n{text}")
+        assert patch.subject == "für"
+        assert patch.diffs == plain[0].diffs
+
+
+def test_attached_patch_is_found(read: Callable[..., tuple[Patch, ...]]) -> None:
+    text = (
+        'From: a\nSubject: [PATCH] a\nContent-Type: multipart/mixed; boundary="x"\n\n'
+        "--x\nContent-Type: text/plain\n\nSee the attachment.\n"
+        "--x\nContent-Type: text/x-patch\nContent-Transfer-Encoding: base64\n\n"
+        f"{base64.encodebytes(diff().encode()).decode()}--x--\n"
+    )
+    assert read(text)[0].files == ("a.c",)
+
+
+def test_lines_that_mail_ended_with_cr_lf_are_as_before(
+    read: Callable[..., tuple[Patch, ...]],
+) -> None:
+    text = mail("[PATCH] a", diff())
+    assert read(text.replace("\n", "\r\n"))[0].diffs == read(text)[0].diffs
+
+
+def test_cr_of_the_patched_file_is_kept(read: Callable[..., tuple[Patch, ...]]) -> None:
+    text = diff().replace("int a;\n", "int a;\r\n").replace("int b;\n", "int b;\r\n")
+    assert b" int a;\r\n" in read(text)[0].text
+
+
+def test_subject_in_an_unknown_encoding_is_kept_as_it_came(
+    read: Callable[..., tuple[Patch, ...]],
+) -> None:
+    assert read(mail("=?klingon?q?x?=", diff()))[0].subject == "=?klingon?q?x?="
+
+
+# --- folders ---
+
+
+def filled(folder: Path, **files: str) -> Path:
+    folder.mkdir()
+    for name, content in files.items():
+        path = folder / name.replace("__", "/").replace("_", ".")
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(content)
+    return folder
+
+
+def test_folder_is_in_the_order_of_its_names(tmp_path: Path, cache: Cache) -> None:
+    folder = filled(tmp_path / "p", README="x", **{
+        "10-ten_patch": diff("ten.c"), "2-two_diff": diff("two.c"),
+        "0000-cover-letter_patch": mail("[PATCH 0/2] cover", ""),
+    })  # fmt: skip
+    assert [p.files for p in read_series([str(folder)], None, cache)] == [("two.c",), ("ten.c",)]
+
+
+def test_folder_of_mails_is_in_the_order_of_their_numbers(tmp_path: Path, cache: Cache) -> None:
+    folder = filled(tmp_path / "p", a_eml=mail("[PATCH 2/2] x", diff("two.c")),
+                    b_eml=mail("[PATCH 1/2] y", diff("one.c")))  # fmt: skip
+    assert [p.subject for p in read_series([str(folder)], None, cache)] == ["y", "x"]
+
+
+def test_quilts_file_decides_the_order(tmp_path: Path, cache: Cache) -> None:
+    folder = filled(tmp_path / "p", series="# ours\nz.patch -p1\n\nsub/a.patch # why\n",
+                    z_patch=diff("z.c"), sub__a_patch=diff("a.c"), unused_patch="")  # fmt: skip
+    assert [p.files for p in read_series([str(folder)], None, cache)] == [("z.c",), ("a.c",)]
+
+
+@pytest.mark.parametrize(
+    ("files", "says"),
+    [
+        ({"README": "x"}, "holds no patches"),
+        ({"a_patch": "text"}, "a.patch holds no diff"),
+        ({"series": "# nothing\n"}, "series names no patch"),
+        ({"series": "abc.patch\n", "abd_patch": diff()}, 'did you mean "abd.patch"?'),
+        ({"series": "a.patch -p0\n", "a_patch": diff()}, "line 1: a.patch is to be applied"),
+        ({"series": "a.patch -R\n", "a_patch": diff()}, "with -R"),
+    ],
+)
+def test_folder_without_a_series_is_refused(
+    files: dict[str, str], says: str, tmp_path: Path, refused: Callable[..., ScenarioError]
+) -> None:
+    assert says in refused(str(filled(tmp_path / "p", **files))).message
+
+
+# --- ranges ---
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    folder = new_repository(tmp_path / "linux", {"a.c": A})
+    git(folder, "tag", "base")
+    commit(folder, "b is added", {"a.c": B})
+    commit(folder, "nothing is changed", {})
+    commit(folder, "c is added, diff --git is not", {"c.c": "int c;\n", "a.c": None})
+    return folder
+
+
+def test_range_is_the_commits_oldest_first(repository: Path, cache: Cache) -> None:
+    before = state_of(repository)
+    patches = read_series(["base..main"], repository, cache)
+    assert [(p.number, p.subject, p.files) for p in patches] == [
+        (1, "b is added", ("a.c",)),
+        (2, "c is added, diff --git is not", ("a.c", "c.c")),
+    ]
+    assert {p.origin for p in patches} == {"base..main"}
+    assert state_of(repository) == before
+    # what a developer may have set changes nothing
+    for setting in ("diff.noprefix=true", "diff.renames=copies", "diff.context=0",
+                    "diff.mnemonicPrefix=true", "color.ui=always", "log.showSignature=true",
+                    "diff.external=false", "diff.interHunkContext=9"):  # fmt: skip
+        git(repository, "config", *setting.split("="))
+    assert read_series(["base..main"], repository / ".git", cache) == patches
+
+
+def test_range_is_the_same_patches_as_format_patch(
+    repository: Path, tmp_path: Path, cache: Cache
+) -> None:
+    git(repository, "rebase", "--quiet", "--onto", "main~2", "main~1", "main")  # no empty commit
+    (tmp_path / "all.mbox").write_bytes(
+        git(repository, "format-patch", "--stdout", "--no-renames", "base..main")
+    )
+    mails = read_series([str(tmp_path / "all.mbox")], None, cache)
+    commits = read_series(["base..main"], repository, cache)
+    assert [p.subject for p in mails] == [p.subject for p in commits]
+    assert series_digest(mails) == series_digest(commits)
+
+
+def test_range_may_begin_with_the_first_commit(repository: Path, cache: Cache) -> None:
+    git(repository, "switch", "--quiet", "--orphan", "other")
+    commit(repository, "another beginning", {"x.c": "int x;\n"})
+    assert [p.files for p in read_series(["main..other"], repository, cache)] == [("x.c",)]
+
+
+@pytest.mark.parametrize(
+    ("item", "reason", "says"),
+    [
+        ("main..base", "empty-range", "the other way round (base..main) there are 3"),
+        ("main..main", "empty-range", ""),
+        ("base..mian", "no-such-ref", "near: main"),
+        ("-x..main", "no-such-ref", ""),
+        ("base...main", "no-such-ref", "write base..main"),
+        ("main~1..main~1^{tree}", "no-such-ref", ""),
+        ("main~2..main~1", "no-diff", ""),
+    ],
+)
+def test_range_of_nothing_is_refused(
+    item: str, reason: str, says: str, repository: Path, cache: Cache
+) -> None:
+    with pytest.raises(ScenarioError) as caught:
+        read_series([item], repository, cache)
+    assert caught.value.reason == reason
+    assert says in str(caught.value)
+
+
+def test_range_with_a_merge_is_refused(
+    repository: Path, refused: Callable[..., ScenarioError]
+) -> None:
+    git(repository, "switch", "--quiet", "-c", "side", "base")
+    commit(repository, "side", {"side.c": "int s;\n"})
+    git(repository, "merge", "--quiet", "-m", "Merge main", "main")
+    error = refused("base..side", repository=repository)
+    assert error.reason == "merge-in-range"
+    assert "Merge main" in error.message
+
+
+def test_range_with_a_binary_file_is_refused(
+    repository: Path, refused: Callable[..., ScenarioError]
+) -> None:
+    commit(repository, "logo", {"logo.png": b"\x89PNG\0\0"})
+    error = refused("main~1..main", repository=repository)
+    assert "a change of a binary file" in error.message
+
+
+def test_range_without_a_repository_is_refused(refused: Callable[..., ScenarioError]) -> None:
+    assert "no git repository" in refused("base..main").message
+
+
+# --- lore.kernel.org ---
+
+
+@pytest.fixture
+def b4(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
+    """Put a program b4 into PATH, which does what `script` says; the file that counts its runs.
+    It sees the output folder as $3."""
+
+    def installed(script: str) -> Path:
+        folder = tmp_path / "bin"
+        folder.mkdir(exist_ok=True)
+        program = folder / "b4"
+        program.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/runs\n{script}\n')
+        program.chmod(program.stat().st_mode | stat.S_IXUSR)
+        monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+        return tmp_path / "runs"
+
+    return installed
+
+
+def test_mail_is_fetched_once(b4: Callable[[str], Path], tmp_path: Path, cache: Cache) -> None:
+    text = mbox(mail("[PATCH 2/2] b", diff("b.c")), mail("[PATCH 1/2] a", diff("a.c")))
+    (tmp_path / "lore").write_bytes(text.encode() + b"\n\xff\n")
+    runs = b4(f'cp {tmp_path}/lore "$3/v1_a.mbx"; echo noise')
+    first = read_series([MESSAGE_ID], None, cache)
+    assert [(p.origin, p.subject) for p in first] == [(MESSAGE_ID, "a"), (MESSAGE_ID, "b")]
+    assert read_series([f"<{MESSAGE_ID}>"], None, cache)[0].diffs == first[0].diffs
+    (line,) = runs.read_text().splitlines()
+    assert line.startswith("am -o ")
+    assert line.endswith(f" --no-cover -- {MESSAGE_ID}")
+
+
+def test_unknown_mail_is_refused(
+    b4: Callable[[str], Path], refused: Callable[..., ScenarioError]
+) -> None:
+    b4("echo 'That message-id is not known.' >&2; exit 1")
+    assert refused(MESSAGE_ID).reason == "no-such-mail"
+
+
+def test_mail_without_a_patch_is_refused_and_not_kept(
+    b4: Callable[[str], Path], refused: Callable[..., ScenarioError], cache: Cache
+) -> None:
+    b4('echo "nothing" > "$3/x.mbx"')
+    assert refused(MESSAGE_ID).reason == "no-diff"
+    assert not list(cache.folder("lore").glob("*.mbx"))
+
+
+@pytest.mark.parametrize("script", ["echo 'Temporary failure in name resolution'; exit 1", ""])
+def test_lore_that_cannot_be_reached_is_the_benchs_error(
+    script: str, b4: Callable[[str], Path], cache: Cache
+) -> None:
+    b4(script)
+    with pytest.raises(BenchError, match=MESSAGE_ID) as caught:
+        read_series([MESSAGE_ID], None, cache)
+    assert caught.value.reason == "lore-unreachable"
+    assert f"https://lore.kernel.org/all/{MESSAGE_ID}/t.mbox.gz" in caught.value.hint
+
+
+def test_missing_b4_is_named_with_the_way_without_it(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "/nonexistent")
+    with pytest.raises(BenchError, match="the program b4 is not installed") as caught:
+        read_series([MESSAGE_ID], None, cache)
+    assert "t.mbox.gz" in caught.value.hint
+
+
+def test_long_message_id_is_kept_too(
+    b4: Callable[[str], Path], tmp_path: Path, cache: Cache
+) -> None:
+    (tmp_path / "lore").write_text(mail("[PATCH] a", diff()))
+    runs = b4(f'cp {tmp_path}/lore "$3/x.mbx"')
+    for _ in range(2):
+        assert len(read_series([f"{'x' * 300}@example.org"], None, cache)) == 1
+    assert len(runs.read_text().splitlines()) == 1
+
+
+# --- digest ---
+
+
+def test_digest_is_of_what_patches_do(read: Callable[..., tuple[Patch, ...]]) -> None:
+    same = {
+        series_digest(read(text))
+        for text in (
+            diff(),
+            mail("[PATCH] one", diff()),
+            mail("[PATCH] reworded", diff()),
+            diff().replace("1111111..2222222", "3333333..4444444"),
+            diff().replace("@@ int f(void)", "@@"),
+            diff().split("\n", 2)[2].replace("a/a.c", "a/a.c\t2024-01-01"),
+        )
+    }
+    assert len(same) == 1
+    other = {
+        series_digest(read(text))
+        for text in (
+            diff(new="int  b;"),
+            diff("b.c"),
+            diff().replace("-1,2 +1,3", "-2,2 +2,3"),
+            diff().replace("index", "old mode 100644\nnew mode 100755\nindex"),
+            diff().replace("+int b;\n", "-int b;\n").replace("-1,2 +1,3", "-1,3 +1,2"),
+            diff() + "\\ No newline at end of file\n",
+        )
+    }
+    assert len(other) == 6
+    assert not same & other
+
+
+def test_digest_depends_on_order(tmp_path: Path, cache: Cache) -> None:
+    items = [str(tmp_path / name) for name in "ab"]
+    for item in items:
+        Path(item).write_text(diff(f"{Path(item).name}.c"))
+    there, back = (read_series(order, None, cache) for order in (items, items[::-1]))
+    assert series_digest(there) != series_digest(back)
+
+
+# --- anything ---
+
+_PIECES = st.sampled_from([
+    b"diff --git a/x b/x\n", b"diff --git ", b"--- a/x\n", b"+++ b/x\n", b"--- /dev/null\n",
+    b"@@ -1 +1 @@\n", b"@@ -0,0 +1,2 @@\n", b"@@ -1,99999999999 +1 @@\n", b"-a\n", b"+b\n",
+    b" c\n", b"\n", b"\r\n", b"\\ No newline at end of file\n", b"rename from x\n",
+    b"rename to y\n", b"new file mode 100644\n", b"old mode 1\n", b"GIT binary patch\n",
+    b"From a Thu Jan  1 00:00:00 1970\n", b"Subject: [PATCH 1/2] x\n", b'"a/\\303',
+    b"Subject: =?utf-8?b?/w==?=\n", b"Content-Transfer-Encoding: base64\n",
+    b"Content-Type: multipart/mixed; boundary=x\n", b"--x\n", b"--x--\n", b"\x1f\x8b",
+    b"\xff\xfe", b"Content-Type: text/plain; charset=\xff\n", b"\0",
+])  # fmt: skip
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.one_of(_PIECES, st.binary(max_size=20)), max_size=25).map(b"".join))
+def test_any_content_is_read_or_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "any"
+    path.write_bytes(content)
+    try:
+        patches = read_series([str(path)], None, Cache(tmp_path / "cache"))
+    except BarometerError as error:
+        assert str(path) in error.message  # noqa: PT017  # either outcome is right
+    else:
+        assert all(patch.files for patch in patches)
+        assert len(series_digest(patches)) == 16
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.text().filter(lambda item: "@" not in item))
+def test_any_item_is_read_or_refused(tmp_path: Path, item: str) -> None:
+    folder = tmp_path / "empty"
+    folder.mkdir(exist_ok=True)
+    with pytest.raises(BarometerError):
+        read_series([str(folder / "x") + item], tmp_path, Cache(tmp_path / "cache"))

@@ -1,0 +1,203 @@
+"""What of building needs no compiler."""
+
+from __future__ import annotations
+
+import subprocess
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from orchestrator.cache import Cache
+from orchestrator.errors import ScenarioError
+from orchestrator.kernels.series import Patch, read_series
+from orchestrator.kernels.sources import Source, source_of
+from orchestrator.kernels.tree import first_errors
+from orchestrator.kernels.worktree import WorkTree, work_tree
+from orchestrator.scenario import TreeKernel
+
+FILES = {"Makefile": "VERSION = 7\n", "Kconfig": "", "drivers/vfio/a.c": "one\ntwo\nthree\n"}
+SERIES = """From: A <a@example.org>
+Subject: [PATCH] vfio: Two is too many
+
+---
+diff --git a/drivers/vfio/a.c b/drivers/vfio/a.c
+--- a/drivers/vfio/a.c
++++ b/drivers/vfio/a.c
+@@ -1,3 +1,3 @@
+ one
+-two
++2
+ three
+diff --git a/drivers/vfio/new.c b/drivers/vfio/new.c
+new file mode 100644
+--- /dev/null
++++ b/drivers/vfio/new.c
+@@ -0,0 +1 @@
++new
+"""
+
+
+def git(folder: Path, *args: str) -> str:
+    argv = ["git", "-c", "user.name=a", "-c", "user.email=a@example.org", *args]
+    done = subprocess.run(argv, cwd=folder, check=True, capture_output=True, text=True)
+    return done.stdout.strip()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    base = tmp_path / "linux"
+    for name, text in FILES.items():
+        (base / name).parent.mkdir(parents=True, exist_ok=True)
+        (base / name).write_text(text)
+    return base
+
+
+@pytest.fixture
+def repository(folder: Path) -> Path:
+    git(folder, "init", "-q")
+    git(folder, "add", ".")
+    git(folder, "commit", "-qm", "one")
+    git(folder, "tag", "v7.3")
+    return folder
+
+
+@pytest.fixture
+def tarball(folder: Path, tmp_path: Path) -> Path:
+    path = tmp_path / "linux-7.3.tar.xz"
+    with tarfile.open(path, "w:xz") as tar:
+        tar.add(folder, "linux-7.3")
+    return path
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Cache:
+    return Cache(tmp_path / "cache")
+
+
+def patches(tmp_path: Path, cache: Cache) -> tuple[Patch, ...]:
+    (tmp_path / "fix.patch").write_text(SERIES)
+    return read_series([str(tmp_path / "fix.patch")], None, cache)
+
+
+def test_git_repository_is_its_commit_and_is_not_touched(repository: Path, cache: Cache) -> None:
+    before = {p: p.stat().st_mtime_ns for p in repository.rglob("*")}
+    source = source_of(TreeKernel(tree=repository, ref="v7.3"), cache)
+    assert source.identity == git(repository, "rev-parse", "v7.3^{tree}")
+    assert source.name == f"v7.3 ({git(repository, 'rev-parse', 'HEAD')[:12]})"
+    with work_tree(source, "c", cache) as tree:
+        assert (tree.sources / "drivers/vfio/a.c").read_text() == "one\ntwo\nthree\n"
+        assert not (tree.sources / ".git").exists()  # or the release would get a "+"
+    assert {p: p.stat().st_mtime_ns for p in repository.rglob("*")} == before
+
+
+def test_folder_is_its_content(folder: Path, cache: Cache) -> None:
+    first = source_of(TreeKernel(tree=folder), cache)
+    assert (first.kind, first.identity) == ("folder", source_of(
+        TreeKernel(tree=folder), cache).identity)  # fmt: skip
+    (folder / "drivers/vfio/a.c").write_text("another\n")
+    second = source_of(TreeKernel(tree=folder), cache)
+    assert second.identity != first.identity
+    with work_tree(second, "c", cache) as tree:
+        assert (tree.sources / "drivers/vfio/a.c").read_text() == "another\n"
+        tree.move(first.identity)
+        assert (tree.sources / "drivers/vfio/a.c").read_text() == "one\ntwo\nthree\n"
+    assert not (folder / ".git").exists()
+
+
+@pytest.mark.parametrize("kind", ["repository", "folder", "tarball"])
+def test_series_goes_in_and_out_and_leaves_the_rest_alone(
+    kind: str, request: pytest.FixtureRequest, tmp_path: Path, cache: Cache
+) -> None:
+    source = source_of(TreeKernel(tree=request.getfixturevalue(kind)), cache)
+    series = patches(tmp_path, cache)
+    with work_tree(source, "c", cache) as tree:
+        (tree.objects).mkdir()
+        (tree.objects / "a.o").write_text("object")
+        untouched = (tree.sources / "Makefile").stat().st_mtime_ns
+        base, patched = tree.base(series), tree.patched(series)
+        tree.move(patched)
+        assert (tree.sources / "drivers/vfio/a.c").read_text() == "one\n2\nthree\n"
+        assert (tree.sources / "drivers/vfio/new.c").read_text() == "new\n"
+        tree.move(base)
+        assert_pristine(tree)
+        assert (tree.objects / "a.o").exists()
+        assert (tree.sources / "Makefile").stat().st_mtime_ns == untouched
+        tree.move(patched)
+    with work_tree(source, "c", cache) as again:  # the series was left in it
+        assert_pristine(again)
+
+
+def assert_pristine(tree: WorkTree) -> None:
+    for name, text in FILES.items():
+        assert (tree.sources / name).read_text() == text
+    assert not (tree.sources / "drivers/vfio/new.c").exists()
+
+
+def test_tree_that_was_left_half_done_is_put_right(
+    repository: Path, cache: Cache, tmp_path: Path
+) -> None:
+    source = source_of(TreeKernel(tree=repository), cache)
+    with work_tree(source, "c", cache) as tree:
+        folder = tree.folder
+    (folder / "work/source/drivers/vfio/a.c").write_text("half of it")
+    (folder / "git/index.lock").touch()
+    with work_tree(source, "c", cache) as tree:
+        assert_pristine(tree)
+    (folder / "ready").unlink()  # killed while it was made
+    with work_tree(source, "c", cache) as tree:
+        assert_pristine(tree)
+
+
+def test_commits_of_one_repository_share_a_tree_and_configurations_do_not(
+    repository: Path, cache: Cache
+) -> None:
+    first = source_of(TreeKernel(tree=repository), cache)
+    (repository / "drivers/vfio/a.c").write_text("later\n")
+    git(repository, "commit", "-qam", "two")
+    second = source_of(TreeKernel(tree=repository), cache)
+
+    def place(source: Source, configuration: str) -> Path:
+        with work_tree(source, configuration, cache) as tree:
+            assert git(repository, "show", f"{source.facts['commit']}:drivers/vfio/a.c") == (
+                (tree.sources / "drivers/vfio/a.c").read_text().strip()
+            )
+            return tree.folder
+
+    assert place(first, "c") == place(second, "c") == place(first, "c") != place(first, "d")
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda p: p / "none", "there is no"),
+        (lambda p: p, "has no Makefile and Kconfig"),
+        (lambda p: Path(__file__), "is no kernel's source"),
+    ],
+)
+def test_what_is_no_source_is_named(make, said: str, tmp_path: Path, cache: Cache) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(ScenarioError, match=said) as refused:
+        source_of(TreeKernel(tree=make(tmp_path)), cache)
+    assert refused.value.reason == "no-such-source"
+
+
+def test_folder_has_no_refs(folder: Path, cache: Cache) -> None:
+    with pytest.raises(ScenarioError, match=r"is no git repository, so it has no v7\.3"):
+        source_of(TreeKernel(tree=folder, ref="v7.3"), cache)
+
+
+def test_first_error_of_a_build_is_found_with_what_led_to_it() -> None:
+    log = (
+        "  CC      a.o\n../drivers/vfio/b.c: In function 'pin':\n"
+        "../drivers/vfio/b.c:7:2: error: 'x' undeclared\n    7 |  x = 1;\n"
+        "      |  ^\n  CC      c.o\n"
+        "make[4]: *** [../scripts/Makefile.build:289: drivers/vfio/b.o] Error 1\n"
+    )
+    said = first_errors(log).splitlines()
+    assert said[:2] == ["../drivers/vfio/b.c: In function 'pin':",
+                        "../drivers/vfio/b.c:7:2: error: 'x' undeclared"]  # fmt: skip
+    assert "  CC      c.o" not in said
+    assert first_errors("ld: a.o: undefined reference to `f'\nmake: *** [x] Error 1\n").startswith(
+        "ld: a.o: undefined"
+    )
+    assert first_errors("nothing that is known\n") == "nothing that is known"
