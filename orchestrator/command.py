@@ -84,7 +84,13 @@ def run_logged(
             )  # fmt: skip
         except (FileNotFoundError, PermissionError) as exc:
             raise _missing(words[0], doing) from exc
-        late = threading.Timer(timeout, _end_group, [process])
+        expired = threading.Event()
+
+        def end() -> None:
+            expired.set()
+            _end_group(process)
+
+        late = threading.Timer(timeout, end)
         late.start()
         try:
             with process:
@@ -95,9 +101,8 @@ def run_logged(
             _end_group(process)
             raise
         finally:
-            expired = not late.is_alive()
             late.cancel()
-    if expired:
+    if expired.is_set():
         raise BenchError(
             f"{doing}: {words[0]} took more than {timeout:.0f} s",
             evidence=shlex.join(words),

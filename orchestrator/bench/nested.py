@@ -78,7 +78,10 @@ def running_machine(
         kernel=kernel.vmlinuz, initramfs=image.initramfs,
         cmdline=_cmdline(scenario, accel, token),
         console=trial.host / "console.log",
-        disks=(Disk(image.root, "root"), Disk(image.modules, "modules"), *payload, Disk(secret, "keys")),
+        disks=(
+            Disk(image.root, "root"), Disk(image.modules, "modules"), *payload,
+            Disk(secret, "keys"),
+        ),
         viommu=scenario.host.viommu, viommu_aw_bits=scenario.host.viommu_aw_bits,
         device=scenario.device.kind, bar=scenario.device.bar,
         shm_names=tuple(f"{name}-{i}" for i in range(scenario.device.count)),

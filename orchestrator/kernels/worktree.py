@@ -1,10 +1,10 @@
 """One source tree and one object tree, in which kernels of one origin and configuration are built
 one after the other: what a series or another commit does not touch is not compiled again.
 
-    CACHE/trees/KEY/work/source         the source; a git index of ours knows its state
-    CACHE/trees/KEY/work/source/build   make's O=
-    CACHE/trees/KEY/git                 that index, and objects that are not the user's
-    CACHE/trees/KEY/built.json          sha256 of each image that was built here
+    CACHE/worktrees/KEY/work/source         the source; a git index of ours knows its state
+    CACHE/worktrees/KEY/work/source/build   make's O=
+    CACHE/worktrees/KEY/git                 that index, and objects that are not the user's
+    CACHE/worktrees/KEY/built.json          sha256 of each image that was built here
 
 A git repository's tree has an index of all files, whose objects are the repository's own; of
 what comes as a tarball only the files that a series touches are known to git.
@@ -12,12 +12,16 @@ what comes as a tarball only the files that a series touches are known to git.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from filelock import Timeout
 
 from orchestrator.cache import Cache
 from orchestrator.command import run
@@ -27,6 +31,8 @@ from orchestrator.kernels.applying import applied
 from orchestrator.kernels.git import Git, own_repository
 from orchestrator.kernels.series import Patch
 from orchestrator.kernels.sources import Source
+
+_KEPT_SECONDS = 30 * 24 * 3600
 
 
 @dataclass(frozen=True)
@@ -114,15 +120,25 @@ def work_tree(source: Source, configuration: str, cache: Cache) -> Iterator[Work
     """The tree for one origin and `configuration` (a digest), without a series; nobody else uses
     it during the block."""
     key = digest_of({"origin": source.origin, "configuration": configuration, "schema": 1})
-    folder = cache.folder("trees") / key
-    with cache.lock(f"trees/{key}"):
+    folder = cache.folder("worktrees") / key
+    with cache.lock(f"worktrees/{key}"):
         tree = WorkTree(folder, source)
         if not (folder / "ready").exists():
             shutil.rmtree(folder, ignore_errors=True)
+            _remove_unused(cache)
             _make(tree)
-            (folder / "ready").touch()
+        (folder / "ready").touch()
         tree.restore()
         yield tree
+
+
+def _remove_unused(cache: Cache) -> None:
+    """Remove the trees that nobody has used for long: each has gigabytes."""
+    for ready in cache.folder("worktrees").glob("*/ready"):
+        lock = cache.lock(f"worktrees/{ready.parent.name}")
+        with contextlib.suppress(Timeout, FileNotFoundError), lock.acquire(timeout=0):
+            if time.time() - ready.stat().st_mtime > _KEPT_SECONDS:
+                shutil.rmtree(ready.parent, ignore_errors=True)
 
 
 def _make(tree: WorkTree) -> None:

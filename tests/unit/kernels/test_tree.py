@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import tarfile
+import time
 from pathlib import Path
 
 import pytest
@@ -165,6 +167,18 @@ def test_commits_of_one_repository_share_a_tree_and_configurations_do_not(
             return tree.folder
 
     assert place(first, "c") == place(second, "c") == place(first, "c") != place(first, "d")
+
+
+def test_tree_that_nobody_used_for_a_month_makes_room(repository: Path, cache: Cache) -> None:
+    source = source_of(TreeKernel(tree=repository), cache)
+    folders = []
+    for configuration, days in (("c", 31), ("d", 29)):
+        with work_tree(source, configuration, cache) as tree:
+            folders.append(tree.folder)
+        before = time.time() - days * 24 * 3600
+        os.utime(tree.folder / "ready", (before, before))
+    with work_tree(source, "e", cache):
+        assert [folder.exists() for folder in folders] == [False, True]
 
 
 @pytest.mark.parametrize(
