@@ -37,14 +37,14 @@ from orchestrator.analysis.bisection import (
 )
 from orchestrator.analysis.comparison import resolution_of
 from orchestrator.commits import Commits, Search
-from orchestrator.errors import BenchError, EvidenceError, ScenarioError
+from orchestrator.errors import BenchError, EvidenceError, ScenarioError, key_named
 from orchestrator.evidence import RunDir, need_keys, read_json, write_json
 from orchestrator.judge import judged, sampled
 from orchestrator.kernels import checked
 from orchestrator.progress import Progress
 from orchestrator.report.bisect import bisect_report
 from orchestrator.report.quantities import quantity
-from orchestrator.run import Runner, key_named, no_space_explained, only_run_in, run_plan
+from orchestrator.run import Runner, no_space_explained, only_run_in, run_plan
 from orchestrator.scenario import (
     ArmName,
     DebKernel,
@@ -381,7 +381,8 @@ def run_bisection(question: Question, out: Path, here: Runner) -> Record:
     are checked as far as that can be; raises ScenarioError there, too."""
     commits = question.commits
     with no_space_explained(out), only_run_in(out, here.cache):
-        for option, commit in (("--good", commits.good[0]), ("--bad", commits.bad)):
-            with key_named(option):
-                checked(question.kernel(commit), here.cache)
+        with here.progress.stage("looking at the ends"):
+            for option, commit in (("--good", commits.good[0]), ("--bad", commits.bad)):
+                with key_named(option):
+                    checked(question.kernel(commit), here.cache)
         return bisected(question, out, Machines(here), here.progress)

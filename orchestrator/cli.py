@@ -30,7 +30,7 @@ from orchestrator.bisect import Question, kernels_of, run_bisection
 from orchestrator.cache import Cache
 from orchestrator.command import run as execute
 from orchestrator.commits import commits_of
-from orchestrator.errors import BarometerError, BenchError, EvidenceError, ScenarioError
+from orchestrator.errors import BarometerError, BenchError, EvidenceError, ScenarioError, key_named
 from orchestrator.evidence import RunDir
 from orchestrator.factors import (
     Cell,
@@ -49,7 +49,7 @@ from orchestrator.report.bisect import bisect_report
 from orchestrator.report.github import job_summary, workflow_commands
 from orchestrator.report.timeline import text_timeline
 from orchestrator.report.wording import said_of
-from orchestrator.run import key_named, no_space_explained, run_plan, runner
+from orchestrator.run import no_space_explained, run_plan, runner
 from orchestrator.scenario import ARMS, ArmName, Kernel, Scenario, format_size, load_scenario
 from orchestrator.short import (
     GUEST_KERNEL,
@@ -294,12 +294,14 @@ def ab(
         return
     folder, cache = _out(out, file.name), Cache()
     changed = "--series" if series else "--candidate"
-    for option, arm, kernel in zip(("--base", changed), ARMS, arms, strict=True):
-        with key_named(option):
-            checked(kernel, cache)
-            print(f"{arm}: {describe(kernel, cache)}", file=sys.stderr)
+    progress = Progress()
+    with progress.stage("looking at the kernels"):
+        for option, arm, kernel in zip(("--base", changed), ARMS, arms, strict=True):
+            with key_named(option):
+                checked(kernel, cache)
+                progress.note(f"{arm}: {describe(kernel, cache)}")
     _begun(folder, file.text)
-    print(f"scenario: {folder / 'scenario.toml'}", file=sys.stderr)
+    progress.note(f"scenario: {folder / 'scenario.toml'}")
     _ran(file, file.cells, folder, keep=keep)
     _judged(folder, as_json, step_summary)
 

@@ -33,7 +33,13 @@ from orchestrator.bench.runner import runner_facts
 from orchestrator.bench.state import BenchState, bench_state
 from orchestrator.bench.workload import guest_boots, maps, settle
 from orchestrator.cache import Cache, disk_full
-from orchestrator.errors import ArmFailedError, BarometerError, BenchError, ScenarioError
+from orchestrator.errors import (
+    ArmFailedError,
+    BarometerError,
+    BenchError,
+    ScenarioError,
+    key_named,
+)
 from orchestrator.evidence import RunDir, TrialDir, TrialWriter
 from orchestrator.hashing import digest_of
 from orchestrator.kernels import KernelBundle, checked, materialised
@@ -92,9 +98,12 @@ def prepare(scenario: Scenario, cache: Cache, progress: Progress) -> Prepared:
     with progress.stage("accelerator"):
         accel, reason = chosen_accel(scenario.host.accel)
     progress.note(f"accelerator: {accel} ({reason})")
-    for arm in ARMS:  # both, before either is built
+    for arm in ARMS:  # all of them, before any is built
         with key_named(f"arms.{arm}.kernel"):
             checked(scenario.arms[arm].kernel, cache)
+    if scenario.workload == "guest-boot" and scenario.guest is not None:
+        with key_named("guest.kernel"):
+            checked(scenario.guest.kernel, cache)
     kernels: dict[ArmName, KernelBundle] = {}
     for arm in ARMS:
         kernel_stage = progress.stage(f"kernel of the {arm}: {scenario.arms[arm].kernel}")
@@ -141,17 +150,6 @@ def _has_backend(kernel: KernelBundle, scenario: Scenario) -> None:
             hint=f'CONFIG_IOMMUFD and CONFIG_VFIO_DEVICE_CDEV; or {room}.backend = "type1"',
             reason="kernel-lacks-module",
         )
-
-
-@contextlib.contextmanager
-def key_named(key: str) -> Iterator[None]:
-    """Put the scenario's key in front of what is wrong with its value."""
-    try:
-        yield
-    except ScenarioError as exc:
-        raise ScenarioError(
-            f"{key}: {exc.message}", hint=exc.hint, evidence=exc.evidence, reason=exc.reason
-        ) from exc
 
 
 def plan_facts(scenario: Scenario, prepared: Prepared) -> dict[str, Any]:

@@ -232,7 +232,7 @@ def test_bisect_measures_as_a_scenario_file_does(
     ("arguments", "said"),
     [
         (["--good", "c1"], "Missing option '--bad'"),
-        (["--good", "c1", "--bad", "c99"], "--bad c99"),
+        (["--good", "c1", "--bad", "c99"], "near: c9"),
         (["--good", "c9", "--bad", "c2"], "is no ancestor"),
         (["--good", "c1", "--bad", "c2", "--tree", "found"], "--tree found"),
         (["--good", "c1", "--bad", "c2", "--metric", "bar_map"], 'did you mean "bar_map_seconds"'),
