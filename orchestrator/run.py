@@ -106,6 +106,9 @@ def prepare(scenario: Scenario, cache: Cache, progress: Progress) -> Prepared:
             checked(scenario.guest.kernel, cache)
     kernels: dict[ArmName, KernelBundle] = {}
     for arm in ARMS:
+        if scenario.arms[arm].kernel == scenario.arms.baseline.kernel and kernels:
+            kernels[arm] = kernels["baseline"]  # also the release: nothing differs
+            continue
         kernel_stage = progress.stage(f"kernel of the {arm}: {scenario.arms[arm].kernel}")
         with kernel_stage, key_named(f"arms.{arm}.kernel"):
             kernels[arm] = materialised(scenario.arms[arm].kernel, cache, progress, _TAGS[arm])

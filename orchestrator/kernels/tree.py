@@ -26,7 +26,8 @@ from orchestrator.kernels.buildroot import WORK, BuildRoot, build_root
 from orchestrator.kernels.bundle import KernelBundle, release_in
 from orchestrator.kernels.config import Config, read_config
 from orchestrator.kernels.package import bundle_at, index_modules
-from orchestrator.kernels.series import Patch, read_series, series_digest
+from orchestrator.kernels.patch import Patch, series_digest
+from orchestrator.kernels.series import read_series
 from orchestrator.kernels.sources import Source, source_of
 from orchestrator.kernels.worktree import WorkTree, work_tree
 from orchestrator.progress import Progress

@@ -29,7 +29,7 @@ from orchestrator.evidence import write_json
 from orchestrator.hashing import digest_of
 from orchestrator.kernels.applying import applied
 from orchestrator.kernels.git import Git, own_repository
-from orchestrator.kernels.series import Patch
+from orchestrator.kernels.patch import Patch
 from orchestrator.kernels.sources import Source
 
 _KEPT_SECONDS = 30 * 24 * 3600

@@ -23,7 +23,7 @@ def test_a_host_that_hangs_is_the_benchs_failure(one_trial: RunOne) -> None:
 
 def test_a_host_whose_initramfs_fails_says_why(one_trial: RunOne) -> None:
     outcome = one_trial("host.cmdline=module_blacklist=virtio_net")
-    assert (outcome.result.kind, outcome.result.reason) == ("invalid", "host-initramfs")
+    assert (outcome.result.kind, outcome.result.reason) == ("invalid", "host-start")
     assert "virtio_net" in outcome.result.message
 
 
