@@ -46,6 +46,7 @@ from orchestrator.report.bisect import bisect_report
 from orchestrator.report.quantities import quantity
 from orchestrator.run import Runner, no_space_explained, only_run_in, run_plan
 from orchestrator.scenario import (
+    ARMS,
     ArmName,
     DebKernel,
     Kernel,
@@ -326,13 +327,25 @@ class Machines:
     def __init__(self, here: Runner) -> None:
         self._here = here
 
+    def kernel(self, question: Question, commit: Commit) -> Kernel:
+        """What is built of a commit; where it has the package's own sources, that is the package.
+        Raises ScenarioError for what is known not to build."""
+        kernel = question.kernel(commit)
+        try:
+            checked(kernel, self._here.cache)
+        except ScenarioError as exc:
+            if exc.reason == "nothing-changed" and question.kernel.on is not None:
+                return question.kernel.on
+            raise
+        return kernel
+
     def ends(self, question: Question, folder: Path) -> tuple[Measured, Measured]:
         commits = question.commits
-        good, bad = (question.kernel(commit) for commit in (commits.good[0], commits.bad))
+        good, bad = (self.kernel(question, one) for one in (commits.good[0], commits.bad))
         text = commit_text(question.template, "bisect-ends", good, bad, question.trials)
         self._run(text, folder)
         run = RunDir.open(folder)
-        found = {arm: _found(run, arm, question.metric) for arm in ("baseline", "candidate")}
+        found = {arm: _found(run, arm, question.metric) for arm in ARMS}
         judged(run)  # for its report
         measured = [one for one in found.values() if isinstance(one, Measured)]
         for end, one in zip(("good", "bad"), found.values(), strict=True):
@@ -346,9 +359,10 @@ class Machines:
         return measured[0], measured[1]
 
     def step(self, question: Question, commit: Commit, folder: Path) -> Measured | Skipped:
-        good, one = question.kernel(question.commits.good[0]), question.kernel(commit)
-        text = commit_text(question.template, f"bisect-{commit.short}", good, one, question.trials)
         try:
+            good, one = (self.kernel(question, c) for c in (question.commits.good[0], commit))
+            name = f"bisect-{commit.short}"
+            text = commit_text(question.template, name, good, one, question.trials)
             self._run(text, folder, only="candidate")
         except ScenarioError as exc:
             if exc.reason in _NOT_THE_COMMITS:
@@ -379,10 +393,10 @@ def _found(run: RunDir, arm: ArmName, metric: Metric) -> Measured | Skipped:
 def run_bisection(question: Question, out: Path, here: Runner) -> Record:
     """`bisected` on this machine, by one process at a time. Before anything is built, both ends
     are checked as far as that can be; raises ScenarioError there, too."""
-    commits = question.commits
+    commits, machines = question.commits, Machines(here)
     with no_space_explained(out), only_run_in(out, here.cache):
         with here.progress.stage("looking at the ends"):
             for option, commit in (("--good", commits.good[0]), ("--bad", commits.bad)):
                 with key_named(option):
-                    checked(question.kernel(commit), here.cache)
-        return bisected(question, out, Machines(here), here.progress)
+                    machines.kernel(question, commit)
+        return bisected(question, out, machines, here.progress)

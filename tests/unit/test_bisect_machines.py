@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -22,7 +23,7 @@ from orchestrator.hashing import digest_of
 from orchestrator.judge import judged, sampled
 from orchestrator.progress import Progress
 from orchestrator.run import Runner
-from orchestrator.scenario import ARMS, ArmName, Scenario, TreeKernel
+from orchestrator.scenario import ARMS, ArmName, DebKernel, ModuleKernel, Scenario, TreeKernel
 from orchestrator.short import Setting, bisect_text
 from tests.unit.fabricated import sealed_map_trial
 from tests.unit.histories import straight
@@ -91,12 +92,15 @@ class Fixture:
         for arm in ARMS:
             kernel = scenario.arms[arm].kernel
             assert isinstance(kernel, TreeKernel)
-            subject = self._subjects[kernel.ref or ""]
+            subject = self.subject_of(kernel)
             plan["kernels"][arm] |= {"release": f"7.3-{subject}", "digest": f"d-{subject}"}
             if only in (None, arm):
                 self.makes(out / "trials", arm, subject)
         (out / "plan.json").write_text(json.dumps(plan))
         return True
+
+    def subject_of(self, kernel: TreeKernel) -> str:
+        return self._subjects[kernel.ref or ""]
 
     def step(self, subject: str = "c6") -> Measured | Skipped:
         names = {subject: sha for sha, subject in self._subjects.items()}
@@ -205,3 +209,37 @@ def test_bisection_is_run_by_one_process_at_a_time(fixture: Fixture) -> None:
     lock = fixture.here.cache.lock(f"runs/{digest_of({'out': str(fixture.out)})}")
     with lock, pytest.raises(ScenarioError, match="another process is at work"):
         run_bisection(fixture.question, fixture.out, fixture.here)
+
+
+def test_commit_with_the_sources_of_the_package_is_the_package(
+    fixture: Fixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on = DebKernel(deb="linux-image-cloud-amd64", suite="trixie")
+    commits = fixture.question.commits
+    question = replace(fixture.question, kernel=Kernels(commits.repository, on))
+
+    def pristine(kernel: ModuleKernel, cache: Cache) -> None:
+        if kernel.ref == commits.good[0].sha:
+            raise ScenarioError("the sources are those of the package", reason="nothing-changed")
+
+    monkeypatch.setattr(bisect, "checked", pristine)
+    machines = Machines(fixture.here)
+    assert machines.kernel(question, commits.good[0]) == on
+    assert machines.kernel(question, commits.bad) == ModuleKernel(
+        deb=on.deb, suite="trixie", module=commits.repository, ref=commits.bad.sha
+    )
+    with pytest.raises(ScenarioError):  # of a whole kernel that reason would be another's
+        machines.kernel(replace(question, kernel=Kernels(commits.repository)), commits.good[0])
+
+
+def test_commit_that_is_known_not_to_build_is_skipped(
+    fixture: Fixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(kernel: TreeKernel, cache: Cache) -> None:
+        if fixture.subject_of(kernel) == "c6":
+            raise ScenarioError("reaches the kernel itself", reason="beyond-modules")
+
+    monkeypatch.setattr(bisect, "checked", refused)
+    assert fixture.step("c6") == Skipped("beyond-modules", "reaches the kernel itself")
+    assert fixture.ran == []
+    assert isinstance(fixture.step("c7"), Measured)
