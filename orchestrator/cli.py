@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 from types import FrameType
@@ -50,7 +50,15 @@ from orchestrator.report.github import job_summary, workflow_commands
 from orchestrator.report.timeline import text_timeline
 from orchestrator.report.wording import said_of
 from orchestrator.run import no_space_explained, run_plan, runner
-from orchestrator.scenario import ARMS, ArmName, Kernel, Scenario, format_size, load_scenario
+from orchestrator.scenario import (
+    ARMS,
+    Arm,
+    ArmName,
+    Kernel,
+    Scenario,
+    format_size,
+    load_scenario,
+)
 from orchestrator.short import (
     GUEST_KERNEL,
     AccelName,
@@ -171,6 +179,8 @@ def _print_plan(scenario: Scenario, described: Callable[[Kernel], str]) -> None:
     )
     for arm in ARMS:
         print(f"  {arm:<10} {described(scenario.arms[arm].kernel)}")
+        for setting in _settings_said(scenario.arms[arm]):
+            print(f"  {'':<10} {setting}")
     if scenario.workload == "guest-boot" and scenario.guest is not None:
         print(f"  {'guest':<10} {described(scenario.guest.kernel)}{said_of(scenario.guest)}")
     else:
@@ -186,6 +196,14 @@ def _print_plan(scenario: Scenario, described: Callable[[Kernel], str]) -> None:
         print(f"  {trial.name}  {where}{', '.join(trial.passes)}")
 
 
+def _settings_said(arm: Arm) -> Iterator[str]:
+    """A line for each thing that an arm is set to."""
+    if arm.cmdline:
+        yield f"command line {' '.join(arm.cmdline.split())}"
+    for name, value in (*arm.parameters.items(), *arm.sysfs.items()):
+        yield f"{name} = {value}"
+
+
 def _plan_json(cell: Cell, described: Callable[[Kernel], str]) -> dict[str, Any]:
     scenario = cell.scenario
     kernels: dict[str, Kernel] = {arm: scenario.arms[arm].kernel for arm in ARMS}
@@ -195,6 +213,7 @@ def _plan_json(cell: Cell, described: Callable[[Kernel], str]) -> dict[str, Any]
         "name": cell.name or None, "settings": cell.settings, "scenario": scenario.name,
         "workload": scenario.workload, "device": scenario.device.model_dump(mode="json"),
         "kernels": {name: described(kernel) for name, kernel in kernels.items()},
+        "arm_settings": {arm: scenario.arms[arm].settings for arm in ARMS},
         "points": [point.name for point in scenario.points()],
         "trials": [
             {"name": trial.name, "pair": trial.pair, "arm": trial.arm, "passes": trial.passes}

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from orchestrator.analysis import boot
-from orchestrator.analysis.across import SavedRun, compare_runs
+from orchestrator.analysis.across import SavedRun, compare_runs, plan_across
 from orchestrator.analysis.comparison import (
     Comparison,
     boots_of,
@@ -20,10 +20,11 @@ from orchestrator.analysis.comparison import (
     unit_of,
     values_of,
 )
-from orchestrator.analysis.conditions import conditions
+from orchestrator.analysis.conditions import conditions, recorded_of_all
 from orchestrator.analysis.stopping import enough
 from orchestrator.analysis.timeline import Timeline
 from orchestrator.analysis.trial import Findings, TrialResult, read_result
+from orchestrator.analysis.variable import variable
 from orchestrator.errors import EvidenceError, ScenarioError
 from orchestrator.evidence import MANIFEST, RunDir, TrialDir, write_json
 from orchestrator.plan import make_plan
@@ -91,10 +92,11 @@ def judged_whole(run: RunDir, tester: str | None) -> tuple[Scenario, Comparison,
         for arm, roles in (("baseline", ("baseline", CONTROL)), ("candidate", ("candidate",)))
     }
     configs = (saved.configs["baseline"], saved.configs["candidate"])
-    comparison = compare(
-        scenario, kernels, saved.results, saved.planned, plan["accel"],
-        conditions(sides, configs, scenario.judgement.allow),
-    )  # fmt: skip
+    found = conditions(sides, configs, scenario.judgement.allow)
+    comparison = replace(
+        compare(scenario, kernels, saved.results, saved.planned, plan["accel"], found),
+        variable=variable(plan, found if recorded_of_all(sides) else None),
+    )
     report = text_report(scenario, comparison, plan, tester)
     one, document = suite(scenario, comparison, plan), to_json(comparison)
     texts = {"report.txt": report, **for_machines(scenario, comparison, plan, one)}
@@ -155,10 +157,7 @@ def judge_across(folders: Sequence[Path], arm: ArmName, allow: Sequence[str]) ->
     reports, documents, suites = [], [], []
     for other in others:
         scenario, comparison = compare_runs(first, other, arm, allow)
-        plan = first.plan | {"kernels": {
-            role: run.plan["kernels"][arm]
-            for role, run in zip(ARMS, (first, other), strict=True)
-        }}  # fmt: skip
+        plan = plan_across(first, other, arm)
         one = suite(scenario, comparison, plan)
         suites.append(replace(one, name=f"{other.name} against {first.name}, {arm}"))
         report = text_report(scenario, comparison, plan)

@@ -30,6 +30,7 @@ from orchestrator.bench.host import Host
 from orchestrator.bench.keys import RunKeys
 from orchestrator.bench.nested import proven_host, running_machine
 from orchestrator.bench.runner import runner_facts
+from orchestrator.bench.settings import prove_settings, write_settings
 from orchestrator.bench.state import BenchState, bench_state
 from orchestrator.bench.workload import guest_boots, maps, settle
 from orchestrator.cache import Cache, disk_full
@@ -43,6 +44,7 @@ from orchestrator.errors import (
 from orchestrator.evidence import RunDir, TrialDir, TrialWriter
 from orchestrator.hashing import digest_of
 from orchestrator.kernels import KernelBundle, checked, materialised
+from orchestrator.kernels.parameters import check_parameter
 from orchestrator.plan import PlannedTrial, make_plan
 from orchestrator.progress import Progress
 from orchestrator.scenario import ARMS, GIB, ArmName, Scenario
@@ -106,13 +108,16 @@ def prepare(scenario: Scenario, cache: Cache, progress: Progress) -> Prepared:
             checked(scenario.guest.kernel, cache)
     kernels: dict[ArmName, KernelBundle] = {}
     for arm in ARMS:
-        if scenario.arms[arm].kernel == scenario.arms.baseline.kernel and kernels:
-            kernels[arm] = kernels["baseline"]  # also the release: nothing differs
-            continue
-        kernel_stage = progress.stage(f"kernel of the {arm}: {scenario.arms[arm].kernel}")
-        with kernel_stage, key_named(f"arms.{arm}.kernel"):
-            kernels[arm] = materialised(scenario.arms[arm].kernel, cache, progress, _TAGS[arm])
-            _has_backend(kernels[arm], scenario)
+        if kernels and scenario.arms[arm].kernel == scenario.arms.baseline.kernel:
+            kernels[arm] = kernels["baseline"]  # down to the release
+        else:
+            kernel_stage = progress.stage(f"kernel of the {arm}: {scenario.arms[arm].kernel}")
+            with kernel_stage, key_named(f"arms.{arm}.kernel"):
+                kernels[arm] = materialised(scenario.arms[arm].kernel, cache, progress, _TAGS[arm])
+                _has_backend(kernels[arm], scenario)
+        for name in scenario.arms[arm].parameters:
+            with key_named(f'arms.{arm}.parameters."{name}"'):
+                check_parameter(kernels[arm], name)
     guest_kernel = None
     if scenario.workload == "guest-boot" and scenario.guest is not None:
         guest_stage = progress.stage(f"kernel of the guest: {scenario.guest.kernel}")
@@ -165,6 +170,7 @@ def plan_facts(scenario: Scenario, prepared: Prepared) -> dict[str, Any]:
                   "digest": k.digest, "provenance": k.provenance}
             for arm, k in prepared.kernels.items()
         },
+        "arm_settings": {arm: scenario.arms[arm].settings for arm in ARMS},
         "guest_kernel": _guest_kernel(scenario, prepared),
         "runner": {"system": platform.platform(), "machine": platform.machine(),
                    "cpus": os.cpu_count()},
@@ -420,9 +426,9 @@ def _climb(bench: Bench, planned: PlannedTrial, trial: TrialWriter) -> None:
         with progress.stage("host: boot"), trial.stage("host-boot"):
             machine = ladder.enter_context(
                 running_machine(
-                    scenario, kernel, prepared.hosts[planned.boots], prepared.disks(),
-                    accel=prepared.accel, keys=keys, state=bench.state, libvirt=bench.libvirt,
-                    trial=trial,
+                    scenario, planned.boots, kernel, prepared.hosts[planned.boots],
+                    prepared.disks(), accel=prepared.accel, keys=keys, state=bench.state,
+                    libvirt=bench.libvirt, trial=trial,
                 )
             )  # fmt: skip
             host = ladder.enter_context(
@@ -433,6 +439,7 @@ def _climb(bench: Bench, planned: PlannedTrial, trial: TrialWriter) -> None:
             )  # fmt: skip
         ladder.callback(_save_dmesg, host, trial)
         ladder.enter_context(_charged_to_the_arm(host))
+        _set(bench, planned.boots, host, trial)
         with progress.stage("host: device"), trial.stage("device"):
             devices = ladder.enter_context(bound_devices(host, scenario.device))
             asked = host.agent("facts", *(device.address for device in devices))
@@ -448,6 +455,21 @@ def _climb(bench: Bench, planned: PlannedTrial, trial: TrialWriter) -> None:
             settle(host, scenario, trial=trial, progress=progress)
             maps(host, devices[0], scenario, planned.passes, trial=trial, progress=progress)
         host.check()
+        if scenario.arms[planned.boots].is_set:
+            with trial.stage("settings-again"):  # nothing has set them otherwise meanwhile
+                _proven(bench, planned.boots, host)
+
+
+def _set(bench: Bench, arm: ArmName, host: Host, trial: TrialWriter) -> None:
+    """What the arms set, where they set anything."""
+    if any(bench.scenario.arms[name].is_set for name in ARMS):
+        with bench.progress.stage("host: settings"), trial.stage("settings"):
+            write_settings(host.shell, bench.scenario, arm)
+            trial.record(arm_settings=_proven(bench, arm, host))
+
+
+def _proven(bench: Bench, arm: ArmName, host: Host) -> dict[str, Any]:
+    return prove_settings(host.shell, bench.prepared.kernels[arm], bench.scenario, arm)
 
 
 @contextlib.contextmanager

@@ -35,6 +35,7 @@ from orchestrator.analysis.summary import summary
 from orchestrator.analysis.theory import pages
 from orchestrator.analysis.timeline import Timeline
 from orchestrator.analysis.trial import Findings, TrialResult
+from orchestrator.analysis.variable import Variable, variable_json
 from orchestrator.scenario import (
     ARMS,
     CONTROL,
@@ -108,6 +109,8 @@ class Comparison:
     """Under which the arms were measured, and what differed."""
     paired: bool = True
     """False of arms of different runs."""
+    variable: Variable | None = None
+    """What the arms differ in."""
 
     def of_arm(self, arm: Role) -> list[TrialResult]:
         return [r for r in self.results if r.arm == arm]
@@ -457,6 +460,7 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
             }
             for m in comparison.metrics
         },
+        "variable": comparison.variable and variable_json(comparison.variable),
         "conditions": comparison.conditions and conditions_json(comparison.conditions),
         "boots": cost_json(boots_of(comparison)),
         "problems": [

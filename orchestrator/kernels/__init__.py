@@ -9,8 +9,7 @@ describe(kernel, cache)             -> str            what would be used, withou
 from __future__ import annotations
 
 from orchestrator.cache import Cache
-from orchestrator.errors import ScenarioError
-from orchestrator.kernels import directory, package, tree
+from orchestrator.kernels import directory, module, package, tree
 from orchestrator.kernels.bundle import KernelBundle
 from orchestrator.progress import Progress
 from orchestrator.scenario import DirKernel, Kernel, ModuleKernel, SourceKernel, TreeKernel
@@ -26,7 +25,7 @@ def checked(kernel: Kernel, cache: Cache) -> None:
     if isinstance(kernel, TreeKernel | SourceKernel):
         tree.checked(kernel, cache)
     elif isinstance(kernel, ModuleKernel):
-        raise ScenarioError(f"{kernel}: cannot be built yet", reason="not-yet")
+        module.checked(kernel, cache)
     else:
         describe(kernel, cache)
 
@@ -43,7 +42,7 @@ def materialised(
     if isinstance(kernel, TreeKernel | SourceKernel):
         return tree.materialised(kernel, cache, tag, progress)
     if isinstance(kernel, ModuleKernel):
-        raise ScenarioError(f"{kernel}: cannot be built yet", reason="not-yet")
+        return module.materialised(kernel, cache, progress)
     if isinstance(kernel, DirKernel):
         return directory.materialised(kernel, cache)
     return package.materialised(kernel, cache)
@@ -53,8 +52,6 @@ def describe(kernel: Kernel, cache: Cache) -> str:
     """One line for a plan: which exact version would be used. Raises as `checked`."""
     if isinstance(kernel, TreeKernel | SourceKernel):
         return tree.describe(kernel, cache)
-    if isinstance(kernel, ModuleKernel):
-        return str(kernel)
     if isinstance(kernel, DirKernel):
         return f"{kernel} ({directory.release_of(kernel)})"
     version, _ = package.resolved(kernel, cache)

@@ -31,9 +31,9 @@ _OTHER_VERSION = "the series is for another version of the tree: rebase it, or n
 
 @dataclass(frozen=True)
 class _Entry:
+    """A file, or a submodule."""
+
     mode: str
-    kind: str
-    """blob, tree (a folder) or commit (a submodule)."""
     sha: str
     path: str
 
@@ -55,24 +55,34 @@ def applied(git: Git, tree: str, patches: Sequence[Patch]) -> str:
         for file, patch in zip(files, patches, strict=True):
             file.write_bytes(patch.text)
         partial = replace(git, work_tree=None, index=folder / "partial")
-        before = _entries(partial, tree, paths)
+        before, folders = _entries(partial, tree, paths)
         _fill(partial, before)
         step = partial.line("write-tree", "--missing-ok")
-        for number, patch in enumerate(patches):
+        for patch, file in zip(patches, files, strict=True):
             which = f'patch {patch.number} of {len(patches)} ("{patch.subject}", {patch.origin})'
-            done = partial.run("apply", "--cached", "--verbose", files[number],
-                               accept=(0, 1, 128), doing=f"applying {which}")  # fmt: skip
+            _check_folders(patch, folders, which)
+            done = partial.run("apply", "--cached", "--verbose", file, accept=(0, 1, 128),
+                               doing=f"applying {which}")  # fmt: skip
             if done.returncode:
-                hint = _already(partial, files[number]) or _all_there(
+                hint = _already(partial, file) or _all_there(
                     replace(partial, index=folder / "again"), before, files
                 )
                 raise _Failure(partial, tree, patch, which, done.stderr, hint).error()
             step = _changed(partial, step, patch, which, done.stderr)
-        after = _entries(partial, step, paths)
+        after, _ = _entries(partial, step, paths)
         whole = replace(partial, index=folder / "whole")
         whole.run("read-tree", tree, doing="reading a tree")
         _fill(whole, after, removed=[e for path, e in before.items() if path not in after])
         return whole.line("write-tree", doing="writing a tree")
+
+
+def _check_folders(patch: Patch, folders: Iterable[str], which: str) -> None:
+    """What the index does not tell git: it has no folders."""
+    if wrong := {diff.new for diff in patch.diffs}.intersection(folders):
+        raise ScenarioError(
+            f"{which} does not apply: {', '.join(map(str, wrong))} is a folder in the tree",
+            hint=_OTHER_VERSION, reason="series-does-not-apply",
+        )  # fmt: skip
 
 
 def _changed(git: Git, step: str, patch: Patch, which: str, said: str) -> str:
@@ -114,18 +124,19 @@ def _with_folders(paths: Iterable[str]) -> list[str]:
     return sorted(every - {"."})
 
 
-def _entries(git: Git, tree: str, paths: Sequence[str]) -> dict[str, _Entry]:
-    """What the tree has at the paths, but folders."""
-    found = {}
+def _entries(git: Git, tree: str, paths: Sequence[str]) -> tuple[dict[str, _Entry], list[str]]:
+    """What the tree has at the paths, and which of them are folders."""
+    found, folders = {}, []
     for at in range(0, len(paths), _PATHS_AT_ONCE):
         some = paths[at : at + _PATHS_AT_ONCE]
-        for line in git.run("ls-tree", "-z", tree, "--", *some).stdout.split("\0")[:-1]:
+        for line in git.run("ls-tree", "-t", "-z", tree, "--", *some).stdout.split("\0")[:-1]:
             head, _, path = line.partition("\t")  # MODE KIND ID<tab>PATH
             mode, kind, sha = head.split()
-            entry = _Entry(mode, kind, sha, path)
-            if entry.kind != "tree":
-                found[path] = entry
-    return found
+            if kind == "tree":
+                folders.append(path)
+            else:
+                found[path] = _Entry(mode, sha, path)
+    return found, folders
 
 
 def _fill(git: Git, entries: Mapping[str, _Entry], removed: Iterable[_Entry] = ()) -> None:

@@ -29,6 +29,9 @@ class KernelBundle:
     digest: str
     """Identifies the content."""
     provenance: dict[str, Any] = field(default_factory=dict)
+    swapped: dict[str, str] = field(default_factory=dict)
+    """Of a kernel with modules of its own: name of the module -> the srcversion that
+    /sys/module/NAME/srcversion must show on the host."""
 
     @cached_property
     def _built_in(self) -> set[str]:
@@ -50,6 +53,18 @@ class KernelBundle:
     def has_module(self, name: str) -> bool:
         """Whether `modprobe name` will work: a module, or built in."""
         return _name(name) in self._built_in or _name(name) in self._paths
+
+    def is_built_in(self, name: str) -> bool:
+        return _name(name) in self._built_in
+
+    def module_file(self, name: str) -> Path | None:
+        """None of what is built in, and of what it has not."""
+        path = self._paths.get(_name(name))
+        return self.modules / path if path is not None else None
+
+    def module_names(self) -> set[str]:
+        """Of all modules, built in or not, with `_` for `-`."""
+        return self._built_in | {*self._paths}
 
     def module_closure(self, names: list[str]) -> list[str]:
         """Paths (relative to `modules`) of the modules and all they need, in load order.

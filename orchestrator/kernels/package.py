@@ -64,8 +64,8 @@ def suites_of(suite: str | None) -> tuple[str, ...]:
     return (base, suite) if addition and base in KNOWN_SUITES else (suite,)
 
 
-def materialised(kernel: DebKernel, cache: Cache) -> KernelBundle:
-    """Download and unpack the kernel's packages; cached by their hashes."""
+def packages_of(kernel: DebKernel, cache: Cache) -> tuple[Archive, list[Package]]:
+    """The packages that are this kernel, and where they are. Raises as `resolved`."""
     version, archive = resolved(kernel, cache)
 
     def needed() -> list[dict[str, str]]:
@@ -76,9 +76,16 @@ def materialised(kernel: DebKernel, cache: Cache) -> KernelBundle:
         ]
 
     answer = archive.remembered(f"packages {kernel.deb}={version}", needed)
-    packages = [Package(**facts) for facts in answer]
+    return archive, [Package(**facts) for facts in answer]
+
+
+def materialised(kernel: DebKernel, cache: Cache) -> KernelBundle:
+    """Download and unpack the kernel's packages; cached by their hashes."""
+    version, _ = resolved(kernel, cache)
+    archive, packages = packages_of(kernel, cache)
     key = {"kind": "deb", "schema": 2, "packages": sorted(p.sha256 for p in packages)}
     place = cache.entry("kernels", key, lambda folder: _unpack(archive, packages, folder))
+    answer = [asdict(p) for p in packages]
     return bundle_at(place, {"from": str(kernel), "version": version, "packages": answer})
 
 

@@ -147,3 +147,22 @@ def test_every_kernel_is_checked_before_any_is_built(
     build(scenario())
     assert build.checked[-3:] == ["old", "new", "guest"]
     assert build.built == ["base", "cand", "gues"]
+
+
+def test_parameter_that_an_arms_kernel_lacks_is_said_with_its_key(
+    build: Builder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, str]] = []
+
+    def check(kernel: KernelBundle, name: str) -> None:
+        asked.append((kernel.release, name))
+        if name == "vfio.new":
+            raise ScenarioError("no such thing", hint="another", reason="no-such-parameter")
+
+    monkeypatch.setattr(run, "check_parameter", check)
+    parameters = 'parameters={"vfio.old" = 1, "vfio.new" = 1}'
+    with pytest.raises(ScenarioError) as caught:
+        build(scenario(f"arms.candidate.{parameters}"))
+    assert caught.value.message == 'arms.candidate.parameters."vfio.new": no such thing'
+    assert (caught.value.hint, build.payload_of) == ("another", [])
+    assert asked == [("7.0-new", "vfio.old"), ("7.0-new", "vfio.new")]

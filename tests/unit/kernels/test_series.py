@@ -181,7 +181,7 @@ def test_files_are_old_and_new_names(read: Callable[..., tuple[Patch, ...]]) -> 
     )
     (patch,) = read(text)
     assert {*patch.files} == {
-        "Makefile", "für r.c", "gone.c", "made.c", "new.c", "old.c", "other.c", "tool.sh",
+        "Makefile", "fü r.c", "gone.c", "made.c", "new.c", "old.c", "other.c", "tool.sh",
     }  # fmt: skip
     made = next(one for one in patch.diffs if one.new == "made.c")
     gone = next(one for one in patch.diffs if one.old == "gone.c")

@@ -1,0 +1,87 @@
+"""What a kernel module says of itself: a .ko, compressed or not, is an ELF file."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import lzma
+import re
+import struct
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from orchestrator.errors import BenchError
+
+SUFFIX = re.compile(r"\.ko(\.(xz|gz|zst))?$")
+_OPEN = {".ko": lambda data: data, ".xz": lzma.decompress, ".gz": gzip.decompress}
+# elf(5), of 64 bits: where the header says where the section headers are; one of these
+_TABLE, _COUNTS, _SECTION = "<40xQ", "<58xHHH", "<IIQQQQ"
+_NO_BITS, _EXECUTABLE = 8, 4
+
+
+@dataclass(frozen=True)
+class Module:
+    """A kernel module's file."""
+
+    data: bytes
+
+    @cached_property
+    def _sections(self) -> list[tuple[str, int, bytes]]:
+        """Name, flags and content of each section."""
+        data = self.data
+        (table,) = struct.unpack_from(_TABLE, data)
+        size, count, names = struct.unpack_from(_COUNTS, data)
+        rows = [struct.unpack_from(_SECTION, data, table + i * size) for i in range(count)]
+        strings = data[rows[names][4] :]
+        return [
+            (
+                strings[name : strings.index(b"\0", name)].decode("ascii"),
+                flags,
+                b"" if kind == _NO_BITS else data[at : at + length],
+            )
+            for name, kind, flags, _, at, length in rows
+        ]
+
+    @cached_property
+    def info(self) -> dict[str, str]:
+        """As modinfo(8) shows it; of what is there more than once, the last."""
+        blob = b"".join(content for name, _, content in self._sections if name == ".modinfo")
+        lines = (line.decode("utf-8", "replace") for line in blob.split(b"\0") if line)
+        return {name: value for name, _, value in (line.partition("=") for line in lines)}
+
+    @property
+    def srcversion(self) -> str | None:
+        """Of the text of its sources; Debian's modules without a MODULE_VERSION have none."""
+        return self.info.get("srcversion")
+
+    @cached_property
+    def code(self) -> dict[str, bytes]:
+        """Content of each section that is executed."""
+        return {n: content for n, flags, content in self._sections if flags & _EXECUTABLE}
+
+    @property
+    def code_digest(self) -> str:
+        """16 hexadecimal digits: equal when the machine code is."""
+        total = hashlib.sha256()
+        for name, content in sorted(self.code.items()):
+            total.update(f"{name} {len(content)}\n".encode() + content)
+        return total.hexdigest()[:16]
+
+    @property
+    def text_bytes(self) -> int:
+        return len(self.code.get(".text", b""))
+
+
+def module_at(path: Path) -> Module:
+    """Raises BenchError when it is no module, or compressed with what is not known here."""
+    opened = _OPEN.get(path.suffix)
+    if opened is None:
+        raise BenchError(f"{path}: a module compressed with {path.suffix[1:]} cannot be read",
+                         reason="module-unreadable")  # fmt: skip
+    try:
+        module = Module(opened(path.read_bytes()))
+        module.info  # noqa: B018  # read now, so that what is wrong is said here
+    except (lzma.LZMAError, gzip.BadGzipFile, struct.error, ValueError, IndexError) as exc:
+        raise BenchError(f"{path} is no kernel module", reason="module-unreadable") from exc
+    return module

@@ -1,0 +1,493 @@
+"""A Debian kernel package with some of its modules rebuilt from changed sources.
+
+A module counts as built the way Debian built it only when its unchanged source, built here, gives
+the code (and, where it has one, the srcversion) of the module in the package: what then differs
+between the two kernels is the change.
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from orchestrator.cache import Cache
+from orchestrator.command import tail
+from orchestrator.errors import BenchError, ScenarioError
+from orchestrator.hashing import digest_of
+from orchestrator.kernels import package
+from orchestrator.kernels.buildroot import KERNEL_FILES, WORK, BuildRoot, build_root
+from orchestrator.kernels.bundle import KernelBundle
+from orchestrator.kernels.change import (
+    Change,
+    Files,
+    change_of,
+    check_paths,
+    is_silent,
+    of_folder,
+)
+from orchestrator.kernels.debsource import DebSource, source_of
+from orchestrator.kernels.git import Git, commit_of, own_repository, repository_of
+from orchestrator.kernels.kbuild import Said, folders_of, parsed, room_of
+from orchestrator.kernels.ko import SUFFIX, Module, module_at
+from orchestrator.kernels.series import Patch, applied, read_series, series_digest
+from orchestrator.progress import Progress
+from orchestrator.scenario import ModuleKernel, is_range
+
+FACTS = "module.json"
+# Debian gives a srcversion only to modules with a MODULE_VERSION; ours all have one, to be known
+# by on the host. It is computed beside the code, and changes none.
+_BUILD = """
+cd "$1/tree"; headers=$2; shift 2
+make -j"$(nproc)" -C "$headers" M="$PWD" CONFIG_MODULE_SRCVERSION_ALL=y "$@" &&
+strip --strip-debug "$@"
+"""
+_EVALUATE = """
+printf %s "$1" > /tmp/objects.mk; variables=$2; cd "$3/tree"; shift 3
+for folder; do
+    echo "folder $folder"
+    make -rRs --no-print-directory -f /tmp/objects.mk dir="$folder" "$variables" || exit
+done
+"""
+_PLACE = re.compile(rf"(?m)^{WORK}/tree/")
+_ERROR = re.compile(r"(fatal )?error: |ERROR: |\*\*\* ")
+
+
+def checked(kernel: ModuleKernel, cache: Cache) -> None:
+    """Whether its sources are there, its series applies and reaches no further than modules.
+    Builds no module.
+
+    Raises ScenarioError when not; BenchError when the archive cannot be reached."""
+    _change(kernel, source_of(kernel.package, cache), _Changed(kernel, cache), cache)
+
+
+def materialised(kernel: ModuleKernel, cache: Cache, progress: Progress) -> KernelBundle:
+    """The package's kernel with the rebuilt modules in place of its own; cached by content.
+
+    Raises as `checked`, ScenarioError also when a module does not build; BenchError when what is
+    built here of the package's own source is not the package's module."""
+    stock = package.materialised(kernel.package, cache)
+    source = source_of(kernel.package, cache)
+    changed = _Changed(kernel, cache)
+    root = build_root(cache)
+    key = {
+        "kind": "module", "schema": 1, "package": stock.digest, "change": changed.digest,
+        "source": source.source.sha256, "headers": sorted(p.sha256 for p in source.headers),
+        "root": root.digest,
+    }  # fmt: skip
+
+    def build(folder: Path) -> None:
+        with progress.stage(f"building modules for {source.release}"):
+            change = _change(kernel, source, changed, cache)
+            _build(_Workshop(stock, source, root, cache, change, progress.detail), folder)
+
+    place = cache.entry("kernels", key, build)
+    facts = json.loads((place / FACTS).read_text())
+    swapped = facts.pop("swapped")
+    provenance = {"from": str(kernel), "package": stock.provenance, "series": changed.series}
+    return replace(package.bundle_at(place, {**provenance, **facts}), swapped=swapped)
+
+
+class _Changed:
+    """What a ModuleKernel changes, before anything of the package's source is looked at."""
+
+    def __init__(self, kernel: ModuleKernel, cache: Cache) -> None:
+        self._kernel, self._cache = kernel, cache
+        self.own = _own_files(kernel, cache)
+        repository = kernel.module and repository_of(kernel.module) and kernel.module
+        self.patches = read_series(kernel.series, repository, cache)
+
+    @property
+    def digest(self) -> str:
+        return digest_of({"own": _hashes(self.own), "series": series_digest(self.patches)})
+
+    @property
+    def series(self) -> list[dict[str, str]]:
+        """For a bundle's provenance."""
+        return [
+            {"subject": p.subject, "from": p.origin, "sha256": sha256(p.text).hexdigest()}
+            for p in self.patches
+        ]
+
+    def files(self, source: DebSource) -> tuple[Files, Files]:
+        """The package's files, and what becomes of them. Raises ScenarioError when the series does
+        not apply, or a path alone tells that it reaches further than modules."""
+        paths = {*self.own, *(name for patch in self.patches for name in patch.files)}
+        check_paths(sorted(paths), self._kernel, source)
+        tree = source.tree(_parts(paths, source))
+        before = {n: (tree / n).read_bytes() if n in source.names else None for n in paths}
+        after = {**before, **self.own}
+        return before, _patched(after, self.patches, self._cache) if self.patches else after
+
+
+def _parts(paths: Iterable[str], source: DebSource) -> set[str]:
+    """What is needed of the tree to see what a change of these files does."""
+    return {
+        n if is_silent(n) else room_of(n) for n in paths if not is_silent(n) or n in source.names
+    }
+
+
+def _own_files(kernel: ModuleKernel, cache: Cache) -> dict[str, bytes]:
+    """The source files of `module`. Raises ScenarioError when there is none, or they are a whole
+    kernel's."""
+    folder = kernel.module
+    if folder is None:
+        return {}
+    if not folder.is_dir():
+        raise ScenarioError(f"module: {folder} is not a folder", reason="no-such-folder")
+    if kernel.ref is not None:
+        return _committed(folder, kernel.ref, cache)
+    if (folder / "MAINTAINERS").exists() and (folder / "kernel").is_dir():
+        if any(map(is_range, kernel.series)):
+            return {}  # only the repository of the range
+        raise _whole_kernel(folder)
+    return _some(of_folder(folder), str(folder))
+
+
+def _committed(folder: Path, ref: str, cache: Cache) -> dict[str, bytes]:
+    """The source files of a commit."""
+    commit = commit_of(folder, ref)
+    with tempfile.TemporaryDirectory() as scratch:
+        git = own_repository(Path(scratch) / "git", folder)
+        if {"MAINTAINERS", "kernel"} <= set(
+            git.line("ls-tree", "--name-only", commit.tree).split("\n")
+        ):
+            raise _whole_kernel(folder)
+        return _some(of_folder(_checked_out(git, commit.tree, Path(scratch))), f"{folder}@{ref}")
+
+
+def _some(files: dict[str, bytes], where: str) -> dict[str, bytes]:
+    if not files:
+        raise ScenarioError(
+            f"module: {where} holds no source file (.c, .h, .S)",
+            hint="put the changed files there at their places in a kernel's tree:"
+            " drivers/vfio/vfio_iommu_type1.c",
+            reason="no-sources",
+        )
+    return files
+
+
+def _whole_kernel(folder: Path) -> ScenarioError:
+    return ScenarioError(
+        f"module: {folder} is a whole kernel's tree, which cannot take the place of the package's",
+        hint='say only what is changed: series = ["BASE..BRANCH"] beside it, or patches',
+        reason="whole-kernel",
+    )
+
+
+def _patched(files: Files, patches: Sequence[Patch], cache: Cache) -> Files:
+    """The files with all patches applied."""
+    with tempfile.TemporaryDirectory() as scratch:
+        given = Path(scratch) / "given"
+        _write(files, given)
+        git = own_repository(Path(scratch) / "git")
+        seeing = replace(git, work_tree=given, index=Path(scratch) / "index")
+        seeing.run("add", "--all", "--force", ".", doing="keeping the package's files")
+        tree = applied(git, seeing.line("write-tree"), patches)
+        made = _checked_out(git, tree, Path(scratch))
+        names = {p.relative_to(made).as_posix() for p in made.rglob("*") if p.is_file()}
+        return {n: (made / n).read_bytes() if n in names else None for n in {*files, *names}}
+
+
+def _checked_out(git: Git, tree: str, scratch: Path) -> Path:
+    """A new folder with the files of a tree."""
+    place = scratch / "made"
+    place.mkdir()
+    seeing = replace(git, work_tree=place, index=scratch / "made.index")
+    seeing.run("read-tree", tree, doing="reading a tree")
+    seeing.run("checkout-index", "--all", "--force", doing="writing a tree's files")
+    return place
+
+
+def _write(files: Files, folder: Path) -> None:
+    """Put files into a folder, in place of what is there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        path = folder / name
+        if content is None:
+            path.unlink(missing_ok=True)
+        else:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+
+
+def _change(kernel: ModuleKernel, source: DebSource, changed: _Changed, cache: Cache) -> Change:
+    before, after = changed.files(source)
+    root = build_root(cache)
+
+    def evaluate(names: Sequence[str] | None, folders: Sequence[str]) -> Said:
+        variables = (
+            f"conf={source.kbuild}/include/config/auto.conf"
+            if names is None
+            else f"names={' '.join(names)}"
+        )
+        text = (KERNEL_FILES / "objects.mk").read_text()
+        with tempfile.TemporaryDirectory() as scratch:
+            log = Path(scratch) / "log"
+            code = root.run(
+                ["sh", "-c", _EVALUATE, "sh", text, variables, WORK, *folders],
+                work=source.tree(()).parent, layers=[source.headers_layer], log=log,
+                doing="evaluating the kernel's Makefiles",
+            )  # fmt: skip
+            said = log.read_text(errors="replace")
+        if code:
+            raise ScenarioError(
+                f"{kernel}: the Makefiles of {', '.join(folders)} cannot be evaluated",
+                evidence=tail(said),
+                reason="makefile-unreadable",
+            )
+        return parsed(said)
+
+    return change_of(kernel, source, before, after, evaluate)
+
+
+@dataclass(frozen=True)
+class _Workshop:
+    stock: KernelBundle
+    source: DebSource
+    root: BuildRoot
+    cache: Cache
+    change: Change
+    on_line: Callable[[str], None]
+
+    def make(self, folder: Path, files: Files, log: Path) -> dict[str, Module]:
+        """Build the modules that the change reaches, with `files` in place of the package's; they
+        and Module.symvers are in FOLDER/tree then. Raises _FailedError."""
+        folder.mkdir()
+        tree = self.source.tree(self.change.rooms)
+        for room in self.change.rooms:
+            shutil.copytree(tree / room, folder / "tree" / room,
+                            copy_function=shutil.copyfile, dirs_exist_ok=True)  # fmt: skip
+        _write({m: (tree / m).read_bytes() for m in self.change.makefiles}, folder / "tree")
+        _write(files, folder / "tree")
+        # Makefiles name what is elsewhere in a kernel's tree by its top, which the headers are
+        beside = folder / "layer"
+        shutil.copytree(folder / "tree", beside / self.source.srctree[1:])
+        # the folders keep their names: which headers a srcversion counts depends on them
+        tops = sorted({_top(module, self.source) for module in self.change.modules})
+        (folder / "tree/Kbuild").write_text("".join(f"obj-y += {top}/\n" for top in tops))
+        targets = [f"{module}.ko" for module in self.change.modules]
+        code = self.root.run(
+            ["sh", "-c", _BUILD, "sh", WORK, self.source.kbuild, *targets], work=folder,
+            layers=[beside, self.source.headers_layer], doing="building modules", log=log,
+            on_line=self.on_line,
+        )  # fmt: skip
+        if code:
+            raise _FailedError(_first_errors(log.read_text(errors="replace")))
+        return {m: module_at(folder / "tree" / f"{m}.ko") for m in self.change.modules}
+
+    def packaged(self, module: str) -> Path:
+        """The package's file of a module. Raises BenchError when it has none."""
+        found = sorted((self.stock.modules / "kernel").glob(f"{glob.escape(module)}.ko*"))
+        if not found:
+            raise BenchError(
+                f"the package of {self.stock.release} has no module kernel/{module}.ko, though its"
+                " configuration says so",
+                reason="package-layout",
+            )
+        return found[0]
+
+    def log(self, what: str) -> Path:
+        key = {"release": self.source.release, "files": _hashes(self.change.after), "what": what}
+        return self.cache.folder("build-logs") / f"modules-{what}-{digest_of(key)}.log"
+
+
+class _FailedError(Exception):
+    """A build did; what the compiler said."""
+
+
+def _top(module: str, source: DebSource) -> str:
+    return folders_of([module], source.names)[0]
+
+
+def _build(shop: _Workshop, folder: Path) -> None:
+    """Fill a cache entry with the kernel: vmlinuz, config, modules/, FACTS."""
+    started = time.monotonic()
+    pristine = _proven(shop)
+    proven = time.monotonic()
+    log = shop.log("changed")
+    try:
+        made = shop.make(folder / "work", shop.change.after, log)
+    except _FailedError as exc:
+        raise ScenarioError(
+            f"{', '.join(shop.change.after)}: does not build into {', '.join(shop.change.modules)}"
+            f" of {shop.source.release}",
+            evidence=str(exc), hint=f"the whole log: {log}", reason="build-failed",
+        ) from exc  # fmt: skip
+    seconds = time.monotonic() - proven
+    _check_exports(shop, folder / "work/tree/Module.symvers")
+    swapped = {
+        _name(module): str(new.srcversion)
+        for module, new in made.items()
+        if new.srcversion != pristine[module]["srcversion"]
+    }
+    if not swapped:
+        same = all(new.code_digest == pristine[m]["code"] for m, new in made.items())
+        raise ScenarioError(
+            f"nothing changed in module {', '.join(map(_name, made))}:"
+            + (" its code is the package's, and" if same else "")
+            + " its srcversion does not tell it from the package's, so that nothing would prove on"
+            " the host that it runs",
+            evidence="\n".join(sorted(shop.change.after)),
+            hint="comments and white space do not count in a srcversion, nor do files outside of"
+            " the module's folder",
+            reason="nothing-changed",
+        )
+    shutil.copyfile(shop.stock.vmlinuz, folder / "vmlinuz")
+    if shop.stock.config:
+        shutil.copyfile(shop.stock.config, folder / "config")
+    shutil.copytree(shop.stock.modules, folder / "modules", copy_function=shutil.copyfile,
+                    symlinks=True)  # fmt: skip
+    for module in made:
+        inside = shop.packaged(module).relative_to(shop.stock.modules)
+        (folder / "modules" / inside).unlink()
+        place = folder / "modules" / SUFFIX.sub(".ko", str(inside))
+        shutil.copyfile(folder / "work/tree" / f"{module}.ko", place)
+    shutil.rmtree(folder / "work")
+    package.index_modules(folder, shop.stock.release)
+    facts = {
+        "swapped": swapped,
+        "source": shop.source.facts(),
+        "files": _hashes(shop.change.after),
+        "passed_over": list(shop.change.passed_over),
+        "modules": {
+            module: {
+                "because": list(shop.change.reached[module]),
+                "stock": {
+                    **pristine[module],
+                    "srcversion": module_at(shop.packaged(module)).srcversion,
+                },
+                "new": _said(new),
+            }
+            for module, new in made.items()
+        },
+        "compiler": shop.root.compiler,
+        "seconds": {"proof": round(proven - started, 1), "build": round(seconds, 1)},
+        "log": log.name,
+    }
+    (folder / FACTS).write_text(json.dumps(facts, indent=1))
+
+
+def _proven(shop: _Workshop) -> dict[str, dict[str, Any]]:
+    """What the package's own modules say, which their unchanged source gives here, too: built once
+    for each set of modules.
+
+    Raises BenchError when it gives something else: then what is measured would not only be the
+    change."""
+    key = {
+        "kind": "pristine", "schema": 1, "package": shop.stock.digest,
+        "source": shop.source.source.sha256, "modules": shop.change.modules,
+        "headers": sorted(p.sha256 for p in shop.source.headers), "root": shop.root.digest,
+    }  # fmt: skip
+
+    def build(folder: Path) -> None:
+        log = shop.log("pristine")
+        try:
+            made = shop.make(folder / "work", {}, log)
+        except _FailedError as exc:
+            raise BenchError(
+                f"{', '.join(shop.change.modules)}: the unchanged source of {shop.source.version}"
+                " does not build outside of its tree",
+                evidence=str(exc),
+                hint=f"the whole log: {log}; build the whole kernel instead: source ="
+                f' "{shop.source.source.name}"',
+                reason="pristine-fails",
+            ) from exc
+        for module, new in made.items():
+            _check_same(module, new, module_at(shop.packaged(module)), shop)
+        shutil.rmtree(folder / "work")
+        (folder / FACTS).write_text(json.dumps({m: _said(new) for m, new in made.items()}))
+
+    text = (shop.cache.entry("proofs", key, build) / FACTS).read_text()
+    return dict(json.loads(text))
+
+
+def _check_same(module: str, new: Module, stock: Module, shop: _Workshop) -> None:
+    wrong = [
+        f"{what}: {ours} here, {theirs} in the package"
+        for what, ours, theirs in (
+            ("srcversion", new.srcversion, stock.srcversion or new.srcversion),
+            ("code", new.code_digest, stock.code_digest),
+            ("vermagic", new.info.get("vermagic"), stock.info.get("vermagic")),
+        )
+        if ours != theirs
+    ]
+    if wrong:
+        raise BenchError(
+            f"{module}.ko of {shop.source.version}, built of its unchanged source, is not the"
+            f" package's: {'; '.join(wrong)}",
+            evidence=f"compiler here: {shop.root.compiler}",
+            hint="the package was built by another compiler, or of another source: build both"
+            f' kernels whole instead: source = "{shop.source.source.name}"',
+            reason="pristine-differs",
+        )
+
+
+def _check_exports(shop: _Workshop, made: Path) -> None:
+    """Modules that are not rebuilt find in these what they were built against.
+
+    Raises ScenarioError when a symbol that the package's modules export is gone or has another
+    CRC (CONFIG_MODVERSIONS), and others of its modules may use it."""
+    ours = _exports(made, shop.change.modules)
+    theirs = _exports(shop.source.kbuild_files / "Module.symvers", shop.change.modules)
+    broken = sorted(symbol for symbol, said in theirs.items() if ours.get(symbol) != said)
+    if not broken:
+        return
+    files = {
+        shop.packaged(m).relative_to(shop.stock.modules).as_posix() for m in shop.change.modules
+    }
+    users = [
+        path
+        for path, _, needs in (
+            line.partition(":")
+            for line in (shop.stock.modules / "modules.dep").read_text().splitlines()
+        )
+        if path not in files and files & set(needs.split())
+    ]
+    if users:
+        raise ScenarioError(
+            f"{', '.join(shop.change.after)}: changes what the modules of {shop.source.release}"
+            f" are built against: {', '.join(broken[:5])}",
+            evidence="\n".join(["used by, among others:", *users[:5]]),
+            hint=f'build the whole kernel: source = "{shop.source.source.name}"',
+            reason="beyond-modules",
+        )
+
+
+def _exports(symvers: Path, modules: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """Symbol -> CRC and kind, of these modules (Documentation/kbuild/modules.rst)."""
+    table = {}
+    for line in symvers.read_text().splitlines():
+        crc, symbol, module, kind = line.split("\t")[:4]
+        if module.removeprefix(f"{WORK}/tree/") in modules:
+            table[symbol] = (crc, kind)
+    return table
+
+
+def _said(module: Module) -> dict[str, Any]:
+    return {"srcversion": module.srcversion, "code": module.code_digest,
+            "text_bytes": module.text_bytes}  # fmt: skip
+
+
+def _name(module: str) -> str:
+    """As in /sys/module."""
+    return PurePosixPath(module).name.replace("-", "_")
+
+
+def _hashes(files: Files) -> dict[str, str | None]:
+    return {n: None if c is None else sha256(c).hexdigest() for n, c in sorted(files.items())}
+
+
+def _first_errors(log: str) -> str:
+    """The first thing that went wrong, with the lines in which the compiler shows it."""
+    lines = _PLACE.sub("", log).splitlines()
+    first = next((i for i, line in enumerate(lines) if _ERROR.search(line)), None)
+    return tail(log) if first is None else "\n".join(lines[first : first + 4])
