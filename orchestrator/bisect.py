@@ -7,10 +7,10 @@
 
 Git chooses the commits, in a repository of our own that borrows the objects: the user's checkout,
 refs and any bisection of theirs stay as they are. It is told `good`, `bad` and `skip` step by step
-and not left to `git bisect run`: that would need a process of barometer for each step, with a
-connection to libvirt of its own, and a Ctrl-C would reach git, which forgets nothing but ends with
-the machines still running. What has been measured is in bisect.json alone; git is told it again
-from the beginning whenever the bisection goes on.
+from here and not by `git bisect run`, which would need a process for each step, each with its own
+connection to libvirt and its own progress, and of which an interrupt would end git first. What has
+been measured is in bisect.json alone: git is told it again from the beginning whenever the
+bisection goes on.
 """
 
 from __future__ import annotations
