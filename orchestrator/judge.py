@@ -12,7 +12,14 @@ from typing import Any, NamedTuple
 
 from orchestrator.analysis import boot
 from orchestrator.analysis.across import SavedRun, compare_runs, plan_across
-from orchestrator.analysis.comparison import Comparison, boots_of, compare, to_json
+from orchestrator.analysis.comparison import (
+    Comparison,
+    boots_of,
+    compare,
+    to_json,
+    unit_of,
+    values_of,
+)
 from orchestrator.analysis.conditions import conditions, recorded_of_all
 from orchestrator.analysis.stopping import enough
 from orchestrator.analysis.timeline import Timeline
@@ -31,12 +38,24 @@ from orchestrator.scenario import (
     ARMS,
     CONTROL,
     ArmName,
+    Metric,
     Scenario,
     not_a_condition,
     parse_scenario,
 )
 
 log = logging.getLogger("barometer.judge")
+
+
+class Sampled(NamedTuple):
+    """What one arm of a run has of one metric."""
+
+    unit: str
+    """s, count or Ginsn."""
+    values: tuple[float, ...]
+    """One for each measured trial, in the order in which they ran."""
+    unmeasured: tuple[TrialResult, ...]
+    """The arm's trials that failed or are invalid."""
 
 
 class Judged(NamedTuple):
@@ -106,6 +125,16 @@ def saved_run(run: RunDir) -> SavedRun:
         results.append(replace(result, conditions=same))
     configs = {arm: run.config(arm) for arm in ARMS}
     return SavedRun(str(run.path), scenario, plan, tuple(results), configs)
+
+
+def sampled(run: RunDir, arm: ArmName, metric: Metric) -> Sampled:
+    """A metric of one arm, whether or not the other has run. Raises as `saved_run`."""
+    saved = saved_run(run)
+    return Sampled(
+        unit_of(metric, saved.plan["accel"]),
+        tuple(values_of(saved.results, arm, metric).values()),
+        tuple(r for r in saved.results if r.arm == arm and r.kind != "measured"),
+    )
 
 
 def judge_across(folders: Sequence[Path], arm: ArmName, allow: Sequence[str]) -> Judged:

@@ -34,7 +34,13 @@ from orchestrator.bench.settings import prove_settings, write_settings
 from orchestrator.bench.state import BenchState, bench_state
 from orchestrator.bench.workload import guest_boots, maps, settle
 from orchestrator.cache import Cache, disk_full
-from orchestrator.errors import ArmFailedError, BarometerError, BenchError, ScenarioError
+from orchestrator.errors import (
+    ArmFailedError,
+    BarometerError,
+    BenchError,
+    ScenarioError,
+    key_named,
+)
 from orchestrator.evidence import RunDir, TrialDir, TrialWriter
 from orchestrator.hashing import digest_of
 from orchestrator.kernels import KernelBundle, checked, materialised
@@ -94,9 +100,12 @@ def prepare(scenario: Scenario, cache: Cache, progress: Progress) -> Prepared:
     with progress.stage("accelerator"):
         accel, reason = chosen_accel(scenario.host.accel)
     progress.note(f"accelerator: {accel} ({reason})")
-    for arm in ARMS:  # both, before either is built
+    for arm in ARMS:  # all of them, before any is built
         with key_named(f"arms.{arm}.kernel"):
             checked(scenario.arms[arm].kernel, cache)
+    if scenario.workload == "guest-boot" and scenario.guest is not None:
+        with key_named("guest.kernel"):
+            checked(scenario.guest.kernel, cache)
     kernels: dict[ArmName, KernelBundle] = {}
     for arm in ARMS:
         if kernels and scenario.arms[arm].kernel == scenario.arms.baseline.kernel:
@@ -149,17 +158,6 @@ def _has_backend(kernel: KernelBundle, scenario: Scenario) -> None:
             hint=f'CONFIG_IOMMUFD and CONFIG_VFIO_DEVICE_CDEV; or {room}.backend = "type1"',
             reason="kernel-lacks-module",
         )
-
-
-@contextlib.contextmanager
-def key_named(key: str) -> Iterator[None]:
-    """Put the scenario's key in front of what is wrong with its value."""
-    try:
-        yield
-    except ScenarioError as exc:
-        raise ScenarioError(
-            f"{key}: {exc.message}", hint=exc.hint, evidence=exc.evidence, reason=exc.reason
-        ) from exc
 
 
 def plan_facts(scenario: Scenario, prepared: Prepared) -> dict[str, Any]:
@@ -227,15 +225,24 @@ class Bench:
     """Leave the evidence of a trial that is interrupted."""
     enough: Enough | None = None
     """With `trials.until`: asked after each block, of the pairs up to it."""
+    only: ArmName | None = None
+    """Of all trials those of this arm; the others are left for another day."""
     stopped: threading.Event = field(default_factory=threading.Event)
     """The run is interrupted, and what fails now fails because of that."""
 
 
 def run_plan(
-    scenario: Scenario, text: str, out: Path, here: Runner, enough: Enough | None = None
+    scenario: Scenario,
+    text: str,
+    out: Path,
+    here: Runner,
+    enough: Enough | None = None,
+    *,
+    only: ArmName | None = None,
 ) -> bool:
     """Every trial of the plan that is not complete yet, in order; evidence under `out`. With
-    `trials.until`, `enough` says after each block whether that was the last.
+    `trials.until`, `enough` says after each block whether that was the last. `only`: the trials of
+    one arm; to judge, such a run is one that is not complete.
 
     Goes on after a failed trial; stops when the bench fails twice in a row for the same reason,
     and then returns False. Raises ScenarioError and BenchError for what cannot be prepared.
@@ -247,7 +254,7 @@ def run_plan(
         return run_trials(
             Bench(
                 scenario, prepared, run, here.state, here.libvirt, here.progress, here.keep,
-                enough,
+                enough, only,
             )
         )  # fmt: skip
 
@@ -270,7 +277,8 @@ def run_trials(bench: Bench) -> bool:
     """The trials that are not complete, one after the other; with accel exact, whose numbers do
     not depend on what else the machine does, as many at a time as there are CPUs and memory.
     False when the bench failed twice in a row for the same reason, and no more were begun."""
-    plan, watch = make_plan(bench.scenario), _BenchWatch(bench)
+    watch = _BenchWatch(bench)
+    plan = [t for t in make_plan(bench.scenario) if bench.only in (None, t.arm)]
     if bench.enough is None:
         return _run_block(bench, plan, watch)
     for pairs in range(2, bench.scenario.trials.most_pairs + 1, 2):

@@ -53,7 +53,7 @@ class Fixture:
 
     def trials(
         self, climb: Climb, chosen: Scenario, accel: str = "tcg", width: int = 1,
-        keep: bool = False, enough: Enough | None = None,
+        keep: bool = False, enough: Enough | None = None, only: ArmName | None = None,
     ) -> list[TrialDir]:  # fmt: skip
         """Those that are complete after the run, in order."""
 
@@ -70,7 +70,7 @@ class Fixture:
         self.bench = Bench(
             chosen, cast(Prepared, SimpleNamespace(accel=accel, kernels=kernels)), run_dir,
             cast(BenchState, state), cast(Any, self.machines), Progress(), keep,
-            enough,
+            enough, only,
         )  # fmt: skip
         self.held = run_trials(self.bench)
         return run_dir.trials()
@@ -501,3 +501,11 @@ def test_crash_of_a_run_that_is_interrupted_is_not_begun_again(
         fixture.trials(climb, map_scenario(PAIRS), accel="exact", width=2)
     assert len(fixture.begun) == 2
     assert fixture.left() == []
+
+
+def test_only_one_arm_can_be_run(fixture: Fixture) -> None:
+    both = ["trials={pairs = 3, warm_up = true, control = true}"]
+    fixture.trials(nothing, scenario(*both), only="candidate")
+    assert [name.partition("-")[2] for name in fixture.begun] == ["candidate"] * 3
+    fixture.trials(nothing, scenario(*both))
+    assert len(fixture.begun) == len({*fixture.begun}) == len(make_plan(scenario(*both)))
