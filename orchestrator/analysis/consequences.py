@@ -55,7 +55,7 @@ def follows_from_words(words: Iterable[str]) -> Iterator[str]:
     for word in words:
         name = word.partition("=")[0].replace("-", "_")
         yield from _of(name, _WORDS)
-        if "." in name:
+        if "." in name and "*" not in name:  # which would be a room of conditions
             yield from follows_from_parameter(name)
 
 
