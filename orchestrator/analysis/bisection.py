@@ -15,7 +15,7 @@ from orchestrator.errors import EvidenceError
 Outcome = Literal["good", "bad", "skip"]
 Role = Literal["good", "bad", "step"]
 """What a commit is measured for: good and bad are what the user calls them."""
-CLEAR = 4
+CLEAR = 3
 """Times the resolution of instruction counts, that good and bad are apart at least."""
 
 

@@ -7,7 +7,7 @@ import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from orchestrator.bench.accel import Accel
@@ -20,7 +20,7 @@ from orchestrator.bench.shell import Shell, connected, write_client_config
 from orchestrator.bench.state import BenchState
 from orchestrator.bench.waiting import Stall, until
 from orchestrator.command import tail
-from orchestrator.errors import BenchError
+from orchestrator.errors import ArmFailedError, BenchError
 from orchestrator.evidence import TrialWriter
 from orchestrator.kernels.bundle import KernelBundle
 from orchestrator.progress import Progress
@@ -159,7 +159,8 @@ def proven_host(
     """The host, once the planned kernel is proven to run on it: token, release, boot id.
     `with_libvirt`: libvirtd is started on it, for guests.
 
-    Raises BenchError for a panic, a hang, a machine without SSH and another kernel.
+    Raises BenchError for a panic, a hang, a machine without SSH and another kernel or module;
+    ArmFailedError where the proven kernel breaks when its modules are loaded.
     """
     _wait_for_sshd(machine, progress)
     port = _forwarded_port(machine.domain)
@@ -176,14 +177,36 @@ def proven_host(
         scratch = state.folder / machine.token
         scratch.mkdir(mode=0o700)
         ssh = write_client_config(scratch, port=port, key=keys.runner, host_key=keys.host)
-        loaded = _load_modules(shell, with_libvirt=with_libvirt)
-        yield Host(
-            shell=shell, release=kernel.release, kvm="kvm" in loaded,
+        host = Host(
+            shell=shell, release=kernel.release, kvm=False,
             cpus=machine.cpus, accel=machine.accel, payload=PAYLOAD, console=machine.console,
             alive=machine.domain.active, crash=lambda: _crash(machine.log),
             libvirt=lambda: over_ssh(ssh, "host"),
             monitor=machine.domain.monitor, scratch=scratch,
         )  # fmt: skip
+        try:
+            loaded = _load_modules(shell, with_libvirt=with_libvirt)
+            _prove_modules(shell, kernel)
+        except BenchError as exc:
+            try:
+                host.check()
+            except ArmFailedError as broken:  # it panicked: its modules are the arm's
+                raise broken from exc
+            raise
+        yield replace(host, kvm="kvm" in loaded)
+
+
+def _prove_modules(shell: Shell, kernel: KernelBundle) -> None:
+    """Raises BenchError when a module that was rebuilt is not the one that is loaded."""
+    for name, srcversion in kernel.swapped.items():
+        place = f"/sys/module/{name}/srcversion"
+        said = shell.run(f"modprobe {name} && cat {place}", check=False)
+        if said.stdout.strip() != srcversion:
+            raise BenchError(
+                f"the host has another module {name} than was built for this arm: {place} is"
+                f" {said.stdout.strip() or 'not there'}, not {srcversion}",
+                evidence=tail(said.stderr), reason="wrong-module",
+            )  # fmt: skip
 
 
 def _load_modules(shell: Shell, *, with_libvirt: bool) -> list[str]:
