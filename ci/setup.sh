@@ -22,11 +22,12 @@ die() { printf 'setup: error: %s\n' "$*" >&2; exit 3; }
 #   kmod                               depmod over a kernel's modules
 #   openssh-client                     qemu+ssh:// to the host's libvirt
 #   chromium                           the browser lane of the tests: reports as a reader sees them
+#   make                               the tests: what the kernel's Makefiles say
 #   libvirt-dev gcc pkgconf python3-*  libvirt-python is published as source only
 packages=(
   qemu-system-x86 libvirt-daemon-driver-qemu
   mmdebstrap e2fsprogs uidmap kmod openssh-client openssh-server debian-archive-keyring ca-certificates
-  chromium
+  chromium make
   libvirt-dev gcc pkgconf python3-dev python3-venv
 )
 # On Debian 12 these come from bookworm-backports: its own QEMU (7.2) neither aligns BAR

@@ -98,8 +98,7 @@ def _is_makefile(name: str) -> bool:
 def check_paths(paths: Iterable[str], kernel: ModuleKernel, source: Source) -> None:
     """What paths alone tell. Raises ScenarioError for what no module can bring."""
     for path in paths:
-        if path.endswith(_SOURCES) and not _is_silent_folder(path):
-            _check_place(path, source)
+        check_place(path, source)
         if _HEADERS.fullmatch(path):
             raise _beyond(path, "may be part of anything in this kernel", kernel, source)
         if _is_makefile(path) and not _is_silent_folder(path):
@@ -122,8 +121,10 @@ def _is_silent_folder(path: str) -> bool:
     return "/" in path and is_silent(path)
 
 
-def _check_place(path: str, source: Source) -> None:
-    """A source file is in a folder of the kernel's tree, even a new one."""
+def check_place(path: str, source: Source) -> None:
+    """A source file is in a folder of the kernel's tree, even a new one. Raises ScenarioError."""
+    if not path.endswith(_SOURCES) or _is_silent_folder(path):
+        return
     room = room_of(path)
     if path in source.names or (room and any(n.startswith(f"{room}/") for n in source.names)):
         return

@@ -31,6 +31,7 @@ from orchestrator.kernels.change import (
     Files,
     change_of,
     check_paths,
+    check_place,
     is_silent,
     of_folder,
 )
@@ -120,8 +121,11 @@ class _Changed:
     def files(self, source: DebSource) -> tuple[Files, Files]:
         """The package's files, and what becomes of them. Raises ScenarioError when the series does
         not apply, or a path alone tells that it reaches further than modules."""
-        paths = {*self.own, *(name for patch in self.patches for name in patch.files)}
-        check_paths(sorted(paths), self._kernel, source)
+        patched = {name for patch in self.patches for name in patch.files}
+        check_paths(sorted(patched), self._kernel, source)
+        for name in self.own:  # these may be as the package's: what they reach is seen later
+            check_place(name, source)
+        paths = {*self.own, *patched}
         tree = source.tree(_parts(paths, source))
         before = {n: (tree / n).read_bytes() if n in source.names else None for n in paths}
         after = {**before, **self.own}
@@ -220,8 +224,9 @@ def _write(files: Files, folder: Path) -> None:
 
 
 def _change(kernel: ModuleKernel, source: DebSource, changed: _Changed, cache: Cache) -> Change:
-    before, after = changed.files(source)
     root = build_root(cache)
+    _check_compiler(source, root)
+    before, after = changed.files(source)
 
     def evaluate(names: Sequence[str] | None, folders: Sequence[str]) -> Said:
         variables = (
@@ -247,6 +252,19 @@ def _change(kernel: ModuleKernel, source: DebSource, changed: _Changed, cache: C
         return parsed(said)
 
     return change_of(kernel, source, before, after, evaluate)
+
+
+def _check_compiler(source: DebSource, root: BuildRoot) -> None:
+    """Of another release of a compiler other code is to be expected. Raises ScenarioError."""
+    theirs = source.configuration.get("CONFIG_CC_VERSION_TEXT", "").strip('"')
+    if theirs.split()[-1:] != root.compiler.split()[-1:]:
+        raise ScenarioError(
+            f"{source.release} was built by {theirs or 'an unknown compiler'}, so its modules"
+            f" cannot be rebuilt here by {root.compiler}",
+            hint="build the whole kernel, for both arms with one compiler: source ="
+            f' "{source.name}"',
+            reason="other-compiler",
+        )
 
 
 @dataclass(frozen=True)
