@@ -20,13 +20,14 @@ die() { printf 'setup: error: %s\n' "$*" >&2; exit 3; }
 #   qemu-system-x86 libvirt-*          the nested host, through libvirt's embedded driver
 #   mmdebstrap e2fsprogs uidmap        the host image, built without root where that is allowed
 #   kmod                               depmod over a kernel's modules
+#   git                                sources and series of kernels that are built, bisection
 #   openssh-client                     qemu+ssh:// to the host's libvirt
 #   chromium                           the browser lane of the tests: reports as a reader sees them
 #   make                               the tests: what the kernel's Makefiles say
 #   libvirt-dev gcc pkgconf python3-*  libvirt-python is published as source only
 packages=(
   qemu-system-x86 libvirt-daemon-driver-qemu
-  mmdebstrap e2fsprogs uidmap kmod openssh-client openssh-server debian-archive-keyring ca-certificates
+  mmdebstrap e2fsprogs uidmap kmod git openssh-client openssh-server debian-archive-keyring ca-certificates
   chromium make
   libvirt-dev gcc pkgconf python3-dev python3-venv
 )

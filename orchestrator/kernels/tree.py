@@ -63,6 +63,13 @@ class _Wanted:
             "root": self.root.digest, "make": _FIXED,
         }  # fmt: skip
 
+    def series_facts(self) -> list[dict[str, Any]]:
+        return [
+            {"origin": p.origin, "subject": p.subject, "files": list(p.files),
+             "sha256": series_digest([p])}
+            for p in self.patches
+        ]  # fmt: skip
+
     def suffix(self, tag: str, patches: Sequence[Patch]) -> str:
         """Of the release: the arm, and what it is made of; always as long."""
         return f"-{tag}-{digest_of(self.key(patches))[:8]}"
@@ -102,7 +109,9 @@ def materialised(
 
     place = cache.entry("kernels", {**wanted.key(wanted.patches), "tag": tag}, build)
     made = json.loads((place / "build.json").read_text())
-    return bundle_at(place, {"from": str(kernel), **made})
+    # not from the entry: the same content may have come from elsewhere then
+    asked = {"from": str(kernel), "source": wanted.source.facts, "series": wanted.series_facts()}
+    return bundle_at(place, {**asked, **made})
 
 
 def _wanted(kernel: TreeKernel | SourceKernel, tag: str, cache: Cache) -> _Wanted:
@@ -138,9 +147,6 @@ class _Build:
         if wanted.patches:
             proof = self._prove(base, base_suffix)
         write_json(folder / "build.json", {
-            "source": wanted.source.facts,
-            "series": [{"origin": p.origin, "subject": p.subject, "files": list(p.files),
-                        "sha256": series_digest([p])} for p in wanted.patches],
             "config": {"sha256": sha256_file(folder / "config"),
                        "asked": sorted(f"CONFIG_{n}={v}" for n, v in wanted.config.asked.items()
                                        if wanted.config.origins[n] != "barometer's host.config")},

@@ -105,7 +105,8 @@ def test_nothing_goes_on_when_the_runner_ends(
 ) -> None:
     script = (
         "import sys; from orchestrator.cache import Cache;"
-        "from orchestrator.kernels import materialised; from orchestrator.progress import Progress;"
+        "from orchestrator.kernels import materialised;"
+        "from orchestrator.progress import Progress;"
         "from orchestrator.scenario import SourceKernel;"
         "kernel = SourceKernel.model_validate_json(sys.argv[1]);"
         f"materialised(kernel, Cache(), Progress(), 'k{number.value:03}')"
