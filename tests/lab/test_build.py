@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -101,7 +102,7 @@ def test_option_that_does_not_come_out_is_named(base: KernelBundle, cache: Cache
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_nothing_goes_on_when_the_runner_ends(
-    base: KernelBundle, cache: Cache, number: signal.Signals
+    base: KernelBundle, cache: Cache, tmp_path: Path, number: signal.Signals
 ) -> None:
     script = (
         "import sys; from orchestrator.cache import Cache;"
@@ -109,14 +110,17 @@ def test_nothing_goes_on_when_the_runner_ends(
         "from orchestrator.progress import Progress;"
         "from orchestrator.scenario import SourceKernel;"
         "kernel = SourceKernel.model_validate_json(sys.argv[1]);"
-        f"materialised(kernel, Cache(), Progress(), 'k{number.value:03}')"
+        "materialised(kernel, Cache(), Progress(), sys.argv[2])"
     )
-    one = kernel("slower-map").model_dump_json()
-    runner = subprocess.Popen([sys.executable, "-c", script, one], stderr=subprocess.DEVNULL)
+    interrupted, tag = kernel("slower-map"), secrets.token_hex(2)  # built by no run before
+    asked = [interrupted.model_dump_json(), tag]
+    said = tmp_path / "stderr"
+    with said.open("w") as file:
+        runner = subprocess.Popen([sys.executable, "-c", script, *asked], stderr=file)
     try:
         deadline = time.monotonic() + 120
         while not builders():
-            assert runner.poll() is None, "it built nothing"
+            assert runner.poll() is None, said.read_text()
             assert time.monotonic() < deadline
             time.sleep(0.2)
         runner.send_signal(number)
@@ -129,7 +133,7 @@ def test_nothing_goes_on_when_the_runner_ends(
         time.sleep(0.2)
     assert builders() == []
     # what it left half done does not reach the next build
-    found = materialised(kernel("placebo"), cache, Progress(), "cand")
+    found = materialised(interrupted, cache, Progress(), tag)
     assert found.provenance["base_image_sha256"] == sha256_file(base.vmlinuz)
 
 
