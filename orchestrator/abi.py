@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 PAGE = 4096
 """The base page of x86-64."""
 LEAVES = {"4KiB": PAGE, "2MiB": 2 << 20, "1GiB": 1 << 30}
@@ -20,3 +22,9 @@ TAINTS = "PFSRMBUDAWCIOELKXTNJ"
 """Of each bit of /proc/sys/kernel/tainted (Documentation/admin-guide/tainted-kernels.rst)."""
 MACHINE_TAINTS = frozenset("SMUAI")
 """Raised by the machine (out of specification, machine check, firmware), or by whoever runs it."""
+
+
+def chosen(text: str) -> str:
+    """What a file under /sys says is set: of `always [madvise] never` the word in brackets."""
+    found = re.search(r"\[(.+?)\]", text)
+    return found[1] if found else text

@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 from types import FrameType
@@ -24,22 +24,53 @@ from rich.console import Console
 
 from orchestrator import __version__
 from orchestrator.analysis.timeline import to_json
+from orchestrator.bench.accel import chosen_accel
 from orchestrator.bench.state import clean as clean_state
+from orchestrator.bisect import Question, kernels_of, run_bisection
 from orchestrator.cache import Cache
 from orchestrator.command import run as execute
-from orchestrator.errors import BarometerError, BenchError, EvidenceError, ScenarioError
+from orchestrator.commits import commits_of
+from orchestrator.errors import BarometerError, BenchError, EvidenceError, ScenarioError, key_named
 from orchestrator.evidence import RunDir
-from orchestrator.factors import Cell, ScenarioFile, file_schema, load_scenarios, toml_text
+from orchestrator.factors import (
+    Cell,
+    ScenarioFile,
+    file_schema,
+    load_scenarios,
+    parse_scenarios,
+    toml_text,
+)
 from orchestrator.judge import Judged, judge_across, judged, looks_of, traced_boots
-from orchestrator.kernels import describe
+from orchestrator.kernels import checked, describe
 from orchestrator.matrix import MatrixDir, judge_cells, run_cells
 from orchestrator.plan import make_plan
 from orchestrator.progress import Progress
+from orchestrator.report.bisect import bisect_report
 from orchestrator.report.github import job_summary, workflow_commands
 from orchestrator.report.timeline import text_timeline
 from orchestrator.report.wording import said_of
 from orchestrator.run import no_space_explained, run_plan, runner
-from orchestrator.scenario import ARMS, ArmName, Kernel, Scenario, format_size
+from orchestrator.scenario import (
+    ARMS,
+    Arm,
+    ArmName,
+    Kernel,
+    Scenario,
+    format_size,
+    load_scenario,
+)
+from orchestrator.short import (
+    GUEST_KERNEL,
+    AccelName,
+    Setting,
+    Workload,
+    ab_text,
+    arms_of,
+    bisect_text,
+    knobs_of,
+    template_of,
+)
+from orchestrator.spelled import parse_kernel
 
 # UsageError of the click that typer brings, which is not always the installed one.
 _UsageError = cast(type[typer.BadParameter], typer.BadParameter.__mro__[1])
@@ -66,6 +97,37 @@ AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stand
 ForGitHub = Annotated[
     bool,
     typer.Option("--github", help="In GitHub Actions: write a job summary, print annotations."),
+]
+Out = Annotated[
+    Path | None,
+    typer.Option(help="Folder of the run; an interrupted run there is taken up again."),
+]
+Keep = Annotated[
+    bool, typer.Option(help="Keep private files and unfinished evidence for debugging.")
+]
+_KINDS = "deb:NAME@SUITE, dir:PATH, tree:PATH@COMMIT, source:PACKAGE@SUITE"
+Bar = Annotated[str | None, typer.Option(metavar="SIZE", help="Of the device; default: 32GiB.")]
+AskedAccel = Annotated[
+    AccelName | None,
+    typer.Option(
+        help="How the host runs; default: kvm where a guest really runs under it, else exact."
+    ),
+]
+AskedWorkload = Annotated[
+    Workload | None,
+    typer.Option(help="map (default): the BAR alone; guest-boot: a guest that owns it."),
+]
+GuestKernel = Annotated[
+    str | None,
+    typer.Option(
+        "--guest", metavar="KERNEL", help=f"What boots in a guest; default: {GUEST_KERNEL}."
+    ),
+]
+Config = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--config", metavar="FILE|CONFIG_X=y", help="Of kernels that are built; repeatable."
+    ),
 ]
 CellNames = Annotated[
     list[str] | None,
@@ -117,6 +179,8 @@ def _print_plan(scenario: Scenario, described: Callable[[Kernel], str]) -> None:
     )
     for arm in ARMS:
         print(f"  {arm:<10} {described(scenario.arms[arm].kernel)}")
+        for setting in _settings_said(scenario.arms[arm]):
+            print(f"  {'':<10} {setting}")
     if scenario.workload == "guest-boot" and scenario.guest is not None:
         print(f"  {'guest':<10} {described(scenario.guest.kernel)}{said_of(scenario.guest)}")
     else:
@@ -132,6 +196,14 @@ def _print_plan(scenario: Scenario, described: Callable[[Kernel], str]) -> None:
         print(f"  {trial.name}  {where}{', '.join(trial.passes)}")
 
 
+def _settings_said(arm: Arm) -> Iterator[str]:
+    """A line for each thing that an arm is set to."""
+    if arm.cmdline:
+        yield f"command line {' '.join(arm.cmdline.split())}"
+    for name, value in (*arm.parameters.items(), *arm.sysfs.items()):
+        yield f"{name} = {value}"
+
+
 def _plan_json(cell: Cell, described: Callable[[Kernel], str]) -> dict[str, Any]:
     scenario = cell.scenario
     kernels: dict[str, Kernel] = {arm: scenario.arms[arm].kernel for arm in ARMS}
@@ -141,6 +213,7 @@ def _plan_json(cell: Cell, described: Callable[[Kernel], str]) -> dict[str, Any]
         "name": cell.name or None, "settings": cell.settings, "scenario": scenario.name,
         "workload": scenario.workload, "device": scenario.device.model_dump(mode="json"),
         "kernels": {name: described(kernel) for name, kernel in kernels.items()},
+        "arm_settings": {arm: scenario.arms[arm].settings for arm in ARMS},
         "points": [point.name for point in scenario.points()],
         "trials": [
             {"name": trial.name, "pair": trial.pair, "arm": trial.arm, "passes": trial.passes}
@@ -152,16 +225,11 @@ def _plan_json(cell: Cell, described: Callable[[Kernel], str]) -> dict[str, Any]
 @app.command()
 def run(
     scenario: ScenarioPath,
-    out: Annotated[
-        Path | None,
-        typer.Option(help="Folder of the run; an interrupted run there is taken up again."),
-    ] = None,
+    out: Out = None,
     pairs: Pairs = None,
     overrides: Overrides = None,
     names: CellNames = None,
-    keep: Annotated[
-        bool, typer.Option(help="Keep private files and unfinished evidence for debugging.")
-    ] = False,
+    keep: Keep = False,
     as_json: AsJson = False,
     github: ForGitHub = False,
     verbose: Verbose = False,
@@ -170,15 +238,196 @@ def run(
     _logging(verbose)
     step_summary = _step_summary(github)
     file, cells = _load(scenario, overrides, pairs, names)
+    folder = _out(out, file.name)
+    _ran(file, cells, folder, keep=keep)
+    _judged(folder, as_json, step_summary)
+
+
+def _out(out: Path | None, name: str) -> Path:
+    """The folder that was asked for, or one that is named by the time."""
     stamp = datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
-    folder = (out or Path("runs") / f"{file.name}-{stamp}").absolute()
+    return (out or Path("runs") / f"{name}-{stamp}").absolute()
+
+
+def _ran(file: ScenarioFile, cells: tuple[Cell, ...], folder: Path, *, keep: bool) -> None:
     with no_space_explained(folder), runner(Cache(), Progress(), keep=keep) as here:
         if file.has_matrix:
             run_cells(file, cells, folder, here)
         else:
             one = cells[0]
             run_plan(one.scenario, one.text, folder, here, looks_of(one.scenario))
+
+
+@app.command()
+def ab(
+    base: Annotated[
+        str, typer.Option(metavar="KERNEL", help=f"What to measure by: {_KINDS}, or a commit.")
+    ],
+    candidate: Annotated[
+        str | None,
+        typer.Option(metavar="KERNEL", help="The other kernel; also module:PATH on a deb: base."),
+    ] = None,
+    series: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATCHES", help="File, folder, A..B or message-id; repeatable."),
+    ] = None,
+    config: Config = None,
+    bar: Bar = None,
+    accel: AskedAccel = None,
+    workload: AskedWorkload = None,
+    guest: GuestKernel = None,
+    pairs: Pairs = None,
+    cmdline: Annotated[
+        str, typer.Option("--candidate-cmdline", metavar="TEXT", help="Kernel command line.")
+    ] = "",
+    parameters: Annotated[
+        list[str] | None,
+        typer.Option("--candidate-param", metavar="MODULE.NAME=VALUE", help="Repeatable."),
+    ] = None,
+    sysfs: Annotated[
+        list[str] | None,
+        typer.Option("--candidate-sysfs", metavar="PATH=VALUE", help="Repeatable."),
+    ] = None,
+    overrides: Overrides = None,
+    out: Out = None,
+    write: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write the scenario there, and do nothing else."),
+    ] = None,
+    keep: Keep = False,
+    as_json: AsJson = False,
+    github: ForGitHub = False,
+    verbose: Verbose = False,
+) -> None:  # fmt: skip
+    """Compare a kernel with a changed one, asked in a few words; else as `run`."""
+    _logging(verbose)
+    step_summary = _step_summary(github)
+    here, knobs = Path.cwd(), knobs_of(cmdline, parameters or [], sysfs or [])
+    before = parse_kernel(base, "--base", folder=here)
+    after = parse_kernel(candidate, "--candidate", base=before, folder=here) if candidate else None
+    arms = arms_of(before, after, series or [], config or [], knobs, here)
+    text = ab_text(_setting(accel, workload, bar, guest), *arms, knobs, pairs)
+    file = parse_scenarios(text, "ab", here, overrides or [])
+    if write is not None:
+        _write(write, file.text)
+        return
+    folder, cache = _out(out, file.name), Cache()
+    changed = "--series" if series else "--candidate"
+    progress = Progress()
+    with progress.stage("looking at the kernels"):
+        for option, arm, kernel in zip(("--base", changed), ARMS, arms, strict=True):
+            with key_named(option):
+                checked(kernel, cache)
+                progress.note(f"{arm}: {describe(kernel, cache)}")
+    _begun(folder, file.text)
+    progress.note(f"scenario: {folder / 'scenario.toml'}")
+    _ran(file, file.cells, folder, keep=keep)
     _judged(folder, as_json, step_summary)
+
+
+def _begun(folder: Path, text: str) -> None:
+    """A new run's scenario is there to be read before anything is built for it."""
+    if not folder.exists():
+        try:
+            folder.mkdir(parents=True)
+        except OSError as exc:
+            raise ScenarioError(f"--out {folder}: cannot be made: {exc.strerror}") from exc
+        (folder / "scenario.toml").write_text(text, "utf-8")
+
+
+def _setting(
+    accel: AccelName | None, workload: Workload | None, bar: str | None, guest: str | None
+) -> Setting:
+    """With the accelerator that is of most use here, where none is asked for: instruction counts
+    tell more than the seconds of an emulation."""
+    kernel, why = None, ""
+    if workload == "guest-boot":
+        kernel = parse_kernel(guest or GUEST_KERNEL, "--guest", folder=Path.cwd())
+    elif guest is not None:
+        raise ScenarioError("--guest: is of --workload guest-boot", reason="scenario")
+    if accel is None:
+        found, why = chosen_accel("auto")
+        accel = "kvm" if found == "kvm" else "exact"
+    return Setting(accel, why, workload or "map", bar or "32GiB", kernel)
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, "utf-8")
+    except OSError as exc:
+        raise ScenarioError(f"{path} cannot be written: {exc.strerror}") from exc
+    print(f"scenario: {path}")
+
+
+@app.command()
+def bisect(
+    good: Annotated[
+        list[str], typer.Option(metavar="COMMIT", help="Known to be good; repeatable.")
+    ],
+    bad: Annotated[str, typer.Option(metavar="COMMIT", help="Known to be bad; a later one.")],
+    paths: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="PATH", help="Only commits that touch these."),
+    ] = None,
+    tree: Annotated[Path, typer.Option(help="The kernel's git repository.")] = Path(),
+    metric: Annotated[
+        str, typer.Option(metavar="NAME", help="By what they differ.")
+    ] = "bar_map_seconds",
+    on: Annotated[
+        str | None,
+        typer.Option(
+            metavar="deb:NAME@SUITE", help="The commits change modules of this package's kernel."
+        ),
+    ] = None,
+    config: Config = None,
+    scenario: Annotated[
+        Path | None,
+        typer.Option(help="How to measure, in place of the next four; its arms are not used."),
+    ] = None,
+    bar: Bar = None,
+    accel: AskedAccel = None,
+    workload: AskedWorkload = None,
+    guest: GuestKernel = None,
+    trials: Annotated[
+        int | None,
+        typer.Option(min=1, help="Of each commit; default: one where exact, else three."),
+    ] = None,
+    overrides: Overrides = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the bisection; an interrupted one there goes on."),
+    ] = None,
+    keep: Keep = False,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+) -> None:
+    """Find the first commit that costs more, or less: git's bisection, by measuring."""
+    _logging(verbose)
+    commits = commits_of(tree, good, bad, paths or [])
+    kernels = kernels_of(commits, on, config or [], Path.cwd())
+    short = {"--bar": bar, "--accel": accel, "--workload": workload, "--guest": guest}
+    if scenario is None:
+        setting = _setting(accel, workload, bar, guest)
+        how = bisect_text(setting, metric, kernels(commits.bad), overrides or [])
+    elif given := [option for option, value in short.items() if value is not None]:
+        raise ScenarioError(
+            f"{given[0]} and --scenario exclude one another",
+            hint="--set KEY=VALUE overrides what the file says",
+            reason="scenario",
+        )
+    else:
+        one, text = load_scenario(scenario, overrides or [])
+        how = template_of(one, text, chosen_accel(one.host.accel)[0], metric)
+    question = Question(commits, kernels, metric, how, trials)
+    folder = _out(out, "bisect")
+    with runner(Cache(), Progress(), keep=keep) as here:
+        record = run_bisection(question, folder, here)
+    if as_json:
+        said = {"bisection": str(folder), "exit_code": record.exit_code}
+        _print_json(record.document() | said)
+    else:
+        print(f"{bisect_report(record.bisection())}\nbisection: {folder}")
+    raise typer.Exit(record.exit_code)
 
 
 @app.command()

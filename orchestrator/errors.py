@@ -7,6 +7,9 @@ about the kernel under test (the trial failed), and counts against its arm.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class BarometerError(Exception):
     """Something a user can act on. `reason` is a short stable name (`guest-panic`)."""
@@ -53,3 +56,14 @@ class EvidenceError(BarometerError):
     """Saved evidence is missing or cannot be read."""
 
     exit_code = 4
+
+
+@contextmanager
+def key_named(key: str) -> Iterator[None]:
+    """Put the scenario's key, or the option, in front of what is wrong with its value."""
+    try:
+        yield
+    except ScenarioError as exc:
+        raise ScenarioError(
+            f"{key}: {exc.message}", hint=exc.hint, evidence=exc.evidence, reason=exc.reason
+        ) from exc

@@ -11,12 +11,20 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from orchestrator.analysis import boot
-from orchestrator.analysis.across import SavedRun, compare_runs
-from orchestrator.analysis.comparison import Comparison, boots_of, compare, to_json
-from orchestrator.analysis.conditions import conditions
+from orchestrator.analysis.across import SavedRun, compare_runs, plan_across
+from orchestrator.analysis.comparison import (
+    Comparison,
+    boots_of,
+    compare,
+    to_json,
+    unit_of,
+    values_of,
+)
+from orchestrator.analysis.conditions import conditions, recorded_of_all
 from orchestrator.analysis.stopping import enough
 from orchestrator.analysis.timeline import Timeline
 from orchestrator.analysis.trial import Findings, TrialResult, read_result
+from orchestrator.analysis.variable import variable
 from orchestrator.errors import EvidenceError, ScenarioError
 from orchestrator.evidence import MANIFEST, RunDir, TrialDir, write_json
 from orchestrator.plan import make_plan
@@ -30,12 +38,24 @@ from orchestrator.scenario import (
     ARMS,
     CONTROL,
     ArmName,
+    Metric,
     Scenario,
     not_a_condition,
     parse_scenario,
 )
 
 log = logging.getLogger("barometer.judge")
+
+
+class Sampled(NamedTuple):
+    """What one arm of a run has of one metric."""
+
+    unit: str
+    """s, count or Ginsn."""
+    values: tuple[float, ...]
+    """One for each measured trial, in the order in which they ran."""
+    unmeasured: tuple[TrialResult, ...]
+    """The arm's trials that failed or are invalid."""
 
 
 class Judged(NamedTuple):
@@ -72,10 +92,11 @@ def judged_whole(run: RunDir, tester: str | None) -> tuple[Scenario, Comparison,
         for arm, roles in (("baseline", ("baseline", CONTROL)), ("candidate", ("candidate",)))
     }
     configs = (saved.configs["baseline"], saved.configs["candidate"])
-    comparison = compare(
-        scenario, kernels, saved.results, saved.planned, plan["accel"],
-        conditions(sides, configs, scenario.judgement.allow),
-    )  # fmt: skip
+    found = conditions(sides, configs, scenario.judgement.allow)
+    comparison = replace(
+        compare(scenario, kernels, saved.results, saved.planned, plan["accel"], found),
+        variable=variable(plan, found if recorded_of_all(sides) else None),
+    )
     report = text_report(scenario, comparison, plan, tester)
     one, document = suite(scenario, comparison, plan), to_json(comparison)
     texts = {"report.txt": report, **for_machines(scenario, comparison, plan, one)}
@@ -106,6 +127,16 @@ def saved_run(run: RunDir) -> SavedRun:
     return SavedRun(str(run.path), scenario, plan, tuple(results), configs)
 
 
+def sampled(run: RunDir, arm: ArmName, metric: Metric) -> Sampled:
+    """A metric of one arm, whether or not the other has run. Raises as `saved_run`."""
+    saved = saved_run(run)
+    return Sampled(
+        unit_of(metric, saved.plan["accel"]),
+        tuple(values_of(saved.results, arm, metric).values()),
+        tuple(r for r in saved.results if r.arm == arm and r.kind != "measured"),
+    )
+
+
 def judge_across(folders: Sequence[Path], arm: ArmName, allow: Sequence[str]) -> Judged:
     """Each run but the first against the first. Nothing is saved. The exit code is 1 if that of
     any is, else the largest. Raises as `saved_run` and `compare_runs`, and ScenarioError."""
@@ -126,10 +157,7 @@ def judge_across(folders: Sequence[Path], arm: ArmName, allow: Sequence[str]) ->
     reports, documents, suites = [], [], []
     for other in others:
         scenario, comparison = compare_runs(first, other, arm, allow)
-        plan = first.plan | {"kernels": {
-            role: run.plan["kernels"][arm]
-            for role, run in zip(ARMS, (first, other), strict=True)
-        }}  # fmt: skip
+        plan = plan_across(first, other, arm)
         one = suite(scenario, comparison, plan)
         suites.append(replace(one, name=f"{other.name} against {first.name}, {arm}"))
         report = text_report(scenario, comparison, plan)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.analysis.comparison import Comparison, worst
-from orchestrator.errors import BenchError, EvidenceError, ScenarioError
+from orchestrator.errors import BenchError, EvidenceError, ScenarioError, key_named
 from orchestrator.evidence import RunDir, need_keys, read_json, write_json
 from orchestrator.factors import Cell, ScenarioFile
 from orchestrator.judge import Judged, judged_whole, looks_of, save
@@ -20,7 +20,7 @@ from orchestrator.report.cases import Suite, code_of, not_run
 from orchestrator.report.junit import junit_xml
 from orchestrator.report.ktap import ktap
 from orchestrator.report.matrix import matrix_report
-from orchestrator.run import Runner, key_named, no_space_explained, only_run_in, run_plan
+from orchestrator.run import Runner, no_space_explained, only_run_in, run_plan
 from orchestrator.scenario import ARMS, Scenario
 
 _FAILED_CELLS = 2

@@ -30,13 +30,21 @@ from orchestrator.bench.host import Host
 from orchestrator.bench.keys import RunKeys
 from orchestrator.bench.nested import proven_host, running_machine
 from orchestrator.bench.runner import runner_facts
+from orchestrator.bench.settings import prove_settings, write_settings
 from orchestrator.bench.state import BenchState, bench_state
 from orchestrator.bench.workload import guest_boots, maps, settle
 from orchestrator.cache import Cache, disk_full
-from orchestrator.errors import ArmFailedError, BarometerError, BenchError, ScenarioError
+from orchestrator.errors import (
+    ArmFailedError,
+    BarometerError,
+    BenchError,
+    ScenarioError,
+    key_named,
+)
 from orchestrator.evidence import RunDir, TrialDir, TrialWriter
 from orchestrator.hashing import digest_of
 from orchestrator.kernels import KernelBundle, checked, materialised
+from orchestrator.kernels.parameters import check_parameter
 from orchestrator.plan import PlannedTrial, make_plan
 from orchestrator.progress import Progress
 from orchestrator.scenario import ARMS, GIB, ArmName, Scenario
@@ -92,18 +100,24 @@ def prepare(scenario: Scenario, cache: Cache, progress: Progress) -> Prepared:
     with progress.stage("accelerator"):
         accel, reason = chosen_accel(scenario.host.accel)
     progress.note(f"accelerator: {accel} ({reason})")
-    for arm in ARMS:  # both, before either is built
+    for arm in ARMS:  # all of them, before any is built
         with key_named(f"arms.{arm}.kernel"):
             checked(scenario.arms[arm].kernel, cache)
+    if scenario.workload == "guest-boot" and scenario.guest is not None:
+        with key_named("guest.kernel"):
+            checked(scenario.guest.kernel, cache)
     kernels: dict[ArmName, KernelBundle] = {}
     for arm in ARMS:
-        if scenario.arms[arm].kernel == scenario.arms.baseline.kernel and kernels:
-            kernels[arm] = kernels["baseline"]  # also the release: nothing differs
-            continue
-        kernel_stage = progress.stage(f"kernel of the {arm}: {scenario.arms[arm].kernel}")
-        with kernel_stage, key_named(f"arms.{arm}.kernel"):
-            kernels[arm] = materialised(scenario.arms[arm].kernel, cache, progress, _TAGS[arm])
-            _has_backend(kernels[arm], scenario)
+        if kernels and scenario.arms[arm].kernel == scenario.arms.baseline.kernel:
+            kernels[arm] = kernels["baseline"]  # down to the release
+        else:
+            kernel_stage = progress.stage(f"kernel of the {arm}: {scenario.arms[arm].kernel}")
+            with kernel_stage, key_named(f"arms.{arm}.kernel"):
+                kernels[arm] = materialised(scenario.arms[arm].kernel, cache, progress, _TAGS[arm])
+                _has_backend(kernels[arm], scenario)
+        for name in scenario.arms[arm].parameters:
+            with key_named(f'arms.{arm}.parameters."{name}"'):
+                check_parameter(kernels[arm], name)
     guest_kernel = None
     if scenario.workload == "guest-boot" and scenario.guest is not None:
         guest_stage = progress.stage(f"kernel of the guest: {scenario.guest.kernel}")
@@ -146,17 +160,6 @@ def _has_backend(kernel: KernelBundle, scenario: Scenario) -> None:
         )
 
 
-@contextlib.contextmanager
-def key_named(key: str) -> Iterator[None]:
-    """Put the scenario's key in front of what is wrong with its value."""
-    try:
-        yield
-    except ScenarioError as exc:
-        raise ScenarioError(
-            f"{key}: {exc.message}", hint=exc.hint, evidence=exc.evidence, reason=exc.reason
-        ) from exc
-
-
 def plan_facts(scenario: Scenario, prepared: Prepared) -> dict[str, Any]:
     """plan.json: the order of the trials, and exactly what they will use."""
     return {
@@ -167,6 +170,7 @@ def plan_facts(scenario: Scenario, prepared: Prepared) -> dict[str, Any]:
                   "digest": k.digest, "provenance": k.provenance}
             for arm, k in prepared.kernels.items()
         },
+        "arm_settings": {arm: scenario.arms[arm].settings for arm in ARMS},
         "guest_kernel": _guest_kernel(scenario, prepared),
         "runner": {"system": platform.platform(), "machine": platform.machine(),
                    "cpus": os.cpu_count()},
@@ -221,15 +225,24 @@ class Bench:
     """Leave the evidence of a trial that is interrupted."""
     enough: Enough | None = None
     """With `trials.until`: asked after each block, of the pairs up to it."""
+    only: ArmName | None = None
+    """Of all trials those of this arm; the others are left for another day."""
     stopped: threading.Event = field(default_factory=threading.Event)
     """The run is interrupted, and what fails now fails because of that."""
 
 
 def run_plan(
-    scenario: Scenario, text: str, out: Path, here: Runner, enough: Enough | None = None
+    scenario: Scenario,
+    text: str,
+    out: Path,
+    here: Runner,
+    enough: Enough | None = None,
+    *,
+    only: ArmName | None = None,
 ) -> bool:
     """Every trial of the plan that is not complete yet, in order; evidence under `out`. With
-    `trials.until`, `enough` says after each block whether that was the last.
+    `trials.until`, `enough` says after each block whether that was the last. `only`: the trials of
+    one arm; to judge, such a run is one that is not complete.
 
     Goes on after a failed trial; stops when the bench fails twice in a row for the same reason,
     and then returns False. Raises ScenarioError and BenchError for what cannot be prepared.
@@ -241,7 +254,7 @@ def run_plan(
         return run_trials(
             Bench(
                 scenario, prepared, run, here.state, here.libvirt, here.progress, here.keep,
-                enough,
+                enough, only,
             )
         )  # fmt: skip
 
@@ -264,7 +277,8 @@ def run_trials(bench: Bench) -> bool:
     """The trials that are not complete, one after the other; with accel exact, whose numbers do
     not depend on what else the machine does, as many at a time as there are CPUs and memory.
     False when the bench failed twice in a row for the same reason, and no more were begun."""
-    plan, watch = make_plan(bench.scenario), _BenchWatch(bench)
+    watch = _BenchWatch(bench)
+    plan = [t for t in make_plan(bench.scenario) if bench.only in (None, t.arm)]
     if bench.enough is None:
         return _run_block(bench, plan, watch)
     for pairs in range(2, bench.scenario.trials.most_pairs + 1, 2):
@@ -412,9 +426,9 @@ def _climb(bench: Bench, planned: PlannedTrial, trial: TrialWriter) -> None:
         with progress.stage("host: boot"), trial.stage("host-boot"):
             machine = ladder.enter_context(
                 running_machine(
-                    scenario, kernel, prepared.hosts[planned.boots], prepared.disks(),
-                    accel=prepared.accel, keys=keys, state=bench.state, libvirt=bench.libvirt,
-                    trial=trial,
+                    scenario, planned.boots, kernel, prepared.hosts[planned.boots],
+                    prepared.disks(), accel=prepared.accel, keys=keys, state=bench.state,
+                    libvirt=bench.libvirt, trial=trial,
                 )
             )  # fmt: skip
             host = ladder.enter_context(
@@ -425,6 +439,7 @@ def _climb(bench: Bench, planned: PlannedTrial, trial: TrialWriter) -> None:
             )  # fmt: skip
         ladder.callback(_save_dmesg, host, trial)
         ladder.enter_context(_charged_to_the_arm(host))
+        _set(bench, planned.boots, host, trial)
         with progress.stage("host: device"), trial.stage("device"):
             devices = ladder.enter_context(bound_devices(host, scenario.device))
             asked = host.agent("facts", *(device.address for device in devices))
@@ -440,6 +455,21 @@ def _climb(bench: Bench, planned: PlannedTrial, trial: TrialWriter) -> None:
             settle(host, scenario, trial=trial, progress=progress)
             maps(host, devices[0], scenario, planned.passes, trial=trial, progress=progress)
         host.check()
+        if scenario.arms[planned.boots].is_set:
+            with trial.stage("settings-again"):  # nothing has set them otherwise meanwhile
+                _proven(bench, planned.boots, host)
+
+
+def _set(bench: Bench, arm: ArmName, host: Host, trial: TrialWriter) -> None:
+    """What the arms set, where they set anything."""
+    if any(bench.scenario.arms[name].is_set for name in ARMS):
+        with bench.progress.stage("host: settings"), trial.stage("settings"):
+            write_settings(host.shell, bench.scenario, arm)
+            trial.record(arm_settings=_proven(bench, arm, host))
+
+
+def _proven(bench: Bench, arm: ArmName, host: Host) -> dict[str, Any]:
+    return prove_settings(host.shell, bench.prepared.kernels[arm], bench.scenario, arm)
 
 
 @contextlib.contextmanager

@@ -350,6 +350,32 @@ Kernel = Annotated[
 ]
 
 
+_OWN_WORDS = ("barometer.token", "console", "init", "panic", "root")
+_LONGEST_CMDLINE = 1800
+"""x86 kernels keep 2048 bytes of it (COMMAND_LINE_SIZE), some of which are barometer's own."""
+
+
+def word_name(word: str) -> str:
+    """What a word of a kernel's command line sets: `-` and `_` are one there (parameq() in
+    kernel/params.c)."""
+    return word.partition("=")[0].replace("-", "_")
+
+
+def _words(cmdline: str) -> str:
+    if not all(" " <= c <= "~" for c in cmdline):
+        raise ValueError("a kernel's command line is of printable ASCII, on one line")
+    if len(cmdline) > _LONGEST_CMDLINE:
+        raise ValueError(f"{len(cmdline)} characters; there is room for {_LONGEST_CMDLINE}")
+    for word in cmdline.split():
+        if word_name(word) in _OWN_WORDS:
+            raise ValueError(f'"{word}": {word.partition("=")[0]} is set by barometer itself')
+    return cmdline
+
+
+CommandLine = Annotated[str, AfterValidator(_words)]
+"""Words of a host's kernel command line, besides those that barometer needs."""
+
+
 class Host(_Model):
     kind: Literal["nested"] = "nested"
     """The host under test is a VM of this machine."""
@@ -367,7 +393,7 @@ class Host(_Model):
     memory: Annotated[Size, Field(ge=GIB)] = 4 * GIB
     cpus: Annotated[int, Field(ge=1, le=64)] = 2
     """With accel exact always 1, which is then the default."""
-    cmdline: str = ""
+    cmdline: CommandLine = ""
     """Appended to the host's kernel command line, in both arms."""
     settle: Annotated[int, Field(ge=0, le=3600)] = 300
     """accel exact: seconds of the host's own clock that it idles before anything is measured, so
@@ -520,7 +546,7 @@ class Arm(_Model):
     """A kernel, and how it is set."""
 
     kernel: Kernel
-    cmdline: str = ""
+    cmdline: CommandLine = ""
     """Appended to the host's kernel command line, in this arm alone: "iommu.strict=1"."""
     parameters: dict[str, Scalar] = Field(default_factory=dict)
     """Of modules, also built-in ones: "vfio_iommu_type1.disable_hugepages" = true."""
@@ -544,10 +570,36 @@ class Arm(_Model):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _set_once(self) -> Arm:
+        for word in self.cmdline.split():
+            if word == "--" or word_name(word) == "rdinit":
+                raise ValueError(f'cmdline: "{word}": what init is given is barometer\'s own')
+        by_name: dict[str, str] = {}
+        for name in self.parameters:
+            if (other := by_name.setdefault(word_name(name), name)) != name:
+                raise ValueError(f'parameters: "{other}" and "{name}" are one parameter')
+        for word in self.cmdline.split():
+            if (name := by_name.get(word_name(word), "")) != "":
+                raise ValueError(f'"{name}" is set in parameters and in cmdline: take one out')
+        return self
+
     @property
     def is_set(self) -> bool:
         """There is more to it than its kernel."""
-        return bool(self.cmdline or self.parameters or self.sysfs)
+        return bool(self.words or self.sysfs)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All of it but its kernel, for JSON."""
+        return self.model_dump(mode="json", exclude={"kernel"})
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """What it adds to the host's kernel command line: kmod and the kernel both take the
+        parameters of modules from there (modprobe(8))."""
+        parameters = (f"{name}={value}" for name, value in self.parameters.items())
+        return (*self.cmdline.split(), *parameters)
 
 
 class Arms(_Model):
@@ -760,6 +812,25 @@ class Scenario(_Model):
                     f"map.sizes: {format_size(size)} is more than the BAR,"
                     f" {format_size(self.device.bar)}"
                 )
+
+    @model_validator(mode="after")
+    def _arms_are_set_apart(self) -> Scenario:
+        """What an arm sets, nobody else does."""
+        common = {word_name(word): word for word in self.host.cmdline.split()}
+        for arm in ARMS:
+            words = self.arms[arm].words
+            for word in words:
+                if (other := common.get(word_name(word))) is not None:
+                    raise ValueError(
+                        f'arms.{arm}: "{word}", and host.cmdline has "{other}": take one out'
+                    )
+            length = len(" ".join([*words, self.host.cmdline]))
+            if length > _LONGEST_CMDLINE:
+                raise ValueError(
+                    f"arms.{arm}: with host.cmdline its kernel's command line has {length}"
+                    f" characters more than barometer's own; there is room for {_LONGEST_CMDLINE}"
+                )
+        return self
 
     @model_validator(mode="after")
     def _bars_fit(self) -> Scenario:

@@ -47,7 +47,7 @@ def boot_once() -> None:
         kernel = prepared.kernels["baseline"]
         machine = stack.enter_context(
             running_machine(
-                scenario, kernel, prepared.hosts["baseline"], prepared.disks(),
+                scenario, "baseline", kernel, prepared.hosts["baseline"], prepared.disks(),
                 accel="tcg", keys=keys, state=state, libvirt=libvirt, trial=trial,
             )
         )  # fmt: skip

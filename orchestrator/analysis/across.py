@@ -1,9 +1,9 @@
 """One arm of a run against the same arm of another: nights, machines, versions of a tool. Pure.
 
 It is the comparison of any run, but for its trials: those of the first run's arm are the baseline,
-those of the second's the candidate. They ran days apart and so are no pairs. Where the other arm
-booted the same kernel in both runs it is the control: what it shows is the bench's, not the
-kernel's.
+those of the second's the candidate. They ran days apart and so are no pairs. The variable is the
+arm, as in a run: its kernel, and what it is set to. Where the other arm is the same in both runs,
+kernel and settings, it is the control: what it shows is the bench's, not the kernel's.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from orchestrator.analysis.comparison import Comparison, compare, with_control
-from orchestrator.analysis.conditions import conditions
+from orchestrator.analysis.conditions import conditions, recorded_of_all
 from orchestrator.analysis.stopping import planned_trials
 from orchestrator.analysis.trial import TrialResult
+from orchestrator.analysis.variable import variable
 from orchestrator.errors import EvidenceError
 from orchestrator.scenario import ARMS, ArmName, Metric, Scenario
 
@@ -45,6 +46,19 @@ class SavedRun:
         """Trials that it is to have and has not."""
         return max(0, self.planned - len(self.results))
 
+    def settings(self, arm: ArmName) -> dict[str, Any]:
+        """What it was to be set to; as they are in plan.json."""
+        found: dict[str, Any] = (self.plan.get("arm_settings") or {}).get(arm) or {}
+        return found
+
+    def set_up(self, arm: ArmName) -> tuple[Any, ...]:
+        """The same for the same kernel with the same settings."""
+        settings = self.settings(arm)
+        return (
+            self.plan["kernels"][arm]["digest"],
+            *(settings.get(kind) or None for kind in ("cmdline", "parameters", "sysfs")),
+        )
+
     def of_arm(self, arm: ArmName, role: ArmName) -> list[TrialResult]:
         """The trials of an arm, in the role of one in another comparison."""
         return [
@@ -52,6 +66,15 @@ class SavedRun:
             for result in self.results
             if result.arm == arm
         ]
+
+
+def plan_across(first: SavedRun, second: SavedRun, arm: ArmName) -> dict[str, Any]:
+    """plan.json as it would be of one run with the arm of both as its arms."""
+    sides = tuple(zip(ARMS, (first, second), strict=True))
+    return first.plan | {
+        "kernels": {role: run.plan["kernels"][arm] for role, run in sides},
+        "arm_settings": {role: run.settings(arm) for role, run in sides},
+    }
 
 
 def compare_runs(
@@ -78,23 +101,27 @@ def compare_runs(
     expect: dict[Metric, Any] = dict.fromkeys(first.scenario.expect, "not-regressed")
     scenario = first.scenario.model_copy(update={"expect": expect})
     before, after = first.of_arm(arm, "baseline"), second.of_arm(arm, "candidate")
+    sides: dict[str, list[dict[str, str]]] = {
+        role: [r.conditions for r in results if r.kind != "invalid"]
+        for role, results in zip(ARMS, (before, after), strict=True)
+    }
     found = conditions(
-        {
-            role: [r.conditions for r in results if r.kind != "invalid"]
-            for role, results in zip(ARMS, (before, after), strict=True)
-        },
+        sides,
         (first.configs.get(arm), second.configs.get(arm)),
         [*scenario.judgement.allow, *allow],
     )
+    plan = plan_across(first, second, arm)
     kernels = {
-        role: {key: run.plan["kernels"][arm][key] for key in ("release", "source")}
-        for role, run in zip(ARMS, (first, second), strict=True)
+        role: {key: plan["kernels"][role][key] for key in ("release", "source")} for role in ARMS
     }
     results = [*before, *after]
     planned = len(results) + first.lacks + second.lacks
-    comparison = compare(scenario, kernels, results, planned, accels[0], found, paired=False)
+    comparison = replace(
+        compare(scenario, kernels, results, planned, accels[0], found, paired=False),
+        variable=variable(plan, found if recorded_of_all(sides) else None),
+    )
     other = next(name for name in ARMS if name != arm)
-    if first.plan["kernels"][other]["digest"] != second.plan["kernels"][other]["digest"]:
+    if first.set_up(other) != second.set_up(other):
         return scenario, comparison
     controls = [*first.of_arm(other, "baseline"), *second.of_arm(other, "candidate")]
     beside = compare(scenario, kernels, controls, len(controls), accels[0], paired=False)

@@ -35,6 +35,7 @@ from orchestrator.analysis.summary import summary
 from orchestrator.analysis.theory import pages
 from orchestrator.analysis.timeline import Timeline
 from orchestrator.analysis.trial import Findings, TrialResult
+from orchestrator.analysis.variable import Variable, variable_json
 from orchestrator.scenario import (
     ARMS,
     CONTROL,
@@ -108,6 +109,8 @@ class Comparison:
     """Under which the arms were measured, and what differed."""
     paired: bool = True
     """False of arms of different runs."""
+    variable: Variable | None = None
+    """What the arms differ in."""
 
     def of_arm(self, arm: Role) -> list[TrialResult]:
         return [r for r in self.results if r.arm == arm]
@@ -170,27 +173,34 @@ def _compared(
     rule = Rule(scenario.judgement.margin, scenario.judgement.floor)
     found: dict[Metric, tuple[str, dict[Role, dict[int, float]], Estimate]] = {}
     for name in _names(results):
-        unit: str = METRICS[name.partition("@")[0]]
-        if unit == "s" and accel == "exact":
-            unit = "Ginsn"
-        values = {role: _values(results, role, name) for role in (*ARMS, CONTROL)}
+        unit = unit_of(name, accel)
+        values = {role: values_of(results, role, name) for role in (*ARMS, CONTROL)}
         before, after = values["baseline"], values["candidate"]
         if before and after:
             pairs = [(before[pair], after[pair]) for pair in before if pair in after]
             one = estimate(
                 unit, [*before.values()], [*after.values()], pairs if paired else None,
-                _resolution(scenario, name),
+                resolution_of(scenario, name),
             )  # fmt: skip
             found[name] = (unit, values, one)
     deciding = _deciding(scenario, [*found])
     ps = _adjusted({name: one.p for name, (_, _, one) in found.items()}, deciding)
     return [
-        _metric(name, unit, values, judged(one, rule, ps[name]), rule, _resolution(scenario, name))
+        _metric(
+            name, unit, values, judged(one, rule, ps[name]), rule, resolution_of(scenario, name)
+        )
         for name, (unit, values, one) in found.items()
     ]
 
 
-def _resolution(scenario: Scenario, name: Metric) -> Resolution:
+def unit_of(name: Metric, accel: str) -> str:
+    """s, count, or Ginsn: what is seconds elsewhere, of an exact host."""
+    unit = METRICS[name.partition("@")[0]]
+    return "Ginsn" if unit == "s" and accel == "exact" else unit
+
+
+def resolution_of(scenario: Scenario, name: Metric) -> Resolution:
+    """When two values of a metric in Ginsn are the same number."""
     if scenario.workload == "map":
         return OF_MAPS
     if name.startswith("guest_"):
@@ -198,7 +208,7 @@ def _resolution(scenario: Scenario, name: Metric) -> Resolution:
     return OF_UNMAPS_IN_BOOTS if name.startswith("bar_unmap") else OF_MAPS_IN_BOOTS
 
 
-def _values(results: Sequence[TrialResult], role: Role, name: Metric) -> dict[int, float]:
+def values_of(results: Sequence[TrialResult], role: Role, name: Metric) -> dict[int, float]:
     """Pair -> value of the measured trials that have one."""
     return {
         r.pair: value for r in results
@@ -450,6 +460,7 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
             }
             for m in comparison.metrics
         },
+        "variable": comparison.variable and variable_json(comparison.variable),
         "conditions": comparison.conditions and conditions_json(comparison.conditions),
         "boots": cost_json(boots_of(comparison)),
         "problems": [

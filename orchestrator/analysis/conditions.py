@@ -3,34 +3,48 @@
 A condition is a name and a text, `host.qemu` and `10.0.13`:
 
     accel barometer workload
-    host.kernel.*               what follows from the planned variable, the host's kernel
+    host.kernel.*               what follows from the host's kernel
+    host.arm.*                  what its arm was set to besides: cmdline, parameters, sysfs
     host.* host.packages.NAME   the rest of the host
     guest.* guest.packages.NAME device.* map.*
     runner.*                    the machine that barometer ran on
 
 What a trial did not record is no condition of it, and never a difference; what it looked for and
-was not there is `absent`. A default that two kernels have otherwise (of huge pages, say) is a
-difference like any other: it could have been set, and then the code is not what was compared.
+was not there is `absent`. Planned is the variable, which is the arm: its kernel, what it was set
+to, and what follows from either (consequences.py) where they are not the same. A default that two
+kernels have otherwise (of huge pages, say) is a difference like any other: it could have been set,
+and then the code is not what was compared.
 """
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from orchestrator.abi import MACHINE_TAINTS, TAINTS
+from orchestrator.abi import MACHINE_TAINTS, TAINTS, chosen
+from orchestrator.analysis.consequences import (
+    follows_from_file,
+    follows_from_parameter,
+    follows_from_words,
+)
 from orchestrator.analysis.kconfig import ConfigChange, config_diff
 from orchestrator.scenario import format_size
 
 ABSENT = "absent"
-_KERNEL = "host.kernel.*"
+NOT_SET = "not set"
+KERNEL, ARM = "host.kernel.", "host.arm."
+ARM_CMDLINE = f"{ARM}cmdline"
+ARM_PARAMETERS, ARM_SYSFS = f"{ARM}parameters.", f"{ARM}sysfs."
+_DIGEST = f"{KERNEL}digest"
+_SPELLED = (_DIGEST, f"{KERNEL}source")
+"""Of the kernel: what the scenario says, not what the kernel does."""
 _DONE_BY_KERNEL = "host.kernel.taint"
 """What a kernel does, now and then perhaps: no condition that a trial began under."""
 _LISTED = ("host.packages.", "guest.packages.")
-"""Rooms that are recorded as a whole: what one lacks was not there."""
+"""Rooms that are recorded as a whole: what one lacks was not there. So is host.arm, where nothing
+recorded is nothing set."""
 _NOT_OURS = ("barometer.token=", "BOOT_IMAGE=", "initrd=")
 """Of a command line: what proves the kernel, and what boot loaders add for each."""
 
@@ -51,7 +65,7 @@ def conditions_of(
     found: dict[str, Any] = {
         name: manifest.get(name) for name in ("accel", "barometer", "workload")
     }
-    found |= _kernel(manifest, facts)
+    found |= _kernel(manifest, facts) | _arm(manifest)
     found |= _machine("host", facts) | _host(manifest, facts)
     found |= _guest(manifest, guest)
     found |= {
@@ -80,6 +94,26 @@ def _kernel(manifest: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, 
     return {f"host.kernel.{name}": value for name, value in found.items()}
 
 
+def _arm(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """As read back, also what only the other arm was to have; of parameters that cannot be read
+    what was asked for."""
+    settings = manifest.get("arm_settings") or {}
+    found = {ARM_CMDLINE: (settings.get("cmdline") or {}).get("found") or None}
+    for room, kind in ((ARM_PARAMETERS, "parameters"), (ARM_SYSFS, "sysfs")):
+        for name, value in (settings.get(kind) or {}).items():
+            seen = value["asked"] if value["found"] is None else value["found"]
+            found[f"{room}{name}"] = seen
+    return found
+
+
+def _arm_words(manifest: Mapping[str, Any]) -> list[str]:
+    """Of the host's command line, those that are its arm's."""
+    settings = manifest.get("arm_settings") or {}
+    parameters = (settings.get("parameters") or {}).items()
+    words = str((settings.get("cmdline") or {}).get("asked") or "").split()
+    return words + [f"{n}={v['asked']}" for n, v in parameters if v["asked"] is not None]
+
+
 def _host(manifest: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
     settings = facts.get("settings") or {}
     devices = facts.get("devices") or [facts.get("device") or {}]
@@ -87,7 +121,7 @@ def _host(manifest: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, An
         "vfio_iommu_type1.disable_hugepages": settings.get("vfio_disable_hugepages")
     }
     found = {
-        "cmdline": _cmdline(settings.get("cmdline")),
+        "cmdline": _cmdline(settings.get("cmdline"), _arm_words(manifest)),
         "lockdown": _known(settings, "lockdown"),
         "firmware": _known(settings, "firmware_version"),
         "taint": _taints(settings)[1],
@@ -156,8 +190,7 @@ def _known(facts: Mapping[str, Any], name: str) -> str | None:
     value = facts[name]
     if value is None:
         return ABSENT
-    chosen = re.search(r"\[(.+?)\]", value)
-    return chosen[1] if chosen else str(value)
+    return chosen(str(value))
 
 
 def _turbo(settings: Mapping[str, Any]) -> str | None:
@@ -193,10 +226,16 @@ def _taints(settings: Mapping[str, Any]) -> tuple[str | None, str | None]:
     )
 
 
-def _cmdline(line: str | None) -> str | None:
+def _cmdline(line: str | None, arms: Sequence[str] = ()) -> str | None:
+    """Without the words that are the arm's, each as often as the arm has it: they stand behind
+    barometer's."""
     if line is None:
         return None
-    return " ".join(word for word in line.split() if not word.startswith(_NOT_OURS))
+    words = [word for word in reversed(line.split()) if not word.startswith(_NOT_OURS)]
+    for word in arms:
+        if word in words:
+            words.remove(word)
+    return " ".join(reversed(words))
 
 
 def _all(values: set[str]) -> str | None:
@@ -216,7 +255,8 @@ class Difference:
     values: dict[str, tuple[str, ...]]
     """Of each side what its trials had, each value once; empty where none recorded it."""
     planned: bool
-    """It follows from the host's kernel, and each side had one; or the kernel did it."""
+    """It follows from the host's kernel or from what its arm was set to, and each side had one of
+    those; or the kernel did it."""
     allowed: bool
     """By the caller; or an exact host's numbers do not depend on it."""
 
@@ -258,26 +298,56 @@ def conditions(
     )
 
 
+def recorded_of_all(sides: Sides) -> bool:
+    """Whether each side has a trial that recorded its conditions: else they are not compared."""
+    return all(any(trials) for trials in sides.values())
+
+
 def differences(sides: Sides, allow: Sequence[str] = ()) -> tuple[Difference, ...]:
     """Whatever had more than one value, on two sides or among the trials of one: the arms of a
     run, one that was taken up again elsewhere, or two runs. `allow` as of `conditions`."""
     recorded = _recorded(sides)
     exact = _same(recorded.get("accel", {})) == "exact"
+    variable = _follow_from_arms(recorded)
     found = []
     for name, values in recorded.items():
         if _same(values) is None:
-            one_each = all(len(v) < 2 for v in values.values())
-            planned = name == _DONE_BY_KERNEL or (_within(name, [_KERNEL]) and one_each)
+            one_each = _one_each(values)
+            planned = name == _DONE_BY_KERNEL or (_within(name, variable) and one_each)
             # counted instructions are those of QEMU's version, on whatever machine
             any_runner = exact and _within(name, ["runner.*"]) and name != "runner.qemu"
             found.append(Difference(name, values, planned, any_runner or _within(name, allow)))
     return tuple(found)
 
 
+def _follow_from_arms(recorded: Mapping[str, Mapping[str, tuple[str, ...]]]) -> list[str]:
+    """What may differ because the arms do, in their kernel or in what they were set to: names, and
+    rooms as `host.arm.*`."""
+    names = [*_SPELLED, f"{ARM}*"]
+    if _same(recorded.get(_DIGEST, {})) is None:
+        names.append(f"{KERNEL}*")
+    for name, values in recorded.items():
+        if not name.startswith(ARM) or _same(values) is not None or not _one_each(values):
+            continue
+        if name == ARM_CMDLINE:
+            words = [Counter(value.split()) for of_side in values.values() for value in of_side]
+            apart = {word for one in words for other in words for word in one - other}
+            names += follows_from_words(apart)
+        elif name.startswith(ARM_PARAMETERS):
+            names += follows_from_parameter(name.removeprefix(ARM_PARAMETERS))
+        else:
+            names += follows_from_file(name.removeprefix(ARM_SYSFS))
+    return names
+
+
+def _one_each(values: Mapping[str, tuple[str, ...]]) -> bool:
+    return all(len(of_side) < 2 for of_side in values.values())
+
+
 def _recorded(sides: Sides) -> dict[str, dict[str, tuple[str, ...]]]:
     """By name and side, each value once; of the sides that recorded anything."""
     listed = {name for trials in sides.values() for trial in trials for name in trial
-              if name.startswith(_LISTED)}  # fmt: skip
+              if name.startswith((*_LISTED, ARM))}  # fmt: skip
     whole = {
         side: [_with_absent(trial, listed) for trial in trials]
         for side, trials in sides.items()
@@ -296,8 +366,13 @@ def _recorded(sides: Sides) -> dict[str, dict[str, tuple[str, ...]]]:
 def _with_absent(trial: Trial, listed: Collection[str]) -> Trial:
     """The trial, and what others list and it lacks in a room that it recorded as a whole."""
     rooms = tuple(room for room in _LISTED if any(name.startswith(room) for name in trial))
-    lacked = (name for name in listed if name.startswith(rooms) and name not in trial)
-    return {**trial, **dict.fromkeys(lacked, ABSENT)}
+    lacked = [name for name in listed if name not in trial]
+    return {
+        **trial,
+        **{name: ABSENT for name in lacked if name.startswith(rooms)},
+        # one that ended before its settings were read back has no command line either
+        **{name: NOT_SET for name in lacked if name.startswith(ARM) and "host.cmdline" in trial},
+    }
 
 
 def _same(values: Mapping[str, tuple[str, ...]]) -> str | None:

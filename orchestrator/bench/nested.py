@@ -7,7 +7,7 @@ import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from orchestrator.bench.accel import Accel
@@ -20,11 +20,11 @@ from orchestrator.bench.shell import Shell, connected, write_client_config
 from orchestrator.bench.state import BenchState
 from orchestrator.bench.waiting import Stall, until
 from orchestrator.command import tail
-from orchestrator.errors import BenchError
+from orchestrator.errors import ArmFailedError, BenchError
 from orchestrator.evidence import TrialWriter
 from orchestrator.kernels.bundle import KernelBundle
 from orchestrator.progress import Progress
-from orchestrator.scenario import Scenario
+from orchestrator.scenario import ArmName, Scenario
 
 SSHD_MARK = "barometer: sshd is up"
 _ENVIRONMENT = re.compile(r"(PATH|HOME|USER|LOGNAME|XDG_\w+)=")
@@ -57,6 +57,7 @@ class Machine:
 @contextmanager
 def running_machine(
     scenario: Scenario,
+    arm: ArmName,
     kernel: KernelBundle,
     image: HostImage,
     payload: Sequence[Disk],
@@ -67,7 +68,7 @@ def running_machine(
     libvirt: Connection,
     trial: TrialWriter,
 ) -> Iterator[Machine]:
-    """The VM, started with the kernel under test and the device; gone after the block, with its
+    """The VM, started with the kernel of `arm` and the device; gone after the block, with its
     shared memory and its keys. Raises BenchError when libvirt cannot start it."""
     token = uuid.uuid4().hex[:12]
     name = f"barometer-{state.token}-{trial.manifest['trial']}"
@@ -76,7 +77,7 @@ def running_machine(
         name=name, uuid=str(uuid.uuid4()), accel=accel,
         memory=scenario.host.memory, cpus=scenario.host.cpus, phys_bits=scenario.host.phys_bits,
         kernel=kernel.vmlinuz, initramfs=image.initramfs,
-        cmdline=_cmdline(scenario, accel, token),
+        cmdline=_cmdline(scenario, arm, accel, token),
         console=trial.host / "console.log",
         disks=(
             Disk(image.root, "root"), Disk(image.modules, "modules"), *payload,
@@ -116,7 +117,7 @@ def running_machine(
             (trial.host / "qemu.log").write_text(_SENDER.sub(r"\1", kept))
 
 
-def _cmdline(scenario: Scenario, accel: Accel, token: str) -> str:
+def _cmdline(scenario: Scenario, arm: ArmName, accel: Accel, token: str) -> str:
     iommu = (
         "intel_iommu=on"
         if scenario.host.viommu == "intel"
@@ -137,6 +138,8 @@ def _cmdline(scenario: Scenario, accel: Accel, token: str) -> str:
         iommu,
         *clock,
         f"barometer.token={token}",
+        # before the host's, which may end with words for init
+        *scenario.arms[arm].words,
         scenario.host.cmdline,
     ]
     return " ".join(filter(None, words))
@@ -156,7 +159,8 @@ def proven_host(
     """The host, once the planned kernel is proven to run on it: token, release, boot id.
     `with_libvirt`: libvirtd is started on it, for guests.
 
-    Raises BenchError for a panic, a hang, a machine without SSH and another kernel.
+    Raises BenchError for a panic, a hang, a machine without SSH and another kernel or module;
+    ArmFailedError where the proven kernel breaks when its modules are loaded.
     """
     _wait_for_sshd(machine, progress)
     port = _forwarded_port(machine.domain)
@@ -173,22 +177,59 @@ def proven_host(
         scratch = state.folder / machine.token
         scratch.mkdir(mode=0o700)
         ssh = write_client_config(scratch, port=port, key=keys.runner, host_key=keys.host)
-        script = (
-            "modprobe vfio-pci && modprobe vfio_iommu_type1 && { modprobe -q iommufd || :; } && "
-            "{ grep -qw svm /proc/cpuinfo && modprobe kvm_amd; "
-            "  grep -qw vmx /proc/cpuinfo && modprobe kvm_intel; test -c /dev/kvm && echo kvm; "
-            # libvirt is asked for the first time after KVM is there: it remembers that it is not
-            + ("libvirtd --daemon </dev/null >/run/libvirtd.log 2>&1" if with_libvirt else "true")
-            + "; }"
-        )
-        loaded = shell.run(script, doing="loading modules")
-        yield Host(
-            shell=shell, release=kernel.release, kvm="kvm" in loaded.stdout.split(),
+        host = Host(
+            shell=shell, release=kernel.release, kvm=False,
             cpus=machine.cpus, accel=machine.accel, payload=PAYLOAD, console=machine.console,
             alive=machine.domain.active, crash=lambda: _crash(machine.log),
             libvirt=lambda: over_ssh(ssh, "host"),
             monitor=machine.domain.monitor, scratch=scratch,
         )  # fmt: skip
+        try:
+            loaded = _load_modules(shell, with_libvirt=with_libvirt)
+            _prove_modules(shell, kernel)
+        except BenchError as exc:
+            try:
+                host.check()
+            except ArmFailedError as broken:  # it panicked: its modules are the arm's
+                raise broken from exc
+            raise
+        yield replace(host, kvm="kvm" in loaded)
+
+
+def _prove_modules(shell: Shell, kernel: KernelBundle) -> None:
+    """Raises BenchError when a module that was rebuilt is not the one that is loaded."""
+    for name, srcversion in kernel.swapped.items():
+        place = f"/sys/module/{name}/srcversion"
+        said = shell.run(f"modprobe {name} && cat {place}", check=False)
+        if said.stdout.strip() != srcversion:
+            raise BenchError(
+                f"the host has another module {name} than was built for this arm: {place} is"
+                f" {said.stdout.strip() or 'not there'}, not {srcversion}",
+                evidence=tail(said.stderr), reason="wrong-module",
+            )  # fmt: skip
+
+
+def _load_modules(shell: Shell, *, with_libvirt: bool) -> list[str]:
+    """Those that every host needs; "kvm" is among the words that come back where it has KVM.
+    Raises BenchError, with the kernel's own word where it does not take a parameter's value."""
+    script = (
+        "modprobe vfio-pci && modprobe vfio_iommu_type1 && { modprobe -q iommufd || :; } && "
+        "{ grep -qw svm /proc/cpuinfo && modprobe kvm_amd; "
+        "  grep -qw vmx /proc/cpuinfo && modprobe kvm_intel; test -c /dev/kvm && echo kvm; "
+        # libvirt is asked for the first time after KVM is there: it remembers that it is not
+        + ("libvirtd --daemon </dev/null >/run/libvirtd.log 2>&1" if with_libvirt else "true")
+        + "; }"
+    )
+    loaded = shell.run(script, check=False)
+    if loaded.code:
+        # parse_args() in kernel/params.c
+        refused = shell.run("dmesg | grep -E '(invalid|too large) for parameter'", check=False)
+        raise BenchError(
+            f"host: loading modules failed with exit code {loaded.code}",
+            evidence=tail(refused.stdout + loaded.stderr),
+            reason="setting-refused" if refused.stdout else "command-failed",
+        )
+    return loaded.stdout.split()
 
 
 def _crash(log: Path) -> str:

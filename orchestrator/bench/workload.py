@@ -16,7 +16,7 @@ from orchestrator.bench.mapagent import agent_request, gathered
 from orchestrator.bench.tracer import FAULT, armed_tracer
 from orchestrator.evidence import TrialWriter, write_json
 from orchestrator.progress import Progress
-from orchestrator.scenario import GIB, Pass, Point, Scenario
+from orchestrator.scenario import ARMS, GIB, Pass, Point, Scenario
 
 _HOUSEKEEPING = {
     "/proc/sys/kernel/watchdog": 0,
@@ -90,9 +90,11 @@ def settle(host: Host, scenario: Scenario, *, trial: TrialWriter, progress: Prog
     """Let an exact host come to rest: what is left of its boot would share the only CPU."""
     if host.accel == "exact":
         with progress.stage("host: settle"), trial.stage("settle"):
+            arms = {path for arm in ARMS for path in scenario.arms[arm].sysfs}
             quiet = "".join(
                 f"[ ! -e {path} ] || echo {value} > {path}; "
                 for path, value in _HOUSEKEEPING.items()
+                if path not in arms
             )
             host.shell.run(
                 f"{quiet}sleep {scenario.host.settle}", timeout=600,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import signal
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,6 +24,8 @@ from orchestrator.scenario import nearest_name
 _FAILED = re.compile(r"error: patch failed: (?P<path>.+):(?P<line>\d+)")
 _MISSING = re.compile(r"error: (?P<path>.+): does not exist in index")
 _THERE = re.compile(r"error: (?P<path>.+): already exists in index")
+_ANSWERS = (0, 1, 128, -signal.SIGABRT)
+"""Of `git apply`, which ends with an assertion at some contradictions."""
 _SHOWN_LINES = 16
 _SHOWN_AROUND = 2
 _PATHS_AT_ONCE = 500
@@ -31,9 +34,9 @@ _OTHER_VERSION = "the series is for another version of the tree: rebase it, or n
 
 @dataclass(frozen=True)
 class _Entry:
+    """A file, or a submodule."""
+
     mode: str
-    kind: str
-    """blob, tree (a folder) or commit (a submodule)."""
     sha: str
     path: str
 
@@ -55,24 +58,34 @@ def applied(git: Git, tree: str, patches: Sequence[Patch]) -> str:
         for file, patch in zip(files, patches, strict=True):
             file.write_bytes(patch.text)
         partial = replace(git, work_tree=None, index=folder / "partial")
-        before = _entries(partial, tree, paths)
+        before, folders = _entries(partial, tree, paths)
         _fill(partial, before)
         step = partial.line("write-tree", "--missing-ok")
-        for number, patch in enumerate(patches):
+        for patch, file in zip(patches, files, strict=True):
             which = f'patch {patch.number} of {len(patches)} ("{patch.subject}", {patch.origin})'
-            done = partial.run("apply", "--cached", "--verbose", files[number],
-                               accept=(0, 1, 128), doing=f"applying {which}")  # fmt: skip
+            _check_folders(patch, folders, which)
+            done = partial.run("apply", "--cached", "--verbose", file, accept=_ANSWERS,
+                               doing=f"applying {which}")  # fmt: skip
             if done.returncode:
-                hint = _already(partial, files[number]) or _all_there(
+                hint = _already(partial, file) or _all_there(
                     replace(partial, index=folder / "again"), before, files
                 )
                 raise _Failure(partial, tree, patch, which, done.stderr, hint).error()
             step = _changed(partial, step, patch, which, done.stderr)
-        after = _entries(partial, step, paths)
+        after, _ = _entries(partial, step, paths)
         whole = replace(partial, index=folder / "whole")
         whole.run("read-tree", tree, doing="reading a tree")
         _fill(whole, after, removed=[e for path, e in before.items() if path not in after])
         return whole.line("write-tree", doing="writing a tree")
+
+
+def _check_folders(patch: Patch, folders: Iterable[str], which: str) -> None:
+    """What the index does not tell git: it has no folders."""
+    if wrong := {diff.new for diff in patch.diffs}.intersection(folders):
+        raise ScenarioError(
+            f"{which} does not apply: {', '.join(map(str, wrong))} is a folder in the tree",
+            hint=_OTHER_VERSION, reason="series-does-not-apply",
+        )  # fmt: skip
 
 
 def _changed(git: Git, step: str, patch: Patch, which: str, said: str) -> str:
@@ -92,7 +105,7 @@ def _changed(git: Git, step: str, patch: Patch, which: str, said: str) -> str:
 
 
 def _already(git: Git, file: Path) -> str:
-    done = git.run("apply", "--cached", "--check", "--reverse", file, accept=(0, 1, 128))
+    done = git.run("apply", "--cached", "--check", "--reverse", file, accept=_ANSWERS)
     if done.returncode:
         return ""
     return "it applies in reverse: is it in the tree already? Then leave it out"
@@ -102,7 +115,7 @@ def _all_there(git: Git, before: Mapping[str, _Entry], files: Sequence[Path]) ->
     """A patch in the midst of those that follow it does not apply in reverse by itself."""
     _fill(git, before)
     for file in reversed(files):
-        done = git.run("apply", "--cached", "--reverse", file, accept=(0, 1, 128))
+        done = git.run("apply", "--cached", "--reverse", file, accept=_ANSWERS)
         if done.returncode:
             return ""
     return "the whole series applies in reverse: is it in the tree already?"
@@ -114,18 +127,19 @@ def _with_folders(paths: Iterable[str]) -> list[str]:
     return sorted(every - {"."})
 
 
-def _entries(git: Git, tree: str, paths: Sequence[str]) -> dict[str, _Entry]:
-    """What the tree has at the paths, but folders."""
-    found = {}
+def _entries(git: Git, tree: str, paths: Sequence[str]) -> tuple[dict[str, _Entry], list[str]]:
+    """What the tree has at the paths, and which of them are folders."""
+    found, folders = {}, []
     for at in range(0, len(paths), _PATHS_AT_ONCE):
         some = paths[at : at + _PATHS_AT_ONCE]
-        for line in git.run("ls-tree", "-z", tree, "--", *some).stdout.split("\0")[:-1]:
+        for line in git.run("ls-tree", "-t", "-z", tree, "--", *some).stdout.split("\0")[:-1]:
             head, _, path = line.partition("\t")  # MODE KIND ID<tab>PATH
             mode, kind, sha = head.split()
-            entry = _Entry(mode, kind, sha, path)
-            if entry.kind != "tree":
-                found[path] = entry
-    return found
+            if kind == "tree":
+                folders.append(path)
+            else:
+                found[path] = _Entry(mode, sha, path)
+    return found, folders
 
 
 def _fill(git: Git, entries: Mapping[str, _Entry], removed: Iterable[_Entry] = ()) -> None:

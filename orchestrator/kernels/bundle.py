@@ -54,6 +54,18 @@ class KernelBundle:
         """Whether `modprobe name` will work: a module, or built in."""
         return _name(name) in self._built_in or _name(name) in self._paths
 
+    def is_built_in(self, name: str) -> bool:
+        return _name(name) in self._built_in
+
+    def module_file(self, name: str) -> Path | None:
+        """None of what is built in, and of what it has not."""
+        path = self._paths.get(_name(name))
+        return self.modules / path if path is not None else None
+
+    def module_names(self) -> set[str]:
+        """Of all modules, built in or not, with `_` for `-`."""
+        return self._built_in | {*self._paths}
+
     def module_closure(self, names: list[str]) -> list[str]:
         """Paths (relative to `modules`) of the modules and all they need, in load order.
 

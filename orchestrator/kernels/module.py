@@ -80,7 +80,7 @@ def materialised(kernel: ModuleKernel, cache: Cache, progress: Progress) -> Kern
     changed = _Changed(kernel, cache)
     root = build_root(cache)
     key = {
-        "kind": "module", "schema": 1, "package": stock.digest, "change": changed.digest,
+        "kind": "module", "schema": 2, "package": stock.digest, "change": changed.digest,
         "source": source.source.sha256, "headers": sorted(p.sha256 for p in source.headers),
         "root": root.digest,
     }  # fmt: skip
@@ -114,7 +114,7 @@ class _Changed:
     def series(self) -> list[dict[str, str]]:
         """For a bundle's provenance."""
         return [
-            {"subject": p.subject, "from": p.origin, "sha256": sha256(p.text).hexdigest()}
+            {"subject": p.subject, "origin": p.origin, "sha256": sha256(p.text).hexdigest()}
             for p in self.patches
         ]
 
@@ -347,17 +347,17 @@ def _build(shop: _Workshop, folder: Path) -> None:
         if new.srcversion != pristine[module]["srcversion"]
     }
     if not swapped:
-        same = all(new.code_digest == pristine[m]["code"] for m, new in made.items())
-        raise ScenarioError(
-            f"nothing changed in module {', '.join(map(_name, made))}:"
-            + (" its code is the package's, and" if same else "")
-            + " its srcversion does not tell it from the package's, so that nothing would prove on"
-            " the host that it runs",
-            evidence="\n".join(sorted(shop.change.after)),
-            hint="comments and white space do not count in a srcversion, nor do files outside of"
-            " the module's folder",
-            reason="nothing-changed",
-        )
+        if any(new.code_digest != pristine[m]["code"] for m, new in made.items()):
+            raise ScenarioError(
+                f"module {', '.join(map(_name, made))}: its code changed and its srcversion did"
+                " not, so that nothing would prove on the host that it runs",
+                evidence="\n".join(sorted(shop.change.after)),
+                hint="comments and white space do not count in a srcversion, nor do files outside"
+                " of the module's folder",
+                reason="not-provable",
+            )
+        # of comments, say: the package's modules built again, which is as good a kernel
+        swapped = {_name(module): str(new.srcversion) for module, new in made.items()}
     shutil.copyfile(shop.stock.vmlinuz, folder / "vmlinuz")
     if shop.stock.config:
         shutil.copyfile(shop.stock.config, folder / "config")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -18,13 +18,14 @@ from orchestrator.hashing import digest_of
 _GIT = re.compile(rb"diff --git (.+)")
 _HUNK = re.compile(rb"@@ -(\d{1,9})(?:,(\d{1,9}))? \+(\d{1,9})(?:,(\d{1,9}))? @@")
 _BEGINNING = re.compile(rb"(?m)^(?:diff -|--- .*\n\+\+\+ )")
-_SAME_NAMES = re.compile(rb"[^/]+/(.+) [^/]+/\1")
+_SAME_NAMES = re.compile(rb"([^/]+)/(?P<name>.+) ([^/]+)/(?P=name)")
 _EXTENDED = re.compile(
     rb"(old mode|new mode|deleted file mode|new file mode|copy from|copy to|rename from|rename to"
     rb"|rename old|rename new|similarity index|dissimilarity index|index) (.+)"
 )
 _KEPT = ("old mode", "new mode", "deleted file mode", "new file mode")
-_NAMED = ("copy from", "copy to", "rename from", "rename to", "rename old", "rename new")
+_RENAMED = (("copy from", "copy to"), ("rename from", "rename to"), ("rename old", "rename new"))
+_NAMED = tuple(itertools.chain(*_RENAMED))
 _BINARY = re.compile(rb"GIT binary patch|Binary files .* differ|Files .* differ")
 _ESCAPE = re.compile(rb'\\([0-7]{3}|[abfnrtv"\\])')
 _ESCAPED = {b"a": b"\a", b"b": b"\b", b"f": b"\f", b"n": b"\n", b"r": b"\r", b"t": b"\t",
@@ -146,7 +147,8 @@ class _Reader:
                 self._at += 1
                 yield self._git_diff(match[1])
             elif self._at_names():
-                yield self._plain_diff()
+                old, new, hunks = self._names_and_hunks()
+                yield FileDiff(old, new, (), hunks)
             elif line.startswith((b"diff --cc ", b"diff --combined ")):
                 raise self._damaged("a merge's combined diff cannot be applied")
             elif _BINARY.fullmatch(line.rstrip(b"\r")):
@@ -163,45 +165,52 @@ class _Reader:
         return self._damaged("a change of a binary file; only text can be patched here")
 
     def _git_diff(self, names: bytes) -> FileDiff:
-        header: dict[str, str] = {}
         if names.count(b" ") == 1:
             self._note_prefixes(*names.split(b" "))
+        header = self._header()
+        notes = tuple(f"{key} {header[key]}" for key in (*_KEPT, *_NAMED) if key in header)
+        hunks: tuple[Hunk, ...] = ()
+        old: str | None
+        new: str | None
+        if self._at_names():
+            old, new, hunks = self._names_and_hunks()
+        elif not notes:
+            raise self._damaged("a header without a change behind it", _WHOLE)
+        elif renamed := [(header[one], header[two]) for one, two in _RENAMED if one in header]:
+            ((old, new),) = renamed
+            if names == f"{old} {new}".encode():
+                raise self._without_prefix(old.encode())
+        else:
+            old = new = self._same(names)
+        return FileDiff(
+            None if "new file mode" in header else old,
+            None if "deleted file mode" in header else new,
+            notes,
+            hunks,
+        )
+
+    def _header(self) -> dict[str, str]:
+        """git's lines between the names of a diff and its hunks."""
+        header = {}
         while match := _EXTENDED.fullmatch(self._here().rstrip(b"\r")):
-            header[match[1].decode()] = match[2].decode("utf-8", "replace")
-            if match[1].decode() in _NAMED:
-                header[match[1].decode()] = self._text_of(_unquoted(match[2]))
+            key = match[1].decode()
+            name = key in _NAMED
+            header[key] = (
+                self._text_of(_unquoted(match[2])) if name else match[2].decode("utf-8", "replace")
+            )
             self._at += 1
         if _BINARY.fullmatch(self._here().rstrip(b"\r")):
             raise self._binary()
-        notes = tuple(f"{key} {header[key]}" for key in (*_KEPT, *_NAMED) if key in header)
-        source = header.get("rename from", header.get("copy from", header.get("rename old")))
-        target = header.get("rename to", header.get("copy to", header.get("rename new")))
-        if self._at_names():
-            old, new = self._names()
-            hunks = self._hunks()
-            if not hunks:
-                raise self._damaged("names of files without a hunk behind them", _WHOLE)
-        else:
-            if source is not None and target is not None:
-                self._check_prefixes(names, source, target)
-                old, new = source, target
-            else:
-                old = new = self._same(names)
-            hunks = ()
-            if not notes:
-                raise self._damaged("a header without a change behind it", _WHOLE)
-        if "new file mode" in header:
-            old = None
-        if "deleted file mode" in header:
-            new = None
-        return FileDiff(old, new, notes, hunks)
+        if not _is_one_change(header):
+            raise self._damaged("the header of a diff contradicts itself", _WHOLE)
+        return header
 
-    def _plain_diff(self) -> FileDiff:
+    def _names_and_hunks(self) -> tuple[str | None, str | None, tuple[Hunk, ...]]:
         old, new = self._names()
         hunks = self._hunks()
         if not hunks:
             raise self._damaged("names of files without a hunk behind them", _WHOLE)
-        return FileDiff(old, new, (), hunks)
+        return old, new, hunks
 
     def _same(self, names: bytes) -> str:
         """The name in `a/NAME b/NAME`, where nothing else says it."""
@@ -213,13 +222,7 @@ class _Reader:
         match = _SAME_NAMES.fullmatch(names)
         if match is None:
             raise self._without_prefix(names.split(b" ")[0])
-        middle = len(names) // 2
-        return self._stripped(names[:middle], names[middle + 1 :])[1]
-
-    def _check_prefixes(self, names: bytes, source: str, target: str) -> None:
-        """`rename from` has no prefix; those of the first line must be there, as git counts."""
-        if names == f"{source} {target}".encode():
-            raise self._without_prefix(source.encode())
+        return self._stripped(*(match[i] + b"/" + match["name"] for i in (1, 3)))[1]
 
     def _names(self) -> tuple[str | None, str | None]:
         """Of the lines --- and +++, behind which it stands then."""
@@ -302,6 +305,16 @@ class _Reader:
 
 
 _WHOLE = "a mail program may have broken its lines: take the file that `git format-patch` makes"
+
+
+def _is_one_change(keys: Collection[str]) -> bool:
+    """Made, removed, or changed in mode or name: what a header tells of is one of these."""
+    kinds = [key for key in ("new file mode", "deleted file mode") if key in keys]
+    pairs = (("old mode", "new mode"), *_RENAMED)
+    halves = [pair for pair in pairs if (pair[0] in keys) != (pair[1] in keys)]
+    named = [pair for pair in _RENAMED if pair[0] in keys]
+    moded = "old mode" in keys or "new mode" in keys
+    return not halves and len(kinds) + len(named) <= 1 and not (kinds and moded)
 
 
 def _unquoted(name: bytes) -> bytes:

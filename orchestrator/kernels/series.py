@@ -27,7 +27,7 @@ __all__ = ["Patch", "applied", "read_series", "series_digest"]
 
 _PATCH_NAMES = (".patch", ".diff", ".mbox", ".mbx", ".eml")
 _LONGEST_NAME = 200
-_UNKNOWN_MAIL = ("is not known", "No messages found", "error: 404")
+_UNKNOWN_MAIL = ("is not known", "No messages found", "error: 404", "404 Client Error")
 
 
 def read_series(series: Sequence[str], repository: Path | None, cache: Cache) -> tuple[Patch, ...]:

@@ -24,6 +24,7 @@ from orchestrator.analysis.summary import summary
 from orchestrator.analysis.trial import TrialResult
 from orchestrator.hashing import digest_of
 from orchestrator.report.sentence import differing
+from orchestrator.report.variable import variable_said
 from orchestrator.scenario import ARMS, ArmName, Metric, Scenario
 
 Outcome = Literal["passed", "failed", "unknown"]
@@ -102,6 +103,8 @@ def suite(scenario: Scenario, comparison: Comparison, plan: Mapping[str, Any]) -
         "exit_code": str(code), "accel": str(plan["accel"]), "seconds_are": unit,
         **{f"{arm}.kernel": line_of(kernel_of(comparison, arm)) for arm in ARMS},
     }  # fmt: skip
+    if said := variable_said(comparison.variable):
+        facts["variable"] = line_of(said)
     started = min((r.started for r in comparison.results if r.started), default="")
     digest = digest_of({"plan": plan, "trials": [r.digest for r in comparison.results]})
     return Suite(scenario.name, code, tuple(cases), facts, metrics, started, digest)

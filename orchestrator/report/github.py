@@ -64,6 +64,8 @@ def _section(suite: Suite) -> Iterator[str]:
     for arm in ("baseline", "candidate"):
         if f"{arm}.kernel" in suite.facts:
             yield f"- {arm}: {_text(suite.facts[f'{arm}.kernel'])}"
+    if "variable" in suite.facts:
+        yield f"- {_text(suite.facts['variable'])}"
     signs = {case.name: _SIGNS[case.outcome] for case in others if case.kind == "metric"}
     deciding = {name: suite.metrics.get(name, {}) for name in signs}
     rest = {name: found for name, found in suite.metrics.items() if name not in signs}

@@ -8,8 +8,9 @@ from statistics import median
 from orchestrator.analysis.comparison import Comparison, MetricComparison, boots_of
 from orchestrator.analysis.effect import Verdict
 from orchestrator.analysis.summary import summary
-from orchestrator.report.layout import fitted, table
+from orchestrator.report.layout import fitted, table, wrapped
 from orchestrator.report.quantities import plural, quantity
+from orchestrator.report.variable import variable_said
 from orchestrator.scenario import ARMS, Metric
 
 # What the headlines are called: those of a guest boot, else those of maps without a guest.
@@ -37,6 +38,7 @@ def matrix_report(
     parts = [
         f"{scenario}: {verdict}, {plural(len(cells), 'cell')}\n",
         _kernels(cells),
+        _variable(cells),
         _table(cells, columns),
         notes * bool(columns),
         "report of each cell: RUN/cells/NAME/report.txt\n",
@@ -52,6 +54,18 @@ def _kernels(cells: Mapping[str, Comparison | None]) -> str:
     return "".join(
         f"{arm:<11}{run.kernels[arm]['release']}  ({run.kernels[arm]['source']})\n" for arm in ARMS
     )
+
+
+def _variable(cells: Mapping[str, Comparison | None]) -> str:
+    """What the arms differ in, by the cells that say the same of it."""
+    said: dict[str, list[str]] = {}
+    for name, comparison in cells.items():
+        if comparison is not None and (text := variable_said(comparison.variable, counted=False)):
+            said.setdefault(text, []).append(name)
+    lines = []
+    for text, names in said.items():
+        lines += wrapped(text if len(said) == 1 else f"{', '.join(names)}: {text}", then="  ")
+    return "".join(f"{line}\n" for line in lines)
 
 
 def _table(cells: Mapping[str, Comparison | None], columns: Mapping[Metric, str]) -> str:

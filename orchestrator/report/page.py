@@ -44,6 +44,7 @@ from orchestrator.report.samples import Dots, samples, values_of
 from orchestrator.report.sentence import verdict_sentence
 from orchestrator.report.text import notes
 from orchestrator.report.timeline import cost_cells, explained, text_timeline
+from orchestrator.report.variable import variable_said
 from orchestrator.report.wording import (
     SOURCES,
     TITLES,
@@ -228,6 +229,8 @@ class Problem:
 @dataclass(frozen=True)
 class Page:
     sentence: str
+    variable: str
+    """What the arms differ in, and whether that is all."""
     verdict: str
     scenario: str
     facts: list[tuple[str, str]]
@@ -279,6 +282,7 @@ def page_of(scenario: Scenario, comparison: Comparison, plan: dict[str, Any]) ->
     bad = [result for result in comparison.results if result.kind != "measured"]
     return Page(
         sentence=verdict_sentence(scenario, comparison, plan),
+        variable=variable_said(comparison.variable),
         verdict=comparison.verdict,
         scenario=comparison.scenario,
         facts=list(_facts(scenario, comparison, plan)),

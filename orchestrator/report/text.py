@@ -23,6 +23,7 @@ from orchestrator.report.quantities import arm_text, change_text, plural, spread
 from orchestrator.report.sentence import verdict_sentence
 from orchestrator.report.timeline import calls_and_cost
 from orchestrator.report.trailer import trailer, worse
+from orchestrator.report.variable import variable_said
 from orchestrator.report.wording import TITLES, device_said, resolution_said, title, workload_said
 from orchestrator.scenario import ARMS, AT_POINTS, Scenario, format_size
 
@@ -38,6 +39,7 @@ def text_report(
     emulated, exact = plan["accel"] != "kvm", plan["accel"] == "exact"
     parts = [
         "\n".join(wrapped(verdict_sentence(scenario, comparison, plan))) + "\n",
+        _variable(comparison),
         _verdicts(scenario, comparison),
         _setup(scenario, comparison, plan, emulated=emulated),
         _table(scenario, comparison, emulated=emulated, exact=exact),
@@ -52,6 +54,11 @@ def text_report(
         trailer(scenario, comparison, plan, tester),
     ]
     return fitted("\n".join(part for part in parts if part))
+
+
+def _variable(comparison: Comparison) -> str:
+    said = variable_said(comparison.variable)
+    return "\n".join(wrapped(said)) + "\n" if said else ""
 
 
 def _verdicts(scenario: Scenario, comparison: Comparison) -> str:

@@ -14,6 +14,7 @@ from orchestrator.analysis.comparison import (
 from orchestrator.report.layout import wrapped
 from orchestrator.report.quantities import arm_text, change_text, spreads_said
 from orchestrator.report.sentence import flaw
+from orchestrator.report.variable import differing_said
 from orchestrator.report.wording import TITLES, device_said, label, title, workload_said
 from orchestrator.scenario import ARMS, Metric, Scenario
 
@@ -79,6 +80,10 @@ def _configuration(
     old, new = (comparison.kernels[arm]["release"] for arm in ARMS)
     emulated = ", emulated" * (plan["accel"] != "kvm")
     yield f"host: {old} -> {new}, accel {plan['accel']}{emulated}"
+    if found := comparison.variable:
+        apart = [d for d in found.differs if d.kind == "setting" or old == new]
+        if apart:
+            yield f"arms differ in: {differing_said(apart)}"
     what, which = workload_said(scenario, plan)
     yield f"device: {device_said(scenario)}; {what}: {which}"
     trials = " + ".join(str(comparison.count(arm, "measured")) for arm in ARMS)

@@ -27,6 +27,24 @@ def test_a_host_whose_initramfs_fails_says_why(one_trial: RunOne) -> None:
     assert "virtio_net" in outcome.result.message
 
 
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ('parameters={"vfio_iommu_type1.disable_hugepages" = "maybe"}', "invalid for parameter"),
+        ('sysfs={"/sys/kernel/mm/transparent_hugepage/enabled" = "sometimes"}',
+         "Invalid argument"),
+        ('sysfs={"/sys/kernel/mm/unheard_of" = 1}', "no such file"),
+    ],
+)  # fmt: skip
+def test_setting_that_the_kernel_does_not_take_is_the_benchs_failure(
+    one_trial: RunOne, setting: str, said: str
+) -> None:
+    outcome = one_trial(f"arms.baseline.{setting}")
+    assert (outcome.result.kind, outcome.result.reason) == ("invalid", "setting-refused")
+    assert outcome.result.by_bench
+    assert said in outcome.result.evidence
+
+
 def test_another_kernel_than_planned_is_refused(one_trial: RunOne) -> None:
     outcome = one_trial(change=lambda prepared: with_release(prepared, "6.12.0-not-this-one"))
     assert outcome.result.kind == "invalid"

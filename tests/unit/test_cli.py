@@ -117,6 +117,27 @@ def test_plan_shows_trials_and_exact_kernels(
     ]  # fmt: skip
 
 
+def test_plan_shows_what_the_arms_are_set_to(
+    barometer: Command, capsys: Said, scenario: Path
+) -> None:
+    settings = (
+        "--set", "arms.candidate.cmdline=iommu.strict=1  nosmt",
+        "--set", 'arms.candidate.parameters={"vfio.p" = true}',
+        "--set", 'arms.candidate.sysfs={"/sys/kernel/x" = 3}',
+    )  # fmt: skip
+    assert barometer("plan", scenario, *settings) == 0
+    lines = capsys.readouterr().out.splitlines()
+    at = next(n for n, line in enumerate(lines) if line.startswith("  candidate "))
+    assert [line.strip() for line in lines[at + 1 : at + 4]] == [
+        "command line iommu.strict=1 nosmt", "vfio.p = Y", "/sys/kernel/x = 3",
+    ]  # fmt: skip
+    assert lines[at + 4].startswith("  guest ")
+    assert barometer("plan", scenario, *settings, "--json") == 0
+    [cell] = json.loads(capsys.readouterr().out)["cells"]
+    assert cell["arm_settings"]["baseline"] == {"cmdline": "", "parameters": {}, "sysfs": {}}
+    assert cell["arm_settings"]["candidate"]["parameters"] == {"vfio.p": "Y"}
+
+
 def test_plan_of_maps_shows_their_points(barometer: Command, capsys: Said, scenario: Path) -> None:
     scenario.write_text(MAPS)
     assert barometer("plan", scenario, "--set", 'map.sizes=["1GiB", "full"]') == 0

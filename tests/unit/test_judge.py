@@ -16,13 +16,15 @@ import pytest
 from orchestrator import judge as judging
 from orchestrator.analysis.comparison import boots_of, exit_code
 from orchestrator.analysis.trial import TrialResult
+from orchestrator.errors import EvidenceError
 from orchestrator.evidence import RunDir, TrialDir
 from orchestrator.judge import judge, looks_of
 from orchestrator.plan import make_plan
 from orchestrator.report.perfetto import perfetto_trace
 from orchestrator.scenario import Scenario
+from tests.unit.fabricated import map_trial
 from tests.unit.recorded import MEASURED, copied_run, rewrite, sealed
-from tests.unit.scenarios import map_scenario
+from tests.unit.scenarios import MAPS, map_scenario
 
 TRACES = ["0001-baseline-guest-1.pftrace", "0002-candidate-guest-1.pftrace"]
 
@@ -248,3 +250,80 @@ def test_look_is_at_the_blocks_so_far_whatever_an_interrupted_run_left(
     assert not look(run, 4)
     assert seen == [[0, 1, 2], [0, 1, 2, 3, 4]]
     assert read == [planned.name for planned in plan if planned.pair <= 4]
+
+
+def knob_run(folder: Path, *, thp: str = "[always] madvise never") -> RunDir:
+    """One kernel in both arms, made up: the candidate has one parameter set, and where huge pages
+    are set by `thp`."""
+    name = "vfio_iommu_type1.disable_hugepages"
+    (folder / "trials").mkdir(parents=True)
+    text = (
+        MAPS.replace('"new"', '"old"')
+        + f'parameters = {{ "{name}" = true }}\n[trace]\npasses = ["plain"]\n[device]\n'
+        + 'bar = "4GiB"\n[map]\nsizes = ["1GiB", "2GiB", "full"]\n'
+    )
+    (folder / "scenario.toml").write_text(text)
+    identity = {"release": "7.3.4", "source": "dir:old", "digest": "d1"}
+    plan = {
+        "schema": 1, "accel": "exact", "accel_reason": "asked for", "guest_kernel": None,
+        "kernels": dict.fromkeys(("baseline", "candidate"), identity | {"provenance": {}}),
+        "arm_settings": {"baseline": {}, "candidate": {"parameters": {name: "Y"}}},
+    }  # fmt: skip
+    (folder / "plan.json").write_text(json.dumps(plan))
+    for number, arm in enumerate(("baseline", "candidate"), 1):
+        knob = arm == "candidate"
+        value = "Y" if knob else "N"
+        read = {"asked": "Y" if knob else None, "found": value}
+        trial = map_trial(
+            folder / "trials", arm, passes=("plain",), number=number, kernel=identity,
+            arm_settings={"parameters": {name: read}},
+        )  # fmt: skip
+        settings = {
+            "transparent_hugepage": thp if knob else "[always] madvise never",
+            "cmdline": "intel_iommu=on" + f" {name}=Y" * knob,
+        }
+        facts = {"settings": settings, "parameters": {name: value}}
+        (trial / "host/facts.json").write_text(json.dumps(facts))
+        sealed(trial)
+    return RunDir.open(folder)
+
+
+def test_run_of_one_knob_says_so_and_that_it_is_all(tmp_path: Path) -> None:
+    run = knob_run(tmp_path / "run")
+    _, comparison, report = judge(run)
+    assert comparison.conditions is not None
+    assert {d.name for d in comparison.conditions.differences if d.planned} == {
+        "host.arm.parameters.vfio_iommu_type1.disable_hugepages",
+        "host.parameters.vfio_iommu_type1.disable_hugepages",
+    }
+    assert comparison.conditions.unplanned == ()
+    assert comparison.conditions.common["host.cmdline"] == "intel_iommu=on"
+    paragraph = " ".join(report.split("\n\n")[1].split())
+    number = len(comparison.conditions.common)
+    assert paragraph == (
+        "Arms differ in: vfio_iommu_type1.disable_hugepages: N | Y; nothing else (same kernel"
+        f" 7.3.4). Checked: {number} conditions the same."
+    )
+    assert paragraph in " ".join((run.path / "report.html").read_text().split())
+    saved = json.loads((run.path / "comparison.json").read_text())["variable"]
+    assert saved["differs"] == [
+        {"kind": "setting", "what": "vfio_iommu_type1.disable_hugepages", "baseline": "N",
+         "candidate": "Y"},
+    ]  # fmt: skip
+    assert (saved["checked"], saved["unplanned"]) == (number, [])
+
+
+def test_what_differs_besides_a_knob_makes_a_run_invalid(tmp_path: Path) -> None:
+    run = knob_run(tmp_path / "run", thp="always madvise [never]")
+    _, comparison, report = judge(run)
+    assert comparison.verdict == "invalid"
+    assert "NOT all that differs: host.thp." in report
+    assert "nothing else" not in report
+
+
+def test_plan_that_does_not_say_what_its_arms_are_is_bad_evidence(tmp_path: Path) -> None:
+    run = knob_run(tmp_path / "run")
+    plan = run.plan() | {"arm_settings": ["x"]}
+    (run.path / "plan.json").write_text(json.dumps(plan))
+    with pytest.raises(EvidenceError, match="does not say what the arms are"):
+        judge(run)

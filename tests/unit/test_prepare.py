@@ -30,9 +30,13 @@ class Builder:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
         self.cache = Cache(folder / "cache")
+        self.built: list[str] = []
         self.payload_of: list[str | None] = []
         self.disks_of: list[tuple[str, str]] = []
         monkeypatch.setattr(run, "chosen_accel", lambda wanted: ("tcg", "no KVM"))
+        self.checked: list[str] = []
+        self.lacking = ""
+        monkeypatch.setattr(run, "checked", self._check)
         monkeypatch.setattr(run, "materialised", self._kernel)
         monkeypatch.setattr(images, "host_image", self._host)
         monkeypatch.setattr(images, "payload_image", self._payload)
@@ -41,7 +45,13 @@ class Builder:
     def __call__(self, chosen: Scenario) -> Prepared:
         return prepare(chosen, self.cache, Progress())
 
-    def _kernel(self, spec: DirKernel, cache: Cache) -> KernelBundle:
+    def _check(self, spec: DirKernel, cache: Cache) -> None:
+        self.checked.append(spec.dir.name)
+        if spec.dir.name == self.lacking:
+            raise ScenarioError("there is none")
+
+    def _kernel(self, spec: DirKernel, cache: Cache, progress: Progress, tag: str) -> KernelBundle:
+        self.built.append(tag)
         known = SimpleNamespace(release=f"7.0-{spec.dir.name}", has_module=lambda name: True)
         return cast(KernelBundle, known)
 
@@ -120,3 +130,39 @@ def test_module_that_the_guests_kernel_lacks_is_not_said_of_its_command_line(
 
 def test_command_line_that_grub_could_not_give_is_no_matter_without_it(build: Builder) -> None:
     assert build(scenario('guest.cmdline="a\'b"')).guest_disk is None
+
+
+@pytest.mark.parametrize(
+    ("lacking", "key"),
+    [("old", "arms.baseline"), ("new", "arms.candidate"), ("guest", "guest")],
+)
+def test_every_kernel_is_checked_before_any_is_built(
+    build: Builder, lacking: str, key: str
+) -> None:
+    build.lacking = lacking
+    with pytest.raises(ScenarioError, match=rf"^{key}\.kernel: there is none"):
+        build(scenario())
+    assert build.built == []
+    build.lacking = ""
+    build(scenario())
+    assert build.checked[-3:] == ["old", "new", "guest"]
+    assert build.built == ["base", "cand", "gues"]
+
+
+def test_parameter_that_an_arms_kernel_lacks_is_said_with_its_key(
+    build: Builder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, str]] = []
+
+    def check(kernel: KernelBundle, name: str) -> None:
+        asked.append((kernel.release, name))
+        if name == "vfio.new":
+            raise ScenarioError("no such thing", hint="another", reason="no-such-parameter")
+
+    monkeypatch.setattr(run, "check_parameter", check)
+    parameters = 'parameters={"vfio.old" = 1, "vfio.new" = 1}'
+    with pytest.raises(ScenarioError) as caught:
+        build(scenario(f"arms.candidate.{parameters}"))
+    assert caught.value.message == 'arms.candidate.parameters."vfio.new": no such thing'
+    assert (caught.value.hint, build.payload_of) == ("another", [])
+    assert asked == [("7.0-new", "vfio.old"), ("7.0-new", "vfio.new")]

@@ -21,7 +21,7 @@ from orchestrator.kernels import KernelBundle, materialised
 from orchestrator.plan import PlannedTrial, make_plan
 from orchestrator.progress import Progress
 from orchestrator.run import Bench, Enough, Prepared, plan_facts, run_trials
-from orchestrator.scenario import GIB, DirKernel, Scenario
+from orchestrator.scenario import ARMS, GIB, ArmName, DirKernel, Scenario
 from tests.unit.kernels.fakes import folder_kernel
 from tests.unit.scenarios import map_scenario, scenario
 
@@ -53,7 +53,7 @@ class Fixture:
 
     def trials(
         self, climb: Climb, chosen: Scenario, accel: str = "tcg", width: int = 1,
-        keep: bool = False, enough: Enough | None = None,
+        keep: bool = False, enough: Enough | None = None, only: ArmName | None = None,
     ) -> list[TrialDir]:  # fmt: skip
         """Those that are complete after the run, in order."""
 
@@ -70,7 +70,7 @@ class Fixture:
         self.bench = Bench(
             chosen, cast(Prepared, SimpleNamespace(accel=accel, kernels=kernels)), run_dir,
             cast(BenchState, state), cast(Any, self.machines), Progress(), keep,
-            enough,
+            enough, only,
         )  # fmt: skip
         self.held = run_trials(self.bench)
         return run_dir.trials()
@@ -335,6 +335,42 @@ def test_plan_of_maps_has_no_guest_and_the_passes_of_each_trial(tmp_path: Path) 
     assert RunDir.create(tmp_path / "run", "x", facts).plan() == run_dir.plan()
 
 
+def test_plan_says_what_the_arms_are_set_to(tmp_path: Path) -> None:
+    kernel = bundle(tmp_path)
+    prepared = Prepared(
+        kernels={"baseline": kernel, "candidate": kernel}, hosts={}, guest_kernel=None,
+        payload=cast(Any, None), guest_disk=None, accel="exact", accel_reason="asked for",
+    )  # fmt: skip
+    facts = plan_facts(map_scenario("arms.candidate.cmdline=nosmt"), prepared)
+    empty: dict[str, Any] = {"cmdline": "", "parameters": {}, "sysfs": {}}
+    assert facts["arm_settings"] == {"baseline": empty, "candidate": empty | {"cmdline": "nosmt"}}
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_settings_are_written_before_they_are_proven_in_both_arms_or_none(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, arm: ArmName
+) -> None:
+    """An arm that sets nothing has what the other sets read, and is recorded with it."""
+    done: list[str] = []
+
+    def proven(shell: object, kernel: object, chosen: Scenario, name: ArmName) -> dict[str, Any]:
+        done.append(f"prove {name}")
+        return {"sysfs": {}}
+
+    monkeypatch.setattr(run, "write_settings", lambda s, c, name: done.append(f"write {name}"))
+    monkeypatch.setattr(run, "prove_settings", proven)
+    for cmdline in ("", "nosmt"):
+        chosen = map_scenario(f"arms.candidate.cmdline={cmdline}")
+        bench = SimpleNamespace(
+            scenario=chosen, progress=Progress(),
+            prepared=SimpleNamespace(kernels=dict.fromkeys(ARMS)),
+        )  # fmt: skip
+        trial = TrialWriter(tmp_path / f"0001-{cmdline}", {})
+        run._set(cast(Bench, bench), arm, cast(Any, SimpleNamespace(shell=None)), trial)
+        assert ("arm_settings" in trial.manifest) == bool(cmdline)
+    assert done == [f"write {arm}", f"prove {arm}"]
+
+
 def test_kernel_without_iommufd_is_refused_before_anything_boots(tmp_path: Path) -> None:
     kernel = bundle(tmp_path)
     wanted = ('trace.passes=["plain"]', "map.backend=iommufd")
@@ -465,3 +501,11 @@ def test_crash_of_a_run_that_is_interrupted_is_not_begun_again(
         fixture.trials(climb, map_scenario(PAIRS), accel="exact", width=2)
     assert len(fixture.begun) == 2
     assert fixture.left() == []
+
+
+def test_only_one_arm_can_be_run(fixture: Fixture) -> None:
+    both = ["trials={pairs = 3, warm_up = true, control = true}"]
+    fixture.trials(nothing, scenario(*both), only="candidate")
+    assert [name.partition("-")[2] for name in fixture.begun] == ["candidate"] * 3
+    fixture.trials(nothing, scenario(*both))
+    assert len(fixture.begun) == len({*fixture.begun}) == len(make_plan(scenario(*both)))

@@ -626,3 +626,86 @@ def test_matrix_is_more_than_one_scenario() -> None:
 def test_name_of_a_condition_is_one_or_has_a_star(name: str, wrong: str | None) -> None:
     found = not_a_condition([name])
     assert found is None if wrong is None else wrong in str(found)
+
+
+# arms ----------------------------------------------------------------------------------------
+
+THP = "/sys/kernel/mm/transparent_hugepage/enabled"
+HUGE = "vfio_iommu_type1.disable_hugepages"
+
+
+def test_arm_is_set_by_words_parameters_and_files() -> None:
+    arm = scenario(
+        "arms.candidate.cmdline=iommu.strict=1  nosmt",
+        f'arms.candidate.parameters={{"{HUGE}" = true, "vfio.limit" = 0x10}}',
+        f'arms.candidate.sysfs={{"{THP}" = "never"}}',
+    ).arms.candidate
+    assert arm.is_set
+    assert arm.words == ("iommu.strict=1", "nosmt", f"{HUGE}=Y", "vfio.limit=16")
+    assert arm.settings == {
+        "cmdline": "iommu.strict=1  nosmt", "parameters": {HUGE: "Y", "vfio.limit": "16"},
+        "sysfs": {THP: "never"},
+    }  # fmt: skip
+    assert not scenario().arms.candidate.is_set
+
+
+@pytest.mark.parametrize("key", ["host.cmdline", "arms.baseline.cmdline"])
+@pytest.mark.parametrize(
+    "word",
+    ["barometer.token=1", "console=tty0", "init=/bin/sh", "root=/dev/vda", "panic=0", "panic"],
+)
+def test_words_that_are_barometers_own_are_refused(key: str, word: str) -> None:
+    error = error_of(MINIMAL, f"{key}=quiet {word}")
+    assert f'{key}: "{word}": {word.partition("=")[0]} is set by barometer itself' in error
+
+
+@pytest.mark.parametrize("word", ["--", "rdinit=/bin/sh"])
+def test_arm_gives_init_nothing(word: str) -> None:
+    assert "is barometer's own" in error_of(MINIMAL, f"arms.candidate.cmdline=quiet {word}")
+    assert scenario(f"host.cmdline=quiet {word}").host.cmdline
+
+
+@pytest.mark.parametrize(
+    ("cmdline", "said"), [("a\nb", "printable ASCII"), ("x" * 1801, "1801 characters")]
+)
+def test_command_line_that_a_kernel_could_not_take_is_refused(cmdline: str, said: str) -> None:
+    text = MINIMAL + f"cmdline = {json.dumps(cmdline)}\n"
+    assert said in error_of(text)
+
+
+def test_command_lines_that_are_too_long_together_are_refused() -> None:
+    long = "arms.candidate.cmdline=" + "x" * 1000
+    assert scenario(long)
+    assert "there is room for 1800" in error_of(MINIMAL, long, "host.cmdline=" + "y" * 1000)
+
+
+@pytest.mark.parametrize("word", [f"{HUGE}=1", "vfio-iommu-type1.disable-hugepages=0"])
+def test_what_an_arm_sets_is_set_once(word: str) -> None:
+    parameters = f'arms.candidate.parameters={{"{HUGE}" = true}}'
+    twice = error_of(MINIMAL, parameters, f"arms.candidate.cmdline={word}")
+    assert f'"{HUGE}" is set in parameters and in cmdline' in twice
+    assert f'host.cmdline has "{word}"' in error_of(MINIMAL, parameters, f"host.cmdline={word}")
+    assert scenario(parameters, f"arms.baseline.cmdline={word}")
+
+
+def test_word_of_the_host_is_not_an_arms() -> None:
+    error = error_of(
+        MINIMAL, "arms.baseline.cmdline=iommu.strict=1", "host.cmdline=iommu.strict=0"
+    )
+    assert 'arms.baseline: "iommu.strict=1", and host.cmdline has "iommu.strict=0"' in error
+
+
+def test_parameter_in_two_spellings_is_refused() -> None:
+    both = 'arms.candidate.parameters={"vfio-pci.ids" = 1, "vfio_pci.ids" = 2}'
+    assert '"vfio-pci.ids" and "vfio_pci.ids" are one parameter' in error_of(MINIMAL, both)
+
+
+@given(st.text(max_size=30))
+def test_any_command_line_of_an_arm_is_words_or_is_refused(cmdline: str) -> None:
+    text = MINIMAL + f"cmdline = {json.dumps(cmdline)}\n"
+    try:
+        parsed, _ = parse_scenario(text, "x")
+    except ScenarioError:
+        return
+    words = parsed.arms.candidate.words
+    assert " ".join(words).split() == cmdline.split() == [*words]

@@ -128,3 +128,46 @@ def test_run_that_is_not_complete_is_said_to_be() -> None:
     scenario, found = compare_runs(run("a"), half, "candidate")
     assert (found.planned, len(found.results)) == (30, 24)
     assert exit_code(scenario, found) == 4
+
+
+def with_settings(run: SavedRun, arm: ArmName, cmdline: str) -> SavedRun:
+    plan = run.plan | {"arm_settings": {arm: {"cmdline": cmdline}}}
+    results = tuple(
+        replace(r, conditions=r.conditions | {"host.arm.cmdline": cmdline}) if r.arm == arm else r
+        for r in with_conditions(run, host__cmdline="quiet").results
+    )
+    return replace(run, plan=plan, results=results)
+
+
+def test_arm_that_is_set_otherwise_in_the_other_run_is_the_variable() -> None:
+    one, other = (
+        with_settings(run(name, seed=seed), "candidate", cmdline)
+        for name, seed, cmdline in (("a", 0, "iommu.strict=0"), ("b", 1, "iommu.strict=1"))
+    )
+    _, found = compare_runs(one, other, "candidate")
+    assert found.conditions is not None
+    assert [(d.name, d.planned) for d in found.conditions.differences] == [
+        ("host.arm.cmdline", True)
+    ]
+    assert found.variable is not None
+    assert [(d.what, d.baseline, d.candidate) for d in found.variable.differs] == [
+        ("command line", "iommu.strict=0", "iommu.strict=1")
+    ]
+    assert found.verdict == "equivalent"
+    assert found.metrics[0].control is not None
+
+
+def test_arm_beside_that_is_set_otherwise_is_no_control() -> None:
+    other = with_settings(run("b", seed=1), "baseline", "nosmt")
+    _, found = compare_runs(run("a"), other, "candidate")
+    assert found.metrics[0].control is None
+    assert found.variable is not None
+    assert found.variable.differs == ()
+
+
+def test_run_from_before_there_were_settings_has_none() -> None:
+    other = replace(run("b", seed=1), plan=run("b").plan | {"arm_settings": {
+        arm: {"cmdline": "", "parameters": {}, "sysfs": {}} for arm in ARMS
+    }})  # fmt: skip
+    _, found = compare_runs(run("a"), other, "candidate")
+    assert found.metrics[0].control is not None

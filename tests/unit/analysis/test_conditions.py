@@ -15,6 +15,7 @@ from orchestrator.analysis.conditions import (
     conditions_json,
     conditions_of,
     differences,
+    recorded_of_all,
 )
 from orchestrator.analysis.trial import read_result
 from orchestrator.evidence import RunDir
@@ -148,6 +149,46 @@ def test_facts_without_their_form_give_no_conditions(tmp_path: Path, facts: str)
     assert read_result(sealed(trial)).conditions == {}
 
 
+# of an arm -----------------------------------------------------------------------------------
+
+HUGE = "vfio_iommu_type1.disable_hugepages"
+THP = "/sys/kernel/mm/transparent_hugepage/enabled"
+
+
+def of_settings(line: str, **settings: Any) -> dict[str, str]:
+    manifest = {"kernel": {}, "arm_settings": settings}
+    return conditions_of(manifest, {"settings": {"cmdline": line}}, {})
+
+
+def test_words_of_an_arm_are_its_own_and_no_others() -> None:
+    found = of_settings(
+        f"panic=-1 intel_iommu=on quiet intel_iommu=on nosmt {HUGE}=Y",
+        cmdline={"asked": "intel_iommu=on nosmt", "found": "intel_iommu=on nosmt"},
+        parameters={HUGE: {"asked": "Y", "found": "Y"}, "vfio.x": {"asked": None, "found": "3"}},
+    )
+    assert found["host.cmdline"] == "panic=-1 intel_iommu=on quiet"
+    assert found["host.arm.cmdline"] == "intel_iommu=on nosmt"
+
+
+def test_settings_are_what_was_read_back() -> None:
+    found = of_settings(
+        "panic=-1",
+        parameters={"m.bool": {"asked": "1", "found": "Y"},
+                    "m.hidden": {"asked": "3", "found": None},
+                    "m.absent": {"asked": None, "found": None}},
+        sysfs={THP: {"asked": None, "found": "madvise"}},
+    )  # fmt: skip
+    assert {name: value for name, value in found.items() if name.startswith("host.arm")} == {
+        "host.arm.parameters.m.bool": "Y", "host.arm.parameters.m.hidden": "3",
+        f"host.arm.sysfs.{THP}": "madvise",
+    }  # fmt: skip
+
+
+def test_trial_that_recorded_no_settings_has_none() -> None:
+    found = conditions_of({"kernel": {}}, {"settings": {"cmdline": "quiet"}}, {})
+    assert found == {"host.cmdline": "quiet"}
+
+
 # of many -------------------------------------------------------------------------------------
 
 
@@ -196,6 +237,79 @@ def test_kernel_is_not_to_differ_within_an_arm() -> None:
 def test_default_that_the_kernels_have_otherwise_is_not_planned() -> None:
     found = conditions({"baseline": [BASE], "candidate": [{**NEW, "host.thp": "madvise"}]})
     assert [d.name for d in found.unplanned] == ["host.thp"]
+
+
+ALIKE = {"host.cmdline": "quiet", "host.kernel.digest": "d", "host.thp": "always",
+         "host.smt": "1", "host.kernel.mitigations": "mds"}  # fmt: skip
+
+
+def arms(one: dict[str, str], other: dict[str, str]) -> dict[str, list[dict[str, str]]]:
+    return {"baseline": [ALIKE | one] * 2, "candidate": [ALIKE | other] * 2}
+
+
+def test_what_only_one_arm_is_set_to_is_not_set_in_the_other() -> None:
+    sides = arms({}, {"host.arm.cmdline": "nosmt", "host.arm.sysfs./sys/x": "1"})
+    found = conditions(sides)
+    assert named(found.differences) == {
+        "host.arm.cmdline": ("not set", "nosmt"), "host.arm.sysfs./sys/x": ("not set", "1"),
+    }  # fmt: skip
+    assert found.unplanned == ()
+    assert found.not_recorded == ()
+
+
+def test_settings_are_not_to_differ_within_an_arm() -> None:
+    sides = arms({}, {"host.arm.cmdline": "nosmt"})
+    sides["candidate"][1] = ALIKE | {"host.arm.cmdline": "nosmt=force"}
+    assert [d.name for d in conditions(sides).unplanned] == ["host.arm.cmdline"]
+
+
+def test_trial_that_ended_before_its_settings_were_proven_is_no_other() -> None:
+    sides = arms({}, {"host.arm.cmdline": "nosmt"})
+    sides["candidate"][1] = {"host.kernel.digest": "d"}
+    assert conditions(sides).unplanned == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "changed"),
+    [
+        ("host.arm.cmdline", ("a", "a transparent_hugepage=never"), {"host.thp": "never"}),
+        ("host.arm.cmdline", ("nosmt b", "b"), {"host.smt": "0"}),
+        ("host.arm.cmdline", ("a", "mitigations=off a"),
+         {"host.kernel.mitigations": "none", "host.smt": "0"}),
+        ("host.arm.cmdline", ("m.p=1", "m.p=2"), {"host.parameters.m.p": "2"}),
+        (f"host.arm.parameters.{HUGE}", ("N", "Y"), {f"host.parameters.{HUGE}": "Y"}),
+        (f"host.arm.sysfs.{THP}", ("always", "never"), {"host.thp": "never"}),
+    ],
+)  # fmt: skip
+def test_what_follows_from_a_setting_is_planned_where_that_differs(
+    name: str, values: tuple[str, str], changed: dict[str, str]
+) -> None:
+    before = dict.fromkeys(changed, "?")
+    apart = conditions(arms({name: values[0]} | before, {name: values[1]} | changed))
+    assert apart.unplanned == ()
+    assert {d.name for d in apart.differences} == {name, *changed}
+    alike = conditions(arms({name: values[1]} | before, {name: values[1]} | changed))
+    assert {d.name for d in alike.unplanned} == {*changed}
+
+
+def test_what_does_not_follow_from_a_setting_is_not_planned() -> None:
+    one = {"host.arm.cmdline": "nosmt", "host.thp": "never"}
+    assert [d.name for d in conditions(arms({}, one)).unplanned] == ["host.thp"]
+
+
+def test_order_of_the_words_of_an_arm_is_a_difference_that_has_no_consequences() -> None:
+    one, other = ({"host.arm.cmdline": text} for text in ("nosmt tsc=x", "tsc=x nosmt"))
+    found = conditions(arms(one, other | {"host.smt": "0"}))
+    assert [d.name for d in found.unplanned] == ["host.smt"]
+
+
+def test_one_kernel_does_the_same_in_both_arms() -> None:
+    """Its source may be spelled in two ways."""
+    other = {"host.kernel.mitigations": "none", "host.kernel.source": "b"}
+    found = conditions(arms({"host.kernel.source": "a"}, other))
+    assert [d.name for d in found.unplanned] == ["host.kernel.mitigations"]
+    found = conditions(arms({}, other | {"host.kernel.digest": "e"}))
+    assert found.unplanned == ()
 
 
 def test_run_taken_up_again_elsewhere_differs_within_both_arms() -> None:
@@ -253,6 +367,12 @@ def test_arm_without_trials_says_nothing() -> None:
     found = conditions({"baseline": [BASE], "candidate": [{}]})
     assert found == Conditions(BASE, (), (), None)
     assert conditions({"baseline": [], "candidate": []}) == Conditions({}, (), (), None)
+
+
+def test_arms_are_compared_where_both_recorded_anything() -> None:
+    assert recorded_of_all({"baseline": [BASE], "candidate": [{}, NEW]})
+    assert not recorded_of_all({"baseline": [BASE], "candidate": [{}]})
+    assert not recorded_of_all({"baseline": [], "candidate": [NEW]})
 
 
 def test_json_has_what_differs_and_what_does_not() -> None:

@@ -21,7 +21,7 @@ from orchestrator.bench.nested import running_machine
 from orchestrator.bench.state import BenchState
 from orchestrator.evidence import TrialWriter
 from orchestrator.kernels.bundle import KernelBundle
-from orchestrator.scenario import Scenario
+from orchestrator.scenario import ARMS, ArmName, Scenario
 from tests.unit.scenarios import scenario
 
 PAYLOAD = Disk(Path("/cache/payload"), "payload")
@@ -64,11 +64,13 @@ class Bench:
         self.image = HostImage(folder / "root", folder / "modules", folder / "initramfs", {})
 
     @contextlib.contextmanager
-    def running(self, chosen: Scenario, disks: Sequence[Disk]) -> Iterator[ET.Element]:
+    def running(
+        self, chosen: Scenario, disks: Sequence[Disk], arm: ArmName = "baseline"
+    ) -> Iterator[ET.Element]:
         """The domain that libvirt was to start."""
         kernel = cast(KernelBundle, SimpleNamespace(vmlinuz=Path("/kernel/vmlinuz")))
         with running_machine(
-            chosen, kernel, self.image, disks, accel="tcg", keys=RunKeys.make(),
+            chosen, arm, kernel, self.image, disks, accel="tcg", keys=RunKeys.make(),
             state=cast(BenchState, self.state), libvirt=cast(Connection, self.libvirt),
             trial=self.trial,
         ):  # fmt: skip
@@ -162,3 +164,20 @@ def test_domain_is_kept_as_libvirt_completed_it(bench: Bench) -> None:
     with bench.running(scenario(), (PAYLOAD,)):
         assert (bench.trial.host / "domain.xml").read_text() == COMPLETED
     assert bench.trial.manifest["token"] in bench.trial.manifest["host_cmdline"]
+
+
+ARM_WORDS = (
+    "host.cmdline=quiet -- 3", "arms.candidate.cmdline=iommu.strict=1 nosmt",
+    'arms.candidate.parameters={"vfio_iommu_type1.disable_hugepages" = true}',
+)  # fmt: skip
+
+
+def test_arms_words_are_on_its_own_command_line_before_those_of_init(bench: Bench) -> None:
+    lines = {}
+    for arm in ARMS:
+        with bench.running(scenario(*ARM_WORDS), (PAYLOAD,), arm) as domain:
+            lines[arm] = str(domain.findtext("os/cmdline"))
+    own = "iommu.strict=1 nosmt vfio_iommu_type1.disable_hugepages=Y"
+    assert lines["candidate"].endswith(f" {own} quiet -- 3")
+    assert lines["baseline"].endswith(" quiet -- 3")
+    assert "nosmt" not in lines["baseline"]

@@ -251,6 +251,15 @@ def test_housekeeping_of_an_exact_host_is_off_however_long_it_settles(
         assert re.search(rf"echo {value} > {re.escape(path)}\b", script)
 
 
+def test_housekeeping_that_an_arm_sets_is_left_to_it(shell: FakeShell, trial: TrialWriter) -> None:
+    path = "/proc/sys/vm/stat_interval"
+    chosen = map_scenario(f'arms.candidate.sysfs={{"{path}" = 1}}')
+    settle(host_of(shell), chosen, trial=trial, progress=Progress())
+    [script] = shell.ran
+    assert path not in script
+    assert "/proc/sys/kernel/watchdog" in script
+
+
 def booted(
     trial: TrialWriter, monkeypatch: pytest.MonkeyPatch, chosen: Scenario, passes: list[Pass]
 ) -> list[str]:

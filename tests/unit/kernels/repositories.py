@@ -62,11 +62,16 @@ def tree_of(folder: Path, name: str = "HEAD") -> str:
 
 
 def state_of(folder: Path) -> dict[str, tuple[int, int, str]]:
-    """All that is in a folder, .git too: modes, times of change, contents."""
+    """All that is in a folder, .git too: modes, times of change, contents.
+
+    git touches an object that it would write again, in a repository that lends it as well, so
+    that it is not pruned: its time does not count.
+    """
     state = {}
     for path in sorted(folder.rglob("*")):
         stat = path.lstat()
         is_file = path.is_file() and not path.is_symlink()
         content = hashlib.sha256(path.read_bytes()).hexdigest() if is_file else ""
-        state[str(path)] = (stat.st_mode, stat.st_mtime_ns, content)
+        is_object = folder / ".git/objects" in path.parents
+        state[str(path)] = (stat.st_mode, 0 if is_object else stat.st_mtime_ns, content)
     return state

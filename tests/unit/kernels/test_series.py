@@ -142,6 +142,9 @@ def test_what_is_no_file_is_refused(item: str, refused: Callable[..., ScenarioEr
         ("@@ -1 +1 @@\n-a\n+b\n", "no-diff", "holds no diff"),
         ("--- a/x\n+++ b/x\ntext\n", "damaged-patch", "without a hunk"),
         ("diff --git a/x b/x\nindex 1..2\n", "damaged-patch", "without a change"),
+        ("diff --git a/x b/x\nnew file mode 100644\ndeleted file mode 100644\n",
+         "damaged-patch", "contradicts itself"),
+        ("diff --git a/x b/x\nold mode 100644\n", "damaged-patch", "contradicts itself"),
         (diff() + "\n@@ -9 +9 @@\n-a\n+b\n", "damaged-patch", "without the name"),
         ("diff --cc x\n--- a/x\n+++ b/x\n@@@ -1,1 -1,1 +1,1 @@@\n", "damaged-patch", "merge"),
         ("diff --git a/x b/x\nindex 1..2 100644\nGIT binary patch\nliteral 1\n",
@@ -173,6 +176,7 @@ def test_files_are_old_and_new_names(read: Callable[..., tuple[Patch, ...]]) -> 
         "--- /dev/null\n+++ b/made.c\n@@ -0,0 +1 @@\n+x\n"
         'diff --git "a/f\\303\\274 r.c" "b/f\\303\\274 r.c"\nnew file mode 100644\n'
         "diff --git a/tool.sh b/tool.sh\nold mode 100644\nnew mode 100755\n"
+        "diff --git linux.orig/k.sh linux/k.sh\nold mode 100644\nnew mode 100755\n"
         "diff --git a/gone.c b/gone.c\ndeleted file mode 100644\n--- a/gone.c\n+++ /dev/null\n"
         "@@ -1 +0,0 @@\n-x\n"
         "--- linux.orig/Makefile\t2024-01-01\n+++ linux/Makefile\t2024-01-02\n"
@@ -181,7 +185,7 @@ def test_files_are_old_and_new_names(read: Callable[..., tuple[Patch, ...]]) -> 
     )
     (patch,) = read(text)
     assert {*patch.files} == {
-        "Makefile", "für r.c", "gone.c", "made.c", "new.c", "old.c", "other.c", "tool.sh",
+        "Makefile", "fü r.c", "gone.c", "k.sh", "made.c", "new.c", "old.c", "other.c", "tool.sh",
     }  # fmt: skip
     made = next(one for one in patch.diffs if one.new == "made.c")
     gone = next(one for one in patch.diffs if one.old == "gone.c")

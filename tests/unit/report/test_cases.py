@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orchestrator.analysis.variable import Differing, Variable
 from orchestrator.report.cases import Case, line_of, not_run, plain
 from tests.unit.report.made import BOOT, MAP, RUNS, ended, pairs, run
 
@@ -114,6 +117,18 @@ def test_seconds_are_named_what_they_are(accel: str, unit: str) -> None:
     assert found.facts["seconds_are"] == unit
     assert found.metrics[MAP]["unit"] == unit
     assert found.metrics["pfn_lookups_per_map"]["unit"] == "count"
+
+
+def test_what_the_arms_differ_in_is_a_fact_of_a_run() -> None:
+    made = run(pairs(0.4, 1))
+    assert "variable" not in made.suite.facts
+    found = Variable(
+        (Differing("setting", "m.p", "N", "Y\x1b[1m"),), ("same kernel 7",), 5, (), ()
+    )
+    told = replace(made, comparison=replace(made.comparison, variable=found))
+    assert told.suite.facts["variable"] == (
+        "Arms differ in: m.p: N | Y; nothing else (same kernel 7). Checked: 5 conditions the same."
+    )
 
 
 def test_run_begins_with_its_first_trial() -> None:

@@ -150,12 +150,12 @@ def test_text_from_outside_is_shown_as_it_is(name: str, message: str, tail: str)
     run_case = Case("run", "verdict", "failed", name, message)
     trial = Case("trial", name, "failed", "r", message, tail)
     metric = Case("metric", name, "failed", "r", message)
-    suite = Suite("s", 1, (run_case, metric, trial), {"baseline.kernel": message},
-                  {name: {"unit": message}})  # fmt: skip
+    facts = {"baseline.kernel": message, "variable": f"Arms: {message}"}
+    suite = Suite("s", 1, (run_case, metric, trial), facts, {name: {"unit": message}})
     shown = Shown(job_summary([suite]))
     assert shown.texts["h2"] == [f"❌ s: {name}"]
     assert shown.texts["p"] == [message]
-    assert shown.texts["li"] == [f"baseline: {message}"]
+    assert shown.texts["li"] == [f"baseline: {message}", f"Arms: {message}"]
     assert shown.texts["td"][:3] == ["❌", name, message]
     assert shown.texts["summary"] == [f"❌ {name}: {message}"]
     assert [*commands(suite)] == [

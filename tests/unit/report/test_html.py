@@ -22,6 +22,7 @@ from orchestrator.analysis.effect import Effect, Estimate
 from orchestrator.analysis.kconfig import ConfigChange
 from orchestrator.analysis.timeline import Note
 from orchestrator.analysis.trial import Findings, TrialResult
+from orchestrator.analysis.variable import Differing, Variable
 from orchestrator.report.html import html_report
 from orchestrator.report.page import MOST_PROBLEMS, MOST_TAILS, page_of
 from orchestrator.scenario import ARMS, CONTROL, Role, parse_scenario
@@ -291,6 +292,15 @@ def test_scenario_is_there_in_full(run: Path) -> None:
         assert package["version"] in page.text
 
 
+def test_what_the_arms_differ_in_stands_below_the_sentence() -> None:
+    differs = (Differing("setting", "m.p", "<b>N", "Y"),)
+    found = Variable(differs, ("same kernel 7.3.4",), 57, (), ())
+    shown = Page(html_report(scenario(), replace(compared(IMPROVED), variable=found), PLAN))
+    said = "Arms differ in: m.p: <b>N | Y; nothing else (same kernel 7.3.4). Checked: 57"
+    assert said in shown.text
+    assert "Arms differ" not in Page(html_report(scenario(), compared(IMPROVED), PLAN)).text
+
+
 def test_conditions_are_shown_by_what_they_mean() -> None:
     def differs(name: str, planned: bool, allowed: bool) -> Difference:
         return Difference(name, {"baseline": ("a", "b"), "candidate": ()}, planned, allowed)
@@ -307,9 +317,9 @@ def test_conditions_are_shown_by_what_they_mean() -> None:
     shown = replace(compared(IMPROVED), conditions=known)
     text = Page(html_report(scenario(), shown, PLAN)).text
     for said in (
-        "The arms differ in more than their kernels.", "What must not differ, and does",
-        "What follows from the kernels", "What may differ", "not recorded", "host.turbo",
-        "symbols that differ: 1", "CONFIG_IOMMUFD", "EPYC <x>",
+        "The arms differ in more than was planned.", "What must not differ, and does",
+        "What was planned: the kernels and settings", "What may differ", "not recorded",
+        "host.turbo", "symbols that differ: 1", "CONFIG_IOMMUFD", "EPYC <x>",
     ):  # fmt: skip
         assert said in text
     fewer = replace(known, differences=known.differences[:1], config=None)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -8,6 +9,7 @@ from hypothesis import strategies as st
 
 from orchestrator.analysis.comparison import Comparison, compare
 from orchestrator.analysis.trial import TrialResult
+from orchestrator.analysis.variable import Differing, Variable
 from orchestrator.report.matrix import matrix_report
 from orchestrator.scenario import METRICS, ArmName, Metric
 from tests.unit.scenarios import scenario
@@ -55,6 +57,18 @@ def test_each_cell_is_a_row_with_its_headlines() -> None:
         "ovmf-1: not run",
     ]  # fmt: skip
     assert lines[-1] == "report of each cell: RUN/cells/NAME/report.txt"
+
+
+def test_what_the_arms_differ_in_is_said_once_and_of_a_cell_where_it_is_not_all() -> None:
+    found = Variable((Differing("setting", "m.p", "N", "Y"),), (), 57, (), ())
+    same = replace(cell(BOOTED), variable=found)
+    other = replace(same, variable=replace(found, checked=56))
+    text = report({"a": same, "b": other, "c": None})
+    assert text.count("Arms differ in: m.p: N | Y; nothing else.\n") == 1
+    worse = replace(same, variable=replace(found, unplanned=("host.thp",)))
+    text = report({"a": same, "b": worse, "c": same})
+    assert "\na, c: Arms differ in: m.p: N | Y; nothing else.\n" in text
+    assert "\nb: Arms differ in: m.p: N | Y. NOT all that differs: host.thp.\n" in text
 
 
 def test_metric_that_no_cell_has_is_no_column() -> None:

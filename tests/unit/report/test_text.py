@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from orchestrator.analysis.comparison import boots_of, compare, with_control
 from orchestrator.analysis.timeline import Note, Timeline
 from orchestrator.analysis.trial import Findings, TrialResult, read_result
+from orchestrator.analysis.variable import Differing, Variable
 from orchestrator.evidence import TrialDir, read_json
 from orchestrator.report.text import text_report
 from orchestrator.report.timeline import calls_and_cost
@@ -91,6 +92,24 @@ def test_report_begins_with_the_verdict_and_both_kernels(
         "baseline   6.12.107+deb13  (deb:old; 1 measured)",
         "candidate  7.3.4+deb13  (deb:new; 1 measured)",
     ]
+
+
+def test_what_the_arms_differ_in_stands_below_the_verdict(
+    plan: dict[str, Any], recorded: list[TrialResult]
+) -> None:
+    chosen = scenario("device.bar=1GiB")
+    subjects = "; ".join(["vfio: a patch with a long and \u00fcmlauted subject"] * 4)
+    found = Variable(
+        (Differing("kernel", f"the series fix.mbox (4 patches: {subjects})", "without", "with"),),
+        (), None, ("runner.qemu",), (),
+    )  # fmt: skip
+    compared = compare(chosen, KERNELS, recorded, 2, plan["accel"])
+    text = text_report(chosen, replace(compared, variable=found), plan)
+    paragraph = text.split("\n\n")[1]
+    assert paragraph.startswith("Arms differ in: the series fix.mbox (4 patches: vfio: a patch")
+    assert "umlauted subject): without | with. NOT all" in " ".join(paragraph.split())
+    assert text.isascii()
+    assert max(map(len, text.splitlines())) <= 76
 
 
 def test_table_has_exact_counts_ratio_and_verdict(

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from orchestrator.analysis.comparison import compare
 from orchestrator.analysis.trial import TrialResult
+from orchestrator.analysis.variable import Differing, Variable
 from orchestrator.report.trailer import trailer
 from orchestrator.scenario import ARMS, ArmName, Metric
 from tests.unit.report.test_sentence import measured
@@ -135,3 +137,27 @@ def test_spread_and_interval_are_explained() -> None:
     assert "(+-: half the interquartile range; change: by pairs, with its 95 % interval)" in text
     assert "12 + 12 trials" in text
     assert "(+-: half the range)" in block(*trials[:4])
+
+
+def test_settings_that_differ_are_pasted_too() -> None:
+    chosen = scenario()
+    knob = Differing("setting", "m.p", "N", "Y")
+    kernel = Differing("kernel", "kernel", "6.12", "7.3")
+    compared = compare(chosen, KERNELS, measured(BETTER), 2, PLAN["accel"])
+    for differs, said in (((knob,), ["m.p: N | Y"]), ((kernel, knob), ["m.p: N | Y"]),
+                          ((kernel,), [])):  # fmt: skip
+        found = replace(compared, variable=Variable(differs, (), 57, (), ()))
+        lines = trailer(chosen, found, PLAN, TESTER).splitlines()
+        starts = "arms differ in: "
+        assert [x.removeprefix(starts) for x in lines if x.startswith(starts)] == said
+
+
+def test_kernels_of_one_release_are_told_apart() -> None:
+    kernels: dict[ArmName, dict[str, str]] = {
+        arm: {"release": "7.3", "source": arm} for arm in ARMS
+    }
+    chosen = scenario()
+    found = Variable((Differing("kernel", "kernel 7.3", "deb:a", "dir:b"),), (), 57, (), ())
+    compared = compare(chosen, kernels, measured(BETTER), 2, PLAN["accel"])
+    lines = trailer(chosen, replace(compared, variable=found), PLAN, TESTER).splitlines()
+    assert "arms differ in: kernel 7.3: deb:a | dir:b" in lines

@@ -1,0 +1,174 @@
+"""A bisection by a metric: its ends, its steps, on which side of the threshold each is. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+from orchestrator.analysis.effect import FEW_FLOOR, Resolution
+from orchestrator.analysis.summary import summary
+from orchestrator.errors import EvidenceError
+
+Outcome = Literal["good", "bad", "skip"]
+Role = Literal["good", "bad", "step"]
+"""What a commit is measured for: good and bad are what the user calls them."""
+CLEAR = 3
+"""Times the resolution of instruction counts, that good and bad are apart at least."""
+
+
+@dataclass(frozen=True)
+class Commit:
+    sha: str
+    author: str = ""
+    """NAME <MAIL>"""
+    date: str = ""
+    """Of the author, as ISO 8601."""
+    subject: str = ""
+
+    @property
+    def short(self) -> str:
+        return self.sha[:12]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a commit's kernel measured."""
+
+    unit: str
+    values: tuple[float, ...]
+    """One for each trial, at least one."""
+    release: str
+    digest: str
+    """Of the kernel."""
+
+    @cached_property
+    def value(self) -> float:
+        return summary(self.unit, self.values).middle
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A commit that has no number."""
+
+    reason: str
+    """Short stable name."""
+    message: str
+    by_bench: bool = False
+    """The bench failed, and not the commit."""
+
+
+@dataclass(frozen=True)
+class Step:
+    commit: Commit
+    role: Role
+    outcome: Outcome
+    found: Measured | Skipped
+    seconds: float
+    """Of the runner."""
+    folder: str
+    """Of its run, in that of the bisection."""
+
+    @property
+    def failed_by_bench(self) -> str:
+        """The bench's reason, where that is why there is no number."""
+        found = self.found
+        return found.reason if isinstance(found, Skipped) and found.by_bench else ""
+
+
+@dataclass(frozen=True)
+class Bisection:
+    """As far as it has come."""
+
+    metric: str
+    steps: tuple[Step, ...]
+    """In the order in which they were measured, the ends first."""
+    found: tuple[Commit, ...] = ()
+    """The first bad commit; several: it is one of these, which skips hide; none: not yet known."""
+
+    @property
+    def ends(self) -> Ends | None:
+        good, bad = (
+            next((s.found for s in self.steps if s.role == role), None) for role in ("good", "bad")
+        )
+        if isinstance(good, Measured) and isinstance(bad, Measured):
+            return Ends(good, bad)
+        return None
+
+
+@dataclass(frozen=True)
+class Ends:
+    """The good and the bad commit, and what lies between their numbers."""
+
+    good: Measured
+    bad: Measured
+
+    @property
+    def threshold(self) -> float:
+        """The geometric mean of both, which is as many times the one as the other is times it;
+        of counts that may be none, the arithmetic one."""
+        good, bad = self.good.value, self.bad.value
+        return math.sqrt(good * bad) if good > 0 and bad > 0 else (good + bad) / 2
+
+    def side(self, found: Measured) -> Literal["good", "bad"]:
+        """Bad may be the cheaper one: it is what the user calls bad."""
+        above = found.value > self.threshold
+        below = found.value < self.threshold
+        return "bad" if (above if self.bad.value > self.good.value else below) else "good"
+
+    def too_near(self, resolution: Resolution) -> str:
+        """Why the two cannot be told apart, or nothing.
+
+        Instruction counts differ by CLEAR times their resolution or more; of other numbers, no
+        trial of the one is among the other's, and single times differ by a factor of two.
+        """
+        good, bad = self.good.values, self.bad.values
+        low, high = sorted((self.good.value, self.bad.value))
+        if self.good.unit == "Ginsn":
+            ratio = 1 + CLEAR * (resolution.ratio - 1)
+            if high > low * ratio and high - low > CLEAR * resolution.ginsn:
+                return ""
+            return f"that is less than {CLEAR} times what boots of one kernel differ by"
+        if min(good) <= max(bad) and min(bad) <= max(good):
+            return "their trials overlap" if low != high else "that is the same"
+        if self.good.unit == "s" and len(good) == 1 == len(bad) and high < FEW_FLOOR * low:
+            return "of single trials only times that differ by a factor of two are told apart"
+        return ""
+
+
+def step_json(step: Step) -> dict[str, Any]:
+    """Of bisect.json."""
+    found = step.found
+    measured = asdict(found) | {"value": found.value} if isinstance(found, Measured) else None
+    return {
+        "commit": asdict(step.commit), "role": step.role, "outcome": step.outcome,
+        "measured": measured, "skipped": None if measured else asdict(found),
+        "seconds": round(step.seconds, 1), "folder": step.folder,
+    }  # fmt: skip
+
+
+def step_of(value: Mapping[str, Any]) -> Step:
+    """What `step_json` made. Raises EvidenceError for anything else."""
+    try:
+        measured = value["measured"]
+        found = (
+            Skipped(**value["skipped"])
+            if measured is None
+            else Measured(
+                str(measured["unit"]), tuple(map(float, measured["values"])),
+                str(measured["release"]), str(measured["digest"]),
+            )
+        )  # fmt: skip
+        if isinstance(found, Measured) and not found.values:
+            raise ValueError("a number of no trial")
+        return Step(
+            Commit(**value["commit"]), value["role"], value["outcome"], found,
+            float(value["seconds"]), str(value["folder"]),
+        )  # fmt: skip
+    except (KeyError, TypeError, ValueError, AttributeError) as exc:
+        raise EvidenceError(
+            f"a step of a bisection is not what barometer writes: {type(exc).__name__}: {exc}",
+            reason="bad-evidence",
+        ) from exc

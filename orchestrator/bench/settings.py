@@ -1,0 +1,151 @@
+"""What an arm sets on its host: written, and proven to be set before anything is measured."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from typing import Any
+
+from orchestrator.abi import chosen
+from orchestrator.bench.shell import Shell
+from orchestrator.errors import BenchError
+from orchestrator.kernels.bundle import KernelBundle
+from orchestrator.kernels.parameters import parameters_of
+from orchestrator.scenario import Arm, ArmName, Arms, Scenario
+
+_MISSING = 3
+"""Exit code of the scripts below where there is no such file."""
+_BOOLS = {"y": "1", "yes": "1", "on": "1", "true": "1", "n": "0", "no": "0", "off": "0",
+          "false": "0"}  # fmt: skip
+_NUMBER = re.compile(r"([+-]?)(0x[0-9a-f]+|[0-9]+)")
+
+
+def write_settings(shell: Shell, scenario: Scenario, name: ArmName) -> None:
+    """The arm's files under /sys and /proc/sys, in their order. Raises as `prove_settings`."""
+    for path, value in scenario.arms[name].sysfs.items():
+        _write(shell, name, path, value)
+
+
+def prove_settings(
+    shell: Shell, kernel: KernelBundle, scenario: Scenario, name: ArmName
+) -> dict[str, Any]:
+    """Read back all that the arm is to be set to. What only the other arm sets is read, too: so
+    that it is known what differs.
+
+    `arm_settings` of the manifest: {"cmdline": {"asked", "found"}, "parameters": {NAME: {"asked",
+    "found"}}, "sysfs": {PATH: ...}, "unreadable": [NAME]}. `asked` is null of what the other arm
+    sets, `found` of parameters that the kernel shows nobody, which are `unreadable`.
+
+    Raises BenchError where something is not as it was asked for.
+    """
+    arm, other = scenario.arms[name], _other(scenario.arms, name)
+    settings: dict[str, Any] = {"cmdline": _cmdline(shell, name, arm)}
+    settings["parameters"] = {
+        parameter: {"asked": value, "found": _parameter(shell, kernel, name, parameter, value)}
+        for parameter, value in _with_others(arm.parameters, other.parameters).items()
+    }
+    settings["unreadable"] = [
+        parameter for parameter in arm.parameters
+        if settings["parameters"][parameter]["found"] is None
+    ]  # fmt: skip
+    settings["sysfs"] = {
+        path: {"asked": value, "found": _file(shell, name, path, value)}
+        for path, value in _with_others(arm.sysfs, other.sysfs).items()
+    }
+    return settings
+
+
+def same_setting(asked: str, found: str) -> bool:
+    """Whether both are one value: Y and 1 are, 0x10 and 16."""
+    return asked == found or _normal(asked) == _normal(found)
+
+
+def _normal(value: str) -> str | int:
+    """A number as the kernel's kstrtol() takes it with base 0, a bool as 0 or 1."""
+    text = _BOOLS.get(value.lower(), value.lower())
+    match = _NUMBER.fullmatch(text)
+    if match is None:
+        return value
+    octal = len(match[2]) > 1 and match[2][0] == "0" and match[2][1] != "x"
+    try:
+        number = int(match[2], 8 if octal else 0)
+    except ValueError:  # 09
+        return value
+    return -number if match[1] == "-" else number
+
+
+def _other(arms: Arms, name: ArmName) -> Arm:
+    return arms["baseline" if name == "candidate" else "candidate"]
+
+
+def _with_others(own: dict[str, str], others: dict[str, str]) -> dict[str, str | None]:
+    return {**dict.fromkeys(others), **own}
+
+
+def _cmdline(shell: Shell, name: ArmName, arm: Arm) -> dict[str, str]:
+    """The arm's words but its parameters, which are proven by themselves."""
+    there = shell.read("/proc/cmdline").split()
+    for word in arm.words:
+        if word not in there:
+            raise _refused(name, "/proc/cmdline", word, " ".join(there))
+    return {"asked": arm.cmdline, "found": " ".join(w for w in arm.cmdline.split() if w in there)}
+
+
+def _parameter(
+    shell: Shell, kernel: KernelBundle, arm: ArmName, name: str, asked: str | None
+) -> str | None:
+    """Its value; None where the kernel shows it nobody."""
+    module, _, parameter = name.replace("-", "_").partition(".")
+    path = f"/sys/module/{module}/parameters/{parameter}"
+    found, why = _read(shell, path)
+    if found is None:
+        if asked is not None and not _is_hidden(shell, kernel, module, parameter):
+            raise _refused(arm, path, asked, why)
+        return None
+    if asked is not None and not same_setting(asked, found):
+        raise _refused(arm, path, asked, found)
+    return found
+
+
+def _is_hidden(shell: Shell, kernel: KernelBundle, module: str, parameter: str) -> bool:
+    """Whether the module is there and has that parameter, though without a file to read."""
+    loaded = shell.run(["test", "-d", f"/sys/module/{module}"], check=False).code == 0
+    known = parameters_of(kernel, module)
+    return (loaded or kernel.is_built_in(module)) and known is not None and parameter in known
+
+
+def _file(shell: Shell, arm: ArmName, path: str, asked: str | None) -> str | None:
+    found, why = _read(shell, path)
+    if asked is not None and (found is None or not same_setting(asked, found)):
+        raise _refused(arm, path, asked, why if found is None else found)
+    return found
+
+
+def _read(shell: Shell, path: str) -> tuple[str | None, str]:
+    """What is set there; or None, and why."""
+    quoted = shlex.quote(path)
+    done = shell.run(f"[ -e {quoted} ] || exit {_MISSING}; cat {quoted}", check=False)
+    if done.code == _MISSING:
+        return None, "no such file"
+    if done.code:
+        return None, f"it cannot be read ({done.stderr.strip()})"
+    return chosen(done.stdout.strip()), ""
+
+
+def _write(shell: Shell, arm: ArmName, path: str, value: str) -> None:
+    quoted = shlex.quote(path)
+    script = f"[ -e {quoted} ] || exit {_MISSING}; tee {quoted} > /dev/null"
+    done = shell.run(script, stdin=f"{value}\n".encode(), check=False)
+    if done.code:
+        why = "no such file" if done.code == _MISSING else done.stderr.strip()
+        raise _refused(arm, path, value, why)
+
+
+def _refused(arm: ArmName, where: str, asked: str, found: str) -> BenchError:
+    return BenchError(
+        f"the {arm} is not set as it was asked to be: {where} was to have {asked}",
+        evidence=f"{where}: {found or 'empty'}",
+        hint="nothing is measured under a setting that did not take: take it out, or give what the"
+        " kernel accepts there",
+        reason="setting-refused",
+    )

@@ -1,0 +1,402 @@
+"""The first commit that costs more: git's own bisection, each step of which is a measurement.
+
+    OUT/bisect.json bisect.txt      every step and its number, as it comes; the answer
+    OUT/ends/                       an ordinary run: the good commit against the bad one
+    OUT/steps/0003-1a2b3c4d5e6f/    a run of which one arm is made: that commit's
+    OUT/repo/                       git's state; the objects are those of the user's repository
+
+Git chooses the commits, in a repository of our own that borrows the objects: the user's checkout,
+refs and any bisection of theirs stay as they are. It is told `good`, `bad` and `skip` step by step
+from here and not by `git bisect run`, which would need a process for each step, each with its own
+connection to libvirt and its own progress, and of which an interrupt would end git first. What has
+been measured is in bisect.json alone: git is told it again from the beginning whenever the
+bisection goes on.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+from orchestrator import __version__
+from orchestrator.analysis.bisection import (
+    Bisection,
+    Commit,
+    Ends,
+    Measured,
+    Outcome,
+    Role,
+    Skipped,
+    Step,
+    step_json,
+    step_of,
+)
+from orchestrator.analysis.comparison import resolution_of
+from orchestrator.commits import Commits, Search
+from orchestrator.errors import BenchError, EvidenceError, ScenarioError, key_named
+from orchestrator.evidence import RunDir, need_keys, read_json, write_json
+from orchestrator.judge import judged, sampled
+from orchestrator.kernels import checked
+from orchestrator.progress import Progress
+from orchestrator.report.bisect import bisect_report
+from orchestrator.report.quantities import quantity
+from orchestrator.run import Runner, no_space_explained, only_run_in, run_plan
+from orchestrator.scenario import (
+    ARMS,
+    ArmName,
+    DebKernel,
+    Kernel,
+    Metric,
+    ModuleKernel,
+    Scenario,
+    TreeKernel,
+    absolute_kernel,
+    parse_scenario,
+)
+from orchestrator.short import commit_text, with_config
+from orchestrator.spelled import EXAMPLES, parse_kernel
+
+RECORD = "bisect.json"
+_REPOSITORY = "repo"
+_TRIALS = 3
+"""Of a commit, where its numbers have noise."""
+_NOT_THE_COMMITS = ("run-exists", "run-changed", "scenario")
+"""ScenarioErrors of a step that say nothing of its commit."""
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """What kernel a commit is."""
+
+    repository: Path
+    on: DebKernel | None = None
+    """The package whose modules the commits change; None: they are whole kernels."""
+    config: tuple[str, ...] = ()
+    """Of whole kernels."""
+
+    def __call__(self, commit: Commit) -> Kernel:
+        if self.on is None:
+            whole = TreeKernel(tree=self.repository, ref=commit.sha)
+            return with_config(whole, self.config)
+        package = self.on.model_dump(exclude_none=True)
+        return ModuleKernel(**package, module=self.repository, ref=commit.sha)
+
+
+def kernels_of(commits: Commits, on: str | None, config: Sequence[str], folder: Path) -> Kernels:
+    """As the command line has them; relative paths are from `folder`. Raises ScenarioError."""
+    if on is None:
+        whole = TreeKernel(tree=commits.repository, config=tuple(config))
+        absolute = absolute_kernel(whole, folder)
+        return Kernels(commits.repository, config=getattr(absolute, "config", ()))
+    package = parse_kernel(on, "--on", folder=folder)
+    if not isinstance(package, DebKernel):
+        raise ScenarioError(
+            f"--on {on}: expected the package whose modules change, as {EXAMPLES['deb']}",
+            reason="kernel-spelling",
+        )
+    if config:
+        raise ScenarioError(
+            "--config: is of kernels that are built whole, and --on builds modules alone",
+            reason="kernel-spelling",
+        )
+    return Kernels(commits.repository, package)
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is bisected, by what."""
+
+    commits: Commits
+    """The first good one is what the others are measured by."""
+    kernel: Kernels
+    metric: Metric
+    template: str
+    """A scenario file: how to measure."""
+    wanted: int | None = None
+    """Trials of each commit; None: what it takes."""
+
+    @cached_property
+    def scenario(self) -> Scenario:
+        return parse_scenario(self.template, RECORD)[0]
+
+    @property
+    def trials(self) -> int:
+        return self.wanted or (1 if self.scenario.host.accel == "exact" else _TRIALS)
+
+    def asked(self) -> dict[str, Any]:
+        """What has to be the same for a bisection to go on."""
+        commits, kernel = self.commits, self.kernel
+        return {
+            "repository": str(commits.repository), "good": [one.sha for one in commits.good],
+            "bad": commits.bad.sha, "paths": list(commits.paths), "metric": self.metric,
+            "trials": self.trials, "on": kernel.on and str(kernel.on),
+            "config": list(kernel.config), "scenario": self.template,
+        }  # fmt: skip
+
+
+class Bench(Protocol):
+    """What measures commits."""
+
+    def ends(self, question: Question, folder: Path) -> tuple[Measured, Measured]:
+        """The first good commit and the bad one, which both have to have a number. Raises
+        EvidenceError where one has none."""
+
+    def step(self, question: Question, commit: Commit, folder: Path) -> Measured | Skipped:
+        """One commit, alone."""
+
+
+class Record:
+    """bisect.json: written after every step, and all that a bisection goes on from."""
+
+    def __init__(self, out: Path, question: Question) -> None:
+        """Raises ScenarioError where `out` holds something else, or another bisection."""
+        self._out, self._question = out, question
+        self.steps: list[Step] = []
+        self.found: tuple[Commit, ...] = ()
+        path = out / RECORD
+        if path.exists():
+            known = read_json(path)
+            need_keys(path, known, ("asked", "steps"))
+            _same(out, known["asked"], question.asked())
+            self.steps = [step_of(step) for step in known["steps"]]
+        # bisect.json comes after git's state: without it nothing has run yet
+        elif out.exists() and not {p.name for p in out.iterdir()} <= {_REPOSITORY}:
+            raise ScenarioError(f"{out} is not empty and holds no bisection", reason="run-exists")
+
+    def add(self, *steps: Step) -> None:
+        self.steps += steps
+        self.save()
+
+    def save(self) -> None:
+        self._out.mkdir(parents=True, exist_ok=True)
+        write_json(self._out / RECORD, self.document())
+        (self._out / "bisect.txt").write_text(bisect_report(self.bisection()), "utf-8")
+
+    @property
+    def exit_code(self) -> int:
+        """4 when skips hide the answer."""
+        return 0 if len(self.found) == 1 else EvidenceError.exit_code
+
+    def bisection(self) -> Bisection:
+        return Bisection(self._question.metric, tuple(self.steps), self.found)
+
+    def document(self) -> dict[str, Any]:
+        """bisect.json, schema 1."""
+        ends = self.bisection().ends
+        return {
+            "schema": 1, "barometer": __version__, "asked": self._question.asked(),
+            "threshold": ends and ends.threshold,
+            "first_bad": asdict(self.found[0]) if len(self.found) == 1 else None,
+            "one_of": [asdict(commit) for commit in self.found] if len(self.found) > 1 else [],
+            "steps": [step_json(step) for step in self.steps],
+        }  # fmt: skip
+
+
+def _same(out: Path, then: Any, now: dict[str, Any]) -> None:
+    if not isinstance(then, dict):
+        raise EvidenceError(f"{out / RECORD} is not what barometer writes", reason="bad-evidence")
+    for key, value in now.items():
+        if then.get(key) != value:
+            both = "" if key == "scenario" else f": {then.get(key)}, now {value}"
+            raise ScenarioError(
+                f"{out} holds a bisection with another {key}{both}",
+                hint="give another --out, or what it was begun with to go on",
+                reason="run-changed",
+            )
+
+
+def bisected(question: Question, out: Path, bench: Bench, progress: Progress) -> Record:
+    """The bisection to its end, from where it was left; what is measured is in OUT at once.
+
+    Raises ScenarioError where OUT holds something else, EvidenceError when the ends cannot be told
+    apart or measured, and BenchError when the bench failed twice in a row for the same reason:
+    with the same arguments it goes on.
+    """
+    record = Record(out, question)
+    search = Search(out / _REPOSITORY, question.commits)
+    record.save()
+    loop = _Loop(question, out, bench, progress, record)
+    ends = loop.ends()
+    for step in record.steps:
+        if step.role == "step":
+            search.tell(step.commit, step.outcome)
+    while (commit := search.next()) is not None:
+        number = 1 + sum(step.role == "step" for step in record.steps)
+        title = f"step {number} of about {max(number, search.about)}"
+        step = loop.step(commit, "step", ends, f"steps/{number:04d}-{commit.short}", title)
+        _stop_if_broken(record, step)
+        search.tell(commit, step.outcome)
+        record.add(step)
+        progress.note(f"{title}: {_said(step)}")
+    record.found = search.found()
+    record.save()
+    return record
+
+
+@dataclass(frozen=True)
+class _Loop:
+    """What one bisection has and does again and again."""
+
+    question: Question
+    out: Path
+    bench: Bench
+    progress: Progress
+    record: Record
+
+    def ends(self) -> Ends:
+        """Measured, unless they are already, and told apart."""
+        record, first, bad = self.record, *self._ends()
+        if (ends := record.bisection().ends) is None:
+            started = time.monotonic()
+            with self.progress.stage(f"good {first.short} and bad {bad.short}"):
+                ends = Ends(*self.bench.ends(self.question, self.out / "ends"))
+            seconds = time.monotonic() - started
+            record.add(
+                Step(first, "good", "good", ends.good, seconds, "ends"),
+                Step(bad, "bad", "bad", ends.bad, seconds, "ends"),
+            )
+        self._told_apart(ends)
+        known = {step.commit.sha for step in record.steps if step.role == "good"}
+        for commit in self.question.commits.good:
+            if commit.sha not in known:
+                folder = f"steps/good-{commit.short}"
+                step = self.step(commit, "good", ends, folder, f"good {commit.short}")
+                if step.outcome != "good":
+                    raise EvidenceError(
+                        f"bisect: --good {commit.short} is not good: {_said(step)}",
+                        reason="nothing-to-bisect",
+                    )
+                record.add(step)
+        return ends
+
+    def _ends(self) -> tuple[Commit, Commit]:
+        return self.question.commits.good[0], self.question.commits.bad
+
+    def _told_apart(self, ends: Ends) -> None:
+        metric = self.question.metric
+        if why := ends.too_near(resolution_of(self.question.scenario, metric)):
+            numbers = (quantity(end.value, end.unit) for end in (ends.good, ends.bad))
+            good, bad = (
+                f"{commit.short} has {number}"
+                for commit, number in zip(self._ends(), numbers, strict=True)
+            )
+            raise EvidenceError(
+                f"bisect: good and bad do not differ in {metric}: good {good}, bad {bad}; {why}",
+                hint=f"their report is {self.out}/ends/report.txt; take another metric, more"
+                " trials, or other commits",
+                reason="nothing-to-bisect",
+            )
+
+    def step(self, commit: Commit, role: Role, ends: Ends, folder: str, title: str) -> Step:
+        started = time.monotonic()
+        with self.progress.stage(f"{title}: {commit.short} {commit.subject}"):
+            found = self.bench.step(self.question, commit, self.out / folder)
+        seconds = time.monotonic() - started
+        outcome: Outcome = ends.side(found) if isinstance(found, Measured) else "skip"
+        return Step(commit, role, outcome, found, seconds, folder)
+
+
+def _said(step: Step) -> str:
+    if isinstance(step.found, Measured):
+        return f"{step.outcome}, {quantity(step.found.value, step.found.unit)}"
+    return f"{step.outcome}, {step.found.reason}: {step.found.message}"
+
+
+def _stop_if_broken(record: Record, step: Step) -> None:
+    """A bench that fails twice in a row for one reason says nothing of either commit: both are
+    measured again when the bisection goes on."""
+    reason, found = step.failed_by_bench, step.found
+    if not reason or record.steps[-1].failed_by_bench != reason or isinstance(found, Measured):
+        return
+    record.steps.pop()
+    record.save()
+    raise BenchError(
+        f"bisect: the bench failed at two commits in a row for the same reason: {found.message}",
+        hint="the same command goes on with the first of them, once the bench is in order",
+        reason=reason,
+    )
+
+
+class Machines:
+    """The bench that boots them."""
+
+    def __init__(self, here: Runner) -> None:
+        self._here = here
+
+    def kernel(self, question: Question, commit: Commit) -> Kernel:
+        """What is built of a commit; where it has the package's own sources, that is the package.
+        Raises ScenarioError for what is known not to build."""
+        kernel = question.kernel(commit)
+        try:
+            checked(kernel, self._here.cache)
+        except ScenarioError as exc:
+            if exc.reason == "nothing-changed" and question.kernel.on is not None:
+                return question.kernel.on
+            raise
+        return kernel
+
+    def ends(self, question: Question, folder: Path) -> tuple[Measured, Measured]:
+        commits = question.commits
+        good, bad = (self.kernel(question, one) for one in (commits.good[0], commits.bad))
+        text = commit_text(question.template, "bisect-ends", good, bad, question.trials)
+        self._run(text, folder)
+        run = RunDir.open(folder)
+        found = {arm: _found(run, arm, question.metric) for arm in ARMS}
+        judged(run)  # for its report
+        measured = [one for one in found.values() if isinstance(one, Measured)]
+        for end, one in zip(("good", "bad"), found.values(), strict=True):
+            if isinstance(one, Skipped):
+                kind = BenchError if one.by_bench else EvidenceError
+                raise kind(
+                    f"bisect: the {end} commit has no number: {one.message}",
+                    hint=f"its evidence is in {folder}/trials",
+                    reason=one.reason,
+                )
+        return measured[0], measured[1]
+
+    def step(self, question: Question, commit: Commit, folder: Path) -> Measured | Skipped:
+        try:
+            good, one = (self.kernel(question, c) for c in (question.commits.good[0], commit))
+            name = f"bisect-{commit.short}"
+            text = commit_text(question.template, name, good, one, question.trials)
+            self._run(text, folder, only="candidate")
+        except ScenarioError as exc:
+            if exc.reason in _NOT_THE_COMMITS:
+                raise
+            return Skipped(exc.reason, exc.message)
+        except BenchError as exc:
+            return Skipped(exc.reason, exc.message, by_bench=True)
+        return _found(RunDir.open(folder), "candidate", question.metric)
+
+    def _run(self, text: str, folder: Path, only: ArmName | None = None) -> None:
+        scenario, text = parse_scenario(text, str(folder / "scenario.toml"), folder)
+        run_plan(scenario, text, folder, self._here, only=only)
+
+
+def _found(run: RunDir, arm: ArmName, metric: Metric) -> Measured | Skipped:
+    """What the trials of one arm say, also where some of them ended early."""
+    unit, values, unmeasured = sampled(run, arm, metric)
+    if values:
+        kernel = run.plan()["kernels"][arm]
+        return Measured(unit, values, kernel["release"], kernel["digest"])
+    if not unmeasured:
+        return Skipped("not-measured", f"no trial has {metric}")
+    # what the commit's kernel did tells more than what the bench did
+    first = min(unmeasured, key=lambda result: result.by_bench)
+    return Skipped(first.reason, first.message, first.by_bench)
+
+
+def run_bisection(question: Question, out: Path, here: Runner) -> Record:
+    """`bisected` on this machine, by one process at a time. Before anything is built, both ends
+    are checked as far as that can be; raises ScenarioError there, too."""
+    commits, machines = question.commits, Machines(here)
+    with no_space_explained(out), only_run_in(out, here.cache):
+        with here.progress.stage("looking at the ends"):
+            for option, commit in (("--good", commits.good[0]), ("--bad", commits.bad)):
+                with key_named(option):
+                    machines.kernel(question, commit)
+        return bisected(question, out, machines, here.progress)

@@ -1,0 +1,135 @@
+"""The commits of a bisection: their names, their order, and git's own search among them.
+
+Git searches in a repository of our own that borrows the objects of the user's, whose checkout,
+refs and bisections stay as they are.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from orchestrator.analysis.bisection import Commit, Outcome
+from orchestrator.errors import ScenarioError, key_named
+from orchestrator.kernels.git import Git, commit_id, located, own_repository, repository_of
+
+_FIELDS = "%H%x00%an <%ae>%x00%aI%x00%s"
+_FOUND = re.compile(r"(?m)^# (?:possible )?first bad commit: \[([0-9a-f]+)\]")
+
+
+@dataclass(frozen=True)
+class Commits:
+    """Those to search among."""
+
+    repository: Path
+    """Its top folder, or that of a bare one."""
+    good: tuple[Commit, ...]
+    """Ancestors of `bad`."""
+    bad: Commit
+    paths: tuple[str, ...] = ()
+    """Only commits that touch these; none: all."""
+
+    @property
+    def names(self) -> list[str]:
+        """As git takes a range: reachable from bad, and not from good."""
+        return [self.bad.sha, *(f"^{one.sha}" for one in self.good), "--", *self.paths]
+
+
+def commits_of(tree: Path, good: Sequence[str], bad: str, paths: Sequence[str]) -> Commits:
+    """By the names that git knows. Raises ScenarioError when there is no repository, no such
+    commit, or nothing to search among."""
+    repository = _repository_at(tree)
+    git = located(repository)
+    with key_named("--good"):
+        first = tuple(_commit(git, commit_id(git, name, repository)) for name in good)
+    with key_named("--bad"):
+        last = _commit(git, commit_id(git, bad, repository))
+    commits = Commits(repository, tuple(dict.fromkeys(first)), last, tuple(paths))
+    for one in commits.good:
+        _check_order(git, one, last)
+    if not int(git.line("rev-list", "--count", *commits.names)):
+        raise ScenarioError(
+            f"no commit between --good and --bad touches {' '.join(paths)}",
+            hint="paths are from the top of the repository",
+            reason="nothing-to-bisect",
+        )
+    return commits
+
+
+def _repository_at(tree: Path) -> Path:
+    """The top folder of the repository that `tree` is in. Raises ScenarioError."""
+    here = tree.resolve()
+    with key_named("--tree"):
+        for folder in (here, *here.parents):
+            if repository_of(folder) is not None:
+                return folder
+    raise ScenarioError(
+        f"--tree {tree}: is in no git repository",
+        hint="give the folder of the kernel's repository",
+        reason="no-such-repository",
+    )
+
+
+def _commit(git: Git, sha: str) -> Commit:
+    return Commit(*git.line("log", "-1", f"--format={_FIELDS}", sha, "--").split("\0"))
+
+
+def _check_order(git: Git, good: Commit, bad: Commit) -> None:
+    """The good commit comes before the bad one. Raises ScenarioError."""
+
+    def comes_before(one: Commit, other: Commit) -> bool:
+        asked = ["merge-base", "--is-ancestor", one.sha, other.sha]
+        return git.run(*asked, accept=(0, 1)).returncode == 0
+
+    if good == bad:
+        raise ScenarioError(
+            f"--good and --bad are the same commit, {good.short}", reason="nothing-to-bisect"
+        )
+    if not comes_before(good, bad):
+        hint = "give a good commit that the bad one is built on"
+        if comes_before(bad, good):
+            hint = "what is called bad may be the cheaper one, but it is the later one"
+        raise ScenarioError(
+            f"--good {good.short} is no ancestor of --bad {bad.short}",
+            hint=hint,
+            reason="no-ancestor",
+        )
+
+
+class Search:
+    """Git's bisection, in a repository beside the user's."""
+
+    def __init__(self, folder: Path, commits: Commits) -> None:
+        """Begins one; what `folder` held of another is gone."""
+        shutil.rmtree(folder, ignore_errors=True)
+        self._git = own_repository(folder, commits.repository)
+        lender = located(commits.repository)
+        shallow = lender.line("rev-parse", "--path-format=absolute", "--git-path", "shallow")
+        if Path(shallow).exists():
+            shutil.copy(shallow, folder / "shallow")
+        self._git.run("update-ref", "--no-deref", "HEAD", commits.bad.sha)
+        ends = [commits.bad.sha, *(one.sha for one in commits.good)]
+        self._tell("start", "--no-checkout", *ends, "--", *commits.paths)
+        number = int(self._git.line("rev-list", "--count", *commits.names))
+        self.about = math.ceil(math.log2(number))
+        """Steps that it takes, where none is skipped."""
+
+    def _tell(self, *arguments: str) -> None:
+        # 2: only commits that were skipped are left
+        self._git.run("bisect", *arguments, accept=(0, 2), doing="bisecting")
+
+    def tell(self, commit: Commit, outcome: Outcome) -> None:
+        self._tell(outcome, commit.sha)
+
+    def next(self) -> Commit | None:
+        """What git wants to know next; None when it knows enough."""
+        return None if self.found() else _commit(self._git, "BISECT_HEAD")
+
+    def found(self) -> tuple[Commit, ...]:
+        """The first bad commit, or those that it is one of."""
+        log = (self._git.git_dir / "BISECT_LOG").read_text("utf-8", errors="replace")
+        return tuple(_commit(self._git, sha) for sha in dict.fromkeys(_FOUND.findall(log)))

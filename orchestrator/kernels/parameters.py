@@ -1,0 +1,61 @@
+"""Which parameters a kernel's modules take, as the modules themselves say."""
+
+from __future__ import annotations
+
+import difflib
+
+from orchestrator.command import run
+from orchestrator.errors import ScenarioError
+from orchestrator.kernels.bundle import KernelBundle
+from orchestrator.scenario import nearest_name
+
+_FIELDS = ("parm", "parmtype")
+"""Of modinfo(8): one is there where a parameter is described, the other where it is declared."""
+
+
+def check_parameter(kernel: KernelBundle, name: str) -> None:
+    """`name`: MODULE.PARAMETER. Raises ScenarioError with the nearest name where the kernel has no
+    such module, or the module no such parameter."""
+    module, _, parameter = name.replace("-", "_").partition(".")
+    if not kernel.has_module(module):
+        near = difflib.get_close_matches(module, kernel.module_names(), 1, 0.75)
+        raise ScenarioError(
+            f"the kernel {kernel.release} has no module {module}"
+            + (f'; did you mean "{near[0]}.{parameter}"?' if near else ""),
+            hint="a parameter of the kernel's core, which is no module's, goes into cmdline",
+            reason="no-such-parameter",
+        )
+    known = parameters_of(kernel, module)
+    if known is None or parameter in known:
+        return
+    names = sorted(f"{module}.{one}" for one in known)
+    raise ScenarioError(
+        f"{module} of the kernel {kernel.release} has no parameter {parameter}"
+        + (nearest_name(f"{module}.{parameter}", names, names) if names else ", and no other"),
+        reason="no-such-parameter",
+    )
+
+
+def parameters_of(kernel: KernelBundle, module: str) -> set[str] | None:
+    """Their names. None where that is not known: of what is built into a kernel without
+    modules.builtin.modinfo. Raises BenchError when there is no modinfo(8)."""
+    file = kernel.module_file(module)
+    if file is None:
+        return _built_in(kernel, module)
+    found = set()
+    for field in _FIELDS:
+        said = run(["/sbin/modinfo", "-0", "-F", field, file], doing=f"parameters of {module}")
+        found |= {line.partition(":")[0].strip() for line in said.stdout.split("\0")}
+    return found - {""}
+
+
+def _built_in(kernel: KernelBundle, module: str) -> set[str] | None:
+    """From `MODULE.parm=NAME:TEXT`, NUL-separated (Documentation/kbuild/kbuild.rst)."""
+    file = kernel.modules / "modules.builtin.modinfo"
+    if not file.exists():
+        return None
+    starts = tuple(f"{module}.{field}=" for field in _FIELDS)
+    entries = file.read_bytes().decode(errors="replace").split("\0")
+    return {
+        entry.partition("=")[2].partition(":")[0] for entry in entries if entry.startswith(starts)
+    }

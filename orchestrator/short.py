@@ -1,0 +1,279 @@
+"""What `barometer ab` and `barometer bisect` are asked in a few words, to the text of a scenario
+file that asks the same. Pure: nothing is probed, fetched or written."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import tomlkit
+
+from orchestrator.errors import ScenarioError
+from orchestrator.scenario import (
+    METRICS,
+    ArmName,
+    Kernel,
+    Metric,
+    Pass,
+    Scenario,
+    SourceKernel,
+    TreeKernel,
+    absolute_kernel,
+    nearest_name,
+    parse_scenario,
+)
+from orchestrator.spelled import with_series
+
+Workload = Literal["map", "guest-boot"]
+AccelName = Literal["auto", "kvm", "tcg", "exact"]
+GUEST_KERNEL = "deb:linux-image-cloud-amd64@trixie"
+"""What boots in a guest where nothing else is asked for."""
+PAIRS = 10
+"""Of times: what a verdict on less than a factor of two takes. Exact counts take one."""
+_PASSES: dict[Workload, tuple[Pass, ...]] = {
+    "map": ("plain", "counts"),
+    "guest-boot": ("plain", "timing", "counts"),
+}
+_LONGEST_NAME = 40
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is measured, and how: all but the kernels."""
+
+    accel: AccelName
+    why: str = ""
+    """Why that accelerator, where it was chosen."""
+    workload: Workload = "map"
+    bar: str = "32GiB"
+    guest: Kernel | None = None
+    """Of guest boots."""
+
+
+@dataclass(frozen=True)
+class Knobs:
+    """How an arm's kernel is set."""
+
+    cmdline: str = ""
+    parameters: Mapping[str, str | bool] = field(default_factory=dict)
+    sysfs: Mapping[str, str | bool] = field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        return bool(self.cmdline or self.parameters or self.sysfs)
+
+
+def arms_of(
+    base: Kernel,
+    candidate: Kernel | None,
+    series: Sequence[str],
+    config: Sequence[str],
+    knobs: Knobs,
+    folder: Path,
+) -> tuple[Kernel, Kernel]:
+    """The two kernels: a series is on top of the candidate, which is the base where there is none;
+    `config` is of every kernel that is built. Relative paths are from `folder`.
+
+    Raises ScenarioError where nothing differs, and for what a kernel does not take.
+    """
+    if candidate is None and not series and not knobs:
+        raise ScenarioError(
+            "ab: nothing differs between the arms",
+            hint="say what to compare --base with: --candidate KERNEL, --series PATCHES, or a"
+            " setting of the candidate as --candidate-param MODULE.NAME=VALUE",
+            reason="nothing-differs",
+        )
+    other = candidate or base
+    if series:
+        other = with_series(other, tuple(series), "--series")
+    arms = base, other
+    if config and not any(isinstance(k, TreeKernel | SourceKernel) for k in arms):
+        raise ScenarioError(
+            f"--config: is of kernels that are built whole, and {base} and {other} are not",
+            hint="give a tree: or source: kernel",
+            reason="kernel-spelling",
+        )
+    before, after = (absolute_kernel(with_config(kernel, config), folder) for kernel in arms)
+    return before, after
+
+
+def with_config(kernel: Kernel, config: Sequence[str]) -> Kernel:
+    """A kernel that is built whole, with more configuration; another as it is."""
+    if not config or not isinstance(kernel, TreeKernel | SourceKernel):
+        return kernel
+    return kernel.model_copy(update={"config": (*kernel.config, *config)})
+
+
+def knobs_of(cmdline: str, parameters: Sequence[str], sysfs: Sequence[str]) -> Knobs:
+    """Of NAME=VALUE each. Raises ScenarioError for one without its =."""
+    return Knobs(
+        cmdline,
+        _assigned(parameters, "--candidate-param", "vfio_iommu_type1.disable_hugepages=true"),
+        _assigned(
+            sysfs, "--candidate-sysfs", "/sys/kernel/mm/transparent_hugepage/enabled=never"
+        ),
+    )  # fmt: skip
+
+
+def _assigned(given: Sequence[str], option: str, example: str) -> dict[str, str | bool]:
+    found: dict[str, str | bool] = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not equals or not name or not value:
+            raise ScenarioError(
+                f"{option} {text!r}: expected NAME=VALUE, for example {example}", reason="scenario"
+            )
+        if name in found:
+            raise ScenarioError(f"{option}: {name} is given twice", reason="scenario")
+        words: dict[str, str | bool] = {"true": True, "false": False}
+        found[name] = words.get(value, value)
+    return found
+
+
+def ab_text(
+    setting: Setting, base: Kernel, candidate: Kernel, knobs: Knobs, pairs: int | None
+) -> str:
+    """The scenario file of an A/B; it has no expectations. The kernels' paths are absolute."""
+    number = pairs or (1 if setting.accel == "exact" else PAIRS)
+    document = _document(
+        f"ab-{_word(base, candidate, knobs)}", setting,
+        "Made by `barometer ab`. `barometer run` on this file asks the same again.",
+    )  # fmt: skip
+    document["arms"] = _arms(base, candidate, knobs)
+    document["trials"] = _table(pairs=number)
+    document["trace"] = _table(passes=[*_PASSES[setting.workload]])
+    return _dumped(document)
+
+
+def bisect_text(
+    setting: Setting, metric: Metric, end: Kernel, overrides: Sequence[str] = ()
+) -> str:
+    """The scenario file of which `commit_text` makes those of a bisection: of all passes the one
+    that `metric` takes. `end` stands for the kernels of both arms.
+
+    Raises ScenarioError for what is not measured.
+    """
+    document = _document(
+        "bisect", setting, "Made by `barometer bisect`: the kernels are those of its commits."
+    )
+    document["arms"] = _arms(end, end, Knobs())
+    known: dict[Metric, None] = {}
+    for which in _PASSES[setting.workload]:
+        document["trace"] = _table(passes=[which])
+        asked = _dumped(document)
+        scenario, text = parse_scenario(asked, "bisect", overrides=overrides)
+        if metric in scenario.metrics():
+            return text
+        known |= dict.fromkeys(scenario.metrics())
+    raise not_measured(metric, [*known], f"by the workload {setting.workload}")
+
+
+def not_measured(metric: Metric, measured: Sequence[Metric], by: str) -> ScenarioError:
+    known = metric.partition("@")[0] in METRICS
+    why = f"is not measured {by}" if known else "is no metric"
+    return ScenarioError(
+        f"--metric {metric}: {why}{nearest_name(metric, measured, measured)}",
+        reason="no-such-metric",
+    )
+
+
+def commit_text(template: str, name: str, good: Kernel, other: Kernel, trials: int) -> str:
+    """The scenario file of a bisection's step, or of its ends: `other` against the good kernel,
+    with a number of trials each, and nothing else."""
+    document = tomlkit.parse(template)
+    document["name"] = name
+    document["arms"] = _arms(good, other, Knobs())
+    document["trials"] = _table(pairs=trials, warm_up=False, control=False)
+    document.pop("expect", None)
+    return _dumped(document)
+
+
+def template_of(scenario: Scenario, text: str, accel: AccelName, metric: Metric) -> str:
+    """A scenario file as what a bisection measures with: that accelerator, absolute paths.
+
+    Raises ScenarioError where it does not measure `metric`, and for arms that are set: those of a
+    bisection are commits.
+    """
+    if metric not in scenario.metrics():
+        raise not_measured(metric, scenario.metrics(), f"by {scenario.name} and its passes")
+    for arm in ("baseline", "candidate"):
+        if scenario.arms[arm].is_set:
+            raise ScenarioError(
+                f"arms.{arm}: has settings besides its kernel, and the arms of a bisection are"
+                " commits alone",
+                hint="host.cmdline is of every commit",
+                reason="scenario",
+            )
+    document = tomlkit.parse(text)
+    document.setdefault("host", tomlkit.table())["accel"] = accel
+    if scenario.guest is not None:
+        document["guest"]["kernel"] = kernel_toml(scenario.guest.kernel)
+    return _dumped(document)
+
+
+def _document(name: str, setting: Setting, origin: str) -> tomlkit.TOMLDocument:
+    document = tomlkit.document()
+    document.add(tomlkit.comment(origin))
+    document["name"] = name
+    document["workload"] = setting.workload
+    document["host"] = _table(accel=setting.accel)
+    if setting.why:
+        document["host"]["accel"].comment(setting.why)
+    document["device"] = _table(bar=setting.bar)
+    if setting.workload == "map":
+        points: dict[str, Any] = {"sizes": ["full"], "state": ["cold", "warm"]}
+        if setting.accel == "exact":
+            points["repeats"] = 2  # they are the same number
+        document["map"] = _table(**points)
+    elif setting.guest is not None:
+        document["guest"] = _table(kernel=kernel_toml(setting.guest))
+    return document
+
+
+def _dumped(document: tomlkit.TOMLDocument) -> str:
+    return tomlkit.dumps(document).rstrip("\n") + "\n"
+
+
+def _arms(base: Kernel, candidate: Kernel, knobs: Knobs) -> Any:
+    arms = tomlkit.table(is_super_table=True)
+    kernels: dict[ArmName, Kernel] = {"baseline": base, "candidate": candidate}
+    for arm, kernel in kernels.items():
+        arms[arm] = _table(kernel=kernel_toml(kernel))
+    if knobs.cmdline:
+        arms["candidate"]["cmdline"] = knobs.cmdline
+    for key, values in (("parameters", knobs.parameters), ("sysfs", knobs.sysfs)):
+        if values:
+            arms["candidate"][key] = _inline(values)
+    return arms
+
+
+def kernel_toml(kernel: Kernel) -> Any:
+    """A kernel as a scenario file has it, within a line."""
+    return _inline(kernel.model_dump(mode="json", exclude_defaults=True))
+
+
+def _inline(values: Mapping[str, Any]) -> Any:
+    table = tomlkit.inline_table()
+    table.update(values)
+    return table
+
+
+def _table(**values: Any) -> Any:
+    table = tomlkit.table()
+    table.update(values)
+    return table
+
+
+def _word(base: Kernel, candidate: Kernel, knobs: Knobs) -> str:
+    """What differs, in a word that is safe as the name of a folder."""
+    if series := getattr(candidate, "series", ()):
+        word = Path(series[-1]).name
+    elif candidate != base:
+        tells = ("ref", "module", "version", "suite", "tree", "dir")
+        word = Path(next(str(v) for key in tells if (v := getattr(candidate, key, None)))).name
+    else:
+        names = [*knobs.parameters, *(name.rpartition("/")[2] for name in knobs.sysfs)]
+        word = names[0] if names else knobs.cmdline
+    return re.sub(r"[^A-Za-z0-9._]+", "-", word)[:_LONGEST_NAME].strip("-._") or "kernels"

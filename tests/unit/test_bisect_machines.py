@@ -1,0 +1,245 @@
+"""Commits measured by runs of which one arm is made: evidence in, a number or a reason out."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from orchestrator import bisect
+from orchestrator.analysis.bisection import Measured, Skipped
+from orchestrator.bisect import Kernels, Machines, Question, run_bisection
+from orchestrator.cache import Cache
+from orchestrator.commits import commits_of
+from orchestrator.errors import BarometerError, BenchError, EvidenceError, ScenarioError
+from orchestrator.evidence import RunDir
+from orchestrator.hashing import digest_of
+from orchestrator.judge import judged, sampled
+from orchestrator.progress import Progress
+from orchestrator.run import Runner
+from orchestrator.scenario import ARMS, ArmName, DebKernel, ModuleKernel, Scenario, TreeKernel
+from orchestrator.short import Setting, bisect_text
+from tests.unit.fabricated import sealed_map_trial
+from tests.unit.histories import straight
+from tests.unit.recorded import RUN, sealed
+
+ENDED = {"stage": "host-boot", "message": "it did not come up", "evidence": ""}
+Makes = Callable[[Path, ArmName, str], None]
+
+
+def measured(trials: Path, arm: ArmName, subject: str) -> None:
+    """From c5 on a map walks page by page."""
+    number = 1 + (arm == "candidate")
+    sealed_map_trial(
+        trials, arm, series=int(subject[1:]) < 5, passes=("plain", "counts"), number=number, pair=1
+    )
+
+
+def ended(kind: str, reason: str, *, by_bench: bool = False) -> Makes:
+    def makes(trials: Path, arm: ArmName, subject: str) -> None:
+        measured(trials, arm, subject)
+        folder = trials / f"{1 + (arm == 'candidate'):04d}-{arm}"
+        sealed(folder, outcome=ENDED | {"kind": kind, "reason": reason, "by_bench": by_bench})
+
+    return makes
+
+
+def nothing(trials: Path, arm: ArmName, subject: str) -> None:
+    pass
+
+
+class Fixture:
+    """A machine whose runs leave what they are told to."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+        self.folder, self.out = folder, folder / "out"
+        shas = straight(folder / "linux", 9)
+        self._subjects = {sha: subject for subject, sha in shas.items()}
+        commits = commits_of(folder / "linux", ["c0"], "c8", ())
+        kernels = Kernels(commits.repository)
+        text = bisect_text(
+            Setting("exact", bar="4GiB"), "bar_map_seconds", kernels(commits.bad),
+            ['map.sizes=["1GiB", "2GiB", "full"]', 'map.alignment=["1GiB", "2MiB", "4KiB"]',
+             'trace.passes=["plain", "counts"]'],
+        )  # fmt: skip
+        self.question = Question(commits, kernels, "bar_map_seconds", text)
+        self.here = Runner(
+            Cache(folder / "cache"), cast(Any, None), cast(Any, SimpleNamespace()), Progress()
+        )
+        self.ran: list[tuple[str, ArmName | None]] = []
+        self.makes: Makes = measured
+        self.raises: BarometerError | None = None
+        monkeypatch.setattr(bisect, "run_plan", self._run_plan)
+        monkeypatch.setattr(bisect, "checked", lambda kernel, cache: None)
+
+    def _run_plan(
+        self, scenario: Scenario, text: str, out: Path, here: Runner, *, only: ArmName | None
+    ) -> bool:
+        self.ran.append((out.name, only))
+        if self.raises is not None:
+            raise self.raises
+        shutil.rmtree(out, ignore_errors=True)
+        (out / "trials").mkdir(parents=True)
+        (out / "scenario.toml").write_text(text)
+        plan = json.loads((RUN / "plan.json").read_text())
+        plan |= {"accel": "exact", "guest_kernel": None}
+        for arm in ARMS:
+            kernel = scenario.arms[arm].kernel
+            assert isinstance(kernel, TreeKernel)
+            subject = self.subject_of(kernel)
+            plan["kernels"][arm] |= {"release": f"7.3-{subject}", "digest": f"d-{subject}"}
+            if only in (None, arm):
+                self.makes(out / "trials", arm, subject)
+        (out / "plan.json").write_text(json.dumps(plan))
+        return True
+
+    def subject_of(self, kernel: TreeKernel) -> str:
+        return self._subjects[kernel.ref or ""]
+
+    def step(self, subject: str = "c6") -> Measured | Skipped:
+        names = {subject: sha for sha, subject in self._subjects.items()}
+        commit = commits_of(self.question.commits.repository, ["c0"], names[subject], ()).bad
+        return Machines(self.here).step(self.question, commit, self.out / "steps/1")
+
+
+@pytest.fixture
+def fixture(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Fixture:
+    return Fixture(monkeypatch, tmp_path)
+
+
+def test_commit_is_measured_alone(fixture: Fixture) -> None:
+    before, after = fixture.step("c4"), fixture.step("c5")
+    assert isinstance(before, Measured)
+    assert isinstance(after, Measured)
+    assert (after.unit, after.release, after.digest) == ("Ginsn", "7.3-c5", "d-c5")
+    assert len(after.values) == 1
+    assert after.value > 1000 * before.value
+    assert fixture.ran == [("1", "candidate")] * 2
+
+
+def test_run_of_one_arm_alone_is_judged_as_what_it_is(fixture: Fixture) -> None:
+    fixture.step()
+    run = RunDir.open(fixture.out / "steps/1")
+    found = judged(run)
+    assert (found.document["verdict"], found.exit_code) == ("invalid", 4)
+    assert "the baseline has no trial" in found.report.replace("\n", " ")
+    assert len(sampled(run, "candidate", "bar_map_seconds").values) == 1
+    assert sampled(run, "baseline", "bar_map_seconds") == ("Ginsn", (), ())
+    assert sampled(run, "candidate", "pfn_lookups_per_map").unit == "count"
+
+
+@pytest.mark.parametrize(
+    ("makes", "expected"),
+    [
+        (ended("failed", "host-panic"), Skipped("host-panic", ENDED["message"])),
+        (ended("invalid", "lost-events"), Skipped("lost-events", ENDED["message"])),
+        (
+            ended("invalid", "host-hang", by_bench=True),
+            Skipped("host-hang", ENDED["message"], by_bench=True),
+        ),
+        (nothing, Skipped("not-measured", "no trial has bar_map_seconds")),
+    ],
+)
+def test_commit_without_a_number_says_why(
+    fixture: Fixture, makes: Makes, expected: Skipped
+) -> None:
+    fixture.makes = makes
+    assert fixture.step() == expected
+
+
+def test_commit_that_cannot_be_had_is_skipped(fixture: Fixture) -> None:
+    fixture.raises = ScenarioError("it does not build", reason="build-failed")
+    assert fixture.step() == Skipped("build-failed", "it does not build")
+    fixture.raises = BenchError("no mirror", reason="mirror")
+    assert fixture.step() == Skipped("mirror", "no mirror", by_bench=True)
+
+
+@pytest.mark.parametrize("reason", ["run-exists", "run-changed"])
+def test_what_says_nothing_of_the_commit_ends_it(fixture: Fixture, reason: str) -> None:
+    fixture.raises = ScenarioError("another process", reason=reason)
+    with pytest.raises(ScenarioError, match="another process"):
+        fixture.step()
+
+
+def test_bisection_of_runs_finds_the_commit(fixture: Fixture) -> None:
+    record = run_bisection(fixture.question, fixture.out, fixture.here)
+    assert [commit.subject for commit in record.found] == ["c5"]
+    assert fixture.ran[0] == ("ends", None)
+    assert {only for _, only in fixture.ran[1:]} == {"candidate"}
+    ends = (fixture.out / "ends/report.txt").read_text()
+    assert "bisect-ends: regressed" in ends  # good against bad, a report like any other
+    measured = [step.found for step in record.steps if isinstance(step.found, Measured)]
+    assert [one.release for one in measured[:2]] == ["7.3-c0", "7.3-c8"]
+
+
+@pytest.mark.parametrize(("by_bench", "error"), [(True, BenchError), (False, EvidenceError)])
+def test_end_without_a_number_is_an_error(
+    fixture: Fixture, by_bench: bool, error: type[BarometerError]
+) -> None:
+    fixture.makes = lambda trials, arm, subject: (
+        ended("invalid", "lost", by_bench=by_bench) if arm == "candidate" else measured
+    )(trials, arm, subject)
+    with pytest.raises(error, match="the bad commit has no number: it did not come up"):
+        run_bisection(fixture.question, fixture.out, fixture.here)
+    if by_bench:  # which was mended
+        fixture.makes = measured
+        assert run_bisection(fixture.question, fixture.out, fixture.here).exit_code == 0
+
+
+def test_ends_are_checked_before_anything_is_built(
+    fixture: Fixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(kernel: TreeKernel, cache: Cache) -> None:
+        if kernel.ref == fixture.question.commits.bad.sha:
+            raise ScenarioError("has no Kconfig")
+
+    monkeypatch.setattr(bisect, "checked", refused)
+    with pytest.raises(ScenarioError, match=r"^--bad: has no Kconfig"):
+        run_bisection(fixture.question, fixture.out, fixture.here)
+    assert (fixture.ran, fixture.out.exists()) == ([], False)
+
+
+def test_bisection_is_run_by_one_process_at_a_time(fixture: Fixture) -> None:
+    lock = fixture.here.cache.lock(f"runs/{digest_of({'out': str(fixture.out)})}")
+    with lock, pytest.raises(ScenarioError, match="another process is at work"):
+        run_bisection(fixture.question, fixture.out, fixture.here)
+
+
+def test_commit_with_the_sources_of_the_package_is_the_package(
+    fixture: Fixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on = DebKernel(deb="linux-image-cloud-amd64", suite="trixie")
+    commits = fixture.question.commits
+    question = replace(fixture.question, kernel=Kernels(commits.repository, on))
+
+    def pristine(kernel: ModuleKernel, cache: Cache) -> None:
+        if kernel.ref == commits.good[0].sha:
+            raise ScenarioError("the sources are those of the package", reason="nothing-changed")
+
+    monkeypatch.setattr(bisect, "checked", pristine)
+    machines = Machines(fixture.here)
+    assert machines.kernel(question, commits.good[0]) == on
+    assert machines.kernel(question, commits.bad) == ModuleKernel(
+        deb=on.deb, suite="trixie", module=commits.repository, ref=commits.bad.sha
+    )
+    with pytest.raises(ScenarioError):  # of a whole kernel that reason would be another's
+        machines.kernel(replace(question, kernel=Kernels(commits.repository)), commits.good[0])
+
+
+def test_commit_that_is_known_not_to_build_is_skipped(
+    fixture: Fixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(kernel: TreeKernel, cache: Cache) -> None:
+        if fixture.subject_of(kernel) == "c6":
+            raise ScenarioError("reaches the kernel itself", reason="beyond-modules")
+
+    monkeypatch.setattr(bisect, "checked", refused)
+    assert fixture.step("c6") == Skipped("beyond-modules", "reaches the kernel itself")
+    assert fixture.ran == []
+    assert isinstance(fixture.step("c7"), Measured)
