@@ -29,6 +29,7 @@ from orchestrator.kernels.bundle import KernelBundle
 from orchestrator.kernels.change import (
     Change,
     Files,
+    Source,
     change_of,
     check_paths,
     check_place,
@@ -132,7 +133,7 @@ class _Changed:
         return before, _patched(after, self.patches) if self.patches else after
 
 
-def _parts(paths: Iterable[str], source: DebSource) -> set[str]:
+def _parts(paths: Iterable[str], source: Source) -> set[str]:
     """What is needed of the tree to see what a change of these files does."""
     rooms = {room_of(name) for name in paths if not is_silent(name)}
     rooms = {room for room in rooms if any(name.startswith(f"{room}/") for name in source.names)}
