@@ -29,6 +29,7 @@ from orchestrator.kernels.bundle import KernelBundle
 from orchestrator.kernels.change import (
     Change,
     Files,
+    Source,
     change_of,
     check_paths,
     check_place,
@@ -132,11 +133,11 @@ class _Changed:
         return before, _patched(after, self.patches) if self.patches else after
 
 
-def _parts(paths: Iterable[str], source: DebSource) -> set[str]:
+def _parts(paths: Iterable[str], source: Source) -> set[str]:
     """What is needed of the tree to see what a change of these files does."""
-    return {
-        n if is_silent(n) else room_of(n) for n in paths if not is_silent(n) or n in source.names
-    }
+    rooms = {room_of(name) for name in paths if not is_silent(name)}
+    rooms = {room for room in rooms if any(name.startswith(f"{room}/") for name in source.names)}
+    return rooms | {name for name in paths if is_silent(name) and name in source.names}
 
 
 def _own_files(kernel: ModuleKernel) -> dict[str, bytes]:
@@ -161,9 +162,8 @@ def _committed(folder: Path, ref: str) -> dict[str, bytes]:
     commit = commit_of(folder, ref)
     with tempfile.TemporaryDirectory() as scratch:
         git = own_repository(Path(scratch) / "git", folder)
-        if {"MAINTAINERS", "kernel"} <= set(
-            git.line("ls-tree", "--name-only", commit.tree).split("\n")
-        ):
+        top = git.line("ls-tree", "--name-only", commit.tree).splitlines()
+        if {"MAINTAINERS", "kernel"} <= set(top):
             raise _whole_kernel(folder)
         return _some(of_folder(_checked_out(git, commit.tree, Path(scratch))), f"{folder}@{ref}")
 

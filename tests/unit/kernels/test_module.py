@@ -8,10 +8,18 @@ from orchestrator.cache import Cache
 from orchestrator.errors import ScenarioError
 from orchestrator.hashing import digest_of
 from orchestrator.kernels import module
-from orchestrator.kernels.module import _Changed, _exports, _first_errors, _own_files, _patched
+from orchestrator.kernels.module import (
+    _Changed,
+    _exports,
+    _first_errors,
+    _own_files,
+    _parts,
+    _patched,
+)
 from orchestrator.kernels.series import read_series
 from orchestrator.scenario import ModuleKernel
 from tests.unit.kernels.repositories import commit, new_repository
+from tests.unit.kernels.trees import tree_in
 
 PATCH = """\
 Subject: [PATCH] One line more
@@ -89,6 +97,11 @@ def test_a_commit_of_a_repository(tmp_path: Path) -> None:
     assert files[""]["drivers/vfio/vfio.h"] == b"not committed\n"
     with pytest.raises(ScenarioError, match='no commit "maim"'):
         _own_files(kernel(module=repository, ref="maim"))
+
+
+def test_only_what_the_package_has_is_unpacked(tmp_path: Path) -> None:
+    paths = ["drivers/vfio/new.c", "MAINTAINERS", "Documentation/new.rst", "mine/Makefile"]
+    assert _parts(paths, tree_in(tmp_path)) == {"drivers/vfio", "MAINTAINERS"}
 
 
 WHOLE = {"MAINTAINERS": "", "kernel/fork.c": "", "drivers/vfio/vfio.h": ""}
