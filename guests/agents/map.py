@@ -74,6 +74,7 @@ DEFAULTS: dict[str, Any] = {
     "backend": "type1", "thp": "inherit", "repeats": 1, "points": [WHOLE], "within": False,
     "snapshots": {}, "rest": 0, "realtime": False, "step": False,
 }  # fmt: skip
+ADDR_NO_RANDOMIZE = 0x0040000  # personality(2)
 PR_SET_THP_DISABLE, PR_GET_THP_DISABLE = 41, 42
 MADVISE = {"hugepage": 14, "nohugepage": 15}
 # an ioctl that the kernel answers before any driver is asked (fs/ioctl.c), without effect here
@@ -393,5 +394,14 @@ def measure(bdf: str) -> None:
     say("end", True)
 
 
+def same_addresses() -> None:
+    """Start again without random addresses: whether the BAR's pages need another table of 512 GiB
+    would be drawn in each process."""
+    now = libc.personality(0xFFFFFFFF)
+    if not now & ADDR_NO_RANDOMIZE and libc.personality(now | ADDR_NO_RANDOMIZE) != -1:
+        os.execv(sys.executable, sys.orig_argv)
+
+
 if __name__ == "__main__":
+    same_addresses()
     main()
