@@ -31,8 +31,9 @@ Workload = Literal["map", "guest-boot"]
 AccelName = Literal["auto", "kvm", "tcg", "exact"]
 GUEST_KERNEL = "deb:linux-image-cloud-amd64@trixie"
 """What boots in a guest where nothing else is asked for."""
-PAIRS = 10
-"""Of times: what a verdict on less than a factor of two takes. Exact counts take one."""
+PAIRS = 12
+"""Of times: what two verdicts on less than a factor of two take. Exact counts take one."""
+_HALVES = ("bar_map_seconds", "bar_unmap_seconds")
 _PASSES: dict[Workload, tuple[Pass, ...]] = {
     "map": ("plain", "counts"),
     "guest-boot": ("plain", "timing", "counts"),
@@ -135,7 +136,8 @@ def _assigned(given: Sequence[str], option: str, example: str) -> dict[str, str 
 def ab_text(
     setting: Setting, base: Kernel, candidate: Kernel, knobs: Knobs, pairs: int | None
 ) -> str:
-    """The scenario file of an A/B; it has no expectations. The kernels' paths are absolute."""
+    """The scenario file of an A/B. The kernels' paths are absolute. Of maps, a change may be in
+    either half: the verdict is of both, map and unmap."""
     number = pairs or (1 if setting.accel == "exact" else PAIRS)
     document = _document(
         f"ab-{_word(base, candidate, knobs)}", setting,
@@ -144,6 +146,8 @@ def ab_text(
     document["arms"] = _arms(base, candidate, knobs)
     document["trials"] = _table(pairs=number)
     document["trace"] = _table(passes=[*_PASSES[setting.workload]])
+    if setting.workload == "map":
+        document["expect"] = _table(**dict.fromkeys(_HALVES, "not-regressed"))
     return _dumped(document)
 
 

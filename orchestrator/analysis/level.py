@@ -71,7 +71,7 @@ def level_of(place: Place, counted: MapPass, facts: MappingType[str, Any]) -> Le
         reasons.append(
             Reason(
                 "no-series",
-                f"a stride of one page over leaves of {leaf}: the kernel lacks"
+                f"a stride of one page over leaves of {leaf}, as without"
                 ' "vfio/type1: Use mapping page mask for pfnmaps" (v6.15)',
             )
         )

@@ -159,10 +159,10 @@ def proven_host(
     """The host, once the planned kernel is proven to run on it: token, release, boot id.
     `with_libvirt`: libvirtd is started on it, for guests.
 
-    Raises BenchError for a panic, a hang, a machine without SSH and another kernel or module;
-    ArmFailedError where the proven kernel breaks when its modules are loaded.
+    Raises BenchError for a hang, a machine without SSH and another kernel or module;
+    ArmFailedError where the kernel panics: while it boots, or when its modules are loaded.
     """
-    _wait_for_sshd(machine, progress)
+    _wait_for_sshd(machine, kernel, progress)
     port = _forwarded_port(machine.domain)
     with connected(
         "host", ("127.0.0.1", port), key=keys.runner, host_key=keys.host,
@@ -239,7 +239,13 @@ def _crash(log: Path) -> str:
     return tail(ended.string, 6) if ended[1] == "crashed" else ""
 
 
-def _wait_for_sshd(machine: Machine, progress: Progress) -> None:
+def _is_on_console(text: str, machine: Machine, kernel: KernelBundle) -> bool:
+    """The planned kernel runs, by its own words: its release, and the token of this boot. What
+    made it panic is then the same bench as the other arm's."""
+    return f"Linux version {kernel.release} " in text and machine.token in text
+
+
+def _wait_for_sshd(machine: Machine, kernel: KernelBundle, progress: Progress) -> None:
     stall = Stall()
 
     def booted() -> bool | None:
@@ -249,7 +255,12 @@ def _wait_for_sshd(machine: Machine, progress: Progress) -> None:
         progress.detail(machine.console.last_line())
         if (failed := _START_FAILED.search(text)) is not None:  # a panic comes after it
             raise _host_error(machine, f"the host did not start: {failed[1]}", "host-start")
-        if PANIC.search(text):
+        if panic := PANIC.search(text):
+            if _is_on_console(text, machine, kernel):
+                raise ArmFailedError(
+                    f"the host's kernel {kernel.release} does not boot: {panic[0]}",
+                    evidence=machine.console.tail(), reason="host-panic",
+                )  # fmt: skip
             raise _host_error(
                 machine, "the host's kernel panicked before it was proven", "host-panic"
             )

@@ -41,6 +41,7 @@ _FIXED = (
 )
 _IMAGE = "arch/x86/boot/bzImage"
 _STEP = re.compile(r"\s*(?:CC|LD|AS|AR|HOSTCC|OBJCOPY|KSYMS|NM|LZ4|BUILD|MODPOST) .*")
+_MAKE = re.compile(r"make(\[\d+\])?: ")
 _FAILED = re.compile(r"(?:fatal )?error: |undefined reference|^ERROR: |: \*\*\* ")
 _NOTE_SECONDS = 60.0
 _MOST_ERRORS = 12
@@ -230,7 +231,8 @@ class _Build:
         )  # fmt: skip
         if code:
             raise ScenarioError(
-                f"{self._wanted.source.name} does not build",
+                f"{self._wanted.source.name}{' with the series' * bool(self._wanted.patches)}"
+                " does not build",
                 evidence=first_errors(log.read_text(errors="replace")),
                 hint=f"the whole log: {log}", reason="build-failed",
             )  # fmt: skip
@@ -246,8 +248,10 @@ def first_errors(log: str) -> str:
     while start and at - start < 4 and re.match(r"\S+: In function|In file included|\s+from ",
                                                 lines[start - 1]):  # fmt: skip
         start -= 1
-    found = lines[start : start + _MOST_ERRORS]
-    return "\n".join(line for line in found if not _STEP.fullmatch(line))
+    found = [line for line in lines[start:] if not _STEP.fullmatch(line)][:_MOST_ERRORS]
+    # what make says of each folder on the way up is of no help where a compiler spoke
+    spoken = [line for line in found if not _MAKE.match(line)]
+    return "\n".join(spoken or found)
 
 
 def _shown(progress: Progress) -> Callable[[str], None]:

@@ -9,10 +9,10 @@ from tests.lab.conftest import RunOne, with_release
 pytestmark = pytest.mark.vm
 
 
-def test_a_host_that_panics_before_it_is_proven_is_the_benchs_failure(one_trial: RunOne) -> None:
+def test_a_host_that_panics_while_it_boots_is_a_finding_about_the_arm(one_trial: RunOne) -> None:
     outcome = one_trial("host.cmdline=rdinit=/nonexistent")
-    assert (outcome.result.kind, outcome.result.reason) == ("invalid", "host-panic")
-    assert outcome.result.by_bench
+    assert (outcome.result.kind, outcome.result.reason) == ("failed", "host-panic")
+    assert not outcome.result.by_bench
     assert "Kernel panic" in outcome.result.evidence
 
 

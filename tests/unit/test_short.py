@@ -67,17 +67,19 @@ def test_text_is_the_scenario_of_these_kernels(base: Kernel, candidate: Kernel) 
     assert not arms.candidate.is_set
 
 
-def test_default_is_a_small_exact_map_without_expectations() -> None:
+def test_default_is_a_small_exact_map_of_which_no_half_may_regress() -> None:
     scenario = asked()
     assert [point.name for point in scenario.points()] == ["full/1GiB/cold", "full/1GiB/warm"]
     assert (scenario.map.repeats, scenario.trace.passes) == (2, ("plain", "counts"))
-    assert scenario.expect == {}
+    assert scenario.expect == {
+        "bar_map_seconds": "not-regressed", "bar_unmap_seconds": "not-regressed"
+    }  # fmt: skip
     assert [trial.arm for trial in make_plan(scenario)] == ["baseline", "candidate"]
 
 
-def test_times_take_ten_pairs() -> None:
+def test_two_verdicts_of_times_take_twelve_pairs() -> None:
     scenario = asked(setting=Setting("kvm"))
-    assert (scenario.trials.pairs, scenario.map.repeats) == (10, 3)
+    assert (scenario.trials.pairs, scenario.map.repeats) == (12, 3)
     assert asked(setting=Setting("kvm"), pairs=4).trials.pairs == 4
 
 

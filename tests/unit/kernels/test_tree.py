@@ -211,6 +211,7 @@ def test_first_error_of_a_build_is_found_with_what_led_to_it() -> None:
     assert said[:2] == ["../drivers/vfio/b.c: In function 'pin':",
                         "../drivers/vfio/b.c:7:2: error: 'x' undeclared"]  # fmt: skip
     assert "  CC      c.o" not in said
+    assert not any(line.startswith("make") for line in said)
     assert first_errors("ld: a.o: undefined reference to `f'\nmake: *** [x] Error 1\n").startswith(
         "ld: a.o: undefined"
     )
