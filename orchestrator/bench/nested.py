@@ -130,7 +130,6 @@ def _cmdline(scenario: Scenario, arm: ArmName, accel: Accel, token: str) -> str:
     words = [
         # the first of its disks; with an initramfs that is its own business
         "root=/dev/vda",
-        "rootwait",
         "ro",
         f"init={FIRST}",
         "console=ttyS0",

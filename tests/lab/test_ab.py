@@ -1,0 +1,136 @@
+"""Questions in a few words: a series on a kernel that is built, a broken one, a bisection."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.cache import Cache
+from orchestrator.kernels.debsource import source_of
+from orchestrator.scenario import DebKernel
+from tests.lab.conftest import leftovers
+
+pytestmark = [pytest.mark.nested, pytest.mark.build, pytest.mark.timeout(3600)]
+
+BAROMETER = str(Path(sys.executable).with_name("barometer"))
+SERIES = Path(__file__).parents[2] / "fixtures/series"
+SOURCE = "source:linux-source-7.3@trixie-backports"
+PACKAGE = "deb:linux-image-cloud-amd64@trixie-backports"
+TYPE1 = "drivers/vfio/vfio_iommu_type1.c"
+STEPS = 9
+"""Instructions that fixtures/series/slower-unmap spends on each page."""
+
+
+def ab(out: Path, base: str, series: str) -> tuple[int, dict[str, Any], str]:
+    done = subprocess.run(
+        [BAROMETER, "ab", "--base", base, "--series", str(SERIES / series), "--bar", "1GiB",
+         "--accel", "exact", "--out", str(out)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    print(done.stdout, done.stderr)
+    return done.returncode, json.loads((out / "comparison.json").read_text()), done.stdout
+
+
+@pytest.mark.parametrize("base", [SOURCE, PACKAGE])
+def test_a_change_of_the_unmap_is_found_and_sized(tmp_path: Path, means: None, base: str) -> None:
+    before = leftovers()
+    code, found, report = ab(tmp_path / "run", base, "slower-unmap")
+    assert code == 1
+    assert found["verdict"] == "regressed"
+    metrics = found["metrics"]
+    assert metrics["bar_map_seconds"]["verdict"] == "equivalent"
+    medians = {
+        arm: found["arms"][arm]["metrics"]["bar_unmap_seconds"]["median"] * 1e9
+        for arm in ("baseline", "candidate")
+    }
+    pages = 2**30 // 4096
+    more = (medians["candidate"] - medians["baseline"]) / pages
+    assert more == pytest.approx(STEPS, abs=0.3)
+    assert "nothing else" in " ".join(report.split())
+    console = (tmp_path / "run/trials/0001-baseline/host/console.log").read_text()
+    assert ("Run /usr/lib/barometer/first as init" in console) == (base == SOURCE)
+    assert leftovers() == before
+
+
+@pytest.mark.parametrize("base", [SOURCE, PACKAGE])
+def test_a_series_that_panics_is_charged_to_its_arm(
+    tmp_path: Path, means: None, base: str
+) -> None:
+    code, found, report = ab(tmp_path / "run", base, "bad/panics.patch")
+    assert code == 1
+    assert found["verdict"] == "regressed"
+    assert found["arms"]["candidate"]["trials"] == {"measured": 0, "failed": 1, "invalid": 0}
+    assert "0002-candidate: failed: host-panic" in " ".join(report.split())
+    assert (
+        "this module panics on purpose"
+        in (tmp_path / "run/trials/0002-candidate/host/console.log").read_text()
+    )
+
+
+def repository(folder: Path, commits: int, bad: int) -> Path:
+    """A repository of one file, in which one of the commits makes unmaps slower."""
+
+    def git(*args: str) -> None:
+        author = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
+        subprocess.run(["git", *author, *args], cwd=folder, check=True, capture_output=True)
+
+    source = source_of(DebKernel(deb="linux-image-cloud-amd64", suite="trixie-backports"), Cache())
+    place = folder / TYPE1
+    place.parent.mkdir(parents=True)
+    place.write_bytes((source.tree(["drivers/vfio"]) / TYPE1).read_bytes())
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-qm", "as it was")
+    git("tag", "good")
+    for number in range(1, commits + 1):
+        if number == bad:
+            (patch,) = (SERIES / "slower-unmap").glob("*.patch")
+            git("apply", str(patch))
+        else:
+            with place.open("a") as file:
+                file.write(f'MODULE_INFO(step{number}, "{number}");\n')
+        git("commit", "-qam", f"step {number}")
+    git("tag", "bad")
+    return folder
+
+
+def test_a_bisection_finds_its_commit_also_after_an_interrupt(tmp_path: Path, means: None) -> None:
+    before = leftovers()
+    tree, out = repository(tmp_path / "tree", 8, 6), tmp_path / "out"
+    state = {p: p.read_bytes() for p in (tree / ".git").rglob("*") if p.is_file()}
+    command = [
+        BAROMETER, "bisect", "--tree", str(tree), "--good", "good", "--bad", "bad",
+        "--on", PACKAGE, "--metric", "bar_unmap_seconds", "--bar", "1GiB", "--accel", "exact",
+        "--out", str(out),
+    ]  # fmt: skip
+
+    def steps() -> list[dict[str, Any]]:
+        record = out / "bisect.json"
+        return list(json.loads(record.read_text())["steps"]) if record.exists() else []
+
+    with (tmp_path / "log").open("w") as log:
+        running = subprocess.Popen(command, stdout=log, stderr=log)
+    deadline = time.monotonic() + 600
+    while len(steps()) < 3:
+        assert running.poll() is None, (tmp_path / "log").read_text()
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+    running.send_signal(signal.SIGINT)
+    assert running.wait(120) == 130
+    assert leftovers() == before
+    first = steps()
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    print(done.stdout, done.stderr)
+    assert done.returncode == 0
+    assert steps()[: len(first)] == first  # what was measured is not measured again
+    assert json.loads((out / "bisect.json").read_text())["first_bad"]["subject"] == "step 6"
+    assert len([step for step in steps() if step["role"] not in ("good", "bad")]) == 3
+    assert {p: p.read_bytes() for p in (tree / ".git").rglob("*") if p.is_file()} == state
+    assert leftovers() == before
