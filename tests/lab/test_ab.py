@@ -67,7 +67,7 @@ def test_a_series_that_panics_is_charged_to_its_arm(
     assert code == 1
     assert found["verdict"] == "regressed"
     assert found["arms"]["candidate"]["trials"] == {"measured": 0, "failed": 1, "invalid": 0}
-    assert "0002-candidate: failed: host-panic" in " ".join(report.split())
+    assert "0002-candidate: failed at host-boot: host-panic" in " ".join(report.split())
     assert (
         "this module panics on purpose"
         in (tmp_path / "run/trials/0002-candidate/host/console.log").read_text()
