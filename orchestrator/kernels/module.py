@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import glob
 import json
-import re
 import shutil
 import tempfile
 import time
@@ -24,6 +23,7 @@ from orchestrator.command import tail
 from orchestrator.errors import BenchError, ScenarioError
 from orchestrator.hashing import digest_of
 from orchestrator.kernels import package
+from orchestrator.kernels.buildlog import first_errors
 from orchestrator.kernels.buildroot import KERNEL_FILES, WORK, BuildRoot, build_root
 from orchestrator.kernels.bundle import KernelBundle
 from orchestrator.kernels.change import (
@@ -59,8 +59,6 @@ for folder; do
     make -rRs --no-print-directory -f /tmp/objects.mk dir="$folder" "$variables" || exit
 done
 """
-_PLACE = re.compile(rf"(?m)^{WORK}/tree/")
-_ERROR = re.compile(r"(fatal )?error: |ERROR: |\*\*\* ")
 
 
 def checked(kernel: ModuleKernel, cache: Cache) -> None:
@@ -299,7 +297,7 @@ class _Workshop:
             on_line=self.on_line,
         )  # fmt: skip
         if code:
-            raise _FailedError(_first_errors(log.read_text(errors="replace")))
+            raise _FailedError(first_errors(log.read_text(errors="replace")))
         return {m: module_at(folder / "tree" / f"{m}.ko") for m in self.change.modules}
 
     def packaged(self, module: str) -> Path:
@@ -502,10 +500,3 @@ def _name(module: str) -> str:
 
 def _hashes(files: Files) -> dict[str, str | None]:
     return {n: None if c is None else sha256(c).hexdigest() for n, c in sorted(files.items())}
-
-
-def _first_errors(log: str) -> str:
-    """The first thing that went wrong, with the lines in which the compiler shows it."""
-    lines = _PLACE.sub("", log).splitlines()
-    first = next((i for i, line in enumerate(lines) if _ERROR.search(line)), None)
-    return tail(log) if first is None else "\n".join(lines[first : first + 4])

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -18,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.cache import Cache
-from orchestrator.command import tail
 from orchestrator.errors import BenchError, ScenarioError
 from orchestrator.evidence import write_json
 from orchestrator.hashing import digest_of, sha256_file
+from orchestrator.kernels.buildlog import STEP, first_errors
 from orchestrator.kernels.buildroot import WORK, BuildRoot, build_root
 from orchestrator.kernels.bundle import KernelBundle, release_in
 from orchestrator.kernels.config import Config, read_config
@@ -40,11 +39,7 @@ _FIXED = (
     "KBUILD_BUILD_TIMESTAMP=Thu Jan  1 00:00:00 UTC 1970",
 )
 _IMAGE = "arch/x86/boot/bzImage"
-_STEP = re.compile(r"\s*(?:CC|LD|AS|AR|HOSTCC|OBJCOPY|KSYMS|NM|LZ4|BUILD|MODPOST) .*")
-_MAKE = re.compile(r"make(\[\d+\])?: ")
-_FAILED = re.compile(r"(?:fatal )?error: |undefined reference|^ERROR: |: \*\*\* ")
 _NOTE_SECONDS = 60.0
-_MOST_ERRORS = 12
 
 
 @dataclass(frozen=True)
@@ -238,29 +233,13 @@ class _Build:
             )  # fmt: skip
 
 
-def first_errors(log: str) -> str:
-    """What a compiler, a linker or make said first, with what led to it."""
-    lines = log.splitlines()
-    at = next((i for i, line in enumerate(lines) if _FAILED.search(line)), None)
-    if at is None:
-        return tail(log)
-    start = at
-    while start and at - start < 4 and re.match(r"\S+: In function|In file included|\s+from ",
-                                                lines[start - 1]):  # fmt: skip
-        start -= 1
-    found = [line for line in lines[start:] if not _STEP.fullmatch(line)][:_MOST_ERRORS]
-    # what make says of each folder on the way up is of no help where a compiler spoke
-    spoken = [line for line in found if not _MAKE.match(line)]
-    return "\n".join(spoken or found)
-
-
 def _shown(progress: Progress) -> Callable[[str], None]:
     """What make does goes to the live line; for a log a line each minute."""
     steps, noted = 0, time.monotonic()
 
     def show(line: str) -> None:
         nonlocal steps, noted
-        if _STEP.fullmatch(line):
+        if STEP.fullmatch(line):
             steps += 1
             progress.detail(f"{steps}: {line.strip()}")
             if time.monotonic() - noted > _NOTE_SECONDS:

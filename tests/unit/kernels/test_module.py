@@ -11,7 +11,6 @@ from orchestrator.kernels import module
 from orchestrator.kernels.module import (
     _Changed,
     _exports,
-    _first_errors,
     _own_files,
     _parts,
     _patched,
@@ -131,22 +130,6 @@ def test_a_folder_without_sources(tmp_path: Path, name: str, reason: str) -> Non
         _own_files(kernel(module=tmp_path / name))
     assert caught.value.reason == reason
     assert str(tmp_path / name) in caught.value.message
-
-
-def test_the_first_error_of_a_log_is_shown() -> None:
-    log = (
-        "make: Entering directory '/usr/src/linux-headers-7.0'\n"
-        "  CC [M]  drivers/vfio/a.o\n"
-        "/build/tree/drivers/vfio/a.c:6:39: error: 'x' undeclared\n"
-        "    6 | x;\n      | ^\nnote\nmore\n"
-        "make[5]: *** [a.o] Error 1\n"
-    )
-    assert _first_errors(log).splitlines() == [
-        "drivers/vfio/a.c:6:39: error: 'x' undeclared", "    6 | x;", "      | ^", "note",
-    ]  # fmt: skip
-    undefined = 'ERROR: modpost: "missing" [drivers/vfio/a.ko] undefined!'
-    assert _first_errors(f"  MODPOST Module.symvers\n{undefined}\n") == undefined
-    assert _first_errors("strange\n") == "strange"
 
 
 def test_exports_are_those_of_the_modules(tmp_path: Path) -> None:

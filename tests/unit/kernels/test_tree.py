@@ -14,7 +14,6 @@ from orchestrator.cache import Cache
 from orchestrator.errors import ScenarioError
 from orchestrator.kernels.series import Patch, read_series
 from orchestrator.kernels.sources import Source, source_of
-from orchestrator.kernels.tree import first_errors
 from orchestrator.kernels.worktree import WorkTree, work_tree
 from orchestrator.scenario import TreeKernel
 
@@ -198,21 +197,3 @@ def test_what_is_no_source_is_named(make, said: str, tmp_path: Path, cache: Cach
 def test_folder_has_no_refs(folder: Path, cache: Cache) -> None:
     with pytest.raises(ScenarioError, match=r"is no git repository, so it has no v7\.3"):
         source_of(TreeKernel(tree=folder, ref="v7.3"), cache)
-
-
-def test_first_error_of_a_build_is_found_with_what_led_to_it() -> None:
-    log = (
-        "  CC      a.o\n../drivers/vfio/b.c: In function 'pin':\n"
-        "../drivers/vfio/b.c:7:2: error: 'x' undeclared\n    7 |  x = 1;\n"
-        "      |  ^\n  CC      c.o\n"
-        "make[4]: *** [../scripts/Makefile.build:289: drivers/vfio/b.o] Error 1\n"
-    )
-    said = first_errors(log).splitlines()
-    assert said[:2] == ["../drivers/vfio/b.c: In function 'pin':",
-                        "../drivers/vfio/b.c:7:2: error: 'x' undeclared"]  # fmt: skip
-    assert "  CC      c.o" not in said
-    assert not any(line.startswith("make") for line in said)
-    assert first_errors("ld: a.o: undefined reference to `f'\nmake: *** [x] Error 1\n").startswith(
-        "ld: a.o: undefined"
-    )
-    assert first_errors("nothing that is known\n") == "nothing that is known"
