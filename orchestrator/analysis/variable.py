@@ -177,7 +177,7 @@ def _module(path: str) -> str:
 
 def _series(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Thing]:
     before, after = (list(one.get("series") or ()) for one in (old, new))
-    if [p.get("sha256") for p in before] == [p.get("sha256") for p in after]:
+    if [p.get("digest") for p in before] == [p.get("digest") for p in after]:
         if after:
             yield f"same series {_patches(after)}"
     elif not before:

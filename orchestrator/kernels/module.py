@@ -23,6 +23,7 @@ from orchestrator.command import tail
 from orchestrator.errors import BenchError, ScenarioError
 from orchestrator.hashing import digest_of
 from orchestrator.kernels import package
+from orchestrator.kernels.applying import applied
 from orchestrator.kernels.buildlog import first_errors
 from orchestrator.kernels.buildroot import KERNEL_FILES, WORK, BuildRoot, build_root
 from orchestrator.kernels.bundle import KernelBundle
@@ -40,7 +41,8 @@ from orchestrator.kernels.debsource import DebSource, source_of
 from orchestrator.kernels.git import Git, commit_of, own_repository, repository_of
 from orchestrator.kernels.kbuild import Said, folders_of, parsed, room_of
 from orchestrator.kernels.ko import SUFFIX, Module, module_at
-from orchestrator.kernels.series import Patch, applied, read_series, series_digest
+from orchestrator.kernels.patch import Patch, series_digest, series_facts
+from orchestrator.kernels.series import read_series
 from orchestrator.progress import Progress
 from orchestrator.scenario import ModuleKernel, is_range
 
@@ -92,8 +94,9 @@ def materialised(kernel: ModuleKernel, cache: Cache, progress: Progress) -> Kern
     place = cache.entry("kernels", key, build)
     facts = json.loads((place / FACTS).read_text())
     swapped = facts.pop("swapped")
-    provenance = {"from": str(kernel), "package": stock.provenance, "series": changed.series}
-    return replace(package.bundle_at(place, {**provenance, **facts}), swapped=swapped)
+    provenance = {"from": str(kernel), "package": stock.provenance,
+                  "series": series_facts(changed.patches)}  # fmt: skip
+    return replace(package.bundle_at(place, {**facts, **provenance}), swapped=swapped)
 
 
 class _Changed:
@@ -108,14 +111,6 @@ class _Changed:
     @property
     def digest(self) -> str:
         return digest_of({"own": _hashes(self.own), "series": series_digest(self.patches)})
-
-    @property
-    def series(self) -> list[dict[str, str]]:
-        """For a bundle's provenance."""
-        return [
-            {"subject": p.subject, "origin": p.origin, "sha256": sha256(p.text).hexdigest()}
-            for p in self.patches
-        ]
 
     def files(self, source: DebSource) -> tuple[Files, Files]:
         """The package's files, and what becomes of them. Raises ScenarioError when the series does

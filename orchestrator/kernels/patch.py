@@ -11,6 +11,7 @@ import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from orchestrator.errors import ScenarioError
 from orchestrator.hashing import digest_of
@@ -83,6 +84,15 @@ class Patch:
         """The paths that it touches, by old and new names, without a/ and b/."""
         names = {name for diff in self.diffs for name in (diff.old, diff.new) if name is not None}
         return tuple(sorted(names))
+
+
+def series_facts(patches: Sequence[Patch]) -> list[dict[str, Any]]:
+    """For a kernel's provenance."""
+    return [
+        {"origin": p.origin, "subject": p.subject, "files": list(p.files),
+         "digest": series_digest([p])}
+        for p in patches
+    ]  # fmt: skip
 
 
 def series_digest(patches: Sequence[Patch]) -> str:

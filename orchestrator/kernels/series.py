@@ -17,13 +17,10 @@ from orchestrator.cache import Cache
 from orchestrator.command import run, tail
 from orchestrator.errors import BenchError, ScenarioError
 from orchestrator.hashing import digest_of
-from orchestrator.kernels.applying import applied
 from orchestrator.kernels.git import Git, commit_id, located
 from orchestrator.kernels.mails import Letter, in_order, letters, without_talk
-from orchestrator.kernels.patch import Patch, checked, series_digest
+from orchestrator.kernels.patch import Patch, checked
 from orchestrator.scenario import is_message_id, is_range, nearest_name
-
-__all__ = ["Patch", "applied", "read_series", "series_digest"]
 
 _PATCH_NAMES = (".patch", ".diff", ".mbox", ".mbx", ".eml")
 _LONGEST_NAME = 200

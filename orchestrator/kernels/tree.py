@@ -25,7 +25,7 @@ from orchestrator.kernels.buildroot import WORK, BuildRoot, build_root
 from orchestrator.kernels.bundle import KernelBundle, release_in
 from orchestrator.kernels.config import Config, read_config
 from orchestrator.kernels.package import bundle_at, index_modules
-from orchestrator.kernels.patch import Patch, series_digest
+from orchestrator.kernels.patch import Patch, series_digest, series_facts
 from orchestrator.kernels.series import read_series
 from orchestrator.kernels.sources import Source, source_of
 from orchestrator.kernels.worktree import WorkTree, work_tree
@@ -58,13 +58,6 @@ class _Wanted:
             "series": series_digest(patches) if patches else "", "config": self.config.digest,
             "root": self.root.digest, "make": _FIXED,
         }  # fmt: skip
-
-    def series_facts(self) -> list[dict[str, Any]]:
-        return [
-            {"origin": p.origin, "subject": p.subject, "files": list(p.files),
-             "sha256": series_digest([p])}
-            for p in self.patches
-        ]  # fmt: skip
 
     def suffix(self, tag: str, patches: Sequence[Patch]) -> str:
         """Of the release: the arm, and what it is made of; always as long."""
@@ -106,8 +99,9 @@ def materialised(
     place = cache.entry("kernels", {**wanted.key(wanted.patches), "tag": tag}, build)
     made = json.loads((place / "build.json").read_text())
     # not from the entry: the same content may have come from elsewhere then
-    asked = {"from": str(kernel), "source": wanted.source.facts, "series": wanted.series_facts()}
-    return bundle_at(place, {**asked, **made})
+    asked = {"from": str(kernel), "source": wanted.source.facts,
+             "series": series_facts(wanted.patches)}  # fmt: skip
+    return bundle_at(place, {**made, **asked})
 
 
 def _wanted(kernel: TreeKernel | SourceKernel, tag: str, cache: Cache) -> _Wanted:

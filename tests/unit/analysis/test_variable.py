@@ -24,7 +24,7 @@ TREE: dict[str, Any] = {
     "series": [], "config": {"sha256": "c1" * 32, "asked": []}, "compiler": "gcc 14.2.0",
 }  # fmt: skip
 FIX = [
-    {"subject": f"vfio: part {n}", "origin": "/mail/fix.mbox", "sha256": f"s{n}"} for n in (1, 2)
+    {"subject": f"vfio: part {n}", "origin": "/mail/fix.mbox", "digest": f"s{n}"} for n in (1, 2)
 ]
 NONE = Conditions({"accel": "tcg"}, (), (), None)
 
@@ -95,7 +95,7 @@ def test_series_alone_is_what_differs() -> None:
 
 
 def test_two_series_are_both_said_and_one_is_not() -> None:
-    other = [{"subject": "x", "origin": "v7.3..topic", "sha256": "s3"}]
+    other = [{"subject": "x", "origin": "v7.3..topic", "digest": "s3"}]
     [(what, before, after)] = apart(found(built(series=FIX), built("d1", series=[*FIX, *other])))
     assert what == "series"
     assert before == "fix.mbox (2 patches: vfio: part 1; vfio: part 2)"

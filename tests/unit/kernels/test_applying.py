@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from orchestrator.cache import Cache
 from orchestrator.errors import ScenarioError
+from orchestrator.kernels.applying import applied
 from orchestrator.kernels.git import Git, own_repository
-from orchestrator.kernels.patch import DamagedError, Patch
-from orchestrator.kernels.series import applied, read_series, series_digest
+from orchestrator.kernels.patch import DamagedError, Patch, series_digest
+from orchestrator.kernels.series import read_series
 from tests.unit.kernels.repositories import commit, git, head, new_repository, state_of, tree_of
 
 LINES = "".join(f"line {n};\n" for n in range(1, 41))

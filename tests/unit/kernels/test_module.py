@@ -119,7 +119,7 @@ def test_a_range_is_of_the_whole_kernel_beside_it(tmp_path: Path) -> None:
     commit(repository, "a fix", {"drivers/vfio/vfio.h": "fixed\n"})
     found = _Changed(kernel(module=repository, series=["HEAD~1..HEAD"]), Cache(tmp_path / "c"))
     assert found.own == {}
-    assert [entry["subject"] for entry in found.series] == ["a fix"]
+    assert [patch.subject for patch in found.patches] == ["a fix"]
 
 
 @pytest.mark.parametrize(("name", "reason"), [("none", "no-such-folder"), ("empty", "no-sources")])

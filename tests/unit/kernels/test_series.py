@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from orchestrator.cache import Cache
 from orchestrator.errors import BarometerError, BenchError, ScenarioError
-from orchestrator.kernels.series import Patch, read_series, series_digest
+from orchestrator.kernels.patch import Patch, series_digest
+from orchestrator.kernels.series import read_series
 from tests.unit.kernels.repositories import commit, git, new_repository, state_of
 
 A, B = "int a;\n" * 5, "int a;\n" * 5 + "int b;\n"

@@ -12,7 +12,8 @@ import pytest
 
 from orchestrator.cache import Cache
 from orchestrator.errors import ScenarioError
-from orchestrator.kernels.series import Patch, read_series
+from orchestrator.kernels.patch import Patch
+from orchestrator.kernels.series import read_series
 from orchestrator.kernels.sources import Source, source_of
 from orchestrator.kernels.worktree import WorkTree, work_tree
 from orchestrator.scenario import TreeKernel
