@@ -1,0 +1,79 @@
+"""How long it takes to have a kernel: whole, with another series, as a module, from the cache.
+
+    .venv/bin/python ci/bench/building.py [--cache FOLDER]
+
+Kernels are built in a cache of its own (BAROMETER_CACHE of a folder that is removed afterwards,
+unless --cache names one), so that nothing is there but the build root, and nothing comes from
+ccache. Seconds are those of the clock, CPU seconds of all processes; ratios are to the whole
+kernel of the same run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from orchestrator.cache import Cache
+from orchestrator.kernels import checked, materialised
+from orchestrator.kernels.buildroot import build_root
+from orchestrator.progress import Progress
+from orchestrator.scenario import Kernel, ModuleKernel, SourceKernel
+
+SERIES = Path(__file__).parents[2] / "fixtures/series"
+SUITE = "trixie-backports"
+
+
+def kernel(*series: str) -> SourceKernel:
+    paths = tuple(str(SERIES / one) for one in series)
+    return SourceKernel(source="linux-source-7.3", suite=SUITE, series=paths)
+
+
+def module(*series: str) -> ModuleKernel:
+    paths = tuple(str(SERIES / one) for one in series)
+    return ModuleKernel(deb="linux-image-cloud-amd64", suite=SUITE, series=paths)
+
+
+def taken(work: Callable[[], object]) -> tuple[float, float]:
+    """Seconds, and CPU seconds."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    before, started = usage.ru_utime + usage.ru_stime, time.monotonic()
+    work()
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.monotonic() - started, usage.ru_utime + usage.ru_stime - before
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--cache", type=Path, help="keep what is built, and use what is there")
+    asked = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="building-") as folder:
+        cache = Cache(asked.cache.absolute() if asked.cache else Path(folder))
+        build_root(cache)
+
+        def have(one: Kernel, tag: str) -> None:
+            checked(one, cache)
+            materialised(one, cache, Progress(), tag)
+
+        # the sources and headers of the package, and the proof of its module
+        have(module("placebo"), "cand")
+        rows = [
+            ("whole kernel, nothing cached", kernel(), "base"),
+            ("another arm: one file of VFIO", kernel("stride-clamp"), "cand"),
+            ("a third arm", kernel("slower-unmap"), "cand"),
+            ("module arm", module("stride-clamp"), "cand"),
+            ("module arm, cached", module("stride-clamp"), "cand"),
+            ("whole kernel, cached", kernel("stride-clamp"), "cand"),
+        ]
+        whole = 0.0
+        for name, one, tag in rows:
+            seconds, cpu = taken(lambda one=one, tag=tag: have(one, tag))  # type: ignore[misc]
+            whole = whole or seconds
+            print(f"{name:<34} {seconds:7.1f} s {cpu:7.1f} CPU s  {seconds / whole:8.4f}")
+
+
+if __name__ == "__main__":
+    main()
