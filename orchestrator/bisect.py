@@ -16,8 +16,8 @@ bisection goes on.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -36,11 +36,13 @@ from orchestrator.analysis.bisection import (
     step_of,
 )
 from orchestrator.analysis.comparison import resolution_of
+from orchestrator.cache import Cache
 from orchestrator.commits import Commits, Search
 from orchestrator.errors import BenchError, EvidenceError, ScenarioError, key_named
 from orchestrator.evidence import RunDir, need_keys, read_json, write_json
 from orchestrator.judge import judged, sampled
 from orchestrator.kernels import checked
+from orchestrator.kernels.package import resolved
 from orchestrator.progress import Progress
 from orchestrator.report.bisect import bisect_report
 from orchestrator.report.quantities import quantity
@@ -85,6 +87,13 @@ class Kernels:
         package = self.on.model_dump(exclude_none=True)
         return ModuleKernel(**package, module=self.repository, ref=commit.sha)
 
+    def pinned(self, cache: Cache) -> Kernels:
+        """With the version that the package has now: an archive moves on within a bisection."""
+        if self.on is None or self.on.version is not None:
+            return self
+        version, _ = resolved(self.on, cache)
+        return replace(self, on=self.on.model_copy(update={"version": version}))
+
 
 def kernels_of(commits: Commits, on: str | None, config: Sequence[str], folder: Path) -> Kernels:
     """As the command line has them; relative paths are from `folder`. Raises ScenarioError."""
@@ -118,6 +127,8 @@ class Question:
     """A scenario file: how to measure."""
     wanted: int | None = None
     """Trials of each commit; None: what it takes."""
+    under: Mapping[str, str] = field(default_factory=dict)
+    """What numbers depend on besides, and has to be the same for all: the runner's QEMU."""
 
     @cached_property
     def scenario(self) -> Scenario:
@@ -134,7 +145,7 @@ class Question:
             "repository": str(commits.repository), "good": [one.sha for one in commits.good],
             "bad": commits.bad.sha, "paths": list(commits.paths), "metric": self.metric,
             "trials": self.trials, "on": kernel.on and str(kernel.on),
-            "config": list(kernel.config), "scenario": self.template,
+            "config": list(kernel.config), "scenario": self.template, "under": dict(self.under),
         }  # fmt: skip
 
 
@@ -162,7 +173,9 @@ class Record:
             known = read_json(path)
             need_keys(path, known, ("asked", "steps"))
             _same(out, known["asked"], question.asked())
-            self.steps = [step_of(step) for step in known["steps"]]
+            # what the bench failed at says nothing of its commit: it is measured again
+            steps = map(step_of, known["steps"])
+            self.steps = [step for step in steps if not step.failed_by_bench]
         # bisect.json comes after git's state: without it nothing has run yet
         elif out.exists() and not {p.name for p in out.iterdir()} <= {_REPOSITORY}:
             raise ScenarioError(f"{out} is not empty and holds no bisection", reason="run-exists")
@@ -394,9 +407,14 @@ def run_bisection(question: Question, out: Path, here: Runner) -> Record:
     """`bisected` on this machine, by one process at a time. Before anything is built, both ends
     are checked as far as that can be; raises ScenarioError there, too."""
     commits, machines = question.commits, Machines(here)
+    question = replace(question, kernel=question.kernel.pinned(here.cache), under=_under(here))
     with no_space_explained(out), only_run_in(out, here.cache):
         with here.progress.stage("looking at the ends"):
             for option, commit in (("--good", commits.good[0]), ("--bad", commits.bad)):
                 with key_named(option):
                     machines.kernel(question, commit)
         return bisected(question, out, machines, here.progress)
+
+
+def _under(here: Runner) -> dict[str, str]:
+    return {"barometer": __version__, "qemu": here.libvirt.version()["qemu"]}

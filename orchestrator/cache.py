@@ -53,6 +53,20 @@ class Cache:
         self.root.mkdir(parents=True, exist_ok=True)
         return FileLock(self.root / f"{name}.lock")
 
+    @contextlib.contextmanager
+    def held(self, name: str) -> Iterator[None]:
+        """As `lock`; that another process has it is said."""
+        lock = self.lock(name)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            log.warning("waiting for another run, which is at work on %s", self.root / name)
+            lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
+
     def entry(self, kind: str, key: Mapping[str, Any], build: Callable[[Path], None]) -> Path:
         """The folder of the entry for `key`; `build(folder)` fills it when it is not there.
 
@@ -61,7 +75,7 @@ class Cache:
         """
         digest = digest_of(key)
         place = self.folder(kind) / digest
-        with self.lock(f"{kind}/{digest}"):
+        with self.held(f"{kind}/{digest}"):
             if place.exists():
                 if (wrong := self._damage(place)) is None:
                     return place

@@ -327,12 +327,13 @@ def ab(
 
 def _begun(folder: Path, text: str) -> None:
     """A new run's scenario is there to be read before anything is built for it."""
-    if not folder.exists():
-        try:
-            folder.mkdir(parents=True)
-        except OSError as exc:
-            raise ScenarioError(f"--out {folder}: cannot be made: {exc.strerror}") from exc
-        (folder / "scenario.toml").write_text(text, "utf-8")
+    if folder.exists() and any(folder.iterdir()):
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as exc:
+        raise ScenarioError(f"--out {folder}: cannot be made: {exc.strerror}") from exc
+    (folder / "scenario.toml").write_text(text, "utf-8")
 
 
 def _setting(

@@ -115,6 +115,12 @@ def prepare(scenario: Scenario, cache: Cache, progress: Progress) -> Prepared:
             with kernel_stage, key_named(f"arms.{arm}.kernel"):
                 kernels[arm] = materialised(scenario.arms[arm].kernel, cache, progress, _TAGS[arm])
                 _has_backend(kernels[arm], scenario)
+        for word in scenario.arms[arm].cmdline.split():
+            name = word.partition("=")[0]
+            # other words with a dot are of the kernel's core, which lists them nowhere
+            if "." in name and kernels[arm].has_module(name.partition(".")[0]):
+                with key_named(f"arms.{arm}.cmdline"):
+                    check_parameter(kernels[arm], name)
         for name in scenario.arms[arm].parameters:
             with key_named(f'arms.{arm}.parameters."{name}"'):
                 check_parameter(kernels[arm], name)

@@ -92,10 +92,10 @@ def _kernels(
     if old == new or old.get("digest", old) == new.get("digest", new):
         return [f"same kernel {new['release']}"]
     before, after = (kernel.get("provenance") or {} for kernel in (old, new))
-    if "source" in before and "source" in after:
-        things = [*_built(before, after)]
-    elif "modules" in before or "modules" in after:
+    if "modules" in before or "modules" in after:  # first: these have a source, too
         things = [*_of_modules(old, new)]
+    elif "source" in before and "source" in after:
+        things = [*_built(before, after)]
     else:
         things = [*_others(old, new, found)]
     if not any(isinstance(one, Differing) for one in things):
@@ -135,20 +135,25 @@ def _built(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Thing]:
         asked = [", ".join(config.get("asked") or ()) for config in configs]
         shown = asked if asked[0] != asked[1] else [one[:_HASH] for one in hashes]
         yield Differing("kernel", "configuration", *(one or "as it is" for one in shown))
+    yield _compiler(old, new)
+
+
+def _compiler(old: Mapping[str, Any], new: Mapping[str, Any]) -> Thing:
+    """With the build root it is in: assembler, linker and libraries."""
     compilers = [str(kernel.get("compiler", "")) for kernel in (old, new)]
-    if compilers[0] == compilers[1]:
-        yield "same compiler"
-    else:
-        yield Differing("kernel", "compiler", *compilers)
+    roots = [str(kernel.get("build_root", "")) for kernel in (old, new)]
+    if compilers[0] != compilers[1]:
+        return Differing("kernel", "compiler", *compilers)
+    if roots[0] != roots[1]:
+        return Differing("kernel", "build root", *roots)
+    return "same compiler"
 
 
 def _of_modules(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Thing]:
     """Packages some of whose modules are rebuilt, or one of those and a package as it is."""
     before, after = (kernel.get("provenance") or {} for kernel in (old, new))
     packages = [_package(one) for one in (before, after)]
-    if old["release"] == new["release"] and (
-        packages[0] in packages[1] or packages[1] in packages[0]
-    ):
+    if old["release"] == new["release"] and packages[0] == packages[1]:
         yield f"same package of {new['release']}"
     else:
         yield Differing("kernel", "package", *(
@@ -161,13 +166,18 @@ def _of_modules(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Thin
         first, second = (one.get(name) for one in modules)
         stock = (first or second or {})["stock"]["srcversion"]
         versions = [str(one["new"]["srcversion"] if one else stock) for one in (first, second)]
-        if versions[0] != versions[1]:
+        if first is None or second is None:
+            # which the package's own is not, whatever its source
+            rebuilt = "rebuilt, so unsigned and out of tree"
+            said = [f"{v} ({rebuilt})" if one else f"{v} (the package's)"
+                    for v, one in zip(versions, (first, second), strict=True)]  # fmt: skip
+            yield Differing("kernel", f"module {_module(name)}", *said)
+        elif versions[0] != versions[1]:
             yield Differing("kernel", f"module {_module(name)}", *versions)
-        elif first is None or second is None:
-            said = ["built again" if one else "the package's" for one in (first, second)]
-            yield Differing("kernel", f"module {_module(name)}, of one source", *said)
         else:
             yield f"same {_module(name)}"
+    if all(modules):
+        yield _compiler(before, after)
 
 
 def _module(path: str) -> str:

@@ -88,6 +88,14 @@ def _cmdline(shell: Shell, name: ArmName, arm: Arm) -> dict[str, str]:
     for word in arm.words:
         if word not in there:
             raise _refused(name, "/proc/cmdline", word, " ".join(there))
+    # print_unknown_bootoptions() in init/main.c: the line has whatever it was given
+    said = shell.run("dmesg | grep -F 'Unknown kernel command line parameters'", check=False)
+    unknown = said.stdout.replace('"', " ").replace(",", " ").split()
+    for word in arm.words:
+        if word in unknown:
+            raise _refused(
+                name, "the kernel's command line", word, "the kernel knows no such word"
+            )
     return {"asked": arm.cmdline, "found": " ".join(w for w in arm.cmdline.split() if w in there)}
 
 

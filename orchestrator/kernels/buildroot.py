@@ -54,7 +54,7 @@ exec chroot . /usr/bin/env -i "$@"
 class BuildRoot:
     path: Path
     """A system's root folder, in the cache."""
-    ccache: Path
+    cache: Path
 
     @cached_property
     def packages(self) -> dict[str, str]:
@@ -106,13 +106,15 @@ class BuildRoot:
         self, argv: Sequence[str], work: Path, layers: Sequence[Path], env: Mapping[str, str]
     ) -> list[str | os.PathLike[str]]:
         variables = (f"{name}={value}" for name, value in {**_ENVIRONMENT, **env}.items())
-        self.ccache.mkdir(parents=True, exist_ok=True)
+        # of one root: ccache knows the compiler by its size and time, and the assembler not at all
+        ccache = self.cache / "ccache" / self.digest
+        ccache.mkdir(parents=True, exist_ok=True)
         # it ends with barometer, however that ends; and all it started with it
         return [
             "setpriv", "--pdeathsig", "KILL",
             *(inside() or ["unshare"]), "--mount", "--pid", "--fork", "--kill-child",
             "--propagation", "private", "sh", "-c", _MOUNTS, "sh",
-            self.path, ":".join(map(str, layers)), work, self.ccache,
+            self.path, ":".join(map(str, layers)), work, ccache,
             *variables, *argv,
         ]  # fmt: skip
 
@@ -136,7 +138,7 @@ def build_root(cache: Cache) -> BuildRoot:
         run([*inside(), "sh", "-c", script, "sh", folder / "root", tar],
             doing="unpacking the build root", timeout=900)  # fmt: skip
         tar.unlink()
-        root = BuildRoot(folder / "root", cache.root / "ccache")
+        root = BuildRoot(folder / "root", cache.root)
         log = folder / "compiler.log"
         code = root.run(["gcc", "--version"], work=folder, doing="asking for the compiler",
                         log=log)  # fmt: skip
@@ -146,4 +148,4 @@ def build_root(cache: Cache) -> BuildRoot:
         (folder / "compiler.txt").write_text(log.read_text().splitlines()[0] + "\n")
         log.unlink()
 
-    return BuildRoot(cache.entry("buildroots", key, build) / "root", cache.root / "ccache")
+    return BuildRoot(cache.entry("buildroots", key, build) / "root", cache.root)

@@ -29,7 +29,9 @@ _SOURCES = (".c", ".h", ".S")
 _MAKEFILE = re.compile(r"(.*/)?(Makefile|Kbuild|Kconfig)[^/]*")
 _HEADERS = re.compile(r"include/.*|arch/[^/]+/include/.*")
 _SYMBOL = re.compile(r"\bCONFIG_\w+")
-_SILENT = re.compile(r"(Documentation|LICENSES|tools)/.*|[^/]+|.*\.(rst|md|txt)")
+# objtool and what it is made of, resolve_btfids
+_TOOLS = r"tools/(?!objtool|bpf|lib|include|build|arch|scripts)"
+_SILENT = re.compile(rf"((Documentation|LICENSES)/|{_TOOLS}).*|[^/]+|.*\.(rst|md|txt)")
 """Nothing of a module is made from these."""
 Evaluate = Callable[[Sequence[str] | None, Sequence[str]], Said]
 """What the Makefiles of some folders say: in the kernel's configuration, or with each of these

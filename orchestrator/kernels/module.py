@@ -81,7 +81,7 @@ def materialised(kernel: ModuleKernel, cache: Cache, progress: Progress) -> Kern
     changed = _Changed(kernel, cache)
     root = build_root(cache)
     key = {
-        "kind": "module", "schema": 2, "package": stock.digest, "change": changed.digest,
+        "kind": "module", "schema": 3, "package": stock.digest, "change": changed.digest,
         "source": source.source.sha256, "headers": sorted(p.sha256 for p in source.headers),
         "root": root.digest,
     }  # fmt: skip
@@ -335,23 +335,19 @@ def _build(shop: _Workshop, folder: Path) -> None:
         ) from exc  # fmt: skip
     seconds = time.monotonic() - proven
     _check_exports(shop, folder / "work/tree/Module.symvers")
-    swapped = {
-        _name(module): str(new.srcversion)
-        for module, new in made.items()
-        if new.srcversion != pristine[module]["srcversion"]
-    }
-    if not swapped:
-        if any(new.code_digest != pristine[m]["code"] for m, new in made.items()):
+    for module, new in made.items():
+        was = pristine[module]
+        # both as they were, by a comment, say: the package's module built again
+        if new.srcversion == was["srcversion"] and new.code_digest != was["code"]:
             raise ScenarioError(
-                f"module {', '.join(map(_name, made))}: its code changed and its srcversion did"
-                " not, so that nothing would prove on the host that it runs",
+                f"module {_name(module)}: its code changed and its srcversion did not, so that"
+                " nothing would prove on the host that it runs",
                 evidence="\n".join(sorted(shop.change.after)),
                 hint="comments and white space do not count in a srcversion, nor do files outside"
                 " of the module's folder",
                 reason="not-provable",
             )
-        # of comments, say: the package's modules built again, which is as good a kernel
-        swapped = {_name(module): str(new.srcversion) for module, new in made.items()}
+    swapped = {_name(module): str(new.srcversion) for module, new in made.items()}
     shutil.copyfile(shop.stock.vmlinuz, folder / "vmlinuz")
     if shop.stock.config:
         shutil.copyfile(shop.stock.config, folder / "config")
@@ -381,6 +377,7 @@ def _build(shop: _Workshop, folder: Path) -> None:
             for module, new in made.items()
         },
         "compiler": shop.root.compiler,
+        "build_root": shop.root.digest,
         "seconds": {"proof": round(proven - started, 1), "build": round(seconds, 1)},
         "log": log.name,
     }

@@ -54,7 +54,7 @@ class _Wanted:
 
     def key(self, patches: Sequence[Patch]) -> dict[str, Any]:
         return {
-            "kind": "tree", "schema": 1, "source": self.source.identity,
+            "kind": "tree", "schema": 2, "source": self.source.identity,
             "series": series_digest(patches) if patches else "", "config": self.config.digest,
             "root": self.root.digest, "make": _FIXED,
         }  # fmt: skip
@@ -65,14 +65,18 @@ class _Wanted:
 
 
 def checked(kernel: TreeKernel | SourceKernel, cache: Cache) -> None:
-    """Raises ScenarioError when there is no such source, the series does not apply to it, or
-    `config` is none. Builds nothing; what is built already is not looked at closer."""
+    """Raises ScenarioError when there is no such source, the series does not apply to it, or the
+    configuration lacks an option. Compiles nothing of the kernel; what was checked before is not
+    looked at again."""
     wanted = _wanted(kernel, "base", cache)
     known = cache.folder("checked") / digest_of(wanted.key(wanted.patches))
-    if not wanted.patches or known.exists():
+    if known.exists():
         return
     with _tree(wanted, cache) as tree:
-        tree.patched(wanted.patches)
+        patched = tree.patched(wanted.patches)
+        if any("Kconfig" in name for patch in wanted.patches for name in patch.files):
+            tree.move(patched)  # else it would be compiled twice for nothing
+        _Build(wanted, tree, cache, Progress()).configure()
     known.touch()
 
 
@@ -131,7 +135,7 @@ class _Build:
         if wanted.patches and base_suffix not in tree.built():
             self._make(base, base_suffix, "base")
         suffix = wanted.suffix(wanted.tag, wanted.patches)
-        sha256 = self._make(patched, suffix, "with the series" if wanted.patches else "kernel")
+        made = self._make(patched, suffix, "with the series" if wanted.patches else "kernel")
         self._take(folder, suffix)
         proof = None
         if wanted.patches:
@@ -141,11 +145,12 @@ class _Build:
                        "asked": sorted(f"CONFIG_{n}={v}" for n, v in wanted.config.asked.items()
                                        if wanted.config.origins[n] != "barometer's host.config")},
             "compiler": wanted.root.compiler, "build_root": wanted.root.digest,
-            "image_sha256": sha256, "base_image_sha256": proof, "seconds": self._seconds,
+            "image_sha256": sha256_file(folder / "vmlinuz"), "built": made, "base_built": proof,
+            "seconds": self._seconds,
         })  # fmt: skip
 
     def _make(self, tree: str, suffix: str, what: str) -> str:
-        """Build the git tree `tree`; sha256 of the image."""
+        """Build the git tree `tree`; a digest of what was built."""
         started = time.monotonic()
         self._tree.move(tree)
         log = self._log(suffix)
@@ -154,12 +159,24 @@ class _Build:
             self._run(
                 ["make", "-C", f"{WORK}/source", "O=build", f"-j{len(os.sched_getaffinity(0))}",
                  f"LOCALVERSION={suffix}", *_FIXED, "bzImage", "modules"],
-                log,
+                log, what,
             )  # fmt: skip
-        sha256 = sha256_file(self._tree.objects / _IMAGE)
-        self._tree.remember(suffix, sha256)
+        digest = self._digest()
+        self._tree.remember(suffix, digest)
         self._seconds[what] = round(time.monotonic() - started, 1)
-        return sha256
+        return digest
+
+    def _digest(self) -> str:
+        """Of all that was built: the image, and modules where there are some."""
+        objects = self._tree.objects
+        order = objects / "modules.order"
+        modules = order.read_text().split() if order.exists() else []
+        files = [_IMAGE, *(name.removesuffix(".o") + ".ko" * name.endswith(".o")
+                           for name in modules)]  # fmt: skip
+        return digest_of({name: sha256_file(objects / name) for name in files})
+
+    def configure(self) -> None:
+        self._configure(self._log("-configuration"))
 
     def _log(self, suffix: str) -> Path:
         return self._logs / f"{self._tree.folder.name}{suffix}.log"
@@ -174,7 +191,7 @@ class _Build:
         if config.whole is not None:
             shutil.copyfile(asked, objects / ".config")
             target = [config.target]
-        self._run(["make", "-C", f"{WORK}/source", "O=build", *target], log)
+        self._run(["make", "-C", f"{WORK}/source", "O=build", *target], log, "configuration")
         config.check((objects / ".config").read_text(errors="replace"), self._wanted.source.name)
 
     def _take(self, folder: Path, suffix: str) -> None:
@@ -190,7 +207,7 @@ class _Build:
             ["make", "-C", f"{WORK}/source", "O=build", f"INSTALL_MOD_PATH={WORK}/install",
              "INSTALL_MOD_STRIP=1", "DEPMOD=true", f"LOCALVERSION={suffix}", *_FIXED,
              "modules_install"],
-            log,
+            log, "modules",
         )  # fmt: skip
         installed = install / "lib/modules" / release
         for link in ("build", "source"):
@@ -200,28 +217,27 @@ class _Build:
         index_modules(folder, release)
 
     def _prove(self, base: str, suffix: str) -> str:
-        """Build the base once more: its image must be what it was. Raises BenchError."""
+        """Build the base once more: it must be what it was. Raises BenchError."""
         before = self._tree.built()[suffix]
         after = self._make(base, suffix, "base once more, as proof")
         if after != before:
             self._tree.forget()
             raise BenchError(
-                "the base does not come out as it was before the series: its image had sha256"
-                f" {before[:16]}, now {after[:16]}",
+                "the base does not come out as it was before the series: its digest was"
+                f" {before}, now {after}",
                 hint="its objects were removed: run again, which builds all of it",
                 reason="base-not-reproduced",
             )
         return after
 
-    def _run(self, argv: list[str], log: Path) -> None:
+    def _run(self, argv: list[str], log: Path, what: str) -> None:
         code = self._wanted.root.run(
             argv, work=self._tree.work, doing="building a kernel", log=log,
             on_line=_shown(self._progress),
         )  # fmt: skip
         if code:
             raise ScenarioError(
-                f"{self._wanted.source.name}{' with the series' * bool(self._wanted.patches)}"
-                " does not build",
+                f"{self._wanted.source.name} does not build ({what})",
                 evidence=first_errors(log.read_text(errors="replace")),
                 hint=f"the whole log: {log}", reason="build-failed",
             )  # fmt: skip

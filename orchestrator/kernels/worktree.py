@@ -18,7 +18,7 @@ import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from filelock import Timeout
@@ -70,11 +70,17 @@ class WorkTree:
             if name not in known and (self.sources / name).is_file()
         ]
         if new:
-            self.git.run("add", "--force", "--", *new, doing="reading what a series touches")
-            tree = self.git.line("write-tree")
+            # beside the index: with a file in that and not in the base, git would remove the file
+            index, own = self.folder / "index.new", self.folder / "git/index"
+            index.unlink(missing_ok=True)
+            if own.exists():
+                shutil.copyfile(own, index)
+            git = replace(self.git, index=index)
+            git.run("add", "--force", "--", *new, doing="reading what a series touches")
             beside = self._base.with_suffix(".new")
-            beside.write_text(tree)
+            beside.write_text(git.line("write-tree"))
             beside.rename(self._base)
+            index.rename(own)
         return self._base.read_text() if self._base.exists() else self.git.line("write-tree")
 
     @property
@@ -121,7 +127,7 @@ def work_tree(source: Source, configuration: str, cache: Cache) -> Iterator[Work
     it during the block."""
     key = digest_of({"origin": source.origin, "configuration": configuration, "schema": 1})
     folder = cache.folder("worktrees") / key
-    with cache.lock(f"worktrees/{key}"):
+    with cache.held(f"worktrees/{key}"):
         tree = WorkTree(folder, source)
         if not (folder / "ready").exists():
             shutil.rmtree(folder, ignore_errors=True)

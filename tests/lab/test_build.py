@@ -12,9 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.cache import Cache
+from orchestrator.cache import Cache, remove_tree
 from orchestrator.errors import ScenarioError
-from orchestrator.hashing import sha256_file
 from orchestrator.kernels import KernelBundle, checked, materialised
 from orchestrator.kernels.config import parsed
 from orchestrator.progress import Progress
@@ -63,7 +62,7 @@ def test_series_makes_another_kernel_and_the_base_comes_back(
     assert base.release.rpartition("-base-")[0] == name
     assert len(found.release) == len(base.release)
     assert content != base.release.rpartition("-")[2]
-    assert found.provenance["base_image_sha256"] == sha256_file(base.vmlinuz)
+    assert found.provenance["base_built"] == base.provenance["built"]
     assert found.provenance["config"] == base.provenance["config"]
     assert found.provenance["compiler"] == base.provenance["compiler"]
     assert [patch["subject"] for patch in found.provenance["series"]] == [
@@ -93,11 +92,15 @@ def test_series_that_does_not_apply_is_refused_before_anything_is_built(cache: C
     assert "drivers/vfio/vfio_iommu_type1.c" in str(caught.value)
 
 
-def test_option_that_does_not_come_out_is_named(base: KernelBundle, cache: Cache) -> None:
+def test_option_that_does_not_come_out_is_named_before_anything_is_built(cache: Cache) -> None:
     with pytest.raises(ScenarioError) as caught:
-        materialised(kernel(config=("CONFIG_NO_SUCH_OPTION=y",)), cache, Progress(), "base")
+        checked(kernel(config=("CONFIG_NO_SUCH_OPTION=y",)), cache)
     assert caught.value.reason == "config"
     assert caught.value.evidence == "CONFIG_NO_SUCH_OPTION: asked y (config), got n"
+
+
+def test_kernel_before_the_series_can_be_configured(cache: Cache) -> None:
+    checked(SourceKernel(source="linux-source-6.12", suite="trixie"), cache)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
@@ -134,7 +137,8 @@ def test_nothing_goes_on_when_the_runner_ends(
     assert builders() == []
     # what it left half done does not reach the next build
     found = materialised(interrupted, cache, Progress(), tag)
-    assert found.provenance["base_image_sha256"] == sha256_file(base.vmlinuz)
+    assert found.provenance["base_built"] == base.provenance["built"]
+    remove_tree(found.vmlinuz.parent)
 
 
 def builders() -> list[str]:

@@ -246,7 +246,7 @@ def test_bench_that_fails_for_two_reasons_goes_on(fixture: Fixture) -> None:
     assert subjects(fixture.run(Fake(says))) == ["c23"]
 
 
-def test_bench_that_failed_before_an_interrupt_is_remembered(fixture: Fixture) -> None:
+def test_what_the_bench_failed_at_before_an_interrupt_is_measured_again(fixture: Fixture) -> None:
     says = skipping(23, *range(1, 64), by_bench=True, reason="mirror")
     calls = 0
 
@@ -262,7 +262,7 @@ def test_bench_that_failed_before_an_interrupt_is_remembered(fixture: Fixture) -
     bench = Fake(says)
     with pytest.raises(BenchError, match="two commits in a row"):
         fixture.run(bench)
-    assert len(bench.asked) == 1
+    assert bench.asked == ["c32", "c25"]
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,10 @@ class Fixture:
         )  # fmt: skip
         self.question = Question(commits, kernels, "bar_map_seconds", text)
         self.here = Runner(
-            Cache(folder / "cache"), cast(Any, None), cast(Any, SimpleNamespace()), Progress()
+            Cache(folder / "cache"),
+            cast(Any, None),
+            cast(Any, SimpleNamespace(version=lambda: {"qemu": "10.0.2"})),
+            Progress(),
         )
         self.ran: list[tuple[str, ArmName | None]] = []
         self.makes: Makes = measured
@@ -203,6 +206,14 @@ def test_ends_are_checked_before_anything_is_built(
     with pytest.raises(ScenarioError, match=r"^--bad: has no Kconfig"):
         run_bisection(fixture.question, fixture.out, fixture.here)
     assert (fixture.ran, fixture.out.exists()) == ([], False)
+
+
+def test_bisection_goes_on_under_the_same_qemu_alone(fixture: Fixture) -> None:
+    run_bisection(fixture.question, fixture.out, fixture.here)
+    fixture.here.libvirt.version = lambda: {"qemu": "10.1.0"}  # type: ignore[method-assign]
+    with pytest.raises(ScenarioError, match=r"another under: .*10\.0\.2.*10\.1\.0") as caught:
+        run_bisection(fixture.question, fixture.out, fixture.here)
+    assert caught.value.reason == "run-changed"
 
 
 def test_bisection_is_run_by_one_process_at_a_time(fixture: Fixture) -> None:

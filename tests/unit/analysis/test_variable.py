@@ -161,14 +161,29 @@ def test_module_that_is_rebuilt_is_what_differs() -> None:
     one = found(PLAIN, module("B67E", "AAAA", series=FIX[:1]))
     assert apart(one) == [
         ("the series fix.mbox (1 patch: vfio: part 1)", "without", "with"),
-        ("module vfio_iommu_type1", "B67E", "AAAA"),
-    ]
+        ("module vfio_iommu_type1", "B67E (the package's)",
+         "AAAA (rebuilt, so unsigned and out of tree)"),
+    ]  # fmt: skip
     assert one.same == ("same package of 7.3.4",)
+
+
+def test_two_rebuilt_modules_are_told_apart() -> None:
+    # as a bundle's own facts: with the source of the package
+    more = {"source": {"package": {"name": "linux-source-7.3"}}, "compiler": "gcc 14.2.0"}
+    old, new = module("B67E", "AAAA", **more), module("B67E", "BBBB", **more)
+    new["digest"] = "d3"
+    one = found(old, new)
+    assert apart(one) == [("module vfio_iommu_type1", "AAAA", "BBBB")]
+    assert one.same == ("same package of 7.3.4", "same compiler")
 
 
 def test_module_that_is_only_built_again_is_no_other_source() -> None:
     assert apart(found(PLAIN, module("B67E", "B67E"))) == [
-        ("module vfio_iommu_type1, of one source", "the package's", "built again")
+        (
+            "module vfio_iommu_type1",
+            "B67E (the package's)",
+            "B67E (rebuilt, so unsigned and out of tree)",
+        )
     ]
 
 
