@@ -18,6 +18,7 @@ _OPEN = {".ko": lambda data: data, ".xz": lzma.decompress, ".gz": gzip.decompres
 # elf(5), of 64 bits: where the header says where the section headers are; one of these
 _TABLE, _COUNTS, _SECTION = "<40xQ", "<58xHHH", "<IIQQQQ"
 _NO_BITS, _EXECUTABLE = 8, 4
+_RELA, _SYMBOL, _OF_SECTION = "<QQq", "<IBBHQQ", 3
 
 
 @dataclass(frozen=True)
@@ -62,11 +63,32 @@ class Module:
 
     @property
     def code_digest(self) -> str:
-        """16 hexadecimal digits: equal when the machine code is."""
+        """16 hexadecimal digits: equal when the machine code is, and what it calls and refers to.
+
+        Where in .rodata it refers to does not count: paths of the build are among the texts there.
+        """
         total = hashlib.sha256()
         for name, content in sorted(self.code.items()):
             total.update(f"{name} {len(content)}\n".encode() + content)
+            for at, kind, symbol, addend in self._relocations(name):
+                place = 0 if symbol.startswith(".rodata") else addend
+                total.update(f"{at} {kind} {symbol} {place}\n".encode())
         return total.hexdigest()[:16]
+
+    def _relocations(self, section: str) -> list[tuple[int, int, str, int]]:
+        """Offset, type, symbol (or section) and addend: what the kernel puts into a section."""
+        content = {name: data for name, _, data in self._sections}
+        found = []
+        for at, info, addend in struct.iter_unpack(_RELA, content.get(f".rela{section}", b"")):
+            name, kind, _, index, _, _ = struct.unpack_from(
+                _SYMBOL, content[".symtab"], (info >> 32) * struct.calcsize(_SYMBOL)
+            )
+            strings = content[".strtab"]
+            symbol = strings[name : strings.index(b"\0", name)].decode("ascii", "replace")
+            if kind & 0xF == _OF_SECTION:
+                symbol = self._sections[index][0]
+            found.append((at, info & 0xFFFFFFFF, symbol, addend))
+        return found
 
     @property
     def text_bytes(self) -> int:

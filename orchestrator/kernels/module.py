@@ -81,7 +81,7 @@ def materialised(kernel: ModuleKernel, cache: Cache, progress: Progress) -> Kern
     changed = _Changed(kernel, cache)
     root = build_root(cache)
     key = {
-        "kind": "module", "schema": 3, "package": stock.digest, "change": changed.digest,
+        "kind": "module", "schema": 5, "package": stock.digest, "change": changed.digest,
         "source": source.source.sha256, "headers": sorted(p.sha256 for p in source.headers),
         "root": root.digest,
     }  # fmt: skip
@@ -391,7 +391,7 @@ def _proven(shop: _Workshop) -> dict[str, dict[str, Any]]:
     Raises BenchError when it gives something else: then what is measured would not only be the
     change."""
     key = {
-        "kind": "pristine", "schema": 1, "package": shop.stock.digest,
+        "kind": "pristine", "schema": 3, "package": shop.stock.digest,
         "source": shop.source.source.sha256, "modules": shop.change.modules,
         "headers": sorted(p.sha256 for p in shop.source.headers), "root": shop.root.digest,
     }  # fmt: skip

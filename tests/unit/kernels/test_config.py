@@ -20,13 +20,15 @@ WHOLE = (
 
 
 @pytest.mark.parametrize("name", OWN)
-def test_every_line_of_our_own_is_an_option_once_and_has_a_section(name: str) -> None:
+def test_every_option_of_our_own_is_there_once_and_has_a_reason(name: str) -> None:
     lines = (KERNEL_FILES / f"{name}.config").read_text().splitlines()
     options = [line for line in lines if line.startswith("CONFIG_")]
     found = parsed("\n".join(lines))
     assert len(options) == len(found) > 5
     for line in lines:
-        assert not line or line.startswith(("#", "CONFIG_")), line
+        assert not line or line.startswith(("# ", "CONFIG_")), line
+    for option in options:
+        assert len(option.partition(" # ")[2].strip()) > 2, option
 
 
 def test_no_option_of_ours_is_in_two_files() -> None:

@@ -4,6 +4,7 @@ import contextlib
 import gzip
 import lzma
 import struct
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -91,3 +92,23 @@ def test_a_damaged_file_is_refused_or_read(
     path.write_bytes(content)
     with contextlib.suppress(BenchError):
         assert len(module_at(path).code_digest) == 16
+
+
+def compiled(folder: Path, text: str) -> Module:
+    folder.mkdir()
+    (folder / "a.c").write_text(text)
+    subprocess.run(["gcc", "-O2", "-c", "a.c"], cwd=folder, check=True)
+    return Module((folder / "a.o").read_bytes())
+
+
+def test_code_that_calls_another_function_is_other_code(tmp_path: Path) -> None:
+    text = (
+        'int map(const char *); int unmap(const char *);\nint f(void) { return map("a/b.h"); }\n'
+    )
+    one = compiled(tmp_path / "1", text)
+    assert one.code_digest == compiled(tmp_path / "2", text).code_digest
+    other = compiled(tmp_path / "3", text.replace("return map", "return unmap"))
+    assert one.code == other.code  # calls are filled in when it is loaded
+    assert one.code_digest != other.code_digest
+    # a path of the build is no code
+    assert one.code_digest == compiled(tmp_path / "4", text.replace("a/", "/x/a/")).code_digest
