@@ -28,6 +28,7 @@ from orchestrator.errors import BenchError
 from orchestrator.hashing import digest_of, sha256_file
 
 log = logging.getLogger("barometer.cache")
+_ROOM = 8 << 20
 ENTRY = "entry.json"
 VERIFIED = "verified.json"
 
@@ -88,7 +89,8 @@ class Cache:
                 self._seal(beside, key)
                 beside.rename(place)
             except OSError as exc:
-                if exc.errno in (errno.ENOSPC, errno.EDQUOT):
+                # shutil's of a whole tree has no number
+                if exc.errno in (errno.ENOSPC, errno.EDQUOT) or is_full(str(exc)):
                     raise disk_full(self.root) from exc
                 raise
             finally:
@@ -147,6 +149,16 @@ def remove_tree(path: Path) -> None:
     shutil.rmtree(path, ignore_errors=True)
     if path.exists() and os.geteuid() != 0:
         run(["unshare", "--map-auto", "--map-root-user", "rm", "-rf", path], doing="cleaning up")
+
+
+def is_full(said: str) -> bool:
+    """What a program says has it that a disk is full."""
+    return os.strerror(errno.ENOSPC) in said or os.strerror(errno.EDQUOT) in said
+
+
+def is_out_of_room(place: Path) -> bool:
+    """Hardly anything can be written there: a compiler may not have said so."""
+    return shutil.disk_usage(place).free < _ROOM
 
 
 def disk_full(place: Path) -> BenchError:

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import json
 import logging
@@ -74,6 +75,12 @@ from orchestrator.spelled import parse_kernel
 
 # UsageError of the click that typer brings, which is not always the installed one.
 _UsageError = cast(type[typer.BadParameter], typer.BadParameter.__mro__[1])
+
+_OF_A_PATH = (
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ELOOP,
+    errno.ENAMETOOLONG,
+)  # fmt: skip
+"""What is wrong with a path that somebody gave, wherever it is found."""
 
 app = typer.Typer(
     name="barometer",
@@ -246,7 +253,14 @@ def run(
 def _out(out: Path | None, name: str) -> Path:
     """The folder that was asked for, or one that is named by the time."""
     stamp = datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
-    return (out or Path("runs") / f"{name}-{stamp}").absolute()
+    folder = (out or Path("runs") / f"{name}-{stamp}").absolute()
+    if folder.exists() and not folder.is_dir():
+        raise ScenarioError(f"--out {folder}: is no folder", reason="run-exists")
+    # begun and no further: there is nothing to go on with
+    there = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    if there and not there & {"plan.json", "matrix.json", "cells"} and there != {"scenario.toml"}:
+        raise ScenarioError(f"--out {folder}: is not empty and holds no run", reason="run-exists")
+    return folder
 
 
 def _ran(file: ScenarioFile, cells: tuple[Cell, ...], folder: Path, *, keep: bool) -> None:
@@ -327,7 +341,7 @@ def ab(
 
 def _begun(folder: Path, text: str) -> None:
     """A new run's scenario is there to be read before anything is built for it."""
-    if folder.exists() and any(folder.iterdir()):
+    if (folder / "plan.json").exists():
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -639,6 +653,12 @@ def _run() -> int:
         # what is left in the buffer must not be tried again when Python ends
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except OSError as exc:
+        if exc.filename is None or exc.errno not in _OF_A_PATH:
+            say("this is a bug in barometer:\n" + traceback.format_exc())
+            return 70
+        say(f"error: {exc.filename}: {exc.strerror}")
+        return ScenarioError.exit_code
     except Exception:  # noqa: BLE001  # the last resort: a bug, and said as one
         say("this is a bug in barometer:\n" + traceback.format_exc())
         return 70

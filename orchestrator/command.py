@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import shlex
@@ -56,6 +57,13 @@ def run(
         except BaseException:
             _end_group(process)
             raise
+    if process.returncode not in accept and os.strerror(errno.ENOSPC) in err:
+        raise BenchError(
+            f"{doing}: no space left on the disk",
+            evidence=tail(err),
+            hint="make room there; BAROMETER_CACHE and TMPDIR can be on a larger disk",
+            reason="disk-full",
+        )
     if process.returncode not in accept:
         raise BenchError(
             f"{doing}: {words[0]} failed with exit code {process.returncode}",

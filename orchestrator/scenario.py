@@ -364,6 +364,8 @@ def word_name(word: str) -> str:
 def _words(cmdline: str) -> str:
     if not all(" " <= c <= "~" for c in cmdline):
         raise ValueError("a kernel's command line is of printable ASCII, on one line")
+    if '"' in cmdline:
+        raise ValueError("a word with a quote would be another for the kernel, which takes it off")
     if len(cmdline) > _LONGEST_CMDLINE:
         raise ValueError(f"{len(cmdline)} characters; there is room for {_LONGEST_CMDLINE}")
     for word in cmdline.split():

@@ -23,6 +23,7 @@ from orchestrator.scenario import (
     TreeKernel,
     absolute_kernel,
     nearest_name,
+    parse_override,
     parse_scenario,
 )
 from orchestrator.spelled import with_series
@@ -159,6 +160,14 @@ def bisect_text(
 
     Raises ScenarioError for what is not measured.
     """
+    for override in overrides:
+        room = parse_override(override)[0][0]
+        if room in ("arms", "trials", "expect", "name"):
+            raise ScenarioError(
+                f"--set {override}: {room} is made anew for each commit",
+                hint="--trials says how many; what is set in both arms is host.cmdline",
+                reason="scenario",
+            )
     document = _document(
         "bisect", setting, "Made by `barometer bisect`: the kernels are those of its commits."
     )

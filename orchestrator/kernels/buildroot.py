@@ -17,7 +17,7 @@ from pathlib import Path
 
 from orchestrator.cache import Cache
 from orchestrator.command import run, run_logged, tail
-from orchestrator.errors import BenchError
+from orchestrator.errors import BenchError, ScenarioError
 from orchestrator.hashing import digest_of
 from orchestrator.kernels.apt import source_lines
 from orchestrator.kernels.bootstrap import debian_tar, inside
@@ -87,6 +87,12 @@ class BuildRoot:
         over the root's, read-only. Output goes to `log`, line by line to `on_line`.
 
         Raises BenchError when it cannot be started or takes too long."""
+        if layers and (wrong := re.search(r"[:,\\]", str(self.cache))):
+            raise ScenarioError(
+                f"BAROMETER_CACHE, {self.cache}, has a {wrong[0]!r} in its path, which mount(8)"
+                " takes for an end: modules cannot be built there",
+                hint="put the cache into a folder of another name", reason="cache-path",
+            )  # fmt: skip
         code = run_logged(
             self._command(argv, work, layers, env or {}), doing=doing, log=log, on_line=on_line,
             timeout=timeout,

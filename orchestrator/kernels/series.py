@@ -109,7 +109,8 @@ def _from_folder(folder: Path) -> Iterator[tuple[str, Letter]]:
         for path in _listed(folder / "series"):
             yield from _from_file(path)
         return
-    paths = sorted((p for p in folder.iterdir() if p.name.endswith(_PATCH_NAMES)), key=_by_number)
+    named = (p for p in folder.iterdir() if p.name.endswith(_PATCH_NAMES))
+    paths = sorted((p for p in named if p.is_file()), key=_by_number)  # a pipe would never end
     if not paths:
         raise ScenarioError(
             f"{folder} holds no patches",

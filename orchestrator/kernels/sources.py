@@ -16,10 +16,12 @@ from orchestrator.command import run
 from orchestrator.errors import ScenarioError
 from orchestrator.hashing import digest_of, sha256_file
 from orchestrator.kernels.apt import Archive, Package
-from orchestrator.kernels.git import Git, commit_of, own_repository, repository_of
+from orchestrator.kernels.git import Git, commit_of, located, own_repository, repository_of
 from orchestrator.kernels.package import chosen_version, suites_of
 from orchestrator.scenario import SourceKernel, TreeKernel
 
+_TOP = ("Kbuild", "Kconfig", "Makefile")
+"""What is at the top of every kernel's source, and nowhere else all together."""
 _TARBALL = re.compile(r"\.tar(\.(xz|gz|bz2|zst))?$|\.t[gx]z$")
 
 
@@ -59,6 +61,8 @@ def source_of(kernel: TreeKernel | SourceKernel, cache: Cache) -> Source:
     path = kernel.tree
     if (repository := repository_of(path)) is not None:
         commit = commit_of(repository, kernel.ref)
+        listed = located(repository).line("ls-tree", "--name-only", commit.tree)
+        _is_kernel(path, set(listed.splitlines()))
         facts = {"kind": "git", "path": str(path), "commit": commit.sha, "tree": commit.tree,
                  "describe": commit.describe}  # fmt: skip
         return Source("git", str(repository), commit.tree, facts, repository=repository,
@@ -81,14 +85,19 @@ def source_of(kernel: TreeKernel | SourceKernel, cache: Cache) -> Source:
     )
 
 
+def _is_kernel(path: Path, names: set[str]) -> None:
+    """Raises ScenarioError when a folder with these files is not the top of a kernel's source."""
+    if missing := [name for name in _TOP if name not in names]:
+        raise ScenarioError(
+            f"{path} is no kernel's source: it has no {' and no '.join(missing)}",
+            hint="the top folder of a kernel's source, or its repository", reason="no-such-source",
+        )  # fmt: skip
+
+
 def _of_folder(path: Path, cache: Cache) -> Source:
     """Its content becomes a git tree in a repository of ours, which remembers what it has read:
     the second time takes a second."""
-    if not ((path / "Makefile").is_file() and (path / "Kconfig").is_file()):
-        raise ScenarioError(
-            f"{path} is no kernel's source: it has no Makefile and Kconfig",
-            hint="the top folder of a kernel's source", reason="no-such-source",
-        )  # fmt: skip
+    _is_kernel(path, {name for name in _TOP if (path / name).is_file()})
     store = cache.folder("folders") / digest_of({"folder": str(path)})
     with cache.lock(f"folders/{store.name}"):
         own_repository(store)

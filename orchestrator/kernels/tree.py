@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator.cache import Cache
+from orchestrator.cache import Cache, disk_full, is_full, is_out_of_room
 from orchestrator.errors import BenchError, ScenarioError
 from orchestrator.evidence import write_json
 from orchestrator.hashing import digest_of, sha256_file
@@ -83,6 +83,8 @@ def checked(kernel: TreeKernel | SourceKernel, cache: Cache) -> None:
 def describe(kernel: TreeKernel | SourceKernel, cache: Cache) -> str:
     """Raises as `checked`."""
     source = source_of(kernel, cache)
+    read_config(kernel.config)
+    read_series(kernel.series, source.users, cache)
     return f"{kernel} ({source.name})"
 
 
@@ -236,6 +238,8 @@ class _Build:
             on_line=_shown(self._progress),
         )  # fmt: skip
         if code:
+            if is_full(log.read_text(errors="replace")) or is_out_of_room(self._tree.work):
+                raise disk_full(self._tree.folder)
             raise ScenarioError(
                 f"{self._wanted.source.name} does not build ({what})",
                 evidence=first_errors(log.read_text(errors="replace")),

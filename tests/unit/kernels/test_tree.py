@@ -18,7 +18,12 @@ from orchestrator.kernels.sources import Source, source_of
 from orchestrator.kernels.worktree import WorkTree, work_tree
 from orchestrator.scenario import TreeKernel
 
-FILES = {"Makefile": "VERSION = 7\n", "Kconfig": "", "drivers/vfio/a.c": "one\ntwo\nthree\n"}
+FILES = {
+    "Makefile": "VERSION = 7\n",
+    "Kconfig": "",
+    "Kbuild": "",
+    "drivers/vfio/a.c": "one\ntwo\nthree\n",
+}
 SERIES = """From: A <a@example.org>
 Subject: [PATCH] vfio: Two is too many
 
@@ -185,7 +190,7 @@ def test_tree_that_nobody_used_for_a_month_makes_room(repository: Path, cache: C
     ("make", "said"),
     [
         (lambda p: p / "none", "there is no"),
-        (lambda p: p, "has no Makefile and Kconfig"),
+        (lambda p: p, "has no Kbuild and no Kconfig and no Makefile"),
         (lambda p: Path(__file__), "is no kernel's source"),
     ],
 )
