@@ -3,9 +3,11 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -174,3 +176,35 @@ def test_place_of_the_cache_is_a_setting(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.delenv("BAROMETER_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     assert Cache().root == tmp_path / "xdg/barometer"
+
+
+def test_full_disk_within_a_copied_tree_is_said_as_such(tmp_path: Path) -> None:
+    def build(folder: Path) -> None:
+        # as copytree() says it, which gives no number
+        raise shutil.Error([("a", "b", "[Errno 28] No space left on device: 'b'")])
+
+    with pytest.raises(BenchError, match="no space left") as caught:
+        Cache(tmp_path).entry("kernels", {}, build)
+    assert caught.value.reason == "disk-full"
+
+
+def test_another_run_at_work_is_said_and_waited_for(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache, order = Cache(tmp_path), []
+    entered = threading.Event()
+
+    def first() -> None:
+        with cache.held("worktrees/a"):
+            entered.set()
+            time.sleep(0.3)
+            order.append("first")
+
+    other = threading.Thread(target=first)
+    other.start()
+    entered.wait()
+    with Cache(tmp_path).held("worktrees/a"):
+        order.append("second")
+    other.join()
+    assert order == ["first", "second"]
+    assert "waiting for another run" in caplog.text

@@ -1020,3 +1020,35 @@ def test_trial_of_the_run_is_left_as_it_was(
 ) -> None:
     barometer("report", finished)
     assert TrialDir.open(finished / "trials" / MEASURED).verify() is None
+
+
+@pytest.mark.parametrize("verb", ["run", "ab"])
+def test_out_that_cannot_be_a_run_is_found_before_anything_is_built(
+    barometer: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str], verb: str
+) -> None:
+    kernel = folder_kernel(tmp_path / "kernel")
+    scenario = tmp_path / "scenario.toml"
+    scenario.write_text(MINIMAL.replace('"old"', f'"{kernel}"'))
+    asked: list[object] = {
+        "run": ["run", scenario],
+        "ab": ["ab", "--base", f"dir:{kernel}", "--candidate", f"dir:{kernel}/../kernel"],
+    }[verb]
+    (tmp_path / "file").write_text("")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/thesis.txt").write_text("mine")
+    for name, why in (("file", "is no folder"), ("full", "is not empty and holds no run")):
+        assert barometer(*asked, "--out", tmp_path / name) == 2
+        assert f"--out {tmp_path / name}: {why}" in capsys.readouterr().err
+    assert (tmp_path / "full/thesis.txt").read_text() == "mine"
+
+
+def test_path_that_cannot_be_used_is_no_bug(
+    barometer: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    base = ["ab", "--base", f"tree:{tmp_path}/file/linux", "--series", "x.patch"]
+    assert barometer(*base) == 2
+    scenario = tmp_path / "scenario.toml"
+    scenario.write_text(MINIMAL)
+    assert barometer("timeline", tmp_path / "file/trial") != 70
+    assert "bug" not in capsys.readouterr().err

@@ -143,3 +143,10 @@ def test_logged_program_ends_when_its_lines_are_not_wanted_any_more(tmp_path: Pa
 def test_missing_logged_program_is_named(tmp_path: Path) -> None:
     with pytest.raises(BenchError, match="the program no-such-program is not installed"):
         run_logged(["no-such-program"], doing="t", log=tmp_path / "log")
+
+
+def test_full_disk_is_said_as_such() -> None:
+    script = "echo 'tar: x: Cannot write: No space left on device' >&2; exit 2"
+    with pytest.raises(BenchError, match="unpacking: no space left") as caught:
+        run(["sh", "-c", script], doing="unpacking")
+    assert caught.value.reason == "disk-full"

@@ -258,3 +258,9 @@ def test_scenario_file_measures_the_metric_and_has_no_settings_of_an_arm() -> No
     scenario, text = parse_scenario(MAPS, "x.toml", overrides=["arms.candidate.cmdline=quiet"])
     with pytest.raises(ScenarioError, match=r"arms\.candidate: has settings besides its kernel"):
         template_of(scenario, text, "exact", "bar_map_seconds")
+
+
+@pytest.mark.parametrize("override", ["trials.pairs=3", "arms.candidate.cmdline=x", "expect={}"])
+def test_what_a_bisection_makes_itself_is_not_to_be_set(override: str) -> None:
+    with pytest.raises(ScenarioError, match="made anew for each commit"):
+        bisect_text(EXACT, "bar_map_seconds", TREE, [override])

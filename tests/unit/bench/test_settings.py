@@ -37,6 +37,8 @@ class LocalShell:
     def run(
         self, argv: Sequence[str] | str, *, stdin: bytes = b"", check: bool = True, doing: str = ""
     ) -> Completed:
+        if isinstance(argv, str):
+            argv = argv.replace("dmesg", f"cat {self.root}/dmesg")
         words = ["sh", "-c", argv] if isinstance(argv, str) else list(argv)
         words = [re.sub(r"(?<!\S)/(?=sys/|proc/)", f"{self.root}/", word) for word in words]
         done = subprocess.run(words, input=stdin, capture_output=True, check=check)
@@ -127,6 +129,16 @@ def test_word_that_is_not_on_the_command_line_is_refused(host: Host) -> None:
     error = host.refused('cmdline = "iommu.strict=1"')
     assert "/proc/cmdline was to have iommu.strict=1" in error.message
     assert "iommu.strict=10" in error.evidence
+
+
+def test_word_that_the_kernel_does_not_know_is_refused(host: Host) -> None:
+    host.has("/proc/cmdline", "console=ttyS0 panic=-1 iommu_strict=1 quiet\n")
+    # print_unknown_bootoptions() in init/main.c
+    host.has("/dmesg", '[    0.1] Unknown kernel command line parameters "iommu_strict=1", will be'
+             " passed to user space.\n")  # fmt: skip
+    error = host.refused('cmdline = "iommu_strict=1"')
+    assert "the kernel knows no such word" in error.evidence
+    assert host.set('cmdline = "quiet"')["cmdline"]["found"] == "quiet"
 
 
 def test_words_that_are_there_are_recorded(host: Host) -> None:
