@@ -1029,10 +1029,11 @@ def test_out_that_cannot_be_a_run_is_found_before_anything_is_built(
     kernel = folder_kernel(tmp_path / "kernel")
     scenario = tmp_path / "scenario.toml"
     scenario.write_text(MINIMAL.replace('"old"', f'"{kernel}"'))
-    asked: list[object] = {
+    questions: dict[str, list[object]] = {
         "run": ["run", scenario],
         "ab": ["ab", "--base", f"dir:{kernel}", "--candidate", f"dir:{kernel}/../kernel"],
-    }[verb]
+    }
+    asked = questions[verb]
     (tmp_path / "file").write_text("")
     (tmp_path / "full").mkdir()
     (tmp_path / "full/thesis.txt").write_text("mine")
