@@ -56,7 +56,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Fixture:
     def runner(
         cache: Cache, progress: Progress, *, keep: bool
     ) -> contextlib.AbstractContextManager[Runner]:
-        nothing = cast(Any, SimpleNamespace())
+        nothing = cast(Any, SimpleNamespace(version=lambda: {"qemu": "10.0.2"}))
         return contextlib.nullcontext(Runner(cache, nothing, nothing, progress, keep))
 
     monkeypatch.chdir(tmp_path)
