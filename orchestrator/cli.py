@@ -76,6 +76,8 @@ from orchestrator.spelled import parse_kernel
 # UsageError of the click that typer brings, which is not always the installed one.
 _UsageError = cast(type[typer.BadParameter], typer.BadParameter.__mro__[1])
 
+_BEGUN = {"plan.json", "matrix.json", "cells", "bisect.json"}
+"""What tells the folder of a run, a matrix or a bisection."""
 _OF_A_PATH = (
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ELOOP,
     errno.ENAMETOOLONG,
@@ -256,9 +258,9 @@ def _out(out: Path | None, name: str) -> Path:
     folder = (out or Path("runs") / f"{name}-{stamp}").absolute()
     if folder.exists() and not folder.is_dir():
         raise ScenarioError(f"--out {folder}: is no folder", reason="run-exists")
-    # begun and no further: there is nothing to go on with
     there = {path.name for path in folder.iterdir()} if folder.exists() else set()
-    if there and not there & {"plan.json", "matrix.json", "cells"} and there != {"scenario.toml"}:
+    # the last two of what was begun, and came no further
+    if there and not there & _BEGUN and not there <= {"scenario.toml", "repo"}:
         raise ScenarioError(f"--out {folder}: is not empty and holds no run", reason="run-exists")
     return folder
 
