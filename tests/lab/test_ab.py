@@ -60,6 +60,13 @@ def test_a_change_of_the_unmap_is_found_and_sized(tmp_path: Path, means: None, b
 
 
 @pytest.mark.parametrize("base", [SOURCE, PACKAGE])
+def test_a_placebo_is_equivalent(tmp_path: Path, means: None, base: str) -> None:
+    code, found, _ = ab(tmp_path / "run", base, "placebo")
+    assert code == 0
+    assert found["verdict"] == "equivalent"
+
+
+@pytest.mark.parametrize("base", [SOURCE, PACKAGE])
 def test_a_series_that_panics_is_charged_to_its_arm(
     tmp_path: Path, means: None, base: str
 ) -> None:
