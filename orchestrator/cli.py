@@ -187,11 +187,14 @@ def _print_plan(scenario: Scenario, described: Callable[[Kernel], str]) -> None:
         f"{format_size(scenario.device.bar)}, passes {', '.join(scenario.trace.passes)}"
     )
     for arm in ARMS:
-        print(f"  {arm:<10} {described(scenario.arms[arm].kernel)}")
+        with key_named(f"arms.{arm}.kernel"):
+            print(f"  {arm:<10} {described(scenario.arms[arm].kernel)}")
         for setting in _settings_said(scenario.arms[arm]):
             print(f"  {'':<10} {setting}")
     if scenario.workload == "guest-boot" and scenario.guest is not None:
-        print(f"  {'guest':<10} {described(scenario.guest.kernel)}{said_of(scenario.guest)}")
+        with key_named("guest.kernel"):
+            kernel = described(scenario.guest.kernel)
+        print(f"  {'guest':<10} {kernel}{said_of(scenario.guest)}")
     else:
         points = ", ".join(point.name for point in scenario.points())
         print(f"  {'points':<10} {points}")

@@ -62,7 +62,7 @@ def test_a_process_without_huge_pages_is_named(one_trial: RunOne, thp: str, reas
 def test_the_hosts_policy_is_named_where_the_kernel_applies_it(one_trial: RunOne) -> None:
     # v6.12 did, of its stable releases those up to 6.12.107 at least; 6.12.117 does not
     level = levels(one_trial(*MAP, "host.cmdline=transparent_hugepage=never"))["full/1GiB"]
-    expected = {"4KiB": ["thp-sysfs"], "1GiB": ["no-series"]}
+    expected: dict[str | None, list[str]] = {"4KiB": ["thp-sysfs"], "1GiB": ["no-series"]}
     assert reasons(level) == expected[level.leaf]
 
 
