@@ -287,9 +287,16 @@ def test_scenario_is_there_in_full(run: Path) -> None:
     page = Page(html_report(chosen, comparison, plan))
     [shown] = [text for text in page.texts["pre"] if text.startswith("name = ")]
     assert parse_scenario(shown, "shown.toml", run)[0] == chosen
-    for package in plan["kernels"]["candidate"]["provenance"]["packages"]:
+    made = plan["kernels"]["candidate"]["provenance"]
+    assert "packages" in made or "compiler" in made
+    for package in made.get("packages", ()):
         assert package["sha256"] in page.text
         assert package["version"] in page.text
+    if "compiler" in made:  # built from source
+        for said in (made["compiler"], made["config"]["sha256"], made["image_sha256"]):
+            assert said in page.text
+        for text in (*made["source"].values(), *(p["subject"] for p in made["series"])):
+            assert text in page.text
 
 
 def test_what_the_arms_differ_in_stands_below_the_sentence() -> None:
