@@ -156,9 +156,11 @@ def is_full(said: str) -> bool:
     return os.strerror(errno.ENOSPC) in said or os.strerror(errno.EDQUOT) in said
 
 
-def is_out_of_room(place: Path) -> bool:
-    """Hardly anything can be written there: a compiler may not have said so."""
-    return shutil.disk_usage(place).free < _ROOM
+def blame_full_disk(said: str, place: Path) -> None:
+    """Raises BenchError when it is a full disk for which a program failed, by what it said or
+    since hardly anything can be written to `place`: a compiler may not have said so."""
+    if is_full(said) or shutil.disk_usage(place).free < _ROOM:
+        raise disk_full(place)
 
 
 def disk_full(place: Path) -> BenchError:

@@ -26,7 +26,7 @@ from orchestrator.bench.device import bound_devices
 from orchestrator.bench.domain import Disk
 from orchestrator.bench.guest import GUEST_SERIAL, guest_cmdline
 from orchestrator.bench.guestdisk import GuestDisk, grub_config, guest_disk
-from orchestrator.bench.host import Host
+from orchestrator.bench.host import Host, charged_to_the_arm
 from orchestrator.bench.keys import RunKeys
 from orchestrator.bench.nested import proven_host, running_machine
 from orchestrator.bench.runner import runner_facts
@@ -35,7 +35,6 @@ from orchestrator.bench.state import BenchState, bench_state
 from orchestrator.bench.workload import guest_boots, maps, settle
 from orchestrator.cache import Cache, disk_full
 from orchestrator.errors import (
-    ArmFailedError,
     BarometerError,
     BenchError,
     ScenarioError,
@@ -444,7 +443,7 @@ def _climb(bench: Bench, planned: PlannedTrial, trial: TrialWriter) -> None:
                 )
             )  # fmt: skip
         ladder.callback(_save_dmesg, host, trial)
-        ladder.enter_context(_charged_to_the_arm(host))
+        ladder.enter_context(charged_to_the_arm(host))
         _set(bench, planned.boots, host, trial)
         with progress.stage("host: device"), trial.stage("device"):
             devices = ladder.enter_context(bound_devices(host, scenario.device))
@@ -476,19 +475,6 @@ def _set(bench: Bench, arm: ArmName, host: Host, trial: TrialWriter) -> None:
 
 def _proven(bench: Bench, arm: ArmName, host: Host) -> dict[str, Any]:
     return prove_settings(host.shell, bench.prepared.kernels[arm], bench.scenario, arm)
-
-
-@contextlib.contextmanager
-def _charged_to_the_arm(host: Host) -> Iterator[None]:
-    """The kernel is proven: where it has oopsed or its machine is gone, a failure is the arm's."""
-    try:
-        yield
-    except BenchError as exc:
-        try:
-            host.check()
-        except ArmFailedError as broken:
-            raise broken from exc
-        raise
 
 
 def _trial_facts(bench: Bench, planned: PlannedTrial) -> dict[str, Any]:

@@ -213,8 +213,7 @@ class DebKernel(_Model):
 
     @model_validator(mode="after")
     def _one_of(self) -> DebKernel:
-        if self.suite is None and self.version is None:
-            raise ValueError(f'{{ deb = "{self.deb}" }} needs a suite or a version beside it')
+        _some_version("deb", self.deb, self.version, self.suite)
         return self
 
     def __str__(self) -> str:
@@ -297,15 +296,17 @@ class SourceKernel(_Built):
 
     @model_validator(mode="after")
     def _one_of(self) -> SourceKernel:
-        if self.suite is None and self.version is None:
-            raise ValueError(
-                f'{{ source = "{self.source}" }} needs a suite or a version beside it'
-            )
+        _some_version("source", self.source, self.version, self.suite)
         return self
 
     def __str__(self) -> str:
         name = "source:" + _package(self.source, self.version, self.suite)
         return " + ".join([name, *map(_shown, self.series)])
+
+
+def _some_version(key: str, name: str, version: str | None, suite: str | None) -> None:
+    if suite is None and version is None:
+        raise ValueError(f'{{ {key} = "{name}" }} needs a suite or a version beside it')
 
 
 def _package(name: str, version: str | None, suite: str | None) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,3 +124,16 @@ class Host:
     def agent(self, name: str, *arguments: str) -> list[str]:
         """Command line of one of guests/agents/."""
         return ["python3", "-I", f"{self.payload}/agents/{name}.py", *arguments]
+
+
+@contextlib.contextmanager
+def charged_to_the_arm(host: Host) -> Iterator[None]:
+    """The kernel is proven: where it has oopsed or its machine is gone, a failure is the arm's."""
+    try:
+        yield
+    except BenchError as exc:
+        try:
+            host.check()
+        except ArmFailedError as broken:
+            raise broken from exc
+        raise

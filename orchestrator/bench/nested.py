@@ -12,7 +12,7 @@ from pathlib import Path
 
 from orchestrator.bench.accel import Accel
 from orchestrator.bench.domain import Disk, HostDomain, host_xml
-from orchestrator.bench.host import PANIC, Console, Host
+from orchestrator.bench.host import PANIC, Console, Host, charged_to_the_arm
 from orchestrator.bench.hypervisor import Connection, Domain, over_ssh
 from orchestrator.bench.images import FIRST, PAYLOAD, HostImage
 from orchestrator.bench.keys import RunKeys, tar_of
@@ -183,15 +183,9 @@ def proven_host(
             libvirt=lambda: over_ssh(ssh, "host"),
             monitor=machine.domain.monitor, scratch=scratch,
         )  # fmt: skip
-        try:
+        with charged_to_the_arm(host):  # its modules are
             loaded = _load_modules(shell, with_libvirt=with_libvirt)
             _prove_modules(shell, kernel)
-        except BenchError as exc:
-            try:
-                host.check()
-            except ArmFailedError as broken:  # it panicked: its modules are the arm's
-                raise broken from exc
-            raise
         yield replace(host, kvm="kvm" in loaded)
 
 

@@ -18,7 +18,7 @@ from hashlib import sha256
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from orchestrator.cache import Cache, disk_full, is_full, is_out_of_room
+from orchestrator.cache import Cache, blame_full_disk
 from orchestrator.command import tail
 from orchestrator.errors import BenchError, ScenarioError
 from orchestrator.hashing import digest_of
@@ -292,9 +292,9 @@ class _Workshop:
             on_line=self.on_line,
         )  # fmt: skip
         if code:
-            if is_full(log.read_text(errors="replace")) or is_out_of_room(folder):
-                raise disk_full(self.cache.root)
-            raise _FailedError(first_errors(log.read_text(errors="replace")))
+            said = log.read_text(errors="replace")
+            blame_full_disk(said, self.cache.folder("kernels"))
+            raise _FailedError(first_errors(said))
         return {m: module_at(folder / "tree" / f"{m}.ko") for m in self.change.modules}
 
     def packaged(self, module: str) -> Path:

@@ -6,6 +6,7 @@ Only looked at here; the build works on a copy (worktree.py). Nothing of a user'
 from __future__ import annotations
 
 import re
+import shutil
 import tarfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -146,7 +147,7 @@ def package_source(archive: Archive, package: Package, cache: Cache) -> Source:
             raise ScenarioError(f"{deb.name} has no tarball of a kernel", reason="no-such-source")
         found[0].rename(folder / found[0].name)
         deb.unlink()
-        run(["rm", "-r", folder / "tree"], doing=f"unpacking {deb.name}")
+        shutil.rmtree(folder / "tree")
 
     place = cache.entry("sources", {"kind": "linux-source", "deb": package.sha256}, build)
     [tarball] = place.glob("*.tar.*")

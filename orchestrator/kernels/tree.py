@@ -1,8 +1,8 @@
 """A kernel that is built from source, with `make` and nothing around it.
 
 The image of one content is always the same bytes: the build root, the path, the time and the
-builder's name in it are fixed. So the base is built again after each series, and its image must
-come out as before: that proves that nothing of one arm is in the other.
+builder's name in it are fixed. So the base is built again after each series, and image and modules
+must come out as before: that proves that nothing of one arm is in the other.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator.cache import Cache, disk_full, is_full, is_out_of_room
+from orchestrator.cache import Cache, blame_full_disk
 from orchestrator.errors import BenchError, ScenarioError
 from orchestrator.evidence import write_json
 from orchestrator.hashing import digest_of, sha256_file
@@ -117,7 +118,7 @@ def _wanted(kernel: TreeKernel | SourceKernel, tag: str, cache: Cache) -> _Wante
     return _Wanted(source, patches, config, build_root(cache), tag)
 
 
-def _tree(wanted: _Wanted, cache: Cache) -> Any:
+def _tree(wanted: _Wanted, cache: Cache) -> AbstractContextManager[WorkTree]:
     return work_tree(
         wanted.source, digest_of({"c": wanted.config.digest, "r": wanted.root.digest}), cache
     )
@@ -238,11 +239,11 @@ class _Build:
             on_line=_shown(self._progress),
         )  # fmt: skip
         if code:
-            if is_full(log.read_text(errors="replace")) or is_out_of_room(self._tree.work):
-                raise disk_full(self._tree.folder)
+            said = log.read_text(errors="replace")
+            blame_full_disk(said, self._tree.folder)
             raise ScenarioError(
                 f"{self._wanted.source.name} does not build ({what})",
-                evidence=first_errors(log.read_text(errors="replace")),
+                evidence=first_errors(said),
                 hint=f"the whole log: {log}", reason="build-failed",
             )  # fmt: skip
 

@@ -4,7 +4,7 @@ one after the other: what a series or another commit does not touch is not compi
     CACHE/worktrees/KEY/work/source         the source; a git index of ours knows its state
     CACHE/worktrees/KEY/work/source/build   make's O=
     CACHE/worktrees/KEY/git                 that index, and objects that are not the user's
-    CACHE/worktrees/KEY/built.json          sha256 of each image that was built here
+    CACHE/worktrees/KEY/built.json          a digest of all that was built here
 
 A git repository's tree has an index of all files, whose objects are the repository's own; of
 what comes as a tarball only the files that a series touches are known to git.
@@ -106,14 +106,14 @@ class WorkTree:
     # what was built ------------------------------------------------------------------------------
 
     def built(self) -> dict[str, str]:
-        """The suffix of a release, which names what it is made of -> sha256 of the image."""
+        """Suffix of a release, which names what it is made of -> digest of what was built."""
         try:
             return dict(json.loads((self.folder / "built.json").read_text()))
         except (OSError, ValueError):
             return {}
 
-    def remember(self, suffix: str, sha256: str) -> None:
-        write_json(self.folder / "built.json", {**self.built(), suffix: sha256})
+    def remember(self, suffix: str, digest: str) -> None:
+        write_json(self.folder / "built.json", {**self.built(), suffix: digest})
 
     def forget(self) -> None:
         """Remove all objects."""
