@@ -24,11 +24,12 @@ die() { printf 'setup: error: %s\n' "$*" >&2; exit 3; }
 #   openssh-client                     qemu+ssh:// to the host's libvirt
 #   chromium                           the browser lane of the tests: reports as a reader sees them
 #   make                               the tests: what the kernel's Makefiles say
+#   fdisk mtools                       the tests: a machine's EFI system partition
 #   libvirt-dev gcc pkgconf python3-*  libvirt-python is published as source only
 packages=(
   qemu-system-x86 libvirt-daemon-driver-qemu
   mmdebstrap e2fsprogs uidmap kmod git openssh-client openssh-server debian-archive-keyring ca-certificates
-  chromium make
+  chromium make fdisk mtools
   libvirt-dev gcc pkgconf python3-dev python3-venv
 )
 # On Debian 12 these come from bookworm-backports: its own QEMU (7.2) neither aligns BAR

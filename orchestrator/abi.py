@@ -13,6 +13,8 @@ ORDERS = {"4KiB": 0, "2MiB": 9, "1GiB": 18}
 
 MAP_DMA, UNMAP_DMA = 0x3B71, 0x3B72
 """VFIO_IOMMU_MAP_DMA and VFIO_IOMMU_UNMAP_DMA (include/uapi/linux/vfio.h)."""
+IORESOURCE_MEM, IORESOURCE_PREFETCH, IORESOURCE_MEM_64 = 0x200, 0x2000, 0x100000
+"""include/linux/ioport.h: what kind of BAR it is."""
 IORESOURCE_UNSET = 0x20000000
 """include/linux/ioport.h: the BAR has a size and no place."""
 VM_FAULT_NOPAGE = 0x100
@@ -22,6 +24,9 @@ TAINTS = "PFSRMBUDAWCIOELKXTNJ"
 """Of each bit of /proc/sys/kernel/tainted (Documentation/admin-guide/tainted-kernels.rst)."""
 MACHINE_TAINTS = frozenset("SMUAI")
 """Raised by the machine (out of specification, machine check, firmware), or by whoever runs it."""
+OVMF_CODE = "/usr/share/OVMF/OVMF_CODE_4M.fd"
+OVMF_VARIABLES = "/usr/share/OVMF/OVMF_VARS_4M.fd"
+"""Debian's firmware for guests, its code and what its variables are at first."""
 
 
 def chosen(text: str) -> str:

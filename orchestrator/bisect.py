@@ -136,7 +136,7 @@ class Question:
 
     @property
     def trials(self) -> int:
-        return self.wanted or (1 if self.scenario.host.accel == "exact" else _TRIALS)
+        return self.wanted or (1 if self.scenario.host.exact else _TRIALS)
 
     def asked(self) -> dict[str, Any]:
         """What has to be the same for a bisection to go on."""

@@ -18,19 +18,24 @@ from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any, NoReturn, cast
+from typing import Annotated, Any, Literal, NoReturn, cast
 
 import typer
+from pydantic import ValidationError
 from rich.console import Console
 
 from orchestrator import __version__
+from orchestrator.analysis.profile import profile_of
 from orchestrator.analysis.timeline import to_json
 from orchestrator.bench.accel import chosen_accel
+from orchestrator.bench.metal import recover as recover_host
+from orchestrator.bench.state import bench_state
 from orchestrator.bench.state import clean as clean_state
 from orchestrator.bisect import Question, kernels_of, run_bisection
 from orchestrator.cache import Cache
 from orchestrator.command import run as execute
 from orchestrator.commits import commits_of
+from orchestrator.doctor import diagnosed
 from orchestrator.errors import BarometerError, BenchError, EvidenceError, ScenarioError, key_named
 from orchestrator.evidence import RunDir
 from orchestrator.factors import (
@@ -45,9 +50,13 @@ from orchestrator.judge import Judged, judge_across, judged, looks_of, traced_bo
 from orchestrator.kernels import checked, describe
 from orchestrator.matrix import MatrixDir, judge_cells, run_cells
 from orchestrator.plan import make_plan
+from orchestrator.profile import QUIET_SECONDS, Asked, record
+from orchestrator.profile import clear as clear_profile
 from orchestrator.progress import Progress
 from orchestrator.report.bisect import bisect_report
+from orchestrator.report.doctor import json_diagnosis, text_diagnosis
 from orchestrator.report.github import job_summary, workflow_commands
+from orchestrator.report.profile import profile_json, text_profile
 from orchestrator.report.timeline import text_timeline
 from orchestrator.report.wording import said_of
 from orchestrator.run import no_space_explained, run_plan, runner
@@ -55,7 +64,10 @@ from orchestrator.scenario import (
     ARMS,
     Arm,
     ArmName,
+    Host,
     Kernel,
+    MetalHost,
+    NestedHost,
     Scenario,
     format_size,
     load_scenario,
@@ -137,6 +149,9 @@ Config = Annotated[
     typer.Option(
         "--config", metavar="FILE|CONFIG_X=y", help="Of kernels that are built; repeatable."
     ),
+]
+SshConfig = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="For ssh -F; default: the user's.")
 ]
 CellNames = Annotated[
     list[str] | None,
@@ -371,6 +386,11 @@ def _setting(
     return Setting(accel, why, workload or "map", bar or "32GiB", kernel)
 
 
+def _accel_of(host: Host) -> AccelName | None:
+    """What a bisection's steps all run under; None: a metal host runs as it does."""
+    return chosen_accel(host.accel)[0] if isinstance(host, NestedHost) else None
+
+
 def _write(path: Path, text: str) -> None:
     try:
         path.write_text(text, "utf-8")
@@ -437,7 +457,7 @@ def bisect(
         )
     else:
         one, text = load_scenario(scenario, overrides or [])
-        how = template_of(one, text, chosen_accel(one.host.accel)[0], metric)
+        how = template_of(one, text, _accel_of(one.host), metric)
     question = Question(commits, kernels, metric, how, trials)
     folder = _out(out, "bisect")
     with runner(Cache(), Progress(), keep=keep) as here:
@@ -510,9 +530,172 @@ def timeline(
 
 
 @app.command()
+def profile(
+    domain: Annotated[
+        str | None, typer.Argument(help="Name of a libvirt domain with a device passed through.")
+    ] = None,
+    connect: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URI", help="qemu:///system or qemu+ssh://HOST/system; default: as virsh."
+        ),
+    ] = None,
+    ssh_config: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="As of ssh -F, for qemu+ssh.")
+    ] = None,
+    reboot: Annotated[
+        bool, typer.Option("--reboot", help="Let the guest of a running domain reboot.")
+    ] = False,
+    until: Annotated[
+        str,
+        typer.Option(
+            metavar="SECONDS|agent",
+            help="The boot is over after so long without a map or a line on a serial port, or when"
+            " the guest agent connects.",
+        ),
+    ] = f"{QUIET_SECONDS:g}",
+    save: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Keep the trace and the facts there.")
+    ] = None,
+    clear: Annotated[
+        bool, typer.Option("--clear", help="Remove the probes that a killed profile left.")
+    ] = False,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+) -> None:
+    """Boot an existing libvirt domain once, and show where the time goes and what would help."""
+    _logging(verbose)
+    if clear:
+        clear_profile(connect, ssh_config)
+        return
+    if domain is None:
+        raise ScenarioError("profile: no DOMAIN is given", hint="virsh list --all names them")
+    asked = Asked(domain, connect, ssh_config, reboot, _until(until))
+    recorded = record(asked, Progress())
+    if save is not None:
+        recorded.save(save)
+    found = profile_of(recorded.facts, recorded.files)
+    if as_json:
+        _print_json(profile_json(found))
+    else:
+        print(text_profile(found), end="")
+
+
+def _until(text: str) -> float | Literal["agent"]:
+    """Raises ScenarioError."""
+    if text == "agent":
+        return "agent"
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise ScenarioError(f"--until {text}: neither seconds above 0 nor the word agent")
+    return seconds
+
+
+@app.command()
 def schema() -> None:
     """Print the JSON schema of a scenario file, for editors."""
     _print_json(file_schema())
+
+
+@app.command()
+def recover(
+    host: Annotated[str, typer.Argument(metavar="HOST", help="As ssh knows it; or a scenario.")],
+    ssh_config: SshConfig = None,
+    deadline: Annotated[
+        int | None,
+        typer.Option(min=180, help="Seconds within which it is back after a boot (600)."),
+    ] = None,
+    wait: Annotated[
+        int, typer.Option(min=0, help="Seconds to wait for the lease of a runner that is gone.")
+    ] = 120,
+    keep_kernel: Annotated[
+        bool, typer.Option("--keep-kernel", help="The kernel that runs is its own by now.")
+    ] = False,
+    power_cycle: Annotated[
+        bool,
+        typer.Option("--power-cycle", help="Where it does not answer; another may be using it."),
+    ] = False,
+    verbose: Verbose = False,
+) -> None:
+    """Put a metal host back as it was before a run that was killed, on its own kernel."""
+    _logging(verbose)
+    spec = _metal_host(host, ssh_config, deadline, wait)
+    if power_cycle and spec.power_cycle is None:
+        raise ScenarioError("--power-cycle: only a scenario's host.power_cycle says how")
+    with bench_state() as state:
+        found = recover_host(
+            spec, state.folder / "metal", Progress(), keep_kernel=keep_kernel,
+            power_cycle=power_cycle,
+        )  # fmt: skip
+    print(f"{spec.address}: " + ("put back as it was" if found else "nothing to recover"))
+
+
+def _metal_host(host: str, ssh_config: Path | None, deadline: int | None, wait: int) -> MetalHost:
+    """Of an address; or of a scenario's file, with what it says of its power."""
+    if host.endswith(".toml"):
+        if ssh_config is not None:
+            raise ScenarioError(f"--ssh-config: {host} says how its host is reached")
+        hosts = [cell.scenario.host for cell in load_scenarios(Path(host)).cells]
+        machines = {each.address: each for each in hosts if isinstance(each, MetalHost)}
+        if not machines:
+            raise ScenarioError(
+                f'{host}: host.kind is "{hosts[0].kind}", and there is nothing to put back'
+            )
+        if len(machines) > 1:
+            raise ScenarioError(
+                f"{host}: its cells have {len(machines)} machines",
+                hint="; ".join(f"barometer recover {address}" for address in machines),
+            )
+        given = {"wait": wait} | ({"deadline": deadline} if deadline is not None else {})
+        return next(iter(machines.values())).model_copy(update=given)
+    try:
+        return MetalHost(
+            kind="metal", address=host, ssh_config=ssh_config, deadline=deadline or 600, wait=wait
+        )
+    except ValidationError as exc:
+        raise ScenarioError(
+            f"{host}: {exc.errors()[0]['msg'].removeprefix('Value error, ')}"
+        ) from exc
+
+
+@app.command()
+def doctor(
+    host: Annotated[
+        str | None,
+        typer.Option(metavar="HOST", help="A machine, as ssh(1) takes it; default: this one."),
+    ] = None,
+    ssh_config: SshConfig = None,
+    scenario: Annotated[
+        Path | None, typer.Option(help="What is asked for; with --cell of a matrix.")
+    ] = None,
+    probe: Annotated[
+        bool, typer.Option("--probe", help="Count one small map of a device on vfio-pci.")
+    ] = False,
+    overrides: Overrides = None,
+    names: CellNames = None,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+) -> None:
+    """Say what this machine or HOST can do and what is in the way; changes nothing."""
+    _logging(verbose)
+    asked = None
+    if scenario is not None:
+        _, cells = _load(scenario, overrides, None, names)
+        if len(cells) > 1:
+            raise ScenarioError(
+                f"--scenario {scenario}: its matrix has {len(cells)} cells",
+                hint=f"name one: --cell {cells[0].name}", reason="scenario",
+            )  # fmt: skip
+        asked = cells[0].scenario
+    found = diagnosed(asked, host, ssh_config, Cache(), probe=probe)
+    if as_json:
+        _print_json(json_diagnosis(found))
+    else:
+        print(text_diagnosis(found), end="")
+    raise typer.Exit(found.exit_code)
 
 
 @app.command()
@@ -652,7 +835,8 @@ def _run() -> int:
             say(f"error: {message}")
         return ScenarioError.exit_code
     except (KeyboardInterrupt, typer.Abort) as exc:
-        say(f"interrupted{f' by {exc}' if str(exc) else ''}; everything that ran was ended")
+        by = f" by {exc}" if str(exc) else ""
+        say(f"interrupted{by}; what it started was ended, or is named above")
         return 130
     except BrokenPipeError:
         # what is left in the buffer must not be tried again when Python ends

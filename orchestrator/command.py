@@ -12,6 +12,7 @@ import subprocess
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from orchestrator.errors import BenchError
 
@@ -48,14 +49,14 @@ def run(
         try:
             out, err = process.communicate(stdin, timeout=timeout)
         except subprocess.TimeoutExpired as exc:
-            _end_group(process)
+            end_group(process)
             raise BenchError(
                 f"{doing}: {words[0]} took more than {timeout:.0f} s",
                 evidence=shlex.join(words),
                 reason="program-timeout",
             ) from exc
         except BaseException:
-            _end_group(process)
+            end_group(process)
             raise
     if process.returncode not in accept and os.strerror(errno.ENOSPC) in err:
         raise BenchError(
@@ -96,7 +97,7 @@ def run_logged(
 
         def end() -> None:
             expired.set()
-            _end_group(process)
+            end_group(process)
 
         late = threading.Timer(timeout, end)
         late.start()
@@ -106,7 +107,7 @@ def run_logged(
                     file.write(line)
                     on_line(line.rstrip())
         except BaseException:
-            _end_group(process)
+            end_group(process)
             raise
         finally:
             late.cancel()
@@ -131,10 +132,11 @@ def _missing(program: str, doing: str) -> BenchError:
     )
 
 
-def _end_group(process: subprocess.Popen[str]) -> None:
-    """End a program and what it started; it has a moment to clean up after itself."""
+def end_group(process: subprocess.Popen[Any]) -> None:
+    """End a program that leads a session, and what it started; it has a moment to clean up after
+    itself. What is another user's (sudo's) cannot be ended, and is left."""
     for number in (signal.SIGTERM, signal.SIGKILL):
-        with contextlib.suppress(ProcessLookupError):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, number)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(_LAST_SECONDS)

@@ -7,6 +7,7 @@
     RUN/timelines/0001-baseline-guest-1.pftrace   of each traced guest boot, for ui.perfetto.dev
     RUN/trials/0001-baseline/manifest.json   stages, outcome, versions, sha256 of every file
     RUN/trials/0001-baseline/host/           domain.xml console.log dmesg.txt facts.json
+                                             device.json (of a metal host, before it was bound)
                                              trace-guest-1.txt.gz stats-guest-1.txt hist-*.txt
                                              profile-*.folded
     RUN/trials/0001-baseline/guest-0/        domain.xml console.log marks.txt dmesg.txt facts.json
@@ -212,7 +213,7 @@ class TrialWriter(TrialDir):
         write_json(self.path / MANIFEST, self.manifest)
 
 
-_ACCELS = ("kvm", "tcg", "exact")
+_ACCELS = ("kvm", "tcg", "exact", "none")
 
 
 def _plan_flaw(plan: dict[str, Any]) -> str | None:

@@ -40,7 +40,7 @@ def make_plan(scenario: Scenario) -> tuple[PlannedTrial, ...]:
     An exact host carries one guest boot, so there each pass of a guest boot is a trial of its own.
     """
     trials, passes = scenario.trials, scenario.trace.passes
-    apart = scenario.workload == "guest-boot" and scenario.host.accel == "exact"
+    apart = scenario.workload == "guest-boot" and scenario.host.exact
     boots = [(which,) for which in passes] if apart else [passes]
     planned: list[PlannedTrial] = []
 
@@ -71,7 +71,7 @@ def make_plan(scenario: Scenario) -> tuple[PlannedTrial, ...]:
 def warms_up(scenario: Scenario) -> bool:
     trials = scenario.trials
     if trials.warm_up == "auto":
-        return trials.most_pairs > 1 and scenario.host.accel != "exact"
+        return trials.most_pairs > 1 and not scenario.host.exact
     return trials.warm_up
 
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import logging
 import os
-import platform
 import re
+import shlex
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -20,15 +19,14 @@ from typing import Any
 from filelock import Timeout
 
 from orchestrator import __version__
-from orchestrator.bench import hypervisor, images
-from orchestrator.bench.accel import Accel, chosen_accel
-from orchestrator.bench.device import bound_devices
-from orchestrator.bench.domain import Disk
-from orchestrator.bench.guest import GUEST_SERIAL, guest_cmdline
-from orchestrator.bench.guestdisk import GuestDisk, grub_config, guest_disk
+from orchestrator.bench import hypervisor, images, metal
+from orchestrator.bench.accel import Accel
+from orchestrator.bench.device import BoundDevice, bound_devices, host_facts
 from orchestrator.bench.host import Host, charged_to_the_arm
 from orchestrator.bench.keys import RunKeys
+from orchestrator.bench.metal import Met, MetalMachine
 from orchestrator.bench.nested import proven_host, running_machine
+from orchestrator.bench.passthrough import hostdev
 from orchestrator.bench.runner import runner_facts
 from orchestrator.bench.settings import prove_settings, write_settings
 from orchestrator.bench.state import BenchState, bench_state
@@ -38,158 +36,22 @@ from orchestrator.errors import (
     BarometerError,
     BenchError,
     ScenarioError,
-    key_named,
 )
-from orchestrator.evidence import RunDir, TrialDir, TrialWriter
+from orchestrator.evidence import RunDir, TrialDir, TrialWriter, write_json
 from orchestrator.hashing import digest_of
-from orchestrator.kernels import KernelBundle, checked, materialised
-from orchestrator.kernels.parameters import check_parameter
 from orchestrator.plan import PlannedTrial, make_plan
+from orchestrator.prepare import Prepared, guest_kernel_facts, plan_facts, prepare
 from orchestrator.progress import Progress
-from orchestrator.scenario import ARMS, GIB, ArmName, Scenario
+from orchestrator.scenario import ARMS, GIB, ArmName, HostDevice, MetalHost, NestedHost, Scenario
 
 log = logging.getLogger("barometer.run")
 Enough = Callable[[RunDir, int], bool]
 """Whether the trials of so many pairs, from the first, are enough."""
 
-_TAGS: dict[ArmName, str] = {"baseline": "base", "candidate": "cand"}
-"""In the releases of kernels that are built: as long for both, so that nothing else moves."""
 _SAME_BENCH_FAILURES = 2
 _ATTEMPTS = 3
 _BY_CHANCE = {"host-crash", "exact-crawl"}
 """Failures of QEMU's emulation that come and go: such a trial is begun again, and that is said."""
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """Everything a plan needs that is built before anything boots."""
-
-    kernels: dict[ArmName, KernelBundle]
-    hosts: dict[ArmName, images.HostImage]
-    guest_kernel: KernelBundle | None
-    """None where the workload has no guest."""
-    payload: images.PayloadImage
-    guest_disk: GuestDisk | None
-    """What the guest boots from; None: its kernel is in the payload."""
-    accel: Accel
-    accel_reason: str
-
-    def disks(self) -> tuple[Disk, ...]:
-        """What the host is given besides its own disks."""
-        more = [Disk(self.guest_disk.path, GUEST_SERIAL)] if self.guest_disk else []
-        return (Disk(self.payload.disk, "payload"), *more)
-
-    def configs(self) -> dict[ArmName, str]:
-        """Of the kernels that come with one."""
-        return {
-            arm: kernel.config.read_text("utf-8", errors="replace")
-            for arm, kernel in self.kernels.items()
-            if kernel.config
-        }
-
-    def guest_packages(self) -> dict[str, str]:
-        return self.guest_disk.packages if self.guest_disk else self.payload.packages
-
-
-def prepare(scenario: Scenario, cache: Cache, progress: Progress) -> Prepared:
-    """Accelerator, kernels and images; nothing is booted but the probe of KVM.
-
-    Raises ScenarioError for what the scenario asks and cannot be had, BenchError otherwise.
-    """
-    with progress.stage("accelerator"):
-        accel, reason = chosen_accel(scenario.host.accel)
-    progress.note(f"accelerator: {accel} ({reason})")
-    for arm in ARMS:  # all of them, before any is built
-        with key_named(f"arms.{arm}.kernel"):
-            checked(scenario.arms[arm].kernel, cache)
-    if scenario.workload == "guest-boot" and scenario.guest is not None:
-        with key_named("guest.kernel"):
-            checked(scenario.guest.kernel, cache)
-    kernels: dict[ArmName, KernelBundle] = {}
-    for arm in ARMS:
-        if kernels and scenario.arms[arm].kernel == scenario.arms.baseline.kernel:
-            kernels[arm] = kernels["baseline"]  # down to the release
-        else:
-            kernel_stage = progress.stage(f"kernel of the {arm}: {scenario.arms[arm].kernel}")
-            with kernel_stage, key_named(f"arms.{arm}.kernel"):
-                kernels[arm] = materialised(scenario.arms[arm].kernel, cache, progress, _TAGS[arm])
-                _has_backend(kernels[arm], scenario)
-        for word in scenario.arms[arm].cmdline.split():
-            name = word.partition("=")[0]
-            # other words with a dot are of the kernel's core, which lists them nowhere
-            if "." in name and kernels[arm].has_module(name.partition(".")[0]):
-                with key_named(f"arms.{arm}.cmdline"):
-                    check_parameter(kernels[arm], name)
-        for name in scenario.arms[arm].parameters:
-            with key_named(f'arms.{arm}.parameters."{name}"'):
-                check_parameter(kernels[arm], name)
-    guest_kernel = None
-    if scenario.workload == "guest-boot" and scenario.guest is not None:
-        guest_stage = progress.stage(f"kernel of the guest: {scenario.guest.kernel}")
-        with guest_stage, key_named("guest.kernel"):
-            guest_kernel = materialised(scenario.guest.kernel, cache, progress, "gues")
-    with progress.stage("images"):
-        disk = _guest_disk(scenario, guest_kernel, cache)
-        return Prepared(
-            kernels=kernels,
-            hosts={
-                arm: images.host_image(kernel, scenario.host.suite, cache)
-                for arm, kernel in kernels.items()
-            },
-            guest_kernel=guest_kernel,
-            payload=images.payload_image(None if disk else guest_kernel, cache),
-            guest_disk=disk,
-            accel=accel,
-            accel_reason=reason,
-        )
-
-
-def _guest_disk(scenario: Scenario, kernel: KernelBundle | None, cache: Cache) -> GuestDisk | None:
-    if kernel is None or scenario.guest is None or scenario.guest.boot != "disk":
-        return None
-    cmdline = guest_cmdline(scenario.guest)
-    with key_named("guest.cmdline"):
-        grub_config(kernel.release, cmdline)
-    with key_named("guest.kernel"):
-        return guest_disk(kernel, cmdline, cache)
-
-
-def _has_backend(kernel: KernelBundle, scenario: Scenario) -> None:
-    room = "map" if scenario.workload == "map" else "guest"
-    backend = getattr(getattr(scenario, room), "backend", "type1")
-    if backend == "iommufd" and not kernel.has_module("iommufd"):
-        raise ScenarioError(
-            f'{room}.backend = "iommufd", and the kernel {kernel.release} has no iommufd',
-            hint=f'CONFIG_IOMMUFD and CONFIG_VFIO_DEVICE_CDEV; or {room}.backend = "type1"',
-            reason="kernel-lacks-module",
-        )
-
-
-def plan_facts(scenario: Scenario, prepared: Prepared) -> dict[str, Any]:
-    """plan.json: the order of the trials, and exactly what they will use."""
-    return {
-        "schema": 1, "barometer": __version__, "scenario": scenario.name,
-        "accel": prepared.accel, "accel_reason": prepared.accel_reason,
-        "kernels": {
-            arm: {"release": k.release, "source": str(scenario.arms[arm].kernel),
-                  "digest": k.digest, "provenance": k.provenance}
-            for arm, k in prepared.kernels.items()
-        },
-        "arm_settings": {arm: scenario.arms[arm].settings for arm in ARMS},
-        "guest_kernel": _guest_kernel(scenario, prepared),
-        "runner": {"system": platform.platform(), "machine": platform.machine(),
-                   "cpus": os.cpu_count()},
-        "trials": [{"name": t.name, "pair": t.pair, "arm": t.arm, "passes": list(t.passes)}
-                   for t in make_plan(scenario)],
-    }  # fmt: skip
-
-
-def _guest_kernel(scenario: Scenario, prepared: Prepared) -> dict[str, Any] | None:
-    if prepared.guest_kernel is None or scenario.guest is None:
-        return None
-    return {"release": prepared.guest_kernel.release, "source": str(scenario.guest.kernel),
-            "digest": prepared.guest_kernel.digest,
-            "provenance": prepared.guest_kernel.provenance}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -232,6 +94,8 @@ class Bench:
     """With `trials.until`: asked after each block, of the pairs up to it."""
     only: ArmName | None = None
     """Of all trials those of this arm; the others are left for another day."""
+    machine: MetalMachine | None = None
+    """Of a metal host: leased, with the kernels on it."""
     stopped: threading.Event = field(default_factory=threading.Event)
     """The run is interrupted, and what fails now fails because of that."""
 
@@ -253,15 +117,53 @@ def run_plan(
     and then returns False. Raises ScenarioError and BenchError for what cannot be prepared.
     """
     with no_space_explained(out), only_run_in(out, here.cache):
-        prepared = prepare(scenario, here.cache, here.progress)
+        found = _found(scenario, out, enough, only)
+        prepared = prepare(scenario, here.cache, here.progress, found)
         facts = plan_facts(scenario, prepared)
         run = RunDir.create(out, text, facts, prepared.configs())
-        return run_trials(
-            Bench(
-                scenario, prepared, run, here.state, here.libvirt, here.progress, here.keep,
-                enough, only,
-            )
+        bench = Bench(
+            scenario, prepared, run, here.state, here.libvirt, here.progress, here.keep, enough,
+            only,
         )  # fmt: skip
+        if prepared.met is None:
+            return run_trials(bench)
+        with _leased(bench, prepared.met, here.cache) as machine:
+            return run_trials(replace(bench, machine=machine))
+
+
+def _found(
+    scenario: Scenario, out: Path, enough: Enough | None, only: ArmName | None
+) -> tuple[Accel, str] | None:
+    """How the metal host of a run ran, where all trials are complete: nothing is left to be done
+    on it. Raises EvidenceError when the run cannot be read."""
+    if not isinstance(scenario.host, MetalHost) or not (out / "plan.json").exists():
+        return None
+    run = RunDir.open(out)
+    for pairs, block in _blocks(scenario, enough, only):
+        if not all(_is_complete(run, planned) for planned in block):
+            return None
+        if enough is not None and enough(run, pairs):
+            break
+    plan = run.plan()
+    return plan["accel"], plan["accel_reason"]
+
+
+@contextlib.contextmanager
+def _leased(bench: Bench, met: Met, cache: Cache) -> Iterator[MetalMachine]:
+    """The metal host with all that the trials need on it. Raises as `metal.leased`."""
+    host = bench.scenario.host
+    assert isinstance(host, MetalHost)
+    config = ["--ssh-config", str(host.ssh_config)] if host.ssh_config else []
+    bench.state.add(hosts=shlex.join([host.address, *config]))
+    with metal.leased(
+        host, [met.device], f"barometer run {bench.run.path}",
+        bench.state.folder / "metal", bench.progress,
+    ) as machine:  # fmt: skip
+        payload: dict[str, Path | bytes] = {"agents": images.GUESTS / "agents"}
+        if isinstance(bench.prepared.payload, images.PayloadFiles):
+            payload |= bench.prepared.payload.files
+        machine.stage(bench.prepared.kernels, payload, cache)
+        yield machine
 
 
 @contextlib.contextmanager
@@ -283,28 +185,44 @@ def run_trials(bench: Bench) -> bool:
     not depend on what else the machine does, as many at a time as there are CPUs and memory.
     False when the bench failed twice in a row for the same reason, and no more were begun."""
     watch = _BenchWatch(bench)
-    plan = [t for t in make_plan(bench.scenario) if bench.only in (None, t.arm)]
-    if bench.enough is None:
-        return _run_block(bench, plan, watch)
-    for pairs in range(2, bench.scenario.trials.most_pairs + 1, 2):
-        block = [planned for planned in plan if pairs - 2 < max(planned.pair, 1) <= pairs]
+    for pairs, block in _blocks(bench.scenario, bench.enough, bench.only):
         if not _run_block(bench, block, watch):
             return False
-        if bench.enough(bench.run, pairs):
+        if bench.enough is not None and bench.enough(bench.run, pairs):
             bench.progress.note(f"enough after {pairs} pairs")
             break
     return True
+
+
+def _blocks(
+    scenario: Scenario, enough: Enough | None, only: ArmName | None
+) -> list[tuple[int, list[PlannedTrial]]]:
+    """Trials that are made together, with the number of pairs up to them: all; or two pairs, where
+    it is asked whether they are enough."""
+    plan = [planned for planned in make_plan(scenario) if only in (None, planned.arm)]
+    most = scenario.trials.most_pairs
+    if enough is None:
+        return [(most, plan)]
+    return [
+        (pairs, [planned for planned in plan if pairs - 2 < max(planned.pair, 1) <= pairs])
+        for pairs in range(2, most + 1, 2)
+    ]
+
+
+def _is_complete(run: RunDir, planned: PlannedTrial) -> bool:
+    """A trial that the bench failed is made again."""
+    done = run.trials_path / planned.name
+    return done.exists() and not TrialDir.open(done).manifest["outcome"].get("by_bench")
 
 
 def _run_block(bench: Bench, block: Sequence[PlannedTrial], stop: _BenchWatch) -> bool:
     """As run_trials, of some of them."""
     pending = []
     for planned in block:
-        done = bench.run.trials_path / planned.name
-        if done.exists() and not TrialDir.open(done).manifest["outcome"].get("by_bench"):
+        if _is_complete(bench.run, planned):
             bench.progress.note(f"trial {planned.name}: complete already")
             continue
-        shutil.rmtree(done, ignore_errors=True)  # the bench failed then: again
+        shutil.rmtree(bench.run.trials_path / planned.name, ignore_errors=True)
         pending.append(planned)
     width = _at_once(bench.scenario) if bench.prepared.accel == "exact" else 1
     if min(width, len(pending)) > 1:
@@ -341,7 +259,7 @@ class _BenchWatch:
 def _at_once(scenario: Scenario) -> int:
     """How many exact hosts this machine carries: a CPU and their memory (with QEMU's own) each."""
     available = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
-    fit = int(available[1]) * 1024 // (scenario.host.memory + 2 * GIB) if available else 1
+    fit = int(available[1]) * 1024 // (scenario.nested.memory + 2 * GIB) if available else 1
     return max(1, min(len(os.sched_getaffinity(0)), fit))
 
 
@@ -424,32 +342,19 @@ def run_trial(bench: Bench, planned: PlannedTrial, repeated: Sequence[str] = ())
 
 def _climb(bench: Bench, planned: PlannedTrial, trial: TrialWriter) -> None:
     """Provisioned machine > proven kernel > bound device > workload under its passes."""
-    scenario, prepared, progress = bench.scenario, bench.prepared, bench.progress
-    kernel, keys = prepared.kernels[planned.boots], RunKeys.make()
+    scenario, progress, keys = bench.scenario, bench.progress, RunKeys.make()
     boots_guests = scenario.workload == "guest-boot" and {*planned.passes} != {"counts"}
     with contextlib.ExitStack() as ladder:
         with progress.stage("host: boot"), trial.stage("host-boot"):
-            machine = ladder.enter_context(
-                running_machine(
-                    scenario, planned.boots, kernel, prepared.hosts[planned.boots],
-                    prepared.disks(), accel=prepared.accel, keys=keys, state=bench.state,
-                    libvirt=bench.libvirt, trial=trial,
-                )
-            )  # fmt: skip
             host = ladder.enter_context(
-                proven_host(
-                    machine, kernel, keys=keys, state=bench.state, trial=trial, progress=progress,
-                    with_libvirt=boots_guests,
-                )
-            )  # fmt: skip
+                _booted(bench, planned.boots, keys, trial, with_libvirt=boots_guests)
+            )
         ladder.callback(_save_dmesg, host, trial)
         ladder.enter_context(charged_to_the_arm(host))
         _set(bench, planned.boots, host, trial)
         with progress.stage("host: device"), trial.stage("device"):
-            devices = ladder.enter_context(bound_devices(host, scenario.device))
-            asked = host.agent("facts", *(device.address for device in devices))
-            facts = host.shell.run(asked, doing="reading facts")
-            (trial.host / "facts.json").write_text(json.dumps(json.loads(facts.stdout), indent=1))
+            devices = ladder.enter_context(_devices(bench, host, trial))
+            write_json(trial.host / "facts.json", host_facts(host, devices))
             if scenario.workload == "guest-boot":
                 trial.record(guest_accel="kvm" if host.kvm else "tcg")
         if boots_guests:
@@ -465,11 +370,50 @@ def _climb(bench: Bench, planned: PlannedTrial, trial: TrialWriter) -> None:
                 _proven(bench, planned.boots, host)
 
 
+@contextlib.contextmanager
+def _booted(
+    bench: Bench, arm: ArmName, keys: RunKeys, trial: TrialWriter, *, with_libvirt: bool
+) -> Iterator[Host]:
+    """The host under the kernel of an arm, proven."""
+    scenario, prepared = bench.scenario, bench.prepared
+    if bench.machine is not None:
+        with bench.machine.booted(arm, scenario.arms[arm].words, trial) as host:
+            yield host
+        return
+    kernel = prepared.kernels[arm]
+    with (
+        running_machine(
+            scenario, arm, kernel, prepared.hosts[arm], prepared.disks(), accel=prepared.accel,
+            keys=keys, state=bench.state, libvirt=bench.libvirt, trial=trial,
+        ) as machine,
+        proven_host(
+            machine, kernel, keys=keys, state=bench.state, trial=trial, progress=bench.progress,
+            with_libvirt=with_libvirt,
+        ) as host,
+    ):  # fmt: skip
+        yield host
+
+
+@contextlib.contextmanager
+def _devices(bench: Bench, host: Host, trial: TrialWriter) -> Iterator[tuple[BoundDevice, ...]]:
+    """The devices with a large BAR, bound to vfio-pci."""
+    device = bench.scenario.device
+    if isinstance(device, HostDevice):
+        assert bench.machine is not None
+        assert bench.prepared.met is not None
+        found = bench.prepared.met.device
+        keeper = bench.machine.keeper
+        yield (hostdev(host.shell, keeper, found, device.bar, trial=trial),)
+        return
+    with bound_devices(host, device) as bound:
+        yield bound
+
+
 def _set(bench: Bench, arm: ArmName, host: Host, trial: TrialWriter) -> None:
     """What the arms set, where they set anything."""
     if any(bench.scenario.arms[name].is_set for name in ARMS):
         with bench.progress.stage("host: settings"), trial.stage("settings"):
-            write_settings(host.shell, bench.scenario, arm)
+            write_settings(host.change, bench.scenario, arm)
             trial.record(arm_settings=_proven(bench, arm, host))
 
 
@@ -479,21 +423,26 @@ def _proven(bench: Bench, arm: ArmName, host: Host) -> dict[str, Any]:
 
 def _trial_facts(bench: Bench, planned: PlannedTrial) -> dict[str, Any]:
     scenario, prepared = bench.scenario, bench.prepared
-    image = prepared.hosts[planned.boots]
+    nested: dict[str, Any] = {}
+    if isinstance(scenario.host, NestedHost):
+        nested = {
+            "host_memory": scenario.host.memory, "host_viommu": scenario.host.viommu,
+            "host_viommu_aw_bits": scenario.host.viommu_aw_bits,
+            "host_packages": prepared.hosts[planned.boots].packages,
+        }  # fmt: skip
     return {
         "arm": planned.arm, "pair": planned.pair, "number": planned.number,
         "barometer": __version__, "workload": scenario.workload, "accel": prepared.accel,
         "kernel": {"release": prepared.kernels[planned.boots].release,
                    "source": str(scenario.arms[planned.boots].kernel),
                    "digest": prepared.kernels[planned.boots].digest},
-        "guest_kernel": _guest_kernel(scenario, prepared),
+        "guest_kernel": guest_kernel_facts(scenario, prepared),
         "bar": scenario.device.bar, "device_kind": scenario.device.kind,
         "device_count": scenario.device.count, "device_mmap": scenario.device.mmap,
-        "host_memory": scenario.host.memory, "host_viommu": scenario.host.viommu,
-        "host_viommu_aw_bits": scenario.host.viommu_aw_bits,
+        "host_kind": scenario.host.kind, **nested,
         **_workload_facts(scenario), "passes": list(planned.passes),
         "runner_versions": bench.libvirt.version(), "runner": runner_facts(),
-        "host_packages": image.packages, "guest_packages": prepared.guest_packages(),
+        "guest_packages": prepared.guest_packages(),
     }  # fmt: skip
 
 
@@ -503,8 +452,9 @@ def _workload_facts(scenario: Scenario) -> dict[str, Any]:
     if scenario.guest is None:
         return {}
     wanted = ("cpus", "firmware", "boot", "backing", "viommu", "backend")
+    hosts = scenario.host.phys_bits if isinstance(scenario.host, NestedHost) else None
     return {f"guest_{name}": getattr(scenario.guest, name) for name in wanted} | {
-        "guest_phys_bits": scenario.guest.phys_bits or scenario.host.phys_bits
+        "guest_phys_bits": scenario.guest.phys_bits or hosts
     }
 
 

@@ -6,6 +6,7 @@ import difflib
 import operator
 import os
 import re
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,12 @@ _UNITS = {"KiB": KIB, "MiB": MIB, "GiB": GIB, "TiB": TIB}
 _SIZE = re.compile(r"([1-9][0-9]*)\s*(KiB|MiB|GiB|TiB)")
 _DOT = re.compile(r"""\.(?=(?:[^"']|"[^"]*"|'[^']*')*$)""")
 """Between two parts of a dotted key, not within quotes."""
+
+
+def is_emulated(accel: str) -> bool:
+    """Whether seconds under this accelerator are an emulator's; none: a real machine."""
+    return accel in ("tcg", "exact")
+
 
 Metric = str
 """A name of METRICS; of those at a point of a map, also NAME@SIZE/ALIGNMENT/STATE."""
@@ -379,9 +386,10 @@ CommandLine = Annotated[str, AfterValidator(_words)]
 """Words of a host's kernel command line, besides those that barometer needs."""
 
 
-class Host(_Model):
-    kind: Literal["nested"] = "nested"
+class NestedHost(_Model):
     """The host under test is a VM of this machine."""
+
+    kind: Literal["nested"] = "nested"
     accel: Literal["auto", "kvm", "tcg", "exact"] = "auto"
     """auto: kvm if a guest really runs under it, else tcg (emulation; seconds are emulated).
     exact: emulation that counts instructions, one for each nanosecond: the same numbers always."""
@@ -410,15 +418,91 @@ class Host(_Model):
         return data
 
     @model_validator(mode="after")
-    def _one_cpu(self) -> Host:
+    def _one_cpu(self) -> NestedHost:
         if self.accel == "exact" and self.cpus != 1:
             raise ValueError(
                 f'accel = "exact" counts the instructions of one CPU; cpus is {self.cpus}'
             )
         return self
 
+    @property
+    def exact(self) -> bool:
+        return self.accel == "exact"
 
-class Device(_Model):
+
+_ADDRESS = re.compile(r"(ssh://)?[A-Za-z0-9_][A-Za-z0-9_.:@%\[\]-]*/?")
+
+
+def _an_address(text: str) -> str:
+    if not _ADDRESS.fullmatch(text):
+        raise ValueError(
+            f'"{text}" is no address for ssh: expected a name that it knows, "root@gpu1.lab" or'
+            ' "ssh://root@gpu1.lab:2222"'
+        )
+    return text
+
+
+def _a_command(text: str) -> str:
+    try:
+        words = shlex.split(text)
+    except ValueError as exc:
+        raise ValueError(f"{text!r} is no command line: {exc}") from exc
+    if not words:
+        raise ValueError("an empty command does nothing: leave the key out")
+    return text
+
+
+Address = Annotated[str, AfterValidator(_an_address)]
+Command = Annotated[str, AfterValidator(_a_command)]
+"""A program and its arguments, quoted as for a shell; it is run without one."""
+
+
+class MetalHost(_Model):
+    """The host under test is an existing machine, reached over SSH as root or by sudo. It is left
+    as it was found, and on the kernel that it was found with."""
+
+    kind: Literal["metal"]
+    address: Address
+    """As ssh(1) takes it: a Host of its configuration, USER@HOST, ssh://USER@HOST:PORT."""
+    ssh_config: KernelPath | None = None
+    """For `ssh -F`; default: the user's. Relative to the scenario's folder."""
+    boot: Literal["auto", "kexec", "grub", "systemd-boot"] = "auto"
+    """How a kernel under test is booted. auto: kexec where the machine can, else a one-shot entry
+    of its boot loader."""
+    deadline: Annotated[int, Field(ge=180, le=7200)] = 600
+    """Seconds within which the machine answers again after a boot, its firmware included."""
+    wait: Annotated[int, Field(ge=0, le=86400)] = 0
+    """Seconds to wait while another holds the machine's lease."""
+    console: Command | None = None
+    """A command on this machine whose output is the host's serial console, as "ipmitool -H bmc
+    sol activate": with it a failed boot has last words."""
+    power_cycle: Command | None = None
+    """A command on this machine that turns the host off and on: the last resort."""
+    fresh_boots: bool = False
+    """A boot for each trial. Else trials of one arm that follow one another share one: faster, but
+    what differs from boot to boot is then in several pairs at once, and p is lower than it is."""
+    cmdline: CommandLine = ""
+    """Appended to the command line that the host was found with, in both arms."""
+
+    @property
+    def exact(self) -> bool:
+        return False
+
+
+def _host_tag(value: Any) -> str | None:
+    kind = value.get("kind", "nested") if isinstance(value, Mapping) else value.kind
+    return kind if kind in ("nested", "metal") else None
+
+
+Host = Annotated[
+    Annotated[NestedHost, Tag("nested")] | Annotated[MetalHost, Tag("metal")],
+    Discriminator(_host_tag, custom_error_type="kind", custom_error_message='"nested" or "metal"'),
+]
+
+
+class EmulatedDevice(_Model):
+    """A device that barometer makes for a nested host."""
+
     kind: Literal["ivshmem", "pci-testdev"] = "ivshmem"
     """ivshmem: a sparse shared-memory file backs the BAR. pci-testdev: a BAR without memory."""
     bar: BarSize = 32 * GIB
@@ -429,6 +513,53 @@ class Device(_Model):
     mmap: bool = True
     """false: the guest's QEMU has x-no-mmap=on: the BAR is never mapped for DMA, and each access
     to it traps. Of guest boots only."""
+
+
+FunctionAddress = Annotated[str, Field(pattern=r"^[0-9a-f]{4}:[0-9a-f]{2}:[01][0-9a-f]\.[0-7]$")]
+
+
+class HostDevice(_Model):
+    """A PCI function of a metal host."""
+
+    kind: Literal["hostdev"]
+    address: FunctionAddress | None = None
+    """Of the function: "0000:3b:00.0"."""
+    id: Annotated[str, Field(pattern=r"^[0-9a-f]{4}:[0-9a-f]{4}$")] | None = None
+    """Vendor and device, "10de:2330": the only one of its kind."""
+    pick: Literal["largest-bar"] | None = None
+    """largest-bar: of all functions that may be taken the one whose BAR is the largest."""
+    bar: BarSize
+    """Size of its large BAR, which it has to have."""
+    mmap: bool = True
+    """false: the guest's QEMU has x-no-mmap=on: the BAR is never mapped for DMA, and each access
+    to it traps. Of guest boots only."""
+
+    @model_validator(mode="after")
+    def _one_way(self) -> HostDevice:
+        given = [key for key in ("address", "id", "pick") if getattr(self, key) is not None]
+        if len(given) != 1:
+            raise ValueError(
+                "needs one of address, id and pick; it has " + (" and ".join(given) or "none")
+            )
+        return self
+
+    @property
+    def count(self) -> int:
+        return 1
+
+
+def _device_tag(value: Any) -> str | None:
+    kind = value.get("kind", "ivshmem") if isinstance(value, Mapping) else value.kind
+    return {"hostdev": "hostdev", "ivshmem": "emulated", "pci-testdev": "emulated"}.get(kind)
+
+
+Device = Annotated[
+    Annotated[EmulatedDevice, Tag("emulated")] | Annotated[HostDevice, Tag("hostdev")],
+    Discriminator(
+        _device_tag, custom_error_type="kind",
+        custom_error_message='"ivshmem", "pci-testdev" or "hostdev"',
+    ),
+]  # fmt: skip
 
 
 class Guest(_Model):
@@ -714,8 +845,8 @@ class Scenario(_Model):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     workload: Literal["guest-boot", "map"] = "guest-boot"
     """guest-boot: a guest that owns the device is booted. map: the BAR is mapped, without one."""
-    host: Host = Host()
-    device: Device = Device()
+    host: Host = NestedHost()
+    device: Device = EmulatedDevice()
     guest: Guest | None = None
     """Needed by the workload guest-boot."""
     map: Map = Map()
@@ -727,6 +858,12 @@ class Scenario(_Model):
     expect: dict[Metric, Expectation] = Field(default_factory=dict)
     """What each metric must come out as, for exit code 0: improved, equivalent, not-regressed,
     regressed, or a bound of the ratio candidate / baseline as "<= 1.02"."""
+
+    @property
+    def nested(self) -> NestedHost:
+        """The host, of a scenario that has no metal one."""
+        assert isinstance(self.host, NestedHost)
+        return self.host
 
     def points(self) -> tuple[Point, ...]:
         """Every point of the map workload, in the order in which they are measured, the best
@@ -762,7 +899,7 @@ class Scenario(_Model):
             if not self.device.mmap or by_iommufd:  # no maps to take the time of: they number 0
                 traced = [m for m in traced if m.endswith("_per_boot")]
             names += [m for m in traced if "timing" in passes]
-        if self.host.accel != "exact":
+        if isinstance(self.host, NestedHost) and not self.host.exact:
             names.append("host_boot_seconds")
         return tuple(names)
 
@@ -773,7 +910,7 @@ class Scenario(_Model):
                 raise ValueError('guest: workload = "guest-boot" needs a [guest] with a kernel')
             if "profile" in self.trace.passes:
                 raise ValueError('trace.passes: profile is a pass of workload = "map"')
-        elif "profile" in self.trace.passes and self.host.accel != "exact":
+        elif "profile" in self.trace.passes and not self.host.exact:
             raise ValueError('trace.passes: profile needs host.accel = "exact"')
         elif "timing" in self.trace.passes and self.map.backend == "iommufd":
             raise ValueError(
@@ -800,7 +937,8 @@ class Scenario(_Model):
             )
         if not {"plain", "counts"} & {*self.trace.passes}:
             raise ValueError("trace.passes: needs plain or counts, or nothing is measured")
-        if self.host.viommu_aw_bits == 39 and self.device.bar > 256 * GIB:
+        narrow = isinstance(self.host, NestedHost) and self.host.viommu_aw_bits == 39
+        if narrow and self.device.bar > 256 * GIB:
             raise ValueError(
                 f"host.viommu_aw_bits: 39 bits have no room for a BAR of"
                 f" {format_size(self.device.bar)}"
@@ -836,7 +974,18 @@ class Scenario(_Model):
         return self
 
     @model_validator(mode="after")
+    def _device_is_the_hosts(self) -> Scenario:
+        if isinstance(self.host, MetalHost) != isinstance(self.device, HostDevice):
+            raise ValueError(
+                'device.kind: "hostdev" is a device of host.kind = "metal", and such a host has no'
+                f' other; here they are "{self.device.kind}" and "{self.host.kind}"'
+            )
+        return self
+
+    @model_validator(mode="after")
     def _bars_fit(self) -> Scenario:
+        if not isinstance(self.host, NestedHost):
+            return self
         device, bits = self.device, self.host.phys_bits
         # firmware puts 64-bit BARs into a window that is a part of the address space
         window = 2**bits // 4
@@ -863,10 +1012,16 @@ class Scenario(_Model):
                 f"guest.memory and device.bar are both {format_size(self.device.bar)}: the maps of"
                 " the guest's memory could not be told from those of the BAR"
             )
-        if not 128 * MIB <= self.guest.memory <= self.host.memory - GIB:
+        if self.guest.memory < 128 * MIB:
             raise ValueError(
-                f"guest.memory is {format_size(self.guest.memory)}; it needs 128MiB or more, and"
-                f" 1GiB less than host.memory ({format_size(self.host.memory)}) or less"
+                f"guest.memory is {format_size(self.guest.memory)}; it needs 128MiB or more"
+            )
+        if isinstance(self.host, MetalHost) and self.guest.boot == "disk":
+            raise ValueError('guest.boot: "disk" is of a nested host; a metal one has "direct"')
+        if isinstance(self.host, NestedHost) and self.guest.memory > self.host.memory - GIB:
+            raise ValueError(
+                f"guest.memory is {format_size(self.guest.memory)}; it needs to be 1GiB less than"
+                f" host.memory ({format_size(self.host.memory)}), or still less"
             )
         self._memory_suits(self.guest)
         return self
@@ -881,7 +1036,11 @@ class Scenario(_Model):
                 f'guest.memory is {memory}; guest.backing = "{guest.backing}" needs a multiple of'
                 f" {format_size(page)}"
             )
-        if guest.backing == "hugetlb-1GiB" and self.host.memory < guest.memory + 2 * GIB:
+        if (
+            guest.backing == "hugetlb-1GiB"
+            and isinstance(self.host, NestedHost)
+            and self.host.memory < guest.memory + 2 * GIB
+        ):
             raise ValueError(
                 f"host.memory is {format_size(self.host.memory)}; guest.backing ="
                 f' "{guest.backing}" needs 2GiB more than guest.memory ({memory}), or the host'
@@ -1007,7 +1166,10 @@ def _absolute_paths(scenario: Scenario, folder: Path) -> Scenario:
     guest = scenario.guest and scenario.guest.model_copy(
         update={"kernel": absolute_kernel(scenario.guest.kernel, folder)}
     )
-    return scenario.model_copy(update={"arms": arms, "guest": guest})
+    host = scenario.host
+    if isinstance(host, MetalHost) and host.ssh_config is not None:
+        host = host.model_copy(update={"ssh_config": (folder / host.ssh_config).resolve()})
+    return scenario.model_copy(update={"arms": arms, "guest": guest, "host": host})
 
 
 def absolute_kernel(kernel: Kernel, folder: Path) -> Kernel:
@@ -1032,6 +1194,10 @@ def is_config_line(text: str) -> bool:
     return text.startswith(("CONFIG_", "# CONFIG_"))
 
 
+_HAVE_KINDS = ("kernel", "host", "device")
+"""Keys whose tables have several forms."""
+
+
 def _explain(source: str, error: ValidationError) -> list[str]:
     """One line per wrong key: `FILE: KEY: what is wrong; did you mean "NAME"?`"""
     lines: dict[str, str] = {}
@@ -1039,8 +1205,8 @@ def _explain(source: str, error: ValidationError) -> list[str]:
     for item in error.errors():
         if item["type"] == "too_short" and item["loc"] in wrong_inside:
             continue  # a list that is empty because its elements are wrong
-        loc = item["loc"]  # a kernel's kind stands in the location behind "kernel"
-        where = tuple(p for i, p in enumerate(loc) if not i or loc[i - 1] != "kernel")
+        loc = item["loc"]  # the kind of a kernel, host or device stands in the location behind it
+        where = tuple(p for i, p in enumerate(loc) if not i or loc[i - 1] not in _HAVE_KINDS)
         key = ".".join(map(str, where))
         message = item["msg"].removeprefix("Value error, ")
         if item["type"] == "extra_forbidden":
@@ -1057,6 +1223,12 @@ def _explain(source: str, error: ValidationError) -> list[str]:
                 message = f'"{wrong}" is not one of the valid values' + nearest_name(
                     wrong, valid, valid
                 )
+        elif item["type"] == "kind":
+            valid = re.findall(r'"([^"]*)"', message)
+            key, wrong = f"{key}.kind", str(item["input"]["kind"])
+            message = f'"{wrong}" is not one of the valid values' + nearest_name(
+                wrong, valid, valid
+            )
         elif item["type"] == "tuple_type":
             message = f'expected a list, for example ["{item["input"]}"]'
         elif item["type"] == "greater_than_equal" and item["ctx"]["ge"] >= MIB:

@@ -203,8 +203,9 @@ def commit_text(template: str, name: str, good: Kernel, other: Kernel, trials: i
     return _dumped(document)
 
 
-def template_of(scenario: Scenario, text: str, accel: AccelName, metric: Metric) -> str:
-    """A scenario file as what a bisection measures with: that accelerator, absolute paths.
+def template_of(scenario: Scenario, text: str, accel: AccelName | None, metric: Metric) -> str:
+    """A scenario file as what a bisection measures with: that accelerator (None: of a metal host),
+    absolute paths.
 
     Raises ScenarioError where it does not measure `metric`, and for arms that are set: those of a
     bisection are commits.
@@ -220,7 +221,8 @@ def template_of(scenario: Scenario, text: str, accel: AccelName, metric: Metric)
                 reason="scenario",
             )
     document = tomlkit.parse(text)
-    document.setdefault("host", tomlkit.table())["accel"] = accel
+    if accel is not None:
+        document.setdefault("host", tomlkit.table())["accel"] = accel
     if scenario.guest is not None:
         document["guest"]["kernel"] = kernel_toml(scenario.guest.kernel)
     return _dumped(document)

@@ -25,8 +25,8 @@ from orchestrator.bench.nested import proven_host, running_machine
 from orchestrator.bench.state import bench_state
 from orchestrator.cache import Cache
 from orchestrator.evidence import TrialWriter
+from orchestrator.prepare import prepare
 from orchestrator.progress import Progress
-from orchestrator.run import prepare
 from orchestrator.scenario import load_scenario
 
 SCENARIO = Path(__file__).parents[2] / "fixtures/scenarios/small.toml"

@@ -1,8 +1,6 @@
 """What this machine is: printed as JSON. Plain Python 3 standard library.
 
-facts.py [DEVICE...]   addresses of the devices with a large BAR: 0000:01:00.0
-
-What the machine has no file for is null.
+What the machine has no file for is null. Of its devices survey.py speaks.
 """
 
 from __future__ import annotations
@@ -11,7 +9,6 @@ import glob
 import json
 import os
 import platform
-import sys
 from pathlib import Path
 
 SETTINGS = {
@@ -69,24 +66,8 @@ def vulnerabilities() -> dict[str, str | None]:
     return {Path(path).name: text(path) for path in paths}
 
 
-def device(bdf: str) -> dict[str, object]:
-    base = f"/sys/bus/pci/devices/{bdf}"
-    group = os.path.realpath(f"{base}/iommu_group")
-    return {
-        "address": bdf,
-        "vendor": text(f"{base}/vendor"),
-        "device": text(f"{base}/device"),
-        "resource": (text(f"{base}/resource") or "").splitlines(),
-        "iommu_group": Path(group).name,
-        "group_devices": sorted(os.listdir(f"{group}/devices")),
-        "group_type": text(f"{group}/type"),
-        "driver": Path(os.path.realpath(f"{base}/driver")).name,
-    }
-
-
 def main() -> None:
     meminfo = (text("/proc/meminfo") or "").splitlines()
-    devices = [device(bdf) for bdf in sys.argv[1:]]
     print(json.dumps({
         "release": platform.release(), "version": platform.version(),
         "settings": {name: text(path) for name, path in SETTINGS.items()},
@@ -94,7 +75,6 @@ def main() -> None:
         "cpu": cpu(), "cpus": os.cpu_count(), "memory": meminfo[0] if meminfo else "",
         "iommus": [Path(p).name for p in glob.glob("/sys/class/iommu/*")],
         "kvm": [name for name in ("kvm_amd", "kvm_intel") if Path(f"/sys/module/{name}").exists()],
-        "device": devices[0] if devices else None, "devices": devices,
     }))  # fmt: skip
 
 

@@ -29,6 +29,7 @@ from orchestrator.analysis.trace import Operation
 from orchestrator.analysis.tracer import need, trace_clock, tracer_complete
 from orchestrator.errors import EvidenceError
 from orchestrator.evidence import TrialDir
+from orchestrator.scenario import is_emulated
 
 _UPTIME = re.compile(r"uptime (\d+\.\d+)")
 _SYSTEMD = re.compile(r"(?m)^(Kernel|InitRD|Userspace|Finish)TimestampMonotonic=(\d+)$")
@@ -130,7 +131,7 @@ def timeline_of(
     return Timeline(
         trial=trial.manifest["trial"], guest=f"guest-{index}",
         release=trial.manifest["kernel"]["release"],
-        unit="Ginsn" if accel == "exact" else "s" if accel == "kvm" else "emulated s",
+        unit="Ginsn" if accel == "exact" else "emulated s" if is_emulated(accel) else "s",
         boot_seconds=round(mark - zero, 9),
         ssh_seconds=_since(boot.marks.get("ssh"), zero),
         end_seconds=round(times.exit - zero, 9),
@@ -211,7 +212,7 @@ def check_clock(boot: BootTrace) -> None:
 
 
 @dataclass(frozen=True)
-class _Placed:
+class Placed:
     """An operation with what it was on."""
 
     operation: Operation
@@ -222,7 +223,7 @@ class _Placed:
     """A map after the page tables were torn down: it faults them in again."""
 
 
-def _placed(boot: BootTrace, causes: Causes, large: int) -> list[_Placed]:
+def _placed(boot: BootTrace, causes: Causes, large: int) -> list[Placed]:
     """Each operation with the BAR that it maps, by where QEMU has put that BAR then, or RAM."""
     places = boot.bar_places
     regions = {(region.start, region.size) for region in boot.regions}
@@ -250,7 +251,7 @@ def _placed(boot: BootTrace, causes: Causes, large: int) -> list[_Placed]:
         cold = operation.iova not in mapped or mapped[operation.iova] <= last_zap
         if operation.kind == "map":
             mapped[operation.iova] = operation.start
-        found.append(_Placed(operation, bar, operation.size == large, cold))
+        found.append(Placed(operation, bar, operation.size == large, cold))
     return found
 
 
@@ -272,19 +273,19 @@ class _Phases:
         return self._names[index - 1] if index else "before QEMU"
 
 
-def _step(placed: _Placed, causes: Causes, phases: _Phases, zero: float) -> Step:
+def _step(placed: Placed, causes: Causes, phases: _Phases, zero: float) -> Step:
     operation = placed.operation
     return Step(
         kind="map" if operation.kind == "map" else "unmap", bar=placed.bar, size=operation.size,
         phase=phases.at(operation.start),
         cause="the guest's IOMMU" if placed.bar == IOVA else causes.of(operation, placed.bar),
         start=round(operation.start - zero, 9), seconds=operation.seconds,
-        parts=_parts(placed), result=operation.result, cpu=operation.cpu,
+        parts=parts_of(placed), result=operation.result, cpu=operation.cpu,
         faults=operation.faults if operation.fault_seconds is not None else None,
     )  # fmt: skip
 
 
-def _parts(placed: _Placed) -> dict[str, float]:
+def parts_of(placed: Placed) -> dict[str, float]:
     """What an operation's time went into, by kernel function. RAM is pinned in as many runs as it
     has fragments, which are not recorded one by one; neither are the parts of a BAR of another
     size than the large ones."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from orchestrator.analysis.qemu import (
@@ -19,6 +20,7 @@ from orchestrator.errors import EvidenceError
 
 # `barometer C 169229582420 "text"`: a line of the watch agent
 _AGENT = re.compile(r"barometer ([A-Z]) (\d+) ?(.*)", re.DOTALL)
+_MARKER = "tracing_mark_write"
 _MSR = re.compile(r"msr_write ([0-9a-f]+) = 0x([0-9a-f]+)")
 
 
@@ -66,16 +68,19 @@ class BootTrace:
         return [region for e in self.qemu if (region := region_added(e)) is not None]
 
 
-def read_boot(text: str) -> BootTrace:
-    """The trace of one guest boot. Time and memory grow with what is in it, once.
+def read_boot(text: str, threads: Collection[int] | None = None) -> BootTrace:
+    """The trace of one guest boot. Time and memory grow with what is in it, once. `threads`: of
+    its QEMU; what others did is left out.
 
     Raises EvidenceError for a garbled trace and for maps that never returned."""
     boot, pairing = BootTrace(), Pairing()
     zapping: dict[int, float] = {}
     for event in parse_trace(text):
-        boot.events += 1
         name = event.name
-        if name == "tracing_mark_write":
+        if threads is not None and event.pid not in threads and name != _MARKER:
+            continue
+        boot.events += 1
+        if name == _MARKER:
             _take_marker(boot, event)
         elif name == "kvm_pio":
             boot.feeds.append((event.time, event.pid))

@@ -48,6 +48,12 @@ class Level:
         return not self.reasons
 
 
+NO_HUGE_PFNMAP = Reason(
+    "no-huge-pfnmap",
+    "the kernel maps BARs by 4 KiB pages only: it has no vfio_pci_mmap_huge_fault (v6.12)",
+)
+
+
 def level_of(place: Place, counted: MapPass, facts: MappingType[str, Any]) -> Level:
     """The level of one place. `facts`: facts.json of the host."""
     if place.dma_buf:
@@ -107,13 +113,7 @@ def _leaf_reasons(
     if leaf is None or leaf == _BEST:
         return []
     if not huge_pfnmap:
-        return [
-            Reason(
-                "no-huge-pfnmap",
-                "the kernel maps BARs by 4 KiB pages only: it has no vfio_pci_mmap_huge_fault"
-                " (v6.12)",
-            )
-        ]
+        return [NO_HUGE_PFNMAP]
     reasons = alignment_reasons(place.mapping)
     allowed = _most(place.mapping.leaves()) or leaf
     if LEAVES[leaf] < LEAVES[allowed]:
@@ -161,7 +161,7 @@ def guest_level(
     if leaf != "4KiB" and (page_table_bytes or 0) >= by_pages > others:
         leaf = "4KiB"
         reasons.append(
-            _policy_reason(_setting(facts, "transparent_hugepage"), advised=False)
+            policy_reason(_setting(facts, "transparent_hugepage"), advised=False)
             or Reason("unexplained", "QEMU's page tables are those of 4 KiB leaves")
         )
     return Level(place, leaf, None, None, tuple(reasons))
@@ -176,11 +176,13 @@ def _thp_reason(place: Place, counted: MapPass, leaf: str) -> Reason:
         return Reason(
             "no-huge-pfnmap", "the kernel has no transparent huge pages, which huge pfnmaps need"
         )
-    by_policy = _policy_reason(counted.thp_enabled or "", advised="hg" in place.vm_flags)
+    by_policy = policy_reason(counted.thp_enabled or "", advised="hg" in place.vm_flags)
     return by_policy or Reason("unexplained", f"nothing that is known keeps the leaves at {leaf}")
 
 
-def _policy_reason(enabled: str, *, advised: bool) -> Reason | None:
+def policy_reason(enabled: str, *, advised: bool) -> Reason | None:
+    """Whether the policy of transparent huge pages (`enabled`) keeps huge pages from a mapping,
+    which may be `advised` (MADV_HUGEPAGE)."""
     policy = re.search(r"\[(\w+)\]", enabled)
     if policy and (policy[1] == "never" or (policy[1] == "madvise" and not advised)):
         return Reason(
@@ -194,7 +196,7 @@ def _policy_reason(enabled: str, *, advised: bool) -> Reason | None:
 def _iommu_reason(facts: MappingType[str, Any]) -> Reason:
     options = re.findall(r"\b(?:intel_iommu|amd_iommu)=(\S+)", _setting(facts, "cmdline"))
     off = [word for option in options for word in option.split(",")
-           if word in ("sp_off", "nohugepages", "v2_pgsizes_only")]  # fmt: skip
+           if word in ("sp_off", "nohugepages")]  # fmt: skip
     why = f"the kernel's command line has {off[0]}" if off else "its capabilities or its driver"
     return Reason("iommu-no-superpages", f"the IOMMU's page tables have leaves of 4 KiB: {why}")
 

@@ -95,6 +95,8 @@ class Operation:
     pid: int = 0
     """The thread."""
     cpu: int = 0
+    address: int | None = None
+    """map: where that is in the process."""
 
     @property
     def end(self) -> float:
@@ -177,7 +179,7 @@ def _by_ioctl(entry: Event, exit_: Event, inner: list[Event]) -> Operation | Non
         pages = [e.fields["ret"] for e in inner if e.name == "pin_out"]
         return Operation(
             "map", entry.time, _seconds(entry, exit_),
-            iova=asked["q16"], size=asked["q24"], result=answered["ret"],
+            iova=asked["q16"], size=asked["q24"], result=answered["ret"], address=asked["q8"],
             pages=sum(pages) if pages else None, pin_seconds=_span(inner, "pin"),
             iommu_seconds=_span(inner, "imap"),
             faults=sum(e.name == "fault_in" for e in inner),

@@ -22,8 +22,15 @@ def trace_clock(trial: TrialDir) -> str:
 
 def tracer_complete(trial: TrialDir, label: str, clock: str) -> None:
     """Nothing lost, nothing missed, the clock that was asked for."""
-    stats = need(trial, f"host/stats-{label}.txt")
-    profile = need(trial, f"host/profile-{label}.txt")
+    complete(
+        label, stats=need(trial, f"host/stats-{label}.txt"),
+        profile=need(trial, f"host/profile-{label}.txt"),
+        found_clock=need(trial, f"host/clock-{label}.txt"), clock=clock,
+    )  # fmt: skip
+
+
+def complete(label: str, *, stats: str, profile: str, found_clock: str, clock: str) -> None:
+    """As `tracer_complete`, of what the files say."""
     if "overrun:" not in stats or not probe_hits(profile):
         raise EvidenceError(f"the tracer's own account of {label} is empty",
                             reason="missing-evidence")  # fmt: skip
@@ -36,5 +43,5 @@ def tracer_complete(trial: TrialDir, label: str, clock: str) -> None:
             f"probes missed hits in {label}: {', '.join(f'{n} {c}' for n, c in missed.items())}",
             reason="missed-probes",
         )
-    if f"[{clock}]" not in need(trial, f"host/clock-{label}.txt"):
+    if f"[{clock}]" not in found_clock:
         raise EvidenceError(f"the trace clock of {label} is not {clock}", reason="wrong-clock")

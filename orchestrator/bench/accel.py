@@ -2,71 +2,79 @@
 
 from __future__ import annotations
 
-import re
-import subprocess
-import tempfile
-from pathlib import Path
+import shlex
 from typing import Literal
 
+from orchestrator.bench.local import Here
+from orchestrator.bench.shell import Commands
 from orchestrator.errors import BenchError
 
-Accel = Literal["kvm", "tcg", "exact"]
+Emulator = Literal["kvm", "tcg", "exact"]
+"""What a nested host runs under."""
+Accel = Literal[Emulator, "none"]
+"""How a host runs; none: it is a real machine."""
 _SECONDS = 10
-# A boot sector that writes 0x10 to QEMU's isa-debug-exit port: exit code 0x10 * 2 + 1.
-_SECTOR = bytes([0xB0, 0x10, 0xE6, 0xF4, 0xF4, 0xEB, 0xFD]).ljust(510, b"\0") + b"\x55\xaa"
-_EXIT_CODE = 33
+_EXIT_CODE, _TIMEOUT, _NO_PROGRAM = 33, 124, 127  # the last two of timeout(1) and of sh(1)
+# Its boot sector writes 0x10 to QEMU's isa-debug-exit port: exit code 0x10 * 2 + 1.
+_BOOT = r"""
+qemu=$(command -v qemu-system-x86_64 || command -v /usr/libexec/qemu-kvm) || exit 127
+disk=$(mktemp /tmp/barometer-kvm-probe-XXXXXX) || exit 1
+trap 'rm -f "$disk"' EXIT
+truncate -s 1M "$disk"
+printf '\260\020\346\364\364\353\375' | dd of="$disk" conv=notrunc status=none
+printf '\125\252' | dd of="$disk" bs=1 seek=510 conv=notrunc status=none
+timeout {seconds} "$qemu" -accel {accel} -machine pc -m 16 -nodefaults -display none -no-reboot \
+    -device isa-debug-exit,iobase=0xf4,iosize=0x04 \
+    -drive "file=$disk,format=raw,if=ide,snapshot=on"
+"""
 
 
-def chosen_accel(requested: Literal["auto", "kvm", "tcg", "exact"]) -> tuple[Accel, str]:
+def chosen_accel(requested: Literal["auto", "kvm", "tcg", "exact"]) -> tuple[Emulator, str]:
     """The accelerator and why. Raises BenchError when `kvm` is asked for and does not work."""
     if requested == "tcg":
         return "tcg", "asked for"
     if requested == "exact":
         return "exact", "asked for; emulated, one instruction is one nanosecond"
-    problem = kvm_problem()
+    try:
+        problem = kvm_problem(Here())
+    except TimeoutError as exc:
+        problem = str(exc)
     if problem is None:
         return "kvm", "a guest runs under it"
     if requested == "kvm":
         raise BenchError(
-            f'accel = "kvm", but KVM does not work here: {problem}',
+            f'accel = "kvm", but no guest runs under KVM here: {problem}',
             hint='use accel = "auto" or "tcg": everything works, emulated',
             reason="no-kvm",
         )
     return "tcg", f"no KVM: {problem}"
 
 
-def kvm_problem() -> str | None:
-    """What keeps KVM from running a guest here, or None."""
-    flags = re.search(r"(?m)^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text())
-    if not flags or not {"vmx", "svm"} & set(flags[1].split()):
+def kvm_problem(machine: Commands, within: float = _SECONDS) -> str | None:
+    """What keeps KVM from running a guest on that machine, or None. `within` and TimeoutError: as
+    `boot_problem`. Nothing stays there."""
+    flags = machine.run("grep -m1 '^flags' /proc/cpuinfo", check=False).stdout.split()
+    if not {"vmx", "svm"} & set(flags):
         return "the CPU shows neither vmx nor svm"
-    if not Path("/dev/kvm").exists():
+    if machine.run(["test", "-e", "/dev/kvm"], check=False).code:
         return "there is no /dev/kvm"
-    return boot_problem("kvm")
+    return boot_problem("kvm", machine, within)
 
 
-def boot_problem(accel: Accel) -> str | None:
-    """Boot a tiny guest under `accel`: what went wrong, or None when it ran.
+def boot_problem(accel: str, machine: Commands, within: float = _SECONDS) -> str | None:
+    """Boot a tiny guest under `accel`: what went wrong, or None when it ran. `within`: seconds
+    that it has.
 
     A /dev/kvm can exist, open and create a machine, and still run nothing: QEMU stays alive,
-    silent. So the guest has to say something.
+    silent. So the guest has to say something. Raises TimeoutError where it did not: it may be
+    slow.
     """
-    with tempfile.NamedTemporaryFile(prefix="barometer-kvm-probe-") as disk:
-        disk.write(_SECTOR.ljust(1 << 20, b"\0"))
-        disk.flush()
-        argv = [
-            "qemu-system-x86_64", "-accel", accel, "-machine", "pc", "-m", "16", "-nodefaults",
-            "-display", "none", "-no-reboot", "-device", "isa-debug-exit,iobase=0xf4,iosize=0x04",
-            "-drive", f"file={disk.name},format=raw,if=ide,snapshot=on",
-        ]  # fmt: skip
-        try:
-            done = subprocess.run(
-                argv, capture_output=True, text=True, timeout=_SECONDS, check=False
-            )
-        except FileNotFoundError:
-            return "qemu-system-x86_64 is not installed"
-        except subprocess.TimeoutExpired:
-            return f"a tiny guest did not run within {_SECONDS} s"
-    if done.returncode == _EXIT_CODE:
+    script = _BOOT.format(accel=shlex.quote(accel), seconds=f"{within:g}")
+    done = machine.run(script, check=False, timeout=within + 30, doing="booting a tiny guest")
+    if done.code == _EXIT_CODE:
         return None
-    return (done.stderr.strip().splitlines() or [f"QEMU exited with {done.returncode}"])[-1]
+    if done.code == _NO_PROGRAM:
+        return "qemu-system-x86_64 is not installed"
+    if done.code == _TIMEOUT:
+        raise TimeoutError(f"a tiny guest did not run within {within:g} s")
+    return (done.stderr.strip().splitlines() or [f"QEMU exited with {done.code}"])[-1]

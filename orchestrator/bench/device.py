@@ -1,16 +1,18 @@
-"""The device with the large BAR, found on the host and given to vfio-pci."""
+"""The device with the large BAR, on the host; the one that barometer makes, given to vfio-pci."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
-from orchestrator.abi import IORESOURCE_UNSET
 from orchestrator.bench.host import Host
 from orchestrator.errors import ArmFailedError, BenchError
+from orchestrator.pci import Resource, parse_resources
 from orchestrator.scenario import Device, format_size
 
 # vendor:device as in hw/misc/ivshmem.c and hw/misc/pci-testdev.c of QEMU
@@ -29,27 +31,6 @@ class BoundDevice:
     bar_index: int
     bar_start: int
     bar_bytes: int
-
-
-@dataclass(frozen=True)
-class Resource:
-    """One line of /sys/bus/pci/devices/*/resource: `0xSTART 0xEND 0xFLAGS`."""
-
-    start: int
-    end: int
-    flags: int
-
-    @property
-    def size(self) -> int:
-        return self.end - self.start + 1 if self.end else 0
-
-    @property
-    def placed(self) -> bool:
-        return self.start != 0 and not self.flags & IORESOURCE_UNSET
-
-
-def parse_resources(lines: list[str]) -> list[Resource]:
-    return [Resource(*(int(word, 16) for word in line.split())) for line in lines]
 
 
 def parse_devices(text: str) -> dict[str, tuple[str, str, list[Resource]]]:
@@ -108,19 +89,32 @@ def find_devices(
             evidence="\n".join(f"{a} {v}:{d}" for a, (v, d, _) in devices.items()),
             reason="device-missing",
         )
-    return tuple(_with_bar(address, resources, spec) for address, resources in found)
+    hint = "does the BAR fit into the CPU's physical address space? See host.phys_bits"
+    return tuple(with_bar(address, resources, spec.bar, hint) for address, resources in found)
 
 
-def _with_bar(address: str, resources: list[Resource], spec: Device) -> BoundDevice:
+def with_bar(address: str, resources: list[Resource], bar: int, hint: str) -> BoundDevice:
+    """The function's BAR of that size. Raises ArmFailedError, with the hint, when the kernel under
+    test did not place one."""
     for index, resource in enumerate(resources[:6]):
-        if resource.size == spec.bar:
+        if resource.size == bar:
             if not resource.placed:
                 break
             return BoundDevice(address, index, resource.start, resource.size)
     raise ArmFailedError(
-        f"the host's kernel did not place the {format_size(spec.bar)} BAR of {address}",
+        f"the host's kernel did not place the {format_size(bar)} BAR of {address}",
         evidence="\n".join(f"BAR {i}: {r.start:#x}-{r.end:#x} flags {r.flags:#x}"
                            for i, r in enumerate(resources[:6])),
-        hint="does the BAR fit into the CPU's physical address space? See host.phys_bits",
+        hint=hint,
         reason="device-not-placed",
     )  # fmt: skip
+
+
+def host_facts(host: Host, devices: Sequence[BoundDevice]) -> dict[str, Any]:
+    """facts.json of a trial: the machine's (guests/agents/facts.py), and its devices' as they are
+    bound (survey.py). Raises BenchError when they cannot be read."""
+    machine = host.shell.run(host.agent("facts"), doing="reading facts").stdout
+    asked = host.agent("survey", *(device.address for device in devices))
+    functions = json.loads(host.shell.run(asked, doing="reading the devices' facts").stdout)
+    found = functions["functions"]
+    return {**json.loads(machine), "device": found[0], "devices": found}

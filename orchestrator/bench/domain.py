@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from orchestrator.abi import OVMF_CODE, OVMF_VARIABLES
 from orchestrator.bench.accel import Accel
 
 QEMU_NAMESPACE = "http://libvirt.org/schemas/domain/qemu/1.0"
 BAR_BUS = 1
 """The device with the large BAR sits alone behind this root port, in an IOMMU group of its own."""
-_OVMF = "/usr/share/OVMF/OVMF"
 # QEMU's option syntax needs slots that libvirt does not give away: it counts up from 1.
 _NIC_SLOT = 0x1D
 # What the real-time clock of an exact machine starts at, always: 2026-01-01.
@@ -88,6 +88,9 @@ class GuestDomain:
     """QEMU's own trace events."""
     trace_log: str = ""
     """Where they go; empty: with QEMU's errors, to libvirt's log of it."""
+    unconfined: tuple[str, ...] = ()
+    """Security models of the host's libvirt that are to let QEMU be: it runs as root, and writes
+    to the host's trace."""
 
 
 def host_xml(spec: HostDomain) -> str:
@@ -162,9 +165,9 @@ def guest_xml(spec: GuestDomain) -> str:
     else:
         system = _machine(domain)
     if spec.firmware == "ovmf":
-        _sub(system, "loader", f"{_OVMF}_CODE_4M.fd", readonly="yes", type="pflash")
+        _sub(system, "loader", OVMF_CODE, readonly="yes", type="pflash")
         variables = f"/run/barometer/{spec.name}.vars.fd"
-        _sub(system, "nvram", variables, template=f"{_OVMF}_VARS_4M.fd")
+        _sub(system, "nvram", variables, template=OVMF_VARIABLES)
     features = _sub(domain, "features")
     _sub(features, "acpi")
     _sub(features, "apic")
@@ -178,6 +181,12 @@ def guest_xml(spec: GuestDomain) -> str:
         how = {"mode": "passthrough", "limit": bits} if spec.kvm else {
             "mode": "emulate", "bits": bits}  # fmt: skip
         _sub(cpu, "maxphysaddr", **how)
+    for model in spec.unconfined:
+        if model == "dac":
+            label = _sub(domain, "seclabel", type="static", model=model, relabel="no")
+            _sub(label, "label", "+0:+0")
+        else:
+            _sub(domain, "seclabel", type="none", model=model)
     devices = _sub(domain, "devices")
     _root_ports(devices, len(spec.devices) + len(spec.disks))
     _disks(devices, spec.disks, BAR_BUS + len(spec.devices), boot=True)

@@ -72,7 +72,8 @@ def boot_guest(
     assert guest is not None  # the scenario's own rule for guest boots
     folder = trial.guest(index)
     folder.mkdir()
-    name = f"guest-{index}"
+    name = f"barometer-guest-{index}"
+    host.change.files(_qemu_log(name))
     with _reserved(host, guest), watching(host, name, folder, traced=traced) as watched:
         ports = json.loads(
             until(lambda: watched.event("ports"), within=60, waiting_for="watch agent on the host")
@@ -86,12 +87,14 @@ def boot_guest(
             firmware=guest.firmware, backing=guest.backing, viommu=guest.viommu,
             phys_bits=guest.phys_bits, iommufd=guest.backend == "iommufd",
             pinned=_pinned(host, guest),
+            unconfined=() if host.ours else libvirt.security_models(),
             # written to the trace itself, where each gets a time of the trace clock
             trace_events=(_END_EVENT, *(_BOOT_EVENTS if traced else ())),
             trace_log=MARKER if traced else "",
         )  # fmt: skip
         xml = guest_xml(spec)
         (folder / "domain.xml").write_text(xml)
+        host.change.guest(spec.uuid)
         try:
             with libvirt.running(xml) as domain:
                 limits = Limits(host, watched, scenario.device.bar * scenario.device.count)
@@ -179,37 +182,49 @@ def _power_off(shell: Shell) -> None:
     shell.run("(sleep 0.2; poweroff -f) >/dev/null 2>&1 </dev/null &", doing="shutting down")
 
 
+def _qemu_log(name: str) -> str:
+    return f"/var/log/libvirt/qemu/{name}.log"
+
+
 def _save_qemu_log(host: Host, name: str, folder: Path) -> None:
     with contextlib.suppress(BarometerError):  # the host may be gone: that is what is reported
-        (folder / "qemu.log").write_text(host.shell.read(f"/var/log/libvirt/qemu/{name}.log"))
+        (folder / "qemu.log").write_text(host.shell.read(_qemu_log(name)))
 
 
 @contextmanager
 def _reserved(host: Host, guest: Guest) -> Iterator[None]:
-    """Huge pages for the guest's memory, set aside while it runs. Raises ArmFailedError when the
-    host cannot find as many: its kernel is proven."""
+    """Huge pages for the guest's memory, set aside while it runs beside those that nobody uses:
+    host.cmdline may have set these aside. Raises ArmFailedError when the host cannot find as
+    many: its kernel is proven."""
     if not guest.backing.startswith("hugetlb-"):
         yield
         return
     size = parse_size(guest.backing.removeprefix("hugetlb-"))
     wanted = guest.memory // size
-    path = f"/sys/kernel/mm/hugepages/hugepages-{size >> 10}kB/nr_hugepages"
-    found = host.shell.run(
-        f"[ -e {path} ] || {{ echo 0; exit 0; }};"
-        f" echo 1 > /proc/sys/vm/compact_memory; echo {wanted} > {path}; cat {path}",
-        doing="setting huge pages aside",
-    ).stdout  # fmt: skip
+    folder = f"/sys/kernel/mm/hugepages/hugepages-{size >> 10}kB"
+    path = f"{folder}/nr_hugepages"
+    asked = host.shell.run(
+        "echo 1 > /proc/sys/vm/compact_memory;"
+        f" cat {path} {folder}/free_hugepages {folder}/resv_hugepages",
+        check=False,
+    )
+    # no such files: no pages of that size
+    before, free, promised = (0, 0, 0) if asked.code else map(int, asked.stdout.split())
+    found = free - promised
     try:
-        if int(found) < wanted:
+        if found < wanted and not asked.code:
+            host.change.write(path, str(before + wanted - found))
+            found += int(host.shell.read(path)) - before
+        if found < wanted:
             raise ArmFailedError(
-                f"the host found {found.strip()} of {wanted} huge pages for guest.backing ="
+                f"the host found {found} of {wanted} huge pages for guest.backing ="
                 f' "{guest.backing}"',
                 hint="host.cmdline can set them aside at boot: hugepagesz=1G hugepages=N",
                 reason="no-huge-pages",
             )
         yield
     finally:
-        host.undo(f"echo 0 > {path}")
+        host.undo(f"echo {before} > {path}")
 
 
 def guest_cmdline(guest: Guest) -> str:

@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.bench.accel import Accel
+from orchestrator.bench.changes import Changes
 from orchestrator.bench.hypervisor import Connection
 from orchestrator.bench.shell import Shell
 from orchestrator.command import tail
 from orchestrator.errors import ArmFailedError, BarometerError, BenchError
+from orchestrator.scenario import is_emulated
 
 log = logging.getLogger("barometer.console")
 
@@ -28,12 +30,13 @@ RUN_AGAIN = "run it again with the same --out: trials that the bench failed are 
 
 
 class Console:
-    """A serial console in a file, written from the machine's first byte on."""
+    """A serial console in a file."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, start: int = 0) -> None:
+        """`start`: how many bytes at the file's beginning are of another boot."""
         self.path = path
         self._text = ""
-        self._read = 0
+        self._read = start
 
     def text(self) -> str:
         try:
@@ -75,6 +78,7 @@ class Host:
     """Folder on the host with guest/vmlinuz, guest/initramfs and agents/."""
     console: Console
     alive: Callable[[], bool]
+    """Raises BenchError where that cannot be told: a machine that does not answer any more."""
     crash: Callable[[], str]
     """Last words of what the machine ran in, if that crashed; else empty."""
     libvirt: Callable[[], AbstractContextManager[Connection]]
@@ -82,10 +86,14 @@ class Host:
     """Ask the human monitor of the QEMU that the host runs in."""
     scratch: Path
     """A private folder of the runner, gone with the run."""
+    change: Changes
+    """To be asked before anything on it is changed."""
+    ours: bool
+    """A VM of barometer's: what runs on it is set up for nothing else."""
 
     @property
     def emulated(self) -> bool:
-        return self.accel != "kvm"
+        return is_emulated(self.accel)
 
     @property
     def slow(self) -> bool:
@@ -103,7 +111,7 @@ class Host:
 
     def check(self) -> None:
         """Raises ArmFailedError when the kernel under test has oopsed or the machine is gone,
-        BenchError when that is because what the machine runs in has crashed."""
+        BenchError when that is because what the machine runs in has crashed, and as `alive`."""
         if (found := PANIC.search(self.console.text())) is not None:
             raise ArmFailedError(
                 f"the host's kernel {self.release} is broken: {found[0]}",

@@ -56,6 +56,14 @@ class PayloadImage:
     """Of the guest."""
 
 
+@dataclass(frozen=True)
+class PayloadFiles:
+    """As a payload disk, for a host that is given files."""
+
+    files: dict[str, bytes]
+    packages: dict[str, str]
+
+
 def host_image(kernel: KernelBundle, suite: str, cache: Cache) -> HostImage:
     """Build what is not cached; the user space is that of a Debian `suite`.
 
@@ -78,8 +86,14 @@ def _host_initramfs(recipe: dict[str, Any], kernel: KernelBundle, cache: Cache) 
 
 def payload_image(kernel: KernelBundle | None, cache: Cache) -> PayloadImage:
     """As `host_image`, for what goes onto the host: agents, and a guest if there is a kernel."""
+    guest = guest_files(kernel, cache)
+    return PayloadImage(_payload_disk(guest.files, cache), guest.packages)
+
+
+def guest_files(kernel: KernelBundle | None, cache: Cache) -> PayloadFiles:
+    """guest/vmlinuz and guest/initramfs; none without a kernel."""
     if kernel is None:
-        return PayloadImage(_payload_disk({}, cache), {})
+        return PayloadFiles({}, {})
     recipe = read_recipe("guest")
     tree = unpacked(recipe["suites"], recipe["packages"], recipe["files"], cache)
     archive = _with_files(tree, recipe["files"])
@@ -90,7 +104,7 @@ def payload_image(kernel: KernelBundle | None, cache: Cache) -> PayloadImage:
     for folder in ("proc", "sys", "dev", "run", "tmp", "root", "sbin", "usr/sbin", "etc/dropbear"):
         archive.folder(folder)
     guest = {"guest/vmlinuz": kernel.vmlinuz.read_bytes(), "guest/initramfs": archive.pack()}
-    return PayloadImage(_payload_disk(guest, cache), listed(tree / "packages.txt"))
+    return PayloadFiles(guest, listed(tree / "packages.txt"))
 
 
 def read_recipe(name: str) -> dict[str, Any]:
@@ -103,7 +117,8 @@ def listed(path: Path) -> dict[str, str]:
     return {pair[0]: pair[1] for pair in pairs}
 
 
-def _tree_digest(folder: Path) -> str:
+def tree_digest(folder: Path) -> str:
+    """Of the names and contents of its files."""
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.suffix != ".pyc")
     content = {p.relative_to(folder).as_posix(): sha256_file(p) for p in files}
     return digest_of(content)
@@ -120,7 +135,7 @@ def root_disk(name: str, recipe: dict[str, Any], cache: Cache) -> Path:
     key = {
         "kind": f"{name}-root", "schema": 1, "suites": recipe["suites"],
         "packages": recipe["packages"], "exclude": recipe["exclude"],
-        "rootfs": _tree_digest(rootfs), "mirror": source_lines(tuple(recipe["suites"])),
+        "rootfs": tree_digest(rootfs), "mirror": source_lines(tuple(recipe["suites"])),
     }  # fmt: skip
 
     def build(folder: Path) -> None:
@@ -313,7 +328,7 @@ def _with_files(entry: Path, patterns: list[str]) -> Cpio:
 
 def _payload_disk(files: dict[str, bytes], cache: Cache) -> Path:
     agents = GUESTS / "agents"
-    key = {"kind": "payload", "schema": 2, "agents": _tree_digest(agents),
+    key = {"kind": "payload", "schema": 2, "agents": tree_digest(agents),
            "files": {name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
            }  # fmt: skip
 

@@ -10,8 +10,8 @@ from orchestrator.abi import LEAVES
 from orchestrator.errors import BenchError, EvidenceError
 from orchestrator.scenario import Point, Scenario
 
-REST_SECONDS = {"auto": 0.0, "kvm": 0.0, "tcg": 0.0, "exact": 1.0}
-"""Before each ioctl of a map. An exact host skips the time in which it idles."""
+REST_SECONDS = 1.0
+"""Before each ioctl of a map on an exact host, which skips the time in which it idles."""
 
 
 def agent_request(
@@ -36,8 +36,9 @@ def request_of(
 ) -> dict[str, Any]:
     """As `agent_request`, of points as map.py has them."""
     return {"backend": scenario.map.backend, "thp": scenario.map.thp, "repeats": repeats,
-            "points": points, "snapshots": {}, "rest": REST_SECONDS[scenario.host.accel],
-            "realtime": scenario.host.accel == "exact", **more}  # fmt: skip
+            "points": points, "snapshots": {},
+            "rest": REST_SECONDS if scenario.host.exact else 0.0,
+            "realtime": scenario.host.exact, **more}  # fmt: skip
 
 
 def understood(line: str) -> tuple[str, Any]:

@@ -11,11 +11,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from orchestrator.bench.accel import Accel
+from orchestrator.bench.changes import Unrecorded
 from orchestrator.bench.domain import Disk, HostDomain, host_xml
 from orchestrator.bench.host import PANIC, Console, Host, charged_to_the_arm
 from orchestrator.bench.hypervisor import Connection, Domain, over_ssh
 from orchestrator.bench.images import FIRST, PAYLOAD, HostImage
 from orchestrator.bench.keys import RunKeys, tar_of
+from orchestrator.bench.modules import prove_modules
 from orchestrator.bench.shell import Shell, connected, write_client_config
 from orchestrator.bench.state import BenchState
 from orchestrator.bench.waiting import Stall, until
@@ -24,7 +26,7 @@ from orchestrator.errors import ArmFailedError, BenchError
 from orchestrator.evidence import TrialWriter
 from orchestrator.kernels.bundle import KernelBundle
 from orchestrator.progress import Progress
-from orchestrator.scenario import ArmName, Scenario
+from orchestrator.scenario import ArmName, EmulatedDevice, Scenario, is_emulated
 
 SSHD_MARK = "barometer: sshd is up"
 _ENVIRONMENT = re.compile(r"(PATH|HOME|USER|LOGNAME|XDG_\w+)=")
@@ -70,12 +72,15 @@ def running_machine(
 ) -> Iterator[Machine]:
     """The VM, started with the kernel of `arm` and the device; gone after the block, with its
     shared memory and its keys. Raises BenchError when libvirt cannot start it."""
+    device = scenario.device
+    assert isinstance(device, EmulatedDevice)  # the scenario's own rule for nested hosts
     token = uuid.uuid4().hex[:12]
     name = f"barometer-{state.token}-{trial.manifest['trial']}"
     secret = state.folder / f"{token}.keys"
     spec = HostDomain(
         name=name, uuid=str(uuid.uuid4()), accel=accel,
-        memory=scenario.host.memory, cpus=scenario.host.cpus, phys_bits=scenario.host.phys_bits,
+        memory=scenario.nested.memory, cpus=scenario.nested.cpus,
+        phys_bits=scenario.nested.phys_bits,
         kernel=kernel.vmlinuz, initramfs=image.initramfs,
         cmdline=_cmdline(scenario, arm, accel, token),
         console=trial.host / "console.log",
@@ -83,9 +88,9 @@ def running_machine(
             Disk(image.root, "root"), Disk(image.modules, "modules"), *payload,
             Disk(secret, "keys"),
         ),
-        viommu=scenario.host.viommu, viommu_aw_bits=scenario.host.viommu_aw_bits,
-        device=scenario.device.kind, bar=scenario.device.bar,
-        shm_names=tuple(f"{name}-{i}" for i in range(scenario.device.count)),
+        viommu=scenario.nested.viommu, viommu_aw_bits=scenario.nested.viommu_aw_bits,
+        device=device.kind, bar=device.bar,
+        shm_names=tuple(f"{name}-{i}" for i in range(device.count)),
     )  # fmt: skip
     log = state.folder / f"libvirt/log/qemu/{name}.log"
     xml = host_xml(spec)
@@ -103,7 +108,7 @@ def running_machine(
         with libvirt.running(xml) as domain:
             (trial.host / "domain.xml").write_text(domain.xml() or xml)
             yield Machine(
-                domain, Console(spec.console), token, started, accel, scenario.host.cpus, log
+                domain, Console(spec.console), token, started, accel, scenario.nested.cpus, log
             )
     finally:
         secret.unlink(missing_ok=True)
@@ -120,13 +125,13 @@ def running_machine(
 def _cmdline(scenario: Scenario, arm: ArmName, accel: Accel, token: str) -> str:
     iommu = (
         "intel_iommu=on"
-        if scenario.host.viommu == "intel"
+        if scenario.nested.viommu == "intel"
         # without interrupt remapping type1 refuses a device unless told that it may
         else "vfio_iommu_type1.allow_unsafe_interrupts=1"
     )
     # panic=-1: reboot at once, which ends the machine; its console has the reason
     # Emulated processors share one TSC; not knowing that, the kernel would take the HPET
-    clock = ["tsc=reliable"] if accel != "kvm" else []
+    clock = ["tsc=reliable"] if is_emulated(accel) else []
     words = [
         # the first of its disks; with an initramfs that is its own business
         "root=/dev/vda",
@@ -181,27 +186,12 @@ def proven_host(
             cpus=machine.cpus, accel=machine.accel, payload=PAYLOAD, console=machine.console,
             alive=machine.domain.active, crash=lambda: _crash(machine.log),
             libvirt=lambda: over_ssh(ssh, "host"),
-            monitor=machine.domain.monitor, scratch=scratch,
+            monitor=machine.domain.monitor, scratch=scratch, change=Unrecorded(shell), ours=True,
         )  # fmt: skip
         with charged_to_the_arm(host):  # its modules are
             loaded = _load_modules(shell, with_libvirt=with_libvirt)
-            _prove_modules(shell, kernel)
+            prove_modules(shell, kernel)
         yield replace(host, kvm="kvm" in loaded)
-
-
-def _prove_modules(shell: Shell, kernel: KernelBundle) -> None:
-    """Raises BenchError when a module that was rebuilt is not the one that is loaded, or would
-    be. None is loaded for this: the other arm would not have it."""
-    for name, srcversion in kernel.swapped.items():
-        said = shell.run(
-            f"cat /sys/module/{name}/srcversion || modinfo -F srcversion {name}", check=False
-        )
-        if said.stdout.strip() != srcversion:
-            raise BenchError(
-                f"the host has another module {name} than was built for this arm: its srcversion"
-                f" is {said.stdout.strip() or 'not known'}, not {srcversion}",
-                evidence=tail(said.stderr), reason="wrong-module",
-            )  # fmt: skip
 
 
 def _load_modules(shell: Shell, *, with_libvirt: bool) -> list[str]:

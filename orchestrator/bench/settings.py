@@ -7,7 +7,8 @@ import shlex
 from typing import Any
 
 from orchestrator.abi import chosen
-from orchestrator.bench.shell import Shell
+from orchestrator.bench.changes import Changes
+from orchestrator.bench.shell import ConnectionLostError, Shell
 from orchestrator.errors import BenchError
 from orchestrator.kernels.bundle import KernelBundle
 from orchestrator.kernels.parameters import parameters_of
@@ -20,10 +21,15 @@ _BOOLS = {"y": "1", "yes": "1", "on": "1", "true": "1", "n": "0", "no": "0", "of
 _NUMBER = re.compile(r"([+-]?)(0x[0-9a-f]+|[0-9]+)")
 
 
-def write_settings(shell: Shell, scenario: Scenario, name: ArmName) -> None:
+def write_settings(change: Changes, scenario: Scenario, name: ArmName) -> None:
     """The arm's files under /sys and /proc/sys, in their order. Raises as `prove_settings`."""
     for path, value in scenario.arms[name].sysfs.items():
-        _write(shell, name, path, value)
+        try:
+            change.write(path, value)
+        except ConnectionLostError:
+            raise
+        except BenchError as exc:
+            raise _refused(name, path, value, exc.evidence or exc.message) from exc
 
 
 def prove_settings(
@@ -138,15 +144,6 @@ def _read(shell: Shell, path: str) -> tuple[str | None, str]:
     if done.code:
         return None, f"it cannot be read ({done.stderr.strip()})"
     return chosen(done.stdout.strip()), ""
-
-
-def _write(shell: Shell, arm: ArmName, path: str, value: str) -> None:
-    quoted = shlex.quote(path)
-    script = f"[ -e {quoted} ] || exit {_MISSING}; tee {quoted} > /dev/null"
-    done = shell.run(script, stdin=f"{value}\n".encode(), check=False)
-    if done.code:
-        why = "no such file" if done.code == _MISSING else done.stderr.strip()
-        raise _refused(arm, path, value, why)
 
 
 def _refused(arm: ArmName, where: str, asked: str, found: str) -> BenchError:

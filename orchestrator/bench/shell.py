@@ -14,6 +14,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Protocol
 
 import paramiko
 
@@ -25,6 +26,8 @@ log = logging.getLogger("barometer.shell")
 logging.getLogger("paramiko").setLevel(logging.CRITICAL)  # its errors reach us as exceptions
 
 _HANDSHAKE_SECONDS = 60
+_PIECE = 1 << 20
+"""Bytes that are sent at once: paramiko's sendall copies all that is left after each packet."""
 
 
 @dataclass(frozen=True)
@@ -38,12 +41,37 @@ class ConnectionLostError(BenchError):
     """The SSH connection ended or went silent while it was needed."""
 
 
+class Commands(Protocol):
+    """What runs commands: a machine over SSH (Shell), or this one (bench.local)."""
+
+    @property
+    def name(self) -> str: ...
+
+    def run(
+        self,
+        argv: Sequence[str] | str,
+        *,
+        stdin: bytes = b"",
+        timeout: float = 120,
+        check: bool = True,
+        doing: str = "",
+    ) -> Completed: ...
+
+    def stream(
+        self, argv: Sequence[str], timeout: float
+    ) -> contextlib.AbstractContextManager[Dialogue]: ...
+
+
 class Shell:
     """One authenticated SSH connection."""
 
-    def __init__(self, name: str, transport: paramiko.Transport) -> None:
+    def __init__(
+        self, name: str, transport: paramiko.Transport, become: tuple[str, ...] = ()
+    ) -> None:
+        """`become`: what runs a command, its next argument, as root: sudo."""
         self.name = name
         self._transport = transport
+        self._become = become
 
     def run(
         self,
@@ -59,7 +87,7 @@ class Shell:
         Raises BenchError when it exits with another code than 0 (unless `check` is off), and
         ConnectionLostError when the machine does not answer within `timeout` seconds.
         """
-        command = argv if isinstance(argv, str) else shlex.join(argv)
+        command = self._command(argv)
         log.debug("%s+ %s", self.name, command if len(command) < 500 else command[:500] + "...")
         errors: list[bytes] = []
 
@@ -72,7 +100,8 @@ class Shell:
                 channel.exec_command(command)
                 reader = threading.Thread(target=read_errors, daemon=True)
                 reader.start()
-                channel.sendall(stdin)
+                for start in range(0, len(stdin), _PIECE):
+                    channel.sendall(stdin[start : start + _PIECE])
                 channel.shutdown_write()
                 out = b"".join(_chunks(channel.recv))
                 reader.join(timeout)
@@ -87,25 +116,22 @@ class Shell:
         done = Completed(
             out.decode(errors="replace"), b"".join(errors).decode(errors="replace"), code
         )
-        if check and code:
-            what = doing or command.splitlines()[0][:80]
-            raise BenchError(
-                f"{self.name}: {what} failed with exit code {code}",
-                evidence=tail(done.stderr or done.stdout),
-                reason="command-failed",
-            )
-        return done
+        return succeeded(done, self.name, doing or command) if check else done
 
     @contextlib.contextmanager
     def stream(self, argv: Sequence[str], timeout: float) -> Iterator[Dialogue]:
         """The lines of a program as they come, and lines to it; its standard input closes when
         the block is left, which is how it knows that it must end. A line may take `timeout`
         seconds: TimeoutError."""
-        command = shlex.join(argv)
+        command = self._command(argv)
         log.debug("%s+ %s &", self.name, command)
         with self._session(timeout) as channel:
             channel.exec_command(command)
             yield Dialogue(channel)
+
+    def _command(self, argv: Sequence[str] | str) -> str:
+        command = argv if isinstance(argv, str) else shlex.join(argv)
+        return shlex.join([*self._become, command]) if self._become else command
 
     def read(self, path: str) -> str:
         """A file's text. Raises BenchError when there is none."""
@@ -150,6 +176,17 @@ class Shell:
         )
 
 
+def succeeded(done: Completed, name: str, doing: str) -> Completed:
+    """Raises BenchError for another exit code than 0."""
+    if done.code:
+        raise BenchError(
+            f"{name}: {doing.splitlines()[0][:80]} failed with exit code {done.code}",
+            evidence=tail(done.stderr or done.stdout),
+            reason="command-failed",
+        )
+    return done
+
+
 def _chunks(receive: object) -> Iterator[bytes]:
     while chunk := receive(1 << 16):  # type: ignore[operator]
         yield chunk
@@ -158,7 +195,7 @@ def _chunks(receive: object) -> Iterator[bytes]:
 class Dialogue(Iterator[str]):
     """The lines of a program that runs, and a way to answer it."""
 
-    def __init__(self, channel: paramiko.Channel) -> None:
+    def __init__(self, channel: paramiko.Channel | socket.socket) -> None:
         self._channel = channel
         self._lines = self._read()
 

@@ -48,12 +48,14 @@ class BenchState:
     """Names of files under /dev/shm."""
     partial: list[str] = field(default_factory=list)
     """Folders of trials that are not complete."""
+    hosts: list[str] = field(default_factory=list)
+    """Arguments of `barometer recover` for the metal hosts that are changed."""
     _record: Path = Path()
     _lock: threading.Lock = field(default_factory=threading.Lock)
     """Trials of one run may be at work at the same time."""
 
     def add(self, **more: str) -> None:
-        """Record `domains`, `shm` or `partial` before it is made."""
+        """Record `domains`, `shm`, `partial` or `hosts` before it is made."""
         with self._lock:
             for name, value in more.items():
                 getattr(self, name).append(value)
@@ -113,6 +115,7 @@ def clean(root: Path | None = None) -> Iterator[str]:
             token, pid, started = str(facts["token"]), int(facts["pid"]), int(facts["started"])
             folder, domains, shm = Path(facts["folder"]), facts["domains"], facts["shm"]
             partial = [Path(p) for p in facts["partial"]]
+            hosts = facts.get("hosts", [])
         except (OSError, ValueError, KeyError, TypeError) as exc:
             yield f"{record}: cannot be read ({exc}); left alone"
             continue
@@ -127,6 +130,8 @@ def clean(root: Path | None = None) -> Iterator[str]:
             if path.exists():
                 shutil.rmtree(path, ignore_errors=True)
                 yield f"run {token}: removed {path}"
+        for host in dict.fromkeys(hosts):  # the runs of a matrix have one
+            yield f"run {token}: a metal host may be changed: barometer recover {host}"
         record.unlink(missing_ok=True)
         yield f"run {token}: cleaned"
 

@@ -37,15 +37,24 @@ _ZAP = "vfio_pci_zap_and_down_write_memory_lock"
 
 
 def timing_spec(
-    bar: int, clock: str = "mono", *, boot: bool = False, kvm: bool = False, faults: bool = False
+    bars: Sequence[int],
+    clock: str = "mono",
+    *,
+    boot: bool = False,
+    kvm: bool = False,
+    faults: bool = False,
+    emulator: str = "*qemu-system*",
+    instance: str = _INSTANCE,
+    group: str = _TIMING,
 ) -> dict[str, Any]:
-    """A few records for each map and unmap of a BAR of `bar` bytes, none for each page.
+    """A few records for each map and unmap of BARs of so many bytes, none for each page.
 
     `clock`: mono; x86-tsc on an exact host, where it counts instructions (1 GHz).
     `boot`: a guest boots: the exec of its QEMU is recorded too and, where it runs under `kvm`, the
     line feeds that it sends to its serial port (0x3f8: the console, stamped where the guest wrote
     it) and what it writes to two model-specific registers: EFER (long mode: its kernel's entry)
     and the clock of KVM.
+    `emulator`: what is executed then, a glob.
     `faults`: the page faults of a map, and the order of those that could be of 1 GiB, for as long
     as the watch agent leaves them armed (UNTIL_KERNEL). They fire for each leaf.
 
@@ -53,7 +62,6 @@ def timing_spec(
     iova at 16, size at 24; UNMAP's has iova at 8, size at 16 (bytes really unmapped on return);
     struct vm_fault has the address at 24.
     """
-    group = _TIMING
     definitions = [
         f"p:{group}/ioctl_in {_TYPE1}:vfio_iommu_type1_ioctl cmd=$arg2:x32 q8=+u8($arg3):x64 "
         "q16=+u16($arg3):x64 q24=+u24($arg3):x64",
@@ -81,15 +89,16 @@ def timing_spec(
         (f"{group}/ioctl_in", f"{group}/ioctl_out"),
         f"cmd == {MAP_DMA:#x} || cmd == {UNMAP_DMA:#x}",
     )
-    # by the very size of the BAR: RAM is pinned and mapped in as many runs as it has fragments
+    # by the very sizes of the BARs: RAM is pinned and mapped in as many runs as it has fragments
     for event in ("pin_in", "pin_out", "unpin_in", "unpin_out"):
-        filters[f"{group}/{event}"] = f"npage == {bar // PAGE}"
+        filters[f"{group}/{event}"] = " || ".join(f"npage == {bar // PAGE}" for bar in bars)
+    of_size = " || ".join(f"size == {bar:#x}" for bar in bars)
     for event in ("imap_in", "imap_out", "iun_in", "iun_out"):
-        filters[f"{group}/{event}"] = f"size == {bar:#x}"
+        filters[f"{group}/{event}"] = of_size
     # the kernel's own tracepoints, as a check that owes nothing to kprobes
-    static = {f"iommu/{event}": f"size == {bar:#x}" for event in ("map", "unmap")}
+    static = {f"iommu/{event}": of_size for event in ("map", "unmap")}
     if boot:
-        static["sched/sched_process_exec"] = 'filename ~ "*qemu-system*"'
+        static["sched/sched_process_exec"] = f'filename ~ "{emulator}"'
         if kvm:
             static["kvm/kvm_pio"] = "port == 0x3f8 && val == 10"
             static["kvm/kvm_msr"] = "write == 1 && (ecx == 0xc0000080 || ecx == 0x4b564d01)"
@@ -102,7 +111,7 @@ def timing_spec(
         filters[f"{group}/leaf"] = "order == 18"
         symbols += ["fixup_user_fault", FAULT]
     return {
-        "instance": _INSTANCE, "group": group, "clock": clock, "buffer_kb": 8192,
+        "instance": instance, "group": group, "clock": clock, "buffer_kb": 8192,
         "symbols": symbols, "definitions": definitions, "filters": filters | static,
         "triggers": {},
         "enable": [f"{group}/{line.split()[0].split('/')[1]}" for line in definitions]
@@ -163,11 +172,12 @@ def armed_tracer(
     """
     if kind == "timing":
         clock = "x86-tsc" if host.accel == "exact" else "mono"
-        spec = timing_spec(bar, clock, boot=boot, kvm=host.kvm, faults=faults)
+        spec = timing_spec([bar], clock, boot=boot, kvm=host.kvm, faults=faults)
     else:
         asked = host.agent("tracer", "symbols", FAULT, FAULT_BEFORE)
         spec = counts_spec(json.loads(host.shell.run(asked, doing="reading symbols").stdout))
     instance, group = spec["instance"], spec["group"]
+    host.change.tracing(instance, group)
     armed = json.loads(
         host.shell.run(
             host.agent("tracer", "arm"), stdin=json.dumps(spec).encode(), doing="arming the tracer"

@@ -97,7 +97,7 @@ def settle(host: Host, scenario: Scenario, *, trial: TrialWriter, progress: Prog
                 if path not in arms
             )
             host.shell.run(
-                f"{quiet}sleep {scenario.host.settle}", timeout=600,
+                f"{quiet}sleep {scenario.nested.settle}", timeout=600,
                 doing="letting the host settle",
             )  # fmt: skip
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import pwd
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,12 @@ from orchestrator.errors import BenchError
 from orchestrator.kernels.apt import own_settings, source_lines
 
 
-def debian_tar(tar: Path, recipe: Mapping[str, Any], *, doing: str) -> str:
+def debian_tar(
+    tar: Path, recipe: Mapping[str, Any], *, doing: str, hooks: Sequence[str] = ()
+) -> str:
     """Make `tar` of what the recipe names (`suites`, `packages`, `exclude`); its packages come
-    back as `NAME<tab>VERSION` lines. Raises BenchError when it cannot be built."""
+    back as `NAME<tab>VERSION` lines. `hooks`: shell commands over the unpacked system, which is
+    their "$1" (mmdebstrap(1), --customize-hook). Raises BenchError when it cannot be built."""
     may_map_users()
     settings = [line for line in own_settings() if "Proxy" in line or "Check" in line]
     run(
@@ -26,6 +29,7 @@ def debian_tar(tar: Path, recipe: Mapping[str, Any], *, doing: str) -> str:
          "--include", ",".join(recipe["packages"]),
          *[f"--dpkgopt=path-exclude={pattern}" for pattern in recipe["exclude"]],
          *[f"--aptopt={line}" for line in settings],
+         *[f"--customize-hook={hook}" for hook in hooks],
          # without root the hook's user may write nowhere else
          "--customize-hook=chroot \"$1\" dpkg-query -W -f '${Package}\\t${Version}\\n'"
          " > \"$1\"/packages.txt",

@@ -78,8 +78,8 @@ class KernelBundle:
             if _name(name) not in self._paths:
                 raise ScenarioError(
                     f"the kernel {self.release} has no module {name}, and it is not built in",
-                    hint="a host kernel needs virtio_blk, virtio_net, ext4, overlay, vfio-pci,"
-                    " vfio_iommu_type1 and KVM for its CPU",
+                    hint="a host kernel needs vfio-pci, vfio_iommu_type1 and KVM for its CPU; that"
+                    " of a nested host also virtio_blk, virtio_net, ext4 and overlay",
                     reason="kernel-lacks-module",
                 )
             path = self._paths[_name(name)]

@@ -128,7 +128,7 @@ def kernel_of(comparison: Comparison, arm: ArmName) -> str:
 
 def seconds_of(plan: Mapping[str, Any]) -> str:
     """The unit of what is called seconds: it is not the same everywhere."""
-    return {"kvm": "s", "exact": "Ginsn"}.get(str(plan["accel"]), "emulated s")
+    return {"kvm": "s", "none": "s", "exact": "Ginsn"}.get(str(plan["accel"]), "emulated s")
 
 
 def _run_case(

@@ -17,7 +17,7 @@ from orchestrator.analysis.summary import summary
 from orchestrator.analysis.trial import TrialResult
 from orchestrator.errors import BenchError
 from orchestrator.report.cases import Case, Suite, kernel_of, line_of, plain, suite
-from orchestrator.scenario import ARMS, ArmName, Scenario, format_size
+from orchestrator.scenario import ARMS, ArmName, NestedHost, Scenario, format_size, is_emulated
 
 ORIGIN = "barometer"
 _VERSION = {"major": 5, "minor": 3}
@@ -135,14 +135,18 @@ def _environment(
     scenario: Scenario, comparison: Comparison, plan: Mapping[str, Any]
 ) -> dict[str, Any]:
     host, device = scenario.host, scenario.device
-    emulated = ", EMULATED" * (plan["accel"] != "kvm")
+    emulated = ", EMULATED" * is_emulated(plan["accel"])
     if not emulated and "tcg" in guest_accels(comparison.results):
         emulated = ", its guests EMULATED"
+    kind, viommu, more = "real machine", "", {}
+    if isinstance(host, NestedHost):
+        kind, viommu = "nested VM", f", {host.viommu} vIOMMU"
+        more = {"viommu": host.viommu, "host_cpus": host.cpus}
     return {
-        "comment": f"nested VM, accel {plan['accel']}{emulated}, {host.viommu} vIOMMU,"
+        "comment": f"{kind}, accel {plan['accel']}{emulated}{viommu},"
         f" {device.kind} with a BAR of {format_size(device.bar)}",
         "misc": {
-            "accel": str(plan["accel"]), "viommu": host.viommu, "host_cpus": host.cpus,
+            "accel": str(plan["accel"]), **more,
             "device": device.kind, "device_count": device.count, "bar_bytes": device.bar,
             "workload": scenario.workload,
         },

@@ -49,6 +49,7 @@ from orchestrator.report.wording import (
     SOURCES,
     TITLES,
     device_said,
+    host_said,
     resolution_said,
     workload_said,
 )
@@ -61,6 +62,7 @@ from orchestrator.scenario import (
     Role,
     Scenario,
     format_size,
+    is_emulated,
 )
 
 MOST_TAILS, MOST_PROBLEMS = 20, 200
@@ -262,7 +264,7 @@ class Page:
 def page_of(scenario: Scenario, comparison: Comparison, plan: dict[str, Any]) -> Page:
     """`plan` is plan.json."""
     accel = plan["accel"]
-    exact, emulated = accel == "exact", accel != "kvm"
+    exact, emulated = accel == "exact", is_emulated(accel)
     lines = list(_lines(scenario, comparison, emulated=emulated))
     panels = [
         Panel(f"metric-{number}", line, samples(comparison, line.metric))
@@ -322,8 +324,7 @@ def _facts(
             yield role, f"the baseline's kernel ({_trials(comparison, role)})"
     yield "device", device_said(scenario)
     yield workload_said(scenario, plan)
-    cpus = plural(scenario.host.cpus, "CPU")
-    yield "host", f"nested VM, {cpus}, accel {plan['accel']}, {plan['accel_reason']}"
+    yield "host", host_said(scenario, plan["accel"], plan["accel_reason"])
 
 
 def _trials(comparison: Comparison, role: Role) -> str:

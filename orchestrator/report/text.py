@@ -24,8 +24,15 @@ from orchestrator.report.sentence import verdict_sentence
 from orchestrator.report.timeline import calls_and_cost
 from orchestrator.report.trailer import trailer, worse
 from orchestrator.report.variable import variable_said
-from orchestrator.report.wording import TITLES, device_said, resolution_said, title, workload_said
-from orchestrator.scenario import ARMS, AT_POINTS, Scenario, format_size
+from orchestrator.report.wording import (
+    TITLES,
+    device_said,
+    host_said,
+    resolution_said,
+    title,
+    workload_said,
+)
+from orchestrator.scenario import ARMS, AT_POINTS, MetalHost, Scenario, format_size, is_emulated
 
 _TAIL = 12
 """Lines of a console."""
@@ -36,7 +43,7 @@ def text_report(
 ) -> str:
     """The whole report, ASCII in lines of at most 76 columns. `plan` is plan.json; `tester` is
     `Name <mail>` of whoever ran it, None where that is not known."""
-    emulated, exact = plan["accel"] != "kvm", plan["accel"] == "exact"
+    emulated, exact = is_emulated(plan["accel"]), plan["accel"] == "exact"
     parts = [
         "\n".join(wrapped(verdict_sentence(scenario, comparison, plan))) + "\n",
         _variable(comparison),
@@ -101,11 +108,10 @@ def _setup(
             f"{arm:<11}{kernel['release']}  ({kernel['source']}; {trials or 'no trials'})"
         )
     what, which = workload_said(scenario, plan)
-    accel = f"{plan['accel']}, {plan['accel_reason']}"
     lines += [
         f"device     {device_said(scenario)}",
         f"{what:<11}{which}",
-        f"host       nested VM, {plural(scenario.host.cpus, 'CPU')}, accel {accel}",
+        f"host       {host_said(scenario, plan['accel'], plan['accel_reason'])}",
     ]
     if any(r.guest_accel == "tcg" for r in comparison.results) and not emulated:
         lines.append("           its guests are EMULATED: there is no KVM in the host")
@@ -247,9 +253,17 @@ def notes(scenario: Scenario, comparison: Comparison, *, emulated: bool, exact: 
     """What a value is, and where it comes from."""
     if not comparison.metrics:
         return ""
-    lines = [
-        "Each value is a trial's: one host boot; what repeats within it is reduced to its median."
-    ]
+    if isinstance(scenario.host, MetalHost) and not scenario.host.fresh_boots:
+        lines = [
+            "Each value is a trial's; what repeats within it is reduced to its median. Trials of"
+            " one arm that follow one another share a boot of the host, though p and intervals"
+            " take them as independent; host.fresh_boots = true gives each a boot of its own."
+        ]
+    else:
+        lines = [
+            "Each value is a trial's: one host boot; what repeats within it is reduced to its"
+            " median."
+        ]
     if scenario.workload == "map":
         lines += [
             "A point is SIZE/ALIGNMENT/STATE: how much of the BAR, how its virtual address is"

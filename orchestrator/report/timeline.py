@@ -48,7 +48,13 @@ def _wrapped(text: str, first: str = "", then: str = "  ") -> list[str]:
 def text_timeline(timeline: Timeline) -> str:
     """At most 100 columns, for terminals. Shares are of the boot up to its mark; those of parts
     are of their map or unmap."""
-    lines = [*_head(timeline), "", f"{'start':>10}  {'length':>11}  {'share':>7}"]
+    lines = [*_head(timeline), "", *boot_lines(timeline), "", *_foot(timeline)]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def boot_lines(timeline: Timeline) -> list[str]:
+    """Phases with their maps, unmaps and zaps, a line each, below the names of the columns."""
+    lines = [f"{'start':>10}  {'length':>11}  {'share':>7}"]
     for phase, steps, zaps in _placed(timeline):
         lines += _phase(timeline, phase)
         large = [step for step in steps if step.seconds >= _LEAST or step.result]
@@ -56,7 +62,7 @@ def text_timeline(timeline: Timeline) -> str:
         small = [step for step in steps if step not in large]
         lines += _together(timeline, small, more=bool(large))
         lines += _zaps(timeline, zaps)
-    return "\n".join([*lines, "", *_foot(timeline)]).rstrip() + "\n"
+    return lines
 
 
 def _head(timeline: Timeline) -> list[str]:

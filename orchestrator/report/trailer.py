@@ -16,7 +16,7 @@ from orchestrator.report.quantities import arm_text, change_text, spreads_said
 from orchestrator.report.sentence import flaw
 from orchestrator.report.variable import differing_said
 from orchestrator.report.wording import TITLES, device_said, label, title, workload_said
-from orchestrator.scenario import ARMS, Metric, Scenario
+from orchestrator.scenario import ARMS, Metric, Scenario, is_emulated
 
 _BEGIN = "---8<--- to paste under a patch ---8<---"
 _END = "--->8---"
@@ -78,7 +78,7 @@ def _configuration(
     scenario: Scenario, comparison: Comparison, plan: dict[str, Any]
 ) -> Iterator[str]:
     old, new = (comparison.kernels[arm]["release"] for arm in ARMS)
-    emulated = ", emulated" * (plan["accel"] != "kvm")
+    emulated = ", emulated" * is_emulated(plan["accel"])
     yield f"host: {old} -> {new}, accel {plan['accel']}{emulated}"
     if found := comparison.variable:
         apart = [d for d in found.differs if d.kind == "setting" or old == new]

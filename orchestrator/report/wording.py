@@ -13,8 +13,17 @@ from orchestrator.analysis.effect import (
     OF_UNMAPS_IN_BOOTS,
     Resolution,
 )
-from orchestrator.report.quantities import quantity
-from orchestrator.scenario import Device, Guest, Metric, Scenario, format_size
+from orchestrator.report.quantities import plural, quantity
+from orchestrator.scenario import (
+    Device,
+    Guest,
+    MetalHost,
+    Metric,
+    NestedHost,
+    Scenario,
+    format_size,
+    is_emulated,
+)
 
 TITLES: dict[Metric, str] = {
     "host_boot_seconds": "host boot to SSH",
@@ -54,10 +63,17 @@ def device_said(scenario: Scenario) -> str:
     device: Device = scenario.device
     number = f"{device.count} x " * (device.count > 1)
     mapped = "" if device.mmap else ", no mmap"
-    return (
-        f"{number}{device.kind}, BAR {format_size(device.bar)}{mapped},"
-        f" {scenario.host.viommu} vIOMMU"
-    )
+    host = scenario.host
+    viommu = f", {host.viommu} vIOMMU" if isinstance(host, NestedHost) else ""
+    return f"{number}{device.kind}, BAR {format_size(device.bar)}{mapped}{viommu}"
+
+
+def host_said(scenario: Scenario, accel: str, reason: str) -> str:
+    """`nested VM, 2 CPUs, accel kvm, ...`"""
+    host = scenario.host
+    if isinstance(host, MetalHost):
+        return f"{host.address}, accel {accel}, {reason}"
+    return f"nested VM, {plural(host.cpus, 'CPU')}, accel {accel}, {reason}"
 
 
 def workload_said(scenario: Scenario, plan: dict[str, Any]) -> tuple[str, str]:
@@ -104,4 +120,4 @@ def label(metric: MetricComparison, accel: str, guest_accels: Set[str]) -> str:
     if metric.unit == "Ginsn":
         return " (instructions)"
     by_guest = metric.name.startswith("guest_") and "tcg" in guest_accels
-    return " (emulated)" * (metric.unit == "s" and (accel != "kvm" or by_guest))
+    return " (emulated)" * (metric.unit == "s" and (is_emulated(accel) or by_guest))

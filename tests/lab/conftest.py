@@ -18,9 +18,11 @@ from orchestrator.cache import Cache
 from orchestrator.errors import BarometerError
 from orchestrator.evidence import RunDir, TrialDir
 from orchestrator.plan import make_plan
+from orchestrator.prepare import Prepared, plan_facts, prepare
 from orchestrator.progress import Progress
-from orchestrator.run import Bench, Prepared, plan_facts, prepare, run_trial
+from orchestrator.run import Bench, run_trial
 from orchestrator.scenario import load_scenario
+from tests.lab.machine.standin import StandIn, standin
 
 SCENARIOS = Path(__file__).parents[2] / "fixtures/scenarios"
 SMALL = SCENARIOS / "small.toml"
@@ -85,6 +87,13 @@ def one_trial(
 
     yield run
     assert leftovers() == before
+
+
+@pytest.fixture(scope="session")
+def metal(tmp_path_factory: pytest.TempPathFactory, means: None) -> Iterator[StandIn]:
+    """The stand-in metal machine; who uses it leaves it on its own kernel, as it was."""
+    with standin(tmp_path_factory.mktemp("metal")) as machine:
+        yield machine
 
 
 def leftovers() -> set[str]:

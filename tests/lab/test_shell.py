@@ -4,86 +4,33 @@ from __future__ import annotations
 
 import contextlib
 import os
-import pwd
+import re
 import socket
 import subprocess
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from orchestrator.bench.keys import KeyPair, RunKeys
+from orchestrator.bench.keys import KeyPair
+from orchestrator.bench.passthrough import surveyed
 from orchestrator.bench.shell import ConnectionLostError, Shell, connected, write_client_config
+from orchestrator.cache import Cache
+from orchestrator.doctor import diagnosed
 from orchestrator.errors import ArmFailedError, BenchError
+from tests.lab.sshd import SECONDS, USER, Server, free_port, server_in, serving
 
 pytestmark = pytest.mark.ssh
 
-SSHD = Path("/usr/sbin/sshd")
-USER = pwd.getpwuid(os.geteuid()).pw_name
-SECONDS = 20.0
-
-
-@dataclass(frozen=True)
-class Server:
-    port: int
-    keys: RunKeys
-    folder: Path
-
-    @property
-    def endpoint(self) -> tuple[str, int]:
-        return "127.0.0.1", self.port
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-        return port
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
 def sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A real sshd with keys of its own; it knows nothing of this machine's configuration."""
-    if not SSHD.exists():
-        pytest.fail(f"the ssh lane needs {SSHD}; ci/setup.sh installs openssh-server")
-    if os.geteuid() == 0:
-        Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # where sshd separates privileges
-    folder, keys, port = tmp_path_factory.mktemp("sshd"), RunKeys.make(), free_port()
-    host_key = folder / "host_key"
-    host_key.touch(mode=0o600)
-    host_key.write_bytes(keys.host.private_openssh)
-    (folder / "authorized_keys").write_text(keys.runner.public_line + "\n")
-    (folder / "sshd_config").write_text(
-        f"Port {port}\nListenAddress 127.0.0.1\nHostKey {host_key}\n"
-        f"AuthorizedKeysFile {folder}/authorized_keys\nStrictModes no\nUsePAM no\n"
-        "PasswordAuthentication no\nKbdInteractiveAuthentication no\nPidFile none\n"
-        "PermitRootLogin prohibit-password\n"
-    )
-    with (folder / "log").open("w") as log:
-        process = subprocess.Popen(
-            [SSHD, "-D", "-e", "-f", folder / "sshd_config"], stderr=log, stdin=subprocess.DEVNULL
-        )
-    try:
-        _wait_for_banner(process, port, folder / "log")
-        yield Server(port, keys, folder)
-    finally:
-        process.terminate()
-        process.wait(SECONDS)
-
-
-def _wait_for_banner(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
-    deadline = time.monotonic() + SECONDS
-    while process.poll() is None and time.monotonic() < deadline:
-        with (
-            contextlib.suppress(OSError),
-            socket.create_connection(("127.0.0.1", port), 5) as connection,
-        ):
-            if connection.recv(4) == b"SSH-":
-                return
-        time.sleep(0.05)
-    pytest.fail(f"{SSHD} does not serve:\n{log.read_text()}")
+    with serving(server_in(tmp_path_factory.mktemp("sshd"))) as server:
+        yield server
 
 
 @contextlib.contextmanager
@@ -279,6 +226,44 @@ def test_machine_behind_the_machine_is_reached_through_it(shell: Shell, sshd: Se
     assert shell.run(["echo", "still"]).stdout == "still\n"
 
 
+def test_the_key_of_a_lab_may_do_all_that_is_needed_and_open_no_other_port(sshd: Server) -> None:
+    """With the options that ci/README.md gives a key of barometer's own."""
+    line = next(
+        line for line in (ROOT / "ci/README.md").read_text().splitlines() if "restrict," in line
+    )
+    options, _, key = line.strip().partition(" ")
+    assert key.startswith("ssh-ed25519 ")
+    options = re.sub('from="[^"]*"', 'from="127.0.0.1"', options)
+    file = sshd.folder / "authorized_keys"
+    before = file.read_text()
+    file.write_text(f"{options} {before}")
+    try:
+        with connection(sshd) as shell:
+            assert shell.run(["cat"], stdin=b"said").stdout == "said"
+            channel = shell.channel_to(sshd.port, SECONDS)
+            channel.settimeout(SECONDS)
+            assert channel.recv(4) == b"SSH-"
+        key_file = sshd.folder / "key"
+        key_file.touch(mode=0o600)
+        key_file.write_bytes(sshd.keys.runner.private_openssh)
+        client = [
+            "ssh", "-F", "none", "-i", str(key_file), "-p", str(sshd.port),
+            "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null",
+        ]  # fmt: skip
+        elsewhere = subprocess.run(
+            [*client, "-W", f"127.0.0.2:{sshd.port}", f"{USER}@127.0.0.1"],
+            capture_output=True, text=True, timeout=SECONDS, check=False,
+        )  # fmt: skip
+        assert "administratively prohibited" in elsewhere.stderr
+        terminal = subprocess.run(
+            [*client, "-tt", f"{USER}@127.0.0.1", "tty"],
+            capture_output=True, text=True, timeout=SECONDS, check=False,
+        )  # fmt: skip
+        assert "PTY allocation request failed" in terminal.stderr
+    finally:
+        file.write_text(before)
+
+
 def test_another_host_key_is_refused(sshd: Server) -> None:
     with (
         pytest.raises(ArmFailedError, match="does not have the host key") as caught,
@@ -370,3 +355,27 @@ def test_real_ssh_program_does_not_ask_for_a_password(sshd: Server, tmp_path: Pa
     done = client(program, "echo", "in")
     assert done.returncode == 255
     assert "Permission denied" in done.stderr
+
+
+def test_machine_is_surveyed(shell: Shell) -> None:
+    survey = surveyed(shell)
+    there = Path("/sys/bus/pci/devices")
+    assert sorted(survey.functions) == sorted(at.name for at in there.glob("*"))
+
+
+def test_machine_is_examined_within_its_figure(sshd: Server, tmp_path: Path) -> None:
+    key, known, config = (tmp_path / name for name in ("key", "known_hosts", "config"))
+    key.touch(mode=0o600)
+    key.write_bytes(sshd.keys.runner.private_openssh)
+    known.write_text(f"[127.0.0.1]:{sshd.port} {sshd.keys.host.public_line}\n")
+    config.write_text(
+        f"Host lab\n HostName 127.0.0.1\n Port {sshd.port}\n User {USER}\n IdentityFile {key}\n"
+        f" UserKnownHostsFile {known}\n"
+    )
+    started = time.monotonic()
+    found = diagnosed(None, "lab", config, Cache(tmp_path))
+    assert time.monotonic() - started < 10
+    assert found.system == f"Linux {os.uname().release}, {os.uname().machine}"
+    names = {finding.name for finding in found.findings}
+    assert names >= {"root", "series", "iommu"}
+    assert names & {"kvm", "kvm-unanswered"}

@@ -23,6 +23,21 @@ kernel = { dir = "old" }
 [arms.candidate]
 kernel = { dir = "new" }
 """
+METAL = """
+name = "metal"
+workload = "map"
+[host]
+kind = "metal"
+address = "root@gpu1.lab"
+[device]
+kind = "hostdev"
+pick = "largest-bar"
+bar = "1GiB"
+[arms.baseline]
+kernel = { dir = "old" }
+[arms.candidate]
+kernel = { dir = "new" }
+"""
 
 
 def scenario(*overrides: str, text: str = MINIMAL) -> Scenario:
@@ -31,3 +46,7 @@ def scenario(*overrides: str, text: str = MINIMAL) -> Scenario:
 
 def map_scenario(*overrides: str) -> Scenario:
     return scenario(*overrides, text=MAPS)
+
+
+def metal_scenario(*overrides: str) -> Scenario:
+    return scenario(*overrides, text=METAL)

@@ -10,26 +10,29 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
-from orchestrator import __version__, cli, matrix
+from orchestrator import __version__, cli, doctor, matrix
 from orchestrator.analysis import boot
 from orchestrator.analysis.timeline import Timeline, to_json
 from orchestrator.cache import Cache
 from orchestrator.cli import _run
+from orchestrator.errors import BenchError
 from orchestrator.evidence import TrialDir
 from orchestrator.progress import Progress
 from orchestrator.report.perfetto import perfetto_trace
 from orchestrator.report.timeline import text_timeline
 from orchestrator.run import Enough, Runner
-from orchestrator.scenario import Scenario
+from orchestrator.scenario import MetalHost, Scenario
+from tests.unit.checkups import recorded as recorded_checkup
 from tests.unit.fabricated import sealed_map_trial
 from tests.unit.kernels.fakes import folder_kernel
 from tests.unit.recorded import FAILED, MEASURED, RUN, copied, copied_run, rewrite, sealed
-from tests.unit.scenarios import MAPS, MINIMAL
+from tests.unit.scenarios import MAPS, METAL, MINIMAL
 from tests.unit.timelines import booted
 
 Said = pytest.CaptureFixture[str]
@@ -1053,3 +1056,150 @@ def test_path_that_cannot_be_used_is_no_bug(
     scenario.write_text(MINIMAL)
     assert barometer("timeline", tmp_path / "file/trial") != 70
     assert "bug" not in capsys.readouterr().err
+
+
+def test_doctor_says_what_is_in_the_way(
+    barometer: Command, capsys: Said, monkeypatch: pytest.MonkeyPatch, scenario: Path
+) -> None:
+    raw = recorded_checkup("emulated-runner")
+    monkeypatch.setattr(doctor, "evidence", lambda *_, **_how: raw)
+    assert barometer("doctor") == 0
+    assert "runs nested hosts: yes, emulated" in capsys.readouterr().out
+    raw["programs"]["mmdebstrap"] = None
+    assert barometer("doctor", "--scenario", scenario) == 3
+    assert "scenario small: no (programs)" in capsys.readouterr().out
+    assert barometer("doctor", "--scenario", scenario, "--json") == 3
+    document = json.loads(capsys.readouterr().out)
+    assert document["uses"] == {"nested": {"possible": False, "in_the_way": ["programs"]}}
+    assert barometer("doctor", "--host", "a b") == 2
+
+
+def test_doctor_of_this_machine_is_quick(barometer: Command, capsys: Said) -> None:
+    """The real thing; the figure to reach is 5 seconds on an idle machine."""
+    started = time.monotonic()
+    assert barometer("doctor", "--json") in (0, 3)
+    assert time.monotonic() - started < 20
+    names = {finding["name"] for finding in json.loads(capsys.readouterr().out)["findings"]}
+    assert {"qemu", "series", "memory", "large-bar"} <= names
+
+
+def test_doctor_is_asked_of_one_cell(barometer: Command, capsys: Said, scenario: Path) -> None:
+    scenario.write_text(scenario.read_text() + '[matrix]\n"device.bar" = ["1GiB", "2GiB"]\n')
+    assert barometer("doctor", "--scenario", scenario) == 2
+    assert "its matrix has 2 cells" in capsys.readouterr().err
+
+
+Recovered = list[tuple[MetalHost, Path, dict[str, bool]]]
+
+
+@pytest.fixture
+def recovered(monkeypatch: pytest.MonkeyPatch) -> Recovered:
+    """What is asked to be put back; there is something where its address has a digit."""
+    recovered: Recovered = []
+
+    def recover(spec: MetalHost, scratch: Path, progress: Progress, **asked: bool) -> bool:
+        assert scratch.parent.is_dir()  # it is private, and gone after
+        recovered.append((spec, scratch, asked))
+        return any(letter.isdigit() for letter in spec.address)
+
+    monkeypatch.setattr(cli, "recover_host", recover)
+    return recovered
+
+
+def test_machine_is_recovered_by_its_address(
+    barometer: Command, recovered: Recovered, capsys: Said
+) -> None:
+    assert barometer("recover", "root@gpu1.lab") == 0
+    assert capsys.readouterr().out == "root@gpu1.lab: put back as it was\n"
+    more = ("--ssh-config", "lab.conf", "--deadline", 300, "--wait", 7, "--keep-kernel")
+    assert barometer("recover", "gpu", *more) == 0
+    assert capsys.readouterr().out == "gpu: nothing to recover\n"
+    (first, scratch, plain), (second, _, keeping) = recovered
+    assert plain == {"keep_kernel": False, "power_cycle": False}
+    assert keeping == {"keep_kernel": True, "power_cycle": False}
+    assert first == MetalHost(kind="metal", address="root@gpu1.lab", wait=120)
+    assert not scratch.parent.exists()
+    assert second == MetalHost(
+        kind="metal", address="gpu", ssh_config=Path("lab.conf"), deadline=300, wait=7
+    )
+
+
+def test_machine_is_recovered_as_its_scenario_says(
+    barometer: Command, recovered: Recovered, tmp_path: Path
+) -> None:
+    path = tmp_path / "metal.toml"
+    more = 'power_cycle = "ipmitool power cycle"\ndeadline = 900\nssh_config = "lab.conf"\n'
+    path.write_text(METAL.replace("[device]", f"{more}[device]"))
+    assert barometer("recover", path) == 0
+    assert barometer("recover", path, "--power-cycle", "--deadline", 180) == 0
+    (spec, _, plain), (hurried, _, cycling) = recovered
+    assert plain == {"keep_kernel": False, "power_cycle": False}
+    assert cycling == {"keep_kernel": False, "power_cycle": True}
+    assert hurried == spec.model_copy(update={"deadline": 180})
+    assert (spec.address, spec.power_cycle, spec.deadline, spec.wait, spec.ssh_config) == (
+        "root@gpu1.lab", "ipmitool power cycle", 900, 120, tmp_path / "lab.conf",
+    )  # fmt: skip
+
+
+def test_machine_is_recovered_as_the_scenario_of_a_matrix_says(
+    barometer: Command, recovered: Recovered, tmp_path: Path
+) -> None:
+    path = tmp_path / "metal.toml"
+    path.write_text(METAL + '[matrix]\n"device.bar" = ["1GiB", "2GiB"]\n')
+    assert barometer("recover", path) == 0
+    assert [spec.address for spec, *_ in recovered] == ["root@gpu1.lab"]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (MINIMAL, 'host.kind is "nested", and there is nothing to put back'),
+        (METAL + '[matrix]\n"host.address" = ["gpu1", "gpu2"]\n',
+         "its cells have 2 machines\nhint: barometer recover gpu1; barometer recover gpu2\n"),
+    ],
+)  # fmt: skip
+def test_scenario_that_names_no_machine_or_several_is_not_recovered(
+    barometer: Command, recovered: Recovered, tmp_path: Path, capsys: Said, text: str,
+    expected: str,
+) -> None:  # fmt: skip
+    path = tmp_path / "x.toml"
+    path.write_text(text)
+    assert barometer("recover", path) == 2
+    assert f"{path}: {expected}" in capsys.readouterr().err
+    assert recovered == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["-oProxyCommand=x"], "o such option"),
+        (["--", "-oProxyCommand=x"], '-oProxyCommand=x: "-oProxyCommand=x" is no address for ssh'),
+        (["a b"], "is no address for ssh"),
+        (["missing.toml"], "missing.toml"),
+        (["gpu1", "--deadline", "7201"], "7200"),
+        (["gpu1", "--deadline", "179"], "deadline"),
+        (["gpu1", "--power-cycle"], "--power-cycle: only a scenario's host.power_cycle says how"),
+        (["metal.toml", "--power-cycle"], "--power-cycle: only a scenario's host.power_cycle"),
+        (["metal.toml", "--ssh-config", "x"], "--ssh-config: metal.toml says how its host is"),
+    ],
+)
+def test_machine_that_cannot_be_asked_for_is_no_bug(
+    barometer: Command, recovered: Recovered, capsys: Said, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, arguments: list[str], expected: str,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    Path("metal.toml").write_text(METAL)
+    assert barometer("recover", *arguments) == 2
+    assert expected in capsys.readouterr().err
+    assert recovered == []
+
+
+def test_failure_to_put_back_is_the_benchs(
+    barometer: Command, monkeypatch: pytest.MonkeyPatch, capsys: Said
+) -> None:
+    def fails(*_: object, **__: bool) -> bool:
+        raise BenchError("gpu1 could not be put back as it was", reason="not-put-back")
+
+    monkeypatch.setattr(cli, "recover_host", fails)
+    assert barometer("recover", "gpu1") == 3
+    assert capsys.readouterr().err == "barometer: error: gpu1 could not be put back as it was\n"

@@ -76,7 +76,7 @@ def test_ab_runs_the_scenario_that_it_leaves(
     assert barometer("ab", "--base", "dir:old", "--candidate", "dir:new", "--out", out) == 0
     ((scenario, folder),) = machine.ran
     assert folder == out
-    assert (scenario.workload, scenario.host.accel) == ("map", "exact")
+    assert (scenario.workload, scenario.nested.accel) == ("map", "exact")
     assert str(scenario.arms.baseline.kernel) == f"dir:{machine.folder}/old"
     assert str(scenario.arms.candidate.kernel) == f"dir:{machine.folder}/new"
     said = capsys.readouterr()
@@ -99,7 +99,7 @@ def test_ab_takes_what_it_is_told(barometer: Command, machine: Fixture) -> None:
         "--set", "judgement.margin=2%", "--json",
     ) == 0  # fmt: skip
     scenario = machine.ran[0][0]
-    assert (scenario.host.accel, scenario.workload, scenario.trials.pairs) == (
+    assert (scenario.nested.accel, scenario.workload, scenario.trials.pairs) == (
         "kvm", "guest-boot", 3,
     )  # fmt: skip
     assert scenario.arms.candidate.cmdline == "iommu.strict=1"

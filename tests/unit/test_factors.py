@@ -73,7 +73,7 @@ def test_shipped_factors_are_eight_cells_of_the_main_jobs_kernels() -> None:
         assert cell.scenario.arms == main.arms
         assert cell.scenario.device.bar == 32 * GIB
         assert cell.scenario.trace.passes == ("timing",)
-        assert cell.scenario.host.memory == 6 * GIB
+        assert cell.scenario.nested.memory == 6 * GIB
         assert cell.scenario.expect == {}
 
 

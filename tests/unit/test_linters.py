@@ -15,7 +15,7 @@ SCRIPTS = sorted(
     {
         str(path.relative_to(ROOT))
         for path in (
-            *ROOT.glob("ci/*.sh"),
+            *ROOT.glob("ci/**/*.sh"),
             *ROOT.glob("guests/**/init*"),
             *ROOT.glob("guests/**/*.sh"),
         )

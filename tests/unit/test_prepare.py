@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
-from orchestrator import run
-from orchestrator.bench import guestdisk, images
+from orchestrator import prepare as prepare_module
+from orchestrator.bench import guestdisk, images, metal
+from orchestrator.bench.accel import Accel
 from orchestrator.bench.domain import Disk
 from orchestrator.bench.guestdisk import GuestDisk
-from orchestrator.bench.images import HostImage, PayloadImage
+from orchestrator.bench.images import HostImage, PayloadFiles, PayloadImage
+from orchestrator.bench.metal import Met
 from orchestrator.cache import Cache
-from orchestrator.errors import ScenarioError
+from orchestrator.errors import BenchError, ScenarioError
 from orchestrator.kernels import KernelBundle
+from orchestrator.prepare import Prepared, prepare
 from orchestrator.progress import Progress
-from orchestrator.run import Prepared, prepare
-from orchestrator.scenario import DirKernel, Scenario
-from tests.unit.scenarios import map_scenario, scenario
+from orchestrator.scenario import DirKernel, MetalHost, Scenario
+from tests.unit.scenarios import map_scenario, metal_scenario, scenario
 
 DISK = GuestDisk(Path("/cache/disk.raw"), {"systemd": "257"})
 
@@ -33,17 +36,18 @@ class Builder:
         self.built: list[str] = []
         self.payload_of: list[str | None] = []
         self.disks_of: list[tuple[str, str]] = []
-        monkeypatch.setattr(run, "chosen_accel", lambda wanted: ("tcg", "no KVM"))
+        monkeypatch.setattr(prepare_module, "preflight", lambda *_: None)
+        monkeypatch.setattr(prepare_module, "chosen_accel", lambda wanted: ("tcg", "no KVM"))
         self.checked: list[str] = []
         self.lacking = ""
-        monkeypatch.setattr(run, "checked", self._check)
-        monkeypatch.setattr(run, "materialised", self._kernel)
+        monkeypatch.setattr(prepare_module, "checked", self._check)
+        monkeypatch.setattr(prepare_module, "materialised", self._kernel)
         monkeypatch.setattr(images, "host_image", self._host)
         monkeypatch.setattr(images, "payload_image", self._payload)
-        monkeypatch.setattr(run, "guest_disk", self._disk)
+        monkeypatch.setattr(prepare_module, "guest_disk", self._disk)
 
-    def __call__(self, chosen: Scenario) -> Prepared:
-        return prepare(chosen, self.cache, Progress())
+    def __call__(self, chosen: Scenario, found: tuple[Accel, str] | None = None) -> Prepared:
+        return prepare(chosen, self.cache, Progress(), found)
 
     def _check(self, spec: DirKernel, cache: Cache) -> None:
         self.checked.append(spec.dir.name)
@@ -109,7 +113,7 @@ def test_command_line_that_grub_cannot_give_is_said_with_its_key(
 ) -> None:
     built: list[str] = []
     refuse: Callable[..., Any] = lambda *what: built.append("root")  # noqa: E731
-    monkeypatch.setattr(run, "guest_disk", guestdisk.guest_disk)
+    monkeypatch.setattr(prepare_module, "guest_disk", guestdisk.guest_disk)
     monkeypatch.setattr(guestdisk, "root_disk", refuse)
     with pytest.raises(ScenarioError, match=r"^guest\.cmdline: .*command line") as caught:
         build(scenario("guest.boot=disk", f'guest.cmdline="{cmdline}"'))
@@ -123,7 +127,7 @@ def test_module_that_the_guests_kernel_lacks_is_not_said_of_its_command_line(
     def lacking(kernel: KernelBundle, cmdline: str, cache: Cache) -> GuestDisk:
         raise ScenarioError("no module ext4", reason="kernel-lacks-module")
 
-    monkeypatch.setattr(run, "guest_disk", lacking)
+    monkeypatch.setattr(prepare_module, "guest_disk", lacking)
     with pytest.raises(ScenarioError, match=r"^guest\.kernel: no module ext4"):
         build(scenario("guest.boot=disk"))
 
@@ -159,10 +163,103 @@ def test_parameter_that_an_arms_kernel_lacks_is_said_with_its_key(
         if name == "vfio.new":
             raise ScenarioError("no such thing", hint="another", reason="no-such-parameter")
 
-    monkeypatch.setattr(run, "check_parameter", check)
+    monkeypatch.setattr(prepare_module, "check_parameter", check)
     parameters = 'parameters={"vfio.old" = 1, "vfio.new" = 1}'
     with pytest.raises(ScenarioError) as caught:
         build(scenario(f"arms.candidate.{parameters}"))
     assert caught.value.message == 'arms.candidate.parameters."vfio.new": no such thing'
     assert (caught.value.hint, build.payload_of) == ("another", [])
     assert asked == [("7.0-new", "vfio.old"), ("7.0-new", "vfio.new")]
+
+
+class Looked:
+    """A metal host that is looked at before anything else is done, and never changed."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, build: Builder) -> None:
+        self.done: list[str] = []
+        self.refusal: BenchError | None = None
+        self._build, self._connections = build, 0
+
+        monkeypatch.setattr(metal, "looked_at", self._looked_at)
+        monkeypatch.setattr(metal, "met", self._met)
+        monkeypatch.setattr(metal, "check_kernels", self._check)
+        monkeypatch.setattr(prepare_module, "preflight", self._preflight)
+        monkeypatch.setattr(images, "guest_files", self._files)
+
+    @contextmanager
+    def _looked_at(
+        self, spec: MetalHost, what: str, scratch: Path, progress: Progress
+    ) -> Iterator[str]:
+        assert (spec.address, spec.console) == ("root@gpu1.lab", None)
+        assert (what, scratch.is_dir()) == ("barometer run", True)
+        self.scratch = scratch
+        self._connections += 1
+        yield f"connection {self._connections}"
+        self.done.append(f"connection {self._connections} closed")
+
+    def _met(self, shell: str, spec: object, device: object) -> Met:
+        self.done.append(f"met by {shell}")
+        if self.refusal:
+            raise self.refusal
+        return Met("kvm", "its processor has a hypervisor", "0000:3b:00.0", ("no reset",))
+
+    def _preflight(self, scenario: Scenario, cache: Cache, progress: Progress, shell: str) -> None:
+        assert self._build.built == []
+        self.done.append(f"preflight by {shell}")
+
+    def _check(self, shell: str, kernels: dict[str, KernelBundle]) -> None:
+        self.done.append(f"{[*kernels]} checked by {shell}")
+
+    def _files(self, kernel: KernelBundle | None, cache: Cache) -> PayloadFiles:
+        self.done.append(f"files of {kernel.release if kernel else None}")
+        return PayloadFiles({}, {"busybox": "1.37"})
+
+
+@pytest.fixture
+def looked(monkeypatch: pytest.MonkeyPatch, build: Builder) -> Looked:
+    return Looked(monkeypatch, build)
+
+
+def test_metal_host_is_looked_at_first_and_its_kernels_are_checked_there(
+    looked: Looked, build: Builder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prepared = build(metal_scenario("host.console=ipmitool sol activate"))
+    assert not looked.scratch.exists()
+    assert looked.done == [
+        "met by connection 1", "preflight by connection 1", "connection 1 closed",
+        "['baseline', 'candidate'] checked by connection 2", "connection 2 closed",
+        "files of None",
+    ]  # fmt: skip
+    assert (prepared.accel, prepared.accel_reason) == ("kvm", "its processor has a hypervisor")
+    assert prepared.met is not None
+    assert prepared.met.device == "0000:3b:00.0"
+    assert (prepared.hosts, build.payload_of, prepared.guest_disk) == ({}, [], None)
+    assert prepared.guest_packages() == {"busybox": "1.37"}
+    said = capsys.readouterr().err
+    assert "device: 0000:3b:00.0\nno reset\n" in said
+    assert "accelerator: kvm (its processor has a hypervisor)" in said
+
+
+def test_metal_host_that_nothing_will_be_done_on_is_left_alone(
+    looked: Looked, build: Builder
+) -> None:
+    prepared = build(metal_scenario(), ("tcg", "it is emulated"))
+    assert looked.done == ["files of None"]
+    assert (prepared.accel, prepared.accel_reason) == ("tcg", "it is emulated")
+    assert prepared.met is None
+    assert [*prepared.kernels] == ["baseline", "candidate"]
+
+
+def test_no_kernel_is_built_for_a_metal_host_that_cannot_be_taken(
+    looked: Looked, build: Builder
+) -> None:
+    looked.refusal = BenchError("it is this machine", reason="host-is-runner")
+    with pytest.raises(BenchError, match="it is this machine"):
+        build(metal_scenario())
+    assert (build.checked, build.built) == ([], [])
+
+
+def test_guest_of_a_metal_host_is_among_the_files(looked: Looked, build: Builder) -> None:
+    prepared = build(metal_scenario("workload=guest-boot", "guest={kernel = {dir = 'guest'}}"))
+    assert looked.done[-1] == "files of 7.0-guest"
+    assert prepared.guest_kernel is not None

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,18 +13,24 @@ from typing import Any, cast
 
 import pytest
 
+from orchestrator import prepare as prepare_module
 from orchestrator import run
+from orchestrator.bench import images
+from orchestrator.bench.host import Host
+from orchestrator.bench.metal import Met
 from orchestrator.bench.state import BenchState
 from orchestrator.cache import Cache
 from orchestrator.errors import ArmFailedError, BarometerError, BenchError, ScenarioError
 from orchestrator.evidence import RunDir, TrialDir, TrialWriter
 from orchestrator.kernels import KernelBundle, materialised
 from orchestrator.plan import PlannedTrial, make_plan
+from orchestrator.prepare import Prepared, plan_facts
 from orchestrator.progress import Progress
-from orchestrator.run import Bench, Enough, Prepared, plan_facts, run_trials
+from orchestrator.run import Bench, Enough, Runner, run_plan, run_trials
 from orchestrator.scenario import ARMS, GIB, ArmName, DirKernel, Scenario
+from tests.unit.hosts import Recorded
 from tests.unit.kernels.fakes import folder_kernel
-from tests.unit.scenarios import map_scenario, scenario
+from tests.unit.scenarios import map_scenario, metal_scenario, scenario
 
 SECONDS = 20.0
 Climb = Callable[[PlannedTrial, TrialWriter], None]
@@ -357,7 +364,12 @@ def test_settings_are_written_before_they_are_proven_in_both_arms_or_none(
         done.append(f"prove {name}")
         return {"sysfs": {}}
 
-    monkeypatch.setattr(run, "write_settings", lambda s, c, name: done.append(f"write {name}"))
+    def write(change: object, chosen: Scenario, name: ArmName) -> None:
+        assert change is host.change
+        done.append(f"write {name}")
+
+    host = cast(Host, SimpleNamespace(shell=None, change=Recorded(done)))
+    monkeypatch.setattr(run, "write_settings", write)
     monkeypatch.setattr(run, "prove_settings", proven)
     for cmdline in ("", "nosmt"):
         chosen = map_scenario(f"arms.candidate.cmdline={cmdline}")
@@ -366,7 +378,7 @@ def test_settings_are_written_before_they_are_proven_in_both_arms_or_none(
             prepared=SimpleNamespace(kernels=dict.fromkeys(ARMS)),
         )  # fmt: skip
         trial = TrialWriter(tmp_path / f"0001-{cmdline}", {})
-        run._set(cast(Bench, bench), arm, cast(Any, SimpleNamespace(shell=None)), trial)
+        run._set(cast(Bench, bench), arm, host, trial)
         assert ("arm_settings" in trial.manifest) == bool(cmdline)
     assert done == [f"write {arm}", f"prove {arm}"]
 
@@ -375,9 +387,9 @@ def test_kernel_without_iommufd_is_refused_before_anything_boots(tmp_path: Path)
     kernel = bundle(tmp_path)
     wanted = ('trace.passes=["plain"]', "map.backend=iommufd")
     with pytest.raises(ScenarioError, match="has no iommufd") as caught:
-        run._has_backend(kernel, map_scenario(*wanted))
+        prepare_module._has_backend(kernel, map_scenario(*wanted))
     assert caught.value.reason == "kernel-lacks-module"
-    run._has_backend(kernel, map_scenario())
+    prepare_module._has_backend(kernel, map_scenario())
 
 
 def test_workload_is_part_of_the_trials_facts() -> None:
@@ -509,3 +521,191 @@ def test_only_one_arm_can_be_run(fixture: Fixture) -> None:
     assert [name.partition("-")[2] for name in fixture.begun] == ["candidate"] * 3
     fixture.trials(nothing, scenario(*both))
     assert len(fixture.begun) == len({*fixture.begun}) == len(make_plan(scenario(*both)))
+
+
+# -- metal hosts -----------------------------------------------------------------------------
+
+
+class Metal:
+    """A run whose machine is leased, and whose trials do nothing."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+        self.done: list[str] = []
+        self.out, self._cache = folder / "run", Cache(folder / "cache")
+        self.bundle = bundle(folder)
+        self.prepared = Prepared(
+            kernels=dict.fromkeys(ARMS, self.bundle), hosts={}, guest_kernel=None,
+            payload=images.PayloadFiles({"guest/vmlinuz": b"a kernel"}, {"busybox": "1.37"}),
+            guest_disk=None, accel="none", accel_reason="a real machine",
+            met=Met("none", "a real machine", "0000:3b:00.0", ()),
+        )  # fmt: skip
+        self.state = SimpleNamespace(folder=folder / "state", add=self._add)
+        self.failing: list[str | None] = []
+        self.machine = SimpleNamespace(stage=self._stage, booted=self._booted, keeper="its keeper")
+        self.found: list[Any] = []
+        """What is known of the machine as a plan is prepared; each time."""
+        monkeypatch.setattr(run, "prepare", self._prepare)
+        monkeypatch.setattr("orchestrator.bench.metal.leased", self._leased)
+        monkeypatch.setattr(run, "_trial_facts", lambda bench, planned: {"arm": planned.arm})
+        monkeypatch.setattr(run, "_climb", self._climb)
+
+    def _prepare(self, *asked: Any) -> Prepared:
+        self.found.append(asked[-1])
+        return self.prepared if asked[-1] is None else replace(self.prepared, met=None)
+
+    def __call__(self, chosen: Scenario, enough: Enough | None = None) -> bool:
+        self.done.clear()
+        here = SimpleNamespace(
+            cache=self._cache, state=self.state, libvirt=None, progress=Progress(), keep=False
+        )
+        return run_plan(chosen, "x", self.out, cast(Runner, here), enough)
+
+    def _add(self, **what: str) -> None:
+        self.done += [f"state: {value}" for name, value in what.items() if name == "hosts"]
+
+    @contextmanager
+    def _leased(
+        self, spec: object, resources: list[str], what: str, scratch: Path, progress: Progress
+    ) -> Iterator[Any]:
+        assert (what, scratch) == (f"barometer run {self.out}", self.state.folder / "metal")
+        self.done.append(f"lease {resources}")
+        try:
+            yield self.machine
+        finally:
+            self.done.append("put back")
+
+    def _stage(self, kernels: object, payload: dict[str, Any], cache: Cache) -> None:
+        assert kernels == self.prepared.kernels
+        assert payload["agents"] == images.GUESTS / "agents"
+        self.done.append(f"stage {sorted(payload)}")
+
+    @contextmanager
+    def _booted(self, arm: ArmName, words: object, trial: TrialWriter) -> Iterator[Host]:
+        self.done.append(f"boot {arm} {words}")
+        yield cast(Host, "the host")
+
+    def _climb(self, bench: Bench, planned: PlannedTrial, trial: TrialWriter) -> None:
+        assert bench.machine is cast(Any, self.machine)
+        self.done.append(planned.name)
+        if self.failing and (reason := self.failing.pop(0)):
+            raise BenchError("x", reason=reason)
+
+
+@pytest.fixture
+def metal(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Metal:
+    return Metal(monkeypatch, tmp_path)
+
+
+def test_machine_is_leased_and_staged_once_for_all_trials(metal: Metal) -> None:
+    assert metal(metal_scenario())
+    assert metal.done == [
+        "state: root@gpu1.lab", "lease ['0000:3b:00.0']", "stage ['agents', 'guest/vmlinuz']",
+        "0001-baseline", "0002-candidate", "put back",
+    ]  # fmt: skip
+
+
+def test_what_recovers_a_machine_is_recorded_as_a_shell_takes_it(metal: Metal) -> None:
+    metal(metal_scenario('host.ssh_config="/my lab/ssh"'))
+    assert metal.done[0] == "state: root@gpu1.lab --ssh-config '/my lab/ssh'"
+
+
+def test_machine_is_left_alone_when_all_trials_are_complete(
+    metal: Metal, capsys: pytest.CaptureFixture[str]
+) -> None:
+    metal(metal_scenario())
+    assert metal(metal_scenario())
+    assert metal.done == []
+    assert metal.found == [None, ("none", "a real machine")]
+    assert "trial 0002-candidate: complete already" in capsys.readouterr().err
+
+
+def test_machine_is_left_alone_once_there_are_enough_trials(metal: Metal) -> None:
+    chosen = metal_scenario("trials={until={max_pairs=6}, warm_up=false, control=false}")
+    assert metal(chosen, lambda run, pairs: pairs == 4)
+    assert len([name for name in metal.done if name.startswith("00")]) == 8
+    assert metal(chosen, lambda run, pairs: pairs == 4)
+    assert metal.done == []
+    assert metal(chosen, lambda run, pairs: pairs == 2)
+    assert metal.done == []
+    assert metal(chosen, lambda run, pairs: False)
+    assert len([name for name in metal.done if name.startswith("00")]) == 4
+    assert metal(chosen, lambda run, pairs: False)
+    found = ("none", "a real machine")
+    assert metal.found == [None, found, found, None, found]
+
+
+def test_complete_run_of_other_kernels_is_refused(metal: Metal) -> None:
+    metal(metal_scenario())
+    others = dict.fromkeys(ARMS, replace(metal.bundle, digest="of another"))
+    metal.prepared = replace(metal.prepared, kernels=others)
+    with pytest.raises(ScenarioError, match="was begun with another baseline's kernel"):
+        metal(metal_scenario())
+
+
+def test_machine_is_leased_again_for_a_trial_that_the_bench_failed(metal: Metal) -> None:
+    metal.failing = [None, "host-ssh-lost"]
+    metal(metal_scenario())
+    assert metal(metal_scenario())
+    assert metal.found == [None, None]
+    assert [d for d in metal.done if d.startswith(("lease", "000"))] == [
+        "lease ['0000:3b:00.0']", "0002-candidate",
+    ]  # fmt: skip
+
+
+def test_machine_is_put_back_when_the_bench_keeps_failing(metal: Metal) -> None:
+    metal.failing = ["x", "x"]
+    assert not metal(metal_scenario())
+    assert metal.done[-1] == "put back"
+
+
+def metal_bench(metal: Metal, *overrides: str) -> Bench:
+    state, libvirt = cast(BenchState, metal.state), SimpleNamespace(version=lambda: "11.3.0")
+    return Bench(
+        metal_scenario(*overrides), metal.prepared, RunDir(metal.out), state, cast(Any, libvirt),
+        Progress(), machine=cast(Any, metal.machine),
+    )  # fmt: skip
+
+
+def test_arm_is_booted_by_the_machine_with_its_own_words(metal: Metal, tmp_path: Path) -> None:
+    trial = TrialWriter(tmp_path / "0001-candidate", {})
+    bench = metal_bench(metal, "arms.candidate.cmdline=nosmt iommu=pt")
+    with run._booted(bench, "candidate", cast(Any, None), trial, with_libvirt=True) as host:
+        assert host == cast(Host, "the host")
+    assert metal.done == ["boot candidate ('nosmt', 'iommu=pt')"]
+
+
+def test_device_is_the_one_that_was_met_and_bound_by_the_keeper(
+    metal: Metal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+
+    def hostdev(*how: Any, trial: TrialWriter) -> str:
+        asked.append((*how, trial))
+        return "bound"
+
+    monkeypatch.setattr(run, "hostdev", hostdev)
+    trial = TrialWriter(tmp_path / "0001-candidate", {})
+    host = cast(Host, SimpleNamespace(shell="its shell"))
+    with run._devices(metal_bench(metal), host, trial) as devices:
+        assert devices == cast(Any, ("bound",))
+    assert asked == [("its shell", "its keeper", "0000:3b:00.0", GIB, trial)]
+
+
+def test_facts_of_a_trial_on_metal_have_nothing_of_a_nested_host(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    facts_of = run._trial_facts
+    metal = Metal(monkeypatch, tmp_path)
+    bench = metal_bench(metal)
+    facts = facts_of(bench, make_plan(bench.scenario)[0])
+    assert {k for k in facts if k.startswith("host_")} == {"host_kind"}
+    assert (facts["host_kind"], facts["device_kind"]) == ("metal", "hostdev")
+    assert (facts["bar"], facts["device_count"], facts["accel"]) == (GIB, 1, "none")
+    assert facts["guest_packages"] == {"busybox": "1.37"}
+
+
+def test_guest_on_metal_has_no_address_bits_of_a_nested_host() -> None:
+    guest = ("workload=guest-boot", "guest={kernel = {dir = 'guest'}}")
+    assert run._workload_facts(metal_scenario(*guest))["guest_phys_bits"] is None
+    wide = run._workload_facts(metal_scenario(*guest, "guest.phys_bits=46"))
+    assert wide["guest_phys_bits"] == 46

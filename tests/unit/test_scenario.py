@@ -17,6 +17,7 @@ from orchestrator.scenario import (
     TIB,
     DebKernel,
     DirKernel,
+    MetalHost,
     Scenario,
     format_size,
     json_schema,
@@ -26,7 +27,7 @@ from orchestrator.scenario import (
     parse_scenario,
     parse_size,
 )
-from tests.unit.scenarios import MAPS, MINIMAL, map_scenario, scenario
+from tests.unit.scenarios import MAPS, METAL, MINIMAL, map_scenario, metal_scenario, scenario
 
 UNITS = {"KiB": KIB, "MiB": MIB, "GiB": GIB, "TiB": TIB}
 
@@ -96,7 +97,7 @@ def test_defaults_fill_what_a_scenario_does_not_say() -> None:
     assert small.trace.passes == ("plain", "timing", "counts")
     assert small.trials.pairs == 1
     assert small.expect == {}
-    assert small.host.accel == "auto"
+    assert small.nested.accel == "auto"
 
 
 def test_folder_of_a_kernel_is_taken_from_the_scenarios_folder(tmp_path: Path) -> None:
@@ -160,9 +161,9 @@ def test_wrong_key_is_named_with_the_nearest_valid_one(override: str, expected: 
 
 
 def test_exact_host_has_one_cpu_by_default() -> None:
-    assert scenario().host.cpus == 2
-    assert scenario("host.accel=exact").host.cpus == 1
-    assert scenario("host.accel=exact", "host.cpus=1").host.cpus == 1
+    assert scenario().nested.cpus == 2
+    assert scenario("host.accel=exact").nested.cpus == 1
+    assert scenario("host.accel=exact", "host.cpus=1").nested.cpus == 1
 
 
 @pytest.mark.parametrize("cpus", [2, 64])
@@ -236,7 +237,7 @@ def test_wrong_map_is_refused(override: str, expected: str) -> None:
 
 def test_bar_needs_room_in_the_addresses_of_the_iommu() -> None:
     narrow = "host.viommu_aw_bits=39"
-    assert map_scenario(narrow, "device.bar=256GiB").host.viommu_aw_bits == 39
+    assert map_scenario(narrow, "device.bar=256GiB").nested.viommu_aw_bits == 39
     assert map_scenario("device.bar=512GiB", "host.phys_bits=46").device.bar == 512 * GIB
     assert "host.viommu_aw_bits: 39 bits have no room for a BAR of 512GiB" in error_of(
         MAPS, narrow, "device.bar=512GiB", "host.phys_bits=46"
@@ -475,7 +476,7 @@ def test_any_text_after_a_scenario_is_read_or_refused(text: str) -> None:
 def test_schema_describes_every_key() -> None:
     schema = json.loads(json.dumps(json_schema()))
     assert set(schema["properties"]) == set(Scenario.model_fields)
-    bar = schema["$defs"]["Device"]["properties"]["bar"]
+    bar = schema["$defs"]["EmulatedDevice"]["properties"]["bar"]
     assert bar["type"] == "string"
     assert "power of two" in bar["description"]
     assert bar["default"] == "32GiB"
@@ -709,3 +710,40 @@ def test_any_command_line_of_an_arm_is_words_or_is_refused(cmdline: str) -> None
         return
     words = parsed.arms.candidate.words
     assert " ".join(words).split() == cmdline.split() == [*words]
+
+
+def test_metal_host_has_a_device_of_its_own() -> None:
+    text = METAL.replace("[device]", 'ssh_config = "lab.conf"\n[device]')
+    scenario, _ = parse_scenario(text, "x.toml", Path("/lab"))
+    assert scenario.host.kind == "metal"
+    assert scenario.host.ssh_config == Path("/lab/lab.conf")
+    assert not scenario.host.exact
+    assert scenario.device.count == 1
+
+
+def test_deadline_of_a_metal_host_may_be_three_minutes() -> None:
+    host = metal_scenario("host.deadline=180").host
+    assert isinstance(host, MetalHost)
+    assert host.deadline == 180
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("host.kind=nested", "host.address: unknown key"),
+        ("host.kind=metall", 'host.kind: "metall" is not one of the valid values; did you mean'),
+        ("host.address=-oProxyCommand=x", "is no address for ssh"),
+        ("host.console=ipmitool 'x", "is no command line"),
+        ("host.deadline=179", "host.deadline: "),
+        ("device.address=0000:01:00.0", "has address and pick"),
+        ("device.id=10de", "device.id: "),
+        ("trace.passes=['profile']", 'profile needs host.accel = "exact"'),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_with_a_metal_host_is_said(override: str, expected: str) -> None:
+    assert expected in error_of(METAL, override)
+
+
+def test_metal_host_without_a_device_of_its_own_is_refused() -> None:
+    text = METAL.replace('kind = "hostdev"\npick = "largest-bar"\n', "")
+    assert 'here they are "ivshmem" and "metal"' in error_of(text)

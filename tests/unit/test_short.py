@@ -235,7 +235,7 @@ def test_bisection_can_be_set_further() -> None:
 def test_scenario_of_a_commit_has_its_kernel_and_nothing_to_expect() -> None:
     text = commit_text(MAPS + '[expect]\nbar_map_seconds = "improved"\n', "one", TREE, DEB, 3)
     scenario = parse_scenario(text, "one")[0]
-    assert (scenario.name, scenario.host.accel, scenario.expect) == ("one", "exact", {})
+    assert (scenario.name, scenario.nested.accel, scenario.expect) == ("one", "exact", {})
     assert (scenario.arms.baseline.kernel, scenario.arms.candidate.kernel) == (TREE, DEB)
     plan = make_plan(parse_scenario(commit_text(MINIMAL, "one", TREE, DEB, 12), "one")[0])
     assert [trial.arm for trial in plan].count("candidate") == 12
@@ -246,7 +246,7 @@ def test_scenario_file_is_a_template_that_stands_alone() -> None:
     scenario, text = parse_scenario(MINIMAL, "x.toml", HERE)
     template = template_of(scenario, text, "tcg", "guest_boot_seconds")
     again = parse_scenario(template, "x.toml", Path("/elsewhere"))[0]
-    assert again.host.accel == "tcg"
+    assert again.nested.accel == "tcg"
     assert again.guest is not None
     assert again.guest.kernel == DirKernel(dir=HERE / "guest")
 

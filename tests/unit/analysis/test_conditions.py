@@ -206,7 +206,8 @@ def test_arms_of_recorded_runs_differ_by_what_was_planned_alone(run: Path) -> No
     assert all(d.planned for d in found.differences)
     assert found.config is None
     assert found.common["host.kernel.taint"] == "none"
-    assert int(found.common["host.packages"]) >= 210
+    if run.name != "metal":  # those of somebody's machine are not asked
+        assert int(found.common["host.packages"]) >= 210
 
 
 def test_recorded_runs_differ_in_what_they_were_made_for() -> None:

@@ -162,7 +162,7 @@ def test_disabled_huge_pages_of_vfio_are_seen_by_single_pins(value: str) -> None
     [
         ("intel_iommu=on,sp_off quiet", "command line has sp_off"),
         ("intel_iommu=on intel_iommu=sp_off", "command line has sp_off"),
-        ("amd_iommu=v2_pgsizes_only", "command line has v2_pgsizes_only"),
+        ("amd_iommu=v2_pgsizes_only", "its capabilities or its driver"),
         ("amd_iommu=nohugepages", "command line has nohugepages"),
         ("intel_iommu=on", "its capabilities or its driver"),
         ("x_intel_iommu=on note=sp_off", "its capabilities or its driver"),

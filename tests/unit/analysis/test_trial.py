@@ -437,3 +437,28 @@ def test_times_of_the_traced_boot_are_no_headline(trial: Path) -> None:
     result = read_result(sealed(trial, guests=guests, passes=["timing"]))
     assert result.kind == "measured"
     assert result.value("guest_boot_seconds") is None
+
+
+@pytest.mark.parametrize(
+    ("facts", "has_boot"),
+    [({}, True), ({"host_kind": "nested"}, True), ({"host_kind": "metal"}, False)],
+)
+def test_boot_of_a_metal_host_is_no_metric(
+    trial: Path, facts: dict[str, str], has_boot: bool
+) -> None:
+    """It is a kexec's, and shared by trials; evidence of before has no kind of host."""
+    manifest = json.loads((trial / "manifest.json").read_text())
+    if not has_boot:
+        del manifest["host_boot_seconds"]
+    (trial / "manifest.json").write_text(json.dumps(manifest))
+    result = read_result(sealed(trial, **facts))
+    assert result.kind == "measured", result.message
+    assert ("host_boot_seconds" in result.samples) == has_boot
+    assert result.samples["guest_boot_seconds"]
+
+
+def test_nested_host_without_its_boot_is_bad_evidence(trial: Path) -> None:
+    manifest = json.loads((trial / "manifest.json").read_text())
+    del manifest["host_boot_seconds"]
+    (trial / "manifest.json").write_text(json.dumps(manifest))
+    assert "host_boot_seconds" in invalid(trial, "bad-evidence").message

@@ -1,22 +1,24 @@
 from __future__ import annotations
 
+import json
+from types import SimpleNamespace
+from typing import Any, cast
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.abi import IORESOURCE_UNSET
-from orchestrator.bench.device import (
-    Resource,
-    find_devices,
-    parse_devices,
-    parse_resources,
-)
+from orchestrator.bench.device import BoundDevice, find_devices, host_facts, parse_devices
+from orchestrator.bench.host import Host
+from orchestrator.bench.shell import Completed
 from orchestrator.errors import ArmFailedError, BenchError
-from orchestrator.scenario import GIB, Device
+from orchestrator.pci import Resource
+from orchestrator.scenario import EmulatedDevice
 from tests.unit.recorded import BAR, MEASURED, RUN
 
 LISTED = (RUN / "trials" / MEASURED / "guest-1/pci.txt").read_text()
-SPEC = Device.model_validate({"kind": "ivshmem", "bar": "1GiB"})
+SPEC = EmulatedDevice.model_validate({"kind": "ivshmem", "bar": "1GiB"})
 ADDRESSES = st.from_regex(r"[0-9a-f]{4}:[0-9a-f]{2}:[01][0-9a-f]\.[0-7]", fullmatch=True)
 LINES = st.builds(Resource, *[st.integers(0, 2**64 - 1)] * 3)
 
@@ -29,22 +31,6 @@ def test_recorded_device_is_found_with_its_bar() -> None:
     [device] = find_devices(parse_devices(LISTED), SPEC)
     assert (device.address, device.bar_index) == ("0000:01:00.0", 2)
     assert (device.bar_start, device.bar_bytes) == (0x3FFF80000000, BAR)
-
-
-def test_resource_has_a_size_and_a_place() -> None:
-    [bar, empty] = parse_resources(
-        [
-            "0x0000381800000000 0x000038183fffffff 0x000000000014220c",
-            "0x0000000000000000 0x0000000000000000 0x0000000000000000",
-        ]
-    )
-    assert (bar.size, bar.placed) == (GIB, True)
-    assert (empty.size, empty.placed) == (0, False)
-
-
-@given(st.lists(LINES, max_size=8))
-def test_any_resources_read_back(resources: list[Resource]) -> None:
-    assert parse_resources([written(r) for r in resources]) == resources
 
 
 @given(st.dictionaries(ADDRESSES, st.lists(LINES, min_size=1, max_size=7), max_size=5))
@@ -85,7 +71,7 @@ def test_two_devices_are_the_benchs_failure() -> None:
 
 def test_other_kind_of_device_is_not_taken_for_it() -> None:
     with pytest.raises(BenchError, match="expected 1 pci-testdev"):
-        find_devices(parse_devices(LISTED), Device.model_validate({"kind": "pci-testdev"}))
+        find_devices(parse_devices(LISTED), EmulatedDevice.model_validate({"kind": "pci-testdev"}))
 
 
 @pytest.mark.parametrize(
@@ -104,6 +90,27 @@ def test_bar_that_was_not_placed_is_the_arms_failure(line: str) -> None:
 
 def test_bar_of_another_size_is_the_arms_failure() -> None:
     with pytest.raises(ArmFailedError) as caught:
-        find_devices(parse_devices(LISTED), Device.model_validate({"bar": "512MiB"}))
+        find_devices(parse_devices(LISTED), EmulatedDevice.model_validate({"bar": "512MiB"}))
     assert caught.value.reason == "device-not-placed"
     assert "BAR 2: 0x3fff80000000-0x3fffbfffffff" in caught.value.evidence
+
+
+def test_facts_are_the_machines_and_its_devices() -> None:
+    asked: list[list[str]] = []
+
+    def run(argv: list[str], *, doing: str) -> Completed:
+        asked.append(argv)
+        said: dict[str, Any] = {"cpus": 2}
+        if argv[0] == "survey":
+            said = {"functions": [{"address": address} for address in argv[1:]]}
+        return Completed(json.dumps(said), "", 0)
+
+    host = SimpleNamespace(
+        shell=SimpleNamespace(run=run), agent=lambda name, *arguments: [name, *arguments]
+    )
+    devices = [BoundDevice(f"0000:0{n}:00.0", 2, 1 << 40, BAR) for n in (1, 2)]
+    assert host_facts(cast(Host, host), devices) == {
+        "cpus": 2, "device": {"address": "0000:01:00.0"},
+        "devices": [{"address": "0000:01:00.0"}, {"address": "0000:02:00.0"}],
+    }  # fmt: skip
+    assert asked == [["facts"], ["survey", "0000:01:00.0", "0000:02:00.0"]]

@@ -18,6 +18,7 @@ from orchestrator.bench.shell import Completed, ConnectionLostError
 from orchestrator.bench.tracer import MARKER, UNTIL_KERNEL
 from orchestrator.errors import ArmFailedError, BarometerError, BenchError
 from orchestrator.scenario import GIB, MIB, Guest
+from tests.unit.hosts import HostShell, Recorded
 
 
 @dataclass
@@ -69,22 +70,39 @@ def test_guest_that_boots_is_nobodys_failure() -> None:
         pass
 
 
-class Pages:
-    """A host that finds so many huge pages, at most."""
+class Pages(Recorded):
+    """A host with pages of one size, some set aside already; it finds `more` at most."""
 
-    def __init__(self, there: int) -> None:
-        self.there = there
-        self.ran: list[str] = []
-        self.undone: list[str] = []
-        self.shell = self
+    def __init__(
+        self, root: Path, kilobytes: int = 2048, *, before: int = 0, more: int, free: int = 0,
+        promised: int = 0,
+    ) -> None:  # fmt: skip
+        super().__init__([])
+        self.path = f"/sys/kernel/mm/hugepages/hugepages-{kilobytes}kB/nr_hugepages"
+        self.most = before + more
+        self.shell, self.change = HostShell(root), self
+        self._file, self._compact = root / self.path[1:], root / "proc/sys/vm/compact_memory"
+        for path, text in ((self._file, f"{before}\n"), (self._compact, "")):
+            path.parent.mkdir(parents=True)
+            path.write_text(text)
+        (self._file.parent / "free_hugepages").write_text(f"{free}\n")
+        (self._file.parent / "resv_hugepages").write_text(f"{promised}\n")
 
-    def run(self, command: str, doing: str) -> Completed:
-        self.ran.append(command)
-        wanted = int(command.split("echo ")[3].split(maxsplit=1)[0])
-        return Completed(f"{min(wanted, self.there)}\n", "", 0)
+    @property
+    def count(self) -> int:
+        return int(self._file.read_text())
+
+    @property
+    def compacted(self) -> bool:
+        return self._compact.read_text() == "1\n"
+
+    def write(self, path: str, value: str) -> None:
+        super().write(path, value)
+        assert self.compacted
+        self._file.write_text(f"{min(int(value), self.most)}\n")
 
     def undo(self, command: str) -> None:
-        self.undone.append(command)
+        self.shell.run(command, check=False)
 
 
 def guest_with(backing: str, memory: int = GIB) -> Guest:
@@ -96,33 +114,48 @@ def reserved(host: Pages, spec: Guest) -> contextlib.AbstractContextManager[None
     return guest._reserved(cast(Host, host), spec)
 
 
+@pytest.mark.parametrize("before", [0, 3])
 @pytest.mark.parametrize(
     ("backing", "kilobytes", "count"), [("hugetlb-2MiB", 2048, 512), ("hugetlb-1GiB", 1048576, 1)]
 )
-def test_huge_pages_are_set_aside_while_a_guest_runs(
-    backing: str, kilobytes: int, count: int
+def test_huge_pages_are_set_aside_beside_others_while_a_guest_runs(
+    tmp_path: Path, backing: str, kilobytes: int, count: int, before: int
 ) -> None:
-    host = Pages(10_000)
-    path = f"/sys/kernel/mm/hugepages/hugepages-{kilobytes}kB/nr_hugepages"
+    host = Pages(tmp_path, kilobytes, before=before, more=10_000)
     with reserved(host, guest_with(backing)):
-        assert host.ran == [
-            f"[ -e {path} ] || {{ echo 0; exit 0; }};"
-            f" echo 1 > /proc/sys/vm/compact_memory; echo {count} > {path}; cat {path}"
-        ]
-        assert host.undone == []
-    assert host.undone == [f"echo 0 > {path}"]
+        assert host.count == before + count
+        assert host.log == [f"change: write {host.path} {before + count}"]
+    assert host.count == before
+
+
+@pytest.mark.parametrize(
+    ("free", "promised", "added"), [(512, 0, 0), (600, 88, 0), (500, 0, 12), (512, 300, 300)]
+)
+def test_huge_pages_that_nobody_uses_are_taken_first(
+    tmp_path: Path, free: int, promised: int, added: int
+) -> None:
+    """host.cmdline has set them aside."""
+    host = Pages(tmp_path, before=600, more=added, free=free, promised=promised)
+    with reserved(host, guest_with("hugetlb-2MiB")):
+        assert host.count == 600 + added
+        assert len(host.log) == (added > 0)
+    assert host.count == 600
 
 
 @pytest.mark.parametrize("backing", ["anonymous", "memfd"])
-def test_other_memory_is_not_set_aside(backing: str) -> None:
-    host = Pages(0)
+def test_other_memory_is_not_set_aside(tmp_path: Path, backing: str) -> None:
+    host = Pages(tmp_path, before=3, more=1000)
     with reserved(host, guest_with(backing)):
-        pass
-    assert (host.ran, host.undone) == ([], [])
+        assert host.count == 3
+    assert (host.log, host.compacted) == ([], False)
 
 
-def test_too_few_huge_pages_are_the_arms_failure_and_are_given_back() -> None:
-    host = Pages(200)
+@pytest.mark.parametrize("before", [0, 300])
+def test_too_few_huge_pages_are_the_arms_failure_and_are_given_back(
+    tmp_path: Path, before: int
+) -> None:
+    """Those that were there are somebody else's."""
+    host = Pages(tmp_path, before=before, more=200)
     with (
         pytest.raises(ArmFailedError, match="found 200 of 256 huge pages") as caught,
         reserved(host, guest_with("hugetlb-2MiB", 512 * MIB)),
@@ -130,14 +163,24 @@ def test_too_few_huge_pages_are_the_arms_failure_and_are_given_back() -> None:
         pytest.fail("it does not boot")
     assert caught.value.reason == "no-huge-pages"
     assert '"hugetlb-2MiB"' in caught.value.message
-    assert len(host.undone) == 1
+    assert host.count == before
 
 
-def test_huge_pages_are_given_back_when_the_guest_fails() -> None:
-    host = Pages(512)
+def test_kernel_without_pages_of_that_size_is_the_arms_failure(tmp_path: Path) -> None:
+    host = Pages(tmp_path, 2048, more=1000)
+    with (
+        pytest.raises(ArmFailedError, match="found 0 of 1 huge pages"),
+        reserved(host, guest_with("hugetlb-1GiB")),
+    ):
+        pytest.fail("it does not boot")
+    assert (host.log, host.count) == ([], 0)
+
+
+def test_huge_pages_are_given_back_when_the_guest_fails(tmp_path: Path) -> None:
+    host = Pages(tmp_path, before=7, more=512)
     with pytest.raises(BenchError), reserved(host, guest_with("hugetlb-2MiB")):
         raise BenchError("no")
-    assert len(host.undone) == 1
+    assert host.count == 7
 
 
 class Stream:

@@ -27,6 +27,7 @@ from orchestrator.evidence import TrialWriter
 from orchestrator.factors import parse_scenarios
 from orchestrator.progress import Progress
 from orchestrator.scenario import GIB, Guest, Scenario
+from tests.unit.hosts import Recorded
 from tests.unit.scenarios import MINIMAL, scenario
 
 KEYS = RunKeys.make()
@@ -41,6 +42,7 @@ class FakeShell:
         self.watched: list[str] = []
         self.disk = "/dev/vdd\n"
         """What it says of the guest's."""
+        self.change = Recorded(self.ran)
 
     def alive(self) -> bool:
         return True
@@ -51,12 +53,12 @@ class FakeShell:
         said = ""
         if "/sys/block" in command:
             said = self.disk
-        elif asked := re.search(r"echo (\d+) > \S+/nr_hugepages; cat", command):
-            said = f"{asked[1]}\n"
+        elif "free_hugepages" in command:
+            said = "0\n0\n0\n"
         return SimpleNamespace(stdout=said, stderr="", code=0)
 
     def read(self, path: str) -> str:
-        return ""
+        return self.change.written.get(path, "")
 
     @contextlib.contextmanager
     def stream(self, argv: Sequence[str], timeout: float) -> Iterator[Iterator[str]]:
@@ -73,6 +75,7 @@ def host_of(shell: FakeShell, **facts: Any) -> Host:
     usual = {
         "shell": shell, "kvm": True, "emulated": False, "slow": False, "cpus": 2, "accel": "kvm",
         "payload": "/payload", "agent": lambda *words: [*words], "undo": shell.run,
+        "change": shell.change, "ours": True,
     }  # fmt: skip
     return cast(Host, SimpleNamespace(**(usual | facts)))
 
@@ -80,7 +83,15 @@ def host_of(shell: FakeShell, **facts: Any) -> Host:
 class Machines:
     """The host's libvirt, of which a test wants to know only what it was to start."""
 
+    def __init__(self, log: list[str]) -> None:
+        self.log = log
+
+    def security_models(self) -> tuple[str, ...]:
+        return ("apparmor",)
+
     def running(self, xml: str) -> NoReturn:
+        uuid = re.search("<uuid>(.*)</uuid>", xml)
+        self.log.append(f"start {uuid and uuid[1]}")
         raise StartedError
 
 
@@ -119,7 +130,8 @@ class Boots:
         trial = TrialWriter(self.folder / f"000{len(self.domains)}-baseline", {})
         with pytest.raises(StartedError):
             boot_guest(
-                host_of(self.shell, **facts), cast(Connection, Machines()), devices, chosen,
+                host_of(self.shell, **facts), cast(Connection, Machines(self.shell.ran)),
+                devices, chosen,
                 index=0, traced=traced, keys=KEYS, trial=trial, progress=Progress(),
             )  # fmt: skip
         return self.domains[-1]
@@ -177,6 +189,34 @@ def test_domain_is_saved_before_it_is_started(booted: Boots, tmp_path: Path) -> 
     booted(scenario("guest.firmware=ovmf"))
     [path] = tmp_path.rglob("guest-0/domain.xml")
     assert "OVMF_CODE" in path.read_text()
+
+
+def test_host_is_asked_before_each_change_of_a_guest(booted: Boots, shell: FakeShell) -> None:
+    spec = booted(scenario("guest.backing=hugetlb-2MiB", "guest.memory=1GiB"))
+    folder = "/sys/kernel/mm/hugepages/hugepages-2048kB"
+    pages = f"{folder}/nr_hugepages"
+    assert shell.ran == [
+        "change: files /var/log/libvirt/qemu/barometer-guest-0.log",
+        f"echo 1 > /proc/sys/vm/compact_memory; cat {pages} {folder}/free_hugepages"
+        f" {folder}/resv_hugepages",
+        f"change: write {pages} 512",
+        f"change: guest {spec.uuid}",
+        f"start {spec.uuid}",
+        f"echo 0 > {pages}",
+    ]
+
+
+@pytest.mark.parametrize(("ours", "unconfined"), [(True, ()), (False, ("apparmor",))])
+def test_guest_is_set_apart_from_what_confines_others_on_their_machine(
+    booted: Boots, ours: bool, unconfined: tuple[str, ...]
+) -> None:
+    assert booted(scenario(), ours=ours).unconfined == unconfined
+
+
+def test_log_and_pid_are_those_of_the_domain(booted: Boots, shell: FakeShell) -> None:
+    spec = booted(scenario())
+    assert f"change: files /var/log/libvirt/qemu/{spec.name}.log" in shell.ran
+    assert f"/run/libvirt/qemu/{spec.name}.pid" in shell.watched
 
 
 def test_guest_is_traced_into_the_trace_only_when_it_is_asked(booted: Boots) -> None:
@@ -260,7 +300,7 @@ def test_host_without_the_guests_disk_is_the_benchs_failure(
     shell.disk = ""
     with pytest.raises(BenchError):
         boot_guest(
-            host_of(shell), cast(Connection, Machines()), [], scenario("guest.boot=disk"),
+            host_of(shell), cast(Connection, Machines([])), [], scenario("guest.boot=disk"),
             index=0, traced=False, keys=KEYS,
             trial=TrialWriter(tmp_path / "0001-baseline", {}), progress=Progress(),
         )  # fmt: skip

@@ -8,13 +8,14 @@ from typing import Any
 import libvirt
 import pytest
 
-from orchestrator.bench.hypervisor import Connection
-from orchestrator.errors import BenchError
+from orchestrator.bench.hypervisor import Connection, Domain
+from orchestrator.errors import BenchError, ScenarioError
 
 
 class RawDomain:
     def __init__(self, xml: str) -> None:
         self.xml, self.running = xml, True
+        self.connection = RawConnection()
 
     def name(self) -> str:
         return self.xml
@@ -24,6 +25,21 @@ class RawDomain:
 
     def isActive(self) -> bool:  # noqa: N802
         return self.running
+
+    def create(self) -> None:
+        if self.running:
+            raise libvirt.libvirtError("it runs")
+        self.running = True
+
+    def reboot(self) -> None:
+        if not self.running:
+            raise libvirt.libvirtError("it does not run")
+
+    def XMLDesc(self, flags: int = 0) -> str:  # noqa: N802
+        return f"{self.xml} {flags}"
+
+    def connect(self) -> RawConnection:
+        return self.connection
 
     def destroy(self) -> None:
         if not self.running:
@@ -35,12 +51,34 @@ class RawConnection:
     def __init__(self) -> None:
         self.domains: list[RawDomain] = []
         self.error: BaseException | None = None
+        self.callbacks: dict[int, Any] = {}
 
     def createXML(self, xml: str, flags: int) -> RawDomain:  # noqa: N802
         if self.error is not None:
             raise self.error
         self.domains.append(RawDomain(xml))
         return self.domains[-1]
+
+    def getURI(self) -> str:  # noqa: N802
+        return "qemu:///system"
+
+    def lookupByName(self, name: str) -> RawDomain:  # noqa: N802
+        for domain in self.domains:
+            if domain.xml == name:
+                return domain
+        raise libvirt.libvirtError("no domain")
+
+    def listAllDomains(self) -> list[RawDomain]:  # noqa: N802
+        return self.domains
+
+    def domainEventRegisterAny(  # noqa: N802
+        self, _domain: RawDomain, kind: int, callback: Any, _opaque: None
+    ) -> int:
+        self.callbacks[kind] = callback
+        return kind
+
+    def domainEventDeregisterAny(self, number: int) -> None:  # noqa: N802
+        del self.callbacks[number]
 
 
 @pytest.fixture
@@ -105,3 +143,45 @@ def test_domain_that_cannot_be_started_is_the_benchs_failure(
     unused: Any = connection
     with unused.running("two") as domain:
         assert domain.uuid == "uuid of two"
+
+
+def test_a_domain_that_is_there_is_found_by_name(
+    raw: RawConnection, connection: Connection
+) -> None:
+    raw.domains = [RawDomain("b"), RawDomain("a")]
+    assert connection.lookup("a").name == "a"
+    with pytest.raises(ScenarioError, match="qemu:///system has no domain 'c'") as caught:
+        connection.lookup("c")
+    assert caught.value.hint == "its domains: a, b"
+
+
+def test_a_domain_is_started_and_asked_to_reboot(
+    raw: RawConnection, connection: Connection
+) -> None:
+    raw.domains = [RawDomain("a")]
+    raw.domains[0].running = False
+    domain = connection.lookup("a")
+    with pytest.raises(BenchError, match="could not reboot a: it does not run"):
+        domain.reboot()
+    domain.start()
+    domain.reboot()
+    assert domain.active()
+    with pytest.raises(BenchError, match="could not start a: it runs"):
+        domain.start()
+    assert domain.definition() == f"a {libvirt.VIR_DOMAIN_XML_INACTIVE}"
+
+
+def test_what_happens_to_a_domain_is_seen_as_it_happens() -> None:
+    raw = RawDomain("a")
+    callbacks = raw.connection.callbacks
+    with Domain(raw).watched() as happened:
+        agent = callbacks[libvirt.VIR_DOMAIN_EVENT_ID_AGENT_LIFECYCLE]
+        agent(
+            None, None, libvirt.VIR_CONNECT_DOMAIN_EVENT_AGENT_LIFECYCLE_STATE_DISCONNECTED, 0, 0
+        )
+        assert happened == set()
+        agent(None, None, libvirt.VIR_CONNECT_DOMAIN_EVENT_AGENT_LIFECYCLE_STATE_CONNECTED, 0, 0)
+        assert happened == {"agent"}
+        callbacks[libvirt.VIR_DOMAIN_EVENT_ID_REBOOT](None, None, None)
+        assert happened == {"agent", "reset"}
+    assert callbacks == {}

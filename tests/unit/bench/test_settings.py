@@ -2,50 +2,27 @@
 
 from __future__ import annotations
 
-import re
-import subprocess
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orchestrator.bench.changes import Unrecorded
 from orchestrator.bench.settings import prove_settings, same_setting, write_settings
-from orchestrator.bench.shell import Completed, Shell
+from orchestrator.bench.shell import ConnectionLostError
 from orchestrator.errors import BenchError
 from orchestrator.kernels.bundle import KernelBundle
 from orchestrator.scenario import ArmName, parse_scenario
-from tests.unit.scenarios import MINIMAL
+from tests.unit.hosts import HostShell, Recorded
+from tests.unit.scenarios import MINIMAL, scenario
 
 HUGE = "vfio_iommu_type1.disable_hugepages"
 THP = "/sys/kernel/mm/transparent_hugepage/enabled"
 MODINFO = (
     b"vfio_iommu_type1.parmtype=disable_hugepages:bool\0vfio_iommu_type1.parmtype=hidden:int\0"
 )
-
-
-class LocalShell:
-    """Runs what the host is to run, where /sys and /proc are in a folder."""
-
-    name = "host"
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-
-    def run(
-        self, argv: Sequence[str] | str, *, stdin: bytes = b"", check: bool = True, doing: str = ""
-    ) -> Completed:
-        if isinstance(argv, str):
-            argv = argv.replace("dmesg", f"cat {self.root}/dmesg")
-        words = ["sh", "-c", argv] if isinstance(argv, str) else list(argv)
-        words = [re.sub(r"(?<!\S)/(?=sys/|proc/)", f"{self.root}/", word) for word in words]
-        done = subprocess.run(words, input=stdin, capture_output=True, check=check)
-        return Completed(done.stdout.decode(), done.stderr.decode(), done.returncode)
-
-    def read(self, path: str) -> str:
-        return self.run(["cat", path]).stdout
 
 
 class Host:
@@ -59,6 +36,7 @@ class Host:
         self.has("/proc/cmdline", "console=ttyS0 panic=-1\n")
         self.has("/sys/module/vfio_iommu_type1/parameters/disable_hugepages", "N\n")
         self.has(THP, "always [madvise] never\n")
+        self.has("/programs/dmesg", '#!/bin/sh\ncat "$ROOT/dmesg"\n').chmod(0o755)
 
     def has(self, path: str, text: str) -> Path:
         file = self.root / path[1:]
@@ -70,8 +48,8 @@ class Host:
         """`settings`: TOML, of the candidate."""
         text = MINIMAL + f"{settings}\n"
         scenario, _ = parse_scenario(text, "x")
-        shell = cast(Shell, LocalShell(self.root))
-        write_settings(shell, scenario, arm)
+        shell = HostShell(self.root)
+        write_settings(Unrecorded(shell), scenario, arm)
         return prove_settings(shell, self.kernel, scenario, arm)
 
     def refused(self, settings: str) -> BenchError:
@@ -193,6 +171,33 @@ def test_file_that_is_not_there_is_refused_and_not_made(host: Host) -> None:
 def test_value_that_the_kernel_does_not_take_is_refused(host: Host) -> None:
     (host.root / "sys/kernel/full").symlink_to("/dev/full")
     assert "No space left" in host.refused('sysfs = { "/sys/kernel/full" = 1 }').evidence
+
+
+def test_files_are_written_as_changes_of_the_host() -> None:
+    log: list[str] = []
+    chosen = scenario(f'arms.candidate.sysfs={{"{THP}" = "never", "/proc/sys/vm/swappiness" = 0}}')
+    write_settings(Recorded(log), chosen, "baseline")
+    assert log == []
+    write_settings(Recorded(log), chosen, "candidate")
+    assert log == [f"change: write {THP} never", "change: write /proc/sys/vm/swappiness 0"]
+
+
+@pytest.mark.parametrize(
+    ("failed", "reason"),
+    [
+        (BenchError("the journal is full", reason="journal"), "setting-refused"),
+        (ConnectionLostError("gone", reason="host-ssh-lost"), "host-ssh-lost"),
+    ],
+)
+def test_lost_connection_is_not_taken_for_a_refusal(failed: BenchError, reason: str) -> None:
+    class Failing(Recorded):
+        def write(self, path: str, value: str) -> None:
+            raise failed
+
+    with pytest.raises(BenchError) as caught:
+        write_settings(Failing([]), scenario(f'arms.candidate.sysfs={{"{THP}" = 1}}'), "candidate")
+    assert caught.value.reason == reason
+    assert failed.message in (caught.value.message, caught.value.evidence.removeprefix(f"{THP}: "))
 
 
 def test_value_that_does_not_stay_is_refused(host: Host) -> None:

@@ -64,6 +64,8 @@ def test_state_is_recorded_while_the_block_runs_and_gone_after_it(tmp_path: Path
         state.add(partial="/p")
         facts = json.loads(path.read_text())
         assert (facts["domains"], facts["partial"]) == (["u-1"], ["/p"])
+        state.add(hosts="root@gpu1.lab")
+        assert json.loads(path.read_text())["hosts"] == ["root@gpu1.lab"]
         assert not any(name.startswith("_") for name in facts)
         (state.folder / "key").write_text("x")
     assert list(tmp_path.iterdir()) == []
@@ -219,3 +221,23 @@ def test_place_of_the_records_is_a_setting(
     monkeypatch.delenv("BAROMETER_STATE")
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "xdg"))
     assert default_root() == tmp_path / "xdg/barometer"
+
+
+def test_metal_hosts_of_a_run_that_was_killed_are_named_once_with_what_to_do(
+    tmp_path: Path,
+) -> None:
+    hosts = ["gpu1 --ssh-config '/my lab/ssh'", "gpu2", "gpu2"]
+    path = record(tmp_path / "state", tmp_path / "none", pid=dead_pid(), hosts=hosts)
+    assert list(clean(tmp_path / "state")) == [
+        "run abcd1234: a metal host may be changed: barometer recover"
+        " gpu1 --ssh-config '/my lab/ssh'",
+        "run abcd1234: a metal host may be changed: barometer recover gpu2",
+        "run abcd1234: cleaned",
+    ]
+    assert not path.exists()
+
+
+def test_record_of_a_release_that_knew_no_metal_hosts_is_cleaned(tmp_path: Path) -> None:
+    path = record(tmp_path / "state", tmp_path / "none", pid=dead_pid())
+    assert list(clean(tmp_path / "state")) == ["run abcd1234: cleaned"]
+    assert not path.exists()

@@ -26,13 +26,14 @@ from orchestrator.bench.tracer import (
 from orchestrator.errors import BenchError
 from orchestrator.evidence import TrialWriter
 from orchestrator.scenario import GIB, MIB
+from tests.unit.hosts import Recorded
 
 SPECS = {
-    "timing-32GiB": timing_spec(32 * GIB),
-    "timing-256MiB": timing_spec(256 * MIB),
-    "boot": timing_spec(32 * GIB, boot=True),
-    "boot-kvm": timing_spec(32 * GIB, boot=True, kvm=True),
-    "boot-kvm-faults": timing_spec(32 * GIB, boot=True, kvm=True, faults=True),
+    "timing-32GiB": timing_spec([32 * GIB]),
+    "timing-256MiB": timing_spec([256 * MIB]),
+    "boot": timing_spec([32 * GIB], boot=True),
+    "boot-kvm": timing_spec([32 * GIB], boot=True, kvm=True),
+    "boot-kvm-faults": timing_spec([32 * GIB], boot=True, kvm=True, faults=True),
     "counts": counts_spec([FAULT]),
     "counts-before-huge-fault": counts_spec([FAULT_BEFORE]),
 }
@@ -155,7 +156,7 @@ def test_faults_are_counted_by_the_handler_that_the_kernel_has(
 
 @pytest.mark.parametrize("bar", [32 * GIB, GIB, 256 * MIB])
 def test_filters_let_the_bar_through_and_keep_pages_out(bar: int) -> None:
-    filters = timing_spec(bar)["filters"]
+    filters = timing_spec([bar])["filters"]
     for side in ("in", "out"):
         assert filters[f"barotime/imap_{side}"] == f"size == {bar:#x}"
         assert filters[f"barotime/iun_{side}"] == f"size == {bar:#x}"
@@ -164,15 +165,33 @@ def test_filters_let_the_bar_through_and_keep_pages_out(bar: int) -> None:
     assert filters["iommu/map"] == filters["iommu/unmap"] == f"size == {bar:#x}"
 
 
+def test_filters_take_bars_of_several_sizes() -> None:
+    filters = timing_spec([GIB, 32 * GIB])["filters"]
+    assert filters["barotime/imap_in"] == f"size == {GIB:#x} || size == {32 * GIB:#x}"
+    assert filters["barotime/unpin_out"] == "npage == 262144 || npage == 8388608"
+    assert filters["iommu/map"] == filters["barotime/imap_in"]
+
+
+def test_an_emulator_an_instance_and_a_group_can_be_others() -> None:
+    usual = timing_spec([GIB], boot=True)
+    spec = timing_spec([GIB], boot=True, emulator="/q", instance="mine", group="ours")
+    assert spec["instance"] == "mine"
+    assert spec["filters"]["sched/sched_process_exec"] == 'filename ~ "/q"'
+    assert [line.replace("ours/", "barotime/") for line in spec["definitions"]] == usual[
+        "definitions"
+    ]
+    assert {event for event in spec["enable"] if event.startswith("baro")} == set()
+
+
 def test_ioctls_of_every_size_are_recorded() -> None:
-    filters = timing_spec(GIB)["filters"]
+    filters = timing_spec([GIB])["filters"]
     assert filters["barotime/ioctl_in"] == "cmd == 0x3b71 || cmd == 0x3b72"
     assert filters["barotime/ioctl_out"] == filters["barotime/ioctl_in"]
     assert not {"barotime/unmap_in", "barotime/unmap_out"} & set(filters)
 
 
 def test_probes_of_a_map_and_an_unmap_are_these() -> None:
-    assert timing_spec(32 * GIB)["definitions"] == [
+    assert timing_spec([32 * GIB])["definitions"] == [
         "p:barotime/ioctl_in vfio_iommu_type1:vfio_iommu_type1_ioctl cmd=$arg2:x32"
         " q8=+u8($arg3):x64 q16=+u16($arg3):x64 q24=+u24($arg3):x64",
         "r:barotime/ioctl_out vfio_iommu_type1:vfio_iommu_type1_ioctl cmd=$arg2:x32"
@@ -207,14 +226,14 @@ def added(spec: dict[str, Any], to: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_boot_has_the_exec_of_its_qemu() -> None:
-    assert added(timing_spec(GIB, boot=True), timing_spec(GIB)) == {
+    assert added(timing_spec([GIB], boot=True), timing_spec([GIB])) == {
         "symbols": [], "definitions": [], "enable": ["sched/sched_process_exec"],
         "filters": {"sched/sched_process_exec": 'filename ~ "*qemu-system*"'},
     }  # fmt: skip
 
 
 def test_boot_under_kvm_has_line_feeds_and_two_registers() -> None:
-    assert added(timing_spec(GIB, boot=True, kvm=True), timing_spec(GIB, boot=True)) == {
+    assert added(timing_spec([GIB], boot=True, kvm=True), timing_spec([GIB], boot=True)) == {
         "symbols": [], "definitions": [], "enable": ["kvm/kvm_pio", "kvm/kvm_msr"],
         "filters": {
             "kvm/kvm_pio": "port == 0x3f8 && val == 10",
@@ -224,11 +243,11 @@ def test_boot_under_kvm_has_line_feeds_and_two_registers() -> None:
 
 
 def test_kvm_says_nothing_of_what_is_no_boot() -> None:
-    assert timing_spec(GIB, kvm=True) == timing_spec(GIB)
+    assert timing_spec([GIB], kvm=True) == timing_spec([GIB])
 
 
 def test_faults_are_probed_where_they_are_asked_for() -> None:
-    assert added(timing_spec(GIB, faults=True), timing_spec(GIB)) == {
+    assert added(timing_spec([GIB], faults=True), timing_spec([GIB])) == {
         "symbols": ["fixup_user_fault", "vfio_pci_mmap_huge_fault"],
         "definitions": [
             "p:barotime/fault_in fixup_user_fault address=$arg2:x64",
@@ -242,9 +261,9 @@ def test_faults_are_probed_where_they_are_asked_for() -> None:
 
 
 def test_every_probe_that_fires_for_each_leaf_can_be_switched_off_again() -> None:
-    with_them = set(timing_spec(GIB, faults=True)["enable"])
+    with_them = set(timing_spec([GIB], faults=True)["enable"])
     folder = "/sys/kernel/tracing/instances/barometer"
-    for_leaves = with_them - set(timing_spec(GIB)["enable"])
+    for_leaves = with_them - set(timing_spec([GIB])["enable"])
     assert set(UNTIL_KERNEL) == {f"{folder}/events/{event}/enable" for event in for_leaves}
     assert f"{folder}/trace_marker" == MARKER
 
@@ -259,9 +278,9 @@ def test_clock_is_the_one_of_the_watch_agent(spec: dict[str, Any]) -> None:
 
 
 def test_clock_of_the_timing_pass_may_be_another() -> None:
-    other = timing_spec(GIB, "x86-tsc")
+    other = timing_spec([GIB], "x86-tsc")
     assert other["clock"] == "x86-tsc"
-    assert {**other, "clock": "mono"} == timing_spec(GIB)
+    assert {**other, "clock": "mono"} == timing_spec([GIB])
 
 
 class FakeShell:
@@ -270,11 +289,11 @@ class FakeShell:
     def __init__(self, armed: dict[str, Any], finished: dict[str, Any] | None = None) -> None:
         self.armed = armed
         self.finished = finished or {"files": {"trace.txt": "t", "hist-pin.txt": "p"}}
-        self.ran: list[tuple[str, ...]] = []
+        self.ran: list[str] = []
         self.specs: list[dict[str, Any]] = []
 
     def run(self, argv: list[str], *, stdin: bytes = b"", **_: object) -> Any:
-        self.ran.append(tuple(argv[1:]))
+        self.ran.append(" ".join(argv[1:]))
         said: Any = ""
         if argv[1] == "symbols":
             said = argv[2:]
@@ -289,7 +308,7 @@ class FakeShell:
 def host_of(shell: FakeShell, accel: str, kvm: bool = False) -> Host:
     return cast(Host, SimpleNamespace(
         shell=shell, accel=accel, kvm=kvm, release="7.3", agent=lambda *words: [*words],
-        undo=shell.run,
+        undo=shell.run, change=Recorded(shell.ran),
     ))  # fmt: skip
 
 
@@ -307,8 +326,10 @@ def test_exact_host_is_timed_by_the_clock_that_counts_instructions(
     shell = FakeShell({"armed": True})
     with armed_tracer(host_of(shell, accel), "timing", "map", GIB, trial) as hists:
         assert hists == {}
-    assert shell.specs == [timing_spec(GIB, clock)]
-    assert shell.ran == [("arm",), ("finish", "barometer", "barotime")]
+    assert shell.specs == [timing_spec([GIB], clock)]
+    assert shell.ran == [
+        "change: tracing barometer barotime", "arm", "finish barometer barotime",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("kvm", [False, True])
@@ -318,7 +339,7 @@ def test_boot_is_traced_as_its_host_can(trial: TrialWriter, kvm: bool, faults: b
     host = host_of(shell, "tcg", kvm)
     with armed_tracer(host, "timing", "guest-1", GIB, trial, boot=True, faults=faults):
         pass
-    assert shell.specs == [timing_spec(GIB, boot=True, kvm=kvm, faults=faults)]
+    assert shell.specs == [timing_spec([GIB], boot=True, kvm=kvm, faults=faults)]
     assert trial.text("host/trace-guest-1.txt") == "t"
 
 
@@ -358,7 +379,7 @@ def test_tracer_is_cleared_when_the_block_raises(
         armed_tracer(host_of(shell, "tcg"), "timing", "map", GIB, trial),
     ):
         raise error
-    assert shell.ran[-1] == ("clear", "barometer", "barotime")
+    assert shell.ran[-1] == "clear barometer barotime"
     assert (trial.host / "trace-map.txt.gz").exists() == saved
 
 
@@ -374,7 +395,7 @@ def test_refused_probe_is_the_benchs_failure_with_the_kernels_reason(
     assert (caught.value.evidence, caught.value.reason) == (
         "Invalid probed address", "tracer-refused",
     )  # fmt: skip
-    assert shell.ran[-1] == ("clear", "barometer", "barotime")
+    assert shell.ran[-1] == "clear barometer barotime"
 
 
 LOST: list[tuple[dict[str, Any], str]] = [
@@ -406,4 +427,4 @@ def test_lost_trace_does_not_hide_what_happened_before(
         armed_tracer(host_of(shell, "tcg"), "timing", "map", GIB, trial),
     ):
         raise BenchError("first")
-    assert shell.ran[-1] == ("clear", "barometer", "barotime")
+    assert shell.ran[-1] == "clear barometer barotime"

@@ -21,6 +21,7 @@ from orchestrator.evidence import TrialWriter
 from orchestrator.progress import Progress
 from orchestrator.scenario import GIB, MIB, Pass, Scenario
 from tests.unit.answers import answer, by_1gib
+from tests.unit.hosts import Recorded
 from tests.unit.scenarios import map_scenario, scenario
 
 MANY = ('map.sizes=["1GiB", "full"]', 'map.alignment=["4KiB", "1GiB"]')
@@ -143,6 +144,7 @@ def host_of(shell: FakeShell, accel: str = "exact") -> Host:
     return cast(Host, SimpleNamespace(
         shell=shell, accel=accel, kvm=True, release="7.3", agent=lambda *words: [*words],
         check=lambda: None, undo=lambda argv: shell.ran.append("undo " + " ".join(argv[:2])),
+        change=Recorded(shell.ran),
     ))  # fmt: skip
 
 
@@ -172,7 +174,10 @@ def test_counts_pass_reads_its_histograms_after_each_sample(
     shell: FakeShell, trial: TrialWriter
 ) -> None:
     mapped(shell, trial, ["counts"], *MANY, "map.repeats=5")
-    assert shell.ran == ["tracer symbols", "tracer arm", "map 0000:01:00.0", "tracer finish"]
+    assert shell.ran == [
+        "tracer symbols", "change: tracing barometer barocount", "tracer arm",
+        "map 0000:01:00.0", "tracer finish",
+    ]  # fmt: skip
     [asked] = shell.asked
     assert len(asked["points"]) == 4
     assert asked["repeats"] == 1

@@ -94,6 +94,10 @@ def test_missing_module_is_refused_before_anything_boots(bundle: KernelBundle) -
     with pytest.raises(ScenarioError, match="has no module kvm_amd") as caught:
         bundle.module_closure(["vfio", "kvm_amd"])
     assert caught.value.reason == "kernel-lacks-module"
+    every, _, nested = caught.value.hint.partition("nested host")
+    assert "vfio-pci" in every
+    assert "ext4" not in every
+    assert "ext4" in nested
 
 
 def test_kernel_without_any_modules_has_none(tmp_path: Path) -> None:

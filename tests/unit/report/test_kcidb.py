@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from orchestrator.report.kcidb import kcidb_objects
 from tests.unit.report.made import BOOT, LOOKUPS, MAP, PLAN, RUNS, Run, ended, pairs, run
+from tests.unit.scenarios import metal_scenario
 
 ANYTHING = st.text(st.characters())
 
@@ -155,3 +156,20 @@ def test_long_console_is_cut_to_its_end() -> None:
 @given(ANYTHING, ANYTHING, ANYTHING)
 def test_text_from_outside_does_not_break_it(reason: str, message: str, evidence: str) -> None:
     objects(run([ended("candidate", 0, reason=reason, message=message, evidence=evidence)]))
+
+
+@pytest.mark.parametrize(
+    ("accel", "said"),
+    [("none", "real machine, accel none, hostdev with a BAR of 1GiB"),
+     ("kvm", "real machine, accel kvm, hostdev with a BAR of 1GiB"),
+     ("tcg", "real machine, accel tcg, EMULATED, hostdev with a BAR of 1GiB")],
+)  # fmt: skip
+def test_metal_host_is_the_environment(accel: str, said: str) -> None:
+    of = run(pairs(0.5), accel=accel)
+    found = objects(replace(of, scenario=metal_scenario(), plan={**of.plan, "accel": accel}))
+    assert {test["environment"]["comment"] for test in found["tests"]} == {said}
+    misc = found["tests"][0]["environment"]["misc"]
+    assert misc == {
+        "accel": accel, "device": "hostdev", "device_count": 1, "bar_bytes": 1 << 30,
+        "workload": "map",
+    }  # fmt: skip

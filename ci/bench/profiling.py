@@ -1,0 +1,146 @@
+"""What `barometer profile` adds to the boot that it looks at.
+
+    ci/bench/profiling.py [--pairs 6] [--bar 1GiB]
+
+On the stand-in machine of the metal lane a domain with its large BAR is started, alone and under
+a profile, in turns. The time is from the start of its QEMU to the guest's boot mark, both on the
+machine's own clock. Prints the ratio within each pair.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import subprocess
+import sys
+import tempfile
+import uuid
+import xml.etree.ElementTree as ET
+from pathlib import Path
+from statistics import median
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+from orchestrator.bench.cpio import pack_files
+from orchestrator.bench.domain import GuestDomain, guest_xml
+from orchestrator.bench.hypervisor import Connection, Domain
+from orchestrator.bench.images import guest_files
+from orchestrator.bench.keys import RunKeys
+from orchestrator.cache import Cache
+from orchestrator.kernels import materialised
+from orchestrator.profile import reached
+from orchestrator.progress import Progress
+from orchestrator.scenario import GIB, DebKernel
+from tests.lab.machine.standin import StandIn, standin
+from tests.lab.metal_runs import barometer
+
+NAME, DEVICE = "slow-vm", "0000:01:00.0"
+URI = "qemu+ssh://metal/system"
+_FOLDER = "/var/lib/libvirt/images"
+_SERIAL = "/var/log/libvirt/qemu/slow-vm-serial.log"
+_WATCH = rf"""
+import glob, os, time
+
+def started():
+    for path in glob.glob("/proc/[0-9]*/cmdline"):
+        try:
+            if b"guest={NAME}," in open(path, "rb").read():
+                fields = open(path.replace("cmdline", "stat")).read().rpartition(")")[2].split()
+                return int(fields[19]) / os.sysconf("SC_CLK_TCK")
+        except OSError:
+            pass
+
+while (start := started()) is None:
+    time.sleep(0.05)
+while True:
+    now = time.clock_gettime(time.CLOCK_BOOTTIME)
+    if b"boot mark" in open("{_SERIAL}", "rb").read():
+        print(now - start)
+        break
+    time.sleep(0.02)
+"""
+
+
+def define(metal: StandIn, libvirt: Connection) -> Domain:
+    kernel = materialised(
+        DebKernel(deb="linux-image-cloud-amd64", suite="trixie"), Cache(), Progress(), "gues"
+    )
+    files = guest_files(kernel, Cache()).files
+    initramfs = files["guest/initramfs"] + pack_files(RunKeys.make().for_guest())
+    for name, content in (("vmlinuz", files["guest/vmlinuz"]), ("initramfs", initramfs)):
+        metal.ssh(f"cat > {_FOLDER}/{name}", stdin=content)
+    domain = ET.fromstring(guest_xml(
+        GuestDomain(
+            name=NAME, uuid=str(uuid.uuid4()), kvm=False, memory=GIB // 2, cpus=1,
+            kernel=f"{_FOLDER}/vmlinuz", initramfs=f"{_FOLDER}/initramfs",
+            cmdline="console=ttyS0", console_port=1, ssh_port=2222, devices=(DEVICE,),
+        )
+    ))  # fmt: skip
+    hostdev, serial = domain.find("devices/hostdev"), domain.find("devices/serial")
+    assert hostdev is not None
+    assert serial is not None
+    hostdev.set("managed", "yes")
+    serial.clear()
+    serial.set("type", "file")
+    ET.SubElement(serial, "source", path=_SERIAL)
+    libvirt._raw.defineXML(ET.tostring(domain, encoding="unicode"))
+    return libvirt.lookup(NAME)
+
+
+def boot(metal: StandIn, domain: Domain, *, profiled: bool) -> tuple[float, int]:
+    """Seconds, and maps of the BAR that the profile saw."""
+    metal.ssh(f"rm -f {_SERIAL}; touch {_SERIAL}")
+    watch = subprocess.Popen(
+        ["ssh", "-F", metal.ssh_config, "metal", f"python3 -c {shlex.quote(_WATCH)}"],
+        stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    maps = 0
+    if profiled:
+        with barometer(
+            "profile", NAME, "--connect", URI, "--ssh-config", metal.ssh_config, "--json",
+        ) as profile:  # fmt: skip
+            seconds = float(watch.communicate(timeout=600)[0])
+            if profile.process.wait(300):
+                raise SystemExit(profile.text())
+        said = profile.text()
+        operations = json.loads(said[said.index("{\n") :])["operations"]
+        maps = sum(one["kind"] == "map" for one in operations)
+    else:
+        domain.start()
+        seconds = float(watch.communicate(timeout=600)[0])
+    domain.destroy()
+    return seconds, maps
+
+
+def main() -> None:
+    asked = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    asked.add_argument("--pairs", type=int, default=6)
+    asked.add_argument("--bar", default="1GiB")
+    options = asked.parse_args()
+    ratios = []
+    with (
+        tempfile.TemporaryDirectory(prefix="profiling-") as folder,
+        standin(Path(folder), bar=options.bar) as metal,
+        reached(URI, metal.ssh_config) as (_, libvirt),
+    ):
+        domain = define(metal, libvirt)
+        boot(metal, domain, profiled=False)  # warms what it reads
+        for number in range(options.pairs):
+            took = {}
+            for profiled in (False, True) if number % 2 else (True, False):
+                took[profiled], maps = boot(metal, domain, profiled=profiled)
+                if profiled:
+                    seen = maps
+            ratios.append(took[True] / took[False])
+            print(
+                f"pair {number + 1}: alone {took[False]:.2f} s, profiled {took[True]:.2f} s"
+                f" (emulated), {seen} maps, ratio {ratios[-1]:.4f}",
+                flush=True,
+            )
+    print(f"ratio: median {median(ratios):.4f}, {min(ratios):.4f} to {max(ratios):.4f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""What makes the machine boot a certain kernel once: one loaded for kexec, or GRUB's entry."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from keeper import machine, means
+from keeper.machine import RefusedError
+
+GRUB_NEXT = "next_entry"
+
+
+def plan_kexec(kernel: str, initrd: str, cmdline: str) -> dict[str, Any]:
+    if (machine.text("/sys/kernel/kexec_loaded") or "0") != "0":
+        raise RefusedError(
+            "kexec", "a kernel is loaded for kexec already, and not by barometer"
+            " (/sys/kernel/kexec_loaded); `kexec -u` unloads it",
+        )  # fmt: skip
+    return {"kernel": kernel, "initrd": initrd, "cmdline": cmdline}
+
+
+def load_kexec(what: dict[str, Any]) -> None:
+    """By kexec_file_load(2), and where the kernel has or allows it not, by kexec_load(2)."""
+    words = ["-l", str(machine.at(what["kernel"])), f"--command-line={what['cmdline']}"]
+    if what["initrd"]:
+        words.append(f"--initrd={machine.at(what['initrd'])}")
+    try:
+        machine.run("kexec", "-s", *words)
+    except RefusedError as exc:
+        try:
+            machine.run("kexec", "-c", *words)
+        except RefusedError as other:
+            raise RefusedError("kexec", f"{exc}; {other}") from other
+
+
+def unload_kexec(what: dict[str, Any]) -> str:
+    if machine.text("/sys/kernel/kexec_loaded") == "1":
+        machine.run("kexec", "-u")
+    return f"kexec: {what['kernel']} is not loaded"
+
+
+def grub_entry(prefix: str, name: str, kernel: str, initrd: str, cmdline: str) -> str:
+    """A menu entry of GRUB's, whatever its kernel and its initramfs are on: read as grub-mkconfig
+    has it read. What GRUB cannot load would leave it in its menu, waiting for a key: it restarts
+    the machine instead, into the default entry."""
+
+    def probed(target: str) -> list[str]:
+        """A word each."""
+        return machine.run(
+            f"{prefix}-probe", f"--target={target}", str(machine.at(kernel))
+        ).split()
+
+    def relative(path: str) -> str:
+        return _quoted(machine.run(f"{prefix}-mkrelpath", str(machine.at(path))).strip())
+
+    modules = [*probed("abstraction"), *(f"part_{table}" for table in probed("partmap"))]
+    lines = [f"insmod {module}" for module in (*modules, *probed("fs"))]
+    lines.append(f"search --no-floppy --fs-uuid --set=root {' '.join(probed('fs_uuid'))}")
+    start = ["boot"]
+    if initrd:
+        start = _when(f"initrd {relative(initrd)}", start)
+    words = " ".join(map(_quoted, cmdline.split()))
+    lines += [*_when(f"linux {relative(kernel)} {words}", start), "reboot"]
+    body = "".join(f"\t{line}\n" for line in lines)
+    # unrestricted: where the menu has a password, nobody is there to type it
+    return f"menuentry 'barometer' --unrestricted --id {name} {{\n{body}}}\n"
+
+
+def _when(command: str, then: list[str]) -> list[str]:
+    """GRUB's shell: only if the command succeeds."""
+    return [f"if {command}; then", *(f"\t{line}" for line in then), "fi"]
+
+
+def _quoted(word: str) -> str:
+    """GRUB's shell: nothing is special between single quotes."""
+    return "'" + word.replace("'", "'\\''") + "'"
+
+
+def plan_grub_next(entry: str, prefix: str, folder: str) -> dict[str, Any]:
+    """GRUB itself clears it when it boots: that is how the entry expires."""
+    return {"entry": entry, "prefix": prefix, "folder": folder,
+            "former": means.grub_variable(folder, GRUB_NEXT)}  # fmt: skip
+
+
+def set_grub_next(what: dict[str, Any]) -> None:
+    machine.run(f"{what['prefix']}-reboot", what["entry"])
+    if means.grub_variable(what["folder"], GRUB_NEXT) != what["entry"]:
+        raise RefusedError(
+            "grub", f"{what['folder']}/grubenv: {GRUB_NEXT} is not {what['entry']} after"
+            f" {what['prefix']}-reboot",
+        )  # fmt: skip
+
+
+def unset_grub_next(what: dict[str, Any]) -> str:
+    former = what["former"]  # GRUB leaves it there, and empty
+    if means.grub_variable(what["folder"], GRUB_NEXT) != former:
+        words = ("unset", GRUB_NEXT) if former is None else ("set", f"{GRUB_NEXT}={former}")
+        machine.run(
+            f"{what['prefix']}-editenv", str(machine.at(f"{what['folder']}/grubenv")), *words
+        )
+    return f"grub: {GRUB_NEXT} is {former or 'not set'}"

@@ -1,0 +1,188 @@
+"""Who may change the machine: leases that expire, with a token that always grows.
+
+Within one boot a lease expires by CLOCK_BOOTTIME, which no one sets; across boots by
+CLOCK_REALTIME, the only clock that goes on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from keeper import machine
+from keeper.journal import Entry, Journal
+from keeper.machine import RefusedError
+
+_BYTES = 2048
+"""A lease's file is padded to this: it can be written again though the disk is full."""
+
+
+@dataclass
+class Lease:
+    token: int
+    """Fencing token: of two leases the later one has the greater."""
+    resources: list[str]
+    """`machine`, or addresses of devices."""
+    owner: dict[str, Any]
+    ttl: float
+    """Seconds from one renewal to the expiry."""
+    boot_id: str = ""
+    expires_boottime: float = 0
+    """Seconds of CLOCK_BOOTTIME under `boot_id`."""
+    expires_realtime: float = 0
+    """Seconds since the epoch."""
+    granted: float = 0
+    """Seconds that it was extended by at last."""
+
+    def left(self) -> float:
+        """Seconds to its expiry; less than 0 after it. Never more than were granted, though the
+        real-time clock was set back."""
+        if self.boot_id == machine.boot_id():
+            left = self.expires_boottime - machine.boottime()
+        else:
+            left = self.expires_realtime - machine.realtime_ns() / 1e9
+        return min(left, self.granted)
+
+    def extend(self, seconds: float) -> None:
+        """Have it expire in so many seconds, on the disk too."""
+        self.boot_id = machine.boot_id()
+        self.expires_boottime = machine.boottime() + seconds
+        self.expires_realtime = machine.realtime_ns() / 1e9 + seconds
+        self.granted = seconds
+        self._write()
+
+    def _write(self) -> None:
+        path = machine.at(_path(self.token))
+        content = json.dumps(asdict(self)).ljust(_BYTES).encode()
+        try:
+            machine.replace(path, content)
+        except OSError:
+            if not path.exists():
+                raise
+            file = os.open(path, os.O_WRONLY)  # in place, which needs no room
+            try:
+                machine.write_whole(file, content)
+            finally:
+                os.close(file)
+
+    def renew(self) -> None:
+        """Never shorter than it was within this boot: it may be extended over the next one."""
+        is_same = self.boot_id == machine.boot_id()
+        self.extend(max(self.ttl, self.left()) if is_same else self.ttl)
+
+    @contextlib.contextmanager
+    def kept(self, seconds: float) -> Iterator[None]:
+        """Live throughout the block, which may take so many seconds; after it as if renewed."""
+        replace(self).extend(max(self.left(), seconds))
+        try:
+            yield
+        finally:
+            self.renew()
+
+    def remove(self) -> None:
+        path = machine.at(_path(self.token))
+        path.unlink(missing_ok=True)
+        machine.sync_folder(path.parent)
+
+    def shares(self, resources: Sequence[str]) -> bool:
+        return not {*self.resources}.isdisjoint(resources)
+
+    def holder(self) -> str:
+        who = self.owner
+        return (
+            f"{who.get('user', '?')}@{who.get('runner', '?')}"
+            f" (process {who.get('pid', '?')}, {who.get('what', '?')})"
+        )
+
+    def facts(self) -> dict[str, Any]:
+        left = self.left()
+        return {"token": self.token, "resources": self.resources, "owner": self.owner,
+                "left": round(left, 1), "expired": left <= 0}  # fmt: skip
+
+
+def _path(token: int | str) -> str:
+    return f"{machine.STATE}/lease-{token}.json"
+
+
+def leases() -> list[Lease]:
+    """All, oldest first, expired or not. Of two that share a resource only the earlier is one:
+    over the later a keeper was killed before it could remove that, and grant the other."""
+    written = _written()
+    return [
+        lease
+        for number, lease in enumerate(written)
+        if not any(lease.shares(earlier.resources) for earlier in written[:number])
+    ]
+
+
+def _written() -> list[Lease]:
+    files = machine.at(machine.STATE).glob("lease-*.json")
+    return sorted((Lease(**json.loads(f.read_text())) for f in files), key=lambda x: x.token)
+
+
+def live() -> list[Lease]:
+    return [lease for lease in leases() if lease.left() > 0]
+
+
+def grant(
+    resources: list[str], owner: dict[str, Any], ttl: float, takeover: int, journal: Journal
+) -> Lease:
+    """A new lease, where no live one shares a resource; `takeover` is the token of one that is
+    replaced though it is live. Raises RefusedError with who holds it."""
+    for lease in leases():
+        if lease.left() > 0 and lease.shares(resources) and lease.token != takeover:
+            raise RefusedError(
+                "lease-held",
+                f"the machine is held by {lease.holder()} for another {lease.left():.0f} s",
+                holder=lease.facts(),
+            )
+    folder = machine.at(machine.STATE)
+    folder.mkdir(parents=True, exist_ok=True)
+    folder.chmod(0o711)
+    machine.sync_folder(folder.parent)
+    written = _written()
+    seen = [lease.token for lease in written] + [entry.token for entry in journal.entries]
+    new = Lease(
+        max([machine.realtime_ns(), *(token + 1 for token in seen)]), resources, owner, ttl
+    )
+    replaced = [lease for lease in written if lease.left() <= 0 or lease.shares(resources)]
+    # never without a lease: the dead man's switch reads them without the lock
+    with contextlib.suppress(OSError):
+        new.extend(ttl)
+    for lease in reversed(replaced):
+        lease.remove()
+    if not machine.at(_path(new.token)).exists():  # the disk is full, but for what these had
+        new.extend(ttl)
+    return new
+
+
+def the_live(token: int) -> Lease:
+    """The lease with this token. Raises RefusedError when it has expired or is another's."""
+    mine = of_token(token)
+    if mine.left() <= 0:
+        raise RefusedError("lease-lost", f"the lease expired {-mine.left():.0f} s ago")
+    return mine
+
+
+def of_token(token: int) -> Lease:
+    """As `the_live`, but it may have expired: as long as no one took it, it can be renewed."""
+    held = leases()
+    for lease in held:
+        if lease.token == token:
+            return lease
+    now = "; ".join(f"{lease.holder()} has it now" for lease in held)
+    raise RefusedError(
+        "lease-lost",
+        f"the lease is lost: {now or 'the machine knows of none'}",
+        holder=held[0].facts() if held else None,
+    )
+
+
+def of_nobody(entries: Sequence[Entry]) -> list[Entry]:
+    """Changes whose maker has no live lease any more."""
+    tokens = {lease.token for lease in live()}
+    return [entry for entry in entries if entry.token not in tokens]

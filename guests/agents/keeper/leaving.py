@@ -1,0 +1,57 @@
+"""The moment between the word to boot and the boot."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from keeper import machine
+from keeper.machine import RefusedError
+
+PID = f"{machine.STATE}/leaving.pid"
+CLEAN_SECONDS = 180
+"""That services and file systems have to end in before the machine is taken down without."""
+
+
+def plan(script: str, unit: str, boot_token: str) -> dict[str, Any]:
+    """`boot_token`: of the kernel that is booted; empty for the machine's own."""
+    return {"script": script, "unit": unit if machine.has_systemd() else "",
+            "boot_token": boot_token, "time": machine.realtime_ns() / 1e9}  # fmt: skip
+
+
+def leave(what: dict[str, Any]) -> None:
+    """Run the script when the keeper has ended, and systemd has ended everything else."""
+    argv = ["/bin/sh", "-c", what["script"]]
+    if what["unit"]:
+        machine.run(
+            "systemd-run", "--quiet", "--collect", f"--unit={what['unit']}",
+            "--property=DefaultDependencies=no", *argv,
+        )  # fmt: skip
+        return
+    # it waits for a word, so that it can be called off from its first act on
+    argv[2] = f"read -r go || exit; {what['script']}"
+    process = subprocess.Popen(
+        argv, start_new_session=True, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL, cwd=Path("/"),
+    )  # fmt: skip
+    machine.replace(machine.at(PID), f"{process.pid}\n".encode())
+    if process.stdin is not None:
+        with process.stdin as word:
+            word.write(b"go\n")
+
+
+def stay(what: dict[str, Any]) -> str:
+    """Raises RefusedError when it is too late: the machine goes down, and will be back."""
+    if what["unit"]:
+        machine.run("systemctl", "stop", what["unit"], accept=(0, 1, 5))  # 5: it has ended
+        if machine.run("systemctl", "is-system-running", accept=range(5)).strip() == "stopping":
+            raise RefusedError("going-down", "the machine is going down for a boot")
+    elif (pid := machine.text(PID)) is not None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(int(pid), signal.SIGKILL)
+        machine.at(PID).unlink()
+    return "boot: called off"

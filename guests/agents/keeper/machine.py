@@ -1,0 +1,263 @@
+"""The machine: its files, programs, clocks and identity, and the lock that all of it is under."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+STATE = "/var/lib/barometer"
+LOCK = "/run/barometer.lock"
+"""Where root alone can make files: anyone could take a lock in /run/lock."""
+LOCK_SECONDS = 30.0
+PROGRAM_SECONDS = 120.0
+TOKEN_WORD = "barometer.token="
+"""On the command line of every kernel that barometer boots, and of no other."""
+
+
+class RefusedError(Exception):
+    """What is not done, and why. `reason` is a short stable name, `facts` go into the answer."""
+
+    def __init__(self, reason: str, message: str, **facts: Any) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.facts = facts
+
+
+def at(path: str) -> Path:
+    return Path(os.environ.get("BAROMETER_ROOT", "") + path)
+
+
+def text(path: str) -> str | None:
+    """A file's text without white space around it; None where it cannot be read."""
+    try:
+        return at(path).read_text(errors="replace").strip()
+    except OSError:
+        return None
+
+
+def chosen(content: str) -> str:
+    """The value of a setting: `madvise` of "always [madvise] never", else all of it."""
+    found = re.search(r"\[(\S+)\]", content)
+    return found[1] if found else content.strip()
+
+
+def set_value(path: str, value: str) -> None:
+    """One write(2), because each is one command to the kernel."""
+    with writable(path, os.O_TRUNC) as file:
+        os.write(file, value.encode() + b"\n")
+
+
+@contextlib.contextmanager
+def writable(path: str, flags: int = 0) -> Iterator[int]:
+    """A file's descriptor. What fails by it is raised with the file's name, too."""
+    file = os.open(at(path), os.O_WRONLY | flags)
+    try:
+        yield file
+    except OSError as exc:
+        raise OSError(exc.errno, exc.strerror, path) from exc
+    finally:
+        os.close(file)
+
+
+def set_value_within(path: str, value: str, seconds: float = 30) -> None:
+    """As `set_value`, of a file whose write may never return: a driver that is in use may wait
+    for its users to go. Then a process is left in the kernel, but the keeper is not."""
+    writer = subprocess.Popen(
+        ["tee", str(at(path))], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    try:
+        errors = writer.communicate(f"{value}\n", timeout=seconds)[1]
+    except subprocess.TimeoutExpired as exc:
+        raise RefusedError(
+            "driver-hangs", f"{path}: the kernel did not take {value} within {seconds:.0f} s"
+        ) from exc
+    if writer.returncode:
+        raise RefusedError("setting-refused", f"{value} is refused: {errors.strip()}")
+
+
+def beside(path: Path) -> Path:
+    """Where a file is written before it takes its name."""
+    return path.with_name(f".{path.name}.barometer")
+
+
+def write_whole(file: int, content: bytes) -> None:
+    """To the disk. write(2) writes less where that is full, and says so the next time only."""
+    left = memoryview(content)
+    while left:
+        left = left[os.write(file, left) :]
+    os.fsync(file)
+
+
+def replace(path: Path, content: bytes, mode: int = 0o600, owner: Sequence[int] = ()) -> None:
+    """Write a file so that there is the old one or the new one, whenever the power fails. On a
+    full disk it stays as it was: OSError."""
+    new = beside(path)
+    new.unlink(missing_ok=True)
+    file = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+    try:
+        if owner and [os.fstat(file).st_uid, os.fstat(file).st_gid] != [*owner]:
+            os.fchown(file, *owner)
+        os.fchmod(file, mode)
+        write_whole(file, content)
+        new.rename(path)
+    except OSError:
+        new.unlink(missing_ok=True)
+        raise
+    finally:
+        os.close(file)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    file = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
+def remove_tree(path: str) -> None:
+    """A folder with all that is in it. Raises RefusedError where something is mounted there:
+    that would be emptied, too."""
+    for line in (text("/proc/self/mounts") or "").splitlines():
+        point = line.split()[1]
+        if f"{point}/".startswith(f"{path}/"):
+            raise RefusedError("mounted", f"{point} is a mount point: unmount it first")
+    if at(path).exists():
+        shutil.rmtree(at(path))
+
+
+def sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def check_sha256(path: str, staged: str) -> None:
+    """A kernel image that was cut off loads without complaint, and kills the machine."""
+    if (found := sha256(at(path))) != staged:
+        raise RefusedError(
+            "wrong-image", f"{path} is not what was staged: its sha256 is {found}, not {staged}"
+        )
+
+
+def program(*names: str) -> str | None:
+    """The first of the programs that is installed."""
+    return next((name for name in names if shutil.which(name)), None)
+
+
+def run(*argv: str, accept: Sequence[int] = (0,)) -> str:
+    """A program's standard output. Raises RefusedError when it is missing, too slow or fails."""
+    try:
+        process = subprocess.Popen(
+            argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            text=True, errors="replace", env={**os.environ, "LC_ALL": "C"},
+        )  # fmt: skip
+        out, errors = process.communicate(timeout=PROGRAM_SECONDS)
+    except FileNotFoundError as exc:
+        raise RefusedError("program-missing", f"the machine has no {argv[0]}") from exc
+    except subprocess.TimeoutExpired as exc:
+        process.kill()  # and not waited for: one that hangs in the kernel does not end
+        raise RefusedError(
+            "program-timeout", f"{' '.join(argv)} took more than {PROGRAM_SECONDS:.0f} s"
+        ) from exc
+    if process.returncode not in accept:
+        said = (errors or out).strip()[-600:]
+        raise RefusedError(
+            "program-failed",
+            f"{' '.join(argv)} failed with exit code {process.returncode}: {said}",
+        )
+    return out
+
+
+def boot_id() -> str:
+    return text("/proc/sys/kernel/random/boot_id") or ""
+
+
+def release() -> str:
+    return text("/proc/sys/kernel/osrelease") or ""
+
+
+def version() -> str:
+    """As `uname -v`."""
+    return text("/proc/sys/kernel/version") or ""
+
+
+def cmdline() -> str:
+    return text("/proc/cmdline") or ""
+
+
+def has_systemd() -> bool:
+    """sd_booted(3)."""
+    return at("/run/systemd/system").is_dir()
+
+
+def token_in(words: str) -> str:
+    """Of a command line, or what quotes one; empty where it has none."""
+    found = re.search(rf"(?:^|\s){TOKEN_WORD}(\S+)", words)
+    return found[1] if found else ""
+
+
+def is_under_test() -> bool:
+    """Whether the running kernel is one that barometer booted."""
+    return any(word.startswith(TOKEN_WORD) for word in cmdline().split())
+
+
+def boottime() -> float:
+    """Seconds since boot, those in suspend too."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def realtime_ns() -> int:
+    return time.time_ns()
+
+
+@contextlib.contextmanager
+def locked() -> Iterator[None]:
+    """Alone on this machine. Where nothing of barometer's is left at the end, not even the lock
+    is. Raises RefusedError when another has it for too long."""
+    path = at(LOCK)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    deadline = time.monotonic() + LOCK_SECONDS
+    while True:
+        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            if _taken(file, path, deadline):
+                break
+        except BaseException:
+            os.close(file)
+            raise
+        os.close(file)
+    try:
+        yield
+    finally:
+        if not at(STATE).exists():
+            path.unlink(missing_ok=True)
+        os.close(file)
+
+
+def _taken(file: int, path: Path, deadline: float) -> bool:
+    """Wait for the lock; false when its file was removed meanwhile by the one who had it."""
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise RefusedError(
+                    "machine-busy", f"another keeper has had {LOCK} for {LOCK_SECONDS:.0f} s"
+                ) from None
+            time.sleep(0.05)
+        else:
+            return path.exists() and path.stat().st_ino == os.fstat(file).st_ino

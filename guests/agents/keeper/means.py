@@ -1,0 +1,206 @@
+"""By which means this machine can be made to boot a kernel once, and come back."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from keeper import machine, watchdog
+
+_EFI = "/sys/firmware/efi/efivars"
+_LOADER = "4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
+"""Vendor of systemd-boot's EFI variables (systemd.io/BOOT_LOADER_INTERFACE)."""
+ONESHOT = "LoaderEntryOneShot"
+_KNOWS_ONESHOT = 1 << 3
+"""EFI_LOADER_FEATURE_ENTRY_ONESHOT of LoaderFeatures there."""
+_SECURE_BOOT = "SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c"
+_UNWRITABLE = ("btrfs", "zfs", "bcachefs", "squashfs", "overlay")
+"""File systems that GRUB reads and never writes to (GRUB manual, "Environment block")."""
+_BLOCK = "/sys/class/block"
+_CRYPT = "CRYPT-"
+"""How the device mapper's UUIDs of cryptsetup's devices begin."""
+
+
+@dataclass(frozen=True)
+class Means:
+    """`why` says what is in the way where it is not usable."""
+
+    why: str = ""
+    prefix: str = ""
+    """Of GRUB's programs: grub or grub2."""
+    folder: str = ""
+    """GRUB's; or where systemd-boot looks for kernels and entries."""
+
+    @property
+    def usable(self) -> bool:
+        return not self.why
+
+    def facts(self) -> dict[str, Any]:
+        return {"usable": self.usable, **asdict(self)}
+
+
+def detect() -> dict[str, Any]:
+    """What `detect` answers. `secure_boot` is null where no EFI variable tells."""
+    return {
+        "kexec": kexec().facts(),
+        "grub": grub().facts(),
+        "systemd-boot": systemd_boot().facts(),
+        "reboot": {"usable": True, "why": ""},
+        "systemd": machine.has_systemd(),
+        "watchdogs": watchdog.watchdogs(),
+        "watchdog_stop_on_reboot": machine.text(watchdog.STOP_ON_REBOOT),
+        "consoles": [word for word in machine.cmdline().split() if word.startswith("console=")],
+        "initramfs": machine.program("mkinitramfs", "dracut") or "",
+        "lockdown": lockdown(),
+        "secure_boot": secure_boot(),
+    }
+
+
+def lockdown() -> str:
+    """kernel_lockdown(7): none, integrity or confidentiality."""
+    return machine.chosen(machine.text("/sys/kernel/security/lockdown") or "none")
+
+
+def secure_boot() -> bool | None:
+    value = _efi(_SECURE_BOOT)
+    return None if value is None else value[-1:] == b"\1"
+
+
+def _unsigned() -> str:
+    """What is in the way of a boot loader that is to start a kernel nobody has signed."""
+    if secure_boot():
+        return "Secure Boot is on: shim or the firmware refuses a kernel that is not signed"
+    return ""
+
+
+def kexec() -> Means:
+    if machine.program("kexec") is None:
+        return Means("the machine has no kexec(8): install kexec-tools")
+    if machine.text("/sys/kernel/kexec_loaded") is None:
+        return Means("its kernel is built without kexec (CONFIG_KEXEC, CONFIG_KEXEC_FILE)")
+    if machine.text("/proc/sys/kernel/kexec_load_disabled") == "1":
+        return Means("/proc/sys/kernel/kexec_load_disabled is 1, until it is booted again")
+    if lockdown() != "none":
+        return Means(
+            f"the kernel is locked down ({lockdown()}): it takes no kernel that its vendor has not"
+            " signed; secure boot is what locks it down"
+        )
+    return Means()
+
+
+def grub() -> Means:
+    """A one-shot entry has to be one: GRUB must be able to write to its environment block."""
+    for folder, prefix in (("/boot/grub", "grub"), ("/boot/grub2", "grub2")):
+        if machine.at(f"{folder}/grub.cfg").exists():
+            return Means(_in_the_way_of_grub(folder, prefix), prefix, folder)
+    return Means("there is no grub.cfg in /boot/grub or /boot/grub2")
+
+
+def _in_the_way_of_grub(folder: str, prefix: str) -> str:
+    configuration = machine.text(f"{folder}/grub.cfg") or ""
+    for word in ("next_entry", "custom.cfg"):
+        if word not in configuration:
+            return f"{folder}/grub.cfg does not know {word}"
+    for name in ("reboot", "editenv", "probe", "mkrelpath"):
+        if machine.program(f"{prefix}-{name}") is None:
+            return f"the machine has no {prefix}-{name}"
+    if not os.access(machine.at(f"{folder}/grubenv"), os.W_OK):
+        return f"{folder}/grubenv is missing or cannot be written to"
+    device, kind = mount_of(folder)
+    if kind in _UNWRITABLE or re.match(r"/dev/(mapper/|dm-|md)", device):
+        return (
+            f"{folder} is on {device} ({kind}), which GRUB cannot write to: it could not clear a"
+            " one-shot entry, and the machine would boot it again and again"
+        )
+    return _unsigned() or _in_the_way_of_reading()
+
+
+def _in_the_way_of_reading() -> str:
+    """What is staged may be on another device than GRUB is. grub-probe is not asked: it has the
+    kernel load the device mapper."""
+    place = os.path.dirname(machine.STATE)
+    device = mount_of(place)[0]
+    if device.startswith("/dev/") and _is_encrypted(machine.at(device).resolve().name):
+        return f"{place} is on an encrypted disk ({device}), whose passphrase GRUB would ask for"
+    return ""
+
+
+def _is_encrypted(device: str) -> bool:
+    """It, or what it is on."""
+    if (machine.text(f"{_BLOCK}/{device}/dm/uuid") or "").startswith(_CRYPT):
+        return True
+    below = machine.at(f"{_BLOCK}/{device}/slaves").glob("*")
+    return any(_is_encrypted(slave.name) for slave in below)
+
+
+def mount_of(path: str) -> tuple[str, str]:
+    """Device and type of the file system that a folder is on."""
+    best = ("", "", "")
+    for line in (machine.text("/proc/self/mounts") or "").splitlines():
+        device, point, kind, *_ = line.split()
+        if f"{path}/".startswith(f"{point.rstrip('/')}/") and len(point) >= len(best[1]):
+            best = (device, point, kind)
+    return best[0], best[2]
+
+
+def systemd_boot() -> Means:
+    if why := _in_the_way_of_systemd_boot():
+        return Means(why)
+    try:
+        folder = machine.run("bootctl", "--print-boot-path").strip()
+    except machine.RefusedError as exc:
+        return Means(str(exc))
+    is_writable = os.access(machine.at(folder), os.W_OK)
+    return Means("" if is_writable else f"{folder} cannot be written to", folder=folder)
+
+
+def _in_the_way_of_systemd_boot() -> str:
+    if machine.program("bootctl") is None:
+        return "the machine has no bootctl"
+    if not (loader_variable("LoaderInfo") or "").startswith("systemd-boot"):
+        return "the machine was not booted by systemd-boot"
+    features = _efi(f"LoaderFeatures-{_LOADER}") or b""
+    if not int.from_bytes(features, "little") & _KNOWS_ONESHOT:
+        return "its systemd-boot does not know one-shot entries"
+    if not os.access(machine.at(_EFI), os.W_OK):
+        return f"{_EFI} cannot be written to"
+    if (other := loader_variable(ONESHOT)) is not None:
+        return f"{other} is to be booted next already; `bootctl set-oneshot ''` gives that up"
+    return _unsigned()
+
+
+def default_entry() -> dict[str, str]:
+    """What the boot loader starts when it is not told otherwise, as far as it says so."""
+    if (loader := grub()).folder:
+        listed = machine.text("/etc/default/grub") or ""
+        asked = re.search(r"^GRUB_DEFAULT=[\"']?([^\"'\n]*)", listed, re.MULTILINE)
+        saved = grub_variable(loader.folder, "saved_entry") or ""
+        entry = asked[1] if asked and asked[1] != "saved" else saved
+        return {"loader": "grub", "entry": entry}
+    entry = loader_variable("LoaderEntryDefault") or loader_variable("LoaderEntrySelected")
+    return {"loader": "systemd-boot" if entry else "", "entry": entry or ""}
+
+
+def grub_variable(folder: str, name: str) -> str | None:
+    """Of the environment block, a text file of NAME=VALUE lines; None when it is not set."""
+    for line in (machine.text(f"{folder}/grubenv") or "").splitlines():
+        key, _, value = line.partition("=")
+        if key == name:
+            return value
+    return None
+
+
+def loader_variable(name: str) -> str | None:
+    """Of systemd-boot's; None where it is not set, or the kernel has no EFI variables."""
+    value = _efi(f"{name}-{_LOADER}")
+    return None if value is None else value.decode("utf-16-le", "replace").rstrip("\0")
+
+
+def _efi(name: str) -> bytes | None:
+    """A variable's content, behind the four bytes of its attributes (efivarfs)."""
+    try:
+        return machine.at(f"{_EFI}/{name}").read_bytes()[4:]
+    except OSError:
+        return None

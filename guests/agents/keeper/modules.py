@@ -1,0 +1,53 @@
+"""Kernel modules that are loaded, and exactly those unloaded again."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from keeper import machine
+from keeper.machine import RefusedError
+
+_IN_USE_SECONDS = 5.0
+
+
+def loaded() -> list[str]:
+    """The latest first, as /proc/modules has them."""
+    return [line.split()[0] for line in (machine.text("/proc/modules") or "").splitlines()]
+
+
+def plan(names: list[str]) -> dict[str, Any]:
+    """`new`: the modules that are going to be loaded, with those that they need."""
+    there, new = loaded(), []
+    for name in names:
+        for line in machine.run("modprobe", "--show-depends", name).splitlines():
+            # insmod /lib/modules/6.12/kernel/drivers/vfio/vfio.ko.xz [parameter...]
+            verb, *rest = line.split()
+            if verb == "insmod":
+                module = rest[0].rpartition("/")[2].partition(".ko")[0].replace("-", "_")
+                if module not in there and module not in new:
+                    new.append(module)
+    return {"names": names, "new": new}
+
+
+def load(what: dict[str, Any]) -> None:
+    for name in what["names"]:
+        machine.run("modprobe", name)
+
+
+def unload(what: dict[str, Any]) -> str:
+    """By rmmod: modprobe -r would also unload what they needed and no one else needs now, though
+    it was there before."""
+    deadline = time.monotonic() + _IN_USE_SECONDS
+    while ours := [name for name in loaded() if name in what["new"]]:
+        refused = ""
+        for name in ours:
+            try:
+                machine.run("rmmod", name)
+            except RefusedError as exc:
+                refused = str(exc)
+        if refused and time.monotonic() > deadline:
+            raise RefusedError("module-in-use", refused)
+        if refused:
+            time.sleep(0.2)
+    return f"modules {' '.join(what['new']) or 'none'}: unloaded"

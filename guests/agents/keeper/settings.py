@@ -1,0 +1,97 @@
+"""What the running kernel is set to, and what runs on it: gone with the next boot."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import tracer
+from keeper import machine
+from keeper.machine import RefusedError
+
+_TREES = ("/sys", "/proc/sys")
+_END_SECONDS = 10.0
+
+
+def plan_write(path: str, value: str) -> dict[str, Any]:
+    real = os.path.realpath(machine.at(path))
+    if os.path.normpath(path) != path or not any(
+        path.startswith(f"{tree}/") and real.startswith(f"{os.path.realpath(machine.at(tree))}/")
+        for tree in _TREES
+    ):
+        raise RefusedError("path-refused", f"{path} is not below {' or '.join(_TREES)}")
+    return {"path": path, "value": value, "former": _setting(path)}
+
+
+def write(what: dict[str, Any]) -> None:
+    machine.set_value(what["path"], what["value"])
+
+
+def unwrite(what: dict[str, Any]) -> str:
+    path, former = what["path"], what["former"]
+    if _setting(path) != former:
+        machine.set_value(path, former)
+    if (now := _setting(path)) != former:
+        raise RefusedError("setting-refused", f"{path} is {now}, and was {former}")
+    return f"{path}: {former}"
+
+
+def _setting(path: str) -> str:
+    try:
+        return machine.chosen(machine.at(path).read_text())
+    except OSError as exc:
+        raise RefusedError(
+            "setting-refused", f"{path} cannot be read, so not put back either: {exc.strerror}"
+        ) from exc
+
+
+def end_tracing(what: dict[str, Any]) -> str:
+    """The instance and the probes of the group, whichever are left of them."""
+    tracer.TRACEFS = machine.at("/sys/kernel/tracing")
+    if (tracer.TRACEFS / "kprobe_events").exists():
+        try:
+            tracer.clear(what["instance"], what["group"])
+        except tracer.RefusedError as exc:
+            raise RefusedError("tracing", str(exc)) from exc
+    return f"tracing {what['instance']}, {what['group']}: cleared"
+
+
+def plan_guest(uuid: str) -> dict[str, Any]:
+    if not re.fullmatch(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", uuid):
+        raise RefusedError("bad-request", f"{uuid!r} is no UUID of a guest")
+    return {"uuid": uuid}
+
+
+def end_guest(what: dict[str, Any]) -> str:
+    """Kill the QEMU that has the guest's UUID on its command line, and wait for its end."""
+    ours = [
+        folder for folder in machine.at("/proc").glob("[0-9]*")
+        if _is_qemu(folder, what["uuid"])
+    ]  # fmt: skip
+    for folder in ours:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(folder.name), signal.SIGKILL)
+    deadline = time.monotonic() + _END_SECONDS
+    while any(_is_qemu(folder, what["uuid"]) for folder in ours):
+        if time.monotonic() > deadline:
+            raise RefusedError(
+                "guest-stays", f"QEMU of guest {what['uuid']} has not ended within"
+                f" {_END_SECONDS:.0f} s of being killed",
+            )  # fmt: skip
+        time.sleep(0.05)
+    return f"guest {what['uuid']}: {'ended' if ours else 'not running'}"
+
+
+def _is_qemu(folder: Path, uuid: str) -> bool:
+    """An ended process has no command line, though its threads may still unmap on the way out;
+    one that has no other end than its parent's call of wait(2) has none of them."""
+    try:
+        command = (folder / "cmdline").read_bytes().decode(errors="replace")
+    except OSError:
+        return False
+    return "qemu" in command.split("\0")[0] and uuid in command

@@ -1,0 +1,111 @@
+"""Change the machine so that it can be put back, whenever the keeper or the machine is killed."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from keeper import entries, files, leaving, links, modules, pci, settings, systemd_boot, watchdog
+from keeper.journal import Entry, Journal
+from keeper.machine import RefusedError, boot_id
+
+What = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of change."""
+
+    plan: Callable[..., What]
+    """What it needs to be put back, found out before anything is changed."""
+    act: Callable[[What], object]
+    undo: Callable[[What], str]
+    """Put it back, whether it was made, made in part, or put back before; says what was done."""
+    volatile: bool = False
+    """Void after a boot."""
+
+
+def _nothing(what: What) -> None:
+    """What others change: it is only to be put back."""
+
+
+def _as_asked(**what: Any) -> What:
+    return what
+
+
+def _no_way_back(what: What) -> str:
+    raise RefusedError("kernel-changed", f"{what['release']} is not proven to run again")
+
+
+KINDS = {
+    "write": Kind(settings.plan_write, settings.write, settings.unwrite, volatile=True),
+    "modules": Kind(modules.plan, modules.load, modules.unload, volatile=True),
+    "bind": Kind(pci.plan, pci.bind, pci.unbind, volatile=True),
+    "tracing": Kind(_as_asked, _nothing, settings.end_tracing, volatile=True),
+    "guest": Kind(settings.plan_guest, _nothing, settings.end_guest, volatile=True),
+    "claim": Kind(files.plan_claim, _nothing, files.unclaim),
+    "link": Kind(links.plan_link, links.link, links.unlink),
+    "mount": Kind(links.plan_mount, links.mount, links.unmount, volatile=True),
+    "put": Kind(files.plan_put, files.put, files.unput),
+    "kernel": Kind(_as_asked, _nothing, _no_way_back),
+    "leaving": Kind(leaving.plan, leaving.leave, leaving.stay, volatile=True),
+    "watchdog": Kind(watchdog.plan, watchdog.arm, watchdog.disarm, volatile=True),
+    "kexec": Kind(entries.plan_kexec, entries.load_kexec, entries.unload_kexec, volatile=True),
+    "grub-entry": Kind(files.plan_put, files.put, files.unput),
+    "grub-next": Kind(entries.plan_grub_next, entries.set_grub_next, entries.unset_grub_next),
+    "loader-entry": Kind(
+        systemd_boot.plan_entry, systemd_boot.make_entry, systemd_boot.remove_entry
+    ),
+    "loader-oneshot": Kind(
+        systemd_boot.plan_oneshot, systemd_boot.set_oneshot, systemd_boot.unset_oneshot
+    ),
+}
+BOOT_KINDS = frozenset(
+    ("leaving", "watchdog", "kexec", "grub-entry", "grub-next", "loader-entry", "loader-oneshot")
+)
+"""What makes the machine boot something; of no use once it has."""
+
+
+class Steps:
+    """Changes under one lease."""
+
+    def __init__(self, token: int) -> None:
+        self.token = token
+        self.journal = Journal()
+
+    def take(self, kind: str, **request: Any) -> What:
+        """Plan, write down, change; what was refused is put back at once, where it can be."""
+        entry = self.journal.add(kind, self.token, KINDS[kind].plan(**request))
+        try:
+            KINDS[kind].act(entry.what)
+        except (RefusedError, OSError):
+            with contextlib.suppress(RefusedError, OSError):
+                KINDS[kind].undo(entry.what)
+                self.journal.strike(entry)
+            raise
+        return entry.what
+
+    def put_back(self, chosen: Callable[[Entry], bool]) -> dict[str, Any]:
+        """Undo the chosen entries, the latest first. What fails stays in the journal, and does
+        not keep the others from being put back."""
+        done: list[str] = []
+        failed: list[dict[str, Any]] = []
+        for entry in reversed(self.journal.entries):
+            if not chosen(entry):
+                continue
+            try:
+                undone = self._undo(entry)
+                self.journal.strike(entry)
+            except (RefusedError, OSError) as exc:
+                failed.append({"kind": entry.kind, "what": entry.what, "why": str(exc)})
+            else:
+                done.append(undone)
+        return {"done": done, "failed": failed}
+
+    def _undo(self, entry: Entry) -> str:
+        kind = KINDS[entry.kind]
+        if kind.volatile and entry.boot_id != boot_id():
+            return f"{entry.kind}: void since the machine was booted"
+        return kind.undo(entry.what)

@@ -1,0 +1,100 @@
+"""An entry of systemd-boot's for one boot: a type #1 entry of the Boot Loader Specification
+(uapi-group.org), with the kernel beside it, on the partition that systemd-boot reads."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Any
+
+from keeper import files, machine, means
+from keeper.machine import RefusedError
+
+_SPARE_BYTES = 1 << 20
+"""Of the entry, the folder and what is lost in a file's last cluster."""
+_EFI_PROGRAM = b"MZ"
+"""How a kernel with CONFIG_EFI_STUB begins (Documentation/admin-guide/efi-stub.rst); systemd-boot
+starts no other."""
+
+
+def plan_entry(
+    name: str, kernel: str, kernel_sha256: str, initrd: str, initrd_sha256: str, cmdline: str
+) -> dict[str, Any]:
+    """Raises RefusedError where it could not be booted, or there is no room for it."""
+    loader = means.systemd_boot()
+    if not loader.usable:
+        raise RefusedError("systemd-boot", loader.why)
+    with machine.at(kernel).open("rb") as file:
+        if file.read(len(_EFI_PROGRAM)) != _EFI_PROGRAM:
+            raise RefusedError(
+                "wrong-image",
+                f"{kernel} is no EFI program, which systemd-boot needs (CONFIG_EFI_STUB)",
+            )
+    sources = {"linux": [kernel, kernel_sha256]}
+    if initrd:
+        sources["initrd"] = [initrd, initrd_sha256]
+    _check_room(loader.folder, [path for path, _ in sources.values()])
+    folder, entries = f"{loader.folder}/{name}", f"{loader.folder}/loader/entries"
+    conf = f"{entries}/{name}.conf"
+    return {**files.plan_claim([conf, folder]), "made": files.missing(conf), "name": name,
+            "folder": folder, "conf": conf, "sources": sources, "cmdline": cmdline}  # fmt: skip
+
+
+def _check_room(folder: str, paths: list[str]) -> None:
+    system = os.statvfs(machine.at(folder))
+    there = system.f_bavail * system.f_frsize
+    needed = sum(machine.at(path).stat().st_size for path in paths) + _SPARE_BYTES
+    if there < needed:
+        raise RefusedError(
+            "disk-full", f"{folder} has {there >> 20} MiB of room, and the kernel with its"
+            f" initramfs needs {-(-needed >> 20)} MiB",
+        )  # fmt: skip
+
+
+def make_entry(what: dict[str, Any]) -> None:
+    """It has no sort-key, so systemd-boot puts it behind all that have one: a machine whose
+    default is not named takes the first (systemd-boot(7)). Raises RefusedError where that would
+    be this one: it would be booted again and again."""
+    name, folder, conf = what["name"], machine.at(what["folder"]), machine.at(what["conf"])
+    folder.mkdir()
+    machine.sync_folder(folder.parent)
+    lines = [f"title {name}", f"options {what['cmdline']}"]
+    for verb, (source, sha256) in what["sources"].items():
+        machine.replace(folder / verb, machine.at(source).read_bytes())
+        machine.check_sha256(f"{what['folder']}/{verb}", sha256)
+        lines.append(f"{verb} /{name}/{verb}")
+    conf.parent.mkdir(parents=True, exist_ok=True)
+    machine.replace(conf, "".join(f"{line}\n" for line in lines).encode())
+    if re.search(rf"title: {name} .*\(default\)", machine.run("bootctl", "list")):
+        raise RefusedError(
+            "systemd-boot", f"systemd-boot would take {name} for the machine's default, which is"
+            " not named: name it in loader.conf, or by `bootctl set-default`",
+        )  # fmt: skip
+
+
+def remove_entry(what: dict[str, Any]) -> str:
+    removed = files.unclaim(what)
+    files.remove_empty(what["made"])
+    return removed
+
+
+def plan_oneshot(entry: str) -> dict[str, Any]:
+    """systemd-boot itself deletes it when it boots: that is how the entry expires."""
+    return {"entry": entry}
+
+
+def set_oneshot(what: dict[str, Any]) -> None:
+    machine.run("bootctl", "set-oneshot", what["entry"])
+    if (found := means.loader_variable(means.ONESHOT)) != what["entry"]:
+        raise RefusedError(
+            "systemd-boot", f"{means.ONESHOT} is {found}, not {what['entry']}, after"
+            " bootctl set-oneshot",
+        )  # fmt: skip
+
+
+def unset_oneshot(what: dict[str, Any]) -> str:
+    """Also under a kernel that has no EFI variables (PREEMPT_RT): where one can be read at all,
+    systemd-boot has not deleted it."""
+    if means.loader_variable(means.ONESHOT) == what["entry"]:
+        machine.run("bootctl", "set-oneshot", "")
+    return f"systemd-boot: {what['entry']} is not chosen for the next boot"

@@ -1,0 +1,204 @@
+"""What the keeper is asked, and what it answers: one JSON document each, on standard input and
+output.
+
+A refusal is {"refused": REASON, "message": TEXT, ...}. All but `status`, `detect` and `acquire`
+need `token`, that of a lease which is live; `renew`, `confirm` and `release` take one that
+expired, too, as long as nobody else took over.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from keeper import boot, deadman, leases, machine, means, watchdog
+from keeper.last_words import last_words
+from keeper.machine import RefusedError
+from keeper.steps import KINDS, Steps
+
+Request = dict[str, Any]
+Answer = dict[str, Any]
+_ROOT_ONLY = "the keeper must run as root"
+_STEPS = ("write", "modules", "bind", "claim", "link", "mount", "tracing", "guest")
+_LONGEST_SECONDS = 300.0
+"""A runner waits no longer for an answer."""
+
+
+def status(_: Request) -> Answer:
+    original = machine.text(boot.ORIGINAL)
+    return {
+        "leases": [lease.facts() for lease in leases.leases()],
+        "journal": [vars(entry) for entry in Steps(0).journal.entries],
+        "original": json.loads(original) if original else None,
+        "boot_id": machine.boot_id(),
+        "release": machine.release(),
+        "version": machine.version(),
+        "cmdline": machine.cmdline(),
+        "uptime": float((machine.text("/proc/uptime") or "0").split()[0]),
+    }
+
+
+def detect(_: Request) -> Answer:
+    return means.detect()
+
+
+def acquire(request: Request) -> Answer:
+    """`unfinished`: somebody's changes are to be put back before anything else."""
+    journal = Steps(0).journal
+    lease = leases.grant(
+        request["resources"], request["owner"], request["ttl"], request["takeover"], journal
+    )
+    return {"token": lease.token, "unfinished": bool(leases.of_nobody(journal.entries))}
+
+
+def renew(request: Request) -> Answer:
+    lease = leases.of_token(request["token"])
+    lease.renew()
+    return {"left": lease.left()}
+
+
+def release(request: Request) -> Answer:
+    """Give the lease back; the last one takes all that barometer has on the machine with it."""
+    lease = leases.of_token(request["token"])
+    entries = Steps(lease.token).journal.entries
+    mine = [entry for entry in entries if entry.token == lease.token]
+    if left := mine + leases.of_nobody(entries):
+        raise RefusedError(
+            "unfinished", f"{len(left)} changes of the machine are not put back:"
+            f" {', '.join(sorted({entry.kind for entry in left}))}",
+        )  # fmt: skip
+    if any(other.token != lease.token for other in leases.live()):
+        lease.remove()
+    else:
+        machine.remove_tree(machine.STATE)
+    return {}
+
+
+def leased(
+    act: Callable[[Steps, leases.Lease, Request], Answer],
+    lease_of: Callable[[int], leases.Lease] = leases.the_live,
+) -> Callable[[Request], Answer]:
+    """A verb under a lease, which does not expire while it is at work."""
+
+    def verb(request: Request) -> Answer:
+        lease = lease_of(request["token"])
+        with lease.kept(_LONGEST_SECONDS):
+            return act(Steps(lease.token), lease, request)
+
+    return verb
+
+
+def confirm(steps: Steps, lease: leases.Lease, _: Request) -> Answer:
+    """The lease was extended over a boot; the machine is there again. `notes`: what is to be
+    known of it."""
+    lease.extend(lease.ttl)
+    deadman.confirm(steps)
+    armed = [entry.what for entry in steps.journal.entries if entry.kind == "watchdog"]
+    return {"notes": [note for what in armed for note in _stopped(steps, what)]}
+
+
+def _stopped(steps: Steps, what: dict[str, Any]) -> list[str]:
+    """Why a watchdog is not stopped, and the machine may be restarted by it."""
+    try:
+        if watchdog.found_again(what) is None and what["driver"]:
+            steps.take("modules", names=[what["driver"]])
+        watchdog.disarm(what)
+    except (RefusedError, OSError) as exc:
+        return [f"the watchdog may restart the machine: {exc}"]
+    return []
+
+
+def step(kind: str) -> Callable[[Request], Answer]:
+    """A verb that changes one thing."""
+
+    def take(steps: Steps, _: leases.Lease, request: Request) -> Answer:
+        _refuse_unfinished(steps)
+        facts = {name: value for name, value in request.items() if name not in ("verb", "token")}
+        return steps.take(kind, **facts)
+
+    return leased(take)
+
+
+def original(steps: Steps, _: leases.Lease, __: Request) -> Answer:
+    _refuse_unfinished(steps)
+    return boot.original(steps)
+
+
+def install_deadman(steps: Steps, _: leases.Lease, request: Request) -> Answer:
+    _refuse_unfinished(steps)
+    deadman.install(steps, request["seconds"])
+    return {}
+
+
+def _refuse_unfinished(steps: Steps) -> None:
+    """Changes are made only on a machine that nobody's changes are left on."""
+    if left := leases.of_nobody(steps.journal.entries):
+        raise RefusedError(
+            "unfinished", f"{len(left)} changes of a run before this one are not put back"
+        )
+
+
+def say_last_words(steps: Steps, _: leases.Lease, __: Request) -> Answer:
+    return {"text": last_words(steps.journal)}
+
+
+def put_back(steps: Steps, lease: leases.Lease, request: Request) -> Answer:
+    """{"done": [TEXT], "failed": [{"kind", "what", "why"}]}. `volatile`: only what a boot would
+    make void. Changes under another's live lease are not touched."""
+    theirs = {other.token for other in leases.live()} - {lease.token}
+    return steps.put_back(
+        lambda entry: entry.token not in theirs and entry.kind != "kernel"
+        and (KINDS[entry.kind].volatile or not request["volatile"])
+    )  # fmt: skip
+
+
+def kernel_restored(steps: Steps, _: leases.Lease, request: Request) -> Answer:
+    boot.kernel_restored(steps, keep=request.get("keep", False))
+    return {}
+
+
+VERBS: dict[str, Callable[[Request], Answer]] = {
+    "status": status,
+    "detect": detect,
+    "acquire": acquire,
+    "renew": renew,
+    "confirm": leased(confirm, leases.of_token),
+    "release": release,
+    **{kind: step(kind) for kind in _STEPS},
+    "original": leased(original),
+    "deadman": leased(install_deadman),
+    "boot": leased(boot.boot),
+    "last_words": leased(say_last_words),
+    "putback": leased(put_back),
+    "kernel_restored": leased(kernel_restored),
+}
+
+
+def answer(request: Request) -> Answer:
+    try:
+        if os.geteuid() != 0 and "BAROMETER_ROOT" not in os.environ:
+            raise RefusedError("not-root", _ROOT_ONLY)
+        with machine.locked():
+            return VERBS[request["verb"]](request)
+    except RefusedError as exc:
+        return {"refused": exc.reason, "message": str(exc), **exc.facts}
+    except OSError as exc:
+        return {"refused": "os-error", "message": f"{exc.filename}: {exc.strerror}"}
+    except (KeyError, TypeError, ValueError) as exc:
+        return {"refused": "bad-request", "message": f"{type(exc).__name__}: {exc}"}
+
+
+def main() -> None:
+    if "BAROMETER_ROOT" not in os.environ:  # the shell of an SSH session may lack these
+        os.environ["PATH"] = f"{os.environ.get('PATH', '/usr/bin:/bin')}:/usr/sbin:/sbin"
+    if sys.argv[1:2] == ["deadman"]:
+        deadman.watch(float(sys.argv[2]))
+    else:
+        json.dump(answer(json.load(sys.stdin)), sys.stdout)
+
+
+if __name__ == "__main__":
+    main()

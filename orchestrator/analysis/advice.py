@@ -1,0 +1,183 @@
+"""What would make a boot faster, from what was seen of it. Pure."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from errno import errorcode
+from typing import Any
+
+from orchestrator.abi import chosen
+from orchestrator.analysis.level import Level
+from orchestrator.analysis.timeline import RAM, Step, Timeline
+from orchestrator.scenario import format_size
+
+_LEAST_SHARE = 0.01
+"""Of a boot: what is less is not worth a change of anybody's machine."""
+_KERNEL = ("kernel", "guest")
+"""Who runs, in a phase's name, when a guest's kernel may."""
+_BATCHED_MAPS = 2
+"""A kernel that sizes all BARs of a device at once unmaps and maps them once; its driver may once
+more."""
+_HELP = {
+    "qemu-unaligned": "QEMU 9.2 or later puts BARs where leaves of 1 GiB fit; a host kernel v6.15"
+    " or later then looks up leaf by leaf, too",
+    "no-huge-pfnmap": "a host kernel v6.12 or later maps BARs by large leaves, v6.15 or later also"
+    " looks up leaf by leaf",
+    "no-series": "a host kernel v6.15 or later looks up leaf by leaf",
+    "thp-sysfs": "on the host: echo always > /sys/kernel/mm/transparent_hugepage/enabled (v7.2 and"
+    " later do not apply it to BARs); a host kernel v6.15 or later also looks up leaf by leaf",
+}
+"""By the names of a level's reasons."""
+_REFUSED = {
+    "ENOSPC": "vfio_iommu_type1.dma_entry_limit is how many maps a container may have: raise it",
+    "ENOMEM": "the process may not lock more memory: <memtune><hard_limit> in the domain's XML",
+    "EINVAL": "is the guest's address of the BAR beyond the IOMMU's address width?",
+}
+
+
+@dataclass(frozen=True)
+class Advice:
+    name: str
+    """Short and stable: a level's reason; unmaps, many-maps, guest-memory, map-refused,
+    not-mapped, clock-source."""
+    problem: str
+    help: str
+    """Empty where nothing is known to."""
+    seconds: float
+    """Of the boot: what it costs, the most that can be gained."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What is known of a boot."""
+
+    timeline: Timeline
+    levels: Mapping[str, Level]
+    """By the BAR's name."""
+    bars: Sequence[str]
+    """The names of all."""
+    facts: Mapping[str, Any]
+
+    def of_bars(self, kind: str) -> list[Step]:
+        return [s for s in self.timeline.steps_before_mark() if s.kind == kind and s.bar != RAM]
+
+
+def advice(seen: Seen) -> tuple[Advice, ...]:
+    """What is wrong first, then what costs the most."""
+    rules: tuple[Callable[[Seen], Iterator[Advice]], ...] = (
+        _levels, _unmaps, _many_maps, _guest_memory, _refused, _not_mapped, _clock_source,
+    )  # fmt: skip
+    found = [one for rule in rules for one in rule(seen)]
+    least = _LEAST_SHARE * seen.timeline.boot_seconds
+    told = [one for one in found if one.seconds >= least or one.name in _ALWAYS]
+    return tuple(sorted(told, key=lambda one: (one.name not in _ALWAYS, -one.seconds)))
+
+
+_ALWAYS = {"map-refused", "not-mapped", "clock-source"}
+
+
+def _levels(seen: Seen) -> Iterator[Advice]:
+    costs: defaultdict[str, float] = defaultdict(float)
+    for step in seen.of_bars("map"):
+        costs[step.bar] += step.seconds
+    reasons: defaultdict[str, list[str]] = defaultdict(list)
+    texts: dict[str, str] = {}
+    for bar, level in seen.levels.items():
+        for reason in level.reasons:
+            if reason.name in _HELP:
+                reasons[reason.name].append(bar)
+                texts.setdefault(reason.name, reason.text)
+    for name, bars in reasons.items():
+        yield Advice(name, texts[name], _HELP[name], sum(costs[bar] for bar in bars))
+
+
+def _unmaps(seen: Seen) -> Iterator[Advice]:
+    steps = seen.of_bars("unmap")
+    if steps:
+        yield Advice(
+            "unmaps",
+            f"{len(steps)} unmaps of BARs: each walks its BAR page by page, on every kernel up to"
+            " v7.3",
+            "only fewer maps: a firmware and a guest kernel that switch decoding off less often",
+            sum(step.seconds for step in steps),
+        )
+
+
+def _many_maps(seen: Seen) -> Iterator[Advice]:
+    by_kernel = [s for s in seen.of_bars("map") if s.phase.startswith(_KERNEL)]
+    maps: defaultdict[str, int] = defaultdict(int)
+    for step in by_kernel:
+        maps[step.bar] += 1
+    for bar, count in maps.items():
+        if count > _BATCHED_MAPS:
+            known = any(s.phase.startswith("kernel") for s in by_kernel)
+            who = "kernel" if known else "firmware and kernel"
+            spent = sum(
+                s.seconds
+                for s in (*seen.of_bars("map"), *seen.of_bars("unmap"))
+                if s.bar == bar and s.phase.startswith(_KERNEL)
+            )
+            yield Advice(
+                "many-maps",
+                f"{bar} was mapped {count} times for the guest's {who}: it switches the decoding"
+                " off and on for each BAR that it sizes",
+                'a guest kernel v6.14 or later ("PCI: Batch BAR sizing operations") does so once'
+                " for each device",
+                spent * (1 - 1 / count),
+            )
+
+
+def _guest_memory(seen: Seen) -> Iterator[Advice]:
+    steps = [
+        s for s in seen.timeline.steps_before_mark() if s.kind == "map" and s.bar == RAM
+    ]  # fmt: skip
+    policy = chosen(seen.facts["settings"].get("transparent_hugepage", ""))
+    # QEMU advises MADV_HUGEPAGE for it: ram_block_add() of system/physmem.c
+    if steps and policy == "never" and not seen.facts["huge_pages"]:
+        yield Advice(
+            "guest-memory",
+            f"{format_size(seen.facts['memory'])} of the guest's memory are allocated and pinned"
+            " by 4 KiB pages: transparent huge pages are off (never)",
+            "on the host: always or madvise in /sys/kernel/mm/transparent_hugepage/enabled, or"
+            " huge pages set aside: <memoryBacking><hugepages/> in the domain's XML; the memory is"
+            " cleared all the same",
+            sum(step.seconds for step in steps),
+        )
+
+
+def _refused(seen: Seen) -> Iterator[Advice]:
+    refused = [step for step in seen.timeline.steps if step.result]
+    for result in dict.fromkeys(step.result for step in refused):
+        name = errorcode.get(-result, str(result))
+        steps = [step for step in refused if step.result == result]
+        yield Advice(
+            "map-refused",
+            f"{len(steps)} maps or unmaps were refused ({name}), the first of {steps[0].bar}"
+            f" ({format_size(steps[0].size)}): the device cannot reach what is not mapped",
+            _REFUSED.get(name, ""),
+            sum(step.seconds for step in steps),
+        )
+
+
+def _not_mapped(seen: Seen) -> Iterator[Advice]:
+    if not seen.of_bars("map"):
+        yield Advice(
+            "not-mapped",
+            f"no BAR was mapped for DMA in this boot (of {', '.join(seen.bars)})",
+            "nothing is wrong where the guest did not switch the device on; else: is x-no-mmap"
+            " set, has the guest an IOMMU of its own, does QEMU use iommufd?",
+            0.0,
+        )
+
+
+def _clock_source(seen: Seen) -> Iterator[Advice]:
+    source = seen.facts["settings"].get("clocksource")
+    if source and source not in ("tsc", "kvm-clock"):
+        yield Advice(
+            "clock-source",
+            f"the host's clock source is {source}: each reading of the clock costs microseconds",
+            "why not tsc? dmesg | grep -i -e tsc -e clocksource",
+            0.0,
+        )

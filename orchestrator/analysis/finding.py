@@ -1,0 +1,85 @@
+"""What the doctor says: a finding, and what a machine is wanted for. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from orchestrator.scenario import (
+    GIB,
+    Backing,
+    DebKernel,
+    DirKernel,
+    MetalHost,
+    Scenario,
+)
+
+Status = Literal["ok", "note", "warning", "problem"]
+STATUSES: tuple[Status, ...] = ("problem", "warning", "note", "ok")
+"""The worst first. problem: it is in the way. warning: it works, and costs or distorts something.
+note: good to know."""
+Use = Literal["nested", "metal"]
+USES: tuple[Use, ...] = ("nested", "metal")
+"""nested: the machine runs hosts under test as its VMs. metal: it is the host under test."""
+BOTH = USES
+METAL: tuple[Use, ...] = ("metal",)
+NESTED: tuple[Use, ...] = ("nested",)
+
+
+@dataclass(frozen=True)
+class Finding:
+    name: str
+    """Short and stable, for programs."""
+    status: Status
+    what: str
+    """One line."""
+    evidence: tuple[str, ...] = ()
+    """Each `file: content`, or what was run and what it said."""
+    fix: str = ""
+    """What to do about it, one line; empty for ok."""
+    uses: tuple[Use, ...] = METAL
+    """Whose it is; a problem is in the way of these."""
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a machine is wanted for, and how much of it. Sizes are bytes."""
+
+    uses: tuple[Use, ...]
+    accel: Literal["auto", "kvm", "tcg", "exact"] = "auto"
+    bar: int | None = None
+    """None: whatever large BAR is found."""
+    host_memory: int = 4 * GIB
+    guest_memory: int = GIB // 2
+    backing: Backing = "anonymous"
+    firmware: Literal["seabios", "ovmf"] = "seabios"
+    """Of the guest."""
+    guest_bits: int | None = None
+    """Physical address bits of the guest's CPU; None: the machine's own."""
+    boots_guest: bool = True
+    traced: bool = True
+    """Some pass needs the tracer."""
+    builds: bool = False
+    """Some kernel is built."""
+    boot: Literal["auto", "kexec", "grub", "systemd-boot"] = "auto"
+
+
+def needs_of(scenario: Scenario) -> Needs:
+    host = scenario.host
+    kernels = [arm.kernel for arm in (scenario.arms.baseline, scenario.arms.candidate)]
+    needs = Needs(
+        METAL,
+        bar=scenario.device.bar,
+        guest_memory=0,
+        boots_guest=False,
+        traced={*scenario.trace.passes} != {"plain"},
+        builds=not all(type(kernel) in (DebKernel, DirKernel) for kernel in kernels),
+    )
+    if scenario.workload == "guest-boot" and (guest := scenario.guest) is not None:
+        needs = replace(
+            needs, boots_guest=True, guest_memory=guest.memory, backing=guest.backing,
+            guest_bits=guest.phys_bits, firmware=guest.firmware,
+        )  # fmt: skip
+    if isinstance(host, MetalHost):
+        return replace(needs, boot=host.boot)
+    return replace(needs, uses=NESTED, accel=host.accel, host_memory=host.memory)

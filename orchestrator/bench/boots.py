@@ -1,0 +1,264 @@
+"""A metal host into another kernel and home again: ordered through its keeper, proven over SSH."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import shlex
+from dataclasses import dataclass, field
+from typing import Any
+
+from orchestrator.bench import remote
+from orchestrator.bench.consoles import ConsoleCommand
+from orchestrator.bench.host import Console
+from orchestrator.bench.keeper import TTL, How, Image, Keeper
+from orchestrator.bench.shell import Shell
+from orchestrator.bench.waiting import until
+from orchestrator.command import run, tail
+from orchestrator.errors import BarometerError, BenchError
+from orchestrator.progress import Progress
+from orchestrator.scenario import MetalHost
+
+log = logging.getLogger("barometer.metal")
+
+_ASKED_SECONDS = 60.0
+_FOR_GOOD = ("host-unknown-host-key", "host-wrong-host-key")
+"""Reasons not to connect that no waiting mends."""
+_AT_FIRST = ("host-no-name", "host-no-login", "host-no-root")
+"""So are these, of a machine that never let us in; one that did refuses a user's login while it
+goes down and comes up (pam_nologin(8))."""
+UNREACHED = ("host-no-ssh", "host-ssh-lost", *_AT_FIRST)
+"""How a machine that goes down shows."""
+WAYS: tuple[How, ...] = ("kexec", "grub", "systemd-boot")
+"""To boot a kernel once, the best first."""
+
+
+@dataclass(frozen=True)
+class Running:
+    """What runs on the machine now."""
+
+    boot_id: str
+    release: str
+    version: str
+    """As `uname -v` prints it: another build of one release has another."""
+    cmdline: str
+
+    @property
+    def token(self) -> str:
+        """Of a kernel that barometer booted; else empty."""
+        found = [w for w in self.cmdline.split() if w.startswith("barometer.token=")]
+        return found[0].partition("=")[2] if found else ""
+
+
+def running_on(shell: Shell) -> Running:
+    said = shell.run(
+        "cat /proc/sys/kernel/random/boot_id; uname -r; uname -v; cat /proc/cmdline",
+        doing="asking what runs", timeout=_ASKED_SECONDS,
+    ).stdout.splitlines()  # fmt: skip
+    return Running(*[*said, "", "", "", ""][:4])
+
+
+@dataclass
+class Boots:
+    """The boots of one machine. `reach` alone needs no lease."""
+
+    spec: MetalHost
+    endpoint: remote.Endpoint
+    link: remote.Link
+    keeper: Keeper
+    progress: Progress
+    console: ConsoleCommand | None
+    way: How = "reboot"
+    """How kernels under test are booted."""
+    _reached: bool = field(default=False, init=False)
+    """It has answered before."""
+
+    def running(self) -> Running:
+        return running_on(self.link.shell())
+
+    def reach(self, *, power_cycle: bool = False) -> Running:
+        """The machine answers, or is waited for: it may be booting.
+
+        Its power is not cycled without having been asked to: who cannot reach it does not know
+        whether somebody else uses it. Raises as `into`.
+        """
+        return self._back("", power_cycle=power_cycle)
+
+    def into(
+        self,
+        how: How,
+        image: Image | None = None,
+        cmdline: str = "",
+        watchdog: tuple[str, int] = ("", 0),
+    ) -> Running:
+        """Boot, and what runs then. The lease lives over it, and is renewed under another boot id
+        for as long as before.
+
+        Raises BenchError (`machine-lost`) when nothing answers in time, nor after its power was
+        cycled; and what is wrong with the login at once, where no waiting mends it.
+        """
+        waits = 2 if self.spec.power_cycle else 1
+        extend = waits * self.spec.deadline + TTL
+        left, notes = self.keeper.boot(how, image, cmdline, extend=extend, watchdog=watchdog)
+        for note in notes:
+            self.progress.note(f"host: {note}")
+        self.link.close()
+        return self._back(left, power_cycle=True)
+
+    def confirm(self) -> None:
+        """The machine was reached after a boot of a kernel under test, whether that runs or its
+        own: the lease is as long as it was before, and no watchdog restarts the machine. Its last
+        words are to be asked for before that."""
+        for note in self.keeper.confirm():
+            self.progress.note(f"host: {note}")
+
+    def _back(self, left: str, *, power_cycle: bool) -> Running:
+        """What runs once the machine has another boot id than `left`."""
+        spec, seen = self.spec, ""
+
+        def answers() -> Running | None:
+            nonlocal seen
+            try:
+                running = self.running()
+            except BarometerError as exc:
+                if exc.reason in _FOR_GOOD or (exc.reason in _AT_FIRST and not self._reached):
+                    raise
+                seen = exc.message
+                log.debug("not back: %s", exc.message)
+                self.link.close()
+                return None
+            self._reached = True
+            seen = f"it still runs {running.release}"
+            return running if running.boot_id != left else None
+
+        for after in (" after a boot" if left else "", " after its power was cycled"):
+            try:
+                return until(
+                    answers, within=spec.deadline, every=1, reason="machine-lost",
+                    waiting_for=f"answer of {self.endpoint}{after}",
+                    last_seen=lambda: self.said_tail() or seen,
+                )  # fmt: skip
+            except BenchError as exc:
+                may = power_cycle and spec.power_cycle and "power" not in after
+                if exc.reason != "machine-lost" or not may:
+                    raise
+            self.progress.note(f"host: no answer within {spec.deadline} s; power cycle")
+            run(shlex.split(spec.power_cycle or ""), doing="cycling the host's power")
+        raise AssertionError
+
+    def go_home(self) -> None:
+        """The kernel that the machine was found with runs: by kexec where that is how it left,
+        else, and where that does not help, by a restart. Where its default is another by now, it
+        is booted once. Raises BenchError when it cannot be brought back."""
+        running = self.reach()
+        own = self.keeper.status()["original"]
+        if own is None:
+            self._into_default(running)
+            return
+        if _is(running, own):
+            return
+        image = _image(own)
+        if image is not None and self.way == "kexec" and self._way_home() == "kexec":
+            with contextlib.suppress(BenchError):  # then by a restart
+                running = self.into("kexec", image, own["cmdline"])
+        if running.token:
+            running = self.into("reboot")
+        if not running.token and not _is(running, own) and image is not None:
+            self.progress.note(f"host: its default is {running.release}, not {own['release']}")
+            if (way := self._way_home()) is not None:
+                running = self.into(way, image, own["cmdline"])
+        if not _is(running, own):
+            raise BenchError(
+                f"{self.endpoint} runs {running.release} {running.version}, and was found with"
+                f" {own['release']} {own['version']}",
+                hint=f"boot that one, or keep this one: barometer recover {self.endpoint}"
+                " --keep-kernel",
+                reason="wrong-kernel",
+            )
+
+    def _into_default(self, running: Running) -> None:
+        """From a kernel of barometer's, of which the machine has no journal any more."""
+        if not running.token:
+            return
+        self.progress.note(
+            f"host: it runs barometer's {running.release}, and its journal is lost: restarting"
+            " into its default kernel; what else was changed is not known"
+        )
+        if (running := self.into("reboot")).token:
+            raise BenchError(
+                f"{self.endpoint} runs barometer's {running.release} after a restart",
+                hint="make its own kernel the default, and restart it", reason="wrong-kernel",
+            )  # fmt: skip
+
+    def _way_home(self) -> How | None:
+        means = self.keeper.detect()
+        return next((way for way in WAYS if means[way]["usable"]), None)
+
+    def put_back(self, *, keep_kernel: bool = False) -> None:
+        """All that was changed, and its own kernel. `keep_kernel`: whatever kernel runs, as long
+        as it is none of barometer's. Raises BenchError with what could not be."""
+        with self.progress.stage("host: putting it back"):
+            until(
+                self._settled, within=self.spec.deadline, every=1, reason="machine-lost",
+                waiting_for=f"end of what {self.endpoint} was doing",
+            )  # fmt: skip
+            if not keep_kernel:
+                self.go_home()
+            elif self.reach().token:
+                self.into("reboot")
+            failed = self.keeper.putback().failed
+            if failed:
+                raise BenchError(
+                    f"{self.endpoint} could not be put back as it was",
+                    evidence="\n".join(f"{f['kind']} {f['what']}: {f['why']}" for f in failed),
+                    hint=f"once that is mended: barometer recover {self.endpoint}",
+                    reason="not-put-back",
+                )
+            self.keeper.kernel_restored(keep=keep_kernel)
+            self.keeper.release()
+
+    def _settled(self) -> bool | None:
+        """No boot is under way, and what the next would make void is put back; None where the
+        machine went down meanwhile. Raises as `into`."""
+        self.reach()
+        try:
+            left = self.running().boot_id
+            failed = self.keeper.putback(volatile=True).failed
+        except BenchError as exc:
+            if exc.reason not in UNREACHED:
+                raise
+            log.debug("it goes down: %s", exc.message)
+            self.link.close()
+            return None
+        if any(f["kind"] == "leaving" for f in failed):
+            self._back(left, power_cycle=True)  # it was told to boot, and is going down
+        return True
+
+    def said_bytes(self) -> int:
+        """Of its console until now."""
+        if self.console is None:
+            return 0
+        self.console.tend()
+        return self.console.path.stat().st_size
+
+    def said(self, start: int) -> str:
+        """On its console since; empty where no command gives that."""
+        if self.console is None:
+            return ""
+        self.console.tend()
+        return Console(self.console.path, start).text()
+
+    def said_tail(self) -> str:
+        return tail(self.said(0), 25)
+
+
+def _is(running: Running, own: dict[str, Any]) -> bool:
+    same = (running.release, running.version) == (own["release"], own["version"])
+    return same and not running.token
+
+
+def _image(own: dict[str, Any]) -> Image | None:
+    """None where the files of the machine's own kernel are not known."""
+    if not own.get("kernel") or not own.get("initrd"):
+        return None
+    return Image(own["kernel"], own["kernel_sha256"], own["initrd"], own["initrd_sha256"])

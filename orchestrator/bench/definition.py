@@ -1,0 +1,65 @@
+"""What a domain's XML says that a profile of it needs to know. Pure."""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ET
+from dataclasses import dataclass
+
+from orchestrator.errors import BenchError
+
+_UNITS = {
+    "b": 1, "bytes": 1, "kb": 10**3, "k": 2**10, "kib": 2**10, "mb": 10**6, "m": 2**20,
+    "mib": 2**20, "gb": 10**9, "g": 2**30, "gib": 2**30, "tb": 10**12, "t": 2**40, "tib": 2**40,
+}  # fmt: skip
+"""https://libvirt.org/formatdomain.html#memory-allocation"""
+_AGENT = "org.qemu.guest_agent.0"
+
+
+@dataclass(frozen=True)
+class Definition:
+    emulator: str
+    """Path of its QEMU on the host."""
+    kvm: bool
+    memory: int
+    """Bytes."""
+    huge_pages: bool
+    """Its memory is of huge pages (memoryBacking)."""
+    devices: tuple[str, ...]
+    """Addresses of the host's PCI devices that it is given: 0000:3b:00.0"""
+    agent: bool
+    """It has a channel for the guest agent."""
+
+
+def parse_definition(text: str) -> Definition:
+    """From libvirt's domain XML. Raises BenchError where that is not what it is."""
+    try:
+        domain = ET.fromstring(text)
+        memory = domain.find("memory")
+        assert memory is not None
+        return Definition(
+            emulator=domain.findtext("devices/emulator") or "",
+            kvm=domain.get("type") == "kvm",
+            memory=int(memory.text or "") * _UNITS[memory.get("unit", "KiB").lower()],
+            huge_pages=domain.find("memoryBacking/hugepages") is not None,
+            devices=tuple(
+                dict.fromkeys(
+                    _address(address.attrib)
+                    for path in ("hostdev[@type='pci']", "interface[@type='hostdev']")
+                    for address in domain.findall(f"devices/{path}/source/address")
+                )
+            ),
+            agent=any(
+                target.get("name") == _AGENT for target in domain.findall("devices/channel/target")
+            ),
+        )
+    except (ET.ParseError, AssertionError, ValueError, KeyError) as exc:
+        raise BenchError(
+            f"libvirt's XML of the domain cannot be understood: {exc!r}", reason="bad-domain-xml"
+        ) from exc
+
+
+def _address(attributes: dict[str, str]) -> str:
+    domain, bus, slot, function = (
+        int(attributes.get(name, "0"), 0) for name in ("domain", "bus", "slot", "function")
+    )
+    return f"{domain:04x}:{bus:02x}:{slot:02x}.{function:x}"

@@ -1,0 +1,100 @@
+"""Run commands on this machine: what `bench.shell` does over SSH."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shlex
+import socket
+import subprocess
+import tempfile
+from collections.abc import Iterator, Sequence
+
+from orchestrator.bench.shell import Completed, Dialogue, succeeded
+from orchestrator.command import run
+from orchestrator.errors import BenchError
+
+_EVERY_CODE = range(-64, 256)
+_LAST_SECONDS = 30.0
+log = logging.getLogger("barometer.shell")
+
+
+class Here:
+    """Commands on this machine, as this user."""
+
+    name = "this machine"
+    _before: tuple[str, ...] = ()
+
+    def run(
+        self,
+        argv: Sequence[str] | str,
+        *,
+        stdin: bytes = b"",
+        timeout: float = 120,
+        check: bool = True,
+        doing: str = "",
+    ) -> Completed:
+        """Run a program (a list) or a shell script (a string) to its end.
+
+        Raises BenchError when it exits with another code than 0 (unless `check` is off) or takes
+        more than `timeout` seconds.
+        """
+        with tempfile.NamedTemporaryFile(prefix="barometer-stdin-") as file:
+            file.write(stdin)
+            file.flush()
+            ran = run(
+                ["/bin/sh", "-c", 'exec "$@" < "$0"', file.name, *self._words(argv)],
+                doing=doing or self.name, timeout=timeout, accept=_EVERY_CODE,
+            )  # fmt: skip
+        done = Completed(ran.stdout, ran.stderr, ran.returncode)
+        what = doing or (argv if isinstance(argv, str) else shlex.join(argv))
+        return succeeded(done, self.name, what) if check else done
+
+    @contextlib.contextmanager
+    def stream(self, argv: Sequence[str], timeout: float) -> Iterator[Dialogue]:
+        """The lines of a program as they come, and lines to it; its standard input closes when
+        the block is left, which is how it knows that it must end. A line may take `timeout`
+        seconds: TimeoutError."""
+        words = self._words(argv)
+        log.debug("%s+ %s &", self.name, shlex.join(words))
+        ours, its = socket.socketpair()
+        with ours, its:
+            # in a session of its own: a terminal's Ctrl-C is for barometer, which ends it
+            process = subprocess.Popen(
+                words,
+                stdin=its.fileno(),
+                stdout=its.fileno(),
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+            its.close()
+            try:
+                ours.settimeout(timeout)
+                yield Dialogue(ours)
+            finally:
+                ours.close()
+                _wait(process)
+
+    def _words(self, argv: Sequence[str] | str) -> list[str]:
+        return [*self._before, *(["sh", "-c", argv] if isinstance(argv, str) else argv)]
+
+
+class LocalShell(Here):
+    """Commands as root: by `sudo -n` where this process is another user's."""
+
+    def __init__(self) -> None:
+        self._before = () if os.geteuid() == 0 else ("sudo", "-n", "--")
+
+
+def _wait(process: subprocess.Popen[bytes]) -> None:
+    try:
+        process.wait(_LAST_SECONDS)
+    except subprocess.TimeoutExpired as exc:
+        process.kill()
+        process.wait()
+        raise BenchError(
+            f"a program did not end within {_LAST_SECONDS:.0f} s of being told to",
+            evidence=shlex.join(map(str, process.args))[:500],  # type: ignore[arg-type]
+            reason="program-timeout",
+        ) from exc

@@ -1,0 +1,524 @@
+"""The metal kind of host: an existing machine over SSH, changed for a while and put back.
+
+lease > what an earlier run left is put back > kernels are staged > boots, each proven by a new
+boot id, the release and a token on its command line > all is put back, its own kernel is proven.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from orchestrator.bench import remote
+from orchestrator.bench.accel import Accel
+from orchestrator.bench.boots import UNREACHED, WAYS, Boots, Running, running_on
+from orchestrator.bench.consoles import console_command, followed
+from orchestrator.bench.host import PANIC, Console, Host, charged_to_the_arm
+from orchestrator.bench.hypervisor import over_ssh
+from orchestrator.bench.keeper import MACHINE, How, Image, Keeper, Lease
+from orchestrator.bench.modules import prove_modules
+from orchestrator.bench.passthrough import chosen, notes, surveyed
+from orchestrator.bench.profiler import INSTANCE, TRACEFS
+from orchestrator.bench.shell import Shell
+from orchestrator.bench.staging import (
+    Staged,
+    check_drivers,
+    check_room,
+    folder_of,
+    link_modules,
+    mount_modules,
+    put_files,
+    required_tool,
+    stage_kernel,
+)
+from orchestrator.bench.waiting import until
+from orchestrator.cache import Cache
+from orchestrator.command import tail
+from orchestrator.errors import ArmFailedError, BarometerError, BenchError, key_named
+from orchestrator.evidence import TrialWriter
+from orchestrator.kernels.bundle import KernelBundle
+from orchestrator.progress import Progress
+from orchestrator.scenario import ArmName, HostDevice, MetalHost
+
+log = logging.getLogger("barometer.metal")
+
+_ANSWER_SECONDS = 10.0
+"""A machine whose port is open names its SSH server within this, or is not up yet."""
+_ENDS_BY_ITSELF = ("panic=10", "rd.shell=0", "rd.emergency=reboot")
+"""A kernel that panics has ten seconds for its last words; then the default kernel is booted. So
+does an initramfs without a root file system: initramfs-tools heeds the first, dracut the others
+(dracut.cmdline(7))."""
+_NOT_HANDED_ON = (
+    "BOOT_IMAGE", "initrd", "barometer.token", "panic", "rd.shell", "rd.emergency", "crashkernel",
+)  # fmt: skip
+"""Words of the machine's own command line that the kernels under test do not get. With memory for
+a crash kernel its kdump service may load one, and a panic would boot that, not restart."""
+_TCG = "QEMU TCG CPU"
+
+
+class Journaled:
+    """Changes of a metal host: in its keeper's journal before they are made."""
+
+    def __init__(self, keeper: Keeper) -> None:
+        self._keeper = keeper
+        self._claimed: set[str] = set()
+
+    def write(self, path: str, value: str) -> None:
+        self._keeper.write(path, value)
+
+    def tracing(self, instance: str, group: str) -> None:
+        self._keeper.tracing(instance, group)
+
+    def guest(self, uuid: str) -> None:
+        self._keeper.guest(uuid)
+
+    def files(self, *paths: str) -> None:
+        if new := [path for path in paths if path not in self._claimed]:
+            self._keeper.claim(new)
+            self._claimed |= {*new}
+
+
+def accel_of(shell: Shell) -> tuple[Accel, str]:
+    """How a machine runs that may itself be virtual, and how that is known."""
+    said = shell.run(
+        "grep -m1 '^model name' /proc/cpuinfo; grep -m1 -ow hypervisor /proc/cpuinfo || :"
+    ).stdout
+    if _TCG in said:
+        return "tcg", f"its processor is a {_TCG}"
+    if "hypervisor" in said:
+        return "kvm", "its processor has a hypervisor"
+    return "none", "a real machine"
+
+
+@dataclass(frozen=True)
+class Met:
+    """A metal host before anything on it is changed."""
+
+    accel: Accel
+    accel_reason: str
+    device: str
+    """Address of the function that is meant."""
+    notes: tuple[str, ...]
+    """What is to be known of it."""
+
+
+@contextmanager
+def looked_at(spec: MetalHost, what: str, scratch: Path, progress: Progress) -> Iterator[Shell]:
+    """The machine as it is, under a lease: what an earlier run left on it is put back, and nobody
+    changes it meanwhile. Raises as `leased`."""
+    with _taken(spec, [], what, scratch, progress) as machine:
+        try:
+            yield machine.shell
+        finally:
+            machine.keeper.release()
+
+
+def met(shell: Shell, spec: MetalHost, device: HostDevice) -> Met:
+    """Raises BenchError for a machine that is this one, or has no such device to spare."""
+    if running_on(shell).boot_id == _own_boot_id():
+        raise BenchError(
+            f"{spec.address} is this machine: a run does not survive the boot of another"
+            " kernel under it",
+            hint="run barometer on another machine, and reach this one over SSH",
+            reason="host-is-runner",
+        )
+    survey = surveyed(shell)
+    function = chosen(device, survey)
+    return Met(*accel_of(shell), function.address, notes(survey, function))
+
+
+def _own_boot_id() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def check_kernels(shell: Shell, kernels: Mapping[ArmName, KernelBundle]) -> None:
+    """Raises ScenarioError for one that cannot start the machine."""
+    required_tool(shell)
+    for arm, kernel in kernels.items():
+        with key_named(f"arms.{arm}.kernel"):
+            check_drivers(shell, kernel)
+
+
+@dataclass
+class Session:
+    """One boot of a kernel under test; trials of its arm that follow one another share it."""
+
+    arm: ArmName
+    token: str
+    running: Running
+    seconds: float
+    """From the order to boot until SSH answered."""
+    console_start: int
+    """Bytes of the console that are older."""
+    broken: bool = False
+
+
+def _of_boot(said: str, token: str) -> str:
+    """Of a console, from the first message of the boot with that token to the next boot's."""
+    boots = re.split(r"(?m)^(?=.*\bLinux version )", said)
+    return next((boot for boot in boots if f"barometer.token={token}" in boot), said)
+
+
+@dataclass
+class MetalMachine:
+    """A leased machine, with what the run has put onto it."""
+
+    spec: MetalHost
+    boots: Boots
+    keeper: Keeper
+    scratch: Path
+    """A private folder of the runner."""
+    progress: Progress
+    change: Journaled
+    lease: Lease = field(init=False)
+    accel: Accel = "none"
+    staged: dict[ArmName, Staged] = field(default_factory=dict)
+    session: Session | None = None
+
+    @property
+    def shell(self) -> Shell:
+        return self.boots.link.shell()
+
+    def stage(
+        self, kernels: Mapping[ArmName, KernelBundle], payload: Mapping[str, Path | bytes],
+        cache: Cache,
+    ) -> None:  # fmt: skip
+        """Kernels, agents and the guest. Raises BenchError."""
+        check_room(self.shell, kernels.values())
+        for arm, kernel in kernels.items():
+            with self.progress.stage(f"host: staging the {arm}'s kernel"):
+                self.lease.check()
+                folder = f"{folder_of(self.keeper.token)}/{arm}"
+                self.staged[arm] = stage_kernel(self.shell, folder, kernel, cache)
+        with self.progress.stage("host: staging agents"):
+            self.lease.check()
+            put_files(self.shell, self._payload, payload)
+
+    @property
+    def _payload(self) -> str:
+        return f"{folder_of(self.keeper.token)}/payload"
+
+    @contextmanager
+    def booted(self, arm: ArmName, words: Sequence[str], trial: TrialWriter) -> Iterator[Host]:
+        """The machine under the kernel of an arm, proven. Where it is there already, from the
+        trial before, it is not booted again. `words`: on its command line besides the machine's.
+
+        Raises ArmFailedError when the kernel does not come up and the machine is back on its own,
+        BenchError when the machine is lost.
+        """
+        session = self.session
+        if session is None or session.arm != arm or not self._still(session):
+            self.session = None
+            session = self.session = self._boot(arm, words, trial)
+        trial.record(
+            token=session.token, boot_id=session.running.boot_id,
+            release=session.running.release, host_cmdline=session.running.cmdline,
+            host_session_seconds=round(session.seconds, 3),
+        )  # fmt: skip
+        session.broken = True  # until it is seen to end well
+        with self._console(trial, session) as console:
+            host = self._host(session, console)
+            mount_modules(self.keeper, self.staged[arm])
+            with charged_to_the_arm(host):
+                host = replace(host, kvm=self._load_modules())
+                prove_modules(self.shell, self.staged[arm].kernel)
+            try:
+                yield host
+            finally:
+                is_clean = self._put_back_volatile(host)
+        session.broken = not is_clean
+
+    def _still(self, session: Session) -> bool:
+        if session.broken or self.spec.fresh_boots:
+            return False
+        with contextlib.suppress(BarometerError):
+            return running_on(self.shell).boot_id == session.running.boot_id
+        return False
+
+    def _put_back_volatile(self, host: Host) -> bool:
+        """Whether all was put back. Never raises: what was not is void after the next boot."""
+        if not host.shell.alive():
+            return False
+        try:
+            failed = self.keeper.putback(volatile=True).failed
+        except BarometerError as exc:
+            log.debug("not put back: %s", exc.message)
+            return False
+        if failed:
+            log.debug("not put back: %s", failed)
+        return not failed
+
+    def _boot(self, arm: ArmName, words: Sequence[str], trial: TrialWriter) -> Session:
+        """Raises as `booted`."""
+        staged, token = self.staged[arm], uuid.uuid4().hex[:12]
+        self.boots.reach()
+        self.lease.check()
+        means = self.keeper.detect()
+        if self.boots.way == "kexec" and not means["kexec"]["usable"]:
+            self.progress.note("host: this kernel cannot kexec; by way of its own")
+            self.boots.go_home()
+            means = self.keeper.detect()
+        link_modules(self.keeper, staged)
+        image = Image(
+            staged.vmlinuz, staged.sha256[staged.vmlinuz],
+            staged.initramfs, staged.sha256[staged.initramfs],
+        )  # fmt: skip
+        start = self.boots.said_bytes()
+        began = time.monotonic()
+        running = self.boots.into(
+            self.boots.way, image, self._cmdline(words, token),
+            self._watchdog(means["watchdogs"], staged.kernel),
+        )  # fmt: skip
+        seconds = time.monotonic() - began
+        is_up = running.token == token
+        words = "" if is_up else _of_boot(self.boots.said(start), token) or self._last_words()
+        self.boots.confirm()
+        if not is_up:
+            (trial.host / "console.log").write_text(words)
+            raise _no_boot(staged.kernel, running, words)
+        if running.release != staged.kernel.release:
+            raise BenchError(
+                f"{self.spec.address} runs {running.release}, planned was {staged.kernel.release}",
+                hint="the image and its release string disagree", reason="wrong-kernel",
+            )  # fmt: skip
+        return Session(arm, token, running, seconds, start)
+
+    def _watchdog(
+        self, watchdogs: list[dict[str, Any]], kernel: KernelBundle
+    ) -> tuple[str, int]:  # fmt: skip
+        """One that is free, and whose driver the kernel has: without it a kernel that is well
+        would be restarted, too. A boot loader is reached by a reset, which resets it as well."""
+        if self.boots.way != "kexec":
+            return "", 0
+        free = [found for found in watchdogs if not found["why"]]
+        for found in free:
+            if kernel.has_module(found["driver"]):
+                return found["device"], self.spec.deadline // 2
+        for found in free:
+            self.progress.note(
+                f"host: no watchdog over this boot: {kernel.release} has no {found['driver']}"
+            )
+        return "", 0
+
+    def _cmdline(self, words: Sequence[str], token: str) -> str:
+        """The one that the machine was found with, and what is added."""
+        own = [
+            word
+            for word in str(self.keeper.status()["original"]["cmdline"]).split()
+            if word.partition("=")[0] not in _NOT_HANDED_ON
+        ]
+        added = [*_ENDS_BY_ITSELF, f"barometer.token={token}", *words, *self.spec.cmdline.split()]
+        return " ".join([*own, *added])
+
+    def _last_words(self) -> str:
+        with contextlib.suppress(BarometerError):
+            return self.keeper.last_words()
+        return ""
+
+    def _load_modules(self) -> bool:
+        """Those that VFIO needs, and KVM's; whether the host has KVM. Raises BenchError."""
+        self.keeper.modules(["vfio-pci", "vfio_iommu_type1"])
+        flags = self.shell.run("grep -m1 -E '^flags' /proc/cpuinfo").stdout.split()
+        kvm = [name for flag, name in (("svm", "kvm_amd"), ("vmx", "kvm_intel")) if flag in flags]
+        for name in ("iommufd", *kvm):
+            try:
+                self.keeper.modules([name])
+            except BenchError as exc:
+                log.debug("%s: %s", name, exc.message)
+        return self.shell.run(["test", "-c", "/dev/kvm"], check=False).code == 0
+
+    def _host(self, session: Session, console: Console) -> Host:
+        cpus = int(self.shell.run(["nproc"]).stdout)
+        program = remote.client_program(self.boots.endpoint, self.scratch)
+
+        shell = self.shell
+
+        def alive() -> bool:
+            return shell.alive() or self.boots.reach().boot_id == session.running.boot_id
+
+        def no_monitor(command: str) -> str:
+            raise BenchError(f"a metal host runs in no QEMU that could be asked {command!r}")
+
+        return Host(
+            shell=shell, release=session.running.release, kvm=False, cpus=cpus,
+            accel=self.accel, payload=self._payload, console=console, alive=alive,
+            crash=lambda: "",
+            libvirt=lambda: over_ssh(program, "host"), monitor=no_monitor, scratch=self.scratch,
+            change=self.change, ours=False,
+        )  # fmt: skip
+
+    @contextmanager
+    def _console(self, trial: TrialWriter, session: Session) -> Iterator[Console]:
+        """What the machine says: its console, where a command gives that; else the kernel's
+        messages over SSH, which end where SSH does."""
+        path = trial.host / "console.log"
+        if self.boots.console is not None:
+            try:
+                yield Console(self.boots.console.path, session.console_start)
+            finally:
+                path.write_text(self.boots.said(session.console_start))
+            return
+        with followed(self.shell, path):
+            yield Console(path)
+
+
+def _no_boot(kernel: KernelBundle, running: Running, words: str) -> ArmFailedError:
+    """The machine is back, and not on the kernel that it was to boot."""
+    found = PANIC.search(words)
+    return ArmFailedError(
+        f"the host's kernel {kernel.release} does not boot"
+        + (f": {found[0]}" if found else f"; the machine is back on {running.release}"),
+        evidence=tail(words, 25),
+        hint="" if words else "host.console gives its last words",
+        reason="host-panic" if found else "host-no-boot",
+    )
+
+
+@contextmanager
+def leased(
+    spec: MetalHost, resources: Sequence[str], what: str, scratch: Path, progress: Progress
+) -> Iterator[MetalMachine]:
+    """The machine, for this run alone: what an earlier one left on it is put back first, and all
+    that is changed in the block is put back after it, whatever ended it.
+
+    Raises BenchError where it is held by another for longer than `host.wait`, cannot boot as it
+    is asked to, or could not be put back.
+    """
+    with _taken(spec, resources, what, scratch, progress) as machine, _changed(machine):
+        yield machine
+
+
+@contextmanager
+def _taken(
+    spec: MetalHost, resources: Sequence[str], what: str, scratch: Path, progress: Progress
+) -> Iterator[MetalMachine]:
+    """The machine under a lease, and as it was before an earlier run that left it changed."""
+    with _held(spec, resources, what, scratch, progress) as (machine, unfinished):
+        if not unfinished:
+            yield machine
+            return
+        progress.note(f"host: an earlier run left {spec.address} changed")
+        machine.boots.put_back()
+    with _held(spec, resources, what, scratch, progress) as (machine, _):
+        yield machine
+
+
+def recover(
+    spec: MetalHost,
+    scratch: Path,
+    progress: Progress,
+    *,
+    keep_kernel: bool = False,
+    power_cycle: bool = False,
+) -> bool:
+    """Put back what a run left that was killed; whether there was anything. `keep_kernel`: the
+    kernel that runs, as long as it is none of barometer's, is the machine's own by now.
+    `power_cycle`: of a machine that does not answer, although another may be using it.
+    Raises as `leased`."""
+    # its console tells nothing that is needed here, and may be held by what was killed
+    spec = spec.model_copy(update={"console": None})
+    with _held(spec, [], "recover", scratch, progress, power_cycle=power_cycle) as held:
+        machine, unfinished = held
+        machine.boots.put_back(keep_kernel=keep_kernel)
+    return unfinished
+
+
+@contextmanager
+def _held(
+    spec: MetalHost,
+    resources: Sequence[str],
+    what: str,
+    scratch: Path,
+    progress: Progress,
+    *,
+    power_cycle: bool = False,
+) -> Iterator[tuple[MetalMachine, bool]]:
+    """The machine under a lease, and whether somebody left changes on it, or one of barometer's
+    kernels."""
+    endpoint = remote.resolved(spec.address, spec.ssh_config)
+    scratch.mkdir(mode=0o700, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        link, beat = (remote.Link(endpoint, patience=_ANSWER_SECONDS) for _ in range(2))
+        stack.callback(link.close)
+        stack.callback(beat.close)
+        keeper = Keeper(link.shell)
+        console = stack.enter_context(
+            console_command(spec.console, scratch / "console", progress.note)
+        )
+        boots = Boots(spec, endpoint, link, keeper, progress, console)
+        machine = MetalMachine(spec, boots, keeper, scratch, progress, Journaled(keeper))
+
+        def taken() -> bool | None:
+            with progress.stage(f"host: reaching {endpoint}"):
+                running = boots.reach(power_cycle=power_cycle)
+            try:
+                machine.accel = accel_of(link.shell())[0]
+                unfinished = keeper.acquire(
+                    [MACHINE, *resources], what, wait=spec.wait, on_wait=progress.note
+                )
+                return unfinished or bool(running.token)
+            except BenchError as exc:
+                if exc.reason not in UNREACHED:
+                    raise
+                link.close()  # it goes down for a boot that somebody ordered
+                return None
+
+        unfinished = until(
+            taken, within=spec.deadline, every=1, reason="machine-lost",
+            waiting_for=f"lease of {endpoint}",
+        )  # fmt: skip
+        machine.lease = stack.enter_context(Lease(beat.shell, keeper.token, close=beat.close))
+        yield machine, unfinished
+
+
+@contextmanager
+def _changed(machine: MetalMachine) -> Iterator[None]:
+    try:
+        _is_nobodys(machine)
+        machine.boots.way = _way(machine.keeper, machine.spec)
+        machine.keeper.original()
+        try:
+            machine.keeper.deadman(max(60, machine.spec.deadline // 3))
+        except BenchError as exc:
+            if exc.reason != "no-systemd":
+                raise
+            machine.progress.note(
+                "host: no systemd, so nothing restarts it where a kernel has no network"
+            )
+        yield
+    finally:
+        machine.boots.put_back()
+
+
+def _is_nobodys(machine: MetalMachine) -> None:
+    """Raises BenchError while a domain is being profiled there, which a boot would end."""
+    traced = f"{TRACEFS}/instances/{INSTANCE}"
+    if not machine.shell.run(["test", "-e", traced], check=False).code:
+        raise BenchError(
+            f"{machine.spec.address}: `barometer profile` is at work there: {traced}",
+            hint="wait for its end; what a killed one left: barometer profile --clear",
+            reason="lease-held",
+        )
+
+
+def _way(keeper: Keeper, spec: MetalHost) -> How:
+    """How kernels are booted: as it is asked for, else the first way that the machine has."""
+    found = keeper.detect()
+    asked: tuple[How, ...] = WAYS if spec.boot == "auto" else (spec.boot,)
+    for way in asked:
+        if found[way]["usable"]:
+            return way
+    raise BenchError(
+        f"{spec.address} has no way to boot a kernel under test",
+        evidence="\n".join(f"{way}: {found[way]['why']}" for way in asked),
+        hint="mend what one of them lacks; kexec is the fastest",
+        reason="no-way-to-boot",
+    )  # fmt: skip

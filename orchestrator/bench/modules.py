@@ -1,0 +1,23 @@
+"""Modules of the kernel under test, on its host."""
+
+from __future__ import annotations
+
+from orchestrator.bench.shell import Shell
+from orchestrator.command import tail
+from orchestrator.errors import BenchError
+from orchestrator.kernels.bundle import KernelBundle
+
+
+def prove_modules(shell: Shell, kernel: KernelBundle) -> None:
+    """Raises BenchError when a module that was rebuilt is not the one that is loaded, or would
+    be. None is loaded for this: the other arm would not have it."""
+    for name, srcversion in kernel.swapped.items():
+        said = shell.run(
+            f"cat /sys/module/{name}/srcversion || modinfo -F srcversion {name}", check=False
+        )
+        if said.stdout.strip() != srcversion:
+            raise BenchError(
+                f"the host has another module {name} than was built for this arm: its srcversion"
+                f" is {said.stdout.strip() or 'not known'}, not {srcversion}",
+                evidence=tail(said.stderr), reason="wrong-module",
+            )  # fmt: skip

@@ -1,0 +1,285 @@
+"""A real device of a metal host: which one, whether it can be spared, given to vfio-pci."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from orchestrator.bench.device import BoundDevice, with_bar
+from orchestrator.bench.images import GUESTS
+from orchestrator.bench.keeper import Keeper
+from orchestrator.bench.shell import Commands, Shell
+from orchestrator.errors import ArmFailedError, BenchError
+from orchestrator.evidence import TrialWriter, write_json
+from orchestrator.pci import Function, Survey, User
+from orchestrator.scenario import MIB, HostDevice, format_size
+
+_VFIO = "vfio-pci"
+_MANAGED = (None, "pcieport", "pci-stub", _VFIO)
+"""Drivers beside which a group can be given to a guest: they leave its DMA alone
+(driver_managed_dma in drivers/pci/pcie/portdrv.c, pci-stub.c, drivers/vfio/pci/vfio_pci.c)."""
+_LIVES_ON = {"network": "own-network", "disk": "own-disk", "display": "console",
+             "console": "console"}  # fmt: skip
+"""Kind of user -> the reason not to take its function."""
+_ELSEWHERE = "choose a device that the machine does not need"
+_PLACED_BY = "is `Above 4G decoding` on in the firmware? What does dmesg say of the address?"
+
+
+@dataclass(frozen=True)
+class Refusal:
+    reason: str
+    text: str
+    """What was found, where, and what to do."""
+
+
+def surveyed(shell: Commands) -> Survey:
+    """Raises BenchError when the machine cannot be asked."""
+    source = (GUESTS / "agents/survey.py").read_bytes()
+    asked = shell.run(["python3", "-I", "-"], stdin=source, doing="surveying the PCI devices")
+    return Survey.parse(asked.stdout)
+
+
+def chosen(device: HostDevice, survey: Survey) -> Function:
+    """The function that is meant, and that the machine can spare.
+
+    Raises BenchError when there is none such or more than one, when it is refused, or when it has
+    no BAR of that size.
+    """
+    function = _meant(device, survey)
+    _check_spared(survey, function)
+    if device.bar not in (bar.size for bar in function.bars.values()):
+        raise BenchError(
+            f"{function} has no BAR of {format_size(device.bar)}, which is device.bar",
+            evidence="\n".join([*_bars(function), *_listed(survey)]),
+            hint="; ".join(_growable(function)),
+            reason="device-bar",
+        )
+    return function
+
+
+def _check_spared(survey: Survey, function: Function) -> None:
+    if found := refusals(survey, function.address):
+        raise BenchError(
+            f"{function} cannot be given to a guest",
+            evidence="\n".join(f"{refusal.reason}: {refusal.text}" for refusal in found),
+            reason="device-refused",
+        )
+
+
+def _meant(device: HostDevice, survey: Survey) -> Function:
+    functions = list(survey.functions.values())
+    if device.address is not None:
+        what, found = device.address, [f for f in functions if f.address == device.address]
+    elif device.id is not None:
+        what, found = device.id, [f for f in functions if f.id == device.id]
+    else:
+        free = [f for f in functions if f.largest_bar and not refusals(survey, f.address)]
+        largest = max((f.largest_bar for f in free), default=0)
+        what, found = "that can be given to a guest", [f for f in free if f.largest_bar == largest]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise BenchError(
+            f"the machine has {len(found)} devices {device.id or 'with the largest BAR'}",
+            evidence="\n".join(map(str, found)),
+            hint=f'choose one: device.address = "{found[0].address}"',
+            reason="device-ambiguous",
+        )
+    raise BenchError(
+        f"the machine has no device {what}",
+        evidence="\n".join(_listed(survey)) or "no PCI function has a memory BAR of 1MiB or more",
+        reason="device-missing",
+    )
+
+
+def _listed(survey: Survey) -> list[str]:
+    """What there is, the largest BAR first, and why each that is refused is."""
+    found = [f for f in survey.functions.values() if f.largest_bar >= MIB]
+    return [
+        f"{f}" + (f": refused, {why[0].reason}" if (why := refusals(survey, f.address)) else "")
+        for f in sorted(found, key=lambda f: (-f.largest_bar, f.address))
+    ]
+
+
+def _bars(function: Function) -> list[str]:
+    return [f"BAR {index}: {bar}" for index, bar in function.bars.items()]
+
+
+def notes(survey: Survey, function: Function) -> tuple[str, ...]:
+    """What is no reason to refuse it, and good to know."""
+    found = _growable(function)
+    if not function.facts["reset"] and not function.facts["reset_method"]:
+        found.append(
+            f"{function.address} has no way to be reset ({function.sysfs}/reset_method):"
+            " the next guest finds it as the last one left it"
+        )
+    if survey.unread:
+        found.append(
+            f"{survey.unread} processes could not be asked what they have open: not root there?"
+        )
+    return tuple(found)
+
+
+def _growable(function: Function) -> list[str]:
+    return [
+        f"BAR {index} of {function.address} has {format_size(function.bars[index].size)} and can"
+        f" have {format_size(max(sizes))} (Resizable BAR, {function.sysfs}/resource{index}_resize)"
+        for index, sizes in function.resizable.items()
+        if index in function.bars and max(sizes, default=0) > function.bars[index].size
+    ]
+
+
+# -- refusals -------------------------------------------------------------------------------
+
+
+def refusals(survey: Survey, address: str) -> tuple[Refusal, ...]:
+    """Why the machine cannot spare the function; empty: it can."""
+    function = survey.functions[address]
+    if function.is_bridge:
+        what = f"{function} is a bridge (class {function.facts['class']}): {_ELSEWHERE}"
+        return (Refusal("bridge", what),)
+    if function.group is None:
+        return (_no_group(survey, function), *_of_the_machine(survey, [function]))
+    return (
+        *_of_the_machine(survey, survey.members(function)),
+        *_siblings(survey, function),
+        *_use(survey, own_functions(survey, function)),
+        *_unplaced(function),
+    )
+
+
+def own_functions(survey: Survey, function: Function) -> list[Function]:
+    """Of its group those that are the same device: a graphics card's sound, say. A virtual
+    function has none."""
+    virtual = function.facts["physfn"] is not None
+    return [
+        found
+        for found in survey.members(function)
+        if found == function
+        or (
+            not virtual
+            and found.facts["physfn"] is None
+            and found.slot == function.slot
+            and not found.is_bridge
+        )
+    ]
+
+
+def _no_group(survey: Survey, function: Function) -> Refusal:
+    if survey.iommus:
+        text = f"none of the IOMMUs ({', '.join(survey.iommus)}) is in front of it: {_ELSEWHERE}"
+    else:
+        text = (
+            "no IOMMU is on (/sys/class/iommu is empty): enable VT-d or AMD-Vi in the firmware;"
+            " an Intel machine may need intel_iommu=on, too, and on its own command line: the"
+            " device is judged under the machine's own kernel, which host.cmdline is not for"
+        )
+    return Refusal("no-iommu-group", f"{function.sysfs}/iommu_group is missing, and {text}")
+
+
+def _of_the_machine(survey: Survey, members: list[Function]) -> Iterator[Refusal]:
+    """What the machine itself lives on."""
+    for found in survey.reached(members):
+        if found.facts["boot_vga"] == 1:
+            yield Refusal(
+                "console",
+                f"{found} has the machine's console ({found.sysfs}/boot_vga is 1): make another"
+                " graphics adapter the primary one in the firmware's setup",
+            )
+    for user in survey.users_of(members):
+        if user.serves and user.kind in _LIVES_ON:
+            yield Refusal(
+                _LIVES_ON[user.kind],
+                f"{_whose(survey, user)} serves {', '.join(user.serves)}{_through(user)}:"
+                f" {_ELSEWHERE}",
+            )
+
+
+def _siblings(survey: Survey, function: Function) -> Iterator[Refusal]:
+    """Others in the group, or behind a bridge of it; only bridges that lead on may be there."""
+    own = own_functions(survey, function)
+    others = [
+        found
+        for found in survey.reached(survey.members(function))
+        if found not in own
+        and function.address not in found.facts["parents"]
+        and not (found.only_leads_on and found.driver in _MANAGED)
+    ]
+    if others:
+        group = f"IOMMU group {function.group} (/sys/kernel/iommu_groups/{function.group}/devices)"
+        yield Refusal(
+            "group-shared",
+            f"{group} also has {', '.join(map(str, others))}: a guest gets a group as a whole;"
+            " move the device to a slot behind a port of its own with ACS, or choose another",
+        )
+
+
+def _use(survey: Survey, own: list[Function]) -> Iterator[Refusal]:
+    for function in own:
+        if virtual := function.facts["virtual_functions"]:
+            yield Refusal(
+                "in-use",
+                f"{function} has virtual functions ({', '.join(virtual)}):"
+                f" echo 0 > {function.sysfs}/sriov_numvfs",
+            )
+    for user in survey.users_of(own):
+        whose = _whose(survey, user)
+        held = [name for name in user.above if not name.startswith(user.name)]  # no partitions
+        if user.kind == "open" and user.name.startswith("/dev/vfio/"):
+            by = ", ".join(user.serves)
+            yield Refusal("owned", f"{whose} is open in {by}: end that guest or program")
+        elif user.kind == "open":
+            yield Refusal("in-use", f"{whose} is open in {', '.join(user.serves)}: end that")
+        elif user.kind == "input":
+            yield Refusal("in-use", f"{whose} is plugged in: {_ELSEWHERE}")
+        elif user.kind == "network" and user.up and not user.serves:
+            yield Refusal("in-use", f"{whose} is up{_through(user)}: ip link set {user.name} down")
+        elif user.kind == "disk" and held and not user.serves:
+            yield Refusal("in-use", f"{whose} is part of {', '.join(held)}: take that apart first")
+
+
+def _unplaced(function: Function) -> Iterator[Refusal]:
+    for index, bar in function.bars.items():
+        if not bar.placed:
+            yield Refusal(
+                "bar-not-placed",
+                f"BAR {index} of {function} has no place ({function.sysfs}/resource, {bar}):"
+                f" {_PLACED_BY}",
+            )
+
+
+def _whose(survey: Survey, user: User) -> str:
+    where = "" if user.path == user.name else f" ({user.path})"
+    return f"{user.name}{where} of {survey.functions[user.function]}"
+
+
+def _through(user: User) -> str:
+    return f", through {', '.join(user.above)}" if user.above else ""
+
+
+# -- binding --------------------------------------------------------------------------------
+
+
+def hostdev(
+    shell: Shell, keeper: Keeper, address: str, bar: int, *, trial: TrialWriter
+) -> BoundDevice:
+    """The function and what else is the same device, bound to vfio-pci under the kernel that
+    runs; the keeper puts them back. What it was before is in host/device.json.
+
+    Raises ArmFailedError when the proven kernel does not find the function or did not place its
+    BAR, BenchError when it is refused or vfio-pci does not take it.
+    """
+    survey = surveyed(shell)
+    function = survey.functions.get(address)
+    if function is None:
+        raise ArmFailedError(
+            f"the host's kernel does not find {address}", evidence="\n".join(_listed(survey)),
+            reason="device-missing",
+        )  # fmt: skip
+    device = with_bar(address, function.resources, bar, _PLACED_BY)
+    _check_spared(survey, function)
+    write_json(trial.host / "device.json", dict(function.facts))
+    keeper.modules([_VFIO])
+    for found in own_functions(survey, function):
+        keeper.bind(found.address, _VFIO)
+    return device

@@ -1,0 +1,94 @@
+"""One small map of a device that is on vfio-pci already, its lookups counted by the kernel.
+
+Only where nobody else uses the device and no experiment of barometer's is on the machine. Nothing
+is bound, no module loaded; what is traced is in a tracefs instance of its own, gone afterwards.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from orchestrator.bench.images import GUESTS
+from orchestrator.bench.mapagent import gathered
+from orchestrator.bench.passthrough import refusals
+from orchestrator.bench.shell import Commands, Completed
+from orchestrator.bench.staging import STATE
+from orchestrator.bench.tracer import counts_spec
+from orchestrator.errors import BarometerError, BenchError
+from orchestrator.pci import Function, Survey
+from orchestrator.scenario import MIB
+
+_NAME = "barodoctor"
+"""Of the instance, and of the group of its events."""
+_BOOTSTRAP = (
+    "import sys; source = sys.stdin.buffer.read(int(sys.argv.pop(1)));"
+    "exec(compile(source, 'agent', 'exec'))"
+)
+"""The program is the first so many bytes of standard input; what follows is for it."""
+_SECONDS = 60
+
+
+def counted_map(machine: Commands, survey: Survey) -> dict[str, Any]:
+    """`probe` of the evidence: {"address", "bytes", "lookups", "faults"}, the last two histograms
+    as the kernel prints them; or {"why"}: what kept it from being made."""
+    try:
+        return _counted(machine, _spare(machine, survey))
+    except BarometerError as exc:
+        return {"why": str(exc)}
+
+
+def _spare(machine: Commands, survey: Survey) -> Function:
+    if machine.run(["test", "-e", STATE], check=False).code == 0:
+        raise BenchError(f"an experiment is at work on the machine, or left {STATE}")
+    bound = [f for f in survey.functions.values() if f.driver == "vfio-pci"]
+    free = [f for f in bound if f.largest_bar >= MIB and not refusals(survey, f.address)]
+    if not free:
+        raise BenchError("no device that nobody uses is bound to vfio-pci, with a BAR of 1 MiB")
+    return max(free, key=lambda function: function.largest_bar)
+
+
+def _counted(machine: Commands, function: Function) -> dict[str, Any]:
+    fault = "vfio_pci_mmap_huge_fault"
+    present = _agent(machine, "tracer", ["symbols", fault]).stdout
+    armed = json.loads(_agent(machine, "tracer", ["arm"], _own(counts_spec(json.loads(present))))
+                       .stdout)  # fmt: skip
+    if not armed["armed"]:
+        raise BenchError(f"the kernel takes no probes: {armed['why']}")
+    try:
+        # the agent's own first map, of 1 GiB at most, is all there is; without random addresses
+        # from the beginning it does not start itself again
+        mapped = _agent(
+            machine, "map", [function.address], {"points": [], "repeats": 0},
+            before=["setarch", "-R"],
+        )  # fmt: skip
+        found = gathered(mapped.stdout.splitlines(), mapped.stderr)
+        said = json.loads(_agent(machine, "tracer", ["finish", _NAME, _NAME]).stdout)
+    finally:
+        _agent(machine, "tracer", ["clear", _NAME, _NAME])
+    files = said.get("files", {})
+    return {"address": function.address, "bytes": found["points"][0]["bytes"],
+            "lookups": files.get("hist-lookup.txt", ""),
+            "faults": files.get("hist-fault.txt", "")}  # fmt: skip
+
+
+def _own(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """The specification under names of its own, so that no other tracer's are touched."""
+    own: dict[str, Any] = json.loads(json.dumps(spec).replace(f"{spec['group']}/", f"{_NAME}/"))
+    return own | {"instance": _NAME, "group": _NAME}
+
+
+def _agent(
+    machine: Commands,
+    name: str,
+    arguments: list[str],
+    request: Mapping[str, Any] | None = None,
+    before: list[str] | None = None,
+) -> Completed:
+    source = (GUESTS / f"agents/{name}.py").read_bytes()
+    # the map agent says itself what it is refused
+    words = [*(before or []), "python3", "-I", "-c", _BOOTSTRAP, str(len(source)), *arguments]
+    asked = b"" if request is None else json.dumps(request).encode() + b"\n"
+    return machine.run(words, stdin=source + asked, timeout=_SECONDS, check=name != "map",
+                       doing=f"running {name}.py {' '.join(arguments)}")  # fmt: skip

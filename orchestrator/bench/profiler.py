@@ -1,0 +1,336 @@
+"""The timing pass on a host that has nothing but a POSIX shell: `sh` arms the probes, marks the
+trace, and undoes all of it when its standard input closes, whatever closed it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shlex
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from orchestrator.bench.shell import Commands, Dialogue
+from orchestrator.bench.tracer import timing_spec
+from orchestrator.errors import BenchError
+from orchestrator.scenario import MIB
+
+INSTANCE, GROUP = "barometer-profile", "baroprofile"
+TRACEFS, PROC = "/sys/kernel/tracing", "/proc"
+_PARTS = {
+    "pin": "vfio_pin_pages_remote", "imap": "iommu_map", "iun": "iommu_unmap_fast",
+    "unpin": "vfio_unpin_pages_remote",
+}  # fmt: skip
+"""Probes that must be filtered on entry and return, and their functions."""
+_SMALL_BAR = 64 * MIB
+"""RAM has many runs of less, whose parts a filter by size would record too."""
+_BUFFER_KB = 1024
+_ARM_SECONDS = 300.0
+_CLEAR_TRIES = 300
+
+_CLEAR = """\
+undo() {
+    if [ -d "$I" ]; then
+        echo 0 > "$I/tracing_on"
+        echo 0 > "$I/events/enable"
+    fi
+    sed -n "s,^[^:]*:\\\\($G/[^ ]*\\\\) .*,-:\\\\1,p" "$T/kprobe_events" |
+        while read -r line; do echo "$line" >> "$T/kprobe_events"; done
+    tries=0 # last, so that all is gone when the instance is
+    while [ -d "$I" ] && ! rmdir "$I" && [ $tries -lt 100 ]; do
+        tries=$((tries + 1))
+        sleep 0.1
+    done
+}
+"""
+_ARM = """\
+finish() {
+    exec > /dev/null 2>&1 9>&-
+    [ -z "$made" ] || undo
+}
+refuse() {
+    echo "refused $1"
+    tail -c 600 "$T/error_log"
+    exit
+}
+has() { case "$found " in *" $1 "*) ;; *) refuse "this kernel has no function $1" ;; esac; }
+put() { printf '%s\\n' "$2" > "$1" || refuse "$1: $2"; }
+probe() {
+    module=
+    [ -z "$1" ] || ! grep -q "^$1 " "$P/modules" || module="$1:"
+    printf '%s\\n' "$2 $module$3" >> "$T/kprobe_events" || refuse "$2 $module$3"
+}
+switch_on() {
+    put "$I/events/$1/enable" 1
+    case $(cat "$I/events/$1/enable") in 1*) ;; *) refuse "$1 is off after switching it on" ;; esac
+}
+made=
+trap '' PIPE
+trap finish EXIT
+trap 'exit 1' HUP INT TERM
+[ -w "$T/kprobe_events" ] || refuse "$T/kprobe_events: no such file, or not to be written"
+[ ! -d "$I" ] || { echo busy; exit; }
+undo # probes without an instance are nobody's
+"""
+_GUARD = """\
+exec 9> "$I/trace_marker" # also how a profile that is alive is told from what one left
+put "$I/tracing_on" 1
+echo armed
+while read -r line; do
+    printf 'barometer %s\\n' "$line" >&9
+    echo marked
+done
+"""
+_REFUSE_ALIVE = """\
+for fd in "$P"/[0-9]*/fd/9; do
+    [ "$(readlink "$fd")" = "$I/trace_marker" ] || continue
+    fd=${fd%/fd/9}
+    echo "${fd##*/}"
+    exit
+done
+"""
+
+
+def profile_spec(bars: Sequence[int], emulator: str, *, kvm: bool) -> dict[str, Any]:
+    """`timing_spec` for a boot of the domain whose QEMU is `emulator`, with BARs of so many bytes.
+    The parts of a map are probed for large ones, or else the largest."""
+    large = sorted({bar for bar in bars if bar >= _SMALL_BAR} or {max(bars)})
+    spec = timing_spec(
+        large, boot=True, kvm=kvm, emulator=emulator, instance=INSTANCE, group=GROUP
+    )
+    return spec | {"buffer_kb": _BUFFER_KB}
+
+
+def takes_return_arguments(shell: Commands) -> bool:
+    """Whether return probes know the arguments of their function (Linux v6.9)."""
+    events, tried = f"{TRACEFS}/kprobe_events", f"{GROUP}/tried"
+    return not shell.run(
+        f"echo 'r:{tried} iommu_map size=$arg4:x64' >> {events} && echo '-:{tried}' >> {events}",
+        check=False, doing="trying a return probe",
+    ).code  # fmt: skip
+
+
+def without_parts(spec: dict[str, Any]) -> dict[str, Any]:
+    """A specification for older kernels: what maps and unmaps take, not what they are spent in,
+    which would have to be told from that of RAM on return, too."""
+    lost = {f"{spec['group']}/{base}_{side}" for base in _PARTS for side in ("in", "out")}
+    definitions = []
+    for line in spec["definitions"]:
+        head, place, *values = line.split(" ")
+        if head.partition(":")[2] in lost:
+            continue
+        if head.startswith("r:"):
+            values = [value for value in values if "$retval" in value]
+        definitions.append(" ".join([head, place, *values]))
+    lost_filters = lost | {f"{spec['group']}/ioctl_out"}
+    return spec | {
+        "symbols": [name for name in spec["symbols"] if name not in _PARTS.values()],
+        "definitions": definitions,
+        "filters": {e: text for e, text in spec["filters"].items() if e not in lost_filters},
+        "enable": [event for event in spec["enable"] if event not in lost],
+    }
+
+
+def arming_script(spec: dict[str, Any], tracefs: str, proc: str) -> str:
+    """A POSIX shell's script that arms a specification (without triggers; guests/agents/tracer.py)
+    and says `armed`; `busy` where its instance is there already; else `refused WHAT` and the
+    kernel's own words. Each line it reads then is written to the trace behind the word barometer
+    and answered with `marked`. At the end of its input everything is undone.
+
+    Modules that a start of the domain would load are loaded, for their symbols."""
+    instance = f"{tracefs}/instances/{spec['instance']}"
+    lines = [
+        _places(spec["instance"], spec["group"], tracefs), f"P={shlex.quote(proc)}\n",
+        _CLEAR, _ARM,
+        "modprobe -q -a vfio-pci vfio_iommu_type1\n",
+        f"found=$(grep -oE ' ({'|'.join(spec['symbols'])})([[:space:]]|$)' \"$P/kallsyms\" |"
+        " tr -s '\\t\\n' ' ')\n",
+        *(f"has {name}\n" for name in spec["symbols"]),
+        'mkdir "$I" || refuse "$I cannot be made"\nmade=1\n',
+        _put(f"{instance}/tracing_on", "0"), _put(f"{instance}/trace_clock", spec["clock"]),
+        _put(f"{instance}/buffer_size_kb", str(spec["buffer_kb"])),
+        _put(f"{tracefs}/error_log", ""),
+        *map(_probe, spec["definitions"]),
+        *(_put(f"{instance}/events/{e}/filter", text) for e, text in spec["filters"].items()),
+        *(f"switch_on {event}\n" for event in spec["enable"]),
+        _GUARD,
+    ]  # fmt: skip
+    return "".join(lines)
+
+
+def clearing_script(tracefs: str, proc: str) -> str:
+    """What undoes all that a killed profile can have left; exit code 1 where that fails. Of one
+    that is alive it prints the shell's process id, and does nothing."""
+    places = _places(INSTANCE, GROUP, tracefs) + f"P={shlex.quote(proc)}\n"
+    return places + _REFUSE_ALIVE + _CLEAR + 'undo\n[ ! -d "$I" ]\n'
+
+
+def _places(instance: str, group: str, tracefs: str) -> str:
+    folder = shlex.quote(f"{tracefs}/instances/{instance}")
+    return f"T={shlex.quote(tracefs)}\nI={folder}\nG={group}\n"
+
+
+def _put(path: str, text: str) -> str:
+    return f"put {shlex.quote(path)} {shlex.quote(text)}\n"
+
+
+def _probe(definition: str) -> str:
+    """`p:GROUP/EVENT MODULE:FUNCTION ...`: without the module where that is built in; the kernel
+    would wait for it, and the probe never fire."""
+    head, place, *rest = definition.split(" ")
+    module, _, function = place.rpartition(":")
+    words = [module, head, " ".join([function, *rest])]
+    return f"probe {' '.join(map(shlex.quote, words))}\n"
+
+
+@dataclass(frozen=True)
+class Process:
+    """QEMU's process at one moment, from /proc."""
+
+    pid: int
+    threads: tuple[int, ...]
+    page_table_bytes: int | None
+    """VmPTE"""
+    maps: str
+    """The lines of /proc/PID/maps that are of VFIO devices."""
+
+
+class Tracer:
+    """Armed probes."""
+
+    def __init__(self, shell: Commands, dialogue: Dialogue) -> None:
+        self._shell, self._dialogue = shell, dialogue
+
+    def mark(self, event: str, detail: object = "") -> None:
+        """A line as of the watch agent (guests/agents/watch.py); it has the time of the trace
+        clock alone. Raises BenchError when the connection is lost."""
+        text = json.dumps(detail) if detail != "" else ""
+        try:
+            self._dialogue.say(f"E 0 {event} {text}".rstrip())
+            answer = next(self._dialogue, "")
+        except OSError as exc:
+            answer = str(exc)
+        if answer != "marked":
+            raise BenchError(
+                f"{self._shell.name}: the tracer is gone", evidence=answer, reason="tracer-lost"
+            )
+
+    def focus(self, pid: int) -> None:
+        """Record from now on what this process does, and none of other guests."""
+        folder = f"{TRACEFS}/instances/{INSTANCE}"
+        self._shell.run(
+            # all in one write(2): a map that is under way has to be seen to return
+            f"cd {folder} && echo 1 > options/event-fork &&"
+            f" echo $(ls {PROC}/{pid}/task) > set_event_pid",
+            check=False, doing="leaving other guests out of the trace",
+        )  # fmt: skip
+
+    def records(self, pid: int) -> int | None:
+        """How many records the trace has until now; None when the process is gone."""
+        said = self._shell.run(
+            f"[ -d {PROC}/{pid} ] || exit 0; sum=0;"
+            f" for stats in {TRACEFS}/instances/{INSTANCE}/per_cpu/*/stats; do"
+            ' read -r _ entries < "$stats"; sum=$((sum + entries)); done; echo $sum',
+            doing="counting records",
+        ).stdout.strip()  # fmt: skip
+        return int(said) if said else None
+
+    def process(self, pid: int) -> Process | None:
+        """None when it is gone."""
+        said = self._shell.run(
+            f"cd {PROC}/{pid} && grep VmPTE status && echo task $(ls task) && grep vfio maps",
+            check=False, doing="reading QEMU's mappings",
+        ).stdout  # fmt: skip
+        head, _, rest = said.partition("\n")
+        tasks, _, maps = rest.partition("\n")
+        if not tasks.startswith("task "):
+            return None
+        threads = tuple(int(word) for word in tasks.split()[1:])
+        return Process(pid, threads, int(head.split()[1]) * 1024, maps)
+
+    def files(self) -> dict[str, str]:
+        """trace.txt, clock.txt, stats.txt and profile.txt, as of guests/agents/tracer.py; nothing
+        is recorded any more."""
+        folder = f"{TRACEFS}/instances/{INSTANCE}"
+
+        def read(script: str) -> str:
+            return self._shell.run(script, timeout=600, doing="reading the trace").stdout
+
+        return {
+            "trace.txt": read(f"echo 0 > {folder}/tracing_on; cat {folder}/trace"),
+            "clock.txt": read(f"cat {folder}/trace_clock"),
+            "stats.txt": read(
+                f'cd {folder}/per_cpu && for c in cpu*; do echo "$c"; cat "$c/stats"; done'
+            ),
+            "profile.txt": read(f"cat {TRACEFS}/kprobe_profile"),
+        }
+
+
+@contextlib.contextmanager
+def armed(shell: Commands, spec: dict[str, Any]) -> Iterator[Tracer]:
+    """The probes of `profile_spec`, armed while the block runs, and undone after it; at the latest
+    when the connection ends.
+
+    Raises BenchError where another profile is at work, with the kernel's own reason when it
+    refuses a probe, and when something cannot be undone."""
+    try:
+        with contextlib.ExitStack() as after, _streamed(shell, spec) as dialogue:
+            _until_armed(shell, dialogue)
+            after.callback(_wait_until_cleared, shell)
+            yield Tracer(shell, dialogue)
+    except TimeoutError as exc:
+        raise BenchError(
+            f"{shell.name}: the tracer did not answer for {_ARM_SECONDS:.0f} s",
+            reason="tracer-lost",
+        ) from exc
+
+
+def _streamed(
+    shell: Commands, spec: dict[str, Any]
+) -> contextlib.AbstractContextManager[Dialogue]:
+    return shell.stream(["sh", "-c", arming_script(spec, TRACEFS, PROC)], timeout=_ARM_SECONDS)
+
+
+def _until_armed(shell: Commands, dialogue: Dialogue) -> None:
+    first = next(dialogue, "")
+    if first == "busy":
+        raise BenchError(
+            f"{shell.name}: a profile is at work already, or was killed: the trace instance"
+            f" {INSTANCE} is there",
+            hint="wait for it; what a killed one left is cleared by: barometer profile --clear",
+            reason="profile-busy",
+        )
+    if first != "armed":
+        raise BenchError(
+            f"{shell.name}: the probes cannot be armed",
+            evidence="\n".join([first, *dialogue]).strip(),
+            hint="the timing pass needs kprobes, which a kernel in lockdown does not allow; a"
+            " function that the compiler copied under another name (.constprop, .isra) cannot be"
+            " traced",
+            reason="tracer-refused",
+        )
+
+
+def _wait_until_cleared(shell: Commands) -> None:
+    """The end of its input is what makes the shell there undo everything."""
+    folder = f"{TRACEFS}/instances/{INSTANCE}"
+    left = shell.run(
+        f"tries=0; while [ -d {folder} ] && [ $tries -lt {_CLEAR_TRIES} ]; do"
+        f" tries=$((tries + 1)); sleep 0.1; done; [ ! -d {folder} ]", check=False,
+    )  # fmt: skip
+    if left.code:
+        raise BenchError(
+            f"{shell.name}: the trace instance {INSTANCE} could not be removed",
+            hint="barometer profile --clear", reason="tracer-left",
+        )  # fmt: skip
+
+
+def clear(shell: Commands) -> None:
+    """Undo all that a killed profile can have left. Raises BenchError where that fails, or where
+    one is alive."""
+    alive = shell.run(clearing_script(TRACEFS, PROC), doing="clearing what a profile left").stdout
+    if alive:
+        raise BenchError(
+            f"{shell.name}: a profile is at work: its shell is process {alive.strip()}",
+            hint="wait for its end; nothing was cleared", reason="profile-busy",
+        )  # fmt: skip

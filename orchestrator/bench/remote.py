@@ -1,0 +1,295 @@
+"""An existing machine over SSH, as ssh(1) knows it: its configuration, keys and known hosts.
+
+Barometer logs in as root, or as somebody whom sudo lets do everything without a password. A
+machine whose host key is not known is refused: there is nobody to ask.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import socket
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import paramiko
+from cryptography.exceptions import UnsupportedAlgorithm
+
+from orchestrator.bench.shell import Shell
+from orchestrator.command import run
+from orchestrator.errors import BenchError, ScenarioError
+
+_SECONDS = 20
+_LOGIN_SECONDS = 60
+"""An emulated machine that is busy takes long to make a key."""
+_NO_FILE = "none"
+# of a passphrase, a security key, an older format
+_UNUSABLE = (OSError, paramiko.SSHException, ValueError, TypeError, UnsupportedAlgorithm)
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """What `ssh -G` says of an address."""
+
+    address: str
+    """As it was given."""
+    config: Path | None
+    """For `ssh -F`."""
+    hostname: str
+    port: int
+    user: str
+    alias: str
+    """Under which the machine's key is known, where that is not its name; else empty."""
+    identities: tuple[Path, ...]
+    known_hosts: tuple[Path, ...]
+    agent: bool
+    """Keys of ssh-agent are tried, too."""
+
+    def __str__(self) -> str:
+        return self.address
+
+    @property
+    def known_as(self) -> str:
+        """Its name in known_hosts(5)."""
+        if self.alias or self.port == 22:
+            return self.alias or self.hostname
+        return f"[{self.hostname}]:{self.port}"
+
+
+def resolved(address: str, config: Path | None = None) -> Endpoint:
+    """Raises ScenarioError for a configuration that ssh does not take, and for what only ssh
+    itself can do (a jump host)."""
+    argv = ["ssh", *(["-F", str(config)] if config else []), "-G", "--", address]
+    if config is not None and not config.is_file():
+        raise ScenarioError(f"{config}: no such file of ssh's configuration", reason="ssh-config")
+    try:
+        said = run(argv, doing=f"reading ssh's configuration for {address}").stdout
+    except BenchError as exc:
+        raise ScenarioError(
+            f"ssh does not take the address {address}", evidence=exc.evidence, reason="ssh-config"
+        ) from exc
+    found: dict[str, list[str]] = {}
+    for line in said.splitlines():
+        key, _, value = line.partition(" ")
+        found.setdefault(key, []).append(value)
+
+    def one(key: str, default: str = "") -> str:
+        return (found.get(key) or [default])[0]
+
+    for key in ("proxyjump", "proxycommand"):
+        if one(key, _NO_FILE) != _NO_FILE:
+            raise ScenarioError(
+                f"{address}: ssh's configuration has {key} {one(key)}, which barometer cannot use",
+                hint="give an address that is reached directly, or forward a port to it",
+                reason="ssh-config",
+            )
+    files = [*_files(one("userknownhostsfile")), *_files(one("globalknownhostsfile"))]
+    # one a line, and not quoted where its name has a blank
+    identities = [
+        Path(name).expanduser() for name in found.get("identityfile", []) if name != _NO_FILE
+    ]
+    return Endpoint(
+        address, config, one("hostname"), int(one("port", "22")), one("user"),
+        alias=one("hostkeyalias"), identities=tuple(identities), known_hosts=tuple(files),
+        agent=one("identitiesonly", "no") != "yes",
+    )  # fmt: skip
+
+
+def _files(names: str) -> list[Path]:
+    return [Path(name).expanduser() for name in names.split() if name not in ("", _NO_FILE)]
+
+
+@contextlib.contextmanager
+def logged_in(
+    endpoint: Endpoint, name: str = "host", *, keepalive: int = 5, patience: float = _SECONDS
+) -> Iterator[Shell]:
+    """A shell whose commands are root's. `patience`: seconds within which a server that listens
+    says what it is.
+
+    Raises BenchError where nothing answers, the machine's key is not known or another, the login
+    is refused, or the user may not become root without a password.
+    """
+    transport = _transport(endpoint, name, patience)
+    try:
+        _log_in(endpoint, transport, name)
+        transport.set_keepalive(keepalive)
+        shell = Shell(name, transport)
+        if shell.run("id -u", timeout=_LOGIN_SECONDS).stdout.strip() == "0":
+            yield shell
+            return
+        asked = shell.run("sudo -n true", check=False, timeout=_LOGIN_SECONDS)
+        if asked.code:
+            raise BenchError(
+                f"{endpoint}: {endpoint.user} may not become root without a password",
+                evidence=asked.stderr.strip(), reason=f"{name}-no-root",
+                hint=f"log in as root, or let sudo: {endpoint.user} ALL=(root) NOPASSWD: ALL",
+            )  # fmt: skip
+        yield Shell(name, transport, become=("sudo", "-n", "--", "sh", "-c"))
+    finally:
+        transport.close()
+        transport.sock.close()  # close() leaves it open where nothing was said yet
+
+
+def _transport(endpoint: Endpoint, name: str, patience: float) -> paramiko.Transport:
+    try:
+        sock = socket.create_connection((endpoint.hostname, endpoint.port), timeout=patience)
+        transport = paramiko.Transport(sock)
+        transport.banner_timeout, transport.auth_timeout = patience, _LOGIN_SECONDS
+    except socket.gaierror as exc:
+        raise BenchError(
+            f"{endpoint}: there is no machine called {endpoint.hostname}: {exc.strerror}",
+            reason=f"{name}-no-name",
+        ) from exc
+    except (OSError, EOFError, paramiko.SSHException) as exc:
+        raise BenchError(
+            f"{endpoint}: no SSH server answers at {endpoint.hostname} port {endpoint.port}:"
+            f" {exc}",
+            reason=f"{name}-no-ssh",
+        ) from exc
+    return transport
+
+
+def _log_in(endpoint: Endpoint, transport: paramiko.Transport, name: str) -> None:
+    known = _known_keys(endpoint)
+    if not known:
+        raise BenchError(
+            f"{endpoint}: its host key is in none of"
+            f" {', '.join(map(str, endpoint.known_hosts)) or 'no file'}",
+            hint=f"connect once by hand and compare the fingerprint: ssh {endpoint}",
+            reason=f"{name}-unknown-host-key",
+        )
+    try:
+        options = transport.get_security_options()
+        # ask for a key that is known: a server has several
+        offered = [kind for kind in options.key_types if _family(kind) in known]
+        options.key_types = tuple(offered) or options.key_types
+        transport.start_client(timeout=_LOGIN_SECONDS)
+        key = transport.get_remote_server_key()
+        if key.get_base64() not in known.get(key.get_name(), set()):
+            raise BenchError(
+                f"{endpoint}: it shows another host key than the one that is known",
+                hint="was it installed anew? Compare the fingerprint, then ssh-keygen -R",
+                reason=f"{name}-wrong-host-key",
+            )
+        _authenticate(endpoint, transport, name)
+    except (OSError, EOFError, paramiko.SSHException) as exc:
+        raise BenchError(
+            f"{endpoint}: no SSH connection: {exc or type(exc).__name__}", reason=f"{name}-no-ssh"
+        ) from exc
+
+
+def _family(kind: str) -> str:
+    """rsa-sha2-512 is a signature by an ssh-rsa key."""
+    return "ssh-rsa" if kind.startswith("rsa-sha2") else kind
+
+
+def _known_keys(endpoint: Endpoint) -> dict[str, set[str]]:
+    """Of the machine: kind of key -> the keys, in base64, that are known and not revoked.
+
+    ssh-keygen(1) finds the lines: hashed names, patterns, several keys of one kind.
+    """
+    known: list[tuple[str, str]] = []
+    revoked: set[str] = set()
+    for path in endpoint.known_hosts:
+        # /root's may be there, and somebody else run this
+        if not path.is_file() or not os.access(path, os.R_OK):
+            continue
+        said = run(
+            ["ssh-keygen", "-F", endpoint.known_as, "-f", path],
+            doing=f"looking for {endpoint.known_as} in {path}", accept=(0, 1),
+        ).stdout  # fmt: skip
+        for line in said.splitlines():
+            match line.split():
+                case ["@revoked", _, _, key, *_]:
+                    revoked.add(key)
+                case [names, kind, key, *_] if names[0] not in "#@":
+                    known.append((kind, key))
+    found: dict[str, set[str]] = {}
+    for kind, key in known:
+        if key not in revoked:
+            found.setdefault(kind, set()).add(key)
+    return found
+
+
+def _authenticate(endpoint: Endpoint, transport: paramiko.Transport, name: str) -> None:
+    tried: list[str] = []
+    keys: list[paramiko.PKey] = []
+    for path in endpoint.identities:
+        if path.is_file():
+            try:
+                keys.append(paramiko.PKey.from_path(path))
+            except _UNUSABLE as exc:
+                tried.append(f"{path}: {exc or type(exc).__name__}")
+    with _agent_keys(endpoint) as more:
+        for key in (*more, *keys):
+            try:
+                transport.auth_publickey(endpoint.user, key)
+            except paramiko.AuthenticationException:
+                tried.append(f"{key.get_name()} {key.fingerprint}: refused")
+            else:
+                if transport.is_authenticated():
+                    return
+                tried.append(f"{key.get_name()} {key.fingerprint}: not enough by itself")
+    raise BenchError(
+        f"{endpoint}: no key lets {endpoint.user} in",
+        evidence="\n".join(tried) or "there is no key: neither in ssh-agent nor in a file",
+        hint="IdentityFile in ssh's configuration names one; it must have no passphrase",
+        reason=f"{name}-no-login",
+    )
+
+
+@contextlib.contextmanager
+def _agent_keys(endpoint: Endpoint) -> Iterator[Sequence[paramiko.PKey]]:
+    """ssh-agent's, which sign during the block."""
+    if not endpoint.agent:
+        yield ()
+        return
+    with contextlib.closing(paramiko.Agent()) as agent:  # of no keys without SSH_AUTH_SOCK
+        yield agent.get_keys()
+
+
+def client_program(endpoint: Endpoint, folder: Path) -> Path:
+    """OpenSSH's client for that address under any name, as libvirt's qemu+ssh:// calls it."""
+    options = {
+        "BatchMode": "yes", "StrictHostKeyChecking": "yes", "ConnectTimeout": str(_SECONDS),
+        "HostName": endpoint.hostname, "Port": str(endpoint.port), "User": endpoint.user,
+        "UserKnownHostsFile": " ".join(map(str, endpoint.known_hosts)),
+        "HostKeyAlias": endpoint.known_as,
+        # of the address, and so not of the name that it is called with
+        "IdentitiesOnly": "no" if endpoint.agent else "yes",
+    }  # fmt: skip
+    argv = ["/usr/bin/ssh", *(["-F", str(endpoint.config)] if endpoint.config else [])]
+    argv += [word for name, value in options.items() for word in ("-o", f"{name}={value}")]
+    argv += [word for path in endpoint.identities if path.is_file() for word in ("-i", str(path))]
+    program = folder / "ssh"
+    program.write_text(f'#!/bin/sh\nexec {shlex.join(argv)} "$@"\n')
+    program.chmod(0o700)
+    return program
+
+
+class Link:
+    """A connection to a machine that is made when it is needed, and again when it was lost."""
+
+    def __init__(self, endpoint: Endpoint, *, patience: float = _SECONDS) -> None:
+        """`patience`: as of `logged_in`."""
+        self._endpoint, self._patience = endpoint, patience
+        self._stack: contextlib.ExitStack | None = None
+        self._shell: Shell | None = None
+
+    def shell(self) -> Shell:
+        """Raises as `logged_in`."""
+        if self._shell is None or not self._shell.alive():
+            self.close()
+            self._stack = contextlib.ExitStack()
+            self._shell = self._stack.enter_context(
+                logged_in(self._endpoint, patience=self._patience)
+            )
+        return self._shell
+
+    def close(self) -> None:
+        """The next use connects anew."""
+        if self._stack is not None:
+            self._stack.close()
+        self._stack = self._shell = None

@@ -1,0 +1,235 @@
+"""What a run puts onto a metal host: kernels with an initramfs for that machine, agents, a guest.
+
+All of it is below /var/lib/barometer, but for /lib/modules/RELEASE, where the kernel's modules are
+looked for: a link to them, unless the machine has a kernel of that release of its own.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import tarfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from orchestrator.bench.keeper import Keeper
+from orchestrator.bench.shell import Shell
+from orchestrator.cache import Cache
+from orchestrator.errors import BenchError, ScenarioError
+from orchestrator.hashing import sha256_file
+from orchestrator.kernels.bundle import KernelBundle
+
+STATE = "/var/lib/barometer"
+"""There while an experiment is at work on the machine, or until what it left is put back."""
+_MANY_SECONDS = 1200
+_SPARE_BYTES = 256 << 20
+"""Of an initramfs, while it is made and after."""
+_PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin; export PATH\n"
+# Drivers that the machine cannot be reached or started without: of its network and its disks, down
+# to the buses that they sit on, and the file systems it lives on. A line each; what is built in
+# has no initstate.
+_DRIVERS = """
+{
+for device in /sys/class/net/*/device /sys/class/block/*/device; do
+    place=$(readlink -f "$device") || continue
+    while [ "$place" != /sys/devices ] && [ "$place" != / ]; do
+        module=$(readlink "$place/driver/module") && echo "${module##*/}"
+        place=${place%/*}
+    done
+done
+for place in /sys/block/dm-*; do [ ! -e "$place" ] || echo dm_mod; done
+cat /sys/block/md*/md/level 2> /dev/null | sed 's/raid[456]$/raid456/'
+for kind in bonding bridge; do
+    for place in /sys/class/net/*/$kind; do [ ! -e "$place" ] || echo $kind; done
+done
+[ ! -e /proc/net/vlan/config ] || echo 8021q
+awk '$2 == "/" || $2 == "/boot" || $2 == "/usr" || $2 == "/var" {print $3}' /proc/mounts
+} | while read -r name; do [ ! -e "/sys/module/$name/initstate" ] || echo "$name"; done
+"""
+# All that the machine makes an initramfs from, besides the kernel.
+_ORIGIN = """
+cd /etc
+for place in machine-id fstab crypttab cryptsetup-initramfs lvm mdadm mdadm.conf multipath \
+        multipath.conf iscsi initramfs-tools dracut.conf dracut.conf.d modules modprobe.d udev \
+        systemd/network; do
+    [ ! -e "$place" ] || find "$place" -type f | sort | xargs -r sha256sum
+done
+tr ' ' '\\n' < /proc/cmdline | grep -E '^(root|rootflags|resume|rd\\.)' || :
+readlink /sys/class/block/*/device || :
+dpkg-query -W 2> /dev/null || rpm -qa | sort
+"""
+# Release, folder of its modules, where the initramfs is put, where it is made.
+_MAKE = """set -e
+mount -t tmpfs tmpfs /lib/modules
+mkdir "/lib/modules/$1"
+mount --bind "$2" "/lib/modules/$1"
+mkdir "$4"; export TMPDIR="$4"
+if command -v mkinitramfs > /dev/null; then mkinitramfs -o "$3" "$1"
+elif command -v dracut > /dev/null; then dracut --force --tmpdir "$4" --kver "$1" "$3"
+else echo 'neither mkinitramfs nor dracut is installed' >&2; exit 1
+fi
+"""
+
+
+@dataclass(frozen=True)
+class Staged:
+    """A kernel that is ready to be booted on the machine."""
+
+    kernel: KernelBundle
+    vmlinuz: str
+    initramfs: str
+    modules: str
+    """Folder on the machine."""
+    sha256: Mapping[str, str]
+    """Of both files, by their paths."""
+    installed: bool
+    """The machine has a kernel of that release of its own, in /lib/modules too."""
+
+
+def check_drivers(shell: Shell, kernel: KernelBundle) -> None:
+    """Raises ScenarioError when the kernel lacks what the machine starts by, or VFIO or its
+    IOMMU."""
+    needed = shell.run(_PATH + _DRIVERS, doing="reading the machine's drivers").stdout.split()
+    missing = sorted({name for name in needed if not kernel.has_module(name)})
+    if missing:
+        raise ScenarioError(
+            f"the kernel {kernel.release} has no {', '.join(missing)}, by which the machine finds"
+            " its disks and its network",
+            hint="a package such as linux-image-amd64 has them; to a kernel that is built, config"
+            " can add them",
+            reason="kernel-lacks-module",
+        )
+    kernel.module_closure(["vfio_pci", "vfio_iommu_type1"])
+    iommus = shell.run("ls /sys/class/iommu", check=False).stdout
+    for driver, option in (("dmar", "CONFIG_INTEL_IOMMU"), ("ivhd", "CONFIG_AMD_IOMMU")):
+        if driver in iommus and kernel.config is not None:
+            _has_option(kernel, kernel.config, option)
+    if kernel.config is not None:
+        _has_option(kernel, kernel.config, "CONFIG_BLK_DEV_INITRD")
+
+
+def _has_option(kernel: KernelBundle, config: Path, option: str) -> None:
+    if f"{option}=y" not in config.read_text("utf-8", errors="replace").splitlines():
+        raise ScenarioError(
+            f"the kernel {kernel.release} was built without {option}, which the machine needs",
+            hint=f'config = ["{option}=y"] adds it to a kernel that is built',
+            reason="kernel-lacks-option",
+        )
+
+
+def folder_of(token: int) -> str:
+    """Where the holder of a lease puts what it brings; nobody else writes there."""
+    return f"{STATE}/{token}"
+
+
+def check_room(shell: Shell, kernels: Iterable[KernelBundle]) -> None:
+    """Raises BenchError where the machine's disk has no room for the kernels with an initramfs
+    each, and to make that."""
+    trees = [path for k in kernels for path in (k.vmlinuz, *k.modules.rglob("*"))]
+    needed = 2 * sum(path.lstat().st_size for path in trees) + _SPARE_BYTES
+    said = shell.run("df -Pk /var/lib | awk 'END {print $4}'", doing="looking for room").stdout
+    if (there := int(said) * 1024) < needed:
+        raise BenchError(
+            f"/var/lib has {there >> 20} MiB of room, and the kernels need {needed >> 20} MiB",
+            hint="make room there", reason="disk-full",
+        )  # fmt: skip
+
+
+def stage_kernel(shell: Shell, folder: str, kernel: KernelBundle, cache: Cache) -> Staged:
+    """Put the kernel into a folder of the machine, and have the machine make an initramfs for it,
+    unless it made the same before. Raises BenchError, with the last lines of what made it."""
+    modules = f"{folder}/lib/modules/{kernel.release}"
+    files: dict[str, Path | bytes] = {
+        "vmlinuz": kernel.vmlinuz,
+        f"lib/modules/{kernel.release}": kernel.modules,
+    }
+    if kernel.config is not None:  # mkinitramfs looks there for what it may compress with
+        files[f"lib/modules/{kernel.release}/config"] = kernel.config
+    put_files(shell, folder, files)
+    own = shell.run(["test", "-e", f"/lib/modules/{kernel.release}"], check=False).code == 0
+    initramfs = _initramfs(shell, folder, kernel, cache)
+    shell.run(
+        ["sh", "-c", 'cat > "$1" && sync', "sh", f"{folder}/initramfs"],
+        stdin=initramfs.read_bytes(), timeout=_MANY_SECONDS, doing="staging an initramfs",
+    )  # fmt: skip
+    return Staged(
+        kernel, f"{folder}/vmlinuz", f"{folder}/initramfs", modules,
+        {f"{folder}/vmlinuz": sha256_file(kernel.vmlinuz),
+         f"{folder}/initramfs": sha256_file(initramfs)},
+        installed=own,
+    )  # fmt: skip
+
+
+def _initramfs(shell: Shell, folder: str, kernel: KernelBundle, cache: Cache) -> Path:
+    """The machine's own, from the cache where it is made of the same things."""
+    origin = shell.run(_PATH + _ORIGIN, doing="reading what an initramfs is made from").stdout
+    key = {"kind": "metal-initramfs", "schema": 1, "kernel": kernel.digest, "origin": origin}
+
+    def build(place: Path) -> None:
+        (place / "initramfs").write_bytes(_made(shell, folder, kernel))
+
+    return cache.entry("initramfs", key, build) / "initramfs"
+
+
+def _made(shell: Shell, folder: str, kernel: KernelBundle) -> bytes:
+    """An initramfs by the machine's own tool, which sees the staged modules as /lib/modules."""
+    release, made = kernel.release, f"{folder}/made"
+    shell.run(
+        # in a mount namespace of its own, which nobody else sees and which ends with it
+        ["unshare", "--mount", "--propagation", "private", "sh", "-c", _PATH + _MAKE, "sh",
+         release, f"{folder}/lib/modules/{release}", made, f"{folder}/tmp"],
+        timeout=_MANY_SECONDS, doing=f"making an initramfs for {release}",
+    )  # fmt: skip
+    said = shell.run(
+        ["sh", "-c", 'base64 "$1" && rm "$1"', "sh", made], timeout=_MANY_SECONDS,
+        doing="fetching the initramfs",
+    )  # fmt: skip
+    return base64.b64decode(said.stdout)
+
+
+def put_files(shell: Shell, folder: str, files: Mapping[str, Path | bytes]) -> None:
+    """Files and folders, by their names below `folder` on the machine; made where it is not."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz", compresslevel=1) as tar:
+        for name, content in files.items():
+            if isinstance(content, Path):
+                tar.add(content.resolve(), name, filter=_roots)
+                continue
+            member = tarfile.TarInfo(name)
+            member.size, member.mode = len(content), 0o644
+            tar.addfile(member, io.BytesIO(content))
+    shell.run(
+        ["sh", "-c", 'umask 022; mkdir -p "$1" && tar -xz -C "$1"', "sh", folder],
+        stdin=buffer.getvalue(), timeout=_MANY_SECONDS, doing=f"staging {', '.join(files)}",
+    )  # fmt: skip
+
+
+def _roots(member: tarfile.TarInfo) -> tarfile.TarInfo:
+    member.uid = member.gid = 0
+    member.uname = member.gname = "root"
+    return member
+
+
+def link_modules(keeper: Keeper, staged: Staged) -> None:
+    """Before it boots: /lib/modules/RELEASE is the staged kernel's, where the machine has none of
+    its own. Raises BenchError."""
+    if not staged.installed:
+        keeper.link(f"/lib/modules/{staged.kernel.release}", staged.modules)
+
+
+def mount_modules(keeper: Keeper, staged: Staged) -> None:
+    """While it runs: the staged modules over the machine's own of the same release, until that is
+    put back. Raises BenchError."""
+    if staged.installed:
+        keeper.mount(f"/lib/modules/{staged.kernel.release}", staged.modules)
+
+
+def required_tool(shell: Shell) -> None:
+    """Raises BenchError where nothing on the machine can make an initramfs."""
+    found = shell.run(f"{_PATH}command -v mkinitramfs || command -v dracut", check=False)
+    if found.code:
+        raise BenchError(
+            "the machine has no program that makes an initramfs",
+            hint="install initramfs-tools or dracut", reason="no-initramfs-tool",
+        )  # fmt: skip

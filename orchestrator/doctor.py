@@ -1,0 +1,109 @@
+"""What this runner or that machine can do, and what is in the way."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from orchestrator.analysis.finding import METAL, USES, Finding, Needs, needs_of
+from orchestrator.analysis.findings import findings, in_the_way
+from orchestrator.analysis.running import DAEMONS, FOR_BUILDS, FOR_USERS, PROGRAMS, QEMU
+from orchestrator.bench import remote
+from orchestrator.bench.checkup import evidence
+from orchestrator.bench.local import Here
+from orchestrator.bench.shell import Commands
+from orchestrator.bench.staging import STATE
+from orchestrator.cache import Cache
+from orchestrator.errors import BenchError
+from orchestrator.progress import Progress
+from orchestrator.report.doctor import Diagnosis
+from orchestrator.scenario import HostDevice, MetalHost, Scenario
+
+HERE = "this machine"
+
+
+def diagnosed(
+    scenario: Scenario | None,
+    address: str | None,
+    ssh_config: Path | None,
+    cache: Cache,
+    *,
+    probe: bool = False,
+) -> Diagnosis:
+    """Of the machine at `address`, or of the one that the scenario's host is, or of this one.
+
+    `probe`: make one small map where a device is free for it. A machine that cannot be reached or
+    asked is a finding. Raises ScenarioError for an address or
+    a configuration that ssh does not take.
+    """
+    host = scenario.host if scenario else None
+    if address is None and isinstance(host, MetalHost):
+        address, ssh_config = host.address, host.ssh_config
+    needs = needs_of(scenario) if scenario else Needs(USES if address is None else METAL)
+    if address is None:
+        return _of(HERE, Here(), scenario, needs, cache, probe=probe)
+    endpoint = remote.resolved(address, ssh_config)
+    try:
+        with remote.logged_in(endpoint) as shell:
+            return _of(address, shell, scenario, needs, cache, probe=probe)
+    except BenchError as exc:
+        name = {"no-python": "python", "checkup": "checkup"}.get(exc.reason, "ssh")
+        fix = exc.hint or f"ssh {address} must work without a question"
+        lost = Finding(name, "problem", exc.message, tuple(exc.evidence.splitlines()), fix)
+        return Diagnosis(address, "", scenario.name if scenario else "", needs, (lost,))
+
+
+def preflight(
+    scenario: Scenario, cache: Cache, progress: Progress, machine: Commands | None = None
+) -> None:
+    """The doctor, before a run, on the machine that runs it or is measured. What works and costs
+    something is said through `progress`; KVM is left to the choice of the accelerator.
+
+    Raises BenchError with all that is in the way.
+    """
+    needs = needs_of(scenario)
+    raw = _evidence(machine or Here(), scenario, needs, cache, guests=False)
+    # a machine is looked at under a lease: the experiment that is there is this one
+    all_found = findings(raw, needs)
+    found = tuple(f for f in all_found if machine is None or f.name != "experiment")
+    for finding in found:
+        if finding.status == "warning":
+            progress.note(f"{finding.name}: {finding.what}")
+    bad = in_the_way(found, needs.uses[0])
+    if bad:
+        raise BenchError(
+            f"the scenario {scenario.name} cannot run here: "
+            + "; ".join(finding.what for finding in bad),
+            evidence="\n".join(said for finding in bad for said in finding.evidence),
+            hint="; ".join(dict.fromkeys(finding.fix for finding in bad))
+            + ". `barometer doctor --scenario` says more",
+            reason=bad[0].name,
+        )
+
+
+def _of(
+    name: str,
+    machine: Commands,
+    scenario: Scenario | None,
+    needs: Needs,
+    cache: Cache,
+    *,
+    probe: bool,
+) -> Diagnosis:
+    raw = _evidence(machine, scenario, needs, cache, probe=probe)
+    system = f"Linux {raw['release']}, {raw['architecture']}"
+    return Diagnosis(name, system, scenario.name if scenario else "", needs, findings(raw, needs))
+
+
+def _evidence(
+    machine: Commands, scenario: Scenario | None, needs: Needs, cache: Cache, **how: bool
+) -> dict[str, Any]:
+    """`how`: as of `evidence`."""
+    folders: dict[str, list[str]] = {}
+    if "nested" in needs.uses:
+        folders["nested"] = [str(cache.root)]
+    if metal := "metal" in needs.uses:
+        folders["metal"] = [STATE]
+    device = scenario.device if scenario and isinstance(scenario.device, HostDevice) else None
+    programs = [*PROGRAMS, *FOR_USERS, *FOR_BUILDS]
+    return evidence(machine, programs, (*QEMU, *DAEMONS), folders, device, metal=metal, **how)

@@ -1,0 +1,188 @@
+"""A machine's PCI functions and what it has on them, as guests/agents/survey.py says."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from orchestrator.abi import (
+    IORESOURCE_MEM,
+    IORESOURCE_MEM_64,
+    IORESOURCE_PREFETCH,
+    IORESOURCE_UNSET,
+)
+from orchestrator.errors import BenchError
+from orchestrator.scenario import format_size
+
+_BARS = 6
+_BRIDGE = 0x06
+"""The base class; of its subclasses the host's and PCI's own (PCI Code and ID Assignment, 1.7)."""
+_HOST_BRIDGE, _PCI_BRIDGE = 0x0600, 0x0604
+
+
+@dataclass(frozen=True)
+class Resource:
+    """One line of /sys/bus/pci/devices/*/resource: `0xSTART 0xEND 0xFLAGS`."""
+
+    start: int
+    end: int
+    flags: int
+
+    @property
+    def size(self) -> int:
+        return self.end - self.start + 1 if self.end else 0
+
+    @property
+    def placed(self) -> bool:
+        return self.start != 0 and not self.flags & IORESOURCE_UNSET
+
+    @property
+    def is_memory(self) -> bool:
+        return bool(self.flags & IORESOURCE_MEM)
+
+    def __str__(self) -> str:
+        width = "64-bit" if self.flags & IORESOURCE_MEM_64 else "32-bit"
+        prefetchable = ", prefetchable" if self.flags & IORESOURCE_PREFETCH else ""
+        place = f"at {self.start:#x}" if self.placed else "not placed"
+        return f"{format_size(self.size)} {place} ({width}{prefetchable})"
+
+
+def parse_resources(lines: Iterable[str]) -> list[Resource]:
+    return [Resource(*(int(word, 16) for word in line.split())) for line in lines]
+
+
+@dataclass(frozen=True)
+class Function:
+    address: str
+    facts: Mapping[str, Any]
+    """All that was said of it, for evidence."""
+
+    @property
+    def sysfs(self) -> str:
+        return f"/sys/bus/pci/devices/{self.address}"
+
+    @property
+    def slot(self) -> str:
+        """What the functions of one device share."""
+        return self.address.rpartition(".")[0]
+
+    @property
+    def id(self) -> str:
+        """vendor:device, as lspci -n has it: 10de:2330."""
+        return ":".join(str(self.facts[name] or "?")[2:] for name in ("vendor", "device"))
+
+    @property
+    def is_bridge(self) -> bool:
+        return self._class >> 8 == _BRIDGE
+
+    @property
+    def only_leads_on(self) -> bool:
+        """A bridge to devices, with no work of its own."""
+        return self._class in (_HOST_BRIDGE, _PCI_BRIDGE)
+
+    @property
+    def _class(self) -> int:
+        """Base class and subclass."""
+        return int(self.facts["class"] or "0", 16) >> 8
+
+    @property
+    def resources(self) -> list[Resource]:
+        return parse_resources(self.facts["resource"])
+
+    @property
+    def bars(self) -> dict[int, Resource]:
+        """Its BARs that are memory, by number."""
+        bars = enumerate(self.resources[:_BARS])
+        return {index: bar for index, bar in bars if bar.is_memory and bar.size}
+
+    @property
+    def largest_bar(self) -> int:
+        """Bytes; 0: it has none."""
+        return max((bar.size for bar in self.bars.values()), default=0)
+
+    @property
+    def resizable(self) -> dict[int, list[int]]:
+        """BAR -> sizes in bytes that it can have. Of a device that sleeps nothing is known."""
+        return {int(index): sizes for index, sizes in (self.facts["resizable"] or {}).items()}
+
+    @property
+    def group(self) -> str | None:
+        found: str | None = self.facts["iommu_group"]
+        return found
+
+    @property
+    def driver(self) -> str | None:
+        found: str | None = self.facts["driver"]
+        return found
+
+    def __str__(self) -> str:
+        bars = [f"BAR {index} of {format_size(bar.size)}" for index, bar in self.bars.items()
+                if bar.size == self.largest_bar]  # fmt: skip
+        said = [self.id, *bars[:1], f"driver {self.driver}" if self.driver else "no driver"]
+        return f"{self.address} ({', '.join(said)})"
+
+
+@dataclass(frozen=True)
+class User:
+    """What the machine has on a function; the words are survey.py's."""
+
+    function: str
+    kind: str
+    name: str
+    path: str
+    up: bool
+    above: tuple[str, ...]
+    serves: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Survey:
+    iommus: tuple[str, ...]
+    functions: Mapping[str, Function]
+    """By address, in their order."""
+    users: tuple[User, ...]
+    unread: int
+    """Processes that could not be asked what they have open."""
+
+    @classmethod
+    def parse(cls, text: str) -> Survey:
+        """Raises BenchError when this is not what survey.py prints."""
+        try:
+            said = json.loads(text)
+            return cls(
+                tuple(said["iommus"]),
+                {facts["address"]: Function(facts["address"], facts)
+                 for facts in said["functions"]},
+                tuple(User(**{**user, "above": tuple(user["above"]),
+                              "serves": tuple(user["serves"])}) for user in said["users"]),
+                said["unread"],
+            )  # fmt: skip
+        except (ValueError, KeyError, TypeError) as exc:
+            raise BenchError(
+                "the survey of the machine's PCI devices cannot be read",
+                evidence=text[:500],
+                hint="does a login there print something, in ~/.bashrc?",
+                reason="survey-unreadable",
+            ) from exc
+
+    def members(self, function: Function) -> list[Function]:
+        """Everything in its IOMMU group, itself too."""
+        listed = {function.address, *function.facts["group_devices"]}
+        return [found for address, found in self.functions.items() if address in listed]
+
+    def reached(self, functions: Iterable[Function]) -> list[Function]:
+        """They and what is behind them: behind a bridge, or a controller of Intel's VMD."""
+        through = {function.address for function in functions}
+        return [
+            found
+            for address, found in self.functions.items()
+            if through & {address, *found.facts["parents"]}
+        ]
+
+    def users_of(self, functions: Iterable[Function]) -> list[User]:
+        """Of them and of what is behind them; each once."""
+        reached = {found.address for found in self.reached(functions)}
+        users = [user for user in self.users if user.function in reached]
+        return list({(user.kind, user.name): user for user in reversed(users)}.values())[::-1]

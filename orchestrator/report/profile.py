@@ -1,0 +1,154 @@
+"""A profile as plain text, for the one whose VM is slow, and as JSON."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from textwrap import wrap
+from typing import Any
+
+from orchestrator.analysis.cost import CostTable, Row, cost_table
+from orchestrator.analysis.profile import Profile
+from orchestrator.analysis.timeline import to_json
+from orchestrator.report.layout import table
+from orchestrator.report.quantities import digits, quantity
+from orchestrator.report.timeline import COST_COLUMNS, boot_lines, cost_cells
+from orchestrator.scenario import format_size
+
+_WIDTH = 100
+_ENDS = {
+    "agent": "to the connection of the guest agent",
+    "map": "to the last map, unmap or zap; what the guest did after it is not seen",
+    "line": "to the last line feed that the guest sent to its serial port",
+}
+_ENDED = {
+    "quiet": "ended after {until:g} s without a map, an unmap or a line on a serial port",
+    "agent": "ended with the connection of the guest agent",
+    "domain-ended": "ended when the domain did",
+    "limit": "ended after 15 minutes: the domain never came to rest",
+}
+
+
+def text_profile(profile: Profile) -> str:
+    """At most 100 columns, for terminals."""
+    costs = cost_table({"baseline": (profile.timeline,)})
+    parts = [
+        _head(profile),
+        boot_lines(profile.timeline),
+        _costs(costs),
+        _levels(profile),
+        _advice(profile),
+        _foot(profile),
+    ]
+    return "\n".join("\n".join(lines) + "\n" for lines in parts if lines)
+
+
+def profile_json(profile: Profile) -> dict[str, Any]:
+    """What `barometer profile --json` prints."""
+    facts, boot = profile.facts, to_json(profile.timeline)
+    costs = cost_table({"baseline": (profile.timeline,)})
+    wanted = ("barometer", "domain", "uri", "boot", "ended", "release", "qemu", "libvirt",
+              "memory", "huge_pages", "bars", "settings", "definition_changed")  # fmt: skip
+    return {
+        "schema": 1,
+        **{name: facts[name] for name in wanted},
+        "boot_seconds": boot["boot_seconds"], "boot_ends": profile.ended_by,
+        **{name: boot[name] for name in ("phases", "operations", "zaps")},
+        "totals": {name: asdict(of["baseline"]) for name, of in costs.totals.items()},
+        "levels": [
+            {"bar": level.place, "leaf": level.leaf, "stride": level.stride,
+             "reasons": [asdict(reason) for reason in level.reasons]}
+            for level in profile.levels
+        ],
+        "advice": [asdict(one) for one in profile.advice],
+    }  # fmt: skip
+
+
+def _wrapped(text: str, first: str = "", then: str = "") -> list[str]:
+    return wrap(
+        text, _WIDTH, initial_indent=first, subsequent_indent=then, break_on_hyphens=False
+    )  # fmt: skip
+
+
+def _head(profile: Profile) -> list[str]:
+    facts, boot = profile.facts, profile.timeline
+    what = "QEMU's exec" if facts["boot"] == "start" else "the reset of its machine"
+    bars = ", ".join(
+        f"{bar['device']} BAR {bar['number']} {format_size(bar['size'])}" for bar in facts["bars"]
+    )
+    return [
+        *_wrapped(
+            f"{facts['domain']}: {digits(boot.boot_seconds)} s from {what}"
+            f" {_ENDS[profile.ended_by]}"
+        ),
+        *_wrapped(
+            f"host {facts['release']}, QEMU {facts['qemu']}, libvirt {facts['libvirt']},"
+            f" {format_size(facts['memory'])} of memory"
+        ),
+        *_wrapped(f"devices: {bars}", then="  "),
+    ]
+
+
+def _costs(costs: CostTable) -> list[str]:
+    def cells(row: Row) -> list[str]:
+        kind, bar, phase, _ = row.operation
+        return [f"{kind} {bar}, {phase}", *cost_cells(row.costs["baseline"], costs.unit)]
+
+    rows: list[list[str] | str] = [cells(row) for row in costs.rows]
+    if costs.small:
+        rows.append([f"{costs.small} others", *cost_cells(costs.others["baseline"], costs.unit)])
+    rows += [
+        [f"all {name}", *cost_cells(of["baseline"], costs.unit)]
+        for name, of in costs.totals.items()
+    ]
+    return [
+        "Maps and unmaps for DMA (one: the median call; share: of the boot)",
+        *table(["", *COST_COLUMNS], rows),
+    ]
+
+
+def _levels(profile: Profile) -> list[str]:
+    if not profile.levels:
+        return []
+    lines = ["How QEMU has the BARs mapped, and why not by leaves of 1 GiB"]
+    told: set[tuple[str, str]] = set()
+    for level in profile.levels:
+        each = f", {level.stride} a lookup" if level.stride else ""
+        best = " (the best there is)" if level.best else ""
+        most = "" if level.leaf == "4KiB" else " at most"
+        lines.append(f"  {level.place}: leaves of {level.leaf}{most}{each}{best}")
+        for reason in level.reasons:
+            text = "as above" if (reason.name, reason.text) in told else reason.text
+            told.add((reason.name, reason.text))
+            lines += _wrapped(f"{reason.name}: {text}", "    - ", "      ")
+    return lines
+
+
+def _advice(profile: Profile) -> list[str]:
+    if not profile.advice:
+        return ["What would help: nothing here costs one part in a hundred of the boot"]
+    lines = ["What would help, and the seconds of this boot that it is about"]
+    for number, one in enumerate(profile.advice, 1):
+        share = one.seconds / profile.timeline.boot_seconds if profile.timeline.boot_seconds else 0
+        cost = f" ({quantity(one.seconds, 's')}, {share:.1%})" if one.seconds else ""
+        lines += _wrapped(f"{one.problem}{cost}", f"{number:3}. ", "     ")
+        if one.help:
+            lines += _wrapped(one.help, "     -> ", "        ")
+    return lines
+
+
+def _foot(profile: Profile) -> list[str]:
+    facts = profile.facts
+    ended = _ENDED[facts["ended"]].format(until=facts["until"])
+    running = "" if facts["ended"] == "domain-ended" else f"; {facts['domain']} is left running"
+    lines = _wrapped(f"The profile {ended}; its probes are gone{running}.")
+    if not facts["parts"]:
+        lines += _wrapped(
+            f"What a map is spent in is not known: return probes of {facts['release']} know no"
+            " arguments (v6.9)."
+        )
+    if facts["definition_changed"]:
+        lines += _wrapped(
+            f"The definition of {facts['domain']} is another than before: somebody changed it"
+            " meanwhile; barometer does not."
+        )
+    return lines

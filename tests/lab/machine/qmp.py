@@ -1,0 +1,44 @@
+"""Speak to QEMU's monitor (QEMU Machine Protocol).
+
+qmp.py SOCKET COMMAND does so from a command line: the power button of a machine.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import sys
+from pathlib import Path
+from typing import Any, TextIO
+
+from orchestrator.errors import BenchError
+
+_SECONDS = 20
+
+
+def ask(monitor: Path, command: str, arguments: dict[str, Any] | None = None) -> Any:
+    """What QEMU answers at the socket `monitor`. Raises BenchError for an error."""
+    with socket.socket(socket.AF_UNIX) as channel:
+        channel.settimeout(_SECONDS)
+        channel.connect(str(monitor))
+        with channel.makefile("rw", encoding="utf-8") as lines:
+            lines.readline()  # the greeting
+            answer: dict[str, Any] = {}
+            for name, given in (("qmp_capabilities", {}), (command, arguments or {})):
+                lines.write(json.dumps({"execute": name, "arguments": given}) + "\n")
+                lines.flush()
+                answer = _answer(lines)
+                if "error" in answer:
+                    raise BenchError(f"QEMU: {name}: {answer['error']['desc']}", reason="monitor")
+            return answer["return"]
+
+
+def _answer(lines: TextIO) -> dict[str, Any]:
+    """The next line that is no event."""
+    while "event" in (said := dict(json.loads(lines.readline()))):
+        pass
+    return said
+
+
+if __name__ == "__main__":
+    ask(Path(sys.argv[1]), sys.argv[2])

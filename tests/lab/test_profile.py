@@ -1,0 +1,177 @@
+"""A profile of a domain that was there before, on a host that is known by its SSH address."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+import uuid
+import xml.etree.ElementTree as ET
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator import run
+from orchestrator.bench import profiler
+from orchestrator.bench.device import BoundDevice
+from orchestrator.bench.domain import GuestDomain, guest_xml
+from orchestrator.bench.guest import stage_guest
+from orchestrator.bench.host import Host
+from orchestrator.bench.hypervisor import Connection, Domain
+from orchestrator.bench.keys import RunKeys
+from orchestrator.bench.waiting import until
+from orchestrator.errors import BenchError, ScenarioError
+from orchestrator.profile import Asked, record
+from orchestrator.progress import Progress
+from orchestrator.scenario import GIB, Scenario
+from tests.lab.conftest import RunOne
+
+pytestmark = pytest.mark.nested
+
+NAME = "slow vm"
+URI = "qemu+ssh://barometer-host/system"
+
+
+def defined(host: Host, libvirt: Connection, devices: Sequence[BoundDevice]) -> Domain:
+    """A persistent domain with the device, as somebody else has made it."""
+    xml = guest_xml(
+        GuestDomain(
+            name=NAME, uuid=str(uuid.uuid4()), kvm=host.kvm, memory=GIB // 2, cpus=1,
+            kernel=f"{host.payload}/guest/vmlinuz",
+            initramfs="/run/barometer/guest.initramfs", cmdline="console=ttyS0",
+            console_port=1, ssh_port=2222, devices=tuple(d.address for d in devices),
+            pinned=(1,),
+        )
+    )  # fmt: skip
+    domain = ET.fromstring(xml)
+    for event in ("on_poweroff", "on_reboot", "on_crash"):
+        domain.remove(domain.find(event))  # type: ignore[arg-type]
+    serial = domain.find("devices/serial")
+    assert serial is not None
+    serial.clear()
+    serial.set("type", "file")
+    ET.SubElement(serial, "source", path="/run/barometer/serial.log")
+    libvirt._raw.defineXML(ET.tostring(domain, encoding="unicode"))
+    return libvirt.lookup(NAME)
+
+
+def left(host: Host) -> str:
+    """What of a profile is on the host."""
+    return host.shell.run(
+        f"ls -d {profiler.TRACEFS}/instances/{profiler.INSTANCE} 2> /dev/null;"
+        f" grep {profiler.GROUP} {profiler.TRACEFS}/kprobe_events; :"
+    ).stdout
+
+
+def barometer(host: Host, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "orchestrator.cli", "profile", NAME, "--connect", URI,
+         "--ssh-config", str(host.scratch / "ssh_config"), *arguments],
+        text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+def on_a_host(
+    one_trial: RunOne,
+    monkeypatch: pytest.MonkeyPatch,
+    check: Callable[[Host, Domain], None],
+    *overrides: str,
+) -> None:
+    """Run `check` on a real host with a domain defined."""
+
+    def boots(
+        host: Host, devices: Sequence[BoundDevice], scenario: Scenario, *_: Any, keys: RunKeys,
+        **_more: Any,
+    ) -> None:  # fmt: skip
+        assert scenario.guest is not None
+        stage_guest(host, scenario.guest, keys)
+        with host.libvirt() as libvirt:
+            domain = defined(host, libvirt, devices)
+            try:
+                check(host, domain)
+            finally:
+                domain.destroy()
+
+    monkeypatch.setattr(run, "guest_boots", boots)
+    one_trial('trace.passes=["plain"]', "device.bar=1GiB", *overrides)
+
+
+def test_a_domain_that_is_there_is_profiled_and_left_as_it_was(
+    one_trial: RunOne, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def check(host: Host, domain: Domain) -> None:
+        before = domain.definition()
+        asked = Asked(NAME, URI, host.scratch / "ssh_config")
+
+        first = barometer(host, "--save", str(tmp_path / "saved"))
+        out, err = first.communicate(timeout=600)
+        print(out, err)
+        assert first.returncode == 0
+        assert "maps of 1GiB BARs" in out
+        assert "no-series" in out
+        assert domain.active()
+        assert domain.definition() == before
+        assert not left(host)
+
+        with pytest.raises(ScenarioError, match="is running"):
+            record(asked, Progress())
+
+        domain.destroy()
+        host.shell.run("echo never > /sys/kernel/mm/transparent_hugepage/enabled")
+        no_thp = barometer(host, "--save", str(tmp_path / "thp-never"))
+        out, err = no_thp.communicate(timeout=600)
+        print(out, err)
+        assert "thp-sysfs" in out
+        assert "-> on the host: echo always >" in out
+        host.shell.run("echo always > /sys/kernel/mm/transparent_hugepage/enabled")
+        domain.destroy()
+        domain.start()
+
+        # a real reset, which this guest does not do by ACPI
+        monkeypatch.setattr(Domain, "reboot", lambda self: self.monitor("system_reset"))
+        again = record(Asked(NAME, URI, asked.ssh_config, reboot=True), Progress())
+        again.save(tmp_path / "reboot")
+        assert not left(host)
+
+        domain.destroy()
+        killed = barometer(host)
+        until(lambda: left(host) or None, within=120, waiting_for="probes")
+        until(lambda: domain.active() or None, within=120, waiting_for="domain")
+        killed.kill()
+        killed.communicate()
+        until(lambda: None if left(host) else True, within=60, waiting_for="an end of the probes")
+        assert domain.active()
+
+        domain.destroy()
+        host.shell.run(["mkdir", f"{profiler.TRACEFS}/instances/{profiler.INSTANCE}"])
+        with pytest.raises(BenchError, match="at work already"):
+            record(asked, Progress())
+        assert not domain.active()
+        cleared = barometer(host, "--clear")
+        cleared.communicate()
+        assert (cleared.returncode, left(host)) == (0, "")
+
+    started = time.monotonic()
+    on_a_host(one_trial, monkeypatch, check)
+    facts = json.loads((tmp_path / "saved/facts.json").read_text())
+    assert not facts["definition_changed"]
+    print(f"{time.monotonic() - started:.0f} s")
+
+
+def test_an_old_kernel_is_profiled_without_the_parts_of_a_map(
+    one_trial: RunOne, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def check(host: Host, _domain: Domain) -> None:
+        process = barometer(host, "--save", str(tmp_path / "old"))
+        out, err = process.communicate(timeout=600)
+        print(out, err)
+        assert "all maps of 1GiB BARs" in out
+        assert "no-huge-pfnmap" in out
+        assert "What a map is spent in is not known" in out
+        assert not left(host)
+
+    old = 'arms.baseline.kernel={deb="linux-image-cloud-amd64", suite="bookworm"}'
+    on_a_host(one_trial, monkeypatch, check, old)

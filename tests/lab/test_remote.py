@@ -1,0 +1,348 @@
+"""orchestrator.bench.remote against a real sshd, under a configuration of the real ssh. As an
+ordinary user everything goes through a stand-in for sudo, which changes nothing but a variable."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from orchestrator.bench.keys import KeyPair
+from orchestrator.bench.remote import Endpoint, Link, client_program, logged_in, resolved
+from orchestrator.bench.shell import ConnectionLostError, Shell
+from orchestrator.errors import BenchError
+from tests.lab.sshd import SECONDS, USER, Server, free_port, server_in, serving
+
+pytestmark = pytest.mark.ssh
+
+SUDO = """#!/bin/sh
+[ "$1" = -n ] || exit 9
+shift
+[ "$1" != -- ] || shift
+exec env BECAME=root "$@"
+"""
+
+
+def program(path: Path, text: str) -> None:
+    path.write_text(text)
+    path.chmod(0o755)
+
+
+@pytest.fixture(scope="module")
+def sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """It has keys of two kinds, and programs of its own in bin/."""
+    folder = tmp_path_factory.mktemp("sshd")
+    (folder / "bin").mkdir()
+    subprocess.run(
+        ["ssh-keygen", "-q", "-t", "ecdsa", "-N", "", "-f", folder / "ecdsa_key"], check=True
+    )
+    server = server_in(
+        folder, f"HostKey {folder}/ecdsa_key", f"SetEnv PATH={folder}/bin:{os.environ['PATH']}"
+    )
+    with serving(server):
+        yield server
+
+
+@pytest.fixture(autouse=True)
+def programs(sshd: Server) -> Iterator[Path]:
+    """The server's; as an ordinary user's, sudo is one of them."""
+    folder = sshd.folder / "bin"
+    if os.geteuid() != 0:
+        program(folder / "sudo", SUDO)
+    yield folder
+    for path in folder.iterdir():
+        path.unlink()
+
+
+@dataclass(frozen=True)
+class Runner:
+    """What a runner has in files: for an alias of the server, "machine"."""
+
+    server: Server
+    folder: Path
+
+    def knows(self, *lines: str) -> None:
+        (self.folder / "known_hosts").write_text("".join(f"{line}\n" for line in lines))
+
+    def knows_key(self, key: KeyPair) -> None:
+        self.knows(f"[127.0.0.1]:{self.server.port} {key.public_line}")
+
+    def has(self, name: str, key: KeyPair) -> Path:
+        path = self.folder / name
+        path.touch(mode=0o600)
+        path.write_bytes(key.private_openssh)
+        return path
+
+    def endpoint(self, *options: str, port: int = 0, only: bool = True) -> Endpoint:
+        config = self.folder / "config"
+        config.write_text(
+            f"Host machine\n HostName 127.0.0.1\n Port {port or self.server.port}\n User {USER}\n"
+            f" IdentityFile {self.folder}/id\n UserKnownHostsFile {self.folder}/known_hosts\n"
+            f" GlobalKnownHostsFile none\n IdentitiesOnly {'yes' if only else 'no'}\n"
+            + "".join(f" {option}\n" for option in options)
+        )
+        return resolved("machine", config)
+
+
+@pytest.fixture
+def runner(sshd: Server, tmp_path: Path) -> Runner:
+    """It knows the server, and has the key that lets it in."""
+    made = Runner(sshd, tmp_path)
+    made.has("id", sshd.keys.runner)
+    made.knows_key(sshd.keys.host)
+    return made
+
+
+def refused(endpoint: Endpoint, *, patience: float = SECONDS) -> BenchError:
+    with (
+        pytest.raises(BenchError) as caught,
+        logged_in(endpoint, "machine", patience=patience),
+    ):
+        pytest.fail("it was let in")
+    assert str(endpoint) in caught.value.message
+    return caught.value
+
+
+def test_commands_run_at_a_machine_whose_key_is_known(runner: Runner) -> None:
+    with logged_in(runner.endpoint()) as shell:
+        assert shell.run(["cat"], stdin=b"in").stdout == "in"
+        assert shell.run('echo "$0"; exit 3', check=False).code == 3
+    assert not shell.alive()
+
+
+def test_machine_may_be_known_by_an_alias(runner: Runner) -> None:
+    runner.knows(f"old {runner.server.keys.host.public_line}")
+    with logged_in(runner.endpoint("HostKeyAlias old")) as shell:
+        assert shell.alive()
+
+
+def test_machine_is_asked_for_the_kind_of_key_that_is_known(runner: Runner) -> None:
+    ecdsa = (runner.server.folder / "ecdsa_key.pub").read_text().strip()
+    runner.knows(f"[127.0.0.1]:{runner.server.port} {ecdsa}")
+    with logged_in(runner.endpoint()) as shell:
+        assert shell.alive()
+
+
+def test_machine_that_was_installed_anew_may_have_both_keys_known(runner: Runner) -> None:
+    keys = (KeyPair.make(), runner.server.keys.host)
+    runner.knows(*(f"[127.0.0.1]:{runner.server.port} {key.public_line}" for key in keys))
+    with logged_in(runner.endpoint()) as shell:
+        assert shell.alive()
+
+
+def test_unknown_host_key_is_refused(runner: Runner) -> None:
+    runner.knows(f"127.0.0.2 {runner.server.keys.host.public_line}")
+    failure = refused(runner.endpoint())
+    assert failure.reason == "machine-unknown-host-key"
+    assert str(runner.folder / "known_hosts") in failure.message
+    assert "ssh machine" in failure.hint
+
+
+def test_another_host_key_is_refused(runner: Runner) -> None:
+    runner.knows_key(KeyPair.make())
+    assert refused(runner.endpoint()).reason == "machine-wrong-host-key"
+
+
+def test_revoked_host_key_is_refused(runner: Runner) -> None:
+    line = f"[127.0.0.1]:{runner.server.port} {runner.server.keys.host.public_line}"
+    runner.knows(line, f"@revoked {line}")
+    assert refused(runner.endpoint()).reason == "machine-unknown-host-key"
+
+
+def test_identity_of_nobody_there_is_refused(runner: Runner) -> None:
+    runner.has("id", KeyPair.make())
+    failure = refused(runner.endpoint())
+    assert failure.reason == "machine-no-login"
+    assert f"no key lets {USER} in" in failure.message
+    assert failure.evidence.startswith("ssh-ed25519 SHA256:")
+    assert failure.evidence.endswith(": refused")
+
+
+def test_identity_that_is_not_there_is_none(runner: Runner) -> None:
+    (runner.folder / "id").unlink()
+    assert "there is no key" in refused(runner.endpoint()).evidence
+
+
+def test_second_identity_is_tried(runner: Runner) -> None:
+    runner.has("id", KeyPair.make())
+    path = runner.has("my key", runner.server.keys.runner)
+    with logged_in(runner.endpoint(f'IdentityFile "{path}"')) as shell:
+        assert shell.alive()
+
+
+def test_identity_with_a_passphrase_is_said_to_be_of_no_use(runner: Runner) -> None:
+    path = runner.folder / "id"
+    subprocess.run(["ssh-keygen", "-q", "-p", "-N", "secret", "-f", path], check=True)
+    assert f"{path}: " in refused(runner.endpoint()).evidence
+
+
+@contextlib.contextmanager
+def agent(folder: Path, identity: Path) -> Iterator[Path]:
+    """The socket of an ssh-agent that has a key."""
+    address = folder / "agent"
+    with subprocess.Popen(["ssh-agent", "-D", "-a", address], stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None
+            process.stdout.readline()  # it says where it listens when it does
+            subprocess.run(
+                ["ssh-add", "-q", identity], check=True,
+                env={**os.environ, "SSH_AUTH_SOCK": str(address)},
+            )  # fmt: skip
+            yield address
+        finally:
+            process.terminate()
+
+
+def test_key_of_ssh_agent_lets_in_unless_the_configuration_is_against_it(
+    runner: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = runner.folder / "id"
+    with agent(runner.folder, path) as address:
+        path.unlink()
+        monkeypatch.setenv("SSH_AUTH_SOCK", str(address))
+        with logged_in(runner.endpoint(only=False)) as shell:
+            assert shell.alive()
+        assert refused(runner.endpoint()).reason == "machine-no-login"
+
+
+def test_port_that_nobody_serves_is_no_ssh_server(runner: Runner) -> None:
+    runner.knows(f"* {runner.server.keys.host.public_line}")
+    failure = refused(runner.endpoint(port=free_port()))
+    assert failure.reason == "machine-no-ssh"
+    assert "no SSH server answers at 127.0.0.1 port" in failure.message
+
+
+def test_machine_that_listens_and_says_nothing_is_waited_for_only_so_long(runner: Runner) -> None:
+    """A kernel that hangs may still take connections."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        runner.knows(f"[127.0.0.1]:{port} {runner.server.keys.host.public_line}")
+        assert refused(runner.endpoint(port=port), patience=0.5).reason == "machine-no-ssh"
+
+
+# root ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def ordinary(programs: Path) -> Path:
+    """The user is nobody in particular, by what `id -u` says."""
+    program(programs / "id", "#!/bin/sh\necho 1000\n")
+    return programs
+
+
+def test_commands_of_an_ordinary_user_go_through_sudo(runner: Runner, ordinary: Path) -> None:
+    program(ordinary / "sudo", SUDO)
+    with logged_in(runner.endpoint()) as shell:
+        script = 'echo "$BECAME"; read -r said; echo "$said"'
+        assert shell.run(script, stdin=b"it's $HOME\n").stdout == "root\nit's $HOME\n"
+        words = ["printf", "%s|", "a b", "$HOME", "'q'", "", "*"]
+        assert shell.run(words).stdout == "a b|$HOME|'q'||*|"
+        with shell.stream(["sh", "-c", "echo $BECAME; cat"], timeout=SECONDS) as lines:
+            assert next(lines) == "root"
+            lines.say("more")
+            assert next(lines) == "more"
+        shell.write(str(runner.folder / "by root"), b"content")
+        assert shell.read(str(runner.folder / "by root")) == "content"
+
+
+def test_user_whom_sudo_asks_for_a_password_is_refused(runner: Runner, ordinary: Path) -> None:
+    program(ordinary / "sudo", "#!/bin/sh\necho 'sudo: a password is required' >&2\nexit 1\n")
+    failure = refused(runner.endpoint())
+    assert failure.reason == "machine-no-root"
+    assert failure.evidence == "sudo: a password is required"
+    assert f"{USER} ALL=(root) NOPASSWD: ALL" in failure.hint
+
+
+# a connection that is made again ---------------------------------------------------------------
+
+
+@pytest.fixture
+def link(runner: Runner) -> Iterator[Link]:
+    made = Link(runner.endpoint(), patience=SECONDS)
+    yield made
+    made.close()
+
+
+def kill(shell: Shell) -> None:
+    """The sshd process of this one connection: the parent of the user's shell, or of sudo's."""
+    find = (
+        'pid=$PPID; while [ "$(cat /proc/$pid/comm)" != sshd ]; do'
+        " pid=$(cut -d' ' -f4 /proc/$pid/stat); done; kill -9 $pid; sleep 5"
+    )
+    with pytest.raises(ConnectionLostError):
+        shell.run(find, timeout=SECONDS)
+
+
+def test_connection_that_lives_is_kept(link: Link) -> None:
+    shell = link.shell()
+    shell.run("exit 1", check=False)
+    assert link.shell() is shell
+
+
+def test_connection_that_was_lost_is_made_anew(link: Link) -> None:
+    lost = link.shell()
+    kill(lost)
+    again = link.shell()
+    assert again is not lost
+    assert again.run(["echo", "on"]).stdout == "on\n"
+    assert not lost.alive()
+
+
+def test_connection_that_was_closed_is_made_anew(link: Link) -> None:
+    closed = link.shell()
+    link.close()
+    assert not closed.alive()
+    assert link.shell().run(["echo", "on"]).stdout == "on\n"
+    link.close()
+    link.close()
+
+
+def test_machine_that_goes_and_comes_back_is_reached_again(tmp_path: Path) -> None:
+    (tmp_path / "server").mkdir()
+    (tmp_path / "server/bin").mkdir()
+    program(tmp_path / "server/bin/sudo", SUDO)
+    server = server_in(
+        tmp_path / "server", f"SetEnv PATH={tmp_path}/server/bin:{os.environ['PATH']}"
+    )
+    runner = Runner(server, tmp_path)
+    runner.has("id", server.keys.runner)
+    runner.knows_key(server.keys.host)
+    link = Link(runner.endpoint(), patience=SECONDS)
+    with contextlib.closing(link):
+        with serving(server):
+            kill(link.shell())
+        for _ in range(2):
+            with pytest.raises(BenchError) as caught:
+                link.shell()
+            assert caught.value.reason == "host-no-ssh"
+        with serving(server):
+            assert link.shell().run(["echo", "back"]).stdout == "back\n"
+
+
+# OpenSSH's client ------------------------------------------------------------------------------
+
+
+def client(endpoint: Endpoint, folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [client_program(endpoint, folder), "-T", "-e", "none", "--", "host", "echo", "in"],
+        capture_output=True, text=True, timeout=60, check=False, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+
+
+def test_real_ssh_program_is_let_in_under_another_name(runner: Runner, tmp_path: Path) -> None:
+    """As libvirt calls it."""
+    done = client(runner.endpoint(), tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "in\n", "")
+
+
+def test_real_ssh_program_refuses_another_host_key(runner: Runner, tmp_path: Path) -> None:
+    runner.knows_key(KeyPair.make())
+    done = client(runner.endpoint(), tmp_path)
+    assert (done.returncode, done.stdout) == (255, "")
+    assert "verification failed" in done.stderr

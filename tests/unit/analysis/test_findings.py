@@ -1,0 +1,495 @@
+"""Every finding provoked: one change to a machine on which nothing is in the way."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator.abi import OVMF_CODE, OVMF_VARIABLES
+from orchestrator.analysis import booting, measuring, passing, running
+from orchestrator.analysis.finding import METAL, NESTED, USES, Finding, Needs, Status, needs_of
+from orchestrator.analysis.findings import findings, in_the_way, usable
+from orchestrator.scenario import GIB, MIB
+from tests.unit.checkups import Change, Raw, file, of_server, recorded, replaced, server, value
+from tests.unit.scenarios import map_scenario, scenario
+
+CPU, CMDLINE = "/proc/cpuinfo", "/proc/cmdline"
+THP = "/sys/kernel/mm/transparent_hugepage/enabled"
+CAP = "/sys/class/iommu/dmar0/intel-iommu/cap"
+FULL_CAP = 0x8D2078C106F0466
+"""Leaves of 2 MiB and 1 GiB (bits 34, 35), addresses of 48 bits (MGAW, bits 21:16, is 47)."""
+LOCKDOWN = "/sys/kernel/security/lockdown"
+TYPE1 = "/sys/module/vfio_iommu_type1/parameters"
+EVENTS = "/sys/kernel/tracing/kprobe_events"
+CLOCK = "/sys/devices/system/clocksource/clocksource0/current_clocksource"
+GOVERNOR = "/sys/devices/system/cpu/cpu1/cpufreq/scaling_governor"
+OLD_TYPES = ["vma", "address", "lock", "ptep", "pfn", "pgprot", "writable", "special"]
+OLD_PARAMETERS = [["mm", "mm_struct"], ["vaddr", "long unsigned int"], ["pages", "page"]]
+
+
+def user(raw: Raw) -> None:
+    raw |= {"uid": 1000, "user": "ada"}
+
+
+def silent(raw: Raw) -> None:
+    del raw["kvm"]
+    raw["kvm_silent"] = 4.0
+
+
+def no_iommu(raw: Raw) -> None:
+    raw |= {"iommus": [], "groups": {}}
+
+
+def amd(raw: Raw) -> None:
+    cpu = raw["files"][CPU].replace("GenuineIntel", "AuthenticAMD").replace("vmx", "svm")
+    raw["files"][CPU] = cpu
+    raw["files"] = {p: t for p, t in raw["files"].items() if "intel" not in p}
+    raw["iommus"] = ["ivhd0"]
+
+
+def no_bars(raw: Raw) -> None:
+    raw["bars"] = raw["bars"][:1]
+
+
+def bar(**facts: object) -> Change:
+    def change(raw: Raw) -> None:
+        raw["bars"][1] |= facts
+
+    return change
+
+
+def no_program(name: str) -> Change:
+    return value("programs", name, to=None)
+
+
+def watchdog(**facts: str) -> Change:
+    def change(raw: Raw) -> None:
+        raw["means"]["watchdogs"][0] |= facts
+
+    return change
+
+
+def unusable(way: str, why: str) -> Change:
+    return value("means", way, to={"usable": False, "why": why})
+
+
+def qemu(version: str) -> Change:
+    line = f"QEMU emulator version {version}"
+    return value("programs", "qemu-system-x86_64", "version", to=line)
+
+
+@dataclass(frozen=True)
+class Case:
+    name: str
+    status: Status
+    what: str
+    """A part of it."""
+    fix: str
+    """A part of it."""
+    changes: tuple[Change, ...]
+    needs: Needs = field(default_factory=lambda: Needs(USES))
+
+
+def case(
+    name: str, status: Status, what: str, fix: str, *changes: Change, needs: Needs | None = None
+) -> Case:
+    return Case(name, status, what, fix, changes, needs or Needs(USES))
+
+
+INTEGRITY = file(LOCKDOWN, "none [integrity] confidentiality")
+NO_FLAGS = replaced(CPU, " vmx", "")
+NO_KVM = value("kvm", to="the CPU shows neither vmx nor svm")
+GUEST = replaced(CPU, " lahf_lm", " lahf_lm hypervisor")
+NAMESPACES = "/proc/sys/user/max_user_namespaces"
+WITH_RANGE = (file("/etc/subuid", "ada:100000:65536"), file("/etc/subgid", "ada:100000:65536"))
+CASES = [
+    # -- KVM and what runs VMs
+    case("kvm", "warning", "neither vmx nor svm", "firmware's setup", NO_FLAGS, NO_KVM),
+    case("kvm", "warning", "neither vmx", "nested virtualisation for it", NO_FLAGS, GUEST, NO_KVM),
+    case("kvm", "note", "no KVM", "firmware's setup", NO_FLAGS, NO_KVM, needs=Needs(NESTED)),
+    case("kvm", "warning", "there is no /dev/kvm", "modprobe kvm_intel",
+         value("kvm", to="there is no /dev/kvm"), value("present", "/dev/kvm", to=False)),
+    case("kvm", "warning", "guests are emulated", "usermod -aG kvm ada", user,
+         value("kvm", to="Permission denied"), value("access", "/dev/kvm", to=False),
+         needs=Needs(METAL)),
+    case("kvm", "warning", "failed to initialize", "dmesg",
+         value("kvm", to="failed to initialize kvm: Input/output error")),
+    case("kvm-unanswered", "warning", "not known: no answer within 4 s", "only slow", silent),
+    case("kvm-unanswered", "note", "not known", "dmesg", silent, needs=Needs(NESTED)),
+    case("kvm-unanswered", "warning", "not known", "dmesg", silent,
+         needs=Needs(NESTED, accel="kvm")),
+    case("kvm", "problem", 'host.accel = "kvm"', 'host.accel = "auto"', NO_FLAGS, NO_KVM,
+         needs=Needs(NESTED, accel="kvm")),
+    case("nested-virtualisation", "warning", "emulated within it", "kvm_intel nested=1",
+         file("/sys/module/kvm_intel/parameters/nested", "N")),
+    case("qemu", "problem", "no QEMU", "qemu-system-x86", no_program("qemu-system-x86_64")),
+    case("qemu", "problem", "9.2.0 is too old", "QEMU 10", qemu("9.2.0"), needs=Needs(NESTED)),
+    case("qemu", "warning", "does not say its version", "--version",
+         value("programs", "qemu-system-x86_64", "version", to="")),
+    case("qemu-alignment", "warning", "QEMU 8.2.2 does not align", "QEMU 9.2 or later",
+         qemu("8.2.2 (Debian 1:8.2.2+ds-0ubuntu1)"), needs=Needs(METAL)),
+    case("libvirt-library", "problem", "libvirt 9.0.0", "ci/setup.sh",
+         value("libvirt", to="9.0.0")),
+    case("libvirt-library", "problem", "cannot be loaded", "ci/setup.sh", value("libvirt", to="")),
+    case("firmware", "problem", "no /usr/share/OVMF/OVMF_CODE_4M.fd", "apt-get install ovmf",
+         needs=Needs(METAL, firmware="ovmf")),
+    case("firmware", "problem", "no /usr/share/OVMF/OVMF_VARS_4M.fd", "apt-get install ovmf",
+         value("present", OVMF_CODE, to=True), needs=Needs(METAL, firmware="ovmf")),
+    case("firmware", "ok", "OVMF", "", value("present", OVMF_CODE, to=True),
+         value("present", OVMF_VARIABLES, to=True), needs=Needs(METAL, firmware="ovmf")),
+    case("libvirt", "problem", "does not answer", "systemctl enable --now",
+         value("sockets", "/run/libvirt/libvirt-sock", to=False)),
+    case("libvirt", "problem", "no libvirt daemon", "apt-get install", no_program("libvirtd"),
+         value("sockets", to={})),
+    case("programs", "problem", "missing: mmdebstrap, mke2fs", "install mmdebstrap e2fsprogs",
+         no_program("mmdebstrap"), no_program("mke2fs")),
+    case("programs", "problem", "missing: git", "install git", no_program("git"),
+         needs=Needs(NESTED, builds=True)),
+    case("programs", "problem", "missing: newuidmap", "install uidmap", user, *WITH_RANGE,
+         no_program("newuidmap")),
+    case("subuid", "problem", "/etc/subuid has no range for ada", "usermod --add-subuids", user),
+    case("subuid", "problem", "namespaces are off", "sysctl user.max_user_namespaces=10000",
+         user, *WITH_RANGE, file(NAMESPACES, "0")),
+    case("shm", "problem", "/dev/shm cannot be written", "mount -t tmpfs",
+         value("access", "/dev/shm", to=False)),
+    case("memory", "problem", "needs 10GiB", "lower host.memory",
+         file("/proc/meminfo", "MemAvailable: 8388608 kB"),
+         needs=Needs(NESTED, host_memory=8 * GIB)),
+    case("memory", "problem", "needs 64.5 GiB", "lower guest.memory",
+         file("/proc/meminfo", "MemAvailable: 8388608 kB"),
+         needs=Needs(METAL, guest_memory=64 * GIB)),
+    case("disk", "warning", "3GiB are free for /home/tester/.cache", "BAROMETER_CACHE",
+         value("folders", "/home/tester/.cache/barometer",
+               to={"at": "/home", "free": 3 * GIB, "total": 9 * GIB})),
+    case("disk", "problem", "0.1 GiB are free for /var/lib/baro", "make room there",
+         value("folders", "/var/lib/barometer",
+               to={"at": "/", "free": 100 * MIB, "total": 9 * GIB})),
+    # -- giving a device away
+    case("iommu", "problem", "no IOMMU is on", "add intel_iommu=on", no_iommu),
+    case("iommu", "problem", "no IOMMU is on", "take intel_iommu=off", no_iommu,
+         replaced(CMDLINE, "intel_iommu=on", "intel_iommu=off")),
+    case("iommu", "problem", "no IOMMU is on", "turn on VT-d", no_iommu,
+         value("present", "/sys/firmware/acpi/tables/DMAR", to=False)),
+    case("iommu", "problem", "no IOMMU is on", "-device intel-iommu", no_iommu, GUEST,
+         value("present", "/sys/firmware/acpi/tables/DMAR", to=False)),
+    case("iommu", "problem", "no IOMMU is on", "dmesg | grep AMD-Vi", amd, no_iommu,
+         value("present", "/sys/firmware/acpi/tables/IVRS", to=True)),
+    case("iommu", "problem", "no IOMMU is on", "firmware's setup", amd, no_iommu),
+    case("iommu", "problem", "no IOMMU is on", "take amd_iommu=off", amd, no_iommu,
+         file(CMDLINE, "amd_iommu=off")),
+    case("iommu-superpages", "warning", "intel_iommu=sp_off", "take sp_off out",
+         replaced(CMDLINE, "intel_iommu=on", "intel_iommu=on,sp_off")),
+    case("iommu-superpages", "warning", "amd_iommu=nohugepages", "take nohugepages out", amd,
+         file(CMDLINE, "amd_iommu=nohugepages")),
+    case("iommu-superpages", "ok", "leaves of every size", "", amd,
+         file(CMDLINE, "amd_iommu=v2_pgsizes_only")),
+    case("iommu-superpages", "warning", "dmar0 has leaves of 4KiB", "hardware's",
+         file(CAP, f"{FULL_CAP & ~(3 << 34):x}")),
+    case("iommu-superpages", "note", "is said nowhere", "counts", value("iommus", to=["virtio0"])),
+    case("interrupt-remapping", "problem", "VFIO refuses", "take intremap=off",
+         value("interrupts", to=["IO-APIC", "PCI-MSIX"]),
+         replaced(CMDLINE, "intel_iommu=on", "intel_iommu=on intremap=off")),
+    case("interrupt-remapping", "problem", "VFIO refuses",
+         "add vfio_iommu_type1.allow_unsafe_interrupts=1 to the machine's own command line",
+         value("interrupts", to=["IO-APIC"])),
+    case("interrupt-remapping", "note", "told not to mind", "trusted",
+         value("interrupts", to=["IO-APIC"]), file(f"{TYPE1}/allow_unsafe_interrupts", None),
+         file(CMDLINE, "vfio_iommu_type1.allow_unsafe_interrupts=1")),
+    case("interrupt-remapping", "note", "told not to mind", "trusted",
+         value("interrupts", to=["IO-APIC"]), file(f"{TYPE1}/allow_unsafe_interrupts", "Y")),
+    case("large-bar", "problem", "no device has a BAR of 1GiB", "Resizable BAR", no_bars),
+    case("large-bar", "problem", "BAR of 256GiB", "large BAR", needs=Needs(METAL, bar=256 * GIB)),
+    case("large-bar", "problem", "has no place", "Above 4G Decoding", bar(placed=False)),
+    case("large-bar", "problem", "cannot be spared", "another device",
+         bar(refused=["own-disk: the root file system is on it"])),
+    case("resizable-bar", "warning", "can have 128GiB", "Resizable BAR",
+         bar(size=256 * MIB, growable=128 * GIB)),
+    case("device", "problem", "no device 0000:99:00.0", "device.address",
+         value("device", to={"why": "the machine has no device 0000:99:00.0",
+                             "evidence": ["0000:3b:00.0 (10de:2330)"], "hint": ""})),
+    case("address-bits", "problem", "36 physical address bits have no", "38 bits or more",
+         needs=Needs(METAL, bar=128 * GIB, guest_bits=36)),
+    case("address-bits", "warning", "dmar0 translates 39", "guest.phys_bits = 39",
+         file(CAP, f"{FULL_CAP & ~(0x3F << 16) | 38 << 16:x}")),
+    case("dma-entries", "warning", "512 DMA mappings", "/etc/modprobe.d",
+         file(f"{TYPE1}/dma_entry_limit", "512")),
+    case("memlock", "note", "may lock 8MiB", "limits.d", user),
+    case("vfio", "warning", "no type1", "CONFIG_VFIO_IOMMU_TYPE1",
+         value("symbols", "vfio_iommu_type1_ioctl", to=None)),
+    case("vfio", "note", "not to be seen", "staged",
+         value("symbols", "vfio_iommu_type1_ioctl", to=None),
+         value("unread", to={"/lib/modules/x/modules.dep": "no such file"})),
+    # -- measuring
+    case("series", "warning", "has not", "v6.15 or later",
+         value("types", "members", to=OLD_TYPES)),
+    case("series", "warning", "has not", "v6.15 or later",
+         value("types", "parameters", to=OLD_PARAMETERS)),
+    case("series", "warning", "nor huge pfnmaps", "v6.15 or later",
+         value("types", "members", to=None)),
+    case("series", "note", "is not known", "modprobe vfio_iommu_type1",
+         value("types", "parameters", to=None)),
+    case("series", "note", "is not known", "modprobe", value("types", to=None)),
+    case("thp", "warning", "madvise. Some kernels", "transparent_hugepage=always",
+         file(THP, "always [madvise] never")),
+    case("thp", "warning", "no transparent huge pages", "TRANSPARENT_HUGEPAGE", file(THP, None)),
+    case("1gib-pages", "warning", "no pages of 1 GiB", "hardware's",
+         replaced(CPU, " pdpe1gb", "")),
+    case("1gib-pages", "warning", "no pages of 1 GiB", "host-passthrough", GUEST,
+         replaced(CPU, " pdpe1gb", "")),
+    case("hugepages", "note", "sets 2 aside", '"hugepagesz=1G hugepages=2"',
+         needs=Needs(METAL, guest_memory=2 * GIB, backing="hugetlb-1GiB")),
+    case("hugepages", "note", "sets 1024 aside", '"hugepagesz=2M hugepages=1024"',
+         needs=Needs(METAL, guest_memory=2 * GIB, backing="hugetlb-2MiB")),
+    case("tracing", "warning", "tracefs is not mounted", "mount -t tracefs",
+         value("access", EVENTS, to=False), file("/proc/self/mounts", "proc /proc proc rw 0 0")),
+    case("tracing", "warning", "not mounted at /sys/kernel/tracing", "mount -t tracefs nodev",
+         value("access", EVENTS, to=False),
+         file("/proc/self/mounts", "tracefs /sys/kernel/debug/tracing tracefs rw 0 0")),
+    case("tracing", "warning", "no probes", "CONFIG_KPROBE_EVENTS",
+         value("access", EVENTS, to=False)),
+    case("tracing", "note", "no probes", "CONFIG_KPROBE_EVENTS",
+         value("access", EVENTS, to=False), needs=Needs(METAL, traced=False)),
+    case("tracing", "note", "root's to know", "as root", user, value("access", EVENTS, to=False)),
+    case("symbols", "warning", "missing: vaddr_get_pfns", "plain works",
+         value("symbols", "vaddr_get_pfns", to=None)),
+    case("symbols", "note", "not seen: vaddr_get_pfns", "modprobe -a vfio-pci",
+         value("symbols", "vaddr_get_pfns", to=None),
+         value("unread", to={"/proc/kallsyms": "Permission denied"})),
+    case("clocksource", "warning", "the clock is hpet", "dmesg", file(CLOCK, "hpet")),
+    case("clocksource", "note", "the clock is kvm-clock", "dmesg", file(CLOCK, "kvm-clock")),
+    case("governor", "warning", "performance, powersave", "echo performance",
+         file(GOVERNOR, "powersave")),
+    case("governor", "warning", "powersave", "echo performance",
+         file(GOVERNOR, "powersave"), needs=Needs(NESTED)),
+    case("governor", "warning", "powersave", "cpufreq.default_governor=performance",
+         file(GOVERNOR, "powersave"), needs=Needs(METAL)),
+    case("governor", "note", "does not set", "firmware's setup", file(GOVERNOR, None),
+         file(GOVERNOR.replace("cpu1", "cpu0"), None)),
+    case("turbo", "note", "above its nominal", "echo 1 >",
+         file("/sys/devices/system/cpu/intel_pstate/no_turbo", "0")),
+    case("turbo", "note", "above its nominal", "echo 0 >",
+         file("/sys/devices/system/cpu/cpufreq/boost", "1")),
+    case("turbo", "note", "above its nominal",
+         'sysfs."/sys/devices/system/cpu/cpufreq/boost" = 0 of both arms',
+         file("/sys/devices/system/cpu/cpufreq/boost", "1"), needs=Needs(METAL)),
+    # -- another kernel
+    case("root", "problem", "ada is not root", "NOPASSWD", user),
+    case("python", "problem", "Python 3.6.8 is too old", "3.9", value("python", to="3.6.8")),
+    case("lockdown", "problem", "locked down (integrity)", "Secure Boot off", INTEGRITY,
+         value("means", "secure_boot", to=True)),
+    case("lockdown", "problem", "Secure Boot is on", "Secure Boot off",
+         value("means", "secure_boot", to=True)),
+    case("lockdown", "problem", "locked down (integrity)", "take lockdown=integrity out",
+         INTEGRITY, replaced(CMDLINE, "quiet", "lockdown=integrity")),
+    case("lockdown", "problem", "locked down (confidentiality)", "FORCE_INTEGRITY", user,
+         value("means", to={"why": "the keeper must run as root"}),
+         file(LOCKDOWN, "none integrity [confidentiality]")),
+    case("boot", "problem", "no way to boot", "apt-get install kexec-tools",
+         unusable("kexec", "the machine has no kexec(8): install kexec-tools"),
+         unusable("grub", "no grub.cfg")),
+    case("boot", "problem", "no way to boot", "mend what one of them lacks",
+         unusable("kexec", "the kernel is locked down"), unusable("grub", "no grub.cfg")),
+    case("boot", "problem", '"kexec": the kernel is locked down', 'host.boot = "grub"',
+         unusable("kexec", "the kernel is locked down"), needs=Needs(METAL, boot="kexec")),
+    case("boot", "problem", '"systemd-boot": the machine has no bootctl', 'host.boot = "kexec"',
+         needs=Needs(METAL, boot="systemd-boot")),
+    case("boot", "note", "root's to know", "as root",
+         value("means", to={"why": "the keeper must run as root"})),
+    case("experiment", "warning", "ada@runner1 holds machine, 0000:3b:00.0", "host.wait",
+         value("leases", to=[{"token": 7, "resources": ["machine", "0000:3b:00.0"], "left": 41.0,
+                              "owner": {"user": "ada", "runner": "runner1", "what": "run x"},
+                              "expired": False}])),
+    case("experiment", "warning", "left something here", "barometer recover",
+         value("present", "/var/lib/barometer", to=True)),
+    case("watchdog", "warning", "no watchdog", "/etc/modules-load.d/watchdog.conf",
+         value("means", "watchdogs", to=[])),
+    case("watchdog", "warning", "a boot by grub, which resets iTCO_wdt", "host.power_cycle",
+         unusable("kexec", "the machine has no kexec(8): install kexec-tools")),
+    case("watchdog", "warning", "a boot by grub, which resets iTCO_wdt", "host.power_cycle",
+         needs=Needs(METAL, boot="grub")),
+    case("watchdog", "warning", "a boot by systemd-boot, which resets", "host.power_cycle",
+         value("means", "systemd-boot", to={"usable": True, "why": ""}),
+         needs=Needs(METAL, boot="systemd-boot")),
+    case("watchdog", "ok", "a watchdog: iTCO_wdt", "", needs=Needs(METAL, boot="kexec")),
+    case("watchdog", "warning", "could watch over a boot: watchdog0 is active",
+         "RuntimeWatchdogSec=", watchdog(why="watchdog0 is active, so it is left alone")),
+    case("watchdog", "warning", "may be stopped by a boot: iTCO_wdt", "watchdog.stop_on_reboot=0",
+         value("means", "watchdog_stop_on_reboot", to="-1")),
+    case("watchdog", "warning", "may be stopped by a boot: iTCO_wdt", "watchdog.stop_on_reboot=0",
+         value("means", "watchdog_stop_on_reboot", to=None)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("one", CASES, ids=lambda one: f"{one.name}-{one.status}-{one.what[:30]}")
+def test_finding_is_provoked(one: Case) -> None:
+    found = of_server(*one.changes, needs=one.needs)[one.name]
+    assert (found.status, one.what in found.what) == (one.status, True), found
+    assert one.fix in found.fix, found
+    assert found.evidence
+
+
+def test_every_finding_is_provoked_and_ok_on_the_server() -> None:
+    """But for those that only say what is there."""
+    written = {
+        name
+        for module in (booting, measuring, passing, running)
+        for name in re.findall(
+            r'Finding\(\s*"([\w-]+)"', Path(str(module.__file__)).read_text("utf-8")
+        )
+    }
+    assert len(written) > 25
+    assert written - {one.name for one in CASES} == {"iommu-groups"}
+    assert {f.status for f in of_server().values()} == {"ok"}
+    only_bad = {"firmware", "qemu-alignment", "resizable-bar", "device", "hugepages", "turbo",
+                "subuid", "kvm-unanswered"}  # fmt: skip
+    assert written - {*of_server()} == only_bad
+
+
+def test_what_is_ok_has_no_fix_and_all_else_has_one() -> None:
+    for one in CASES:
+        for found in findings(server(*one.changes), one.needs):
+            assert bool(found.fix) == (found.status != "ok"), found
+            assert "\n" not in found.what + found.fix
+
+
+def test_the_worst_comes_first() -> None:
+    found = findings(recorded("emulated-runner"), Needs(USES))
+    order = ["problem", "warning", "note", "ok"]
+    assert [f.status for f in found] == sorted((f.status for f in found), key=order.index)
+    assert {f.status for f in found} == {*order}
+
+
+def test_a_machine_without_an_iommu_still_runs_nested_hosts() -> None:
+    found = findings(recorded("emulated-runner"), Needs(USES))
+    assert in_the_way(found, "nested") == ()
+    assert {f.name for f in in_the_way(found, "metal")} >= {"iommu", "large-bar", "boot"}
+    assert usable(found, Needs(USES))
+    assert not usable(found, Needs(METAL))
+
+
+def test_findings_are_of_the_use_that_is_asked_for() -> None:
+    nested = {f.name for f in findings(recorded("emulated-runner"), Needs(NESTED))}
+    assert nested >= {"kvm", "qemu", "programs", "shm", "memory", "disk"}
+    assert not nested & {"iommu", "large-bar", "series", "root"}
+
+
+def counted(lookups: int) -> Change:
+    text = f"{{ ret: 1 }} hitcount: {lookups}\n\nTotals:\n    Hits: {lookups}\n    Entries: 1\n"
+    text += "    Dropped: 0\n"
+    return value("probe", to={"address": "0000:3b:00.0", "bytes": 2 * MIB, "lookups": text})
+
+
+def test_a_map_tells_more_than_types() -> None:
+    found = of_server(counted(512))["series"]
+    assert (found.status, "counted" in found.what) == ("warning", True)
+    assert found.evidence == ("one map of 512 pages of 0000:3b:00.0: 512 lookups",)
+    assert of_server(counted(1), value("types", to=None))["series"].status == "ok"
+
+
+@pytest.mark.parametrize("probe", [{"why": "no device"}, {"bytes": MIB, "lookups": "cut"}])
+def test_a_map_that_was_not_counted_leaves_the_types(probe: dict[str, object]) -> None:
+    found = of_server(value("probe", to=probe), value("types", "members", to=OLD_TYPES))["series"]
+    assert (found.status, "by its types" in found.what) == ("warning", True)
+    assert found.evidence[-1].startswith("no map was counted: ")
+
+
+def test_kvm_that_does_not_answer_is_in_nobodys_way() -> None:
+    found = findings(server(silent), Needs(NESTED, accel="kvm"))
+    assert "kvm" not in {f.name for f in found}
+    assert usable(found, Needs(NESTED, accel="kvm"))
+
+
+def test_kvm_that_nobody_tried_is_not_spoken_of() -> None:
+    assert "kvm" not in of_server(lambda raw: raw.pop("kvm"))
+
+
+def test_a_named_device_stands_for_all_large_bars() -> None:
+    found = of_server(value("device", to={"chosen": "0000:3b:00.0"}))
+    assert found["device"].status == "ok"
+    assert "large-bar" not in found
+
+
+def test_a_locked_down_kernel_is_in_the_way_of_a_metal_run_though_grub_boots() -> None:
+    raw = server(INTEGRITY, unusable("kexec", "the kernel is locked down (integrity)"))
+    assert [f.name for f in in_the_way(findings(raw, Needs(METAL)), "metal")] == ["lockdown"]
+    assert usable(findings(raw, Needs(NESTED)), Needs(NESTED))
+
+
+def test_under_confidentiality_nothing_is_said_of_probes() -> None:
+    found = of_server(file(LOCKDOWN, "none integrity [confidentiality]"))
+    assert (found["lockdown"].status, "tracing" in found) == ("problem", False)
+
+
+@pytest.mark.parametrize("vendor", [lambda _: None, amd])
+def test_words_are_for_the_machines_own_kernel_and_grub_has_to_be_told(vendor: Change) -> None:
+    table = "IVRS" if vendor is amd else "DMAR"
+    there = value("present", f"/sys/firmware/acpi/tables/{table}", to=True)
+    fix = of_server(vendor, no_iommu, there)["iommu"].fix
+    assert "update-grub" in fix
+    assert "host.cmdline is of the kernels under test alone" in fix
+    assert "amd_iommu=on" not in fix
+
+
+def test_the_governor_that_differs_is_the_evidence() -> None:
+    (said,) = of_server(file(GOVERNOR, "powersave"))["governor"].evidence
+    assert said == f"{GOVERNOR}: powersave, and so of 1 of 2 CPUs"
+
+
+def test_fixes_of_a_metal_host_outlast_the_boots_of_a_run() -> None:
+    undone = {
+        found.name
+        for one in CASES
+        for found in findings(server(*one.changes), replace(one.needs, uses=METAL))
+        if re.match("(echo|modprobe|mount|systemctl start) ", found.fix)
+        and "/etc/" not in found.fix
+    }
+    # these ask for what a boot brings by itself, or for the next look alone
+    assert undone == {"kvm", "series", "symbols"}
+
+
+def test_huge_pages_that_the_trials_set_aside_are_in_no_runs_way() -> None:
+    needs = Needs(METAL, guest_memory=2 * GIB, backing="hugetlb-1GiB")
+    assert in_the_way(findings(server(), needs), "metal") == ()
+
+
+def test_a_map_on_metal_needs_no_qemu() -> None:
+    needs = Needs(METAL, boots_guest=False)
+    without = server(no_program("qemu-system-x86_64"))
+    assert in_the_way(findings(without, needs), "metal") == ()
+    assert [f.name for f in in_the_way(findings(without, Needs(METAL)), "metal")] == ["qemu"]
+    of_nested = findings(without, replace(needs, uses=NESTED))
+    assert [f.name for f in in_the_way(of_nested, "nested")] == ["qemu"]
+
+
+def test_needs_are_those_of_the_scenario() -> None:
+    needs = needs_of(scenario())
+    assert (needs.uses, needs.boots_guest, needs.builds) == (NESTED, True, False)
+    needs = needs_of(map_scenario())
+    assert (needs.boots_guest, needs.guest_memory, needs.traced) == (False, 0, True)
+    assert not needs_of(map_scenario('trace.passes=["plain"]')).traced
+    metal = scenario(
+        "host.kind=metal", "host.address=gpu1", "host.boot=grub", "device.kind=hostdev",
+        "device.pick=largest-bar", "device.bar=64GiB",
+    )  # fmt: skip
+    needs = needs_of(metal)
+    assert (needs.uses, needs.bar, needs.boot) == (METAL, 64 * GIB, "grub")
+    assert needs.firmware == "seabios"
+
+
+@given(st.dictionaries(st.sampled_from(sorted(server()["files"])), st.text(max_size=40)))
+def test_files_with_anything_in_them_raise_nothing(files: dict[str, str]) -> None:
+    raw = server()
+    raw["files"] |= files
+    for found in findings(raw, Needs(USES)):
+        assert isinstance(found, Finding)
+
+
+@given(st.sets(st.sampled_from(sorted(server()))))
+def test_evidence_that_is_missing_raises_nothing(lost: set[str]) -> None:
+    raw = {name: content for name, content in server().items() if name not in lost}
+    assert all(f.what for f in findings(raw, Needs(USES)))

@@ -1,0 +1,333 @@
+"""Profiles of traces that are made up, line by line, and of those that were recorded."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator.analysis.profile import Bar, Profile, mappings, profile_of
+from orchestrator.analysis.theory import Mapping
+from orchestrator.analysis.timeline import RAM
+from orchestrator.errors import EvidenceError
+from orchestrator.scenario import GIB, MIB
+
+QEMU, VCPU, OTHER = 100, 102, 900
+BAR = Bar("0000:3b:00.0", 1, 0x380000000000, 32 * GIB)
+SMALL = Bar("0000:3b:00.0", 0, 0xFB000000, 16 * MIB)
+ALIGNED, MISALIGNED = 0x7F0000000000, 0x7F0000200000
+FACTS: dict[str, Any] = {
+    "schema": 1, "domain": "gpu vm", "boot": "start", "release": "6.8.0", "qemu": "9.2.0",
+    "settings": {"transparent_hugepage": "[always] madvise never", "clocksource": "tsc"},
+    "memory": 8 * GIB, "huge_pages": False, "huge_fault": True, "pid": QEMU, "ended": "quiet",
+    "bars": [vars(SMALL), vars(BAR)],
+}  # fmt: skip
+FILES = {
+    "stats.txt": "cpu0\noverrun: 0\n", "clock.txt": "local [mono]\n",
+    "profile.txt": "  ioctl_in  9  0\n  imap_in  9  7\n",
+}  # fmt: skip
+NEVER = {"transparent_hugepage": "always madvise [never]", "clocksource": "tsc"}
+
+
+def vma(address: int, bar: Bar, size: int = 0, inside: int = 0) -> str:
+    end, offset = address + (size or bar.size), (bar.number << 40) + inside
+    return f"{address:x}-{end:x} rw-s {offset:08x} 00:0e 12 anon_inode:[vfio-device]\n"
+
+
+class Trace:
+    """Lines of tracefs, with one thread's operations one after the other."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def at(self, time: float, name: str, rest: str, thread: int = VCPU) -> Trace:
+        self.lines.append(f" CPU 0/KVM-{thread} [001] ..... {time:.6f}: {name}: {rest}")
+        return self
+
+    def exec(self, time: float, pid: int = QEMU) -> Trace:
+        return self.at(time, "sched_process_exec", "filename=/q pid=1 old_pid=1", pid)
+
+    def mark(self, time: float, name: str) -> Trace:
+        return self.at(time, "tracing_mark_write", f"barometer E 0 {name}", 5000)
+
+    def mapped(
+        self, time: float, seconds: float, address: int, size: int, thread: int = VCPU,
+        iova: int = 1 << 40, result: int = 0,
+    ) -> Trace:  # fmt: skip
+        place = f"q8={address:#x} q16={iova:#x} q24={size:#x}"
+        self.at(time, "ioctl_in", f"(f) cmd=0x3b71 {place}", thread)
+        rest = f"(f) cmd=0x3b71 q8={address:#x} q16={iova:#x} ret={result}"
+        return self.at(time + seconds, "ioctl_out", rest, thread)
+
+    def unmapped(self, time: float, seconds: float, size: int, iova: int = 1 << 40) -> Trace:
+        self.at(time, "ioctl_in", f"(f) cmd=0x3b72 q8={iova:#x} q16={size:#x} q24=0x0")
+        out = f"(f) cmd=0x3b72 q8={iova:#x} q16={size:#x} ret=0"
+        return self.at(time + seconds, "ioctl_out", out)
+
+    def zapped(self, time: float) -> Trace:
+        return self.at(time, "zap_in", "(f)").at(time + 0.001, "zap_out", "(f)")
+
+    def text(self) -> str:
+        key = re.compile(r"\s(\d+\.\d+): ")
+        return "\n".join(
+            sorted(self.lines, key=lambda line: float(key.search(line)[1]))  # type: ignore[index]
+        )
+
+
+def booted(maps: int = 4, one: float = 3.0) -> Trace:
+    """A GPU with a 32 GiB BAR: the guest's memory, a map by the firmware, the others by the
+    kernel, which is there at 10 s."""
+    trace = Trace().exec(1.0).mark(3.0, "run")
+    trace.mapped(2.0, 0.5, 0x550000000000, 2 * GIB, QEMU, iova=0)
+    trace.mapped(5.0, one, ALIGNED, BAR.size)
+    trace.at(10.0, "kvm_msr", "msr_write c0000080 = 0x501")
+    at = 12.0
+    for _ in range(maps - 1):
+        trace.zapped(at - 0.5).unmapped(at, 0.5, BAR.size).mapped(at + 1, one, ALIGNED, BAR.size)
+        at += one + 2
+    return trace
+
+
+def profiled(trace: Trace, maps: str | None = None, **facts: Any) -> Profile:
+    if maps is None:
+        maps = vma(ALIGNED, BAR) + vma(MISALIGNED - SMALL.size, SMALL)
+    process = {"pid": QEMU, "threads": [QEMU, VCPU], "page_table_bytes": 2 * MIB, "maps": maps}
+    return profile_of({**FACTS, "process": process, **facts}, FILES | {"trace.txt": trace.text()})
+
+
+def phases(found: Profile) -> list[tuple[str, float]]:
+    return [(p.name, round(p.start, 3)) for p in found.timeline.phases]
+
+
+def reasons(found: Profile) -> list[str]:
+    return [reason.name for level in found.levels for reason in level.reasons]
+
+
+def test_phases_are_told_by_who_maps_and_the_kernels_register() -> None:
+    found = profiled(booted())
+    assert phases(found) == [
+        ("QEMU: to its first map", 0.0), ("QEMU: first map to last", 1.0),
+        ("QEMU: after its last map", 1.5), ("firmware: to its first map", 2.0),
+        ("firmware: first map to last", 4.0), ("firmware: after its last map", 7.0),
+        ("kernel: to its first map", 9.0), ("kernel: first map to last", 10.5),
+    ]  # fmt: skip
+    assert found.ended_by == "map"
+    assert found.timeline.boot_seconds == 25.0
+    assert found.timeline.attributed_share == pytest.approx(1.0)
+
+
+def test_without_kvm_there_is_one_guest() -> None:
+    trace = booted()
+    trace.lines = [line for line in trace.lines if "kvm_msr" not in line]
+    names = [name for name, _ in phases(profiled(trace))]
+    assert names[3:] == ["guest: to its first map", "guest: first map to last"]
+
+
+def test_a_firmwares_long_mode_is_no_kernel() -> None:
+    early = booted().at(4.0, "kvm_msr", "msr_write c0000080 = 0x500")
+    assert phases(profiled(early)) == phases(profiled(booted()))
+
+
+def test_the_agent_or_the_last_line_ends_the_boot() -> None:
+    by_line = profiled(booted().at(40.0, "kvm_pio", "pio_write at 0x3f8 size 1 count 1 val 0xa"))
+    assert (by_line.ended_by, by_line.timeline.boot_seconds) == ("line", 39.0)
+    by_agent = profiled(booted().mark(30.0, "agent"))
+    assert (by_agent.ended_by, by_agent.timeline.boot_seconds) == ("agent", 29.0)
+    assert phases(by_agent)[-1] == ("kernel: after its last map", 25.0)
+
+
+def test_other_guests_are_left_out() -> None:
+    trace = booted().exec(0.5, OTHER).mapped(6.0, 90.0, ALIGNED, BAR.size, OTHER)
+    trace.at(0.7, "kvm_msr", "msr_write c0000080 = 0x501", OTHER)
+    trace.at(9.0, "ioctl_in", "(f) cmd=0x3b71 q8=0x1 q16=0x2 q24=0x3", OTHER)  # has not returned
+    assert profiled(trace).timeline == profiled(booted()).timeline
+
+
+def test_a_map_belongs_to_what_is_at_its_address() -> None:
+    ram_of_that_size = booted().mapped(9.0, 0.1, 0x560000000000, BAR.size, iova=7)
+    steps = profiled(ram_of_that_size).timeline.steps
+    assert [s.bar for s in steps if s.kind == "map"] == [
+        RAM, BAR.name, RAM, BAR.name, BAR.name, BAR.name
+    ]  # fmt: skip
+    assert {s.bar for s in steps if s.kind == "unmap"} == {BAR.name}
+
+
+def test_of_a_domain_that_has_ended_sizes_tell() -> None:
+    found = profile_of(
+        FACTS | {"process": None, "ended": "domain-ended"}, FILES | {"trace.txt": booted().text()}
+    )
+    assert {s.bar for s in found.timeline.steps} == {RAM, BAR.name}
+    assert found.levels == ()
+    assert found.timeline.boot_seconds == 25.0
+
+
+def test_a_reboot_begins_with_the_first_zap_of_its_reset() -> None:
+    trace = Trace().exec(1.0).zapped(50.0).zapped(98.0).unmapped(98.5, 0.5, BAR.size, iova=3)
+    trace.mark(99.0, "reset").mapped(101.0, 1.0, ALIGNED, BAR.size)
+    found = profiled(trace, boot="reboot")
+    assert found.timeline.boot_seconds == pytest.approx(4.0)
+    assert found.timeline.steps[0].bar == BAR.name  # mapped before the trace began: by its size
+    assert phases(found)[0][1] == 0.0
+
+
+# why, and what would help -----------------------------------------------------------------------
+
+
+def names(found: Profile) -> list[str]:
+    return [one.name for one in found.advice]
+
+
+def test_large_leaves_that_are_looked_up_page_by_page() -> None:
+    found = profiled(booted())
+    (level,) = found.levels
+    assert (level.place, level.leaf, level.stride) == (BAR.name, "1GiB", "4KiB")
+    assert reasons(found)[-1] == "no-series"
+    assert "358 ns for each page of 32GiB" in level.reasons[0].text
+    assert names(found) == ["no-series", "many-maps", "unmaps"]
+    series, many, unmaps = found.advice
+    assert series.seconds == pytest.approx(12.0)
+    assert "v6.15" in series.help
+    assert many.seconds == pytest.approx(10.5 * 2 / 3)
+    assert "3 times for the guest's kernel" in many.problem
+    assert unmaps.seconds == pytest.approx(1.5)
+
+
+def test_a_policy_that_forbids_huge_pages_is_why_maps_are_slow() -> None:
+    found = profiled(booted(), settings=NEVER)
+    assert "thp-sysfs" in names(found)
+    assert "no-series" not in names(found)
+    assert found.levels[-1].leaf == "4KiB"
+
+
+def test_a_policy_that_a_kernel_does_not_apply_is_no_reason() -> None:
+    found = profiled(booted(one=0.0005), settings=NEVER)
+    assert found.levels[-1].best
+    assert "thp-sysfs" not in names(found)
+
+
+def test_qemu_that_does_not_align_is_named() -> None:
+    off = 0x7F0000001000
+    trace = booted()
+    trace.lines = [line.replace(f"{ALIGNED:#x}", f"{off:#x}") for line in trace.lines]
+    found = profiled(trace, vma(off, BAR), qemu="8.2.2")
+    assert reasons(found) == ["misaligned", "qemu-unaligned"]
+    assert found.levels[0].leaf == "4KiB"
+    assert found.advice[0].name == "qemu-unaligned"
+    assert "QEMU 8.2.2 did not align" in found.advice[0].problem
+    assert found.advice[0].seconds == pytest.approx(12.0)
+
+
+def test_a_kernel_before_huge_pfnmaps_is_named() -> None:
+    found = profiled(booted(), huge_fault=False)
+    assert found.levels[-1].leaf == "4KiB"
+    assert found.advice[0].name == "no-huge-pfnmap"
+
+
+def test_a_boot_without_anything_slow_needs_no_advice() -> None:
+    quick = booted(maps=2, one=0.0005)
+    quick.lines = [line for line in quick.lines if "0x3b72" not in line and "0x55" not in line]
+    assert profiled(quick).advice == ()
+
+
+@pytest.mark.parametrize(
+    ("result", "helps"), [(-28, "dma_entry_limit"), (-12, "hard_limit"), (-22, "width"), (-5, "")]
+)
+def test_refused_maps_come_first(result: int, helps: str) -> None:
+    refused = booted().mapped(30.0, 0.01, ALIGNED, BAR.size, result=result)
+    first = profiled(refused).advice[0]
+    assert first.name == "map-refused"
+    assert helps in first.help
+    assert bool(first.help) == bool(helps)
+
+
+def test_bars_that_are_never_mapped_are_said() -> None:
+    only_ram = Trace().exec(1.0).mapped(2.0, 0.5, 0x550000000000, 2 * GIB, QEMU)
+    found = profiled(only_ram, "")
+    assert found.advice[0].name == "not-mapped"
+    assert BAR.name in found.advice[0].problem
+
+
+@pytest.mark.parametrize(
+    ("policy", "hugetlb", "is_told"),
+    [
+        ("always madvise [never]", False, True),
+        ("always madvise [never]", True, False),
+        ("always [madvise] never", False, False),  # QEMU advises it
+        ("[always] madvise never", False, False),
+        ("", False, False),
+    ],
+)
+def test_guest_memory_is_in_small_pages_only_where_the_policy_is_never(
+    policy: str, hugetlb: bool, is_told: bool
+) -> None:
+    settings = FACTS["settings"] | {"transparent_hugepage": policy}
+    found = profiled(booted(), huge_pages=hugetlb, settings=settings)
+    assert ("guest-memory" in names(found)) == is_told
+
+
+def test_a_good_clock_needs_no_advice() -> None:
+    assert "clock-source" not in names(profiled(booted()))
+    slow = profiled(booted(), settings=FACTS["settings"] | {"clocksource": "hpet"})
+    assert slow.advice[0].name == "clock-source"
+
+
+# evidence ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "reason"),
+    [
+        ("trace.txt", Trace().mapped(2.0, 1.0, ALIGNED, GIB).text(), "no-exec"),
+        ("trace.txt", Trace().exec(1.0).text(), "no-maps"),
+        ("trace.txt", "nonsense", "bad-trace"),
+        ("stats.txt", "cpu0\noverrun: 3\n", "lost-events"),
+        ("profile.txt", "ioctl_out 9 1\n", "missed-probes"),
+        ("clock.txt", "[local] mono\n", "wrong-clock"),
+    ],
+)
+def test_a_trace_that_is_not_whole_is_refused(file: str, text: str, reason: str) -> None:
+    process = {"pid": QEMU, "threads": [QEMU, VCPU], "page_table_bytes": None, "maps": ""}
+    files = FILES | {"trace.txt": booted().text(), file: text}
+    with pytest.raises(EvidenceError) as caught:
+        profile_of({**FACTS, "process": process}, files)
+    assert caught.value.reason == reason
+
+
+# /proc/PID/maps ---------------------------------------------------------------------------------
+
+
+def test_the_largest_mapping_of_a_bar_counts() -> None:
+    split = vma(0x1000, BAR, 4096) + vma(ALIGNED, BAR, GIB, inside=GIB) + vma(0, SMALL)
+    assert mappings(split, [SMALL, BAR]) == {
+        SMALL: Mapping(0, SMALL.start, SMALL.size),
+        BAR: Mapping(ALIGNED, BAR.start + GIB, GIB),
+    }
+
+
+def test_devices_that_are_alike_have_a_mapping_each() -> None:
+    twin = replace(BAR, device="0000:5e:00.0", start=0x390000000000)
+    found = mappings(vma(ALIGNED, BAR) + vma(MISALIGNED, BAR), [BAR, twin])
+    assert {bar.device: m.address for bar, m in found.items()} == {
+        BAR.device: ALIGNED, twin.device: MISALIGNED
+    }  # fmt: skip
+
+
+def test_older_kernels_show_the_physical_address() -> None:
+    twin = replace(BAR, device="0000:5e:00.0", start=0x390000000000)
+    maps = f"{ALIGNED:x}-{ALIGNED + twin.size:x} rw-s {twin.start:x} 00:0e 1 [vfio-device]\n"
+    assert mappings(maps, [SMALL, BAR, twin]) == {twin: Mapping(ALIGNED, twin.start, twin.size)}
+
+
+def test_other_regions_of_a_device_are_no_bars() -> None:
+    config = vma(0x1000, Bar("x", 7, 0, 4096))
+    assert mappings(config, [SMALL, BAR]) == {}
+
+
+@given(st.text())
+def test_no_text_of_a_process_breaks_it(text: str) -> None:
+    for bar, mapping in mappings(text + vma(ALIGNED, BAR) + text, [SMALL, BAR]).items():
+        assert 0 < mapping.size <= bar.size

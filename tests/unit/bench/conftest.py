@@ -1,0 +1,32 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from keeper import deadman
+from orchestrator.bench import boots, metal, remote, waiting
+from tests.unit.agents.keeper.machines import made_up
+from tests.unit.bench.metals import ENDPOINT, Lab, StandIn
+
+
+@pytest.fixture
+def lab(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Lab]:
+    def until(check: Any, **how: Any) -> Any:
+        return waiting.until(check, **{**how, "every": 0.01})
+
+    with made_up() as made:
+        (made.root / "fakes/setpriv").symlink_to("/usr/bin/setpriv")  # the runner's own
+        machine = StandIn(made)
+        lab = Lab(machine, tmp_path, monkeypatch, capsys)
+        monkeypatch.setattr(remote, "resolved", lambda address, config=None: ENDPOINT)
+        monkeypatch.setattr(remote, "Link", machine.link)
+        monkeypatch.setattr(metal, "until", until)
+        monkeypatch.setattr(boots, "until", until)
+        monkeypatch.setattr(boots, "run", lab.cycle)
+        monkeypatch.setattr(deadman, "_own_archive", lambda: b"the keeper")
+        yield lab

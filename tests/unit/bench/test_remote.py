@@ -1,0 +1,280 @@
+"""A machine's SSH address, by what the real ssh and ssh-keygen say of configurations and files."""
+
+from __future__ import annotations
+
+import shlex
+import socket
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator.bench.keys import KeyPair
+from orchestrator.bench.remote import Endpoint, _known_keys, client_program, logged_in, resolved
+from orchestrator.errors import BenchError, ScenarioError
+
+NAME = "gpu1.lab"
+ONE, TWO = KeyPair.make(), KeyPair.make()
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "lab.conf"
+    path.write_text(
+        f"Host gpu1\n HostName {NAME}\n Port 2222\n User joe\n IdentityFile {tmp_path}/id\n"
+        f" UserKnownHostsFile {tmp_path}/known {tmp_path}/more\n GlobalKnownHostsFile none\n"
+    )
+    return path
+
+
+def of(config: Path, *options: str, address: str = "gpu1") -> Endpoint:
+    """What is found with further lines of configuration."""
+    with config.open("a") as file:
+        file.writelines(f" {option}\n" for option in options)
+    return resolved(address, config)
+
+
+def test_alias_has_what_its_configuration_says(config: Path, tmp_path: Path) -> None:
+    assert of(config) == Endpoint(
+        "gpu1", config, NAME, 2222, "joe", alias="", identities=(tmp_path / "id",),
+        known_hosts=(tmp_path / "known", tmp_path / "more"), agent=True,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("address", "user", "hostname", "port"),
+    [
+        ("root@gpu1", "root", NAME, 2222),
+        ("ssh://root@gpu1:24", "root", NAME, 24),
+        ("ssh://gpu2.lab:24", None, "gpu2.lab", 24),
+        ("root@gpu2.lab", "root", "gpu2.lab", 22),
+        ("root@192.0.2.7", "root", "192.0.2.7", 22),
+        ("root@2001:db8::7", "root", "2001:db8::7", 22),
+    ],
+)
+def test_address_is_taken_as_by_ssh(
+    config: Path, address: str, user: str | None, hostname: str, port: int
+) -> None:
+    found = of(config, address=address)
+    assert (found.hostname, found.port, str(found)) == (hostname, port, address)
+    assert user in (None, found.user)
+
+
+def test_machine_whose_name_nobody_knows_is_said(
+    config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unknown(address: tuple[str, int], timeout: float) -> socket.socket:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "create_connection", unknown)
+    with pytest.raises(BenchError) as caught, logged_in(of(config)):
+        pass
+    assert (caught.value.reason, caught.value.message) == (
+        "host-no-name", f"gpu1: there is no machine called {NAME}: Name or service not known",
+    )  # fmt: skip
+
+
+def test_login_may_be_with_the_named_identities_alone(config: Path, tmp_path: Path) -> None:
+    found = of(config, "IdentitiesOnly yes", f'IdentityFile "{tmp_path}/my key"')
+    assert not found.agent
+    assert found.identities == (tmp_path / "id", tmp_path / "my key")
+    assert of(config, "IdentityFile none").identities == found.identities
+
+
+def test_identities_are_ssh_s_own_where_none_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "empty").touch()
+    found = resolved(NAME, tmp_path / "empty")
+    assert tmp_path / ".ssh/id_ed25519" in found.identities
+    assert [path.name for path in found.known_hosts][:1] == ["known_hosts"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("ProxyJump", "bastion"), ("ProxyCommand", "nc %h %p")]
+)
+def test_machine_behind_another_is_refused(config: Path, key: str, value: str) -> None:
+    with pytest.raises(ScenarioError, match=f"{key.lower()} {value}, which") as caught:
+        of(config, f"{key} {value}")
+    assert caught.value.reason == "ssh-config"
+    assert "forward a port" in caught.value.hint
+
+
+def test_jump_that_is_taken_back_is_none(config: Path) -> None:
+    assert of(config, "ProxyJump none", "ProxyCommand none").hostname == NAME
+
+
+@pytest.mark.parametrize("address", ["-oProxyCommand=true", "a b", "$(id)", "ssh://a:port"])
+def test_address_that_ssh_does_not_take_is_refused(config: Path, address: str) -> None:
+    with pytest.raises(ScenarioError, match="ssh does not take the address") as caught:
+        of(config, address=address)
+    assert caught.value.reason == "ssh-config"
+
+
+def test_configuration_that_ssh_does_not_take_is_refused_with_its_reason(config: Path) -> None:
+    with pytest.raises(ScenarioError) as caught:
+        of(config, "Prot 22")
+    assert "bad configuration option: prot" in caught.value.evidence.lower()
+
+
+def test_configuration_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ScenarioError, match="no such file of ssh's configuration"):
+        resolved("gpu1", tmp_path / "none.conf")
+
+
+# known hosts -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ([], f"[{NAME}]:2222"),
+        (["HostKeyAlias old"], "old"),
+    ],
+)
+def test_machine_is_known_by_its_port_or_its_alias(
+    config: Path, options: list[str], name: str
+) -> None:
+    assert of(config, *options).known_as == name
+
+
+def test_machine_at_the_usual_port_is_known_by_its_name(config: Path) -> None:
+    assert replace(of(config), port=22).known_as == NAME
+
+
+def known(endpoint: Endpoint, *lines: str, path: int = 0) -> dict[str, set[str]]:
+    endpoint.known_hosts[path].write_text("".join(f"{line}\n" for line in lines))
+    return _known_keys(endpoint)
+
+
+def base64_of(key: KeyPair) -> str:
+    return key.public_line.split()[1]
+
+
+def only(*keys: KeyPair) -> dict[str, set[str]]:
+    return {"ssh-ed25519": {base64_of(key) for key in keys}}
+
+
+@pytest.fixture
+def endpoint(config: Path) -> Endpoint:
+    return of(config)
+
+
+@pytest.mark.parametrize(
+    "names", [f"[{NAME}]:2222", f"other,[{NAME}]:2222,192.0.2.7", "[*.lab]:2222"]
+)
+def test_key_is_found_under_the_machines_name(endpoint: Endpoint, names: str) -> None:
+    assert known(endpoint, f"{names} {ONE.public_line} a comment") == only(ONE)
+
+
+@pytest.mark.parametrize(
+    "names", [NAME, f"[{NAME}]:22", f"[{NAME}]:22222", "[*.lab]:2222,![gpu1*]:*"]
+)
+def test_key_of_another_machine_is_none(endpoint: Endpoint, names: str) -> None:
+    assert known(endpoint, f"{names} {ONE.public_line}") == {}
+
+
+def test_key_is_found_under_a_hashed_name(endpoint: Endpoint) -> None:
+    path = endpoint.known_hosts[0]
+    path.write_text(f"other.lab {TWO.public_line}\n{endpoint.known_as} {ONE.public_line}\n")
+    subprocess.run(["ssh-keygen", "-q", "-H", "-f", path], check=True, capture_output=True)
+    assert NAME not in path.read_text()
+    assert path.read_text().count("|1|") == 2
+    assert _known_keys(endpoint) == only(ONE)
+
+
+def test_all_keys_that_are_known_count(endpoint: Endpoint, tmp_path: Path) -> None:
+    """Two of one kind, in one file; one of another kind, in another."""
+    subprocess.run(["ssh-keygen", "-q", "-t", "ecdsa", "-N", "", "-f", tmp_path / "e"], check=True)
+    name, line = endpoint.known_as, (tmp_path / "e.pub").read_text()
+    known(endpoint, f"{name} {line}", path=1)
+    found = known(endpoint, f"{name} {ONE.public_line}", f"{name} {TWO.public_line}")
+    assert set(found) == {"ssh-ed25519", "ecdsa-sha2-nistp256"}
+    assert found["ssh-ed25519"] == only(ONE, TWO)["ssh-ed25519"]
+
+
+def test_revoked_key_is_not_known_wherever_it_is_revoked(endpoint: Endpoint) -> None:
+    name = endpoint.known_as
+    known(endpoint, f"@revoked * {ONE.public_line}", path=1)
+    lines = [f"{name} {key.public_line}" for key in (ONE, TWO)]
+    assert known(endpoint, *lines) == only(TWO)
+    assert known(endpoint, lines[0]) == {}
+
+
+def test_key_of_an_authority_is_none_of_the_machine(endpoint: Endpoint) -> None:
+    assert known(endpoint, f"@cert-authority {endpoint.known_as} {ONE.public_line}") == {}
+
+
+def test_broken_line_of_the_machine_hides_no_other(endpoint: Endpoint) -> None:
+    name = endpoint.known_as
+    found = known(endpoint, f"{name} ssh-ed25519 !", name, f"{name} {ONE.public_line}")
+    assert base64_of(ONE) in found["ssh-ed25519"]
+
+
+def test_files_that_are_not_there_know_nothing(endpoint: Endpoint) -> None:
+    assert _known_keys(endpoint) == {}
+
+
+@pytest.fixture(scope="module")
+def spoilt(tmp_path_factory: pytest.TempPathFactory) -> Endpoint:
+    path = tmp_path_factory.mktemp("known") / "hosts"
+    return Endpoint(NAME, None, NAME, 22, "root", alias="", identities=(), known_hosts=(path,),
+                    agent=False)  # fmt: skip
+
+
+TEXTS = st.text(st.characters(codec="utf-8", exclude_characters="\n"), max_size=60)
+
+
+@given(st.lists(TEXTS, max_size=4))
+def test_spoilt_lines_hide_no_key(spoilt: Endpoint, lines: list[str]) -> None:
+    lines = [line for line in lines if not line.strip().startswith("@")]
+    found = known(spoilt, *lines, f"{NAME} {ONE.public_line}")
+    assert base64_of(ONE) in found["ssh-ed25519"]
+
+
+# OpenSSH's client ------------------------------------------------------------------------------
+
+
+def words_of(program: Path) -> list[str]:
+    assert program.stat().st_mode & 0o777 == 0o700
+    first, command = program.read_text().splitlines()
+    assert first == "#!/bin/sh"
+    return shlex.split(command)
+
+
+def test_client_is_told_all_that_was_found(endpoint: Endpoint, tmp_path: Path) -> None:
+    (tmp_path / "id").touch()
+    words = words_of(client_program(replace(endpoint, agent=False), tmp_path))
+    assert words[:4] == ["exec", "/usr/bin/ssh", "-F", str(endpoint.config)]
+    assert words[-3:] == ["-i", str(tmp_path / "id"), "$@"]
+    options = words[4:-3]
+    assert set(options[::2]) == {"-o"}
+    assert dict(option.split("=", 1) for option in options[1::2]) == {
+        "BatchMode": "yes", "StrictHostKeyChecking": "yes", "ConnectTimeout": "20",
+        "HostName": NAME, "Port": "2222", "User": "joe", "HostKeyAlias": f"[{NAME}]:2222",
+        "UserKnownHostsFile": f"{tmp_path}/known {tmp_path}/more", "IdentitiesOnly": "yes",
+    }  # fmt: skip
+
+
+def test_client_is_given_no_file_that_is_not_there(endpoint: Endpoint, tmp_path: Path) -> None:
+    words = words_of(client_program(replace(endpoint, config=None), tmp_path))
+    assert not {"-F", "-i"} & set(words)
+    assert "IdentitiesOnly=no" in words
+
+
+def test_client_means_the_machine_whatever_it_is_called_with(
+    endpoint: Endpoint, tmp_path: Path
+) -> None:
+    """As ssh itself understands the program."""
+    (tmp_path / "id").touch()
+    program = client_program(endpoint, tmp_path)
+    asked = [str(program), "-G", "-l", "root", "anything"]
+    said = subprocess.check_output(asked, text=True, stdin=subprocess.DEVNULL)
+    for line in (f"hostname {NAME}", "port 2222", "user joe", "batchmode yes",
+                 "stricthostkeychecking true", f"hostkeyalias [{NAME}]:2222",
+                 f"identityfile {tmp_path}/id"):  # fmt: skip
+        assert line in said.splitlines()

@@ -1,0 +1,61 @@
+"""Recorded evidence of machines (fixtures/recorded/checkups), and changes to it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from orchestrator.analysis.finding import USES, Finding, Needs
+from orchestrator.analysis.findings import findings
+
+CHECKUPS = Path(__file__).parents[2] / "fixtures/recorded/checkups"
+Raw = dict[str, Any]
+Change = Callable[[Raw], object]
+
+
+def recorded(name: str) -> Raw:
+    found: Raw = json.loads((CHECKUPS / f"{name}.json").read_text())
+    return found
+
+
+def server(*changes: Change) -> Raw:
+    """A machine with nothing in the way, but for these changes."""
+    raw = recorded("gpu-server")
+    for change in changes:
+        change(raw)
+    return raw
+
+
+def of_server(*changes: Change, needs: Needs | None = None) -> dict[str, Finding]:
+    """By name; of several of a name the worst."""
+    found = findings(server(*changes), needs or Needs(USES))
+    return {finding.name: finding for finding in reversed(found)}
+
+
+def file(path: str, text: str | None) -> Change:
+    def change(raw: Raw) -> None:
+        raw["files"].pop(path, None)
+        if text is not None:
+            raw["files"][path] = text + "\n"
+
+    return change
+
+
+def value(*keys: str, to: Any) -> Change:
+    def change(raw: Raw) -> None:
+        place = raw
+        for key in keys[:-1]:
+            place = place[key]
+        place[keys[-1]] = to
+
+    return change
+
+
+def replaced(path: str, old: str, new: str) -> Change:
+    def change(raw: Raw) -> None:
+        assert old in raw["files"][path]
+        raw["files"][path] = raw["files"][path].replace(old, new)
+
+    return change

@@ -1,0 +1,64 @@
+"""Stand-ins for what a host is known by: its shell, and what is asked before it is changed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from orchestrator.bench import staging
+from orchestrator.bench.local import Here
+from orchestrator.bench.shell import Completed, Shell
+
+_PLACES = r"(?<![\w.}*$/-])/(?=(?:sys|proc|etc|lib/modules|var/lib|dev/kvm)\b)"
+
+
+class HostShell(Here, Shell):
+    """Runs here what the host is to run, where its files are in a folder, and those of its
+    programs that are made up in `programs` there."""
+
+    name = "host"
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.ran: list[str] = []
+        path = f"PATH={root}/programs:/usr/bin:/bin"
+        self._before = ("/usr/bin/env", "-i", path, f"ROOT={root}")
+
+    def run(self, argv: Sequence[str] | str, **how: Any) -> Completed:
+        self.ran.append(argv if isinstance(argv, str) else " ".join(argv))
+        return super().run(argv, **how)
+
+    def alive(self) -> bool:
+        return True
+
+    def _words(self, argv: Sequence[str] | str) -> list[str]:
+        words = ["sh", "-c", argv] if isinstance(argv, str) else argv
+        words = [word.replace(staging._PATH, "") for word in words]
+        assert not any("PATH=" in word for word in words), "it would mount on this machine"
+        return super()._words([re.sub(_PLACES, f"{self.root}/", word) for word in words])
+
+
+class Recorded:
+    """Changes that are noted in `log`, where what the host then does may be noted, too."""
+
+    def __init__(self, log: list[str]) -> None:
+        self.log = log
+        self.written: dict[str, str] = {}
+
+    def write(self, path: str, value: str) -> None:
+        self.written[path] = value
+        self._note("write", path, value)
+
+    def tracing(self, instance: str, group: str) -> None:
+        self._note("tracing", instance, group)
+
+    def guest(self, uuid: str) -> None:
+        self._note("guest", uuid)
+
+    def files(self, *paths: str) -> None:
+        self._note("files", *paths)
+
+    def _note(self, *words: str) -> None:
+        self.log.append(" ".join(["change:", *words]))

@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import json
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator.analysis.finding import METAL, NESTED, STATUSES, USES, Finding, Needs
+from orchestrator.analysis.findings import findings
+from orchestrator.report.doctor import Diagnosis, json_diagnosis, text_diagnosis
+from orchestrator.report.layout import WIDTH
+from tests.unit.checkups import recorded, server
+
+
+def diagnosis(name: str, needs: Needs, scenario: str = "") -> Diagnosis:
+    raw = recorded(name)
+    return Diagnosis("this machine", f"Linux {raw['release']}", scenario, needs,
+                     findings(raw, needs))  # fmt: skip
+
+
+def test_text_names_what_is_in_the_way_first() -> None:
+    text = text_diagnosis(diagnosis("emulated-runner", Needs(USES)))
+    assert text.startswith(
+        "this machine, Linux 6.18.44\n"
+        "  runs nested hosts: yes, emulated\n"
+        "  can be a metal host: no (libvirt, boot, iommu, large-bar)\n\n"
+        "problem  libvirt (metal): there is no libvirt daemon to start guests with\n"
+        "           | virtqemud, libvirtd: not found\n"
+        "           -> apt-get install libvirt-daemon-system, or the distribution's\n"
+    )
+    assert "\nok       python: Python 3.11.7\n" in text
+    assert all(len(line) <= WIDTH for line in text.splitlines())
+
+
+def test_text_of_a_machine_with_nothing_in_the_way() -> None:
+    text = text_diagnosis(Diagnosis("gpu1.lab", "Linux", "", Needs(METAL),
+                                    findings(server(), Needs(METAL))))  # fmt: skip
+    assert text.startswith("gpu1.lab, Linux\n  can be a metal host: yes\n\nok ")
+    assert "|" not in text
+    assert "->" not in text
+
+
+def test_scenario_is_named() -> None:
+    text = text_diagnosis(diagnosis("emulated-runner", Needs(NESTED), "small"))
+    assert "\n  scenario small: yes, emulated\n" in text
+    assert "(nested)" not in text
+
+
+def test_exit_code_is_3_where_every_use_has_something_in_its_way() -> None:
+    assert diagnosis("emulated-runner", Needs(USES)).exit_code == 0
+    assert diagnosis("emulated-runner", Needs(NESTED)).exit_code == 0
+    assert diagnosis("emulated-runner", Needs(METAL)).exit_code == 3
+    assert diagnosis("gpu-server", Needs(METAL)).exit_code == 0
+
+
+def test_document_has_everything() -> None:
+    document = json.loads(json.dumps(json_diagnosis(diagnosis("emulated-runner", Needs(USES)))))
+    assert document["schema"] == 1
+    assert document["scenario"] is None
+    assert document["uses"]["nested"] == {"possible": True, "in_the_way": []}
+    assert document["uses"]["metal"]["in_the_way"][0] == "libvirt"
+    assert document["exit_code"] == 0
+    for finding in document["findings"]:
+        assert {*finding} == {"name", "status", "what", "evidence", "fix", "uses"}
+        assert finding["status"] in STATUSES
+
+
+@given(st.text(), st.lists(st.text(), max_size=3), st.text())
+def test_evidence_from_outside_stays_in_its_lines(what: str, said: list[str], fix: str) -> None:
+    found = Finding("x", "problem", what, tuple(said), fix)
+    text = text_diagnosis(Diagnosis("m", "s", "", Needs(METAL), (found,)))
+    assert text.isascii()
+    assert all(line.isprintable() and len(line) <= WIDTH for line in text.split("\n"))

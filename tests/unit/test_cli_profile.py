@@ -1,0 +1,96 @@
+"""`barometer profile` as a user has it; what it records is made up."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator import cli
+from orchestrator.profile import Asked, Recorded
+from tests.unit.analysis.test_profile import ALIGNED, BAR, FILES, QEMU, VCPU, booted, vma
+from tests.unit.analysis.test_profile import FACTS as BOOT
+from tests.unit.report.test_profile import FACTS as HOST
+
+PROCESS = {
+    "pid": QEMU, "threads": [QEMU, VCPU], "page_table_bytes": 1 << 21, "maps": vma(ALIGNED, BAR)
+}  # fmt: skip
+
+
+class Command:
+    def __init__(self) -> None:
+        self.asked: list[Asked] = []
+        self.cleared: list[Any] = []
+
+    def record(self, asked: Asked, _progress: object) -> Recorded:
+        self.asked.append(asked)
+        return Recorded(
+            {**BOOT, **HOST, "process": PROCESS},
+            FILES | {"trace.txt": booted().text()},
+            "<domain/>",
+        )
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch) -> Command:
+    made = Command()
+    monkeypatch.setattr(cli, "record", made.record)
+    monkeypatch.setattr(cli, "clear_profile", lambda *where: made.cleared.append(where))
+    return made
+
+
+def barometer(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["barometer", "profile", *map(str, arguments)])
+    return cli._run()
+
+
+def test_a_domain_is_profiled_until_it_is_quiet(
+    command: Command, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert barometer(monkeypatch, "gpu vm") == 0
+    assert command.asked == [Asked("gpu vm", until=20.0)]
+    assert "What would help" in capsys.readouterr().out
+
+
+def test_what_is_asked_for_is_done_and_saved(
+    command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    uri = "qemu+ssh://lab/system"
+    assert barometer(
+        monkeypatch, "gpu vm", "--connect", uri, "--ssh-config", "c", "--reboot", "--until",
+        "agent", "--save", tmp_path / "saved", "--json",
+    ) == 0  # fmt: skip
+    assert command.asked == [Asked("gpu vm", uri, Path("c"), reboot=True, until="agent")]
+    assert json.loads(capsys.readouterr().out)["advice"][0]["name"] == "no-series"
+    assert (tmp_path / "saved/trace.txt.gz").exists()
+
+
+def test_what_is_left_is_cleared_without_a_domain(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert barometer(monkeypatch, "--clear", "--connect", "qemu:///system") == 0
+    assert command.cleared == [("qemu:///system", None)]
+    assert command.asked == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "no DOMAIN is given"),
+        (["d", "--until", "soon"], "--until soon: neither seconds above 0 nor the word agent"),
+        (["d", "--until", "0"], "--until 0:"),
+        (["d", "--until", "nan"], "--until nan:"),
+        (["d", "--until", "inf"], "--until inf:"),
+    ],
+)
+def test_a_wrong_command_line_is_refused(
+    command: Command, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    arguments: list[str], message: str,
+) -> None:  # fmt: skip
+    assert barometer(monkeypatch, *arguments) == 2
+    assert message in capsys.readouterr().err
+    assert command.asked == []

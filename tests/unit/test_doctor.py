@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from orchestrator import doctor
+from orchestrator.bench.local import Here
+from orchestrator.cache import Cache
+from orchestrator.doctor import diagnosed, preflight
+from orchestrator.errors import BenchError, ScenarioError
+from orchestrator.progress import Progress
+from orchestrator.scenario import HostDevice
+from tests.unit.checkups import Raw, recorded, server, value
+from tests.unit.scenarios import scenario
+
+METAL = (
+    "host.kind=metal", "host.address=gpu1.lab", "device.kind=hostdev", "device.pick=largest-bar",
+    "device.bar=128GiB",
+)  # fmt: skip
+
+
+class Asked:
+    """In place of `evidence`: says `raw`, and keeps what it was asked."""
+
+    def __init__(self, raw: Raw) -> None:
+        self.raw = raw
+        self.arguments: tuple[Any, ...] = ()
+        self.how: dict[str, bool] = {}
+
+    def __call__(self, *arguments: Any, **how: bool) -> Raw:
+        self.arguments, self.how = arguments, how
+        return self.raw
+
+
+def asking(monkeypatch: pytest.MonkeyPatch, raw: Raw) -> Asked:
+    asked = Asked(raw)
+    monkeypatch.setattr(doctor, "evidence", asked)
+    return asked
+
+
+@pytest.fixture
+def said() -> io.StringIO:
+    return io.StringIO()
+
+
+@pytest.fixture
+def progress(said: io.StringIO) -> Progress:
+    return Progress(Console(file=said, width=200))
+
+
+def test_this_machine_is_asked_for_both_uses(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked = asking(monkeypatch, recorded("emulated-runner"))
+    found = diagnosed(None, None, None, Cache(tmp_path))
+    machine, programs, versions, folders, device = asked.arguments
+    assert isinstance(machine, Here)
+    assert {"mmdebstrap", "newuidmap"} <= {*programs}
+    assert "qemu-system-x86_64" in versions
+    assert folders == {"nested": [str(tmp_path)], "metal": ["/var/lib/barometer"]}
+    assert device is None
+    assert asked.how == {"metal": True, "probe": False}
+    assert (found.machine, found.system) == ("this machine", "Linux 6.18.44, x86_64")
+    assert found.exit_code == 0
+
+
+def test_machine_that_is_not_reached_is_a_finding(tmp_path: Path) -> None:
+    config = tmp_path / "config"
+    config.write_text("Host gpu1.lab\n HostName 127.0.0.1\n Port 1\n User root\n")
+    found = diagnosed(scenario(*METAL), "gpu1.lab", config, Cache(tmp_path))
+    [finding] = found.findings
+    assert (finding.name, finding.status) == ("ssh", "problem")
+    assert "no SSH server answers at 127.0.0.1 port 1" in finding.what
+    assert found.exit_code == 3
+
+
+def test_machine_of_a_metal_scenario_is_the_one_that_is_asked(tmp_path: Path) -> None:
+    config = tmp_path / "config"
+    config.write_text("Host gpu1.lab\n HostName 127.0.0.1\n Port 1\n")
+    asked = scenario(*METAL, f"host.ssh_config={config}")
+    assert diagnosed(asked, None, None, Cache(tmp_path)).machine == "gpu1.lab"
+
+
+def test_address_that_ssh_does_not_take_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ScenarioError, match="does not take the address"):
+        diagnosed(None, "a b", None, Cache(tmp_path))
+
+
+def test_preflight_lets_a_run_begin_and_says_what_it_costs(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, progress: Progress, said: io.StringIO
+) -> None:
+    warned = value("programs", "qemu-system-x86_64", "version", to="QEMU emulator version 8.2.2")
+    asked = asking(monkeypatch, server(warned))
+    preflight(scenario(*METAL), Cache(tmp_path), progress, Here())
+    assert asked.how == {"metal": True, "guests": False}
+    assert isinstance(asked.arguments[4], HostDevice)
+    assert "qemu-alignment: QEMU 8.2.2 does not align" in said.getvalue()
+
+
+def test_preflight_names_all_that_is_in_the_way(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, progress: Progress
+) -> None:
+    asking(monkeypatch, recorded("emulated-runner"))
+    with pytest.raises(BenchError) as caught:
+        preflight(scenario(*METAL), Cache(tmp_path), progress, Here())
+    text = str(caught.value)
+    for part in ("no IOMMU is on", "/sys/class/iommu: empty", "kexec-tools", "small"):
+        assert part in text
+    asked = asking(monkeypatch, recorded("emulated-runner"))
+    preflight(scenario(), Cache(tmp_path), progress)
+    assert asked.how == {"metal": False, "guests": False}

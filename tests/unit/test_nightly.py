@@ -1,0 +1,438 @@
+"""ci/nightly/nightly.sh with a barometer that only says what it was asked; and the templates that
+call it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.unit.recorded import copied_run
+
+NIGHTLY = Path(__file__).parents[2] / "ci/nightly/nightly.sh"
+SECONDS = 30.0
+HEADER = "time,bar_map_seconds.ratio\n"
+FAKE = """#!/bin/bash
+# Each call is a line; what it does stands in files beside: the exit code of a verb, and of `run`
+# what it leaves (whole), or that it hangs.
+here=$(dirname "$0")
+said() { printf '%s\\n' "$*" >>"$here/calls"; }
+said "$*"
+code() { cat "$here/$1" 2>/dev/null || echo 0; }
+case $1 in
+  run)
+    while [ "$1" != --out ]; do shift; done
+    out=$2
+    mkdir -p "$out"
+    if [ -e "$here/hangs" ]; then
+      trap 'sleep 0.5; said ended; exit 130' TERM
+      said hangs
+      sleep 60 & wait
+    fi
+    [ ! -e "$here/dies" ] || kill -KILL $$
+    [ ! -e "$here/whole" ] || cp -r "$here/whole/." "$out"
+    exit "$(code run)" ;;
+  recover)
+    [ ! -e "$here/slow" ] || sleep 2
+    said recovered ;;
+  compare) echo "tonight against $2" ;;
+esac
+exit "$(code "$1")"
+"""
+
+
+class Lab:
+    """A folder of nights, and a barometer in front of the real one on PATH."""
+
+    def __init__(self, folder: Path) -> None:
+        self.bin, self.dir = folder / "bin", folder / "nights"
+        self.scenario = folder / "gpu.toml"
+        self.scenario.touch()
+        self.bin.mkdir()
+        self.replaced_by(FAKE)
+
+    def replaced_by(self, program: str) -> None:
+        (self.bin / "barometer").write_text(program)
+        (self.bin / "barometer").chmod(0o755)
+
+    def exits(self, verb: str, code: int) -> None:
+        (self.bin / verb).write_text(f"{code}\n")
+
+    def measures(self, *cells: str) -> None:
+        """The next run is whole."""
+        for folder in (self.bin / "whole" / cell for cell in cells or ("",)):
+            whole(folder)
+
+    def begin(self, *arguments: object) -> subprocess.Popen[str]:
+        path = f"{self.bin}:{Path(sys.executable).parent}:/usr/bin:/bin"
+        return subprocess.Popen(
+            [NIGHTLY, "--dir", self.dir, *map(str, arguments or (self.scenario,))],
+            env={"PATH": path}, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            cwd=self.scenario.parent, start_new_session=True,
+        )  # fmt: skip
+
+    def __call__(self, *arguments: object) -> tuple[int, str]:
+        """Exit code and what was said."""
+        night = self.begin(*arguments)
+        out, err = night.communicate(timeout=SECONDS)
+        return night.returncode, out + err
+
+    @property
+    def calls(self) -> list[str]:
+        file = self.bin / "calls"
+        return file.read_text().splitlines() if file.exists() else []
+
+    @property
+    def verbs(self) -> list[str]:
+        return [call.split()[0] for call in self.calls]
+
+    @property
+    def nights(self) -> list[str]:
+        return sorted(path.name for path in (self.dir / "runs").iterdir())
+
+    def until(self, call: str) -> None:
+        deadline = time.monotonic() + SECONDS
+        while call not in self.verbs:
+            assert time.monotonic() < deadline, f"no {call} in {self.calls}"
+            time.sleep(0.02)
+
+    def night(self, name: str, *cells: str) -> Path:
+        """One that was before; whole if it has cells, "" being the run itself."""
+        folder = self.dir / "runs" / name
+        folder.mkdir(parents=True)
+        for cell in cells:
+            whole(folder / cell)
+        return folder
+
+
+def whole(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "results.csv").write_text(HEADER + "2026-09-01,0.5\n")
+    for name in ("report.html", "report.txt", "junit.xml", "comparison.json"):
+        (folder / name).write_text(name)
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Lab:
+    return Lab(tmp_path)
+
+
+def session_members(sid: int) -> list[int]:
+    """Processes of a session that still run (proc_pid_stat(5), fields 3 and 6)."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[3]) == sid and fields[0] != "Z":
+            found.append(int(stat.parent.name))
+    return found
+
+
+def all_ended(night: subprocess.Popen[str]) -> bool:
+    """Long before what hangs would end by itself; what was killed takes a moment to go."""
+    deadline = time.monotonic() + 10
+    while session_members(night.pid) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return not session_members(night.pid)
+
+
+@pytest.fixture
+def hanging(lab: Lab) -> Iterator[subprocess.Popen[str]]:
+    """A night whose run does not end by itself."""
+    (lab.bin / "hangs").touch()
+    night = lab.begin()
+    try:
+        lab.until("hangs")
+        yield night
+    finally:
+        for pid in session_members(night.pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        night.communicate(timeout=SECONDS)
+
+
+@pytest.mark.parametrize("code", [0, 1, 2, 3, 4, 70])
+def test_exit_code_is_the_runs_and_the_machine_is_always_put_back(lab: Lab, code: int) -> None:
+    lab.measures()
+    lab.exits("run", code)
+    assert lab()[0] == code
+    assert lab.verbs == ["run", "clean", "recover", "recovered"]
+    assert lab.calls[2] == f"recover {lab.scenario}"
+
+
+@pytest.mark.parametrize("code", [0, 1, 2, 4])
+def test_a_machine_that_is_not_as_it_was_outweighs_a_verdict(lab: Lab, code: int) -> None:
+    lab.measures()
+    lab.exits("run", code)
+    lab.exits("recover", 3)
+    ended, said = lab()
+    assert ended == 3
+    assert "the machine is not as it was; once that is mended: barometer recover" in said
+    assert (lab.dir / "published/report.html").exists()
+
+
+def test_a_runner_that_cannot_be_cleaned_is_no_reason_to_leave_the_machine(lab: Lab) -> None:
+    lab.exits("clean", 70)
+    assert lab()[0] == 0
+    assert "recovered" in lab.verbs
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_the_run_in_order_and_then_the_machine_is_put_back(
+    lab: Lab, hanging: subprocess.Popen[str], number: signal.Signals
+) -> None:
+    hanging.send_signal(number)
+    hanging.wait(SECONDS)
+    assert hanging.returncode == 130
+    assert lab.verbs[:6] == ["run", "hangs", "ended", "clean", "recover", "recovered"]
+    assert all_ended(hanging)
+
+
+def test_the_interrupt_of_a_terminal_is_no_other(lab: Lab, hanging: subprocess.Popen[str]) -> None:
+    os.killpg(hanging.pid, signal.SIGINT)
+    hanging.wait(SECONDS)
+    assert hanging.returncode == 130
+    assert lab.verbs[:6] == ["run", "hangs", "ended", "clean", "recover", "recovered"]
+
+
+def test_signals_do_not_cut_putting_back_short(lab: Lab) -> None:
+    lab.measures()
+    (lab.bin / "slow").touch()
+    night = lab.begin()
+    lab.until("recover")
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        os.killpg(night.pid, number)
+    night.communicate(timeout=SECONDS)
+    assert night.returncode == 0
+    assert lab.verbs[-1] == "recovered"
+
+
+def test_a_killed_night_takes_its_run_along_and_the_next_step_puts_back(
+    lab: Lab, hanging: subprocess.Popen[str]
+) -> None:
+    hanging.kill()
+    hanging.wait(SECONDS)
+    assert lab("--recover", lab.scenario)[0] == 0  # waits: the run is still ending
+    assert lab.verbs == ["run", "hangs", "ended", "clean", "recover", "recovered"]
+
+
+@pytest.mark.parametrize("moment", [0.01, 0.03, 0.05, 0.08, 0.12, 0.2])
+def test_whenever_it_is_ended_what_began_is_put_back(lab: Lab, moment: float) -> None:
+    (lab.bin / "hangs").touch()
+    night = lab.begin()
+    time.sleep(moment)
+    night.terminate()
+    night.communicate(timeout=SECONDS)
+    assert night.returncode in (130, -signal.SIGTERM)
+    assert lab.verbs[-1:] in ([], ["recovered"], ["report"])
+    assert ("recovered" in lab.verbs) == (night.returncode == 130)
+    assert all_ended(night)
+
+
+def test_a_run_that_is_killed_is_put_back_after(lab: Lab) -> None:
+    (lab.bin / "dies").touch()
+    ended, said = lab()
+    assert ended == 3
+    assert "the run was killed (exit code 137)" in said
+    assert lab.verbs[:4] == ["run", "clean", "recover", "recovered"]
+
+
+def test_a_run_ends_at_its_limit(lab: Lab) -> None:
+    (lab.bin / "hangs").touch()
+    ended, said = lab("--limit", "1s", lab.scenario)
+    assert ended == 3
+    assert "error: the run was not done within 1s" in said
+    assert lab.verbs[:6] == ["run", "hangs", "ended", "clean", "recover", "recovered"]
+
+
+def test_of_two_nights_at_once_the_second_touches_nothing(
+    lab: Lab, hanging: subprocess.Popen[str]
+) -> None:
+    ended, said = lab()
+    assert ended == 3
+    assert f"another night is at work in {lab.dir}" in said
+    assert lab.verbs == ["run", "hangs"]
+
+
+def test_what_fails_after_the_run_is_no_regression(lab: Lab) -> None:
+    lab.measures()
+    (lab.dir / "history.csv").mkdir(parents=True)
+    assert lab()[0] == 3
+    assert "recovered" in lab.verbs
+
+
+def test_recover_alone(lab: Lab) -> None:
+    assert lab("--recover", lab.scenario)[0] == 0
+    assert lab.verbs == ["clean", "recover", "recovered"]
+    lab.exits("recover", 3)
+    assert lab("--recover", lab.scenario)[0] == 3
+
+
+def test_a_wrong_scenario_is_no_machine_that_is_not_as_it_was(lab: Lab) -> None:
+    lab.exits("run", 2)
+    lab.exits("recover", 2)
+    assert lab()[0] == 2
+    lab.exits("recover", 3)
+    assert lab()[0] == 3
+
+
+def test_options_of_the_run_are_handed_on(lab: Lab) -> None:
+    lab("--keep", 3, lab.scenario, "--pairs", 3, "--set", "host.wait=60")
+    night = f"{lab.dir}/runs/{lab.nights[0]}"
+    assert lab.calls[0] == f"run {lab.scenario} --out {night} --pairs 3 --set host.wait=60"
+
+
+def test_what_a_failed_run_has_is_reported(lab: Lab) -> None:
+    lab.exits("run", 3)
+    lab.exits("report", 4)
+    assert lab()[0] == 3
+    assert lab.calls[-1] == f"report {lab.dir}/runs/{lab.nights[0]}"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "no scenario"),
+        (["--keep"], "--keep needs a value"),
+        (["--keep", "0", "gpu.toml"], "--keep 0: not a number of nights"),
+        (["--limit", "soon", "gpu.toml"], "--limit soon: not a time"),
+        (["--pairs", "3", "gpu.toml"], "--pairs is unknown here"),
+        (["gpu.toml", "--set", "host.address=b"], "which machine it is stands in gpu.toml"),
+        (["gpu.toml", "--out", "x"], "--out: a night's run is in DIR/runs"),
+        (["missing.toml"], "missing.toml: no scenario file"),
+        (["root@gpu1.lab"], "root@gpu1.lab: no scenario file"),
+    ],
+)
+def test_a_wrong_command_line_touches_nothing(lab: Lab, arguments: list[str], said: str) -> None:
+    ended, text = lab(*(arguments or ["--dir", str(lab.dir)]))
+    assert ended == 2
+    assert said in text
+    assert lab.calls == []
+
+
+def test_history_grows_by_a_row_for_each_whole_night(lab: Lab) -> None:
+    lab.dir.mkdir()
+    (lab.dir / "history.csv").write_text(HEADER + "2026-08-31,0.6\n")
+    lab.measures()
+    lab()
+    whole_history = HEADER + "2026-08-31,0.6\n2026-09-01,0.5\n"
+    assert (lab.dir / "history.csv").read_text() == whole_history
+    assert (lab.dir / "published/history.csv").read_text() == whole_history
+
+
+def test_a_night_that_measured_nothing_has_no_row(lab: Lab) -> None:
+    lab.measures()
+    (lab.bin / "whole/results.csv").write_text(HEADER)
+    lab.night("20260831T011700Z", "")
+    assert lab()[0] == 0
+    assert not (lab.dir / "history.csv").exists()
+    assert "compare" not in lab.verbs
+
+
+def test_a_history_of_other_columns_is_put_aside(lab: Lab) -> None:
+    lab.dir.mkdir()
+    (lab.dir / "history.csv").write_text("time,verdict\n2026-08-31,improved\n")
+    lab.measures()
+    lab()
+    assert (lab.dir / "history.csv").read_text() == HEADER + "2026-09-01,0.5\n"
+    [old] = lab.dir.glob("history-until-*.csv")
+    assert old.read_text() == "time,verdict\n2026-08-31,improved\n"
+
+
+@pytest.mark.parametrize(
+    ("run", "compare", "code"),
+    [(0, 0, 0), (0, 1, 1), (0, 4, 0), (0, 2, 0), (1, 0, 1), (3, 1, 3), (4, 1, 4)],
+)
+def test_a_night_is_compared_with_the_last_whole_one(
+    lab: Lab, run: int, compare: int, code: int
+) -> None:
+    lab.night("20260829T011700Z", "")
+    before = lab.night("20260830T011700Z", "")
+    lab.night("20260831T011700Z")
+    lab.measures()
+    lab.exits("run", run)
+    lab.exits("compare", compare)
+    ended, said = lab()
+    assert ended == code
+    assert lab.calls[-1] == f"compare {before} {lab.dir}/runs/{lab.nights[-1]}"
+    assert (lab.dir / "published/compare.txt").read_text() == f"tonight against {before}\n"
+    assert ("the candidate regressed since" in said) == (compare == 1)
+
+
+def test_cells_of_a_matrix_have_histories_of_their_own(lab: Lab) -> None:
+    before = lab.night("20260831T011700Z", "cells/ovmf", "cells/seabios")
+    lab.measures("cells/ovmf", "cells/seabios")
+    lab()
+    tonight = lab.dir / "runs" / lab.nights[-1]
+    assert lab.calls[-2:] == [
+        f"compare {before}/cells/{cell} {tonight}/cells/{cell}" for cell in ("ovmf", "seabios")
+    ]
+    published = {
+        path.relative_to(lab.dir / "published").as_posix()
+        for path in (lab.dir / "published").rglob("*.*")
+        if path.is_file()
+    }
+    assert {"history-ovmf.csv", "cells/ovmf/report.html", "cells/seabios/compare.txt"} <= published
+    assert not any("trials" in name for name in published)
+
+
+def test_so_many_nights_are_kept(lab: Lab) -> None:
+    names = [f"202608{day}T011700Z" for day in range(10, 16)]
+    for name in names:
+        lab.night(name, "")
+    (lab.dir / "runs/by-hand").mkdir()
+    lab.measures()
+    lab("--keep", 3, lab.scenario)
+    assert lab.nights[:3] == [*names[-2:], lab.nights[2]]
+    assert lab.nights[3:] == ["by-hand"]
+
+
+def test_the_last_whole_night_is_kept_for_the_next_one(lab: Lab) -> None:
+    lab.night("20260810T011700Z", "")
+    lab.night("20260811T011700Z", "cells/ovmf")
+    for day in range(12, 16):
+        lab.night(f"202608{day}T011700Z")
+    lab.exits("run", 3)
+    lab("--keep", 2, lab.scenario)
+    assert lab.nights == ["20260811T011700Z", "20260815T011700Z", lab.nights[-1]]
+
+
+def test_what_was_published_is_of_this_night_or_gone(lab: Lab) -> None:
+    (lab.dir / "published").mkdir(parents=True)
+    (lab.dir / "published/report.html").touch()
+    lab.replaced_by("#!/bin/sh\nexit 2\n")  # not even a folder
+    assert lab()[0] == 2
+    assert not (lab.dir / "published").exists()
+
+
+def test_two_nights_judged_by_barometer_itself(lab: Lab, tmp_path: Path) -> None:
+    """Only `run` and `recover` are not the real ones."""
+    real = Path(sys.executable).parent / "barometer"
+    copied_run(tmp_path / "recorded")
+    lab.replaced_by(
+        "#!/bin/sh\n"
+        f'[ "$1" != recover ] || exit 0\n[ "$1" = run ] || exec {real} "$@"\n'
+        f'cp -r {tmp_path}/recorded "$4"\nexec {real} report "$4"\n'
+    )
+    before = lab.dir / "runs/20260831T011700Z"
+    shutil.copytree(tmp_path / "recorded", before)
+    subprocess.run([str(real), "report", str(before)], check=True, capture_output=True)
+    ended, said = lab()
+    assert ended == 0, said
+    assert len((lab.dir / "history.csv").read_text().splitlines()) == 2
+    published = {path.name for path in (lab.dir / "published").iterdir()}
+    assert published == {
+        "report.html", "report.txt", "junit.xml", "results.csv", "comparison.json", "compare.txt",
+        "history.csv",
+    }  # fmt: skip
+    assert "against" in (lab.dir / "published/compare.txt").read_text()

@@ -1,0 +1,357 @@
+"""Recording a profile, with a host, a libvirt and a tracer that are made up; the real ones are for
+the lane with machines."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator import profile
+from orchestrator.bench import hypervisor, profiler, remote
+from orchestrator.bench.local import LocalShell
+from orchestrator.bench.profiler import Process
+from orchestrator.bench.shell import Completed
+from orchestrator.bench.waiting import until
+from orchestrator.errors import BarometerError, BenchError, ScenarioError
+from orchestrator.profile import Asked, record
+from orchestrator.progress import Progress
+from tests.unit.bench.test_definition import XML
+
+GIB = 1 << 30
+DEVICES = ("0000:3b:00.1", "0001:af:1f.7")
+RESOURCE = "\n".join(
+    [
+        "0x00000000fb000000 0x00000000fbffffff 0x0000000000040200",
+        "0x0000380000000000 0x00003807ffffffff 0x000000000014220c",
+        "0x0000000000000000 0x0000000000000000 0x0000000000000000",
+        "0x000000000000e000 0x000000000000e07f 0x0000000000040101",
+    ]
+)
+
+
+class Host:
+    """Answers by what is being done; and the domain, the libvirt and the tracer there."""
+
+    name = "gpu1"
+    uri = "qemu+ssh://gpu1/system"
+
+    def __init__(self) -> None:
+        self.xml, self.running = XML, False
+        self.happened: set[hypervisor.Happening] = set()
+        self.counts = [4, 9, 9, 9]
+        self.process_found: Process | None = Process(7, (7, 9), 4096, "")
+        self.answers = {
+            "reading facts": "release\t6.12.0\nclocksource\ttsc\ncmdline\tquiet\n",
+            "asking QEMU's version": "QEMU emulator version 8.2.2 (Debian 1:8.2.2)\n",
+            "listing PCI devices": "".join(
+                f"device {a} 0x10de 0x2330 \n{RESOURCE}\n"
+                for a in ("0000:3b:00.1", "0001:af:1f.7")
+            ),
+            "reading QEMU's process id": "7\n",
+            "looking for leases": "",
+        }
+        self.marks: list[str] = []
+        self.cleared = False
+        self.focused = 0
+
+    def run(self, argv: object, *, doing: str = "", **_: object) -> Completed:
+        return Completed(self.answers.get(doing, "1"), "", 0)
+
+    # its libvirt
+
+    def lookup(self, _name: str) -> Host:
+        return self
+
+    def version(self) -> dict[str, str]:
+        return {"libvirt": "11.3.0", "qemu": "9.9.9"}
+
+    def active(self) -> bool:
+        return self.running
+
+    def definition(self) -> str:
+        return self.xml
+
+    def start(self) -> None:
+        self.running = True
+
+    def reboot(self) -> None:
+        self.happened.add("reset")
+
+    @contextlib.contextmanager
+    def watched(self) -> Iterator[set[hypervisor.Happening]]:
+        yield self.happened
+
+    # its tracer
+
+    @contextlib.contextmanager
+    def armed(self, _shell: object, spec: dict[str, Any]) -> Iterator[Host]:
+        self.spec = spec
+        try:
+            yield self
+        finally:
+            self.cleared = True
+
+    def mark(self, event: str) -> None:
+        self.marks.append(event)
+
+    def focus(self, pid: int) -> None:
+        self.focused = pid
+
+    def records(self, _pid: int) -> int | None:
+        return self.counts.pop(0) if len(self.counts) > 1 else self.counts[0]
+
+    def process(self, _pid: int) -> Process | None:
+        return self.process_found
+
+    def files(self) -> dict[str, str]:
+        return {"trace.txt": "# nothing\n", "clock.txt": "[mono]\n"}
+
+
+@pytest.fixture
+def host(monkeypatch: pytest.MonkeyPatch) -> Host:
+    made = Host()
+
+    @contextlib.contextmanager
+    def reached(_uri: object, _config: object) -> Iterator[tuple[Host, Host]]:
+        yield made, made
+
+    monkeypatch.setattr(profile, "reached", reached)
+    monkeypatch.setattr(profiler, "armed", made.armed)
+    monkeypatch.setattr(profile, "_LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(
+        profile, "until", lambda check, **how: until(check, **how | {"every": 0.01})
+    )
+    return made
+
+
+def recorded(host: Host, **asked: Any) -> dict[str, Any]:
+    return record(Asked("gpu vm", **{"until": 0.05, **asked}), Progress()).facts
+
+
+def test_a_start_is_recorded_until_nothing_is_mapped_any_more(host: Host) -> None:
+    facts = recorded(host)
+    assert (facts["ended"], facts["boot"], host.marks) == ("quiet", "start", ["run"])
+    assert host.running
+    assert host.cleared
+    assert (facts["qemu"], facts["release"], facts["pid"]) == ("8.2.2", "6.12.0", 7)
+    assert host.focused == 7
+    assert facts["settings"] == {"clocksource": "tsc", "cmdline": "quiet"}
+    assert facts["process"] == {"pid": 7, "threads": (7, 9), "page_table_bytes": 4096, "maps": ""}
+    assert not facts["definition_changed"]
+    # memory BARs, not the port
+    assert facts["bars"][:2] == [
+        {"device": "0000:3b:00.1", "number": 0, "start": 0xFB000000, "size": 16 << 20},
+        {"device": "0000:3b:00.1", "number": 1, "start": 0x380000000000, "size": 32 * GIB},
+    ]
+    assert len(facts["bars"]) == 4
+    assert host.spec["filters"]["baroprofile/imap_in"] == f"size == {32 * GIB:#x}"
+    assert host.spec["filters"]["sched/sched_process_exec"] == 'filename ~ "/usr/libexec/qemu-kvm"'
+
+
+def test_quiet_before_the_first_map_may_be_slow_firmware(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(profile, "_LONGEST", 0.4)
+    host.counts = [4]
+    assert recorded(host)["ended"] == "limit"
+    monkeypatch.setattr(profile, "_UNTOUCHED_SECONDS", 0.1)
+    host.running = False
+    assert recorded(host)["ended"] == "quiet"
+
+
+def test_the_agents_connection_is_marked_and_may_be_the_end(host: Host) -> None:
+    host.happened.add("agent")
+    assert recorded(host)["ended"] == "quiet"
+    host.running = False
+    assert recorded(host, until="agent")["ended"] == "agent"
+    assert host.marks == ["run", "agent"] * 2
+
+
+def test_a_domain_that_ends_is_no_error(host: Host) -> None:
+    host.counts, host.process_found = [4, None], None  # type: ignore[list-item]
+    facts = recorded(host)
+    assert (facts["ended"], facts["process"]) == ("domain-ended", None)
+
+
+def test_a_reboot_begins_with_the_reset(host: Host) -> None:
+    host.running = True
+    assert recorded(host, reboot=True)["boot"] == "reboot"
+    assert host.marks == ["reset"]
+
+
+def test_a_guest_that_does_not_reboot_is_said(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    host.running = True
+    monkeypatch.setattr(profile, "_LONGEST", 0.05)
+    monkeypatch.setattr(Host, "reboot", lambda self: None)
+    with pytest.raises(BenchError, match="no reboot of gpu vm's guest"):
+        recorded(host, reboot=True)
+    assert host.cleared
+    monkeypatch.setattr(Host, "reboot", lambda self: setattr(self, "running", False))
+    with pytest.raises(BenchError, match="ended instead"):
+        recorded(host, reboot=True)
+
+
+def test_older_kernels_are_traced_without_parts(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(profiler, "takes_return_arguments", lambda _shell: False)
+    assert not recorded(host)["parts"]
+    assert "baroprofile/imap_in" not in host.spec["enable"]
+
+
+@pytest.mark.parametrize(
+    ("change", "asked", "message"),
+    [
+        ({"running": True}, {}, "gpu vm is running"),
+        ({}, {"reboot": True}, "not running"),
+        ({"xml": "<domain><memory>1</memory></domain>"}, {}, "no PCI device"),
+        ({"xml": XML.replace("guest_agent", "other")}, {"until": "agent"}, "no channel"),
+    ],
+)
+def test_what_cannot_be_profiled_is_refused_before_anything(
+    host: Host, change: dict[str, Any], asked: dict[str, Any], message: str
+) -> None:
+    for name, value in change.items():
+        setattr(host, name, value)
+    with pytest.raises(ScenarioError, match=message):
+        recorded(host, **asked)
+    assert host.marks == []
+    assert not host.cleared
+
+
+@pytest.mark.parametrize(
+    ("listing", "message"),
+    [("device 0000:00:01.0 0x1 0x2 \n", "0000:3b:00.1 is not there"),
+     ("".join(f"device {a} 0x1 0x2 \n" for a in DEVICES), "no memory")],
+)  # fmt: skip
+def test_devices_that_cannot_map_are_said(host: Host, listing: str, message: str) -> None:
+    host.answers["listing PCI devices"] = listing
+    with pytest.raises(BenchError, match=message):
+        recorded(host)
+    assert not host.running
+
+
+def test_a_definition_that_somebody_changes_is_told(host: Host) -> None:
+    versions = [XML, XML, XML.replace("gpu vm", "gpu")]
+    host.definition = lambda: versions.pop(0) if len(versions) > 1 else versions[0]  # type: ignore[method-assign]
+    versions.pop(0)
+    assert recorded(host)["definition_changed"]
+
+
+def test_machine_that_a_run_has_leased_is_refused(host: Host) -> None:
+    host.answers["looking for leases"] = "/var/lib/barometer/lease-7.json\n"
+    with pytest.raises(BenchError, match="is leased to a run") as caught:
+        record(Asked("vm"), Progress())
+    assert caught.value.reason == "lease-held"
+    assert not host.running
+
+
+def test_an_interrupt_leaves_the_domain_running_and_says_so(
+    host: Host, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Host, "records", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        recorded(host)
+    assert host.cleared
+    assert host.running
+    assert "gpu vm is left as it is: running" in capsys.readouterr().err
+
+
+def test_what_is_recorded_is_saved(host: Host, tmp_path: Path) -> None:
+    found = record(Asked("gpu vm", until=0.05), Progress())
+    found.save(tmp_path / "a" / "b")
+    folder = tmp_path / "a" / "b"
+    assert json.loads((folder / "facts.json").read_text())["domain"] == "gpu vm"
+    assert gzip.decompress((folder / "trace.txt.gz").read_bytes()) == b"# nothing\n"
+    assert (folder / "clock.txt").read_text() == "[mono]\n"
+    assert (folder / "domain.xml").read_text() == XML
+
+
+# by which way -----------------------------------------------------------------------------------
+
+
+class Remote(LocalShell):
+    pass
+
+
+class Ways:
+    def __init__(self) -> None:
+        self.opened: list[str | None] = []
+        self.endpoint: remote.Endpoint | None = None
+        self.default = "qemu:///system"
+
+    @contextlib.contextmanager
+    def at(self, uri: str | None) -> Iterator[Any]:
+        self.opened.append(uri)
+        connection = Host()
+        connection.uri = uri or self.default
+        yield connection
+
+    @contextlib.contextmanager
+    def logged_in(self, endpoint: remote.Endpoint) -> Iterator[Remote]:
+        self.endpoint = endpoint
+        yield Remote()
+
+
+@pytest.fixture
+def ways(monkeypatch: pytest.MonkeyPatch) -> Ways:
+    made = Ways()
+    monkeypatch.setattr(hypervisor, "at", made.at)
+    monkeypatch.setattr(remote, "logged_in", made.logged_in)
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    return made
+
+
+def test_this_machines_libvirt_has_this_machines_shell(ways: Ways) -> None:
+    with profile.reached(None) as (shell, connection):
+        assert isinstance(shell, LocalShell)
+        assert connection.uri == "qemu:///system"
+    with profile.reached("qemu:///system") as (shell, _):
+        assert isinstance(shell, LocalShell)
+    assert ways.opened == [None, "qemu:///system"]
+
+
+def test_a_remote_libvirt_has_a_shell_by_the_same_address(ways: Ways) -> None:
+    uri = "qemu+ssh://operator@localhost:2222/system?keyfile=/keys/one&no_verify=1"
+    with profile.reached(uri) as (shell, _):
+        assert isinstance(shell, Remote)
+    assert ways.endpoint is not None
+    assert (ways.endpoint.user, ways.endpoint.port) == ("operator", 2222)
+    assert ways.endpoint.identities[0] == Path("/keys/one")
+    assert ways.opened == [uri]
+
+
+def test_an_ssh_configuration_is_libvirts_too(ways: Ways, tmp_path: Path) -> None:
+    config = tmp_path / "config"
+    config.write_text("Host lab\n HostName 192.0.2.7\n Port 29\n User root\n")
+    with profile.reached("qemu+ssh://lab/system", config):
+        (uri,) = ways.opened
+        assert uri is not None
+        program = uri.partition("command=")[2].partition("&")[0]
+        assert "Port=29" in Path(program).read_text()
+    assert not Path(program).exists()
+
+
+@pytest.mark.parametrize(
+    "uri", ["qemu:///session", "test:///default", "xen+ssh://h/system", "qemu+tcp://h/system", ""]
+)
+def test_other_hypervisors_are_refused(ways: Ways, uri: str) -> None:
+    with pytest.raises(ScenarioError, match="profiles domains of"), profile.reached(uri):
+        pass
+    assert ways.opened == []
+
+
+def test_a_default_that_is_another_hypervisor_is_refused(ways: Ways) -> None:
+    ways.default = "test:///default"
+    with pytest.raises(BarometerError, match="test:///default"), profile.reached(None):
+        pass

@@ -1,0 +1,46 @@
+"""Profiles that were recorded for real are told in the same words again."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.analysis.profile import Profile, profile_of
+from orchestrator.report.profile import profile_json, text_profile
+
+FOLDER = Path(__file__).parents[2] / "fixtures/recorded/profile"
+NAMES = sorted(path.name for path in FOLDER.iterdir())
+
+
+def recorded(name: str) -> Profile:
+    folder = FOLDER / name
+    files = {path.name: path.read_text() for path in folder.glob("*.txt")}
+    files["trace.txt"] = gzip.decompress((folder / "trace.txt.gz").read_bytes()).decode()
+    return profile_of(json.loads((folder / "facts.json").read_text()), files)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_recorded_profile_reads_the_same(name: str) -> None:
+    assert text_profile(recorded(name)) == (FOLDER / name / "report.txt").read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("linux-6.1", {"leaf": "4KiB", "why": ["no-huge-pfnmap"]}),
+        ("linux-6.12", {"leaf": "1GiB", "why": ["no-series"]}),
+        ("reboot", {"leaf": "1GiB", "why": ["no-series"]}),
+        ("thp-never", {"leaf": "4KiB", "why": ["thp-sysfs"]}),
+    ],
+)
+def test_what_was_slow_is_named(name: str, expected: dict[str, Any]) -> None:
+    document = profile_json(recorded(name))
+    (level,) = document["levels"]
+    assert document["totals"]["maps of 1GiB BARs"]["calls"] == 12
+    assert level["leaf"] == expected["leaf"]
+    assert [reason["name"] for reason in level["reasons"]] == expected["why"]
+    assert {*expected["why"]} <= {one["name"] for one in document["advice"]}
