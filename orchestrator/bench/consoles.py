@@ -61,7 +61,10 @@ class ConsoleCommand:
         with contextlib.suppress(subprocess.TimeoutExpired):
             code = self._process.wait(_AT_ONCE_SECONDS)
             said = self._errors_said() or self.path.read_text(errors="replace")
-            raise self._error(f"ended with exit code {code}", tail(said))
+            raise BenchError(
+                f"host.console: {self._command}: ended with exit code {code}",
+                evidence=tail(said), reason="console-command",
+            )  # fmt: skip
 
     def tend(self) -> None:
         """Where it has ended, as a console does that somebody else takes over, say so, once, and
@@ -84,11 +87,6 @@ class ConsoleCommand:
 
     def _errors_said(self) -> str:
         return self._errors.read_text(errors="replace")
-
-    def _error(self, why: str, evidence: str = "") -> BenchError:
-        return BenchError(
-            f"host.console: {self._command}: {why}", evidence=evidence, reason="console-command"
-        )
 
 
 @contextmanager
