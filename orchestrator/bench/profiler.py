@@ -73,12 +73,26 @@ trap 'exit 1' HUP INT TERM
 undo # probes without an instance are nobody's
 """
 _GUARD = """\
+count() { # by what the shell has built in: a process each time would be felt in the boot
+    sum=0
+    for stats in "$I"/per_cpu/*/stats; do
+        read -r _ entries < "$stats"
+        sum=$((sum + entries))
+    done
+    [ -d "$P/$1" ] || sum=gone
+    echo "$sum"
+}
 exec 9> "$I/trace_marker" # also how a profile that is alive is told from what one left
 put "$I/tracing_on" 1
 echo armed
 while read -r line; do
-    printf 'barometer %s\\n' "$line" >&9
-    echo marked
+    case $line in
+        'count '*) count "${line#count }" ;;
+        *)
+            printf 'barometer %s\\n' "$line" >&9
+            echo marked
+            ;;
+    esac
 done
 """
 _REFUSE_ALIVE = """\
@@ -134,14 +148,14 @@ def without_parts(spec: dict[str, Any]) -> dict[str, Any]:
 def arming_script(spec: dict[str, Any], tracefs: str, proc: str) -> str:
     """A POSIX shell's script that arms a specification (without triggers; guests/agents/tracer.py)
     and says `armed`; `busy` where its instance is there already; else `refused WHAT` and the
-    kernel's own words. Each line it reads then is written to the trace behind the word barometer
-    and answered with `marked`. At the end of its input everything is undone.
+    kernel's own words. Then it reads lines: `count PID` is answered with the number of records, or
+    `gone` without that process; any other is written to the trace behind the word barometer and
+    answered with `marked`. At the end of its input everything is undone.
 
     Modules that a start of the domain would load are loaded, for their symbols."""
     instance = f"{tracefs}/instances/{spec['instance']}"
     lines = [
-        _places(spec["instance"], spec["group"], tracefs), f"P={shlex.quote(proc)}\n",
-        _CLEAR, _ARM,
+        _places(spec["instance"], spec["group"], tracefs, proc), _CLEAR, _ARM,
         "modprobe -q -a vfio-pci vfio_iommu_type1\n",
         f"found=$(grep -oE ' ({'|'.join(spec['symbols'])})([[:space:]]|$)' \"$P/kallsyms\" |"
         " tr -s '\\t\\n' ' ')\n",
@@ -161,13 +175,13 @@ def arming_script(spec: dict[str, Any], tracefs: str, proc: str) -> str:
 def clearing_script(tracefs: str, proc: str) -> str:
     """What undoes all that a killed profile can have left; exit code 1 where that fails. Of one
     that is alive it prints the shell's process id, and does nothing."""
-    places = _places(INSTANCE, GROUP, tracefs) + f"P={shlex.quote(proc)}\n"
+    places = _places(INSTANCE, GROUP, tracefs, proc)
     return places + _REFUSE_ALIVE + _CLEAR + 'undo\n[ ! -d "$I" ]\n'
 
 
-def _places(instance: str, group: str, tracefs: str) -> str:
+def _places(instance: str, group: str, tracefs: str, proc: str) -> str:
     folder = shlex.quote(f"{tracefs}/instances/{instance}")
-    return f"T={shlex.quote(tracefs)}\nI={folder}\nG={group}\n"
+    return f"T={shlex.quote(tracefs)}\nP={shlex.quote(proc)}\nI={folder}\nG={group}\n"
 
 
 def _put(path: str, text: str) -> str:
@@ -205,15 +219,8 @@ class Tracer:
         """A line as of the watch agent (guests/agents/watch.py); it has the time of the trace
         clock alone. Raises BenchError when the connection is lost."""
         text = json.dumps(detail) if detail != "" else ""
-        try:
-            self._dialogue.say(f"E 0 {event} {text}".rstrip())
-            answer = next(self._dialogue, "")
-        except OSError as exc:
-            answer = str(exc)
-        if answer != "marked":
-            raise BenchError(
-                f"{self._shell.name}: the tracer is gone", evidence=answer, reason="tracer-lost"
-            )
+        if (answer := self._answer(f"E 0 {event} {text}".rstrip())) != "marked":
+            raise self._lost(answer)
 
     def focus(self, pid: int) -> None:
         """Record from now on what this process does, and none of other guests."""
@@ -226,14 +233,27 @@ class Tracer:
         )  # fmt: skip
 
     def records(self, pid: int) -> int | None:
-        """How many records the trace has until now; None when the process is gone."""
-        said = self._shell.run(
-            f"[ -d {PROC}/{pid} ] || exit 0; sum=0;"
-            f" for stats in {TRACEFS}/instances/{INSTANCE}/per_cpu/*/stats; do"
-            ' read -r _ entries < "$stats"; sum=$((sum + entries)); done; echo $sum',
-            doing="counting records",
-        ).stdout.strip()  # fmt: skip
-        return int(said) if said else None
+        """How many records the trace has until now; None when the process is gone. Raises
+        BenchError when the connection is lost."""
+        answer = self._answer(f"count {pid}")
+        if answer == "gone":
+            return None
+        if not answer.isdecimal():
+            raise self._lost(answer)
+        return int(answer)
+
+    def _answer(self, line: str) -> str:
+        """Of the shell that holds the probes; else why there is none."""
+        try:
+            self._dialogue.say(line)
+            return next(self._dialogue, "")
+        except OSError as exc:
+            return str(exc)
+
+    def _lost(self, answer: str) -> BenchError:
+        return BenchError(
+            f"{self._shell.name}: the tracer is gone", evidence=answer, reason="tracer-lost"
+        )
 
     def process(self, pid: int) -> Process | None:
         """None when it is gone."""

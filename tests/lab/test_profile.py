@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 import uuid
-import xml.etree.ElementTree as ET
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ import pytest
 from orchestrator import run
 from orchestrator.bench import profiler
 from orchestrator.bench.device import BoundDevice
-from orchestrator.bench.domain import GuestDomain, guest_xml
+from orchestrator.bench.domain import GuestDomain
 from orchestrator.bench.guest import stage_guest
 from orchestrator.bench.host import Host
 from orchestrator.bench.hypervisor import Connection, Domain
@@ -28,6 +27,7 @@ from orchestrator.profile import Asked, record
 from orchestrator.progress import Progress
 from orchestrator.scenario import GIB, Scenario
 from tests.lab.conftest import RunOne
+from tests.lab.domains import define
 
 pytestmark = pytest.mark.nested
 
@@ -36,26 +36,13 @@ URI = "qemu+ssh://barometer-host/system"
 
 
 def defined(host: Host, libvirt: Connection, devices: Sequence[BoundDevice]) -> Domain:
-    """A persistent domain with the device, as somebody else has made it."""
-    xml = guest_xml(
-        GuestDomain(
-            name=NAME, uuid=str(uuid.uuid4()), kvm=host.kvm, memory=GIB // 2, cpus=1,
-            kernel=f"{host.payload}/guest/vmlinuz",
-            initramfs="/run/barometer/guest.initramfs", cmdline="console=ttyS0",
-            console_port=1, ssh_port=2222, devices=tuple(d.address for d in devices),
-            pinned=(1,),
-        )
+    guest = GuestDomain(
+        name=NAME, uuid=str(uuid.uuid4()), kvm=host.kvm, memory=GIB // 2, cpus=1,
+        kernel=f"{host.payload}/guest/vmlinuz", initramfs="/run/barometer/guest.initramfs",
+        cmdline="console=ttyS0", console_port=1, ssh_port=2222,
+        devices=tuple(d.address for d in devices), pinned=(1,),
     )  # fmt: skip
-    domain = ET.fromstring(xml)
-    for event in ("on_poweroff", "on_reboot", "on_crash"):
-        domain.remove(domain.find(event))  # type: ignore[arg-type]
-    serial = domain.find("devices/serial")
-    assert serial is not None
-    serial.clear()
-    serial.set("type", "file")
-    ET.SubElement(serial, "source", path="/run/barometer/serial.log")
-    libvirt._raw.defineXML(ET.tostring(domain, encoding="unicode"))
-    return libvirt.lookup(NAME)
+    return define(libvirt, guest, "/run/barometer/serial.log", managed=False)
 
 
 def left(host: Host) -> str:

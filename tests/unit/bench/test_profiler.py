@@ -326,6 +326,8 @@ def test_a_shell_that_is_gone_is_said(machine: Machine, here: LocalShell) -> Non
             gone = profiler.Tracer(here, ended)
             with pytest.raises(BenchError, match="the tracer is gone"):
                 gone.mark("run")
+            with pytest.raises(BenchError, match="the tracer is gone"):
+                gone.records(7)
         tracer.mark("run")
 
 
