@@ -457,6 +457,11 @@ Command = Annotated[str, AfterValidator(_a_command)]
 """A program and its arguments, quoted as for a shell; it is run without one."""
 
 
+BootWay = Literal["kexec", "grub", "systemd-boot"]
+"""How a machine is given another kernel for one boot; the best first."""
+BOOT_WAYS: tuple[BootWay, ...] = get_args(BootWay)
+
+
 class MetalHost(_Model):
     """The host under test is an existing machine, reached over SSH as root or by sudo. It is left
     as it was found, and on the kernel that it was found with."""
@@ -466,7 +471,7 @@ class MetalHost(_Model):
     """As ssh(1) takes it: a Host of its configuration, USER@HOST, ssh://USER@HOST:PORT."""
     ssh_config: KernelPath | None = None
     """For `ssh -F`; default: the user's. Relative to the scenario's folder."""
-    boot: Literal["auto", "kexec", "grub", "systemd-boot"] = "auto"
+    boot: Literal["auto", BootWay] = "auto"
     """How a kernel under test is booted. auto: kexec where the machine can, else a one-shot entry
     of its boot loader."""
     deadline: Annotated[int, Field(ge=180, le=7200)] = 600

@@ -6,13 +6,12 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from orchestrator.analysis.finding import Finding, Needs
-from orchestrator.analysis.machine import Machine
+from orchestrator.analysis.machine import LOCKDOWN, Machine
+from orchestrator.scenario import BOOT_WAYS
 
-_WAYS = ("kexec", "grub", "systemd-boot")
 _STATE = "/var/lib/barometer"
 """All that barometer has on a metal host."""
 _PYTHON = (3, 9)
-_LOCKDOWN = "/sys/kernel/security/lockdown"
 _STOP_ON_REBOOT = "/sys/module/watchdog/parameters/stop_on_reboot"
 
 
@@ -42,10 +41,10 @@ def lockdown(machine: Machine, _needs: Needs) -> Iterator[Finding]:
     """pci_write_config() asks for LOCKDOWN_PCI_ACCESS, which integrity refuses already: no device
     can be handed over. Distributions' kernels turn it on where Secure Boot is on, so one under
     test would, whatever the machine's own does."""
-    level = machine.chosen(_LOCKDOWN) or "none"
+    level = machine.lockdown
     secure_boot = (machine.raw.get("means") or {}).get("secure_boot")
     evidence = (
-        machine.said(_LOCKDOWN),
+        machine.said(LOCKDOWN),
         *(f"/proc/cmdline: {word}" for word in machine.words if word.startswith("lockdown=")),
         f"EFI variable SecureBoot: {'unknown' if secure_boot is None else int(secure_boot)}",
     )
@@ -75,7 +74,7 @@ def ways(machine: Machine, needs: Needs) -> Iterator[Finding]:
                       "as root: barometer doctor")  # fmt: skip
         return
     there = _usable(means)
-    evidence = tuple(f"{name}: {means[name]['why'] or 'usable'}" for name in _WAYS)
+    evidence = tuple(f"{name}: {means[name]['why'] or 'usable'}" for name in BOOT_WAYS)
     if needs.boot != "auto" and needs.boot not in there:
         yield Finding(
             "boot", "problem", f'host.boot = "{needs.boot}": {means[needs.boot]["why"]}', evidence,
@@ -96,7 +95,7 @@ def _way(means: Mapping[str, Any], needs: Needs) -> str | None:
 
 
 def _usable(means: Mapping[str, Any]) -> list[str]:
-    return [name for name in _WAYS if means[name]["usable"]]
+    return [name for name in BOOT_WAYS if means[name]["usable"]]
 
 
 def _another_way(means: Mapping[str, Any]) -> str:

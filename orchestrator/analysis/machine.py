@@ -11,6 +11,7 @@ from orchestrator.abi import chosen
 from orchestrator.analysis.hist import parse_hist
 from orchestrator.errors import EvidenceError
 
+LOCKDOWN = "/sys/kernel/security/lockdown"
 _CAP_SUPERPAGES = {"2MiB": 1 << 34, "1GiB": 1 << 35}
 """SLLPS of a VT-d unit's CAP_REG (Intel VT-d specification, 11.4.2)."""
 
@@ -111,6 +112,11 @@ class Machine:
     @property
     def flags(self) -> frozenset[str]:
         return frozenset(self.cpu("flags").split())
+
+    @property
+    def lockdown(self) -> str:
+        """none, integrity or confidentiality (lockdown(7))."""
+        return self.chosen(LOCKDOWN) or "none"
 
     @property
     def is_guest(self) -> bool:

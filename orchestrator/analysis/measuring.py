@@ -111,7 +111,7 @@ def gigantic_pages(machine: Machine, needs: Needs) -> Iterator[Finding]:
 def tracing(machine: Machine, needs: Needs) -> Iterator[Finding]:
     """Of the machine's own kernel; those under test are what is traced, and prove themselves."""
     status: Status = "warning" if needs.traced else "note"
-    if machine.chosen("/sys/kernel/security/lockdown") == "confidentiality":
+    if machine.lockdown == "confidentiality":
         return  # it takes no probes: the finding lockdown says what to do
     events = f"{_TRACING}/kprobe_events"
     if machine.access(events):

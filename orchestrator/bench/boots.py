@@ -17,7 +17,7 @@ from orchestrator.bench.waiting import until
 from orchestrator.command import run, tail
 from orchestrator.errors import BarometerError, BenchError
 from orchestrator.progress import Progress
-from orchestrator.scenario import MetalHost
+from orchestrator.scenario import BOOT_WAYS, MetalHost
 
 log = logging.getLogger("barometer.metal")
 
@@ -29,8 +29,6 @@ _AT_FIRST = ("host-no-name", "host-no-login", "host-no-root")
 goes down and comes up (pam_nologin(8))."""
 UNREACHED = ("host-no-ssh", "host-ssh-lost", *_AT_FIRST)
 """How a machine that goes down shows."""
-WAYS: tuple[How, ...] = ("kexec", "grub", "systemd-boot")
-"""To boot a kernel once, the best first."""
 
 
 @dataclass(frozen=True)
@@ -192,7 +190,7 @@ class Boots:
 
     def _way_home(self) -> How | None:
         means = self.keeper.detect()
-        return next((way for way in WAYS if means[way]["usable"]), None)
+        return next((way for way in BOOT_WAYS if means[way]["usable"]), None)
 
     def put_back(self, *, keep_kernel: bool = False) -> None:
         """All that was changed, and its own kernel. `keep_kernel`: whatever kernel runs, as long

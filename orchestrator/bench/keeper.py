@@ -27,6 +27,7 @@ from orchestrator.bench.state import process_start
 from orchestrator.bench.waiting import until
 from orchestrator.command import tail
 from orchestrator.errors import BarometerError, BenchError
+from orchestrator.scenario import BootWay
 
 log = logging.getLogger("barometer.keeper")
 
@@ -35,7 +36,7 @@ TTL = 60.0
 MACHINE = "machine"
 """The resource that is the machine as a whole; a device's is its PCI address."""
 
-How = Literal["kexec", "grub", "systemd-boot", "reboot"]
+How = Literal[BootWay, "reboot"]
 
 _BOOTSTRAP = (
     "import os, runpy, sys;"

@@ -19,7 +19,7 @@ from typing import Any
 
 from orchestrator.bench import remote
 from orchestrator.bench.accel import Accel
-from orchestrator.bench.boots import UNREACHED, WAYS, Boots, Running, running_on
+from orchestrator.bench.boots import UNREACHED, Boots, Running, running_on
 from orchestrator.bench.consoles import console_command, followed
 from orchestrator.bench.host import PANIC, Console, Host, charged_to_the_arm
 from orchestrator.bench.hypervisor import over_ssh
@@ -46,7 +46,7 @@ from orchestrator.errors import ArmFailedError, BarometerError, BenchError, key_
 from orchestrator.evidence import TrialWriter
 from orchestrator.kernels.bundle import KernelBundle
 from orchestrator.progress import Progress
-from orchestrator.scenario import ArmName, HostDevice, MetalHost
+from orchestrator.scenario import BOOT_WAYS, ArmName, HostDevice, MetalHost
 
 log = logging.getLogger("barometer.metal")
 
@@ -512,7 +512,7 @@ def _is_nobodys(machine: MetalMachine) -> None:
 def _way(keeper: Keeper, spec: MetalHost) -> How:
     """How kernels are booted: as it is asked for, else the first way that the machine has."""
     found = keeper.detect()
-    asked: tuple[How, ...] = WAYS if spec.boot == "auto" else (spec.boot,)
+    asked: tuple[How, ...] = BOOT_WAYS if spec.boot == "auto" else (spec.boot,)
     for way in asked:
         if found[way]["usable"]:
             return way
