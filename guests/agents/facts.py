@@ -9,6 +9,7 @@ import glob
 import json
 import os
 import platform
+import time
 from pathlib import Path
 
 SETTINGS = {
@@ -29,12 +30,22 @@ SETTINGS = {
     "firmware_version": "/sys/class/dmi/id/bios_version",
 }
 
+CLOCK_SECONDS = 15.0
+
 
 def text(path: str) -> str | None:
     try:
         return Path(path).read_text().strip()
     except OSError:
         return None
+
+
+def await_clock() -> None:
+    """Linux keeps time by tsc-early until it has calibrated the TSC, a second or so after boot
+    (tsc_refine_calibration_work(), arch/x86/kernel/tsc.c): what is measured later has tsc."""
+    end = time.monotonic() + CLOCK_SECONDS
+    while text(SETTINGS["clocksource"]) == "tsc-early" and time.monotonic() < end:
+        time.sleep(0.1)
 
 
 def cpu() -> dict[str, str]:
@@ -67,6 +78,7 @@ def vulnerabilities() -> dict[str, str | None]:
 
 
 def main() -> None:
+    await_clock()
     meminfo = (text("/proc/meminfo") or "").splitlines()
     print(json.dumps({
         "release": platform.release(), "version": platform.version(),

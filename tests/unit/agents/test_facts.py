@@ -28,6 +28,27 @@ def test_clock_source_is_a_fact() -> None:
     assert Path(facts.SETTINGS["clocksource"]).name == "current_clocksource"
 
 
+@pytest.mark.parametrize("said", [["tsc-early", "tsc-early", "tsc"], ["hpet"], [None]])
+def test_clock_that_is_calibrated_still_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch, said: list[str | None]
+) -> None:
+    facts = agent("facts")
+    slept: list[float] = []
+    monkeypatch.setattr(facts, "text", lambda path: said[len(slept)])
+    monkeypatch.setattr(facts.time, "sleep", slept.append)
+    facts.await_clock()
+    assert len(slept) == len(said) - 1
+
+
+def test_clock_that_stays_so_is_not_waited_for_without_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    facts = agent("facts")
+    monkeypatch.setattr(facts, "CLOCK_SECONDS", 0.0)
+    monkeypatch.setattr(facts, "text", lambda path: "tsc-early")
+    facts.await_clock()
+
+
 def test_settings_of_this_machine_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
     facts = agent("facts")
     facts.main()
