@@ -231,7 +231,7 @@ def _run_block(bench: Bench, block: Sequence[PlannedTrial], stop: _BenchWatch) -
         title = f"trial {planned.name} ({bench.prepared.kernels[planned.boots].release})"
         try:
             with bench.progress.stage(title):
-                _run_until_it_counts(bench, planned)
+                run_until_it_counts(bench, planned)
             stop.saw(None)
         except BarometerError as exc:
             bench.progress.note(f"{title}: {exc}")
@@ -271,7 +271,7 @@ def _run_at_once(
 
     def work(planned: PlannedTrial) -> None:
         with bench.progress.lane(planned.name) as lane:
-            _run_until_it_counts(replace(bench, progress=lane), planned)
+            run_until_it_counts(replace(bench, progress=lane), planned)
 
     title = f"{len(pending)} trials, {min(width, len(pending))} at once"
     with bench.progress.stage(title), ThreadPoolExecutor(width) as pool:
@@ -294,7 +294,7 @@ def _run_at_once(
     return True
 
 
-def _run_until_it_counts(bench: Bench, planned: PlannedTrial) -> None:
+def run_until_it_counts(bench: Bench, planned: PlannedTrial) -> None:
     """`run_trial`, again where the emulator failed by chance; the manifest has what did."""
     repeated: list[str] = []
     while True:

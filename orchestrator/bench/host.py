@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from pathlib import Path
 from orchestrator.bench.accel import Accel
 from orchestrator.bench.changes import Changes
 from orchestrator.bench.hypervisor import Connection
-from orchestrator.bench.shell import Shell
+from orchestrator.bench.shell import ConnectionLostError, Shell
 from orchestrator.command import tail
 from orchestrator.errors import ArmFailedError, BarometerError, BenchError
 from orchestrator.scenario import is_emulated
@@ -27,6 +28,9 @@ PANIC = re.compile(
 
 RUN_AGAIN = "run it again with the same --out: trials that the bench failed are repeated"
 """What to do about a failure of the emulator."""
+
+_DYING_SECONDS = 10.0
+"""From the loss of its connections to a VM's end: a QEMU that aborts may write its core first."""
 
 
 class Console:
@@ -136,12 +140,18 @@ class Host:
 
 @contextlib.contextmanager
 def charged_to_the_arm(host: Host) -> Iterator[None]:
-    """The kernel is proven: where it has oopsed or its machine is gone, a failure is the arm's."""
+    """The kernel is proven: where it has oopsed or its machine is gone, a failure is the arm's;
+    but for a crash of the QEMU that it runs in."""
     try:
         yield
     except BenchError as exc:
+        lost = host.ours and isinstance(exc, ConnectionLostError)
+        end = time.monotonic() + _DYING_SECONDS
         try:
             host.check()
-        except ArmFailedError as broken:
-            raise broken from exc
+            while lost and not host.shell.alive() and time.monotonic() < end:
+                time.sleep(0.1)
+                host.check()
+        except BarometerError as why:
+            raise why from exc
         raise

@@ -36,7 +36,7 @@ _START_FAILED = re.compile(r"barometer: start: (.*)")
 # info usernet: `  TCP[HOST_FORWARD]  12       127.0.0.1 43643       10.0.2.15    22`
 _FORWARD = re.compile(r"TCP\[HOST_FORWARD\]\s+\d+\s+127\.0\.0\.1\s+(\d+)\s+\S+\s+22\b")
 # A console that says nothing for so long has hung; emulated kernels are slow but talkative.
-_SILENT_SECONDS: dict[Accel, float] = {"kvm": 20.0, "tcg": 45.0, "exact": 90.0}
+_SILENT_SECONDS: dict[Accel, float] = {"kvm": 20.0, "tcg": 90.0, "exact": 90.0}
 _BOOT_SECONDS = 900.0
 
 

@@ -20,7 +20,7 @@ from orchestrator.evidence import RunDir, TrialDir
 from orchestrator.plan import make_plan
 from orchestrator.prepare import Prepared, plan_facts, prepare
 from orchestrator.progress import Progress
-from orchestrator.run import Bench, run_trial
+from orchestrator.run import Bench, run_until_it_counts
 from orchestrator.scenario import load_scenario
 from tests.lab.machine.standin import StandIn, standin
 
@@ -79,7 +79,9 @@ def one_trial(
         run_dir = RunDir.create(tmp_path / "run", text, plan_facts(scenario, prepared))
         planned = make_plan(scenario)[0]
         try:
-            run_trial(Bench(scenario, prepared, run_dir, state, libvirt, progress), planned)
+            run_until_it_counts(
+                Bench(scenario, prepared, run_dir, state, libvirt, progress), planned
+            )
         except BarometerError as exc:
             print(exc)
         trial = run_dir.trials()[0]

@@ -6,7 +6,8 @@ from typing import cast
 
 import pytest
 
-from orchestrator.bench.host import PANIC, Console, Host
+from orchestrator.bench.host import PANIC, Console, Host, charged_to_the_arm
+from orchestrator.bench.shell import ConnectionLostError
 from orchestrator.errors import ArmFailedError, BenchError
 from tests.unit.recorded import FAILED, MEASURED, RUN
 
@@ -78,6 +79,36 @@ def test_panic_is_the_arms_failure_however_the_machine_ended(tmp_path: Path) -> 
     with pytest.raises(ArmFailedError) as caught:
         Host.check(host(tmp_path, "Kernel panic - not syncing: x\n", crash="reason=crashed"))
     assert caught.value.reason == "host-panic"
+
+
+class Dying:
+    """A VM whose connections are gone at once, and its process at the third look."""
+
+    ours = True
+    shell = SimpleNamespace(alive=lambda: False)
+
+    def __init__(self, ends: BenchError | None) -> None:
+        self.looks, self._ends = 0, ends
+
+    def check(self) -> None:
+        self.looks += 1
+        if self.looks == 3 and self._ends is not None:
+            raise self._ends
+
+
+def charged(dying: Dying) -> BenchError:
+    with pytest.raises(BenchError) as caught, charged_to_the_arm(cast(Host, dying)):
+        raise ConnectionLostError("EOF", reason="host-ssh-lost")
+    return caught.value
+
+
+def test_lost_connection_of_a_crashed_emulator_is_a_crash() -> None:
+    assert charged(Dying(BenchError("it crashed", reason="host-crash"))).reason == "host-crash"
+
+
+def test_lost_connection_of_a_host_that_goes_on_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orchestrator.bench.host._DYING_SECONDS", 0.05)
+    assert charged(Dying(None)).reason == "host-ssh-lost"
 
 
 def test_host_that_lives_is_not_asked_how_it_ended(tmp_path: Path) -> None:
