@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from orchestrator.bench import nested, watching
 from tests.lab.conftest import RunOne, with_release
 
 pytestmark = pytest.mark.vm
@@ -16,7 +17,10 @@ def test_a_host_that_panics_while_it_boots_is_a_finding_about_the_arm(one_trial:
     assert "Kernel panic" in outcome.result.evidence
 
 
-def test_a_host_that_hangs_is_the_benchs_failure(one_trial: RunOne) -> None:
+def test_a_host_that_hangs_is_the_benchs_failure(
+    one_trial: RunOne, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(nested._SILENT_SECONDS, "tcg", 30.0)
     outcome = one_trial("host.cmdline=rdinit=/usr/bin/busybox -- sleep 100000")
     assert (outcome.result.kind, outcome.result.reason) == ("invalid", "host-hang")
 
@@ -66,7 +70,10 @@ def test_a_guest_that_panics_is_a_finding_about_the_arm(one_trial: RunOne) -> No
     assert outcome.evidence.text("guest-0/marks.txt")
 
 
-def test_a_guest_that_hangs_is_found_by_its_idleness(one_trial: RunOne) -> None:
+def test_a_guest_that_hangs_is_found_by_its_idleness(
+    one_trial: RunOne, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watching, "_IDLE_SECONDS", 20.0)
     outcome = one_trial(
         "guest.cmdline=rdinit=/usr/bin/busybox -- sleep 100000", 'trace.passes=["plain"]'
     )
@@ -74,7 +81,10 @@ def test_a_guest_that_hangs_is_found_by_its_idleness(one_trial: RunOne) -> None:
     assert "idle" in outcome.result.message
 
 
-def test_a_guest_without_ssh_is_a_finding_about_the_arm(one_trial: RunOne) -> None:
+def test_a_guest_without_ssh_is_a_finding_about_the_arm(
+    one_trial: RunOne, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(watching._NO_SSH_SECONDS, True, 30.0)
     outcome = one_trial("guest.cmdline=module_blacklist=virtio_net", 'trace.passes=["plain"]')
     assert (outcome.result.kind, outcome.result.reason) == ("failed", "guest-no-ssh")
 
