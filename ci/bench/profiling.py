@@ -39,6 +39,8 @@ NAME, DEVICE = "slow-vm", "0000:01:00.0"
 URI = "qemu+ssh://metal/system"
 _FOLDER = "/var/lib/libvirt/images"
 _SERIAL = "/var/log/libvirt/qemu/slow-vm-serial.log"
+_QUIET_SECONDS = "60"
+"""Twice emulated, a kernel may be silent for longer than the usual 20 before its console is up."""
 _WATCH = rf"""
 import glob, os, time
 
@@ -89,6 +91,7 @@ def boot(metal: StandIn, domain: Domain, *, profiled: bool) -> tuple[float, int]
     if profiled:
         with barometer(
             "profile", NAME, "--connect", URI, "--ssh-config", metal.ssh_config, "--json",
+            "--until", _QUIET_SECONDS,
         ) as profile:  # fmt: skip
             seconds = float(watch.communicate(timeout=600)[0])
             if profile.process.wait(300):
