@@ -17,6 +17,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
+from hashlib import sha256
 from pathlib import Path
 
 from platformdirs import user_state_path
@@ -79,7 +80,7 @@ def bench_state(root: Path | None = None, *, keep: bool = False) -> Iterator[Ben
     """A record and a private folder, gone when the block is left; `keep` leaves the folder."""
     root = root or default_root()
     root.mkdir(parents=True, exist_ok=True)
-    token = uuid.uuid4().hex[:8]
+    token = token_prefix(root) + uuid.uuid4().hex[:6]
     # The folder's name is decided before it is made, so that it is recorded when it is.
     folder = Path(tempfile.gettempdir()) / f"barometer-{token}"
     state = BenchState(
@@ -95,6 +96,13 @@ def bench_state(root: Path | None = None, *, keep: bool = False) -> Iterator[Ben
         if not keep:
             shutil.rmtree(folder, ignore_errors=True)
         state._record.unlink(missing_ok=True)
+
+
+def token_prefix(root: Path | None = None) -> str:
+    """First characters of the tokens of all runs with the state folder `root`. The token is in
+    the name of every domain, shared-memory file and private folder, so what these runs left can
+    be told from what others left."""
+    return sha256(bytes((root or default_root()).absolute())).hexdigest()[:4]
 
 
 def process_start(pid: int) -> int | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 
 from orchestrator.analysis.trial import TrialResult, read_result
 from orchestrator.bench import hypervisor
-from orchestrator.bench.state import SHM, BenchState, bench_state
+from orchestrator.bench.state import SHM, BenchState, bench_state, token_prefix
 from orchestrator.cache import Cache
 from orchestrator.errors import BarometerError
 from orchestrator.evidence import RunDir, TrialDir
@@ -26,6 +27,15 @@ from tests.lab.machine.standin import StandIn, standin
 
 SCENARIOS = Path(__file__).parents[2] / "fixtures/scenarios"
 SMALL = SCENARIOS / "small.toml"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Runs of this process are recorded apart from those of any other, which may be a second
+    stream of tests: `leftovers` and `barometer clean` see them alone."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BAROMETER_STATE", str(tmp_path_factory.mktemp("state")))
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -50,12 +60,10 @@ RunOne = Callable[..., Outcome]
 
 
 @pytest.fixture(scope="session")
-def shared(
-    tmp_path_factory: pytest.TempPathFactory, means: None
-) -> Iterator[tuple[BenchState, hypervisor.Connection]]:
+def shared(own_state: None, means: None) -> Iterator[tuple[BenchState, hypervisor.Connection]]:
     """libvirt's embedded driver can be opened once in a process."""
     with (
-        bench_state(tmp_path_factory.mktemp("state")) as state,
+        bench_state() as state,
         hypervisor.embedded(state.folder / "libvirt", Cache().folder("libvirt")) as libvirt,
     ):
         yield state, libvirt
@@ -99,13 +107,15 @@ def metal(tmp_path_factory: pytest.TempPathFactory, means: None) -> Iterator[Sta
 
 
 def leftovers() -> set[str]:
-    """Every process, shared-memory file, temporary folder of a run on this machine."""
+    """Every process, shared-memory file and temporary folder of the runs whose state folder is
+    this process's BAROMETER_STATE. Other runs on this machine do not count."""
+    prefix = f"barometer-{token_prefix()}"
     listed = subprocess.run(
         ["ps", "-eo", "pid=,args="], capture_output=True, text=True, check=True
     )
-    machines = {line for line in listed.stdout.splitlines() if "guest=barometer-" in line}
-    shm = {str(p) for p in SHM.glob("barometer-*")}
-    folders = {str(p) for p in Path("/tmp").glob("barometer-*")}
+    machines = {line for line in listed.stdout.splitlines() if f"guest={prefix}" in line}
+    shm = {str(p) for p in SHM.glob(f"{prefix}*")}
+    folders = {str(p) for p in Path(tempfile.gettempdir()).glob(f"{prefix}*")}
     return machines | shm | folders
 
 

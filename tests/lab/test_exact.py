@@ -97,12 +97,14 @@ def test_two_kernels_differ_and_one_kernel_is_equal_whatever_the_load(
 
 
 @pytest.mark.vm
-def test_interrupted_trials_that_run_at_once_leave_nothing(tmp_path: Path, means: None) -> None:
+def test_interrupted_trials_that_run_at_once_leave_nothing(
+    tmp_path: Path, means: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BAROMETER_STATE", str(tmp_path / "state"))
     before = leftovers()
-    environment = {**os.environ, "BAROMETER_STATE": str(tmp_path / "state")}
     with subprocess.Popen(
         [BAROMETER, "run", str(SMALL), "--out", str(tmp_path / "run")],
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment,
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
     ) as process:  # fmt: skip
         assert process.stderr is not None
         for line in process.stderr:

@@ -90,13 +90,14 @@ def _is_explained(run: Path, trial: str, maps: float) -> None:
 @pytest.mark.parametrize("stage", ["host: boot ...", "guest-0: boot ..."])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_an_interrupted_run_leaves_nothing(
-    tmp_path: Path, means: None, stage: str, number: signal.Signals
-) -> None:
+    tmp_path: Path, means: None, monkeypatch: pytest.MonkeyPatch, stage: str,
+    number: signal.Signals,
+) -> None:  # fmt: skip
+    monkeypatch.setenv("BAROMETER_STATE", str(tmp_path / "state"))
     before = leftovers()
-    environment = {**os.environ, "BAROMETER_STATE": str(tmp_path / "state")}
     with subprocess.Popen(
         [BAROMETER, "run", str(SMALL), "--out", str(tmp_path / "run")],
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment,
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
     ) as process:  # fmt: skip
         assert process.stderr is not None
         for line in process.stderr:
@@ -108,9 +109,7 @@ def test_an_interrupted_run_leaves_nothing(
         code = process.wait(120)
     if number == signal.SIGKILL:
         assert leftovers() > before
-        cleaned = subprocess.run(
-            [BAROMETER, "clean"], capture_output=True, text=True, check=True, env=environment
-        )
+        cleaned = subprocess.run([BAROMETER, "clean"], capture_output=True, text=True, check=True)
         assert "ended QEMU" in cleaned.stdout
     else:
         assert code == 130

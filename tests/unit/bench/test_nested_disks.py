@@ -13,6 +13,7 @@ from typing import Any, cast
 
 import pytest
 
+from orchestrator.bench.accel import Accel
 from orchestrator.bench.domain import Disk
 from orchestrator.bench.hypervisor import Connection
 from orchestrator.bench.images import FIRST, HostImage
@@ -65,12 +66,16 @@ class Bench:
 
     @contextlib.contextmanager
     def running(
-        self, chosen: Scenario, disks: Sequence[Disk], arm: ArmName = "baseline"
+        self,
+        chosen: Scenario,
+        disks: Sequence[Disk],
+        arm: ArmName = "baseline",
+        accel: Accel = "tcg",
     ) -> Iterator[ET.Element]:
         """The domain that libvirt was to start."""
         kernel = cast(KernelBundle, SimpleNamespace(vmlinuz=Path("/kernel/vmlinuz")))
         with running_machine(
-            chosen, arm, kernel, self.image, disks, accel="tcg", keys=RunKeys.make(),
+            chosen, arm, kernel, self.image, disks, accel=accel, keys=RunKeys.make(),
             state=cast(BenchState, self.state), libvirt=cast(Connection, self.libvirt),
             trial=self.trial,
         ):  # fmt: skip
@@ -158,6 +163,15 @@ def test_kernel_without_an_initramfs_has_the_same_command_line(bench: Bench) -> 
     assert {"root=/dev/vda", "ro", f"init={FIRST}"} <= {*words}
     bench.image = replace(bench.image, initramfs=None)
     assert booted() == (None, words)
+
+
+@pytest.mark.parametrize(("accel", "emulated"), [("tcg", True), ("exact", True), ("kvm", False)])
+def test_timer_of_an_emulated_host_is_not_counted_against_a_busy_loop(
+    bench: Bench, accel: Accel, emulated: bool
+) -> None:
+    with bench.running(scenario(), (PAYLOAD,), accel=accel) as domain:
+        words = str(domain.findtext("os/cmdline")).split()
+    assert ("no_timer_check" in words) == ("tsc=reliable" in words) == emulated
 
 
 def test_domain_is_kept_as_libvirt_completed_it(bench: Bench) -> None:

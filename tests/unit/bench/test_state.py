@@ -14,7 +14,14 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.bench.state import SHM, bench_state, clean, default_root, process_start
+from orchestrator.bench.state import (
+    SHM,
+    bench_state,
+    clean,
+    default_root,
+    process_start,
+    token_prefix,
+)
 
 
 @contextmanager
@@ -70,6 +77,13 @@ def test_state_is_recorded_while_the_block_runs_and_gone_after_it(tmp_path: Path
         (state.folder / "key").write_text("x")
     assert list(tmp_path.iterdir()) == []
     assert not state.folder.exists()
+
+
+def test_tokens_of_one_state_folder_begin_alike(tmp_path: Path) -> None:
+    with bench_state(tmp_path / "a") as one, bench_state(tmp_path / "a") as two:
+        assert one.token != two.token
+        assert one.token[:4] == two.token[:4] == token_prefix(tmp_path / "a")
+    assert token_prefix(tmp_path / "b") != token_prefix(tmp_path / "a")
 
 
 def test_state_is_gone_when_the_block_raises(tmp_path: Path) -> None:

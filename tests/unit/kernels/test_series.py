@@ -129,7 +129,7 @@ def test_what_is_no_file_is_refused(item: str, refused: Callable[..., ScenarioEr
         (b"just text\n", "no-diff", "holds no diff"),
         (b"\x7fELF\0\0", "binary-file", "is a binary file"),
         (diff().encode("utf-16"), "binary-file", "UTF-16"),
-        (gzip.compress(b"x")[:9], "binary-file", "cannot be unpacked"),
+        (gzip.compress(b"x", mtime=0)[:9], "binary-file", "cannot be unpacked"),
         (diff().replace("a/a.c", "a.c").replace("b/a.c", "a.c"), "damaged-patch", "-p0"),
         (diff().replace("a/a.c", "k/a.c").replace("b/a.c", "k/a.c"), "damaged-patch", "-p0"),
         ("--- /dev/null\n+++ k/new.c\n@@ -0,0 +1 @@\n+x\n", "damaged-patch", "-p0"),
