@@ -1,8 +1,15 @@
 #!/usr/bin/env bash
-# Every test: linters, types, layers, unit, ssh, browser, vm, nested.
+# The tests.
 #
-#   ci/test.sh [pytest options]      for example: ci/test.sh -m "not vm and not nested"
+#   ci/test.sh                   a landing: unit tests, linters, and every capability once on real
+#                                machines; and all tests of what changed (ci/groups.toml)
+#   ci/test.sh --full            every test there is
+#   ci/test.sh --quick           pure tests alone, half a minute
+#   ci/test.sh --prove GROUP...  all tests of some groups of ci/groups.toml
+#
+# Logs and junit files are in .results/. A single test: .venv/bin/python -m pytest FILE -k NAME
 set -euo pipefail
 cd "$(dirname "$0")/.."
-ci/setup.sh
-exec .venv/bin/python -m pytest "$@"
+unset PYTHONDONTWRITEBYTECODE   # compiling 240 modules anew takes longer than reading them
+ci/setup.sh --tests
+exec .venv/bin/python -m ci.lanes "$@"

@@ -1,0 +1,169 @@
+"""python -m ci.lanes: the tests of a landing, or all of them; see ci/test.sh."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Literal
+
+from ci.lanes import budget, plan
+from ci.lanes.content import files_in
+from ci.lanes.groups import ROOT, Group, read_groups
+from ci.lanes.processes import Process, Runner, in_background
+from ci.lanes.proofs import read_proofs
+from ci.lanes.session import FULL, Session
+from ci.lanes.versions import versions_digest
+from orchestrator.cache import Cache
+from orchestrator.errors import BarometerError
+
+RESULTS = ROOT / ".results"
+Mode = Literal["landing", "full", "prove"]
+_LATE = {
+    "system packages": ("ci/setup.sh", "--late"),
+    "images and kernels": (sys.executable, "-m", "ci.lanes.warm"),
+}
+_CPUS = str(len(os.sched_getaffinity(0)))
+
+
+def tell(line: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {line}", flush=True)
+
+
+def run_tests(session: Session, mode: Mode, chosen: Sequence[Group]) -> int:
+    """Unit tests, then the chosen groups on machines; the exit code. `prove` leaves unit out."""
+    content = plan.contents(session.groups, files_in(ROOT))
+    candidates = [group for group in plan.with_full_tests(session.groups) if group in chosen]
+    processes = session.groups.processes(chosen)
+
+    def fits(full: int) -> bool:
+        return plan.landing_seconds(session.budget, [*processes], full) <= plan.LIMIT
+
+    work = plan.Work(tuple(candidates))
+    if mode == "landing":
+        changed = plan.changed_groups(candidates, content, session.proofs)
+        if first := plan.to_prove_first(changed, session.proofs, fits):
+            names = " ".join(group.name for group in first)
+            tell("what changed is more than one landing can prove. Run this first, and commit")
+            tell(f"ci/proofs.toml: ci/test.sh --prove {names}")
+            return 1
+        work = plan.Work(changed, plan.draw(candidates, changed, _commit()))
+    for why, found in (("not proven", work.changed), ("drawn", work.drawn)):
+        tell(f"full tests, {why}: {', '.join(group.name for group in found) or 'none'}")
+    with in_background(_LATE, session.runner.results) as wait_for_late:
+        if mode != "prove":
+            unit = ("-q", "-n", _CPUS, "tests/unit")
+            session.run([Process("unit", unit, session.budget.get("unit", 0), on_tmpfs=True)])
+            if session.wrong:
+                return session.end()
+        if trouble := wait_for_late():
+            tell(f"packages or images were not fetched; tests that need them will fail\n{trouble}")
+    versions = _versions_of(candidates)
+    if mode == "landing":
+        work = _with_moved(session, work, versions, candidates, fits)
+    landing = [
+        _process(name, members, session.budget.get(name, 0)) for name, members in processes.items()
+    ]
+    full = [
+        _process(name, members, plan.seconds_of(members, session.proofs), full=True)
+        for name, members in session.groups.processes(work.groups).items()
+    ]
+    try:
+        session.run([*_longest_first(landing), *_longest_first(full)])
+    finally:
+        session.prove(work.groups, content, versions)
+    return session.end()
+
+
+def _with_moved(
+    session: Session,
+    work: plan.Work,
+    versions: Mapping[str, str],
+    candidates: Sequence[Group],
+    fits: plan.Fits,
+) -> plan.Work:
+    """The work, with groups whose packages have moved on since they were proven."""
+    known = [group for group in candidates if {group.name} <= versions.keys() & session.proofs]
+    moved, unproven = plan.moved_groups(known, versions, session.proofs, work.groups, fits)
+    for group in moved:
+        tell(f"{group.name}: its packages have moved on since it was proven: full tests run")
+    for group in unproven:
+        tell(f"{group.name}: NOT PROVEN with today's packages, and no time for it in a landing;")
+        tell(f"    ci/test.sh --prove {group.name}")
+    return replace(work, moved=moved)
+
+
+def _process(name: str, groups: Sequence[Group], seconds: float, *, full: bool = False) -> Process:
+    files = [test for group in groups for test in group.tests]
+    if full:
+        return Process(f"{name}{FULL}", ("-v", "-m", "full", *files), seconds)
+    return Process(name, ("-v", "-m", "not full", *files), seconds)
+
+
+def _longest_first(processes: Sequence[Process]) -> list[Process]:
+    return sorted(processes, key=lambda process: -process.expected)
+
+
+def _commit() -> str:
+    done = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=ROOT, check=True, capture_output=True, text=True
+    )
+    return done.stdout.strip()
+
+
+def _versions_of(groups: Sequence[Group]) -> dict[str, str]:
+    """Group -> digest of its packages. A group whose packages are not known is missing."""
+    found, cache = {}, Cache()
+    for group in groups:
+        try:
+            found[group.name] = versions_digest(group.versions, cache)
+        except BarometerError as exc:
+            tell(f"{group.name}: the packages of its machines are not known: {exc.message}")
+    return found
+
+
+def run_quickly() -> int:
+    """Pure tests alone; the exit code."""
+    words = ["-q", "-n", _CPUS, "-m", "not slow and not linters", "tests/unit"]
+    environment = os.environ | {"HYPOTHESIS_PROFILE": "desk"}
+    command = [sys.executable, "-m", "pytest", *words]
+    return subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="ci/test.sh", description="The tests of a landing: unit tests, and each capability"
+        " once on real machines; all tests of what changed since it was proven.",
+    )  # fmt: skip
+    modes = parser.add_mutually_exclusive_group()
+    modes.add_argument("--quick", action="store_true", help="pure tests, half a minute")
+    modes.add_argument("--full", action="store_true", help="every test there is")
+    modes.add_argument("--prove", nargs="+", metavar="GROUP", help="all tests of these groups")
+    given = parser.parse_args()
+    if given.quick:
+        return run_quickly()
+    mode: Mode = "full" if given.full else "prove" if given.prove else "landing"
+    shutil.rmtree(RESULTS, ignore_errors=True)
+    RESULTS.mkdir()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        groups = read_groups()
+        chosen = [groups.named(name) for name in given.prove or ()] or groups.all
+        session = Session(groups, read_proofs(), budget.read_budget(), Runner(RESULTS, tell))
+        return run_tests(session, mode, chosen)
+    except ValueError as exc:
+        print(f"ci/test.sh: {exc}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("ci/test.sh: interrupted", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,90 @@
+"""ci/groups.toml: which tests there are with machines, and what each group of them depends on."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+FILE = ROOT / "ci/groups.toml"
+
+
+@dataclass(frozen=True)
+class Group:
+    name: str
+    tests: tuple[str, ...]
+    """Its test files, as paths from the repository's top folder."""
+    depends: tuple[str, ...]
+    """Files and folders that its full tests are about, its test files among them."""
+    versions: tuple[str, ...]
+    """Names of `versions.VERSIONS`."""
+    process: str
+    """The process that its tests run in."""
+
+
+@dataclass(frozen=True)
+class Groups:
+    all: tuple[Group, ...]
+    landing: tuple[str, ...]
+    """Paths that every landing proves by itself."""
+
+    def named(self, name: str) -> Group:
+        """Raises ValueError for a group that does not exist."""
+        for group in self.all:
+            if group.name == name:
+                return group
+        known = ", ".join(group.name for group in self.all)
+        raise ValueError(f"there is no group {name!r} in {FILE.name}; there are {known}")
+
+    def processes(self, chosen: Iterable[Group]) -> dict[str, tuple[Group, ...]]:
+        """Process -> those of the chosen groups that run in it, in the order of the file."""
+        wanted = {group.name for group in chosen}
+        found: dict[str, tuple[Group, ...]] = {}
+        for group in self.all:
+            if group.name in wanted:
+                found[group.process] = (*found.get(group.process, ()), group)
+        return found
+
+    def files_of(self, group: Group, files: Mapping[str, str]) -> dict[str, str]:
+        """Of all `files` (path -> digest), those that the group depends on: its own, and those
+        that stand nowhere else."""
+        own = {*group.depends}
+        elsewhere = {*self.landing, *(path for other in self.all for path in other.depends)}
+        found = {}
+        for path, digest in files.items():
+            places = _places(path)
+            if not own.isdisjoint(places) or elsewhere.isdisjoint(places):
+                found[path] = digest
+        return found
+
+
+def read_groups(file: Path = FILE) -> Groups:
+    """Raises ValueError for a set that does not exist, and for a file of two groups."""
+    content = tomllib.loads(file.read_text())
+    sets: dict[str, list[str]] = content["sets"]
+    groups = []
+    for name, keys in content["groups"].items():
+        depends = list(keys["tests"])
+        for path in keys["depends"]:
+            if path.startswith("@") and path[1:] not in sets:
+                raise ValueError(f"{file.name}: group {name}: there is no set {path}")
+            depends += sets[path[1:]] if path.startswith("@") else [path]
+        groups.append(
+            Group(
+                name=name, tests=tuple(keys["tests"]), depends=tuple(depends),
+                versions=tuple(keys["versions"]), process=keys.get("process", name),
+            )
+        )  # fmt: skip
+    tests = [test for group in groups for test in group.tests]
+    for test in tests:
+        if tests.count(test) > 1:
+            raise ValueError(f"{file.name}: {test} is in two groups")
+    return Groups(tuple(groups), tuple(content["landing"]["paths"]))
+
+
+def _places(path: str) -> list[str]:
+    """The path and every folder that it is in."""
+    parts = path.split("/")
+    return ["/".join(parts[:end]) for end in range(1, len(parts) + 1)]

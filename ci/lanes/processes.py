@@ -1,0 +1,173 @@
+"""Run pytest in several processes, two at a time, each with folders and a state of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ci.lanes.groups import ROOT
+
+_LAST_SECONDS = 120.0
+"""For a process that was interrupted: it ends its machines, and puts a metal one back."""
+
+
+@dataclass(frozen=True)
+class Process:
+    """One pytest to run."""
+
+    name: str
+    arguments: tuple[str, ...]
+    expected: float
+    """Seconds that it took before."""
+    on_tmpfs: bool = False
+    """Its temporary files are in memory: tests that flush small files."""
+
+
+@dataclass
+class Finished:
+    process: Process
+    code: int
+    seconds: float
+    log: Path
+    junit: Path
+    left: str
+    """What `barometer clean` found of it afterwards; empty when all is well."""
+
+
+@dataclass
+class _Running:
+    process: Process
+    child: subprocess.Popen[bytes]
+    folder: Path
+    started: float = field(default_factory=time.monotonic)
+
+
+@dataclass
+class Runner:
+    """Where the results go, and whom to tell."""
+
+    results: Path
+    tell: Callable[[str], None]
+
+    def run(self, queue: Sequence[Process], at_once: int) -> Iterator[Finished]:
+        """Run all of the queue in its order; yields each as it ends. Whatever ends this call,
+        the processes end with what they started."""
+        waiting, running = [*queue], list[_Running]()
+        told = time.monotonic()
+        try:
+            while waiting or running:
+                while waiting and len(running) < at_once:
+                    running.append(self._start(waiting.pop(0)))
+                for one in [one for one in running if one.child.poll() is not None]:
+                    running.remove(one)
+                    yield self._finish(one)
+                if time.monotonic() - told > 60 and running:
+                    told = time.monotonic()
+                    self.tell("running: " + ", ".join(map(self._position, running)))
+                time.sleep(0.1)
+        finally:
+            for one in running:
+                self.tell(f"{one.process.name}: interrupted, ending what it started")
+                with contextlib.suppress(ProcessLookupError):
+                    one.child.send_signal(signal.SIGINT)
+            for one in running:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    one.child.wait(_LAST_SECONDS)
+                self._finish(one)
+
+    def _start(self, process: Process) -> _Running:
+        memory = Path("/dev/shm")
+        where = memory if process.on_tmpfs and os.access(memory, os.W_OK) else None
+        # short: sockets are below it, and their paths have 107 characters at most
+        folder = Path(tempfile.mkdtemp(prefix="bt-", dir=where))
+        (folder / "tmp").mkdir()
+        log, junit = self._files(process)
+        junit.unlink(missing_ok=True)
+        command = [
+            # Interrupted when this process is killed: pytest then leaves its fixtures, and these
+            # end machines.
+            "setpriv", "--pdeathsig", "INT",
+            sys.executable, "-m", "pytest", f"--junit-xml={junit}", *process.arguments,
+        ]  # fmt: skip
+        environment = os.environ | {
+            "TMPDIR": str(folder / "tmp"), "BAROMETER_STATE": str(folder / "state"),
+        }  # fmt: skip
+        about = f", about {process.expected:.0f} s" if process.expected else ""
+        self.tell(f"{process.name}: started{about}")
+        with log.open("wb") as file:
+            child = subprocess.Popen(
+                command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL,
+                stdout=file, stderr=subprocess.STDOUT, start_new_session=True,
+            )  # fmt: skip
+        return _Running(process, child, folder)
+
+    def _finish(self, one: _Running) -> Finished:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(one.child.pid, signal.SIGKILL)  # what is left of its session
+        code = one.child.wait()
+        log, junit = self._files(one.process)
+        left = _clean(one.folder / "state")
+        shutil.rmtree(one.folder, ignore_errors=True)
+        seconds = time.monotonic() - one.started
+        return Finished(one.process, code, seconds, log, junit, left)
+
+    def _files(self, process: Process) -> tuple[Path, Path]:
+        """Its log and its junit file."""
+        name = process.name.replace(" ", "-")
+        return self.results / f"{name}.log", self.results / f"{name}.xml"
+
+    def _position(self, one: _Running) -> str:
+        log, _ = self._files(one.process)
+        lines = [line for line in log.read_text(errors="replace").splitlines() if "::" in line]
+        test = f" at {lines[-1].split('::')[-1].split()[0]}" if lines else ""
+        return f"{one.process.name}{test} ({time.monotonic() - one.started:.0f} s)"
+
+
+def _clean(state: Path) -> str:
+    """End what runs of a killed process left."""
+    if not state.exists() or not any(state.iterdir()):
+        return ""
+    done = subprocess.run(
+        [sys.executable, "-m", "orchestrator.cli", "clean"], cwd=ROOT, check=False,
+        env=os.environ | {"BAROMETER_STATE": str(state)}, capture_output=True, text=True,
+    )  # fmt: skip
+    return done.stdout + done.stderr
+
+
+@contextmanager
+def in_background(
+    commands: Mapping[str, Sequence[str]], results: Path
+) -> Iterator[Callable[[], str]]:
+    """Run the commands one after the other while the block does something else; what comes with
+    the block waits for their end, and returns the end of the output of the one that failed."""
+    log = results / "background.log"
+    script = " && ".join(
+        f'echo "{name}" && {" ".join(command)}' for name, command in commands.items()
+    )
+    with log.open("wb") as file:
+        child = subprocess.Popen(
+            ["setpriv", "--pdeathsig", "TERM", "sh", "-c", script], cwd=ROOT,
+            stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )  # fmt: skip
+
+    def wait() -> str:
+        code = child.wait()
+        return "\n".join(log.read_text(errors="replace").splitlines()[-15:]) if code else ""
+
+    try:
+        yield wait
+    finally:
+        if child.poll() is None:
+            os.killpg(child.pid, signal.SIGTERM)
+            child.wait()

@@ -1,0 +1,66 @@
+"""What pytest's processes left: the outcome of each test and how long it took."""
+
+from __future__ import annotations
+
+import re
+import xml.etree.ElementTree as ET
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+_SUMMARY = re.compile(r"^=+ (.*\b(?:passed|failed|error|skipped|no tests ran)\b.*) =+$")
+
+
+@dataclass(frozen=True)
+class Case:
+    file: str
+    """As a path from the repository's top folder."""
+    name: str
+    outcome: str
+    """passed, failed or skipped; an error while setting up or tearing down is failed."""
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Results:
+    cases: tuple[Case, ...]
+    seconds: float
+    """Wall-clock seconds of the whole process, by pytest."""
+
+
+def read_junit(path: Path) -> Results:
+    """Raises ValueError for a file that is not there or cut off: the process was killed."""
+    try:
+        suite = ET.parse(path).getroot().find("testsuite")
+    except (OSError, ET.ParseError) as exc:
+        raise ValueError(f"{path.name}: {exc}") from exc
+    if suite is None:
+        raise ValueError(f"{path.name}: no testsuite")
+    cases = []
+    for case in suite.iter("testcase"):
+        children = {child.tag for child in case}
+        if {"failure", "error"} & children:
+            outcome = "failed"
+        else:
+            outcome = "skipped" if "skipped" in children else "passed"
+        # tests.lab.test_x or tests.lab.test_x.TestClass
+        module = re.sub(r"\.[A-Z].*", "", case.attrib["classname"])
+        file = module.replace(".", "/") + ".py"
+        cases.append(Case(file, case.attrib["name"], outcome, float(case.attrib["time"])))
+    return Results(tuple(cases), float(suite.attrib["time"]))
+
+
+def summary_of(log: str) -> str:
+    """pytest's own last line, without its frame; empty where there is none."""
+    found = [match[1] for line in log.splitlines() if (match := _SUMMARY.match(line))]
+    return found[-1] if found else ""
+
+
+def failures_of(log: str, lines: int = 300) -> str:
+    """The part of pytest's output that tells of failures, at most so many lines of its end."""
+    start = re.search(r"(?m)^=+ (ERRORS|FAILURES) =+$", log)
+    return "\n".join(log[start.start() if start else 0 :].splitlines()[-lines:])
+
+
+def dearest(cases: Sequence[Case], count: int = 10) -> list[Case]:
+    return sorted(cases, key=lambda case: -case.seconds)[:count]

@@ -1,0 +1,121 @@
+"""One run of the tests, and what has come of it."""
+
+from __future__ import annotations
+
+import datetime
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from ci.lanes import plan
+from ci.lanes.budget import OtherWork, exceeded
+from ci.lanes.content import files_in
+from ci.lanes.groups import ROOT, Group, Groups
+from ci.lanes.processes import Finished, Process, Runner
+from ci.lanes.proofs import Proof, write_proofs
+from ci.lanes.results import Case, dearest, failures_of, read_junit, summary_of
+
+FULL = " full"
+"""Ends the name of a process that runs tests marked `full`."""
+
+
+@dataclass
+class Session:
+    groups: Groups
+    proofs: dict[str, Proof]
+    budget: Mapping[str, int]
+    runner: Runner
+    wrong: list[str] = field(default_factory=list)
+    """Why the run fails, a line each."""
+    summaries: dict[str, str] = field(default_factory=dict)
+    cases: dict[str, tuple[Case, ...]] = field(default_factory=dict)
+    """Process -> its tests; of those alone that ended and left nothing behind."""
+    spent: dict[str, float] = field(default_factory=dict)
+    """Lane of a landing -> seconds."""
+    begun: float = field(default_factory=time.monotonic)
+    others: OtherWork = field(default_factory=OtherWork.begin)
+
+    def run(self, processes: Sequence[Process]) -> None:
+        for finished in self.runner.run(processes, plan.STREAMS):
+            self._take(finished)
+
+    def _take(self, finished: Finished) -> None:
+        name = finished.process.name
+        log = finished.log.read_text(errors="replace")
+        self.summaries[name] = summary_of(log) or f"no summary, exit code {finished.code}"
+        self.runner.tell(f"{name}: {self.summaries[name]}")
+        try:
+            results = read_junit(finished.junit)
+        except ValueError as exc:
+            self.wrong.append(f"{name}: exit code {finished.code}, {exc}")
+            print(failures_of(log, 60), flush=True)
+            return
+        if not name.endswith(FULL):
+            self.spent[name] = results.seconds
+        if finished.left:
+            self.wrong.append(f"{name}: it left something:\n{finished.left}")
+            return
+        self.cases[name] = results.cases
+        skipped = [case.name for case in results.cases if case.outcome == "skipped"]
+        if finished.code:
+            self.wrong.append(f"{name}: {self.summaries[name]}")
+            print(failures_of(log), flush=True)
+        elif skipped:
+            self.wrong.append(f"{name}: skipped, which proves nothing: {', '.join(skipped)}")
+
+    def prove(
+        self, ran: Iterable[Group], content: Mapping[str, str], versions: Mapping[str, str]
+    ) -> None:
+        """Write what was proven, and take back what turned out to be false. What was edited
+        meanwhile is not proven."""
+        now = plan.contents(self.groups, files_in(ROOT))
+        today = datetime.datetime.now(datetime.UTC).date().isoformat()
+        for group in ran:
+            landing, full = (self._of(group, suffix) for suffix in ("", FULL))
+            if not all(case.outcome == "passed" for case in (*landing, *full)):
+                self.proofs.pop(group.name, None)
+            elif not landing or not full or group.name not in versions:
+                continue  # interrupted
+            elif now[group.name] != content[group.name]:
+                self.runner.tell(f"{group.name}: files changed while its tests ran: not proven")
+            else:
+                seconds = round(sum(case.seconds for case in full))
+                self.proofs[group.name] = Proof(
+                    content[group.name], versions[group.name], seconds, today
+                )
+        write_proofs(self.proofs)
+
+    def _of(self, group: Group, suffix: str) -> list[Case]:
+        """The group's own tests of its landing process, or of its full one."""
+        cases = self.cases.get(f"{group.process}{suffix}", ())
+        return [case for case in cases if case.file in group.tests]
+
+    def end(self) -> int:
+        """Print the outcome; return the exit code."""
+        elapsed = time.monotonic() - self.begun
+        print("\nThe dearest tests:")
+        cases = [case for some in self.cases.values() for case in some]
+        for case in dearest(cases):
+            print(f"  {case.seconds:7.1f} s  {case.file}::{case.name}")
+        print("\nSeconds by lane:")
+        for name, seconds in self.spent.items():
+            print(f"  {seconds:7.1f} s  of {self.budget.get(name, 0)}  {name}")
+        if over := exceeded(self.spent, self.budget):
+            if self.others.is_busy(elapsed):
+                print(
+                    "over budget, on a machine that was busy with other work:", *over, sep="\n  "
+                )
+            else:
+                self.wrong += [f"over budget: {line}" for line in over]
+        print()
+        for name, summary in self.summaries.items():
+            print(f"===== {name}: {summary} =====")
+        for line in self.wrong:
+            print(f"FAILED {line}")
+        outcomes = [case.outcome for case in cases]
+        failed = len(outcomes) - outcomes.count("passed")
+        print(
+            f"{elapsed:.0f} s in all\n{outcomes.count('passed')} passed, {failed} failed",
+            flush=True,
+        )
+        return 1 if self.wrong else 0

@@ -1,0 +1,67 @@
+"""What the machines of the tests are made of that is not in the repository: the runner's QEMU,
+the packages in images, Debian's kernels of today.
+
+Images are taken from the cache, and built when they are not there."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+
+from orchestrator.bench.images import read_recipe, root_disk, unpacked
+from orchestrator.cache import Cache
+from orchestrator.command import run
+from orchestrator.kernels.buildroot import build_root
+from orchestrator.kernels.package import resolved
+from orchestrator.scenario import DebKernel
+from tests.lab.machine.disk import machine_disk
+
+_RUNNER = ("qemu-system-x86", "libvirt-daemon-driver-qemu")
+_KERNEL = "linux-image-cloud-amd64"
+_SUITES = ("trixie", "trixie-backports", "bookworm")
+
+
+def _qemu(_: Cache) -> str:
+    return run(["dpkg-query", "-W", *_RUNNER], doing="asking for the runner's QEMU").stdout
+
+
+def _guest(cache: Cache) -> str:
+    recipe = read_recipe("guest")
+    tree = unpacked(recipe["suites"], recipe["packages"], recipe["files"], cache)
+    return (tree / "packages.txt").read_text()
+
+
+def _disk(cache: Cache) -> str:
+    recipe = read_recipe("disk")
+    boot = recipe["boot"]
+    loader = unpacked(recipe["suites"], boot["packages"], boot["files"], cache)
+    root = root_disk("disk", recipe, cache)
+    return "".join((place / "packages.txt").read_text() for place in (root, loader))
+
+
+def _kernels(cache: Cache) -> str:
+    kernels = [DebKernel(deb=_KERNEL, suite=suite) for suite in _SUITES]
+    return "".join(f"{kernel} {resolved(kernel, cache)[0]}\n" for kernel in kernels)
+
+
+VERSIONS: Mapping[str, Callable[[Cache], str]] = {
+    "qemu": _qemu,
+    "kernels": _kernels,
+    "host": lambda cache: (
+        root_disk("host", read_recipe("host"), cache) / "packages.txt"
+    ).read_text(),
+    "guest": _guest,
+    "disk": _disk,
+    "build": lambda cache: "".join(f"{k} {v}\n" for k, v in build_root(cache).packages.items()),
+    "machine": lambda cache: (machine_disk(cache) / "packages.txt").read_text(),
+    "machine-uefi": lambda cache: (
+        machine_disk(cache, "systemd-boot") / "packages.txt"
+    ).read_text(),
+}
+
+
+def versions_digest(names: Sequence[str], cache: Cache) -> str:
+    """One digest of what `names` stand for. Raises BenchError and ScenarioError for what can be
+    neither found nor built."""
+    text = "".join(f"{name}\n{VERSIONS[name](cache)}" for name in names)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
