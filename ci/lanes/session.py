@@ -12,7 +12,7 @@ from ci.lanes.budget import OtherWork, exceeded
 from ci.lanes.content import files_in
 from ci.lanes.groups import ROOT, Group, Groups
 from ci.lanes.processes import Finished, Process, Runner
-from ci.lanes.proofs import Proof, write_proofs
+from ci.lanes.proofs import FILE, Proof, write_proofs
 from ci.lanes.results import Case, dearest, failures_of, read_junit, summary_of
 
 FULL = " full"
@@ -83,7 +83,8 @@ class Session:
                 self.proofs[group.name] = Proof(
                     content[group.name], versions[group.name], seconds, today
                 )
-        write_proofs(self.proofs)
+        if self.proofs or FILE.exists():
+            write_proofs(self.proofs)
 
     def _of(self, group: Group, suffix: str) -> list[Case]:
         """The group's own tests of its landing process, or of its full one."""

@@ -13,10 +13,11 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 
+from orchestrator.analysis.comparison import Comparison
 from orchestrator.analysis.trial import Findings
 from orchestrator.report.html import html_report
-from orchestrator.scenario import ARMS, Role
-from tests.unit.report.pages import PLAN, RUNS, bad, compared, recorded, trials
+from orchestrator.scenario import ARMS, Role, Scenario
+from tests.unit.report.pages import PLAN, RECORDED, RUNS, bad, compared, recorded, trials
 from tests.unit.scenarios import scenario
 from tests.unit.timelines import booted
 
@@ -41,10 +42,22 @@ def chromium() -> Iterator[Browser]:
         browser.close()
 
 
-@pytest.fixture(scope="module")
-def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Of each recorded run, and of one that has everything."""
-    texts = {run.name: html_report(*recorded(run)) for run in RUNS}
+class Reports:
+    """HTML reports in files, each made when it is asked for first."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def __getitem__(self, name: str) -> Path:
+        """Of the recorded run `name`, or of a made-up one that has everything."""
+        path = self._folder / f"{name}.html"
+        if not path.exists():
+            made = everything() if name == "everything" else recorded(RECORDED / name)
+            path.write_text(html_report(*made), "utf-8")
+        return path
+
+
+def everything() -> tuple[Scenario, Comparison, dict[str, Any]]:
     values = [8 + number / 100 for number in range(12)]
     arms: dict[Role, list[float]] = {
         "baseline": values, "candidate": [v / 100 for v in values], "control": values[::-1],
@@ -54,16 +67,23 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         replace(result, findings=Findings(timelines=(booted(arm),)))
         for result, arm in zip(results[:2], ARMS, strict=True)
     ]
-    comparison = compared([*results, bad(evidence=HOSTILE, message=HOSTILE)])
-    texts["everything"] = html_report(scenario(), comparison, PLAN)
-    folder = tmp_path_factory.mktemp("reports")
-    for name, text in texts.items():
-        (folder / f"{name}.html").write_text(text, "utf-8")
-    return {name: folder / f"{name}.html" for name in texts}
+    return scenario(), compared([*results, bad(evidence=HOSTILE, message=HOSTILE)]), PLAN
 
 
-@pytest.fixture(params=[*(run.name for run in RUNS), "everything"])
-def report(request: pytest.FixtureRequest, reports: dict[str, Path]) -> Path:
+@pytest.fixture(scope="module")
+def reports(tmp_path_factory: pytest.TempPathFactory) -> Reports:
+    return Reports(tmp_path_factory.mktemp("reports"))
+
+
+EVERY_LANDING = ("everything", "debian-6.12-vs-7")
+ALL = [
+    pytest.param(name, marks=() if name in EVERY_LANDING else pytest.mark.full)
+    for name in (*(run.name for run in RUNS), "everything")
+]
+
+
+@pytest.fixture(params=ALL)
+def report(request: pytest.FixtureRequest, reports: Reports) -> Path:
     return reports[request.param]
 
 
@@ -116,7 +136,7 @@ def test_first_chart_comes_soon(chromium: Browser, report: Path) -> None:
     print(f"{report.stem}: loaded in {loaded - begun:.2f} s, first chart in {drawn - begun:.2f} s")
 
 
-def test_charts_have_what_the_page_has(chromium: Browser, reports: dict[str, Path]) -> None:
+def test_charts_have_what_the_page_has(chromium: Browser, reports: Reports) -> None:
     with chromium.new_context() as context:
         page = Seen(context, reports["everything"]).all_drawn()
         chart = page.locator("#metric-0")
@@ -126,9 +146,7 @@ def test_charts_have_what_the_page_has(chromium: Browser, reports: dict[str, Pat
         assert page.locator("#timeline .barlayer .point").count() >= 2 * 4
 
 
-def test_theme_follows_the_system_and_the_button(
-    chromium: Browser, reports: dict[str, Path]
-) -> None:
+def test_theme_follows_the_system_and_the_button(chromium: Browser, reports: Reports) -> None:
     with chromium.new_context(color_scheme="dark") as context:
         page = Seen(context, reports["everything"]).all_drawn()
         paper = "getComputedStyle(document.body).backgroundColor"
@@ -147,9 +165,7 @@ def test_theme_follows_the_system_and_the_button(
         assert (page.evaluate(paper), page.evaluate(ink)) == dark
 
 
-def test_every_control_is_reached_by_tab_and_shows_it(
-    chromium: Browser, reports: dict[str, Path]
-) -> None:
+def test_every_control_is_reached_by_tab_and_shows_it(chromium: Browser, reports: Reports) -> None:
     with chromium.new_context() as context:
         page = Seen(context, reports["everything"]).page
         page.keyboard.press("Tab")
@@ -209,7 +225,7 @@ def test_paper_is_light_and_whole(chromium: Browser, report: Path) -> None:
         assert seen.faults == []
 
 
-def test_page_is_printed(chromium: Browser, reports: dict[str, Path]) -> None:
+def test_page_is_printed(chromium: Browser, reports: Reports) -> None:
     with chromium.new_context() as context:
         printed = Seen(context, reports["everything"]).page.pdf(prefer_css_page_size=True)
     assert printed.startswith(b"%PDF")
