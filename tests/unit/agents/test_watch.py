@@ -262,6 +262,7 @@ def whole_boot(agent: Agent, pidfile: Path, qemu: subprocess.Popen[bytes], *line
     announced = ports(agent)
     pidfile.write_text(str(qemu.pid))
     agent.until(" started ")
+    agent.until("^P")
     with socket.create_connection(("127.0.0.1", announced["console"]), SECONDS) as serial:
         for line in lines:
             serial.sendall(line + b"\n")
