@@ -6,6 +6,7 @@ each. Each cell is an A/B of its own, with the same question.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import re
@@ -238,7 +239,8 @@ def _not_overridden(factors: Mapping[str, Any], pinned: Mapping[str, str]) -> No
                 )
 
 
-def factor_keys() -> dict[str, Any]:
+@functools.cache
+def factor_keys() -> Mapping[str, Any]:
     """Every key that can be a factor -> the JSON schema of its value."""
     schema = json_schema()
     return {

@@ -37,6 +37,8 @@ TICK_NS = 10**9 // os.sysconf("SC_CLK_TCK")
 MARKER_BYTES = 900
 """The kernel cuts what is written at once to trace_marker after 1 KiB (TRACE_MARKER_SIZE)."""
 KERNEL = b"Linux version "
+LAST_SECONDS = 5.0
+"""For the console's last words, after QEMU has ended."""
 lock = threading.Lock()
 marker: int | None = None
 
@@ -172,7 +174,7 @@ def main() -> None:
     process.start()
     threading.Thread(target=lambda: (sys.stdin.read(), os._exit(0)), daemon=True).start()
     process.join()
-    console.join(5)  # the console's last words
+    console.join(LAST_SECONDS)
 
 
 if __name__ == "__main__":

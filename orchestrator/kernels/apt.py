@@ -30,6 +30,7 @@ KNOWN_SUITES = (
     "forky", "sid", "testing", "unstable", "experimental",
 )  # fmt: skip
 _FRESH_SECONDS = 6 * 3600
+_RETRIES = 3
 
 
 def mirror() -> str:
@@ -203,7 +204,7 @@ class Archive:
             f'Dir::State::status "{self._root}/var/lib/dpkg/status";\n'
             f'Dir::Etc::Main "{self._conf}";\nDir::Etc::Parts "{self._root}/etc/apt/apt.conf.d";\n'
             'APT::Architecture "amd64";\nAPT::Architectures { "amd64"; };\n'
-            'Acquire::Languages "none";\nAcquire::Retries "3";\n'
+            f'Acquire::Languages "none";\nAcquire::Retries "{_RETRIES}";\n'
             'APT::Sandbox::User "";\nDebug::NoLocking "true";\n'
         )
 

@@ -1,14 +1,34 @@
 """Property tests have no deadline (a runner may be busy with emulated machines) and keep no
 database beside the checkout. In CI they try the same examples every time: what they find new is
-found at a desk, not in somebody's unrelated change."""
+found at a desk, not in somebody's unrelated change. `HYPOTHESIS_PROFILE=desk` tries fewer.
+
+Tests that slow.txt names are marked `slow`. A new test is none until the next measurement."""
 
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
+import pytest
 from hypothesis import settings
+
+from tests.unit.costs import Costs
+
+HERE = Path(__file__).parent
 
 settings.register_profile(
     "barometer", deadline=None, database=None, print_blob=True, derandomize="CI" in os.environ
 )
-settings.load_profile("barometer")
+settings.register_profile("desk", settings.get_profile("barometer"), max_examples=15)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "barometer"))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(Costs())
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    slow = {*(HERE / "slow.txt").read_text().split()}
+    for item in items:
+        if item.nodeid.partition("[")[0] in slow:
+            item.add_marker("slow")

@@ -32,7 +32,8 @@ def history(
         stream += [*head, *links, f"M 644 inline {path}", f"data {len(subject)}", subject, ""]
     stream += ["reset refs/heads/master", f"from :{len(marks)}", ""]
     git(folder, "fast-import", "--quiet", stdin="\n".join(stream))
-    return {subject: git(folder, "rev-parse", f"refs/tags/{subject}") for subject in parents}
+    commits = git(folder, "rev-parse", *(f"refs/tags/{subject}" for subject in parents))
+    return dict(zip(parents, commits.split(), strict=True))
 
 
 def straight(folder: Path, number: int) -> dict[str, str]:

@@ -56,14 +56,14 @@ class Fake:
 
 
 class Fixture:
-    def __init__(self, linux: Path, out: Path) -> None:
-        self.linux, self.out = linux, out
+    def __init__(self, linux: Path, out: Path, last: str = "c64") -> None:
+        self.linux, self.out, self._last = linux, out, last
 
     def question(
-        self, good: str = "c0", bad: str = "c64", paths: tuple[str, ...] = (),
+        self, good: str = "c0", bad: str = "", paths: tuple[str, ...] = (),
         metric: str = "bar_map_seconds", accel: Any = "exact",
     ) -> Question:  # fmt: skip
-        commits = commits_of(self.linux, good.split(), bad, paths)
+        commits = commits_of(self.linux, good.split(), bad or self._last, paths)
         kernels = Kernels(self.linux)
         text = bisect_text(Setting(accel), metric, kernels(commits.bad))
         return Question(commits, kernels, metric, text)
@@ -87,6 +87,19 @@ def linux(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def fixture(linux: Path, tmp_path: Path) -> Fixture:
     return Fixture(linux, tmp_path / "out")
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight commits after the first, for tests to which the search does not matter."""
+    folder = tmp_path_factory.mktemp("few")
+    straight(folder, 9)
+    return folder
+
+
+@pytest.fixture
+def short(few: Path, tmp_path: Path) -> Fixture:
+    return Fixture(few, tmp_path / "out", last="c8")
 
 
 def subjects(record: Record) -> list[str]:
@@ -182,20 +195,29 @@ def test_skips_that_hide_the_commit_leave_those_that_it_may_be(fixture: Fixture)
     assert len(saved["one_of"]) == 4
 
 
-STEPS = 6
+STEPS = 4
+INTERRUPTED = skipping(3, 4)
 
 
-@pytest.mark.parametrize("at", range(2 + STEPS))
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("a bug")])
+@pytest.fixture(scope="module")
+def asked(few: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """What a bisection asks for that nothing interrupts."""
+    bench = Fake(INTERRUPTED)
+    Fixture(few, tmp_path_factory.mktemp("reference") / "out", last="c8").run(bench)
+    assert len(bench.asked) == 2 + STEPS
+    return bench.asked
+
+
+@pytest.mark.parametrize(
+    ("at", "error"),
+    [
+        *((at, KeyboardInterrupt()) for at in range(2 + STEPS)),
+        *((at, RuntimeError("a bug")) for at in (1, 3)),
+    ],
+)
 def test_interrupted_bisection_goes_on_where_it_was(
-    fixture: Fixture, at: int, error: BaseException
+    short: Fixture, asked: list[str], at: int, error: BaseException
 ) -> None:
-    first, skipped = 23, 32
-    reference = Fake(skipping(first, skipped))
-    bisected(fixture.question(), fixture.out.parent / "reference", reference, Progress())
-    count = len(reference.asked)
-    assert count >= 2 + STEPS
-
     calls = 0
 
     def interrupted(subject: str) -> Measured | Skipped:
@@ -203,18 +225,19 @@ def test_interrupted_bisection_goes_on_where_it_was(
         calls += 1
         if calls == at + 1:
             raise error
-        return skipping(first, skipped)(subject)
+        return INTERRUPTED(subject)
 
     broken = Fake(interrupted)
     with pytest.raises(type(error)):
-        fixture.run(broken)
-    again = Fake(skipping(first, skipped))
-    assert subjects(fixture.run(again)) == [f"c{first}"]
+        short.run(broken)
+    again = Fake(INTERRUPTED)
+    assert subjects(short.run(again)) == ["c3"]
     done = broken.asked[:-1] if at > 1 else []  # both ends are one run, which knows what it has
-    assert done + again.asked == reference.asked
-    finished = Fake(skipping(first, skipped))
-    assert subjects(fixture.run(finished)) == [f"c{first}"]
-    assert finished.asked == []
+    assert done + again.asked == asked
+    if at == 2 + STEPS - 1:
+        finished = Fake(INTERRUPTED)
+        assert subjects(short.run(finished)) == ["c3"]
+        assert finished.asked == []
 
 
 def test_bench_that_fails_once_is_a_skip(fixture: Fixture) -> None:
@@ -277,16 +300,16 @@ def test_what_the_bench_failed_at_before_an_interrupt_is_measured_again(fixture:
     ],
 )
 def test_ends_that_are_too_near_are_nothing_to_bisect(
-    fixture: Fixture, good: Measured, bad: Measured, why: str
+    short: Fixture, good: Measured, bad: Measured, why: str
 ) -> None:
     bench = Fake(lambda subject: good if subject == "c0" else bad)
     for again in (False, True):  # what was measured is not measured twice
         with pytest.raises(EvidenceError) as caught:
-            fixture.run(bench)
+            short.run(bench)
         assert caught.value.exit_code == 4
         assert why in caught.value.message
         assert "has " in caught.value.message
-        assert bench.asked == ["c0", "c64"], again
+        assert bench.asked == ["c0", "c8"], again
 
 
 @pytest.mark.parametrize(
@@ -300,10 +323,10 @@ def test_ends_that_are_too_near_are_nothing_to_bisect(
     ],
 )
 def test_ends_that_can_be_told_apart_are_bisected(
-    fixture: Fixture, good: Measured, bad: Measured
+    short: Fixture, good: Measured, bad: Measured
 ) -> None:
-    bench = Fake(lambda subject: good if int(subject[1:]) < 40 else bad)
-    assert subjects(fixture.run(bench)) == ["c40"]
+    bench = Fake(lambda subject: good if int(subject[1:]) < 5 else bad)
+    assert subjects(short.run(bench)) == ["c5"]
 
 
 def test_other_good_commits_are_measured_too(fixture: Fixture) -> None:
@@ -330,19 +353,19 @@ def test_good_commit_that_is_not_good_is_an_error(fixture: Fixture, says: Says, 
     ("changed", "key"),
     [
         ({"good": "c1"}, "good"),
-        ({"bad": "c63"}, "bad"),
+        ({"bad": "c7"}, "bad"),
         ({"paths": ("common",)}, "paths"),
         ({"metric": "bar_unmap_seconds"}, "metric"),
         ({"accel": "kvm"}, "trials"),
     ],
 )
-def test_other_arguments_do_not_go_on(fixture: Fixture, changed: dict[str, Any], key: str) -> None:
-    fixture.run(Fake(from_(23)))
-    before = fixture.saved()
-    bench = Fake(from_(23))
+def test_other_arguments_do_not_go_on(short: Fixture, changed: dict[str, Any], key: str) -> None:
+    short.run(Fake(from_(3)))
+    before = short.saved()
+    bench = Fake(from_(3))
     with pytest.raises(ScenarioError, match=f"holds a bisection with another {key}"):
-        fixture.run(bench, **changed)
-    assert (bench.asked, fixture.saved()) == ([], before)
+        short.run(bench, **changed)
+    assert (bench.asked, short.saved()) == ([], before)
 
 
 def test_folder_with_something_else_is_left_alone(fixture: Fixture) -> None:
@@ -363,11 +386,11 @@ def test_folder_with_something_else_is_left_alone(fixture: Fixture) -> None:
         lambda found: found | {"steps": [found["steps"][0] | {"commit": {"x": 1}}]},
     ],
 )
-def test_broken_record_is_refused(fixture: Fixture, change: Callable[[Any], Any]) -> None:
-    fixture.run(Fake(from_(23)))
-    (fixture.out / "bisect.json").write_text(json.dumps(change(fixture.saved())))
+def test_broken_record_is_refused(short: Fixture, change: Callable[[Any], Any]) -> None:
+    short.run(Fake(from_(3)))
+    (short.out / "bisect.json").write_text(json.dumps(change(short.saved())))
     with pytest.raises(EvidenceError):
-        fixture.run(Fake(from_(23)))
+        short.run(Fake(from_(3)))
 
 
 def test_merges_are_bisected(tmp_path: Path) -> None:

@@ -192,12 +192,13 @@ def test_another_run_at_work_is_said_and_waited_for(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     cache, order = Cache(tmp_path), []
-    entered = threading.Event()
+    entered, end = threading.Event(), time.monotonic() + 30
 
     def first() -> None:
         with cache.held("worktrees/a"):
             entered.set()
-            time.sleep(0.3)
+            while "waiting for another run" not in caplog.text and time.monotonic() < end:
+                time.sleep(0.01)
             order.append("first")
 
     other = threading.Thread(target=first)

@@ -84,8 +84,13 @@ def test_slow_program_ends_with_all_that_it_started(tmp_path: Path) -> None:
 
 def test_interrupted_program_ends_with_all_that_it_started(tmp_path: Path) -> None:
     pids = tmp_path / "pids"
-    previous = signal.signal(signal.SIGALRM, signal.default_int_handler)
-    signal.setitimer(signal.ITIMER_REAL, 0.5)
+
+    def interrupt(*_: object) -> None:
+        if pids.exists() and pids.read_text():
+            raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, 0.02, 0.02)
     try:
         with pytest.raises(KeyboardInterrupt):
             run(["sh", "-c", 'sleep 60 & echo $! > "$0"; wait', pids], doing="t")

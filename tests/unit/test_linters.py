@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.linters
+
 ROOT = Path(__file__).parents[2]
 TOOLS = Path(sys.executable).parent
 SCRIPTS = sorted(

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.evidence import RunDir
+from orchestrator.judge import judge
 from tests.unit.recorded import copied_run
 
 NIGHTLY = Path(__file__).parents[2] / "ci/nightly/nightly.sh"
@@ -33,7 +35,7 @@ case $1 in
     out=$2
     mkdir -p "$out"
     if [ -e "$here/hangs" ]; then
-      trap 'sleep 0.5; said ended; exit 130' TERM
+      trap 'sleep 0.2; said ended; exit 130' TERM
       said hangs
       sleep 60 & wait
     fi
@@ -41,7 +43,7 @@ case $1 in
     [ ! -e "$here/whole" ] || cp -r "$here/whole/." "$out"
     exit "$(code run)" ;;
   recover)
-    [ ! -e "$here/slow" ] || sleep 2
+    while [ -e "$here/slow" ]; do sleep 0.02; done
     said recovered ;;
   compare) echo "tonight against $2" ;;
 esac
@@ -212,6 +214,7 @@ def test_signals_do_not_cut_putting_back_short(lab: Lab) -> None:
     lab.until("recover")
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         os.killpg(night.pid, number)
+    (lab.bin / "slow").unlink()
     night.communicate(timeout=SECONDS)
     assert night.returncode == 0
     assert lab.verbs[-1] == "recovered"
@@ -226,7 +229,7 @@ def test_a_killed_night_takes_its_run_along_and_the_next_step_puts_back(
     assert lab.verbs == ["run", "hangs", "ended", "clean", "recover", "recovered"]
 
 
-@pytest.mark.parametrize("moment", [0.01, 0.03, 0.05, 0.08, 0.12, 0.2])
+@pytest.mark.parametrize("moment", [0.01, 0.05, 0.12])
 def test_whenever_it_is_ended_what_began_is_put_back(lab: Lab, moment: float) -> None:
     (lab.bin / "hangs").touch()
     night = lab.begin()
@@ -426,7 +429,7 @@ def test_two_nights_judged_by_barometer_itself(lab: Lab, tmp_path: Path) -> None
     )
     before = lab.dir / "runs/20260831T011700Z"
     shutil.copytree(tmp_path / "recorded", before)
-    subprocess.run([str(real), "report", str(before)], check=True, capture_output=True)
+    judge(RunDir.open(before))
     ended, said = lab()
     assert ended == 0, said
     assert len((lab.dir / "history.csv").read_text().splitlines()) == 2

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -33,9 +35,19 @@ MAPS = {  # of one device, by guest kernel and firmware
 }
 
 
-def judged(recorded: Path, tmp_path: Path) -> tuple[Path, Scenario, Comparison, str]:
-    run = shutil.copytree(recorded, tmp_path / recorded.name)
-    return (run, *judge(RunDir.open(run), TESTER))
+Judging = Callable[[Path], tuple[Path, Scenario, Comparison, str]]
+
+
+@pytest.fixture(scope="module")
+def judged(tmp_path_factory: pytest.TempPathFactory) -> Judging:
+    """Judges a copy of a recorded run, once."""
+
+    @functools.cache
+    def judged(recorded: Path) -> tuple[Path, Scenario, Comparison, str]:
+        run = shutil.copytree(recorded, tmp_path_factory.mktemp("runs") / recorded.name)
+        return (run, *judge(RunDir.open(run), TESTER))
+
+    return judged
 
 
 def test_a_run_of_both_kernels_is_recorded() -> None:
@@ -43,8 +55,8 @@ def test_a_run_of_both_kernels_is_recorded() -> None:
 
 
 @of_every_run
-def test_recorded_evidence_is_judged_to_the_same_numbers(recorded: Path, tmp_path: Path) -> None:
-    run, scenario, comparison, report = judged(recorded, tmp_path)
+def test_recorded_evidence_is_judged_to_the_same_numbers(recorded: Path, judged: Judging) -> None:
+    run, scenario, comparison, report = judged(recorded)
     assert json.loads((run / "comparison.json").read_text()) == json.loads(
         (recorded / "comparison.json").read_text()
     )
@@ -57,10 +69,10 @@ def test_recorded_evidence_is_judged_to_the_same_numbers(recorded: Path, tmp_pat
     ("name", "unmap"), [("placebo", "equivalent"), ("slower-unmap", "regressed")]
 )
 def test_one_code_built_twice_is_equivalent_and_a_few_percent_are_found(
-    name: str, unmap: str, tmp_path: Path
+    name: str, unmap: str, judged: Judging
 ) -> None:
     recorded = RECORDED / "verdicts" / name
-    _, scenario, comparison, report = judged(recorded, tmp_path)
+    _, scenario, comparison, report = judged(recorded)
     assert report == (recorded / "report.txt").read_text()
     assert (comparison.verdict, exit_code(scenario, comparison)) == (unmap, 0)
     found = comparison.metric("bar_unmap_seconds")
@@ -77,9 +89,9 @@ def test_matrix_is_judged_to_the_same_table(tmp_path: Path) -> None:
 
 @of_every_run
 def test_recorded_lookups_are_pages_unpatched_and_leaves_patched(
-    recorded: Path, tmp_path: Path
+    recorded: Path, judged: Judging
 ) -> None:
-    _, scenario, comparison, _ = judged(recorded, tmp_path)
+    _, scenario, comparison, _ = judged(recorded)
     if "counts" not in scenario.trace.passes:
         return
     bar = scenario.device.bar
@@ -94,8 +106,10 @@ def test_recorded_lookups_are_pages_unpatched_and_leaves_patched(
 
 
 @of_every_run
-def test_recorded_boots_have_twelve_maps_and_are_explained(recorded: Path, tmp_path: Path) -> None:
-    run, scenario, comparison, _ = judged(recorded, tmp_path)
+def test_recorded_boots_have_twelve_maps_and_are_explained(
+    recorded: Path, judged: Judging
+) -> None:
+    run, scenario, comparison, _ = judged(recorded)
     boots = boots_of(comparison)
     if scenario.workload == "map":
         assert boots == {"baseline": [], "candidate": []}
@@ -111,8 +125,8 @@ def test_recorded_boots_have_twelve_maps_and_are_explained(recorded: Path, tmp_p
 
 
 @of_every_cell
-def test_recorded_cells_have_the_maps_of_their_factors(recorded: Path, tmp_path: Path) -> None:
-    run, scenario, comparison, report = judged(recorded, tmp_path)
+def test_recorded_cells_have_the_maps_of_their_factors(recorded: Path, judged: Judging) -> None:
+    run, scenario, comparison, report = judged(recorded)
     assert report == (recorded / "report.txt").read_text()
     assert not [r.message for r in comparison.results if r.kind != "measured"]
     guest = scenario.guest
@@ -129,8 +143,8 @@ def test_recorded_cells_have_the_maps_of_their_factors(recorded: Path, tmp_path:
 
 
 @of_every_run
-def test_recorded_boots_differ_by_their_maps(recorded: Path, tmp_path: Path) -> None:
-    _, scenario, comparison, report = judged(recorded, tmp_path)
+def test_recorded_boots_differ_by_their_maps(recorded: Path, judged: Judging) -> None:
+    _, scenario, comparison, report = judged(recorded)
     difference = cost_table(boots_of(comparison)).difference
     assert (difference is not None) == (scenario.workload == "guest-boot")
     if difference is None:
@@ -142,9 +156,9 @@ def test_recorded_boots_differ_by_their_maps(recorded: Path, tmp_path: Path) -> 
 
 @of_every_run
 def test_recorded_points_have_the_lookups_of_their_alignment(
-    recorded: Path, tmp_path: Path
+    recorded: Path, judged: Judging
 ) -> None:
-    _, scenario, comparison, _ = judged(recorded, tmp_path)
+    _, scenario, comparison, _ = judged(recorded)
     for point in scenario.points() if "counts" in scenario.trace.passes else ():
         metric = comparison.metric(point.metric("pfn_lookups_per_map"))
         assert metric is not None
@@ -157,8 +171,8 @@ def test_recorded_points_have_the_lookups_of_their_alignment(
 
 
 @of_every_run
-def test_recorded_levels_have_a_reason_or_are_best(recorded: Path, tmp_path: Path) -> None:
-    _, _, comparison, _ = judged(recorded, tmp_path)
+def test_recorded_levels_have_a_reason_or_are_best(recorded: Path, judged: Judging) -> None:
+    _, _, comparison, _ = judged(recorded)
     for result in comparison.results:
         for level in result.findings.levels:
             names = {reason.name for reason in level.reasons}
@@ -173,8 +187,8 @@ def test_recorded_levels_have_a_reason_or_are_best(recorded: Path, tmp_path: Pat
 
 
 @of_every_run
-def test_recorded_costs_grow_with_what_is_visited(recorded: Path, tmp_path: Path) -> None:
-    _, scenario, comparison, _ = judged(recorded, tmp_path)
+def test_recorded_costs_grow_with_what_is_visited(recorded: Path, judged: Judging) -> None:
+    _, scenario, comparison, _ = judged(recorded)
     if scenario.workload != "map" or len(scenario.map.sizes) < 3:
         return
     for arm in ("baseline", "candidate"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import gc
 import io
 import json
 import mmap
@@ -265,6 +266,8 @@ class Fixture:
             self.module.main()
         except SystemExit as exc:
             return int(str(exc.code))
+        finally:
+            gc.enable()  # the program, which ends here, does without
         return 0
 
 

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -29,9 +29,11 @@ SECONDS = 20.0
 class Agent:
     """The agent, and its lines as they come."""
 
-    def __init__(self, pidfile: Path, *more: Path) -> None:
+    def __init__(
+        self, pidfile: Path, *more: Path, program: Sequence[str | Path] = (AGENT,)
+    ) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-I", AGENT, pidfile, MARK, *more],
+            [sys.executable, "-I", *program, pidfile, MARK, *more],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
         assert self.process.stdout is not None
@@ -211,13 +213,21 @@ def test_pid_file_that_is_written_late_or_names_a_dead_process_is_waited_for(
 
 
 def test_qemu_that_never_connects_ends_the_watch(
-    agent: Agent, pidfile: Path, qemu: subprocess.Popen[bytes]
+    pidfile: Path, qemu: subprocess.Popen[bytes]
 ) -> None:
-    ports(agent)
-    pidfile.write_text(str(qemu.pid))
-    agent.until(" started ")
-    quit_qemu(qemu)
-    boot = parse_marks(agent.end())
+    hurried = (
+        f"import sys; sys.path.insert(0, {str(AGENT.parent)!r}); import watch;"
+        " watch.LAST_SECONDS = 0.2; watch.main()"
+    )
+    agent = Agent(pidfile, program=("-c", hurried))
+    try:
+        ports(agent)
+        pidfile.write_text(str(qemu.pid))
+        agent.until(" started ")
+        quit_qemu(qemu)
+        boot = parse_marks(agent.end())
+    finally:
+        agent.close()
     assert boot.started is not None
     assert boot.exit is not None
 
@@ -252,6 +262,7 @@ def whole_boot(agent: Agent, pidfile: Path, qemu: subprocess.Popen[bytes], *line
     announced = ports(agent)
     pidfile.write_text(str(qemu.pid))
     agent.until(" started ")
+    agent.until("^P")
     with socket.create_connection(("127.0.0.1", announced["console"]), SECONDS) as serial:
         for line in lines:
             serial.sendall(line + b"\n")
@@ -328,7 +339,7 @@ def test_probe_that_is_not_there_need_not_be_switched_off(
             agent.until("^C")
             time.sleep(0.2)
             serial.sendall(b"next\n")
-            assert "next" in agent._queue.get(timeout=3)  # type: ignore[operator]
+            assert "next" in agent._queue.get(timeout=SECONDS)  # type: ignore[operator]
     finally:
         agent.close()
 

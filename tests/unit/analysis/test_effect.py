@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from itertools import combinations, product
 from statistics import median
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
 from orchestrator.analysis.effect import (
     ALPHA,
@@ -25,6 +27,7 @@ from orchestrator.analysis.effect import (
     precise,
     rank_sum_index,
     signed_rank_index,
+    signed_rank_p,
 )
 
 SECONDS = st.lists(st.floats(0.001, 1000), min_size=1, max_size=30)
@@ -209,6 +212,15 @@ def test_index_of_many_pairs_goes_on_from_that_of_few(n: int) -> None:
     assert rank_sum_index(n, n) == pytest.approx(
         n * n / 2 - 1.96 * math.sqrt(n * n * (2 * n + 1) / 12), abs=2
     )
+
+
+@pytest.mark.parametrize("n", [*range(LEAST_FOR_P, 15), 50, 51])
+@pytest.mark.parametrize("steps", [2, 7, 1_000_000], ids=["zeros", "ties", "neither"])
+def test_p_of_pairs_is_scipys(n: int, steps: int) -> None:
+    draw = random.Random(n)
+    d = np.array([float(round(draw.gauss(0.5, 1) * steps)) for _ in range(n)])
+    wanted = stats.wilcoxon(d, zero_method="zsplit").pvalue
+    assert signed_rank_p(d) == pytest.approx(wanted, rel=1e-9)
 
 
 def test_smallest_numbers_of_trials_can_be_significant_and_fewer_cannot() -> None:

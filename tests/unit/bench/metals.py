@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -336,8 +335,9 @@ def bundle(folder: Path, release: str, **more: Any) -> KernelBundle:
 
 
 def lives(pid: int) -> bool:
+    """A zombie does not: when init takes note of it is init's affair."""
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
         return False
-    return True
+    return stat.rpartition(")")[2].split()[0] != "Z"

@@ -255,12 +255,12 @@ def test_lease_is_kept_alive_over_lost_connections(machine: Machine, shell: Keep
         renewed.set()
         return shell
 
-    with Lease(connect, keeper.token, ttl=9, close=lambda: done.append("close")) as lease:
+    with Lease(connect, keeper.token, ttl=0.9, close=lambda: done.append("close")) as lease:
         assert renewed.wait(20)
         lease.check()
         assert not lease.lost
     assert done[:5] == ["connect", "close", "connect", "close", "connect"]
-    assert shell.timeouts[-1] == 3  # of a third of its life
+    assert shell.timeouts[-1] == pytest.approx(0.3)  # a third of its life
     assert keeper.status()["leases"][0]["token"] == keeper.token
 
 

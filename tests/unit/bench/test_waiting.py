@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import time
+from types import SimpleNamespace
 
 import pytest
 
+from orchestrator.bench import waiting
 from orchestrator.bench.waiting import Stall, until
 from orchestrator.errors import ArmFailedError, BenchError
 
@@ -46,11 +48,8 @@ def test_failure_that_is_seen_ends_the_wait_at_once() -> None:
     assert time.monotonic() - started < 5
 
 
-def test_stall_counts_from_the_last_change() -> None:
+def test_stall_counts_from_the_last_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = iter([100.0, 101.0, 104.0, 106.0, 107.5])
+    monkeypatch.setattr(waiting, "time", SimpleNamespace(monotonic=lambda: next(now)))
     stall = Stall()
-    assert stall.seconds(1) < 0.5
-    time.sleep(0.1)
-    assert stall.seconds(1) >= 0.1
-    assert stall.seconds(2) == 0
-    time.sleep(0.05)
-    assert 0.05 <= stall.seconds(2) < 5
+    assert [stall.seconds(value) for value in (1, 1, 2, 2)] == [0, 3, 0, 1.5]

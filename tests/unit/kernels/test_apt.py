@@ -107,6 +107,7 @@ def test_unreachable_mirror_is_the_benchs_failure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("BAROMETER_MIRROR", UNREACHABLE)
+    monkeypatch.setattr(apt, "_RETRIES", 0)  # between which apt waits longer and longer
     kernel = DebKernel(deb="linux-image-cloud-amd64", suite="trixie")
     with pytest.raises(BenchError) as caught:
         describe(kernel, Cache(tmp_path))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -28,7 +29,7 @@ PLAN: dict[str, Any] = {
 VOID = {"meta", "link", "br", "circle", "path", "img", "input", "hr"}
 
 
-def recorded(run: Path) -> tuple[Scenario, Comparison, dict[str, Any]]:
+def judge_recorded(run: Path) -> tuple[Scenario, Comparison, dict[str, Any]]:
     """What a report of a recorded run is made of."""
     found = RunDir.open(run)
     chosen, _ = parse_scenario(found.scenario(), str(run), run)
@@ -36,6 +37,9 @@ def recorded(run: Path) -> tuple[Scenario, Comparison, dict[str, Any]]:
     kernels: dict[ArmName, dict[str, str]] = {arm: plan["kernels"][arm] for arm in ARMS}
     results = [read_result(trial) for trial in found.trials()]
     return chosen, compare(chosen, kernels, results, len(plan["trials"]), plan["accel"]), plan
+
+
+recorded = functools.cache(judge_recorded)
 
 
 def trials(

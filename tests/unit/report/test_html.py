@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import re
@@ -33,6 +34,7 @@ from tests.unit.report.pages import (
     Page,
     bad,
     compared,
+    judge_recorded,
     recorded,
     trials,
 )
@@ -53,6 +55,11 @@ def report(*results: TrialResult, **plan: Any) -> str:
     return html_report(scenario(), compared(results), PLAN | plan)
 
 
+@functools.cache
+def page_text(run: Path) -> str:
+    return html_report(*recorded(run))
+
+
 def charts(text: str) -> dict[str, Any]:
     [found] = re.findall(r'<script type="application/json" id="figures">(.*?)</script>', text)
     answer: dict[str, Any] = json.loads(found)
@@ -61,7 +68,7 @@ def charts(text: str) -> dict[str, Any]:
 
 @of_every_run
 def test_report_of_a_recorded_run_is_whole(run: Path) -> None:
-    text = html_report(*recorded(run))
+    text = page_text(run)
     page = Page(text)
     assert page.tags["h1"] == page.tags["main"] == page.tags["title"] == 1
     assert len(text.encode()) < LARGEST
@@ -82,12 +89,12 @@ def test_charts_are_figures_that_plotly_accepts(run: Path) -> None:
 
 @of_every_run
 def test_same_values_give_the_same_bytes(run: Path) -> None:
-    assert html_report(*recorded(run)) == html_report(*recorded(run))
+    assert html_report(*judge_recorded(run)) == page_text(run)
 
 
 @of_every_run
 def test_page_loads_nothing(run: Path) -> None:
-    page = Page(html_report(*recorded(run)))
+    page = Page(page_text(run))
     assert not page.with_attribute("src")
     assert (
         page.tags["link"] == page.tags["iframe"] == page.tags["object"] == page.tags["base"] == 0
@@ -142,7 +149,7 @@ def test_text_from_outside_is_shown_and_never_acts(text: str) -> None:
         kernels={arm: {"release": hostile, "source": hostile} for arm in KERNELS},
         scenario=hostile,
     )
-    usual = Page(html_report(scenario(), comparison_of_plain_text(), PLAN))
+    usual = page_of_plain_text()
     found = html_report(scenario(), comparison, PLAN | {"barometer": hostile})
     found.encode()  # no half of a surrogate pair
     page = Page(found)
@@ -156,9 +163,11 @@ def test_text_from_outside_is_shown_and_never_acts(text: str) -> None:
         assert "<a" not in json.dumps(shown)
 
 
-def comparison_of_plain_text() -> Comparison:
+@functools.cache
+def page_of_plain_text() -> Page:
     traced = replace(IMPROVED[0], findings=Findings(timelines=(booted(),)))
-    return compared([traced, *IMPROVED[1:], bad(evidence="a line")])
+    comparison = compared([traced, *IMPROVED[1:], bad(evidence="a line")])
+    return Page(html_report(scenario(), comparison, PLAN))
 
 
 def test_console_tail_is_shown_with_its_control_characters() -> None:
@@ -283,8 +292,8 @@ def test_run_without_metrics_has_a_page(results: list[TrialResult]) -> None:
 
 @of_every_run
 def test_scenario_is_there_in_full(run: Path) -> None:
-    chosen, comparison, plan = recorded(run)
-    page = Page(html_report(chosen, comparison, plan))
+    chosen, _, plan = recorded(run)
+    page = Page(page_text(run))
     [shown] = [text for text in page.texts["pre"] if text.startswith("name = ")]
     assert parse_scenario(shown, "shown.toml", run)[0] == chosen
     made = plan["kernels"]["candidate"]["provenance"]

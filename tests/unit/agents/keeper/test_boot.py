@@ -430,7 +430,11 @@ def test_machine_is_taken_down_though_its_services_hang(
     """The script itself, run by a real shell; every program in it is made up."""
     if not systemd:
         (staged.root / "run/systemd/system").rmdir()
-    commands = {"sleep": "[ $1 != 30 ] || exec /usr/bin/sleep 30", "sync": "/usr/bin/sleep 0.5"}
+    commands = {
+        "sleep": "[ $1 != 30 ] || exec /usr/bin/sleep 30",
+        # returns when it is no longer waited for alone
+        "sync": 'until /usr/bin/grep -q "sleep 30" $ROOT/log; do /usr/bin/sleep 0.01; done',
+    }
     for name in ("sleep", "sync", "systemctl", "kexec"):
         script = f"#!/bin/sh\necho {name} $* >> $ROOT/log\n{commands.get(name, '')}\n"
         staged.file(f"/fakes/{name}", script).chmod(0o755)
@@ -457,7 +461,7 @@ def test_disk_that_hangs_does_not_keep_the_machine_up(
 ) -> None:
     monkeypatch.setattr(boot, "_SYNC_SECONDS", 1)
     (staged.root / "run/systemd/system").rmdir()
-    for name, script in (("sleep", "exec /usr/bin/sleep $1"), ("sync", "exec /usr/bin/sleep 60"),
+    for name, script in (("sleep", "exec /usr/bin/sleep 0.$1"), ("sync", "exec /usr/bin/sleep 60"),
                          ("kexec", "echo $* > $ROOT/gone")):  # fmt: skip
         staged.file(f"/fakes/{name}", f"#!/bin/sh\n{script}\n").chmod(0o755)
     argv = ["/bin/sh", "-c", boot._script("kexec", "kexec -e")]

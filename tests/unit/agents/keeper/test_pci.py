@@ -173,9 +173,10 @@ def test_driver_that_hangs_does_not_hang_the_keeper(
         return started[-1]
 
     monkeypatch.setattr(subprocess, "Popen", popen)
-    program = held.file("/fakes/tee", "#!/bin/sh\nexec /usr/bin/sleep 2\n")
+    program = held.file("/fakes/tee", "#!/bin/sh\nexec /usr/bin/sleep 60\n")
     program.chmod(0o755)
     with pytest.raises(real.RefusedError, match="did not take 1 within 0 s") as caught:
         real.set_value_within("/sys/x/unbind", "1", seconds=0.2)
     assert caught.value.reason == "driver-hangs"
-    started[0].communicate()  # the kernel has let it go
+    started[0].kill()  # the kernel has let it go
+    started[0].communicate()

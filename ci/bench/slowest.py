@@ -1,0 +1,61 @@
+"""Write tests/unit/slow.txt, the unit tests that are left out of the inner loop, and print what
+the others cost together.
+
+    HYPOTHESIS_PROFILE=desk .venv/bin/python -m pytest tests/unit --junit-xml=unit.xml
+    .venv/bin/python ci/bench/slowest.py unit.xml
+
+A test is slow if it starts a process, takes 0.3 CPU seconds or more, or waits for a second or
+more; one with parameters, if one of its cases does. Measure on an idle machine and without -n:
+waiting for a core looks like waiting for anything else. tests/unit/costs.py records both numbers.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+from xml.etree import ElementTree as ET
+
+SLOW = Path(__file__).parents[2] / "tests/unit/slow.txt"
+CPU_SECONDS = 0.3
+WAIT_SECONDS = 1.0
+
+
+class Cost(NamedTuple):
+    test: str
+    """Its id without parameters."""
+    wall: float
+    cpu: float
+    processes: int
+
+    @property
+    def is_slow(self) -> bool:
+        waited = self.wall - self.cpu
+        return self.processes > 0 or self.cpu >= CPU_SECONDS or waited >= WAIT_SECONDS
+
+
+def costs(junit: Path) -> Iterator[Cost]:
+    for case in ET.parse(junit).iter("testcase"):
+        file, name = case.attrib["classname"].replace(".", "/"), case.attrib["name"]
+        facts = {p.attrib["name"]: p.attrib["value"] for p in case.iter("property")}
+        yield Cost(
+            f"{file}.py::{name.partition('[')[0]}", float(case.attrib["time"]),
+            float(facts["cpu"]), int(facts["processes"]),
+        )  # fmt: skip
+
+
+def main() -> None:
+    found = [*costs(Path(sys.argv[1]))]
+    slow = {cost.test for cost in found if cost.is_slow}
+    SLOW.write_text("".join(f"{test}\n" for test in sorted(slow)))
+    for name, some in (
+        ("slow", [cost for cost in found if cost.test in slow]),
+        ("quick", [cost for cost in found if cost.test not in slow]),
+    ):
+        print(f"{len(some)} {name}: {sum(c.cpu for c in some):.1f} CPU s,"
+              f" {sum(c.wall for c in some):.1f} s")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
