@@ -1,4 +1,5 @@
-"""The locked requirements: what pyproject.toml asks is there, and both files agree."""
+"""What ci/setup.sh installs: both locked requirements agree with pyproject.toml and each other, and
+the programs that barometer names are among the packages."""
 
 from __future__ import annotations
 
@@ -7,6 +8,8 @@ import tomllib
 from pathlib import Path
 
 import pytest
+
+from orchestrator.analysis.running import FOR_BUILDS, FOR_USERS, PROGRAMS
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -48,3 +51,12 @@ def test_every_requirement_has_hashes() -> None:
     for lock in ("requirements.lock", "requirements-tests.lock"):
         pinned = re.findall(r"(?m)^\S.*==", (ROOT / "ci" / lock).read_text())
         assert len(pinned) == len(locked(lock)) > 40
+
+
+def test_every_program_that_running_needs_is_installed() -> None:
+    text = (ROOT / "ci/setup.sh").read_text()
+    packages = re.search(r"(?m)^running=\(([^)]*)\)", text)
+    assert packages is not None
+    essential = {"apt", "dpkg", "tar", "util-linux"}
+    wanted = {*PROGRAMS.values(), *FOR_USERS.values(), *FOR_BUILDS.values()}
+    assert wanted - essential - {*packages[1].split()} == set()
