@@ -1,5 +1,5 @@
-"""What ci/setup.sh installs: both locked requirements agree with pyproject.toml and each other, and
-the programs that barometer names are among the packages."""
+"""What ci/setup.sh installs: both locked requirements agree with pyproject.toml and with each
+other, and the programs that barometer names are among the packages."""
 
 from __future__ import annotations
 
