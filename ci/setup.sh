@@ -1,40 +1,58 @@
 #!/usr/bin/env bash
-# Everything barometer needs on a Debian 12 or 13 machine, idempotent.
+# What barometer needs on a Debian 12 or 13 machine, idempotent.
 #
-#   ci/setup.sh            install what is missing, say what; silent and quick when nothing is
-#   ci/setup.sh --check    change nothing; exit 1 and list what is missing
+#   ci/setup.sh            what running it needs: install what is missing, say what
+#   ci/setup.sh --tests    that, and what its tests need from their first minute
+#   ci/setup.sh --late     system packages alone that only late tests need; may run beside them
+#   ... --check            change nothing; exit 1 and list what is missing
 #
-# Root (or sudo) is asked for only when system packages are missing. Everything else is an
-# ordinary user's: the virtual environment .venv beside this folder, and the caches of
-# barometer itself, which it makes when it first needs them.
+# Silent and quick when nothing is missing. Root (or sudo) is asked for only when system packages
+# are. Everything else is an ordinary user's: the virtual environment .venv beside this folder, and
+# the caches of barometer itself, which it makes when it first needs them.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-
-check_only=0
-[ "${1:-}" = "--check" ] && check_only=1
 
 say() { printf 'setup: %s\n' "$*" >&2; }
 die() { printf 'setup: error: %s\n' "$*" >&2; exit 3; }
 
+tests=0 late=0 check_only=0
+for option; do
+  case $option in
+    --tests) tests=1 ;;
+    --late) late=1 ;;
+    --check) check_only=1 ;;
+    *) die "$option: there are --tests, --late and --check" ;;
+  esac
+done
+
 # What each package is for:
-#   qemu-system-x86 libvirt-*          the nested host, through libvirt's embedded driver
-#   mmdebstrap e2fsprogs uidmap        the host image, built without root where that is allowed
-#   kmod                               depmod over a kernel's modules
-#   git                                sources and series of kernels that are built, bisection
-#   openssh-client                     qemu+ssh:// to the host's libvirt
-#   chromium                           the browser lane of the tests: reports as a reader sees them
-#   make                               the tests: what the kernel's Makefiles say
-#   fdisk mtools                       the tests: a machine's EFI system partition
-#   libvirt-dev gcc pkgconf python3-*  libvirt-python is published as source only
-packages=(
+#   qemu-system-x86 libvirt-*        the nested host, through libvirt's embedded driver
+#   mmdebstrap e2fsprogs uidmap      the host image, built without root where that is allowed
+#   kmod xz-utils                    a kernel's modules, its source
+#   git                              sources and series of kernels that are built, bisection
+#   openssh-client                   qemu+ssh:// to the host's libvirt
+#   libvirt-dev gcc pkgconf python3-venv libpython3-dev
+#                                    libvirt-python is published as source only
+running=(
   qemu-system-x86 libvirt-daemon-driver-qemu
-  mmdebstrap e2fsprogs uidmap kmod git openssh-client openssh-server debian-archive-keyring ca-certificates
-  chromium make fdisk mtools
-  libvirt-dev gcc pkgconf python3-dev python3-venv
+  mmdebstrap e2fsprogs uidmap kmod xz-utils git openssh-client debian-archive-keyring ca-certificates
+  libvirt-dev gcc pkgconf python3-venv libpython3-dev
 )
+#   make                             what the kernel's Makefiles say
+#   openssh-server                   the ssh lane
+#   fdisk mtools                     the EFI system partition of the machine that metal tests use
+#   procps                           what a run left behind
+for_tests=(make openssh-server fdisk mtools procps)
+#   chromium                         the browser lane: reports as a reader sees them
+for_late=(chromium)
 # On Debian 12 these come from bookworm-backports: its own QEMU (7.2) neither aligns BAR
 # mappings nor knows the machine types used here, and its libvirt (9.0) is as old.
 from_backports=(qemu-system-x86 libvirt-daemon-driver-qemu libvirt-dev)
+
+lock=ci/requirements.lock
+packages=("${running[@]}")
+if [ "$tests" = 1 ]; then lock=ci/requirements-tests.lock; packages+=("${for_tests[@]}"); fi
+if [ "$late" = 1 ]; then packages=("${for_late[@]}"); fi
 
 . /etc/os-release
 case "${ID:-}:${VERSION_ID:-}" in
@@ -43,53 +61,76 @@ case "${ID:-}:${VERSION_ID:-}" in
   *) die "this is ${PRETTY_NAME:-an unknown system}; Debian 12 and 13 are supported." \
          "On another distribution install the equivalents of: ${packages[*]}" \
          "(QEMU 10 or later, libvirt 11 or later, Python 3.11 or later), then:" \
-         "python3 -m venv .venv && .venv/bin/pip install --require-hashes -r ci/requirements.lock && .venv/bin/pip install --no-deps -e ." ;;
+         "python3 -m venv .venv && .venv/bin/pip install --require-hashes -r $lock && .venv/bin/pip install --no-deps -e ." ;;
 esac
 [ "$(dpkg --print-architecture)" = amd64 ] || die "only amd64 runners are supported, this one is $(dpkg --print-architecture)"
 
-installed() { dpkg-query -W -f '${db:Status-Abbrev}' "$1" 2>/dev/null | grep -q '^ii'; }
+there=$(dpkg-query -W -f '${Package} ${db:Status-Abbrev}${Version}\n' "${packages[@]}" 2>/dev/null || :)
 missing=()
-for p in "${packages[@]}"; do installed "$p" || missing+=("$p"); done
-if [ -n "$backports" ]; then   # an old QEMU or libvirt that is already there must be replaced
-  for p in "${from_backports[@]}"; do
-    case " ${missing[*]} " in *" $p "*) continue ;; esac
-    dpkg-query -W -f '${Version}' "$p" | grep -q bpo12 || missing+=("$p")
-  done
+for p in "${packages[@]}"; do
+  want="$p ii "
+  case "$backports ${from_backports[*]} " in   # an old QEMU or libvirt must be replaced
+    bookworm-*" $p "*) want+=".*bpo12" ;;
+  esac
+  grep -q "^$want" <<<"$there" || missing+=("$p")
+done
+
+# .venv remembers what it was made of, where, and for which Python; nothing, until it is complete
+stamp() { printf '.venv/.made-of-%s' "${1##*/}"; }
+content() { printf '%s %s %s\n' "$(sha256sum <"$1")" "$(readlink -f /usr/bin/python3)" "$PWD"; }
+is_current() { [ "$(cat "$(stamp "$1")" 2>/dev/null)" = "$(content "$1")" ]; }
+remember() { content "$1" >"$(stamp "$1")"; }
+venv=current
+if [ "$late" = 0 ]; then
+  is_current pyproject.toml || venv=without-barometer
+  is_current "$lock" || venv=incomplete
+  if ! is_current ci/requirements.lock || { [ "$venv" = incomplete ] && [ -e "$(stamp "$lock")" ]; }; then
+    venv=none   # anew: what was locked before and is no longer must not be found by a test
+  fi
 fi
 
-stamp=.venv/.barometer-lock
-want=$(sha256sum ci/requirements.lock pyproject.toml | sha256sum | cut -d' ' -f1)-$(readlink -f .)
 if [ "$check_only" = 1 ]; then
   [ ${#missing[@]} = 0 ] || { say "missing system packages: ${missing[*]}"; exit 1; }
-  [ "$(cat "$stamp" 2>/dev/null)" = "$want" ] || { say "the virtual environment .venv is missing or out of date"; exit 1; }
+  [ "$venv" = current ] || { say "the virtual environment .venv is missing or out of date"; exit 1; }
   exit 0
 fi
 
 if [ ${#missing[@]} -gt 0 ]; then
   say "installing system packages: ${missing[*]}"
+  # another of ours, or an upgrade at night, may be at it
+  apt=(apt-get -q -o DPkg::Lock::Timeout=300)
+  apt_install=("${apt[@]}" install -y --no-install-recommends)
+  if [ -n "$backports" ]; then apt_install+=(-o "Dir::Etc::Preferences=$PWD/ci/$backports.pref"); fi
   if [ "$(id -u)" = 0 ]; then root=(); elif command -v sudo >/dev/null; then root=(sudo); else
-    die "these need root and there is no sudo. As root: apt-get install ${backports:+-t $backports }${missing[*]}"
+    die "these need root and there is no sudo. As root: ${apt_install[*]} ${missing[*]}${backports:+ (after adding $backports to the sources of apt)}"
   fi
   if [ -n "$backports" ] && ! apt-cache policy 2>/dev/null | grep -q "n=$backports"; then
     say "adding the suite $backports in /etc/apt/sources.list.d/barometer-backports.list"
     printf 'deb %s %s main\n' "${BAROMETER_MIRROR:-http://deb.debian.org/debian}" "$backports" \
       | "${root[@]}" tee /etc/apt/sources.list.d/barometer-backports.list >/dev/null
   fi
-  "${root[@]}" apt-get update -q >/dev/null || say "apt-get update failed, trying with the lists that are here"
-  plain=() ported=()
-  for p in "${missing[@]}"; do
-    case " ${from_backports[*]} " in *" $p "*) ported+=("$p") ;; *) plain+=("$p") ;; esac
-  done
-  apt_install=("${root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends)
-  if [ ${#ported[@]} -gt 0 ]; then "${apt_install[@]}" ${backports:+-t "$backports"} "${ported[@]}" >&2; fi
-  if [ ${#plain[@]} -gt 0 ]; then "${apt_install[@]}" "${plain[@]}" >&2; fi
+  "${root[@]}" "${apt[@]}" update >/dev/null || say "apt-get update failed, trying with the lists that are here"
+  "${root[@]}" env DEBIAN_FRONTEND=noninteractive "${apt_install[@]}" "${missing[@]}" >&2
 fi
 
-if [ "$(cat "$stamp" 2>/dev/null)" != "$want" ]; then
-  say "making the virtual environment .venv from ci/requirements.lock"
+install() { .venv/bin/python -m pip install -qq --disable-pip-version-check --no-deps --no-compile --no-build-isolation "$@"; }
+if [ "$venv" = none ]; then
+  say "making the virtual environment .venv from $lock"
   rm -rf .venv
   /usr/bin/python3 -m venv .venv
-  .venv/bin/python -m pip install -qq --disable-pip-version-check --require-hashes -r ci/requirements.lock
-  .venv/bin/python -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation -e .
-  printf '%s\n' "$want" > "$stamp"
+  # first what libvirt-python is built with
+  sed -n '/^setuptools==/,/# via/p' "$lock" | install --require-hashes -r /dev/stdin
+elif [ "$venv" = incomplete ]; then
+  say "adding to the virtual environment .venv what $lock has besides"
+fi
+if [ "$venv" = none ] || [ "$venv" = incomplete ]; then
+  install --require-hashes -r "$lock"
+  # faster than pip's way, which has one core; templates among the files are no valid Python
+  .venv/bin/python -m compileall -qq -j 0 .venv/lib || :
+  remember ci/requirements.lock
+  remember "$lock"
+fi
+if [ "$venv" != current ]; then
+  install -e .
+  remember pyproject.toml
 fi

@@ -198,7 +198,7 @@ class Archive:
             (self._root / folder).mkdir(parents=True, exist_ok=True)
         (self._root / "var/lib/dpkg/status").touch()
         own = "".join(f"{line}\n" for line in own_settings())
-        self._conf.write_text(
+        text = (
             f"{own}"
             f'Dir "{self._root}";\n'
             f'Dir::State::status "{self._root}/var/lib/dpkg/status";\n'
@@ -207,6 +207,11 @@ class Archive:
             f'Acquire::Languages "none";\nAcquire::Retries "{_RETRIES}";\n'
             'APT::Sandbox::User "";\nDebug::NoLocking "true";\n'
         )
+        # whole at every moment: with half of it another process would ask the system's mirrors
+        if not self._conf.exists() or self._conf.read_text() != text:
+            beside = self._conf.with_suffix(".new")
+            beside.write_text(text)
+            beside.rename(self._conf)
 
     def _apt(
         self, argv: list[str], *, cwd: Path | None = None, accept: tuple[int, ...] = (0,),

@@ -59,7 +59,7 @@ def server_in(folder: Path, *options: str) -> Server:
 def serving(server: Server) -> Iterator[Server]:
     """It runs during the block."""
     if not SSHD.exists():
-        pytest.fail(f"the ssh lane needs {SSHD}; ci/setup.sh installs openssh-server")
+        pytest.fail(f"the ssh lane needs {SSHD}; ci/setup.sh --tests installs openssh-server")
     if os.geteuid() == 0:
         Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # where sshd separates privileges
     with (server.folder / "log").open("w") as log:

@@ -35,7 +35,7 @@ HOSTILE = "</script><script>alert(1)</script><img src=//example.org> \x1b[31mOop
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
     if not CHROMIUM.exists():
-        pytest.fail(f"this lane needs {CHROMIUM}; ci/setup.sh installs it")
+        pytest.fail(f"this lane needs {CHROMIUM}; ci/setup.sh --late installs it")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
         yield browser

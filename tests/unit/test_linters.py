@@ -29,7 +29,7 @@ SCRIPTS = sorted(
 def passes(tool: str, *arguments: str) -> None:
     program = TOOLS / tool
     if not program.exists():
-        pytest.fail(f"{program} is missing; ci/setup.sh installs it")
+        pytest.fail(f"{program} is missing; ci/setup.sh --tests installs it")
     done = subprocess.run(
         [program, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
     )

@@ -116,3 +116,16 @@ def test_unreachable_mirror_is_the_benchs_failure(
     assert "BAROMETER_MIRROR" in caught.value.hint
     assert "127.0.0.1" in caught.value.evidence
     assert not (tmp_path / "apt/trixie/updated").exists()
+
+
+def test_configuration_is_not_written_while_others_may_read_it(
+    archive: apt.Archive, tmp_path: Path
+) -> None:
+    archive._prepare()
+    conf = tmp_path / "apt/trixie/apt.conf"
+    before, text = conf.stat().st_mtime_ns, conf.read_text()
+    archive._prepare()
+    assert conf.stat().st_mtime_ns == before
+    conf.write_text("old")
+    archive._prepare()
+    assert conf.read_text() == text

@@ -1,0 +1,89 @@
+"""Fill the caches for the lanes that boot machines or build, in the order in which they ask.
+
+    .venv/bin/python -m ci.lanes.warm [STEP ...]
+
+Meant to run beside the unit lane. Each step calls the product's own functions, whose locks hold
+for every process: a test that needs the same meanwhile waits for it, and builds nothing twice.
+A cached step takes a second. A step that fails ends the command with its error and exit code.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from orchestrator.cache import Cache
+from orchestrator.errors import BarometerError
+from orchestrator.kernels import checked
+from orchestrator.kernels.buildroot import build_root
+from orchestrator.prepare import prepare
+from orchestrator.progress import Progress
+from orchestrator.scenario import ModuleKernel, load_scenario
+from tests.lab.machine.disk import machine_disk
+from tests.lab.test_guestdisk import firmware
+
+FIXTURES = Path(__file__).parents[2] / "fixtures"
+CLOUD = "linux-image-cloud-amd64"
+Step = Callable[[Cache, Progress], object]
+
+
+def scenario_step(*overrides: str) -> Step:
+    """Prepare the small scenario: kernels, host image, modules, initramfs, guest."""
+
+    def step(cache: Cache, progress: Progress) -> None:
+        scenario, _ = load_scenario(
+            FIXTURES / "scenarios/small.toml", ["host.accel=tcg", *overrides]
+        )
+        prepare(scenario, cache, progress)
+
+    return step
+
+
+def sources_step(suite: str) -> Step:
+    """Headers and source of the suite's kernel: all that is needed to build its modules."""
+    series = str(FIXTURES / "series/placebo")
+    return lambda cache, _: checked(ModuleKernel(deb=CLOUD, suite=suite, series=(series,)), cache)
+
+
+def firmware_step(_cache: Cache, _progress: Progress) -> None:
+    with tempfile.TemporaryDirectory() as scratch:
+        firmware("uefi", Path(scratch))
+
+
+STEPS: Mapping[str, Step] = {
+    "host": scenario_step(),
+    "machine": lambda cache, _: machine_disk(cache),
+    "guest-disk": scenario_step("guest.boot=disk"),
+    "firmware": firmware_step,
+    "build-root": lambda cache, _: build_root(cache),
+    "sources": sources_step("trixie-backports"),
+    "bookworm": scenario_step(
+        "host.suite=bookworm", f'arms.baseline.kernel={{deb="{CLOUD}", suite="bookworm"}}'
+    ),
+    "older-sources": sources_step("trixie"),
+    "uefi-machine": lambda cache, _: machine_disk(cache, "systemd-boot"),
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, usage="%(prog)s [STEP ...]")
+    parser.add_argument("steps", nargs="*", metavar="STEP", help=", ".join(STEPS))
+    names = parser.parse_args().steps or [*STEPS]
+    if unknown := [name for name in names if name not in STEPS]:
+        parser.error(f"no step {', '.join(unknown)}; there are {', '.join(STEPS)}")
+    cache, progress = Cache(), Progress()
+    for name in names:
+        try:
+            with progress.stage(name):
+                STEPS[name](cache, progress)
+        except BarometerError as exc:
+            print(f"warm: {name}: {exc}", file=sys.stderr)
+            return exc.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
