@@ -25,10 +25,11 @@ from orchestrator.bench.device import BoundDevice, bound_devices, host_facts
 from orchestrator.bench.host import Host, charged_to_the_arm
 from orchestrator.bench.keys import RunKeys
 from orchestrator.bench.metal import Met, MetalMachine
-from orchestrator.bench.nested import proven_host, running_machine
+from orchestrator.bench.nested import HostSpec
 from orchestrator.bench.passthrough import hostdev
 from orchestrator.bench.runner import runner_facts
 from orchestrator.bench.settings import prove_settings, write_settings
+from orchestrator.bench.sharing import NestedMachine
 from orchestrator.bench.state import BenchState, bench_state
 from orchestrator.bench.workload import guest_boots, maps, settle
 from orchestrator.cache import Cache, disk_full
@@ -42,7 +43,16 @@ from orchestrator.hashing import digest_of
 from orchestrator.plan import PlannedTrial, make_plan
 from orchestrator.prepare import Prepared, guest_kernel_facts, plan_facts, prepare
 from orchestrator.progress import Progress
-from orchestrator.scenario import ARMS, GIB, ArmName, HostDevice, MetalHost, NestedHost, Scenario
+from orchestrator.scenario import (
+    ARMS,
+    GIB,
+    ArmName,
+    EmulatedDevice,
+    HostDevice,
+    MetalHost,
+    NestedHost,
+    Scenario,
+)
 
 log = logging.getLogger("barometer.run")
 Enough = Callable[[RunDir, int], bool]
@@ -96,6 +106,8 @@ class Bench:
     """Of all trials those of this arm; the others are left for another day."""
     machine: MetalMachine | None = None
     """Of a metal host: leased, with the kernels on it."""
+    nested: NestedMachine = field(default_factory=NestedMachine)
+    """Of nested hosts: the one that trials share; `run_trials` ends it."""
     stopped: threading.Event = field(default_factory=threading.Event)
     """The run is interrupted, and what fails now fails because of that."""
 
@@ -182,8 +194,16 @@ def only_run_in(out: Path, cache: Cache) -> Iterator[None]:
 
 def run_trials(bench: Bench) -> bool:
     """The trials that are not complete, one after the other; with accel exact, whose numbers do
-    not depend on what else the machine does, as many at a time as there are CPUs and memory.
-    False when the bench failed twice in a row for the same reason, and no more were begun."""
+    not depend on what else the machine does, as many at a time as there are CPUs and memory, but
+    for those that share a host. False when the bench failed twice in a row for the same reason,
+    and no more were begun."""
+    try:
+        return _run_blocks(bench)
+    finally:
+        bench.nested.close()
+
+
+def _run_blocks(bench: Bench) -> bool:
     watch = _BenchWatch(bench)
     for pairs, block in _blocks(bench.scenario, bench.enough, bench.only):
         if not _run_block(bench, block, watch):
@@ -224,7 +244,8 @@ def _run_block(bench: Bench, block: Sequence[PlannedTrial], stop: _BenchWatch) -
             continue
         shutil.rmtree(bench.run.trials_path / planned.name, ignore_errors=True)
         pending.append(planned)
-    width = _at_once(bench.scenario) if bench.prepared.accel == "exact" else 1
+    apart = bench.prepared.accel == "exact" and bench.scenario.host.fresh_boots
+    width = _at_once(bench.scenario) if apart else 1
     if min(width, len(pending)) > 1:
         return _run_at_once(bench, pending, width, stop)
     for planned in pending:
@@ -313,7 +334,7 @@ def run_until_it_counts(bench: Bench, planned: PlannedTrial) -> None:
 
 
 def run_trial(bench: Bench, planned: PlannedTrial, repeated: Sequence[str] = ()) -> None:
-    """One host boot with its workload; the trial is complete on disk whatever happened, unless
+    """A booted host with its workload; the trial is complete on disk whatever happened, unless
     the run itself is interrupted. Raises what ended it early. `repeated`: why it was begun again,
     each time."""
     final = bench.run.trials_path / planned.name
@@ -342,12 +363,12 @@ def run_trial(bench: Bench, planned: PlannedTrial, repeated: Sequence[str] = ())
 
 def _climb(bench: Bench, planned: PlannedTrial, trial: TrialWriter) -> None:
     """Provisioned machine > proven kernel > bound device > workload under its passes."""
-    scenario, progress, keys = bench.scenario, bench.progress, RunKeys.make()
+    scenario, progress = bench.scenario, bench.progress
     boots_guests = scenario.workload == "guest-boot" and {*planned.passes} != {"counts"}
     with contextlib.ExitStack() as ladder:
         with progress.stage("host: boot"), trial.stage("host-boot"):
             host = ladder.enter_context(
-                _booted(bench, planned.boots, keys, trial, with_libvirt=boots_guests)
+                _booted(bench, planned.boots, trial, with_libvirt=boots_guests)
             )
         ladder.callback(_save_dmesg, host, trial)
         ladder.enter_context(charged_to_the_arm(host))
@@ -359,8 +380,9 @@ def _climb(bench: Bench, planned: PlannedTrial, trial: TrialWriter) -> None:
                 trial.record(guest_accel="kvm" if host.kvm else "tcg")
         if boots_guests:
             guest_boots(
-                host, devices, scenario, planned.passes, keys=keys, trial=trial, progress=progress
-            )
+                host, devices, scenario, planned.passes, keys=RunKeys.make(), trial=trial,
+                progress=progress,
+            )  # fmt: skip
         else:
             settle(host, scenario, trial=trial, progress=progress)
             maps(host, devices[0], scenario, planned.passes, trial=trial, progress=progress)
@@ -372,25 +394,26 @@ def _climb(bench: Bench, planned: PlannedTrial, trial: TrialWriter) -> None:
 
 @contextlib.contextmanager
 def _booted(
-    bench: Bench, arm: ArmName, keys: RunKeys, trial: TrialWriter, *, with_libvirt: bool
+    bench: Bench, arm: ArmName, trial: TrialWriter, *, with_libvirt: bool
 ) -> Iterator[Host]:
     """The host under the kernel of an arm, proven."""
-    scenario, prepared = bench.scenario, bench.prepared
+    scenario, prepared, words = bench.scenario, bench.prepared, bench.scenario.arms[arm].words
     if bench.machine is not None:
-        with bench.machine.booted(arm, scenario.arms[arm].words, trial) as host:
+        with bench.machine.booted(arm, words, trial) as host:
             yield host
         return
-    kernel = prepared.kernels[arm]
-    with (
-        running_machine(
-            scenario, arm, kernel, prepared.hosts[arm], prepared.disks(), accel=prepared.accel,
-            keys=keys, state=bench.state, libvirt=bench.libvirt, trial=trial,
-        ) as machine,
-        proven_host(
-            machine, kernel, keys=keys, state=bench.state, trial=trial, progress=bench.progress,
-            with_libvirt=with_libvirt,
-        ) as host,
-    ):  # fmt: skip
+    assert isinstance(scenario.device, EmulatedDevice)  # the scenario's own rule
+    shared = not scenario.host.fresh_boots
+    spec = HostSpec(
+        scenario.nested, scenario.device, words, prepared.kernels[arm], prepared.hosts[arm],
+        prepared.disks(), prepared.accel,
+        # a shared host is the same for all trials of a workload, whatever their passes
+        with_libvirt=with_libvirt or (shared and scenario.workload == "guest-boot"),
+    )  # fmt: skip
+    with bench.nested.booted(
+        spec, state=bench.state, libvirt=bench.libvirt, trial=trial, progress=bench.progress,
+        shared=shared,
+    ) as host:  # fmt: skip
         yield host
 
 

@@ -14,20 +14,18 @@ import contextlib
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from statistics import median
 
 from orchestrator.bench import hypervisor
 from orchestrator.bench.keys import RunKeys
-from orchestrator.bench.nested import proven_host, running_machine
+from orchestrator.bench.nested import HostSpec, prepare_host, proven_host, running_machine
 from orchestrator.bench.state import bench_state
 from orchestrator.cache import Cache
-from orchestrator.evidence import TrialWriter
 from orchestrator.prepare import prepare
 from orchestrator.progress import Progress
-from orchestrator.scenario import load_scenario
+from orchestrator.scenario import EmulatedDevice, load_scenario
 
 SCENARIO = Path(__file__).parents[2] / "fixtures/scenarios/small.toml"
 
@@ -37,26 +35,23 @@ def boot_once() -> None:
     scenario, _ = load_scenario(SCENARIO, ["host.accel=tcg"])
     cache, progress, keys = Cache(), Progress(), RunKeys.make()
     prepared = prepare(scenario, cache, progress)
+    assert isinstance(scenario.device, EmulatedDevice)
+    spec = HostSpec(
+        scenario.nested, scenario.device, (), prepared.kernels["baseline"],
+        prepared.hosts["baseline"], prepared.disks(), "tcg", with_libvirt=True,
+    )  # fmt: skip
     with contextlib.ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="host-boot-")))
         state = stack.enter_context(bench_state())
         libvirt = stack.enter_context(
             hypervisor.embedded(state.folder / "libvirt", cache.folder("libvirt"))
         )
-        trial = TrialWriter(folder / "0001-baseline", {"arm": "baseline"})
-        kernel = prepared.kernels["baseline"]
         machine = stack.enter_context(
-            running_machine(
-                scenario, "baseline", kernel, prepared.hosts["baseline"], prepared.disks(),
-                accel="tcg", keys=keys, state=state, libvirt=libvirt, trial=trial,
-            )
-        )  # fmt: skip
-        stack.enter_context(
-            proven_host(
-                machine, kernel, keys=keys, state=state, trial=trial, progress=progress,
-                with_libvirt=True,
-            )
-        )  # fmt: skip
+            running_machine(spec, "once", keys=keys, state=state, libvirt=libvirt)
+        )
+        host, _ = stack.enter_context(
+            proven_host(machine, spec.kernel, keys=keys, progress=progress)
+        )
+        prepare_host(host, spec)
         print("proven", flush=True)
 
 

@@ -163,8 +163,12 @@ def _measure(trial: TrialDir) -> tuple[dict[Metric, tuple[float, ...]], Findings
     samples: dict[Metric, list[float]] = {}
     levels: list[Level] = []
     timelines: list[Timeline] = []
-    # of an exact host it is a time of the runner, which is busy; of a metal one, a kexec's
-    if manifest["accel"] != "exact" and manifest.get("host_kind", "nested") == "nested":
+    # of an exact host it is a time of the runner, which is busy; of a metal one, a kexec's; and a
+    # boot that trials share is none of theirs
+    is_own = manifest.get("host_kind", "nested") == "nested" and (
+        "host_session_seconds" not in manifest
+    )
+    if is_own and manifest["accel"] != "exact":
         _add(samples, "host_boot_seconds", manifest["host_boot_seconds"])
     for guest in manifest["guests"]:
         _bar_placed(trial, guest["index"])

@@ -1,10 +1,11 @@
 """What is changed on a host. One that outlives the run keeps a journal of it; a VM of barometer's
-own does not."""
+own does not. The runner remembers what a trial changed on a VM that the next one shares."""
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
+from orchestrator.abi import chosen
 from orchestrator.bench.shell import Shell
 
 
@@ -46,3 +47,30 @@ class Unrecorded:
 
     def files(self, *paths: str) -> None:
         pass
+
+
+class Remembered(Unrecorded):
+    """Of a host that other trials share: guests/agents/sharing.py is to put back what is made."""
+
+    def __init__(self, shell: Shell) -> None:
+        super().__init__(shell)
+        self.made: list[tuple[str, dict[str, Any]]] = []
+        """In their order: the kind, and what it takes to undo it."""
+
+    def write(self, path: str, value: str) -> None:
+        former = self._shell.run(["cat", path], check=False)
+        change = ("write", {"path": path, "former": chosen(former.stdout.strip())})
+        if former.code == 0:
+            self.made.append(change)
+        super().write(path, value)
+        if former.code:  # it cannot be put back, and that is found then
+            self.made.append(change)
+
+    def tracing(self, instance: str, group: str) -> None:
+        self.made.append(("tracing", {"instance": instance, "group": group}))
+
+    def guest(self, uuid: str) -> None:
+        self.made.append(("guest", {"uuid": uuid}))
+
+    def files(self, *paths: str) -> None:
+        self.made.append(("claim", {"paths": [*paths]}))

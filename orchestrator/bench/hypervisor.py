@@ -121,12 +121,11 @@ class Connection:
         failed = f"{self.name}: libvirt could not start the domain"
         try:
             with _as_ours(failed, "libvirt-start", error):
-                raw = self._raw.createXML(xml, self._start_flags)
+                domain = Domain(self._raw.createXML(xml, self._start_flags))
         except KeyboardInterrupt:
             # it is delivered when the call returns: the domain may run, and nobody holds it
             self._destroy(xml)
             raise
-        domain = Domain(raw)
         self._running[domain.uuid] = domain
         try:
             if self._stopped.is_set():
@@ -135,6 +134,7 @@ class Connection:
         finally:
             domain.destroy()
             del self._running[domain.uuid]
+            domain.let_go()
 
     def _destroy(self, xml: str) -> None:
         with contextlib.suppress(libvirt.libvirtError):
@@ -147,9 +147,15 @@ class Domain:
         self.name: str = raw.name()
         self.uuid: str = raw.UUIDString()
 
+    def let_go(self) -> None:
+        """Forget libvirt's own object. As long as there is one, its connection stays open, and
+        an error on its way holds all that is on the stack."""
+        self._raw = None
+
     def active(self) -> bool:
+        raw = self._raw
         try:
-            return bool(self._raw.isActive())
+            return raw is not None and bool(raw.isActive())
         except libvirt.libvirtError:
             return False
 
@@ -197,8 +203,9 @@ class Domain:
 
     def destroy(self) -> None:
         """End it now; nothing happens when it has ended."""
-        with contextlib.suppress(libvirt.libvirtError):
-            self._raw.destroy()
+        if (raw := self._raw) is not None:
+            with contextlib.suppress(libvirt.libvirtError):
+                raw.destroy()
 
     def xml(self) -> str:
         """The domain as libvirt completed it; empty when it has ended."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+import shutil
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,10 +25,9 @@ from orchestrator.bench.state import BenchState
 from orchestrator.bench.waiting import Stall, until
 from orchestrator.command import tail
 from orchestrator.errors import ArmFailedError, BenchError
-from orchestrator.evidence import TrialWriter
 from orchestrator.kernels.bundle import KernelBundle
 from orchestrator.progress import Progress
-from orchestrator.scenario import ArmName, EmulatedDevice, Scenario, is_emulated
+from orchestrator.scenario import EmulatedDevice, NestedHost, is_emulated
 
 SSHD_MARK = "barometer: sshd is up"
 _ENVIRONMENT = re.compile(r"(PATH|HOME|USER|LOGNAME|XDG_\w+)=")
@@ -38,6 +39,59 @@ _FORWARD = re.compile(r"TCP\[HOST_FORWARD\]\s+\d+\s+127\.0\.0\.1\s+(\d+)\s+\S+\s
 # A console that says nothing for so long has hung; emulated kernels are slow but talkative.
 _SILENT_SECONDS: dict[Accel, float] = {"kvm": 20.0, "tcg": 90.0, "exact": 90.0}
 _BOOT_SECONDS = 900.0
+
+
+@dataclass(frozen=True)
+class HostSpec:
+    """Everything that the boot of a nested host is made of."""
+
+    host: NestedHost
+    device: EmulatedDevice
+    words: tuple[str, ...]
+    """On its kernel's command line besides `host.cmdline`: the arm's."""
+    kernel: KernelBundle
+    image: HostImage
+    payload: tuple[Disk, ...]
+    accel: Accel
+    with_libvirt: bool
+    """libvirtd is started on it, for guests."""
+
+    def is_alike(self, other: HostSpec) -> bool:
+        """Whether both boot the same: of the kernel its content counts, and what else is said of
+        it has to be proven."""
+        return (
+            self.kernel.digest == other.kernel.digest
+            and replace(self, kernel=other.kernel) == other
+        )
+
+    def cmdline(self, token: str) -> str:
+        """Of its kernel. The token is unique to a boot."""
+        iommu = (
+            "intel_iommu=on"
+            if self.host.viommu == "intel"
+            # without interrupt remapping type1 refuses a device unless told that it may
+            else "vfio_iommu_type1.allow_unsafe_interrupts=1"
+        )
+        # panic=-1: reboot at once, which ends the machine; its console has the reason
+        # Emulated processors share one TSC; not knowing that, the kernel would take the HPET. And
+        # check_timer() counts ticks against a busy loop: a QEMU that does not get the CPU delivers
+        # none, and the kernel panics. (Under KVM Linux leaves that check out by itself.)
+        clock = ["tsc=reliable", "no_timer_check"] if is_emulated(self.accel) else []
+        words = [
+            # the first of its disks; with an initramfs that is its own business
+            "root=/dev/vda",
+            "ro",
+            f"init={FIRST}",
+            "console=ttyS0",
+            "panic=-1",
+            iommu,
+            *clock,
+            f"barometer.token={token}",
+            # before the host's, which may end with words for init
+            *self.words,
+            self.host.cmdline,
+        ]
+        return " ".join(filter(None, words))
 
 
 @dataclass
@@ -54,119 +108,88 @@ class Machine:
     cpus: int
     log: Path
     """What libvirt and QEMU say of it."""
+    folder: Path
+    """A private folder of the runner, gone with the run."""
+
+
+def machine_folder(state: BenchState, token: str) -> Path:
+    """The private folder of the machine with that token: its console and its domain."""
+    return state.folder / token
+
+
+def _name(state: BenchState, token: str) -> str:
+    return f"barometer-{state.token}-{token}"
+
+
+def _log(state: BenchState, token: str) -> Path:
+    return state.folder / f"libvirt/log/qemu/{_name(state, token)}.log"
 
 
 @contextmanager
 def running_machine(
-    scenario: Scenario,
-    arm: ArmName,
-    kernel: KernelBundle,
-    image: HostImage,
-    payload: Sequence[Disk],
-    *,
-    accel: Accel,
-    keys: RunKeys,
-    state: BenchState,
-    libvirt: Connection,
-    trial: TrialWriter,
+    spec: HostSpec, token: str, *, keys: RunKeys, state: BenchState, libvirt: Connection
 ) -> Iterator[Machine]:
-    """The VM, started with the kernel of `arm` and the device; gone after the block, with its
-    shared memory and its keys. Raises BenchError when libvirt cannot start it."""
-    device = scenario.device
-    assert isinstance(device, EmulatedDevice)  # the scenario's own rule for nested hosts
-    token = uuid.uuid4().hex[:12]
-    name = f"barometer-{state.token}-{trial.manifest['trial']}"
-    secret = state.folder / f"{token}.keys"
-    spec = HostDomain(
-        name=name, uuid=str(uuid.uuid4()), accel=accel,
-        memory=scenario.nested.memory, cpus=scenario.nested.cpus,
-        phys_bits=scenario.nested.phys_bits,
-        kernel=kernel.vmlinuz, initramfs=image.initramfs,
-        cmdline=_cmdline(scenario, arm, accel, token),
-        console=trial.host / "console.log",
+    """The VM, started with the kernel and the device; gone after the block, with its shared memory
+    and its keys. Raises BenchError when libvirt cannot start it."""
+    name, folder = _name(state, token), machine_folder(state, token)
+    folder.mkdir(mode=0o700)
+    secret = folder / "keys"
+    domain_spec = HostDomain(
+        name=name, uuid=str(uuid.uuid4()), accel=spec.accel,
+        memory=spec.host.memory, cpus=spec.host.cpus, phys_bits=spec.host.phys_bits,
+        kernel=spec.kernel.vmlinuz, initramfs=spec.image.initramfs,
+        cmdline=spec.cmdline(token), console=folder / "console.log",
         disks=(
-            Disk(image.root, "root"), Disk(image.modules, "modules"), *payload,
+            Disk(spec.image.root, "root"), Disk(spec.image.modules, "modules"), *spec.payload,
             Disk(secret, "keys"),
         ),
-        viommu=scenario.nested.viommu, viommu_aw_bits=scenario.nested.viommu_aw_bits,
-        device=device.kind, bar=device.bar,
-        shm_names=tuple(f"{name}-{i}" for i in range(device.count)),
+        viommu=spec.host.viommu, viommu_aw_bits=spec.host.viommu_aw_bits,
+        device=spec.device.kind, bar=spec.device.bar,
+        shm_names=tuple(f"{name}-{i}" for i in range(spec.device.count)),
     )  # fmt: skip
-    log = state.folder / f"libvirt/log/qemu/{name}.log"
-    xml = host_xml(spec)
-    (trial.host / "domain.xml").write_text(xml)
-    state.add(domains=spec.uuid)
-    for shm_name in spec.shm_names:
+    xml = host_xml(domain_spec)
+    (folder / "domain.xml").write_text(xml)
+    state.add(domains=domain_spec.uuid)
+    for shm_name in domain_spec.shm_names:
         state.add(shm=shm_name)
-    trial.record(token=token, host_cmdline=spec.cmdline)
-    # libvirt appends to it: what an attempt before this one left says nothing of this one
-    log.unlink(missing_ok=True)
     try:
         secret.touch(mode=0o600)
         secret.write_bytes(tar_of(keys.for_host()))
         started = time.monotonic()
         with libvirt.running(xml) as domain:
-            (trial.host / "domain.xml").write_text(domain.xml() or xml)
+            (folder / "domain.xml").write_text(domain.xml() or xml)
             yield Machine(
-                domain, Console(spec.console), token, started, accel, scenario.nested.cpus, log
-            )
+                domain, Console(domain_spec.console), token, started, spec.accel, spec.host.cpus,
+                _log(state, token), folder,
+            )  # fmt: skip
     finally:
         secret.unlink(missing_ok=True)
         # libvirt leaves it behind when the domain ends
-        for shm_name in spec.shm_names:
+        for shm_name in domain_spec.shm_names:
             state.remove_shm(shm_name)
-        if log.exists():
-            # libvirt logs the runner's environment there too, which is nobody's business
-            lines = log.read_text(errors="replace").splitlines(keepends=True)
-            kept = "".join(line for line in lines if not _ENVIRONMENT.match(line))
-            (trial.host / "qemu.log").write_text(_SENDER.sub(r"\1", kept))
 
 
-def _cmdline(scenario: Scenario, arm: ArmName, accel: Accel, token: str) -> str:
-    iommu = (
-        "intel_iommu=on"
-        if scenario.nested.viommu == "intel"
-        # without interrupt remapping type1 refuses a device unless told that it may
-        else "vfio_iommu_type1.allow_unsafe_interrupts=1"
-    )
-    # panic=-1: reboot at once, which ends the machine; its console has the reason
-    # Emulated processors share one TSC; not knowing that, the kernel would take the HPET. And
-    # check_timer() counts ticks against a busy loop: a QEMU that does not get the CPU delivers
-    # none, and the kernel panics. (Under KVM Linux leaves that check out by itself.)
-    clock = ["tsc=reliable", "no_timer_check"] if is_emulated(accel) else []
-    words = [
-        # the first of its disks; with an initramfs that is its own business
-        "root=/dev/vda",
-        "ro",
-        f"init={FIRST}",
-        "console=ttyS0",
-        "panic=-1",
-        iommu,
-        *clock,
-        f"barometer.token={token}",
-        # before the host's, which may end with words for init
-        *scenario.arms[arm].words,
-        scenario.host.cmdline,
-    ]
-    return " ".join(filter(None, words))
+def save_machine(state: BenchState, token: str, evidence: Path) -> None:
+    """Copy what there is of a machine by now: console.log, domain.xml, qemu.log."""
+    for name in ("console.log", "domain.xml"):
+        with contextlib.suppress(FileNotFoundError):
+            shutil.copyfile(machine_folder(state, token) / name, evidence / name)
+    if (log := _log(state, token)).exists():
+        # libvirt logs the runner's environment there too, which is nobody's business
+        lines = log.read_text(errors="replace").splitlines(keepends=True)
+        kept = "".join(line for line in lines if not _ENVIRONMENT.match(line))
+        (evidence / "qemu.log").write_text(_SENDER.sub(r"\1", kept))
 
 
 @contextmanager
 def proven_host(
-    machine: Machine,
-    kernel: KernelBundle,
-    *,
-    keys: RunKeys,
-    state: BenchState,
-    trial: TrialWriter,
-    progress: Progress,
-    with_libvirt: bool,
-) -> Iterator[Host]:
-    """The host, once the planned kernel is proven to run on it: token, release, boot id.
-    `with_libvirt`: libvirtd is started on it, for guests.
+    machine: Machine, kernel: KernelBundle, *, keys: RunKeys, progress: Progress
+) -> Iterator[tuple[Host, str]]:
+    """The host, once the planned kernel is proven to run on it, and its boot id. `prepare_host` is
+    to be next.
 
-    Raises BenchError for a hang, a machine without SSH and another kernel or module;
-    ArmFailedError where the kernel panics: while it boots, or when its modules are loaded.
+    Raises BenchError for a hang, a machine without SSH and another kernel; ArmFailedError where
+    the kernel panics while it boots.
     """
     _wait_for_sshd(machine, kernel, progress)
     port = _forwarded_port(machine.domain)
@@ -175,25 +198,24 @@ def proven_host(
         # it would wake an exact host at times that depend on the runner
         keepalive=0 if machine.accel == "exact" else 10,
     ) as shell:  # fmt: skip
-        boot_id = _prove(shell, machine, kernel)
-        trial.record(
-            boot_id=boot_id, release=kernel.release,
-            host_boot_seconds=round(time.monotonic() - machine.started, 3),
-        )  # fmt: skip
-        scratch = state.folder / machine.token
-        scratch.mkdir(mode=0o700)
-        ssh = write_client_config(scratch, port=port, key=keys.runner, host_key=keys.host)
-        host = Host(
+        boot_id = prove_kernel(shell, machine.token, kernel)
+        ssh = write_client_config(machine.folder, port=port, key=keys.runner, host_key=keys.host)
+        yield Host(
             shell=shell, release=kernel.release, kvm=False,
             cpus=machine.cpus, accel=machine.accel, payload=PAYLOAD, console=machine.console,
             alive=machine.domain.active, crash=lambda: _crash(machine.log),
-            libvirt=lambda: over_ssh(ssh, "host"),
-            monitor=machine.domain.monitor, scratch=scratch, change=Unrecorded(shell), ours=True,
-        )  # fmt: skip
-        with charged_to_the_arm(host):  # its modules are
-            loaded = _load_modules(shell, with_libvirt=with_libvirt)
-            prove_modules(shell, kernel)
-        yield replace(host, kvm="kvm" in loaded)
+            libvirt=lambda: over_ssh(ssh, "host"), monitor=machine.domain.monitor,
+            scratch=machine.folder, change=Unrecorded(shell), ours=True,
+        ), boot_id  # fmt: skip
+
+
+def prepare_host(host: Host, spec: HostSpec) -> Host:
+    """Load the modules that a host needs. Raises BenchError for another module than is planned,
+    and ArmFailedError where the kernel panics."""
+    with charged_to_the_arm(host):
+        loaded = _load_modules(host.shell, with_libvirt=spec.with_libvirt)
+        prove_modules(host.shell, spec.kernel)
+    return replace(host, kvm="kvm" in loaded)
 
 
 def _load_modules(shell: Shell, *, with_libvirt: bool) -> list[str]:
@@ -278,8 +300,9 @@ def _forwarded_port(domain: Domain) -> int:
     return int(found[1])
 
 
-def _prove(shell: Shell, machine: Machine, kernel: KernelBundle) -> str:
-    """The boot id of a host that really runs the planned kernel."""
+def prove_kernel(shell: Shell, token: str, kernel: KernelBundle) -> str:
+    """The boot id of a host that really runs the planned kernel, in the boot with the token.
+    Raises BenchError."""
     answer = shell.run(
         "uname -r; cat /proc/sys/kernel/random/boot_id /proc/cmdline", doing="proving the kernel"
     ).stdout.splitlines()
@@ -290,9 +313,9 @@ def _prove(shell: Shell, machine: Machine, kernel: KernelBundle) -> str:
             hint="the image and its release string disagree; see host/console.log",
             reason="wrong-kernel",
         )
-    if f"barometer.token={machine.token}" not in cmdline.split():
+    if f"barometer.token={token}" not in cmdline.split():
         raise BenchError(
-            "the host that answers was not started by this trial: its token is another",
+            "the host that answers is another: its token is not that of this boot",
             evidence=cmdline, reason="wrong-host",
         )  # fmt: skip
     return boot_id

@@ -19,12 +19,12 @@ from orchestrator.progress import Progress
 from orchestrator.scenario import ARMS, GIB, Pass, Point, Scenario
 
 _HOUSEKEEPING = {
-    "/proc/sys/kernel/watchdog": 0,
-    "/proc/sys/kernel/sched_rt_runtime_us": -1,  # for an agent that nothing may interrupt
-    "/proc/sys/vm/compaction_proactiveness": 0,
-    "/proc/sys/vm/stat_interval": 86400,
-    "/proc/sys/vm/dirty_writeback_centisecs": 0,
-    "/sys/kernel/mm/transparent_hugepage/khugepaged/scan_sleep_millisecs": 86400000,
+    "/proc/sys/kernel/watchdog": "0",
+    "/proc/sys/kernel/sched_rt_runtime_us": "-1",  # for an agent that nothing may interrupt
+    "/proc/sys/vm/compaction_proactiveness": "0",
+    "/proc/sys/vm/stat_interval": "86400",
+    "/proc/sys/vm/dirty_writeback_centisecs": "0",
+    "/sys/kernel/mm/transparent_hugepage/khugepaged/scan_sleep_millisecs": "86400000",
 }
 """What an exact host does from time to time besides, and need not."""
 
@@ -91,15 +91,13 @@ def settle(host: Host, scenario: Scenario, *, trial: TrialWriter, progress: Prog
     if host.accel == "exact":
         with progress.stage("host: settle"), trial.stage("settle"):
             arms = {path for arm in ARMS for path in scenario.arms[arm].sysfs}
-            quiet = "".join(
-                f"[ ! -e {path} ] || echo {value} > {path}; "
-                for path, value in _HOUSEKEEPING.items()
-                if path not in arms
-            )
+            there = host.shell.run(["ls", *_HOUSEKEEPING], check=False).stdout.split()
+            for path in there:
+                if path not in arms:
+                    host.change.write(path, _HOUSEKEEPING[path])
             host.shell.run(
-                f"{quiet}sleep {scenario.nested.settle}", timeout=600,
-                doing="letting the host settle",
-            )  # fmt: skip
+                f"sleep {scenario.nested.settle}", timeout=600, doing="letting the host settle"
+            )
 
 
 def maps(

@@ -32,7 +32,7 @@ from orchestrator.report.wording import (
     title,
     workload_said,
 )
-from orchestrator.scenario import ARMS, AT_POINTS, MetalHost, Scenario, format_size, is_emulated
+from orchestrator.scenario import ARMS, AT_POINTS, Scenario, format_size, is_emulated
 
 _TAIL = 12
 """Lines of a console."""
@@ -253,7 +253,7 @@ def notes(scenario: Scenario, comparison: Comparison, *, emulated: bool, exact: 
     """What a value is, and where it comes from."""
     if not comparison.metrics:
         return ""
-    if isinstance(scenario.host, MetalHost) and not scenario.host.fresh_boots:
+    if not scenario.host.fresh_boots:
         lines = [
             "Each value is a trial's; what repeats within it is reduced to its median. Trials of"
             " one arm that follow one another share a boot of the host, though p and intervals"

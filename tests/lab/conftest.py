@@ -3,17 +3,20 @@ what is missing fails, with its name."""
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 import pytest
 
 from orchestrator.analysis.trial import TrialResult, read_result
 from orchestrator.bench import hypervisor
+from orchestrator.bench.sharing import NestedMachine
 from orchestrator.bench.state import SHM, BenchState, bench_state, token_prefix
 from orchestrator.cache import Cache
 from orchestrator.errors import BarometerError
@@ -56,7 +59,12 @@ class Outcome:
         return TrialDir.open(self.path)
 
 
-RunOne = Callable[..., Outcome]
+class RunOne(Protocol):
+    """Run a trial of the small scenario's baseline with overrides; its judged result."""
+
+    def __call__(
+        self, *overrides: str, change: Callable[[Prepared], Prepared] = ...
+    ) -> Outcome: ...
 
 
 @pytest.fixture(scope="session")
@@ -69,34 +77,67 @@ def shared(own_state: None, means: None) -> Iterator[tuple[BenchState, hyperviso
         yield state, libvirt
 
 
+def _run_one(
+    folder: Path,
+    shared: tuple[BenchState, hypervisor.Connection],
+    nested: NestedMachine,
+    overrides: Sequence[str],
+    change: Callable[[Prepared], Prepared],
+) -> Outcome:
+    scenario, text = load_scenario(SMALL, ["expect={}", *overrides])
+    cache, progress = Cache(), Progress()
+    prepared = change(prepare(scenario, cache, progress))
+    run_dir = RunDir.create(folder, text, plan_facts(scenario, prepared))
+    bench = Bench(scenario, prepared, run_dir, *shared, progress, nested=nested)
+    try:
+        run_until_it_counts(bench, make_plan(scenario)[0])
+    except BarometerError as exc:
+        print(exc)
+    trial = run_dir.trials()[0]
+    return Outcome(read_result(trial), trial.path)
+
+
 @pytest.fixture
 def one_trial(
     tmp_path: Path, shared: tuple[BenchState, hypervisor.Connection]
 ) -> Iterator[RunOne]:
-    """Run one trial of the small scenario's baseline with overrides; its judged result.
-
-    Afterwards nothing of it may be left.
-    """
+    """Run one trial on a host of its own. Afterwards nothing of it may be left."""
     before = leftovers()
-    state, libvirt = shared
 
     def run(*overrides: str, change: Callable[[Prepared], Prepared] = lambda p: p) -> Outcome:
-        scenario, text = load_scenario(SMALL, ["expect={}", *overrides])
-        cache, progress = Cache(), Progress()
-        prepared = change(prepare(scenario, cache, progress))
-        run_dir = RunDir.create(tmp_path / "run", text, plan_facts(scenario, prepared))
-        planned = make_plan(scenario)[0]
-        try:
-            run_until_it_counts(
-                Bench(scenario, prepared, run_dir, state, libvirt, progress), planned
-            )
-        except BarometerError as exc:
-            print(exc)
-        trial = run_dir.trials()[0]
-        return Outcome(read_result(trial), trial.path)
+        return _run_one(tmp_path / "run", shared, NestedMachine(), overrides, change)
 
     yield run
     assert leftovers() == before
+
+
+@pytest.fixture(scope="session")
+def kept_host(shared: tuple[BenchState, hypervisor.Connection]) -> Iterator[NestedMachine]:
+    """The host that the tests of a session share, one after the other: as long as they ask for the
+    same one, it is booted once."""
+    before = leftovers()
+    nested = NestedMachine()
+    yield nested
+    nested.close()
+    assert leftovers() == before
+
+
+@pytest.fixture
+def shared_trial(
+    tmp_path: Path,
+    shared: tuple[BenchState, hypervisor.Connection],
+    kept_host: NestedMachine,
+) -> RunOne:
+    """Run one trial on the host that tests share. It may not leave anything on it."""
+    folders = (tmp_path / f"run-{number}" for number in itertools.count(1))
+
+    def run(*overrides: str, change: Callable[[Prepared], Prepared] = lambda p: p) -> Outcome:
+        settings = [*overrides, "host.fresh_boots=false"]
+        outcome = _run_one(next(folders), shared, kept_host, settings, change)
+        assert "host_left" not in outcome.evidence.manifest, outcome.evidence.manifest
+        return outcome
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -18,6 +19,8 @@ from orchestrator import run
 from orchestrator.bench import images
 from orchestrator.bench.host import Host
 from orchestrator.bench.metal import Met
+from orchestrator.bench.nested import HostSpec
+from orchestrator.bench.sharing import NestedMachine
 from orchestrator.bench.state import BenchState
 from orchestrator.cache import Cache
 from orchestrator.errors import ArmFailedError, BarometerError, BenchError, ScenarioError
@@ -208,6 +211,7 @@ def test_exact_trials_run_as_many_at_once_as_the_machine_carries(fixture: Fixtur
 @pytest.mark.parametrize(
     ("chosen", "accel", "width"),
     [
+        (map_scenario(PAIRS, "host.fresh_boots=false"), "exact", 2),
         (map_scenario(PAIRS, "host.accel=tcg"), "tcg", 2),
         (map_scenario(PAIRS, "host.accel=kvm"), "kvm", 2),
         (map_scenario(PAIRS), "exact", 1),
@@ -322,6 +326,71 @@ def test_hosts_at_once_are_those_that_cpus_and_memory_carry(
     text = f"MemTotal: 1 kB\nMemAvailable:   {available * GIB // 1024} kB\n"
     monkeypatch.setattr(Path, "read_text", lambda self: text)
     assert run._at_once(map_scenario(f"host.memory={memory}GiB")) == fit
+
+
+class Kept:
+    """The host that trials share."""
+
+    def __init__(self) -> None:
+        self.closed = 0
+        self.asked: list[tuple[HostSpec, bool]] = []
+
+    def close(self) -> None:
+        self.closed += 1
+
+    @contextmanager
+    def booted(self, spec: HostSpec, *, shared: bool, **more: Any) -> Iterator[str]:
+        self.asked.append((spec, shared))
+        yield "the host"
+
+
+@pytest.mark.parametrize("error", [None, KeyboardInterrupt(), BenchError("x", reason="x")])
+def test_host_that_trials_share_is_ended_with_the_run(
+    fixture: Fixture, monkeypatch: pytest.MonkeyPatch, error: BaseException | None
+) -> None:
+    kept = Kept()
+
+    def climb(planned: PlannedTrial, trial: TrialWriter) -> None:
+        assert not kept.closed
+        if error is not None:
+            raise error
+
+    monkeypatch.setattr(NestedMachine, "close", lambda self: kept.close())
+    with contextlib.suppress(KeyboardInterrupt):
+        fixture.trials(climb, scenario(PAIRS))
+    assert kept.closed == 1
+
+
+@pytest.mark.parametrize(
+    ("chosen", "with_libvirt", "shared", "expected"),
+    [
+        (scenario(), True, False, True),
+        (scenario(), False, False, False),
+        (scenario("host.fresh_boots=false"), False, True, True),
+        (scenario("host.fresh_boots=false"), True, True, True),
+        (map_scenario(), False, False, False),
+        (map_scenario("host.fresh_boots=false"), False, True, False),
+    ],
+)
+def test_shared_host_is_the_same_for_all_passes_of_a_workload(
+    tmp_path: Path, chosen: Scenario, with_libvirt: bool, shared: bool, expected: bool
+) -> None:
+    kernel, kept = bundle(tmp_path), Kept()
+    prepared = SimpleNamespace(
+        kernels=dict.fromkeys(ARMS, kernel), hosts=dict.fromkeys(ARMS, "image"),
+        disks=lambda: ("payload",), accel="tcg",
+    )  # fmt: skip
+    bench = Bench(
+        chosen, cast(Prepared, prepared), RunDir(tmp_path), cast(Any, None), cast(Any, None),
+        Progress(), nested=cast(Any, kept),
+    )  # fmt: skip
+    trial = TrialWriter(tmp_path / "0001-candidate", {})
+    with run._booted(bench, "candidate", trial, with_libvirt=with_libvirt) as host:
+        assert host == cast(Host, "the host")
+    [(spec, is_shared)] = kept.asked
+    assert (is_shared, spec.with_libvirt) == (shared, expected)
+    assert (spec.host, spec.device, spec.kernel) == (chosen.nested, chosen.device, kernel)
+    assert [spec.image, *spec.payload, spec.accel] == ["image", "payload", "tcg"]
 
 
 def bundle(tmp_path: Path) -> KernelBundle:
@@ -669,7 +738,7 @@ def metal_bench(metal: Metal, *overrides: str) -> Bench:
 def test_arm_is_booted_by_the_machine_with_its_own_words(metal: Metal, tmp_path: Path) -> None:
     trial = TrialWriter(tmp_path / "0001-candidate", {})
     bench = metal_bench(metal, "arms.candidate.cmdline=nosmt iommu=pt")
-    with run._booted(bench, "candidate", cast(Any, None), trial, with_libvirt=True) as host:
+    with run._booted(bench, "candidate", trial, with_libvirt=True) as host:
         assert host == cast(Host, "the host")
     assert metal.done == ["boot candidate ('nosmt', 'iommu=pt')"]
 

@@ -376,6 +376,20 @@ def test_metrics_of_guest_boots_are_those_of_their_passes() -> None:
     assert {"bar_map_seconds", "bar_unmap_seconds"} <= timing
     assert not timing & (plain | counts) - {"host_boot_seconds"}
     assert "host_boot_seconds" not in names("host.accel=exact", text=MINIMAL)
+    assert "host_boot_seconds" not in names("host.fresh_boots=false", text=MINIMAL)
+
+
+def test_nested_host_has_a_boot_for_each_trial_unless_it_is_asked_otherwise() -> None:
+    assert scenario().host.fresh_boots
+    assert not metal_scenario().host.fresh_boots
+    for shared in (scenario("host.fresh_boots=false"), map_scenario("host.fresh_boots=false")):
+        assert not shared.host.fresh_boots
+
+
+def test_guest_boots_do_not_share_an_exact_host() -> None:
+    message = error_of(MINIMAL, "host.accel=exact", "host.fresh_boots=false")
+    assert "host.fresh_boots: false" in message
+    assert "a second guest boot on one exact host all but stands still" in message
 
 
 @pytest.mark.parametrize(

@@ -457,6 +457,16 @@ def test_boot_of_a_metal_host_is_no_metric(
     assert result.samples["guest_boot_seconds"]
 
 
+def test_boot_that_trials_share_is_no_metric(trial: Path) -> None:
+    manifest = json.loads((trial / "manifest.json").read_text())
+    del manifest["host_boot_seconds"]
+    (trial / "manifest.json").write_text(json.dumps(manifest))
+    result = read_result(sealed(trial, host_kind="nested", host_session_seconds=6.7))
+    assert result.kind == "measured", result.message
+    assert "host_boot_seconds" not in result.samples
+    assert result.samples["guest_boot_seconds"]
+
+
 def test_nested_host_without_its_boot_is_bad_evidence(trial: Path) -> None:
     manifest = json.loads((trial / "manifest.json").read_text())
     del manifest["host_boot_seconds"]

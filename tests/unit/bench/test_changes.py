@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.bench.changes import Unrecorded
+from orchestrator.bench.changes import Remembered, Unrecorded
 from orchestrator.bench.shell import Completed, Shell
 from orchestrator.errors import BenchError
 from tests.unit.hosts import HostShell
@@ -54,6 +54,35 @@ def test_no_text_becomes_part_of_the_script(path: str, value: str) -> None:
     changes(usual).write("/sys/x", "1")
     [(argv, stdin)], [(script, _)] = shell.ran, usual.ran
     assert (argv, stdin) == ([*script[:-1], path], f"{value}\n".encode())
+
+
+def test_what_was_in_a_file_is_remembered_before_it_is_written(tmp_path: Path) -> None:
+    path, other = tmp_path / "enabled", tmp_path / "stat_interval"
+    path.write_text("always [madvise] never\n")
+    other.write_text("1\n")
+    change = Remembered(HostShell(tmp_path))
+    change.write(str(path), "never")
+    change.tracing("barometer", "barotime")
+    change.write(str(other), "5")
+    change.write(str(other), "6")
+    change.guest("8c1f")
+    change.files("/a", "/b")
+    assert (path.read_text(), other.read_text()) == ("never\n", "6\n")
+    assert change.made == [
+        ("write", {"path": str(path), "former": "madvise"}),
+        ("tracing", {"instance": "barometer", "group": "barotime"}),
+        ("write", {"path": str(other), "former": "1"}),
+        ("write", {"path": str(other), "former": "5"}),
+        ("guest", {"uuid": "8c1f"}),
+        ("claim", {"paths": ["/a", "/b"]}),
+    ]
+
+
+def test_file_that_is_not_there_is_nothing_to_put_back(tmp_path: Path) -> None:
+    change = Remembered(HostShell(tmp_path))
+    with pytest.raises(BenchError) as caught:
+        change.write(str(tmp_path / "nr_hugepages"), "7")
+    assert (caught.value.evidence, change.made) == ("no such file", [])
 
 
 def test_rest_is_not_written_down() -> None:

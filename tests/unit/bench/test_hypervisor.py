@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from typing import Any
 
 import libvirt
@@ -98,6 +99,23 @@ def test_domain_runs_while_the_block_does(raw: RawConnection, connection: Connec
     with pytest.raises(ZeroDivisionError), connection.running("two"):
         raise ZeroDivisionError
     assert not raw.domains[1].running
+
+
+def test_domain_that_has_ended_is_not_held_while_its_error_is_on_its_way(
+    raw: RawConnection, connection: Connection
+) -> None:
+    """libvirt keeps a connection open for as long as there is an object of one of its domains."""
+    caught: list[BaseException] = []
+    try:
+        with connection.running("one") as domain:
+            ended = weakref.ref(raw.domains.pop())
+            raise ZeroDivisionError
+    except ZeroDivisionError as exc:
+        caught.append(exc)
+    assert caught[0].__traceback__ is not None
+    assert ended() is None
+    assert not domain.active()
+    domain.destroy()
 
 
 def test_stop_ends_every_domain_and_lets_no_other_begin(

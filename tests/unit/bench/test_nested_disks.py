@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import tarfile
+import uuid
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -18,11 +19,10 @@ from orchestrator.bench.domain import Disk
 from orchestrator.bench.hypervisor import Connection
 from orchestrator.bench.images import FIRST, HostImage
 from orchestrator.bench.keys import RunKeys
-from orchestrator.bench.nested import running_machine
+from orchestrator.bench.nested import HostSpec, running_machine, save_machine
 from orchestrator.bench.state import BenchState
-from orchestrator.evidence import TrialWriter
 from orchestrator.kernels.bundle import KernelBundle
-from orchestrator.scenario import ARMS, ArmName, Scenario
+from orchestrator.scenario import ARMS, ArmName, EmulatedDevice, Scenario
 from tests.unit.scenarios import scenario
 
 PAYLOAD = Disk(Path("/cache/payload"), "payload")
@@ -59,7 +59,6 @@ class FakeState:
 class Bench:
     def __init__(self, folder: Path) -> None:
         self.libvirt, self.state = FakeLibvirt(), FakeState(folder)
-        self.trial = TrialWriter(folder / "0001-baseline", {})
         for name in ("root", "modules", "initramfs"):
             (folder / name).write_bytes(name.encode())
         self.image = HostImage(folder / "root", folder / "modules", folder / "initramfs", {})
@@ -74,15 +73,18 @@ class Bench:
     ) -> Iterator[ET.Element]:
         """The domain that libvirt was to start."""
         kernel = cast(KernelBundle, SimpleNamespace(vmlinuz=Path("/kernel/vmlinuz")))
+        spec = HostSpec(
+            chosen.nested, cast(EmulatedDevice, chosen.device), chosen.arms[arm].words, kernel,
+            self.image, tuple(disks), accel, with_libvirt=True,
+        )  # fmt: skip
         with running_machine(
-            chosen, arm, kernel, self.image, disks, accel=accel, keys=RunKeys.make(),
-            state=cast(BenchState, self.state), libvirt=cast(Connection, self.libvirt),
-            trial=self.trial,
-        ):  # fmt: skip
+            spec, uuid.uuid4().hex, keys=RunKeys.make(), state=cast(BenchState, self.state),
+            libvirt=cast(Connection, self.libvirt),
+        ) as self.machine:  # fmt: skip
             yield ET.fromstring(self.libvirt.xml)
 
     def keys(self) -> list[Path]:
-        return list(self.state.folder.glob("*.keys"))
+        return list(self.state.folder.glob("*/keys"))
 
 
 @pytest.fixture
@@ -174,10 +176,29 @@ def test_timer_of_an_emulated_host_is_not_counted_against_a_busy_loop(
     assert ("no_timer_check" in words) == ("tsc=reliable" in words) == emulated
 
 
-def test_domain_is_kept_as_libvirt_completed_it(bench: Bench) -> None:
-    with bench.running(scenario(), (PAYLOAD,)):
-        assert (bench.trial.host / "domain.xml").read_text() == COMPLETED
-    assert bench.trial.manifest["token"] in bench.trial.manifest["host_cmdline"]
+def test_evidence_of_a_machine_is_what_there_is_by_then(bench: Bench, tmp_path: Path) -> None:
+    state, evidence = cast(BenchState, bench.state), tmp_path / "host"
+    evidence.mkdir()
+
+    def saved() -> dict[str, str]:
+        save_machine(state, bench.machine.token, evidence)
+        return {path.name: path.read_text() for path in evidence.iterdir()}
+
+    with bench.running(scenario(), (PAYLOAD,)) as domain:
+        assert bench.machine.token in str(domain.findtext("os/cmdline")).partition("token=")[2]
+        assert saved() == {"domain.xml": COMPLETED}
+        console = domain.find("devices/serial/source")
+        assert console is not None
+        Path(console.attrib["path"]).write_text("up\n")
+        bench.machine.log.parent.mkdir(parents=True)
+        bench.machine.log.write_text("starting up\nHOME=/home/lab\n/usr/bin/qemu\n")
+        assert saved() == {
+            "domain.xml": COMPLETED, "console.log": "up\n",
+            "qemu.log": "starting up\n/usr/bin/qemu\n",
+        }  # fmt: skip
+        with bench.machine.log.open("a") as log:
+            log.write("terminating on signal 15 from pid 4711 (/home/lab/python)\n")
+    assert saved()["qemu.log"].endswith("/qemu\nterminating on signal 15 from pid 4711\n")
 
 
 ARM_WORDS = (

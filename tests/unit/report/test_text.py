@@ -262,6 +262,17 @@ def test_notes_are_of_the_passes_that_were_run(
     assert ("steps of 1 us" in " ".join(notes.split())) == ("timing" in passes)
 
 
+@pytest.mark.parametrize("fresh", [True, False])
+def test_trials_that_share_a_boot_are_said_to(
+    plan: dict[str, Any], recorded: list[TrialResult], fresh: bool
+) -> None:
+    chosen = scenario(f"host.fresh_boots={str(fresh).lower()}")
+    text = " ".join(report(plan, *recorded, chosen=chosen).split())
+    assert ("Each value is a trial's: one host boot" in text) == fresh
+    said = "share a boot of the host, though p and intervals take them as independent"
+    assert (said in text) == (not fresh)
+
+
 def test_trials_that_were_begun_again_are_said_of_their_arm(plan: dict[str, Any]) -> None:
     again = TrialResult(
         "t", "candidate", "measured", repeated=("host-crash", "exact-crawl")

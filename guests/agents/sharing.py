@@ -1,0 +1,122 @@
+"""A host that several trials share: what one changed is put back, and how the host then is. Plain
+Python 3, with the keeper beside it.
+
+Reads what was changed as JSON on standard input, [[KIND, {...}], ...] in the order of the changes,
+kinds and their facts as in the keeper's journal. Answers {"failed": [...], "state": {NAME: TEXT}}:
+the state is equal to that of before unless something is left.
+"""
+
+from __future__ import annotations
+
+import collections
+import glob
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from keeper import files, machine, settings
+from keeper.machine import RefusedError
+
+RUN = "/run/barometer"
+_TRACEFS = "/sys/kernel/tracing"
+_UNDO = {
+    "write": settings.unwrite,
+    "tracing": settings.end_tracing,
+    "guest": settings.end_guest,
+    "claim": files.unclaim,
+}
+_FILES = (
+    "/sys/module/*vfio*/parameters/*", "/sys/module/*iommu*/parameters/*",
+    "/sys/module/kvm*/parameters/*",
+    "/sys/kernel/mm/transparent_hugepage/*", "/sys/kernel/mm/transparent_hugepage/khugepaged/*",
+    "/sys/kernel/mm/transparent_hugepage/hugepages-*/*enabled",
+    "/sys/kernel/mm/hugepages/*/nr_hugepages",
+    "/proc/sys/kernel/*", "/proc/sys/vm/*",
+    *(f"{_TRACEFS}/{name}" for name in ("set_event", "current_tracer", "tracing_on", "trace_clock",
+                                        "kprobe_events", "uprobe_events")),
+)  # fmt: skip
+"""Each file's text is a part of the state: settings, and whether the kernel has complained."""
+_COUNTERS = (
+    "ns_last_pid", "perf_event_max_sample_rate", "full_scans", "pages_collapsed", "stat_refresh",
+)  # fmt: skip
+"""The kernel changes these by itself."""
+_FOLDERS = (f"{_TRACEFS}/instances", "/var/log/libvirt/qemu", "/tmp", "/dev/shm")
+
+
+def put_back(changes: list[list[Any]]) -> list[str]:
+    """Undo the changes, the latest first; what could not be undone, and why."""
+    failed = []
+    for kind, what in reversed(changes):
+        try:
+            _UNDO[kind](what)
+        except (RefusedError, OSError) as exc:
+            failed.append(f"{kind}: {exc}")
+    for path in sorted(machine.at(RUN).glob("*")):  # a trial's own
+        try:
+            files.unclaim({"paths": [f"{RUN}/{path.name}"]})
+        except (RefusedError, OSError) as exc:
+            failed.append(str(exc))
+    return failed
+
+
+def state() -> dict[str, str]:
+    """What a trial may change, by name."""
+    return {name: " ".join(text.split()) for name, text in _parts()}
+
+
+def _parts() -> Iterator[tuple[str, str]]:
+    for line in (machine.text("/proc/modules") or "").splitlines():
+        yield f"module {line.split()[0]}", "loaded"
+    for line in (machine.text("/proc/self/mounts") or "").splitlines():
+        yield f"mount {line.split()[1]}", line
+    for pattern in _FILES:
+        for path in _found(pattern):
+            if path.rpartition("/")[2] not in _COUNTERS and machine.at(path).is_file():
+                yield path, machine.text(path) or ""
+    for folder in _FOLDERS:
+        yield folder, " ".join(sorted(path.name for path in machine.at(folder).glob("*")))
+    inside = (str(path) for path in machine.at(RUN).rglob("*"))
+    yield RUN, " ".join(sorted(inside))
+    for device in _found("/sys/bus/pci/devices/*"):
+        driver = machine.at(f"{device}/driver")
+        yield f"driver of {Path(device).name}", driver.resolve().name if driver.exists() else ""
+        yield f"{device}/driver_override", machine.text(f"{device}/driver_override") or ""
+    for name, number in collections.Counter(_processes()).items():
+        yield f"processes {name}", str(number)
+
+
+def _found(pattern: str) -> list[str]:
+    root = str(machine.at("/")).rstrip("/")
+    return sorted(path[len(root) :] for path in glob.glob(f"{root}{pattern}"))
+
+
+def _processes() -> Iterator[str]:
+    """Names of all but the kernel's threads, this process and what it was started by."""
+    own = {1}
+    pid = os.getpid()
+    while pid > 1:
+        own.add(pid)
+        pid = _stat(pid)[1]
+    for path in machine.at("/proc").glob("[0-9]*"):
+        name, parent = _stat(int(path.name))
+        if int(path.name) not in own and parent not in (0, 2):
+            yield name
+
+
+def _stat(pid: int) -> tuple[str, int]:
+    """A process's name and its parent: 0 of one that has ended, or is ending."""
+    head, _, rest = (machine.text(f"/proc/{pid}/stat") or "").rpartition(")")
+    status = rest.split()
+    return head.partition("(")[2], 0 if status[:1] in ([], ["Z"]) else int(status[1])
+
+
+def main() -> None:
+    failed = put_back(json.load(sys.stdin))
+    print(json.dumps({"failed": failed, "state": state()}))
+
+
+if __name__ == "__main__":
+    main()

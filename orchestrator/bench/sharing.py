@@ -1,0 +1,193 @@
+"""Nested hosts as trials have them: one for each trial, or one that those share which follow one
+another. What a trial changes on a shared host is put back when the trial ends, and the next one
+has the host only if it is then as it was right after its boot."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+from orchestrator.bench.changes import Remembered
+from orchestrator.bench.host import Host
+from orchestrator.bench.hypervisor import Connection
+from orchestrator.bench.keys import RunKeys
+from orchestrator.bench.modules import prove_modules
+from orchestrator.bench.nested import (
+    HostSpec,
+    prepare_host,
+    prove_kernel,
+    proven_host,
+    running_machine,
+    save_machine,
+)
+from orchestrator.bench.state import BenchState
+from orchestrator.errors import BarometerError
+from orchestrator.evidence import TrialWriter
+from orchestrator.progress import Progress
+
+_SETTLE_SECONDS = 10.0
+"""For what ends by itself: a server's end of a connection, an agent whose input was closed."""
+_MOST, _LONGEST = 20, 200
+"""Lines, and characters of each, that a manifest gets of what is left on a host."""
+_AGENT = "import sys; sys.path.insert(0, sys.argv[1]); import sharing; sharing.main()"
+
+
+@dataclass
+class Boot:
+    """One boot of a nested host, its kernel proven."""
+
+    spec: HostSpec
+    token: str
+    boot_id: str
+    seconds: float
+    """From the start of its QEMU until its kernel was proven."""
+    host: Host
+    state: dict[str, str]
+    """How a shared host is right after its boot, by guests/agents/sharing.py."""
+
+
+@contextmanager
+def booted_host(
+    spec: HostSpec,
+    token: str,
+    *,
+    state: BenchState,
+    libvirt: Connection,
+    trial: TrialWriter,
+    progress: Progress,
+    shared: bool,
+) -> Iterator[Boot]:
+    """The host of a specification, ready to be worked on; gone after the block. What is proven of
+    it is recorded in the trial. Raises as `proven_host` and `prepare_host`."""
+    keys = RunKeys.make()
+    with (
+        running_machine(spec, token, keys=keys, state=state, libvirt=libvirt) as machine,
+        proven_host(machine, spec.kernel, keys=keys, progress=progress) as (host, boot_id),
+    ):
+        boot = Boot(spec, token, boot_id, time.monotonic() - machine.started, host, {})
+        _record(trial, boot, shared=shared)
+        boot.host = prepare_host(host, spec)
+        if shared:
+            boot.state = _put_back(host, ())[1]
+        yield boot
+
+
+def _record(trial: TrialWriter, boot: Boot, *, shared: bool) -> None:
+    """The length of a boot is a measurement of the only trial that has it."""
+    seconds = {f"host_{'session' if shared else 'boot'}_seconds": round(boot.seconds, 3)}
+    trial.record(boot_id=boot.boot_id, release=boot.spec.kernel.release, **seconds)
+
+
+class NestedMachine:
+    """Boots nested hosts, and keeps one for the trials that share it, until `close`."""
+
+    def __init__(self) -> None:
+        self._kept: Boot | None = None
+        self._stack = contextlib.ExitStack()
+
+    def close(self) -> None:
+        """End the host that is kept."""
+        self._kept = None
+        self._stack.close()
+
+    @contextmanager
+    def booted(
+        self,
+        spec: HostSpec,
+        *,
+        state: BenchState,
+        libvirt: Connection,
+        trial: TrialWriter,
+        progress: Progress,
+        shared: bool,
+    ) -> Iterator[Host]:
+        """A host for one trial. A `shared` one is booted unless the one that is kept is alike and
+        as it was. Its console, its domain and QEMU's log up to the trial's end are evidence of the
+        trial. Raises as `booted_host`."""
+        boot = self._take(spec, progress) if shared else None
+        token = boot.token if boot else uuid.uuid4().hex[:12]
+        with contextlib.ExitStack() as stack:
+            stack.callback(save_machine, state, token, trial.host)
+            trial.record(token=token, host_cmdline=spec.cmdline(token))
+            if boot is None:
+                owner = self._stack if shared else stack
+                boot = owner.enter_context(
+                    booted_host(
+                        spec, token, state=state, libvirt=libvirt, trial=trial, progress=progress,
+                        shared=shared,
+                    )
+                )  # fmt: skip
+            else:
+                prove_kernel(boot.host.shell, token, spec.kernel)
+                prove_modules(boot.host.shell, spec.kernel)
+                _record(trial, boot, shared=True)
+            if shared:
+                self._kept = boot
+                yield stack.enter_context(self._lent(boot, trial, progress))
+            else:
+                yield boot.host
+
+    def _take(self, spec: HostSpec, progress: Progress) -> Boot | None:
+        """The host that is kept, if it will do; else it is ended."""
+        boot = self._kept
+        if boot is not None and spec.is_alike(boot.spec):
+            if not (left := put_back(boot)):
+                return boot
+            progress.note(f"host: not as it was, so it is booted again: {left[0]}")
+        self.close()
+        return None
+
+    @contextmanager
+    def _lent(self, boot: Boot, trial: TrialWriter, progress: Progress) -> Iterator[Host]:
+        """The host for one trial; ended after it if anything is left on it."""
+        change = Remembered(boot.host.shell)
+        try:
+            yield replace(boot.host, change=change)
+        except KeyboardInterrupt:
+            self.close()
+            raise
+        finally:
+            if self._kept is boot and (left := put_back(boot, change.made)):
+                self.close()
+                trial.record(host_left=left)
+                progress.note(f"host: not as it was after the trial: {left[0]}")
+
+
+def put_back(boot: Boot, changes: Sequence[tuple[str, Mapping[str, Any]]] = ()) -> list[str]:
+    """Undo the changes; what is not as it was right after the boot then, or why that is not known.
+    Never raises: the host can be thrown away."""
+    try:
+        boot.host.check()
+        failed, state = _put_back(boot.host, changes)
+        end = time.monotonic() + _SETTLE_SECONDS
+        while state != boot.state and not failed and time.monotonic() < end:
+            time.sleep(0.2)
+            _, state = _put_back(boot.host, ())
+    except BarometerError as exc:
+        return [exc.message[:_LONGEST]]
+    names = sorted(boot.state.keys() | state.keys())
+    differing = [
+        f"{name}: {boot.state.get(name, 'missing')} -> {state.get(name, 'missing')}"
+        for name in names
+        if boot.state.get(name) != state.get(name)
+    ]
+    return [line[:_LONGEST] for line in [*failed, *differing][:_MOST]]
+
+
+def _put_back(
+    host: Host, changes: Sequence[tuple[str, Mapping[str, Any]]]
+) -> tuple[list[str], dict[str, str]]:
+    """What could not be undone, and how the host is now. Raises BenchError."""
+    answer = json.loads(
+        host.shell.run(
+            ["python3", "-I", "-c", _AGENT, f"{host.payload}/agents"],
+            stdin=json.dumps(changes).encode(), doing="putting the host back as it was",
+        ).stdout
+    )  # fmt: skip
+    return answer["failed"], answer["state"]
