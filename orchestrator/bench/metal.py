@@ -462,7 +462,10 @@ def _held(
             try:
                 machine.accel = accel_of(link.shell())[0]
                 unfinished = keeper.acquire(
-                    [MACHINE, *resources], what, ttl=spec.lease, wait=spec.wait,
+                    [MACHINE, *resources],
+                    what,
+                    ttl=spec.lease,
+                    wait=spec.wait,
                     on_wait=progress.note,
                 )
                 return unfinished or bool(running.token)
