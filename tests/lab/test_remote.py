@@ -240,7 +240,7 @@ def test_machine_that_lost_the_first_connection_is_reached_by_the_second(
             stack.enter_context(door.accept()[0])
             taken = stack.enter_context(door.accept()[0])
             subprocess.run([SSHD, "-i", "-f", runner.server.folder / "sshd_config"],
-                           stdin=taken, stdout=taken, check=False)  # fmt: skip
+                           stdin=taken.fileno(), stdout=taken.fileno(), check=False)  # fmt: skip
 
         serves = threading.Thread(target=let_in_the_second)
         serves.start()
