@@ -481,6 +481,9 @@ class MetalHost(_Model):
     """Seconds within which the machine answers again after a boot, its firmware included."""
     wait: Annotated[int, Field(ge=0, le=86400)] = 0
     """Seconds to wait while another holds the machine's lease."""
+    lease: Annotated[int, Field(ge=30, le=3600)] = 60
+    """Seconds that the machine waits for a runner that is gone, until another may use it. After as
+    many again it restarts into its own kernel."""
     console: Command | None = None
     """A command on this machine whose output is the host's serial console, as "ipmitool -H bmc
     sol activate": with it a failed boot has last words."""

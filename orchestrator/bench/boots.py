@@ -11,7 +11,7 @@ from typing import Any
 from orchestrator.bench import remote
 from orchestrator.bench.consoles import ConsoleCommand
 from orchestrator.bench.host import Console
-from orchestrator.bench.keeper import TTL, How, Image, Keeper
+from orchestrator.bench.keeper import How, Image, Keeper
 from orchestrator.bench.shell import Shell
 from orchestrator.bench.waiting import until
 from orchestrator.command import run, tail
@@ -96,7 +96,7 @@ class Boots:
         cycled; and what is wrong with the login at once, where no waiting mends it.
         """
         waits = 2 if self.spec.power_cycle else 1
-        extend = waits * self.spec.deadline + TTL
+        extend = waits * self.spec.deadline + self.spec.lease
         left, notes = self.keeper.boot(how, image, cmdline, extend=extend, watchdog=watchdog)
         for note in notes:
             self.progress.note(f"host: {note}")

@@ -462,7 +462,11 @@ def _held(
             try:
                 machine.accel = accel_of(link.shell())[0]
                 unfinished = keeper.acquire(
-                    [MACHINE, *resources], what, wait=spec.wait, on_wait=progress.note
+                    [MACHINE, *resources],
+                    what,
+                    ttl=spec.lease,
+                    wait=spec.wait,
+                    on_wait=progress.note,
                 )
                 return unfinished or bool(running.token)
             except BenchError as exc:
@@ -475,7 +479,9 @@ def _held(
             taken, within=spec.deadline, every=1, reason="machine-lost",
             waiting_for=f"lease of {endpoint}",
         )  # fmt: skip
-        machine.lease = stack.enter_context(Lease(beat.shell, keeper.token, close=beat.close))
+        machine.lease = stack.enter_context(
+            Lease(beat.shell, keeper.token, ttl=spec.lease, close=beat.close)
+        )
         yield machine, unfinished
 
 

@@ -24,6 +24,7 @@ address = "metal"
 ssh_config = "{ssh_config}"
 deadline = 300
 wait = 120
+lease = 30
 console = "tail -n +1 -F {console}"
 [device]
 kind = "hostdev"
@@ -102,7 +103,9 @@ class Running:
 
 @contextmanager
 def barometer(*arguments: str | Path, env: dict[str, str] | None = None) -> Iterator[Running]:
-    """The command, in a session of its own; killed with all it started when the block is left."""
+    """The command, in a session of its own; killed with all it started when the block is left.
+    Its lines are printed then, with the seconds at which they came."""
+    began = time.monotonic()
     process = subprocess.Popen(
         [sys.executable, "-m", "orchestrator.cli", *map(str, arguments)],
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
@@ -127,6 +130,8 @@ def barometer(*arguments: str | Path, env: dict[str, str] | None = None) -> Iter
         reader.join(10)
         if process.stdout is not None:
             process.stdout.close()
+        for at, line in running.lines:
+            print(f"{at - began:6.1f} {line}")
 
 
 def done(*arguments: str | Path, accept: Sequence[int] = (0,), within: float = 1800) -> str:

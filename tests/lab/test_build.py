@@ -1,4 +1,8 @@
-"""Kernels, really built from source: the build root, the configuration, the series, the proof."""
+"""Kernels, really built from source: the build root, the configuration, the series, the proof.
+
+What is the same of every source is tested of a whole kernel and of one that is pared down to a
+second of compiling.
+"""
 
 from __future__ import annotations
 
@@ -8,40 +12,104 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from orchestrator.cache import Cache, remove_tree
-from orchestrator.errors import ScenarioError
+from orchestrator.errors import BenchError, ScenarioError
 from orchestrator.kernels import KernelBundle, checked, materialised
+from orchestrator.kernels.buildroot import build_root
 from orchestrator.kernels.config import parsed
 from orchestrator.progress import Progress
-from orchestrator.scenario import SourceKernel
+from orchestrator.scenario import SourceKernel, TreeKernel
+from tests.lab.pared.tree import PARED_SERIES, pared_tarball
 
 pytestmark = [pytest.mark.build, pytest.mark.timeout(3600)]
 
 SERIES = Path(__file__).parents[2] / "fixtures/series"
+MATERIALISE = """
+import sys
+from orchestrator import scenario
+from orchestrator.cache import Cache
+from orchestrator.kernels import materialised
+from orchestrator.progress import Progress
+
+kind, text, tag = sys.argv[1:]
+materialised(getattr(scenario, kind).model_validate_json(text), Cache(), Progress(), tag)
+"""
 
 
-def kernel(*series: str, config: tuple[str, ...] = ()) -> SourceKernel:
-    return SourceKernel(
-        source="linux-source-7.3", suite="trixie-backports",
-        series=tuple(str(SERIES / one) for one in series), config=config,
-    )  # fmt: skip
+@dataclass(frozen=True)
+class Sources:
+    """A kernel's source: Debian's, or a tarball that is pared down."""
+
+    cache: Cache
+    pared: Path | None = None
+
+    def kernel(self, *series: str, config: tuple[str, ...] = ()) -> TreeKernel | SourceKernel:
+        if self.pared is not None:
+            patches = tuple(str(PARED_SERIES / name) for name in series)
+            return TreeKernel(tree=self.pared, series=patches, config=config)
+        return SourceKernel(
+            source="linux-source-7.3", suite="trixie-backports",
+            series=tuple(str(SERIES / name) for name in series), config=config,
+        )  # fmt: skip
+
+    def built(self, *series: str, tag: str = "cand", config: tuple[str, ...] = ()) -> KernelBundle:
+        return materialised(self.kernel(*series, config=config), self.cache, Progress(), tag)
+
+    def logs(self) -> dict[Path, int]:
+        """Those of builds, with the times at which they were written."""
+        return {p: p.stat().st_mtime_ns for p in self.cache.folder("build-logs").iterdir()}
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """No object is finished during the block. A whole kernel takes long enough by itself."""
+        trees = self.cache.folder("worktrees").glob("*/work") if self.pared is not None else ()
+        holds = [work / "hold" for work in trees]
+        for hold in holds:
+            hold.touch()
+        try:
+            yield
+        finally:
+            for hold in holds:
+                hold.unlink()
 
 
 @pytest.fixture(scope="module")
-def cache() -> Cache:
-    return Cache()
+def pared(tmp_path_factory: pytest.TempPathFactory) -> Sources:
+    """Its cache is its own, but for the build root."""
+    folder = tmp_path_factory.mktemp("pared")
+    build_root(Cache())
+    (folder / "cache").mkdir()
+    (folder / "cache/buildroots").symlink_to(Cache().folder("buildroots"))
+    return Sources(Cache(folder / "cache"), pared_tarball(folder))
 
 
 @pytest.fixture(scope="module")
-def base(cache: Cache) -> KernelBundle:
-    return materialised(kernel(), cache, Progress(), "base")
+def whole() -> Sources:
+    return Sources(Cache())
 
 
-def test_host_kernel_has_all_that_it_needs_built_in(base: KernelBundle) -> None:
+@pytest.fixture(scope="module", params=["pared", pytest.param("whole", marks=pytest.mark.full)])
+def sources(request: pytest.FixtureRequest) -> Sources:
+    found = request.getfixturevalue(request.param)
+    assert isinstance(found, Sources)
+    return found
+
+
+@pytest.fixture(scope="module")
+def base(sources: Sources) -> KernelBundle:
+    return sources.built(tag="base")
+
+
+@pytest.mark.full
+def test_host_kernel_has_all_that_it_needs_built_in(whole: Sources) -> None:
+    base = whole.built(tag="base")
     assert base.release.startswith("7.3.")
     assert "-base-" in base.release
     needed = ["virtio_blk", "ext4", "overlay", "virtio_net", "vfio_pci", "vfio_iommu_type1"]
@@ -52,12 +120,22 @@ def test_host_kernel_has_all_that_it_needs_built_in(base: KernelBundle) -> None:
     assert [name for name, value in config.items() if value == "m"] == []
 
 
+def test_kernel_has_the_modules_that_are_asked_for(pared: Sources) -> None:
+    found = pared.built(tag="base", config=("CONFIG_PARED=m",))
+    assert found.release.startswith("7.3.0-base-")
+    assert found.module_closure(["vfio_main", "pared"]) == ["kernel/drivers/pared.ko"]
+    assert (found.modules / "kernel/drivers/pared.ko").is_file()
+    assert found.config is not None
+    config = parsed(found.config.read_text())
+    assert [name for name, value in config.items() if value == "m"] == ["PARED"]
+    assert found.provenance["config"]["asked"] == ["CONFIG_PARED=m"]
+
+
 def test_series_makes_another_kernel_and_the_base_comes_back(
-    base: KernelBundle, cache: Cache
+    base: KernelBundle, sources: Sources
 ) -> None:
-    one = kernel("placebo")
-    checked(one, cache)
-    found = materialised(one, cache, Progress(), "cand")
+    checked(sources.kernel("placebo"), sources.cache)
+    found = sources.built("placebo")
     name, _, content = found.release.rpartition("-cand-")
     assert base.release.rpartition("-base-")[0] == name
     assert len(found.release) == len(base.release)
@@ -68,16 +146,43 @@ def test_series_makes_another_kernel_and_the_base_comes_back(
     assert [patch["subject"] for patch in found.provenance["series"]] == [
         "vfio/type1: Rename a local variable"
     ]
-    logs = {p: p.stat().st_mtime_ns for p in cache.folder("build-logs").iterdir()}
-    assert materialised(one, cache, Progress(), "cand") == found
-    assert {p: p.stat().st_mtime_ns for p in cache.folder("build-logs").iterdir()} == logs
+    logs = sources.logs()
+    assert sources.built("placebo") == found
+    assert sources.logs() == logs
 
 
-def test_compiler_says_why_it_does_not_build(base: KernelBundle, cache: Cache) -> None:
-    one = kernel("bad/does-not-compile.patch")
-    checked(one, cache)  # it applies
+def test_what_was_compiled_before_comes_from_ccache(pared: Sources, tmp_path: Path) -> None:
+    """The base that is built once more, after a series has changed a header."""
+    log = tmp_path / "log"
+
+    def hits() -> int:
+        code = build_root(pared.cache).run(
+            ["ccache", "--print-stats"], work=tmp_path, doing="asking ccache", log=log
+        )
+        assert code == 0
+        counted = dict(line.split("\t") for line in log.read_text().splitlines())
+        return int(counted["direct_cache_hit"]) + int(counted["preprocessed_cache_hit"])
+
+    pared.built(tag="base")
+    before = hits()
+    pared.built("slower-map", tag=secrets.token_hex(2))
+    assert hits() - before >= 2  # vfio_main.c and vfio_iommu_type1.c
+
+
+def test_base_that_comes_out_otherwise_is_the_benchs_failure(pared: Sources) -> None:
+    """Its series leaves a file among the objects, which the base takes then."""
+    base = pared.built(tag="base")
+    with pytest.raises(BenchError) as caught:
+        pared.built("bad/leaves-a-file.patch")
+    assert caught.value.reason == "base-not-reproduced"
+    assert base.provenance["built"] in caught.value.message
+    assert pared.built("placebo", tag="more").provenance["base_built"] == base.provenance["built"]
+
+
+def test_compiler_says_why_it_does_not_build(base: KernelBundle, sources: Sources) -> None:
+    checked(sources.kernel("bad/does-not-compile.patch"), sources.cache)  # it applies
     with pytest.raises(ScenarioError) as caught:
-        materialised(one, cache, Progress(), "cand")
+        sources.built("bad/does-not-compile.patch")
     assert caught.value.reason == "build-failed"
     assert "vfio_iommu_type1.c" in caught.value.evidence
     assert "error:" in caught.value.evidence
@@ -85,70 +190,85 @@ def test_compiler_says_why_it_does_not_build(base: KernelBundle, cache: Cache) -
     assert "error:" in log.read_text()
 
 
-def test_series_that_does_not_apply_is_refused_before_anything_is_built(cache: Cache) -> None:
+def test_series_that_does_not_apply_is_refused_before_anything_is_built(sources: Sources) -> None:
     with pytest.raises(ScenarioError) as caught:
-        checked(kernel("bad/does-not-apply.patch"), cache)
+        checked(sources.kernel("bad/does-not-apply.patch"), sources.cache)
     assert caught.value.reason == "series-does-not-apply"
     assert "drivers/vfio/vfio_iommu_type1.c" in str(caught.value)
 
 
-def test_option_that_does_not_come_out_is_named_before_anything_is_built(cache: Cache) -> None:
+def test_option_that_does_not_come_out_is_named_before_anything_is_built(sources: Sources) -> None:
     with pytest.raises(ScenarioError) as caught:
-        checked(kernel(config=("CONFIG_NO_SUCH_OPTION=y",)), cache)
+        checked(sources.kernel(config=("CONFIG_NO_SUCH_OPTION=y",)), sources.cache)
     assert caught.value.reason == "config"
     assert caught.value.evidence == "CONFIG_NO_SUCH_OPTION: asked y (config), got n"
 
 
-def test_kernel_before_the_series_can_be_configured(cache: Cache) -> None:
-    checked(SourceKernel(source="linux-source-6.12", suite="trixie"), cache)
+@pytest.mark.full
+def test_kernel_before_the_series_can_be_configured(whole: Sources) -> None:
+    checked(SourceKernel(source="linux-source-6.12", suite="trixie"), whole.cache)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_nothing_goes_on_when_the_runner_ends(
-    base: KernelBundle, cache: Cache, tmp_path: Path, number: signal.Signals
+    base: KernelBundle, sources: Sources, tmp_path: Path, number: signal.Signals
 ) -> None:
-    script = (
-        "import sys; from orchestrator.cache import Cache;"
-        "from orchestrator.kernels import materialised;"
-        "from orchestrator.progress import Progress;"
-        "from orchestrator.scenario import SourceKernel;"
-        "kernel = SourceKernel.model_validate_json(sys.argv[1]);"
-        "materialised(kernel, Cache(), Progress(), sys.argv[2])"
-    )
-    interrupted, tag = kernel("slower-map"), secrets.token_hex(2)  # built by no run before
-    asked = [interrupted.model_dump_json(), tag]
+    interrupted, tag = sources.kernel("slower-map"), secrets.token_hex(2)  # built by no run before
+    asked = [type(interrupted).__name__, interrupted.model_dump_json(), tag]
     said = tmp_path / "stderr"
-    with said.open("w") as file:
-        runner = subprocess.Popen([sys.executable, "-c", script, *asked], stderr=file)
-    try:
-        deadline = time.monotonic() + 120
-        while not builders():
-            assert runner.poll() is None, said.read_text()
-            assert time.monotonic() < deadline
-            time.sleep(0.2)
-        runner.send_signal(number)
-        runner.wait(60)
-    finally:
-        runner.kill()
-        runner.wait()
-    deadline = time.monotonic() + 10
-    while builders() and time.monotonic() < deadline:
-        time.sleep(0.2)
-    assert builders() == []
+    with sources.held(), said.open("w") as file:
+        runner = subprocess.Popen(
+            [sys.executable, "-c", MATERIALISE, *asked], stderr=file,
+            env={**os.environ, "BAROMETER_CACHE": str(sources.cache.root)},
+        )  # fmt: skip
+        try:
+            deadline = time.monotonic() + 120
+            while (build := build_of(runner.pid)) is None:
+                assert runner.poll() is None, said.read_text()
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+            runner.send_signal(number)
+            runner.wait(60)
+        finally:
+            runner.kill()
+            runner.wait()
+        deadline = time.monotonic() + 10
+        while left := [found for found in processes().values() if found.namespace == build]:
+            assert time.monotonic() < deadline, left
+            time.sleep(0.1)
     # what it left half done does not reach the next build
-    found = materialised(interrupted, cache, Progress(), tag)
+    found = materialised(interrupted, sources.cache, Progress(), tag)
     assert found.provenance["base_built"] == base.provenance["built"]
     remove_tree(found.vmlinuz.parent)
 
 
-def builders() -> list[str]:
-    """Processes of this machine that see a build root's /build."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            mounts = (folder / "mountinfo").read_text()
-        except OSError:
+@dataclass(frozen=True)
+class Process:
+    parent: str
+    namespace: str
+    """Of its PIDs."""
+    name: str
+
+
+def processes() -> dict[str, Process]:
+    """All of this machine, by their PIDs."""
+    listed = subprocess.run(
+        ["ps", "-eo", "pid=,ppid=,pidns=,comm="], capture_output=True, text=True, check=True
+    ).stdout
+    split = (line.split(maxsplit=3) for line in listed.splitlines())
+    return {pid: Process(*facts) for pid, *facts in split}
+
+
+def build_of(runner: int) -> str | None:
+    """The PID namespace in which a runner has as much compiled at once as it is to."""
+    found = processes()
+    namespaces = []
+    for process in found.values():
+        if process.name not in ("cc1", "sleep"):  # held up, it sleeps
             continue
-        if " /build " in mounts and folder.name != str(os.getpid()):
-            found.append(folder.name)
-    return found
+        above = process
+        while above.parent in found and above.parent != str(runner):
+            above = found[above.parent]
+        if above.parent == str(runner):
+            namespaces.append(process.namespace)
+    return namespaces[0] if len(namespaces) >= min(2, len(os.sched_getaffinity(0))) else None

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from tests.lab.metal_runs import GUEST_BOOT, SCENARIO, barometer, done, scenario
 
 pytestmark = [pytest.mark.metal, pytest.mark.timeout(3600)]
 COUNTS = ("--set", 'trace.passes=["counts"]')
+TEXTS = {"map": SCENARIO, "guest-boot": GUEST_BOOT}
 
 
 def outcome(out: Path, trial: str) -> dict[str, Any]:
@@ -25,11 +27,74 @@ def outcome(out: Path, trial: str) -> dict[str, Any]:
     return found
 
 
-def test_guests_on_two_kernels_by_kexec_and_all_is_put_back(
-    metal: StandIn, tmp_path: Path
+@dataclass(frozen=True)
+class Killed:
+    """A run that was killed, on a machine that has come home by itself."""
+
+    out: Path
+    process: int
+    refused: str
+    """What a second runner printed while it lived."""
+    before: str
+    """State of the machine before it."""
+
+
+@pytest.fixture(scope="module")
+def killed(metal: StandIn, tmp_path_factory: pytest.TempPathFactory) -> Killed:
+    """By a one-shot entry of GRUB it boots a kernel without memory, and then one that is well:
+    there it is killed."""
+    folder = tmp_path_factory.mktemp("killed")
+    before, out = state_of(metal), folder / "run"
+    scenario = scenario_for(metal, folder)
+    with barometer("run", scenario, "--out", out, *COUNTS, "--set", "host.boot=grub",
+                   "--set", "arms.baseline.cmdline=mem=96M") as run:  # fmt: skip
+        assert run.wait_until("maps, counts pass ...", 1, within=900), run.text()
+        left = metal.boot_id()
+        refused = done("run", scenario, "--out", folder / "second", "--set", "host.wait=0",
+                       accept=(3,))  # fmt: skip
+        os.killpg(run.process.pid, signal.SIGKILL)
+    deadline = time.monotonic() + 400
+    while metal.boot_id() in (None, left):
+        assert time.monotonic() < deadline, "it did not restart when the lease had expired"
+        time.sleep(2)
+    return Killed(out, run.process.pid, refused, before)
+
+
+def test_kernel_without_memory_fails_and_the_run_goes_on(killed: Killed) -> None:
+    """Its entry has expired when the machine restarts."""
+    failed = outcome(killed.out, "0001-baseline")
+    assert (failed["kind"], failed["reason"]) == ("failed", "host-panic")
+    said = (killed.out / "trials/0001-baseline/host/console.log").read_text()
+    assert "Kernel panic" in said
+
+
+def test_second_runner_is_told_who_holds_the_machine(killed: Killed) -> None:
+    assert f"process {killed.process}" in killed.refused
+    assert str(killed.out) in killed.refused
+
+
+def test_machine_whose_runner_is_killed_is_put_back_by_the_next_run(
+    metal: StandIn, killed: Killed, tmp_path: Path
+) -> None:
+    """Before that looks at what it is asked for, and cannot do."""
+    assert metal.ssh("uname -r") in killed.before
+    disk = 'device={kind="hostdev", address="0000:02:00.0", bar="1MiB"}'
+    said = done("run", scenario_for(metal, tmp_path), "--out", tmp_path / "run", "--set", disk,
+                accept=(3,))  # fmt: skip
+    assert "an earlier run left" in said
+    assert "0000:02:00.0" in said
+    assert "own-disk: " in said
+    assert state_of(metal) == killed.before
+    assert "barometer recover metal" in done("clean")
+    assert "nothing to recover" in done("recover", "metal", "--ssh-config", metal.ssh_config)
+
+
+@pytest.mark.parametrize("text", ["map", pytest.param("guest-boot", marks=pytest.mark.full)])
+def test_two_kernels_by_kexec_are_compared_and_all_is_put_back(
+    metal: StandIn, tmp_path: Path, text: str
 ) -> None:
     before, out = state_of(metal), tmp_path / "run"
-    done("run", scenario_for(metal, tmp_path, GUEST_BOOT), "--out", out)
+    done("run", scenario_for(metal, tmp_path, TEXTS[text]), "--out", out)
     assert state_of(metal) == before
     said = json.loads((out / "comparison.json").read_text())
     lookups = [said["arms"][arm]["metrics"]["pfn_lookups_per_map"]["median"]
@@ -40,6 +105,7 @@ def test_guests_on_two_kernels_by_kexec_and_all_is_put_back(
     assert len({t["boot_id"] for t in trials}) == 2
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("address", "reasons"),
     [
@@ -68,6 +134,7 @@ def test_doctor_says_what_the_machine_can_do(metal: StandIn) -> None:
     assert (found["series"], found["large-bar"], found["watchdog"]) == ("warning", "ok", "ok")
 
 
+@pytest.mark.full
 def test_kernels_without_network_or_memory_fail_and_the_run_goes_on(
     metal: StandIn, tmp_path: Path
 ) -> None:
@@ -87,6 +154,7 @@ def test_kernels_without_network_or_memory_fail_and_the_run_goes_on(
     assert state_of(metal) == before
 
 
+@pytest.mark.full
 def test_kernel_that_hangs_is_ended_by_the_watchdog(metal: StandIn, tmp_path: Path) -> None:
     before, out = state_of(metal), tmp_path / "run"
     text = SCENARIO.replace("deadline = 300", "deadline = 450")  # it bites after 240 s
@@ -99,29 +167,3 @@ def test_kernel_that_hangs_is_ended_by_the_watchdog(metal: StandIn, tmp_path: Pa
     failed = outcome(out, "0001-baseline")
     assert (failed["kind"], failed["reason"]) == ("failed", "host-no-boot")
     assert state_of(metal) == before
-
-
-def test_machine_whose_runner_is_killed_comes_home_and_is_put_back_by_the_next_run(
-    metal: StandIn, tmp_path: Path
-) -> None:
-    before, out = state_of(metal), tmp_path / "first"
-    scenario = scenario_for(metal, tmp_path)
-    with barometer("run", scenario, "--out", out) as first:
-        assert first.wait_until("maps, plain pass ...", 1, within=900), first.text()
-        left = metal.boot_id()
-        said = done("run", scenario, "--out", tmp_path / "second", "--set", "host.wait=0",
-                    accept=(3,))  # fmt: skip
-        assert f"process {first.process.pid}" in said
-        assert str(out) in said
-        os.killpg(first.process.pid, signal.SIGKILL)
-    deadline = time.monotonic() + 400
-    while metal.boot_id() in (None, left):
-        assert time.monotonic() < deadline, "it did not restart when the lease had expired"
-        time.sleep(2)
-    assert metal.ssh("uname -r") in before
-    # it puts the machine back before it looks at what it is asked for, and cannot do
-    disk = 'device={kind="hostdev", address="0000:02:00.0", bar="1MiB"}'
-    said = done("run", scenario, "--out", tmp_path / "third", "--set", disk, accept=(3,))
-    assert "an earlier run left" in said
-    assert state_of(metal) == before
-    assert "barometer recover metal" in done("clean")

@@ -24,8 +24,6 @@ _LINK = "/etc/systemd/system/sysinit.target.wants/barometer-deadman.service"
 _HEAD = "[Unit]\nDescription=Restart into the machine's own kernel when barometer is not there\n"
 """By which a unit is known to be barometer's."""
 _EVERY_SECONDS = 10.0
-_GRACE_SECONDS = 60.0
-"""For a runner whose connection is bad: what runs there is lost with the machine."""
 _CLEAN_SECONDS = 20.0
 
 
@@ -95,10 +93,11 @@ def _lost(deadline: float) -> str:
 
 
 def held() -> bool:
-    """Without the lock, which a keeper may hang with. What is read while it is written is seen
-    again at the next look."""
+    """A lease lives, or has expired less than its own length ago: what runs there is lost with
+    the machine, and the runner's connection may be bad. Without the lock, which a keeper may hang
+    with. What is read while it is written is seen again at the next look."""
     try:
-        return any(lease.left() > -_GRACE_SECONDS for lease in leases.leases())
+        return any(lease.left() > -lease.ttl for lease in leases.leases())
     except (OSError, TypeError, ValueError):
         return False
 

@@ -61,9 +61,15 @@ def test_machine_that_nobody_reaches_restarts(watched: Machine) -> None:
         deadman.watch(60)
 
 
-def test_machine_whose_runner_is_lost_later_restarts(watched: Machine) -> None:
+@pytest.mark.parametrize(("ttl", "seconds"), [(60, 130), (30, 70)])
+def test_machine_whose_runner_is_lost_later_restarts(
+    watched: Machine, ttl: float, seconds: int
+) -> None:
+    """When its lease has been over for as long as it had lived."""
+    watched.acquire(ttl=ttl, takeover=watched.token)
     watched.done("confirm")
-    with pytest.raises(RestartedError, match=r"^130 s: the runner's lease has expired"):
+    expected = rf"^{seconds} s: the runner's lease has expired"
+    with pytest.raises(RestartedError, match=expected):
         deadman.watch(5)
 
 

@@ -1,0 +1,6 @@
+#include "vfio.h"
+
+long vfio_pages(long size)
+{
+	return size / 4096;
+}

@@ -1,0 +1,3 @@
+#include <release.h>
+
+const char linux_banner[] = "Linux version " RELEASE " " BUILT;
