@@ -1,6 +1,7 @@
 """Property tests have no deadline (a runner may be busy with emulated machines) and keep no
 database beside the checkout. In CI they try the same examples every time: what they find new is
-found at a desk, not in somebody's unrelated change. `HYPOTHESIS_PROFILE=desk` tries fewer.
+found at a desk, not in somebody's unrelated change. HYPOTHESIS_PROFILE is `desk`, which tries
+fewer, or `full`, which tries more.
 
 Tests that slow.txt names are marked `slow`. A new test is none until the next measurement."""
 
@@ -20,6 +21,7 @@ settings.register_profile(
     "barometer", deadline=None, database=None, print_blob=True, derandomize="CI" in os.environ
 )
 settings.register_profile("desk", settings.get_profile("barometer"), max_examples=15)
+settings.register_profile("full", settings.get_profile("barometer"), max_examples=300)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "barometer"))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,20 @@ def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def short(few: Path, tmp_path: Path) -> Fixture:
     return Fixture(few, tmp_path / "out", last="c8")
+
+
+@pytest.fixture(scope="module")
+def ended(few: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a bisection that found c3."""
+    folder = tmp_path_factory.mktemp("ended") / "out"
+    Fixture(few, folder, last="c8").run(Fake(from_(3)))
+    return folder
+
+
+@pytest.fixture
+def finished(short: Fixture, ended: Path) -> Fixture:
+    shutil.copytree(ended, short.out)
+    return short
 
 
 def subjects(record: Record) -> list[str]:
@@ -234,10 +249,6 @@ def test_interrupted_bisection_goes_on_where_it_was(
     assert subjects(short.run(again)) == ["c3"]
     done = broken.asked[:-1] if at > 1 else []  # both ends are one run, which knows what it has
     assert done + again.asked == asked
-    if at == 2 + STEPS - 1:
-        finished = Fake(INTERRUPTED)
-        assert subjects(short.run(finished)) == ["c3"]
-        assert finished.asked == []
 
 
 def test_bench_that_fails_once_is_a_skip(fixture: Fixture) -> None:
@@ -359,13 +370,14 @@ def test_good_commit_that_is_not_good_is_an_error(fixture: Fixture, says: Says, 
         ({"accel": "kvm"}, "trials"),
     ],
 )
-def test_other_arguments_do_not_go_on(short: Fixture, changed: dict[str, Any], key: str) -> None:
-    short.run(Fake(from_(3)))
-    before = short.saved()
+def test_other_arguments_do_not_go_on(
+    finished: Fixture, changed: dict[str, Any], key: str
+) -> None:
+    before = finished.saved()
     bench = Fake(from_(3))
     with pytest.raises(ScenarioError, match=f"holds a bisection with another {key}"):
-        short.run(bench, **changed)
-    assert (bench.asked, short.saved()) == ([], before)
+        finished.run(bench, **changed)
+    assert (bench.asked, finished.saved()) == ([], before)
 
 
 def test_folder_with_something_else_is_left_alone(fixture: Fixture) -> None:
@@ -386,11 +398,16 @@ def test_folder_with_something_else_is_left_alone(fixture: Fixture) -> None:
         lambda found: found | {"steps": [found["steps"][0] | {"commit": {"x": 1}}]},
     ],
 )
-def test_broken_record_is_refused(short: Fixture, change: Callable[[Any], Any]) -> None:
-    short.run(Fake(from_(3)))
-    (short.out / "bisect.json").write_text(json.dumps(change(short.saved())))
+def test_broken_record_is_refused(finished: Fixture, change: Callable[[Any], Any]) -> None:
+    (finished.out / "bisect.json").write_text(json.dumps(change(finished.saved())))
     with pytest.raises(EvidenceError):
-        short.run(Fake(from_(3)))
+        finished.run(Fake(from_(3)))
+
+
+def test_bisection_that_has_ended_asks_for_nothing(finished: Fixture) -> None:
+    bench = Fake(from_(3))
+    assert subjects(finished.run(bench)) == ["c3"]
+    assert bench.asked == []
 
 
 def test_merges_are_bisected(tmp_path: Path) -> None:

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.agents.loading import AGENTS
+from tests.unit.examples import share
 from tests.unit.machines import MACHINES, RECORDED, Machine, gpu_server, survey_of, workstation
 
 NAMES = sorted(MACHINES)
@@ -209,7 +210,7 @@ def damage(path: Path, how: str, content: bytes) -> None:
         path.symlink_to("..")
 
 
-@settings(max_examples=60, deadline=None)
+@share(0.6)
 @given(st.data())
 def test_odd_machine_is_described_all_the_same(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
@@ -229,7 +230,7 @@ def test_odd_machine_is_described_all_the_same(
         shutil.rmtree(root)
 
 
-@settings(max_examples=30, deadline=None)
+@share(0.3)
 @given(st.text(), st.text(), st.text())
 def test_odd_tables_are_read_all_the_same(
     tmp_path_factory: pytest.TempPathFactory, routes: str, mounts: str, connection: str

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from orchestrator.analysis.boot import boot_of, check_clock, timeline_of, timelines_of
@@ -26,6 +26,7 @@ from tests.unit.analysis.boots import (
     recorded_boot,
     recorded_timeline,
 )
+from tests.unit.examples import share
 from tests.unit.recorded import BAR, MEASURED, RUN, TRACE, copied, rewrite, sealed
 
 TRIAL = TrialDir.open(RUN / "trials" / MEASURED)
@@ -502,7 +503,7 @@ def mutated(draw: st.DrawFn) -> str:
     return "\n".join(lines) + "\n"
 
 
-@settings(max_examples=200, deadline=None)
+@share(2)
 @given(mutated())
 @example(marker("barometer P 29000000000"))
 def test_garbled_lines_are_read_or_are_an_evidence_error(text: str) -> None:
@@ -510,7 +511,7 @@ def test_garbled_lines_are_read_or_are_an_evidence_error(text: str) -> None:
         timeline_of(TRIAL, 1, read_boot(text))
 
 
-@settings(max_examples=60, deadline=None)
+@share(0.6)
 @given(st.integers(0, len(RECORDED)))
 def test_trace_that_is_cut_between_lines_is_a_timeline_or_an_evidence_error(cut: int) -> None:
     whole = RECORDED[: RECORDED.rfind("\n", 0, cut) + 1]

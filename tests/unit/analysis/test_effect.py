@@ -214,8 +214,8 @@ def test_index_of_many_pairs_goes_on_from_that_of_few(n: int) -> None:
     )
 
 
-@pytest.mark.parametrize("n", [*range(LEAST_FOR_P, 15), 50, 51])
-@pytest.mark.parametrize("steps", [2, 7, 1_000_000], ids=["zeros", "ties", "neither"])
+@pytest.mark.parametrize("n", [LEAST_FOR_P, 13, 14, 50, 51])
+@pytest.mark.parametrize("steps", [2, 1_000_000], ids=["ties and zeros", "neither"])
 def test_p_of_pairs_is_scipys(n: int, steps: int) -> None:
     draw = random.Random(n)
     d = np.array([float(round(draw.gauss(0.5, 1) * steps)) for _ in range(n)])

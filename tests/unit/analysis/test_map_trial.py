@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 from orchestrator.analysis.level import Level
 from orchestrator.analysis.trial import TrialResult, read_result
 from orchestrator.scenario import AT_POINTS
+from tests.unit.examples import share
 from tests.unit.fabricated import BAR, IOCTL, PAGES, WALK, map_trial, scenario_of_it
 from tests.unit.recorded import rewrite, sealed
 
@@ -173,7 +174,7 @@ def test_trial_is_invalid_when_evidence_is_empty(trial: Path, name: str) -> None
     assert judged(trial).kind == "invalid"
 
 
-@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@share(0.25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.sampled_from([*NEEDED, "host/facts.json", "host/profile.json"]), st.floats(0, 1))
 def test_evidence_cut_anywhere_never_raises(
     tmp_path_factory: pytest.TempPathFactory, name: str, share: float

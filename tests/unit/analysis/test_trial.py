@@ -8,12 +8,13 @@ from statistics import median
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 from orchestrator.analysis.trial import TrialResult, read_result
 from orchestrator.evidence import TrialDir
 from orchestrator.scenario import METRICS
+from tests.unit.examples import share
 from tests.unit.recorded import (
     BAR,
     FAILED,
@@ -141,9 +142,7 @@ def test_trial_is_invalid_when_evidence_is_empty(trial: Path, name: str) -> None
     assert judged(trial).kind == "invalid"
 
 
-@settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@share(0.4, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.sampled_from(NEEDED), st.data())
 def test_evidence_cut_anywhere_never_raises(
     tmp_path_factory: pytest.TempPathFactory, name: str, data: st.DataObject

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.cache import Cache
@@ -16,6 +16,7 @@ from orchestrator.kernels.applying import applied
 from orchestrator.kernels.git import Git, own_repository
 from orchestrator.kernels.patch import DamagedError, Patch, series_digest
 from orchestrator.kernels.series import read_series
+from tests.unit.examples import share
 from tests.unit.kernels.repositories import commit, git, head, new_repository, state_of, tree_of
 
 LINES = "".join(f"line {n};\n" for n in range(1, 41))
@@ -304,7 +305,7 @@ def round_trip(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., None]:
     return same
 
 
-@settings(max_examples=40)
+@share(0.15)
 @given(st.lists(_FILES, min_size=2, max_size=4), st.sampled_from([[], ["--no-renames"], ["-B"]]))
 def test_what_git_sends_comes_out_as_git_has_it(
     round_trip: Callable[..., None], versions: list[dict[str, str]], options: list[str]
@@ -338,7 +339,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Git, str]:
     return own_repository(folder / "own", repository), tree_of(repository)
 
 
-@settings(max_examples=100)
+@share(0.4)
 @given(st.lists(st.one_of(_WHOLE, _WHOLE, _PIECES), max_size=5).map("".join))
 def test_any_patch_is_applied_or_refused(small: tuple[Git, str], text: str) -> None:
     patch = Patch("any", 1, "any", text.encode())

@@ -13,7 +13,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from plotly.offline import get_plotlyjs
 
@@ -27,6 +27,7 @@ from orchestrator.analysis.variable import Differing, Variable
 from orchestrator.report.html import html_report
 from orchestrator.report.page import MOST_PROBLEMS, MOST_TAILS, page_of
 from orchestrator.scenario import ARMS, CONTROL, Role, parse_scenario
+from tests.unit.examples import share
 from tests.unit.report.pages import (
     KERNELS,
     PLAN,
@@ -131,7 +132,7 @@ def test_page_is_usable_by_keyboard_and_by_ear() -> None:
     assert first == {"class": "skip", "href": "#main"}
 
 
-@settings(max_examples=25)
+@share(0.25)
 @given(st.text(max_size=60))
 @example("".join(ATTACKS))
 def test_text_from_outside_is_shown_and_never_acts(text: str) -> None:
@@ -367,14 +368,14 @@ def test_huge_run_has_a_page_of_bounded_size_in_bounded_time() -> None:
     comparison = Comparison(
         "huge", "equivalent", tuple(results), metrics, KERNELS, len(results), names[:1]
     )
-    begun = time.monotonic()
-    text = html_report(scenario(), comparison, PLAN)
-    assert time.monotonic() - begun < 10
-    print(f"{len(text) / 1e6:.2f} MB in {time.monotonic() - begun:.2f} s")
-    assert len(text.encode()) < LARGEST
-    assert "Thinned: of 10000 trials of the baseline 3" in Page(text).text
     tracemalloc.start()
-    html_report(scenario(), comparison, PLAN)
+    begun = time.process_time()
+    text = html_report(scenario(), comparison, PLAN)
+    seconds = time.process_time() - begun  # several times what it takes untraced
     _, most = tracemalloc.get_traced_memory()
     tracemalloc.stop()
+    assert seconds < 10
     assert most < 200_000_000
+    print(f"{len(text) / 1e6:.2f} MB in {seconds:.2f} s")
+    assert len(text.encode()) < LARGEST
+    assert "Thinned: of 10000 trials of the baseline 3" in Page(text).text

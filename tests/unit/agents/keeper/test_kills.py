@@ -9,13 +9,16 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-from hypothesis import event, given, settings
+from hypothesis import event, given
 from hypothesis import strategies as st
 
 from tests.unit.agents.keeper.machines import GPU, HUGE, NIC, RELEASE, THP, Machine, made_up
 from tests.unit.agents.loading import AGENTS
+from tests.unit.examples import NUMBER, share
 
 KILLED = 9
+STEP = 3700 // NUMBER
+"""From line to line, where they are killed one after the other."""
 SOURCE = str(AGENTS / "keeper")
 
 
@@ -111,7 +114,7 @@ def recover(machine: Machine) -> list[Any]:
     return failed
 
 
-@settings(max_examples=40)
+@share(0.25)
 @given(
     before=st.lists(st.sampled_from(sorted(ACTIONS)), max_size=6),
     last=st.sampled_from(sorted(ACTIONS)),
@@ -147,5 +150,5 @@ def test_every_line_of_a_bind_and_of_its_end_may_be_the_last() -> None:
             assert machine.all() == untouched
         if not in_bind and not in_recovery:
             break
-        line += 23
+        line += STEP
     assert line > 200
