@@ -28,6 +28,8 @@ _LOGIN_SECONDS = 60
 """An emulated machine that is busy takes long to make a key."""
 _AGAIN_SECONDS = 2.0
 """What is sent to a machine that is coming up gets lost, and TCP repeats it only seconds later."""
+_CONNECTIONS = 3
+"""At most: sshd punishes an address for connections that it leaves (PerSourcePenalties)."""
 _NO_FILE = "none"
 # of a passphrase, a security key, an older format
 _UNUSABLE = (OSError, paramiko.SSHException, ValueError, TypeError, UnsupportedAlgorithm)
@@ -163,9 +165,10 @@ def _connect(endpoint: Endpoint, patience: float) -> socket.socket:
     try:
         while (left := deadline - time.monotonic()) > 0:
             pause = min(left, _AGAIN_SECONDS)
-            with contextlib.suppress(TimeoutError):
-                address = (endpoint.hostname, endpoint.port)
-                silent.append(socket.create_connection(address, timeout=pause))
+            if len(silent) < _CONNECTIONS:
+                with contextlib.suppress(TimeoutError):
+                    address = (endpoint.hostname, endpoint.port)
+                    silent.append(socket.create_connection(address, timeout=pause))
             for answered in select.select(silent, [], [], pause)[0]:
                 silent.remove(answered)
                 return answered
