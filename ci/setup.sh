@@ -101,12 +101,15 @@ if [ ${#missing[@]} -gt 0 ]; then
   apt=(apt-get -q -o DPkg::Lock::Timeout=300)
   apt_install=("${apt[@]}" install -y --no-install-recommends)
   if [ -n "$backports" ]; then apt_install+=(-o "Dir::Etc::Preferences=$PWD/ci/$backports.pref"); fi
+  unlisted=$backports
+  if [[ $(apt-cache policy 2>/dev/null) == *"n=$backports"* ]]; then unlisted=; fi
   if [ "$(id -u)" = 0 ]; then root=(); elif command -v sudo >/dev/null; then root=(sudo); else
-    die "these need root and there is no sudo. As root: ${apt_install[*]} ${missing[*]}${backports:+ (after adding $backports to the sources of apt)}"
+    die "these need root and there is no sudo. As root${unlisted:+, with $unlisted among the sources of apt}:" \
+        "${apt_install[*]} ${missing[*]}"
   fi
-  if [ -n "$backports" ] && ! apt-cache policy 2>/dev/null | grep -q "n=$backports"; then
-    say "adding the suite $backports in /etc/apt/sources.list.d/barometer-backports.list"
-    printf 'deb %s %s main\n' "${BAROMETER_MIRROR:-http://deb.debian.org/debian}" "$backports" \
+  if [ -n "$unlisted" ]; then
+    say "adding the suite $unlisted in /etc/apt/sources.list.d/barometer-backports.list"
+    printf 'deb %s %s main\n' "${BAROMETER_MIRROR:-http://deb.debian.org/debian}" "$unlisted" \
       | "${root[@]}" tee /etc/apt/sources.list.d/barometer-backports.list >/dev/null
   fi
   "${root[@]}" "${apt[@]}" update >/dev/null || say "apt-get update failed, trying with the lists that are here"
