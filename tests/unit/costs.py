@@ -1,16 +1,16 @@
-"""What each unit test costs: CPU seconds of this process and of the children it waited for, and
-the number of processes it started. They become properties of the test in a junit file, from which
-`ci/bench/slowest.py` writes slow.txt.
-
-A fixture of a wider scope starts its processes for the first test alone, but for each test that
-would run without the first: all of them are counted."""
+"""What each unit test costs: CPU seconds of this process and of the children it waited for,
+seconds in which it waited for anything but a core, and the number of processes it started. They
+become properties of the test in a junit file, from which `ci/bench/slowest.py` writes slow.txt."""
 
 from __future__ import annotations
 
+import operator
 import os
 import sys
+import time
 from collections.abc import Generator
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -26,8 +26,22 @@ def _count(event: str, _: tuple[Any, ...]) -> None:
         _started += 1
 
 
-def _cpu_seconds() -> float:
-    return sum(os.times()[:4])
+class _Clocks(NamedTuple):
+    wall: float
+    own_cpu: float
+    """Seconds this thread ran."""
+    queued: float
+    """Seconds it could have run, and another had the core."""
+    cpu: float
+    """Seconds of all threads, and of children that were waited for."""
+    started: int
+
+
+def _clocks() -> _Clocks:
+    # /proc/PID/schedstat: nanoseconds on a core, nanoseconds in its queue, time slices
+    ran, queued, _ = Path("/proc/thread-self/schedstat").read_text().split()
+    cpu = sum(os.times()[:4])
+    return _Clocks(time.monotonic(), int(ran) / 1e9, int(queued) / 1e9, cpu, _started)
 
 
 class Costs:
@@ -35,13 +49,14 @@ class Costs:
 
     def __init__(self) -> None:
         sys.addaudithook(_count)
-        self._before: tuple[float, int] = (0, 0)
+        self._before = _clocks()
         self._starting: set[tuple[str, str]] = set()
-        """Fixtures that started processes: the node they belong to, and their name."""
+        """Fixtures of a wider scope that started processes, by the node they belong to and their
+        name. They do so for the first test alone, but would for each that ran without it."""
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logstart(self) -> None:
-        self._before = _cpu_seconds(), _started
+        self._before = _clocks()
 
     @pytest.hookimpl(wrapper=True)
     def pytest_fixture_setup(
@@ -51,7 +66,7 @@ class Costs:
         try:
             return (yield)
         finally:
-            if _started > before:
+            if _started > before and fixturedef.scope != "function":
                 self._starting.add((fixturedef.baseid, fixturedef.argname))
 
     @pytest.hookimpl(tryfirst=True)
@@ -60,15 +75,13 @@ class Costs:
     ) -> None:
         if call.when != "teardown":
             return
-        cpu, started = self._before
-        processes = (
-            _started
-            - started
-            + sum(
-                item.nodeid.startswith(node) and name in item.fixturenames
-                for node, name in self._starting
-            )
+        wall, own_cpu, queued, cpu, started = map(operator.sub, _clocks(), self._before)
+        of_fixtures = sum(
+            item.nodeid.startswith(node) and name in item.fixturenames
+            for node, name in self._starting
         )
         item.user_properties += [
-            ("cpu", f"{_cpu_seconds() - cpu:.2f}"), ("processes", str(processes))
-        ]  # fmt: skip
+            ("cpu", f"{cpu:.2f}"),
+            ("waited", f"{wall - own_cpu - queued:.2f}"),
+            ("processes", str(started + of_fixtures)),
+        ]

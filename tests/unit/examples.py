@@ -6,7 +6,7 @@ from typing import Any
 
 from hypothesis import settings
 
-NUMBER = settings.default.max_examples
+NUMBER = settings().max_examples
 
 
 def share(of_the_profiles: float, **more: Any) -> settings:

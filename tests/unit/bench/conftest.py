@@ -8,21 +8,29 @@ import pytest
 
 from keeper import deadman
 from orchestrator.bench import boots, metal, remote, waiting
+from orchestrator.cache import Cache
 from tests.unit.agents.keeper.machines import made_up
 from tests.unit.bench.metals import ENDPOINT, Lab, StandIn
 
 
+@pytest.fixture(scope="session")
+def initramfs_cache(tmp_path_factory: pytest.TempPathFactory) -> Cache:
+    """The two kernels' initramfs is made by the first test that stages them."""
+    return Cache(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture
 def lab(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> Iterator[Lab]:
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    initramfs_cache: Cache,
+) -> Iterator[Lab]:  # fmt: skip
     def until(check: Any, **how: Any) -> Any:
         return waiting.until(check, **{**how, "every": 0.01})
 
     with made_up() as made:
         (made.root / "fakes/setpriv").symlink_to("/usr/bin/setpriv")  # the runner's own
         machine = StandIn(made)
-        lab = Lab(machine, tmp_path, monkeypatch, capsys)
+        lab = Lab(machine, tmp_path, monkeypatch, capsys, initramfs_cache)
         monkeypatch.setattr(remote, "resolved", lambda address, config=None: ENDPOINT)
         monkeypatch.setattr(remote, "Link", machine.link)
         monkeypatch.setattr(metal, "until", until)

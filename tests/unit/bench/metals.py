@@ -35,7 +35,8 @@ CPUINFO = "model name : Xeon\nflags : fpu vmx sse\n"
 PROGRAMS = {
     "uname": """
         case $1 in -v) name=version ;; *) name=osrelease ;; esac
-        cat "$ROOT/proc/sys/kernel/$name" """,
+        read -r line < "$ROOT/proc/sys/kernel/$name"
+        echo "$line" """,
     "df": """
         echo 'Filesystem 1024-blocks Used Available Capacity Mounted on'
         echo "/dev/vda1 1 1 $(cat "$ROOT/room" 2> /dev/null || echo 9999999) 1% /" """,
@@ -223,12 +224,12 @@ class Lab:
 
     def __init__(
         self, machine: StandIn, folder: Path, monkeypatch: pytest.MonkeyPatch,
-        said: pytest.CaptureFixture[str],
+        said: pytest.CaptureFixture[str], cache: Cache,
     ) -> None:  # fmt: skip
         self.machine, self._monkeypatch, self._said = machine, monkeypatch, said
         self.scratch = folder / "scratch"
         self._folder = folder
-        self._cache = Cache(folder / "cache")
+        self._cache = cache
         self.kernels = {
             "baseline": bundle(folder / "old", OLD), "candidate": bundle(folder / "new", NEW),
         }  # fmt: skip
