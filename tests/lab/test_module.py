@@ -72,6 +72,7 @@ def test_a_parameter_more(cache: Cache) -> None:
     assert facts["new"]["code"] == new.code_digest != old.code_digest
 
 
+@pytest.mark.full
 def test_files_of_a_folder_that_are_the_packages_do_not_count(
     cache: Cache, tmp_path: Path
 ) -> None:
@@ -97,12 +98,14 @@ def test_a_placebo_has_the_same_code(cache: Cache) -> None:
     assert facts["new"]["srcversion"] != facts["stock"]["srcversion"]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("series", ["slower-map", "slower-unmap", "bad/panics.patch"])
 def test_every_series_builds(cache: Cache, series: str) -> None:
     facts = built(kernel(series), cache).provenance["modules"][TYPE1]
     assert facts["new"]["code"] != facts["stock"]["code"]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("suite", ["trixie", "trixie-backports"])
 def test_a_private_header_of_kernels_with_and_without_modversions(
     cache: Cache, tmp_path: Path, suite: str
@@ -115,6 +118,7 @@ def test_a_private_header_of_kernels_with_and_without_modversions(
         assert facts["new"]["code"] == facts["stock"]["code"]
 
 
+@pytest.mark.full
 def test_a_module_that_has_no_srcversion_in_the_package(cache: Cache, tmp_path: Path) -> None:
     source = source_of(kernel("placebo").package, cache)
     mine = in_folder(tmp_path, source, "drivers/vfio/pci/vfio_pci.c", "struct nothing;\n")
@@ -147,12 +151,14 @@ def test_what_modules_cannot_bring_is_refused(
     assert words in str(caught.value)
 
 
+@pytest.mark.full
 def test_a_kernel_of_another_compiler_is_refused(cache: Cache) -> None:
     with pytest.raises(ScenarioError, match=r"built by gcc-12 .* 12\.2\.0, .* 14\.2\.0") as caught:
         checked(kernel("placebo", suite="bookworm"), cache)
     assert caught.value.reason == "other-compiler"
 
 
+@pytest.mark.full
 def test_a_comment_gives_the_packages_module(cache: Cache, tmp_path: Path) -> None:
     source = source_of(kernel("placebo").package, cache)
     mine = in_folder(tmp_path, source, f"{TYPE1}.c", "/* a comment */\n")
@@ -162,6 +168,7 @@ def test_a_comment_gives_the_packages_module(cache: Cache, tmp_path: Path) -> No
     assert found.swapped == {"vfio_iommu_type1": facts["stock"]["srcversion"]}
 
 
+@pytest.mark.full
 def test_an_export_that_is_gone_breaks_other_modules(cache: Cache, tmp_path: Path) -> None:
     source = source_of(kernel("placebo").package, cache)
     mine = in_folder(tmp_path, source, "drivers/vfio/vfio_main.c", "")
