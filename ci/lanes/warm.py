@@ -17,11 +17,11 @@ from pathlib import Path
 
 from orchestrator.cache import Cache
 from orchestrator.errors import BarometerError
-from orchestrator.kernels import checked
 from orchestrator.kernels.buildroot import build_root
+from orchestrator.kernels.debsource import source_of
 from orchestrator.prepare import prepare
 from orchestrator.progress import Progress
-from orchestrator.scenario import ModuleKernel, load_scenario
+from orchestrator.scenario import DebKernel, load_scenario
 from tests.lab.machine.disk import machine_disk
 from tests.lab.test_guestdisk import firmware
 
@@ -43,9 +43,13 @@ def scenario_step(*overrides: str) -> Step:
 
 
 def sources_step(suite: str) -> Step:
-    """Headers and source of the suite's kernel: all that is needed to build its modules."""
-    series = str(FIXTURES / "series/placebo")
-    return lambda cache, _: checked(ModuleKernel(deb=CLOUD, suite=suite, series=(series,)), cache)
+    """Headers and source of the suite's kernel, as its VFIO modules are built of them."""
+
+    def step(cache: Cache, _progress: Progress) -> object:
+        source = source_of(DebKernel(deb=CLOUD, suite=suite), cache)
+        return source.headers_layer, source.names, source.tree(["drivers/vfio"])
+
+    return step
 
 
 def firmware_step(_cache: Cache, _progress: Progress) -> None:
