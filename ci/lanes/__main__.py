@@ -77,7 +77,8 @@ def run_tests(session: Session, mode: Mode, chosen: Sequence[Group]) -> int:
     try:
         session.run([*_longest_first(landing), *_longest_first(full)])
     finally:
-        session.prove(work.groups, content, versions)
+        now = plan.contents(session.groups, files_in(ROOT))
+        session.prove(work.groups, content, now, versions)
     return session.end()
 
 

@@ -6,11 +6,11 @@ import datetime
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from ci.lanes import plan
 from ci.lanes.budget import OtherWork, exceeded
-from ci.lanes.content import files_in
-from ci.lanes.groups import ROOT, Group, Groups
+from ci.lanes.groups import Group, Groups
 from ci.lanes.processes import Finished, Process, Runner
 from ci.lanes.proofs import FILE, Proof, write_proofs
 from ci.lanes.results import Case, dearest, failures_of, read_junit, summary_of
@@ -25,6 +25,8 @@ class Session:
     proofs: dict[str, Proof]
     budget: Mapping[str, int]
     runner: Runner
+    file: Path = FILE
+    """Where proofs are written."""
     wrong: list[str] = field(default_factory=list)
     """Why the run fails, a line each."""
     summaries: dict[str, str] = field(default_factory=dict)
@@ -64,11 +66,14 @@ class Session:
             self.wrong.append(f"{name}: skipped, which proves nothing: {', '.join(skipped)}")
 
     def prove(
-        self, ran: Iterable[Group], content: Mapping[str, str], versions: Mapping[str, str]
+        self,
+        ran: Iterable[Group],
+        content: Mapping[str, str],
+        now: Mapping[str, str],
+        versions: Mapping[str, str],
     ) -> None:
-        """Write what was proven, and take back what turned out to be false. What was edited
-        meanwhile is not proven."""
-        now = plan.contents(self.groups, files_in(ROOT))
+        """Write what was proven, and take back what turned out to be false. `content`: group ->
+        digest before the tests, `now`: after them. What was edited meanwhile is not proven."""
         today = datetime.datetime.now(datetime.UTC).date().isoformat()
         for group in ran:
             landing, full = (self._of(group, suffix) for suffix in ("", FULL))
@@ -83,8 +88,8 @@ class Session:
                 self.proofs[group.name] = Proof(
                     content[group.name], versions[group.name], seconds, today
                 )
-        if self.proofs or FILE.exists():
-            write_proofs(self.proofs)
+        if self.proofs or self.file.exists():
+            write_proofs(self.proofs, self.file)
 
     def _of(self, group: Group, suffix: str) -> list[Case]:
         """The group's own tests of its landing process, or of its full one."""
