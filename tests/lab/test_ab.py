@@ -38,7 +38,7 @@ def ab(out: Path, base: str, series: str) -> tuple[int, dict[str, Any], str]:
     return done.returncode, json.loads((out / "comparison.json").read_text()), done.stdout
 
 
-@pytest.mark.parametrize("base", [SOURCE, PACKAGE])
+@pytest.mark.parametrize("base", [pytest.param(SOURCE, marks=pytest.mark.full), PACKAGE])
 def test_a_change_of_the_unmap_is_found_and_sized(tmp_path: Path, means: None, base: str) -> None:
     before = leftovers()
     code, found, report = ab(tmp_path / "run", base, "slower-unmap")
@@ -59,12 +59,14 @@ def test_a_change_of_the_unmap_is_found_and_sized(tmp_path: Path, means: None, b
     assert leftovers() == before
 
 
+@pytest.mark.full
 def test_a_placebo_is_equivalent(tmp_path: Path, means: None) -> None:
     code, found, _ = ab(tmp_path / "run", PACKAGE, "placebo")
     assert code == 0
     assert found["verdict"] == "equivalent"
 
 
+@pytest.mark.full
 def test_a_series_that_panics_is_charged_to_its_arm(tmp_path: Path, means: None) -> None:
     code, found, report = ab(tmp_path / "run", PACKAGE, "bad/panics.patch")
     assert code == 1
@@ -104,15 +106,38 @@ def repository(folder: Path, commits: int, bad: int) -> Path:
     return folder
 
 
-def test_a_bisection_finds_its_commit_also_after_an_interrupt(tmp_path: Path, means: None) -> None:
-    before = leftovers()
-    tree, out = repository(tmp_path / "tree", 8, 6), tmp_path / "out"
-    state = {p: p.read_bytes() for p in (tree / ".git").rglob("*") if p.is_file()}
-    command = [
+def files_of_git(tree: Path) -> dict[Path, bytes]:
+    return {p: p.read_bytes() for p in (tree / ".git").rglob("*") if p.is_file()}
+
+
+def bisect(tree: Path, out: Path) -> list[str]:
+    return [
         BAROMETER, "bisect", "--tree", str(tree), "--good", "good", "--bad", "bad",
         "--on", PACKAGE, "--metric", "bar_unmap_seconds", "--bar", "1GiB", "--accel", "exact",
         "--out", str(out),
     ]  # fmt: skip
+
+
+def test_a_bisection_finds_its_commit_by_measuring(tmp_path: Path, means: None) -> None:
+    """One that is neither of those that it was given."""
+    before = leftovers()
+    tree, out = repository(tmp_path / "tree", 2, 1), tmp_path / "out"
+    state = files_of_git(tree)
+    done = subprocess.run(bisect(tree, out), capture_output=True, text=True, check=False)
+    print(done.stdout, done.stderr)
+    assert done.returncode == 0
+    found = json.loads((out / "bisect.json").read_text())
+    assert found["first_bad"]["subject"] == "step 1"
+    assert sorted(step["role"] for step in found["steps"]) == ["bad", "good", "step"]
+    assert files_of_git(tree) == state
+    assert leftovers() == before
+
+
+@pytest.mark.full
+def test_a_bisection_goes_on_after_an_interrupt(tmp_path: Path, means: None) -> None:
+    before = leftovers()
+    tree, out = repository(tmp_path / "tree", 8, 6), tmp_path / "out"
+    state, command = files_of_git(tree), bisect(tree, out)
 
     def steps() -> list[dict[str, Any]]:
         record = out / "bisect.json"
@@ -135,5 +160,5 @@ def test_a_bisection_finds_its_commit_also_after_an_interrupt(tmp_path: Path, me
     assert steps()[: len(first)] == first  # what was measured is not measured again
     assert json.loads((out / "bisect.json").read_text())["first_bad"]["subject"] == "step 6"
     assert len([step for step in steps() if step["role"] not in ("good", "bad")]) == 3
-    assert {p: p.read_bytes() for p in (tree / ".git").rglob("*") if p.is_file()} == state
+    assert files_of_git(tree) == state
     assert leftovers() == before

@@ -1,4 +1,4 @@
-"""Failures told apart, each provoked in a real machine."""
+"""Failures told apart, each provoked in a real machine. Failures of guests share one host."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from orchestrator.bench import nested, watching
 from tests.lab.conftest import RunOne, with_release
 
 pytestmark = pytest.mark.vm
+
+PLAIN = 'trace.passes=["plain"]'
 
 
 def test_a_host_that_panics_while_it_boots_is_a_finding_about_the_arm(one_trial: RunOne) -> None:
@@ -20,7 +22,7 @@ def test_a_host_that_panics_while_it_boots_is_a_finding_about_the_arm(one_trial:
 def test_a_host_that_hangs_is_the_benchs_failure(
     one_trial: RunOne, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(nested._SILENT_SECONDS, "tcg", 30.0)
+    monkeypatch.setitem(nested._SILENT_SECONDS, "tcg", 15.0)
     outcome = one_trial("host.cmdline=rdinit=/usr/bin/busybox -- sleep 100000")
     assert (outcome.result.kind, outcome.result.reason) == ("invalid", "host-hang")
 
@@ -31,30 +33,16 @@ def test_a_host_whose_initramfs_fails_says_why(one_trial: RunOne) -> None:
     assert "virtio_net" in outcome.result.message
 
 
-@pytest.mark.parametrize(
-    ("setting", "said"),
-    [
-        ('parameters={"vfio_iommu_type1.disable_hugepages" = "maybe"}', "invalid for parameter"),
-        ('sysfs={"/sys/kernel/mm/transparent_hugepage/enabled" = "sometimes"}',
-         "Invalid argument"),
-        ('sysfs={"/sys/kernel/mm/unheard_of" = 1}', "no such file"),
-    ],
-)  # fmt: skip
-def test_setting_that_the_kernel_does_not_take_is_the_benchs_failure(
-    one_trial: RunOne, setting: str, said: str
-) -> None:
+def test_parameter_that_a_module_does_not_take_is_the_benchs_failure(one_trial: RunOne) -> None:
+    # on its kernel's command line, so this host is its own
+    setting = 'parameters={"vfio_iommu_type1.disable_hugepages" = "maybe"}'
     outcome = one_trial(f"arms.baseline.{setting}")
     assert (outcome.result.kind, outcome.result.reason) == ("invalid", "setting-refused")
     assert outcome.result.by_bench
-    assert said in outcome.result.evidence
+    assert "invalid for parameter" in outcome.result.evidence
 
 
-def test_another_kernel_than_planned_is_refused(one_trial: RunOne) -> None:
-    outcome = one_trial(change=lambda prepared: with_release(prepared, "6.12.0-not-this-one"))
-    assert outcome.result.kind == "invalid"
-    assert outcome.result.by_bench
-
-
+@pytest.mark.full
 def test_a_map_that_the_iommu_refuses_makes_the_trial_invalid(one_trial: RunOne) -> None:
     # The guest places the BAR above 512 GiB, where an IOMMU of 39 bits has no addresses. QEMU
     # warns, and the guest boots, quickly.
@@ -63,39 +51,56 @@ def test_a_map_that_the_iommu_refuses_makes_the_trial_invalid(one_trial: RunOne)
     assert not outcome.result.by_bench
 
 
-def test_a_guest_that_panics_is_a_finding_about_the_arm(one_trial: RunOne) -> None:
-    outcome = one_trial("guest.cmdline=rdinit=/nonexistent", 'trace.passes=["plain"]')
+def test_the_bar_of_a_pci_testdev_behind_a_virtio_iommu_is_mapped_and_counted(
+    one_trial: RunOne,
+) -> None:
+    outcome = one_trial("device.kind=pci-testdev", "host.viommu=virtio", 'trace.passes=["counts"]')
+    assert outcome.result.kind == "measured", outcome.result
+    assert outcome.result.value("pfn_lookups_per_map") == 256 * 2**20 / 4096
+    assert outcome.result.value("pfn_faults_per_map") == 128
+
+
+def test_a_guest_that_panics_is_a_finding_about_the_arm(shared_trial: RunOne) -> None:
+    outcome = shared_trial("guest.cmdline=rdinit=/nonexistent", PLAIN)
     assert (outcome.result.kind, outcome.result.reason) == ("failed", "guest-panic")
     assert "Kernel panic" in outcome.result.evidence
     assert outcome.evidence.text("guest-0/marks.txt")
 
 
 def test_a_guest_that_hangs_is_found_by_its_idleness(
-    one_trial: RunOne, monkeypatch: pytest.MonkeyPatch
+    shared_trial: RunOne, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(watching, "_IDLE_SECONDS", 20.0)
-    outcome = one_trial(
-        "guest.cmdline=rdinit=/usr/bin/busybox -- sleep 100000", 'trace.passes=["plain"]'
-    )
+    monkeypatch.setattr(watching, "_IDLE_SECONDS", 15.0)
+    outcome = shared_trial("guest.cmdline=rdinit=/usr/bin/busybox -- sleep 100000", PLAIN)
     assert (outcome.result.kind, outcome.result.reason) == ("failed", "guest-hang")
     assert "idle" in outcome.result.message
 
 
 def test_a_guest_without_ssh_is_a_finding_about_the_arm(
-    one_trial: RunOne, monkeypatch: pytest.MonkeyPatch
+    shared_trial: RunOne, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(watching._NO_SSH_SECONDS, True, 30.0)
-    outcome = one_trial("guest.cmdline=module_blacklist=virtio_net", 'trace.passes=["plain"]')
+    monkeypatch.setitem(watching._NO_SSH_SECONDS, True, 15.0)
+    outcome = shared_trial("guest.cmdline=module_blacklist=virtio_net", PLAIN)
     assert (outcome.result.kind, outcome.result.reason) == ("failed", "guest-no-ssh")
 
 
-def test_the_bar_of_a_pci_testdev_is_mapped_and_counted(one_trial: RunOne) -> None:
-    outcome = one_trial("device.kind=pci-testdev", 'trace.passes=["counts"]')
-    assert outcome.result.kind == "measured", outcome.result
-    assert outcome.result.value("pfn_lookups_per_map") == 256 * 2**20 / 4096
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        ("/sys/kernel/mm/transparent_hugepage/enabled", "sometimes", "Invalid argument"),
+        ("/sys/kernel/mm/unheard_of", "1", "no such file"),
+    ],
+)
+def test_setting_that_the_kernel_does_not_take_is_the_benchs_failure(
+    shared_trial: RunOne, path: str, value: str, said: str
+) -> None:
+    outcome = shared_trial(f'arms.baseline.sysfs={{"{path}" = "{value}"}}')
+    assert (outcome.result.kind, outcome.result.reason) == ("invalid", "setting-refused")
+    assert outcome.result.by_bench
+    assert said in outcome.result.evidence
 
 
-def test_a_virtio_iommu_works(one_trial: RunOne) -> None:
-    outcome = one_trial("host.viommu=virtio", 'trace.passes=["counts"]')
-    assert outcome.result.kind == "measured", outcome.result
-    assert outcome.result.value("pfn_faults_per_map") == 128
+def test_another_kernel_than_planned_is_refused(shared_trial: RunOne) -> None:
+    outcome = shared_trial(change=lambda prepared: with_release(prepared, "6.12.0-not-this-one"))
+    assert (outcome.result.kind, outcome.result.reason) == ("invalid", "wrong-kernel")
+    assert outcome.result.by_bench

@@ -43,7 +43,7 @@ def disk(serial: str, path: Path) -> list[str]:
             "-device", f"virtio-blk-pci,drive={serial},serial={serial}"]  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["bios", "uefi"])
+@pytest.mark.parametrize("name", [pytest.param("bios", marks=pytest.mark.full), "uefi"])
 def test_systemd_is_up_and_says_how_long_it_took(means: None, name: str, tmp_path: Path) -> None:
     kernel = materialised(
         DebKernel(deb="linux-image-cloud-amd64", suite="trixie"), Cache(), Progress()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -14,11 +13,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.analysis.theory import lookups, pages
-from orchestrator.cache import Cache
-from orchestrator.kernels import materialised
-from orchestrator.progress import Progress
-from orchestrator.scenario import DebKernel
-from tests.lab.conftest import SMALL, RunOne, leftovers
+from tests.lab.conftest import SMALL, leftovers
 
 BAROMETER = str(Path(sys.executable).with_name("barometer"))
 BAR = 256 * 2**20
@@ -87,8 +82,15 @@ def _is_explained(run: Path, trial: str, maps: float) -> None:
 
 
 @pytest.mark.vm
-@pytest.mark.parametrize("stage", ["host: boot ...", "guest-0: boot ..."])
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize(
+    ("stage", "number"),
+    [
+        ("guest-0: boot ...", signal.SIGKILL),
+        pytest.param("host: boot ...", signal.SIGKILL, marks=pytest.mark.full),
+        pytest.param("guest-0: boot ...", signal.SIGINT, marks=pytest.mark.full),
+        pytest.param("host: boot ...", signal.SIGINT, marks=pytest.mark.full),
+    ],
+)
 def test_an_interrupted_run_leaves_nothing(
     tmp_path: Path, means: None, monkeypatch: pytest.MonkeyPatch, stage: str,
     number: signal.Signals,
@@ -116,20 +118,6 @@ def test_an_interrupted_run_leaves_nothing(
     assert leftovers() == before
     assert not list((tmp_path / "run/trials").glob(".*"))
     assert not list((tmp_path / "state").glob("*"))
-
-
-@pytest.mark.vm
-def test_a_kernel_from_a_folder_boots_and_is_measured(one_trial: RunOne, tmp_path: Path) -> None:
-    package = materialised(
-        DebKernel(deb="linux-image-cloud-amd64", suite="trixie"), Cache(), Progress()
-    )
-    folder = tmp_path / "kernel"
-    shutil.copytree(package.modules, folder / "lib/modules" / package.release, symlinks=True)
-    shutil.copy2(package.vmlinuz, folder / "vmlinuz")
-    outcome = one_trial(f"arms.baseline.kernel={{dir = '{folder}'}}", 'trace.passes=["counts"]')
-    assert outcome.result.kind == "measured", outcome.result
-    assert outcome.evidence.manifest["kernel"]["source"] == f"dir:{folder}"
-    assert outcome.result.value("pfn_lookups_per_map") == pages(BAR)
 
 
 @pytest.mark.vm

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -62,12 +61,12 @@ def barometer(host: Host, *arguments: str) -> subprocess.Popen[str]:
 
 
 def on_a_host(
-    one_trial: RunOne,
+    trial: RunOne,
     monkeypatch: pytest.MonkeyPatch,
     check: Callable[[Host, Domain], None],
     *overrides: str,
 ) -> None:
-    """Run `check` on a real host with a domain defined."""
+    """Run `check` on a real host with a domain defined, which is gone with its log afterwards."""
 
     def boots(
         host: Host, devices: Sequence[BoundDevice], scenario: Scenario, *_: Any, keys: RunKeys,
@@ -81,13 +80,17 @@ def on_a_host(
                 check(host, domain)
             finally:
                 domain.destroy()
+                domain._raw.undefine()
+                host.shell.run(["rm", "-f", f"/var/log/libvirt/qemu/{NAME}.log"])
 
     monkeypatch.setattr(run, "guest_boots", boots)
-    one_trial('trace.passes=["plain"]', "device.bar=1GiB", *overrides)
+    outcome = trial('trace.passes=["plain"]', "device.bar=1GiB", *overrides)
+    stages = {stage["name"]: stage["outcome"] for stage in outcome.evidence.manifest["stages"]}
+    assert stages == {"host-boot": "ok", "device": "ok"}
 
 
 def test_a_domain_that_is_there_is_profiled_and_left_as_it_was(
-    one_trial: RunOne, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    shared_trial: RunOne, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def check(host: Host, domain: Domain) -> None:
         before = domain.definition()
@@ -107,7 +110,25 @@ def test_a_domain_that_is_there_is_profiled_and_left_as_it_was(
             record(asked, Progress())
 
         domain.destroy()
-        host.shell.run("echo never > /sys/kernel/mm/transparent_hugepage/enabled")
+        host.shell.run(["mkdir", f"{profiler.TRACEFS}/instances/{profiler.INSTANCE}"])
+        with pytest.raises(BenchError, match="at work already"):
+            record(asked, Progress())
+        assert not domain.active()
+        cleared = barometer(host, "--clear")
+        cleared.communicate()
+        assert (cleared.returncode, left(host)) == (0, "")
+
+    on_a_host(shared_trial, monkeypatch, check)
+    facts = json.loads((tmp_path / "saved/facts.json").read_text())
+    assert not facts["definition_changed"]
+
+
+@pytest.mark.full
+def test_a_setting_a_reboot_and_a_killed_profile_are_seen(
+    shared_trial: RunOne, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def check(host: Host, domain: Domain) -> None:
+        host.change.write("/sys/kernel/mm/transparent_hugepage/enabled", "never")
         no_thp = barometer(host, "--save", str(tmp_path / "thp-never"))
         out, err = no_thp.communicate(timeout=600)
         print(out, err)
@@ -119,7 +140,7 @@ def test_a_domain_that_is_there_is_profiled_and_left_as_it_was(
 
         # a real reset, which this guest does not do by ACPI
         monkeypatch.setattr(Domain, "reboot", lambda self: self.monitor("system_reset"))
-        again = record(Asked(NAME, URI, asked.ssh_config, reboot=True), Progress())
+        again = record(Asked(NAME, URI, host.scratch / "ssh_config", reboot=True), Progress())
         again.save(tmp_path / "reboot")
         assert not left(host)
 
@@ -132,22 +153,10 @@ def test_a_domain_that_is_there_is_profiled_and_left_as_it_was(
         until(lambda: None if left(host) else True, within=60, waiting_for="an end of the probes")
         assert domain.active()
 
-        domain.destroy()
-        host.shell.run(["mkdir", f"{profiler.TRACEFS}/instances/{profiler.INSTANCE}"])
-        with pytest.raises(BenchError, match="at work already"):
-            record(asked, Progress())
-        assert not domain.active()
-        cleared = barometer(host, "--clear")
-        cleared.communicate()
-        assert (cleared.returncode, left(host)) == (0, "")
-
-    started = time.monotonic()
-    on_a_host(one_trial, monkeypatch, check)
-    facts = json.loads((tmp_path / "saved/facts.json").read_text())
-    assert not facts["definition_changed"]
-    print(f"{time.monotonic() - started:.0f} s")
+    on_a_host(shared_trial, monkeypatch, check)
 
 
+@pytest.mark.full
 def test_an_old_kernel_is_profiled_without_the_parts_of_a_map(
     one_trial: RunOne, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -23,18 +23,21 @@ def notes(outcome: Outcome) -> set[str]:
     return {note.name for note in timeline.notes}
 
 
+@pytest.mark.full
 def test_bars_that_qemu_does_not_map_are_a_note_and_no_maps(one_trial: RunOne) -> None:
     outcome = one_trial("device.mmap=false", TRACED)
     assert notes(outcome) == {"no-mmap"}
     assert outcome.result.value("bar_maps_per_boot") == 0
 
 
+@pytest.mark.full
 def test_a_bar_that_the_guest_cannot_place_makes_the_trial_invalid(one_trial: RunOne) -> None:
     patched = 'arms.baseline.kernel={deb="linux-image-cloud-amd64", suite="trixie-backports"}'
     outcome = one_trial("guest.phys_bits=36", "device.bar=64GiB", patched, TRACED)
     assert (outcome.result.kind, outcome.result.reason) == ("invalid", "bar-not-placed")
 
 
+@pytest.mark.full
 def test_a_guests_own_iommu_and_a_stepped_clock_are_named(
     one_trial: RunOne, monkeypatch: pytest.MonkeyPatch
 ) -> None:
