@@ -25,10 +25,6 @@ from orchestrator.errors import BarometerError
 
 RESULTS = ROOT / ".results"
 Mode = Literal["landing", "full", "prove"]
-_LATE = {
-    "system packages": ("ci/setup.sh", "--late"),
-    "images and kernels": (sys.executable, "-m", "ci.lanes.warm"),
-}
 _CPUS = str(len(os.sched_getaffinity(0)))
 
 
@@ -56,7 +52,13 @@ def run_tests(session: Session, mode: Mode, chosen: Sequence[Group]) -> int:
         work = plan.Work(changed, plan.draw(candidates, changed, _commit()))
     for why, found in (("not proven", work.changed), ("drawn", work.drawn)):
         tell(f"full tests, {why}: {', '.join(group.name for group in found) or 'none'}")
-    with in_background(_LATE, session.runner.results) as wait_for_late:
+    late = {
+        "system packages": ("ci/setup.sh", "--late"),
+        "images and kernels": (
+            sys.executable, "-m", "ci.lanes.warm", *([] if mode == "landing" else ["--full"]),
+        ),
+    }  # fmt: skip
+    with in_background(late, session.runner.results) as wait_for_late:
         if mode != "prove":
             unit = ("-q", "-n", _CPUS, "tests/unit")
             session.run([Process("unit", unit, session.budget.get("unit", 0), on_tmpfs=True)])

@@ -1,6 +1,6 @@
 """Fill the caches for the lanes that boot machines or build, in the order in which they ask.
 
-    .venv/bin/python -m ci.lanes.warm [STEP ...]
+    .venv/bin/python -m ci.lanes.warm [--full] [STEP ...]
 
 Meant to run beside the unit lane. Each step calls the product's own functions, whose locks hold
 for every process: a test that needs the same meanwhile waits for it, and builds nothing twice.
@@ -57,32 +57,38 @@ def firmware_step(_cache: Cache, _progress: Progress) -> None:
         firmware("uefi", Path(scratch))
 
 
-STEPS: Mapping[str, Step] = {
+BOOKWORM = f'arms.baseline.kernel={{deb="{CLOUD}", suite="bookworm"}}'
+LANDING: Mapping[str, Step] = {
     "host": scenario_step(),
     "machine": lambda cache, _: machine_disk(cache),
     "guest-disk": scenario_step("guest.boot=disk"),
     "firmware": firmware_step,
     "build-root": lambda cache, _: build_root(cache),
     "sources": sources_step("trixie-backports"),
-    "bookworm": scenario_step(
-        "host.suite=bookworm", f'arms.baseline.kernel={{deb="{CLOUD}", suite="bookworm"}}'
-    ),
-    "older-sources": sources_step("trixie"),
+    "bookworm-kernel": scenario_step(BOOKWORM),
     "uefi-machine": lambda cache, _: machine_disk(cache, "systemd-boot"),
 }
+FULL: Mapping[str, Step] = {
+    "bookworm-host": scenario_step("host.suite=bookworm", BOOKWORM),
+    "older-sources": sources_step("trixie"),
+}
+"""What tests marked `full` need besides."""
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, usage="%(prog)s [STEP ...]")
-    parser.add_argument("steps", nargs="*", metavar="STEP", help=", ".join(STEPS))
-    names = parser.parse_args().steps or [*STEPS]
-    if unknown := [name for name in names if name not in STEPS]:
-        parser.error(f"no step {', '.join(unknown)}; there are {', '.join(STEPS)}")
+    steps = {**LANDING, **FULL}
+    parser = argparse.ArgumentParser(description=__doc__, usage="%(prog)s [--full] [STEP ...]")
+    parser.add_argument("--full", action="store_true", help="for tests marked `full`, too")
+    parser.add_argument("steps", nargs="*", metavar="STEP", help=", ".join(steps))
+    given = parser.parse_args()
+    names = given.steps or [*(steps if given.full else LANDING)]
+    if unknown := [name for name in names if name not in steps]:
+        parser.error(f"no step {', '.join(unknown)}; there are {', '.join(steps)}")
     cache, progress = Cache(), Progress()
     for name in names:
         try:
             with progress.stage(name):
-                STEPS[name](cache, progress)
+                steps[name](cache, progress)
         except BarometerError as exc:
             print(f"warm: {name}: {exc}", file=sys.stderr)
             return exc.exit_code
