@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import signal
 
-# A process that a non-interactive shell starts in the background ignores SIGINT, and so would
-# every child: no test could interrupt one.
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# A shell starts a background process with SIGINT ignored, and nohup(1) any with SIGHUP ignored.
+# Children inherit that, and no test could interrupt one.
+for number, handler in (
+    (signal.SIGINT, signal.default_int_handler),
+    (signal.SIGHUP, signal.SIG_DFL),
+):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, handler)
