@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-_SUMMARY = re.compile(r"^=+ (.*\b(?:passed|failed|error|skipped|no tests ran)\b.*) =+$")
+_SUMMARY = re.compile(r"^(?:=+ )?((?:\d+ \w+,? ?)+in [\d.]+s.*?|no tests ran in .*?)(?: =+)?$")
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import hashlib
 import lzma
 import re
 import struct
+import zlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +19,11 @@ _OPEN = {".ko": lambda data: data, ".xz": lzma.decompress, ".gz": gzip.decompres
 # elf(5), of 64 bits: where the header says where the section headers are; one of these
 _TABLE, _COUNTS, _SECTION = "<40xQ", "<58xHHH", "<IIQQQQ"
 _NO_BITS, _EXECUTABLE = 8, 4
+_DAMAGED = (
+    lzma.LZMAError, gzip.BadGzipFile, zlib.error, EOFError,
+    struct.error, OverflowError,  # an offset beyond the file, beyond a Py_ssize_t
+    ValueError, IndexError,
+)  # fmt: skip
 _RELA, _SYMBOL, _OF_SECTION = "<QQq", "<IBBHQQ", 3
 
 
@@ -104,6 +110,6 @@ def module_at(path: Path) -> Module:
     try:
         module = Module(opened(path.read_bytes()))
         module.info  # noqa: B018  # read now, so that what is wrong is said here
-    except (lzma.LZMAError, gzip.BadGzipFile, struct.error, ValueError, IndexError) as exc:
+    except _DAMAGED as exc:
         raise BenchError(f"{path} is no kernel module", reason="module-unreadable") from exc
     return module

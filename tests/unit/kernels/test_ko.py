@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from orchestrator.errors import BenchError
@@ -85,6 +85,8 @@ def test_another_compression_is_named(tmp_path: Path, suffix: str) -> None:
         lambda damage: module()[: damage[0]] + damage[1] + module()[damage[0] + len(damage[1]) :]
     ),
 ), suffix=st.sampled_from([".ko", ".ko.xz", ".ko.gz"]))  # fmt: skip
+@example(content=module()[:45] + b"\0\0\x80" + module()[48:], suffix=".ko")  # the table is far out
+@example(content=gzip.compress(module())[:-20], suffix=".ko.gz")
 def test_a_damaged_file_is_refused_or_read(
     tmp_path_factory: pytest.TempPathFactory, content: bytes, suffix: str
 ) -> None:

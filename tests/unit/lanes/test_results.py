@@ -54,6 +54,21 @@ def test_outcomes_are_those_of_pytest(ran: tuple[Path, str]) -> None:
     assert results.seconds > 0
 
 
+@pytest.mark.parametrize(
+    ("line", "summary"),
+    [
+        ("===== 56 passed in 35.30s =====", "56 passed in 35.30s"),
+        ("== 1 failed, 2 passed, 1 warning in 0.12s (0:00:00) ==",
+         "1 failed, 2 passed, 1 warning in 0.12s (0:00:00)"),
+        ("1 failed, 4 passed in 120.85s (0:02:00)", "1 failed, 4 passed in 120.85s (0:02:00)"),
+        ("===== no tests ran in 0.01s =====", "no tests ran in 0.01s"),
+        ("===== short test summary info =====", ""), ("FAILED tests/x.py - 1 failed", ""),
+    ],
+)  # fmt: skip
+def test_summary_is_found_with_and_without_its_frame(line: str, summary: str) -> None:
+    assert summary_of(f"before\n{line}\n") == summary
+
+
 def test_summary_and_failures_are_pytests_own(ran: tuple[Path, str]) -> None:
     summary = summary_of(ran[1])
     assert "1 failed" in summary
