@@ -405,8 +405,8 @@ def _booted(
     assert isinstance(scenario.device, EmulatedDevice)  # the scenario's own rule
     shared = not scenario.host.fresh_boots
     spec = HostSpec(
-        scenario.nested, scenario.device, words, prepared.kernels[arm], prepared.hosts[arm],
-        prepared.disks(), prepared.accel,
+        arm, scenario.nested, scenario.device, words, prepared.kernels[arm],
+        prepared.hosts[arm], prepared.disks(), prepared.accel,
         # a shared host is the same for all trials of a workload, whatever their passes
         with_libvirt=with_libvirt or (shared and scenario.workload == "guest-boot"),
     )  # fmt: skip

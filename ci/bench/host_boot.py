@@ -37,7 +37,7 @@ def boot_once() -> None:
     prepared = prepare(scenario, cache, progress)
     assert isinstance(scenario.device, EmulatedDevice)
     spec = HostSpec(
-        scenario.nested, scenario.device, (), prepared.kernels["baseline"],
+        "baseline", scenario.nested, scenario.device, (), prepared.kernels["baseline"],
         prepared.hosts["baseline"], prepared.disks(), "tcg", with_libvirt=True,
     )  # fmt: skip
     with contextlib.ExitStack() as stack:

@@ -27,7 +27,7 @@ from orchestrator.command import tail
 from orchestrator.errors import ArmFailedError, BenchError
 from orchestrator.kernels.bundle import KernelBundle
 from orchestrator.progress import Progress
-from orchestrator.scenario import EmulatedDevice, NestedHost, is_emulated
+from orchestrator.scenario import ArmName, EmulatedDevice, NestedHost, is_emulated
 
 SSHD_MARK = "barometer: sshd is up"
 _ENVIRONMENT = re.compile(r"(PATH|HOME|USER|LOGNAME|XDG_\w+)=")
@@ -43,8 +43,9 @@ _BOOT_SECONDS = 900.0
 
 @dataclass(frozen=True)
 class HostSpec:
-    """Everything that the boot of a nested host is made of."""
+    """Everything that the boot of a nested host is made of, and the arm that it is of."""
 
+    arm: ArmName
     host: NestedHost
     device: EmulatedDevice
     words: tuple[str, ...]
@@ -57,8 +58,8 @@ class HostSpec:
     """libvirtd is started on it, for guests."""
 
     def is_alike(self, other: HostSpec) -> bool:
-        """Whether both boot the same: of the kernel its content counts, and what else is said of
-        it has to be proven."""
+        """Whether a boot of one may serve for the other: of the kernel its content counts, and
+        what else is said of it has to be proven."""
         return (
             self.kernel.digest == other.kernel.digest
             and replace(self, kernel=other.kernel) == other

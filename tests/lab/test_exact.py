@@ -100,6 +100,30 @@ def test_one_kernel_is_equal_to_itself_whatever_the_load(tmp_path: Path, means: 
     assert leftovers() == before
 
 
+@pytest.mark.nested
+@pytest.mark.full
+def test_trials_that_share_a_host_count_the_same_as_those_that_do_not(
+    tmp_path: Path, means: None
+) -> None:
+    """AB BA: the candidate's trials follow one another, the baseline's do not."""
+    before = leftovers()
+    two = ('trace.passes=["plain", "counts"]', PATCHED, "trials={pairs = 2, warm_up = false}",
+           "expect={bar_map_seconds='equivalent'}")  # fmt: skip
+    code, found, report = run(tmp_path / "shared", *two, "host.fresh_boots=false")
+    assert code == 0
+    trials = sorted((tmp_path / "shared/trials").iterdir())
+    manifests = [json.loads((trial / "manifest.json").read_text()) for trial in trials]
+    assert len({manifest["boot_id"] for manifest in manifests}) == 3
+    assert manifests[1]["boot_id"] == manifests[2]["boot_id"]
+    assert not any("host_left" in manifest for manifest in manifests)
+    samples = {arm: found["arms"][arm]["metrics"] for arm in found["arms"]}
+    for metric in ("bar_map_seconds", "bar_map_seconds@full/1GiB/cold", "bar_unmap_seconds"):
+        every = [n for arm in samples.values() for n in arm[metric]["samples"]]
+        assert every == pytest.approx([every[0]] * 4, rel=5e-4, abs=400e-9)
+    assert "share a boot of the host" in " ".join(report.split())
+    assert leftovers() == before
+
+
 @pytest.mark.vm
 def test_interrupted_trials_that_run_at_once_leave_nothing(
     tmp_path: Path, means: None, monkeypatch: pytest.MonkeyPatch

@@ -83,22 +83,25 @@ def _is_explained(run: Path, trial: str, maps: float) -> None:
 
 @pytest.mark.vm
 @pytest.mark.parametrize(
-    ("stage", "number"),
+    ("stage", "number", "fresh"),
     [
-        ("guest-0: boot ...", signal.SIGKILL),
-        pytest.param("host: boot ...", signal.SIGKILL, marks=pytest.mark.full),
-        pytest.param("guest-0: boot ...", signal.SIGINT, marks=pytest.mark.full),
-        pytest.param("host: boot ...", signal.SIGINT, marks=pytest.mark.full),
+        ("guest-0: boot ...", signal.SIGKILL, "true"),
+        pytest.param("host: boot ...", signal.SIGKILL, "true", marks=pytest.mark.full),
+        pytest.param("guest-0: boot ...", signal.SIGINT, "true", marks=pytest.mark.full),
+        pytest.param("host: boot ...", signal.SIGINT, "true", marks=pytest.mark.full),
+        pytest.param("guest-0: boot ...", signal.SIGKILL, "false", marks=pytest.mark.full),
+        pytest.param("guest-0: boot ...", signal.SIGINT, "false", marks=pytest.mark.full),
     ],
 )
 def test_an_interrupted_run_leaves_nothing(
     tmp_path: Path, means: None, monkeypatch: pytest.MonkeyPatch, stage: str,
-    number: signal.Signals,
+    number: signal.Signals, fresh: str,
 ) -> None:  # fmt: skip
     monkeypatch.setenv("BAROMETER_STATE", str(tmp_path / "state"))
     before = leftovers()
     with subprocess.Popen(
-        [BAROMETER, "run", str(SMALL), "--out", str(tmp_path / "run")],
+        [BAROMETER, "run", str(SMALL), "--out", str(tmp_path / "run"),
+         "--set", f"host.fresh_boots={fresh}"],
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
     ) as process:  # fmt: skip
         assert process.stderr is not None
@@ -121,12 +124,20 @@ def test_an_interrupted_run_leaves_nothing(
 
 
 @pytest.mark.vm
-def test_a_full_disk_is_said_as_such(tmp_path: Path, means: None) -> None:
+@pytest.mark.parametrize(
+    ("size", "has_plan"),
+    [("64k", False), pytest.param("352k", True, marks=pytest.mark.full)],
+    ids=["before-anything-boots", "in-a-trial"],
+)
+def test_a_full_disk_is_said_as_such(
+    tmp_path: Path, means: None, size: str, has_plan: bool
+) -> None:
     small = tmp_path / "small-disk"
     small.mkdir()
+    short = """--set 'trace.passes=["counts"]' --set 'expect={}'"""
     script = (
-        f"mount -t tmpfs -o size=64k none {small} && "
-        f"exec {BAROMETER} run {SMALL} --out {small}/run"
+        f"mount -t tmpfs -o size={size} none {small} || exit 1;"
+        f" {BAROMETER} run {SMALL} {short} --out {small}/run; code=$?; ls {small}/run; exit $code"
     )
     inside = ["unshare", "--mount"] if os.geteuid() == 0 else ["unshare", "--mount", "--map-root"]
     done = subprocess.run(
@@ -134,3 +145,4 @@ def test_a_full_disk_is_said_as_such(tmp_path: Path, means: None) -> None:
     )
     assert done.returncode == 3, done.stderr
     assert "no space left" in done.stderr
+    assert ("plan.json" in done.stdout.split()) == has_plan

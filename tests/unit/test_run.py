@@ -389,7 +389,8 @@ def test_shared_host_is_the_same_for_all_passes_of_a_workload(
         assert host == cast(Host, "the host")
     [(spec, is_shared)] = kept.asked
     assert (is_shared, spec.with_libvirt) == (shared, expected)
-    assert (spec.host, spec.device, spec.kernel) == (chosen.nested, chosen.device, kernel)
+    assert (spec.arm, spec.kernel) == ("candidate", kernel)
+    assert (spec.host, spec.device) == (chosen.nested, chosen.device)
     assert [spec.image, *spec.payload, spec.accel] == ["image", "payload", "tcg"]
 
 

@@ -74,8 +74,8 @@ class Bench:
         """The domain that libvirt was to start."""
         kernel = cast(KernelBundle, SimpleNamespace(vmlinuz=Path("/kernel/vmlinuz")))
         spec = HostSpec(
-            chosen.nested, cast(EmulatedDevice, chosen.device), chosen.arms[arm].words, kernel,
-            self.image, tuple(disks), accel, with_libvirt=True,
+            arm, chosen.nested, cast(EmulatedDevice, chosen.device), chosen.arms[arm].words,
+            kernel, self.image, tuple(disks), accel, with_libvirt=True,
         )  # fmt: skip
         with running_machine(
             spec, uuid.uuid4().hex, keys=RunKeys.make(), state=cast(BenchState, self.state),

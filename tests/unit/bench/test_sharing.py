@@ -27,11 +27,10 @@ from orchestrator.errors import ArmFailedError, BenchError
 from orchestrator.evidence import TrialWriter
 from orchestrator.kernels.bundle import KernelBundle
 from orchestrator.progress import Progress
-from orchestrator.scenario import EmulatedDevice
 from tests.unit.agents.keeper.machines import HUGE, Machine, made_up
 from tests.unit.agents.loading import agent
 from tests.unit.hosts import HostShell
-from tests.unit.scenarios import map_scenario, scenario
+from tests.unit.scenarios import scenario
 
 AGENT = agent("sharing")
 
@@ -142,12 +141,13 @@ def lab(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Lab]:
 def spec_of(*overrides: str, words: tuple[str, ...] = (), **more: Any) -> HostSpec:
     chosen = scenario(*overrides)
     facts: dict[str, Any] = {
+        "arm": "baseline", "host": chosen.nested, "device": chosen.device, "words": words,
         "kernel": KernelBundle("7.3", Path("/k"), Path("/m"), None, "digest"),
         "image": HostImage(Path("/root"), Path("/modules"), None, {"qemu": "10"}),
         "payload": (Disk(Path("/payload"), "payload"),), "accel": "tcg", "with_libvirt": True,
         **more,
     }  # fmt: skip
-    return HostSpec(chosen.nested, cast(EmulatedDevice, chosen.device), words, **facts)
+    return HostSpec(**facts)
 
 
 SPEC = spec_of()
@@ -200,6 +200,7 @@ def test_console_of_a_trial_is_that_of_its_boot_up_to_its_end(lab: Lab) -> None:
         spec_of("host.viommu=virtio"), spec_of("host.viommu_aw_bits=39"),
         spec_of("device.bar=1GiB"), spec_of("device.count=2"), spec_of("device.kind=pci-testdev"),
         spec_of(words=("iommu=pt",)), spec_of(accel="kvm"), spec_of(with_libvirt=False),
+        spec_of(arm="candidate"),
         spec_of(payload=(Disk(Path("/other"), "payload"),)),
         spec_of(image=HostImage(Path("/root"), Path("/modules"), None, {"qemu": "11"})),
         spec_of(kernel=KernelBundle("7.3", Path("/k"), Path("/m"), None, "other digest")),
@@ -373,9 +374,5 @@ def test_boot_that_fails_leaves_its_evidence_and_no_host(lab: Lab, shared: bool)
 
 
 def test_command_line_of_a_host_is_the_same_but_for_the_token() -> None:
-    chosen = map_scenario()
-    spec = HostSpec(
-        chosen.nested, cast(EmulatedDevice, chosen.device), ("nosmt",), SPEC.kernel, SPEC.image,
-        SPEC.payload, "exact", with_libvirt=False,
-    )  # fmt: skip
+    spec = spec_of("host.accel=exact", words=("nosmt",), accel="exact")
     assert spec.cmdline("one").replace("one", "two") == spec.cmdline("two")
