@@ -50,7 +50,8 @@ class Running:
 
 def running_on(shell: Shell) -> Running:
     said = shell.run(
-        "cat /proc/sys/kernel/random/boot_id; uname -r; uname -v; cat /proc/cmdline",
+        ["cat", "/proc/sys/kernel/random/boot_id", "/proc/sys/kernel/osrelease",
+         "/proc/sys/kernel/version", "/proc/cmdline"],
         doing="asking what runs", timeout=_ASKED_SECONDS,
     ).stdout.splitlines()  # fmt: skip
     return Running(*[*said, "", "", "", ""][:4])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import json
 import os
 import shutil
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+import typer
 
 from orchestrator import __version__, cli, doctor, matrix
 from orchestrator.analysis import boot
@@ -43,7 +45,11 @@ def barometer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Command:
     monkeypatch.setenv("BAROMETER_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("BAROMETER_STATE", str(tmp_path / "state"))
     monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(typer.main, "get_command", get_command)
     return Command(monkeypatch)
+
+
+get_command = functools.cache(typer.main.get_command)
 
 
 class Command:

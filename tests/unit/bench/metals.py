@@ -33,10 +33,6 @@ OLD, NEW = "6.12.1-old", "7.3.4-new"
 ENDPOINT = Endpoint("gpu1", None, "gpu1.lab", 22, "root", "", (), (), agent=False)
 CPUINFO = "model name : Xeon\nflags : fpu vmx sse\n"
 PROGRAMS = {
-    "uname": """
-        case $1 in -v) name=version ;; *) name=osrelease ;; esac
-        read -r line < "$ROOT/proc/sys/kernel/$name"
-        echo "$line" """,
     "df": """
         echo 'Filesystem 1024-blocks Used Available Capacity Mounted on'
         echo "/dev/vda1 1 1 $(cat "$ROOT/room" 2> /dev/null || echo 9999999) 1% /" """,
