@@ -152,6 +152,8 @@ def main() -> int:
     if given.quick:
         return run_quickly()
     mode: Mode = "full" if given.full else "prove" if given.prove else "landing"
+    if mode == "full":
+        os.environ["HYPOTHESIS_PROFILE"] = "full"
     shutil.rmtree(RESULTS, ignore_errors=True)
     RESULTS.mkdir()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
