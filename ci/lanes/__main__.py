@@ -156,7 +156,8 @@ def main() -> int:
         os.environ["HYPOTHESIS_PROFILE"] = "full"
     shutil.rmtree(RESULTS, ignore_errors=True)
     RESULTS.mkdir()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
     try:
         groups = read_groups()
         chosen = [groups.named(name) for name in given.prove or ()] or groups.all
