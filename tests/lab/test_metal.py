@@ -47,7 +47,7 @@ def killed(metal: StandIn, tmp_path_factory: pytest.TempPathFactory) -> Killed:
     before, out = state_of(metal), folder / "run"
     scenario = scenario_for(metal, folder)
     with barometer("run", scenario, "--out", out, *COUNTS, "--set", "host.boot=grub",
-                   "--set", "arms.baseline.cmdline=mem=96M") as run:  # fmt: skip
+                   "--set", "arms.baseline.cmdline=mem=64M") as run:  # fmt: skip
         assert run.wait_until("maps, counts pass ...", 1, within=900), run.text()
         left = metal.boot_id()
         refused = done("run", scenario, "--out", folder / "second", "--set", "host.wait=0",

@@ -68,18 +68,26 @@ def test_it_can_boot_a_kernel_once(keeper: Keeper) -> None:
 @pytest.mark.parametrize(
     ("change", "undo", "why"),
     [
-        # its clusters are taken, though nothing is written to them
-        ("touch {esp}/full; fallocate --keep-size --length 495MiB {esp}/full", "rm {esp}/full",
-         "/boot/efi has [0-9] MiB of room, and the kernel with its initramfs needs 17 MiB"),
         # systemd-boot has the last by name first, and those with a sort-key before
-        ("cd {esp}/loader/entries; for own in *; do mv $own /root; done;"
-         " sed /sort-key/d /root/*.conf > arch.conf",
-         "cd {esp}/loader/entries; rm arch.conf; mv /root/*.conf .",
-         "systemd-boot would take barometer-[0-9]+ for the machine's default"),
-        ("bootctl set-oneshot rescue.conf", "bootctl set-oneshot ''",
-         "rescue.conf is to be booted next already"),
+        pytest.param(
+            "cd {esp}/loader/entries; for own in *; do mv $own /root; done;"
+            " sed /sort-key/d /root/*.conf > arch.conf",
+            "cd {esp}/loader/entries; rm arch.conf; mv /root/*.conf .",
+            "systemd-boot would take barometer-[0-9]+ for the machine's default",
+            id="would-be-default",
+        ),
+        # its clusters are taken, though nothing is written to them
+        pytest.param(
+            "touch {esp}/full; fallocate --keep-size --length 495MiB {esp}/full", "rm {esp}/full",
+            "/boot/efi has [0-9] MiB of room, and the kernel with its initramfs needs 17 MiB",
+            id="no-room", marks=pytest.mark.full,
+        ),
+        pytest.param(
+            "bootctl set-oneshot rescue.conf", "bootctl set-oneshot ''",
+            "rescue.conf is to be booted next already",
+            id="chosen-by-admin", marks=pytest.mark.full,
+        ),
     ],
-    ids=["no-room", "would-be-default", "chosen-by-admin"],
 )  # fmt: skip
 def test_what_would_endanger_the_machine_is_refused_and_changes_nothing(
     uefi: StandIn, keeper: Keeper, image: Image, change: str, undo: str, why: str

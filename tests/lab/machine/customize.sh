@@ -19,7 +19,7 @@ chroot "$tree" systemctl --quiet mask getty@.service serial-getty@.service \
     systemd-binfmt.service proc-sys-fs-binfmt_misc.automount systemd-pstore.service \
     systemd-random-seed.service systemd-journal-flush.service systemd-network-generator.service \
     systemd-networkd-persistent-storage.service systemd-udev-load-credentials.service \
-    modprobe@.service sys-kernel-config.mount sys-fs-fuse-connections.mount dev-mqueue.mount \
+    user@.service modprobe@.service sys-kernel-config.mount sys-fs-fuse-connections.mount dev-mqueue.mount \
     apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer \
     e2scrub_reap.service fstrim.timer logrotate.timer systemd-tmpfiles-clean.timer
 # emulated machines are slow at unpacking

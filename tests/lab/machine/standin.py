@@ -195,7 +195,8 @@ def _qemu(
 ) -> list[str]:  # fmt: skip
     """`flashes`: of a machine with UEFI, its firmware's program and variables."""
     machine = {
-        "tcg": ["-machine", "q35", "-accel", "tcg,thread=multi,tb-size=1024",
+        # a kernel that comes by kexec is slow while much is translated of the one before
+        "tcg": ["-machine", "q35", "-accel", "tcg,thread=multi,tb-size=256",
                 # with virtual GIF a nested host was seen to lose its interrupts under emulation
                 "-cpu", "max,-vgif,phys-bits=46"],
         # interrupt remapping needs the I/O APIC in QEMU, not in KVM
