@@ -1,4 +1,5 @@
-"""Keys that live as long as a trial: the runner's, the host's, the guest's. All ed25519."""
+"""Keys that live as long as a host's boot or a trial's guests: the runner's, the host's, the
+guest's. All ed25519."""
 
 from __future__ import annotations
 
@@ -54,7 +55,7 @@ class KeyPair:
 
 @dataclass(frozen=True)
 class RunKeys:
-    """Made anew for every trial."""
+    """Made anew for every boot of a host, and for the guests of every trial."""
 
     runner: KeyPair
     host: KeyPair

@@ -27,7 +27,8 @@ from orchestrator.bench.nested import (
     save_machine,
 )
 from orchestrator.bench.state import BenchState
-from orchestrator.errors import BarometerError
+from orchestrator.command import tail
+from orchestrator.errors import BarometerError, BenchError
 from orchestrator.evidence import TrialWriter
 from orchestrator.progress import Progress
 
@@ -184,10 +185,14 @@ def _put_back(
     host: Host, changes: Sequence[tuple[str, Mapping[str, Any]]]
 ) -> tuple[list[str], dict[str, str]]:
     """What could not be undone, and how the host is now. Raises BenchError."""
-    answer = json.loads(
-        host.shell.run(
-            ["python3", "-I", "-c", _AGENT, f"{host.payload}/agents"],
-            stdin=json.dumps(changes).encode(), doing="putting the host back as it was",
-        ).stdout
-    )  # fmt: skip
-    return answer["failed"], answer["state"]
+    said = host.shell.run(
+        ["python3", "-I", "-c", _AGENT, f"{host.payload}/agents"],
+        stdin=json.dumps(changes).encode(), doing="putting the host back as it was",
+    ).stdout  # fmt: skip
+    try:
+        answer = json.loads(said)
+        return answer["failed"], answer["state"]
+    except (ValueError, KeyError, TypeError) as exc:
+        raise BenchError(
+            "the host does not tell how it is", evidence=tail(said), reason="host-silent"
+        ) from exc

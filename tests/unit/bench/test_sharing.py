@@ -41,13 +41,15 @@ class Wire(HostShell):
     def __init__(self, made: Machine) -> None:
         super().__init__(made.root)
         self.lost = False
+        self.garbled = ""
+        """What the agent says instead of its answer."""
 
     def run(self, argv: Sequence[str] | str, *, stdin: bytes = b"", **how: Any) -> Completed:
         if self.lost:
             raise ConnectionLostError("the SSH connection was lost", reason="host-ssh-lost")
         if argv[0] == "python3":
             answer = {"failed": AGENT.put_back(json.loads(stdin)), "state": AGENT.state()}
-            return Completed(json.dumps(answer), "", 0)
+            return Completed(self.garbled or json.dumps(answer), "", 0)
         return super().run(argv, stdin=stdin, **how)
 
 
@@ -346,6 +348,16 @@ def test_host_that_is_gone_or_does_not_answer_is_not_shared_on(lab: Lab) -> None
     lab.wire.lost = False
     lab.trial(SPEC)
     assert lab.log == ["boot", "end", "boot", "end", "boot"]
+
+
+@pytest.mark.parametrize("said", ["Traceback", "[]", '{"failed": []}'])
+def test_host_that_does_not_tell_how_it_is_is_not_shared_on(lab: Lab, said: str) -> None:
+    def garble(host: Host) -> None:
+        lab.wire.garbled = said
+
+    trial = lab.trial(SPEC, garble)
+    assert trial.manifest["host_left"] == ["the host does not tell how it is"]
+    assert lab.log == ["boot", "end"]
 
 
 def test_host_that_changed_between_two_trials_is_booted_again(
