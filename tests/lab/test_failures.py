@@ -61,7 +61,7 @@ def test_the_bar_of_a_pci_testdev_behind_a_virtio_iommu_is_mapped_and_counted(
 
 
 def test_a_guest_that_panics_is_a_finding_about_the_arm(shared_trial: RunOne) -> None:
-    outcome = shared_trial("guest.cmdline=rdinit=/nonexistent", PLAIN)
+    outcome = shared_trial("guest.cmdline=quiet rdinit=/nonexistent", PLAIN)
     assert (outcome.result.kind, outcome.result.reason) == ("failed", "guest-panic")
     assert "Kernel panic" in outcome.result.evidence
     assert outcome.evidence.text("guest-0/marks.txt")
@@ -71,7 +71,7 @@ def test_a_guest_that_hangs_is_found_by_its_idleness(
     shared_trial: RunOne, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(watching, "_IDLE_SECONDS", 15.0)
-    outcome = shared_trial("guest.cmdline=rdinit=/usr/bin/busybox -- sleep 100000", PLAIN)
+    outcome = shared_trial("guest.cmdline=quiet rdinit=/usr/bin/busybox -- sleep 100000", PLAIN)
     assert (outcome.result.kind, outcome.result.reason) == ("failed", "guest-hang")
     assert "idle" in outcome.result.message
 
@@ -80,7 +80,7 @@ def test_a_guest_without_ssh_is_a_finding_about_the_arm(
     shared_trial: RunOne, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(watching._NO_SSH_SECONDS, True, 15.0)
-    outcome = shared_trial("guest.cmdline=module_blacklist=virtio_net", PLAIN)
+    outcome = shared_trial("guest.cmdline=quiet module_blacklist=virtio_net", PLAIN)
     assert (outcome.result.kind, outcome.result.reason) == ("failed", "guest-no-ssh")
 
 
