@@ -1,4 +1,5 @@
-"""The stand-in metal machine does what a real one does: what the lane `metal` builds upon."""
+"""The stand-in metal machine does what a real one does: what the lane `metal` builds upon. Guests
+are on it in the full lane alone."""
 
 from __future__ import annotations
 
@@ -39,6 +40,7 @@ def test_another_device_shares_its_group_with_a_bridge_and_a_sibling(metal: Stan
     ]  # fmt: skip
 
 
+@pytest.mark.full
 def test_kvm_runs_a_guest(metal: StandIn) -> None:
     metal.ssh("cat > /root/sector", stdin=SECTOR.ljust(1 << 20, b"\0"))
     metal.ssh(
@@ -49,6 +51,7 @@ def test_kvm_runs_a_guest(metal: StandIn) -> None:
     )  # fmt: skip
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("user", ["root", "operator"])
 def test_libvirt_answers_over_ssh(metal: StandIn, user: str, tmp_path: Path) -> None:
     program = tmp_path / "ssh"

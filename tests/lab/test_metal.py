@@ -18,6 +18,8 @@ from tests.lab.metal_runs import GUEST_BOOT, SCENARIO, barometer, done, scenario
 
 pytestmark = [pytest.mark.metal, pytest.mark.timeout(3600)]
 COUNTS = ("--set", 'trace.passes=["counts"]')
+OLD, NEW = (f'{{deb="linux-image-cloud-amd64", suite="{suite}"}}'
+            for suite in ("trixie", "trixie-backports"))  # fmt: skip
 TEXTS = {"map": SCENARIO, "guest-boot": GUEST_BOOT}
 
 
@@ -41,13 +43,14 @@ class Killed:
 
 @pytest.fixture(scope="module")
 def killed(metal: StandIn, tmp_path_factory: pytest.TempPathFactory) -> Killed:
-    """By a one-shot entry of GRUB it boots a kernel without memory, and then one that is well:
-    there it is killed."""
+    """By a one-shot entry of GRUB it boots a kernel whose memory does not do (an older one gets
+    by with as much), and then one that is well: there it is killed."""
     folder = tmp_path_factory.mktemp("killed")
     before, out = state_of(metal), folder / "run"
     scenario = scenario_for(metal, folder)
     with barometer("run", scenario, "--out", out, *COUNTS, "--set", "host.boot=grub",
-                   "--set", "arms.baseline.cmdline=mem=64M") as run:  # fmt: skip
+                   "--set", f"arms.baseline.kernel={NEW}", "--set", f"arms.candidate.kernel={OLD}",
+                   "--set", "arms.baseline.cmdline=mem=96M") as run:  # fmt: skip
         assert run.wait_until("maps, counts pass ...", 1, within=900), run.text()
         left = metal.boot_id()
         refused = done("run", scenario, "--out", folder / "second", "--set", "host.wait=0",
