@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 import shlex
 import socket
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,10 +24,6 @@ from orchestrator.errors import BenchError, ScenarioError
 _SECONDS = 20
 _LOGIN_SECONDS = 60
 """An emulated machine that is busy takes long to make a key."""
-_AGAIN_SECONDS = 2.0
-"""What is sent to a machine that is coming up gets lost, and TCP repeats it only seconds later."""
-_CONNECTIONS = 3
-"""At most: sshd punishes an address for connections that it leaves (PerSourcePenalties)."""
 _NO_FILE = "none"
 # of a passphrase, a security key, an older format
 _UNUSABLE = (OSError, paramiko.SSHException, ValueError, TypeError, UnsupportedAlgorithm)
@@ -140,7 +134,8 @@ def logged_in(
 
 def _transport(endpoint: Endpoint, name: str, patience: float) -> paramiko.Transport:
     try:
-        transport = paramiko.Transport(_connect(endpoint, patience))
+        sock = socket.create_connection((endpoint.hostname, endpoint.port), timeout=patience)
+        transport = paramiko.Transport(sock)
         transport.banner_timeout, transport.auth_timeout = patience, _LOGIN_SECONDS
     except socket.gaierror as exc:
         raise BenchError(
@@ -154,28 +149,6 @@ def _transport(endpoint: Endpoint, name: str, patience: float) -> paramiko.Trans
             reason=f"{name}-no-ssh",
         ) from exc
     return transport
-
-
-def _connect(endpoint: Endpoint, patience: float) -> socket.socket:
-    """Connect, and wait until the server has begun to speak. While it is silent, further
-    connections are tried beside the first, and the first that is answered is taken. Raises
-    OSError."""
-    deadline = time.monotonic() + patience
-    silent: list[socket.socket] = []
-    try:
-        while (left := deadline - time.monotonic()) > 0:
-            pause = min(left, _AGAIN_SECONDS)
-            if len(silent) < _CONNECTIONS:
-                with contextlib.suppress(TimeoutError):
-                    address = (endpoint.hostname, endpoint.port)
-                    silent.append(socket.create_connection(address, timeout=pause))
-            for answered in select.select(silent, [], [], pause)[0]:
-                silent.remove(answered)
-                return answered
-    finally:
-        for sock in silent:
-            sock.close()
-    raise TimeoutError(f"silent for {patience:g} s")
 
 
 def _log_in(endpoint: Endpoint, transport: paramiko.Transport, name: str) -> None:

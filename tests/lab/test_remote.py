@@ -7,19 +7,17 @@ import contextlib
 import os
 import socket
 import subprocess
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from orchestrator.bench import remote
 from orchestrator.bench.keys import KeyPair
 from orchestrator.bench.remote import Endpoint, Link, client_program, logged_in, resolved
 from orchestrator.bench.shell import ConnectionLostError, Shell
 from orchestrator.errors import BenchError
-from tests.lab.sshd import SECONDS, SSHD, USER, Server, free_port, server_in, serving
+from tests.lab.sshd import SECONDS, USER, Server, free_port, server_in, serving
 
 pytestmark = pytest.mark.ssh
 
@@ -226,29 +224,6 @@ def test_machine_that_listens_and_says_nothing_is_waited_for_only_so_long(runner
         port = silent.getsockname()[1]
         runner.knows(f"[127.0.0.1]:{port} {runner.server.keys.host.public_line}")
         assert refused(runner.endpoint(port=port), patience=0.5).reason == "machine-no-ssh"
-
-
-def test_machine_that_lost_the_first_connection_is_reached_by_the_second(
-    runner: Runner, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As one loses it that is coming up: its side of that is repeated much later, or never."""
-    monkeypatch.setattr(remote, "_AGAIN_SECONDS", 0.1)
-    with socket.create_server(("127.0.0.1", 0)) as door, contextlib.ExitStack() as stack:
-        port = door.getsockname()[1]
-
-        def let_in_the_second() -> None:
-            stack.enter_context(door.accept()[0])
-            taken = stack.enter_context(door.accept()[0])
-            subprocess.run([SSHD, "-i", "-f", runner.server.folder / "sshd_config"],
-                           stdin=taken.fileno(), stdout=taken.fileno(), check=False)  # fmt: skip
-
-        serves = threading.Thread(target=let_in_the_second)
-        serves.start()
-        runner.knows(f"[127.0.0.1]:{port} {runner.server.keys.host.public_line}")
-        with logged_in(runner.endpoint(port=port), patience=SECONDS) as shell:
-            assert shell.run(["echo", "in"]).stdout == "in\n"
-        serves.join(SECONDS)
-        assert not serves.is_alive()
 
 
 # root ------------------------------------------------------------------------------------------
