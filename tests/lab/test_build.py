@@ -66,6 +66,12 @@ class Sources:
         """Those of builds, with the times at which they were written."""
         return {p: p.stat().st_mtime_ns for p in self.cache.folder("build-logs").iterdir()}
 
+    @property
+    def at_once(self) -> int:
+        """Compilers that run at one time, at least, while a series of one file is built. The
+        series of a whole kernel has no other file to compile."""
+        return min(2, len(os.sched_getaffinity(0))) if self.pared is not None else 1
+
     @contextmanager
     def held(self) -> Iterator[None]:
         """No object is finished during the block. A whole kernel takes long enough by itself."""
@@ -223,7 +229,7 @@ def test_nothing_goes_on_when_the_runner_ends(
         )  # fmt: skip
         try:
             deadline = time.monotonic() + 120
-            while (build := build_of(runner.pid)) is None:
+            while (build := build_of(runner.pid, sources.at_once)) is None:
                 assert runner.poll() is None, said.read_text()
                 assert time.monotonic() < deadline
                 time.sleep(0.1)
@@ -259,8 +265,8 @@ def processes() -> dict[str, Process]:
     return {pid: Process(*facts) for pid, *facts in split}
 
 
-def build_of(runner: int) -> str | None:
-    """The PID namespace in which a runner has as much compiled at once as it is to."""
+def build_of(runner: int, at_once: int) -> str | None:
+    """The PID namespace in which a runner has so many compilers at work."""
     found = processes()
     namespaces = []
     for process in found.values():
@@ -271,4 +277,4 @@ def build_of(runner: int) -> str | None:
             above = found[above.parent]
         if above.parent == str(runner):
             namespaces.append(process.namespace)
-    return namespaces[0] if len(namespaces) >= min(2, len(os.sched_getaffinity(0))) else None
+    return namespaces[0] if len(namespaces) >= at_once else None
