@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -37,7 +38,6 @@ class Process:
 class Finished:
     process: Process
     code: int
-    seconds: float
     log: Path
     junit: Path
     left: str
@@ -118,8 +118,7 @@ class Runner:
         log, junit = self._files(one.process)
         left = _clean(one.folder / "state")
         shutil.rmtree(one.folder, ignore_errors=True)
-        seconds = time.monotonic() - one.started
-        return Finished(one.process, code, seconds, log, junit, left)
+        return Finished(one.process, code, log, junit, left)
 
     def _files(self, process: Process) -> tuple[Path, Path]:
         """Its log and its junit file."""
@@ -152,7 +151,8 @@ def in_background(
     the block waits for their end, and returns the end of the output of the one that failed."""
     log = results / "background.log"
     script = " && ".join(
-        f'echo "{name}" && {" ".join(command)}' for name, command in commands.items()
+        f"{shlex.join(['echo', name])} && {shlex.join(command)}"
+        for name, command in commands.items()
     )
     with log.open("wb") as file:
         child = subprocess.Popen(

@@ -97,10 +97,10 @@ def test_it(machine): time.sleep(1000)
 
 def test_background_is_waited_for_and_its_failure_told(tmp_path: Path) -> None:
     with in_background(
-        {"a": ("echo", "fine"), "b": ("false",), "c": ("echo", "never")}, tmp_path
+        {"a": ("echo", "fine  $HOME"), "b": ("false",), "c": ("echo", "never")}, tmp_path
     ) as wait:
         said = wait()
-    assert said.splitlines() == ["a", "fine", "b"]
+    assert said.splitlines() == ["a", "fine  $HOME", "b"]
     with in_background({"a": ("true",)}, tmp_path) as wait:
         assert wait() == ""
 

@@ -45,7 +45,7 @@ class Made(Runner):
         if code is None:
             code = int(FAILED in tests.values())
         process = Process(name, (), 0)
-        self.ended.append(Finished(process, code, seconds, log, file, left))
+        self.ended.append(Finished(process, code, log, file, left))
 
     def run(self, queue: Sequence[Process], at_once: int) -> Iterator[Finished]:
         yield from self.ended
