@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -32,27 +34,30 @@ def test_what_is_no_number_of_seconds_is_refused(tmp_path: Path, number: str) ->
         read_budget(file)
 
 
-def test_work_of_others_is_told_from_ours() -> None:
-    loop = [sys.executable, "-c", "while True: pass"]
+@pytest.mark.parametrize(
+    ("child", "words", "busy"),
+    [(True, "", False), (False, "of-this-run", False), (False, "of-another", True)],
+    ids=["child", "orphan-of-ours", "others"],
+)
+def test_work_of_others_is_told_from_ours(child: bool, words: str, busy: bool) -> None:
+    loop = [sys.executable, "-c", "while True: pass", words]
+    # a shell that ends leaves its child to another parent
+    command = loop if child else ["sh", "-c", f"{shlex.join(loop)} > /dev/null & echo $!"]
+    with OtherWork("of-this-run") as others:
+        begun = time.monotonic()
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            pid = process.pid if child else int(process.stdout.readline())
+            try:
+                while _cpu_seconds(pid) < 0.3 * (time.monotonic() - begun) or not _cpu_seconds(
+                    pid
+                ):
+                    time.sleep(0.02)
+                assert others.is_busy() == busy
+            finally:
+                os.kill(pid, signal.SIGKILL)
 
-    def cpu_seconds(process: subprocess.Popen[bytes]) -> float:
-        fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
-    def until_it_used(process: subprocess.Popen[bytes], seconds: float) -> None:
-        while cpu_seconds(process) < seconds:
-            time.sleep(0.02)
-
-    with subprocess.Popen(loop) as before:
-        try:
-            until_it_used(before, 0.1)
-            others = OtherWork.begin()
-            with subprocess.Popen(loop) as ours:
-                try:
-                    until_it_used(before, 0.5)
-                finally:
-                    ours.kill()
-            assert others.is_busy(elapsed=1)  # 0.4 CPU seconds in one
-            assert not others.is_busy(elapsed=1000)
-        finally:
-            before.kill()
+def _cpu_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
