@@ -34,11 +34,11 @@ from orchestrator.plan import PlannedTrial
 from orchestrator.prepare import plan_facts, prepare
 from orchestrator.progress import Progress
 from orchestrator.run import Bench, run_trial, run_until_it_counts
-from orchestrator.scenario import ARMS, load_scenario
+from orchestrator.scenario import ARMS, Pass, load_scenario
 
 SCENARIO = Path(__file__).parents[2] / "fixtures/scenarios/small.toml"
-GUESTS = 3
-"""On one host."""
+PASSES: tuple[Pass, ...] = ("plain",) * 3
+"""A guest boot each, on one host."""
 QUIET = "guest.cmdline=quiet"
 VARIANTS: dict[str, tuple[str, ...]] = {
     "today": (),
@@ -81,7 +81,7 @@ def boot_hosts(variant: str, boots: int, out: Path, *, begun_again: bool) -> lis
         while sum(row["boots"] for row in rows) < boots:
             number = first + len(rows)
             arm = ARMS[number % 2]
-            planned = PlannedTrial(number, number, arm, ("plain",) * GUESTS)
+            planned = PlannedTrial(number, number, arm, PASSES)
             load, started, error = os.getloadavg()[0], time.monotonic(), None
             try:
                 run_one(bench, planned)

@@ -46,16 +46,15 @@ class OtherWork:
         """`marker`: words in the command line or the environment of all that this run starts and
         that is nobody's child any more, as a QEMU under libvirt is."""
         self._marker = marker.encode()
-        self._first: dict[tuple[int, int], float] = {}
-        """(process id, start time) -> CPU seconds before this run; what begins later used none."""
-        self._last: dict[tuple[int, int], float] = {}
+        self.spent: dict[tuple[int, int], float] = {}
+        """(process id, start time) -> CPU seconds since the block began."""
+        self._before: dict[tuple[int, int], float] | None = None
         self._begun = time.monotonic()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._follow, daemon=True)
 
     def __enter__(self) -> OtherWork:
-        self._first = self._seen()
-        self._last = dict(self._first)
+        self.look()
         self._thread.start()
         return self
 
@@ -64,14 +63,21 @@ class OtherWork:
         self._thread.join()
 
     def is_busy(self) -> bool:
-        """Whether others used the CPUs since, so that nothing can be told by the clock."""
-        self._last |= self._seen()
-        spent = sum(self._last.values()) - sum(self._first.values())
-        return spent > _BUSY_SHARE * (time.monotonic() - self._begun)
+        """Whether others used the CPUs, so that nothing can be told by the clock."""
+        self.look()
+        return sum(self.spent.values()) > _BUSY_SHARE * (time.monotonic() - self._begun)
 
     def _follow(self) -> None:
         while not self._ended.wait(_LOOK_SECONDS):
-            self._last |= self._seen()
+            self.look()
+
+    def look(self) -> None:
+        """Take down what each has used by now. What begins later had used nothing before."""
+        seen = self._seen()
+        if self._before is None:
+            self._before = seen
+        for process, seconds in seen.items():
+            self.spent[process] = seconds - self._before.get(process, 0.0)
 
     def _seen(self) -> dict[tuple[int, int], float]:
         """CPU seconds of all processes but those of this run. proc_pid_stat(5): field 4 is the

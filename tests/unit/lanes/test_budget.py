@@ -35,29 +35,37 @@ def test_what_is_no_number_of_seconds_is_refused(tmp_path: Path, number: str) ->
 
 
 @pytest.mark.parametrize(
-    ("child", "words", "busy"),
+    ("child", "words", "counts"),
     [(True, "", False), (False, "of-this-run", False), (False, "of-another", True)],
     ids=["child", "orphan-of-ours", "others"],
 )
-def test_work_of_others_is_told_from_ours(child: bool, words: str, busy: bool) -> None:
-    loop = [sys.executable, "-c", "while True: pass", words]
+def test_processes_of_others_are_told_from_ours(child: bool, words: str, counts: bool) -> None:
+    sleep = [sys.executable, "-c", "import time; time.sleep(600)", words]
     # a shell that ends leaves its child to another parent
-    command = loop if child else ["sh", "-c", f"{shlex.join(loop)} > /dev/null & echo $!"]
-    with OtherWork("of-this-run") as others:
-        begun = time.monotonic()
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-            assert process.stdout is not None
-            pid = process.pid if child else int(process.stdout.readline())
-            try:
-                while _cpu_seconds(pid) < 0.3 * (time.monotonic() - begun) or not _cpu_seconds(
-                    pid
-                ):
-                    time.sleep(0.02)
-                assert others.is_busy() == busy
-            finally:
-                os.kill(pid, signal.SIGKILL)
+    command = sleep if child else ["sh", "-c", f"{shlex.join(sleep)} > /dev/null & echo $!"]
+    with (
+        OtherWork("of-this-run") as others,
+        subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process,
+    ):
+        assert process.stdout is not None
+        pid = process.pid if child else int(process.stdout.readline())
+        try:
+            others.look()
+            assert (pid in {seen for seen, _ in others.spent}) == counts
+        finally:
+            os.kill(pid, signal.SIGKILL)
 
 
-def _cpu_seconds(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+@pytest.mark.parametrize(("later", "busy"), [(11.0, True), (10.5, False)])
+def test_machine_is_busy_by_what_others_used_since(
+    later: float, busy: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter([100.0, 110.0])
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    # one that is gone, one that goes on, and one that begins and is gone before the end
+    seen = iter([{(1, 1): 50.0, (2, 1): 10.0}, {(2, 1): later, (3, 1): 0.4}, {(2, 1): later}])
+    monkeypatch.setattr(OtherWork, "_seen", lambda _: next(seen))
+    others = OtherWork("")
+    others.look()
+    others.look()
+    assert others.is_busy() == busy
