@@ -125,12 +125,13 @@ def _looked_at(host: MetalHost, progress: Progress) -> Iterator[Shell]:
 
 def _kernels(scenario: Scenario, cache: Cache, progress: Progress) -> dict[ArmName, KernelBundle]:
     """Of both arms. Raises ScenarioError for one that cannot be had, or lacks what is asked."""
-    for arm in ARMS:  # all of them, before any is built
-        with key_named(f"arms.{arm}.kernel"):
-            checked(scenario.arms[arm].kernel, cache)
-    if scenario.workload == "guest-boot" and scenario.guest is not None:
-        with key_named("guest.kernel"):
-            checked(scenario.guest.kernel, cache)
+    with progress.stage("looking at the kernels"):  # all of them, before any is built
+        for arm in ARMS:
+            with key_named(f"arms.{arm}.kernel"):
+                checked(scenario.arms[arm].kernel, cache)
+        if scenario.workload == "guest-boot" and scenario.guest is not None:
+            with key_named("guest.kernel"):
+                checked(scenario.guest.kernel, cache)
     kernels: dict[ArmName, KernelBundle] = {}
     for arm in ARMS:
         if kernels and scenario.arms[arm].kernel == scenario.arms.baseline.kernel:
