@@ -46,6 +46,7 @@ from orchestrator.factors import (
     parse_scenarios,
     toml_text,
 )
+from orchestrator.folderlock import LOCK, only_writer
 from orchestrator.judge import Judged, judge_across, judged, looks_of, traced_boots
 from orchestrator.kernels import checked, describe
 from orchestrator.matrix import MatrixDir, judge_cells, run_cells
@@ -277,8 +278,8 @@ def _out(out: Path | None, name: str) -> Path:
     if folder.exists() and not folder.is_dir():
         raise ScenarioError(f"--out {folder}: is no folder", reason="run-exists")
     there = {path.name for path in folder.iterdir()} if folder.exists() else set()
-    # the last two of what was begun, and came no further
-    if there and not there & _BEGUN and not there <= {"scenario.toml", "repo"}:
+    # the last three of what was begun, and came no further
+    if there and not there & _BEGUN and not there <= {"scenario.toml", "repo", LOCK}:
         raise ScenarioError(f"--out {folder}: is not empty and holds no run", reason="run-exists")
     return folder
 
@@ -363,11 +364,8 @@ def _begun(folder: Path, text: str) -> None:
     """A new run's scenario is there to be read before anything is built for it."""
     if (folder / "plan.json").exists():
         return
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as exc:
-        raise ScenarioError(f"--out {folder}: cannot be made: {exc.strerror}") from exc
-    (folder / "scenario.toml").write_text(text, "utf-8")
+    with only_writer(folder):
+        (folder / "scenario.toml").write_text(text, "utf-8")
 
 
 def _setting(

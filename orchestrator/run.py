@@ -16,8 +16,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from filelock import Timeout
-
 from orchestrator import __version__
 from orchestrator.bench import hypervisor, images, metal
 from orchestrator.bench.accel import Accel
@@ -36,10 +34,9 @@ from orchestrator.cache import Cache, disk_full
 from orchestrator.errors import (
     BarometerError,
     BenchError,
-    ScenarioError,
 )
 from orchestrator.evidence import RunDir, TrialDir, TrialWriter, write_json
-from orchestrator.hashing import digest_of
+from orchestrator.folderlock import only_writer
 from orchestrator.plan import PlannedTrial, make_plan
 from orchestrator.prepare import Prepared, guest_kernel_facts, plan_facts, prepare
 from orchestrator.progress import Progress
@@ -128,7 +125,7 @@ def run_plan(
     Goes on after a failed trial; stops when the bench fails twice in a row for the same reason,
     and then returns False. Raises ScenarioError and BenchError for what cannot be prepared.
     """
-    with no_space_explained(out), only_run_in(out, here.cache):
+    with no_space_explained(out), only_writer(out):
         found = _found(scenario, out, enough, only)
         prepared = prepare(scenario, here.cache, here.progress, found)
         facts = plan_facts(scenario, prepared)
@@ -176,20 +173,6 @@ def _leased(bench: Bench, met: Met, cache: Cache) -> Iterator[MetalMachine]:
             payload |= bench.prepared.payload.files
         machine.stage(bench.prepared.kernels, payload, cache)
         yield machine
-
-
-@contextlib.contextmanager
-def only_run_in(out: Path, cache: Cache) -> Iterator[None]:
-    """Raises ScenarioError when another process writes the same run."""
-    lock = cache.lock(f"runs/{digest_of({'out': str(out)})}")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as exc:
-        raise ScenarioError(f"another process is at work in {out}", reason="run-exists") from exc
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def run_trials(bench: Bench) -> bool:
