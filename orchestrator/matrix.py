@@ -17,11 +17,12 @@ from orchestrator.factors import Cell, ScenarioFile
 from orchestrator.folderlock import LOCK, only_writer
 from orchestrator.judge import Judged, judged_whole, looks_of, save
 from orchestrator.kernels import describe
+from orchestrator.report.brief import matrix_brief
 from orchestrator.report.cases import Suite, code_of, not_run
 from orchestrator.report.junit import junit_xml
 from orchestrator.report.ktap import ktap
 from orchestrator.report.matrix import matrix_report
-from orchestrator.run import Runner, no_space_explained, run_plan
+from orchestrator.run import Runner, all_made, no_space_explained, run_plan
 from orchestrator.scenario import ARMS, Scenario
 
 _FAILED_CELLS = 2
@@ -131,6 +132,14 @@ def run_cells(file: ScenarioFile, cells: Sequence[Cell], out: Path, here: Runner
     return matrix
 
 
+def all_cells_made(cells: Sequence[Cell], out: Path) -> bool:
+    """As `all_made`, of these cells."""
+    return all(
+        all_made(cell.scenario, out / "cells" / cell.name, looks_of(cell.scenario))
+        for cell in cells
+    )
+
+
 def _look_up_kernels(cells: Sequence[Cell], here: Runner) -> None:
     """A kernel that there is not is found before the first cell boots. Raises ScenarioError."""
     seen = set()
@@ -172,4 +181,5 @@ def judge_cells(matrix: MatrixDir, tester: str | None = None) -> Judged:
     whole = {"schema": 1, "scenario": name, "verdict": verdict, "cells": documents}
     texts = {"report.txt": report, "junit.xml": junit_xml(suites), "results.ktap": ktap(suites)}
     save(matrix.path, whole, texts)
-    return Judged(report, code_of(suites), whole, tuple(suites))
+    brief = matrix_brief(name, verdict, found, matrix.path)
+    return Judged(report, code_of(suites), whole, tuple(suites), brief)

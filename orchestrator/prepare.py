@@ -70,7 +70,7 @@ def prepare(
     scenario: Scenario, cache: Cache, progress: Progress, found: tuple[Accel, str] | None = None
 ) -> Prepared:
     """Accelerator, kernels and images; nothing is booted but the probe of KVM. `found`: how the
-    metal host runs, where that is known and nothing will be done on it; it is left alone then.
+    host ran, where all trials are complete: only the kernels are looked at then.
 
     Raises ScenarioError for what the scenario asks and cannot be had, BenchError otherwise.
     """
@@ -97,14 +97,16 @@ def prepare(
         guest_stage = progress.stage(f"kernel of the guest: {scenario.guest.kernel}")
         with guest_stage, key_named("guest.kernel"):
             guest_kernel = materialised(scenario.guest.kernel, cache, progress, "gues")
+    if found is not None:
+        nothing = images.PayloadFiles({}, {})
+        return Prepared(kernels, {}, guest_kernel, nothing, None, accel, reason, None)
     with progress.stage("images"):
         disk = _guest_disk(scenario, guest_kernel, cache)
         hosts: dict[ArmName, images.HostImage] = {}
         payload: images.PayloadImage | images.PayloadFiles
         if isinstance(scenario.host, MetalHost):
-            if found is None:
-                with _looked_at(scenario.host, progress) as shell:
-                    metal.check_kernels(shell, kernels)
+            with _looked_at(scenario.host, progress) as shell:
+                metal.check_kernels(shell, kernels)
             payload = images.guest_files(guest_kernel, cache)
         else:
             suite = scenario.host.suite

@@ -140,21 +140,37 @@ def run_plan(
             return run_trials(replace(bench, machine=machine))
 
 
+def all_made(scenario: Scenario, out: Path, enough: Enough | None) -> bool:
+    """Whether every trial of the run has been made, be it that the bench failed: an interrupt then
+    takes nothing from it. Raises EvidenceError when the run cannot be read."""
+    return _all(scenario, out, enough, None, lambda run, trial: (run.trials_path / trial).exists())
+
+
 def _found(
     scenario: Scenario, out: Path, enough: Enough | None, only: ArmName | None
 ) -> tuple[Accel, str] | None:
-    """How the metal host of a run ran, where all trials are complete: nothing is left to be done
-    on it. Raises EvidenceError when the run cannot be read."""
-    if not isinstance(scenario.host, MetalHost) or not (out / "plan.json").exists():
+    """How the host of a run ran, where all trials are complete: nothing is left to be done on it.
+    Raises EvidenceError when the run cannot be read."""
+    if not _all(scenario, out, enough, only, _is_complete):
         return None
+    plan = RunDir.open(out).plan()
+    return plan["accel"], plan["accel_reason"]
+
+
+def _all(
+    scenario: Scenario, out: Path, enough: Enough | None, only: ArmName | None,
+    done: Callable[[RunDir, str], bool],
+) -> bool:  # fmt: skip
+    """Whether that is so of each trial, up to those that are enough."""
+    if not (out / "plan.json").exists():
+        return False
     run = RunDir.open(out)
     for pairs, block in _blocks(scenario, enough, only):
-        if not all(_is_complete(run, planned) for planned in block):
-            return None
+        if not all(done(run, planned.name) for planned in block):
+            return False
         if enough is not None and enough(run, pairs):
             break
-    plan = run.plan()
-    return plan["accel"], plan["accel_reason"]
+    return True
 
 
 @contextlib.contextmanager
@@ -212,9 +228,9 @@ def _blocks(
     ]
 
 
-def _is_complete(run: RunDir, planned: PlannedTrial) -> bool:
+def _is_complete(run: RunDir, trial: str) -> bool:
     """A trial that the bench failed is made again."""
-    done = run.trials_path / planned.name
+    done = run.trials_path / trial
     return done.exists() and not TrialDir.open(done).manifest["outcome"].get("by_bench")
 
 
@@ -222,7 +238,7 @@ def _run_block(bench: Bench, block: Sequence[PlannedTrial], stop: _BenchWatch) -
     """As run_trials, of some of them."""
     pending = []
     for planned in block:
-        if _is_complete(bench.run, planned):
+        if _is_complete(bench.run, planned.name):
             bench.progress.note(f"trial {planned.name}: complete already")
             continue
         shutil.rmtree(bench.run.trials_path / planned.name, ignore_errors=True)
