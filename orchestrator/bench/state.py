@@ -17,7 +17,7 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import IO, Annotated, Literal
@@ -105,7 +105,7 @@ class BenchState:
 
     def end(self) -> None:
         """End and remove what is left: nothing, unless its start was interrupted."""
-        _end_machines(self._record.domains)
+        end_machines(self._record.domains)
         _remove_shm(self._record.shm)
 
     def forget(self) -> None:
@@ -212,7 +212,7 @@ def _clean_run(path: Path, content: bytes, *, locked: bool) -> Iterator[str]:
 def _end(record: Record) -> Iterator[str]:
     """End and remove what a run left that has ended."""
     run = f"run {record.token}"
-    for pid in _end_machines(record.domains):
+    for pid in end_machines(record.domains):
         yield f"{run}: ended QEMU {pid}"
     for name in _remove_shm(record.shm):
         yield f"{run}: removed {SHM / name}"
@@ -272,19 +272,25 @@ def _remove_shm(names: list[str]) -> list[str]:
     return removed
 
 
-def _end_machines(uuids: list[str]) -> list[int]:
+def end_machines(uuids: Sequence[str]) -> list[int]:
     """Kill the QEMU processes that run a domain with one of the UUIDs, and wait for their end."""
-    ours = []
-    for process in Path("/proc").glob("[0-9]*"):
-        words = _command_line(int(process.name))
-        if "qemu-system" in words[0] and any(uuid in words for uuid in uuids):
-            ours.append(int(process.name))
+    ours = qemu_processes(uuids)
     for pid in ours:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.kill(pid, signal.SIGKILL)
     deadline = time.monotonic() + 10
     while any(process_start(pid) for pid in ours) and time.monotonic() < deadline:
         time.sleep(0.05)
+    return ours
+
+
+def qemu_processes(uuids: Sequence[str]) -> list[int]:
+    """Ids of the QEMU processes that run a domain with one of the UUIDs."""
+    ours = []
+    for process in Path("/proc").glob("[0-9]*"):
+        words = _command_line(int(process.name))
+        if "qemu-system" in words[0] and any(uuid in words for uuid in uuids):
+            ours.append(int(process.name))
     return ours
 
 
