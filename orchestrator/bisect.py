@@ -40,13 +40,14 @@ from orchestrator.cache import Cache
 from orchestrator.commits import Commits, Search
 from orchestrator.errors import BenchError, EvidenceError, ScenarioError, key_named
 from orchestrator.evidence import RunDir, need_keys, read_json, write_json
+from orchestrator.folderlock import LOCK, only_writer
 from orchestrator.judge import judged, sampled
 from orchestrator.kernels import checked
 from orchestrator.kernels.package import resolved
 from orchestrator.progress import Progress
 from orchestrator.report.bisect import bisect_report
 from orchestrator.report.quantities import quantity
-from orchestrator.run import Runner, no_space_explained, only_run_in, run_plan
+from orchestrator.run import Runner, no_space_explained, run_plan
 from orchestrator.scenario import (
     ARMS,
     ArmName,
@@ -177,7 +178,7 @@ class Record:
             steps = map(step_of, known["steps"])
             self.steps = [step for step in steps if not step.failed_by_bench]
         # bisect.json comes after git's state: without it nothing has run yet
-        elif out.exists() and not {p.name for p in out.iterdir()} <= {_REPOSITORY}:
+        elif out.exists() and not {p.name for p in out.iterdir()} <= {_REPOSITORY, LOCK}:
             raise ScenarioError(f"{out} is not empty and holds no bisection", reason="run-exists")
 
     def add(self, *steps: Step) -> None:
@@ -408,7 +409,7 @@ def run_bisection(question: Question, out: Path, here: Runner) -> Record:
     are checked as far as that can be; raises ScenarioError there, too."""
     commits, machines = question.commits, Machines(here)
     question = replace(question, kernel=question.kernel.pinned(here.cache), under=_under(here))
-    with no_space_explained(out), only_run_in(out, here.cache):
+    with no_space_explained(out), only_writer(out):
         with here.progress.stage("looking at the ends"):
             for option, commit in (("--good", commits.good[0]), ("--bad", commits.bad)):
                 with key_named(option):

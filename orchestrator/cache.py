@@ -26,6 +26,7 @@ from platformdirs import user_cache_path
 from orchestrator.command import run
 from orchestrator.errors import BenchError
 from orchestrator.hashing import digest_of, sha256_file
+from orchestrator.progress import waiting_for
 
 log = logging.getLogger("barometer.cache")
 _ROOM = 8 << 20
@@ -62,7 +63,8 @@ class Cache:
             lock.acquire(timeout=0)
         except Timeout:
             log.warning("waiting for another run, which is at work on %s", self.root / name)
-            lock.acquire()
+            with waiting_for(f"another run, which is at work on {self.root / name}"):
+                lock.acquire()
         try:
             yield
         finally:

@@ -46,20 +46,21 @@ from orchestrator.factors import (
     parse_scenarios,
     toml_text,
 )
+from orchestrator.folderlock import LOCK, only_writer
 from orchestrator.judge import Judged, judge_across, judged, looks_of, traced_boots
 from orchestrator.kernels import checked, describe
-from orchestrator.matrix import MatrixDir, judge_cells, run_cells
+from orchestrator.matrix import MatrixDir, all_cells_made, judge_cells, run_cells
 from orchestrator.plan import make_plan
 from orchestrator.profile import QUIET_SECONDS, Asked, record
 from orchestrator.profile import clear as clear_profile
 from orchestrator.progress import Progress
-from orchestrator.report.bisect import bisect_report
+from orchestrator.report.brief import bisect_brief
 from orchestrator.report.doctor import json_diagnosis, text_diagnosis
 from orchestrator.report.github import job_summary, workflow_commands
 from orchestrator.report.profile import profile_json, text_profile
 from orchestrator.report.timeline import text_timeline
 from orchestrator.report.wording import said_of
-from orchestrator.run import no_space_explained, run_plan, runner
+from orchestrator.run import all_made, no_space_explained, run_plan, runner
 from orchestrator.scenario import (
     ARMS,
     Arm,
@@ -90,6 +91,7 @@ _UsageError = cast(type[typer.BadParameter], typer.BadParameter.__mro__[1])
 
 _BEGUN = {"plan.json", "matrix.json", "cells", "bisect.json"}
 """What tells the folder of a run, a matrix or a bisection."""
+_INTERRUPTED = 130
 _OF_A_PATH = (
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ELOOP,
     errno.ENAMETOOLONG,
@@ -183,44 +185,46 @@ def plan(
         return describe(kernel, cache)
 
     if as_json:
-        planned = [_plan_json(cell, described) for cell in cells]
+        with Progress().task("plan"):
+            planned = [_plan_json(cell, described) for cell in cells]
         _print_json({"schema": 1, "scenario": file.name, "cells": planned})
         return
-    if file.has_matrix:
-        print(f"{file.name}: {len(cells)} cells of {len(file.cells)}")
-    for cell in cells:
-        if file.has_matrix:
-            settings = (f"{key} = {toml_text(value)}" for key, value in cell.settings.items())
-            print(f"\ncell {cell.name}: {', '.join(settings)}")
-        _print_plan(cell.scenario, described)
+    lines = [f"{file.name}: {len(cells)} cells of {len(file.cells)}"] * file.has_matrix
+    with Progress().task("plan"):
+        for cell in cells:
+            if file.has_matrix:
+                settings = (f"{key} = {toml_text(value)}" for key, value in cell.settings.items())
+                lines.append(f"\ncell {cell.name}: {', '.join(settings)}")
+            lines += _plan_lines(cell.scenario, described)
+    print("\n".join(lines))
 
 
-def _print_plan(scenario: Scenario, described: Callable[[Kernel], str]) -> None:
+def _plan_lines(scenario: Scenario, described: Callable[[Kernel], str]) -> Iterator[str]:
     number = f"{scenario.device.count} x " * (scenario.device.count > 1)
-    print(
+    yield (
         f"{scenario.name}: {scenario.workload}, {number}{scenario.device.kind} with a BAR of "
         f"{format_size(scenario.device.bar)}, passes {', '.join(scenario.trace.passes)}"
     )
     for arm in ARMS:
         with key_named(f"arms.{arm}.kernel"):
-            print(f"  {arm:<10} {described(scenario.arms[arm].kernel)}")
+            yield f"  {arm:<10} {described(scenario.arms[arm].kernel)}"
         for setting in _settings_said(scenario.arms[arm]):
-            print(f"  {'':<10} {setting}")
+            yield f"  {'':<10} {setting}"
     if scenario.workload == "guest-boot" and scenario.guest is not None:
         with key_named("guest.kernel"):
             kernel = described(scenario.guest.kernel)
-        print(f"  {'guest':<10} {kernel}{said_of(scenario.guest)}")
+        yield f"  {'guest':<10} {kernel}{said_of(scenario.guest)}"
     else:
         points = ", ".join(point.name for point in scenario.points())
-        print(f"  {'points':<10} {points}")
+        yield f"  {'points':<10} {points}"
     if (until := scenario.trials.until) is not None:
-        print(
+        yield (
             f"  {'pairs':<10} at most {scenario.trials.most_pairs} pairs, until the deciding"
             f" metrics are known to {100 * until.precision:g}%"
         )
     for trial in make_plan(scenario):
         where = f"pair {trial.pair}, " * (trial.pair > 0)
-        print(f"  {trial.name}  {where}{', '.join(trial.passes)}")
+        yield f"  {trial.name}  {where}{', '.join(trial.passes)}"
 
 
 def _settings_said(arm: Arm) -> Iterator[str]:
@@ -265,9 +269,8 @@ def run(
     _logging(verbose)
     step_summary = _step_summary(github)
     file, cells = _load(scenario, overrides, pairs, names)
-    folder = _out(out, file.name)
-    _ran(file, cells, folder, keep=keep)
-    _judged(folder, as_json, step_summary)
+    found = _measured(file, cells, _out(out, file.name), Progress(), keep=keep)
+    _told(found, as_json, step_summary)
 
 
 def _out(out: Path | None, name: str) -> Path:
@@ -277,19 +280,50 @@ def _out(out: Path | None, name: str) -> Path:
     if folder.exists() and not folder.is_dir():
         raise ScenarioError(f"--out {folder}: is no folder", reason="run-exists")
     there = {path.name for path in folder.iterdir()} if folder.exists() else set()
-    # the last two of what was begun, and came no further
-    if there and not there & _BEGUN and not there <= {"scenario.toml", "repo"}:
+    # the last three of what was begun, and came no further
+    if there and not there & _BEGUN and not there <= {"scenario.toml", "repo", LOCK}:
         raise ScenarioError(f"--out {folder}: is not empty and holds no run", reason="run-exists")
     return folder
 
 
-def _ran(file: ScenarioFile, cells: tuple[Cell, ...], folder: Path, *, keep: bool) -> None:
-    with no_space_explained(folder), runner(Cache(), Progress(), keep=keep) as here:
+def _measured(
+    file: ScenarioFile, cells: tuple[Cell, ...], folder: Path, progress: Progress, *, keep: bool
+) -> Judged:
+    """What is not measured yet, and the judgement of all. A run that is interrupted when all its
+    trials are made is judged, too. The exit code says that it was interrupted if something may
+    have been left undone: a metal host may not be as it was."""
+    with progress.task("run"):
+        try:
+            _ran(file, cells, folder, progress, keep=keep)
+            with progress.stage("judging"):
+                return _judged(folder)
+        except KeyboardInterrupt as exc:
+            if not _all_made(file, cells, folder):
+                raise
+            progress.note(
+                f"interrupted by {str(exc) or 'Ctrl-C'}: all trials are made, and are judged"
+            )
+            with progress.stage("judging"):
+                found = _judged(folder)
+            on_metal = any(isinstance(cell.scenario.host, MetalHost) for cell in cells)
+            return _exiting(found, _INTERRUPTED) if on_metal else found
+
+
+def _ran(
+    file: ScenarioFile, cells: tuple[Cell, ...], folder: Path, progress: Progress, *, keep: bool
+) -> None:
+    with no_space_explained(folder), runner(Cache(), progress, keep=keep) as here:
         if file.has_matrix:
             run_cells(file, cells, folder, here)
         else:
             one = cells[0]
             run_plan(one.scenario, one.text, folder, here, looks_of(one.scenario))
+
+
+def _all_made(file: ScenarioFile, cells: tuple[Cell, ...], folder: Path) -> bool:
+    if file.has_matrix:
+        return all_cells_made(cells, folder)
+    return all_made(cells[0].scenario, folder, looks_of(cells[0].scenario))
 
 
 @app.command()
@@ -337,17 +371,20 @@ def ab(
     _logging(verbose)
     step_summary = _step_summary(github)
     here, knobs = Path.cwd(), knobs_of(cmdline, parameters or [], sysfs or [])
-    before = parse_kernel(base, "--base", folder=here)
-    after = parse_kernel(candidate, "--candidate", base=before, folder=here) if candidate else None
-    arms = arms_of(before, after, series or [], config or [], knobs, here)
-    text = ab_text(_setting(accel, workload, bar, guest), *arms, knobs, pairs)
-    file = parse_scenarios(text, "ab", here, overrides or [])
+    progress = Progress()
+    with progress.task("ab"):
+        before = parse_kernel(base, "--base", folder=here)
+        after = (
+            parse_kernel(candidate, "--candidate", base=before, folder=here) if candidate else None
+        )
+        arms = arms_of(before, after, series or [], config or [], knobs, here)
+        text = ab_text(_setting(accel, workload, bar, guest), *arms, knobs, pairs)
+        file = parse_scenarios(text, "ab", here, overrides or [])
     if write is not None:
         _write(write, file.text)
         return
     folder, cache = _out(out, file.name), Cache()
     changed = "--series" if series else "--candidate"
-    progress = Progress()
     with progress.stage("looking at the kernels"):
         for option, arm, kernel in zip(("--base", changed), ARMS, arms, strict=True):
             with key_named(option):
@@ -355,19 +392,16 @@ def ab(
                 progress.note(f"{arm}: {describe(kernel, cache)}")
     _begun(folder, file.text)
     progress.note(f"scenario: {folder / 'scenario.toml'}")
-    _ran(file, file.cells, folder, keep=keep)
-    _judged(folder, as_json, step_summary)
+    found = _measured(file, file.cells, folder, progress, keep=keep)
+    _told(found, as_json, step_summary)
 
 
 def _begun(folder: Path, text: str) -> None:
     """A new run's scenario is there to be read before anything is built for it."""
     if (folder / "plan.json").exists():
         return
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as exc:
-        raise ScenarioError(f"--out {folder}: cannot be made: {exc.strerror}") from exc
-    (folder / "scenario.toml").write_text(text, "utf-8")
+    with only_writer(folder):
+        (folder / "scenario.toml").write_text(text, "utf-8")
 
 
 def _setting(
@@ -443,30 +477,31 @@ def bisect(
 ) -> None:
     """Find the first commit that costs more, or less: git's bisection, by measuring."""
     _logging(verbose)
-    commits = commits_of(tree, good, bad, paths or [])
-    kernels = kernels_of(commits, on, config or [], Path.cwd())
-    short = {"--bar": bar, "--accel": accel, "--workload": workload, "--guest": guest}
-    if scenario is None:
-        setting = _setting(accel, workload, bar, guest)
-        how = bisect_text(setting, metric, kernels(commits.bad), overrides or [])
-    elif given := [option for option, value in short.items() if value is not None]:
-        raise ScenarioError(
-            f"{given[0]} and --scenario exclude one another",
-            hint="--set KEY=VALUE overrides what the file says",
-            reason="scenario",
-        )
-    else:
-        one, text = load_scenario(scenario, overrides or [])
-        how = template_of(one, text, _accel_of(one.host), metric)
-    question = Question(commits, kernels, metric, how, trials)
-    folder = _out(out, "bisect")
-    with runner(Cache(), Progress(), keep=keep) as here:
-        record = run_bisection(question, folder, here)
+    with Progress().task("bisect") as progress:
+        commits = commits_of(tree, good, bad, paths or [])
+        kernels = kernels_of(commits, on, config or [], Path.cwd())
+        short = {"--bar": bar, "--accel": accel, "--workload": workload, "--guest": guest}
+        if scenario is None:
+            setting = _setting(accel, workload, bar, guest)
+            how = bisect_text(setting, metric, kernels(commits.bad), overrides or [])
+        elif given := [option for option, value in short.items() if value is not None]:
+            raise ScenarioError(
+                f"{given[0]} and --scenario exclude one another",
+                hint="--set KEY=VALUE overrides what the file says",
+                reason="scenario",
+            )
+        else:
+            one, text = load_scenario(scenario, overrides or [])
+            how = template_of(one, text, _accel_of(one.host), metric)
+        question = Question(commits, kernels, metric, how, trials)
+        folder = _out(out, "bisect")
+        with runner(Cache(), progress, keep=keep) as here:
+            record = run_bisection(question, folder, here)
     if as_json:
         said = {"bisection": str(folder), "exit_code": record.exit_code}
         _print_json(record.document() | said)
     else:
-        print(f"{bisect_report(record.bisection())}\nbisection: {folder}")
+        print(bisect_brief(record.bisection(), folder))
     raise typer.Exit(record.exit_code)
 
 
@@ -477,11 +512,17 @@ def report(
         str | None,
         typer.Option(metavar="'NAME <MAIL>'", help="For Tested-by; default: git's user."),
     ] = None,
+    table: Annotated[
+        bool, typer.Option("--table", help="Print all of report.txt, with the table.")
+    ] = False,
     as_json: AsJson = False,
     github: ForGitHub = False,
 ) -> None:
     """Judge the saved evidence of a run again."""
-    _judged(run.absolute(), as_json, _step_summary(github), tester)
+    step_summary = _step_summary(github)
+    with Progress().task("report"):
+        found = _judged(run.absolute(), tester)
+    _told(found, as_json, step_summary, table=table)
 
 
 @app.command()
@@ -497,7 +538,9 @@ def compare(
 ) -> None:
     """Compare one arm of runs of different days or machines with that of the first run."""
     step_summary = _step_summary(github)
-    _told(judge_across([run.absolute() for run in runs], arm, allow or []), as_json, step_summary)
+    with Progress().task("compare"):
+        found = judge_across([run.absolute() for run in runs], arm, allow or [])
+    _told(found, as_json, step_summary)
 
 
 @app.command()
@@ -510,15 +553,16 @@ def timeline(
     ] = None,
 ) -> None:
     """Show the traced guest boots of a trial: phases, maps and unmaps, and their causes."""
-    boots = traced_boots(trial.absolute())
-    if perfetto is not None:
-        # Only here: it loads Perfetto's protobuf.
-        from orchestrator.report.perfetto import perfetto_trace  # noqa: PLC0415
+    with Progress().task("timeline"):
+        boots = traced_boots(trial.absolute())
+        if perfetto is not None:
+            # Only here: it loads Perfetto's protobuf.
+            from orchestrator.report.perfetto import perfetto_trace  # noqa: PLC0415
 
-        try:
-            perfetto.write_bytes(b"".join(map(perfetto_trace, boots)))
-        except OSError as exc:
-            raise ScenarioError(f"{perfetto} cannot be written: {exc.strerror}") from exc
+            try:
+                perfetto.write_bytes(b"".join(map(perfetto_trace, boots)))
+            except OSError as exc:
+                raise ScenarioError(f"{perfetto} cannot be written: {exc.strerror}") from exc
     if as_json:
         _print_json({"schema": 1, "boots": [to_json(boot) for boot in boots]})
     else:
@@ -566,15 +610,17 @@ def profile(
     """Boot an existing libvirt domain once, and show where the time goes and what would help."""
     _logging(verbose)
     if clear:
-        clear_profile(connect, ssh_config)
+        with Progress().task("profile --clear"):
+            clear_profile(connect, ssh_config)
         return
     if domain is None:
         raise ScenarioError("profile: no DOMAIN is given", hint="virsh list --all names them")
     asked = Asked(domain, connect, ssh_config, reboot, _until(until))
-    recorded = record(asked, Progress())
-    if save is not None:
-        recorded.save(save)
-    found = profile_of(recorded.facts, recorded.files)
+    with Progress().task("profile") as progress:
+        recorded = record(asked, progress)
+        if save is not None:
+            recorded.save(save)
+        found = profile_of(recorded.facts, recorded.files)
     if as_json:
         _print_json(profile_json(found))
     else:
@@ -625,9 +671,9 @@ def recover(
     spec = _metal_host(host, ssh_config, deadline, wait)
     if power_cycle and spec.power_cycle is None:
         raise ScenarioError("--power-cycle: only a scenario's host.power_cycle says how")
-    with bench_state() as state:
+    with Progress().task(f"recover {spec.address}") as progress, bench_state() as state:
         found = recover_host(
-            spec, state.folder / "metal", Progress(), keep_kernel=keep_kernel,
+            spec, state.folder / "metal", progress, keep_kernel=keep_kernel,
             power_cycle=power_cycle,
         )  # fmt: skip
     print(f"{spec.address}: " + ("put back as it was" if found else "nothing to recover"))
@@ -690,7 +736,8 @@ def doctor(
                 hint=f"name one: --cell {cells[0].name}", reason="scenario",
             )  # fmt: skip
         asked = cells[0].scenario
-    found = diagnosed(asked, host, ssh_config, Cache(), probe=probe)
+    with Progress().task("doctor"):
+        found = diagnosed(asked, host, ssh_config, Cache(), probe=probe)
     if as_json:
         _print_json(json_diagnosis(found))
     else:
@@ -701,7 +748,8 @@ def doctor(
 @app.command()
 def clean(as_json: AsJson = False) -> None:
     """End and remove what killed runs left on this machine, and only that."""
-    lines = [*clean_state(), *(f"removed {path}" for path in Cache().sweep())]
+    with Progress().task("clean"):
+        lines = [*clean_state(), *(f"removed {path}" for path in Cache().sweep())]
     if as_json:
         _print_json({"schema": 1, "done": lines})
         return
@@ -729,9 +777,7 @@ def _step_summary(github: bool) -> Path | None:
     return Path(name)
 
 
-def _judged(
-    folder: Path, as_json: bool, step_summary: Path | None, tester: str | None = None
-) -> NoReturn:
+def _judged(folder: Path, tester: str | None = None) -> Judged:
     tester = tester or _git_user()
     with no_space_explained(folder):
         found = (
@@ -739,16 +785,21 @@ def _judged(
             if MatrixDir.is_at(folder)
             else judged(RunDir.open(folder), tester)
         )
-    said = {"run": str(folder), "exit_code": found.exit_code}
-    told = found._replace(report=f"{found.report}\nrun: {folder}", document=found.document | said)
-    _told(told, as_json, step_summary)
+    found.document["run"] = str(folder)
+    return _exiting(found, found.exit_code)
 
 
-def _told(found: Judged, as_json: bool, step_summary: Path | None) -> NoReturn:
+def _exiting(found: Judged, code: int) -> Judged:
+    return found._replace(exit_code=code, document=found.document | {"exit_code": code})
+
+
+def _told(
+    found: Judged, as_json: bool, step_summary: Path | None, *, table: bool = False
+) -> NoReturn:
     if as_json:
         _print_json(found.document)
     else:
-        print(found.report)
+        print(f"{found.report}\nrun: {found.document['run']}" if table else found.brief)
     if step_summary is not None:
         with step_summary.open("a", encoding="utf-8") as file:
             file.write(job_summary(found.suites))
@@ -837,7 +888,7 @@ def _run() -> int:
     except (KeyboardInterrupt, typer.Abort) as exc:
         by = f" by {exc}" if str(exc) else ""
         say(f"interrupted{by}; what it started was ended, or is named above")
-        return 130
+        return _INTERRUPTED
     except BrokenPipeError:
         # what is left in the buffer must not be tried again when Python ends
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

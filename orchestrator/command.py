@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import BenchError
+from orchestrator.progress import waiting_for
 
 _LAST_SECONDS = 5
 log = logging.getLogger("barometer.command")
@@ -45,7 +46,7 @@ def run(
         )  # fmt: skip
     except (FileNotFoundError, PermissionError) as exc:  # the latter of a folder in PATH, too
         raise _missing(words[0], doing) from exc
-    with process:
+    with process, waiting_for(doing):
         try:
             out, err = process.communicate(stdin, timeout=timeout)
         except subprocess.TimeoutExpired as exc:
@@ -102,7 +103,7 @@ def run_logged(
         late = threading.Timer(timeout, end)
         late.start()
         try:
-            with process:
+            with process, waiting_for(doing):
                 for line in process.stdout or ():
                     file.write(line)
                     on_line(line.rstrip())

@@ -35,6 +35,7 @@ from orchestrator.errors import (
     EvidenceError,
     ScenarioError,
 )
+from orchestrator.folderlock import LOCK
 from orchestrator.hashing import sha256_file
 from orchestrator.scenario import ARMS, ArmName
 
@@ -293,7 +294,7 @@ class RunDir:
             _same_plan(path, read_json(path / "plan.json"), plan)
             return run
         # plan.json is written last: without it nothing has run yet
-        begun = {"scenario.toml", "trials", "kernels"}
+        begun = {"scenario.toml", "trials", "kernels", LOCK}
         if path.exists() and not {p.name for p in path.iterdir()} <= begun:
             raise ScenarioError(f"{path} is not empty and holds no run", reason="run-exists")
         run.trials_path.mkdir(parents=True, exist_ok=True)

@@ -28,6 +28,7 @@ from orchestrator.analysis.variable import variable
 from orchestrator.errors import EvidenceError, ScenarioError
 from orchestrator.evidence import MANIFEST, RunDir, TrialDir, write_json
 from orchestrator.plan import make_plan
+from orchestrator.report.brief import run_brief
 from orchestrator.report.cases import Suite, code_of, suite
 from orchestrator.report.junit import junit_xml
 from orchestrator.report.kcidb import kcidb_objects
@@ -62,10 +63,13 @@ class Judged(NamedTuple):
     """What the command says of a run, or of the cells of a matrix."""
 
     report: str
+    """report.txt."""
     exit_code: int
     document: dict[str, Any]
     """comparison.json."""
     suites: tuple[Suite, ...]
+    brief: str
+    """The end of a run: at most twelve lines, the last of which names its folder."""
 
 
 def judged(run: RunDir, tester: str | None = None) -> Judged:
@@ -103,7 +107,8 @@ def judged_whole(run: RunDir, tester: str | None) -> tuple[Scenario, Comparison,
     save(run.path, document, texts)
     _save_page(run.path / "report.html", scenario, comparison, plan)
     _save_timelines(run.path / "timelines", comparison)
-    return scenario, comparison, Judged(report, one.exit_code, document, (one,))
+    brief = run_brief(scenario, comparison, plan, run.path)
+    return scenario, comparison, Judged(report, one.exit_code, document, (one,), brief)
 
 
 def saved_run(run: RunDir) -> SavedRun:
@@ -169,7 +174,8 @@ def judge_across(folders: Sequence[Path], arm: ArmName, allow: Sequence[str]) ->
     whole = {
         "schema": 1, "first": first.name, "arm": arm, "exit_code": code, "comparisons": documents,
     }  # fmt: skip
-    return Judged("\n\n".join(reports), code, whole, tuple(suites))
+    report = "\n\n".join(reports)
+    return Judged(report, code, whole, tuple(suites), report)  # which is saved nowhere
 
 
 def looks_of(scenario: Scenario) -> Callable[[RunDir, int], bool] | None:

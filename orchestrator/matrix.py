@@ -14,13 +14,15 @@ from orchestrator.analysis.comparison import Comparison, worst
 from orchestrator.errors import BenchError, EvidenceError, ScenarioError, key_named
 from orchestrator.evidence import RunDir, need_keys, read_json, write_json
 from orchestrator.factors import Cell, ScenarioFile
+from orchestrator.folderlock import LOCK, only_writer
 from orchestrator.judge import Judged, judged_whole, looks_of, save
 from orchestrator.kernels import describe
+from orchestrator.report.brief import matrix_brief
 from orchestrator.report.cases import Suite, code_of, not_run
 from orchestrator.report.junit import junit_xml
 from orchestrator.report.ktap import ktap
 from orchestrator.report.matrix import matrix_report
-from orchestrator.run import Runner, no_space_explained, only_run_in, run_plan
+from orchestrator.run import Runner, all_made, no_space_explained, run_plan
 from orchestrator.scenario import ARMS, Scenario
 
 _FAILED_CELLS = 2
@@ -54,7 +56,7 @@ class MatrixDir:
                 )
             names |= {cell["name"] for cell in matrix.facts()["cells"]}
         # matrix.json is written last: without it nothing has run yet
-        elif path.exists() and not {p.name for p in path.iterdir()} <= {"scenario.toml"}:
+        elif path.exists() and not {p.name for p in path.iterdir()} <= {"scenario.toml", LOCK}:
             raise ScenarioError(
                 f"{path} is not empty and holds no run of a [matrix]", reason="run-exists"
             )
@@ -103,7 +105,7 @@ def run_cells(file: ScenarioFile, cells: Sequence[Cell], out: Path, here: Runner
     Goes on after a cell whose bench failed; stops when that happens twice in a row. Raises
     ScenarioError for what a cell asks and cannot be had, and BenchError when nothing at all ran.
     """
-    with no_space_explained(out), only_run_in(out, here.cache):
+    with no_space_explained(out), only_writer(out):
         with here.progress.stage("kernels of all cells"):
             _look_up_kernels(cells, here)
         matrix = MatrixDir.create(out, file, cells)
@@ -128,6 +130,14 @@ def run_cells(file: ScenarioFile, cells: Sequence[Cell], out: Path, here: Runner
     if failures[-1] is not None and not any(matrix.runs().values()):
         raise failures[-1]
     return matrix
+
+
+def all_cells_made(cells: Sequence[Cell], out: Path) -> bool:
+    """As `all_made`, of these cells."""
+    return all(
+        all_made(cell.scenario, out / "cells" / cell.name, looks_of(cell.scenario))
+        for cell in cells
+    )
 
 
 def _look_up_kernels(cells: Sequence[Cell], here: Runner) -> None:
@@ -171,4 +181,5 @@ def judge_cells(matrix: MatrixDir, tester: str | None = None) -> Judged:
     whole = {"schema": 1, "scenario": name, "verdict": verdict, "cells": documents}
     texts = {"report.txt": report, "junit.xml": junit_xml(suites), "results.ktap": ktap(suites)}
     save(matrix.path, whole, texts)
-    return Judged(report, code_of(suites), whole, tuple(suites))
+    brief = matrix_brief(name, verdict, found, matrix.path)
+    return Judged(report, code_of(suites), whole, tuple(suites), brief)

@@ -70,7 +70,7 @@ def prepare(
     scenario: Scenario, cache: Cache, progress: Progress, found: tuple[Accel, str] | None = None
 ) -> Prepared:
     """Accelerator, kernels and images; nothing is booted but the probe of KVM. `found`: how the
-    metal host runs, where that is known and nothing will be done on it; it is left alone then.
+    host ran, where all trials are complete: only the kernels are looked at then.
 
     Raises ScenarioError for what the scenario asks and cannot be had, BenchError otherwise.
     """
@@ -97,14 +97,16 @@ def prepare(
         guest_stage = progress.stage(f"kernel of the guest: {scenario.guest.kernel}")
         with guest_stage, key_named("guest.kernel"):
             guest_kernel = materialised(scenario.guest.kernel, cache, progress, "gues")
+    if found is not None:
+        nothing = images.PayloadFiles({}, {})
+        return Prepared(kernels, {}, guest_kernel, nothing, None, accel, reason, None)
     with progress.stage("images"):
         disk = _guest_disk(scenario, guest_kernel, cache)
         hosts: dict[ArmName, images.HostImage] = {}
         payload: images.PayloadImage | images.PayloadFiles
         if isinstance(scenario.host, MetalHost):
-            if found is None:
-                with _looked_at(scenario.host, progress) as shell:
-                    metal.check_kernels(shell, kernels)
+            with _looked_at(scenario.host, progress) as shell:
+                metal.check_kernels(shell, kernels)
             payload = images.guest_files(guest_kernel, cache)
         else:
             suite = scenario.host.suite
@@ -125,12 +127,13 @@ def _looked_at(host: MetalHost, progress: Progress) -> Iterator[Shell]:
 
 def _kernels(scenario: Scenario, cache: Cache, progress: Progress) -> dict[ArmName, KernelBundle]:
     """Of both arms. Raises ScenarioError for one that cannot be had, or lacks what is asked."""
-    for arm in ARMS:  # all of them, before any is built
-        with key_named(f"arms.{arm}.kernel"):
-            checked(scenario.arms[arm].kernel, cache)
-    if scenario.workload == "guest-boot" and scenario.guest is not None:
-        with key_named("guest.kernel"):
-            checked(scenario.guest.kernel, cache)
+    with progress.stage("looking at the kernels"):  # all of them, before any is built
+        for arm in ARMS:
+            with key_named(f"arms.{arm}.kernel"):
+                checked(scenario.arms[arm].kernel, cache)
+        if scenario.workload == "guest-boot" and scenario.guest is not None:
+            with key_named("guest.kernel"):
+                checked(scenario.guest.kernel, cache)
     kernels: dict[ArmName, KernelBundle] = {}
     for arm in ARMS:
         if kernels and scenario.arms[arm].kernel == scenario.arms.baseline.kernel:

@@ -1,8 +1,10 @@
-"""What a run is doing now: one live line on a terminal, plain lines when piped."""
+"""What a command is doing now: one live line on a terminal; in a pipe plain lines, and one within
+30 s at the latest, whatever it waits for."""
 
 from __future__ import annotations
 
-import logging
+import os
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -12,26 +14,50 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-log = logging.getLogger("barometer")
+_SILENCE_SECONDS = 25.0
+"""The rest of the 30 s is for a machine that is busy."""
+_DETAIL_COLUMNS = 120
+_of_thread = threading.local()
+"""`progress`: what shows the innermost stage of a thread."""
 
 
 class Progress:
-    """Stages with their elapsed time. Stages nest; the innermost one is the live line."""
+    """Stages with their elapsed time. Stages nest; the innermost one is the live line. `silence`:
+    seconds after which a log gets a line that says where things are."""
 
-    def __init__(self, console: Console | None = None) -> None:
-        self._console = console or Console(stderr=True, highlight=False)
+    def __init__(self, console: Console | None = None, silence: float = _SILENCE_SECONDS) -> None:
+        self._console = console or _standard_error()
+        self._silence = silence
+        self._task: tuple[str, float] | None = None
         self._stack: list[tuple[str, float]] = []
+        self._waits_for = ""
         self._detail = ""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
+        self._printed = 0.0
         self._label = ""
+        self._root = self
         self._lanes: list[Progress] = []
+
+    @contextmanager
+    def task(self, name: str) -> Iterator[Progress]:
+        """Show where things are until the block ends, between stages as `name`. Within another
+        task nothing changes."""
+        if self._root._task is not None:
+            yield self
+            return
+        self._task = name, time.monotonic()
+        try:
+            with self._live() if self._console.is_interactive else self._timer():
+                yield self
+        finally:
+            self._task = None
 
     @contextmanager
     def lane(self, label: str) -> Iterator[Progress]:
         """Progress of something that goes on beside others: its lines begin with `label`, and
-        the live line shows where each of them is."""
+        the root shows where each of them is."""
         lane = Progress(self._console)
-        lane._label, lane._lock = label, self._lock
+        lane._label, lane._lock, lane._root = label, self._lock, self._root
         self._lanes.append(lane)
         try:
             yield lane
@@ -41,12 +67,44 @@ class Progress:
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Show `name` while the block runs, then how long it took; in red when it raised."""
-        started = time.monotonic()
-        depth = len(self._stack)
-        self._stack.append((name, started))
-        self._detail = ""
-        outermost = depth == 0 and self._console.is_terminal and not self._label
-        live = Live(
+        with self.task(name), self._shows_this_thread():
+            started = time.monotonic()
+            depth = len(self._stack)
+            self._stack.append((name, started))
+            self._detail = ""
+            if not self._console.is_interactive:
+                self._print(depth, f"{name} ...")
+            try:
+                yield
+            except BaseException:
+                seconds = time.monotonic() - started
+                self._print(depth, f"({name}: failed after {seconds:.1f} s)", "red")
+                raise
+            else:
+                self._print(depth, f"{name}: {time.monotonic() - started:.1f} s")
+            finally:
+                self._stack.pop()
+                self._detail = ""
+
+    def detail(self, text: str) -> None:
+        """The last thing seen inside the current stage."""
+        self._detail = text
+
+    def note(self, text: str) -> None:
+        """A line that stays."""
+        self._print(len(self._stack), text)
+
+    @contextmanager
+    def _shows_this_thread(self) -> Iterator[None]:
+        before = getattr(_of_thread, "progress", None)
+        _of_thread.progress = self
+        try:
+            yield
+        finally:
+            _of_thread.progress = before
+
+    def _live(self) -> Live:
+        return Live(
             get_renderable=self._line,
             console=self._console,
             refresh_per_second=4,
@@ -54,49 +112,84 @@ class Progress:
             redirect_stdout=False,
             redirect_stderr=False,
         )
-        if outermost:
-            live.start()
-        elif not self._console.is_terminal:
-            self._print(depth, f"{name} ...")
+
+    @contextmanager
+    def _timer(self) -> Iterator[None]:
+        ended = threading.Event()
+        self._printed = time.monotonic()
+        timer = threading.Thread(target=self._break_silence, args=(ended,), daemon=True)
+        timer.start()
         try:
             yield
-        except BaseException:
-            self._print(depth, f"({name}: failed after {time.monotonic() - started:.1f} s)", "red")
-            raise
-        else:
-            self._print(depth, f"{name}: {time.monotonic() - started:.1f} s")
         finally:
-            self._stack.pop()
-            self._detail = ""
-            if outermost:
-                live.stop()
+            ended.set()
+            timer.join(1)  # not for ever: it may be writing to a pipe that nobody reads
 
-    def detail(self, text: str) -> None:
-        """The last thing seen inside the current stage; shown on the live line only."""
-        self._detail = text
-
-    def note(self, text: str) -> None:
-        """A line that stays."""
-        self._print(len(self._stack), text)
+    def _break_silence(self, ended: threading.Event) -> None:
+        while not ended.wait(self._printed + self._silence - time.monotonic()):
+            now = time.monotonic()
+            if now - self._printed < self._silence:
+                continue
+            try:
+                with self._lock:
+                    for state in self._states(now):
+                        self._print(0, self._total(now) + state)
+            except (OSError, ValueError):  # nobody reads it any more; its writer finds that out
+                return
 
     def _print(self, depth: int, text: str, style: str = "") -> None:
         with self._lock:
             head = f"{self._label}: " if self._label else ""
             line = head + "  " * depth + text
             self._console.print(line, style=style, markup=False, soft_wrap=True)
+            self._root._printed = time.monotonic()
 
     def _line(self) -> Text:
-        if not self._stack:
-            return Text("")
+        """The live line."""
         now = time.monotonic()
-        total = now - self._stack[0][1]
-        words = [lane._now(now) for lane in [*self._lanes]]
-        text = f"[{total:5.0f} s] " + ("  ".join(filter(None, words)) or self._now(now))
+        text = self._total(now) + "  ".join(self._states(now))
         return Text(text[: max(20, self._console.width - 1)], no_wrap=True, overflow="ellipsis")
 
+    def _total(self, now: float) -> str:
+        return f"[{now - self._task[1]:5.0f} s] " if self._task else ""
+
+    def _states(self, now: float) -> list[str]:
+        """Where things are: in each lane, or without lanes."""
+        return [*filter(None, (lane._now(now) for lane in [*self._lanes]))] or [self._now(now)]
+
     def _now(self, now: float) -> str:
-        if not (innermost := self._stack[-1:]):  # a lane's may have ended in its own thread
+        stage = self._stack[-1:] or [*filter(None, [self._task])]
+        if not stage:  # a lane's may have ended in its own thread
             return ""
-        ((name, started),) = innermost
+        ((name, started),) = stage
         head = f"{self._label}: " if self._label else ""
-        return f"{head}{name} {now - started:.0f} s  {self._detail}"
+        seen = ": ".join(filter(None, (self._waits_for, _one_line(self._detail))))
+        return f"{head}{name} {now - started:.0f} s  {seen}".rstrip()
+
+
+@contextmanager
+def waiting_for(what: str) -> Iterator[None]:
+    """Show that the innermost stage of this thread waits for `what` until the block ends."""
+    progress: Progress | None = getattr(_of_thread, "progress", None)
+    if progress is None:
+        yield
+        return
+    before, progress._waits_for = progress._waits_for, what
+    try:
+        yield
+    finally:
+        progress._waits_for = before
+
+
+def _one_line(text: str) -> str:
+    """What a console says may be long, and may be control sequences."""
+    text = text[: 2 * _DETAIL_COLUMNS]
+    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    return line if len(line) <= _DETAIL_COLUMNS else line[: _DETAIL_COLUMNS - 3] + "..."
+
+
+def _standard_error() -> Console:
+    """Without a live line in what is no terminal, whatever FORCE_COLOR says, and in a CI system,
+    which keeps a log of its terminal."""
+    live = sys.stderr is not None and sys.stderr.isatty() and not os.environ.get("CI")
+    return Console(stderr=True, highlight=False, force_interactive=None if live else False)

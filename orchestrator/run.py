@@ -16,8 +16,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from filelock import Timeout
-
 from orchestrator import __version__
 from orchestrator.bench import hypervisor, images, metal
 from orchestrator.bench.accel import Accel
@@ -36,10 +34,9 @@ from orchestrator.cache import Cache, disk_full
 from orchestrator.errors import (
     BarometerError,
     BenchError,
-    ScenarioError,
 )
 from orchestrator.evidence import RunDir, TrialDir, TrialWriter, write_json
-from orchestrator.hashing import digest_of
+from orchestrator.folderlock import only_writer
 from orchestrator.plan import PlannedTrial, make_plan
 from orchestrator.prepare import Prepared, guest_kernel_facts, plan_facts, prepare
 from orchestrator.progress import Progress
@@ -128,7 +125,7 @@ def run_plan(
     Goes on after a failed trial; stops when the bench fails twice in a row for the same reason,
     and then returns False. Raises ScenarioError and BenchError for what cannot be prepared.
     """
-    with no_space_explained(out), only_run_in(out, here.cache):
+    with no_space_explained(out), only_writer(out):
         found = _found(scenario, out, enough, only)
         prepared = prepare(scenario, here.cache, here.progress, found)
         facts = plan_facts(scenario, prepared)
@@ -143,21 +140,37 @@ def run_plan(
             return run_trials(replace(bench, machine=machine))
 
 
+def all_made(scenario: Scenario, out: Path, enough: Enough | None) -> bool:
+    """Whether every trial of the run has been made, be it that the bench failed: an interrupt then
+    takes nothing from it. Raises EvidenceError when the run cannot be read."""
+    return _all(scenario, out, enough, None, lambda run, trial: (run.trials_path / trial).exists())
+
+
 def _found(
     scenario: Scenario, out: Path, enough: Enough | None, only: ArmName | None
 ) -> tuple[Accel, str] | None:
-    """How the metal host of a run ran, where all trials are complete: nothing is left to be done
-    on it. Raises EvidenceError when the run cannot be read."""
-    if not isinstance(scenario.host, MetalHost) or not (out / "plan.json").exists():
+    """How the host of a run ran, where all trials are complete: nothing is left to be done on it.
+    Raises EvidenceError when the run cannot be read."""
+    if not _all(scenario, out, enough, only, _is_complete):
         return None
+    plan = RunDir.open(out).plan()
+    return plan["accel"], plan["accel_reason"]
+
+
+def _all(
+    scenario: Scenario, out: Path, enough: Enough | None, only: ArmName | None,
+    done: Callable[[RunDir, str], bool],
+) -> bool:  # fmt: skip
+    """Whether that is so of each trial, up to those that are enough."""
+    if not (out / "plan.json").exists():
+        return False
     run = RunDir.open(out)
     for pairs, block in _blocks(scenario, enough, only):
-        if not all(_is_complete(run, planned) for planned in block):
-            return None
+        if not all(done(run, planned.name) for planned in block):
+            return False
         if enough is not None and enough(run, pairs):
             break
-    plan = run.plan()
-    return plan["accel"], plan["accel_reason"]
+    return True
 
 
 @contextlib.contextmanager
@@ -176,20 +189,6 @@ def _leased(bench: Bench, met: Met, cache: Cache) -> Iterator[MetalMachine]:
             payload |= bench.prepared.payload.files
         machine.stage(bench.prepared.kernels, payload, cache)
         yield machine
-
-
-@contextlib.contextmanager
-def only_run_in(out: Path, cache: Cache) -> Iterator[None]:
-    """Raises ScenarioError when another process writes the same run."""
-    lock = cache.lock(f"runs/{digest_of({'out': str(out)})}")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as exc:
-        raise ScenarioError(f"another process is at work in {out}", reason="run-exists") from exc
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def run_trials(bench: Bench) -> bool:
@@ -229,9 +228,9 @@ def _blocks(
     ]
 
 
-def _is_complete(run: RunDir, planned: PlannedTrial) -> bool:
+def _is_complete(run: RunDir, trial: str) -> bool:
     """A trial that the bench failed is made again."""
-    done = run.trials_path / planned.name
+    done = run.trials_path / trial
     return done.exists() and not TrialDir.open(done).manifest["outcome"].get("by_bench")
 
 
@@ -239,7 +238,7 @@ def _run_block(bench: Bench, block: Sequence[PlannedTrial], stop: _BenchWatch) -
     """As run_trials, of some of them."""
     pending = []
     for planned in block:
-        if _is_complete(bench.run, planned):
+        if _is_complete(bench.run, planned.name):
             bench.progress.note(f"trial {planned.name}: complete already")
             continue
         shutil.rmtree(bench.run.trials_path / planned.name, ignore_errors=True)

@@ -22,8 +22,8 @@ from types import TracebackType
 from typing import Any, Literal
 
 from orchestrator.bench.images import GUESTS
+from orchestrator.bench.owner import process_start
 from orchestrator.bench.shell import Commands, Shell
-from orchestrator.bench.state import process_start
 from orchestrator.bench.waiting import until
 from orchestrator.command import tail
 from orchestrator.errors import BarometerError, BenchError

@@ -1,13 +1,15 @@
 """What a run has on this machine outside its run folder, recorded before it is made.
 
 `barometer clean` reads the records of runs that are gone and ends what they left, and only that:
-a QEMU is known by the UUID of its domain, a run by its process id and start time.
+a QEMU is known by the UUID of its domain, a run by its owner (`owner.py`). A record is locked
+(flock(2)) for as long as its run lives, which shows across PID namespaces, too. A lock that is
+free proves nothing: of NFS the other clients may not see it.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
+import fcntl
 import os
 import shutil
 import signal
@@ -15,64 +17,129 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Iterator
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterator, Sequence
 from hashlib import sha256
 from pathlib import Path
+from typing import IO, Annotated, Literal
 
 from platformdirs import user_state_path
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
-from orchestrator.evidence import write_json
+from orchestrator.bench.owner import Owner, process_start
+from orchestrator.errors import BarometerError
+from orchestrator.folderlock import only_writer
 
 SHM = Path("/dev/shm")  # where libvirt's ivshmem device has its file
+
+_Token = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{8,16}$")]
+_Uuid = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")]
+_Name = Annotated[str, StringConstraints(pattern=r"^[^/\x00]+$")]
+_Partial = Annotated[str, StringConstraints(pattern=r"^(/[^/\x00]+){2,}/\.[^/\x00]+\.partial$")]
+
+
+class Record(BaseModel):
+    """A run's file in the state folder. Nothing but what barometer makes can be named in it,
+    whatever a disk did to it."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    version: Literal[2] = 2
+    token: _Token
+    owner: Owner
+    folder: str
+    """Short and private: libvirt's state, keys, initramfs images."""
+    domains: list[_Uuid] = Field(default_factory=list)
+    """Those of this machine."""
+    shm: list[_Name] = Field(default_factory=list)
+    """Names of files under /dev/shm."""
+    partial: list[_Partial] = Field(default_factory=list)
+    """Folders of trials that are not complete."""
+    hosts: list[str] = Field(default_factory=list)
+    """Arguments of `barometer recover` for the metal hosts that are changed."""
+
+    @classmethod
+    def read(cls, text: str) -> Record:
+        """Raises ValueError."""
+        record = cls.model_validate_json(text)
+        name = f"barometer-{record.token}"
+        if not all(file.startswith(name) for file in record.shm):
+            raise ValueError("its shared memory is not named by its token")
+        if Path(record.folder).name != name or not Path(record.folder).is_absolute():
+            raise ValueError("its folder is not named by its token")
+        if record.owner.pid < 1:
+            raise ValueError("its process is none")
+        return record
+
+
+class BenchState:
+    """One run's record, and what it names."""
+
+    def __init__(self, path: Path, record: Record) -> None:
+        self._path, self._record = path, record
+        self._locked: IO[str] | None = None
+        self._lock = threading.Lock()
+        """Trials of one run may be at work at the same time."""
+        self._save(record)
+
+    @property
+    def token(self) -> str:
+        return self._record.token
+
+    @property
+    def folder(self) -> Path:
+        return Path(self._record.folder)
+
+    def add(self, **more: str) -> None:
+        """Record `domains`, `shm`, `partial` or `hosts` before it is made. Raises ValueError for
+        what `clean` would not take for a run's."""
+        with self._lock:
+            lists = {name: [*getattr(self._record, name), value] for name, value in more.items()}
+            self._save(self._record.model_copy(update=lists))
+
+    def remove_shm(self, name: str) -> None:
+        """Remove a file under /dev/shm that was recorded."""
+        with self._lock:
+            _remove_shm([name])
+            left = [one for one in self._record.shm if one != name]
+            self._save(self._record.model_copy(update={"shm": left}))
+
+    def end(self) -> None:
+        """End and remove what is left: nothing, unless its start was interrupted."""
+        end_machines(self._record.domains)
+        _remove_shm(self._record.shm)
+
+    def forget(self) -> None:
+        """Remove the record, and let go of it."""
+        self._path.unlink(missing_ok=True)
+        if self._locked is not None:
+            self._locked.close()
+
+    def _save(self, record: Record) -> None:
+        """Written beside, locked and renamed: whoever reads the record of a living run finds it
+        whole and locked. No program that is started inherits the lock."""
+        text = record.model_dump_json(indent=1) + "\n"
+        self._record = Record.read(text)
+        beside = _beside(self._path)
+        file = beside.open("w")
+        try:
+            with contextlib.suppress(OSError):  # a file system without locks
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            file.write(text)
+            file.flush()
+            beside.rename(self._path)
+        except BaseException:
+            file.close()
+            beside.unlink(missing_ok=True)
+            raise
+        if self._locked is not None:
+            self._locked.close()
+        self._locked = file
 
 
 def default_root() -> Path:
     """BAROMETER_STATE, or the user's state folder."""
     given = os.environ.get("BAROMETER_STATE")
     return Path(given).absolute() if given else user_state_path("barometer")
-
-
-@dataclass
-class BenchState:
-    """One run's record and its private folder."""
-
-    token: str
-    pid: int
-    started: int
-    """The run's process, and its start in clock ticks since boot (proc_pid_stat(5), field 22)."""
-    folder: Path
-    """Short and private: libvirt's state, keys, initramfs images."""
-    domains: list[str] = field(default_factory=list)
-    """UUIDs of the domains of this machine."""
-    shm: list[str] = field(default_factory=list)
-    """Names of files under /dev/shm."""
-    partial: list[str] = field(default_factory=list)
-    """Folders of trials that are not complete."""
-    hosts: list[str] = field(default_factory=list)
-    """Arguments of `barometer recover` for the metal hosts that are changed."""
-    _record: Path = Path()
-    _lock: threading.Lock = field(default_factory=threading.Lock)
-    """Trials of one run may be at work at the same time."""
-
-    def add(self, **more: str) -> None:
-        """Record `domains`, `shm`, `partial` or `hosts` before it is made."""
-        with self._lock:
-            for name, value in more.items():
-                getattr(self, name).append(value)
-            self._save()
-
-    def remove_shm(self, name: str) -> None:
-        """Remove a file under /dev/shm that was recorded."""
-        with self._lock:
-            _remove_shm([name])
-            self.shm.remove(name)
-            self._save()
-
-    def _save(self) -> None:
-        names = (f.name for f in fields(self) if not f.name.startswith("_"))
-        facts = {name: getattr(self, name) for name in names}
-        write_json(self._record, facts | {"folder": str(self.folder)})
 
 
 @contextlib.contextmanager
@@ -82,20 +149,19 @@ def bench_state(root: Path | None = None, *, keep: bool = False) -> Iterator[Ben
     root.mkdir(parents=True, exist_ok=True)
     token = token_prefix(root) + uuid.uuid4().hex[:6]
     # The folder's name is decided before it is made, so that it is recorded when it is.
-    folder = Path(tempfile.gettempdir()) / f"barometer-{token}"
-    state = BenchState(
-        token, os.getpid(), process_start(os.getpid()) or 0, folder, _record=root / f"{token}.json"
-    )
+    folder = Path(tempfile.gettempdir()).absolute() / f"barometer-{token}"
+    record = Record(token=token, owner=Owner.here(), folder=str(folder))
+    state = BenchState(root / f"{token}.json", record)
     try:
-        state._save()
         folder.mkdir(mode=0o700)
-        yield state
+        try:
+            yield state
+        finally:
+            state.end()
+            if not keep:
+                shutil.rmtree(folder, ignore_errors=True)
     finally:
-        _end_machines(state.domains)  # none is left, unless its start was interrupted
-        _remove_shm(state.shm)
-        if not keep:
-            shutil.rmtree(folder, ignore_errors=True)
-        state._record.unlink(missing_ok=True)
+        state.forget()
 
 
 def token_prefix(root: Path | None = None) -> str:
@@ -105,43 +171,96 @@ def token_prefix(root: Path | None = None) -> str:
     return sha256(bytes((root or default_root()).absolute())).hexdigest()[:4]
 
 
-def process_start(pid: int) -> int | None:
-    """A process's start in clock ticks since boot; with its id it names it for good."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return None
-    return None if fields[0] == "Z" else int(fields[19])
-
-
 def clean(root: Path | None = None) -> Iterator[str]:
-    """End and remove what runs left that were killed; says what it did, a line each."""
+    """End and remove what runs left that were killed; says what it did, a line each. A run that is
+    not proven to have ended is left alone."""
     root = root or default_root()
-    for record in sorted(root.glob("*.json")):
+    for path in sorted(root.glob("*.json")):
+        # open for as long as it is looked at: what is locked is what was read
+        with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
+            yield from _clean_run(path, file.read(), locked=_is_locked(file))
+
+
+def _clean_run(path: Path, content: bytes, *, locked: bool) -> Iterator[str]:
+    try:
+        record = Record.read(content.decode())
+    except ValueError as exc:
+        if locked:
+            yield f"{path}: its run lives, and is of another version; left alone"
+        else:
+            yield from _set_aside(path, exc)
+        return
+    run = f"run {record.token}"
+    state, why = record.owner.fate()
+    if locked and state != "alive":
+        state, why = "alive", f"on {record.owner.host}: its record is locked"
+    if state == "alive":
+        yield f"{run}: still running {why}; left alone"
+        return
+    if state == "unknown":
+        yield (
+            f"{run}: may be running: {why}; left alone. Run barometer clean there; if there is no"
+            f" such place any more, remove {path}"
+        )
+        return
+    yield from _end(record)
+    _beside(path).unlink(missing_ok=True)
+    path.unlink(missing_ok=True)
+    yield f"{run}: cleaned"
+
+
+def _end(record: Record) -> Iterator[str]:
+    """End and remove what a run left that has ended."""
+    run = f"run {record.token}"
+    for pid in end_machines(record.domains):
+        yield f"{run}: ended QEMU {pid}"
+    for name in _remove_shm(record.shm):
+        yield f"{run}: removed {SHM / name}"
+    if (folder := Path(record.folder)).exists():
+        yield f"{run}: {_remove_folder(folder)}"
+    for partial in map(Path, record.partial):
+        if not partial.exists():
+            continue
         try:
-            facts = json.loads(record.read_text())
-            token, pid, started = str(facts["token"]), int(facts["pid"]), int(facts["started"])
-            folder, domains, shm = Path(facts["folder"]), facts["domains"], facts["shm"]
-            partial = [Path(p) for p in facts["partial"]]
-            hosts = facts.get("hosts", [])
-        except (OSError, ValueError, KeyError, TypeError) as exc:
-            yield f"{record}: cannot be read ({exc}); left alone"
-            continue
-        if process_start(pid) == started:
-            yield f"run {token}: still running as process {pid}; left alone"
-            continue
-        for ended in _end_machines(domains):
-            yield f"run {token}: ended QEMU {ended}"
-        for name in _remove_shm(shm):
-            yield f"run {token}: removed {SHM / name}"
-        for path in (folder, *partial):
-            if path.exists():
-                shutil.rmtree(path, ignore_errors=True)
-                yield f"run {token}: removed {path}"
-        for host in dict.fromkeys(hosts):  # the runs of a matrix have one
-            yield f"run {token}: a metal host may be changed: barometer recover {host}"
-        record.unlink(missing_ok=True)
-        yield f"run {token}: cleaned"
+            with only_writer(partial.parents[1]):
+                yield f"{run}: {_remove_folder(partial)}"
+        except (BarometerError, OSError) as exc:  # the run may have been taken up again
+            yield f"{run}: {partial} is left alone: {exc}"
+    for host in dict.fromkeys(record.hosts):  # the runs of a matrix have one
+        yield f"{run}: a metal host may be changed: barometer recover {host}"
+
+
+def _set_aside(path: Path, exc: ValueError) -> Iterator[str]:
+    """A record that cannot be read is named once."""
+    aside = path.with_suffix(".unreadable")
+    path.rename(aside)
+    why = exc.errors()[0]["msg"] if isinstance(exc, ValidationError) else str(exc)
+    left = f"barometer-{path.stem}"
+    yield (
+        f"{path}: cannot be read ({why}); now {aside}. What its run may have left is named"
+        f" {left}*: QEMU processes, files in {SHM} and {tempfile.gettempdir()}"
+    )
+
+
+def _remove_folder(path: Path) -> str:
+    shutil.rmtree(path, ignore_errors=True)
+    return f"{path} cannot be removed" if path.exists() else f"removed {path}"
+
+
+def _beside(path: Path) -> Path:
+    """Where a record is written before it is renamed."""
+    return path.with_name(f".{path.name}.new")
+
+
+def _is_locked(file: IO[bytes]) -> bool:
+    """Whether a living run holds a record, in whatever PID namespace."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # a file system without locks
+        return False
+    return False
 
 
 def _remove_shm(names: list[str]) -> list[str]:
@@ -153,19 +272,25 @@ def _remove_shm(names: list[str]) -> list[str]:
     return removed
 
 
-def _end_machines(uuids: list[str]) -> list[int]:
+def end_machines(uuids: Sequence[str]) -> list[int]:
     """Kill the QEMU processes that run a domain with one of the UUIDs, and wait for their end."""
-    ours = []
-    for process in Path("/proc").glob("[0-9]*"):
-        words = _command_line(int(process.name))
-        if "qemu-system" in words[0] and any(uuid in words for uuid in uuids):
-            ours.append(int(process.name))
+    ours = qemu_processes(uuids)
     for pid in ours:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.kill(pid, signal.SIGKILL)
     deadline = time.monotonic() + 10
     while any(process_start(pid) for pid in ours) and time.monotonic() < deadline:
         time.sleep(0.05)
+    return ours
+
+
+def qemu_processes(uuids: Sequence[str]) -> list[int]:
+    """Ids of the QEMU processes that run a domain with one of the UUIDs."""
+    ours = []
+    for process in Path("/proc").glob("[0-9]*"):
+        words = _command_line(int(process.name))
+        if "qemu-system" in words[0] and any(uuid in words for uuid in uuids):
+            ours.append(int(process.name))
     return ours
 
 

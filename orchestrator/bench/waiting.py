@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from tenacity import RetryError, Retrying, retry_if_result, stop_after_delay, wait_fixed
 
+from orchestrator import progress
 from orchestrator.errors import BarometerError, BenchError
 
 T = TypeVar("T")
@@ -34,7 +35,8 @@ def until(
         wait=wait_fixed(every),
     )
     try:
-        return retrying(check)  # type: ignore[return-value]  # None is what is retried
+        with progress.waiting_for(waiting_for):
+            return retrying(check)  # type: ignore[return-value]  # None is what is retried
     except RetryError as exc:
         raise error(
             f"no {waiting_for} within {within:.0f} s", evidence=last_seen(), reason=reason

@@ -40,7 +40,6 @@ _FIXED = (
     "KBUILD_BUILD_TIMESTAMP=Thu Jan  1 00:00:00 UTC 1970",
 )
 _IMAGE = "arch/x86/boot/bzImage"
-_NOTE_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -249,16 +248,13 @@ class _Build:
 
 
 def _shown(progress: Progress) -> Callable[[str], None]:
-    """What make does goes to the live line; for a log a line each minute."""
-    steps, noted = 0, time.monotonic()
+    """Show what make does, and how many steps it has made."""
+    steps = 0
 
     def show(line: str) -> None:
-        nonlocal steps, noted
+        nonlocal steps
         if STEP.fullmatch(line):
             steps += 1
             progress.detail(f"{steps}: {line.strip()}")
-            if time.monotonic() - noted > _NOTE_SECONDS:
-                noted = time.monotonic()
-                progress.note(f"{steps} steps, now {line.rsplit(maxsplit=1)[-1]}")
 
     return show

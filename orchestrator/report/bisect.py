@@ -13,11 +13,12 @@ _INDENT = "      "
 
 def bisect_report(found: Bisection) -> str:
     """What was found so far, and how."""
-    parts = [_answer(found), _numbers(found), "\n".join(_rows(found)) + "\n"]
+    parts = [answer(found), numbers(found), "\n".join(_rows(found)) + "\n"]
     return fitted("\n".join(part for part in parts if part))
 
 
-def _answer(found: Bisection) -> str:
+def answer(found: Bisection) -> str:
+    """The commit, or those that it may be."""
     if not found.found:
         return "The first bad commit is not known yet.\n"
     if len(found.found) == 1:
@@ -36,7 +37,8 @@ def _answer(found: Bisection) -> str:
     )
 
 
-def _numbers(found: Bisection) -> str:
+def numbers(found: Bisection) -> str:
+    """Those of both ends, and what is between them."""
     ends = found.ends
     if ends is None:
         return ""

@@ -77,7 +77,7 @@ def _table(cells: Mapping[str, Comparison | None], columns: Mapping[Metric, str]
             rows.append([f"{name}: not run", *[""] * (len(boots) + len(columns))])
         else:
             shown = [_effect(comparison.metric(metric)) for metric in columns]
-            rows.append([f"{name}: {_verdict(comparison)}",
+            rows.append([f"{name}: {cell_verdict(comparison)}",
                          *[traced[name] or "-"] * len(boots), *shown])  # fmt: skip
     return "\n".join(table(["cell: verdict", *boots, *columns.values()], rows)) + "\n"
 
@@ -90,7 +90,7 @@ def _columns(
     return {name: title for name, title in titles.items() if any(c.metric(name) for c in run)}
 
 
-def _verdict(comparison: Comparison) -> str:
+def cell_verdict(comparison: Comparison) -> str:
     """With what ended the trials that do not count."""
     reasons = sorted({r.reason for r in comparison.results if r.kind != "measured"})
     return comparison.verdict + f" ({', '.join(reasons)})" * bool(reasons)

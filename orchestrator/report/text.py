@@ -73,7 +73,7 @@ def _verdicts(scenario: Scenario, comparison: Comparison) -> str:
     lines = [f"{comparison.scenario}: {comparison.verdict}"]
     for name in comparison.deciding:
         if (metric := comparison.metric(name)) is not None:
-            lines.append(f"  * {name}: {metric.verdict}{_expected(scenario, metric)}")
+            lines.append(f"  * {name}: {metric.verdict}{expected(scenario, metric)}")
     if bad := worse(comparison):
         said = ", ".join(f"{title(m.name)} {change_text(m.effect)}" for m in bad)
         lines.append(f"  regressed besides: {said}")
@@ -84,10 +84,11 @@ def _verdicts(scenario: Scenario, comparison: Comparison) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _expected(scenario: Scenario, metric: MetricComparison) -> str:
+def expected(scenario: Scenario, metric: MetricComparison) -> str:
+    """What the scenario expects of it, and its p, where there are such."""
     wanted, p = scenario.expect.get(metric.name), metric.effect.p_adjusted
-    expected = "" if wanted is None else f", expected: {wanted}"
-    return expected + (f"; p {p:.2g}" if p is not None else "")
+    said = "" if wanted is None else f", expected: {wanted}"
+    return said + (f"; p {p:.2g}" if p is not None else "")
 
 
 def _setup(

@@ -35,7 +35,8 @@ def ab(out: Path, base: str, series: str) -> tuple[int, dict[str, Any], str]:
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     print(done.stdout, done.stderr)
-    return done.returncode, json.loads((out / "comparison.json").read_text()), done.stdout
+    found = json.loads((out / "comparison.json").read_text())
+    return done.returncode, found, (out / "report.txt").read_text()
 
 
 @pytest.mark.parametrize("base", [pytest.param(SOURCE, marks=pytest.mark.full), PACKAGE])

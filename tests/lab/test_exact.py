@@ -31,7 +31,8 @@ def run(folder: Path, *overrides: str) -> tuple[int, dict[str, Any], str]:
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     print(done.stdout, done.stderr)
-    return done.returncode, json.loads((folder / "comparison.json").read_text()), done.stdout
+    found = json.loads((folder / "comparison.json").read_text())
+    return done.returncode, found, (folder / "report.txt").read_text()
 
 
 @contextlib.contextmanager

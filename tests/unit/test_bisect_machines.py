@@ -19,7 +19,7 @@ from orchestrator.cache import Cache
 from orchestrator.commits import commits_of
 from orchestrator.errors import BarometerError, BenchError, EvidenceError, ScenarioError
 from orchestrator.evidence import RunDir
-from orchestrator.hashing import digest_of
+from orchestrator.folderlock import only_writer
 from orchestrator.judge import judged, sampled
 from orchestrator.progress import Progress
 from orchestrator.run import Runner
@@ -217,9 +217,9 @@ def test_bisection_goes_on_under_the_same_qemu_alone(fixture: Fixture) -> None:
 
 
 def test_bisection_is_run_by_one_process_at_a_time(fixture: Fixture) -> None:
-    lock = fixture.here.cache.lock(f"runs/{digest_of({'out': str(fixture.out)})}")
-    with lock, pytest.raises(ScenarioError, match="another process is at work"):
+    with only_writer(fixture.out), pytest.raises(ScenarioError) as caught:
         run_bisection(fixture.question, fixture.out, fixture.here)
+    assert (caught.value.reason, fixture.ran) == ("run-exists", [])
 
 
 def test_commit_with_the_sources_of_the_package_is_the_package(

@@ -18,18 +18,21 @@ from typing import Any, cast
 import pytest
 import typer
 
-from orchestrator import __version__, cli, doctor, matrix
+from orchestrator import __version__, cli, doctor, judge, matrix
 from orchestrator.analysis import boot
 from orchestrator.analysis.timeline import Timeline, to_json
 from orchestrator.cache import Cache
 from orchestrator.cli import _run
 from orchestrator.errors import BenchError
-from orchestrator.evidence import TrialDir
+from orchestrator.evidence import RunDir, TrialDir
+from orchestrator.factors import Cell, ScenarioFile
+from orchestrator.judge import Judged
 from orchestrator.progress import Progress
+from orchestrator.report.brief import LINES
 from orchestrator.report.perfetto import perfetto_trace
 from orchestrator.report.timeline import text_timeline
 from orchestrator.run import Enough, Runner
-from orchestrator.scenario import MetalHost, Scenario
+from orchestrator.scenario import MetalHost, NestedHost, Scenario
 from tests.unit.checkups import recorded as recorded_checkup
 from tests.unit.fabricated import sealed_map_trial
 from tests.unit.kernels.fakes import folder_kernel
@@ -192,8 +195,8 @@ def test_report_of_maps_is_judged_like_any_other(
     (run / "scenario.toml").write_text(text)
     assert barometer("report", run) == 0
     out = capsys.readouterr().out
-    assert "\nmaps: improved\n" in out
-    assert "pfn_lookups_per_map@full/4KiB/warm: equivalent, expected: equivalent" in out
+    assert "bar_map_seconds: improved" in out
+    assert "expected: equivalent" in out
     saved = json.loads((run / "comparison.json").read_text())
     assert saved["arms"]["candidate"]["metrics"]["bar_map_seconds"]["unit"] == "Ginsn"
     (run / "scenario.toml").write_text(text.replace('"equivalent"', '"improved"'))
@@ -260,14 +263,14 @@ def test_report_of_a_matrix_judges_its_cells(
     cells = [{"name": n, "folder": f"cells/{n}", "settings": {"x": n}} for n in ("a", "b")]
     facts = {"schema": 1, "scenario": "small", "cells": cells}
     (run / "matrix.json").write_text(json.dumps(facts))
-    assert barometer("report", run) == 0
+    assert barometer("report", run, "--table") == 0
     out = capsys.readouterr().out
     assert out.startswith((run / "report.txt").read_text())
     assert out.splitlines()[-1] == f"run: {run}"
     assert "report of each cell: RUN/cells/NAME/report.txt" in out
     for name in ("a", "b"):
         assert len([*(run / f"cells/{name}/timelines").glob("*.pftrace")]) == 2
-    assert barometer("report", run / "cells/b") == 0
+    assert barometer("report", run / "cells/b", "--table") == 0
     assert "\ndebian-6.12-vs-7: improved\n" in capsys.readouterr().out
 
 
@@ -312,7 +315,7 @@ def test_missing_kernel_is_exit_code_2(barometer: Command, capsys: Said, scenari
 def test_report_of_a_better_candidate_is_exit_code_0(
     barometer: Command, capsys: Said, finished: Path
 ) -> None:
-    assert barometer("report", finished) == 0
+    assert barometer("report", finished, "--table") == 0
     out = capsys.readouterr().out
     assert "\ndebian-6.12-vs-7: improved\n" in out
     assert out.splitlines()[-1] == f"run: {finished}"
@@ -342,7 +345,7 @@ def test_tester_is_the_user_of_git_or_the_one_that_is_given(
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(tmp_path / "gitconfig"))
     monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
     monkeypatch.chdir(tmp_path)  # no repository, which would have a configuration of its own
-    assert barometer("report", finished, *arguments) == 0
+    assert barometer("report", finished, "--table", *arguments) == 0
     assert f"\nTested-by: {said}" in capsys.readouterr().out
 
 
@@ -350,7 +353,7 @@ def test_report_where_there_is_no_git_has_no_tester(
     barometer: Command, capsys: Said, finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
-    assert barometer("report", finished) == 0
+    assert barometer("report", finished, "--table") == 0
     assert "\nTested-by: (set git's user.name" in capsys.readouterr().out
 
 
@@ -377,9 +380,8 @@ def test_report_of_a_candidate_that_failed_is_exit_code_1(
     sealed(failed, trial=MEASURED, arm="candidate")
     assert barometer("report", finished) == 1
     out = capsys.readouterr().out
-    assert "\ndebian-6.12-vs-7: regressed\n" in out
     assert "is regressed: 1 of its 1 trial failed (guest-ended)" in " ".join(out.split())
-    assert "0002-candidate: failed at guest-1-timing: guest-ended:" in out
+    assert "0002-candidate: failed at guest-1-timing: guest-ended:" in " ".join(out.split())
 
 
 def test_report_of_changed_evidence_is_exit_code_4(
@@ -411,7 +413,7 @@ def test_report_of_an_unfinished_run_is_exit_code_4(
 ) -> None:
     shutil.rmtree(finished / "trials")
     assert barometer("report", finished) == 4
-    assert "no trials" in capsys.readouterr().out
+    assert "trials     0 of 2, NOT COMPLETE: baseline none" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["plan.json", f"trials/{MEASURED}/manifest.json"])
@@ -618,7 +620,7 @@ def test_timelines_that_cannot_be_saved_are_no_failure(
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr(Path, "write_bytes", refusing)
-    assert barometer("report", finished) == 0
+    assert barometer("report", finished, "--table") == 0
     assert "the timelines are not saved: " in caplog.text
     assert capsys.readouterr().out.startswith((finished / "report.txt").read_text())
 
@@ -866,7 +868,7 @@ def test_github_gets_a_summary_and_annotations(
     assert barometer("report", finished, "--github") == 0
     assert step_summary.read_text().startswith("# of the step before\n## ✅ debian")
     out = capsys.readouterr().out
-    assert "\ndebian-6.12-vs-7: improved\n" in out
+    assert f"\nrun: {finished}\n" in out
     assert out.splitlines()[-1].startswith("::notice title=barometer debian-6.12-vs-7::improved")
 
 
@@ -927,15 +929,99 @@ def machine(monkeypatch: pytest.MonkeyPatch, finished: Path) -> list[str]:
     return ran
 
 
-def test_run_ends_with_its_report_and_its_folder(
+def test_run_ends_with_twelve_lines_at_most_that_report_prints_again(
     barometer: Command, capsys: Said, scenario: Path, tmp_path: Path, machine: list[str]
 ) -> None:
-    assert barometer("run", scenario, "--out", tmp_path / "out") == 0
+    run = tmp_path / "out"
+    assert barometer("run", scenario, "--out", run) == 0
     assert machine == ["small"]
     out = capsys.readouterr().out
-    assert "\ndebian-6.12-vs-7: improved\n" in out
-    assert out.splitlines()[-1] == f"run: {tmp_path}/out"
-    assert not (tmp_path / "out/matrix.json").exists()
+    assert len(out.splitlines()) <= LINES
+    assert "bar_map_seconds: improved" in out
+    assert str(run / "report.html") in out
+    assert out.splitlines()[-1] == f"run: {run}"
+    assert not (run / "matrix.json").exists()
+    assert barometer("report", run) == 0
+    assert capsys.readouterr().out == out
+    command = next(line for line in out.splitlines() if line.startswith("table "))
+    assert barometer(*command.split()[2:]) == 0
+    assert capsys.readouterr().out == f"{(run / 'report.txt').read_text()}\nrun: {run}\n"
+
+
+@pytest.mark.parametrize("when", ["its last trial", "judging"])
+@pytest.mark.parametrize("metal", [False, True])
+def test_run_that_is_interrupted_when_all_trials_are_made_is_judged(
+    barometer: Command, capsys: Said, scenario: Path, tmp_path: Path, machine: list[str],
+    finished: Path, monkeypatch: pytest.MonkeyPatch, when: str, metal: bool,
+) -> None:  # fmt: skip
+    """Of a metal host it is not known whether it was put back."""
+    interrupted: list[object] = []
+
+    def interrupt(*arguments: object) -> None:
+        if not interrupted:
+            interrupted.append(arguments)
+            raise KeyboardInterrupt("SIGTERM")
+
+    if when == "judging":
+        judge_it = judge.judged
+
+        def judged(run: RunDir, tester: str | None) -> Judged:
+            interrupt()
+            return judge_it(run, tester)
+
+        monkeypatch.setattr(cli, "judged", judged)
+    else:
+
+        def run_plan(scenario: Scenario, text: str, out: Path, *rest: Any) -> None:
+            shutil.copytree(finished, out)
+            interrupt()
+
+        monkeypatch.setattr(cli, "run_plan", run_plan)
+    if metal:
+        monkeypatch.setattr(cli, "MetalHost", NestedHost)
+    run = tmp_path / "again"
+    assert barometer("run", scenario, "--out", run, "--json") == (130 if metal else 0)
+    said = capsys.readouterr()
+    document = json.loads(said.out)
+    assert (document["verdict"], document["exit_code"]) == ("improved", 130 if metal else 0)
+    assert "interrupted by SIGTERM" in said.err
+    assert (run / "report.html").exists()
+    assert len(interrupted) == 1
+
+
+def test_matrix_that_is_interrupted_when_all_trials_are_made_is_judged(
+    barometer: Command, capsys: Said, scenario: Path, tmp_path: Path, machine: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    scenario.write_text(MINIMAL + FACTORS)
+    begin = matrix.run_cells
+    made: list[str] = []
+
+    def run_cells(file: ScenarioFile, cells: tuple[Cell, ...], *rest: Any) -> None:
+        begin(file, cells[:-1] if not made else cells, *rest)
+        made.append("")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "run_cells", run_cells)
+    assert barometer("run", scenario, "--out", tmp_path / "out") == 130
+    assert capsys.readouterr().out == ""
+    assert barometer("run", scenario, "--out", tmp_path / "out") == 0
+    assert capsys.readouterr().out.startswith("small: improved, 4 cells\n")
+
+
+def test_run_that_is_interrupted_in_a_trial_is_exit_code_130(
+    barometer: Command, capsys: Said, scenario: Path, tmp_path: Path, machine: list[str],
+    monkeypatch: pytest.MonkeyPatch, finished: Path,
+) -> None:  # fmt: skip
+    def run_plan(scenario: Scenario, text: str, out: Path, *rest: Any) -> None:
+        shutil.copytree(finished, out)
+        shutil.rmtree(out / "trials" / MEASURED)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "run_plan", run_plan)
+    assert barometer("run", scenario, "--out", tmp_path / "out") == 130
+    assert capsys.readouterr().out == ""
+    assert not (tmp_path / "out/report.txt").exists()
 
 
 def test_run_of_a_matrix_ends_with_the_table_of_its_cells(

@@ -16,10 +16,10 @@ from orchestrator import matrix
 from orchestrator.cache import Cache
 from orchestrator.errors import BarometerError, BenchError, EvidenceError, ScenarioError
 from orchestrator.factors import ScenarioFile, parse_scenarios
-from orchestrator.hashing import digest_of
+from orchestrator.folderlock import only_writer
 from orchestrator.matrix import MatrixDir, judge_cells, run_cells
 from orchestrator.progress import Progress
-from orchestrator.run import Enough, Runner, only_run_in
+from orchestrator.run import Enough, Runner
 from orchestrator.scenario import Scenario
 from tests.unit.kernels.fakes import folder_kernel
 from tests.unit.recorded import MEASURED, RUN, copied, sealed, unpatched
@@ -117,7 +117,7 @@ def test_every_cell_is_a_run_in_a_folder_of_its_own(fixture: Fixture) -> None:
 
 def test_matrix_is_judged_by_its_cells(fixture: Fixture) -> None:
     found = fixture.run(measured)
-    report, code, document, suites = judge_cells(found)
+    report, code, document, suites, _ = judge_cells(found)
     assert code == 0
     assert [suite.exit_code for suite in suites] == [0] * 4
     assert report.startswith("debian-6.12-vs-7: improved, 4 cells\n")
@@ -259,11 +259,13 @@ def test_folder_with_something_else_is_left_alone(fixture: Fixture) -> None:
 
 
 def test_matrix_is_run_by_one_process_at_a_time(fixture: Fixture) -> None:
-    lock = fixture.here.cache.lock(f"runs/{digest_of({'out': str(fixture.out)})}")
-    with lock, pytest.raises(ScenarioError, match="another process is at work"):
+    link = fixture.folder / "link"
+    fixture.out.mkdir()
+    link.symlink_to(fixture.out)
+    with only_writer(link), pytest.raises(ScenarioError) as caught:
         fixture.run(measured)
-    with only_run_in(fixture.out, fixture.here.cache):
-        pass
+    assert (caught.value.reason, fixture.begun) == ("run-exists", [])
+    fixture.run(measured)
 
 
 LISTS = ("[]", "{}", "3", "[3]", '[{"name": "a"}]', '[{"name": 1, "folder": "", "settings": {}}]')

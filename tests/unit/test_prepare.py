@@ -240,11 +240,15 @@ def test_metal_host_is_looked_at_first_and_its_kernels_are_checked_there(
     assert "accelerator: kvm (its processor has a hypervisor)" in said
 
 
-def test_metal_host_that_nothing_will_be_done_on_is_left_alone(
-    looked: Looked, build: Builder
+@pytest.mark.parametrize("chosen", [metal_scenario(), map_scenario()])
+def test_host_that_nothing_will_be_done_on_is_left_alone(
+    looked: Looked, build: Builder, chosen: Scenario, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    prepared = build(metal_scenario(), ("tcg", "it is emulated"))
-    assert looked.done == ["files of None"]
+    """Neither machine is looked at, nothing is booted, no image is made."""
+    for name in ("preflight", "chosen_accel"):
+        monkeypatch.setattr(f"orchestrator.prepare.{name}", lambda *_: pytest.fail("looked at"))
+    prepared = build(chosen, ("tcg", "it is emulated"))
+    assert (looked.done, build.payload_of, prepared.hosts) == ([], [], {})
     assert (prepared.accel, prepared.accel_reason) == ("tcg", "it is emulated")
     assert prepared.met is None
     assert [*prepared.kernels] == ["baseline", "candidate"]

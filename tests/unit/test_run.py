@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,7 +30,7 @@ from orchestrator.kernels import KernelBundle, materialised
 from orchestrator.plan import PlannedTrial, make_plan
 from orchestrator.prepare import Prepared, plan_facts
 from orchestrator.progress import Progress
-from orchestrator.run import Bench, Enough, Runner, run_plan, run_trials
+from orchestrator.run import Bench, Enough, Runner, all_made, run_plan, run_trials
 from orchestrator.scenario import ARMS, GIB, ArmName, DirKernel, Scenario
 from tests.unit.hosts import Recorded
 from tests.unit.kernels.fakes import folder_kernel
@@ -687,6 +688,29 @@ def test_machine_is_left_alone_when_all_trials_are_complete(
     assert metal.done == []
     assert metal.found == [None, ("none", "a real machine")]
     assert "trial 0002-candidate: complete already" in capsys.readouterr().err
+
+
+def test_nested_host_is_not_booted_when_all_trials_are_complete(metal: Metal) -> None:
+    metal.prepared = replace(metal.prepared, met=None)
+    metal.machine = cast(Any, None)
+    chosen = scenario("trials={pairs = 1, warm_up = false}")
+    assert metal(chosen)
+    assert metal.done == ["0001-baseline", "0002-candidate"]
+    assert metal(chosen)
+    assert metal.done == []
+    assert metal.found == [None, ("none", "a real machine")]
+
+
+@pytest.mark.parametrize("outcome", ["collected", "host-ssh-lost"])
+def test_run_is_all_made_whatever_became_of_its_trials(metal: Metal, outcome: str) -> None:
+    """Or it is not, where one is missing."""
+    chosen = metal_scenario()
+    assert not all_made(chosen, metal.out, None)
+    metal.failing = [None, outcome] if outcome != "collected" else []
+    metal(chosen)
+    assert all_made(chosen, metal.out, None)
+    shutil.rmtree(metal.out / "trials/0002-candidate")
+    assert not all_made(chosen, metal.out, None)
 
 
 def test_machine_is_left_alone_once_there_are_enough_trials(metal: Metal) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from ci.lanes.processes import Process, Runner, in_background
-from orchestrator.bench.state import process_start
+from orchestrator.bench.owner import process_start
 
 
 def run(tmp_path: Path, texts: list[str], told: list[str] | None = None) -> Runner:
@@ -55,15 +55,17 @@ def test_no_more_run_at_once_than_may(tmp_path: Path) -> None:
 
 def test_what_a_killed_run_left_is_ended_and_told(tmp_path: Path) -> None:
     text = """
-import json, os, pathlib
+import dataclasses, os, pathlib
+from orchestrator.bench.owner import Owner
+from orchestrator.bench.state import Record
 def test_it():
     state = pathlib.Path(os.environ["BAROMETER_STATE"]); state.mkdir()
-    facts = {"token": "dead", "pid": 2**22, "started": 1, "folder": "/nonexistent",
-             "domains": [], "shm": [], "partial": []}
-    (state / "dead.json").write_text(json.dumps(facts))
+    gone = dataclasses.replace(Owner.here(), pid=2**22, started=1)
+    record = Record(token="deaddead", owner=gone, folder="/nonexistent/barometer-deaddead")
+    (state / "deaddead.json").write_text(record.model_dump_json())
 """
     [finished] = run(tmp_path, [text]).run([process(tmp_path, 0)], 1)
-    assert "run dead: cleaned" in finished.left
+    assert "run deaddead: cleaned" in finished.left
 
 
 def test_interrupt_reaches_the_fixtures_and_nothing_goes_on(tmp_path: Path) -> None:

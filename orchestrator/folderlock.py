@@ -1,0 +1,88 @@
+"""One process at a time writes in a folder of evidence."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from orchestrator.errors import BenchError, ScenarioError
+
+LOCK = ".lock"
+"""The file in the folder that is locked. It is no evidence, and goes with the lock; what a killed
+process left of it locks nothing."""
+_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
+
+
+@contextlib.contextmanager
+def only_writer(folder: Path) -> Iterator[None]:
+    """`folder` is this process's to write in. The lock is in the folder itself, so it is the same
+    one by whatever path, mount, container or machine (of NFS, where its server has locks) a run
+    gets there. A folder that is missing is made, and is gone again if nothing came into it.
+
+    Raises ScenarioError if another process is at work there or nothing can be written there, and
+    BenchError if the file system has no locks.
+    """
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = _lock(folder)
+    except (PermissionError, FileExistsError, NotADirectoryError) as exc:
+        raise _unwritable(folder, exc) from exc
+    except OSError as exc:
+        if exc.errno in _NO_LOCKS:
+            raise BenchError(
+                f"{folder}: its file system has no locks ({exc.strerror})",
+                hint="give an --out on another file system", reason="no-locks",
+            ) from exc  # fmt: skip
+        if exc.errno == errno.EROFS:
+            raise _unwritable(folder, exc) from exc
+        raise
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            if _is_at(lock, folder / LOCK):
+                (folder / LOCK).unlink()  # still locked: whoever opened it finds that it is gone
+        os.close(lock)
+        for path in missing:
+            with contextlib.suppress(OSError):
+                path.rmdir()
+
+
+def _unwritable(folder: Path, exc: OSError) -> ScenarioError:
+    return ScenarioError(
+        f"nothing can be written in {folder}: {exc.strerror}",
+        hint="give another --out", reason="out-unwritable",
+    )  # fmt: skip
+
+
+def _lock(folder: Path) -> int:
+    """The open file, locked; no program that is started inherits it."""
+    path = folder / LOCK
+    while True:
+        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_at(lock, path):
+                return lock
+        except BlockingIOError as exc:
+            os.close(lock)
+            raise ScenarioError(
+                f"another process is at work in {folder}", reason="run-exists"
+            ) from exc
+        except BaseException:
+            os.close(lock)
+            raise
+        os.close(lock)
+
+
+def _is_at(lock: int, path: Path) -> bool:
+    """False if the file was removed, or is another one by now."""
+    try:
+        return os.path.samestat(os.fstat(lock), path.lstat())
+    except FileNotFoundError:
+        return False
