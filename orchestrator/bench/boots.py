@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from orchestrator.bench import remote
+from orchestrator.bench.console import Console
 from orchestrator.bench.consoles import ConsoleCommand
-from orchestrator.bench.host import Console
 from orchestrator.bench.keeper import How, Image, Keeper
 from orchestrator.bench.shell import Shell
 from orchestrator.bench.waiting import until

@@ -14,8 +14,9 @@ from pathlib import Path
 
 from orchestrator.bench.accel import Accel
 from orchestrator.bench.changes import Unrecorded
+from orchestrator.bench.console import Console
 from orchestrator.bench.domain import Disk, HostDomain, host_xml
-from orchestrator.bench.host import PANIC, Console, Host, charged_to_the_arm
+from orchestrator.bench.host import PANIC, Host, charged_to_the_arm
 from orchestrator.bench.hypervisor import Connection, Domain, over_ssh
 from orchestrator.bench.images import FIRST, PAYLOAD, HostImage
 from orchestrator.bench.keys import RunKeys, tar_of

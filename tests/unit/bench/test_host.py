@@ -6,7 +6,8 @@ from typing import cast
 
 import pytest
 
-from orchestrator.bench.host import PANIC, Console, Host, charged_to_the_arm
+from orchestrator.bench.console import Console
+from orchestrator.bench.host import PANIC, Host, charged_to_the_arm
 from orchestrator.bench.shell import ConnectionLostError
 from orchestrator.errors import ArmFailedError, BenchError
 from tests.unit.recorded import FAILED, MEASURED, RUN
