@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from orchestrator.bounded import cut_line
 from orchestrator.errors import BenchError
 
 _LAST_SECONDS = 5
@@ -144,4 +145,4 @@ def end_group(process: subprocess.Popen[Any]) -> None:
 
 def tail(text: str, lines: int = 15) -> str:
     """The last lines of a program's output or a console, for an error's evidence."""
-    return "\n".join(text.rstrip().splitlines()[-lines:])
+    return "\n".join(map(cut_line, text.rstrip().splitlines()[-lines:]))
