@@ -77,14 +77,12 @@ class Host:
                 self.shell.run(command, check=False, timeout=20)
 
     def check(self) -> None:
-        """Raises ArmFailedError when the kernel under test has oopsed or the machine is gone,
-        BenchError when that is because what the machine runs in has crashed, and as `alive`."""
-        if (found := PANIC.search(self.console.text())) is not None:
-            raise ArmFailedError(
-                f"the host's kernel {self.release} is broken: {found[0]}",
-                evidence=self.console.tail(), reason="host-panic",
-            )  # fmt: skip
+        """Raises ArmFailedError when the kernel under test has oopsed, the host floods its
+        console, or the machine is gone; BenchError when that is because what the machine runs in
+        has crashed, and as `alive`."""
+        _check_console(self)
         if not self.alive():
+            _check_console(self)  # its last words may have come since
             if words := self.crash():
                 raise BenchError(
                     "the QEMU that the host runs in crashed, which is no kernel's fault",
@@ -99,6 +97,19 @@ class Host:
     def agent(self, name: str, *arguments: str) -> list[str]:
         """Command line of one of guests/agents/."""
         return ["python3", "-I", f"{self.payload}/agents/{name}.py", *arguments]
+
+
+def _check_console(host: Host) -> None:
+    if (found := host.console.first(PANIC.search)) is not None:
+        raise ArmFailedError(
+            f"the host's kernel {host.release} is broken: {found[0]}",
+            evidence=host.console.tail(), reason="host-panic",
+        )  # fmt: skip
+    if flood := host.console.flood:
+        raise ArmFailedError(
+            f"the host floods its console: {flood}",
+            evidence=host.console.tail(), reason="console-flood",
+        )  # fmt: skip
 
 
 @contextlib.contextmanager

@@ -91,7 +91,7 @@ def bench_state(root: Path | None = None, *, keep: bool = False) -> Iterator[Ben
         folder.mkdir(mode=0o700)
         yield state
     finally:
-        _end_machines(state.domains)  # none is left, unless its start was interrupted
+        end_machines(state.domains)  # none is left, unless its start was interrupted
         _remove_shm(state.shm)
         if not keep:
             shutil.rmtree(folder, ignore_errors=True)
@@ -130,7 +130,7 @@ def clean(root: Path | None = None) -> Iterator[str]:
         if process_start(pid) == started:
             yield f"run {token}: still running as process {pid}; left alone"
             continue
-        for ended in _end_machines(domains):
+        for ended in end_machines(domains):
             yield f"run {token}: ended QEMU {ended}"
         for name in _remove_shm(shm):
             yield f"run {token}: removed {SHM / name}"
@@ -153,7 +153,7 @@ def _remove_shm(names: list[str]) -> list[str]:
     return removed
 
 
-def _end_machines(uuids: list[str]) -> list[int]:
+def end_machines(uuids: list[str]) -> list[int]:
     """Kill the QEMU processes that run a domain with one of the UUIDs, and wait for their end."""
     ours = []
     for process in Path("/proc").glob("[0-9]*"):
