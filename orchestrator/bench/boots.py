@@ -234,11 +234,8 @@ class Boots:
         return True
 
     def said_bytes(self) -> int:
-        """Of its console until now."""
-        if self.console is None:
-            return 0
-        self.console.tend()
-        return self.console.path.stat().st_size
+        """Of its console until now, when a boot begins."""
+        return 0 if self.console is None else self.console.begin()
 
     def said(self, start: int) -> str:
         """On its console since; empty where no command gives that."""
