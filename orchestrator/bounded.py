@@ -31,6 +31,7 @@ LINE_BYTES = 16 << 10
 STREAM_LINE_BYTES = 128 << 10
 """What is kept of one line of an agent: a console's line as JSON has up to six bytes for one."""
 
+_LAST_BYTES = 16 << 10
 _QUOTED_LINES = 100
 _QUOTED_CHARACTERS = 500
 _MESSAGE_CHARACTERS = 4000
@@ -86,6 +87,25 @@ class Excerpt:
 
     def text(self) -> str:
         return self.content().decode(errors="replace")
+
+
+class TooMuchError(Exception):
+    """Somebody said more than was asked for. An answer is of use as a whole alone, so that it is
+    not cut; its last words are kept."""
+
+    def __init__(self, most: int, answer: bytes | bytearray) -> None:
+        super().__init__(f"more than {most} bytes")
+        self.last = answer[-_LAST_BYTES:].decode(errors="replace")
+
+
+def gather(chunks: Iterable[bytes], most: int) -> bytearray:
+    """An answer that comes in chunks. Raises TooMuchError at the first byte too many."""
+    answer = bytearray()
+    for chunk in chunks:
+        answer += chunk
+        if len(answer) > most:
+            raise TooMuchError(most, answer)
+    return answer
 
 
 class Lines:

@@ -174,7 +174,8 @@ def _interview(host: Host, port: int, keys: RunKeys, folder: Path) -> None:
             )  # fmt: skip
             _power_off(shell)
     except BenchError as exc:
-        raise ArmFailedError(exc.message, evidence=exc.evidence, reason="guest-no-ssh") from exc
+        reason = "output-flood" if exc.reason == "output-flood" else "guest-no-ssh"
+        raise ArmFailedError(exc.message, evidence=exc.evidence, reason=reason) from exc
 
 
 def _power_off(shell: Shell) -> None:

@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from orchestrator.abi import MAP_DMA, PAGE, UNMAP_DMA
 from orchestrator.bench.host import Host
+from orchestrator.bounded import TRACE_BYTES
 from orchestrator.errors import BarometerError, BenchError
 from orchestrator.evidence import TrialWriter
 
@@ -197,7 +198,7 @@ def armed_tracer(
     except BarometerError:
         # what was traced until then may say why; nothing must hide what happened
         with contextlib.suppress(BarometerError, ValueError, KeyError, OSError):
-            _finish(host, instance, group, label, trial)
+            _finish(host, spec, label, trial)
         _clear(host, instance, group)
         raise
     except BaseException:
@@ -205,33 +206,43 @@ def armed_tracer(
         raise
     else:
         try:
-            _finish(host, instance, group, label, trial)
+            _finish(host, spec, label, trial)
         except BarometerError:
             _clear(host, instance, group)
             raise
 
 
-def _finish(host: Host, instance: str, group: str, label: str, trial: TrialWriter) -> None:
-    answer = host.shell.run(
-        host.agent("tracer", "finish", instance, group), doing="reading the trace", timeout=300
-    ).stdout
-    said = json.loads(answer)
-    for name, text in said.get("files", {}).items():
-        stem = name.removesuffix(".txt")
-        file = name if stem.startswith("hist-") else f"{stem}-{label}.txt"
-        if stem == "trace":  # mostly the same words again and again
-            (trial.host / f"{file}.gz").write_bytes(gzip.compress(text.encode(), mtime=0))
-        else:
-            (trial.host / file).write_text(text)
-    if "files" not in said:
-        raise BenchError(
-            "the trace could not be read", evidence=said.get("why", ""), reason="tracer-lost"
-        )
+def _finish(host: Host, spec: dict[str, Any], label: str, trial: TrialWriter) -> None:
+    finish = host.agent("tracer", "finish", spec["instance"], spec["group"])
+    answer = host.shell.run(finish, doing="reading the trace", timeout=300, limit=TRACE_BYTES)
+    said = json.loads(answer.stdout)
+    files = said.get("files") if isinstance(said, dict) else None
+    if not isinstance(files, dict):
+        why = said.get("why", "") if isinstance(said, dict) else answer.stdout
+        raise BenchError("the trace could not be read", evidence=str(why), reason="tracer-lost")
+    for name, file in _evidence_of(spec, label).items():
+        if name not in files:
+            continue
+        text = str(files[name]).encode(errors="replace")
+        if file.endswith(".gz"):
+            text = gzip.compress(text, mtime=0)
+        (trial.host / file).write_bytes(text)
     if "clear_error" in said:
         raise BenchError(
-            "what was armed could not be undone", evidence=said["clear_error"],
+            "what was armed could not be undone", evidence=str(said["clear_error"]),
             reason="tracer-lost",
         )  # fmt: skip
+
+
+def _evidence_of(spec: dict[str, Any], label: str) -> dict[str, str]:
+    """The names under which the agent's files are kept, by the agent's: no file of the evidence
+    has its name from a machine."""
+    hists = [f"hist-{event.split('/')[1]}.txt" for event in spec["triggers"]]
+    return {
+        "trace.txt": f"trace-{label}.txt.gz",  # mostly the same words again and again
+        **{f"{stem}.txt": f"{stem}-{label}.txt" for stem in ("clock", "stats", "profile")},
+        **{name: name for name in hists},
+    }
 
 
 def _clear(host: Host, instance: str, group: str) -> None:
