@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from orchestrator.bench.answers import has_form
 from orchestrator.bench.host import Host
 from orchestrator.errors import ArmFailedError, BenchError
 from orchestrator.pci import Resource, parse_resources
@@ -51,7 +52,9 @@ def bound_devices(host: Host, spec: Device) -> Iterator[tuple[BoundDevice, ...]]
     not there or vfio-pci does not take it.
     """
     listed = host.shell.run(LIST_DEVICES, doing="listing PCI devices").stdout
-    devices = find_devices(parse_devices(listed), spec)
+    with has_form("the host's list of PCI devices", listed):
+        parsed = parse_devices(listed)
+    devices = find_devices(parsed, spec)
     with contextlib.ExitStack() as stack:
         for device in devices:
             stack.enter_context(_bound(host, device))
@@ -115,6 +118,7 @@ def host_facts(host: Host, devices: Sequence[BoundDevice]) -> dict[str, Any]:
     bound (survey.py). Raises BenchError when they cannot be read."""
     machine = host.shell.run(host.agent("facts"), doing="reading facts").stdout
     asked = host.agent("survey", *(device.address for device in devices))
-    functions = json.loads(host.shell.run(asked, doing="reading the devices' facts").stdout)
-    found = functions["functions"]
-    return {**json.loads(machine), "device": found[0], "devices": found}
+    functions = host.shell.run(asked, doing="reading the devices' facts").stdout
+    with has_form("what the host says of itself", machine + functions):
+        found = json.loads(functions)["functions"]
+        return {**json.loads(machine), "device": found[0], "devices": found}

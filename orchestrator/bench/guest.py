@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from orchestrator.bench.answers import has_form
 from orchestrator.bench.cpio import pack_files
 from orchestrator.bench.device import LIST_DEVICES, BoundDevice
 from orchestrator.bench.domain import Disk, GuestDomain, guest_xml
@@ -75,14 +76,17 @@ def boot_guest(
     name = f"barometer-guest-{index}"
     host.change.files(_qemu_log(name))
     with _reserved(host, guest), watching(host, name, folder, traced=traced) as watched:
-        ports = json.loads(
-            until(lambda: watched.event("ports"), within=60, waiting_for="watch agent on the host")
+        detail = until(
+            lambda: watched.event("ports"), within=60, waiting_for="watch agent on the host"
         )
+        with has_form("the watch agent's ports", detail):
+            ports = {name: int(port) for name, port in json.loads(detail).items()}
+            console_port, ssh_port = ports["console"], ports["ssh"]
         spec = GuestDomain(
             name=name, uuid=str(uuid.uuid4()), kvm=host.kvm,
             memory=guest.memory, cpus=guest.cpus,
             **_boots_from(host, guest),
-            console_port=ports["console"], ssh_port=ports["ssh"],
+            console_port=console_port, ssh_port=ssh_port,
             devices=tuple(device.address for device in devices), mmap=scenario.device.mmap,
             firmware=guest.firmware, backing=guest.backing, viommu=guest.viommu,
             phys_bits=guest.phys_bits, iommufd=guest.backend == "iommufd",
@@ -104,7 +108,7 @@ def boot_guest(
                     (folder / "domain.xml").write_text(domain.xml() or xml)
                     with progress.stage(f"{name}: SSH"):
                         wait_for_ssh(host, limits, progress)
-                        _interview(host, ports["ssh"], keys, folder)
+                        _interview(host, ssh_port, keys, folder)
                     with progress.stage(f"{name}: shutdown"):
                         wait_for(limits, "exit", f"end of the {name}'s QEMU", progress)
         finally:

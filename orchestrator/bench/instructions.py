@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.abi import LEAVES, PAGE
+from orchestrator.bench.answers import has_form
 from orchestrator.bench.device import BoundDevice
 from orchestrator.bench.host import Host
 from orchestrator.bench.mapagent import request_of, understood
@@ -251,7 +252,8 @@ def _named(host: Host, found: set[int]) -> dict[int, Instruction]:
         host.agent("symbols"), stdin=asked.encode(), doing="naming kernel functions"
     )
     names: dict[int, Instruction] = {}
-    for line in answer.stdout.splitlines():
-        address, function, offset = line.split()
-        names[int(address, 16)] = Instruction(function, int(offset, 16))
+    with has_form("the list of kernel functions", answer.stdout):
+        for line in answer.stdout.splitlines():
+            address, function, offset = line.split()
+            names[int(address, 16)] = Instruction(function, int(offset, 16))
     return names

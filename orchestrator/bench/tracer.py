@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from typing import Any, Literal
 
 from orchestrator.abi import MAP_DMA, PAGE, UNMAP_DMA
+from orchestrator.bench.answers import has_form
 from orchestrator.bench.host import Host
 from orchestrator.bounded import TRACE_BYTES
 from orchestrator.errors import BarometerError, BenchError
@@ -176,19 +177,26 @@ def armed_tracer(
         spec = timing_spec([bar], clock, boot=boot, kvm=host.kvm, faults=faults)
     else:
         asked = host.agent("tracer", "symbols", FAULT, FAULT_BEFORE)
-        spec = counts_spec(json.loads(host.shell.run(asked, doing="reading symbols").stdout))
+        symbols = host.shell.run(asked, doing="reading symbols").stdout
+        with has_form("the tracer's list of functions", symbols):
+            spec = counts_spec(json.loads(symbols))
     instance, group = spec["instance"], spec["group"]
     host.change.tracing(instance, group)
-    armed = json.loads(
-        host.shell.run(
-            host.agent("tracer", "arm"), stdin=json.dumps(spec).encode(), doing="arming the tracer"
-        ).stdout
-    )
-    if not armed["armed"]:
+    said = host.shell.run(
+        host.agent("tracer", "arm"), stdin=json.dumps(spec).encode(), doing="arming the tracer"
+    ).stdout
+    try:
+        with has_form("the tracer's answer", said):
+            answer = json.loads(said)
+            why = None if answer["armed"] else str(answer["why"])
+    except BenchError:
+        _clear(host, instance, group)
+        raise
+    if why is not None:
         _clear(host, instance, group)
         raise BenchError(
             f"the {kind} pass cannot be armed on {host.release}",
-            evidence=armed["why"], reason="tracer-refused",
+            evidence=why, reason="tracer-refused",
             hint="timing needs arguments in return probes (Linux v6.9); a function that the"
             " compiler copied under another name (.constprop, .isra) cannot be traced",
         )  # fmt: skip
@@ -214,12 +222,15 @@ def armed_tracer(
 
 def _finish(host: Host, spec: dict[str, Any], label: str, trial: TrialWriter) -> None:
     finish = host.agent("tracer", "finish", spec["instance"], spec["group"])
-    answer = host.shell.run(finish, doing="reading the trace", timeout=300, limit=TRACE_BYTES)
-    said = json.loads(answer.stdout)
-    files = said.get("files") if isinstance(said, dict) else None
+    answer = host.shell.run(
+        finish, doing="reading the trace", timeout=300, limit=TRACE_BYTES
+    ).stdout
+    with has_form("the tracer's answer", answer):
+        said = json.loads(answer)
+        files = said.get("files")
+        why = "" if isinstance(files, dict) else str(said.get("why", ""))
     if not isinstance(files, dict):
-        why = said.get("why", "") if isinstance(said, dict) else answer.stdout
-        raise BenchError("the trace could not be read", evidence=str(why), reason="tracer-lost")
+        raise BenchError("the trace could not be read", evidence=why, reason="tracer-lost")
     for name, file in _evidence_of(spec, label).items():
         if name not in files:
             continue
