@@ -16,15 +16,17 @@ CONSOLE_BYTES = 4 * _MIB
 """What a console may say in one boot. A kernel with every message switched on says about 1 MiB."""
 CONSOLE_LINES = 100_000
 """In how many lines. Each is looked at, so that many short ones cost more time than bytes."""
-MARKS_BYTES = 8 * _MIB
+MARKS_BYTES = 6 * _MIB
 """What the watch agent may say of one guest boot, the guest's console included."""
 MARKS_LINES = 2 * CONSOLE_LINES
 LOG_BYTES = 1 * _MIB
 """What is kept of QEMU's log. Usually it has a few KiB."""
-TRACE_BYTES = 24 * _MIB
-"""What a trace may have as text: more than any recorded one by a factor of 40."""
-TRIAL_BYTES = 64 * _MIB
-"""What a trial may take of the disk. The limits above add up to less; a test holds them to it."""
+FACTS_BYTES = 1 * _MIB // 4
+"""What a machine may say of itself, for a file or the manifest."""
+TRACE_BYTES = 16 * _MIB
+"""What a trace may have as text: more than any recorded one by a factor of 25."""
+TRIAL_BYTES = 16 * _MIB
+"""What a trial may have on the disk when one of its stages begins: less than 1 MiB is usual."""
 
 LINE_BYTES = 16 << 10
 """What is kept of one line of a console."""

@@ -14,6 +14,7 @@ from orchestrator.bench.consoles import ConsoleCommand
 from orchestrator.bench.keeper import How, Image, Keeper
 from orchestrator.bench.shell import Shell
 from orchestrator.bench.waiting import until
+from orchestrator.bounded import FACTS_BYTES
 from orchestrator.command import run, tail
 from orchestrator.errors import BarometerError, BenchError
 from orchestrator.progress import Progress
@@ -52,7 +53,7 @@ def running_on(shell: Shell) -> Running:
     said = shell.run(
         ["cat", "/proc/sys/kernel/random/boot_id", "/proc/sys/kernel/osrelease",
          "/proc/sys/kernel/version", "/proc/cmdline"],
-        doing="asking what runs", timeout=_ASKED_SECONDS,
+        doing="asking what runs", timeout=_ASKED_SECONDS, limit=FACTS_BYTES,
     ).stdout.splitlines()  # fmt: skip
     return Running(*[*said, "", "", "", ""][:4])
 

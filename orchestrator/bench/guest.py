@@ -23,6 +23,7 @@ from orchestrator.bench.shell import Shell, connected
 from orchestrator.bench.tracer import MARKER
 from orchestrator.bench.waiting import until
 from orchestrator.bench.watching import Limits, wait_for, wait_for_ssh, watching
+from orchestrator.bounded import CONSOLE_BYTES, FACTS_BYTES, LOG_BYTES
 from orchestrator.errors import ArmFailedError, BarometerError, BenchError
 from orchestrator.evidence import TrialWriter
 from orchestrator.progress import Progress
@@ -165,12 +166,16 @@ def _interview(host: Host, port: int, keys: RunKeys, folder: Path) -> None:
             "guest", host.shell.channel_to(port, timeout=60), key=keys.runner,
             host_key=keys.guest, error=ArmFailedError,
         ) as shell:  # fmt: skip
-            (folder / "dmesg.txt").write_text(shell.run("dmesg").stdout)
-            (folder / "pci.txt").write_text(shell.run(LIST_DEVICES).stdout)
-            systemd = shell.run(_SYSTEMD, check=False, doing="asking systemd").stdout
+            (folder / "dmesg.txt").write_text(shell.run("dmesg", limit=CONSOLE_BYTES).stdout)
+            (folder / "pci.txt").write_text(shell.run(LIST_DEVICES, limit=FACTS_BYTES).stdout)
+            systemd = shell.run(
+                _SYSTEMD, check=False, doing="asking systemd", limit=FACTS_BYTES
+            ).stdout
             if systemd:
                 (folder / "systemd.txt").write_text(systemd)
-            facts = shell.run("cat /run/boot-mark-uptime; uname -r; cat /proc/cmdline").stdout
+            facts = shell.run(
+                "cat /run/boot-mark-uptime; uname -r; cat /proc/cmdline", limit=FACTS_BYTES
+            ).stdout
             uptime, release, cmdline = [*facts.splitlines(), "", "", ""][:3]
             (folder / "facts.json").write_text(
                 json.dumps({"uptime_at_boot_mark": uptime, "release": release,
@@ -193,7 +198,8 @@ def _qemu_log(name: str) -> str:
 
 def _save_qemu_log(host: Host, name: str, folder: Path) -> None:
     with contextlib.suppress(BarometerError):  # the host may be gone: that is what is reported
-        (folder / "qemu.log").write_text(host.shell.read(_qemu_log(name)))
+        last = ["tail", "-c", str(LOG_BYTES), _qemu_log(name)]
+        (folder / "qemu.log").write_text(host.shell.run(last, limit=LOG_BYTES).stdout)
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from orchestrator.bench.modules import prove_modules
 from orchestrator.bench.shell import Shell, connected, write_client_config
 from orchestrator.bench.state import BenchState, end_machines
 from orchestrator.bench.waiting import Stall, until
-from orchestrator.bounded import CONSOLE_BYTES, LOG_BYTES
+from orchestrator.bounded import CONSOLE_BYTES, FACTS_BYTES, LOG_BYTES
 from orchestrator.command import tail
 from orchestrator.errors import ArmFailedError, BenchError
 from orchestrator.kernels.bundle import KernelBundle
@@ -328,7 +328,9 @@ def prove_kernel(shell: Shell, token: str, kernel: KernelBundle) -> str:
     """The boot id of a host that really runs the planned kernel, in the boot with the token.
     Raises BenchError."""
     answer = shell.run(
-        "uname -r; cat /proc/sys/kernel/random/boot_id /proc/cmdline", doing="proving the kernel"
+        "uname -r; cat /proc/sys/kernel/random/boot_id /proc/cmdline",
+        doing="proving the kernel",
+        limit=FACTS_BYTES,
     ).stdout.splitlines()
     release, boot_id, cmdline = [*answer, "", "", ""][:3]
     if release != kernel.release:

@@ -19,7 +19,14 @@ from typing import Protocol
 import paramiko
 
 from orchestrator.bench.keys import KeyPair
-from orchestrator.bounded import ANSWER_BYTES, STREAM_LINE_BYTES, Lines, TooMuchError, gather
+from orchestrator.bounded import (
+    ANSWER_BYTES,
+    FACTS_BYTES,
+    STREAM_LINE_BYTES,
+    Lines,
+    TooMuchError,
+    gather,
+)
 from orchestrator.command import tail
 from orchestrator.errors import BarometerError, BenchError
 
@@ -148,8 +155,8 @@ class Shell:
         return shlex.join([*self._become, command]) if self._become else command
 
     def read(self, path: str) -> str:
-        """A file's text. Raises BenchError when there is none."""
-        return self.run(["cat", path], doing=f"reading {path}").stdout
+        """A file's text. Raises BenchError when there is none, or when it is longer."""
+        return self.run(["cat", path], doing=f"reading {path}", limit=FACTS_BYTES).stdout
 
     def write(self, path: str, content: bytes, mode: int = 0o600) -> None:
         self.run(

@@ -192,13 +192,8 @@ def _make(shell: Shell, folder: str, kernel: KernelBundle, target: Path) -> None
 def _fetch(shell: Shell, path: str, target: Path) -> None:
     """Move a file from there to here, a line of base64 at a time: it may be larger than what this
     machine has room for in its memory. Raises BenchError."""
-    fetch = [
-        "sh",
-        "-c",
-        f'base64 -w {_LINE} "$1" && echo ". $(wc -c < "$1")" && rm "$1"',
-        "sh",
-        path,
-    ]
+    script = f'base64 -w {_LINE} "$1" && echo ". $(wc -c < "$1")" && rm "$1"'
+    fetch = ["sh", "-c", script, "sh", path]
     try:
         with shell.stream(fetch, timeout=_MANY_SECONDS) as lines, target.open("wb") as file:
             for line in lines:
