@@ -11,9 +11,8 @@ from pathlib import Path
 
 from orchestrator.bounded import CONSOLE_BYTES, Excerpt
 
-_EVERY_SECONDS = 0.2
-"""An emulated serial port was seen to write 4 MB/s, and QEMU's log 100 MB/s: so much may be over
-the limit."""
+_EVERY_SECONDS = 0.05
+"""A program that writes a line at a time writes 200 MB/s at most: 10 MB may be over the limit."""
 
 _REST_BYTES = 128 << 10
 _END_SECONDS = 15.0
