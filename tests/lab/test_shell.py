@@ -7,6 +7,7 @@ import os
 import re
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -107,6 +108,38 @@ def test_program_that_prints_without_end_is_given_up(shell: Shell, to: str) -> N
     assert (caught.value.reason, len(caught.value.evidence) < 1000) == ("output-flood", True)
     assert time.monotonic() - started < 20
     assert shell.run(["echo", "on"]).stdout == "on\n"
+
+
+_FLOODED = """
+import pathlib, resource, sys
+from orchestrator.bench.shell import connected
+from orchestrator.errors import BenchError
+from tests.lab.sshd import USER, server_in, serving
+with (
+    serving(server_in(pathlib.Path(sys.argv[1]))) as server,
+    connected("host", server.endpoint, key=server.keys.runner, host_key=server.keys.host,
+              user=USER) as shell,
+):
+    for stream in ("", " >&2"):
+        try:
+            shell.run(f"cat /dev/zero{stream}", timeout=60)
+        except BenchError as exc:
+            print(exc.reason)
+    with shell.stream(["head", "-c", "300000000", "/dev/zero"], timeout=60) as lines:
+        print(len(list(lines)))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+def test_flood_does_not_fill_the_memory(tmp_path: Path) -> None:
+    """Of a process that does nothing else."""
+    done = subprocess.run(
+        [sys.executable, "-c", _FLOODED, tmp_path],
+        cwd=ROOT, capture_output=True, text=True, timeout=120, check=True,
+    )  # fmt: skip
+    *told, most = done.stdout.split()
+    assert told == ["output-flood", "output-flood", "0"]
+    assert int(most) << 10 < 150_000_000
 
 
 def test_more_is_taken_where_more_is_expected(shell: Shell) -> None:
