@@ -36,6 +36,8 @@ STREAM_LINE_BYTES = 128 << 10
 _LAST_BYTES = 16 << 10
 _QUOTED_LINES = 100
 _QUOTED_CHARACTERS = 500
+_GAP_CHARACTERS = 50
+"""For how much is missing."""
 _MESSAGE_CHARACTERS = 4000
 
 
@@ -152,25 +154,27 @@ def _left_out(size: int, lines: int) -> str:
 
 
 def cut_line(line: str, most: int = _QUOTED_CHARACTERS) -> str:
-    """A line for a message or a table: its beginning and its end, and what is missing counted."""
+    """A line for a message or a table: its beginning and its end, and what is missing counted. One
+    that was cut is left as it is."""
     if len(line) <= most:
         return line
-    lost = len(line) - 2 * (most // 2)
-    return f"{line[: most // 2]} ... {lost} characters left out ... {line[-(most // 2) :]}"
+    half = (most - _GAP_CHARACTERS) // 2
+    lost = len(line) - 2 * half
+    return f"{line[:half]} ... {lost} characters left out ... {line[-half:]}"
 
 
 def quoted(text: str) -> str:
     """A machine's words as an error, a manifest and a report quote them: their first and last
-    lines, each cut. What is short comes back as it is."""
+    lines, each cut. What is short, or was quoted before, comes back as it is."""
     lines = text.splitlines()
     over = len(lines) - _QUOTED_LINES
     if over <= 0 and all(len(line) <= _QUOTED_CHARACTERS for line in lines):
         return text
     if over > 0:
-        first = _QUOTED_LINES // 4
-        lost = lines[first : first + over]
-        between = _left_out(sum(len(line) + 1 for line in lost), over)
-        lines = [*lines[:first], between, *lines[first + over :]]
+        first, last = _QUOTED_LINES // 4, len(lines) - (_QUOTED_LINES - _QUOTED_LINES // 4 - 1)
+        lost = lines[first:last]
+        between = _left_out(sum(len(line) + 1 for line in lost), len(lost))
+        lines = [*lines[:first], between, *lines[last:]]
     return "\n".join(map(cut_line, lines))
 
 
