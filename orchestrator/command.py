@@ -6,18 +6,24 @@ import contextlib
 import errno
 import logging
 import os
+import select
+import selectors
 import shlex
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from orchestrator.bounded import TooMuchError, cut_line
 from orchestrator.errors import BenchError
 from orchestrator.progress import waiting_for
 
 _LAST_SECONDS = 5
+_MOST_BYTES = 256 << 20
+"""A list of all files of a kernel's tree has 10 MiB."""
 log = logging.getLogger("barometer.command")
 
 
@@ -30,11 +36,13 @@ def run(
     stdin: str = "",
     timeout: float = 600,
     accept: Sequence[int] = (0,),
+    limit: int = _MOST_BYTES,
 ) -> subprocess.CompletedProcess[str]:
     """Run `argv`; its output comes back as text. `env` is on top of this process's; None: unset.
 
-    The program and all it started end with this call, whatever ends it.
-    Raises BenchError (`doing` says what for) when it is missing, too slow or exits otherwise.
+    The program and all it started end with this call, whatever ends it. Raises BenchError
+    (`doing` says what for) when it is missing, too slow, exits otherwise or prints more than
+    `limit` bytes.
     """
     words = [os.fspath(a) for a in argv]
     log.debug("+ %s", shlex.join(words))
@@ -48,7 +56,7 @@ def run(
         raise _missing(words[0], doing) from exc
     with process, waiting_for(doing):
         try:
-            out, err = process.communicate(stdin, timeout=timeout)
+            out, err = _communicate(process, stdin, timeout, limit)
         except subprocess.TimeoutExpired as exc:
             end_group(process)
             raise BenchError(
@@ -56,6 +64,12 @@ def run(
                 evidence=shlex.join(words),
                 reason="program-timeout",
             ) from exc
+        except TooMuchError as exc:
+            end_group(process)
+            raise BenchError(
+                f"{doing}: {words[0]} printed {exc}", evidence=tail(exc.last),
+                reason="output-flood",
+            ) from exc  # fmt: skip
         except BaseException:
             end_group(process)
             raise
@@ -73,6 +87,50 @@ def run(
             reason="program-failed",
         )
     return subprocess.CompletedProcess(words, process.returncode, out, err)
+
+
+def _communicate(
+    process: subprocess.Popen[str], stdin: str, timeout: float, limit: int
+) -> tuple[str, str]:
+    """As Popen.communicate(), which takes in whatever comes. Raises TooMuchError."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    assert process.stderr is not None
+    end, rest = time.monotonic() + timeout, memoryview(stdin.encode())
+    said = {process.stdout.fileno(): bytearray(), process.stderr.fileno(): bytearray()}
+    with selectors.DefaultSelector() as selector:
+        for number in said:
+            selector.register(number, selectors.EVENT_READ)
+        if rest:
+            selector.register(process.stdin.fileno(), selectors.EVENT_WRITE)
+        else:
+            process.stdin.close()
+        while selector.get_map():
+            if (left := end - time.monotonic()) <= 0:
+                raise subprocess.TimeoutExpired(process.args, timeout)
+            for key, _ in selector.select(left):
+                if (answer := said.get(key.fd)) is not None:
+                    chunk = os.read(key.fd, 1 << 16)
+                    answer += chunk
+                    if len(answer) > limit:
+                        raise TooMuchError(limit, answer)
+                    is_over = not chunk
+                else:
+                    try:
+                        rest = rest[os.write(key.fd, rest[: select.PIPE_BUF]) :]
+                    except BrokenPipeError:  # it has read enough
+                        rest = rest[:0]
+                    is_over = not rest
+                if is_over:
+                    selector.unregister(key.fd)
+                    if key.fd not in said:
+                        process.stdin.close()
+    process.wait(max(0.0, end - time.monotonic()))
+    out, err = (
+        text.decode(errors="replace").replace("\r\n", "\n").replace("\r", "\n")
+        for text in said.values()
+    )
+    return out, err
 
 
 def run_logged(
@@ -145,4 +203,4 @@ def end_group(process: subprocess.Popen[Any]) -> None:
 
 def tail(text: str, lines: int = 15) -> str:
     """The last lines of a program's output or a console, for an error's evidence."""
-    return "\n".join(text.rstrip().splitlines()[-lines:])
+    return "\n".join(map(cut_line, text.rstrip().splitlines()[-lines:]))

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from orchestrator.bounded import cut_message, quoted
+
 
 class BarometerError(Exception):
     """Something a user can act on. `reason` is a short stable name (`guest-panic`)."""
@@ -19,10 +21,11 @@ class BarometerError(Exception):
     def __init__(
         self, message: str, *, hint: str = "", evidence: str = "", reason: str = "error"
     ) -> None:
-        super().__init__(message)
-        self.message = message
+        # both may have a machine's words in them, which may be of any length
+        self.message = cut_message(message)
+        super().__init__(self.message)
         self.hint = hint
-        self.evidence = evidence
+        self.evidence = quoted(evidence)
         self.reason = reason
 
     def __str__(self) -> str:

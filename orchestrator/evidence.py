@@ -28,6 +28,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from orchestrator.bounded import TRIAL_BYTES
 from orchestrator.errors import (
     ArmFailedError,
     BarometerError,
@@ -168,12 +169,14 @@ class TrialWriter(TrialDir):
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Record a stage's start and length, in seconds of the runner, and how it ended."""
+        """Record a stage's start and length, in seconds of the runner, and how it ended. Raises
+        BenchError when what was collected before takes more of the disk than a trial may."""
         start = time.monotonic()
         entry = {"name": name, "start": round(start - self._started, 3), "outcome": "running"}
         self.manifest["stages"].append(entry)
         self._save()
         try:
+            self._check_size()
             yield
         except BaseException as exc:
             entry["outcome"] = getattr(exc, "reason", type(exc).__name__)
@@ -183,6 +186,14 @@ class TrialWriter(TrialDir):
         finally:
             entry["seconds"] = round(time.monotonic() - start, 3)
             self._save()
+
+    def _check_size(self) -> None:
+        size = sum(path.stat().st_size for path in self.path.rglob("*") if path.is_file())
+        if size > TRIAL_BYTES:
+            raise BenchError(
+                f"the trial's evidence has {size} bytes, and may have {TRIAL_BYTES}",
+                reason="trial-too-large",
+            )
 
     def failed(self, exc: BarometerError, stage: str) -> None:
         """What ended the trial early, and whom it is charged to: `failed` is the arm's."""

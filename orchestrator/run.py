@@ -30,6 +30,7 @@ from orchestrator.bench.settings import prove_settings, write_settings
 from orchestrator.bench.sharing import NestedMachine
 from orchestrator.bench.state import BenchState, bench_state
 from orchestrator.bench.workload import guest_boots, maps, settle
+from orchestrator.bounded import CONSOLE_BYTES
 from orchestrator.cache import Cache, disk_full
 from orchestrator.errors import (
     BarometerError,
@@ -483,7 +484,8 @@ def _workload_facts(scenario: Scenario) -> dict[str, Any]:
 def _save_dmesg(host: Host, trial: TrialWriter) -> None:
     if host.shell.alive():
         with contextlib.suppress(BarometerError):
-            (trial.host / "dmesg.txt").write_text(host.shell.run("dmesg", timeout=30).stdout)
+            said = host.shell.run("dmesg", timeout=30, limit=CONSOLE_BYTES).stdout
+            (trial.host / "dmesg.txt").write_text(said)
 
 
 @contextlib.contextmanager

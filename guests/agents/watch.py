@@ -7,7 +7,9 @@ CLOCK_MONOTONIC nanoseconds of this host:
 
     E <ns> ports {"console": P, "ssh": Q}   where to send the console, which port to forward
     E <ns> console                          QEMU connected its serial port
-    C <ns> "text"                           a line of the console, when its end arrived
+    C <ns> "text"                           a line of the console, when its end arrived; of a long
+                                            one the beginning, and how much was left out
+    E <ns> flood {"bytes": B, "lines": L, "seconds": S}   the console said too much: no more of it
     E <ns> started {"pid": N, "start_ns": S} QEMU's process, and when it began (10 ms steps)
     E <ns> mark                             the console line that has MARK in it
     E <ns> tables <bytes>                   QEMU's page tables (VmPTE) then
@@ -39,6 +41,11 @@ MARKER_BYTES = 900
 KERNEL = b"Linux version "
 LAST_SECONDS = 5.0
 """For the console's last words, after QEMU has ended."""
+LINE_BYTES = 16 << 10
+"""What is said of one line of the console."""
+MOST_BYTES, MOST_LINES = 8 << 20, 150_000
+"""What a guest may say on its console. What comes after is taken from QEMU, which does not have to
+wait, and counted."""
 lock = threading.Lock()
 marker: int | None = None
 
@@ -110,30 +117,57 @@ class Watch:
         self.mark, self.ssh_port = mark, ssh_port
         self.until_kernel = until_kernel
         self.console_bytes = 0
+        self.begun, self.lost = bytearray(), 0
         self.pid = 0
 
     def console(self, server: socket.socket) -> None:
         connection, _ = server.accept()
         say("E", "console")
-        rest = b""
+        began, lines, flooded = time.monotonic(), 0, False
         while chunk := connection.recv(1 << 16):
             now = time.monotonic_ns()
             self.console_bytes += len(chunk)
-            *lines, rest = (rest + chunk).split(b"\n")
-            for line in lines:
-                say("C", json.dumps(line.rstrip(b"\r").decode(errors="replace")), now)
-                if KERNEL in line:
-                    while self.until_kernel:
-                        with contextlib.suppress(OSError):  # not there: it was not armed
-                            self.until_kernel.pop().write_text("0")
-                if self.mark in line:
-                    say("E", "mark", now)
-                    if (tables := page_table_bytes(self.pid)) is not None:
-                        say("E", f"tables {tables}")
-                    say("E", f"threads {json.dumps(threads(self.pid))}")
-                    threading.Thread(target=self.ssh, daemon=True).start()
-        if rest:
-            say("C", json.dumps(rest.decode(errors="replace")))
+            lines += chunk.count(b"\n")
+            if self.console_bytes <= MOST_BYTES and lines <= MOST_LINES:
+                *ends, begins = chunk.split(b"\n")
+                for end in ends:
+                    self.go_on(end)
+                    self.take(self.say_line(now), now)
+                self.go_on(begins)
+            elif not flooded:
+                flooded = True
+                size, seconds = self.console_bytes, time.monotonic() - began
+                facts = {"bytes": size, "lines": lines, "seconds": round(seconds, 3)}
+                say("E", f"flood {json.dumps(facts)}")
+        if self.begun:
+            self.say_line(time.monotonic_ns())
+
+    def go_on(self, piece: bytes) -> None:
+        """More of the line that has begun."""
+        room = LINE_BYTES - len(self.begun)
+        self.begun += piece[:room]
+        self.lost += len(piece[room:])
+
+    def say_line(self, now: int) -> bytes:
+        """The line that has begun, and that ends here."""
+        line, lost = bytes(self.begun), self.lost
+        self.begun, self.lost = bytearray(), 0
+        text = line.rstrip(b"\r").decode(errors="replace")
+        say("C", json.dumps(f"{text} ... {lost} bytes left out" if lost else text), now)
+        return line
+
+    def take(self, line: bytes, now: int) -> None:
+        """What a whole line means."""
+        if KERNEL in line:
+            while self.until_kernel:
+                with contextlib.suppress(OSError):  # not there: it was not armed
+                    self.until_kernel.pop().write_text("0")
+        if self.mark in line:
+            say("E", "mark", now)
+            if (tables := page_table_bytes(self.pid)) is not None:
+                say("E", f"tables {tables}")
+            say("E", f"threads {json.dumps(threads(self.pid))}")
+            threading.Thread(target=self.ssh, daemon=True).start()
 
     def ssh(self) -> None:
         """From the boot mark on, so that asking costs the boot nothing."""

@@ -27,6 +27,7 @@ from orchestrator.analysis.trace import (
     probe_hits,
 )
 from orchestrator.analysis.tracer import need, trace_clock, tracer_complete
+from orchestrator.bounded import cut_message, quoted
 from orchestrator.errors import EvidenceError
 from orchestrator.evidence import TrialDir
 from orchestrator.hashing import digest_of
@@ -131,8 +132,9 @@ def _judged(trial: TrialDir) -> TrialResult:
     outcome = manifest["outcome"]
     if outcome["kind"] in ("failed", "invalid"):
         return TrialResult(
-            name, arm, outcome["kind"], outcome["reason"], outcome["stage"], outcome["message"],
-            outcome["evidence"], by_bench=bool(outcome.get("by_bench")),
+            name, arm, outcome["kind"], outcome["reason"], outcome["stage"],
+            cut_message(str(outcome["message"])), quoted(str(outcome["evidence"])),
+            by_bench=bool(outcome.get("by_bench")),
         )  # fmt: skip
     if outcome["kind"] != "collected":
         return TrialResult(name, arm, "invalid", "unfinished", message="collecting was cut short")

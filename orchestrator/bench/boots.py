@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from orchestrator.bench import remote
+from orchestrator.bench.console import Console
 from orchestrator.bench.consoles import ConsoleCommand
-from orchestrator.bench.host import Console
 from orchestrator.bench.keeper import How, Image, Keeper
 from orchestrator.bench.shell import Shell
 from orchestrator.bench.waiting import until
+from orchestrator.bounded import FACTS_BYTES
 from orchestrator.command import run, tail
 from orchestrator.errors import BarometerError, BenchError
 from orchestrator.progress import Progress
@@ -52,7 +53,7 @@ def running_on(shell: Shell) -> Running:
     said = shell.run(
         ["cat", "/proc/sys/kernel/random/boot_id", "/proc/sys/kernel/osrelease",
          "/proc/sys/kernel/version", "/proc/cmdline"],
-        doing="asking what runs", timeout=_ASKED_SECONDS,
+        doing="asking what runs", timeout=_ASKED_SECONDS, limit=FACTS_BYTES,
     ).stdout.splitlines()  # fmt: skip
     return Running(*[*said, "", "", "", ""][:4])
 
@@ -234,11 +235,8 @@ class Boots:
         return True
 
     def said_bytes(self) -> int:
-        """Of its console until now."""
-        if self.console is None:
-            return 0
-        self.console.tend()
-        return self.console.path.stat().st_size
+        """Of its console until now, when a boot begins."""
+        return 0 if self.console is None else self.console.begin()
 
     def said(self, start: int) -> str:
         """On its console since; empty where no command gives that."""

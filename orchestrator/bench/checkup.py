@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from orchestrator.bench.accel import kvm_problem
+from orchestrator.bench.answers import has_form
 from orchestrator.bench.hypervisor import library_version
 from orchestrator.bench.images import GUESTS
 from orchestrator.bench.keeper import Keeper
@@ -97,8 +98,8 @@ def _checkup(machine: Commands, request: Mapping[str, Any]) -> dict[str, Any]:
             hint="install Python 3.9 or later there" if missing else "",
             reason="no-python" if missing else "checkup",
         )
-    answer: dict[str, Any] = json.loads(done.stdout)
-    return answer
+    with has_form("what the machine says of itself", done.stdout):
+        return dict(json.loads(done.stdout))
 
 
 def _devices(machine: Commands, device: HostDevice | None, *, probe: bool) -> dict[str, Any]:

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shlex
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import IO
 
+from orchestrator.bench.console import file_excerpt
+from orchestrator.bench.filelimits import LimitedFile
 from orchestrator.bench.shell import Shell
+from orchestrator.bounded import Excerpt
 from orchestrator.command import end_group, tail
 from orchestrator.errors import BenchError
 
 _A_DAY = 86400.0
 _AT_ONCE_SECONDS = 0.5
+_ERRORS_BYTES = 16 << 10
 
 
 @contextmanager
@@ -24,10 +30,12 @@ def followed(shell: Shell, path: Path) -> Iterator[None]:
 
     def read() -> None:
         # the machine goes down, or the block ends: either is an end
-        with contextlib.suppress(TimeoutError, EOFError, OSError), path.open("w") as file:
+        with (
+            contextlib.suppress(TimeoutError, EOFError, OSError),
+            closing(LimitedFile(path)) as file,
+        ):
             for line in lines:
-                file.write(f"{line}\n")
-                file.flush()
+                file.write(f"{line}\n".encode())
 
     reader = threading.Thread(target=read, daemon=True)
     argv = ["dmesg", "--follow", "--nopager"]
@@ -44,23 +52,32 @@ class ConsoleCommand:
         self.path = path
         path.write_bytes(b"")
         self._command, self._say = command, say
-        self._errors = path.with_name(f"{path.name}.stderr")
+        self._file = LimitedFile(path)
         self._told: set[str] = set()
-        self._process = self._started()
+        self._start()
 
-    def _started(self) -> subprocess.Popen[bytes]:
-        with self.path.open("ab") as output, self._errors.open("wb") as errors:
-            # its standard input stays open: a serial console ends with it
-            return subprocess.Popen(
-                ["setpriv", "--pdeathsig", "TERM", *shlex.split(self._command)],
-                stdin=subprocess.PIPE, stdout=output, stderr=errors, start_new_session=True,
-            )  # fmt: skip
+    def _start(self) -> None:
+        # its standard input stays open: a serial console ends with it
+        self._process = subprocess.Popen(
+            ["setpriv", "--pdeathsig", "TERM", *shlex.split(self._command)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            start_new_session=True,
+        )  # fmt: skip
+        assert self._process.stdout is not None
+        assert self._process.stderr is not None
+        self._errors = Excerpt(_ERRORS_BYTES)
+        self._readers = [
+            _reader(self._process.stdout, self._file.write),
+            _reader(self._process.stderr, self._errors.feed),
+        ]
 
     def check(self) -> None:
         """Raises BenchError when it ends at once."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             code = self._process.wait(_AT_ONCE_SECONDS)
-            said = self._errors_said() or self.path.read_text(errors="replace")
+            said = self._errors_said() or file_excerpt(self.path, _ERRORS_BYTES).decode(
+                errors="replace"
+            )
             raise BenchError(
                 f"host.console: {self._command}: ended with exit code {code}",
                 evidence=tail(said), reason="console-command",
@@ -77,16 +94,47 @@ class ConsoleCommand:
         if why not in self._told:
             self._say(f"host.console: {why}: some of what the machine said is missing")
         self._told.add(why)
-        self.end()
-        self._process = self._started()
+        self._end()
+        self._start()
+
+    def begin(self) -> int:
+        """A boot begins: bytes that are older. It has a limit of its own."""
+        self.tend()
+        return self._file.begin()
 
     def end(self) -> None:
+        self._end()
+        self._file.close()
+
+    def _end(self) -> None:
         if self._process.stdin is not None:
             self._process.stdin.close()
         end_group(self._process)
+        self._wait_for_readers()
+
+    def _wait_for_readers(self) -> None:
+        """All that an ended program said is in the file, unless something that it left holds its
+        output."""
+        for reader in self._readers:
+            reader.join(_AT_ONCE_SECONDS)
 
     def _errors_said(self) -> str:
-        return self._errors.read_text(errors="replace")
+        self._wait_for_readers()
+        return self._errors.text()
+
+
+def _reader(pipe: IO[bytes], take: Callable[[bytes], None]) -> threading.Thread:
+    """A thread that takes what comes from a pipe until its end."""
+
+    def read() -> None:
+        # a full disk, or a file that is closed because the machine is done with, is an end, too
+        with pipe, contextlib.suppress(OSError, ValueError):
+            while chunk := os.read(pipe.fileno(), 1 << 16):
+                take(chunk)
+
+    thread = threading.Thread(target=read, daemon=True)
+    thread.start()
+    return thread
 
 
 @contextmanager

@@ -10,7 +10,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from orchestrator.bench.answers import has_form
 from orchestrator.bench.host import Host
+from orchestrator.bounded import FACTS_BYTES
 from orchestrator.errors import ArmFailedError, BenchError
 from orchestrator.pci import Resource, parse_resources
 from orchestrator.scenario import Device, format_size
@@ -51,7 +53,9 @@ def bound_devices(host: Host, spec: Device) -> Iterator[tuple[BoundDevice, ...]]
     not there or vfio-pci does not take it.
     """
     listed = host.shell.run(LIST_DEVICES, doing="listing PCI devices").stdout
-    devices = find_devices(parse_devices(listed), spec)
+    with has_form("the host's list of PCI devices", listed):
+        parsed = parse_devices(listed)
+    devices = find_devices(parsed, spec)
     with contextlib.ExitStack() as stack:
         for device in devices:
             stack.enter_context(_bound(host, device))
@@ -113,8 +117,9 @@ def with_bar(address: str, resources: list[Resource], bar: int, hint: str) -> Bo
 def host_facts(host: Host, devices: Sequence[BoundDevice]) -> dict[str, Any]:
     """facts.json of a trial: the machine's (guests/agents/facts.py), and its devices' as they are
     bound (survey.py). Raises BenchError when they cannot be read."""
-    machine = host.shell.run(host.agent("facts"), doing="reading facts").stdout
+    machine = host.shell.run(host.agent("facts"), doing="reading facts", limit=FACTS_BYTES).stdout
     asked = host.agent("survey", *(device.address for device in devices))
-    functions = json.loads(host.shell.run(asked, doing="reading the devices' facts").stdout)
-    found = functions["functions"]
-    return {**json.loads(machine), "device": found[0], "devices": found}
+    functions = host.shell.run(asked, doing="reading the devices' facts", limit=FACTS_BYTES).stdout
+    with has_form("what the host says of itself", machine + functions):
+        found = json.loads(functions)["functions"]
+        return {**json.loads(machine), "device": found[0], "devices": found}

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from orchestrator.bench.answers import has_form
 from orchestrator.bench.cpio import pack_files
 from orchestrator.bench.device import LIST_DEVICES, BoundDevice
 from orchestrator.bench.domain import Disk, GuestDomain, guest_xml
@@ -22,6 +23,7 @@ from orchestrator.bench.shell import Shell, connected
 from orchestrator.bench.tracer import MARKER
 from orchestrator.bench.waiting import until
 from orchestrator.bench.watching import Limits, wait_for, wait_for_ssh, watching
+from orchestrator.bounded import CONSOLE_BYTES, FACTS_BYTES, LOG_BYTES
 from orchestrator.errors import ArmFailedError, BarometerError, BenchError
 from orchestrator.evidence import TrialWriter
 from orchestrator.progress import Progress
@@ -75,14 +77,17 @@ def boot_guest(
     name = f"barometer-guest-{index}"
     host.change.files(_qemu_log(name))
     with _reserved(host, guest), watching(host, name, folder, traced=traced) as watched:
-        ports = json.loads(
-            until(lambda: watched.event("ports"), within=60, waiting_for="watch agent on the host")
+        detail = until(
+            lambda: watched.event("ports"), within=60, waiting_for="watch agent on the host"
         )
+        with has_form("the watch agent's ports", detail):
+            ports = {name: int(port) for name, port in json.loads(detail).items()}
+            console_port, ssh_port = ports["console"], ports["ssh"]
         spec = GuestDomain(
             name=name, uuid=str(uuid.uuid4()), kvm=host.kvm,
             memory=guest.memory, cpus=guest.cpus,
             **_boots_from(host, guest),
-            console_port=ports["console"], ssh_port=ports["ssh"],
+            console_port=console_port, ssh_port=ssh_port,
             devices=tuple(device.address for device in devices), mmap=scenario.device.mmap,
             firmware=guest.firmware, backing=guest.backing, viommu=guest.viommu,
             phys_bits=guest.phys_bits, iommufd=guest.backend == "iommufd",
@@ -104,7 +109,7 @@ def boot_guest(
                     (folder / "domain.xml").write_text(domain.xml() or xml)
                     with progress.stage(f"{name}: SSH"):
                         wait_for_ssh(host, limits, progress)
-                        _interview(host, ports["ssh"], keys, folder)
+                        _interview(host, ssh_port, keys, folder)
                     with progress.stage(f"{name}: shutdown"):
                         wait_for(limits, "exit", f"end of the {name}'s QEMU", progress)
         finally:
@@ -161,12 +166,16 @@ def _interview(host: Host, port: int, keys: RunKeys, folder: Path) -> None:
             "guest", host.shell.channel_to(port, timeout=60), key=keys.runner,
             host_key=keys.guest, error=ArmFailedError,
         ) as shell:  # fmt: skip
-            (folder / "dmesg.txt").write_text(shell.run("dmesg").stdout)
-            (folder / "pci.txt").write_text(shell.run(LIST_DEVICES).stdout)
-            systemd = shell.run(_SYSTEMD, check=False, doing="asking systemd").stdout
+            (folder / "dmesg.txt").write_text(shell.run("dmesg", limit=CONSOLE_BYTES).stdout)
+            (folder / "pci.txt").write_text(shell.run(LIST_DEVICES, limit=FACTS_BYTES).stdout)
+            systemd = shell.run(
+                _SYSTEMD, check=False, doing="asking systemd", limit=FACTS_BYTES
+            ).stdout
             if systemd:
                 (folder / "systemd.txt").write_text(systemd)
-            facts = shell.run("cat /run/boot-mark-uptime; uname -r; cat /proc/cmdline").stdout
+            facts = shell.run(
+                "cat /run/boot-mark-uptime; uname -r; cat /proc/cmdline", limit=FACTS_BYTES
+            ).stdout
             uptime, release, cmdline = [*facts.splitlines(), "", "", ""][:3]
             (folder / "facts.json").write_text(
                 json.dumps({"uptime_at_boot_mark": uptime, "release": release,
@@ -174,7 +183,8 @@ def _interview(host: Host, port: int, keys: RunKeys, folder: Path) -> None:
             )  # fmt: skip
             _power_off(shell)
     except BenchError as exc:
-        raise ArmFailedError(exc.message, evidence=exc.evidence, reason="guest-no-ssh") from exc
+        reason = "output-flood" if exc.reason == "output-flood" else "guest-no-ssh"
+        raise ArmFailedError(exc.message, evidence=exc.evidence, reason=reason) from exc
 
 
 def _power_off(shell: Shell) -> None:
@@ -188,7 +198,8 @@ def _qemu_log(name: str) -> str:
 
 def _save_qemu_log(host: Host, name: str, folder: Path) -> None:
     with contextlib.suppress(BarometerError):  # the host may be gone: that is what is reported
-        (folder / "qemu.log").write_text(host.shell.read(_qemu_log(name)))
+        last = ["tail", "-c", str(LOG_BYTES), _qemu_log(name)]
+        (folder / "qemu.log").write_text(host.shell.run(last, limit=LOG_BYTES).stdout)
 
 
 @contextmanager

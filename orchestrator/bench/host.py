@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -13,13 +12,11 @@ from pathlib import Path
 
 from orchestrator.bench.accel import Accel
 from orchestrator.bench.changes import Changes
+from orchestrator.bench.console import Console
 from orchestrator.bench.hypervisor import Connection
 from orchestrator.bench.shell import ConnectionLostError, Shell
-from orchestrator.command import tail
 from orchestrator.errors import ArmFailedError, BarometerError, BenchError
 from orchestrator.scenario import is_emulated
-
-log = logging.getLogger("barometer.console")
 
 PANIC = re.compile(
     r"Kernel panic - not syncing|kernel BUG at |BUG: unable to handle|BUG: kernel NULL|Oops: "
@@ -31,40 +28,6 @@ RUN_AGAIN = "run it again with the same --out: trials that the bench failed are 
 
 _DYING_SECONDS = 10.0
 """From the loss of its connections to a VM's end: a QEMU that aborts may write its core first."""
-
-
-class Console:
-    """A serial console in a file."""
-
-    def __init__(self, path: Path, start: int = 0) -> None:
-        """`start`: how many bytes at the file's beginning are of another boot."""
-        self.path = path
-        self._text = ""
-        self._read = start
-
-    def text(self) -> str:
-        try:
-            with self.path.open("rb") as file:
-                file.seek(self._read)
-                new = file.read()
-        except FileNotFoundError:
-            return ""
-        self._read += len(new)
-        text = new.decode(errors="replace").replace("\r", "")
-        for line in text.splitlines():
-            log.debug("host| %s", line)
-        self._text += text
-        return self._text
-
-    def size(self) -> int:
-        self.text()
-        return self._read
-
-    def tail(self) -> str:
-        return tail(self.text(), 25)
-
-    def last_line(self) -> str:
-        return (self.text().rstrip().splitlines() or [""])[-1][:100]
 
 
 @dataclass(frozen=True)
@@ -114,14 +77,12 @@ class Host:
                 self.shell.run(command, check=False, timeout=20)
 
     def check(self) -> None:
-        """Raises ArmFailedError when the kernel under test has oopsed or the machine is gone,
-        BenchError when that is because what the machine runs in has crashed, and as `alive`."""
-        if (found := PANIC.search(self.console.text())) is not None:
-            raise ArmFailedError(
-                f"the host's kernel {self.release} is broken: {found[0]}",
-                evidence=self.console.tail(), reason="host-panic",
-            )  # fmt: skip
+        """Raises ArmFailedError when the kernel under test has oopsed, the host floods its
+        console, or the machine is gone; BenchError when that is because what the machine runs in
+        has crashed, and as `alive`."""
+        _check_console(self)
         if not self.alive():
+            _check_console(self)  # its last words may have come since
             if words := self.crash():
                 raise BenchError(
                     "the QEMU that the host runs in crashed, which is no kernel's fault",
@@ -136,6 +97,19 @@ class Host:
     def agent(self, name: str, *arguments: str) -> list[str]:
         """Command line of one of guests/agents/."""
         return ["python3", "-I", f"{self.payload}/agents/{name}.py", *arguments]
+
+
+def _check_console(host: Host) -> None:
+    if (found := host.console.first(PANIC.search)) is not None:
+        raise ArmFailedError(
+            f"the host's kernel {host.release} is broken: {found[0]}",
+            evidence=host.console.tail(), reason="host-panic",
+        )  # fmt: skip
+    if flood := host.console.flood:
+        raise ArmFailedError(
+            f"the host floods its console: {flood}",
+            evidence=host.console.tail(), reason="console-flood",
+        )  # fmt: skip
 
 
 @contextlib.contextmanager

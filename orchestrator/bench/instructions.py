@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.abi import LEAVES, PAGE
+from orchestrator.bench.answers import has_form
 from orchestrator.bench.device import BoundDevice
 from orchestrator.bench.host import Host
 from orchestrator.bench.mapagent import request_of, understood
@@ -38,6 +39,9 @@ ENTRY = {"type1": "vfio_iommu_type1_ioctl", "iommufd": "iommufd_fops_ioctl"}
 """The function of each backend that is the ioctl."""
 MOST = 1_200_000
 """Instructions that are logged at most for one ioctl: about 100 MB of log."""
+INSTRUCTIONS, INSTRUCTIONS_BYTES = "instructions.log", 400 << 20
+"""QEMU's log of one ioctl in the private folder, and what it may have: whoever logs more than four
+times what is expected logs something else."""
 _WINDOW_BYTES, _WINDOW_SECONDS = 40 << 20, 60.0
 # `Trace 0: 0x7f5b2c0001c0 [0000000000000000/ffffffff81a3b2c4/00c0f3b5/ff200201] name`
 _EXECUTED = re.compile(r"^Trace \d+: \S+ \[[0-9a-f]+/([0-9a-f]+)/", re.MULTILINE)
@@ -177,7 +181,7 @@ def _logs(
         for i, w in enumerate(wanted)
     ]
     request = request_of(scenario, points, 1, within=True, step=True)
-    log = host.scratch / "instructions.log"
+    log = host.scratch / INSTRUCTIONS
     item: Wanted | None = None
     states: Iterator[str] = iter(())
     state = ""
@@ -248,7 +252,8 @@ def _named(host: Host, found: set[int]) -> dict[int, Instruction]:
         host.agent("symbols"), stdin=asked.encode(), doing="naming kernel functions"
     )
     names: dict[int, Instruction] = {}
-    for line in answer.stdout.splitlines():
-        address, function, offset = line.split()
-        names[int(address, 16)] = Instruction(function, int(offset, 16))
+    with has_form("the list of kernel functions", answer.stdout):
+        for line in answer.stdout.splitlines():
+            address, function, offset = line.split()
+            names[int(address, 16)] = Instruction(function, int(offset, 16))
     return names

@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 
 from orchestrator.bench.shell import Completed, Dialogue, succeeded
+from orchestrator.bounded import ANSWER_BYTES
 from orchestrator.command import run
 from orchestrator.errors import BenchError
 
@@ -34,11 +35,12 @@ class Here:
         timeout: float = 120,
         check: bool = True,
         doing: str = "",
+        limit: int = ANSWER_BYTES,
     ) -> Completed:
         """Run a program (a list) or a shell script (a string) to its end.
 
-        Raises BenchError when it exits with another code than 0 (unless `check` is off) or takes
-        more than `timeout` seconds.
+        Raises BenchError when it exits with another code than 0 (unless `check` is off), takes
+        more than `timeout` seconds or prints more than `limit` bytes (`output-flood`).
         """
         with tempfile.NamedTemporaryFile(prefix="barometer-stdin-") as file:
             file.write(stdin)
@@ -46,6 +48,7 @@ class Here:
             ran = run(
                 ["/bin/sh", "-c", 'exec "$@" < "$0"', file.name, *self._words(argv)],
                 doing=doing or self.name, timeout=timeout, accept=_EVERY_CODE,
+                limit=limit,
             )  # fmt: skip
         done = Completed(ran.stdout, ran.stderr, ran.returncode)
         what = doing or (argv if isinstance(argv, str) else shlex.join(argv))

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from orchestrator.abi import LEAVES
+from orchestrator.bench.answers import has_form
 from orchestrator.errors import BenchError, EvidenceError
 from orchestrator.scenario import Point, Scenario
 
@@ -43,7 +44,8 @@ def request_of(
 
 def understood(line: str) -> tuple[str, Any]:
     """One line of the agent's. Raises EvidenceError when the kernel refused it."""
-    ((what, value),) = json.loads(line).items()
+    with has_form("the map agent's answer", line):
+        ((what, value),) = json.loads(line).items()
     if what == "refused":
         # as in a boot, where a refused map is found by judging the trace
         raise EvidenceError(

@@ -20,8 +20,9 @@ from typing import Any
 from orchestrator.bench import remote
 from orchestrator.bench.accel import Accel
 from orchestrator.bench.boots import UNREACHED, Boots, Running, running_on
+from orchestrator.bench.console import Console
 from orchestrator.bench.consoles import console_command, followed
-from orchestrator.bench.host import PANIC, Console, Host, charged_to_the_arm
+from orchestrator.bench.host import PANIC, Host, charged_to_the_arm
 from orchestrator.bench.hypervisor import over_ssh
 from orchestrator.bench.keeper import MACHINE, How, Image, Keeper, Lease
 from orchestrator.bench.modules import prove_modules

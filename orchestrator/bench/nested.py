@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import re
-import shutil
 import time
 import uuid
 from collections.abc import Iterator
@@ -14,15 +13,19 @@ from pathlib import Path
 
 from orchestrator.bench.accel import Accel
 from orchestrator.bench.changes import Unrecorded
+from orchestrator.bench.console import Console, file_excerpt
 from orchestrator.bench.domain import Disk, HostDomain, host_xml
-from orchestrator.bench.host import PANIC, Console, Host, charged_to_the_arm
+from orchestrator.bench.filelimits import limited_files
+from orchestrator.bench.host import PANIC, Host, charged_to_the_arm
 from orchestrator.bench.hypervisor import Connection, Domain, over_ssh
 from orchestrator.bench.images import FIRST, PAYLOAD, HostImage
+from orchestrator.bench.instructions import INSTRUCTIONS, INSTRUCTIONS_BYTES
 from orchestrator.bench.keys import RunKeys, tar_of
 from orchestrator.bench.modules import prove_modules
 from orchestrator.bench.shell import Shell, connected, write_client_config
-from orchestrator.bench.state import BenchState
+from orchestrator.bench.state import BenchState, end_machines
 from orchestrator.bench.waiting import Stall, until
+from orchestrator.bounded import CONSOLE_BYTES, FACTS_BYTES, LOG_BYTES
 from orchestrator.command import tail
 from orchestrator.errors import ArmFailedError, BenchError
 from orchestrator.kernels.bundle import KernelBundle
@@ -33,6 +36,7 @@ SSHD_MARK = "barometer: sshd is up"
 _ENVIRONMENT = re.compile(r"(PATH|HOME|USER|LOGNAME|XDG_\w+)=")
 _SENDER = re.compile(r"(terminating on signal \d+ from pid \d+) \(.*\)")
 _ENDED = re.compile(r"shutting down, reason=(\w+)")
+_SSHD_IS_UP = re.compile(re.escape(SSHD_MARK))
 _START_FAILED = re.compile(r"barometer: start: (.*)")
 # info usernet: `  TCP[HOST_FORWARD]  12       127.0.0.1 43643       10.0.2.15    22`
 _FORWARD = re.compile(r"TCP\[HOST_FORWARD\]\s+\d+\s+127\.0\.0\.1\s+(\d+)\s+\S+\s+22\b")
@@ -157,7 +161,14 @@ def running_machine(
         secret.touch(mode=0o600)
         secret.write_bytes(tar_of(keys.for_host()))
         started = time.monotonic()
-        with libvirt.running(xml) as domain:
+        limits = {
+            domain_spec.console: CONSOLE_BYTES, _log(state, token): CONSOLE_BYTES,
+            folder / INSTRUCTIONS: INSTRUCTIONS_BYTES,
+        }  # fmt: skip
+        with (
+            limited_files(limits, lambda: end_machines([domain_spec.uuid])),
+            libvirt.running(xml) as domain,
+        ):
             (folder / "domain.xml").write_text(domain.xml() or xml)
             yield Machine(
                 domain, Console(domain_spec.console), token, started, spec.accel, spec.host.cpus,
@@ -174,10 +185,13 @@ def save_machine(state: BenchState, token: str, evidence: Path) -> None:
     """Copy what there is of a machine by now: console.log, domain.xml, qemu.log."""
     for name in ("console.log", "domain.xml"):
         with contextlib.suppress(FileNotFoundError):
-            shutil.copyfile(machine_folder(state, token) / name, evidence / name)
-    if (log := _log(state, token)).exists():
+            (evidence / name).write_bytes(
+                file_excerpt(machine_folder(state, token) / name, CONSOLE_BYTES)
+            )
+    with contextlib.suppress(FileNotFoundError):
+        log = file_excerpt(_log(state, token), LOG_BYTES).decode(errors="replace")
         # libvirt logs the runner's environment there too, which is nobody's business
-        lines = log.read_text(errors="replace").splitlines(keepends=True)
+        lines = log.splitlines(keepends=True)
         kept = "".join(line for line in lines if not _ENVIRONMENT.match(line))
         (evidence / "qemu.log").write_text(_SENDER.sub(r"\1", kept))
 
@@ -243,9 +257,12 @@ def _load_modules(shell: Shell, *, with_libvirt: bool) -> list[str]:
 
 
 def _crash(log: Path) -> str:
-    """What QEMU said last, where libvirt saw it crash (an assertion of its own, a signal)."""
-    ended = until(lambda: _ENDED.search(log.read_text(errors="replace")), within=10,
-                  waiting_for="libvirt's word on how the host's QEMU ended")  # fmt: skip
+    """What QEMU said last, where libvirt saw it crash (an assertion of its own, a signal, or a
+    log of it that outgrew its limit)."""
+    ended = until(
+        lambda: _ENDED.search(file_excerpt(log, LOG_BYTES).decode(errors="replace")), within=10,
+        waiting_for="libvirt's word on how the host's QEMU ended",
+    )  # fmt: skip
     return tail(ended.string, 6) if ended[1] == "crashed" else ""
 
 
@@ -259,14 +276,15 @@ def _wait_for_sshd(machine: Machine, kernel: KernelBundle, progress: Progress) -
     stall = Stall()
 
     def booted() -> bool | None:
-        text = machine.console.text()
-        if SSHD_MARK in text:
+        console = machine.console
+        ended = not machine.domain.active()  # before its last words are read
+        if console.first(_SSHD_IS_UP.search):
             return True
-        progress.detail(machine.console.last_line())
-        if (failed := _START_FAILED.search(text)) is not None:  # a panic comes after it
+        progress.detail(console.last_line())
+        if failed := console.first(_START_FAILED.search):  # a panic comes after it
             raise _host_error(machine, f"the host did not start: {failed[1]}", "host-start")
-        if panic := PANIC.search(text):
-            if _is_on_console(text, machine, kernel):
+        if panic := console.first(PANIC.search):
+            if _is_on_console(console.text(), machine, kernel):
                 raise ArmFailedError(
                     f"the host's kernel {kernel.release} does not boot: {panic[0]}",
                     evidence=machine.console.tail(), reason="host-panic",
@@ -274,7 +292,12 @@ def _wait_for_sshd(machine: Machine, kernel: KernelBundle, progress: Progress) -
             raise _host_error(
                 machine, "the host's kernel panicked before it was proven", "host-panic"
             )
-        if not machine.domain.active():
+        if flood := console.flood:
+            message = f"the host floods its console while it boots: {flood}"
+            if _is_on_console(console.text(), machine, kernel):
+                raise ArmFailedError(message, evidence=console.tail(), reason="console-flood")
+            raise _host_error(machine, message, "console-flood")
+        if ended:
             raise _host_error(machine, "the host's machine ended while it booted", "host-ended")
         silent = stall.seconds(machine.console.size())
         if silent > _SILENT_SECONDS[machine.accel]:
@@ -305,7 +328,9 @@ def prove_kernel(shell: Shell, token: str, kernel: KernelBundle) -> str:
     """The boot id of a host that really runs the planned kernel, in the boot with the token.
     Raises BenchError."""
     answer = shell.run(
-        "uname -r; cat /proc/sys/kernel/random/boot_id /proc/cmdline", doing="proving the kernel"
+        "uname -r; cat /proc/sys/kernel/random/boot_id /proc/cmdline",
+        doing="proving the kernel",
+        limit=FACTS_BYTES,
     ).stdout.splitlines()
     release, boot_id, cmdline = [*answer, "", "", ""][:3]
     if release != kernel.release:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from orchestrator.bench.answers import has_form
 from orchestrator.bench.device import BoundDevice, with_bar
 from orchestrator.bench.images import GUESTS
 from orchestrator.bench.keeper import Keeper
@@ -36,7 +37,8 @@ def surveyed(shell: Commands) -> Survey:
     """Raises BenchError when the machine cannot be asked."""
     source = (GUESTS / "agents/survey.py").read_bytes()
     asked = shell.run(["python3", "-I", "-"], stdin=source, doing="surveying the PCI devices")
-    return Survey.parse(asked.stdout)
+    with has_form("the survey of the PCI devices", asked.stdout):
+        return Survey.parse(asked.stdout)
 
 
 def chosen(device: HostDevice, survey: Survey) -> Function:

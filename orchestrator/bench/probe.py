@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from orchestrator.bench.answers import has_form
 from orchestrator.bench.images import GUESTS
 from orchestrator.bench.mapagent import gathered
 from orchestrator.bench.passthrough import refusals
@@ -34,7 +35,9 @@ def counted_map(machine: Commands, survey: Survey) -> dict[str, Any]:
     """`probe` of the evidence: {"address", "bytes", "lookups", "faults"}, the last two histograms
     as the kernel prints them; or {"why"}: what kept it from being made."""
     try:
-        return _counted(machine, _spare(machine, survey))
+        function = _spare(machine, survey)
+        with has_form("what the machine answered to the probe", ""):
+            return _counted(machine, function)
     except BarometerError as exc:
         return {"why": str(exc)}
 

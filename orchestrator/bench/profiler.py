@@ -4,6 +4,7 @@ trace, and undoes all of it when its standard input closes, whatever closed it."
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import shlex
 from collections.abc import Iterator, Sequence
@@ -12,6 +13,7 @@ from typing import Any
 
 from orchestrator.bench.shell import Commands, Dialogue
 from orchestrator.bench.tracer import timing_spec
+from orchestrator.bounded import TRACE_BYTES
 from orchestrator.errors import BenchError
 from orchestrator.scenario import MIB
 
@@ -27,6 +29,7 @@ _SMALL_BAR = 64 * MIB
 _BUFFER_KB = 1024
 _ARM_SECONDS = 300.0
 _CLEAR_TRIES = 300
+_REFUSED_LINES = 50
 
 _CLEAR = """\
 undo() {
@@ -274,7 +277,9 @@ class Tracer:
         folder = f"{TRACEFS}/instances/{INSTANCE}"
 
         def read(script: str) -> str:
-            return self._shell.run(script, timeout=600, doing="reading the trace").stdout
+            return self._shell.run(
+                script, timeout=600, doing="reading the trace", limit=TRACE_BYTES
+            ).stdout
 
         return {
             "trace.txt": read(f"echo 0 > {folder}/tracing_on; cat {folder}/trace"),
@@ -323,7 +328,7 @@ def _until_armed(shell: Commands, dialogue: Dialogue) -> None:
     if first != "armed":
         raise BenchError(
             f"{shell.name}: the probes cannot be armed",
-            evidence="\n".join([first, *dialogue]).strip(),
+            evidence="\n".join([first, *itertools.islice(dialogue, _REFUSED_LINES)]).strip(),
             hint="the timing pass needs kprobes, which a kernel in lockdown does not allow; a"
             " function that the compiler copied under another name (.constprop, .isra) cannot be"
             " traced",

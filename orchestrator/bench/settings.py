@@ -9,6 +9,7 @@ from typing import Any
 from orchestrator.abi import chosen
 from orchestrator.bench.changes import Changes
 from orchestrator.bench.shell import ConnectionLostError, Shell
+from orchestrator.bounded import FACTS_BYTES
 from orchestrator.errors import BenchError
 from orchestrator.kernels.bundle import KernelBundle
 from orchestrator.kernels.parameters import parameters_of
@@ -138,7 +139,9 @@ def _file(shell: Shell, arm: ArmName, path: str, asked: str | None) -> str | Non
 def _read(shell: Shell, path: str) -> tuple[str | None, str]:
     """What is set there; or None, and why."""
     quoted = shlex.quote(path)
-    done = shell.run(f"[ -e {quoted} ] || exit {_MISSING}; cat {quoted}", check=False)
+    done = shell.run(
+        f"[ -e {quoted} ] || exit {_MISSING}; cat {quoted}", check=False, limit=FACTS_BYTES
+    )
     if done.code == _MISSING:
         return None, "no such file"
     if done.code:

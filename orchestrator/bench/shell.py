@@ -19,6 +19,14 @@ from typing import Protocol
 import paramiko
 
 from orchestrator.bench.keys import KeyPair
+from orchestrator.bounded import (
+    ANSWER_BYTES,
+    FACTS_BYTES,
+    STREAM_LINE_BYTES,
+    Lines,
+    TooMuchError,
+    gather,
+)
 from orchestrator.command import tail
 from orchestrator.errors import BarometerError, BenchError
 
@@ -55,6 +63,7 @@ class Commands(Protocol):
         timeout: float = 120,
         check: bool = True,
         doing: str = "",
+        limit: int = ANSWER_BYTES,
     ) -> Completed: ...
 
     def stream(
@@ -81,19 +90,27 @@ class Shell:
         timeout: float = 120,
         check: bool = True,
         doing: str = "",
+        limit: int = ANSWER_BYTES,
     ) -> Completed:
         """Run a program (a list) or a shell script (a string) to its end.
 
-        Raises BenchError when it exits with another code than 0 (unless `check` is off), and
+        Raises BenchError when it exits with another code than 0 (unless `check` is off) or prints
+        more than `limit` bytes (`output-flood`), and
         ConnectionLostError when the machine does not answer within `timeout` seconds.
         """
         command = self._command(argv)
         log.debug("%s+ %s", self.name, command if len(command) < 500 else command[:500] + "...")
-        errors: list[bytes] = []
+        errors: list[bytearray] = []
+        too_much: list[TooMuchError] = []
 
         def read_errors() -> None:
-            with contextlib.suppress(OSError):  # a timeout: the reader of standard output says so
-                errors.extend(_chunks(channel.recv_stderr))
+            try:
+                errors.append(gather(_chunks(channel.recv_stderr), limit))
+            except TooMuchError as exc:
+                too_much.append(exc)
+                channel.close()  # ends the reading of standard output, too
+            except OSError:
+                pass  # a timeout: the reader of standard output says so
 
         try:
             with self._session(timeout) as channel:
@@ -103,8 +120,10 @@ class Shell:
                 for start in range(0, len(stdin), _PIECE):
                     channel.sendall(stdin[start : start + _PIECE])
                 channel.shutdown_write()
-                out = b"".join(_chunks(channel.recv))
+                out = gather(_chunks(channel.recv), limit)
                 reader.join(timeout)
+                if too_much:
+                    raise too_much[0]
                 # it may have closed its output and still be running
                 if not channel.status_event.wait(timeout):
                     raise TimeoutError
@@ -113,6 +132,8 @@ class Shell:
                     raise EOFError("the connection ended")
         except (OSError, EOFError, paramiko.SSHException) as exc:
             raise self._lost(exc, doing or command) from exc
+        except TooMuchError as exc:
+            raise flood(self.name, doing or command, exc) from exc
         done = Completed(
             out.decode(errors="replace"), b"".join(errors).decode(errors="replace"), code
         )
@@ -134,8 +155,8 @@ class Shell:
         return shlex.join([*self._become, command]) if self._become else command
 
     def read(self, path: str) -> str:
-        """A file's text. Raises BenchError when there is none."""
-        return self.run(["cat", path], doing=f"reading {path}").stdout
+        """A file's text. Raises BenchError when there is none, or when it is longer."""
+        return self.run(["cat", path], doing=f"reading {path}", limit=FACTS_BYTES).stdout
 
     def write(self, path: str, content: bytes, mode: int = 0o600) -> None:
         self.run(
@@ -187,13 +208,21 @@ def succeeded(done: Completed, name: str, doing: str) -> Completed:
     return done
 
 
+def flood(name: str, doing: str, exc: TooMuchError) -> BenchError:
+    """Of a program that printed more than was asked for."""
+    return BenchError(
+        f"{name}: {doing.splitlines()[0][:80]}: it printed {exc}", evidence=tail(exc.last),
+        reason="output-flood",
+    )  # fmt: skip
+
+
 def _chunks(receive: object) -> Iterator[bytes]:
     while chunk := receive(1 << 16):  # type: ignore[operator]
         yield chunk
 
 
 class Dialogue(Iterator[str]):
-    """The lines of a program that runs, and a way to answer it."""
+    """The lines of a program that runs, each cut at STREAM_LINE_BYTES, and a way to answer it."""
 
     def __init__(self, channel: paramiko.Channel | socket.socket) -> None:
         self._channel = channel
@@ -206,10 +235,9 @@ class Dialogue(Iterator[str]):
         self._channel.sendall(line.encode() + b"\n")
 
     def _read(self) -> Iterator[str]:
-        rest = b""
+        lines = Lines(STREAM_LINE_BYTES)
         while chunk := self._channel.recv(1 << 16):
-            *lines, rest = (rest + chunk).split(b"\n")
-            for line in lines:
+            for line in lines.feed(chunk):
                 yield line.decode(errors="replace")
 
 

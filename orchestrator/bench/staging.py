@@ -13,8 +13,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from orchestrator.bench.answers import has_form
 from orchestrator.bench.keeper import Keeper
-from orchestrator.bench.shell import Shell
+from orchestrator.bench.shell import ConnectionLostError, Shell
+from orchestrator.bounded import STREAM_LINE_BYTES
 from orchestrator.cache import Cache
 from orchestrator.errors import BenchError, ScenarioError
 from orchestrator.hashing import sha256_file
@@ -23,6 +25,9 @@ from orchestrator.kernels.bundle import KernelBundle
 STATE = "/var/lib/barometer"
 """There while an experiment is at work on the machine, or until what it left is put back."""
 _MANY_SECONDS = 1200
+_INITRAMFS_BYTES = 1 << 30
+_LINE = STREAM_LINE_BYTES // 2
+"""Characters of base64 in a line."""
 _SPARE_BYTES = 256 << 20
 """Of an initramfs, while it is made and after."""
 _PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin; export PATH\n"
@@ -167,12 +172,12 @@ def _initramfs(shell: Shell, folder: str, kernel: KernelBundle, cache: Cache) ->
     key = {"kind": "metal-initramfs", "schema": 1, "kernel": kernel.digest, "origin": origin}
 
     def build(place: Path) -> None:
-        (place / "initramfs").write_bytes(_made(shell, folder, kernel))
+        _make(shell, folder, kernel, place / "initramfs")
 
     return cache.entry("initramfs", key, build) / "initramfs"
 
 
-def _made(shell: Shell, folder: str, kernel: KernelBundle) -> bytes:
+def _make(shell: Shell, folder: str, kernel: KernelBundle, target: Path) -> None:
     """An initramfs by the machine's own tool, which sees the staged modules as /lib/modules."""
     release, made = kernel.release, f"{folder}/made"
     shell.run(
@@ -181,11 +186,32 @@ def _made(shell: Shell, folder: str, kernel: KernelBundle) -> bytes:
          release, f"{folder}/lib/modules/{release}", made, f"{folder}/tmp"],
         timeout=_MANY_SECONDS, doing=f"making an initramfs for {release}",
     )  # fmt: skip
-    said = shell.run(
-        ["sh", "-c", 'base64 "$1" && rm "$1"', "sh", made], timeout=_MANY_SECONDS,
-        doing="fetching the initramfs",
-    )  # fmt: skip
-    return base64.b64decode(said.stdout)
+    _fetch(shell, made, target)
+
+
+def _fetch(shell: Shell, path: str, target: Path) -> None:
+    """Move a file from there to here, a line of base64 at a time: it may be larger than what this
+    machine has room for in its memory. Raises BenchError."""
+    script = f'base64 -w {_LINE} "$1" && echo ". $(wc -c < "$1")" && rm "$1"'
+    fetch = ["sh", "-c", script, "sh", path]
+    try:
+        with shell.stream(fetch, timeout=_MANY_SECONDS) as lines, target.open("wb") as file:
+            for line in lines:
+                if line == f". {file.tell()}":
+                    return
+                with has_form(f"{path} of the {shell.name}", line):
+                    file.write(base64.b64decode(line, validate=True))
+                if file.tell() > _INITRAMFS_BYTES:
+                    raise BenchError(
+                        f"{shell.name}: {path} has more than {_INITRAMFS_BYTES >> 20} MiB",
+                        reason="output-flood",
+                    )
+        why = "its end is missing"
+    except (EOFError, OSError) as exc:
+        why = f"{type(exc).__name__}: {exc}"
+    raise ConnectionLostError(
+        f"{shell.name}: {path} could not be fetched: {why}", reason="host-ssh-lost"
+    )
 
 
 def put_files(shell: Shell, folder: str, files: Mapping[str, Path | bytes]) -> None:

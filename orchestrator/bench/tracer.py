@@ -17,7 +17,9 @@ from contextlib import contextmanager
 from typing import Any, Literal
 
 from orchestrator.abi import MAP_DMA, PAGE, UNMAP_DMA
+from orchestrator.bench.answers import has_form
 from orchestrator.bench.host import Host
+from orchestrator.bounded import TRACE_BYTES
 from orchestrator.errors import BarometerError, BenchError
 from orchestrator.evidence import TrialWriter
 
@@ -175,19 +177,26 @@ def armed_tracer(
         spec = timing_spec([bar], clock, boot=boot, kvm=host.kvm, faults=faults)
     else:
         asked = host.agent("tracer", "symbols", FAULT, FAULT_BEFORE)
-        spec = counts_spec(json.loads(host.shell.run(asked, doing="reading symbols").stdout))
+        symbols = host.shell.run(asked, doing="reading symbols").stdout
+        with has_form("the tracer's list of functions", symbols):
+            spec = counts_spec(json.loads(symbols))
     instance, group = spec["instance"], spec["group"]
     host.change.tracing(instance, group)
-    armed = json.loads(
-        host.shell.run(
-            host.agent("tracer", "arm"), stdin=json.dumps(spec).encode(), doing="arming the tracer"
-        ).stdout
-    )
-    if not armed["armed"]:
+    said = host.shell.run(
+        host.agent("tracer", "arm"), stdin=json.dumps(spec).encode(), doing="arming the tracer"
+    ).stdout
+    try:
+        with has_form("the tracer's answer", said):
+            answer = json.loads(said)
+            why = None if answer["armed"] else str(answer["why"])
+    except BenchError:
+        _clear(host, instance, group)
+        raise
+    if why is not None:
         _clear(host, instance, group)
         raise BenchError(
             f"the {kind} pass cannot be armed on {host.release}",
-            evidence=armed["why"], reason="tracer-refused",
+            evidence=why, reason="tracer-refused",
             hint="timing needs arguments in return probes (Linux v6.9); a function that the"
             " compiler copied under another name (.constprop, .isra) cannot be traced",
         )  # fmt: skip
@@ -197,7 +206,7 @@ def armed_tracer(
     except BarometerError:
         # what was traced until then may say why; nothing must hide what happened
         with contextlib.suppress(BarometerError, ValueError, KeyError, OSError):
-            _finish(host, instance, group, label, trial)
+            _finish(host, spec, label, trial)
         _clear(host, instance, group)
         raise
     except BaseException:
@@ -205,33 +214,46 @@ def armed_tracer(
         raise
     else:
         try:
-            _finish(host, instance, group, label, trial)
+            _finish(host, spec, label, trial)
         except BarometerError:
             _clear(host, instance, group)
             raise
 
 
-def _finish(host: Host, instance: str, group: str, label: str, trial: TrialWriter) -> None:
+def _finish(host: Host, spec: dict[str, Any], label: str, trial: TrialWriter) -> None:
+    finish = host.agent("tracer", "finish", spec["instance"], spec["group"])
     answer = host.shell.run(
-        host.agent("tracer", "finish", instance, group), doing="reading the trace", timeout=300
+        finish, doing="reading the trace", timeout=300, limit=TRACE_BYTES
     ).stdout
-    said = json.loads(answer)
-    for name, text in said.get("files", {}).items():
-        stem = name.removesuffix(".txt")
-        file = name if stem.startswith("hist-") else f"{stem}-{label}.txt"
-        if stem == "trace":  # mostly the same words again and again
-            (trial.host / f"{file}.gz").write_bytes(gzip.compress(text.encode(), mtime=0))
-        else:
-            (trial.host / file).write_text(text)
-    if "files" not in said:
-        raise BenchError(
-            "the trace could not be read", evidence=said.get("why", ""), reason="tracer-lost"
-        )
+    with has_form("the tracer's answer", answer):
+        said = json.loads(answer)
+        files = said.get("files")
+        why = "" if isinstance(files, dict) else str(said.get("why", ""))
+    if not isinstance(files, dict):
+        raise BenchError("the trace could not be read", evidence=why, reason="tracer-lost")
+    for name, file in _evidence_of(spec, label).items():
+        if name not in files:
+            continue
+        text = str(files[name]).encode(errors="replace")
+        if file.endswith(".gz"):
+            text = gzip.compress(text, mtime=0)
+        (trial.host / file).write_bytes(text)
     if "clear_error" in said:
         raise BenchError(
-            "what was armed could not be undone", evidence=said["clear_error"],
+            "what was armed could not be undone", evidence=str(said["clear_error"]),
             reason="tracer-lost",
         )  # fmt: skip
+
+
+def _evidence_of(spec: dict[str, Any], label: str) -> dict[str, str]:
+    """The names under which the agent's files are kept, by the agent's: no file of the evidence
+    has its name from a machine."""
+    hists = [f"hist-{event.split('/')[1]}.txt" for event in spec["triggers"]]
+    return {
+        "trace.txt": f"trace-{label}.txt.gz",  # mostly the same words again and again
+        **{f"{stem}.txt": f"{stem}-{label}.txt" for stem in ("clock", "stats", "profile")},
+        **{name: name for name in hists},
+    }
 
 
 def _clear(host: Host, instance: str, group: str) -> None:

@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+from orchestrator.bench.console import Transcript, flood_of
 from orchestrator.bench.host import PANIC, Host
 from orchestrator.bench.shell import ConnectionLostError
 from orchestrator.bench.tracer import MARKER, UNTIL_KERNEL
 from orchestrator.bench.waiting import Stall, until
-from orchestrator.command import tail
+from orchestrator.bounded import MARKS_BYTES, MARKS_LINES
 from orchestrator.errors import ArmFailedError
 from orchestrator.progress import Progress
 from orchestrator.scenario import GIB
-
-log = logging.getLogger("barometer.console")
 
 BOOT_MARK = "barometer: boot mark"
 """What a guest's first program says on its console."""
@@ -38,14 +37,16 @@ class Watched:
     def __init__(self, lines: Iterator[str], folder: Path) -> None:
         self._lines = lines
         self._events: dict[str, str] = {}
-        self._console: list[str] = []
-        self.console_bytes = 0
+        self.console = Transcript("guest")
+        self._bytes, self._count, self._started = 0, 0, time.monotonic()
+        self.flood = ""
+        """How much the guest or the agent said and how fast, if that was too much to go on."""
         self._cpu: deque[tuple[float, float]] = deque(maxlen=60)
         self.ended = False
         self.error: Exception | None = None
         """What kept the reader from going on: a full disk here, a garbled line from there."""
-        self._marks: IO[str] = (folder / "marks.txt").open("w")
-        self._log: IO[str] = (folder / "console.log").open("w")
+        self._marks: IO[bytes] = (folder / "marks.txt").open("wb")
+        self._log: IO[bytes] = (folder / "console.log").open("wb")
         self._thread = threading.Thread(target=self._read, daemon=True)
         self._thread.start()
 
@@ -53,9 +54,11 @@ class Watched:
         try:
             for line in self._lines:
                 self._take(line)
+                if self.flood:
+                    break
         except (TimeoutError, EOFError):
             pass
-        except (OSError, ValueError) as exc:
+        except (OSError, ValueError, LookupError, TypeError) as exc:
             self.error = exc
         finally:
             self.ended = True
@@ -63,30 +66,34 @@ class Watched:
     def _take(self, line: str) -> None:
         kind, _, rest = line.partition(" ")
         at, _, rest = rest.partition(" ")
-        self._marks.write(line + "\n")
+        encoded = line.encode(errors="replace") + b"\n"
+        self._bytes += len(encoded)
+        self._count += 1
+        self._marks.write(encoded)
         if kind == "C":
-            text = json.loads(rest)
-            self._console.append(text)
-            self._log.write(text + "\n")
-            log.debug("guest| %s", text)
-            self.console_bytes += len(text) + 1
+            text = f"{json.loads(rest)}\n".encode(errors="replace")
+            self._log.write(text)
+            self.console.feed(text)
+            self.flood = self.console.flood
         elif kind == "E":
             name, _, detail = rest.partition(" ")
             self._events.setdefault(name, detail)
+            if name == "flood":
+                told = json.loads(detail)
+                self.flood = flood_of(
+                    int(told["bytes"]), int(told["lines"]), float(told["seconds"])
+                )
         elif kind == "P":
             self._cpu.append((int(at) / 1e9, int(rest.split()[0]) / 1e9))
+        if self._bytes > MARKS_BYTES or self._count > MARKS_LINES:
+            seconds = time.monotonic() - self._started
+            self.flood = flood_of(self._bytes, self._count, seconds)
         self._marks.flush()
         self._log.flush()
 
     def event(self, name: str) -> str | None:
         """The detail of an event that has happened ("" where it has none)."""
         return self._events.get(name)
-
-    def text(self) -> str:
-        return "\n".join(self._console)
-
-    def last_line(self) -> str:
-        return self._console[-1][:100] if self._console else ""
 
     def idle(self, seconds: float) -> bool:
         """Whether QEMU has used next to no CPU for that long, on the host's clock."""
@@ -131,16 +138,18 @@ class Limits:
     def check(self, waiting_for: str, *, stall: bool = True) -> None:
         """Raises what ended the boot; with `stall`, also when it gets nowhere."""
         self.host.check()
-        console = self.watched.text()
-        if (found := PANIC.search(console)) is not None:
+        if (found := self.watched.console.first(PANIC.search)) is not None:
             raise self.failed(f"the guest's kernel is broken: {found[0]}", "guest-panic")
+        if self.watched.flood:
+            message = f"the guest floods its console: {self.watched.flood}"
+            raise self.failed(message, "console-flood")
         if self.watched.event("exit") is not None:
             raise self.failed(f"the guest ended while waiting for: {waiting_for}", "guest-ended")
         if isinstance(self.watched.error, OSError):
             raise self.watched.error
         if self.watched.ended:
             raise ConnectionLostError("the host stopped reporting", reason="host-ssh-lost")
-        silent = self._stall.seconds(self.watched.console_bytes)
+        silent = self._stall.seconds(self.watched.console.size())
         if not stall:
             return
         if silent > _IDLE_SECONDS and self.watched.idle(_IDLE_SECONDS):
@@ -155,12 +164,12 @@ class Limits:
             )  # fmt: skip
 
     def failed(self, message: str, reason: str) -> ArmFailedError:
-        return ArmFailedError(message, evidence=tail(self.watched.text(), 25), reason=reason)
+        return ArmFailedError(message, evidence=self.watched.console.tail(), reason=reason)
 
 
 def wait_for(limits: Limits, event: str, waiting_for: str, progress: Progress) -> None:
     def happened() -> str | None:
-        progress.detail(limits.watched.last_line())
+        progress.detail(limits.watched.console.last_line())
         if (detail := limits.watched.event(event)) is not None:
             return detail
         try:
@@ -177,7 +186,7 @@ def wait_for(limits: Limits, event: str, waiting_for: str, progress: Progress) -
 
 def wait_for_ssh(host: Host, limits: Limits, progress: Progress) -> None:
     def ready() -> str | None:
-        progress.detail(limits.watched.last_line())
+        progress.detail(limits.watched.console.last_line())
         if limits.watched.event("ssh") is None:
             # a guest that waits for connections is idle: here the deadline is a time
             limits.check("the guest's SSH server", stall=False)
@@ -185,4 +194,4 @@ def wait_for_ssh(host: Host, limits: Limits, progress: Progress) -> None:
 
     until(ready, within=_NO_SSH_SECONDS[host.slow], every=0.1,
           waiting_for="SSH server in the guest", error=ArmFailedError, reason="guest-no-ssh",
-          last_seen=lambda: tail(limits.watched.text(), 25))  # fmt: skip
+          last_seen=limits.watched.console.tail)  # fmt: skip

@@ -14,6 +14,7 @@ from orchestrator.bench.instructions import logged_instructions
 from orchestrator.bench.keys import RunKeys
 from orchestrator.bench.mapagent import agent_request, gathered
 from orchestrator.bench.tracer import FAULT, armed_tracer
+from orchestrator.bounded import TRACE_BYTES
 from orchestrator.errors import BenchError
 from orchestrator.evidence import TrialWriter, write_json
 from orchestrator.progress import Progress
@@ -162,7 +163,7 @@ def _ask(
     request = agent_request(scenario, points, repeats, **more)
     done = host.shell.run(
         host.agent("map", device.address), stdin=json.dumps(request).encode() + b"\n", check=False,
-        doing="mapping the BAR", timeout=180 + 90 * gib,
+        doing="mapping the BAR", timeout=180 + 90 * gib, limit=TRACE_BYTES,
     )  # fmt: skip
     host.check()
     return gathered(done.stdout.splitlines(), done.stderr)

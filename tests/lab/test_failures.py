@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from orchestrator.bench import nested, watching
+from orchestrator.bounded import CONSOLE_BYTES
 from tests.lab.conftest import RunOne, with_release
 
 pytestmark = pytest.mark.vm
@@ -42,6 +43,13 @@ def test_parameter_that_a_module_does_not_take_is_the_benchs_failure(one_trial: 
     assert "invalid for parameter" in outcome.result.evidence
 
 
+def test_a_host_that_floods_its_console_is_ended_and_named(one_trial: RunOne) -> None:
+    outcome = one_trial("host.cmdline=rdinit=/usr/bin/busybox -- yes")
+    assert (outcome.result.kind, outcome.result.reason) == ("failed", "console-flood")
+    files = (path for path in outcome.evidence.path.rglob("*") if path.is_file())
+    assert sum(path.stat().st_size for path in files) < 3 * CONSOLE_BYTES
+
+
 @pytest.mark.full
 def test_a_map_that_the_iommu_refuses_makes_the_trial_invalid(one_trial: RunOne) -> None:
     # The guest places the BAR above 512 GiB, where an IOMMU of 39 bits has no addresses. QEMU
@@ -65,6 +73,12 @@ def test_a_guest_that_panics_is_a_finding_about_the_arm(shared_trial: RunOne) ->
     assert (outcome.result.kind, outcome.result.reason) == ("failed", "guest-panic")
     assert "Kernel panic" in outcome.result.evidence
     assert outcome.evidence.text("guest-0/marks.txt")
+
+
+def test_a_guest_that_floods_its_console_is_ended_and_named(shared_trial: RunOne) -> None:
+    outcome = shared_trial("guest.cmdline=quiet rdinit=/usr/bin/busybox -- yes", PLAIN)
+    assert (outcome.result.kind, outcome.result.reason) == ("failed", "console-flood")
+    assert outcome.result.evidence.endswith("y")
 
 
 def test_a_guest_that_hangs_is_found_by_its_idleness(

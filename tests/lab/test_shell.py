@@ -7,6 +7,7 @@ import os
 import re
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ import pytest
 from orchestrator.bench.keys import KeyPair
 from orchestrator.bench.passthrough import surveyed
 from orchestrator.bench.shell import ConnectionLostError, Shell, connected, write_client_config
+from orchestrator.bounded import ANSWER_BYTES, STREAM_LINE_BYTES
 from orchestrator.cache import Cache
 from orchestrator.doctor import diagnosed
 from orchestrator.errors import ArmFailedError, BenchError
@@ -96,6 +98,63 @@ def test_large_output_on_both_streams_does_not_block(shell: Shell) -> None:
     )
     assert (len(done.stderr), len(done.stdout)) == (6_000_000, 5_000_000)
     assert (set(done.stderr), set(done.stdout)) == ({"e"}, {"o"})
+
+
+@pytest.mark.parametrize("to", ["", " >&2"])
+def test_program_that_prints_without_end_is_given_up(shell: Shell, to: str) -> None:
+    started = time.monotonic()
+    with pytest.raises(BenchError, match=r"more than \d+ bytes") as caught:
+        shell.run(f"cat /dev/zero{to}", doing="flooding", timeout=60)
+    assert (caught.value.reason, len(caught.value.evidence) < 1000) == ("output-flood", True)
+    assert time.monotonic() - started < 20
+    assert shell.run(["echo", "on"]).stdout == "on\n"
+
+
+_FLOODED = """
+import pathlib, resource, sys
+from orchestrator.bench.shell import connected
+from orchestrator.errors import BenchError
+from tests.lab.sshd import USER, server_in, serving
+with (
+    serving(server_in(pathlib.Path(sys.argv[1]))) as server,
+    connected("host", server.endpoint, key=server.keys.runner, host_key=server.keys.host,
+              user=USER) as shell,
+):
+    for stream in ("", " >&2"):
+        try:
+            shell.run(f"cat /dev/zero{stream}", timeout=60)
+        except BenchError as exc:
+            print(exc.reason)
+    with shell.stream(["head", "-c", "300000000", "/dev/zero"], timeout=60) as lines:
+        print(len(list(lines)))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+def test_flood_does_not_fill_the_memory(tmp_path: Path) -> None:
+    """Of a process that does nothing else."""
+    done = subprocess.run(
+        [sys.executable, "-c", _FLOODED, tmp_path],
+        cwd=ROOT, capture_output=True, text=True, timeout=120, check=True,
+    )  # fmt: skip
+    *told, most = done.stdout.split()
+    assert told == ["output-flood", "output-flood", "0"]
+    assert int(most) << 10 < 150_000_000
+
+
+def test_more_is_taken_where_more_is_expected(shell: Shell) -> None:
+    size = ANSWER_BYTES + 1
+    done = shell.run(["head", "-c", str(size), "/dev/zero"], timeout=60, limit=size)
+    assert len(done.stdout) == size
+
+
+def test_line_of_a_stream_is_cut(shell: Shell) -> None:
+    script = "head -c 10000000 /dev/zero; echo; echo next"
+    with shell.stream(["sh", "-c", script], timeout=SECONDS) as lines:
+        long, following = list(lines)
+    assert long.startswith("\0" * STREAM_LINE_BYTES + " ... ")
+    assert len(long) < STREAM_LINE_BYTES + 100
+    assert following == "next"
 
 
 def test_output_that_is_no_text_is_replaced(shell: Shell) -> None:

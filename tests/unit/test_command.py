@@ -155,3 +155,28 @@ def test_full_disk_is_said_as_such() -> None:
     with pytest.raises(BenchError, match="unpacking: no space left") as caught:
         run(["sh", "-c", script], doing="unpacking")
     assert caught.value.reason == "disk-full"
+
+
+@pytest.mark.parametrize("to", ["", " >&2"])
+def test_program_that_prints_without_end_is_ended(to: str) -> None:
+    started = time.monotonic()
+    with pytest.raises(BenchError, match="more than 100000 bytes") as caught:
+        run(["sh", "-c", f"yes{to}"], doing="t", limit=100_000)
+    assert caught.value.reason == "output-flood"
+    assert caught.value.evidence.splitlines()[-1] in ("y", "")
+    assert time.monotonic() - started < 20
+
+
+def test_program_may_print_as_much_as_it_is_asked_for() -> None:
+    done = run(["head", "-c", "100000", "/dev/zero"], doing="t", limit=100_000)
+    assert len(done.stdout) == 100_000
+
+
+def test_much_input_and_much_output_at_once_do_not_block() -> None:
+    said = "grün\n" * 500_000
+    assert run(["cat"], doing="t", stdin=said).stdout == said
+    assert run(["head", "-c", "5"], doing="t", stdin=said).stdout == "grün"
+
+
+def test_line_ends_of_other_systems_are_line_feeds() -> None:
+    assert run(["printf", r"a\r\nb\rc\n"], doing="t").stdout == "a\nb\nc\n"

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from orchestrator.bounded import TRIAL_BYTES
 from orchestrator.errors import ArmFailedError, BenchError, EvidenceError, ScenarioError
 from orchestrator.evidence import RunDir, TrialDir, TrialWriter, read_json, write_json
 
@@ -268,3 +269,13 @@ def test_error_says_what_why_and_what_to_do() -> None:
     error = BenchError("no kernel", evidence="one\ntwo", hint="look there", reason="x")
     assert str(error) == "no kernel\n  | one\n  | two\nhint: look there"
     assert str(BenchError("just this")) == "just this"
+
+
+def test_trial_that_takes_too_much_of_the_disk_begins_no_other_stage(tmp_path: Path) -> None:
+    trial = TrialWriter(tmp_path / "0001-baseline", {"arm": "baseline"})
+    with trial.stage("one"), (trial.host / "console.log").open("wb") as file:
+        file.truncate(TRIAL_BYTES + 1)
+    with pytest.raises(BenchError) as caught, trial.stage("two"):
+        pytest.fail("it began")
+    assert caught.value.reason == "trial-too-large"
+    assert [stage["outcome"] for stage in trial.manifest["stages"]] == ["ok", "trial-too-large"]

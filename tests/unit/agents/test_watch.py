@@ -19,6 +19,7 @@ import pytest
 
 from orchestrator.analysis.boottrace import read_boot
 from orchestrator.analysis.marks import parse_marks
+from orchestrator.bounded import CONSOLE_BYTES, CONSOLE_LINES
 from tests.unit.agents.loading import agent as loaded
 
 AGENT = Path(__file__).parents[3] / "guests/agents/watch.py"
@@ -230,6 +231,42 @@ def test_qemu_that_never_connects_ends_the_watch(
         agent.close()
     assert boot.started is not None
     assert boot.exit is not None
+
+
+def test_line_without_an_end_is_cut_and_counted(
+    agent: Agent, pidfile: Path, qemu: subprocess.Popen[bytes]
+) -> None:
+    most = loaded("watch").LINE_BYTES
+    said = whole_boot(agent, pidfile, qemu, b"x" * (most + 7), b"short")
+    console = [line for _, line in parse_marks(said).console]
+    assert console == ["x" * most + " ... 7 bytes left out", "short"]
+
+
+@pytest.mark.parametrize("piece", [b"\0" * (1 << 20), b"a\n" * (1 << 19)])
+def test_flood_is_said_once_and_qemu_does_not_wait(
+    agent: Agent, pidfile: Path, qemu: subprocess.Popen[bytes], piece: bytes
+) -> None:
+    most, lines = loaded("watch").MOST_BYTES, loaded("watch").MOST_LINES
+    announced = ports(agent)
+    pidfile.write_text(str(qemu.pid))
+    agent.until(" started ")
+    with socket.create_connection(("127.0.0.1", announced["console"]), SECONDS) as serial:
+        for _ in range(3 * most // len(piece)):
+            serial.sendall(piece)
+        flood = json.loads(agent.until("^E .* flood ").split(" flood ")[1])
+    quit_qemu(qemu)
+    said = agent.end()
+    assert flood["bytes"] > most or flood["lines"] > lines
+    assert flood["bytes"] <= most + (1 << 16)
+    assert flood["lines"] <= lines + (1 << 16)
+    assert flood["seconds"] > 0
+    assert len(re.findall("(?m)^E .* flood ", said)) == 1
+    assert sum(len(line) + 1 for _, line in parse_marks(said).console) <= most + 100
+
+
+def test_agent_says_more_than_a_console_may_so_that_a_flood_is_seen() -> None:
+    assert loaded("watch").MOST_BYTES > CONSOLE_BYTES
+    assert loaded("watch").MOST_LINES > CONSOLE_LINES
 
 
 def test_agent_ends_when_nobody_listens(agent: Agent) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import subprocess
 import sys
@@ -14,8 +15,10 @@ from typing import cast
 
 import pytest
 
+from orchestrator.bench.console import Console
 from orchestrator.bench.consoles import ConsoleCommand, console_command, followed
 from orchestrator.bench.shell import Shell
+from orchestrator.bounded import CONSOLE_BYTES
 from orchestrator.errors import BenchError
 from tests.unit.bench.metals import SECONDS, lives, wait_for
 
@@ -157,6 +160,34 @@ def test_console_of_another_user_ends_with_its_standard_input(
 def test_console_command_has_an_open_standard_input(tmp_path: Path) -> None:
     with console_command("cat", tmp_path / "console", pytest.fail):
         pass  # it has not ended by itself
+
+
+def test_console_that_floods_is_bounded_on_the_disk_in_each_boot(tmp_path: Path) -> None:
+    go = tmp_path / "go"
+    script = (
+        f"head -c {3 * CONSOLE_BYTES} /dev/zero; echo; echo end 1; while [ ! -e {go} ]; do"
+        f" sleep 0.05; done; head -c {2 * CONSOLE_BYTES} /dev/zero; echo; echo end 2; sleep 600"
+    )
+    with running(script, tmp_path) as console:
+        wait_for(lambda: console._file._rest.content().endswith(b"end 1\n"))
+        assert CONSOLE_BYTES < console.path.stat().st_size < CONSOLE_BYTES + (1 << 17)
+        assert Console(console.path).flood
+        start = console.begin()
+        assert start == console.path.stat().st_size
+        go.touch()
+        wait_for(lambda: console._file._rest.content().endswith(b"end 2\n"))
+        assert Console(console.path, start).flood
+    content = console.path.read_bytes()
+    assert re.search(rb"lines left out \.\.\.\nend 1\n\x00", content)
+    assert content.endswith(b"end 2\n")
+    assert len(content) < 2 * CONSOLE_BYTES + (1 << 19)
+
+
+def test_errors_of_a_console_that_floods_are_bounded(tmp_path: Path) -> None:
+    script = "head -c 20000000 /dev/zero >&2; echo denied >&2; exit 3"
+    with pytest.raises(BenchError) as caught, running(script, tmp_path):
+        pass
+    assert caught.value.evidence.endswith("denied")
 
 
 @pytest.mark.parametrize(

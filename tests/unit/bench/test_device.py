@@ -98,7 +98,7 @@ def test_bar_of_another_size_is_the_arms_failure() -> None:
 def test_facts_are_the_machines_and_its_devices() -> None:
     asked: list[list[str]] = []
 
-    def run(argv: list[str], *, doing: str) -> Completed:
+    def run(argv: list[str], *, doing: str, limit: int) -> Completed:
         asked.append(argv)
         said: dict[str, Any] = {"cpus": 2}
         if argv[0] == "survey":

@@ -6,8 +6,10 @@ from typing import cast
 
 import pytest
 
-from orchestrator.bench.host import PANIC, Console, Host, charged_to_the_arm
+from orchestrator.bench.console import Console
+from orchestrator.bench.host import PANIC, Host, charged_to_the_arm
 from orchestrator.bench.shell import ConnectionLostError
+from orchestrator.bounded import CONSOLE_BYTES
 from orchestrator.errors import ArmFailedError, BenchError
 from tests.unit.recorded import FAILED, MEASURED, RUN
 
@@ -33,21 +35,6 @@ def test_ordinary_console_is_no_panic(trial: str) -> None:
 
 def test_command_line_that_mentions_panics_is_none() -> None:
     assert not PANIC.search("[    0.000000] Command line: console=ttyS0 panic=-1 oops=panic")
-
-
-def test_console_grows_and_is_read_once(tmp_path: Path) -> None:
-    console = Console(tmp_path / "console.log")
-    assert (console.text(), console.size(), console.last_line()) == ("", 0, "")
-    with (tmp_path / "console.log").open("ab") as file:
-        file.write(b"one\r\ntwo")
-        file.flush()
-        assert console.text() == "one\ntwo"
-        file.write(b" more\r\n" + b"x" * 300)
-        file.flush()
-        assert console.text().startswith("one\ntwo more\n")
-        assert len(console.last_line()) == 100
-        assert console.size() == 315
-    assert console.tail().startswith("one\n")
 
 
 def host(tmp_path: Path, said: str = "", *, alive: bool = False, crash: str = "") -> Host:
@@ -78,6 +65,22 @@ def test_host_that_ended_by_itself_is_the_arms_failure(tmp_path: Path) -> None:
 def test_panic_is_the_arms_failure_however_the_machine_ended(tmp_path: Path) -> None:
     with pytest.raises(ArmFailedError) as caught:
         Host.check(host(tmp_path, "Kernel panic - not syncing: x\n", crash="reason=crashed"))
+    assert caught.value.reason == "host-panic"
+
+
+def test_flood_is_named_whatever_became_of_the_machine(tmp_path: Path) -> None:
+    """A machine whose console is too long is ended, and that is no crash."""
+    with pytest.raises(ArmFailedError) as caught:
+        Host.check(host(tmp_path, "y\n" * CONSOLE_BYTES, crash="reason=crashed"))
+    assert caught.value.reason == "console-flood"
+    assert f"{2 * CONSOLE_BYTES} bytes, {CONSOLE_BYTES} lines" in caught.value.message
+    assert caught.value.evidence.endswith("y\ny")
+
+
+def test_panic_in_a_flood_is_a_panic(tmp_path: Path) -> None:
+    said = "Kernel panic - not syncing: x\n" + "y\n" * CONSOLE_BYTES
+    with pytest.raises(ArmFailedError) as caught:
+        Host.check(host(tmp_path, said))
     assert caught.value.reason == "host-panic"
 
 

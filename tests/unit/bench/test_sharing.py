@@ -15,8 +15,9 @@ import pytest
 
 from orchestrator.bench import sharing
 from orchestrator.bench.changes import Unrecorded
+from orchestrator.bench.console import Console
 from orchestrator.bench.domain import Disk
-from orchestrator.bench.host import Console, Host
+from orchestrator.bench.host import Host
 from orchestrator.bench.hypervisor import Connection
 from orchestrator.bench.images import HostImage
 from orchestrator.bench.nested import HostSpec

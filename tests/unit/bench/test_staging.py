@@ -406,6 +406,28 @@ def test_initramfs_that_cannot_be_made_is_said_with_its_last_words(
     stage_kernel(root.shell, AGAIN, kernel(tmp_path / "again" / "k"), cache)
 
 
+@pytest.mark.parametrize("said", ["", "exit 0", "echo a.b", "echo AAAA; exit 0", "kill -9 $$"])
+def test_initramfs_that_arrives_otherwise_is_not_kept(
+    root: Root, tmp_path: Path, said: str
+) -> None:
+    base64 = root.path / "programs/base64"
+    base64.write_text(f"#!/bin/sh\n{said}\nexit 1\n")
+    base64.chmod(0o755)
+    with pytest.raises(BenchError):
+        staged(root, tmp_path)
+    assert not any(path.is_dir() for path in (tmp_path / "cache/initramfs").iterdir())
+
+
+def test_large_initramfs_arrives_as_it_is(root: Root, tmp_path: Path) -> None:
+    content = os.urandom(3_000_001)
+    root.file("content", "")
+    (root.path / "content").write_bytes(content)
+    tool = root.path / "programs/mkinitramfs"
+    tool.write_text('#!/bin/sh\ncat "$ROOT/content" > $2\n')
+    folder = root.path / staged(root, tmp_path).initramfs[1:]
+    assert folder.read_bytes() == content
+
+
 # -- /lib/modules ----------------------------------------------------------------------------
 
 

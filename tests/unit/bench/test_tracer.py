@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import re
@@ -286,7 +287,7 @@ def test_clock_of_the_timing_pass_may_be_another() -> None:
 class FakeShell:
     """A host with every function, whose tracer answers `armed`."""
 
-    def __init__(self, armed: dict[str, Any], finished: dict[str, Any] | None = None) -> None:
+    def __init__(self, armed: Any, finished: Any = None) -> None:
         self.armed = armed
         self.finished = finished or {"files": {"trace.txt": "t", "hist-pin.txt": "p"}}
         self.ran: list[str] = []
@@ -415,6 +416,43 @@ def test_trace_that_cannot_be_read_or_undone_is_the_benchs_failure(
     ):
         pass
     assert (caught.value.reason, caught.value.evidence) == ("tracer-lost", why)
+
+
+def test_evidence_has_no_name_from_the_host(trial: TrialWriter) -> None:
+    files = ("../../out.txt", "/etc/out", "hist-../../out.txt", "hist-pin.txt", "manifest.json")
+    shell = FakeShell({"armed": True}, {"files": dict.fromkeys(files, "x")})
+    before = {*trial.path.parent.rglob("*")}
+    with armed_tracer(host_of(shell, "tcg"), "counts", "counts", GIB, trial):
+        pass
+    assert {*trial.path.parent.rglob("*")} - before == {trial.host / "hist-pin.txt"}
+
+
+GARBLED = ["", [], 5, None, {}, {"armed": None}, "x" * 10**6]
+
+
+@pytest.mark.parametrize("answer", GARBLED)
+def test_garbled_answer_is_the_benchs_failure_and_leaves_no_probe(
+    trial: TrialWriter, answer: Any
+) -> None:
+    shell = FakeShell(answer)
+    with (
+        pytest.raises(BenchError) as caught,
+        armed_tracer(host_of(shell, "tcg"), "timing", "map", GIB, trial),
+    ):
+        pytest.fail("it is not armed")
+    assert caught.value.reason == "answer-garbled"
+    assert len(caught.value.evidence) < 1000
+    assert shell.ran[-1] == "clear barometer barotime"
+
+
+@pytest.mark.parametrize("answer", [5, "text", [], {"files": []}, {"files": {"trace.txt": 5}}])
+def test_garbled_trace_is_no_bug_of_barometers(trial: TrialWriter, answer: Any) -> None:
+    with (
+        contextlib.suppress(BenchError),
+        armed_tracer(host_of(FakeShell({"armed": True}, answer), "tcg"), "timing", "map", GIB,
+                     trial),
+    ):  # fmt: skip
+        pass
 
 
 @pytest.mark.parametrize(("finished", "why"), LOST)

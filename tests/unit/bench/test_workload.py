@@ -110,7 +110,7 @@ class FakeShell:
         return True
 
     def run(self, argv: list[str] | str, *, stdin: bytes = b"", timeout: float = 120,
-            check: bool = True, doing: str = "") -> Any:  # fmt: skip
+            check: bool = True, doing: str = "", limit: int = 0) -> Any:  # fmt: skip
         if isinstance(argv, str):
             self.ran.append(argv)
             return SimpleNamespace(stdout="", stderr="", code=0)

@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+import time
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator import bounded
+from orchestrator.bounded import Excerpt, Lines, cut_line, quoted
+from orchestrator.errors import BenchError
+
+SAID = st.lists(st.sampled_from([b"\n", b"a", b"bc", b"\n\n", b"x" * 40, b"\xff", b"end\n"]))
+
+
+def chunks_of(said: bytes, cuts: list[int]) -> list[bytes]:
+    places = sorted({0, len(said), *(cut % (len(said) + 1) for cut in cuts)})
+    return [said[start:end] for start, end in pairwise(places)]
+
+
+@given(pieces=SAID, cuts=st.lists(st.integers(0, 5000)), most=st.integers(0, 100))
+def test_excerpt_is_the_same_however_the_stream_is_cut(
+    pieces: list[bytes], cuts: list[int], most: int
+) -> None:
+    said = b"".join(pieces)
+    whole, cut = Excerpt(most), Excerpt(most)
+    whole.feed(said)
+    for chunk in chunks_of(said, cuts):
+        cut.feed(chunk)
+        assert cut.kept <= most
+    assert (cut.content(), cut.size, cut.kept) == (whole.content(), len(said), whole.kept)
+
+
+@given(pieces=SAID, most=st.integers(2, 100))
+def test_excerpt_has_the_first_and_the_last_lines_and_counts_the_rest(
+    pieces: list[bytes], most: int
+) -> None:
+    said = b"".join(pieces)
+    excerpt = Excerpt(most)
+    excerpt.feed(said)
+    if len(said) <= most:
+        assert excerpt.content() == said
+        return
+    head, _, rest = excerpt.content().partition(b"... ")
+    count, _, tail = rest.partition(b" lines left out ...\n")
+    size, lines = map(int, count.split(b" bytes, "))
+    begun = head if said.startswith(head) else head.removesuffix(b"\n")
+    assert said.startswith(begun)
+    assert said.endswith(tail)
+    assert len(begun) + size + len(tail) == len(said)
+    assert begun.count(b"\n") + lines + tail.count(b"\n") == said.count(b"\n")
+    assert len(excerpt.content()) <= most + 100
+
+
+@given(pieces=SAID, cuts=st.lists(st.integers(0, 5000)), most=st.integers(1, 50))
+def test_lines_are_the_same_however_the_stream_is_cut(
+    pieces: list[bytes], cuts: list[int], most: int
+) -> None:
+    said = b"".join(pieces)
+    lines = Lines(most)
+    ended = [line for chunk in chunks_of(said, cuts) for line in lines.feed(chunk)]
+    for line, expected in zip([*ended, lines.begun()], said.split(b"\n"), strict=True):
+        if len(expected) <= most:
+            assert line == expected
+        else:
+            assert line == expected[:most] + f" ... {len(expected) - most} bytes left out".encode()
+
+
+@given(text=st.text(st.sampled_from("a\n"), max_size=300))
+def test_short_words_are_quoted_as_they_are(text: str) -> None:
+    if text.count("\n") < bounded._QUOTED_LINES:
+        assert quoted(text) == text
+
+
+@given(st.lists(st.integers(0, 2000), max_size=400))
+def test_quoted_words_are_few_and_short(lengths: list[int]) -> None:
+    text = "\n".join("x" * length for length in lengths)
+    lines = quoted(text).splitlines()
+    assert len(lines) <= bounded._QUOTED_LINES
+    assert all(len(line) <= bounded._QUOTED_CHARACTERS for line in lines)
+    assert [*map(cut_line, text.splitlines()[-50:])] == lines[-50:]
+    assert quoted(quoted(text)) == quoted(text)
+
+
+def test_errors_quote_little_of_what_a_machine_says() -> None:
+    error = BenchError("m" * 10**6, evidence="z" * 30_000_000, reason="x")
+    assert len(str(error)) < 6000
+    assert len(error.args[0]) < 6000
+    assert str(30_000_000 - error.evidence.count("z")) in error.evidence
+    again = BenchError(error.message, evidence=error.evidence)
+    assert (again.message, again.evidence) == (error.message, error.evidence)
+
+
+@pytest.mark.parametrize("chunk", [b"x" * 4096, b"\n" * 64, b"a line of some length\n" * 20])
+def test_time_grows_with_the_bytes(chunk: bytes) -> None:
+    def seconds(times: int) -> float:
+        excerpt, lines = Excerpt(1 << 16), Lines()
+        began = time.process_time()
+        for _ in range(times):
+            excerpt.feed(chunk)
+            lines.feed(chunk)
+        return time.process_time() - began
+
+    few = min(seconds(500) for _ in range(3))
+    many = min(seconds(5000) for _ in range(3))
+    assert many < 40 * few + 0.05  # ten times as much; its square would be a hundred times
+
+
+def test_limits_add_up_to_what_a_trial_may_take_of_the_disk() -> None:
+    """A machine that says as much as it may everywhere: what was there when a guest boot began,
+    what that leaves, and the host, whose console and log are in the private folder, too."""
+    console, logs = bounded.CONSOLE_BYTES, bounded.LOG_BYTES
+    guest = 2 * console + bounded.MARKS_BYTES + logs + 3 * bounded.FACTS_BYTES
+    stage = guest + bounded.TRACE_BYTES
+    host = 2 * console + logs
+    private = 2 * console
+    over = 10 << 20  # what QEMU writes until it is seen
+    assert bounded.TRIAL_BYTES + stage + host + private + over < 80 << 20
