@@ -87,6 +87,7 @@ def test_interrupted_program_ends_with_all_that_it_started(tmp_path: Path) -> No
 
     def interrupt(*_: object) -> None:
         if pids.exists() and pids.read_text():
+            signal.setitimer(signal.ITIMER_REAL, 0)
             raise KeyboardInterrupt
 
     previous = signal.signal(signal.SIGALRM, interrupt)
