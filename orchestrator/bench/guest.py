@@ -188,7 +188,8 @@ def _qemu_log(name: str) -> str:
 
 def _save_qemu_log(host: Host, name: str, folder: Path) -> None:
     with contextlib.suppress(BarometerError):  # the host may be gone: that is what is reported
-        (folder / "qemu.log").write_text(host.shell.read(_qemu_log(name)))
+        log = host.shell.run(["cat", _qemu_log(name)], timeout=20, doing="reading QEMU's log")
+        (folder / "qemu.log").write_text(log.stdout)
 
 
 @contextmanager

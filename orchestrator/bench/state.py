@@ -15,7 +15,7 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from hashlib import sha256
 from pathlib import Path
@@ -24,6 +24,7 @@ from platformdirs import user_state_path
 
 from orchestrator.evidence import write_json
 
+_END_SECONDS = 5.0
 SHM = Path("/dev/shm")  # where libvirt's ivshmem device has its file
 
 
@@ -91,7 +92,7 @@ def bench_state(root: Path | None = None, *, keep: bool = False) -> Iterator[Ben
         folder.mkdir(mode=0o700)
         yield state
     finally:
-        _end_machines(state.domains)  # none is left, unless its start was interrupted
+        end_machines(state.domains)  # none is left, unless its start was interrupted
         _remove_shm(state.shm)
         if not keep:
             shutil.rmtree(folder, ignore_errors=True)
@@ -130,7 +131,7 @@ def clean(root: Path | None = None) -> Iterator[str]:
         if process_start(pid) == started:
             yield f"run {token}: still running as process {pid}; left alone"
             continue
-        for ended in _end_machines(domains):
+        for ended in end_machines(domains):
             yield f"run {token}: ended QEMU {ended}"
         for name in _remove_shm(shm):
             yield f"run {token}: removed {SHM / name}"
@@ -153,8 +154,9 @@ def _remove_shm(names: list[str]) -> list[str]:
     return removed
 
 
-def _end_machines(uuids: list[str]) -> list[int]:
-    """Kill the QEMU processes that run a domain with one of the UUIDs, and wait for their end."""
+def end_machines(uuids: Sequence[str]) -> list[int]:
+    """Kill the QEMU processes that run a domain with one of the UUIDs, and wait for their end:
+    not for long, since one that is stuck in its kernel ends when that lets it."""
     ours = []
     for process in Path("/proc").glob("[0-9]*"):
         words = _command_line(int(process.name))
@@ -163,7 +165,7 @@ def _end_machines(uuids: list[str]) -> list[int]:
     for pid in ours:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.kill(pid, signal.SIGKILL)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + _END_SECONDS
     while any(process_start(pid) for pid in ours) and time.monotonic() < deadline:
         time.sleep(0.05)
     return ours
