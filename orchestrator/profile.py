@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import parse_qs, urlsplit
 
-from orchestrator import __version__
+from orchestrator import __version__, interrupts
 from orchestrator.bench import hypervisor, profiler, remote
 from orchestrator.bench.definition import Definition, parse_definition
 from orchestrator.bench.device import LIST_DEVICES, parse_devices
@@ -106,6 +106,12 @@ def record(asked: Asked, progress: Progress) -> Recorded:
             spec = profiler.without_parts(spec)
         with contextlib.ExitStack() as ladder:
             with progress.stage("arming the probes"):
+                ladder.enter_context(
+                    interrupts.duty(
+                        f"the probes on {shell.name} are being removed",
+                        f"barometer profile --clear --connect {facts['uri']}",
+                    )
+                )
                 tracer = ladder.enter_context(profiler.armed(shell, spec))
             happened = ladder.enter_context(domain.watched())
             try:
