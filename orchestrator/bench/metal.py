@@ -485,15 +485,15 @@ def _held(
             taken, within=spec.deadline, every=1, reason="machine-lost",
             waiting_for=f"lease of {endpoint}",
         )  # fmt: skip
-        machine.lease = stack.enter_context(
-            Lease(beat.shell, keeper.token, ttl=spec.lease, close=beat.close)
-        )
         config = ["--ssh-config", str(spec.ssh_config)] if spec.ssh_config else []
         stack.enter_context(
             interrupts.duty(
                 f"{spec.address} is being put back",
                 f"barometer recover {shlex.join([spec.address, *config])}",
             )
+        )
+        machine.lease = stack.enter_context(
+            Lease(beat.shell, keeper.token, ttl=spec.lease, close=beat.close)
         )
         yield machine, unfinished
 

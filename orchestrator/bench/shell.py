@@ -113,23 +113,24 @@ class Shell:
         """
         command = self._command(argv)
         log.debug("%s+ %s", self.name, command if len(command) < 500 else command[:500] + "...")
+        if self._is_unanswered:
+            self.prove_alive()
         try:
-            if self._is_unanswered:
-                self._probe()
             done = self._exchange(command, stdin, timeout)
         except (OSError, EOFError, paramiko.SSHException) as exc:
             self._is_unanswered = True
             raise self._lost(exc, doing or command) from exc
         return succeeded(done, self.name, doing or command) if check else done
 
-    def _probe(self) -> None:
-        """After a command that was not answered: the connection is ended if it is to blame, so
-        that what follows need not find that out again. Raises TimeoutError."""
+    def prove_alive(self) -> None:
+        """Raises ConnectionLostError unless a command is answered soon, and drops the connection
+        then, so that what follows need not find it out again. `run` begins with this after a
+        command that was not answered."""
         try:
             self._exchange("true", b"", _PROBE_SECONDS)
-        except TimeoutError:
-            self._drop()
-            raise
+        except (OSError, EOFError, paramiko.SSHException) as exc:
+            self.drop()
+            raise self._lost(exc, "true") from exc
         self._is_unanswered = False
 
     def _exchange(self, command: str, stdin: bytes, timeout: float) -> Completed:
@@ -224,13 +225,14 @@ class Shell:
             try:
                 in_time(channel.close, _CLOSE_SECONDS)
             except TimeoutError:
-                self._drop()
+                self.drop()
 
     def _open(self, open_one: Callable[[], paramiko.Channel], timeout: float) -> paramiko.Channel:
         """One that arrives too late is closed. Raises TimeoutError."""
         return Call(open_one, undo=lambda channel: channel.close()).result(timeout)
 
-    def _drop(self) -> None:
+    def drop(self) -> None:
+        """End the connection, from any thread: whoever waits for an answer loses it."""
         close(self._transport)
 
     def _lost(self, exc: BaseException, doing: str) -> ConnectionLostError:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 import weakref
 import xml.etree.ElementTree as ET
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -410,3 +411,74 @@ def test_signal_ends_a_process_whose_libvirt_is_silent(
         _, said = child.communicate(timeout=30)
     assert child.returncode == 130, said
     assert time.monotonic() - sent < 11
+
+
+SILENT = """
+import sys, time
+from pathlib import Path
+from orchestrator.bench import hypervisor
+from orchestrator.bench.shell import write_client
+from orchestrator.errors import BenchError
+
+hypervisor._OPEN_SECONDS = float(sys.argv[2])
+print("now", flush=True)
+try:
+    {opened}
+except BenchError as exc:
+    print(exc.reason, flush=True)
+"""
+
+
+@pytest.fixture
+def silent_socket(tmp_path: Path) -> Iterator[Path]:
+    """Of a libvirtd that takes a connection and says nothing."""
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / "socket"))
+        server.listen()
+        yield tmp_path / "socket"
+
+
+def opening(body: str, place: Path, seconds: float) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", SILENT.format(opened=body), str(place), str(seconds)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+AT_SOCKET = "hypervisor.at(f'qemu+unix:///system?socket={sys.argv[1]}').__enter__()"
+OVER_SSH = (
+    "hypervisor.over_ssh(write_client(Path(sys.argv[1]), ['sh', '-c', 'exec sleep 60']), 'host',"
+    " end_seconds=1).__enter__()"
+)
+
+
+def test_libvirt_that_does_not_answer_its_opening_keeps_no_process(silent_socket: Path) -> None:
+    """The real library, whose call never returns."""
+    started = time.monotonic()
+    with opening(AT_SOCKET, silent_socket, 0.3) as child:
+        out, said = child.communicate(timeout=SECONDS)
+    assert (child.returncode, out) == (0, "now\nlibvirt-silent\n"), said
+    assert time.monotonic() - started < SECONDS / 2
+
+
+def test_opening_that_is_interrupted_ends(silent_socket: Path) -> None:
+    with opening(AT_SOCKET, silent_socket, 60) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "now\n"
+        time.sleep(0.5)
+        sent = time.monotonic()
+        child.send_signal(signal.SIGINT)
+        _, said = child.communicate(timeout=SECONDS)
+    assert "KeyboardInterrupt" in said
+    assert time.monotonic() - sent < 5
+
+
+def test_ssh_of_a_libvirt_that_is_dropped_ends(tmp_path: Path) -> None:
+    with opening(OVER_SSH, tmp_path, 1) as child:
+        out, said = child.communicate(timeout=SECONDS)
+    assert out == "now\nlibvirt-silent\n", said
+    pid = int((tmp_path / "ssh.pids").read_text())
+    end = time.monotonic() + SECONDS
+    while Path(f"/proc/{pid}").exists() and time.monotonic() < end:
+        time.sleep(0.02)
+    assert not Path(f"/proc/{pid}").exists()
