@@ -29,7 +29,7 @@ BOOT_MARK = "barometer: boot mark"
 _HOUR = 3600.0
 _IDLE_SECONDS = 45.0
 _IDLE_SHARE = 0.2
-_MUTE_SECONDS = 20.0
+_MUTE_SECONDS = 15.0
 """The watch agent speaks every 2 s. If it does not for so long, the host is asked whether it is
 there."""
 _NO_SSH_SECONDS = {True: 90.0, False: 30.0}

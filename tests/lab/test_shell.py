@@ -418,7 +418,7 @@ def test_real_ssh_program_that_is_at_work_is_ended(sshd: Server, tmp_path: Path)
     program = write_client_config(
         tmp_path, port=sshd.port, key=sshd.keys.runner, host_key=sshd.keys.host
     )
-    argv = [program, "-l", USER, "barometer-host", "echo in; sleep 60"]
+    argv = [str(program), "-l", USER, "barometer-host", "echo in; sleep 60"]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL) as ssh:
         assert ssh.stdout is not None
         assert ssh.stdout.readline() == b"in\n"
