@@ -56,7 +56,7 @@ class Call(Generic[T]):
         self._running = threading.Lock()
         self._running.acquire()
         self._ended = threading.Event()
-        self._is_given_up = False
+        self._is_over = self._is_given_up = False
         self._values: list[T] = []
         self._error: BaseException | None = None
 
@@ -68,8 +68,8 @@ class Call(Generic[T]):
         finally:
             del self._function  # an error on its way must not hold what the call was about
             with self._lock:
-                self._running.release()
-                is_late = self._is_given_up
+                self._is_over, is_late = True, self._is_given_up
+            self._running.release()
             try:
                 if is_late:
                     self._drop_result()
@@ -85,10 +85,9 @@ class Call(Generic[T]):
                 raise TimeoutError
         except BaseException:
             with self._lock:
-                is_running = self._running.locked()
-                self._is_given_up = True
-            if not is_running:
-                self._drop_result()
+                self._is_given_up, is_over = True, self._is_over
+            if is_over:
+                _worker().make(self._drop_result)
             raise
         if (error := self._error) is not None:
             try:

@@ -39,6 +39,8 @@ _QEMU_CONF_ROOT = (
 _ALIVE_SECONDS, _ALIVE_TRIES = 10, 3
 """A libvirt that gives no sign of life for 40 s is gone; one that is emulated is slow."""
 _OPEN_SECONDS = 60.0
+_MONITOR_SECONDS = 60.0
+"""QEMU answers between two things that it does with its machine stopped."""
 _SETTLE_SECONDS = 5.0
 """An interrupt waits so long for a start that is nearly done, so that what it started is ended."""
 _loop_lock = threading.Lock()
@@ -256,7 +258,7 @@ class Connection:
             try:
                 call.result(self.deadlines.end)
             except TimeoutError:
-                log.warning("the %s's libvirt does not end domain %s: given up", self.name, uuid)
+                log.warning("the %s's libvirt does not end domain %s in time", self.name, uuid)
             except libvirt.libvirtError:  # it has ended before
                 return
             else:
@@ -354,7 +356,9 @@ class Domain:
         human = libvirt_qemu.VIR_DOMAIN_QEMU_MONITOR_COMMAND_HMP
         with _as_ours(f"QEMU did not answer {command!r}", "monitor"):
             ask = libvirt_qemu.qemuMonitorCommand
-            return str(self._connection.call(ask, self._raw, command, human))
+            return str(
+                self._connection.call(ask, self._raw, command, human, within=_MONITOR_SECONDS)
+            )
 
 
 @contextlib.contextmanager

@@ -7,6 +7,8 @@ import signal
 import threading
 import time
 import weakref
+from queue import SimpleQueue
+from typing import Any
 
 import pytest
 
@@ -88,6 +90,28 @@ def test_signal_ends_the_wait_and_what_comes_then_is_undone() -> None:
     go.set()
     assert call.has_ended(SECONDS)
     assert undone == [7]
+
+
+def test_value_that_an_interrupt_comes_after_is_undone() -> None:
+    """The handler of a signal may run as the wait ends."""
+
+    class Interrupting:
+        def __init__(self, lock: Any) -> None:
+            self._lock = lock
+
+        def acquire(self, timeout: float) -> None:
+            assert self._lock.acquire(timeout=timeout)
+            raise KeyboardInterrupt
+
+        def release(self) -> None:
+            self._lock.release()
+
+    undone = SimpleQueue[int]()
+    call: Any = Call(lambda: 7, undo=undone.put)
+    call._running = Interrupting(call._running)
+    with pytest.raises(KeyboardInterrupt):
+        call.result(SECONDS)
+    assert undone.get(timeout=SECONDS) == 7
 
 
 def test_error_on_its_way_holds_nothing_of_the_call() -> None:
