@@ -424,6 +424,9 @@ def _opened(
     try:
         with _as_ours(f"the {name}'s libvirt cannot be reached", "libvirt-connect"):
             raw = call.result(_OPEN_SECONDS)
+    except KeyboardInterrupt:
+        hang_up()
+        raise
     except TimeoutError:
         hang_up()
         raise BenchError(
