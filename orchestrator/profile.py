@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import re
+import shlex
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -109,7 +110,7 @@ def record(asked: Asked, progress: Progress) -> Recorded:
                 ladder.enter_context(
                     interrupts.duty(
                         f"the probes on {shell.name} are being removed",
-                        f"barometer profile --clear --connect {facts['uri']}",
+                        _clear_command(facts["uri"], asked.ssh_config),
                     )
                 )
                 tracer = ladder.enter_context(profiler.armed(shell, spec))
@@ -146,6 +147,11 @@ def _is_nobodys(shell: Commands) -> None:
             hint="wait for its end; what a killed run left: barometer recover HOST",
             reason="lease-held",
         )
+
+
+def _clear_command(uri: str, ssh_config: Path | None) -> str:
+    config = ["--ssh-config", str(ssh_config)] if ssh_config else []
+    return shlex.join(["barometer", "profile", "--clear", "--connect", uri, *config])
 
 
 def clear(uri: str | None, ssh_config: Path | None) -> None:
