@@ -11,20 +11,18 @@ import functools
 import json
 import logging
 import os
-import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
-from types import FrameType
 from typing import Annotated, Any, Literal, NoReturn, cast
 
 import typer
 from pydantic import ValidationError
 from rich.console import Console
 
-from orchestrator import __version__
+from orchestrator import __version__, interrupts
 from orchestrator.analysis.profile import profile_of
 from orchestrator.analysis.timeline import to_json
 from orchestrator.bench.accel import chosen_accel
@@ -91,7 +89,6 @@ _UsageError = cast(type[typer.BadParameter], typer.BadParameter.__mro__[1])
 
 _BEGUN = {"plan.json", "matrix.json", "cells", "bisect.json"}
 """What tells the folder of a run, a matrix or a bisection."""
-_INTERRUPTED = 130
 _OF_A_PATH = (
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ELOOP,
     errno.ENAMETOOLONG,
@@ -303,10 +300,11 @@ def _measured(
             progress.note(
                 f"interrupted by {str(exc) or 'Ctrl-C'}: all trials are made, and are judged"
             )
-            with progress.stage("judging"):
+            judging = interrupts.duty(f"judging {folder}", f"barometer report {folder}")
+            with judging, progress.stage("judging"):
                 found = _judged(folder)
             on_metal = any(isinstance(cell.scenario.host, MetalHost) for cell in cells)
-            return _exiting(found, _INTERRUPTED) if on_metal else found
+            return _exiting(found, interrupts.EXIT_CODE) if on_metal else found
 
 
 def _ran(
@@ -848,18 +846,9 @@ def _logging(verbose: bool) -> None:
     logging.getLogger("barometer").setLevel(level)
 
 
-def _interrupt(signum: int, _frame: FrameType | None) -> None:
-    # A second signal must not cut the clean-up short.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
-    raise KeyboardInterrupt(signal.Signals(signum).name)
-
-
 def main() -> None:
     """Entry point of the command."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
-            signal.signal(number, _interrupt)
+    interrupts.install()
     sys.exit(_run())
 
 
@@ -868,6 +857,18 @@ def _run() -> int:
 
     def say(text: str) -> None:
         stderr.print(f"barometer: {text}", markup=False, soft_wrap=True)
+
+    def interrupted(by: str = "") -> int:
+        say(f"interrupted{by}; what it started was ended, or is named above")
+        return interrupts.EXIT_CODE
+
+    def unexpected() -> int:
+        """A bug; but an interrupt can break Python's own code where it waits."""
+        if interrupts.is_requested():
+            logging.getLogger("barometer").debug("%s", traceback.format_exc())
+            return interrupted()
+        say("this is a bug in barometer:\n" + traceback.format_exc())
+        return 70
 
     command = typer.main.get_command(app)
     try:
@@ -886,22 +887,18 @@ def _run() -> int:
             say(f"error: {message}")
         return ScenarioError.exit_code
     except (KeyboardInterrupt, typer.Abort) as exc:
-        by = f" by {exc}" if str(exc) else ""
-        say(f"interrupted{by}; what it started was ended, or is named above")
-        return _INTERRUPTED
+        return interrupted(f" by {exc}" if str(exc) else "")
     except BrokenPipeError:
         # what is left in the buffer must not be tried again when Python ends
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except OSError as exc:
         if exc.filename is None or exc.errno not in _OF_A_PATH:
-            say("this is a bug in barometer:\n" + traceback.format_exc())
-            return 70
+            return unexpected()
         say(f"error: {exc.filename}: {exc.strerror}")
         return ScenarioError.exit_code
     except Exception:  # noqa: BLE001  # the last resort: a bug, and said as one
-        say("this is a bug in barometer:\n" + traceback.format_exc())
-        return 70
+        return unexpected()
     return 0
 
 

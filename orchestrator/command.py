@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import errno
+import io
 import logging
 import os
 import select
@@ -11,9 +13,8 @@ import selectors
 import shlex
 import signal
 import subprocess
-import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from orchestrator.bounded import TooMuchError, cut_line
 from orchestrator.errors import BenchError
 from orchestrator.progress import waiting_for
 
-_LAST_SECONDS = 5
+_TERM_SECONDS, _KILL_SECONDS = 5.0, 2.0
+"""A program that is stuck in the kernel does not even heed SIGKILL."""
 _MOST_BYTES = 256 << 20
 """A list of all files of a kernel's tree has 10 MiB."""
 log = logging.getLogger("barometer.command")
@@ -46,33 +48,23 @@ def run(
     """
     words = [os.fspath(a) for a in argv]
     log.debug("+ %s", shlex.join(words))
-    try:
-        process = subprocess.Popen(
-            words, cwd=cwd, env=_environment(env) if env else None, text=True,
+    with (
+        _running(
+            words, doing, cwd=cwd, env=_environment(env) if env else None, text=True,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            start_new_session=True, errors="replace",
-        )  # fmt: skip
-    except (FileNotFoundError, PermissionError) as exc:  # the latter of a folder in PATH, too
-        raise _missing(words[0], doing) from exc
-    with process, waiting_for(doing):
+            errors="replace",
+        ) as process,
+        waiting_for(doing),
+    ):  # fmt: skip
         try:
             out, err = _communicate(process, stdin, timeout, limit)
         except subprocess.TimeoutExpired as exc:
-            end_group(process)
-            raise BenchError(
-                f"{doing}: {words[0]} took more than {timeout:.0f} s",
-                evidence=shlex.join(words),
-                reason="program-timeout",
-            ) from exc
+            raise _too_slow(words, doing, timeout) from exc
         except TooMuchError as exc:
-            end_group(process)
             raise BenchError(
                 f"{doing}: {words[0]} printed {exc}", evidence=tail(exc.last),
                 reason="output-flood",
             ) from exc  # fmt: skip
-        except BaseException:
-            end_group(process)
-            raise
     if process.returncode not in accept and os.strerror(errno.ENOSPC) in err:
         raise BenchError(
             f"{doing}: no space left on the disk",
@@ -144,39 +136,69 @@ def run_logged(
     """Run `argv` for long: its output goes to the file `log`, each line to `on_line` as it comes;
     the exit code comes back. Ends and raises as `run`, but for exit codes."""
     words = [os.fspath(a) for a in argv]
-    with log.open("w", encoding="utf-8") as file:
+    with (
+        log.open("w", encoding="utf-8") as file,
+        _running(
+            words, doing, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        ) as process,
+        waiting_for(doing),
+    ):  # fmt: skip
+        end = time.monotonic() + timeout
         try:
-            process = subprocess.Popen(
-                words, text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT, start_new_session=True, errors="replace",
-            )  # fmt: skip
-        except (FileNotFoundError, PermissionError) as exc:
-            raise _missing(words[0], doing) from exc
-        expired = threading.Event()
-
-        def end() -> None:
-            expired.set()
-            end_group(process)
-
-        late = threading.Timer(timeout, end)
-        late.start()
-        try:
-            with process, waiting_for(doing):
-                for line in process.stdout or ():
-                    file.write(line)
-                    on_line(line.rstrip())
-        except BaseException:
-            end_group(process)
-            raise
-        finally:
-            late.cancel()
-    if expired.is_set():
-        raise BenchError(
-            f"{doing}: {words[0]} took more than {timeout:.0f} s",
-            evidence=shlex.join(words),
-            reason="program-timeout",
-        )
+            for line in _lines(process, end):
+                file.write(line)
+                on_line(line.rstrip())
+            process.wait(end - time.monotonic())
+        except (TimeoutError, subprocess.TimeoutExpired) as exc:
+            raise _too_slow(words, doing, timeout) from exc
     return process.returncode
+
+
+@contextlib.contextmanager
+def _running(words: list[str], doing: str, **how: Any) -> Iterator[subprocess.Popen[Any]]:
+    """The program; whatever ends the block ends it, with all that it started. One that cannot be
+    ended is left."""
+    try:
+        process = subprocess.Popen(words, start_new_session=True, **how)
+    except (FileNotFoundError, PermissionError) as exc:  # the latter of a folder in PATH, too
+        raise _missing(words[0], doing) from exc
+    try:
+        yield process
+    except BaseException:
+        end_group(process)
+        raise
+    finally:
+        for pipe in filter(None, (process.stdin, process.stdout, process.stderr)):
+            with contextlib.suppress(OSError):
+                pipe.close()
+
+
+def _lines(process: subprocess.Popen[bytes], end: float) -> Iterator[str]:
+    """Of its output, as they come. Raises TimeoutError at `end`, on time.monotonic()'s clock."""
+    assert process.stdout is not None
+    text = codecs.getincrementaldecoder("utf-8")("replace")
+    # "\r" alone ends a line, too: progress is written so
+    decoder = io.IncrementalNewlineDecoder(text, translate=True)
+    output, rest = process.stdout.fileno(), ""
+    while True:
+        if not select.select([output], [], [], max(0.0, end - time.monotonic()))[0]:
+            raise TimeoutError
+        chunk = os.read(output, 1 << 16)
+        *lines, rest = (rest + decoder.decode(chunk, final=not chunk)).split("\n")
+        yield from (f"{line}\n" for line in lines)
+        if not chunk:
+            if rest:
+                yield rest
+            return
+
+
+def _too_slow(words: list[str], doing: str, timeout: float) -> BenchError:
+    return BenchError(
+        f"{doing}: {words[0]} took more than {timeout:.0f} s",
+        evidence=shlex.join(words),
+        reason="program-timeout",
+    )
 
 
 def _environment(changes: Mapping[str, str | None]) -> dict[str, str]:
@@ -194,11 +216,11 @@ def _missing(program: str, doing: str) -> BenchError:
 def end_group(process: subprocess.Popen[Any]) -> None:
     """End a program that leads a session, and what it started; it has a moment to clean up after
     itself. What is another user's (sudo's) cannot be ended, and is left."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
+    for number, seconds in ((signal.SIGTERM, _TERM_SECONDS), (signal.SIGKILL, _KILL_SECONDS)):
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, number)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(_LAST_SECONDS)
+            process.wait(seconds)
 
 
 def tail(text: str, lines: int = 15) -> str:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import re
+import shlex
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import parse_qs, urlsplit
 
-from orchestrator import __version__
+from orchestrator import __version__, interrupts
 from orchestrator.bench import hypervisor, profiler, remote
 from orchestrator.bench.definition import Definition, parse_definition
 from orchestrator.bench.device import LIST_DEVICES, parse_devices
@@ -106,6 +107,12 @@ def record(asked: Asked, progress: Progress) -> Recorded:
             spec = profiler.without_parts(spec)
         with contextlib.ExitStack() as ladder:
             with progress.stage("arming the probes"):
+                ladder.enter_context(
+                    interrupts.duty(
+                        f"the probes on {shell.name} are being removed",
+                        _clear_command(facts["uri"], asked.ssh_config),
+                    )
+                )
                 tracer = ladder.enter_context(profiler.armed(shell, spec))
             happened = ladder.enter_context(domain.watched())
             try:
@@ -140,6 +147,11 @@ def _is_nobodys(shell: Commands) -> None:
             hint="wait for its end; what a killed run left: barometer recover HOST",
             reason="lease-held",
         )
+
+
+def _clear_command(uri: str, ssh_config: Path | None) -> str:
+    config = ["--ssh-config", str(ssh_config)] if ssh_config else []
+    return shlex.join(["barometer", "profile", "--clear", "--connect", uri, *config])
 
 
 def clear(uri: str | None, ssh_config: Path | None) -> None:

@@ -9,14 +9,13 @@ import os
 import re
 import shlex
 import shutil
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from orchestrator import __version__
+from orchestrator import __version__, interrupts
 from orchestrator.bench import hypervisor, images, metal
 from orchestrator.bench.accel import Accel
 from orchestrator.bench.device import BoundDevice, bound_devices, host_facts
@@ -80,6 +79,7 @@ def runner(cache: Cache, progress: Progress, *, keep: bool = False) -> Iterator[
     with (
         bench_state(keep=keep) as state,
         hypervisor.embedded(state.folder / "libvirt", cache.folder("libvirt")) as libvirt,
+        interrupts.at_once(libvirt.stop),
     ):
         yield Runner(cache, state, libvirt, progress, keep)
         if keep:
@@ -106,8 +106,6 @@ class Bench:
     """Of a metal host: leased, with the kernels on it."""
     nested: NestedMachine = field(default_factory=NestedMachine)
     """Of nested hosts: the one that trials share; `run_trials` ends it."""
-    stopped: threading.Event = field(default_factory=threading.Event)
-    """The run is interrupted, and what fails now fails because of that."""
 
 
 def run_plan(
@@ -307,7 +305,6 @@ def _run_at_once(
                 if stop.saw(exc):
                     return False
         except BaseException:
-            bench.stopped.set()
             bench.libvirt.stop()
             raise
         finally:
@@ -326,7 +323,7 @@ def run_until_it_counts(bench: Bench, planned: PlannedTrial) -> None:
             if (
                 exc.reason not in _BY_CHANCE
                 or len(repeated) == _ATTEMPTS
-                or bench.stopped.is_set()
+                or bench.libvirt.stopped.is_set()
             ):
                 raise
             bench.progress.note(f"trial {planned.name}: {exc.message}: once more")
@@ -346,7 +343,8 @@ def run_trial(bench: Bench, planned: PlannedTrial, repeated: Sequence[str] = ())
         _climb(bench, planned, trial)
     except BaseException as exc:
         # interrupted, here or beside; or no space: there is nothing to judge
-        if bench.stopped.is_set() or isinstance(exc, KeyboardInterrupt | OSError):
+        is_interrupted = bench.libvirt.stopped.is_set() or interrupts.is_requested()
+        if is_interrupted or isinstance(exc, KeyboardInterrupt | OSError):
             if not bench.keep:
                 shutil.rmtree(trial.path, ignore_errors=True)
             raise

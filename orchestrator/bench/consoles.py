@@ -14,12 +14,11 @@ from typing import IO
 
 from orchestrator.bench.console import file_excerpt
 from orchestrator.bench.filelimits import LimitedFile
-from orchestrator.bench.shell import Shell
+from orchestrator.bench.shell import A_DAY, Shell
 from orchestrator.bounded import Excerpt
 from orchestrator.command import end_group, tail
 from orchestrator.errors import BenchError
 
-_A_DAY = 86400.0
 _AT_ONCE_SECONDS = 0.5
 _ERRORS_BYTES = 16 << 10
 
@@ -39,7 +38,7 @@ def followed(shell: Shell, path: Path) -> Iterator[None]:
 
     reader = threading.Thread(target=read, daemon=True)
     argv = ["dmesg", "--follow", "--nopager"]
-    with contextlib.ExitStack() as after, shell.stream(argv, timeout=_A_DAY) as lines:
+    with contextlib.ExitStack() as after, shell.stream(argv, timeout=A_DAY) as lines:
         reader.start()
         after.callback(reader.join, 5)  # the file is whole, whatever ended the block
         yield

@@ -7,9 +7,10 @@ import logging
 import os
 import threading
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator, Set
+from collections.abc import Callable, Iterator, Sequence, Set
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 # Read when the library is loaded. What fails is raised to us; what else it would print is about
 # the settings below.
@@ -18,7 +19,12 @@ os.environ.setdefault("LIBVIRT_LOG_OUTPUTS", "4:file:/dev/null")
 import libvirt
 import libvirt_qemu
 
+from orchestrator.bench.calls import Call
+from orchestrator.bench.shell import end_clients
+from orchestrator.bench.state import end_machines
 from orchestrator.errors import BarometerError, BenchError, ScenarioError
+
+T = TypeVar("T")
 
 log = logging.getLogger("barometer.libvirt")
 
@@ -30,7 +36,13 @@ _QEMU_CONF_ROOT = (
     + 'user = "root"\ngroup = "root"\nsecurity_driver = "none"\nnamespaces = []\n'
     + "cgroup_controllers = []\nremember_owner = 0\n"
 )
-_ALIVE_SECONDS, _ALIVE_TRIES = 10, 6
+_ALIVE_SECONDS, _ALIVE_TRIES = 10, 3
+"""A libvirt that gives no sign of life for 40 s is gone; one that is emulated is slow."""
+_OPEN_SECONDS = 60.0
+_MONITOR_SECONDS = 60.0
+"""QEMU answers between two things that it does with its machine stopped."""
+_SETTLE_SECONDS = 5.0
+"""An interrupt waits so long for a start that is nearly done, so that what it started is ended."""
 _loop_lock = threading.Lock()
 _loop_started = False
 
@@ -62,88 +74,210 @@ def _as_ours(what: str, reason: str, error: type[BarometerError] = BenchError) -
     try:
         yield
     except libvirt.libvirtError as exc:
-        raise error(f"{what}: {exc}", reason=reason) from exc
+        # its traceback holds libvirt's objects, and these hold the connection open
+        raise error(f"{what}: {exc}", reason=reason) from exc.with_traceback(None)
+
+
+@dataclass(frozen=True)
+class Deadlines:
+    """Seconds that one call into libvirt may take in all."""
+
+    call: float = 30.0
+    start: float = 300.0
+    """Until a domain runs; an emulated host's libvirt examines its QEMU first."""
+    end: float = 10.0
+    """Until a domain is gone, or the connection closed."""
 
 
 class Connection:
-    def __init__(self, raw: libvirt.virConnect, name: str, start_flags: int) -> None:
+    """A connection to libvirt that answers in time, or is dropped: no other call is tried then,
+    and its end is not waited for."""
+
+    def __init__(
+        self,
+        raw: libvirt.virConnect,
+        name: str,
+        start_flags: int,
+        *,
+        deadlines: Deadlines = Deadlines(),  # it is frozen
+        end_machines: Callable[[Sequence[str]], object] | None = None,
+        hang_up: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`end_machines`: ends QEMUs by the UUIDs of their domains, without libvirt, where they
+        are processes of this machine. `hang_up`: ends what a dropped connection goes through, so
+        that its calls return."""
         self._raw = raw
         self._start_flags = start_flags
         self.name = name
-        self._running: dict[str, Domain] = {}
-        self._stopped = threading.Event()
+        self.deadlines = deadlines
+        self._end_machines, self._hang_up = end_machines, hang_up
+        self._uuids: set[str] = set()
+        """Of the domains that are started here and have not been ended."""
+        self._domains: list[Domain] = []
+        self.stopped = threading.Event()
+        """By `stop`: what fails now, fails because of that."""
+        self._dropped = threading.Event()
+
+    def call(
+        self,
+        function: Callable[..., T],
+        *arguments: object,
+        within: float | None = None,
+        undo: Callable[[T], object] = lambda _value: None,
+        settle: float = 0.0,
+    ) -> T:
+        """What libvirt's `function` returns or raises. Raises BenchError (`libvirt-silent`) past
+        the deadline, and at once after that. `undo`: as of Call; an interrupt waits `settle`
+        seconds for it."""
+        if self._dropped.is_set():
+            raise self._silent("was given up before")
+        within = self.deadlines.call if within is None else within
+        call = Call(lambda: function(*arguments), undo=undo)
+        try:
+            return call.result(within)
+        except TimeoutError:
+            self._drop()
+            raise self._silent(f"did not answer {function.__name__} in {within:.0f} s") from None
+        except KeyboardInterrupt:
+            call.has_ended(settle)
+            raise
+
+    def _silent(self, what: str) -> BenchError:
+        return BenchError(f"the {self.name}'s libvirt {what}", reason="libvirt-silent")
+
+    def _drop(self) -> None:
+        if self._dropped.is_set():
+            return
+        self._dropped.set()
+        # Freeing libvirt's object would wait for the connection's end. A thread holds it for ever.
+        threading.Thread(target=_hold, args=(self._raw,), daemon=True).start()
+        self._hang_up()
 
     def stop(self) -> None:
         """End every domain that was started here and start no other: whoever waits for one sees
-        it gone. For an interrupt while several threads are at work."""
-        self._stopped.set()
-        for domain in [*self._running.values()]:
-            domain.destroy()
+        it gone. For an interrupt, from any thread: QEMUs of this machine are ended without
+        libvirt."""
+        self.stopped.set()
+        if self._end_machines is not None:
+            self._end_machines([*self._uuids])
+            return
+        for domain in [*self._domains]:
+            if domain.uuid in self._uuids:
+                domain.destroy()
+
+    def close(self) -> None:
+        """Never raises. Libvirt's objects are let go first, since they keep it open."""
+        for domain in self._domains:
+            domain.let_go()
+        with contextlib.suppress(libvirt.libvirtError, BenchError):
+            self.call(self._raw.close, within=self.deadlines.end)
 
     def version(self) -> dict[str, str]:
         """libvirt's and QEMU's version, as MAJOR.MINOR.MICRO."""
-        return {
-            "libvirt": _dotted(self._raw.getLibVersion()),
-            "qemu": _dotted(self._raw.getVersion()),
-        }
+        with self._failing():
+            return {
+                "libvirt": _dotted(self.call(self._raw.getLibVersion)),
+                "qemu": _dotted(self.call(self._raw.getVersion)),
+            }
 
     def security_models(self) -> tuple[str, ...]:
         """Those that confine the domains of this libvirt, `none` left out: dac, apparmor, ..."""
-        found = ET.fromstring(self._raw.getCapabilities()).iterfind("host/secmodel/model")
+        with self._failing():
+            capabilities = ET.fromstring(self.call(self._raw.getCapabilities))
+        found = capabilities.iterfind("host/secmodel/model")
         return tuple(model.text for model in found if model.text and model.text != "none")
 
     @property
     def uri(self) -> str:
         """As libvirt opened it."""
-        return str(self._raw.getURI())
+        with self._failing():
+            return str(self.call(self._raw.getURI))
 
-    def keep_alive(self, seconds: int, tries: int) -> None:
-        """Ask for a sign of life so often; after so many without an answer, whatever waits for
-        the connection fails."""
+    def _failing(self) -> contextlib.AbstractContextManager[None]:
+        return _as_ours(f"the {self.name}'s libvirt failed", "libvirt-failed")
+
+    def keep_alive(self) -> None:
+        """Ask for a sign of life; after too many without an answer, whatever waits for the
+        connection fails."""
         with contextlib.suppress(libvirt.libvirtError):  # of a libvirt in this process
-            self._raw.setKeepAlive(seconds, tries)
+            self.call(self._raw.setKeepAlive, _ALIVE_SECONDS, _ALIVE_TRIES)
 
     def lookup(self, name: str) -> Domain:
         """A domain that is defined or runs there. Raises ScenarioError when none has that name."""
         try:
-            return Domain(self._raw.lookupByName(name))
+            return self._domain(self.call(self._raw.lookupByName, name))
         except libvirt.libvirtError as exc:
-            names = sorted(domain.name() for domain in self._raw.listAllDomains())
+            names = sorted(self.call(self._names))
             raise ScenarioError(
                 f"{self.uri} has no domain {name!r}",
                 hint=f"its domains: {', '.join(names) or 'none'}",
                 reason="no-domain",
-            ) from exc
+            ) from exc.with_traceback(None)
+
+    def _names(self) -> list[str]:
+        return [domain.name() for domain in self._raw.listAllDomains()]
+
+    def _domain(self, raw: libvirt.virDomain) -> Domain:
+        self._domains.append(domain := Domain(raw, self))
+        return domain
 
     @contextlib.contextmanager
     def running(self, xml: str, error: type[BarometerError] = BenchError) -> Iterator[Domain]:
         """A domain that runs while the block does, and is gone after it."""
-        failed = f"{self.name}: libvirt could not start the domain"
+        uuid = ET.fromstring(xml).findtext("uuid") or ""
+        self._uuids.add(uuid)
+        domain: Domain | None = None
         try:
-            with _as_ours(failed, "libvirt-start", error):
-                domain = Domain(self._raw.createXML(xml, self._start_flags))
-        except KeyboardInterrupt:
-            # it is delivered when the call returns: the domain may run, and nobody holds it
-            self._destroy(xml)
-            raise
-        self._running[domain.uuid] = domain
-        try:
-            if self._stopped.is_set():
+            domain = self._started(xml, error)
+            if self.stopped.is_set():
                 raise BenchError(f"{self.name}: interrupted", reason="interrupted")
             yield domain
         finally:
-            domain.destroy()
-            del self._running[domain.uuid]
-            domain.let_go()
+            if domain is not None:
+                domain.destroy()
+                domain.let_go()
+                self._domains.remove(domain)
+            elif self._end_machines is not None:
+                self._end_machines([uuid])  # it may run, and nobody holds it
+            self._uuids.discard(uuid)
 
-    def _destroy(self, xml: str) -> None:
-        with contextlib.suppress(libvirt.libvirtError):
-            self._raw.lookupByUUIDString(ET.fromstring(xml).findtext("uuid")).destroy()
+    def _started(self, xml: str, error: type[BarometerError]) -> Domain:
+        with _as_ours(f"{self.name}: libvirt could not start the domain", "libvirt-start", error):
+            return self._domain(
+                self.call(
+                    self._raw.createXML, xml, self._start_flags, within=self.deadlines.start,
+                    undo=lambda raw: raw.destroy(), settle=_SETTLE_SECONDS,
+                )
+            )  # fmt: skip
+
+    def end(self, raw: libvirt.virDomain, uuid: str) -> None:
+        """End a domain: by libvirt, or if that is not done in time, without it. Never raises."""
+        call: Call[object] | None = None
+        if not self._dropped.is_set():
+            call = Call(raw.destroy)
+            try:
+                call.result(self.deadlines.end)
+            except TimeoutError:
+                log.warning("the %s's libvirt does not end domain %s in time", self.name, uuid)
+            except libvirt.libvirtError:  # it has ended before
+                return
+            else:
+                return
+        if self._end_machines is not None:
+            self._end_machines([uuid])
+            if call is not None and call.has_ended(self.deadlines.end):
+                return
+        self._drop()
+
+
+def _hold(_raw: libvirt.virConnect) -> None:
+    threading.Event().wait()
 
 
 class Domain:
-    def __init__(self, raw: libvirt.virDomain) -> None:
+    def __init__(self, raw: libvirt.virDomain, connection: Connection) -> None:
         self._raw = raw
+        self._connection = connection
         self.name: str = raw.name()
         self.uuid: str = raw.UUIDString()
 
@@ -153,9 +287,10 @@ class Domain:
         self._raw = None
 
     def active(self) -> bool:
+        """Raises BenchError, as every call does, if libvirt is silent."""
         raw = self._raw
         try:
-            return raw is not None and bool(raw.isActive())
+            return raw is not None and bool(self._connection.call(raw.isActive))
         except libvirt.libvirtError:
             return False
 
@@ -163,22 +298,24 @@ class Domain:
         """Start a domain that is defined and does not run; it runs on when the connection ends.
         Raises BenchError."""
         with _as_ours(f"libvirt could not start {self.name}", "libvirt-start"):
-            self._raw.create()
+            self._connection.call(self._raw.create, within=self._connection.deadlines.start)
 
     def reboot(self) -> None:
         """Ask its guest to reboot, as by ACPI or the guest agent. Raises BenchError."""
         with _as_ours(f"libvirt could not reboot {self.name}", "libvirt-reboot"):
-            self._raw.reboot()
+            self._connection.call(self._raw.reboot)
 
     def definition(self) -> str:
         """Its XML as the next start will use it; of a transient one, as it runs."""
-        return str(self._raw.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE))
+        inactive = libvirt.VIR_DOMAIN_XML_INACTIVE
+        with _as_ours(f"libvirt does not show {self.name}", "libvirt-failed"):
+            return str(self._connection.call(self._raw.XMLDesc, inactive))
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[Happened]:
         """What happens to it while the block runs, as it happens."""
         seen: set[Happening] = set()
-        connection = self._raw.connect()
+        libvirts = self._raw.connect()
 
         def agent(_c: object, _d: object, state: int, _reason: int, _o: object) -> None:
             if state == libvirt.VIR_CONNECT_DOMAIN_EVENT_AGENT_LIFECYCLE_STATE_CONNECTED:
@@ -187,30 +324,30 @@ class Domain:
         def reset(_c: object, _d: object, _o: object) -> None:
             seen.add("reset")
 
-        ids = [
-            connection.domainEventRegisterAny(self._raw, kind, callback, None)
-            for kind, callback in (
-                (libvirt.VIR_DOMAIN_EVENT_ID_AGENT_LIFECYCLE, agent),
-                (libvirt.VIR_DOMAIN_EVENT_ID_REBOOT, reset),
-            )
-        ]
+        kinds = (
+            (libvirt.VIR_DOMAIN_EVENT_ID_AGENT_LIFECYCLE, agent),
+            (libvirt.VIR_DOMAIN_EVENT_ID_REBOOT, reset),
+        )
+        register = libvirts.domainEventRegisterAny
+        with _as_ours(f"libvirt does not watch {self.name}", "libvirt-failed"):
+            ids = [self._connection.call(register, self._raw, *kind, None) for kind in kinds]
         try:
             yield seen
         finally:
             for number in ids:
-                with contextlib.suppress(libvirt.libvirtError):
-                    connection.domainEventDeregisterAny(number)
+                with contextlib.suppress(libvirt.libvirtError, BenchError):
+                    self._connection.call(libvirts.domainEventDeregisterAny, number)
 
     def destroy(self) -> None:
-        """End it now; nothing happens when it has ended."""
+        """End it now; nothing happens when it has ended. Never raises, and never waits for long:
+        see Connection.end."""
         if (raw := self._raw) is not None:
-            with contextlib.suppress(libvirt.libvirtError):
-                raw.destroy()
+            self._connection.end(raw, self.uuid)
 
     def xml(self) -> str:
         """The domain as libvirt completed it; empty when it has ended."""
         try:
-            return str(self._raw.XMLDesc())
+            return str(self._connection.call(self._raw.XMLDesc))
         except libvirt.libvirtError:
             return ""
 
@@ -218,7 +355,10 @@ class Domain:
         """Ask QEMU's human monitor. Raises BenchError when it does not answer."""
         human = libvirt_qemu.VIR_DOMAIN_QEMU_MONITOR_COMMAND_HMP
         with _as_ours(f"QEMU did not answer {command!r}", "monitor"):
-            return str(libvirt_qemu.qemuMonitorCommand(self._raw, command, human))
+            ask = libvirt_qemu.qemuMonitorCommand
+            return str(
+                self._connection.call(ask, self._raw, command, human, within=_MONITOR_SECONDS)
+            )
 
 
 @contextlib.contextmanager
@@ -232,17 +372,30 @@ def embedded(root: Path, cache: Path) -> Iterator[Connection]:
     (root / "etc/qemu.conf").write_text(_QEMU_CONF_ROOT if os.geteuid() == 0 else _QEMU_CONF_USER)
     if not (root / "cache").exists():
         (root / "cache").symlink_to(cache)
-    with _opened(f"qemu:///embed?root={root}", "runner") as connection:
+    with _opened(
+        f"qemu:///embed?root={root}", "runner",
+        deadlines=Deadlines(start=120, end=4), end_machines=end_machines,
+    ) as connection:  # fmt: skip
         yield connection
 
 
 @contextlib.contextmanager
-def over_ssh(ssh_program: Path, name: str) -> Iterator[Connection]:
-    """The libvirt of a host, through its own SSH server."""
+def over_ssh(
+    ssh_program: Path, name: str, *, end_seconds: float, keep_alive: bool = True
+) -> Iterator[Connection]:
+    """The libvirt of a host, through its own SSH server and a program by `shell.write_client`.
+
+    `end_seconds`: as Deadlines.end. `keep_alive`: find out on the way whether it is there.
+    """
     uri = f"qemu+ssh://barometer-host/system?command={ssh_program}&no_tty=1"
-    # A domain ends with its connection, so that a killed runner leaves none on a remote host.
-    # (The embedded driver does not know this flag.)
-    with _opened(uri, name, libvirt.VIR_DOMAIN_START_AUTODESTROY) as connection:
+    with _opened(
+        # A domain ends with its connection, so that a killed runner leaves none on a remote host.
+        # (The embedded driver does not know this flag.)
+        uri, name, libvirt.VIR_DOMAIN_START_AUTODESTROY, deadlines=Deadlines(end=end_seconds),
+        hang_up=lambda: end_clients(ssh_program),
+    ) as connection:  # fmt: skip
+        if keep_alive:
+            connection.keep_alive()
         yield connection
 
 
@@ -251,21 +404,43 @@ def at(uri: str | None) -> Iterator[Connection]:
     """The libvirt of a URI; None: the one that virsh would choose (LIBVIRT_DEFAULT_URI, the
     user's libvirt.conf). Raises BenchError; so does what waits for a host that is gone."""
     with _opened(uri, uri or "default") as connection:
-        connection.keep_alive(_ALIVE_SECONDS, _ALIVE_TRIES)
+        connection.keep_alive()
         yield connection
 
 
 @contextlib.contextmanager
-def _opened(uri: str | None, name: str, start_flags: int = 0) -> Iterator[Connection]:
+def _opened(
+    uri: str | None,
+    name: str,
+    start_flags: int = 0,
+    *,
+    deadlines: Deadlines = Deadlines(),  # it is frozen
+    end_machines: Callable[[Sequence[str]], object] | None = None,
+    hang_up: Callable[[], None] = lambda: None,
+) -> Iterator[Connection]:
     _event_loop()
     log.debug("libvirt: %s", uri)
-    with _as_ours(f"the {name}'s libvirt cannot be reached", "libvirt-connect"):
-        raw = libvirt.open(uri)
+    call = Call(lambda: libvirt.open(uri), undo=lambda raw: raw.close())
     try:
-        yield Connection(raw, name, start_flags)
+        with _as_ours(f"the {name}'s libvirt cannot be reached", "libvirt-connect"):
+            raw = call.result(_OPEN_SECONDS)
+    except KeyboardInterrupt:
+        hang_up()
+        raise
+    except TimeoutError:
+        hang_up()
+        raise BenchError(
+            f"the {name}'s libvirt did not answer in {_OPEN_SECONDS:.0f} s",
+            reason="libvirt-silent",
+        ) from None
+    connection = Connection(
+        raw, name, start_flags, deadlines=deadlines, end_machines=end_machines, hang_up=hang_up
+    )
+    del raw, call
+    try:
+        yield connection
     finally:
-        with contextlib.suppress(libvirt.libvirtError):
-            raw.close()
+        connection.close()
 
 
 def library_version() -> str:

@@ -34,6 +34,7 @@ FIRST = "/usr/lib/barometer/first"
 """First program of the host's root disk."""
 PAYLOAD = "/opt/barometer"
 """Where the payload disk is mounted in the host."""
+_UNPACK_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -224,7 +225,12 @@ def unpacked_module(kernel: KernelBundle, name: str) -> bytes:
     if program is None:
         raise BenchError(f"{path}: unknown module compression", reason="kernel-modules")
 
-    return subprocess.run([program, "-dc", path], check=True, capture_output=True).stdout
+    try:
+        return subprocess.run(
+            [program, "-dc", path], check=True, capture_output=True, timeout=_UNPACK_SECONDS
+        ).stdout
+    except (OSError, subprocess.SubprocessError) as exc:
+        raise BenchError(f"{path} cannot be unpacked: {exc}", reason="kernel-modules") from exc
 
 
 def initramfs(name: str, recipe: dict[str, Any], kernel: KernelBundle, cache: Cache) -> Path:

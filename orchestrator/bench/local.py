@@ -11,9 +11,9 @@ import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
 
-from orchestrator.bench.shell import Completed, Dialogue, succeeded
+from orchestrator.bench.shell import A_DAY, Completed, Dialogue, succeeded
 from orchestrator.bounded import ANSWER_BYTES
-from orchestrator.command import run
+from orchestrator.command import end_group, run
 from orchestrator.errors import BenchError
 
 _EVERY_CODE = range(-64, 256)
@@ -55,10 +55,12 @@ class Here:
         return succeeded(done, self.name, what) if check else done
 
     @contextlib.contextmanager
-    def stream(self, argv: Sequence[str], timeout: float) -> Iterator[Dialogue]:
+    def stream(
+        self, argv: Sequence[str], timeout: float, in_all: float = A_DAY
+    ) -> Iterator[Dialogue]:
         """The lines of a program as they come, and lines to it; its standard input closes when
         the block is left, which is how it knows that it must end. A line may take `timeout`
-        seconds: TimeoutError."""
+        seconds, all of them `in_all`: TimeoutError."""
         words = self._words(argv)
         log.debug("%s+ %s &", self.name, shlex.join(words))
         ours, its = socket.socketpair()
@@ -73,8 +75,7 @@ class Here:
             )
             its.close()
             try:
-                ours.settimeout(timeout)
-                yield Dialogue(ours)
+                yield Dialogue(ours, timeout, in_all)
             finally:
                 ours.close()
                 _wait(process)
@@ -94,8 +95,7 @@ def _wait(process: subprocess.Popen[bytes]) -> None:
     try:
         process.wait(_LAST_SECONDS)
     except subprocess.TimeoutExpired as exc:
-        process.kill()
-        process.wait()
+        end_group(process)
         raise BenchError(
             f"a program did not end within {_LAST_SECONDS:.0f} s of being told to",
             evidence=shlex.join(map(str, process.args))[:500],  # type: ignore[arg-type]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
+import shlex
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +18,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from orchestrator import interrupts
 from orchestrator.bench import remote
 from orchestrator.bench.accel import Accel
 from orchestrator.bench.boots import UNREACHED, Boots, Running, running_on
@@ -51,6 +53,9 @@ from orchestrator.scenario import BOOT_WAYS, ArmName, HostDevice, MetalHost
 
 log = logging.getLogger("barometer.metal")
 
+_GUESTS_END_SECONDS = 60.0
+"""libvirt's own limit, 40 s and more for each device, and what is late. After that a guest is
+ended by the keeper, which has it in its journal."""
 _ANSWER_SECONDS = 10.0
 """A machine whose port is open names its SSH server within this, or is not up yet."""
 _ENDS_BY_ITSELF = ("panic=10", "rd.shell=0", "rd.emergency=reboot")
@@ -352,7 +357,8 @@ class MetalMachine:
             shell=shell, release=session.running.release, kvm=False, cpus=cpus,
             accel=self.accel, payload=self._payload, console=console, alive=alive,
             crash=lambda: "",
-            libvirt=lambda: over_ssh(program, "host"), monitor=no_monitor, scratch=self.scratch,
+            libvirt=lambda: over_ssh(program, "host", end_seconds=_GUESTS_END_SECONDS),
+            monitor=no_monitor, scratch=self.scratch,
             change=self.change, ours=False,
         )  # fmt: skip
 
@@ -480,6 +486,13 @@ def _held(
             taken, within=spec.deadline, every=1, reason="machine-lost",
             waiting_for=f"lease of {endpoint}",
         )  # fmt: skip
+        config = ["--ssh-config", str(spec.ssh_config)] if spec.ssh_config else []
+        stack.enter_context(
+            interrupts.duty(
+                f"{spec.address} is being put back",
+                f"barometer recover {shlex.join([spec.address, *config])}",
+            )
+        )
         machine.lease = stack.enter_context(
             Lease(beat.shell, keeper.token, ttl=spec.lease, close=beat.close)
         )

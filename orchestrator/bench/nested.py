@@ -43,6 +43,8 @@ _FORWARD = re.compile(r"TCP\[HOST_FORWARD\]\s+\d+\s+127\.0\.0\.1\s+(\d+)\s+\S+\s
 # A console that says nothing for so long has hung; emulated kernels are slow but talkative.
 _SILENT_SECONDS: dict[Accel, float] = {"kvm": 20.0, "tcg": 90.0, "exact": 90.0}
 _BOOT_SECONDS = 900.0
+_GUESTS_END_SECONDS = 10.0
+"""After that a guest is left to the end of its host, which ends everything in it."""
 
 
 @dataclass(frozen=True)
@@ -208,18 +210,24 @@ def proven_host(
     """
     _wait_for_sshd(machine, kernel, progress)
     port = _forwarded_port(machine.domain)
+    # it would wake an exact host at times that depend on the runner
+    keepalive = 0 if machine.accel == "exact" else 10
     with connected(
         "host", ("127.0.0.1", port), key=keys.runner, host_key=keys.host,
-        # it would wake an exact host at times that depend on the runner
-        keepalive=0 if machine.accel == "exact" else 10,
+        keepalive=keepalive,
     ) as shell:  # fmt: skip
         boot_id = prove_kernel(shell, machine.token, kernel)
-        ssh = write_client_config(machine.folder, port=port, key=keys.runner, host_key=keys.host)
+        ssh = write_client_config(
+            machine.folder, port=port, key=keys.runner, host_key=keys.host, keepalive=keepalive
+        )
         yield Host(
             shell=shell, release=kernel.release, kvm=False,
             cpus=machine.cpus, accel=machine.accel, payload=PAYLOAD, console=machine.console,
             alive=machine.domain.active, crash=lambda: _crash(machine.log),
-            libvirt=lambda: over_ssh(ssh, "host"), monitor=machine.domain.monitor,
+            libvirt=lambda: over_ssh(
+                ssh, "host", end_seconds=_GUESTS_END_SECONDS, keep_alive=bool(keepalive)
+            ),
+            monitor=machine.domain.monitor,
             scratch=machine.folder, change=Unrecorded(shell), ours=True,
         ), boot_id  # fmt: skip
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shlex
 import socket
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,8 @@ from pathlib import Path
 import paramiko
 from cryptography.exceptions import UnsupportedAlgorithm
 
-from orchestrator.bench.shell import Shell
+from orchestrator.bench.calls import in_time
+from orchestrator.bench.shell import ALIVE_TRIES, Shell, close, write_client
 from orchestrator.command import run
 from orchestrator.errors import BenchError, ScenarioError
 
@@ -128,13 +128,14 @@ def logged_in(
             )  # fmt: skip
         yield Shell(name, transport, become=("sudo", "-n", "--", "sh", "-c"))
     finally:
-        transport.close()
-        transport.sock.close()  # close() leaves it open where nothing was said yet
+        close(transport)
 
 
 def _transport(endpoint: Endpoint, name: str, patience: float) -> paramiko.Transport:
     try:
-        sock = socket.create_connection((endpoint.hostname, endpoint.port), timeout=patience)
+        place = (endpoint.hostname, endpoint.port)
+        # the search for a name takes as long as its servers do
+        sock = in_time(lambda: socket.create_connection(place, timeout=patience), 2 * patience)
         transport = paramiko.Transport(sock)
         transport.banner_timeout, transport.auth_timeout = patience, _LOGIN_SECONDS
     except socket.gaierror as exc:
@@ -160,7 +161,8 @@ def _log_in(endpoint: Endpoint, transport: paramiko.Transport, name: str) -> Non
             hint=f"connect once by hand and compare the fingerprint: ssh {endpoint}",
             reason=f"{name}-unknown-host-key",
         )
-    try:
+
+    def shake_hands() -> None:
         options = transport.get_security_options()
         # ask for a key that is known: a server has several
         offered = [kind for kind in options.key_types if _family(kind) in known]
@@ -174,9 +176,14 @@ def _log_in(endpoint: Endpoint, transport: paramiko.Transport, name: str) -> Non
                 reason=f"{name}-wrong-host-key",
             )
         _authenticate(endpoint, transport, name)
+
+    try:
+        # ssh-agent, and what is sent, have no deadline of their own
+        in_time(shake_hands, 3 * _LOGIN_SECONDS)
     except (OSError, EOFError, paramiko.SSHException) as exc:
         raise BenchError(
-            f"{endpoint}: no SSH connection: {exc or type(exc).__name__}", reason=f"{name}-no-ssh"
+            f"{endpoint}: no SSH connection: {str(exc) or type(exc).__name__}",
+            reason=f"{name}-no-ssh",
         ) from exc
 
 
@@ -259,14 +266,12 @@ def client_program(endpoint: Endpoint, folder: Path) -> Path:
         "HostKeyAlias": endpoint.known_as,
         # of the address, and so not of the name that it is called with
         "IdentitiesOnly": "no" if endpoint.agent else "yes",
+        "ServerAliveInterval": "10", "ServerAliveCountMax": str(ALIVE_TRIES),
     }  # fmt: skip
     argv = ["/usr/bin/ssh", *(["-F", str(endpoint.config)] if endpoint.config else [])]
     argv += [word for name, value in options.items() for word in ("-o", f"{name}={value}")]
     argv += [word for path in endpoint.identities if path.is_file() for word in ("-i", str(path))]
-    program = folder / "ssh"
-    program.write_text(f'#!/bin/sh\nexec {shlex.join(argv)} "$@"\n')
-    program.chmod(0o700)
-    return program
+    return write_client(folder, argv)
 
 
 class Link:

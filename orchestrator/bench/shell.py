@@ -8,16 +8,20 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import os
 import shlex
+import signal
 import socket
 import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
 import paramiko
 
+from orchestrator.bench.calls import Call, in_time
 from orchestrator.bench.keys import KeyPair
 from orchestrator.bounded import (
     ANSWER_BYTES,
@@ -29,13 +33,20 @@ from orchestrator.bounded import (
 )
 from orchestrator.command import tail
 from orchestrator.errors import BarometerError, BenchError
+from orchestrator.progress import waiting_for
 
 log = logging.getLogger("barometer.shell")
 logging.getLogger("paramiko").setLevel(logging.CRITICAL)  # its errors reach us as exceptions
 
 _HANDSHAKE_SECONDS = 60
-_PIECE = 1 << 20
-"""Bytes that are sent at once: paramiko's sendall copies all that is left after each packet."""
+_CLOSE_SECONDS = 2.0
+_PROBE_SECONDS = 10.0
+A_DAY = 86400.0
+"""For a program that runs for as long as something else does, and has deadlines by its lines."""
+ALIVE_TRIES = 4
+"""Messages without an answer, after which OpenSSH's client takes the server for gone."""
+_PIECE = 1 << 15
+"""Bytes that are sent at once: a packet. paramiko's sendall copies all that is left after each."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +58,19 @@ class Completed:
 
 class ConnectionLostError(BenchError):
     """The SSH connection ended or went silent while it was needed."""
+
+
+class _Deadline:
+    """Of an exchange in all, however its bytes trickle."""
+
+    def __init__(self, seconds: float) -> None:
+        self._end = time.monotonic() + seconds
+
+    def left(self) -> float:
+        """Seconds. Raises TimeoutError when there are none."""
+        if (left := self._end - time.monotonic()) <= 0:
+            raise TimeoutError
+        return left
 
 
 class Commands(Protocol):
@@ -67,7 +91,7 @@ class Commands(Protocol):
     ) -> Completed: ...
 
     def stream(
-        self, argv: Sequence[str], timeout: float
+        self, argv: Sequence[str], timeout: float, in_all: float = A_DAY
     ) -> contextlib.AbstractContextManager[Dialogue]: ...
 
 
@@ -81,6 +105,7 @@ class Shell:
         self.name = name
         self._transport = transport
         self._become = become
+        self._is_unanswered = False
 
     def run(
         self,
@@ -95,60 +120,95 @@ class Shell:
         """Run a program (a list) or a shell script (a string) to its end.
 
         Raises BenchError when it exits with another code than 0 (unless `check` is off) or prints
-        more than `limit` bytes (`output-flood`), and
-        ConnectionLostError when the machine does not answer within `timeout` seconds.
+        more than `limit` bytes (`output-flood`), and ConnectionLostError when it has not ended
+        within `timeout` seconds in all.
         """
         command = self._command(argv)
         log.debug("%s+ %s", self.name, command if len(command) < 500 else command[:500] + "...")
+        if self._is_unanswered:
+            self.prove_alive()
+        try:
+            with waiting_for(doing or command):
+                done = self._exchange(command, stdin, timeout, limit)
+        except (OSError, EOFError, paramiko.SSHException) as exc:
+            self._is_unanswered = True
+            raise self._lost(exc, doing or command) from exc
+        except TooMuchError as exc:
+            raise flood(self.name, doing or command, exc) from exc
+        return succeeded(done, self.name, doing or command) if check else done
+
+    def prove_alive(self) -> None:
+        """Raises ConnectionLostError unless a command is answered soon, and drops the connection
+        then, so that what follows need not find it out again. `run` begins with this after a
+        command that was not answered."""
+        try:
+            self._exchange("true", b"", _PROBE_SECONDS, FACTS_BYTES)
+        except (OSError, EOFError, paramiko.SSHException, TooMuchError) as exc:
+            self.drop()
+            raise self._lost(exc, "true") from exc
+        self._is_unanswered = False
+
+    def _exchange(self, command: str, stdin: bytes, timeout: float, limit: int) -> Completed:
+        deadline = _Deadline(timeout)
         errors: list[bytearray] = []
         too_much: list[TooMuchError] = []
 
         def read_errors() -> None:
             try:
-                errors.append(gather(_chunks(channel.recv_stderr), limit))
+                errors.append(gather(_chunks(channel, channel.recv_stderr, deadline), limit))
             except TooMuchError as exc:
                 too_much.append(exc)
                 channel.close()  # ends the reading of standard output, too
             except OSError:
                 pass  # a timeout: the reader of standard output says so
 
-        try:
-            with self._session(timeout) as channel:
-                channel.exec_command(command)
-                reader = threading.Thread(target=read_errors, daemon=True)
-                reader.start()
+        def exchange() -> Completed:
+            channel.exec_command(command)
+            reader = threading.Thread(target=read_errors, daemon=True)
+            reader.start()
+            try:
                 for start in range(0, len(stdin), _PIECE):
+                    channel.settimeout(deadline.left())
                     channel.sendall(stdin[start : start + _PIECE])
                 channel.shutdown_write()
-                out = gather(_chunks(channel.recv), limit)
-                reader.join(timeout)
+                out = gather(_chunks(channel, channel.recv, deadline), limit)
+                reader.join(deadline.left())
+            except OSError:
                 if too_much:
-                    raise too_much[0]
-                # it may have closed its output and still be running
-                if not channel.status_event.wait(timeout):
-                    raise TimeoutError
-                code = channel.recv_exit_status()
-                if code < 0 and not self.alive():
-                    raise EOFError("the connection ended")
-        except (OSError, EOFError, paramiko.SSHException) as exc:
-            raise self._lost(exc, doing or command) from exc
-        except TooMuchError as exc:
-            raise flood(self.name, doing or command, exc) from exc
-        done = Completed(
-            out.decode(errors="replace"), b"".join(errors).decode(errors="replace"), code
-        )
-        return succeeded(done, self.name, doing or command) if check else done
+                    raise too_much[0] from None
+                raise
+            if too_much:
+                raise too_much[0]
+            # it may have closed its output and still be running
+            if not channel.status_event.wait(deadline.left()):
+                raise TimeoutError
+            code = channel.recv_exit_status()
+            if code < 0 and not self.alive():
+                raise EOFError("the connection ended")
+            return Completed(
+                out.decode(errors="replace"), b"".join(errors).decode(errors="replace"), code
+            )
+
+        with self._session(timeout) as channel:
+            channel.settimeout(deadline.left())
+            return in_time(exchange, deadline.left())
 
     @contextlib.contextmanager
-    def stream(self, argv: Sequence[str], timeout: float) -> Iterator[Dialogue]:
+    def stream(
+        self, argv: Sequence[str], timeout: float, in_all: float = A_DAY
+    ) -> Iterator[Dialogue]:
         """The lines of a program as they come, and lines to it; its standard input closes when
         the block is left, which is how it knows that it must end. A line may take `timeout`
-        seconds: TimeoutError."""
+        seconds, all of them `in_all`: TimeoutError."""
         command = self._command(argv)
         log.debug("%s+ %s &", self.name, command)
-        with self._session(timeout) as channel:
-            channel.exec_command(command)
-            yield Dialogue(channel)
+        with contextlib.ExitStack() as stack:
+            try:
+                channel = stack.enter_context(self._session(timeout))
+                in_time(lambda: channel.exec_command(command), timeout)
+            except (OSError, EOFError, paramiko.SSHException) as exc:
+                raise self._lost(exc, command) from exc
+            yield Dialogue(channel, timeout, in_all)
 
     def _command(self, argv: Sequence[str] | str) -> str:
         command = argv if isinstance(argv, str) else shlex.join(argv)
@@ -173,21 +233,35 @@ class Shell:
 
         Raises ConnectionLostError when nothing listens.
         """
+        ends = ("127.0.0.1", port), ("127.0.0.1", 0)
         try:
-            return self._transport.open_channel(
-                "direct-tcpip", ("127.0.0.1", port), ("127.0.0.1", 0), timeout=timeout
+            return self._open(
+                lambda: self._transport.open_channel("direct-tcpip", *ends, timeout=timeout),
+                timeout,
             )
         except (OSError, EOFError, paramiko.SSHException) as exc:
             raise self._lost(exc, f"connecting to port {port}") from exc
 
     @contextlib.contextmanager
     def _session(self, timeout: float) -> Iterator[paramiko.Channel]:
-        channel = self._transport.open_session(timeout=timeout)
+        channel = self._open(lambda: self._transport.open_session(timeout=timeout), timeout)
         try:
             channel.settimeout(timeout)
             yield channel
         finally:
-            channel.close()
+            # It says so to the other side. One that takes nothing any more ends the connection.
+            try:
+                in_time(channel.close, _CLOSE_SECONDS)
+            except TimeoutError:
+                self.drop()
+
+    def _open(self, open_one: Callable[[], paramiko.Channel], timeout: float) -> paramiko.Channel:
+        """One that arrives too late is closed. Raises TimeoutError."""
+        return Call(open_one, undo=lambda channel: channel.close()).result(timeout)
+
+    def drop(self) -> None:
+        """End the connection, from any thread: whoever waits for an answer loses it."""
+        close(self._transport)
 
     def _lost(self, exc: BaseException, doing: str) -> ConnectionLostError:
         what = "took too long" if isinstance(exc, TimeoutError) else f"{type(exc).__name__}: {exc}"
@@ -216,29 +290,55 @@ def flood(name: str, doing: str, exc: TooMuchError) -> BenchError:
     )  # fmt: skip
 
 
-def _chunks(receive: object) -> Iterator[bytes]:
-    while chunk := receive(1 << 16):  # type: ignore[operator]
+def _chunks(
+    channel: paramiko.Channel, receive: Callable[[int], bytes], deadline: _Deadline
+) -> Iterator[bytes]:
+    """Raises TimeoutError."""
+    while True:
+        channel.settimeout(deadline.left())
+        if not (chunk := receive(1 << 16)):
+            return
         yield chunk
 
 
 class Dialogue(Iterator[str]):
-    """The lines of a program that runs, each cut at STREAM_LINE_BYTES, and a way to answer it."""
+    """The lines of a program that runs, each cut at STREAM_LINE_BYTES, and a way to answer it.
+    Raises TimeoutError."""
 
-    def __init__(self, channel: paramiko.Channel | socket.socket) -> None:
+    def __init__(
+        self, channel: paramiko.Channel | socket.socket, line_seconds: float, in_all: float
+    ) -> None:
         self._channel = channel
+        self._line_seconds, self._deadline = line_seconds, _Deadline(in_all)
         self._lines = self._read()
 
     def __next__(self) -> str:
         return next(self._lines)
 
     def say(self, line: str) -> None:
-        self._channel.sendall(line.encode() + b"\n")
+        in_time(lambda: self._channel.sendall(line.encode() + b"\n"), self._line_seconds)
 
     def _read(self) -> Iterator[str]:
-        lines = Lines(STREAM_LINE_BYTES)
-        while chunk := self._channel.recv(1 << 16):
-            for line in lines.feed(chunk):
+        begun, line_deadline = Lines(STREAM_LINE_BYTES), _Deadline(self._line_seconds)
+        while True:
+            self._channel.settimeout(min(line_deadline.left(), self._deadline.left()))
+            if not (chunk := self._channel.recv(1 << 16)):
+                return
+            for line in (lines := begun.feed(chunk)):
                 yield line.decode(errors="replace")
+            if lines:
+                line_deadline = _Deadline(self._line_seconds)
+
+
+def close(transport: paramiko.Transport) -> None:
+    """End a connection, without waiting for one that does not end."""
+
+    def end() -> None:
+        transport.close()
+        transport.sock.close()  # close() leaves it open where nothing was said yet
+
+    with contextlib.suppress(TimeoutError):
+        in_time(end, _CLOSE_SECONDS)
 
 
 @contextlib.contextmanager
@@ -275,7 +375,7 @@ def connected(
         transport.set_keepalive(keepalive)
         yield Shell(name, transport)
     finally:
-        transport.close()
+        close(transport)
 
 
 def _log_in(
@@ -286,7 +386,7 @@ def _log_in(
     user: str,
     error: type[BarometerError],
 ) -> None:
-    try:
+    def shake_hands() -> None:
         transport.banner_timeout = transport.auth_timeout = _HANDSHAKE_SECONDS
         transport.start_client(timeout=_HANDSHAKE_SECONDS)
         if transport.get_remote_server_key().asbytes() != host_key.public_blob:
@@ -297,17 +397,23 @@ def _log_in(
             )
         private = paramiko.Ed25519Key.from_private_key(io.StringIO(key.private_openssh.decode()))
         transport.auth_publickey(user, private)
+
+    try:
+        in_time(shake_hands, 3 * _HANDSHAKE_SECONDS)  # what it sends has no deadline of its own
     except (OSError, EOFError, paramiko.SSHException) as exc:
         raise error(
-            f"no SSH connection to the {name}: {exc or type(exc).__name__}",
+            f"no SSH connection to the {name}: {str(exc) or type(exc).__name__}",
             reason=f"{name.split(maxsplit=1)[0]}-no-ssh",
         ) from exc
 
 
-def write_client_config(folder: Path, *, port: int, key: KeyPair, host_key: KeyPair) -> Path:
+def write_client_config(
+    folder: Path, *, port: int, key: KeyPair, host_key: KeyPair, keepalive: int = 10
+) -> Path:
     """Files for OpenSSH's client, for libvirt's qemu+ssh://; returns a program that calls it.
 
-    The host's key is pinned, nothing of the user's own configuration is read.
+    The host's key is pinned, nothing of the user's own configuration is read. `keepalive`: as of
+    `connected`.
     """
     private = folder / "runner_key"
     private.touch(mode=0o600)
@@ -319,9 +425,39 @@ def write_client_config(folder: Path, *, port: int, key: KeyPair, host_key: KeyP
         f"Host *\n HostName 127.0.0.1\n Port {port}\n User root\n IdentityFile {private}\n"
         f" IdentitiesOnly yes\n UserKnownHostsFile {known}\n GlobalKnownHostsFile /dev/null\n"
         " HostKeyAlias barometer-host\n StrictHostKeyChecking yes\n PasswordAuthentication no\n"
-        " BatchMode yes\n ConnectTimeout 60\n ServerAliveInterval 15\n LogLevel ERROR\n"
+        f" BatchMode yes\n ConnectTimeout {_HANDSHAKE_SECONDS}\n LogLevel ERROR\n"
+        f" ServerAliveInterval {keepalive}\n ServerAliveCountMax {ALIVE_TRIES}\n"
     )
+    return write_client(folder, ["/usr/bin/ssh", "-F", str(config)])
+
+
+def write_client(folder: Path, argv: Sequence[str]) -> Path:
+    """A program that becomes `argv` with its own arguments, for `qemu+ssh://?command=`. It leaves
+    its process id, by which `end_clients` ends it."""
     program = folder / "ssh"
-    program.write_text(f'#!/bin/sh\nexec /usr/bin/ssh -F "{config}" "$@"\n')
+    pids = shlex.quote(str(_pids(program)))
+    program.write_text(f'#!/bin/sh\necho $$ >> {pids}\nexec {shlex.join(argv)} "$@"\n')
     program.chmod(0o700)
     return program
+
+
+def end_clients(program: Path) -> None:
+    """End the children of this process that are such a program by now: what goes through them
+    ends."""
+    with contextlib.suppress(FileNotFoundError):
+        for pid in map(int, _pids(program).read_text().split()):
+            if _parent(pid) == os.getpid():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+
+
+def _pids(program: Path) -> Path:
+    return program.with_name(f"{program.name}.pids")
+
+
+def _parent(pid: int) -> int | None:
+    """proc_pid_stat(5), field 4."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return None

@@ -29,6 +29,8 @@ from orchestrator.bench.owner import Owner, process_start
 from orchestrator.errors import BarometerError
 from orchestrator.folderlock import only_writer
 
+_END_SECONDS = 5.0
+"""One that is stuck in its kernel ends when that lets it."""
 SHM = Path("/dev/shm")  # where libvirt's ivshmem device has its file
 
 _Token = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{8,16}$")]
@@ -278,7 +280,7 @@ def end_machines(uuids: Sequence[str]) -> list[int]:
     for pid in ours:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.kill(pid, signal.SIGKILL)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + _END_SECONDS
     while any(process_start(pid) for pid in ours) and time.monotonic() < deadline:
         time.sleep(0.05)
     return ours

@@ -27,6 +27,9 @@ BOOT_MARK = "barometer: boot mark"
 _HOUR = 3600.0
 _IDLE_SECONDS = 45.0
 _IDLE_SHARE = 0.2
+_MUTE_SECONDS = 15.0
+"""The watch agent speaks every 2 s. If it does not for so long, the host is asked whether it is
+there."""
 _NO_SSH_SECONDS = {True: 90.0, False: 30.0}
 
 
@@ -43,6 +46,8 @@ class Watched:
         """How much the guest or the agent said and how fast, if that was too much to go on."""
         self._cpu: deque[tuple[float, float]] = deque(maxlen=60)
         self.ended = False
+        self.heard = time.monotonic()
+        """When the last line came."""
         self.error: Exception | None = None
         """What kept the reader from going on: a full disk here, a garbled line from there."""
         self._marks: IO[bytes] = (folder / "marks.txt").open("wb")
@@ -64,6 +69,7 @@ class Watched:
             self.ended = True
 
     def _take(self, line: str) -> None:
+        self.heard = time.monotonic()
         kind, _, rest = line.partition(" ")
         at, _, rest = rest.partition(" ")
         encoded = line.encode(errors="replace") + b"\n"
@@ -149,6 +155,10 @@ class Limits:
             raise self.watched.error
         if self.watched.ended:
             raise ConnectionLostError("the host stopped reporting", reason="host-ssh-lost")
+        # on an exact host the agent's seconds are not the runner's
+        if self.host.accel != "exact" and time.monotonic() - self.watched.heard > _MUTE_SECONDS:
+            self.host.shell.prove_alive()
+            self.watched.heard = time.monotonic()
         silent = self._stall.seconds(self.watched.console.size())
         if not stall:
             return

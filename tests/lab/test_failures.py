@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import time
+from typing import Any
+
 import pytest
 
-from orchestrator.bench import nested, watching
+from orchestrator.bench import guest, nested, watching
+from orchestrator.bench.host import Host
+from orchestrator.bench.state import token_prefix
 from orchestrator.bounded import CONSOLE_BYTES
+from orchestrator.errors import ArmFailedError
 from tests.lab.conftest import RunOne, with_release
 
 pytestmark = pytest.mark.vm
@@ -96,6 +105,50 @@ def test_a_guest_without_ssh_is_a_finding_about_the_arm(
     monkeypatch.setitem(watching._NO_SSH_SECONDS, True, 15.0)
     outcome = shared_trial("guest.cmdline=quiet module_blacklist=virtio_net", PLAIN)
     assert (outcome.result.kind, outcome.result.reason) == ("failed", "guest-no-ssh")
+
+
+_STOP_ALL = (
+    'for p in /proc/[0-9]*; do case "$(cat $p/comm)" in'
+    ' libvirtd|virtqemud|qemu-system*) kill -STOP "${p#/proc/}";; esac; done'
+)
+
+
+@pytest.mark.full
+def test_a_guest_that_cannot_be_destroyed_is_left_to_the_end_of_its_host(
+    one_trial: RunOne, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its QEMU hung in its exit, and with it libvirt's virDomainDestroy, for ever."""
+    began: list[float] = []
+
+    def stop(host: Host, *_: Any) -> None:
+        host.shell.run(_STOP_ALL)
+        began.append(time.monotonic())
+        raise ArmFailedError("the guest hangs", reason="guest-hang")
+
+    monkeypatch.setattr(guest, "_interview", stop)
+    outcome = one_trial(PLAIN)
+    assert time.monotonic() - began[-1] < 60
+    assert outcome.result.reason == "guest-hang"
+
+
+@pytest.mark.full
+def test_a_host_whose_qemu_is_stopped_is_found_and_ended(
+    one_trial: RunOne, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began: list[float] = []
+
+    def stop(*_: Any) -> None:
+        ours = f"guest=barometer-{token_prefix()}"
+        listed = subprocess.run(["pgrep", "-f", ours], capture_output=True, text=True, check=True)
+        for pid in map(int, listed.stdout.split()):
+            os.kill(pid, signal.SIGSTOP)
+        began.append(time.monotonic())
+
+    monkeypatch.setattr(guest, "_interview", stop)
+    outcome = one_trial(PLAIN)
+    assert time.monotonic() - began[-1] < 60
+    assert outcome.result.reason == "host-ssh-lost"
+    assert outcome.result.by_bench
 
 
 @pytest.mark.parametrize(

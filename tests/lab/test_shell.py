@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -17,7 +18,13 @@ import pytest
 
 from orchestrator.bench.keys import KeyPair
 from orchestrator.bench.passthrough import surveyed
-from orchestrator.bench.shell import ConnectionLostError, Shell, connected, write_client_config
+from orchestrator.bench.shell import (
+    ConnectionLostError,
+    Shell,
+    connected,
+    end_clients,
+    write_client_config,
+)
 from orchestrator.bounded import ANSWER_BYTES, STREAM_LINE_BYTES
 from orchestrator.cache import Cache
 from orchestrator.doctor import diagnosed
@@ -176,6 +183,75 @@ def test_program_that_closes_its_output_but_goes_on_is_a_lost_connection(shell: 
     with pytest.raises(ConnectionLostError):
         shell.run("exec >&- 2>&-; sleep 8", timeout=1)
     assert time.monotonic() - started < 6
+
+
+def test_program_that_trickles_is_a_lost_connection_when_its_time_is_over(shell: Shell) -> None:
+    started = time.monotonic()
+    with pytest.raises(ConnectionLostError, match="took too long"):
+        shell.run("while echo; do sleep 0.1; done", timeout=1)
+    assert time.monotonic() - started < 6
+    assert shell.run(["echo", "on"]).stdout == "on\n"
+
+
+def test_input_that_nobody_reads_is_a_lost_connection(shell: Shell) -> None:
+    started = time.monotonic()
+    with pytest.raises(ConnectionLostError, match="took too long"):
+        shell.run(["sleep", "30"], stdin=bytes(20_000_000), timeout=1)
+    assert time.monotonic() - started < 6
+
+
+@contextlib.contextmanager
+def stopped(shell: Shell) -> Iterator[None]:
+    """The server of this one connection takes and says nothing."""
+    # OpenSSH 9.8 has a process for each session, whose parent runs as root beside it
+    pids = shell.run("ps -o ppid= -p $PPID; echo $PPID").stdout.split()
+    servers = [
+        int(pid) for pid in pids
+        if Path(f"/proc/{pid}/comm").read_text().startswith("sshd-session")
+        or pid == pids[-1]
+    ]  # fmt: skip
+    for pid in servers:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in servers:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+
+
+def test_server_that_is_stopped_is_found_once(
+    sshd: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator.bench.shell._PROBE_SECONDS", 2.0)
+    with contextlib.ExitStack() as stack:
+        shell = stack.enter_context(connection(sshd))
+        stack.enter_context(stopped(shell))
+        started = time.monotonic()
+        with pytest.raises(ConnectionLostError):
+            shell.run(["true"], stdin=bytes(50_000_000), timeout=1)
+        with pytest.raises(ConnectionLostError):  # asked whether it is there, and dropped
+            shell.run(["true"], timeout=60)
+        assert not shell.alive()
+        with pytest.raises(ConnectionLostError), shell.stream(["true"], timeout=60):
+            pytest.fail("it answers")
+    assert time.monotonic() - started < 12
+
+
+def test_line_that_trickles_is_a_timeout(shell: Shell) -> None:
+    script = "while printf .; do sleep 0.1; done"
+    with shell.stream(["sh", "-c", script], timeout=0.5) as lines, pytest.raises(TimeoutError):
+        next(lines)
+
+
+def test_lines_without_an_end_are_a_timeout(shell: Shell) -> None:
+    script = "while echo; do sleep 0.1; done"
+    with (
+        shell.stream(["sh", "-c", script], timeout=SECONDS, in_all=0.5) as lines,
+        pytest.raises(TimeoutError),
+    ):
+        for _ in lines:
+            pass
 
 
 def test_connection_killed_while_a_program_runs_is_lost(shell: Shell) -> None:
@@ -395,6 +471,18 @@ def test_real_ssh_program_is_let_in_with_the_written_configuration(
     done = client(program, "echo", "in")
     assert (done.returncode, done.stdout, done.stderr) == (0, "in\n", "")
     assert (tmp_path / "runner_key").stat().st_mode & 0o777 == 0o600
+
+
+def test_real_ssh_program_that_is_at_work_is_ended(sshd: Server, tmp_path: Path) -> None:
+    program = write_client_config(
+        tmp_path, port=sshd.port, key=sshd.keys.runner, host_key=sshd.keys.host
+    )
+    argv = [str(program), "-l", USER, "barometer-host", "echo in; sleep 60"]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL) as ssh:
+        assert ssh.stdout is not None
+        assert ssh.stdout.readline() == b"in\n"
+        end_clients(program)
+        assert ssh.wait(SECONDS) == -signal.SIGKILL
 
 
 def test_real_ssh_program_refuses_another_host_key(sshd: Server, tmp_path: Path) -> None:

@@ -1094,6 +1094,28 @@ def test_signal_is_exit_code_130(name: str, tmp_path: Path) -> None:
     assert f"interrupted by {name}" in said
 
 
+def test_what_an_interrupt_breaks_is_no_bug(tmp_path: Path) -> None:
+    """A condition of Python's that is interrupted as it takes its lock again."""
+    program = (
+        "import signal, orchestrator.cli as c\n"
+        "@c.app.command()\n"
+        "def wait() -> None:\n"
+        "    try:\n        print('waiting', flush=True); signal.pause()\n"
+        "    finally:\n        raise RuntimeError('release unlocked lock')\n"
+        "c.main()\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program, "wait"], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True, env={**os.environ, "BAROMETER_STATE": str(tmp_path)},
+    ) as child:  # fmt: skip
+        assert child.stdout is not None
+        assert child.stdout.readline() == "waiting\n"
+        child.send_signal(signal.SIGTERM)
+        _, said = child.communicate(timeout=30)
+    assert child.returncode == 130
+    assert "bug" not in said
+
+
 def test_closed_pipe_is_no_traceback() -> None:
     done = subprocess.run(
         ["sh", "-c", f"{sys.executable} -m orchestrator.cli schema | head -c 1"],

@@ -1,13 +1,18 @@
 from __future__ import annotations
 
+import io
 import os
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from orchestrator.command import run, run_logged, tail
+from orchestrator.command import _lines, run, run_logged, tail
 from orchestrator.errors import BenchError
 
 
@@ -87,6 +92,7 @@ def test_interrupted_program_ends_with_all_that_it_started(tmp_path: Path) -> No
 
     def interrupt(*_: object) -> None:
         if pids.exists() and pids.read_text():
+            signal.setitimer(signal.ITIMER_REAL, 0)
             raise KeyboardInterrupt
 
     previous = signal.signal(signal.SIGALRM, interrupt)
@@ -180,3 +186,38 @@ def test_much_input_and_much_output_at_once_do_not_block() -> None:
 
 def test_line_ends_of_other_systems_are_line_feeds() -> None:
     assert run(["printf", r"a\r\nb\rc\n"], doing="t").stdout == "a\nb\nc\n"
+
+
+@given(st.lists(st.one_of(st.sampled_from([b"\n", b"\r", b"\r\n", b"\xff"]), st.binary())))
+def test_lines_of_a_program_are_those_of_its_text(chunks: list[bytes]) -> None:
+    """However its output is cut into pieces."""
+    reading, writing = os.pipe()
+    with open(reading, "rb") as output:  # noqa: PTH123  # of a descriptor
+        lines = _lines(_process(output), time.monotonic() + 20)
+        for chunk in chunks:
+            os.write(writing, chunk)
+        os.close(writing)
+        text = io.TextIOWrapper(io.BytesIO(b"".join(chunks)), errors="replace")
+        assert "".join(lines) == text.read()
+
+
+def test_lines_that_trickle_end_when_their_time_is_over(tmp_path: Path) -> None:
+    started = time.monotonic()
+    with pytest.raises(BenchError) as caught:
+        run_logged(
+            ["sh", "-c", "while echo; do sleep 0.1; done"], doing="t", timeout=0.5,
+            log=tmp_path / "log",
+        )  # fmt: skip
+    assert caught.value.reason == "program-timeout"
+    assert time.monotonic() - started < 10
+
+
+def test_program_that_closes_its_output_and_goes_on_ends_too(tmp_path: Path) -> None:
+    with pytest.raises(BenchError) as caught:
+        run_logged(["sh", "-c", "exec >&- 2>&-; sleep 60"], doing="t", timeout=0.5,
+                   log=tmp_path / "log")  # fmt: skip
+    assert caught.value.reason == "program-timeout"
+
+
+def _process(output: object) -> Any:
+    return SimpleNamespace(stdout=output)

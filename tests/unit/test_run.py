@@ -627,7 +627,11 @@ class Metal:
     def __call__(self, chosen: Scenario, enough: Enough | None = None) -> bool:
         self.done.clear()
         here = SimpleNamespace(
-            cache=self._cache, state=self.state, libvirt=None, progress=Progress(), keep=False
+            cache=self._cache,
+            state=self.state,
+            libvirt=Machines(),
+            progress=Progress(),
+            keep=False,
         )
         return run_plan(chosen, "x", self.out, cast(Runner, here), enough)
 

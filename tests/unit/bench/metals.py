@@ -17,7 +17,7 @@ from keeper import verbs
 from orchestrator.bench.boots import Boots
 from orchestrator.bench.metal import MetalMachine, leased, looked_at, recover
 from orchestrator.bench.remote import Endpoint, Link
-from orchestrator.bench.shell import Completed, ConnectionLostError, Dialogue, Shell
+from orchestrator.bench.shell import A_DAY, Completed, ConnectionLostError, Dialogue, Shell
 from orchestrator.cache import Cache
 from orchestrator.errors import BenchError
 from orchestrator.evidence import TrialWriter
@@ -92,7 +92,9 @@ class Wire(HostShell):
         return super().run(argv, stdin=stdin, **how)
 
     @contextlib.contextmanager
-    def stream(self, argv: Sequence[str], timeout: float) -> Iterator[Dialogue]:
+    def stream(
+        self, argv: Sequence[str], timeout: float, in_all: float = A_DAY
+    ) -> Iterator[Dialogue]:
         self.ran.append(" ".join(argv))
         if argv[0] == "dmesg":
             yield cast(Dialogue, iter(["[    0.000000] Linux version", "[    1.5] up"]))

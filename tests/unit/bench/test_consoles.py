@@ -133,7 +133,7 @@ def test_console_command_runs_as_long_as_the_block_with_its_children(tmp_path: P
 def test_console_that_ignores_the_word_to_end_is_killed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("orchestrator.command._LAST_SECONDS", 0.2)
+    monkeypatch.setattr("orchestrator.command._TERM_SECONDS", 0.2)
     script = "trap '' TERM; echo $$; while :; do sleep 0.05; done"
     with running(script, tmp_path) as console:
         wait_for(console.path.read_text)

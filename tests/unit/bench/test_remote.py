@@ -241,8 +241,9 @@ def test_spoilt_lines_hide_no_key(spoilt: Endpoint, lines: list[str]) -> None:
 
 def words_of(program: Path) -> list[str]:
     assert program.stat().st_mode & 0o777 == 0o700
-    first, command = program.read_text().splitlines()
+    first, recorded, command = program.read_text().splitlines()
     assert first == "#!/bin/sh"
+    assert recorded.startswith("echo $$ >> ")
     return shlex.split(command)
 
 
@@ -257,6 +258,7 @@ def test_client_is_told_all_that_was_found(endpoint: Endpoint, tmp_path: Path) -
         "BatchMode": "yes", "StrictHostKeyChecking": "yes", "ConnectTimeout": "20",
         "HostName": NAME, "Port": "2222", "User": "joe", "HostKeyAlias": f"[{NAME}]:2222",
         "UserKnownHostsFile": f"{tmp_path}/known {tmp_path}/more", "IdentitiesOnly": "yes",
+        "ServerAliveInterval": "10", "ServerAliveCountMax": "4",
     }  # fmt: skip
 
 

@@ -1,0 +1,159 @@
+"""SIGINT, SIGTERM and SIGHUP: barometer ends within ten seconds, whatever it is stuck in.
+
+The first signal raises KeyboardInterrupt in the main thread, whose way out ends and puts back all
+that there is. A thread sees to it that this gets somewhere: it ends this process's own machines
+at once, so that nobody waits for them; it says every ten seconds what of others' machines is
+still being put back; and it ends a process whose main thread does not come out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import select
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+from typing import NamedTuple, NoReturn
+
+EXIT_CODE = 130
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_WAY_OUT_SECONDS = 8.0
+"""For the main thread, while nothing is put back that must be."""
+_SAY_SECONDS = 10.0
+_SAME_SECONDS = 1.0
+"""A terminal and a wrapper may both hand on one Ctrl-C."""
+
+log = logging.getLogger("barometer")
+
+
+class _Duty(NamedTuple):
+    what: str
+    otherwise: str
+
+
+_at_once: list[Callable[[], object]] = []
+_duties: list[_Duty] = []
+_is_requested = False
+_is_raised = False
+_is_lost = False
+"""The KeyboardInterrupt was raised where Python drops exceptions: in a destructor, in a callback
+of the garbage collector."""
+
+
+@contextlib.contextmanager
+def at_once(action: Callable[[], object]) -> Iterator[None]:
+    """A signal during the block calls `action` in a thread of its own, before the main thread has
+    come anywhere."""
+    _at_once.append(action)
+    try:
+        yield
+    finally:
+        _at_once.remove(action)
+
+
+@contextlib.contextmanager
+def duty(what: str, otherwise: str) -> Iterator[None]:
+    """The end of the block puts something back that may take its time. `what`: in a few words;
+    `otherwise`: the command that does it if this process does not."""
+    _duties.append(mine := _Duty(what, otherwise))
+    try:
+        yield
+    finally:
+        _duties.remove(mine)
+
+
+def is_requested() -> bool:
+    """A signal has come: what fails now, fails because of that."""
+    return _is_requested
+
+
+def install() -> None:
+    """For the main thread of the command. Signals that are ignored (nohup) stay so."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    # C code writes the number there at once, also while the main thread runs no Python
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    for number in _SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _raise)
+    sys.unraisablehook = _unraisable
+    threading.Thread(target=_watch, args=(reader,), name="interrupts", daemon=True).start()
+
+
+def _raise(number: int, _frame: FrameType | None) -> None:
+    """Once: a second signal must not cut the way out short."""
+    global _is_requested, _is_raised  # noqa: PLW0603  # a process has one way out
+    if not _is_raised:
+        _is_requested = _is_raised = True
+        raise KeyboardInterrupt(signal.Signals(number).name)
+
+
+def _unraisable(dropped: sys.UnraisableHookArgs) -> None:
+    global _is_raised, _is_lost
+    if isinstance(dropped.exc_value, KeyboardInterrupt):
+        _is_raised, _is_lost = False, True
+    else:
+        sys.__unraisablehook__(dropped)
+
+
+def _watch(reader: int) -> None:
+    global _is_lost  # noqa: PLW0603
+    number = signal.Signals(os.read(reader, 1)[0])
+    name = number.name
+    for action in [*_at_once]:
+        threading.Thread(target=action, daemon=True).start()
+    first = free_since = time.monotonic()
+    said = first - _SAY_SECONDS
+    while True:
+        is_again = select.select([reader], [], [], 0.1)[0] and signal.SIGINT in os.read(reader, 64)
+        now = time.monotonic()
+        if _is_lost:
+            _is_lost = False
+            first = now  # what it is told now is no second Ctrl-C
+            signal.pthread_kill(threading.main_thread().ident or 0, number)
+        if is_again and now - first > _SAME_SECONDS:
+            _end("ended at once by a second Ctrl-C")
+        if duties := [*_duties]:
+            free_since = now
+            if now - said >= _SAY_SECONDS:
+                said = now
+                for each in duties:
+                    _say(
+                        f"interrupted by {name} {now - first:.0f} s ago: {each.what}."
+                        f" A second Ctrl-C ends this at once and leaves it to: {each.otherwise}"
+                    )
+        elif now - free_since > _WAY_OUT_SECONDS:
+            _end(f"interrupted by {name}, and stuck")
+
+
+def _end(why: str) -> NoReturn:
+    main = sys._current_frames().get(threading.main_thread().ident or 0)
+    log.debug("the main thread is at\n%s", "".join(traceback.format_stack(main)) if main else "?")
+    _kill_children()
+    left = [each.otherwise for each in [*_duties]]
+    _say(f"{why}; what is left to do: {', '.join([*left, 'barometer clean'])}")
+    os._exit(EXIT_CODE)
+
+
+def _kill_children() -> None:
+    """Those that lead a process group, with all of it: builds, programs that are waited for."""
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError, ValueError):
+            # proc_pid_stat(5), fields 4 and 5
+            parent, group = map(int, stat.read_text().rpartition(")")[2].split()[1:3])
+            if parent == os.getpid() and group == int(stat.parent.name):
+                os.killpg(group, signal.SIGKILL)
+
+
+def _say(text: str) -> None:
+    """On standard error, unless nobody reads there: this thread must not wait."""
+    with contextlib.suppress(OSError):
+        if select.select([], [2], [], 0)[1]:
+            os.write(2, f"barometer: {text}\n".encode())
