@@ -157,7 +157,7 @@ def boot(steps: Steps, lease: leases.Lease, request: dict[str, Any]) -> dict[str
             notes.append(f"no watchdog: {exc}")
     script = _script("kexec" if how == "kexec" else "reboot", hard)
     steps.take(
-        "leaving", script=script, unit=f"{leaving.UNIT}{steps.token}.service",
+        "leaving", script=script, unit=f"barometer-boot-{steps.token}.service",
         boot_token=machine.token_in(request.get("cmdline", "")),
     )  # fmt: skip
     return {"boot_id": machine.boot_id(), "notes": notes}

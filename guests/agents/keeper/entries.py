@@ -93,8 +93,6 @@ def set_grub_next(what: dict[str, Any]) -> None:
 
 def unset_grub_next(what: dict[str, Any]) -> str:
     former, folder = what["former"], what["folder"]
-    if folder not in means.GRUB_FOLDERS or folder.rpartition("/")[2] != what["prefix"]:
-        raise RefusedError("grub", f"{folder} is no folder of {what['prefix']}'s")
     # GRUB leaves it there, and empty
     if means.grub_variable(folder, GRUB_NEXT) != former:
         words = ("unset", GRUB_NEXT) if former is None else ("set", f"{GRUB_NEXT}={former}")

@@ -10,12 +10,9 @@ from typing import Any
 
 from keeper import machine
 from keeper.journal import Journal
+from keeper.kinds import BELOW, STARTS
 from keeper.machine import RefusedError
 
-_BELOW = (
-    machine.STATE, "/lib/modules", "/usr/lib/modules", "/boot", "/efi", "/etc/systemd/system",
-)  # fmt: skip
-_STARTS = ("/run/barometer", "/var/log/libvirt/qemu/barometer-")
 _GUEST_LOG = "/var/log/libvirt/qemu/barometer-guest-"
 
 
@@ -131,9 +128,9 @@ def check(path: str) -> None:
     if not (is_plain and _is_allowed(path) and _is_allowed(f"{real}/{Path(path).name}")):
         raise RefusedError(
             "path-refused",
-            f"{path} is not below {', '.join(_BELOW)}, nor begins with {' or '.join(_STARTS)}",
+            f"{path} is not below {', '.join(BELOW)}, nor begins with {' or '.join(STARTS)}",
         )
 
 
 def _is_allowed(path: str) -> bool:
-    return path.startswith(_STARTS) or any(path.startswith(f"{folder}/") for folder in _BELOW)
+    return path.startswith(STARTS) or any(path.startswith(f"{folder}/") for folder in BELOW)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import json
 import os
 from dataclasses import dataclass
@@ -15,13 +16,15 @@ from keeper.kinds import RECORDS
 from keeper.records import Shape, UnreadableError
 
 PATH = f"{machine.STATE}/journal.jsonl"
-_LONGEST = 16 << 20
+_LONGEST = 64 << 20
 """Bytes that are read; no journal of barometer's is as long."""
 _ENTRY: dict[str, Shape] = {
     "number": int, "kind": str, "token": int, "boot_id": str, "what": {},
 }  # fmt: skip
 _STRUCK: dict[str, Shape] = {"struck": int}
 _EXCERPT = 160
+_MOST = 20
+"""Lines of a file that are named."""
 
 
 @dataclass(frozen=True)
@@ -64,14 +67,13 @@ class Journal:
         self._entries: dict[int, Entry] = {}
         self._struck: set[int] = set()
         content = self._content()
-        *lines, rest = content.split(b"\n")
+        rest = content[content.rfind(b"\n") + 1 :]
         self._ends_in_line = not rest or _is_cut_off(rest)
-        if not self._ends_in_line:
-            lines.append(rest)
-        for number, line in enumerate(lines, 1):
-            self._read(number, line)
         self._whole = len(content) - (len(rest) if self._ends_in_line else 0)
         """Bytes that stay when the next line is written."""
+        for number, line in enumerate(io.BytesIO(content[: self._whole]), 1):
+            if line.strip():
+                self._read(number, line)
         self._last = max([0, *self._entries, *self._struck])
 
     def _content(self) -> bytes:
@@ -92,8 +94,9 @@ class Journal:
         try:
             self._take(line)
         except UnreadableError as exc:
-            text = line[:_EXCERPT].decode("ascii", "backslashreplace")
-            self.unreadable.append(Unreadable(self.path, number, str(exc), text))
+            if len(self.unreadable) < _MOST:
+                text = line[:_EXCERPT].decode("ascii", "backslashreplace").strip()
+                self.unreadable.append(Unreadable(self.path, number, str(exc), text))
 
     def _take(self, line: bytes) -> None:
         """Raises UnreadableError."""

@@ -25,7 +25,9 @@ _UNSET = "(null)"
 
 
 def plan(address: str, driver: str) -> dict[str, Any]:
-    folder = _known_folder(address)
+    folder = _folder(address)
+    if not _ADDRESS.fullmatch(address) or not machine.at(folder).exists():
+        raise RefusedError("bind", f"{folder}: the machine has no such device")
     override = machine.text(f"{folder}/driver_override")
     return {
         "address": address,
@@ -61,7 +63,7 @@ def bind(what: dict[str, Any]) -> None:
 
 def unbind(what: dict[str, Any]) -> str:
     address, former = what["address"], what["former"]
-    folder, driver = _known_folder(address), former["driver"]
+    folder, driver = _folder(address), former["driver"]
     if _driver(address) != driver:
         _detach(address)
     machine.set_value(f"{folder}/driver_override", former["override"])
@@ -76,13 +78,6 @@ def unbind(what: dict[str, Any]) -> str:
             "bind", f"{address}: {now or 'no driver'} has the device, and {driver} had"
         )
     return f"{address}: {driver or 'no driver'}"
-
-
-def _known_folder(address: str) -> str:
-    folder = _folder(address)
-    if not _ADDRESS.fullmatch(address) or not machine.at(folder).exists():
-        raise RefusedError("bind", f"{folder}: the machine has no such device")
-    return folder
 
 
 def _folder(address: str) -> str:

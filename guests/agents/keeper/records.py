@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import zlib
 from typing import Any, Union
 
@@ -12,8 +13,11 @@ SCHEMA = 2
 _LONGEST_INTEGER = 20
 """Digits. A token has 19."""
 
-Shape = Union[type, None, dict[str, "Shape"], list["Shape"], tuple["Shape", ...]]
-"""A type; None; an object with at least these members; a list of one shape; a choice."""
+Shape = Union[
+    type, None, dict[str, "Shape"], list["Shape"], tuple["Shape", ...], "re.Pattern[str]", range
+]
+"""A type; None; an object with at least these members; a list of one shape; a choice; a text that
+matches as a whole; an integer."""
 
 
 class UnreadableError(Exception):
@@ -76,11 +80,18 @@ def has_shape(value: object, shape: Shape) -> bool:
         return isinstance(value, list) and all(has_shape(item, shape[0]) for item in value)
     if isinstance(shape, tuple):
         return any(has_shape(value, choice) for choice in shape)
-    if shape is float:
-        return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
-    if shape is str:
-        return isinstance(value, str) and _is_clean(value)
-    return value is None if shape is None else type(value) is shape
+    return value is None if shape is None else _is_one(value, shape)
+
+
+def _is_one(value: object, shape: type | re.Pattern[str] | range) -> bool:
+    if isinstance(value, str):
+        is_text = shape is str or (isinstance(shape, re.Pattern) and shape.fullmatch(value))
+        return bool(is_text) and _is_clean(value)
+    if isinstance(value, (int, float)) and shape is float:
+        return not isinstance(value, bool) and math.isfinite(value)
+    if isinstance(shape, range):
+        return type(value) is int and value in shape
+    return type(value) is shape
 
 
 def _is_clean(text: str) -> bool:

@@ -77,9 +77,14 @@ PROGRAMS = {
         -u) echo 0 > "$ROOT/sys/kernel/kexec_loaded" ;;
         esac""",
     "grub-reboot": """
+        read -r head < "$ROOT/boot/grub/grubenv"
+        [ "$head" = "# GRUB Environment Block" ] || exit 1
         sed -i /^next_entry=/d "$ROOT/boot/grub/grubenv"
         echo "next_entry=$1" >> "$ROOT/boot/grub/grubenv" """,
     "grub-editenv": """
+        read -r head < "$1"
+        [ "$head" = "# GRUB Environment Block" ] ||
+            { echo "grub-editenv: error: invalid environment block." >&2; exit 1; }
         sed -i /^next_entry=/d "$1"
         case $2 in set) echo "$3" >> "$1" ;; esac""",
     "grub-probe": """
