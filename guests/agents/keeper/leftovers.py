@@ -14,7 +14,7 @@ from keeper.machine import RefusedError
 _NAME = re.compile(r"barometer-([0-9]{1,20})")
 """Of an entry, with the token of its lease."""
 _LINE = re.compile(rb"[^\n]*\n|[^\n]+")
-_NEXT = re.compile(rb"^next_entry=([^\n]*)$", re.MULTILINE)
+_NEXT = re.compile(rb"^next_entry=([^\n]*)(?:\n|\Z)", re.MULTILINE)
 
 
 def remove(spared: Collection[int]) -> tuple[list[str], list[str]]:
@@ -83,20 +83,18 @@ def _out_of_environment(spared: Collection[int]) -> Iterator[str]:
 
 def remove_next(folder: str, spared: Collection[int] = ()) -> bool:
     """Take barometer's entry for the next boot out of GRUB's environment block, also of one that
-    grub-editenv refuses as damaged; whether there was one. The block keeps its length: a line
-    that begins with # is padding (GRUB manual, "Environment block")."""
+    grub-editenv refuses as damaged; whether there was one. The block keeps its length, by #
+    at its end (GRUB manual, "Environment block")."""
 
-    def padding(line: re.Match[bytes]) -> bytes:
-        return b"#" * len(line[0]) if is_left(line) else line[0]
-
-    def is_left(line: re.Match[bytes]) -> bool:
-        return _is_left(line[1].decode("ascii", "replace"), spared)
+    def without(line: re.Match[bytes]) -> bytes:
+        return b"" if _is_left(line[1].decode("ascii", "replace"), spared) else line[0]
 
     there = machine.at(f"{folder}/grubenv").resolve()
-    if not there.is_file() or not any(map(is_left, _NEXT.finditer(before := there.read_bytes()))):
-        return False
-    _replace(there, _NEXT.sub(padding, before))
-    return True
+    before = there.read_bytes() if there.is_file() else b""
+    after = _NEXT.sub(without, before)
+    if after != before:
+        _replace(there, after.ljust(len(before), b"#"))
+    return after != before
 
 
 def _oneshot(spared: Collection[int]) -> Iterator[str]:

@@ -34,6 +34,7 @@ def unseal(line: bytes, shape: Shape, *, newer: bool = False) -> dict[str, Any]:
     """The record that `seal` made the line of. `newer`: or that a newer keeper made, as long as
     it has what this one needs. Raises UnreadableError."""
     record = _parse(line)
+    is_sealed = "schema" in record or "sum" in record
     schema = record.pop("schema", 1)
     if type(schema) is not int or schema < 1:
         raise UnreadableError("it is damaged: its schema is no number")
@@ -42,7 +43,7 @@ def unseal(line: bytes, shape: Shape, *, newer: bool = False) -> dict[str, Any]:
             f"a newer barometer wrote it (schema {schema}; this one reads {SCHEMA})"
         )
     found = record.pop("sum", None)
-    if schema > 1 and found != _sum({**record, "schema": schema}):
+    if is_sealed and found != _sum({**record, "schema": schema}):
         raise UnreadableError("it is damaged: its checksum is wrong")
     if not has_shape(record, shape):
         raise UnreadableError("it lacks a member, or one has a wrong type")
