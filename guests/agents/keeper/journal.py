@@ -118,6 +118,9 @@ class Journal:
         return [self._entries[n] for n in sorted(self._entries) if n not in self._struck]
 
     def add(self, kind: str, token: int, what: dict[str, Any]) -> Entry:
+        """Raises RefusedError for what could not be read back, and OSError."""
+        if not records.has_shape(what, RECORDS[kind].shape):
+            raise machine.RefusedError("bad-request", f"nobody could undo this {kind}: {what}")
         entry = Entry(self._last + 1, kind, token, machine.boot_id(), what)
         self._append(vars(entry))
         self._last += 1

@@ -26,6 +26,7 @@ _STEPS = r"(?:/(?!\.\.?(?:/|\Z))[^/\n]+)"
 _FILE = re.compile(rf"(?:{'|'.join(BELOW)}){_STEPS}+|(?:{'|'.join(STARTS)})[^/\n]*{_STEPS}*")
 _SETTING = re.compile(rf"/(?:sys|proc/sys){_STEPS}+")
 _ADDRESS = re.compile(r"[0-9a-f]{4}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
+_DRIVER = re.compile(r"(?!\.\.?\Z)[^/\n]+")
 _NAME = re.compile(r"[A-Za-z_][\w-]*")
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _UNIT = re.compile(r"(barometer-boot-[0-9]+\.service)?")
@@ -38,8 +39,8 @@ _PUT: dict[str, Shape] = {
     "former": (None, {"content_base64": _BASE64, "mode": _MODE, "owner": [_ID]}),
 }  # fmt: skip
 _BIND: dict[str, Shape] = {
-    "address": _ADDRESS, "driver": _NAME,
-    "former": {"driver": (_NAME, None), "override": str, "command": (range(1 << 16), None),
+    "address": _ADDRESS, "driver": _DRIVER,
+    "former": {"driver": (_DRIVER, None), "override": str, "command": (range(1 << 16), None),
                "power": (str, None)},
 }  # fmt: skip
 

@@ -420,6 +420,20 @@ def test_what_cannot_be_set_aside_stays_and_the_rest_is_put_back(
     assert [failed["kind"] for failed in recovered(held)["failed"]] == ["journal"]
 
 
+def test_change_that_could_not_be_read_back_is_not_made(held: Machine) -> None:
+    assert held.refused("tracing", instance="../x", group="x").startswith("bad-request: ")
+    assert held.journal() == []
+
+
+@pytest.mark.parametrize("driver", ["8139cp", "3w-9xxx", "PCI driver: x", None])
+def test_driver_may_have_any_name(held: Machine, driver: str | None) -> None:
+    held.function("0000:05:00.0", driver)
+    held.done("modules", names=["vfio-pci"])
+    held.done("bind", address="0000:05:00.0", driver="vfio-pci")
+    assert recovered(held)["failed"] == []
+    assert held.driver("0000:05:00.0") == driver
+
+
 def test_every_kind_says_what_to_do_by_hand() -> None:
     assert kinds.RECORDS.keys() == KINDS.keys()
 
