@@ -11,7 +11,7 @@ from typing import Any
 from orchestrator.bench import remote
 from orchestrator.bench.console import Console
 from orchestrator.bench.consoles import ConsoleCommand
-from orchestrator.bench.keeper import How, Image, Keeper
+from orchestrator.bench.keeper import How, Image, Keeper, Unreadable
 from orchestrator.bench.shell import Shell
 from orchestrator.bench.waiting import until
 from orchestrator.bounded import FACTS_BYTES
@@ -194,28 +194,53 @@ class Boots:
         means = self.keeper.detect()
         return next((way for way in BOOT_WAYS if means[way]["usable"]), None)
 
-    def put_back(self, *, keep_kernel: bool = False) -> None:
-        """All that was changed, and its own kernel. `keep_kernel`: whatever kernel runs, as long
-        as it is none of barometer's. Raises BenchError with what could not be."""
+    def put_back(self, *, keep_kernel: bool = False) -> list[Unreadable]:
+        """Put back all that was changed, and the machine's own kernel; the records of changes
+        that could not be read. `keep_kernel`: keep whatever kernel runs, unless it is one of
+        barometer's. One failure keeps nothing else from being put back. Raises BenchError with
+        all of them."""
         with self.progress.stage("host: putting it back"):
             until(
                 self._settled, within=self.spec.deadline, every=1, reason="machine-lost",
                 waiting_for=f"end of what {self.endpoint} was doing",
             )  # fmt: skip
+            wrong_kernel = self._bring_home(keep_kernel)
+            failed = self.keeper.putback().failed
+            try:
+                self.keeper.kernel_restored(keep=keep_kernel)
+            except BenchError as exc:
+                if exc.reason != "wrong-kernel":
+                    raise
+                wrong_kernel = wrong_kernel or exc
+            unreadable = self.keeper.unreadable()
+            if failed:
+                kernel = [] if wrong_kernel is None else [f"kernel: {wrong_kernel}"]
+                raise BenchError(
+                    f"{self.endpoint} could not be put back as it was",
+                    evidence="\n".join(map(str, [*failed, *kernel, *unreadable])),
+                    hint=f"once that is mended: barometer recover {self.endpoint}",
+                    reason="not-put-back",
+                )
+            if wrong_kernel is not None:
+                raise wrong_kernel
+            self.keeper.release()
+        for file in sorted({found.file for found in unreadable}):
+            self.progress.note(f"host: {self.endpoint}: what is in {file} was not put back")
+        return unreadable
+
+    def _bring_home(self, keep_kernel: bool) -> BenchError | None:
+        """Why its own kernel does not run, if another of the machine's does. Raises BenchError
+        where that is unknown, or one of barometer's runs: it needs what was changed for it."""
+        try:
             if not keep_kernel:
                 self.go_home()
             elif self.reach().token:
                 self.into("reboot")
-            failed = self.keeper.putback().failed
-            if failed:
-                raise BenchError(
-                    f"{self.endpoint} could not be put back as it was",
-                    evidence="\n".join(f"{f['kind']} {f['what']}: {f['why']}" for f in failed),
-                    hint=f"once that is mended: barometer recover {self.endpoint}",
-                    reason="not-put-back",
-                )
-            self.keeper.kernel_restored(keep=keep_kernel)
-            self.keeper.release()
+        except BenchError as exc:
+            if exc.reason in (*UNREACHED, "machine-lost") or self.running().token:
+                raise
+            return exc
+        return None
 
     def _settled(self) -> bool | None:
         """No boot is under way, and what the next would make void is put back; None where the
@@ -230,7 +255,7 @@ class Boots:
             log.debug("it goes down: %s", exc.message)
             self.link.close()
             return None
-        if any(f["kind"] == "leaving" for f in failed):
+        if any(failure.kind == "leaving" for failure in failed):
             self._back(left, power_cycle=True)  # it was told to boot, and is going down
         return True
 

@@ -53,6 +53,7 @@ _HINTS = {
     "lease-held": "wait for it (host.wait), or until its runner is gone: then its lease expires",
     "lease-lost": "run it again with the same --out",
     "unfinished": "`barometer recover` puts them back",
+    "original-damaged": "`barometer recover`, once the machine runs its own kernel",
     "machine-busy": "look for a keeper that hangs there: a driver that does not let go",
     "driver-hangs": "something on the machine uses the device: end it first",
 }
@@ -72,8 +73,41 @@ class Image:
 class PutBack:
     done: list[str]
     """What was put back, a text each."""
-    failed: list[dict[str, Any]]
-    """What could not be: {"kind", "what", "why"}; it is still in the machine's journal."""
+    failed: list[Failed]
+    """What could not be; it is still in the machine's journal."""
+
+
+@dataclass(frozen=True)
+class Failed:
+    kind: str
+    why: str
+    by_hand: str
+    """What an admin of the machine can do about it."""
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.why}; by hand: {self.by_hand}"
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """A record of a change that the keeper cannot read, in a file on the machine."""
+
+    file: str
+    line: int
+    """0: the file as a whole."""
+    why: str
+    text: str
+    """Its beginning."""
+
+    def __str__(self) -> str:
+        place = f"{self.file}, line {self.line}" if self.line else self.file
+        return f"{place}: {self.why}" + (f": {self.text}" if self.text else "")
+
+
+class LeftError(BenchError):
+    """`recover` did what it could, and something is left for an admin of the machine."""
+
+    exit_code = 4
 
 
 class HeldError(BenchError):
@@ -98,9 +132,13 @@ class Keeper:
         """Of the lease, once it is acquired."""
 
     def status(self) -> dict[str, Any]:
-        """`leases`, `journal` (what is not put back), `original`, and of the running kernel
-        `boot_id`, `release`, `version`, `cmdline`, `uptime` in seconds. Changes nothing."""
+        """`leases`, `journal` (what is not put back), `unreadable`, `original`, and of the running
+        kernel `boot_id`, `release`, `version`, `cmdline`, `uptime` in seconds. Changes nothing."""
         return self._ask("status")
+
+    def unreadable(self) -> list[Unreadable]:
+        """Records that the keeper cannot read, also those that it has set aside before."""
+        return [Unreadable(**found) for found in self.status()["unreadable"]]
 
     def detect(self) -> dict[str, Any]:
         """The means of booting, each {"usable", "why"}, by their names as `boot` takes them; and
@@ -237,7 +275,10 @@ class Keeper:
     def putback(self, *, volatile: bool = False) -> PutBack:
         """Put back what was changed, the latest change first; `volatile`: only what the next
         boot would make void."""
-        return PutBack(**self._leased("putback", volatile=volatile))
+        answer = self._leased("putback", volatile=volatile)
+        names = ("kind", "why", "by_hand")
+        failed = [Failed(*(str(each[name]) for name in names)) for each in answer["failed"]]
+        return PutBack(answer["done"], failed)
 
     def kernel_restored(self, *, keep: bool = False) -> None:
         """The machine's own kernel runs again; `keep`: or another that barometer did not boot.
@@ -309,9 +350,11 @@ def has_ended(holder: dict[str, Any]) -> bool:
     machine or container, or of a boot before, only the lease's expiry tells."""
     owner, here = holder["owner"], this_process("")
     same = ("runner", "user", "boot_id", "pid_namespace")
+    pid = owner.get("pid")
     return (
-        all(owner[name] == here[name] for name in same)
-        and process_start(owner["pid"]) != owner["started"]
+        all(owner.get(name) == here[name] for name in same)
+        and isinstance(pid, int)
+        and process_start(pid) != owner.get("started")
     )
 
 

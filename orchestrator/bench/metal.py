@@ -26,12 +26,13 @@ from orchestrator.bench.console import Console
 from orchestrator.bench.consoles import console_command, followed
 from orchestrator.bench.host import PANIC, Host, charged_to_the_arm
 from orchestrator.bench.hypervisor import over_ssh
-from orchestrator.bench.keeper import MACHINE, How, Image, Keeper, Lease
+from orchestrator.bench.keeper import MACHINE, How, Image, Keeper, Lease, LeftError
 from orchestrator.bench.modules import prove_modules
 from orchestrator.bench.passthrough import chosen, notes, surveyed
 from orchestrator.bench.profiler import INSTANCE, TRACEFS
 from orchestrator.bench.shell import Shell
 from orchestrator.bench.staging import (
+    STATE,
     Staged,
     check_drivers,
     check_room,
@@ -67,6 +68,9 @@ _NOT_HANDED_ON = (
 )  # fmt: skip
 """Words of the machine's own command line that the kernels under test do not get. With memory for
 a crash kernel its kdump service may load one, and a panic would boot that, not restart."""
+_LEFT = ("not-put-back", "wrong-kernel", "wrong-image")
+"""Reasons by which something is left on a machine that was reached and put back as far as it
+can be."""
 _TCG = "QEMU TCG CPU"
 
 
@@ -318,7 +322,7 @@ class MetalMachine:
         """The one that the machine was found with, and what is added."""
         own = [
             word
-            for word in str(self.keeper.status()["original"]["cmdline"]).split()
+            for word in str(self.keeper.original()["cmdline"]).split()
             if word.partition("=")[0] not in _NOT_HANDED_ON
         ]
         added = [*_ENDS_BY_ITSELF, f"barometer.token={token}", *words, *self.spec.cmdline.split()]
@@ -429,12 +433,26 @@ def recover(
     """Put back what a run left that was killed; whether there was anything. `keep_kernel`: the
     kernel that runs, as long as it is none of barometer's, is the machine's own by now.
     `power_cycle`: of a machine that does not answer, although another may be using it.
-    Raises as `leased`."""
+    Raises as `leased`, and LeftError where all was put back but for what it lists."""
     # its console tells nothing that is needed here, and may be held by what was killed
     spec = spec.model_copy(update={"console": None})
     with _held(spec, [], "recover", scratch, progress, power_cycle=power_cycle) as held:
         machine, unfinished = held
-        machine.boots.put_back(keep_kernel=keep_kernel)
+        try:
+            unreadable = machine.boots.put_back(keep_kernel=keep_kernel)
+        except BenchError as exc:
+            if exc.reason not in _LEFT:
+                raise
+            raise LeftError(
+                exc.message, evidence=exc.evidence, hint=exc.hint, reason=exc.reason
+            ) from exc
+    if unreadable:
+        raise LeftError(
+            f"{spec.address} is put back, but for changes whose records cannot be read",
+            evidence="\n".join(map(str, unreadable)),
+            hint=f"put back by hand what these lines name; then remove {STATE}/set-aside there",
+            reason="unreadable",
+        )
     return unfinished
 
 

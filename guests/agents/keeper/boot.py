@@ -4,23 +4,30 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import json
 import re
 import shlex
 from typing import Any
 
-from keeper import entries, leases, leaving, machine, means
+from keeper import entries, leases, leaving, machine, means, records, set_aside
 from keeper.machine import RefusedError
+from keeper.records import Shape, UnreadableError
 from keeper.steps import BOOT_KINDS, Steps
 
 ORIGINAL = f"{machine.STATE}/original.json"
+_TEXT: Shape = (str, None)
+_ORIGINAL: Shape = {
+    "release": str, "version": str, "cmdline": str, "boot_id": str, "machine_id": _TEXT,
+    "kernel": _TEXT, "kernel_sha256": _TEXT, "initrd": _TEXT, "initrd_sha256": _TEXT,
+    "default": {"loader": str, "entry": str},
+}  # fmt: skip
 _SYNC_SECONDS = 30
 
 
 def original(steps: Steps) -> dict[str, Any]:
     """What runs before the first change of kernels: from then on it is to run again."""
     if any(entry.kind == "kernel" for entry in steps.journal.entries):
-        known: dict[str, Any] = json.loads(machine.at(ORIGINAL).read_text())
+        if (known := known_original()) is None:
+            raise RefusedError("original-damaged", f"{ORIGINAL} cannot be read")
         return known
     if machine.is_under_test():
         raise RefusedError(
@@ -39,9 +46,17 @@ def original(steps: Steps) -> dict[str, Any]:
         "initrd_sha256": machine.sha256(machine.at(initrd)) if initrd else None,
         "default": means.default_entry(),
     }
-    machine.replace(machine.at(ORIGINAL), json.dumps(facts, indent=1).encode() + b"\n")
+    machine.replace(machine.at(ORIGINAL), records.seal(facts) + b"\n")
     steps.take("kernel", release=facts["release"], boot_id=facts["boot_id"])
     return facts
+
+
+def known_original() -> dict[str, Any] | None:
+    """None where nothing was recorded, or it cannot be read any more."""
+    try:
+        return records.unseal(machine.at(ORIGINAL).read_bytes(), _ORIGINAL)
+    except (OSError, UnreadableError):
+        return None
 
 
 def _image() -> tuple[str | None, str | None]:
@@ -77,13 +92,20 @@ def _release_of(path: str) -> str:
     return head[start:].partition(b"\0")[0].partition(b" ")[0].decode("latin-1")
 
 
+def set_original_aside() -> None:
+    """Where it cannot be read. Raises OSError."""
+    path = machine.at(ORIGINAL)
+    if path.exists() and known_original() is None:
+        set_aside.keep(path, None)
+
+
 def kernel_restored(steps: Steps, *, keep: bool) -> None:
     """The original kernel runs again; `keep`: or another of the machine's own, which its admin
     put in its place. Raises RefusedError where another does."""
     changed = [entry for entry in steps.journal.entries if entry.kind == "kernel"]
     if not changed:
         return
-    known = json.loads(machine.at(ORIGINAL).read_text())
+    known = known_original() or {"version": machine.version(), **changed[0].what}
     running = {"release": machine.release(), "version": machine.version()}
     is_another = any(known[name] != running[name] for name in running)
     if machine.is_under_test() or (is_another and not keep):

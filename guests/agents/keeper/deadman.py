@@ -95,10 +95,11 @@ def _lost(deadline: float) -> str:
 def held() -> bool:
     """A lease lives, or has expired less than its own length ago: what runs there is lost with
     the machine, and the runner's connection may be bad. Without the lock, which a keeper may hang
-    with. What is read while it is written is seen again at the next look."""
+    with. What is read while it is written is seen again at the next look, and what is damaged
+    has expired."""
     try:
         return any(lease.left() > -lease.ttl for lease in leases.leases())
-    except (OSError, TypeError, ValueError):
+    except OSError:
         return False
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from keeper import machine, means
+from keeper import leftovers, machine, means
 from keeper.machine import RefusedError
 
 GRUB_NEXT = "next_entry"
@@ -92,10 +92,13 @@ def set_grub_next(what: dict[str, Any]) -> None:
 
 
 def unset_grub_next(what: dict[str, Any]) -> str:
-    former = what["former"]  # GRUB leaves it there, and empty
-    if means.grub_variable(what["folder"], GRUB_NEXT) != former:
+    former, folder = what["former"], what["folder"]
+    # GRUB leaves it there, and empty
+    if means.grub_variable(folder, GRUB_NEXT) != former:
         words = ("unset", GRUB_NEXT) if former is None else ("set", f"{GRUB_NEXT}={former}")
-        machine.run(
-            f"{what['prefix']}-editenv", str(machine.at(f"{what['folder']}/grubenv")), *words
-        )
+        try:
+            machine.run(f"{what['prefix']}-editenv", str(machine.at(f"{folder}/grubenv")), *words)
+        except RefusedError:
+            if former or not leftovers.remove_next(folder):
+                raise
     return f"grub: {GRUB_NEXT} is {former or 'not set'}"

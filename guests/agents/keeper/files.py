@@ -10,12 +10,9 @@ from typing import Any
 
 from keeper import machine
 from keeper.journal import Journal
+from keeper.kinds import BELOW, STARTS
 from keeper.machine import RefusedError
 
-_BELOW = (
-    machine.STATE, "/lib/modules", "/usr/lib/modules", "/boot", "/efi", "/etc/systemd/system",
-)  # fmt: skip
-_STARTS = ("/run/barometer", "/var/log/libvirt/qemu/barometer-")
 _GUEST_LOG = "/var/log/libvirt/qemu/barometer-guest-"
 
 
@@ -91,6 +88,8 @@ def unput(what: dict[str, Any]) -> str:
     before = base64.b64decode(former["content_base64"]) if former else b""
     ours = base64.b64decode(what["content_base64"])
     now = there.read_bytes() if there.is_file() and not there.is_symlink() else None
+    if now is not None and ours.startswith(now) and len(now) > len(before):
+        now = ours  # cut off while it was written
     if now not in (ours, before) and (former or os.path.lexists(there)):
         added = ours[len(before) :] if ours.startswith(before) else b""
         if not (now and added and added in now):
@@ -103,7 +102,7 @@ def unput(what: dict[str, Any]) -> str:
         return f"{path}: as before"
     there.unlink(missing_ok=True)
     _sync_removal(there)
-    remove_empty(what["made"])
+    remove_empty(path, what["made"])
     return f"{path}: removed"
 
 
@@ -112,11 +111,12 @@ def missing(path: str) -> list[str]:
     return [str(folder) for folder in Path(path).parents if not machine.at(str(folder)).exists()]
 
 
-def remove_empty(folders: list[str]) -> None:
-    """Folders that were missing, unless somebody else has put something there since."""
+def remove_empty(path: str, folders: list[str]) -> None:
+    """Folders of a file that were missing, unless somebody else has put something there since."""
     for folder in folders:
         there = machine.at(folder)
-        if there.is_dir() and not there.is_symlink() and not any(there.iterdir()):
+        is_its = Path(folder) in Path(path).parents
+        if is_its and there.is_dir() and not there.is_symlink() and not any(there.iterdir()):
             there.rmdir()
 
 
@@ -128,9 +128,9 @@ def check(path: str) -> None:
     if not (is_plain and _is_allowed(path) and _is_allowed(f"{real}/{Path(path).name}")):
         raise RefusedError(
             "path-refused",
-            f"{path} is not below {', '.join(_BELOW)}, nor begins with {' or '.join(_STARTS)}",
+            f"{path} is not below {', '.join(BELOW)}, nor begins with {' or '.join(STARTS)}",
         )
 
 
 def _is_allowed(path: str) -> bool:
-    return path.startswith(_STARTS) or any(path.startswith(f"{folder}/") for folder in _BELOW)
+    return path.startswith(STARTS) or any(path.startswith(f"{folder}/") for folder in BELOW)

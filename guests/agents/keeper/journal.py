@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import io
 import json
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from keeper import machine
+from keeper import machine, records, set_aside
+from keeper.kinds import RECORDS
+from keeper.records import Shape, UnreadableError
 
 PATH = f"{machine.STATE}/journal.jsonl"
+_LONGEST = 64 << 20
+"""Bytes that are read; no journal of barometer's is as long."""
+_ENTRY: dict[str, Shape] = {
+    "number": int, "kind": str, "token": int, "boot_id": str, "what": {},
+}  # fmt: skip
+_STRUCK: dict[str, Shape] = {"struck": int}
+_EXCERPT = 160
+_MOST = 20
+"""Lines of a file that are named."""
 
 
 @dataclass(frozen=True)
@@ -25,66 +39,146 @@ class Entry:
     """All that is needed to put it back, whether or not the change was made after it."""
 
 
-class Journal:
-    """A line for each change and for each entry struck, on the disk when the call returns."""
+@dataclass(frozen=True)
+class Unreadable:
+    """A line that may be of a change."""
 
-    def __init__(self) -> None:
+    file: str
+    line: int
+    """0: the file as a whole."""
+    why: str
+    text: str
+    """Its beginning."""
+
+
+class Journal:
+    """A line for each change and for each entry struck, on the disk when the call returns.
+
+    The order of the lines does not matter: entries have numbers. A line that cannot be read is
+    `unreadable` and hides no other.
+    """
+
+    def __init__(self, path: str = PATH) -> None:
+        self.path = path
+        self._load()
+
+    def _load(self) -> None:
+        self.unreadable: list[Unreadable] = []
         self._entries: dict[int, Entry] = {}
-        self._last = 0
-        for line in _whole_lines().splitlines():
-            try:
-                record = json.loads(line)
-            except ValueError as exc:
-                raise machine.RefusedError(
-                    "journal-damaged", f"{PATH}: a line is no JSON: {line[:80]!r}"
-                ) from exc
-            if "struck" in record:
-                self._entries.pop(record["struck"], None)
-            else:
-                entry = Entry(**record)
-                self._entries[entry.number] = entry
-                self._last = entry.number
+        self._struck: set[int] = set()
+        content = self._content()
+        rest = content[content.rfind(b"\n") + 1 :]
+        self._ends_in_line = not rest or _is_cut_off(rest)
+        self._whole = len(content) - (len(rest) if self._ends_in_line else 0)
+        """Bytes that stay when the next line is written."""
+        for number, line in enumerate(io.BytesIO(content[: self._whole]), 1):
+            if line.strip():
+                self._read(number, line)
+        self._last = max([0, *self._entries, *self._struck])
+
+    def _content(self) -> bytes:
+        try:
+            with machine.at(self.path).open("rb") as file:
+                content = file.read(_LONGEST + 1)
+        except FileNotFoundError:
+            return b""
+        except OSError as exc:
+            self.unreadable.append(Unreadable(self.path, 0, str(exc.strerror), ""))
+            return b""
+        if len(content) > _LONGEST:
+            self.unreadable.append(Unreadable(self.path, 0, "it is too long", ""))
+            return content[: content.rfind(b"\n") + 1]
+        return content
+
+    def _read(self, number: int, line: bytes) -> None:
+        try:
+            self._take(line)
+        except UnreadableError as exc:
+            if len(self.unreadable) < _MOST:
+                text = line[:_EXCERPT].decode("ascii", "backslashreplace").strip()
+                self.unreadable.append(Unreadable(self.path, number, str(exc), text))
+
+    def _take(self, line: bytes) -> None:
+        """Raises UnreadableError."""
+        record = records.unseal(line, (_ENTRY, _STRUCK))
+        if "struck" in record:
+            self._struck.add(record["struck"])
+            return
+        if (known := RECORDS.get(record["kind"])) is None:
+            raise UnreadableError(f"this barometer knows no change called {record['kind']!r}")
+        if not records.has_shape(record["what"], known.shape):
+            raise UnreadableError("it lacks what the undo needs")
+        entry = Entry(*(record[name] for name in _ENTRY))
+        if self._entries.setdefault(entry.number, entry) != entry:
+            raise UnreadableError(f"another change has its number, {entry.number}")
 
     @property
     def entries(self) -> list[Entry]:
         """What is not put back yet, oldest first."""
-        return list(self._entries.values())
+        return [self._entries[n] for n in sorted(self._entries) if n not in self._struck]
 
     def add(self, kind: str, token: int, what: dict[str, Any]) -> Entry:
-        self._last += 1
-        entry = Entry(self._last, kind, token, machine.boot_id(), what)
+        """Raises RefusedError for what could not be read back, and OSError."""
+        if not records.has_shape(what, RECORDS[kind].shape):
+            raise machine.RefusedError("bad-request", f"nobody could undo this {kind}: {what}")
+        entry = Entry(self._last + 1, kind, token, machine.boot_id(), what)
         self._append(vars(entry))
+        self._last += 1
         self._entries[entry.number] = entry
         return entry
 
     def strike(self, entry: Entry) -> None:
         self._append({"struck": entry.number})
-        del self._entries[entry.number]
+        self._struck.add(entry.number)
+
+    def set_unreadable_aside(self) -> str:
+        """Keep the file, and go on with the entries in a new one; where it is kept. Raises
+        OSError; then all is as it was."""
+        lines = [records.seal(vars(entry)) + b"\n" for entry in self.entries]
+        kept = set_aside.keep(machine.at(self.path), b"".join(lines))
+        self._load()
+        return kept
 
     def _append(self, record: dict[str, Any]) -> None:
         """Raises OSError where it cannot be written; then the file is as it was."""
-        path = machine.at(PATH)
+        path = machine.at(self.path)
+        if any(not found.line for found in self.unreadable):  # it would be cut
+            raise OSError(errno.EIO, "it is damaged", self.path)
         is_new = not path.exists()
+        line = (b"" if self._ends_in_line else b"\n") + records.seal(record) + b"\n"
         file = os.open(path, os.O_WRONLY | os.O_CREAT, 0o600)
-        whole = len(_whole_lines())
         try:
             # a line that was cut off announced a change that was never begun
-            os.ftruncate(file, whole)
+            os.ftruncate(file, self._whole)
             os.lseek(file, 0, os.SEEK_END)
-            machine.write_whole(file, json.dumps(record).encode() + b"\n")
+            machine.write_whole(file, line)
         except OSError as exc:
             with contextlib.suppress(OSError):
-                os.ftruncate(file, whole)
-            raise OSError(exc.errno, exc.strerror, PATH) from exc
+                os.ftruncate(file, self._whole)
+            raise OSError(exc.errno, exc.strerror, self.path) from exc
         finally:
             os.close(file)
+        self._whole += len(line)
+        self._ends_in_line = True
         if is_new:
             machine.sync_folder(path.parent)
 
 
-def _whole_lines() -> bytes:
+def _is_cut_off(line: bytes) -> bool:
+    """A keeper was killed, or the disk was full, while it wrote the last line."""
+    text = line.decode("ascii", "replace")
     try:
-        content = machine.at(PATH).read_bytes()
-    except FileNotFoundError:
-        return b""
-    return content[: content.rfind(b"\n") + 1]
+        json.JSONDecoder().raw_decode(text)
+    except (ValueError, RecursionError):
+        return True
+    return False
+
+
+def left_aside() -> list[Unreadable]:
+    """What was set aside and nobody has removed since."""
+    found = []
+    for path in set_aside.files():
+        is_journal = Path(path).name.startswith(Path(PATH).name)
+        lines = Journal(path).unreadable if is_journal else []
+        found += lines or [Unreadable(path, 0, "it was set aside", "")]
+    return found

@@ -7,18 +7,28 @@ CLOCK_REALTIME, the only clock that goes on.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
-from keeper import machine
+from keeper import machine, records
 from keeper.journal import Entry, Journal
 from keeper.machine import RefusedError
+from keeper.records import Shape, UnreadableError
 
+_LONGEST = 1 << 20
+_NO_TOKEN = 1 << 63
+"""What is as great is damage, and nothing greater could be written."""
 _BYTES = 2048
-"""A lease's file is padded to this: it can be written again though the disk is full."""
+"""A lease's file is padded to a multiple: it can be written again though the disk is full."""
+_FILE = re.compile(r"lease-(0|[1-9][0-9]{0,19})\.json")
+_SHAPE: dict[str, Shape] = {
+    "token": int, "resources": [str], "owner": {}, "ttl": float, "boot_id": str,
+    "expires_boottime": float, "expires_realtime": float, "granted": float,
+}  # fmt: skip
 
 
 @dataclass
@@ -26,7 +36,7 @@ class Lease:
     token: int
     """Fencing token: of two leases the later one has the greater."""
     resources: list[str]
-    """`machine`, or addresses of devices."""
+    """`machine`, or addresses of devices. A lease whose file is damaged has none, and is over."""
     owner: dict[str, Any]
     ttl: float
     """Seconds from one renewal to the expiry."""
@@ -57,13 +67,15 @@ class Lease:
 
     def _write(self) -> None:
         path = machine.at(_path(self.token))
-        content = json.dumps(asdict(self)).ljust(_BYTES).encode()
+        content = records.seal(asdict(self))
+        content = content.ljust(-(-len(content) // _BYTES) * _BYTES)
         try:
             machine.replace(path, content)
         except OSError:
-            if not path.exists():
+            # in place needs no room, where the old one is as long; else that would be cut off
+            if not path.exists() or path.stat().st_size != len(content):
                 raise
-            file = os.open(path, os.O_WRONLY)  # in place, which needs no room
+            file = os.open(path, os.O_WRONLY)
             try:
                 machine.write_whole(file, content)
             finally:
@@ -109,19 +121,36 @@ def _path(token: int | str) -> str:
 
 
 def leases() -> list[Lease]:
-    """All, oldest first, expired or not. Of two that share a resource only the earlier is one:
-    over the later a keeper was killed before it could remove that, and grant the other."""
+    """All that can be read, oldest first, expired or not. Of two that share a resource only the
+    earlier is one: over the later a keeper was killed before it could remove that, and grant the
+    other."""
     written = _written()
     return [
         lease
         for number, lease in enumerate(written)
-        if not any(lease.shares(earlier.resources) for earlier in written[:number])
+        if lease.resources
+        and not any(lease.shares(earlier.resources) for earlier in written[:number])
     ]
 
 
 def _written() -> list[Lease]:
     files = machine.at(machine.STATE).glob("lease-*.json")
-    return sorted((Lease(**json.loads(f.read_text())) for f in files), key=lambda x: x.token)
+    found = [_read(file) for file in files if _FILE.fullmatch(file.name) and file.is_file()]
+    return sorted(found, key=lambda lease: lease.token)
+
+
+def _read(file: Path) -> Lease:
+    """One of a newer barometer counts, too; one that is damaged has expired."""
+    match = _FILE.fullmatch(file.name)
+    token = int(match[1]) if match else 0
+    try:
+        with file.open("rb") as opened:
+            record = records.unseal(opened.read(_LONGEST), _SHAPE, newer=True)
+    except (OSError, UnreadableError):
+        record = {}
+    if record.get("token") != token:
+        return Lease(token, [], {}, 0)
+    return Lease(**{name: record[name] for name in _SHAPE})
 
 
 def live() -> list[Lease]:
@@ -146,9 +175,8 @@ def grant(
     machine.sync_folder(folder.parent)
     written = _written()
     seen = [lease.token for lease in written] + [entry.token for entry in journal.entries]
-    new = Lease(
-        max([machine.realtime_ns(), *(token + 1 for token in seen)]), resources, owner, ttl
-    )
+    known = [token + 1 for token in seen if token < _NO_TOKEN]
+    new = Lease(max([machine.realtime_ns(), *known]), resources, owner, ttl)
     replaced = [lease for lease in written if lease.left() <= 0 or lease.shares(resources)]
     # never without a lease: the dead man's switch reads them without the lock
     with contextlib.suppress(OSError):

@@ -9,8 +9,9 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from keeper import machine
+from keeper import machine, records
 from keeper.machine import RefusedError
+from keeper.records import UnreadableError
 
 PID = f"{machine.STATE}/leaving.pid"
 CLEAN_SECONDS = 180
@@ -38,7 +39,7 @@ def leave(what: dict[str, Any]) -> None:
         argv, start_new_session=True, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL, cwd=Path("/"),
     )  # fmt: skip
-    machine.replace(machine.at(PID), f"{process.pid}\n".encode())
+    machine.replace(machine.at(PID), records.seal({"pid": process.pid}))
     if process.stdin is not None:
         with process.stdin as word:
             word.write(b"go\n")
@@ -50,8 +51,9 @@ def stay(what: dict[str, Any]) -> str:
         machine.run("systemctl", "stop", what["unit"], accept=(0, 1, 5))  # 5: it has ended
         if machine.run("systemctl", "is-system-running", accept=range(5)).strip() == "stopping":
             raise RefusedError("going-down", "the machine is going down for a boot")
-    elif (pid := machine.text(PID)) is not None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(int(pid), signal.SIGKILL)
+    elif (content := machine.text(PID)) is not None:
+        with contextlib.suppress(ProcessLookupError, UnreadableError):
+            pid = records.unseal(content.encode(), {"pid": int})["pid"]
+            os.killpg(pid, signal.SIGKILL)
         machine.at(PID).unlink()
     return "boot: called off"

@@ -45,7 +45,7 @@ def unlink(what: dict[str, Any]) -> str:
         machine.sync_folder(there.parent)
     elif os.path.lexists(there):
         return f"{path}: somebody changed it since, so it is left as it is"
-    files.remove_empty(what["made"])
+    files.remove_empty(path, what["made"])
     return f"{path}: removed"
 
 
@@ -69,6 +69,7 @@ def mount(what: dict[str, Any]) -> None:
 
 def unmount(what: dict[str, Any]) -> str:
     """At once, for everyone who looks there anew: udev may have files of it open."""
+    files.check(what["path"])
     if _is_mounted(what):
         machine.run("umount", "-l", str(machine.at(what["path"])))
     return f"{what['path']}: {what['source']} is not mounted there"

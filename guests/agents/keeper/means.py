@@ -15,6 +15,7 @@ _LOADER = "4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
 ONESHOT = "LoaderEntryOneShot"
 _KNOWS_ONESHOT = 1 << 3
 """EFI_LOADER_FEATURE_ENTRY_ONESHOT of LoaderFeatures there."""
+GRUB_FOLDERS = ("/boot/grub", "/boot/grub2")
 _SECURE_BOOT = "SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c"
 _UNWRITABLE = ("btrfs", "zfs", "bcachefs", "squashfs", "overlay")
 """File systems that GRUB reads and never writes to (GRUB manual, "Environment block")."""
@@ -92,7 +93,8 @@ def kexec() -> Means:
 
 def grub() -> Means:
     """A one-shot entry has to be one: GRUB must be able to write to its environment block."""
-    for folder, prefix in (("/boot/grub", "grub"), ("/boot/grub2", "grub2")):
+    for folder in GRUB_FOLDERS:
+        prefix = folder.rpartition("/")[2]
         if machine.at(f"{folder}/grub.cfg").exists():
             return Means(_in_the_way_of_grub(folder, prefix), prefix, folder)
     return Means("there is no grub.cfg in /boot/grub or /boot/grub2")
@@ -169,6 +171,16 @@ def _in_the_way_of_systemd_boot() -> str:
     if (other := loader_variable(ONESHOT)) is not None:
         return f"{other} is to be booted next already; `bootctl set-oneshot ''` gives that up"
     return _unsigned()
+
+
+def boot_partition() -> str | None:
+    """Where systemd-boot looks for entries, whether or not it is what booted the machine."""
+    if machine.program("bootctl") is None:
+        return None
+    try:
+        return machine.run("bootctl", "--print-boot-path").strip() or None
+    except machine.RefusedError:
+        return None
 
 
 def default_entry() -> dict[str, str]:

@@ -19,13 +19,17 @@ _END_SECONDS = 10.0
 
 
 def plan_write(path: str, value: str) -> dict[str, Any]:
+    _check(path)
+    return {"path": path, "value": value, "former": _setting(path)}
+
+
+def _check(path: str) -> None:
     real = os.path.realpath(machine.at(path))
     if os.path.normpath(path) != path or not any(
         path.startswith(f"{tree}/") and real.startswith(f"{os.path.realpath(machine.at(tree))}/")
         for tree in _TREES
     ):
         raise RefusedError("path-refused", f"{path} is not below {' or '.join(_TREES)}")
-    return {"path": path, "value": value, "former": _setting(path)}
 
 
 def write(what: dict[str, Any]) -> None:
@@ -34,6 +38,7 @@ def write(what: dict[str, Any]) -> None:
 
 def unwrite(what: dict[str, Any]) -> str:
     path, former = what["path"], what["former"]
+    _check(path)
     if _setting(path) != former:
         machine.set_value(path, former)
     if (now := _setting(path)) != former:

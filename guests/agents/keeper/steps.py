@@ -9,6 +9,7 @@ from typing import Any
 
 from keeper import entries, files, leaving, links, modules, pci, settings, systemd_boot, watchdog
 from keeper.journal import Entry, Journal
+from keeper.kinds import by_hand
 from keeper.machine import RefusedError, boot_id
 
 What = dict[str, Any]
@@ -68,6 +69,11 @@ BOOT_KINDS = frozenset(
 """What makes the machine boot something; of no use once it has."""
 
 
+def failure(kind: str, what: What, why: str, advice: str = "") -> dict[str, Any]:
+    """What could not be put back, and what an admin does then."""
+    return {"kind": kind, "what": what, "why": why, "by_hand": advice or by_hand(kind, what)}
+
+
 class Steps:
     """Changes under one lease."""
 
@@ -89,20 +95,36 @@ class Steps:
 
     def put_back(self, chosen: Callable[[Entry], bool]) -> dict[str, Any]:
         """Undo the chosen entries, the latest first. What fails stays in the journal, and does
-        not keep the others from being put back."""
+        not keep the others from being put back; nor does a line that cannot be read, which is
+        set aside. {"done": [TEXT], "failed": [{"kind", "what", "why", "by_hand"}]}"""
         done: list[str] = []
-        failed: list[dict[str, Any]] = []
+        failed = self._set_aside()
         for entry in reversed(self.journal.entries):
             if not chosen(entry):
                 continue
             try:
                 undone = self._undo(entry)
                 self.journal.strike(entry)
-            except (RefusedError, OSError) as exc:
-                failed.append({"kind": entry.kind, "what": entry.what, "why": str(exc)})
+            except Exception as exc:  # noqa: BLE001  # whatever it is, the others are put back
+                is_known = isinstance(exc, (RefusedError, OSError))
+                why = str(exc) if is_known else f"a bug: {type(exc).__name__}: {exc}"
+                failed.append(failure(entry.kind, entry.what, why))
             else:
                 done.append(undone)
         return {"done": done, "failed": failed}
+
+    def _set_aside(self) -> list[dict[str, Any]]:
+        if not (unreadable := self.journal.unreadable):
+            return []
+        first = f"line {unreadable[0].line}: {unreadable[0].why}"
+        count = len(unreadable)
+        try:
+            kept = self.journal.set_unreadable_aside()
+        except OSError as exc:
+            why = f"{count} lines cannot be read ({first}), nor set aside: {exc.strerror}"
+            return [failure("journal", {"path": self.journal.path}, why, "make room on its disk")]
+        why = f"{count} lines could not be read ({first})"
+        return [failure("journal", {"path": kept}, why, f"see {kept}; then remove it")]
 
     def _undo(self, entry: Entry) -> str:
         kind = KINDS[entry.kind]

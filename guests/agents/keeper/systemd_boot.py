@@ -74,7 +74,8 @@ def make_entry(what: dict[str, Any]) -> None:
 
 def remove_entry(what: dict[str, Any]) -> str:
     removed = files.unclaim(what)
-    files.remove_empty(what["made"])
+    for path in what["paths"]:
+        files.remove_empty(path, what["made"])
     return removed
 
 

@@ -14,25 +14,28 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from keeper import boot, deadman, leases, machine, means, watchdog
+from keeper import boot, deadman, leases, leftovers, machine, means, set_aside, watchdog
+from keeper.journal import Journal, left_aside
 from keeper.last_words import last_words
 from keeper.machine import RefusedError
-from keeper.steps import KINDS, Steps
+from keeper.steps import KINDS, Steps, failure
 
 Request = dict[str, Any]
 Answer = dict[str, Any]
 _ROOT_ONLY = "the keeper must run as root"
 _STEPS = ("write", "modules", "bind", "claim", "link", "mount", "tracing", "guest")
+_BY_NAME = "remove the boot entries that are named barometer-"
 _LONGEST_SECONDS = 300.0
 """A runner waits no longer for an answer."""
 
 
 def status(_: Request) -> Answer:
-    original = machine.text(boot.ORIGINAL)
+    journal = Steps(0).journal
     return {
         "leases": [lease.facts() for lease in leases.leases()],
-        "journal": [vars(entry) for entry in Steps(0).journal.entries],
-        "original": json.loads(original) if original else None,
+        "journal": [vars(entry) for entry in journal.entries],
+        "unreadable": [vars(line) for line in journal.unreadable + left_aside()],
+        "original": boot.known_original(),
         "boot_id": machine.boot_id(),
         "release": machine.release(),
         "version": machine.version(),
@@ -51,7 +54,7 @@ def acquire(request: Request) -> Answer:
     lease = leases.grant(
         request["resources"], request["owner"], request["ttl"], request["takeover"], journal
     )
-    return {"token": lease.token, "unfinished": bool(leases.of_nobody(journal.entries))}
+    return {"token": lease.token, "unfinished": _is_unfinished(journal)}
 
 
 def renew(request: Request) -> Answer:
@@ -63,17 +66,18 @@ def renew(request: Request) -> Answer:
 def release(request: Request) -> Answer:
     """Give the lease back; the last one takes all that barometer has on the machine with it."""
     lease = leases.of_token(request["token"])
-    entries = Steps(lease.token).journal.entries
-    mine = [entry for entry in entries if entry.token == lease.token]
-    if left := mine + leases.of_nobody(entries):
+    journal = Steps(lease.token).journal
+    mine = [entry for entry in journal.entries if entry.token == lease.token]
+    left = [entry.kind for entry in mine + leases.of_nobody(journal.entries)]
+    if left := left + ["journal" for _ in journal.unreadable]:
         raise RefusedError(
             "unfinished", f"{len(left)} changes of the machine are not put back:"
-            f" {', '.join(sorted({entry.kind for entry in left}))}",
+            f" {', '.join(sorted({*left}))}",
         )  # fmt: skip
     if any(other.token != lease.token for other in leases.live()):
         lease.remove()
     else:
-        machine.remove_tree(machine.STATE)
+        set_aside.remove_all_but()
     return {}
 
 
@@ -135,10 +139,15 @@ def install_deadman(steps: Steps, _: leases.Lease, request: Request) -> Answer:
 
 def _refuse_unfinished(steps: Steps) -> None:
     """Changes are made only on a machine that nobody's changes are left on."""
-    if left := leases.of_nobody(steps.journal.entries):
+    if _is_unfinished(steps.journal):
+        left = len(leases.of_nobody(steps.journal.entries)) + len(steps.journal.unreadable)
         raise RefusedError(
-            "unfinished", f"{len(left)} changes of a run before this one are not put back"
+            "unfinished", f"{left} changes of a run before this one are not put back"
         )
+
+
+def _is_unfinished(journal: Journal) -> bool:
+    return bool(leases.of_nobody(journal.entries) or journal.unreadable)
 
 
 def say_last_words(steps: Steps, _: leases.Lease, __: Request) -> Answer:
@@ -146,13 +155,22 @@ def say_last_words(steps: Steps, _: leases.Lease, __: Request) -> Answer:
 
 
 def put_back(steps: Steps, lease: leases.Lease, request: Request) -> Answer:
-    """{"done": [TEXT], "failed": [{"kind", "what", "why"}]}. `volatile`: only what a boot would
-    make void. Changes under another's live lease are not touched."""
+    """As `Steps.put_back`. `volatile`: only what a boot would make void. Changes under another's
+    live lease are not touched."""
     theirs = {other.token for other in leases.live()} - {lease.token}
-    return steps.put_back(
+    answer = steps.put_back(
         lambda entry: entry.token not in theirs and entry.kind != "kernel"
         and (KINDS[entry.kind].volatile or not request["volatile"])
     )  # fmt: skip
+    if not request["volatile"]:
+        done, failed = leftovers.remove(theirs)
+        answer["done"] += done
+        answer["failed"] += [failure("boot-entry", {}, why, _BY_NAME) for why in failed]
+        try:
+            boot.set_original_aside()
+        except OSError as exc:
+            answer["failed"].append(failure("original", {}, str(exc), f"remove {boot.ORIGINAL}"))
+    return answer
 
 
 def kernel_restored(steps: Steps, _: leases.Lease, request: Request) -> Answer:

@@ -16,7 +16,7 @@ import pytest
 from orchestrator.bench import metal
 from orchestrator.bench.boots import running_on
 from orchestrator.bench.host import charged_to_the_arm
-from orchestrator.bench.keeper import Keeper
+from orchestrator.bench.keeper import Keeper, LeftError
 from orchestrator.bench.metal import accel_of, met
 from orchestrator.bench.profiler import INSTANCE, TRACEFS
 from orchestrator.bench.remote import Link
@@ -472,6 +472,61 @@ def test_recover_cycles_the_power_only_where_it_is_told_to(lab: Lab) -> None:
     assert lab.recover(spec, power_cycle=True) is True
     assert lab.cycled == [["ipmitool", "power", "cycle"]]
     assert lab.machine.state() == before
+
+
+RUBBISH = b"\0\0\0\n"
+
+
+def damaged(lab: Lab, content: bytes = RUBBISH) -> None:
+    path = lab.machine.made.root / "var/lib/barometer/journal.jsonl"
+    path.write_bytes(path.read_bytes() + content)
+
+
+def test_recover_puts_back_what_it_can_read_and_names_the_rest(lab: Lab) -> None:
+    before = lab.machine.state()
+    lab.killed()
+    damaged(lab)
+    kept = "/var/lib/barometer/set-aside/journal.jsonl.1"
+    for _ in range(2):  # until somebody has looked at it
+        with pytest.raises(LeftError) as caught:
+            lab.recover()
+        assert (caught.value.reason, caught.value.exit_code) == ("unreadable", 4)
+        assert kept in caught.value.evidence
+        assert "set-aside" in caught.value.hint
+        assert lab.machine.release == RELEASE
+        assert lab.machine.made.text(THP) == "defer\n"
+    shutil.rmtree(lab.machine.made.root / "var/lib/barometer")
+    assert lab.recover() is False
+    assert lab.machine.state() == before
+
+
+def test_run_goes_on_after_a_journal_that_was_damaged_and_says_where_it_is(lab: Lab) -> None:
+    lab.killed()
+    damaged(lab)
+    with lab.leased() as machine:
+        assert "/var/lib/barometer/set-aside/journal.jsonl.1" in lab.said()
+        lab.boot(machine, "candidate")
+    assert lab.machine.made.text(THP) == "defer\n"
+
+
+def test_journal_that_is_damaged_in_a_run_ends_the_sharing_of_a_boot(lab: Lab) -> None:
+    with lab.leased() as machine:
+        with machine.booted("baseline", [], lab.trial()):
+            changed(machine)
+            damaged(lab)
+        lab.boot(machine, "baseline")
+        assert lab.machine.booted == ["kexec", "kexec"]
+
+
+def test_recover_puts_back_all_but_a_kernel_that_cannot_be_booted(lab: Lab) -> None:
+    lab.killed()
+    upgraded(lab)
+    with pytest.raises(LeftError) as caught:
+        lab.recover()
+    assert (caught.value.reason, caught.value.exit_code) == ("wrong-kernel", 4)
+    assert lab.machine.made.text(THP) == "defer\n"
+    status = lab.machine.made.done("status")
+    assert [entry["kind"] for entry in status["journal"]] == ["kernel"]
 
 
 def upgraded(lab: Lab) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from keeper import verbs
+from keeper import records, verbs
 from keeper.steps import Steps
 
 OWNER = {"runner": "ci7", "user": "lab", "pid": 4711, "what": "nightly.toml"}
@@ -77,9 +77,14 @@ PROGRAMS = {
         -u) echo 0 > "$ROOT/sys/kernel/kexec_loaded" ;;
         esac""",
     "grub-reboot": """
+        read -r head < "$ROOT/boot/grub/grubenv"
+        [ "$head" = "# GRUB Environment Block" ] || exit 1
         sed -i /^next_entry=/d "$ROOT/boot/grub/grubenv"
         echo "next_entry=$1" >> "$ROOT/boot/grub/grubenv" """,
     "grub-editenv": """
+        read -r head < "$1"
+        [ "$head" = "# GRUB Environment Block" ] ||
+            { echo "grub-editenv: error: invalid environment block." >&2; exit 1; }
         sed -i /^next_entry=/d "$1"
         case $2 in set) echo "$3" >> "$1" ;; esac""",
     "grub-probe": """
@@ -254,6 +259,12 @@ class Machine:
         for moving in ("log", "proc/sys/kernel/random/boot_id"):
             seen.pop(moving)
         return seen
+
+
+def sealed_by_a_newer(record: dict[str, Any]) -> bytes:
+    """A record as the keeper of a barometer to come may write it."""
+    with mock.patch.object(records, "SCHEMA", records.SCHEMA + 1):
+        return records.seal(record)
 
 
 def secure_boot(machine: Machine, value: str = "\1") -> None:

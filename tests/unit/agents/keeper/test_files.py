@@ -221,12 +221,6 @@ def test_line_that_was_cut_off_in_the_journal_announced_nothing(held: Machine) -
     assert held.journal() == ["claim", "claim"]
 
 
-def test_damaged_journal_is_named(held: Machine) -> None:
-    held.done("claim", paths=["/boot/x"])
-    (held.root / "var/lib/barometer/journal.jsonl").write_bytes(b"\0\0\0\n")
-    assert held.refused("status").startswith("journal-damaged: /var/lib/barometer/journal.jsonl")
-
-
 def test_journal_is_on_the_disk_before_the_change(
     held: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

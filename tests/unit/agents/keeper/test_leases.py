@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from keeper import leases
+from keeper import leases, records
 from keeper import machine as real
-from tests.unit.agents.keeper.machines import OWNER, THP, Machine
+from tests.unit.agents.keeper.machines import OWNER, THP, Machine, sealed_by_a_newer
 
 OTHER = {**OWNER, "runner": "ci8", "user": "dev", "pid": 99}
 STEPS: dict[str, dict[str, Any]] = {
@@ -276,6 +276,28 @@ def test_lock_that_another_has_is_a_refusal(
         )
 
 
-def test_damaged_lease_is_a_refusal_and_no_traceback(machine: Machine) -> None:
-    machine.file("/var/lib/barometer/lease-1.json", json.dumps({"token": 1}))
-    assert machine.refused("status").startswith("bad-request: TypeError")
+def test_damaged_lease_has_expired(machine: Machine, clock: Clock) -> None:
+    first = machine.acquire()["token"]
+    lease = machine.root / f"var/lib/barometer/lease-{first}.json"
+    lease.write_bytes(lease.read_bytes()[:100])
+    assert machine.ask("renew")["refused"] == "lease-lost"
+    assert machine.done("status")["leases"] == []
+    assert machine.acquire(owner=OTHER)["token"] > first
+    assert not lease.exists()
+
+
+def test_lease_of_a_newer_barometer_is_honoured(machine: Machine, clock: Clock) -> None:
+    machine.acquire()
+    (path,) = (machine.root / "var/lib/barometer").glob("lease-*.json")
+    lease = records.unseal(path.read_bytes(), {})
+    path.write_bytes(sealed_by_a_newer({**lease, "more": [1]}))
+    assert machine.acquire(owner=OTHER)["refused"] == "lease-held"
+    clock.goes(61)
+    assert machine.acquire(owner=OTHER)["token"] > lease["token"]
+
+
+def test_lease_without_a_schema_is_honoured(machine: Machine) -> None:
+    machine.acquire()
+    (path,) = (machine.root / "var/lib/barometer").glob("lease-*.json")
+    path.write_text(json.dumps(records.unseal(path.read_bytes(), {})))
+    assert machine.acquire(owner=OTHER)["refused"] == "lease-held"

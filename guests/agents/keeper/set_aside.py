@@ -1,0 +1,53 @@
+"""What the keeper cannot read: kept, out of the way and named, until somebody removes it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from keeper import machine
+
+FOLDER = f"{machine.STATE}/set-aside"
+
+
+def keep(path: Path, content: bytes | None) -> str:
+    """Move a file into the folder, and put `content` in its place; where that is None nothing.
+    Where the file is now. Whenever it is killed, nothing is lost."""
+    folder = machine.at(FOLDER)
+    folder.mkdir(exist_ok=True)
+    number = 1 + sum(1 for _ in folder.iterdir())
+    while os.path.lexists(kept := folder / f"{path.name}.{number}"):
+        number += 1
+    if content is None:
+        path.rename(kept)
+    else:
+        try:
+            os.link(path, kept)
+        except OSError:  # a folder, which no line can be read of
+            path.rename(kept)
+        try:
+            machine.replace(path, content)
+        except OSError:
+            if path.exists():
+                kept.unlink()
+            raise
+    machine.sync_folder(folder)
+    machine.sync_folder(path.parent)
+    return f"{FOLDER}/{kept.name}"
+
+
+def files() -> list[str]:
+    folder = machine.at(FOLDER)
+    return sorted(f"{FOLDER}/{path.name}" for path in folder.glob("*"))
+
+
+def remove_all_but() -> None:
+    """All that barometer has on the machine, but for what was set aside."""
+    if not files():
+        machine.remove_tree(machine.STATE)
+        return
+    for path in machine.at(machine.STATE).iterdir():
+        if path.is_dir() and not path.is_symlink() and path.name != Path(FOLDER).name:
+            machine.remove_tree(f"{machine.STATE}/{path.name}")
+        elif path.name != Path(FOLDER).name:
+            path.unlink()
