@@ -202,6 +202,7 @@ def test_host_is_asked_before_each_change_of_a_guest(booted: Boots, shell: FakeS
         f"change: write {pages} 512",
         f"change: guest {spec.uuid}",
         f"start {spec.uuid}",
+        ["cat", "/var/log/libvirt/qemu/barometer-guest-0.log"],
         f"echo 0 > {pages}",
     ]
 
