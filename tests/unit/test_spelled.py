@@ -120,7 +120,7 @@ def test_bare_commit_is_of_the_kernel_tree_one_stands_in(tmp_path: Path) -> None
         ("linux", "did you mean tree:linux, or dir:linux?"),
         ("", "is empty"),
         ("tree:~\0", "do not print"),
-        (f"tree:{'x' * 5000}", "there is no "),
+        (f"tree:{'x' * 300}", "there is no "),
     ],
 )
 def test_what_is_wrong_is_said_with_what_was_expected(here: Path, text: str, said: str) -> None:

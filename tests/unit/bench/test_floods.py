@@ -13,7 +13,7 @@ import pytest
 from tests.unit.bench.flooded import KINDS
 
 TOP = Path(__file__).parents[3]
-MOST_RSS, MOST_DISK, MOST_SECONDS = 250_000_000, 80 << 20, 10.0
+MOST_RSS, MOST_DISK = 250_000_000, 80 << 20
 REASONS = {
     "endless-line": "deadline", "answer": "output-flood", "errors": "output-flood",
     "wide-answer": "none", "trace": "none", "quoted": "host-start",
@@ -39,4 +39,3 @@ def test_flood_is_named_and_bounded(measured: dict[str, Any], kind: str) -> None
     assert found["reason"] == REASONS.get(kind, "console-flood")
     assert found["rss"] < MOST_RSS
     assert found["disk"] < MOST_DISK
-    assert found["seconds"] < MOST_SECONDS

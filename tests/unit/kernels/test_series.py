@@ -117,7 +117,7 @@ def test_missing_file_is_refused_with_what_is_near(
     assert "nor its folder" in refused(str(tmp_path / "none/x.patch")).message
 
 
-@pytest.mark.parametrize("item", ["a\0b", "x" * 5000, "/dev/null"])
+@pytest.mark.parametrize("item", ["a\0b", "x" * 300, "/dev/null"])
 def test_what_is_no_file_is_refused(item: str, refused: Callable[..., ScenarioError]) -> None:
     assert refused(item).reason == "no-such-series"
 
