@@ -198,7 +198,7 @@ def _qemu_log(name: str) -> str:
 
 def _save_qemu_log(host: Host, name: str, folder: Path) -> None:
     with contextlib.suppress(BarometerError):  # the host may be gone: that is what is reported
-        last = ["tail", "-c", str(LOG_BYTES), _qemu_log(name)]
+        last = f"tail -c {LOG_BYTES} {_qemu_log(name)}"
         (folder / "qemu.log").write_text(host.shell.run(last, limit=LOG_BYTES).stdout)
 
 

@@ -22,6 +22,7 @@ from orchestrator.bench.guestdisk import keys_disk
 from orchestrator.bench.host import Host
 from orchestrator.bench.hypervisor import Connection
 from orchestrator.bench.keys import RunKeys
+from orchestrator.bounded import LOG_BYTES
 from orchestrator.errors import BenchError
 from orchestrator.evidence import TrialWriter
 from orchestrator.factors import parse_scenarios
@@ -202,6 +203,7 @@ def test_host_is_asked_before_each_change_of_a_guest(booted: Boots, shell: FakeS
         f"change: write {pages} 512",
         f"change: guest {spec.uuid}",
         f"start {spec.uuid}",
+        f"tail -c {LOG_BYTES} /var/log/libvirt/qemu/barometer-guest-0.log",
         f"echo 0 > {pages}",
     ]
 
