@@ -161,8 +161,10 @@ def main() -> int:
     try:
         groups = read_groups()
         chosen = [groups.named(name) for name in given.prove or ()] or groups.all
-        session = Session(groups, read_proofs(), budget.read_budget(), Runner(RESULTS, tell))
-        return run_tests(session, mode, chosen)
+        runner = Runner(RESULTS, tell)
+        with budget.OtherWork(runner.prefix) as others:
+            session = Session(groups, read_proofs(), budget.read_budget(), runner, others.is_busy)
+            return run_tests(session, mode, chosen)
     except ValueError as exc:
         print(f"ci/test.sh: {exc}", file=sys.stderr)
         return 2

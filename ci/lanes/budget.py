@@ -4,15 +4,17 @@ the number there, in the open."""
 from __future__ import annotations
 
 import os
+import threading
+import time
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from ci.lanes.groups import ROOT
 
 FILE = ROOT / "ci/budget.toml"
 _TICKS = os.sysconf("SC_CLK_TCK")
+_LOOK_SECONDS = 5.0
 _BUSY_SHARE = 0.1
 """Of one CPU: from here on, what other work on this machine takes makes its times no measure."""
 
@@ -37,40 +39,65 @@ def exceeded(spent: Mapping[str, float], budget: Mapping[str, int]) -> list[str]
     return lines
 
 
-@dataclass
 class OtherWork:
-    """CPU seconds of the processes that were on this machine before."""
+    """CPU seconds of processes that are not of this run, while the block runs."""
 
-    before: dict[tuple[int, int], float]
-    """(process id, start time) -> CPU seconds."""
+    def __init__(self, marker: str) -> None:
+        """`marker`: words in the command line or the environment of all that this run starts and
+        that is nobody's child any more, as a QEMU under libvirt is."""
+        self._marker = marker.encode()
+        self.spent: dict[tuple[int, int], float] = {}
+        """(process id, start time) -> CPU seconds since the block began."""
+        self._before: dict[tuple[int, int], float] | None = None
+        self._begun = time.monotonic()
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._follow, daemon=True)
 
-    @classmethod
-    def begin(cls) -> OtherWork:
-        return cls(_cpu_seconds())
+    def __enter__(self) -> OtherWork:
+        self.look()
+        self._thread.start()
+        return self
 
-    def is_busy(self, elapsed: float) -> bool:
-        """Whether others used the CPUs since, so that nothing can be told by the clock."""
-        now = _cpu_seconds()
-        spent = sum(
-            now[process] - seconds for process, seconds in self.before.items() if process in now
-        )
-        return spent > _BUSY_SHARE * elapsed
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
 
+    def is_busy(self) -> bool:
+        """Whether others used the CPUs, so that nothing can be told by the clock."""
+        self.look()
+        return sum(self.spent.values()) > _BUSY_SHARE * (time.monotonic() - self._begun)
 
-def _cpu_seconds() -> dict[tuple[int, int], float]:
-    """Of all processes but this one and its ancestors. proc_pid_stat(5): fields 14 and 15 are user
-    and system time without children, 22 is the start."""
-    ours = set()
-    pid = os.getpid()
-    while pid > 1 and (fields := _stat(pid)):
-        ours.add(pid)
-        pid = int(fields[1])
-    found = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        process = int(folder.name)
-        if process not in ours and (fields := _stat(process)):
-            found[process, int(fields[19])] = (int(fields[11]) + int(fields[12])) / _TICKS
-    return found
+    def _follow(self) -> None:
+        while not self._ended.wait(_LOOK_SECONDS):
+            self.look()
+
+    def look(self) -> None:
+        """Take down what each has used by now. What begins later had used nothing before."""
+        seen = self._seen()
+        if self._before is None:
+            self._before = seen
+        for process, seconds in seen.items():
+            self.spent[process] = seconds - self._before.get(process, 0.0)
+
+    def _seen(self) -> dict[tuple[int, int], float]:
+        """CPU seconds of all processes but those of this run. proc_pid_stat(5): field 4 is the
+        parent, 14 and 15 are user and system time without children, 22 is the start."""
+        stats = {
+            int(folder.name): fields for folder in Path("/proc").glob("[0-9]*")
+            if (fields := _stat(int(folder.name)))
+        }  # fmt: skip
+        parents = {pid: int(fields[1]) for pid, fields in stats.items()}
+        ours = {os.getpid()}
+        while more := {pid for pid, parent in parents.items() if parent in ours} - ours:
+            ours |= more
+        above = os.getpid()
+        while (above := parents.get(above, 0)) > 1:  # what waits for this run
+            ours.add(above)
+        return {
+            (pid, int(fields[19])): (int(fields[11]) + int(fields[12])) / _TICKS
+            for pid, fields in stats.items()
+            if pid not in ours and self._marker not in _words(pid)
+        }
 
 
 def _stat(pid: int) -> list[str]:
@@ -79,3 +106,13 @@ def _stat(pid: int) -> list[str]:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return []
+
+
+def _words(pid: int) -> bytes:
+    """Command line and environment; empty where they may not be read."""
+    try:
+        return b"\0".join(
+            Path(f"/proc/{pid}/{name}").read_bytes() for name in ("cmdline", "environ")
+        )
+    except OSError:
+        return b""

@@ -58,6 +58,9 @@ class Runner:
 
     results: Path
     tell: Callable[[str], None]
+    prefix: str = field(default_factory=lambda: f"bt-{os.getpid():x}-")
+    """Begins the names of its processes' folders. What these start has it in its environment or on
+    its command line: TMPDIR is below."""
 
     def run(self, queue: Sequence[Process], at_once: int) -> Iterator[Finished]:
         """Run all of the queue in its order; yields each as it ends. Whatever ends this call,
@@ -89,7 +92,7 @@ class Runner:
         memory = Path("/dev/shm")
         where = memory if process.on_tmpfs and os.access(memory, os.W_OK) else None
         # short: sockets are below it, and their paths have 107 characters at most
-        folder = Path(tempfile.mkdtemp(prefix="bt-", dir=where))
+        folder = Path(tempfile.mkdtemp(prefix=self.prefix, dir=where))
         (folder / "tmp").mkdir()
         log, junit = self._files(process)
         junit.unlink(missing_ok=True)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import datetime
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ci.lanes import plan
-from ci.lanes.budget import OtherWork, exceeded
+from ci.lanes.budget import exceeded
 from ci.lanes.groups import Group, Groups
 from ci.lanes.processes import Finished, Process, Runner
 from ci.lanes.proofs import FILE, Proof, write_proofs
@@ -25,6 +25,8 @@ class Session:
     proofs: dict[str, Proof]
     budget: Mapping[str, int]
     runner: Runner
+    is_busy: Callable[[], bool]
+    """Whether other work than this run's used the CPUs."""
     file: Path = FILE
     """Where proofs are written."""
     wrong: list[str] = field(default_factory=list)
@@ -35,7 +37,6 @@ class Session:
     spent: dict[str, float] = field(default_factory=dict)
     """Lane of a landing -> seconds."""
     begun: float = field(default_factory=time.monotonic)
-    others: OtherWork = field(default_factory=OtherWork.begin)
 
     def run(self, processes: Sequence[Process]) -> None:
         for finished in self.runner.run(processes, plan.STREAMS):
@@ -107,7 +108,7 @@ class Session:
         for name, seconds in self.spent.items():
             print(f"  {seconds:7.1f} s  of {self.budget.get(name, 0)}  {name}")
         if over := exceeded(self.spent, self.budget):
-            if self.others.is_busy(elapsed):
+            if self.is_busy():
                 print(
                     "over budget, on a machine that was busy with other work:", *over, sep="\n  "
                 )

@@ -15,6 +15,7 @@ from orchestrator.bench.keys import RunKeys
 from orchestrator.bench.mapagent import agent_request, gathered
 from orchestrator.bench.tracer import FAULT, armed_tracer
 from orchestrator.bounded import TRACE_BYTES
+from orchestrator.errors import BenchError
 from orchestrator.evidence import TrialWriter, write_json
 from orchestrator.progress import Progress
 from orchestrator.scenario import ARMS, GIB, Pass, Point, Scenario
@@ -95,7 +96,8 @@ def settle(host: Host, scenario: Scenario, *, trial: TrialWriter, progress: Prog
             there = host.shell.run(["ls", *_HOUSEKEEPING], check=False).stdout.split()
             for path in there:
                 if path not in arms:
-                    host.change.write(path, _HOUSEKEEPING[path])
+                    with contextlib.suppress(BenchError):  # a kernel that will not: no harm
+                        host.change.write(path, _HOUSEKEEPING[path])
             host.shell.run(
                 f"sleep {scenario.nested.settle}", timeout=600, doing="letting the host settle"
             )

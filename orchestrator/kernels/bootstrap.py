@@ -24,7 +24,7 @@ def debian_tar(
     settings = [line for line in own_settings() if "Proxy" in line or "Check" in line]
     run(
         # it cleans up after itself when it is told to end, also by the end of this process
-        ["setpriv", "--pdeathsig", "TERM",
+        ["setpriv", "--pdeathsig", "TERM", *_own_mounts(),
          "mmdebstrap", "--variant=minbase", "--architectures=amd64", "--format=tar",
          "--include", ",".join(recipe["packages"]),
          *[f"--dpkgopt=path-exclude={pattern}" for pattern in recipe["exclude"]],
@@ -44,6 +44,16 @@ def inside() -> list[str]:
     """What a command that makes files of other owners begins with: nothing for root, else a user
     namespace (subuid(5) ranges), which is how mmdebstrap makes a tar, too."""
     return [] if os.geteuid() == 0 else ["unshare", "--map-auto", "--map-root-user"]
+
+
+def _own_mounts() -> list[str]:
+    """What mmdebstrap begins with as root: a mount namespace, with which its mounts are gone when
+    it is killed. They would stay below the cache else: /proc, /sys and device nodes, in a folder
+    that is to be removed."""
+    # a container's root may not; mmdebstrap mounts nothing there
+    asked = ["sh", "-c", "unshare --mount true 2>/dev/null && echo may || :"]
+    may = os.geteuid() == 0 and run(asked, doing="asking for a mount namespace").stdout
+    return ["unshare", "--mount"] if may else []
 
 
 def _scratch(folder: Path) -> str:

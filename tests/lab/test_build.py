@@ -43,6 +43,17 @@ materialised(getattr(scenario, kind).model_validate_json(text), Cache(), Progres
 """
 
 
+ROOT = """
+import sys
+from pathlib import Path
+from orchestrator.kernels.bootstrap import debian_tar
+
+recipe = {"suites": ["trixie"], "packages": ["busybox"], "exclude": []}
+hooks = ['echo $$ > "$1"/../hook; mv "$1"/../hook "$1"/../inside; sleep 600']
+debian_tar(Path(sys.argv[1]) / "root.tar", recipe, doing="a root to be killed", hooks=hooks)
+"""
+
+
 @dataclass(frozen=True)
 class Sources:
     """A kernel's source: Debian's, or a tarball that is pared down."""
@@ -278,3 +289,16 @@ def build_of(runner: int, at_once: int) -> str | None:
         if above.parent == str(runner):
             namespaces.append(process.namespace)
     return namespaces[0] if len(namespaces) >= at_once else None
+
+
+@pytest.mark.full
+def test_killed_root_leaves_no_mounts(tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", ROOT, str(tmp_path)]) as process:
+        while not (found := [*tmp_path.rglob("inside")]):
+            assert process.poll() is None
+            time.sleep(0.1)
+        hook = int(found[0].read_text())
+        assert str(tmp_path) in Path(f"/proc/{hook}/mounts").read_text()  # what may be left
+        subprocess.run(["pkill", "-KILL", "--session", str(os.getsid(hook))], check=True)
+        assert process.wait(60)
+    assert str(tmp_path) not in Path("/proc/self/mounts").read_text()

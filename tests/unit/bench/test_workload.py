@@ -267,6 +267,19 @@ def test_housekeeping_that_the_kernel_does_not_have_is_not_written(
     assert shell.ran == ["ls", "change: write /proc/sys/vm/stat_interval 86400", "sleep 1"]
 
 
+def test_housekeeping_that_the_kernel_refuses_is_let_be(
+    shell: FakeShell, trial: TrialWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = host_of(shell)
+
+    def refuse(*_: object) -> None:
+        raise BenchError("Invalid argument", reason="setting-refused")
+
+    monkeypatch.setattr(host.change, "write", refuse)
+    settle(host, map_scenario("host.settle=1"), trial=trial, progress=Progress())
+    assert shell.ran == ["ls", "sleep 1"]
+
+
 def test_housekeeping_that_an_arm_sets_is_left_to_it(shell: FakeShell, trial: TrialWriter) -> None:
     path = "/proc/sys/vm/stat_interval"
     chosen = map_scenario(f'arms.candidate.sysfs={{"{path}" = 1}}')

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -32,27 +34,38 @@ def test_what_is_no_number_of_seconds_is_refused(tmp_path: Path, number: str) ->
         read_budget(file)
 
 
-def test_work_of_others_is_told_from_ours() -> None:
-    loop = [sys.executable, "-c", "while True: pass"]
-
-    def cpu_seconds(process: subprocess.Popen[bytes]) -> float:
-        fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-    def until_it_used(process: subprocess.Popen[bytes], seconds: float) -> None:
-        while cpu_seconds(process) < seconds:
-            time.sleep(0.02)
-
-    with subprocess.Popen(loop) as before:
+@pytest.mark.parametrize(
+    ("child", "words", "counts"),
+    [(True, "", False), (False, "of-this-run", False), (False, "of-another", True)],
+    ids=["child", "orphan-of-ours", "others"],
+)
+def test_processes_of_others_are_told_from_ours(child: bool, words: str, counts: bool) -> None:
+    sleep = [sys.executable, "-c", "import time; time.sleep(600)", words]
+    # a shell that ends leaves its child to another parent
+    command = sleep if child else ["sh", "-c", f"{shlex.join(sleep)} > /dev/null & echo $!"]
+    with (
+        OtherWork("of-this-run") as others,
+        subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process,
+    ):
+        assert process.stdout is not None
+        pid = process.pid if child else int(process.stdout.readline())
         try:
-            until_it_used(before, 0.1)
-            others = OtherWork.begin()
-            with subprocess.Popen(loop) as ours:
-                try:
-                    until_it_used(before, 0.5)
-                finally:
-                    ours.kill()
-            assert others.is_busy(elapsed=1)  # 0.4 CPU seconds in one
-            assert not others.is_busy(elapsed=1000)
+            others.look()
+            assert (pid in {seen for seen, _ in others.spent}) == counts
         finally:
-            before.kill()
+            os.kill(pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize(("later", "busy"), [(11.0, True), (10.5, False)])
+def test_machine_is_busy_by_what_others_used_since(
+    later: float, busy: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter([100.0, 110.0])
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    # one that is gone, one that goes on, and one that begins and is gone before the end
+    seen = iter([{(1, 1): 50.0, (2, 1): 10.0}, {(2, 1): later, (3, 1): 0.4}, {(2, 1): later}])
+    monkeypatch.setattr(OtherWork, "_seen", lambda _: next(seen))
+    others = OtherWork("")
+    others.look()
+    others.look()
+    assert others.is_busy() == busy

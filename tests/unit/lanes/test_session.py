@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from ci.lanes.budget import OtherWork
 from ci.lanes.groups import Group, Groups
 from ci.lanes.processes import Finished, Process, Runner
 from ci.lanes.proofs import Proof, read_proofs
@@ -55,8 +54,9 @@ class Made(Runner):
 def session(tmp_path: Path) -> Session:
     proofs = {"a": OLD, "b": OLD}
     return Session(
-        Groups((A, B), ()), proofs, {"hosts": 10}, Made(tmp_path), tmp_path / "proofs.toml"
-    )
+        Groups((A, B), ()), proofs, {"hosts": 10}, Made(tmp_path), lambda: False,
+        tmp_path / "proofs.toml",
+    )  # fmt: skip
 
 
 def prove(session: Session, before: dict[str, str] = CONTENT) -> dict[str, Proof]:
@@ -123,9 +123,9 @@ def test_group_without_known_packages_is_not_proven(session: Session) -> None:
 
 @pytest.mark.parametrize(("busy", "code"), [(False, 1), (True, 0)])
 def test_lane_over_budget_fails_unless_the_machine_was_busy(
-    session: Session, busy: bool, code: int, monkeypatch: pytest.MonkeyPatch
+    session: Session, busy: bool, code: int
 ) -> None:
-    monkeypatch.setattr(OtherWork, "is_busy", lambda *_: busy)
+    session.is_busy = lambda: busy
     add(session, "hosts", {"a": PASSED}, seconds=11)
     session.run([])
     assert session.end() == code

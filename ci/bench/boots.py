@@ -1,0 +1,155 @@
+"""Emulated guest boots on a busy machine: how often the bench fails, and how long they take.
+
+    ci/bench/boots.py VARIANT ... [--boots 30] [--busy 2] [--out DIR] [--begun-again]
+
+Variants are in VARIANTS; the runner's QEMU is the one on PATH. Each host carries three guests, one
+after the other; the arms take turns. `--busy`: so many loops run beside. A failed trial counts as
+one failure of one boot, and is not begun again unless `--begun-again` says so. The evidence of
+failed trials stays in DIR. Prints a line for each host and a table at the end; results.jsonl has a
+line for each host, to which another run with the same DIR adds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from orchestrator.bench import hypervisor
+from orchestrator.bench.state import bench_state
+from orchestrator.cache import Cache
+from orchestrator.errors import BarometerError
+from orchestrator.evidence import RunDir, TrialDir
+from orchestrator.plan import PlannedTrial
+from orchestrator.prepare import plan_facts, prepare
+from orchestrator.progress import Progress
+from orchestrator.run import Bench, run_trial, run_until_it_counts
+from orchestrator.scenario import ARMS, Pass, load_scenario
+
+SCENARIO = Path(__file__).parents[2] / "fixtures/scenarios/small.toml"
+PASSES: tuple[Pass, ...] = ("plain",) * 3
+"""A guest boot each, on one host."""
+QUIET = "guest.cmdline=quiet"
+VARIANTS: dict[str, tuple[str, ...]] = {
+    "today": (),
+    "1-cpu": ("host.cpus=1",),
+    "nohz-off": ("host.cmdline=nohz=off",),
+    "1-cpu-nohz-off": ("host.cpus=1", "host.cmdline=nohz=off"),
+    "no-watchdogs": ("host.cmdline=nowatchdog rcupdate.rcu_cpu_stall_suppress=1",),
+    "no-hpet": ("host.cmdline=hpet=disable",),
+    "guest-2-cpus": ("guest.cpus=2",),
+}
+
+
+@contextlib.contextmanager
+def busy(loops: int) -> Iterator[None]:
+    processes = [
+        subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(loops)
+    ]
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+def boot_hosts(variant: str, boots: int, out: Path, *, begun_again: bool) -> list[dict[str, Any]]:
+    """What became of each host of a variant, until there were so many guest boots."""
+    scenario, text = load_scenario(SCENARIO, ["expect={}", QUIET, *VARIANTS[variant]])
+    cache, progress = Cache(), Progress()
+    prepared = prepare(scenario, cache, progress)
+    run = RunDir.create(out / variant, text, plan_facts(scenario, prepared))
+    rows: list[dict[str, Any]] = []
+    run_one = run_until_it_counts if begun_again else run_trial
+    with (
+        bench_state() as state,
+        hypervisor.embedded(state.folder / "libvirt", cache.folder("libvirt")) as libvirt,
+    ):
+        bench = Bench(scenario, prepared, run, state, libvirt, progress)
+        first = 1 + max((int(trial.name[:4]) for trial in run.trials_path.glob("*")), default=0)
+        while sum(row["boots"] for row in rows) < boots:
+            number = first + len(rows)
+            arm = ARMS[number % 2]
+            planned = PlannedTrial(number, number, arm, PASSES)
+            load, started, error = os.getloadavg()[0], time.monotonic(), None
+            try:
+                run_one(bench, planned)
+            except BarometerError as exc:
+                error = exc
+            trial = TrialDir.open(run.trials_path / planned.name)
+            stages = {s["name"]: s["seconds"] for s in trial.manifest["stages"]}
+            ended = [s["seconds"] for s in trial.manifest["stages"]
+                     if s["name"].startswith("guest-") and s["outcome"] == "ok"]  # fmt: skip
+            row = {
+                "variant": variant, "arm": arm, "load": load,
+                "seconds": round(time.monotonic() - started, 1),
+                "host_seconds": stages.get("host-boot"), "guest_seconds": ended,
+                "boots": len(trial.manifest["guests"]),
+                "reason": error.reason if error else "",
+                "charged": type(error).__name__ if error else "",
+                "repeated": trial.manifest["repeated"],
+            }  # fmt: skip
+            rows.append(row)
+            with (out / "results.jsonl").open("a") as file:
+                file.write(json.dumps(row) + "\n")
+            print(json.dumps(row), flush=True)
+            if not error:
+                shutil.rmtree(trial.path)
+    return rows
+
+
+def table_of(rows: list[dict[str, Any]]) -> str:
+    lines = [
+        "| variant | hosts | guest boots | failed | reasons | begun again | guest boot, s: median"
+        " (range) | host boot, s |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for variant in dict.fromkeys(row["variant"] for row in rows):
+        some = [row for row in rows if row["variant"] == variant]
+        guests = [s for row in some for s in row["guest_seconds"]]
+        hosts = [row["host_seconds"] for row in some if row["host_seconds"] is not None]
+        reasons = Counter(row["reason"] for row in some if row["reason"])
+        again = sum(len(row["repeated"]) for row in some)
+        said = ", ".join(f"{n} {reason}" for reason, n in reasons.items()) or "-"
+        spread = (
+            f"{statistics.median(guests):.1f} ({min(guests):.1f} to {max(guests):.1f})"
+            if guests
+            else "-"
+        )
+        host = f"{statistics.median(hosts):.1f}" if hosts else "-"
+        lines.append(
+            f"| {variant} | {len(some)} | {sum(row['boots'] for row in some)} "
+            f"| {sum(reasons.values())} | {said} | {again} | {spread} | {host} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("variants", nargs="+", choices=VARIANTS, metavar="VARIANT")
+    parser.add_argument("--boots", type=int, default=30)
+    parser.add_argument("--busy", type=int, default=2)
+    parser.add_argument("--out", type=Path, default=Path("boots"))
+    parser.add_argument("--begun-again", action="store_true")
+    given = parser.parse_args()
+    given.out.mkdir(parents=True, exist_ok=True)
+    with busy(given.busy):
+        for variant in given.variants:
+            boot_hosts(variant, given.boots, given.out, begun_again=given.begun_again)
+    rows = [json.loads(line) for line in (given.out / "results.jsonl").read_text().splitlines()]
+    print(table_of(rows))
+
+
+if __name__ == "__main__":
+    main()
