@@ -38,7 +38,8 @@ _QUOTED_LINES = 100
 _QUOTED_CHARACTERS = 500
 _GAP_CHARACTERS = 50
 """For how much is missing."""
-_MESSAGE_CHARACTERS = 4000
+_MESSAGE_CHARACTERS = 20_000
+"""A user's own words, as a path's, are among them: as long as a name can be, and twice."""
 
 
 class Excerpt:

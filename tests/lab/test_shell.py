@@ -118,7 +118,7 @@ def test_program_that_prints_without_end_is_given_up(shell: Shell, to: str) -> N
 
 
 _FLOODED = """
-import pathlib, resource, sys
+import pathlib, sys
 from orchestrator.bench.shell import connected
 from orchestrator.errors import BenchError
 from tests.lab.sshd import USER, server_in, serving
@@ -134,7 +134,8 @@ with (
             print(exc.reason)
     with shell.stream(["head", "-c", "300000000", "/dev/zero"], timeout=60) as lines:
         print(len(list(lines)))
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+status = pathlib.Path("/proc/self/status").read_text()
+print(next(line.split()[1] for line in status.splitlines() if "VmHWM" in line))
 """
 
 

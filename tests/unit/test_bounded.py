@@ -45,7 +45,8 @@ def test_excerpt_has_the_first_and_the_last_lines_and_counts_the_rest(
     head, _, rest = excerpt.content().partition(b"... ")
     count, _, tail = rest.partition(b" lines left out ...\n")
     size, lines = map(int, count.split(b" bytes, "))
-    begun = head if said.startswith(head) else head.removesuffix(b"\n")
+    is_whole = len(head) + size + len(tail) == len(said)
+    begun = head if is_whole else head.removesuffix(b"\n")
     assert said.startswith(begun)
     assert said.endswith(tail)
     assert len(begun) + size + len(tail) == len(said)
@@ -73,7 +74,7 @@ def test_short_words_are_quoted_as_they_are(text: str) -> None:
         assert quoted(text) == text
 
 
-@given(st.lists(st.integers(0, 2000), max_size=400))
+@given(st.lists(st.integers(1, 2000), max_size=400))
 def test_quoted_words_are_few_and_short(lengths: list[int]) -> None:
     text = "\n".join("x" * length for length in lengths)
     lines = quoted(text).splitlines()
@@ -85,8 +86,8 @@ def test_quoted_words_are_few_and_short(lengths: list[int]) -> None:
 
 def test_errors_quote_little_of_what_a_machine_says() -> None:
     error = BenchError("m" * 10**6, evidence="z" * 30_000_000, reason="x")
-    assert len(str(error)) < 6000
-    assert len(error.args[0]) < 6000
+    assert len(str(error)) < 25_000
+    assert len(error.args[0]) <= 20_000
     assert str(30_000_000 - error.evidence.count("z")) in error.evidence
     again = BenchError(error.message, evidence=error.evidence)
     assert (again.message, again.evidence) == (error.message, error.evidence)

@@ -21,6 +21,7 @@ import typer
 from orchestrator import __version__, cli, doctor, judge, matrix
 from orchestrator.analysis import boot
 from orchestrator.analysis.timeline import Timeline, to_json
+from orchestrator.bench.keeper import LeftError
 from orchestrator.cache import Cache
 from orchestrator.cli import _run
 from orchestrator.errors import BenchError
@@ -1314,6 +1315,12 @@ def test_failure_to_put_back_is_the_benchs(
     def fails(*_: object, **__: bool) -> bool:
         raise BenchError("gpu1 could not be put back as it was", reason="not-put-back")
 
+    def leaves(*_: object, **__: bool) -> bool:
+        raise LeftError("gpu1 is put back, but for what it lists", reason="unreadable")
+
+    monkeypatch.setattr(cli, "recover_host", leaves)
+    assert barometer("recover", "gpu1") == 4
+    capsys.readouterr()
     monkeypatch.setattr(cli, "recover_host", fails)
     assert barometer("recover", "gpu1") == 3
     assert capsys.readouterr().err == "barometer: error: gpu1 could not be put back as it was\n"

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -153,7 +152,9 @@ def measured(kind: str, folder: Path) -> dict[str, object]:
     except BarometerError as exc:
         reason = exc.reason
     disk = sum(file.stat().st_blocks * 512 for file in folder.rglob("*") if file.is_file())
-    rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+    # ru_maxrss has that of the process which started this one, from before its exec
+    status = Path("/proc/self/status").read_text()
+    rss = int(next(line.split()[1] for line in status.splitlines() if "VmHWM" in line)) << 10
     return {"reason": reason, "rss": rss, "disk": disk}
 
 

@@ -184,7 +184,7 @@ def test_console_that_floods_is_bounded_on_the_disk_in_each_boot(tmp_path: Path)
 
 
 def test_errors_of_a_console_that_floods_are_bounded(tmp_path: Path) -> None:
-    script = "head -c 20000000 /dev/zero >&2; echo denied >&2; exit 3"
+    script = "head -c 200000 /dev/zero >&2; echo denied >&2; exit 3"
     with pytest.raises(BenchError) as caught, running(script, tmp_path):
         pass
     assert caught.value.evidence.endswith("denied")

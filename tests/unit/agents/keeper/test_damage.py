@@ -16,7 +16,7 @@ import pytest
 from hypothesis import event, given
 from hypothesis import strategies as st
 
-from keeper import boot, deadman, kinds, leftovers, means, records
+from keeper import boot, deadman, kinds, leftovers, means, records, set_aside
 from keeper import journal as journals
 from keeper import machine as real
 from keeper.steps import KINDS
@@ -434,6 +434,45 @@ def test_driver_may_have_any_name(held: Machine, driver: str | None) -> None:
     assert held.driver("0000:05:00.0") == driver
 
 
+def test_folder_that_is_not_the_files_is_not_removed(held: Machine) -> None:
+    (held.root / "srv").mkdir()
+    (held.root / "boot/a").mkdir()
+    link = entry("link", path="/boot/a/b", target="/boot/c", made=["/srv", "/boot/a"])
+    append(held, records.seal(link) + b"\n")
+    assert recovered(held)["failed"] == []
+    assert (held.root / "srv").exists()
+    assert not (held.root / "boot/a").exists()
+
+
+def test_file_that_was_cut_off_is_as_before(held: Machine) -> None:
+    before = held.text("/boot/grub/custom.cfg")
+    held.put("/boot/grub/custom.cfg", f"{before}{MINE}".encode(), 0o644)
+    os.truncate(held.root / "boot/grub/custom.cfg", len(before) + 10)
+    recovered(held)
+    assert held.text("/boot/grub/custom.cfg") == before
+
+
+def test_journal_that_is_too_long_and_cannot_be_set_aside_is_not_cut(
+    held: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held.done("write", path=THP, value="always")
+    journal = held.root / JOURNAL[1:]
+    monkeypatch.setattr(journals, "_LONGEST", journal.stat().st_size + 100)
+    append(held, b"\n" * 1000)
+    before = journal.read_bytes()
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(set_aside, "keep", full)
+        assert {f["kind"] for f in held.done("putback", volatile=False)["failed"]} == {
+            "journal", "write",
+        }  # fmt: skip
+    assert journal.read_bytes() == before
+    assert recovered(held)["done"] == [f"{THP}: defer"]
+
+
 def test_every_kind_says_what_to_do_by_hand() -> None:
     assert kinds.RECORDS.keys() == KINDS.keys()
 
@@ -498,6 +537,14 @@ def test_what_is_named_as_a_lease_and_is_none_holds_nothing(machine: Machine, na
     machine.acquire()
     machine.done("renew")
     machine.done("release")
+
+
+def test_lease_under_the_name_of_another_is_none(machine: Machine) -> None:
+    first = machine.acquire()["token"]
+    folder = machine.root / "var/lib/barometer"
+    (folder / f"lease-{first}.json").rename(folder / f"lease-{first + 1}.json")
+    assert machine.acquire(owner=OTHER)["token"] > first + 1
+    assert len([*folder.glob("lease-*")]) == 1
 
 
 @share(0.3)
@@ -602,6 +649,14 @@ def test_entries_of_another_live_lease_are_left(machine: Machine) -> None:
     machine.acquire(resources=["0000:5e:00.0"], owner=OTHER)
     assert machine.done("putback", volatile=False) == {"done": [], "failed": []}
     assert outside(machine) == before
+
+
+def test_environment_block_that_grubs_own_program_refuses_is_put_back(held: Machine) -> None:
+    held.done("original")
+    ACTIONS["grub"](held)
+    damage(held, "/boot/grub/grubenv", lambda block: b"x" + block[1:])
+    assert recovered(held)["failed"] == []
+    assert means.grub_variable("/boot/grub", "next_entry") is None
 
 
 def test_damaged_environment_block_keeps_its_length_and_its_other_lines(held: Machine) -> None:
