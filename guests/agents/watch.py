@@ -9,7 +9,7 @@ CLOCK_MONOTONIC nanoseconds of this host:
     E <ns> console                          QEMU connected its serial port
     C <ns> "text"                           a line of the console, when its end arrived
     E <ns> started {"pid": N, "start_ns": S} QEMU's process, and when it began (10 ms steps)
-    E <ns> mark                             the console line that has MARK in it
+    E <ns> mark                             the console line that begins with MARK
     E <ns> tables <bytes>                   QEMU's page tables (VmPTE) then
     E <ns> threads [N, ...]                 QEMU's threads then
     E <ns> ssh                              the guest's SSH server sent its banner
@@ -126,7 +126,7 @@ class Watch:
                     while self.until_kernel:
                         with contextlib.suppress(OSError):  # not there: it was not armed
                             self.until_kernel.pop().write_text("0")
-                if self.mark in line:
+                if line.startswith(self.mark):
                     say("E", "mark", now)
                     if (tables := page_table_bytes(self.pid)) is not None:
                         say("E", f"tables {tables}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -14,17 +13,15 @@ from pathlib import Path
 from orchestrator.bench.accel import Accel
 from orchestrator.bench.changes import Changes
 from orchestrator.bench.hypervisor import Connection
+from orchestrator.bench.kernelwatch import KernelWatch
 from orchestrator.bench.shell import ConnectionLostError, Shell
 from orchestrator.command import tail
 from orchestrator.errors import ArmFailedError, BarometerError, BenchError
+from orchestrator.faults import fault_of
+from orchestrator.kernelreports import STALLS, KernelReport
 from orchestrator.scenario import is_emulated
 
 log = logging.getLogger("barometer.console")
-
-PANIC = re.compile(
-    r"Kernel panic - not syncing|kernel BUG at |BUG: unable to handle|BUG: kernel NULL|Oops: "
-)
-"""A console line that says the kernel is beyond help; a lockup warning after a long map is not."""
 
 RUN_AGAIN = "run it again with the same --out: trials that the bench failed are repeated"
 """What to do about a failure of the emulator."""
@@ -81,6 +78,8 @@ class Host:
     payload: str
     """Folder on the host with guest/vmlinuz, guest/initramfs and agents/."""
     console: Console
+    kernel: KernelWatch
+    """What its kernel reports about itself."""
     alive: Callable[[], bool]
     """Raises BenchError where that cannot be told: a machine that does not answer any more."""
     crash: Callable[[], str]
@@ -115,11 +114,17 @@ class Host:
 
     def check(self) -> None:
         """Raises ArmFailedError when the kernel under test has oopsed or the machine is gone,
-        BenchError when that is because what the machine runs in has crashed, and as `alive`."""
-        if (found := PANIC.search(self.console.text())) is not None:
+        BenchError when that is because what the machine runs in has crashed, or when it hangs, and
+        as `alive`."""
+        if (found := self.kernel.broken()) is not None:
             raise ArmFailedError(
-                f"the host's kernel {self.release} is broken: {found[0]}",
-                evidence=self.console.tail(), reason="host-panic",
+                f"the host's kernel {self.release} is broken: {found.line}",
+                evidence=evidence(found, self.console), reason=panic_reason(found),
+            )  # fmt: skip
+        if (hung := self.kernel.hung) is not None:
+            raise BenchError(
+                f"the host hangs: its QEMU uses no CPU, and its kernel reports: {hung.line}",
+                evidence=evidence(hung, self.console), reason="host-hung-task",
             )  # fmt: skip
         if not self.alive():
             if words := self.crash():
@@ -138,13 +143,24 @@ class Host:
         return ["python3", "-I", f"{self.payload}/agents/{name}.py", *arguments]
 
 
+def evidence(report: KernelReport, console: Console) -> str:
+    """A kernel's report, and the end of its console."""
+    end = console.tail()
+    return end if report.line in end.splitlines() else f"{report.line}\n{end}"
+
+
+def panic_reason(report: KernelReport) -> str:
+    return "host-no-timer" if report.kind == "no-timer" else "host-panic"
+
+
 @contextlib.contextmanager
-def charged_to_the_arm(host: Host) -> Iterator[None]:
-    """The kernel is proven: where it has oopsed or its machine is gone, a failure is the arm's;
-    but for a crash of the QEMU that it runs in."""
+def explained_by_the_host(host: Host) -> Iterator[None]:
+    """Raises for what befell the host, in place of what followed from it: its kernel has oopsed or
+    hangs, its machine is gone, or an undecided failure came with a stall under emulation."""
+    before = len(host.kernel.reports())
     try:
         yield
-    except BenchError as exc:
+    except (ArmFailedError, BenchError) as exc:
         lost = host.ours and isinstance(exc, ConnectionLostError)
         end = time.monotonic() + _DYING_SECONDS
         try:
@@ -154,4 +170,11 @@ def charged_to_the_arm(host: Host) -> Iterator[None]:
                 host.check()
         except BarometerError as why:
             raise why from exc
+        stalls = [r for r in host.kernel.reports()[before:] if r.kind in STALLS]
+        if host.emulated and stalls and fault_of(exc.reason).charge == "undecided":
+            raise BenchError(
+                f"the emulated host stood still, and then: {exc.message}",
+                evidence=f"{stalls[0].line}\n{exc.evidence}", reason=f"host-{stalls[0].kind}",
+                hint=RUN_AGAIN,
+            ) from exc  # fmt: skip
         raise

@@ -147,6 +147,10 @@ class Shell:
     def alive(self) -> bool:
         return self._transport.is_active()
 
+    def close(self) -> None:
+        """End the connection, and with it whatever waits for an answer, in any thread."""
+        self._transport.close()
+
     def channel_to(self, port: int, timeout: float) -> paramiko.Channel:
         """A TCP connection to 127.0.0.1:`port` as seen from there (`direct-tcpip`).
 

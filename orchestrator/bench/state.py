@@ -155,17 +155,23 @@ def _remove_shm(names: list[str]) -> list[str]:
 
 def _end_machines(uuids: list[str]) -> list[int]:
     """Kill the QEMU processes that run a domain with one of the UUIDs, and wait for their end."""
-    ours = []
-    for process in Path("/proc").glob("[0-9]*"):
-        words = _command_line(int(process.name))
-        if "qemu-system" in words[0] and any(uuid in words for uuid in uuids):
-            ours.append(int(process.name))
+    ours = qemu_processes(uuids)
     for pid in ours:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.kill(pid, signal.SIGKILL)
     deadline = time.monotonic() + 10
     while any(process_start(pid) for pid in ours) and time.monotonic() < deadline:
         time.sleep(0.05)
+    return ours
+
+
+def qemu_processes(uuids: list[str]) -> list[int]:
+    """Ids of the QEMU processes that run a domain with one of the UUIDs."""
+    ours = []
+    for process in Path("/proc").glob("[0-9]*"):
+        words = _command_line(int(process.name))
+        if "qemu-system" in words[0] and any(uuid in words for uuid in uuids):
+            ours.append(int(process.name))
     return ours
 
 

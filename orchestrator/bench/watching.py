@@ -12,23 +12,28 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from orchestrator.bench.host import PANIC, Host
+from orchestrator.bench.host import Host
 from orchestrator.bench.shell import ConnectionLostError
 from orchestrator.bench.tracer import MARKER, UNTIL_KERNEL
 from orchestrator.bench.waiting import Stall, until
 from orchestrator.command import tail
 from orchestrator.errors import ArmFailedError
+from orchestrator.kernelreports import STALLS, KernelReports
 from orchestrator.progress import Progress
 from orchestrator.scenario import GIB
 
 log = logging.getLogger("barometer.console")
 
-BOOT_MARK = "barometer: boot mark"
-"""What a guest's first program says on its console."""
 _HOUR = 3600.0
 _IDLE_SECONDS = 45.0
 _IDLE_SHARE = 0.2
 _NO_SSH_SECONDS = {True: 90.0, False: 30.0}
+
+
+def boot_mark(token: str) -> str:
+    """What the line begins with that a guest's first program writes to its console; nobody else
+    knows the token."""
+    return f"barometer: boot mark {token},"
 
 
 class Watched:
@@ -40,6 +45,8 @@ class Watched:
         self._events: dict[str, str] = {}
         self._console: list[str] = []
         self.console_bytes = 0
+        self.kernel = KernelReports()
+        """What the guest's kernel reports about itself."""
         self._cpu: deque[tuple[float, float]] = deque(maxlen=60)
         self.ended = False
         self.error: Exception | None = None
@@ -67,6 +74,7 @@ class Watched:
         if kind == "C":
             text = json.loads(rest)
             self._console.append(text)
+            self.kernel.take(text + "\n")
             self._log.write(text + "\n")
             log.debug("guest| %s", text)
             self.console_bytes += len(text) + 1
@@ -103,9 +111,12 @@ class Watched:
 
 
 @contextmanager
-def watching(host: Host, name: str, folder: Path, *, traced: bool) -> Iterator[Watched]:
+def watching(
+    host: Host, name: str, folder: Path, *, token: str, traced: bool
+) -> Iterator[Watched]:
+    """`token`: of the guest's marks."""
     more = (MARKER, *UNTIL_KERNEL) if traced else ()
-    argv = host.agent("watch", f"/run/libvirt/qemu/{name}.pid", BOOT_MARK, *more)
+    argv = host.agent("watch", f"/run/libvirt/qemu/{name}.pid", boot_mark(token), *more)
     # an hour without a word, progress lines included, means that the host is gone
     with contextlib.ExitStack() as stack, host.shell.stream(argv, timeout=_HOUR) as lines:
         watched = Watched(lines, folder)
@@ -127,15 +138,21 @@ class Limits:
         base, for_each_gib = (120.0, 12.0) if host.slow else (30.0, 2.0)
         self.silent_seconds = base + for_each_gib * bar / GIB
         self._stall = Stall()
+        self.is_ending = False
+        """The guest was told to power down, and said that it would."""
 
     def check(self, waiting_for: str, *, stall: bool = True) -> None:
         """Raises what ended the boot; with `stall`, also when it gets nowhere."""
         self.host.check()
-        console = self.watched.text()
-        if (found := PANIC.search(console)) is not None:
-            raise self.failed(f"the guest's kernel is broken: {found[0]}", "guest-panic")
+        if (found := self.watched.kernel.broken()) is not None:
+            raise self.failed(
+                f"the guest's kernel is broken: {found.line}",
+                reason="guest-no-timer" if found.kind == "no-timer" else "guest-panic",
+            )
         if self.watched.event("exit") is not None:
-            raise self.failed(f"the guest ended while waiting for: {waiting_for}", "guest-ended")
+            raise self.failed(
+                f"the guest ended while waiting for: {waiting_for}", reason="guest-ended"
+            )
         if isinstance(self.watched.error, OSError):
             raise self.watched.error
         if self.watched.ended:
@@ -144,17 +161,23 @@ class Limits:
         if not stall:
             return
         if silent > _IDLE_SECONDS and self.watched.idle(_IDLE_SECONDS):
-            raise self.failed(
-                f"the guest hangs, idle: no console line for {silent:.0f} s and no CPU used, "
-                f"waiting for: {waiting_for}", "guest-hang",
-            )  # fmt: skip
+            raise self._hangs(
+                f"idle: no console line for {silent:.0f} s and no CPU used", waiting_for
+            )
         if silent > self.silent_seconds:
-            raise self.failed(
-                f"the guest hangs, busy: no console line for {silent:.0f} s, "
-                f"waiting for: {waiting_for}", "guest-hang",
-            )  # fmt: skip
+            raise self._hangs(f"busy: no console line for {silent:.0f} s", waiting_for)
 
-    def failed(self, message: str, reason: str) -> ArmFailedError:
+    def _hangs(self, how: str, waiting_for: str) -> ArmFailedError:
+        message = f"the guest hangs, {how}, waiting for: {waiting_for}"
+        stalls = [report for report in self.watched.kernel.all() if report.kind in STALLS]
+        if stalls:
+            return self.failed(f"{message}; {stalls[0].line}", reason="guest-stall")
+        # "exit" is waited for after the guest was told to power down
+        if self.is_ending:
+            return self.failed(message, reason="guest-end-hang")
+        return self.failed(message, reason="guest-hang")
+
+    def failed(self, message: str, *, reason: str) -> ArmFailedError:
         return ArmFailedError(message, evidence=tail(self.watched.text(), 25), reason=reason)
 
 

@@ -6,7 +6,7 @@ from typing import cast
 
 import pytest
 
-from orchestrator.bench.host import PANIC, Console, Host, charged_to_the_arm
+from orchestrator.bench.host import PANIC, Console, Host, explained_by_the_host
 from orchestrator.bench.shell import ConnectionLostError
 from orchestrator.errors import ArmFailedError, BenchError
 from tests.unit.recorded import FAILED, MEASURED, RUN
@@ -97,7 +97,7 @@ class Dying:
 
 
 def charged(dying: Dying) -> BenchError:
-    with pytest.raises(BenchError) as caught, charged_to_the_arm(cast(Host, dying)):
+    with pytest.raises(BenchError) as caught, explained_by_the_host(cast(Host, dying)):
         raise ConnectionLostError("EOF", reason="host-ssh-lost")
     return caught.value
 

@@ -15,7 +15,7 @@ import pytest
 
 from orchestrator.bench import metal
 from orchestrator.bench.boots import running_on
-from orchestrator.bench.host import charged_to_the_arm
+from orchestrator.bench.host import explained_by_the_host
 from orchestrator.bench.keeper import Keeper
 from orchestrator.bench.metal import accel_of, met
 from orchestrator.bench.profiler import INSTANCE, TRACEFS
@@ -273,7 +273,7 @@ def test_machine_that_is_lost_or_another_is_not_charged_to_the_arm(
     with lab.leased() as machine, machine.booted("baseline", [], lab.trial()) as host:
         lab.machine.cut()
         lab.machine.refusing = refusing
-        with pytest.raises(BenchError) as caught, charged_to_the_arm(host):
+        with pytest.raises(BenchError) as caught, explained_by_the_host(host):
             raise BenchError("the SSH connection was lost", reason="host-ssh-lost")
         assert caught.value.reason == reason
         lab.machine.refusing = []
