@@ -60,7 +60,7 @@ _FORMS: tuple[tuple[Kind, str], ...] = (
 )  # fmt: skip
 _REPORT = re.compile("|".join(f"(?P<f{i}>{form})" for i, (_, form) in enumerate(_FORMS)))
 # print_time(), print_caller() in kernel/printk/printk.c: `<4>[   12.345678][  T123] `
-_PREFIX = re.compile(r"(?:<\d+>)?\[ *(\d+\.\d{6})\](?:\[ *[TC]\d+\])? ")
+_PREFIX = re.compile(r"(?:<\d+>)?\[ *(\d+\.\d+)\](?:\[ *[TC]\d+\])? ")
 # printk_stack_address() in arch/x86/kernel/dumpstack.c: ` func+0x12/0x34 [module]`; one with a
 # question mark was found on the stack, and need not have been called. show_ip() prints RIP
 _CALL = re.compile(

@@ -19,7 +19,8 @@ from tests.unit.recorded import FAILED, MEASURED, RUN
 LINES = {
     "Kernel panic - not syncing: VFS: Unable to mount root fs on unknown-block(0,0)": "panic",
     "Kernel panic - not syncing: Attempted to kill init! exitcode=0x00000100": "panic",
-    "Kernel panic - not syncing: timer doesn't work through Interrupt-remapped IO-APIC": "no-timer",
+    "Kernel panic - not syncing: timer doesn't work through Interrupt-remapped IO-APIC":
+        "no-timer",
     "Kernel panic - not syncing: IO-APIC + timer doesn't work!  Boot with apic=debug": "no-timer",
     "BUG: unable to handle page fault for address: fffffbfff8092000": "oops",
     "BUG: kernel NULL pointer dereference, address: 00000000000000c8": "oops",
