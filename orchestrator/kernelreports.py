@@ -94,6 +94,12 @@ class KernelReport:
     ended: bool = False
     """The end of its call trace was printed."""
 
+    @property
+    def message(self) -> str:
+        """The line without its time."""
+        prefix = _PREFIX.match(self.line)
+        return self.line[prefix.end() if prefix else 0 :]
+
 
 class KernelReports:
     """The reports of one console, read as it grows. Bounded, whatever the console says."""

@@ -118,12 +118,12 @@ class Host:
         as `alive`."""
         if (found := self.kernel.broken()) is not None:
             raise ArmFailedError(
-                f"the host's kernel {self.release} is broken: {found.line}",
+                f"the host's kernel {self.release} is broken: {found.message}",
                 evidence=evidence(found, self.console), reason=panic_reason(found),
             )  # fmt: skip
         if (hung := self.kernel.hung) is not None:
             raise BenchError(
-                f"the host hangs: its QEMU uses no CPU, and its kernel reports: {hung.line}",
+                f"the host hangs: its QEMU uses no CPU, and its kernel reports: {hung.message}",
                 evidence=evidence(hung, self.console), reason="host-hung-task",
             )  # fmt: skip
         if not self.alive():

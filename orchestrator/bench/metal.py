@@ -380,7 +380,7 @@ def _no_boot(kernel: KernelBundle, running: Running, words: str) -> ArmFailedErr
     found = next((report for report in reports_in(words) if report.kind in BROKEN), None)
     return ArmFailedError(
         f"the host's kernel {kernel.release} does not boot"
-        + (f": {found.line}" if found else f"; the machine is back on {running.release}"),
+        + (f": {found.message}" if found else f"; the machine is back on {running.release}"),
         evidence=tail(words, 25),
         hint="" if words else "host.console gives its last words",
         reason=panic_reason(found) if found else "host-no-boot",

@@ -297,7 +297,7 @@ def _wait_for_sshd(machine: Machine, kernel: KernelBundle, progress: Progress) -
         if (panic := machine.kernel.broken()) is not None:
             if _is_on_console(text, machine, kernel):
                 raise ArmFailedError(
-                    f"the host's kernel {kernel.release} does not boot: {panic.line}",
+                    f"the host's kernel {kernel.release} does not boot: {panic.message}",
                     evidence=evidence(panic, machine.console), reason=panic_reason(panic),
                 )  # fmt: skip
             raise _host_error(
@@ -305,7 +305,7 @@ def _wait_for_sshd(machine: Machine, kernel: KernelBundle, progress: Progress) -
                 reason="unproven-panic",
             )  # fmt: skip
         if (hung := machine.kernel.hung) is not None:
-            raise _host_error(machine, f"the host hangs: {hung.line}", reason="host-hung-task")
+            raise _host_error(machine, f"the host hangs: {hung.message}", reason="host-hung-task")
         if not machine.domain.active():
             raise _host_error(
                 machine, "the host's machine ended while it booted", reason="host-ended"

@@ -146,7 +146,7 @@ class Limits:
         self.host.check()
         if (found := self.watched.kernel.broken()) is not None:
             raise self.failed(
-                f"the guest's kernel is broken: {found.line}",
+                f"the guest's kernel is broken: {found.message}",
                 reason="guest-no-timer" if found.kind == "no-timer" else "guest-panic",
             )
         if self.watched.event("exit") is not None:
@@ -171,7 +171,7 @@ class Limits:
         message = f"the guest hangs, {how}, waiting for: {waiting_for}"
         stalls = [report for report in self.watched.kernel.all() if report.kind in STALLS]
         if stalls:
-            return self.failed(f"{message}; {stalls[0].line}", reason="guest-stall")
+            return self.failed(f"{message}; {stalls[0].message}", reason="guest-stall")
         # "exit" is waited for after the guest was told to power down
         if self.is_ending:
             return self.failed(message, reason="guest-end-hang")

@@ -758,7 +758,9 @@ class Metal:
         self.done.append(f"boot {arm} {words}")
         yield cast(Host, "the host")
 
-    def _climb(self, bench: Bench, planned: PlannedTrial, trial: TrialWriter) -> None:
+    def _climb(
+        self, bench: Bench, planned: PlannedTrial, trial: TrialWriter, through: str
+    ) -> None:
         assert bench.machine is cast(Any, self.machine)
         self.done.append(planned.name)
         if self.failing and (reason := self.failing.pop(0)):
@@ -817,7 +819,7 @@ def test_complete_run_of_other_kernels_is_refused(metal: Metal) -> None:
 
 
 def test_machine_is_leased_again_for_a_trial_that_the_bench_failed(metal: Metal) -> None:
-    metal.failing = [None, "host-ssh-lost"]
+    metal.failing = [None, "keeper-failed"]
     metal(metal_scenario())
     assert metal(metal_scenario())
     assert metal.found == [None, None]

@@ -89,10 +89,13 @@ STALLED = "[  401.0] rcu: INFO: rcu_preempt detected stalls on CPUs/tasks:\n"
 
 
 def explained(stalled: Host, exc: BarometerError, said: str = "") -> BarometerError:
-    with pytest.raises(BarometerError) as caught, explained_by_the_host(stalled):
+    def fail() -> None:
         with stalled.console.path.open("a") as file:
             file.write(said)
         raise exc
+
+    with pytest.raises(BarometerError) as caught, explained_by_the_host(stalled):
+        fail()
     return caught.value
 
 

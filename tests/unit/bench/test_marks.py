@@ -79,7 +79,9 @@ def test_guests_take_the_token_from_their_keys(tmp_path: Path, script: str, file
     keys = RunKeys.make()
     assert keys.guest_token != RunKeys.make().guest_token
     (tmp_path / "token").write_bytes(keys.for_guest()["barometer/token"])
-    said = lines_of(GUESTS / script, "read -r", "boot mark").replace("/dev/console", "/dev/stdout")
+    said = lines_of(GUESTS / script, "read -r token", "read -r uptime", "boot mark ").replace(
+        "/dev/console", "/dev/stdout"
+    )
     assert file in said
     done = subprocess.run(
         ["sh", "-c", said.replace(file, str(tmp_path / "token"))],

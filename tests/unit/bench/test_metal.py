@@ -379,7 +379,7 @@ def test_kernel_that_panics_fails_with_its_consoles_last_words(lab: Lab, tmp_pat
             pass
     assert caught.value.reason == "host-panic"
     assert caught.value.message == (
-        f"the host's kernel {OLD} does not boot: Kernel panic - not syncing"
+        f"the host's kernel {OLD} does not boot: Kernel panic - not syncing: VFS: no root"
     )
     assert caught.value.evidence == PANICKED.strip()
     assert (trial.host / "console.log").read_text() == PANICKED

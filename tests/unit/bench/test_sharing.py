@@ -96,7 +96,8 @@ class Lab:
             raise self.failing
         yield Host(
             shell=self.wire, release=kernel.release, kvm=False, cpus=2, accel="tcg",
-            payload="/opt/barometer", console=Console(self.console), alive=lambda: self.alive,
+            payload="/opt/barometer", console=Console(self.console),
+            kernel=KernelWatch(self.console), alive=lambda: self.alive,
             crash=lambda: "", libvirt=cast(Any, None), monitor=cast(Any, None),
             scratch=machine.folder, change=Unrecorded(self.wire), ours=True,
         ), f"boot {self.booted}"  # fmt: skip

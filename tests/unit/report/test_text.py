@@ -275,9 +275,8 @@ def test_trials_that_share_a_boot_are_said_to(
 
 
 def test_trials_that_were_begun_again_are_said_of_their_arm(plan: dict[str, Any]) -> None:
-    again = TrialResult(
-        "t", "candidate", "measured", repeated=attempts_from(["host-crash", "exact-crawl"], "candidate")
-    )  # fmt: skip
+    before = attempts_from(["host-crash", "exact-crawl"], "candidate")
+    again = TrialResult("t", "candidate", "measured", repeated=before)
     text = report(plan, TrialResult("t", "baseline", "measured"), again)
     assert (
         "\nbaseline   6.12.107+deb13  (deb:old; 1 measured)"
