@@ -150,11 +150,14 @@ def test_chance_is_fishers(failed: int, well: int, other_failed: int, other_well
 
 def attempts(failed: int, of: int, other_failed: int, of_other: int) -> list[Attempt]:
     """Of the candidate, and of the baseline."""
+    counted: dict[ArmName, tuple[int, int]] = {
+        "candidate": (failed, of), "baseline": (other_failed, of_other),
+    }  # fmt: skip
     return [
         Attempt(arm, "guest-hang" if k < bad else "")
-        for arm, bad, n in (("candidate", failed, of), ("baseline", other_failed, of_other))
+        for arm, (bad, n) in counted.items()
         for k in range(n)
-    ]  # type: ignore[misc]
+    ]
 
 
 @pytest.mark.parametrize(

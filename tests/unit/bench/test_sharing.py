@@ -19,6 +19,7 @@ from orchestrator.bench.domain import Disk
 from orchestrator.bench.host import Console, Host
 from orchestrator.bench.hypervisor import Connection
 from orchestrator.bench.images import HostImage
+from orchestrator.bench.kernelwatch import KernelWatch
 from orchestrator.bench.nested import HostSpec
 from orchestrator.bench.sharing import NestedMachine
 from orchestrator.bench.shell import Completed, ConnectionLostError
