@@ -252,7 +252,6 @@ def _run_block(bench: Bench, block: Sequence[PlannedTrial], stop: _BenchWatch) -
         if _is_complete(bench.run, planned):
             bench.progress.note(f"trial {planned.name}: complete already")
             continue
-        shutil.rmtree(bench.run.trials_path / planned.name, ignore_errors=True)
         pending.append(planned)
     apart = bench.prepared.accel == "exact" and bench.scenario.host.fresh_boots
     width = _at_once(bench.scenario) if apart else 1
@@ -325,23 +324,20 @@ def _run_at_once(
     return True
 
 
-def run_until_it_counts(
-    bench: Bench, planned: PlannedTrial, repeated: Sequence[Attempt] = ()
-) -> None:
-    """`run_trial`, again if the bench failed in a way that comes and goes; the manifest has each
-    attempt."""
-    attempts = [*repeated]
+def run_until_it_counts(bench: Bench, planned: PlannedTrial) -> None:
+    """`run_trial`, again if the bench failed in a way that comes and goes. The manifest has every
+    attempt, those of an interrupted run included."""
+    final = bench.run.trials_path / planned.name
     for left in reversed(range(ATTEMPTS)):
+        before = TrialDir.open(final).attempts() if final.exists() else ()
         try:
-            run_trial(bench, planned, attempts)
+            run_trial(bench, planned, before)
         except BarometerError as exc:
-            trial = bench.run.trials_path / planned.name
-            if not left or bench.stopped.is_set() or not trial.exists():
+            if not left or bench.stopped.is_set() or not final.exists():
                 raise
-            failed = TrialDir.open(trial).attempts()[-1]
+            failed = TrialDir.open(final).attempts()[-1]
             if failed.charge != "bench" or not fault_of(failed.reason).comes_and_goes:
                 raise
-            attempts.append(failed)
             bench.progress.note(f"trial {planned.name}: {exc.message}: once more")
         else:
             return
@@ -385,9 +381,8 @@ def _next_turn(bench: Bench, planned: PlannedTrial) -> ArmName | None:
 
 def _attempt_again(bench: Bench, planned: PlannedTrial) -> None:
     """The trial again. Its evidence takes the place of the last attempt's."""
-    before = TrialDir.open(bench.run.trials_path / planned.name).attempts()
     try:
-        run_until_it_counts(bench, planned, before)
+        run_until_it_counts(bench, planned)
     except BarometerError as exc:
         bench.progress.note(f"trial {planned.name}: {exc}")
 

@@ -323,7 +323,7 @@ def test_interrupted_host_is_ended_at_once(lab: Lab, monkeypatch: pytest.MonkeyP
 def test_host_that_panics_is_not_shared_on(lab: Lab) -> None:
     trial = lab.trial(SPEC, lambda host: lab.say("Kernel panic - not syncing: late"))
     assert trial.manifest["host_left"] == [
-        "the host's kernel 7.3 is broken: Kernel panic - not syncing"
+        "the host's kernel 7.3 is broken: Kernel panic - not syncing: late"
     ]
     second = lab.trial(SPEC, lambda host: host.check())
     assert "raised" not in second.manifest
