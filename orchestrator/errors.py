@@ -1,8 +1,8 @@
 """The exceptions of barometer: what is wrong, what to do, and the proof.
 
-Only `cli.py` turns one into an exit code. Which class is raised decides whom a failure is
-charged to: `BenchError` is the bench's own (the trial is invalid), `ArmFailedError` is a finding
-about the kernel under test (the trial failed), and counts against its arm.
+Only `cli.py` turns one into an exit code. The class says what failed: the bench (`BenchError`), or
+what runs under the proven kernel (`ArmFailedError`). Whom a trial's failure is charged to is
+decided by its reason, in `faults.py`.
 """
 
 from __future__ import annotations

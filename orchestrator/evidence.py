@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import shutil
 import time
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -36,8 +37,10 @@ from orchestrator.errors import (
     EvidenceError,
     ScenarioError,
 )
+from orchestrator.faults import Attempt, Charge, Charged, attempts_from
 from orchestrator.folderlock import LOCK
 from orchestrator.hashing import sha256_file
+from orchestrator.kernelreports import KernelReport, reports_in
 from orchestrator.scenario import ARMS, ArmName
 
 MANIFEST = "manifest.json"
@@ -111,6 +114,23 @@ class TrialDir:
                 return f"{name} changed since it was collected"
         return None
 
+    def attempts(self) -> tuple[Attempt, ...]:
+        """Every go at this trial, and those of the other arm that it made necessary. One whose
+        evidence has not been judged has gone well."""
+        arm: ArmName = "candidate" if self.manifest["arm"] == "candidate" else "baseline"
+        outcome = self.manifest["outcome"]
+        last = Attempt(arm)
+        if outcome["kind"] in _ENDED:
+            last = Attempt(
+                arm, outcome["reason"], charge_in(outcome), outcome["stage"],
+                outcome.get("line") or outcome["message"],
+            )  # fmt: skip
+        return (*attempts_from(self.manifest.get("repeated"), arm), last)
+
+    def host_reports(self) -> tuple[KernelReport, ...]:
+        """What the host's kernel reported about itself."""
+        return reports_in(self.text("host/console.log") or "")
+
     @property
     def host(self) -> Path:
         return self.path / "host"
@@ -139,6 +159,14 @@ class TrialDir:
     def json(self, name: str) -> Any:
         """A JSON file of the evidence, or None where there is none."""
         return read_json(self.path / name) if (self.path / name).exists() else None
+
+
+def charge_in(outcome: Mapping[str, Any]) -> Charge:
+    """Whom an outcome that is no measurement is charged to. Before there was a table of that, a
+    failed trial was its arm's."""
+    charges: dict[object, Charge] = {"arm": "arm", "bench": "bench", "undecided": "undecided"}
+    before: Charge = "arm" if outcome["kind"] == "failed" else "bench"
+    return charges.get(outcome.get("charge"), before)
 
 
 class TrialWriter(TrialDir):
@@ -195,13 +223,19 @@ class TrialWriter(TrialDir):
                 reason="trial-too-large",
             )
 
-    def failed(self, exc: BarometerError, stage: str) -> None:
-        """What ended the trial early, and whom it is charged to: `failed` is the arm's."""
-        kind = "failed" if isinstance(exc, ArmFailedError) else "invalid"
+    def failed(self, exc: BarometerError, stage: str, charged: Charged, line: str = "") -> None:
+        """What ended the trial early, and whom it is charged to. `line`: the report of the host's
+        kernel that decided it. What is undecided is `failed` if the kernel was proven to run."""
+        is_failed = charged.charge == "arm" or (
+            charged.charge == "undecided" and isinstance(exc, ArmFailedError)
+        )
         self.record(
             outcome={
-                "kind": kind, "by_bench": isinstance(exc, BenchError), "stage": stage,
+                "kind": "failed" if is_failed else "invalid",
+                "by_bench": not is_failed and isinstance(exc, BenchError | ArmFailedError),
+                "charge": charged.charge, "why": charged.why, "stage": stage,
                 "reason": exc.reason, "message": exc.message, "evidence": exc.evidence,
+                "line": line,
             }
         )  # fmt: skip
 
@@ -218,6 +252,8 @@ class TrialWriter(TrialDir):
         self._save()
         for path in self.path.rglob("*"):  # QEMU keeps its files to itself; evidence is for all
             path.chmod(0o755 if path.is_dir() else 0o644)
+        if self._final.exists():  # an earlier attempt
+            shutil.rmtree(self._final)
         self.path.rename(self._final)
         return TrialDir.open(self._final)
 

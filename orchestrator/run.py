@@ -19,7 +19,7 @@ from orchestrator import __version__, interrupts
 from orchestrator.bench import hypervisor, images, metal
 from orchestrator.bench.accel import Accel
 from orchestrator.bench.device import BoundDevice, bound_devices, host_facts
-from orchestrator.bench.host import Host, charged_to_the_arm
+from orchestrator.bench.host import Host, explained_by_the_host
 from orchestrator.bench.keys import RunKeys
 from orchestrator.bench.metal import Met, MetalMachine
 from orchestrator.bench.nested import HostSpec
@@ -35,20 +35,32 @@ from orchestrator.errors import (
     BarometerError,
     BenchError,
 )
-from orchestrator.evidence import RunDir, TrialDir, TrialWriter, write_json
+from orchestrator.evidence import MANIFEST, RunDir, TrialDir, TrialWriter, write_json
+from orchestrator.faults import (
+    ATTEMPTS,
+    Attempt,
+    attempt_json,
+    charge,
+    counts,
+    fault_of,
+    next_turn,
+)
 from orchestrator.folderlock import only_writer
+from orchestrator.kernelreports import BROKEN, STALLS
 from orchestrator.plan import PlannedTrial, make_plan
 from orchestrator.prepare import Prepared, guest_kernel_facts, plan_facts, prepare
 from orchestrator.progress import Progress
 from orchestrator.scenario import (
     ARMS,
     GIB,
+    WARM_UP,
     ArmName,
     EmulatedDevice,
     HostDevice,
     MetalHost,
     NestedHost,
     Scenario,
+    is_emulated,
 )
 
 log = logging.getLogger("barometer.run")
@@ -56,9 +68,6 @@ Enough = Callable[[RunDir, int], bool]
 """Whether the trials of so many pairs, from the first, are enough."""
 
 _SAME_BENCH_FAILURES = 2
-_ATTEMPTS = 3
-_BY_CHANCE = {"host-crash", "exact-crawl"}
-"""Failures of QEMU's emulation that come and go: such a trial is begun again, and that is said."""
 
 
 @dataclass(frozen=True)
@@ -206,6 +215,7 @@ def _run_blocks(bench: Bench) -> bool:
     for pairs, block in _blocks(bench.scenario, bench.enough, bench.only):
         if not _run_block(bench, block, watch):
             return False
+        repeat_undecided(bench, block)
         if bench.enough is not None and bench.enough(bench.run, pairs):
             bench.progress.note(f"enough after {pairs} pairs")
             break
@@ -240,7 +250,6 @@ def _run_block(bench: Bench, block: Sequence[PlannedTrial], stop: _BenchWatch) -
         if _is_complete(bench.run, planned.name):
             bench.progress.note(f"trial {planned.name}: complete already")
             continue
-        shutil.rmtree(bench.run.trials_path / planned.name, ignore_errors=True)
         pending.append(planned)
     apart = bench.prepared.accel == "exact" and bench.scenario.host.fresh_boots
     width = _at_once(bench.scenario) if apart else 1
@@ -313,34 +322,104 @@ def _run_at_once(
 
 
 def run_until_it_counts(bench: Bench, planned: PlannedTrial) -> None:
-    """`run_trial`, again where the emulator failed by chance; the manifest has what did."""
-    repeated: list[str] = []
-    while True:
+    """`run_trial`, again if the bench failed in a way that comes and goes. The manifest has every
+    attempt, those of an interrupted run included."""
+    final = bench.run.trials_path / planned.name
+    for left in reversed(range(ATTEMPTS)):
+        before = TrialDir.open(final).attempts() if final.exists() else ()
         try:
-            return run_trial(bench, planned, repeated)
-        except BenchError as exc:
-            repeated.append(exc.reason)
-            if (
-                exc.reason not in _BY_CHANCE
-                or len(repeated) == _ATTEMPTS
-                or bench.libvirt.stopped.is_set()
-            ):
+            run_trial(bench, planned, before)
+        except BarometerError as exc:
+            if not left or bench.libvirt.stopped.is_set() or not final.exists():
+                raise
+            failed = TrialDir.open(final).attempts()[-1]
+            if failed.charge != "bench" or not fault_of(failed.reason).comes_and_goes:
                 raise
             bench.progress.note(f"trial {planned.name}: {exc.message}: once more")
-            shutil.rmtree(bench.run.trials_path / planned.name, ignore_errors=True)
+        else:
+            return
 
 
-def run_trial(bench: Bench, planned: PlannedTrial, repeated: Sequence[str] = ()) -> None:
+def repeat_undecided(bench: Bench, block: Sequence[PlannedTrial]) -> None:
+    """Attempt trials again that failed undecided, in turns of both arms, until they are measured,
+    an arm is found to fail, or that takes too many attempts."""
+    left = 4 + len(block) // 4
+    for planned in block:
+        if planned.arm == WARM_UP:
+            continue
+        while left and (turn := _next_turn(bench, planned)) is not None:
+            left -= 1
+            what = "the trial again" if turn == planned.boots else f"the {turn}, in its turn"
+            title = f"trial {planned.name}: undecided whose failure it was: {what}"
+            with bench.progress.stage(title):
+                if turn == planned.boots:
+                    _attempt_again(bench, planned)
+                else:
+                    _attempt_beside(bench, planned, turn)
+
+
+def _next_turn(bench: Bench, planned: PlannedTrial) -> ArmName | None:
+    """The arm that is attempted next because of this trial."""
+    folder = bench.run.trials_path
+    if not (folder / planned.name).exists():
+        return None
+    attempts = TrialDir.open(folder / planned.name).attempts()
+    last = attempts[-1]
+    if not last.reason or last.charge != "undecided":
+        return None
+    all_of_run = [
+        attempt for trial in bench.run.trials() if trial.manifest["arm"] != WARM_UP
+        for attempt in trial.attempts()
+    ]  # fmt: skip
+    turn = next_turn(all_of_run, planned.boots, alone=bench.only is not None)
+    failed, _ = counts(attempts, planned.boots)
+    return None if turn == planned.boots and failed >= ATTEMPTS else turn
+
+
+def _attempt_again(bench: Bench, planned: PlannedTrial) -> None:
+    """The trial again. Its evidence takes the place of the last attempt's."""
+    try:
+        run_until_it_counts(bench, planned)
+    except BarometerError as exc:
+        bench.progress.note(f"trial {planned.name}: {exc}")
+
+
+def _attempt_beside(bench: Bench, failed: PlannedTrial, arm: ArmName) -> None:
+    """An attempt of the other arm, as far as the failed trial got. It is known by whether it went
+    well; its measurements are not used."""
+    trial = TrialDir.open(bench.run.trials_path / failed.name)
+    beside = replace(failed, arm=arm)
+    folder = bench.run.trials_path / f".{failed.name}.beside"
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        run_trial(bench, beside, final=folder, through=trial.manifest["outcome"]["stage"])
+    except BarometerError as exc:
+        bench.progress.note(f"trial {failed.name}, the {arm} beside it: {exc}")
+    found = TrialDir.open(folder).attempts()[-1]
+    repeated = [*trial.manifest.get("repeated", []), attempt_json(found)]
+    write_json(trial.path / MANIFEST, trial.manifest | {"repeated": repeated})
+    shutil.rmtree(folder)
+
+
+def run_trial(
+    bench: Bench,
+    planned: PlannedTrial,
+    repeated: Sequence[Attempt] = (),
+    *,
+    final: Path | None = None,
+    through: str = "",
+) -> None:
     """A booted host with its workload; the trial is complete on disk whatever happened, unless
-    the run itself is interrupted. Raises what ended it early. `repeated`: why it was begun again,
-    each time."""
-    final = bench.run.trials_path / planned.name
+    the run itself is interrupted. Raises what ended it early. `repeated`: the attempts before it.
+    `through`: the stage that is its last, if that is the boot."""
+    final = final or bench.run.trials_path / planned.name
     partial = TrialWriter.partial_path(final)
     shutil.rmtree(partial, ignore_errors=True)  # what an interrupted run left of this trial
     bench.state.add(partial=str(partial))
-    trial = TrialWriter(final, _trial_facts(bench, planned) | {"repeated": [*repeated]})
+    before = {"repeated": [attempt_json(attempt) for attempt in repeated]}
+    trial = TrialWriter(final, _trial_facts(bench, planned) | before)
     try:
-        _climb(bench, planned, trial)
+        _climb(bench, planned, trial, through)
     except BaseException as exc:
         # interrupted, here or beside; or no space: there is nothing to judge
         is_interrupted = bench.libvirt.stopped.is_set() or interrupts.is_requested()
@@ -350,16 +429,29 @@ def run_trial(bench: Bench, planned: PlannedTrial, repeated: Sequence[str] = ())
             raise
         if isinstance(exc, BarometerError):
             stages = [s["name"] for s in trial.manifest["stages"] if s["outcome"] != "ok"]
-            trial.failed(exc, stages[0] if stages else "start")
+            _charge(bench, planned, trial, exc, stages[0] if stages else "start")
         else:
             what = f"a bug in barometer: {type(exc).__name__}: {exc}"
-            trial.failed(BenchError(what, reason="bug"), "unknown")
+            _charge(bench, planned, trial, BenchError(what, reason="bug"), "unknown")
         trial.complete()
         raise
     trial.complete()
 
 
-def _climb(bench: Bench, planned: PlannedTrial, trial: TrialWriter) -> None:
+def _charge(
+    bench: Bench, planned: PlannedTrial, trial: TrialWriter, exc: BarometerError, stage: str
+) -> None:
+    """Record what ended a trial, and whom it is charged to."""
+    reports = trial.host_reports()
+    charged = charge(
+        exc.reason, emulated=is_emulated(bench.prepared.accel), reports=reports,
+        changed=bench.prepared.kernels[planned.boots].swapped,
+    )  # fmt: skip
+    told = [report.line for report in reports if report.kind in BROKEN | STALLS]
+    trial.failed(exc, stage, charged, told[0] if told else "")
+
+
+def _climb(bench: Bench, planned: PlannedTrial, trial: TrialWriter, through: str = "") -> None:
     """Provisioned machine > proven kernel > bound device > workload under its passes."""
     scenario, progress = bench.scenario, bench.progress
     boots_guests = scenario.workload == "guest-boot" and {*planned.passes} != {"counts"}
@@ -368,8 +460,11 @@ def _climb(bench: Bench, planned: PlannedTrial, trial: TrialWriter) -> None:
             host = ladder.enter_context(
                 _booted(bench, planned.boots, trial, with_libvirt=boots_guests)
             )
+        ladder.callback(_save_reports, host, trial)
+        if through == "host-boot":
+            return
         ladder.callback(_save_dmesg, host, trial)
-        ladder.enter_context(charged_to_the_arm(host))
+        ladder.enter_context(explained_by_the_host(host))
         _set(bench, planned.boots, host, trial)
         with progress.stage("host: device"), trial.stage("device"):
             devices = ladder.enter_context(_devices(bench, host, trial))
@@ -477,6 +572,15 @@ def _workload_facts(scenario: Scenario) -> dict[str, Any]:
     return {f"guest_{name}": getattr(scenario.guest, name) for name in wanted} | {
         "guest_phys_bits": scenario.guest.phys_bits or hosts
     }
+
+
+def _save_reports(host: Host, trial: TrialWriter) -> None:
+    """What the host's kernel reported about itself."""
+    reports = [
+        {"kind": report.kind, "line": report.line, "seconds": report.seconds}
+        for report in host.kernel.reports()
+    ]
+    trial.record(kernel_reports=reports)
 
 
 def _save_dmesg(host: Host, trial: TrialWriter) -> None:

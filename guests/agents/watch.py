@@ -11,7 +11,7 @@ CLOCK_MONOTONIC nanoseconds of this host:
                                             one the beginning, and how much was left out
     E <ns> flood {"bytes": B, "lines": L, "seconds": S}   the console said too much: no more of it
     E <ns> started {"pid": N, "start_ns": S} QEMU's process, and when it began (10 ms steps)
-    E <ns> mark                             the console line that has MARK in it
+    E <ns> mark                             the console line that begins with MARK
     E <ns> tables <bytes>                   QEMU's page tables (VmPTE) then
     E <ns> threads [N, ...]                 QEMU's threads then
     E <ns> ssh                              the guest's SSH server sent its banner
@@ -162,7 +162,7 @@ class Watch:
             while self.until_kernel:
                 with contextlib.suppress(OSError):  # not there: it was not armed
                     self.until_kernel.pop().write_text("0")
-        if self.mark in line:
+        if line.startswith(self.mark):
             say("E", "mark", now)
             if (tables := page_table_bytes(self.pid)) is not None:
                 say("E", f"tables {tables}")

@@ -36,6 +36,7 @@ from orchestrator.analysis.theory import pages
 from orchestrator.analysis.timeline import Timeline
 from orchestrator.analysis.trial import Findings, TrialResult
 from orchestrator.analysis.variable import Variable, variable_json
+from orchestrator.faults import Attempt, counts, failing_arm
 from orchestrator.scenario import (
     ARMS,
     CONTROL,
@@ -51,6 +52,8 @@ from orchestrator.scenario import (
 Outcome = Literal["met", "not met", "not known"]
 """Of an expectation."""
 
+UNDECIDED = "undecided-failure"
+"""The reason of a run that is inconclusive because nobody can be charged with a failure."""
 _WORST_FIRST: tuple[Verdict, ...] = (
     "regressed", "invalid", "inconclusive", "improved", "equivalent",
 )  # fmt: skip
@@ -111,6 +114,11 @@ class Comparison:
     """False of arms of different runs."""
     variable: Variable | None = None
     """What the arms differ in."""
+
+    @cached_property
+    def undecided(self) -> list[TrialResult]:
+        """Trials that were not measured because of a failure that is charged to nobody."""
+        return undecided(self.results)
 
     def of_arm(self, arm: Role) -> list[TrialResult]:
         return [r for r in self.results if r.arm == arm]
@@ -266,9 +274,12 @@ def _verdict(
     if measured and more_failures(results) > 0:
         return "regressed"  # an arm that fails more often is worse whatever its timing says
     by_name = {m.name: m.verdict for m in metrics}
+    is_undecided = bool(undecided(results))
+    missing: Verdict = "inconclusive" if is_undecided else "invalid"
     if not by_name:
-        return "invalid"
-    return worst(by_name.get(name, "invalid") for name in deciding)
+        return missing
+    found = worst(by_name.get(name, missing) for name in deciding)
+    return "inconclusive" if is_undecided and found in ("improved", "equivalent") else found
 
 
 def worst(verdicts: Iterable[Verdict]) -> Verdict:
@@ -379,11 +390,29 @@ def fails_more(comparison: Comparison) -> bool:
     return comparison.verdict != "invalid" and more_failures(comparison.results) > 0
 
 
+def attempts_of(results: Sequence[TrialResult]) -> list[Attempt]:
+    """Every attempt of the arms' trials; the control's are the baseline's."""
+    return [
+        attempt for r in results if r.arm in (*ARMS, CONTROL) for attempt in r.attempts
+    ]  # fmt: skip
+
+
 def failures(results: Sequence[TrialResult], arm: ArmName) -> tuple[int, int]:
-    """How many trials of an arm's kernel failed, of how many; the control's is the baseline's."""
-    roles: tuple[Role, ...] = (arm, CONTROL) if arm == "baseline" else (arm,)
-    found = [r for r in results if r.arm in roles and r.kind != "invalid"]
-    return sum(r.kind == "failed" for r in found), len(found)
+    """How many attempts failed that an arm's kernel is charged with, of how many."""
+    attempts = attempts_of(results)
+    charged = ("arm", "undecided") if failing_arm(attempts) == arm else ("arm",)
+    failed = sum(a.arm == arm and a.reason != "" and a.charge in charged for a in attempts)
+    return failed, counts(attempts, arm)[1]
+
+
+def undecided(results: Sequence[TrialResult]) -> list[TrialResult]:
+    """Trials that were not measured because of a failure that is charged to nobody yet."""
+    charged = failing_arm(attempts_of(results))
+    return [
+        r for r in results
+        if r.arm in (*ARMS, CONTROL) and r.kind != "measured" and r.charge == "undecided"
+        and r.attempts[-1].arm != charged
+    ]  # fmt: skip
 
 
 def more_failures(results: Sequence[TrialResult]) -> int:
@@ -397,7 +426,9 @@ def exit_code(scenario: Scenario, comparison: Comparison) -> int:
     """0 expectation met, 1 not met, 3 the bench failed, 4 invalid or inconclusive."""
     unmeasured = [arm for arm in ARMS if not comparison.count(arm, "measured")]
     if unmeasured and comparison.verdict != "regressed":
-        by_bench = all(r.by_bench for arm in unmeasured for r in comparison.of_arm(arm))
+        by_bench = not comparison.undecided and all(
+            r.by_bench for arm in unmeasured for r in comparison.of_arm(arm)
+        )
         return 3 if by_bench and any(r.by_bench for r in comparison.results) else 4
     found = {*outcomes(scenario, comparison).values()}
     if "not met" in found or fails_more(comparison):
@@ -463,12 +494,21 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
         "variable": comparison.variable and variable_json(comparison.variable),
         "conditions": comparison.conditions and conditions_json(comparison.conditions),
         "boots": cost_json(boots_of(comparison)),
+        "reason": UNDECIDED if comparison.undecided else "",
+        "attempts": {arm: _attempts_json(comparison, arm) for arm in ARMS},
         "problems": [
             {"trial": r.name, "arm": r.arm, "kind": r.kind, "stage": r.stage, "reason": r.reason,
-             "message": r.message}
+             "charge": r.attempts[-1].charge, "message": r.message}
             for r in comparison.results if r.kind != "measured"
         ],
     }  # fmt: skip
+
+
+def _attempts_json(comparison: Comparison, arm: ArmName) -> dict[str, int]:
+    """`charged` of the `failed` ones are charged to the arm, of so many that the bench did not
+    fail."""
+    failed, of = counts(attempts_of(comparison.results), arm)
+    return {"failed": failed, "charged": failures(comparison.results, arm)[0], "of": of}
 
 
 def _effect_json(effect: Effect) -> dict[str, Any]:

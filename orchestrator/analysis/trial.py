@@ -29,9 +29,10 @@ from orchestrator.analysis.trace import (
 from orchestrator.analysis.tracer import need, trace_clock, tracer_complete
 from orchestrator.bounded import cut_message, quoted
 from orchestrator.errors import EvidenceError
-from orchestrator.evidence import TrialDir
+from orchestrator.evidence import TrialDir, charge_in
+from orchestrator.faults import Attempt, Charge, attempts_from
 from orchestrator.hashing import digest_of
-from orchestrator.scenario import Metric, Role, metric_at
+from orchestrator.scenario import ArmName, Metric, Role, metric_at
 
 # a line of /sys/bus/pci/devices/*/resource: `0xSTART 0xEND 0xFLAGS`
 _RESOURCE = re.compile(r"(?m)^0x([0-9a-f]+) 0x([0-9a-f]+) 0x([0-9a-f]+)$")
@@ -66,12 +67,14 @@ class TrialResult:
     """kvm or tcg; trials whose guests ran differently are not compared."""
     by_bench: bool = False
     """Invalid because the bench failed, not because of what the evidence says."""
+    charge: Charge | None = None
+    """Whom the failure is charged to; None: the arm if it failed, else the bench."""
     samples: dict[Metric, tuple[float, ...]] = field(default_factory=dict)
     exact: bool = False
     """Its seconds are instruction counts."""
     findings: Findings = Findings()
-    repeated: tuple[str, ...] = ()
-    """Why it was begun again, each time: failures of the emulator."""
+    repeated: tuple[Attempt, ...] = ()
+    """Attempts before this one, and those of the other arm that it made necessary."""
     pair: int = 0
     """Of the plan."""
     conditions: dict[str, str] = field(default_factory=dict)
@@ -82,6 +85,12 @@ class TrialResult:
     """Of the runner, that collecting took; real ones, whatever the host's accelerator."""
     digest: str = ""
     """Of its manifest, which has the hashes of its files: the same for the same evidence."""
+
+    @property
+    def attempts(self) -> tuple[Attempt, ...]:
+        reason = "" if self.kind == "measured" else self.reason or self.kind
+        charge = self.charge or ("arm" if self.kind == "failed" else "bench")
+        return (*self.repeated, Attempt(_arm(self.arm), reason, charge, self.stage))
 
     def value(self, metric: Metric) -> float | None:
         """The trial's one value: a host boot is the unit, what repeats within it is reduced."""
@@ -97,13 +106,17 @@ def read_result(trial: TrialDir) -> TrialResult:
     manifest = trial.manifest
     return replace(
         _judged(trial),
-        repeated=tuple(manifest.get("repeated") or ()),
+        repeated=attempts_from(manifest.get("repeated"), _arm(manifest["arm"])),
         pair=pair if isinstance(pair := manifest.get("pair"), int) else 0,
         conditions=_conditions(trial),
         started=_time(manifest.get("started")),
         seconds=_seconds(manifest.get("seconds")),
         digest=digest_of(manifest),
     )
+
+
+def _arm(role: Role) -> ArmName:
+    return "candidate" if role == "candidate" else "baseline"
 
 
 def _conditions(trial: TrialDir) -> dict[str, str]:
@@ -134,7 +147,7 @@ def _judged(trial: TrialDir) -> TrialResult:
         return TrialResult(
             name, arm, outcome["kind"], outcome["reason"], outcome["stage"],
             cut_message(str(outcome["message"])), quoted(str(outcome["evidence"])),
-            by_bench=bool(outcome.get("by_bench")),
+            by_bench=bool(outcome.get("by_bench")), charge=charge_in(outcome),
         )  # fmt: skip
     if outcome["kind"] != "collected":
         return TrialResult(name, arm, "invalid", "unfinished", message="collecting was cut short")

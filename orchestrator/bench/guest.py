@@ -76,7 +76,10 @@ def boot_guest(
     folder.mkdir()
     name = f"barometer-guest-{index}"
     host.change.files(_qemu_log(name))
-    with _reserved(host, guest), watching(host, name, folder, traced=traced) as watched:
+    with (
+        _reserved(host, guest),
+        watching(host, name, folder, token=keys.guest_token, traced=traced) as watched,
+    ):
         detail = until(
             lambda: watched.event("ports"), within=60, waiting_for="watch agent on the host"
         )
@@ -110,6 +113,7 @@ def boot_guest(
                     with progress.stage(f"{name}: SSH"):
                         wait_for_ssh(host, limits, progress)
                         _interview(host, ssh_port, keys, folder)
+                    limits.is_ending = True
                     with progress.stage(f"{name}: shutdown"):
                         wait_for(limits, "exit", f"end of the {name}'s QEMU", progress)
         finally:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -14,14 +13,12 @@ from orchestrator.bench.accel import Accel
 from orchestrator.bench.changes import Changes
 from orchestrator.bench.console import Console
 from orchestrator.bench.hypervisor import Connection
+from orchestrator.bench.kernelwatch import KernelWatch
 from orchestrator.bench.shell import ConnectionLostError, Shell
 from orchestrator.errors import ArmFailedError, BarometerError, BenchError
+from orchestrator.faults import fault_of
+from orchestrator.kernelreports import STALLS, KernelReport
 from orchestrator.scenario import is_emulated
-
-PANIC = re.compile(
-    r"Kernel panic - not syncing|kernel BUG at |BUG: unable to handle|BUG: kernel NULL|Oops: "
-)
-"""A console line that says the kernel is beyond help; a lockup warning after a long map is not."""
 
 RUN_AGAIN = "run it again with the same --out: trials that the bench failed are repeated"
 """What to do about a failure of the emulator."""
@@ -44,6 +41,8 @@ class Host:
     payload: str
     """Folder on the host with guest/vmlinuz, guest/initramfs and agents/."""
     console: Console
+    kernel: KernelWatch
+    """What its kernel reports about itself."""
     alive: Callable[[], bool]
     """Raises BenchError where that cannot be told: a machine that does not answer any more."""
     crash: Callable[[], str]
@@ -79,10 +78,15 @@ class Host:
     def check(self) -> None:
         """Raises ArmFailedError when the kernel under test has oopsed, the host floods its
         console, or the machine is gone; BenchError when that is because what the machine runs in
-        has crashed, and as `alive`."""
-        _check_console(self)
+        has crashed, or when it hangs, and as `alive`."""
+        self._check_console()
+        if (hung := self.kernel.hung) is not None:
+            raise BenchError(
+                f"the host hangs: its QEMU uses no CPU, and its kernel reports: {hung.message}",
+                evidence=evidence(hung, self.console), reason="host-hung-task",
+            )  # fmt: skip
         if not self.alive():
-            _check_console(self)  # its last words may have come since
+            self._check_console()  # its last words may have come since
             if words := self.crash():
                 raise BenchError(
                     "the QEMU that the host runs in crashed, which is no kernel's fault",
@@ -94,31 +98,41 @@ class Host:
                 reason="host-ended",
             )  # fmt: skip
 
+    def _check_console(self) -> None:
+        if (found := self.kernel.broken()) is not None:
+            raise ArmFailedError(
+                f"the host's kernel {self.release} is broken: {found.message}",
+                evidence=evidence(found, self.console), reason=panic_reason(found),
+            )  # fmt: skip
+        if flood := self.console.flood:
+            raise ArmFailedError(
+                f"the host floods its console: {flood}",
+                evidence=self.console.tail(), reason="console-flood",
+            )  # fmt: skip
+
     def agent(self, name: str, *arguments: str) -> list[str]:
         """Command line of one of guests/agents/."""
         return ["python3", "-I", f"{self.payload}/agents/{name}.py", *arguments]
 
 
-def _check_console(host: Host) -> None:
-    if (found := host.console.first(PANIC.search)) is not None:
-        raise ArmFailedError(
-            f"the host's kernel {host.release} is broken: {found[0]}",
-            evidence=host.console.tail(), reason="host-panic",
-        )  # fmt: skip
-    if flood := host.console.flood:
-        raise ArmFailedError(
-            f"the host floods its console: {flood}",
-            evidence=host.console.tail(), reason="console-flood",
-        )  # fmt: skip
+def evidence(report: KernelReport, console: Console) -> str:
+    """A kernel's report, and the end of its console."""
+    end = console.tail()
+    return end if report.line in end.splitlines() else f"{report.line}\n{end}"
+
+
+def panic_reason(report: KernelReport) -> str:
+    return "host-no-timer" if report.kind == "no-timer" else "host-panic"
 
 
 @contextlib.contextmanager
-def charged_to_the_arm(host: Host) -> Iterator[None]:
-    """The kernel is proven: where it has oopsed or its machine is gone, a failure is the arm's;
-    but for a crash of the QEMU that it runs in."""
+def explained_by_the_host(host: Host) -> Iterator[None]:
+    """Raises for what befell the host, in place of what followed from it: its kernel has oopsed or
+    hangs, its machine is gone, or an undecided failure came with a stall under emulation."""
+    before = len(host.kernel.reports())
     try:
         yield
-    except BenchError as exc:
+    except (ArmFailedError, BenchError) as exc:
         lost = host.ours and isinstance(exc, ConnectionLostError)
         end = time.monotonic() + _DYING_SECONDS
         try:
@@ -128,4 +142,11 @@ def charged_to_the_arm(host: Host) -> Iterator[None]:
                 host.check()
         except BarometerError as why:
             raise why from exc
+        stalls = [r for r in host.kernel.reports()[before:] if r.kind in STALLS]
+        if host.emulated and stalls and fault_of(exc.reason).charge == "undecided":
+            raise BenchError(
+                f"the emulated host stood still, and then: {exc.message}",
+                evidence=f"{stalls[0].line}\n{exc.evidence}", reason=f"host-{stalls[0].kind}",
+                hint=RUN_AGAIN,
+            ) from exc  # fmt: skip
         raise

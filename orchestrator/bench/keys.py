@@ -7,6 +7,7 @@ import base64
 import io
 import struct
 import tarfile
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -60,10 +61,12 @@ class RunKeys:
     runner: KeyPair
     host: KeyPair
     guest: KeyPair
+    guest_token: str
+    """In the marks of the guests' consoles; on no command line, which a console shows."""
 
     @classmethod
     def make(cls) -> RunKeys:
-        return cls(KeyPair.make(), KeyPair.make(), KeyPair.make())
+        return cls(KeyPair.make(), KeyPair.make(), KeyPair.make(), uuid.uuid4().hex[:12])
 
     def for_host(self) -> dict[str, bytes]:
         """Files of the host's /etc/barometer."""
@@ -76,6 +79,7 @@ class RunKeys:
         """Files of the guest's initramfs, in /barometer."""
         return {
             "barometer/dropbear_ed25519_host_key": self.guest.private_dropbear,
+            "barometer/token": self.guest_token.encode() + b"\n",
             "barometer/authorized_keys": self.runner.public_line.encode() + b"\n",
         }
 

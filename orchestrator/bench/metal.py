@@ -24,9 +24,10 @@ from orchestrator.bench.accel import Accel
 from orchestrator.bench.boots import UNREACHED, Boots, Running, running_on
 from orchestrator.bench.console import Console
 from orchestrator.bench.consoles import console_command, followed
-from orchestrator.bench.host import PANIC, Host, charged_to_the_arm
+from orchestrator.bench.host import Host, explained_by_the_host, panic_reason
 from orchestrator.bench.hypervisor import over_ssh
 from orchestrator.bench.keeper import MACHINE, How, Image, Keeper, Lease, LeftError
+from orchestrator.bench.kernelwatch import KernelWatch
 from orchestrator.bench.modules import prove_modules
 from orchestrator.bench.passthrough import chosen, notes, surveyed
 from orchestrator.bench.profiler import INSTANCE, TRACEFS
@@ -48,6 +49,7 @@ from orchestrator.cache import Cache
 from orchestrator.command import tail
 from orchestrator.errors import ArmFailedError, BarometerError, BenchError, key_named
 from orchestrator.evidence import TrialWriter
+from orchestrator.kernelreports import BROKEN, reports_in
 from orchestrator.kernels.bundle import KernelBundle
 from orchestrator.progress import Progress
 from orchestrator.scenario import BOOT_WAYS, ArmName, HostDevice, MetalHost
@@ -234,10 +236,10 @@ class MetalMachine:
             host_session_seconds=round(session.seconds, 3),
         )  # fmt: skip
         session.broken = True  # until it is seen to end well
-        with self._console(trial, session) as console:
-            host = self._host(session, console)
+        with self._console(trial, session) as (console, kernel):
+            host = self._host(session, console, kernel)
             mount_modules(self.keeper, self.staged[arm])
-            with charged_to_the_arm(host):
+            with explained_by_the_host(host):
                 host = replace(host, kvm=self._load_modules())
                 prove_modules(self.shell, self.staged[arm].kernel)
             try:
@@ -345,7 +347,7 @@ class MetalMachine:
                 log.debug("%s: %s", name, exc.message)
         return self.shell.run(["test", "-c", "/dev/kvm"], check=False).code == 0
 
-    def _host(self, session: Session, console: Console) -> Host:
+    def _host(self, session: Session, console: Console, kernel: KernelWatch) -> Host:
         cpus = int(self.shell.run(["nproc"]).stdout)
         program = remote.client_program(self.boots.endpoint, self.scratch)
 
@@ -359,37 +361,40 @@ class MetalMachine:
 
         return Host(
             shell=shell, release=session.running.release, kvm=False, cpus=cpus,
-            accel=self.accel, payload=self._payload, console=console, alive=alive,
-            crash=lambda: "",
+            accel=self.accel, payload=self._payload, console=console, kernel=kernel,
+            alive=alive, crash=lambda: "",
             libvirt=lambda: over_ssh(program, "host", end_seconds=_GUESTS_END_SECONDS),
             monitor=no_monitor, scratch=self.scratch,
             change=self.change, ours=False,
         )  # fmt: skip
 
     @contextmanager
-    def _console(self, trial: TrialWriter, session: Session) -> Iterator[Console]:
+    def _console(
+        self, trial: TrialWriter, session: Session
+    ) -> Iterator[tuple[Console, KernelWatch]]:
         """What the machine says: its console, where a command gives that; else the kernel's
         messages over SSH, which end where SSH does."""
         path = trial.host / "console.log"
         if self.boots.console is not None:
+            said = self.boots.console.path, session.console_start
             try:
-                yield Console(self.boots.console.path, session.console_start)
+                yield Console(*said), KernelWatch(*said)
             finally:
                 path.write_text(self.boots.said(session.console_start))
             return
         with followed(self.shell, path):
-            yield Console(path)
+            yield Console(path), KernelWatch(path)
 
 
 def _no_boot(kernel: KernelBundle, running: Running, words: str) -> ArmFailedError:
     """The machine is back, and not on the kernel that it was to boot."""
-    found = PANIC.search(words)
+    found = next((report for report in reports_in(words) if report.kind in BROKEN), None)
     return ArmFailedError(
         f"the host's kernel {kernel.release} does not boot"
-        + (f": {found[0]}" if found else f"; the machine is back on {running.release}"),
+        + (f": {found.message}" if found else f"; the machine is back on {running.release}"),
         evidence=tail(words, 25),
         hint="" if words else "host.console gives its last words",
-        reason="host-panic" if found else "host-no-boot",
+        reason=panic_reason(found) if found else "host-no-boot",
     )
 
 

@@ -16,14 +16,15 @@ from orchestrator.bench.changes import Unrecorded
 from orchestrator.bench.console import Console, file_excerpt
 from orchestrator.bench.domain import Disk, HostDomain, host_xml
 from orchestrator.bench.filelimits import limited_files
-from orchestrator.bench.host import PANIC, Host, charged_to_the_arm
+from orchestrator.bench.host import Host, evidence, explained_by_the_host, panic_reason
 from orchestrator.bench.hypervisor import Connection, Domain, over_ssh
 from orchestrator.bench.images import FIRST, PAYLOAD, HostImage
 from orchestrator.bench.instructions import INSTRUCTIONS, INSTRUCTIONS_BYTES
+from orchestrator.bench.kernelwatch import KernelWatch, cpu_seconds, watched
 from orchestrator.bench.keys import RunKeys, tar_of
 from orchestrator.bench.modules import prove_modules
 from orchestrator.bench.shell import Shell, connected, write_client_config
-from orchestrator.bench.state import BenchState, end_machines
+from orchestrator.bench.state import BenchState, end_machines, qemu_processes
 from orchestrator.bench.waiting import Stall, until
 from orchestrator.bounded import CONSOLE_BYTES, FACTS_BYTES, LOG_BYTES
 from orchestrator.command import tail
@@ -32,12 +33,9 @@ from orchestrator.kernels.bundle import KernelBundle
 from orchestrator.progress import Progress
 from orchestrator.scenario import ArmName, EmulatedDevice, NestedHost, is_emulated
 
-SSHD_MARK = "barometer: sshd is up"
 _ENVIRONMENT = re.compile(r"(PATH|HOME|USER|LOGNAME|XDG_\w+)=")
 _SENDER = re.compile(r"(terminating on signal \d+ from pid \d+) \(.*\)")
 _ENDED = re.compile(r"shutting down, reason=(\w+)")
-_SSHD_IS_UP = re.compile(re.escape(SSHD_MARK))
-_START_FAILED = re.compile(r"barometer: start: (.*)")
 # info usernet: `  TCP[HOST_FORWARD]  12       127.0.0.1 43643       10.0.2.15    22`
 _FORWARD = re.compile(r"TCP\[HOST_FORWARD\]\s+\d+\s+127\.0\.0\.1\s+(\d+)\s+\S+\s+22\b")
 # A console that says nothing for so long has hung; emulated kernels are slow but talkative.
@@ -84,6 +82,14 @@ class HostSpec:
         # check_timer() counts ticks against a busy loop: a QEMU that does not get the CPU delivers
         # none, and the kernel panics. (Under KVM Linux leaves that check out by itself.)
         clock = ["tsc=reliable", "no_timer_check"] if is_emulated(self.accel) else []
+        # A task that waits is reported after 60 to 70 s, not 120 to 240. Below 60 s a large BAR's
+        # map would be reported, too; and an exact host's every timer is counted
+        hung_task = (
+            []
+            if self.accel == "exact"
+            else ["sysctl.kernel.hung_task_timeout_secs=60",
+                  "sysctl.kernel.hung_task_check_interval_secs=10"]
+        )  # fmt: skip
         words = [
             # the first of its disks; with an initramfs that is its own business
             "root=/dev/vda",
@@ -93,6 +99,7 @@ class HostSpec:
             "panic=-1",
             iommu,
             *clock,
+            *hung_task,
             f"barometer.token={token}",
             # before the host's, which may end with words for init
             *self.words,
@@ -107,8 +114,9 @@ class Machine:
 
     domain: Domain
     console: Console
+    kernel: KernelWatch
     token: str
-    """On its kernel command line, unique to this boot."""
+    """On its kernel command line and in its marks, unique to this boot."""
     started: float
     """time.monotonic() of the runner, just before it was started."""
     accel: Accel
@@ -172,10 +180,13 @@ def running_machine(
             libvirt.running(xml) as domain,
         ):
             (folder / "domain.xml").write_text(domain.xml() or xml)
-            yield Machine(
-                domain, Console(domain_spec.console), token, started, spec.accel, spec.host.cpus,
-                _log(state, token), folder,
-            )  # fmt: skip
+            qemu = next(iter(qemu_processes([domain_spec.uuid])), 0)
+            kernel = KernelWatch(domain_spec.console, cpu_seconds=lambda: cpu_seconds(qemu))
+            with watched(kernel):
+                yield Machine(
+                    domain, Console(domain_spec.console), kernel, token, started, spec.accel,
+                    spec.host.cpus, _log(state, token), folder,
+                )  # fmt: skip
     finally:
         secret.unlink(missing_ok=True)
         # libvirt leaves it behind when the domain ends
@@ -216,6 +227,7 @@ def proven_host(
         "host", ("127.0.0.1", port), key=keys.runner, host_key=keys.host,
         keepalive=keepalive,
     ) as shell:  # fmt: skip
+        machine.kernel.on_hang(shell.drop)
         boot_id = prove_kernel(shell, machine.token, kernel)
         ssh = write_client_config(
             machine.folder, port=port, key=keys.runner, host_key=keys.host, keepalive=keepalive
@@ -223,7 +235,7 @@ def proven_host(
         yield Host(
             shell=shell, release=kernel.release, kvm=False,
             cpus=machine.cpus, accel=machine.accel, payload=PAYLOAD, console=machine.console,
-            alive=machine.domain.active, crash=lambda: _crash(machine.log),
+            kernel=machine.kernel, alive=machine.domain.active, crash=lambda: _crash(machine.log),
             libvirt=lambda: over_ssh(
                 ssh, "host", end_seconds=_GUESTS_END_SECONDS, keep_alive=bool(keepalive)
             ),
@@ -235,7 +247,7 @@ def proven_host(
 def prepare_host(host: Host, spec: HostSpec) -> Host:
     """Load the modules that a host needs. Raises BenchError for another module than is planned,
     and ArmFailedError where the kernel panics."""
-    with charged_to_the_arm(host):
+    with explained_by_the_host(host):
         loaded = _load_modules(host.shell, with_libvirt=spec.with_libvirt)
         prove_modules(host.shell, spec.kernel)
     return replace(host, kvm="kvm" in loaded)
@@ -280,45 +292,61 @@ def _is_on_console(text: str, machine: Machine, kernel: KernelBundle) -> bool:
     return f"Linux version {kernel.release} " in text and machine.token in text
 
 
+def sshd_mark(token: str) -> re.Pattern[str]:
+    """The line of the host's init once sshd listens; nobody else knows the token of the boot."""
+    return re.compile(rf"(?m)^barometer: sshd is up {token}$")
+
+
+def start_failure(token: str) -> re.Pattern[str]:
+    """The line of the host's first program that says why it cannot go on: a printk message."""
+    return re.compile(rf"(?m)^(?:\[ *\d+\.\d+\](?:\[ *\w+\])? )?barometer: start: {token} (.*)$")
+
+
 def _wait_for_sshd(machine: Machine, kernel: KernelBundle, progress: Progress) -> None:
-    stall = Stall()
+    stall, mark, failure = Stall(), sshd_mark(machine.token), start_failure(machine.token)
 
     def booted() -> bool | None:
         console = machine.console
         ended = not machine.domain.active()  # before its last words are read
-        if console.first(_SSHD_IS_UP.search):
+        if console.first(mark.search):
             return True
         progress.detail(console.last_line())
-        if failed := console.first(_START_FAILED.search):  # a panic comes after it
-            raise _host_error(machine, f"the host did not start: {failed[1]}", "host-start")
-        if panic := console.first(PANIC.search):
+        if failed := console.first(failure.search):  # a panic comes after it
+            raise _host_error(machine, f"the host did not start: {failed[1]}", reason="host-start")
+        if (panic := machine.kernel.broken()) is not None:
             if _is_on_console(console.text(), machine, kernel):
                 raise ArmFailedError(
-                    f"the host's kernel {kernel.release} does not boot: {panic[0]}",
-                    evidence=machine.console.tail(), reason="host-panic",
+                    f"the host's kernel {kernel.release} does not boot: {panic.message}",
+                    evidence=evidence(panic, machine.console), reason=panic_reason(panic),
                 )  # fmt: skip
             raise _host_error(
-                machine, "the host's kernel panicked before it was proven", "host-panic"
-            )
+                machine, "the host's kernel panicked before it was proven",
+                reason="unproven-panic",
+            )  # fmt: skip
+        if (hung := machine.kernel.hung) is not None:
+            raise _host_error(machine, f"the host hangs: {hung.message}", reason="host-hung-task")
         if flood := console.flood:
             message = f"the host floods its console while it boots: {flood}"
             if _is_on_console(console.text(), machine, kernel):
                 raise ArmFailedError(message, evidence=console.tail(), reason="console-flood")
-            raise _host_error(machine, message, "console-flood")
+            raise _host_error(machine, message, reason="console-flood")
         if ended:
-            raise _host_error(machine, "the host's machine ended while it booted", "host-ended")
+            raise _host_error(
+                machine, "the host's machine ended while it booted", reason="host-ended"
+            )
         silent = stall.seconds(machine.console.size())
         if silent > _SILENT_SECONDS[machine.accel]:
             raise _host_error(
-                machine, f"the host hangs: no word on its console for {silent:.0f} s", "host-hang"
-            )
+                machine, f"the host hangs: no word on its console for {silent:.0f} s",
+                reason="host-hang",
+            )  # fmt: skip
         return None
 
     until(booted, within=_BOOT_SECONDS, waiting_for="sshd on the host", reason="host-hang",
           last_seen=machine.console.tail)  # fmt: skip
 
 
-def _host_error(machine: Machine, message: str, reason: str) -> BenchError:
+def _host_error(machine: Machine, message: str, *, reason: str) -> BenchError:
     return BenchError(message, evidence=machine.console.tail(), reason=reason)
 
 

@@ -13,17 +13,16 @@ from pathlib import Path
 from typing import IO
 
 from orchestrator.bench.console import Transcript, flood_of
-from orchestrator.bench.host import PANIC, Host
+from orchestrator.bench.host import Host
 from orchestrator.bench.shell import ConnectionLostError
 from orchestrator.bench.tracer import MARKER, UNTIL_KERNEL
 from orchestrator.bench.waiting import Stall, until
 from orchestrator.bounded import MARKS_BYTES, MARKS_LINES
 from orchestrator.errors import ArmFailedError
+from orchestrator.kernelreports import STALLS, KernelReports
 from orchestrator.progress import Progress
 from orchestrator.scenario import GIB
 
-BOOT_MARK = "barometer: boot mark"
-"""What a guest's first program says on its console."""
 _HOUR = 3600.0
 _IDLE_SECONDS = 45.0
 _IDLE_SHARE = 0.2
@@ -31,6 +30,12 @@ _MUTE_SECONDS = 15.0
 """The watch agent speaks every 2 s. If it does not for so long, the host is asked whether it is
 there."""
 _NO_SSH_SECONDS = {True: 90.0, False: 30.0}
+
+
+def boot_mark(token: str) -> str:
+    """What the line begins with that a guest's first program writes to its console; nobody else
+    knows the token."""
+    return f"barometer: boot mark {token},"
 
 
 class Watched:
@@ -41,6 +46,8 @@ class Watched:
         self._lines = lines
         self._events: dict[str, str] = {}
         self.console = Transcript("guest")
+        self.kernel = KernelReports()
+        """What the guest's kernel reports about itself."""
         self._bytes, self._count, self._started = 0, 0, time.monotonic()
         self.flood = ""
         """How much the guest or the agent said and how fast, if that was too much to go on."""
@@ -77,9 +84,11 @@ class Watched:
         self._count += 1
         self._marks.write(encoded)
         if kind == "C":
-            text = f"{json.loads(rest)}\n".encode(errors="replace")
-            self._log.write(text)
-            self.console.feed(text)
+            text = f"{json.loads(rest)}\n"
+            self.kernel.take(text)
+            encoded = text.encode(errors="replace")
+            self._log.write(encoded)
+            self.console.feed(encoded)
             self.flood = self.console.flood
         elif kind == "E":
             name, _, detail = rest.partition(" ")
@@ -116,9 +125,12 @@ class Watched:
 
 
 @contextmanager
-def watching(host: Host, name: str, folder: Path, *, traced: bool) -> Iterator[Watched]:
+def watching(
+    host: Host, name: str, folder: Path, *, token: str, traced: bool
+) -> Iterator[Watched]:
+    """`token`: of the guest's marks."""
     more = (MARKER, *UNTIL_KERNEL) if traced else ()
-    argv = host.agent("watch", f"/run/libvirt/qemu/{name}.pid", BOOT_MARK, *more)
+    argv = host.agent("watch", f"/run/libvirt/qemu/{name}.pid", boot_mark(token), *more)
     # an hour without a word, progress lines included, means that the host is gone
     with contextlib.ExitStack() as stack, host.shell.stream(argv, timeout=_HOUR) as lines:
         watched = Watched(lines, folder)
@@ -140,17 +152,25 @@ class Limits:
         base, for_each_gib = (120.0, 12.0) if host.slow else (30.0, 2.0)
         self.silent_seconds = base + for_each_gib * bar / GIB
         self._stall = Stall()
+        self.is_ending = False
+        """The guest was told to power down, and said that it would."""
 
     def check(self, waiting_for: str, *, stall: bool = True) -> None:
         """Raises what ended the boot; with `stall`, also when it gets nowhere."""
         self.host.check()
-        if (found := self.watched.console.first(PANIC.search)) is not None:
-            raise self.failed(f"the guest's kernel is broken: {found[0]}", "guest-panic")
+        if (found := self.watched.kernel.broken()) is not None:
+            raise self.failed(
+                f"the guest's kernel is broken: {found.message}",
+                reason="guest-no-timer" if found.kind == "no-timer" else "guest-panic",
+            )
         if self.watched.flood:
-            message = f"the guest floods its console: {self.watched.flood}"
-            raise self.failed(message, "console-flood")
+            raise self.failed(
+                f"the guest floods its console: {self.watched.flood}", reason="console-flood"
+            )
         if self.watched.event("exit") is not None:
-            raise self.failed(f"the guest ended while waiting for: {waiting_for}", "guest-ended")
+            raise self.failed(
+                f"the guest ended while waiting for: {waiting_for}", reason="guest-ended"
+            )
         if isinstance(self.watched.error, OSError):
             raise self.watched.error
         if self.watched.ended:
@@ -163,17 +183,23 @@ class Limits:
         if not stall:
             return
         if silent > _IDLE_SECONDS and self.watched.idle(_IDLE_SECONDS):
-            raise self.failed(
-                f"the guest hangs, idle: no console line for {silent:.0f} s and no CPU used, "
-                f"waiting for: {waiting_for}", "guest-hang",
-            )  # fmt: skip
+            raise self._hangs(
+                f"idle: no console line for {silent:.0f} s and no CPU used", waiting_for
+            )
         if silent > self.silent_seconds:
-            raise self.failed(
-                f"the guest hangs, busy: no console line for {silent:.0f} s, "
-                f"waiting for: {waiting_for}", "guest-hang",
-            )  # fmt: skip
+            raise self._hangs(f"busy: no console line for {silent:.0f} s", waiting_for)
 
-    def failed(self, message: str, reason: str) -> ArmFailedError:
+    def _hangs(self, how: str, waiting_for: str) -> ArmFailedError:
+        message = f"the guest hangs, {how}, waiting for: {waiting_for}"
+        stalls = [report for report in self.watched.kernel.all() if report.kind in STALLS]
+        if stalls:
+            return self.failed(f"{message}; {stalls[0].message}", reason="guest-stall")
+        # "exit" is waited for after the guest was told to power down
+        if self.is_ending:
+            return self.failed(message, reason="guest-end-hang")
+        return self.failed(message, reason="guest-hang")
+
+    def failed(self, message: str, *, reason: str) -> ArmFailedError:
         return ArmFailedError(message, evidence=self.watched.console.tail(), reason=reason)
 
 

@@ -23,8 +23,9 @@ from orchestrator.analysis.comparison import (
 from orchestrator.analysis.summary import summary
 from orchestrator.analysis.trial import TrialResult
 from orchestrator.hashing import digest_of
-from orchestrator.report.sentence import differing
+from orchestrator.report.sentence import differing, undecided_said
 from orchestrator.report.variable import variable_said
+from orchestrator.report.wording import attempts_said
 from orchestrator.scenario import ARMS, ArmName, Metric, Scenario
 
 Outcome = Literal["passed", "failed", "unknown"]
@@ -147,6 +148,8 @@ def _run_case(
             f"the candidate fails more often: {after} of its {of_after} trials, {before} of"
             f" {of_before} of the baseline's"
         )
+    if comparison.undecided and comparison.verdict == "inconclusive":
+        said.append(line_of(undecided_said(comparison)))
     for arm in ARMS:
         if not comparison.count(arm, "measured"):
             said.append(f"no trial of the {arm} was measured")
@@ -205,8 +208,8 @@ def _trial_case(result: TrialResult) -> Case:
     values: Numbers = {
         name: value for name in result.samples if (value := result.value(name)) is not None
     }
-    if result.repeated:
-        values["begun_again"] = line_of(", ".join(map(str, result.repeated)))
+    if again := attempts_said(result):
+        values["begun_again"] = line_of(", ".join(again))
     if result.kind == "measured":
         return Case("trial", line_of(result.name), "passed", "measured", "measured",
                     numbers=values, seconds=result.seconds)  # fmt: skip

@@ -48,6 +48,7 @@ from orchestrator.report.variable import variable_said
 from orchestrator.report.wording import (
     SOURCES,
     TITLES,
+    attempts_said,
     device_said,
     host_said,
     resolution_said,
@@ -330,7 +331,7 @@ def _facts(
 def _trials(comparison: Comparison, role: Role) -> str:
     counts = {kind: comparison.count(role, kind) for kind in ("measured", "failed", "invalid")}
     said = ", ".join(f"{n} {kind}" for kind, n in counts.items() if n) or "no trials"
-    again = Counter(why for result in comparison.of_arm(role) for why in result.repeated)
+    again = Counter(said for result in comparison.of_arm(role) for said in attempts_said(result))
     if again:
         said += "; begun again: " + ", ".join(f"{n} x {why}" for why, n in again.items())
     return said

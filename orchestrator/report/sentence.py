@@ -8,12 +8,14 @@ from typing import Any
 from orchestrator.analysis.comparison import (
     Comparison,
     MetricComparison,
+    attempts_of,
     fails_more,
     failures,
     guest_accels,
 )
 from orchestrator.analysis.conditions import Difference
 from orchestrator.analysis.summary import summary
+from orchestrator.faults import counts
 from orchestrator.report.quantities import change_text, plural, quantity
 from orchestrator.report.wording import label
 from orchestrator.scenario import ARMS, ArmName, Metric, Scenario, format_size
@@ -47,6 +49,8 @@ def verdict_sentence(scenario: Scenario, comparison: Comparison, plan: dict[str,
         return f"{new} and {old} are not comparable by this run: {flaw(comparison)}."
     if verdict == "regressed" and fails_more(comparison):
         return f"{new} is regressed: {_failures(comparison)}."
+    if comparison.undecided and verdict == "inconclusive":
+        return f"{new} against {old} is inconclusive: {undecided_said(comparison)}."
     said = {
         "equivalent": f"{new} is equivalent to {old}",
         "inconclusive": f"{new} against {old} is inconclusive",
@@ -56,6 +60,18 @@ def verdict_sentence(scenario: Scenario, comparison: Comparison, plan: dict[str,
     decided = [m for name in comparison.deciding if (m := comparison.metric(name)) is not None]
     quoted = next((m for m in decided if m.verdict == verdict), decided[0])
     return f"{said}: {_quoted(scenario, comparison, quoted, plan['accel'])}."
+
+
+def undecided_said(comparison: Comparison) -> str:
+    """Which failures are charged to nobody, by the attempts of both arms."""
+    reasons = ", ".join(sorted({result.reason for result in comparison.undecided}))
+    (before, of_before), (after, of_after) = (
+        counts(attempts_of(comparison.results), arm) for arm in ARMS
+    )
+    return (
+        f"undecided whose failure it was ({reasons}): {after} of the candidate's"
+        f" {plural(of_after, 'attempt')} failed, of the baseline's {before} of {of_before}"
+    )
 
 
 def flaw(comparison: Comparison) -> str:
@@ -112,10 +128,11 @@ def _quoted(
 
 def _failures(comparison: Comparison) -> str:
     (before, of_before), (after, of_after) = (failures(comparison.results, a) for a in ARMS)
-    failed = (r for r in comparison.of_arm("candidate") if r.kind == "failed")
-    reasons = ", ".join(sorted({r.reason for r in failed}))
+    attempts = [a for a in attempts_of(comparison.results) if a.arm == "candidate"]
+    reasons = ", ".join(sorted({a.reason for a in attempts if a.reason and a.charge != "bench"}))
+    word = "trial" if of_after == len(comparison.of_arm("candidate")) else "attempt"
     return (
-        f"{after} of its {plural(of_after, 'trial')} failed ({reasons}), of the baseline's"
+        f"{after} of its {plural(of_after, word)} failed ({reasons}), of the baseline's"
         f" {before} of {of_before}"
     )
 

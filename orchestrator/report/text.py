@@ -26,6 +26,7 @@ from orchestrator.report.trailer import trailer, worse
 from orchestrator.report.variable import variable_said
 from orchestrator.report.wording import (
     TITLES,
+    attempts_said,
     device_said,
     host_said,
     resolution_said,
@@ -102,7 +103,7 @@ def _setup(
             for kind in ("measured", "failed", "invalid")
             if comparison.count(arm, kind)
         )
-        again = [reason for r in comparison.of_arm(arm) for reason in r.repeated]
+        again = [said for r in comparison.of_arm(arm) for said in attempts_said(r)]
         if again:
             trials += f"; begun again: {', '.join(again)}"
         lines.append(

@@ -13,6 +13,7 @@ from orchestrator.analysis.effect import (
     OF_UNMAPS_IN_BOOTS,
     Resolution,
 )
+from orchestrator.analysis.trial import TrialResult
 from orchestrator.report.quantities import plural, quantity
 from orchestrator.scenario import (
     Device,
@@ -50,6 +51,19 @@ SOURCES: dict[Metric, str] = {
     "iova_lookups_per_unmap": "counts",
 }
 """The pass that a metric comes from, where that is not `timing`."""
+
+
+def attempts_said(result: TrialResult) -> list[str]:
+    """Why a trial was attempted again, each time, and how the other arm's attempts beside it went:
+    `guest-hang (undecided)`, `baseline beside it: went well`."""
+    *_, last = result.attempts
+    said = []
+    for attempt in result.repeated:
+        how = attempt.reason or "went well"
+        if attempt.charge == "undecided" and attempt.reason:
+            how += " (undecided)"
+        said.append(how if attempt.arm == last.arm else f"{attempt.arm} beside it: {how}")
+    return said
 
 
 def title(metric: Metric) -> str:

@@ -14,7 +14,7 @@ from orchestrator.bench.guestdisk import KEYS_SERIAL, SYSTEM_SERIAL, guest_disk,
 from orchestrator.bench.images import read_recipe, unpacked
 from orchestrator.bench.keys import RunKeys
 from orchestrator.bench.shell import connected
-from orchestrator.bench.watching import BOOT_MARK
+from orchestrator.bench.watching import boot_mark
 from orchestrator.cache import Cache
 from orchestrator.errors import ArmFailedError
 from orchestrator.kernels import materialised
@@ -73,7 +73,7 @@ def test_systemd_is_up_and_says_how_long_it_took(means: None, name: str, tmp_pat
                 error=ArmFailedError,
             ) as shell:  # fmt: skip
                 mark = shell.run("cat /run/boot-mark-uptime").stdout.strip()
-                assert f"{BOOT_MARK}, uptime {mark}" in console.read_text()
+                assert f"{boot_mark(keys.guest_token)} uptime {mark}" in console.read_text()
                 assert shell.run("cat /proc/cmdline").stdout.endswith(" barometer.test\n")
                 assert shell.run("uname -r").stdout.strip() == kernel.release
                 assert shell.run("systemctl is-system-running --wait").stdout == "running\n"

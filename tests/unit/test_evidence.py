@@ -8,8 +8,22 @@ from typing import Any
 import pytest
 
 from orchestrator.bounded import TRIAL_BYTES
-from orchestrator.errors import ArmFailedError, BenchError, EvidenceError, ScenarioError
-from orchestrator.evidence import RunDir, TrialDir, TrialWriter, read_json, write_json
+from orchestrator.errors import (
+    ArmFailedError,
+    BarometerError,
+    BenchError,
+    EvidenceError,
+    ScenarioError,
+)
+from orchestrator.evidence import (
+    RunDir,
+    TrialDir,
+    TrialWriter,
+    charge_in,
+    read_json,
+    write_json,
+)
+from orchestrator.faults import Attempt, Charge, Charged
 
 PLAN: dict[str, Any] = {
     "schema": 1, "trials": [], "accel": "tcg", "accel_reason": "asked for",
@@ -73,14 +87,49 @@ def test_failure_of_the_arm_is_charged_to_it_and_failure_of_the_bench_is_not(
     tmp_path: Path,
 ) -> None:
     one, two = writer(tmp_path, "0001-baseline"), writer(tmp_path, "0002-candidate")
-    one.failed(ArmFailedError("oops", evidence="BUG:", reason="host-panic"), "guest-0")
-    two.failed(BenchError("no", reason="command-failed"), "device")
+    oops = ArmFailedError("oops", evidence="BUG:", reason="host-panic")
+    one.failed(oops, "guest-0", Charged("arm", "vfio_x is in the call trace"), "[ 1.0] BUG:")
+    two.failed(BenchError("no", reason="command-failed"), "device", Charged("bench", "it did"))
     assert one.complete().manifest["outcome"] == {
         "kind": "failed", "by_bench": False, "stage": "guest-0", "reason": "host-panic",
-        "message": "oops", "evidence": "BUG:",
+        "message": "oops", "evidence": "BUG:", "charge": "arm",
+        "why": "vfio_x is in the call trace", "line": "[ 1.0] BUG:",
     }  # fmt: skip
     outcome = two.complete().manifest["outcome"]
     assert (outcome["kind"], outcome["by_bench"]) == ("invalid", True)
+
+
+@pytest.mark.parametrize(
+    ("error", "charge", "expected"),
+    [
+        (ArmFailedError, "undecided", ("failed", False)),
+        (ArmFailedError, "bench", ("invalid", True)),
+        (BenchError, "undecided", ("invalid", True)),
+        (EvidenceError, "undecided", ("invalid", False)),
+    ],
+)
+def test_kind_of_an_outcome_follows_from_whom_it_is_charged_to(
+    tmp_path: Path, error: type[BarometerError], charge: Charge, expected: tuple[str, bool]
+) -> None:
+    trial = writer(tmp_path, "0001-baseline")
+    trial.failed(error("x", reason="guest-hang"), "guest-0", Charged(charge, "because"))
+    done = trial.complete()
+    assert (done.manifest["outcome"]["kind"], done.manifest["outcome"]["by_bench"]) == expected
+    assert done.attempts() == (Attempt("baseline", "guest-hang", charge, "guest-0", "x"),)
+
+
+def test_failure_of_an_older_version_is_charged_as_it_was_then(tmp_path: Path) -> None:
+    assert charge_in({"kind": "failed", "reason": "guest-hang"}) == "arm"
+    assert charge_in({"kind": "invalid", "reason": "host-hang"}) == "bench"
+
+
+def test_attempt_takes_the_place_of_the_one_before(tmp_path: Path) -> None:
+    first = writer(tmp_path)
+    (first.host / "console.log").write_text("one")
+    first.complete()
+    second = writer(tmp_path)
+    (second.host / "dmesg.txt").write_text("two")
+    assert [*second.complete().manifest["files"]] == ["host/dmesg.txt"]
 
 
 def test_text_may_be_compressed(tmp_path: Path) -> None:

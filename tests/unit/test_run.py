@@ -26,6 +26,7 @@ from orchestrator.bench.state import BenchState
 from orchestrator.cache import Cache
 from orchestrator.errors import ArmFailedError, BarometerError, BenchError, ScenarioError
 from orchestrator.evidence import RunDir, TrialDir, TrialWriter
+from orchestrator.faults import failing_arm
 from orchestrator.kernels import KernelBundle, materialised
 from orchestrator.plan import PlannedTrial, make_plan
 from orchestrator.prepare import Prepared, plan_facts
@@ -57,6 +58,7 @@ class Fixture:
         self._monkeypatch, self._folder = monkeypatch, folder
         self.machines = Machines()
         self.begun: list[str] = []
+        self.through: list[str] = []
         self.partial: list[str] = []
         self.bench: Bench | None = None
         self.held = True
@@ -68,13 +70,14 @@ class Fixture:
     ) -> list[TrialDir]:  # fmt: skip
         """Those that are complete after the run, in order."""
 
-        def begin(bench: Bench, planned: PlannedTrial, trial: TrialWriter) -> None:
+        def begin(bench: Bench, planned: PlannedTrial, trial: TrialWriter, through: str) -> None:
             self.begun.append(planned.name)
+            self.through.append(through)
             climb(planned, trial)
 
         self._monkeypatch.setattr(run, "_climb", begin)
         self._monkeypatch.setattr(run, "_at_once", lambda scenario: width)
-        kernels = dict.fromkeys(("baseline", "candidate"), SimpleNamespace(release="7.0"))
+        kernels = dict.fromkeys(ARMS, SimpleNamespace(release="7.0", swapped={}))
         run_dir = RunDir(self._folder)
         run_dir.trials_path.mkdir(parents=True, exist_ok=True)
         state = SimpleNamespace(add=self.recorded)
@@ -169,12 +172,108 @@ def test_complete_trial_is_not_run_again_unless_the_bench_failed(fixture: Fixtur
 
 
 def test_arm_that_failed_is_a_result_and_is_not_run_again(fixture: Fixture) -> None:
-    climb = failing("guest-panic", "guest-panic", None, None, None, None, kind=ArmFailedError)
+    def climb(planned: PlannedTrial, trial: TrialWriter) -> None:
+        if planned.number <= 2:
+            (trial.host / "console.log").write_text(VFIO_PANIC)
+            raise ArmFailedError("it panicked", reason="host-panic")
+
     trials = fixture.trials(climb, scenario(PAIRS))
-    assert outcomes(trials) == ["guest-panic"] * 2 + ["collected"] * 4
+    assert outcomes(trials) == ["host-panic"] * 2 + ["collected"] * 4
+    assert [t.manifest["outcome"]["charge"] for t in trials[:2]] == ["arm"] * 2
     fixture.begun.clear()
     fixture.trials(nothing, scenario(PAIRS))
     assert fixture.begun == []
+
+
+VFIO_PANIC = (
+    "[    9.000000] Kernel panic - not syncing: x\n"
+    "[    9.000000]  vfio_dma_do_map+0x1/0x2 [vfio_iommu_type1]\n"
+)
+
+
+def undecided(*arms: ArmName, times: int = 9, stage: str = "guest-0-plain") -> Climb:
+    """Trials of these arms hang, so many times in all."""
+    left = [times]
+
+    def climb(planned: PlannedTrial, trial: TrialWriter) -> None:
+        nothing(planned, trial)
+        with trial.stage(stage):
+            if planned.boots in arms and left[0]:
+                left[0] -= 1
+                raise ArmFailedError("it hangs", reason="guest-hang")
+
+    return climb
+
+
+def told(trial: TrialDir) -> list[tuple[str, str]]:
+    return [(attempt.arm, attempt.reason) for attempt in trial.attempts()]
+
+
+def test_undecided_failure_that_does_not_come_back_is_measured(fixture: Fixture) -> None:
+    trials = fixture.trials(undecided("candidate", times=1), scenario())
+    assert fixture.begun == ["0001-baseline", "0002-candidate", "0002-candidate"]
+    assert outcomes(trials) == ["collected"] * 2
+    assert told(trials[1]) == [("candidate", "guest-hang"), ("candidate", "")]
+    assert failing_arm([a for t in trials for a in t.attempts()]) is None
+
+
+@pytest.mark.parametrize(("stage", "through"), [("guest-0-plain", "guest-0-plain"),
+                                                ("host-boot", "host-boot")])  # fmt: skip
+def test_undecided_failure_that_comes_back_is_decided_in_turns(
+    fixture: Fixture, stage: str, through: str
+) -> None:
+    trials = fixture.trials(undecided("candidate", stage=stage), scenario())
+    assert fixture.begun == [
+        "0001-baseline", "0002-candidate",
+        "0002-candidate", "0002-baseline", "0002-candidate", "0002-baseline",
+    ]  # fmt: skip
+    assert fixture.through == ["", "", "", through, "", through]
+    assert outcomes(trials) == ["collected", "guest-hang"]
+    assert (trials[1].manifest["outcome"]["kind"]) == "failed"
+    candidate, baseline = ("candidate", "guest-hang"), ("baseline", "")
+    assert told(trials[1]) == [candidate, candidate, baseline, candidate, baseline] or told(
+        trials[1]
+    ) == [candidate, baseline, candidate, baseline, candidate]
+    assert failing_arm([a for t in trials for a in t.attempts()]) == "candidate"
+    assert fixture.left() == ["0001-baseline", "0002-candidate"]
+    # taken up again: it is decided
+    fixture.begun.clear()
+    fixture.trials(nothing, scenario())
+    assert fixture.begun == []
+
+
+def test_failure_of_both_arms_is_not_repeated(fixture: Fixture) -> None:
+    trials = fixture.trials(undecided("candidate", "baseline"), scenario())
+    assert len(fixture.begun) == 2
+    assert outcomes(trials) == ["guest-hang"] * 2
+
+
+def test_failures_that_the_planned_trials_decide_are_not_repeated(fixture: Fixture) -> None:
+    trials = fixture.trials(undecided("candidate"), scenario(PAIRS))
+    assert len(fixture.begun) == len(trials) == 6
+
+
+def test_failure_of_an_arm_that_runs_alone_is_repeated_alone(fixture: Fixture) -> None:
+    trials = fixture.trials(undecided("candidate"), scenario(), only="candidate")
+    assert fixture.begun == ["0002-candidate"] * 3
+    assert outcomes(trials) == ["guest-hang"]
+
+
+def test_interrupted_repetition_leaves_the_attempt_before_it(fixture: Fixture) -> None:
+    first = undecided("candidate")
+
+    def climb(planned: PlannedTrial, trial: TrialWriter) -> None:
+        if len(fixture.begun) == 3:
+            raise KeyboardInterrupt
+        first(planned, trial)
+
+    with pytest.raises(KeyboardInterrupt):
+        fixture.trials(climb, scenario())
+    assert fixture.left() == ["0001-baseline", "0002-candidate"]
+    # and it goes on from there
+    trials = fixture.trials(nothing, scenario())
+    assert fixture.begun[3:] == ["0002-candidate"]
+    assert told(trials[1]) == [("candidate", "guest-hang"), ("candidate", "")]
 
 
 @pytest.mark.parametrize(
@@ -497,14 +596,21 @@ def breaking(*reasons: str | None, kind: type[BarometerError] = BenchError) -> C
     return climb
 
 
-@pytest.mark.parametrize("reasons", [["host-crash"], ["exact-crawl"], ["host-crash"] * 2])
+def repeated(trial: TrialDir) -> list[str]:
+    return [entry["reason"] for entry in trial.manifest["repeated"]]
+
+
+@pytest.mark.parametrize(
+    "reasons",
+    [["host-crash"], ["exact-crawl"], ["host-crash"] * 2, ["host-no-timer", "guest-end-hang"]],
+)
 def test_trial_that_the_emulator_failed_is_begun_again(
     fixture: Fixture, reasons: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     trials = fixture.trials(breaking(*reasons), scenario())
     assert fixture.begun == ["0001-baseline"] * (len(reasons) + 1) + ["0002-candidate"]
     assert outcomes(trials) == ["collected"] * 2
-    assert [t.manifest["repeated"] for t in trials] == [reasons, []]
+    assert [repeated(t) for t in trials] == [reasons, []]
     assert fixture.left() == ["0001-baseline", "0002-candidate"]
     notes = [line for line in capsys.readouterr().err.splitlines() if "once more" in line]
     assert len(notes) == len(reasons)
@@ -519,7 +625,7 @@ def test_trial_that_the_emulator_keeps_failing_is_given_up(
     trials = fixture.trials(breaking(*reasons), scenario())
     assert fixture.begun == ["0001-baseline"] * 3 + ["0002-candidate"]
     assert outcomes(trials) == ["host-crash", "collected"]
-    assert trials[0].manifest["repeated"] == reasons[:2]
+    assert repeated(trials[0]) == reasons[:2]
     assert trials[0].manifest["outcome"]["by_bench"]
     assert capsys.readouterr().err.count("once more") == 2
 
@@ -529,8 +635,6 @@ def test_trial_that_the_emulator_keeps_failing_is_given_up(
     [
         ("host-ssh-lost", BenchError),
         ("tracer-lost", BenchError),
-        ("host-panic", ArmFailedError),
-        ("host-crash", ArmFailedError),
     ],
 )
 def test_trial_that_failed_for_another_reason_is_not_begun_again(
@@ -539,14 +643,14 @@ def test_trial_that_failed_for_another_reason_is_not_begun_again(
     trials = fixture.trials(breaking(reason, kind=kind), scenario())
     assert fixture.begun == ["0001-baseline", "0002-candidate"]
     assert outcomes(trials) == [reason, "collected"]
-    assert trials[0].manifest["repeated"] == []
+    assert repeated(trials[0]) == []
 
 
 def test_other_failure_after_a_crash_is_the_trials_outcome(fixture: Fixture) -> None:
     trials = fixture.trials(breaking("host-crash", "host-ssh-lost"), scenario())
     assert fixture.begun == ["0001-baseline"] * 2 + ["0002-candidate"]
     assert outcomes(trials) == ["host-ssh-lost", "collected"]
-    assert trials[0].manifest["repeated"] == ["host-crash"]
+    assert repeated(trials[0]) == ["host-crash"]
 
 
 def test_trial_beside_others_is_begun_again_by_itself(fixture: Fixture) -> None:
@@ -559,7 +663,7 @@ def test_trial_beside_others_is_begun_again_by_itself(fixture: Fixture) -> None:
 
     trials = fixture.trials(climb, map_scenario(PAIRS), accel="exact", width=2)
     assert outcomes(trials) == ["collected"] * 6
-    assert [t.manifest["repeated"] for t in trials] == [
+    assert [repeated(t) for t in trials] == [
         ["exact-crawl"] if number == 4 else [] for number in range(1, 7)
     ]
     assert len(fixture.begun) == 7
@@ -659,7 +763,9 @@ class Metal:
         self.done.append(f"boot {arm} {words}")
         yield cast(Host, "the host")
 
-    def _climb(self, bench: Bench, planned: PlannedTrial, trial: TrialWriter) -> None:
+    def _climb(
+        self, bench: Bench, planned: PlannedTrial, trial: TrialWriter, through: str
+    ) -> None:
         assert bench.machine is cast(Any, self.machine)
         self.done.append(planned.name)
         if self.failing and (reason := self.failing.pop(0)):
@@ -741,7 +847,7 @@ def test_complete_run_of_other_kernels_is_refused(metal: Metal) -> None:
 
 
 def test_machine_is_leased_again_for_a_trial_that_the_bench_failed(metal: Metal) -> None:
-    metal.failing = [None, "host-ssh-lost"]
+    metal.failing = [None, "keeper-failed"]
     metal(metal_scenario())
     assert metal(metal_scenario())
     assert metal.found == [None, None]

@@ -23,7 +23,7 @@ from orchestrator.bounded import CONSOLE_BYTES, CONSOLE_LINES
 from tests.unit.agents.loading import agent as loaded
 
 AGENT = Path(__file__).parents[3] / "guests/agents/watch.py"
-MARK = "boot mark"
+MARK = "barometer: boot mark"
 SECONDS = 20.0
 
 
@@ -158,7 +158,7 @@ def test_server_that_speaks_something_else_is_no_ssh_server(
         socket.create_server(("127.0.0.1", announced["ssh"])) as server,
     ):
         server.settimeout(SECONDS)
-        serial.sendall(b"boot mark\n")
+        serial.sendall(b"barometer: boot mark\n")
         agent.until(" mark$")
         for banner in (b"HTTP/1.1 400\r\n", b""):
             guest, _ = server.accept()
@@ -177,12 +177,12 @@ def test_mark_is_known_only_when_its_line_has_ended(
     announced = ports(agent)
     pidfile.write_text(str(qemu.pid))
     with socket.create_connection(("127.0.0.1", announced["console"]), SECONDS) as serial:
-        serial.sendall(b"boot mark without an end")
+        serial.sendall(b"barometer: boot mark without an end")
     agent.until(" started ")
     quit_qemu(qemu)
     boot = parse_marks(agent.end())
     assert boot.mark is None
-    assert [line for _, line in boot.console] == ["boot mark without an end"]
+    assert [line for _, line in boot.console] == ["barometer: boot mark without an end"]
 
 
 def test_progress_says_cpu_and_console_bytes(

@@ -31,6 +31,7 @@ from orchestrator.bench.watching import Limits, Watched
 from orchestrator.bounded import ANSWER_BYTES, CONSOLE_BYTES, TRACE_BYTES
 from orchestrator.errors import BarometerError, BenchError
 from orchestrator.evidence import TrialWriter
+from orchestrator.faults import Charged
 
 assert orchestrator.cli
 SECONDS = 30.0
@@ -120,7 +121,7 @@ def quoted(folder: Path) -> None:
     line = "x" * 30_000_000
     error = BenchError(f"the host did not start: {line}", evidence=line, reason="host-start")
     trial = TrialWriter(folder / "0001-baseline", {"arm": "baseline"})
-    trial.failed(error, "boot")
+    trial.failed(error, "boot", Charged("bench", "it did not start"))
     trial.complete()
     print(error, file=sys.stderr)
     raise error

@@ -202,9 +202,11 @@ class Stream:
 @pytest.mark.parametrize("traced", [False, True])
 def test_watch_agent_writes_to_the_trace_where_there_is_one(tmp_path: Path, traced: bool) -> None:
     host = Stream()
-    with watching.watching(cast(Host, host), "guest-1", tmp_path, traced=traced) as watched:
+    with watching.watching(
+        cast(Host, host), "guest-1", tmp_path, token="c0ffee", traced=traced
+    ) as watched:
         watched._thread.join(5)
         assert watched.event("ports") == '{"console": 1, "ssh": 2}'
-    plain = ["watch", "/run/libvirt/qemu/guest-1.pid", "barometer: boot mark"]
+    plain = ["watch", "/run/libvirt/qemu/guest-1.pid", "barometer: boot mark c0ffee,"]
     assert host.asked == [plain + [MARKER, *UNTIL_KERNEL] * traced]
     assert (tmp_path / "marks.txt").read_text() == 'E 5 ports {"console": 1, "ssh": 2}\n'

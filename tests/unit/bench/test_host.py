@@ -7,43 +7,29 @@ from typing import cast
 import pytest
 
 from orchestrator.bench.console import Console
-from orchestrator.bench.host import PANIC, Host, charged_to_the_arm
+from orchestrator.bench.host import Host, explained_by_the_host
+from orchestrator.bench.kernelwatch import KernelWatch
 from orchestrator.bench.shell import ConnectionLostError
 from orchestrator.bounded import CONSOLE_BYTES
-from orchestrator.errors import ArmFailedError, BenchError
-from tests.unit.recorded import FAILED, MEASURED, RUN
+from orchestrator.errors import ArmFailedError, BarometerError, BenchError
 
 
-@pytest.mark.parametrize(
-    "line",
-    [
-        "[    4.123456] Kernel panic - not syncing: VFS: Unable to mount root fs",
-        "[    1.000000] BUG: unable to handle page fault for address: 0000000000001234",
-        "[    1.000000] Oops: 0000 [#1] PREEMPT SMP NOPTI",
-        "[   12.000000][  T123] BUG: kernel NULL pointer dereference, address: 0",
-    ],
-)
-def test_broken_kernel_is_known_by_its_console(line: str) -> None:
-    assert PANIC.search(f"[    0.0] fine\n{line}\n[    5.0] more")
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orchestrator.bench.kernelwatch._TRACE_SECONDS", 0.05)
 
 
-@pytest.mark.parametrize("trial", [FAILED, MEASURED])
-def test_ordinary_console_is_no_panic(trial: str) -> None:
-    for path in (RUN / "trials" / trial).rglob("console.log"):
-        assert not PANIC.search(path.read_text())
-
-
-def test_command_line_that_mentions_panics_is_none() -> None:
-    assert not PANIC.search("[    0.000000] Command line: console=ttyS0 panic=-1 oops=panic")
-
-
-def host(tmp_path: Path, said: str = "", *, alive: bool = False, crash: str = "") -> Host:
+def host(
+    tmp_path: Path, said: str = "", *, alive: bool = False, crash: str = "", emulated: bool = True
+) -> Host:
     """A host of which its console and its end are known."""
     path = tmp_path / "console.log"
     path.write_text(said)
     known = SimpleNamespace(
-        console=Console(path), release="7.3", alive=lambda: alive, crash=lambda: crash
-    )
+        console=Console(path), kernel=KernelWatch(path), release="7.3", alive=lambda: alive,
+        crash=lambda: crash, emulated=emulated, ours=False,
+    )  # fmt: skip
+    known.check = lambda: Host.check(cast(Host, known))
     return cast(Host, known)
 
 
@@ -84,10 +70,76 @@ def test_panic_in_a_flood_is_a_panic(tmp_path: Path) -> None:
     assert caught.value.reason == "host-panic"
 
 
+def test_panic_without_a_timer_is_told_apart_with_its_line(tmp_path: Path) -> None:
+    line = "[    0.5] Kernel panic - not syncing: timer doesn't work through Interrupt-remapped x"
+    with pytest.raises(ArmFailedError) as caught:
+        Host.check(host(tmp_path, line + "\n" + "[    0.6]  x\n" * 50, alive=True))
+    assert caught.value.reason == "host-no-timer"
+    assert caught.value.evidence.startswith(line)
+
+
+def test_host_that_hangs_is_no_arms_failure(tmp_path: Path) -> None:
+    hanging = host(tmp_path, HUNG, alive=True)
+    hanging.kernel.hung = hanging.kernel.reports()[0]
+    with pytest.raises(BenchError) as caught:
+        Host.check(hanging)
+    assert caught.value.reason == "host-hung-task"
+    assert HUNG.strip() in caught.value.evidence
+
+
+HUNG = "[  400.0] INFO: task CPU 0/KVM:340 blocked for more than 121 seconds.\n"
+STALLED = "[  401.0] rcu: INFO: rcu_preempt detected stalls on CPUs/tasks:\n"
+
+
+def explained(stalled: Host, exc: BarometerError, said: str = "") -> BarometerError:
+    def fail() -> None:
+        with stalled.console.path.open("a") as file:
+            file.write(said)
+        raise exc
+
+    with pytest.raises(BarometerError) as caught, explained_by_the_host(stalled):
+        fail()
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"), [(HUNG, "host-hung-task"), (STALLED, "host-rcu-stall")]
+)
+@pytest.mark.parametrize("emulated", [True, False])
+def test_undecided_failure_beside_a_stall_is_the_emulators(
+    tmp_path: Path, said: str, reason: str, emulated: bool
+) -> None:
+    stalled = host(tmp_path, "[ 1.0] fine\n", alive=True, emulated=emulated)
+    failure = ArmFailedError("no SSH", evidence="tail", reason="guest-no-ssh")
+    found = explained(stalled, failure, said)
+    assert found.reason == (reason if emulated else "guest-no-ssh")
+    assert isinstance(found, BenchError) == emulated
+    assert (said.strip() in found.evidence) == emulated
+
+
+def test_stall_of_an_earlier_trial_explains_nothing(tmp_path: Path) -> None:
+    failure = ArmFailedError("no SSH", reason="guest-no-ssh")
+    assert explained(host(tmp_path, HUNG, alive=True), failure) is failure
+
+
+def test_stall_does_not_explain_what_is_the_benchs_own(tmp_path: Path) -> None:
+    failure = BenchError("no", reason="command-failed")
+    assert explained(host(tmp_path, alive=True), failure, HUNG) is failure
+
+
+def test_guest_that_fails_on_a_host_that_panicked_is_the_hosts_panic(tmp_path: Path) -> None:
+    failure = ArmFailedError("no SSH", reason="guest-no-ssh")
+    found = explained(
+        host(tmp_path, alive=True), failure, "[ 9.0] Kernel panic - not syncing: x\n"
+    )
+    assert found.reason == "host-panic"
+
+
 class Dying:
     """A VM whose connections are gone at once, and its process at the third look."""
 
-    ours = True
+    ours, emulated = True, True
+    kernel = SimpleNamespace(reports=tuple)
     shell = SimpleNamespace(alive=lambda: False)
 
     def __init__(self, ends: BenchError | None) -> None:
@@ -100,7 +152,7 @@ class Dying:
 
 
 def charged(dying: Dying) -> BenchError:
-    with pytest.raises(BenchError) as caught, charged_to_the_arm(cast(Host, dying)):
+    with pytest.raises(BenchError) as caught, explained_by_the_host(cast(Host, dying)):
         raise ConnectionLostError("EOF", reason="host-ssh-lost")
     return caught.value
 

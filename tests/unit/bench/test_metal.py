@@ -15,7 +15,7 @@ import pytest
 
 from orchestrator.bench import metal
 from orchestrator.bench.boots import running_on
-from orchestrator.bench.host import charged_to_the_arm
+from orchestrator.bench.host import explained_by_the_host
 from orchestrator.bench.keeper import Keeper, LeftError
 from orchestrator.bench.metal import accel_of, met
 from orchestrator.bench.profiler import INSTANCE, TRACEFS
@@ -273,7 +273,7 @@ def test_machine_that_is_lost_or_another_is_not_charged_to_the_arm(
     with lab.leased() as machine, machine.booted("baseline", [], lab.trial()) as host:
         lab.machine.cut()
         lab.machine.refusing = refusing
-        with pytest.raises(BenchError) as caught, charged_to_the_arm(host):
+        with pytest.raises(BenchError) as caught, explained_by_the_host(host):
             raise BenchError("the SSH connection was lost", reason="host-ssh-lost")
         assert caught.value.reason == reason
         lab.machine.refusing = []
@@ -379,7 +379,7 @@ def test_kernel_that_panics_fails_with_its_consoles_last_words(lab: Lab, tmp_pat
             pass
     assert caught.value.reason == "host-panic"
     assert caught.value.message == (
-        f"the host's kernel {OLD} does not boot: Kernel panic - not syncing"
+        f"the host's kernel {OLD} does not boot: Kernel panic - not syncing: VFS: no root"
     )
     assert caught.value.evidence == PANICKED.strip()
     assert (trial.host / "console.log").read_text() == PANICKED

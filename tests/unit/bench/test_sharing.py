@@ -20,6 +20,7 @@ from orchestrator.bench.domain import Disk
 from orchestrator.bench.host import Host
 from orchestrator.bench.hypervisor import Connection
 from orchestrator.bench.images import HostImage
+from orchestrator.bench.kernelwatch import KernelWatch
 from orchestrator.bench.nested import HostSpec
 from orchestrator.bench.sharing import NestedMachine
 from orchestrator.bench.shell import Completed, ConnectionLostError
@@ -97,7 +98,8 @@ class Lab:
             raise self.failing
         yield Host(
             shell=self.wire, release=kernel.release, kvm=False, cpus=2, accel="tcg",
-            payload="/opt/barometer", console=Console(self.console), alive=lambda: self.alive,
+            payload="/opt/barometer", console=Console(self.console),
+            kernel=KernelWatch(self.console), alive=lambda: self.alive,
             crash=lambda: "", libvirt=cast(Any, None), monitor=cast(Any, None),
             scratch=machine.folder, change=Unrecorded(self.wire), ours=True,
         ), f"boot {self.booted}"  # fmt: skip
@@ -322,7 +324,7 @@ def test_interrupted_host_is_ended_at_once(lab: Lab, monkeypatch: pytest.MonkeyP
 def test_host_that_panics_is_not_shared_on(lab: Lab) -> None:
     trial = lab.trial(SPEC, lambda host: lab.say("Kernel panic - not syncing: late"))
     assert trial.manifest["host_left"] == [
-        "the host's kernel 7.3 is broken: Kernel panic - not syncing"
+        "the host's kernel 7.3 is broken: Kernel panic - not syncing: late"
     ]
     second = lab.trial(SPEC, lambda host: host.check())
     assert "raised" not in second.manifest

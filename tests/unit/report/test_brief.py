@@ -15,6 +15,7 @@ from orchestrator.analysis.bisection import Bisection
 from orchestrator.analysis.comparison import compare
 from orchestrator.analysis.trial import TrialResult
 from orchestrator.evidence import RunDir, read_json
+from orchestrator.faults import Attempt
 from orchestrator.judge import saved_run
 from orchestrator.report.brief import LINES, bisect_brief, matrix_brief, run_brief
 from orchestrator.report.layout import WIDTH
@@ -90,7 +91,7 @@ def test_report_is_named_where_there_is_one_and_paths_are_for_a_shell(tmp_path: 
 def test_trials_that_do_not_count_are_told_as_far_as_there_is_room(tmp_path: Path) -> None:
     failed = [
         TrialResult(f"{n:04d}-{arm}", arm, "failed", reason="host-panic", stage="host-boot",
-                    message="x" * 500, repeated=("host-crash",))
+                    message="x" * 500, repeated=(Attempt(arm, "host-crash", "bench"),))
         for n in range(20) for arm in ARMS
     ]  # fmt: skip
     lines = brief(failed, tmp_path, planned=60)

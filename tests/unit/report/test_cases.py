@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.analysis.variable import Differing, Variable
+from orchestrator.faults import attempts_from
 from orchestrator.report.cases import Case, line_of, not_run, plain
 from tests.unit.report.made import BOOT, MAP, RUNS, ended, pairs, run
 
@@ -104,7 +105,12 @@ def test_trials_are_cases_with_their_time_and_their_tail() -> None:
 
 
 def test_trial_that_was_begun_again_says_so() -> None:
-    again = ended("candidate", 1, "invalid", repeated=("host-crash", "exact-crawl"))
+    again = ended(
+        "candidate",
+        1,
+        "invalid",
+        repeated=attempts_from(["host-crash", "exact-crawl"], "candidate"),
+    )
     case = run([again]).suite.cases[-1]
     assert (case.outcome, case.numbers) == ("unknown", {"begun_again": "host-crash, exact-crawl"})
 

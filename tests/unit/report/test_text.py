@@ -14,6 +14,7 @@ from orchestrator.analysis.timeline import Note, Timeline
 from orchestrator.analysis.trial import Findings, TrialResult, read_result
 from orchestrator.analysis.variable import Differing, Variable
 from orchestrator.evidence import TrialDir, read_json
+from orchestrator.faults import Attempt, attempts_from
 from orchestrator.report.text import text_report
 from orchestrator.report.timeline import calls_and_cost
 from orchestrator.scenario import (
@@ -274,9 +275,8 @@ def test_trials_that_share_a_boot_are_said_to(
 
 
 def test_trials_that_were_begun_again_are_said_of_their_arm(plan: dict[str, Any]) -> None:
-    again = TrialResult(
-        "t", "candidate", "measured", repeated=("host-crash", "exact-crawl")
-    )  # fmt: skip
+    before = attempts_from(["host-crash", "exact-crawl"], "candidate")
+    again = TrialResult("t", "candidate", "measured", repeated=before)
     text = report(plan, TrialResult("t", "baseline", "measured"), again)
     assert (
         "\nbaseline   6.12.107+deb13  (deb:old; 1 measured)"
@@ -486,7 +486,7 @@ def results(draw: st.DrawFn) -> list[TrialResult]:
             draw(_TEXTS), role, draw(st.sampled_from(["measured", "failed", "invalid"])),
             draw(_TEXTS), draw(_TEXTS), draw(_TEXTS), draw(_TEXTS), pair=pair,
             samples={name: (draw(_COSTS),) for name in names},
-            repeated=(draw(_TEXTS),), conditions={"host.qemu": draw(_TEXTS)},
+            repeated=(Attempt("baseline", draw(_TEXTS)),), conditions={"host.qemu": draw(_TEXTS)},
         )
         for pair in range(1, draw(st.integers(1, 7)) + 1)
         for role in draw(st.sampled_from([ARMS, (*ARMS, CONTROL)]))

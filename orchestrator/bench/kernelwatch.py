@@ -1,0 +1,121 @@
+"""Follows a host's console for what its kernel reports about itself, and finds hosts that hang.
+
+A kernel reports a task that waits for too long ("hung task"). If the QEMU that the host runs in
+also uses next to no CPU, nothing is going to end that wait: the trial is over, with that line.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from orchestrator.kernelreports import KernelReport, KernelReports
+
+_TICK_SECONDS = 1.0
+_IDLE_SECONDS, _IDLE_SHARE = 15.0, 0.2
+"""A QEMU is idle if it uses less than this share of one CPU for so long."""
+_FRESH_SECONDS = 55.0
+"""A report counts for so long: a task that still hangs is reported again after a minute."""
+_TRACE_SECONDS = 3.0
+"""From a panic's first line to the end of its call trace, over an emulated serial port."""
+_CHUNK = 1 << 20
+
+
+class KernelWatch:
+    """The reports of one boot's kernel. `look` reads on; any thread may call it."""
+
+    def __init__(
+        self,
+        console: Path,
+        start: int = 0,
+        cpu_seconds: Callable[[], float | None] = lambda: None,
+    ) -> None:
+        """`start`: bytes of the console that are of another boot. `cpu_seconds`: CPU time that the
+        machine's QEMU has used; None where there is none to ask."""
+        self._console, self._read, self._cpu_seconds = console, start, cpu_seconds
+        self._lock = threading.Lock()
+        self._reports = KernelReports()
+        self._hung_tasks, self._told = 0, 0.0
+        self._cpu: deque[tuple[float, float]] = deque(maxlen=int(2 * _IDLE_SECONDS))
+        self._on_hang: Callable[[], None] = lambda: None
+        self.hung: KernelReport | None = None
+        """The hung task, once nothing on the machine gets on any more."""
+
+    def look(self) -> None:
+        """Read what the console has said since."""
+        with self._lock:
+            try:
+                with self._console.open("rb") as file:
+                    file.seek(self._read)
+                    while chunk := file.read(_CHUNK):
+                        self._read += len(chunk)
+                        self._reports.take(chunk.decode(errors="replace"))
+            except FileNotFoundError:
+                return
+
+    def reports(self) -> tuple[KernelReport, ...]:
+        self.look()
+        return self._reports.all()
+
+    def broken(self) -> KernelReport | None:
+        """The panic or oops, with its call trace as far as that comes within seconds."""
+        self.look()
+        end = time.monotonic() + _TRACE_SECONDS
+        while (found := self._reports.broken()) and not found.ended and time.monotonic() < end:
+            time.sleep(0.1)
+            self.look()
+        return found
+
+    def on_hang(self, end_waits: Callable[[], None]) -> None:
+        """What ends the waits for a host that hangs: called once, by the watching thread."""
+        self._on_hang = end_waits
+
+    def tick(self, now: float) -> None:
+        """Look, at `now` of a monotonic clock, whether the host hangs."""
+        hung = [report for report in self.reports() if report.kind == "hung-task"]
+        if len(hung) > self._hung_tasks:
+            self._hung_tasks, self._told = len(hung), now
+        if (used := self._cpu_seconds()) is not None:
+            self._cpu.append((now, used))
+        if self.hung is None and hung and now - self._told < _FRESH_SECONDS and self._is_idle():
+            self.hung = hung[0]
+            self._on_hang()
+
+    def _is_idle(self) -> bool:
+        """No CPU was used since the last report, for long enough."""
+        recent = [sample for sample in self._cpu if sample[0] >= self._told]
+        if not recent or recent[-1][0] - recent[0][0] < _IDLE_SECONDS:
+            return False
+        (start, before), (end, after) = recent[0], recent[-1]
+        return (after - before) / (end - start) < _IDLE_SHARE
+
+
+@contextmanager
+def watched(kernel: KernelWatch) -> Iterator[None]:
+    """A thread looks at the kernel's reports while the block runs, whatever that waits for."""
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.wait(_TICK_SECONDS):
+            kernel.tick(time.monotonic())
+
+    thread = threading.Thread(target=watch, name="kernel-watch", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+
+
+def cpu_seconds(pid: int) -> float | None:
+    """CPU time of a process (utime, stime of proc_pid_stat(5)); None once it is gone."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

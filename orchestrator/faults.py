@@ -1,0 +1,258 @@
+"""Whose fault a failure is: the arm's, the bench's, or undecided. One table, with a reason each.
+
+An undecided failure is repeated, in turns of both arms. It is charged to an arm only if it comes
+back there and not in the other: Fisher's exact test over all attempts, one-sided, p <= 0.05, and
+at least two failures. The least that this takes is 3 of 3 attempts against 0 of 3 (p = 1/20).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import comb
+from typing import Literal, NamedTuple
+
+from orchestrator.kernelreports import BROKEN, Function, KernelReport, first_of
+from orchestrator.scenario import ARMS, ArmName
+
+Charge = Literal["arm", "bench", "undecided"]
+_CHARGES: tuple[Charge, ...] = ("arm", "bench", "undecided")
+ATTEMPTS = 3
+"""Attempts of one trial, and the least of each arm that decide."""
+ALPHA = 0.05
+"""Fisher's p from which on failures are an arm's."""
+
+
+class Fault(NamedTuple):
+    charge: Charge
+    why: str
+    emulated: Charge | None = None
+    """On an emulated host, if that differs."""
+    comes_and_goes: bool = False
+    """Where it is the bench's, the trial is begun again at once."""
+
+
+_EMULATOR = "an emulator that gets no CPU, or loses an interrupt or a wake-up, looks the same"
+FAULTS: Mapping[str, Fault] = {
+    # what kernels report, and what they do not do
+    "host-panic": Fault("undecided", "only a call trace tells whether what is tested took part"),
+    "host-no-timer": Fault(
+        "undecided",
+        "check_timer() counts ticks against a busy loop; an emulator without the CPU"
+        " delivers none",
+        "bench",
+        comes_and_goes=True,
+    ),
+    "host-hung-task": Fault("undecided", _EMULATOR, "bench", comes_and_goes=True),
+    "host-soft-lockup": Fault("undecided", _EMULATOR, "bench", comes_and_goes=True),
+    "host-hard-lockup": Fault("undecided", _EMULATOR, "bench", comes_and_goes=True),
+    "host-rcu-stall": Fault("undecided", _EMULATOR, "bench", comes_and_goes=True),
+    "host-lost-interrupt": Fault("undecided", _EMULATOR, "bench", comes_and_goes=True),
+    "host-hang": Fault("undecided", _EMULATOR, "bench", comes_and_goes=True),
+    "host-ssh-lost": Fault("undecided", "the machine or the network to it is gone", "bench"),
+    "host-no-ssh": Fault("undecided", "the machine or the network to it is gone", "bench"),
+    "host-ended": Fault("undecided", "a reset without a word has many causes"),
+    "host-no-boot": Fault("undecided", "a machine that does not come up has many causes"),
+    "host-crash": Fault("bench", "the QEMU that the host runs in crashed", comes_and_goes=True),
+    "exact-crawl": Fault(
+        "bench", "the clock of an emulated host all but stood still", comes_and_goes=True
+    ),
+    "unproven-panic": Fault("bench", "it is not known which kernel panicked"),
+    "guest-panic": Fault("undecided", "its kernel is the same in both arms"),
+    "guest-no-timer": Fault(
+        "undecided",
+        "check_timer() of the guest counts ticks against a busy loop",
+        "bench",
+        comes_and_goes=True,
+    ),
+    "guest-stall": Fault("undecided", _EMULATOR, "bench", comes_and_goes=True),
+    "guest-hang": Fault("undecided", "what it waits for may be the host or the bench"),
+    "guest-end-hang": Fault(
+        "undecided",
+        "the guest had powered down: only its last unmap was still asked for",
+        "bench",
+        comes_and_goes=True,
+    ),
+    "guest-ended": Fault("undecided", "its QEMU may have failed, or its kernel"),
+    "guest-no-ssh": Fault("undecided", "the guest, its network or its keys may have failed"),
+    "guest-ssh-lost": Fault("undecided", "the guest, its network or its keys may have failed"),
+    "guest-wrong-host-key": Fault("bench", "another machine answers on the guest's port"),
+    "console-flood": Fault(
+        "undecided", "a kernel that warns without end floods, or a program"
+    ),
+    # what the kernel under test was asked for and did not give
+    "no-huge-pages": Fault("undecided", "memory may be fragmented by chance"),
+    "device-not-placed": Fault("undecided", "the firmware takes part in placing a BAR"),
+    "device-missing": Fault("undecided", "the device may not be there, or not be seen"),
+    "map-refused": Fault("undecided", "QEMU, the IOMMU or the kernel may not be able to"),
+    "map-silent": Fault("undecided", "the map agent ended without saying why"),
+    # the bench's own
+    "answer-garbled": Fault("bench", "an agent's answer does not have its form"),
+    "bad-domain-xml": Fault("bench", "libvirt's answer cannot be read"),
+    "boot-loader-size": Fault("bench", "a guest's disk cannot be made"),
+    "bug": Fault("bench", "barometer itself failed"),
+    "checkup": Fault("bench", "the look at a machine failed"),
+    "command-failed": Fault("bench", "a command of barometer's failed"),
+    "console-command": Fault("bench", "host.console did not work"),
+    "device-ambiguous": Fault("bench", "the scenario fits several devices"),
+    "device-bar": Fault("bench", "the machine has no such BAR"),
+    "device-refused": Fault("bench", "the device is in use"),
+    "disk-full": Fault("bench", "there is no room"),
+    "guest-cmdline": Fault("bench", "the scenario's words cannot be given to a guest"),
+    "host-is-runner": Fault("bench", "a run does not survive the boot of its own machine"),
+    "host-no-login": Fault("bench", "the login was refused"),
+    "host-no-name": Fault("bench", "the host's name is not known"),
+    "host-no-root": Fault("bench", "the user is not root there"),
+    "host-silent": Fault("bench", "an agent on the host gave no answer that can be read"),
+    "host-start": Fault("bench", "the first program of the host's image failed"),
+    "host-unknown-host-key": Fault("bench", "the host's key is not known"),
+    "host-wrong-host-key": Fault("bench", "another machine answers on the host's port"),
+    "interrupted": Fault("bench", "the run was interrupted"),
+    "keeper-failed": Fault("bench", "the keeper on the machine failed"),
+    "kernel-lacks-module": Fault("bench", "the scenario needs a module that the kernel lacks"),
+    "kernel-lacks-option": Fault("bench", "the machine needs an option that the kernel lacks"),
+    "kernel-modules": Fault("bench", "the modules' folder cannot be read"),
+    "lease-held": Fault("bench", "another runner has the machine"),
+    "libvirt-connect": Fault("bench", "libvirt cannot be reached"),
+    "libvirt-failed": Fault("bench", "a call into libvirt failed"),
+    "libvirt-reboot": Fault("bench", "libvirt could not reboot a domain"),
+    "libvirt-silent": Fault("bench", "a call into libvirt did not return"),
+    "libvirt-start": Fault("bench", "libvirt could not start a domain"),
+    "machine-lost": Fault("bench", "the machine does not come back under its own kernel either"),
+    "monitor": Fault("bench", "QEMU did not answer its monitor"),
+    "no-domain": Fault("bench", "there is no such domain"),
+    "no-guest-disk": Fault("bench", "the payload lacks the guest's disk"),
+    "no-initramfs-tool": Fault("bench", "the machine cannot make an initramfs"),
+    "no-kvm": Fault("bench", "guests do not run under KVM here"),
+    "no-python": Fault("bench", "the machine lacks Python"),
+    "no-such-package": Fault("bench", "the mirror lacks a package"),
+    "no-way-to-boot": Fault("bench", "the machine cannot boot another kernel once"),
+    "not-put-back": Fault("bench", "the machine could not be put back"),
+    "output-flood": Fault("bench", "a command printed more than is taken"),
+    "profile": Fault("bench", "QEMU's instruction log cannot be used"),
+    "profile-busy": Fault("bench", "another profile is at work"),
+    "program-timeout": Fault("bench", "a program of the runner's took too long"),
+    "recipe": Fault("bench", "an image's recipe is wrong"),
+    "run-exists": Fault("bench", "the folder holds another run"),
+    "setting-refused": Fault("bench", "the scenario sets what the kernel does not take"),
+    "ssh-config": Fault("bench", "the SSH configuration cannot be used"),
+    "timeout": Fault("bench", "a step of the bench's took too long"),
+    "trial-too-large": Fault("bench", "a trial's evidence is larger than is kept"),
+    "tracer-left": Fault("bench", "probes could not be removed"),
+    "tracer-lost": Fault("bench", "the tracer ended"),
+    "tracer-refused": Fault("bench", "the kernel has nothing to probe under these names"),
+    "wrong-host": Fault("bench", "another host answered"),
+    "wrong-kernel": Fault("bench", "another kernel runs than was planned"),
+    "wrong-module": Fault("bench", "another module is loaded than was built"),
+}
+"""By the reason of the error that ended a trial."""
+_UNKNOWN = Fault("bench", "no kernel is blamed for what is not in the table")
+
+
+class Charged(NamedTuple):
+    charge: Charge
+    why: str
+
+
+def fault_of(reason: str) -> Fault:
+    return FAULTS.get(reason, _UNKNOWN)
+
+
+def charge(
+    reason: str,
+    *,
+    emulated: bool,
+    reports: Sequence[KernelReport] = (),
+    changed: Iterable[str] = (),
+) -> Charged:
+    """Whom a failure is charged to, and why. `reports`: of the host's kernel, whose panic or oops
+    is its arm's if a function of VFIO's, of the IOMMU's or of a `changed` module was called."""
+    fault = fault_of(reason)
+    if reason == "host-panic" and (function := _blamed(reports, changed)) is not None:
+        module = f" [{function.module}]" if function.module else ""
+        return Charged("arm", f"{function.name}{module} is in the call trace")
+    return Charged((fault.emulated or fault.charge) if emulated else fault.charge, fault.why)
+
+
+def _blamed(reports: Sequence[KernelReport], changed: Iterable[str]) -> Function | None:
+    broken = (report.functions for report in reports if report.kind in BROKEN)
+    return first_of((function for trace in broken for function in trace), changed)
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One go at a trial, under the kernel of an arm."""
+
+    arm: ArmName
+    reason: str = ""
+    """Empty if it went well."""
+    charge: Charge = "undecided"
+    stage: str = ""
+    line: str = ""
+    """What a kernel reported then; else the error's own message."""
+
+
+def attempt_json(attempt: Attempt) -> dict[str, str]:
+    return {
+        "arm": attempt.arm, "reason": attempt.reason, "charge": attempt.charge,
+        "stage": attempt.stage, "line": attempt.line,
+    }  # fmt: skip
+
+
+def attempts_from(repeated: object, arm: ArmName) -> tuple[Attempt, ...]:
+    """Of a manifest. Those of older versions have the reasons alone, which were the emulator's.
+    Entries that are neither are left out."""
+    found: list[Attempt] = []
+    for entry in repeated if isinstance(repeated, list) else ():
+        if isinstance(entry, str):
+            found.append(Attempt(arm, entry, "bench"))
+        elif isinstance(entry, dict):
+            words = {k: v for k, v in entry.items() if isinstance(k, str) and isinstance(v, str)}
+            found.append(
+                Attempt(
+                    next((name for name in ARMS if name == words.get("arm")), arm),
+                    words.get("reason", ""),
+                    next((c for c in _CHARGES if c == words.get("charge")), "undecided"),
+                    words.get("stage", ""), words.get("line", ""),
+                )
+            )  # fmt: skip
+    return tuple(found)
+
+
+def counts(attempts: Iterable[Attempt], arm: ArmName) -> tuple[int, int]:
+    """How many attempts of an arm failed, of how many; without those that the bench failed."""
+    of_arm = [a for a in attempts if a.arm == arm and not (a.reason and a.charge == "bench")]
+    return sum(bool(a.reason) for a in of_arm), len(of_arm)
+
+
+def chance(failed: int, of: int, other_failed: int, of_other: int) -> float:
+    """Fisher's exact test, one-sided: how probable it is that at least `failed` of all the
+    failures fall on the first `of` attempts, if they fall anywhere."""
+    failures, whole = failed + other_failed, of + of_other
+    most = min(of, failures)
+    ways = sum(comb(of, k) * comb(of_other, failures - k) for k in range(failed, most + 1))
+    return ways / comb(whole, failures)
+
+
+def failing_arm(attempts: Sequence[Attempt]) -> ArmName | None:
+    """The arm that undecided failures are charged to by now."""
+    for arm, other in (ARMS, ARMS[::-1]):
+        failed, of = counts(attempts, arm)
+        if failed > 1 and chance(failed, of, *counts(attempts, other)) <= ALPHA:
+            return arm
+    return None
+
+
+def next_turn(attempts: Sequence[Attempt], arm: ArmName, *, alone: bool) -> ArmName | None:
+    """Which arm is attempted next, after an undecided failure of `arm`; None if no more attempts
+    are of use: it is decided, or nothing works in either arm. `alone`: the other one is not run.
+    """
+    other: ArmName = "candidate" if arm == "baseline" else "baseline"
+    (failed, of), (other_failed, of_other) = (counts(attempts, a) for a in (arm, other))
+    if alone:
+        return arm
+    if failing_arm(attempts) is not None or (
+        of_other and (failed, other_failed) == (of, of_other)
+    ):
+        return None
+    return other if of_other < min(of, ATTEMPTS) else arm

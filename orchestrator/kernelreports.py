@@ -1,0 +1,174 @@
+"""What a kernel reports about itself on its console: panics, oopses, stalls, lost interrupts.
+
+A report is recognised by the form of the kernel's own line, which begins behind the time that
+printk puts before each line. Words within a line are no report: anybody can write them. The forms
+are those of Linux 5.10 to 7.x on x86; each names the function that prints it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+Kind = Literal[
+    "panic", "no-timer", "oops", "hung-task", "soft-lockup", "hard-lockup", "rcu-stall",
+    "lost-interrupt", "machine-check", "oom",
+]  # fmt: skip
+BROKEN: frozenset[Kind] = frozenset({"panic", "no-timer", "oops"})
+"""The kernel is beyond help."""
+STALLS: frozenset[Kind] = frozenset(
+    {"hung-task", "soft-lockup", "hard-lockup", "rcu-stall", "lost-interrupt"}
+)
+"""Something did not get on. Under emulation it is the emulator that may have stood still."""
+
+_EXCEPTIONS = (
+    "Oops", "general protection fault", "invalid opcode", "divide error", "int3", "overflow",
+    "bounds", "coprocessor segment overrun", "invalid TSS", "segment not present",
+    "stack segment", "double fault", "alignment check", "control protection fault",
+)  # fmt: skip
+"""What arch/x86/kernel/traps.c and arch/x86/mm/fault.c give to die()."""
+_FORMS: tuple[tuple[Kind, str], ...] = (
+    # check_timer() in arch/x86/kernel/apic/io_apic.c, two ways to panic
+    ("no-timer", r"Kernel panic - not syncing: IO-APIC \+ timer doesn't work!"),
+    ("no-timer", r"Kernel panic - not syncing: timer doesn't work through Interrupt-remapped"),
+    ("panic", r"Kernel panic - not syncing\b"),  # vpanic() in kernel/panic.c
+    # __die_header() in arch/x86/kernel/dumpstack.c; since v6.10 with one more "Oops: "
+    ("oops", rf"(?:Oops: )?(?:{'|'.join(_EXCEPTIONS)})\b[^:]*: [0-9a-f]{{4,16}} \[#\d+\]"),
+    # show_fault_oops() in arch/x86/mm/fault.c
+    ("oops", r"BUG: unable to handle (?:page fault for address: |kernel )"),
+    ("oops", r"BUG: kernel NULL pointer dereference, address: "),
+    ("oops", r"[kK]ernel BUG at \S+"),  # __report_bug() in lib/bug.c
+    # check_hung_task() in kernel/hung_task.c
+    ("hung-task", r"INFO: task .+:\d+ blocked (?:in I/O wait )?for more than \d+ seconds\."),
+    # watchdog_timer_fn(), watchdog_hardlockup_check() in kernel/watchdog.c
+    ("soft-lockup", r"watchdog: BUG: soft lockup - CPU#\d+ stuck for \d+s!"),
+    ("hard-lockup",
+     r"(?:NMI )?watchdog: (?:CPU\d+: )?Watchdog detected hard LOCKUP on cpu ?\d+"),
+    # print_cpu_stall(), print_other_cpu_stall() in kernel/rcu/tree_stall.h; tree_exp.h; tasks.h
+    ("rcu-stall", r"rcu: INFO: \S+ (?:self-)?detected (?:expedited )?stalls? on"),
+    # rcu_check_gp_kthread_starvation(), ..._expired_fqs_timer() in kernel/rcu/tree_stall.h
+    ("rcu-stall", r"rcu: \S+ kthread (?:starved for|timer wakeup didn't happen for) \d+ jiffies"),
+    ("lost-interrupt", r"irq \d+: nobody cared"),  # __report_bad_irq() in kernel/irq/spurious.c
+    # __common_interrupt() in arch/x86/kernel/irq.c
+    ("lost-interrupt", r"\w+: \d+\.\d+ No irq handler for vector"),
+    # print_mce() in arch/x86/kernel/cpu/mce/core.c
+    ("machine-check", r"mce: \[Hardware Error\]: CPU \d+: Machine Check"),
+    # __oom_kill_process() in mm/oom_kill.c
+    ("oom", r"(?:Memory cgroup out|Out) of memory(?: \(\w+\))?: Killed process \d+ "),
+)  # fmt: skip
+_REPORT = re.compile("|".join(f"(?P<f{i}>{form})" for i, (_, form) in enumerate(_FORMS)))
+# print_time(), print_caller() in kernel/printk/printk.c: `<4>[   12.345678][  T123] `
+_PREFIX = re.compile(r"(?:<\d+>)?\[ *(\d+\.\d+)\](?:\[ *[TC]\d+\])? ")
+# printk_stack_address() in arch/x86/kernel/dumpstack.c: ` func+0x12/0x34 [module]`; one with a
+# question mark was found on the stack, and need not have been called. show_ip() prints RIP
+_CALL = re.compile(
+    r"(?: |RIP: [0-9a-f]{4}:)([A-Za-z_][\w.]*)\+0x[0-9a-f]+/0x[0-9a-f]+(?: \[(\w+)(?: \w+)?\])?"
+)
+_END = re.compile(r"---\[ end (?:trace|Kernel panic)| ?</TASK>")
+_LONGEST = 300
+"""Characters of a line that are kept."""
+_MOST = 64
+"""Reports that are kept, the first ones, and functions of each."""
+
+
+@dataclass(frozen=True)
+class Function:
+    name: str
+    module: str = ""
+    """Empty if it is built in."""
+
+
+@dataclass(frozen=True)
+class KernelReport:
+    """One report, with the functions of the call trace below it."""
+
+    kind: Kind
+    line: str
+    """As printed, with its time, cut to 300 characters."""
+    seconds: float | None
+    """Of the kernel's clock; None if its lines have no times."""
+    functions: tuple[Function, ...] = ()
+    """Innermost first."""
+    ended: bool = False
+    """The end of its call trace was printed."""
+
+    @property
+    def message(self) -> str:
+        """The line without its time."""
+        prefix = _PREFIX.match(self.line)
+        return self.line[prefix.end() if prefix else 0 :]
+
+
+class KernelReports:
+    """The reports of one console, read as it grows. Bounded, whatever the console says."""
+
+    def __init__(self) -> None:
+        self._rest = ""
+        self._has_times = False
+        self._reports: list[KernelReport] = []
+
+    def take(self, text: str) -> None:
+        """Read on; a line counts when its end has come."""
+        *lines, rest = (self._rest + text).split("\n")
+        self._rest = rest[:_LONGEST]
+        for line in lines:
+            self._take_line(line.rstrip("\r"))
+
+    def all(self) -> tuple[KernelReport, ...]:
+        return tuple(self._reports)
+
+    def broken(self) -> KernelReport | None:
+        """The first report of a kernel that is beyond help."""
+        return next((report for report in self._reports if report.kind in BROKEN), None)
+
+    def _take_line(self, line: str) -> None:
+        line = line[:_LONGEST]
+        prefix = _PREFIX.match(line)
+        if prefix is not None:
+            self._has_times = True
+        elif self._has_times:
+            return  # not the kernel's
+        message = line[prefix.end() if prefix else 0 :]
+        last = self._reports[-1] if self._reports and not self._reports[-1].ended else None
+        if (found := _REPORT.match(message)) is not None:
+            kind = _FORMS[int(str(found.lastgroup)[1:])][0]
+            # one oops begins with several lines: "BUG: ...", then "Oops: ... [#1]"
+            goes_on = kind == "oops" and last and last.kind == "oops" and not last.functions
+            if len(self._reports) < _MOST and not goes_on:
+                seconds = float(prefix[1]) if prefix else None
+                self._reports.append(KernelReport(kind, line, seconds))
+        elif last is not None:
+            self._reports[-1] = _with_line(last, message)
+
+
+def reports_in(text: str) -> tuple[KernelReport, ...]:
+    """The reports of a whole console; a last line without an end counts."""
+    reports = KernelReports()
+    reports.take(text + "\n")
+    return reports.all()
+
+
+def first_of(functions: Iterable[Function], modules: Iterable[str]) -> Function | None:
+    """The first function that is one of VFIO's or the IOMMU's, or of one of the modules."""
+    known = {*modules}
+    return next(
+        (f for f in functions if f.module in known - {""} or _OURS.match(f.module or f.name)), None
+    )
+
+
+# drivers/vfio, drivers/iommu and iommufd, whether they are modules or built in
+_OURS = re.compile(
+    r"_*(?:vfio|iommu|iommufd|iopt|intel_iommu|amd_iommu|virtio_iommu|viommu|dmar|qi)(?:_|$)"
+)
+
+
+def _with_line(report: KernelReport, message: str) -> KernelReport:
+    functions = report.functions
+    if (call := _CALL.match(message)) is not None and len(functions) < _MOST:
+        functions = (*functions, Function(call[1], call[2] or ""))
+    return KernelReport(
+        report.kind, report.line, report.seconds, functions,
+        report.ended or _END.match(message) is not None,
+    )  # fmt: skip

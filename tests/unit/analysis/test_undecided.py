@@ -1,0 +1,89 @@
+"""A run with failures that nobody can be charged with: by all attempts, or not at all."""
+
+from __future__ import annotations
+
+import pytest
+
+from orchestrator.analysis.comparison import exit_code, fails_more, failures, to_json
+from orchestrator.analysis.trial import TrialResult
+from orchestrator.faults import Attempt, Charge
+from orchestrator.report.sentence import verdict_sentence
+from orchestrator.report.text import text_report
+from orchestrator.scenario import ArmName
+from tests.unit.report.made import Run, ended, pairs, run
+
+WELL, HANGS = Attempt("baseline"), Attempt("candidate", "guest-hang")
+
+
+def hanging(
+    *before: Attempt, arm: ArmName = "candidate", charge: Charge = "undecided", pair: int = 1
+) -> TrialResult:
+    return ended(arm, pair, "failed", reason="guest-hang", charge=charge, repeated=before)
+
+
+def well(arm: ArmName, pair: int = 1) -> TrialResult:
+    return next(result for result in pairs(1.0, 1) if result.arm == arm)
+
+
+def said(made: Run) -> str:
+    guest = {"release": "6.12", "source": "deb:guest", "digest": "0"}
+    plan = {**made.plan, "guest_kernel": guest, "accel_reason": "works"}
+    return " ".join(text_report(made.scenario, made.comparison, plan).split())
+
+
+@pytest.mark.parametrize("before", [(), (HANGS, WELL), (HANGS, HANGS, WELL)])
+def test_failure_that_is_undecided_is_inconclusive(before: tuple[Attempt, ...]) -> None:
+    made = run([well("baseline"), hanging(*before)])
+    assert made.comparison.verdict == "inconclusive"
+    assert exit_code(made.scenario, made.comparison) == 4
+    assert not fails_more(made.comparison)
+    document = to_json(made.comparison)
+    assert document["reason"] == "undecided-failure"
+    failed = 1 + sum(attempt.arm == "candidate" for attempt in before)
+    assert document["attempts"]["candidate"] == {"failed": failed, "charged": 0, "of": failed}
+    assert "undecided" in verdict_sentence(made.scenario, made.comparison, dict(made.plan))
+    assert said(made)
+
+
+def test_failure_that_comes_back_in_one_arm_alone_is_that_arms() -> None:
+    made = run([well("baseline"), hanging(HANGS, WELL, HANGS, WELL)])
+    assert made.comparison.verdict == "regressed"
+    assert exit_code(made.scenario, made.comparison) == 1
+    assert failures(made.comparison.results, "candidate") == (3, 3)
+    assert failures(made.comparison.results, "baseline") == (0, 3)
+    assert to_json(made.comparison)["reason"] == ""
+    assert "3 of its 3 attempts failed (guest-hang)" in said(made)
+
+
+def test_failure_that_comes_back_in_the_baseline_is_not_the_candidates() -> None:
+    beside = Attempt("candidate")
+    mine = Attempt("baseline", "guest-hang")
+    made = run([well("candidate"), hanging(mine, beside, mine, beside, arm="baseline")])
+    assert made.comparison.verdict == "invalid"
+    assert failures(made.comparison.results, "baseline") == (3, 3)
+
+
+def test_failure_that_did_not_come_back_is_shown_and_does_not_count() -> None:
+    first, *others = pairs(0.5)
+    again = [*others]
+    index = next(k for k, result in enumerate(again) if result.arm == "candidate")
+    again[index] = TrialResult(**{**vars(again[index]), "repeated": (HANGS,)})
+    made = run([first, *again])
+    assert made.comparison.verdict == run([first, *others]).comparison.verdict == "improved"
+    assert "begun again: guest-hang (undecided)" in said(made)
+
+
+def test_one_trial_of_many_that_is_undecided_leaves_a_regression_one() -> None:
+    for factor, verdict in ((0.5, "inconclusive"), (1.4, "regressed")):
+        results = [*pairs(factor), hanging(pair=99)]
+        assert run(results).comparison.verdict == verdict
+
+
+def test_failure_by_its_call_trace_is_the_arms_at_once() -> None:
+    made = run([well("baseline"), hanging(charge="arm")])
+    assert made.comparison.verdict == "regressed"
+
+
+def test_failure_of_an_older_version_is_the_arms() -> None:
+    made = run([well("baseline"), ended("candidate", 1, "failed")])
+    assert made.comparison.verdict == "regressed"
