@@ -494,8 +494,7 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
         "variable": comparison.variable and variable_json(comparison.variable),
         "conditions": comparison.conditions and conditions_json(comparison.conditions),
         "boots": cost_json(boots_of(comparison)),
-        "reason": UNDECIDED if comparison.undecided else "",
-        "attempts": {arm: _attempts_json(comparison, arm) for arm in ARMS},
+        **_attempts_json(comparison),
         "problems": [
             {"trial": r.name, "arm": r.arm, "kind": r.kind, "stage": r.stage, "reason": r.reason,
              "charge": r.attempts[-1].charge, "message": r.message}
@@ -504,11 +503,18 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _attempts_json(comparison: Comparison, arm: ArmName) -> dict[str, int]:
-    """`charged` of the `failed` ones are charged to the arm, of so many that the bench did not
-    fail."""
-    failed, of = counts(attempts_of(comparison.results), arm)
-    return {"failed": failed, "charged": failures(comparison.results, arm)[0], "of": of}
+def _attempts_json(comparison: Comparison) -> dict[str, Any]:
+    """Of a run in which an attempt failed: `charged` of the `failed` ones are charged to the arm,
+    of so many that the bench did not fail."""
+    attempts = attempts_of(comparison.results)
+    of_arms = {
+        arm: {"failed": counts(attempts, arm)[0],
+              "charged": failures(comparison.results, arm)[0], "of": counts(attempts, arm)[1]}
+        for arm in ARMS
+    }  # fmt: skip
+    if not any(found["failed"] for found in of_arms.values()):
+        return {}
+    return {"reason": UNDECIDED if comparison.undecided else "", "attempts": of_arms}
 
 
 def _effect_json(effect: Effect) -> dict[str, Any]:

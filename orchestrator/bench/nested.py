@@ -293,8 +293,9 @@ def _is_on_console(text: str, machine: Machine, kernel: KernelBundle) -> bool:
 
 
 def sshd_mark(token: str) -> re.Pattern[str]:
-    """The line of the host's init once sshd listens; nobody else knows the token of the boot."""
-    return re.compile(rf"(?m)^barometer: sshd is up {token}$")
+    """The line of the host's init once sshd listens; nobody else knows the token of the boot. The
+    kernel may have begun its next message before the line's end was sent."""
+    return re.compile(rf"(?m)^barometer: sshd is up {token}(?:$|\[ *\d)")
 
 
 def start_failure(token: str) -> re.Pattern[str]:

@@ -40,7 +40,10 @@ def test_keys_of_a_run_are_all_different_and_new() -> None:
 def test_private_keys_go_only_where_they_belong() -> None:
     keys = RunKeys.make()
     for files, own in ((keys.for_host(), "ssh_host"), (keys.for_guest(), "dropbear")):
-        secret = [name for name, content in files.items() if b"ssh-ed25519 " not in content]
+        secret = [
+            name for name, content in files.items()
+            if b"ssh-ed25519 " not in content and name != "barometer/token"
+        ]  # fmt: skip
         assert len(secret) == 1
         assert own in secret[0]
         assert keys.runner.private_openssh not in files.values()

@@ -22,6 +22,7 @@ COMMAND_LINE = f"console=ttyS0 panic=-1 barometer.token={TOKEN} quiet"
 def test_mark_is_a_line_with_the_token_of_the_boot() -> None:
     said = f"[    3.1] fine\nbarometer: sshd is up {TOKEN}\n[    3.2] more"
     assert sshd_mark(TOKEN).search(said)
+    assert sshd_mark(TOKEN).search(f"barometer: sshd is up {TOKEN}[    3.2] more\n\n")
     assert not sshd_mark("0123456789ab").search(said)
     assert start_failure(TOKEN).search(f"[    3.1] barometer: start: {TOKEN} no disk")
     assert start_failure(TOKEN).search(f"[    3.1][    T1] barometer: start: {TOKEN} no disk")
@@ -35,7 +36,7 @@ def test_words_of_others_are_no_mark(before: str, after: str) -> None:
     said = "\n".join(
         [
             f"{before}barometer: sshd is up {TOKEN}",
-            f"barometer: sshd is up {TOKEN}{after}",
+            f"barometer: sshd is up {TOKEN}.{after}",
             "barometer: sshd is up",
             f"[    0.000000] Command line: barometer: sshd is up {COMMAND_LINE}",
         ]
