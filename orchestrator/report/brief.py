@@ -125,7 +125,8 @@ def _arm(comparison: Comparison, arm: ArmName) -> str:
             trials = comparison.of_arm(arm)
             reasons = sorted({r.reason for r in trials if r.kind == kind and r.reason})
             counts.append(f"{number} {kind}" + f" ({', '.join(reasons)})" * bool(reasons))
-    if again := sum(len(result.repeated) for result in comparison.of_arm(arm)):
+    begun = (attempt.arm for result in comparison.of_arm(arm) for attempt in result.repeated)
+    if again := sum(of == arm for of in begun):
         counts.append(f"begun again {plural(again, 'time')}")
     return f"{arm} {', '.join(counts) or 'none'}"
 
