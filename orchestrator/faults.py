@@ -77,9 +77,7 @@ FAULTS: Mapping[str, Fault] = {
     "guest-no-ssh": Fault("undecided", "the guest, its network or its keys may have failed"),
     "guest-ssh-lost": Fault("undecided", "the guest, its network or its keys may have failed"),
     "guest-wrong-host-key": Fault("bench", "another machine answers on the guest's port"),
-    "console-flood": Fault(
-        "undecided", "a kernel that warns without end floods, or a program"
-    ),
+    "console-flood": Fault("undecided", "a kernel that warns without end floods, or a program"),
     # what the kernel under test was asked for and did not give
     "no-huge-pages": Fault("undecided", "memory may be fragmented by chance"),
     "device-not-placed": Fault("undecided", "the firmware takes part in placing a BAR"),
@@ -141,6 +139,7 @@ FAULTS: Mapping[str, Fault] = {
     "tracer-left": Fault("bench", "probes could not be removed"),
     "tracer-lost": Fault("bench", "the tracer ended"),
     "tracer-refused": Fault("bench", "the kernel has nothing to probe under these names"),
+    "unreadable": Fault("bench", "the machine's journal has entries that cannot be read"),
     "wrong-host": Fault("bench", "another host answered"),
     "wrong-kernel": Fault("bench", "another kernel runs than was planned"),
     "wrong-module": Fault("bench", "another module is loaded than was built"),

@@ -79,14 +79,14 @@ class Host:
         """Raises ArmFailedError when the kernel under test has oopsed, the host floods its
         console, or the machine is gone; BenchError when that is because what the machine runs in
         has crashed, or when it hangs, and as `alive`."""
-        self._check_console()
+        _check_console(self)
         if (hung := self.kernel.hung) is not None:
             raise BenchError(
                 f"the host hangs: its QEMU uses no CPU, and its kernel reports: {hung.message}",
                 evidence=evidence(hung, self.console), reason="host-hung-task",
             )  # fmt: skip
         if not self.alive():
-            self._check_console()  # its last words may have come since
+            _check_console(self)  # its last words may have come since
             if words := self.crash():
                 raise BenchError(
                     "the QEMU that the host runs in crashed, which is no kernel's fault",
@@ -98,21 +98,22 @@ class Host:
                 reason="host-ended",
             )  # fmt: skip
 
-    def _check_console(self) -> None:
-        if (found := self.kernel.broken()) is not None:
-            raise ArmFailedError(
-                f"the host's kernel {self.release} is broken: {found.message}",
-                evidence=evidence(found, self.console), reason=panic_reason(found),
-            )  # fmt: skip
-        if flood := self.console.flood:
-            raise ArmFailedError(
-                f"the host floods its console: {flood}",
-                evidence=self.console.tail(), reason="console-flood",
-            )  # fmt: skip
-
     def agent(self, name: str, *arguments: str) -> list[str]:
         """Command line of one of guests/agents/."""
         return ["python3", "-I", f"{self.payload}/agents/{name}.py", *arguments]
+
+
+def _check_console(host: Host) -> None:
+    if (found := host.kernel.broken()) is not None:
+        raise ArmFailedError(
+            f"the host's kernel {host.release} is broken: {found.message}",
+            evidence=evidence(found, host.console), reason=panic_reason(found),
+        )  # fmt: skip
+    if flood := host.console.flood:
+        raise ArmFailedError(
+            f"the host floods its console: {flood}",
+            evidence=host.console.tail(), reason="console-flood",
+        )  # fmt: skip
 
 
 def evidence(report: KernelReport, console: Console) -> str:

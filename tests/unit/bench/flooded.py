@@ -24,6 +24,7 @@ from orchestrator.bench.console import Console
 from orchestrator.bench.consoles import console_command, followed
 from orchestrator.bench.filelimits import limited_files
 from orchestrator.bench.host import Host
+from orchestrator.bench.kernelwatch import KernelWatch
 from orchestrator.bench.local import Here
 from orchestrator.bench.shell import Shell
 from orchestrator.bench.tracer import timing_spec
@@ -39,7 +40,10 @@ SECONDS = 30.0
 
 def check(path: Path, start: int = 0) -> None:
     """As a trial looks at its host; returns while that is well."""
-    host = SimpleNamespace(console=Console(path, start), release="7.3", alive=lambda: True)
+    host = SimpleNamespace(
+        console=Console(path, start), kernel=KernelWatch(path, start), release="7.3",
+        alive=lambda: True,
+    )  # fmt: skip
     Host.check(cast(Host, host))
 
 
