@@ -66,7 +66,8 @@ def test_all_that_groups_name_is_there() -> None:
 
 
 def test_each_test_with_machines_is_in_one_group() -> None:
-    there = {path.relative_to(ROOT).as_posix() for path in ROOT.glob("tests/lab/test_*.py")}
+    found = (path for lane in ("lab", "faults") for path in ROOT.glob(f"tests/{lane}/test_*.py"))
+    there = {path.relative_to(ROOT).as_posix() for path in found}
     assert {test for g in read_groups().all for test in g.tests} == there
 
 

@@ -212,7 +212,7 @@ def test_readable_changes_are_put_back_and_nothing_else_is_touched(
         changed = outside(machine)
         whole = (machine.root / JOURNAL[1:]).read_bytes().split(b"\n")[:-1]
         readable = [records.unseal(line, {}) for line in {*whole} & lines]
-        struck = {line.get("struck") for line in map(unsealed, whole)}
+        struck = [line.get("struck") for line in map(unsealed, whole)]
         answer = recovered(machine)
         assert not [failed for failed in answer["failed"] if "a bug" in failed["why"]]
         left = {entry["number"] for entry in machine.done("status")["journal"]}

@@ -1,0 +1,110 @@
+"""A run is interrupted at drawn moments: does it end within ten seconds, with nothing left?
+
+    ci/bench/interrupts.py [--int 40] [--term 20] [--hup 5] [--within 150] [--seed 7] [SCENARIO]
+
+Each moment is drawn from the first `--within` seconds, which should be about as long as a run
+takes here. Prints a line for each, with the stage that it fell into; exit code 1 if one took
+longer, left something, or ended with another code than 130 (that of the verdict, when all trials
+were made by then).
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+from tests.lab.conftest import SMALL, leftovers
+
+MOST_SECONDS = 10.0
+BAROMETER = Path(sys.executable).with_name("barometer")
+
+
+@dataclass(frozen=True)
+class Interrupted:
+    stage: str
+    seconds: float
+    """From the signal until the process had ended."""
+    code: int
+    made: bool
+    """All trials were made by then: it was judged, or had ended already."""
+    left: tuple[str, ...]
+
+    @property
+    def is_good(self) -> bool:
+        return self.seconds < MOST_SECONDS and not self.left and (self.made or self.code == 130)
+
+
+def interrupted(scenario: Path, number: signal.Signals, after: float, folder: Path) -> Interrupted:
+    """One run, and what a signal after so many seconds makes of it."""
+    command = [str(BAROMETER), "run", str(scenario), "--out", str(folder / "run")]
+    with subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stderr is not None
+        lines: deque[str] = deque(maxlen=50)
+        reader = threading.Thread(target=lines.extend, args=(process.stderr,), daemon=True)
+        reader.start()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(after)
+        stage = next((line.strip() for line in reversed([*lines]) if line.strip()), "")
+        sent = time.monotonic()
+        process.send_signal(number)
+        code = process.wait(600)
+        seconds = time.monotonic() - sent
+        reader.join(10)
+    trials = [
+        path
+        for path in (folder / "run/trials").glob("[0-9]*")
+        if (path / "manifest.json").exists()
+    ]
+    left = [*leftovers(), *map(str, (folder / "state").glob("*.json"))]
+    left += map(str, (folder / "run/trials").glob(".*"))
+    return Interrupted(stage, seconds, code, len(trials) == 2, tuple(sorted(left)))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("scenario", nargs="?", type=Path, default=SMALL)
+    for name, count in (("int", 40), ("term", 20), ("hup", 5)):
+        parser.add_argument(f"--{name}", type=int, default=count, dest=f"sig{name}")
+    parser.add_argument("--within", type=float, default=150.0)
+    parser.add_argument("--seed", type=int, default=7)
+    given = parser.parse_args()
+    draw = random.Random(given.seed)
+    numbers = [
+        *[signal.SIGINT] * given.sigint, *[signal.SIGTERM] * given.sigterm,
+        *[signal.SIGHUP] * given.sighup,
+    ]  # fmt: skip
+    draw.shuffle(numbers)
+    bad = 0
+    for count, number in enumerate(numbers, 1):
+        after = draw.uniform(0.2, given.within)
+        with tempfile.TemporaryDirectory(prefix="int-") as name:
+            os.environ["BAROMETER_STATE"] = f"{name}/state"
+            found = interrupted(given.scenario, number, after, Path(name))
+        bad += not found.is_good
+        said = re.sub(r"\s+", " ", found.stage)[:60]
+        print(
+            f"{count:3} {number.name} after {after:5.1f} s, in {said!r}: code {found.code},"
+            f" {found.seconds:.1f} s, left {list(found.left)}{'' if found.is_good else '  BAD'}",
+            flush=True,
+        )
+    print(f"{len(numbers) - bad} of {len(numbers)} ended in time with nothing left")
+    return int(bad > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,12 @@
+"""The bench of the lab: faults are provoked in the same real machines."""
+
+from __future__ import annotations
+
+from tests.lab.conftest import (  # noqa: F401  # fixtures
+    kept_host,
+    means,
+    one_trial,
+    own_state,
+    shared,
+    shared_trial,
+)

@@ -1,0 +1,191 @@
+"""What goes wrong on a machine in the middle of a trial, each provoked in a real one: what it is
+called, whom it is charged to, and that it ends soon. A fault is provoked once: a trial that is
+begun again because of it goes well."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+
+from orchestrator.bench import guest
+from orchestrator.bench.host import Host
+from orchestrator.bench.state import token_prefix
+from orchestrator.bench.watching import Limits, wait_for
+from orchestrator.progress import Progress
+from tests.lab.conftest import Outcome, RunOne
+
+pytestmark = pytest.mark.vm
+
+PLAIN = 'trace.passes=["plain"]'
+QUIET = "guest.cmdline=quiet"
+MOST_SECONDS = 60.0
+"""From the fault until its trial is over."""
+
+
+def on_host(name: str, number: str) -> str:
+    """A script that sends a signal to the programs of that name."""
+    return (
+        f'for p in /proc/[0-9]*; do case "$(cat $p/comm 2>/dev/null)" in {name})'
+        f' kill -{number} "${{p#/proc/}}";; esac; done'
+    )
+
+
+def later(script: str) -> str:
+    """Run after the command that asks for it has been answered."""
+    return f"(sleep 1; {script}) > /dev/null 2>&1 < /dev/null &"
+
+
+def to_qemu(number: signal.Signals) -> None:
+    """To the QEMU that the host runs in."""
+    ours = f"guest=barometer-{token_prefix()}"
+    listed = subprocess.run(["pgrep", "-f", ours], capture_output=True, text=True, check=True)
+    for pid in map(int, listed.stdout.split()):
+        os.kill(pid, number)
+
+
+@dataclass
+class Provoked:
+    """A fault that is provoked once, where the first guest waits for `event`."""
+
+    patch: pytest.MonkeyPatch
+    at: float = 0.0
+
+    def __call__(self, event: str, fault: str | Callable[[], None]) -> None:
+        def provoke(limits: Limits, what: str, words: str, progress: Progress) -> None:
+            if what == event and not self.at:
+                self.at = time.monotonic()
+                self._provoke(limits.host, fault)
+            wait_for(limits, what, words, progress)
+
+        self.patch.setattr(guest, "wait_for", provoke)
+
+    def _provoke(self, host: Host, fault: str | Callable[[], None]) -> None:
+        if isinstance(fault, str):
+            host.shell.run(fault)
+        else:
+            fault()
+
+
+@pytest.fixture
+def provoked(monkeypatch: pytest.MonkeyPatch) -> Provoked:
+    return Provoked(monkeypatch)
+
+
+def attempts(outcome: Outcome) -> list[tuple[str, str]]:
+    """Of a trial: reason and charge of each that failed, the last one included."""
+    return [(a.reason, a.charge) for a in outcome.evidence.attempts() if a.reason]
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+    ("event", "fault", "reason", "charge"),
+    [
+        ("mark", on_host("libvirtd", "STOP"), "libvirt-silent", "bench"),
+        ("mark", later(on_host("'sshd*'", "KILL")), "host-ssh-lost", "bench"),
+        ("mark", later(on_host("'sshd*'", "STOP")), "host-ssh-lost", "bench"),
+        ("mark", later("ip link set eth0 down"), "host-ssh-lost", "bench"),
+        ("mark", later("echo c > /proc/sysrq-trigger"), "host-panic", "undecided"),
+        ("mark", later("yes > /dev/console"), "console-flood", "undecided"),
+        ("mark", later("cat /dev/zero > /dev/console"), "console-flood", "undecided"),
+    ],
+    ids=[
+        "libvirtd-stopped", "sshd-killed", "sshd-stopped", "network-down", "host-panics",
+        "host-floods", "host-floods-in-a-line",
+    ],
+)  # fmt: skip
+def test_host_fails_in_the_middle_of_a_guest_boot(
+    one_trial: RunOne, provoked: Provoked, event: str, fault: str, reason: str, charge: str
+) -> None:
+    provoked(event, fault)
+    outcome = one_trial(PLAIN, QUIET)
+    assert attempts(outcome) == [(reason, charge)]
+    assert outcome.result.by_bench == (charge == "bench")
+    assert time.monotonic() - provoked.at < MOST_SECONDS
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGABRT])
+def test_hosts_qemu_crashes_and_the_trial_is_begun_again(
+    one_trial: RunOne, provoked: Provoked, number: signal.Signals
+) -> None:
+    provoked("mark", lambda: to_qemu(number))
+    outcome = one_trial(PLAIN, QUIET)
+    assert attempts(outcome) == [("host-crash", "bench")]
+    assert outcome.result.kind == "measured"
+
+
+@pytest.mark.full
+def test_hung_task_with_idle_processors_ends_the_trial_with_its_line(
+    one_trial: RunOne, provoked: Provoked
+) -> None:
+    """As a kernel prints it; the guest's QEMU is stopped, so that nothing goes on."""
+    line = "INFO: task CPU 0/KVM:340 blocked for more than 61 seconds."
+    provoked("mark", later(f"{on_host('qemu-system*', 'STOP')}; echo '<3>{line}' > /dev/kmsg"))
+    outcome = one_trial(PLAIN, QUIET)
+    assert attempts(outcome) == [("host-hung-task", "bench")]
+    (first, *_) = outcome.evidence.attempts()
+    assert line in first.line
+
+
+@pytest.mark.parametrize(
+    ("event", "number", "reason", "charge"),
+    [
+        ("mark", "KILL", "guest-ended", "undecided"),
+        pytest.param("mark", "ABRT", "guest-ended", "undecided", marks=pytest.mark.full),
+        pytest.param("mark", "STOP", "guest-hang", "undecided", marks=pytest.mark.full),
+        pytest.param("exit", "STOP", "guest-end-hang", "bench", marks=pytest.mark.full),
+    ],
+)
+def test_guests_qemu_fails(
+    shared_trial: RunOne, provoked: Provoked, event: str, number: str, reason: str, charge: str
+) -> None:
+    provoked(event, on_host("'qemu-system*'", number))
+    outcome = shared_trial(PLAIN, QUIET)
+    assert attempts(outcome) == [(reason, charge)]
+    assert (outcome.result.kind == "measured") == (charge == "bench")
+
+
+@pytest.mark.full
+def test_agent_that_watches_the_guest_is_killed(shared_trial: RunOne, provoked: Provoked) -> None:
+    provoked("mark", on_host("'python3*'", "KILL"))
+    outcome = shared_trial(PLAIN, QUIET)
+    assert attempts(outcome) == [("host-ssh-lost", "bench")]
+
+
+WORDS = (
+    "barometer: sshd is up", "barometer: boot mark", "barometer: start: no",
+    "Oops: 0000 [#1]", "Kernel panic - not syncing: x", "INFO: task a:1 blocked for more than 9",
+)  # fmt: skip
+
+
+@pytest.mark.full
+def test_words_that_anybody_can_say_are_no_marks_and_no_reports(
+    one_trial: RunOne, provoked: Provoked
+) -> None:
+    said = " ".join(WORDS)  # what the kernel does not know is a word for its init
+    loud = "; ".join(f"echo 'x {words}' > /dev/console" for words in WORDS)
+    provoked("mark", loud)
+    outcome = one_trial(PLAIN, f"host.cmdline={said}", f"guest.cmdline=quiet {said}")
+    assert (outcome.result.kind, attempts(outcome)) == ("measured", [])
+
+
+@pytest.mark.full
+def test_clock_of_the_host_jumps(one_trial: RunOne, provoked: Provoked) -> None:
+    provoked("mark", "date -s 2001-01-01; sleep 1; date -s 2037-01-01")
+    outcome = one_trial(PLAIN, QUIET)
+    assert (outcome.result.kind, attempts(outcome)) == ("measured", [])
+
+
+@pytest.mark.full
+def test_libvirtd_that_is_killed_is_no_kernels_fault(
+    one_trial: RunOne, provoked: Provoked
+) -> None:
+    provoked("mark", on_host("libvirtd", "KILL"))
+    outcome = one_trial(PLAIN, QUIET)
+    assert all(charge == "bench" for _, charge in attempts(outcome))
