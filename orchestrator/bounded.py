@@ -14,7 +14,7 @@ ANSWER_BYTES = 8 * _MIB
 """What a command may print, on each of its two outputs, unless its caller expects more."""
 CONSOLE_BYTES = 4 * _MIB
 """What a console may say in one boot. A kernel with every message switched on says about 1 MiB."""
-CONSOLE_LINES = 100_000
+CONSOLE_LINES = 30_000
 """In how many lines. Each is looked at, so that many short ones cost more time than bytes."""
 MARKS_BYTES = 6 * _MIB
 """What the watch agent may say of one guest boot, the guest's console included."""

@@ -138,6 +138,8 @@ def _end(why: str) -> NoReturn:
     log.debug("the main thread is at\n%s", "".join(traceback.format_stack(main)) if main else "?")
     _kill_children()
     left = [each.otherwise for each in [*_duties]]
+    if os.isatty(2):
+        os.write(2, b"\x1b[?25h\n")  # a live line hides the cursor
     _say(f"{why}; what is left to do: {', '.join([*left, 'barometer clean'])}")
     os._exit(EXIT_CODE)
 

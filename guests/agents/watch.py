@@ -43,7 +43,7 @@ LAST_SECONDS = 5.0
 """For the console's last words, after QEMU has ended."""
 LINE_BYTES = 16 << 10
 """What is said of one line of the console."""
-MOST_BYTES, MOST_LINES = 8 << 20, 150_000
+MOST_BYTES, MOST_LINES = 8 << 20, 45_000
 """What a guest may say on its console. What comes after is taken from QEMU, which does not have to
 wait, and counted."""
 lock = threading.Lock()

@@ -88,11 +88,7 @@ class Host:
         if not self.alive():
             _check_console(self)  # its last words may have come since
             if words := self.crash():
-                raise BenchError(
-                    "the QEMU that the host runs in crashed, which is no kernel's fault",
-                    evidence=words, reason="host-crash",
-                    hint=RUN_AGAIN,
-                )  # fmt: skip
+                raise qemu_crashed(words)
             raise ArmFailedError(
                 "the host's machine ended by itself", evidence=self.console.tail(),
                 reason="host-ended",
@@ -114,6 +110,14 @@ def _check_console(host: Host) -> None:
             f"the host floods its console: {flood}",
             evidence=host.console.tail(), reason="console-flood",
         )  # fmt: skip
+
+
+def qemu_crashed(words: str) -> BenchError:
+    """Of the QEMU that a host runs in. `words`: its last."""
+    return BenchError(
+        "the QEMU that the host runs in crashed, which is no kernel's fault",
+        evidence=words, reason="host-crash", hint=RUN_AGAIN,
+    )  # fmt: skip
 
 
 def evidence(report: KernelReport, console: Console) -> str:

@@ -19,6 +19,7 @@ os.environ.setdefault("LIBVIRT_LOG_OUTPUTS", "4:file:/dev/null")
 import libvirt
 import libvirt_qemu
 
+from orchestrator import interrupts
 from orchestrator.bench.calls import Call
 from orchestrator.bench.shell import end_clients
 from orchestrator.bench.state import end_machines
@@ -36,8 +37,8 @@ _QEMU_CONF_ROOT = (
     + 'user = "root"\ngroup = "root"\nsecurity_driver = "none"\nnamespaces = []\n'
     + "cgroup_controllers = []\nremember_owner = 0\n"
 )
-_ALIVE_SECONDS, _ALIVE_TRIES = 10, 3
-"""A libvirt that gives no sign of life for 40 s is gone; one that is emulated is slow."""
+_ALIVE_SECONDS, _ALIVE_TRIES = 10, 6
+"""A libvirt that gives no sign of life for 70 s is gone; one that is emulated is slow."""
 _OPEN_SECONDS = 60.0
 _MONITOR_SECONDS = 60.0
 """QEMU answers between two things that it does with its machine stopped."""
@@ -87,6 +88,12 @@ class Deadlines:
     """Until a domain runs; an emulated host's libvirt examines its QEMU first."""
     end: float = 10.0
     """Until a domain is gone, or the connection closed."""
+    hurried: float = 60.0
+    """At most so long after an interrupt."""
+
+    @property
+    def ending(self) -> float:
+        return min(self.end, self.hurried) if interrupts.is_requested() else self.end
 
 
 class Connection:
@@ -170,14 +177,15 @@ class Connection:
         for domain in self._domains:
             domain.let_go()
         with contextlib.suppress(libvirt.libvirtError, BenchError):
-            self.call(self._raw.close, within=self.deadlines.end)
+            self.call(self._raw.close, within=self.deadlines.ending)
 
     def version(self) -> dict[str, str]:
         """libvirt's and QEMU's version, as MAJOR.MINOR.MICRO."""
         with self._failing():
             return {
                 "libvirt": _dotted(self.call(self._raw.getLibVersion)),
-                "qemu": _dotted(self.call(self._raw.getVersion)),
+                # it may look at its QEMU now for the first time
+                "qemu": _dotted(self.call(self._raw.getVersion, within=self.deadlines.start)),
             }
 
     def security_models(self) -> tuple[str, ...]:
@@ -256,7 +264,7 @@ class Connection:
         if not self._dropped.is_set():
             call = Call(raw.destroy)
             try:
-                call.result(self.deadlines.end)
+                call.result(self.deadlines.ending)
             except TimeoutError:
                 log.warning("the %s's libvirt does not end domain %s in time", self.name, uuid)
             except libvirt.libvirtError:  # it has ended before
@@ -265,7 +273,7 @@ class Connection:
                 return
         if self._end_machines is not None:
             self._end_machines([uuid])
-            if call is not None and call.has_ended(self.deadlines.end):
+            if call is not None and call.has_ended(self.deadlines.ending):
                 return
         self._drop()
 
@@ -374,24 +382,24 @@ def embedded(root: Path, cache: Path) -> Iterator[Connection]:
         (root / "cache").symlink_to(cache)
     with _opened(
         f"qemu:///embed?root={root}", "runner",
-        deadlines=Deadlines(start=120, end=4), end_machines=end_machines,
+        deadlines=Deadlines(start=120, end=30, hurried=1), end_machines=end_machines,
     ) as connection:  # fmt: skip
         yield connection
 
 
 @contextlib.contextmanager
 def over_ssh(
-    ssh_program: Path, name: str, *, end_seconds: float, keep_alive: bool = True
+    ssh_program: Path, name: str, *, deadlines: Deadlines, keep_alive: bool = True
 ) -> Iterator[Connection]:
     """The libvirt of a host, through its own SSH server and a program by `shell.write_client`.
 
-    `end_seconds`: as Deadlines.end. `keep_alive`: find out on the way whether it is there.
+    `keep_alive`: find out on the way whether it is there.
     """
     uri = f"qemu+ssh://barometer-host/system?command={ssh_program}&no_tty=1"
     with _opened(
         # A domain ends with its connection, so that a killed runner leaves none on a remote host.
         # (The embedded driver does not know this flag.)
-        uri, name, libvirt.VIR_DOMAIN_START_AUTODESTROY, deadlines=Deadlines(end=end_seconds),
+        uri, name, libvirt.VIR_DOMAIN_START_AUTODESTROY, deadlines=deadlines,
         hang_up=lambda: end_clients(ssh_program),
     ) as connection:  # fmt: skip
         if keep_alive:

@@ -6,6 +6,7 @@ also uses next to no CPU, nothing is going to end that wait: the trial is over, 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
@@ -113,9 +114,15 @@ def watched(kernel: KernelWatch) -> Iterator[None]:
 
 
 def cpu_seconds(pid: int) -> float | None:
-    """CPU time of a process (utime, stime of proc_pid_stat(5)); None once it is gone."""
+    """CPU time of a process (utime, stime of proc_pid_stat(5)), and how long its threads were
+    ready to run and got no CPU (Documentation/scheduler/sched-stats.rst: the second number of
+    schedstat); None once it is gone. A QEMU that is starved does not idle."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return None
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    waited = 0
+    for thread in Path(f"/proc/{pid}/task").glob("*/schedstat"):
+        with contextlib.suppress(OSError, IndexError):  # it has ended
+            waited += int(thread.read_text().split()[1])
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK") + waited / 1e9

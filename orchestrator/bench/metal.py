@@ -25,7 +25,7 @@ from orchestrator.bench.boots import UNREACHED, Boots, Running, running_on
 from orchestrator.bench.console import Console
 from orchestrator.bench.consoles import console_command, followed
 from orchestrator.bench.host import Host, explained_by_the_host, panic_reason
-from orchestrator.bench.hypervisor import over_ssh
+from orchestrator.bench.hypervisor import Deadlines, over_ssh
 from orchestrator.bench.keeper import MACHINE, How, Image, Keeper, Lease, LeftError
 from orchestrator.bench.kernelwatch import KernelWatch
 from orchestrator.bench.modules import prove_modules
@@ -56,7 +56,7 @@ from orchestrator.scenario import BOOT_WAYS, ArmName, HostDevice, MetalHost
 
 log = logging.getLogger("barometer.metal")
 
-_GUESTS_END_SECONDS = 60.0
+_GUESTS = Deadlines(end=60.0)
 """libvirt's own limit, 40 s and more for each device, and what is late. After that a guest is
 ended by the keeper, which has it in its journal."""
 _ANSWER_SECONDS = 10.0
@@ -363,7 +363,7 @@ class MetalMachine:
             shell=shell, release=session.running.release, kvm=False, cpus=cpus,
             accel=self.accel, payload=self._payload, console=console, kernel=kernel,
             alive=alive, crash=lambda: "",
-            libvirt=lambda: over_ssh(program, "host", end_seconds=_GUESTS_END_SECONDS),
+            libvirt=lambda: over_ssh(program, "host", deadlines=_GUESTS),
             monitor=no_monitor, scratch=self.scratch,
             change=self.change, ours=False,
         )  # fmt: skip

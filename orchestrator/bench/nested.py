@@ -16,8 +16,14 @@ from orchestrator.bench.changes import Unrecorded
 from orchestrator.bench.console import Console, file_excerpt
 from orchestrator.bench.domain import Disk, HostDomain, host_xml
 from orchestrator.bench.filelimits import limited_files
-from orchestrator.bench.host import Host, evidence, explained_by_the_host, panic_reason
-from orchestrator.bench.hypervisor import Connection, Domain, over_ssh
+from orchestrator.bench.host import (
+    Host,
+    evidence,
+    explained_by_the_host,
+    panic_reason,
+    qemu_crashed,
+)
+from orchestrator.bench.hypervisor import Connection, Deadlines, Domain, over_ssh
 from orchestrator.bench.images import FIRST, PAYLOAD, HostImage
 from orchestrator.bench.instructions import INSTRUCTIONS, INSTRUCTIONS_BYTES
 from orchestrator.bench.kernelwatch import KernelWatch, cpu_seconds, watched
@@ -41,7 +47,7 @@ _FORWARD = re.compile(r"TCP\[HOST_FORWARD\]\s+\d+\s+127\.0\.0\.1\s+(\d+)\s+\S+\s
 # A console that says nothing for so long has hung; emulated kernels are slow but talkative.
 _SILENT_SECONDS: dict[Accel, float] = {"kvm": 20.0, "tcg": 90.0, "exact": 90.0}
 _BOOT_SECONDS = 900.0
-_GUESTS_END_SECONDS = 10.0
+_GUESTS = Deadlines(end=10.0, hurried=1.0)
 """After that a guest is left to the end of its host, which ends everything in it."""
 
 
@@ -237,7 +243,7 @@ def proven_host(
             cpus=machine.cpus, accel=machine.accel, payload=PAYLOAD, console=machine.console,
             kernel=machine.kernel, alive=machine.domain.active, crash=lambda: _crash(machine.log),
             libvirt=lambda: over_ssh(
-                ssh, "host", end_seconds=_GUESTS_END_SECONDS, keep_alive=bool(keepalive)
+                ssh, "host", deadlines=_GUESTS, keep_alive=bool(keepalive)
             ),
             monitor=machine.domain.monitor,
             scratch=machine.folder, change=Unrecorded(shell), ours=True,
@@ -331,6 +337,8 @@ def _wait_for_sshd(machine: Machine, kernel: KernelBundle, progress: Progress) -
             if _is_on_console(console.text(), machine, kernel):
                 raise ArmFailedError(message, evidence=console.tail(), reason="console-flood")
             raise _host_error(machine, message, reason="console-flood")
+        if ended and (words := _crash(machine.log)):
+            raise qemu_crashed(words)
         if ended:
             raise _host_error(
                 machine, "the host's machine ended while it booted", reason="host-ended"

@@ -40,10 +40,11 @@ logging.getLogger("paramiko").setLevel(logging.CRITICAL)  # its errors reach us 
 
 _HANDSHAKE_SECONDS = 60
 _CLOSE_SECONDS = 2.0
-_PROBE_SECONDS = 10.0
+_PROBE_SECONDS = 25.0
+"""An emulated host that maps a BAR under load takes its time to start a program."""
 A_DAY = 86400.0
 """For a program that runs for as long as something else does, and has deadlines by its lines."""
-ALIVE_TRIES = 4
+ALIVE_TRIES = 6
 """Messages without an answer, after which OpenSSH's client takes the server for gone."""
 _PIECE = 1 << 15
 """Bytes that are sent at once: a packet. paramiko's sendall copies all that is left after each."""

@@ -7,6 +7,7 @@ looked for: a link to them, unless the machine has a kernel of that release of i
 from __future__ import annotations
 
 import base64
+import errno
 import io
 import tarfile
 from collections.abc import Iterable, Mapping
@@ -208,6 +209,8 @@ def _fetch(shell: Shell, path: str, target: Path) -> None:
                     )
         why = "its end is missing"
     except (EOFError, OSError) as exc:
+        if isinstance(exc, OSError) and exc.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise  # on this machine
         why = f"{type(exc).__name__}: {exc}"
     raise ConnectionLostError(
         f"{shell.name}: {path} could not be fetched: {why}", reason="host-ssh-lost"

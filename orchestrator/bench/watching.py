@@ -18,7 +18,7 @@ from orchestrator.bench.shell import ConnectionLostError
 from orchestrator.bench.tracer import MARKER, UNTIL_KERNEL
 from orchestrator.bench.waiting import Stall, until
 from orchestrator.bounded import MARKS_BYTES, MARKS_LINES
-from orchestrator.errors import ArmFailedError
+from orchestrator.errors import ArmFailedError, BenchError
 from orchestrator.kernelreports import STALLS, KernelReports
 from orchestrator.progress import Progress
 from orchestrator.scenario import GIB
@@ -151,6 +151,8 @@ class Limits:
         self.host, self.watched = host, watched
         base, for_each_gib = (120.0, 12.0) if host.slow else (30.0, 2.0)
         self.silent_seconds = base + for_each_gib * bar / GIB
+        self.most_seconds = 10 * self.silent_seconds
+        """A guest that talks and gets nowhere has hung, too."""
         self._stall = Stall()
         self.is_ending = False
         """The guest was told to power down, and said that it would."""
@@ -173,6 +175,11 @@ class Limits:
             )
         if isinstance(self.watched.error, OSError):
             raise self.watched.error
+        if self.watched.error is not None:
+            raise BenchError(
+                f"the watch agent says what it should not: {self.watched.error}",
+                reason="answer-garbled",
+            )
         if self.watched.ended:
             raise ConnectionLostError("the host stopped reporting", reason="host-ssh-lost")
         # on an exact host the agent's seconds are not the runner's
@@ -216,7 +223,7 @@ def wait_for(limits: Limits, event: str, waiting_for: str, progress: Progress) -
                 raise
         return None
 
-    until(happened, within=4 * _HOUR, every=0.1, waiting_for=waiting_for,
+    until(happened, within=limits.most_seconds, every=0.1, waiting_for=waiting_for,
           error=ArmFailedError, reason="guest-hang")  # fmt: skip
 
 

@@ -84,6 +84,7 @@ def test_a_guest_that_panics_is_a_finding_about_the_arm(shared_trial: RunOne) ->
     assert outcome.evidence.text("guest-0/marks.txt")
 
 
+@pytest.mark.full
 def test_a_guest_that_floods_its_console_is_ended_and_named(shared_trial: RunOne) -> None:
     outcome = shared_trial("guest.cmdline=quiet rdinit=/usr/bin/busybox -- yes", PLAIN)
     assert (outcome.result.kind, outcome.result.reason) == ("failed", "console-flood")

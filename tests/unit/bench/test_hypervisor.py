@@ -448,7 +448,7 @@ def opening(body: str, place: Path, seconds: float) -> subprocess.Popen[str]:
 AT_SOCKET = "hypervisor.at(f'qemu+unix:///system?socket={sys.argv[1]}').__enter__()"
 OVER_SSH = (
     "hypervisor.over_ssh(write_client(Path(sys.argv[1]), ['sh', '-c', 'exec sleep 60']), 'host',"
-    " end_seconds=1).__enter__()"
+    " deadlines=hypervisor.Deadlines(end=1)).__enter__()"
 )
 
 

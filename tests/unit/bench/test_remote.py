@@ -258,7 +258,7 @@ def test_client_is_told_all_that_was_found(endpoint: Endpoint, tmp_path: Path) -
         "BatchMode": "yes", "StrictHostKeyChecking": "yes", "ConnectTimeout": "20",
         "HostName": NAME, "Port": "2222", "User": "joe", "HostKeyAlias": f"[{NAME}]:2222",
         "UserKnownHostsFile": f"{tmp_path}/known {tmp_path}/more", "IdentitiesOnly": "yes",
-        "ServerAliveInterval": "10", "ServerAliveCountMax": "4",
+        "ServerAliveInterval": "10", "ServerAliveCountMax": "6",
     }  # fmt: skip
 
 

@@ -85,7 +85,7 @@ def test_garbled_line_ends_the_boot_and_not_barometer(tmp_path: Path, line: str)
     taken = watched(iter([line]), tmp_path)
     with pytest.raises(BarometerError) as caught:
         limits(taken).check("the mark")
-    assert caught.value.reason == "host-ssh-lost"
+    assert caught.value.reason == "answer-garbled"
 
 
 @pytest.mark.parametrize("text", ["\ud800", "a\nb", 5, None, ["x"]])
