@@ -174,8 +174,9 @@ def charge(
 
 
 def _blamed(reports: Sequence[KernelReport], changed: Iterable[str]) -> Function | None:
+    changed = (*changed,)
     broken = (report.functions for report in reports if report.kind in BROKEN)
-    return first_of((function for trace in broken for function in trace), changed)
+    return next((f for trace in broken if (f := first_of(trace, changed)) is not None), None)
 
 
 @dataclass(frozen=True)
