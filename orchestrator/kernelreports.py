@@ -64,9 +64,7 @@ _REPORT = re.compile("|".join(f"(?P<f{i}>{form})" for i, (_, form) in enumerate(
 # print_time(), print_caller() in kernel/printk/printk.c: `<4>[   12.345678][  T123] `
 _PREFIX = re.compile(r"(?:<\d+>)?\[ *(\d+\.\d+)\](?:\[ *[TC]\d+\])? ")
 # the same within a line, in exactly the form of print_time(), "[%5lu.%06lu]"
-_BEGINNING = re.compile(
-    r"(?:<\d{1,3}>)?\[(?=[ \d]{5,20}\.) *\d+\.\d{6}\](?:\[ *[TC]\d+\])? "
-)
+_BEGINNING = re.compile(r"(?:<\d{1,3}>)?\[(?=[ \d]{5,20}\.) *\d+\.\d{6}\](?:\[ *[TC]\d+\])? ")
 # printk_stack_address() in arch/x86/kernel/dumpstack.c: ` func+0x12/0x34 [module]`; one with a
 # question mark was found on the stack, and need not have been called. show_ip() prints RIP
 _CALL = re.compile(

@@ -109,7 +109,9 @@ def test_words_within_a_line_are_no_report(
     assert reports_in(f"[    0.000000] Linux\n{line}\n[    0.0] Command line: {message}") == ()
 
 
-UNFINISHED = st.sampled_from(["host login: ", "\x1b[1;31m", "[  OK  ] Started x", "x" * 500]) | WORDS
+UNFINISHED = (
+    st.sampled_from(["host login: ", "\x1b[1;31m", "[  OK  ] Started x", "x" * 500]) | WORDS
+)
 
 
 @given(st.sampled_from(sorted(LINES)), st.sampled_from(PREFIXES), UNFINISHED, st.data())
@@ -128,7 +130,9 @@ def test_report_behind_unfinished_text_is_known(
         assert reports_in(f"[    0.000000] Linux\n{line}\n") == ()
 
 
-@pytest.mark.parametrize("time", ["[1.5]", "[ 100.0]", "[    1.00000]", "[1.000000]", "[x.000000]"])
+@pytest.mark.parametrize(
+    "time", ["[1.5]", "[ 100.0]", "[    1.00000]", "[1.000000]", "[x.000000]"]
+)
 def test_time_within_a_line_has_the_form_that_printk_gives_it(time: str) -> None:
     panic = "Kernel panic - not syncing: x"
     assert reports_in(f"[    0.000000] Linux\nfoo {time} {panic}\n") == ()
