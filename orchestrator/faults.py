@@ -11,7 +11,8 @@ runs each, with the turns below): with 1 % of attempts failing in no run, with 1
 with 50 % in 1.6 % of runs of one pair, 2.4 % of three, 5.8 % of twelve; an arm, twice as often.
 
 Attempts that the bench failed do not count there. If they come in one arm more often, by the same
-rule, a kernel may have caused them: nobody is charged, and the arms are not called alike or better.
+rule, a kernel may have caused them: nobody is charged, and the arms are called neither alike nor
+better.
 """
 
 from __future__ import annotations
