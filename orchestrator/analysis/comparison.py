@@ -376,8 +376,8 @@ def walked_by(what: str, place: Place, level: Level | None) -> str | None:
 
 def outcomes(scenario: Scenario, comparison: Comparison) -> dict[Metric, Outcome]:
     """Of each metric that decides: whether it came out as the scenario expects. One without an
-    expectation must not regress. Before the run is complete only a regression is known; with failures
-    that nobody can be charged with, only what is not met."""
+    expectation must not regress. Before the run is complete only a regression is known; with
+    failures that nobody can be charged with, only what is not met."""
     return {name: _outcome(scenario, comparison, name) for name in comparison.deciding}
 
 

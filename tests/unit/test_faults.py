@@ -259,7 +259,7 @@ def bench_failures(
 ) -> list[Attempt]:
     return [
         Attempt(arm, reason if k < bad else "", "bench" if k < bad else "undecided")
-        for arm, bad, n in (("candidate", failed, of), ("baseline", other_failed, of_other))
+        for arm, bad, n in ((ARMS[1], failed, of), (ARMS[0], other_failed, of_other))
         for k in range(n)
     ]
 
