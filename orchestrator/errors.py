@@ -61,6 +61,10 @@ class EvidenceError(BarometerError):
     exit_code = 4
 
 
+class LastStageEnded(Exception):  # noqa: N818 - nothing is wrong
+    """A trial that is only to go through a certain stage has gone through it."""
+
+
 @contextmanager
 def key_named(key: str) -> Iterator[None]:
     """Put the scenario's key, or the option, in front of what is wrong with its value."""

@@ -35,6 +35,7 @@ from orchestrator.errors import (
     BarometerError,
     BenchError,
     EvidenceError,
+    LastStageEnded,
     ScenarioError,
 )
 from orchestrator.faults import Attempt, Charge, Charged, attempts_from
@@ -181,6 +182,8 @@ class TrialWriter(TrialDir):
         super().__init__(self.partial_path(final))
         self._final = final
         self._started = time.monotonic()
+        self.last_stage = ""
+        """The stage after which no other begins; empty: there is none such."""
         self.path.mkdir(parents=True)
         self.host.mkdir()
         self.manifest = {
@@ -198,7 +201,11 @@ class TrialWriter(TrialDir):
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Record a stage's start and length, in seconds of the runner, and how it ended. Raises
-        BenchError when what was collected before takes more of the disk than a trial may."""
+        BenchError when what was collected before takes more of the disk than a trial may, and
+        LastStageEnded in place of a stage after the last one."""
+        done = [s["name"] for s in self.manifest["stages"] if s["outcome"] == "ok"]
+        if self.last_stage in done:
+            raise LastStageEnded
         start = time.monotonic()
         entry = {"name": name, "start": round(start - self._started, 3), "outcome": "running"}
         self.manifest["stages"].append(entry)

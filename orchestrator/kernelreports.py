@@ -1,14 +1,16 @@
 """What a kernel reports about itself on its console: panics, oopses, stalls, lost interrupts.
 
 A report is recognised by the form of the kernel's own line, which begins behind the time that
-printk puts before each line. Words within a line are no report: anybody can write them. The forms
-are those of Linux 5.10 to 7.x on x86; each names the function that prints it.
+printk puts before each line. The kernel does not end a line that somebody else has begun (a login
+prompt, a colour): its own begins at the last time within the line. Words behind other words are no
+report: anybody can write them. The forms are those of Linux 5.10 to 7.x on x86; each names the
+function that prints it.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -61,6 +63,8 @@ _FORMS: tuple[tuple[Kind, str], ...] = (
 _REPORT = re.compile("|".join(f"(?P<f{i}>{form})" for i, (_, form) in enumerate(_FORMS)))
 # print_time(), print_caller() in kernel/printk/printk.c: `<4>[   12.345678][  T123] `
 _PREFIX = re.compile(r"(?:<\d+>)?\[ *(\d+\.\d+)\](?:\[ *[TC]\d+\])? ")
+# the same within a line, in exactly the form of print_time(), "[%5lu.%06lu]"
+_BEGINNING = re.compile(r"(?:<\d{1,3}>)?\[(?=[ \d]{5,20}\.) *\d+\.\d{6}\](?:\[ *[TC]\d+\])? ")
 # printk_stack_address() in arch/x86/kernel/dumpstack.c: ` func+0x12/0x34 [module]`; one with a
 # question mark was found on the stack, and need not have been called. show_ip() prints RIP
 _CALL = re.compile(
@@ -112,9 +116,11 @@ class KernelReports:
     def take(self, text: str) -> None:
         """Read on; a line counts when its end has come."""
         *lines, rest = (self._rest + text).split("\n")
-        self._rest = rest[:_LONGEST]
         for line in lines:
             self._take_line(line.rstrip("\r"))
+        rest = _own_part(rest)
+        # the end, too: the kernel's time may have come in half
+        self._rest = rest if len(rest) <= 2 * _LONGEST else rest[:_LONGEST] + rest[-_LONGEST:]
 
     def all(self) -> tuple[KernelReport, ...]:
         return tuple(self._reports)
@@ -124,7 +130,7 @@ class KernelReports:
         return next((report for report in self._reports if report.kind in BROKEN), None)
 
     def _take_line(self, line: str) -> None:
-        line = line[:_LONGEST]
+        line = _own_part(line)[:_LONGEST]
         prefix = _PREFIX.match(line)
         if prefix is not None:
             self._has_times = True
@@ -150,18 +156,35 @@ def reports_in(text: str) -> tuple[KernelReport, ...]:
     return reports.all()
 
 
-def first_of(functions: Iterable[Function], modules: Iterable[str]) -> Function | None:
-    """The first function that is one of VFIO's or the IOMMU's, or of one of the modules."""
-    known = {*modules}
+def _own_part(line: str) -> str:
+    """The line from the kernel's last beginning in it, or all of it."""
+    starts = [found.start() for found in _BEGINNING.finditer(line)]
+    return line[starts[-1] :] if starts else line
+
+
+def first_of(trace: Sequence[Function], modules: Iterable[str]) -> Function | None:
+    """The first function of a call trace that is one of VFIO's or the IOMMU's, or of one of the
+    modules. The IOMMU's do not count in a trace that any driver's DMA can have, or an interrupt
+    of the IOMMU, unless one of the others is in it, too."""
+    known = {*modules} - {""}
+    if any(_ANYBODYS.match(f.name) for f in trace) and not any(
+        f.module in known or _VFIOS.match(f.module or f.name) for f in trace
+    ):
+        return None
     return next(
-        (f for f in functions if f.module in known - {""} or _OURS.match(f.module or f.name)), None
-    )
+        (
+            f for f in trace
+            if f.module in known or any(p.match(f.module or f.name) for p in (_VFIOS, _IOMMUS))
+        ),
+        None,
+    )  # fmt: skip
 
 
-# drivers/vfio, drivers/iommu and iommufd, whether they are modules or built in
-_OURS = re.compile(
-    r"_*(?:vfio|iommu|iommufd|iopt|intel_iommu|amd_iommu|virtio_iommu|viommu|dmar|qi)(?:_|$)"
-)
+# drivers/vfio and iommufd, then the rest of drivers/iommu, whether modules or built in
+_VFIOS = re.compile(r"_*(?:vfio|iommufd|iopt)(?:_|$)")
+_IOMMUS = re.compile(r"_*(?:iommu|intel_iommu|amd_iommu|virtio_iommu|viommu|dmar|qi)(?:_|$)")
+# drivers/iommu/dma-iommu.c, and intel/dmar.c: the DMA API, queued invalidation, its interrupts
+_ANYBODYS = re.compile(r"_*(?:iommu_dma|dmar|qi)(?:_|$)")
 
 
 def _with_line(report: KernelReport, message: str) -> KernelReport:

@@ -14,6 +14,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from orchestrator.errors import LastStageEnded
+
 _SILENCE_SECONDS = 25.0
 """The rest of the 30 s is for a machine that is busy."""
 _DETAIL_COLUMNS = 120
@@ -66,7 +68,7 @@ class Progress:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Show `name` while the block runs, then how long it took; in red when it raised."""
+        """Show `name` while the block runs, then how long it took; in red when it failed."""
         with self.task(name), self._shows_this_thread():
             started = time.monotonic()
             depth = len(self._stack)
@@ -76,6 +78,9 @@ class Progress:
                 self._print(depth, f"{name} ...")
             try:
                 yield
+            except LastStageEnded:
+                self._print(depth, f"({name}: left out)")
+                raise
             except BaseException:
                 seconds = time.monotonic() - started
                 self._print(depth, f"({name}: failed after {seconds:.1f} s)", "red")

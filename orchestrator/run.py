@@ -34,8 +34,15 @@ from orchestrator.cache import Cache, disk_full
 from orchestrator.errors import (
     BarometerError,
     BenchError,
+    LastStageEnded,
 )
-from orchestrator.evidence import MANIFEST, RunDir, TrialDir, TrialWriter, write_json
+from orchestrator.evidence import (
+    MANIFEST,
+    RunDir,
+    TrialDir,
+    TrialWriter,
+    write_json,
+)
 from orchestrator.faults import (
     ATTEMPTS,
     Attempt,
@@ -46,7 +53,7 @@ from orchestrator.faults import (
     next_turn,
 )
 from orchestrator.folderlock import only_writer
-from orchestrator.kernelreports import BROKEN, STALLS
+from orchestrator.kernelreports import BROKEN, STALLS, KernelReport
 from orchestrator.plan import PlannedTrial, make_plan
 from orchestrator.prepare import Prepared, guest_kernel_facts, plan_facts, prepare
 from orchestrator.progress import Progress
@@ -149,16 +156,21 @@ def run_plan(
 
 
 def all_made(scenario: Scenario, out: Path, enough: Enough | None) -> bool:
-    """Whether every trial of the run has been made, be it that the bench failed: an interrupt then
-    takes nothing from it. Raises EvidenceError when the run cannot be read."""
-    return _all(scenario, out, enough, None, lambda run, trial: (run.trials_path / trial).exists())
+    """Whether every trial of the run has been made, be it that the bench failed, and none is to be
+    repeated: an interrupt then takes nothing from it. Raises EvidenceError when the run cannot be
+    read."""
+
+    def is_made(run: RunDir, planned: PlannedTrial) -> bool:
+        return (run.trials_path / planned.name).exists()
+
+    return _all(scenario, out, enough, None, is_made)
 
 
 def _found(
     scenario: Scenario, out: Path, enough: Enough | None, only: ArmName | None
 ) -> tuple[Accel, str] | None:
-    """How the host of a run ran, where all trials are complete: nothing is left to be done on it.
-    Raises EvidenceError when the run cannot be read."""
+    """How the host of a run ran, where all trials are complete and none is to be repeated: nothing
+    is left to be done on it. Raises EvidenceError when the run cannot be read."""
     if not _all(scenario, out, enough, only, _is_complete):
         return None
     plan = RunDir.open(out).plan()
@@ -167,14 +179,14 @@ def _found(
 
 def _all(
     scenario: Scenario, out: Path, enough: Enough | None, only: ArmName | None,
-    done: Callable[[RunDir, str], bool],
+    done: Callable[[RunDir, PlannedTrial], bool],
 ) -> bool:  # fmt: skip
-    """Whether that is so of each trial, up to those that are enough."""
+    """Whether that is so of each trial up to those that are enough, and none is to be repeated."""
     if not (out / "plan.json").exists():
         return False
     run = RunDir.open(out)
     for pairs, block in _blocks(scenario, enough, only):
-        if not all(done(run, planned.name) for planned in block):
+        if not all(done(run, planned) and not _next_turn(run, planned, only) for planned in block):
             return False
         if enough is not None and enough(run, pairs):
             break
@@ -237,9 +249,9 @@ def _blocks(
     ]
 
 
-def _is_complete(run: RunDir, trial: str) -> bool:
+def _is_complete(run: RunDir, planned: PlannedTrial) -> bool:
     """A trial that the bench failed is made again."""
-    done = run.trials_path / trial
+    done = run.trials_path / planned.name
     return done.exists() and not TrialDir.open(done).manifest["outcome"].get("by_bench")
 
 
@@ -247,7 +259,7 @@ def _run_block(bench: Bench, block: Sequence[PlannedTrial], stop: _BenchWatch) -
     """As run_trials, of some of them."""
     pending = []
     for planned in block:
-        if _is_complete(bench.run, planned.name):
+        if _is_complete(bench.run, planned):
             bench.progress.note(f"trial {planned.name}: complete already")
             continue
         pending.append(planned)
@@ -260,23 +272,28 @@ def _run_block(bench: Bench, block: Sequence[PlannedTrial], stop: _BenchWatch) -
         try:
             with bench.progress.stage(title):
                 run_until_it_counts(bench, planned)
-            stop.saw(None)
         except BarometerError as exc:
             bench.progress.note(f"{title}: {exc}")
-            if stop.saw(exc):
-                return False
+        if stop.saw(planned):
+            return False
     return True
 
 
 class _BenchWatch:
-    """Whether to go on: not when the bench failed twice in a row for the same reason."""
+    """Whether to go on: not when two trials in a row are charged to the bench for one reason."""
 
     def __init__(self, bench: Bench) -> None:
         self._bench = bench
         self._reasons: list[str] = []
 
-    def saw(self, exc: BarometerError | None) -> bool:
-        self._reasons = [*self._reasons, exc.reason] if isinstance(exc, BenchError) else []
+    def saw(self, planned: PlannedTrial) -> bool:
+        """Whether to stop, now that this trial has ended."""
+        folder = self._bench.run.trials_path / planned.name
+        if not folder.exists():  # it was interrupted
+            return False
+        ended = TrialDir.open(folder).attempts()[-1]
+        by_bench = ended.reason and ended.charge == "bench"
+        self._reasons = [*self._reasons, ended.reason] if by_bench else []
         last = self._reasons[-_SAME_BENCH_FAILURES:]
         broken = len(last) == _SAME_BENCH_FAILURES and len(set(last)) == 1
         if broken:
@@ -311,7 +328,7 @@ def _run_at_once(
                     raise exc
                 if exc is not None:
                     bench.progress.note(f"trial {running[future].name}: {exc}")
-                if stop.saw(exc):
+                if stop.saw(running[future]):
                     return False
         except BaseException:
             bench.libvirt.stop()
@@ -345,9 +362,11 @@ def repeat_undecided(bench: Bench, block: Sequence[PlannedTrial]) -> None:
     an arm is found to fail, or that takes too many attempts."""
     left = 4 + len(block) // 4
     for planned in block:
-        if planned.arm == WARM_UP:
-            continue
-        while left and (turn := _next_turn(bench, planned)) is not None:
+        while (
+            left
+            and not bench.libvirt.stopped.is_set()
+            and (turn := _next_turn(bench.run, planned, bench.only)) is not None
+        ):
             left -= 1
             what = "the trial again" if turn == planned.boots else f"the {turn}, in its turn"
             title = f"trial {planned.name}: undecided whose failure it was: {what}"
@@ -358,20 +377,20 @@ def repeat_undecided(bench: Bench, block: Sequence[PlannedTrial]) -> None:
                     _attempt_beside(bench, planned, turn)
 
 
-def _next_turn(bench: Bench, planned: PlannedTrial) -> ArmName | None:
-    """The arm that is attempted next because of this trial."""
-    folder = bench.run.trials_path
-    if not (folder / planned.name).exists():
+def _next_turn(run: RunDir, planned: PlannedTrial, only: ArmName | None) -> ArmName | None:
+    """The arm that is attempted next because of this trial; None: it is not to be repeated."""
+    folder = run.trials_path / planned.name
+    if planned.arm == WARM_UP or not folder.exists():
         return None
-    attempts = TrialDir.open(folder / planned.name).attempts()
+    attempts = TrialDir.open(folder).attempts()
     last = attempts[-1]
     if not last.reason or last.charge != "undecided":
         return None
     all_of_run = [
-        attempt for trial in bench.run.trials() if trial.manifest["arm"] != WARM_UP
+        attempt for trial in run.trials() if trial.manifest["arm"] != WARM_UP
         for attempt in trial.attempts()
     ]  # fmt: skip
-    turn = next_turn(all_of_run, planned.boots, alone=bench.only is not None)
+    turn = next_turn(all_of_run, planned.boots, alone=only is not None)
     failed, _ = counts(attempts, planned.boots)
     return None if turn == planned.boots and failed >= ATTEMPTS else turn
 
@@ -395,6 +414,8 @@ def _attempt_beside(bench: Bench, failed: PlannedTrial, arm: ArmName) -> None:
         run_trial(bench, beside, final=folder, through=trial.manifest["outcome"]["stage"])
     except BarometerError as exc:
         bench.progress.note(f"trial {failed.name}, the {arm} beside it: {exc}")
+    if not folder.exists():  # it was interrupted
+        return
     found = TrialDir.open(folder).attempts()[-1]
     repeated = [*trial.manifest.get("repeated", []), attempt_json(found)]
     write_json(trial.path / MANIFEST, trial.manifest | {"repeated": repeated})
@@ -411,7 +432,7 @@ def run_trial(
 ) -> None:
     """A booted host with its workload; the trial is complete on disk whatever happened, unless
     the run itself is interrupted. Raises what ended it early. `repeated`: the attempts before it.
-    `through`: the stage that is its last, if that is the boot."""
+    `through`: the stage that is its last, if it has one of that name."""
     final = final or bench.run.trials_path / planned.name
     partial = TrialWriter.partial_path(final)
     shutil.rmtree(partial, ignore_errors=True)  # what an interrupted run left of this trial
@@ -444,14 +465,35 @@ def _charge(
     """Record what ended a trial, and whom it is charged to."""
     reports = trial.host_reports()
     charged = charge(
-        exc.reason, emulated=is_emulated(bench.prepared.accel), reports=reports,
+        exc.reason, emulated=is_emulated(bench.prepared.accel),
+        guest_emulated=trial.manifest.get("guest_accel") == "tcg", reports=reports,
         changed=bench.prepared.kernels[planned.boots].swapped,
     )  # fmt: skip
-    told = [report.line for report in reports if report.kind in BROKEN | STALLS]
-    trial.failed(exc, stage, charged, told[0] if told else "")
+    trial.failed(exc, stage, charged, _telling_line(reports, trial))
+
+
+def _telling_line(reports: Sequence[KernelReport], trial: TrialWriter) -> str:
+    """That the host's kernel is broken, or else the first stall since the trial began on it."""
+    since = reports[trial.manifest.get("reports_before", 0) :]
+    return next(
+        (
+            report.line
+            for kinds, among in ((BROKEN, reports), (STALLS, since))
+            for report in among
+            if report.kind in kinds
+        ),
+        "",
+    )
 
 
 def _climb(bench: Bench, planned: PlannedTrial, trial: TrialWriter, through: str = "") -> None:
+    """The stages of a trial, up to the one called `through`."""
+    trial.last_stage = through
+    with contextlib.suppress(LastStageEnded):
+        _climb_stages(bench, planned, trial)
+
+
+def _climb_stages(bench: Bench, planned: PlannedTrial, trial: TrialWriter) -> None:
     """Provisioned machine > proven kernel > bound device > workload under its passes."""
     scenario, progress = bench.scenario, bench.progress
     boots_guests = scenario.workload == "guest-boot" and {*planned.passes} != {"counts"}
@@ -461,8 +503,6 @@ def _climb(bench: Bench, planned: PlannedTrial, trial: TrialWriter, through: str
                 _booted(bench, planned.boots, trial, with_libvirt=boots_guests)
             )
         ladder.callback(_save_reports, host, trial)
-        if through == "host-boot":
-            return
         ladder.callback(_save_dmesg, host, trial)
         ladder.enter_context(explained_by_the_host(host))
         _set(bench, planned.boots, host, trial)

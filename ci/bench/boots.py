@@ -97,7 +97,7 @@ def boot_hosts(variant: str, boots: int, out: Path, *, begun_again: bool) -> lis
                 "host_seconds": stages.get("host-boot"), "guest_seconds": ended,
                 "boots": len(trial.manifest["guests"]),
                 "reason": error.reason if error else "",
-                "charged": type(error).__name__ if error else "",
+                "charged": trial.attempts()[-1].charge if error else "",
                 "repeated": trial.manifest["repeated"],
             }  # fmt: skip
             rows.append(row)

@@ -36,7 +36,13 @@ from orchestrator.analysis.theory import pages
 from orchestrator.analysis.timeline import Timeline
 from orchestrator.analysis.trial import Findings, TrialResult
 from orchestrator.analysis.variable import Variable, variable_json
-from orchestrator.faults import Attempt, counts, failing_arm
+from orchestrator.faults import (
+    Attempt,
+    arm_the_bench_fails,
+    bench_counts,
+    counts,
+    failing_arm,
+)
 from orchestrator.scenario import (
     ARMS,
     CONTROL,
@@ -119,6 +125,11 @@ class Comparison:
     def undecided(self) -> list[TrialResult]:
         """Trials that were not measured because of a failure that is charged to nobody."""
         return undecided(self.results)
+
+    @property
+    def has_undecided(self) -> bool:
+        """Failures that nobody can be charged with forbid to call the arms alike or better."""
+        return _has_undecided(self.results)
 
     def of_arm(self, arm: Role) -> list[TrialResult]:
         return [r for r in self.results if r.arm == arm]
@@ -274,7 +285,7 @@ def _verdict(
     if measured and more_failures(results) > 0:
         return "regressed"  # an arm that fails more often is worse whatever its timing says
     by_name = {m.name: m.verdict for m in metrics}
-    is_undecided = bool(undecided(results))
+    is_undecided = _has_undecided(results)
     missing: Verdict = "inconclusive" if is_undecided else "invalid"
     if not by_name:
         return missing
@@ -365,7 +376,8 @@ def walked_by(what: str, place: Place, level: Level | None) -> str | None:
 
 def outcomes(scenario: Scenario, comparison: Comparison) -> dict[Metric, Outcome]:
     """Of each metric that decides: whether it came out as the scenario expects. One without an
-    expectation must not regress. Before the run is complete only a regression is known."""
+    expectation must not regress. Before the run is complete only a regression is known; with
+    failures that nobody can be charged with, only what is not met."""
     return {name: _outcome(scenario, comparison, name) for name in comparison.deciding}
 
 
@@ -380,7 +392,9 @@ def _outcome(scenario: Scenario, comparison: Comparison, name: Metric) -> Outcom
             "improved": "met", "equivalent": "met", "regressed": "not met",
         }  # fmt: skip
         found = by_verdict.get(metric.verdict, "not known")
-    if len(comparison.results) >= comparison.planned:
+    if len(comparison.results) >= comparison.planned and not (
+        found == "met" and comparison.has_undecided
+    ):
         return found
     return found if metric.verdict == "regressed" and found == "not met" else "not known"
 
@@ -415,6 +429,15 @@ def undecided(results: Sequence[TrialResult]) -> list[TrialResult]:
     ]  # fmt: skip
 
 
+def arm_failed_by_bench(results: Sequence[TrialResult]) -> ArmName | None:
+    """The arm that the bench failed more often than by chance, as a kernel may have caused."""
+    return arm_the_bench_fails(attempts_of(results))
+
+
+def _has_undecided(results: Sequence[TrialResult]) -> bool:
+    return bool(undecided(results)) or arm_failed_by_bench(results) is not None
+
+
 def more_failures(results: Sequence[TrialResult]) -> int:
     """By how many trials the candidate's kernel failed more than the baseline's; 0 where it did
     not, or not in a larger share of them. One is one too many: there are no statistics in it."""
@@ -426,7 +449,7 @@ def exit_code(scenario: Scenario, comparison: Comparison) -> int:
     """0 expectation met, 1 not met, 3 the bench failed, 4 invalid or inconclusive."""
     unmeasured = [arm for arm in ARMS if not comparison.count(arm, "measured")]
     if unmeasured and comparison.verdict != "regressed":
-        by_bench = not comparison.undecided and all(
+        by_bench = not comparison.has_undecided and all(
             r.by_bench for arm in unmeasured for r in comparison.of_arm(arm)
         )
         return 3 if by_bench and any(r.by_bench for r in comparison.results) else 4
@@ -505,16 +528,18 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
 
 def _attempts_json(comparison: Comparison) -> dict[str, Any]:
     """Of a run in which an attempt failed: `charged` of the `failed` ones are charged to the arm,
-    of so many that the bench did not fail."""
+    of so many that the bench did not fail. `bench`: attempts that the bench failed in a way that a
+    kernel may have caused."""
     attempts = attempts_of(comparison.results)
     of_arms = {
         arm: {"failed": counts(attempts, arm)[0],
-              "charged": failures(comparison.results, arm)[0], "of": counts(attempts, arm)[1]}
+              "charged": failures(comparison.results, arm)[0], "of": counts(attempts, arm)[1],
+              "bench": bench_counts(attempts, arm).failed}
         for arm in ARMS
     }  # fmt: skip
-    if not any(found["failed"] for found in of_arms.values()):
+    if not any(found["failed"] or found["bench"] for found in of_arms.values()):
         return {}
-    return {"reason": UNDECIDED if comparison.undecided else "", "attempts": of_arms}
+    return {"reason": UNDECIDED if comparison.has_undecided else "", "attempts": of_arms}
 
 
 def _effect_json(effect: Effect) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import Any
 from orchestrator.bench.answers import has_form
 from orchestrator.bench.host import Host
 from orchestrator.bounded import FACTS_BYTES
+from orchestrator.command import tail
 from orchestrator.errors import ArmFailedError, BenchError
 from orchestrator.pci import Resource, parse_resources
 from orchestrator.scenario import Device, format_size
@@ -49,8 +50,8 @@ def parse_devices(text: str) -> dict[str, tuple[str, str, list[Resource]]]:
 def bound_devices(host: Host, spec: Device) -> Iterator[tuple[BoundDevice, ...]]:
     """The devices, bound to vfio-pci; afterwards as they were.
 
-    Raises ArmFailedError when the proven kernel did not place a BAR, BenchError when a device is
-    not there or vfio-pci does not take it.
+    Raises ArmFailedError when the proven kernel did not place a BAR or its vfio-pci does not take
+    a device, BenchError when a device is not there.
     """
     listed = host.shell.run(LIST_DEVICES, doing="listing PCI devices").stdout
     with has_form("the host's list of PCI devices", listed):
@@ -65,14 +66,19 @@ def bound_devices(host: Host, spec: Device) -> Iterator[tuple[BoundDevice, ...]]
 @contextmanager
 def _bound(host: Host, device: BoundDevice) -> Iterator[None]:
     base = f"/sys/bus/pci/devices/{device.address}"
-    host.shell.run(
+    bound = host.shell.run(
         f"echo vfio-pci > {base}/driver_override && "
         f"{{ [ ! -e {base}/driver ] || echo {device.address} > {base}/driver/unbind; }} && "
         f"echo {device.address} > /sys/bus/pci/drivers_probe && "
         f'[ "$(basename "$(readlink {base}/driver)")" = vfio-pci ] && '
         f"test -c /dev/vfio/$(basename $(readlink {base}/iommu_group))",
-        doing=f"binding {device.address} to vfio-pci",
-    )
+        check=False, doing=f"binding {device.address} to vfio-pci",
+    )  # fmt: skip
+    if bound.code:
+        raise ArmFailedError(
+            f"{host.shell.name}: vfio-pci did not take {device.address}",
+            evidence=tail(bound.stderr or bound.stdout), reason="bind",
+        )  # fmt: skip
     try:
         yield
     finally:

@@ -128,6 +128,8 @@ class NestedMachine:
                 prove_kernel(boot.host.shell, token, spec.kernel)
                 prove_modules(boot.host.shell, spec.kernel)
                 _record(trial, boot, shared=True)
+                # those of trials before it are on its console, too
+                trial.record(reports_before=len(boot.host.kernel.reports()))
             if shared:
                 self._kept = boot
                 yield stack.enter_context(self._lent(boot, trial, progress))

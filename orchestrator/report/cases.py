@@ -148,7 +148,7 @@ def _run_case(
             f"the candidate fails more often: {after} of its {of_after} trials, {before} of"
             f" {of_before} of the baseline's"
         )
-    if comparison.undecided and comparison.verdict == "inconclusive":
+    if comparison.has_undecided and comparison.verdict == "inconclusive":
         said.append(line_of(undecided_said(comparison)))
     for arm in ARMS:
         if not comparison.count(arm, "measured"):

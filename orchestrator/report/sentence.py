@@ -8,6 +8,7 @@ from typing import Any
 from orchestrator.analysis.comparison import (
     Comparison,
     MetricComparison,
+    arm_failed_by_bench,
     attempts_of,
     fails_more,
     failures,
@@ -15,7 +16,7 @@ from orchestrator.analysis.comparison import (
 )
 from orchestrator.analysis.conditions import Difference
 from orchestrator.analysis.summary import summary
-from orchestrator.faults import counts
+from orchestrator.faults import bench_counts, counts
 from orchestrator.report.quantities import change_text, plural, quantity
 from orchestrator.report.wording import label
 from orchestrator.scenario import ARMS, ArmName, Metric, Scenario, format_size
@@ -49,7 +50,7 @@ def verdict_sentence(scenario: Scenario, comparison: Comparison, plan: dict[str,
         return f"{new} and {old} are not comparable by this run: {flaw(comparison)}."
     if verdict == "regressed" and fails_more(comparison):
         return f"{new} is regressed: {_failures(comparison)}."
-    if comparison.undecided and verdict == "inconclusive":
+    if comparison.has_undecided and verdict == "inconclusive":
         return f"{new} against {old} is inconclusive: {undecided_said(comparison)}."
     said = {
         "equivalent": f"{new} is equivalent to {old}",
@@ -64,6 +65,8 @@ def verdict_sentence(scenario: Scenario, comparison: Comparison, plan: dict[str,
 
 def undecided_said(comparison: Comparison) -> str:
     """Which failures are charged to nobody, by the attempts of both arms."""
+    if not comparison.undecided:
+        return _failed_by_bench(comparison)
     reasons = ", ".join(sorted({result.reason for result in comparison.undecided}))
     (before, of_before), (after, of_after) = (
         counts(attempts_of(comparison.results), arm) for arm in ARMS
@@ -71,6 +74,18 @@ def undecided_said(comparison: Comparison) -> str:
     return (
         f"undecided whose failure it was ({reasons}): {after} of the candidate's"
         f" {plural(of_after, 'attempt')} failed, of the baseline's {before} of {of_before}"
+    )
+
+
+def _failed_by_bench(comparison: Comparison) -> str:
+    attempts = attempts_of(comparison.results)
+    arm = arm_failed_by_bench(comparison.results)
+    reasons = {a.reason for a in attempts if a.arm == arm and a.reason and a.charge == "bench"}
+    (before, of_before), (after, of_after) = (bench_counts(attempts, arm) for arm in ARMS)
+    return (
+        f"the bench failed ({', '.join(sorted(reasons))}) in {after} of the candidate's"
+        f" {plural(of_after, 'attempt')}, in {before} of {of_before} of the baseline's: too"
+        f" uneven for chance, so the {arm}'s kernel may have caused it"
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import random
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,13 +14,16 @@ from hypothesis import strategies as st
 from scipy.stats import fisher_exact
 
 import orchestrator
+from orchestrator.bench import images
 from orchestrator.faults import (
     ALPHA,
     ATTEMPTS,
     FAULTS,
     Attempt,
+    arm_the_bench_fails,
     attempt_json,
     attempts_from,
+    bench_counts,
     chance,
     charge,
     counts,
@@ -60,8 +64,39 @@ def raised_reasons() -> Iterator[tuple[str, str]]:
                     yield text, f"{path.name}:{node.lineno}"
 
 
+def refused_reasons() -> Iterator[tuple[str, str]]:
+    """Each reason for which the keeper refuses something, which becomes the error's."""
+    for path in (images.GUESTS / "agents/keeper").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Dict):
+                keys = [getattr(key, "value", None) for key in node.keys]
+                given = [v for k, v in zip(keys, node.values, strict=True) if k == "refused"]
+            elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(
+                ("RefusedError", "refused_as")
+            ):
+                given = node.args[:1]
+            else:
+                continue
+            for value in given:
+                if isinstance(value, ast.Constant):
+                    yield str(value.value), f"keeper/{path.name}:{node.lineno}"
+
+
+def test_reasons_of_the_keepers_refusals_are_found() -> None:
+    found = dict(refused_reasons())
+    assert {"bind", "modules-refused", "driver-hangs", "lease-held", "os-error"} <= found.keys()
+
+
+@pytest.mark.parametrize(
+    "reason", ["bind", "modules-refused", "module-in-use", "driver-hangs", "decode-always-on"]
+)
+def test_kernel_that_does_not_hand_over_a_device_may_be_the_cause(reason: str) -> None:
+    for emulated in (True, False):
+        assert charge(reason, emulated=emulated).charge == "undecided"
+
+
 def test_every_reason_is_in_the_table() -> None:
-    found = dict(raised_reasons())
+    found = dict([*raised_reasons(), *refused_reasons()])
     assert len(found) > 60
     # a guest is never logged in to by ssh's own configuration
     only_hosts = {"no-login", "no-name", "no-root", "unknown-host-key"}
@@ -100,6 +135,25 @@ def test_no_reason_alone_is_an_arms() -> None:
 def test_emulation_is_blamed_for_what_it_does(reason: str, emulated: str, real: str) -> None:
     assert charge(reason, emulated=True).charge == emulated
     assert charge(reason, emulated=False).charge == real
+
+
+@pytest.mark.parametrize("reason", ["guest-stall", "guest-end-hang", "guest-no-timer"])
+def test_emulated_guest_of_a_real_host_is_the_emulators(reason: str) -> None:
+    assert charge(reason, emulated=False, guest_emulated=True).charge == "bench"
+    assert charge(reason, emulated=False).charge == "undecided"
+
+
+def test_emulated_guest_excuses_no_real_host() -> None:
+    for reason in FAULTS:
+        if not reason.startswith("guest-"):
+            found = charge(reason, emulated=False, guest_emulated=True)
+            assert found == charge(reason, emulated=False)
+
+
+@pytest.mark.parametrize("reason", ["host-ssh-lost", "host-no-ssh", "libvirt-silent"])
+def test_connection_that_is_lost_on_an_emulated_host_is_begun_again(reason: str) -> None:
+    assert charge(reason, emulated=True).charge == "bench"
+    assert fault_of(reason).comes_and_goes
 
 
 PANIC = "[    1.000000] Kernel panic - not syncing: x\n[    1.000000]  {}\n"
@@ -191,12 +245,53 @@ def test_attempts_that_the_bench_failed_do_not_count() -> None:
     assert counts([*attempts(3, 3, 0, 3), *bench], "baseline") == (0, 3)
 
 
+@pytest.mark.parametrize(
+    ("reasons", "expected"),
+    [("xxx", "candidate"), ("xxy", "candidate"), ("xyz", None)],
+)
+def test_failures_that_decide_have_one_reason_twice(reasons: str, expected: str | None) -> None:
+    failed = [Attempt("candidate", reason) for reason in reasons]
+    assert failing_arm([*failed, *[Attempt("baseline")] * 3]) == expected
+
+
+def bench_failures(
+    reason: str, failed: int, of: int, other_failed: int, of_other: int
+) -> list[Attempt]:
+    return [
+        Attempt(arm, reason if k < bad else "", "bench" if k < bad else "undecided")
+        for arm, bad, n in ((ARMS[1], failed, of), (ARMS[0], other_failed, of_other))
+        for k in range(n)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("counted", "expected"),
+    [
+        ((12, 18, 0, 6), "candidate"),
+        ((0, 6, 12, 18), "baseline"),
+        ((3, 18, 1, 6), None),
+        ((9, 9, 9, 9), None),
+        ((1, 1, 0, 50), None),
+    ],
+)
+def test_bench_that_fails_one_arm_more_often_charges_nobody(
+    counted: tuple[int, int, int, int], expected: ArmName | None
+) -> None:
+    made = bench_failures("host-hung-task", *counted)
+    assert failing_arm(made) is None
+    assert arm_the_bench_fails(made) == expected
+    assert bench_counts(made, "candidate") == counted[:2]
+    # no kernel can cause these
+    assert arm_the_bench_fails(bench_failures("disk-full", *counted)) is None
+
+
 @given(st.booleans(), st.booleans(), st.sampled_from(ARMS))
 def test_turns_end_with_a_decision_or_with_nothing_to_tell(
     candidate_fails: bool, baseline_fails: bool, first: ArmName
 ) -> None:
     """A run of one pair, whose arms always do the same."""
     fails = {"candidate": candidate_fails, "baseline": baseline_fails}
+    other = ARMS[ARMS[0] == first]
     done = [Attempt(arm, "x" if fails[arm] else "") for arm in ARMS]
     turns = []
     while fails[first] and (turn := next_turn(done, first, alone=False)) is not None:
@@ -204,11 +299,49 @@ def test_turns_end_with_a_decision_or_with_nothing_to_tell(
         done.append(Attempt(turn, "x" if fails[turn] else ""))
         assert len(turns) <= 4
     if candidate_fails and baseline_fails:
-        assert turns == []  # nothing works: there is no difference to be found
+        assert turns == [first, other]  # nothing works: there is no difference to be found
+        assert failing_arm(done) is None
     elif fails[first]:
-        other = ARMS[ARMS[0] == first]
         assert turns == [first, other, first, other]
         assert failing_arm(done) == first
+
+
+def test_one_failure_of_each_arm_does_not_end_the_turns() -> None:
+    """The bench may have failed one of them."""
+    done = attempts(1, 1, 1, 1)
+    assert next_turn(done, "candidate", alone=False) == "candidate"
+    done += attempts(1, 1, 0, 1)
+    assert next_turn(done, "candidate", alone=False) == "candidate"
+
+
+def drawn_run(pairs: int, rate: float, chance_of: random.Random) -> ArmName | None:
+    """The arm that is charged in a run whose arms fail equally often."""
+
+    def go(arm: ArmName) -> Attempt:
+        return Attempt(arm, "guest-hang" if chance_of.random() < rate else "")
+
+    trials = [[go(arm)] for _ in range(pairs) for arm in ARMS]
+    left = 4 + len(trials) // 4
+    for trial in trials:
+        arm = trial[0].arm
+        while left and trial[-1].reason and counts(trial, arm).failed < ATTEMPTS:
+            turn = next_turn([a for t in trials for a in t], arm, alone=False)
+            if turn is None:
+                break
+            left -= 1
+            trial.insert(len(trial) - (turn != arm), go(turn))
+    return failing_arm([a for t in trials for a in t])
+
+
+@pytest.mark.parametrize(
+    ("pairs", "rate", "most"), [(1, 0.1, 0.01), (3, 0.5, 0.05), (6, 0.5, 0.08)]
+)
+def test_arms_that_fail_equally_often_are_rarely_charged(
+    pairs: int, rate: float, most: float
+) -> None:
+    chance_of = random.Random(7)
+    runs = [drawn_run(pairs, rate, chance_of) for _ in range(300)]
+    assert runs.count("candidate") / len(runs) <= most
 
 
 def test_arm_that_is_run_alone_is_repeated_alone() -> None:

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from orchestrator.bench.waiting import until
 from orchestrator.command import run
+from orchestrator.errors import LastStageEnded
 from orchestrator.progress import Progress, waiting_for
 
 
@@ -35,6 +36,14 @@ def test_stages_are_plain_lines_when_piped() -> None:
         progress.note("something")
     lines = re.sub(r"\d+\.\d s", "N s", out.getvalue()).splitlines()
     assert lines == ["outer ...", "  inner ...", "  inner: N s", "  something", "outer: N s"]
+
+
+def test_stage_that_is_left_out_has_not_failed() -> None:
+    progress, out = plain()
+    with pytest.raises(LastStageEnded), progress.stage("thing"):
+        raise LastStageEnded
+    assert "failed" not in out.getvalue()
+    assert "left out" in out.getvalue()
 
 
 def test_failed_stage_is_said_and_the_error_goes_on() -> None:

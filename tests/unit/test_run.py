@@ -24,7 +24,13 @@ from orchestrator.bench.nested import HostSpec
 from orchestrator.bench.sharing import NestedMachine
 from orchestrator.bench.state import BenchState
 from orchestrator.cache import Cache
-from orchestrator.errors import ArmFailedError, BarometerError, BenchError, ScenarioError
+from orchestrator.errors import (
+    ArmFailedError,
+    BarometerError,
+    BenchError,
+    LastStageEnded,
+    ScenarioError,
+)
 from orchestrator.evidence import RunDir, TrialDir, TrialWriter
 from orchestrator.faults import failing_arm
 from orchestrator.kernels import KernelBundle, materialised
@@ -242,9 +248,9 @@ def test_undecided_failure_that_comes_back_is_decided_in_turns(
     assert fixture.begun == []
 
 
-def test_failure_of_both_arms_is_not_repeated(fixture: Fixture) -> None:
+def test_failure_of_both_arms_is_repeated_once_in_each(fixture: Fixture) -> None:
     trials = fixture.trials(undecided("candidate", "baseline"), scenario())
-    assert len(fixture.begun) == 2
+    assert fixture.begun == ["0001-baseline", "0002-candidate", "0001-baseline", "0001-candidate"]
     assert outcomes(trials) == ["guest-hang"] * 2
 
 
@@ -293,6 +299,103 @@ def test_bench_that_fails_twice_in_a_row_for_the_same_reason_ends_the_run(
     assert len(trials) == len(fixture.begun) == run
     assert ("stopping here" in capsys.readouterr().err) == (run < 6)
     assert fixture.held == (run == 6)
+
+
+def test_undecided_failures_in_a_row_do_not_end_the_run(fixture: Fixture) -> None:
+    trials = fixture.trials(
+        failing(*["host-no-boot"] * 2, *[None] * 4), scenario("trials={pairs=3, warm_up=false}")
+    )
+    assert fixture.held
+    assert len(trials) == 6
+    # they were repeated behind the others
+    assert fixture.begun[:6] == [trial.path.name for trial in trials]
+    assert len(fixture.begun) > 6
+
+
+def test_benchs_failures_end_the_run_whatever_raised_them(fixture: Fixture) -> None:
+    trials = fixture.trials(
+        failing(*["output-flood"] * 2, *[None] * 4, kind=ArmFailedError), scenario(PAIRS)
+    )
+    assert not fixture.held
+    assert len(trials) == len(fixture.begun) == 2
+
+
+def test_attempt_beside_ends_behind_the_stage_that_failed(fixture: Fixture) -> None:
+    through: list[tuple[str, list[str]]] = []
+
+    def climb(planned: PlannedTrial, trial: TrialWriter) -> None:
+        nothing(planned, trial)
+        trial.last_stage = fixture.through[-1]
+        done: list[str] = []
+        through.append((planned.boots, done))
+        with contextlib.suppress(LastStageEnded):
+            for stage in ("host-boot", "device", "guest-0-plain", "guest-1-timing"):
+                with trial.stage(stage):
+                    done.append(stage)
+                    if stage == "device" and planned.boots == "candidate":
+                        raise ArmFailedError("it hangs", reason="guest-hang")
+
+    trials = fixture.trials(climb, scenario())
+    assert [len(done) for arm, done in through if arm == "baseline"] == [4, 2, 2]
+    assert told(trials[1])[-1] == ("candidate", "guest-hang")
+    assert ("baseline", "") in told(trials[1])
+
+
+def test_attempt_beside_that_is_interrupted_leaves_the_trial_as_it_was(fixture: Fixture) -> None:
+    hang = undecided("candidate")
+
+    def climb(planned: PlannedTrial, trial: TrialWriter) -> None:
+        if fixture.through[-1]:
+            fixture.machines.stop()
+            raise BenchError("its machine was ended", reason="host-ended")
+        hang(planned, trial)
+
+    trials = fixture.trials(climb, scenario())
+    assert fixture.begun == ["0001-baseline", *["0002-candidate"] * 2, "0002-baseline"]
+    assert told(trials[1]) == [("candidate", "guest-hang")] * 2
+    assert fixture.left() == ["0001-baseline", "0002-candidate"]
+
+
+HUNG = "[{:5d}.000000] INFO: task CPU {}/KVM:340 blocked for more than 60 seconds.\n"
+OOPS = "[  300.000000] BUG: kernel NULL pointer dereference, address: 0000000000000020\n"
+
+
+@pytest.mark.parametrize(
+    ("console", "before", "line"),
+    [
+        (HUNG.format(100, 0), 0, "CPU 0"),
+        (HUNG.format(100, 0) + HUNG.format(200, 1), 1, "CPU 1"),
+        (HUNG.format(100, 0), 1, ""),
+        (HUNG.format(100, 0) + OOPS, 0, "NULL pointer"),
+        (HUNG.format(100, 0) + HUNG.format(200, 1) + OOPS, 1, "NULL pointer"),
+    ],
+)
+def test_line_of_a_failure_is_what_broke_the_kernel_or_a_stall_of_this_trial(
+    fixture: Fixture, console: str, before: int, line: str
+) -> None:
+    """On a host that trials share, its console has the reports of those before."""
+
+    def climb(planned: PlannedTrial, trial: TrialWriter) -> None:
+        (trial.host / "console.log").write_text(console)
+        trial.record(reports_before=before)
+        raise ArmFailedError("it hangs", reason="guest-hang")
+
+    [trial, *_] = fixture.trials(climb, scenario())
+    told_line = trial.manifest["outcome"]["line"]
+    assert line in told_line
+    assert bool(told_line) == bool(line)
+
+
+@pytest.mark.parametrize(("guest_accel", "charged"), [("tcg", "bench"), ("kvm", "undecided")])
+def test_emulated_guest_of_a_kvm_host_is_the_emulators(
+    fixture: Fixture, guest_accel: str, charged: str
+) -> None:
+    def climb(planned: PlannedTrial, trial: TrialWriter) -> None:
+        trial.record(guest_accel=guest_accel)
+        raise ArmFailedError("it stands still", reason="guest-stall")
+
+    [trial, *_] = fixture.trials(climb, scenario(), accel="kvm")
+    assert trial.attempts()[0].charge == charged
 
 
 def test_exact_trials_run_as_many_at_once_as_the_machine_carries(fixture: Fixture) -> None:
@@ -633,7 +736,7 @@ def test_trial_that_the_emulator_keeps_failing_is_given_up(
 @pytest.mark.parametrize(
     ("reason", "kind"),
     [
-        ("host-ssh-lost", BenchError),
+        ("host-silent", BenchError),
         ("tracer-lost", BenchError),
     ],
 )
@@ -647,9 +750,9 @@ def test_trial_that_failed_for_another_reason_is_not_begun_again(
 
 
 def test_other_failure_after_a_crash_is_the_trials_outcome(fixture: Fixture) -> None:
-    trials = fixture.trials(breaking("host-crash", "host-ssh-lost"), scenario())
+    trials = fixture.trials(breaking("host-crash", "host-silent"), scenario())
     assert fixture.begun == ["0001-baseline"] * 2 + ["0002-candidate"]
-    assert outcomes(trials) == ["host-ssh-lost", "collected"]
+    assert outcomes(trials) == ["host-silent", "collected"]
     assert repeated(trials[0]) == ["host-crash"]
 
 
@@ -769,6 +872,8 @@ class Metal:
         assert bench.machine is cast(Any, self.machine)
         self.done.append(planned.name)
         if self.failing and (reason := self.failing.pop(0)):
+            if reason == "interrupted":
+                raise KeyboardInterrupt
             raise BenchError("x", reason=reason)
 
 
@@ -821,6 +926,23 @@ def test_run_is_all_made_whatever_became_of_its_trials(metal: Metal, outcome: st
     assert all_made(chosen, metal.out, None)
     shutil.rmtree(metal.out / "trials/0002-candidate")
     assert not all_made(chosen, metal.out, None)
+
+
+@pytest.mark.parametrize("turns", [1, 2, 3])
+def test_run_whose_repetition_was_interrupted_is_prepared_in_full(
+    metal: Metal, turns: int
+) -> None:
+    """All its trials are there, and an undecided one is to be repeated."""
+    chosen = metal_scenario()
+    metal.failing = [None, "map-silent", *["map-silent", None][: turns - 1], "interrupted"]
+    with pytest.raises(KeyboardInterrupt):
+        metal(chosen)
+    assert not all_made(chosen, metal.out, None)
+    assert metal(chosen)
+    assert metal.found == [None, None]
+    assert all_made(chosen, metal.out, None)
+    assert metal(chosen)
+    assert metal.found[2:] == [("none", "a real machine")]
 
 
 def test_machine_is_left_alone_once_there_are_enough_trials(metal: Metal) -> None:

@@ -32,6 +32,17 @@ class RefusedError(Exception):
         self.facts = facts
 
 
+@contextlib.contextmanager
+def refused_as(reason: str, *former: str) -> Iterator[None]:
+    """Give refusals for one of the former reasons this one: what was refused is known here."""
+    try:
+        yield
+    except RefusedError as exc:
+        if exc.reason not in former:
+            raise
+        raise RefusedError(reason, str(exc), **exc.facts) from exc
+
+
 def at(path: str) -> Path:
     return Path(os.environ.get("BAROMETER_ROOT", "") + path)
 

@@ -53,7 +53,8 @@ def bind(what: dict[str, Any]) -> None:
     machine.set_value(f"{folder}/driver_override", driver)
     if not machine.at(f"{_BUS}/drivers/{driver}").exists():
         raise RefusedError("bind", f"{_BUS}/drivers/{driver}: the driver is not loaded")
-    machine.set_value_within(f"{_BUS}/drivers_probe", address)
+    with machine.refused_as("bind", "setting-refused"):
+        machine.set_value_within(f"{_BUS}/drivers_probe", address)
     if (now := _driver(address)) != driver:
         raise RefusedError(
             "bind", f"{address}: {driver} did not take the device, {now or 'no driver'} has it;"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from orchestrator.analysis.comparison import exit_code, fails_more, failures, to_json
@@ -40,7 +42,9 @@ def test_failure_that_is_undecided_is_inconclusive(before: tuple[Attempt, ...]) 
     document = to_json(made.comparison)
     assert document["reason"] == "undecided-failure"
     failed = 1 + sum(attempt.arm == "candidate" for attempt in before)
-    assert document["attempts"]["candidate"] == {"failed": failed, "charged": 0, "of": failed}
+    assert document["attempts"]["candidate"] == {
+        "failed": failed, "charged": 0, "of": failed, "bench": 0,
+    }  # fmt: skip
     assert "undecided" in verdict_sentence(made.scenario, made.comparison, dict(made.plan))
     assert said(made)
 
@@ -77,6 +81,59 @@ def test_one_trial_of_many_that_is_undecided_leaves_a_regression_one() -> None:
     for factor, verdict in ((0.5, "inconclusive"), (1.4, "regressed")):
         results = [*pairs(factor), hanging(pair=99)]
         assert run(results).comparison.verdict == verdict
+
+
+BENCH = Attempt("candidate", "host-hung-task", "bench")
+
+
+def begun_again(made: list[TrialResult], arm: ArmName, each: int) -> list[TrialResult]:
+    """The trials of an arm, for each of which the bench failed so many attempts."""
+    lost = (replace(BENCH, arm=arm),) * each
+    return [replace(r, repeated=lost) if r.arm == arm else r for r in made]
+
+
+@pytest.mark.parametrize(("factor", "before"), [(0.5, "improved"), (1.0, "equivalent")])
+@pytest.mark.parametrize("arm", ["baseline", "candidate"])
+def test_bench_that_fails_one_arm_more_often_leaves_the_run_inconclusive(
+    factor: float, before: str, arm: ArmName
+) -> None:
+    assert run(pairs(factor)).comparison.verdict == before
+    made = run(begun_again(pairs(factor), arm, 2), f"guest_boot_seconds={before}")
+    assert made.comparison.verdict == "inconclusive"
+    assert exit_code(made.scenario, made.comparison) == 4
+    document = to_json(made.comparison)
+    assert document["reason"] == "undecided-failure"
+    assert document["attempts"][arm] == {"failed": 0, "charged": 0, "of": 12, "bench": 24}
+    sentence = verdict_sentence(made.scenario, made.comparison, dict(made.plan))
+    assert "host-hung-task" in sentence
+    assert "24 of" in sentence
+    assert "host-hung-task" in said(made)
+
+
+def test_bench_that_fails_both_arms_alike_does_not_matter() -> None:
+    made = begun_again(begun_again(pairs(0.5), "baseline", 1), "candidate", 1)
+    assert run(made).comparison.verdict == "improved"
+    assert to_json(run(made).comparison)["reason"] == ""
+
+
+def test_bench_that_fails_one_arm_more_often_does_not_hide_a_regression() -> None:
+    assert run(begun_again(pairs(1.4), "candidate", 2)).comparison.verdict == "regressed"
+
+
+def test_arm_that_the_bench_never_lets_through_is_inconclusive() -> None:
+    lost = [
+        ended("candidate", pair, "invalid", reason="host-hung-task", charge="bench",
+              by_bench=True, repeated=(BENCH, BENCH))
+        for pair in range(3)
+    ]  # fmt: skip
+    made = run([*(r for r in pairs(1.0, 3) if r.arm == "baseline"), *lost])
+    assert made.comparison.verdict == "inconclusive"
+    assert exit_code(made.scenario, made.comparison) == 4
+
+
+def test_expectation_is_not_met_while_a_failure_is_undecided() -> None:
+    made = run([*pairs(0.5), hanging(pair=99)], "guest_boot_seconds=improved")
+    assert exit_code(made.scenario, made.comparison) == 4
 
 
 def test_failure_by_its_call_trace_is_the_arms_at_once() -> None:

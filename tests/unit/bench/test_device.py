@@ -9,7 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.abi import IORESOURCE_UNSET
-from orchestrator.bench.device import BoundDevice, find_devices, host_facts, parse_devices
+from orchestrator.bench.device import (
+    BoundDevice,
+    bound_devices,
+    find_devices,
+    host_facts,
+    parse_devices,
+)
 from orchestrator.bench.host import Host
 from orchestrator.bench.shell import Completed
 from orchestrator.errors import ArmFailedError, BenchError
@@ -67,6 +73,18 @@ def test_no_device_is_the_benchs_failure() -> None:
 def test_two_devices_are_the_benchs_failure() -> None:
     with pytest.raises(BenchError, match="found 2"):
         find_devices(parse_devices(LISTED + LISTED.replace("0000:01:00.0", "0000:02:00.0")), SPEC)
+
+
+def test_device_that_vfio_pci_does_not_take_is_the_kernels_or_undecided() -> None:
+    answers = iter(
+        [Completed(LISTED, "", 0), Completed("", "sh: write error: Invalid argument", 1)]
+    )
+    shell = SimpleNamespace(name="host", run=lambda *asked, **how: next(answers))
+    host = cast(Host, SimpleNamespace(shell=shell))
+    with pytest.raises(ArmFailedError) as caught, bound_devices(host, SPEC):
+        pytest.fail("bound")
+    assert caught.value.reason == "bind"
+    assert "Invalid argument" in caught.value.evidence
 
 
 def test_other_kind_of_device_is_not_taken_for_it() -> None:

@@ -172,6 +172,12 @@ def test_trials_of_one_host_share_its_boot(lab: Lab) -> None:
     assert lab.log == ["boot", "end"]
 
 
+def test_reports_of_a_host_before_a_trial_are_counted(lab: Lab) -> None:
+    stall = "[   99.000000] rcu: INFO: rcu_sched self-detected stall on CPU"
+    trials = [lab.trial(SPEC, lambda host: lab.say(stall)) for _ in range(3)]
+    assert [t.manifest.get("reports_before", 0) for t in trials] == [0, 1, 2]
+
+
 def test_trials_with_boots_of_their_own_are_not_kept(lab: Lab) -> None:
     trials = [lab.trial(SPEC, shared=False) for _ in range(2)]
     assert lab.log == ["boot", "end", "boot", "end"]
