@@ -82,31 +82,34 @@ def boot_hosts(variant: str, boots: int, out: Path, *, begun_again: bool) -> lis
             number = first + len(rows)
             arm = ARMS[number % 2]
             planned = PlannedTrial(number, number, arm, PASSES)
-            load, started, error = os.getloadavg()[0], time.monotonic(), None
-            try:
+            load, started = os.getloadavg()[0], time.monotonic()
+            with contextlib.suppress(BarometerError):
                 run_one(bench, planned)
-            except BarometerError as exc:
-                error = exc
             trial = TrialDir.open(run.trials_path / planned.name)
-            stages = {s["name"]: s["seconds"] for s in trial.manifest["stages"]}
-            ended = [s["seconds"] for s in trial.manifest["stages"]
-                     if s["name"].startswith("guest-") and s["outcome"] == "ok"]  # fmt: skip
-            row = {
-                "variant": variant, "arm": arm, "load": load,
-                "seconds": round(time.monotonic() - started, 1),
-                "host_seconds": stages.get("host-boot"), "guest_seconds": ended,
-                "boots": len(trial.manifest["guests"]),
-                "reason": error.reason if error else "",
-                "charged": trial.attempts()[-1].charge if error else "",
-                "repeated": trial.manifest["repeated"],
-            }  # fmt: skip
+            seconds = round(time.monotonic() - started, 1)
+            row = {"variant": variant, "load": load, "seconds": seconds, **row_of(trial)}
             rows.append(row)
             with (out / "results.jsonl").open("a") as file:
                 file.write(json.dumps(row) + "\n")
             print(json.dumps(row), flush=True)
-            if not error:
+            if not row["reason"]:
                 shutil.rmtree(trial.path)
     return rows
+
+
+def row_of(trial: TrialDir) -> dict[str, Any]:
+    """What became of a host, by its trial's evidence."""
+    *_, last = trial.attempts()
+    stages = trial.manifest["stages"]
+    return {
+        "arm": last.arm,
+        "host_seconds": next((s["seconds"] for s in stages if s["name"] == "host-boot"), None),
+        "guest_seconds": [s["seconds"] for s in stages
+                          if s["name"].startswith("guest-") and s["outcome"] == "ok"],
+        "boots": len(trial.manifest["guests"]),
+        "reason": last.reason, "charged": last.charge if last.reason else "",
+        "repeated": trial.manifest.get("repeated", []),
+    }  # fmt: skip
 
 
 def table_of(rows: list[dict[str, Any]]) -> str:

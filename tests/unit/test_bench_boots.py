@@ -1,0 +1,44 @@
+"""ci/bench/boots.py: what a host's row says of it."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from orchestrator.errors import ArmFailedError, BenchError
+from orchestrator.evidence import TrialWriter
+from orchestrator.faults import Charge, Charged
+
+PATH = Path(__file__).parents[2] / "ci/bench/boots.py"
+
+
+@pytest.fixture(scope="module")
+def boots() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("boots", PATH)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("error", [ArmFailedError, BenchError])
+@pytest.mark.parametrize("charge", ["arm", "bench", "undecided"])
+def test_row_has_whom_the_failure_was_charged_to(
+    boots: ModuleType, tmp_path: Path, error: type[BenchError], charge: Charge
+) -> None:
+    trial = TrialWriter(tmp_path / "trial", {"arm": "candidate"})
+    with trial.stage("host-boot"):
+        pass
+    trial.failed(error("x", reason="guest-hang"), "guest-0-plain", Charged(charge, "why"))
+    row = boots.row_of(trial.complete())
+    assert (row["arm"], row["reason"], row["charged"]) == ("candidate", "guest-hang", charge)
+    assert row["host_seconds"] >= 0
+
+
+def test_row_of_a_host_that_went_well_has_no_charge(boots: ModuleType, tmp_path: Path) -> None:
+    row = boots.row_of(TrialWriter(tmp_path / "trial", {"arm": "baseline"}).complete())
+    assert (row["reason"], row["charged"], row["host_seconds"]) == ("", "", None)
