@@ -20,7 +20,7 @@ def plan(names: list[str]) -> dict[str, Any]:
     """`new`: the modules that are going to be loaded, with those that they need."""
     there, new = loaded(), []
     for name in names:
-        for line in machine.run("modprobe", "--show-depends", name).splitlines():
+        for line in _modprobe("--show-depends", name).splitlines():
             # insmod /lib/modules/6.12/kernel/drivers/vfio/vfio.ko.xz [parameter...]
             verb, *rest = line.split()
             if verb == "insmod":
@@ -31,9 +31,13 @@ def plan(names: list[str]) -> dict[str, Any]:
 
 
 def load(what: dict[str, Any]) -> None:
+    for name in what["names"]:
+        _modprobe(name)
+
+
+def _modprobe(*arguments: str) -> str:
     with machine.refused_as("modules-refused", "program-failed"):
-        for name in what["names"]:
-            machine.run("modprobe", name)
+        return machine.run("modprobe", *arguments)
 
 
 def unload(what: dict[str, Any]) -> str:

@@ -147,6 +147,20 @@ def test_driver_that_does_not_take_the_device_is_refused(ready: Machine) -> None
     assert ready.driver(NIC) == "igb"
 
 
+def test_probe_that_the_kernel_refuses_is_no_refused_setting(
+    ready: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = real.set_value_within
+
+    def refused(path: str, value: str, seconds: float = 30) -> None:
+        if path.endswith("/drivers_probe"):
+            raise real.RefusedError("setting-refused", f"{value} is refused: EINVAL")
+        write(path, value, seconds)
+
+    monkeypatch.setattr(real, "set_value_within", refused)
+    assert ready.refused("bind", address=NIC, driver="vfio-pci").startswith("bind: ")
+
+
 @pytest.mark.parametrize("address", ["0000:99:00.0", "../../../etc", ""])
 def test_device_that_is_not_there_is_refused(held: Machine, address: str) -> None:
     assert held.refused("bind", address=address, driver="vfio-pci").startswith("bind: ")

@@ -107,9 +107,9 @@ def test_module_that_another_loads_meanwhile_is_not_unloaded(held: Machine) -> N
 
 def test_unknown_module_leaves_nothing(held: Machine) -> None:
     before = held.all()
-    assert held.refused("modules", names=["vfio-pci", "no-such"]).endswith(
-        "modprobe: FATAL: Module no-such not found"
-    )
+    refused = held.refused("modules", names=["vfio-pci", "no-such"])
+    assert refused.startswith("modules-refused: ")
+    assert refused.endswith("modprobe: FATAL: Module no-such not found")
     assert held.all() == before
 
 
