@@ -261,7 +261,8 @@ def prepare_host(host: Host, spec: HostSpec) -> Host:
 
 def _load_modules(shell: Shell, *, with_libvirt: bool) -> list[str]:
     """Those that every host needs; "kvm" is among the words that come back where it has KVM.
-    Raises BenchError, with the kernel's own word where it does not take a parameter's value."""
+    Raises BenchError, with the kernel's own word, where it does not take a parameter's value, and
+    ArmFailedError where it does not take a module."""
     script = (
         "modprobe vfio-pci && modprobe vfio_iommu_type1 && { modprobe -q iommufd || :; } && "
         "{ grep -qw svm /proc/cpuinfo && modprobe kvm_amd; "
@@ -274,11 +275,11 @@ def _load_modules(shell: Shell, *, with_libvirt: bool) -> list[str]:
     if loaded.code:
         # parse_args() in kernel/params.c
         refused = shell.run("dmesg | grep -E '(invalid|too large) for parameter'", check=False)
-        raise BenchError(
-            f"host: loading modules failed with exit code {loaded.code}",
-            evidence=tail(refused.stdout + loaded.stderr),
-            reason="setting-refused" if refused.stdout else "command-failed",
-        )
+        message = f"host: loading modules failed with exit code {loaded.code}"
+        said = tail(refused.stdout + loaded.stderr)
+        if refused.stdout:
+            raise BenchError(message, evidence=said, reason="setting-refused")
+        raise ArmFailedError(message, evidence=said, reason="modules-refused")
     return loaded.stdout.split()
 
 

@@ -99,8 +99,8 @@ def attempts(outcome: Outcome) -> list[tuple[str, str]]:
     ("event", "fault", "reason", "charge"),
     [
         ("mark", on_host("libvirtd", "STOP"), "libvirt-silent", "bench"),
-        ("mark", later(on_host("'sshd*'", "KILL")), "host-ssh-lost", "bench"),
-        ("mark", later(on_host("'sshd*'", "STOP")), "host-ssh-lost", "bench"),
+        ("mark", later(on_host("sshd*", "KILL")), "host-ssh-lost", "bench"),
+        ("mark", later(on_host("sshd*", "STOP")), "host-ssh-lost", "bench"),
         ("mark", later("ip link set eth0 down"), "host-ssh-lost", "bench"),
         ("mark", later("echo c > /proc/sysrq-trigger"), "host-panic", "undecided"),
         ("mark", later("yes > /dev/console"), "console-flood", "undecided"),
@@ -158,7 +158,7 @@ def test_hung_task_with_idle_processors_ends_the_trial_with_its_line(
 def test_guests_qemu_fails(
     shared_trial: RunOne, provoked: Provoked, event: str, number: str, reason: str, charge: str
 ) -> None:
-    provoked(event, on_host("'qemu-system*'", number))
+    provoked(event, on_host("qemu-system*", number))
     outcome = shared_trial(PLAIN, QUIET)
     assert attempts(outcome) == [(reason, charge)]
     assert (outcome.result.kind == "measured") == (charge == "bench")
@@ -167,7 +167,7 @@ def test_guests_qemu_fails(
 
 @pytest.mark.full
 def test_agent_that_watches_the_guest_is_killed(shared_trial: RunOne, provoked: Provoked) -> None:
-    provoked("mark", on_host("'python3*'", "KILL"))
+    provoked("mark", on_host("python3*", "KILL"))
     outcome = shared_trial(PLAIN, QUIET)
     assert attempts(outcome) == [("host-ssh-lost", "bench")]
 

@@ -50,6 +50,8 @@ def test_processes_of_others_are_told_from_ours(child: bool, words: str, counts:
         assert process.stdout is not None
         pid = process.pid if child else int(process.stdout.readline())
         try:
+            if not child:
+                process.wait()
             others.look()
             assert (pid in {seen for seen, _ in others.spent}) == counts
         finally:
