@@ -12,12 +12,21 @@ import pytest
 
 from orchestrator.bench import guest, nested, watching
 from orchestrator.bench.host import Host
+from orchestrator.bench.hypervisor import Deadlines
 from orchestrator.bench.state import token_prefix
 from orchestrator.bounded import CONSOLE_BYTES
 from orchestrator.errors import ArmFailedError
 from tests.lab.conftest import RunOne, with_release
 
 pytestmark = pytest.mark.vm
+
+
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A guest that is ended may take its time on a busy machine: the next test is to have its
+    host."""
+    monkeypatch.setattr(nested, "_GUESTS", Deadlines(end=60.0, hurried=1.0))
+
 
 PLAIN = 'trace.passes=["plain"]'
 
@@ -77,6 +86,7 @@ def test_the_bar_of_a_pci_testdev_behind_a_virtio_iommu_is_mapped_and_counted(
     assert outcome.result.value("pfn_faults_per_map") == 128
 
 
+@pytest.mark.usefixtures("patient")
 def test_a_guest_that_panics_is_a_finding_about_the_arm(shared_trial: RunOne) -> None:
     outcome = shared_trial("guest.cmdline=quiet rdinit=/nonexistent", PLAIN)
     assert (outcome.result.kind, outcome.result.reason) == ("failed", "guest-panic")
@@ -84,6 +94,7 @@ def test_a_guest_that_panics_is_a_finding_about_the_arm(shared_trial: RunOne) ->
     assert outcome.evidence.text("guest-0/marks.txt")
 
 
+@pytest.mark.usefixtures("patient")
 @pytest.mark.full
 def test_a_guest_that_floods_its_console_is_ended_and_named(shared_trial: RunOne) -> None:
     outcome = shared_trial("guest.cmdline=quiet rdinit=/usr/bin/busybox -- yes", PLAIN)
@@ -91,6 +102,7 @@ def test_a_guest_that_floods_its_console_is_ended_and_named(shared_trial: RunOne
     assert outcome.result.evidence.endswith("y")
 
 
+@pytest.mark.usefixtures("patient")
 def test_a_guest_that_hangs_is_found_by_its_idleness(
     shared_trial: RunOne, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -100,6 +112,7 @@ def test_a_guest_that_hangs_is_found_by_its_idleness(
     assert "idle" in outcome.result.message
 
 
+@pytest.mark.usefixtures("patient")
 def test_a_guest_without_ssh_is_a_finding_about_the_arm(
     shared_trial: RunOne, monkeypatch: pytest.MonkeyPatch
 ) -> None:
