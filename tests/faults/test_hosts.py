@@ -157,8 +157,11 @@ def test_hung_task_with_idle_processors_ends_the_trial_with_its_line(
     ],
 )
 def test_guests_qemu_fails(
-    shared_trial: RunOne, provoked: Provoked, event: str, number: str, reason: str, charge: str
-) -> None:
+    shared_trial: RunOne, provoked: Provoked, monkeypatch: pytest.MonkeyPatch, event: str,
+    number: str, reason: str, charge: str,
+) -> None:  # fmt: skip
+    if event == "exit":  # it would have ended before the fault
+        monkeypatch.setattr(guest, "_power_off", lambda _: None)
     provoked(event, on_host("qemu-system*", number))
     outcome = shared_trial(PLAIN, QUIET)
     assert attempts(outcome) == [(reason, charge)]
@@ -183,7 +186,7 @@ WORDS = (
 def test_words_that_anybody_can_say_are_no_marks_and_no_reports(
     one_trial: RunOne, provoked: Provoked
 ) -> None:
-    said = " ".join(WORDS)  # what the kernel does not know is a word for its init
+    said = " ".join(WORDS[:4])  # what the kernel does not know is a word for its init
     loud = "; ".join(f"echo 'x {words}' > /dev/console" for words in WORDS)
     provoked("mark", loud)
     outcome = one_trial(PLAIN, f"host.cmdline={said}", f"guest.cmdline=quiet {said}")
