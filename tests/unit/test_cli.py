@@ -1071,6 +1071,20 @@ def test_unwritable_text_of_a_scenario_is_no_bug(
     assert barometer("plan", tmp_path / "s.toml") == 2
 
 
+def signalled(program: str, number: signal.Signals, state: Path) -> tuple[int, str]:
+    """A process of its own whose verb `wait` says "waiting", and what a signal makes of it: its
+    exit code, and what it said then."""
+    with subprocess.Popen(
+        [sys.executable, "-c", program, "wait"], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True, env={**os.environ, "BAROMETER_STATE": str(state)},
+    ) as child:  # fmt: skip
+        assert child.stdout is not None
+        assert child.stdout.readline() == "waiting\n"
+        child.send_signal(number)
+        _, said = child.communicate(timeout=30)
+    return child.returncode, said
+
+
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
 def test_signal_is_exit_code_130(name: str, tmp_path: Path) -> None:
     """In a process of its own, with a verb that waits."""
@@ -1083,15 +1097,8 @@ def test_signal_is_exit_code_130(name: str, tmp_path: Path) -> None:
         "    print('waiting', flush=True); signal.pause()\n"
         "c.main()\n"
     )
-    with subprocess.Popen(
-        [sys.executable, "-c", program, "wait"], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        text=True, env={**os.environ, "BAROMETER_STATE": str(tmp_path)},
-    ) as child:  # fmt: skip
-        assert child.stdout is not None
-        assert child.stdout.readline() == "waiting\n"
-        child.send_signal(getattr(signal, name))
-        _, said = child.communicate(timeout=30)
-    assert child.returncode == 130
+    code, said = signalled(program, signal.Signals[name], tmp_path)
+    assert code == 130
     assert f"interrupted by {name}" in said
 
 
@@ -1105,15 +1112,8 @@ def test_what_an_interrupt_breaks_is_no_bug(tmp_path: Path) -> None:
         "    finally:\n        raise RuntimeError('release unlocked lock')\n"
         "c.main()\n"
     )
-    with subprocess.Popen(
-        [sys.executable, "-c", program, "wait"], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        text=True, env={**os.environ, "BAROMETER_STATE": str(tmp_path)},
-    ) as child:  # fmt: skip
-        assert child.stdout is not None
-        assert child.stdout.readline() == "waiting\n"
-        child.send_signal(signal.SIGTERM)
-        _, said = child.communicate(timeout=30)
-    assert child.returncode == 130
+    code, said = signalled(program, signal.SIGTERM, tmp_path)
+    assert code == 130
     assert "bug" not in said
 
 
