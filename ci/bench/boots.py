@@ -17,14 +17,14 @@ import json
 import os
 import shutil
 import statistics
-import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[2]))
+from ci.bench.load import busy
 from orchestrator.bench import hypervisor
 from orchestrator.bench.state import bench_state
 from orchestrator.cache import Cache
@@ -49,19 +49,6 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "no-hpet": ("host.cmdline=hpet=disable",),
     "guest-2-cpus": ("guest.cpus=2",),
 }
-
-
-@contextlib.contextmanager
-def busy(loops: int) -> Iterator[None]:
-    processes = [
-        subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(loops)
-    ]
-    try:
-        yield
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
 
 
 def boot_hosts(variant: str, boots: int, out: Path, *, begun_again: bool) -> list[dict[str, Any]]:

@@ -17,6 +17,9 @@ import tempfile
 from pathlib import Path
 from statistics import median
 
+sys.path.insert(0, str(Path(__file__).parents[2]))
+from ci.bench.load import busy
+
 TOP = Path(__file__).parents[2]
 DEFAULT = [
     str(TOP / "fixtures/scenarios/map-exact.toml"), "--pairs", "3",
@@ -31,22 +34,14 @@ def main() -> None:
     arguments = [word for word in arguments if word != "--load"]
     if not arguments or arguments[0].startswith("-"):
         arguments = [*DEFAULT, *arguments]
-    loops = [
-        subprocess.Popen([sys.executable, "-c", "while True: pass"])
-        for _ in (os.sched_getaffinity(0) if load else ())
-    ]
-    try:
-        with tempfile.TemporaryDirectory(prefix="exact-") as folder:
-            run = Path(folder) / "run"
-            barometer = str(Path(sys.executable).with_name("barometer"))
-            done = subprocess.run([barometer, "run", *arguments, "--out", str(run)], check=False)
-            if not (run / "comparison.json").exists():
-                sys.exit(done.returncode)
-            comparison = json.loads((run / "comparison.json").read_text())
-    finally:
-        for loop in loops:
-            loop.kill()
-            loop.wait()
+    loops = len(os.sched_getaffinity(0)) if load else 0
+    with busy(loops), tempfile.TemporaryDirectory(prefix="exact-") as folder:
+        run = Path(folder) / "run"
+        barometer = str(Path(sys.executable).with_name("barometer"))
+        done = subprocess.run([barometer, "run", *arguments, "--out", str(run)], check=False)
+        if not (run / "comparison.json").exists():
+            sys.exit(done.returncode)
+        comparison = json.loads((run / "comparison.json").read_text())
     print(f"spread over fresh host boots, {'busy' if load else 'idle'} machine (aim: 0.005 %)")
     for arm, found in comparison["arms"].items():
         for name, metric in found["metrics"].items():
