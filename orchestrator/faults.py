@@ -327,6 +327,11 @@ def _more_often(failed: Sequence[Attempt], counted: Mapping[ArmName, Count]) -> 
     return None
 
 
+def nothing_works(attempts: Sequence[Attempt]) -> bool:
+    """True if both arms have failed in each of at least two attempts."""
+    return all(c.of > 1 and c.failed == c.of for c in (counts(attempts, arm) for arm in ARMS))
+
+
 def next_turn(attempts: Sequence[Attempt], arm: ArmName, *, alone: bool) -> ArmName | None:
     """Which arm is attempted next, after an undecided failure of `arm`; None if no more attempts
     are of use: it is decided, or both arms have failed in each of at least two attempts. `alone`:
@@ -335,7 +340,6 @@ def next_turn(attempts: Sequence[Attempt], arm: ArmName, *, alone: bool) -> ArmN
         return arm
     other: ArmName = "candidate" if arm == "baseline" else "baseline"
     mine, others = counts(attempts, arm), counts(attempts, other)
-    nothing_works = all(c.of > 1 and c.failed == c.of for c in (mine, others))
-    if nothing_works or failing_arm(attempts) is not None:
+    if nothing_works(attempts) or failing_arm(attempts) is not None:
         return None
     return other if others.of < min(mine.of, ATTEMPTS) else arm

@@ -51,6 +51,7 @@ from orchestrator.faults import (
     counts,
     fault_of,
     next_turn,
+    nothing_works,
 )
 from orchestrator.folderlock import only_writer
 from orchestrator.kernelreports import BROKEN, STALLS, KernelReport
@@ -137,8 +138,8 @@ def run_plan(
     `trials.until`, `enough` says after each block whether that was the last. `only`: the trials of
     one arm; to judge, such a run is one that is not complete.
 
-    Goes on after a failed trial; stops when the bench fails twice in a row for the same reason,
-    and then returns False. Raises ScenarioError and BenchError for what cannot be prepared.
+    Goes on after a failed trial; stops when the bench fails twice in a row for the same reason or
+    all attempts of both arms fail, and then returns False. Raises ScenarioError and BenchError for what cannot be prepared.
     """
     with no_space_explained(out), only_writer(out):
         found = _found(scenario, out, enough, only)
@@ -214,8 +215,7 @@ def _leased(bench: Bench, met: Met, cache: Cache) -> Iterator[MetalMachine]:
 def run_trials(bench: Bench) -> bool:
     """The trials that are not complete, one after the other; with accel exact, whose numbers do
     not depend on what else the machine does, as many at a time as there are CPUs and memory, but
-    for those that share a host. False when the bench failed twice in a row for the same reason,
-    and no more were begun."""
+    for those that share a host. False when no more were begun, as `run_plan` says."""
     try:
         return _run_blocks(bench)
     finally:
@@ -280,7 +280,8 @@ def _run_block(bench: Bench, block: Sequence[PlannedTrial], stop: _BenchWatch) -
 
 
 class _BenchWatch:
-    """Whether to go on: not when two trials in a row are charged to the bench for one reason."""
+    """Whether to go on: not after two trials in a row that are charged to the bench for one reason,
+    and not if every attempt of both arms has failed, so that there is nothing to compare."""
 
     def __init__(self, bench: Bench) -> None:
         self._bench = bench
@@ -298,7 +299,9 @@ class _BenchWatch:
         broken = len(last) == _SAME_BENCH_FAILURES and len(set(last)) == 1
         if broken:
             self._bench.progress.note("the bench failed twice for the same reason: stopping here")
-        return broken
+        if (vain := nothing_works(_attempts_of(self._bench.run))) and not broken:
+            self._bench.progress.note("every attempt of both arms has failed: stopping here")
+        return broken or vain
 
 
 def _at_once(scenario: Scenario) -> int:
@@ -386,13 +389,17 @@ def _next_turn(run: RunDir, planned: PlannedTrial, only: ArmName | None) -> ArmN
     last = attempts[-1]
     if not last.reason or last.charge != "undecided":
         return None
-    all_of_run = [
+    turn = next_turn(_attempts_of(run), planned.boots, alone=only is not None)
+    failed, _ = counts(attempts, planned.boots)
+    return None if turn == planned.boots and failed >= ATTEMPTS else turn
+
+
+def _attempts_of(run: RunDir) -> list[Attempt]:
+    """Every attempt at the run's trials, the warm-up apart."""
+    return [
         attempt for trial in run.trials() if trial.manifest["arm"] != WARM_UP
         for attempt in trial.attempts()
     ]  # fmt: skip
-    turn = next_turn(all_of_run, planned.boots, alone=only is not None)
-    failed, _ = counts(attempts, planned.boots)
-    return None if turn == planned.boots and failed >= ATTEMPTS else turn
 
 
 def _attempt_again(bench: Bench, planned: PlannedTrial) -> None:

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from statistics import median, median_low
 from typing import Literal
@@ -99,6 +99,8 @@ class Estimate:
     """Two-sided. None where there are too few trials, or there is no noise."""
     apart: bool = False
     """No trial of one arm is among the other's."""
+    far: bool = False
+    """The arms' medians differ by FEW_FLOOR."""
     same: bool = False
     """Of what has no noise: the arms' numbers are the same."""
 
@@ -136,9 +138,21 @@ def estimate(
     pairs: Sequence[tuple[float, float]] | None,
     resolution: Resolution = OF_MAPS,
 ) -> Estimate:
-    """Of two arms with at least one value each. `unit`: s, count or Ginsn, of which alone the
-    `resolution` is. `pairs`: the values of the complete pairs, baseline first; None: the arms have
-    none."""
+    """Estimate the effect of two arms with at least one value each. `unit`: s, count or Ginsn;
+    `resolution` applies to Ginsn only. `pairs`: the values of the complete pairs, baseline first;
+    None if the arms have none."""
+    low, high = sorted((median(baseline), median(candidate)))
+    found = _estimate(unit, baseline, candidate, pairs, resolution)
+    return replace(found, far=high >= FEW_FLOOR * low)
+
+
+def _estimate(
+    unit: str,
+    baseline: Sequence[float],
+    candidate: Sequence[float],
+    pairs: Sequence[tuple[float, float]] | None,
+    resolution: Resolution,
+) -> Estimate:
     if unit == "Ginsn":
         return _exact(baseline, candidate, resolution)
     constant = len({*baseline}) == 1 == len({*candidate})
@@ -310,7 +324,7 @@ def _verdict(found: Estimate, rule: Rule, p: float | None) -> Verdict:
             return "equivalent"
         return direction if found.apart else "inconclusive"
     size = max(ratio, 1 / ratio) if ratio else math.inf
-    if found.apart and size >= FEW_FLOOR:
+    if found.apart and found.far:
         return direction
     if p is not None and p <= ALPHA and size >= 1 + rule.floor:
         return direction

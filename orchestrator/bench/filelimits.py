@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from orchestrator.bench.waiting import repeatedly
 from orchestrator.bounded import CONSOLE_BYTES, Excerpt
 
 _EVERY_SECONDS = 0.05
 """A program that writes a line at a time writes 200 MB/s at most: 10 MB may be over the limit."""
 
 _REST_BYTES = 128 << 10
-_END_SECONDS = 15.0
 
 
 def outgrown(limits: Mapping[Path, int]) -> Path | None:
@@ -66,18 +66,12 @@ class LimitedFile:
 def limited_files(limits: Mapping[Path, int], end: Callable[[], object]) -> Iterator[None]:
     """While the block runs, `end` is called once one of the files has more bytes than it may; it
     has to end what writes the file. It runs in a thread of its own."""
-    done = threading.Event()
 
-    def watch() -> None:
-        while not done.wait(_EVERY_SECONDS):
-            if outgrown(limits) is not None:
-                end()
-                return
+    def look() -> bool:
+        if outgrown(limits) is None:
+            return False
+        end()
+        return True
 
-    watcher = threading.Thread(target=watch, name="file-limits", daemon=True)
-    watcher.start()
-    try:
+    with repeatedly(look, every=_EVERY_SECONDS, name="file-limits"):
         yield
-    finally:
-        done.set()
-        watcher.join(_END_SECONDS)

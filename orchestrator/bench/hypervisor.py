@@ -42,6 +42,8 @@ _ALIVE_SECONDS, _ALIVE_TRIES = 10, 6
 _OPEN_SECONDS = 60.0
 _MONITOR_SECONDS = 60.0
 """QEMU answers between two things that it does with its machine stopped."""
+_LOST_SECONDS = 1.0
+"""An end on a machine that does not answer is waited for so long: that machine is ended next."""
 _SETTLE_SECONDS = 5.0
 """An interrupt waits so long for a start that is nearly done, so that what it started is ended."""
 _loop_lock = threading.Lock()
@@ -109,15 +111,17 @@ class Connection:
         deadlines: Deadlines = Deadlines(),  # it is frozen
         end_machines: Callable[[Sequence[str]], object] | None = None,
         hang_up: Callable[[], None] = lambda: None,
+        is_lost: Callable[[], bool] = lambda: False,
     ) -> None:
-        """`end_machines`: ends QEMUs by the UUIDs of their domains, without libvirt, where they
-        are processes of this machine. `hang_up`: ends what a dropped connection goes through, so
-        that its calls return."""
+        """`end_machines` ends QEMUs by the UUIDs of their domains, without libvirt; only where
+        they are processes of this machine. `hang_up` ends what a dropped connection goes through,
+        so that its calls return. `is_lost`: the machine is known not to answer, so that no end on
+        it is waited for."""
         self._raw = raw
         self._start_flags = start_flags
         self.name = name
         self.deadlines = deadlines
-        self._end_machines, self._hang_up = end_machines, hang_up
+        self._end_machines, self._hang_up, self._is_lost = end_machines, hang_up, is_lost
         self._uuids: set[str] = set()
         """Of the domains that are started here and have not been ended."""
         self._domains: list[Domain] = []
@@ -177,7 +181,11 @@ class Connection:
         for domain in self._domains:
             domain.let_go()
         with contextlib.suppress(libvirt.libvirtError, BenchError):
-            self.call(self._raw.close, within=self.deadlines.ending)
+            self.call(self._raw.close, within=self._ending())
+
+    def _ending(self) -> float:
+        """Seconds that an end is waited for now."""
+        return _LOST_SECONDS if self._is_lost() else self.deadlines.ending
 
     def version(self) -> dict[str, str]:
         """libvirt's and QEMU's version, as MAJOR.MINOR.MICRO."""
@@ -264,7 +272,7 @@ class Connection:
         if not self._dropped.is_set():
             call = Call(raw.destroy)
             try:
-                call.result(self.deadlines.ending)
+                call.result(self._ending())
             except TimeoutError:
                 log.warning("the %s's libvirt does not end domain %s in time", self.name, uuid)
             except libvirt.libvirtError:  # it has ended before
@@ -273,7 +281,7 @@ class Connection:
                 return
         if self._end_machines is not None:
             self._end_machines([uuid])
-            if call is not None and call.has_ended(self.deadlines.ending):
+            if call is not None and call.has_ended(self._ending()):
                 return
         self._drop()
 
@@ -389,18 +397,23 @@ def embedded(root: Path, cache: Path) -> Iterator[Connection]:
 
 @contextlib.contextmanager
 def over_ssh(
-    ssh_program: Path, name: str, *, deadlines: Deadlines, keep_alive: bool = True
+    ssh_program: Path,
+    name: str,
+    *,
+    deadlines: Deadlines,
+    keep_alive: bool = True,
+    is_lost: Callable[[], bool] = lambda: False,
 ) -> Iterator[Connection]:
     """The libvirt of a host, through its own SSH server and a program by `shell.write_client`.
 
-    `keep_alive`: find out on the way whether it is there.
+    `keep_alive`: find out on the way whether it is there. `is_lost`: as for Connection.
     """
     uri = f"qemu+ssh://barometer-host/system?command={ssh_program}&no_tty=1"
     with _opened(
         # A domain ends with its connection, so that a killed runner leaves none on a remote host.
         # (The embedded driver does not know this flag.)
         uri, name, libvirt.VIR_DOMAIN_START_AUTODESTROY, deadlines=deadlines,
-        hang_up=lambda: end_clients(ssh_program),
+        hang_up=lambda: end_clients(ssh_program), is_lost=is_lost,
     ) as connection:  # fmt: skip
         if keep_alive:
             connection.keep_alive()
@@ -425,6 +438,7 @@ def _opened(
     deadlines: Deadlines = Deadlines(),  # it is frozen
     end_machines: Callable[[Sequence[str]], object] | None = None,
     hang_up: Callable[[], None] = lambda: None,
+    is_lost: Callable[[], bool] = lambda: False,
 ) -> Iterator[Connection]:
     _event_loop()
     log.debug("libvirt: %s", uri)
@@ -442,8 +456,9 @@ def _opened(
             reason="libvirt-silent",
         ) from None
     connection = Connection(
-        raw, name, start_flags, deadlines=deadlines, end_machines=end_machines, hang_up=hang_up
-    )
+        raw, name, start_flags, deadlines=deadlines, end_machines=end_machines, hang_up=hang_up,
+        is_lost=is_lost,
+    )  # fmt: skip
     del raw, call
     try:
         yield connection

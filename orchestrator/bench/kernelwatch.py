@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from orchestrator.bench.waiting import repeatedly
 from orchestrator.kernelreports import KernelReport, KernelReports
 
 _TICK_SECONDS = 1.0
@@ -99,18 +100,13 @@ class KernelWatch:
 @contextmanager
 def watched(kernel: KernelWatch) -> Iterator[None]:
     """A thread looks at the kernel's reports while the block runs, whatever that waits for."""
-    done = threading.Event()
 
-    def watch() -> None:
-        while not done.wait(_TICK_SECONDS):
-            kernel.tick(time.monotonic())
+    def look() -> bool:
+        kernel.tick(time.monotonic())
+        return False
 
-    thread = threading.Thread(target=watch, name="kernel-watch", daemon=True)
-    thread.start()
-    try:
+    with repeatedly(look, every=_TICK_SECONDS, name="kernel-watch"):
         yield
-    finally:
-        done.set()
 
 
 def cpu_seconds(pid: int) -> float | None:

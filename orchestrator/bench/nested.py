@@ -47,7 +47,7 @@ _FORWARD = re.compile(r"TCP\[HOST_FORWARD\]\s+\d+\s+127\.0\.0\.1\s+(\d+)\s+\S+\s
 # A console that says nothing for so long has hung; emulated kernels are slow but talkative.
 _SILENT_SECONDS: dict[Accel, float] = {"kvm": 20.0, "tcg": 90.0, "exact": 90.0}
 _BOOT_SECONDS = 900.0
-_GUESTS = Deadlines(end=10.0, hurried=1.0)
+_GUESTS = Deadlines(end=30.0, hurried=1.0)
 """After that a guest is left to the end of its host, which ends everything in it."""
 
 
@@ -243,7 +243,8 @@ def proven_host(
             cpus=machine.cpus, accel=machine.accel, payload=PAYLOAD, console=machine.console,
             kernel=machine.kernel, alive=machine.domain.active, crash=lambda: _crash(machine.log),
             libvirt=lambda: over_ssh(
-                ssh, "host", deadlines=_GUESTS, keep_alive=bool(keepalive)
+                ssh, "host", deadlines=_GUESTS, keep_alive=bool(keepalive),
+                is_lost=lambda: not shell.alive(),
             ),
             monitor=machine.domain.monitor,
             scratch=machine.folder, change=Unrecorded(shell), ours=True,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 from tenacity import RetryError, Retrying, retry_if_result, stop_after_delay, wait_fixed
@@ -12,6 +14,7 @@ from orchestrator import progress
 from orchestrator.errors import BarometerError, BenchError
 
 T = TypeVar("T")
+_LAST_LOOK_SECONDS = 15.0
 
 
 def until(
@@ -41,6 +44,25 @@ def until(
         raise error(
             f"no {waiting_for} within {within:.0f} s", evidence=last_seen(), reason=reason
         ) from exc
+
+
+@contextmanager
+def repeatedly(look: Callable[[], bool], *, every: float, name: str) -> Iterator[None]:
+    """Call `look` every so many seconds while the block runs, in a thread of its own, until it
+    returns True. A look that does not return is not waited for."""
+    done = threading.Event()
+
+    def work() -> None:
+        while not done.wait(every) and not look():
+            pass
+
+    thread = threading.Thread(target=work, name=name, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join(_LAST_LOOK_SECONDS)
 
 
 class Stall:

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.vm
 
 PLAIN = 'trace.passes=["plain"]'
 QUIET = "guest.cmdline=quiet"
-MOST_SECONDS = 75.0
+MOST_SECONDS = 60.0
 """From the fault until its trial is over."""
 
 

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from ci.bench.load import busy
 from orchestrator.analysis.theory import lookups, pages
 from tests.lab.conftest import SCENARIOS, leftovers
 
@@ -33,21 +32,6 @@ def run(folder: Path, *overrides: str) -> tuple[int, dict[str, Any], str]:
     print(done.stdout, done.stderr)
     found = json.loads((folder / "comparison.json").read_text())
     return done.returncode, found, (folder / "report.txt").read_text()
-
-
-@contextlib.contextmanager
-def busy_cpus() -> Iterator[None]:
-    """Something else on every CPU of this machine."""
-    loops = [
-        subprocess.Popen([sys.executable, "-c", "while True: pass"])
-        for _ in range(len(os.sched_getaffinity(0)))
-    ]
-    try:
-        yield
-    finally:
-        for loop in loops:
-            loop.kill()
-            loop.wait()
 
 
 @pytest.mark.nested
@@ -86,7 +70,7 @@ def test_one_kernel_is_equal_to_itself_whatever_the_load(tmp_path: Path, means: 
     before = leftovers()
     _, quiet, _ = run(tmp_path / "quiet", PATCHED, 'trace.passes=["plain"]',
                       "expect={bar_map_seconds='equivalent'}")  # fmt: skip
-    with busy_cpus():
+    with busy(len(os.sched_getaffinity(0))):
         code, loaded, _ = run(tmp_path / "a-a", PATCHED, 'trace.passes=["plain","counts"]',
                               "expect={bar_map_seconds='equivalent'}",
                               "trials={until={max_pairs=4}, control=true}")  # fmt: skip

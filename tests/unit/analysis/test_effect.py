@@ -8,7 +8,7 @@ from statistics import median
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -142,14 +142,16 @@ def test_times_against_themselves_are_never_a_difference(values: list[float], p:
 
 
 @given(OF_UNIT)
-def test_few_trials_are_a_difference_only_where_they_do_not_overlap(
+@example(("s", [164.0], [2.0, 163.0]))
+def test_few_trials_are_a_difference_only_if_they_do_not_overlap_and_their_medians_are_far(
     of: tuple[str, list[float], list[float]],
 ) -> None:
     unit, baseline, candidate = of
-    found = effect(baseline, candidate, unit, paired=False)
-    if found.verdict == "improved" and found.estimate.basis == "few":
-        assert max(candidate) < min(baseline)
-        assert median(candidate) * FEW_FLOOR <= max(baseline)
+    for paired in (False, True):
+        found = effect(baseline, candidate, unit, paired=paired)
+        if found.verdict == "improved" and found.estimate.basis == "few":
+            assert max(candidate) < min(baseline)
+            assert median(candidate) * FEW_FLOOR <= median(baseline)
 
 
 @given(st.floats(0.001, 1000), st.lists(st.floats(0.5, 2), min_size=1, max_size=12))

@@ -18,6 +18,7 @@ from typing import Any
 import libvirt
 import pytest
 
+from orchestrator.bench import hypervisor
 from orchestrator.bench.hypervisor import Connection, Deadlines, Domain
 from orchestrator.errors import BenchError, ScenarioError
 
@@ -268,6 +269,19 @@ def test_domain_of_this_machine_is_ended_without_libvirt(raw: RawConnection) -> 
     assert ended == ["uuid of one"]
     with connection.running(xml("two")) as domain:  # it has answered then, and so it is kept
         assert domain.active()
+
+
+def test_end_on_a_machine_that_is_lost_is_not_waited_for(
+    raw: RawConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hypervisor, "_LOST_SECONDS", 0.05)
+    is_lost = threading.Event()
+    connection = Connection(raw, "host", 0, deadlines=Deadlines(end=600), is_lost=is_lost.is_set)
+    with connection.running(xml("one")):
+        silent: Any = raw.domains[0]
+        silent.destroy = threading.Event().wait
+        is_lost.set()
+    connection.close()
 
 
 def test_silence_is_told_when_its_deadline_is_over(raw: RawConnection) -> None:
