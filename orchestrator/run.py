@@ -139,7 +139,8 @@ def run_plan(
     one arm; to judge, such a run is one that is not complete.
 
     Goes on after a failed trial; stops when the bench fails twice in a row for the same reason or
-    all attempts of both arms fail, and then returns False. Raises ScenarioError and BenchError for what cannot be prepared.
+    all attempts of both arms fail, and then returns False. Raises ScenarioError and BenchError for
+    what cannot be prepared.
     """
     with no_space_explained(out), only_writer(out):
         found = _found(scenario, out, enough, only)
@@ -280,8 +281,8 @@ def _run_block(bench: Bench, block: Sequence[PlannedTrial], stop: _BenchWatch) -
 
 
 class _BenchWatch:
-    """Whether to go on: not after two trials in a row that are charged to the bench for one reason,
-    and not if every attempt of both arms has failed, so that there is nothing to compare."""
+    """Whether to go on: not after two trials in a row that are charged to the bench for one
+    reason, and not if every attempt of both arms has failed: there is nothing to compare."""
 
     def __init__(self, bench: Bench) -> None:
         self._bench = bench
