@@ -25,6 +25,11 @@ from orchestrator.errors import BarometerError
 
 RESULTS = ROOT / ".results"
 Mode = Literal["landing", "full", "prove"]
+_FIRST = {
+    "system packages": ("ci/setup.sh", "--late"),
+    "the first images": (sys.executable, "-m", "ci.lanes.warm", "host", "machine"),
+}
+"""What the longest lanes begin with; the other images are made beside them."""
 _CPUS = str(len(os.sched_getaffinity(0)))
 
 
@@ -52,36 +57,46 @@ def run_tests(session: Session, mode: Mode, chosen: Sequence[Group]) -> int:
         work = plan.Work(changed, plan.draw(candidates, changed, _commit()))
     for why, found in (("not proven", work.changed), ("drawn", work.drawn)):
         tell(f"full tests, {why}: {', '.join(group.name for group in found) or 'none'}")
-    late = {
-        "system packages": ("ci/setup.sh", "--late"),
-        "images and kernels": (
-            sys.executable, "-m", "ci.lanes.warm", *([] if mode == "landing" else ["--full"]),
-        ),
-    }  # fmt: skip
-    with in_background(late, session.runner.results) as wait_for_late:
+    results = session.runner.results
+    with in_background(_FIRST, results / "first.log") as wait_for_first:
         if mode != "prove":
             unit = ("-q", "-n", _CPUS, "tests/unit")
             session.run([Process("unit", unit, session.budget.get("unit", 0), on_tmpfs=True)])
             if session.wrong:
                 return session.end()
-        if trouble := wait_for_late():
-            tell(f"packages or images were not fetched; tests that need them will fail\n{trouble}")
-    versions = _versions_of(candidates)
-    if mode == "landing":
-        work = _with_moved(session, work, versions, candidates, fits)
+        _tell_trouble(wait_for_first())
     landing = [
         _process(name, members, session.budget.get(name, 0)) for name, members in processes.items()
     ]
-    full = [
-        _process(name, members, plan.seconds_of(members, session.proofs), full=True)
-        for name, members in session.groups.processes(work.groups).items()
-    ]
+    versions: dict[str, str] = {}
     try:
-        session.run([*_longest_first(landing), *_longest_first(full)])
+        # a test that needs what is not there yet waits for it, by the cache's locks
+        with in_background(_warm(mode), results / "images.log") as wait_for_images:
+            session.run(_longest_first(landing))
+            _tell_trouble(wait_for_images())
+        versions = _versions_of(candidates)
+        if mode == "landing":
+            work = _with_moved(session, work, versions, candidates, fits)
+        full = [
+            _process(name, members, plan.seconds_of(members, session.proofs), full=True)
+            for name, members in session.groups.processes(work.groups).items()
+        ]
+        session.run(_longest_first(full))
     finally:
         now = plan.contents(session.groups, files_in(ROOT))
         session.prove(work.groups, content, now, versions)
     return session.end()
+
+
+def _warm(mode: Mode) -> Mapping[str, Sequence[str]]:
+    """Fetch and build all that tests with machines need, as far as it is not cached."""
+    full = [] if mode == "landing" else ["--full"]
+    return {"images and kernels": (sys.executable, "-m", "ci.lanes.warm", *full)}
+
+
+def _tell_trouble(output: str) -> None:
+    if output:
+        tell(f"packages or images were not fetched; tests that need them will fail\n{output}")
 
 
 def _with_moved(

@@ -147,12 +147,9 @@ def _clean(state: Path) -> str:
 
 
 @contextmanager
-def in_background(
-    commands: Mapping[str, Sequence[str]], results: Path
-) -> Iterator[Callable[[], str]]:
+def in_background(commands: Mapping[str, Sequence[str]], log: Path) -> Iterator[Callable[[], str]]:
     """Run the commands one after the other while the block does something else; what comes with
     the block waits for their end, and returns the end of the output of the one that failed."""
-    log = results / "background.log"
     script = " && ".join(
         f"{shlex.join(['echo', name])} && {shlex.join(command)}"
         for name, command in commands.items()

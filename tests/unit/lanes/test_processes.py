@@ -99,16 +99,18 @@ def test_it(machine): time.sleep(1000)
 
 def test_background_is_waited_for_and_its_failure_told(tmp_path: Path) -> None:
     with in_background(
-        {"a": ("echo", "fine  $HOME"), "b": ("false",), "c": ("echo", "never")}, tmp_path
+        {"a": ("echo", "fine  $HOME"), "b": ("false",), "c": ("echo", "never")}, tmp_path / "log"
     ) as wait:
         said = wait()
     assert said.splitlines() == ["a", "fine  $HOME", "b"]
-    with in_background({"a": ("true",)}, tmp_path) as wait:
+    with in_background({"a": ("true",)}, tmp_path / "log") as wait:
         assert wait() == ""
 
 
 def test_background_ends_with_its_block(tmp_path: Path) -> None:
-    with in_background({"a": (sys.executable, "-c", "import time; time.sleep(1000)")}, tmp_path):
+    with in_background(
+        {"a": (sys.executable, "-c", "import time; time.sleep(1000)")}, tmp_path / "log"
+    ):
         pass
     done = subprocess.run(
         ["pgrep", "-f", "import time; time.sleep.1000.$"], check=False, capture_output=True
