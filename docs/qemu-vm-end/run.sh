@@ -4,8 +4,9 @@
 #
 #   run.sh SECONDS [WORDS FOR THE KERNEL] [-- QEMU OPTIONS]
 #
-#   KERNEL=linux-image-cloud-amd64  package to take the kernel from, by apt-get download
+#   KERNEL=linux-image-cloud-amd64  package to take the kernel from, by apt-get download; or a .deb
 #   QEMU=qemu-system-x86_64  CPUS=2
+#   PAUSE=0  milliseconds, at most, that the CPUs may idle between two VMs
 #
 # Needs: qemu-system-x86, gcc, libc6-dev, busybox-static, kmod, cpio.
 set -euo pipefail
@@ -16,11 +17,16 @@ shift $(($# > 1 ? 2 : 1))
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-cd "$work"
 package=${KERNEL:-linux-image-cloud-amd64}
-# the package of that name depends on the one with the kernel
-real=$(apt-cache depends --important "$package" | awk '/Depends: linux-image/ {print $2; exit}')
-apt-get -q download "${real:-$package}" > /dev/null
+case $package in *.deb) package=$(readlink -f "$package") ;; esac
+cd "$work"
+case $package in
+    *.deb) cp "$package" . ;;
+    *)  # a package without a version depends on the one with the kernel
+        real=$(apt-cache depends --important "$package" |
+               awk '/Depends: linux-image/ {print $2; exit}')
+        apt-get -q -o APT::Sandbox::User=root download "${real:-$package}" > /dev/null ;;
+esac
 dpkg-deb -x ./*.deb kernel
 release=$(basename kernel/boot/vmlinuz-* | sed s/vmlinuz-//)
 [ -d kernel/lib ] || ln -s usr/lib kernel/lib
@@ -46,7 +52,8 @@ while read -r module; do
     $b insmod "/modules/${module%.xz}"
 done < /modules/order
 seconds=${words##*vmloop=}
-/bin/vmloop "${seconds%% *}"
+pause=${words##*vmpause=}
+/bin/vmloop "${seconds%% *}" "${pause%% *}"
 $b poweroff -f
 INIT
 chmod +x root/init
@@ -57,5 +64,5 @@ echo "kernel $release, ${CPUS:-2} CPUs, words: $words"
 timeout $((seconds + 300)) "${QEMU:-qemu-system-x86_64}" -nodefaults -display none -no-reboot \
     -machine q35,accel=tcg -cpu max,vgif=off -smp "${CPUS:-2}" -m 1G "${options[@]}" \
     -kernel "kernel/boot/vmlinuz-$release" -initrd initramfs -serial stdio \
-    -append "console=ttyS0 panic=-1 tsc=reliable no_timer_check sysctl.kernel.hung_task_timeout_secs=30 $words vmloop=$seconds" \
+    -append "console=ttyS0 panic=-1 tsc=reliable no_timer_check sysctl.kernel.hung_task_timeout_secs=30 $words vmloop=$seconds vmpause=${PAUSE:-0}" \
     < /dev/null | grep --line-buffered -aE 'vmloop:|INFO:|BUG:|panic|hung|stall'

@@ -4,7 +4,9 @@
  * an interrupt of an idle CPU is lost. Prints a line for each VM that took over a second, and the
  * number of VMs and the slowest one every ten seconds.
  *
- *   vmloop SECONDS
+ * Between two VMs it sleeps up to PAUSE milliseconds, so that the CPUs become idle.
+ *
+ *   vmloop SECONDS PAUSE
  */
 #include <err.h>
 #include <fcntl.h>
@@ -71,10 +73,11 @@ int main(int argc, char **argv)
 	long vms = 0;
 	int kvm = open("/dev/kvm", O_RDWR);
 
-	if (kvm < 0 || argc != 2)
-		err(1, "vmloop SECONDS, with /dev/kvm");
+	if (kvm < 0 || argc != 3)
+		err(1, "vmloop SECONDS PAUSE, with /dev/kvm");
 	setbuf(stdout, NULL);
 	while (now() - start < atof(argv[1])) {
+		usleep(1000 * (rand() % (1 + atoi(argv[2]))));
 		seconds = one_vm(kvm);
 		vms++;
 		if (seconds > slowest)
