@@ -71,11 +71,10 @@ OF_BOOTS = Resolution(1.15, 3.0)
 own: ten boots of one kernel were up to 2.3 Ginsn apart."""
 
 _EXACT_UP_TO = 60
-"""Most pairs whose null distribution of the signed rank is computed. For more it is as good as
-normal."""
+"""Pairs. Up to this number the null distribution of the signed rank is computed; beyond, it is as
+good as normal."""
 _EXACT_P_UP_TO, _EXACT_P_UP_TO_TIED = 50, 13
-"""Most pairs, without and with ties, for which scipy does not take the distribution to be
-normal."""
+"""Pairs, without and with ties. Beyond these numbers scipy takes the distribution to be normal."""
 
 
 @dataclass(frozen=True)

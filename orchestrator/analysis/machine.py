@@ -28,7 +28,7 @@ class Bar:
     driver: str
     """Driver of the function, empty without one."""
     growable: int
-    """Most bytes that it can be made to have (Resizable BAR); 0: its size is fixed."""
+    """Largest size in bytes that it can be given (Resizable BAR); 0: its size is fixed."""
     refused: tuple[str, ...]
     """Why the machine cannot spare the function; empty if nothing is known to be in the way."""
 
