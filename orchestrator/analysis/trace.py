@@ -111,7 +111,7 @@ _OUTER = frozenset({"ioctl_in", "ioctl_out"})
 
 
 class Pairing:
-    """Collect maps and unmaps from events, one by one: pairs entry and return within a thread."""
+    """Collector of maps and unmaps, which pairs entry and return within a thread."""
 
     def __init__(self) -> None:
         self._found: list[Operation] = []

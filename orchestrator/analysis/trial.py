@@ -162,8 +162,7 @@ def _judged(trial: TrialDir) -> TrialResult:
         return TrialResult(name, arm, "invalid", exc.reason, message=exc.message,
                            evidence=exc.evidence)  # fmt: skip
     except (KeyError, TypeError, ValueError, AttributeError, OSError) as exc:
-        # evidence is data from outside: if it does not have its form, that is bad evidence, not a
-        # bug
+        # evidence is data from outside: without its proper form it is bad evidence, not a bug
         message = f"the evidence does not have its form: {type(exc).__name__}: {exc}"
         return TrialResult(name, arm, "invalid", "bad-evidence", message=message)
     return TrialResult(
