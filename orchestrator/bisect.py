@@ -89,8 +89,7 @@ class Kernels:
         return ModuleKernel(**package, module=self.repository, ref=commit.sha)
 
     def pinned(self, cache: Cache) -> Kernels:
-        """Return the same with the package's present version: an archive moves on during a
-        bisection."""
+        """Return the same with the package's present version: an archive moves on meanwhile."""
         if self.on is None or self.on.version is not None:
             return self
         version, _ = resolved(self.on, cache)
@@ -98,7 +97,7 @@ class Kernels:
 
 
 def kernels_of(commits: Commits, on: str | None, config: Sequence[str], folder: Path) -> Kernels:
-    """Return the kernels as the command line names them; relative paths are from `folder`. Raises
+    """Return the kernels as the command line names them, with paths from `folder`. Raises
     ScenarioError."""
     if on is None:
         whole = TreeKernel(tree=commits.repository, config=tuple(config))
@@ -131,7 +130,7 @@ class Question:
     wanted: int | None = None
     """Trials of each commit; None: 1 if numbers are exact, else _TRIALS."""
     under: Mapping[str, str] = field(default_factory=dict)
-    """Versions that numbers depend on, which have to stay the same: barometer's, and the runner's
+    """Versions that numbers depend on and that must stay the same: barometer's, the runner's
     QEMU's."""
 
     @cached_property

@@ -35,8 +35,8 @@ class SavedRun:
 
     @property
     def planned(self) -> int:
-        """Number of trials that make the run complete, as some version of barometer planned it
-        then."""
+        """Number of trials of the complete run, as it was planned then, maybe by another
+        version."""
         listed = self.plan.get("trials")
         if self.scenario.trials.until is None and isinstance(listed, list):
             return len(listed)

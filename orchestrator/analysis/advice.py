@@ -16,7 +16,7 @@ from orchestrator.scenario import format_size
 _LEAST_SHARE = 0.01
 """Share of a boot. A smaller gain is not worth a change to anybody's machine."""
 _KERNEL = ("kernel", "guest")
-"""First word of the phases in which a guest's kernel may run."""
+"""First words of the names of those phases in which a guest's kernel may run."""
 _BATCHED_MAPS = 2
 """Maps of a BAR by a kernel that sizes all BARs of a device at once: it unmaps and maps them once,
 and the device's driver may do so once more."""

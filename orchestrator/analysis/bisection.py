@@ -84,10 +84,9 @@ class Bisection:
 
     metric: str
     steps: tuple[Step, ...]
-    """In the order of their measurement, the ends first."""
+    """Steps in the order of their measurement, the ends first."""
     found: tuple[Commit, ...] = ()
-    """The first bad commit. Several: it is one of these, because skips hide it. Empty: not yet
-    known."""
+    """The first bad commit. Several: skips hide which of these it is. Empty: not yet known."""
 
     @property
     def ends(self) -> Ends | None:

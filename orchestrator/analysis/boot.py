@@ -199,8 +199,9 @@ def check_clock(boot: BootTrace) -> None:
     if len(boot.agent_clock) < 4:
         return
     lags = [trace - monotonic for trace, monotonic in boot.agent_clock]
-    # A busy host makes a line late, nothing makes it early: the smallest lag is the clocks' own.
-    # If one of them jumped, the smallest lag before the jump is not the smallest lag after it.
+    # A line may be late, because the host is busy, but never early: the smallest lag is the
+    # clocks' own. If one of them jumped, the smallest lag before the jump is not the smallest lag
+    # after it.
     before = list(accumulate(lags, min))
     after = list(accumulate(reversed(lags), min))[::-1]
     few = min(8, len(lags) // 2)
@@ -268,7 +269,7 @@ def _within(operation: Operation, place: BarPlace) -> bool:
 
 
 class _Phases:
-    """Index of the phases by time."""
+    """Lookup of a phase by time."""
 
     def __init__(self, phases: Sequence[Phase]) -> None:
         self._names = [phase.name for phase in phases]

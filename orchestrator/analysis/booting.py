@@ -38,10 +38,10 @@ def python(machine: Machine, _needs: Needs) -> Iterator[Finding]:
 
 
 def lockdown(machine: Machine, _needs: Needs) -> Iterator[Finding]:
-    """Yield whether lockdown lets a device be handed over. pci_write_config() checks
-    LOCKDOWN_PCI_ACCESS, which the level integrity already refuses. Distributions' kernels lock
-    themselves down if Secure Boot is on, so a kernel under test would, even if the machine's own
-    kernel does not."""
+    """Yield a finding on lockdown, under which no device can be handed over: pci_write_config()
+    checks LOCKDOWN_PCI_ACCESS, which the level integrity already refuses. Distributions' kernels
+    lock themselves down if Secure Boot is on, so a kernel under test would, even if the machine's
+    own kernel does not."""
     level = machine.lockdown
     secure_boot = (machine.raw.get("means") or {}).get("secure_boot")
     evidence = (
@@ -67,7 +67,8 @@ def lockdown(machine: Machine, _needs: Needs) -> Iterator[Finding]:
 
 
 def ways(machine: Machine, needs: Needs) -> Iterator[Finding]:
-    """Yield how a kernel under test can be booted once, as the machine's keeper detected it."""
+    """Yield a finding on how a kernel under test can be booted once, as the machine's keeper
+    detected it."""
     means = machine.raw.get("means") or {}
     if "kexec" not in means:
         yield Finding("boot", "note", "how another kernel can be booted is root's to know",
@@ -90,7 +91,7 @@ def ways(machine: Machine, needs: Needs) -> Iterator[Finding]:
 
 
 def _way(means: Mapping[str, Any], needs: Needs) -> str | None:
-    """Return the way that a run boots by, or None if there is none."""
+    """Return the way in which a run boots a kernel, or None if there is none."""
     there = _usable(means)
     return next((name for name in there if needs.boot in ("auto", name)), None)
 
@@ -127,9 +128,9 @@ def others(machine: Machine, _needs: Needs) -> Iterator[Finding]:
 
 
 def watchdog(machine: Machine, needs: Needs) -> Iterator[Finding]:
-    """Yield whether a watchdog can restart the machine if a kernel under test hangs. It must be
-    free, it must be possible to stop it, and the kernel must leave it running when it boots
-    another kernel. A boot loader is reached through a reset of the machine, which ends the
+    """Yield a finding on watchdogs that can restart the machine if a kernel under test hangs. One
+    must be free, it must be possible to stop it, and the kernel must leave it running when it
+    boots another kernel. A boot loader is reached through a reset of the machine, which ends the
     watchdog's countdown."""
     means = machine.raw.get("means") or {}
     devices = means.get("watchdogs")

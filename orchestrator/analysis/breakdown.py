@@ -1,4 +1,4 @@
-"""Where the instructions of a map and of an unmap go, by kernel function (the `profile` pass)."""
+"""Instructions of a map and of an unmap, by kernel function (the `profile` pass)."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Breakdown:
 def breakdowns(trial: TrialDir) -> list[Breakdown]:
     """Return the breakdowns from the trial's instruction logs; none without a `profile` pass.
 
-    Raises EvidenceError if a log is missing or does not have the instructions that profile.json
+    Raises EvidenceError if a log is missing, or does not have as many instructions as profile.json
     says.
     """
     profile: Any = trial.json("host/profile.json")
@@ -107,8 +107,8 @@ def measured_whole(breakdown: Breakdown, plain: MapPass) -> float | None:
 
 def check_sums(found: Iterable[Breakdown], plain: MapPass) -> None:
     """Raise EvidenceError if the instructions of the functions do not add up to the whole that was
-    measured without a log. They may differ by 1 %, or by 500 instructions, because of
-    interrupts."""
+    measured without a log. They may differ by 1 %, or by 500 instructions, for the interrupts in
+    it."""
     for breakdown in found:
         whole = measured_whole(breakdown, plain)
         if whole is not None and abs(breakdown.total - whole) > max(whole / 100, 500):

@@ -170,8 +170,7 @@ def _register(write: ConfigWrite) -> str | None:
 
 
 def _upper_half(write: ConfigWrite) -> str | None:
-    """Return the register with the upper half of a BAR whose type says that it has 64 bits, or
-    None."""
+    """Return the register with the upper half of a BAR that is 64-bit by its type, or None."""
     if _register(write) in (None, "ROM") or _all_ones(write) or write.value & 0x7 != 0x4:
         return None
     return f"BAR {(write.offset - _BAR0) // 4 + 1}"

@@ -75,14 +75,14 @@ class MetricComparison:
     candidate: tuple[float, ...]
     effect: Effect
     control: Effect | None = None
-    """Effect between trials of one kernel. In a run: of the control against the baseline. Across
-    two runs: of the other arm."""
+    """Effect between trials of one kernel. In a run: baseline against control. Across two runs:
+    the other arm of both."""
     controls: tuple[float, ...] = ()
     """Values of the control, which take the place of the candidate's."""
 
     @cached_property
     def shapes(self) -> dict[ArmName, tuple[Shape, ...]]:
-        """For times: the shapes of an arm whose trials are not one cloud around one value."""
+        """Shapes of the arms whose times are not one cloud around one value. Times only."""
         if self.unit != "s":
             return {}
         found = {arm: shapes(getattr(self, arm)) for arm in ARMS}
@@ -171,8 +171,8 @@ def compare(
 
 
 def with_control(comparison: Comparison, beside: Comparison) -> Comparison:
-    """Return the comparison with a control of each metric: what `beside` finds between trials of
-    one kernel."""
+    """Return the comparison with a control for each metric: the effect that `beside` has between
+    trials of one kernel."""
     metrics = tuple(
         replace(metric, control=found.effect, controls=found.candidate)
         if (found := beside.metric(metric.name)) is not None
@@ -230,7 +230,7 @@ def resolution_of(scenario: Scenario, name: Metric) -> Resolution:
 
 
 def values_of(results: Sequence[TrialResult], role: Role, name: Metric) -> dict[int, float]:
-    """Return the values of the measured trials that have one, by pair."""
+    """Return the metric's value of each measured trial that has one, by pair."""
     return {
         r.pair: value for r in results
         if r.arm == role and r.kind == "measured" and (value := r.value(name)) is not None
@@ -240,8 +240,7 @@ def values_of(results: Sequence[TrialResult], role: Role, name: Metric) -> dict[
 def _adjusted(
     ps: Mapping[Metric, float | None], deciding: Sequence[Metric]
 ) -> dict[Metric, float | None]:
-    """Adjust the p values of the deciding metrics for their number, and those of the others for
-    theirs."""
+    """Adjust the p values of the deciding metrics together, and those of the others together."""
     out: dict[Metric, float | None] = {}
     for family in ([n for n in ps if n in deciding], [n for n in ps if n not in deciding]):
         out |= zip(family, adjusted([ps[name] for name in family]), strict=True)
@@ -404,8 +403,8 @@ def _outcome(scenario: Scenario, comparison: Comparison, name: Metric) -> Outcom
 
 
 def fails_more(comparison: Comparison) -> bool:
-    """True if the candidate's kernel fails more often than the baseline's, and they may be
-    compared."""
+    """True if the candidate's kernel fails more often than the baseline's in a run that is not
+    invalid."""
     return comparison.verdict != "invalid" and more_failures(comparison.results) > 0
 
 
@@ -417,7 +416,7 @@ def attempts_of(results: Sequence[TrialResult]) -> list[Attempt]:
 
 
 def failures(results: Sequence[TrialResult], arm: ArmName) -> tuple[int, int]:
-    """Return how many failed attempts an arm's kernel is charged with, and of how many
+    """Return the number of failed attempts that an arm's kernel is charged with, and of its
     attempts."""
     attempts = attempts_of(results)
     charged = ("arm", "undecided") if failing_arm(attempts) == arm else ("arm",)
@@ -426,7 +425,7 @@ def failures(results: Sequence[TrialResult], arm: ArmName) -> tuple[int, int]:
 
 
 def undecided(results: Sequence[TrialResult]) -> list[TrialResult]:
-    """Return the trials that were not measured because of a failure that is charged to nobody
+    """Return the trials that were not measured because of a failure that nobody is charged with
     yet."""
     charged = failing_arm(attempts_of(results))
     return [

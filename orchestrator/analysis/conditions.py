@@ -39,7 +39,7 @@ ARM_CMDLINE = f"{ARM}cmdline"
 ARM_PARAMETERS, ARM_SYSFS = f"{ARM}parameters.", f"{ARM}sysfs."
 _DIGEST = f"{KERNEL}digest"
 _SPELLED = (_DIGEST, f"{KERNEL}source")
-"""Conditions of the kernel that tell what the scenario names, not what the kernel does."""
+"""Conditions that say which kernel the scenario names, not what that kernel does."""
 _DONE_BY_KERNEL = "host.kernel.taint"
 """Set by a kernel as it runs, perhaps only now and then: no condition that a trial began under."""
 _LISTED = ("host.packages.", "guest.packages.")
@@ -52,8 +52,8 @@ loaders add for each kernel."""
 Trial = Mapping[str, str]
 """The conditions of one trial."""
 Sides = Mapping[str, Sequence[Trial]]
-"""The trials of each side, which are to have one kernel. A side is named as an arm, or as an arm
-of a run."""
+"""Trials by the name of their side: an arm, or an arm of a run. Those of one side are to have one
+kernel."""
 
 
 # of one trial --------------------------------------------------------------------------------
@@ -277,7 +277,7 @@ class Conditions:
 
     @property
     def unplanned(self) -> tuple[Difference, ...]:
-        """Differences that must not be."""
+        """Conditions that differ and must not."""
         return tuple(d for d in self.differences if not d.planned and not d.allowed)
 
 
@@ -302,14 +302,14 @@ def conditions(
 
 
 def recorded_of_all(sides: Sides) -> bool:
-    """True if each side has a trial that recorded its conditions; otherwise they are not
+    """True if each side has a trial that recorded its conditions. If not, they are not
     compared."""
     return all(any(trials) for trials in sides.values())
 
 
 def differences(sides: Sides, allow: Sequence[str] = ()) -> tuple[Difference, ...]:
     """Return every condition with more than one value, on two sides or among the trials of one:
-    the arms of a run, a run that was taken up again elsewhere, or two runs. `allow` is as for
+    the arms of a run, a run that was taken up again elsewhere, or two runs. `allow`: as of
     `conditions`."""
     recorded = _recorded(sides)
     exact = _same(recorded.get("accel", {})) == "exact"

@@ -60,8 +60,7 @@ def follows_from_words(words: Iterable[str]) -> Iterator[str]:
 
 
 def follows_from_parameter(name: str) -> Iterator[str]:
-    """Yield the conditions that may differ if a module's parameter does, its recorded value
-    included."""
+    """Yield the conditions that may differ if a module's parameter does; its own value is one."""
     yield "host.parameters." + name.replace("-", "_")
     yield from _of(name.replace("-", "_"), _WORDS)
 

@@ -8,8 +8,8 @@ them, being the same on both sides:
 
 - estimate: the Hodges-Lehmann estimator, the median of all (d_i + d_j) / 2, i <= j (Hodges and
   Lehmann 1963);
-- interval: two order statistics of the same averages, whose coverage is known exactly from the
-  null distribution of Wilcoxon's signed rank: those nearest to 95 % (for six pairs 93.75 %);
+- interval: two order statistics of the same averages. Their coverage is known exactly from the
+  null distribution of Wilcoxon's signed rank; it is the nearest to 95 % (for six pairs 93.75 %);
 - p: Wilcoxon's signed-rank test, which is the permutation test that swaps the arms within pairs.
 
 Arms without pairs (a control, two runs of different days) are judged by the two-sample forms: the
@@ -40,12 +40,12 @@ ALPHA = 0.002
 times; with this p at each look at most 1 % of such runs call a difference if there is none."""
 CONFIDENCE = 0.95
 LEAST_FOR_INTERVAL = 6
-"""Least pairs, or trials of each arm."""
+"""Least number of pairs, or of trials of each arm."""
 LEAST_FOR_P = 10
-"""Least pairs: with nine the smallest p is 2/2^9, above ALPHA."""
+"""Least number of pairs: with nine the smallest p is 2/2^9, above ALPHA."""
 FEW_FLOOR = 2.0
-"""With too few trials for statistics, a difference counts if the arms do not overlap and their
-medians differ by this factor: no noise that was recorded comes near it."""
+"""Least factor between the arms' medians that is a difference if there are too few trials for
+statistics. The arms must not overlap, either. No noise that was recorded comes near it."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,8 @@ class Resolution:
 
     ratio: float
     ginsn: float
-    """Distance in 10^9 instructions; it holds if it is more than the ratio allows."""
+    """Counts no further apart than this, in 10^9 instructions, are the same whatever their
+    ratio."""
 
 
 OF_MAPS = Resolution(1.0005, 400e-9)
@@ -221,8 +222,8 @@ def _unpaired(baseline: Sequence[float], candidate: Sequence[float], *, apart: b
 def _middle(
     values: NDArray[np.float64], index: int | None
 ) -> tuple[float, tuple[float, float] | None]:
-    """Return exp of the median and of the order statistics `index` from both ends. Puts the values
-    into another order, rather than copy them: thousands of pairs have millions."""
+    """Return exp of the median and of the order statistics `index` from both ends. Reorders the
+    values in place, rather than copy them: thousands of pairs have millions of values."""
     middle = len(values) // 2
     ends = [] if index is None else [index, len(values) - 1 - index]
     values.partition([middle - 1, middle, *ends] if middle else [0])
@@ -254,7 +255,7 @@ def signed_rank_p(d: NDArray[np.float64]) -> float:
 
 
 def _rank_sums(ranks: Iterable[int]) -> NDArray[np.float64]:
-    """Return the probability of each sum of the ranks whose sign is +, if both signs are equally
+    """Return the probability of each sum of the ranks whose sign is +, if each sign is as
     likely."""
     ways = np.array([1.0])
     for rank in ranks:

@@ -20,8 +20,7 @@ class ConfigChange(NamedTuple):
     symbol: str
     """CONFIG_..."""
     old: str
-    """As the file spells it: `y`, `m`, `250`, `"text"`; `n` also for a symbol that is not in
-    it."""
+    """The file's spelling: `y`, `m`, `250`, `"text"`; `n` also for a symbol that is not in it."""
     new: str
 
     @property
@@ -31,8 +30,8 @@ class ConfigChange(NamedTuple):
 
 
 def config_diff(old: str, new: str) -> tuple[ConfigChange, ...]:
-    """Return the changes by symbol. A symbol that is not set and one that the kernel does not know
-    are both `n`."""
+    """Return the changes, sorted by symbol. A symbol that is not set and one that a kernel does
+    not know are both `n`."""
     before, after = _symbols(old), _symbols(new)
     changes = (
         ConfigChange(symbol, before.get(symbol, "n"), after.get(symbol, "n"))

@@ -1,9 +1,8 @@
-"""The level of the page tables that a DMA map of the BAR really used, and why it is not the best
-one.
+"""Level of the page tables that a DMA map of the BAR really used, and why it is not the best one.
 
-It is told by counts, never by a version: the order of the faults tells the leaves of the process,
-the return values of the lookups tell the stride by which the kernel walked them, the pages of the
-IOMMU's tables tell the leaves that the device got. Possible causes are checked in the order in
+The evidence is counts, never a version: the order of the faults shows the leaves of the process,
+the return values of the lookups show the stride by which the kernel walked them, the pages of the
+IOMMU's tables show the leaves that the device got. Possible causes are checked in the order in
 which they take effect; a level that none of them explains is `unexplained`.
 """
 
@@ -42,7 +41,7 @@ class Level:
     iommu: str | None
     """4KiB if the IOMMU's tables grew as by 4 KiB leaves; None: larger, or not known."""
     reasons: tuple[Reason, ...]
-    """Why a leaf is not 1 GiB, in the process or in the IOMMU, or why a lookup does not cover a
+    """Why a leaf is not 1 GiB, in the process or in the IOMMU, or a lookup does not cover a
     leaf."""
 
     @property

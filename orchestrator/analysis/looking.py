@@ -18,8 +18,7 @@ class Cost:
     plain_map: float
     plain_unmap: float
     instrument: float
-    """Two readings of the clock with nothing between them: the clock's own part of the
-    headline."""
+    """Two readings of the clock with nothing between them: the clock's share of the headline."""
     call: float
     """An ioctl that does nothing, measured like a map: system call and interpreter."""
     passes: dict[str, tuple[float, float]]

@@ -65,7 +65,7 @@ class Machine:
         return "kvm" in self.raw and self.raw["kvm"] is None
 
     def file(self, path: str) -> str | None:
-        """Return a file's text without surrounding white space; None if it is absent or cannot be
+        """Return a file's text, stripped of white space; None if it is absent or cannot be
         read."""
         text = self.files.get(path)
         return None if text is None else text.strip()
@@ -94,7 +94,7 @@ class Machine:
         return next((there[name]["path"] for name in names if there.get(name)), None)
 
     def version(self, *names: str) -> tuple[tuple[int, ...], str] | None:
-        """Return the version's numbers and its line, of the first of these programs that prints
+        """Return version numbers and version line of the first of these programs that prints
         one."""
         there = self.raw.get("programs") or {}
         for name in names:
@@ -171,8 +171,8 @@ class Machine:
 
     @property
     def remaps_interrupts(self) -> bool:
-        """True if interrupts are remapped: a chip behind a remapping unit is named IR-* in
-        /proc/interrupts."""
+        """True if interrupts are remapped: /proc/interrupts names a chip behind a remapping unit
+        IR-*."""
         return any(chip.startswith("IR-") for chip in self.raw.get("interrupts") or [])
 
     @property

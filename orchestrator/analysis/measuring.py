@@ -16,8 +16,8 @@ _SERIES = '"vfio: Improve DMA mapping performance for huge pfnmaps" (v6.15)'
 
 
 def series(machine: Machine, _needs: Needs) -> Iterator[Finding]:
-    """Yield whether the kernel has the series. A map tells it if one was made, else the kernel's
-    types do; its version never does."""
+    """Yield a finding on the series: by a map if one was made, else by the kernel's types, never
+    by its version."""
     release = machine.raw.get("release", "")
     probe, lookups = machine.raw.get("probe") or {}, machine.lookups
     has, how, evidence = machine.has_series, "by its types", _types_said(machine)
@@ -70,8 +70,7 @@ def huge_pages(machine: Machine, _needs: Needs) -> Iterator[Finding]:
     elif policy == "always":
         yield Finding("thp", "ok", "transparent huge pages: always", evidence)
     else:
-        # __thp_vma_allowable_orders() of mm/huge_memory.c; no type tells which of the two a kernel
-        # does
+        # __thp_vma_allowable_orders() of mm/huge_memory.c; no type shows what a kernel does there
         yield Finding(
             "thp", "warning",
             f"transparent huge pages: {policy}. Some kernels (v6.12's first) apply that to BARs,"
@@ -111,7 +110,7 @@ def gigantic_pages(machine: Machine, needs: Needs) -> Iterator[Finding]:
 
 
 def tracing(machine: Machine, needs: Needs) -> Iterator[Finding]:
-    """Yield whether the machine's own kernel can be traced. The kernels under test are the ones
+    """Yield a finding on probes in the machine's own kernel. The kernels under test are the ones
     that are traced, and prove themselves."""
     status: Status = "warning" if needs.traced else "note"
     if machine.lockdown == "confidentiality":
@@ -138,8 +137,8 @@ def tracing(machine: Machine, needs: Needs) -> Iterator[Finding]:
 
 
 def symbols(machine: Machine, needs: Needs) -> Iterator[Finding]:
-    """Yield whether the traced functions are there. A function that the compiler copied under
-    another name (.isra, .constprop) is not."""
+    """Yield a finding on the functions that are traced. One that the compiler copied under another
+    name (.isra, .constprop) is not there."""
     places = machine.raw.get("symbols") or {}
     if not places or not needs.traced:
         return
@@ -211,7 +210,7 @@ def governor(machine: Machine, needs: Needs) -> Iterator[Finding]:
 
 
 def _lasting(needs: Needs, now: str, scenarios: str) -> str:
-    """Return a remedy that lasts. `now` lasts until the next boot, and a run on metal boots."""
+    """Return the remedy that lasts: `now` lasts until the next boot, and a run on metal boots."""
     if "metal" not in needs.uses:
         return now
     return scenarios if needs.uses == METAL else f"{now}; of a metal host {scenarios}"

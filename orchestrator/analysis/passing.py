@@ -17,9 +17,8 @@ _OWN_WORDS = (
     " grub2-mkconfig; host.cmdline is of the kernels under test alone)"
 )
 _SP_OFF = {"intel_iommu": {"sp_off"}, "amd_iommu": {"nohugepages"}}
-"""Options that leave the IOMMU with 4 KiB leaves
-(Documentation/admin-guide/kernel-parameters.txt). v2_pgsizes_only is none of them: it keeps 2 MiB
-and 1 GiB."""
+"""Options that leave the IOMMU with 4 KiB leaves. v2_pgsizes_only is none of them: it keeps 2 MiB
+and 1 GiB (Documentation/admin-guide/kernel-parameters.txt)."""
 _FEW_ENTRIES = 1024
 """Fewer DMA mappings may be too few: a guest boot needs one for each run of its memory and for
 each BAR."""
@@ -57,8 +56,8 @@ def iommu(machine: Machine, _needs: Needs) -> Iterator[Finding]:
 
 
 def superpages(machine: Machine, _needs: Needs) -> Iterator[Finding]:
-    """Yield the leaf sizes of the IOMMU's own page tables. With 4 KiB alone a map writes an entry
-    for each page."""
+    """Yield a finding on the leaves of the IOMMU's own page tables. With 4 KiB alone a map writes
+    an entry for each page."""
     if not machine.iommus:
         return
     off = [f"{name}={word}" for name, words in _SP_OFF.items()
@@ -95,7 +94,7 @@ def superpages(machine: Machine, _needs: Needs) -> Iterator[Finding]:
 
 
 def interrupt_remapping(machine: Machine, _needs: Needs) -> Iterator[Finding]:
-    """Yield whether interrupts are remapped. Without that type1 takes no device
+    """Yield a finding on interrupt remapping, without which type1 takes no device
     (vfio_iommu_type1_attach_group(): EPERM)."""
     chips = " ".join(machine.raw.get("interrupts") or []) or "nothing"
     evidence = [f"/proc/interrupts: {chips}"]
@@ -132,7 +131,7 @@ def groups(machine: Machine, _needs: Needs) -> Iterator[Finding]:
 
 
 def device(machine: Machine, _needs: Needs) -> Iterator[Finding]:
-    """Yield whether the device that a scenario names can be given to a guest."""
+    """Yield a finding on the device that a scenario names."""
     found = machine.raw.get("device") or {}
     if "chosen" in found:
         yield Finding("device", "ok", f"{found['chosen']} can be given to a guest",
@@ -194,7 +193,7 @@ def _path(bar: Bar) -> str:
 
 
 def address_bits(machine: Machine, needs: Needs) -> Iterator[Finding]:
-    """Yield whether addresses are wide enough. A BAR is aligned to its size, so the lowest place
+    """Yield a finding on the width of addresses. A BAR is aligned to its size, so the lowest place
     above memory ends at twice its size; and firmware likes the top of the address range of the
     guest's CPU."""
     bits = machine.physical_bits
@@ -255,7 +254,7 @@ def limits(machine: Machine, needs: Needs) -> Iterator[Finding]:
 
 
 def vfio(machine: Machine, _needs: Needs) -> Iterator[Finding]:
-    """Yield whether the running kernel has VFIO. Its module is loaded when it is needed."""
+    """Yield a finding on VFIO in the kernel that runs. Its module is loaded when it is needed."""
     symbols = machine.raw.get("symbols") or {}
     place = symbols.get("vfio_iommu_type1_ioctl")
     if place:

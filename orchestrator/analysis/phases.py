@@ -55,8 +55,8 @@ class BootEvents:
     qemu: Sequence[QemuEvent]
     writes: Sequence[ConfigWrite]
     ends: Mapping[float, float]
-    """Time at which QEMU had done all maps and unmaps of a configuration write, by the write's
-    time."""
+    """Time at which QEMU was done with the maps and unmaps of a configuration write, by the
+    write's time."""
     operation_ends: Sequence[float]
     """Ends of maps and unmaps."""
     console: Sequence[tuple[float, str]]
@@ -105,8 +105,7 @@ def _machine(boot: BootEvents, run: float | None) -> list[tuple[float, str]]:
 
 
 def _firmware(boot: BootEvents, run: float, until: float) -> list[tuple[float, str]]:
-    """Return the firmware's phases, the boot loader and the kernel's entry, from `run` to
-    `until`."""
+    """Return the phases of firmware, boot loader and kernel entry, from `run` to `until`."""
     starts = [(run, "firmware: entry")]
     entry = _entry(boot, run, until)
     end = until if entry is None else entry
@@ -126,9 +125,9 @@ def _firmware(boot: BootEvents, run: float, until: float) -> list[tuple[float, s
 
 
 def _entry(boot: BootEvents, run: float, until: float) -> float | None:
-    """Return the time of the kernel's entry, or None. It is a write to EFER by the boot CPU, which
-    is the one that places the BARs. The firmware itself may enter long mode, but before it places
-    them."""
+    """Return the time of the kernel's entry, or None. The boot CPU is the one that places the
+    BARs; its first write to EFER after it began to is the kernel's. The firmware itself may enter
+    long mode, but before that."""
     placing = [w for w in boot.writes if run <= w.time < until and _places(w)]
     after = placing[0].time if placing else run
     threads = {w.thread for w in placing}
@@ -180,8 +179,8 @@ def _kernel(boot: BootEvents, first: float) -> list[tuple[float, str]]:
 
 
 def _sizing(boot: BootEvents, address: str, start: float, end: float) -> list[tuple[float, str]]:
-    """Return the start of a device's BAR sizing, its first write to size BARs or windows, and what
-    begins with the end of the last."""
+    """Return when the sizing of a device's BARs or windows begins (its first write) and when the
+    device's enumeration goes on (the end of the last)."""
     writes = [
         w for w in boot.writes
         if w.address == address and start <= w.time < end and (w.offset == 4 or _places(w))

@@ -1,8 +1,8 @@
 """One boot of somebody's own domain: where its time goes, how its BARs are mapped, what helps.
 
-There is no watch agent, no trace of QEMU's and no console. Phases are told by the thread that maps
-(QEMU's main thread before the guest runs, a CPU of the guest after that) and, under KVM, by the
-guest kernel's first write of EFER.SCE. Pure.
+There is no watch agent, no trace of QEMU's and no console. Phases are recognized by the thread
+that maps (QEMU's main thread before the guest runs, a CPU of the guest after that) and, under KVM,
+by the guest kernel's first write of EFER.SCE. Pure.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from orchestrator.errors import EvidenceError
 from orchestrator.scenario import format_size
 
 _EFER, _SCE = 0xC0000080, 0x1
-"""Register and bit that enable SYSCALL. No firmware does so; a 64-bit kernel does, early (Linux:
+"""Register and bit of SYSCALL. No firmware enables it; a 64-bit kernel does, early (Linux:
 arch/x86/kernel/head_64.S)."""
 _RESET_SECONDS = 10.0
-"""Most time from the reset of the devices, which zaps their BARs, to QEMU's report of the
+"""Longest time from the reset of the devices, which zaps their BARs, to QEMU's report of the
 machine's reset."""
 _WHOLE = [[f"{base}_{side}"] for base in ("ioctl", "unmap", "zap") for side in ("in", "out")]
 _SLOW_PAGE = 10e-9
@@ -75,7 +75,7 @@ class Profile:
     """Levels of the BARs that QEMU had mapped at the end: of those with 1 GiB or more, else of the
     largest. `place` is Bar.name."""
     advice: tuple[Advice, ...]
-    """What is wrong first, then the most costly."""
+    """Problems first, then the most costly."""
 
 
 def profile_of(facts: MappingType[str, Any], files: MappingType[str, str]) -> Profile:
@@ -156,7 +156,7 @@ def _placed(
         cold = last.get(operation.iova, -1.0) <= zapped
         if operation.kind == "map":
             last[operation.iova] = operation.start
-        # only its size tells what was mapped before a reboot
+        # what was mapped before a reboot is known by its size only
         bar = names.get(place) or sizes.get(operation.size, RAM)
         in_parts = operation.pages is not None or operation.walk_seconds is not None
         found.append(Placed(operation, bar, in_parts, cold))
@@ -222,8 +222,7 @@ def _timeline(
 
 
 def _zero(facts: MappingType[str, Any], boot: BootTrace) -> float:
-    """Return the time of the boot's beginning. Raises EvidenceError if the trace does not have
-    it."""
+    """Return the time at which the boot begins. Raises EvidenceError if the trace lacks it."""
     reset = boot.marks.get("reset")
     if facts["boot"] == "reboot" and reset is not None:
         earliest = reset - _RESET_SECONDS

@@ -16,8 +16,7 @@ from orchestrator.plan import make_plan
 from orchestrator.scenario import ARMS, ArmName, Scenario
 
 _FAILURES = 2
-"""With so many more failures than the baseline the candidate is regressed, whatever its timing
-says."""
+"""So many failures more than the baseline's make a candidate regressed, whatever its timing."""
 
 
 def planned_trials(scenario: Scenario, results: Sequence[TrialResult], accel: str) -> int:

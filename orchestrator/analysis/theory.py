@@ -22,7 +22,7 @@ def lookups(bar: int) -> dict[str, int]:
 
 
 def stride_of(bar: int, count: float) -> str | None:
-    """Return the leaf size whose theory `count` equals exactly, or None."""
+    """Return the leaf size whose number of lookups `count` equals exactly, or None."""
     return next((name for name, expected in lookups(bar).items() if expected == count), None)
 
 
@@ -78,8 +78,8 @@ class Mapping:
 
     def table_bytes(self, largest: str = "1GiB") -> int:
         """Return the page-table bytes (VmPTE) that the leaves need below the top levels: a page
-        for each 2 MiB that has 4 KiB leaves, and one for each 1 GiB that has leaves smaller than 1
-        GiB."""
+        for each 2 MiB that has 4 KiB leaves, and one for each 1 GiB that has leaves smaller than
+        1 GiB."""
         leaves = self.leaves(largest)
         huge, large = leaves.get("1GiB", 0), leaves.get("2MiB", 0)
         lowest = self._slots(LEAVES["2MiB"]) - large - huge * (LEAVES["1GiB"] // LEAVES["2MiB"])

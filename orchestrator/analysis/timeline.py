@@ -105,8 +105,8 @@ class Timeline:
     cpu_use: tuple[tuple[float, float], ...] = ()
     """(when, seconds of CPU that QEMU had used by then)."""
     mark_bound: float | None = None
-    """Most that a console line's time can be late, besides one reading of the trace clock; None if
-    that is not known."""
+    """Longest delay of a console line's time, besides one reading of the trace clock; None if it
+    is not known."""
     mark_source: str = ""
     """Source of the console lines' times."""
     systemd: dict[str, float] = field(default_factory=dict)

@@ -29,7 +29,7 @@ class Event:
         """Seconds of the trace clock. The text has microseconds; with x86-tsc it has ticks, which
         are nanoseconds and instructions on an exact host."""
         self.text = text
-        """The rest of the record, behind the name."""
+        """The rest of the record, after the name."""
         self.cpu = cpu
 
     @property
@@ -41,7 +41,8 @@ class Event:
 def parse_trace(text: str) -> Iterator[Event]:
     """Yield every event of a tracefs `trace` file, in file order. Comment lines start with `#`.
 
-    Raises EvidenceError at a line that is neither, so that a garbled trace is not an empty one.
+    Raises EvidenceError at a line that is neither, so that a garbled trace does not pass for an
+    empty one.
     """
     for number, line in enumerate(io.StringIO(text), 1):
         match = _EVENT.fullmatch(line.rstrip("\n"))
@@ -75,7 +76,7 @@ class Operation:
     unmapped: int | None = None
     """unmap: the bytes that the ioctl reports as unmapped; 0 if nothing was mapped there."""
     pages: int | None = None
-    """map: return value of vfio_pin_pages_remote, in base pages; the sum of several."""
+    """map: base pages that vfio_pin_pages_remote returned, in all of its calls."""
     pin_seconds: float | None = None
     iommu_seconds: float | None = None
     """iommu_map (map) or iommu_unmap_fast (unmap)."""
@@ -151,7 +152,7 @@ class Pairing:
             self._inner[event.pid].append(event)
 
     def finish(self) -> list[Operation]:
-        """Return the operations in order of their start. Raises EvidenceError for one that never
+        """Return the operations by their start. Raises EvidenceError for one that never
         returned."""
         unfinished = [
             e for (_, base), left in self._stacks.items() if base in ("ioctl", "unmap")
@@ -275,8 +276,7 @@ def lost_events(stats: str) -> int:
 
 
 def missed_probes(profile: str) -> dict[str, int]:
-    """Return event -> hits that its probe missed, from kprobe_profile lines; only those above
-    0."""
+    """Return event -> missed hits of its probe, from kprobe_profile lines; only those above 0."""
     return {name: int(misses) for name, _, misses in _PROFILE.findall(profile) if int(misses)}
 
 

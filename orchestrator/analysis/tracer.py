@@ -16,14 +16,13 @@ def need(trial: TrialDir, name: str) -> str:
 
 
 def trace_clock(trial: TrialDir) -> str:
-    """Return the clock of the timing pass: on an exact host the TSC, which counts instructions
+    """Return the timing pass's clock: on an exact host the TSC, which counts instructions
     there."""
     return "x86-tsc" if trial.manifest["accel"] == "exact" else "mono"
 
 
 def tracer_complete(trial: TrialDir, label: str, clock: str) -> None:
-    """Raise EvidenceError if the tracer lost or missed anything, or used another clock than
-    requested."""
+    """Raise EvidenceError if the tracer lost or missed anything, or did not use `clock`."""
     complete(
         label, stats=need(trial, f"host/stats-{label}.txt"),
         profile=need(trial, f"host/profile-{label}.txt"),

@@ -85,8 +85,7 @@ class TrialResult:
     """Wall-clock seconds on the runner spent collecting evidence, whatever the host's
     accelerator."""
     digest: str = ""
-    """Digest of its manifest, which has the hashes of its files: the same for the same
-    evidence."""
+    """Digest of its manifest, which has the hashes of its files: equal for equal evidence."""
 
     @property
     def attempts(self) -> tuple[Attempt, ...]:
@@ -95,8 +94,8 @@ class TrialResult:
         return (*self.repeated, Attempt(_arm(self.arm), reason, charge, self.stage))
 
     def value(self, metric: Metric) -> float | None:
-        """Return the trial's one value: a host boot is the unit, so repeated values within it are
-        reduced."""
+        """Return the trial's one value: a host boot is the unit, so its several values are reduced
+        to one."""
         values = self.samples.get(metric)
         if not values:
             return None
@@ -245,7 +244,7 @@ def _timing(trial: TrialDir, index: int, samples: dict[Metric, list[float]]) -> 
 
 
 def _bar_placed(trial: TrialDir, index: int) -> None:
-    """Raise EvidenceError unless the guest's kernel found the BAR placed: a boot without it is
+    """Raise EvidenceError unless the guest's kernel found the BAR placed. A boot without that is
     fast, and broken."""
     bar, device = trial.manifest["bar"], trial.json("host/facts.json")["device"]
     listed = need(trial, f"guest-{index}/pci.txt")
@@ -277,7 +276,7 @@ def _guest_level(trial: TrialDir, index: int, memory: int, boot: BootTrace) -> l
 
 
 def _map_passes(trial: TrialDir) -> dict[str, MapPass]:
-    """Return the passes of map.json, proven complete: the tracer lost nothing, independent counts
+    """Return the passes of map.json, proven complete: nothing is lost, independent counts
     agree."""
     wanted = [p for p in trial.manifest["passes"] if p in _map_pass_names(trial)]
     answer: Any = trial.json("map.json")
@@ -345,8 +344,8 @@ def _metric(trial: TrialDir, base: Metric, point: str, size: int) -> Metric:
 
 
 def _traced_maps(trial: TrialDir, passes: dict[str, MapPass]) -> tuple[Operation, ...]:
-    """Return the maps and unmaps of the map workload's timing pass, in order, as many as its
-    samples."""
+    """Return the maps and unmaps of the map workload's timing pass, in order: one of each per
+    sample."""
     if "timing" not in passes:
         return ()
     tracer_complete(trial, "map", clock=trace_clock(trial))

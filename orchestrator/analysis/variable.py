@@ -106,7 +106,7 @@ def _kernels(
 def _others(
     old: Mapping[str, Any], new: Mapping[str, Any], found: Conditions | None
 ) -> Iterator[Thing]:
-    """Yield the comparison of kernels of which at least one came built."""
+    """Yield what differs, or is the same, in kernels of which at least one came built."""
     if old["release"] != new["release"]:
         yield Differing("kernel", "kernel", old["release"], new["release"])
     else:
@@ -120,7 +120,7 @@ def _others(
 
 
 def _built(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Thing]:
-    """Yield the comparison of kernels that were built from source."""
+    """Yield what differs, or is the same, in kernels that were built from source."""
     before, after = old["source"], new["source"]
     if _identity(before) == _identity(after):
         yield f"same source {_source(after)}"
@@ -139,8 +139,7 @@ def _built(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Thing]:
 
 
 def _compiler(old: Mapping[str, Any], new: Mapping[str, Any]) -> Thing:
-    """Compare the compilers, with the build roots that they are in: assembler, linker and
-    libraries."""
+    """Compare the compilers, and their build roots, which hold assembler, linker and libraries."""
     compilers = [str(kernel.get("compiler", "")) for kernel in (old, new)]
     roots = [str(kernel.get("build_root", "")) for kernel in (old, new)]
     if compilers[0] != compilers[1]:
@@ -151,8 +150,8 @@ def _compiler(old: Mapping[str, Any], new: Mapping[str, Any]) -> Thing:
 
 
 def _of_modules(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Thing]:
-    """Yield the comparison of packages with rebuilt modules, or of one of those and a package as
-    it is."""
+    """Yield what differs, or is the same, in packages of which at least one has rebuilt
+    modules."""
     before, after = (kernel.get("provenance") or {} for kernel in (old, new))
     packages = [_package(one) for one in (before, after)]
     if old["release"] == new["release"] and packages[0] == packages[1]:
@@ -240,7 +239,7 @@ def _told(what: str) -> Differing:
 
 
 def _cmdlines(asked: Mapping[ArmName, Mapping[str, Any]]) -> Iterator[Thing]:
-    """Yield the comparison of the command lines, by what their words set."""
+    """Yield what differs, or is the same, in the command lines, by what their words set."""
     words: dict[ArmName, dict[str, list[str]]] = {arm: {} for arm in ARMS}
     for arm in ARMS:
         for word in str(asked[arm].get("cmdline") or "").split():
@@ -260,7 +259,8 @@ def _cmdlines(asked: Mapping[ArmName, Mapping[str, Any]]) -> Iterator[Thing]:
 def _settings(
     asked: Mapping[ArmName, Mapping[str, str]], room: str, found: Conditions | None
 ) -> Iterator[Thing]:
-    """Yield the comparison of parameters, or of files, by what was read back if that is known."""
+    """Yield what differs, or is the same, in parameters or files, by what was read back if
+    known."""
     for name in dict.fromkeys([*asked["baseline"], *asked["candidate"]]):
         before, after = (
             _seen(found, room + name, arm) or str(asked[arm].get(name, NOT_SET)) for arm in ARMS
