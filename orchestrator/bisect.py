@@ -1,15 +1,15 @@
-"""The first commit that costs more: git's own bisection, each step of which is a measurement.
+"""Find the first commit that costs more: git's own bisection, with a measurement at each step.
 
     OUT/bisect.json bisect.txt      every step and its number, as it comes; the answer
     OUT/ends/                       an ordinary run: the good commit against the bad one
-    OUT/steps/0003-1a2b3c4d5e6f/    a run of which one arm is made: that commit's
+    OUT/steps/0003-1a2b3c4d5e6f/    a run of one arm: that commit's
     OUT/repo/                       git's state; the objects are those of the user's repository
 
 Git chooses the commits, in a repository of our own that borrows the objects: the user's checkout,
-refs and any bisection of theirs stay as they are. It is told `good`, `bad` and `skip` step by step
-from here and not by `git bisect run`, which would need a process for each step, each with its own
-connection to libvirt and its own progress, and of which an interrupt would end git first. What has
-been measured is in bisect.json alone: git is told it again from the beginning whenever the
+refs and any bisection of theirs stay as they are. It gets `good`, `bad` and `skip` step by step
+from here, not from `git bisect run`. That would need a process for each step, each with its own
+connection to libvirt and its own progress, and an interrupt would end git before it. The
+measurements are in bisect.json alone: git gets them again from the beginning whenever the
 bisection goes on.
 """
 
@@ -66,20 +66,20 @@ from orchestrator.spelled import EXAMPLES, parse_kernel
 RECORD = "bisect.json"
 _REPOSITORY = "repo"
 _TRIALS = 3
-"""Of a commit, where its numbers have noise."""
+"""Trials of a commit if its numbers have noise."""
 _NOT_THE_COMMITS = ("run-exists", "run-changed", "scenario")
-"""ScenarioErrors of a step that say nothing of its commit."""
+"""Reasons of ScenarioErrors that say nothing about the step's commit."""
 
 
 @dataclass(frozen=True)
 class Kernels:
-    """What kernel a commit is."""
+    """The kernel of each commit."""
 
     repository: Path
     on: DebKernel | None = None
     """The package whose modules the commits change; None: they are whole kernels."""
     config: tuple[str, ...] = ()
-    """Of whole kernels."""
+    """Options of whole kernels."""
 
     def __call__(self, commit: Commit) -> Kernel:
         if self.on is None:
@@ -89,7 +89,7 @@ class Kernels:
         return ModuleKernel(**package, module=self.repository, ref=commit.sha)
 
     def pinned(self, cache: Cache) -> Kernels:
-        """With the version that the package has now: an archive moves on within a bisection."""
+        """Return the same with the package's present version: an archive moves on meanwhile."""
         if self.on is None or self.on.version is not None:
             return self
         version, _ = resolved(self.on, cache)
@@ -97,7 +97,8 @@ class Kernels:
 
 
 def kernels_of(commits: Commits, on: str | None, config: Sequence[str], folder: Path) -> Kernels:
-    """As the command line has them; relative paths are from `folder`. Raises ScenarioError."""
+    """Return the kernels as the command line names them, with paths from `folder`. Raises
+    ScenarioError."""
     if on is None:
         whole = TreeKernel(tree=commits.repository, config=tuple(config))
         absolute = absolute_kernel(whole, folder)
@@ -118,18 +119,19 @@ def kernels_of(commits: Commits, on: str | None, config: Sequence[str], folder: 
 
 @dataclass(frozen=True)
 class Question:
-    """What is bisected, by what."""
+    """The question of a bisection: which commits, by which metric, measured how."""
 
     commits: Commits
-    """The first good one is what the others are measured by."""
+    """The first good one is the commit that the others are compared with."""
     kernel: Kernels
     metric: Metric
     template: str
-    """A scenario file: how to measure."""
+    """Text of a scenario file: how to measure."""
     wanted: int | None = None
-    """Trials of each commit; None: what it takes."""
+    """Trials of each commit; None: 1 if numbers are exact, else _TRIALS."""
     under: Mapping[str, str] = field(default_factory=dict)
-    """What numbers depend on besides, and has to be the same for all: the runner's QEMU."""
+    """Versions that numbers depend on and that must stay the same: barometer's, the runner's
+    QEMU's."""
 
     @cached_property
     def scenario(self) -> Scenario:
@@ -140,7 +142,7 @@ class Question:
         return self.wanted or (1 if self.scenario.host.exact else _TRIALS)
 
     def asked(self) -> dict[str, Any]:
-        """What has to be the same for a bisection to go on."""
+        """Return what has to be the same for a bisection to go on."""
         commits, kernel = self.commits, self.kernel
         return {
             "repository": str(commits.repository), "good": [one.sha for one in commits.good],
@@ -151,21 +153,22 @@ class Question:
 
 
 class Bench(Protocol):
-    """What measures commits."""
+    """A bench that measures commits."""
 
     def ends(self, question: Question, folder: Path) -> tuple[Measured, Measured]:
-        """The first good commit and the bad one, which both have to have a number. Raises
-        EvidenceError where one has none."""
+        """Measure the first good commit and the bad one, which both have to have a number. Raises
+        EvidenceError if one has none, or BenchError if that is the bench's failure."""
 
     def step(self, question: Question, commit: Commit, folder: Path) -> Measured | Skipped:
-        """One commit, alone."""
+        """Measure one commit, alone."""
 
 
 class Record:
-    """bisect.json: written after every step, and all that a bisection goes on from."""
+    """bisect.json, which is written after every step. A bisection goes on from it alone."""
 
     def __init__(self, out: Path, question: Question) -> None:
-        """Raises ScenarioError where `out` holds something else, or another bisection."""
+        """Read the record in `out`, if there is one. Raises ScenarioError if `out` holds something
+        else, or another bisection."""
         self._out, self._question = out, question
         self.steps: list[Step] = []
         self.found: tuple[Commit, ...] = ()
@@ -174,7 +177,7 @@ class Record:
             known = read_json(path)
             need_keys(path, known, ("asked", "steps"))
             _same(out, known["asked"], question.asked())
-            # what the bench failed at says nothing of its commit: it is measured again
+            # the bench's failure says nothing about the commit, which is measured again
             steps = map(step_of, known["steps"])
             self.steps = [step for step in steps if not step.failed_by_bench]
         # bisect.json comes after git's state: without it nothing has run yet
@@ -192,14 +195,14 @@ class Record:
 
     @property
     def exit_code(self) -> int:
-        """4 when skips hide the answer."""
+        """4 if skips hide the answer, else 0."""
         return 0 if len(self.found) == 1 else EvidenceError.exit_code
 
     def bisection(self) -> Bisection:
         return Bisection(self._question.metric, tuple(self.steps), self.found)
 
     def document(self) -> dict[str, Any]:
-        """bisect.json, schema 1."""
+        """Return bisect.json, schema 1."""
         ends = self.bisection().ends
         return {
             "schema": 1, "barometer": __version__, "asked": self._question.asked(),
@@ -224,11 +227,11 @@ def _same(out: Path, then: Any, now: dict[str, Any]) -> None:
 
 
 def bisected(question: Question, out: Path, bench: Bench, progress: Progress) -> Record:
-    """The bisection to its end, from where it was left; what is measured is in OUT at once.
+    """Run the bisection to its end, from where it was left; each measurement is in OUT at once.
 
-    Raises ScenarioError where OUT holds something else, EvidenceError when the ends cannot be told
-    apart or measured, and BenchError when the bench failed twice in a row for the same reason:
-    with the same arguments it goes on.
+    Raises ScenarioError if OUT holds something else, EvidenceError if the ends cannot be told
+    apart or measured, and BenchError if the bench failed twice in a row for the same reason: with
+    the same arguments it goes on.
     """
     record = Record(out, question)
     search = Search(out / _REPOSITORY, question.commits)
@@ -253,7 +256,7 @@ def bisected(question: Question, out: Path, bench: Bench, progress: Progress) ->
 
 @dataclass(frozen=True)
 class _Loop:
-    """What one bisection has and does again and again."""
+    """One bisection at work, with the steps that it repeats."""
 
     question: Question
     out: Path
@@ -262,7 +265,7 @@ class _Loop:
     record: Record
 
     def ends(self) -> Ends:
-        """Measured, unless they are already, and told apart."""
+        """Return the ends, told apart. Measures them unless that has been done."""
         record, first, bad = self.record, *self._ends()
         if (ends := record.bisection().ends) is None:
             started = time.monotonic()
@@ -321,8 +324,8 @@ def _said(step: Step) -> str:
 
 
 def _stop_if_broken(record: Record, step: Step) -> None:
-    """A bench that fails twice in a row for one reason says nothing of either commit: both are
-    measured again when the bisection goes on."""
+    """Raise BenchError if the bench failed at two commits in a row for one reason. That says
+    nothing about either commit: both are measured again when the bisection goes on."""
     reason, found = step.failed_by_bench, step.found
     if not reason or record.steps[-1].failed_by_bench != reason or isinstance(found, Measured):
         return
@@ -336,14 +339,14 @@ def _stop_if_broken(record: Record, step: Step) -> None:
 
 
 class Machines:
-    """The bench that boots them."""
+    """The bench that boots the commits' kernels."""
 
     def __init__(self, here: Runner) -> None:
         self._here = here
 
     def kernel(self, question: Question, commit: Commit) -> Kernel:
-        """What is built of a commit; where it has the package's own sources, that is the package.
-        Raises ScenarioError for what is known not to build."""
+        """Return the kernel to build for a commit, or the package itself if the commit has the
+        package's own sources. Raises ScenarioError for a commit that is known not to build."""
         kernel = question.kernel(commit)
         try:
             checked(kernel, self._here.cache)
@@ -392,7 +395,7 @@ class Machines:
 
 
 def _found(run: RunDir, arm: ArmName, metric: Metric) -> Measured | Skipped:
-    """What the trials of one arm say, also where some of them ended early."""
+    """Return what the trials of one arm measured, even if some of them ended early."""
     unit, values, unmeasured = sampled(run, arm, metric)
     if values:
         kernel = run.plan()["kernels"][arm]
@@ -405,8 +408,8 @@ def _found(run: RunDir, arm: ArmName, metric: Metric) -> Measured | Skipped:
 
 
 def run_bisection(question: Question, out: Path, here: Runner) -> Record:
-    """`bisected` on this machine, by one process at a time. Before anything is built, both ends
-    are checked as far as that can be; raises ScenarioError there, too."""
+    """Run `bisected` on this machine, one process at a time. Both ends are checked, as far as that
+    can be, before anything is built; that raises ScenarioError, too."""
     commits, machines = question.commits, Machines(here)
     question = replace(question, kernel=question.kernel.pinned(here.cache), under=_under(here))
     with no_space_explained(out), only_writer(out):

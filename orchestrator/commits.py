@@ -23,25 +23,25 @@ _FOUND = re.compile(r"(?m)^# (?:possible )?first bad commit: \[([0-9a-f]+)\]")
 
 @dataclass(frozen=True)
 class Commits:
-    """Those to search among."""
+    """The commits to search among."""
 
     repository: Path
-    """Its top folder, or that of a bare one."""
+    """Top folder of the repository; the folder itself of a bare one."""
     good: tuple[Commit, ...]
     """Ancestors of `bad`."""
     bad: Commit
     paths: tuple[str, ...] = ()
-    """Only commits that touch these; none: all."""
+    """Only commits that touch these are searched; none: all commits."""
 
     @property
     def names(self) -> list[str]:
-        """As git takes a range: reachable from bad, and not from good."""
+        """Git's arguments for the range: reachable from bad, and not from good."""
         return [self.bad.sha, *(f"^{one.sha}" for one in self.good), "--", *self.paths]
 
 
 def commits_of(tree: Path, good: Sequence[str], bad: str, paths: Sequence[str]) -> Commits:
-    """By the names that git knows. Raises ScenarioError when there is no repository, no such
-    commit, or nothing to search among."""
+    """Return the commits with the names that git knows. Raises ScenarioError if there is no
+    repository, no such commit, or nothing to search among."""
     repository = _repository_at(tree)
     git = located(repository)
     with key_named("--good"):
@@ -61,7 +61,7 @@ def commits_of(tree: Path, good: Sequence[str], bad: str, paths: Sequence[str]) 
 
 
 def _repository_at(tree: Path) -> Path:
-    """The top folder of the repository that `tree` is in. Raises ScenarioError."""
+    """Return the top folder of the repository that `tree` is in. Raises ScenarioError."""
     here = tree.resolve()
     with key_named("--tree"):
         for folder in (here, *here.parents):
@@ -79,7 +79,7 @@ def _commit(git: Git, sha: str) -> Commit:
 
 
 def _check_order(git: Git, good: Commit, bad: Commit) -> None:
-    """The good commit comes before the bad one. Raises ScenarioError."""
+    """Raise ScenarioError unless the good commit comes before the bad one."""
 
     def comes_before(one: Commit, other: Commit) -> bool:
         asked = ["merge-base", "--is-ancestor", one.sha, other.sha]
@@ -104,7 +104,7 @@ class Search:
     """Git's bisection, in a repository beside the user's."""
 
     def __init__(self, folder: Path, commits: Commits) -> None:
-        """Begins one; what `folder` held of another is gone."""
+        """Begin a bisection; an older one in `folder` is removed."""
         shutil.rmtree(folder, ignore_errors=True)
         self._git = own_repository(folder, commits.repository)
         lender = located(commits.repository)
@@ -116,7 +116,7 @@ class Search:
         self._tell("start", "--no-checkout", *ends, "--", *commits.paths)
         number = int(self._git.line("rev-list", "--count", *commits.names))
         self.about = math.ceil(math.log2(number))
-        """Steps that it takes, where none is skipped."""
+        """Number of steps, if none is skipped."""
 
     def _tell(self, *arguments: str) -> None:
         # 2: only commits that were skipped are left
@@ -126,10 +126,10 @@ class Search:
         self._tell(outcome, commit.sha)
 
     def next(self) -> Commit | None:
-        """What git wants to know next; None when it knows enough."""
+        """Return the commit that git needs to know next; None if it knows enough."""
         return None if self.found() else _commit(self._git, "BISECT_HEAD")
 
     def found(self) -> tuple[Commit, ...]:
-        """The first bad commit, or those that it is one of."""
+        """Return the first bad commit, or those that it is one of; none if it is not known yet."""
         log = (self._git.git_dir / "BISECT_LOG").read_text("utf-8", errors="replace")
         return tuple(_commit(self._git, sha) for sha in dict.fromkeys(_FOUND.findall(log)))

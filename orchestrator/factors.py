@@ -41,7 +41,7 @@ class Cell:
     """One combination of the factors' values."""
 
     name: str
-    """Made of the values, safe as the name of a folder; "" in a file without [matrix]."""
+    """Made from the values, safe as the name of a folder; "" in a file without [matrix]."""
     settings: dict[str, Any]
     """Key -> value as the file spells it, in the file's order."""
     scenario: Scenario
@@ -53,7 +53,7 @@ class Cell:
 class ScenarioFile:
     name: str
     text: str
-    """With the overrides applied."""
+    """The file's text, with the overrides applied."""
     cells: tuple[Cell, ...]
 
     @property
@@ -61,8 +61,8 @@ class ScenarioFile:
         return self.cells[0].name != ""
 
     def chosen(self, names: Sequence[str]) -> tuple[Cell, ...]:
-        """The cells of these names, in the file's order; of no names, all. Raises ScenarioError
-        for a name that no cell has."""
+        """Return the cells with these names, in the file's order; all cells if there are no names.
+        Raises ScenarioError for a name that no cell has."""
         known = [cell.name for cell in self.cells]
         for name in names:
             if not self.has_matrix:
@@ -80,9 +80,9 @@ class ScenarioFile:
 
 
 def load_scenarios(path: Path, overrides: Sequence[str] = ()) -> ScenarioFile:
-    """Every scenario of a TOML file, with `key=value` overrides applied before its expansion.
+    """Load every scenario of a TOML file, with `key=value` overrides applied before its expansion.
 
-    Raises ScenarioError that names the file, the cell, the key and the nearest valid name.
+    Raises a ScenarioError that names the file, the cell, the key and the nearest valid name.
     """
     return parse_scenarios(read_file(path), str(path), path.parent, overrides)
 
@@ -90,7 +90,8 @@ def load_scenarios(path: Path, overrides: Sequence[str] = ()) -> ScenarioFile:
 def parse_scenarios(
     text: str, source: str, folder: Path = Path(), overrides: Sequence[str] = ()
 ) -> ScenarioFile:
-    """As `load_scenarios`, from text. Relative kernel folders are taken from `folder`."""
+    """Parse a scenario file's text, as `load_scenarios` does. Relative kernel folders are taken
+    from `folder`."""
     document = parse_toml(text, source)
     pinned = {}
     for override in overrides:
@@ -117,7 +118,7 @@ def parse_scenarios(
 def _cells(
     document: tomlkit.TOMLDocument, factors: dict[str, list[Any]], source: str, folder: Path
 ) -> tuple[Cell, ...]:
-    """The product of the factors' values, the last one fastest."""
+    """Return the product of the factors' values, the last factor fastest."""
     combinations = [
         dict(zip(factors, values, strict=True)) for values in itertools.product(*factors.values())
     ]
@@ -128,7 +129,7 @@ def _cells(
         one = parse_toml(base, where)
         for key, value in settings.items():
             set_key(one, key.split("."), _toml_value(value))
-        if isinstance(one.get("name"), str):  # else that is what is wrong
+        if isinstance(one.get("name"), str):  # else scenario_of() reports it
             one["name"] = f"{one['name']}-{name}"
         cells.append(Cell(name, settings, scenario_of(one, where, folder), tomlkit.dumps(one)))
     _all_different(cells, source)
@@ -136,7 +137,7 @@ def _cells(
 
 
 def _toml_value(value: Any) -> Any:
-    """A kernel stays within its line, also in a list of them."""
+    """Convert a value so that a kernel stays within its line, also in a list of kernels."""
     if isinstance(value, list):
         array = tomlkit.array()
         array.extend(map(_toml_value, value))
@@ -149,7 +150,8 @@ def _toml_value(value: Any) -> Any:
 
 
 def _all_different(cells: Sequence[Cell], source: str) -> None:
-    """Values may be the same and spelled differently: 32GiB and 32768MiB."""
+    """Raise ScenarioError if two cells are the same: values may be equal and spelled differently,
+    as 32GiB and 32768MiB."""
     for one, other in itertools.combinations(cells, 2):
         if one.scenario == other.scenario.model_copy(update={"name": one.scenario.name}):
             key = next(k for k, value in one.settings.items() if other.settings[k] != value)
@@ -161,7 +163,7 @@ def _all_different(cells: Sequence[Cell], source: str) -> None:
 
 
 def _factors(document: tomlkit.TOMLDocument, source: str) -> dict[str, list[Any]]:
-    """Key -> values, in the file's order. Raises ScenarioError that names the key."""
+    """Return key -> values, in the file's order. Raises a ScenarioError that names the key."""
     factors: dict[str, list[Any]] = {}
     for key, values in _flat(document.unwrap().get("matrix", {}), source):
         wrong = _wrong_key(key) or _wrong_values(values)
@@ -182,7 +184,8 @@ def _factors(document: tomlkit.TOMLDocument, source: str) -> dict[str, list[Any]
 
 
 def _flat(matrix: Any, source: str) -> Iterator[tuple[str, Any]]:
-    """`"guest.firmware" = [...]` and `guest.firmware = [...]` are the same key."""
+    """Yield each key with its values. `"guest.firmware" = [...]` and `guest.firmware = [...]` are
+    the same key."""
     if not isinstance(matrix, Mapping):
         raise ScenarioError(
             f'{source}: matrix: expected a table, for example "device.count" = [1, 4] below'
@@ -197,7 +200,7 @@ def _flat(matrix: Any, source: str) -> Iterator[tuple[str, Any]]:
 
 
 def _set_factor(document: tomlkit.TOMLDocument, key: str, value: Any, source: str) -> None:
-    """An override within [matrix] replaces the factor, however the file writes its key."""
+    """Replace a factor by an override within [matrix], however the file writes its key."""
     matrix = dict(_flat(document.unwrap().get("matrix", {}), source)) | {key: value}
     table = tomlkit.table()
     for name, values in matrix.items():
@@ -228,7 +231,7 @@ def _wrong_values(values: Any) -> str | None:
 
 
 def _not_overridden(factors: Mapping[str, Any], pinned: Mapping[str, str]) -> None:
-    """What the matrix replaces in every cell is not to be set beside it."""
+    """Raise ScenarioError if an override sets a key that the matrix replaces in every cell."""
     for dotted, override in pinned.items():
         for key in factors:
             if f"{dotted}.".startswith(f"{key}."):
@@ -241,7 +244,7 @@ def _not_overridden(factors: Mapping[str, Any], pinned: Mapping[str, str]) -> No
 
 @functools.cache
 def factor_keys() -> Mapping[str, Any]:
-    """Every key that can be a factor -> the JSON schema of its value."""
+    """Return every key that can be a factor -> the JSON schema of its value."""
     schema = json_schema()
     return {
         key: value
@@ -254,7 +257,8 @@ def factor_keys() -> Mapping[str, Any]:
 def _keys_below(
     name: str, model: type[BaseModel], schema: dict[str, Any]
 ) -> Iterator[tuple[str, Any]]:
-    """NAME of a model, unless it is a table of plain keys; and the keys below it."""
+    """Yield the field `name` of a model and the keys below it. The scenario's own fields are
+    tables of keys, and are not keys themselves."""
     inner = models_of(model.model_fields[name].annotation)
     properties = schema if model is Scenario else schema["$defs"][model.__name__]
     if model is not Scenario:
@@ -266,7 +270,7 @@ def _keys_below(
 
 
 def file_schema() -> dict[str, Any]:
-    """The JSON schema of a scenario file with its [matrix], for editors."""
+    """Return the JSON schema of a scenario file with its [matrix], for editors."""
     schema = json_schema()
     schema["properties"]["matrix"] = {
         "type": "object",
@@ -288,7 +292,8 @@ def file_schema() -> dict[str, Any]:
 
 
 def _names(combinations: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A name for each cell, of its values; with a number where those do not tell it apart."""
+    """Return a name for each cell, made from its values, and with a number if those are not
+    distinct."""
     names = [
         "-".join(_label(key, value) for key, value in settings.items())[:_NAME_LENGTH].rstrip(
             "-._"
@@ -301,7 +306,8 @@ def _names(combinations: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _label(key: str, value: Any) -> str:
-    """A value in a word: a kernel's suite or folder, whether there is a thing, the value."""
+    """Return a value as a word: a kernel's suite or folder, whether a thing is there, or the value
+    itself."""
     last = key.rpartition(".")[2]
     if isinstance(value, bool):
         word = last if value else f"no-{last}"
@@ -316,5 +322,5 @@ def _label(key: str, value: Any) -> str:
 
 
 def toml_text(value: Any) -> str:
-    """A value as TOML has it."""
+    """Return a value as TOML spells it."""
     return str(tomlkit.item(_toml_value(value)).as_string())

@@ -1,5 +1,6 @@
 """Judge a saved run: evidence in; comparison.json, report.txt, report.html and files for other
-tools out. Or: one run against others; the boots of a trial. Connects to nothing."""
+tools out. Also compare runs with one another, and read a trial's traced boots. Connects to
+nothing."""
 
 from __future__ import annotations
 
@@ -49,7 +50,7 @@ log = logging.getLogger("barometer.judge")
 
 
 class Sampled(NamedTuple):
-    """What one arm of a run has of one metric."""
+    """The values of one metric in one arm of a run."""
 
     unit: str
     """s, count or Ginsn."""
@@ -60,7 +61,7 @@ class Sampled(NamedTuple):
 
 
 class Judged(NamedTuple):
-    """What the command says of a run, or of the cells of a matrix."""
+    """The command's output for a run, or for the cells of a matrix."""
 
     report: str
     """report.txt."""
@@ -73,19 +74,19 @@ class Judged(NamedTuple):
 
 
 def judged(run: RunDir, tester: str | None = None) -> Judged:
-    """A run alone, judged and saved."""
+    """Judge a run by itself, and save the result in it."""
     return judged_whole(run, tester)[2]
 
 
 def judge(run: RunDir, tester: str | None = None) -> tuple[Scenario, Comparison, str]:
-    """The run's scenario, its comparison and the text report; both are saved in the run. `tester`:
-    `Name <mail>` of whoever a Tested-by would be by."""
+    """Judge a run. Return its scenario, its comparison and the text report; the last two are saved
+    in the run. `tester`: `Name <mail>` of whoever would give a Tested-by."""
     scenario, comparison, found = judged_whole(run, tester)
     return scenario, comparison, found.report
 
 
 def judged_whole(run: RunDir, tester: str | None) -> tuple[Scenario, Comparison, Judged]:
-    """Everything that judging a run makes, each once; saved in the run."""
+    """Judge a run. Makes every output once and saves it in the run."""
     saved = saved_run(run)
     scenario, plan = saved.scenario, saved.plan
     kernels = {
@@ -112,8 +113,8 @@ def judged_whole(run: RunDir, tester: str | None) -> tuple[Scenario, Comparison,
 
 
 def saved_run(run: RunDir) -> SavedRun:
-    """What a run's folder holds. Raises EvidenceError and ScenarioError where it is not a run's;
-    a trial whose evidence is no good is a result, too."""
+    """Read a run's folder. Raises EvidenceError and ScenarioError if it is not a run's; a trial
+    with bad evidence is a result, too."""
     scenario, _ = parse_scenario(run.scenario(), str(run.path / "scenario.toml"), run.path)
     plan = run.plan()
     if scenario.workload == "guest-boot" and plan["guest_kernel"] is None:
@@ -133,7 +134,8 @@ def saved_run(run: RunDir) -> SavedRun:
 
 
 def sampled(run: RunDir, arm: ArmName, metric: Metric) -> Sampled:
-    """A metric of one arm, whether or not the other has run. Raises as `saved_run`."""
+    """Return the values of a metric in one arm, whether or not the other arm has run. Raises as
+    `saved_run`."""
     saved = saved_run(run)
     return Sampled(
         unit_of(metric, saved.plan["accel"]),
@@ -143,8 +145,8 @@ def sampled(run: RunDir, arm: ArmName, metric: Metric) -> Sampled:
 
 
 def judge_across(folders: Sequence[Path], arm: ArmName, allow: Sequence[str]) -> Judged:
-    """Each run but the first against the first. Nothing is saved. The exit code is 1 if that of
-    any is, else the largest. Raises as `saved_run` and `compare_runs`, and ScenarioError."""
+    """Judge each run but the first against the first. Nothing is saved. The exit code is 1 if that
+    of any is, else the largest. Raises as `saved_run` and `compare_runs`, and ScenarioError."""
     if len(folders) < 2:
         raise ScenarioError("compare needs two runs or more", reason="one-run")
     if len({folder.resolve() for folder in folders}) < len(folders):
@@ -175,12 +177,13 @@ def judge_across(folders: Sequence[Path], arm: ArmName, allow: Sequence[str]) ->
         "schema": 1, "first": first.name, "arm": arm, "exit_code": code, "comparisons": documents,
     }  # fmt: skip
     report = "\n\n".join(reports)
-    return Judged(report, code, whole, tuple(suites), report)  # which is saved nowhere
+    return Judged(report, code, whole, tuple(suites), report)  # in full: it is saved nowhere
 
 
 def looks_of(scenario: Scenario) -> Callable[[RunDir, int], bool] | None:
-    """What a run with `until` asks after each block: whether it has seen enough in so many pairs,
-    whatever more an interrupted run left. Each trial is read once. None of a run without."""
+    """Return the stop rule of `trials.until`, called after each block, or None without `until`.
+    The rule decides on the first `pairs` pairs, whatever more an interrupted run left. Each trial
+    is read once."""
     if scenario.trials.until is None:
         return None
     known: dict[str, TrialResult] = {}
@@ -200,7 +203,7 @@ def looks_of(scenario: Scenario) -> Callable[[RunDir, int], bool] | None:
 def for_machines(
     scenario: Scenario, comparison: Comparison, plan: Mapping[str, Any], one: Suite
 ) -> dict[str, str]:
-    """What other tools read of a run, besides comparison.json: name of the file -> text."""
+    """Return the files that other tools read, besides comparison.json: file name -> text."""
     return {
         "junit.xml": junit_xml([one]),
         "results.ktap": ktap([one]),
@@ -210,7 +213,7 @@ def for_machines(
 
 
 def save(folder: Path, comparison: dict[str, Any], texts: Mapping[str, str]) -> None:
-    """comparison.json and the other files by their names, where that is allowed."""
+    """Write comparison.json and the other files by their names, if the folder's owner permits."""
     try:
         write_json(folder / "comparison.json", comparison)
         for name, text in texts.items():
@@ -222,7 +225,7 @@ def save(folder: Path, comparison: dict[str, Any], texts: Mapping[str, str]) -> 
 def _save_page(
     path: Path, scenario: Scenario, comparison: Comparison, plan: dict[str, Any]
 ) -> None:
-    # Only here: it loads what makes pages and charts.
+    # Imported only here: it loads the libraries for pages and charts.
     from orchestrator.report.html import html_report  # noqa: PLC0415
 
     try:
@@ -232,11 +235,11 @@ def _save_page(
 
 
 def _save_timelines(folder: Path, comparison: Comparison) -> None:
-    """A trace for ui.perfetto.dev of each traced boot: TRIAL-GUEST.pftrace."""
+    """Write a trace for ui.perfetto.dev of each traced boot: TRIAL-GUEST.pftrace."""
     boots = [found for of_arm in boots_of(comparison).values() for found in of_arm]
     if not boots:
         return
-    # Only here: it loads Perfetto's protobuf.
+    # Imported only here: it loads Perfetto's protobuf.
     from orchestrator.report.perfetto import perfetto_trace  # noqa: PLC0415
 
     try:
@@ -249,10 +252,10 @@ def _save_timelines(folder: Path, comparison: Comparison) -> None:
 
 
 def traced_boots(folder: Path) -> list[Timeline]:
-    """The timelines of a trial's traced guest boots, at least one.
+    """Return the timelines of a trial's traced guest boots, at least one.
 
-    Raises ScenarioError for the folder of a run, EvidenceError where there is no trial, no traced
-    guest boot in it, or its files are not what was collected.
+    Raises ScenarioError for the folder of a run, and EvidenceError if there is no trial, if it has
+    no traced guest boot, or if its files are not those that were collected.
     """
     trial = _trial(folder)
     if (changed := trial.verify()) is not None:
@@ -263,7 +266,7 @@ def traced_boots(folder: Path) -> list[Timeline]:
         found = boot.timelines_of(trial)
         return [replace(one, invalid=one.invalid or ended) for one in found]
     except (KeyError, TypeError, ValueError, AttributeError, OSError) as exc:
-        # evidence is data from outside: what does not have its form is bad evidence, not a bug
+        # evidence is data from outside: without its proper form it is bad evidence, not a bug
         message = f"{folder}: the evidence does not have its form: {type(exc).__name__}: {exc}"
         raise EvidenceError(message, reason="bad-evidence") from exc
     except EvidenceError as exc:

@@ -41,9 +41,9 @@ class MatrixDir:
 
     @classmethod
     def create(cls, path: Path, file: ScenarioFile, cells: Sequence[Cell]) -> MatrixDir:
-        """A new run of these cells, or the same one taken up again, be it with other cells.
+        """Begin a run of these cells, or take the same run up again, maybe with other cells.
 
-        Raises ScenarioError when the folder holds something else.
+        Raises ScenarioError if the folder holds something else.
         """
         names = {cell.name for cell in cells}
         matrix = cls(path)
@@ -72,7 +72,7 @@ class MatrixDir:
         return matrix
 
     def facts(self) -> dict[str, Any]:
-        """matrix.json. Raises EvidenceError when it cannot be read."""
+        """Return matrix.json. Raises EvidenceError if it cannot be read."""
         path = self.path / "matrix.json"
         facts: dict[str, Any] = read_json(path)
         need_keys(path, facts, ("scenario", "cells"))
@@ -84,7 +84,7 @@ class MatrixDir:
         return facts
 
     def runs(self) -> dict[str, RunDir | None]:
-        """The run of each cell, by its name; None where it has not begun."""
+        """Return the run of each cell by the cell's name; None if it has not begun."""
         folders = {cell["name"]: self.path / cell["folder"] for cell in self.facts()["cells"]}
         return {
             name: RunDir.open(folder) if (folder / "plan.json").is_file() else None
@@ -100,10 +100,11 @@ def _is_listed(cell: Any) -> bool:
 
 
 def run_cells(file: ScenarioFile, cells: Sequence[Cell], out: Path, here: Runner) -> MatrixDir:
-    """Every trial of these cells that is not complete yet, cell by cell; evidence under `out`.
+    """Run every trial of these cells that is not complete yet, cell by cell. Evidence goes below
+    `out`.
 
-    Goes on after a cell whose bench failed; stops when that happens twice in a row. Raises
-    ScenarioError for what a cell asks and cannot be had, and BenchError when nothing at all ran.
+    Goes on after a cell whose bench failed; stops if that happens twice in a row. Raises
+    ScenarioError if a cell requires what cannot be had, and BenchError if nothing at all ran.
     """
     with no_space_explained(out), only_writer(out):
         with here.progress.stage("kernels of all cells"):
@@ -133,7 +134,7 @@ def run_cells(file: ScenarioFile, cells: Sequence[Cell], out: Path, here: Runner
 
 
 def all_cells_made(cells: Sequence[Cell], out: Path) -> bool:
-    """As `all_made`, of these cells."""
+    """True if every trial of these cells has been made, as `all_made` says of a run."""
     return all(
         all_made(cell.scenario, out / "cells" / cell.name, looks_of(cell.scenario))
         for cell in cells
@@ -141,7 +142,8 @@ def all_cells_made(cells: Sequence[Cell], out: Path) -> bool:
 
 
 def _look_up_kernels(cells: Sequence[Cell], here: Runner) -> None:
-    """A kernel that there is not is found before the first cell boots. Raises ScenarioError."""
+    """Look up all kernels, so that a missing one is found before the first cell boots. Raises
+    ScenarioError."""
     seen = set()
     for cell in cells:
         for key, kernel in _kernels(cell.scenario).items():
@@ -159,8 +161,8 @@ def _kernels(scenario: Scenario) -> dict[str, Any]:
 
 
 def judge_cells(matrix: MatrixDir, tester: str | None = None) -> Judged:
-    """All cells together: a suite for each; the exit code is 1 if any cell's is, else the largest.
-    Saved in the run, like each cell's own. `tester`: as of `judge`."""
+    """Judge all cells together: a suite for each; the exit code is 1 if any cell's is, else the
+    largest. The result is saved in the run, like each cell's own. `tester` is as for `judge`."""
     found: dict[str, Comparison | None] = {}
     documents: dict[str, dict[str, Any] | None] = {}
     suites: list[Suite] = []

@@ -1,4 +1,4 @@
-"""Who says how often the BARs were mapped while a guest booted: the accounts have to agree."""
+"""Account of a guest boot's maps and unmaps of the BARs, on which all sources have to agree."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ class Account:
 
     maps: tuple[Operation, ...]
     unmaps: tuple[Operation, ...]
-    """With those at the exit of QEMU."""
+    """Includes the unmaps at the exit of QEMU."""
     notes: tuple[Note, ...] = ()
 
 
 def account_of(
     boot: BootTrace, bar: int, *, mmap: bool, viommu: bool, qemu_log: str, iommufd: bool = False
 ) -> Account:
-    """What happened to the BARs of `bar` bytes. `mmap`: QEMU was to map them (no x-no-mmap);
-    `viommu`: the guest has an IOMMU of its own; `iommufd`: QEMU does not use VFIO's container;
-    `qemu_log`: what QEMU said besides its trace.
+    """Return the maps and unmaps of the BARs of `bar` bytes. `mmap`: QEMU was to map them (no
+    x-no-mmap); `viommu`: the guest has an IOMMU of its own; `iommufd`: QEMU does not use VFIO's
+    container; `qemu_log`: QEMU's messages besides its trace.
 
-    Raises EvidenceError when a map was refused or is not of the whole BAR, when the ioctls, QEMU's
-    own account (vfio_listener_region_add_ram) and the kernel's tracepoint iommu:map do not agree,
-    and when there is no map for no known reason. A refused map does not fail the boot: QEMU warns
-    once, and the boot is fast.
+    Raises EvidenceError if a map was refused or does not cover the whole BAR, if the ioctls,
+    QEMU's own account (vfio_listener_region_add_ram) and the kernel's tracepoint iommu:map
+    disagree, and if there is no map for no known reason. A refused map does not fail the boot:
+    QEMU warns once, and the boot is fast.
     """
     if iommufd:
         return Account((), (), (_by_iommufd(qemu_log),))
-    # by their places too: a piece of RAM may be as large as a BAR
+    # matched by address, too: a piece of RAM may be as large as a BAR
     at = {place.start for _, place in boot.bar_places if place.size == bar}
     of_bars = [o for o in boot.operations if o.size == bar and o.iova in at]
     maps = [o for o in of_bars if o.kind == "map"]
-    # QEMU also unmaps where nothing is mapped, as when a guest's own IOMMU takes over
+    # QEMU also unmaps ranges that are not mapped, as when a guest's own IOMMU takes over
     unmaps = [o for o in of_bars if o.kind != "map" and o.unmapped in (None, bar)]
     notes = _taken_over(boot) if viommu else ()
     _regions_agree(boot, viommu=viommu)
@@ -67,7 +67,7 @@ def account_of(
         )
     by_qemu = sum(region.size == bar and region.start in at for region in boot.regions)
     by_iommu = sum(size == bar and iova in at for iova, size in boot.iommu_maps)
-    # each IOMMU domain of the container is mapped; devices share one as long as they can
+    # a map goes into each IOMMU domain of the container; devices share a domain if they can
     if by_qemu != len(maps) or by_iommu == 0 or by_iommu % len(maps):
         raise EvidenceError(
             f"the BAR was mapped {len(maps)} times by ioctl, {by_qemu} times by QEMU's account, "
@@ -97,8 +97,9 @@ def _guest_iommu_took_over(boot: BootTrace) -> bool:
 
 
 def _regions_agree(boot: BootTrace, *, viommu: bool) -> None:
-    """What QEMU says that it has mapped, RAM included, is what was asked of the kernel; but for
-    what it maps on behalf of the guest's own IOMMU."""
+    """Raise EvidenceError unless the regions that QEMU reports as mapped, RAM included, are those
+    that it requested from the kernel. With `viommu` it may request more, on behalf of the guest's
+    own IOMMU."""
     asked = Counter((o.iova, o.size) for o in boot.operations if o.kind == "map")
     said = Counter((region.start, region.size) for region in boot.regions)
     if asked == said or (viommu and said <= asked):
@@ -113,9 +114,9 @@ def _regions_agree(boot: BootTrace, *, viommu: bool) -> None:
 
 
 def _by_iommufd(said: str) -> Note:
-    """QEMU asks iommufd to map a BAR by its address, is refused (-EFAULT: no pages to pin), warns
-    of it and goes on. Raises EvidenceError when it did not: there is a dma-buf then, and nothing
-    here traces how that is mapped."""
+    """Return the note on a BAR that iommufd does not map. QEMU requests the map by the BAR's
+    address, is refused (-EFAULT: no pages to pin), warns and goes on. Raises EvidenceError if it
+    was not refused: then there is a dma-buf, and nothing here traces how that is mapped."""
     if "IOMMU_IOAS_MAP failed" in said or "PCI BAR?" in said:
         return Note("iommufd-without-dma-buf", "the BARs were never mapped for DMA: iommufd takes"
                     " one only as a dma-buf (QEMU 11.1, Linux v6.19)")  # fmt: skip
@@ -126,9 +127,10 @@ def _by_iommufd(said: str) -> Note:
 
 
 def _why_not_mapped(boot: BootTrace, *, mmap: bool, viommu: bool, said: str) -> Note:
-    """A boot without one map of a BAR is fast, and is not what it seems to be.
+    """Return the note that explains why no BAR was mapped. Such a boot is fast, and misleads.
 
-    Raises EvidenceError where nothing that was asked for explains it."""
+    Raises EvidenceError if none of the settings explains it.
+    """
     if not mmap:
         return Note("no-mmap", "the BARs were never mapped for DMA: QEMU was told so (x-no-mmap);"
                     " the guest's every access to them ends in QEMU")  # fmt: skip

@@ -1,9 +1,9 @@
-"""One arm of a run against the same arm of another: nights, machines, versions of a tool. Pure.
+"""Compare an arm of a run with that of another: nights, machines, versions of a tool. Pure.
 
-It is the comparison of any run, but for its trials: those of the first run's arm are the baseline,
-those of the second's the candidate. They ran days apart and so are no pairs. The variable is the
-arm, as in a run: its kernel, and what it is set to. Where the other arm is the same in both runs,
-kernel and settings, it is the control: what it shows is the bench's, not the kernel's.
+The comparison is that of any run, but for its trials: the first run's trials of the arm are the
+baseline, the second's the candidate. They ran days apart and so are not pairs. The variable is the
+arm, as in a run: its kernel and its settings. If the other arm has the same kernel and settings in
+both runs, it is the control: a difference there comes from the bench, not from the kernel.
 """
 
 from __future__ import annotations
@@ -26,16 +26,17 @@ class SavedRun:
     """A run as it is read from disk."""
 
     name: str
-    """For people: its folder."""
+    """The run's folder, as people see it."""
     scenario: Scenario
     plan: dict[str, Any]
     results: tuple[TrialResult, ...]
     configs: Mapping[ArmName, str | None]
-    """Of the arms' kernels, where they were recorded."""
+    """Configuration of each arm's kernel; None if it was not recorded."""
 
     @property
     def planned(self) -> int:
-        """How many trials make it complete: as it was planned then, maybe by another version."""
+        """Number of trials of the complete run, as it was planned then, maybe by another
+        version."""
         listed = self.plan.get("trials")
         if self.scenario.trials.until is None and isinstance(listed, list):
             return len(listed)
@@ -43,16 +44,16 @@ class SavedRun:
 
     @property
     def lacks(self) -> int:
-        """Trials that it is to have and has not."""
+        """Number of planned trials that are missing."""
         return max(0, self.planned - len(self.results))
 
     def settings(self, arm: ArmName) -> dict[str, Any]:
-        """What it was to be set to; as they are in plan.json."""
+        """Return the arm's settings as they are in plan.json."""
         found: dict[str, Any] = (self.plan.get("arm_settings") or {}).get(arm) or {}
         return found
 
     def set_up(self, arm: ArmName) -> tuple[Any, ...]:
-        """The same for the same kernel with the same settings."""
+        """Return a key that is equal for the same kernel with the same settings."""
         settings = self.settings(arm)
         return (
             self.plan["kernels"][arm]["digest"],
@@ -60,7 +61,7 @@ class SavedRun:
         )
 
     def of_arm(self, arm: ArmName, role: ArmName) -> list[TrialResult]:
-        """The trials of an arm, in the role of one in another comparison."""
+        """Return the trials of an arm, with the role that they have in another comparison."""
         return [
             replace(result, arm=role, name=f"{self.name}/{result.name}")
             for result in self.results
@@ -69,7 +70,7 @@ class SavedRun:
 
 
 def plan_across(first: SavedRun, second: SavedRun, arm: ArmName) -> dict[str, Any]:
-    """plan.json as it would be of one run with the arm of both as its arms."""
+    """Return the plan.json of a run that would have the arm of both runs as its two arms."""
     sides = tuple(zip(ARMS, (first, second), strict=True))
     return first.plan | {
         "kernels": {role: run.plan["kernels"][arm] for role, run in sides},
@@ -80,10 +81,11 @@ def plan_across(first: SavedRun, second: SavedRun, arm: ArmName) -> dict[str, An
 def compare_runs(
     first: SavedRun, second: SavedRun, arm: ArmName, allow: Sequence[str] = ()
 ) -> tuple[Scenario, Comparison]:
-    """The second run's arm against the first's, and the scenario that it is judged by: the
-    first's, with every metric that it has an expectation of expected not to regress.
+    """Compare the second run's arm with the first's. Return the scenario that it is judged by, and
+    the comparison. The scenario is the first run's; every metric that it has an expectation for is
+    expected not to regress.
 
-    Raises EvidenceError for runs whose numbers are not of one kind.
+    Raises EvidenceError if the numbers of the two runs are not of one kind.
     """
     accels = (first.plan["accel"], second.plan["accel"])
     if accels[0] != accels[1]:

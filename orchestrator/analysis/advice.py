@@ -1,4 +1,4 @@
-"""What would make a boot faster, from what was seen of it. Pure."""
+"""Advice on what would make a boot faster, from the evidence of that boot. Pure."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from orchestrator.analysis.timeline import RAM, Step, Timeline
 from orchestrator.scenario import format_size
 
 _LEAST_SHARE = 0.01
-"""Of a boot: what is less is not worth a change of anybody's machine."""
+"""Share of a boot. A smaller gain is not worth a change to anybody's machine."""
 _KERNEL = ("kernel", "guest")
-"""Who runs, in a phase's name, when a guest's kernel may."""
+"""First words of the names of those phases in which a guest's kernel may run."""
 _BATCHED_MAPS = 2
-"""A kernel that sizes all BARs of a device at once unmaps and maps them once; its driver may once
-more."""
+"""Maps of a BAR by a kernel that sizes all BARs of a device at once: it unmaps and maps them once,
+and the device's driver may do so once more."""
 _HELP = {
     "qemu-unaligned": "QEMU 9.2 or later puts BARs where leaves of 1 GiB fit; a host kernel v6.15"
     " or later then looks up leaf by leaf, too",
@@ -29,7 +29,7 @@ _HELP = {
     "thp-sysfs": "on the host: echo always > /sys/kernel/mm/transparent_hugepage/enabled (v7.2 and"
     " later do not apply it to BARs); a host kernel v6.15 or later also looks up leaf by leaf",
 }
-"""By the names of a level's reasons."""
+"""Remedies by the name of a level's reason."""
 _REFUSED = {
     "ENOSPC": "vfio_iommu_type1.dma_entry_limit is how many maps a container may have: raise it",
     "ENOMEM": "the process may not lock more memory: <memtune><hard_limit> in the domain's XML",
@@ -40,24 +40,24 @@ _REFUSED = {
 @dataclass(frozen=True)
 class Advice:
     name: str
-    """Short and stable: a level's reason; unmaps, many-maps, guest-memory, map-refused,
-    not-mapped, clock-source."""
+    """Short and stable: the name of a level's reason, or unmaps, many-maps, guest-memory,
+    map-refused, not-mapped, clock-source."""
     problem: str
     help: str
-    """Empty where nothing is known to."""
+    """Empty if no remedy is known."""
     seconds: float
-    """Of the boot: what it costs, the most that can be gained."""
+    """Cost of the problem within the boot, which is the most that can be gained."""
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What is known of a boot."""
+    """The evidence of one boot."""
 
     timeline: Timeline
     levels: Mapping[str, Level]
-    """By the BAR's name."""
+    """Levels by the name of their BAR."""
     bars: Sequence[str]
-    """The names of all."""
+    """Names of all BARs."""
     facts: Mapping[str, Any]
 
     def of_bars(self, kind: str) -> list[Step]:
@@ -65,7 +65,7 @@ class Seen:
 
 
 def advice(seen: Seen) -> tuple[Advice, ...]:
-    """What is wrong first, then what costs the most."""
+    """Return the advice for a boot: what is wrong first, then what costs the most."""
     rules: tuple[Callable[[Seen], Iterator[Advice]], ...] = (
         _levels, _unmaps, _many_maps, _guest_memory, _refused, _not_mapped, _clock_source,
     )  # fmt: skip

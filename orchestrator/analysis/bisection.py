@@ -1,4 +1,4 @@
-"""A bisection by a metric: its ends, its steps, on which side of the threshold each is. Pure."""
+"""A bisection by a metric: its ends, its steps, the side of the threshold of each step. Pure."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from orchestrator.errors import EvidenceError
 
 Outcome = Literal["good", "bad", "skip"]
 Role = Literal["good", "bad", "step"]
-"""What a commit is measured for: good and bad are what the user calls them."""
+"""Purpose of a measurement. `good` and `bad` are the ends, as the user names them."""
 CLEAR = 3
-"""Times the resolution of instruction counts, that good and bad are apart at least."""
+"""Good and bad must differ by at least this many times the resolution of instruction counts."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Commit:
     author: str = ""
     """NAME <MAIL>"""
     date: str = ""
-    """Of the author, as ISO 8601."""
+    """Author's date, as ISO 8601."""
     subject: str = ""
 
     @property
@@ -35,14 +35,14 @@ class Commit:
 
 @dataclass(frozen=True)
 class Measured:
-    """What a commit's kernel measured."""
+    """Values that were measured with a commit's kernel."""
 
     unit: str
     values: tuple[float, ...]
     """One for each trial, at least one."""
     release: str
     digest: str
-    """Of the kernel."""
+    """Digest of the kernel."""
 
     @cached_property
     def value(self) -> float:
@@ -57,7 +57,7 @@ class Skipped:
     """Short stable name."""
     message: str
     by_bench: bool = False
-    """The bench failed, and not the commit."""
+    """True if the bench failed, not the commit."""
 
 
 @dataclass(frozen=True)
@@ -67,26 +67,26 @@ class Step:
     outcome: Outcome
     found: Measured | Skipped
     seconds: float
-    """Of the runner."""
+    """Seconds on the runner's clock."""
     folder: str
-    """Of its run, in that of the bisection."""
+    """Folder of the step's run, relative to the bisection's folder."""
 
     @property
     def failed_by_bench(self) -> str:
-        """The bench's reason, where that is why there is no number."""
+        """The bench's reason if the bench is why there is no number, else empty."""
         found = self.found
         return found.reason if isinstance(found, Skipped) and found.by_bench else ""
 
 
 @dataclass(frozen=True)
 class Bisection:
-    """As far as it has come."""
+    """A bisection as far as it has come."""
 
     metric: str
     steps: tuple[Step, ...]
-    """In the order in which they were measured, the ends first."""
+    """Steps in the order of their measurement, the ends first."""
     found: tuple[Commit, ...] = ()
-    """The first bad commit; several: it is one of these, which skips hide; none: not yet known."""
+    """The first bad commit. Several: skips hide which of these it is. Empty: not yet known."""
 
     @property
     def ends(self) -> Ends | None:
@@ -107,22 +107,23 @@ class Ends:
 
     @property
     def threshold(self) -> float:
-        """The geometric mean of both, which is as many times the one as the other is times it;
-        of counts that may be none, the arithmetic one."""
+        """Geometric mean of the two values, so that both differ from it by the same factor. The
+        arithmetic mean if one of them is 0, as a count may be."""
         good, bad = self.good.value, self.bad.value
         return math.sqrt(good * bad) if good > 0 and bad > 0 else (good + bad) / 2
 
     def side(self, found: Measured) -> Literal["good", "bad"]:
-        """Bad may be the cheaper one: it is what the user calls bad."""
+        """Return the side of the threshold that a value is on. Bad may be the cheaper one: it is
+        what the user calls bad."""
         above = found.value > self.threshold
         below = found.value < self.threshold
         return "bad" if (above if self.bad.value > self.good.value else below) else "good"
 
     def too_near(self, resolution: Resolution) -> str:
-        """Why the two cannot be told apart, or nothing.
+        """Return why the two cannot be told apart, or an empty string if they can.
 
-        Instruction counts differ by CLEAR times their resolution or more; of other numbers, no
-        trial of the one is among the other's, and single times differ by a factor of two.
+        Instruction counts must differ by CLEAR times their resolution or more. For other numbers,
+        no trial of one may be among the other's, and single times must differ by a factor of two.
         """
         good, bad = self.good.values, self.bad.values
         low, high = sorted((self.good.value, self.bad.value))
@@ -139,7 +140,7 @@ class Ends:
 
 
 def step_json(step: Step) -> dict[str, Any]:
-    """Of bisect.json."""
+    """Return a step as bisect.json has it."""
     found = step.found
     measured = asdict(found) | {"value": found.value} if isinstance(found, Measured) else None
     return {
@@ -150,7 +151,7 @@ def step_json(step: Step) -> dict[str, Any]:
 
 
 def step_of(value: Mapping[str, Any]) -> Step:
-    """What `step_json` made. Raises EvidenceError for anything else."""
+    """Parse what `step_json` made. Raises EvidenceError for anything else."""
     try:
         measured = value["measured"]
         found = (

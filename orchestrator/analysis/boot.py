@@ -1,9 +1,9 @@
 """A traced guest boot: its trace, read once, as a timeline.
 
-Everything in it has a time of the same clock, the host's trace clock: the kernel's probes; QEMU's
-own trace events and what the watch agent sees, both written to the trace's trace_marker; and, of a
-guest under KVM, the line feeds of its console, stamped by kvm:kvm_pio in the moment in which the
-guest sent them.
+All times are on one clock, the host's trace clock: those of the kernel's probes; of QEMU's own
+trace events and the watch agent's lines, both written to the trace's trace_marker; and, if the
+guest runs under KVM, of its console's line feeds, which kvm:kvm_pio stamps at the moment the guest
+sends them.
 """
 
 from __future__ import annotations
@@ -34,10 +34,12 @@ from orchestrator.scenario import is_emulated
 _UPTIME = re.compile(r"uptime (\d+\.\d+)")
 _SYSTEMD = re.compile(r"(?m)^(Kernel|InitRD|Userspace|Finish)TimestampMonotonic=(\d+)$")
 _DRIFT_SECONDS, _DRIFT_SHARE = 0.05, 0.001
-"""More than that between two clocks of one host, from a boot's beginning to its end: a jump. What
-the agent says reaches the trace in milliseconds, on a busy emulated host in tens of them."""
+"""A larger drift (seconds, plus a share of the boot) between two clocks of one host, from a boot's
+beginning to its end, is a jump. The agent's lines reach the trace within milliseconds, on a busy
+emulated host within tens of milliseconds."""
 _STEP_SECONDS = 1.0
-"""A step of the wall clock; less may be a QEMU that waited between reading it and writing."""
+"""Least step of the wall clock. A smaller one may be a QEMU that waited between reading the clock
+and writing the event."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +52,8 @@ class Traced:
 
 
 def traced_boot(trial: TrialDir, index: int) -> Traced:
-    """Raises EvidenceError when the tracer lost or missed something, and when the accounts of the
-    maps do not agree."""
+    """Return the traced boot of guest `index`. Raises EvidenceError if the tracer lost or missed
+    something, or if the accounts of the maps disagree."""
     manifest, label = trial.manifest, f"guest-{index}"
     tracer_complete(trial, label, clock=trace_clock(trial))
     boot = boot_of(trial, index)
@@ -65,9 +67,9 @@ def traced_boot(trial: TrialDir, index: int) -> Traced:
 
 
 def timelines_of(trial: TrialDir) -> list[Timeline]:
-    """The timelines of a trial's traced guest boots; of one that makes the trial invalid, with the
-    reason. Raises EvidenceError where there is none, and for a trace that cannot be read or has no
-    boot mark."""
+    """Return the timelines of a trial's traced guest boots. A boot that makes the trial invalid
+    has its timeline too, with the reason. Raises EvidenceError if there is no traced boot, and for
+    a trace that cannot be read, has no boot mark or has clocks that drift apart."""
     traced = [g["index"] for g in trial.manifest["guests"] if g["pass"] == "timing"]
     if not traced:
         raise EvidenceError(
@@ -96,7 +98,8 @@ def boot_of(trial: TrialDir, index: int) -> BootTrace:
 def timeline_of(
     trial: TrialDir, index: int, boot: BootTrace, notes: Sequence[Note] = ()
 ) -> Timeline:
-    """The timeline of one boot. Raises EvidenceError when it has no beginning or no boot mark."""
+    """Return the timeline of one boot. Raises EvidenceError if it has no beginning or no boot
+    mark, or if its clocks drift apart."""
     zero = boot.execs.get(boot.pid)
     mark_line = boot.mark_line
     if zero is None or mark_line is None:
@@ -122,7 +125,7 @@ def timeline_of(
         operation_ends=[o.end for o in boot.operations], console=console[: mark_line + 1],
         msrs=boot.msrs, mark=mark, ssh=boot.marks.get("ssh"),
         exit=boot.marks.get("exit", console[-1][0]),
-        # the guest's clock, by what it read for its mark: to 10 ms, the step of /proc/uptime
+        # placed by the guest's reading of its own clock at the mark: to 10 ms, /proc/uptime's step
         systemd=None if began is None or uptime is None else mark - float(uptime[1]) + began,
     )  # fmt: skip
     phases = phases_of(times)
@@ -149,7 +152,7 @@ def timeline_of(
 
 
 def _systemd(text: str) -> dict[str, float]:
-    """What the guest's systemd says of its boot: seconds of the guest's CLOCK_MONOTONIC."""
+    """Parse the timestamps of the guest's systemd: seconds of the guest's CLOCK_MONOTONIC."""
     found = {name.lower(): int(micro) / 1e6 for name, micro in _SYSTEMD.findall(text)}
     return {name: seconds for name, seconds in found.items() if seconds}
 
@@ -159,18 +162,18 @@ def _since(time: float | None, zero: float) -> float | None:
 
 
 def _console(boot: BootTrace, mark_line: int) -> tuple[list[tuple[float, str]], float | None, str]:
-    """The console's lines with the best times there are, how late they can be, and how that is
-    known.
+    """Return the console's lines with the best times there are, how late these can be, and how
+    that is known.
 
-    Under KVM each line feed leaves a kvm:kvm_pio record in the moment in which the guest writes it
-    to its serial port; where there are as many of them as lines, line and record belong together,
-    and a mark is as accurate as a reading of the trace clock. Else the lines have the times at
-    which the watch agent had received them, through QEMU and a socket of the host; how late that
-    is depends on what else the host does, and nothing here bounds it.
+    Under KVM each line feed leaves a kvm:kvm_pio record at the moment the guest writes it to its
+    serial port. If there are as many records as lines, they belong together, and a mark is as
+    accurate as a reading of the trace clock. Otherwise a line has the time at which the watch
+    agent had received it, through QEMU and a socket of the host. How late that is depends on what
+    else the host does, and nothing here bounds it.
     """
     ours = boot.threads or {event.thread for event in boot.qemu}
     feeds = [at for at, thread in boot.feeds if thread in ours]
-    # a last line may have no line feed; no line is received before it is sent
+    # the last line may have no line feed; no line can be received before it is sent
     pairs = list(zip(feeds, boot.console, strict=False))
     if (
         len(boot.console) - 1 <= len(feeds) <= len(boot.console)
@@ -187,16 +190,18 @@ def _console(boot: BootTrace, mark_line: int) -> tuple[list[tuple[float, str]], 
 
 
 def check_clock(boot: BootTrace) -> None:
-    """The trace clock and CLOCK_MONOTONIC went alike from the boot's beginning to its end: the
-    agent writes its reading of the one into the trace, which stamps it with the other.
+    """Check that the trace clock and CLOCK_MONOTONIC ran alike from the boot's beginning to its
+    end. The agent writes its reading of CLOCK_MONOTONIC into the trace, which stamps it with the
+    trace clock.
 
-    Raises EvidenceError when they did not: one of them is of another kind, or jumped.
+    Raises EvidenceError if they did not: one of them is of another kind, or jumped.
     """
     if len(boot.agent_clock) < 4:
         return
     lags = [trace - monotonic for trace, monotonic in boot.agent_clock]
-    # a line is late by what the host was busy with, never early: the smallest lag is the clocks'.
-    # Wherever one jumped, all lines before are on one side and all lines after on the other.
+    # A line may be late, because the host is busy, but never early: the smallest lag is the
+    # clocks' own. If one of them jumped, the smallest lag before the jump is not the smallest lag
+    # after it.
     before = list(accumulate(lags, min))
     after = list(accumulate(reversed(lags), min))[::-1]
     few = min(8, len(lags) // 2)
@@ -213,24 +218,26 @@ def check_clock(boot: BootTrace) -> None:
 
 @dataclass(frozen=True)
 class Placed:
-    """An operation with what it was on."""
+    """An operation with the BAR or the RAM that it maps or unmaps."""
 
     operation: Operation
     bar: str
     large: bool
-    """One of the BARs whose pins and walks are probed."""
+    """True for the BARs whose pins and walks are probed."""
     cold: bool
-    """A map after the page tables were torn down: it faults them in again."""
+    """True for a map after the page tables were torn down: it faults them in again."""
 
 
 def _placed(boot: BootTrace, causes: Causes, large: int) -> list[Placed]:
-    """Each operation with the BAR that it maps, by where QEMU has put that BAR then, or RAM."""
+    """Return each operation with the BAR that it maps, by the place that QEMU has given that BAR
+    at the time, or with RAM."""
     places = boot.bar_places
     regions = {(region.start, region.size) for region in boot.regions}
     current: dict[str, BarPlace] = {}
     mapped: dict[int, float] = {}
     zapped: dict[str, float] = {}
-    """By the function whose decoding went off; "" is a reset, before the guest runs."""
+    """Time of the last zap, by the function whose decoding was switched off; "" is a reset, before
+    the guest runs."""
     found, next_place, next_zap = [], 0, 0
     for operation in boot.operations:
         while next_place < len(places) and places[next_place][0] <= operation.start:
@@ -243,7 +250,7 @@ def _placed(boot: BootTrace, causes: Causes, large: int) -> list[Placed]:
             write = causes.trigger(thread, at)
             zapped[write.address if write is not None else ""] = at
             next_zap += 1
-        # the last that was put there: a BAR that moved away leaves its old place in the list
+        # the BAR that was placed last: one that moved away leaves its old place in the list
         bar = next((p.name for p in reversed(current.values()) if _within(operation, p)), RAM)
         if (operation.iova, operation.size) not in regions:
             bar = IOVA
@@ -256,13 +263,13 @@ def _placed(boot: BootTrace, causes: Causes, large: int) -> list[Placed]:
 
 
 def _within(operation: Operation, place: BarPlace) -> bool:
-    # a page is the least that is mapped, for a BAR smaller than that
+    # at least a page is mapped, even for a smaller BAR
     end = place.start + max(place.size, PAGE)
     return place.start <= operation.iova and operation.iova + operation.size <= end
 
 
 class _Phases:
-    """Which phase a time is in."""
+    """Lookup of a phase by time."""
 
     def __init__(self, phases: Sequence[Phase]) -> None:
         self._names = [phase.name for phase in phases]
@@ -286,13 +293,13 @@ def _step(placed: Placed, causes: Causes, phases: _Phases, zero: float) -> Step:
 
 
 def parts_of(placed: Placed) -> dict[str, float]:
-    """What an operation's time went into, by kernel function. RAM is pinned in as many runs as it
-    has fragments, which are not recorded one by one; neither are the parts of a BAR of another
-    size than the large ones."""
+    """Return the seconds of an operation's parts, by kernel function. RAM is pinned in as many
+    runs as it has fragments, which are not recorded one by one. Nor are the parts of BARs of other
+    sizes than the large ones."""
     operation = placed.operation
     parts: dict[str, float | None] = {}
     if operation.kind == "map":
-        # a run of RAM can have as many pages as a BAR, and is then recorded by chance
+        # a run of RAM that happens to have as many pages as a BAR is recorded by chance
         if placed.bar in (RAM, IOVA) or not placed.large:
             return {"pin and IOMMU map": operation.seconds}
         parts["bookkeeping"] = operation.around_seconds

@@ -10,7 +10,7 @@ from orchestrator.analysis.machine import LOCKDOWN, Machine
 from orchestrator.scenario import BOOT_WAYS
 
 _STATE = "/var/lib/barometer"
-"""All that barometer has on a metal host."""
+"""Folder of all that barometer keeps on a metal host."""
 _PYTHON = (3, 9)
 _STOP_ON_REBOOT = "/sys/module/watchdog/parameters/stop_on_reboot"
 
@@ -38,9 +38,10 @@ def python(machine: Machine, _needs: Needs) -> Iterator[Finding]:
 
 
 def lockdown(machine: Machine, _needs: Needs) -> Iterator[Finding]:
-    """pci_write_config() asks for LOCKDOWN_PCI_ACCESS, which integrity refuses already: no device
-    can be handed over. Distributions' kernels turn it on where Secure Boot is on, so one under
-    test would, whatever the machine's own does."""
+    """Yield a finding on lockdown, under which no device can be handed over: pci_write_config()
+    checks LOCKDOWN_PCI_ACCESS, which the level integrity already refuses. Distributions' kernels
+    lock themselves down if Secure Boot is on, so a kernel under test would, even if the machine's
+    own kernel does not."""
     level = machine.lockdown
     secure_boot = (machine.raw.get("means") or {}).get("secure_boot")
     evidence = (
@@ -66,7 +67,8 @@ def lockdown(machine: Machine, _needs: Needs) -> Iterator[Finding]:
 
 
 def ways(machine: Machine, needs: Needs) -> Iterator[Finding]:
-    """How a kernel under test can be booted once, as the machine's keeper found."""
+    """Yield a finding on how a kernel under test can be booted once, as the machine's keeper
+    detected it."""
     means = machine.raw.get("means") or {}
     if "kexec" not in means:
         yield Finding("boot", "note", "how another kernel can be booted is root's to know",
@@ -89,7 +91,7 @@ def ways(machine: Machine, needs: Needs) -> Iterator[Finding]:
 
 
 def _way(means: Mapping[str, Any], needs: Needs) -> str | None:
-    """How a run boots, where it can."""
+    """Return the way in which a run boots a kernel, or None if there is none."""
     there = _usable(means)
     return next((name for name in there if needs.boot in ("auto", name)), None)
 
@@ -126,9 +128,10 @@ def others(machine: Machine, _needs: Needs) -> Iterator[Finding]:
 
 
 def watchdog(machine: Machine, needs: Needs) -> Iterator[Finding]:
-    """Whether one can restart the machine where a kernel under test hangs: it must be free, it
-    must be possible to stop it, and the kernel must leave it running when it boots another. A boot
-    loader is reached through a reset of the machine, which ends what the watchdog counts."""
+    """Yield a finding on watchdogs that can restart the machine if a kernel under test hangs. One
+    must be free, it must be possible to stop it, and the kernel must leave it running when it
+    boots another kernel. A boot loader is reached through a reset of the machine, which ends the
+    watchdog's countdown."""
     means = machine.raw.get("means") or {}
     devices = means.get("watchdogs")
     if devices is None:

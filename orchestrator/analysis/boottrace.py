@@ -26,18 +26,18 @@ _MSR = re.compile(r"msr_write ([0-9a-f]+) = 0x([0-9a-f]+)")
 
 @dataclass
 class BootTrace:
-    """What the trace of one guest boot says. Times in seconds of the trace clock."""
+    """Contents of the trace of one guest boot. Times are seconds of the trace clock."""
 
     operations: list[Operation] = field(default_factory=list)
     qemu: list[QemuEvent] = field(default_factory=list)
     console: list[tuple[float, str]] = field(default_factory=list)
-    """Lines as the watch agent received them."""
+    """(when, line) as the watch agent received it."""
     feeds: list[tuple[float, int]] = field(default_factory=list)
     """(when, thread) of the line feeds that the guest sent."""
     msrs: list[tuple[float, int, int, int]] = field(default_factory=list)
-    """(when, thread, register, value) of what the guest wrote."""
+    """(when, thread, register, value) of each write of an MSR by the guest."""
     execs: dict[int, float] = field(default_factory=dict)
-    """When a process became QEMU."""
+    """Time at which a process became QEMU, by its pid."""
     marks: dict[str, float] = field(default_factory=dict)
     cpu_use: list[tuple[float, float]] = field(default_factory=list)
     agent_clock: list[tuple[float, float]] = field(default_factory=list)
@@ -47,16 +47,16 @@ class BootTrace:
     iommu_maps: list[tuple[int, int]] = field(default_factory=list)
     """(IOVA, bytes) of the kernel's own tracepoint iommu:map."""
     pid: int = 0
-    """QEMU's process."""
+    """Process ID of QEMU."""
     threads: set[int] = field(default_factory=set)
-    """Of that process, at the boot mark."""
+    """Threads of that process at the boot mark."""
     mark_line: int | None = None
-    """Which line of the console is the boot mark."""
+    """Index of the boot mark in `console`."""
     events: int = 0
 
     @property
     def bar_places(self) -> list[tuple[float, BarPlace]]:
-        """(when, where) of each BAR of a device that was passed on."""
+        """(when, place) of each BAR of a device that is passed through to the guest."""
         return [
             (event.time, place) for event in self.qemu
             if (place := bar_place(event)) is not None and place.device == "vfio-pci"
@@ -64,15 +64,16 @@ class BootTrace:
 
     @property
     def regions(self) -> list[Region]:
-        """What QEMU had VFIO map."""
+        """Regions that QEMU had VFIO map."""
         return [region for e in self.qemu if (region := region_added(e)) is not None]
 
 
 def read_boot(text: str, threads: Collection[int] | None = None) -> BootTrace:
-    """The trace of one guest boot. Time and memory grow with what is in it, once. `threads`: of
-    its QEMU; what others did is left out.
+    """Read the trace of one guest boot, in time and memory linear in its size. `threads`: the
+    threads of its QEMU; records of other threads are left out.
 
-    Raises EvidenceError for a garbled trace and for maps that never returned."""
+    Raises EvidenceError for a garbled trace and for maps that never returned.
+    """
     boot, pairing = BootTrace(), Pairing()
     zapping: dict[int, float] = {}
     for event in parse_trace(text):

@@ -1,4 +1,4 @@
-"""Where the instructions of a map and of an unmap go, by kernel function (the `profile` pass)."""
+"""Instructions of a map and of an unmap, by kernel function (the `profile` pass)."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class Breakdown:
     stacks: Stacks
     """Instructions in the innermost function of each stack; outermost is the ioctl's function."""
     logged: bool
-    """Every instruction was logged; else the whole is that of one page times the pages, plus
-    what a map of no page costs, both from logs of smaller maps."""
+    """True if every instruction was logged. Otherwise the stacks are extrapolated from logs of
+    smaller maps: the cost of a page times the pages, plus the cost of a map of no page."""
 
     @property
     def total(self) -> float:
@@ -48,9 +48,10 @@ class Breakdown:
 
 
 def breakdowns(trial: TrialDir) -> list[Breakdown]:
-    """What the trial's instruction logs say; empty where there was no `profile` pass.
+    """Return the breakdowns from the trial's instruction logs; none without a `profile` pass.
 
-    Raises EvidenceError when a file of it is missing.
+    Raises EvidenceError if a log is missing, or does not have as many instructions as profile.json
+    says.
     """
     profile: Any = trial.json("host/profile.json")
     if profile is None:
@@ -71,7 +72,8 @@ def breakdowns(trial: TrialDir) -> list[Breakdown]:
 
 
 def _interrupted(stack: tuple[str, ...]) -> bool:
-    """Entries of arch/x86/entry: asm_sysvec_apic_timer_interrupt, asm_common_interrupt."""
+    """True if the stack has an entry of arch/x86/entry for interrupts, as
+    asm_sysvec_apic_timer_interrupt or asm_common_interrupt."""
     return any(name.startswith(("asm_sysvec_", "asm_common_interrupt")) for name in stack)
 
 
@@ -93,7 +95,8 @@ def _stacks(trial: TrialDir, entry: MappingType[str, Any]) -> Stacks:
 
 
 def measured_whole(breakdown: Breakdown, plain: MapPass) -> float | None:
-    """Instructions of the same operation without a log: the plain pass's, less an empty ioctl."""
+    """Return the instructions of the same operation without a log: the plain pass's, less those of
+    an empty ioctl."""
     samples = plain.whole.of_state(breakdown.state) if plain.whole else []
     if not samples:
         return None
@@ -103,8 +106,9 @@ def measured_whole(breakdown: Breakdown, plain: MapPass) -> float | None:
 
 
 def check_sums(found: Iterable[Breakdown], plain: MapPass) -> None:
-    """Raises EvidenceError where the functions' instructions are not the whole that was measured
-    without a log: to 1 %, or 500 instructions, for the interrupts in it."""
+    """Raise EvidenceError if the instructions of the functions do not add up to the whole that was
+    measured without a log. They may differ by 1 %, or by 500 instructions, for the interrupts in
+    it."""
     for breakdown in found:
         whole = measured_whole(breakdown, plain)
         if whole is not None and abs(breakdown.total - whole) > max(whole / 100, 500):
@@ -116,11 +120,12 @@ def check_sums(found: Iterable[Breakdown], plain: MapPass) -> None:
 
 
 def _extrapolated(trial: TrialDir, logs: list[dict[str, Any]], bar: int) -> Stacks:
-    """Linear in pages, stack by stack: small + (bar - small) * (large - small) / pages between.
+    """Return the stacks of the whole BAR, linear in pages, stack by stack: small + (bar - small) *
+    (large - small) / pages between.
 
-    Interrupts that fell into a log are no cost of a page and are left out.
-    A small map's leaves in the IOMMU's tables are smaller than those of the whole BAR, so what is
-    under iommu_iova_to_phys is taken from the window into a large one: so much for each call.
+    Interrupts that fell into a log are no cost of a page and are left out. A small map's leaves in
+    the IOMMU's tables are smaller than those of the whole BAR, so the cost of iommu_iova_to_phys
+    is that of a call in the window into a large map, times the calls.
     """
     small, large = (e for e in logs if not e["window"])
     window = next((e for e in logs if e["window"]), None)
@@ -134,7 +139,7 @@ def _extrapolated(trial: TrialDir, logs: list[dict[str, Any]], bar: int) -> Stac
         if (window is not None and WALK in stack) or _interrupted(stack):
             continue
         each = (second.get(stack, 0) - first.get(stack, 0)) / between
-        # what one log met by chance is no cost of a page, and none is below nothing
+        # what one log has by chance is no cost of a page, and no cost is negative
         result[stack] = first.get(stack, 0) + more * max(each, 0.0)
     if window is not None:
         calls = window["calls"][WALK]

@@ -1,4 +1,4 @@
-"""What made QEMU map or unmap memory: the write to PCI configuration space on whose behalf it did.
+"""Causes of QEMU's maps and unmaps: the writes to PCI configuration space that it does them for.
 
 QEMU handles a write in the thread that made it, and maps and unmaps before it returns: an
 operation's trigger is the last thing that its thread is known to have done before it.
@@ -34,8 +34,8 @@ _OTHER_TRIGGERS = {
     "fw_cfg_select": UNKNOWN,  # the guest ran on: what its thread does next has another reason
 }
 _STALE_SECONDS = 0.2
-"""QEMU acts on a write at once: what it does so long after it, or after what else it did on its
-behalf, has another reason."""
+"""QEMU acts on a write at once. What it does this long after the write, or after the last act on
+behalf of the write, has another reason."""
 
 
 class Causes:
@@ -79,12 +79,12 @@ class Causes:
                     busy[thread] = end
 
     def trigger(self, thread: int, time: float) -> ConfigWrite | None:
-        """The configuration write that a thread was handling at a time."""
+        """Return the configuration write that a thread was handling at a time, or None."""
         found = self._at(thread, time)
         return None if found is None else found[2]
 
     def of(self, operation: Operation, bar: str) -> str:
-        """Of an operation on a BAR ("01:00.0 BAR 2") or on RAM."""
+        """Return the cause of an operation on a BAR ("01:00.0 BAR 2") or on RAM."""
         if operation.kind == "release":
             return "exit"
         return self.at(operation.pid, operation.start, bar)
@@ -105,7 +105,7 @@ class Causes:
 
     @staticmethod
     def _whose(write: ConfigWrite, bar: str) -> str:
-        """The function that was written to, where it is not the one whose BAR it is."""
+        """Name the function that was written to, unless the BAR is its own."""
         if write.bridge:
             return f" of bridge {write.address}"
         if write.device in HOST_BRIDGES or bar.startswith(f"{write.address} "):
@@ -130,12 +130,12 @@ class Causes:
         )
 
     def _sizes(self, write: ConfigWrite) -> bool:
-        """All ones were written, or are undone: how software finds out a size."""
+        """True if all ones are written or undone, which is how software finds out a size."""
         before = self._same_before[write]
         return _all_ones(write) or (before is not None and _all_ones(before))
 
     def _decoding(self, write: ConfigWrite, index: int) -> str:
-        """Memory decoding went off or on: what was written while it was off says why."""
+        """Return why memory decoding was switched off or on, from the writes while it was off."""
         writes = self._by_function[write.address]
         on = bool(write.value & _MEMORY)
         step = -1 if on else 1
@@ -170,14 +170,14 @@ def _register(write: ConfigWrite) -> str | None:
 
 
 def _upper_half(write: ConfigWrite) -> str | None:
-    """The register with the upper half of a BAR that says by its type that it has 64 bits."""
+    """Return the register with the upper half of a BAR that is 64-bit by its type, or None."""
     if _register(write) in (None, "ROM") or _all_ones(write) or write.value & 0x7 != 0x4:
         return None
     return f"BAR {(write.offset - _BAR0) // 4 + 1}"
 
 
 def _registers(writes: Sequence[ConfigWrite], upper: AbstractSet[str]) -> str:
-    """ "BAR 2", "BARs 0, 1 and ROM": a 64-bit BAR goes by its lower half."""
+    """Name the registers: "BAR 2", "BARs 0, 1 and ROM". A 64-bit BAR goes by its lower half."""
     found = {name for w in writes if (name := _register(w)) is not None} - upper
     numbers = sorted(int(name[4:]) for name in found if name != "ROM")
     if len(numbers) > 1:

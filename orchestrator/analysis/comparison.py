@@ -1,4 +1,4 @@
-"""Trials of both arms to a Comparison, as in comparison.json (schema 1)."""
+"""Compare the trials of both arms: a Comparison, and comparison.json (schema 1)."""
 
 from __future__ import annotations
 
@@ -56,10 +56,10 @@ from orchestrator.scenario import (
 )
 
 Outcome = Literal["met", "not met", "not known"]
-"""Of an expectation."""
+"""Outcome of an expectation."""
 
 UNDECIDED = "undecided-failure"
-"""The reason of a run that is inconclusive because nobody can be charged with a failure."""
+"""Reason of a run that is inconclusive because a failure can be charged to nobody."""
 _WORST_FIRST: tuple[Verdict, ...] = (
     "regressed", "invalid", "inconclusive", "improved", "equivalent",
 )  # fmt: skip
@@ -75,14 +75,14 @@ class MetricComparison:
     candidate: tuple[float, ...]
     effect: Effect
     control: Effect | None = None
-    """A kernel against itself: of a run, the baseline's against the control's trials; of two runs,
-    the arm beside."""
+    """Effect between trials of one kernel. In a run: baseline against control. Across two runs:
+    the other arm of both."""
     controls: tuple[float, ...] = ()
-    """The values that the control has in place of the candidate's."""
+    """Values of the control, which take the place of the candidate's."""
 
     @cached_property
     def shapes(self) -> dict[ArmName, tuple[Shape, ...]]:
-        """Of times: an arm whose trials are not one cloud around one value."""
+        """Shapes of the arms whose times are not one cloud around one value. Times only."""
         if self.unit != "s":
             return {}
         found = {arm: shapes(getattr(self, arm)) for arm in ARMS}
@@ -90,15 +90,15 @@ class MetricComparison:
 
     @property
     def verdict(self) -> Verdict:
-        """Invalid where the bench finds a difference between a kernel and itself."""
+        """Verdict of the effect; invalid if the bench finds a difference between a kernel and
+        itself."""
         if self.control is not None and self.control.verdict in ("improved", "regressed"):
             return "invalid"
         return self.effect.verdict
 
     @property
     def ratio(self) -> float | None:
-        """Candidate / baseline; below 1 the candidate is cheaper. None where the baseline is
-        zero."""
+        """Candidate / baseline; below 1 the candidate is cheaper. None if the baseline is zero."""
         return self.effect.ratio
 
 
@@ -111,15 +111,15 @@ class Comparison:
     kernels: dict[ArmName, dict[str, str]]
     """Release and source of each arm's kernel."""
     planned: int
-    """Trials of the plan; fewer results mean that the run is not complete."""
+    """Number of trials of the plan; fewer results mean that the run is not complete."""
     deciding: tuple[Metric, ...] = ()
-    """The metrics that the verdict is of: those with an expectation, else the headline."""
+    """Metrics that decide the verdict: those with an expectation, else the headline."""
     conditions: Conditions | None = None
-    """Under which the arms were measured, and what differed."""
+    """Conditions under which the arms were measured, and their differences."""
     paired: bool = True
-    """False of arms of different runs."""
+    """False if the arms are of different runs."""
     variable: Variable | None = None
-    """What the arms differ in."""
+    """The variable: what the arms differ in."""
 
     @cached_property
     def undecided(self) -> list[TrialResult]:
@@ -128,7 +128,8 @@ class Comparison:
 
     @property
     def has_undecided(self) -> bool:
-        """Failures that nobody can be charged with forbid to call the arms alike or better."""
+        """True if there are failures that nobody can be charged with. Then the arms are called
+        neither alike nor better."""
         return _has_undecided(self.results)
 
     def of_arm(self, arm: Role) -> list[TrialResult]:
@@ -151,9 +152,9 @@ def compare(
     *,
     paired: bool = True,
 ) -> Comparison:
-    """Effect and verdict of every metric that both arms have, from `planned` trials. With the
-    accelerator exact, what is in seconds elsewhere is in Ginsn, 10^9 instructions. Arms of
-    different runs are not `paired`."""
+    """Return effect and verdict of every metric that both arms have, from `planned` trials. With
+    the accelerator exact, metrics that are otherwise in seconds are in Ginsn, 10^9 instructions.
+    Arms of different runs are not `paired`."""
     metrics = _compared(scenario, results, accel, paired=paired)
     deciding = _deciding(scenario, [m.name for m in metrics])
     verdict = _verdict(results, metrics, deciding)
@@ -170,7 +171,8 @@ def compare(
 
 
 def with_control(comparison: Comparison, beside: Comparison) -> Comparison:
-    """With what `beside` finds between trials of one kernel as the control of each metric."""
+    """Return the comparison with a control for each metric: the effect that `beside` has between
+    trials of one kernel."""
     metrics = tuple(
         replace(metric, control=found.effect, controls=found.candidate)
         if (found := beside.metric(metric.name)) is not None
@@ -213,13 +215,13 @@ def _compared(
 
 
 def unit_of(name: Metric, accel: str) -> str:
-    """s, count, or Ginsn: what is seconds elsewhere, of an exact host."""
+    """Return the metric's unit: s, count, or on an exact host Ginsn in place of s."""
     unit = METRICS[name.partition("@")[0]]
     return "Ginsn" if unit == "s" and accel == "exact" else unit
 
 
 def resolution_of(scenario: Scenario, name: Metric) -> Resolution:
-    """When two values of a metric in Ginsn are the same number."""
+    """Return how near two values of a metric in Ginsn must be to be the same number."""
     if scenario.workload == "map":
         return OF_MAPS
     if name.startswith("guest_"):
@@ -228,7 +230,7 @@ def resolution_of(scenario: Scenario, name: Metric) -> Resolution:
 
 
 def values_of(results: Sequence[TrialResult], role: Role, name: Metric) -> dict[int, float]:
-    """Pair -> value of the measured trials that have one."""
+    """Return the metric's value of each measured trial that has one, by pair."""
     return {
         r.pair: value for r in results
         if r.arm == role and r.kind == "measured" and (value := r.value(name)) is not None
@@ -238,7 +240,7 @@ def values_of(results: Sequence[TrialResult], role: Role, name: Metric) -> dict[
 def _adjusted(
     ps: Mapping[Metric, float | None], deciding: Sequence[Metric]
 ) -> dict[Metric, float | None]:
-    """The p values that decide, for all of those together; the others among themselves."""
+    """Adjust the p values of the deciding metrics together, and those of the others together."""
     out: dict[Metric, float | None] = {}
     for family in ([n for n in ps if n in deciding], [n for n in ps if n not in deciding]):
         out |= zip(family, adjusted([ps[name] for name in family]), strict=True)
@@ -262,14 +264,14 @@ def _metric(
 
 
 def _names(results: Sequence[TrialResult]) -> list[Metric]:
-    """Every metric that was measured: in the order of METRICS, then point by point."""
+    """Return every metric that was measured: in the order of METRICS, then point by point."""
     found = {name: None for result in results for name in result.samples}
     return [name for name in METRICS if name in found] + [n for n in found if "@" in n]
 
 
 def _deciding(scenario: Scenario, measured: Sequence[Metric]) -> tuple[Metric, ...]:
-    """The metrics that the scenario has expectations of, else the first headline of those that
-    were measured."""
+    """Return the metrics that the scenario has expectations for, else the first headline of those
+    that were measured."""
     if scenario.expect or not measured:
         return tuple(scenario.expect)
     return (next((h for h in _HEADLINES if h in measured), measured[0]),)
@@ -280,7 +282,7 @@ def _verdict(
     metrics: Sequence[MetricComparison],
     deciding: Sequence[Metric],
 ) -> Verdict:
-    """Of the whole run: failures first, then the metrics that decide."""
+    """Return the verdict of the whole run: failures first, then the metrics that decide."""
     measured = any(r.arm == "baseline" and r.kind == "measured" for r in results)
     if measured and more_failures(results) > 0:
         return "regressed"  # an arm that fails more often is worse whatever its timing says
@@ -294,18 +296,18 @@ def _verdict(
 
 
 def worst(verdicts: Iterable[Verdict]) -> Verdict:
-    """Of several metrics, or of several comparisons."""
+    """Return the worst verdict of several metrics, or of several comparisons."""
     return min(verdicts, key=_WORST_FIRST.index)
 
 
 def guest_accels(results: Sequence[TrialResult]) -> set[str]:
-    """How the guests ran, of the trials that had one: kvm, tcg."""
+    """Return how the guests of the measured trials ran: kvm, tcg."""
     return {r.guest_accel for r in results if r.kind == "measured" and r.guest_accel}
 
 
 def findings_of(comparison: Comparison, arm: ArmName) -> Findings:
-    """What an arm shows besides metrics: of each thing, the first measured trial's that has it
-    (passes can be trials of their own)."""
+    """Return what an arm shows besides metrics. Each finding is that of the first measured trial
+    that has it (passes can be trials of their own)."""
     found = [r.findings for r in comparison.of_arm(arm) if r.kind == "measured"]
     passes: dict[str, MapPass] = {}
     levels: dict[str, Level] = {}
@@ -323,7 +325,7 @@ def findings_of(comparison: Comparison, arm: ArmName) -> Findings:
 
 
 def boots_of(comparison: Comparison) -> dict[ArmName, list[Timeline]]:
-    """The traced guest boots of each arm's measured trials."""
+    """Return the traced guest boots of each arm's measured trials."""
     return {
         arm: [
             boot for result in comparison.of_arm(arm) if result.kind == "measured"
@@ -334,10 +336,10 @@ def boots_of(comparison: Comparison) -> dict[ArmName, list[Timeline]]:
 
 
 def laws(comparison: Comparison, arm: ArmName) -> dict[str, Law]:
-    """The scaling law of each series of sizes: "map/1GiB/cold" -> law, from the medians.
+    """Return the scaling law of each series of sizes, from the medians: "map/1GiB/cold" -> law.
 
-    What a map and an unmap are walked by is known from the counts; sizes of which it is not the
-    same are no series. Without counts there is no law.
+    The counts tell the step by which a map and an unmap are walked. Sizes whose step is not that
+    of the largest are left out of the series. Without counts there is no law.
     """
     shown = findings_of(comparison, arm)
     counted = shown.passes.get("counts")
@@ -366,7 +368,8 @@ def laws(comparison: Comparison, arm: ArmName) -> dict[str, Law]:
 
 
 def walked_by(what: str, place: Place, level: Level | None) -> str | None:
-    """What a map (by lookups) or an unmap (by walks of the IOMMU's tables) goes step by step."""
+    """Return the step of a map (of its lookups) or of an unmap (of its walks of the IOMMU's
+    tables), or None if it is not known."""
     if place.counts is None or place.dma_buf:
         return "1GiB" if place.dma_buf else None
     if what == "unmap":
@@ -375,8 +378,8 @@ def walked_by(what: str, place: Place, level: Level | None) -> str | None:
 
 
 def outcomes(scenario: Scenario, comparison: Comparison) -> dict[Metric, Outcome]:
-    """Of each metric that decides: whether it came out as the scenario expects. One without an
-    expectation must not regress. Before the run is complete only a regression is known; with
+    """Return whether each metric that decides came out as the scenario expects. A metric without
+    an expectation must not regress. Before the run is complete only a regression is known; with
     failures that nobody can be charged with, only what is not met."""
     return {name: _outcome(scenario, comparison, name) for name in comparison.deciding}
 
@@ -400,19 +403,21 @@ def _outcome(scenario: Scenario, comparison: Comparison, name: Metric) -> Outcom
 
 
 def fails_more(comparison: Comparison) -> bool:
-    """The candidate's kernel fails more often than the baseline's, and they may be compared."""
+    """True if the candidate's kernel fails more often than the baseline's in a run that is not
+    invalid."""
     return comparison.verdict != "invalid" and more_failures(comparison.results) > 0
 
 
 def attempts_of(results: Sequence[TrialResult]) -> list[Attempt]:
-    """Every attempt of the arms' trials; the control's are the baseline's."""
+    """Return every attempt of the arms' trials; the control's are the baseline's."""
     return [
         attempt for r in results if r.arm in (*ARMS, CONTROL) for attempt in r.attempts
     ]  # fmt: skip
 
 
 def failures(results: Sequence[TrialResult], arm: ArmName) -> tuple[int, int]:
-    """How many attempts failed that an arm's kernel is charged with, of how many."""
+    """Return the number of failed attempts that an arm's kernel is charged with, and of its
+    attempts."""
     attempts = attempts_of(results)
     charged = ("arm", "undecided") if failing_arm(attempts) == arm else ("arm",)
     failed = sum(a.arm == arm and a.reason != "" and a.charge in charged for a in attempts)
@@ -420,7 +425,8 @@ def failures(results: Sequence[TrialResult], arm: ArmName) -> tuple[int, int]:
 
 
 def undecided(results: Sequence[TrialResult]) -> list[TrialResult]:
-    """Trials that were not measured because of a failure that is charged to nobody yet."""
+    """Return the trials that were not measured because of a failure that nobody is charged with
+    yet."""
     charged = failing_arm(attempts_of(results))
     return [
         r for r in results
@@ -430,7 +436,8 @@ def undecided(results: Sequence[TrialResult]) -> list[TrialResult]:
 
 
 def arm_failed_by_bench(results: Sequence[TrialResult]) -> ArmName | None:
-    """The arm that the bench failed more often than by chance, as a kernel may have caused."""
+    """Return the arm whose attempts the bench failed more often than by chance, or None. A kernel
+    may have caused that."""
     return arm_the_bench_fails(attempts_of(results))
 
 
@@ -439,14 +446,16 @@ def _has_undecided(results: Sequence[TrialResult]) -> bool:
 
 
 def more_failures(results: Sequence[TrialResult]) -> int:
-    """By how many trials the candidate's kernel failed more than the baseline's; 0 where it did
-    not, or not in a larger share of them. One is one too many: there are no statistics in it."""
+    """Return how many more attempts the candidate's kernel failed than the baseline's; 0 if it did
+    not fail more, or not in a larger share of its attempts. One is one too many: there are no
+    statistics in it."""
     (before, of_before), (after, of_after) = (failures(results, arm) for arm in ARMS)
     return max(0, after - before) if after * of_before > before * of_after else 0
 
 
 def exit_code(scenario: Scenario, comparison: Comparison) -> int:
-    """0 expectation met, 1 not met, 3 the bench failed, 4 invalid or inconclusive."""
+    """Return 0 if the expectation is met, 1 if not, 3 if the bench failed, 4 if the run is invalid
+    or inconclusive."""
     unmeasured = [arm for arm in ARMS if not comparison.count(arm, "measured")]
     if unmeasured and comparison.verdict != "regressed":
         by_bench = not comparison.has_undecided and all(
@@ -475,7 +484,8 @@ def _met(metric: MetricComparison, wanted: str | Bound, margin: float) -> Outcom
 
 
 def _within(metric: MetricComparison, bound: Bound) -> Outcome:
-    """The whole interval of the ratio is on the right side of the bound, or on the wrong one."""
+    """Return whether the whole interval of the ratio is on the right side of the bound (met), or
+    on the wrong one (not met)."""
     found = metric.effect.estimate
     ratio = math.inf if found.ratio is None else found.ratio
     low, high = found.interval or ((1.0, 1.0) if found.same else (ratio, ratio))
@@ -490,7 +500,7 @@ def _within(metric: MetricComparison, bound: Bound) -> Outcome:
 
 
 def to_json(comparison: Comparison) -> dict[str, Any]:
-    """comparison.json, schema 1."""
+    """Return comparison.json, schema 1."""
     arms: dict[str, Any] = {}
     for arm in ARMS:
         arms[arm] = {
@@ -527,9 +537,9 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
 
 
 def _attempts_json(comparison: Comparison) -> dict[str, Any]:
-    """Of a run in which an attempt failed: `charged` of the `failed` ones are charged to the arm,
-    of so many that the bench did not fail. `bench`: attempts that the bench failed in a way that a
-    kernel may have caused."""
+    """Return the attempts of a run, if one of them failed. `charged`: how many of the `failed`
+    ones are charged to the arm; `of`: attempts that the bench did not fail; `bench`: attempts that
+    the bench failed in a way that a kernel may have caused."""
     attempts = attempts_of(comparison.results)
     of_arms = {
         arm: {"failed": counts(attempts, arm)[0],
@@ -552,7 +562,7 @@ def _effect_json(effect: Effect) -> dict[str, Any]:
 
 
 def _shown(comparison: Comparison, arm: ArmName) -> dict[str, Any]:
-    """What an arm shows besides metrics."""
+    """Return what an arm shows besides metrics, as in comparison.json."""
     shown, boots = findings_of(comparison, arm), boots_of(comparison)[arm]
     if shown == Findings() and not boots:
         return {}

@@ -9,11 +9,11 @@ A condition is a name and a text, `host.qemu` and `10.0.13`:
     guest.* guest.packages.NAME device.* map.*
     runner.*                    the machine that barometer ran on
 
-What a trial did not record is no condition of it, and never a difference; what it looked for and
-was not there is `absent`. Planned is the variable, which is the arm: its kernel, what it was set
-to, and what follows from either (consequences.py) where they are not the same. A default that two
-kernels have otherwise (of huge pages, say) is a difference like any other: it could have been set,
-and then the code is not what was compared.
+What a trial did not record is no condition of it, and never a difference. What it looked for and
+did not find is `absent`. A difference is planned if it is the variable, which is the arm: its
+kernel, its settings, and what follows from either (consequences.py) if they are not the same. A
+default that differs between two kernels (that of huge pages, say) is a difference like any other:
+it could have been set alike, and if it is not, more than the code is compared.
 """
 
 from __future__ import annotations
@@ -39,19 +39,21 @@ ARM_CMDLINE = f"{ARM}cmdline"
 ARM_PARAMETERS, ARM_SYSFS = f"{ARM}parameters.", f"{ARM}sysfs."
 _DIGEST = f"{KERNEL}digest"
 _SPELLED = (_DIGEST, f"{KERNEL}source")
-"""Of the kernel: what the scenario says, not what the kernel does."""
+"""Conditions that say which kernel the scenario names, not what that kernel does."""
 _DONE_BY_KERNEL = "host.kernel.taint"
-"""What a kernel does, now and then perhaps: no condition that a trial began under."""
+"""Set by a kernel as it runs, perhaps only now and then: no condition that a trial began under."""
 _LISTED = ("host.packages.", "guest.packages.")
-"""Rooms that are recorded as a whole: what one lacks was not there. So is host.arm, where nothing
-recorded is nothing set."""
+"""Rooms (beginnings of names) that are recorded as a whole: a name that a trial lacks there was
+absent. So is host.arm: a name that a trial lacks there was not set."""
 _NOT_OURS = ("barometer.token=", "BOOT_IMAGE=", "initrd=")
-"""Of a command line: what proves the kernel, and what boot loaders add for each."""
+"""Words of a command line that are left out: the token that proves the kernel, and what boot
+loaders add for each kernel."""
 
 Trial = Mapping[str, str]
 """The conditions of one trial."""
 Sides = Mapping[str, Sequence[Trial]]
-"""By the name of an arm, or of an arm of a run: its trials, which are to have one kernel."""
+"""Trials by the name of their side: an arm, or an arm of a run. Those of one side are to have one
+kernel."""
 
 
 # of one trial --------------------------------------------------------------------------------
@@ -60,8 +62,9 @@ Sides = Mapping[str, Sequence[Trial]]
 def conditions_of(
     manifest: Mapping[str, Any], facts: Mapping[str, Any], guest: Mapping[str, Any]
 ) -> dict[str, str]:
-    """Of one trial: its manifest, facts.json of its host and of its guest (empty where there is
-    none). Raises KeyError, TypeError, AttributeError or ValueError for what has not their form."""
+    """Return the conditions of one trial, from its manifest and the facts.json of its host and of
+    its guest (empty if there is none). Raises KeyError, TypeError, AttributeError or ValueError
+    for documents that do not have their form."""
     found: dict[str, Any] = {
         name: manifest.get(name) for name in ("accel", "barometer", "workload")
     }
@@ -81,8 +84,8 @@ def conditions_of(
 
 
 def _kernel(manifest: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
-    """All that the choice of the host's kernel decides. That it decides the mitigations, too: they
-    cannot be set while it runs, and command line, processor and microcode are compared."""
+    """Return all that the choice of the host's kernel decides. It decides the mitigations, too:
+    they cannot be set while it runs, and command line, processor and microcode are compared."""
     settings, planned = facts.get("settings") or {}, manifest["kernel"]
     by_kernel, _ = _taints(settings)
     found = {name: planned.get(name) for name in ("release", "source", "digest")} | {
@@ -95,8 +98,8 @@ def _kernel(manifest: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, 
 
 
 def _arm(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """As read back, also what only the other arm was to have; of parameters that cannot be read
-    what was asked for."""
+    """Return the arm's settings as read back, with those that only the other arm was to have. For
+    parameters that cannot be read it is the value that was requested."""
     settings = manifest.get("arm_settings") or {}
     found = {ARM_CMDLINE: (settings.get("cmdline") or {}).get("found") or None}
     for room, kind in ((ARM_PARAMETERS, "parameters"), (ARM_SYSFS, "sysfs")):
@@ -107,7 +110,7 @@ def _arm(manifest: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _arm_words(manifest: Mapping[str, Any]) -> list[str]:
-    """Of the host's command line, those that are its arm's."""
+    """Return the words of the host's command line that are its arm's."""
     settings = manifest.get("arm_settings") or {}
     parameters = (settings.get("parameters") or {}).items()
     words = str((settings.get("cmdline") or {}).get("asked") or "").split()
@@ -154,7 +157,7 @@ def _guest(manifest: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, A
 
 
 def _machine(room: str, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """What is said of every machine, of what guests/agents/facts.py prints."""
+    """Return the conditions of any machine, from what guests/agents/facts.py prints."""
     cpu, settings = facts.get("cpu") or {}, facts.get("settings") or {}
     found = {
         "cpu": cpu.get("model name"),
@@ -183,8 +186,8 @@ def _packages(versions: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def _known(facts: Mapping[str, Any], name: str) -> str | None:
-    """A setting: of `always [madvise] never` what is chosen; `absent` where it was looked for and
-    was not there; None where nobody looked."""
+    """Return a setting: the chosen word of `always [madvise] never`; `absent` if it was looked for
+    and not found; None if nobody looked."""
     if name not in facts:
         return None
     value = facts[name]
@@ -194,7 +197,7 @@ def _known(facts: Mapping[str, Any], name: str) -> str | None:
 
 
 def _turbo(settings: Mapping[str, Any]) -> str | None:
-    """Whether the processor may run above its nominal frequency."""
+    """Return whether the processor may run above its nominal frequency."""
     if settings.get("no_turbo") is not None:
         return "off" if settings["no_turbo"] == "1" else "on"
     if settings.get("boost") is not None:
@@ -203,8 +206,8 @@ def _turbo(settings: Mapping[str, Any]) -> str | None:
 
 
 def _mitigations(facts: Mapping[str, Any]) -> str | None:
-    """The vulnerabilities of the processor against which the kernel does something, by name. Its
-    words for what it does change from release to release."""
+    """Return the names of the processor's vulnerabilities that the kernel mitigates. Its words for
+    how it does so change from release to release."""
     if "vulnerabilities" not in facts:
         return None
     texts = facts["vulnerabilities"].items()
@@ -212,8 +215,8 @@ def _mitigations(facts: Mapping[str, Any]) -> str | None:
 
 
 def _taints(settings: Mapping[str, Any]) -> tuple[str | None, str | None]:
-    """The letters of what the kernel itself brings about (its modules, its faults), and of what
-    the machine or its user does."""
+    """Return the letters of what the kernel itself brings about (its modules, its faults), and of
+    what the machine or its user does."""
     if settings.get("tainted") is None:
         return None, None
     flags = int(settings["tainted"])
@@ -227,8 +230,8 @@ def _taints(settings: Mapping[str, Any]) -> tuple[str | None, str | None]:
 
 
 def _cmdline(line: str | None, arms: Sequence[str] = ()) -> str | None:
-    """Without the words that are the arm's, each as often as the arm has it: they stand behind
-    barometer's."""
+    """Return the line without _NOT_OURS and without the arm's words, each as often as the arm has
+    it. The arm's words stand behind barometer's, so the last of equal words is removed."""
     if line is None:
         return None
     words = [word for word in reversed(line.split()) if not word.startswith(_NOT_OURS)]
@@ -253,36 +256,36 @@ def _size(size: int | None) -> str | None:
 class Difference:
     name: str
     values: dict[str, tuple[str, ...]]
-    """Of each side what its trials had, each value once; empty where none recorded it."""
+    """Values of each side's trials, each value once; empty if none recorded it."""
     planned: bool
-    """It follows from the host's kernel or from what its arm was set to, and each side had one of
-    those; or the kernel did it."""
+    """True if it follows from the host's kernel or from its arm's settings and each side had one
+    value; or if the kernel did it."""
     allowed: bool
-    """By the caller; or an exact host's numbers do not depend on it."""
+    """True if the caller allows it, or if an exact host's numbers do not depend on it."""
 
 
 @dataclass(frozen=True)
 class Conditions:
     common: dict[str, str]
-    """What is the same wherever it was recorded, and was on each side; of packages their
-    number."""
+    """Conditions that are the same wherever they were recorded, and were recorded on each side;
+    for packages their number."""
     differences: tuple[Difference, ...]
     not_recorded: tuple[str, ...]
-    """What one side recorded and another did not."""
+    """Conditions that one side recorded and another did not."""
     config: tuple[ConfigChange, ...] | None
-    """Of the two kernels; None where one is not recorded."""
+    """Differences of the two kernels' configurations; None if one is not recorded."""
 
     @property
     def unplanned(self) -> tuple[Difference, ...]:
-        """What must not differ, and does."""
+        """Conditions that differ and must not."""
         return tuple(d for d in self.differences if not d.planned and not d.allowed)
 
 
 def conditions(
     sides: Sides, configs: tuple[str | None, str | None] = (None, None), allow: Sequence[str] = ()
 ) -> Conditions:
-    """`configs`: of the first side's kernel and of the second's. `allow`: names that may differ,
-    or rooms as `runner.*`."""
+    """Compare the conditions of all sides. `configs`: configuration of the first side's kernel and
+    of the second's. `allow`: names that may differ, or rooms as `runner.*`."""
     recorded = _recorded(sides)
     common = {
         name: value for name, values in recorded.items()
@@ -299,13 +302,15 @@ def conditions(
 
 
 def recorded_of_all(sides: Sides) -> bool:
-    """Whether each side has a trial that recorded its conditions: else they are not compared."""
+    """True if each side has a trial that recorded its conditions. If not, they are not
+    compared."""
     return all(any(trials) for trials in sides.values())
 
 
 def differences(sides: Sides, allow: Sequence[str] = ()) -> tuple[Difference, ...]:
-    """Whatever had more than one value, on two sides or among the trials of one: the arms of a
-    run, one that was taken up again elsewhere, or two runs. `allow` as of `conditions`."""
+    """Return every condition with more than one value, on two sides or among the trials of one:
+    the arms of a run, a run that was taken up again elsewhere, or two runs. `allow`: as of
+    `conditions`."""
     recorded = _recorded(sides)
     exact = _same(recorded.get("accel", {})) == "exact"
     variable = _follow_from_arms(recorded)
@@ -314,14 +319,14 @@ def differences(sides: Sides, allow: Sequence[str] = ()) -> tuple[Difference, ..
         if _same(values) is None:
             one_each = _one_each(values)
             planned = name == _DONE_BY_KERNEL or (_within(name, variable) and one_each)
-            # counted instructions are those of QEMU's version, on whatever machine
+            # instruction counts depend on QEMU's version, not on the machine
             any_runner = exact and _within(name, ["runner.*"]) and name != "runner.qemu"
             found.append(Difference(name, values, planned, any_runner or _within(name, allow)))
     return tuple(found)
 
 
 def _follow_from_arms(recorded: Mapping[str, Mapping[str, tuple[str, ...]]]) -> list[str]:
-    """What may differ because the arms do, in their kernel or in what they were set to: names, and
+    """Return what may differ because the arms differ in their kernel or their settings: names, and
     rooms as `host.arm.*`."""
     names = [*_SPELLED, f"{ARM}*"]
     if _same(recorded.get(_DIGEST, {})) is None:
@@ -345,7 +350,7 @@ def _one_each(values: Mapping[str, tuple[str, ...]]) -> bool:
 
 
 def _recorded(sides: Sides) -> dict[str, dict[str, tuple[str, ...]]]:
-    """By name and side, each value once; of the sides that recorded anything."""
+    """Return the values by name and side, each value once, of the sides that recorded anything."""
     listed = {name for trials in sides.values() for trial in trials for name in trial
               if name.startswith((*_LISTED, ARM))}  # fmt: skip
     whole = {
@@ -364,19 +369,20 @@ def _recorded(sides: Sides) -> dict[str, dict[str, tuple[str, ...]]]:
 
 
 def _with_absent(trial: Trial, listed: Collection[str]) -> Trial:
-    """The trial, and what others list and it lacks in a room that it recorded as a whole."""
+    """Return the trial with the names that others list and it lacks, in rooms that it recorded as
+    a whole."""
     rooms = tuple(room for room in _LISTED if any(name.startswith(room) for name in trial))
     lacked = [name for name in listed if name not in trial]
     return {
         **trial,
         **{name: ABSENT for name in lacked if name.startswith(rooms)},
-        # one that ended before its settings were read back has no command line either
+        # a trial that ended before its settings were read back has no command line either
         **{name: NOT_SET for name in lacked if name.startswith(ARM) and "host.cmdline" in trial},
     }
 
 
 def _same(values: Mapping[str, tuple[str, ...]]) -> str | None:
-    """The one value that all sides have, or None."""
+    """Return the one value that all sides have, or None."""
     distinct = {value for of_side in values.values() for value in of_side}
     return distinct.pop() if len(distinct) == 1 else None
 
@@ -389,18 +395,18 @@ def _within(name: str, wanted: Sequence[str]) -> bool:
 
 
 def _folded(name: str) -> str:
-    """The room of a package, else the name."""
+    """Return the room of a package, else the name."""
     return next((room.removesuffix(".") for room in _LISTED if name.startswith(room)), name)
 
 
 def _packages_counted(common: Mapping[str, str]) -> dict[str, str]:
-    """The number of packages in place of each."""
+    """Return the conditions with the number of packages in place of each package."""
     counts = Counter(_folded(name) for name in common)
     return {name: common.get(name, str(count)) for name, count in counts.items()}
 
 
 def conditions_json(found: Conditions) -> dict[str, Any]:
-    """`conditions` of comparison.json. `config` is null where one is not recorded."""
+    """Return `conditions` of comparison.json. `config` is null if one is not recorded."""
     return {
         "common": found.common,
         "differences": [asdict(difference) for difference in found.differences],

@@ -1,5 +1,5 @@
-"""What follows from a setting by the kernel's own documentation: conditions that differ because an
-arm was set otherwise, and so were meant to.
+"""Conditions that follow from a setting by the kernel's own documentation: if they differ because
+an arm was set otherwise, they were meant to.
 
 Paths are below Documentation/ of the kernel's source; kernel-parameters.txt is in admin-guide/.
 """
@@ -15,7 +15,7 @@ _WORDS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("transparent_hugepage_shmem", ("host.thp_shmem",)),
     # kernel-parameters.txt; types of groups: ABI/testing/sysfs-kernel-iommu_groups
     (r"iommu|iommu\.strict|iommu\.passthrough|intel_iommu|amd_iommu", ("host.iommu_group_type",)),
-    # kernel-parameters.txt: `auto,nosmt` disables SMT where a mitigation needs it
+    # kernel-parameters.txt: `auto,nosmt` disables SMT if a mitigation needs it
     ("mitigations|l1tf|mds|tsx_async_abort|mmio_stale_data|retbleed",
      ("host.kernel.mitigations", "host.smt")),
     # kernel-parameters.txt, admin-guide/hw-vuln/
@@ -29,7 +29,7 @@ _WORDS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("lockdown", ("host.lockdown",)),
     ("maxcpus|nr_cpus", ("host.cpus",)),
 )  # fmt: skip
-"""Names of words of the command line, `-` as `_` -> conditions."""
+"""Conditions by the name of a word of the command line, with `_` for `-`."""
 
 _FILES: tuple[tuple[str, tuple[str, ...]], ...] = (
     # admin-guide/mm/transhuge.rst, "Global THP controls"
@@ -51,22 +51,22 @@ _PARAMETER_FILE = re.compile(r"/sys/module/([^/]+)/parameters/([^/]+)")
 
 
 def follows_from_words(words: Iterable[str]) -> Iterator[str]:
-    """Conditions that may differ where these words of the command line do."""
+    """Yield the conditions that may differ if these words of the command line do."""
     for word in words:
         name = word.partition("=")[0].replace("-", "_")
         yield from _of(name, _WORDS)
-        if "." in name and "*" not in name:  # which would be a room of conditions
+        if "." in name and "*" not in name:  # a `*` would make it a room of conditions
             yield from follows_from_parameter(name)
 
 
 def follows_from_parameter(name: str) -> Iterator[str]:
-    """As `follows_from_words`, of a module's parameter: what is recorded of it."""
+    """Yield the conditions that may differ if a module's parameter does; its own value is one."""
     yield "host.parameters." + name.replace("-", "_")
     yield from _of(name.replace("-", "_"), _WORDS)
 
 
 def follows_from_file(path: str) -> Iterator[str]:
-    """As `follows_from_words`, of a file under /sys or /proc/sys."""
+    """Yield the conditions that may differ if a file under /sys or /proc/sys does."""
     yield from _of(path, _FILES)
     if match := _PARAMETER_FILE.fullmatch(path):
         yield from follows_from_parameter(f"{match[1]}.{match[2]}")

@@ -1,5 +1,5 @@
-"""What the maps and unmaps of a guest boot cost, operation by operation and arm by arm, and what
-makes one arm's boot longer than the other's. Pure."""
+"""Cost of a guest boot's maps and unmaps, operation by operation and arm by arm, and what makes
+one arm's boot longer than the other's. Pure."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Boots = Mapping[ArmName, Sequence[Timeline]]
 """Timelines of each arm, all of one unit. An arm may have none."""
 
 SMALL_SHARE = 0.001
-"""Of a boot: an operation that is less in every arm's is not worth a line."""
+"""Share of a boot. An operation with a smaller share in every arm is not worth a line."""
 NO_PHASE = "no phase"
 
 
@@ -29,12 +29,12 @@ _DEVICE = re.compile(r" of [0-9a-f:.]+$")
 
 
 class Operation(NamedTuple):
-    """What is the same kind of operation in every boot, whichever device and register it is of:
-    a dozen maps have a handful of causes."""
+    """A kind of operation that is the same in every boot, whatever its device and register: a
+    dozen maps have a handful of causes."""
 
     kind: Literal["map", "unmap"]
     bar: str
-    """`32GiB BAR`, or RAM."""
+    """`32GiB BAR`, RAM or guest IOVA."""
     phase: str
     cause: str
 
@@ -49,20 +49,20 @@ class Operation(NamedTuple):
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one boot; the median of each value where an arm has several boots."""
+    """Cost in one boot; the median of each value if an arm has several boots."""
 
     calls: float
     one: float | None
-    """Seconds of one call: the median of a boot's, of two the lower. None where there was none."""
+    """Seconds of one call: the median of a boot's, the lower of two. None if there was none."""
     total: float
     """Seconds."""
     share: float | None
-    """total / the boot up to its mark; None of what is after the mark."""
+    """total / the boot up to its mark; None for operations after the mark."""
 
 
 Costs = dict[ArmName, Cost]
 Calls = dict[ArmName, list[defaultdict[Operation, list[float]]]]
-"""Of each boot of an arm, the seconds of every call."""
+"""Seconds of every call, in each boot of an arm."""
 
 
 @dataclass(frozen=True)
@@ -77,11 +77,11 @@ class Difference:
 
     baseline: float
     candidate: float
-    """Those boots."""
+    """Each arm's boots up to their mark, the median of several."""
     operations: dict[str, float]
-    """Of the totals of CostTable, by name."""
+    """Differences of the totals of CostTable, by name."""
     phases: dict[str, float]
-    """Of what each phase took besides maps and unmaps, the largest first."""
+    """Differences of each phase's time besides maps and unmaps, the largest first."""
 
     @property
     def whole(self) -> float:
@@ -89,8 +89,8 @@ class Difference:
 
     @property
     def rest(self) -> float:
-        """What maps and unmaps do not account for. With several boots in an arm it need not be
-        the sum of `phases`: those are differences of medians."""
+        """Difference that maps and unmaps do not account for. With several boots in an arm it need
+        not be the sum of `phases`: those are differences of medians."""
         return self.whole - sum(self.operations.values())
 
 
@@ -98,19 +98,20 @@ class Difference:
 class CostTable:
     unit: str
     boots: dict[ArmName, tuple[float, ...]]
-    """Up to the boot mark, of each boot. Arms without a boot are nowhere in the table."""
+    """Length of each boot up to its mark. Arms without a boot are nowhere in the table."""
     rows: tuple[Row, ...]
-    """Of steps before the boot mark, the largest total first, without small ones."""
+    """Rows of steps before the boot mark, the largest total first, without small ones."""
     small: int
-    """Operations before the mark that are in no row."""
+    """Number of operations before the mark that are in no row."""
     others: Costs
-    """Those together."""
+    """Cost of those operations together."""
     totals: dict[str, Costs]
-    """Before the mark: maps and unmaps, of BARs by size (`maps of 32GiB BARs`) and of RAM."""
+    """Costs of all maps and of all unmaps before the mark: those of BARs by size (`maps of 32GiB
+    BARs`), and those of RAM."""
     after: tuple[Row, ...]
-    """Of steps after the mark, that are no part of the boot."""
+    """Rows of steps after the mark, which are no part of the boot."""
     difference: Difference | None
-    """None where an arm has no boot."""
+    """None if an arm has no boot."""
 
 
 def cost_table(timelines: Boots) -> CostTable:
@@ -123,7 +124,7 @@ def cost_table(timelines: Boots) -> CostTable:
         for row in rows
         if all((cost.share or 0.0) < SMALL_SHARE for cost in row.costs.values())
     }
-    if len(small) == 1:  # a line of others would say less than its own
+    if len(small) == 1:  # its own line says more than a line of others
         small = set()
     return CostTable(
         unit=next((boot.unit for of_arm in boots.values() for boot in of_arm), "s"),
@@ -138,8 +139,8 @@ def cost_table(timelines: Boots) -> CostTable:
 
 
 def cost_json(timelines: Boots) -> list[dict[str, Any]]:
-    """Every operation, for comparison.json: those before the boot mark, then those after it, whose
-    `share` is null; the largest total first. Times are in the timelines' unit."""
+    """Return every operation, for comparison.json: those before the boot mark, then those after
+    it, whose `share` is null; the largest total first. Times are in the timelines' unit."""
     boots = _arms(timelines)
     return [
         {
@@ -153,9 +154,9 @@ def cost_json(timelines: Boots) -> list[dict[str, Any]]:
 
 
 def own_times(timeline: Timeline) -> dict[str, float]:
-    """Seconds of each phase before the mark, of all devices together, less the maps and unmaps
-    that began in it. What is in no phase is under NO_PHASE: the sum is the boot without its maps
-    and unmaps."""
+    """Return the seconds of each phase before the mark, of all devices together, less the maps and
+    unmaps that began in it. Time in no phase is under NO_PHASE, so that the sum is the boot
+    without its maps and unmaps."""
     own: defaultdict[str, float] = defaultdict(float)
     for phase in timeline.phases:
         if seconds := timeline.before_mark(phase):
@@ -177,7 +178,7 @@ def _arms(timelines: Boots) -> Boots:
 
 
 def _calls(boots: Boots, *, before: bool) -> Calls:
-    """Of the steps before the boot mark, or of those after it."""
+    """Return the calls before the boot mark, or those after it."""
     found: Calls = {}
     for arm, of_arm in boots.items():
         found[arm] = [defaultdict(list) for _ in of_arm]
@@ -189,7 +190,7 @@ def _calls(boots: Boots, *, before: bool) -> Calls:
 
 
 def _rows(boots: Boots, calls: Calls, *, before: bool) -> list[Row]:
-    """Every operation, the largest total of an arm first; equal ones in order of time."""
+    """Return every operation, the largest total of an arm first; equal ones in order of time."""
     operations = dict.fromkeys(
         operation for of_arm in calls.values() for of_boot in of_arm for operation in of_boot
     )

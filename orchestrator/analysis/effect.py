@@ -1,18 +1,18 @@
-"""Two arms' values of one metric to an effect: its ratio, interval and p, and what they say. Pure.
+"""Effect between two arms' values of one metric: its ratio, interval, p and verdict. Pure.
 
 Times of host boots are noisy, and not normal: heavy tails, two modes, a machine that slows down.
-So nothing here assumes a distribution. Trials come in pairs, one of each arm, one after the other;
-what is judged are the log ratios d = log(candidate / baseline) of the pairs, which are symmetric
-around the effect whenever the noise of both arms is alike, whatever it looks like, and in which
-what drifts slowly is the same on both sides:
+So nothing here assumes a distribution. Trials come in pairs, one of each arm, one after the other.
+The log ratios d = log(candidate / baseline) of the pairs are judged. They are symmetric around the
+effect if the noise of both arms is alike, whatever its distribution, and slow drift cancels in
+them, being the same on both sides:
 
 - estimate: the Hodges-Lehmann estimator, the median of all (d_i + d_j) / 2, i <= j (Hodges and
   Lehmann 1963);
-- interval: the order statistics of the same averages, whose coverage is known exactly from the
-  null distribution of Wilcoxon's signed rank: those nearest to 95 % (of six pairs 93.75 %);
+- interval: two order statistics of the same averages. Their coverage is known exactly from the
+  null distribution of Wilcoxon's signed rank; it is the nearest to 95 % (for six pairs 93.75 %);
 - p: Wilcoxon's signed-rank test, which is the permutation test that swaps the arms within pairs.
 
-Arms without pairs (a control, two runs of different days) go by the two-sample forms: the
+Arms without pairs (a control, two runs of different days) are judged by the two-sample forms: the
 differences of all logs, Mann and Whitney's U. `ci/bench/verdicts.py` measures what this comes to:
 false alarms, power, coverage.
 """
@@ -31,54 +31,56 @@ from numpy.typing import NDArray
 
 Verdict = Literal["improved", "regressed", "equivalent", "inconclusive", "invalid"]
 Basis = Literal["count", "exact", "trials", "few"]
-"""What a verdict rests on. count: numbers that are the same in every trial of an arm. exact:
+"""Basis of a verdict. count: numbers that are the same in every trial of an arm. exact:
 instruction counts, to their resolution. trials: the statistics above. few: too few trials for
 them."""
 
 ALPHA = 0.002
-"""Of a p value, adjusted. A run that goes on until it is precise looks up to a dozen times; with
-this at each look at most 1 % of such runs call a difference where there is none."""
+"""Largest adjusted p of a difference. A run that goes on until it is precise looks up to a dozen
+times; with this p at each look at most 1 % of such runs call a difference if there is none."""
 CONFIDENCE = 0.95
 LEAST_FOR_INTERVAL = 6
-"""Pairs, or trials of each arm."""
+"""Least number of pairs, or of trials of each arm."""
 LEAST_FOR_P = 10
-"""Pairs: with nine the smallest p is 2/2^9, above ALPHA."""
+"""Least number of pairs: with nine the smallest p is 2/2^9, above ALPHA."""
 FEW_FLOOR = 2.0
-"""With too few trials for statistics a difference counts when the arms do not overlap and their
-medians differ by this factor: no noise that was recorded comes near it."""
+"""Least factor between the arms' medians that is a difference if there are too few trials for
+statistics. The arms must not overlap, either. No noise that was recorded comes near it."""
 
 
 @dataclass(frozen=True)
 class Resolution:
-    """Instruction counts of two host boots are the same number when they are this near."""
+    """Instruction counts of two host boots are the same number if they are this near."""
 
     ratio: float
     ginsn: float
-    """Or, where that is more, this many 10^9 instructions apart."""
+    """Counts no further apart than this, in 10^9 instructions, are the same whatever their
+    ratio."""
 
 
 OF_MAPS = Resolution(1.0005, 400e-9)
-"""Maps without a guest: what the timer's phase leaves to chance, or an allocation that took
-another path. ci/bench/exact.py measures it."""
+"""Maps without a guest: they differ by the timer's phase, or by an allocation that took another
+path. ci/bench/exact.py measures it."""
 OF_MAPS_IN_BOOTS = Resolution(1.15, 5e-6)
-"""Maps of a guest boot: what an unpatched kernel does for each page depends on the shape of QEMU's
-maple tree, which is another in each boot (1065 to 1197 instructions seen)."""
+"""Maps of a guest boot: an unpatched kernel's work for a page depends on the shape of QEMU's maple
+tree, which differs from boot to boot (1065 to 1197 instructions seen)."""
 OF_UNMAPS_IN_BOOTS = Resolution(1.02, 5e-6)
-"""Unmaps of a guest boot: timers come between, and preemption. Boots of one kernel were 0.2 %
+"""Unmaps of a guest boot: timers and preemption come between. Boots of one kernel were 0.2 %
 apart, unmaps that are not preempted 1.2 %."""
 OF_BOOTS = Resolution(1.15, 3.0)
 """A guest boot from QEMU's start, its maps included; firmware and kernel wait for timers of their
 own: ten boots of one kernel were up to 2.3 Ginsn apart."""
 
 _EXACT_UP_TO = 60
-"""Pairs, from which on the null distribution of the signed rank is as good as normal."""
+"""Pairs. Up to this number the null distribution of the signed rank is computed; beyond, it is as
+good as normal."""
 _EXACT_P_UP_TO, _EXACT_P_UP_TO_TIED = 50, 13
-"""Pairs, from which on scipy takes it to be normal."""
+"""Pairs, without and with ties. Beyond these numbers scipy takes the distribution to be normal."""
 
 
 @dataclass(frozen=True)
 class Rule:
-    """What counts as a difference, and what as none."""
+    """Limits of what counts as a difference, and of what counts as none."""
 
     margin: float = 0.03
     """Equivalent: the interval lies within 1 / (1 + margin) .. 1 + margin."""
@@ -90,29 +92,29 @@ class Rule:
 class Estimate:
     basis: Basis
     pairs: int
-    """Complete pairs; of arms without pairs, the trials of the smaller one."""
+    """Complete pairs; for arms without pairs, the trials of the smaller arm."""
     ratio: float | None
-    """Candidate / baseline: below 1 the candidate is cheaper. None where the baseline is 0."""
+    """Candidate / baseline: below 1 the candidate is cheaper. None if the baseline is 0."""
     interval: tuple[float, float] | None = None
-    """Of the ratio, 95 %. None where there are too few trials, or there is no noise."""
+    """95 % interval of the ratio. None if there are too few trials, or if there is no noise."""
     p: float | None = None
-    """Two-sided. None where there are too few trials, or there is no noise."""
+    """Two-sided. None if there are too few trials, or if there is no noise."""
     apart: bool = False
-    """No trial of one arm is among the other's."""
+    """True if no trial of one arm is among the other's."""
     far: bool = False
-    """The arms' medians differ by FEW_FLOOR."""
+    """True if the arms' medians differ by FEW_FLOOR."""
     same: bool = False
-    """Of what has no noise: the arms' numbers are the same."""
+    """True if the arms' numbers are the same; only for numbers without noise."""
 
 
 @dataclass(frozen=True)
 class Effect:
-    """An estimate and what it says."""
+    """An estimate and its verdict."""
 
     estimate: Estimate
     verdict: Verdict
     p_adjusted: float | None = None
-    """For the metrics that are judged together (Holm 1979)."""
+    """p, adjusted for the metrics that are judged together (Holm 1979)."""
 
     @property
     def ratio(self) -> float | None:
@@ -124,7 +126,7 @@ class Effect:
 
     @property
     def half_width(self) -> float | None:
-        """Of the interval, in the baseline's (or the larger arm's) medians."""
+        """Half the width of the interval, as a share of the larger arm."""
         if self.interval is None or self.ratio is None:
             return None
         low, high = self.interval
@@ -138,9 +140,9 @@ def estimate(
     pairs: Sequence[tuple[float, float]] | None,
     resolution: Resolution = OF_MAPS,
 ) -> Estimate:
-    """Estimate the effect of two arms with at least one value each. `unit`: s, count or Ginsn;
-    `resolution` applies to Ginsn only. `pairs`: the values of the complete pairs, baseline first;
-    None if the arms have none."""
+    """Estimate the effect between two arms with at least one value each. `unit`: s, count or
+    Ginsn; `resolution` applies to Ginsn only. `pairs`: the values of the complete pairs, baseline
+    first; None if the arms have no pairs."""
     low, high = sorted((median(baseline), median(candidate)))
     found = _estimate(unit, baseline, candidate, pairs, resolution)
     return replace(found, far=high >= FEW_FLOOR * low)
@@ -162,10 +164,10 @@ def _estimate(
         number = _number(baseline, candidate, pairs)
         return Estimate("count", number, ratio, apart=not same, same=same)
     apart = max(candidate) < min(baseline) or min(candidate) > max(baseline)
-    if apart and unit == "count":  # what is counted has no noise; it has causes
+    if apart and unit == "count":  # counts have no noise: a difference has a cause
         ratio = _ratio(median(baseline), median(candidate))
         return Estimate("count", _number(baseline, candidate, pairs), ratio, apart=True)
-    if min(*baseline, *candidate) <= 0:  # no logs of these
+    if min(*baseline, *candidate) <= 0:  # these have no logs
         ratio = _ratio(median(baseline), median(candidate))
         return Estimate("few", _number(baseline, candidate, pairs), ratio, apart=apart)
     if pairs is None:
@@ -187,7 +189,7 @@ def _ratio(baseline: float, candidate: float) -> float | None:
 def _exact(
     baseline: Sequence[float], candidate: Sequence[float], resolution: Resolution
 ) -> Estimate:
-    # what chance does to an instruction count is to add to it: of two, the lower
+    # chance only adds to an instruction count, so the lower of two is taken
     before, after = median_low(baseline), median_low(candidate)
     low, high = sorted((before, after))
     same = high <= low * resolution.ratio or high - low <= resolution.ginsn
@@ -234,8 +236,8 @@ def _unpaired(baseline: Sequence[float], candidate: Sequence[float], *, apart: b
 def _middle(
     values: NDArray[np.float64], index: int | None
 ) -> tuple[float, tuple[float, float] | None]:
-    """exp of the median and of the order statistics `index` from both ends. Puts the values into
-    another order: of thousands of pairs they are millions."""
+    """Return exp of the median and of the order statistics `index` from both ends. Reorders the
+    values in place, rather than copy them: thousands of pairs have millions of values."""
     middle = len(values) // 2
     ends = [] if index is None else [index, len(values) - 1 - index]
     values.partition([middle - 1, middle, *ends] if middle else [0])
@@ -247,8 +249,8 @@ def _middle(
 
 
 def signed_rank_p(d: NDArray[np.float64]) -> float:
-    """As scipy's `wilcoxon(d, zero_method="zsplit")`, which enumerates the signs where there are
-    ties, and so takes a hundred times as long."""
+    """Return the p of scipy's `wilcoxon(d, zero_method="zsplit")`. With ties scipy enumerates the
+    signs, which takes a hundred times as long."""
     if not np.any(d):
         return 1.0
     sizes = np.abs(d)
@@ -258,7 +260,7 @@ def signed_rank_p(d: NDArray[np.float64]) -> float:
 
         return float(stats.wilcoxon(d, zero_method="zsplit").pvalue)
     ordered = np.sort(sizes)
-    # twice the rank, which may be a half where there are ties
+    # twice the rank, since ties have ranks of halves
     first, last = (np.searchsorted(ordered, sizes, side) for side in ("left", "right"))
     ranks = first + last + 1
     below = np.cumsum(_rank_sums(ranks[d != 0]))
@@ -267,7 +269,8 @@ def signed_rank_p(d: NDArray[np.float64]) -> float:
 
 
 def _rank_sums(ranks: Iterable[int]) -> NDArray[np.float64]:
-    """The probability of each sum of the ranks whose sign is +, where each sign is as likely."""
+    """Return the probability of each sum of the ranks whose sign is +, if each sign is as
+    likely."""
     ways = np.array([1.0])
     for rank in ranks:
         more = np.zeros(len(ways) + rank)
@@ -279,8 +282,8 @@ def _rank_sums(ranks: Iterable[int]) -> NDArray[np.float64]:
 
 @lru_cache
 def signed_rank_index(n: int) -> int:
-    """Which of the sorted (d_i + d_j) / 2 of n pairs, from either end (from 0), bound the
-    interval: those of the coverage nearest to 95 %."""
+    """Return which of the sorted (d_i + d_j) / 2 of n pairs, from either end (from 0), bound the
+    interval: those whose coverage is nearest to 95 %."""
     total = n * (n + 1) // 2
     if n > _EXACT_UP_TO:
         return _normal_index(total / 2, math.sqrt(n * (n + 1) * (2 * n + 1) / 24))
@@ -289,10 +292,10 @@ def signed_rank_index(n: int) -> int:
 
 @lru_cache
 def rank_sum_index(n: int, m: int) -> int:
-    """The same of the n x m differences of two arms without pairs."""
+    """Return the same for the n x m differences of two arms without pairs."""
     if n * m > 2500:
         return _normal_index(n * m / 2, math.sqrt(n * m * (n + m + 1) / 12))
-    # ways[k][u]: k of the first i ranks chosen, U of them u (Mann and Whitney 1947)
+    # ways[k][u]: in how many ways k of the first i ranks have U = u (Mann and Whitney 1947)
     ways = np.zeros((n + 1, n * m + 1))
     ways[0, 0] = 1.0
     for i in range(1, n + m + 1):
@@ -303,7 +306,8 @@ def rank_sum_index(n: int, m: int) -> int:
 
 
 def _nearest_index(below: NDArray[np.float64]) -> int:
-    """`below[i]`: the probability that the truth is beyond order statistic i of one end."""
+    """Return the index with the coverage nearest to CONFIDENCE. `below[i]`: the probability that
+    the truth is beyond order statistic i of one end."""
     return int(np.argmin(np.abs(1 - 2 * below - CONFIDENCE)))
 
 
@@ -312,7 +316,7 @@ def _normal_index(mean: float, deviation: float) -> int:
 
 
 def judged(found: Estimate, rule: Rule, p: float | None) -> Effect:
-    """What an estimate says. `p`: its p value, adjusted for what is judged beside it."""
+    """Judge an estimate. `p`: its p value, adjusted for what is judged beside it."""
     return Effect(found, _verdict(found, rule, p), p)
 
 
@@ -336,8 +340,8 @@ def _verdict(found: Estimate, rule: Rule, p: float | None) -> Verdict:
 
 
 def adjusted(ps: Sequence[float | None]) -> list[float | None]:
-    """Each p for all of them together, by Holm's method: the smallest times their number, ...
-    None stays None and counts for none."""
+    """Adjust each p for all of them together, by Holm's method: the smallest times their number,
+    and so on. None stays None and does not count."""
     known = sorted((p, i) for i, p in enumerate(ps) if p is not None)
     out: list[float | None] = [None] * len(ps)
     largest = 0.0
@@ -348,15 +352,15 @@ def adjusted(ps: Sequence[float | None]) -> list[float | None]:
 
 
 def precise(effect: Effect, precision: float) -> bool:
-    """Whether more trials are of no use: the effect is known to `precision` of the baseline, and
-    it is clear what it says. What has no noise needs one trial."""
+    """True if more trials are of no use: the effect is known to `precision` of the baseline, and
+    its verdict is clear. Numbers without noise need one trial."""
     if effect.estimate.basis in ("count", "exact"):
         return True
     if effect.interval is None:
         return False
     low, high = effect.interval
     if effect.estimate.basis == "few" and not low <= 1 <= high:
-        return False  # a difference, perhaps, that so few cannot call
+        return False  # perhaps a difference, which so few trials cannot call
     width = effect.half_width
     clear = effect.verdict in ("improved", "regressed", "equivalent")
     return clear and width is not None and width <= precision

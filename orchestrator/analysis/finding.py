@@ -1,4 +1,4 @@
-"""What the doctor says: a finding, and what a machine is wanted for. Pure."""
+"""A finding of the doctor, and the needs that a machine is checked against. Pure."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from orchestrator.scenario import (
 
 Status = Literal["ok", "note", "warning", "problem"]
 STATUSES: tuple[Status, ...] = ("problem", "warning", "note", "ok")
-"""The worst first. problem: it is in the way. warning: it works, and costs or distorts something.
+"""The worst first. problem: it is in the way. warning: it works, but costs or distorts something.
 note: good to know."""
 Use = Literal["nested", "metal"]
 USES: tuple[Use, ...] = ("nested", "metal")
@@ -34,33 +34,33 @@ class Finding:
     what: str
     """One line."""
     evidence: tuple[str, ...] = ()
-    """Each `file: content`, or what was run and what it said."""
+    """Each `file: content`, or a command and its answer."""
     fix: str = ""
-    """What to do about it, one line; empty for ok."""
+    """Remedy, one line; empty for ok."""
     uses: tuple[Use, ...] = METAL
-    """Whose it is; a problem is in the way of these."""
+    """Uses that the finding is about; a problem is in their way."""
 
 
 @dataclass(frozen=True)
 class Needs:
-    """What a machine is wanted for, and how much of it. Sizes are bytes."""
+    """Requirements on a machine. Sizes are bytes."""
 
     uses: tuple[Use, ...]
     accel: Literal["auto", "kvm", "tcg", "exact"] = "auto"
     bar: int | None = None
-    """None: whatever large BAR is found."""
+    """Least size of the BAR; None: any large BAR."""
     host_memory: int = 4 * GIB
     guest_memory: int = GIB // 2
     backing: Backing = "anonymous"
     firmware: Literal["seabios", "ovmf"] = "seabios"
-    """Of the guest."""
+    """Firmware of the guest."""
     guest_bits: int | None = None
     """Physical address bits of the guest's CPU; None: the machine's own."""
     boots_guest: bool = True
     traced: bool = True
-    """Some pass needs the tracer."""
+    """True if a pass needs the tracer."""
     builds: bool = False
-    """Some kernel is built."""
+    """True if a kernel is built."""
     boot: Literal["auto", "kexec", "grub", "systemd-boot"] = "auto"
 
 

@@ -1,4 +1,4 @@
-"""What a machine can do, and what is in the way: evidence in, findings out. Pure."""
+"""Findings on what a machine can do, and on what is in the way, from evidence. Pure."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CHECKS: dict[Use, tuple[Check, ...]] = {
 
 
 def findings(raw: Mapping[str, Any], needs: Needs) -> tuple[Finding, ...]:
-    """The worst first. `raw`: the evidence of orchestrator.bench.checkup."""
+    """Return the findings, the worst first. `raw`: the evidence of orchestrator.bench.checkup."""
     machine = Machine(raw)
     checks = dict.fromkeys(check for use in needs.uses for check in CHECKS[use])
     found = [
@@ -41,10 +41,10 @@ def findings(raw: Mapping[str, Any], needs: Needs) -> tuple[Finding, ...]:
 
 
 def in_the_way(found: tuple[Finding, ...], use: Use) -> tuple[Finding, ...]:
-    """The problems that keep the machine from that use."""
+    """Return the problems that keep the machine from that use."""
     return tuple(f for f in found if f.status == "problem" and use in f.uses)
 
 
 def usable(found: tuple[Finding, ...], needs: Needs) -> bool:
-    """One of the uses that are asked for has nothing in its way."""
+    """True if one of the required uses has nothing in its way."""
     return any(not in_the_way(found, use) for use in needs.uses)

@@ -1,4 +1,4 @@
-"""The text of a tracefs histogram (Documentation/trace/histogram.rst)."""
+"""Parser for the text of a tracefs histogram (Documentation/trace/histogram.rst)."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class Histogram:
 
 
 def parse_hist(text: str, hex_keys: tuple[str, ...] = ()) -> Histogram:
-    """A histogram; keys named in `hex_keys` are printed in hexadecimal without a prefix.
+    """Parse a histogram. Keys named in `hex_keys` are printed in hexadecimal without a prefix.
 
-    Raises EvidenceError when the totals are missing (a file cut short) or do not add up, and
-    at a row whose keys are not numbers.
+    Raises EvidenceError if the totals are missing (a file cut short) or do not add up, and for a
+    row whose keys are not numbers.
     """
     totals = _TOTALS.search(text)
     if totals is None:

@@ -1,4 +1,4 @@
-"""What two kernel configurations have otherwise."""
+"""Differences of two kernel configurations."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import NamedTuple
 _LINE = re.compile(
     r"(?m)^(?:(CONFIG_[A-Za-z0-9_]+)=(.*?)|# (CONFIG_[A-Za-z0-9_]+) is not set)\r?$"
 )
-# what Kconfig asks the build's programs for (init/Kconfig)
+# symbols that Kconfig gets from the build's programs (init/Kconfig)
 _TOOLCHAIN = re.compile(
     r"CONFIG_(CC|GCC|CLANG|AS|LD|LLD|PAHOLE|RUSTC|RUSTC_LLVM|RUSTC_LLVM_MAJOR|BINDGEN)"
     r"_VERSION(_TEXT)?"
@@ -20,17 +20,18 @@ class ConfigChange(NamedTuple):
     symbol: str
     """CONFIG_..."""
     old: str
-    """As the file spells it: `y`, `m`, `250`, `"text"`; `n` also of what is not in it."""
+    """The file's spelling: `y`, `m`, `250`, `"text"`; `n` also for a symbol that is not in it."""
     new: str
 
     @property
     def toolchain(self) -> bool:
-        """It says what the kernel was built by, not what is in it."""
+        """True if it tells what the kernel was built with, not what is in it."""
         return _TOOLCHAIN.fullmatch(self.symbol) is not None
 
 
 def config_diff(old: str, new: str) -> tuple[ConfigChange, ...]:
-    """By symbol. What is not set and what a kernel does not know are both `n`."""
+    """Return the changes, sorted by symbol. A symbol that is not set and one that a kernel does
+    not know are both `n`."""
     before, after = _symbols(old), _symbols(new)
     changes = (
         ConfigChange(symbol, before.get(symbol, "n"), after.get(symbol, "n"))
@@ -40,7 +41,7 @@ def config_diff(old: str, new: str) -> tuple[ConfigChange, ...]:
 
 
 def _symbols(config: str) -> dict[str, str]:
-    """The last line of a symbol holds, as with Kconfig."""
+    """Return the value of each symbol. Its last line holds, as with Kconfig."""
     return {line[1] or line[3]: line[2] or "n" for line in _LINE.finditer(config)}
 
 
@@ -53,8 +54,9 @@ _ABILITY = re.compile(r"CONFIG_(ARCH|HAVE|GENERIC|HYPERV)_(?!.*_PFNMAP)")
 
 
 def costly(changes: Iterable[ConfigChange]) -> tuple[ConfigChange, ...]:
-    """Those that can be expected to change what a map, an unmap or a boot costs: of VFIO, IOMMU,
-    huge pages, KVM, preemption, debugging and mitigations. A guess: the list has them all."""
+    """Return the changes that can be expected to change the cost of a map, an unmap or a boot:
+    those of VFIO, IOMMU, huge pages, KVM, preemption, debugging and mitigations. This is a guess;
+    `changes` has them all."""
     return tuple(
         change
         for change in changes

@@ -1,4 +1,4 @@
-"""How the cost of a map grows with its size: the scaling law, by least squares."""
+"""Scaling law: the growth of a map's cost with its size, by least squares."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Law:
     kind: Literal["flat", "linear"]
     """flat: a cost for each 1 GiB leaf at most; linear: for each page or each 2 MiB."""
     unit: str
-    """What is walked step by step: 4KiB, 2MiB, 1GiB."""
+    """Step of the walk: 4KiB, 2MiB, 1GiB."""
     fixed: float
     """Seconds."""
     per_unit: float
@@ -33,9 +33,9 @@ class Law:
 
 
 def scaling_law(points: Sequence[tuple[int, float]], unit: str) -> Law | None:
-    """The law of (bytes, seconds > 0), walked by steps of `unit`, which the counts tell.
+    """Return the law of (bytes, seconds > 0), walked by steps of `unit`, which the counts tell.
 
-    None for less than three sizes, which would fit any line, and where no line fits.
+    None for fewer than three sizes, which any line would fit, and if no line fits.
     """
     if len({size for size, _ in points}) < 3:
         return None

@@ -1,9 +1,9 @@
-"""Which level of the page tables a DMA map of the BAR really used, and why not the best one.
+"""Level of the page tables that a DMA map of the BAR really used, and why it is not the best one.
 
-From counts, never from a version: the order of the faults says what leaves the process has, the
-lookups' return values say with what stride the kernel walked them, the pages of the IOMMU's tables
-say what leaves the device got. What may be in the way is looked for in the order in which it takes
-effect; what nothing explains is said to be unexplained.
+The evidence is counts, never a version: the order of the faults shows the leaves of the process,
+the return values of the lookups show the stride by which the kernel walked them, the pages of the
+IOMMU's tables show the leaves that the device got. Possible causes are checked in the order in
+which they take effect; a level that none of them explains is `unexplained`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from orchestrator.analysis.theory import Mapping, best_leaf, pages
 
 _BEST = "1GiB"
 _QEMU_TABLES = 8 << 20
-"""More than the page tables that a QEMU needs for itself; 1.3 MiB was seen."""
+"""Bytes, more than the page tables that a QEMU needs for itself; 1.3 MiB was seen."""
 
 
 @dataclass(frozen=True)
@@ -35,13 +35,14 @@ class Level:
     place: str
     """SIZE/ALIGNMENT"""
     leaf: str | None
-    """What most of the BAR is mapped by in the process: 1GiB, 2MiB, 4KiB; None: not known."""
+    """Leaf that maps most of the BAR in the process: 1GiB, 2MiB, 4KiB; None: not known."""
     stride: str | None
-    """What one lookup covers."""
+    """Range that one lookup covers."""
     iommu: str | None
-    """4KiB where the IOMMU's tables grew as by 4 KiB leaves; None: larger, or not known."""
+    """4KiB if the IOMMU's tables grew as by 4 KiB leaves; None: larger, or not known."""
     reasons: tuple[Reason, ...]
-    """Why it is not 1 GiB, each lookup as far as a leaf, in the process and in the IOMMU."""
+    """Why a leaf is not 1 GiB, in the process or in the IOMMU, or a lookup does not cover a
+    leaf."""
 
     @property
     def best(self) -> bool:
@@ -55,7 +56,7 @@ NO_HUGE_PFNMAP = Reason(
 
 
 def level_of(place: Place, counted: MapPass, facts: MappingType[str, Any]) -> Level:
-    """The level of one place. `facts`: facts.json of the host."""
+    """Return the level of one place. `facts`: facts.json of the host."""
     if place.dma_buf:
         return Level(place.name, None, None, None, ())
     size = place.mapping.size
@@ -87,7 +88,7 @@ def level_of(place: Place, counted: MapPass, facts: MappingType[str, Any]) -> Le
 
 
 def _most(leaves: MappingType[str, int]) -> str | None:
-    """The leaf size that maps most of the bytes."""
+    """Return the leaf size that maps most of the bytes."""
     return max(leaves, key=lambda name: leaves[name] * LEAVES.get(name, 0), default=None)
 
 
@@ -109,7 +110,7 @@ def _iommu_leaf(place: Place, size: int) -> str | None:
 def _leaf_reasons(
     place: Place, counted: MapPass, leaf: str | None, *, huge_pfnmap: bool
 ) -> list[Reason]:
-    """Why the process's leaves are not 1 GiB."""
+    """Return why the process's leaves are not 1 GiB."""
     if leaf is None or leaf == _BEST:
         return []
     if not huge_pfnmap:
@@ -122,7 +123,7 @@ def _leaf_reasons(
 
 
 def alignment_reasons(mapping: Mapping) -> list[Reason]:
-    """Why leaves of 1 GiB cannot map this, whatever the kernel."""
+    """Return why leaves of 1 GiB cannot map this, whatever the kernel."""
     fits, reasons = best_leaf(mapping.size), []
     if fits != _BEST:
         text = f"{_size(mapping.size)} is less than a leaf of {_BEST}"
@@ -147,9 +148,9 @@ def guest_level(
     qemu: str,
     facts: MappingType[str, Any],
 ) -> Level:
-    """What the guest's QEMU can at best map the BAR by, from where it put it, and whether its page
-    tables (VmPTE at the boot mark) are as large as those of 4 KiB leaves, where that could not be
-    the tables of QEMU itself and of the guest's memory."""
+    """Return the best level at which the guest's QEMU can map the BAR, from where it put it. The
+    leaf is 4KiB if QEMU's page tables (VmPTE at the boot mark) are as large as with 4 KiB leaves,
+    and too large for those of QEMU itself and of the guest's memory."""
     leaf = _most(mapping.leaves())
     reasons = alignment_reasons(mapping)
     if any(r.name == "misaligned" for r in reasons):
@@ -181,8 +182,8 @@ def _thp_reason(place: Place, counted: MapPass, leaf: str) -> Reason:
 
 
 def policy_reason(enabled: str, *, advised: bool) -> Reason | None:
-    """Whether the policy of transparent huge pages (`enabled`) keeps huge pages from a mapping,
-    which may be `advised` (MADV_HUGEPAGE)."""
+    """Return the reason if the policy of transparent huge pages (`enabled`) keeps huge pages from
+    a mapping, which may be `advised` (MADV_HUGEPAGE)."""
     policy = re.search(r"\[(\w+)\]", enabled)
     if policy and (policy[1] == "never" or (policy[1] == "madvise" and not advised)):
         return Reason(

@@ -1,4 +1,4 @@
-"""What looking costs: the passes with probes against the one without, at the same points."""
+"""Overhead of the probes: the passes with probes against the one without, at the same points."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from orchestrator.analysis.maps import MapPass
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one point. Seconds of the host's clock."""
+    """Cost of one point under all passes. Seconds of the host's clock."""
 
     point: str
     """SIZE/ALIGNMENT/STATE"""
     plain_map: float
     plain_unmap: float
     instrument: float
-    """Two readings of the clock with nothing between: what the headline has in it of its own."""
+    """Two readings of the clock with nothing between them: the clock's share of the headline."""
     call: float
     """An ioctl that does nothing, measured like a map: system call and interpreter."""
     passes: dict[str, tuple[float, float]]
-    """timing, counts -> one map and one unmap under them."""
+    """Seconds of one map and one unmap under the passes timing and counts."""
 
 
 def costs_of_looking(passes: MappingType[str, MapPass]) -> list[Cost]:
-    """The cost for the largest map at the best alignment, in each state, under the passes that
-    have it."""
+    """Return the cost of the largest map at the best alignment, in each state, under the passes
+    that have it."""
     plain = passes.get("plain")
     if plain is None:
         return []

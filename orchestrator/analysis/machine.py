@@ -1,4 +1,4 @@
-"""What a machine said of itself (guests/agents/checkup.py), read for the doctor. Pure."""
+"""A machine's answers about itself (guests/agents/checkup.py), read for the doctor. Pure."""
 
 from __future__ import annotations
 
@@ -26,28 +26,28 @@ class Bar:
     """Bytes."""
     placed: bool
     driver: str
-    """Of the function, empty without one."""
+    """Driver of the function, empty without one."""
     growable: int
-    """Bytes that it can at most be made to have (Resizable BAR); 0: its size is fixed."""
+    """Largest size in bytes that it can be given (Resizable BAR); 0: its size is fixed."""
     refused: tuple[str, ...]
-    """Why the machine cannot spare the function; empty where nothing is known to be in the way."""
+    """Why the machine cannot spare the function; empty if nothing is known to be in the way."""
 
 
 @dataclass(frozen=True)
 class Superpages:
-    """What one VT-d unit's page tables can have."""
+    """Abilities of one VT-d unit's page tables."""
 
     unit: str
     path: str
     register: str
     sizes: tuple[str, ...]
-    """Of 2MiB and 1GiB."""
+    """2MiB and 1GiB, if it has leaves of that size."""
     address_bits: int
-    """MGAW: how wide the addresses are that it translates."""
+    """MGAW: width of the addresses that it translates."""
 
 
 class Machine:
-    """`raw`: the document of evidence; what is missing from it reads as not there."""
+    """A machine by its evidence, `raw`. Anything that is missing there counts as absent."""
 
     def __init__(self, raw: Mapping[str, Any]) -> None:
         self.raw = raw
@@ -61,21 +61,22 @@ class Machine:
 
     @property
     def has_kvm(self) -> bool:
-        """A guest ran under it; not, where nobody tried."""
+        """True if a guest ran under KVM; False if nobody tried."""
         return "kvm" in self.raw and self.raw["kvm"] is None
 
     def file(self, path: str) -> str | None:
-        """Its text without what surrounds it; None where it is not there or cannot be read."""
+        """Return a file's text, stripped of white space; None if it is absent or cannot be
+        read."""
         text = self.files.get(path)
         return None if text is None else text.strip()
 
     def chosen(self, path: str) -> str | None:
-        """Of `always [madvise] never` the word in brackets."""
+        """Return the word in brackets of a file like `always [madvise] never`."""
         text = self.file(path)
         return None if text is None else chosen(text)
 
     def said(self, path: str) -> str:
-        """Evidence: `file: content`, on one line."""
+        """Return a file as evidence: `file: content`, on one line."""
         text = self.file(path)
         why = (self.raw.get("unreadable") or {}).get(path, "no such file")
         return f"{path}: {why if text is None else ' '.join(text.split()) or 'empty'}"
@@ -84,16 +85,17 @@ class Machine:
         return bool((self.raw.get("present") or {}).get(path)) or path in self.files
 
     def access(self, path: str) -> bool:
-        """This user may read and write it."""
+        """True if this user may read and write the file."""
         return bool((self.raw.get("access") or {}).get(path))
 
     def program(self, *names: str) -> str | None:
-        """The path of the first of these that is there."""
+        """Return the path of the first of these programs that is there."""
         there = self.raw.get("programs") or {}
         return next((there[name]["path"] for name in names if there.get(name)), None)
 
     def version(self, *names: str) -> tuple[tuple[int, ...], str] | None:
-        """Of the first of these that says one: its numbers, and its line."""
+        """Return version numbers and version line of the first of these programs that prints
+        one."""
         there = self.raw.get("programs") or {}
         for name in names:
             line = (there.get(name) or {}).get("version", "")
@@ -120,7 +122,7 @@ class Machine:
 
     @property
     def is_guest(self) -> bool:
-        """It is itself a virtual machine: CPUID says so (X86_FEATURE_HYPERVISOR)."""
+        """True if the machine is itself virtual: CPUID says so (X86_FEATURE_HYPERVISOR)."""
         return "hypervisor" in self.flags
 
     @property
@@ -134,11 +136,11 @@ class Machine:
 
     @property
     def words(self) -> list[str]:
-        """Of the kernel's command line."""
+        """Words of the kernel's command line."""
         return (self.file("/proc/cmdline") or "").split()
 
     def options(self, name: str) -> list[str]:
-        """Of `name=ONE,OTHER` on the command line, given once or more."""
+        """Return the options of all words `name=ONE,OTHER` on the command line."""
         given = [word.partition("=")[2] for word in self.words if word.startswith(f"{name}=")]
         return [option for text in given for option in text.split(",")]
 
@@ -149,7 +151,7 @@ class Machine:
 
     @property
     def superpages(self) -> tuple[Superpages, ...]:
-        """Of each VT-d unit that is on."""
+        """Superpages of each VT-d unit that is on."""
         found = []
         for unit in self.iommus:
             path = f"/sys/class/iommu/{unit}/intel-iommu/cap"
@@ -164,30 +166,31 @@ class Machine:
 
     @property
     def unread(self) -> tuple[str, ...]:
-        """What could not be looked into for functions: evidence."""
+        """Evidence: what could not be searched for functions, and why."""
         return tuple(f"{path}: {why}" for path, why in (self.raw.get("unread") or {}).items())
 
     @property
     def remaps_interrupts(self) -> bool:
-        """A chip behind a remapping unit is named IR-* in /proc/interrupts."""
+        """True if interrupts are remapped: /proc/interrupts names a chip behind a remapping unit
+        IR-*."""
         return any(chip.startswith("IR-") for chip in self.raw.get("interrupts") or [])
 
     @property
     def tracefs(self) -> tuple[str, ...]:
-        """Where it is mounted."""
+        """Mount points of tracefs."""
         mounts = (line.split() for line in self.files.get("/proc/self/mounts", "").splitlines())
         return tuple(m[1] for m in mounts if len(m) > 2 and m[2] == "tracefs")
 
     @property
     def governors(self) -> dict[str, str]:
-        """By the path of each CPU's."""
+        """Governor of each CPU, by the path of its file."""
         return {p: t.strip() for p, t in self.files.items() if p.endswith("/scaling_governor")}
 
     @property
     def has_series(self) -> bool | None:
-        """By its types the kernel has "vfio: Improve DMA mapping performance for huge pfnmaps"
-        (v6.15): follow_pfnmap_start() gives a mask, and vaddr_get_pfns() fills a batch. None
-        where the types are not there to be read, or the module's alone are not."""
+        """True if the kernel has "vfio: Improve DMA mapping performance for huge pfnmaps" (v6.15),
+        by its types: follow_pfnmap_start() gives a mask, and vaddr_get_pfns() fills a batch. None
+        if the types cannot be read, or if only those of the module cannot."""
         types = self.raw.get("types") or {}
         if not types:
             return None
@@ -200,8 +203,8 @@ class Machine:
 
     @property
     def lookups(self) -> int | None:
-        """Of the one map that was made: how often its pages were looked up. None: none was made,
-        or its count is not whole."""
+        """Number of lookups of the pages of the one map that was made. None if none was made, or
+        if its count is not whole."""
         try:
             return parse_hist(str((self.raw.get("probe") or {}).get("lookups", ""))).hits or None
         except EvidenceError:
@@ -209,5 +212,5 @@ class Machine:
 
     @property
     def has_pfnmaps(self) -> bool:
-        """The struct is there, which came with huge pfnmaps (v6.12)."""
+        """True if the kernel has the struct that came with huge pfnmaps (v6.12)."""
         return bool((self.raw.get("types") or {}).get("members"))

@@ -1,4 +1,4 @@
-"""map.json: what the map agent said, and what the kernel counted meanwhile, made comparable."""
+"""map.json: the map agent's answer, and what the kernel counted meanwhile, made comparable."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from orchestrator.scenario import is_headline
 
 WARM_UP = "warm-up"
 IOVA = 1 << 36
-"""Where the map agent maps."""
+"""Address at which the map agent maps."""
 _LEAF_OF_ORDER = {order: name for name, order in ORDERS.items()}
 
 
 @dataclass(frozen=True)
 class Counts:
-    """What the kernel did for one map and one unmap, from its own histograms."""
+    """The kernel's work for one map and one unmap, from its own histograms."""
 
     lookups: Counter[int]
     """Return value of vaddr_get_pfns -> calls."""
@@ -40,7 +40,7 @@ class Counts:
 
     @property
     def leaves(self) -> dict[str, int] | None:
-        """Leaf size -> how many were installed; None where the kernel does not say."""
+        """Leaf size -> how many were installed; None if the kernel does not tell."""
         if any(len(key) != 2 for key in self.faults):
             return None
         found: dict[str, int] = {}
@@ -63,12 +63,12 @@ class Sample:
     """One map and unmap. Seconds of the host's CLOCK_MONOTONIC, around each ioctl."""
 
     state: str
-    """cold, warm; prime: the cold map before the first warm one, where only warm was asked for."""
+    """cold, warm; prime: the cold map before the first warm one, if only warm was requested."""
     map_seconds: float
     unmap_seconds: float
     unmapped_bytes: int
     minor_faults: int
-    """Of the thread, in the map."""
+    """Minor faults of the thread in the map."""
     page_table_bytes: int
     """Growth of the process's page tables (VmPTE) in the map."""
     iommu_table_pages: int | None
@@ -87,28 +87,28 @@ class Place:
     dma_buf: bool
     samples: tuple[Sample, ...]
     upper_tables: int = 0
-    """Pages of the PUD level that the mapping needs besides: the 512 GiB ranges that it touches
-    and in which the process has nothing else."""
+    """Pages of the PUD level that the mapping needs besides: one for each 512 GiB range that it
+    touches and in which the process has nothing else."""
 
     def of_state(self, state: str) -> list[Sample]:
         return [s for s in self.samples if s.state == state]
 
     @property
     def counts(self) -> Counts | None:
-        """Of the first sample that has them."""
+        """Counts of the first sample that has them."""
         return next((s.counts for s in self.samples if s.counts is not None), None)
 
     @property
     def leaves(self) -> dict[str, int] | None:
         """Leaf size -> how many the process's page tables have for it, from the first map's
-        faults; None where the kernel does not say."""
+        faults; None if the kernel does not tell."""
         first = next((s.counts for s in self.samples if s.counts and s.state != "warm"), None)
         return first.leaves if first else None
 
 
 @dataclass(frozen=True)
 class MapPass:
-    """What the agent found in one pass."""
+    """Results of the agent in one pass."""
 
     backend: str
     bar_bytes: int
@@ -124,7 +124,8 @@ class MapPass:
 
     @property
     def whole(self) -> Place | None:
-        """The whole BAR at its best alignment: where the headline is measured, among others."""
+        """Place of the whole BAR at its best alignment, at which the headline is measured; None
+        without one."""
         return next(
             (
                 place for place in self.places
@@ -135,8 +136,8 @@ class MapPass:
 
 
 def read_pass(answer: MappingType[str, Any]) -> MapPass:
-    """One pass of map.json. Raises EvidenceError for histograms that are not whole, and KeyError,
-    TypeError, ValueError for what does not have the agent's form."""
+    """Parse one pass of map.json. Raises EvidenceError for incomplete histograms, and KeyError,
+    TypeError or ValueError for an answer that does not have the agent's form."""
     before = NOTHING
     places = []
     for point in answer["points"]:
@@ -183,8 +184,8 @@ def _counts(snapshots: MappingType[str, str]) -> Counts:
 
 
 def check_alike(headline: MapPass, counted: MapPass) -> None:
-    """Raises EvidenceError where the maps of another pass are not those that were counted: other
-    points, another backend, a state that was not what it is called."""
+    """Raise EvidenceError if the maps of another pass are not those that were counted: other
+    points, another backend, or a state that was not what it is called."""
     _equal("map.json", "backend", headline.backend, "backend of the counts pass", counted.backend)
     names = {place.name: place for place in counted.places}
     for place in headline.places:
@@ -203,8 +204,8 @@ def check_alike(headline: MapPass, counted: MapPass) -> None:
 
 
 def check(counted: MapPass) -> None:
-    """Raises EvidenceError, with the two numbers, where sources that owe nothing to one another
-    disagree about a map, or where counts are not what theory says exactly."""
+    """Raise EvidenceError, with the two numbers, if independent sources disagree about a map, or
+    if counts are not exactly those of theory."""
     for place in counted.places:
         for number, sample in enumerate(place.samples):
             if sample.counts is None:
@@ -240,7 +241,7 @@ def _check_sample(
     if place.leaves is not None:
         least = sum(place.leaves.values())
         found = sum(counts.lookups.values())
-        if found != least:  # a kernel that walks leaf by leaf; every other one, page by page
+        if found != least:  # not leaf by leaf: then it has to be page by page
             _equal(where, "lookups", found, f"pages of the map (its leaves are {least})",
                    pages(size))  # fmt: skip
     leaves = counts.leaves

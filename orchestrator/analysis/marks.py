@@ -1,4 +1,4 @@
-"""What the watch agent said about one guest boot, on the host's CLOCK_MONOTONIC."""
+"""The watch agent's record of one guest boot, on the host's CLOCK_MONOTONIC."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Boot:
-    """Times in seconds of the host's CLOCK_MONOTONIC; None for what did not happen."""
+    """Times in seconds of the host's CLOCK_MONOTONIC; None for an event that did not happen."""
 
     started: float | None = None
-    """QEMU's process began (field 22 of /proc/PID/stat: steps of 10 ms)."""
+    """Start of QEMU's process (field 22 of /proc/PID/stat: steps of 10 ms)."""
     mark: float | None = None
-    """The boot mark's console line had arrived in the host."""
+    """Arrival of the boot mark's console line in the host."""
     ssh: float | None = None
     exit: float | None = None
     page_table_bytes: int | None = None
@@ -22,18 +22,18 @@ class Boot:
 
     @property
     def boot_seconds(self) -> float | None:
-        """From the start of QEMU to the guest's userspace, to 10 ms."""
+        """Time from the start of QEMU to the guest's userspace, to 10 ms."""
         return None if self.mark is None or self.started is None else self.mark - self.started
 
     @property
     def ssh_seconds(self) -> float | None:
-        """From the start of QEMU to the banner of the guest's SSH server, to 20 ms."""
+        """Time from the start of QEMU to the banner of the guest's SSH server, to 20 ms."""
         return None if self.ssh is None or self.started is None else self.ssh - self.started
 
 
 def parse_marks(text: str) -> Boot:
-    """The lines `E <ns> NAME [JSON]`, `C <ns> "console line"`; others are skipped, as is a last
-    line that was cut short."""
+    """Parse the lines `E <ns> NAME [JSON]` and `C <ns> "console line"`. Others are skipped, as is
+    a last line that was cut short."""
     times: dict[str, float] = {}
     tables: int | None = None
     console: list[tuple[float, str]] = []

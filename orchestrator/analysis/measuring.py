@@ -1,4 +1,4 @@
-"""What on this machine changes or keeps from measuring? Findings, from evidence alone."""
+"""Does anything on this machine distort or prevent measuring? Findings, from evidence alone."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ _SERIES = '"vfio: Improve DMA mapping performance for huge pfnmaps" (v6.15)'
 
 
 def series(machine: Machine, _needs: Needs) -> Iterator[Finding]:
-    """By a map where one was made, else by the kernel's types, never by its version."""
+    """Yield a finding on the series: by a map if one was made, else by the kernel's types, never
+    by its version."""
     release = machine.raw.get("release", "")
     probe, lookups = machine.raw.get("probe") or {}, machine.lookups
     has, how, evidence = machine.has_series, "by its types", _types_said(machine)
@@ -69,7 +70,7 @@ def huge_pages(machine: Machine, _needs: Needs) -> Iterator[Finding]:
     elif policy == "always":
         yield Finding("thp", "ok", "transparent huge pages: always", evidence)
     else:
-        # __thp_vma_allowable_orders() of mm/huge_memory.c; which of both is not in any type
+        # __thp_vma_allowable_orders() of mm/huge_memory.c; no type shows what a kernel does there
         yield Finding(
             "thp", "warning",
             f"transparent huge pages: {policy}. Some kernels (v6.12's first) apply that to BARs,"
@@ -109,10 +110,11 @@ def gigantic_pages(machine: Machine, needs: Needs) -> Iterator[Finding]:
 
 
 def tracing(machine: Machine, needs: Needs) -> Iterator[Finding]:
-    """Of the machine's own kernel; those under test are what is traced, and prove themselves."""
+    """Yield a finding on probes in the machine's own kernel. The kernels under test are the ones
+    that are traced, and prove themselves."""
     status: Status = "warning" if needs.traced else "note"
     if machine.lockdown == "confidentiality":
-        return  # it takes no probes: the finding lockdown says what to do
+        return  # it takes no probes; the finding lockdown has the remedy
     events = f"{_TRACING}/kprobe_events"
     if machine.access(events):
         yield Finding("tracing", "ok", "the kernel takes probes", (f"{events}: writable",))
@@ -135,7 +137,8 @@ def tracing(machine: Machine, needs: Needs) -> Iterator[Finding]:
 
 
 def symbols(machine: Machine, needs: Needs) -> Iterator[Finding]:
-    """A function that the compiler copied under another name (.isra, .constprop) is not there."""
+    """Yield a finding on the functions that are traced. One that the compiler copied under another
+    name (.isra, .constprop) is not there."""
     places = machine.raw.get("symbols") or {}
     if not places or not needs.traced:
         return
@@ -207,12 +210,12 @@ def governor(machine: Machine, needs: Needs) -> Iterator[Finding]:
 
 
 def _lasting(needs: Needs, now: str, scenarios: str) -> str:
-    """What is done now lasts until the next boot, and a run on metal boots."""
+    """Return the remedy that lasts: `now` lasts until the next boot, and a run on metal boots."""
     if "metal" not in needs.uses:
         return now
     return scenarios if needs.uses == METAL else f"{now}; of a metal host {scenarios}"
 
 
 def _timed(machine: Machine, needs: Needs) -> bool:
-    """The machine's own seconds are what is measured."""
+    """True if the machine's own seconds are measured."""
     return "metal" in needs.uses or machine.has_kvm

@@ -9,7 +9,7 @@ from orchestrator.analysis.machine import Bar, Machine
 from orchestrator.scenario import GIB, MIB, format_size
 
 _LARGE = GIB
-"""From here on a leaf of 1 GiB can map it."""
+"""Least size of a large BAR: a leaf of 1 GiB can map it."""
 _TYPE1 = "/sys/module/vfio_iommu_type1/parameters"
 _UNSAFE = "vfio_iommu_type1.allow_unsafe_interrupts"
 _OWN_WORDS = (
@@ -17,9 +17,11 @@ _OWN_WORDS = (
     " grub2-mkconfig; host.cmdline is of the kernels under test alone)"
 )
 _SP_OFF = {"intel_iommu": {"sp_off"}, "amd_iommu": {"nohugepages"}}
-"""Documentation/admin-guide/kernel-parameters.txt; v2_pgsizes_only keeps 2 MiB and 1 GiB."""
+"""Options that leave the IOMMU with 4 KiB leaves. v2_pgsizes_only is none of them: it keeps 2 MiB
+and 1 GiB (Documentation/admin-guide/kernel-parameters.txt)."""
 _FEW_ENTRIES = 1024
-"""A guest boot needs one for each run of its memory and for each BAR."""
+"""Fewer DMA mappings may be too few: a guest boot needs one for each run of its memory and for
+each BAR."""
 
 
 def iommu(machine: Machine, _needs: Needs) -> Iterator[Finding]:
@@ -54,7 +56,8 @@ def iommu(machine: Machine, _needs: Needs) -> Iterator[Finding]:
 
 
 def superpages(machine: Machine, _needs: Needs) -> Iterator[Finding]:
-    """Leaves of the IOMMU's own page tables: with 4 KiB alone a map writes each page's entry."""
+    """Yield a finding on the leaves of the IOMMU's own page tables. With 4 KiB alone a map writes
+    an entry for each page."""
     if not machine.iommus:
         return
     off = [f"{name}={word}" for name, words in _SP_OFF.items()
@@ -91,7 +94,8 @@ def superpages(machine: Machine, _needs: Needs) -> Iterator[Finding]:
 
 
 def interrupt_remapping(machine: Machine, _needs: Needs) -> Iterator[Finding]:
-    """type1 takes no device without it (vfio_iommu_type1_attach_group(): EPERM)."""
+    """Yield a finding on interrupt remapping, without which type1 takes no device
+    (vfio_iommu_type1_attach_group(): EPERM)."""
     chips = " ".join(machine.raw.get("interrupts") or []) or "nothing"
     evidence = [f"/proc/interrupts: {chips}"]
     if machine.remaps_interrupts:
@@ -101,7 +105,7 @@ def interrupt_remapping(machine: Machine, _needs: Needs) -> Iterator[Finding]:
         return
     unsafe = f"{_TYPE1}/allow_unsafe_interrupts"
     evidence += [f"/proc/cmdline: {w}" for w in machine.words if "intremap" in w or _UNSAFE in w]
-    # the file is there once the module is
+    # the file is there once the module is loaded
     if (machine.file(unsafe) or "".join(machine.options(_UNSAFE)[-1:])) in ("Y", "1"):
         yield Finding("interrupt-remapping", "note", "not on, and type1 is told not to mind",
                       (*evidence, machine.said(unsafe)),
@@ -127,7 +131,7 @@ def groups(machine: Machine, _needs: Needs) -> Iterator[Finding]:
 
 
 def device(machine: Machine, _needs: Needs) -> Iterator[Finding]:
-    """The one that a scenario names."""
+    """Yield a finding on the device that a scenario names."""
     found = machine.raw.get("device") or {}
     if "chosen" in found:
         yield Finding("device", "ok", f"{found['chosen']} can be given to a guest",
@@ -189,8 +193,9 @@ def _path(bar: Bar) -> str:
 
 
 def address_bits(machine: Machine, needs: Needs) -> Iterator[Finding]:
-    """A BAR is aligned to its size, so the lowest place above memory ends at twice its size; and
-    firmware likes the top of what the guest's CPU has."""
+    """Yield a finding on the width of addresses. A BAR is aligned to its size, so the lowest place
+    above memory ends at twice its size; and firmware likes the top of the address range of the
+    guest's CPU."""
     bits = machine.physical_bits
     if bits is None:
         return
@@ -249,7 +254,7 @@ def limits(machine: Machine, needs: Needs) -> Iterator[Finding]:
 
 
 def vfio(machine: Machine, _needs: Needs) -> Iterator[Finding]:
-    """Is there a VFIO in the kernel that runs? Its module is loaded when it is needed."""
+    """Yield a finding on VFIO in the kernel that runs. Its module is loaded when it is needed."""
     symbols = machine.raw.get("symbols") or {}
     place = symbols.get("vfio_iommu_type1_ioctl")
     if place:

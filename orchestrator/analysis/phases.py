@@ -1,27 +1,27 @@
-"""The phases of a guest boot, from what the guest does that the host can see.
+"""The phases of a guest boot, from those of the guest's actions that the host can see.
 
 | phase | begins with |
 | --- | --- |
 | QEMU start | its exec |
 | machine init | the first memory it allocates for the guest, or the first device it attaches |
-| QEMU waits to be started | its last word before that: libvirt starts it with its CPUs stopped |
+| QEMU waits to be started | its last event before the guest runs: libvirt starts it with its CPUs stopped |
 | firmware: entry | the first instruction of the guest (vm_state_notify: running) |
 | firmware: PCI enumeration | its first write to a bus number or a BAR |
-| firmware: hand-over | the end of its last such write, or of the last that mapped or unmapped a BAR: option ROMs, the boot device, the kernel's loading |
+| firmware: hand-over | the end of its last such write, or of the last that mapped or unmapped a BAR; option ROMs, the boot device and the kernel's loading follow |
 | boot loader | its first line on the console (a guest that boots from a disk) |
-| kernel: entry | the boot CPU's first write to EFER since: a 32-bit entry (SeaBIOS) enables long mode before it unpacks itself; a UEFI kernel is in long mode, and its EFI stub and unpacking count as hand-over |
+| kernel: entry | the boot CPU's first write to EFER after that: a 32-bit entry (SeaBIOS) enables long mode before it unpacks itself; a UEFI kernel is in long mode, and its EFI stub and unpacking count as hand-over |
 | kernel: init | its first line on the console |
 | kernel: PCI enumeration, ... | the line of a bus, then of each device on it |
 | kernel: BAR sizing, ... | the first write to a device's command register or BARs, to the end of the last |
 | kernel: PCI resources | lines on windows and assignments, after the enumeration |
 | userspace | `Run /init as init process` |
-| userspace: systemd | its own reading of the guest's clock, laid on this one by the boot mark's |
+| userspace: systemd | systemd's start on the guest's clock, laid on the trace clock by the boot mark |
 | userspace: to SSH | the boot mark |
 | guest is up | the SSH server's banner |
 | shutdown | QEMU's request to end |
 
-A guest that is not run by KVM shows no EFER: its kernel's entry is counted as hand-over, up to its
-first line.
+A guest without KVM shows no write to EFER: its kernel's entry counts as hand-over, up to the
+kernel's first line.
 """  # noqa: E501  # a table
 
 from __future__ import annotations
@@ -49,27 +49,28 @@ _INIT = re.compile(r"Run (\S+) as init process")
 
 @dataclass(frozen=True)
 class BootEvents:
-    """What the phases are made of. Times in seconds of the trace clock."""
+    """The events that phases are made of. Times are seconds of the trace clock."""
 
     exec: float
     qemu: Sequence[QemuEvent]
     writes: Sequence[ConfigWrite]
     ends: Mapping[float, float]
-    """When what a configuration write made QEMU map and unmap was done, by the write's time."""
+    """Time at which QEMU was done with the maps and unmaps of a configuration write, by the
+    write's time."""
     operation_ends: Sequence[float]
-    """When maps and unmaps ended."""
+    """Ends of maps and unmaps."""
     console: Sequence[tuple[float, str]]
-    """To the boot mark, which is its last line."""
+    """Lines up to the boot mark, which is the last."""
     msrs: Sequence[tuple[float, int, int, int]]
     mark: float
     ssh: float | None
     exit: float
     systemd: float | None = None
-    """When the guest's systemd began."""
+    """Start of the guest's systemd."""
 
 
 def phases_of(boot: BootEvents) -> list[Phase]:
-    """Phases in order, without gaps, from QEMU's exec to its end."""
+    """Return the phases in order, without gaps, from QEMU's exec to its end."""
     run = next((e.time for e in boot.qemu if e.name == "vm_state_notify"), None)
     starts = [(boot.exec, "QEMU start"), *_machine(boot, run)]
     first = next((at for at, line in boot.console if _FIRST in line), None)
@@ -96,7 +97,7 @@ def _machine(boot: BootEvents, run: float | None) -> list[tuple[float, str]]:
     first = next((e.time for e in boot.qemu if e.name in _MEMORY_EVENTS), None)
     if first is None:
         return []
-    # what it did for its last event before it ran may have taken time: a map of RAM
+    # QEMU's last event before the guest runs may have begun something long: a map of RAM
     last = max((e.time for e in boot.qemu if run is not None and e.time < run), default=first)
     done = max([last, *(end for end in boot.operation_ends if run is not None and end <= run)])
     waits = [(done, "QEMU waits to be started")] if run is not None else []
@@ -104,14 +105,14 @@ def _machine(boot: BootEvents, run: float | None) -> list[tuple[float, str]]:
 
 
 def _firmware(boot: BootEvents, run: float, until: float) -> list[tuple[float, str]]:
-    """The firmware's phases, the boot loader, and the kernel's entry, from `run` to `until`."""
+    """Return the phases of firmware, boot loader and kernel entry, from `run` to `until`."""
     starts = [(run, "firmware: entry")]
     entry = _entry(boot, run, until)
     end = until if entry is None else entry
     in_firmware = [w for w in boot.writes if run <= w.time < end and w.device not in HOST_BRIDGES]
     placing = [w for w in in_firmware if _places(w)]
     if placing:
-        # what it enables after that is a part of it, where that maps or unmaps a BAR
+        # enabling a device after that belongs to the enumeration if it maps or unmaps a BAR
         last = max(w.time for w in in_firmware if _places(w) or w.time in boot.ends)
         starts.append((placing[0].time, "firmware: PCI enumeration"))
         starts.append((max(last, boot.ends.get(last, last)), "firmware: hand-over"))
@@ -124,8 +125,9 @@ def _firmware(boot: BootEvents, run: float, until: float) -> list[tuple[float, s
 
 
 def _entry(boot: BootEvents, run: float, until: float) -> float | None:
-    """The boot CPU is the one that places the BARs; the firmware itself may enter long mode, but
-    before that."""
+    """Return the time of the kernel's entry, or None. The boot CPU is the one that places the
+    BARs; its first write to EFER after it began to is the kernel's. The firmware itself may enter
+    long mode, but before that."""
     placing = [w for w in boot.writes if run <= w.time < until and _places(w)]
     after = placing[0].time if placing else run
     threads = {w.thread for w in placing}
@@ -137,7 +139,7 @@ def _entry(boot: BootEvents, run: float, until: float) -> float | None:
 
 
 def _places(write: ConfigWrite) -> bool:
-    """A bus number, a BAR, a ROM or a bridge's window is written."""
+    """True if a bus number, a BAR, a ROM or a bridge's window is written."""
     return 0x10 <= write.offset < 0x3C and write.device not in HOST_BRIDGES
 
 
@@ -177,7 +179,8 @@ def _kernel(boot: BootEvents, first: float) -> list[tuple[float, str]]:
 
 
 def _sizing(boot: BootEvents, address: str, start: float, end: float) -> list[tuple[float, str]]:
-    """From the first write that sizes a device's BARs or windows to the end of the last."""
+    """Return when the sizing of a device's BARs or windows begins (its first write) and when the
+    device's enumeration goes on (the end of the last)."""
     writes = [
         w for w in boot.writes
         if w.address == address and start <= w.time < end and (w.offset == 4 or _places(w))

@@ -1,8 +1,8 @@
 """One boot of somebody's own domain: where its time goes, how its BARs are mapped, what helps.
 
-There is no watch agent, no trace of QEMU's and no console: phases are told by who maps (QEMU's
-main thread before the guest runs, a CPU of the guest after that) and, under KVM, by the guest
-kernel's first write of EFER.SCE. Pure.
+There is no watch agent, no trace of QEMU's and no console. Phases are recognized by the thread
+that maps (QEMU's main thread before the guest runs, a CPU of the guest after that) and, under KVM,
+by the guest kernel's first write of EFER.SCE. Pure.
 """
 
 from __future__ import annotations
@@ -26,13 +26,15 @@ from orchestrator.errors import EvidenceError
 from orchestrator.scenario import format_size
 
 _EFER, _SCE = 0xC0000080, 0x1
-"""No firmware enables SYSCALL; a 64-bit kernel does, early (Linux: arch/x86/kernel/head_64.S)."""
+"""Register and bit of SYSCALL. No firmware enables it; a 64-bit kernel does, early (Linux:
+arch/x86/kernel/head_64.S)."""
 _RESET_SECONDS = 10.0
-"""Before QEMU says that the machine is reset: its devices are, and their BARs zapped."""
+"""Longest time from the reset of the devices, which zaps their BARs, to QEMU's report of the
+machine's reset."""
 _WHOLE = [[f"{base}_{side}"] for base in ("ioctl", "unmap", "zap") for side in ("in", "out")]
 _SLOW_PAGE = 10e-9
-"""Seconds for each page of a map: one lookup for each page takes more on any machine; one for each
-2 MiB less, by a factor of ten and more."""
+"""Seconds for each page of a map. One lookup for each page takes more on any machine; one for each
+2 MiB takes less, by a factor of ten and more."""
 # /proc/PID/maps (proc_pid_maps(5))
 _VMA = re.compile(r"(?m)^([0-9a-f]+)-([0-9a-f]+) \S+ ([0-9a-f]+) ")
 _REGION_SHIFT = 40
@@ -59,26 +61,30 @@ class Bar:
 
 @dataclass(frozen=True)
 class Profile:
-    """Times in seconds since QEMU's exec or, of a reboot, since the machine's reset."""
+    """Profile of one boot. Times are seconds since QEMU's exec or, for a reboot, since the
+    machine's reset."""
 
     facts: MappingType[str, Any]
-    """As `profile_of` was given them."""
+    """The argument of `profile_of`."""
     timeline: Timeline
-    """Its boot ends when the guest agent connects or, unless it does, with the last that was seen
+    """Its boot ends when the guest agent connects or, if that does not happen, with the last sign
     of the guest."""
     ended_by: str
-    """agent, or the last that was seen: map, line (a line feed to the serial port)."""
+    """agent, or the last sign of the guest: map, line (a line feed to the serial port)."""
     levels: tuple[Level, ...]
-    """Of the BARs that QEMU had mapped at the end, of those of 1 GiB or more or else the largest;
-    `place` is Bar.name."""
+    """Levels of the BARs that QEMU had mapped at the end: of those with 1 GiB or more, else of the
+    largest. `place` is Bar.name."""
     advice: tuple[Advice, ...]
-    """The most costly first."""
+    """Problems first, then the most costly."""
 
 
 def profile_of(facts: MappingType[str, Any], files: MappingType[str, str]) -> Profile:
-    """`facts`: facts.json of a profile (orchestrator.profile); `files`: of its tracer.
+    """Return the profile of a boot. `facts`: facts.json of a profile (orchestrator.profile);
+    `files`: those of its tracer.
 
-    Raises EvidenceError for a trace that is not whole or has no beginning of a boot."""
+    Raises EvidenceError for a trace that is not complete, has no beginning of a boot or has no
+    maps.
+    """
     complete(
         "the profile", stats=files["stats.txt"], profile=_of_whole(files["profile.txt"]),
         found_clock=files["clock.txt"], clock="mono",
@@ -99,17 +105,18 @@ def profile_of(facts: MappingType[str, Any], files: MappingType[str, str]) -> Pr
 
 
 def _of_whole(profile: str) -> str:
-    """Of kprobe_profile the probes without which a map would be lost. A part may be: on a busy
-    host others map by the IOMMU at any time, interrupts among them, and a probe in a probe is
-    missed."""
+    """Return the lines of kprobe_profile for those probes without which a map would be lost.
+    Probes of a map's parts may miss hits: on a busy host others map by the IOMMU at any time,
+    interrupts among them, and a probe within a probe is missed."""
     return "\n".join(line for line in profile.splitlines() if line.split()[:1] in _WHOLE)
 
 
 def mappings(maps: str, bars: Sequence[Bar]) -> dict[Bar, Mapping]:
-    """Where QEMU has each BAR: the largest mapping of it, by lines of /proc/PID/maps.
+    """Return where QEMU has each BAR: the largest mapping of it, from the lines of /proc/PID/maps.
 
-    Devices that are alike there (same BAR, same size) are taken in order: which is which does not
-    matter to what their alignment allows."""
+    Devices that look alike there (same BAR, same size) are taken in order: which is which does not
+    matter to what their alignment allows.
+    """
     found: dict[Bar, Mapping] = {}
     for start, end, offset in _VMA.findall(maps):
         address, size = int(start, 16), int(end, 16) - int(start, 16)
@@ -124,8 +131,8 @@ def mappings(maps: str, bars: Sequence[Bar]) -> dict[Bar, Mapping]:
 
 
 def _at(offset: int, bars: Sequence[Bar]) -> list[tuple[Bar, int]]:
-    """The BARs that an offset of a VFIO device's file can be of, and where in them. Before v6.10
-    the kernel shows the physical address there (vfio_pci_core_mmap)."""
+    """Return the BARs that an offset in a VFIO device's file can be of, and the place in each.
+    Before v6.10 the kernel shows the physical address there (vfio_pci_core_mmap)."""
     number, inside = divmod(offset, 1 << _REGION_SHIFT)
     by_address = [(b, offset - b.start) for b in bars if 0 <= offset - b.start < b.size]
     return by_address or [(b, inside) for b in bars if b.number == number]
@@ -134,8 +141,8 @@ def _at(offset: int, bars: Sequence[Bar]) -> list[tuple[Bar, int]]:
 def _placed(
     boot: BootTrace, bars: Sequence[Bar], mapped: MappingType[Bar, Mapping]
 ) -> list[Placed]:
-    """Each operation with its BAR, by where that is in QEMU's memory; where that is not known, by
-    its size."""
+    """Return each operation with its BAR, by the place of the BAR in QEMU's memory or, if that is
+    not known, by its size."""
     sizes = {bar.size: bar.name for bar in reversed(bars)}
     names: dict[tuple[int, int], str] = {}
     last: dict[int, float] = {}
@@ -149,7 +156,7 @@ def _placed(
         cold = last.get(operation.iova, -1.0) <= zapped
         if operation.kind == "map":
             last[operation.iova] = operation.start
-        # what was mapped before a reboot is told by its size
+        # what was mapped before a reboot is known by its size only
         bar = names.get(place) or sizes.get(operation.size, RAM)
         in_parts = operation.pages is not None or operation.walk_seconds is not None
         found.append(Placed(operation, bar, in_parts, cold))
@@ -215,7 +222,7 @@ def _timeline(
 
 
 def _zero(facts: MappingType[str, Any], boot: BootTrace) -> float:
-    """Raises EvidenceError where the trace has no beginning."""
+    """Return the time at which the boot begins. Raises EvidenceError if the trace lacks it."""
     reset = boot.marks.get("reset")
     if facts["boot"] == "reboot" and reset is not None:
         earliest = reset - _RESET_SECONDS
@@ -235,8 +242,8 @@ def _phases(
     acts: Sequence[tuple[float, float, int]],
     stop: float,
 ) -> list[Phase]:
-    """Who runs (QEMU, the firmware, the kernel; or the guest, where that is not known), and each
-    of them before, between and after its maps, unmaps and zaps."""
+    """Return the phases by who runs (QEMU, the firmware, the kernel; or the guest, if it is not
+    known which), and for each of them before, between and after its maps, unmaps and zaps."""
     by_guest = [at for at, _, thread in acts if thread != pid]
     by_guest += [at for at, *_ in (*boot.msrs, *boot.feeds)]
     by_guest += [at for name, at in boot.marks.items() if name == "run"]
@@ -277,8 +284,8 @@ def _phases(
 def _level(
     bar: Bar, mapping: Mapping, placed: Sequence[Placed], facts: MappingType[str, Any]
 ) -> Level:
-    """What the BAR is mapped by, and why not by 1 GiB; that each page is looked up, where that is
-    what a map of it takes."""
+    """Return what the BAR is mapped by, and why not by 1 GiB. A map that takes the time of a
+    lookup for each page shows that the kernel makes one."""
     process = facts["process"]
     level = guest_level(
         bar.name, mapping, process["page_table_bytes"], facts["memory"], facts["qemu"], facts
@@ -303,7 +310,8 @@ def _level(
 
 
 def _seconds_of_a_page(bar: Bar, mapping: Mapping, placed: Sequence[Placed]) -> float | None:
-    """Of the cheapest map of the whole mapping, the others being slowed by page faults."""
+    """Return the seconds for a page in the cheapest map of the whole mapping; page faults slow the
+    others down. None if there was no such map."""
     pins = [
         p.operation.pin_seconds or p.operation.seconds
         for p in placed

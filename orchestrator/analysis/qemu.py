@@ -1,4 +1,4 @@
-"""What QEMU said about a guest boot: its own trace events, in the order in which they happened."""
+"""QEMU's own trace events of a guest boot, in the order in which they happened."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _MAPPING = re.compile(r"(\S+) ([0-9a-f:.]+) (\d+),0x([0-9a-f]+)\+0x([0-9a-f]+)")
 _REGION = re.compile(r"region_(?:add|del)(?: \[ram\])? 0x([0-9a-f]+) - 0x([0-9a-f]+)"
                      r"(?: \[(0x[0-9a-f]+)\])?")  # fmt: skip
 HOST_BRIDGES = frozenset({"mch", "i440FX"})
-"""QEMU's names of the host bridges of q35 and pc; their registers change the guest's memory."""
+"""QEMU's names of the host bridges of q35 and pc. Their registers change the guest's memory."""
 _BRIDGE = re.compile(r"port|bridge|ioh3420|upstream|downstream")
 
 
@@ -27,7 +27,7 @@ class QemuEvent:
     wall: float
     """Seconds of the host's CLOCK_REALTIME, which can be set: never mixed with another clock."""
     time: float = 0.0
-    """Seconds of the trace clock, where the event was written to the trace (trace_marker)."""
+    """Seconds of the trace clock, if the event was written to the trace (trace_marker)."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class ConfigWrite:
     device: str
     """QEMU's name for its type: vfio-pci, pcie-root-port, mch."""
     address: str
-    """Of the function in the guest: 01:00.0"""
+    """Address of the function in the guest: 01:00.0"""
     offset: int
     value: int
     thread: int
@@ -56,12 +56,12 @@ class Region:
     size: int
     """Bytes."""
     address: int | None
-    """Where it is in QEMU's own memory (added)."""
+    """Its place in QEMU's own memory; None for a region that is deleted."""
 
 
 @dataclass(frozen=True)
 class BarPlace:
-    """Where a BAR of a function was put (pci_update_mappings_add)."""
+    """Place that a BAR of a function was given (pci_update_mappings_add)."""
 
     device: str
     address: str
@@ -75,7 +75,7 @@ class BarPlace:
 
 
 def parse_event(text: str, time: float = 0.0) -> QemuEvent | None:
-    """One event, or None for a line that is none."""
+    """Parse one event; None for a line that is none."""
     match = _EVENT.match(text)
     if match is None:
         return None
@@ -94,7 +94,7 @@ def config_write(event: QemuEvent) -> ConfigWrite | None:
 
 
 def region_added(event: QemuEvent) -> Region | None:
-    """Memory that QEMU has VFIO map: of the guest, or of a BAR."""
+    """Return the memory that QEMU has VFIO map, the guest's or a BAR's; None for another event."""
     return _region(event) if event.name == "vfio_listener_region_add_ram" else None
 
 

@@ -15,22 +15,22 @@ PROGRAMS = {
     "mmdebstrap": "mmdebstrap", "mke2fs": "e2fsprogs", "depmod": "kmod", "modinfo": "kmod",
     "ssh": "openssh-client", "apt-get": "apt", "dpkg-deb": "dpkg", "tar": "tar", "xz": "xz-utils",
 }  # fmt: skip
-"""What a nested host needs of this machine, and the packages; ci/setup.sh installs them."""
+"""Programs that nested hosts require here, and their packages; ci/setup.sh installs them."""
 FOR_USERS = {"newuidmap": "uidmap", "unshare": "util-linux"}
 FOR_BUILDS = {"git": "git"}
 _QEMU_LEAST, _LIBVIRT_LEAST = (10,), (11,)
-"""Of what nested hosts are made with (machine types, intel-iommu, ivshmem): ci/setup.sh."""
+"""Least versions to make nested hosts with (machine types, intel-iommu, ivshmem): ci/setup.sh."""
 _ALIGNS = (9, 2)
 _EMULATOR_MEMORY = 2 * GIB
-"""QEMU's own, above the host's: its translation buffer is 1 GiB."""
+"""QEMU's own memory, above the host's: its translation buffer is 1 GiB."""
 _NESTED_DISK, _METAL_DISK = 4 * GIB, 2 * GIB
-"""Images and kernels of a first run in the cache; two staged kernels with their modules."""
+"""Space for a first run's images and kernels in the cache; for two staged kernels with modules."""
 _LEAST_DISK = GIB // 2
 
 
 def kvm(machine: Machine, needs: Needs) -> Iterator[Finding]:
-    """The evidence is that a guest ran, or why it did not. One that says nothing may be slow, or
-    of a /dev/kvm that opens and runs nothing."""
+    """Yield a finding on KVM. The evidence is that a guest ran, or why it did not. A guest that
+    does not answer may be slow, or its /dev/kvm opens and runs nothing."""
     if not {"kvm", "kvm_silent"} & {*machine.raw}:
         return
     vendor = "svm" if machine.flags & {"svm"} else "vmx"
@@ -79,7 +79,7 @@ def kvm(machine: Machine, needs: Needs) -> Iterator[Finding]:
 
 
 def nested_virtualisation(machine: Machine, _needs: Needs) -> Iterator[Finding]:
-    """A guest of a nested host under KVM is a guest in a guest."""
+    """Yield a finding on KVM within a nested host under KVM: its guests are guests in a guest."""
     if not machine.has_kvm:
         return
     for module in ("kvm_intel", "kvm_amd"):
@@ -134,7 +134,7 @@ def qemu(machine: Machine, needs: Needs) -> Iterator[Finding]:
 
 
 def firmware(machine: Machine, needs: Needs) -> Iterator[Finding]:
-    """Of a nested host's guests it is in the host's image."""
+    """Yield a finding on OVMF. A nested host's image contains it; only metal hosts are checked."""
     if needs.firmware != "ovmf":
         return
     lost = [path for path in (OVMF_CODE, OVMF_VARIABLES) if not machine.present(path)]
@@ -181,7 +181,7 @@ def libvirt(machine: Machine, needs: Needs) -> Iterator[Finding]:
 
 
 def programs(machine: Machine, needs: Needs) -> Iterator[Finding]:
-    """Of the runner of nested hosts."""
+    """Yield a finding on the programs of a runner of nested hosts."""
     wanted = PROGRAMS | ({} if machine.root else FOR_USERS) | (FOR_BUILDS if needs.builds else {})
     lost = [name for name in wanted if machine.program(name) is None]
     if not lost:
@@ -195,7 +195,8 @@ def programs(machine: Machine, needs: Needs) -> Iterator[Finding]:
 
 
 def user_namespaces(machine: Machine, _needs: Needs) -> Iterator[Finding]:
-    """Without root images are built in a user namespace with a range of users (subuid(5))."""
+    """Yield a finding on building images. Without root they are built in a user namespace with a
+    range of users (subuid(5))."""
     if machine.root:
         return
     user = str(machine.raw.get("user", ""))
@@ -223,7 +224,8 @@ def user_namespaces(machine: Machine, _needs: Needs) -> Iterator[Finding]:
 
 
 def shared_memory(machine: Machine, _needs: Needs) -> Iterator[Finding]:
-    """The device's BAR is a sparse file there; it may be larger than the file system."""
+    """Yield a finding on /dev/shm. The device's BAR is a sparse file there, which may be larger
+    than the file system."""
     if machine.access("/dev/shm"):
         yield Finding("shm", "ok", "/dev/shm takes the device's memory", uses=NESTED)
     else:

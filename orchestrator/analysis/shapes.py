@@ -1,7 +1,7 @@
 """Samples that are not one cloud around one value: in two modes, or drifting. Pure.
 
-Neither makes a verdict wrong (pairs and ranks see to that), but each has a cause that its owner
-wants to know of: a CPU that throttles, a cache that fills, a boot that takes one of two paths.
+Neither makes a verdict wrong (pairs and ranks see to that), but each has a cause that is worth
+knowing: a CPU that throttles, a cache that fills, a boot that takes one of two paths.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ import numpy as np
 Kind = Literal["bimodal", "drifting"]
 
 LEAST = 12
-"""Trials: fewer have no shape to speak of."""
+"""Least number of trials: fewer have no shape to speak of."""
 _SEPARATION = 7.0
-"""Ashman's D of two groups (Ashman, Bird and Zepf 1994). The best split of one normal cloud has
-2.7; that a dozen trials of one have 7, with a gap, was one chance in a hundred by simulation."""
+"""Least Ashman's D of two groups (Ashman, Bird and Zepf 1994). The best split of one normal cloud
+has 2.7; by simulation one in a hundred clouds of a dozen trials has 7, with a gap."""
 _LEAST_SHARE = 0.2
 _P_OF_DRIFT, _LEAST_DRIFT = 0.001, 0.02
 
@@ -29,11 +29,11 @@ _P_OF_DRIFT, _LEAST_DRIFT = 0.001, 0.02
 class Shape:
     kind: Kind
     text: str
-    """For people: what was seen."""
+    """Observation, for people."""
 
 
 def shapes(values: Sequence[float]) -> tuple[Shape, ...]:
-    """Of an arm's trials, in the order in which they ran."""
+    """Return the shapes of an arm's trials. `values` are in the order in which the trials ran."""
     if len(values) < LEAST or min(values) <= 0 or len(set(values)) < LEAST // 2:
         return ()
     logs = [math.log(value) for value in values]
@@ -41,7 +41,8 @@ def shapes(values: Sequence[float]) -> tuple[Shape, ...]:
 
 
 def _bimodal(values: Sequence[float], logs: Sequence[float]) -> Shape | None:
-    """Two groups far apart, each tight: the split with the largest Ashman's D."""
+    """Return the shape of two groups that are far apart, each tight: Ashman's D of the best split
+    is large."""
     ordered = np.sort(np.array(logs))
     n = len(ordered)
     least = max(2, math.ceil(n * _LEAST_SHARE))
@@ -67,7 +68,8 @@ def _bimodal(values: Sequence[float], logs: Sequence[float]) -> Shape | None:
 
 
 def _drifting(logs: Sequence[float]) -> Shape | None:
-    """A trend over the run, by Kendall's tau; its size by the Theil-Sen slope."""
+    """Return the shape of a trend over the run, by Kendall's tau; its size is the Theil-Sen
+    slope's."""
     from scipy import stats  # noqa: PLC0415  # a second to import, which few verdicts need
 
     order = range(len(logs))

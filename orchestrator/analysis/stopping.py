@@ -1,8 +1,8 @@
-"""When a run with `trials.until` has seen enough. Pure, so that judging finds where it stopped.
+"""Stop rule of a run with `trials.until`. Pure, so that judging finds where the run stopped.
 
-A look after each block, on the trials so far: enough is when every metric that decides has an
-interval as narrow as asked and a verdict that is clear. Looking often and stopping at will finds
-differences where there are none; effect.ALPHA is as small as it is for that reason.
+The rule is applied after each block, to the trials so far. They are enough if every metric that
+decides has an interval as narrow as required and a clear verdict. Looking often and stopping at
+will finds differences where there are none; effect.ALPHA is as small as it is for that reason.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from orchestrator.plan import make_plan
 from orchestrator.scenario import ARMS, ArmName, Scenario
 
 _FAILURES = 2
-"""More in the candidate than in the baseline: it is regressed, whatever its timing says."""
+"""So many failures more than the baseline's make a candidate regressed, whatever its timing."""
 
 
 def planned_trials(scenario: Scenario, results: Sequence[TrialResult], accel: str) -> int:
-    """How many trials the run has when it is complete, as far as `results` tell."""
+    """Return the number of trials of the complete run, as far as `results` tell."""
     plan = make_plan(scenario)
     if scenario.trials.until is None:
         return len(plan)
@@ -36,7 +36,7 @@ def planned_trials(scenario: Scenario, results: Sequence[TrialResult], accel: st
 
 
 def enough(scenario: Scenario, results: Sequence[TrialResult], accel: str) -> bool:
-    """Whether more trials are of no use, of all trials of some blocks."""
+    """True if more trials are of no use. `results`: all trials of some blocks."""
 
     def count(arm: ArmName, kind: str) -> int:
         return sum(result.arm == arm and result.kind == kind for result in results)

@@ -1,4 +1,4 @@
-"""The trials of one arm in two numbers: what they are about, and how far they lie apart. Pure."""
+"""The trials of one arm in two numbers: their middle, and how far they lie apart. Pure."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from dataclasses import dataclass
 from statistics import median, median_low, quantiles
 
 LEAST_FOR_QUARTILES = 4
-"""Trials: fewer have no middle half."""
+"""Least number of trials: fewer have no middle half."""
 
 
 @dataclass(frozen=True)
 class Summary:
     middle: float
-    """The median; of instruction counts, of two the lower, as in an effect."""
+    """The median; for instruction counts the lower of two, as in an effect."""
     spread: float | None
-    """Half of the interquartile range; of two or three trials half of the whole range. In the
-    unit of the values. None of one trial."""
+    """Half of the interquartile range; for two or three trials half of the whole range. In the
+    unit of the values. None for one trial."""
 
 
 def summary(unit: str, values: Sequence[float]) -> Summary:
-    """Of at least one value. `unit`: s, count or Ginsn."""
+    """Summarize at least one value. `unit`: s, count or Ginsn."""
     middle = median_low(values) if unit == "Ginsn" else median(values)
     if len(values) < 2:
         return Summary(middle, None)

@@ -1,4 +1,4 @@
-"""What a kernel must do to map a BAR, by arithmetic."""
+"""Theory of a kernel's work to map a BAR, by arithmetic."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from orchestrator.abi import LEAVES, PAGE
 
 
 def pages(size: int) -> int:
-    """Base pages of `size` bytes: the lookups of a kernel that walks page by page."""
+    """Return the base pages of `size` bytes: the lookups of a kernel that walks page by page."""
     return size // PAGE
 
 
 def lookups(bar: int) -> dict[str, int]:
-    """Lookups of one DMA map with a stride of each leaf size that fits into the BAR.
+    """Return the lookups of one DMA map with a stride of each leaf size that fits into the BAR.
 
     Before "vfio/type1: Use mapping page mask for pfnmaps" (v6.15) the stride is always a page;
     since then it is the leaf that maps the address.
@@ -22,19 +22,20 @@ def lookups(bar: int) -> dict[str, int]:
 
 
 def stride_of(bar: int, count: float) -> str | None:
-    """The leaf size whose theory `count` equals exactly, or None."""
+    """Return the leaf size whose number of lookups `count` equals exactly, or None."""
     return next((name for name, expected in lookups(bar).items() if expected == count), None)
 
 
 def best_leaf(size: int) -> str:
-    """The largest leaf that fits into `size` bytes."""
+    """Return the largest leaf that fits into `size` bytes."""
     return max((n for n, leaf in LEAVES.items() if leaf <= size), key=lambda n: LEAVES[n])
 
 
 def iommu_blocks(iova: int, physical: int, size: int) -> int:
-    """Blocks of a power of two that an IOMMU with every page size maps a range by (AMD's v1 page
-    table, virtio-iommu): each as large as the alignment of both addresses and the rest allow.
-    Kernels before v6.16 walk such a domain once for each of them on unmap."""
+    """Return the number of blocks of a power of two by which an IOMMU with every page size maps a
+    range (AMD's v1 page table, virtio-iommu): each is as large as the alignment of both addresses
+    and the rest of the range allow. On unmap, kernels before v6.16 walk such a domain once for
+    each block."""
     blocks = 0
     while size:
         both = iova | physical
@@ -53,7 +54,7 @@ class Mapping:
     size: int
 
     def leaves(self, largest: str = "1GiB") -> dict[str, int]:
-        """How many leaves of each size map it, of none larger than `largest`.
+        """Return how many leaves of each size map it, none of them larger than `largest`.
 
         A leaf needs its whole range inside the mapping, and virtual and physical address alike
         modulo its size (vfio_pci_mmap_huge_fault).
@@ -76,13 +77,14 @@ class Mapping:
         return counts
 
     def table_bytes(self, largest: str = "1GiB") -> int:
-        """Page-table bytes (VmPTE) that the leaves need below the top levels: a page for each
-        2 MiB that has 4 KiB leaves, and one for each 1 GiB that has leaves smaller than 1 GiB."""
+        """Return the page-table bytes (VmPTE) that the leaves need below the top levels: a page
+        for each 2 MiB that has 4 KiB leaves, and one for each 1 GiB that has leaves smaller than
+        1 GiB."""
         leaves = self.leaves(largest)
         huge, large = leaves.get("1GiB", 0), leaves.get("2MiB", 0)
         lowest = self._slots(LEAVES["2MiB"]) - large - huge * (LEAVES["1GiB"] // LEAVES["2MiB"])
         return PAGE * (lowest + self._slots(LEAVES["1GiB"]) - huge)
 
     def _slots(self, slot: int) -> int:
-        """How many aligned ranges of `slot` bytes the mapping touches."""
+        """Return how many aligned ranges of `slot` bytes the mapping touches."""
         return (self.address + self.size - 1) // slot - self.address // slot + 1

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 RAM, IOVA = "RAM", "guest IOVA"
-"""What stands in the place of a BAR: the guest's memory; or what QEMU maps or unmaps on behalf of
-the guest's own IOMMU."""
+"""Names in the place of a BAR's: the guest's memory, and ranges that QEMU maps or unmaps on behalf
+of the guest's own IOMMU."""
 
 
 @dataclass(frozen=True)
@@ -32,40 +32,40 @@ class Step:
 
     kind: Literal["map", "unmap"]
     bar: str
-    """`01:00.0 BAR 2`, the guest's address of the device; or RAM."""
+    """`01:00.0 BAR 2`, with the guest's address of the device; RAM; or guest IOVA."""
     size: int
     """Bytes."""
     phase: str
     """The name of the phase in which it began."""
     cause: str
-    """What made QEMU do it: `sizing BAR 2`, `exit`."""
+    """Cause of QEMU's act: `sizing BAR 2`, `exit`."""
     start: float
     """Seconds since QEMU's exec."""
     seconds: float
     parts: dict[str, float] = field(default_factory=dict)
-    """What its time was spent in, seconds; they do not overlap."""
+    """Seconds of its parts, which do not overlap."""
     result: int = 0
-    """Of the ioctl: 0, or a negative errno."""
+    """Result of the ioctl: 0, or a negative errno."""
     cpu: int = 0
-    """Of the host, on which it began."""
+    """CPU of the host on which it began."""
     faults: int | None = None
-    """Page faults within it, where they were probed (maps that the firmware causes)."""
+    """Page faults within it, if they were probed (maps that the firmware causes)."""
 
     @property
     def attributed_share(self) -> float:
-        """Of its time, how much is in a part: 1 for all."""
+        """Share of its time that is in a part: 1 for all."""
         return min(1.0, sum(self.parts.values()) / self.seconds) if self.seconds else 1.0
 
     @property
     def other(self) -> float:
-        """What is left over, seconds."""
+        """Seconds that are in no part."""
         return max(0.0, round(self.seconds - sum(self.parts.values()), 9))
 
 
 @dataclass(frozen=True)
 class Zap:
-    """The page tables of a device's BARs were torn down, because its memory decoding was switched
-    off (vfio_pci_zap_and_down_write_memory_lock)."""
+    """Teardown of the page tables of a device's BARs, because its memory decoding was switched off
+    (vfio_pci_zap_and_down_write_memory_lock)."""
 
     start: float
     seconds: float
@@ -83,21 +83,21 @@ class Note:
 
 @dataclass(frozen=True)
 class Timeline:
-    """Times in seconds since QEMU's exec, on the host's trace clock; instructions / 10^9 on an
-    exact host."""
+    """Times in seconds since QEMU's exec, on the host's trace clock; on an exact host instructions
+    / 10^9."""
 
     trial: str
     """0001-baseline"""
     guest: str
     """guest-1"""
     release: str
-    """The host's kernel."""
+    """Release of the host's kernel."""
     unit: Literal["s", "emulated s", "Ginsn"]
     boot_seconds: float
-    """To the boot mark."""
+    """Time to the boot mark."""
     ssh_seconds: float | None
     end_seconds: float
-    """To the end of QEMU."""
+    """Time to the end of QEMU."""
     phases: tuple[Phase, ...]
     steps: tuple[Step, ...]
     zaps: tuple[Zap, ...]
@@ -105,24 +105,24 @@ class Timeline:
     cpu_use: tuple[tuple[float, float], ...] = ()
     """(when, seconds of CPU that QEMU had used by then)."""
     mark_bound: float | None = None
-    """How late a console line's time can be, at most, besides one reading of the trace clock; None
-    where that is not known."""
+    """Longest delay of a console line's time, besides one reading of the trace clock; None if it
+    is not known."""
     mark_source: str = ""
-    """How that is known."""
+    """Source of the console lines' times."""
     systemd: dict[str, float] = field(default_factory=dict)
-    """What the guest's own systemd-analyze says, seconds of the guest's clock."""
+    """Figures of the guest's own systemd-analyze, in seconds of the guest's clock."""
     notes: tuple[Note, ...] = ()
     invalid: str = ""
-    """Why its trial does not count, if it does not: reason: message."""
+    """`reason: message` if its trial does not count, else empty."""
 
     @property
     def attributed_share(self) -> float:
-        """Of the time from QEMU's exec to the boot mark, how much is in a phase."""
+        """Share of the time from QEMU's exec to the boot mark that is in a phase."""
         covered = sum(map(self.before_mark, self.phases))
         return min(1.0, covered / self.boot_seconds) if self.boot_seconds else 0.0
 
     def before_mark(self, phase: Phase) -> float:
-        """Seconds of a phase that are part of the boot."""
+        """Return the seconds of a phase that are part of the boot."""
         return max(0.0, min(phase.end, self.boot_seconds) - max(phase.start, 0.0))
 
     def steps_before_mark(self) -> Sequence[Step]:
@@ -130,7 +130,7 @@ class Timeline:
 
 
 def to_json(timeline: Timeline) -> dict[str, Any]:
-    """One of the boots that `barometer timeline --json` prints."""
+    """Return one of the boots that `barometer timeline --json` prints."""
     return {
         "trial": timeline.trial, "guest": timeline.guest,
         "release": timeline.release, "unit": timeline.unit, "invalid": timeline.invalid or None,

@@ -1,4 +1,4 @@
-"""tracefs text to events, and events to DMA maps and unmaps of the BAR."""
+"""Parse tracefs text into events, and pair events into DMA maps and unmaps of the BAR."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class Event:
         self.pid = pid
         """The thread."""
         self.time = time
-        """Seconds of the trace clock. The text has microseconds; or, of x86-tsc, ticks, which are
-        nanoseconds and instructions on an exact host."""
+        """Seconds of the trace clock. The text has microseconds; with x86-tsc it has ticks, which
+        are nanoseconds and instructions on an exact host."""
         self.text = text
-        """What stands behind the name."""
+        """The rest of the record, after the name."""
         self.cpu = cpu
 
     @property
@@ -39,9 +39,10 @@ class Event:
 
 
 def parse_trace(text: str) -> Iterator[Event]:
-    """Every event of a tracefs `trace` file, in file order. Comment lines start with `#`.
+    """Yield every event of a tracefs `trace` file, in file order. Comment lines start with `#`.
 
-    Raises EvidenceError at a line that is neither, so that a garbled trace is no empty one.
+    Raises EvidenceError at a line that is neither, so that a garbled trace does not pass for an
+    empty one.
     """
     for number, line in enumerate(io.StringIO(text), 1):
         match = _EVENT.fullmatch(line.rstrip("\n"))
@@ -71,11 +72,11 @@ class Operation:
     iova: int
     size: int
     result: int
-    """What the ioctl returned: 0, or a negative errno. 0 for a release."""
+    """Return value of the ioctl: 0, or a negative errno. 0 for a release."""
     unmapped: int | None = None
-    """unmap: the bytes that the ioctl says it did unmap; 0 where nothing was mapped there."""
+    """unmap: the bytes that the ioctl reports as unmapped; 0 if nothing was mapped there."""
     pages: int | None = None
-    """What vfio_pin_pages_remote returned, in base pages (map)."""
+    """map: base pages that vfio_pin_pages_remote returned, in all of its calls."""
     pin_seconds: float | None = None
     iommu_seconds: float | None = None
     """iommu_map (map) or iommu_unmap_fast (unmap)."""
@@ -83,10 +84,10 @@ class Operation:
     """unmap: from vfio_unmap_unpin's entry to iommu_unmap_fast, the iova_to_phys walk."""
     unpin_seconds: float | None = None
     faults: int = 0
-    """map: calls of fixup_user_fault, where those are probed."""
+    """map: calls of fixup_user_fault, if those are probed."""
     fault_seconds: float | None = None
     inside_seconds: float | None = None
-    """unmap: vfio_unmap_unpin, of which walk, iommu and unpin are parts."""
+    """unmap: vfio_unmap_unpin, which contains walk, IOMMU unmap and unpin."""
     sync_seconds: float | None = None
     """unmap: from the end of iommu_unmap_fast to the unpin, iommu_iotlb_sync (vfio_sync_unpin)."""
     around_seconds: float | None = None
@@ -96,7 +97,7 @@ class Operation:
     """The thread."""
     cpu: int = 0
     address: int | None = None
-    """map: where that is in the process."""
+    """map: its address in the process."""
 
     @property
     def end(self) -> float:
@@ -111,7 +112,7 @@ _OUTER = frozenset({"ioctl_in", "ioctl_out"})
 
 
 class Pairing:
-    """Maps and unmaps out of events, taken one by one: entry and return within a thread."""
+    """Collector of maps and unmaps, which pairs entry and return within a thread."""
 
     def __init__(self) -> None:
         self._found: list[Operation] = []
@@ -119,13 +120,13 @@ class Pairing:
         self._inner: dict[int, list[Event]] = defaultdict(list)
 
     def take(self, event: Event) -> None:
-        """Raises EvidenceError for a record without one of its values."""
+        """Take one event. Raises EvidenceError for a record without one of its values."""
         if event.name not in _PARTS and event.name not in _OUTER:
             return
         try:
             self._take(event)
         except KeyError as exc:
-            # a probe prints `q16=(fault)` when it could not read the caller's memory
+            # a probe prints `q16=(fault)` if it could not read the caller's memory
             raise EvidenceError(
                 f"a map or unmap in the trace has no value for {exc}", reason="bad-trace"
             ) from exc
@@ -151,7 +152,8 @@ class Pairing:
             self._inner[event.pid].append(event)
 
     def finish(self) -> list[Operation]:
-        """In order of their start. Raises EvidenceError for one that began and never returned."""
+        """Return the operations by their start. Raises EvidenceError for one that never
+        returned."""
         unfinished = [
             e for (_, base), left in self._stacks.items() if base in ("ioctl", "unmap")
             for e in left
@@ -165,7 +167,7 @@ class Pairing:
 
 
 def operations(events: Iterable[Event], size: int) -> list[Operation]:
-    """Maps and unmaps of `size` bytes, in order of their start. Raises as `Pairing`."""
+    """Return the maps and unmaps of `size` bytes, in order of their start. Raises as `Pairing`."""
     pairing = Pairing()
     for event in events:
         pairing.take(event)
@@ -218,12 +220,13 @@ def _with_parts(unmap: Operation, inner: list[Event]) -> Operation:
 
 
 def _seconds(entry: Event, exit_: Event) -> float:
-    """Without the dust of binary fractions: no text has steps below 1 ns."""
+    """Return the time between two events, without the dust of binary fractions: no text has steps
+    below 1 ns."""
     return round(exit_.time - entry.time, 9)
 
 
 def _around(entry: Event, exit_: Event, inner: list[Event], first: str, last: str) -> float | None:
-    """What an ioctl spends before and after what it is for."""
+    """Return the seconds that an ioctl spends before and after its proper work."""
     starts = [e.time for e in inner if e.name == first]
     ends = [e.time for e in inner if e.name == last]
     if not starts or not ends:
@@ -232,7 +235,8 @@ def _around(entry: Event, exit_: Event, inner: list[Event], first: str, last: st
 
 
 def _between(events: list[Event], end: str, start: str) -> float | None:
-    """From the end of what is over to the start of what follows it, where each is there once."""
+    """Return the seconds from the end of one thing to the start of the next, if each is there
+    once."""
     ends = [e.time for e in events if e.name == end]
     starts = [e.time for e in events if e.name == start]
     return round(starts[0] - ends[0], 9) if len(ends) == len(starts) == 1 else None
@@ -244,7 +248,7 @@ def _sum(*seconds: float | None) -> float | None:
 
 
 def _span(events: list[Event], base: str) -> float | None:
-    """Sum of the times between entries and returns of one function."""
+    """Return the sum of the times between entries and returns of one function."""
     entries = [e.time for e in events if e.name == f"{base}_in"]
     exits = [e.time for e in events if e.name == f"{base}_out"]
     if not entries or len(entries) != len(exits):
@@ -267,15 +271,15 @@ _PROFILE = re.compile(r"(?m)^\s*(\w+)\s+(\d+)\s+(\d+)\s*$")
 
 
 def lost_events(stats: str) -> int:
-    """Events that the ring buffers lost, from the per-CPU `stats` files."""
+    """Return the number of events that the ring buffers lost, from the per-CPU `stats` files."""
     return sum(int(count) for _, count in _LOST.findall(stats))
 
 
 def missed_probes(profile: str) -> dict[str, int]:
-    """Event -> hits a probe missed, from kprobe_profile lines; only those above 0."""
+    """Return event -> missed hits of its probe, from kprobe_profile lines; only those above 0."""
     return {name: int(misses) for name, _, misses in _PROFILE.findall(profile) if int(misses)}
 
 
 def probe_hits(profile: str) -> dict[str, int]:
-    """Event -> hits, from kprobe_profile lines; dropped and filtered hits included."""
+    """Return event -> hits, from kprobe_profile lines; dropped and filtered hits included."""
     return {name: int(hits) for name, hits, _ in _PROFILE.findall(profile)}

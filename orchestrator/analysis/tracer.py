@@ -1,4 +1,4 @@
-"""What the tracer says of itself: whether its trace and its counts are whole."""
+"""The tracer's account of itself: whether its trace and its counts are complete."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from orchestrator.evidence import TrialDir
 
 
 def need(trial: TrialDir, name: str) -> str:
-    """A file of the evidence. Raises EvidenceError where there is none."""
+    """Return a file of the evidence. Raises EvidenceError if there is none."""
     text = trial.text(name)
     if text is None:
         raise EvidenceError(f"{name} is missing", reason="missing-evidence")
@@ -16,12 +16,13 @@ def need(trial: TrialDir, name: str) -> str:
 
 
 def trace_clock(trial: TrialDir) -> str:
-    """Of the timing pass: on an exact host the TSC, which counts instructions there."""
+    """Return the timing pass's clock: on an exact host the TSC, which counts instructions
+    there."""
     return "x86-tsc" if trial.manifest["accel"] == "exact" else "mono"
 
 
 def tracer_complete(trial: TrialDir, label: str, clock: str) -> None:
-    """Nothing lost, nothing missed, the clock that was asked for."""
+    """Raise EvidenceError if the tracer lost or missed anything, or did not use `clock`."""
     complete(
         label, stats=need(trial, f"host/stats-{label}.txt"),
         profile=need(trial, f"host/profile-{label}.txt"),
@@ -30,7 +31,7 @@ def tracer_complete(trial: TrialDir, label: str, clock: str) -> None:
 
 
 def complete(label: str, *, stats: str, profile: str, found_clock: str, clock: str) -> None:
-    """As `tracer_complete`, of what the files say."""
+    """Check the texts of the files, as `tracer_complete` does."""
     if "overrun:" not in stats or not probe_hits(profile):
         raise EvidenceError(f"the tracer's own account of {label} is empty",
                             reason="missing-evidence")  # fmt: skip

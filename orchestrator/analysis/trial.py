@@ -1,4 +1,4 @@
-"""One trial's evidence to a TrialResult: bad until proven good."""
+"""Judge one trial's evidence, to a TrialResult: bad until proven good."""
 
 from __future__ import annotations
 
@@ -40,17 +40,17 @@ _RESOURCE = re.compile(r"(?m)^0x([0-9a-f]+) 0x([0-9a-f]+) 0x([0-9a-f]+)$")
 
 @dataclass(frozen=True)
 class Findings:
-    """What a trial shows besides its metrics."""
+    """Results of a trial besides its metrics."""
 
     passes: dict[str, MapPass] = field(default_factory=dict)
     """The maps from the host's user space, by pass."""
     levels: tuple[Level, ...] = ()
-    """Of each size and alignment that has counts, and of the guest's QEMU."""
+    """Levels of each size and alignment that has counts, and of the guest's QEMU."""
     traced: tuple[Operation, ...] = ()
     """Maps and unmaps of the `timing` pass of the map workload, with their parts."""
     breakdowns: tuple[Breakdown, ...] = ()
     timelines: tuple[Timeline, ...] = ()
-    """Of the guest boots in the `timing` pass."""
+    """Timelines of the guest boots in the `timing` pass."""
 
 
 @dataclass(frozen=True)
@@ -59,32 +59,33 @@ class TrialResult:
     arm: Role
     kind: Literal["measured", "failed", "invalid"]
     reason: str = ""
-    """Short stable name of what is wrong: guest-panic, lost-events, ..."""
+    """Short stable name of the problem: guest-panic, lost-events, ..."""
     stage: str = ""
     message: str = ""
     evidence: str = ""
     guest_accel: str = ""
     """kvm or tcg; trials whose guests ran differently are not compared."""
     by_bench: bool = False
-    """Invalid because the bench failed, not because of what the evidence says."""
+    """True if it is invalid because the bench failed, not because of its evidence."""
     charge: Charge | None = None
-    """Whom the failure is charged to; None: the arm if it failed, else the bench."""
+    """Party that the failure is charged to; None: the arm if it failed, else the bench."""
     samples: dict[Metric, tuple[float, ...]] = field(default_factory=dict)
     exact: bool = False
-    """Its seconds are instruction counts."""
+    """True if its seconds are instruction counts."""
     findings: Findings = Findings()
     repeated: tuple[Attempt, ...] = ()
     """Attempts before this one, and those of the other arm that it made necessary."""
     pair: int = 0
-    """Of the plan."""
+    """Number of its pair in the plan."""
     conditions: dict[str, str] = field(default_factory=dict)
-    """Under which it was made, as far as the evidence tells."""
+    """Conditions under which it was made, as far as the evidence tells."""
     started: str = ""
-    """When collecting began, as ISO 8601 in UTC; "" where the evidence has no such time."""
+    """Time at which collecting began, as ISO 8601 in UTC; "" if the evidence has no such time."""
     seconds: float | None = None
-    """Of the runner, that collecting took; real ones, whatever the host's accelerator."""
+    """Wall-clock seconds on the runner spent collecting evidence, whatever the host's
+    accelerator."""
     digest: str = ""
-    """Of its manifest, which has the hashes of its files: the same for the same evidence."""
+    """Digest of its manifest, which has the hashes of its files: equal for equal evidence."""
 
     @property
     def attempts(self) -> tuple[Attempt, ...]:
@@ -93,16 +94,17 @@ class TrialResult:
         return (*self.repeated, Attempt(_arm(self.arm), reason, charge, self.stage))
 
     def value(self, metric: Metric) -> float | None:
-        """The trial's one value: a host boot is the unit, what repeats within it is reduced."""
+        """Return the trial's one value: a host boot is the unit, so its several values are reduced
+        to one."""
         values = self.samples.get(metric)
         if not values:
             return None
-        # what chance does to an instruction count is to add to it: of two, the lower
+        # chance only adds to an instruction count, so the lower of two is taken
         return median_low(values) if self.exact else median(values)
 
 
 def read_result(trial: TrialDir) -> TrialResult:
-    """Judge a trial. Never raises for what the evidence says: that is the result."""
+    """Judge a trial. Never raises for bad evidence: that is a result."""
     manifest = trial.manifest
     return replace(
         _judged(trial),
@@ -159,7 +161,7 @@ def _judged(trial: TrialDir) -> TrialResult:
         return TrialResult(name, arm, "invalid", exc.reason, message=exc.message,
                            evidence=exc.evidence)  # fmt: skip
     except (KeyError, TypeError, ValueError, AttributeError, OSError) as exc:
-        # evidence is data from outside: what does not have its form is bad evidence, not a bug
+        # evidence is data from outside: without its proper form it is bad evidence, not a bug
         message = f"the evidence does not have its form: {type(exc).__name__}: {exc}"
         return TrialResult(name, arm, "invalid", "bad-evidence", message=message)
     return TrialResult(
@@ -178,8 +180,8 @@ def _measure(trial: TrialDir) -> tuple[dict[Metric, tuple[float, ...]], Findings
     samples: dict[Metric, list[float]] = {}
     levels: list[Level] = []
     timelines: list[Timeline] = []
-    # of an exact host it is a time of the runner, which is busy; of a metal one, a kexec's; and a
-    # boot that trials share is none of theirs
+    # An exact host's boot takes time of the runner, which is busy; a metal host's is a kexec's;
+    # and a boot that trials share belongs to none of them.
     is_own = manifest.get("host_kind", "nested") == "nested" and (
         "host_session_seconds" not in manifest
     )
@@ -242,10 +244,11 @@ def _timing(trial: TrialDir, index: int, samples: dict[Metric, list[float]]) -> 
 
 
 def _bar_placed(trial: TrialDir, index: int) -> None:
-    """The guest's kernel found the BAR in its place: without it a boot is fast, and broken."""
+    """Raise EvidenceError unless the guest's kernel found the BAR placed. A boot without that is
+    fast, and broken."""
     bar, device = trial.manifest["bar"], trial.json("host/facts.json")["device"]
     listed = need(trial, f"guest-{index}/pci.txt")
-    # of the device alone: a bridge before it has a window of that size, placed or not
+    # only the device's lines: a bridge before it has a window of that size, placed or not
     head = rf"(?m)^device \S+ {device['vendor']} {device['device']} *$"
     for block in re.split(head, listed)[1:]:
         for words in _RESOURCE.findall(block.split("device ")[0])[:6]:
@@ -256,7 +259,7 @@ def _bar_placed(trial: TrialDir, index: int) -> None:
 
 
 def _guest_level(trial: TrialDir, index: int, memory: int, boot: BootTrace) -> list[Level]:
-    """What the guest's QEMU can map the BAR by, from where it put it."""
+    """Return the level at which the guest's QEMU can map the BAR, from where it put it."""
     bar, facts = trial.manifest["bar"], trial.json("host/facts.json")
     physical = next(
         int(start, 16)
@@ -273,7 +276,8 @@ def _guest_level(trial: TrialDir, index: int, memory: int, boot: BootTrace) -> l
 
 
 def _map_passes(trial: TrialDir) -> dict[str, MapPass]:
-    """The passes of map.json, proven whole: the tracer lost nothing, independent counts agree."""
+    """Return the passes of map.json, proven complete: nothing is lost, independent counts
+    agree."""
     wanted = [p for p in trial.manifest["passes"] if p in _map_pass_names(trial)]
     answer: Any = trial.json("map.json")
     if answer is None:
@@ -311,7 +315,7 @@ def _map_pass_names(trial: TrialDir) -> tuple[str, ...]:
 def _map_metrics(
     trial: TrialDir, passes: dict[str, MapPass], samples: dict[Metric, list[float]]
 ) -> None:
-    """Seconds from the plain pass, counts from the counts pass, for each point."""
+    """Add the metrics of each point: seconds from the plain pass, counts from the counts pass."""
     for which in ("plain", "counts"):
         for place in passes[which].places if which in passes else ():
             for sample in place.samples:
@@ -332,14 +336,16 @@ def _map_metrics(
 
 
 def _metric(trial: TrialDir, base: Metric, point: str, size: int) -> Metric:
-    """As scenario.Point.metric: a guest boot has one point, and only plain names."""
+    """Return the metric's name, as scenario.Point.metric does: a guest boot has one point, and
+    only plain names."""
     if trial.manifest["workload"] != "map":
         return base
     return metric_at(base, point, whole=size == trial.manifest["bar"])
 
 
 def _traced_maps(trial: TrialDir, passes: dict[str, MapPass]) -> tuple[Operation, ...]:
-    """The maps and unmaps of the map workload's timing pass, in order, as many as its samples."""
+    """Return the maps and unmaps of the map workload's timing pass, in order: one of each per
+    sample."""
     if "timing" not in passes:
         return ()
     tracer_complete(trial, "map", clock=trace_clock(trial))
@@ -356,8 +362,8 @@ def _traced_maps(trial: TrialDir, passes: dict[str, MapPass]) -> tuple[Operation
 
 
 def _histogram_whole(trial: TrialDir, event: str, hits: dict[str, int], last: str) -> None:
-    """Nothing was dropped, the probe was hit as often as the histogram has it, and nothing was
-    counted after the last sample."""
+    """Raise EvidenceError unless nothing was dropped, the probe was hit as often as the histogram
+    says, and nothing was counted after the last sample."""
     hex_keys = ("ret",) * (event == "fault")
     table = parse_hist(need(trial, f"host/hist-{event}.txt"), hex_keys)
     if table.dropped:

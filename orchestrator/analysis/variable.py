@@ -1,7 +1,7 @@
 """The variable of a comparison: what its arms were made to differ in, and whether that is all.
 
-From plan.json, which says what each arm is, and the conditions of the trials, which say what they
-really had. Pure.
+It is read from plan.json, which says what each arm is, and from the conditions of the trials,
+which say what they really had. Pure.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from orchestrator.errors import EvidenceError
 from orchestrator.scenario import ARMS, ArmName, word_name
 
 _HASH = 12
-"""Digits of a hash that people are shown."""
+"""Digits of a hash that are shown to people."""
 
 
 @dataclass(frozen=True)
@@ -25,31 +25,31 @@ class Differing:
     kind: Literal["kernel", "setting"]
     what: str
     baseline: str
-    """Both are empty where `what` says it all."""
+    """Values of the arms. Both are empty if `what` says it all."""
     candidate: str
 
 
 Thing = Differing | str
-"""What differs, or what is the same."""
+"""A difference, or a phrase for something that is the same."""
 
 
 @dataclass(frozen=True)
 class Variable:
     differs: tuple[Differing, ...]
-    """Nothing: a kernel against itself, A/A."""
+    """Intended differences. None: a kernel against itself, A/A."""
     same: tuple[str, ...]
-    """What could have been otherwise and is not, each a phrase: `same kernel 7.3.4`."""
+    """Phrases for what could differ and does not: `same kernel 7.3.4`."""
     checked: int | None
-    """Conditions that are the same in both arms; None where an arm recorded none."""
+    """Number of conditions that are the same in both arms; None if an arm recorded none."""
     unplanned: tuple[str, ...]
-    """Conditions that differ, and must not."""
+    """Conditions that differ and must not."""
     allowed: tuple[str, ...]
-    """Conditions that differ, and may, without being the variable."""
+    """Conditions that differ and may, without being the variable."""
 
 
 def variable(plan: Mapping[str, Any], found: Conditions | None) -> Variable:
-    """`plan` is plan.json. `found`: of the trials of both arms; None where one has none. Raises
-    EvidenceError for a plan without its form."""
+    """Return the variable of a comparison. `plan` is plan.json. `found`: the conditions of both
+    arms' trials; None if an arm has none. Raises EvidenceError for a plan without its form."""
     try:
         return _variable(plan, found)
     except (KeyError, TypeError, AttributeError) as exc:
@@ -79,7 +79,7 @@ def _variable(plan: Mapping[str, Any], found: Conditions | None) -> Variable:
 
 
 def variable_json(found: Variable) -> dict[str, Any]:
-    """`variable` of comparison.json."""
+    """Return `variable` of comparison.json."""
     return asdict(found)
 
 
@@ -106,7 +106,7 @@ def _kernels(
 def _others(
     old: Mapping[str, Any], new: Mapping[str, Any], found: Conditions | None
 ) -> Iterator[Thing]:
-    """Kernels that came built, or one of them."""
+    """Yield what differs, or is the same, in kernels of which at least one came built."""
     if old["release"] != new["release"]:
         yield Differing("kernel", "kernel", old["release"], new["release"])
     else:
@@ -120,7 +120,7 @@ def _others(
 
 
 def _built(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Thing]:
-    """Kernels built from source."""
+    """Yield what differs, or is the same, in kernels that were built from source."""
     before, after = old["source"], new["source"]
     if _identity(before) == _identity(after):
         yield f"same source {_source(after)}"
@@ -139,7 +139,7 @@ def _built(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Thing]:
 
 
 def _compiler(old: Mapping[str, Any], new: Mapping[str, Any]) -> Thing:
-    """With the build root it is in: assembler, linker and libraries."""
+    """Compare the compilers, and their build roots, which hold assembler, linker and libraries."""
     compilers = [str(kernel.get("compiler", "")) for kernel in (old, new)]
     roots = [str(kernel.get("build_root", "")) for kernel in (old, new)]
     if compilers[0] != compilers[1]:
@@ -150,7 +150,8 @@ def _compiler(old: Mapping[str, Any], new: Mapping[str, Any]) -> Thing:
 
 
 def _of_modules(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Thing]:
-    """Packages some of whose modules are rebuilt, or one of those and a package as it is."""
+    """Yield what differs, or is the same, in packages of which at least one has rebuilt
+    modules."""
     before, after = (kernel.get("provenance") or {} for kernel in (old, new))
     packages = [_package(one) for one in (before, after)]
     if old["release"] == new["release"] and packages[0] == packages[1]:
@@ -167,7 +168,7 @@ def _of_modules(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Thin
         stock = (first or second or {})["stock"]["srcversion"]
         versions = [str(one["new"]["srcversion"] if one else stock) for one in (first, second)]
         if first is None or second is None:
-            # which the package's own is not, whatever its source
+            # the package's own module is neither, whatever its source
             rebuilt = "rebuilt, so unsigned and out of tree"
             said = [f"{v} ({rebuilt})" if one else f"{v} (the package's)"
                     for v, one in zip(versions, (first, second), strict=True)]  # fmt: skip
@@ -181,7 +182,7 @@ def _of_modules(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Thin
 
 
 def _module(path: str) -> str:
-    """`drivers/vfio/vfio_iommu_type1` -> its name."""
+    """Return the name of a module from its path, `drivers/vfio/vfio_iommu_type1`."""
     return path.rpartition("/")[2]
 
 
@@ -199,7 +200,7 @@ def _series(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Thing]:
 
 
 def _patches(series: Iterable[Mapping[str, Any]]) -> str:
-    """`fix.mbox (2 patches: SUBJECT; SUBJECT)`"""
+    """Name the patches: `fix.mbox (2 patches: SUBJECT; SUBJECT)`."""
     said = []
     for origin, group in groupby(series, lambda patch: str(patch.get("origin", ""))):
         subjects = [str(patch.get("subject", "")) for patch in group]
@@ -210,12 +211,12 @@ def _patches(series: Iterable[Mapping[str, Any]]) -> str:
 
 
 def _identity(source: Mapping[str, Any]) -> str:
-    """The same for the same files, wherever they were."""
+    """Return a key that is equal for the same files, wherever they were."""
     return str(source.get("tree") or source.get("commit") or source.get("sha256") or source)
 
 
 def _source(source: Mapping[str, Any]) -> str:
-    """`v7.3 (abc123)`, or the name of a folder, tarball or package."""
+    """Name a source: `v7.3 (abc123)`, or the name of a folder, tarball or package."""
     place = str(source.get("describe") or source.get("name") or "")
     place = place or PurePosixPath(str(source.get("path") or "")).name
     known = str(source.get("commit") or source.get("tree") or source.get("sha256") or "")
@@ -223,7 +224,7 @@ def _source(source: Mapping[str, Any]) -> str:
 
 
 def _package(provenance: Mapping[str, Any]) -> str:
-    """What tells one package from another."""
+    """Return the text that tells one package from another."""
     found = provenance.get("package", provenance)
     if isinstance(found, Mapping):
         found = found.get("version") or found.get("from") or found.get("name") or ""
@@ -238,7 +239,7 @@ def _told(what: str) -> Differing:
 
 
 def _cmdlines(asked: Mapping[ArmName, Mapping[str, Any]]) -> Iterator[Thing]:
-    """By what their words set."""
+    """Yield what differs, or is the same, in the command lines, by what their words set."""
     words: dict[ArmName, dict[str, list[str]]] = {arm: {} for arm in ARMS}
     for arm in ARMS:
         for word in str(asked[arm].get("cmdline") or "").split():
@@ -258,7 +259,8 @@ def _cmdlines(asked: Mapping[ArmName, Mapping[str, Any]]) -> Iterator[Thing]:
 def _settings(
     asked: Mapping[ArmName, Mapping[str, str]], room: str, found: Conditions | None
 ) -> Iterator[Thing]:
-    """Parameters or files, by what was read back where that is known."""
+    """Yield what differs, or is the same, in parameters or files, by what was read back if
+    known."""
     for name in dict.fromkeys([*asked["baseline"], *asked["candidate"]]):
         before, after = (
             _seen(found, room + name, arm) or str(asked[arm].get(name, NOT_SET)) for arm in ARMS
@@ -273,7 +275,7 @@ def _settings(
 
 
 def _seen(found: Conditions | None, name: str, arm: ArmName) -> str:
-    """What an arm's trials had there; empty where that is not known."""
+    """Return the value that an arm's trials had; empty if that is not known."""
     if found is None:
         return ""
     if name in found.common:
