@@ -126,8 +126,8 @@ def logged_instructions(
     trial: TrialWriter,
     progress: Progress,
 ) -> None:
-    """Log the instructions of a map and an unmap. `costs`: about how many a warm "map" and "unmap"
-    of the whole BAR take. Evidence: host/profile.json and host/profile-*.folded."""
+    """Log the instructions of a map and an unmap. `costs`: about how many a warm "map" and a warm
+    "unmap" of the whole BAR take. Evidence: host/profile.json and host/profile-*.folded."""
     wanted = wanted_logs(device.bar_bytes, costs)
     logs: list[array[int]] = []
     for log in _logs(host, device, scenario, wanted):
@@ -154,13 +154,13 @@ def logged_instructions(
 
 
 def wanted_logs(bar: int, costs: dict[str, float]) -> list[Wanted]:
-    """Choose the operations to log. If those of the whole BAR are too long, choose two sizes, of
-    which the larger is about the most that can be logged, and for an unmap also a window: the
-    beginning of an unmap of one largest leaf."""
+    """Choose the operations to log: those of the whole BAR. Instead of one that is too long,
+    choose two sizes, of which the larger is about the most that can be logged, and for an unmap
+    also a window: the beginning of an unmap of one largest leaf."""
     wanted = []
     for operation, cost in costs.items():
         if cost <= MOST:
-            states = ("cold", "warm") if operation == "map" else ("warm",)  # only a map can be cold
+            states = ("cold", "warm") if operation == "map" else ("warm",)  # a map can be cold
             wanted += [Wanted(operation, bar, state) for state in states]
             continue
         pages = int(MOST / (cost / (bar // PAGE)))

@@ -113,8 +113,9 @@ class LeftError(BenchError):
 
 
 class HeldError(BenchError):
-    """Somebody else has the lease: `holder` is {"token", "resources", "owner", "left", "expired"}.
-    """
+    """Somebody else has the lease.
+
+    `holder` is {"token", "resources", "owner", "left", "expired"}."""
 
     def __init__(self, message: str, *, holder: dict[str, Any], hint: str) -> None:
         super().__init__(message, hint=hint, reason="lease-held")

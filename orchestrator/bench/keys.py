@@ -63,8 +63,7 @@ class RunKeys:
     host: KeyPair
     guest: KeyPair
     guest_token: str
-    """Token in the marks on the guests' consoles. It is on no command line: a console shows that.
-    """
+    """Token in the marks on the guests' consoles; on no command line, because consoles show it."""
 
     @classmethod
     def make(cls) -> RunKeys:
