@@ -14,7 +14,7 @@ Emulator = Literal["kvm", "tcg", "exact"]
 Accel = Literal[Emulator, "none"]
 """Accelerator that any host runs under; `none`: it is a real machine."""
 _SECONDS = 10
-_EXIT_CODE, _TIMEOUT, _NO_PROGRAM = 33, 124, 127  # the last two are timeout(1)'s and sh(1)'s
+_EXIT_CODE, _TIMEOUT, _NO_PROGRAM = 33, 124, 127  # 124 is timeout(1)'s, 127 sh(1)'s
 # The tiny guest's boot sector writes 0x10 to QEMU's isa-debug-exit port: exit code 0x10 * 2 + 1.
 _BOOT = r"""
 qemu=$(command -v qemu-system-x86_64 || command -v /usr/libexec/qemu-kvm) || exit 127

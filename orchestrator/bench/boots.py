@@ -26,8 +26,8 @@ _ASKED_SECONDS = 60.0
 _FOR_GOOD = ("host-unknown-host-key", "host-wrong-host-key")
 """Error reasons of a connection that waiting does not cure."""
 _AT_FIRST = ("host-no-name", "host-no-login", "host-no-root")
-"""The same, but only until the machine has let us in once: while it goes down and comes up, it
-refuses a user's login (pam_nologin(8))."""
+"""Error reasons that waiting may cure only if the machine has let us in before: while it goes down
+and comes up, it refuses a user's login (pam_nologin(8))."""
 UNREACHED = ("host-no-ssh", "host-ssh-lost", *_AT_FIRST)
 """Error reasons that are seen while a machine goes down."""
 
@@ -79,8 +79,8 @@ class Boots:
     def reach(self, *, power_cycle: bool = False) -> Running:
         """Wait until the machine answers, as it may be booting. Return the kernel that runs.
 
-        Only with `power_cycle` is its power cycled: a machine that cannot be reached may be in
-        use by somebody else. Raises as `into`.
+        Its power is cycled only with `power_cycle`: a machine that cannot be reached may be in use
+        by somebody else. Raises as `into`.
         """
         return self._back("", power_cycle=power_cycle)
 
@@ -149,9 +149,9 @@ class Boots:
 
     def go_home(self) -> None:
         """Boot the kernel that the machine ran before the run: by kexec if kernels under test are
-        booted so; otherwise, or if kexec fails, by a restart. If the default kernel is a
-        different one by now, boot the machine's own once. Raises BenchError if it does not come
-        back."""
+        booted so; otherwise, or if kexec fails, by a restart. If that boots another kernel,
+        because the default has changed, boot the original once. Raises BenchError if it does not
+        come back."""
         running = self.reach()
         own = self.keeper.status()["original"]
         if own is None:

@@ -39,7 +39,7 @@ def evidence(
     guests: bool = True,
     probe: bool = False,
 ) -> dict[str, Any]:
-    """Return the answer of guests/agents/checkup.py, and beside it
+    """Return the answer of guests/agents/checkup.py, with these keys added:
 
     probe         with `probe`: the result of orchestrator.bench.probe.counted_map
     kvm           why KVM runs no guest there, null if it does; absent without `guests`

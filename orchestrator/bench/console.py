@@ -67,8 +67,8 @@ class Transcript:
             return flood_of(self._bytes, self._count, seconds) if self._flooded else ""
 
     def first(self, look: Callable[[str], T | None]) -> T | None:
-        """Return the first result of `look` that is not None; the last line that it gets is the
-        one that has not ended yet. It gets each ended line once, so pass the same function (or
+        """Call `look` with each line, last with the one that has not ended yet. Return its first
+        result that is not None. It gets each ended line only once, so pass the same function (or
         bound method) each time."""
         self.refresh()
         with self._lock:

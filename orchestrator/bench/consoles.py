@@ -126,7 +126,7 @@ def _reader(pipe: IO[bytes], take: Callable[[bytes], None]) -> threading.Thread:
     """Start a thread that hands the output of a pipe to `take`, until the pipe's end."""
 
     def read() -> None:
-        # a full disk ends it, too, or a file that was closed because nobody needs the machine
+        # a full disk ends it, too, or a file that was closed because the machine is done with
         with pipe, contextlib.suppress(OSError, ValueError):
             while chunk := os.read(pipe.fileno(), 1 << 16):
                 take(chunk)

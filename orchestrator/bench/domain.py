@@ -77,7 +77,7 @@ class GuestDomain:
     """True: QEMU uses iommufd and the devices' cdevs, not VFIO's container."""
     firmware: Literal["seabios", "ovmf"] = "seabios"
     backing: Literal["anonymous", "memfd", "hugetlb-2MiB", "hugetlb-1GiB"] = "anonymous"
-    """What backs the guest's memory on the host."""
+    """Backing of the guest's memory on the host."""
     viommu: Literal["none", "intel"] = "none"
     phys_bits: int | None = None
     """Physical address bits of the guest's CPU; None: as many as the host's."""
@@ -220,7 +220,7 @@ def _alias(bus: int) -> str:
 
 
 def _backing(domain: ET.Element, kind: str) -> None:
-    """Add what backs the guest's memory on the host."""
+    """Add the backing of the guest's memory."""
     if kind == "anonymous":
         return
     backing = _sub(domain, "memoryBacking")

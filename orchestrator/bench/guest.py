@@ -30,8 +30,8 @@ from orchestrator.progress import Progress
 from orchestrator.scenario import Guest, Scenario, parse_size
 
 _CRAWL, _SPEED_SECONDS = 0.1, 3.0
-"""Seconds of an exact host's clock in one of the runner's below which it crawls, and how long that
-is measured. A host that works has 0.7 or more."""
+"""An exact host crawls if its clock advances less than this in a second of the runner's, measured
+for so many seconds. A host that works has 0.7 s or more."""
 _INITRAMFS, _KEYS = "/run/barometer/guest.initramfs", "/run/barometer/guest.keys"
 GUEST_SERIAL = "guest"
 """Serial of the host's disk that a guest boots from."""
@@ -124,8 +124,8 @@ def boot_guest(
 @contextmanager
 def _crawling_is_the_benchs(host: Host) -> Iterator[None]:
     """Raise BenchError in place of ArmFailedError if an exact host crawls: no kernel is to blame.
-    Under QEMU's instruction counter about one guest boot in four stalls; the host's clock then
-    advanced by 2 s in two minutes."""
+    Under QEMU's instruction counter about one guest boot in four stalls: the host's clock advanced
+    by 2 s in two minutes."""
     try:
         yield
     except ArmFailedError as exc:
@@ -139,8 +139,8 @@ def _crawling_is_the_benchs(host: Host) -> Iterator[None]:
 
 
 def _speed(host: Host) -> float:
-    """Measure the seconds of the host's clock in one of the runner's; 0 if the host does not
-    answer."""
+    """Measure how far the host's clock advances in a second of the runner's; 0 if the host does
+    not answer."""
     try:
         started, before = time.monotonic(), _uptime(host)
         time.sleep(_SPEED_SECONDS)

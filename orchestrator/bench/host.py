@@ -51,7 +51,7 @@ class Host:
     """Last output of the QEMU that the machine ran in, if that crashed; else empty."""
     libvirt: Callable[[], AbstractContextManager[Connection]]
     monitor: Callable[[str], str]
-    """Send a command to the human monitor of the QEMU that the host runs in."""
+    """Sends a command to the human monitor of the QEMU that the host runs in, for its answer."""
     scratch: Path
     """A private folder on the runner, which is gone with the run."""
     change: Changes

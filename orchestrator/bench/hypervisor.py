@@ -73,7 +73,7 @@ def _event_loop() -> None:
 
 @contextlib.contextmanager
 def _as_ours(what: str, reason: str, error: type[BarometerError] = BenchError) -> Iterator[None]:
-    """Turn libvirt's errors in the block into `error`: `what` failed."""
+    """Turn libvirt's errors in the block into `error`, whose message begins with `what`."""
     try:
         yield
     except libvirt.libvirtError as exc:
@@ -327,7 +327,7 @@ class Domain:
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[Happened]:
-        """Yield a set that gets what happens to the domain while the block runs."""
+        """Yield a set that collects the domain's events while the block runs."""
         seen: set[Happening] = set()
         libvirts = self._raw.connect()
 

@@ -44,7 +44,7 @@ class HostImage:
     root: Path
     modules: Path
     initramfs: Path | None
-    """None: the kernel has all that it needs built in."""
+    """None if the kernel has all that it needs built in."""
     packages: dict[str, str]
     """Every package of the image and its version."""
 

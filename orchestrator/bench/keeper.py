@@ -84,7 +84,7 @@ class Failed:
     kind: str
     why: str
     by_hand: str
-    """What an admin of the machine can do about it."""
+    """Remedy for an admin of the machine."""
 
     def __str__(self) -> str:
         return f"{self.kind}: {self.why}; by hand: {self.by_hand}"
@@ -234,7 +234,7 @@ class Keeper:
         self._leased("tracing", instance=instance, group=group)
 
     def guest(self, uuid: str) -> None:
-        """Announce a domain."""
+        """Announce a domain by its UUID."""
         self._leased("guest", uuid=uuid)
 
     def original(self) -> dict[str, Any]:

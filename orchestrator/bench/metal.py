@@ -100,7 +100,7 @@ class Journaled:
 
 
 def accel_of(shell: Shell) -> tuple[Accel, str]:
-    """Return what a machine runs under, which may itself be virtual, and how that is known."""
+    """Return what a machine, which may be virtual, runs under, and how that is known."""
     said = shell.run(
         "grep -m1 '^model name' /proc/cpuinfo; grep -m1 -ow hypervisor /proc/cpuinfo || :"
     ).stdout

@@ -181,7 +181,7 @@ def _no_group(survey: Survey, function: Function) -> Refusal:
 
 
 def _of_the_machine(survey: Survey, members: list[Function]) -> Iterator[Refusal]:
-    """Yield refusals if the machine itself lives on one of the group."""
+    """Yield refusals if the machine itself lives on a function of the group."""
     for found in survey.reached(members):
         if found.facts["boot_vga"] == 1:
             yield Refusal(
@@ -200,7 +200,7 @@ def _of_the_machine(survey: Survey, members: list[Function]) -> Iterator[Refusal
 
 def _siblings(survey: Survey, function: Function) -> Iterator[Refusal]:
     """Yield a refusal if other devices are in the group, or behind a bridge of it. Only bridges
-    that do nothing but lead on may be there."""
+    with no work of their own may be there."""
     own = own_functions(survey, function)
     others = [
         found

@@ -231,7 +231,7 @@ class Tracer:
             raise self._lost(answer)
 
     def focus(self, pid: int) -> None:
-        """From now on record only what this process does, and nothing of other guests."""
+        """Record only this process from now on, and nothing of other guests."""
         folder = f"{TRACEFS}/instances/{INSTANCE}"
         self._shell.run(
             # all in one write(2): the return of a map that is under way must be recorded
@@ -277,8 +277,8 @@ class Tracer:
         return Process(pid, threads, int(head.split()[1]) * 1024, maps)
 
     def files(self) -> dict[str, str]:
-        """Stop recording. Return trace.txt, clock.txt, stats.txt and profile.txt, as
-        guests/agents/tracer.py does."""
+        """Stop recording. Return trace.txt, clock.txt, stats.txt and profile.txt, in the form of
+        guests/agents/tracer.py."""
         folder = f"{TRACEFS}/instances/{INSTANCE}"
 
         def read(script: str) -> str:

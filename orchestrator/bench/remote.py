@@ -105,8 +105,8 @@ def _files(names: str) -> list[Path]:
 def logged_in(
     endpoint: Endpoint, name: str = "host", *, keepalive: int = 5, patience: float = _SECONDS
 ) -> Iterator[Shell]:
-    """Log in and yield a shell whose commands run as root. `patience`: seconds to connect in, and
-    then for the server's banner.
+    """Log in and yield a shell whose commands run as root. `patience`: seconds for the connection,
+    and as many for the server's banner.
 
     Raises BenchError if nothing answers, if the machine's key is unknown or differs from the known
     one, if the login is refused, or if the user may not become root without a password.

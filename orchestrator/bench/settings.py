@@ -42,7 +42,7 @@ def prove_settings(
     Return `arm_settings` of the manifest: {"cmdline": {"asked", "found"}, "parameters": {NAME:
     {"asked", "found"}}, "sysfs": {PATH: ...}, "unreadable": [NAME]}. `asked` is null for settings
     of the other arm alone. `found` is null for what cannot be read; parameters of this arm that
-    the kernel shows nobody are in `unreadable`.
+    the kernel does not show are in `unreadable`.
 
     Raises BenchError if a setting is not as the arm requests it.
     """
@@ -110,7 +110,7 @@ def _cmdline(shell: Shell, name: ArmName, arm: Arm) -> dict[str, str]:
 def _parameter(
     shell: Shell, kernel: KernelBundle, arm: ArmName, name: str, asked: str | None
 ) -> str | None:
-    """Prove a parameter and return its value; None if the kernel shows it nobody."""
+    """Prove a parameter and return its value; None if the kernel does not show it."""
     module, _, parameter = name.replace("-", "_").partition(".")
     path = f"/sys/module/{module}/parameters/{parameter}"
     found, why = _read(shell, path)

@@ -217,7 +217,7 @@ class Shell:
         return shlex.join([*self._become, command]) if self._become else command
 
     def read(self, path: str) -> str:
-        """Return a file's text. Raises BenchError if there is none, or more than FACTS_BYTES."""
+        """Return a file's text. Raises BenchError if there is no file, or one over FACTS_BYTES."""
         return self.run(["cat", path], doing=f"reading {path}", limit=FACTS_BYTES).stdout
 
     def write(self, path: str, content: bytes, mode: int = 0o600) -> None:

@@ -181,8 +181,8 @@ def _initramfs(shell: Shell, folder: str, kernel: KernelBundle, cache: Cache) ->
 
 
 def _make(shell: Shell, folder: str, kernel: KernelBundle, target: Path) -> None:
-    """Make an initramfs with the machine's own tool, to which the staged modules look like those
-    in /lib/modules."""
+    """Make an initramfs with the machine's own tool, which sees the staged modules in
+    /lib/modules."""
     release, made = kernel.release, f"{folder}/made"
     shell.run(
         # in a mount namespace of its own, which nobody else sees and which ends with it
@@ -221,8 +221,8 @@ def _fetch(shell: Shell, path: str, target: Path) -> None:
 
 
 def put_files(shell: Shell, folder: str, files: Mapping[str, Path | bytes]) -> None:
-    """Put files and folders onto the machine, by their names below `folder`; make that if it is
-    missing."""
+    """Put files and folders onto the machine, by their names below `folder`, which is made if it
+    is missing."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:gz", compresslevel=1) as tar:
         for name, content in files.items():
@@ -245,15 +245,15 @@ def _roots(member: tarfile.TarInfo) -> tarfile.TarInfo:
 
 
 def link_modules(keeper: Keeper, staged: Staged) -> None:
-    """Make /lib/modules/RELEASE a link to the staged modules, unless the machine has its own. It
-    is for the time before the boot. Raises BenchError."""
+    """Make /lib/modules/RELEASE a link to the staged modules, unless the machine has its own. Call
+    this before the boot. Raises BenchError."""
     if not staged.installed:
         keeper.link(f"/lib/modules/{staged.kernel.release}", staged.modules)
 
 
 def mount_modules(keeper: Keeper, staged: Staged) -> None:
     """Mount the staged modules over the machine's own of the same release, until that is put back.
-    It is for the time after the boot. Raises BenchError."""
+    Call this after the boot. Raises BenchError."""
     if staged.installed:
         keeper.mount(f"/lib/modules/{staged.kernel.release}", staged.modules)
 

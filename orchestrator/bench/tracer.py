@@ -50,8 +50,8 @@ def timing_spec(
     instance: str = _INSTANCE,
     group: str = _TIMING,
 ) -> dict[str, Any]:
-    """Return a specification of a few records for each map and unmap of BARs of so many bytes,
-    and of none for each page.
+    """Return a specification that makes a few records for each map and unmap of BARs of so many
+    bytes, and none for each page.
 
     `clock`: mono; x86-tsc on an exact host, where it counts instructions (1 GHz).
     `boot`: record a guest boot, too: the exec of its QEMU and, under `kvm`, the line feeds that

@@ -44,7 +44,7 @@ def until(
 
 
 class Stall:
-    """Watch of how long a number has not changed: a deadline for work of unknown length."""
+    """Time for which a number has not changed: a deadline for work of unknown length."""
 
     def __init__(self) -> None:
         self._value: object = None

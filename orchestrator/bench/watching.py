@@ -128,7 +128,7 @@ class Watched:
 def watching(
     host: Host, name: str, folder: Path, *, token: str, traced: bool
 ) -> Iterator[Watched]:
-    """Run the watch agent on the guest `name` while the block runs. `token`: of its marks."""
+    """Run the watch agent for a guest while the block runs. `token`: that of the guest's marks."""
     more = (MARKER, *UNTIL_KERNEL) if traced else ()
     argv = host.agent("watch", f"/run/libvirt/qemu/{name}.pid", boot_mark(token), *more)
     # an hour without a line, progress lines included, means that the host is gone
