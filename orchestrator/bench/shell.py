@@ -402,7 +402,7 @@ def _log_in(
         transport.auth_publickey(user, private)
 
     try:
-        in_time(shake_hands, 3 * _HANDSHAKE_SECONDS)  # what it sends has no deadline of its own
+        in_time(shake_hands, 3 * _HANDSHAKE_SECONDS)  # what is sent has no deadline of its own
     except (OSError, EOFError, paramiko.SSHException) as exc:
         raise error(
             f"no SSH connection to the {name}: {str(exc) or type(exc).__name__}",

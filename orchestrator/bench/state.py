@@ -31,7 +31,7 @@ from orchestrator.folderlock import only_writer
 
 _END_SECONDS = 5.0
 """Time for killed processes to end. One that is stuck in the kernel ends when that lets it."""
-SHM = Path("/dev/shm")  # where libvirt's ivshmem device has its file
+SHM = Path("/dev/shm")  # libvirt's ivshmem device has its file here
 
 _Token = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{8,16}$")]
 _Uuid = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")]
