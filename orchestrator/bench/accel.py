@@ -1,4 +1,4 @@
-"""Which accelerator a nested host gets: KVM only where a guest really runs under it."""
+"""Choice of a nested host's accelerator: KVM only if a guest really runs under it."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from orchestrator.bench.shell import Commands
 from orchestrator.errors import BenchError
 
 Emulator = Literal["kvm", "tcg", "exact"]
-"""What a nested host runs under."""
+"""Accelerator of a nested host."""
 Accel = Literal[Emulator, "none"]
-"""How a host runs; none: it is a real machine."""
+"""Accelerator that any host runs under; `none`: it is a real machine."""
 _SECONDS = 10
-_EXIT_CODE, _TIMEOUT, _NO_PROGRAM = 33, 124, 127  # the last two of timeout(1) and of sh(1)
-# Its boot sector writes 0x10 to QEMU's isa-debug-exit port: exit code 0x10 * 2 + 1.
+_EXIT_CODE, _TIMEOUT, _NO_PROGRAM = 33, 124, 127  # 124 is timeout(1)'s, 127 sh(1)'s
+# The tiny guest's boot sector writes 0x10 to QEMU's isa-debug-exit port: exit code 0x10 * 2 + 1.
 _BOOT = r"""
 qemu=$(command -v qemu-system-x86_64 || command -v /usr/libexec/qemu-kvm) || exit 127
 disk=$(mktemp /tmp/barometer-kvm-probe-XXXXXX) || exit 1
@@ -30,7 +30,8 @@ timeout {seconds} "$qemu" -accel {accel} -machine pc -m 16 -nodefaults -display 
 
 
 def chosen_accel(requested: Literal["auto", "kvm", "tcg", "exact"]) -> tuple[Emulator, str]:
-    """The accelerator and why. Raises BenchError when `kvm` is asked for and does not work."""
+    """Return the accelerator and the reason for it. Raises BenchError if `kvm` is requested and
+    does not work."""
     if requested == "tcg":
         return "tcg", "asked for"
     if requested == "exact":
@@ -51,8 +52,8 @@ def chosen_accel(requested: Literal["auto", "kvm", "tcg", "exact"]) -> tuple[Emu
 
 
 def kvm_problem(machine: Commands, within: float = _SECONDS) -> str | None:
-    """What keeps KVM from running a guest on that machine, or None. `within` and TimeoutError: as
-    `boot_problem`. Nothing stays there."""
+    """Return what keeps KVM from running a guest on `machine`, or None. Leaves nothing there.
+    `within` and TimeoutError as in `boot_problem`."""
     flags = machine.run("grep -m1 '^flags' /proc/cpuinfo", check=False).stdout.split()
     if not {"vmx", "svm"} & set(flags):
         return "the CPU shows neither vmx nor svm"
@@ -62,12 +63,11 @@ def kvm_problem(machine: Commands, within: float = _SECONDS) -> str | None:
 
 
 def boot_problem(accel: str, machine: Commands, within: float = _SECONDS) -> str | None:
-    """Boot a tiny guest under `accel`: what went wrong, or None when it ran. `within`: seconds
-    that it has.
+    """Boot a tiny guest under `accel`. Return what went wrong, or None if the guest ran.
 
-    A /dev/kvm can exist, open and create a machine, and still run nothing: QEMU stays alive,
-    silent. So the guest has to say something. Raises TimeoutError where it did not: it may be
-    slow.
+    A /dev/kvm can exist, open and create a machine, and still run nothing: QEMU stays alive and
+    silent. So the guest has to give a sign of life. Raises TimeoutError if there is none within
+    `within` seconds: the guest may just be slow.
     """
     script = _BOOT.format(accel=shlex.quote(accel), seconds=f"{within:g}")
     done = machine.run(script, check=False, timeout=within + 30, doing="booting a tiny guest")

@@ -1,4 +1,4 @@
-"""The form of what a machine answers: an agent there may be cut short, or be somebody else's."""
+"""Check of the form of a machine's answer: the agent may be cut short, or be somebody else's."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from orchestrator.errors import BenchError
 
 @contextmanager
 def has_form(what: str, words: str) -> Iterator[None]:
-    """The block takes an answer apart. Raises BenchError (`answer-garbled`) with the words if they
-    do not have the form that the block expects."""
+    """Turn the errors of a block that parses an answer into BenchError (`answer-garbled`), which
+    quotes the end of `words`. `what` names the answer."""
     try:
         yield
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as exc:

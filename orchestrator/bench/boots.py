@@ -1,4 +1,4 @@
-"""A metal host into another kernel and home again: ordered through its keeper, proven over SSH."""
+"""Boots of a metal host into another kernel and back: the keeper makes them, SSH proves them."""
 
 from __future__ import annotations
 
@@ -24,27 +24,27 @@ log = logging.getLogger("barometer.metal")
 
 _ASKED_SECONDS = 60.0
 _FOR_GOOD = ("host-unknown-host-key", "host-wrong-host-key")
-"""Reasons not to connect that no waiting mends."""
+"""Error reasons of a connection that waiting does not cure."""
 _AT_FIRST = ("host-no-name", "host-no-login", "host-no-root")
-"""So are these, of a machine that never let us in; one that did refuses a user's login while it
-goes down and comes up (pam_nologin(8))."""
+"""Error reasons that waiting may cure only if the machine has let us in before: while it goes down
+and comes up, it refuses a user's login (pam_nologin(8))."""
 UNREACHED = ("host-no-ssh", "host-ssh-lost", *_AT_FIRST)
-"""How a machine that goes down shows."""
+"""Error reasons that are seen while a machine goes down."""
 
 
 @dataclass(frozen=True)
 class Running:
-    """What runs on the machine now."""
+    """The kernel that runs on the machine now."""
 
     boot_id: str
     release: str
     version: str
-    """As `uname -v` prints it: another build of one release has another."""
+    """Version as `uname -v` prints it; it differs between builds of one release."""
     cmdline: str
 
     @property
     def token(self) -> str:
-        """Of a kernel that barometer booted; else empty."""
+        """Token on the command line of a kernel that barometer booted; else empty."""
         found = [w for w in self.cmdline.split() if w.startswith("barometer.token=")]
         return found[0].partition("=")[2] if found else ""
 
@@ -60,7 +60,7 @@ def running_on(shell: Shell) -> Running:
 
 @dataclass
 class Boots:
-    """The boots of one machine. `reach` alone needs no lease."""
+    """The boots of one machine. Only `reach` works without a lease."""
 
     spec: MetalHost
     endpoint: remote.Endpoint
@@ -69,18 +69,18 @@ class Boots:
     progress: Progress
     console: ConsoleCommand | None
     way: How = "reboot"
-    """How kernels under test are booted."""
+    """Means of booting the kernels under test."""
     _reached: bool = field(default=False, init=False)
-    """It has answered before."""
+    """True once the machine has answered."""
 
     def running(self) -> Running:
         return running_on(self.link.shell())
 
     def reach(self, *, power_cycle: bool = False) -> Running:
-        """The machine answers, or is waited for: it may be booting.
+        """Wait until the machine answers, as it may be booting. Return the kernel that runs.
 
-        Its power is not cycled without having been asked to: who cannot reach it does not know
-        whether somebody else uses it. Raises as `into`.
+        Its power is cycled only with `power_cycle`: a machine that cannot be reached may be in use
+        by somebody else. Raises as `into`.
         """
         return self._back("", power_cycle=power_cycle)
 
@@ -91,11 +91,11 @@ class Boots:
         cmdline: str = "",
         watchdog: tuple[str, int] = ("", 0),
     ) -> Running:
-        """Boot, and what runs then. The lease lives over it, and is renewed under another boot id
-        for as long as before.
+        """Boot the machine and return the kernel that runs then. The lease is extended across the
+        boot; once it is renewed under the new boot id, it has its usual length again.
 
-        Raises BenchError (`machine-lost`) when nothing answers in time, nor after its power was
-        cycled; and what is wrong with the login at once, where no waiting mends it.
+        Raises BenchError (`machine-lost`) if nothing answers in time, not even after a power
+        cycle. Login errors that waiting does not cure are raised at once.
         """
         waits = 2 if self.spec.power_cycle else 1
         extend = waits * self.spec.deadline + self.spec.lease
@@ -106,14 +106,15 @@ class Boots:
         return self._back(left, power_cycle=True)
 
     def confirm(self) -> None:
-        """The machine was reached after a boot of a kernel under test, whether that runs or its
-        own: the lease is as long as it was before, and no watchdog restarts the machine. Its last
-        words are to be asked for before that."""
+        """Tell the keeper that the machine was reached after it booted a kernel under test,
+        whether that kernel runs or the machine's own. The lease gets its usual length again, and
+        the watchdog is stopped. Ask for a kernel's last words before this."""
         for note in self.keeper.confirm():
             self.progress.note(f"host: {note}")
 
     def _back(self, left: str, *, power_cycle: bool) -> Running:
-        """What runs once the machine has another boot id than `left`."""
+        """Wait until the machine has another boot id than `left`, and return the kernel that runs.
+        With `power_cycle`, cycle the power once if it does not answer in time."""
         spec, seen = self.spec, ""
 
         def answers() -> Running | None:
@@ -147,9 +148,10 @@ class Boots:
         raise AssertionError
 
     def go_home(self) -> None:
-        """The kernel that the machine was found with runs: by kexec where that is how it left,
-        else, and where that does not help, by a restart. Where its default is another by now, it
-        is booted once. Raises BenchError when it cannot be brought back."""
+        """Boot the kernel that the machine ran before the run: by kexec if kernels under test are
+        booted so; otherwise, or if kexec fails, by a restart. If that boots another kernel,
+        because the default has changed, boot the original once. Raises BenchError if it does not
+        come back."""
         running = self.reach()
         own = self.keeper.status()["original"]
         if own is None:
@@ -177,7 +179,7 @@ class Boots:
             )
 
     def _into_default(self, running: Running) -> None:
-        """From a kernel of barometer's, of which the machine has no journal any more."""
+        """Restart a machine that runs a kernel of barometer's but has lost its journal."""
         if not running.token:
             return
         self.progress.note(
@@ -195,10 +197,9 @@ class Boots:
         return next((way for way in BOOT_WAYS if means[way]["usable"]), None)
 
     def put_back(self, *, keep_kernel: bool = False) -> list[Unreadable]:
-        """Put back all that was changed, and the machine's own kernel; the records of changes
-        that could not be read. `keep_kernel`: keep whatever kernel runs, unless it is one of
-        barometer's. One failure keeps nothing else from being put back. Raises BenchError with
-        all of them."""
+        """Put back all changes and the machine's own kernel. Return the records of changes that
+        cannot be read. `keep_kernel`: keep whatever kernel runs, unless it is barometer's. A
+        failure does not stop the rest; BenchError with all failures is raised at the end."""
         with self.progress.stage("host: putting it back"):
             until(
                 self._settled, within=self.spec.deadline, every=1, reason="machine-lost",
@@ -229,8 +230,9 @@ class Boots:
         return unreadable
 
     def _bring_home(self, keep_kernel: bool) -> BenchError | None:
-        """Why its own kernel does not run, if another of the machine's does. Raises BenchError
-        where that is unknown, or one of barometer's runs: it needs what was changed for it."""
+        """Boot the machine's own kernel. Return the error if another kernel of the machine's runs
+        instead. Raises BenchError if the running kernel is unknown or barometer's: that one needs
+        what was changed for it."""
         try:
             if not keep_kernel:
                 self.go_home()
@@ -243,8 +245,8 @@ class Boots:
         return None
 
     def _settled(self) -> bool | None:
-        """No boot is under way, and what the next would make void is put back; None where the
-        machine went down meanwhile. Raises as `into`."""
+        """Put back the changes that a boot would void, and wait for a boot that is under way.
+        True when both are done; None if the machine went down meanwhile. Raises as `into`."""
         self.reach()
         try:
             left = self.running().boot_id
@@ -256,15 +258,15 @@ class Boots:
             self.link.close()
             return None
         if any(failure.kind == "leaving" for failure in failed):
-            self._back(left, power_cycle=True)  # it was told to boot, and is going down
+            self._back(left, power_cycle=True)  # a boot was requested: it is going down
         return True
 
     def said_bytes(self) -> int:
-        """Of its console until now, when a boot begins."""
+        """Begin a boot on the console. Return the bytes that are older; 0 without a console."""
         return 0 if self.console is None else self.console.begin()
 
     def said(self, start: int) -> str:
-        """On its console since; empty where no command gives that."""
+        """Return the console from byte `start` on; empty if no command provides a console."""
         if self.console is None:
             return ""
         self.console.tend()
@@ -280,7 +282,7 @@ def _is(running: Running, own: dict[str, Any]) -> bool:
 
 
 def _image(own: dict[str, Any]) -> Image | None:
-    """None where the files of the machine's own kernel are not known."""
+    """Return the machine's own kernel as an image; None if its files are not known."""
     if not own.get("kernel") or not own.get("initrd"):
         return None
     return Image(own["kernel"], own["kernel_sha256"], own["initrd"], own["initrd_sha256"])

@@ -1,8 +1,8 @@
 """Calls into a library that may never return, each on a daemon thread.
 
 libvirt and paramiko wait where no deadline and no signal reaches them. Here the caller waits
-instead: it has a deadline in all, and the handler of a signal, which Python runs in the main
-thread, never runs in the middle of the library's code.
+instead, with one deadline for the whole call. The handler of a signal, which Python runs in the
+main thread, never runs in the middle of the library's code.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ T = TypeVar("T")
 
 
 class _Worker:
-    """A thread that makes one call after another. Threads that come and go would lose interrupts:
-    Python forgets a thread in a callback of the garbage collector, which drops an exception."""
+    """A thread that makes one call after another. A thread for each call could lose an interrupt:
+    Python forgets an ended thread in a callback of the garbage collector, and an exception that
+    is raised there is dropped."""
 
     def __init__(self) -> None:
         self._calls: SimpleQueue[Callable[[], None]] = SimpleQueue()
@@ -43,7 +44,7 @@ def _worker() -> _Worker:
 
 
 class Call(Generic[T]):
-    """A call, begun when its result is asked for."""
+    """A call that begins when its result is requested."""
 
     def __init__(
         self, function: Callable[[], T], *, undo: Callable[[T], object] = lambda _value: None
@@ -63,10 +64,10 @@ class Call(Generic[T]):
     def _work(self) -> None:
         try:
             self._values.append(self._function())
-        except BaseException as exc:  # noqa: BLE001  # raised where the result is asked for
+        except BaseException as exc:  # noqa: BLE001  # result() raises it
             self._error = exc
         finally:
-            del self._function  # an error on its way must not hold what the call was about
+            del self._function  # an error in flight must not keep the call's objects alive
             with self._lock:
                 self._is_over, is_late = True, self._is_given_up
             self._running.release()
@@ -77,8 +78,8 @@ class Call(Generic[T]):
                 self._ended.set()
 
     def result(self, within: float) -> T:
-        """What the call returns or raises. Raises TimeoutError if that takes longer than `within`
-        seconds; after this, and after an interrupt, the call goes on without its caller."""
+        """Return or raise what the call does. Raises TimeoutError if that takes longer than
+        `within` seconds; then, as after an interrupt, the call goes on without its caller."""
         try:
             _worker().make(self._work)
             if not self._running.acquire(timeout=within):
@@ -97,7 +98,8 @@ class Call(Generic[T]):
         return self._values.pop()
 
     def has_ended(self, within: float) -> bool:
-        """Wait for the end of a call that was given up, what it has to undo included."""
+        """Wait up to `within` seconds for the end of a call that was given up, and of its undo.
+        True if both have ended."""
         return self._ended.wait(within)
 
     def _drop_result(self) -> None:
@@ -107,5 +109,5 @@ class Call(Generic[T]):
 
 
 def in_time(function: Callable[[], T], within: float) -> T:
-    """What `function` returns or raises; TimeoutError after `within` seconds."""
+    """Return or raise what `function` does; raise TimeoutError after `within` seconds."""
     return Call(function).result(within)

@@ -1,5 +1,5 @@
-"""What is changed on a host. One that outlives the run keeps a journal of it; a VM of barometer's
-own does not. The runner remembers what a trial changed on a VM that the next one shares."""
+"""Records of the changes that are made on a host. A host that outlives the run keeps a journal; a
+VM of barometer's own does not. If trials share a VM, the runner remembers what each changed."""
 
 from __future__ import annotations
 
@@ -10,29 +10,30 @@ from orchestrator.bench.shell import Shell
 
 
 class Changes(Protocol):
-    """Each is to be asked before the change that it is about."""
+    """Changes of one host. `write` makes a change; the others announce one that the caller is
+    about to make."""
 
     def write(self, path: str, value: str) -> None:
-        """Write a file under /sys or /proc/sys. Raises BenchError, with the kernel's reason."""
+        """Write a file under /sys or /proc/sys. Raises BenchError with the kernel's reason."""
 
     def tracing(self, instance: str, group: str) -> None:
-        """A tracefs instance and a group of probes are going to be made."""
+        """Announce a tracefs instance and a group of probes."""
 
     def guest(self, uuid: str) -> None:
-        """A domain with that UUID is going to be started."""
+        """Announce a domain with that UUID."""
 
     def files(self, *paths: str) -> None:
-        """Files are going to be made, and are to be gone in the end."""
+        """Announce new files, which have to be gone in the end."""
 
 
 class Unrecorded:
-    """Of a host that is gone with all its changes when the trial ends."""
+    """Changes of a host that is gone, with all of them, when the trial ends."""
 
     def __init__(self, shell: Shell) -> None:
         self._shell = shell
 
     def write(self, path: str, value: str) -> None:
-        # sysfs refuses to make a file, in words of its own
+        # without this test sysfs would refuse to create the file, and not say that it is missing
         script = '[ -e "$1" ] || { echo "no such file" >&2; exit 1; }; exec tee "$1" > /dev/null'
         self._shell.run(
             ["sh", "-c", script, "sh", path], stdin=f"{value}\n".encode(),
@@ -50,12 +51,12 @@ class Unrecorded:
 
 
 class Remembered(Unrecorded):
-    """Of a host that other trials share: guests/agents/sharing.py is to put back what is made."""
+    """Changes of a host that other trials share; guests/agents/sharing.py puts them back."""
 
     def __init__(self, shell: Shell) -> None:
         super().__init__(shell)
         self.made: list[tuple[str, dict[str, Any]]] = []
-        """In their order: the kind, and what it takes to undo it."""
+        """Changes in order: the kind of each, and the facts that undoing it needs."""
 
     def write(self, path: str, value: str) -> None:
         former = self._shell.run(["cat", path], check=False)
@@ -63,7 +64,7 @@ class Remembered(Unrecorded):
         if former.code == 0:
             self.made.append(change)
         super().write(path, value)
-        if former.code:  # it cannot be put back, and that is found then
+        if former.code:  # its old value is unknown: putting it back will fail, and say so
             self.made.append(change)
 
     def tracing(self, instance: str, group: str) -> None:

@@ -1,4 +1,4 @@
-"""Evidence of what a machine can do: this one, or one over SSH. Nothing is judged or changed."""
+"""Collect evidence of what this machine or one over SSH can do. Judge and change nothing."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from orchestrator.scenario import GIB, HostDevice
 
 _SECONDS = 60
 _GUEST_SECONDS = 4.0
-"""For the tiny guest that shows whether KVM works: it needs a second, and the doctor has few. A
-machine that is itself emulated may need more."""
+"""Seconds for the tiny guest that shows whether KVM works. It needs about one, and the doctor has
+few to spare. A machine that is itself emulated may need more."""
 _NOT_FOUND = 127
 
 
@@ -39,20 +39,20 @@ def evidence(
     guests: bool = True,
     probe: bool = False,
 ) -> dict[str, Any]:
-    """The answer of guests/agents/checkup.py, and beside it
+    """Return the answer of guests/agents/checkup.py, with these keys added:
 
-    probe         with `probe`, as orchestrator.bench.probe.counted_map says
-    kvm           why KVM runs no guest there, null where it does; not there without `guests`
-    kvm_silent    in its place where that is not known: seconds in which a guest said nothing
-    libvirt       version of this machine's library, where `machine` is this one
+    probe         with `probe`: the result of orchestrator.bench.probe.counted_map
+    kvm           why KVM runs no guest there, null if it does; absent without `guests`
+    kvm_silent    in place of `kvm` if that is unknown: seconds for which a guest was silent
+    libvirt       version of this machine's library, if `machine` is this one
     bars          memory BARs: address, index, size, placed, driver, refused, growable
-    means         as Keeper.detect says, or {"why"}: what kept it from saying
-    leases        as Keeper.status says
-    device        of a hostdev `device`: {"chosen": ADDRESS} or {"why", "evidence", "hint"}
+    means         the result of Keeper.detect, or {"why"}: the reason why there is none
+    leases        `leases` of Keeper.status
+    device        for a hostdev `device`: {"chosen": ADDRESS} or {"why", "evidence", "hint"}
     folder_uses   `folders`: the paths that each use needs room in
 
-    Without `metal` nothing is asked of its devices and of its kernel's functions.
-    Raises BenchError where the machine cannot be asked at all.
+    Without `metal` the machine's devices and its kernel's functions are left out.
+    Raises BenchError if the machine cannot be examined at all.
     """
     request = {
         "symbols": traced_functions() if metal else {}, "programs": [*programs, *versions],
@@ -74,7 +74,7 @@ def evidence(
 
 
 def traced_functions() -> dict[str, str]:
-    """Every function that a pass may probe, and the module that it is in; "" for the core."""
+    """Return every function that a pass may probe, and its module; "" for the kernel proper."""
     specs = (timing_spec([GIB], boot=True, faults=True), counts_spec([FAULT]))
     found: dict[str, str] = {}
     for spec in specs:

@@ -1,4 +1,4 @@
-"""What a machine says on its console: kept within limits, searched as it comes."""
+"""The output of a machine's console: kept within limits, searched as it arrives."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _LAST_LINE = 100
 
 
 class Transcript:
-    """The words of one console in one boot. Each line is looked at once."""
+    """The output of one console in one boot. Each line is searched once."""
 
     def __init__(self, who: str, most: int = CONSOLE_BYTES) -> None:
         self._who, self._most = who, most
@@ -34,7 +34,7 @@ class Transcript:
         self._started = self._fed = 0.0
         self._flooded = False
         self._lock = threading.RLock()
-        """The thread that reads feeds it; those that wait for something ask."""
+        """Needed because one thread reads the console while others wait for a line."""
 
     def feed(self, chunk: bytes) -> None:
         with self._lock:
@@ -59,16 +59,16 @@ class Transcript:
 
     @property
     def flood(self) -> str:
-        """How much it said and how fast, once that was more than its limits; else empty. What
-        comes after is counted, and is no longer searched."""
+        """Amount and rate of the output, once it is over the limits; else empty. Later output is
+        counted, but no longer searched."""
         self.refresh()
         with self._lock:
             seconds = self._fed - self._started
             return flood_of(self._bytes, self._count, seconds) if self._flooded else ""
 
     def first(self, look: Callable[[str], T | None]) -> T | None:
-        """What `look` makes of the first line that it makes something of; the line that has not
-        ended yet is the last. It is called once for each line, so give the same function (or
+        """Call `look` with each line, last with the one that has not ended yet. Return its first
+        result that is not None. It gets each ended line only once, so pass the same function (or
         bound method) each time."""
         self.refresh()
         with self._lock:
@@ -81,16 +81,16 @@ class Transcript:
             return result
 
     def refresh(self) -> None:
-        """Take in what is new, for a console that has to be read."""
+        """Read new output, for a console that has to be polled."""
 
     def text(self) -> str:
-        """All of it, or of a flood the beginning and the end."""
+        """Return all output; of a flood, the beginning and the end."""
         self.refresh()
         with self._lock:
             return self._kept.text()
 
     def size(self) -> int:
-        """Bytes of it until now."""
+        """Return the bytes of output until now."""
         self.refresh()
         return self._bytes
 
@@ -107,7 +107,7 @@ class Console(Transcript):
     """A serial console in a file that something else writes."""
 
     def __init__(self, path: Path, start: int = 0, most: int = CONSOLE_BYTES) -> None:
-        """`start`: how many bytes at the file's beginning are of another boot."""
+        """`start`: bytes at the file's beginning that belong to another boot."""
         super().__init__("host", most)
         self.path = path
         self._read = start
@@ -116,7 +116,7 @@ class Console(Transcript):
         with self._lock:
             try:
                 with self.path.open("rb") as file:
-                    # what is written while this reads is for the next time
+                    # output that arrives during this loop is left for the next call
                     end = os.fstat(file.fileno()).st_size
                     file.seek(self._read)
                     while self._read < end and (new := file.read(min(_PIECE, end - self._read))):
@@ -127,7 +127,7 @@ class Console(Transcript):
 
 
 def flood_of(size: int, lines: int, seconds: float) -> str:
-    """How much was said, and how fast."""
+    """Return an amount of output and its rate, in words."""
     rate = size / max(seconds, 0.001) / 1e6
     return f"{size} bytes, {lines} lines in {seconds:.1f} s, {rate:.2f} MB/s"
 
@@ -137,6 +137,7 @@ def _decoded(line: bytes) -> str:
 
 
 def file_excerpt(path: Path, most: int) -> bytes:
-    """A file that a machine wrote: all of it, or its beginning and its end."""
+    """Read a file that a machine wrote: all of it, or its beginning and its end if it has more
+    than `most` bytes."""
     with path.open("rb") as file:
         return excerpt_of(iter(lambda: file.read(_PIECE), b""), most).content()

@@ -1,4 +1,4 @@
-"""What a metal host says: its serial console by a command, or the kernel's messages over SSH."""
+"""The console of a metal host: its serial console by a command, or kernel messages over SSH."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _ERRORS_BYTES = 16 << 10
 
 @contextmanager
 def followed(shell: Shell, path: Path) -> Iterator[None]:
-    """The kernel's messages, those of the boot first, in a file as they come."""
+    """Write the kernel's messages, from those of its boot on, to `path` while the block runs."""
 
     def read() -> None:
-        # the machine goes down, or the block ends: either is an end
+        # it ends when the machine goes down or the block ends
         with (
             contextlib.suppress(TimeoutError, EOFError, OSError),
             closing(LimitedFile(path)) as file,
@@ -40,12 +40,12 @@ def followed(shell: Shell, path: Path) -> Iterator[None]:
     argv = ["dmesg", "--follow", "--nopager"]
     with contextlib.ExitStack() as after, shell.stream(argv, timeout=A_DAY) as lines:
         reader.start()
-        after.callback(reader.join, 5)  # the file is whole, whatever ended the block
+        after.callback(reader.join, 5)  # so that the file is complete, whatever ended the block
         yield
 
 
 class ConsoleCommand:
-    """A command on the runner whose standard output is the machine's console, in a file."""
+    """A command on the runner that prints the machine's console; its output is kept in a file."""
 
     def __init__(self, command: str, path: Path, say: Callable[[str], None]) -> None:
         self.path = path
@@ -56,7 +56,7 @@ class ConsoleCommand:
         self._start()
 
     def _start(self) -> None:
-        # its standard input stays open: a serial console ends with it
+        # its standard input stays open: a program for serial consoles ends when that is closed
         self._process = subprocess.Popen(
             ["setpriv", "--pdeathsig", "TERM", *shlex.split(self._command)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -71,7 +71,7 @@ class ConsoleCommand:
         ]
 
     def check(self) -> None:
-        """Raises BenchError when it ends at once."""
+        """Raise BenchError if the command ends at once."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             code = self._process.wait(_AT_ONCE_SECONDS)
             said = self._errors_said() or file_excerpt(self.path, _ERRORS_BYTES).decode(
@@ -83,8 +83,8 @@ class ConsoleCommand:
             )  # fmt: skip
 
     def tend(self) -> None:
-        """Where it has ended, as a console does that somebody else takes over, say so, once, and
-        start it again."""
+        """Restart the command if it has ended, as it does when somebody else takes the console
+        over. The same message about it is shown only once."""
         code = self._process.poll()
         if code is None:
             return
@@ -97,7 +97,7 @@ class ConsoleCommand:
         self._start()
 
     def begin(self) -> int:
-        """A boot begins: bytes that are older. It has a limit of its own."""
+        """Begin a boot, which has an output limit of its own. Return the bytes that are older."""
         self.tend()
         return self._file.begin()
 
@@ -112,8 +112,8 @@ class ConsoleCommand:
         self._wait_for_readers()
 
     def _wait_for_readers(self) -> None:
-        """All that an ended program said is in the file, unless something that it left holds its
-        output."""
+        """Wait until all output of an ended program is in the file. A process that it left may
+        still hold the output, so the wait is short."""
         for reader in self._readers:
             reader.join(_AT_ONCE_SECONDS)
 
@@ -123,10 +123,10 @@ class ConsoleCommand:
 
 
 def _reader(pipe: IO[bytes], take: Callable[[bytes], None]) -> threading.Thread:
-    """A thread that takes what comes from a pipe until its end."""
+    """Start a thread that hands the output of a pipe to `take`, until the pipe's end."""
 
     def read() -> None:
-        # a full disk, or a file that is closed because the machine is done with, is an end, too
+        # a full disk ends it, too, or a file that was closed because the machine is done with
         with pipe, contextlib.suppress(OSError, ValueError):
             while chunk := os.read(pipe.fileno(), 1 << 16):
                 take(chunk)
@@ -140,8 +140,8 @@ def _reader(pipe: IO[bytes], take: Callable[[bytes], None]) -> threading.Thread:
 def console_command(
     command: str | None, path: Path, say: Callable[[str], None]
 ) -> Iterator[ConsoleCommand | None]:
-    """The command runs while the block does. `say`: what is to be known of it. Raises BenchError
-    when it does not start or ends at once."""
+    """Run the command, if there is one, while the block runs. `say` gets messages for the user.
+    Raises BenchError if the command does not start or ends at once."""
     if command is None:
         yield None
         return

@@ -1,5 +1,5 @@
 """initramfs archives in the `newc` format (Documentation/driver-api/early-userspace/
-buffer-format.rst). The kernel unpacks several archives that stand one behind the other."""
+buffer-format.rst). The kernel unpacks several archives, one after the other."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Archive:
         self._entries[name] = (stat.S_IFLNK | 0o777, target.encode())
 
     def copy(self, name: str, path: Path) -> None:
-        """A file or link of this machine, under `name`."""
+        """Add a file or link of this machine as `name`."""
         if path.is_symlink():
             self.link(name, str(path.readlink()))
         else:
@@ -50,7 +50,7 @@ class Archive:
 
 
 def pack_files(files: Mapping[str, bytes], mode: int = 0o600) -> bytes:
-    """A small archive of plain files."""
+    """Return a small archive of plain files."""
     archive = Archive()
     for name, content in files.items():
         archive.file(name, content, mode)

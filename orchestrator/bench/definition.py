@@ -1,4 +1,4 @@
-"""What a domain's XML says that a profile of it needs to know. Pure."""
+"""The facts of a domain's XML that a profile of the domain needs. Pure."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ _UNITS = {
     "b": 1, "bytes": 1, "kb": 10**3, "k": 2**10, "kib": 2**10, "mb": 10**6, "m": 2**20,
     "mib": 2**20, "gb": 10**9, "g": 2**30, "gib": 2**30, "tb": 10**12, "t": 2**40, "tib": 2**40,
 }  # fmt: skip
-"""https://libvirt.org/formatdomain.html#memory-allocation"""
+"""Bytes of each unit (https://libvirt.org/formatdomain.html#memory-allocation)."""
 _AGENT = "org.qemu.guest_agent.0"
 
 
 @dataclass(frozen=True)
 class Definition:
     emulator: str
-    """Path of its QEMU on the host."""
+    """Path of the domain's QEMU on the host."""
     kvm: bool
     memory: int
     """Bytes."""
     huge_pages: bool
-    """Its memory is of huge pages (memoryBacking)."""
+    """True if its memory consists of huge pages (memoryBacking)."""
     devices: tuple[str, ...]
-    """Addresses of the host's PCI devices that it is given: 0000:3b:00.0"""
+    """Addresses of the host's PCI devices that are passed through to it: 0000:3b:00.0"""
     agent: bool
-    """It has a channel for the guest agent."""
+    """True if it has a channel for the guest agent."""
 
 
 def parse_definition(text: str) -> Definition:
-    """From libvirt's domain XML. Raises BenchError where that is not what it is."""
+    """Parse libvirt's domain XML. Raises BenchError if `text` is something else."""
     try:
         domain = ET.fromstring(text)
         memory = domain.find("memory")

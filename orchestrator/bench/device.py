@@ -1,4 +1,4 @@
-"""The device with the large BAR, on the host; the one that barometer makes, given to vfio-pci."""
+"""Devices with a large BAR on the host: find emulated ones, bind them to vfio-pci, read facts."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from orchestrator.scenario import Device, format_size
 # vendor:device as in hw/misc/ivshmem.c and hw/misc/pci-testdev.c of QEMU
 _IDS = {"ivshmem": ("0x1af4", "0x1110"), "pci-testdev": ("0x1b36", "0x0005")}
 
-# Blocks for parse_devices(); for a guest's busybox shell too
+# Prints blocks for parse_devices(); a guest's busybox shell runs it, too
 LIST_DEVICES = (
     "for d in /sys/bus/pci/devices/*; do "
     'echo "device ${d##*/} $(cat $d/vendor $d/device | tr "\\n" " ")"; cat $d/resource; done'
@@ -37,7 +37,7 @@ class BoundDevice:
 
 
 def parse_devices(text: str) -> dict[str, tuple[str, str, list[Resource]]]:
-    """Address -> vendor, device, resources, from `device ADDRESS VENDOR DEVICE` blocks."""
+    """Parse `device ADDRESS VENDOR DEVICE` blocks: address -> vendor, device, resources."""
     devices = {}
     for block in re.split(r"(?m)^device ", text)[1:]:
         head, *lines = block.strip().splitlines()
@@ -48,10 +48,10 @@ def parse_devices(text: str) -> dict[str, tuple[str, str, list[Resource]]]:
 
 @contextmanager
 def bound_devices(host: Host, spec: Device) -> Iterator[tuple[BoundDevice, ...]]:
-    """The devices, bound to vfio-pci; afterwards as they were.
+    """Keep the devices bound to vfio-pci while the block runs; restore them after it.
 
-    Raises ArmFailedError when the proven kernel did not place a BAR or its vfio-pci does not take
-    a device, BenchError when a device is not there.
+    Raises ArmFailedError if the proven kernel did not place a BAR or its vfio-pci does not take a
+    device, BenchError if a device is missing.
     """
     listed = host.shell.run(LIST_DEVICES, doing="listing PCI devices").stdout
     with has_form("the host's list of PCI devices", listed):
@@ -91,7 +91,8 @@ def _bound(host: Host, device: BoundDevice) -> Iterator[None]:
 def find_devices(
     devices: dict[str, tuple[str, str, list[Resource]]], spec: Device
 ) -> tuple[BoundDevice, ...]:
-    """The devices of the kind that were made, by address; raises as `bound_devices`."""
+    """Return the devices of the scenario's kind, in the order of their addresses. Raises as
+    `bound_devices`."""
     found = [(a, r) for a, (v, d, r) in sorted(devices.items()) if (v, d) == _IDS[spec.kind]]
     if len(found) != spec.count:
         raise BenchError(
@@ -104,8 +105,8 @@ def find_devices(
 
 
 def with_bar(address: str, resources: list[Resource], bar: int, hint: str) -> BoundDevice:
-    """The function's BAR of that size. Raises ArmFailedError, with the hint, when the kernel under
-    test did not place one."""
+    """Return the function with its BAR of `bar` bytes. Raises ArmFailedError with `hint` if the
+    kernel under test did not place one."""
     for index, resource in enumerate(resources[:6]):
         if resource.size == bar:
             if not resource.placed:
@@ -121,8 +122,8 @@ def with_bar(address: str, resources: list[Resource], bar: int, hint: str) -> Bo
 
 
 def host_facts(host: Host, devices: Sequence[BoundDevice]) -> dict[str, Any]:
-    """facts.json of a trial: the machine's (guests/agents/facts.py), and its devices' as they are
-    bound (survey.py). Raises BenchError when they cannot be read."""
+    """Return a trial's facts.json: facts of the machine (guests/agents/facts.py) and of its bound
+    devices (survey.py). Raises BenchError if they cannot be read."""
     machine = host.shell.run(host.agent("facts"), doing="reading facts", limit=FACTS_BYTES).stdout
     asked = host.agent("survey", *(device.address for device in devices))
     functions = host.shell.run(asked, doing="reading the devices' facts", limit=FACTS_BYTES).stdout

@@ -1,4 +1,4 @@
-"""Domain XML from specifications, for the nested host and for the guest. Pure: text out."""
+"""Domain XML from specifications, for the nested host and for the guest. Pure."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from orchestrator.bench.accel import Accel
 
 QEMU_NAMESPACE = "http://libvirt.org/schemas/domain/qemu/1.0"
 BAR_BUS = 1
-"""The device with the large BAR sits alone behind this root port, in an IOMMU group of its own."""
-# QEMU's option syntax needs slots that libvirt does not give away: it counts up from 1.
+"""Bus of the first device with a large BAR. Each such device sits alone behind a root port, in an
+IOMMU group of its own."""
+# A device in QEMU's option syntax needs a slot that libvirt does not assign. It counts up from 1.
 _NIC_SLOT = 0x1D
-# What the real-time clock of an exact machine starts at, always: 2026-01-01.
+# An exact machine's real-time clock always starts at 2026-01-01.
 _EXACT_EPOCH = 1767225600
 
 
@@ -25,12 +26,12 @@ class Disk:
     path: Path
     serial: str
     block: bool = False
-    """The path is a block device."""
+    """True if the path is a block device."""
 
 
 @dataclass(frozen=True)
 class HostDomain:
-    """The nested host. Sizes in bytes."""
+    """Specification of the nested host. Sizes in bytes."""
 
     name: str
     uuid: str
@@ -48,12 +49,12 @@ class HostDomain:
     device: Literal["ivshmem", "pci-testdev"]
     bar: int
     shm_names: tuple[str, ...]
-    """One for each device: the file under /dev/shm that backs the BAR of an ivshmem."""
+    """One name for each device: the file under /dev/shm that backs the BAR of an ivshmem."""
 
 
 @dataclass(frozen=True)
 class GuestDomain:
-    """The guest that owns the device. Sizes in bytes, paths of the host."""
+    """Specification of the guest that owns the device. Sizes in bytes, paths on the host."""
 
     name: str
     uuid: str
@@ -61,7 +62,7 @@ class GuestDomain:
     memory: int
     cpus: int
     kernel: str
-    """Empty, with initramfs and cmdline: it boots from its disks."""
+    """Path of the kernel. Empty, as are initramfs and cmdline, if the guest boots from disks."""
     initramfs: str
     cmdline: str
     console_port: int
@@ -73,28 +74,28 @@ class GuestDomain:
     mmap: bool = True
     """False: QEMU does not map the BARs of the devices (x-no-mmap)."""
     iommufd: bool = False
-    """QEMU uses iommufd and the devices' cdevs, not VFIO's container."""
+    """True: QEMU uses iommufd and the devices' cdevs, not VFIO's container."""
     firmware: Literal["seabios", "ovmf"] = "seabios"
     backing: Literal["anonymous", "memfd", "hugetlb-2MiB", "hugetlb-1GiB"] = "anonymous"
-    """Of the memory."""
+    """Backing of the guest's memory on the host."""
     viommu: Literal["none", "intel"] = "none"
     phys_bits: int | None = None
-    """Of the CPU; None: the host's."""
+    """Physical address bits of the guest's CPU; None: as many as the host's."""
     disks: tuple[Disk, ...] = ()
-    """To boot from, instead of the kernel."""
+    """Disks to boot from instead of the kernel."""
     pinned: tuple[int, ...] = ()
-    """One CPU of the host for each of the guest's, which stay there; empty: they may move."""
+    """The host's CPU that each of the guest's is pinned to; empty: they may move."""
     trace_events: tuple[str, ...] = ()
-    """QEMU's own trace events."""
+    """QEMU's own trace events to enable."""
     trace_log: str = ""
-    """Where they go; empty: with QEMU's errors, to libvirt's log of it."""
+    """File for the trace events; empty: libvirt's log of the domain, with QEMU's errors."""
     unconfined: tuple[str, ...] = ()
-    """Security models of the host's libvirt that are to let QEMU be: it runs as root, and writes
-    to the host's trace."""
+    """Security models of the host's libvirt that must not confine this QEMU: it runs as root and
+    writes to the host's trace."""
 
 
 def host_xml(spec: HostDomain) -> str:
-    """Domain XML of the nested host."""
+    """Return the domain XML of the nested host."""
     domain = _domain(spec.name, spec.uuid, "kvm" if spec.accel == "kvm" else "qemu",
                      spec.memory, spec.cpus)  # fmt: skip
     _direct_boot(domain, str(spec.kernel), str(spec.initramfs or ""), spec.cmdline)
@@ -106,7 +107,7 @@ def host_xml(spec: HostDomain) -> str:
     if spec.accel != "kvm":
         _sub(_sub(features, "tcg"), "tb-cache", "1024", unit="MiB")
         cpu = _sub(domain, "cpu", mode="maximum", check="none")
-        # With virtual GIF the nested host was seen to lose its interrupts under emulation.
+        # With virtual GIF the nested host has lost interrupts under emulation.
         _sub(cpu, "feature", policy="disable", name="vgif")
     else:
         cpu = _sub(domain, "cpu", mode="host-passthrough", check="none")
@@ -126,7 +127,7 @@ def host_xml(spec: HostDomain) -> str:
     _sub(serial, "source", path=str(spec.console))
     _quiet_devices(devices)
     # User-mode networking that reaches nothing: libvirt's own portForward needs passt, which
-    # refuses to serve root. QEMU picks the port; `info usernet` tells which.
+    # refuses to serve root. QEMU picks the port; `info usernet` prints it.
     arguments += [
         "-netdev", "user,id=ssh0,restrict=on,hostfwd=tcp:127.0.0.1:0-:22",
         "-device", f"virtio-net-pci,netdev=ssh0,romfile=,bus=pcie.0,addr={_NIC_SLOT:#x}",
@@ -138,8 +139,8 @@ def host_xml(spec: HostDomain) -> str:
             _sub(shmem, "size", str(spec.bar >> 20), unit="M")
             _pci(shmem, bus)
         else:
-            # as JSON, like libvirt's own: QEMU makes devices in its older syntax before those,
-            # and would not find the port
+            # as JSON, like libvirt's devices: QEMU makes devices in its older syntax before
+            # those, and would not find the root port
             testdev = {"driver": "pci-testdev", "membar": spec.bar, "bus": f"pci.{bus}",
                        "addr": "0x0"}  # fmt: skip
             arguments += ["-device", json.dumps(testdev)]
@@ -152,7 +153,7 @@ def host_xml(spec: HostDomain) -> str:
 
 
 def guest_xml(spec: GuestDomain) -> str:
-    """Domain XML of the guest, for the host's libvirt."""
+    """Return the domain XML of the guest, for the host's libvirt."""
     domain = _domain(spec.name, spec.uuid, "kvm" if spec.kvm else "qemu", spec.memory, spec.cpus)
     _backing(domain, spec.backing)
     if spec.pinned:
@@ -177,7 +178,7 @@ def guest_xml(spec: GuestDomain) -> str:
     cpu = _sub(domain, "cpu", mode=mode, check="none")
     if spec.phys_bits is not None:
         bits = str(spec.phys_bits)
-        # of a CPU passed through QEMU heeds a limit alone
+        # for a CPU that is passed through, QEMU heeds only a limit
         how = {"mode": "passthrough", "limit": bits} if spec.kvm else {
             "mode": "emulate", "bits": bits}  # fmt: skip
         _sub(cpu, "maxphysaddr", **how)
@@ -198,7 +199,7 @@ def guest_xml(spec: GuestDomain) -> str:
         _hostdev(devices, device, bus)
     _quiet_devices(devices)
     if spec.viommu == "intel":
-        # a device that vfio passes on needs to hear of each mapping the guest makes
+        # caching mode, because vfio has to see each mapping that the guest makes for the device
         iommu = _sub(devices, "iommu", model="intel")
         _sub(iommu, "driver", intremap="on", caching_mode="on", aw_bits="48")
     arguments = [
@@ -219,7 +220,7 @@ def _alias(bus: int) -> str:
 
 
 def _backing(domain: ET.Element, kind: str) -> None:
-    """What the guest's memory is on the host."""
+    """Add the backing of the guest's memory."""
     if kind == "anonymous":
         return
     backing = _sub(domain, "memoryBacking")
@@ -268,8 +269,8 @@ def _direct_boot(domain: ET.Element, kernel: str, initramfs: str, cmdline: str) 
 
 
 def _disks(devices: ET.Element, disks: tuple[Disk, ...], bus: int, *, boot: bool = False) -> None:
-    """Read-only disks from a bus on. Every place is named: libvirt would give a disk the port that
-    QEMU's own option syntax takes."""
+    """Add read-only disks, one on each bus from `bus` on. Every address is explicit: libvirt would
+    give a disk the port that a device in QEMU's option syntax takes."""
     for number, (letter, disk) in enumerate(zip("abcdefgh"[: len(disks)], disks, strict=True)):
         kind, source = ("block", "dev") if disk.block else ("file", "file")
         element = _sub(devices, "disk", type=kind, device="disk")
@@ -284,14 +285,14 @@ def _disks(devices: ET.Element, disks: tuple[Disk, ...], bus: int, *, boot: bool
 
 
 def _root_ports(devices: ET.Element, count: int) -> None:
-    """Ports with the buses BAR_BUS, BAR_BUS + 1, ..."""
+    """Add root ports with the buses BAR_BUS, BAR_BUS + 1, ..."""
     _sub(devices, "controller", type="pci", index="0", model="pcie-root")
     for index in range(BAR_BUS, BAR_BUS + count):
         _sub(devices, "controller", type="pci", index=str(index), model="pcie-root-port")
 
 
 def _quiet_devices(devices: ET.Element) -> None:
-    """Nothing that a boot would have to probe."""
+    """Leave out default devices, which a boot would have to probe."""
     _sub(devices, "controller", type="usb", model="none")
     _sub(devices, "memballoon", model="none")
     _sub(devices, "input", type="mouse", bus="ps2")
@@ -311,14 +312,14 @@ def _sub(parent: ET.Element, tag: str, text: str = "", **attributes: str) -> ET.
 
 
 Properties = list[tuple[str, str, str]]
-"""Name, type and value."""
+"""Name, type and value of each property."""
 
 
 def _text(
     domain: ET.Element, qemu_arguments: list[str], overrides: dict[str, Properties] | None = None
 ) -> str:
-    """The document, with what libvirt has no words for: arguments for QEMU, and properties of its
-    devices, by alias."""
+    """Return the document as text. Add what libvirt has no elements for: arguments for QEMU, and
+    properties of its devices, by alias."""
     ET.register_namespace("qemu", QEMU_NAMESPACE)
     commandline = ET.SubElement(domain, f"{{{QEMU_NAMESPACE}}}commandline")
     for argument in qemu_arguments:

@@ -1,5 +1,5 @@
-"""Limits on files that a machine writes on this machine's disk: QEMU writes its console and its
-logs itself, so that nothing in the machine waits for the runner (an exact one must not)."""
+"""Size limits of files on the runner's disk that a machine fills. QEMU writes console and logs
+itself, so that nothing in the machine waits for the runner (in an exact machine nothing may)."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from orchestrator.bench.waiting import repeatedly
 from orchestrator.bounded import CONSOLE_BYTES, Excerpt
 
 _EVERY_SECONDS = 0.05
-"""A program that writes a line at a time writes 200 MB/s at most: 10 MB may be over the limit."""
+"""Time between two checks. A program that writes a line at a time writes 200 MB/s at most, so that
+10 MB may be over the limit."""
 
 _REST_BYTES = 128 << 10
 
 
 def outgrown(limits: Mapping[Path, int]) -> Path | None:
-    """The first of the files that has more bytes than it may."""
+    """Return the first file that is over its limit of bytes, or None."""
     for path, most in limits.items():
         with contextlib.suppress(FileNotFoundError):
             if path.stat().st_size > most:
@@ -28,7 +29,7 @@ def outgrown(limits: Mapping[Path, int]) -> Path | None:
 
 
 class LimitedFile:
-    """A file that is written here: so many bytes as they come, and of what follows the last."""
+    """A file that the runner writes: `most` bytes as they come, then an excerpt of the rest."""
 
     def __init__(self, path: Path, most: int = CONSOLE_BYTES) -> None:
         self._file = path.open("ab", buffering=0)
@@ -38,7 +39,7 @@ class LimitedFile:
         self.begin()
 
     def begin(self) -> int:
-        """From here on it takes as much again. How many bytes it has."""
+        """Allow another `most` bytes from here on. Return how many bytes the file has."""
         with self._lock:
             self._add_rest()
             self._room = self._most
@@ -46,7 +47,7 @@ class LimitedFile:
 
     def write(self, chunk: bytes) -> None:
         with self._lock:
-            if self._room >= 0:  # one chunk too many, by which a reader knows that it was too much
+            if self._room >= 0:  # one chunk too many, so that a reader sees the flood
                 self._file.write(chunk)
                 self._room -= len(chunk)
             else:
@@ -64,8 +65,8 @@ class LimitedFile:
 
 @contextmanager
 def limited_files(limits: Mapping[Path, int], end: Callable[[], object]) -> Iterator[None]:
-    """While the block runs, `end` is called once one of the files has more bytes than it may; it
-    has to end what writes the file. It runs in a thread of its own."""
+    """Watch the files while the block runs. If one is over its limit of bytes, call `end`, in a
+    thread of its own; it has to end the program that writes the file."""
 
     def look() -> bool:
         if outgrown(limits) is None:

@@ -30,18 +30,19 @@ from orchestrator.progress import Progress
 from orchestrator.scenario import Guest, Scenario, parse_size
 
 _CRAWL, _SPEED_SECONDS = 0.1, 3.0
-"""An exact host that works runs at 0.7 of its seconds or more in one of the runner's."""
+"""An exact host crawls if its clock advances less than this in a second of the runner's, measured
+for so many seconds. A host that works has 0.7 s or more."""
 _INITRAMFS, _KEYS = "/run/barometer/guest.initramfs", "/run/barometer/guest.keys"
 GUEST_SERIAL = "guest"
-"""The host's disk that a guest boots from."""
-# What systemd knows of its own boot: microseconds of the guest's CLOCK_MONOTONIC, and in words.
+"""Serial of the host's disk that a guest boots from."""
+# systemd's own times of the boot, in microseconds of the guest's CLOCK_MONOTONIC and in words.
 _SYSTEMD = (
     "command -v systemctl > /dev/null && systemctl show | grep -E"
     " '^(Kernel|InitRD|Userspace|Finish)TimestampMonotonic=' && systemd-analyze time"
 )
-# QEMU's own trace events: why it ended in every pass (a triple fault is a "guest-reset"), and
-# where the boot is traced what happened to the devices' memory, and what made it happen. The same
-# names in QEMU 9 to 11; a QEMU that does not know one warns of it and goes on.
+# QEMU's own trace events. In every pass they tell why QEMU ended (a triple fault is a
+# "guest-reset"); if the boot is traced, also what happened to the devices' memory, and what caused
+# it. The names are the same in QEMU 9 to 11. A QEMU that does not know one warns and goes on.
 _END_EVENT = "qemu_system_shutdown_request"
 _BOOT_EVENTS = (
     "qemu_anon_ram_alloc", "vfio_attach_device", "vfio_pci_reset", "vm_state_notify",
@@ -67,11 +68,11 @@ def boot_guest(
 ) -> None:
     """Boot the guest, SSH into it, read its own timing, shut it down. Evidence in guest-INDEX/.
 
-    Raises ArmFailedError when the guest panics, hangs, ends or cannot be reached: the host's
-    kernel is proven, so that is a finding about its arm.
+    Raises ArmFailedError if the guest panics, hangs, ends or cannot be reached: the host's kernel
+    is proven by then.
     """
     guest = scenario.guest
-    assert guest is not None  # the scenario's own rule for guest boots
+    assert guest is not None  # scenarios with guest boots must have one
     folder = trial.guest(index)
     folder.mkdir()
     name = f"barometer-guest-{index}"
@@ -96,7 +97,7 @@ def boot_guest(
             phys_bits=guest.phys_bits, iommufd=guest.backend == "iommufd",
             pinned=_pinned(host, guest),
             unconfined=() if host.ours else libvirt.security_models(),
-            # written to the trace itself, where each gets a time of the trace clock
+            # written to the trace itself, so that each gets a time of the trace clock
             trace_events=(_END_EVENT, *(_BOOT_EVENTS if traced else ())),
             trace_log=MARKER if traced else "",
         )  # fmt: skip
@@ -122,8 +123,9 @@ def boot_guest(
 
 @contextmanager
 def _crawling_is_the_benchs(host: Host) -> Iterator[None]:
-    """Under QEMU's instruction counter a machine with a guest in it was seen to all but stand
-    still, one boot in four: its clock went on by 2 s in two minutes. No kernel is to blame."""
+    """Raise BenchError in place of ArmFailedError if an exact host crawls: no kernel is to blame.
+    Under QEMU's instruction counter about one guest boot in four stalls: the host's clock advanced
+    by 2 s in two minutes."""
     try:
         yield
     except ArmFailedError as exc:
@@ -137,7 +139,8 @@ def _crawling_is_the_benchs(host: Host) -> Iterator[None]:
 
 
 def _speed(host: Host) -> float:
-    """Seconds of the host's clock in a second of the runner's; 0 where it does not answer."""
+    """Measure how far the host's clock advances in a second of the runner's; 0 if the host does
+    not answer."""
     try:
         started, before = time.monotonic(), _uptime(host)
         time.sleep(_SPEED_SECONDS)
@@ -151,11 +154,12 @@ def _uptime(host: Host) -> float:
 
 
 def _pinned(host: Host, guest: Guest) -> tuple[int, ...]:
-    """Where the guest's CPUs stay on an emulated host; CPU 0 is left to what watches.
+    """Return the host's CPU for each of the guest's on an emulated host; empty on a real one,
+    whose guests are not pinned. CPU 0 is left to the agents that watch, if there is another.
 
-    QEMU's emulation of SVM loses track of a guest whose CPU moves between the host's: unpinned,
-    one guest in four (from a host's second guest on) triple-faulted or spun on one nested page
-    fault with the host's own instruction pointer. A real host's guests are left alone.
+    QEMU's emulation of SVM loses track of a guest whose CPU moves between the host's: without
+    pinning, one guest in four (from a host's second guest on) triple-faulted or spun on one nested
+    page fault with the host's own instruction pointer.
     """
     if not host.emulated or not host.kvm:
         return ()
@@ -164,7 +168,7 @@ def _pinned(host: Host, guest: Guest) -> tuple[int, ...]:
 
 
 def _interview(host: Host, port: int, keys: RunKeys, folder: Path) -> None:
-    """SSH into the guest through the host's connection, read its own timing, ask it to end."""
+    """SSH into the guest through the host's connection, read its own timing, power it off."""
     try:
         with connected(
             "guest", host.shell.channel_to(port, timeout=60), key=keys.runner,
@@ -192,7 +196,7 @@ def _interview(host: Host, port: int, keys: RunKeys, folder: Path) -> None:
 
 
 def _power_off(shell: Shell) -> None:
-    """A clean end, so that the last unmap is part of the trace."""
+    """Shut the guest down cleanly, so that the last unmap is part of the trace."""
     shell.run("(sleep 0.2; poweroff -f) >/dev/null 2>&1 </dev/null &", doing="shutting down")
 
 
@@ -201,7 +205,7 @@ def _qemu_log(name: str) -> str:
 
 
 def _save_qemu_log(host: Host, name: str, folder: Path) -> None:
-    with contextlib.suppress(BarometerError):  # the host may be gone: that is what is reported
+    with contextlib.suppress(BarometerError):  # the host may be gone, which another error reports
         last = ["tail", "-c", str(LOG_BYTES), _qemu_log(name)]
         log = host.shell.run(last, timeout=20, doing="reading QEMU's log", limit=LOG_BYTES)
         (folder / "qemu.log").write_text(log.stdout)
@@ -209,9 +213,9 @@ def _save_qemu_log(host: Host, name: str, folder: Path) -> None:
 
 @contextmanager
 def _reserved(host: Host, guest: Guest) -> Iterator[None]:
-    """Huge pages for the guest's memory, set aside while it runs beside those that nobody uses:
-    host.cmdline may have set these aside. Raises ArmFailedError when the host cannot find as
-    many: its kernel is proven."""
+    """Set aside huge pages for the guest's memory while the block runs, as far as free ones do
+    not suffice: host.cmdline may have set some aside. Raises ArmFailedError if the host cannot
+    find enough: its kernel is proven."""
     if not guest.backing.startswith("hugetlb-"):
         yield
         return
@@ -224,7 +228,7 @@ def _reserved(host: Host, guest: Guest) -> Iterator[None]:
         f" cat {path} {folder}/free_hugepages {folder}/resv_hugepages",
         check=False,
     )
-    # no such files: no pages of that size
+    # without these files there are no pages of that size
     before, free, promised = (0, 0, 0) if asked.code else map(int, asked.stdout.split())
     found = free - promised
     try:
@@ -244,7 +248,7 @@ def _reserved(host: Host, guest: Guest) -> Iterator[None]:
 
 
 def guest_cmdline(guest: Guest) -> str:
-    """The kernel command line of a guest."""
+    """Return the guest's kernel command line."""
     return " ".join(filter(None, ["console=ttyS0 panic=-1", guest.cmdline]))
 
 
@@ -264,8 +268,8 @@ def _boots_from(host: Host, guest: Guest) -> dict[str, Any]:
 
 
 def stage_guest(host: Host, guest: Guest, keys: RunKeys) -> None:
-    """Put what is of this run alone onto the host, once: the guest's initramfs with the keys
-    behind it, or a disk with the keys."""
+    """Put the run's own part of the guest onto the host, once: the initramfs with the keys
+    appended, or a disk with the keys."""
     if guest.boot == "direct":
         script = f"cat {host.payload}/guest/initramfs - > {_INITRAMFS}"
         content = pack_files(keys.for_guest())

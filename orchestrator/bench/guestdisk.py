@@ -1,4 +1,4 @@
-"""The disk of a guest that boots as machines do: firmware, GRUB, kernel, initramfs, systemd.
+"""The disk of a guest that boots as real machines do: firmware, GRUB, kernel, initramfs, systemd.
 
 One raw image for BIOS and UEFI, built without root and without loop devices:
 
@@ -7,8 +7,7 @@ sectors 1 to 2047   GRUB's core image, which the boot code loads
 partition 1         FAT: EFI/BOOT/BOOTX64.EFI, grub/grub.cfg, vmlinuz, initramfs
 partition 2         ext4: the root file system, mounted read-only
 
-A run's keys are no part of it: they come on a second disk (`keys_disk`), so that the first can be
-kept by content.
+A run's keys come on a second disk (`keys_disk`), so that the first can be cached by content.
 """
 
 from __future__ import annotations
@@ -29,14 +28,14 @@ from orchestrator.errors import BenchError, ScenarioError
 from orchestrator.kernels.bundle import KernelBundle
 
 SYSTEM_SERIAL, KEYS_SERIAL = "system", "keys"
-"""By these serials of its virtio disks the guest's initramfs finds them."""
+"""Serials of the guest's virtio disks, by which its initramfs finds them."""
 _SECTOR, _MIB = 512, 2**20
 _FIRST = _MIB // _SECTOR
-"""Where the first partition begins; GRUB's core image has the sectors before."""
-# Partition types: UEFI looks for its boot loader in the first of them.
+"""First sector of the first partition; GRUB's core image has the sectors before it."""
+# Partition types. UEFI looks for its boot loader in a partition of the first type.
 _EFI, _LINUX = 0xEF, 0x83
 _BOOT_CODE = 440
-"""Bytes at the start of an MBR that are a program."""
+"""Bytes at the start of an MBR that hold its program."""
 _CMDLINE_SIZE = 2048
 """COMMAND_LINE_SIZE of Linux on x86, with the closing zero."""
 _GRUB_MODULES = (
@@ -56,16 +55,16 @@ class GuestDisk:
 class Partition:
     kind: int
     first: int
-    """Sector."""
+    """First sector."""
     sectors: int
     active: bool = False
 
 
 def guest_disk(kernel: KernelBundle, cmdline: str, cache: Cache) -> GuestDisk:
-    """Build what is not cached: a disk that boots `kernel` with `cmdline`.
+    """Return a disk that boots `kernel` with `cmdline`; build what is not cached.
 
-    Raises BenchError when a build fails, ScenarioError when the kernel lacks a module that the
-    guest needs or `cmdline` cannot be given by GRUB."""
+    Raises BenchError if a build fails, ScenarioError if the kernel lacks a module that the guest
+    needs or GRUB cannot pass `cmdline` on."""
     recipe = read_recipe("disk")
     config = grub_config(kernel.release, cmdline)
     root = root_disk("disk", recipe, cache)
@@ -96,22 +95,22 @@ def guest_disk(kernel: KernelBundle, cmdline: str, cache: Cache) -> GuestDisk:
 
 
 def keys_disk(keys: RunKeys) -> bytes:
-    """A raw disk with the run's keys, to be attached with the serial "keys": a cpio archive in
-    whole sectors."""
+    """Return a raw disk with the run's keys, a cpio archive in whole sectors. It is attached with
+    the serial "keys"."""
     archive = pack_files(keys.for_guest())
     return archive + b"\0" * (-len(archive) % _SECTOR)
 
 
 def grub_config(release: str, cmdline: str) -> str:
-    """grub.cfg that boots at once, and ends the machine when it cannot.
+    """Return a grub.cfg that boots at once, and halts the machine if it cannot.
 
-    Raises ScenarioError when `cmdline` has what GRUB would not hand on as it is."""
+    Raises ScenarioError if GRUB would change `cmdline`, or if it is too long for Linux."""
     if wrong := re.search(r"[^ -~]|['\"\\]", cmdline):
         raise ScenarioError(
             f"the guest's kernel command line cannot have {wrong[0]!r}: GRUB would change it",
             reason="guest-cmdline",
         )
-    words = ["BOOT_IMAGE=/vmlinuz", *cmdline.split()]  # the first is GRUB's own addition
+    words = ["BOOT_IMAGE=/vmlinuz", *cmdline.split()]  # GRUB adds the first by itself
     if len(" ".join(words)) >= _CMDLINE_SIZE:
         raise ScenarioError(
             f"the guest's kernel command line is too long: {len(cmdline)} characters, and Linux"
@@ -123,7 +122,7 @@ def grub_config(release: str, cmdline: str) -> str:
         "serial --unit=0 --speed=115200\n"
         "terminal_output serial\n"
         f"echo 'barometer: boot loader, Linux {release}'\n"
-        # "linux" would move 60 MiB about byte by byte before a BIOS boots: seconds, emulated
+        # on a BIOS "linux" would move 60 MiB byte by byte before it boots: seconds if emulated
         "if [ $grub_platform = pc ]; then set protocol=16; fi\n"
         f"linux$protocol /vmlinuz {quoted}\n"
         "initrd$protocol /initramfs\n"
@@ -134,16 +133,17 @@ def grub_config(release: str, cmdline: str) -> str:
 
 
 def layout(files: int, root: int) -> tuple[Partition, Partition]:
-    """The boot partition, with room for `files` bytes, and the root partition of `root` bytes."""
+    """Return the boot partition, with room for `files` bytes, and the root partition of `root`
+    bytes."""
     boot = Partition(_EFI, _FIRST, (files * 5 // 4 // _MIB + 16) * _FIRST, active=True)
     return boot, Partition(_LINUX, boot.first + boot.sectors, -(-root // _SECTOR))
 
 
 def boot_area(code: bytes, core: bytes, partitions: Sequence[Partition]) -> bytes:
-    """What stands before the first partition: the MBR with the program `code`, of which the first
-    440 bytes are taken, and GRUB's core image. Raises BenchError when that is too large."""
+    """Return the bytes before the first partition: the MBR, whose program is the first 440 bytes
+    of `code`, and GRUB's core image. Raises BenchError if they are too many."""
     table = b"".join(
-        # CHS addresses say "beyond what CHS can": who reads them must take the sector numbers
+        # these CHS addresses mean "beyond the reach of CHS": a reader must use the sector numbers
         struct.pack("<B3sB3sII", 0x80 * p.active, b"\xfe\xff\xff", p.kind, b"\xfe\xff\xff",
                     p.first, p.sectors)
         for p in partitions
@@ -173,7 +173,7 @@ def _assemble(disk: Path, files: Path, tools: Path, core: Path, root: Path) -> N
 
 
 def _grub_image(tools: Path, platform: str, prefix: str, output: Path, *extra: str) -> None:
-    """GRUB in one file, which reads PREFIX/grub.cfg of the disk that it was started from."""
+    """Build GRUB as one file, which reads PREFIX/grub.cfg of the disk that it was started from."""
     _run_tool(
         tools, "usr/bin/grub-mkimage", "--directory", tools / "files/usr/lib/grub" / platform,
         "--format", platform, "--prefix", prefix, "--output", output, *_GRUB_MODULES, *extra,

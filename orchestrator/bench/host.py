@@ -21,41 +21,43 @@ from orchestrator.kernelreports import STALLS, KernelReport
 from orchestrator.scenario import is_emulated
 
 RUN_AGAIN = "run it again with the same --out: trials that the bench failed are repeated"
-"""What to do about a failure of the emulator."""
+"""Hint for a failure of the emulator."""
 
 _DYING_SECONDS = 10.0
-"""From the loss of its connections to a VM's end: a QEMU that aborts may write its core first."""
+"""Longest time from the loss of a VM's connections to its end: a QEMU that aborts may write its
+core first."""
 
 
 @dataclass(frozen=True)
 class Host:
-    """What a workload needs of its host."""
+    """A booted host with all that a workload needs of it."""
 
     shell: Shell
     release: str
     kvm: bool
-    """Guests run under KVM; else they are emulated."""
+    """True if guests run under KVM; else they are emulated."""
     cpus: int
     accel: Accel
-    """How the host itself runs; emulated, its seconds are not those of a real machine."""
+    """Accelerator of the host itself; if it is emulated, its seconds are not a real machine's."""
     payload: str
     """Folder on the host with guest/vmlinuz, guest/initramfs and agents/."""
     console: Console
     kernel: KernelWatch
-    """What its kernel reports about itself."""
+    """Reports of the host's kernel about itself."""
     alive: Callable[[], bool]
-    """Raises BenchError where that cannot be told: a machine that does not answer any more."""
+    """True while the machine runs in this boot. Raises BenchError if that is unknown because the
+    machine does not answer any more."""
     crash: Callable[[], str]
-    """Last words of what the machine ran in, if that crashed; else empty."""
+    """Last output of the QEMU that the machine ran in, if that crashed; else empty."""
     libvirt: Callable[[], AbstractContextManager[Connection]]
     monitor: Callable[[str], str]
-    """Ask the human monitor of the QEMU that the host runs in."""
+    """Sends a command to the human monitor of the QEMU that the host runs in, for its answer."""
     scratch: Path
-    """A private folder of the runner, gone with the run."""
+    """A private folder on the runner, which is gone with the run."""
     change: Changes
-    """To be asked before anything on it is changed."""
+    """Record of the host's changes; it is called before anything on the host is changed."""
     ours: bool
-    """A VM of barometer's: what runs on it is set up for nothing else."""
+    """True for a VM of barometer's, which is set up for nothing else."""
 
     @property
     def emulated(self) -> bool:
@@ -63,22 +65,24 @@ class Host:
 
     @property
     def slow(self) -> bool:
-        """Guests are emulated, at one level or the other: deadlines are longer."""
+        """True if guests are emulated, at one level or the other: deadlines are longer."""
         return self.emulated or not self.kvm
 
     def undo(self, command: list[str] | str) -> None:
-        """Put something back as it was, where the host still answers.
+        """Put something back by `command`, if the host still answers.
 
-        Never raises: a host that does not answer is what the error on its way says.
+        Never raises: if the host does not answer, an error in flight says so already.
         """
         if self.shell.alive():
             with contextlib.suppress(BarometerError):
                 self.shell.run(command, check=False, timeout=20)
 
     def check(self) -> None:
-        """Raises ArmFailedError when the kernel under test has oopsed, the host floods its
-        console, or the machine is gone; BenchError when that is because what the machine runs in
-        has crashed, or when it hangs, and as `alive`."""
+        """Raise an error unless the host still works.
+
+        ArmFailedError: the kernel under test has oopsed, the host floods its console, or the
+        machine is gone. BenchError: the machine is gone because its QEMU has crashed, the host
+        hangs, or `alive` raises it."""
         _check_console(self)
         if (hung := self.kernel.hung) is not None:
             raise BenchError(
@@ -86,7 +90,7 @@ class Host:
                 evidence=evidence(hung, self.console), reason="host-hung-task",
             )  # fmt: skip
         if not self.alive():
-            _check_console(self)  # its last words may have come since
+            _check_console(self)  # its last output may have arrived since
             if words := self.crash():
                 raise qemu_crashed(words)
             raise ArmFailedError(
@@ -95,7 +99,7 @@ class Host:
             )  # fmt: skip
 
     def agent(self, name: str, *arguments: str) -> list[str]:
-        """Command line of one of guests/agents/."""
+        """Return the command line of an agent of guests/agents/."""
         return ["python3", "-I", f"{self.payload}/agents/{name}.py", *arguments]
 
 
@@ -113,7 +117,7 @@ def _check_console(host: Host) -> None:
 
 
 def qemu_crashed(words: str) -> BenchError:
-    """Of the QEMU that a host runs in. `words`: its last."""
+    """Return the error for a crash of the QEMU that a host runs in. `words`: its last output."""
     return BenchError(
         "the QEMU that the host runs in crashed, which is no kernel's fault",
         evidence=words, reason="host-crash", hint=RUN_AGAIN,
@@ -121,7 +125,7 @@ def qemu_crashed(words: str) -> BenchError:
 
 
 def evidence(report: KernelReport, console: Console) -> str:
-    """A kernel's report, and the end of its console."""
+    """Return the end of a console, after the kernel's report if the end does not have that."""
     end = console.tail()
     return end if report.line in end.splitlines() else f"{report.line}\n{end}"
 
@@ -132,8 +136,9 @@ def panic_reason(report: KernelReport) -> str:
 
 @contextlib.contextmanager
 def explained_by_the_host(host: Host) -> Iterator[None]:
-    """Raises for what befell the host, in place of what followed from it: its kernel has oopsed or
-    hangs, its machine is gone, or an undecided failure came with a stall under emulation."""
+    """If the block fails, raise what happened to the host instead of its consequence: the host's
+    kernel has oopsed or hangs, its machine is gone, or an emulated host stalled and the block's
+    failure is undecided (see faults.py)."""
     before = len(host.kernel.reports())
     try:
         yield

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
 
-# Read when the library is loaded. What fails is raised to us; what else it would print is about
-# the settings below.
+# libvirt reads this when it is loaded. Its failures reach us as exceptions; its other messages
+# would only be about the settings below.
 os.environ.setdefault("LIBVIRT_LOG_OUTPUTS", "4:file:/dev/null")
 
 import libvirt
@@ -29,8 +29,8 @@ T = TypeVar("T")
 
 log = logging.getLogger("barometer.libvirt")
 
-# libvirt's embedded driver as root needs to be told not to become another user, not to use
-# namespaces or cgroups; there is no virtlogd, so QEMU writes its files itself.
+# As root, libvirt's embedded driver would become another user and use namespaces and cgroups
+# unless these settings forbid it. There is no virtlogd, so QEMU writes its files itself.
 _QEMU_CONF_USER = 'stdio_handler = "file"\n'
 _QEMU_CONF_ROOT = (
     _QEMU_CONF_USER
@@ -38,25 +38,27 @@ _QEMU_CONF_ROOT = (
     + "cgroup_controllers = []\nremember_owner = 0\n"
 )
 _ALIVE_SECONDS, _ALIVE_TRIES = 10, 6
-"""A libvirt that gives no sign of life for 70 s is gone; one that is emulated is slow."""
+"""Seconds between keepalive messages, and how many may go unanswered: a libvirt that is silent for
+70 s is gone. One that is emulated is slow."""
 _OPEN_SECONDS = 60.0
 _MONITOR_SECONDS = 60.0
-"""QEMU answers between two things that it does with its machine stopped."""
+"""Deadline of QEMU's monitor, which answers only between operations that stop the machine."""
 _LOST_SECONDS = 1.0
-"""An end on a machine that does not answer is waited for so long: that machine is ended next."""
+"""Deadline of an end on a machine that does not answer: that machine is ended next."""
 _SETTLE_SECONDS = 5.0
-"""An interrupt waits so long for a start that is nearly done, so that what it started is ended."""
+"""An interrupt waits so long for a start that is nearly done, so that the new domain is ended."""
 _loop_lock = threading.Lock()
 _loop_started = False
 
 Happening = Literal["agent", "reset"]
-"""The guest's agent has connected; QEMU has reset the machine (its devices before it says so)."""
+"""`agent`: the guest's agent has connected. `reset`: QEMU has reset the machine (it resets the
+devices before it says so)."""
 Happened = Set[Happening]
 
 
 def _event_loop() -> None:
-    """libvirt's embedded driver hangs without an event loop."""
-    global _loop_started  # noqa: PLW0603  # libvirt's loop is one for each process
+    """Start an event loop, once. libvirt's embedded driver hangs without one."""
+    global _loop_started  # noqa: PLW0603  # libvirt has one loop for each process
     with _loop_lock:
         if _loop_started:
             return
@@ -73,7 +75,7 @@ def _event_loop() -> None:
 
 @contextlib.contextmanager
 def _as_ours(what: str, reason: str, error: type[BarometerError] = BenchError) -> Iterator[None]:
-    """libvirt's errors as ours: `what` failed."""
+    """Turn libvirt's errors in the block into `error`, whose message begins with `what`."""
     try:
         yield
     except libvirt.libvirtError as exc:
@@ -83,15 +85,15 @@ def _as_ours(what: str, reason: str, error: type[BarometerError] = BenchError) -
 
 @dataclass(frozen=True)
 class Deadlines:
-    """Seconds that one call into libvirt may take in all."""
+    """Deadlines in seconds, each for one whole call into libvirt."""
 
     call: float = 30.0
     start: float = 300.0
-    """Until a domain runs; an emulated host's libvirt examines its QEMU first."""
+    """Until a domain runs; libvirt examines its QEMU first, which is slow on an emulated host."""
     end: float = 10.0
     """Until a domain is gone, or the connection closed."""
     hurried: float = 60.0
-    """At most so long after an interrupt."""
+    """Upper limit of `end` after an interrupt."""
 
     @property
     def ending(self) -> float:
@@ -99,8 +101,8 @@ class Deadlines:
 
 
 class Connection:
-    """A connection to libvirt that answers in time, or is dropped: no other call is tried then,
-    and its end is not waited for."""
+    """A connection to libvirt that answers in time, or is dropped. A dropped connection gets no
+    other call, and nobody waits for its end."""
 
     def __init__(
         self,
@@ -113,20 +115,20 @@ class Connection:
         hang_up: Callable[[], None] = lambda: None,
         is_lost: Callable[[], bool] = lambda: False,
     ) -> None:
-        """`end_machines` ends QEMUs by the UUIDs of their domains, without libvirt; only where
-        they are processes of this machine. `hang_up` ends what a dropped connection goes through,
-        so that its calls return. `is_lost`: the machine is known not to answer, so that no end on
-        it is waited for."""
+        """`end_machines` ends QEMUs by the UUIDs of their domains, without libvirt, if they are
+        processes of this machine. `hang_up` ends the client that a dropped connection goes
+        through, so that its calls return. `is_lost` is true if the machine is known not to
+        answer: then the end of a domain on it is not waited for."""
         self._raw = raw
         self._start_flags = start_flags
         self.name = name
         self.deadlines = deadlines
         self._end_machines, self._hang_up, self._is_lost = end_machines, hang_up, is_lost
         self._uuids: set[str] = set()
-        """Of the domains that are started here and have not been ended."""
+        """UUIDs of the domains that were started here and have not been ended."""
         self._domains: list[Domain] = []
         self.stopped = threading.Event()
-        """By `stop`: what fails now, fails because of that."""
+        """Set by `stop`: what fails now, fails because of that."""
         self._dropped = threading.Event()
 
     def call(
@@ -137,9 +139,9 @@ class Connection:
         undo: Callable[[T], object] = lambda _value: None,
         settle: float = 0.0,
     ) -> T:
-        """What libvirt's `function` returns or raises. Raises BenchError (`libvirt-silent`) past
-        the deadline, and at once after that. `undo`: as of Call; an interrupt waits `settle`
-        seconds for it."""
+        """Return or raise what libvirt's `function` does. Raises BenchError (`libvirt-silent`)
+        past the deadline, and at once in every later call. `undo` as in `Call`; an interrupt
+        waits `settle` seconds for it."""
         if self._dropped.is_set():
             raise self._silent("was given up before")
         within = self.deadlines.call if within is None else within
@@ -166,8 +168,8 @@ class Connection:
 
     def stop(self) -> None:
         """End every domain that was started here and start no other: whoever waits for one sees
-        it gone. For an interrupt, from any thread: QEMUs of this machine are ended without
-        libvirt."""
+        it gone. An interrupt calls this, from any thread, so QEMUs of this machine are ended
+        without libvirt."""
         self.stopped.set()
         if self._end_machines is not None:
             self._end_machines([*self._uuids])
@@ -177,7 +179,8 @@ class Connection:
                 domain.destroy()
 
     def close(self) -> None:
-        """Never raises. Libvirt's objects are let go first, since they keep it open."""
+        """Close the connection. Never raises. Libvirt's objects keep it open, so they are let go
+        first."""
         for domain in self._domains:
             domain.let_go()
         with contextlib.suppress(libvirt.libvirtError, BenchError):
@@ -188,16 +191,17 @@ class Connection:
         return _LOST_SECONDS if self._is_lost() else self.deadlines.ending
 
     def version(self) -> dict[str, str]:
-        """libvirt's and QEMU's version, as MAJOR.MINOR.MICRO."""
+        """Return the versions of libvirt and QEMU, as MAJOR.MINOR.MICRO."""
         with self._failing():
             return {
                 "libvirt": _dotted(self.call(self._raw.getLibVersion)),
-                # it may look at its QEMU now for the first time
+                # libvirt may have to examine its QEMU first
                 "qemu": _dotted(self.call(self._raw.getVersion, within=self.deadlines.start)),
             }
 
     def security_models(self) -> tuple[str, ...]:
-        """Those that confine the domains of this libvirt, `none` left out: dac, apparmor, ..."""
+        """Return the security models that confine the domains of this libvirt: dac, apparmor, ...;
+        `none` is left out."""
         with self._failing():
             capabilities = ET.fromstring(self.call(self._raw.getCapabilities))
         found = capabilities.iterfind("host/secmodel/model")
@@ -205,7 +209,7 @@ class Connection:
 
     @property
     def uri(self) -> str:
-        """As libvirt opened it."""
+        """URI of the connection as libvirt opened it."""
         with self._failing():
             return str(self.call(self._raw.getURI))
 
@@ -213,13 +217,14 @@ class Connection:
         return _as_ours(f"the {self.name}'s libvirt failed", "libvirt-failed")
 
     def keep_alive(self) -> None:
-        """Ask for a sign of life; after too many without an answer, whatever waits for the
-        connection fails."""
-        with contextlib.suppress(libvirt.libvirtError):  # of a libvirt in this process
+        """Have libvirt send keepalive messages. After too many without an answer, whatever waits
+        for the connection fails."""
+        with contextlib.suppress(libvirt.libvirtError):  # one in this process has no keepalive
             self.call(self._raw.setKeepAlive, _ALIVE_SECONDS, _ALIVE_TRIES)
 
     def lookup(self, name: str) -> Domain:
-        """A domain that is defined or runs there. Raises ScenarioError when none has that name."""
+        """Return a domain that is defined or runs there. Raises ScenarioError if none has that
+        name."""
         try:
             return self._domain(self.call(self._raw.lookupByName, name))
         except libvirt.libvirtError as exc:
@@ -239,7 +244,7 @@ class Connection:
 
     @contextlib.contextmanager
     def running(self, xml: str, error: type[BarometerError] = BenchError) -> Iterator[Domain]:
-        """A domain that runs while the block does, and is gone after it."""
+        """Run a domain while the block runs, and end it after."""
         uuid = ET.fromstring(xml).findtext("uuid") or ""
         self._uuids.add(uuid)
         domain: Domain | None = None
@@ -254,7 +259,7 @@ class Connection:
                 domain.let_go()
                 self._domains.remove(domain)
             elif self._end_machines is not None:
-                self._end_machines([uuid])  # it may run, and nobody holds it
+                self._end_machines([uuid])  # it may run although its start failed
             self._uuids.discard(uuid)
 
     def _started(self, xml: str, error: type[BarometerError]) -> Domain:
@@ -267,7 +272,7 @@ class Connection:
             )  # fmt: skip
 
     def end(self, raw: libvirt.virDomain, uuid: str) -> None:
-        """End a domain: by libvirt, or if that is not done in time, without it. Never raises."""
+        """End a domain by libvirt or, if that takes too long, without it. Never raises."""
         call: Call[object] | None = None
         if not self._dropped.is_set():
             call = Call(raw.destroy)
@@ -298,12 +303,12 @@ class Domain:
         self.uuid: str = raw.UUIDString()
 
     def let_go(self) -> None:
-        """Forget libvirt's own object. As long as there is one, its connection stays open, and
-        an error on its way holds all that is on the stack."""
+        """Forget libvirt's own object. The connection stays open as long as it exists, and an
+        error in flight holds all that is on the stack."""
         self._raw = None
 
     def active(self) -> bool:
-        """Raises BenchError, as every call does, if libvirt is silent."""
+        """True if the domain runs. Raises BenchError, as every call does, if libvirt is silent."""
         raw = self._raw
         try:
             return raw is not None and bool(self._connection.call(raw.isActive))
@@ -311,25 +316,26 @@ class Domain:
             return False
 
     def start(self) -> None:
-        """Start a domain that is defined and does not run; it runs on when the connection ends.
-        Raises BenchError."""
+        """Start a domain that is defined and does not run; it outlives the connection. Raises
+        BenchError."""
         with _as_ours(f"libvirt could not start {self.name}", "libvirt-start"):
             self._connection.call(self._raw.create, within=self._connection.deadlines.start)
 
     def reboot(self) -> None:
-        """Ask its guest to reboot, as by ACPI or the guest agent. Raises BenchError."""
+        """Ask the domain's guest to reboot, by ACPI or the guest agent. Raises BenchError."""
         with _as_ours(f"libvirt could not reboot {self.name}", "libvirt-reboot"):
             self._connection.call(self._raw.reboot)
 
     def definition(self) -> str:
-        """Its XML as the next start will use it; of a transient one, as it runs."""
+        """Return the XML that the next start will use; of a transient domain, the XML it runs
+        with."""
         inactive = libvirt.VIR_DOMAIN_XML_INACTIVE
         with _as_ours(f"libvirt does not show {self.name}", "libvirt-failed"):
             return str(self._connection.call(self._raw.XMLDesc, inactive))
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[Happened]:
-        """What happens to it while the block runs, as it happens."""
+        """Yield a set that collects the domain's events while the block runs."""
         seen: set[Happening] = set()
         libvirts = self._raw.connect()
 
@@ -355,20 +361,21 @@ class Domain:
                     self._connection.call(libvirts.domainEventDeregisterAny, number)
 
     def destroy(self) -> None:
-        """End it now; nothing happens when it has ended. Never raises, and never waits for long:
-        see Connection.end."""
+        """End the domain now, unless it has ended. Never raises, and never waits for long: see
+        Connection.end."""
         if (raw := self._raw) is not None:
             self._connection.end(raw, self.uuid)
 
     def xml(self) -> str:
-        """The domain as libvirt completed it; empty when it has ended."""
+        """Return the domain's XML as libvirt completed it; empty if it has ended."""
         try:
             return str(self._connection.call(self._raw.XMLDesc))
         except libvirt.libvirtError:
             return ""
 
     def monitor(self, command: str) -> str:
-        """Ask QEMU's human monitor. Raises BenchError when it does not answer."""
+        """Send a command to QEMU's human monitor and return the answer. Raises BenchError if there
+        is none."""
         human = libvirt_qemu.VIR_DOMAIN_QEMU_MONITOR_COMMAND_HMP
         with _as_ours(f"QEMU did not answer {command!r}", "monitor"):
             ask = libvirt_qemu.qemuMonitorCommand
@@ -379,7 +386,8 @@ class Domain:
 
 @contextlib.contextmanager
 def embedded(root: Path, cache: Path) -> Iterator[Connection]:
-    """libvirt in this process, with its state under `root`: no daemon, no root, nothing shared.
+    """Run libvirt in this process, with its state under `root`: no daemon, no need to be root,
+    nothing shared.
 
     What libvirt learns about this machine's QEMU is kept in `cache`. `root` must be short:
     a socket's path is limited to 108 bytes.
@@ -404,9 +412,10 @@ def over_ssh(
     keep_alive: bool = True,
     is_lost: Callable[[], bool] = lambda: False,
 ) -> Iterator[Connection]:
-    """The libvirt of a host, through its own SSH server and a program by `shell.write_client`.
+    """Connect to a host's libvirt through the host's SSH server, by a program that
+    `shell.write_client` made.
 
-    `keep_alive`: find out on the way whether it is there. `is_lost`: as for Connection.
+    `keep_alive`: notice meanwhile if the host is gone. `is_lost`: as for Connection.
     """
     uri = f"qemu+ssh://barometer-host/system?command={ssh_program}&no_tty=1"
     with _opened(
@@ -422,8 +431,8 @@ def over_ssh(
 
 @contextlib.contextmanager
 def at(uri: str | None) -> Iterator[Connection]:
-    """The libvirt of a URI; None: the one that virsh would choose (LIBVIRT_DEFAULT_URI, the
-    user's libvirt.conf). Raises BenchError; so does what waits for a host that is gone."""
+    """Connect to the libvirt of a URI; None: the one that virsh would choose (LIBVIRT_DEFAULT_URI,
+    the user's libvirt.conf). Raises BenchError; so does every wait for a host that is gone."""
     with _opened(uri, uri or "default") as connection:
         connection.keep_alive()
         yield connection
@@ -467,7 +476,7 @@ def _opened(
 
 
 def library_version() -> str:
-    """libvirt's own, in this process."""
+    """Return the version of the libvirt library in this process."""
     return _dotted(libvirt.getVersion())
 
 

@@ -33,18 +33,18 @@ GUESTS = Path(__file__).parents[2] / "guests"
 FIRST = "/usr/lib/barometer/first"
 """First program of the host's root disk."""
 PAYLOAD = "/opt/barometer"
-"""Where the payload disk is mounted in the host."""
+"""Mount point of the payload disk in the host."""
 _UNPACK_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
 class HostImage:
-    """What a nested host boots from, besides its kernel."""
+    """Files that a nested host boots from, besides its kernel."""
 
     root: Path
     modules: Path
     initramfs: Path | None
-    """None: the kernel has all that it needs built in."""
+    """None if the kernel has all that it needs built in."""
     packages: dict[str, str]
     """Every package of the image and its version."""
 
@@ -52,23 +52,24 @@ class HostImage:
 @dataclass(frozen=True)
 class PayloadImage:
     disk: Path
-    """agents/; and guest/vmlinuz, guest/initramfs where a guest is to be booted."""
+    """Disk with agents/ and, if a guest is to be booted, guest/vmlinuz and guest/initramfs."""
     packages: dict[str, str]
-    """Of the guest."""
+    """Every package of the guest and its version."""
 
 
 @dataclass(frozen=True)
 class PayloadFiles:
-    """As a payload disk, for a host that is given files."""
+    """The guest's part of a payload disk as files, for a host that has no such disk."""
 
     files: dict[str, bytes]
     packages: dict[str, str]
 
 
 def host_image(kernel: KernelBundle, suite: str, cache: Cache) -> HostImage:
-    """Build what is not cached; the user space is that of a Debian `suite`.
+    """Return the image of a nested host with the user space of a Debian `suite`; build what is not
+    cached.
 
-    Raises BenchError when a build fails, ScenarioError when the kernel lacks a module that a host
+    Raises BenchError if a build fails, ScenarioError if the kernel lacks a module that a host
     needs."""
     recipe = read_recipe("host")
     suites = [name.replace(recipe["suites"][0], suite) for name in recipe["suites"]]
@@ -86,13 +87,14 @@ def _host_initramfs(recipe: dict[str, Any], kernel: KernelBundle, cache: Cache) 
 
 
 def payload_image(kernel: KernelBundle | None, cache: Cache) -> PayloadImage:
-    """As `host_image`, for what goes onto the host: agents, and a guest if there is a kernel."""
+    """Return the disk that goes onto the host: agents, and a guest if there is a kernel. Builds
+    and raises as `host_image`."""
     guest = guest_files(kernel, cache)
     return PayloadImage(_payload_disk(guest.files, cache), guest.packages)
 
 
 def guest_files(kernel: KernelBundle | None, cache: Cache) -> PayloadFiles:
-    """guest/vmlinuz and guest/initramfs; none without a kernel."""
+    """Return guest/vmlinuz and guest/initramfs; no files without a kernel."""
     if kernel is None:
         return PayloadFiles({}, {})
     recipe = read_recipe("guest")
@@ -113,13 +115,13 @@ def read_recipe(name: str) -> dict[str, Any]:
 
 
 def listed(path: Path) -> dict[str, str]:
-    """`NAME VERSION` lines, or `NAME=VERSION`."""
+    """Parse lines `NAME VERSION` or `NAME=VERSION`."""
     pairs = (re.split(r"[\t =]", line, maxsplit=1) for line in path.read_text().splitlines())
     return {pair[0]: pair[1] for pair in pairs}
 
 
 def tree_digest(folder: Path) -> str:
-    """Of the names and contents of its files."""
+    """Digest the names and contents of a folder's files; *.pyc are left out."""
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.suffix != ".pyc")
     content = {p.relative_to(folder).as_posix(): sha256_file(p) for p in files}
     return digest_of(content)
@@ -129,9 +131,10 @@ def tree_digest(folder: Path) -> str:
 
 
 def root_disk(name: str, recipe: dict[str, Any], cache: Cache) -> Path:
-    """A cache entry: root.ext4, what `recipe` says with guests/NAME/rootfs over it; packages.txt.
+    """Return a cache entry with root.ext4, built by `recipe` with guests/NAME/rootfs over it, and
+    packages.txt.
 
-    Raises BenchError when it cannot be built."""
+    Raises BenchError if it cannot be built."""
     rootfs = GUESTS / name / "rootfs"
     key = {
         "kind": f"{name}-root", "schema": 1, "suites": recipe["suites"],
@@ -150,10 +153,11 @@ def root_disk(name: str, recipe: dict[str, Any], cache: Cache) -> Path:
 
 
 def disk_from_tar(tar: Path, extra: Path, disk: Path) -> None:
-    """An ext4 disk with what is in `tar` and, over it, in the folder `extra`; owners kept.
+    """Make an ext4 disk with the content of `tar`, whose owners are kept, and over it that of the
+    folder `extra`.
 
-    Without root it happens in a user namespace (subuid(5) ranges), which is how mmdebstrap
-    made the tar. Device nodes stay out: devtmpfs has them.
+    Without root this happens in a user namespace (subuid(5) ranges), in which mmdebstrap made the
+    tar, too. Device nodes stay out: devtmpfs has them.
     """
     script = (
         'set -e; mkdir "$1";'
@@ -201,7 +205,7 @@ def _modules_disk(recipe: dict[str, Any], kernel: KernelBundle, cache: Cache) ->
 
 
 def make_disk(tree: Path, disk: Path) -> None:
-    """An ext4 disk just large enough for the folder `tree`; every file is root's."""
+    """Make an ext4 disk just large enough for the folder `tree`; every file is root's."""
     size = sum(p.lstat().st_size + 4096 for p in tree.rglob("*")) // 2**20
     run(
         ["mke2fs", "-q", "-t", "ext4", "-O", "^has_journal,^metadata_csum", "-m", "0",
@@ -215,7 +219,7 @@ def plain_name(module: str) -> str:
 
 
 def unpacked_module(kernel: KernelBundle, name: str) -> bytes:
-    """A module's ELF file: emulated machines are slow at unpacking."""
+    """Return a module's ELF file, uncompressed: emulated machines are slow at unpacking."""
     path = kernel.modules / name
     if path.suffix == ".xz":
         return lzma.decompress(path.read_bytes())
@@ -234,7 +238,8 @@ def unpacked_module(kernel: KernelBundle, name: str) -> bytes:
 
 
 def initramfs(name: str, recipe: dict[str, Any], kernel: KernelBundle, cache: Cache) -> Path:
-    """guests/NAME/initramfs-init, with the modules of `kernel` that it loads."""
+    """Return an initramfs with guests/NAME/initramfs-init and the modules of `kernel` that it
+    loads."""
     parts = recipe["initramfs"]
     tree = unpacked(recipe["suites"], parts["packages"], parts["files"], cache)
     modules = early_modules(recipe, kernel)
@@ -256,7 +261,8 @@ def initramfs(name: str, recipe: dict[str, Any], kernel: KernelBundle, cache: Ca
 
 
 def early_modules(recipe: dict[str, Any], kernel: KernelBundle) -> list[str]:
-    """What an initramfs loads before the root disk is mounted; empty where all is built in."""
+    """Return the modules that an initramfs loads before it mounts the root disk; none if all are
+    built in."""
     parts = recipe["initramfs"]
     there = [m for m in parts["optional_modules"] if kernel.has_module(m)]
     return kernel.module_closure([*there, *parts["modules"]])
@@ -274,7 +280,8 @@ def _add_modules(archive: Cpio, kernel: KernelBundle, modules: list[str]) -> Non
 
 
 def unpacked(suites: list[str], packages: list[str], patterns: list[str], cache: Cache) -> Path:
-    """A cache entry with the files of Debian packages and their dependencies."""
+    """Return a cache entry with the files of Debian packages and of their dependencies that match
+    `patterns`, and with packages.txt."""
     archive = Archive(tuple(suites), cache)
     key = {"kind": "unpacked", "schema": 1, "suites": suites, "packages": packages,
            "patterns": patterns, "mirror": source_lines(tuple(suites))}  # fmt: skip
@@ -319,7 +326,7 @@ def _matching(tree: Path, pattern: str) -> list[Path]:
 
 
 def _with_files(entry: Path, patterns: list[str]) -> Cpio:
-    """An archive with the files of an unpacked entry, and Debian's merged-/usr links."""
+    """Return an archive with the files of an unpacked entry and Debian's merged-/usr links."""
     archive = Cpio()
     tree = entry / "files"
     for pattern in patterns:

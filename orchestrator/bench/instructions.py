@@ -5,10 +5,10 @@ instruction for each translation block) while the map agent does a single ioctl.
 reduced to folded stacks: `outer;inner;innermost COUNT`, the form that flame graph tools read.
 
 A map of millions of pages has billions of instructions, too many to log. Then two smaller maps
-are logged, of pages within the mapping of the whole BAR, so that they take the same path; what
-grows between them is the cost of a page. Small maps have smaller leaves in the IOMMU's page table,
-though, and an unmap walks it for each page: so the beginning of an unmap of a large leaf is logged
-too (`window`), for the cost of that walk.
+are logged instead. Their pages lie within the mapping of the whole BAR, so that they take the same
+path; the difference of the two gives the cost of a page. But small maps have smaller leaves in the
+IOMMU's page table, which an unmap walks for each page. So the beginning of an unmap of a large
+leaf is logged, too (`window`), for the cost of that walk.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ from orchestrator.progress import Progress
 from orchestrator.scenario import GIB, Scenario
 
 ENTRY = {"type1": "vfio_iommu_type1_ioctl", "iommufd": "iommufd_fops_ioctl"}
-"""The function of each backend that is the ioctl."""
+"""Kernel function that handles the ioctls of each backend."""
 MOST = 1_200_000
-"""Instructions that are logged at most for one ioctl: about 100 MB of log."""
+"""Most instructions that are logged for one ioctl: about 100 MB of log."""
 INSTRUCTIONS, INSTRUCTIONS_BYTES = "instructions.log", 400 << 20
-"""QEMU's log of one ioctl in the private folder, and what it may have: whoever logs more than four
-times what is expected logs something else."""
+"""Name of QEMU's log of one ioctl in the private folder, and its limit in bytes: a log that is
+more than four times as large as expected is a log of something else."""
 _WINDOW_BYTES, _WINDOW_SECONDS = 40 << 20, 60.0
 # `Trace 0: 0x7f5b2c0001c0 [0000000000000000/ffffffff81a3b2c4/00c0f3b5/ff200201] name`
 _EXECUTED = re.compile(r"^Trace \d+: \S+ \[[0-9a-f]+/([0-9a-f]+)/", re.MULTILINE)
-# where a call goes through a thunk, the callee belongs to the caller
+# if a call goes through a thunk, the callee belongs to the thunk's caller
 _THUNK = re.compile(r"__x86_(indirect|return)_|srso_|retbleed_|__pi___x86|clear_bhb")
 
 
@@ -53,7 +53,7 @@ _THUNK = re.compile(r"__x86_(indirect|return)_|srso_|retbleed_|__pi___x86|clear_
 class Instruction:
     function: str
     offset: int
-    """From the function's first instruction, bytes."""
+    """Bytes from the function's first instruction."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Wanted:
     bytes: int
     state: str
     window: bool = False
-    """Only its beginning is logged."""
+    """True: only the beginning of the operation is logged."""
 
 
 @dataclass(frozen=True)
@@ -71,23 +71,23 @@ class Folded:
     stacks: Counter[tuple[str, ...]]
     """Instructions in the innermost function of each stack."""
     calls: Counter[str]
-    """How often each function was entered."""
+    """Number of times that each function was entered."""
     complete: bool
-    """The entry function returned."""
+    """True if the entry function returned."""
 
 
 def folded(executed: Iterable[Instruction], entry: str) -> Folded:
-    """What is executed from the first instruction of `entry` to its return, by stack, of a task
-    that no other one interrupts.
+    """Count the instructions from the first one of `entry` to its return, by stack. No other task
+    may interrupt this one.
 
-    The stack is rebuilt from the addresses alone: a function's first instruction is a call (or a
-    jump to its end), another place in a function that is on the stack is the return to it.
+    The stack is rebuilt from the addresses alone. The first instruction of a function means a call
+    or tail call of it; another place in a function that is on the stack means the return to it.
     """
     stacks: Counter[tuple[str, ...]] = Counter()
     calls: Counter[str] = Counter()
     stack: list[str] = []
     base = -1
-    """Where on the stack `entry` is, once it was entered."""
+    """Place of `entry` on the stack, once it was entered."""
     for at in executed:
         if not stack or at.function != stack[-1]:
             if at.offset and at.function in stack:
@@ -109,7 +109,7 @@ def folded(executed: Iterable[Instruction], entry: str) -> Folded:
 
 
 def addresses(log: Path) -> array[int]:
-    """The address of every instruction in QEMU's log, in order."""
+    """Read the address of every instruction in QEMU's log, in order."""
     found = array("Q")
     with log.open(errors="replace") as file:
         while lines := file.readlines(1 << 24):
@@ -126,8 +126,8 @@ def logged_instructions(
     trial: TrialWriter,
     progress: Progress,
 ) -> None:
-    """Log a map and an unmap. `costs`: about how many instructions "map" and "unmap" of the whole
-    BAR take, warm. Evidence: host/profile.json and host/profile-*.folded."""
+    """Log the instructions of a map and an unmap. `costs`: about how many a warm "map" and a warm
+    "unmap" of the whole BAR take. Evidence: host/profile.json and host/profile-*.folded."""
     wanted = wanted_logs(device.bar_bytes, costs)
     logs: list[array[int]] = []
     for log in _logs(host, device, scenario, wanted):
@@ -154,16 +154,17 @@ def logged_instructions(
 
 
 def wanted_logs(bar: int, costs: dict[str, float]) -> list[Wanted]:
-    """The whole BAR where that can be logged, else two sizes of which the larger is about as much
-    as can; and for an unmap a window of the largest leaf."""
+    """Choose the operations to log: those of the whole BAR. Instead of one that is too long,
+    choose two sizes, of which the larger is about the most that can be logged, and for an unmap
+    also a window: the beginning of an unmap of one largest leaf."""
     wanted = []
     for operation, cost in costs.items():
         if cost <= MOST:
-            states = ("cold", "warm") if operation == "map" else ("warm",)  # cold is the map
+            states = ("cold", "warm") if operation == "map" else ("warm",)  # a map can be cold
             wanted += [Wanted(operation, bar, state) for state in states]
             continue
         pages = int(MOST / (cost / (bar // PAGE)))
-        # not below 2 MiB: the IOMMU's leaves would be pages then, a cost that is not the BAR's
+        # 2 MiB at least: below that the IOMMU's leaves would be pages, at a cost unlike the BAR's
         large = max(1 << (pages.bit_length() - 1), 2 * LEAVES["2MiB"] // PAGE)
         large = min(large, bar // PAGE)
         wanted += [Wanted(operation, n * PAGE, "warm") for n in (large // 2, large)]
@@ -175,7 +176,7 @@ def wanted_logs(bar: int, costs: dict[str, float]) -> list[Wanted]:
 def _logs(
     host: Host, device: BoundDevice, scenario: Scenario, wanted: Sequence[Wanted]
 ) -> Iterator[array[int]]:
-    """The addresses of the instructions of each wanted operation, in order."""
+    """Yield the addresses of the instructions of each wanted operation, in order."""
     points = [
         {"name": str(i), "size": w.bytes, "alignment": GIB, "states": [w.state]}
         for i, w in enumerate(wanted)
@@ -211,8 +212,8 @@ def _logs(
 
 
 def _said(agent: Dialogue) -> tuple[str, Any]:
-    """What the agent says next. Raises EvidenceError for a refusal of the kernel, and
-    ConnectionLostError where nothing comes: the host may have died of what it was asked."""
+    """Read the agent's next line. Raises EvidenceError if the kernel refused the operation, and
+    ConnectionLostError if nothing comes: the host may have died of the request."""
     try:
         line = next(agent, None)
     except (OSError, EOFError) as exc:
@@ -234,7 +235,7 @@ def _wait_for_window(log: Path) -> None:
 
 @contextmanager
 def _logging(host: Host, log: Path) -> Iterator[None]:
-    """QEMU logs every instruction to `log` while the block runs."""
+    """Have QEMU log every instruction to `log` while the block runs."""
     for command in (f"logfile {log}", "one-insn-per-tb on", "log exec,nochain"):
         said = host.monitor(command)
         if said.strip():

@@ -1,7 +1,7 @@
-"""The keeper (guests/agents/keeper/) as the runner asks it: leases on a machine, changes that it
-can put back, boots into other kernels.
+"""Requests to the keeper (guests/agents/keeper/): leases on a machine, changes that the keeper can
+put back, boots into other kernels.
 
-It is sent with every request and leaves nothing on the machine but what it has in its journal.
+The keeper is sent with every request. It leaves nothing on the machine but what its journal lists.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from orchestrator.scenario import BootWay
 log = logging.getLogger("barometer.keeper")
 
 TTL = 60.0
-"""Seconds that a lease lives without its runner."""
+"""Seconds that a lease outlives its runner."""
 MACHINE = "machine"
-"""The resource that is the machine as a whole; a device's is its PCI address."""
+"""Resource name of the machine as a whole; that of a device is its PCI address."""
 
 How = Literal[BootWay, "reboot"]
 
@@ -45,9 +45,11 @@ _BOOTSTRAP = (
     "open(archive, 'wb', closefd=False).write(content);"
     "runpy.run_path(f'/proc/self/fd/{archive}', run_name='__main__')"
 )
-"""The program is the first so many bytes of standard input; what follows is for it."""
+"""Runs the program in the first bytes of standard input, as many as the last argument says. What
+follows them is the program's own input."""
 _SECONDS = 300
-"""An unbind, a kernel loaded on an emulated machine: what takes longer hangs."""
+"""Deadline of a request. The slowest are an unbind, and loading a kernel on an emulated machine;
+what takes longer hangs."""
 _WAIT_SECONDS = 2.0
 _HINTS = {
     "lease-held": "wait for it (host.wait), or until its runner is gone: then its lease expires",
@@ -61,7 +63,7 @@ _HINTS = {
 
 @dataclass(frozen=True)
 class Image:
-    """A kernel as it lies on the machine. Paths there; `initrd` may be empty."""
+    """A kernel that is stored on the machine. Paths there; `initrd` may be empty."""
 
     kernel: str
     kernel_sha256: str
@@ -72,9 +74,9 @@ class Image:
 @dataclass(frozen=True)
 class PutBack:
     done: list[str]
-    """What was put back, a text each."""
+    """Changes that were put back, a text each."""
     failed: list[Failed]
-    """What could not be; it is still in the machine's journal."""
+    """Changes that could not be put back; they are still in the machine's journal."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ class Failed:
     kind: str
     why: str
     by_hand: str
-    """What an admin of the machine can do about it."""
+    """Remedy for an admin of the machine."""
 
     def __str__(self) -> str:
         return f"{self.kind}: {self.why}; by hand: {self.by_hand}"
@@ -94,10 +96,10 @@ class Unreadable:
 
     file: str
     line: int
-    """0: the file as a whole."""
+    """Number of the line; 0: the file as a whole."""
     why: str
     text: str
-    """Its beginning."""
+    """Beginning of the record."""
 
     def __str__(self) -> str:
         place = f"{self.file}, line {self.line}" if self.line else self.file
@@ -111,7 +113,9 @@ class LeftError(BenchError):
 
 
 class HeldError(BenchError):
-    """Another has the lease: `holder` is {"token", "resources", "owner", "left", "expired"}."""
+    """Somebody else has the lease.
+
+    `holder` is {"token", "resources", "owner", "left", "expired"}."""
 
     def __init__(self, message: str, *, holder: dict[str, Any], hint: str) -> None:
         super().__init__(message, hint=hint, reason="lease-held")
@@ -119,29 +123,30 @@ class HeldError(BenchError):
 
 
 class Keeper:
-    """A machine's keeper. `connect` gives a connection to it as root, a new one where the last
-    was lost.
+    """A machine's keeper. `connect` returns a connection to the machine as root, a new one if the
+    last was lost.
 
     Each method raises BenchError with the keeper's reason (`lease-lost`, `unfinished`, `bind`,
-    ...) where it refuses, and ConnectionLostError; then nothing is known of what was done.
+    ...) if the keeper refuses. After ConnectionLostError it is unknown what was done.
     """
 
     def __init__(self, connect: Callable[[], Commands]) -> None:
         self._connect = connect
         self.token = 0
-        """Of the lease, once it is acquired."""
+        """Token of the lease, once it is acquired."""
 
     def status(self) -> dict[str, Any]:
-        """`leases`, `journal` (what is not put back), `unreadable`, `original`, and of the running
-        kernel `boot_id`, `release`, `version`, `cmdline`, `uptime` in seconds. Changes nothing."""
+        """Return `leases`, `journal` (changes that are not put back), `unreadable`, `original`,
+        and of the running kernel `boot_id`, `release`, `version`, `cmdline`, `uptime` in seconds.
+        Changes nothing."""
         return self._ask("status")
 
     def unreadable(self) -> list[Unreadable]:
-        """Records that the keeper cannot read, also those that it has set aside before."""
+        """Return the records that the keeper cannot read, and those that it set aside before."""
         return [Unreadable(**found) for found in self.status()["unreadable"]]
 
     def detect(self) -> dict[str, Any]:
-        """The means of booting, each {"usable", "why"}, by their names as `boot` takes them; and
+        """Return the means of booting, each {"usable", "why"}, by the names that `boot` takes; and
         `systemd`, `watchdogs`, `watchdog_stop_on_reboot`, `consoles`, `initramfs`, `lockdown`,
         `secure_boot`."""
         return self._ask("detect")
@@ -155,11 +160,11 @@ class Keeper:
         wait: float = 0,
         on_wait: Callable[[str], None] = log.info,
     ) -> bool:
-        """Take the lease, within `wait` seconds. `what` is told to those who find it held.
+        """Take the lease, within `wait` seconds. Others who request it meanwhile are shown `what`.
 
-        Whether changes are left on the machine by somebody who is gone: then nothing is granted
-        but what puts them back. A lease of a process of this runner that has ended is taken over.
-        Raises HeldError with the holder.
+        Return True if somebody who is gone left changes on the machine: then the keeper refuses
+        every other change until they are put back. A lease of a process of this runner that has
+        ended is taken over. Raises HeldError with the holder.
         """
         request = {"resources": [*resources], "owner": this_process(what), "ttl": ttl}
         held: list[HeldError] = []
@@ -194,57 +199,59 @@ class Keeper:
         self._leased("renew", within=within)
 
     def release(self) -> None:
-        """Raises BenchError (`unfinished`) while anything is not put back."""
+        """Give the lease back. Raises BenchError (`unfinished`) while anything is not put back."""
         self._leased("release")
 
     def write(self, path: str, value: str) -> None:
-        """A file below /sys or /proc/sys. The caller proves what it reads then."""
+        """Write a file below /sys or /proc/sys. The caller proves its new content."""
         self._leased("write", path=path, value=value)
 
     def modules(self, names: Sequence[str]) -> list[str]:
-        """Load modules; those that are new, with what they need."""
+        """Load modules and all that they need; return those that were not loaded before."""
         return list(self._leased("modules", names=[*names])["new"])
 
     def bind(self, address: str, driver: str) -> None:
-        """Give a PCI function to a driver that is loaded. Raises BenchError: `bind` with the
+        """Bind a PCI function to a driver that is loaded. Raises BenchError: `bind` with the
         reason, `driver-hangs`, `decode-always-on`."""
         self._leased("bind", address=address, driver=driver)
 
     def claim(self, paths: Sequence[str]) -> None:
-        """Files and folders that are going to be made, for barometer alone: they are removed with
-        all that is in them. Raises BenchError (`exists`) where one is there."""
+        """Announce files and folders that are made for barometer alone: they are removed with all
+        that is in them. Raises BenchError (`exists`) if one exists."""
         self._leased("claim", paths=[*paths])
 
     def link(self, path: str, target: str) -> None:
-        """A link to what was staged. Raises BenchError (`exists`) where something else is."""
+        """Make a link to something staged. Raises BenchError (`exists`) if something else is
+        there."""
         self._leased("link", path=path, target=target)
 
     def mount(self, path: str, source: str) -> None:
-        """Mount a folder of what was staged over another, until that is put back."""
+        """Mount a staged folder over another, until that is put back."""
         self._leased("mount", path=path, source=source)
 
     def tracing(self, instance: str, group: str) -> None:
-        """A tracefs instance and a group of probes that are going to be made."""
+        """Announce a tracefs instance and a group of probes."""
         self._leased("tracing", instance=instance, group=group)
 
     def guest(self, uuid: str) -> None:
-        """A domain that is going to be started."""
+        """Announce a domain by its UUID."""
         self._leased("guest", uuid=uuid)
 
     def original(self) -> dict[str, Any]:
-        """Record the running kernel as the one to come back to: `release`, `version`, `cmdline`,
-        `boot_id`, `machine_id`, `kernel`, `kernel_sha256`, `initrd`, `default`."""
+        """Record the running kernel as the one to come back to. Return `release`, `version`,
+        `cmdline`, `boot_id`, `machine_id`, `kernel`, `kernel_sha256`, `initrd`, `initrd_sha256`,
+        `default`; if a kernel was recorded before, those of that one."""
         return self._leased("original")
 
     def deadman(self, seconds: int) -> None:
-        """Have the machine restart into its default kernel where it is not confirmed within
-        `seconds` of booting a kernel of barometer's, or loses its runner after that. Raises
+        """Have the machine restart into its default kernel if a boot of a kernel of barometer's is
+        not confirmed within `seconds`, or if the machine loses its runner after that. Raises
         BenchError (`no-systemd`)."""
         self._leased("deadman", seconds=seconds)
 
     def confirm(self) -> list[str]:
-        """The machine was reached after a boot; what is to be known of it: a watchdog that is not
-        stopped."""
+        """Tell the keeper that the machine was reached after a boot. Return notes for the user: a
+        watchdog that could not be stopped."""
         return list(self._leased("confirm")["notes"])
 
     def boot(
@@ -256,10 +263,11 @@ class Keeper:
         extend: float,
         watchdog: tuple[str, int] = ("", 0),
     ) -> tuple[str, list[str]]:
-        """Have the machine boot in a second, and the lease live `extend` seconds over it; the
-        boot id that it leaves, and what is done without. `reboot` boots its default kernel, and
-        takes no image. `watchdog`: one of `detect` and its seconds, at least, to restart the
-        machine where that kernel hangs; where it cannot be armed, the machine boots without."""
+        """Have the machine boot in a second, and the lease expire in `extend` seconds. Return the
+        boot id that it leaves, and notes on what it has to do without. `reboot` boots its default
+        kernel, and takes no image. `watchdog`: the device of one that `detect` lists, and its
+        least timeout in seconds; it restarts the machine if that kernel hangs. If it cannot be
+        armed, the machine boots without it."""
         images = vars(image or Image("", "", "", ""))
         answer = self._leased(
             "boot", how=how, cmdline=cmdline, extend=extend,
@@ -268,21 +276,21 @@ class Keeper:
         return str(answer["boot_id"]), list(answer["notes"])
 
     def last_words(self) -> str:
-        """What the kernel said at last that was booted last; empty where nothing kept it. Its
-        records in pstore are removed, and those of the boots before it."""
+        """Return the last messages of the kernel that was booted last; empty if nothing kept them.
+        Its records in pstore are removed, and those of barometer's earlier boots."""
         return str(self._leased("last_words")["text"])
 
     def putback(self, *, volatile: bool = False) -> PutBack:
-        """Put back what was changed, the latest change first; `volatile`: only what the next
-        boot would make void."""
+        """Put back what was changed, the latest change first; `volatile`: only changes that the
+        next boot would void."""
         answer = self._leased("putback", volatile=volatile)
         names = ("kind", "why", "by_hand")
         failed = [Failed(*(str(each[name]) for name in names)) for each in answer["failed"]]
         return PutBack(answer["done"], failed)
 
     def kernel_restored(self, *, keep: bool = False) -> None:
-        """The machine's own kernel runs again; `keep`: or another that barometer did not boot.
-        Raises BenchError (`wrong-kernel`)."""
+        """Tell the keeper that the machine's own kernel runs again; with `keep`, that any kernel
+        runs that barometer did not boot. Raises BenchError (`wrong-kernel`) if that is not so."""
         self._leased("kernel_restored", keep=keep)
 
     def _leased(self, verb: str, *, within: float = _SECONDS, **request: Any) -> dict[str, Any]:
@@ -319,7 +327,7 @@ def _refused(machine: str, answer: dict[str, Any]) -> BenchError:
 
 @functools.cache
 def _archive() -> bytes:
-    """The keeper's program, with the tracer's way to clear what it armed."""
+    """Return the keeper's program. tracer.py is in it to clear what the tracer armed."""
 
     def is_ours(path: Path) -> bool:
         return path.suffix == ".py" and (path.parts[0] == "keeper" or path.name == "tracer.py")
@@ -332,8 +340,8 @@ def _archive() -> bytes:
 
 
 def this_process(what: str) -> dict[str, Any]:
-    """The owner of a lease, so that anyone can tell who it is, and this runner whether it is
-    still alive."""
+    """Describe this process as the owner of a lease: anyone can tell who it is, and this runner
+    whether it is still alive."""
     return {
         "runner": socket.gethostname(),
         "user": getpass.getuser(),
@@ -346,8 +354,8 @@ def this_process(what: str) -> dict[str, Any]:
 
 
 def has_ended(holder: dict[str, Any]) -> bool:
-    """Whether the holder of a lease was a process of this runner that has ended. Of another
-    machine or container, or of a boot before, only the lease's expiry tells."""
+    """True if the holder of a lease was a process of this runner that has ended. For a holder in
+    another machine or container, or in an earlier boot, only the lease's expiry tells."""
     owner, here = holder["owner"], this_process("")
     same = ("runner", "user", "boot_id", "pid_namespace")
     pid = owner.get("pid")
@@ -380,11 +388,11 @@ class Lease:
 
     @property
     def lost(self) -> bool:
-        """The machine has said that the lease is another's."""
+        """True once the machine has reported that the lease is lost."""
         return self._lost is not None
 
     def check(self) -> None:
-        """Raises BenchError (`lease-lost`)."""
+        """Raise BenchError (`lease-lost`) if the lease is lost."""
         if self._lost is not None:
             raise self._lost
 
@@ -402,7 +410,8 @@ class Lease:
         self._thread.join(self._every)
 
     def _beat(self) -> None:
-        """A machine that does not answer may be booting: what counts is its word."""
+        """Renew the lease until the block ends. Only the machine's own answer makes it lost: a
+        machine that does not answer may be booting."""
         pause = self._every
         while not self._end.wait(pause):
             pause = self._every

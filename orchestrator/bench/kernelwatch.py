@@ -1,4 +1,4 @@
-"""Follows a host's console for what its kernel reports about itself, and finds hosts that hang.
+"""Follow a host's console for its kernel's reports about itself, and detect hosts that hang.
 
 A kernel reports a task that waits for too long ("hung task"). If the QEMU that the host runs in
 also uses next to no CPU, nothing is going to end that wait: the trial is over, with that line.
@@ -20,16 +20,16 @@ from orchestrator.kernelreports import KernelReport, KernelReports
 
 _TICK_SECONDS = 1.0
 _IDLE_SECONDS, _IDLE_SHARE = 15.0, 0.2
-"""A QEMU is idle if it uses less than this share of one CPU for so long."""
+"""A QEMU is idle if it uses less than this share of one CPU for so many seconds."""
 _FRESH_SECONDS = 55.0
-"""A report counts for so long: a task that still hangs is reported again after a minute."""
+"""Time for which a report counts: a task that still hangs is reported again after a minute."""
 _TRACE_SECONDS = 3.0
-"""From a panic's first line to the end of its call trace, over an emulated serial port."""
+"""Time from a panic's first line to the end of its call trace, over an emulated serial port."""
 _CHUNK = 1 << 20
 
 
 class KernelWatch:
-    """The reports of one boot's kernel. `look` reads on; any thread may call it."""
+    """The reports of the kernel in one boot. `look` reads on; any thread may call it."""
 
     def __init__(
         self,
@@ -37,8 +37,8 @@ class KernelWatch:
         start: int = 0,
         cpu_seconds: Callable[[], float | None] = lambda: None,
     ) -> None:
-        """`start`: bytes of the console that are of another boot. `cpu_seconds`: CPU time that the
-        machine's QEMU has used; None where there is none to ask."""
+        """`start`: bytes of the console that belong to another boot. `cpu_seconds` returns the CPU
+        time that the machine's QEMU has used; None if there is no QEMU."""
         self._console, self._read, self._cpu_seconds = console, start, cpu_seconds
         self._lock = threading.Lock()
         self._reports = KernelReports()
@@ -46,10 +46,10 @@ class KernelWatch:
         self._cpu: deque[tuple[float, float]] = deque(maxlen=int(2 * _IDLE_SECONDS))
         self._on_hang: Callable[[], None] = lambda: None
         self.hung: KernelReport | None = None
-        """The hung task, once nothing on the machine gets on any more."""
+        """Report of a hung task, once nothing on the machine makes progress any more."""
 
     def look(self) -> None:
-        """Read what the console has said since."""
+        """Read the console's new output."""
         with self._lock:
             try:
                 with self._console.open("rb") as file:
@@ -65,7 +65,8 @@ class KernelWatch:
         return self._reports.all()
 
     def broken(self) -> KernelReport | None:
-        """The panic or oops, with its call trace as far as that comes within seconds."""
+        """Return the panic or oops, if any, with as much of its call trace as comes within
+        seconds."""
         self.look()
         end = time.monotonic() + _TRACE_SECONDS
         while (found := self._reports.broken()) and not found.ended and time.monotonic() < end:
@@ -74,11 +75,11 @@ class KernelWatch:
         return found
 
     def on_hang(self, end_waits: Callable[[], None]) -> None:
-        """What ends the waits for a host that hangs: called once, by the watching thread."""
+        """Set what ends the waits for a host that hangs; the watching thread calls it once."""
         self._on_hang = end_waits
 
     def tick(self, now: float) -> None:
-        """Look, at `now` of a monotonic clock, whether the host hangs."""
+        """Check whether the host hangs, at `now` of a monotonic clock."""
         hung = [report for report in self.reports() if report.kind == "hung-task"]
         if len(hung) > self._hung_tasks:
             self._hung_tasks, self._told = len(hung), now
@@ -89,7 +90,7 @@ class KernelWatch:
             self._on_hang()
 
     def _is_idle(self) -> bool:
-        """No CPU was used since the last report, for long enough."""
+        """True if QEMU has been idle since the last report, for long enough."""
         recent = [sample for sample in self._cpu if sample[0] >= self._told]
         if not recent or recent[-1][0] - recent[0][0] < _IDLE_SECONDS:
             return False
@@ -99,7 +100,7 @@ class KernelWatch:
 
 @contextmanager
 def watched(kernel: KernelWatch) -> Iterator[None]:
-    """A thread looks at the kernel's reports while the block runs, whatever that waits for."""
+    """Check the kernel's reports in a thread while the block runs, whatever that waits for."""
 
     def look() -> bool:
         kernel.tick(time.monotonic())
@@ -110,9 +111,9 @@ def watched(kernel: KernelWatch) -> Iterator[None]:
 
 
 def cpu_seconds(pid: int) -> float | None:
-    """CPU time of a process (utime, stime of proc_pid_stat(5)), and how long its threads were
-    ready to run and got no CPU (Documentation/scheduler/sched-stats.rst: the second number of
-    schedstat); None once it is gone. A QEMU that is starved does not idle."""
+    """Return the CPU seconds of a process (utime, stime of proc_pid_stat(5)), plus those in which
+    its threads were ready to run and got no CPU (Documentation/scheduler/sched-stats.rst: the
+    second number of schedstat): a QEMU that is starved is not idle. None once it is gone."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

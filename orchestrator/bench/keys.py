@@ -44,7 +44,8 @@ class KeyPair:
 
     @property
     def private_dropbear(self) -> bytes:
-        """Dropbear's own format: string "ssh-ed25519", string (32 bytes seed, 32 public key).
+        """Private key in dropbear's format: string "ssh-ed25519", string (32 bytes seed, 32 public
+        key).
 
         Source: buf_put_ed25519_priv_key() of dropbear.
         """
@@ -56,27 +57,27 @@ class KeyPair:
 
 @dataclass(frozen=True)
 class RunKeys:
-    """Made anew for every boot of a host, and for the guests of every trial."""
+    """Keys that are made anew for every boot of a host, and for the guests of every trial."""
 
     runner: KeyPair
     host: KeyPair
     guest: KeyPair
     guest_token: str
-    """In the marks of the guests' consoles; on no command line, which a console shows."""
+    """Token in the marks on the guests' consoles; on no command line, because consoles show it."""
 
     @classmethod
     def make(cls) -> RunKeys:
         return cls(KeyPair.make(), KeyPair.make(), KeyPair.make(), uuid.uuid4().hex[:12])
 
     def for_host(self) -> dict[str, bytes]:
-        """Files of the host's /etc/barometer."""
+        """Return the files of the host's /etc/barometer."""
         return {
             "ssh_host_ed25519_key": self.host.private_openssh,
             "authorized_keys": self.runner.public_line.encode() + b"\n",
         }
 
     def for_guest(self) -> dict[str, bytes]:
-        """Files of the guest's initramfs, in /barometer."""
+        """Return the files of the guest's initramfs in /barometer."""
         return {
             "barometer/dropbear_ed25519_host_key": self.guest.private_dropbear,
             "barometer/token": self.guest_token.encode() + b"\n",
@@ -85,7 +86,7 @@ class RunKeys:
 
 
 def tar_of(files: Mapping[str, bytes]) -> bytes:
-    """A tar archive, in whole sectors: content of a raw disk."""
+    """Return a tar archive in whole sectors, as the content of a raw disk."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
         for name, content in files.items():

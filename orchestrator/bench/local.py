@@ -1,4 +1,4 @@
-"""Run commands on this machine: what `bench.shell` does over SSH."""
+"""Run commands on this machine, as `bench.shell` does over SSH."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ class Here:
     ) -> Completed:
         """Run a program (a list) or a shell script (a string) to its end.
 
-        Raises BenchError when it exits with another code than 0 (unless `check` is off), takes
-        more than `timeout` seconds or prints more than `limit` bytes (`output-flood`).
+        Raises BenchError if its exit code is not 0 (unless `check` is off), if it takes more than
+        `timeout` seconds, or if it prints more than `limit` bytes (`output-flood`).
         """
         with tempfile.NamedTemporaryFile(prefix="barometer-stdin-") as file:
             file.write(stdin)
@@ -58,9 +58,9 @@ class Here:
     def stream(
         self, argv: Sequence[str], timeout: float, in_all: float = A_DAY
     ) -> Iterator[Dialogue]:
-        """The lines of a program as they come, and lines to it; its standard input closes when
-        the block is left, which is how it knows that it must end. A line may take `timeout`
-        seconds, all of them `in_all`: TimeoutError."""
+        """Run a program while the block runs; yield its lines as they come, and a way to send it
+        lines. Its standard input closes when the block ends, which tells it to end. Raises
+        TimeoutError if a line takes more than `timeout` seconds, or all of them `in_all`."""
         words = self._words(argv)
         log.debug("%s+ %s &", self.name, shlex.join(words))
         ours, its = socket.socketpair()
@@ -85,7 +85,7 @@ class Here:
 
 
 class LocalShell(Here):
-    """Commands as root: by `sudo -n` where this process is another user's."""
+    """Commands on this machine as root: by `sudo -n` if this process is another user's."""
 
     def __init__(self) -> None:
         self._before = () if os.geteuid() == 0 else ("sudo", "-n", "--")

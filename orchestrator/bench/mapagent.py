@@ -1,4 +1,4 @@
-"""The map agent's protocol (guests/agents/map.py): what it is asked, and what it answers."""
+"""The map agent's protocol (guests/agents/map.py): its request and its answers."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from orchestrator.errors import BenchError, EvidenceError
 from orchestrator.scenario import Point, Scenario
 
 REST_SECONDS = 1.0
-"""Before each ioctl of a map on an exact host, which skips the time in which it idles."""
+"""Rest before each ioctl of a map on an exact host, which skips the time in which it idles."""
 
 
 def agent_request(
     scenario: Scenario, points: Sequence[Point], repeats: int, **more: Any
 ) -> dict[str, Any]:
-    """What map.py is asked: the states of one size and alignment belong together."""
+    """Build map.py's request. The states of one size and alignment belong together."""
     asked: dict[tuple[str, str], dict[str, Any]] = {}
     for point in points:
         entry = asked.setdefault(
@@ -35,7 +35,7 @@ def agent_request(
 def request_of(
     scenario: Scenario, points: Sequence[dict[str, Any]], repeats: int, **more: Any
 ) -> dict[str, Any]:
-    """As `agent_request`, of points as map.py has them."""
+    """Build map.py's request from points in map.py's form."""
     return {"backend": scenario.map.backend, "thp": scenario.map.thp, "repeats": repeats,
             "points": points, "snapshots": {},
             "rest": REST_SECONDS if scenario.host.exact else 0.0,
@@ -43,11 +43,11 @@ def request_of(
 
 
 def understood(line: str) -> tuple[str, Any]:
-    """One line of the agent's. Raises EvidenceError when the kernel refused it."""
+    """Parse one line of the agent. Raises EvidenceError if the kernel refused the map."""
     with has_form("the map agent's answer", line):
         ((what, value),) = json.loads(line).items()
     if what == "refused":
-        # as in a boot, where a refused map is found by judging the trace
+        # EvidenceError, as for a boot, whose refused maps are found by judging the trace
         raise EvidenceError(
             f"the BAR could not be mapped from the host's user space: {value}",
             reason="map-refused",
@@ -56,9 +56,9 @@ def understood(line: str) -> tuple[str, Any]:
 
 
 def gathered(lines: Iterable[str], errors: str = "") -> dict[str, Any]:
-    """The map agent's lines as one value: what it said of itself, and its points with their
-    samples. Raises EvidenceError when the kernel refused it, BenchError when its last word is
-    missing."""
+    """Parse the map agent's lines into one value: the facts about itself, and its points with
+    their samples. Raises EvidenceError if the kernel refused a map, BenchError if the agent's last
+    line is missing."""
     answer: dict[str, Any] = {"points": []}
     for line in lines:
         what, value = understood(line)

@@ -1,7 +1,7 @@
 """The metal kind of host: an existing machine over SSH, changed for a while and put back.
 
-lease > what an earlier run left is put back > kernels are staged > boots, each proven by a new
-boot id, the release and a token on its command line > all is put back, its own kernel is proven.
+lease > put back what an earlier run left > stage kernels > boots, each proven by a new boot id,
+the release and a token on its command line > put all back, prove the machine's own kernel
 """
 
 from __future__ import annotations
@@ -57,27 +57,28 @@ from orchestrator.scenario import BOOT_WAYS, ArmName, HostDevice, MetalHost
 log = logging.getLogger("barometer.metal")
 
 _GUESTS = Deadlines(end=60.0)
-"""libvirt's own limit, 40 s and more for each device, and what is late. After that a guest is
-ended by the keeper, which has it in its journal."""
+"""`end` is libvirt's own limit (40 s, and more for each device) with a margin. A guest that takes
+longer is ended by the keeper, which has it in its journal."""
 _ANSWER_SECONDS = 10.0
-"""A machine whose port is open names its SSH server within this, or is not up yet."""
+"""A machine whose port is open sends its SSH banner within this time, or is not up yet."""
 _ENDS_BY_ITSELF = ("panic=10", "rd.shell=0", "rd.emergency=reboot")
-"""A kernel that panics has ten seconds for its last words; then the default kernel is booted. So
-does an initramfs without a root file system: initramfs-tools heeds the first, dracut the others
-(dracut.cmdline(7))."""
+"""Words that restart a machine into its default kernel. A kernel that panics has ten seconds for
+its last messages first. So has an initramfs that finds no root file system: initramfs-tools heeds
+the first word, dracut the others (dracut.cmdline(7))."""
 _NOT_HANDED_ON = (
     "BOOT_IMAGE", "initrd", "barometer.token", "panic", "rd.shell", "rd.emergency", "crashkernel",
 )  # fmt: skip
-"""Words of the machine's own command line that the kernels under test do not get. With memory for
-a crash kernel its kdump service may load one, and a panic would boot that, not restart."""
+"""Words of the machine's own command line that the kernels under test do not get. With
+`crashkernel` the machine's kdump service may load a crash kernel, and a panic would boot that
+instead of a restart."""
 _LEFT = ("not-put-back", "wrong-kernel", "wrong-image")
-"""Reasons by which something is left on a machine that was reached and put back as far as it
-can be."""
+"""Error reasons for which something is left on a machine, although it was reached and put back as
+far as it can be."""
 _TCG = "QEMU TCG CPU"
 
 
 class Journaled:
-    """Changes of a metal host: in its keeper's journal before they are made."""
+    """Changes of a metal host; its keeper writes each to its journal before it is made."""
 
     def __init__(self, keeper: Keeper) -> None:
         self._keeper = keeper
@@ -99,7 +100,7 @@ class Journaled:
 
 
 def accel_of(shell: Shell) -> tuple[Accel, str]:
-    """How a machine runs that may itself be virtual, and how that is known."""
+    """Return what a machine, which may be virtual, runs under, and how that is known."""
     said = shell.run(
         "grep -m1 '^model name' /proc/cpuinfo; grep -m1 -ow hypervisor /proc/cpuinfo || :"
     ).stdout
@@ -112,20 +113,20 @@ def accel_of(shell: Shell) -> tuple[Accel, str]:
 
 @dataclass(frozen=True)
 class Met:
-    """A metal host before anything on it is changed."""
+    """Facts of a metal host before anything on it is changed."""
 
     accel: Accel
     accel_reason: str
     device: str
-    """Address of the function that is meant."""
+    """Address of the PCI function that the scenario selects."""
     notes: tuple[str, ...]
-    """What is to be known of it."""
+    """Notes for the user about the function."""
 
 
 @contextmanager
 def looked_at(spec: MetalHost, what: str, scratch: Path, progress: Progress) -> Iterator[Shell]:
-    """The machine as it is, under a lease: what an earlier run left on it is put back, and nobody
-    changes it meanwhile. Raises as `leased`."""
+    """Hold a lease on the machine while the block runs, so that nobody changes it meanwhile. What
+    an earlier run left on it is put back first. Raises as `leased`."""
     with _taken(spec, [], what, scratch, progress) as machine:
         try:
             yield machine.shell
@@ -134,7 +135,8 @@ def looked_at(spec: MetalHost, what: str, scratch: Path, progress: Progress) -> 
 
 
 def met(shell: Shell, spec: MetalHost, device: HostDevice) -> Met:
-    """Raises BenchError for a machine that is this one, or has no such device to spare."""
+    """Examine a metal host. Raises BenchError if it is this machine, or has no such device to
+    spare."""
     if running_on(shell).boot_id == _own_boot_id():
         raise BenchError(
             f"{spec.address} is this machine: a run does not survive the boot of another"
@@ -152,7 +154,8 @@ def _own_boot_id() -> str:
 
 
 def check_kernels(shell: Shell, kernels: Mapping[ArmName, KernelBundle]) -> None:
-    """Raises ScenarioError for one that cannot start the machine."""
+    """Raise ScenarioError for a kernel that cannot start the machine, BenchError if the machine
+    cannot make an initramfs."""
     required_tool(shell)
     for arm, kernel in kernels.items():
         with key_named(f"arms.{arm}.kernel"):
@@ -161,20 +164,21 @@ def check_kernels(shell: Shell, kernels: Mapping[ArmName, KernelBundle]) -> None
 
 @dataclass
 class Session:
-    """One boot of a kernel under test; trials of its arm that follow one another share it."""
+    """One boot of a kernel under test; consecutive trials of its arm share it."""
 
     arm: ArmName
     token: str
     running: Running
     seconds: float
-    """From the order to boot until SSH answered."""
+    """Seconds from the request to boot until SSH answered."""
     console_start: int
-    """Bytes of the console that are older."""
+    """Bytes of the console that are older than this boot."""
     broken: bool = False
 
 
 def _of_boot(said: str, token: str) -> str:
-    """Of a console, from the first message of the boot with that token to the next boot's."""
+    """Return the part of a console that belongs to the boot with that token, from its first
+    message to the next boot's; all of it if that boot is not there."""
     boots = re.split(r"(?m)^(?=.*\bLinux version )", said)
     return next((boot for boot in boots if f"barometer.token={token}" in boot), said)
 
@@ -187,7 +191,7 @@ class MetalMachine:
     boots: Boots
     keeper: Keeper
     scratch: Path
-    """A private folder of the runner."""
+    """A private folder on the runner."""
     progress: Progress
     change: Journaled
     lease: Lease = field(init=False)
@@ -203,7 +207,7 @@ class MetalMachine:
         self, kernels: Mapping[ArmName, KernelBundle], payload: Mapping[str, Path | bytes],
         cache: Cache,
     ) -> None:  # fmt: skip
-        """Kernels, agents and the guest. Raises BenchError."""
+        """Put kernels, agents and the guest onto the machine. Raises BenchError."""
         check_room(self.shell, kernels.values())
         for arm, kernel in kernels.items():
             with self.progress.stage(f"host: staging the {arm}'s kernel"):
@@ -220,11 +224,12 @@ class MetalMachine:
 
     @contextmanager
     def booted(self, arm: ArmName, words: Sequence[str], trial: TrialWriter) -> Iterator[Host]:
-        """The machine under the kernel of an arm, proven. Where it is there already, from the
-        trial before, it is not booted again. `words`: on its command line besides the machine's.
+        """Run the machine under the proven kernel of an arm while the block runs. It is not booted
+        if it still runs that kernel from the trial before. `words` are on the kernel's command
+        line besides the machine's own.
 
-        Raises ArmFailedError when the kernel does not come up and the machine is back on its own,
-        BenchError when the machine is lost.
+        Raises ArmFailedError if the kernel does not come up and the machine is back on its own,
+        BenchError if the machine is lost.
         """
         session = self.session
         if session is None or session.arm != arm or not self._still(session):
@@ -235,7 +240,7 @@ class MetalMachine:
             release=session.running.release, host_cmdline=session.running.cmdline,
             host_session_seconds=round(session.seconds, 3),
         )  # fmt: skip
-        session.broken = True  # until it is seen to end well
+        session.broken = True  # until the trial has ended well
         with self._console(trial, session) as (console, kernel):
             host = self._host(session, console, kernel)
             mount_modules(self.keeper, self.staged[arm])
@@ -256,7 +261,8 @@ class MetalMachine:
         return False
 
     def _put_back_volatile(self, host: Host) -> bool:
-        """Whether all was put back. Never raises: what was not is void after the next boot."""
+        """Put back what the next boot would void; True if that worked. Never raises: the boot
+        takes care of the rest."""
         if not host.shell.alive():
             return False
         try:
@@ -269,7 +275,7 @@ class MetalMachine:
         return not failed
 
     def _boot(self, arm: ArmName, words: Sequence[str], trial: TrialWriter) -> Session:
-        """Raises as `booted`."""
+        """Boot the kernel of an arm and prove that it runs. Raises as `booted`."""
         staged, token = self.staged[arm], uuid.uuid4().hex[:12]
         self.boots.reach()
         self.lease.check()
@@ -306,8 +312,9 @@ class MetalMachine:
     def _watchdog(
         self, watchdogs: list[dict[str, Any]], kernel: KernelBundle
     ) -> tuple[str, int]:  # fmt: skip
-        """One that is free, and whose driver the kernel has: without it a kernel that is well
-        would be restarted, too. A boot loader is reached by a reset, which resets it as well."""
+        """Return the device and the timeout of a free watchdog; "" and 0 without one. The kernel
+        must have its driver: else a kernel that works would be restarted, too. It is for kexec
+        only: a boot loader is reached by a reset, which resets the watchdog as well."""
         if self.boots.way != "kexec":
             return "", 0
         free = [found for found in watchdogs if not found["why"]]
@@ -321,7 +328,7 @@ class MetalMachine:
         return "", 0
 
     def _cmdline(self, words: Sequence[str], token: str) -> str:
-        """The one that the machine was found with, and what is added."""
+        """Return the machine's original command line with the words that are added to it."""
         own = [
             word
             for word in str(self.keeper.original()["cmdline"]).split()
@@ -336,7 +343,7 @@ class MetalMachine:
         return ""
 
     def _load_modules(self) -> bool:
-        """Those that VFIO needs, and KVM's; whether the host has KVM. Raises BenchError."""
+        """Load the modules of VFIO and of KVM; True if the host has KVM. Raises BenchError."""
         self.keeper.modules(["vfio-pci", "vfio_iommu_type1"])
         flags = self.shell.run("grep -m1 -E '^flags' /proc/cpuinfo").stdout.split()
         kvm = [name for flag, name in (("svm", "kvm_amd"), ("vmx", "kvm_intel")) if flag in flags]
@@ -372,8 +379,8 @@ class MetalMachine:
     def _console(
         self, trial: TrialWriter, session: Session
     ) -> Iterator[tuple[Console, KernelWatch]]:
-        """What the machine says: its console, where a command gives that; else the kernel's
-        messages over SSH, which end where SSH does."""
+        """Provide the machine's console while the block runs: its serial console if a command
+        prints that; else the kernel's messages over SSH, which end when SSH does."""
         path = trial.host / "console.log"
         if self.boots.console is not None:
             said = self.boots.console.path, session.console_start
@@ -387,7 +394,7 @@ class MetalMachine:
 
 
 def _no_boot(kernel: KernelBundle, running: Running, words: str) -> ArmFailedError:
-    """The machine is back, and not on the kernel that it was to boot."""
+    """Return the error for a machine that is back, but not on the kernel that it had to boot."""
     found = next((report for report in reports_in(words) if report.kind in BROKEN), None)
     return ArmFailedError(
         f"the host's kernel {kernel.release} does not boot"
@@ -402,11 +409,11 @@ def _no_boot(kernel: KernelBundle, running: Running, words: str) -> ArmFailedErr
 def leased(
     spec: MetalHost, resources: Sequence[str], what: str, scratch: Path, progress: Progress
 ) -> Iterator[MetalMachine]:
-    """The machine, for this run alone: what an earlier one left on it is put back first, and all
-    that is changed in the block is put back after it, whatever ended it.
+    """Lease the machine for this run alone while the block runs. What an earlier run left on it is
+    put back first; all that the block changes is put back after it, whatever ended it.
 
-    Raises BenchError where it is held by another for longer than `host.wait`, cannot boot as it
-    is asked to, or could not be put back.
+    Raises BenchError if somebody else holds the machine for longer than `host.wait`, if it cannot
+    boot in the requested way, or if it could not be put back.
     """
     with _taken(spec, resources, what, scratch, progress) as machine, _changed(machine):
         yield machine
@@ -416,7 +423,8 @@ def leased(
 def _taken(
     spec: MetalHost, resources: Sequence[str], what: str, scratch: Path, progress: Progress
 ) -> Iterator[MetalMachine]:
-    """The machine under a lease, and as it was before an earlier run that left it changed."""
+    """Hold a lease on the machine while the block runs. What an earlier run left changed is put
+    back first."""
     with _held(spec, resources, what, scratch, progress) as (machine, unfinished):
         if not unfinished:
             yield machine
@@ -435,11 +443,11 @@ def recover(
     keep_kernel: bool = False,
     power_cycle: bool = False,
 ) -> bool:
-    """Put back what a run left that was killed; whether there was anything. `keep_kernel`: the
-    kernel that runs, as long as it is none of barometer's, is the machine's own by now.
-    `power_cycle`: of a machine that does not answer, although another may be using it.
-    Raises as `leased`, and LeftError where all was put back but for what it lists."""
-    # its console tells nothing that is needed here, and may be held by what was killed
+    """Put back what a killed run left; True if there was anything. `keep_kernel`: the kernel that
+    runs counts as the machine's own by now, unless it is barometer's. `power_cycle`: cut the power
+    of a machine that does not answer, although somebody else may be using it. Raises as `leased`,
+    and LeftError if all was put back except for what it lists."""
+    # the console is not needed here, and the killed run's command may still hold it
     spec = spec.model_copy(update={"console": None})
     with _held(spec, [], "recover", scratch, progress, power_cycle=power_cycle) as held:
         machine, unfinished = held
@@ -471,8 +479,8 @@ def _held(
     *,
     power_cycle: bool = False,
 ) -> Iterator[tuple[MetalMachine, bool]]:
-    """The machine under a lease, and whether somebody left changes on it, or one of barometer's
-    kernels."""
+    """Hold a lease on the machine while the block runs. Yield the machine, and True if somebody
+    left changes or one of barometer's kernels on it."""
     endpoint = remote.resolved(spec.address, spec.ssh_config)
     scratch.mkdir(mode=0o700, exist_ok=True)
     with contextlib.ExitStack() as stack:
@@ -542,7 +550,7 @@ def _changed(machine: MetalMachine) -> Iterator[None]:
 
 
 def _is_nobodys(machine: MetalMachine) -> None:
-    """Raises BenchError while a domain is being profiled there, which a boot would end."""
+    """Raise BenchError while a domain is being profiled there: a boot would end that."""
     traced = f"{TRACEFS}/instances/{INSTANCE}"
     if not machine.shell.run(["test", "-e", traced], check=False).code:
         raise BenchError(
@@ -553,7 +561,8 @@ def _is_nobodys(machine: MetalMachine) -> None:
 
 
 def _way(keeper: Keeper, spec: MetalHost) -> How:
-    """How kernels are booted: as it is asked for, else the first way that the machine has."""
+    """Choose how kernels are booted: as the scenario requests, or the first way that the machine
+    has. Raises BenchError if there is none."""
     found = keeper.detect()
     asked: tuple[How, ...] = BOOT_WAYS if spec.boot == "auto" else (spec.boot,)
     for way in asked:

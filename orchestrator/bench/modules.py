@@ -9,8 +9,8 @@ from orchestrator.kernels.bundle import KernelBundle
 
 
 def prove_modules(shell: Shell, kernel: KernelBundle) -> None:
-    """Raises BenchError when a module that was rebuilt is not the one that is loaded, or would
-    be. None is loaded for this: the other arm would not have it."""
+    """Raise BenchError if the host has loaded, or would load, another module than the rebuilt one.
+    No module is loaded for this check: the other arm would not have it."""
     for name, srcversion in kernel.swapped.items():
         said = shell.run(
             f"cat /sys/module/{name}/srcversion || modinfo -F srcversion {name}", check=False

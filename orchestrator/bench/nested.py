@@ -44,52 +44,52 @@ _SENDER = re.compile(r"(terminating on signal \d+ from pid \d+) \(.*\)")
 _ENDED = re.compile(r"shutting down, reason=(\w+)")
 # info usernet: `  TCP[HOST_FORWARD]  12       127.0.0.1 43643       10.0.2.15    22`
 _FORWARD = re.compile(r"TCP\[HOST_FORWARD\]\s+\d+\s+127\.0\.0\.1\s+(\d+)\s+\S+\s+22\b")
-# A console that says nothing for so long has hung; emulated kernels are slow but talkative.
+# A host whose console is silent for so long has hung; emulated kernels are slow but talkative.
 _SILENT_SECONDS: dict[Accel, float] = {"kvm": 20.0, "tcg": 90.0, "exact": 90.0}
 _BOOT_SECONDS = 900.0
 _GUESTS = Deadlines(end=30.0, hurried=1.0)
-"""After that a guest is left to the end of its host, which ends everything in it."""
+"""A guest that takes longer is left to the end of its host, which ends everything in it."""
 
 
 @dataclass(frozen=True)
 class HostSpec:
-    """Everything that the boot of a nested host is made of, and the arm that it is of."""
+    """Everything that the boot of a nested host is made of, and the arm that it belongs to."""
 
     arm: ArmName
     host: NestedHost
     device: EmulatedDevice
     words: tuple[str, ...]
-    """On its kernel's command line besides `host.cmdline`: the arm's."""
+    """The arm's words on the kernel's command line, besides `host.cmdline`."""
     kernel: KernelBundle
     image: HostImage
     payload: tuple[Disk, ...]
     accel: Accel
     with_libvirt: bool
-    """libvirtd is started on it, for guests."""
+    """True: libvirtd is started on the host, for guests."""
 
     def is_alike(self, other: HostSpec) -> bool:
-        """Whether a boot of one may serve for the other: of the kernel its content counts, and
-        what else is said of it has to be proven."""
+        """True if a boot of one may serve for the other. Of the kernel only the content counts
+        here; the rest is proven on the host."""
         return (
             self.kernel.digest == other.kernel.digest
             and replace(self, kernel=other.kernel) == other
         )
 
     def cmdline(self, token: str) -> str:
-        """Of its kernel. The token is unique to a boot."""
+        """Return the kernel's command line. The token is unique to a boot."""
         iommu = (
             "intel_iommu=on"
             if self.host.viommu == "intel"
-            # without interrupt remapping type1 refuses a device unless told that it may
+            # without interrupt remapping type1 refuses a device unless this allows it
             else "vfio_iommu_type1.allow_unsafe_interrupts=1"
         )
         # panic=-1: reboot at once, which ends the machine; its console has the reason
-        # Emulated processors share one TSC; not knowing that, the kernel would take the HPET. And
-        # check_timer() counts ticks against a busy loop: a QEMU that does not get the CPU delivers
-        # none, and the kernel panics. (Under KVM Linux leaves that check out by itself.)
+        # Emulated processors share one TSC. The kernel does not know that and would use the HPET.
+        # And check_timer() counts ticks against a busy loop: a QEMU that does not get the CPU
+        # delivers none, and the kernel panics. (Under KVM Linux skips that check by itself.)
         clock = ["tsc=reliable", "no_timer_check"] if is_emulated(self.accel) else []
         # A task that waits is reported after 60 to 70 s, not 120 to 240. Below 60 s a large BAR's
-        # map would be reported, too; and an exact host's every timer is counted
+        # map would be reported, too. An exact host goes without: every timer's work is counted.
         hung_task = (
             []
             if self.accel == "exact"
@@ -97,7 +97,7 @@ class HostSpec:
                   "sysctl.kernel.hung_task_check_interval_secs=10"]
         )  # fmt: skip
         words = [
-            # the first of its disks; with an initramfs that is its own business
+            # the first disk; an initramfs finds its root disk by itself
             "root=/dev/vda",
             "ro",
             f"init={FIRST}",
@@ -107,7 +107,7 @@ class HostSpec:
             *clock,
             *hung_task,
             f"barometer.token={token}",
-            # before the host's, which may end with words for init
+            # before host.cmdline, which may end with words for init
             *self.words,
             self.host.cmdline,
         ]
@@ -122,19 +122,20 @@ class Machine:
     console: Console
     kernel: KernelWatch
     token: str
-    """On its kernel command line and in its marks, unique to this boot."""
+    """Token on its kernel command line and in its marks, unique to this boot."""
     started: float
     """time.monotonic() of the runner, just before it was started."""
     accel: Accel
     cpus: int
     log: Path
-    """What libvirt and QEMU say of it."""
+    """Log that libvirt and QEMU write about it."""
     folder: Path
-    """A private folder of the runner, gone with the run."""
+    """A private folder on the runner, which is gone with the run."""
 
 
 def machine_folder(state: BenchState, token: str) -> Path:
-    """The private folder of the machine with that token: its console and its domain."""
+    """Return the private folder of the machine with that token; its console and its domain's XML
+    are in it."""
     return state.folder / token
 
 
@@ -150,8 +151,8 @@ def _log(state: BenchState, token: str) -> Path:
 def running_machine(
     spec: HostSpec, token: str, *, keys: RunKeys, state: BenchState, libvirt: Connection
 ) -> Iterator[Machine]:
-    """The VM, started with the kernel and the device; gone after the block, with its shared memory
-    and its keys. Raises BenchError when libvirt cannot start it."""
+    """Run the VM with the kernel and the device while the block runs. After the block it is gone,
+    with its shared memory and its keys. Raises BenchError if libvirt cannot start it."""
     name, folder = _name(state, token), machine_folder(state, token)
     folder.mkdir(mode=0o700)
     secret = folder / "keys"
@@ -195,13 +196,13 @@ def running_machine(
                 )  # fmt: skip
     finally:
         secret.unlink(missing_ok=True)
-        # libvirt leaves it behind when the domain ends
+        # libvirt leaves them behind when the domain ends
         for shm_name in domain_spec.shm_names:
             state.remove_shm(shm_name)
 
 
 def save_machine(state: BenchState, token: str, evidence: Path) -> None:
-    """Copy what there is of a machine by now: console.log, domain.xml, qemu.log."""
+    """Copy the files of a machine that exist by now: console.log, domain.xml, qemu.log."""
     for name in ("console.log", "domain.xml"):
         with contextlib.suppress(FileNotFoundError):
             (evidence / name).write_bytes(
@@ -209,7 +210,7 @@ def save_machine(state: BenchState, token: str, evidence: Path) -> None:
             )
     with contextlib.suppress(FileNotFoundError):
         log = file_excerpt(_log(state, token), LOG_BYTES).decode(errors="replace")
-        # libvirt logs the runner's environment there too, which is nobody's business
+        # libvirt also logs the runner's environment there, which must not become public
         lines = log.splitlines(keepends=True)
         kept = "".join(line for line in lines if not _ENVIRONMENT.match(line))
         (evidence / "qemu.log").write_text(_SENDER.sub(r"\1", kept))
@@ -219,15 +220,15 @@ def save_machine(state: BenchState, token: str, evidence: Path) -> None:
 def proven_host(
     machine: Machine, kernel: KernelBundle, *, keys: RunKeys, progress: Progress
 ) -> Iterator[tuple[Host, str]]:
-    """The host, once the planned kernel is proven to run on it, and its boot id. `prepare_host` is
-    to be next.
+    """Wait until the planned kernel is proven to run. Yield the host, for `prepare_host`, and its
+    boot id.
 
-    Raises BenchError for a hang, a machine without SSH and another kernel; ArmFailedError where
-    the kernel panics while it boots.
+    Raises BenchError for a hang, a machine without SSH and another kernel; ArmFailedError if the
+    kernel panics or floods its console while it boots.
     """
     _wait_for_sshd(machine, kernel, progress)
     port = _forwarded_port(machine.domain)
-    # it would wake an exact host at times that depend on the runner
+    # messages would wake an exact host at times that depend on the runner
     keepalive = 0 if machine.accel == "exact" else 10
     with connected(
         "host", ("127.0.0.1", port), key=keys.runner, host_key=keys.host,
@@ -252,8 +253,8 @@ def proven_host(
 
 
 def prepare_host(host: Host, spec: HostSpec) -> Host:
-    """Load the modules that a host needs. Raises BenchError for another module than is planned,
-    and ArmFailedError where the kernel panics."""
+    """Load the modules that a host needs. Raises BenchError if a module is not the planned one,
+    and ArmFailedError if the kernel panics."""
     with explained_by_the_host(host):
         loaded = _load_modules(host.shell, with_libvirt=spec.with_libvirt)
         prove_modules(host.shell, spec.kernel)
@@ -261,14 +262,14 @@ def prepare_host(host: Host, spec: HostSpec) -> Host:
 
 
 def _load_modules(shell: Shell, *, with_libvirt: bool) -> list[str]:
-    """Those that every host needs; "kvm" is among the words that come back where it has KVM.
-    Raises BenchError, with the kernel's own word, where it does not take a parameter's value, and
-    ArmFailedError where it does not take a module."""
+    """Load the modules that every host needs. "kvm" is among the returned words if the host has
+    KVM. Raises BenchError, with the kernel's message, if the kernel refuses a parameter's value,
+    and ArmFailedError if it refuses a module."""
     script = (
         "modprobe vfio-pci && modprobe vfio_iommu_type1 && { modprobe -q iommufd || :; } && "
         "{ grep -qw svm /proc/cpuinfo && modprobe kvm_amd; "
         "  grep -qw vmx /proc/cpuinfo && modprobe kvm_intel; test -c /dev/kvm && echo kvm; "
-        # libvirt is asked for the first time after KVM is there: it remembers that it is not
+        # libvirtd starts after KVM is there: it would remember that KVM is missing
         + ("libvirtd --daemon </dev/null >/run/libvirtd.log 2>&1" if with_libvirt else "true")
         + "; }"
     )
@@ -285,8 +286,8 @@ def _load_modules(shell: Shell, *, with_libvirt: bool) -> list[str]:
 
 
 def _crash(log: Path) -> str:
-    """What QEMU said last, where libvirt saw it crash (an assertion of its own, a signal, or a
-    log of it that outgrew its limit)."""
+    """Return QEMU's last output if libvirt saw it crash (an assertion of its own, a signal, or a
+    log that outgrew its limit); else empty."""
     ended = until(
         lambda: _ENDED.search(file_excerpt(log, LOG_BYTES).decode(errors="replace")), within=10,
         waiting_for="libvirt's word on how the host's QEMU ended",
@@ -295,19 +296,20 @@ def _crash(log: Path) -> str:
 
 
 def _is_on_console(text: str, machine: Machine, kernel: KernelBundle) -> bool:
-    """The planned kernel runs, by its own words: its release, and the token of this boot. What
-    made it panic is then the same bench as the other arm's."""
+    """True if the console shows that the planned kernel runs: its release, and the token of this
+    boot. If it panics then, it does so on the same bench as the other arm's kernel."""
     return f"Linux version {kernel.release} " in text and machine.token in text
 
 
 def sshd_mark(token: str) -> re.Pattern[str]:
-    """The line of the host's init once sshd listens; nobody else knows the token of the boot. The
-    kernel may have begun its next message before the line's end was sent."""
+    """Return the pattern of the line that the host's init prints once sshd listens; nobody else
+    knows the boot's token. The kernel may begin its next message before the end of the line."""
     return re.compile(rf"(?m)^barometer: sshd is up {token}(?:$|\[ *\d)")
 
 
 def start_failure(token: str) -> re.Pattern[str]:
-    """The line of the host's first program that says why it cannot go on: a printk message."""
+    """Return the pattern of the line in which the host's first program says why it cannot go on;
+    it is a printk message."""
     return re.compile(rf"(?m)^(?:\[ *\d+\.\d+\](?:\[ *\w+\])? )?barometer: start: {token} (.*)$")
 
 
@@ -316,11 +318,11 @@ def _wait_for_sshd(machine: Machine, kernel: KernelBundle, progress: Progress) -
 
     def booted() -> bool | None:
         console = machine.console
-        ended = not machine.domain.active()  # before its last words are read
+        ended = not machine.domain.active()  # checked before its last output is read
         if console.first(mark.search):
             return True
         progress.detail(console.last_line())
-        if failed := console.first(failure.search):  # a panic comes after it
+        if failed := console.first(failure.search):  # a panic follows
             raise _host_error(machine, f"the host did not start: {failed[1]}", reason="host-start")
         if (panic := machine.kernel.broken()) is not None:
             if _is_on_console(console.text(), machine, kernel):
@@ -372,7 +374,7 @@ def _forwarded_port(domain: Domain) -> int:
 
 
 def prove_kernel(shell: Shell, token: str, kernel: KernelBundle) -> str:
-    """The boot id of a host that really runs the planned kernel, in the boot with the token.
+    """Prove that the host runs the planned kernel, in the boot with the token. Return the boot id.
     Raises BenchError."""
     answer = shell.run(
         "uname -r; cat /proc/sys/kernel/random/boot_id /proc/cmdline",

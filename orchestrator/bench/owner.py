@@ -1,7 +1,7 @@
-"""Which process a record is of, and what proves that this process has ended.
+"""The process that a record belongs to, and the proof that this process has ended.
 
-A process id alone proves nothing: it is another process's in another PID namespace, on another
-machine with the same home, and after the next boot.
+A process id alone proves nothing: in another PID namespace, on another machine with the same home,
+or after the next boot it is another process's.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _MACHINE_ID = Path("/etc/machine-id")
 
 
 class Fate(NamedTuple):
-    """What became of a process."""
+    """State of a process, and why it is known or unknown."""
 
     state: Literal["alive", "ended", "unknown"]
     why: str
@@ -24,23 +24,23 @@ class Fate(NamedTuple):
 
 @dataclass(frozen=True)
 class Owner:
-    """A process, by all that it takes to tell it from any other."""
+    """A process, with all that tells it from any other."""
 
     pid: int
     started: int
-    """Clock ticks since boot (proc_pid_stat(5), field 22)."""
+    """Start of the process, in clock ticks since boot (proc_pid_stat(5), field 22)."""
     pid_namespace: str
-    """As /proc/PID/ns/pid says it: unique among those that exist."""
+    """Name of the namespace from /proc/PID/ns/pid: unique among those that exist."""
     boot: str
     """The boot id of its kernel."""
     machine: str
-    """machine-id(5); "" where there is none, as in a container."""
+    """machine-id(5); "" if there is none, as in a container."""
     host: str
     """The name of the machine: copies of a machine's disk have the same machine-id."""
 
     @classmethod
     def here(cls) -> Owner:
-        """This process."""
+        """Return this process."""
         pid = os.getpid()
         return cls(
             pid, process_start(pid) or 0, _link("/proc/self/ns/pid"), _text(_BOOT_ID),
@@ -48,7 +48,7 @@ class Owner:
         )  # fmt: skip
 
     def fate(self) -> Fate:
-        """Never `ended` without a proof."""
+        """Find out what became of the process; `ended` is never returned without a proof."""
         here = Owner.here()
         if not (self.boot and here.boot and self.pid_namespace and here.pid_namespace):
             return Fate("unknown", "/proc does not tell which boot and PID namespace this is")
@@ -82,8 +82,8 @@ def _fate_of(pid: int, started: int) -> Fate:
 
 
 def process_start(pid: int) -> int | None:
-    """A process's start in clock ticks since boot; with its id it names it until the next boot.
-    None: there is none, or it has ended and its parent has not asked yet."""
+    """Return a process's start in clock ticks since boot. Start and id together identify the
+    process until the next boot. None if there is no such process, or if it is a zombie."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

@@ -1,4 +1,4 @@
-"""A real device of a metal host: which one, whether it can be spared, given to vfio-pci."""
+"""A real device of a metal host: choose it, check that the machine can spare it, bind it."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from orchestrator.scenario import MIB, HostDevice, format_size
 
 _VFIO = "vfio-pci"
 _MANAGED = (None, "pcieport", "pci-stub", _VFIO)
-"""Drivers beside which a group can be given to a guest: they leave its DMA alone
-(driver_managed_dma in drivers/pci/pcie/portdrv.c, pci-stub.c, drivers/vfio/pci/vfio_pci.c)."""
+"""Drivers that may stay in a group that a guest gets: they leave DMA alone (driver_managed_dma in
+drivers/pci/pcie/portdrv.c, pci-stub.c, drivers/vfio/pci/vfio_pci.c)."""
 _LIVES_ON = {"network": "own-network", "disk": "own-disk", "display": "console",
              "console": "console"}  # fmt: skip
-"""Kind of user -> the reason not to take its function."""
+"""Kind of a function's user -> reason to refuse the function."""
 _ELSEWHERE = "choose a device that the machine does not need"
 _PLACED_BY = "is `Above 4G decoding` on in the firmware? What does dmesg say of the address?"
 
@@ -30,11 +30,11 @@ _PLACED_BY = "is `Above 4G decoding` on in the firmware? What does dmesg say of 
 class Refusal:
     reason: str
     text: str
-    """What was found, where, and what to do."""
+    """The finding, its place, and the remedy."""
 
 
 def surveyed(shell: Commands) -> Survey:
-    """Raises BenchError when the machine cannot be asked."""
+    """Survey the machine's PCI devices. Raises BenchError if that fails."""
     source = (GUESTS / "agents/survey.py").read_bytes()
     asked = shell.run(["python3", "-I", "-"], stdin=source, doing="surveying the PCI devices")
     with has_form("the survey of the PCI devices", asked.stdout):
@@ -42,10 +42,10 @@ def surveyed(shell: Commands) -> Survey:
 
 
 def chosen(device: HostDevice, survey: Survey) -> Function:
-    """The function that is meant, and that the machine can spare.
+    """Return the function that the scenario selects and that the machine can spare.
 
-    Raises BenchError when there is none such or more than one, when it is refused, or when it has
-    no BAR of that size.
+    Raises BenchError if there is none or more than one, if it is refused, or if it has no BAR of
+    the requested size.
     """
     function = _meant(device, survey)
     _check_spared(survey, function)
@@ -95,7 +95,8 @@ def _meant(device: HostDevice, survey: Survey) -> Function:
 
 
 def _listed(survey: Survey) -> list[str]:
-    """What there is, the largest BAR first, and why each that is refused is."""
+    """List the functions with a BAR of 1 MiB or more, the largest first, and the first reason for
+    each that is refused."""
     found = [f for f in survey.functions.values() if f.largest_bar >= MIB]
     return [
         f"{f}" + (f": refused, {why[0].reason}" if (why := refusals(survey, f.address)) else "")
@@ -108,7 +109,7 @@ def _bars(function: Function) -> list[str]:
 
 
 def notes(survey: Survey, function: Function) -> tuple[str, ...]:
-    """What is no reason to refuse it, and good to know."""
+    """Return notes for the user about the function that are no reasons to refuse it."""
     found = _growable(function)
     if not function.facts["reset"] and not function.facts["reset_method"]:
         found.append(
@@ -135,7 +136,7 @@ def _growable(function: Function) -> list[str]:
 
 
 def refusals(survey: Survey, address: str) -> tuple[Refusal, ...]:
-    """Why the machine cannot spare the function; empty: it can."""
+    """Return why the machine cannot spare the function; empty if it can."""
     function = survey.functions[address]
     if function.is_bridge:
         what = f"{function} is a bridge (class {function.facts['class']}): {_ELSEWHERE}"
@@ -151,8 +152,8 @@ def refusals(survey: Survey, address: str) -> tuple[Refusal, ...]:
 
 
 def own_functions(survey: Survey, function: Function) -> list[Function]:
-    """Of its group those that are the same device: a graphics card's sound, say. A virtual
-    function has none."""
+    """Return the functions of the group that belong to the same device, itself among them: a
+    graphics card's sound, say. A virtual function is alone."""
     virtual = function.facts["physfn"] is not None
     return [
         found
@@ -180,7 +181,7 @@ def _no_group(survey: Survey, function: Function) -> Refusal:
 
 
 def _of_the_machine(survey: Survey, members: list[Function]) -> Iterator[Refusal]:
-    """What the machine itself lives on."""
+    """Yield refusals if the machine itself lives on a function of the group."""
     for found in survey.reached(members):
         if found.facts["boot_vga"] == 1:
             yield Refusal(
@@ -198,7 +199,8 @@ def _of_the_machine(survey: Survey, members: list[Function]) -> Iterator[Refusal
 
 
 def _siblings(survey: Survey, function: Function) -> Iterator[Refusal]:
-    """Others in the group, or behind a bridge of it; only bridges that lead on may be there."""
+    """Yield a refusal if other devices are in the group, or behind a bridge of it. Only bridges
+    with no work of their own may be there."""
     own = own_functions(survey, function)
     others = [
         found
@@ -265,11 +267,11 @@ def _through(user: User) -> str:
 def hostdev(
     shell: Shell, keeper: Keeper, address: str, bar: int, *, trial: TrialWriter
 ) -> BoundDevice:
-    """The function and what else is the same device, bound to vfio-pci under the kernel that
-    runs; the keeper puts them back. What it was before is in host/device.json.
+    """Bind the function and all that belongs to the same device to vfio-pci under the running
+    kernel; the keeper puts them back. host/device.json has the function's state before that.
 
-    Raises ArmFailedError when the proven kernel does not find the function or did not place its
-    BAR, BenchError when it is refused or vfio-pci does not take it.
+    Raises ArmFailedError if the proven kernel does not find the function or did not place its BAR,
+    BenchError if the function is refused or vfio-pci does not take it.
     """
     survey = surveyed(shell)
     function = survey.functions.get(address)

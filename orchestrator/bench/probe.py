@@ -1,7 +1,7 @@
-"""One small map of a device that is on vfio-pci already, its lookups counted by the kernel.
+"""Make one small map of a device that vfio-pci has already, and have the kernel count its lookups.
 
-Only where nobody else uses the device and no experiment of barometer's is on the machine. Nothing
-is bound, no module loaded; what is traced is in a tracefs instance of its own, gone afterwards.
+Nobody else may use the device, and no experiment of barometer's may be on the machine. Nothing is
+bound, no module is loaded; tracing happens in a tracefs instance of its own, gone afterwards.
 """
 
 from __future__ import annotations
@@ -22,18 +22,19 @@ from orchestrator.pci import Function, Survey
 from orchestrator.scenario import MIB
 
 _NAME = "barodoctor"
-"""Of the instance, and of the group of its events."""
+"""Name of the tracefs instance, and of the group of its events."""
 _BOOTSTRAP = (
     "import sys; source = sys.stdin.buffer.read(int(sys.argv.pop(1)));"
     "exec(compile(source, 'agent', 'exec'))"
 )
-"""The program is the first so many bytes of standard input; what follows is for it."""
+"""Runs the program in the first bytes of standard input, as many as the first argument says. What
+follows them is the program's own input."""
 _SECONDS = 60
 
 
 def counted_map(machine: Commands, survey: Survey) -> dict[str, Any]:
-    """`probe` of the evidence: {"address", "bytes", "lookups", "faults"}, the last two histograms
-    as the kernel prints them; or {"why"}: what kept it from being made."""
+    """Make the map and return `probe` of the evidence: {"address", "bytes", "lookups", "faults"},
+    the last two histograms as the kernel prints them; or {"why"}: why no map could be made."""
     try:
         function = _spare(machine, survey)
         with has_form("what the machine answered to the probe", ""):
@@ -60,8 +61,8 @@ def _counted(machine: Commands, function: Function) -> dict[str, Any]:
     if not armed["armed"]:
         raise BenchError(f"the kernel takes no probes: {armed['why']}")
     try:
-        # the agent's own first map, of 1 GiB at most, is all there is; without random addresses
-        # from the beginning it does not start itself again
+        # no points: the agent makes its own first map only, of 1 GiB at most. setarch -R: the
+        # agent restarts itself unless addresses are not random from the beginning
         mapped = _agent(
             machine, "map", [function.address], {"points": [], "repeats": 0},
             before=["setarch", "-R"],
@@ -77,7 +78,7 @@ def _counted(machine: Commands, function: Function) -> dict[str, Any]:
 
 
 def _own(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """The specification under names of its own, so that no other tracer's are touched."""
+    """Give the specification names of its own, so that no other tracer's are touched."""
     own: dict[str, Any] = json.loads(json.dumps(spec).replace(f"{spec['group']}/", f"{_NAME}/"))
     return own | {"instance": _NAME, "group": _NAME}
 
@@ -90,7 +91,7 @@ def _agent(
     before: list[str] | None = None,
 ) -> Completed:
     source = (GUESTS / f"agents/{name}.py").read_bytes()
-    # the map agent says itself what it is refused
+    # the map agent reports by itself what it is refused, so its exit code is not checked
     words = [*(before or []), "python3", "-I", "-c", _BOOTSTRAP, str(len(source)), *arguments]
     asked = b"" if request is None else json.dumps(request).encode() + b"\n"
     return machine.run(words, stdin=source + asked, timeout=_SECONDS, check=name != "map",

@@ -25,7 +25,8 @@ _PARTS = {
 }  # fmt: skip
 """Probes that must be filtered on entry and return, and their functions."""
 _SMALL_BAR = 64 * MIB
-"""RAM has many runs of less, whose parts a filter by size would record too."""
+"""Smallest BAR whose maps are recorded in parts: RAM has many smaller runs, whose parts a filter
+by size would record, too."""
 _BUFFER_KB = 1024
 _ARM_SECONDS = 300.0
 _CLEAR_TRIES = 300
@@ -109,8 +110,8 @@ done
 
 
 def profile_spec(bars: Sequence[int], emulator: str, *, kvm: bool) -> dict[str, Any]:
-    """`timing_spec` for a boot of the domain whose QEMU is `emulator`, with BARs of so many bytes.
-    The parts of a map are probed for large ones, or else the largest."""
+    """Return `timing_spec` for a boot of the domain whose QEMU is `emulator`, with BARs of so many
+    bytes. The parts of a map are probed for large BARs or, if there are none, for the largest."""
     large = sorted({bar for bar in bars if bar >= _SMALL_BAR} or {max(bars)})
     spec = timing_spec(
         large, boot=True, kvm=kvm, emulator=emulator, instance=INSTANCE, group=GROUP
@@ -119,7 +120,7 @@ def profile_spec(bars: Sequence[int], emulator: str, *, kvm: bool) -> dict[str, 
 
 
 def takes_return_arguments(shell: Commands) -> bool:
-    """Whether return probes know the arguments of their function (Linux v6.9)."""
+    """True if return probes know the arguments of their function (Linux v6.9)."""
     events, tried = f"{TRACEFS}/kprobe_events", f"{GROUP}/tried"
     return not shell.run(
         f"echo 'r:{tried} iommu_map size=$arg4:x64' >> {events} && echo '-:{tried}' >> {events}",
@@ -128,8 +129,9 @@ def takes_return_arguments(shell: Commands) -> bool:
 
 
 def without_parts(spec: dict[str, Any]) -> dict[str, Any]:
-    """A specification for older kernels: what maps and unmaps take, not what they are spent in,
-    which would have to be told from that of RAM on return, too."""
+    """Return a specification for older kernels: how long maps and unmaps take, not what the time
+    is spent in. A return probe without arguments cannot tell the parts of a BAR's map from those
+    of RAM's."""
     lost = {f"{spec['group']}/{base}_{side}" for base in _PARTS for side in ("in", "out")}
     definitions = []
     for line in spec["definitions"]:
@@ -149,13 +151,15 @@ def without_parts(spec: dict[str, Any]) -> dict[str, Any]:
 
 
 def arming_script(spec: dict[str, Any], tracefs: str, proc: str) -> str:
-    """A POSIX shell's script that arms a specification (without triggers; guests/agents/tracer.py)
-    and says `armed`; `busy` where its instance is there already; else `refused WHAT` and the
-    kernel's own words. Then it reads lines: `count PID` is answered with the number of records, or
-    `gone` without that process; any other is written to the trace behind the word barometer and
-    answered with `marked`. At the end of its input everything is undone.
+    """Return a POSIX shell script that arms a specification (without triggers;
+    guests/agents/tracer.py).
 
-    Modules that a start of the domain would load are loaded, for their symbols."""
+    It prints `armed`; `busy` if its instance exists already; else `refused WHAT` and the kernel's
+    own message. Then it reads lines. To `count PID` it answers the number of records, or `gone` if
+    there is no such process. It writes any other line to the trace, after the word barometer, and
+    answers `marked`. At the end of its input it undoes everything.
+
+    It loads the modules that a start of the domain would load, for their symbols."""
     instance = f"{tracefs}/instances/{spec['instance']}"
     lines = [
         _places(spec["instance"], spec["group"], tracefs, proc), _CLEAR, _ARM,
@@ -176,8 +180,8 @@ def arming_script(spec: dict[str, Any], tracefs: str, proc: str) -> str:
 
 
 def clearing_script(tracefs: str, proc: str) -> str:
-    """What undoes all that a killed profile can have left; exit code 1 where that fails. Of one
-    that is alive it prints the shell's process id, and does nothing."""
+    """Return a script that undoes all that a killed profile can have left; it exits with code 1 if
+    that fails. If a profile is alive, it prints the process id of its shell, and does nothing."""
     places = _places(INSTANCE, GROUP, tracefs, proc)
     return places + _REFUSE_ALIVE + _CLEAR + 'undo\n[ ! -d "$I" ]\n'
 
@@ -192,8 +196,9 @@ def _put(path: str, text: str) -> str:
 
 
 def _probe(definition: str) -> str:
-    """`p:GROUP/EVENT MODULE:FUNCTION ...`: without the module where that is built in; the kernel
-    would wait for it, and the probe never fire."""
+    """Return the line of the script that makes a probe `p:GROUP/EVENT MODULE:FUNCTION ...`. The
+    script drops the module if it is built in: the kernel would wait for the module, and the probe
+    would never fire."""
     head, place, *rest = definition.split(" ")
     module, _, function = place.rpartition(":")
     words = [module, head, " ".join([function, *rest])]
@@ -207,9 +212,9 @@ class Process:
     pid: int
     threads: tuple[int, ...]
     page_table_bytes: int | None
-    """VmPTE"""
+    """VmPTE of proc_pid_status(5)."""
     maps: str
-    """The lines of /proc/PID/maps that are of VFIO devices."""
+    """Lines of /proc/PID/maps about VFIO devices."""
 
 
 class Tracer:
@@ -219,25 +224,25 @@ class Tracer:
         self._shell, self._dialogue = shell, dialogue
 
     def mark(self, event: str, detail: object = "") -> None:
-        """A line as of the watch agent (guests/agents/watch.py); it has the time of the trace
-        clock alone. Raises BenchError when the connection is lost."""
+        """Write a line in the form of the watch agent (guests/agents/watch.py) to the trace; its
+        only time is the trace clock's. Raises BenchError if the connection is lost."""
         text = json.dumps(detail) if detail != "" else ""
         if (answer := self._answer(f"E 0 {event} {text}".rstrip())) != "marked":
             raise self._lost(answer)
 
     def focus(self, pid: int) -> None:
-        """Record from now on what this process does, and none of other guests."""
+        """Record only this process from now on, and nothing of other guests."""
         folder = f"{TRACEFS}/instances/{INSTANCE}"
         self._shell.run(
-            # all in one write(2): a map that is under way has to be seen to return
+            # all in one write(2): the return of a map that is under way must be recorded
             f"cd {folder} && echo 1 > options/event-fork &&"
             f" echo $(ls {PROC}/{pid}/task) > set_event_pid",
             check=False, doing="leaving other guests out of the trace",
         )  # fmt: skip
 
     def records(self, pid: int) -> int | None:
-        """How many records the trace has until now; None when the process is gone. Raises
-        BenchError when the connection is lost."""
+        """Return how many records the trace has until now; None if the process is gone. Raises
+        BenchError if the connection is lost."""
         answer = self._answer(f"count {pid}")
         if answer == "gone":
             return None
@@ -246,7 +251,7 @@ class Tracer:
         return int(answer)
 
     def _answer(self, line: str) -> str:
-        """Of the shell that holds the probes; else why there is none."""
+        """Send a line to the shell that holds the probes; return its answer, or why none came."""
         try:
             self._dialogue.say(line)
             return next(self._dialogue, "")
@@ -259,7 +264,7 @@ class Tracer:
         )
 
     def process(self, pid: int) -> Process | None:
-        """None when it is gone."""
+        """Read the state of QEMU's process; None if it is gone."""
         said = self._shell.run(
             f"cd {PROC}/{pid} && grep VmPTE status && echo task $(ls task) && grep vfio maps",
             check=False, doing="reading QEMU's mappings",
@@ -272,8 +277,8 @@ class Tracer:
         return Process(pid, threads, int(head.split()[1]) * 1024, maps)
 
     def files(self) -> dict[str, str]:
-        """trace.txt, clock.txt, stats.txt and profile.txt, as of guests/agents/tracer.py; nothing
-        is recorded any more."""
+        """Stop recording. Return trace.txt, clock.txt, stats.txt and profile.txt, in the form of
+        guests/agents/tracer.py."""
         folder = f"{TRACEFS}/instances/{INSTANCE}"
 
         def read(script: str) -> str:
@@ -293,11 +298,11 @@ class Tracer:
 
 @contextlib.contextmanager
 def armed(shell: Commands, spec: dict[str, Any]) -> Iterator[Tracer]:
-    """The probes of `profile_spec`, armed while the block runs, and undone after it; at the latest
-    when the connection ends.
+    """Keep the probes of `profile_spec` armed while the block runs. They are undone after it, at
+    the latest when the connection ends.
 
-    Raises BenchError where another profile is at work, with the kernel's own reason when it
-    refuses a probe, and when something cannot be undone."""
+    Raises BenchError if another profile is at work, if the kernel refuses a probe (with its own
+    reason), and if something cannot be undone."""
     try:
         with contextlib.ExitStack() as after, _streamed(shell, spec) as dialogue:
             _until_armed(shell, dialogue)
@@ -337,7 +342,7 @@ def _until_armed(shell: Commands, dialogue: Dialogue) -> None:
 
 
 def _wait_until_cleared(shell: Commands) -> None:
-    """The end of its input is what makes the shell there undo everything."""
+    """Wait until the shell there has undone everything, which it does at the end of its input."""
     folder = f"{TRACEFS}/instances/{INSTANCE}"
     left = shell.run(
         f"tries=0; while [ -d {folder} ] && [ $tries -lt {_CLEAR_TRIES} ]; do"
@@ -351,8 +356,8 @@ def _wait_until_cleared(shell: Commands) -> None:
 
 
 def clear(shell: Commands) -> None:
-    """Undo all that a killed profile can have left. Raises BenchError where that fails, or where
-    one is alive."""
+    """Undo all that a killed profile can have left. Raises BenchError if that fails, or if a
+    profile is alive."""
     alive = shell.run(clearing_script(TRACEFS, PROC), doing="clearing what a profile left").stdout
     if alive:
         raise BenchError(

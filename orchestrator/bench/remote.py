@@ -1,7 +1,7 @@
 """An existing machine over SSH, as ssh(1) knows it: its configuration, keys and known hosts.
 
-Barometer logs in as root, or as somebody whom sudo lets do everything without a password. A
-machine whose host key is not known is refused: there is nobody to ask.
+Barometer logs in as root, or as a user whom sudo lets do everything without a password. A machine
+whose host key is not known is refused: nobody is there to confirm it.
 """
 
 from __future__ import annotations
@@ -23,44 +23,44 @@ from orchestrator.errors import BenchError, ScenarioError
 
 _SECONDS = 20
 _LOGIN_SECONDS = 60
-"""An emulated machine that is busy takes long to make a key."""
+"""Deadline of a login: a busy emulated machine takes long to make a key."""
 _NO_FILE = "none"
-# of a passphrase, a security key, an older format
+# raised for a key with a passphrase, a security key, an older format
 _UNUSABLE = (OSError, paramiko.SSHException, ValueError, TypeError, UnsupportedAlgorithm)
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """What `ssh -G` says of an address."""
+    """An SSH server, as `ssh -G` prints it for an address."""
 
     address: str
-    """As it was given."""
+    """Address as the user wrote it."""
     config: Path | None
-    """For `ssh -F`."""
+    """File for `ssh -F`; None: ssh's own configuration."""
     hostname: str
     port: int
     user: str
     alias: str
-    """Under which the machine's key is known, where that is not its name; else empty."""
+    """Name under which the machine's key is known, if that is not its host name; else empty."""
     identities: tuple[Path, ...]
     known_hosts: tuple[Path, ...]
     agent: bool
-    """Keys of ssh-agent are tried, too."""
+    """True: keys of ssh-agent are tried, too."""
 
     def __str__(self) -> str:
         return self.address
 
     @property
     def known_as(self) -> str:
-        """Its name in known_hosts(5)."""
+        """Name of the machine in known_hosts(5)."""
         if self.alias or self.port == 22:
             return self.alias or self.hostname
         return f"[{self.hostname}]:{self.port}"
 
 
 def resolved(address: str, config: Path | None = None) -> Endpoint:
-    """Raises ScenarioError for a configuration that ssh does not take, and for what only ssh
-    itself can do (a jump host)."""
+    """Resolve an address by ssh's configuration. Raises ScenarioError if ssh refuses the
+    configuration, and for what only ssh itself can do (a jump host)."""
     argv = ["ssh", *(["-F", str(config)] if config else []), "-G", "--", address]
     if config is not None and not config.is_file():
         raise ScenarioError(f"{config}: no such file of ssh's configuration", reason="ssh-config")
@@ -86,7 +86,7 @@ def resolved(address: str, config: Path | None = None) -> Endpoint:
                 reason="ssh-config",
             )
     files = [*_files(one("userknownhostsfile")), *_files(one("globalknownhostsfile"))]
-    # one a line, and not quoted where its name has a blank
+    # one on a line, and without quotes even if its name has a blank
     identities = [
         Path(name).expanduser() for name in found.get("identityfile", []) if name != _NO_FILE
     ]
@@ -105,11 +105,11 @@ def _files(names: str) -> list[Path]:
 def logged_in(
     endpoint: Endpoint, name: str = "host", *, keepalive: int = 5, patience: float = _SECONDS
 ) -> Iterator[Shell]:
-    """A shell whose commands are root's. `patience`: seconds within which a server that listens
-    says what it is.
+    """Log in and yield a shell whose commands run as root. `patience`: seconds for the connection,
+    and as many for the server's banner.
 
-    Raises BenchError where nothing answers, the machine's key is not known or another, the login
-    is refused, or the user may not become root without a password.
+    Raises BenchError if nothing answers, if the machine's key is unknown or differs from the known
+    one, if the login is refused, or if the user may not become root without a password.
     """
     transport = _transport(endpoint, name, patience)
     try:
@@ -134,7 +134,7 @@ def logged_in(
 def _transport(endpoint: Endpoint, name: str, patience: float) -> paramiko.Transport:
     try:
         place = (endpoint.hostname, endpoint.port)
-        # the search for a name takes as long as its servers do
+        # looking a name up takes as long as the name servers do
         sock = in_time(lambda: socket.create_connection(place, timeout=patience), 2 * patience)
         transport = paramiko.Transport(sock)
         transport.banner_timeout, transport.auth_timeout = patience, _LOGIN_SECONDS
@@ -164,7 +164,7 @@ def _log_in(endpoint: Endpoint, transport: paramiko.Transport, name: str) -> Non
 
     def shake_hands() -> None:
         options = transport.get_security_options()
-        # ask for a key that is known: a server has several
+        # request a key that is known: a server has several
         offered = [kind for kind in options.key_types if _family(kind) in known]
         options.key_types = tuple(offered) or options.key_types
         transport.start_client(timeout=_LOGIN_SECONDS)
@@ -188,19 +188,19 @@ def _log_in(endpoint: Endpoint, transport: paramiko.Transport, name: str) -> Non
 
 
 def _family(kind: str) -> str:
-    """rsa-sha2-512 is a signature by an ssh-rsa key."""
+    """Return the kind of key for a kind of signature: rsa-sha2-512 is one by an ssh-rsa key."""
     return "ssh-rsa" if kind.startswith("rsa-sha2") else kind
 
 
 def _known_keys(endpoint: Endpoint) -> dict[str, set[str]]:
-    """Of the machine: kind of key -> the keys, in base64, that are known and not revoked.
+    """Return the machine's keys that are known and not revoked: kind of key -> keys in base64.
 
     ssh-keygen(1) finds the lines: hashed names, patterns, several keys of one kind.
     """
     known: list[tuple[str, str]] = []
     revoked: set[str] = set()
     for path in endpoint.known_hosts:
-        # /root's may be there, and somebody else run this
+        # root's file may be there, and this user not allowed to read it
         if not path.is_file() or not os.access(path, os.R_OK):
             continue
         said = run(
@@ -249,22 +249,23 @@ def _authenticate(endpoint: Endpoint, transport: paramiko.Transport, name: str) 
 
 @contextlib.contextmanager
 def _agent_keys(endpoint: Endpoint) -> Iterator[Sequence[paramiko.PKey]]:
-    """ssh-agent's, which sign during the block."""
+    """Yield the keys of ssh-agent, which can sign while the block runs."""
     if not endpoint.agent:
         yield ()
         return
-    with contextlib.closing(paramiko.Agent()) as agent:  # of no keys without SSH_AUTH_SOCK
+    with contextlib.closing(paramiko.Agent()) as agent:  # no keys without SSH_AUTH_SOCK
         yield agent.get_keys()
 
 
 def client_program(endpoint: Endpoint, folder: Path) -> Path:
-    """OpenSSH's client for that address under any name, as libvirt's qemu+ssh:// calls it."""
+    """Write a program that runs OpenSSH's client for that address under any host name, as
+    libvirt's qemu+ssh:// calls it."""
     options = {
         "BatchMode": "yes", "StrictHostKeyChecking": "yes", "ConnectTimeout": str(_SECONDS),
         "HostName": endpoint.hostname, "Port": str(endpoint.port), "User": endpoint.user,
         "UserKnownHostsFile": " ".join(map(str, endpoint.known_hosts)),
         "HostKeyAlias": endpoint.known_as,
-        # of the address, and so not of the name that it is called with
+        # ssh's configuration of the address does not apply to the name that it is called with
         "IdentitiesOnly": "no" if endpoint.agent else "yes",
         "ServerAliveInterval": "10", "ServerAliveCountMax": str(ALIVE_TRIES),
     }  # fmt: skip
@@ -275,16 +276,16 @@ def client_program(endpoint: Endpoint, folder: Path) -> Path:
 
 
 class Link:
-    """A connection to a machine that is made when it is needed, and again when it was lost."""
+    """A connection to a machine that is made when it is needed, and again if it was lost."""
 
     def __init__(self, endpoint: Endpoint, *, patience: float = _SECONDS) -> None:
-        """`patience`: as of `logged_in`."""
+        """`patience` as in `logged_in`."""
         self._endpoint, self._patience = endpoint, patience
         self._stack: contextlib.ExitStack | None = None
         self._shell: Shell | None = None
 
     def shell(self) -> Shell:
-        """Raises as `logged_in`."""
+        """Return a shell, over a new connection if there is none. Raises as `logged_in`."""
         if self._shell is None or not self._shell.alive():
             self.close()
             self._stack = contextlib.ExitStack()
@@ -294,7 +295,7 @@ class Link:
         return self._shell
 
     def close(self) -> None:
-        """The next use connects anew."""
+        """Close the connection. The next use connects anew."""
         if self._stack is not None:
             self._stack.close()
         self._stack = self._shell = None

@@ -1,4 +1,4 @@
-"""What the runner is: the machine that emulates the host, or whose KVM runs it."""
+"""Facts about the runner: the machine that emulates the host, or whose KVM runs it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from orchestrator.bench.images import GUESTS
 from orchestrator.command import run
 
-# what says where and by whom this is run, as its command line does, stays out of the evidence
+# facts that show where and by whom this is run, as the command line does, stay out of the evidence
 _MACHINE = ("cpu", "cpus", "governor", "vulnerabilities")
 _SETTINGS = (
     "transparent_hugepage", "thp_defrag", "thp_shmem", "clocksource", "smt", "no_turbo", "boost",
@@ -18,8 +18,8 @@ _SETTINGS = (
 
 
 def runner_facts() -> dict[str, Any]:
-    """`runner` of a trial's manifest: its kernel, and of facts.json (guests/agents/facts.py) what
-    is said of a machine. Raises BenchError when they cannot be read."""
+    """Return `runner` of a trial's manifest: its kernel, and the facts of guests/agents/facts.py
+    that describe a machine. Raises BenchError if they cannot be read."""
     agent = GUESTS / "agents/facts.py"
     said = json.loads(run([sys.executable, "-I", agent], doing="reading this machine").stdout)
     return {

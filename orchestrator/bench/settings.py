@@ -1,4 +1,4 @@
-"""What an arm sets on its host: written, and proven to be set before anything is measured."""
+"""Settings of an arm on its host: written, and proven before anything is measured."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from orchestrator.kernels.parameters import parameters_of
 from orchestrator.scenario import Arm, ArmName, Arms, Scenario
 
 _MISSING = 3
-"""Exit code of the scripts below where there is no such file."""
+"""Exit code of the scripts below if there is no such file."""
 _BOOLS = {"y": "1", "yes": "1", "on": "1", "true": "1", "n": "0", "no": "0", "off": "0",
           "false": "0"}  # fmt: skip
 _NUMBER = re.compile(r"([+-]?)(0x[0-9a-f]+|[0-9]+)")
 
 
 def write_settings(change: Changes, scenario: Scenario, name: ArmName) -> None:
-    """The arm's files under /sys and /proc/sys, in their order. Raises as `prove_settings`."""
+    """Write the arm's files under /sys and /proc/sys, in order. Raises as `prove_settings`."""
     for path, value in scenario.arms[name].sysfs.items():
         try:
             change.write(path, value)
@@ -36,14 +36,15 @@ def write_settings(change: Changes, scenario: Scenario, name: ArmName) -> None:
 def prove_settings(
     shell: Shell, kernel: KernelBundle, scenario: Scenario, name: ArmName
 ) -> dict[str, Any]:
-    """Read back all that the arm is to be set to. What only the other arm sets is read, too: so
-    that it is known what differs.
+    """Read back all settings of the arm. Those of the other arm alone are read, too, so that the
+    difference is known.
 
-    `arm_settings` of the manifest: {"cmdline": {"asked", "found"}, "parameters": {NAME: {"asked",
-    "found"}}, "sysfs": {PATH: ...}, "unreadable": [NAME]}. `asked` is null of what the other arm
-    sets, `found` of parameters that the kernel shows nobody, which are `unreadable`.
+    Return `arm_settings` of the manifest: {"cmdline": {"asked", "found"}, "parameters": {NAME:
+    {"asked", "found"}}, "sysfs": {PATH: ...}, "unreadable": [NAME]}. `asked` is null for settings
+    of the other arm alone. `found` is null for what cannot be read; parameters of this arm that
+    the kernel does not show are in `unreadable`.
 
-    Raises BenchError where something is not as it was asked for.
+    Raises BenchError if a setting is not as the arm requests it.
     """
     arm, other = scenario.arms[name], _other(scenario.arms, name)
     settings: dict[str, Any] = {"cmdline": _cmdline(shell, name, arm)}
@@ -63,12 +64,12 @@ def prove_settings(
 
 
 def same_setting(asked: str, found: str) -> bool:
-    """Whether both are one value: Y and 1 are, 0x10 and 16."""
+    """True if both are the same value, as Y and 1 are, or 0x10 and 16."""
     return asked == found or _normal(asked) == _normal(found)
 
 
 def _normal(value: str) -> str | int:
-    """A number as the kernel's kstrtol() takes it with base 0, a bool as 0 or 1."""
+    """Return a number as the kernel's kstrtol() reads it with base 0, a bool as 0 or 1."""
     text = _BOOLS.get(value.lower(), value.lower())
     match = _NUMBER.fullmatch(text)
     if match is None:
@@ -90,12 +91,12 @@ def _with_others(own: dict[str, str], others: dict[str, str]) -> dict[str, str |
 
 
 def _cmdline(shell: Shell, name: ArmName, arm: Arm) -> dict[str, str]:
-    """The arm's words but its parameters, which are proven by themselves."""
+    """Prove the arm's words except its parameters, which are proven separately."""
     there = shell.read("/proc/cmdline").split()
     for word in arm.words:
         if word not in there:
             raise _refused(name, "/proc/cmdline", word, " ".join(there))
-    # print_unknown_bootoptions() in init/main.c: the line has whatever it was given
+    # print_unknown_bootoptions() in init/main.c; /proc/cmdline has unknown words, too
     said = shell.run("dmesg | grep -F 'Unknown kernel command line parameters'", check=False)
     unknown = said.stdout.replace('"', " ").replace(",", " ").split()
     for word in arm.words:
@@ -109,7 +110,7 @@ def _cmdline(shell: Shell, name: ArmName, arm: Arm) -> dict[str, str]:
 def _parameter(
     shell: Shell, kernel: KernelBundle, arm: ArmName, name: str, asked: str | None
 ) -> str | None:
-    """Its value; None where the kernel shows it nobody."""
+    """Prove a parameter and return its value; None if the kernel does not show it."""
     module, _, parameter = name.replace("-", "_").partition(".")
     path = f"/sys/module/{module}/parameters/{parameter}"
     found, why = _read(shell, path)
@@ -123,7 +124,7 @@ def _parameter(
 
 
 def _is_hidden(shell: Shell, kernel: KernelBundle, module: str, parameter: str) -> bool:
-    """Whether the module is there and has that parameter, though without a file to read."""
+    """True if the module is there and has that parameter, though without a file to read."""
     loaded = shell.run(["test", "-d", f"/sys/module/{module}"], check=False).code == 0
     known = parameters_of(kernel, module)
     return (loaded or kernel.is_built_in(module)) and known is not None and parameter in known
@@ -137,7 +138,7 @@ def _file(shell: Shell, arm: ArmName, path: str, asked: str | None) -> str | Non
 
 
 def _read(shell: Shell, path: str) -> tuple[str | None, str]:
-    """What is set there; or None, and why."""
+    """Return the value in a file, or None and the reason."""
     quoted = shlex.quote(path)
     done = shell.run(
         f"[ -e {quoted} ] || exit {_MISSING}; cat {quoted}", check=False, limit=FACTS_BYTES

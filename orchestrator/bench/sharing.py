@@ -1,6 +1,6 @@
-"""Nested hosts as trials have them: one for each trial, or one that those share which follow one
-another. What a trial changes on a shared host is put back when the trial ends, and the next one
-has the host only if it is then as it was right after its boot."""
+"""Nested hosts for trials: one for each trial, or one that consecutive trials share. What a trial
+changes on a shared host is put back when the trial ends. The next trial gets the host only if it
+is then as it was right after its boot."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ from orchestrator.evidence import TrialWriter
 from orchestrator.progress import Progress
 
 _SETTLE_SECONDS = 10.0
-"""For what ends by itself: a server's end of a connection, an agent whose input was closed."""
+"""Time for what ends by itself: a server's end of a connection, an agent with closed input."""
 _MOST, _LONGEST = 20, 200
-"""Lines, and characters of each, that a manifest gets of what is left on a host."""
+"""Most lines, and characters of each, in a manifest about what is left on a host."""
 _AGENT = "import sys; sys.path.insert(0, sys.argv[1]); import sharing; sharing.main()"
 
 
@@ -47,10 +47,10 @@ class Boot:
     token: str
     boot_id: str
     seconds: float
-    """From the start of its QEMU until its kernel was proven."""
+    """Seconds from the start of its QEMU until its kernel was proven."""
     host: Host
     state: dict[str, str]
-    """How a shared host is right after its boot, by guests/agents/sharing.py."""
+    """State of a shared host right after its boot, by guests/agents/sharing.py."""
 
 
 @contextmanager
@@ -64,8 +64,8 @@ def booted_host(
     progress: Progress,
     shared: bool,
 ) -> Iterator[Boot]:
-    """The host of a specification, ready to be worked on; gone after the block. What is proven of
-    it is recorded in the trial. Raises as `proven_host` and `prepare_host`."""
+    """Boot the host of a specification and have it ready for work while the block runs. What is
+    proven about it is recorded in the trial. Raises as `proven_host` and `prepare_host`."""
     keys = RunKeys.make()
     with (
         running_machine(spec, token, keys=keys, state=state, libvirt=libvirt) as machine,
@@ -80,13 +80,13 @@ def booted_host(
 
 
 def _record(trial: TrialWriter, boot: Boot, *, shared: bool) -> None:
-    """The length of a boot is a measurement of the only trial that has it."""
+    """Record a boot in the trial. Its length is a measurement only if no other trial shares it."""
     seconds = {f"host_{'session' if shared else 'boot'}_seconds": round(boot.seconds, 3)}
     trial.record(boot_id=boot.boot_id, release=boot.spec.kernel.release, **seconds)
 
 
 class NestedMachine:
-    """Boots nested hosts, and keeps one for the trials that share it, until `close`."""
+    """Nested hosts for the trials of a run. One that trials share is kept until `close`."""
 
     def __init__(self) -> None:
         self._kept: Boot | None = None
@@ -108,9 +108,9 @@ class NestedMachine:
         progress: Progress,
         shared: bool,
     ) -> Iterator[Host]:
-        """A host for one trial. A `shared` one is booted unless the one that is kept is alike and
-        as it was. Its console, its domain and QEMU's log up to the trial's end are evidence of the
-        trial. Raises as `booted_host`."""
+        """Provide a host for one trial while the block runs. A `shared` one is booted unless the
+        kept one is alike and as it was. The host's console, its domain and QEMU's log up to the
+        trial's end are evidence of the trial. Raises as `booted_host`."""
         boot = self._take(spec, progress) if shared else None
         token = boot.token if boot else uuid.uuid4().hex[:12]
         with contextlib.ExitStack() as stack:
@@ -128,7 +128,7 @@ class NestedMachine:
                 prove_kernel(boot.host.shell, token, spec.kernel)
                 prove_modules(boot.host.shell, spec.kernel)
                 _record(trial, boot, shared=True)
-                # those of trials before it are on its console, too
+                # the reports of earlier trials are on its console, too
                 trial.record(reports_before=len(boot.host.kernel.reports()))
             if shared:
                 self._kept = boot
@@ -137,7 +137,7 @@ class NestedMachine:
                 yield boot.host
 
     def _take(self, spec: HostSpec, progress: Progress) -> Boot | None:
-        """The host that is kept, if it will do; else it is ended."""
+        """Return the kept host if it serves for `spec`; else end it and return None."""
         boot = self._kept
         if boot is not None and spec.is_alike(boot.spec):
             if not (left := put_back(boot)):
@@ -148,7 +148,7 @@ class NestedMachine:
 
     @contextmanager
     def _lent(self, boot: Boot, trial: TrialWriter, progress: Progress) -> Iterator[Host]:
-        """The host for one trial; ended after it if anything is left on it."""
+        """Lend the host to one trial while the block runs; end it if the trial left anything."""
         change = Remembered(boot.host.shell)
         try:
             yield replace(boot.host, change=change)
@@ -163,8 +163,8 @@ class NestedMachine:
 
 
 def put_back(boot: Boot, changes: Sequence[tuple[str, Mapping[str, Any]]] = ()) -> list[str]:
-    """Undo the changes; what is not as it was right after the boot then, or why that is not known.
-    Never raises: the host can be thrown away."""
+    """Undo the changes. Return what then differs from the state right after the boot, or why that
+    is not known. Never raises: the host can be thrown away."""
     try:
         boot.host.check()
         failed, state = _put_back(boot.host, changes)
@@ -186,7 +186,9 @@ def put_back(boot: Boot, changes: Sequence[tuple[str, Mapping[str, Any]]] = ()) 
 def _put_back(
     host: Host, changes: Sequence[tuple[str, Mapping[str, Any]]]
 ) -> tuple[list[str], dict[str, str]]:
-    """What could not be undone, and how the host is now. Raises BenchError."""
+    """Undo the changes. Return what could not be undone, and the host's state.
+
+    Raises BenchError."""
     said = host.shell.run(
         ["python3", "-I", "-c", _AGENT, f"{host.payload}/agents"],
         stdin=json.dumps(changes).encode(), doing="putting the host back as it was",

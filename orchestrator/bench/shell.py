@@ -41,13 +41,14 @@ logging.getLogger("paramiko").setLevel(logging.CRITICAL)  # its errors reach us 
 _HANDSHAKE_SECONDS = 60
 _CLOSE_SECONDS = 2.0
 _PROBE_SECONDS = 25.0
-"""An emulated host that maps a BAR under load takes its time to start a program."""
+"""Deadline of a sign of life: an emulated host that maps a BAR under load is slow to start a
+program."""
 A_DAY = 86400.0
-"""For a program that runs for as long as something else does, and has deadlines by its lines."""
+"""Deadline of a program that runs as long as something else does; its lines have their own."""
 ALIVE_TRIES = 6
-"""Messages without an answer, after which OpenSSH's client takes the server for gone."""
+"""Messages without an answer after which OpenSSH's client takes the server for gone."""
 _PIECE = 1 << 15
-"""Bytes that are sent at once: a packet. paramiko's sendall copies all that is left after each."""
+"""Bytes sent at once: a packet. paramiko's sendall copies the whole rest after each packet."""
 
 
 @dataclass(frozen=True)
@@ -62,20 +63,20 @@ class ConnectionLostError(BenchError):
 
 
 class _Deadline:
-    """Of an exchange in all, however its bytes trickle."""
+    """Deadline of a whole exchange, however its bytes trickle."""
 
     def __init__(self, seconds: float) -> None:
         self._end = time.monotonic() + seconds
 
     def left(self) -> float:
-        """Seconds. Raises TimeoutError when there are none."""
+        """Return the seconds that are left. Raises TimeoutError if there are none."""
         if (left := self._end - time.monotonic()) <= 0:
             raise TimeoutError
         return left
 
 
 class Commands(Protocol):
-    """What runs commands: a machine over SSH (Shell), or this one (bench.local)."""
+    """Interface to run commands on a machine: over SSH (Shell), or on this one (bench.local)."""
 
     @property
     def name(self) -> str: ...
@@ -102,7 +103,7 @@ class Shell:
     def __init__(
         self, name: str, transport: paramiko.Transport, become: tuple[str, ...] = ()
     ) -> None:
-        """`become`: what runs a command, its next argument, as root: sudo."""
+        """`become`: words that run the next argument, a command, as root (sudo)."""
         self.name = name
         self._transport = transport
         self._become = become
@@ -120,9 +121,9 @@ class Shell:
     ) -> Completed:
         """Run a program (a list) or a shell script (a string) to its end.
 
-        Raises BenchError when it exits with another code than 0 (unless `check` is off) or prints
-        more than `limit` bytes (`output-flood`), and ConnectionLostError when it has not ended
-        within `timeout` seconds in all.
+        Raises BenchError if its exit code is not 0 (unless `check` is off) or if it prints more
+        than `limit` bytes (`output-flood`), and ConnectionLostError if it has not ended within
+        `timeout` seconds in all.
         """
         command = self._command(argv)
         log.debug("%s+ %s", self.name, command if len(command) < 500 else command[:500] + "...")
@@ -139,8 +140,8 @@ class Shell:
         return succeeded(done, self.name, doing or command) if check else done
 
     def prove_alive(self) -> None:
-        """Raises ConnectionLostError unless a command is answered soon, and drops the connection
-        then, so that what follows need not find it out again. `run` begins with this after a
+        """Prove that the machine answers a command soon. If not, drop the connection, so that
+        later calls fail at once, and raise ConnectionLostError. `run` begins with this after a
         command that was not answered."""
         try:
             self._exchange("true", b"", _PROBE_SECONDS, FACTS_BYTES)
@@ -161,7 +162,7 @@ class Shell:
                 too_much.append(exc)
                 channel.close()  # ends the reading of standard output, too
             except OSError:
-                pass  # a timeout: the reader of standard output says so
+                pass  # a timeout, which the reader of standard output reports
 
         def exchange() -> Completed:
             channel.exec_command(command)
@@ -180,7 +181,7 @@ class Shell:
                 raise
             if too_much:
                 raise too_much[0]
-            # it may have closed its output and still be running
+            # the program may have closed its output and still be running
             if not channel.status_event.wait(deadline.left()):
                 raise TimeoutError
             code = channel.recv_exit_status()
@@ -198,9 +199,9 @@ class Shell:
     def stream(
         self, argv: Sequence[str], timeout: float, in_all: float = A_DAY
     ) -> Iterator[Dialogue]:
-        """The lines of a program as they come, and lines to it; its standard input closes when
-        the block is left, which is how it knows that it must end. A line may take `timeout`
-        seconds, all of them `in_all`: TimeoutError."""
+        """Run a program while the block runs; yield its lines as they come, and a way to send it
+        lines. Its standard input closes when the block ends, which tells it to end. Raises
+        TimeoutError if a line takes more than `timeout` seconds, or all of them `in_all`."""
         command = self._command(argv)
         log.debug("%s+ %s &", self.name, command)
         with contextlib.ExitStack() as stack:
@@ -216,7 +217,7 @@ class Shell:
         return shlex.join([*self._become, command]) if self._become else command
 
     def read(self, path: str) -> str:
-        """A file's text. Raises BenchError when there is none, or when it is longer."""
+        """Return a file's text. Raises BenchError if there is no file, or one over FACTS_BYTES."""
         return self.run(["cat", path], doing=f"reading {path}", limit=FACTS_BYTES).stdout
 
     def write(self, path: str, content: bytes, mode: int = 0o600) -> None:
@@ -230,9 +231,9 @@ class Shell:
         return self._transport.is_active()
 
     def channel_to(self, port: int, timeout: float) -> paramiko.Channel:
-        """A TCP connection to 127.0.0.1:`port` as seen from there (`direct-tcpip`).
+        """Open a TCP connection from there to 127.0.0.1:`port` (`direct-tcpip`).
 
-        Raises ConnectionLostError when nothing listens.
+        Raises ConnectionLostError if nothing listens.
         """
         ends = ("127.0.0.1", port), ("127.0.0.1", 0)
         try:
@@ -250,14 +251,14 @@ class Shell:
             channel.settimeout(timeout)
             yield channel
         finally:
-            # It says so to the other side. One that takes nothing any more ends the connection.
+            # This sends a message. If the other side takes none any more, the connection ends.
             try:
                 in_time(channel.close, _CLOSE_SECONDS)
             except TimeoutError:
                 self.drop()
 
     def _open(self, open_one: Callable[[], paramiko.Channel], timeout: float) -> paramiko.Channel:
-        """One that arrives too late is closed. Raises TimeoutError."""
+        """Open a channel; one that arrives too late is closed. Raises TimeoutError."""
         return Call(open_one, undo=lambda channel: channel.close()).result(timeout)
 
     def drop(self) -> None:
@@ -273,7 +274,7 @@ class Shell:
 
 
 def succeeded(done: Completed, name: str, doing: str) -> Completed:
-    """Raises BenchError for another exit code than 0."""
+    """Return `done`. Raises BenchError if its exit code is not 0."""
     if done.code:
         raise BenchError(
             f"{name}: {doing.splitlines()[0][:80]} failed with exit code {done.code}",
@@ -284,7 +285,7 @@ def succeeded(done: Completed, name: str, doing: str) -> Completed:
 
 
 def flood(name: str, doing: str, exc: TooMuchError) -> BenchError:
-    """Of a program that printed more than was asked for."""
+    """Return the error for a program that printed too much."""
     return BenchError(
         f"{name}: {doing.splitlines()[0][:80]}: it printed {exc}", evidence=tail(exc.last),
         reason="output-flood",
@@ -294,7 +295,7 @@ def flood(name: str, doing: str, exc: TooMuchError) -> BenchError:
 def _chunks(
     channel: paramiko.Channel, receive: Callable[[int], bytes], deadline: _Deadline
 ) -> Iterator[bytes]:
-    """Raises TimeoutError."""
+    """Yield what `receive` returns, until its end. Raises TimeoutError."""
     while True:
         channel.settimeout(deadline.left())
         if not (chunk := receive(1 << 16)):
@@ -303,7 +304,7 @@ def _chunks(
 
 
 class Dialogue(Iterator[str]):
-    """The lines of a program that runs, each cut at STREAM_LINE_BYTES, and a way to answer it.
+    """The lines of a running program, each cut at STREAM_LINE_BYTES, and a way to answer it.
     Raises TimeoutError."""
 
     def __init__(
@@ -336,7 +337,7 @@ def close(transport: paramiko.Transport) -> None:
 
     def end() -> None:
         transport.close()
-        transport.sock.close()  # close() leaves it open where nothing was said yet
+        transport.sock.close()  # close() leaves it open if nothing was said yet
 
     with contextlib.suppress(TimeoutError):
         in_time(end, _CLOSE_SECONDS)
@@ -353,11 +354,12 @@ def connected(
     error: type[BarometerError] = BenchError,
     keepalive: int = 10,
 ) -> Iterator[Shell]:
-    """An SSH connection to a machine whose host key is `host_key` and no other.
+    """Keep an SSH connection while the block runs, to a machine whose host key is `host_key` and
+    no other.
 
-    `endpoint` is an address, or a channel through another connection. Raises `error` when there
-    is no SSH server, when the key is another, or when the login is refused. `keepalive`: seconds
-    between messages that find out whether it is there; 0: none.
+    `endpoint` is an address, or a channel through another connection. Raises `error` if there is
+    no SSH server, if the key is another, or if the login is refused. `keepalive`: seconds between
+    messages that check whether the machine is there; 0: none.
     """
     try:
         if isinstance(endpoint, tuple):
@@ -400,7 +402,7 @@ def _log_in(
         transport.auth_publickey(user, private)
 
     try:
-        in_time(shake_hands, 3 * _HANDSHAKE_SECONDS)  # what it sends has no deadline of its own
+        in_time(shake_hands, 3 * _HANDSHAKE_SECONDS)  # what is sent has no deadline of its own
     except (OSError, EOFError, paramiko.SSHException) as exc:
         raise error(
             f"no SSH connection to the {name}: {str(exc) or type(exc).__name__}",
@@ -411,9 +413,9 @@ def _log_in(
 def write_client_config(
     folder: Path, *, port: int, key: KeyPair, host_key: KeyPair, keepalive: int = 10
 ) -> Path:
-    """Files for OpenSSH's client, for libvirt's qemu+ssh://; returns a program that calls it.
+    """Write files for OpenSSH's client, for libvirt's qemu+ssh://; return a program that calls it.
 
-    The host's key is pinned, nothing of the user's own configuration is read. `keepalive`: as of
+    The host's key is pinned, nothing of the user's own configuration is read. `keepalive` as in
     `connected`.
     """
     private = folder / "runner_key"
@@ -433,8 +435,8 @@ def write_client_config(
 
 
 def write_client(folder: Path, argv: Sequence[str]) -> Path:
-    """A program that becomes `argv` with its own arguments, for `qemu+ssh://?command=`. It leaves
-    its process id, by which `end_clients` ends it."""
+    """Write a program that becomes `argv` with its own arguments, for `qemu+ssh://?command=`. It
+    records its process id, by which `end_clients` ends it."""
     program = folder / "ssh"
     pids = shlex.quote(str(_pids(program)))
     program.write_text(f'#!/bin/sh\necho $$ >> {pids}\nexec {shlex.join(argv)} "$@"\n')
@@ -443,8 +445,8 @@ def write_client(folder: Path, argv: Sequence[str]) -> Path:
 
 
 def end_clients(program: Path) -> None:
-    """End the children of this process that are such a program by now: what goes through them
-    ends."""
+    """End the children of this process that run such a program, and so the connections through
+    them."""
     with contextlib.suppress(FileNotFoundError):
         for pid in map(int, _pids(program).read_text().split()):
             if _parent(pid) == os.getpid():
@@ -457,7 +459,7 @@ def _pids(program: Path) -> Path:
 
 
 def _parent(pid: int) -> int | None:
-    """proc_pid_stat(5), field 4."""
+    """Return a process's parent (proc_pid_stat(5), field 4); None if the process is gone."""
     try:
         return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
     except OSError:

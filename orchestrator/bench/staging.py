@@ -1,7 +1,7 @@
-"""What a run puts onto a metal host: kernels with an initramfs for that machine, agents, a guest.
+"""Files that a run puts onto a metal host: kernels with an initramfs for it, agents, a guest.
 
-All of it is below /var/lib/barometer, but for /lib/modules/RELEASE, where the kernel's modules are
-looked for: a link to them, unless the machine has a kernel of that release of its own.
+They are below /var/lib/barometer, with one exception: /lib/modules/RELEASE, where programs look
+for a kernel's modules, is a link to them, unless the machine has its own kernel of that release.
 """
 
 from __future__ import annotations
@@ -24,17 +24,18 @@ from orchestrator.hashing import sha256_file
 from orchestrator.kernels.bundle import KernelBundle
 
 STATE = "/var/lib/barometer"
-"""There while an experiment is at work on the machine, or until what it left is put back."""
+"""Folder that exists while an experiment is at work on the machine, or until what it left is put
+back."""
 _MANY_SECONDS = 1200
 _INITRAMFS_BYTES = 1 << 30
 _LINE = STREAM_LINE_BYTES // 2
 """Characters of base64 in a line."""
 _SPARE_BYTES = 256 << 20
-"""Of an initramfs, while it is made and after."""
+"""Room for an initramfs, while it is made and after."""
 _PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin; export PATH\n"
-# Drivers that the machine cannot be reached or started without: of its network and its disks, down
-# to the buses that they sit on, and the file systems it lives on. A line each; what is built in
-# has no initstate.
+# Prints the drivers without which the machine cannot be reached or started, a line each: those of
+# its network and its disks, down to the buses that they sit on, and of its file systems. What is
+# built in has no initstate, and is left out.
 _DRIVERS = """
 {
 for device in /sys/class/net/*/device /sys/class/block/*/device; do
@@ -53,7 +54,7 @@ done
 awk '$2 == "/" || $2 == "/boot" || $2 == "/usr" || $2 == "/var" {print $3}' /proc/mounts
 } | while read -r name; do [ ! -e "/sys/module/$name/initstate" ] || echo "$name"; done
 """
-# All that the machine makes an initramfs from, besides the kernel.
+# Prints what identifies all that the machine makes an initramfs from, besides the kernel.
 _ORIGIN = """
 cd /etc
 for place in machine-id fstab crypttab cryptsetup-initramfs lvm mdadm mdadm.conf multipath \
@@ -65,7 +66,7 @@ tr ' ' '\\n' < /proc/cmdline | grep -E '^(root|rootflags|resume|rd\\.)' || :
 readlink /sys/class/block/*/device || :
 dpkg-query -W 2> /dev/null || rpm -qa | sort
 """
-# Release, folder of its modules, where the initramfs is put, where it is made.
+# Arguments: release, folder of its modules, file for the initramfs, folder to make it in.
 _MAKE = """set -e
 mount -t tmpfs tmpfs /lib/modules
 mkdir "/lib/modules/$1"
@@ -86,16 +87,16 @@ class Staged:
     vmlinuz: str
     initramfs: str
     modules: str
-    """Folder on the machine."""
+    """Folder of its modules on the machine."""
     sha256: Mapping[str, str]
-    """Of both files, by their paths."""
+    """Digests of vmlinuz and initramfs, by their paths."""
     installed: bool
-    """The machine has a kernel of that release of its own, in /lib/modules too."""
+    """True if the machine has its own kernel of that release, so also its /lib/modules/RELEASE."""
 
 
 def check_drivers(shell: Shell, kernel: KernelBundle) -> None:
-    """Raises ScenarioError when the kernel lacks what the machine starts by, or VFIO or its
-    IOMMU."""
+    """Raise ScenarioError if the kernel lacks a driver or an option that the machine needs to
+    start, VFIO, or the driver of the machine's IOMMU."""
     needed = shell.run(_PATH + _DRIVERS, doing="reading the machine's drivers").stdout.split()
     missing = sorted({name for name in needed if not kernel.has_module(name)})
     if missing:
@@ -125,13 +126,13 @@ def _has_option(kernel: KernelBundle, config: Path, option: str) -> None:
 
 
 def folder_of(token: int) -> str:
-    """Where the holder of a lease puts what it brings; nobody else writes there."""
+    """Return the folder for the files of a lease's holder; nobody else writes there."""
     return f"{STATE}/{token}"
 
 
 def check_room(shell: Shell, kernels: Iterable[KernelBundle]) -> None:
-    """Raises BenchError where the machine's disk has no room for the kernels with an initramfs
-    each, and to make that."""
+    """Raise BenchError if the machine's disk has no room for the kernels, an initramfs for each,
+    and the making of that."""
     trees = [path for k in kernels for path in (k.vmlinuz, *k.modules.rglob("*"))]
     needed = 2 * sum(path.lstat().st_size for path in trees) + _SPARE_BYTES
     said = shell.run("df -Pk /var/lib | awk 'END {print $4}'", doing="looking for room").stdout
@@ -144,13 +145,13 @@ def check_room(shell: Shell, kernels: Iterable[KernelBundle]) -> None:
 
 def stage_kernel(shell: Shell, folder: str, kernel: KernelBundle, cache: Cache) -> Staged:
     """Put the kernel into a folder of the machine, and have the machine make an initramfs for it,
-    unless it made the same before. Raises BenchError, with the last lines of what made it."""
+    unless it made the same before. Raises BenchError with the last lines of the tool's output."""
     modules = f"{folder}/lib/modules/{kernel.release}"
     files: dict[str, Path | bytes] = {
         "vmlinuz": kernel.vmlinuz,
         f"lib/modules/{kernel.release}": kernel.modules,
     }
-    if kernel.config is not None:  # mkinitramfs looks there for what it may compress with
+    if kernel.config is not None:  # mkinitramfs reads there how it may compress
         files[f"lib/modules/{kernel.release}/config"] = kernel.config
     put_files(shell, folder, files)
     own = shell.run(["test", "-e", f"/lib/modules/{kernel.release}"], check=False).code == 0
@@ -168,7 +169,8 @@ def stage_kernel(shell: Shell, folder: str, kernel: KernelBundle, cache: Cache) 
 
 
 def _initramfs(shell: Shell, folder: str, kernel: KernelBundle, cache: Cache) -> Path:
-    """The machine's own, from the cache where it is made of the same things."""
+    """Return an initramfs that the machine makes; if it made one of the same things before, the
+    cached one."""
     origin = shell.run(_PATH + _ORIGIN, doing="reading what an initramfs is made from").stdout
     key = {"kind": "metal-initramfs", "schema": 1, "kernel": kernel.digest, "origin": origin}
 
@@ -179,7 +181,8 @@ def _initramfs(shell: Shell, folder: str, kernel: KernelBundle, cache: Cache) ->
 
 
 def _make(shell: Shell, folder: str, kernel: KernelBundle, target: Path) -> None:
-    """An initramfs by the machine's own tool, which sees the staged modules as /lib/modules."""
+    """Make an initramfs with the machine's own tool, which sees the staged modules in
+    /lib/modules."""
     release, made = kernel.release, f"{folder}/made"
     shell.run(
         # in a mount namespace of its own, which nobody else sees and which ends with it
@@ -191,8 +194,8 @@ def _make(shell: Shell, folder: str, kernel: KernelBundle, target: Path) -> None
 
 
 def _fetch(shell: Shell, path: str, target: Path) -> None:
-    """Move a file from there to here, a line of base64 at a time: it may be larger than what this
-    machine has room for in its memory. Raises BenchError."""
+    """Move a file from the machine to the runner, a line of base64 at a time: it may be larger
+    than the runner's memory. Raises BenchError."""
     script = f'base64 -w {_LINE} "$1" && echo ". $(wc -c < "$1")" && rm "$1"'
     fetch = ["sh", "-c", script, "sh", path]
     try:
@@ -210,7 +213,7 @@ def _fetch(shell: Shell, path: str, target: Path) -> None:
         why = "its end is missing"
     except (EOFError, OSError) as exc:
         if isinstance(exc, OSError) and exc.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise  # on this machine
+            raise  # the runner's own disk is full
         why = f"{type(exc).__name__}: {exc}"
     raise ConnectionLostError(
         f"{shell.name}: {path} could not be fetched: {why}", reason="host-ssh-lost"
@@ -218,7 +221,8 @@ def _fetch(shell: Shell, path: str, target: Path) -> None:
 
 
 def put_files(shell: Shell, folder: str, files: Mapping[str, Path | bytes]) -> None:
-    """Files and folders, by their names below `folder` on the machine; made where it is not."""
+    """Put files and folders onto the machine, by their names below `folder`, which is made if it
+    is missing."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:gz", compresslevel=1) as tar:
         for name, content in files.items():
@@ -241,21 +245,21 @@ def _roots(member: tarfile.TarInfo) -> tarfile.TarInfo:
 
 
 def link_modules(keeper: Keeper, staged: Staged) -> None:
-    """Before it boots: /lib/modules/RELEASE is the staged kernel's, where the machine has none of
-    its own. Raises BenchError."""
+    """Make /lib/modules/RELEASE a link to the staged modules, unless the machine has its own. Call
+    this before the boot. Raises BenchError."""
     if not staged.installed:
         keeper.link(f"/lib/modules/{staged.kernel.release}", staged.modules)
 
 
 def mount_modules(keeper: Keeper, staged: Staged) -> None:
-    """While it runs: the staged modules over the machine's own of the same release, until that is
-    put back. Raises BenchError."""
+    """Mount the staged modules over the machine's own of the same release, until that is put back.
+    Call this after the boot. Raises BenchError."""
     if staged.installed:
         keeper.mount(f"/lib/modules/{staged.kernel.release}", staged.modules)
 
 
 def required_tool(shell: Shell) -> None:
-    """Raises BenchError where nothing on the machine can make an initramfs."""
+    """Raise BenchError if nothing on the machine can make an initramfs."""
     found = shell.run(f"{_PATH}command -v mkinitramfs || command -v dracut", check=False)
     if found.code:
         raise BenchError(

@@ -1,9 +1,9 @@
-"""What a run has on this machine outside its run folder, recorded before it is made.
+"""Records of what a run has on this machine outside its run folder, written before it is made.
 
 `barometer clean` reads the records of runs that are gone and ends what they left, and only that:
 a QEMU is known by the UUID of its domain, a run by its owner (`owner.py`). A record is locked
 (flock(2)) for as long as its run lives, which shows across PID namespaces, too. A lock that is
-free proves nothing: of NFS the other clients may not see it.
+free proves nothing: on NFS the other clients may not see that it is taken.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from orchestrator.errors import BarometerError
 from orchestrator.folderlock import only_writer
 
 _END_SECONDS = 5.0
-"""One that is stuck in its kernel ends when that lets it."""
-SHM = Path("/dev/shm")  # where libvirt's ivshmem device has its file
+"""Time for killed processes to end. One that is stuck in the kernel ends when that lets it."""
+SHM = Path("/dev/shm")  # libvirt's ivshmem device has its file here
 
 _Token = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{8,16}$")]
 _Uuid = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")]
@@ -40,8 +40,8 @@ _Partial = Annotated[str, StringConstraints(pattern=r"^(/[^/\x00]+){2,}/\.[^/\x0
 
 
 class Record(BaseModel):
-    """A run's file in the state folder. Nothing but what barometer makes can be named in it,
-    whatever a disk did to it."""
+    """A run's file in the state folder. It is only valid if it names nothing but what barometer
+    makes, whatever a disk did to it."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
@@ -51,7 +51,7 @@ class Record(BaseModel):
     folder: str
     """Short and private: libvirt's state, keys, initramfs images."""
     domains: list[_Uuid] = Field(default_factory=list)
-    """Those of this machine."""
+    """UUIDs of the domains on this machine."""
     shm: list[_Name] = Field(default_factory=list)
     """Names of files under /dev/shm."""
     partial: list[_Partial] = Field(default_factory=list)
@@ -61,7 +61,7 @@ class Record(BaseModel):
 
     @classmethod
     def read(cls, text: str) -> Record:
-        """Raises ValueError."""
+        """Parse a record. Raises ValueError if it is not valid."""
         record = cls.model_validate_json(text)
         name = f"barometer-{record.token}"
         if not all(file.startswith(name) for file in record.shm):
@@ -80,7 +80,7 @@ class BenchState:
         self._path, self._record = path, record
         self._locked: IO[str] | None = None
         self._lock = threading.Lock()
-        """Trials of one run may be at work at the same time."""
+        """Needed because trials of one run may be at work at the same time."""
         self._save(record)
 
     @property
@@ -92,8 +92,8 @@ class BenchState:
         return Path(self._record.folder)
 
     def add(self, **more: str) -> None:
-        """Record `domains`, `shm`, `partial` or `hosts` before it is made. Raises ValueError for
-        what `clean` would not take for a run's."""
+        """Record one of `domains`, `shm`, `partial` or `hosts` before it is made. Raises
+        ValueError if `clean` would not accept it as a run's."""
         with self._lock:
             lists = {name: [*getattr(self._record, name), value] for name, value in more.items()}
             self._save(self._record.model_copy(update=lists))
@@ -106,19 +106,19 @@ class BenchState:
             self._save(self._record.model_copy(update={"shm": left}))
 
     def end(self) -> None:
-        """End and remove what is left: nothing, unless its start was interrupted."""
+        """End and remove what is left: only things whose start was interrupted."""
         end_machines(self._record.domains)
         _remove_shm(self._record.shm)
 
     def forget(self) -> None:
-        """Remove the record, and let go of it."""
+        """Remove the record and give up its lock."""
         self._path.unlink(missing_ok=True)
         if self._locked is not None:
             self._locked.close()
 
     def _save(self, record: Record) -> None:
-        """Written beside, locked and renamed: whoever reads the record of a living run finds it
-        whole and locked. No program that is started inherits the lock."""
+        """Write the record beside its place, lock it and rename it: whoever reads the record of a
+        living run finds it whole and locked. No program that is started inherits the lock."""
         text = record.model_dump_json(indent=1) + "\n"
         self._record = Record.read(text)
         beside = _beside(self._path)
@@ -139,18 +139,18 @@ class BenchState:
 
 
 def default_root() -> Path:
-    """BAROMETER_STATE, or the user's state folder."""
+    """Return BAROMETER_STATE, or the user's state folder."""
     given = os.environ.get("BAROMETER_STATE")
     return Path(given).absolute() if given else user_state_path("barometer")
 
 
 @contextlib.contextmanager
 def bench_state(root: Path | None = None, *, keep: bool = False) -> Iterator[BenchState]:
-    """A record and a private folder, gone when the block is left; `keep` leaves the folder."""
+    """Keep a record and a private folder while the block runs; `keep` leaves the folder after."""
     root = root or default_root()
     root.mkdir(parents=True, exist_ok=True)
     token = token_prefix(root) + uuid.uuid4().hex[:6]
-    # The folder's name is decided before it is made, so that it is recorded when it is.
+    # The folder's name is decided first, so that it is recorded before the folder is made.
     folder = Path(tempfile.gettempdir()).absolute() / f"barometer-{token}"
     record = Record(token=token, owner=Owner.here(), folder=str(folder))
     state = BenchState(root / f"{token}.json", record)
@@ -167,18 +167,18 @@ def bench_state(root: Path | None = None, *, keep: bool = False) -> Iterator[Ben
 
 
 def token_prefix(root: Path | None = None) -> str:
-    """First characters of the tokens of all runs with the state folder `root`. The token is in
-    the name of every domain, shared-memory file and private folder, so what these runs left can
-    be told from what others left."""
+    """Return the first characters of the tokens of all runs with the state folder `root`. The
+    token is in the name of every domain, shared-memory file and private folder, which
+    distinguishes what these runs left from what others left."""
     return sha256(bytes((root or default_root()).absolute())).hexdigest()[:4]
 
 
 def clean(root: Path | None = None) -> Iterator[str]:
-    """End and remove what runs left that were killed; says what it did, a line each. A run that is
-    not proven to have ended is left alone."""
+    """End and remove what killed runs left; yield what was done, a line each. A run that is not
+    proven to have ended is left alone."""
     root = root or default_root()
     for path in sorted(root.glob("*.json")):
-        # open for as long as it is looked at: what is locked is what was read
+        # the file stays open meanwhile, so that the lock belongs to the content that is read
         with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
             yield from _clean_run(path, file.read(), locked=_is_locked(file))
 
@@ -212,7 +212,7 @@ def _clean_run(path: Path, content: bytes, *, locked: bool) -> Iterator[str]:
 
 
 def _end(record: Record) -> Iterator[str]:
-    """End and remove what a run left that has ended."""
+    """End and remove what an ended run left; yield what was done, a line each."""
     run = f"run {record.token}"
     for pid in end_machines(record.domains):
         yield f"{run}: ended QEMU {pid}"
@@ -226,14 +226,14 @@ def _end(record: Record) -> Iterator[str]:
         try:
             with only_writer(partial.parents[1]):
                 yield f"{run}: {_remove_folder(partial)}"
-        except (BarometerError, OSError) as exc:  # the run may have been taken up again
+        except (BarometerError, OSError) as exc:  # the run may have been resumed
             yield f"{run}: {partial} is left alone: {exc}"
-    for host in dict.fromkeys(record.hosts):  # the runs of a matrix have one
+    for host in dict.fromkeys(record.hosts):  # the runs of a matrix share one
         yield f"{run}: a metal host may be changed: barometer recover {host}"
 
 
 def _set_aside(path: Path, exc: ValueError) -> Iterator[str]:
-    """A record that cannot be read is named once."""
+    """Rename a record that cannot be read, so that it is named only once."""
     aside = path.with_suffix(".unreadable")
     path.rename(aside)
     why = exc.errors()[0]["msg"] if isinstance(exc, ValidationError) else str(exc)
@@ -250,12 +250,12 @@ def _remove_folder(path: Path) -> str:
 
 
 def _beside(path: Path) -> Path:
-    """Where a record is written before it is renamed."""
+    """Return the path at which a record is written before it is renamed."""
     return path.with_name(f".{path.name}.new")
 
 
 def _is_locked(file: IO[bytes]) -> bool:
-    """Whether a living run holds a record, in whatever PID namespace."""
+    """True if a living run holds the record's lock, in whatever PID namespace."""
     try:
         fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -275,7 +275,8 @@ def _remove_shm(names: list[str]) -> list[str]:
 
 
 def end_machines(uuids: Sequence[str]) -> list[int]:
-    """Kill the QEMU processes that run a domain with one of the UUIDs, and wait for their end."""
+    """Kill the QEMU processes that run a domain with one of the UUIDs, and wait for their end.
+    Return their ids."""
     ours = qemu_processes(uuids)
     for pid in ours:
         with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -287,7 +288,7 @@ def end_machines(uuids: Sequence[str]) -> list[int]:
 
 
 def qemu_processes(uuids: Sequence[str]) -> list[int]:
-    """Ids of the QEMU processes that run a domain with one of the UUIDs."""
+    """Return the ids of the QEMU processes that run a domain with one of the UUIDs."""
     ours = []
     for process in Path("/proc").glob("[0-9]*"):
         words = _command_line(int(process.name))

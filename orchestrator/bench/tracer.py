@@ -26,15 +26,16 @@ from orchestrator.evidence import TrialWriter
 _INSTANCE, _TIMING = "barometer", "barotime"
 _FOLDER = f"/sys/kernel/tracing/instances/{_INSTANCE}"
 MARKER = f"{_FOLDER}/trace_marker"
-"""What is written here gets a place in the trace, and a time of the trace clock."""
+"""File whose writes become records of the trace, with a time of the trace clock."""
 UNTIL_KERNEL = tuple(
     f"{_FOLDER}/events/{_TIMING}/{event}/enable" for event in ("fault_in", "fault_out", "leaf")
 )
-"""Probes that fire for each leaf of a mapping: on a patched kernel they would double what a map
-costs, so they are switched off again when the firmware's first maps have shown the faults."""
+"""Switches of the probes that fire for each leaf of a mapping. On a patched kernel they would
+double the cost of a map, so they are switched off again when the guest's kernel starts: by then
+the firmware's first maps have shown the faults."""
 _TYPE1, _PCI = "vfio_iommu_type1", "vfio_pci_core"
 FAULT, FAULT_BEFORE = "vfio_pci_mmap_huge_fault", "vfio_pci_mmap_fault"
-"""The fault handler of a BAR since v6.12, with huge pfnmaps, and before."""
+"""Fault handler of a BAR since v6.12, with huge pfnmaps, and the one before."""
 _ZAP = "vfio_pci_zap_and_down_write_memory_lock"
 
 
@@ -49,16 +50,18 @@ def timing_spec(
     instance: str = _INSTANCE,
     group: str = _TIMING,
 ) -> dict[str, Any]:
-    """A few records for each map and unmap of BARs of so many bytes, none for each page.
+    """Return a specification that makes a few records for each map and unmap of BARs of so many
+    bytes, and none for each page.
 
     `clock`: mono; x86-tsc on an exact host, where it counts instructions (1 GHz).
-    `boot`: a guest boots: the exec of its QEMU is recorded too and, where it runs under `kvm`, the
-    line feeds that it sends to its serial port (0x3f8: the console, stamped where the guest wrote
-    it) and what it writes to two model-specific registers: EFER (long mode: its kernel's entry)
-    and the clock of KVM.
-    `emulator`: what is executed then, a glob.
-    `faults`: the page faults of a map, and the order of those that could be of 1 GiB, for as long
-    as the watch agent leaves them armed (UNTIL_KERNEL). They fire for each leaf.
+    `boot`: record a guest boot, too: the exec of its QEMU and, under `kvm`, the line feeds that
+    the guest sends to its serial port (0x3f8: the console, stamped when the guest writes it) and
+    its writes to two model-specific registers: EFER (long mode: its kernel's entry) and KVM's
+    clock.
+    `emulator`: glob of the QEMU that is executed then.
+    `faults`: record the page faults of a map, and the fault handler's attempts at 1 GiB (order
+    18), as long as the watch agent leaves the probes armed (UNTIL_KERNEL). They fire for each
+    leaf.
 
     Offsets: struct vfio_dma has iova at 24 and size at 40; MAP's user structure has vaddr at 8,
     iova at 16, size at 24; UNMAP's has iova at 8, size at 16 (bytes really unmapped on return);
@@ -91,13 +94,13 @@ def timing_spec(
         (f"{group}/ioctl_in", f"{group}/ioctl_out"),
         f"cmd == {MAP_DMA:#x} || cmd == {UNMAP_DMA:#x}",
     )
-    # by the very sizes of the BARs: RAM is pinned and mapped in as many runs as it has fragments
+    # by the exact sizes of the BARs: RAM is pinned and mapped in as many runs as it has fragments
     for event in ("pin_in", "pin_out", "unpin_in", "unpin_out"):
         filters[f"{group}/{event}"] = " || ".join(f"npage == {bar // PAGE}" for bar in bars)
     of_size = " || ".join(f"size == {bar:#x}" for bar in bars)
     for event in ("imap_in", "imap_out", "iun_in", "iun_out"):
         filters[f"{group}/{event}"] = of_size
-    # the kernel's own tracepoints, as a check that owes nothing to kprobes
+    # the kernel's own tracepoints, as a check that does not depend on kprobes
     static = {f"iommu/{event}": of_size for event in ("map", "unmap")}
     if boot:
         static["sched/sched_process_exec"] = f'filename ~ "{emulator}"'
@@ -122,8 +125,8 @@ def timing_spec(
 
 
 def counts_spec(present: Sequence[str]) -> dict[str, Any]:
-    """In-kernel histograms of what a map and an unmap do; no durations. `present`: which of the
-    fault handlers this kernel has.
+    """Return a specification of in-kernel histograms of what a map and an unmap do; no durations.
+    `present`: the fault handlers that this kernel has.
 
     lookup     vaddr_get_pfns, by its return value: the base pages that one lookup covered
     pin        vfio_pin_pages_remote, by its return value
@@ -164,13 +167,13 @@ def armed_tracer(
     boot: bool = False,
     faults: bool = False,
 ) -> Iterator[dict[str, str]]:
-    """Probes armed while the block runs; then their evidence is saved as host/*-LABEL.txt
-    (hist-*.txt for histograms, trace-LABEL.txt.gz), and everything is undone. Gives the files on
-    the host in which the histograms can be read meanwhile, by event. `boot`, `faults`: as for
+    """Keep probes armed while the block runs; then save their evidence as host/*-LABEL.txt
+    (hist-*.txt for histograms, trace-LABEL.txt.gz), and undo everything. Yield the files on the
+    host in which the histograms can be read meanwhile, by event. `boot` and `faults` as in
     `timing_spec`.
 
-    Raises BenchError with the kernel's own reason when it refuses a probe: rather no figure
-    than a silent zero.
+    Raises BenchError with the kernel's own reason if the kernel refuses a probe: no figure is
+    better than a silent zero.
     """
     if kind == "timing":
         clock = "x86-tsc" if host.accel == "exact" else "mono"
@@ -204,7 +207,7 @@ def armed_tracer(
     try:
         yield {event.split("/")[1]: f"{folder}/{event}/hist" for event in spec["triggers"]}
     except BarometerError:
-        # what was traced until then may say why; nothing must hide what happened
+        # the trace up to here may show why; no second error must hide this one
         with contextlib.suppress(BarometerError, ValueError, KeyError, OSError):
             _finish(host, spec, label, trial)
         _clear(host, instance, group)
@@ -246,8 +249,8 @@ def _finish(host: Host, spec: dict[str, Any], label: str, trial: TrialWriter) ->
 
 
 def _evidence_of(spec: dict[str, Any], label: str) -> dict[str, str]:
-    """The names under which the agent's files are kept, by the agent's: no file of the evidence
-    has its name from a machine."""
+    """Return the names of the evidence's files, by the agent's names: no file of the evidence gets
+    its name from a machine."""
     hists = [f"hist-{event.split('/')[1]}.txt" for event in spec["triggers"]]
     return {
         "trace.txt": f"trace-{label}.txt.gz",  # mostly the same words again and again

@@ -27,10 +27,10 @@ def until(
     reason: str = "timeout",
     last_seen: Callable[[], str] = lambda: "",
 ) -> T:
-    """The first value of `check` that is not None.
+    """Call `check` until it returns a value that is not None; return that.
 
-    `check` raises where it sees a failure, so that a failure ends the wait at once. When
-    `within` seconds pass, `error` is raised with what was waited for and the last thing seen.
+    `check` raises if it sees a failure, so that a failure ends the wait at once. After `within`
+    seconds `error` is raised with `waiting_for` and the last thing seen.
     """
     retrying = Retrying(
         retry=retry_if_result(lambda value: value is None),
@@ -66,14 +66,14 @@ def repeatedly(look: Callable[[], bool], *, every: float, name: str) -> Iterator
 
 
 class Stall:
-    """How long a number has not changed: the deadline of things that take as long as they take."""
+    """Time for which a number has not changed: a deadline for work of unknown length."""
 
     def __init__(self) -> None:
         self._value: object = None
         self._since = time.monotonic()
 
     def seconds(self, value: object) -> float:
-        """Seconds since `value` was last different."""
+        """Return the seconds since `value` was last different."""
         now = time.monotonic()
         if value != self._value:
             self._value, self._since = value, now

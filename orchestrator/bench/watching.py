@@ -1,4 +1,4 @@
-"""A guest boot as its host sees it: what the watch agent says, and whether it gets anywhere."""
+"""A guest boot as its host sees it: the watch agent's lines, and whether the guest progresses."""
 
 from __future__ import annotations
 
@@ -27,36 +27,36 @@ _HOUR = 3600.0
 _IDLE_SECONDS = 45.0
 _IDLE_SHARE = 0.2
 _MUTE_SECONDS = 15.0
-"""The watch agent speaks every 2 s. If it does not for so long, the host is asked whether it is
-there."""
+"""The watch agent prints a line every 2 s. If it prints none for so long, the host has to give a
+sign of life."""
 _NO_SSH_SECONDS = {True: 90.0, False: 30.0}
 
 
 def boot_mark(token: str) -> str:
-    """What the line begins with that a guest's first program writes to its console; nobody else
-    knows the token."""
+    """Return the beginning of the line that a guest's first program writes to its console; nobody
+    else knows the token."""
     return f"barometer: boot mark {token},"
 
 
 class Watched:
-    """What the watch agent says about one guest boot, as it comes; saved as marks.txt and
-    console.log line by line, so that it is there whatever happens to the host."""
+    """The watch agent's output about one guest boot, as it comes. It is saved line by line, as
+    marks.txt and console.log, so that it is there whatever happens to the host."""
 
     def __init__(self, lines: Iterator[str], folder: Path) -> None:
         self._lines = lines
         self._events: dict[str, str] = {}
         self.console = Transcript("guest")
         self.kernel = KernelReports()
-        """What the guest's kernel reports about itself."""
+        """Reports of the guest's kernel about itself."""
         self._bytes, self._count, self._started = 0, 0, time.monotonic()
         self.flood = ""
-        """How much the guest or the agent said and how fast, if that was too much to go on."""
+        """Amount and rate of the guest's or the agent's output, if it is over the limits."""
         self._cpu: deque[tuple[float, float]] = deque(maxlen=60)
         self.ended = False
         self.heard = time.monotonic()
-        """When the last line came."""
+        """Time of the last line, by time.monotonic()."""
         self.error: Exception | None = None
-        """What kept the reader from going on: a full disk here, a garbled line from there."""
+        """Error that ended the reader: a full disk here, a garbled line from there."""
         self._marks: IO[bytes] = (folder / "marks.txt").open("wb")
         self._log: IO[bytes] = (folder / "console.log").open("wb")
         self._thread = threading.Thread(target=self._read, daemon=True)
@@ -107,11 +107,11 @@ class Watched:
         self._log.flush()
 
     def event(self, name: str) -> str | None:
-        """The detail of an event that has happened ("" where it has none)."""
+        """Return the detail of an event ("" if it has none); None if it has not happened."""
         return self._events.get(name)
 
     def idle(self, seconds: float) -> bool:
-        """Whether QEMU has used next to no CPU for that long, on the host's clock."""
+        """True if QEMU has used next to no CPU for that long, on the host's clock."""
         samples = list(self._cpu)
         recent = [s for s in samples if s[0] >= samples[-1][0] - seconds] if samples else []
         if not recent or recent[-1][0] - recent[0][0] < seconds * 0.8:
@@ -128,10 +128,10 @@ class Watched:
 def watching(
     host: Host, name: str, folder: Path, *, token: str, traced: bool
 ) -> Iterator[Watched]:
-    """`token`: of the guest's marks."""
+    """Run the watch agent for a guest while the block runs. `token`: that of the guest's marks."""
     more = (MARKER, *UNTIL_KERNEL) if traced else ()
     argv = host.agent("watch", f"/run/libvirt/qemu/{name}.pid", boot_mark(token), *more)
-    # an hour without a word, progress lines included, means that the host is gone
+    # an hour without a line, progress lines included, means that the host is gone
     with contextlib.ExitStack() as stack, host.shell.stream(argv, timeout=_HOUR) as lines:
         watched = Watched(lines, folder)
         # on the outer stack, so after the stream: its end is what ends the reader
@@ -140,11 +140,11 @@ def watching(
 
 
 class Limits:
-    """Deadlines by progress: a guest may take as long as it gets anywhere.
+    """Deadlines by progress: a guest has as much time as it needs while it makes progress.
 
     An unpatched kernel maps the BAR a dozen times in silence, at up to half a second for each
-    GiB where it is emulated, so silence is allowed in proportion to the BAR. A guest that is
-    silent and uses no CPU has hung.
+    GiB if it is emulated, so silence is allowed in proportion to the BAR. A guest that is silent
+    and uses no CPU has hung.
     """
 
     def __init__(self, host: Host, watched: Watched, bar: int) -> None:
@@ -152,13 +152,13 @@ class Limits:
         base, for_each_gib = (120.0, 12.0) if host.slow else (30.0, 2.0)
         self.silent_seconds = base + for_each_gib * bar / GIB
         self.most_seconds = 10 * self.silent_seconds
-        """A guest that talks and gets nowhere has hung, too."""
+        """Limit of the whole wait: a guest that prints lines and gets nowhere has hung, too."""
         self._stall = Stall()
         self.is_ending = False
-        """The guest was told to power down, and said that it would."""
+        """True once the guest has taken the command to power down."""
 
     def check(self, waiting_for: str, *, stall: bool = True) -> None:
-        """Raises what ended the boot; with `stall`, also when it gets nowhere."""
+        """Raise the error that ended the boot, if any; with `stall`, also if it gets nowhere."""
         self.host.check()
         if (found := self.watched.kernel.broken()) is not None:
             raise self.failed(
@@ -201,7 +201,7 @@ class Limits:
         stalls = [report for report in self.watched.kernel.all() if report.kind in STALLS]
         if stalls:
             return self.failed(f"{message}; {stalls[0].message}", reason="guest-stall")
-        # "exit" is waited for after the guest was told to power down
+        # only "exit" is still missing: the guest has taken the command to power down
         if self.is_ending:
             return self.failed(message, reason="guest-end-hang")
         return self.failed(message, reason="guest-hang")
@@ -218,7 +218,7 @@ def wait_for(limits: Limits, event: str, waiting_for: str, progress: Progress) -
         try:
             limits.check(waiting_for)
         except ArmFailedError:
-            # it may have happened while the rest was looked at; the end of QEMU is an end to both
+            # the event may have come meanwhile: QEMU's end fails the check, and is an event, too
             if limits.watched.event(event) is None:
                 raise
         return None

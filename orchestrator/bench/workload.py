@@ -1,4 +1,4 @@
-"""What is run on a host with the device bound: guest boots, and maps from its user space."""
+"""The workloads on a host with the device bound: guest boots, and maps from its user space."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _HOUSEKEEPING = {
     "/proc/sys/vm/dirty_writeback_centisecs": "0",
     "/sys/kernel/mm/transparent_hugepage/khugepaged/scan_sleep_millisecs": "86400000",
 }
-"""What an exact host does from time to time besides, and need not."""
+"""Periodic kernel housekeeping that is switched off on exact hosts."""
 
 
 def guest_boots(
@@ -41,9 +41,9 @@ def guest_boots(
     trial: TrialWriter,
     progress: Progress,
 ) -> None:
-    """One guest boot for the `plain` pass and one for `timing`. The `counts` pass is taken from
-    one map made from the host's user space: its probes fire for each page, and would make a
-    guest's dozen maps on an unpatched kernel take minutes more."""
+    """Boot one guest for the `plain` pass and one for `timing`. The `counts` pass is one map from
+    the host's user space: its probes fire for each page, and would make a guest's dozen maps on an
+    unpatched kernel take minutes more."""
     boots: list[Pass] = [p for p in passes if p != "counts"]
     if boots and scenario.guest is not None:
         with progress.stage("libvirt on the host"), trial.stage("host-libvirt"):
@@ -77,8 +77,8 @@ def guest_boots(
 
 
 def _large_leaves(host: Host, versions: dict[str, str]) -> bool:
-    """Whether the guest's QEMU will map a BAR by large leaves, as far as can be told before: else
-    a probe of its page faults would fire for each page, and cost more than the map itself."""
+    """True if the guest's QEMU will map a BAR by large leaves, as far as is known before. Else a
+    probe of its page faults would fire for each page, and cost more than the map itself."""
     major, minor = (int(part) for part in versions["qemu"].split(".")[:2])
     asked = (
         f"cat /sys/kernel/mm/transparent_hugepage/enabled || echo; grep -cw {FAULT} /proc/kallsyms"
@@ -96,7 +96,7 @@ def settle(host: Host, scenario: Scenario, *, trial: TrialWriter, progress: Prog
             there = host.shell.run(["ls", *_HOUSEKEEPING], check=False).stdout.split()
             for path in there:
                 if path not in arms:
-                    with contextlib.suppress(BenchError):  # a kernel that will not: no harm
+                    with contextlib.suppress(BenchError):  # no harm if the kernel refuses
                         host.change.write(path, _HOUSEKEEPING[path])
             host.shell.run(
                 f"sleep {scenario.nested.settle}", timeout=600, doing="letting the host settle"
@@ -112,8 +112,8 @@ def maps(
     trial: TrialWriter,
     progress: Progress,
 ) -> None:
-    """The BAR mapped and unmapped from the host's user space, at every point of the scenario; the
-    answers of the map agent, by pass, in map.json. Raises EvidenceError when a map is refused."""
+    """Map and unmap the BAR from the host's user space, at every point of the scenario. map.json
+    gets the map agent's answers, by pass. Raises EvidenceError if a map is refused."""
     points = scenario.points()
     few = largest(points)[:1]
     answers: dict[str, Any] = {}
@@ -138,14 +138,14 @@ def maps(
 
 
 def costs_of(answer: dict[str, Any], bar: int) -> dict[str, float]:
-    """About what a map and an unmap of the whole BAR cost, nanoseconds, from the largest point."""
+    """Estimate the nanoseconds of a map and an unmap of the whole BAR from the largest point."""
     point = max(answer["points"], key=lambda p: p["bytes"])
     last = point["samples"][-1]
     return {what: last[f"{what}_ns"] * bar / point["bytes"] for what in ("map", "unmap")}
 
 
 def largest(points: Sequence[Point]) -> list[Point]:
-    """The points, one for each state (cold first), that map the most at the best alignment."""
+    """Return the points, one for each state (cold first), that map most at the best alignment."""
     alignment = points[0].alignment  # the best comes first
     size = max(p.size for p in points if p.alignment == alignment)
     return [p for p in points if (p.size, p.alignment) == (size, alignment)]
