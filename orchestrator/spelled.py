@@ -125,7 +125,7 @@ def _path_and_ref(option: str, text: str, rest: str, folder: Path) -> tuple[Path
     """PATH@COMMIT at the last @ before which there is a path: both may have one of their own."""
     at = len(rest)
     while (at := rest.rfind("@", 0, at)) > 0:
-        if _exists(folder / os.path.expanduser(rest[:at])):  # noqa: PTH111  # as KernelPath
+        if _exists(folder / os.path.expanduser(rest[:at])):  # noqa: PTH111  # like KernelPath
             if at + 1 == len(rest):
                 raise _wrong(option, text, "expected a commit behind @")
             return _existing(option, text, rest[:at], folder), rest[at + 1 :]
@@ -133,14 +133,14 @@ def _path_and_ref(option: str, text: str, rest: str, folder: Path) -> tuple[Path
 
 
 def _existing(option: str, text: str, path: str, folder: Path) -> Path:
-    there = folder / os.path.expanduser(path)  # noqa: PTH111  # as KernelPath
+    there = folder / os.path.expanduser(path)  # noqa: PTH111  # like KernelPath
     if not _exists(there):
         raise _wrong(option, text, f"there is no {there.absolute()}")
     return there.resolve()
 
 
 def _exists(path: Path) -> bool:
-    return os.path.exists(path)  # noqa: PTH110  # Path's raises for a name that is too long
+    return os.path.exists(path)  # noqa: PTH110  # Path.exists() raises for a name that is too long
 
 
 def _valid(option: str, text: str, value: dict[str, Any]) -> Kernel:
