@@ -18,7 +18,7 @@ def bisect_report(found: Bisection) -> str:
 
 
 def answer(found: Bisection) -> str:
-    """Name the first bad commit, or those that it may be."""
+    """Name the first bad commit, or the commits that it may be."""
     if not found.found:
         return "The first bad commit is not known yet.\n"
     if len(found.found) == 1:

@@ -141,7 +141,7 @@ def _cell(found: Comparison | None) -> str:
 
 
 def _where(folder: Path, report: Path) -> list[str]:
-    # a run of another user's may have none: judging it does not need the right to write
+    # a run of another user's may have none: judging needs no right to write there
     return [
         *[f"report     {report}"] * report.exists(),
         f"table      barometer report {shlex.quote(str(folder))} --table",

@@ -62,14 +62,14 @@ def _whole_step(last: int) -> int:
 
 
 def _scale(unit: str) -> float:
-    """Return the factor of a unit: a Ginsn in instructions, since plotly adds the prefix
-    itself."""
+    """Return the factor from a unit to the one that plotly prefixes itself: instructions for
+    Ginsn."""
     return 1e9 if unit == "Ginsn" else 1.0
 
 
 def sample_chart(metric: MetricComparison, shown: Sequence[Dots]) -> Figure:
-    """Draw a dot for each trial and a line for each median. At the right edge, show where the
-    candidate's median lies by the interval of the ratio."""
+    """Draw a dot for each trial and a line for each median. At the right edge, draw the
+    candidate's median as the ratio and its interval predict it."""
     scale = _scale(metric.unit)
     last = max(dots.dots[-1].at for dots in shown)
     data: list[Figure] = []
@@ -252,7 +252,7 @@ def _mark(arm: ArmName, boot: Timeline, top: float) -> Figure:
 
 
 def difference_chart(unit: str, found: Difference) -> Figure:
-    """Draw the way from the baseline's boot to the candidate's, by what they differ in."""
+    """Draw the steps from the baseline's boot to the candidate's: what they differ in."""
     least = 0.001 * max(found.baseline, found.candidate)
     steps = {name: value for name, value in found.operations.items() if abs(value) >= least}
     steps = dict(sorted(steps.items(), key=lambda step: -abs(step[1])))

@@ -3,9 +3,9 @@ from which on a kernel is slower.
 
 Otava takes one file for each test, a row for each night, and no gaps: one missing value silently
 keeps it from seeing any change of that metric. So a run in which not everything was measured has
-no row, only the header, which is the same for every run of a scenario. Otava does not mix rows of
-different `branch`; here that is scenario and accelerator, because seconds of emulated machines and
-others make no common history.
+no row, only the header, which is the same for every run of a scenario. Otava does not mix rows
+with different values of `branch`; here that is scenario and accelerator, because seconds of
+emulated machines and of others make no common history.
 """
 
 from __future__ import annotations

@@ -111,7 +111,8 @@ def flaw(comparison: Comparison) -> str:
 
 
 def differing(found: Sequence[Difference]) -> str:
-    """Return `runner.qemu (10.0.2 | 10.1.0) and 2 others differ without having been meant to`."""
+    """Name what differs: `runner.qemu (10.0.2 | 10.1.0) and 2 others differ without having been
+    meant to`."""
     first, *others = found
     values = " | ".join(dict.fromkeys(v for of_side in first.values.values() for v in of_side))
     more = f" and {plural(len(others), 'other')} differ" if others else " differs"

@@ -86,7 +86,7 @@ def _verdicts(scenario: Scenario, comparison: Comparison) -> str:
 
 
 def expected(scenario: Scenario, metric: MetricComparison) -> str:
-    """Return what the scenario expects of the metric, and its p, if there are such."""
+    """Return what the scenario expects of the metric, and its p, if it has them."""
     wanted, p = scenario.expect.get(metric.name), metric.effect.p_adjusted
     said = "" if wanted is None else f", expected: {wanted}"
     return said + (f"; p {p:.2g}" if p is not None else "")

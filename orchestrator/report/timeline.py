@@ -222,7 +222,7 @@ COST_COLUMNS = ["calls", "one", "total", "share"]
 _INDENT = "  "
 _BETWEEN = "   "
 Body = list[tuple[str, Costs]]
-"""Rows of a text and the arms' costs below it, which may be empty."""
+"""Rows: a text, and the arms' costs below it, which may be empty."""
 
 
 def _table(table: CostTable) -> list[str]:
@@ -284,8 +284,8 @@ def cost_cells(cost: Cost, unit: str) -> list[str]:
 
 
 def explained(difference: Difference, unit: str) -> str:
-    """Explain the difference of two boots. All numbers have the decimals that give the longer boot
-    four digits, so that one can add them up."""
+    """Explain the difference between the arms' boots. All numbers have the decimals that give the
+    longer boot four digits, so that one can add them up."""
     longer = max(difference.baseline, difference.candidate)
     decimals = max(0, 3 - floor(log10(longer))) if longer else 0
     sign = -1 if difference.whole < 0 else 1

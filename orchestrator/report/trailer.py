@@ -1,4 +1,4 @@
-"""The block to paste under a patch: numbers, configuration, and a tag where one is due."""
+"""The block to paste under a patch: numbers, configuration, and a tag if one is due."""
 
 from __future__ import annotations
 

@@ -15,7 +15,8 @@ def variable_said(found: Variable | None, *, counted: bool = True) -> str:
 
 
 def differing_said(differs: Iterable[Differing]) -> str:
-    """Return `vfio_iommu_type1.disable_hugepages: N | Y; command line: not set | nosmt`."""
+    """Name what differs, with both arms' values: `vfio_iommu_type1.disable_hugepages: N | Y;
+    command line: not set | nosmt`."""
     return "; ".join(
         f"{one.what}: {one.baseline} | {one.candidate}" if one.baseline or one.candidate
         else one.what

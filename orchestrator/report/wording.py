@@ -1,4 +1,4 @@
-"""Names of metrics, and descriptions of what a run was of."""
+"""Names of metrics, and descriptions of a run, in words."""
 
 from __future__ import annotations
 
@@ -67,13 +67,13 @@ def attempts_said(result: TrialResult) -> list[str]:
 
 
 def title(metric: Metric) -> str:
-    """Return `one DMA map (4GiB/2MiB/cold)`."""
+    """Return the title of a metric with its point: `one DMA map (4GiB/2MiB/cold)`."""
     base, _, point = metric.partition("@")
     return TITLES[base] + f" ({point})" * bool(point)
 
 
 def device_said(scenario: Scenario) -> str:
-    """Return `ivshmem, BAR 32GiB, intel vIOMMU`."""
+    """Describe the device: `ivshmem, BAR 32GiB, intel vIOMMU`."""
     device: Device = scenario.device
     number = f"{device.count} x " * (device.count > 1)
     mapped = "" if device.mmap else ", no mmap"
@@ -83,7 +83,7 @@ def device_said(scenario: Scenario) -> str:
 
 
 def host_said(scenario: Scenario, accel: str, reason: str) -> str:
-    """Return `nested VM, 2 CPUs, accel kvm, ...`."""
+    """Describe the host: `nested VM, 2 CPUs, accel kvm, ...`."""
     host = scenario.host
     if isinstance(host, MetalHost):
         return f"{host.address}, accel {accel}, {reason}"
@@ -130,8 +130,8 @@ def said_of(guest: Guest) -> str:
 
 
 def label(metric: MetricComparison, accel: str, guest_accels: Set[str]) -> str:
-    """Return what follows a metric's values: ` (emulated)`, or nothing if hardware took the
-    time."""
+    """Return what follows a metric's values: ` (instructions)`, ` (emulated)`, or nothing if
+    hardware took the time."""
     if metric.unit == "Ginsn":
         return " (instructions)"
     by_guest = metric.name.startswith("guest_") and "tcg" in guest_accels
