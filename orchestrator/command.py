@@ -228,5 +228,5 @@ def end_group(process: subprocess.Popen[Any]) -> None:
 
 
 def tail(text: str, lines: int = 15) -> str:
-    """The last lines of a program's output or a console, for an error's evidence."""
+    """Return the last lines of a program's output or a console, for an error's evidence."""
     return "\n".join(map(cut_line, text.rstrip().splitlines()[-lines:]))

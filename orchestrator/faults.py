@@ -9,7 +9,7 @@ The test is repeated after every attempt, and for both arms, so 0.05 is not the 
 charges. Simulated (4000 runs for each figure, with the turns below) for arms that fail equally
 often and for one reason: if 1 % of the attempts fail, the candidate is charged in no run; if 10 %
 fail, in at most 1 % of runs; if 50 % fail, in 1.6 % of runs of one pair, 2.4 % of three pairs and
-5.8 % of twelve. Either arm is charged twice as often.
+5.8 % of twelve. The chance that any arm is charged is twice that.
 
 Attempts that the bench failed do not count there. If the bench fails one arm more often, by the
 same test, a kernel may have caused that: nobody is charged, and the arms are called neither alike
@@ -302,7 +302,7 @@ def _is_imputed(attempt: Attempt) -> bool:
 
 def chance(failed: int, of: int, other_failed: int, of_other: int) -> float:
     """Return p of Fisher's exact test, one-sided: the probability that at least `failed` of all
-    the failures fall on the first `of` attempts, if they fall anywhere."""
+    the failures fall on the first `of` attempts, if failures are spread at random."""
     failures, whole = failed + other_failed, of + of_other
     most = min(of, failures)
     ways = sum(comb(of, k) * comb(of_other, failures - k) for k in range(failed, most + 1))

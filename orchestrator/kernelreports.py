@@ -66,8 +66,9 @@ _REPORT = re.compile("|".join(f"(?P<f{i}>{form})" for i, (_, form) in enumerate(
 _PREFIX = re.compile(r"(?:<\d+>)?\[ *(\d+\.\d+)\](?:\[ *[TC]\d+\])? ")
 # the same within a line, in exactly the form of print_time(), "[%5lu.%06lu]"
 _BEGINNING = re.compile(r"(?:<\d{1,3}>)?\[(?=[ \d]{5,20}\.) *\d+\.\d{6}\](?:\[ *[TC]\d+\])? ")
-# printk_stack_address() in arch/x86/kernel/dumpstack.c: ` func+0x12/0x34 [module]`; one with a
-# question mark was found on the stack, and need not have been called. show_ip() prints RIP
+# printk_stack_address() in arch/x86/kernel/dumpstack.c: ` func+0x12/0x34 [module]`; a function
+# with a question mark was only found on the stack, and need not have been called. show_ip() prints
+# RIP
 _CALL = re.compile(
     r"(?: |RIP: [0-9a-f]{4}:)([A-Za-z_][\w.]*)\+0x[0-9a-f]+/0x[0-9a-f]+(?: \[(\w+)(?: \w+)?\])?"
 )

@@ -47,7 +47,7 @@ class Prepared:
     accel: Accel
     accel_reason: str
     met: Met | None = None
-    """The metal host, as it was found."""
+    """Survey of the metal host; None for a nested one, and if all trials are complete."""
 
     def disks(self) -> tuple[Disk, ...]:
         """Return the disks that a nested host gets besides its own."""

@@ -4,7 +4,7 @@ The domain's definition is not changed, and its host needs a POSIX shell only. T
 collected:
 
     facts.json    what the host, QEMU and the domain are; QEMU's mappings at the end
-    trace.txt     the tracer's, with clock.txt, stats.txt and profile.txt (bench.profiler)
+    trace.txt     the trace, with clock.txt, stats.txt and profile.txt (bench.profiler)
     domain.xml    the definition
 """
 

@@ -20,7 +20,7 @@ _SILENCE_SECONDS = 25.0
 """Seconds of silence before a line. The rest of the 30 s is for a busy machine."""
 _DETAIL_COLUMNS = 120
 _of_thread = threading.local()
-"""Display of the innermost stage of each thread, in its attribute `progress`."""
+"""Progress that shows the innermost stage of each thread, in its attribute `progress`."""
 
 
 class Progress:
@@ -195,7 +195,7 @@ def _one_line(text: str) -> str:
 
 
 def _standard_error() -> Console:
-    """Return a console on standard error. It has no live line if that is no terminal, whatever
+    """Return a console on standard error. It has no live line if that is not a terminal, whatever
     FORCE_COLOR says, nor in a CI system, which keeps a log of its terminal."""
     live = sys.stderr is not None and sys.stderr.isatty() and not os.environ.get("CI")
     return Console(stderr=True, highlight=False, force_interactive=None if live else False)

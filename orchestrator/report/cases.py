@@ -50,7 +50,7 @@ class Case:
     reason: str
     """Short stable name of the result: improved, guest-panic, ..."""
     message: str
-    """One line."""
+    """Message of one line."""
     tail: str = ""
     """The end of a console, or other proof."""
     numbers: Numbers = field(default_factory=dict)

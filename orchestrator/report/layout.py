@@ -68,7 +68,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str] | str]) -> list[st
     between them to the right. A row that is a text spans the table.
 
     A row is one line. If that is too long for any row, each row is two lines, with its first cell
-    above the others. If that is too long, too, each cell has a line.
+    above the others. If even that is too long, each cell has a line.
     """
     whole = [header, *(row for row in rows if not isinstance(row, str))]
     room, *widths = (max(map(len, column)) for column in zip(*whole, strict=True))

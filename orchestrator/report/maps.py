@@ -19,8 +19,8 @@ _LEAST_SHARE = 0.02
 
 
 def map_sections(comparison: Comparison, *, exact: bool) -> str:
-    """Report everything below the table that is known of single maps; empty if there were none. An
-    arm is represented by its first measured trial, beside medians of all."""
+    """Report everything below the table that is known of single maps; empty if there were none.
+    Each arm shows its first measured trial, beside medians of all trials."""
     shown = {arm: findings_of(comparison, arm) for arm in ARMS}
     parts = [
         _levels(shown["baseline"], shown["candidate"]),
@@ -31,7 +31,7 @@ def map_sections(comparison: Comparison, *, exact: bool) -> str:
 
 
 def inside_maps(comparison: Comparison, *, exact: bool) -> str:
-    """Report what looking costs, and what takes the time within a map and an unmap."""
+    """Report what looking costs, and where the cost of a map and an unmap goes."""
     shown = {arm: findings_of(comparison, arm) for arm in ARMS}
     parts = [
         _looking(shown["baseline"], shown["candidate"], exact=exact),

@@ -249,7 +249,7 @@ class Page:
     theory: list[Theory]
     levels: list[Place]
     inside: str
-    """Text on what takes the time within a map and an unmap."""
+    """Text on where the cost of a map and an unmap goes."""
     notes: str
     problems: list[Problem]
     problem_counts: dict[str, int]
@@ -476,7 +476,7 @@ def _levels(comparison: Comparison) -> Iterator[Place]:
                     yield Place(name, arm, level_text(level, side), level.reasons)
 
 
-# what does not count, and where all comes from ------------------------------------------------
+# trials that do not count, and kernels --------------------------------------------------------
 
 
 def _tail(evidence: str) -> str:
