@@ -41,8 +41,8 @@ _DOT = re.compile(r"""\.(?=(?:[^"']|"[^"]*"|'[^']*')*$)""")
 
 
 def is_emulated(accel: str) -> bool:
-    """True if the accelerator emulates the machine, and with it the seconds. `none` is a real
-    machine."""
+    """True if the accelerator emulates the machine, so that its seconds are emulated. `none` is a
+    real machine."""
     return accel in ("tcg", "exact")
 
 
