@@ -5,31 +5,32 @@ from __future__ import annotations
 import re
 
 PAGE = 4096
-"""The base page of x86-64."""
+"""Bytes of the base page of x86-64."""
 LEAVES = {"4KiB": PAGE, "2MiB": 2 << 20, "1GiB": 1 << 30}
-"""What one leaf of x86-64's page tables maps: PTE, PMD, PUD."""
+"""Bytes that one leaf of x86-64's page tables maps: PTE, PMD, PUD."""
 ORDERS = {"4KiB": 0, "2MiB": 9, "1GiB": 18}
 """The fault order of each leaf: PMD_ORDER, PUD_ORDER (include/linux/pgtable.h)."""
 
 MAP_DMA, UNMAP_DMA = 0x3B71, 0x3B72
 """VFIO_IOMMU_MAP_DMA and VFIO_IOMMU_UNMAP_DMA (include/uapi/linux/vfio.h)."""
 IORESOURCE_MEM, IORESOURCE_PREFETCH, IORESOURCE_MEM_64 = 0x200, 0x2000, 0x100000
-"""include/linux/ioport.h: what kind of BAR it is."""
+"""Flags for the kind of a BAR (include/linux/ioport.h)."""
 IORESOURCE_UNSET = 0x20000000
-"""include/linux/ioport.h: the BAR has a size and no place."""
+"""Flag of a BAR that has a size but no address (include/linux/ioport.h)."""
 VM_FAULT_NOPAGE = 0x100
-"""include/linux/mm_types.h: the fault installed a mapping."""
+"""Result of a fault that installed a mapping (include/linux/mm_types.h)."""
 
 TAINTS = "PFSRMBUDAWCIOELKXTNJ"
-"""Of each bit of /proc/sys/kernel/tainted (Documentation/admin-guide/tainted-kernels.rst)."""
+"""Letters of the bits of /proc/sys/kernel/tainted
+(Documentation/admin-guide/tainted-kernels.rst)."""
 MACHINE_TAINTS = frozenset("SMUAI")
-"""Raised by the machine (out of specification, machine check, firmware), or by whoever runs it."""
+"""Taints raised by the machine (out of specification, machine check, firmware) or by its user."""
 OVMF_CODE = "/usr/share/OVMF/OVMF_CODE_4M.fd"
 OVMF_VARIABLES = "/usr/share/OVMF/OVMF_VARS_4M.fd"
-"""Debian's firmware for guests, its code and what its variables are at first."""
+"""Debian's UEFI firmware for guests: its code, and the initial content of its variables."""
 
 
 def chosen(text: str) -> str:
-    """What a file under /sys says is set: of `always [madvise] never` the word in brackets."""
+    """Return the selected value of a file under /sys: `always [madvise] never` is madvise."""
     found = re.search(r"\[(.+?)\]", text)
     return found[1] if found else text

@@ -1,7 +1,7 @@
-"""Limits on what a machine says: a console, a stream, an answer, a text that is quoted.
+"""Limits on what a machine prints: a console, a stream, an answer, a text that is quoted.
 
-A machine may say anything, and as much as it likes. What is read here takes time in proportion to
-its bytes and never more memory than a limit; what is left out is counted and said in a line.
+A machine may print anything, and as much as it likes. Reading it here takes time in proportion to
+its bytes and never more memory than a limit. What is left out is counted and reported in a line.
 """
 
 from __future__ import annotations
@@ -11,48 +11,53 @@ from collections.abc import Iterable
 _MIB = 1 << 20
 
 ANSWER_BYTES = 8 * _MIB
-"""What a command may print, on each of its two outputs, unless its caller expects more."""
+"""Bytes that a command may print on each of its two outputs, unless its caller expects more."""
 CONSOLE_BYTES = 4 * _MIB
-"""What a console may say in one boot. A kernel with every message switched on says about 1 MiB."""
+"""Bytes that a console may print in one boot. A kernel with every message switched on prints about
+1 MiB."""
 CONSOLE_LINES = 30_000
-"""In how many lines. Each is looked at, so that many short ones cost more time than bytes."""
+"""Lines that a console may print in one boot. Each is inspected, so many short ones cost more time
+than their bytes do."""
 MARKS_BYTES = 6 * _MIB
-"""What the watch agent may say of one guest boot, the guest's console included."""
+"""Bytes that the watch agent may report of one guest boot, the guest's console included."""
 MARKS_LINES = 2 * CONSOLE_LINES
 LOG_BYTES = 1 * _MIB
-"""What is kept of QEMU's log. Usually it has a few KiB."""
+"""Bytes of QEMU's log that are kept. Usually it has a few KiB."""
 FACTS_BYTES = 1 * _MIB // 4
-"""What a machine may say of itself, for a file or the manifest."""
+"""Bytes that a machine may report about itself, for a file or the manifest."""
 TRACE_BYTES = 16 * _MIB
-"""What a trace may have as text: more than any recorded one by a factor of 25."""
+"""Bytes that a trace may have as text: 25 times more than any recorded one."""
 TRIAL_BYTES = 16 * _MIB
-"""What a trial may have on the disk when one of its stages begins: less than 1 MiB is usual."""
+"""Bytes that a trial may have on the disk when one of its stages begins. Less than 1 MiB is
+usual."""
 
 LINE_BYTES = 16 << 10
-"""What is kept of one line of a console."""
+"""Bytes of one console line that are kept."""
 STREAM_LINE_BYTES = 128 << 10
-"""What is kept of one line of an agent: a console's line as JSON has up to six bytes for one."""
+"""Bytes of one line of an agent that are kept. A console's line as JSON has up to six bytes for
+one."""
 
 _LAST_BYTES = 16 << 10
 _QUOTED_LINES = 100
 _QUOTED_CHARACTERS = 500
 _GAP_CHARACTERS = 50
-"""For how much is missing."""
+"""Characters for the note of how much is missing."""
 _MESSAGE_CHARACTERS = 20_000
-"""A user's own words, as a path's, are among them: as long as a name can be, and twice."""
+"""Characters of an error's message. It may contain a user's own words, such as a path: there is
+room for two of the greatest length."""
 
 
 class Excerpt:
-    """The first and the last bytes of a stream. However the stream is cut into chunks, the result
-    is the same."""
+    """The first and the last bytes of a stream. The result does not depend on how the stream is
+    cut into chunks."""
 
     def __init__(self, most: int) -> None:
-        """`most`: bytes that are kept, the first half of them and the last."""
+        """`most`: bytes that are kept, half of them from the start and half from the end."""
         self._head_limit, self._tail_limit = most - most // 2, most // 2
         self._head, self._tail = bytearray(), bytearray()
         self._lost_lines = 0
         self.size = 0
-        """Bytes of the stream until now."""
+        """Bytes of the stream so far."""
 
     @property
     def kept(self) -> int:
@@ -77,7 +82,8 @@ class Excerpt:
             self._tail += chunk
 
     def content(self) -> bytes:
-        """What is kept: all of it, or head and tail in whole lines with a line between them."""
+        """Return what is kept: the whole stream, or head and tail in whole lines with a line
+        between them that counts what is left out."""
         lost = self.size - self.kept
         if not lost:
             return bytes(self._head + self._tail)
@@ -95,8 +101,8 @@ class Excerpt:
 
 
 class TooMuchError(Exception):
-    """Somebody said more than was asked for. An answer is of use as a whole alone, so that it is
-    not cut; its last words are kept."""
+    """A machine or a program printed more than its limit. An answer is only useful as a whole, so
+    it is not cut; its last bytes are kept."""
 
     def __init__(self, most: int, answer: bytes | bytearray) -> None:
         super().__init__(f"more than {most} bytes")
@@ -104,7 +110,7 @@ class TooMuchError(Exception):
 
 
 def gather(chunks: Iterable[bytes], most: int) -> bytearray:
-    """An answer that comes in chunks. Raises TooMuchError at the first byte too many."""
+    """Collect an answer that arrives in chunks. Raises TooMuchError at the first byte too many."""
     answer = bytearray()
     for chunk in chunks:
         answer += chunk
@@ -122,7 +128,7 @@ class Lines:
         self._lost = 0
 
     def feed(self, chunk: bytes) -> list[bytes]:
-        """The lines that end in this chunk, without their line feeds."""
+        """Return the lines that end in this chunk, without their line feeds."""
         first, *more = chunk.split(b"\n")
         self._go_on(first)
         if not more:
@@ -134,7 +140,7 @@ class Lines:
         return ended
 
     def begun(self) -> bytes:
-        """The line that has not ended yet, as far as it is kept."""
+        """Return the line that has not ended yet, as far as it is kept."""
         return _with_lost(bytes(self._begun), self._lost)
 
     def _cut(self, line: bytes) -> bytes:
@@ -155,8 +161,8 @@ def _left_out(size: int, lines: int) -> str:
 
 
 def cut_line(line: str, most: int = _QUOTED_CHARACTERS) -> str:
-    """A line for a message or a table: its beginning and its end, and what is missing counted. One
-    that was cut is left as it is."""
+    """Shorten a line for a message or a table to its beginning and its end, and count what is
+    missing. A line that was cut before comes back as it is."""
     if len(line) <= most:
         return line
     half = (most - _GAP_CHARACTERS) // 2
@@ -165,8 +171,8 @@ def cut_line(line: str, most: int = _QUOTED_CHARACTERS) -> str:
 
 
 def quoted(text: str) -> str:
-    """A machine's words as an error, a manifest and a report quote them: their first and last
-    lines, each cut. What is short, or was quoted before, comes back as it is."""
+    """Shorten a machine's output as an error, a manifest and a report quote it: to the first and
+    last lines, each cut. Text that is short, or was quoted before, comes back as it is."""
     lines = text.splitlines()
     over = len(lines) - _QUOTED_LINES
     if over <= 0 and all(len(line) <= _QUOTED_CHARACTERS for line in lines):
@@ -180,12 +186,12 @@ def quoted(text: str) -> str:
 
 
 def cut_message(message: str) -> str:
-    """An error's message, which may have a machine's words in it."""
+    """Shorten an error's message, which may contain a machine's output."""
     return cut_line(message, _MESSAGE_CHARACTERS)
 
 
 def excerpt_of(chunks: Iterable[bytes], most: int) -> Excerpt:
-    """The excerpt of a stream that ends."""
+    """Return the excerpt of a stream that ends."""
     excerpt = Excerpt(most)
     for chunk in chunks:
         excerpt.feed(chunk)

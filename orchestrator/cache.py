@@ -35,7 +35,7 @@ VERIFIED = "verified.json"
 
 
 def default_root() -> Path:
-    """BAROMETER_CACHE, or the user's cache folder."""
+    """Return BAROMETER_CACHE, or the user's cache folder."""
     given = os.environ.get("BAROMETER_CACHE")
     return Path(given).absolute() if given else user_cache_path("barometer")
 
@@ -45,19 +45,20 @@ class Cache:
         self.root = root or default_root()
 
     def folder(self, kind: str) -> Path:
-        """A folder of this cache that is not kept by content (package lists, downloads)."""
+        """Create and return a folder of this cache that is not kept by content (package lists,
+        downloads)."""
         path = self.root / kind
         path.mkdir(parents=True, exist_ok=True)
         return path
 
     def lock(self, name: str) -> FileLock:
-        """Held by one process at a time, across runs."""
+        """Return a lock that one process at a time can hold, across runs."""
         self.root.mkdir(parents=True, exist_ok=True)
         return FileLock(self.root / f"{name}.lock")
 
     @contextlib.contextmanager
     def held(self, name: str) -> Iterator[None]:
-        """As `lock`; that another process has it is said."""
+        """Hold `lock(name)` while the block runs. A wait for another process is reported."""
         lock = self.lock(name)
         try:
             lock.acquire(timeout=0)
@@ -71,9 +72,9 @@ class Cache:
             lock.release()
 
     def entry(self, kind: str, key: Mapping[str, Any], build: Callable[[Path], None]) -> Path:
-        """The folder of the entry for `key`; `build(folder)` fills it when it is not there.
+        """Return the folder of the entry for `key`. If it is missing, `build(folder)` fills it.
 
-        A damaged entry is rebuilt. Raises BenchError when the disk is full, and what `build`
+        A damaged entry is rebuilt. Raises BenchError if the disk is full, and whatever `build`
         raises.
         """
         digest = digest_of(key)
@@ -91,7 +92,7 @@ class Cache:
                 self._seal(beside, key)
                 beside.rename(place)
             except OSError as exc:
-                # shutil's of a whole tree has no number
+                # an error of shutil that covers a whole tree has no errno
                 if exc.errno in (errno.ENOSPC, errno.EDQUOT) or is_full(str(exc)):
                     raise disk_full(self.root) from exc
                 raise
@@ -100,12 +101,14 @@ class Cache:
         return place
 
     def _sweep(self, kind: str, digest: str) -> None:
-        """Remove what a killed build of this entry left; the lock says that nobody else builds."""
+        """Remove what a killed build of this entry left. The lock ensures that nobody else builds
+        it."""
         for left in (self.root / kind).glob(f".{digest}.*"):
             remove_tree(left)
 
     def sweep(self) -> Iterator[Path]:
-        """Remove what killed builds left, of entries that nobody builds now; yields what."""
+        """Remove what killed builds left of entries that nobody builds now. Yield each removed
+        path."""
         for left in sorted(self.root.glob("*/.*.*")):
             lock = self.lock(f"{left.parent.name}/{left.name.split('.')[1]}")
             with contextlib.suppress(Timeout), lock.acquire(timeout=0):
@@ -124,7 +127,7 @@ class Cache:
         (folder / VERIFIED).write_text(json.dumps(_stamps(folder, files)))
 
     def _damage(self, place: Path) -> str | None:
-        """What is wrong with an entry, or None."""
+        """Return what is wrong with an entry, or None."""
         try:
             files = json.loads((place / ENTRY).read_text())["files"]
         except (OSError, ValueError, KeyError):
@@ -154,13 +157,13 @@ def remove_tree(path: Path) -> None:
 
 
 def is_full(said: str) -> bool:
-    """What a program says has it that a disk is full."""
+    """True if a program's output reports ENOSPC or EDQUOT."""
     return os.strerror(errno.ENOSPC) in said or os.strerror(errno.EDQUOT) in said
 
 
 def blame_full_disk(said: str, place: Path) -> None:
-    """Raises BenchError when it is a full disk for which a program failed, by what it said or
-    since hardly anything can be written to `place`: a compiler may not have said so."""
+    """Raise BenchError if a program failed because of a full disk: if its output reports that, or
+    if hardly anything can be written to `place`, since a compiler may not report it."""
     if is_full(said) or shutil.disk_usage(place).free < _ROOM:
         raise disk_full(place)
 

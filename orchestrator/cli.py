@@ -84,16 +84,16 @@ from orchestrator.short import (
 )
 from orchestrator.spelled import parse_kernel
 
-# UsageError of the click that typer brings, which is not always the installed one.
+# UsageError of the click that typer bundles, which is not always the installed one.
 _UsageError = cast(type[typer.BadParameter], typer.BadParameter.__mro__[1])
 
 _BEGUN = {"plan.json", "matrix.json", "cells", "bisect.json"}
-"""What tells the folder of a run, a matrix or a bisection."""
+"""Names that identify the folder of a run, a matrix or a bisection."""
 _OF_A_PATH = (
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ELOOP,
     errno.ENAMETOOLONG,
 )  # fmt: skip
-"""What is wrong with a path that somebody gave, wherever it is found."""
+"""Errors that mean that a path from the user is wrong, wherever they occur."""
 
 app = typer.Typer(
     name="barometer",
@@ -161,7 +161,7 @@ CellNames = Annotated[
 def _load(
     scenario: Path, overrides: list[str] | None, pairs: int | None, names: list[str] | None
 ) -> tuple[ScenarioFile, tuple[Cell, ...]]:
-    """The file, and the cells that are asked for."""
+    """Load the scenario file, and select the requested cells."""
     more = [] if pairs is None else [f"trials.pairs={pairs}"]
     file = load_scenarios(scenario, [*(overrides or []), *more])
     return file, file.chosen(names or [])
@@ -225,7 +225,7 @@ def _plan_lines(scenario: Scenario, described: Callable[[Kernel], str]) -> Itera
 
 
 def _settings_said(arm: Arm) -> Iterator[str]:
-    """A line for each thing that an arm is set to."""
+    """Yield a line for each setting of an arm."""
     if arm.cmdline:
         yield f"command line {' '.join(arm.cmdline.split())}"
     for name, value in (*arm.parameters.items(), *arm.sysfs.items()):
@@ -262,7 +262,7 @@ def run(
     github: ForGitHub = False,
     verbose: Verbose = False,
 ) -> None:
-    """Boot both kernels, measure, compare; the table on standard output."""
+    """Boot both kernels, measure and compare them; print the verdict."""
     _logging(verbose)
     step_summary = _step_summary(github)
     file, cells = _load(scenario, overrides, pairs, names)
@@ -271,13 +271,14 @@ def run(
 
 
 def _out(out: Path | None, name: str) -> Path:
-    """The folder that was asked for, or one that is named by the time."""
+    """Return the requested folder, or one named after the time. Raises ScenarioError if it holds
+    something else than a run."""
     stamp = datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
     folder = (out or Path("runs") / f"{name}-{stamp}").absolute()
     if folder.exists() and not folder.is_dir():
         raise ScenarioError(f"--out {folder}: is no folder", reason="run-exists")
     there = {path.name for path in folder.iterdir()} if folder.exists() else set()
-    # the last three of what was begun, and came no further
+    # a run that was begun and got no further has left only the last three
     if there and not there & _BEGUN and not there <= {"scenario.toml", "repo", LOCK}:
         raise ScenarioError(f"--out {folder}: is not empty and holds no run", reason="run-exists")
     return folder
@@ -286,9 +287,9 @@ def _out(out: Path | None, name: str) -> Path:
 def _measured(
     file: ScenarioFile, cells: tuple[Cell, ...], folder: Path, progress: Progress, *, keep: bool
 ) -> Judged:
-    """What is not measured yet, and the judgement of all. A run that is interrupted when all its
-    trials are made is judged, too. The exit code says that it was interrupted if something may
-    have been left undone: a metal host may not be as it was."""
+    """Measure what is not measured yet, and judge everything. A run that is interrupted after its
+    last trial is judged, too. The exit code reports the interrupt if something may be left undone:
+    a metal host may not be as it was."""
     with progress.task("run"):
         try:
             _ran(file, cells, folder, progress, keep=keep)
@@ -365,7 +366,7 @@ def ab(
     github: ForGitHub = False,
     verbose: Verbose = False,
 ) -> None:  # fmt: skip
-    """Compare a kernel with a changed one, asked in a few words; else as `run`."""
+    """Compare a kernel with a changed one, described by a few options; otherwise like `run`."""
     _logging(verbose)
     step_summary = _step_summary(github)
     here, knobs = Path.cwd(), knobs_of(cmdline, parameters or [], sysfs or [])
@@ -395,7 +396,7 @@ def ab(
 
 
 def _begun(folder: Path, text: str) -> None:
-    """A new run's scenario is there to be read before anything is built for it."""
+    """Write a new run's scenario, so that it can be read before anything is built for it."""
     if (folder / "plan.json").exists():
         return
     with only_writer(folder):
@@ -405,8 +406,8 @@ def _begun(folder: Path, text: str) -> None:
 def _setting(
     accel: AccelName | None, workload: Workload | None, bar: str | None, guest: str | None
 ) -> Setting:
-    """With the accelerator that is of most use here, where none is asked for: instruction counts
-    tell more than the seconds of an emulation."""
+    """Return what the options describe. Without --accel, choose the accelerator that is most
+    useful here: instruction counts tell more than the seconds of an emulation."""
     kernel, why = None, ""
     if workload == "guest-boot":
         kernel = parse_kernel(guest or GUEST_KERNEL, "--guest", folder=Path.cwd())
@@ -419,7 +420,8 @@ def _setting(
 
 
 def _accel_of(host: Host) -> AccelName | None:
-    """What a bisection's steps all run under; None: a metal host runs as it does."""
+    """Return the accelerator for all steps of a bisection; None for a metal host, which has no
+    choice."""
     return chosen_accel(host.accel)[0] if isinstance(host, NestedHost) else None
 
 
@@ -534,7 +536,8 @@ def compare(
     as_json: AsJson = False,
     github: ForGitHub = False,
 ) -> None:
-    """Compare one arm of runs of different days or machines with that of the first run."""
+    """Compare one arm of runs from different days or machines with the same arm of the first
+    run."""
     step_summary = _step_summary(github)
     with Progress().task("compare"):
         found = judge_across([run.absolute() for run in runs], arm, allow or [])
@@ -626,7 +629,7 @@ def profile(
 
 
 def _until(text: str) -> float | Literal["agent"]:
-    """Raises ScenarioError."""
+    """Parse the value of --until. Raises ScenarioError."""
     if text == "agent":
         return "agent"
     try:
@@ -678,7 +681,8 @@ def recover(
 
 
 def _metal_host(host: str, ssh_config: Path | None, deadline: int | None, wait: int) -> MetalHost:
-    """Of an address; or of a scenario's file, with what it says of its power."""
+    """Return the metal host at an SSH address, or of a scenario file with its power and console
+    settings."""
     if host.endswith(".toml"):
         if ssh_config is not None:
             raise ScenarioError(f"--ssh-config: {host} says how its host is reached")
@@ -723,7 +727,7 @@ def doctor(
     as_json: AsJson = False,
     verbose: Verbose = False,
 ) -> None:
-    """Say what this machine or HOST can do and what is in the way; changes nothing."""
+    """Report what this machine or HOST can do and what is in the way; changes nothing."""
     _logging(verbose)
     asked = None
     if scenario is not None:
@@ -756,7 +760,8 @@ def clean(as_json: AsJson = False) -> None:
 
 
 def _step_summary(github: bool) -> Path | None:
-    """The file of GitHub's job summary, found before anything boots. Raises ScenarioError."""
+    """Return the file of GitHub's job summary, checked before anything boots. Raises
+    ScenarioError."""
     if not github:
         return None
     if not (name := os.environ.get("GITHUB_STEP_SUMMARY")):
@@ -812,7 +817,7 @@ def _print_json(document: dict[str, Any]) -> None:
 
 
 def _git_user() -> str | None:
-    """`Name <mail>`, as git would sign here; None where it knows no name or no mail."""
+    """Return `Name <mail>` as git would sign here, or None if git knows no name or no mail."""
     said = []
     for key in ("user.name", "user.email"):
         try:
@@ -863,7 +868,8 @@ def _run() -> int:
         return interrupts.EXIT_CODE
 
     def unexpected() -> int:
-        """A bug; but an interrupt can break Python's own code where it waits."""
+        """Report a bug; after an interrupt report the interrupt, which can break Python's own code
+        where it waits."""
         if interrupts.is_requested():
             logging.getLogger("barometer").debug("%s", traceback.format_exc())
             return interrupted()
@@ -872,10 +878,10 @@ def _run() -> int:
 
     command = typer.main.get_command(app)
     try:
-        # Not app(): that would make exit codes of its own from an interrupt and a closed pipe.
+        # Not app(): that has exit codes of its own for an interrupt and a closed pipe.
         with command.make_context("barometer", sys.argv[1:]) as context:
             command.invoke(context)
-        if sys.stdout is not None:  # it is None where it was closed from the beginning
+        if sys.stdout is not None:  # it is None if it was closed from the start
             sys.stdout.flush()
     except BarometerError as exc:
         say(f"error: {exc}")
@@ -889,7 +895,7 @@ def _run() -> int:
     except (KeyboardInterrupt, typer.Abort) as exc:
         return interrupted(f" by {exc}" if str(exc) else "")
     except BrokenPipeError:
-        # what is left in the buffer must not be tried again when Python ends
+        # Python must not try again to write the rest of the buffer when it ends
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except OSError as exc:
@@ -897,7 +903,7 @@ def _run() -> int:
             return unexpected()
         say(f"error: {exc.filename}: {exc.strerror}")
         return ScenarioError.exit_code
-    except Exception:  # noqa: BLE001  # the last resort: a bug, and said as one
+    except Exception:  # noqa: BLE001  # the last resort: a bug, reported as one
         return unexpected()
     return 0
 

@@ -23,9 +23,10 @@ from orchestrator.errors import BenchError
 from orchestrator.progress import waiting_for
 
 _TERM_SECONDS, _KILL_SECONDS = 5.0, 2.0
-"""A program that is stuck in the kernel does not even heed SIGKILL."""
+"""Seconds to wait after SIGTERM and after SIGKILL. A program that is stuck in the kernel does not
+even heed SIGKILL."""
 _MOST_BYTES = 256 << 20
-"""A list of all files of a kernel's tree has 10 MiB."""
+"""Most bytes of one output. A list of all files of a kernel's tree has 10 MiB."""
 log = logging.getLogger("barometer.command")
 
 
@@ -40,11 +41,12 @@ def run(
     accept: Sequence[int] = (0,),
     limit: int = _MOST_BYTES,
 ) -> subprocess.CompletedProcess[str]:
-    """Run `argv`; its output comes back as text. `env` is on top of this process's; None: unset.
+    """Run `argv` and return its output as text. `env` is added to this process's environment; None
+    unsets a variable.
 
-    The program and all it started end with this call, whatever ends it. Raises BenchError
-    (`doing` says what for) when it is missing, too slow, exits otherwise or prints more than
-    `limit` bytes.
+    If the call is cut short, the program and everything it started are ended. Raises BenchError
+    (`doing` names the purpose) if the program is missing, too slow, exits otherwise or prints more
+    than `limit` bytes on one output.
     """
     words = [os.fspath(a) for a in argv]
     log.debug("+ %s", shlex.join(words))
@@ -84,7 +86,8 @@ def run(
 def _communicate(
     process: subprocess.Popen[str], stdin: str, timeout: float, limit: int
 ) -> tuple[str, str]:
-    """As Popen.communicate(), which takes in whatever comes. Raises TooMuchError."""
+    """Exchange data like Popen.communicate(), but with a limit. Raises TooMuchError and
+    TimeoutExpired."""
     assert process.stdin is not None
     assert process.stdout is not None
     assert process.stderr is not None
@@ -133,8 +136,8 @@ def run_logged(
     on_line: Callable[[str], None] = lambda _line: None,
     timeout: float = 7200,
 ) -> int:
-    """Run `argv` for long: its output goes to the file `log`, each line to `on_line` as it comes;
-    the exit code comes back. Ends and raises as `run`, but for exit codes."""
+    """Run `argv` for a long time and return its exit code. Its output goes to the file `log`, and
+    each line to `on_line` as it arrives. Ends and raises like `run`, except for exit codes."""
     words = [os.fspath(a) for a in argv]
     with (
         log.open("w", encoding="utf-8") as file,
@@ -157,11 +160,11 @@ def run_logged(
 
 @contextlib.contextmanager
 def _running(words: list[str], doing: str, **how: Any) -> Iterator[subprocess.Popen[Any]]:
-    """The program; whatever ends the block ends it, with all that it started. One that cannot be
-    ended is left."""
+    """Keep the program running while the block runs. An exception ends it with everything it
+    started; a program that cannot be ended is left."""
     try:
         process = subprocess.Popen(words, start_new_session=True, **how)
-    except (FileNotFoundError, PermissionError) as exc:  # the latter of a folder in PATH, too
+    except (FileNotFoundError, PermissionError) as exc:  # the latter for a folder in PATH, too
         raise _missing(words[0], doing) from exc
     try:
         yield process
@@ -175,10 +178,11 @@ def _running(words: list[str], doing: str, **how: Any) -> Iterator[subprocess.Po
 
 
 def _lines(process: subprocess.Popen[bytes], end: float) -> Iterator[str]:
-    """Of its output, as they come. Raises TimeoutError at `end`, on time.monotonic()'s clock."""
+    """Yield the lines of the process's output as they arrive. Raises TimeoutError at `end`, on the
+    clock of time.monotonic()."""
     assert process.stdout is not None
     text = codecs.getincrementaldecoder("utf-8")("replace")
-    # "\r" alone ends a line, too: progress is written so
+    # "\r" alone also ends a line: programs show their progress that way
     decoder = io.IncrementalNewlineDecoder(text, translate=True)
     output, rest = process.stdout.fileno(), ""
     while True:
@@ -214,8 +218,8 @@ def _missing(program: str, doing: str) -> BenchError:
 
 
 def end_group(process: subprocess.Popen[Any]) -> None:
-    """End a program that leads a session, and what it started; it has a moment to clean up after
-    itself. What is another user's (sudo's) cannot be ended, and is left."""
+    """End a program that leads a session, and what it started. It has a moment to clean up after
+    itself. Processes of another user (sudo's) cannot be ended and are left."""
     for number, seconds in ((signal.SIGTERM, _TERM_SECONDS), (signal.SIGKILL, _KILL_SECONDS)):
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, number)
@@ -224,5 +228,5 @@ def end_group(process: subprocess.Popen[Any]) -> None:
 
 
 def tail(text: str, lines: int = 15) -> str:
-    """The last lines of a program's output or a console, for an error's evidence."""
+    """Return the last lines of a program's output or a console, for an error's evidence."""
     return "\n".join(map(cut_line, text.rstrip().splitlines()[-lines:]))

@@ -1,4 +1,4 @@
-"""What this runner or that machine can do, and what is in the way."""
+"""Diagnosis of this runner or of another machine: what it can do, and what is in the way."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ def diagnosed(
     *,
     probe: bool = False,
 ) -> Diagnosis:
-    """Of the machine at `address`, or of the one that the scenario's host is, or of this one.
+    """Diagnose the machine at `address`, else the scenario's metal host, else this machine.
 
-    `probe`: make one small map where a device is free for it. A machine that cannot be reached or
-    asked is a finding. Raises ScenarioError for an address or
-    a configuration that ssh does not take.
+    `probe`: make one small map if a device is free for it. A machine that cannot be reached or
+    examined is a finding. Raises ScenarioError for an address or a configuration that ssh does not
+    take.
     """
     host = scenario.host if scenario else None
     if address is None and isinstance(host, MetalHost):
@@ -56,14 +56,14 @@ def diagnosed(
 def preflight(
     scenario: Scenario, cache: Cache, progress: Progress, machine: Commands | None = None
 ) -> None:
-    """The doctor, before a run, on the machine that runs it or is measured. What works and costs
-    something is said through `progress`; KVM is left to the choice of the accelerator.
+    """Diagnose, before a run, the machine that runs it or is measured. What works but costs
+    something is reported through `progress`. KVM is left to the choice of the accelerator.
 
-    Raises BenchError with all that is in the way.
+    Raises BenchError with everything that is in the way.
     """
     needs = needs_of(scenario)
     raw = _evidence(machine or Here(), scenario, needs, cache, guests=False)
-    # a machine is looked at under a lease: the experiment that is there is this one
+    # a machine is examined under a lease: the experiment that is there is this one
     all_found = findings(raw, needs)
     found = tuple(f for f in all_found if machine is None or f.name != "experiment")
     for finding in found:
@@ -98,7 +98,7 @@ def _of(
 def _evidence(
     machine: Commands, scenario: Scenario | None, needs: Needs, cache: Cache, **how: bool
 ) -> dict[str, Any]:
-    """`how`: as of `evidence`."""
+    """Collect the evidence of a machine for these needs. `how`: arguments of `evidence`."""
     folders: dict[str, list[str]] = {}
     if "nested" in needs.uses:
         folders["nested"] = [str(cache.root)]

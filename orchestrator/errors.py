@@ -1,8 +1,8 @@
 """The exceptions of barometer: what is wrong, what to do, and the proof.
 
 Only `cli.py` turns one into an exit code. The class says what failed: the bench (`BenchError`), or
-what runs under the proven kernel (`ArmFailedError`). Whom a trial's failure is charged to is
-decided by its reason, in `faults.py`.
+what runs under the proven kernel (`ArmFailedError`). The reason of a trial's failure decides to
+whom it is charged (`faults.py`).
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from orchestrator.bounded import cut_message, quoted
 
 
 class BarometerError(Exception):
-    """Something a user can act on. `reason` is a short stable name (`guest-panic`)."""
+    """An error that a user can act on. `reason` is a short stable name (`guest-panic`)."""
 
     exit_code = 70
 
     def __init__(
         self, message: str, *, hint: str = "", evidence: str = "", reason: str = "error"
     ) -> None:
-        # both may have a machine's words in them, which may be of any length
+        # both may contain a machine's output, of any length
         self.message = cut_message(message)
         super().__init__(self.message)
         self.hint = hint
@@ -62,12 +62,13 @@ class EvidenceError(BarometerError):
 
 
 class LastStageEnded(Exception):  # noqa: N818 - nothing is wrong
-    """A trial that is only to go through a certain stage has gone through it."""
+    """A trial that is to end after a certain stage has completed it."""
 
 
 @contextmanager
 def key_named(key: str) -> Iterator[None]:
-    """Put the scenario's key, or the option, in front of what is wrong with its value."""
+    """Put the scenario's key, or the option, before the message of a ScenarioError in the
+    block."""
     try:
         yield
     except ScenarioError as exc:

@@ -1,13 +1,13 @@
 """The evidence on disk: the only thing that passes from collecting to judging.
 
     RUN/scenario.toml plan.json
-    RUN/kernels/baseline.config              and candidate.config, of kernels that come with one
-    RUN/comparison.json report.txt report.html   what judging made of it; for other tools:
+    RUN/kernels/baseline.config              and candidate.config, for kernels that come with one
+    RUN/comparison.json report.txt report.html   the results of judging; for other tools:
     RUN/junit.xml results.ktap kcidb.json results.csv
-    RUN/timelines/0001-baseline-guest-1.pftrace   of each traced guest boot, for ui.perfetto.dev
+    RUN/timelines/0001-baseline-guest-1.pftrace   for each traced guest boot, for ui.perfetto.dev
     RUN/trials/0001-baseline/manifest.json   stages, outcome, versions, sha256 of every file
     RUN/trials/0001-baseline/host/           domain.xml console.log dmesg.txt facts.json
-                                             device.json (of a metal host, before it was bound)
+                                             device.json (metal host, before the device was bound)
                                              trace-guest-1.txt.gz stats-guest-1.txt hist-*.txt
                                              profile-*.folded
     RUN/trials/0001-baseline/guest-0/        domain.xml console.log marks.txt dmesg.txt facts.json
@@ -46,21 +46,21 @@ from orchestrator.scenario import ARMS, ArmName
 
 MANIFEST = "manifest.json"
 SCHEMA = 1
-"""Of manifest.json and plan.json; a reader refuses what it does not know."""
+"""Version of manifest.json and plan.json. A reader refuses any other."""
 
 
 _ENDED = ("failed", "invalid")
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Written beside and renamed: a reader sees the old file or the new one."""
+    """Write JSON beside `path` and rename it: a reader sees the old file or the new one."""
     beside = path.with_name(f".{path.name}.new")
     beside.write_text(json.dumps(value, indent=1) + "\n")
     beside.rename(path)
 
 
 def read_json(path: Path) -> Any:
-    """Raises EvidenceError when the file is missing or is not JSON."""
+    """Read a JSON file. Raises EvidenceError if it is missing or is not JSON."""
     try:
         return json.loads(path.read_text("utf-8"))
     except FileNotFoundError as exc:
@@ -70,7 +70,7 @@ def read_json(path: Path) -> Any:
 
 
 def need_keys(path: Path, value: Any, keys: Sequence[str]) -> None:
-    """Raises EvidenceError unless `value`, read from `path`, has the schema and the keys."""
+    """Raise EvidenceError unless `value`, read from `path`, has the schema and the keys."""
     if not isinstance(value, dict) or value.get("schema") != SCHEMA or not value.keys() >= {*keys}:
         raise EvidenceError(
             f"{path} is not what barometer writes: schema {SCHEMA} with {', '.join(keys)}",
@@ -87,7 +87,7 @@ class TrialDir:
 
     @classmethod
     def open(cls, path: Path) -> TrialDir:
-        """A trial that is complete. Raises EvidenceError when its manifest cannot be read."""
+        """Open a complete trial. Raises EvidenceError if its manifest cannot be read."""
         trial = cls(path)
         trial.manifest = read_json(path / MANIFEST)
         need_keys(path / MANIFEST, trial.manifest, ("trial", "arm", "outcome"))
@@ -104,7 +104,8 @@ class TrialDir:
         return trial
 
     def verify(self) -> str | None:
-        """The first file that is missing or changed since it was collected, or None."""
+        """Describe the first file that is missing or changed since it was collected, or return
+        None."""
         if not self.manifest.get("files"):
             return "the manifest lists no files"
         for name, expected in self.manifest["files"].items():
@@ -116,8 +117,9 @@ class TrialDir:
         return None
 
     def attempts(self) -> tuple[Attempt, ...]:
-        """Every go at this trial, and those of the other arm that it made necessary. One whose
-        evidence has not been judged has gone well."""
+        """Return every attempt at this trial, and the attempts of the other arm that it made
+        necessary. An attempt whose evidence has not been judged yet counts as one that went
+        well."""
         arm: ArmName = "candidate" if self.manifest["arm"] == "candidate" else "baseline"
         outcome = self.manifest["outcome"]
         last = Attempt(arm)
@@ -129,7 +131,7 @@ class TrialDir:
         return (*attempts_from(self.manifest.get("repeated"), arm), last)
 
     def host_reports(self) -> tuple[KernelReport, ...]:
-        """What the host's kernel reported about itself."""
+        """Return what the host's kernel reported about itself."""
         return reports_in(self.text("host/console.log") or "")
 
     @property
@@ -140,8 +142,8 @@ class TrialDir:
         return self.path / f"guest-{index}"
 
     def text(self, name: str) -> str | None:
-        """The text of a file of the evidence, plain or as NAME.gz, or None where there is none.
-        Raises EvidenceError for a compressed file that is cut short."""
+        """Return the text of a file of the evidence, plain or from NAME.gz, or None if there is
+        none. Raises EvidenceError if a compressed file cannot be unpacked."""
         try:
             return (self.path / name).read_text("utf-8", errors="replace")
         except FileNotFoundError:
@@ -158,13 +160,13 @@ class TrialDir:
             ) from exc
 
     def json(self, name: str) -> Any:
-        """A JSON file of the evidence, or None where there is none."""
+        """Return a JSON file of the evidence, or None if there is none."""
         return read_json(self.path / name) if (self.path / name).exists() else None
 
 
 def charge_in(outcome: Mapping[str, Any]) -> Charge:
-    """Whom an outcome that is no measurement is charged to. Before there was a table of that, a
-    failed trial was its arm's."""
+    """Return whom an outcome that is no measurement is charged to. Older manifests do not record
+    it: there a failed trial is the arm's, and an invalid one the bench's."""
     charges: dict[object, Charge] = {"arm": "arm", "bench": "bench", "undecided": "undecided"}
     before: Charge = "arm" if outcome["kind"] == "failed" else "bench"
     return charges.get(outcome.get("charge"), before)
@@ -175,7 +177,7 @@ class TrialWriter(TrialDir):
 
     @staticmethod
     def partial_path(final: Path) -> Path:
-        """Where a trial is written until it is complete."""
+        """Return the folder in which a trial is written until it is complete."""
         return final.with_name(f".{final.name}.partial")
 
     def __init__(self, final: Path, facts: dict[str, Any]) -> None:
@@ -183,7 +185,7 @@ class TrialWriter(TrialDir):
         self._final = final
         self._started = time.monotonic()
         self.last_stage = ""
-        """The stage after which no other begins; empty: there is none such."""
+        """The stage after which no other begins; empty if all do."""
         self.path.mkdir(parents=True)
         self.host.mkdir()
         self.manifest = {
@@ -200,9 +202,9 @@ class TrialWriter(TrialDir):
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Record a stage's start and length, in seconds of the runner, and how it ended. Raises
-        BenchError when what was collected before takes more of the disk than a trial may, and
-        LastStageEnded in place of a stage after the last one."""
+        """Record the block as a stage: its start and length, in seconds of the runner, and how it
+        ended. Raises BenchError if what was collected before takes more of the disk than a trial
+        may, and LastStageEnded in place of a stage after the last one."""
         done = [s["name"] for s in self.manifest["stages"] if s["outcome"] == "ok"]
         if self.last_stage in done:
             raise LastStageEnded
@@ -231,8 +233,9 @@ class TrialWriter(TrialDir):
             )
 
     def failed(self, exc: BarometerError, stage: str, charged: Charged, line: str = "") -> None:
-        """What ended the trial early, and whom it is charged to. `line`: the report of the host's
-        kernel that decided it. What is undecided is `failed` if the kernel was proven to run."""
+        """Record what ended the trial early, and whom it is charged to. `line`: the report of the
+        host's kernel that decided it. An undecided outcome is `failed` if the kernel was proven to
+        run."""
         is_failed = charged.charge == "arm" or (
             charged.charge == "undecided" and isinstance(exc, ArmFailedError)
         )
@@ -257,7 +260,7 @@ class TrialWriter(TrialDir):
             if path.is_file() and path.name != MANIFEST
         }
         self._save()
-        for path in self.path.rglob("*"):  # QEMU keeps its files to itself; evidence is for all
+        for path in self.path.rglob("*"):  # QEMU's files are private; evidence is for all
             path.chmod(0o755 if path.is_dir() else 0o644)
         if self._final.exists():  # an earlier attempt
             shutil.rmtree(self._final)
@@ -272,7 +275,7 @@ _ACCELS = ("kvm", "tcg", "exact", "none")
 
 
 def _plan_flaw(plan: dict[str, Any]) -> str | None:
-    """What judging would stumble over, or take for something else."""
+    """Describe what in a plan judging would stumble over or misread, or return None."""
     if plan["accel"] not in _ACCELS:
         return f"accel is {plan['accel']!r}, none of {', '.join(_ACCELS)}"
     if not isinstance(plan["accel_reason"], str):
@@ -289,7 +292,8 @@ def _plan_flaw(plan: dict[str, Any]) -> str | None:
 
 
 def _same_plan(path: Path, then: dict[str, Any], now: dict[str, Any]) -> None:
-    """A run is taken up again with the very kernels and accelerator it was begun with."""
+    """Raise ScenarioError unless a run is resumed with the very kernels, accelerator and trials
+    that it was begun with."""
     for what, old, new in [
         ("accelerator", then["accel"], now["accel"]),
         *[
@@ -317,7 +321,7 @@ def _same_plan(path: Path, then: dict[str, Any], now: dict[str, Any]) -> None:
 
 
 def _number(trial: Path) -> tuple[int, str]:
-    """0010-baseline comes before 10000-candidate."""
+    """Return the sort key of a trial: 0010-baseline comes before 10000-candidate."""
     digits = trial.name.partition("-")[0]
     return int(digits) if digits.isdecimal() else 0, trial.name
 
@@ -332,10 +336,10 @@ class RunDir:
     def create(
         cls, path: Path, scenario: str, plan: dict[str, Any], configs: Mapping[ArmName, str] = {}
     ) -> RunDir:
-        """A new run, or the same one taken up again where it was interrupted. `configs`: of the
-        arms' kernels.
+        """Create a run, or resume the same one after an interrupt. `configs`: the configurations
+        of the arms' kernels.
 
-        Raises ScenarioError when the folder holds something else.
+        Raises ScenarioError if the folder holds something else.
         """
         run = cls(path)
         if (path / "plan.json").exists():
@@ -361,7 +365,7 @@ class RunDir:
 
     @classmethod
     def open(cls, path: Path) -> RunDir:
-        """Raises EvidenceError when there is no run at `path`."""
+        """Open a run. Raises EvidenceError if there is none at `path`."""
         if not (path / "plan.json").is_file():
             raise EvidenceError(
                 f"{path} holds no run: it has no plan.json",
@@ -375,7 +379,7 @@ class RunDir:
         return self.path / "trials"
 
     def plan(self) -> dict[str, Any]:
-        """Raises EvidenceError when it cannot be read."""
+        """Read plan.json. Raises EvidenceError if it cannot be read."""
         plan: dict[str, Any] = read_json(self.path / "plan.json")
         path = self.path / "plan.json"
         need_keys(path, plan, ("kernels", "guest_kernel", "accel", "accel_reason"))
@@ -386,7 +390,8 @@ class RunDir:
         return plan
 
     def scenario(self) -> str:
-        """The text the run was started with. Raises EvidenceError when it cannot be read."""
+        """Read the scenario that the run was started with. Raises EvidenceError if it cannot be
+        read."""
         try:
             return (self.path / "scenario.toml").read_text("utf-8")
         except (OSError, ValueError) as exc:
@@ -395,8 +400,8 @@ class RunDir:
             ) from exc
 
     def config(self, arm: ArmName) -> str | None:
-        """The configuration of an arm's kernel, or None where there is none. Raises EvidenceError
-        when it cannot be read."""
+        """Read the configuration of an arm's kernel; None if there is none. Raises EvidenceError
+        if it cannot be read."""
         path = self._config_path(arm)
         try:
             return path.read_text("utf-8", errors="replace")
@@ -409,6 +414,6 @@ class RunDir:
         return self.path / "kernels" / f"{arm}.config"
 
     def trials(self) -> list[TrialDir]:
-        """Every complete trial, in order."""
+        """Return every complete trial, in order."""
         folders = self.trials_path.glob("[0-9]*")
         return [TrialDir.open(p) for p in sorted(folders, key=_number)]

@@ -1,18 +1,19 @@
-"""Whose fault a failure is: the arm's, the bench's, or undecided. One table, with a reason each.
+"""The table of failures: to whom each is charged (the arm, the bench, or undecided), and why.
 
 An undecided failure is repeated, in turns of both arms. It is charged to an arm only if it comes
-back there and not in the other: Fisher's exact test over all attempts, whatever their reasons,
-one-sided, has p <= 0.05, and one reason at least comes twice in that arm. The least that this
+back in that arm and not in the other: Fisher's exact test, one-sided, over all attempts whatever
+their reasons, has p <= 0.05, and at least one reason occurs twice in that arm. The least that this
 takes is 3 of 3 attempts against 0 of 3 (p = 1/20).
 
-The test is asked again after every attempt, and of both arms, so 0.05 is not the share of false
-charges. If both arms fail equally often and for one reason, the candidate is charged (4000 drawn
-runs each, with the turns below): with 1 % of attempts failing in no run, with 10 % in at most 1 %,
-with 50 % in 1.6 % of runs of one pair, 2.4 % of three, 5.8 % of twelve; an arm, twice as often.
+The test is repeated after every attempt, and for both arms, so 0.05 is not the rate of false
+charges. Simulated (4000 runs for each figure, with the turns below) for arms that fail equally
+often and for one reason: if 1 % of the attempts fail, the candidate is charged in no run; if 10 %
+fail, in at most 1 % of runs; if 50 % fail, in 1.6 % of runs of one pair, 2.4 % of three pairs and
+5.8 % of twelve. The chance that any arm is charged is twice that.
 
-Attempts that the bench failed do not count there. If they come in one arm more often, by the same
-rule, a kernel may have caused them: nobody is charged, and the arms are called neither alike nor
-better.
+Attempts that the bench failed do not count there. If the bench fails one arm more often, by the
+same test, a kernel may have caused that: nobody is charged, and the arms are called neither alike
+nor better.
 """
 
 from __future__ import annotations
@@ -29,18 +30,19 @@ from orchestrator.scenario import ARMS, ArmName
 Charge = Literal["arm", "bench", "undecided"]
 _CHARGES: tuple[Charge, ...] = ("arm", "bench", "undecided")
 ATTEMPTS = 3
-"""Attempts of one trial, and the least of each arm that decide."""
+"""Attempts after which a failing trial is given up; the fewest of each arm that decide."""
 ALPHA = 0.05
-"""Fisher's p from which on failures are an arm's."""
+"""Largest p of Fisher's test at which failures are charged to an arm."""
 
 
 class Fault(NamedTuple):
     charge: Charge
     why: str
     emulated: Charge | None = None
-    """On an emulated host, if that differs."""
+    """Charge on an emulated host, if it differs."""
     comes_and_goes: bool = False
-    """Where it is the bench's, the trial is begun again at once."""
+    """True: the failure comes and goes, so a trial that the bench failed in this way is begun
+    again at once."""
 
 
 _EMULATOR = "an emulator that gets no CPU, or loses an interrupt or a wake-up, looks the same"
@@ -93,7 +95,7 @@ FAULTS: Mapping[str, Fault] = {
     "guest-ssh-lost": Fault("undecided", "the guest, its network or its keys may have failed"),
     "guest-wrong-host-key": Fault("bench", "another machine answers on the guest's port"),
     "console-flood": Fault("undecided", "a kernel that warns without end floods, or a program"),
-    # what the kernel under test was asked for and did not give
+    # the kernel under test did not do what it was asked to
     "no-huge-pages": Fault("undecided", "memory may be fragmented by chance"),
     "device-not-placed": Fault("undecided", "the firmware takes part in placing a BAR"),
     "device-missing": Fault("undecided", "the device may not be there, or not be seen"),
@@ -186,12 +188,12 @@ FAULTS: Mapping[str, Fault] = {
     "unfinished": Fault("bench", "the machine has not been put back since an earlier run"),
     "watchdog": Fault("bench", "the machine's watchdog cannot be used"),
     "wrong-image": Fault("bench", "a staged kernel image is damaged"),
-    # what answers is not what was planned
+    # another host, kernel or module than was planned
     "wrong-host": Fault("bench", "another host answered"),
     "wrong-kernel": Fault("bench", "another kernel runs than was planned"),
     "wrong-module": Fault("bench", "another module is loaded than was built"),
 }
-"""By the reason of the error that ended a trial."""
+"""The fault for the reason of each error that ends a trial."""
 _UNKNOWN = Fault("bench", "no kernel is blamed for what is not in the table")
 
 
@@ -212,9 +214,10 @@ def charge(
     reports: Sequence[KernelReport] = (),
     changed: Iterable[str] = (),
 ) -> Charged:
-    """Whom a failure is charged to, and why. `emulated`: the host is; `guest_emulated`: the guest,
-    be it on a host that is not. `reports`: of the host's kernel, whose panic or oops is its arm's
-    if a function of VFIO's, of the IOMMU's or of a `changed` module was called."""
+    """Return whom a failure is charged to, and why. `emulated`: the host is emulated;
+    `guest_emulated`: the guest is, even if the host is not. `reports`: those of the host's kernel.
+    A panic or oops of that kernel is its arm's if a function of VFIO, of the IOMMU or of a
+    `changed` module was called."""
     fault = fault_of(reason)
     emulated = emulated or (guest_emulated and reason.startswith("guest-"))
     if reason == "host-panic" and (function := _blamed(reports, changed)) is not None:
@@ -231,15 +234,15 @@ def _blamed(reports: Sequence[KernelReport], changed: Iterable[str]) -> Function
 
 @dataclass(frozen=True)
 class Attempt:
-    """One go at a trial, under the kernel of an arm."""
+    """One attempt at a trial, under the kernel of an arm."""
 
     arm: ArmName
     reason: str = ""
-    """Empty if it went well."""
+    """Reason of the failure; empty if the attempt went well."""
     charge: Charge = "undecided"
     stage: str = ""
     line: str = ""
-    """What a kernel reported then; else the error's own message."""
+    """Line that a kernel reported then; else the error's own message."""
 
 
 def attempt_json(attempt: Attempt) -> dict[str, str]:
@@ -250,8 +253,8 @@ def attempt_json(attempt: Attempt) -> dict[str, str]:
 
 
 def attempts_from(repeated: object, arm: ArmName) -> tuple[Attempt, ...]:
-    """Of a manifest. Those of older versions have the reasons alone, which were the emulator's.
-    Entries that are neither are left out."""
+    """Return the attempts in a manifest. Older versions recorded the reasons only, all of them the
+    emulator's. Entries of neither form are left out."""
     found: list[Attempt] = []
     for entry in repeated if isinstance(repeated, list) else ():
         if isinstance(entry, str):
@@ -270,21 +273,21 @@ def attempts_from(repeated: object, arm: ArmName) -> tuple[Attempt, ...]:
 
 
 class Count(NamedTuple):
-    """Failures of an arm, among so many attempts."""
+    """Number of failures of an arm, and number of attempts."""
 
     failed: int
     of: int
 
 
 def counts(attempts: Iterable[Attempt], arm: ArmName) -> Count:
-    """How many attempts of an arm failed, of how many; without those that the bench failed."""
+    """Count an arm's failed attempts and all its attempts, without those that the bench failed."""
     of_arm = [a for a in attempts if a.arm == arm and not (a.reason and a.charge == "bench")]
     return Count(sum(bool(a.reason) for a in of_arm), len(of_arm))
 
 
 def bench_counts(attempts: Iterable[Attempt], arm: ArmName) -> Count:
-    """How many attempts of an arm the bench failed in a way that a kernel may have caused: one
-    that comes and goes, or that is undecided on real machines."""
+    """Count an arm's attempts that the bench failed in a way that a kernel may have caused (such a
+    failure comes and goes, or is undecided on real machines), and all its attempts."""
     of_arm = [a for a in attempts if a.arm == arm]
     return Count(sum(_is_imputed(a) for a in of_arm), len(of_arm))
 
@@ -298,8 +301,8 @@ def _is_imputed(attempt: Attempt) -> bool:
 
 
 def chance(failed: int, of: int, other_failed: int, of_other: int) -> float:
-    """Fisher's exact test, one-sided: how probable it is that at least `failed` of all the
-    failures fall on the first `of` attempts, if they fall anywhere."""
+    """Return p of Fisher's exact test, one-sided: the probability that at least `failed` of all
+    the failures fall on the first `of` attempts, if failures are spread at random."""
     failures, whole = failed + other_failed, of + of_other
     most = min(of, failures)
     ways = sum(comb(of, k) * comb(of_other, failures - k) for k in range(failed, most + 1))
@@ -307,13 +310,13 @@ def chance(failed: int, of: int, other_failed: int, of_other: int) -> float:
 
 
 def failing_arm(attempts: Sequence[Attempt]) -> ArmName | None:
-    """The arm that undecided failures are charged to by now."""
+    """Return the arm that undecided failures are charged to by now, or None."""
     failed = [a for a in attempts if a.reason and a.charge != "bench"]
     return _more_often(failed, {arm: counts(attempts, arm) for arm in ARMS})
 
 
 def arm_the_bench_fails(attempts: Sequence[Attempt]) -> ArmName | None:
-    """The arm in which the bench's own failures come more often by now. It is not charged."""
+    """Return the arm that the bench fails more often by now, or None. The arm is not charged."""
     failed = [a for a in attempts if _is_imputed(a)]
     return _more_often(failed, {arm: bench_counts(attempts, arm) for arm in ARMS})
 
@@ -333,9 +336,9 @@ def nothing_works(attempts: Sequence[Attempt]) -> bool:
 
 
 def next_turn(attempts: Sequence[Attempt], arm: ArmName, *, alone: bool) -> ArmName | None:
-    """Which arm is attempted next, after an undecided failure of `arm`; None if no more attempts
-    are of use: it is decided, or both arms have failed in each of at least two attempts. `alone`:
-    the other one is not run."""
+    """Return the arm to attempt next after an undecided failure of `arm`. None: more attempts are
+    of no use, because it is decided, or because both arms have failed in each of at least two
+    attempts. `alone`: the other arm is not run."""
     if alone:
         return arm
     other: ArmName = "candidate" if arm == "baseline" else "baseline"

@@ -12,16 +12,17 @@ from pathlib import Path
 from orchestrator.errors import BenchError, ScenarioError
 
 LOCK = ".lock"
-"""The file in the folder that is locked. It is no evidence, and goes with the lock; what a killed
-process left of it locks nothing."""
+"""The file in the folder that is locked. It is no evidence, and is removed with the lock. A file
+that a killed process left locks nothing."""
 _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 @contextlib.contextmanager
 def only_writer(folder: Path) -> Iterator[None]:
-    """`folder` is this process's to write in. The lock is in the folder itself, so it is the same
-    one by whatever path, mount, container or machine (of NFS, where its server has locks) a run
-    gets there. A folder that is missing is made, and is gone again if nothing came into it.
+    """Reserve `folder` for writes of this process while the block runs. The lock is in the folder
+    itself, so it is the same one by whatever path, mount, container or machine (over NFS, if its
+    server has locks) a run gets there. A missing folder is created, and removed again if nothing
+    came into it.
 
     Raises ScenarioError if another process is at work there or nothing can be written there, and
     BenchError if the file system has no locks.
@@ -46,7 +47,7 @@ def only_writer(folder: Path) -> Iterator[None]:
     finally:
         with contextlib.suppress(OSError):
             if _is_at(lock, folder / LOCK):
-                (folder / LOCK).unlink()  # still locked: whoever opened it finds that it is gone
+                (folder / LOCK).unlink()  # still locked: whoever has it open sees that it is gone
         os.close(lock)
         for path in missing:
             with contextlib.suppress(OSError):
@@ -61,7 +62,7 @@ def _unwritable(folder: Path, exc: OSError) -> ScenarioError:
 
 
 def _lock(folder: Path) -> int:
-    """The open file, locked; no program that is started inherits it."""
+    """Return the open file, locked. Programs that are started do not inherit it."""
     path = folder / LOCK
     while True:
         lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
@@ -81,7 +82,7 @@ def _lock(folder: Path) -> int:
 
 
 def _is_at(lock: int, path: Path) -> bool:
-    """False if the file was removed, or is another one by now."""
+    """True if the open file is still the one at `path`."""
     try:
         return os.path.samestat(os.fstat(lock), path.lstat())
     except FileNotFoundError:

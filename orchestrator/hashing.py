@@ -1,4 +1,4 @@
-"""What identifies content: sha256 of files and of keys."""
+"""Identifiers of content: sha256 of files and of keys."""
 
 from __future__ import annotations
 
@@ -15,6 +15,6 @@ def sha256_file(path: Path) -> str:
 
 
 def digest_of(key: Mapping[str, Any]) -> str:
-    """16 hexadecimal digits of a key's canonical JSON."""
+    """Return 16 hexadecimal digits of the sha256 of a key's canonical JSON."""
     text = json.dumps(key, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]

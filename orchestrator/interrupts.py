@@ -1,9 +1,9 @@
 """SIGINT, SIGTERM and SIGHUP: barometer ends within ten seconds, whatever it is stuck in.
 
-The first signal raises KeyboardInterrupt in the main thread, whose way out ends and puts back all
-that there is. A thread sees to it that this gets somewhere: it ends this process's own machines
-at once, so that nobody waits for them; it says every ten seconds what of others' machines is
-still being put back; and it ends a process whose main thread does not come out.
+The first signal raises KeyboardInterrupt in the main thread, which ends and puts back everything
+on its way out. A thread makes sure that the main thread gets there: it ends this process's own
+machines at once, so that nobody waits for them; it reports every ten seconds what is still being
+put back on other people's machines; and it ends the process if the main thread does not come out.
 """
 
 from __future__ import annotations
@@ -25,10 +25,12 @@ from typing import NamedTuple, NoReturn
 EXIT_CODE = 130
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _WAY_OUT_SECONDS = 8.0
-"""For the main thread, while nothing is put back that must be."""
+"""Seconds that the main thread has to come out, not counting the time in which something is put
+back."""
 _SAY_SECONDS = 10.0
 _SAME_SECONDS = 1.0
-"""A terminal and a wrapper may both hand on one Ctrl-C."""
+"""Seconds within which two signals are one Ctrl-C, which a terminal and a wrapper may both pass
+on."""
 
 log = logging.getLogger("barometer")
 
@@ -43,14 +45,14 @@ _duties: list[_Duty] = []
 _is_requested = False
 _is_raised = False
 _is_lost = False
-"""The KeyboardInterrupt was raised where Python drops exceptions: in a destructor, in a callback
-of the garbage collector."""
+"""True if Python dropped the KeyboardInterrupt: it does so in a destructor, and in a callback of
+the garbage collector."""
 
 
 @contextlib.contextmanager
 def at_once(action: Callable[[], object]) -> Iterator[None]:
-    """A signal during the block calls `action` in a thread of its own, before the main thread has
-    come anywhere."""
+    """Have a signal during the block call `action` in a thread of its own, without waiting for the
+    main thread."""
     _at_once.append(action)
     try:
         yield
@@ -60,8 +62,8 @@ def at_once(action: Callable[[], object]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def duty(what: str, otherwise: str) -> Iterator[None]:
-    """The end of the block puts something back that may take its time. `what`: in a few words;
-    `otherwise`: the command that does it if this process does not."""
+    """Declare that the end of the block puts something back, which may take its time. `what`: a
+    short description; `otherwise`: the command that does it if this process does not."""
     _duties.append(mine := _Duty(what, otherwise))
     try:
         yield
@@ -70,15 +72,16 @@ def duty(what: str, otherwise: str) -> Iterator[None]:
 
 
 def is_requested() -> bool:
-    """A signal has come: what fails now, fails because of that."""
+    """True if a signal has come. What fails from then on fails because of it."""
     return _is_requested
 
 
 def install() -> None:
-    """For the main thread of the command. Signals that are ignored (nohup) stay so."""
+    """Install the handlers, in the main thread of the command. Ignored signals (nohup) stay
+    ignored."""
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
-    # C code writes the number there at once, also while the main thread runs no Python
+    # C code writes the number there at once, even while the main thread runs no Python
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     for number in _SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:
@@ -88,7 +91,7 @@ def install() -> None:
 
 
 def _raise(number: int, _frame: FrameType | None) -> None:
-    """Once: a second signal must not cut the way out short."""
+    """Raise KeyboardInterrupt, but only once: a second signal must not cut the way out short."""
     global _is_requested, _is_raised  # noqa: PLW0603  # a process has one way out
     if not _is_raised:
         _is_requested = _is_raised = True
@@ -116,7 +119,7 @@ def _watch(reader: int) -> None:
         now = time.monotonic()
         if _is_lost:
             _is_lost = False
-            first = now  # what it is told now is no second Ctrl-C
+            first = now  # the signal sent below is no second Ctrl-C
             signal.pthread_kill(threading.main_thread().ident or 0, number)
         if is_again and now - first > _SAME_SECONDS:
             _end("ended at once by a second Ctrl-C")
@@ -145,7 +148,8 @@ def _end(why: str) -> NoReturn:
 
 
 def _kill_children() -> None:
-    """Those that lead a process group, with all of it: builds, programs that are waited for."""
+    """Kill the children that lead a process group, and their groups: builds, programs that are
+    waited for."""
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError, ValueError):
             # proc_pid_stat(5), fields 4 and 5
@@ -155,7 +159,7 @@ def _kill_children() -> None:
 
 
 def _say(text: str) -> None:
-    """On standard error, unless nobody reads there: this thread must not wait."""
+    """Print on standard error, unless nobody reads there: this thread must not block."""
     with contextlib.suppress(OSError):
         if select.select([], [2], [], 0)[1]:
             os.write(2, f"barometer: {text}\n".encode())

@@ -1,10 +1,10 @@
-"""What a kernel reports about itself on its console: panics, oopses, stalls, lost interrupts.
+"""Reports of a kernel about itself on its console: panics, oopses, stalls, lost interrupts.
 
-A report is recognised by the form of the kernel's own line, which begins behind the time that
+A report is recognised by the form of the kernel's own line, which begins after the time that
 printk puts before each line. The kernel does not end a line that somebody else has begun (a login
-prompt, a colour): its own begins at the last time within the line. Words behind other words are no
-report: anybody can write them. The forms are those of Linux 5.10 to 7.x on x86; each names the
-function that prints it.
+prompt, a colour), so its own line begins at the last time within the line. The same words after
+other words are no report: anybody can write them. The forms are those of Linux 5.10 to 7.x on x86;
+each names the function that prints it.
 """
 
 from __future__ import annotations
@@ -19,18 +19,19 @@ Kind = Literal[
     "lost-interrupt", "machine-check", "oom",
 ]  # fmt: skip
 BROKEN: frozenset[Kind] = frozenset({"panic", "no-timer", "oops"})
-"""The kernel is beyond help."""
+"""Reports after which the kernel is beyond help."""
 STALLS: frozenset[Kind] = frozenset(
     {"hung-task", "soft-lockup", "hard-lockup", "rcu-stall", "lost-interrupt"}
 )
-"""Something did not get on. Under emulation it is the emulator that may have stood still."""
+"""Reports that something made no progress. Under emulation the emulator itself may have stood
+still."""
 
 _EXCEPTIONS = (
     "Oops", "general protection fault", "invalid opcode", "divide error", "int3", "overflow",
     "bounds", "coprocessor segment overrun", "invalid TSS", "segment not present",
     "stack segment", "double fault", "alignment check", "control protection fault",
 )  # fmt: skip
-"""What arch/x86/kernel/traps.c and arch/x86/mm/fault.c give to die()."""
+"""Names that arch/x86/kernel/traps.c and arch/x86/mm/fault.c pass to die()."""
 _FORMS: tuple[tuple[Kind, str], ...] = (
     # check_timer() in arch/x86/kernel/apic/io_apic.c, two ways to panic
     ("no-timer", r"Kernel panic - not syncing: IO-APIC \+ timer doesn't work!"),
@@ -65,8 +66,9 @@ _REPORT = re.compile("|".join(f"(?P<f{i}>{form})" for i, (_, form) in enumerate(
 _PREFIX = re.compile(r"(?:<\d+>)?\[ *(\d+\.\d+)\](?:\[ *[TC]\d+\])? ")
 # the same within a line, in exactly the form of print_time(), "[%5lu.%06lu]"
 _BEGINNING = re.compile(r"(?:<\d{1,3}>)?\[(?=[ \d]{5,20}\.) *\d+\.\d{6}\](?:\[ *[TC]\d+\])? ")
-# printk_stack_address() in arch/x86/kernel/dumpstack.c: ` func+0x12/0x34 [module]`; one with a
-# question mark was found on the stack, and need not have been called. show_ip() prints RIP
+# printk_stack_address() in arch/x86/kernel/dumpstack.c: ` func+0x12/0x34 [module]`; a function
+# with a question mark was only found on the stack, and need not have been called. show_ip() prints
+# RIP
 _CALL = re.compile(
     r"(?: |RIP: [0-9a-f]{4}:)([A-Za-z_][\w.]*)\+0x[0-9a-f]+/0x[0-9a-f]+(?: \[(\w+)(?: \w+)?\])?"
 )
@@ -74,14 +76,14 @@ _END = re.compile(r"---\[ end (?:trace|Kernel panic)| ?</TASK>")
 _LONGEST = 300
 """Characters of a line that are kept."""
 _MOST = 64
-"""Reports that are kept, the first ones, and functions of each."""
+"""Number of reports that are kept, the first ones, and of functions in each."""
 
 
 @dataclass(frozen=True)
 class Function:
     name: str
     module: str = ""
-    """Empty if it is built in."""
+    """Module of the function; empty if it is built in."""
 
 
 @dataclass(frozen=True)
@@ -90,13 +92,13 @@ class KernelReport:
 
     kind: Kind
     line: str
-    """As printed, with its time, cut to 300 characters."""
+    """The line as printed, with its time, cut to 300 characters."""
     seconds: float | None
-    """Of the kernel's clock; None if its lines have no times."""
+    """Time on the kernel's clock; None if the kernel's lines have no times."""
     functions: tuple[Function, ...] = ()
-    """Innermost first."""
+    """Functions of the call trace, innermost first."""
     ended: bool = False
-    """The end of its call trace was printed."""
+    """True if the end of the call trace was printed."""
 
     @property
     def message(self) -> str:
@@ -106,7 +108,8 @@ class KernelReport:
 
 
 class KernelReports:
-    """The reports of one console, read as it grows. Bounded, whatever the console says."""
+    """The reports of one console, read as it grows. Memory is bounded, whatever the console
+    prints."""
 
     def __init__(self) -> None:
         self._rest = ""
@@ -114,19 +117,19 @@ class KernelReports:
         self._reports: list[KernelReport] = []
 
     def take(self, text: str) -> None:
-        """Read on; a line counts when its end has come."""
+        """Read more of the console. A line counts once its end has come."""
         *lines, rest = (self._rest + text).split("\n")
         for line in lines:
             self._take_line(line.rstrip("\r"))
         rest = _own_part(rest)
-        # the end, too: the kernel's time may have come in half
+        # the end, too: it may have the first half of the kernel's time
         self._rest = rest if len(rest) <= 2 * _LONGEST else rest[:_LONGEST] + rest[-_LONGEST:]
 
     def all(self) -> tuple[KernelReport, ...]:
         return tuple(self._reports)
 
     def broken(self) -> KernelReport | None:
-        """The first report of a kernel that is beyond help."""
+        """Return the first report of a kernel that is beyond help, or None."""
         return next((report for report in self._reports if report.kind in BROKEN), None)
 
     def _take_line(self, line: str) -> None:
@@ -150,22 +153,22 @@ class KernelReports:
 
 
 def reports_in(text: str) -> tuple[KernelReport, ...]:
-    """The reports of a whole console; a last line without an end counts."""
+    """Return the reports of a whole console. A last line without an end counts."""
     reports = KernelReports()
     reports.take(text + "\n")
     return reports.all()
 
 
 def _own_part(line: str) -> str:
-    """The line from the kernel's last beginning in it, or all of it."""
+    """Return the line from the last place where the kernel begins one, or all of it."""
     starts = [found.start() for found in _BEGINNING.finditer(line)]
     return line[starts[-1] :] if starts else line
 
 
 def first_of(trace: Sequence[Function], modules: Iterable[str]) -> Function | None:
-    """The first function of a call trace that is one of VFIO's or the IOMMU's, or of one of the
-    modules. The IOMMU's do not count in a trace that any driver's DMA can have, or an interrupt
-    of the IOMMU, unless one of the others is in it, too."""
+    """Return the first function of a call trace that belongs to VFIO, to the IOMMU or to one of
+    the modules. IOMMU functions do not count in a trace that the DMA of any driver or an interrupt
+    of the IOMMU can cause, unless a function of VFIO or of the modules is in it, too."""
     known = {*modules} - {""}
     if any(_ANYBODYS.match(f.name) for f in trace) and not any(
         f.module in known or _VFIOS.match(f.module or f.name) for f in trace

@@ -1,4 +1,4 @@
-"""A machine's PCI functions and what it has on them, as guests/agents/survey.py says."""
+"""A machine's PCI functions and what uses them, as guests/agents/survey.py reports."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from orchestrator.scenario import format_size
 
 _BARS = 6
 _BRIDGE = 0x06
-"""The base class; of its subclasses the host's and PCI's own (PCI Code and ID Assignment, 1.7)."""
+"""Base class of bridges. The next line has its subclasses for the host's bridge and PCI's own (PCI
+Code and ID Assignment, 1.7)."""
 _HOST_BRIDGE, _PCI_BRIDGE = 0x0600, 0x0604
 
 
@@ -57,7 +58,7 @@ def parse_resources(lines: Iterable[str]) -> list[Resource]:
 class Function:
     address: str
     facts: Mapping[str, Any]
-    """All that was said of it, for evidence."""
+    """Everything that the survey reports about it, for evidence."""
 
     @property
     def sysfs(self) -> str:
@@ -65,12 +66,12 @@ class Function:
 
     @property
     def slot(self) -> str:
-        """What the functions of one device share."""
+        """Part of the address that the functions of one device share."""
         return self.address.rpartition(".")[0]
 
     @property
     def id(self) -> str:
-        """vendor:device, as lspci -n has it: 10de:2330."""
+        """vendor:device as lspci -n prints it: 10de:2330."""
         return ":".join(str(self.facts[name] or "?")[2:] for name in ("vendor", "device"))
 
     @property
@@ -79,7 +80,7 @@ class Function:
 
     @property
     def only_leads_on(self) -> bool:
-        """A bridge to devices, with no work of its own."""
+        """True for a bridge that only leads to devices, with no work of its own."""
         return self._class in (_HOST_BRIDGE, _PCI_BRIDGE)
 
     @property
@@ -93,18 +94,19 @@ class Function:
 
     @property
     def bars(self) -> dict[int, Resource]:
-        """Its BARs that are memory, by number."""
+        """Memory BARs of the function, by number."""
         bars = enumerate(self.resources[:_BARS])
         return {index: bar for index, bar in bars if bar.is_memory and bar.size}
 
     @property
     def largest_bar(self) -> int:
-        """Bytes; 0: it has none."""
+        """Size of the largest BAR in bytes; 0 if there is none."""
         return max((bar.size for bar in self.bars.values()), default=0)
 
     @property
     def resizable(self) -> dict[int, list[int]]:
-        """BAR -> sizes in bytes that it can have. Of a device that sleeps nothing is known."""
+        """Sizes in bytes that each BAR can have, by its number. For a device that sleeps nothing
+        is known."""
         return {int(index): sizes for index, sizes in (self.facts["resizable"] or {}).items()}
 
     @property
@@ -126,7 +128,7 @@ class Function:
 
 @dataclass(frozen=True)
 class User:
-    """What the machine has on a function; the words are survey.py's."""
+    """Something on the machine that uses a function; the words are survey.py's."""
 
     function: str
     kind: str
@@ -141,14 +143,14 @@ class User:
 class Survey:
     iommus: tuple[str, ...]
     functions: Mapping[str, Function]
-    """By address, in their order."""
+    """Functions by address, in their order."""
     users: tuple[User, ...]
     unread: int
-    """Processes that could not be asked what they have open."""
+    """Number of processes whose open files could not be read."""
 
     @classmethod
     def parse(cls, text: str) -> Survey:
-        """Raises BenchError when this is not what survey.py prints."""
+        """Parse the output of survey.py. Raises BenchError if it is anything else."""
         try:
             said = json.loads(text)
             return cls(
@@ -168,12 +170,13 @@ class Survey:
             ) from exc
 
     def members(self, function: Function) -> list[Function]:
-        """Everything in its IOMMU group, itself too."""
+        """Return every function in its IOMMU group, itself included."""
         listed = {function.address, *function.facts["group_devices"]}
         return [found for address, found in self.functions.items() if address in listed]
 
     def reached(self, functions: Iterable[Function]) -> list[Function]:
-        """They and what is behind them: behind a bridge, or a controller of Intel's VMD."""
+        """Return the functions and everything behind them: behind a bridge, or a controller of
+        Intel's VMD."""
         through = {function.address for function in functions}
         return [
             found
@@ -182,7 +185,7 @@ class Survey:
         ]
 
     def users_of(self, functions: Iterable[Function]) -> list[User]:
-        """Of them and of what is behind them; each once."""
+        """Return the users of the functions and of everything behind them, each once."""
         reached = {found.address for found in self.reached(functions)}
         users = [user for user in self.users if user.function in reached]
         return list({(user.kind, user.name): user for user in reversed(users)}.values())[::-1]

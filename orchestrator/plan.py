@@ -8,15 +8,16 @@ from dataclasses import dataclass
 from orchestrator.scenario import ARMS, CONTROL, WARM_UP, ArmName, Pass, Role, Scenario
 
 CONTROL_FROM = 10
-"""Pairs, from which on a control is worth a trial in each block."""
+"""Number of pairs from which on a control is worth a trial in each block."""
 
 
 @dataclass(frozen=True)
 class PlannedTrial:
     number: int
-    """From 1, the order of execution."""
+    """Position in the order of execution, from 1."""
     pair: int
-    """From 1; 0 of a warm-up. A control has that of the last pair of its block."""
+    """Number of the pair, from 1; 0 for a warm-up. A control has that of the last pair of its
+    block."""
     arm: Role
     passes: tuple[Pass, ...]
 
@@ -31,11 +32,12 @@ class PlannedTrial:
 
 
 def make_plan(scenario: Scenario) -> tuple[PlannedTrial, ...]:
-    """Every trial in order, up to the most pairs that there can be.
+    """Return every trial in order, up to the largest possible number of pairs.
 
-    Drift of the machine falls on both arms alike: a block of two pairs is AB BA or BA AB, which of
-    them is drawn by the seed; its control is drawn a place before, between or after its pairs.
-    With fewer pairs the plan is the beginning of that with more, but for warm-up and control.
+    Drift of the machine falls on both arms alike: a block of two pairs is AB BA or BA AB, which
+    the seed draws. The place of the block's control is drawn, too: before, between or after its
+    pairs. A plan with fewer pairs is the beginning of one with more, except for warm-up and
+    control.
 
     An exact host carries one guest boot, so there each pass of a guest boot is a trial of its own.
     """

@@ -29,7 +29,8 @@ from orchestrator.progress import Progress
 from orchestrator.scenario import ARMS, ArmName, HostDevice, MetalHost, Scenario
 
 _TAGS: dict[ArmName, str] = {"baseline": "base", "candidate": "cand"}
-"""In the releases of kernels that are built: as long for both, so that nothing else moves."""
+"""Part of the release of a kernel that is built. Both have the same length, so that nothing else
+in the kernel moves."""
 
 
 @dataclass(frozen=True)
@@ -39,23 +40,23 @@ class Prepared:
     kernels: dict[ArmName, KernelBundle]
     hosts: dict[ArmName, images.HostImage]
     guest_kernel: KernelBundle | None
-    """None where the workload has no guest."""
+    """Kernel of the guest; None if the workload has no guest."""
     payload: images.PayloadImage | images.PayloadFiles
     guest_disk: GuestDisk | None
-    """What the guest boots from; None: its kernel is in the payload."""
+    """Disk that the guest boots from; None if its kernel is in the payload."""
     accel: Accel
     accel_reason: str
     met: Met | None = None
-    """The metal host, as it was found."""
+    """Survey of the metal host; None for a nested one, and if all trials are complete."""
 
     def disks(self) -> tuple[Disk, ...]:
-        """What a nested host is given besides its own disks."""
+        """Return the disks that a nested host gets besides its own."""
         assert isinstance(self.payload, images.PayloadImage)
         more = [Disk(self.guest_disk.path, GUEST_SERIAL)] if self.guest_disk else []
         return (Disk(self.payload.disk, "payload"), *more)
 
     def configs(self) -> dict[ArmName, str]:
-        """Of the kernels that come with one."""
+        """Return the configurations of the kernels that come with one."""
         return {
             arm: kernel.config.read_text("utf-8", errors="replace")
             for arm, kernel in self.kernels.items()
@@ -69,10 +70,10 @@ class Prepared:
 def prepare(
     scenario: Scenario, cache: Cache, progress: Progress, found: tuple[Accel, str] | None = None
 ) -> Prepared:
-    """Accelerator, kernels and images; nothing is booted but the probe of KVM. `found`: how the
-    host ran, where all trials are complete: only the kernels are looked at then.
+    """Prepare accelerator, kernels and images. Nothing is booted but the probe of KVM. `found`:
+    how the host ran, if all trials are complete; then only the kernels are prepared.
 
-    Raises ScenarioError for what the scenario asks and cannot be had, BenchError otherwise.
+    Raises ScenarioError for what the scenario requires and is unavailable, BenchError otherwise.
     """
     met = None
     if found is not None:
@@ -117,7 +118,7 @@ def prepare(
 
 @contextlib.contextmanager
 def _looked_at(host: MetalHost, progress: Progress) -> Iterator[Shell]:
-    host = host.model_copy(update={"console": None})  # none is needed for a look
+    host = host.model_copy(update={"console": None})  # a look needs none
     with (
         tempfile.TemporaryDirectory(prefix="barometer-look-") as scratch,
         metal.looked_at(host, "barometer run", Path(scratch), progress) as shell,
@@ -126,7 +127,8 @@ def _looked_at(host: MetalHost, progress: Progress) -> Iterator[Shell]:
 
 
 def _kernels(scenario: Scenario, cache: Cache, progress: Progress) -> dict[ArmName, KernelBundle]:
-    """Of both arms. Raises ScenarioError for one that cannot be had, or lacks what is asked."""
+    """Resolve and build the kernels of both arms. Raises ScenarioError if one is unavailable or
+    lacks what the scenario requires."""
     with progress.stage("looking at the kernels"):  # all of them, before any is built
         for arm in ARMS:
             with key_named(f"arms.{arm}.kernel"):
@@ -137,7 +139,7 @@ def _kernels(scenario: Scenario, cache: Cache, progress: Progress) -> dict[ArmNa
     kernels: dict[ArmName, KernelBundle] = {}
     for arm in ARMS:
         if kernels and scenario.arms[arm].kernel == scenario.arms.baseline.kernel:
-            kernels[arm] = kernels["baseline"]  # down to the release
+            kernels[arm] = kernels["baseline"]  # the same down to the release
         else:
             kernel_stage = progress.stage(f"kernel of the {arm}: {scenario.arms[arm].kernel}")
             with kernel_stage, key_named(f"arms.{arm}.kernel"):
@@ -145,7 +147,7 @@ def _kernels(scenario: Scenario, cache: Cache, progress: Progress) -> dict[ArmNa
                 _has_backend(kernels[arm], scenario)
         for word in scenario.arms[arm].cmdline.split():
             name = word.partition("=")[0]
-            # other words with a dot are of the kernel's core, which lists them nowhere
+            # other words with a dot belong to the kernel's core, which lists them nowhere
             if "." in name and kernels[arm].has_module(name.partition(".")[0]):
                 with key_named(f"arms.{arm}.cmdline"):
                     check_parameter(kernels[arm], name)
@@ -177,7 +179,7 @@ def _has_backend(kernel: KernelBundle, scenario: Scenario) -> None:
 
 
 def plan_facts(scenario: Scenario, prepared: Prepared) -> dict[str, Any]:
-    """plan.json: the order of the trials, and exactly what they will use."""
+    """Return plan.json: the order of the trials, and exactly what they will use."""
     return {
         "schema": 1, "barometer": __version__, "scenario": scenario.name,
         "accel": prepared.accel, "accel_reason": prepared.accel_reason,
@@ -196,7 +198,7 @@ def plan_facts(scenario: Scenario, prepared: Prepared) -> dict[str, Any]:
 
 
 def guest_kernel_facts(scenario: Scenario, prepared: Prepared) -> dict[str, Any] | None:
-    """The kernel that the guests of both arms boot; None where there is no guest."""
+    """Return the kernel that the guests of both arms boot; None if there is no guest."""
     if prepared.guest_kernel is None or scenario.guest is None:
         return None
     return {"release": prepared.guest_kernel.release, "source": str(scenario.guest.kernel),

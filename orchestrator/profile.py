@@ -1,9 +1,10 @@
-"""`barometer profile`: one boot of a domain that is there already, under the timing pass.
+"""`barometer profile`: one boot of an existing domain, under the timing pass.
 
-The domain's definition is not changed, and its host needs a POSIX shell only. What is collected:
+The domain's definition is not changed, and its host needs a POSIX shell only. These files are
+collected:
 
     facts.json    what the host, QEMU and the domain are; QEMU's mappings at the end
-    trace.txt     of the tracer, with clock.txt, stats.txt and profile.txt (bench.profiler)
+    trace.txt     the trace, with clock.txt, stats.txt and profile.txt (bench.profiler)
     domain.xml    the definition
 """
 
@@ -37,9 +38,9 @@ from orchestrator.progress import Progress
 QUIET_SECONDS = 20.0
 _LONGEST = 900.0
 _LOOK_SECONDS = 1.0
-"""A shell on the host each time."""
+"""Seconds between two looks at the trace, each of which starts a shell on the host."""
 _UNTOUCHED_SECONDS = 60.0
-"""Of quiet, where nothing was recorded since the start: firmware may be slow."""
+"""Seconds of quiet that end a boot in which nothing was recorded yet: firmware may be slow."""
 _IORESOURCE_MEM = 0x200
 """include/linux/ioport.h"""
 _SSH = ("qemu+ssh", "qemu+libssh", "qemu+libssh2")
@@ -59,13 +60,14 @@ Ended = Literal["quiet", "agent", "domain-ended", "limit"]
 class Asked:
     domain: str
     uri: str | None = None
-    """None: as virsh would choose it."""
+    """URI of libvirt; None: the one that virsh would choose."""
     ssh_config: Path | None = None
     reboot: bool = False
-    """Ask the guest of a running domain to reboot; else a domain that does not run is started."""
+    """True: ask the guest of a running domain to reboot. False: start a domain that does not
+    run."""
     until: float | Literal["agent"] = QUIET_SECONDS
-    """Seconds without a record of the trace: no map, unmap or zap, no line on a serial port; or:
-    the guest agent connects."""
+    """End of the boot: so many seconds without a record of the trace (no map, unmap or zap, no
+    line on a serial port), or "agent": the guest agent connects."""
 
 
 @dataclass(frozen=True)
@@ -88,8 +90,8 @@ class Recorded:
 def record(asked: Asked, progress: Progress) -> Recorded:
     """Boot the domain once, traced. It is left running, whatever happens.
 
-    Raises ScenarioError for a domain that is not there, has no PCI device, or runs although it
-    was not asked to reboot; BenchError for what libvirt, the machine or its kernel refuses.
+    Raises ScenarioError for a domain that does not exist, has no PCI device, or runs although no
+    reboot was requested; BenchError for what libvirt, the machine or its kernel refuses.
     """
     with reached(asked.uri, asked.ssh_config) as (shell, connection):
         domain = connection.lookup(asked.domain)
@@ -138,7 +140,7 @@ def record(asked: Asked, progress: Progress) -> Recorded:
 
 
 def _is_nobodys(shell: Commands) -> None:
-    """Raises BenchError on a host that a run of barometer's has leased, or left changed."""
+    """Raise BenchError if a run of barometer's has leased the host, or left it changed."""
     leases = shell.run(f"ls {STATE}/lease-*.json || :", doing="looking for leases")
     if leases.stdout:
         raise BenchError(
@@ -164,10 +166,11 @@ def clear(uri: str | None, ssh_config: Path | None) -> None:
 def reached(
     uri: str | None, ssh_config: Path | None = None
 ) -> Iterator[tuple[Commands, hypervisor.Connection]]:
-    """A shell on the host of a libvirt URI, as root, and its libvirt. `ssh_config`: for ssh -F,
-    of libvirt's connection too.
+    """Yield a shell on the host of a libvirt URI, as root, and a connection to its libvirt.
+    `ssh_config`: for ssh -F, also for libvirt's connection.
 
-    Raises ScenarioError for a URI that is not of the system's QEMU here or over SSH."""
+    Raises ScenarioError for any URI but those of the system's QEMU here or over SSH.
+    """
     with contextlib.ExitStack() as stack:
         connection = None
         if uri is None:
@@ -224,7 +227,7 @@ def _can_be_told(definition: Definition, asked: Asked) -> None:
 def _facts(
     shell: Commands, connection: hypervisor.Connection, asked: Asked, definition: Definition
 ) -> dict[str, Any]:
-    """facts.json, as far as it is known before the boot."""
+    """Return facts.json, as far as it is known before the boot."""
     read = "".join(
         f"printf '{name}\\t'; cat {path} 2> /dev/null || echo;"
         for name, path in _SETTINGS.items()
@@ -250,8 +253,8 @@ def _facts(
 
 
 def _bars(shell: Commands, addresses: Sequence[str]) -> list[dict[str, Any]]:
-    """The memory BARs of the devices. Raises BenchError when one is not there, or there is no
-    BAR."""
+    """Return the memory BARs of the devices. Raises BenchError if a device is missing, or if there
+    is no BAR."""
     listed = parse_devices(shell.run(LIST_DEVICES, doing="listing PCI devices").stdout)
     if lost := [address for address in addresses if address not in listed]:
         raise BenchError(
@@ -295,13 +298,13 @@ def _boot(
 
 
 def _pid(shell: Commands, domain: str) -> int:
-    """Of QEMU, by the file that libvirt's system daemon keeps."""
+    """Return QEMU's process id, from the file that libvirt's system daemon keeps."""
     path = f"/run/libvirt/qemu/{domain}.pid"
     return int(shell.run(["cat", path], doing="reading QEMU's process id").stdout)
 
 
 class _Watch:
-    """Of a boot: what ends it."""
+    """Observer of a boot that detects its end."""
 
     def __init__(
         self, tracer: profiler.Tracer, pid: int, happened: hypervisor.Happened, asked: Asked,

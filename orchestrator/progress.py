@@ -1,5 +1,5 @@
-"""What a command is doing now: one live line on a terminal; in a pipe plain lines, and one within
-30 s at the latest, whatever it waits for."""
+"""Display of what a command is doing: one live line on a terminal; in a pipe plain lines, at least
+one every 30 s, whatever the command waits for."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from rich.text import Text
 from orchestrator.errors import LastStageEnded
 
 _SILENCE_SECONDS = 25.0
-"""The rest of the 30 s is for a machine that is busy."""
+"""Seconds of silence before a line. The rest of the 30 s is for a busy machine."""
 _DETAIL_COLUMNS = 120
 _of_thread = threading.local()
-"""`progress`: what shows the innermost stage of a thread."""
+"""Progress that shows the innermost stage of each thread, in its attribute `progress`."""
 
 
 class Progress:
     """Stages with their elapsed time. Stages nest; the innermost one is the live line. `silence`:
-    seconds after which a log gets a line that says where things are."""
+    seconds after which a log gets a line with the current state."""
 
     def __init__(self, console: Console | None = None, silence: float = _SILENCE_SECONDS) -> None:
         self._console = console or _standard_error()
@@ -42,7 +42,7 @@ class Progress:
 
     @contextmanager
     def task(self, name: str) -> Iterator[Progress]:
-        """Show where things are until the block ends, between stages as `name`. Within another
+        """Show the current state until the block ends, between stages as `name`. Within another
         task nothing changes."""
         if self._root._task is not None:
             yield self
@@ -56,8 +56,8 @@ class Progress:
 
     @contextmanager
     def lane(self, label: str) -> Iterator[Progress]:
-        """Progress of something that goes on beside others: its lines begin with `label`, and
-        the root shows where each of them is."""
+        """Yield the progress of something that runs beside others: its lines begin with `label`,
+        and the root shows the state of each lane."""
         lane = Progress(self._console)
         lane._label, lane._lock, lane._root = label, self._lock, self._root
         self._lanes.append(lane)
@@ -68,7 +68,7 @@ class Progress:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Show `name` while the block runs, then how long it took; in red when it failed."""
+        """Show `name` while the block runs, then how long it took; in red if it failed."""
         with self.task(name), self._shows_this_thread():
             started = time.monotonic()
             depth = len(self._stack)
@@ -92,11 +92,11 @@ class Progress:
                 self._detail = ""
 
     def detail(self, text: str) -> None:
-        """The last thing seen inside the current stage."""
+        """Show the last thing seen inside the current stage."""
         self._detail = text
 
     def note(self, text: str) -> None:
-        """A line that stays."""
+        """Print a line that stays."""
         self._print(len(self._stack), text)
 
     @contextmanager
@@ -139,7 +139,7 @@ class Progress:
                 with self._lock:
                     for state in self._states(now):
                         self._print(0, self._total(now) + state)
-            except (OSError, ValueError):  # nobody reads it any more; its writer finds that out
+            except (OSError, ValueError):  # nobody reads any more; the main thread finds that out
                 return
 
     def _print(self, depth: int, text: str, style: str = "") -> None:
@@ -150,7 +150,7 @@ class Progress:
             self._root._printed = time.monotonic()
 
     def _line(self) -> Text:
-        """The live line."""
+        """Return the live line."""
         now = time.monotonic()
         text = self._total(now) + "  ".join(self._states(now))
         return Text(text[: max(20, self._console.width - 1)], no_wrap=True, overflow="ellipsis")
@@ -159,12 +159,12 @@ class Progress:
         return f"[{now - self._task[1]:5.0f} s] " if self._task else ""
 
     def _states(self, now: float) -> list[str]:
-        """Where things are: in each lane, or without lanes."""
+        """Return the current state of each lane, or the only one without lanes."""
         return [*filter(None, (lane._now(now) for lane in [*self._lanes]))] or [self._now(now)]
 
     def _now(self, now: float) -> str:
         stage = self._stack[-1:] or [*filter(None, [self._task])]
-        if not stage:  # a lane's may have ended in its own thread
+        if not stage:  # a lane's stage may have ended in its own thread
             return ""
         ((name, started),) = stage
         head = f"{self._label}: " if self._label else ""
@@ -187,14 +187,15 @@ def waiting_for(what: str) -> Iterator[None]:
 
 
 def _one_line(text: str) -> str:
-    """What a console says may be long, and may be control sequences."""
+    """Return a console's text as one short line: it may be long, and may have control
+    sequences."""
     text = text[: 2 * _DETAIL_COLUMNS]
     line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
     return line if len(line) <= _DETAIL_COLUMNS else line[: _DETAIL_COLUMNS - 3] + "..."
 
 
 def _standard_error() -> Console:
-    """Without a live line in what is no terminal, whatever FORCE_COLOR says, and in a CI system,
-    which keeps a log of its terminal."""
+    """Return a console on standard error. It has no live line if that is not a terminal, whatever
+    FORCE_COLOR says, nor in a CI system, which keeps a log of its terminal."""
     live = sys.stderr is not None and sys.stderr.isatty() and not os.environ.get("CI")
     return Console(stderr=True, highlight=False, force_interactive=None if live else False)

@@ -73,26 +73,28 @@ from orchestrator.scenario import (
 
 log = logging.getLogger("barometer.run")
 Enough = Callable[[RunDir, int], bool]
-"""Whether the trials of so many pairs, from the first, are enough."""
+"""Stop rule of a run: True if the trials of its first so many pairs are enough."""
 
 _SAME_BENCH_FAILURES = 2
 
 
 @dataclass(frozen=True)
 class Runner:
-    """What every run of one process shares: libvirt's embedded driver opens once in a process."""
+    """Resources that all runs of one process share: libvirt's embedded driver opens once in a
+    process."""
 
     cache: Cache
     state: BenchState
     libvirt: hypervisor.Connection
     progress: Progress
     keep: bool = False
-    """Leave the evidence of a trial that is interrupted, and the private folder."""
+    """True: leave the private folder, and the evidence of a trial that is interrupted."""
 
 
 @contextlib.contextmanager
 def runner(cache: Cache, progress: Progress, *, keep: bool = False) -> Iterator[Runner]:
-    """This machine, ready to run plans; what they leave outside their folders is gone after."""
+    """Keep this machine ready to run plans while the block runs. What they leave outside their
+    folders is removed at its end."""
     with (
         bench_state(keep=keep) as state,
         hypervisor.embedded(state.folder / "libvirt", cache.folder("libvirt")) as libvirt,
@@ -105,7 +107,7 @@ def runner(cache: Cache, progress: Progress, *, keep: bool = False) -> Iterator[
 
 @dataclass(frozen=True)
 class Bench:
-    """What every trial of a run shares."""
+    """Resources that all trials of a run share."""
 
     scenario: Scenario
     prepared: Prepared
@@ -114,15 +116,15 @@ class Bench:
     libvirt: hypervisor.Connection
     progress: Progress
     keep: bool = False
-    """Leave the evidence of a trial that is interrupted."""
+    """True: leave the evidence of a trial that is interrupted."""
     enough: Enough | None = None
-    """With `trials.until`: asked after each block, of the pairs up to it."""
+    """Stop rule of `trials.until`, called after each block with the number of pairs so far."""
     only: ArmName | None = None
-    """Of all trials those of this arm; the others are left for another day."""
+    """Run this arm's trials only; the others are left for another day."""
     machine: MetalMachine | None = None
-    """Of a metal host: leased, with the kernels on it."""
+    """The metal host, if there is one: leased, with the kernels on it."""
     nested: NestedMachine = field(default_factory=NestedMachine)
-    """Of nested hosts: the one that trials share; `run_trials` ends it."""
+    """The nested host that trials share; `run_trials` ends it."""
 
 
 def run_plan(
@@ -134,13 +136,13 @@ def run_plan(
     *,
     only: ArmName | None = None,
 ) -> bool:
-    """Every trial of the plan that is not complete yet, in order; evidence under `out`. With
-    `trials.until`, `enough` says after each block whether that was the last. `only`: the trials of
-    one arm; to judge, such a run is one that is not complete.
+    """Run every trial of the plan that is not complete yet, in order; evidence goes under `out`.
+    With `trials.until`, `enough` decides after each block whether it was the last. `only`: run the
+    trials of one arm; such a run is judged as one that is not complete.
 
-    Goes on after a failed trial; stops when the bench fails twice in a row for the same reason or
-    all attempts of both arms fail, and then returns False. Raises ScenarioError and BenchError for
-    what cannot be prepared.
+    Goes on after a failed trial. Stops and returns False if the bench fails twice in a row for the
+    same reason, or if every attempt of both arms has failed. Raises ScenarioError and BenchError
+    for what cannot be prepared.
     """
     with no_space_explained(out), only_writer(out):
         found = _found(scenario, out, enough, only)
@@ -158,9 +160,9 @@ def run_plan(
 
 
 def all_made(scenario: Scenario, out: Path, enough: Enough | None) -> bool:
-    """Whether every trial of the run has been made, be it that the bench failed, and none is to be
-    repeated: an interrupt then takes nothing from it. Raises EvidenceError when the run cannot be
-    read."""
+    """True if every trial of the run has been made, even if the bench failed it, and none is to be
+    repeated. An interrupt then takes nothing from the run. Raises EvidenceError if the run cannot
+    be read."""
 
     def is_made(run: RunDir, planned: PlannedTrial) -> bool:
         return (run.trials_path / planned.name).exists()
@@ -171,8 +173,8 @@ def all_made(scenario: Scenario, out: Path, enough: Enough | None) -> bool:
 def _found(
     scenario: Scenario, out: Path, enough: Enough | None, only: ArmName | None
 ) -> tuple[Accel, str] | None:
-    """How the host of a run ran, where all trials are complete and none is to be repeated: nothing
-    is left to be done on it. Raises EvidenceError when the run cannot be read."""
+    """Return how the host of a run ran if all trials are complete and none is to be repeated, so
+    that nothing is left to do on it; else None. Raises EvidenceError if the run cannot be read."""
     if not _all(scenario, out, enough, only, _is_complete):
         return None
     plan = RunDir.open(out).plan()
@@ -183,7 +185,8 @@ def _all(
     scenario: Scenario, out: Path, enough: Enough | None, only: ArmName | None,
     done: Callable[[RunDir, PlannedTrial], bool],
 ) -> bool:  # fmt: skip
-    """Whether that is so of each trial up to those that are enough, and none is to be repeated."""
+    """True if `done` holds for each trial up to the last that is needed, and none is to be
+    repeated."""
     if not (out / "plan.json").exists():
         return False
     run = RunDir.open(out)
@@ -197,7 +200,8 @@ def _all(
 
 @contextlib.contextmanager
 def _leased(bench: Bench, met: Met, cache: Cache) -> Iterator[MetalMachine]:
-    """The metal host with all that the trials need on it. Raises as `metal.leased`."""
+    """Lease the metal host while the block runs, with everything on it that the trials need.
+    Raises like `metal.leased`."""
     host = bench.scenario.host
     assert isinstance(host, MetalHost)
     config = ["--ssh-config", str(host.ssh_config)] if host.ssh_config else []
@@ -214,9 +218,9 @@ def _leased(bench: Bench, met: Met, cache: Cache) -> Iterator[MetalMachine]:
 
 
 def run_trials(bench: Bench) -> bool:
-    """The trials that are not complete, one after the other; with accel exact, whose numbers do
-    not depend on what else the machine does, as many at a time as there are CPUs and memory, but
-    for those that share a host. False when no more were begun, as `run_plan` says."""
+    """Run the trials that are not complete, one after the other. With accel exact, whose numbers
+    do not depend on what else the machine does, as many run at once as there are CPUs and memory,
+    except for trials that share a host. Stops and returns False as `run_plan` does."""
     try:
         return _run_blocks(bench)
     finally:
@@ -238,8 +242,8 @@ def _run_blocks(bench: Bench) -> bool:
 def _blocks(
     scenario: Scenario, enough: Enough | None, only: ArmName | None
 ) -> list[tuple[int, list[PlannedTrial]]]:
-    """Trials that are made together, with the number of pairs up to them: all; or two pairs, where
-    it is asked whether they are enough."""
+    """Return the trials that are made together, with the number of pairs up to them: all trials,
+    or blocks of two pairs if there is a stop rule."""
     plan = [planned for planned in make_plan(scenario) if only in (None, planned.arm)]
     most = scenario.trials.most_pairs
     if enough is None:
@@ -251,13 +255,13 @@ def _blocks(
 
 
 def _is_complete(run: RunDir, planned: PlannedTrial) -> bool:
-    """A trial that the bench failed is made again."""
+    """True unless the trial has to be made, or made again because the bench failed it."""
     done = run.trials_path / planned.name
     return done.exists() and not TrialDir.open(done).manifest["outcome"].get("by_bench")
 
 
 def _run_block(bench: Bench, block: Sequence[PlannedTrial], stop: _BenchWatch) -> bool:
-    """As run_trials, of some of them."""
+    """Run some of the trials, like run_trials."""
     pending = []
     for planned in block:
         if _is_complete(bench.run, planned):
@@ -281,15 +285,15 @@ def _run_block(bench: Bench, block: Sequence[PlannedTrial], stop: _BenchWatch) -
 
 
 class _BenchWatch:
-    """Whether to go on: not after two trials in a row that are charged to the bench for one
-    reason, and not if every attempt of both arms has failed: there is nothing to compare."""
+    """Detector of a run that is of no use: two trials in a row are charged to the bench for one
+    reason, or every attempt of both arms has failed, so that there is nothing to compare."""
 
     def __init__(self, bench: Bench) -> None:
         self._bench = bench
         self._reasons: list[str] = []
 
     def saw(self, planned: PlannedTrial) -> bool:
-        """Whether to stop, now that this trial has ended."""
+        """True if the run has to stop, now that this trial has ended."""
         folder = self._bench.run.trials_path / planned.name
         if not folder.exists():  # it was interrupted
             return False
@@ -306,7 +310,8 @@ class _BenchWatch:
 
 
 def _at_once(scenario: Scenario) -> int:
-    """How many exact hosts this machine carries: a CPU and their memory (with QEMU's own) each."""
+    """Return how many exact hosts this machine carries: each takes a CPU, its memory and QEMU's
+    own."""
     available = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
     fit = int(available[1]) * 1024 // (scenario.nested.memory + 2 * GIB) if available else 1
     return max(1, min(len(os.sched_getaffinity(0)), fit))
@@ -315,8 +320,8 @@ def _at_once(scenario: Scenario) -> int:
 def _run_at_once(
     bench: Bench, pending: Sequence[PlannedTrial], width: int, stop: _BenchWatch
 ) -> bool:
-    """A thread for each trial. An interrupt ends their machines, and with them the trials. False
-    as of run_trials."""
+    """Run each trial in a thread. An interrupt ends their machines, and with them the trials.
+    Returns False as run_trials does."""
 
     def work(planned: PlannedTrial) -> None:
         with bench.progress.lane(planned.name) as lane:
@@ -343,8 +348,8 @@ def _run_at_once(
 
 
 def run_until_it_counts(bench: Bench, planned: PlannedTrial) -> None:
-    """`run_trial`, again if the bench failed in a way that comes and goes. The manifest has every
-    attempt, those of an interrupted run included."""
+    """Call `run_trial`, again if the bench failed in a way that comes and goes. The manifest has
+    every attempt, also those of an interrupted run."""
     final = bench.run.trials_path / planned.name
     for left in reversed(range(ATTEMPTS)):
         before = TrialDir.open(final).attempts() if final.exists() else ()
@@ -362,8 +367,8 @@ def run_until_it_counts(bench: Bench, planned: PlannedTrial) -> None:
 
 
 def repeat_undecided(bench: Bench, block: Sequence[PlannedTrial]) -> None:
-    """Attempt trials again that failed undecided, in turns of both arms, until they are measured,
-    an arm is found to fail, or that takes too many attempts."""
+    """Attempt trials with an undecided failure again, in turns of both arms, until they are
+    measured, an arm is charged, or too many attempts are made."""
     left = 4 + len(block) // 4
     for planned in block:
         while (
@@ -382,7 +387,7 @@ def repeat_undecided(bench: Bench, block: Sequence[PlannedTrial]) -> None:
 
 
 def _next_turn(run: RunDir, planned: PlannedTrial, only: ArmName | None) -> ArmName | None:
-    """The arm that is attempted next because of this trial; None: it is not to be repeated."""
+    """Return the arm to attempt next because of this trial; None if it is not to be repeated."""
     folder = run.trials_path / planned.name
     if planned.arm == WARM_UP or not folder.exists():
         return None
@@ -404,7 +409,7 @@ def _attempts_of(run: RunDir) -> list[Attempt]:
 
 
 def _attempt_again(bench: Bench, planned: PlannedTrial) -> None:
-    """The trial again. Its evidence takes the place of the last attempt's."""
+    """Attempt the trial again. Its evidence takes the place of the last attempt's."""
     try:
         run_until_it_counts(bench, planned)
     except BarometerError as exc:
@@ -412,8 +417,8 @@ def _attempt_again(bench: Bench, planned: PlannedTrial) -> None:
 
 
 def _attempt_beside(bench: Bench, failed: PlannedTrial, arm: ArmName) -> None:
-    """An attempt of the other arm, as far as the failed trial got. It is known by whether it went
-    well; its measurements are not used."""
+    """Attempt the trial with the other arm, up to the stage at which it failed. Only whether that
+    went well is recorded; its measurements are not used."""
     trial = TrialDir.open(bench.run.trials_path / failed.name)
     beside = replace(failed, arm=arm)
     folder = bench.run.trials_path / f".{failed.name}.beside"
@@ -438,8 +443,8 @@ def run_trial(
     final: Path | None = None,
     through: str = "",
 ) -> None:
-    """A booted host with its workload; the trial is complete on disk whatever happened, unless
-    the run itself is interrupted. Raises what ended it early. `repeated`: the attempts before it.
+    """Boot a host and run its workload. The trial is complete on disk whatever happens, unless the
+    run itself is interrupted. Raises what ended it early. `repeated`: the attempts before it.
     `through`: the stage that is its last, if it has one of that name."""
     final = final or bench.run.trials_path / planned.name
     partial = TrialWriter.partial_path(final)
@@ -450,7 +455,7 @@ def run_trial(
     try:
         _climb(bench, planned, trial, through)
     except BaseException as exc:
-        # interrupted, here or beside; or no space: there is nothing to judge
+        # interrupted, here or in another trial, or no space: there is nothing to judge
         is_interrupted = bench.libvirt.stopped.is_set() or interrupts.is_requested()
         if is_interrupted or isinstance(exc, KeyboardInterrupt | OSError):
             if not bench.keep:
@@ -481,7 +486,8 @@ def _charge(
 
 
 def _telling_line(reports: Sequence[KernelReport], trial: TrialWriter) -> str:
-    """That the host's kernel is broken, or else the first stall since the trial began on it."""
+    """Return the report that the host's kernel is broken, else its first stall since the trial
+    began, else an empty string."""
     since = reports[trial.manifest.get("reports_before", 0) :]
     return next(
         (
@@ -495,14 +501,15 @@ def _telling_line(reports: Sequence[KernelReport], trial: TrialWriter) -> str:
 
 
 def _climb(bench: Bench, planned: PlannedTrial, trial: TrialWriter, through: str = "") -> None:
-    """The stages of a trial, up to the one called `through`."""
+    """Run the stages of a trial, up to the one called `through`."""
     trial.last_stage = through
     with contextlib.suppress(LastStageEnded):
         _climb_stages(bench, planned, trial)
 
 
 def _climb_stages(bench: Bench, planned: PlannedTrial, trial: TrialWriter) -> None:
-    """Provisioned machine > proven kernel > bound device > workload under its passes."""
+    """Run the stages: provisioned machine > proven kernel > bound device > workload under its
+    passes."""
     scenario, progress = bench.scenario, bench.progress
     boots_guests = scenario.workload == "guest-boot" and {*planned.passes} != {"counts"}
     with contextlib.ExitStack() as ladder:
@@ -529,7 +536,7 @@ def _climb_stages(bench: Bench, planned: PlannedTrial, trial: TrialWriter) -> No
             maps(host, devices[0], scenario, planned.passes, trial=trial, progress=progress)
         host.check()
         if scenario.arms[planned.boots].is_set:
-            with trial.stage("settings-again"):  # nothing has set them otherwise meanwhile
+            with trial.stage("settings-again"):  # nothing has changed them meanwhile
                 _proven(bench, planned.boots, host)
 
 
@@ -537,7 +544,7 @@ def _climb_stages(bench: Bench, planned: PlannedTrial, trial: TrialWriter) -> No
 def _booted(
     bench: Bench, arm: ArmName, trial: TrialWriter, *, with_libvirt: bool
 ) -> Iterator[Host]:
-    """The host under the kernel of an arm, proven."""
+    """Keep the host booted under the kernel of an arm, proven, while the block runs."""
     scenario, prepared, words = bench.scenario, bench.prepared, bench.scenario.arms[arm].words
     if bench.machine is not None:
         with bench.machine.booted(arm, words, trial) as host:
@@ -560,7 +567,7 @@ def _booted(
 
 @contextlib.contextmanager
 def _devices(bench: Bench, host: Host, trial: TrialWriter) -> Iterator[tuple[BoundDevice, ...]]:
-    """The devices with a large BAR, bound to vfio-pci."""
+    """Keep the devices with a large BAR bound to vfio-pci while the block runs."""
     device = bench.scenario.device
     if isinstance(device, HostDevice):
         assert bench.machine is not None
@@ -574,7 +581,7 @@ def _devices(bench: Bench, host: Host, trial: TrialWriter) -> Iterator[tuple[Bou
 
 
 def _set(bench: Bench, arm: ArmName, host: Host, trial: TrialWriter) -> None:
-    """What the arms set, where they set anything."""
+    """Apply and prove the arm's settings, if either arm has any."""
     if any(bench.scenario.arms[name].is_set for name in ARMS):
         with bench.progress.stage("host: settings"), trial.stage("settings"):
             write_settings(host.change, bench.scenario, arm)
@@ -623,7 +630,7 @@ def _workload_facts(scenario: Scenario) -> dict[str, Any]:
 
 
 def _save_reports(host: Host, trial: TrialWriter) -> None:
-    """What the host's kernel reported about itself."""
+    """Record what the host's kernel reported about itself."""
     reports = [
         {"kind": report.kind, "line": report.line, "seconds": report.seconds}
         for report in host.kernel.reports()
@@ -640,7 +647,7 @@ def _save_dmesg(host: Host, trial: TrialWriter) -> None:
 
 @contextlib.contextmanager
 def no_space_explained(out: Path) -> Iterator[None]:
-    """A full disk is said as such, with what to do."""
+    """Turn the error of a full disk into one that says so, with what to do."""
     try:
         yield
     except OSError as exc:

@@ -37,16 +37,17 @@ KIB, MIB, GIB, TIB = 2**10, 2**20, 2**30, 2**40
 _UNITS = {"KiB": KIB, "MiB": MIB, "GiB": GIB, "TiB": TIB}
 _SIZE = re.compile(r"([1-9][0-9]*)\s*(KiB|MiB|GiB|TiB)")
 _DOT = re.compile(r"""\.(?=(?:[^"']|"[^"]*"|'[^']*')*$)""")
-"""Between two parts of a dotted key, not within quotes."""
+"""Dots that separate the parts of a dotted key; a dot within quotes does not."""
 
 
 def is_emulated(accel: str) -> bool:
-    """Whether seconds under this accelerator are an emulator's; none: a real machine."""
+    """True if the accelerator emulates the machine, so that its seconds are emulated. `none` is a
+    real machine."""
     return accel in ("tcg", "exact")
 
 
 Metric = str
-"""A name of METRICS; of those at a point of a map, also NAME@SIZE/ALIGNMENT/STATE."""
+"""Name of a metric: a key of METRICS; at a point of a map also NAME@SIZE/ALIGNMENT/STATE."""
 METRICS: dict[Metric, Literal["s", "count"]] = {
     "guest_boot_seconds": "s",
     "guest_ssh_seconds": "s",
@@ -74,8 +75,8 @@ Pass = Literal["plain", "timing", "counts", "profile"]
 ArmName = Literal["baseline", "candidate"]
 ARMS: tuple[ArmName, ...] = ("baseline", "candidate")
 Role = Literal["baseline", "candidate", "control", "warm-up"]
-"""What a trial is for. control: the baseline's kernel once more, to compare the bench with itself.
-warm-up: thrown away."""
+"""Role of a trial. control: the baseline's kernel once more, to compare the bench with itself.
+warm-up: its numbers are not used."""
 CONTROL: Role = "control"
 WARM_UP: Role = "warm-up"
 Alignment = Literal["1GiB", "2MiB", "4KiB"]
@@ -90,7 +91,8 @@ _BACKING_PAGE: dict[Backing, int] = {
 
 
 def parse_size(text: object) -> int:
-    """Bytes of "32GiB", "512MiB", "1TiB".  Raises ValueError; decimal units are refused."""
+    """Parse "32GiB", "512MiB" or "1TiB" into bytes. Raises ValueError; decimal units are
+    refused."""
     match = _SIZE.fullmatch(text.strip()) if isinstance(text, str) else None
     if match is None:
         raise ValueError(f'{text!r} is not a size; write it like "32GiB" (KiB, MiB, GiB or TiB)')
@@ -98,7 +100,7 @@ def parse_size(text: object) -> int:
 
 
 def format_size(size: int) -> str:
-    """The shortest exact spelling: 34359738368 is "32GiB"."""
+    """Return the shortest exact spelling: 34359738368 is "32GiB"."""
     for unit, factor in reversed(_UNITS.items()):
         if size % factor == 0 and size:
             return f"{size // factor}{unit}"
@@ -151,7 +153,7 @@ _BOUND = re.compile(r"(<=|>=|<|>)\s*([0-9]+(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?)")
 
 @dataclass(frozen=True)
 class Bound:
-    """An expectation of a ratio, candidate / baseline: `<= 1.02`."""
+    """A bound that a scenario sets on a ratio, candidate / baseline: `<= 1.02`."""
 
     sign: Literal["<=", ">=", "<", ">"]
     limit: float
@@ -179,7 +181,7 @@ def _parse_expectation(text: object) -> object:
 
 
 Series = tuple[Annotated[str, Field(min_length=1)], ...]
-"""Where patches come from, in the order in which they are applied."""
+"""Sources of patches, in the order in which the patches are applied."""
 Expectation = Annotated[
     Literal["improved", "equivalent", "not-regressed", "regressed"] | Bound,
     BeforeValidator(_parse_expectation),
@@ -198,7 +200,7 @@ class _Model(BaseModel):
 def _a_path(value: Path) -> Path:
     if "\0" in str(value):
         raise ValueError("a path cannot hold a NUL byte")
-    return Path(os.path.expanduser(value))  # noqa: PTH111  # Path's raises for ~nobody
+    return Path(os.path.expanduser(value))  # noqa: PTH111  # Path.expanduser() raises for ~nobody
 
 
 KernelPath = Annotated[Path, AfterValidator(_a_path)]
@@ -228,14 +230,14 @@ class DebKernel(_Model):
 
 
 class ModuleKernel(DebKernel):
-    """A kernel from Debian's packages, some of whose modules are rebuilt from changed sources;
-    all else is the package's. For changes that reach no further than modules."""
+    """A kernel from Debian's packages with some of its modules rebuilt from changed sources;
+    everything else is the package's. For changes that affect modules only."""
 
     module: KernelPath | None = None
-    """Folder or git repository with changed source files, at their places in a kernel's tree
-    (drivers/vfio/vfio_iommu_type1.c); they take the place of the package's."""
+    """Folder or git repository with the changed source files, at their paths in a kernel's tree
+    (drivers/vfio/vfio_iommu_type1.c). They replace the package's files."""
     ref: str | None = None
-    """Of a git repository: the commit. Default: what is checked out."""
+    """Commit of the git repository `module`. Default: the files that are in the folder now."""
     series: Series = ()
     """Patches on top of the package's source (and of `module`)."""
 
@@ -249,7 +251,7 @@ class ModuleKernel(DebKernel):
 
     @property
     def package(self) -> DebKernel:
-        """The kernel whose modules they are."""
+        """The packaged kernel whose modules are rebuilt."""
         return DebKernel(deb=self.deb, suite=self.suite, version=self.version)
 
     def __str__(self) -> str:
@@ -262,21 +264,24 @@ class DirKernel(_Model):
     """A kernel that is built already: a folder with vmlinuz and its modules."""
 
     dir: KernelPath
-    """Folder with vmlinuz (or boot/vmlinuz-*) and lib/modules/RELEASE; from the scenario's."""
+    """Folder with vmlinuz (or boot/vmlinuz-*) and lib/modules/RELEASE. A relative path starts at
+    the scenario's folder."""
 
     def __str__(self) -> str:
         return f"dir:{self.dir}"
 
 
 class _Built(_Model):
-    """What is the same for all kernels that are built."""
+    """Keys that all kernels built from source share."""
 
     series: Series = ()
-    """Patches on top of it, in this order: a file (mbox, patch), a folder of patches, a range of
-    commits of the tree's repository (A..B), or the message-id of a mail on lore.kernel.org."""
+    """Patches on top of the source, in this order: a file (mbox, patch), a folder of patches, a
+    range of commits of the tree's repository (A..B), or the message-id of a mail on
+    lore.kernel.org."""
     config: tuple[str, ...] = ()
-    """On top of barometer's own small configuration for hosts: "CONFIG_X=y", or a file with such
-    lines. A whole .config takes the place of barometer's, but for what a host needs."""
+    """Options on top of barometer's own small configuration for hosts: "CONFIG_X=y", or a file
+    with such lines. A whole .config replaces barometer's, except for the options that a host
+    needs."""
 
 
 class TreeKernel(_Built):
@@ -285,8 +290,8 @@ class TreeKernel(_Built):
     tree: KernelPath
     """A git repository, a folder with a kernel's source, or a tarball of one."""
     ref: str | None = None
-    """Of a git repository: the commit, by any name that git knows. Default: what is checked out,
-    which must have no changes that are not committed."""
+    """Commit of a git repository, by any name that git knows. Default: the commit that is checked
+    out; uncommitted changes are then refused."""
 
     def __str__(self) -> str:
         at = f"@{self.ref}" if self.ref else ""
@@ -325,17 +330,17 @@ def _shown(patches: str) -> str:
 
 
 def is_message_id(patches: str) -> bool:
-    """One of a series is a mail on lore.kernel.org."""
+    """True if an item of a series is the message-id of a mail on lore.kernel.org."""
     return _MESSAGE_ID.fullmatch(patches) is not None
 
 
 def is_range(patches: str) -> bool:
-    """One of a series is a range of commits, A..B."""
+    """True if an item of a series is a range of commits, A..B, and no such file exists."""
     return _RANGE.fullmatch(patches) is not None and not Path(patches).exists()
 
 
 def _kernel_tag(value: Any) -> str:
-    """Which of the forms is meant, by its keys."""
+    """Return the tag of the kernel form that the table's keys select."""
     if not isinstance(value, Mapping):
         forms: dict[type[Any], str] = {
             DirKernel: "dir", TreeKernel: "tree", SourceKernel: "source", ModuleKernel: "module"
@@ -360,12 +365,13 @@ Kernel = Annotated[
 
 _OWN_WORDS = ("barometer.token", "console", "init", "panic", "root")
 _LONGEST_CMDLINE = 1800
-"""x86 kernels keep 2048 bytes of it (COMMAND_LINE_SIZE), some of which are barometer's own."""
+"""Most characters that a scenario may add to a kernel's command line. x86 kernels keep 2048 bytes
+of it (COMMAND_LINE_SIZE), and barometer's own words take some of them."""
 
 
 def word_name(word: str) -> str:
-    """What a word of a kernel's command line sets: `-` and `_` are one there (parameq() in
-    kernel/params.c)."""
+    """Return the name of what a word of a kernel's command line sets. The kernel does not
+    distinguish `-` and `_` there (parameq() in kernel/params.c)."""
     return word.partition("=")[0].replace("-", "_")
 
 
@@ -391,27 +397,32 @@ class NestedHost(_Model):
 
     kind: Literal["nested"] = "nested"
     accel: Literal["auto", "kvm", "tcg", "exact"] = "auto"
-    """auto: kvm if a guest really runs under it, else tcg (emulation; seconds are emulated).
-    exact: emulation that counts instructions, one for each nanosecond: the same numbers always."""
+    """auto: kvm if a guest really runs under it, else tcg. tcg: emulation; its seconds are
+    emulated. exact: emulation that counts instructions, one per nanosecond; the numbers are always
+    the same."""
     suite: Literal["trixie", "bookworm"] = "trixie"
     """Debian release of the host's user space: bookworm's QEMU 7.2 does not align BAR mappings."""
     viommu: Literal["intel", "virtio"] = "intel"
-    """The IOMMU the host sees; intel is the one whose costs are comparable between kernels."""
+    """IOMMU that the host sees. Only the costs of intel are comparable between kernels."""
     viommu_aw_bits: Literal[39, 48] = 48
-    """Address width of the intel IOMMU; 39 refuses a BAR that the guest places above 512 GiB."""
+    """Address width of the intel IOMMU. With 39 bits, a BAR that the guest places above 512 GiB is
+    refused."""
     phys_bits: Annotated[int, Field(ge=36, le=52)] = 46
-    """Physical address bits of the host's CPU; the BAR must fit into its 64-bit window."""
+    """Physical address bits of the host's CPU. The BARs must fit into its window for 64-bit BARs,
+    a quarter of the address space."""
     memory: Annotated[Size, Field(ge=GIB)] = 4 * GIB
     cpus: Annotated[int, Field(ge=1, le=64)] = 2
-    """With accel exact always 1, which is then the default."""
+    """Number of CPUs. An exact host always has 1, which is then also the default."""
     cmdline: CommandLine = ""
-    """Appended to the host's kernel command line, in both arms."""
+    """Words appended to the host's kernel command line in both arms."""
     settle: Annotated[int, Field(ge=0, le=3600)] = 300
-    """accel exact: seconds of the host's own clock that it idles before anything is measured, so
-    that what is left of its boot does not share the only CPU. They cost almost no real time."""
+    """Seconds of the host's own clock that an exact host idles before anything is measured, so
+    that the rest of its boot does not share the only CPU. They cost almost no real time. Other
+    hosts do not wait."""
     fresh_boots: bool = True
-    """A boot for each trial. false: trials of one arm that follow one another share one, as those
-    of a metal host do: faster, but p is lower than it is. Not for guest boots with accel exact."""
+    """true: the host boots anew for each trial. false: consecutive trials of one arm share a boot,
+    as on a metal host; this is faster, but the reported p is too low. Guest boots with accel exact
+    need true."""
 
     @model_validator(mode="before")
     @classmethod
@@ -457,43 +468,47 @@ def _a_command(text: str) -> str:
 
 Address = Annotated[str, AfterValidator(_an_address)]
 Command = Annotated[str, AfterValidator(_a_command)]
-"""A program and its arguments, quoted as for a shell; it is run without one."""
+"""A program and its arguments, quoted as for a shell. It runs without a shell."""
 
 
 BootWay = Literal["kexec", "grub", "systemd-boot"]
-"""How a machine is given another kernel for one boot; the best first."""
+"""Methods to boot another kernel once on a machine, the best first."""
 BOOT_WAYS: tuple[BootWay, ...] = get_args(BootWay)
 
 
 class MetalHost(_Model):
-    """The host under test is an existing machine, reached over SSH as root or by sudo. It is left
-    as it was found, and on the kernel that it was found with."""
+    """The host under test is an existing machine, reached over SSH as root or with sudo. A run
+    leaves it as it was, and on the kernel that it ran before."""
 
     kind: Literal["metal"]
     address: Address
-    """As ssh(1) takes it: a Host of its configuration, USER@HOST, ssh://USER@HOST:PORT."""
+    """Address as ssh(1) takes it: a Host of its configuration, USER@HOST, or
+    ssh://USER@HOST:PORT."""
     ssh_config: KernelPath | None = None
-    """For `ssh -F`; default: the user's. Relative to the scenario's folder."""
+    """Configuration file for `ssh -F`. Default: the user's. A relative path starts at the
+    scenario's folder."""
     boot: Literal["auto", BootWay] = "auto"
-    """How a kernel under test is booted. auto: kexec where the machine can, else a one-shot entry
-    of its boot loader."""
+    """Method to boot a kernel under test. auto: kexec if the machine can, else a one-shot entry of
+    its boot loader."""
     deadline: Annotated[int, Field(ge=180, le=7200)] = 600
-    """Seconds within which the machine answers again after a boot, its firmware included."""
+    """Seconds within which the machine must answer again after a boot, its firmware included."""
     wait: Annotated[int, Field(ge=0, le=86400)] = 0
-    """Seconds to wait while another holds the machine's lease."""
+    """Seconds to wait while another runner holds the machine's lease."""
     lease: Annotated[int, Field(ge=30, le=3600)] = 60
-    """Seconds that the machine waits for a runner that is gone, until another may use it. After as
-    many again it restarts into its own kernel."""
+    """Seconds without a sign of the runner after which another runner may use the machine. After
+    as many again the machine restarts into its own kernel."""
     console: Command | None = None
-    """A command on this machine whose output is the host's serial console, as "ipmitool -H bmc
-    sol activate": with it a failed boot has last words."""
+    """Command on this machine whose output is the host's serial console, for example "ipmitool -H
+    bmc sol activate". With it, a failed boot has last words."""
     power_cycle: Command | None = None
-    """A command on this machine that turns the host off and on: the last resort."""
+    """Command on this machine that turns the host off and on, as the last resort."""
     fresh_boots: bool = False
-    """A boot for each trial. Else trials of one arm that follow one another share one: faster, but
-    what differs from boot to boot is then in several pairs at once, and p is lower than it is."""
+    """true: the host boots anew for each trial. false: consecutive trials of one arm share a boot.
+    This is faster, but what differs from boot to boot then affects several pairs at once, and the
+    reported p is too low."""
     cmdline: CommandLine = ""
-    """Appended to the command line that the host was found with, in both arms."""
+    """Words appended, in both arms, to the kernel command line with which the host runs its own
+    kernel."""
 
     @property
     def exact(self) -> bool:
@@ -519,11 +534,11 @@ class EmulatedDevice(_Model):
     bar: BarSize = 32 * GIB
     """Size of the large BAR: a power of two from 1MiB to 1TiB."""
     count: Annotated[int, Field(ge=1, le=8)] = 1
-    """That many devices, each with a BAR of that size behind a root port of its own. The workload
-    map has one."""
+    """Number of devices, each with a BAR of that size behind a root port of its own. The workload
+    map takes one device."""
     mmap: bool = True
-    """false: the guest's QEMU has x-no-mmap=on: the BAR is never mapped for DMA, and each access
-    to it traps. Of guest boots only."""
+    """false: the guest's QEMU has x-no-mmap=on, so the BAR is never mapped for DMA and each access
+    to it traps. For guest boots only."""
 
 
 FunctionAddress = Annotated[str, Field(pattern=r"^[0-9a-f]{4}:[0-9a-f]{2}:[01][0-9a-f]\.[0-7]$")]
@@ -534,16 +549,16 @@ class HostDevice(_Model):
 
     kind: Literal["hostdev"]
     address: FunctionAddress | None = None
-    """Of the function: "0000:3b:00.0"."""
+    """Address of the function: "0000:3b:00.0"."""
     id: Annotated[str, Field(pattern=r"^[0-9a-f]{4}:[0-9a-f]{4}$")] | None = None
-    """Vendor and device, "10de:2330": the only one of its kind."""
+    """Vendor and device ID, "10de:2330". The machine must have exactly one such function."""
     pick: Literal["largest-bar"] | None = None
-    """largest-bar: of all functions that may be taken the one whose BAR is the largest."""
+    """largest-bar: the function with the largest BAR among those that may be used."""
     bar: BarSize
-    """Size of its large BAR, which it has to have."""
+    """Size of the function's large BAR. A function without a BAR of this size is refused."""
     mmap: bool = True
-    """false: the guest's QEMU has x-no-mmap=on: the BAR is never mapped for DMA, and each access
-    to it traps. Of guest boots only."""
+    """false: the guest's QEMU has x-no-mmap=on, so the BAR is never mapped for DMA and each access
+    to it traps. For guest boots only."""
 
     @model_validator(mode="after")
     def _one_way(self) -> HostDevice:
@@ -575,23 +590,26 @@ Device = Annotated[
 
 class Guest(_Model):
     kernel: Kernel
-    """The same in both arms: its PCI code decides how often a BAR is mapped."""
+    """Kernel of the guest, the same in both arms. Its PCI code decides how often a BAR is
+    mapped."""
     memory: Size = 512 * MIB
     cpus: Annotated[int, Field(ge=1, le=64)] = 1
     cmdline: str = ""
-    """Appended to the guest's kernel command line, in both arms."""
+    """Words appended to the guest's kernel command line in both arms."""
     firmware: Literal["seabios", "ovmf"] = "seabios"
-    """What places the BARs before the kernel runs: a BIOS or UEFI."""
+    """Firmware of the guest: a BIOS (seabios) or UEFI (ovmf). It places the BARs before the kernel
+    runs."""
     boot: Literal["direct", "disk"] = "direct"
-    """direct: QEMU gives kernel and initramfs, there is no disk. disk: one with GRUB and
-    systemd; it needs 512MiB of memory or more."""
+    """direct: QEMU loads kernel and initramfs, and there is no disk. disk: the guest boots from a
+    disk with GRUB and systemd; it needs 512MiB of memory or more."""
     backing: Backing = "anonymous"
-    """What backs the guest's memory on the host; the memory is a multiple of its pages."""
+    """Memory of the host that backs the guest's memory, whose size must be a multiple of the
+    backing's pages."""
     viommu: Literal["none", "intel"] = "none"
-    """The IOMMU that the guest sees."""
+    """IOMMU that the guest sees."""
     backend: Literal["type1", "iommufd"] = "type1"
-    """How QEMU gives it the device: by VFIO's container and group, or by iommufd and the device's
-    cdev, which maps a BAR only as a dma-buf (QEMU 11.1, Linux v6.19)."""
+    """Interface by which QEMU assigns the device: VFIO's container and group (type1), or iommufd
+    and the device's cdev, which maps a BAR only as a dma-buf (QEMU 11.1, Linux v6.19)."""
     phys_bits: Annotated[int, Field(ge=36, le=52)] | None = None
     """Physical address bits of the guest's CPU, at most the host's; default: the host's."""
 
@@ -609,34 +627,37 @@ MapSize = Annotated[
 
 
 def is_headline(point: str, *, whole: bool) -> bool:
-    """SIZE/ALIGNMENT/STATE is the `whole` BAR, aligned as well as it can be, warm."""
+    """True if SIZE/ALIGNMENT/STATE is the headline: the whole BAR, aligned as well as possible,
+    warm. `whole`: SIZE is the whole BAR."""
     return whole and point.endswith("/1GiB/warm")
 
 
 def metric_at(base: Metric, point: str, *, whole: bool) -> Metric:
-    """The name of one of AT_POINTS at SIZE/ALIGNMENT/STATE: the headline has the plain one."""
+    """Return the name of one of AT_POINTS at SIZE/ALIGNMENT/STATE. The headline has the plain
+    name."""
     return base if is_headline(point, whole=whole) else f"{base}@{point}"
 
 
 @dataclass(frozen=True)
 class Point:
-    """Where the cost of a map is measured: how much of the BAR, how aligned, in which state."""
+    """A point at which a map is measured: how much of the BAR, how aligned, in which state."""
 
     size: int
     """Bytes."""
     spelled: str
-    """The size as the scenario has it: "full" or "4GiB"."""
+    """The size as the scenario spells it: "full" or "4GiB"."""
     alignment: Alignment
     state: State
     headline: bool
-    """As is_headline, or the one point of a guest boot: its metrics have plain names."""
+    """True for the headline (is_headline) and for the one point of a guest boot. Its metrics have
+    plain names."""
 
     @property
     def name(self) -> str:
         return f"{self.spelled}/{self.alignment}/{self.state}"
 
     def metric(self, base: Metric) -> Metric:
-        """The name of one of AT_POINTS here."""
+        """Return the name of one of AT_POINTS at this point."""
         return base if self.headline else f"{base}@{self.name}"
 
 
@@ -644,17 +665,19 @@ class Map(_Model):
     """The `map` workload: the BAR is mapped and unmapped from the host's user space."""
 
     sizes: Annotated[tuple[MapSize, ...], Field(min_length=1)] = ("full",)
-    """How much of the BAR is mapped; "full" is all of it. Each size is a mapping of its own."""
+    """Sizes to map; "full" is the whole BAR. Each size is a mapping of its own."""
     alignment: Annotated[tuple[Alignment, ...], Field(min_length=1)] = ("1GiB",)
-    """Of the virtual address to the BAR's: what the page table's leaves can at best be."""
+    """Alignment of the mapping's virtual address to the BAR's. It limits the largest leaf of the
+    page table."""
     state: Annotated[tuple[State, ...], Field(min_length=1)] = ("cold", "warm")
     """cold: the BAR's page tables were zapped before; warm: they are as the last map left them."""
     repeats: Annotated[int, Field(ge=1, le=10000)] = 3
     """Samples of each point in one trial, reduced to their median."""
     backend: Literal["type1", "iommufd"] = "type1"
-    """VFIO's container and group (type1v2), or iommufd and the device's cdev."""
+    """VFIO interface: container and group (type1v2), or iommufd and the device's cdev."""
     thp: Literal["inherit", "disable", "nohugepage", "hugepage"] = "inherit"
-    """Huge pages of the process: as the host has it, off by prctl, off or on by madvise."""
+    """Transparent huge pages of the process that maps. inherit: as on the host. disable: off by
+    prctl. nohugepage, hugepage: off or on by madvise."""
 
     @model_validator(mode="after")
     def _no_repeats(self) -> Map:
@@ -684,19 +707,20 @@ Scalar = Annotated[
     BeforeValidator(_scalar),
     WithJsonSchema({"type": ["string", "integer", "boolean"]}),
 ]
-"""A value as the kernel takes it; true is Y."""
+"""A value as the kernel takes it; true becomes Y."""
 
 
 class Arm(_Model):
-    """A kernel, and how it is set."""
+    """A kernel and its settings."""
 
     kernel: Kernel
     cmdline: CommandLine = ""
-    """Appended to the host's kernel command line, in this arm alone: "iommu.strict=1"."""
+    """Words appended to the host's kernel command line in this arm only: "iommu.strict=1"."""
     parameters: dict[str, Scalar] = Field(default_factory=dict)
-    """Of modules, also built-in ones: "vfio_iommu_type1.disable_hugepages" = true."""
+    """Parameters of modules, also of built-in ones: "vfio_iommu_type1.disable_hugepages" =
+    true."""
     sysfs: dict[str, Scalar] = Field(default_factory=dict)
-    """Files under /sys or /proc/sys and what is written there, once the modules are loaded:
+    """Files under /sys or /proc/sys and the values written to them once the modules are loaded:
     "/sys/kernel/mm/transparent_hugepage/enabled" = "never"."""
 
     @model_validator(mode="after")
@@ -731,18 +755,18 @@ class Arm(_Model):
 
     @property
     def is_set(self) -> bool:
-        """There is more to it than its kernel."""
+        """True if the arm sets anything besides its kernel."""
         return bool(self.words or self.sysfs)
 
     @property
     def settings(self) -> dict[str, Any]:
-        """All of it but its kernel, for JSON."""
+        """Everything but the kernel, for JSON."""
         return self.model_dump(mode="json", exclude={"kernel"})
 
     @property
     def words(self) -> tuple[str, ...]:
-        """What it adds to the host's kernel command line: kmod and the kernel both take the
-        parameters of modules from there (modprobe(8))."""
+        """Words that the arm adds to the host's kernel command line. Parameters of modules are
+        among them: both kmod and the kernel take them from there (modprobe(8))."""
         parameters = (f"{name}={value}" for name, value in self.parameters.items())
         return (*self.cmdline.split(), *parameters)
 
@@ -758,32 +782,32 @@ class Arms(_Model):
 
 
 class Until(_Model):
-    """When to stop, instead of a number of pairs."""
+    """Rule that ends a run, in place of a number of pairs."""
 
     precision: Percent = 0.02
-    """Half the width of the 95 % interval of every metric that decides, as a share of the
-    baseline, or of the candidate where that costs more. The run goes on, block by block, until it
-    is that narrow and the verdict clear."""
+    """Half the width of the 95 % interval of every metric that decides, as a share of the baseline
+    (or of the candidate if that costs more). The run goes on, block by block, until every interval
+    is that narrow and every verdict clear."""
     max_pairs: Annotated[int, Field(ge=2, le=1000, multiple_of=2)] = 30
-    """Blocks are of two pairs."""
+    """Most pairs of trials. A block is two pairs, so the number is even."""
 
 
 class Trials(_Model):
     pairs: Annotated[int, Field(ge=1, le=10_000)] = 1
-    """Pairs of trials: one host boot of each arm. Two are a block, in which the order is flipped
-    from one to the next. Times need 10 for a verdict on less than a factor of two; two metrics
-    with expectations need 11, four 12."""
+    """Number of pairs. A pair is two trials, one host boot of each arm. Two pairs are a block, and
+    the second has the arms in the opposite order. A verdict on less than a factor of two in a time
+    needs 10 pairs; two metrics with expectations need 11, four need 12."""
     until: Until | None = None
-    """In place of `pairs`: as many as it takes, an even number."""
+    """Rule that ends the run, in place of `pairs`: as many pairs as needed, an even number."""
     seed: Annotated[int, Field(ge=0)] = 0
-    """Of the order: an even seed starts with the baseline, an odd one with the candidate; which
-    arm starts the later blocks is drawn."""
+    """Seed of the order. With an even seed the baseline goes first, with an odd one the candidate.
+    The arm that starts each later block is drawn."""
     warm_up: bool | Literal["auto"] = "auto"
-    """A trial of the baseline's kernel before all others, whose numbers are not used: it fills the
-    machine's caches. auto: when there are several pairs and they are not exact."""
+    """A trial of the baseline's kernel before all others, to fill the machine's caches. Its
+    numbers are not used. auto: if there are several pairs and accel is not exact."""
     control: bool | Literal["auto"] = "auto"
-    """A trial of the baseline's kernel in each block besides its pairs: the bench against itself.
-    A metric in which it finds a difference has no verdict. auto: from 10 pairs on."""
+    """A trial of the baseline's kernel in each block besides its pairs, to compare the bench with
+    itself. A metric that differs between the two has no verdict. auto: from 10 pairs on."""
 
     @model_validator(mode="after")
     def _one_of(self) -> Trials:
@@ -797,13 +821,13 @@ class Trials(_Model):
 
 
 CONDITION_ROOMS = ("accel", "barometer", "device", "guest", "host", "map", "runner", "workload")
-"""What the name of a condition begins with."""
+"""First parts of condition names."""
 _CONDITIONS_ALONE = ("accel", "barometer", "workload")
-"""Names without a dot."""
+"""Conditions whose names have no dot."""
 
 
 def not_a_condition(names: Iterable[str]) -> str | None:
-    """What is wrong with the first that cannot be the name of a condition."""
+    """Explain the first name that cannot be a condition's, or return None if all can."""
     for name in names:
         room = name.partition(".")[0]
         if room not in CONDITION_ROOMS:
@@ -816,9 +840,10 @@ def not_a_condition(names: Iterable[str]) -> str | None:
 
 class Judgement(_Model):
     margin: Percent = 0.03
-    """Equivalent: the 95 % interval of the ratio lies within 1 / (1 + margin) and 1 + margin."""
+    """Margin of `equivalent`: the 95 % interval of the ratio must lie within 1 / (1 + margin) and
+    1 + margin."""
     floor: Percent = 0.01
-    """A smaller change of a time is never called improved or regressed."""
+    """Smallest change of a time that is called improved or regressed."""
     allow: tuple[str, ...] = ()
     """Conditions that may differ between the arms besides the kernel, by their names in the
     report: "runner.qemu", or "runner.*"."""
@@ -855,30 +880,31 @@ class Trace(_Model):
 class Scenario(_Model):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     workload: Literal["guest-boot", "map"] = "guest-boot"
-    """guest-boot: a guest that owns the device is booted. map: the BAR is mapped, without one."""
+    """guest-boot: boot a guest that owns the device. map: map the BAR without a guest."""
     host: Host = NestedHost()
     device: Device = EmulatedDevice()
     guest: Guest | None = None
-    """Needed by the workload guest-boot."""
+    """Guest of the workload guest-boot, which needs this table."""
     map: Map = Map()
-    """Of the workload map."""
+    """Settings of the workload map."""
     arms: Arms
     trials: Trials = Trials()
     trace: Trace = Trace()
     judgement: Judgement = Judgement()
     expect: dict[Metric, Expectation] = Field(default_factory=dict)
-    """What each metric must come out as, for exit code 0: improved, equivalent, not-regressed,
-    regressed, or a bound of the ratio candidate / baseline as "<= 1.02"."""
+    """Results that the metrics must have for exit code 0: improved, equivalent, not-regressed,
+    regressed, or a bound of the ratio candidate / baseline such as "<= 1.02"."""
 
     @property
     def nested(self) -> NestedHost:
-        """The host, of a scenario that has no metal one."""
+        """The host of a scenario that has no metal one."""
         assert isinstance(self.host, NestedHost)
         return self.host
 
     def points(self) -> tuple[Point, ...]:
-        """Every point of the map workload, in the order in which they are measured, the best
-        alignment first. A guest boot has one, for its counts: the full BAR at its best, cold."""
+        """Return every point of the map workload in the order of measurement, the best alignment
+        first. A guest boot has one point, for its counts: the full BAR at its best alignment,
+        cold."""
         asked = self.map if self.workload == "map" else Map(state=("cold",))
         return tuple(
             self._point(size, alignment, state)
@@ -897,7 +923,7 @@ class Scenario(_Model):
         return Point(size, spelled, alignment, state, headline)
 
     def metrics(self) -> tuple[Metric, ...]:
-        """The names of everything that a run of this scenario measures."""
+        """Return the names of all metrics that a run of this scenario measures."""
         passes = self.trace.passes
         at_points = [m for m in AT_POINTS if METRICS[m] == "count" and "counts" in passes]
         if self.workload == "map":
@@ -907,7 +933,7 @@ class Scenario(_Model):
             names += [m for m in ("guest_boot_seconds", "guest_ssh_seconds") if "plain" in passes]
             traced = [m for m in METRICS if m.startswith(("bar_", "iommu_"))]
             by_iommufd = self.guest is not None and self.guest.backend == "iommufd"
-            if not self.device.mmap or by_iommufd:  # no maps to take the time of: they number 0
+            if not self.device.mmap or by_iommufd:  # no maps to time: there are 0
                 traced = [m for m in traced if m.endswith("_per_boot")]
             names += [m for m in traced if "timing" in passes]
         is_nested = isinstance(self.host, NestedHost)
@@ -973,7 +999,8 @@ class Scenario(_Model):
 
     @model_validator(mode="after")
     def _arms_are_set_apart(self) -> Scenario:
-        """What an arm sets, nobody else does."""
+        """Raise ValueError if host.cmdline also sets what an arm sets, or if a command line is too
+        long."""
         common = {word_name(word): word for word in self.host.cmdline.split()}
         for arm in ARMS:
             words = self.arms[arm].words
@@ -1044,7 +1071,7 @@ class Scenario(_Model):
         return self
 
     def _memory_suits(self, guest: Guest) -> None:
-        """The guest's boot and what backs its memory. Raises ValueError."""
+        """Raise ValueError unless the guest's memory suits its boot and its backing."""
         memory, page = format_size(guest.memory), _BACKING_PAGE[guest.backing]
         if guest.boot == "disk" and guest.memory < 512 * MIB:
             raise ValueError(f'guest.memory is {memory}; guest.boot = "disk" needs 512MiB or more')
@@ -1082,15 +1109,15 @@ class Scenario(_Model):
 
 
 def load_scenario(path: Path, overrides: Sequence[str] = ()) -> tuple[Scenario, str]:
-    """The scenario in a TOML file with `key=value` overrides, and its text with them applied.
+    """Load the scenario of a TOML file with `key=value` overrides, and its text with them applied.
 
-    Raises ScenarioError that names the file, the key and the nearest valid name.
+    Raises ScenarioError, which names the file, the key and the nearest valid name.
     """
     return parse_scenario(read_file(path), str(path), path.parent, overrides)
 
 
 def read_file(path: Path) -> str:
-    """The text of a scenario file. Raises ScenarioError that names the nearest one."""
+    """Read the text of a scenario file. Raises ScenarioError, which names the nearest file."""
     try:
         return path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as exc:
@@ -1112,7 +1139,7 @@ def _toml_files(path: Path) -> list[str]:
 def parse_scenario(
     text: str, source: str, folder: Path = Path(), overrides: Sequence[str] = ()
 ) -> tuple[Scenario, str]:
-    """As `load_scenario`, from text. Relative kernel folders are taken from `folder`."""
+    """Parse text like `load_scenario`. Relative paths start at `folder`."""
     document = parse_toml(text, source)
     for override in overrides:
         set_key(document, *parse_override(override))
@@ -1120,7 +1147,7 @@ def parse_scenario(
 
 
 def parse_toml(text: str, source: str) -> tomlkit.TOMLDocument:
-    """The document with its comments. Raises ScenarioError that names `source`."""
+    """Parse a document and keep its comments. Raises ScenarioError, which names `source`."""
     try:
         return tomlkit.parse(text)
     except tomlkit.exceptions.TOMLKitError as exc:
@@ -1128,7 +1155,7 @@ def parse_toml(text: str, source: str) -> tomlkit.TOMLDocument:
 
 
 def scenario_of(document: tomlkit.TOMLDocument, source: str, folder: Path) -> Scenario:
-    """The scenario that a document without a [matrix] is. Raises ScenarioError."""
+    """Return the scenario of a document without a [matrix]. Raises ScenarioError."""
     if "matrix" in document:
         raise ScenarioError(
             f"{source}: matrix: makes several scenarios of a file, and here is one expected",
@@ -1146,8 +1173,8 @@ def scenario_of(document: tomlkit.TOMLDocument, source: str, folder: Path) -> Sc
 
 
 def parse_override(override: str) -> tuple[tuple[str, ...], Any]:
-    """The parts of the key and the value of `device.bar=1GiB`; what is no TOML is a string. A dot
-    within quotes is no end of a part. Raises ScenarioError."""
+    """Parse `device.bar=1GiB` into the parts of its key and its value. A value that is not TOML is
+    a string. A dot within quotes does not end a part. Raises ScenarioError."""
     key, equals, value = override.partition("=")
     parts = tuple(part.strip().strip("'\"") for part in _DOT.split(key))
     if not equals or not all(parts):
@@ -1161,7 +1188,8 @@ def parse_override(override: str) -> tuple[tuple[str, ...], Any]:
 
 
 def set_key(document: tomlkit.TOMLDocument, parts: Sequence[str], value: Any) -> None:
-    """Set a key, with the tables that lead to it. Raises ScenarioError where one is a value."""
+    """Set a key, with the tables that lead to it. Raises ScenarioError if one of them is a
+    value."""
     table: Any = document
     for part in parts[:-1]:
         table = table.setdefault(part, tomlkit.table())
@@ -1173,7 +1201,7 @@ def set_key(document: tomlkit.TOMLDocument, parts: Sequence[str], value: Any) ->
 
 
 def _absolute_paths(scenario: Scenario, folder: Path) -> Scenario:
-    """Paths of kernels, which are from the scenario's folder."""
+    """Make relative paths absolute; they start at the scenario's folder."""
 
     def absolute(arm: Arm) -> Arm:
         return arm.model_copy(update={"kernel": absolute_kernel(arm.kernel, folder)})
@@ -1190,7 +1218,7 @@ def _absolute_paths(scenario: Scenario, folder: Path) -> Scenario:
 
 
 def absolute_kernel(kernel: Kernel, folder: Path) -> Kernel:
-    """With its relative paths taken from `folder`."""
+    """Return the kernel with its relative paths resolved from `folder`."""
     more: dict[str, Any] = {}
     for key in ("dir", "tree", "module"):
         if (path := getattr(kernel, key, None)) is not None:
@@ -1207,7 +1235,7 @@ def absolute_kernel(kernel: Kernel, folder: Path) -> Kernel:
 
 
 def is_config_line(text: str) -> bool:
-    """One of a kernel's `config` is a line of it, not a file."""
+    """True if an item of a kernel's `config` is a line of configuration, not a file."""
     return text.startswith(("CONFIG_", "# CONFIG_"))
 
 
@@ -1216,13 +1244,13 @@ _HAVE_KINDS = ("kernel", "host", "device")
 
 
 def _explain(source: str, error: ValidationError) -> list[str]:
-    """One line per wrong key: `FILE: KEY: what is wrong; did you mean "NAME"?`"""
+    """Return one line per wrong key: `FILE: KEY: what is wrong; did you mean "NAME"?`"""
     lines: dict[str, str] = {}
     wrong_inside = {item["loc"][:-1] for item in error.errors()}
     for item in error.errors():
         if item["type"] == "too_short" and item["loc"] in wrong_inside:
-            continue  # a list that is empty because its elements are wrong
-        loc = item["loc"]  # the kind of a kernel, host or device stands in the location behind it
+            continue  # the list is empty only because its elements are wrong
+        loc = item["loc"]  # behind a kernel, host or device, the location has its kind
         where = tuple(p for i, p in enumerate(loc) if not i or loc[i - 1] not in _HAVE_KINDS)
         key = ".".join(map(str, where))
         message = item["msg"].removeprefix("Value error, ")
@@ -1257,14 +1285,14 @@ def _explain(source: str, error: ValidationError) -> list[str]:
 
 
 def nearest_name(wrong: str, candidates: Sequence[str], every: Sequence[str] = ()) -> str:
-    """`; did you mean "X"?`, or the whole list (if one is given) where nothing is near."""
+    """Return `; did you mean "X"?`, or the whole list (if there is one) if nothing is near."""
     if near := difflib.get_close_matches(wrong, candidates, 1, 0.5):
         return f'; did you mean "{near[0]}"?'
     return f"; valid: {', '.join(every)}" if every else ""
 
 
 def _names_at(where: tuple[int | str, ...]) -> list[str]:
-    """The field names of the model at a place in the scenario."""
+    """Return the field names of the model at a place in the scenario."""
     annotation: Any = Scenario
     for part in where:
         models = [m for m in models_of(annotation) if part in m.model_fields]
@@ -1275,7 +1303,8 @@ def _names_at(where: tuple[int | str, ...]) -> list[str]:
 
 
 def models_of(annotation: Any) -> list[type[BaseModel]]:
-    """The models that a key's value may be: one for a table, each of a kernel's two forms."""
+    """Return the models that a key's value may be: one for a table, one for each form of a
+    kernel."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     if get_origin(annotation) in (Union, UnionType, Annotated):
@@ -1284,12 +1313,12 @@ def models_of(annotation: Any) -> list[type[BaseModel]]:
 
 
 def json_schema() -> dict[str, Any]:
-    """The JSON schema of a scenario file, for editors."""
+    """Return the JSON schema of a scenario file, for editors."""
     schema = Scenario.model_json_schema()
     for model in schema["$defs"].values():
         for key in model["properties"].values():
             if key.get("pattern") == _SIZE.pattern and "default" in key:
-                key["default"] = format_size(key["default"])  # as a file says it
+                key["default"] = format_size(key["default"])  # as in a file
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "barometer scenario",

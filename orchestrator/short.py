@@ -1,5 +1,5 @@
-"""What `barometer ab` and `barometer bisect` are asked in a few words, to the text of a scenario
-file that asks the same. Pure: nothing is probed, fetched or written."""
+"""The text of a scenario file that asks the same as the few options of `barometer ab` or
+`barometer bisect`. Pure: nothing is probed, fetched or written."""
 
 from __future__ import annotations
 
@@ -31,9 +31,10 @@ from orchestrator.spelled import with_series
 Workload = Literal["map", "guest-boot"]
 AccelName = Literal["auto", "kvm", "tcg", "exact"]
 GUEST_KERNEL = "deb:linux-image-cloud-amd64@trixie"
-"""What boots in a guest where nothing else is asked for."""
+"""Kernel that boots in a guest unless another is requested."""
 PAIRS = 12
-"""Of times: what two verdicts on less than a factor of two take. Exact counts take one."""
+"""Pairs for times: two verdicts on less than a factor of two take that many. Exact counts take
+one."""
 _HALVES = ("bar_map_seconds", "bar_unmap_seconds")
 _PASSES: dict[Workload, tuple[Pass, ...]] = {
     "map": ("plain", "counts"),
@@ -44,20 +45,20 @@ _LONGEST_NAME = 40
 
 @dataclass(frozen=True)
 class Setting:
-    """What is measured, and how: all but the kernels."""
+    """Everything that decides what is measured, and how, except for the kernels."""
 
     accel: AccelName
     why: str = ""
-    """Why that accelerator, where it was chosen."""
+    """Reason for that accelerator, if it was chosen automatically."""
     workload: Workload = "map"
     bar: str = "32GiB"
     guest: Kernel | None = None
-    """Of guest boots."""
+    """Kernel of the guest, for guest boots."""
 
 
 @dataclass(frozen=True)
 class Knobs:
-    """How an arm's kernel is set."""
+    """Settings of an arm's kernel."""
 
     cmdline: str = ""
     parameters: Mapping[str, str | bool] = field(default_factory=dict)
@@ -75,10 +76,10 @@ def arms_of(
     knobs: Knobs,
     folder: Path,
 ) -> tuple[Kernel, Kernel]:
-    """The two kernels: a series is on top of the candidate, which is the base where there is none;
-    `config` is of every kernel that is built. Relative paths are from `folder`.
+    """Return the two kernels. A series goes on top of the candidate, or of the base if there is no
+    candidate; `config` applies to every kernel that is built. Relative paths start at `folder`.
 
-    Raises ScenarioError where nothing differs, and for what a kernel does not take.
+    Raises ScenarioError if nothing differs, and for what a kernel does not take.
     """
     if candidate is None and not series and not knobs:
         raise ScenarioError(
@@ -102,14 +103,14 @@ def arms_of(
 
 
 def with_config(kernel: Kernel, config: Sequence[str]) -> Kernel:
-    """A kernel that is built whole, with more configuration; another as it is."""
+    """Add configuration to a kernel that is built whole; return any other as it is."""
     if not config or not isinstance(kernel, TreeKernel | SourceKernel):
         return kernel
     return kernel.model_copy(update={"config": (*kernel.config, *config)})
 
 
 def knobs_of(cmdline: str, parameters: Sequence[str], sysfs: Sequence[str]) -> Knobs:
-    """Of NAME=VALUE each. Raises ScenarioError for one without its =."""
+    """Parse the settings, each NAME=VALUE. Raises ScenarioError for one without its =."""
     return Knobs(
         cmdline,
         _assigned(parameters, "--candidate-param", "vfio_iommu_type1.disable_hugepages=true"),
@@ -137,8 +138,8 @@ def _assigned(given: Sequence[str], option: str, example: str) -> dict[str, str 
 def ab_text(
     setting: Setting, base: Kernel, candidate: Kernel, knobs: Knobs, pairs: int | None
 ) -> str:
-    """The scenario file of an A/B. The kernels' paths are absolute. Of maps, a change may be in
-    either half: the verdict is of both, map and unmap."""
+    """Return the scenario file of an A/B. The kernels' paths are absolute. For maps, a change may
+    be in either half, so the verdict is on both, map and unmap."""
     number = pairs or (1 if setting.accel == "exact" else PAIRS)
     document = _document(
         f"ab-{_word(base, candidate, knobs)}", setting,
@@ -155,10 +156,10 @@ def ab_text(
 def bisect_text(
     setting: Setting, metric: Metric, end: Kernel, overrides: Sequence[str] = ()
 ) -> str:
-    """The scenario file of which `commit_text` makes those of a bisection: of all passes the one
-    that `metric` takes. `end` stands for the kernels of both arms.
+    """Return the scenario file from which `commit_text` makes those of a bisection. It has only
+    the pass that `metric` needs. `end` stands for the kernels of both arms.
 
-    Raises ScenarioError for what is not measured.
+    Raises ScenarioError if the metric is not measured, and for an override of what is made anew.
     """
     for override in overrides:
         room = parse_override(override)[0][0]
@@ -193,8 +194,8 @@ def not_measured(metric: Metric, measured: Sequence[Metric], by: str) -> Scenari
 
 
 def commit_text(template: str, name: str, good: Kernel, other: Kernel, trials: int) -> str:
-    """The scenario file of a bisection's step, or of its ends: `other` against the good kernel,
-    with a number of trials each, and nothing else."""
+    """Return the scenario file of a bisection's step, or of its ends: `other` against the good
+    kernel, with a number of trials each, and nothing else."""
     document = tomlkit.parse(template)
     document["name"] = name
     document["arms"] = _arms(good, other, Knobs())
@@ -204,11 +205,11 @@ def commit_text(template: str, name: str, good: Kernel, other: Kernel, trials: i
 
 
 def template_of(scenario: Scenario, text: str, accel: AccelName | None, metric: Metric) -> str:
-    """A scenario file as what a bisection measures with: that accelerator (None: of a metal host),
-    absolute paths.
+    """Return a scenario file as the template of a bisection's measurements: with that accelerator
+    (None: a metal host's) and absolute paths.
 
-    Raises ScenarioError where it does not measure `metric`, and for arms that are set: those of a
-    bisection are commits.
+    Raises ScenarioError if it does not measure `metric`, and if an arm has settings: the arms of a
+    bisection are commits only.
     """
     if metric not in scenario.metrics():
         raise not_measured(metric, scenario.metrics(), f"by {scenario.name} and its passes")
@@ -265,7 +266,7 @@ def _arms(base: Kernel, candidate: Kernel, knobs: Knobs) -> Any:
 
 
 def kernel_toml(kernel: Kernel) -> Any:
-    """A kernel as a scenario file has it, within a line."""
+    """Return a kernel as a scenario file spells it, on one line."""
     return _inline(kernel.model_dump(mode="json", exclude_defaults=True))
 
 
@@ -282,7 +283,7 @@ def _table(**values: Any) -> Any:
 
 
 def _word(base: Kernel, candidate: Kernel, knobs: Knobs) -> str:
-    """What differs, in a word that is safe as the name of a folder."""
+    """Return what differs, as a word that is safe as the name of a folder."""
     if series := getattr(candidate, "series", ()):
         word = Path(series[-1]).name
     elif candidate != base:

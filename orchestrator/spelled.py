@@ -1,13 +1,13 @@
-"""A kernel as the command line spells it, to one of a scenario's.
+"""Parser of a kernel as the command line spells it:
 
     deb:NAME@SUITE  deb:NAME=VERSION@SUITE    a package
     dir:PATH                                  a folder with a kernel that is built
     tree:PATH  tree:PATH@COMMIT               a tree that is built
     source:PACKAGE@SUITE                      a source package that is built
     module:PATH  module:PATH@COMMIT           changed modules, on top of a deb: kernel
-    v7.3                                      that commit of the kernel tree one stands in
+    v7.3                                      that commit of the kernel tree in the current folder
 
-A message names the option, what was expected, and the nearest kind.
+An error names the option, what was expected, and the nearest kind.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ EXAMPLES = {
     "source": "source:linux-source@trixie-backports",
     "module": "module:~/vfio-changes",
 }
-"""What each kind looks like."""
+"""Example of each kind."""
 _KERNEL: TypeAdapter[Kernel] = TypeAdapter(Kernel)
 _TOP_OF_A_KERNEL = ("Kbuild", "Kconfig", "MAINTAINERS")
 """Files that a kernel's source tree has at its top."""
@@ -45,9 +45,10 @@ _TOP_OF_A_KERNEL = ("Kbuild", "Kconfig", "MAINTAINERS")
 def parse_kernel(
     text: str, option: str, *, base: Kernel | None = None, folder: Path = Path()
 ) -> Kernel:
-    """The kernel that `option` was given; its paths are absolute, from `folder`, and exist.
+    """Return the kernel that `option` names. Its paths are absolute, start at `folder`, and exist.
 
-    `base`: what a module: kernel is on top of. Raises ScenarioError, and nothing else.
+    `base`: the kernel that a module: kernel goes on top of. Raises ScenarioError, and nothing
+    else.
     """
     if not text.isprintable():
         raise _wrong(option, text, "has characters that do not print")
@@ -72,7 +73,8 @@ def parse_kernel(
 
 
 def with_series(kernel: Kernel, series: tuple[str, ...], option: str) -> Kernel:
-    """The kernel with these patches on top. Raises ScenarioError for one that takes none."""
+    """Return the kernel with these patches on top. Raises ScenarioError for a kernel that takes
+    none."""
     if isinstance(kernel, DirKernel):
         raise ScenarioError(
             f"{option}: {kernel} is built already and takes no patches",
@@ -86,7 +88,7 @@ def with_series(kernel: Kernel, series: tuple[str, ...], option: str) -> Kernel:
 
 
 def _package(kind: str, text: str) -> dict[str, str]:
-    """NAME=VERSION@SUITE; what is missing is missing."""
+    """Parse NAME=VERSION@SUITE; version and suite are optional."""
     name, at, suite = text.rpartition("@") if "@" in text else (text, "", "")
     name, equals, version = name.partition("=")
     found = {kind: name} | ({"version": version} if equals else {})
@@ -107,7 +109,7 @@ def _package_of(base: Kernel | None, option: str, text: str) -> dict[str, Any]:
 
 
 def _commit_here(text: str, option: str, folder: Path) -> Kernel:
-    """A bare commit is one of the kernel tree that `folder` is."""
+    """Return a bare commit as a kernel of the tree that `folder` is."""
     if not text.strip():
         raise _wrong(option, text, "is empty")
     if _exists(folder / ".git") and all(_exists(folder / name) for name in _TOP_OF_A_KERNEL):
@@ -122,10 +124,11 @@ def _commit_here(text: str, option: str, folder: Path) -> Kernel:
 
 
 def _path_and_ref(option: str, text: str, rest: str, folder: Path) -> tuple[Path, str | None]:
-    """PATH@COMMIT at the last @ before which there is a path: both may have one of their own."""
+    """Split PATH@COMMIT at the last @ that has an existing path before it: both may contain an
+    @."""
     at = len(rest)
     while (at := rest.rfind("@", 0, at)) > 0:
-        if _exists(folder / os.path.expanduser(rest[:at])):  # noqa: PTH111  # as KernelPath
+        if _exists(folder / os.path.expanduser(rest[:at])):  # noqa: PTH111  # like KernelPath
             if at + 1 == len(rest):
                 raise _wrong(option, text, "expected a commit behind @")
             return _existing(option, text, rest[:at], folder), rest[at + 1 :]
@@ -133,14 +136,14 @@ def _path_and_ref(option: str, text: str, rest: str, folder: Path) -> tuple[Path
 
 
 def _existing(option: str, text: str, path: str, folder: Path) -> Path:
-    there = folder / os.path.expanduser(path)  # noqa: PTH111  # as KernelPath
+    there = folder / os.path.expanduser(path)  # noqa: PTH111  # like KernelPath
     if not _exists(there):
         raise _wrong(option, text, f"there is no {there.absolute()}")
     return there.resolve()
 
 
 def _exists(path: Path) -> bool:
-    return os.path.exists(path)  # noqa: PTH110  # Path's raises for a name that is too long
+    return os.path.exists(path)  # noqa: PTH110  # Path.exists() raises for a name that is too long
 
 
 def _valid(option: str, text: str, value: dict[str, Any]) -> Kernel:

@@ -12,13 +12,13 @@ _INDENT = "      "
 
 
 def bisect_report(found: Bisection) -> str:
-    """What was found so far, and how."""
+    """Report what was found so far, and how."""
     parts = [answer(found), numbers(found), "\n".join(_rows(found)) + "\n"]
     return fitted("\n".join(part for part in parts if part))
 
 
 def answer(found: Bisection) -> str:
-    """The commit, or those that it may be."""
+    """Name the first bad commit, or the commits that it may be."""
     if not found.found:
         return "The first bad commit is not known yet.\n"
     if len(found.found) == 1:
@@ -38,7 +38,7 @@ def answer(found: Bisection) -> str:
 
 
 def numbers(found: Bisection) -> str:
-    """Those of both ends, and what is between them."""
+    """Report the numbers of both ends, and the threshold between them."""
     ends = found.ends
     if ends is None:
         return ""
@@ -51,7 +51,7 @@ def numbers(found: Bisection) -> str:
 
 
 def _rows(found: Bisection) -> list[str]:
-    """Two lines for each step: its numbers, its kernel and what the commit is called."""
+    """Return two lines for each step: its numbers, then its kernel and the commit's subject."""
     rows: list[list[str] | str] = []
     ends = found.ends
     for number, step in _numbered(found):
@@ -66,7 +66,7 @@ def _rows(found: Bisection) -> list[str]:
 
 
 def _numbered(found: Bisection) -> list[tuple[str, Step]]:
-    """The ends have no numbers."""
+    """Number the steps. The ends have no numbers."""
     numbered, number = [], 0
     for step in found.steps:
         number += step.role == "step"

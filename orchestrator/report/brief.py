@@ -1,5 +1,5 @@
-"""The end of a run on a terminal: at most twelve lines, whatever was compared. The rest is in the
-report."""
+"""The end of a run on a terminal: at most twelve lines, whatever was compared. The report has the
+rest."""
 
 from __future__ import annotations
 
@@ -36,7 +36,8 @@ _URGENT = ("not met", "not known", "met")
 def run_brief(
     scenario: Scenario, comparison: Comparison, plan: dict[str, Any], folder: Path
 ) -> str:
-    """The verdict, what decides it, the worst beside it, the trials, and where all else is."""
+    """Return the verdict, what decides it, the worst beside it, the trials, and where all else
+    is."""
     met = outcomes(scenario, comparison)
     deciding = [
         f"  * {name}: {metric.verdict}{_change(metric)}{expected(scenario, metric)}"
@@ -56,7 +57,7 @@ def run_brief(
 
 
 def _lost(comparison: Comparison) -> list[str]:
-    """What ended the trials that do not count."""
+    """Explain what ended the trials that do not count."""
     lines: list[str] = []
     for result in comparison.results:
         if result.kind != "measured":
@@ -69,7 +70,7 @@ def _lost(comparison: Comparison) -> list[str]:
 def matrix_brief(
     scenario: str, verdict: Verdict, cells: Mapping[str, Comparison | None], folder: Path
 ) -> str:
-    """The verdict, and the cells beginning with the worst."""
+    """Return the verdict, and the cells beginning with the worst."""
     verdicts: dict[str, Verdict] = {
         name: "invalid" if found is None else found.verdict for name, found in cells.items()
     }
@@ -87,7 +88,7 @@ def matrix_brief(
 
 
 def bisect_brief(found: Bisection, folder: Path) -> str:
-    """The commit, and the numbers of both ends."""
+    """Return the commit, and the numbers of both ends."""
     steps = sum(step.role == "step" for step in found.steps)
     lines = [
         *_first([shortened(line) for line in answer(found).splitlines() if line], 6, "of them"),
@@ -99,8 +100,8 @@ def bisect_brief(found: Bisection, folder: Path) -> str:
 
 
 def _first(lines: Sequence[str], most: int, what: str = "") -> list[str]:
-    """At most so many lines; the last one says how many `what` are left out, or that the text
-    goes on."""
+    """Return at most so many lines. The last one says how many `what` are left out, or that the
+    text goes on."""
     if len(lines) <= most or most < 1:
         return [*lines[: max(0, most)]]
     if not what:
@@ -140,7 +141,7 @@ def _cell(found: Comparison | None) -> str:
 
 
 def _where(folder: Path, report: Path) -> list[str]:
-    # a run of somebody else's may have none: judging it needs no right to write
+    # a run of another user's may have none: judging needs no right to write there
     return [
         *[f"report     {report}"] * report.exists(),
         f"table      barometer report {shlex.quote(str(folder))} --table",

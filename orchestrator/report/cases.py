@@ -1,6 +1,6 @@
 """A run as the test cases that CI systems know: its verdict, each metric that decides, each trial.
 
-What the outputs for machines share: `junit.py`, `ktap.py` and `github.py` only spell it.
+The outputs for machines share these cases: `junit.py`, `ktap.py` and `github.py` only spell them.
 """
 
 from __future__ import annotations
@@ -29,13 +29,15 @@ from orchestrator.report.wording import attempts_said
 from orchestrator.scenario import ARMS, ArmName, Metric, Scenario
 
 Outcome = Literal["passed", "failed", "unknown"]
-"""unknown: invalid or inconclusive. It says nothing of the kernels, and is no success."""
+"""Outcome of a case. unknown: invalid or inconclusive; it says nothing of the kernels, and is no
+success."""
 Numbers = dict[str, float | str]
 
 _OUTCOMES: dict[str, Outcome] = {"met": "passed", "not met": "failed", "not known": "unknown"}
 
 _ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[ -/]*[0-~])")
-# All that XML 1.0 has no place for (https://www.w3.org/TR/xml/#charsets), DEL and the C1 controls
+# Everything that XML 1.0 cannot contain (https://www.w3.org/TR/xml/#charsets), DEL and the C1
+# controls
 _UNPRINTABLE = re.compile(r"[^\t\n\x20-\x7e\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
@@ -43,17 +45,17 @@ _UNPRINTABLE = re.compile(r"[^\t\n\x20-\x7e\xa0-\ud7ff\ue000-\ufffd\U00010000-\U
 class Case:
     kind: Literal["run", "metric", "trial"]
     name: str
-    """Of one kind, different in each case of a suite."""
+    """Name of the case, unique within a suite among cases of its kind."""
     outcome: Outcome
     reason: str
-    """Short stable name of what was found: improved, guest-panic, ..."""
+    """Short stable name of the result: improved, guest-panic, ..."""
     message: str
-    """One line."""
+    """Message of one line."""
     tail: str = ""
-    """The end of a console, or what else is the proof."""
+    """The end of a console, or other proof."""
     numbers: Numbers = field(default_factory=dict)
     seconds: float | None = None
-    """Real ones, of a trial."""
+    """Real seconds that a trial took."""
 
 
 @dataclass(frozen=True)
@@ -63,30 +65,30 @@ class Suite:
     name: str
     exit_code: int
     cases: tuple[Case, ...]
-    """The run's first, then the metrics that decide, then the trials in their order."""
+    """The run's case first, then the metrics that decide, then the trials in their order."""
     facts: dict[str, str] = field(default_factory=dict)
     metrics: dict[Metric, Numbers] = field(default_factory=dict)
-    """Of every metric that both arms have."""
+    """Numbers of every metric that both arms have."""
     started: str = ""
-    """Of its first trial: ISO 8601, UTC; "" where the evidence has no time."""
+    """Start of the first trial: ISO 8601, UTC; "" if the evidence has no time."""
     digest: str = ""
-    """Of its plan and its evidence: the same for the same run, wherever it is judged."""
+    """Digest of the plan and the evidence: the same for the same run, wherever it is judged."""
 
 
 def plain(text: object) -> str:
-    """Text from outside without escape sequences and control characters: what is left of it has a
-    place in XML, JSON and on any terminal."""
+    """Remove escape sequences, and replace control characters. The result is valid in XML, in JSON
+    and on any terminal."""
     lines = _ANSI.sub("", str(text)).replace("\r\n", "\n").replace("\r", "\n")
     return _UNPRINTABLE.sub("\ufffd", lines)
 
 
 def line_of(text: object) -> str:
-    """The same in one line."""
+    """Return text from outside like `plain`, in one line."""
     return " ".join(plain(text).split())
 
 
 def suite(scenario: Scenario, comparison: Comparison, plan: Mapping[str, Any]) -> Suite:
-    """`plan` is plan.json."""
+    """Return a run as a suite of cases. `plan` is plan.json."""
     unit = seconds_of(plan)
     code = exit_code(scenario, comparison)
     metrics = {m.name: _numbers(m, scenario, unit) for m in comparison.metrics}
@@ -112,13 +114,13 @@ def suite(scenario: Scenario, comparison: Comparison, plan: Mapping[str, Any]) -
 
 
 def code_of(suites: Sequence[Suite]) -> int:
-    """The exit code of several runs together: 1 if any one's is, else the largest."""
+    """Return the exit code of several runs together: 1 if any run has 1, else the largest."""
     codes = [one.exit_code for one in suites]
     return 1 if 1 in codes else max(codes)
 
 
 def not_run(name: str, code: int) -> Suite:
-    """A cell of a matrix that has not begun."""
+    """Return the suite of a matrix cell that has not begun."""
     return Suite(name, code, (Case("run", "verdict", "unknown", "not-run", "not run"),))
 
 
@@ -128,7 +130,7 @@ def kernel_of(comparison: Comparison, arm: ArmName) -> str:
 
 
 def seconds_of(plan: Mapping[str, Any]) -> str:
-    """The unit of what is called seconds: it is not the same everywhere."""
+    """Return the unit of what is called seconds, which depends on the accelerator."""
     return {"kvm": "s", "none": "s", "exact": "Ginsn"}.get(str(plan["accel"]), "emulated s")
 
 

@@ -1,8 +1,9 @@
-"""Charts as plotly figures, in the form of its JSON: dicts with `data` and `layout`. Colours of
-ink and paper are the page's: its script puts them in.
+"""Charts as plotly figures, in the form of its JSON: dicts with `data` and `layout`. The page's
+script adds the colours of ink and paper.
 
-Colours of data are those of Okabe and Ito (2008), which differ for the colour-blind too, and are
-told from paper, light or dark. None carries a meaning alone: symbol, dash, row or text does, too.
+The colours of data are those of Okabe and Ito (2008), which the colour-blind can distinguish too,
+and which stand out from light and dark paper. No colour carries a meaning alone: a symbol, dash,
+row or text carries it, too.
 """
 
 from __future__ import annotations
@@ -32,19 +33,19 @@ _ROLES: dict[Role, tuple[str, str, str]] = {
     "candidate": (_VERMILION, "diamond", "dash"),
     "control": (_GREEN, "x", "dot"),
 }
-"""Colour, symbol, dash."""
+"""Colour, symbol and dash of each role."""
 _LOG_FROM = 10.0
-"""Of the largest value to the smallest: from there on the axis is logarithmic."""
+"""Ratio of the largest value to the smallest from which on the axis is logarithmic."""
 _SMALL = {"l": 8, "r": 8, "t": 8, "b": 8}
 
 
 def _text(text: str) -> str:
-    """Plotly has a markup of its own, with links."""
+    """Escape text for plotly, which has a markup of its own, with links."""
     return str(escape(printable(text)))
 
 
 def _values(unit: str, values: Sequence[float]) -> dict[str, Any]:
-    """The axis of values in s, Ginsn or count."""
+    """Return the axis of values in s, Ginsn or count."""
     log = min(values) > 0 and max(values) > _LOG_FROM * min(values)
     suffix = {"s": "s", "Ginsn": "insn"}.get(unit, "")
     return {
@@ -55,19 +56,20 @@ def _values(unit: str, values: Sequence[float]) -> dict[str, Any]:
 
 
 def _whole_step(last: int) -> int:
-    """Of 1, 2, 5, 10, ... the first with eight ticks at most."""
+    """Return the first of 1, 2, 5, 10, ... that makes eight ticks at most."""
     steps = (int(digit * 10**power) for power in itertools.count() for digit in (1, 2, 5))
     return next(step for step in steps if last <= 8 * step)
 
 
 def _scale(unit: str) -> float:
-    """Of a Ginsn, in instructions: plotly puts the prefix itself."""
+    """Return the factor from a unit to the one that plotly prefixes itself: instructions for
+    Ginsn."""
     return 1e9 if unit == "Ginsn" else 1.0
 
 
 def sample_chart(metric: MetricComparison, shown: Sequence[Dots]) -> Figure:
-    """A dot for each trial, a line for each median; at the right edge where the candidate's median
-    is by the interval of the ratio."""
+    """Draw a dot for each trial and a line for each median. At the right edge, draw the
+    candidate's median as the ratio and its interval predict it."""
     scale = _scale(metric.unit)
     last = max(dots.dots[-1].at for dots in shown)
     data: list[Figure] = []
@@ -123,13 +125,13 @@ _FAMILIES = {
 }  # fmt: skip
 _ROWS = ("phases", "maps", "unmaps")
 _APART = len(_ROWS) + 0.9
-"""Rows from an arm's first to the next arm's."""
+"""Rows from the first of one arm to the first of the next."""
 MOST_STEPS = 1000
-"""Of a kind, in a chart: the longest."""
+"""Most steps of a kind in a chart; the longest ones are kept."""
 
 
 def timeline_chart(boots: Mapping[ArmName, Timeline]) -> Figure:
-    """A boot of each arm: its phases, under them its maps and unmaps, on one axis."""
+    """Draw a boot of each arm on one axis: its phases, and under them its maps and unmaps."""
     data: list[Figure] = []
     ticks: dict[float, str] = {}
     notes: list[Figure] = []
@@ -146,7 +148,7 @@ def timeline_chart(boots: Mapping[ArmName, Timeline]) -> Figure:
         })  # fmt: skip
     unit = next(iter(boots.values())).unit
     named = set()
-    for trace in data:  # one entry of the legend for both arms
+    for trace in data:  # one entry in the legend for both arms
         trace["showlegend"] = trace["legendgroup"] not in named
         named.add(trace["legendgroup"])
     lowest = -(len(boots) - 1) * _APART - len(_ROWS) + 0.4
@@ -172,7 +174,7 @@ def _bars(arm: ArmName, name: str, colour: str, y: float, spans: Sequence[Phase 
         "y": [y] * len(spans), "base": [span.start for span in spans],
         "x": [span.seconds for span in spans], "hovertext": [_text(text) for text in hover],
         "hovertemplate": f"%{{hovertext}}<extra>{arm}</extra>",
-        # an outline of the bar's colour: what is too short for a bar is a line
+        # the outline has the bar's colour, so a step too short for a bar shows as a line
         "marker": {"color": colour, "line": {"color": colour, "width": 1}},
     }  # fmt: skip
 
@@ -221,7 +223,7 @@ def _step_bars(arm: ArmName, boot: Timeline, rows: Mapping[str, float]) -> list[
             longest = sorted(steps, key=lambda s: -s.seconds)[:MOST_STEPS]
             hover = [_step_hover(step, boot.unit) for step in longest]
             bars = _bars(arm, name, colour, rows[f"{kind}s"], longest, hover)
-            if what == RAM:  # told from phases of QEMU's, too
+            if what == RAM:  # the pattern distinguishes it from QEMU's phases
                 bars["marker"] |= {"pattern": {"shape": "/", "solidity": 0.3}}
             found.append(bars)
     return found
@@ -250,7 +252,7 @@ def _mark(arm: ArmName, boot: Timeline, top: float) -> Figure:
 
 
 def difference_chart(unit: str, found: Difference) -> Figure:
-    """From the baseline's boot to the candidate's, by what they differ in."""
+    """Draw the steps from the baseline's boot to the candidate's: what they differ in."""
     least = 0.001 * max(found.baseline, found.candidate)
     steps = {name: value for name, value in found.operations.items() if abs(value) >= least}
     steps = dict(sorted(steps.items(), key=lambda step: -abs(step[1])))
@@ -279,11 +281,11 @@ def difference_chart(unit: str, found: Difference) -> Figure:
 # scaling law ----------------------------------------------------------------------------------
 
 Points = Mapping[ArmName, Sequence[tuple[int, float]]]
-"""Of each arm: bytes, and the median cost of them."""
+"""Points of each arm: the bytes, and their median cost."""
 
 
 def law_chart(points: Points, laws: Mapping[ArmName, Law], unit: str) -> Figure:
-    """The cost of each size and, where there is one, the law, on logarithmic axes."""
+    """Draw the cost of each size and, if there is one, the law, on logarithmic axes."""
     scale = _scale(unit)
     data: list[Figure] = []
     for arm in ARMS:

@@ -1,4 +1,4 @@
-"""The conditions of a comparison in text: what differed, and whether it was meant to."""
+"""The conditions of a comparison in text: what differed, and whether that was intended."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _MOST = 12
 
 
 def conditions_said(found: Conditions | None) -> str:
-    """What differed between the arms, what must not first."""
+    """Report what differed between the arms, first what must not differ."""
     if found is None or not (found.common or found.differences):
         return ""
     lines = [f"Conditions: {len(found.common)} the same in both arms."]

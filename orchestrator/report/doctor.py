@@ -13,31 +13,32 @@ from orchestrator.report.printable import printable
 
 _USES: dict[Use, str] = {"nested": "runs nested hosts", "metal": "can be a metal host"}
 _STATUS = 9
-"""Columns of a finding's first word."""
+"""Columns for a finding's first word."""
 
 
 @dataclass(frozen=True)
 class Diagnosis:
     machine: str
-    """As it was named: an address, or this machine."""
+    """Name of the machine: an address, or "this machine"."""
     system: str
-    """Its kernel's release, and its architecture; empty where it could not be asked."""
+    """Release of the machine's kernel, and its architecture; empty if the machine did not
+    answer."""
     scenario: str
-    """Its name, empty without one."""
+    """Name of the scenario; empty without one."""
     needs: Needs
     findings: tuple[Finding, ...]
 
     @property
     def exit_code(self) -> int:
-        """0 nothing is in the way; 3 something is in the way of every use that is asked for: of
-        the scenario's, of a metal host's (an address), or, of this machine without a scenario, of
-        running nested hosts and of being a metal host both."""
+        """0: nothing is in the way. 3: something is in the way of every use in question. The uses
+        in question are the scenario's; without a scenario, being a metal host (for an address), or
+        both running nested hosts and being a metal host (for this machine)."""
         return 0 if usable(self.findings, self.needs) else 3
 
 
 def text_diagnosis(diagnosis: Diagnosis) -> str:
-    """ASCII, at most 76 columns: what the machine is good for, then every finding, problems
-    first, with evidence and fix where it is not ok."""
+    """Return ASCII text of at most 76 columns: what the machine is good for, then every finding,
+    problems first. A finding that is not ok has its evidence and its fix."""
     lines = [", ".join(filter(None, (diagnosis.machine, diagnosis.system)))]
     for use in diagnosis.needs.uses:
         bad = in_the_way(diagnosis.findings, use)
@@ -73,7 +74,8 @@ def _finding(finding: Finding, uses: Sequence[Use]) -> list[str]:
 
 
 def json_diagnosis(diagnosis: Diagnosis) -> dict[str, Any]:
-    """`uses`: for each that was asked for, whether it is possible, and the problems' names."""
+    """Return the diagnosis for programs. `uses`: whether each use in question is possible, and the
+    names of the problems."""
     found = diagnosis.findings
     return {
         "schema": 1, "machine": diagnosis.machine, "system": diagnosis.system,

@@ -1,8 +1,8 @@
 """A run for GitHub Actions: a job summary in GitHub-flavoured Markdown, and annotations, which are
 workflow commands.
 
-Both are made of text from outside, so everything in them is escaped: Markdown's own characters in
-the summary; %, line ends, and : and , of a property in a command (escapeData and escapeProperty of
+Both contain text from outside, so everything in them is escaped: Markdown's own characters in the
+summary; %, line ends, and : and , of a property in a command (escapeData and escapeProperty of
 actions/toolkit, packages/core/src/command.ts).
 """
 
@@ -22,17 +22,18 @@ _COLUMNS = (
 )  # fmt: skip
 _TAIL_LINES = 40
 _MOST_TAILS = 50
-"""With the lines above far below the 1 MiB of a summary, above which GitHub drops all of it."""
+"""Most trials whose last lines are shown. With that number of lines each, this is far below the 1
+MiB of a summary, above which GitHub drops all of it."""
 
 
 def job_summary(suites: Sequence[Suite]) -> str:
-    """What is appended to the file that GITHUB_STEP_SUMMARY names."""
+    """Return the text to append to the file that GITHUB_STEP_SUMMARY names."""
     return "\n".join("\n".join(_section(suite)) for suite in suites)
 
 
 def workflow_commands(suites: Sequence[Suite]) -> str:
-    """A line for each verdict and for what did not go well; the worst first, of which GitHub shows
-    ten of a kind."""
+    """Return a line for each verdict and for whatever did not go well; the worst first, since
+    GitHub shows only ten of a kind."""
     found = [
         (suite, case)
         for suite in suites
@@ -108,5 +109,5 @@ def _value(value: float | str | None) -> str:
 
 
 def _text(text: str) -> str:
-    """One line as Markdown that shows it as it is."""
+    """Escape text so that Markdown shows it as it is, in one line."""
     return _MARKDOWN.sub(r"\\\1", " ".join(text.split()))

@@ -1,8 +1,8 @@
 """The report as one HTML file that needs nothing else: no server, no network, no other file.
 
-Whatever a template puts out goes through `printable` and jinja2's escaping: consoles, logs and
-messages are data from outside. The page's policy (CSP) lets only its own two scripts run, named by
-their hashes, and nothing be loaded.
+Everything that a template prints goes through `printable` and jinja2's escaping: consoles, logs
+and messages are data from outside. The page's policy (CSP) allows only its own two scripts, named
+by their hashes, and no loading of anything.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ _TEMPLATES = files("orchestrator.report") / "templates"
 
 
 def html_report(scenario: Scenario, comparison: Comparison, plan: dict[str, Any]) -> str:
-    """The whole page. `plan` is plan.json. The same values give the same text, byte for byte."""
-    # Only here: what is drawn with them is not needed by any other command.
+    """Return the whole page. `plan` is plan.json. The same values give the same text, byte for
+    byte."""
+    # Only here: no other command needs the libraries that draw.
     from markupsafe import Markup  # noqa: PLC0415
     from plotly.io.json import to_json_plotly  # noqa: PLC0415
 
@@ -37,7 +38,7 @@ def html_report(scenario: Scenario, comparison: Comparison, plan: dict[str, Any]
         conditions=comparison.conditions,
         most_config=MOST_CONFIG,
         style=Markup(_file("report.css")),
-        # plotly's JSON has no `<`, `>` or `/`: nothing in it ends a script
+        # plotly's JSON has no `<`, `>` or `/`, so nothing in it ends a script
         figures=Markup(to_json_plotly(page.figures)),
         **_scripts(),
     )  # fmt: skip
@@ -45,7 +46,7 @@ def html_report(scenario: Scenario, comparison: Comparison, plan: dict[str, Any]
 
 @cache
 def _scripts() -> dict[str, Any]:
-    """The page's own two scripts and their hashes, which take half the time of a page."""
+    """Return the page's own two scripts and their hashes, which take half the time of a page."""
     from markupsafe import Markup  # noqa: PLC0415
     from plotly.offline import get_plotlyjs  # noqa: PLC0415
 
@@ -54,7 +55,7 @@ def _scripts() -> dict[str, Any]:
 
 
 def _hash(script: str) -> str:
-    """As a content security policy names it."""
+    """Return the hash that names a script in a content security policy."""
     return b64encode(sha256(script.encode()).digest()).decode()
 
 

@@ -2,11 +2,11 @@
 verdict, each metric that decides and each trial.
 
 The form is Ant's (https://github.com/windyroad/JUnit-Schema/blob/master/JUnit.xsd) as Jenkins and
-GitLab read it; `properties` of a case, which hold the numbers, are Jenkins' addition.
+GitLab read it. The numbers are `properties` of a case, which are Jenkins' addition.
 
-What is not known is an `error`, never `skipped`: the run does not exit with 0, and a nightly job
+An unknown outcome is an `error`, never `skipped`: the run does not exit with 0, and a nightly job
 that does not come to a verdict for weeks must not look healthy. CI systems keep skipped cases
-green and fold their message away; an error is shown, and apart from the failures of a kernel.
+green and fold their message away; they show an error, and apart from the failures of a kernel.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ _GROUPS = {"run": "run", "metric": "metrics", "trial": "trials"}
 
 
 def junit_xml(suites: Sequence[Suite]) -> str:
-    """The whole file. The time of a trial is the real one that the runner took; that of a suite is
-    the sum of its trials', of which several may have run at once."""
+    """Return the whole file. The time of a trial is the real one that the runner took. The time of
+    a suite is the sum of its trials', of which several may have run at once."""
     root = JUnitXml("barometer")
     for suite in suites:
         root.append(_suite(suite))
@@ -34,7 +34,7 @@ def junit_xml(suites: Sequence[Suite]) -> str:
 
 def _suite(suite: Suite) -> TestSuite:
     made = TestSuite(suite.name)
-    if suite.started:  # Ant's has no zone
+    if suite.started:  # Ant's form has no time zone
         made.timestamp = datetime.fromisoformat(suite.started).replace(tzinfo=None).isoformat()
     for name, value in suite.facts.items():
         made.add_property(name, value)
@@ -43,7 +43,7 @@ def _suite(suite: Suite) -> TestSuite:
 
 
 def _case(suite: Suite, case: Case) -> TestCase:
-    # Jenkins takes what is before the last dot for a package
+    # Jenkins takes everything before the last dot for a package
     group = f"barometer.{suite.name.replace('.', '_')}.{_GROUPS[case.kind]}"
     made = TestCase(case.name, group, case.seconds)
     if case.numbers:

@@ -2,8 +2,8 @@
 checkout and a build; as tests the run's verdict, each metric of each arm with its number, and each
 trial.
 
-What is submitted twice is the same object: a kernel's id is made of its content, a test's of the
-run's evidence. Times are those that the evidence has recorded; there are no others.
+A run that is submitted twice gives the same objects: a kernel's id is made from its content, a
+test's from the run's evidence. All times are those recorded in the evidence.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ _NOT_IN_A_PATH = re.compile(r"[^a-zA-Z0-9_-]")
 class _Test(NamedTuple):
     arm: ArmName
     name: str
-    """Different in each of a run's."""
+    """Name of the test, unique within a run."""
     node: str
-    """Of the tree of tests: the same for both arms and in every run, so that a kernel has a
+    """Node in the tree of tests: the same for both arms and in every run, so that a kernel has a
     history there."""
     found: dict[str, Any]
 
@@ -39,7 +39,7 @@ class _Test(NamedTuple):
 def kcidb_objects(
     scenario: Scenario, comparison: Comparison, plan: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """kcidb.json: what KernelCI takes as a submission. `plan` is plan.json."""
+    """Return kcidb.json, which KernelCI takes as a submission. `plan` is plan.json."""
     of_run = suite(scenario, comparison, plan)
     kernels = {arm: f"{ORIGIN}:{plan['kernels'][arm]['digest']}" for arm in ARMS}
     comments = {kernels[arm]: line_of(kernel_of(comparison, arm)) for arm in ARMS}
@@ -64,7 +64,7 @@ def kcidb_objects(
 
 
 def _tests(comparison: Comparison, of_run: Suite) -> Iterator[_Test]:
-    """What compares the arms is a finding about the candidate."""
+    """Yield the tests of a run. A comparison of the arms is a finding about the candidate."""
     verdict, *others = of_run.cases
     bench_failed = of_run.exit_code == BenchError.exit_code
     yield _Test("candidate", "verdict", "verdict", _judged(verdict, bench_failed))
@@ -90,8 +90,8 @@ def _tests(comparison: Comparison, of_run: Suite) -> Iterator[_Test]:
 
 
 def _judged(case: Case, bench_failed: bool) -> dict[str, Any]:
-    """DONE: it ran, and says nothing of the kernel. MISS: the bench failed. ERROR: what it says is
-    not to be trusted."""
+    """Return the status and the comment of a case. DONE: it ran, and says nothing of the kernel.
+    MISS: the bench failed. ERROR: its result cannot be trusted."""
     status = {"passed": "PASS", "failed": "FAIL"}.get(case.outcome)
     if status is None:
         status = "MISS" if bench_failed else "DONE" if case.reason == "inconclusive" else "ERROR"
@@ -99,7 +99,8 @@ def _judged(case: Case, bench_failed: bool) -> dict[str, Any]:
 
 
 def _trial(result: TrialResult) -> dict[str, Any]:
-    """A trial measures; whether that is good, the metrics say. MISS: the bench failed."""
+    """Return the test object of a trial. A trial only measures; the metrics say whether its values
+    are good. MISS: the bench failed."""
     invalid = "MISS" if result.by_bench else "ERROR"
     test: dict[str, Any] = {
         "status": {"measured": "DONE", "failed": "FAIL"}.get(result.kind, invalid),
@@ -124,7 +125,7 @@ def _number(value: float, unit: object) -> dict[str, Any]:
         return {"value": value}
     if unit == "s":
         return {"value": value, "unit": "s", "prefix": "metric"}
-    return {"value": value, "unit": unit}  # "memulated s" would be no milliseconds
+    return {"value": value, "unit": unit}  # "memulated s" would not be milliseconds
 
 
 def _path(*parts: str) -> str:

@@ -1,8 +1,8 @@
 """A run as KTAP version 1 (Documentation/dev-tools/ktap.rst in Linux), for the kernel's own tools:
 a test for each run, in it a subtest for its verdict, each metric that decides and each trial.
 
-What is not known is skipped, as kselftest's exit code 4 is: to KTAP a skipped test is one of which
-nothing is known, and one that is not ok is a finding. Numbers are diagnostic lines.
+An unknown outcome is skipped, like kselftest's exit code 4: in KTAP nothing is known of a skipped
+test, and a test that is not ok is a finding. Numbers are diagnostic lines.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _INDENT = "  "
 
 
 def ktap(suites: Sequence[Suite]) -> str:
-    """The whole text."""
+    """Return the whole text."""
     lines = ["KTAP version 1", f"1..{len(suites)}"]
     for number, suite in enumerate(suites, 1):
         lines += [_INDENT + line for line in _subtests(suite)]
@@ -28,14 +28,15 @@ def _subtests(suite: Suite) -> list[str]:
     lines += [f"# {name}: {value}" for name, value in suite.facts.items()]
     for number, case in enumerate(suite.cases, 1):
         lines += [f"# {name}: {value}" for name, value in case.numbers.items()]
-        # the bar keeps a console's own "Subtest: ..." from being taken for one
+        # the bar keeps a console's own "Subtest: ..." from being read as one
         lines += [f"# | {line}".rstrip() for line in case.tail.splitlines()]
         lines.append(_result(number, case.name, case.outcome, case.message))
     return lines
 
 
 def _whole(suite: Suite) -> tuple[str, str]:
-    """A test fails if any of its subtests does, and is skipped where the run came to nothing."""
+    """Return the outcome and the message of a run. It fails if any of its cases does, and is
+    skipped if its verdict is unknown."""
     verdict: Case = suite.cases[0]
     if any(case.outcome == "failed" for case in suite.cases):
         return "failed", verdict.message
@@ -45,5 +46,5 @@ def _whole(suite: Suite) -> tuple[str, str]:
 def _result(number: int, name: str, outcome: str, message: str) -> str:
     word = "not ok" if outcome == "failed" else "ok"
     directive = "SKIP " * (outcome == "unknown")
-    # the first # ends the name, and a directive is only what stands right behind it
+    # the first # ends the name; a directive must follow it directly
     return f"{word} {number} {name.replace('#', '')} # {directive}{message.replace('#', '')}"

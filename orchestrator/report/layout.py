@@ -10,17 +10,17 @@ from textwrap import wrap
 WIDTH = 76
 _INDENT = 4
 _DEEPEST = 24
-"""Columns: text that begins farther right would have no room."""
+"""Deepest indent in columns. Text that begins farther right would have no room."""
 _KEY = re.compile(r" *\S+(?: \S+)? {2,}(?=\S)")
-"""What stands before the text of a line: `device     ivshmem`."""
+"""The part before the text of a line: `device     ivshmem`."""
 _WITHIN_NUMBER = re.compile(r"(?<=\d) (?=(?:[mun]?s|[GMk]?insn)\b)| (?=\+- )|(?<=\+-) ")
 _ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|[ -/]*[0-~])")
-"""ECMA-48, 5.4 and 5.3: what firmware and loaders colour a console with."""
+"""Escape sequences (ECMA-48, 5.4 and 5.3), with which firmware and loaders colour a console."""
 
 
 def printable(text: str) -> str:
-    """One line of printable ASCII, whatever a console or a package put into it. Letters lose their
-    accents; what is left is `?`."""
+    """Return one line of printable ASCII, whatever a console or a package put into the text.
+    Letters lose their accents; any other character becomes `?`."""
     plain = unicodedata.normalize("NFKD", _ESCAPES.sub("", text).expandtabs())
     return "".join(
         c if " " <= c <= "~" else "?" for c in plain if not unicodedata.combining(c)
@@ -28,7 +28,8 @@ def printable(text: str) -> str:
 
 
 def shortened(text: str, width: int = WIDTH) -> str:
-    """One line of at most `width` columns, cut in the middle: both ends of a path tell most."""
+    """Shorten a line to at most `width` columns by a cut in the middle: both ends of a path tell
+    most."""
     text = printable(text)
     if len(text) <= width:
         return text
@@ -37,8 +38,8 @@ def shortened(text: str, width: int = WIDTH) -> str:
 
 
 def wrapped(text: str, first: str = "", then: str = "") -> list[str]:
-    """The lines of a paragraph: a number stays with its unit, a word that is longer than a line is
-    broken."""
+    """Return the lines of a paragraph. A number stays with its unit. A word that is longer than a
+    line is broken."""
     lines = wrap(
         _WITHIN_NUMBER.sub("\0", printable(text)), WIDTH, initial_indent=first,
         subsequent_indent=then, break_on_hyphens=False,
@@ -47,7 +48,7 @@ def wrapped(text: str, first: str = "", then: str = "") -> list[str]:
 
 
 def fitted(text: str) -> str:
-    """The text with every line printable and no longer than it may be. A line goes on below the
+    """Make every line printable and no longer than 76 columns. A long line continues below the
     beginning of its text."""
     lines: list[str] = []
     for line in map(printable, text.split("\n")):
@@ -63,11 +64,11 @@ def fitted(text: str) -> str:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str] | str]) -> list[str]:
-    """The rows below their header: the first and the last column to the left, numbers between them
-    to the right. A row that is a text spans the table.
+    """Return the rows below their header: the first and the last column to the left, numbers
+    between them to the right. A row that is a text spans the table.
 
-    A row is one line. Where that is too long for any, each is two, its first cell above the
-    others; where that is too long, it is a line for each cell.
+    A row is one line. If that is too long for any row, each row is two lines, with its first cell
+    above the others. If even that is too long, each cell has a line.
     """
     whole = [header, *(row for row in rows if not isinstance(row, str))]
     room, *widths = (max(map(len, column)) for column in zip(*whole, strict=True))

@@ -19,8 +19,8 @@ _LEAST_SHARE = 0.02
 
 
 def map_sections(comparison: Comparison, *, exact: bool) -> str:
-    """Everything below the table that is known of single maps; empty where there were none. What
-    is shown of an arm is its first measured trial's, beside medians of all."""
+    """Report everything below the table that is known of single maps; empty if there were none.
+    Each arm shows its first measured trial, beside medians of all trials."""
     shown = {arm: findings_of(comparison, arm) for arm in ARMS}
     parts = [
         _levels(shown["baseline"], shown["candidate"]),
@@ -31,7 +31,7 @@ def map_sections(comparison: Comparison, *, exact: bool) -> str:
 
 
 def inside_maps(comparison: Comparison, *, exact: bool) -> str:
-    """What looking costs, and what a map and an unmap are spent in."""
+    """Report what looking costs, and where the cost of a map and an unmap goes."""
     shown = {arm: findings_of(comparison, arm) for arm in ARMS}
     parts = [
         _looking(shown["baseline"], shown["candidate"], exact=exact),
@@ -71,7 +71,7 @@ def _levels(baseline: Findings, candidate: Findings) -> str:
 
 
 def level_text(level: Level, side: Findings) -> str:
-    """One of the levels that an arm shows."""
+    """Describe one level of an arm."""
     counted = side.passes.get("counts")
     places = counted.places if counted else ()
     place = next((p for p in places if p.name == level.place), None)

@@ -13,7 +13,7 @@ from orchestrator.report.quantities import plural, quantity
 from orchestrator.report.variable import variable_said
 from orchestrator.scenario import ARMS, Metric
 
-# What the headlines are called: those of a guest boot, else those of maps without a guest.
+# Titles of the headlines: those of a guest boot, else those of maps without a guest.
 _BOOTS: dict[Metric, str] = {
     "guest_boot_seconds": "boot",
     "bar_maps_per_boot": "maps",
@@ -30,7 +30,8 @@ _MAPS: dict[Metric, str] = {
 def matrix_report(
     scenario: str, verdict: Verdict, cells: Mapping[str, Comparison | None], *, emulated: bool
 ) -> str:
-    """The table of all cells, each with its comparison; None where it has not been run."""
+    """Return the table of all cells, each with its comparison; None for a cell that has not been
+    run."""
     columns = _columns(cells, _BOOTS) or _columns(cells, _MAPS)
     notes = "Each value is the median of an arm's trials, baseline -> candidate.\n"
     if emulated:
@@ -47,7 +48,7 @@ def matrix_report(
 
 
 def _kernels(cells: Mapping[str, Comparison | None]) -> str:
-    """The arms are the same in every cell."""
+    """Name the kernels, which are the same in every cell."""
     run = next((c for c in cells.values() if c is not None), None)
     if run is None:
         return ""
@@ -57,7 +58,7 @@ def _kernels(cells: Mapping[str, Comparison | None]) -> str:
 
 
 def _variable(cells: Mapping[str, Comparison | None]) -> str:
-    """What the arms differ in, by the cells that say the same of it."""
+    """Report what the arms differ in, grouped by the cells for which it is the same."""
     said: dict[str, list[str]] = {}
     for name, comparison in cells.items():
         if comparison is not None and (text := variable_said(comparison.variable, counted=False)):
@@ -85,19 +86,19 @@ def _table(cells: Mapping[str, Comparison | None], columns: Mapping[Metric, str]
 def _columns(
     cells: Mapping[str, Comparison | None], titles: Mapping[Metric, str]
 ) -> dict[Metric, str]:
-    """The metrics that any cell has, and what stands above them."""
+    """Return the metrics that any cell has, with the titles of their columns."""
     run = [c for c in cells.values() if c is not None]
     return {name: title for name, title in titles.items() if any(c.metric(name) for c in run)}
 
 
 def cell_verdict(comparison: Comparison) -> str:
-    """With what ended the trials that do not count."""
+    """Return the verdict, with the reasons that ended the trials that do not count."""
     reasons = sorted({r.reason for r in comparison.results if r.kind != "measured"})
     return comparison.verdict + f" ({', '.join(reasons)})" * bool(reasons)
 
 
 def _traced(comparison: Comparison) -> str:
-    """From QEMU's exec to the boot mark, in the timing pass."""
+    """Return both arms' median from QEMU's exec to the boot mark, in the timing pass."""
     boots = boots_of(comparison)
     if not any(boots.values()):
         return ""

@@ -1,4 +1,4 @@
-"""What the HTML report says, section by section: values for its templates, and its charts."""
+"""Content of the HTML report, section by section: values for its templates, and its charts."""
 
 from __future__ import annotations
 
@@ -67,20 +67,20 @@ from orchestrator.scenario import (
 )
 
 MOST_TAILS, MOST_PROBLEMS = 20, 200
-"""Trials that do not count: so many with the end of their evidence, so many at all."""
+"""Trials that do not count: the most that are shown with the end of their evidence, and at all."""
 _TAIL_LINES, _TAIL_WIDTH = 40, 400
 MOST_CONFIG = 2000
 
 
 @dataclass(frozen=True)
 class Line:
-    """Of the table of metrics."""
+    """A line of the table of metrics."""
 
     metric: MetricComparison
     title: str
     unit: str
     source: str
-    """The pass it comes from."""
+    """The pass that the metric comes from."""
     deciding: bool
     expected: str
 
@@ -90,14 +90,14 @@ class Line:
         )
 
     def range(self, role: Role) -> str:
-        """The smallest and the largest value; empty where all are the same."""
+        """The smallest and the largest value; empty if all are the same."""
         values = values_of(self.metric, role)
         low, high = (quantity(end(values), self.metric.unit) for end in (min, max))
         return "" if low == high else f"{low} to {high}"
 
     @property
     def constant(self) -> bool:
-        """Whether every trial has the same value: a chart would say no more."""
+        """True if every trial has the same value: a chart would add nothing."""
         metric = self.metric
         return len({*metric.baseline, *metric.candidate, *metric.controls}) == 1
 
@@ -120,7 +120,7 @@ class Line:
 
     @property
     def control(self) -> str:
-        """What the baseline's kernel comes to against itself."""
+        """The result of the baseline's kernel against itself."""
         found = self.metric.control
         if found is None:
             return ""
@@ -156,11 +156,11 @@ class Boots:
     figure: str
     difference_figure: str
     shown: dict[ArmName, Timeline]
-    """One of each arm that has any: of several, that of the median length."""
+    """One boot of each arm that has any; if there are several, that of the median length."""
     number: dict[ArmName, int]
     costs: CostTable
     notes: tuple[tuple[ArmName, str, str], ...]
-    """Name and text."""
+    """Arm, name and text of each note."""
 
     @property
     def label(self) -> str:
@@ -185,13 +185,13 @@ class Boots:
 
 @dataclass(frozen=True)
 class Series:
-    """What a map or an unmap costs by its size."""
+    """The cost of a map or an unmap by its size."""
 
     figure: str
     name: str
-    """map/1GiB/cold"""
+    """Operation, alignment and state: map/1GiB/cold."""
     points: dict[str, dict[ArmName, str]]
-    """By size."""
+    """Cost in each arm, by size."""
     laws: dict[ArmName, str]
 
     @property
@@ -202,68 +202,68 @@ class Series:
 
 @dataclass(frozen=True)
 class Theory:
-    """Lookups of one map, and what arithmetic says."""
+    """Lookups of one map, and the number that arithmetic predicts."""
 
     where: str
     expected: dict[str, int]
-    """By the leaf that a lookup covers."""
+    """Predicted lookups, by the leaf that each covers."""
     found: dict[ArmName, tuple[str, str]]
-    """Lookups, and the leaf that they fit exactly."""
+    """Lookups in each arm, and the leaf that they fit exactly."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """By what one part of the BAR was mapped."""
+    """The leaves by which one part of the BAR was mapped in one arm."""
 
     name: str
     arm: ArmName
     level: str
     reasons: tuple[Reason, ...]
-    """Why it is not the best."""
+    """Reasons why the level is not the best."""
 
 
 @dataclass(frozen=True)
 class Problem:
     result: TrialResult
     tail: str
-    """The end of its evidence."""
+    """The end of the trial's evidence."""
 
 
 @dataclass(frozen=True)
 class Page:
     sentence: str
     variable: str
-    """What the arms differ in, and whether that is all."""
+    """Differences between the arms, and whether those are all."""
     verdict: str
     scenario: str
     facts: list[tuple[str, str]]
     warnings: list[str]
     figures: dict[str, Figure]
-    """By the id of their element."""
+    """Figures by the id of their element."""
     lines: list[Line]
     rules: list[str]
-    """How verdicts come about."""
+    """Rules by which the verdicts are reached."""
     panels: list[Panel]
     boots: Boots | None
     series: list[Series]
     theory: list[Theory]
     levels: list[Place]
     inside: str
-    """What a map and an unmap are spent in."""
+    """Text on where the cost of a map and an unmap goes."""
     notes: str
     problems: list[Problem]
     problem_counts: dict[str, int]
-    """By what went wrong."""
+    """Number of trials by what went wrong."""
     toml: str
     """The scenario with every key."""
     barometer: str
-    """Its version."""
+    """Version of barometer."""
     kernels: dict[str, Mapping[str, Any]]
-    """Of plan.json, the guest's too: release, source, digest, provenance."""
+    """Kernels of plan.json, the guest's included: release, source, digest, provenance."""
 
 
 def page_of(scenario: Scenario, comparison: Comparison, plan: dict[str, Any]) -> Page:
-    """`plan` is plan.json."""
+    """Return the content of the page. `plan` is plan.json."""
     accel = plan["accel"]
     exact, emulated = accel == "exact", is_emulated(accel)
     lines = list(_lines(scenario, comparison, emulated=emulated))
@@ -338,7 +338,7 @@ def _trials(comparison: Comparison, role: Role) -> str:
 
 
 def _warnings(comparison: Comparison, *, exact: bool, emulated: bool) -> Iterator[str]:
-    """What must be known before any number is read."""
+    """Yield what must be known before any number is read."""
     if len(comparison.results) < comparison.planned:
         yield f"Not complete: {len(comparison.results)} of {comparison.planned} trials."
     if len(guest_accels(comparison.results)) > 1:
@@ -355,7 +355,7 @@ def _warnings(comparison: Comparison, *, exact: bool, emulated: bool) -> Iterato
 
 
 def _lines(scenario: Scenario, comparison: Comparison, *, emulated: bool) -> Iterator[Line]:
-    """In the order of the text report."""
+    """Yield the lines of the table, in the order of the text report."""
     by_name = {metric.name: metric for metric in comparison.metrics}
     maps = scenario.workload == "map"
     for base, title in TITLES.items():
@@ -377,7 +377,7 @@ def _interval(effect: Effect) -> str:
 
 
 def _rules(scenario: Scenario, lines: Sequence[Line]) -> Iterator[str]:
-    """Of the kinds of metrics that there are."""
+    """Yield the rules for the kinds of metrics that the table has."""
     judgement = scenario.judgement
     bases = {line.metric.effect.estimate.basis for line in lines}
     if "trials" in bases:
@@ -430,7 +430,7 @@ def _boots(comparison: Comparison) -> Boots | None:
 def _series(
     scenario: Scenario, comparison: Comparison, *, exact: bool
 ) -> Iterator[tuple[Series, Figure]]:
-    """Those that an arm has a law for."""
+    """Yield the series that an arm has a law for."""
     by_arm = {arm: laws(comparison, arm) for arm in ARMS}
     names = dict.fromkeys(name for found in by_arm.values() for name in found)
     for number, name in enumerate(names):
@@ -476,7 +476,7 @@ def _levels(comparison: Comparison) -> Iterator[Place]:
                     yield Place(name, arm, level_text(level, side), level.reasons)
 
 
-# what does not count, and where all comes from ------------------------------------------------
+# trials that do not count, and kernels --------------------------------------------------------
 
 
 def _tail(evidence: str) -> str:

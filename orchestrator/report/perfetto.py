@@ -33,16 +33,16 @@ _SCALES = {
 
 
 def perfetto_trace(timeline: Timeline) -> bytes:
-    """The same bytes for the same timeline. Those of several timelines, one after another, are one
-    trace.
+    """Return the trace: the same bytes for the same timeline. The traces of several timelines, one
+    after another, are one trace.
 
-    A timestamp is nanoseconds since QEMU's exec; of an exact host, instructions. Packets name no
+    A timestamp is nanoseconds since QEMU's exec; on an exact host, instructions. Packets name no
     clock, and there is no ClockSnapshot: a reader then takes timestamps for the trace's own time,
     as they are. A snapshot would tie them to a clock of a machine, and emulated seconds and
     instructions are on none; a clock scoped to the sequence could not be read without a snapshot.
-    What a second stands for is in the name of the outermost track.
+    The name of the outermost track says what a second stands for.
 
-    Nothing is before QEMU's exec. What overlaps its forerunner on a track begins where that ends:
+    Nothing is before QEMU's exec. What overlaps its predecessor on a track begins where that ends:
     phases do not overlap, and QEMU does one map or unmap at a time, so this is rounding.
     """
     head = f"{timeline.trial} {timeline.guest}, host {timeline.release}"
@@ -60,7 +60,8 @@ def perfetto_trace(timeline: Timeline) -> bytes:
             for z in timeline.zaps
         ),
     )
-    # A counter keeps its value until the next: it is set where the time it stands for begins.
+    # A counter keeps its value until the next one, so it is set at the start of the time it
+    # covers.
     trace.counter(
         "QEMU CPU",
         "%",
@@ -105,7 +106,7 @@ class _Slice:
 
 
 class _Writer:
-    """Tracks below one another, under one that has their common name and no events."""
+    """Tracks below one root track, which has their common name and no events."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -114,7 +115,8 @@ class _Writer:
         self._root = self._track(TrackDescriptor(child_ordering=TrackDescriptor.EXPLICIT), name)
 
     def slices(self, track: str, slices: Iterable[_Slice]) -> None:
-        """A slice's parts are within it, one after another from its start; `other` is the rest."""
+        """Add slices to a track. A slice's parts are within it, one after another from its start;
+        `other` is the rest."""
         if not (ordered := sorted(slices, key=lambda s: (s.start, s.seconds))):
             return
         uuid, free = self._child(track), 0
@@ -153,7 +155,7 @@ class _Writer:
             self._add(uuid, _ns(when), event)
 
     def serialized(self) -> bytes:
-        # Sorting is stable: what happens at one time on a track stays in its order.
+        # Sorting is stable: events at one time on a track keep their order.
         events = sorted(self._events, key=lambda packet: packet.timestamp)
         return Trace(packet=[*self._descriptors, *events]).SerializeToString(deterministic=True)
 
@@ -164,7 +166,8 @@ class _Writer:
         return self._track(descriptor, name)
 
     def _track(self, descriptor: TrackDescriptor, name: str) -> int:
-        """Its uuid, made of names: tracks of several boots in one file keep apart."""
+        """Add a track and return its uuid. It is made from the names, so tracks of several boots
+        in one file stay apart."""
         digest = sha256(f"{self._name}\n{name}".encode()).digest()
         descriptor.name, descriptor.uuid = name, int.from_bytes(digest[:7])
         self._descriptors.append(
@@ -193,7 +196,7 @@ class _Writer:
 def _annotations(facts: Facts) -> Iterable[DebugAnnotation]:
     for name, value in facts.items():
         match value:
-            case int() if value >= 1 << 63:  # as QEMU unmaps all that there could be
+            case int() if value >= 1 << 63:  # such a size unmaps all that there could be
                 yield DebugAnnotation(name=name, uint_value=value)
             case int():
                 yield DebugAnnotation(name=name, int_value=value)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 
 def printable(text: str) -> str:
-    """The text with all that would not show, or would act, made visible: ESC is `\\x1b`, an
-    override of direction `\\u202e`, half a surrogate pair `\\ud800`. Lines and tabs stay."""
+    """Make visible what would not show, or would act: ESC is `\\x1b`, an override of direction
+    `\\u202e`, half a surrogate pair `\\ud800`. Lines and tabs stay."""
     text = text.replace("\r\n", "\n")
     if text.isprintable():
         return text

@@ -1,4 +1,4 @@
-"""A profile as plain text, for the one whose VM is slow, and as JSON."""
+"""A profile as plain text, for the owner of a slow VM, and as JSON."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _ENDED = {
 
 
 def text_profile(profile: Profile) -> str:
-    """At most 100 columns, for terminals."""
+    """Return text of at most 100 columns, for terminals."""
     costs = cost_table({"baseline": (profile.timeline,)})
     parts = [
         _head(profile),
@@ -43,7 +43,7 @@ def text_profile(profile: Profile) -> str:
 
 
 def profile_json(profile: Profile) -> dict[str, Any]:
-    """What `barometer profile --json` prints."""
+    """Return the document that `barometer profile --json` prints."""
     facts, boot = profile.facts, to_json(profile.timeline)
     costs = cost_table({"baseline": (profile.timeline,)})
     wanted = ("barometer", "domain", "uri", "boot", "ended", "release", "qemu", "libvirt",

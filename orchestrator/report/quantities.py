@@ -1,4 +1,4 @@
-"""Numbers as text: a cost in its unit, an arm's trials, what a change comes to."""
+"""Numbers as text: a cost in its unit, an arm's trials, the size of a change."""
 
 from __future__ import annotations
 
@@ -16,9 +16,8 @@ _LARGE, _SMALL = 2.0, 0.1
 
 
 def quantity(value: float, unit: str) -> str:
-    """Four digits of a cost, in the unit that a reader can place: `8.432 s`, `494 us`,
-    `5.832 Minsn`; a `count` with all its digits. That seconds are emulated ones is for others to
-    say."""
+    """Return a cost with four digits, in the unit that a reader can place: `8.432 s`, `494 us`,
+    `5.832 Minsn`. A `count` has all its digits. The caller has to say if seconds are emulated."""
     if unit == "count":
         return f"{value:.10g}"
     prefixes = _PREFIXES.get(unit, _PREFIXES["s"])
@@ -37,8 +36,8 @@ def plural(count: int, noun: str) -> str:
 
 
 def arm_text(unit: str, values: Sequence[float]) -> str:
-    """An arm's trials: `8.635 s +- 1.2%`, as analysis/summary.py has them. No spread of one trial,
-    nor of counts that are the same in each."""
+    """Return an arm's trials, summarised as in analysis/summary.py: `8.635 s +- 1.2%`. One trial
+    has no spread, nor have counts that are the same in each."""
     found = summary(unit, values)
     text = quantity(found.middle, unit)
     if found.spread is None or len(set(values)) == 1:
@@ -52,15 +51,15 @@ def arm_text(unit: str, values: Sequence[float]) -> str:
 
 
 def spreads_said(arms: Iterable[Sequence[float]]) -> list[str]:
-    """What `+-` is of these, where `arm_text` has it."""
+    """Return what `+-` means for these arms, if `arm_text` prints it."""
     names = {True: "half the interquartile range", False: "half the range"}
     lengths = (len(values) for values in arms if len(set(values)) > 1)
     return [names[many] for many in dict.fromkeys(n >= LEAST_FOR_QUARTILES for n in lengths)]
 
 
 def change_text(effect: Effect) -> str:
-    """What the candidate's cost is to the baseline's, with the 95 % interval where there is one:
-    `-4.9% [-5.3, -4.4]`, `1/20151`, `2.3x [2.1, 2.5]`."""
+    """Return the change from the baseline's cost to the candidate's, with the 95 % interval if
+    there is one: `-4.9% [-5.3, -4.4]`, `1/20151`, `2.3x [2.1, 2.5]`."""
     found = effect.estimate
     if found.ratio is None:
         return "from 0"
@@ -86,7 +85,7 @@ def ratio_text(ratio: float | None) -> str:
 
 
 def p_text(effect: Effect) -> str:
-    """Adjusted for the metrics that are judged together; empty where there is none."""
+    """Return p, adjusted for the metrics that are judged together; empty if there is none."""
     p = effect.p_adjusted
     if p is None:
         return ""

@@ -1,11 +1,11 @@
-"""A run as a row of a table over many runs: the form that Apache Otava reads to find the night
+"""A run as a row of a table over many runs, in the form that Apache Otava reads to find the night
 from which on a kernel is slower.
 
-Otava takes one file for each test, a row for each night, and no gaps: one value that is missing
-keeps it from seeing any change of that metric, without a word. So a run of which not everything
-was measured has no row, only the header, which is the same for every run of a scenario. Rows that
-say different things of a `branch` are not mixed by Otava; here that is scenario and accelerator,
-because seconds of emulated machines and others are no history.
+Otava takes one file for each test, a row for each night, and no gaps: one missing value silently
+keeps it from seeing any change of that metric. So a run in which not everything was measured has
+no row, only the header, which is the same for every run of a scenario. Otava does not mix rows
+with different values of `branch`; here that is scenario and accelerator, because seconds of
+emulated machines and of others make no common history.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ _ABOUT = ("time", "branch", "run", "verdict", *(f"{arm}.kernel" for arm in ARMS)
 
 
 def results_csv(scenario: Scenario, comparison: Comparison, plan: Mapping[str, Any]) -> str:
-    """The header and, of a complete run, its row. `plan` is plan.json.
+    """Return the header and, for a complete run, its row. `plan` is plan.json.
 
-    NAME.baseline and NAME.candidate are medians; NAME.ratio, of what is no count, is candidate /
-    baseline: it stays where it is when the machine becomes slower.
+    NAME.baseline and NAME.candidate are medians. NAME.ratio, for everything but counts, is
+    candidate / baseline: it does not move when the machine becomes slower.
     """
     out = io.StringIO()
     table = csv.writer(out, lineterminator="\n")

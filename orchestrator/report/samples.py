@@ -1,5 +1,5 @@
-"""Every trial's value of a metric, in the order in which the trials ran; thinned where there are
-too many to draw."""
+"""Every trial's value of a metric, in the order in which the trials ran; thinned if there are too
+many to draw."""
 
 from __future__ import annotations
 
@@ -10,30 +10,32 @@ from orchestrator.analysis.comparison import Comparison, MetricComparison
 from orchestrator.scenario import ARMS, CONTROL, Role
 
 MOST = 8000
-"""Dots in one report, of all metrics: of each an equal share, but _LEAST of each role."""
+"""Most dots in one report, for all metrics together. Each metric has an equal share, but at least
+_LEAST for each role."""
 _LEAST = 4
 
 
 @dataclass(frozen=True)
 class Dot:
     at: int
-    """Of all trials of the run, from 1."""
+    """Position among all trials of the run, from 1."""
     trial: str
     value: float
 
 
 @dataclass(frozen=True)
 class Dots:
-    """Of one metric and role."""
+    """The dots of one metric and role."""
 
     role: Role
     dots: tuple[Dot, ...]
     of: int
-    """So many trials have a value; if more than there are dots, these are the extremes."""
+    """Number of trials that have a value. If it exceeds the number of dots, the dots are the
+    extremes."""
 
 
 def samples(comparison: Comparison, metric: MetricComparison) -> list[Dots]:
-    """Of both arms and the control, as far as they have any."""
+    """Return the dots of both arms and of the control, if they have any."""
     most = max(_LEAST, MOST // len(comparison.metrics) // 3)
     found: dict[Role, list[Dot]] = {role: [] for role in (*ARMS, CONTROL)}
     for at, result in enumerate(comparison.results, 1):
@@ -45,8 +47,8 @@ def samples(comparison: Comparison, metric: MetricComparison) -> list[Dots]:
 
 
 def thinned(dots: Sequence[Dot], most: int) -> tuple[Dot, ...]:
-    """At most `most` of them (an even number): the lowest and the highest of equal spans of the
-    run, so that neither an outlier nor a drift is lost."""
+    """Return at most `most` of them (an even number): the lowest and the highest of equal spans of
+    the run, so that neither an outlier nor a drift is lost."""
     if len(dots) <= most:
         return tuple(dots)
     spans = most // 2
@@ -59,5 +61,5 @@ def thinned(dots: Sequence[Dot], most: int) -> tuple[Dot, ...]:
 
 
 def values_of(metric: MetricComparison, role: Role) -> Sequence[float]:
-    """One of each trial that counts."""
+    """Return the value of each trial that counts."""
     return {"baseline": metric.baseline, "candidate": metric.candidate}.get(role, metric.controls)

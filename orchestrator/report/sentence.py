@@ -21,7 +21,7 @@ from orchestrator.report.quantities import change_text, plural, quantity
 from orchestrator.report.wording import label
 from orchestrator.scenario import ARMS, ArmName, Metric, Scenario, format_size
 
-# What takes so many seconds, or so many of what.
+# The subject, and what it takes besides the number: nothing for seconds, else what is counted.
 _SUBJECTS: dict[Metric, tuple[str, str]] = {
     "host_boot_seconds": ("the host's boot to SSH", ""),
     "guest_boot_seconds": ("the boot of a guest with {bar} to userspace", ""),
@@ -40,9 +40,9 @@ _SUBJECTS: dict[Metric, tuple[str, str]] = {
 
 
 def verdict_sentence(scenario: Scenario, comparison: Comparison, plan: dict[str, Any]) -> str:
-    """What came out, and of which number. `plan` is plan.json.
+    """State the verdict and one number. `plan` is plan.json.
 
-    The first of the deciding metrics that has the verdict of the run is quoted.
+    The number is that of the first deciding metric that has the verdict of the run.
     """
     old, new = _kernels(comparison)
     verdict = comparison.verdict
@@ -64,7 +64,7 @@ def verdict_sentence(scenario: Scenario, comparison: Comparison, plan: dict[str,
 
 
 def undecided_said(comparison: Comparison) -> str:
-    """Which failures are charged to nobody, by the attempts of both arms."""
+    """Explain which failures are charged to nobody, with the attempts of both arms."""
     if not comparison.undecided:
         return _failed_by_bench(comparison)
     reasons = ", ".join(sorted({result.reason for result in comparison.undecided}))
@@ -90,7 +90,7 @@ def _failed_by_bench(comparison: Comparison) -> str:
 
 
 def flaw(comparison: Comparison) -> str:
-    """Why a run is invalid."""
+    """Explain why a run is invalid."""
     for arm in ARMS:
         if not comparison.count(arm, "measured"):
             return _unmeasured(comparison, arm)
@@ -111,7 +111,8 @@ def flaw(comparison: Comparison) -> str:
 
 
 def differing(found: Sequence[Difference]) -> str:
-    """`runner.qemu (10.0.2 | 10.1.0) and 2 others differ without having been meant to`"""
+    """Name what differs: `runner.qemu (10.0.2 | 10.1.0) and 2 others differ without having been
+    meant to`."""
     first, *others = found
     values = " | ".join(dict.fromkeys(v for of_side in first.values.values() for v in of_side))
     more = f" and {plural(len(others), 'other')} differ" if others else " differs"

@@ -36,14 +36,14 @@ from orchestrator.report.wording import (
 from orchestrator.scenario import ARMS, AT_POINTS, Scenario, format_size, is_emulated
 
 _TAIL = 12
-"""Lines of a console."""
+"""Lines of a console that are shown."""
 
 
 def text_report(
     scenario: Scenario, comparison: Comparison, plan: dict[str, Any], tester: str | None = None
 ) -> str:
-    """The whole report, ASCII in lines of at most 76 columns. `plan` is plan.json; `tester` is
-    `Name <mail>` of whoever ran it, None where that is not known."""
+    """Return the whole report, ASCII in lines of at most 76 columns. `plan` is plan.json; `tester`
+    is `Name <mail>` of whoever ran it, or None if that is not known."""
     emulated, exact = is_emulated(plan["accel"]), plan["accel"] == "exact"
     parts = [
         "\n".join(wrapped(verdict_sentence(scenario, comparison, plan))) + "\n",
@@ -70,7 +70,7 @@ def _variable(comparison: Comparison) -> str:
 
 
 def _verdicts(scenario: Scenario, comparison: Comparison) -> str:
-    """Of the run, and of what it is made up of."""
+    """Report the verdict of the run, and of what it is made up of."""
     lines = [f"{comparison.scenario}: {comparison.verdict}"]
     for name in comparison.deciding:
         if (metric := comparison.metric(name)) is not None:
@@ -86,7 +86,7 @@ def _verdicts(scenario: Scenario, comparison: Comparison) -> str:
 
 
 def expected(scenario: Scenario, metric: MetricComparison) -> str:
-    """What the scenario expects of it, and its p, where there are such."""
+    """Return what the scenario expects of the metric, and its p, if it has them."""
     wanted, p = scenario.expect.get(metric.name), metric.effect.p_adjusted
     said = "" if wanted is None else f", expected: {wanted}"
     return said + (f"; p {p:.2g}" if p is not None else "")
@@ -153,7 +153,7 @@ def _row(name: str, metric: MetricComparison, comparison: Comparison) -> Sequenc
 
 
 def _statistics(scenario: Scenario, comparison: Comparison) -> str:
-    """What the table's numbers are, as far as it has them."""
+    """Explain the kinds of numbers that the table has."""
     metrics = comparison.metrics
     lines = ["*: what the verdict of the run is of."] * bool(metrics)
     lines += [
@@ -181,8 +181,8 @@ def _statistics(scenario: Scenario, comparison: Comparison) -> str:
 
 
 def _too_few_together(comparison: Comparison) -> Iterator[str]:
-    """The smallest p that so many pairs can have, for so many metrics together, is not small
-    enough."""
+    """Report that the number of pairs is too small for the number of metrics: their smallest
+    possible p is not small enough."""
     tested = [m for m in comparison.metrics if m.effect.estimate.p is not None]
     for decide, which in ((True, "that decide"), (False, "that do not")):
         group = [m for m in tested if (m.name in comparison.deciding) == decide]
@@ -197,7 +197,7 @@ def _too_few_together(comparison: Comparison) -> Iterator[str]:
 
 
 def _control(comparison: Comparison) -> Iterator[str]:
-    """A kernel against itself."""
+    """Report the control: a kernel against itself."""
     with_one = [(m, m.control) for m in comparison.metrics if m.control is not None]
     if not with_one:
         return
@@ -238,7 +238,7 @@ def _theory(scenario: Scenario, comparison: Comparison) -> str:
 
 
 def _noted(comparison: Comparison) -> str:
-    """What is not as it seems to be: of boots, and of an arm's trials together."""
+    """Report what is not as it seems: in boots, and in an arm's trials together."""
     lines: dict[str, None] = {}
     for arm in ARMS:
         for boot in boots_of(comparison)[arm]:
@@ -252,7 +252,7 @@ def _noted(comparison: Comparison) -> str:
 
 
 def notes(scenario: Scenario, comparison: Comparison, *, emulated: bool, exact: bool) -> str:
-    """What a value is, and where it comes from."""
+    """Explain what a value is, and where it comes from."""
     if not comparison.metrics:
         return ""
     if not scenario.host.fresh_boots:

@@ -1,5 +1,5 @@
-"""Guest boots' timelines as plain text: one boot for a terminal, and what maps and unmaps cost in
-the boots of both arms."""
+"""Guest boots' timelines as plain text: one boot for a terminal, and the cost of maps and unmaps
+in the boots of both arms."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from orchestrator.scenario import format_size
 _WIDTH = 100
 _BAR_WIDTH = 20
 _LEAST = 1e-3
-"""Of a timeline's unit: a map or unmap that took less has no line of its own."""
+"""Shortest map or unmap, in the timeline's unit, that has a line of its own."""
 _MOST_PHASES = 4
 
 
@@ -46,14 +46,15 @@ def _wrapped(text: str, first: str = "", then: str = "  ") -> list[str]:
 
 
 def text_timeline(timeline: Timeline) -> str:
-    """At most 100 columns, for terminals. Shares are of the boot up to its mark; those of parts
-    are of their map or unmap."""
+    """Return text of at most 100 columns, for terminals. Shares are of the boot up to its mark;
+    shares of parts are of their map or unmap."""
     lines = [*_head(timeline), "", *boot_lines(timeline), "", *_foot(timeline)]
     return "\n".join(lines).rstrip() + "\n"
 
 
 def boot_lines(timeline: Timeline) -> list[str]:
-    """Phases with their maps, unmaps and zaps, a line each, below the names of the columns."""
+    """Return phases with their maps, unmaps and zaps, a line each, below the names of the
+    columns."""
     lines = [f"{'start':>10}  {'length':>11}  {'share':>7}"]
     for phase, steps, zaps in _placed(timeline):
         lines += _phase(timeline, phase)
@@ -104,12 +105,12 @@ def _foot(timeline: Timeline) -> list[str]:
 
 
 def _placed(timeline: Timeline) -> Iterator[tuple[Phase | None, list[Step], list[Zap]]]:
-    """Each phase with what began in it, in order of time. Last, with None, what is in no phase:
-    maps, zaps, or a thousandth of the boot."""
+    """Yield each phase with what began in it, in order of time. Last, with None, comes what is in
+    no phase, if that is a map, a zap, or a thousandth of the boot."""
     phases = timeline.phases
 
     def owner(item: Step | Zap) -> Phase | None:
-        # A phase's name may come twice: the last of that name that had begun.
+        # A phase's name may occur twice: take the last one of that name that had begun.
         named = [phase for phase in phases if phase.name == item.phase]
         begun = [phase for phase in named if phase.start <= item.start]
         return next(iter(begun[-1:] or named), None)
@@ -127,14 +128,15 @@ def _share(timeline: Timeline, counted: float) -> float:
 
 
 def _columns(timeline: Timeline, start: float | None, length: float, counted: float) -> str:
-    """Start, length, and what share of the boot `counted` of that length is."""
+    """Return the columns: start, length, and share of the boot. `counted`: the part of the length
+    that counts for the share."""
     when = "" if start is None else f"{start:.3f}"
     share = _percent(_share(timeline, counted)) if counted else "-"
     return f"{when:>10}  {quantity(length, timeline.unit):>11}  {share:>7}  "
 
 
 def _line(timeline: Timeline, items: Sequence[Step | Zap], text: str, *, start: bool) -> list[str]:
-    """Of maps, unmaps or zaps, that are counted where they began."""
+    """Return the line of maps, unmaps or zaps, which are counted where they began."""
     columns = _columns(
         timeline,
         items[0].start if start else None,
@@ -200,8 +202,8 @@ def _zaps(timeline: Timeline, zaps: Sequence[Zap]) -> list[str]:
 
 
 def calls_and_cost(timelines: Boots) -> str:
-    """What maps and unmaps cost in the boots of each arm, medians where there are several, and
-    what the arms' difference comes from; empty where no arm has a boot. For mail."""
+    """Report the cost of maps and unmaps in the boots of each arm (medians if there are several),
+    and where the arms' difference comes from; empty if no arm has a boot. For mail."""
     table = cost_table(timelines)
     if not table.boots:
         return ""
@@ -220,11 +222,11 @@ COST_COLUMNS = ["calls", "one", "total", "share"]
 _INDENT = "  "
 _BETWEEN = "   "
 Body = list[tuple[str, Costs]]
-"""A text, and what the arms have below it, or nothing."""
+"""Rows: a text, and the arms' costs below it, which may be empty."""
 
 
 def _table(table: CostTable) -> list[str]:
-    """What it is, and below that the arms' numbers side by side."""
+    """Return the text of each row, and below it the arms' numbers side by side."""
     body = _body(table)
     titles = [
         f"{arm}, {f'{len(boots)} boots' if len(boots) > 1 else 'boot'}"
@@ -282,7 +284,8 @@ def cost_cells(cost: Cost, unit: str) -> list[str]:
 
 
 def explained(difference: Difference, unit: str) -> str:
-    """In the decimals that the longer boot has with four digits, so that one can add them up."""
+    """Explain the difference between the arms' boots. All numbers have the decimals that give the
+    longer boot four digits, so that one can add them up."""
     longer = max(difference.baseline, difference.candidate)
     decimals = max(0, 3 - floor(log10(longer))) if longer else 0
     sign = -1 if difference.whole < 0 else 1
@@ -292,7 +295,7 @@ def explained(difference: Difference, unit: str) -> str:
         return f"{round(value, decimals) + 0.0:.{decimals}f}"  # never -0.0
 
     boots = f"{number(difference.baseline)} -> {number(difference.candidate)}"
-    # of the boots as they are shown, so that all that is shown adds up
+    # from the boots as they are shown, so that all shown numbers add up
     whole = round(difference.candidate, decimals) - round(difference.baseline, decimals)
     if not round(whole, decimals):
         return f"The boots of both arms are equally long ({boots} {unit})."

@@ -1,4 +1,4 @@
-"""What can be pasted under a patch: numbers, configuration, and a tag where one is due."""
+"""The block to paste under a patch: numbers, configuration, and a tag if one is due."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ _MOST = 3
 def trailer(
     scenario: Scenario, comparison: Comparison, plan: dict[str, Any], tester: str | None
 ) -> str:
-    """`plan` is plan.json; `tester` is `Name <mail>`, None where git knows no user."""
+    """Return the block. `plan` is plan.json; `tester` is `Name <mail>`, or None if git knows no
+    user."""
     lines = [_BEGIN]
     for text in (
         *_numbers(comparison, plan),
@@ -42,8 +43,8 @@ def trailer(
 
 
 def worse(comparison: Comparison) -> list[MetricComparison]:
-    """What regressed besides what decides: of the points of a metric the one with the plain name,
-    else that which did most."""
+    """Return the metrics that regressed besides those that decide. A metric with several points is
+    there once: by the one with the plain name, else by the one that regressed most."""
     found: dict[str, list[MetricComparison]] = {}
     for metric in comparison.metrics:
         if metric.verdict == "regressed" and metric.name not in comparison.deciding:
@@ -55,7 +56,8 @@ def worse(comparison: Comparison) -> list[MetricComparison]:
 
 
 def _numbers(comparison: Comparison, plan: dict[str, Any]) -> Iterator[str]:
-    """Two or three: those that decide and headlines; one that got worse is never left out."""
+    """Yield two or three lines: deciding metrics and headlines. A metric that got worse is never
+    left out."""
     names = dict.fromkeys((*comparison.deciding, *_HEADLINES))
     shown = [m for name in names if (m := comparison.metric(name)) is not None][:_MOST]
     bad = worse(comparison)
@@ -99,13 +101,13 @@ def _configuration(
 
 
 def _condition(comparison: Comparison, name: str) -> str:
-    """Its value in every trial that has one."""
+    """Return the condition's values, from every trial that has one."""
     values = (result.conditions.get(name) for result in comparison.results)
     return " and ".join(dict.fromkeys(filter(None, values)))
 
 
 def _tag(scenario: Scenario, comparison: Comparison, tester: str | None) -> str:
-    """A tag says that somebody stands for the result; what is not one has none."""
+    """Return the tag, by which somebody stands for the result, or the reason why there is none."""
     said = _no_tag(scenario, comparison)
     if said:
         return f"(no Tested-by: {said})"
@@ -114,7 +116,7 @@ def _tag(scenario: Scenario, comparison: Comparison, tester: str | None) -> str:
 
 
 def _no_tag(scenario: Scenario, comparison: Comparison) -> str:
-    """Why there is none; empty where there is one."""
+    """Return the reason why there is no tag; empty if there is one."""
     baseline, candidate = (comparison.kernels[arm] for arm in ARMS)
     if comparison.verdict == "invalid":
         return f"the run is invalid: {flaw(comparison)}"

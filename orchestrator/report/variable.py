@@ -1,4 +1,4 @@
-"""What the arms of a comparison differ in, in a sentence or two."""
+"""The differences between the arms of a comparison, in a sentence or two."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from orchestrator.report.quantities import plural
 
 
 def variable_said(found: Variable | None, *, counted: bool = True) -> str:
-    """One paragraph; empty of a comparison without one. `counted`: with the number of conditions
-    that were checked."""
+    """Return one paragraph; empty for a comparison without a variable. `counted`: with the number
+    of conditions that were checked."""
     return " ".join(_sentences(found, counted=counted)) if found is not None else ""
 
 
 def differing_said(differs: Iterable[Differing]) -> str:
-    """`vfio_iommu_type1.disable_hugepages: N | Y; command line: not set | nosmt`"""
+    """Name what differs, with both arms' values: `vfio_iommu_type1.disable_hugepages: N | Y;
+    command line: not set | nosmt`."""
     return "; ".join(
         f"{one.what}: {one.baseline} | {one.candidate}" if one.baseline or one.candidate
         else one.what

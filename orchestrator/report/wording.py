@@ -1,4 +1,4 @@
-"""What metrics are called, and what a run was of, in words."""
+"""Names of metrics, and descriptions of a run, in words."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ TITLES: dict[Metric, str] = {
     "pfn_faults_per_map": "page faults in a map",
     "iova_lookups_per_unmap": "IOMMU walks in an unmap",
 }
-"""Every metric, in the order of a table."""
+"""Title of every metric, in the order of a table."""
 SOURCES: dict[Metric, str] = {
     "host_boot_seconds": "host",
     "guest_boot_seconds": "plain",
@@ -50,12 +50,12 @@ SOURCES: dict[Metric, str] = {
     "pfn_faults_per_map": "counts",
     "iova_lookups_per_unmap": "counts",
 }
-"""The pass that a metric comes from, where that is not `timing`."""
+"""The pass that a metric comes from, if that is not `timing`."""
 
 
 def attempts_said(result: TrialResult) -> list[str]:
-    """Why a trial was attempted again, each time, and how the other arm's attempts beside it went:
-    `guest-hang (undecided)`, `baseline beside it: went well`."""
+    """Return why a trial was attempted again, each time, and how the other arm's attempts beside
+    it went: `guest-hang (undecided)`, `baseline beside it: went well`."""
     *_, last = result.attempts
     said = []
     for attempt in result.repeated:
@@ -67,13 +67,13 @@ def attempts_said(result: TrialResult) -> list[str]:
 
 
 def title(metric: Metric) -> str:
-    """`one DMA map (4GiB/2MiB/cold)`"""
+    """Return the title of a metric with its point: `one DMA map (4GiB/2MiB/cold)`."""
     base, _, point = metric.partition("@")
     return TITLES[base] + f" ({point})" * bool(point)
 
 
 def device_said(scenario: Scenario) -> str:
-    """`ivshmem, BAR 32GiB, intel vIOMMU`"""
+    """Describe the device: `ivshmem, BAR 32GiB, intel vIOMMU`."""
     device: Device = scenario.device
     number = f"{device.count} x " * (device.count > 1)
     mapped = "" if device.mmap else ", no mmap"
@@ -83,7 +83,7 @@ def device_said(scenario: Scenario) -> str:
 
 
 def host_said(scenario: Scenario, accel: str, reason: str) -> str:
-    """`nested VM, 2 CPUs, accel kvm, ...`"""
+    """Describe the host: `nested VM, 2 CPUs, accel kvm, ...`."""
     host = scenario.host
     if isinstance(host, MetalHost):
         return f"{host.address}, accel {accel}, {reason}"
@@ -91,7 +91,7 @@ def host_said(scenario: Scenario, accel: str, reason: str) -> str:
 
 
 def workload_said(scenario: Scenario, plan: dict[str, Any]) -> tuple[str, str]:
-    """What it is, and which: `guest`, `6.12.107+deb13, 512MiB`."""
+    """Return the kind of workload and its details: `guest`, `6.12.107+deb13, 512MiB`."""
     if scenario.workload == "map" or scenario.guest is None:
         backend = {"type1": "type1 container", "iommufd": "iommufd"}[scenario.map.backend]
         return "workload", f"map from the host's user space, {backend}"
@@ -100,7 +100,7 @@ def workload_said(scenario: Scenario, plan: dict[str, Any]) -> tuple[str, str]:
 
 
 def resolution_said(scenario: Scenario) -> str:
-    """When two instruction counts are the same number."""
+    """Explain when two instruction counts are the same number."""
 
     def within(resolution: Resolution) -> str:
         return f"{100 * (resolution.ratio - 1):.2g}% or {quantity(resolution.ginsn, 'Ginsn')}"
@@ -116,7 +116,7 @@ def resolution_said(scenario: Scenario) -> str:
 
 
 def said_of(guest: Guest) -> str:
-    """What of the guest is not as it is by default."""
+    """Return the guest's settings that are not the defaults."""
     said = {
         "firmware": f", {guest.firmware}",
         "boot": f", booted from a {guest.boot}",
@@ -130,7 +130,8 @@ def said_of(guest: Guest) -> str:
 
 
 def label(metric: MetricComparison, accel: str, guest_accels: Set[str]) -> str:
-    """What stands behind its values: ` (emulated)`, or nothing where hardware took the time."""
+    """Return what follows a metric's values: ` (instructions)`, ` (emulated)`, or nothing if
+    hardware took the time."""
     if metric.unit == "Ginsn":
         return " (instructions)"
     by_guest = metric.name.startswith("guest_") and "tcg" in guest_accels
