@@ -66,8 +66,7 @@ def suites_of(suite: str | None) -> tuple[str, ...]:
 
 
 def packages_of(kernel: DebKernel, cache: Cache) -> tuple[Archive, list[Package]]:
-    """Return the packages that are this kernel, after the archive that has them. Raises as
-    `resolved`."""
+    """Return the archive, and the packages in it that are this kernel. Raises as `resolved`."""
     version, archive = resolved(kernel, cache)
 
     def needed() -> list[dict[str, str]]:

@@ -73,7 +73,7 @@ class Patch:
     """Place in the whole series, from 1."""
     subject: str
     text: bytes
-    """The diffs, unchanged, without the encoding of a mail and the text before them."""
+    """The diffs, without a mail's encoding and without the text before them."""
 
     @cached_property
     def diffs(self) -> tuple[FileDiff, ...]:
@@ -250,8 +250,8 @@ class _Reader:
         return (None if old is None else names[0]), (None if new is None else names[1])
 
     def _stripped(self, old: bytes | None, new: bytes | None) -> tuple[str, str]:
-        """Strip the first part of both names, as `-p1` does. One that is missing is returned as
-        the other."""
+        """Strip the first part of both names, as `-p1` does. The other takes the place of one that
+        is missing."""
         both = [name for name in (old, new) if name is not None]
         for name in both:
             if b"/" not in name:
