@@ -61,7 +61,7 @@ class Said:
         }
 
     def makefiles(self) -> set[str]:
-        """Return the files of the tree that make read to evaluate these Makefiles."""
+        """Return the files of the tree that were read to evaluate these Makefiles."""
         read = (word for said in self.folders.values() for word in said.get("makefiles-read", ()))
         return {posixpath.normpath(path) for path in read if not path.startswith("/")}
 
