@@ -337,7 +337,7 @@ class Agent:
         control = self.backend.control
         iommu = iommu_table_pages()
         self.step("map")
-        page_table_bytes()  # the heap has what reading needs afterwards
+        page_table_bytes()  # once before, so that the heap has what reading needs
         tables = page_table_bytes()
         faults = resource.getrusage(resource.RUSAGE_THREAD).ru_minflt
         map_ns = timed(control, map_number, map_request)

@@ -61,7 +61,7 @@ def suites_of(suite: str | None) -> tuple[str, ...]:
     if suite is None:
         return _EVERYWHERE
     base, _, addition = suite.partition("-")
-    # what a backport depends on may still be in the release below it
+    # the dependencies of a backport may still be in the release below it
     return (base, suite) if addition and base in KNOWN_SUITES else (suite,)
 
 
