@@ -74,8 +74,7 @@ def parameters() -> dict[str, str | None]:
 
 
 def vulnerabilities() -> dict[str, str | None]:
-    """Return the processor's vulnerabilities, as the kernel names them -> what it does about each.
-    """
+    """Return the kernel's name of each vulnerability of the processor -> what it does about it."""
     paths = sorted(glob.glob("/sys/devices/system/cpu/vulnerabilities/*"))
     return {Path(path).name: text(path) for path in paths}
 

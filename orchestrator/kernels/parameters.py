@@ -50,8 +50,8 @@ def parameters_of(kernel: KernelBundle, module: str) -> set[str] | None:
 
 
 def _built_in(kernel: KernelBundle, module: str) -> set[str] | None:
-    """Read the names from NUL-separated `MODULE.parm=NAME:TEXT` (Documentation/kbuild/kbuild.rst).
-    """
+    """Read the names from entries `MODULE.parm=NAME:TEXT`, which are NUL-separated
+    (Documentation/kbuild/kbuild.rst)."""
     file = kernel.modules / "modules.builtin.modinfo"
     if not file.exists():
         return None
