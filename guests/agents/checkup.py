@@ -1,30 +1,32 @@
-"""What a machine can do, as it says itself: raw evidence, printed as JSON. Nothing is changed.
+"""Print as JSON what a machine can do: raw evidence, from the machine itself. Changes nothing.
 
     checkup.py REQUEST          Plain Python 3 standard library; needs no root
 
 The request, as JSON:
-    symbols     {FUNCTION: MODULE}, "" for the kernel's core: which are there under their names
-    programs    [NAME, ...]: where they are; sbin and libexec folders are looked into, too
-    versions    [NAME, ...] of those: the first line of --version
-    folders     [PATH, ...]: bytes free there, or where the path would be made
+    symbols     {FUNCTION: MODULE}, "" for the kernel's core: functions to find by their names
+    programs    [NAME, ...] to find; sbin and libexec folders are searched, too
+    versions    [NAME, ...] of those that are run for the first line of --version
+    folders     [PATH, ...] of which the free bytes are read; if one does not exist, those of the
+                nearest folder above it
 The answer:
     release, architecture, python, uid, user
-    files       {PATH: TEXT} of all that is there and may be read
-    unreadable  {PATH: WHY} of what is there and may not be
-    present     {PATH: whether it is there}
+    files       {PATH: TEXT} of all files that exist and may be read
+    unreadable  {PATH: WHY} of files that exist and may not be read
+    present     {PATH: whether it exists}
     access      {PATH: whether this user may read and write it}
+    iommus      names of the IOMMUs that are on
     groups      {IOMMU GROUP: [PCI ADDRESS, ...]}
-    interrupts  names of interrupt chips; IR-: through interrupt remapping
+    interrupts  names of interrupt chips; those with IR- use interrupt remapping
     programs    {NAME: {"path", "version"} or null}
     symbols     {FUNCTION: where it was found, or null}
-    unread      {PATH: WHY}: where the others might be, and nobody could look
-    types       what the kernel's type information (BTF) says of struct follow_pfnmap_args and of
-                vaddr_get_pfns: {"source", "members", "parameters"}; null where there is none, or
-                no symbols were asked for
-    memlock     bytes, -1 for no limit
+    unread      {PATH: WHY} of files that could not be read and may have the other functions
+    types       {"source", "members", "parameters"} from the kernel's type information (BTF):
+                members of struct follow_pfnmap_args, parameters of vaddr_get_pfns; null if there
+                is none, or no symbols were requested
+    memlock     RLIMIT_MEMLOCK in bytes, -1 for no limit
     folders     {PATH: {"at", "free", "total"}}
-    sockets     {PATH: whether somebody listens}
-BAROMETER_ROOT is put before every path.
+    sockets     {PATH: whether somebody listens there}
+The environment's BAROMETER_ROOT is put before every path.
 """
 
 from __future__ import annotations
@@ -49,7 +51,7 @@ from typing import Any
 
 ROOT = os.environ.get("BAROMETER_ROOT", "")
 MOST = 1 << 16
-"""Bytes of one file."""
+"""Most bytes that are read of one file."""
 PROGRAM_SECONDS = 3.0
 FILES = (
     "/proc/meminfo", "/proc/cmdline", "/proc/self/mounts",
@@ -105,7 +107,8 @@ def files() -> tuple[dict[str, str], dict[str, str]]:
 
 
 def first_processor() -> str:
-    """The others are the same, and each costs an interrupt to its processor."""
+    """Return the first processor's part of /proc/cpuinfo. The others are the same, and each costs
+    an interrupt to its processor."""
     lines = []
     with open(at("/proc/cpuinfo"), errors="replace") as file:
         for line in file:
@@ -121,8 +124,9 @@ def groups() -> dict[str, list[str]]:
 
 
 def interrupts() -> list[str]:
-    """In /proc/interrupts the chips of a remapping unit begin with IR- (kernel/irq/proc.c shows
-    irq_chip.name; drivers/iommu/intel/irq_remapping.c, drivers/iommu/amd/iommu.c name them)."""
+    """Return the interrupt chips in /proc/interrupts. Those of a remapping unit begin with IR-
+    (kernel/irq/proc.c shows irq_chip.name; drivers/iommu/intel/irq_remapping.c and
+    drivers/iommu/amd/iommu.c name them)."""
     try:
         with open(at("/proc/interrupts"), errors="replace") as file:
             return sorted(set(re.findall(r"\b(?:[A-Z]+-)*(?:IO-APIC|MSIX?)\b", file.read())))
@@ -184,8 +188,8 @@ def first_line(process: subprocess.Popen[bytes]) -> str:
 
 
 def symbols(wanted: dict[str, str]) -> tuple[dict[str, str | None], dict[str, str]]:
-    """Where each function is, and what could not be read. Of a module that is not loaded its file
-    says what it has."""
+    """Return the place of each function, and what could not be read. If a module is not loaded,
+    its file is searched."""
     found: dict[str, str | None] = dict.fromkeys(wanted)
     unread: dict[str, str] = {}
     names = "|".join(map(re.escape, sorted(wanted)))
@@ -220,7 +224,7 @@ def loaded(module: str) -> bool:
 
 
 def module_path(name: str) -> str | None:
-    """As modules.dep has it (depmod(8)); None where there is none, or it is built in."""
+    """Return the module's path in modules.dep (depmod(8)); None if it is built in or missing."""
     try:
         text = Path(at(modules_dep())).read_text(errors="replace")
     except OSError:
@@ -231,7 +235,7 @@ def module_path(name: str) -> str | None:
 
 
 def module_content(path: str | None) -> bytes | None:
-    """The ELF file; None where it cannot be read or unpacked."""
+    """Return a module's ELF file; None if it cannot be read or unpacked."""
     if path is None:
         return None
     try:
@@ -249,7 +253,8 @@ def module_content(path: str | None) -> bytes | None:
 
 
 def sections(elf: bytes) -> dict[str, bytes]:
-    """Of a 64-bit little-endian ELF file, by name (elf(5)); empty where it is none."""
+    """Return the sections of a 64-bit little-endian ELF file by name (elf(5)); none if it is no
+    such file."""
     if elf[:6] != b"\x7fELF\x02\x01":
         return {}
     try:
@@ -263,7 +268,7 @@ def sections(elf: bytes) -> dict[str, bytes]:
 
 
 def functions(elf: bytes) -> set[str]:
-    """Names of the functions that are defined in it: STT_FUNC with a section."""
+    """Return the names of the functions that are defined in it: STT_FUNC with a section."""
     parts = sections(elf)
     table, text = parts.get(".symtab", b""), parts.get(".strtab", b"")
     whole = table[: len(table) // 24 * 24]
@@ -283,14 +288,15 @@ def name_at(text: bytes, offset: int) -> str:
 
 PTR, STRUCT, TYPEDEF, CONST, FUNC, FUNC_PROTO = 2, 4, 8, 10, 12, 13
 TAIL = {1: 1, 3: 3, 14: 1, 17: 1}
-"""32-bit words after a type's three: INT, ARRAY, VAR, DECL_TAG."""
+"""Kind -> 32-bit words after a type's first three: INT, ARRAY, VAR, DECL_TAG."""
 TAIL_EACH = {4: 3, 5: 3, 6: 2, 13: 2, 15: 3, 19: 3}
-"""And for each of its vlen: STRUCT, UNION, ENUM, FUNC_PROTO, DATASEC, ENUM64."""
+"""Kind -> words for each of its vlen items: STRUCT, UNION, ENUM, FUNC_PROTO, DATASEC, ENUM64."""
 
 
 class Btf:
-    """The kernel's BPF type format (Documentation/bpf/btf.rst). A module's is split: its ids and
-    its names go on where those of `base` end. Raises ValueError for what is none."""
+    """Types in the kernel's BPF type format (Documentation/bpf/btf.rst). Those of a module are
+    split: their ids and names go on where those of `base` end. Raises ValueError if the data is
+    none."""
 
     def __init__(self, data: bytes, base: Btf | None = None) -> None:
         try:
@@ -326,7 +332,7 @@ class Btf:
         return name_at(self.names, offset - self.first_name)
 
     def type(self, number: int) -> tuple[int, int, str, memoryview]:
-        """Kind, id or size, name, and what follows; kind 0 is void, or what is not there."""
+        """Return kind, id or size, name, and the words that follow; kind 0 is void, or no type."""
         if self.base and number < self.first_id:
             return self.base.type(number)
         if not 0 <= number - self.first_id < len(self.starts):
@@ -339,7 +345,7 @@ class Btf:
         return kind, self.words[here + 2], self.name(self.words[here]), tail
 
     def find(self, kind: int, name: str) -> int | None:
-        """The id of the first one of its own types that is of that kind and name."""
+        """Return the id of the first type of that kind and name, without those of the base."""
         offset = self.offset(name)
         for number, here in enumerate(self.starts, self.first_id) if offset is not None else ():
             if self.words[here] == offset and self.words[here + 1] >> 24 & 31 == kind:
@@ -347,10 +353,10 @@ class Btf:
         return None
 
     def offset(self, name: str) -> int | None:
-        """Of a name; each is there once, be it in the base."""
+        """Return the offset of a name. Each name is stored once, be it in the base."""
         if self.base and (there := self.base.offset(name)) is not None:
             return there
-        # a split one's first name begins at once
+        # the names of split types begin without a NUL
         found = (b"\0" + self.names).find(b"\0" + name.encode() + b"\0")
         return None if found < 0 else self.first_name + found
 
@@ -362,7 +368,7 @@ class Btf:
         return [self.name(tail[i]) for i in range(0, len(tail), 3)]
 
     def parameters(self, function: str) -> list[list[str]] | None:
-        """[[name, type], ...]; the type without its pointers and qualifiers."""
+        """Return [[name, type], ...] of a function; the type without pointers and qualifiers."""
         number = self.find(FUNC, function)
         if number is None:
             return None
@@ -381,7 +387,8 @@ class Btf:
 
 
 def types() -> dict[str, Any] | None:
-    """What the series of v6.15 changed: a member of one struct, a parameter of one function."""
+    """Find what the series of v6.15 changed: a member of one struct, a parameter of one
+    function."""
     path = "/sys/kernel/btf/vmlinux"
     try:
         core = Btf(Path(at(path)).read_bytes())
@@ -397,7 +404,8 @@ def types() -> dict[str, Any] | None:
 
 
 def module_types(core: Btf) -> tuple[str, Btf | None]:
-    """Of the module as it is loaded, else of its file, which may bring its own base."""
+    """Return the types of the module, after their place. They are those of the loaded module, else
+    those of its file, which may bring its own base."""
     path = f"/sys/kernel/btf/{TYPE1}"
     try:
         if os.path.exists(at(path)):

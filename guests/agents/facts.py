@@ -1,6 +1,6 @@
-"""What this machine is: printed as JSON. Plain Python 3 standard library.
+"""Print facts of this machine as JSON. Plain Python 3 standard library.
 
-What the machine has no file for is null. Of its devices survey.py speaks.
+A fact is null if the machine has no file for it. Devices are in survey.py.
 """
 
 from __future__ import annotations
@@ -41,8 +41,10 @@ def text(path: str) -> str | None:
 
 
 def await_clock() -> None:
-    """Linux keeps time by tsc-early until it has calibrated the TSC, a second or so after boot
-    (tsc_refine_calibration_work(), arch/x86/kernel/tsc.c): what is measured later has tsc."""
+    """Wait while the clock source is tsc-early, for 15 s at most.
+
+    Linux keeps time by it until it has calibrated the TSC, a second or so after boot
+    (tsc_refine_calibration_work(), arch/x86/kernel/tsc.c). What is measured later has tsc."""
     end = time.monotonic() + CLOCK_SECONDS
     while text(SETTINGS["clocksource"]) == "tsc-early" and time.monotonic() < end:
         time.sleep(0.1)
@@ -59,20 +61,20 @@ def cpu() -> dict[str, str]:
 
 
 def governor() -> str | None:
-    """Of all CPUs: one name, or several with spaces between them."""
+    """Return the governor of all CPUs: one name, or several with spaces between them."""
     paths = glob.glob("/sys/devices/system/cpu/cpu[0-9]*/cpufreq/scaling_governor")
     return " ".join(sorted({text(path) or "" for path in paths})) or None
 
 
 def parameters() -> dict[str, str | None]:
-    """Of VFIO's modules and of IOMMU drivers: MODULE.NAME."""
+    """Return the parameters of VFIO's modules and of IOMMU drivers: MODULE.NAME -> value."""
     names = ("vfio*", "*iommu*")
     paths = {path for name in names for path in glob.glob(f"/sys/module/{name}/parameters/*")}
     return {".".join(path.split("/")[3::2]): text(path) for path in sorted(paths)}
 
 
 def vulnerabilities() -> dict[str, str | None]:
-    """Of the processor, as the kernel names them, and what it does about each."""
+    """Return the kernel's name of each vulnerability of the processor -> what it does about it."""
     paths = sorted(glob.glob("/sys/devices/system/cpu/vulnerabilities/*"))
     return {Path(path).name: text(path) for path in paths}
 

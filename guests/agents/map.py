@@ -7,25 +7,25 @@ The request is a line of JSON; an empty one asks for the whole BAR, cold and war
     thp         "inherit", "disable" (prctl), "nohugepage" or "hugepage" (madvise of the BAR)
     repeats     samples of each state
     points      [{"size": bytes or "full", "alignment": bytes, "states": ["cold", "warm"]}, ...]
-    within      true: map `size` bytes of a mapping of the whole BAR; else the mapping has the size
+    within      true: map `size` bytes of a mapping of the whole BAR; else of one of that size
     snapshots   {NAME: PATH}: files that are read after each sample
-    rest        seconds of sleep before each ioctl, in which the kernel gets done with what came
-                before: while an RCU grace period waits, each timer tick costs more
-    realtime    true: run as SCHED_FIFO. A task that becomes due in the middle of a long unmap, on
-                a kernel that does not preempt it, makes every preempt_enable() of its loops cost
-                more until it is done (1 % seen); none becomes due before a real-time task
+    rest        seconds of sleep before each ioctl, in which the kernel finishes earlier work:
+                while an RCU grace period waits, each timer tick costs more
+    realtime    true: run as SCHED_FIFO, before which no other task becomes due. On a kernel that
+                does not preempt a long unmap, a task that becomes due in the middle of it makes
+                every preempt_enable() of its loops cost more until the unmap is done (1 % seen)
     step        true: before each ioctl print {"next": "map" | "unmap"} and wait for a line
 
-The answer is JSON, a line each:
+The answer is lines of JSON:
     {"agent": {...}}    the device, its BAR, the process's memory settings, the instrument's cost
     {"point": {...}}    a size and alignment: where it is mapped
     {"sample": {...}}   a map and an unmap there: nanoseconds of CLOCK_MONOTONIC around each ioctl,
                         and what the process itself saw (minor faults, page-table bytes)
-    {"end": true}       or, where the kernel refuses something, {"refused": "what it said"}
+    {"end": true}       or {"refused": "the kernel's reason"}, if it refuses something
 The first point, "warm-up", takes what kernel and interpreter do only once.
 
 cold: memory decode was switched off and on before, by which vfio-pci zaps the BAR's page tables.
-warm: they are as the map before left them.
+warm: the page tables are as the map before left them.
 
 The ioctls and structures are those of include/uapi/linux/vfio.h and iommufd.h.
 """
@@ -77,7 +77,7 @@ DEFAULTS: dict[str, Any] = {
 ADDR_NO_RANDOMIZE = 0x0040000  # personality(2)
 PR_SET_THP_DISABLE, PR_GET_THP_DISABLE = 41, 42
 MADVISE = {"hugepage": 14, "nohugepage": 15}
-# an ioctl that the kernel answers before any driver is asked (fs/ioctl.c), without effect here
+# an ioctl that the kernel answers without calling any driver (fs/ioctl.c), without effect here
 NO_OPERATION = 0x5451  # FIOCLEX: files of Python are close-on-exec anyway
 
 libc = ctypes.CDLL(None, use_errno=True)
@@ -98,10 +98,11 @@ def call_mmap(address: int | None, size: int, prot: int, flags: int, fd: int, of
 
 
 class Backend:
-    """What the reply to an unmap is like, whichever of the two it came from."""
+    """Base of both backends: what their replies to an unmap have in common."""
 
     def unmapped(self, reply: bytearray) -> int:
-        """Bytes, from the unmap's structure: its last member, which the kernel has rewritten."""
+        """Return the bytes that were unmapped: the last member of the unmap's structure, which the
+        kernel has rewritten."""
         return int(struct.unpack("IIQQ", reply)[3])
 
 
@@ -130,7 +131,8 @@ class Type1(Backend):
             )
 
     def requests(self, address: int, size: int) -> tuple[tuple[int, bytearray], ...]:
-        """Number and structure of the ioctls that map and unmap `size` bytes at `address`."""
+        """Return number and structure of the ioctls that map and unmap `size` bytes at
+        `address`."""
         return (
             (MAP_DMA, bytearray(struct.pack("IIQQQ", 32, MAP_READ_WRITE, address, IOVA, size))),
             (UNMAP_DMA, bytearray(struct.pack("IIQQ", 24, 0, IOVA, size))),
@@ -141,7 +143,7 @@ class Iommufd(Backend):
     """iommufd, with the device's own character device.
 
     A BAR has no struct pages, so iommufd cannot map it by address; from v6.19 on vfio-pci exports
-    it as a dma-buf. Without that the map is tried by address, and the kernel says what it thinks.
+    it as a dma-buf. Without that the map is tried by address, and the kernel's error is reported.
     """
 
     name = "iommufd"
@@ -163,7 +165,7 @@ class Iommufd(Backend):
         self.dma_buf = -1
 
     def export(self, bar: int, size: int) -> None:
-        """VFIO_DEVICE_FEATURE_DMA_BUF: the BAR's first `size` bytes as a dma-buf."""
+        """Export the BAR's first `size` bytes as a dma-buf, with VFIO_DEVICE_FEATURE_DMA_BUF."""
         if self.dma_buf >= 0:
             os.close(self.dma_buf)
         get = FEATURE_GET | FEATURE_DMA_BUF
@@ -187,7 +189,7 @@ BACKENDS: dict[str, type[Type1] | type[Iommufd]] = {"type1": Type1, "iommufd": I
 
 
 def region(device: int, index: int) -> tuple[int, int, int]:
-    """Flags, size, offset."""
+    """Return flags, size and offset of a region of the device."""
     info = bytearray(struct.pack("IIIIQQ", 32, 0, index, 0, 0, 0))
     fcntl.ioctl(device, GET_REGION_INFO, info, True)
     _, flags, _, _, size, offset = struct.unpack("IIIIQQ", info)
@@ -200,19 +202,20 @@ def page_table_bytes() -> int:
 
 
 def iommu_table_pages() -> int | None:
-    """Pages of all IOMMU page tables of this machine (v6.11 and later), or None."""
-    setting("/proc/sys/vm/stat_refresh")  # the kernel adds up what its CPUs counted apart
+    """Return the pages of all IOMMU page tables of this machine (v6.11 and later), or None."""
+    setting("/proc/sys/vm/stat_refresh")  # makes the kernel add up the counts of its CPUs
     match = re.search(r"(?m)^nr_iommu_pages (\d+)$", Path("/proc/vmstat").read_text())
     return int(match[1]) if match else None
 
 
 def slots_of(start: int, end: int) -> set[int]:
-    """Of 512 GiB: what one page of the third-highest table level (PUD) covers."""
+    """Return the slots of 512 GiB that a range is in. A page of the third-highest table level
+    (PUD) covers one slot."""
     return set(range(start >> 39, ((end - 1) >> 39) + 1))
 
 
 def address_space() -> tuple[set[int], int]:
-    """The 512 GiB slots in which the process has something mapped, and how many mappings."""
+    """Return the slots in which the process has something mapped, and how many mappings it has."""
     used: set[int] = set()
     areas = Path("/proc/self/maps").read_text().splitlines()
     for area in areas:
@@ -223,14 +226,14 @@ def address_space() -> tuple[set[int], int]:
 
 
 def vm_flags(address: int) -> list[str]:
-    """VmFlags of the mapping that starts at `address` (proc_pid_smaps(5))."""
+    """Return VmFlags of the mapping that starts at `address` (proc_pid_smaps(5))."""
     text = Path("/proc/self/smaps").read_text()
     match = re.search(rf"(?m)^{address:x}-(?:.*\n)+?VmFlags: (.*)$", text)
     return match[1].split() if match else []
 
 
 def timed(file: int, number: int, argument: bytearray) -> int:
-    """Nanoseconds of one ioctl, as Python sees it."""
+    """Call an ioctl and return the nanoseconds that it takes, as Python sees it."""
     clock, call = time.monotonic_ns, fcntl.ioctl
     start = clock()
     try:
@@ -241,8 +244,8 @@ def timed(file: int, number: int, argument: bytearray) -> int:
 
 
 def instrument(file: int) -> dict[str, list[int]]:
-    """What a sample has in it besides the ioctl's work: two readings of the clock with nothing
-    between them, and an ioctl that does nothing. It also readies the interpreter's paths."""
+    """Measure what a sample contains besides the ioctl's work: two readings of the clock with
+    nothing between them, and an ioctl that does nothing. This also warms the interpreter up."""
     clock, readings = time.monotonic_ns, []
     for _ in range(16):
         start = clock()
@@ -252,7 +255,7 @@ def instrument(file: int) -> dict[str, list[int]]:
 
 
 def say(what: str, value: Any) -> None:
-    """At once, and then forgotten: a heap that grows would be seen in the page tables."""
+    """Print a line at once and keep nothing: a growing heap would show in the page tables."""
     sys.stdout.write(json.dumps({what: value}) + "\n")
     sys.stdout.flush()
 
@@ -281,8 +284,8 @@ class Agent:
         self.bar_address = int(resources[self.bar].split()[0], 16)
 
     def decode(self, *, on: bool) -> None:
-        """Memory decoding of the device; off zaps the page tables of its BARs in every process
-        (vfio_pci_zap_and_down_write_memory_lock)."""
+        """Switch the device's memory decoding. Off zaps the page tables of its BARs in every
+        process (vfio_pci_zap_and_down_write_memory_lock)."""
         at = self.config + COMMAND
         command = struct.unpack("H", os.pread(self.device, 2, at))[0]
         new = command | COMMAND_MEMORY if on else command & ~COMMAND_MEMORY
@@ -291,8 +294,9 @@ class Agent:
     def point(self, wanted: dict[str, Any], repeats: int) -> None:
         size = self.bytes if wanted["size"] == "full" else wanted["size"]
         length = self.bytes if self.request["within"] else size
-        # Alike modulo 1 GiB, address and BAR can be mapped by every level of the page table; QEMU
-        # aligns so since 9.2 (vfio_region_mmap). Off by less, only up to the alignment asked for.
+        # If address and BAR are equal modulo 1 GiB, every level of the page table can map them; so
+        # QEMU aligns since 9.2 (vfio_region_mmap). With a skew, only leaves up to the requested
+        # alignment can.
         skew = 0 if wanted["alignment"] >= GIB else wanted["alignment"]
         used, vm_areas = address_space()
         room = length + 3 * GIB
@@ -333,7 +337,7 @@ class Agent:
         control = self.backend.control
         iommu = iommu_table_pages()
         self.step("map")
-        page_table_bytes()  # what reading needs of the heap is there afterwards
+        page_table_bytes()  # once before, so that the heap has what reading needs
         tables = page_table_bytes()
         faults = resource.getrusage(resource.RUSAGE_THREAD).ru_minflt
         map_ns = timed(control, map_number, map_request)
@@ -395,8 +399,8 @@ def measure(bdf: str) -> None:
 
 
 def same_addresses() -> None:
-    """Start again without random addresses: whether the BAR's pages need another table of 512 GiB
-    would be drawn in each process."""
+    """Start again without random addresses: otherwise it would be chance, in each process, whether
+    the BAR's pages need another table of 512 GiB."""
     now = libc.personality(0xFFFFFFFF)
     if not now & ADDR_NO_RANDOMIZE and libc.personality(now | ADDR_NO_RANDOMIZE) != -1:
         os.execv(sys.executable, sys.orig_argv)

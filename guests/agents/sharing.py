@@ -1,9 +1,9 @@
-"""A host that several trials share: what one changed is put back, and how the host then is. Plain
-Python 3, with the keeper beside it.
+"""Put back what a trial changed on a host that several trials share, and report the host's state.
+Plain Python 3, with the keeper beside it.
 
-Reads what was changed as JSON on standard input, [[KIND, {...}], ...] in the order of the changes,
-kinds and their facts as in the keeper's journal. Answers {"failed": [...], "state": {NAME: TEXT}}:
-the state is equal to that of before unless something is left.
+Reads the changes as JSON on standard input, [[KIND, {...}], ...] in the order in which they were
+made, with kinds and facts as in the keeper's journal. Answers {"failed": [...], "state": {NAME:
+TEXT}}: the state is equal to that of before unless something is left.
 """
 
 from __future__ import annotations
@@ -38,23 +38,23 @@ _FILES = (
     *(f"{_TRACEFS}/{name}" for name in ("set_event", "current_tracer", "tracing_on", "trace_clock",
                                         "kprobe_events", "uprobe_events")),
 )  # fmt: skip
-"""Each file's text is a part of the state: settings, and whether the kernel has complained."""
+"""Files whose text is part of the state: settings, and whether the kernel has complained."""
 _COUNTERS = (
     "ns_last_pid", "perf_event_max_sample_rate", "full_scans", "pages_collapsed", "stat_refresh",
 )  # fmt: skip
-"""The kernel changes these by itself."""
+"""Names of those files that the kernel changes by itself."""
 _FOLDERS = (f"{_TRACEFS}/instances", "/var/log/libvirt/qemu", "/tmp", "/dev/shm")
 
 
 def put_back(changes: list[list[Any]]) -> list[str]:
-    """Undo the changes, the latest first; what could not be undone, and why."""
+    """Undo the changes, the latest first; return what could not be undone, and why."""
     failed = []
     for kind, what in reversed(changes):
         try:
             _UNDO[kind](what)
         except (RefusedError, OSError) as exc:
             failed.append(f"{kind}: {exc}")
-    for path in sorted(machine.at(RUN).glob("*")):  # a trial's own
+    for path in sorted(machine.at(RUN).glob("*")):  # made by the trial
         try:
             files.unclaim({"paths": [f"{RUN}/{path.name}"]})
         except (RefusedError, OSError) as exc:
@@ -63,7 +63,7 @@ def put_back(changes: list[list[Any]]) -> list[str]:
 
 
 def state() -> dict[str, str]:
-    """What a trial may change, by name."""
+    """Return the texts of everything that a trial may change, by name."""
     return {name: " ".join(text.split()) for name, text in _parts()}
 
 
@@ -94,7 +94,7 @@ def _found(pattern: str) -> list[str]:
 
 
 def _processes() -> Iterator[str]:
-    """Names of all but the kernel's threads, this process and what it was started by."""
+    """Yield the names of all processes but the kernel's threads, this one and its ancestors."""
     own = {1}
     pid = os.getpid()
     while pid > 1:
@@ -107,7 +107,7 @@ def _processes() -> Iterator[str]:
 
 
 def _stat(pid: int) -> tuple[str, int]:
-    """A process's name and its parent: 0 of one that has ended, or is ending."""
+    """Return a process's name and parent; the parent is 0 if it has ended, or is ending."""
     head, _, rest = (machine.text(f"/proc/{pid}/stat") or "").rpartition(")")
     status = rest.split()
     return head.partition("(")[2], 0 if status[:1] in ([], ["Z"]) else int(status[1])

@@ -1,19 +1,19 @@
-"""The PCI functions of this machine, and what it has on them: printed as JSON. Plain Python 3
+"""Print as JSON the PCI functions of this machine, and what it uses them for. Plain Python 3
 standard library.
 
     survey.py               every function, and what uses them
     survey.py ADDRESS...    these functions alone: 0000:01:00.0
 
     iommus      names of the IOMMUs that are on
-    functions   of each what sysfs says, as in its files; null: there is no such file
-    users       of each function what the machine has on it:
+    functions   what sysfs says about each, as in its files; null if there is no such file
+    users       what the machine uses each function for:
         network   an interface; serves: default route, SSH connection
         disk      serves: mount points, swap, ZFS pools
         display   a framebuffer; serves: console
         console   a serial port; serves: console
         input     what is plugged into a USB controller
         open      a device node; serves: the processes that have it open
-    unread      processes whose open files could not be read: run as root
+    unread      number of processes whose open files could not be read: run as root
 
 The file system's root is $BAROMETER_ROOT, for tests. Nothing is changed, no device is woken.
 """
@@ -41,12 +41,12 @@ NUMBERS = (
     "numa_node", "enable", "boot_vga", "d3cold_allowed", "sriov_numvfs", "sriov_totalvfs",
 )  # fmt: skip
 COMMAND = 4
-"""Where the command word is in the configuration space (PCI Local Bus Specification, 6.1)."""
+"""Offset of the command word in the configuration space (PCI Local Bus Specification, 6.1)."""
 IFF_UP, RTF_UP, RTF_REJECT = 0x1, 0x1, 0x200
-"""include/uapi/linux/if.h, route.h."""
+"""Flags of include/uapi/linux/if.h and route.h."""
 MIB_SHIFT = 20
 ANCESTORS = 8
-"""Processes between the SSH server's and this one, at most: shells and sudo."""
+"""Most processes between the SSH server's and this one: shells and sudo."""
 
 
 class User(NamedTuple):
@@ -55,9 +55,9 @@ class User(NamedTuple):
     name: str
     path: str
     up: bool = False
-    """The interface is."""
+    """True if the interface is up."""
     above: Sequence[str] = ()
-    """Interfaces or block devices made of it, and of those."""
+    """Interfaces or block devices that are made of it, directly or through others."""
     serves: Sequence[str] = ()
 
 
@@ -74,7 +74,7 @@ def lines(path: str) -> list[str]:
 
 
 def properties(path: str) -> dict[str, str]:
-    """Of lines NAME=VALUE."""
+    """Parse the lines NAME=VALUE of a file."""
     return {name: value for name, _, value in (line.partition("=") for line in lines(path))}
 
 
@@ -100,12 +100,12 @@ def link(path: str) -> str | None:
 
 
 def target(path: str) -> str | None:
-    """The last name of what a link leads to."""
+    """Return the last name of what a link leads to."""
     return os.path.basename(link(path) or "") or None
 
 
 def real(path: str) -> str:
-    """Without links in it."""
+    """Return the path without links in it."""
     try:
         return os.path.realpath(ROOT + path).removeprefix(ROOT)
     except (OSError, ValueError):
@@ -117,7 +117,7 @@ def matching(pattern: str) -> list[str]:
 
 
 def functions_on(path: str) -> list[str]:
-    """The PCI functions that a device is behind, from the root down; the last is its own."""
+    """Return the PCI functions that a device is behind, from the root down, its own last."""
     return [part for part in real(path).split("/") if ADDRESS.fullmatch(part)]
 
 
@@ -127,9 +127,9 @@ def owner(path: str) -> str | None:
 
 
 def owners(path: str) -> list[str]:
-    """The functions of a disk or a device node: more than one where an NVMe disk has several
-    paths. Such a disk is a child of no controller (drivers/nvme/host/multipath.c), its subsystem
-    links to them."""
+    """Return the functions of a disk or a device node: more than one if an NVMe disk has several
+    paths. Such a disk is a child of no controller (drivers/nvme/host/multipath.c), but its
+    subsystem links to them."""
     if address := owner(path):
         return [address]
     subsystem = re.match(r".*/nvme-subsys\d+(?=/)", real(path))
@@ -172,8 +172,8 @@ def function(address: str) -> dict[str, object]:
 
 
 def resizable(base: str) -> dict[str, list[int]]:
-    """BAR -> the sizes in bytes that it can have (Documentation/ABI/testing/sysfs-bus-pci: bit n
-    of resourceN_resize is 2^n MiB)."""
+    """Return BAR -> sizes in bytes that it can have (Documentation/ABI/testing/sysfs-bus-pci: bit
+    n of resourceN_resize is 2^n MiB)."""
     found = {}
     for path in matching(f"{base}/resource[0-5]_resize"):
         bits = number(path, 16) or 0
@@ -211,7 +211,7 @@ def uppers(path: str) -> list[str]:
 
 
 def closure(start: Sequence[str], above: Callable[[str], Iterable[str]]) -> list[str]:
-    """Everything above `start`, without itself; each once."""
+    """Return everything above `start`, each once, without `start` itself."""
     found: list[str] = []
     todo = list(start)
     while todo:
@@ -227,7 +227,7 @@ class Route(NamedTuple):
 
 
 def routes() -> Iterator[Route]:
-    """The main tables, as in /proc/net/route and /proc/net/ipv6_route."""
+    """Yield the routes of the main tables, from /proc/net/route and /proc/net/ipv6_route."""
     for line in lines("/proc/net/route")[1:]:
         try:
             name, to, _, flags, _, _, _, mask = line.split()[:8]
@@ -251,7 +251,7 @@ def default_routes() -> set[str]:
 
 
 def ssh_interfaces() -> set[str]:
-    """Over which the SSH connection comes in that this was started through: by the routes to
+    """Return the interfaces of the SSH connection that this was started through, by the routes to
     both of its ends."""
     words = ssh_connection().split()
     found = set()
@@ -268,8 +268,8 @@ def ssh_interfaces() -> set[str]:
 
 
 def ssh_connection() -> str:
-    """`CLIENT PORT SERVER PORT` (ssh(1), ENVIRONMENT); sudo(8) takes it out of the environment,
-    where the process that called it still has it."""
+    """Return `CLIENT PORT SERVER PORT` (ssh(1), ENVIRONMENT). sudo(8) takes it out of the
+    environment, but the process that called sudo still has it."""
     pid = "self"
     for _ in range(ANCESTORS):
         if said := environment(pid).get("SSH_CONNECTION"):
@@ -298,14 +298,14 @@ def disks() -> Iterator[User]:
 
 
 def above_disk(name: str) -> list[str]:
-    """Its partitions, and the block devices made of it: LVM's, crypt, MD, bcache."""
+    """Return the disk's partitions, and the block devices made of it: LVM's, crypt, MD, bcache."""
     base = f"/sys/class/block/{name}"
     parts = [at for at in listed(base) if text(f"{base}/{at}/partition") is not None]
     return parts + listed(f"{base}/holders")
 
 
 def served_by_disks() -> dict[str, set[str]]:
-    """Block device -> mount points, swap, pools."""
+    """Return block device -> mount points, swap and ZFS pools on it."""
     numbers = {text(f"/sys/class/block/{name}/dev"): name for name in listed("/sys/class/block")}
     served: dict[str, set[str]] = {}
     for line in lines("/proc/self/mountinfo"):
@@ -313,7 +313,7 @@ def served_by_disks() -> dict[str, set[str]]:
         fields, source = mounted.split(), rest.split()[1:2]
         if len(fields) < 5:
             continue
-        # a btrfs has a number of its own
+        # a btrfs has a device number of its own
         name = numbers.get(fields[2]) or block_name(source[0] if source else "")
         served.setdefault(name, set()).add(unescaped(fields[4]))
     for line in lines("/proc/swaps")[1:]:
@@ -331,12 +331,12 @@ def served_by_disks() -> dict[str, set[str]]:
 
 
 def block_name(source: str) -> str:
-    """Of /dev/dm-0, or of a link to it: /dev/mapper/vg-root."""
+    """Return the name of a block device, from /dev/dm-0 or a link to it: /dev/mapper/vg-root."""
     return os.path.basename(real(source)) if source.startswith("/dev/") else ""
 
 
 def unescaped(path: str) -> str:
-    r"""A mount point; a space is \040 (proc_pid_mountinfo(5))."""
+    r"""Undo the escapes of a mount point: a space is \040 (proc_pid_mountinfo(5))."""
     return re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), path)
 
 
@@ -344,7 +344,7 @@ def unescaped(path: str) -> str:
 
 
 def displays() -> Iterator[User]:
-    """Framebuffers. fbcon has the console on the first while it is bound
+    """Yield the framebuffers. While fbcon is bound, it has the console on the first
     (Documentation/fb/fbcon.rst)."""
     bound = any(
         "frame buffer" in (text(f"{path}/name") or "") and number(f"{path}/bind") == 1
@@ -360,7 +360,7 @@ def displays() -> Iterator[User]:
 
 
 def consoles() -> Iterator[User]:
-    """Serial ports that the kernel has its console on, as Intel's AMT has one."""
+    """Yield the serial ports that the kernel has its console on, such as Intel AMT's."""
     for line in lines("/proc/consoles"):
         name = (line.split() or [""])[0]
         path = f"/sys/class/tty/{name}"
@@ -369,7 +369,7 @@ def consoles() -> Iterator[User]:
 
 
 def inputs() -> Iterator[User]:
-    """On USB alone: a sound card's jacks are inputs too."""
+    """Yield the inputs on USB alone: a sound card's jacks are inputs, too."""
     for name in listed("/sys/class/input"):
         path = f"/sys/class/input/{name}"
         on_usb = re.search(r"/usb\d+/", real(path))
@@ -378,7 +378,8 @@ def inputs() -> Iterator[User]:
 
 
 def open_nodes(unread: list[str]) -> Iterator[User]:
-    """Device nodes that processes have open; `unread` gets those that cannot be asked."""
+    """Yield the device nodes that processes have open. Processes whose open files cannot be read
+    go into `unread`."""
     known = nodes()
     opened: dict[str, set[str]] = {}
     for pid in listed("/proc"):
@@ -390,9 +391,9 @@ def open_nodes(unread: list[str]) -> Iterator[User]:
             unread.append(pid)
             continue
         except OSError:
-            continue  # it has ended
+            continue  # the process has ended
         for descriptor in descriptors:
-            # a container with a /dev of its own says /dri/card0
+            # in a container with a /dev of its own this reads /dri/card0
             node = (link(f"/proc/{pid}/fd/{descriptor}") or "").removeprefix("/dev/").lstrip("/")
             if node and node in known:
                 opened.setdefault(node, set()).add(f"{text(f'/proc/{pid}/comm')} ({pid})")
@@ -402,8 +403,8 @@ def open_nodes(unread: list[str]) -> Iterator[User]:
 
 
 def nodes() -> dict[str, list[str]]:
-    """Name below /dev -> functions: of every device that a function has, of VFIO's groups, and
-    of NVIDIA's driver, which keeps its devices out of sysfs."""
+    """Return name below /dev -> functions, for every device that a function has, for VFIO's
+    groups, and for the devices of NVIDIA's driver, which keeps them out of sysfs."""
     found: dict[str, list[str]] = {}
     for path in (*matching("/sys/dev/char/*"), *matching("/sys/dev/block/*")):
         if addresses := owners(path):

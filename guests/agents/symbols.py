@@ -1,9 +1,9 @@
-"""Which kernel functions addresses are in. Plain Python 3 standard library.
+"""Name the kernel functions that addresses are in. Plain Python 3 standard library.
 
     symbols.py < ADDRESSES      hexadecimal, a line each
 
-Prints a line for each: ADDRESS NAME OFFSET, the offset in hexadecimal; NAME is ? for what is in
-no function (a program of user space).
+Prints a line for each: ADDRESS NAME OFFSET, the offset in hexadecimal; NAME is ? for an address in
+no function (in a program of user space).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def main() -> None:
     with open("/proc/kallsyms") as table:
         for line in table:
             address, kind, name = line.split(None, 3)[:3]
-            # of two names for one place the first: aliases come behind
+            # if two names have one address, take the first: aliases follow
             if kind in "tTwW":
                 starts.setdefault(int(address, 16), name)
     order = sorted(starts)

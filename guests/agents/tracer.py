@@ -1,9 +1,9 @@
 """Arm, read and clear kernel probes in a tracefs instance of their own. Plain Python 3.
 
-    tracer.py symbols NAME...  which of these functions the kernel has, as JSON
-    tracer.py arm       specification as JSON on standard input; answer as JSON
-    tracer.py finish    the evidence as JSON, {"files": {NAME: TEXT}}, and everything is undone
-    tracer.py clear     undo everything, whatever is left of it
+    tracer.py symbols NAME...  print as JSON which of these functions the kernel has
+    tracer.py arm       arm as specified by JSON on standard input; answer as JSON
+    tracer.py finish    print the evidence as JSON, {"files": {NAME: TEXT}}, and undo everything
+    tracer.py clear     undo everything that is left
 
 The specification:
     instance       name of the tracefs instance
@@ -15,7 +15,7 @@ The specification:
     filters        {"GROUP/EVENT": filter}
     triggers       {"GROUP/EVENT": hist trigger}
     enable         ["GROUP/EVENT", ...]; an event with a trigger is armed by it
-Whatever the kernel refuses is answered with its own reason (error_log), and nothing stays armed.
+If the kernel refuses something, the answer has its reason (error_log), and nothing stays armed.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class RefusedError(Exception):
 
 
 def append(path: Path, line: str) -> None:
-    """One write(2), because each is one command to the kernel.
+    """Append a line with one write(2), because each is one command to the kernel.
 
     Not open("ab"): that seeks to the end, which tracefs refuses.
     """
@@ -57,14 +57,14 @@ def put(path: Path, line: str) -> None:
 
 
 def why() -> str:
-    """The kernel's last words about a refused line."""
+    """Return the ends of the error logs, with the kernel's reason for refusing a line."""
     logs = [TRACEFS / "error_log", *TRACEFS.glob("instances/*/error_log")]
     texts = [log.read_text() for log in logs]
     return "\n".join(text.strip()[-600:] for text in texts if text)
 
 
 def missing(symbols: list[str]) -> list[str]:
-    """Functions that are not on this kernel under their own name."""
+    """Return the functions that are not on this kernel under their own name."""
     wanted = set(symbols)
     with open("/proc/kallsyms") as table:
         for line in table:
@@ -75,8 +75,8 @@ def missing(symbols: list[str]) -> list[str]:
 
 
 def of_kernel(definition: str, loaded: set[str]) -> str:
-    """`p:GROUP/EVENT MODULE:FUNCTION ...` without a module that is not loaded but built in: the
-    kernel would wait for it, and the probe never fire."""
+    """Return `p:GROUP/EVENT MODULE:FUNCTION ...` without a module that is not loaded but built in:
+    the kernel would wait for that module, and the probe would never fire."""
     head, place, *rest = definition.split(" ")
     module, colon, function = place.partition(":")
     return " ".join([head, function if colon and module not in loaded else place, *rest])
@@ -154,7 +154,8 @@ def clear(instance_name: str, group: str) -> None:
 
 
 def remove(instance: Path) -> None:
-    """A QEMU or a watch agent that is ending may still have its trace_marker open."""
+    """Remove the instance. Wait while its trace_marker is open: a QEMU or a watch agent that is
+    ending may still have it."""
     deadline = time.monotonic() + BUSY_SECONDS
     while True:
         try:

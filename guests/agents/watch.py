@@ -2,26 +2,26 @@
 
     watch.py PIDFILE MARK [MARKER [FILE ...]]
 
-Listens for the guest's serial console, and says on standard output, a line each, with
-CLOCK_MONOTONIC nanoseconds of this host:
+Listens for the guest's serial console and prints these lines, with CLOCK_MONOTONIC nanoseconds of
+this host:
 
     E <ns> ports {"console": P, "ssh": Q}   where to send the console, which port to forward
     E <ns> console                          QEMU connected its serial port
-    C <ns> "text"                           a line of the console, when its end arrived; of a long
-                                            one the beginning, and how much was left out
-    E <ns> flood {"bytes": B, "lines": L, "seconds": S}   the console said too much: no more of it
+    C <ns> "text"                           a line of the console, when its end arrived; a long one
+                                            is cut, and its end tells how much was left out
+    E <ns> flood {"bytes": B, "lines": L, "seconds": S}   too much on the console: no further lines
     E <ns> started {"pid": N, "start_ns": S} QEMU's process, and when it began (10 ms steps)
-    E <ns> mark                             the console line that begins with MARK
-    E <ns> tables <bytes>                   QEMU's page tables (VmPTE) then
-    E <ns> threads [N, ...]                 QEMU's threads then
+    E <ns> mark                             the console showed the line that begins with MARK
+    E <ns> tables <bytes>                   QEMU's page tables (VmPTE) at the mark
+    E <ns> threads [N, ...]                 QEMU's threads at the mark
     E <ns> ssh                              the guest's SSH server sent its banner
-    P <ns> <cpu ns> <console bytes>         every two seconds: is it getting anywhere?
+    P <ns> <cpu ns> <console bytes>         progress of the boot, every two seconds
     E <ns> exit                             QEMU has ended
 
-Ends when QEMU has, or when standard input closes. With MARKER, the trace_marker file of a tracefs
-instance, it writes each line there first, after the word barometer: then it has a time of the
-trace clock. Into each FILE it writes 0 when the guest's kernel says its first line: the enable
-files of probes that are for the firmware's share of a boot.
+Ends when QEMU ends or when standard input closes. With MARKER, the trace_marker file of a tracefs
+instance, it writes each line there first, after the word barometer: so the line also has a time of
+the trace clock. When the guest's kernel prints its first line, it writes 0 into each FILE: the
+enable files of probes that are for the firmware's share of a boot.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ from pathlib import Path
 
 TICK_NS = 10**9 // os.sysconf("SC_CLK_TCK")
 MARKER_BYTES = 900
-"""The kernel cuts what is written at once to trace_marker after 1 KiB (TRACE_MARKER_SIZE)."""
+"""Longest write to trace_marker. The kernel cuts a write after 1 KiB (TRACE_MARKER_SIZE)."""
 KERNEL = b"Linux version "
 LAST_SECONDS = 5.0
-"""For the console's last words, after QEMU has ended."""
+"""Time for the last output of the console to arrive after QEMU has ended."""
 LINE_BYTES = 16 << 10
-"""What is said of one line of the console."""
+"""Longest part of a console line that is printed."""
 MOST_BYTES, MOST_LINES = 8 << 20, 45_000
-"""What a guest may say on its console. What comes after is taken from QEMU, which does not have to
-wait, and counted."""
+"""Most console output of a guest that is printed. The rest is read and counted, so that QEMU does
+not have to wait."""
 lock = threading.Lock()
 marker: int | None = None
 
@@ -54,7 +54,7 @@ def say(kind: str, rest: str, at: int | None = None) -> None:
     with lock:
         at = time.monotonic_ns() if at is None else at
         if marker is not None:
-            with contextlib.suppress(OSError):  # tracing was ended before the guest was
+            with contextlib.suppress(OSError):  # tracing has ended before the guest
                 os.write(marker, f"barometer {kind} {at} {rest}"[:MARKER_BYTES].encode() + b"\n")
         sys.stdout.write(f"{kind} {at} {rest}\n")
         sys.stdout.flush()
@@ -67,7 +67,8 @@ def free_port() -> int:
 
 
 def stat(pid: int) -> list[str]:
-    """Fields of /proc/PID/stat from the third on (proc_pid_stat(5)); empty when it has ended.
+    """Return the fields of /proc/PID/stat from the third on (proc_pid_stat(5)); none if the
+    process has ended.
 
     A zombie has not ended: another of its threads may still be unmapping on the way out.
     """
@@ -79,7 +80,8 @@ def stat(pid: int) -> list[str]:
 
 
 def start_ns(pid: int) -> int:
-    """When the process began, on CLOCK_MONOTONIC: field 22 counts ticks of CLOCK_BOOTTIME."""
+    """Return when the process began, on CLOCK_MONOTONIC: field 22 counts ticks of
+    CLOCK_BOOTTIME."""
     suspended = time.clock_gettime_ns(time.CLOCK_BOOTTIME) - time.monotonic_ns()
     fields = stat(pid)
     return int(fields[19]) * TICK_NS - suspended if fields else 0
@@ -143,13 +145,13 @@ class Watch:
             self.say_line(time.monotonic_ns())
 
     def go_on(self, piece: bytes) -> None:
-        """More of the line that has begun."""
+        """Add a piece to the line that has begun."""
         room = LINE_BYTES - len(self.begun)
         self.begun += piece[:room]
         self.lost += len(piece[room:])
 
     def say_line(self, now: int) -> bytes:
-        """The line that has begun, and that ends here."""
+        """Print and return the line that has begun, and that ends here."""
         line, lost = bytes(self.begun), self.lost
         self.begun, self.lost = bytearray(), 0
         text = line.rstrip(b"\r").decode(errors="replace")
@@ -157,10 +159,10 @@ class Watch:
         return line
 
     def take(self, line: bytes, now: int) -> None:
-        """What a whole line means."""
+        """Act on a whole line, if it is the kernel's first line or the boot mark."""
         if KERNEL in line:
             while self.until_kernel:
-                with contextlib.suppress(OSError):  # not there: it was not armed
+                with contextlib.suppress(OSError):  # no such file: the probe was not armed
                     self.until_kernel.pop().write_text("0")
         if line.startswith(self.mark):
             say("E", "mark", now)
@@ -170,7 +172,8 @@ class Watch:
             threading.Thread(target=self.ssh, daemon=True).start()
 
     def ssh(self) -> None:
-        """From the boot mark on, so that asking costs the boot nothing."""
+        """Wait for the banner of the SSH server. Starts at the boot mark, so that the attempts do
+        not slow the boot."""
         while True:
             try:
                 with socket.create_connection(("127.0.0.1", self.ssh_port), 10) as connection:

@@ -1,9 +1,9 @@
-"""Where a kernel comes from: a Debian package, a folder, a tree that is built, a package whose
+"""Get a kernel ready to boot: a Debian package, a folder, a tree that is built, or a package whose
 modules are rebuilt. All end as a KernelBundle.
 
-checked(kernel, cache)              -> None           is what it takes there; builds nothing
+checked(kernel, cache)              -> None           checks that it can be built; builds nothing
 materialised(kernel, cache, ...)    -> KernelBundle   downloads, unpacks, builds what is missing
-describe(kernel, cache)             -> str            what would be used, without building it
+describe(kernel, cache)             -> str            names what would be used; builds nothing
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ __all__ = ["KernelBundle", "checked", "describe", "materialised"]
 
 
 def checked(kernel: Kernel, cache: Cache) -> None:
-    """Whether it can be built: its sources are there, its series applies. Builds nothing.
+    """Check that a kernel can be built: its sources exist, its series applies. Builds nothing.
 
-    Raises ScenarioError when not.
+    Raises ScenarioError if it cannot.
     """
     if isinstance(kernel, TreeKernel | SourceKernel):
         tree.checked(kernel, cache)
@@ -33,11 +33,11 @@ def checked(kernel: Kernel, cache: Cache) -> None:
 def materialised(
     kernel: Kernel, cache: Cache, progress: Progress, tag: str = "base"
 ) -> KernelBundle:
-    """The kernel, ready to boot, cached by content. `tag`: four letters that name the arm in the
-    release of a kernel that is built.
+    """Return the kernel ready to boot, cached by content. `tag` is four letters that name the arm
+    in the release of a kernel that is built.
 
-    Raises ScenarioError when no such suite, package, version, folder or commit exists, or it does
-    not build; BenchError when the mirror cannot be reached.
+    Raises ScenarioError if no such suite, package, version, folder or commit exists, or it does
+    not build; BenchError if the mirror cannot be reached.
     """
     if isinstance(kernel, TreeKernel | SourceKernel):
         return tree.materialised(kernel, cache, tag, progress)
@@ -49,7 +49,7 @@ def materialised(
 
 
 def describe(kernel: Kernel, cache: Cache) -> str:
-    """One line for a plan: which exact version would be used. Raises as `checked`."""
+    """Return a line for a plan: the exact version that would be used. Raises as `checked`."""
     if isinstance(kernel, TreeKernel | SourceKernel):
         return tree.describe(kernel, cache)
     if isinstance(kernel, DirKernel):

@@ -1,4 +1,4 @@
-"""Patches applied to a tree of git's, without files: in an index of our own.
+"""Apply patches to a git tree in an index of our own, without a work tree.
 
 The index holds only what the patches touch, so a patch costs the same on a kernel of 96 000
 files as on a small tree; the whole tree is put together once, at the end.
@@ -25,7 +25,7 @@ _FAILED = re.compile(r"error: patch failed: (?P<path>.+):(?P<line>\d+)")
 _MISSING = re.compile(r"error: (?P<path>.+): does not exist in index")
 _THERE = re.compile(r"error: (?P<path>.+): already exists in index")
 _ANSWERS = (0, 1, 128, -signal.SIGABRT)
-"""Of `git apply`, which ends with an assertion at some contradictions."""
+"""Exit codes that `git apply` may have: at some contradictory patches an assertion aborts it."""
 _SHOWN_LINES = 16
 _SHOWN_AROUND = 2
 _PATHS_AT_ONCE = 500
@@ -42,12 +42,12 @@ class _Entry:
 
 
 def applied(git: Git, tree: str, patches: Sequence[Patch]) -> str:
-    """The id of `tree` with all patches applied, in their order, nowhere with fuzz.
+    """Apply all patches to `tree`, in their order and without fuzz; return the new tree's id.
 
-    `git`: a repository of ours that has the tree's objects; new ones are written there, no file
-    and no ref, and no index but temporary ones. The tree may hold only the files that the patches
-    touch. Raises ScenarioError (series-does-not-apply) with the place, what the patch expects
-    there and what the file has.
+    `git` is a repository of ours that has the tree's objects. Only new objects and temporary
+    indexes are written to it: no file and no ref. The tree need not hold more than the files that
+    the patches touch. Raises ScenarioError (series-does-not-apply) with the place, what the patch
+    expects there and what the file has.
     """
     if not patches:
         return tree
@@ -80,7 +80,10 @@ def applied(git: Git, tree: str, patches: Sequence[Patch]) -> str:
 
 
 def _check_folders(patch: Patch, folders: Iterable[str], which: str) -> None:
-    """What the index does not tell git: it has no folders."""
+    """Raise ScenarioError if a patch writes a file where the tree has a folder.
+
+    git cannot see this in the index, which has no folders.
+    """
     if wrong := {diff.new for diff in patch.diffs}.intersection(folders):
         raise ScenarioError(
             f"{which} does not apply: {', '.join(map(str, wrong))} is a folder in the tree",
@@ -89,9 +92,13 @@ def _check_folders(patch: Patch, folders: Iterable[str], which: str) -> None:
 
 
 def _changed(git: Git, step: str, patch: Patch, which: str, said: str) -> str:
-    """The id of the partial tree after a patch that git says it applied; `step`: before it."""
-    # git says so as well of what it skips: a path that it takes to be outside of its work tree,
-    # text that it does not take for a diff
+    """Return the id of the partial tree after a patch that git reports as applied.
+
+    `step` is the id before it. Raises ScenarioError if git skipped part of the patch, or if the
+    patch changes nothing.
+    """
+    # git also reports success if it skips something: a path that it takes to be outside of its
+    # work tree, text that it does not take for a diff
     seen = len(re.findall(r"(?m)^Checking patch ", said))
     if seen != len(patch.diffs) or "Skipped patch" in said:
         raise ScenarioError(
@@ -112,7 +119,10 @@ def _already(git: Git, file: Path) -> str:
 
 
 def _all_there(git: Git, before: Mapping[str, _Entry], files: Sequence[Path]) -> str:
-    """A patch in the midst of those that follow it does not apply in reverse by itself."""
+    """Return a hint if the whole series applies in reverse, else "".
+
+    A patch that later ones build on does not apply in reverse by itself (`_already`).
+    """
     _fill(git, before)
     for file in reversed(files):
         done = git.run("apply", "--cached", "--reverse", file, accept=_ANSWERS)
@@ -122,13 +132,13 @@ def _all_there(git: Git, before: Mapping[str, _Entry], files: Sequence[Path]) ->
 
 
 def _with_folders(paths: Iterable[str]) -> list[str]:
-    """The paths and all above them: where a patch makes a folder there may be a file."""
+    """Return the paths and all folders above them: the tree may have a file there."""
     every = {path for given in paths for path in (given, *map(str, PurePosixPath(given).parents))}
     return sorted(every - {"."})
 
 
 def _entries(git: Git, tree: str, paths: Sequence[str]) -> tuple[dict[str, _Entry], list[str]]:
-    """What the tree has at the paths, and which of them are folders."""
+    """Return the tree's entries at the paths, and those of the paths that are folders."""
     found, folders = {}, []
     for at in range(0, len(paths), _PATHS_AT_ONCE):
         some = paths[at : at + _PATHS_AT_ONCE]
@@ -143,7 +153,7 @@ def _entries(git: Git, tree: str, paths: Sequence[str]) -> tuple[dict[str, _Entr
 
 
 def _fill(git: Git, entries: Mapping[str, _Entry], removed: Iterable[_Entry] = ()) -> None:
-    """Put entries into the index, take those that are removed out."""
+    """Put `entries` into the index and take `removed` out of it."""
     lines = [f"0 {'0' * len(e.sha)}\t{e.path}\0" for e in removed]
     lines += [f"{e.mode} {e.sha}\t{e.path}\0" for e in entries.values()]
     git.run("update-index", "-z", "--index-info", stdin="".join(lines))
@@ -151,7 +161,7 @@ def _fill(git: Git, entries: Mapping[str, _Entry], removed: Iterable[_Entry] = (
 
 @dataclass(frozen=True)
 class _Failure:
-    """Why git did not apply a patch."""
+    """A patch that git did not apply, and what explains why."""
 
     git: Git
     tree: str
@@ -159,7 +169,7 @@ class _Failure:
     which: str
     said: str
     hint: str
-    """What is known already; empty: nothing."""
+    """Advice that is known already; empty if there is none."""
 
     def error(self) -> ScenarioError:
         for line in self.said.splitlines():
@@ -227,7 +237,7 @@ def _shown(hunk: Hunk) -> list[str]:
 
 
 def _numbered(content: Sequence[str], start: int, length: int) -> list[str]:
-    """The lines from the index `start` on, and a few around, with their numbers."""
+    """Return `length` lines from index `start` on, and a few around them, with their numbers."""
     first = max(0, start - _SHOWN_AROUND)
     last = min(len(content), start + min(length, _SHOWN_LINES) + _SHOWN_AROUND)
     if first >= last:
@@ -236,7 +246,8 @@ def _numbered(content: Sequence[str], start: int, length: int) -> list[str]:
 
 
 def _nearest(expected: Sequence[str], content: Sequence[str], line: int) -> int:
-    """The index at which most of the expected lines are; of equal ones the next to `line`."""
+    """Return the index at which most of the expected lines match; of several the nearest to
+    `line`."""
     where: dict[str, list[int]] = {}
     for number, text in enumerate(content):
         where.setdefault(text, []).append(number)
@@ -255,7 +266,7 @@ def _bare(lines: Iterable[str]) -> list[str]:
 
 
 def _is_in(some: Sequence[str], every: Sequence[str]) -> bool:
-    """Whether the lines follow one another in `every`."""
+    """True if there are lines in `some` and they follow one another in `every`."""
     return any(
         every[at : at + len(some)] == some for at in range(len(every) - len(some) + 1)
     ) and bool(some)

@@ -1,6 +1,6 @@
-"""Debian's package archive through apt with a private root: signatures checked, nothing installed.
+"""Read Debian's package archive with apt: signatures are checked, nothing is installed.
 
-One private root for each set of suites, in the cache. The mirror is BAROMETER_MIRROR or
+apt has a private root in the cache for each set of suites. The mirror is BAROMETER_MIRROR or
 http://deb.debian.org/debian; security suites come from BAROMETER_SECURITY_MIRROR.
 """
 
@@ -23,7 +23,7 @@ from orchestrator.errors import BenchError, ScenarioError
 from orchestrator.scenario import nearest_name
 
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
-# For "did you mean": the mirror decides which suites there are.
+# Names for "did you mean" only: the mirror decides which suites exist.
 KNOWN_SUITES = (
     "bookworm", "bookworm-backports", "bookworm-security", "bookworm-updates",
     "trixie", "trixie-backports", "trixie-security", "trixie-updates",
@@ -43,7 +43,7 @@ def security_mirror() -> str:
 
 
 def source_lines(suites: tuple[str, ...]) -> list[str]:
-    """sources.list lines for the suites, bound to Debian's keyring."""
+    """Return sources.list lines for the suites, bound to Debian's keyring."""
     return [
         f"deb [signed-by={KEYRING}] "
         f"{security_mirror() if suite.endswith('-security') else mirror()} {suite} main"
@@ -52,7 +52,8 @@ def source_lines(suites: tuple[str, ...]) -> list[str]:
 
 
 def own_settings() -> list[str]:
-    """This machine's own proxies and transport settings, as apt.conf lines: they hold here too."""
+    """Return this machine's proxies and transport settings as apt.conf lines: they hold for the
+    private root too."""
     done = run(["apt-config", "dump", "Acquire"], doing="reading apt's configuration")
     return done.stdout.splitlines()
 
@@ -67,7 +68,7 @@ class Package:
 
 
 class Archive:
-    """apt over the given suites, in a private root."""
+    """The packages of some suites, as apt in a private root reports them."""
 
     def __init__(self, suites: tuple[str, ...], cache: Cache) -> None:
         self.suites = suites
@@ -78,8 +79,8 @@ class Archive:
     def update(self) -> None:
         """Fetch the package lists unless they are younger than six hours.
 
-        Raises ScenarioError when the mirror has no such suite, BenchError when it cannot be
-        reached and no older lists are here.
+        Raises ScenarioError if the mirror has no such suite, BenchError if it cannot be reached
+        and there are no older lists.
         """
         sources = "\n".join(source_lines(self.suites)) + "\n"
         with self._lock:
@@ -115,7 +116,8 @@ class Archive:
                 )
 
     def remembered(self, question: str, ask: Callable[[], Any]) -> Any:
-        """The JSON answer to `ask`, kept as long as the package lists are: apt takes seconds."""
+        """Return the JSON answer of `ask`, kept under `question` until the package lists change:
+        apt takes seconds."""
         memory = self._root / "answers.json"
         with self._lock:
             lists = (self._root / "updated").stat().st_mtime_ns
@@ -131,7 +133,7 @@ class Archive:
             return answers[question]
 
     def versions(self, name: str) -> list[tuple[str, str]]:
-        """(version, suite) of every package of that name, newest first."""
+        """Return (version, suite) of every package of that name, newest first."""
         text = self._apt(["apt-cache", "madison", name]).stdout
         rows = []
         for line in text.splitlines():  # ` NAME | VERSION | MIRROR SUITE/COMPONENT ARCH Packages`
@@ -144,7 +146,8 @@ class Archive:
         return self._apt(["apt-cache", "pkgnames", start]).stdout.split()
 
     def dependencies(self, name: str, version: str) -> list[Package]:
-        """The package and all it depends on, as apt would install them into an empty system."""
+        """Return the package and all it depends on, as apt would install them into an empty
+        system."""
         text = self._apt(
             ["apt-get", "install", "--simulate", "--no-install-recommends", "-q",
              *[part for suite in self.suites for part in ("-t", suite)], f"{name}={version}"],
@@ -207,7 +210,7 @@ class Archive:
             f'Acquire::Languages "none";\nAcquire::Retries "{_RETRIES}";\n'
             'APT::Sandbox::User "";\nDebug::NoLocking "true";\n'
         )
-        # whole at every moment: with half of it another process would ask the system's mirrors
+        # replaced in one step: a process that reads half of it would use the system's mirrors
         if not self._conf.exists() or self._conf.read_text() != text:
             beside = self._conf.with_suffix(".new")
             beside.write_text(text)

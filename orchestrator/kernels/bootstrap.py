@@ -1,4 +1,4 @@
-"""A small Debian system from packages, by mmdebstrap: as root, or in a user namespace."""
+"""Build a small Debian system from packages with mmdebstrap, as root or in a user namespace."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ from orchestrator.kernels.apt import own_settings, source_lines
 def debian_tar(
     tar: Path, recipe: Mapping[str, Any], *, doing: str, hooks: Sequence[str] = ()
 ) -> str:
-    """Make `tar` of what the recipe names (`suites`, `packages`, `exclude`); its packages come
-    back as `NAME<tab>VERSION` lines. `hooks`: shell commands over the unpacked system, which is
-    their "$1" (mmdebstrap(1), --customize-hook). Raises BenchError when it cannot be built."""
+    """Build the system that the recipe describes (`suites`, `packages`, `exclude`) into `tar`, and
+    return its packages as `NAME<tab>VERSION` lines. `hooks` are shell commands that run over the
+    unpacked system, which is their "$1" (mmdebstrap(1), --customize-hook). Raises BenchError if
+    it cannot be built."""
     may_map_users()
     settings = [line for line in own_settings() if "Proxy" in line or "Check" in line]
     run(
-        # it cleans up after itself when it is told to end, also by the end of this process
+        # mmdebstrap cleans up on SIGTERM, which the end of this process sends it, too
         ["setpriv", "--pdeathsig", "TERM", *_own_mounts(),
          "mmdebstrap", "--variant=minbase", "--architectures=amd64", "--format=tar",
          "--include", ",".join(recipe["packages"]),
@@ -41,30 +42,34 @@ def debian_tar(
 
 
 def inside() -> list[str]:
-    """What a command that makes files of other owners begins with: nothing for root, else a user
-    namespace (subuid(5) ranges), which is how mmdebstrap makes a tar, too."""
+    """Return the prefix of a command that makes files of other owners: empty for root, else a user
+    namespace with the ranges of subuid(5). mmdebstrap makes a tar in the same way."""
     return [] if os.geteuid() == 0 else ["unshare", "--map-auto", "--map-root-user"]
 
 
 def _own_mounts() -> list[str]:
-    """What mmdebstrap begins with as root: a mount namespace, with which its mounts are gone when
-    it is killed. They would stay below the cache else: /proc, /sys and device nodes, in a folder
-    that is to be removed."""
-    # a container's root may not; mmdebstrap mounts nothing there
+    """Return the prefix that gives mmdebstrap a mount namespace if it runs as root.
+
+    If mmdebstrap is killed, its mounts end with the namespace. They would stay below the cache
+    otherwise: /proc, /sys and device nodes, in a folder that is to be removed."""
+    # root in a container may not have one; mmdebstrap mounts nothing there
     asked = ["sh", "-c", "unshare --mount true 2>/dev/null && echo may || :"]
     may = os.geteuid() == 0 and run(asked, doing="asking for a mount namespace").stdout
     return ["unshare", "--mount"] if may else []
 
 
 def _scratch(folder: Path) -> str:
-    """Where mmdebstrap works: beside the image as root, so that nothing stays in /tmp when both it
-    and barometer are killed; its namespace's user could not enter a folder of ours."""
+    """Return the folder in which mmdebstrap works.
+
+    For root it is beside the image, so that nothing stays in /tmp if both mmdebstrap and barometer
+    are killed. The user of mmdebstrap's namespace could not enter a folder of ours."""
     return str(folder) if os.geteuid() == 0 else tempfile.gettempdir()
 
 
 def may_map_users() -> None:
-    """Without root what is built is built in a user namespace. Raises BenchError when there is no
-    range of users for that."""
+    """Raise BenchError if this user has no range of users in /etc/subuid and /etc/subgid.
+
+    Without root, images are built in a user namespace, which needs one."""
     if os.geteuid() == 0:
         return
     user = pwd.getpwuid(os.geteuid()).pw_name

@@ -24,14 +24,14 @@ from orchestrator.kernels.bootstrap import debian_tar, inside
 
 KERNEL_FILES = Path(__file__).parents[2] / "guests/kernel"
 WORK = "/build"
-"""Where the folder that is worked in is mounted."""
+"""Mount point of the work folder in the build root."""
 _MOUNT_POINTS = ("build", "ccache", "dev", "proc", "tmp")
 _ENVIRONMENT = {
     "PATH": "/usr/lib/ccache:/usr/sbin:/usr/bin:/sbin:/bin",
-    "HOME": "/tmp",  # of the build root: a tmpfs
+    "HOME": "/tmp",  # a tmpfs in the build root
     "LC_ALL": "C.UTF-8",
     "CCACHE_DIR": "/ccache",
-    # the work tree is at one path; CCACHE_BASEDIR would change __FILE__ and with it the code
+    # the work tree is always at one path; CCACHE_BASEDIR would change __FILE__, and so the code
     "CCACHE_NOHASHDIR": "1",
     "CCACHE_MAXSIZE": "2G",
 }
@@ -53,7 +53,7 @@ exec chroot . /usr/bin/env -i "$@"
 @dataclass(frozen=True)
 class BuildRoot:
     path: Path
-    """A system's root folder, in the cache."""
+    """Root folder of the system, in the cache."""
     cache: Path
 
     @cached_property
@@ -63,12 +63,12 @@ class BuildRoot:
 
     @cached_property
     def compiler(self) -> str:
-        """As the compiler says: `gcc (Debian 14.2.0-19) 14.2.0`."""
+        """First line of `gcc --version`: `gcc (Debian 14.2.0-19) 14.2.0`."""
         return (self.path.parent / "compiler.txt").read_text().strip()
 
     @cached_property
     def digest(self) -> str:
-        """Of the packages and their versions."""
+        """Digest of the packages and their versions."""
         return digest_of(self.packages)
 
     def run(
@@ -83,10 +83,11 @@ class BuildRoot:
         on_line: Callable[[str], None] = lambda _line: None,
         timeout: float = 7200,
     ) -> int:
-        """Run a program with `work` at WORK; its exit code. `layers`: folders whose content lies
-        over the root's, read-only. Output goes to `log`, line by line to `on_line`.
+        """Run a program with `work` mounted at WORK and return its exit code.
 
-        Raises BenchError when it cannot be started or takes too long."""
+        The content of the folders `layers` lies over the root's, read-only. Output goes to `log`,
+        and line by line to `on_line`. Raises BenchError if the program cannot be started or takes
+        too long; ScenarioError if the cache's path cannot be an option of the overlay mount."""
         if layers and (wrong := re.search(r"[:,\\]", str(self.cache))):
             raise ScenarioError(
                 f"BAROMETER_CACHE, {self.cache}, has a {wrong[0]!r} in its path, which mount(8)"
@@ -112,10 +113,10 @@ class BuildRoot:
         self, argv: Sequence[str], work: Path, layers: Sequence[Path], env: Mapping[str, str]
     ) -> list[str | os.PathLike[str]]:
         variables = (f"{name}={value}" for name, value in {**_ENVIRONMENT, **env}.items())
-        # of one root: ccache knows the compiler by its size and time, and the assembler not at all
+        # one for each root: ccache knows a compiler by size and time, an assembler not at all
         ccache = self.cache / "ccache" / self.digest
         ccache.mkdir(parents=True, exist_ok=True)
-        # it ends with barometer, however that ends; and all it started with it
+        # the program and all that it starts end with barometer, however that ends
         return [
             "setpriv", "--pdeathsig", "KILL",
             *(inside() or ["unshare"]), "--mount", "--pid", "--fork", "--kill-child",
@@ -126,8 +127,8 @@ class BuildRoot:
 
 
 def build_root(cache: Cache) -> BuildRoot:
-    """Built by the recipe guests/kernel when it is not cached. Raises BenchError when it cannot
-    be built."""
+    """Return the build root, built by the recipe in guests/kernel if it is not cached. Raises
+    BenchError if it cannot be built."""
     recipe = tomllib.loads((KERNEL_FILES / "recipe.toml").read_text())
     key = {"kind": "build-root", "schema": 1, **recipe,
            "mirror": source_lines(tuple(recipe["suites"]))}  # fmt: skip

@@ -21,7 +21,7 @@ class KernelBundle:
     """vmlinuz, modules and config of one kernel, as a folder of the cache."""
 
     release: str
-    """As `uname -r` will print it."""
+    """Kernel release, as `uname -r` will print it."""
     vmlinuz: Path
     modules: Path
     """The folder lib/modules/RELEASE."""
@@ -30,8 +30,8 @@ class KernelBundle:
     """Identifies the content."""
     provenance: dict[str, Any] = field(default_factory=dict)
     swapped: dict[str, str] = field(default_factory=dict)
-    """Of a kernel with modules of its own: name of the module -> the srcversion that
-    /sys/module/NAME/srcversion must show on the host."""
+    """Rebuilt modules of the kernel: name -> the srcversion that /sys/module/NAME/srcversion must
+    show on the host."""
 
     @cached_property
     def _built_in(self) -> set[str]:
@@ -51,25 +51,25 @@ class KernelBundle:
         return {_name(path): path for path in self._dependencies}
 
     def has_module(self, name: str) -> bool:
-        """Whether `modprobe name` will work: a module, or built in."""
+        """True if `modprobe name` will work: the kernel has the module as a file or built in."""
         return _name(name) in self._built_in or _name(name) in self._paths
 
     def is_built_in(self, name: str) -> bool:
         return _name(name) in self._built_in
 
     def module_file(self, name: str) -> Path | None:
-        """None of what is built in, and of what it has not."""
+        """Return the module's file, or None if it is built in or the kernel does not have it."""
         path = self._paths.get(_name(name))
         return self.modules / path if path is not None else None
 
     def module_names(self) -> set[str]:
-        """Of all modules, built in or not, with `_` for `-`."""
+        """Return the names of all modules, built in or not, with `_` for `-`."""
         return self._built_in | {*self._paths}
 
     def module_closure(self, names: list[str]) -> list[str]:
-        """Paths (relative to `modules`) of the modules and all they need, in load order.
+        """Return paths (relative to `modules`) of the modules and all they need, in load order.
 
-        What is built in is left out. Raises ScenarioError when the kernel lacks one.
+        Modules that are built in are left out. Raises ScenarioError if the kernel lacks one.
         """
         order: dict[str, None] = {}
         for name in names:
@@ -89,7 +89,7 @@ class KernelBundle:
 
 
 def release_in(vmlinuz: Path) -> str:
-    """The release a bzImage says it is. Raises ScenarioError when it is no bzImage."""
+    """Read the release from the header of a bzImage. Raises ScenarioError if it is not one."""
     with vmlinuz.open("rb") as file:
         head = file.read(0x10000)
     if head[_HDRS : _HDRS + 4] != b"HdrS" or len(head) < _VERSION_POINTER + 2:
@@ -106,7 +106,8 @@ def release_in(vmlinuz: Path) -> str:
 
 
 def _name(module: str) -> str:
-    """`kernel/drivers/vfio/vfio-pci.ko.xz` and `vfio-pci` are both `vfio_pci`."""
+    """Return a module's name: `vfio_pci` for `kernel/drivers/vfio/vfio-pci.ko.xz` and
+    `vfio-pci`."""
     return re.sub(r"\.ko(\.(xz|zst|gz))?$", "", module.rsplit("/", 1)[-1]).replace("-", "_")
 
 

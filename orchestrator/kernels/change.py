@@ -1,5 +1,6 @@
-"""A change of a kernel's source, and which of its modules it reaches: those, and nothing else, are
-rebuilt. What reaches the kernel itself, or cannot be told exactly, is refused with the reason.
+"""Find the modules that a change of a kernel's source reaches: these, and nothing else, are
+rebuilt. A change that reaches the kernel itself is refused with the reason, and so is one whose
+reach cannot be determined exactly.
 """
 
 from __future__ import annotations
@@ -24,18 +25,18 @@ from orchestrator.kernels.kbuild import (
 from orchestrator.scenario import ModuleKernel, nearest_name
 
 Files = Mapping[str, bytes | None]
-"""Path in the kernel's tree -> content; None: it is not there."""
+"""Path in the kernel's tree -> content; None for a file that does not exist."""
 _SOURCES = (".c", ".h", ".S")
 _MAKEFILE = re.compile(r"(.*/)?(Makefile|Kbuild|Kconfig)[^/]*")
 _HEADERS = re.compile(r"include/.*|arch/[^/]+/include/.*")
 _SYMBOL = re.compile(r"\bCONFIG_\w+")
-# objtool and what it is made of, resolve_btfids
+# all of tools/ but what a build uses: objtool, what that is made of, and resolve_btfids
 _TOOLS = r"tools/(?!objtool|bpf|lib|include|build|arch|scripts)"
 _SILENT = re.compile(rf"((Documentation|LICENSES)/|{_TOOLS}).*|[^/]+|.*\.(rst|md|txt)")
-"""Nothing of a module is made from these."""
+"""Files from which no part of a module is made."""
 Evaluate = Callable[[Sequence[str] | None, Sequence[str]], Said]
-"""What the Makefiles of some folders say: in the kernel's configuration, or with each of these
-CONFIG_ symbols being its own value (objects.mk)."""
+"""Evaluate the Makefiles of some folders: in the kernel's configuration (None), or with each of
+the named CONFIG_ symbols being its own value (objects.mk)."""
 
 
 class Source(Protocol):
@@ -47,7 +48,7 @@ class Source(Protocol):
     def version(self) -> str: ...
     @property
     def name(self) -> str:
-        """linux-source-7.3."""
+        """Name of the package, such as linux-source-7.3."""
 
     @property
     def names(self) -> Collection[str]:
@@ -58,7 +59,7 @@ class Source(Protocol):
         """CONFIG_ symbols that are set, with their values."""
 
     def tree(self, parts: Collection[str]) -> Path:
-        """Where these folders and files are, and every Makefile."""
+        """Return a folder with these folders and files of the source, and every Makefile."""
 
 
 @dataclass(frozen=True)
@@ -66,13 +67,13 @@ class Change:
     rooms: tuple[str, ...]
     """The folders of the tree that are needed to build the modules."""
     makefiles: tuple[str, ...]
-    """Those that say how they are built."""
+    """The Makefiles that say how the modules are built."""
     after: Files
-    """The changed files."""
+    """The changed files, with their new content."""
     reached: Mapping[str, tuple[str, ...]]
     """Module, as a path in the tree without suffix -> the changed files that reach it."""
     passed_over: tuple[str, ...]
-    """Changed files that nothing is made from."""
+    """Changed files from which no module is made."""
 
     @property
     def modules(self) -> list[str]:
@@ -80,8 +81,8 @@ class Change:
 
 
 def of_folder(folder: Path) -> dict[str, bytes]:
-    """The source files in a folder, by their paths in it; what a build or an editor left there
-    does not count, nor do files at its top."""
+    """Return the source files in a folder, by their paths in it. Files that a build or an editor
+    left there do not count, nor do Makefiles at its top."""
     found = {}
     for path in sorted(folder.rglob("*")):
         inside = path.relative_to(folder)
@@ -98,7 +99,7 @@ def _is_makefile(name: str) -> bool:
 
 
 def check_paths(paths: Iterable[str], kernel: ModuleKernel, source: Source) -> None:
-    """What paths alone tell. Raises ScenarioError for what no module can bring."""
+    """Raise ScenarioError if a path alone shows that no module can bring a change of the file."""
     for path in paths:
         check_place(path, source)
         if _HEADERS.fullmatch(path):
@@ -115,7 +116,7 @@ def check_paths(paths: Iterable[str], kernel: ModuleKernel, source: Source) -> N
 
 
 def is_silent(path: str) -> bool:
-    """No module is made from such a file, whatever is in it."""
+    """True if no module is made from such a file, whatever is in it."""
     return _SILENT.fullmatch(path) is not None
 
 
@@ -124,7 +125,8 @@ def _is_silent_folder(path: str) -> bool:
 
 
 def check_place(path: str, source: Source) -> None:
-    """A source file is in a folder of the kernel's tree, even a new one. Raises ScenarioError."""
+    """Raise ScenarioError if a source file, be it a new one, is in no folder of the kernel's
+    tree."""
     if not path.endswith(_SOURCES) or _is_silent_folder(path):
         return
     room = room_of(path)
@@ -144,9 +146,9 @@ def check_place(path: str, source: Source) -> None:
 def change_of(
     kernel: ModuleKernel, source: Source, before: Files, after: Files, evaluate: Evaluate
 ) -> Change:
-    """What the change from `before` to `after` reaches.
+    """Return what the change from `before` to `after` reaches.
 
-    Raises ScenarioError when that is more than modules, or nothing."""
+    Raises ScenarioError if that is more than modules, or nothing."""
     changed = sorted(name for name in after if after[name] != before.get(name))
     check_paths(changed, kernel, source)
     passed_over = tuple(n for n in changed if is_silent(n))
@@ -183,7 +185,7 @@ def change_of(
 
 
 def _beyond(path: str, why: str, kernel: ModuleKernel, source: Source) -> ScenarioError:
-    """What to write for a change that modules cannot bring."""
+    """Return the error for a change that modules cannot bring; it says what to write instead."""
     where = [f'{key} = "{value}"' for key, value in (("suite", kernel.suite),
              ("version", kernel.version)) if value]  # fmt: skip
     series = ", ".join(f'"{one}"' for one in kernel.series) or '"CHANGE.patch"'
@@ -196,7 +198,7 @@ def _beyond(path: str, why: str, kernel: ModuleKernel, source: Source) -> Scenar
 
 
 class _Look:
-    """Looks up what source files are compiled into, in the kernel's own configuration."""
+    """Lookup of what source files are compiled into, in the kernel's own configuration."""
 
     def __init__(
         self, kernel: ModuleKernel, source: Source, rooms: Sequence[str], evaluate: Evaluate
@@ -211,7 +213,7 @@ class _Look:
         return found or self._evaluated([name, *self._naming(name)]).owners(name)
 
     def rooms(self, modules: Iterable[str]) -> set[str]:
-        """Where the parts of modules are, and what their Makefiles include."""
+        """Return the rooms of the modules' parts and of the files that Makefiles include."""
         parts = {part for module in modules for part in self.said.parts(module)}
         included = {m for m in self.said.makefiles() if not m.endswith(("/Makefile", "/Kbuild"))}
         return {room_of(path) for path in parts | included} - {"scripts"}
@@ -223,7 +225,7 @@ class _Look:
         return self.said
 
     def _naming(self, name: str) -> list[str]:
-        """The Makefiles elsewhere that name the folder of a file."""
+        """Return the Makefiles elsewhere that name the folder of a file."""
         folder = str(PurePosixPath(name).parent)
         tree = self._source.tree(self._rooms)
         return [
@@ -235,7 +237,7 @@ class _Look:
         ]  # fmt: skip
 
     def _symbols(self, name: str) -> list[str]:
-        """The CONFIG_ symbols that decide about a file, as `CONFIG_X=y`."""
+        """Return the CONFIG_ symbols that decide whether a file is compiled, as `CONFIG_X=y`."""
         folders = folders_of([name], self._source.names)
         tree = self._source.tree(self._rooms)
         texts = [

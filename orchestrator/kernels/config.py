@@ -1,10 +1,11 @@
-"""A kernel's configuration: what is asked for, and whether that is what came out.
+"""A kernel's configuration: the options that are requested, and the check that they came out.
 
 guests/kernel/required.config   what a host kernel needs, whoever configures it
 guests/kernel/host.config       barometer's own small configuration, on top of `allnoconfig`
-guests/kernel/wanted.config     taken where a kernel has it
+guests/kernel/wanted.config     taken if a kernel has it
 
-kconfig drops what it cannot satisfy without a word, so every option is looked up afterwards.
+kconfig silently drops what it cannot satisfy, so the options of the first two, and the scenario's
+own, are looked up afterwards.
 """
 
 from __future__ import annotations
@@ -25,13 +26,13 @@ _LINE = re.compile(
 )
 _OFF = re.compile(r"# CONFIG_(?P<name>\w+) is not set")
 _WHOLE = re.compile(r"(?m)^# (Linux/\S+ .* Kernel Configuration|Automatically generated file)")
-"""Of a .config that kconfig wrote, of all symbols."""
+"""First lines of a .config that kconfig wrote, which has all symbols."""
 _SIGNING = {
-    # keys of whoever made a .config are not here; and a key made anew is another in each build
+    # the keys of whoever made a .config are not here, and a new key would differ in each build
     "SYSTEM_TRUSTED_KEYS": '""',
     "SYSTEM_REVOCATION_KEYS": '""',
     "MODULE_SIG": "n",
-    # the release ends with what barometer gives it
+    # the release ends with barometer's own suffix
     "LOCALVERSION_AUTO": "n",
 }
 
@@ -41,18 +42,20 @@ Symbols = Mapping[str, str]
 
 @dataclass(frozen=True)
 class Config:
-    """What is asked for."""
+    """The configuration that is requested of a kernel."""
 
     whole: str | None
-    """A .config that takes the place of barometer's; None: `allnoconfig` with barometer's."""
+    """A .config in place of barometer's; None for `allnoconfig` with barometer's options."""
     asked: Symbols
-    """Must come out: by the scenario, and barometer's own unless there is a whole one."""
+    """Symbols that must come out as requested: the scenario's, and barometer's own unless there is
+    a whole .config."""
     origins: Mapping[str, str]
-    """Of each asked symbol: who asked."""
+    """Requested symbol -> where it was requested: a file's name, `config` for a line of the
+    scenario, or barometer's host.config."""
     required: Symbols = field(default_factory=dict)
-    """Must come out, y or m; not what the scenario asks for otherwise."""
+    """Symbols that must come out as y or m; those that the scenario sets are not among them."""
     wanted: Symbols = field(default_factory=dict)
-    """May come out."""
+    """Symbols that may come out."""
 
     @cached_property
     def digest(self) -> str:
@@ -63,11 +66,11 @@ class Config:
 
     @property
     def target(self) -> str:
-        """kconfig's, that makes a .config of `text`."""
+        """The kconfig target that makes a .config from `text`."""
         return "allnoconfig" if self.whole is None else "olddefconfig"
 
     def text(self) -> str:
-        """What kconfig starts from: a later line wins."""
+        """Return the text that kconfig starts from, in which a later line wins."""
         if self.whole is None:
             return _lines({**self.required, **self.wanted, **_SIGNING, **self.asked})
         there = parsed(self.whole)
@@ -75,8 +78,8 @@ class Config:
         return self.whole + "\n" + _lines({**lacking, **_SIGNING, **self.asked})
 
     def check(self, out: str, release: str) -> None:
-        """Raises ScenarioError that names every option that did not come out. `out`: .config as
-        kconfig made it; `release`: of which kernel."""
+        """Raise ScenarioError that names every option that did not come out. `out` is the .config
+        that kconfig made, `release` names the kernel."""
         got = parsed(out)
         lines = [
             f"CONFIG_{name}: asked {value} ({self.origins[name]}), got {got.get(name, 'n')}"
@@ -98,7 +101,8 @@ class Config:
 
 
 def read_config(items: Sequence[str]) -> Config:
-    """Of the lines and files of a kernel's `config`. Raises ScenarioError that names the line."""
+    """Read the lines and files of a kernel's `config`. Raises ScenarioError that names a line that
+    is wrong."""
     asked: dict[str, str] = {}
     origins: dict[str, str] = {}
     whole: str | None = None
@@ -129,7 +133,7 @@ def read_config(items: Sequence[str]) -> Config:
 
 
 def parsed(text: str) -> dict[str, str]:
-    """The symbols of a .config, or of lines of one. What is no such line is passed over."""
+    """Parse the symbols of a .config, or of lines of one. Other lines are passed over."""
     found = {}
     for line in text.splitlines():
         if match := _LINE.fullmatch(line.strip()):
@@ -144,7 +148,8 @@ def _own(name: str) -> dict[str, str]:
 
 
 def _strict(lines: Iterable[str], origin: str) -> dict[str, str]:
-    """As `parsed`, but every line must be one, or a comment."""
+    """Parse like `parsed`, but raise ScenarioError for a line that is neither a symbol nor a
+    comment."""
     found: dict[str, str] = {}
     for number, line in enumerate(lines, 1):
         new = parsed(line)

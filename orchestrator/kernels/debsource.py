@@ -1,5 +1,6 @@
-"""What belongs to a kernel of Debian's archive: its headers, to build modules against, and the
-source it is made of. Cached by the hashes of the packages; of the source only what is asked for.
+"""Get what belongs to a kernel in Debian's archive: its headers, to build modules against, and its
+source. Both are cached by the hashes of the packages; only the requested parts of the source are
+unpacked.
 """
 
 from __future__ import annotations
@@ -29,14 +30,14 @@ class DebSource:
     """The packages from which modules of one kernel package are built."""
 
     release: str
-    """As `uname -r` prints it."""
+    """Kernel release, as `uname -r` prints it."""
     version: str
-    """Of the source: what all these packages have."""
+    """Version of the source, which all these packages have."""
     archive: Archive
     source: Package
-    """linux-source-X.Y."""
+    """The package linux-source-X.Y."""
     headers: tuple[Package, ...]
-    """linux-headers-RELEASE, the common headers, linux-kbuild."""
+    """The packages linux-headers-RELEASE, the common headers and linux-kbuild."""
     cache: Cache
     _trees: dict[frozenset[str], Path] = field(default_factory=dict, compare=False)
 
@@ -46,12 +47,12 @@ class DebSource:
 
     @property
     def kbuild(self) -> str:
-        """Where the headers are in the build root."""
+        """Folder of the headers in the build root."""
         return f"/usr/src/linux-headers-{self.release}"
 
     @cached_property
     def headers_layer(self) -> Path:
-        """A folder to lay over the build root (BuildRoot.run)."""
+        """Folder with the headers, to lay over the build root (BuildRoot.run)."""
         key = {"kind": "headers", "schema": 1, "packages": sorted(p.sha256 for p in self.headers)}
 
         def build(folder: Path) -> None:
@@ -60,7 +61,7 @@ class DebSource:
             for deb in self.archive.download(list(self.headers), folder):
                 run(["dpkg-deb", "--extract", deb, tree], doing=f"unpacking {deb.name}")
                 deb.unlink()
-            # only these: a folder lib would hide the build root's link of that name
+            # only usr/src and usr/lib: a folder lib would hide the build root's link of that name
             (folder / "layer/usr/lib").mkdir(parents=True)
             (tree / "usr/src").rename(folder / "layer/usr/src")
             for kbuild in tree.glob("usr/lib/linux-kbuild-*"):
@@ -71,13 +72,13 @@ class DebSource:
 
     @property
     def srctree(self) -> str:
-        """Where the Makefiles in there look for the kernel's source."""
+        """Folder in which the Makefiles of the headers look for the kernel's source."""
         (common,) = (p.name for p in self.headers if p.name.endswith("-common"))
         return f"/usr/src/{common}"
 
     @property
     def kbuild_files(self) -> Path:
-        """The same on this machine."""
+        """Folder of the headers (`kbuild`) on this machine."""
         return self.headers_layer / self.kbuild[1:]
 
     @cached_property
@@ -107,8 +108,8 @@ class DebSource:
         return tarball
 
     def tree(self, parts: Collection[str]) -> Path:
-        """These folders and files of the source, and every Makefile: at their places below what
-        comes back, read-only. What is unpacked already may hold more."""
+        """Unpack these folders and files of the source, and every Makefile, and return the folder
+        that has them at their places, read-only. It may hold more, if more is unpacked already."""
         for given, place in self._trees.items():
             if given.issuperset(parts):
                 return place
@@ -127,15 +128,15 @@ class DebSource:
         return place
 
     def facts(self) -> dict[str, Any]:
-        """For a bundle's provenance."""
+        """Return the packages, for a bundle's provenance."""
         return {"package": asdict(self.source), "headers": [asdict(p) for p in self.headers]}
 
 
 def source_of(kernel: DebKernel, cache: Cache) -> DebSource:
-    """What belongs to the kernel, asked of the archive; downloads nothing.
+    """Look up in the archive what belongs to the kernel. Downloads nothing.
 
-    Raises ScenarioError when the archive has no such kernel, or no headers or source of the same
-    version; BenchError when it cannot be reached."""
+    Raises ScenarioError if the archive has no such kernel, or no headers or source of the same
+    version; BenchError if it cannot be reached."""
     archive, packages = package.packages_of(kernel, cache)
     images = [(p, m[1]) for p in packages if (m := _RELEASE.fullmatch(p.name))]
     if len(images) != 1:
@@ -166,7 +167,8 @@ def source_of(kernel: DebKernel, cache: Cache) -> DebSource:
 
 
 def _of_version(archive: Archive, name: str, version: str) -> list[Package]:
-    """The package of exactly that version and what it depends on."""
+    """Return the package of exactly that version and all it depends on. Raises ScenarioError if
+    the archive does not have it."""
     there = archive.versions(name)
     if version not in [v for v, _ in there]:
         found = ", ".join(f"{v} ({suite})" for v, suite in there) or "none"

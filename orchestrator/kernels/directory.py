@@ -32,12 +32,13 @@ def _vmlinuz(kernel: DirKernel) -> Path:
 
 
 def release_of(kernel: DirKernel) -> str:
-    """Raises ScenarioError when the folder has no kernel, or no modules for it."""
+    """Return the kernel's release. Raises ScenarioError if the folder has no kernel, or no modules
+    for it."""
     return _parts(kernel)[0]
 
 
 def _parts(kernel: DirKernel) -> tuple[str, Path, Path]:
-    """Release, image, modules."""
+    """Return the release, the image and the folder of the modules. Raises as `release_of`."""
     image = _vmlinuz(kernel)
     release = release_in(image)
     for place in ("lib/modules", "usr/lib/modules"):
@@ -55,7 +56,7 @@ def _parts(kernel: DirKernel) -> tuple[str, Path, Path]:
 
 
 def materialised(kernel: DirKernel, cache: Cache) -> KernelBundle:
-    """A copy in the cache, so that a later build in the same folder changes nothing here."""
+    """Copy the kernel into the cache, so that a later build in its folder changes nothing here."""
     release, image, modules = _parts(kernel)
     config = next((p for p in (kernel.dir / "config", kernel.dir / f"boot/config-{release}",
                                modules / "config") if p.exists()), None)  # fmt: skip

@@ -1,7 +1,7 @@
-"""git, without the user's settings and without touching the user's repositories.
+"""Run git without the user's settings and without writing to the user's repositories.
 
 A repository is named by its folder (a checkout, linked worktree, submodule or bare repository) or
-by what `repository_of` says of it.
+by what `repository_of` returns for it.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ _ENVIRONMENT = {
     "GIT_ATTR_NOSYSTEM": "1",
     "GIT_OPTIONAL_LOCKS": "0",  # `status` would write the index
     "GIT_NO_LAZY_FETCH": "1",
-    "GIT_NO_REPLACE_OBJECTS": "1",  # a commit's id is its content, here and in our repository
+    "GIT_NO_REPLACE_OBJECTS": "1",  # an id names the same content here and in our repository
     "GIT_LITERAL_PATHSPECS": "1",
     "GIT_TERMINAL_PROMPT": "0",
     "LC_ALL": "C.UTF-8",
-    # what we commit in our own repositories is the same each time
+    # a commit in a repository of ours has the same id each time
     **{f"GIT_{who}_NAME": "barometer" for who in ("AUTHOR", "COMMITTER")},
     **{f"GIT_{who}_EMAIL": "barometer@localhost" for who in ("AUTHOR", "COMMITTER")},
     **{f"GIT_{who}_DATE": "2000-01-01T00:00:00Z" for who in ("AUTHOR", "COMMITTER")},
@@ -61,7 +61,7 @@ _SHOWN_CHANGES = 10
 
 @dataclass(frozen=True)
 class Git:
-    """A repository, and which work tree and index git is to see there; without an index it sees
+    """A repository, with the work tree and the index that git uses there; without `index` it is
     the repository's own."""
 
     git_dir: Path
@@ -76,8 +76,8 @@ class Git:
         doing: str = "asking git",
         timeout: float = 600,
     ) -> subprocess.CompletedProcess[str]:
-        """Run `git ARGS`; paths in them are absolute. Only commands that write nothing may be run
-        in a repository that is not ours. Raises as orchestrator.command.run."""
+        """Run `git ARGS`, in which paths are absolute. In a repository that is not ours, run only
+        commands that write nothing. Raises as orchestrator.command.run."""
         git_dir = self.git_dir.absolute()
         # barometer may itself be run by git: `git bisect run`, `git rebase --exec`, a hook
         env: dict[str, str | None] = {k: None for k in os.environ if k.startswith("GIT_")}
@@ -93,7 +93,7 @@ class Git:
         )  # fmt: skip
 
     def line(self, *args: str | os.PathLike[str], doing: str = "asking git") -> str:
-        """What a command prints, without the end of its line."""
+        """Return what a command prints, without the newline at its end."""
         return self.run(*args, doing=doing).stdout.rstrip("\n")
 
 
@@ -101,17 +101,17 @@ class Git:
 class Commit:
     sha: str
     tree: str
-    """The id of its tree: its content, without history."""
+    """Id of the commit's tree: its content, without history."""
     describe: str
-    """As `git describe` says: v6.12-34-g0fd06844de5d; the short id where there is no tag."""
+    """Output of `git describe`: v6.12-34-g0fd06844de5d, or the short id if there is no tag."""
 
 
 def repository_of(path: Path) -> Path | None:
-    """What GIT_DIR has to be for the repository whose top level is `path`: PATH/.git (a file in a
-    linked worktree or a submodule, which git follows, so that HEAD is the worktree's own), or
-    `path` where that is a git dir. None for all else, also for a folder inside a repository.
+    """Return GIT_DIR for the repository whose top level is `path`: PATH/.git (a file in a linked
+    worktree or a submodule, which git follows, so that HEAD is the worktree's own), or `path` if
+    that is a git dir. Return None for anything else, also for a folder inside a repository.
 
-    Raises ScenarioError when there is a .git that git does not take for a repository.
+    Raises ScenarioError if there is a .git that git does not take for a repository.
     """
     path = path.absolute()
     inner = path / ".git"
@@ -124,7 +124,7 @@ def repository_of(path: Path) -> Path | None:
             return None
     done = Git(found).run("rev-parse", "--git-dir", accept=(0, 128))
     if done.returncode and found == path and path.name != ".git":
-        return None  # a folder with files of these names
+        return None  # an ordinary folder with files of these names
     if done.returncode:
         raise ScenarioError(
             f"{found}: git does not take this for a repository",
@@ -137,7 +137,8 @@ def repository_of(path: Path) -> Path | None:
 
 
 def located(repository: Path) -> Git:
-    """Raises ScenarioError when it is not a repository."""
+    """Return the repository, with its work tree if it has one. Raises ScenarioError if it is not a
+    repository."""
     found = repository_of(repository)
     if found is None:
         raise ScenarioError(f"{repository} is not a git repository", reason="no-such-repository")
@@ -148,8 +149,8 @@ def located(repository: Path) -> Git:
 
 
 def own_repository(folder: Path, borrowed: Path | None = None) -> Git:
-    """A bare repository of ours in `folder`, made when it is not there; it reads the objects of
-    the repository `borrowed`, and writes none there."""
+    """Return the bare repository of ours in `folder`, made if it does not exist. It reads the
+    objects of the repository `borrowed`, and writes none there."""
     git = Git(folder)
     lender = located(borrowed) if borrowed else None
     if not (folder / "HEAD").exists():
@@ -165,10 +166,10 @@ def own_repository(folder: Path, borrowed: Path | None = None) -> Git:
 
 
 def commit_of(repository: Path, ref: str | None) -> Commit:
-    """The commit that `ref` names; without one what is checked out, which must be all there is.
+    """Return the commit that `ref` names; without a ref, the one that is checked out.
 
-    Raises ScenarioError when the repository has no such commit, or, without a ref, when files
-    that git tracks have changes that are not committed: what was meant would not be built.
+    Raises ScenarioError if the repository has no such commit; without a ref also if files that
+    git tracks have changes that are not committed, or may have some: these would not be built.
     """
     git = located(repository)
     if ref is None:
@@ -193,7 +194,7 @@ def _check_committed(git: Git, repository: Path) -> None:
         )
     changed = git.run(
         "status", "--porcelain", "--untracked-files=no", "--no-renames",
-        # what a submodule has checked out matters; what else is changed in there is its own
+        # the commit that a submodule has checked out matters, its uncommitted changes do not
         "--ignore-submodules=dirty", doing="looking for uncommitted changes",
     ).stdout.splitlines()  # fmt: skip
     if changed:
@@ -213,8 +214,8 @@ def _files(number: int) -> str:
 
 
 def commit_id(git: Git, ref: str, repository: Path) -> str:
-    """The full id of the commit that `ref` names. Raises ScenarioError when there is none, with
-    the names that are near."""
+    """Return the full id of the commit that `ref` names. Raises ScenarioError with similar names
+    if there is none."""
 
     def asked(what: str) -> subprocess.CompletedProcess[str]:
         return git.run("rev-parse", "--verify", "--end-of-options", what, accept=(0, 128))

@@ -1,5 +1,5 @@
-"""Which modules a source file of the kernel ends up in: as its Makefiles say, evaluated by make
-(guests/kernel/objects.mk), and as its #include lines say. Pure but for reading a tree.
+"""Find the modules that a source file of the kernel ends up in, from the Makefiles as make
+evaluates them (guests/kernel/objects.mk) and from #include lines. Pure but for reading a tree.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 Variables = Mapping[str, list[str]]
-"""What one Makefile says: `obj-m` -> words."""
+"""Variables of one Makefile: `obj-m` -> words."""
 _INCLUDE = re.compile(r'(?m)^[ \t]*#[ \t]*include[ \t]*(?:"([^"\n]+)"|<([^>\n]+)>)')
 _COMPILED = (".c", ".S")
 _SOURCES = (".c", ".h", ".S")
@@ -21,10 +21,10 @@ _HEAD = "folder "
 
 @dataclass(frozen=True)
 class Owners:
-    """What a source file is compiled into."""
+    """The modules that a source file is compiled into, and whether it is also in the kernel."""
 
     modules: frozenset[str] = frozenset()
-    """Paths of modules in the tree without suffix: drivers/vfio/pci/vfio-pci-core."""
+    """Modules, as paths in the tree without suffix: drivers/vfio/pci/vfio-pci-core."""
     built_in: bool = False
 
     def __bool__(self) -> bool:
@@ -33,12 +33,12 @@ class Owners:
 
 @dataclass
 class Said:
-    """What the Makefiles of several folders say, in one configuration."""
+    """Variables of the Makefiles of several folders, in one configuration."""
 
     folders: dict[str, Variables] = field(default_factory=dict)
 
     def owners(self, source: str) -> Owners:
-        """Of a source file that is compiled; empty when no Makefile here compiles it."""
+        """Return what a source file is compiled into; nothing if no Makefile here compiles it."""
         wanted = posixpath.splitext(source)[0] + ".o"
         modules, built_in = set(), False
         for folder in self._top():
@@ -51,7 +51,7 @@ class Said:
         return Owners(frozenset(modules), built_in)
 
     def parts(self, module: str) -> set[str]:
-        """The objects that a module is linked of."""
+        """Return the objects that a module is linked from."""
         return {
             part
             for folder in self._top()
@@ -61,12 +61,12 @@ class Said:
         }
 
     def makefiles(self) -> set[str]:
-        """The files of the tree that say all this."""
+        """Return the files of the tree that were read to evaluate these Makefiles."""
         read = (word for said in self.folders.values() for word in said.get("makefiles-read", ()))
         return {posixpath.normpath(path) for path in read if not path.startswith("/")}
 
     def _top(self) -> list[str]:
-        """The folders that are not below another of these: kbuild always enters them."""
+        """Return the folders that are not below another of these: kbuild always enters them."""
         return [
             folder
             for folder in sorted(self.folders)
@@ -76,7 +76,7 @@ class Said:
     def _linked(
         self, folder: str, into_kernel: bool, seen: set[str]
     ) -> Iterator[tuple[set[str], str | None]]:
-        """Objects, and the module they make up (None: the kernel itself)."""
+        """Yield objects and the module that they make up (None for the kernel itself)."""
         if folder not in self.folders or folder in seen:
             return
         seen.add(folder)
@@ -95,14 +95,14 @@ class Said:
                     yield self._parts(folder, word, "objs", "y"), None
 
     def _parts(self, folder: str, word: str, *kinds: str) -> set[str]:
-        """What an object is linked of: its parts, or itself."""
+        """Return the objects that an object is linked from: its parts, or itself."""
         stem, said = word.removesuffix(".o"), self.folders[folder]
         parts = [part for kind in kinds for part in said.get(f"{stem}-{kind}", ())]
         return {posixpath.normpath(f"{folder}/{part}") for part in parts or [word]}
 
     def symbols(self, source: str) -> list[str]:
-        """Of what was evaluated with `names`: the CONFIG_ symbols by which the file is, or would
-        be, compiled."""
+        """Return the CONFIG_ symbols by which the file is, or would be, compiled. The Makefiles
+        must have been evaluated with `names` (objects.mk)."""
         wanted = posixpath.splitext(source)[0] + ".o"
         found: dict[str, None] = {}
         for folder, said in self.folders.items():
@@ -111,7 +111,7 @@ class Said:
                 for name, words in said.items()
             }
             objects = {wanted}
-            for name, paths in listed.items():  # a part of NAME.o is compiled when that is
+            for name, paths in listed.items():  # a part of NAME.o is compiled if NAME.o is
                 stem, _, kind = name.rpartition("-")
                 if wanted in paths and stem not in ("obj", "lib") and kind != "flags":
                     objects.add(posixpath.normpath(f"{folder}/{stem}.o"))
@@ -123,7 +123,7 @@ class Said:
 
 
 def parsed(text: str) -> Said:
-    """The output of objects.mk for several folders, each behind a line `folder PATH`."""
+    """Parse the output of objects.mk for several folders, each after a line `folder PATH`."""
     said, folder = Said(), ""
     for line in text.splitlines():
         if line.startswith(_HEAD):
@@ -137,12 +137,12 @@ def parsed(text: str) -> Said:
 
 
 def is_foreign(file: str) -> bool:
-    """Of an architecture that is not x86."""
+    """True if the file belongs to an architecture other than x86."""
     return file.startswith("arch/") and not file.startswith("arch/x86/")
 
 
 def folders_of(files: Iterable[str], names: Collection[str]) -> list[str]:
-    """The folders of the files and all above them that have a Makefile (of `names`)."""
+    """Return the folders of the files, and all above them, for which `names` has a Makefile."""
     above = {
         str(p)
         for file in files
@@ -153,19 +153,19 @@ def folders_of(files: Iterable[str], names: Collection[str]) -> list[str]:
 
 
 def room_of(file: str) -> str:
-    """The part of the kernel's tree that a file belongs to: drivers/vfio, arch/x86/kvm."""
+    """Return the part of the kernel's tree that a file belongs to: drivers/vfio, arch/x86/kvm."""
     parts = PurePosixPath(file).parts[:-1]
     return "/".join(parts[: 3 if parts[:1] == ("arch",) else 2])
 
 
 class Includes:
-    """Which source files of a tree include which, by the text of their #include lines: what is
-    not compiled in a configuration counts, too."""
+    """Table of which source files of a tree include which, by the text of their #include lines:
+    lines that are not compiled in a configuration count, too."""
 
     def __init__(
         self, tree: Path, rooms: Iterable[str], changed: Mapping[str, bytes | None]
     ) -> None:
-        """Of the rooms of a tree, in which some files are `changed` (None: removed)."""
+        """Read the rooms of a tree, in which some files are `changed` (None if removed)."""
         self._by: dict[str, set[str]] = defaultdict(set)
         texts = {
             path.relative_to(tree).as_posix(): path.read_text("utf-8", "replace")
@@ -174,7 +174,7 @@ class Includes:
             if path.suffix in _SOURCES and path.is_file()
         }
         for name, content in changed.items():
-            # of a file that is removed, who included it still matters
+            # a file that is removed stays in: the files that include it still matter
             texts[name] = (content or b"").decode("utf-8", "replace")
         ends = defaultdict(list)
         for name in texts:
@@ -185,14 +185,14 @@ class Includes:
                 if quoted and beside in texts:
                     self._by[beside].add(name)
                     continue
-                # found by some -I: whatever ends like this
+                # found through some -I: take every file whose path ends like this
                 tail = "/" + re.sub(r"^(\.{1,2}/)+", "", quoted or angled)
                 for other in ends[tail.rsplit("/", 1)[-1]]:
                     if other.endswith(tail):
                         self._by[other].add(name)
 
     def users(self, file: str) -> set[str]:
-        """All files that include it, also by way of others, and itself."""
+        """Return the file and all files that include it, directly or through others."""
         found, new = {file}, [file]
         while new:
             new = sorted({by for name in new for by in self._by[name]} - found)
@@ -201,5 +201,5 @@ class Includes:
 
 
 def compiled(files: Iterable[str]) -> list[str]:
-    """Those that a compiler is given."""
+    """Return the files that are passed to a compiler, rather than included."""
     return sorted(f for f in files if f.endswith(_COMPILED))

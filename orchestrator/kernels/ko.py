@@ -1,4 +1,4 @@
-"""What a kernel module says of itself: a .ko, compressed or not, is an ELF file."""
+"""Read a kernel module's file: a .ko, compressed or not, is an ELF file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from orchestrator.errors import BenchError
 
 SUFFIX = re.compile(r"\.ko(\.(xz|gz|zst))?$")
 _OPEN = {".ko": lambda data: data, ".xz": lzma.decompress, ".gz": gzip.decompress}
-# elf(5), of 64 bits: where the header says where the section headers are; one of these
+# elf(5), 64 bits: e_shoff; e_shentsize, e_shnum and e_shstrndx; the start of a section header
 _TABLE, _COUNTS, _SECTION = "<40xQ", "<58xHHH", "<IIQQQQ"
 _NO_BITS, _EXECUTABLE = 8, 4
 _DAMAGED = (
@@ -52,14 +52,15 @@ class Module:
 
     @cached_property
     def info(self) -> dict[str, str]:
-        """As modinfo(8) shows it; of what is there more than once, the last."""
+        """Fields as modinfo(8) shows them; the last value of a field that occurs several times."""
         blob = b"".join(content for name, _, content in self._sections if name == ".modinfo")
         lines = (line.decode("utf-8", "replace") for line in blob.split(b"\0") if line)
         return {name: value for name, _, value in (line.partition("=") for line in lines)}
 
     @property
     def srcversion(self) -> str | None:
-        """Of the text of its sources; Debian's modules without a MODULE_VERSION have none."""
+        """Checksum of the text of the module's sources. Debian's modules without a MODULE_VERSION
+        have none."""
         return self.info.get("srcversion")
 
     @cached_property
@@ -69,9 +70,9 @@ class Module:
 
     @property
     def code_digest(self) -> str:
-        """16 hexadecimal digits: equal when the machine code is, and what it calls and refers to.
+        """16 hexadecimal digits, equal if the machine code is, and what it calls and refers to.
 
-        Where in .rodata it refers to does not count: paths of the build are among the texts there.
+        The place in .rodata that it refers to does not count: .rodata contains paths of the build.
         """
         total = hashlib.sha256()
         for name, content in sorted(self.code.items()):
@@ -82,7 +83,8 @@ class Module:
         return total.hexdigest()[:16]
 
     def _relocations(self, section: str) -> list[tuple[int, int, str, int]]:
-        """Offset, type, symbol (or section) and addend: what the kernel puts into a section."""
+        """Return offset, type, symbol (or section) and addend of a section's relocations, which
+        the kernel applies when it loads the module."""
         content = {name: data for name, _, data in self._sections}
         found = []
         for at, info, addend in struct.iter_unpack(_RELA, content.get(f".rela{section}", b"")):
@@ -102,14 +104,15 @@ class Module:
 
 
 def module_at(path: Path) -> Module:
-    """Raises BenchError when it is no module, or compressed with what is not known here."""
+    """Read a module's file. Raises BenchError if it is no module, or if its compression is not
+    supported here."""
     opened = _OPEN.get(path.suffix)
     if opened is None:
         raise BenchError(f"{path}: a module compressed with {path.suffix[1:]} cannot be read",
                          reason="module-unreadable")  # fmt: skip
     try:
         module = Module(opened(path.read_bytes()))
-        module.info  # noqa: B018  # read now, so that what is wrong is said here
+        module.info  # noqa: B018  # read now, so that an error shows here
     except _DAMAGED as exc:
         raise BenchError(f"{path} is no kernel module", reason="module-unreadable") from exc
     return module

@@ -1,6 +1,6 @@
-"""Patches as they travel: mails in an mbox, a saved mail, a plain diff. Pure.
+"""Read patches as they travel: mails in an mbox, a saved mail, a plain diff. Pure.
 
-A file is taken apart into its letters; what is in them is orchestrator.kernels.patch's.
+A file is split into its letters here; orchestrator.kernels.patch reads the diffs in them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from orchestrator.errors import ScenarioError
 from orchestrator.kernels.patch import diffs_begin
 
-# `From ` begins a mail only with a date behind it, as git has it: a sentence may begin with it
+# `From ` begins a mail only if a date follows, as in git: a sentence may begin with it, too
 _FROM = re.compile(rb"(?m)^From \S.*\d:\d\d(?::\d\d)?(?: \S+)* \d{4}(?: [+-]\d{4})?\r?$\n?")
 _HEADER = re.compile(rb"(?!Index:)[A-Za-z][A-Za-z0-9-]*:[ \t]")
 _TAG = re.compile(r"\s*(\[[^\]]*\])")
@@ -35,19 +35,19 @@ _MOST_BYTES = 256 << 20
 @dataclass(frozen=True)
 class Letter:
     subject: str
-    """Without [PATCH v2 1/3]; empty where there is none."""
+    """Subject without [PATCH v2 1/3]; empty if there is none."""
     number: int | None
-    """n of n/m; 0 is a cover letter."""
+    """The n of n/m; 0 is a cover letter."""
     total: int | None
     version: int
-    """Of [PATCH v2]; 1 where none is written."""
+    """The 2 of [PATCH v2]; 1 if there is no version."""
     reply: bool
     diff: bytes
-    """From its first diff on; empty where it has none."""
+    """Text of the letter from its first diff on; empty if it has none."""
 
 
 def letters(content: bytes, source: str) -> list[Letter]:
-    """What a file holds, in its order. Raises ScenarioError when it is no text."""
+    """Return the letters of a file, in its order. Raises ScenarioError if it is not a text."""
     text = _unpacked(content, source).removeprefix(_BOM)
     if text.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise ScenarioError(
@@ -68,10 +68,11 @@ def letters(content: bytes, source: str) -> list[Letter]:
 
 
 def in_order(found: Sequence[Letter], source: str) -> list[Letter]:
-    """The patches among the mails of a thread, as their subjects number them; replies to them
-    and the cover letter are left out.
+    """Return the patches among the mails of a thread, in the order that their subjects give.
+    Replies and the cover letter are left out.
 
-    Raises ScenarioError when one of n/m is missing, is there twice or has no diff.
+    Raises ScenarioError if one of n/m is missing, is there twice or has no diff, or if the mails
+    belong to more than one series.
     """
     patches = without_talk(found)
     versions = sorted({p.version for p in patches})
@@ -105,14 +106,14 @@ def _mixed(source: str, how: str) -> ScenarioError:
 
 
 def without_talk(found: Sequence[Letter]) -> list[Letter]:
-    """Without cover letters and mails that hold no diff; without replies, whose diffs are
-    quotes and suggestions, where there is anything else."""
+    """Return the letters without cover letters and mails that hold no diff. Replies are left out
+    if anything else remains: their diffs are quotes and suggestions."""
     patches = [p for p in found if p.diff and p.number != 0]
     return [p for p in patches if not p.reply] or patches
 
 
 def _unpacked(content: bytes, source: str) -> bytes:
-    """lore.kernel.org gives a thread as t.mbox.gz."""
+    """Unpack the content if it is gzip: lore.kernel.org serves a thread as t.mbox.gz."""
     if not content.startswith(_GZIP):
         return content
     try:
@@ -150,7 +151,7 @@ def _letter(mail: bytes) -> Letter:
 
 
 def _decoded(message: email.message.Message) -> str:
-    """The subject; as it came where its encoding is unknown or wrong."""
+    """Return the subject, not decoded if its encoding is unknown or wrong."""
     subject = message.get("Subject")
     if subject is None:
         return ""
@@ -161,7 +162,7 @@ def _decoded(message: email.message.Message) -> str:
 
 
 def _body(message: email.message.Message) -> bytes:
-    """The texts of a mail, transfer encoding undone: a patch may be an attachment."""
+    """Return the texts of a mail, transfer encoding undone: a patch may be an attachment."""
     texts = []
     for part in message.walk():
         if part.is_multipart() or part.get_content_type() == "text/html":
@@ -177,15 +178,15 @@ def _diff_of(text: bytes) -> bytes:
     if begin is None:
         return b""
     diff = text[begin:]
-    # where mail has made each end of a line CR LF; files with CR in them have patches whose
-    # headers have none
+    # Mail may have made each end of a line CR LF. In the patch of a file that has CR itself, the
+    # headers have none.
     if all(line.endswith(b"\r") for line in _DIFF_HEADERS.findall(diff)):
         diff = diff.replace(b"\r\n", b"\n")
     return diff if diff.endswith(b"\n") else diff + b"\n"
 
 
 def _shown_subject(text: bytes) -> str:
-    """Of `git show` and `git log -p`: the first line that is indented; else none."""
+    """Return the first indented line of the output of `git show` or `git log -p`, else ""."""
     head = text[: diffs_begin(text)]
     match = re.search(rb"(?m)^    (\S.*)$", head) if head.startswith(b"commit ") else None
     return match[1].decode("utf-8", "replace").strip() if match else ""

@@ -1,8 +1,8 @@
-"""A Debian kernel package with some of its modules rebuilt from changed sources.
+"""Rebuild some modules of a Debian kernel package from changed sources.
 
-A module counts as built the way Debian built it only when its unchanged source, built here, gives
-the code (and, where it has one, the srcversion) of the module in the package: what then differs
-between the two kernels is the change.
+A module counts as built the way Debian built it only if its unchanged source, built here, gives
+the code (and the srcversion, if it has one) of the module in the package. Then the change is all
+that differs between the two kernels.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ from orchestrator.progress import Progress
 from orchestrator.scenario import ModuleKernel, is_range
 
 FACTS = "module.json"
-# Debian gives a srcversion only to modules with a MODULE_VERSION; ours all have one, to be known
-# by on the host. It is computed beside the code, and changes none.
+# Debian gives a srcversion only to modules with a MODULE_VERSION. Ours all have one, by which the
+# host shows that they run. It is computed beside the code and does not change it.
 _BUILD = """
 cd "$1/tree"; headers=$2; shift 2
 make -j"$(nproc)" -C "$headers" M="$PWD" CONFIG_MODULE_SRCVERSION_ALL=y "$@" &&
@@ -64,18 +64,18 @@ done
 
 
 def checked(kernel: ModuleKernel, cache: Cache) -> None:
-    """Whether its sources are there, its series applies and reaches no further than modules.
-    Builds no module.
+    """Check that the sources exist, and that the series applies and reaches no further than
+    modules. Builds no module.
 
-    Raises ScenarioError when not; BenchError when the archive cannot be reached."""
+    Raises ScenarioError if not; BenchError if the archive cannot be reached."""
     _change(kernel, source_of(kernel.package, cache), _Changed(kernel, cache), cache)
 
 
 def materialised(kernel: ModuleKernel, cache: Cache, progress: Progress) -> KernelBundle:
-    """The package's kernel with the rebuilt modules in place of its own; cached by content.
+    """Return the package's kernel with the rebuilt modules in place of its own, cached by content.
 
-    Raises as `checked`, ScenarioError also when a module does not build; BenchError when what is
-    built here of the package's own source is not the package's module."""
+    Raises as `checked`; ScenarioError also if a module does not build, BenchError also if the
+    package's own source, built here, does not give the package's module."""
     stock = package.materialised(kernel.package, cache)
     source = source_of(kernel.package, cache)
     changed = _Changed(kernel, cache)
@@ -100,7 +100,7 @@ def materialised(kernel: ModuleKernel, cache: Cache, progress: Progress) -> Kern
 
 
 class _Changed:
-    """What a ModuleKernel changes, before anything of the package's source is looked at."""
+    """Changes of a ModuleKernel, read without the package's source."""
 
     def __init__(self, kernel: ModuleKernel, cache: Cache) -> None:
         self._kernel = kernel
@@ -113,11 +113,11 @@ class _Changed:
         return digest_of({"own": _hashes(self.own), "series": series_digest(self.patches)})
 
     def files(self, source: DebSource) -> tuple[Files, Files]:
-        """The package's files, and what becomes of them. Raises ScenarioError when the series does
-        not apply, or a path alone tells that it reaches further than modules."""
+        """Return the package's files before and after the change. Raises ScenarioError if the
+        series does not apply, or a path alone shows that it reaches further than modules."""
         patched = {name for patch in self.patches for name in patch.files}
         check_paths(sorted(patched), self._kernel, source)
-        for name in self.own:  # these may be as the package's: what they reach is seen later
+        for name in self.own:  # these may equal the package's: their reach is checked later
             check_place(name, source)
         paths = {*self.own, *patched}
         tree = source.tree(_parts(paths, source))
@@ -127,15 +127,15 @@ class _Changed:
 
 
 def _parts(paths: Iterable[str], source: Source) -> set[str]:
-    """What is needed of the tree to see what a change of these files does."""
+    """Return the parts of the tree that are needed to see what a change of these files does."""
     rooms = {room_of(name) for name in paths if not is_silent(name)}
     rooms = {room for room in rooms if any(name.startswith(f"{room}/") for name in source.names)}
     return rooms | {name for name in paths if is_silent(name) and name in source.names}
 
 
 def _own_files(kernel: ModuleKernel) -> dict[str, bytes]:
-    """The source files of `module`. Raises ScenarioError when there is none, or they are a whole
-    kernel's."""
+    """Return the source files in `module`. Raises ScenarioError if there is none, or if they are a
+    whole kernel's."""
     folder = kernel.module
     if folder is None:
         return {}
@@ -145,13 +145,13 @@ def _own_files(kernel: ModuleKernel) -> dict[str, bytes]:
         return _committed(folder, kernel.ref)
     if (folder / "MAINTAINERS").exists() and (folder / "kernel").is_dir():
         if any(map(is_range, kernel.series)):
-            return {}  # only the repository of the range
+            return {}  # `module` only names the repository of the range
         raise _whole_kernel(folder)
     return _some(of_folder(folder), str(folder))
 
 
 def _committed(folder: Path, ref: str) -> dict[str, bytes]:
-    """The source files of a commit."""
+    """Return the source files of a commit."""
     commit = commit_of(folder, ref)
     with tempfile.TemporaryDirectory() as scratch:
         git = own_repository(Path(scratch) / "git", folder)
@@ -181,7 +181,7 @@ def _whole_kernel(folder: Path) -> ScenarioError:
 
 
 def _patched(files: Files, patches: Sequence[Patch]) -> Files:
-    """The files with all patches applied."""
+    """Return the files with all patches applied; None for those that the patches remove."""
     with tempfile.TemporaryDirectory() as scratch:
         given = Path(scratch) / "given"
         _write(files, given)
@@ -195,7 +195,7 @@ def _patched(files: Files, patches: Sequence[Patch]) -> Files:
 
 
 def _checked_out(git: Git, tree: str, scratch: Path) -> Path:
-    """A new folder with the files of a tree."""
+    """Write the files of a git tree into a new folder and return it."""
     place = scratch / "made"
     place.mkdir()
     seeing = replace(git, work_tree=place, index=scratch / "made.index")
@@ -205,7 +205,7 @@ def _checked_out(git: Git, tree: str, scratch: Path) -> Path:
 
 
 def _write(files: Files, folder: Path) -> None:
-    """Put files into a folder, in place of what is there."""
+    """Write files into a folder over those that are there; remove those that are None."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
         path = folder / name
@@ -248,7 +248,8 @@ def _change(kernel: ModuleKernel, source: DebSource, changed: _Changed, cache: C
 
 
 def _check_compiler(source: DebSource, root: BuildRoot) -> None:
-    """Of another release of a compiler other code is to be expected. Raises ScenarioError."""
+    """Raise ScenarioError if the kernel was built by another release of the compiler, which may
+    emit different code."""
     theirs = source.configuration.get("CONFIG_CC_VERSION_TEXT", "").strip('"')
     if theirs.split()[-1:] != root.compiler.split()[-1:]:
         raise ScenarioError(
@@ -270,8 +271,8 @@ class _Workshop:
     on_line: Callable[[str], None]
 
     def make(self, folder: Path, files: Files, log: Path) -> dict[str, Module]:
-        """Build the modules that the change reaches, with `files` in place of the package's; they
-        and Module.symvers are in FOLDER/tree then. Raises _FailedError."""
+        """Build the modules that the change reaches, with `files` in place of the package's, and
+        leave them and Module.symvers in FOLDER/tree. Raises _FailedError."""
         folder.mkdir()
         tree = self.source.tree(self.change.rooms)
         for room in self.change.rooms:
@@ -279,7 +280,8 @@ class _Workshop:
                             copy_function=shutil.copyfile, dirs_exist_ok=True)  # fmt: skip
         _write({m: (tree / m).read_bytes() for m in self.change.makefiles}, folder / "tree")
         _write(files, folder / "tree")
-        # Makefiles name what is elsewhere in a kernel's tree by its top, which the headers are
+        # Makefiles name other parts of the kernel's tree from its top. That is the folder of the
+        # headers here, so the files are laid over it, too.
         beside = folder / "layer"
         shutil.copytree(folder / "tree", beside / self.source.srctree[1:])
         # the folders keep their names: which headers a srcversion counts depends on them
@@ -298,7 +300,7 @@ class _Workshop:
         return {m: module_at(folder / "tree" / f"{m}.ko") for m in self.change.modules}
 
     def packaged(self, module: str) -> Path:
-        """The package's file of a module. Raises BenchError when it has none."""
+        """Return the package's file of a module. Raises BenchError if it has none."""
         found = sorted((self.stock.modules / "kernel").glob(f"{glob.escape(module)}.ko*"))
         if not found:
             raise BenchError(
@@ -314,7 +316,7 @@ class _Workshop:
 
 
 class _FailedError(Exception):
-    """A build did; what the compiler said."""
+    """A build failed; the message is what the compiler printed."""
 
 
 def _top(module: str, source: DebSource) -> str:
@@ -339,7 +341,7 @@ def _build(shop: _Workshop, folder: Path) -> None:
     _check_exports(shop, folder / "work/tree/Module.symvers")
     for module, new in made.items():
         was = pristine[module]
-        # both as they were, by a comment, say: the package's module built again
+        # if both are as before (only a comment changed, say), it is the package's module again
         if new.srcversion == was["srcversion"] and new.code_digest != was["code"]:
             raise ScenarioError(
                 f"module {_name(module)}: its code changed and its srcversion did not, so that"
@@ -387,11 +389,10 @@ def _build(shop: _Workshop, folder: Path) -> None:
 
 
 def _proven(shop: _Workshop) -> dict[str, dict[str, Any]]:
-    """What the package's own modules say, which their unchanged source gives here, too: built once
-    for each set of modules.
+    """Prove that the unchanged source gives the package's modules here, and return their
+    srcversion, code digest and text size. Built once for each set of modules.
 
-    Raises BenchError when it gives something else: then what is measured would not only be the
-    change."""
+    Raises BenchError if it gives something else: the change would not be all that is measured."""
     key = {
         "kind": "pristine", "schema": 3, "package": shop.stock.digest,
         "source": shop.source.source.sha256, "modules": shop.change.modules,
@@ -442,10 +443,10 @@ def _check_same(module: str, new: Module, stock: Module, shop: _Workshop) -> Non
 
 
 def _check_exports(shop: _Workshop, made: Path) -> None:
-    """Modules that are not rebuilt find in these what they were built against.
+    """Check that modules that are not rebuilt find the exports that they were built against.
 
-    Raises ScenarioError when a symbol that the package's modules export is gone or has another
-    CRC (CONFIG_MODVERSIONS), and others of its modules may use it."""
+    Raises ScenarioError if a symbol that the package's modules export is gone or has another CRC
+    (CONFIG_MODVERSIONS), and other modules of the package may use it."""
     ours = _exports(made, shop.change.modules)
     theirs = _exports(shop.source.kbuild_files / "Module.symvers", shop.change.modules)
     broken = sorted(symbol for symbol, said in theirs.items() if ours.get(symbol) != said)
@@ -473,7 +474,7 @@ def _check_exports(shop: _Workshop, made: Path) -> None:
 
 
 def _exports(symvers: Path, modules: Sequence[str]) -> dict[str, tuple[str, str]]:
-    """Symbol -> CRC and kind, of these modules (Documentation/kbuild/modules.rst)."""
+    """Return symbol -> CRC and kind for these modules (Documentation/kbuild/modules.rst)."""
     table = {}
     for line in symvers.read_text().splitlines():
         crc, symbol, module, kind = line.split("\t")[:4]
@@ -488,7 +489,7 @@ def _said(module: Module) -> dict[str, Any]:
 
 
 def _name(module: str) -> str:
-    """As in /sys/module."""
+    """Return the module's name, as in /sys/module."""
     return PurePosixPath(module).name.replace("-", "_")
 
 

@@ -13,17 +13,17 @@ from orchestrator.kernels.apt import KNOWN_SUITES, Archive, Package
 from orchestrator.kernels.bundle import KernelBundle, release_in
 from orchestrator.scenario import DebKernel, nearest_name
 
-# Of all that a kernel package depends on, what is built from these sources is the kernel itself:
+# A kernel package depends on much; the packages built from these sources are the kernel itself.
 # 6.12 is one package, 7.x is split into image (empty), binary, modules and base.
 _KERNEL_SOURCES = ("linux", "linux-signed-amd64")
-# Where a version without a suite is looked for.
+# Suites in which a version without a suite is looked for.
 _EVERYWHERE = ("trixie", "trixie-security", "trixie-backports")
 
 
 def resolved(kernel: DebKernel, cache: Cache) -> tuple[str, Archive]:
-    """The exact version that `kernel` means today, and where it is.
+    """Return the exact version that `kernel` means today, and the archive that has it.
 
-    Raises ScenarioError when there is no such suite, package or version.
+    Raises ScenarioError if there is no such suite, package or version.
     """
     archive = Archive(suites_of(kernel.suite), cache)
     archive.update()
@@ -37,8 +37,9 @@ def resolved(kernel: DebKernel, cache: Cache) -> tuple[str, Archive]:
 def chosen_version(
     archive: Archive, name: str, version: str | None, suite: str | None, start: str
 ) -> str:
-    """The newest version of a package that is the one asked for. `start`: how names of packages
-    of its kind begin. Raises ScenarioError when there is none."""
+    """Return the newest version of the package `name` that matches `version` and `suite`; None
+    matches any. `start` is the beginning of similar names, for suggestions. Raises ScenarioError
+    if there is none."""
     found = archive.versions(name)
     if not found:
         near = [n for n in archive.names_like(start) if not n.endswith("-dbg")]
@@ -56,16 +57,16 @@ def chosen_version(
 
 
 def suites_of(suite: str | None) -> tuple[str, ...]:
-    """Where packages of a suite, and what they depend on, are looked for."""
+    """Return the suites in which packages of a suite, and their dependencies, are looked for."""
     if suite is None:
         return _EVERYWHERE
     base, _, addition = suite.partition("-")
-    # what a backport depends on may still be in the release below it
+    # the dependencies of a backport may still be in the release below it
     return (base, suite) if addition and base in KNOWN_SUITES else (suite,)
 
 
 def packages_of(kernel: DebKernel, cache: Cache) -> tuple[Archive, list[Package]]:
-    """The packages that are this kernel, and where they are. Raises as `resolved`."""
+    """Return the archive, and the packages in it that are this kernel. Raises as `resolved`."""
     version, archive = resolved(kernel, cache)
 
     def needed() -> list[dict[str, str]]:
@@ -121,7 +122,7 @@ def _unpack(archive: Archive, packages: list[Package], folder: Path) -> None:
 
 
 def index_modules(folder: Path, release: str) -> None:
-    """Run depmod over FOLDER/modules, which depmod wants to find as lib/modules/RELEASE."""
+    """Run depmod over FOLDER/modules, which depmod expects as lib/modules/RELEASE."""
     base = folder / "base"
     (base / "lib/modules").mkdir(parents=True)
     (base / "lib/modules" / release).symlink_to(folder / "modules")
@@ -130,7 +131,7 @@ def index_modules(folder: Path, release: str) -> None:
 
 
 def bundle_at(place: Path, provenance: dict[str, object]) -> KernelBundle:
-    """The bundle in a cache entry: vmlinuz, modules/, config."""
+    """Return the bundle in a cache entry: vmlinuz, modules/, config."""
     config = place / "config"
     return KernelBundle(
         release=release_in(place / "vmlinuz"),

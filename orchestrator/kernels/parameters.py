@@ -1,4 +1,4 @@
-"""Which parameters a kernel's modules take, as the modules themselves say."""
+"""Find the parameters that a kernel's modules take, in the modules themselves."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from orchestrator.kernels.bundle import KernelBundle
 from orchestrator.scenario import nearest_name
 
 _FIELDS = ("parm", "parmtype")
-"""Of modinfo(8): one is there where a parameter is described, the other where it is declared."""
+"""Fields of modinfo(8): a parameter has the first if it is described, the second if declared."""
 
 
 def check_parameter(kernel: KernelBundle, name: str) -> None:
-    """`name`: MODULE.PARAMETER. Raises ScenarioError with the nearest name where the kernel has no
-    such module, or the module no such parameter."""
+    """Raise ScenarioError with the nearest name if the kernel has no such module, or the module no
+    such parameter. `name` is MODULE.PARAMETER."""
     module, _, parameter = name.replace("-", "_").partition(".")
     if not kernel.has_module(module):
         near = difflib.get_close_matches(module, kernel.module_names(), 1, 0.75)
@@ -37,8 +37,8 @@ def check_parameter(kernel: KernelBundle, name: str) -> None:
 
 
 def parameters_of(kernel: KernelBundle, module: str) -> set[str] | None:
-    """Their names. None where that is not known: of what is built into a kernel without
-    modules.builtin.modinfo. Raises BenchError when there is no modinfo(8)."""
+    """Return the names of a module's parameters. They are unknown (None) if the module is built
+    into a kernel without modules.builtin.modinfo. Raises BenchError if there is no modinfo(8)."""
     file = kernel.module_file(module)
     if file is None:
         return _built_in(kernel, module)
@@ -50,7 +50,8 @@ def parameters_of(kernel: KernelBundle, module: str) -> set[str] | None:
 
 
 def _built_in(kernel: KernelBundle, module: str) -> set[str] | None:
-    """From `MODULE.parm=NAME:TEXT`, NUL-separated (Documentation/kbuild/kbuild.rst)."""
+    """Read the names from entries `MODULE.parm=NAME:TEXT`, which are NUL-separated
+    (Documentation/kbuild/kbuild.rst)."""
     file = kernel.modules / "modules.builtin.modinfo"
     if not file.exists():
         return None

@@ -1,7 +1,7 @@
-"""A patch: the changes of a diff, read strictly. Pure.
+"""Parse a patch, strictly. Pure.
 
-What is around the diffs (a mail's text, `git show`'s header, signatures) is passed over; within
-one, nothing is: what git would guess at, or apply in part, is refused here.
+Text around the diffs (a mail's text, `git show`'s header, signatures) is passed over. Within a
+diff nothing is: what git would guess at, or apply in part, is refused here.
 """
 
 from __future__ import annotations
@@ -46,34 +46,34 @@ class Hunk:
     old_start: int
     new_start: int
     lines: tuple[bytes, ...]
-    r"""With their first character: space, -, + or \ (no newline at the end of the file)."""
+    r"""Lines with their first character: space, -, + or \ (no newline at the end of the file)."""
 
     @property
     def before(self) -> list[bytes]:
-        """The lines that it expects in the file, without that character."""
+        """Lines that the hunk expects in the file, without their first character."""
         return [line[1:] for line in self.lines if line[:1] in b" -"]
 
 
 @dataclass(frozen=True)
 class FileDiff:
     old: str | None
-    """None: made by the patch."""
+    """Path before the patch; None if the patch makes the file."""
     new: str | None
-    """None: removed by it."""
+    """Path after the patch; None if the patch removes the file."""
     notes: tuple[str, ...]
-    """Modes, renames, copies: lines of git's extended header."""
+    """Lines of git's extended header about modes, renames and copies."""
     hunks: tuple[Hunk, ...]
 
 
 @dataclass(frozen=True)
 class Patch:
     origin: str
-    """As the scenario has it."""
+    """Item of the scenario's series that the patch comes from."""
     number: int
-    """From 1, in the whole series."""
+    """Place in the whole series, from 1."""
     subject: str
     text: bytes
-    """The diffs, as they came: no mail's encoding, no text before them."""
+    """The diffs, without a mail's encoding and without the text before them."""
 
     @cached_property
     def diffs(self) -> tuple[FileDiff, ...]:
@@ -81,13 +81,13 @@ class Patch:
 
     @property
     def files(self) -> tuple[str, ...]:
-        """The paths that it touches, by old and new names, without a/ and b/."""
+        """Paths that the patch touches, by old and new names, without a/ and b/."""
         names = {name for diff in self.diffs for name in (diff.old, diff.new) if name is not None}
         return tuple(sorted(names))
 
 
 def series_facts(patches: Sequence[Patch]) -> list[dict[str, Any]]:
-    """For a kernel's provenance."""
+    """Return what identifies each patch, for a kernel's provenance."""
     return [
         {"origin": p.origin, "subject": p.subject, "files": list(p.files),
          "digest": series_digest([p])}
@@ -96,11 +96,11 @@ def series_facts(patches: Sequence[Patch]) -> list[dict[str, Any]]:
 
 
 def series_digest(patches: Sequence[Patch]) -> str:
-    """Identifies what the patches do, in their order: paths, modes, places and lines.
+    """Return a digest of what the patches do, in their order: paths, modes, places and lines.
 
-    Commit messages, ids of blobs (`index`), names of functions behind @@ and dates behind paths
-    do not count. It is not `git patch-id`: that passes over white space and line numbers, by
-    which two kernels can differ.
+    Commit messages, ids of blobs (`index`), names of functions after @@ and dates after paths do
+    not count. `git patch-id` would not do: it passes over white space and line numbers, by which
+    two kernels can differ.
     """
     return digest_of({"patches": [[_canonical(diff) for diff in p.diffs] for p in patches]})
 
@@ -114,25 +114,26 @@ def _canonical(diff: FileDiff) -> list[object]:
 
 
 def diffs_begin(text: bytes) -> int | None:
-    """Where the first diff begins in a text; None: there is none."""
+    """Return the offset of the first diff in a text, or None."""
     match = _BEGINNING.search(text)
     return match.start() if match else None
 
 
 def parse(text: bytes) -> tuple[FileDiff, ...]:
-    """All diffs of a text, in their order. Raises DamagedError."""
+    """Parse all diffs of a text, in their order. Raises DamagedError."""
     return tuple(_Reader(text).diffs())
 
 
 class _Reader:
-    """Reads line by line: only the counts of a hunk's header tell its lines from headers."""
+    """Parser that goes line by line: only the counts in a hunk's header tell its lines from
+    headers."""
 
     def __init__(self, text: bytes) -> None:
         self._text = text.split(b"\n")
         if self._text[-1] == b"":
-            self._text.pop()  # not a line: what is behind the last newline
+            self._text.pop()  # not a line: the rest after the last newline
         self._at = 0
-        # a/ and b/, i/ and w/, linux.orig/ and linux/: what stands before the two names of a file
+        # prefixes of the two names of a file: a/ and b/, i/ and w/, linux.orig/ and linux/
         self._prefixes = {b"a", b"b"}
         for one, two in itertools.pairwise(self._text):
             if one.startswith(b"--- ") and two.startswith(b"+++ "):
@@ -140,7 +141,7 @@ class _Reader:
 
     def _note_prefixes(self, old: bytes, new: bytes) -> None:
         firsts = {name.lstrip(b'"').split(b"/", 1)[0] for name in (old, new) if b"/" in name}
-        if len(firsts) == 2 and b"" not in firsts:  # that of /dev/null
+        if len(firsts) == 2 and b"" not in firsts:  # "" is that of /dev/null
             self._prefixes |= firsts
 
     def _here(self, ahead: int = 0) -> bytes:
@@ -200,7 +201,7 @@ class _Reader:
         )
 
     def _header(self) -> dict[str, str]:
-        """git's lines between the names of a diff and its hunks."""
+        """Parse git's lines between the names of a diff and its hunks."""
         header = {}
         while match := _EXTENDED.fullmatch(self._here().rstrip(b"\r")):
             key = match[1].decode()
@@ -223,7 +224,7 @@ class _Reader:
         return old, new, hunks
 
     def _same(self, names: bytes) -> str:
-        """The name in `a/NAME b/NAME`, where nothing else says it."""
+        """Return NAME of `a/NAME b/NAME`, for a diff that has it nowhere else."""
         if names.startswith(b'"'):
             quoted = re.fullmatch(rb'("(?:[^"\\]|\\.)*") ("(?:[^"\\]|\\.)*")', names)
             if quoted is None:
@@ -235,7 +236,7 @@ class _Reader:
         return self._stripped(*(match[i] + b"/" + match["name"] for i in (1, 3)))[1]
 
     def _names(self) -> tuple[str | None, str | None]:
-        """Of the lines --- and +++, behind which it stands then."""
+        """Parse the `---`/`+++` pair and leave the cursor after it."""
         raw = []
         for line in (self._here(), self._here(1)):
             name = line[4:].rstrip(b"\r").split(b"\t")[0]
@@ -249,7 +250,8 @@ class _Reader:
         return (None if old is None else names[0]), (None if new is None else names[1])
 
     def _stripped(self, old: bytes | None, new: bytes | None) -> tuple[str, str]:
-        """Without their first part, as `-p1`; one that is missing is as the other."""
+        """Strip the first part of both names, as `-p1` does. The other takes the place of one that
+        is missing."""
         both = [name for name in (old, new) if name is not None]
         for name in both:
             if b"/" not in name:
@@ -318,7 +320,7 @@ _WHOLE = "a mail program may have broken its lines: take the file that `git form
 
 
 def _is_one_change(keys: Collection[str]) -> bool:
-    """Made, removed, or changed in mode or name: what a header tells of is one of these."""
+    """True if a header has one change: the file is made, removed, or changed in mode or name."""
     kinds = [key for key in ("new file mode", "deleted file mode") if key in keys]
     pairs = (("old mode", "new mode"), *_RENAMED)
     halves = [pair for pair in pairs if (pair[0] in keys) != (pair[1] in keys)]
@@ -328,7 +330,7 @@ def _is_one_change(keys: Collection[str]) -> bool:
 
 
 def _unquoted(name: bytes) -> bytes:
-    r"""git's C quotes: "a/f\303\274.c"."""
+    r"""Undo git's C quotes: "a/f\303\274.c"."""
     if len(name) < 2 or not (name.startswith(b'"') and name.endswith(b'"')):
         return name
     return _ESCAPE.sub(
@@ -337,7 +339,8 @@ def _unquoted(name: bytes) -> bytes:
 
 
 def checked(patch: Patch, source: str) -> Patch:
-    """The patch, whose diffs can be read; `source`: where it is from. Raises ScenarioError."""
+    """Return the patch if its diffs can be read, else raise ScenarioError. `source` names where
+    the patch is from."""
     try:
         diffs = patch.diffs
     except DamagedError as exc:

@@ -1,4 +1,4 @@
-"""A series of patches: read from wherever it is, checked before anything is built.
+"""Read a series of patches from wherever it is, and check it before anything is built.
 
 read_series(series, repository, cache) -> (Patch, ...)   files, mboxes, folders, ranges, lore
 series_digest(patches)                 -> str            identifies what they do
@@ -28,10 +28,10 @@ _UNKNOWN_MAIL = ("is not known", "No messages found", "error: 404", "404 Client 
 
 
 def read_series(series: Sequence[str], repository: Path | None, cache: Cache) -> tuple[Patch, ...]:
-    """All patches of `series`, in the order in which they are applied.
+    """Read all patches of `series`, in the order in which they are applied.
 
-    `repository`: of which a range A..B is. Raises ScenarioError when an item is not there, holds
-    no patch, or one that cannot be read; BenchError when lore.kernel.org cannot be asked.
+    A range A..B names commits of `repository`. Raises ScenarioError if an item does not exist,
+    holds no patch, or one that cannot be read; BenchError if lore.kernel.org cannot be reached.
     """
     patches: list[Patch] = []
     for item in series:
@@ -44,7 +44,7 @@ def read_series(series: Sequence[str], repository: Path | None, cache: Cache) ->
 
 
 def _read(item: str, repository: Path | None, cache: Cache) -> Iterator[tuple[str, Letter]]:
-    """The patches of one item, each with where it is from, for errors."""
+    """Return the patches of one item, each after a name of its source for error messages."""
     if is_message_id(item):
         return _from_lore(item, cache)
     try:
@@ -129,7 +129,8 @@ def _from_folder(folder: Path) -> Iterator[tuple[str, Letter]]:
 
 
 def _is_one_series(found: Sequence[Letter]) -> bool:
-    """Mails that were saved one by one, under names that say nothing."""
+    """True if the letters are the numbered mails of one series, saved one by one: their numbers
+    give the order, not the files' names."""
     numbers = {letter.number for letter in found}
     return None not in numbers and len(numbers) == len(found) and (
         len({(letter.total, letter.version) for letter in found}) == 1
@@ -137,13 +138,13 @@ def _is_one_series(found: Sequence[Letter]) -> bool:
 
 
 def _by_number(path: Path) -> list[tuple[int, str]]:
-    """So that 2-x.patch is before 10-x.patch."""
+    """Return a sort key that puts 2-x.patch before 10-x.patch."""
     parts = re.split(r"(\d+)", path.name)
     return [(int(part), "") if i % 2 else (0, part) for i, part in enumerate(parts)]
 
 
 def _listed(listing: Path) -> Iterator[Path]:
-    """The patches that quilt's file names: `NAME [-p1]` a line, # before a comment."""
+    """Yield the patches that quilt's file names: `NAME [-p1]` on a line, # before a comment."""
     any_ = False
     for number, line in enumerate(_content(listing).decode("utf-8", "replace").splitlines(), 1):
         name, *options = re.sub(r"(^|\s)#.*", "", line).split() or [""]
@@ -196,7 +197,7 @@ def _from_range(item: str, repository: Path | None) -> Iterator[tuple[str, Lette
 
 
 def _commits(git: Git, *which: str) -> list[tuple[str, str]]:
-    """Ids and subjects."""
+    """Return ids and subjects of the commits that `git log` lists."""
     text = git.run("log", "--no-show-signature", "--no-color", "--format=%H %s", *which).stdout
     return [(line.partition(" ")[0], line.partition(" ")[2]) for line in text.split("\n")[:-1]]
 
@@ -204,7 +205,8 @@ def _commits(git: Git, *which: str) -> list[tuple[str, str]]:
 def _diffs(
     git: Git, item: str, commits: Sequence[tuple[str, str]]
 ) -> Iterator[tuple[str, Letter]]:
-    """Of each commit that changes something. By plumbing: no setting of the user's changes it."""
+    """Yield the diff of each commit that changes something. Uses `git diff-tree`: the user's
+    settings have no effect on it."""
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "diffs"
         git.run(
@@ -224,7 +226,9 @@ def _diffs(
 
 
 def _from_lore(item: str, cache: Cache) -> Iterator[tuple[str, Letter]]:
-    """Fetched once by b4, which takes the newest version in the mail's thread; kept by id."""
+    """Yield the patches that b4 finds by a message-id: the newest version in the mail's thread.
+
+    They are fetched once and kept in the cache by their message-id."""
     message_id = item.strip("<>")
     name = urllib.parse.quote(message_id, safe="@+=")
     if len(name) > _LONGEST_NAME:
@@ -242,7 +246,7 @@ def _from_lore(item: str, cache: Cache) -> Iterator[tuple[str, Letter]]:
 
 
 def _fetched(message_id: str) -> bytes:
-    """The mbox that b4 makes of the series."""
+    """Fetch the series with b4 and return the mbox that it writes."""
     by_hand = (
         "without b4: save https://lore.kernel.org/all/"
         f"{urllib.parse.quote(message_id, safe='@')}/t.mbox.gz and name that file in series"
@@ -250,7 +254,7 @@ def _fetched(message_id: str) -> bytes:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         try:
-            # a file, not -o -: what is printed here comes back as text, and a patch is bytes
+            # a folder, not -o -: `run` returns output as text, and a patch is bytes
             done = run(["b4", "am", "-o", folder, "--no-cover", "--", message_id],
                        doing=f"fetching {message_id}", cwd=folder, timeout=180,
                        accept=range(256))  # fmt: skip

@@ -1,6 +1,7 @@
-"""What a kernel is built from: a git repository, a folder, a tarball, a Debian source package.
+"""Find the source of a kernel: a git repository, a folder, a tarball, a Debian source package.
 
-Only looked at here; the build works on a copy (worktree.py). Nothing of a user's is written to.
+The source is only read here; the build works on a copy (worktree.py). Nothing of a user's is
+written to.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from orchestrator.kernels.package import chosen_version, suites_of
 from orchestrator.scenario import SourceKernel, TreeKernel
 
 _TOP = ("Kbuild", "Kconfig", "Makefile")
-"""What is at the top of every kernel's source, and nowhere else all together."""
+"""Files at the top of every kernel's source; no other folder has all of them."""
 _TARBALL = re.compile(r"\.tar(\.(xz|gz|bz2|zst))?$|\.t[gx]z$")
 
 
@@ -32,21 +33,21 @@ class Source:
 
     kind: Literal["git", "folder", "tarball", "package"]
     origin: str
-    """What it is of, whichever state that is in: two states share a work tree."""
+    """Origin of the source, whatever its state: two states of one origin share a work tree."""
     identity: str
-    """Of its content: the id of a git tree, the sha256 of a tarball."""
+    """Identifies the content: the id of a git tree, the sha256 of a tarball or package."""
     facts: dict[str, Any] = field(default_factory=dict)
-    """For provenance."""
+    """Facts for the kernel's provenance."""
     repository: Path | None = None
-    """Of git, and of a folder: where the objects of the tree `identity` are."""
+    """Repository with the objects of the tree `identity`, if the kind is git or folder."""
     users: Path | None = None
-    """Of git: the user's own repository, which ranges of commits are of."""
+    """The user's own repository, whose commits a range names, if the kind is git."""
     tarball: Path | None = None
-    """Else."""
+    """The tarball, if the kind is tarball or package."""
 
     @property
     def name(self) -> str:
-        """For people: `v7.3 (0123456789ab)`, a file's name, a package with its version."""
+        """Name for people: `v7.3 (0123456789ab)`, a file's name, a package with its version."""
         if self.kind == "git":
             return f"{self.facts['describe']} ({self.facts['commit'][:12]})"
         if self.kind == "package":
@@ -55,8 +56,8 @@ class Source:
 
 
 def source_of(kernel: TreeKernel | SourceKernel, cache: Cache) -> Source:
-    """Raises ScenarioError when there is no such source, BenchError when the mirror cannot be
-    reached."""
+    """Find a kernel's source. Raises ScenarioError if there is no such source, BenchError if the
+    mirror cannot be reached."""
     if isinstance(kernel, SourceKernel):
         return _of_package(kernel, cache)
     path = kernel.tree
@@ -87,7 +88,7 @@ def source_of(kernel: TreeKernel | SourceKernel, cache: Cache) -> Source:
 
 
 def _is_kernel(path: Path, names: set[str]) -> None:
-    """Raises ScenarioError when a folder with these files is not the top of a kernel's source."""
+    """Raise ScenarioError if a folder with these files is not the top of a kernel's source."""
     if missing := [name for name in _TOP if name not in names]:
         raise ScenarioError(
             f"{path} is no kernel's source: it has no {' and no '.join(missing)}",
@@ -96,14 +97,14 @@ def _is_kernel(path: Path, names: set[str]) -> None:
 
 
 def _of_folder(path: Path, cache: Cache) -> Source:
-    """Its content becomes a git tree in a repository of ours, which remembers what it has read:
-    the second time takes a second."""
+    """Return a folder as a source. Its content becomes a git tree in a repository of ours, whose
+    index remembers what it has read: the second time takes a second."""
     _is_kernel(path, {name for name in _TOP if (path / name).is_file()})
     store = cache.folder("folders") / digest_of({"folder": str(path)})
     with cache.lock(f"folders/{store.name}"):
         own_repository(store)
         git = Git(store, work_tree=path)
-        (store / "index.lock").unlink(missing_ok=True)  # of a run that was killed
+        (store / "index.lock").unlink(missing_ok=True)  # from a run that was killed
         git.run("add", "--all", doing=f"reading {path}")
         tree = git.run("write-tree", doing=f"reading {path}").stdout.strip()
     facts = {"kind": "folder", "path": str(path), "tree": tree}
@@ -137,7 +138,7 @@ def _of_package(kernel: SourceKernel, cache: Cache) -> Source:
 
 
 def package_source(archive: Archive, package: Package, cache: Cache) -> Source:
-    """Of the package linux-source-X.Y, downloaded when it is not in the cache."""
+    """Return the source in the package linux-source-X.Y, downloaded if it is not in the cache."""
 
     def build(folder: Path) -> None:
         [deb] = archive.download([package], folder)

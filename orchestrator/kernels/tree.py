@@ -1,8 +1,8 @@
-"""A kernel that is built from source, with `make` and nothing around it.
+"""Build a kernel from source, with `make` and nothing around it.
 
-The image of one content is always the same bytes: the build root, the path, the time and the
-builder's name in it are fixed. So the base is built again after each series, and image and modules
-must come out as before: that proves that nothing of one arm is in the other.
+The same content always gives the same image, byte for byte: the build root, the path, the time and
+the builder's name in it are fixed. So the base is built again after each series, and image and
+modules must come out as before. That proves that nothing of one arm is in the other.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _IMAGE = "arch/x86/boot/bzImage"
 
 @dataclass(frozen=True)
 class _Wanted:
-    """All that decides what is built."""
+    """Everything that decides what is built."""
 
     source: Source
     patches: tuple[Patch, ...]
@@ -60,14 +60,16 @@ class _Wanted:
         }  # fmt: skip
 
     def suffix(self, tag: str, patches: Sequence[Patch]) -> str:
-        """Of the release: the arm, and what it is made of; always as long."""
+        """Return the LOCALVERSION suffix: arm and digest of the content, of fixed length."""
         return f"-{tag}-{digest_of(self.key(patches))[:8]}"
 
 
 def checked(kernel: TreeKernel | SourceKernel, cache: Cache) -> None:
-    """Raises ScenarioError when there is no such source, the series does not apply to it, or the
-    configuration lacks an option. Compiles nothing of the kernel; what was checked before is not
-    looked at again."""
+    """Check source, series and configuration, unless they were checked before. Compiles nothing of
+    the kernel.
+
+    Raises ScenarioError if there is no such source, the series does not apply to it, or the
+    configuration lacks an option."""
     wanted = _wanted(kernel, "base", cache)
     known = cache.folder("checked") / digest_of(wanted.key(wanted.patches))
     if known.exists():
@@ -75,13 +77,14 @@ def checked(kernel: TreeKernel | SourceKernel, cache: Cache) -> None:
     with _tree(wanted, cache) as tree:
         patched = tree.patched(wanted.patches)
         if any("Kconfig" in name for patch in wanted.patches for name in patch.files):
-            tree.move(patched)  # else it would be compiled twice for nothing
+            tree.move(patched)  # else the series' files would be compiled twice for nothing
         _Build(wanted, tree, cache, Progress()).configure()
     known.touch()
 
 
 def describe(kernel: TreeKernel | SourceKernel, cache: Cache) -> str:
-    """Raises as `checked`."""
+    """Return a line for a plan. Raises ScenarioError if source, configuration or series cannot be
+    read; does not try whether the series applies."""
     source = source_of(kernel, cache)
     read_config(kernel.config)
     read_series(kernel.series, source.users, cache)
@@ -91,10 +94,10 @@ def describe(kernel: TreeKernel | SourceKernel, cache: Cache) -> str:
 def materialised(
     kernel: TreeKernel | SourceKernel, cache: Cache, tag: str, progress: Progress
 ) -> KernelBundle:
-    """Built, unless it was before. `tag`: four letters for the arm.
+    """Build the kernel, unless it was built before. `tag` is four letters for the arm.
 
-    Raises ScenarioError as `checked`, and when it does not build or lacks an option; BenchError
-    when the base does not come out as it was before.
+    Raises ScenarioError as `checked`, and if the kernel does not build or lacks an option;
+    BenchError if the base does not come out as it was before.
     """
     wanted = _wanted(kernel, tag, cache)
 
@@ -104,7 +107,7 @@ def materialised(
 
     place = cache.entry("kernels", {**wanted.key(wanted.patches), "tag": tag}, build)
     made = json.loads((place / "build.json").read_text())
-    # not from the entry: the same content may have come from elsewhere then
+    # not from the entry: it may have been built from the same content in another place
     asked = {"from": str(kernel), "source": wanted.source.facts,
              "series": series_facts(wanted.patches)}  # fmt: skip
     return bundle_at(place, {**made, **asked})
@@ -130,7 +133,7 @@ class _Build:
         self._seconds: dict[str, float] = {}
 
     def into(self, folder: Path) -> None:
-        """vmlinuz, modules/, config, build.log and build.json."""
+        """Fill `folder` with vmlinuz, modules/, config, build.log and build.json."""
         wanted, tree = self._wanted, self._tree
         base, patched = tree.base(wanted.patches), tree.patched(wanted.patches)
         base_suffix = wanted.suffix("base", ())
@@ -152,7 +155,7 @@ class _Build:
         })  # fmt: skip
 
     def _make(self, tree: str, suffix: str, what: str) -> str:
-        """Build the git tree `tree`; a digest of what was built."""
+        """Build the git tree `tree` and return a digest of what was built."""
         started = time.monotonic()
         self._tree.move(tree)
         log = self._log(suffix)
@@ -169,7 +172,7 @@ class _Build:
         return digest
 
     def _digest(self) -> str:
-        """Of all that was built: the image, and modules where there are some."""
+        """Return a digest of all that was built: the image, and the modules if there are any."""
         objects = self._tree.objects
         order = objects / "modules.order"
         modules = order.read_text().split() if order.exists() else []
@@ -184,7 +187,7 @@ class _Build:
         return self._logs / f"{self._tree.folder.name}{suffix}.log"
 
     def _configure(self, log: Path) -> None:
-        """.config of what is asked, checked; the release decides nothing here."""
+        """Make the .config that is requested, and check it. LOCALVERSION has no effect on it."""
         config, objects = self._wanted.config, self._tree.objects
         objects.mkdir(exist_ok=True)
         asked = objects / "barometer.config"
@@ -219,7 +222,7 @@ class _Build:
         index_modules(folder, release)
 
     def _prove(self, base: str, suffix: str) -> str:
-        """Build the base once more: it must be what it was. Raises BenchError."""
+        """Build the base once more and return its digest. Raises BenchError if that changed."""
         before = self._tree.built()[suffix]
         after = self._make(base, suffix, "base once more, as proof")
         if after != before:
@@ -248,7 +251,7 @@ class _Build:
 
 
 def _shown(progress: Progress) -> Callable[[str], None]:
-    """Show what make does, and how many steps it has made."""
+    """Return a function that shows each step of make, and how many there have been."""
     steps = 0
 
     def show(line: str) -> None:

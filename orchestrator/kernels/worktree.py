@@ -1,13 +1,14 @@
-"""One source tree and one object tree, in which kernels of one origin and configuration are built
-one after the other: what a series or another commit does not touch is not compiled again.
+"""Keep one source tree and one object tree for all kernels of one origin and configuration. They
+are built there one after the other: what a series or another commit does not touch is not compiled
+again.
 
     CACHE/worktrees/KEY/work/source         the source; a git index of ours knows its state
     CACHE/worktrees/KEY/work/source/build   make's O=
     CACHE/worktrees/KEY/git                 that index, and objects that are not the user's
     CACHE/worktrees/KEY/built.json          a digest of all that was built here
 
-A git repository's tree has an index of all files, whose objects are the repository's own; of
-what comes as a tarball only the files that a series touches are known to git.
+The index has all files of a git repository, whose objects are the repository's own. Of a tarball
+git knows only the files that a series touches.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class WorkTree:
 
     @property
     def work(self) -> Path:
-        """What is mounted in the build root."""
+        """Folder that is mounted in the build root."""
         return self.folder / "work"
 
     @property
@@ -59,8 +60,8 @@ class WorkTree:
         return Git(self.folder / "git", work_tree=self.sources)
 
     def base(self, patches: Sequence[Patch]) -> str:
-        """The git tree without any series. Of a tarball: of the files that any series touched;
-        none is in the folder."""
+        """Return the git tree without any series. For a tarball it has the files that any series
+        touches, `patches` included; no series may be in the folder then."""
         if self.source.repository is not None:
             return self.source.identity
         known = set(self.git.run("ls-files", "-z").stdout.split("\0"))
@@ -70,7 +71,7 @@ class WorkTree:
             if name not in known and (self.sources / name).is_file()
         ]
         if new:
-            # beside the index: with a file in that and not in the base, git would remove the file
+            # first in a second index: git removes a file that is in the index and not in the base
             index, own = self.folder / "index.new", self.folder / "git/index"
             index.unlink(missing_ok=True)
             if own.exists():
@@ -85,28 +86,28 @@ class WorkTree:
 
     @property
     def _base(self) -> Path:
-        """Of a tarball: the base, as far as git knows it."""
+        """File with the git tree of a tarball's base, as far as git knows it."""
         return self.folder / "base"
 
     def restore(self) -> None:
-        """Whatever was done here before, and however it ended: the source without a series."""
-        (self.folder / "git/index.lock").unlink(missing_ok=True)  # of a run that was killed
+        """Bring back the source without a series, whatever was done here and however it ended."""
+        (self.folder / "git/index.lock").unlink(missing_ok=True)  # from a run that was killed
         if self.source.repository is not None or self._base.exists():
             self.move(self.base(()))
 
     def patched(self, patches: Sequence[Patch]) -> str:
-        """The git tree with the series; nothing of it is in the folder yet. Raises ScenarioError
-        when a patch does not apply."""
+        """Return the git tree with the series, and leave the folder as it is. Raises ScenarioError
+        if a patch does not apply."""
         return applied(self.git, self.base(patches), patches)
 
     def move(self, tree: str) -> None:
-        """Make the folder `tree`; only files that differ are written."""
+        """Bring the source folder to `tree`. Only files that differ are written."""
         self.git.run("read-tree", "--reset", "-u", tree, doing="preparing the source")
 
     # what was built ------------------------------------------------------------------------------
 
     def built(self) -> dict[str, str]:
-        """Suffix of a release, which names what it is made of -> digest of what was built."""
+        """Return suffix of a release, which names its content -> digest of what was built."""
         try:
             return dict(json.loads((self.folder / "built.json").read_text()))
         except (OSError, ValueError):
@@ -116,15 +117,15 @@ class WorkTree:
         write_json(self.folder / "built.json", {**self.built(), suffix: digest})
 
     def forget(self) -> None:
-        """Remove all objects."""
+        """Remove all objects, and the record of what was built."""
         shutil.rmtree(self.objects, ignore_errors=True)
         (self.folder / "built.json").unlink(missing_ok=True)
 
 
 @contextmanager
 def work_tree(source: Source, configuration: str, cache: Cache) -> Iterator[WorkTree]:
-    """The tree for one origin and `configuration` (a digest), without a series; nobody else uses
-    it during the block."""
+    """Lock the tree for one origin and `configuration` (a digest) while the block runs. It is made
+    if it does not exist, and begins without a series."""
     key = digest_of({"origin": source.origin, "configuration": configuration, "schema": 1})
     folder = cache.folder("worktrees") / key
     with cache.held(f"worktrees/{key}"):
@@ -139,7 +140,7 @@ def work_tree(source: Source, configuration: str, cache: Cache) -> Iterator[Work
 
 
 def _remove_unused(cache: Cache) -> None:
-    """Remove the trees that nobody has used for long: each has gigabytes."""
+    """Remove the trees that nobody has used for 30 days: each takes gigabytes."""
     for ready in cache.folder("worktrees").glob("*/ready"):
         lock = cache.lock(f"worktrees/{ready.parent.name}")
         with contextlib.suppress(Timeout, FileNotFoundError), lock.acquire(timeout=0):

@@ -24,7 +24,9 @@ _SYNC_SECONDS = 30
 
 
 def original(steps: Steps) -> dict[str, Any]:
-    """What runs before the first change of kernels: from then on it is to run again."""
+    """Return the facts of the kernel that is to run again at the end. They are recorded before the
+    first change of kernels, and read from the record later. Raises RefusedError if the record is
+    damaged, or if there is none and the machine runs a kernel that barometer booted."""
     if any(entry.kind == "kernel" for entry in steps.journal.entries):
         if (known := known_original()) is None:
             raise RefusedError("original-damaged", f"{ORIGINAL} cannot be read")
@@ -52,7 +54,7 @@ def original(steps: Steps) -> dict[str, Any]:
 
 
 def known_original() -> dict[str, Any] | None:
-    """None where nothing was recorded, or it cannot be read any more."""
+    """Return the record of the original kernel; None if there is none, or it cannot be read."""
     try:
         return records.unseal(machine.at(ORIGINAL).read_bytes(), _ORIGINAL)
     except (OSError, UnreadableError):
@@ -60,7 +62,7 @@ def known_original() -> dict[str, Any] | None:
 
 
 def _image() -> tuple[str | None, str | None]:
-    """Files of the running kernel and its initramfs, as far as can be told."""
+    """Return the files of the running kernel and its initramfs, as far as they can be found."""
     release = machine.release()
     kernels = [f"/boot/vmlinuz-{release}", f"/lib/modules/{release}/vmlinuz"]
     said = re.search(r"(?:^| )BOOT_IMAGE=(?:\([^)]*\))?(/\S+)", machine.cmdline())
@@ -79,8 +81,8 @@ def _image() -> tuple[str | None, str | None]:
 
 
 def _release_of(path: str) -> str:
-    """Of a kernel image for x86: `kernel_version` of its header points to a text that begins with
-    it (Documentation/arch/x86/boot.rst). Empty where there is none."""
+    """Return the release of a kernel image for x86, or "" if it has none: `kernel_version` in the
+    header points to a text that begins with it (Documentation/arch/x86/boot.rst)."""
     try:
         with machine.at(path).open("rb") as file:
             head = file.read(0x20000)
@@ -93,15 +95,16 @@ def _release_of(path: str) -> str:
 
 
 def set_original_aside() -> None:
-    """Where it cannot be read. Raises OSError."""
+    """Set the record of the original kernel aside if it cannot be read. Raises OSError."""
     path = machine.at(ORIGINAL)
     if path.exists() and known_original() is None:
         set_aside.keep(path, None)
 
 
 def kernel_restored(steps: Steps, *, keep: bool) -> None:
-    """The original kernel runs again; `keep`: or another of the machine's own, which its admin
-    put in its place. Raises RefusedError where another does."""
+    """Strike the changes of kernels, because the original kernel runs again. With `keep` it may be
+    another of the machine's own, which its admin put in its place. Raises RefusedError if any
+    other kernel runs."""
     changed = [entry for entry in steps.journal.entries if entry.kind == "kernel"]
     if not changed:
         return
@@ -121,11 +124,11 @@ def kernel_restored(steps: Steps, *, keep: bool) -> None:
 
 def boot(steps: Steps, lease: leases.Lease, request: dict[str, Any]) -> dict[str, Any]:
     """Make the machine boot in a moment: `how` is kexec, grub, systemd-boot, or reboot for its
-    default kernel. The lease is extended over it. `notes`: what is to be done without. Raises
-    RefusedError before anything happened."""
+    default kernel. The lease is extended across the boot. `notes` in the answer says what the boot
+    has to do without. Raises RefusedError before anything has happened."""
     how = request["how"]
     stale = steps.put_back(lambda entry: entry.kind in BOOT_KINDS)["failed"]
-    if stale:  # it would boot the kernel of the boot before
+    if stale:  # it would boot the kernel of that earlier boot
         raise RefusedError("boot-entry", f"an earlier boot's entry stays: {stale[0]['why']}")
     if how == "reboot":
         hard = "echo b > {sysrq}"
@@ -181,9 +184,11 @@ def _stage_grub(steps: Steps, name: str, kernel: str, initrd: str, cmdline: str)
 
 
 def _script(verb: str, hard: str) -> str:
-    """Where systemd runs, services are stopped, guests shut down and file systems unmounted
-    first: it is somebody's machine. When that hangs, or where there is no systemd, the file
-    systems are only flushed, as far as they can be, and made read-only."""
+    """Return the shell script that takes the machine down.
+
+    With systemd, services are stopped, guests shut down and file systems unmounted first: it is
+    somebody's machine. If that hangs, or without systemd, the file systems are only flushed, as
+    far as they can be, and made read-only."""
     sysrq = shlex.quote(str(machine.at("/proc/sysrq-trigger")))
     clean = (
         f"systemctl -i --no-block {verb} && sleep {leaving.CLEAN_SECONDS}; "

@@ -1,5 +1,5 @@
 """The dead man's switch: under a kernel that barometer booted, restart the machine into its own
-kernel when the runner is not there. A candidate without a network looks just like that."""
+kernel if the runner is gone. A candidate without a network looks just like that."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from keeper.machine import STATE, RefusedError
 from keeper.steps import Steps
 
 CONFIRMED = "/run/barometer.confirmed"
-"""There once the runner has reached the machine under this kernel."""
+"""File that exists once the runner has reached the machine under this kernel."""
 PROGRAM = f"{STATE}/keeper.pyz"
 UNIT = "/etc/systemd/system/barometer-deadman.service"
 _LINK = "/etc/systemd/system/sysinit.target.wants/barometer-deadman.service"
 _HEAD = "[Unit]\nDescription=Restart into the machine's own kernel when barometer is not there\n"
-"""By which a unit is known to be barometer's."""
+"""Beginning of the unit, by which barometer's is recognized."""
 _EVERY_SECONDS = 10.0
 _CLEAN_SECONDS = 20.0
 
 
 def install(steps: Steps, seconds: int) -> None:
-    """A service that starts as soon as the file systems are mounted, and needs nothing else.
-    Raises RefusedError on a machine without systemd, or where something else has its name."""
+    """Install a service that starts as soon as the file systems are mounted, and needs nothing
+    else. Raises RefusedError on a machine without systemd, or if something else has its name."""
     if not machine.has_systemd():
         raise RefusedError("no-systemd", "a dead man's switch is a service of systemd")
     _clear_left(steps)
@@ -49,7 +49,8 @@ def install(steps: Steps, seconds: int) -> None:
 
 
 def _clear_left(steps: Steps) -> None:
-    """Of a switch that no journal names: it was put there by a run whose journal is lost."""
+    """Remove the unit of a switch that no journal names: the journal of the run that put it there
+    is lost. Raises RefusedError if something else has its name."""
     unit = machine.at(UNIT)
     is_named = any(entry.what.get("path") == UNIT for entry in steps.journal.entries)
     is_switch = not unit.is_symlink() and (machine.text(UNIT) or "").startswith(_HEAD)
@@ -60,27 +61,28 @@ def _clear_left(steps: Steps) -> None:
 
 
 def _own_archive() -> bytes:
-    """The zip archive that this module was read from."""
+    """Return the zip archive that this module was read from."""
     archive: Any = __spec__.loader if __spec__ else None
     return Path(archive.archive).read_bytes()
 
 
 def confirm(steps: Steps) -> None:
-    """The runner is there: from now on it is the lease that tells."""
+    """Record that the runner is there: from now on its lease tells whether it still is."""
     if not machine.at(CONFIRMED).exists():
         steps.take("claim", paths=[CONFIRMED])
         machine.replace(machine.at(CONFIRMED), b"")
 
 
 def watch(seconds: float) -> None:
-    """Return under the machine's own kernel; else never, but with the machine."""
+    """Wait until the runner is gone, and restart the machine then. Return only under the machine's
+    own kernel, at once."""
     if machine.is_under_test():
         deadline = machine.boottime() + seconds
         restart(_lost(deadline))
 
 
 def _lost(deadline: float) -> str:
-    """Wait for the runner to be gone; how that showed."""
+    """Wait until the runner is gone, and return how that showed."""
     while not machine.at(CONFIRMED).exists():
         if machine.boottime() > deadline:
             return "no runner came in time"
@@ -93,10 +95,11 @@ def _lost(deadline: float) -> str:
 
 
 def held() -> bool:
-    """A lease lives, or has expired less than its own length ago: what runs there is lost with
-    the machine, and the runner's connection may be bad. Without the lock, which a keeper may hang
-    with. What is read while it is written is seen again at the next look, and what is damaged
-    has expired."""
+    """True if a lease is live, or has expired less than its own length ago: a restart loses what
+    runs on the machine, and the runner may only have a bad connection.
+
+    Reads without the lock, because a keeper that has it may hang. A lease that is being written is
+    read again at the next look, and one that is damaged has expired."""
     try:
         return any(lease.left() > -lease.ttl for lease in leases.leases())
     except OSError:
@@ -104,7 +107,8 @@ def held() -> bool:
 
 
 def restart(why: str) -> None:
-    """Into the default kernel, which is the machine's own: as cleanly as it can be done soon."""
+    """Restart into the default kernel, which is the machine's own, as cleanly as can be done
+    soon."""
     with contextlib.suppress(OSError):
         machine.set_value("/dev/kmsg", f"barometer: {why}: restarting into the default kernel")
     _try(os.sync)
@@ -115,8 +119,8 @@ def restart(why: str) -> None:
 
 
 def _try(act: Callable[[], object]) -> None:
-    """In a process that is waited for, but not for ever: it may hang in the kernel, and so would
-    subprocess.Popen, with a program on a disk that does not answer."""
+    """Run `act` in a process and wait for it, but not for ever: it may hang in the kernel. For a
+    program on a disk that does not answer, subprocess.Popen would hang, too."""
     child = os.fork()
     if not child:
         try:

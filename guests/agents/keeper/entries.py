@@ -1,4 +1,4 @@
-"""What makes the machine boot a certain kernel once: one loaded for kexec, or GRUB's entry."""
+"""Make the machine boot a certain kernel once: load it for kexec, or add an entry to GRUB."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ def plan_kexec(kernel: str, initrd: str, cmdline: str) -> dict[str, Any]:
 
 
 def load_kexec(what: dict[str, Any]) -> None:
-    """By kexec_file_load(2), and where the kernel has or allows it not, by kexec_load(2)."""
+    """Load the kernel with kexec_file_load(2), or with kexec_load(2) if the running kernel lacks
+    or forbids that."""
     words = ["-l", str(machine.at(what["kernel"])), f"--command-line={what['cmdline']}"]
     if what["initrd"]:
         words.append(f"--initrd={machine.at(what['initrd'])}")
@@ -40,12 +41,14 @@ def unload_kexec(what: dict[str, Any]) -> str:
 
 
 def grub_entry(prefix: str, name: str, kernel: str, initrd: str, cmdline: str) -> str:
-    """A menu entry of GRUB's, whatever its kernel and its initramfs are on: read as grub-mkconfig
-    has it read. What GRUB cannot load would leave it in its menu, waiting for a key: it restarts
+    """Return a menu entry for GRUB, which reads kernel and initramfs from any disk in the way that
+    grub-mkconfig would have it read them.
+
+    If GRUB could not load one of them, it would wait for a key in its menu. This entry restarts
     the machine instead, into the default entry."""
 
     def probed(target: str) -> list[str]:
-        """A word each."""
+        """Return the words that grub-probe prints about the kernel's place."""
         return machine.run(
             f"{prefix}-probe", f"--target={target}", str(machine.at(kernel))
         ).split()
@@ -62,22 +65,22 @@ def grub_entry(prefix: str, name: str, kernel: str, initrd: str, cmdline: str) -
     words = " ".join(map(_quoted, cmdline.split()))
     lines += [*_when(f"linux {relative(kernel)} {words}", start), "reboot"]
     body = "".join(f"\t{line}\n" for line in lines)
-    # unrestricted: where the menu has a password, nobody is there to type it
+    # unrestricted: if the menu has a password, nobody is there to type it
     return f"menuentry 'barometer' --unrestricted --id {name} {{\n{body}}}\n"
 
 
 def _when(command: str, then: list[str]) -> list[str]:
-    """GRUB's shell: only if the command succeeds."""
+    """Return lines for GRUB's shell that run `then` only if the command succeeds."""
     return [f"if {command}; then", *(f"\t{line}" for line in then), "fi"]
 
 
 def _quoted(word: str) -> str:
-    """GRUB's shell: nothing is special between single quotes."""
+    """Quote a word for GRUB's shell: nothing is special between single quotes."""
     return "'" + word.replace("'", "'\\''") + "'"
 
 
 def plan_grub_next(entry: str, prefix: str, folder: str) -> dict[str, Any]:
-    """GRUB itself clears it when it boots: that is how the entry expires."""
+    """Plan the entry of the next boot. GRUB itself clears it when it boots: so it expires."""
     return {"entry": entry, "prefix": prefix, "folder": folder,
             "former": means.grub_variable(folder, GRUB_NEXT)}  # fmt: skip
 
@@ -93,7 +96,7 @@ def set_grub_next(what: dict[str, Any]) -> None:
 
 def unset_grub_next(what: dict[str, Any]) -> str:
     former, folder = what["former"], what["folder"]
-    # GRUB leaves it there, and empty
+    # GRUB leaves the variable there, but empty
     if means.grub_variable(folder, GRUB_NEXT) != former:
         words = ("unset", GRUB_NEXT) if former is None else ("set", f"{GRUB_NEXT}={former}")
         try:

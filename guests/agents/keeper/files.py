@@ -1,4 +1,4 @@
-"""Files of barometer's on the machine: below a few folders, and at the end as before."""
+"""Files of barometer's on the machine: made below a few folders only, and put back as before."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ _GUEST_LOG = "/var/log/libvirt/qemu/barometer-guest-"
 
 
 def plan_claim(paths: list[str]) -> dict[str, Any]:
-    """Files or folders that are going to be made, and that nobody but barometer uses. Raises
-    RefusedError where one is there, but for what a run left whose journal is lost."""
+    """Plan files or folders that are going to be made, and that nobody but barometer uses. Raises
+    RefusedError if one exists, unless it is left from a run whose journal is lost."""
     named = {path for entry in Journal().entries for path in entry.what.get("paths", ())}
     for path in paths:
         check(path)
@@ -28,7 +28,7 @@ def plan_claim(paths: list[str]) -> dict[str, Any]:
 
 
 def _is_ours(path: str) -> bool:
-    """Whether nobody but barometer makes such: the log of its guest."""
+    """True if nobody but barometer makes such a file: the log of its guest."""
     there = machine.at(path)
     return path.startswith(_GUEST_LOG) and there.is_file() and not there.is_symlink()
 
@@ -47,13 +47,14 @@ def unclaim(what: dict[str, Any]) -> str:
 
 
 def _sync_removal(there: Path) -> None:
-    """Before the journal says so: it is on another file system than an EFI system partition."""
+    """Bring a removal to the disk, before the journal records it: an EFI system partition is
+    another file system than the journal's."""
     if there.parent.is_dir():
         machine.sync_folder(there.parent)
 
 
 def plan_put(path: str, content_base64: str, mode: int) -> dict[str, Any]:
-    """`former` is null where there is no such file."""
+    """Plan to write a file. `former` is null if there is no such file."""
     check(path)
     there = machine.at(path)
     if there.is_symlink() or (there.exists() and not there.is_file()):
@@ -80,7 +81,8 @@ def put(what: dict[str, Any]) -> None:
 
 
 def unput(what: dict[str, Any]) -> str:
-    """What somebody else has made of it since is left to them, but for what was put there."""
+    """Put the file back as it was. If somebody else has changed it since, their file stays, and
+    only what was put there is taken out."""
     path, former = what["path"], what["former"]
     check(path)
     there = machine.at(path)
@@ -107,12 +109,13 @@ def unput(what: dict[str, Any]) -> str:
 
 
 def missing(path: str) -> list[str]:
-    """The folders that are not there, of those that a file is in; the innermost first."""
+    """Return those of a file's folders that do not exist, the innermost first."""
     return [str(folder) for folder in Path(path).parents if not machine.at(str(folder)).exists()]
 
 
 def remove_empty(path: str, folders: list[str]) -> None:
-    """Folders of a file that were missing, unless somebody else has put something there since."""
+    """Remove folders of a file that were missing before, unless somebody else has put something
+    there since."""
     for folder in folders:
         there = machine.at(folder)
         is_its = Path(folder) in Path(path).parents
@@ -121,7 +124,8 @@ def remove_empty(path: str, folders: list[str]) -> None:
 
 
 def check(path: str) -> None:
-    """Also where it really is: a link in its folder may lead elsewhere."""
+    """Raise RefusedError if barometer may not have a file there. The real place of its folder
+    counts, too: a link may lead elsewhere."""
     root = os.path.realpath(machine.at("/")).rstrip("/")
     real = os.path.realpath(machine.at(path).parent).removeprefix(root)
     is_plain = os.path.normpath(path) == path and path.isprintable()

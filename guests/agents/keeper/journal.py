@@ -1,4 +1,5 @@
-"""What was changed on the machine: written down before it is changed, struck when put back."""
+"""The journal of changes to the machine. A change is written down before it is made, and struck
+when it is put back."""
 
 from __future__ import annotations
 
@@ -17,14 +18,14 @@ from keeper.records import Shape, UnreadableError
 
 PATH = f"{machine.STATE}/journal.jsonl"
 _LONGEST = 64 << 20
-"""Bytes that are read; no journal of barometer's is as long."""
+"""Most bytes that are read; no journal of barometer's is as long."""
 _ENTRY: dict[str, Shape] = {
     "number": int, "kind": str, "token": int, "boot_id": str, "what": {},
 }  # fmt: skip
 _STRUCK: dict[str, Shape] = {"struck": int}
 _EXCERPT = 160
 _MOST = 20
-"""Lines of a file that are named."""
+"""Most unreadable lines of a file that are reported."""
 
 
 @dataclass(frozen=True)
@@ -32,29 +33,31 @@ class Entry:
     number: int
     kind: str
     token: int
-    """Of the lease that it was made under."""
+    """Token of the lease under which the change was made."""
     boot_id: str
-    """Of the kernel that it was made under."""
+    """Boot id of the kernel under which the change was made."""
     what: dict[str, Any]
-    """All that is needed to put it back, whether or not the change was made after it."""
+    """All that is needed to put the change back, whether or not it was made after this was
+    written."""
 
 
 @dataclass(frozen=True)
 class Unreadable:
-    """A line that may be of a change."""
+    """A line that cannot be read, and that may record a change."""
 
     file: str
     line: int
-    """0: the file as a whole."""
+    """Number of the line; 0 for the file as a whole."""
     why: str
     text: str
-    """Its beginning."""
+    """Beginning of the line."""
 
 
 class Journal:
-    """A line for each change and for each entry struck, on the disk when the call returns.
+    """A file with a line for each change and for each entry struck; a line is on the disk when the
+    call that writes it returns.
 
-    The order of the lines does not matter: entries have numbers. A line that cannot be read is
+    The order of the lines does not matter: entries have numbers. A line that cannot be read is in
     `unreadable` and hides no other.
     """
 
@@ -70,7 +73,7 @@ class Journal:
         rest = content[content.rfind(b"\n") + 1 :]
         self._ends_in_line = not rest or _is_cut_off(rest)
         self._whole = len(content) - (len(rest) if self._ends_in_line else 0)
-        """Bytes that stay when the next line is written."""
+        """Bytes of the file that stay when the next line is written."""
         for number, line in enumerate(io.BytesIO(content[: self._whole]), 1):
             if line.strip():
                 self._read(number, line)
@@ -99,7 +102,7 @@ class Journal:
                 self.unreadable.append(Unreadable(self.path, number, str(exc), text))
 
     def _take(self, line: bytes) -> None:
-        """Raises UnreadableError."""
+        """Take in what a line records. Raises UnreadableError."""
         record = records.unseal(line, (_ENTRY, _STRUCK))
         if "struck" in record:
             self._struck.add(record["struck"])
@@ -114,11 +117,11 @@ class Journal:
 
     @property
     def entries(self) -> list[Entry]:
-        """What is not put back yet, oldest first."""
+        """Changes that are not put back yet, oldest first."""
         return [self._entries[n] for n in sorted(self._entries) if n not in self._struck]
 
     def add(self, kind: str, token: int, what: dict[str, Any]) -> Entry:
-        """Raises RefusedError for what could not be read back, and OSError."""
+        """Write a change down. Raises RefusedError if it could not be read back, and OSError."""
         if not records.has_shape(what, RECORDS[kind].shape):
             raise machine.RefusedError("bad-request", f"nobody could undo this {kind}: {what}")
         entry = Entry(self._last + 1, kind, token, machine.boot_id(), what)
@@ -132,17 +135,17 @@ class Journal:
         self._struck.add(entry.number)
 
     def set_unreadable_aside(self) -> str:
-        """Keep the file, and go on with the entries in a new one; where it is kept. Raises
-        OSError; then all is as it was."""
+        """Keep the file, go on with the entries in a new one, and return where the old one is.
+        Raises OSError; then all is as it was."""
         lines = [records.seal(vars(entry)) + b"\n" for entry in self.entries]
         kept = set_aside.keep(machine.at(self.path), b"".join(lines))
         self._load()
         return kept
 
     def _append(self, record: dict[str, Any]) -> None:
-        """Raises OSError where it cannot be written; then the file is as it was."""
+        """Write a line. Raises OSError if it cannot be written; then the file is as it was."""
         path = machine.at(self.path)
-        if any(not found.line for found in self.unreadable):  # it would be cut
+        if any(not found.line for found in self.unreadable):  # the file would be cut
             raise OSError(errno.EIO, "it is damaged", self.path)
         is_new = not path.exists()
         line = (b"" if self._ends_in_line else b"\n") + records.seal(record) + b"\n"
@@ -165,7 +168,8 @@ class Journal:
 
 
 def _is_cut_off(line: bytes) -> bool:
-    """A keeper was killed, or the disk was full, while it wrote the last line."""
+    """True if the last line is incomplete: the keeper was killed, or the disk was full, while it
+    was written."""
     text = line.decode("ascii", "replace")
     try:
         json.JSONDecoder().raw_decode(text)
@@ -175,7 +179,7 @@ def _is_cut_off(line: bytes) -> bool:
 
 
 def left_aside() -> list[Unreadable]:
-    """What was set aside and nobody has removed since."""
+    """Return what was set aside and nobody has removed since."""
     found = []
     for path in set_aside.files():
         is_journal = Path(path).name.startswith(Path(PATH).name)

@@ -1,4 +1,4 @@
-"""What the journal has of each kind of change, and what an admin does where its undo fails."""
+"""Facts that the journal has of each kind of change, and what an admin does if its undo fails."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from keeper.records import Shape
 
 BELOW = (STATE, "/lib/modules", "/usr/lib/modules", "/boot", "/efi", "/etc/systemd/system")
 STARTS = ("/run/barometer", "/var/log/libvirt/qemu/barometer-")
-"""Where files of barometer's are: below a folder, or with a beginning of a name."""
+"""Places of barometer's files: below a folder of BELOW, or at a path that begins as in STARTS."""
 
 
 @dataclass(frozen=True)
 class Record:
     shape: dict[str, Shape]
-    """What the undo needs. It is narrow: what nobody can have asked for is never undone."""
+    """Facts that the undo needs. The shape is narrow: a change that nobody can have requested is
+    never undone."""
     by_hand: str
-    """A format of these."""
+    """Advice to an admin in place of the undo, as a format string of these facts."""
 
 
 _STEPS = r"(?:/(?!\.\.?(?:/|\Z))[^/\n]+)"

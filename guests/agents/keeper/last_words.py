@@ -1,5 +1,5 @@
-"""What a boot that is over said at last: as the firmware or RAM keeps it (pstore), and as the
-journal of systemd has it."""
+"""Read the last messages of a boot that is over: those that the firmware or RAM keeps (pstore),
+and those in systemd's journal."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from keeper.journal import Journal
 from keeper.machine import RefusedError
 
 _PLACES = ("/sys/fs/pstore", "/var/lib/systemd/pstore")
-"""Where the kernel shows its records, and where systemd-pstore.service(8) moves them to."""
+"""Folders in which the kernel shows its records, and to which systemd-pstore.service(8) moves
+them."""
 _LINES = 60
 
 
 def last_words(journal: Journal) -> str:
-    """Of the kernel that was booted last; empty where nothing kept them.
+    """Return the last messages of the kernel that was booted last; empty if nothing kept them.
 
-    Records are removed once they are read, so that there is room for the next ones; but not what
-    is older than barometer's first boot: that is the machine's own.
+    Records are removed once they are read, so that there is room for the next ones. Those that are
+    older than barometer's first boot stay: they are the machine's own.
     """
     for entry in reversed(journal.entries):
         if entry.kind == "leaving":
@@ -27,7 +28,7 @@ def last_words(journal: Journal) -> str:
 
 
 def _records(since: float) -> str:
-    """`since`: seconds since the epoch."""
+    """Return the records that are newer than `since`, in seconds since the epoch."""
     original = machine.at(boot.ORIGINAL)
     first = original.stat().st_mtime if original.exists() else since
     said = []
@@ -45,7 +46,7 @@ def _records(since: float) -> str:
 
 
 def _messages(token: str) -> str:
-    with contextlib.suppress(RefusedError):  # it has none of a boot before, or is not there
+    with contextlib.suppress(RefusedError):  # no journal of an earlier boot, or no journalctl
         said = machine.run(
             "journalctl", "--quiet", "--no-pager", "--dmesg", "--boot=-1", "--output=cat"
         )

@@ -1,4 +1,5 @@
-"""Who may change the machine: leases that expire, with a token that always grows.
+"""Leases on the machine: only who holds one may change it. They expire, and their tokens always
+grow.
 
 Within one boot a lease expires by CLOCK_BOOTTIME, which no one sets; across boots by
 CLOCK_REALTIME, the only clock that goes on.
@@ -21,9 +22,9 @@ from keeper.records import Shape, UnreadableError
 
 _LONGEST = 1 << 20
 _NO_TOKEN = 1 << 63
-"""What is as great is damage, and nothing greater could be written."""
+"""Least number that is damage and no token: the next lease could not be given a greater one."""
 _BYTES = 2048
-"""A lease's file is padded to a multiple: it can be written again though the disk is full."""
+"""Unit to which a lease's file is padded, so that it can be written again on a full disk."""
 _FILE = re.compile(r"lease-(0|[1-9][0-9]{0,19})\.json")
 _SHAPE: dict[str, Shape] = {
     "token": int, "resources": [str], "owner": {}, "ttl": float, "boot_id": str,
@@ -36,7 +37,8 @@ class Lease:
     token: int
     """Fencing token: of two leases the later one has the greater."""
     resources: list[str]
-    """`machine`, or addresses of devices. A lease whose file is damaged has none, and is over."""
+    """`machine`, or addresses of devices. A lease whose file is damaged has none, and has
+    expired."""
     owner: dict[str, Any]
     ttl: float
     """Seconds from one renewal to the expiry."""
@@ -46,11 +48,11 @@ class Lease:
     expires_realtime: float = 0
     """Seconds since the epoch."""
     granted: float = 0
-    """Seconds that it was extended by at last."""
+    """Seconds of its last extension."""
 
     def left(self) -> float:
-        """Seconds to its expiry; less than 0 after it. Never more than were granted, though the
-        real-time clock was set back."""
+        """Return the seconds to its expiry, less than 0 after it. They are never more than were
+        granted, even if the real-time clock was set back."""
         if self.boot_id == machine.boot_id():
             left = self.expires_boottime - machine.boottime()
         else:
@@ -58,7 +60,7 @@ class Lease:
         return min(left, self.granted)
 
     def extend(self, seconds: float) -> None:
-        """Have it expire in so many seconds, on the disk too."""
+        """Let it expire in so many seconds, on the disk, too."""
         self.boot_id = machine.boot_id()
         self.expires_boottime = machine.boottime() + seconds
         self.expires_realtime = machine.realtime_ns() / 1e9 + seconds
@@ -72,7 +74,7 @@ class Lease:
         try:
             machine.replace(path, content)
         except OSError:
-            # in place needs no room, where the old one is as long; else that would be cut off
+            # writing over the old one needs no room if it is as long; else it could be cut off
             if not path.exists() or path.stat().st_size != len(content):
                 raise
             file = os.open(path, os.O_WRONLY)
@@ -82,13 +84,15 @@ class Lease:
                 os.close(file)
 
     def renew(self) -> None:
-        """Never shorter than it was within this boot: it may be extended over the next one."""
+        """Extend it by its ttl, but within this boot never shorten it: it may have been extended
+        across the next boot."""
         is_same = self.boot_id == machine.boot_id()
         self.extend(max(self.ttl, self.left()) if is_same else self.ttl)
 
     @contextlib.contextmanager
     def kept(self, seconds: float) -> Iterator[None]:
-        """Live throughout the block, which may take so many seconds; after it as if renewed."""
+        """Keep the lease live while the block runs, which may take so many seconds. Afterwards it
+        is as if renewed."""
         replace(self).extend(max(self.left(), seconds))
         try:
             yield
@@ -121,9 +125,9 @@ def _path(token: int | str) -> str:
 
 
 def leases() -> list[Lease]:
-    """All that can be read, oldest first, expired or not. Of two that share a resource only the
-    earlier is one: over the later a keeper was killed before it could remove that, and grant the
-    other."""
+    """Return all leases that can be read, oldest first, expired or not. If two share a resource,
+    only the earlier is valid: the keeper that wrote the later one was killed before it could
+    remove the earlier and grant the later."""
     written = _written()
     return [
         lease
@@ -140,7 +144,7 @@ def _written() -> list[Lease]:
 
 
 def _read(file: Path) -> Lease:
-    """One of a newer barometer counts, too; one that is damaged has expired."""
+    """Read a lease. One of a newer barometer counts, too; one that is damaged has expired."""
     match = _FILE.fullmatch(file.name)
     token = int(match[1]) if match else 0
     try:
@@ -160,8 +164,8 @@ def live() -> list[Lease]:
 def grant(
     resources: list[str], owner: dict[str, Any], ttl: float, takeover: int, journal: Journal
 ) -> Lease:
-    """A new lease, where no live one shares a resource; `takeover` is the token of one that is
-    replaced though it is live. Raises RefusedError with who holds it."""
+    """Return a new lease, if no live one shares a resource. `takeover` is the token of one that is
+    replaced although it is live. Raises RefusedError that names the holder."""
     for lease in leases():
         if lease.left() > 0 and lease.shares(resources) and lease.token != takeover:
             raise RefusedError(
@@ -178,18 +182,18 @@ def grant(
     known = [token + 1 for token in seen if token < _NO_TOKEN]
     new = Lease(max([machine.realtime_ns(), *known]), resources, owner, ttl)
     replaced = [lease for lease in written if lease.left() <= 0 or lease.shares(resources)]
-    # never without a lease: the dead man's switch reads them without the lock
+    # at no moment without a lease: the dead man's switch reads them without the lock
     with contextlib.suppress(OSError):
         new.extend(ttl)
     for lease in reversed(replaced):
         lease.remove()
-    if not machine.at(_path(new.token)).exists():  # the disk is full, but for what these had
+    if not machine.at(_path(new.token)).exists():  # the disk was full until these were gone
         new.extend(ttl)
     return new
 
 
 def the_live(token: int) -> Lease:
-    """The lease with this token. Raises RefusedError when it has expired or is another's."""
+    """Return the lease with this token. Raises RefusedError if it has expired or is lost."""
     mine = of_token(token)
     if mine.left() <= 0:
         raise RefusedError("lease-lost", f"the lease expired {-mine.left():.0f} s ago")
@@ -197,7 +201,8 @@ def the_live(token: int) -> Lease:
 
 
 def of_token(token: int) -> Lease:
-    """As `the_live`, but it may have expired: as long as no one took it, it can be renewed."""
+    """Return the lease as `the_live` does, even if it has expired: as long as no one took it, it
+    can be renewed."""
     held = leases()
     for lease in held:
         if lease.token == token:
@@ -211,6 +216,6 @@ def of_token(token: int) -> Lease:
 
 
 def of_nobody(entries: Sequence[Entry]) -> list[Entry]:
-    """Changes whose maker has no live lease any more."""
+    """Return the changes whose maker has no live lease any more."""
     tokens = {lease.token for lease in live()}
     return [entry for entry in entries if entry.token not in tokens]

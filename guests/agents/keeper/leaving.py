@@ -1,4 +1,4 @@
-"""The moment between the word to boot and the boot."""
+"""Take the machine down for a boot: from the order to boot to the boot itself."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from keeper.records import UnreadableError
 
 PID = f"{machine.STATE}/leaving.pid"
 CLEAN_SECONDS = 180
-"""That services and file systems have to end in before the machine is taken down without."""
+"""Time for services and file systems to end; then the machine is taken down without that."""
 
 
 def plan(script: str, unit: str, boot_token: str) -> dict[str, Any]:
-    """`boot_token`: of the kernel that is booted; empty for the machine's own."""
+    """Plan the boot. `boot_token` is that of the kernel that is booted; empty for the machine's
+    own."""
     return {"script": script, "unit": unit if machine.has_systemd() else "",
             "boot_token": boot_token, "time": machine.realtime_ns() / 1e9}  # fmt: skip
 
@@ -33,7 +34,8 @@ def leave(what: dict[str, Any]) -> None:
             "--property=DefaultDependencies=no", *argv,
         )  # fmt: skip
         return
-    # it waits for a word, so that it can be called off from its first act on
+    # it waits for a word until its PID is recorded, so that it can be called off from its first
+    # act on
     argv[2] = f"read -r go || exit; {what['script']}"
     process = subprocess.Popen(
         argv, start_new_session=True, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
@@ -46,7 +48,8 @@ def leave(what: dict[str, Any]) -> None:
 
 
 def stay(what: dict[str, Any]) -> str:
-    """Raises RefusedError when it is too late: the machine goes down, and will be back."""
+    """Call the boot off. Raises RefusedError if it is too late: the machine goes down, and will be
+    back."""
     if what["unit"]:
         machine.run("systemctl", "stop", what["unit"], accept=(0, 1, 5))  # 5: it has ended
         if machine.run("systemctl", "is-system-running", accept=range(5)).strip() == "stopping":

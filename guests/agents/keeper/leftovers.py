@@ -1,5 +1,5 @@
-"""Boot entries of barometer's, known by their names: those that are damaged, and those that no
-journal names any more."""
+"""Remove boot entries of barometer's, which it recognizes by their names: those that are damaged,
+and those that no journal names any more."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from keeper import machine, means
 from keeper.machine import RefusedError
 
 _NAME = re.compile(r"barometer-([0-9]{1,20})")
-"""Of an entry, with the token of its lease."""
+"""Name of an entry, with the token of its lease."""
 _LINE = re.compile(rb"[^\n]*\n|[^\n]+")
 _NEXT = re.compile(rb"^next_entry=([^\n]*)(?:\n|\Z)", re.MULTILINE)
 
 
 def remove(spared: Collection[int]) -> tuple[list[str], list[str]]:
-    """What was removed, and what could not be and why. `spared`: tokens of others' leases."""
+    """Remove the entries, except those of `spared`, the tokens of others' leases. Return what was
+    removed, and what could not be and why."""
     done: list[str] = []
     failed: list[str] = []
     for act in (_out_of_menu, _out_of_environment, _oneshot, _systemd_boot_entries):
@@ -48,7 +49,7 @@ def _out_of_menu(spared: Collection[int]) -> Iterator[str]:
 
 
 def without_entries(menu: bytes, spared: Collection[int]) -> bytes:
-    """A menu of GRUB's without entries of barometer's, whole or not."""
+    """Return a menu of GRUB's without entries of barometer's, whole or not."""
     lines = _LINE.findall(menu)
     kept = []
     at = 0
@@ -63,7 +64,8 @@ def without_entries(menu: bytes, spared: Collection[int]) -> bytes:
 
 
 def _end_of_entry(lines: list[bytes], start: int) -> int:
-    """Behind its closing brace; where that is missing, behind what is indented."""
+    """Return the index after the entry's closing brace; if that is missing, after its indented
+    lines."""
     indented = start
     while indented < len(lines) and lines[indented].startswith(b"\t"):
         indented += 1
@@ -82,9 +84,9 @@ def _out_of_environment(spared: Collection[int]) -> Iterator[str]:
 
 
 def remove_next(folder: str, spared: Collection[int] = ()) -> bool:
-    """Take barometer's entry for the next boot out of GRUB's environment block, also of one that
-    grub-editenv refuses as damaged; whether there was one. The block keeps its length, by #
-    at its end (GRUB manual, "Environment block")."""
+    """Take barometer's entry for the next boot out of GRUB's environment block, also out of one
+    that grub-editenv refuses as damaged. Return True if there was an entry. The block
+    keeps its length: # fills its end (GRUB manual, "Environment block")."""
 
     def without(line: re.Match[bytes]) -> bytes:
         return b"" if _is_left(line[1].decode("ascii", "replace"), spared) else line[0]

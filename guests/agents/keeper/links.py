@@ -1,5 +1,5 @@
-"""What is staged, in a place where the machine looks for it: by a link, or mounted over what is
-there."""
+"""Show what is staged in a place where the machine looks for it: by a link, or mounted over what
+is there."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from keeper.machine import RefusedError
 
 
 def plan_link(path: str, target: str) -> dict[str, Any]:
-    """Raises RefusedError where something is there, but for a link that only barometer makes."""
+    """Plan a link. Raises RefusedError if something is there, unless it is a link that only
+    barometer makes."""
     files.check(path)
     if os.path.lexists(machine.at(path)) and not _is_ours(path, target):
         raise RefusedError("exists", f"{path} is there already, and not of barometer's")
@@ -50,7 +51,8 @@ def unlink(what: dict[str, Any]) -> str:
 
 
 def plan_mount(path: str, source: str) -> dict[str, Any]:
-    """Raises RefusedError where that is no folder, or the source none of barometer's."""
+    """Plan a mount. Raises RefusedError if the place is no folder, or the source is not one of
+    barometer's."""
     files.check(path)
     there = machine.at(path)
     if there.is_symlink() or not there.is_dir():
@@ -68,7 +70,8 @@ def mount(what: dict[str, Any]) -> None:
 
 
 def unmount(what: dict[str, Any]) -> str:
-    """At once, for everyone who looks there anew: udev may have files of it open."""
+    """Unmount the source at once for everyone who looks there anew: udev may have files of it
+    open."""
     files.check(what["path"])
     if _is_mounted(what):
         machine.run("umount", "-l", str(machine.at(what["path"])))
@@ -76,6 +79,6 @@ def unmount(what: dict[str, Any]) -> str:
 
 
 def _is_mounted(what: dict[str, Any]) -> bool:
-    """Then both are one folder."""
+    """True if both paths are one folder, as they are while the source is mounted."""
     there, source = machine.at(what["path"]), machine.at(what["source"])
     return there.exists() and source.exists() and there.samefile(source)

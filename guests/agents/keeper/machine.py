@@ -1,4 +1,4 @@
-"""The machine: its files, programs, clocks and identity, and the lock that all of it is under."""
+"""The machine: its files, programs, clocks and identity, and the lock that guards all of it."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ from typing import Any
 
 STATE = "/var/lib/barometer"
 LOCK = "/run/barometer.lock"
-"""Where root alone can make files: anyone could take a lock in /run/lock."""
+"""Lock, in a folder where root alone can make files: anyone could take one in /run/lock."""
 LOCK_SECONDS = 30.0
 PROGRAM_SECONDS = 120.0
 TOKEN_WORD = "barometer.token="
-"""On the command line of every kernel that barometer boots, and of no other."""
+"""Word on the command line of every kernel that barometer boots, and of no other."""
 
 
 class RefusedError(Exception):
-    """What is not done, and why. `reason` is a short stable name, `facts` go into the answer."""
+    """A request is refused; the message says why. `reason` is a short stable name, `facts` go into
+    the answer."""
 
     def __init__(self, reason: str, message: str, **facts: Any) -> None:
         super().__init__(message)
@@ -34,7 +35,8 @@ class RefusedError(Exception):
 
 @contextlib.contextmanager
 def refused_as(reason: str, *former: str) -> Iterator[None]:
-    """Give refusals for one of the former reasons this one: what was refused is known here."""
+    """Replace the reason of refusals that the block raises, if it is one of `former`: it is known
+    here what was refused."""
     try:
         yield
     except RefusedError as exc:
@@ -48,7 +50,7 @@ def at(path: str) -> Path:
 
 
 def text(path: str) -> str | None:
-    """A file's text without white space around it; None where it cannot be read."""
+    """Return a file's text without white space around it; None if it cannot be read."""
     try:
         return at(path).read_text(errors="replace").strip()
     except OSError:
@@ -56,20 +58,21 @@ def text(path: str) -> str | None:
 
 
 def chosen(content: str) -> str:
-    """The value of a setting: `madvise` of "always [madvise] never", else all of it."""
+    """Return the value of a setting: `madvise` from "always [madvise] never", else all of it."""
     found = re.search(r"\[(\S+)\]", content)
     return found[1] if found else content.strip()
 
 
 def set_value(path: str, value: str) -> None:
-    """One write(2), because each is one command to the kernel."""
+    """Write a value with one write(2), because each is one command to the kernel."""
     with writable(path, os.O_TRUNC) as file:
         os.write(file, value.encode() + b"\n")
 
 
 @contextlib.contextmanager
 def writable(path: str, flags: int = 0) -> Iterator[int]:
-    """A file's descriptor. What fails by it is raised with the file's name, too."""
+    """Open a file for writing while the block runs, which gets its descriptor. An OSError in the
+    block is raised with the file's name, too."""
     file = os.open(at(path), os.O_WRONLY | flags)
     try:
         yield file
@@ -80,8 +83,8 @@ def writable(path: str, flags: int = 0) -> Iterator[int]:
 
 
 def set_value_within(path: str, value: str, seconds: float = 30) -> None:
-    """As `set_value`, of a file whose write may never return: a driver that is in use may wait
-    for its users to go. Then a process is left in the kernel, but the keeper is not."""
+    """Write a value as `set_value` does, to a file whose write may never return: a driver that is
+    in use may wait for its users to go. Then a process hangs in the kernel, but not the keeper."""
     writer = subprocess.Popen(
         ["tee", str(at(path))], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE, text=True, start_new_session=True,
@@ -97,12 +100,13 @@ def set_value_within(path: str, value: str, seconds: float = 30) -> None:
 
 
 def beside(path: Path) -> Path:
-    """Where a file is written before it takes its name."""
+    """Return where a file is written before it takes its name."""
     return path.with_name(f".{path.name}.barometer")
 
 
 def write_whole(file: int, content: bytes) -> None:
-    """To the disk. write(2) writes less where that is full, and says so the next time only."""
+    """Write all of the content to the disk. On a full disk write(2) writes less, and fails only
+    the next time."""
     left = memoryview(content)
     while left:
         left = left[os.write(file, left) :]
@@ -110,8 +114,8 @@ def write_whole(file: int, content: bytes) -> None:
 
 
 def replace(path: Path, content: bytes, mode: int = 0o600, owner: Sequence[int] = ()) -> None:
-    """Write a file so that there is the old one or the new one, whenever the power fails. On a
-    full disk it stays as it was: OSError."""
+    """Write a file so that there is the old one or the new one, whenever the power fails. Raises
+    OSError on a full disk; then the file stays as it was."""
     new = beside(path)
     new.unlink(missing_ok=True)
     file = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
@@ -138,7 +142,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def remove_tree(path: str) -> None:
-    """A folder with all that is in it. Raises RefusedError where something is mounted there:
+    """Remove a folder with all that is in it. Raises RefusedError if something is mounted there:
     that would be emptied, too."""
     for line in (text("/proc/self/mounts") or "").splitlines():
         point = line.split()[1]
@@ -157,7 +161,8 @@ def sha256(path: Path) -> str:
 
 
 def check_sha256(path: str, staged: str) -> None:
-    """A kernel image that was cut off loads without complaint, and kills the machine."""
+    """Raise RefusedError if a file has another sha256 than what was staged. A kernel image that
+    was cut off loads without complaint, and kills the machine."""
     if (found := sha256(at(path))) != staged:
         raise RefusedError(
             "wrong-image", f"{path} is not what was staged: its sha256 is {found}, not {staged}"
@@ -165,12 +170,13 @@ def check_sha256(path: str, staged: str) -> None:
 
 
 def program(*names: str) -> str | None:
-    """The first of the programs that is installed."""
+    """Return the first of the programs that is installed, or None."""
     return next((name for name in names if shutil.which(name)), None)
 
 
 def run(*argv: str, accept: Sequence[int] = (0,)) -> str:
-    """A program's standard output. Raises RefusedError when it is missing, too slow or fails."""
+    """Run a program and return its standard output. Raises RefusedError if it is missing, too slow
+    or fails."""
     try:
         process = subprocess.Popen(
             argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -202,7 +208,7 @@ def release() -> str:
 
 
 def version() -> str:
-    """As `uname -v`."""
+    """Return what `uname -v` prints."""
     return text("/proc/sys/kernel/version") or ""
 
 
@@ -211,23 +217,23 @@ def cmdline() -> str:
 
 
 def has_systemd() -> bool:
-    """sd_booted(3)."""
+    """True if systemd runs the machine (sd_booted(3))."""
     return at("/run/systemd/system").is_dir()
 
 
 def token_in(words: str) -> str:
-    """Of a command line, or what quotes one; empty where it has none."""
+    """Return the token in a command line, or in a text that quotes one; empty if there is none."""
     found = re.search(rf"(?:^|\s){TOKEN_WORD}(\S+)", words)
     return found[1] if found else ""
 
 
 def is_under_test() -> bool:
-    """Whether the running kernel is one that barometer booted."""
+    """True if the running kernel is one that barometer booted."""
     return any(word.startswith(TOKEN_WORD) for word in cmdline().split())
 
 
 def boottime() -> float:
-    """Seconds since boot, those in suspend too."""
+    """Return the seconds since boot, those in suspend, too."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
@@ -237,8 +243,9 @@ def realtime_ns() -> int:
 
 @contextlib.contextmanager
 def locked() -> Iterator[None]:
-    """Alone on this machine. Where nothing of barometer's is left at the end, not even the lock
-    is. Raises RefusedError when another has it for too long."""
+    """Keep other keepers out while the block runs. If nothing of barometer's is left on the
+    machine at the end, the lock's file is removed, too. Raises RefusedError if another keeper has
+    the lock for too long."""
     path = at(LOCK)
     path.parent.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + LOCK_SECONDS
@@ -260,7 +267,7 @@ def locked() -> Iterator[None]:
 
 
 def _taken(file: int, path: Path, deadline: float) -> bool:
-    """Wait for the lock; false when its file was removed meanwhile by the one who had it."""
+    """Wait for the lock; return False if the keeper that had it has removed its file meanwhile."""
     while True:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

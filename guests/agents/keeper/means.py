@@ -1,4 +1,4 @@
-"""By which means this machine can be made to boot a kernel once, and come back."""
+"""Find the means by which this machine can be made to boot a kernel once, and come back."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ _UNWRITABLE = ("btrfs", "zfs", "bcachefs", "squashfs", "overlay")
 """File systems that GRUB reads and never writes to (GRUB manual, "Environment block")."""
 _BLOCK = "/sys/class/block"
 _CRYPT = "CRYPT-"
-"""How the device mapper's UUIDs of cryptsetup's devices begin."""
+"""Beginning of the device mapper's UUIDs of cryptsetup's devices."""
 
 
 @dataclass(frozen=True)
 class Means:
-    """`why` says what is in the way where it is not usable."""
+    """A means to boot a kernel once. If it is not usable, `why` says what is in the way."""
 
     why: str = ""
     prefix: str = ""
-    """Of GRUB's programs: grub or grub2."""
+    """Prefix of GRUB's programs: grub or grub2."""
     folder: str = ""
-    """GRUB's; or where systemd-boot looks for kernels and entries."""
+    """Folder of GRUB, or the one in which systemd-boot looks for kernels and entries."""
 
     @property
     def usable(self) -> bool:
@@ -43,7 +43,7 @@ class Means:
 
 
 def detect() -> dict[str, Any]:
-    """What `detect` answers. `secure_boot` is null where no EFI variable tells."""
+    """Return the answer to the verb `detect`. `secure_boot` is null if no EFI variable tells."""
     return {
         "kexec": kexec().facts(),
         "grub": grub().facts(),
@@ -60,7 +60,7 @@ def detect() -> dict[str, Any]:
 
 
 def lockdown() -> str:
-    """kernel_lockdown(7): none, integrity or confidentiality."""
+    """Return the mode of kernel_lockdown(7): none, integrity or confidentiality."""
     return machine.chosen(machine.text("/sys/kernel/security/lockdown") or "none")
 
 
@@ -70,7 +70,7 @@ def secure_boot() -> bool | None:
 
 
 def _unsigned() -> str:
-    """What is in the way of a boot loader that is to start a kernel nobody has signed."""
+    """Return what keeps a boot loader from starting a kernel that nobody has signed, else ""."""
     if secure_boot():
         return "Secure Boot is on: shim or the firmware refuses a kernel that is not signed"
     return ""
@@ -92,7 +92,8 @@ def kexec() -> Means:
 
 
 def grub() -> Means:
-    """A one-shot entry has to be one: GRUB must be able to write to its environment block."""
+    """Return GRUB as a means. A one-shot entry stays one only if GRUB can write to its environment
+    block."""
     for folder in GRUB_FOLDERS:
         prefix = folder.rpartition("/")[2]
         if machine.at(f"{folder}/grub.cfg").exists():
@@ -120,8 +121,8 @@ def _in_the_way_of_grub(folder: str, prefix: str) -> str:
 
 
 def _in_the_way_of_reading() -> str:
-    """What is staged may be on another device than GRUB is. grub-probe is not asked: it has the
-    kernel load the device mapper."""
+    """Return what keeps GRUB from reading what is staged, else "": it may be on another device
+    than GRUB. grub-probe is not asked, because it makes the kernel load the device mapper."""
     place = os.path.dirname(machine.STATE)
     device = mount_of(place)[0]
     if device.startswith("/dev/") and _is_encrypted(machine.at(device).resolve().name):
@@ -130,7 +131,7 @@ def _in_the_way_of_reading() -> str:
 
 
 def _is_encrypted(device: str) -> bool:
-    """It, or what it is on."""
+    """True if the device is encrypted, or one that it is on."""
     if (machine.text(f"{_BLOCK}/{device}/dm/uuid") or "").startswith(_CRYPT):
         return True
     below = machine.at(f"{_BLOCK}/{device}/slaves").glob("*")
@@ -138,7 +139,7 @@ def _is_encrypted(device: str) -> bool:
 
 
 def mount_of(path: str) -> tuple[str, str]:
-    """Device and type of the file system that a folder is on."""
+    """Return device and type of the file system that a folder is on."""
     best = ("", "", "")
     for line in (machine.text("/proc/self/mounts") or "").splitlines():
         device, point, kind, *_ = line.split()
@@ -174,7 +175,7 @@ def _in_the_way_of_systemd_boot() -> str:
 
 
 def boot_partition() -> str | None:
-    """Where systemd-boot looks for entries, whether or not it is what booted the machine."""
+    """Return where systemd-boot looks for entries, whether or not it booted the machine."""
     if machine.program("bootctl") is None:
         return None
     try:
@@ -184,7 +185,7 @@ def boot_partition() -> str | None:
 
 
 def default_entry() -> dict[str, str]:
-    """What the boot loader starts when it is not told otherwise, as far as it says so."""
+    """Return the entry that the boot loader starts by default, as far as that can be read."""
     if (loader := grub()).folder:
         listed = machine.text("/etc/default/grub") or ""
         asked = re.search(r"^GRUB_DEFAULT=[\"']?([^\"'\n]*)", listed, re.MULTILINE)
@@ -196,7 +197,8 @@ def default_entry() -> dict[str, str]:
 
 
 def grub_variable(folder: str, name: str) -> str | None:
-    """Of the environment block, a text file of NAME=VALUE lines; None when it is not set."""
+    """Return a variable of the environment block, a text file of NAME=VALUE lines; None if it is
+    not set."""
     for line in (machine.text(f"{folder}/grubenv") or "").splitlines():
         key, _, value = line.partition("=")
         if key == name:
@@ -205,13 +207,14 @@ def grub_variable(folder: str, name: str) -> str | None:
 
 
 def loader_variable(name: str) -> str | None:
-    """Of systemd-boot's; None where it is not set, or the kernel has no EFI variables."""
+    """Return a variable of systemd-boot's; None if it is not set, or the kernel has no EFI
+    variables."""
     value = _efi(f"{name}-{_LOADER}")
     return None if value is None else value.decode("utf-16-le", "replace").rstrip("\0")
 
 
 def _efi(name: str) -> bytes | None:
-    """A variable's content, behind the four bytes of its attributes (efivarfs)."""
+    """Return a variable's content, which follows the four bytes of its attributes (efivarfs)."""
     try:
         return machine.at(f"{_EFI}/{name}").read_bytes()[4:]
     except OSError:

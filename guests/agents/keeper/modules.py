@@ -1,4 +1,4 @@
-"""Kernel modules that are loaded, and exactly those unloaded again."""
+"""Load kernel modules, and unload exactly those again."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ _IN_USE_SECONDS = 5.0
 
 
 def loaded() -> list[str]:
-    """The latest first, as /proc/modules has them."""
+    """Return the names of the loaded modules, the latest first, as /proc/modules has them."""
     return [line.split()[0] for line in (machine.text("/proc/modules") or "").splitlines()]
 
 
 def plan(names: list[str]) -> dict[str, Any]:
-    """`new`: the modules that are going to be loaded, with those that they need."""
+    """Plan to load modules. `new` has those that are going to be loaded, with those that they
+    need."""
     there, new = loaded(), []
     for name in names:
         for line in _modprobe("--show-depends", name).splitlines():
@@ -41,8 +42,8 @@ def _modprobe(*arguments: str) -> str:
 
 
 def unload(what: dict[str, Any]) -> str:
-    """By rmmod: modprobe -r would also unload what they needed and no one else needs now, though
-    it was there before."""
+    """Unload the new modules with rmmod. modprobe -r would also unload modules that they needed
+    and nobody else needs now, even those that were there before."""
     deadline = time.monotonic() + _IN_USE_SECONDS
     while ours := [name for name in loaded() if name in what["new"]]:
         refused = ""

@@ -1,7 +1,7 @@
 """Hand a PCI function to another driver, and back.
 
-Sysfs files as of Documentation/ABI/testing/sysfs-bus-pci; registers as of the PCI Local Bus
-Specification 3.0, section 6.2.2.
+The sysfs files are described in Documentation/ABI/testing/sysfs-bus-pci, the registers in the PCI
+Local Bus Specification 3.0, section 6.2.2.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ _ADDRESS = re.compile(r"[0-9a-f]{4}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
 _COMMAND = 4
 """Offset of the command register, 16 bits."""
 _MEMORY = 1 << 1
-"""Its bit that lets the function answer to memory accesses."""
+"""Bit of the command register that lets the function answer to memory accesses."""
 _UNSET = "(null)"
-"""What driver_override reads as when there is none."""
+"""Text of driver_override if none is set."""
 
 
 def plan(address: str, driver: str) -> dict[str, Any]:
@@ -42,8 +42,9 @@ def plan(address: str, driver: str) -> dict[str, Any]:
 
 
 def bind(what: dict[str, Any]) -> None:
-    """Raises RefusedError where memory decoding cannot be turned off: a guest's firmware turns
-    it off to size and move the BARs."""
+    """Give the function to the driver. Raises RefusedError if the driver does not take it, or if
+    memory decoding cannot be turned off: a guest's firmware turns it off to size and move the
+    BARs."""
     address, driver = what["address"], what["driver"]
     folder = _folder(address)
     _detach(address)
@@ -103,7 +104,7 @@ def _attach(address: str, driver: str) -> None:
 
 
 def _command(address: str) -> int | None:
-    """None where the configuration space cannot be read so far."""
+    """Return the command register; None if the configuration space cannot be read so far."""
     try:
         config = machine.at(f"{_folder(address)}/config").read_bytes()
     except OSError:
@@ -126,13 +127,14 @@ def _set_command(address: str, value: int) -> None:
 
 
 def _restore_command(address: str, former: int | None, *, whole: bool) -> None:
-    """`whole`: of a function that nobody drove. Else only what `_prove_decode` may have been
-    killed over: a driver sets the rest itself."""
+    """Restore the command register: the `whole` of it if no driver had the function. Otherwise
+    only the bit that `_prove_decode` changes, because it may have been killed over that: the
+    driver sets the rest itself."""
     now = _command(address)
     if former is None or now is None:
         return
     wanted = former if whole else now | former & _MEMORY
-    if wanted != now:  # a kernel that has refused to write it would do so again
+    if wanted != now:  # a kernel that has refused to write it would refuse again
         _set_command(address, wanted)
 
 

@@ -1,4 +1,5 @@
-"""Records on the disk: JSON with a schema number, and a checksum by which damage shows."""
+"""Read and write records on the disk: JSON with a schema number, and a checksum that shows
+damage."""
 
 from __future__ import annotations
 
@@ -11,28 +12,28 @@ from typing import Any, Union
 SCHEMA = 2
 """Schema 1 had neither number nor checksum."""
 _LONGEST_INTEGER = 20
-"""Digits. A token has 19."""
+"""Most digits of an integer. A token has 19."""
 
 Shape = Union[
     type, None, dict[str, "Shape"], list["Shape"], tuple["Shape", ...], "re.Pattern[str]", range
 ]
-"""A type; None; an object with at least these members; a list of one shape; a choice; a text that
-matches as a whole; an integer."""
+"""Shape of a value: a type; None; an object with at least these members; a list of one shape; a
+choice (tuple); a text that matches as a whole; an integer in a range."""
 
 
 class UnreadableError(Exception):
-    """Why a record cannot be used."""
+    """A record cannot be used; the message says why."""
 
 
 def seal(record: dict[str, Any]) -> bytes:
-    """A line without its end."""
+    """Return the record as a line, without the newline."""
     whole = {**record, "schema": SCHEMA}
     return json.dumps({**whole, "sum": _sum(whole)}).encode()
 
 
 def unseal(line: bytes, shape: Shape, *, newer: bool = False) -> dict[str, Any]:
-    """The record that `seal` made the line of. `newer`: or that a newer keeper made, as long as
-    it has what this one needs. Raises UnreadableError."""
+    """Return the record in a line that `seal` made. With `newer` it may be a newer keeper's, as
+    long as it has what this one needs. Raises UnreadableError."""
     record = _parse(line)
     is_sealed = "schema" in record or "sum" in record
     schema = record.pop("schema", 1)
@@ -51,7 +52,7 @@ def unseal(line: bytes, shape: Shape, *, newer: bool = False) -> dict[str, Any]:
 
 
 def _parse(line: bytes) -> dict[str, Any]:
-    def integer(digits: str) -> int:  # int() takes quadratic time, or refuses
+    def integer(digits: str) -> int:  # int() takes quadratic time, or refuses a long one
         if len(digits) > _LONGEST_INTEGER:
             raise ValueError("an integer is too long")
         return int(digits)
@@ -96,7 +97,7 @@ def _is_one(value: object, shape: type | re.Pattern[str] | range) -> bool:
 
 
 def _is_clean(text: str) -> bool:
-    """The kernel takes it as an argument: no NUL, no half of a UTF-16 pair."""
+    """True if the kernel takes the text as an argument: no NUL, no half of a UTF-16 pair."""
     try:
         return b"\0" not in text.encode()
     except UnicodeEncodeError:

@@ -1,4 +1,5 @@
-"""What the keeper cannot read: kept, out of the way and named, until somebody removes it."""
+"""Keep what the keeper cannot read, out of the way and under a name of its own, until somebody
+removes it."""
 
 from __future__ import annotations
 
@@ -11,8 +12,8 @@ FOLDER = f"{machine.STATE}/set-aside"
 
 
 def keep(path: Path, content: bytes | None) -> str:
-    """Move a file into the folder, and put `content` in its place; where that is None nothing.
-    Where the file is now. Whenever it is killed, nothing is lost."""
+    """Move a file into the folder, put `content` in its place unless that is None, and return
+    where the file is now. Nothing is lost, whenever the keeper is killed."""
     folder = machine.at(FOLDER)
     folder.mkdir(exist_ok=True)
     number = 1 + sum(1 for _ in folder.iterdir())
@@ -23,7 +24,7 @@ def keep(path: Path, content: bytes | None) -> str:
     else:
         try:
             os.link(path, kept)
-        except OSError:  # a folder, which no line can be read of
+        except OSError:  # a folder, of which no line can be read
             path.rename(kept)
         try:
             machine.replace(path, content)
@@ -42,7 +43,7 @@ def files() -> list[str]:
 
 
 def remove_all_but() -> None:
-    """All that barometer has on the machine, but for what was set aside."""
+    """Remove all that barometer has on the machine, except what was set aside."""
     if not files():
         machine.remove_tree(machine.STATE)
         return

@@ -1,4 +1,4 @@
-"""What the running kernel is set to, and what runs on it: gone with the next boot."""
+"""Change settings of the running kernel, and end what runs on it. The next boot voids both."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def _setting(path: str) -> str:
 
 
 def end_tracing(what: dict[str, Any]) -> str:
-    """The instance and the probes of the group, whichever are left of them."""
+    """Remove the instance and the probes of the group, whichever are left of them."""
     tracer.TRACEFS = machine.at("/sys/kernel/tracing")
     if (tracer.TRACEFS / "kprobe_events").exists():
         try:
@@ -93,8 +93,10 @@ def end_guest(what: dict[str, Any]) -> str:
 
 
 def _is_qemu(folder: Path, uuid: str) -> bool:
-    """An ended process has no command line, though its threads may still unmap on the way out;
-    one that has no other end than its parent's call of wait(2) has none of them."""
+    """True if the process is the QEMU of this guest, and has not ended.
+
+    A process that has ended has no command line, though threads of it may still unmap on the way
+    out. One that only waits for its parent to call wait(2) has no such threads."""
     try:
         command = (folder / "cmdline").read_bytes().decode(errors="replace")
     except OSError:

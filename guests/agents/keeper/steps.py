@@ -20,16 +20,16 @@ class Kind:
     """A kind of change."""
 
     plan: Callable[..., What]
-    """What it needs to be put back, found out before anything is changed."""
+    """Return what is needed to put it back, before anything is changed."""
     act: Callable[[What], object]
     undo: Callable[[What], str]
-    """Put it back, whether it was made, made in part, or put back before; says what was done."""
+    """Put it back, whether it was made, made in part, or put back before; return what was done."""
     volatile: bool = False
-    """Void after a boot."""
+    """True if a boot voids the change."""
 
 
 def _nothing(what: What) -> None:
-    """What others change: it is only to be put back."""
+    """Do nothing: others make this change, and it is only to be put back."""
 
 
 def _as_asked(**what: Any) -> What:
@@ -66,11 +66,11 @@ KINDS = {
 BOOT_KINDS = frozenset(
     ("leaving", "watchdog", "kexec", "grub-entry", "grub-next", "loader-entry", "loader-oneshot")
 )
-"""What makes the machine boot something; of no use once it has."""
+"""Kinds that make the machine boot something; they are of no use once it has."""
 
 
 def failure(kind: str, what: What, why: str, advice: str = "") -> dict[str, Any]:
-    """What could not be put back, and what an admin does then."""
+    """Return the report of a change that could not be put back, with what an admin does then."""
     return {"kind": kind, "what": what, "why": why, "by_hand": advice or by_hand(kind, what)}
 
 
@@ -82,7 +82,8 @@ class Steps:
         self.journal = Journal()
 
     def take(self, kind: str, **request: Any) -> What:
-        """Plan, write down, change; what was refused is put back at once, where it can be."""
+        """Plan a change, write it down and make it. If it is refused, it is put back at once, as
+        far as it can be."""
         entry = self.journal.add(kind, self.token, KINDS[kind].plan(**request))
         try:
             KINDS[kind].act(entry.what)
@@ -94,9 +95,11 @@ class Steps:
         return entry.what
 
     def put_back(self, chosen: Callable[[Entry], bool]) -> dict[str, Any]:
-        """Undo the chosen entries, the latest first. What fails stays in the journal, and does
-        not keep the others from being put back; nor does a line that cannot be read, which is
-        set aside. {"done": [TEXT], "failed": [{"kind", "what", "why", "by_hand"}]}"""
+        """Undo the chosen entries, the latest first. Return {"done": [TEXT], "failed": [{"kind",
+        "what", "why", "by_hand"}]}.
+
+        What fails stays in the journal, and does not keep the others from being put back; nor does
+        a line that cannot be read, which is set aside."""
         done: list[str] = []
         failed = self._set_aside()
         for entry in reversed(self.journal.entries):

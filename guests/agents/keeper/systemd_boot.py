@@ -1,4 +1,4 @@
-"""An entry of systemd-boot's for one boot: a type #1 entry of the Boot Loader Specification
+"""Make an entry of systemd-boot's for one boot: a type #1 entry of the Boot Loader Specification
 (uapi-group.org), with the kernel beside it, on the partition that systemd-boot reads."""
 
 from __future__ import annotations
@@ -11,16 +11,17 @@ from keeper import files, machine, means
 from keeper.machine import RefusedError
 
 _SPARE_BYTES = 1 << 20
-"""Of the entry, the folder and what is lost in a file's last cluster."""
+"""Room for the entry, the folder and what is lost in a file's last cluster."""
 _EFI_PROGRAM = b"MZ"
-"""How a kernel with CONFIG_EFI_STUB begins (Documentation/admin-guide/efi-stub.rst); systemd-boot
-starts no other."""
+"""First bytes of a kernel with CONFIG_EFI_STUB (Documentation/admin-guide/efi-stub.rst);
+systemd-boot starts no other."""
 
 
 def plan_entry(
     name: str, kernel: str, kernel_sha256: str, initrd: str, initrd_sha256: str, cmdline: str
 ) -> dict[str, Any]:
-    """Raises RefusedError where it could not be booted, or there is no room for it."""
+    """Plan the entry. Raises RefusedError if it could not be booted, or if there is no room for
+    it."""
     loader = means.systemd_boot()
     if not loader.usable:
         raise RefusedError("systemd-boot", loader.why)
@@ -52,9 +53,9 @@ def _check_room(folder: str, paths: list[str]) -> None:
 
 
 def make_entry(what: dict[str, Any]) -> None:
-    """It has no sort-key, so systemd-boot puts it behind all that have one: a machine whose
-    default is not named takes the first (systemd-boot(7)). Raises RefusedError where that would
-    be this one: it would be booted again and again."""
+    """Write the kernel and the entry. It has no sort-key, so systemd-boot puts it after all that
+    have one: a machine whose default is not named takes the first (systemd-boot(7)). Raises
+    RefusedError if that would be this one: it would be booted again and again."""
     name, folder, conf = what["name"], machine.at(what["folder"]), machine.at(what["conf"])
     folder.mkdir()
     machine.sync_folder(folder.parent)
@@ -80,7 +81,8 @@ def remove_entry(what: dict[str, Any]) -> str:
 
 
 def plan_oneshot(entry: str) -> dict[str, Any]:
-    """systemd-boot itself deletes it when it boots: that is how the entry expires."""
+    """Plan to choose the entry. systemd-boot itself deletes the choice when it boots: so it
+    expires."""
     return {"entry": entry}
 
 
@@ -94,8 +96,8 @@ def set_oneshot(what: dict[str, Any]) -> None:
 
 
 def unset_oneshot(what: dict[str, Any]) -> str:
-    """Also under a kernel that has no EFI variables (PREEMPT_RT): where one can be read at all,
-    systemd-boot has not deleted it."""
+    """Take the choice back. If its variable can be read at all, systemd-boot has not deleted it; a
+    kernel without EFI variables (PREEMPT_RT) has none to read."""
     if means.loader_variable(means.ONESHOT) == what["entry"]:
         machine.run("bootctl", "set-oneshot", "")
     return f"systemd-boot: {what['entry']} is not chosen for the next boot"

@@ -1,9 +1,8 @@
-"""What the keeper is asked, and what it answers: one JSON document each, on standard input and
-output.
+"""Answer a request to the keeper: one JSON document each, on standard input and output.
 
-A refusal is {"refused": REASON, "message": TEXT, ...}. All but `status`, `detect` and `acquire`
-need `token`, that of a lease which is live; `renew`, `confirm` and `release` take one that
-expired, too, as long as nobody else took over.
+A refusal is {"refused": REASON, "message": TEXT, ...}. All verbs but `status`, `detect` and
+`acquire` need the `token` of a live lease; `renew`, `confirm` and `release` take one that has
+expired, too, as long as nobody else has taken over.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ _ROOT_ONLY = "the keeper must run as root"
 _STEPS = ("write", "modules", "bind", "claim", "link", "mount", "tracing", "guest")
 _BY_NAME = "remove the boot entries that are named barometer-"
 _LONGEST_SECONDS = 300.0
-"""A runner waits no longer for an answer."""
+"""Longest time that a runner waits for an answer."""
 
 
 def status(_: Request) -> Answer:
@@ -49,7 +48,8 @@ def detect(_: Request) -> Answer:
 
 
 def acquire(request: Request) -> Answer:
-    """`unfinished`: somebody's changes are to be put back before anything else."""
+    """Grant a lease. `unfinished` is true if somebody's changes are to be put back before anything
+    else."""
     journal = Steps(0).journal
     lease = leases.grant(
         request["resources"], request["owner"], request["ttl"], request["takeover"], journal
@@ -85,7 +85,7 @@ def leased(
     act: Callable[[Steps, leases.Lease, Request], Answer],
     lease_of: Callable[[int], leases.Lease] = leases.the_live,
 ) -> Callable[[Request], Answer]:
-    """A verb under a lease, which does not expire while it is at work."""
+    """Return a verb under a lease, which does not expire while the verb is at work."""
 
     def verb(request: Request) -> Answer:
         lease = lease_of(request["token"])
@@ -96,8 +96,8 @@ def leased(
 
 
 def confirm(steps: Steps, lease: leases.Lease, _: Request) -> Answer:
-    """The lease was extended over a boot; the machine is there again. `notes`: what is to be
-    known of it."""
+    """Take note that the machine is there again after a boot, across which the lease was extended.
+    `notes` says what is to be known of the machine."""
     lease.extend(lease.ttl)
     deadman.confirm(steps)
     armed = [entry.what for entry in steps.journal.entries if entry.kind == "watchdog"]
@@ -105,7 +105,7 @@ def confirm(steps: Steps, lease: leases.Lease, _: Request) -> Answer:
 
 
 def _stopped(steps: Steps, what: dict[str, Any]) -> list[str]:
-    """Why a watchdog is not stopped, and the machine may be restarted by it."""
+    """Stop a watchdog. Return why it is not stopped and may restart the machine, if so."""
     try:
         if watchdog.found_again(what) is None and what["driver"]:
             steps.take("modules", names=[what["driver"]])
@@ -116,7 +116,7 @@ def _stopped(steps: Steps, what: dict[str, Any]) -> list[str]:
 
 
 def step(kind: str) -> Callable[[Request], Answer]:
-    """A verb that changes one thing."""
+    """Return a verb that makes one change."""
 
     def take(steps: Steps, _: leases.Lease, request: Request) -> Answer:
         _refuse_unfinished(steps)
@@ -138,7 +138,7 @@ def install_deadman(steps: Steps, _: leases.Lease, request: Request) -> Answer:
 
 
 def _refuse_unfinished(steps: Steps) -> None:
-    """Changes are made only on a machine that nobody's changes are left on."""
+    """Raise RefusedError if changes of an earlier run are left on the machine."""
     if _is_unfinished(steps.journal):
         left = len(leases.of_nobody(steps.journal.entries)) + len(steps.journal.unreadable)
         raise RefusedError(
@@ -155,8 +155,8 @@ def say_last_words(steps: Steps, _: leases.Lease, __: Request) -> Answer:
 
 
 def put_back(steps: Steps, lease: leases.Lease, request: Request) -> Answer:
-    """As `Steps.put_back`. `volatile`: only what a boot would make void. Changes under another's
-    live lease are not touched."""
+    """Put changes back as `Steps.put_back` does; with `volatile` only those that a boot would
+    void. Changes under another's live lease are not touched."""
     theirs = {other.token for other in leases.live()} - {lease.token}
     answer = steps.put_back(
         lambda entry: entry.token not in theirs and entry.kind != "kernel"

@@ -1,5 +1,5 @@
-"""A hardware watchdog that runs on over a boot: it restarts a machine whose kernel hangs before
-its own driver takes the watchdog over."""
+"""Arm a hardware watchdog that runs on across a boot: it restarts a machine whose kernel hangs
+before its own driver takes the watchdog over."""
 
 from __future__ import annotations
 
@@ -15,23 +15,25 @@ from keeper.machine import RefusedError
 SETTIMEOUT = 0xC0045706
 """WDIOC_SETTIMEOUT (include/uapi/linux/watchdog.h)."""
 GETTIMELEFT = 0x8004570A
-"""WDIOC_GETTIMELEFT there."""
+"""WDIOC_GETTIMELEFT, in the same file."""
 _HAS_NOT = (errno.EOPNOTSUPP, errno.ENOTTY)
-"""By which a driver says so (watchdog_get_timeleft of watchdog_dev.c; ioctl(2))."""
+"""Errors of a driver that does not have an ioctl (watchdog_get_timeleft of watchdog_dev.c;
+ioctl(2))."""
 LEAST_SECONDS = leaving.CLEAN_SECONDS + 60
-"""It is armed before the machine is taken down, and must not bite while that goes well."""
+"""Shortest time of a watchdog: it is armed before the machine is taken down, and must not bite
+while that goes well."""
 _COUNTED_SECONDS = 5
-"""That may be gone, or be less than a tick of the hardware's, when it is asked what is left."""
+"""Tolerance of the time left: seconds may be gone, or be less than a tick of the hardware."""
 STOP_ON_REBOOT = "/sys/module/watchdog/parameters/stop_on_reboot"
-"""0: the kernel leaves them running (watchdog_core.c); -1: as each driver has it."""
+"""0: the kernel leaves watchdogs running (watchdog_core.c); -1: each driver decides."""
 CLASS = "/sys/class/watchdog"
 _HOLDERS = "/sys/module/watchdog/holders"
 _SOFTWARE = "softdog"
 
 
 def watchdogs() -> list[dict[str, str | None]]:
-    """As of Documentation/ABI/testing/sysfs-class-watchdog; `driver` is its module's name, `why`
-    says what is in the way of having it watch over a boot."""
+    """Return the facts of each watchdog, as in Documentation/ABI/testing/sysfs-class-watchdog.
+    `driver` is the name of its module, `why` says what keeps it from watching over a boot."""
     devices = sorted(folder.name for folder in machine.at(CLASS).glob("watchdog*"))
     return [_facts(device) for device in devices]
 
@@ -40,7 +42,7 @@ def _facts(device: str) -> dict[str, str | None]:
     names = ("identity", "state", "timeout", "nowayout")
     facts = {name: machine.text(f"{CLASS}/{device}/{name}") for name in names}
     driver = _driver(device)
-    if driver is None:  # a kernel without it would be restarted, however well it is
+    if driver is None:  # a kernel without that driver would be restarted, too
         why = f"which driver {device} has is not known"
     elif driver == _SOFTWARE:
         why = f"{device} is software, and ends with its kernel"
@@ -54,8 +56,9 @@ def _facts(device: str) -> dict[str, str | None]:
 
 
 def _driver(device: str) -> str | None:
-    """Some register their watchdog without the device that it is part of (i6300esb.c, softdog.c):
-    then it is the one module that uses the watchdog core, if it is one."""
+    """Return the name of a watchdog's module, or None. Some drivers register their watchdog
+    without the device that it is part of (i6300esb.c, softdog.c): then it is the module that uses
+    the watchdog core, if only one does."""
     base = machine.at(f"{CLASS}/{device}/device/driver")
     for link in (base / "module", base):
         if link.exists():
@@ -65,7 +68,8 @@ def _driver(device: str) -> str | None:
 
 
 def plan(device: str, seconds: int) -> dict[str, Any]:
-    """Raises RefusedError for one that somebody uses, or that could not be stopped again."""
+    """Plan to arm a watchdog. Raises RefusedError if somebody uses it, or it could not be stopped
+    again."""
     for found in watchdogs():
         if found["device"] == device:
             break
@@ -77,8 +81,9 @@ def plan(device: str, seconds: int) -> dict[str, Any]:
 
 
 def arm(what: dict[str, Any]) -> None:
-    """Closed without the magic V it runs on (Documentation/watchdog/watchdog-api.rst). Raises
-    RefusedError where the hardware takes no time that is long enough."""
+    """Arm the watchdog, and close it without the magic V, so that it runs on
+    (Documentation/watchdog/watchdog-api.rst). Raises RefusedError if the hardware takes no time
+    that is long enough."""
     with machine.writable(f"/dev/{what['device']}") as file:
         longest = max(what["seconds"], LEAST_SECONDS)
         if not any(_takes(file, seconds) for seconds in (longest, LEAST_SECONDS)):
@@ -105,9 +110,10 @@ def _takes(file: int, seconds: int) -> bool:
 
 
 def _left(file: int) -> int | None:
-    """What the hardware counts. Of one that can count to less than the time it was given, the
-    kernel delays the end (max_hw_heartbeat_ms, watchdog_dev.c), and no kernel does over a boot.
-    None where its driver does not tell."""
+    """Return the seconds that the hardware itself counts; None if its driver does not tell.
+
+    If the hardware can count to less than the time it was given, the kernel delays the end
+    (max_hw_heartbeat_ms, watchdog_dev.c), but no kernel does so during a boot."""
     try:
         left = fcntl.ioctl(file, GETTIMELEFT, struct.pack("i", 0))
     except OSError as exc:
@@ -118,14 +124,15 @@ def _left(file: int) -> int | None:
 
 
 def found_again(what: dict[str, Any]) -> dict[str, str | None] | None:
-    """It has another number after a boot, perhaps; a kernel may not tell its identity."""
+    """Return the facts of the watchdog that was armed, or None. After a boot it may have another
+    number, and a kernel may not tell its identity."""
     known = (what["identity"], None)
     return next((found for found in watchdogs() if found["identity"] in known), None)
 
 
 def disarm(what: dict[str, Any]) -> str:
-    """Whether its driver knows that it runs or not: opened, it does. Raises RefusedError where it
-    is not there, or would only run on for having been opened."""
+    """Stop the watchdog. Its driver may not know that it runs, but does once it is opened. Raises
+    RefusedError if it is not there, or has nowayout and would run on if it were opened."""
     found = found_again(what)
     if found is None:
         raise RefusedError("watchdog", f"there is no {what['identity']}")

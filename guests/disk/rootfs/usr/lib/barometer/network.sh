@@ -1,5 +1,5 @@
 #!/bin/sh
-# The address that QEMU's user network forwards to.
+# Sets the address that QEMU's user network forwards to.
 for nic in /sys/class/net/*; do
     [ -e "$nic/device" ] || continue
     busybox ip addr add 10.0.2.15/24 dev "${nic##*/}"
