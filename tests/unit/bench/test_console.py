@@ -1,4 +1,4 @@
-"""What is kept and found of what a console says."""
+"""What is kept of a console's output, and what is detected in it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is said of the runner."""
+"""Facts about the runner."""
 
 from __future__ import annotations
 

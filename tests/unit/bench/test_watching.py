@@ -1,4 +1,4 @@
-"""What is taken from the watch agent, whatever it says."""
+"""What is accepted from the watch agent, whatever it prints."""
 
 from __future__ import annotations
 
