@@ -2,7 +2,7 @@
 
     .venv/bin/python ci/bench/building.py [--cache FOLDER]
 
-Kernels are built in a cache of its own (BAROMETER_CACHE of a folder that is removed afterwards,
+Kernels are built in a cache of their own (BAROMETER_CACHE of a folder that is removed afterwards,
 unless --cache names one), so that only the build root is cached at the start, and ccache
 contributes nothing. Seconds are wall-clock seconds; CPU seconds are those of all processes.
 Ratios are to the whole kernel of the same run.

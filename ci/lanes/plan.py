@@ -35,7 +35,7 @@ class Work:
 
 
 def with_full_tests(groups: Groups, top: Path = ROOT) -> tuple[Group, ...]:
-    """The groups that have tests marked `full`."""
+    """Return the groups that have tests marked `full`."""
     return tuple(
         group for group in groups.all
         if any("mark.full" in (top / test).read_text() for test in group.tests)

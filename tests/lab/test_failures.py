@@ -1,4 +1,5 @@
-"""Failures are told apart, each provoked in a real machine. Failures of guests share one host."""
+"""Failures with different causes, each provoked in a real machine and told apart. Failures of
+guests share one host."""
 
 from __future__ import annotations
 

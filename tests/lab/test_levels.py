@@ -31,7 +31,7 @@ def sysfs(path: str, value: str) -> str:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, means: None) -> Path:
-    """The 6.12 kernel in a folder, as a user has it who built it."""
+    """The 6.12 kernel in a folder, as if a user had built it."""
     package = materialised(
         DebKernel(deb="linux-image-cloud-amd64", suite="trixie"), Cache(), Progress()
     )

@@ -43,8 +43,8 @@ class Killed:
 
 @pytest.fixture(scope="module")
 def killed(metal: StandIn, tmp_path_factory: pytest.TempPathFactory) -> Killed:
-    """Boot by a one-shot entry of GRUB first a kernel with too little memory (an older one boots
-    with as much), then a working one, and kill the run there."""
+    """Boot with one-shot entries of GRUB: first a kernel with too little memory (an older kernel
+    boots with as much), then a working one. Kill the run under the latter."""
     folder = tmp_path_factory.mktemp("killed")
     before, out = state_of(metal), folder / "run"
     scenario = scenario_for(metal, folder)

@@ -57,7 +57,7 @@ def shell(sshd: Server) -> Iterator[Shell]:
 
 
 def soon(condition: Path) -> bool:
-    """True if a file appears soon."""
+    """True if the file appears within SECONDS."""
     deadline = time.monotonic() + SECONDS
     while not condition.exists() and time.monotonic() < deadline:
         time.sleep(0.02)

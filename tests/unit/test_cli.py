@@ -908,7 +908,7 @@ def test_github_without_its_file_is_exit_code_2_before_anything_boots(
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch, finished: Path) -> list[str]:
-    """Runs boot nothing and return the evidence in `finished`. Yields the names of the scenarios
+    """Let runs boot nothing and copy the evidence in `finished`; return the names of the scenarios
     that ran."""
     ran: list[str] = []
 

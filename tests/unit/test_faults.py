@@ -36,7 +36,7 @@ from orchestrator.scenario import ARMS, ArmName
 
 SOURCES = Path(orchestrator.__file__).parent
 NAMES = ("host", "guest")
-"""Names of machines in reasons that begin with one."""
+"""Machines' names with which a reason may begin."""
 
 
 def texts(value: ast.expr) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""What is built for a plan before anything boots. Here nothing is built, only requested."""
+"""Builds for a plan before anything boots. Here nothing is built, only requested."""
 
 from __future__ import annotations
 

@@ -53,9 +53,8 @@ class Profile:
         under: dict[str, int] | None = None,
         **counts: int,
     ) -> None:
-        """Log an operation. `under` adds counts of stacks, for names that clash with a parameter.
-        `calls` is the number of walks of the IOMMU's tables, by default one for each page of an
-        unmap."""
+        """Log an operation. `under` adds counts of stacks whose names are computed. `calls` is the
+        number of walks of the IOMMU's tables, by default one for each page of an unmap."""
         if calls is None:
             calls = size // PAGE if operation == "unmap" else 0
         counts |= under or {}

@@ -54,7 +54,7 @@ PROGRAMS = {
         exit $code""",
 }
 Outcome = Literal["up", "own", "gone", "no-kexec", "same", "other-release"]
-"""How a boot ends: as requested; with the default kernel, after a panic; never, until the power is
+"""End of a boot: as requested; with the default kernel, after a panic; never, until the power is
 cycled; with a kernel without kexec; without a reboot; with another kernel than the staged one."""
 
 
@@ -338,7 +338,7 @@ def bundle(folder: Path, release: str, **more: Any) -> KernelBundle:
 
 
 def lives(pid: int) -> bool:
-    """False for a zombie, too: init decides when it reaps one."""
+    """True if a process lives. A zombie does not: init decides when it reaps one."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except OSError:

@@ -68,7 +68,7 @@ def test_login_that_no_waiting_mends_ends_the_wait_at_once(lab: Lab, reason: str
 
 
 def test_login_that_was_let_in_before_is_refused_while_the_machine_boots(lab: Lab) -> None:
-    """pam_nologin(8) refuses a user who has sudo."""
+    """pam_nologin(8) refuses any user but root, even one who has sudo."""
     with lab.leased(metal_spec(deadline=600)) as machine:
         lab.machine.before["boot kexec"] = lambda: lab.machine.refusing.extend(
             ["host-no-login", "host-no-ssh", "host-no-login", "host-no-root"]

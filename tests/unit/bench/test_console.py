@@ -1,4 +1,4 @@
-"""What is kept of a console's output, and what is detected in it."""
+"""A console's output: how much of it is kept, and how it is searched."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whom a failure is charged to when an exact host's clock nearly stands still; and what a guest's
+"""The charge of a failure at which an exact host's clock nearly stands still, and what a guest's
 boot needs of its host."""
 
 from __future__ import annotations

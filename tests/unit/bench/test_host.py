@@ -22,7 +22,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def host(
     tmp_path: Path, said: str = "", *, alive: bool = False, crash: str = "", emulated: bool = True
 ) -> Host:
-    """Make a host that has only a console and an end."""
+    """Make a host with only a console and an end."""
     path = tmp_path / "console.log"
     path.write_text(said)
     known = SimpleNamespace(

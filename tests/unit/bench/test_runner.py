@@ -1,5 +1,3 @@
-"""Facts about the runner."""
-
 from __future__ import annotations
 
 import json

@@ -1,4 +1,4 @@
-"""What is accepted from the watch agent, whatever it prints."""
+"""The watch agent's output is checked, whatever it prints."""
 
 from __future__ import annotations
 

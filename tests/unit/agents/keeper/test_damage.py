@@ -119,7 +119,8 @@ def rubbish(draw: st.DrawFn) -> Damage:
 
 @st.composite
 def rewrites(draw: st.DrawFn) -> Damage:
-    """Change one member of a line, or one that its undo needs; the checksum is right."""
+    """Rewrite a line: with another value of a member or of what its undo needs, with an unknown
+    kind, as a newer barometer, or without a checksum. Other checksums are right."""
     at, key, value = draw(positions), draw(positions), draw(values)
     kind = draw(st.sampled_from(["member", "what", "unknown", "newer", "unsealed"]))
 
