@@ -316,7 +316,7 @@ def test_kernel_is_staged_with_its_modules_and_an_initramfs_of_them(
     modules = folder / "lib/modules" / RELEASE
     assert (modules / "modules.order").read_text() == "kernel/fs/ext4.ko\n"
     assert (modules / "config").read_text() == CONFIG
-    # made by the machine's tool, which saw the staged modules as its own
+    # made by the tool, which saw the staged modules as its own, and the machine's id
     assert (folder / "initramfs").read_text() == "kernel/fs/ext4.ko\n5e1f\n"
     assert not (folder / "made").exists()
     for path in (staged.vmlinuz, staged.initramfs):
