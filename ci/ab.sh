@@ -3,7 +3,7 @@
 #
 #   ci/ab.sh [SCENARIO] [barometer run options]
 #
-# Does all the set-up by itself; ends with the verdict and a last line `run: PATH`.
+# Does all the set-up by itself; ends with the verdict and the line `run: PATH`.
 set -euo pipefail
 top=$(readlink -f "$(dirname "$0")/..")
 "$top/ci/setup.sh"

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# What barometer needs on a Debian 12 or 13 machine, idempotent.
+# Install what barometer needs on a Debian 12 or 13 machine. Idempotent.
 #
-#   ci/setup.sh            what running it needs: install what is missing, say what
-#   ci/setup.sh --tests    that, and what its tests need from their first minute
-#   ci/setup.sh --late     system packages alone that only late tests need; may run beside them
+#   ci/setup.sh            what barometer needs to run: install what is missing and print it
+#   ci/setup.sh --tests    the same, and what the tests need from their first minute
+#   ci/setup.sh --late     only the system packages for late tests; may run beside the tests
 #   ... --check            change nothing; exit 1 and list what is missing
 #
-# Silent and quick when nothing is missing. Root (or sudo) is asked for only when system packages
-# are. Everything else is an ordinary user's: the virtual environment .venv beside this folder, and
-# the caches of barometer itself, which it makes when it first needs them.
+# Silent and quick if nothing is missing. Requires root (or sudo) only to install system packages.
+# Everything else is an ordinary user's: the virtual environment .venv beside this folder, and
+# barometer's own caches, which it makes when it first needs them.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -27,8 +27,8 @@ done
 
 # What each package is for:
 #   qemu-system-x86 libvirt-*        the nested host, through libvirt's embedded driver
-#   mmdebstrap e2fsprogs uidmap      the host image, built without root where that is allowed
-#   kmod xz-utils                    a kernel's modules, its source
+#   mmdebstrap e2fsprogs uidmap      the host image, built without root if that is allowed
+#   kmod xz-utils                    a kernel's modules and source
 #   git                              sources and series of kernels that are built, bisection
 #   openssh-client                   qemu+ssh:// to the host's libvirt
 #   libvirt-dev gcc pkgconf python3-venv libpython3-dev
@@ -38,15 +38,15 @@ running=(
   mmdebstrap e2fsprogs uidmap kmod xz-utils git openssh-client debian-archive-keyring ca-certificates
   libvirt-dev gcc pkgconf python3-venv libpython3-dev
 )
-#   make                             what the kernel's Makefiles say
+#   make                             tests that run the kernel's Makefiles
 #   openssh-server                   the ssh lane
-#   fdisk mtools                     the EFI system partition of the machine that metal tests use
-#   procps                           what a run left behind
+#   fdisk mtools                     the EFI system partition of the metal tests' machine
+#   procps                           tests that look for what a run left behind
 for_tests=(make openssh-server fdisk mtools procps)
 #   chromium                         the browser lane: reports as a reader sees them
 for_late=(chromium)
-# On Debian 12 these come from bookworm-backports: its own QEMU (7.2) neither aligns BAR
-# mappings nor knows the machine types used here, and its libvirt (9.0) is as old.
+# On Debian 12 these come from bookworm-backports: its own QEMU (7.2) neither aligns BAR mappings
+# nor knows the machine types used here, and its own libvirt (9.0) is as old.
 from_backports=(qemu-system-x86 libvirt-daemon-driver-qemu libvirt-dev)
 
 lock=ci/requirements.lock
@@ -75,7 +75,8 @@ for p in "${packages[@]}"; do
   grep -q "^$want" <<<"$there" || missing+=("$p")
 done
 
-# .venv remembers what it was made of, where, and for which Python; nothing, until it is complete
+# Stamps in .venv record what it was made from, where, and for which Python. An incomplete .venv
+# has none.
 stamp() { printf '.venv/.made-of-%s' "${1##*/}"; }
 content() { printf '%s %s %s\n' "$(sha256sum <"$1")" "$(readlink -f /usr/bin/python3)" "$PWD"; }
 is_current() { [ "$(cat "$(stamp "$1")" 2>/dev/null)" = "$(content "$1")" ]; }
@@ -85,7 +86,7 @@ if [ "$late" = 0 ]; then
   is_current pyproject.toml || venv=without-barometer
   is_current "$lock" || venv=incomplete
   if ! is_current ci/requirements.lock || { [ "$venv" = incomplete ] && [ -e "$(stamp "$lock")" ]; }; then
-    venv=none   # anew: what was locked before and is no longer must not be found by a test
+    venv=none   # anew: a package that is no longer locked must not be visible to a test
   fi
 fi
 
@@ -97,7 +98,7 @@ fi
 
 if [ ${#missing[@]} -gt 0 ]; then
   say "installing system packages: ${missing[*]}"
-  # another of ours, or an upgrade at night, may be at it
+  # another apt-get of ours, or a nightly upgrade, may hold the lock
   apt=(apt-get -q -o DPkg::Lock::Timeout=300)
   apt_install=("${apt[@]}" install -y --no-install-recommends)
   if [ -n "$backports" ]; then apt_install+=(-o "Dir::Etc::Preferences=$PWD/ci/$backports.pref"); fi
@@ -121,14 +122,14 @@ if [ "$venv" = none ]; then
   say "making the virtual environment .venv from $lock"
   rm -rf .venv
   /usr/bin/python3 -m venv .venv
-  # first what libvirt-python is built with
+  # first the build dependencies of libvirt-python
   sed -n '/^setuptools==/,/# via/p' "$lock" | install --require-hashes -r /dev/stdin
 elif [ "$venv" = incomplete ]; then
   say "adding to the virtual environment .venv what $lock has besides"
 fi
 if [ "$venv" = none ] || [ "$venv" = incomplete ]; then
   install --require-hashes -r "$lock"
-  # faster than pip's way, which has one core; templates among the files are no valid Python
+  # faster than pip, which uses one core; some files are templates and no valid Python
   .venv/bin/python -m compileall -qq -j 0 .venv/lib || :
   remember ci/requirements.lock
   remember "$lock"

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# The tests.
+# Run the tests.
 #
-#   ci/test.sh                   a landing: unit tests, linters, and every capability once on real
-#                                machines; and all tests of what changed (ci/groups.toml)
-#   ci/test.sh --full            every test there is
-#   ci/test.sh --quick           pure tests alone, half a minute
-#   ci/test.sh --prove GROUP...  all tests of some groups of ci/groups.toml
+#   ci/test.sh                   a landing: unit tests, linters, every capability once on real
+#                                machines, and all tests of what changed (ci/groups.toml)
+#   ci/test.sh --full            every test
+#   ci/test.sh --quick           pure tests only, half a minute
+#   ci/test.sh --prove GROUP...  all tests of these groups of ci/groups.toml
 #
 # Logs and junit files are in .results/. A single test: .venv/bin/python -m pytest FILE -k NAME
 set -euo pipefail

@@ -1,11 +1,11 @@
-"""What every test process needs of the process that it is."""
+"""Set up the signals of every test process."""
 
 from __future__ import annotations
 
 import signal
 
 # A shell starts a background process with SIGINT ignored, and nohup(1) any with SIGHUP ignored.
-# Children inherit that, and no test could interrupt one.
+# Children inherit that, so that no test could interrupt one.
 for number, handler in (
     (signal.SIGINT, signal.default_int_handler),
     (signal.SIGHUP, signal.SIG_DFL),

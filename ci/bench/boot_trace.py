@@ -1,10 +1,10 @@
-"""What the timing pass costs the guest boot that it looks at, in instructions.
+"""Measure what the timing pass costs the guest boot that it traces, in instructions.
 
     .venv/bin/python ci/bench/boot_trace.py [SCENARIO] [barometer run options]
 
 Boots the scenario (default: the main job's kernels, 32 GiB, accel exact) with the plain and the
-timing pass, some pairs of each, and prints the boots under both and their ratio. Both are measured
-by the same watch agent, from QEMU's start to the boot mark.
+timing pass, several pairs of each, and prints the boots under both and their ratio. The same watch
+agent measures both, from QEMU's start to the boot mark.
 """
 
 from __future__ import annotations

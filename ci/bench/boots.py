@@ -1,12 +1,12 @@
-"""Emulated guest boots on a busy machine: how often the bench fails, and how long they take.
+"""Measure emulated guest boots on a busy machine: how often the bench fails, and boot times.
 
     ci/bench/boots.py VARIANT ... [--boots 30] [--busy 2] [--out DIR] [--begun-again]
 
-Variants are in VARIANTS; the runner's QEMU is the one on PATH. Each host carries three guests, one
-after the other; the arms take turns. `--busy`: so many loops run beside. A failed trial counts as
-one failure of one boot, and is not begun again unless `--begun-again` says so. The evidence of
-failed trials stays in DIR. Prints a line for each host and a table at the end; results.jsonl has a
-line for each host, to which another run with the same DIR adds.
+VARIANTS lists the variants; the runner's QEMU is the one on PATH. Each host boots three guests,
+one after the other; the arms take turns. `--busy` is the number of loops that run beside them. A
+failed trial counts as one failed boot and is repeated only with `--begun-again`. DIR keeps the
+evidence of failed trials. Prints a line for each host and a table at the end; results.jsonl has a
+line for each host, and another run with the same DIR appends to it.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from orchestrator.scenario import ARMS, Pass, load_scenario
 
 SCENARIO = Path(__file__).parents[2] / "fixtures/scenarios/small.toml"
 PASSES: tuple[Pass, ...] = ("plain",) * 3
-"""A guest boot each, on one host."""
+"""Passes on one host: one guest boot each."""
 QUIET = "guest.cmdline=quiet"
 VARIANTS: dict[str, tuple[str, ...]] = {
     "today": (),
@@ -52,7 +52,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
 
 
 def boot_hosts(variant: str, boots: int, out: Path, *, begun_again: bool) -> list[dict[str, Any]]:
-    """What became of each host of a variant, until there were so many guest boots."""
+    """Boot hosts of a variant until `boots` guests have booted; return a row for each host."""
     scenario, text = load_scenario(SCENARIO, ["expect={}", QUIET, *VARIANTS[variant]])
     cache, progress = Cache(), Progress()
     prepared = prepare(scenario, cache, progress)
@@ -85,7 +85,7 @@ def boot_hosts(variant: str, boots: int, out: Path, *, begun_again: bool) -> lis
 
 
 def row_of(trial: TrialDir) -> dict[str, Any]:
-    """What became of a host, by its trial's evidence."""
+    """Summarize a host from its trial's evidence."""
     *_, last = trial.attempts()
     stages = trial.manifest["stages"]
     return {

@@ -1,11 +1,11 @@
-"""How long it takes to have a kernel: whole, with another series, as a module, from the cache.
+"""Measure the time to get a kernel: whole, with another series, as a module, from the cache.
 
     .venv/bin/python ci/bench/building.py [--cache FOLDER]
 
-Kernels are built in a cache of its own (BAROMETER_CACHE of a folder that is removed afterwards,
-unless --cache names one), so that nothing is there but the build root, and nothing comes from
-ccache. Seconds are those of the clock, CPU seconds of all processes; ratios are to the whole
-kernel of the same run.
+Kernels are built in a cache of their own (BAROMETER_CACHE of a folder that is removed afterwards,
+unless --cache names one), so that only the build root is cached at the start, and ccache
+contributes nothing. Seconds are wall-clock seconds; CPU seconds are those of all processes.
+Ratios are to the whole kernel of the same run.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def module(*series: str) -> ModuleKernel:
 
 
 def taken(work: Callable[[], object]) -> tuple[float, float]:
-    """Seconds, and CPU seconds."""
+    """Return the wall-clock seconds and the CPU seconds that `work` takes."""
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     before, started = usage.ru_utime + usage.ru_stime, time.monotonic()
     work()
@@ -58,7 +58,7 @@ def main() -> None:
             checked(one, cache)
             materialised(one, cache, Progress(), tag)
 
-        # the sources and headers of the package, and the proof of its module
+        # fetches the sources and headers of the package, and proves its module
         have(module("placebo"), "cand")
         rows = [
             ("whole kernel, nothing cached", kernel(), "base"),

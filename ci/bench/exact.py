@@ -1,10 +1,10 @@
-"""How exact `exact` is: the spread of instruction counts over fresh host boots.
+"""Measure how exact `exact` is: the spread of instruction counts over fresh host boots.
 
     .venv/bin/python ci/bench/exact.py [--load] [SCENARIO] [barometer run options]
 
 Runs the scenario (default: map-exact.toml, plain pass, the full BAR, 3 pairs of trials) and
-prints, for each arm, the values of every boot and how far they are apart. --load keeps every CPU
-of this machine busy with something else meanwhile.
+prints, for each arm, the values of every boot and how far apart they are. --load keeps every CPU
+of this machine busy with other work meanwhile.
 """
 
 from __future__ import annotations

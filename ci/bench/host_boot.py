@@ -1,10 +1,11 @@
-"""From command to proven kernel over SSH, beside virtme-ng running `true` on the same kernel.
+"""Compare the time to a proven kernel over SSH with virtme-ng running `true` on that kernel.
 
     .venv/bin/python ci/bench/host_boot.py [--repeats N] [--vng PATH]
 
-Both without KVM, in turn, on one machine; prints the ratio of the medians. virtme-ng is taken from
-PATH or --vng (`pip install virtme-ng`); it needs a terminal (run this under script(1)), busybox on
-PATH and the kernel's modules in /lib/modules. Without it only barometer's own time is printed.
+Both run without KVM, in turn, on one machine; prints the ratio of the medians. virtme-ng is taken
+from PATH or --vng (`pip install virtme-ng`). It needs a terminal (run this under script(1)),
+busybox on PATH and the kernel's modules in /lib/modules. Without virtme-ng, only barometer's own
+time is printed.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ SCENARIO = Path(__file__).parents[2] / "fixtures/scenarios/small.toml"
 
 
 def boot_once() -> None:
-    """What `--once` does: one host, from nothing to its proven kernel, and down again."""
+    """Boot one host from nothing to its proven kernel and shut it down: the work of `--once`."""
     scenario, _ = load_scenario(SCENARIO, ["host.accel=tcg"])
     cache, progress, keys = Cache(), Progress(), RunKeys.make()
     prepared = prepare(scenario, cache, progress)
@@ -56,7 +57,7 @@ def boot_once() -> None:
 
 
 def timed(argv: list[str], until: str | None) -> float:
-    """Seconds from the command to the line `until`, or to its end."""
+    """Return the seconds from the start of the command to the line `until`, or to its end."""
     started = time.monotonic()
     with subprocess.Popen(
         argv,

@@ -1,11 +1,11 @@
-"""A run is interrupted at drawn moments: does it end within ten seconds, with nothing left?
+"""Interrupt a run at random moments: does it end within ten seconds and leave nothing behind?
 
     ci/bench/interrupts.py [--int 40] [--term 20] [--hup 5] [--within 150] [--seed 7] [SCENARIO]
 
 Each moment is drawn from the first `--within` seconds, which should be about as long as a run
-takes here. Prints a line for each, with the stage that it fell into; exit code 1 if one took
-longer, left something, or ended with another code than 130 (that of the verdict, when all trials
-were made by then).
+takes here. Prints a line for each, with the stage that was interrupted. The exit code is 1 if a
+run took longer, left something, or ended with an exit code other than 130 (or the verdict's, if
+all trials were made by then).
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ BAROMETER = Path(sys.executable).with_name("barometer")
 class Interrupted:
     stage: str
     seconds: float
-    """From the signal until the process had ended."""
+    """Seconds from the signal to the end of the process."""
     code: int
     made: bool
-    """All trials were made by then: it was judged, or had ended already."""
+    """True if all trials were made by then: the run was judged, or had ended already."""
     left: tuple[str, ...]
 
     @property
@@ -48,7 +48,7 @@ class Interrupted:
 
 
 def interrupted(scenario: Path, number: signal.Signals, after: float, folder: Path) -> Interrupted:
-    """One run, and what a signal after so many seconds makes of it."""
+    """Run the scenario and send the signal `number` after `after` seconds."""
     command = [str(BAROMETER), "run", str(scenario), "--out", str(folder / "run")]
     with subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True

@@ -1,10 +1,10 @@
-"""How long one trial takes to judge, by the size of its trace, and how much memory.
+"""Measure the time and the memory that judging a trial takes, by the size of its trace.
 
     .venv/bin/python ci/bench/judging.py [MEGABYTES ...]
 
-A recorded guest boot is made longer: what happened between its kernel's first line and its boot
-mark happens again and again, later each time. Each size is judged in a process of its own; the
-last column is the time for each megabyte against that of the smallest: 1 is linear.
+Lengthens a recorded guest boot by repeating what happened between its kernel's first line and its
+boot mark, later each time. Each size is judged in a process of its own. The last column is the
+time per megabyte relative to the smallest size: 1 is linear.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _TIME = re.compile(r"(\] \S+ +)(\d+\.\d+)(: )")
 
 
 def longer(text: str, size: int) -> Iterator[str]:
-    """The lines of a trace of about `size` bytes."""
+    """Yield the lines of a trace of about `size` bytes."""
     lines = text.splitlines(keepends=True)
     first = next(i for i, line in enumerate(lines) if "Linux version" in line)
     last = next(i for i, line in enumerate(lines) if "barometer E" in line and " mark" in line)
@@ -56,14 +56,14 @@ def _seconds(line: str) -> float:
 
 def _later(line: str, seconds: float) -> str:
     line = _TIME.sub(lambda m: f"{m[1]}{float(m[2]) + seconds:.6f}{m[3]}", line, count=1)
-    # the agent's own clock goes with it
+    # shift the agent's own clock as well
     return re.sub(
         r"(barometer [CEP] )(\d+)", lambda m: f"{m[1]}{int(m[2]) + int(seconds * 1e9)}", line
     )
 
 
 def judge(folder: Path) -> None:
-    """In a process of its own: seconds and MiB on standard output."""
+    """Judge the trial and print seconds and MiB. Runs in a process of its own."""
     started = time.monotonic()
     result = read_result(TrialDir.open(folder))
     seconds = time.monotonic() - started

@@ -1,9 +1,10 @@
-"""The runner is killed, at every stage of a run on a metal machine: is what it left put back?
+"""Kill the runner at every stage of a run on a metal machine: is everything put back?
 
     ci/bench/kills.py [--count 30] [--seed 7] [--dir DIR]
 
-The machine is the stand-in of the metal lane. It is so many kills, or two for each stage where
-that is more. Exit code 1 with what was left, at the first that is not put back. It takes an hour.
+The machine is the stand-in of the metal lane. The number of kills is `--count`, or two for each
+stage if that is more. At the first kill after which something is not put back, prints what was
+left and exits with 1. Takes an hour.
 """
 
 from __future__ import annotations
@@ -33,17 +34,17 @@ _BEGINS = re.compile(r"(.+) \.\.\.")
 
 @dataclass(frozen=True)
 class Stage:
-    """A line of the run's progress, and its how-manieth; how long it takes, in seconds."""
+    """A line of the run's progress, the number of its occurrence, and its length in seconds."""
 
     line: str
     occurrence: int
     seconds: float
     trial: int
-    """How many trials had begun."""
+    """Number of trials that had begun."""
 
 
 def stages_of(running: Running) -> list[Stage]:
-    """Those that touch the machine, from a run that was left alone."""
+    """Return the stages that touch the machine, from a run that was not killed."""
     seen: Counter[str] = Counter()
     begun: list[tuple[float, str, int, int]] = []
     trials = 0
@@ -61,7 +62,8 @@ def stages_of(running: Running) -> list[Stage]:
 
 
 def moments(stages: list[Stage], count: int, seed: int) -> Iterator[tuple[Stage, float]]:
-    """The stages in a drawn order, again and again, each time at a drawn share of its length."""
+    """Yield the stages in a random order, repeatedly, each time with a random share of its
+    length."""
     draw = random.Random(seed)
     drawn: list[Stage] = []
     while len(drawn) < count:
@@ -71,7 +73,8 @@ def moments(stages: list[Stage], count: int, seed: int) -> Iterator[tuple[Stage,
 
 
 def killed_at(stage: Stage, share: float, scenario: Path, whole: Path, out: Path) -> str:
-    """Take up a run whose trials before that stage are done, and kill it there; where that was."""
+    """Resume a run whose trials before that stage are complete, kill it there, and return the
+    stage that was hit."""
     shutil.copytree(whole, out)
     trials = sorted((out / "trials").iterdir())
     for trial in trials[max(stage.trial - 1, 0) :]:
@@ -87,7 +90,7 @@ def killed_at(stage: Stage, share: float, scenario: Path, whole: Path, out: Path
 
 
 def kill_all(metal: StandIn, folder: Path, count: int, seed: int) -> None:
-    """Raises SystemExit with what a kill left."""
+    """Kill and recover `count` times. Raises SystemExit with the difference that a kill left."""
     scenario = scenario_for(metal, folder)
     before = state_of(metal)
     with barometer("run", scenario, "--out", folder / "whole") as whole:

@@ -1,4 +1,4 @@
-"""Other work on this machine, for benchmarks that must stand it."""
+"""CPU load on this machine, for benchmarks that have to cope with it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def busy(loops: int) -> Iterator[None]:
-    """So many processes use a CPU each while the block runs."""
+    """Keep `loops` processes busy, one CPU each, while the block runs."""
     processes = [
         subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(loops)
     ]

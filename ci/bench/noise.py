@@ -1,9 +1,9 @@
-"""fixtures/recorded/noise.json from runs of one kernel against itself.
+"""Make fixtures/recorded/noise.json from runs of one kernel against itself.
 
     .venv/bin/python ci/bench/noise.py RUN ... > fixtures/recorded/noise.json
 
-Of every time that a run measured, one value for each trial, in the order in which they ran: with
-the same kernel in both arms they differ by noise alone.
+For every time that a run measured there is one value for each trial, in the order of the trials.
+Both arms have the same kernel, so the values differ by noise alone.
 """
 
 from __future__ import annotations

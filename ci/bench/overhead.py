@@ -1,4 +1,4 @@
-"""What barometer itself costs: CPU and memory of its process, disk of a trial.
+"""Measure what barometer itself costs: CPU and memory of its process, disk space of a trial.
 
     .venv/bin/python ci/bench/overhead.py [SCENARIO] [barometer run options]
 
@@ -27,7 +27,7 @@ def main() -> None:
         process = subprocess.Popen([barometer, "run", *arguments, "--out", str(run)])
         code = process.wait()
         wall = time.monotonic() - started
-        # includes the small programs it ran and waited for; QEMU is started by libvirt, detached
+        # includes the small programs that it ran and waited for; libvirt starts QEMU detached
         used = resource.getrusage(resource.RUSAGE_CHILDREN)
         cpu = used.ru_utime + used.ru_stime
         print(f"exit code          {code}")

@@ -1,9 +1,9 @@
-"""What `barometer profile` adds to the boot that it looks at.
+"""Measure what `barometer profile` adds to the boot that it traces.
 
     ci/bench/profiling.py [--pairs 6] [--bar 1GiB]
 
-On the stand-in machine of the metal lane a domain with its large BAR is started, alone and under
-a profile, in turns. The time is from the start of its QEMU to the guest's boot mark, both on the
+Starts a domain with a large BAR on the stand-in machine of the metal lane, alone and under a
+profile, in turn. The time is from the start of its QEMU to the guest's boot mark, both on the
 machine's own clock. Prints the ratio within each pair.
 """
 
@@ -40,7 +40,8 @@ URI = "qemu+ssh://metal/system"
 _FOLDER = "/var/lib/libvirt/images"
 _SERIAL = "/var/log/libvirt/qemu/slow-vm-serial.log"
 _QUIET_SECONDS = "60"
-"""Twice emulated, a kernel may be silent for longer than the usual 20 before its console is up."""
+"""Quiet time that ends the profile. Under two levels of emulation a kernel may be silent for
+longer than the usual 20 s before its console is up."""
 _WATCH = rf"""
 import glob, os, time
 
@@ -81,7 +82,8 @@ def slow_vm(metal: StandIn, libvirt: Connection) -> Domain:
 
 
 def boot(metal: StandIn, domain: Domain, *, profiled: bool) -> tuple[float, int]:
-    """Seconds, and maps of the BAR that the profile saw; 0 without one."""
+    """Return the boot's seconds and the number of maps of the BAR in the profile, 0 without
+    one."""
     metal.ssh(f"rm -f {_SERIAL}; touch {_SERIAL}")
     watch = subprocess.Popen(
         ["ssh", "-F", metal.ssh_config, "metal", f"python3 -c {shlex.quote(_WATCH)}"],

@@ -1,11 +1,11 @@
-"""How long judging and reporting takes, and how much memory: of a usual run, and of a huge one.
+"""Measure the time and memory of judging and reporting, for a usual run and for a huge one.
 
     .venv/bin/python ci/bench/reporting.py [TRIALS]
 
 The usual run is the recorded main job. The huge one (default: 10 000 trials) is made of one
-recorded trial of maps, whose costs are noise around what they were, and taken for times so that
-there are statistics; all else of it is linked.
-`barometer report` judges each in a process of its own.
+recorded trial of maps: its costs vary by noise around the recorded ones, and count as times, so
+that there are statistics. Its other files are hard links. `barometer report` judges each run in a
+process of its own.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ USUAL, MAPS = RECORDED / "debian-6.12-vs-7", RECORDED / "verdicts/placebo"
 
 
 def huge_run(folder: Path, trials: int) -> Path:
-    """A run of about `trials` trials."""
+    """Make a run of about `trials` trials."""
     text = (MAPS / "scenario.toml").read_text()
     overrides = [
         f"trials={{pairs = {trials // 2}, warm_up = false, control = false}}", "expect={}",
@@ -68,7 +68,7 @@ def _trial(source: Path, target: Path, draw: random.Random, **facts: Any) -> Non
 
 
 def report(run: Path) -> None:
-    """Judge it in a process of its own, and say what that took."""
+    """Judge the run in a process of its own and print what that took."""
     barometer = str(Path(sys.executable).with_name("barometer"))
     started = time.monotonic()
     process = subprocess.Popen([barometer, "report", str(run)], stdout=subprocess.DEVNULL)

@@ -1,12 +1,12 @@
-"""Write tests/unit/slow.txt, the unit tests that are left out of the inner loop, and print what
-the others cost together.
+"""Write tests/unit/slow.txt, the unit tests that are left out of the inner loop, and print the
+total cost of the others.
 
     HYPOTHESIS_PROFILE=desk .venv/bin/python -m pytest tests/unit --junit-xml=unit.xml
     .venv/bin/python ci/bench/slowest.py unit.xml
 
 A test is slow if it starts a process, takes 0.3 CPU seconds or more, or waits for a second or
-more; one with parameters, if one of its cases does. tests/unit/costs.py records that. Measure on
-an idle machine: on a busy one everything takes more CPU time.
+more. A test with parameters is slow if one of its cases is. tests/unit/costs.py records the costs.
+Measure on an idle machine: on a busy one everything takes more CPU time.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ WAIT_SECONDS = 1.0
 
 class Cost(NamedTuple):
     test: str
-    """Its id without parameters."""
+    """The test's id without parameters."""
     cpu: float
     waited: float
     processes: int

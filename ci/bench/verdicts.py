@@ -1,22 +1,23 @@
-"""How often a verdict is right: simulated nights through the code that judges real ones.
+"""Measure how often a verdict is right: simulated nights, judged by the code for real ones.
 
     .venv/bin/python ci/bench/verdicts.py [NIGHTS]
 
 Each night is a run with `until` at its default settings (precision, margin, floor, at most 30
-pairs, control, warm-up), of one metric, whose trials are noise around a known ratio. Nothing is
-simulated but the trials: the plan, the order, the looks and the verdict are the program's. Seeds
-are fixed. Noise, of the size that was recorded:
+pairs, control, warm-up) and one metric, whose trials are noise around a known ratio. Only the
+trials are simulated: the plan, the order, the looks and the verdict are the program's. Seeds
+are fixed. The noise has the recorded size and one of these kinds:
 
-- normal     of the logs
-- heavy      Student's t with 3 degrees of freedom, and one trial in twenty far slower
-- bimodal    three trials in ten take a path that is slower by half again that size, and each path
-             is three times as quiet
-- drifting   normal, with a trend of some four times that size over the night and a random walk
-- recorded   of the runs of one kernel against itself in fixtures/recorded/noise.json: stretches of
-             eight consecutive trials, so that what drifts there drifts here
+- normal     normal noise of the logs
+- heavy      Student's t with 3 degrees of freedom; one trial in twenty is far slower
+- bimodal    three trials in ten take a path that is slower by 1.5 times that size; each path
+             has a third of the noise
+- drifting   normal, plus a trend of about four times that size over the night and a random walk
+- recorded   runs of one kernel against itself, from fixtures/recorded/noise.json: stretches of
+             eight consecutive trials, so that a drift in them is kept
 
-Printed are the shares of nights that call a difference (of A/A nights: false alarms), that call
-equivalence, that the control ends, whose 95 % interval covers the truth; and the pairs used.
+Prints the shares of nights that call a difference (false alarms, if both arms are the same), that
+call equivalence, that the control ends, and whose 95 % interval covers the truth; and the pairs
+used.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ from orchestrator.scenario import Scenario, parse_scenario
 RECORDED = Path(__file__).parents[2] / "fixtures/recorded/noise.json"
 METRIC = "bar_map_seconds"
 RATIOS = (1.0, 1.03, 1.05)
-"""Nothing; the margin of equivalence; what is to be found."""
+"""No difference; the margin of equivalence; a difference to detect."""
 SCENARIO = f"""
 name = "night"
 workload = "map"
@@ -52,7 +53,7 @@ trials.until = {{}}
 expect.{METRIC} = "not-regressed"
 """
 Noise = Callable[[random.Random, int], list[float]]
-"""(draw, trials) -> what each trial's log is off by, in the order in which they run."""
+"""(draw, trials) -> the deviation of each trial's log, in the order of the trials."""
 
 
 def normal(cv: float, draw: random.Random, n: int) -> list[float]:
@@ -92,7 +93,7 @@ def recorded(runs: Sequence[Sequence[float]], draw: random.Random, n: int) -> li
 class Night:
     called: bool
     right: bool
-    """A difference was called, in the right direction."""
+    """True if a difference was called, in the right direction."""
     equivalent: bool
     invalid: bool
     covered: bool
@@ -153,7 +154,7 @@ def noises() -> dict[str, Noise]:
 
 
 def spread(logs: Sequence[float]) -> float:
-    """As a standard deviation, of what is not an outlier: 1.4826 times the median absolute
+    """Return a robust standard deviation, which ignores outliers: 1.4826 times the median absolute
     deviation."""
     middle = median(logs)
     return 1.4826 * median(abs(log - middle) for log in logs)

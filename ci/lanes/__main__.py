@@ -1,4 +1,4 @@
-"""python -m ci.lanes: the tests of a landing, or all of them; see ci/test.sh."""
+"""Run the tests of a landing, or all of them, as `python -m ci.lanes`; see ci/test.sh."""
 
 from __future__ import annotations
 
@@ -38,7 +38,8 @@ def tell(line: str) -> None:
 
 
 def run_tests(session: Session, mode: Mode, chosen: Sequence[Group]) -> int:
-    """Unit tests, then the chosen groups on machines; the exit code. `prove` leaves unit out."""
+    """Run the unit tests, then the chosen groups on machines, and return the exit code. `prove`
+    leaves out the unit tests."""
     content = plan.contents(session.groups, files_in(ROOT))
     candidates = [group for group in plan.with_full_tests(session.groups) if group in chosen]
     processes = session.groups.processes(chosen)
@@ -106,7 +107,7 @@ def _with_moved(
     candidates: Sequence[Group],
     fits: plan.Fits,
 ) -> plan.Work:
-    """The work, with groups whose packages have moved on since they were proven."""
+    """Add to the work the groups whose packages have changed since they were proven."""
     known = [group for group in candidates if {group.name} <= versions.keys() & session.proofs]
     moved, unproven = plan.moved_groups(known, versions, session.proofs, work.groups, fits)
     for group in moved:
@@ -136,7 +137,7 @@ def _commit() -> str:
 
 
 def _versions_of(groups: Sequence[Group]) -> dict[str, str]:
-    """Group -> digest of its packages. A group whose packages are not known is missing."""
+    """Return group -> digest of its packages. A group whose packages are unknown is missing."""
     found, cache = {}, Cache()
     for group in groups:
         try:
@@ -147,7 +148,7 @@ def _versions_of(groups: Sequence[Group]) -> dict[str, str]:
 
 
 def run_quickly() -> int:
-    """Pure tests alone; the exit code."""
+    """Run the pure tests alone and return the exit code."""
     words = ["-q", "-n", _CPUS, "-m", "not slow and not linters", "tests/unit"]
     environment = os.environ | {"HYPOTHESIS_PROFILE": "desk"}
     command = [sys.executable, "-m", "pytest", *words]

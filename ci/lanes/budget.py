@@ -1,5 +1,5 @@
-"""ci/budget.toml: how many seconds each lane of a landing may take. Who makes one longer raises
-the number there, in the open."""
+"""Read ci/budget.toml: how many seconds each lane of a landing may take. A change that makes a
+lane longer raises its number there, in the open."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ FILE = ROOT / "ci/budget.toml"
 _TICKS = os.sysconf("SC_CLK_TCK")
 _LOOK_SECONDS = 5.0
 _BUSY_SHARE = 0.1
-"""Of one CPU: from here on, what other work on this machine takes makes its times no measure."""
+"""Share of one CPU. If other work on this machine uses more, the clock measures nothing."""
 
 
 def read_budget(file: Path = FILE) -> dict[str, int]:
-    """Lane -> seconds. Raises ValueError for what is no number of seconds."""
+    """Return lane -> seconds. Raises ValueError for a value that is no number of seconds."""
     found = tomllib.loads(file.read_text())["seconds"]
     for lane, seconds in found.items():
         if not isinstance(seconds, int) or seconds <= 0:
@@ -29,7 +29,7 @@ def read_budget(file: Path = FILE) -> dict[str, int]:
 
 
 def exceeded(spent: Mapping[str, float], budget: Mapping[str, int]) -> list[str]:
-    """A line for each lane that took longer than it may, or has no number."""
+    """Return a line for each lane that took longer than its budget or has none."""
     lines = []
     for lane, seconds in spent.items():
         if lane not in budget:
@@ -40,11 +40,11 @@ def exceeded(spent: Mapping[str, float], budget: Mapping[str, int]) -> list[str]
 
 
 class OtherWork:
-    """CPU seconds of processes that are not of this run, while the block runs."""
+    """Measure the CPU seconds of other processes than this run's while the block runs."""
 
     def __init__(self, marker: str) -> None:
-        """`marker`: words in the command line or the environment of all that this run starts and
-        that is nobody's child any more, as a QEMU under libvirt is."""
+        """`marker` is a text in the command line or the environment of every process that this run
+        starts and that loses its parent, as a QEMU under libvirt does."""
         self._marker = marker.encode()
         self.spent: dict[tuple[int, int], float] = {}
         """(process id, start time) -> CPU seconds since the block began."""
@@ -63,7 +63,7 @@ class OtherWork:
         self._thread.join()
 
     def is_busy(self) -> bool:
-        """Whether others used the CPUs, so that nothing can be told by the clock."""
+        """True if other processes used the CPUs so much that the clock measures nothing."""
         self.look()
         return sum(self.spent.values()) > _BUSY_SHARE * (time.monotonic() - self._begun)
 
@@ -72,7 +72,7 @@ class OtherWork:
             self.look()
 
     def look(self) -> None:
-        """Take down what each has used by now. What begins later had used nothing before."""
+        """Record what each process has used by now. A process that starts later begins at 0."""
         seen = self._seen()
         if self._before is None:
             self._before = seen
@@ -80,8 +80,8 @@ class OtherWork:
             self.spent[process] = seconds - self._before.get(process, 0.0)
 
     def _seen(self) -> dict[tuple[int, int], float]:
-        """CPU seconds of all processes but those of this run. proc_pid_stat(5): field 4 is the
-        parent, 14 and 15 are user and system time without children, 22 is the start."""
+        """Return the CPU seconds of all processes except this run's. proc_pid_stat(5): field 4 is
+        the parent, 14 and 15 are user and system time without children, 22 is the start."""
         stats = {
             int(folder.name): fields for folder in Path("/proc").glob("[0-9]*")
             if (fields := _stat(int(folder.name)))
@@ -91,7 +91,7 @@ class OtherWork:
         while more := {pid for pid, parent in parents.items() if parent in ours} - ours:
             ours |= more
         above = os.getpid()
-        while (above := parents.get(above, 0)) > 1:  # what waits for this run
+        while (above := parents.get(above, 0)) > 1:  # the processes that wait for this run
             ours.add(above)
         return {
             (pid, int(fields[19])): (int(fields[11]) + int(fields[12])) / _TICKS
@@ -101,7 +101,7 @@ class OtherWork:
 
 
 def _stat(pid: int) -> list[str]:
-    """From field 3 on; empty for a process that is gone."""
+    """Return the fields of /proc/PID/stat from field 3 on; empty for a process that is gone."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -109,7 +109,7 @@ def _stat(pid: int) -> list[str]:
 
 
 def _words(pid: int) -> bytes:
-    """Command line and environment; empty where they may not be read."""
+    """Return a process's command line and environment; empty if they are not readable."""
     try:
         return b"\0".join(
             Path(f"/proc/{pid}/{name}").read_bytes() for name in ("cmdline", "environ")

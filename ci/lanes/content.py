@@ -1,4 +1,4 @@
-"""What is in the work tree, and the digest of what a group depends on."""
+"""List the files in the work tree, and digest those that a group depends on."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ LOCKS = ("ci/requirements.lock", "ci/requirements-tests.lock")
 
 
 def files_in(top: Path) -> dict[str, str]:
-    """Path -> digest of mode and content, of every file that git tracks or would add: as it is
-    on the disk, committed or not."""
+    """Return path -> digest of mode and content for every file that git tracks or would add. Reads
+    the files from the disk, committed or not."""
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=top, check=True, capture_output=True, text=True,
@@ -22,14 +22,14 @@ def files_in(top: Path) -> dict[str, str]:
         path = top / name
         if path.is_symlink():
             digests[name] = _digest(b"link", bytes(path.readlink()))
-        elif path.is_file():  # one that was removed is not there any more
+        elif path.is_file():  # a tracked file may have been removed
             mode = b"x" if path.stat().st_mode & 0o100 else b"-"
             digests[name] = _digest(mode, path.read_bytes())
     return digests
 
 
 def digest_of(files: Mapping[str, str]) -> str:
-    """One digest of names and contents."""
+    """Return one digest of names and contents."""
     lines = "".join(f"{digest} {name}\n" for name, digest in sorted(files.items()))
     return _digest(lines.encode())[:16]
 

@@ -1,4 +1,5 @@
-"""ci/groups.toml: which tests there are with machines, and what each group of them depends on."""
+"""Read ci/groups.toml: the tests with machines, and the files that each group of them depends
+on."""
 
 from __future__ import annotations
 
@@ -15,13 +16,13 @@ FILE = ROOT / "ci/groups.toml"
 class Group:
     name: str
     tests: tuple[str, ...]
-    """Its test files, as paths from the repository's top folder."""
+    """The group's test files, as paths from the repository's top folder."""
     depends: tuple[str, ...]
-    """Files and folders that its full tests are about, its test files among them."""
+    """Files and folders that the group's full tests are about, its test files included."""
     versions: tuple[str, ...]
     """Names of `versions.VERSIONS`."""
     process: str
-    """The process that its tests run in."""
+    """Name of the process that the group's tests run in."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Groups:
     """Paths that every landing proves by itself."""
 
     def named(self, name: str) -> Group:
-        """Raises ValueError for a group that does not exist."""
+        """Return the group. Raises ValueError if it does not exist."""
         for group in self.all:
             if group.name == name:
                 return group
@@ -39,7 +40,7 @@ class Groups:
         raise ValueError(f"there is no group {name!r} in {FILE.name}; there are {known}")
 
     def processes(self, chosen: Iterable[Group]) -> dict[str, tuple[Group, ...]]:
-        """Process -> those of the chosen groups that run in it, in the order of the file."""
+        """Return process -> the chosen groups that run in it, in the order of the file."""
         wanted = {group.name for group in chosen}
         found: dict[str, tuple[Group, ...]] = {}
         for group in self.all:
@@ -48,8 +49,8 @@ class Groups:
         return found
 
     def files_of(self, group: Group, files: Mapping[str, str]) -> dict[str, str]:
-        """Of all `files` (path -> digest), those that the group depends on: its own, and those
-        that stand nowhere else."""
+        """Select from `files` (path -> digest) those that the group depends on: its own, and those
+        that no other group and no landing path lists."""
         own = {*group.depends}
         elsewhere = {*self.landing, *(path for other in self.all for path in other.depends)}
         found = {}
@@ -61,7 +62,8 @@ class Groups:
 
 
 def read_groups(file: Path = FILE) -> Groups:
-    """Raises ValueError for a set that does not exist, and for a file of two groups."""
+    """Read the groups. Raises ValueError for an unknown set and for a test file that is in two
+    groups."""
     content = tomllib.loads(file.read_text())
     sets: dict[str, list[str]] = content["sets"]
     groups = []
@@ -85,6 +87,6 @@ def read_groups(file: Path = FILE) -> Groups:
 
 
 def _places(path: str) -> list[str]:
-    """The path and every folder that it is in."""
+    """Return the path and every folder that contains it."""
     parts = path.split("/")
     return ["/".join(parts[:end]) for end in range(1, len(parts) + 1)]

@@ -1,4 +1,4 @@
-"""Which groups' full tests a landing has to run, and whether that ends in time."""
+"""Decide which groups' full tests a landing has to run, and whether it ends in time."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from ci.lanes.groups import ROOT, Group, Groups
 from ci.lanes.proofs import Proof
 
 LIMIT = 60 * 60
-"""Seconds that a landing may take with the groups that have to be proven."""
+"""Most seconds that a landing may take, with the groups that it has to prove."""
 STREAMS = 2
 Fits = Callable[[int], bool]
-"""Whether full tests of so many seconds end within LIMIT, with the rest of the landing."""
+"""True if full tests of so many seconds end within LIMIT, with the rest of the landing."""
 _UNKNOWN_SECONDS = 600
 
 
 @dataclass(frozen=True)
 class Work:
-    """Full tests of groups that are to run, and why."""
+    """Groups whose full tests have to run, by reason."""
 
     changed: tuple[Group, ...]
-    """What they depend on is not what was proven."""
+    """Groups whose dependencies differ from the proven ones."""
     drawn: tuple[Group, ...] = ()
-    """Proven, and run all the same: a false proof is found out so."""
+    """Proven groups that run all the same, to expose a false proof."""
     moved: tuple[Group, ...] = ()
-    """Proven with other versions of packages than there are today."""
+    """Groups that were proven with other versions of packages than today's."""
 
     @property
     def groups(self) -> tuple[Group, ...]:
@@ -35,7 +35,7 @@ class Work:
 
 
 def with_full_tests(groups: Groups, top: Path = ROOT) -> tuple[Group, ...]:
-    """The groups that have tests marked `full`."""
+    """Return the groups that have tests marked `full`."""
     return tuple(
         group for group in groups.all
         if any("mark.full" in (top / test).read_text() for test in group.tests)
@@ -43,7 +43,7 @@ def with_full_tests(groups: Groups, top: Path = ROOT) -> tuple[Group, ...]:
 
 
 def contents(groups: Groups, files: Mapping[str, str]) -> dict[str, str]:
-    """Group -> digest of all files that it depends on, the locked requirements among them."""
+    """Return group -> digest of all files that it depends on, the locked requirements included."""
     locks = {path: files[path] for path in LOCKS if path in files}
     return {group.name: digest_of(groups.files_of(group, files) | locks) for group in groups.all}
 
@@ -58,14 +58,14 @@ def changed_groups(
 
 
 def draw(candidates: Sequence[Group], changed: Sequence[Group], commit: str) -> tuple[Group, ...]:
-    """One of the groups that are proven, by the hash of the commit: it cannot be chosen, and the
-    same commit draws the same."""
+    """Draw one of the proven groups by the hash of the commit: nobody can choose it, and the same
+    commit draws the same group."""
     proven = [group for group in candidates if group not in changed]
     return (proven[int(commit, 16) % len(proven)],) if proven else ()
 
 
 def seconds_of(groups: Sequence[Group], proofs: Mapping[str, Proof]) -> int:
-    """What their full tests took when they were proven."""
+    """Return how long the groups' full tests took when they were proven."""
     return sum(
         proofs[group.name].seconds if group.name in proofs else _UNKNOWN_SECONDS
         for group in groups
@@ -73,7 +73,7 @@ def seconds_of(groups: Sequence[Group], proofs: Mapping[str, Proof]) -> int:
 
 
 def landing_seconds(budget: Mapping[str, int], processes: Sequence[str], full: int) -> float:
-    """Wall-clock seconds of a landing, at most: unit tests, then two streams."""
+    """Return the most wall-clock seconds that a landing takes: unit tests, then two streams."""
     return (
         budget.get("unit", 0) + (sum(budget.get(name, 0) for name in processes) + full) / STREAMS
     )
@@ -82,7 +82,8 @@ def landing_seconds(budget: Mapping[str, int], processes: Sequence[str], full: i
 def to_prove_first(
     changed: Sequence[Group], proofs: Mapping[str, Proof], fits: Fits
 ) -> list[Group]:
-    """The dearest of the changed groups, so many that the rest fits; empty when all fit."""
+    """Return the most expensive changed groups, as many as it takes for the rest to fit; empty if
+    all fit."""
     rest = sorted(changed, key=lambda group: seconds_of([group], proofs))
     first = []
     while rest and not fits(seconds_of(rest, proofs)):
@@ -97,8 +98,8 @@ def moved_groups(
     already: Sequence[Group],
     fits: Fits,
 ) -> tuple[tuple[Group, ...], tuple[Group, ...]]:
-    """Groups whose packages are not the proven ones: those for which there is time, the cheapest
-    first, and the others."""
+    """Return the groups whose packages differ from the proven ones: first those that fit into the
+    landing, the cheapest first, then the others."""
     moved = sorted(
         (group for group in candidates
          if group not in already and proofs[group.name].versions != versions[group.name]),

@@ -19,19 +19,19 @@ from pathlib import Path
 from ci.lanes.groups import ROOT
 
 _LAST_SECONDS = 120.0
-"""For a process that was interrupted: it ends its machines, and puts a metal one back."""
+"""Seconds for an interrupted process to end its machines and to put a metal one back."""
 
 
 @dataclass(frozen=True)
 class Process:
-    """One pytest to run."""
+    """One process of pytest to run."""
 
     name: str
     arguments: tuple[str, ...]
     expected: float
-    """Seconds that it took before."""
+    """Seconds that the process took before."""
     on_tmpfs: bool = False
-    """Its temporary files are in memory: tests that flush small files."""
+    """True if its temporary files are kept in memory: for tests that flush small files."""
 
 
 @dataclass
@@ -41,7 +41,7 @@ class Finished:
     log: Path
     junit: Path
     left: str
-    """What `barometer clean` found of it afterwards; empty when all is well."""
+    """Output of `barometer clean` after the process; empty if the process left nothing behind."""
 
 
 @dataclass
@@ -54,17 +54,17 @@ class _Running:
 
 @dataclass
 class Runner:
-    """Where the results go, and whom to tell."""
+    """Runs processes, with a folder for the results and a function that reports progress."""
 
     results: Path
     tell: Callable[[str], None]
     prefix: str = field(default_factory=lambda: f"bt-{os.getpid():x}-")
-    """Begins the names of its processes' folders. What these start has it in its environment or on
-    its command line: TMPDIR is below."""
+    """Prefix of the names of the processes' folders. Whatever a process starts has it in its
+    environment or on its command line, because TMPDIR is below."""
 
     def run(self, queue: Sequence[Process], at_once: int) -> Iterator[Finished]:
-        """Run all of the queue in its order; yields each as it ends. Whatever ends this call,
-        the processes end with what they started."""
+        """Run the queue in its order and yield each process as it ends. However this call ends,
+        the processes and whatever they started end with it."""
         waiting, running = [*queue], list[_Running]()
         told = time.monotonic()
         try:
@@ -91,14 +91,14 @@ class Runner:
     def _start(self, process: Process) -> _Running:
         memory = Path("/dev/shm")
         where = memory if process.on_tmpfs and os.access(memory, os.W_OK) else None
-        # short: sockets are below it, and their paths have 107 characters at most
+        # short: sockets are below it, and a socket's path has 107 characters at most
         folder = Path(tempfile.mkdtemp(prefix=self.prefix, dir=where))
         (folder / "tmp").mkdir()
         log, junit = self._files(process)
         junit.unlink(missing_ok=True)
         command = [
-            # Interrupted when this process is killed: pytest then leaves its fixtures, and these
-            # end machines.
+            # SIGINT when this process is killed: pytest then tears down its fixtures, which end
+            # machines.
             "setpriv", "--pdeathsig", "INT",
             sys.executable, "-m", "pytest", f"--junit-xml={junit}", *process.arguments,
         ]  # fmt: skip
@@ -116,7 +116,7 @@ class Runner:
 
     def _finish(self, one: _Running) -> Finished:
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(one.child.pid, signal.SIGKILL)  # what is left of its session
+            os.killpg(one.child.pid, signal.SIGKILL)  # the rest of its session
         code = one.child.wait()
         log, junit = self._files(one.process)
         left = _clean(one.folder / "state")
@@ -124,7 +124,7 @@ class Runner:
         return Finished(one.process, code, log, junit, left)
 
     def _files(self, process: Process) -> tuple[Path, Path]:
-        """Its log and its junit file."""
+        """Return the paths of the process's log and junit file."""
         name = process.name.replace(" ", "-")
         return self.results / f"{name}.log", self.results / f"{name}.xml"
 
@@ -136,7 +136,7 @@ class Runner:
 
 
 def _clean(state: Path) -> str:
-    """End what runs of a killed process left."""
+    """End what the runs of a killed process left, and return the output of `barometer clean`."""
     if not state.exists() or not any(state.iterdir()):
         return ""
     done = subprocess.run(
@@ -148,8 +148,8 @@ def _clean(state: Path) -> str:
 
 @contextmanager
 def in_background(commands: Mapping[str, Sequence[str]], log: Path) -> Iterator[Callable[[], str]]:
-    """Run the commands one after the other while the block does something else; what comes with
-    the block waits for their end, and returns the end of the output of the one that failed."""
+    """Run the commands one after the other while the block runs. The yielded function waits for
+    their end and returns the end of the failed command's output."""
     script = " && ".join(
         f"{shlex.join(['echo', name])} && {shlex.join(command)}"
         for name, command in commands.items()

@@ -1,5 +1,5 @@
-"""ci/proofs.toml: with which content each group's full tests have passed. Written by the test
-runner alone, committed with the content: a new machine knows it, too."""
+"""Read and write ci/proofs.toml: the content with which each group's full tests passed. Only the
+test runner writes it. It is committed with the content, so that a new machine knows it, too."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Proof:
 
 
 def read_proofs(file: Path = FILE) -> dict[str, Proof]:
-    """Group -> proof; empty when there is no file. Raises ValueError for a damaged one."""
+    """Return group -> proof; empty if there is no file. Raises ValueError for a damaged one."""
     if not file.exists():
         return {}
     try:
@@ -42,7 +42,7 @@ def read_proofs(file: Path = FILE) -> dict[str, Proof]:
 
 
 def write_proofs(proofs: Mapping[str, Proof], file: Path = FILE) -> None:
-    """A line for each group, written beside and renamed."""
+    """Write a line for each group to a file beside and rename it."""
     lines = "".join(
         f'{name} = {{ content = "{proof.content}", versions = "{proof.versions}",'
         f' seconds = {proof.seconds}, date = "{proof.date}" }}\n'

@@ -1,4 +1,4 @@
-"""What pytest's processes left: the outcome of each test and how long it took."""
+"""Read the results of pytest's processes: the outcome of each test and how long it took."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _SUMMARY = re.compile(r"^(?:=+ )?((?:\d+ \w+,? ?)+in [\d.]+s.*?|no tests ran in 
 @dataclass(frozen=True)
 class Case:
     file: str
-    """As a path from the repository's top folder."""
+    """Path of the test file from the repository's top folder."""
     name: str
     outcome: str
-    """passed, failed or skipped; an error while setting up or tearing down is failed."""
+    """passed, failed or skipped; an error while setting up or tearing down counts as failed."""
     seconds: float
 
 
@@ -25,11 +25,11 @@ class Case:
 class Results:
     cases: tuple[Case, ...]
     seconds: float
-    """Wall-clock seconds of the whole process, by pytest."""
+    """Wall-clock seconds of the whole process, as pytest reports them."""
 
 
 def read_junit(path: Path) -> Results:
-    """Raises ValueError for a file that is not there or cut off: the process was killed."""
+    """Read a junit file. Raises ValueError if it is missing or cut off: the process was killed."""
     try:
         suite = ET.parse(path).getroot().find("testsuite")
     except (OSError, ET.ParseError) as exc:
@@ -43,7 +43,7 @@ def read_junit(path: Path) -> Results:
             outcome = "failed"
         else:
             outcome = "skipped" if "skipped" in children else "passed"
-        # tests.lab.test_x or tests.lab.test_x.TestClass
+        # classname is tests.lab.test_x or tests.lab.test_x.TestClass
         module = re.sub(r"\.[A-Z].*", "", case.attrib["classname"])
         file = module.replace(".", "/") + ".py"
         cases.append(Case(file, case.attrib["name"], outcome, float(case.attrib["time"])))
@@ -51,13 +51,13 @@ def read_junit(path: Path) -> Results:
 
 
 def summary_of(log: str) -> str:
-    """pytest's own last line, without its frame; empty where there is none."""
+    """Return pytest's own last line, without its frame; empty if there is none."""
     found = [match[1] for line in log.splitlines() if (match := _SUMMARY.match(line))]
     return found[-1] if found else ""
 
 
 def failures_of(log: str, lines: int = 300) -> str:
-    """The part of pytest's output that tells of failures, at most so many lines of its end."""
+    """Return the part of pytest's output that reports failures, at most the last `lines` lines."""
     start = re.search(r"(?m)^=+ (ERRORS|FAILURES) =+$", log)
     return "\n".join(log[start.start() if start else 0 :].splitlines()[-lines:])
 

@@ -1,4 +1,4 @@
-"""One run of the tests, and what has come of it."""
+"""One run of the tests and its outcome."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ci.lanes.proofs import FILE, Proof, write_proofs
 from ci.lanes.results import Case, dearest, failures_of, read_junit, summary_of
 
 FULL = " full"
-"""Ends the name of a process that runs tests marked `full`."""
+"""Suffix of the name of a process that runs tests marked `full`."""
 
 
 @dataclass
@@ -26,14 +26,14 @@ class Session:
     budget: Mapping[str, int]
     runner: Runner
     is_busy: Callable[[], bool]
-    """Whether other work than this run's used the CPUs."""
+    """True if other work than this run's used the CPUs."""
     file: Path = FILE
-    """Where proofs are written."""
+    """File that the proofs are written to."""
     wrong: list[str] = field(default_factory=list)
-    """Why the run fails, a line each."""
+    """Reasons why the run fails, a line each."""
     summaries: dict[str, str] = field(default_factory=dict)
     cases: dict[str, tuple[Case, ...]] = field(default_factory=dict)
-    """Process -> its tests; of those alone that ended and left nothing behind."""
+    """Process -> its tests, only for processes that ended and left nothing behind."""
     spent: dict[str, float] = field(default_factory=dict)
     """Lane of a landing -> seconds."""
     begun: float = field(default_factory=time.monotonic)
@@ -73,8 +73,9 @@ class Session:
         now: Mapping[str, str],
         versions: Mapping[str, str],
     ) -> None:
-        """Write what was proven, and take back what turned out to be false. `content`: group ->
-        digest before the tests, `now`: after them. What was edited meanwhile is not proven."""
+        """Write the new proofs, and remove those that turned out to be false. `content` is group
+        -> digest before the tests, `now` after them. A group whose files were edited meanwhile is
+        not proven."""
         today = datetime.datetime.now(datetime.UTC).date().isoformat()
         for group in ran:
             landing, full = (self._of(group, suffix) for suffix in ("", FULL))
@@ -93,12 +94,12 @@ class Session:
             write_proofs(self.proofs, self.file)
 
     def _of(self, group: Group, suffix: str) -> list[Case]:
-        """The group's own tests of its landing process, or of its full one."""
+        """Return the group's own tests of its landing process, or of its full one."""
         cases = self.cases.get(f"{group.process}{suffix}", ())
         return [case for case in cases if case.file in group.tests]
 
     def end(self) -> int:
-        """Print the outcome; return the exit code."""
+        """Print the outcome and return the exit code."""
         elapsed = time.monotonic() - self.begun
         print("\nThe dearest tests:")
         cases = [case for some in self.cases.values() for case in some]

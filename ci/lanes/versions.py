@@ -1,7 +1,7 @@
-"""What the machines of the tests are made of that is not in the repository: the runner's QEMU,
-the packages in images, Debian's kernels of today.
+"""Digest the parts of the tests' machines that are not in the repository: the runner's QEMU, the
+packages in images, Debian's current kernels.
 
-Images are taken from the cache, and built when they are not there."""
+Images come from the cache, and are built if they are not there."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ VERSIONS: Mapping[str, Callable[[Cache], str]] = {
 
 
 def versions_digest(names: Sequence[str], cache: Cache) -> str:
-    """One digest of what `names` stand for. Raises BenchError and ScenarioError for what can be
-    neither found nor built."""
+    """Return one digest of the versions that `names` stand for. Raises BenchError and
+    ScenarioError if one can be neither found nor built."""
     text = "".join(f"{name}\n{VERSIONS[name](cache)}" for name in names)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

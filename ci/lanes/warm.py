@@ -1,10 +1,11 @@
-"""Fill the caches for the lanes that boot machines or build, in the order in which they ask.
+"""Fill the caches for the lanes that boot machines or build, in the order of their need.
 
     .venv/bin/python -m ci.lanes.warm [--full] [STEP ...]
 
 Meant to run beside the unit lane. Each step calls the product's own functions, whose locks hold
-for every process: a test that needs the same meanwhile waits for it, and builds nothing twice.
-A cached step takes a second. A step that fails ends the command with its error and exit code.
+across processes: a test that needs the same content meanwhile waits for it, and nothing is built
+twice. A cached step takes a second. A step that fails ends the command with its error and exit
+code.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def scenario_step(*overrides: str) -> Step:
 
 
 def sources_step(suite: str) -> Step:
-    """Headers and source of the suite's kernel, as its VFIO modules are built of them."""
+    """Fetch the headers and the source of the suite's kernel, for builds of its VFIO modules."""
 
     def step(cache: Cache, _progress: Progress) -> object:
         source = source_of(DebKernel(deb=CLOUD, suite=suite), cache)
@@ -72,7 +73,7 @@ FULL: Mapping[str, Step] = {
     "bookworm-host": scenario_step("host.suite=bookworm", BOOKWORM),
     "older-sources": sources_step("trixie"),
 }
-"""What tests marked `full` need besides."""
+"""Further steps for tests marked `full`."""
 
 
 def main() -> int:

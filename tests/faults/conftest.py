@@ -1,4 +1,4 @@
-"""The bench of the lab: faults are provoked in the same real machines."""
+"""Use the bench of the lab: faults are provoked in the same real machines."""
 
 from __future__ import annotations
 

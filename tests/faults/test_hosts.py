@@ -1,6 +1,6 @@
-"""What goes wrong on a machine in the middle of a trial, each provoked in a real one: what it is
-called, whom it is charged to, and that it ends soon. A fault is provoked once, and what is begun
-again because of it is left out, but for one kind."""
+"""Faults on a machine in the middle of a trial, each provoked in a real one: the reason in the
+report, whom it is charged to, and that the trial ends soon. A fault is provoked once. The repeat
+that would follow is left out, except for one kind."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ pytestmark = pytest.mark.vm
 PLAIN = 'trace.passes=["plain"]'
 QUIET = "guest.cmdline=quiet"
 MOST_SECONDS = 60.0
-"""From the fault until its trial is over."""
+"""Most seconds from the fault to the end of its trial."""
 
 
 def on_host(name: str, number: str) -> str:
-    """A script that sends a signal to the programs of that name."""
+    """Return a script that sends a signal to the programs of that name."""
     return (
         f'for p in /proc/[0-9]*; do case "$(cat $p/comm 2>/dev/null)" in {name})'
         f' kill -{number} "${{p#/proc/}}";; esac; done'
@@ -40,12 +40,13 @@ def on_host(name: str, number: str) -> str:
 
 
 def later(script: str) -> str:
-    """Run after the command that asks for it has been answered."""
+    """Return a command that runs the script after the SSH command that carries it has been
+    answered."""
     return f"(sleep 1; {script}) > /dev/null 2>&1 < /dev/null &"
 
 
 def to_qemu(number: signal.Signals) -> None:
-    """To the QEMU that the host runs in."""
+    """Send a signal to the QEMU that the host runs in."""
     ours = f"guest=barometer-{token_prefix()}"
     listed = subprocess.run(["pgrep", "-f", ours], capture_output=True, text=True, check=True)
     for pid in map(int, listed.stdout.split()):
@@ -54,12 +55,12 @@ def to_qemu(number: signal.Signals) -> None:
 
 @dataclass
 class Provoked:
-    """A fault that is provoked once, where the first guest waits for `event`."""
+    """A fault that is provoked once, when the first guest waits for `event`."""
 
     patch: pytest.MonkeyPatch
     at: float = 0.0
     over: float = 0.0
-    """When the attempt had ended."""
+    """Time at which the attempt had ended."""
 
     def __call__(self, event: str, fault: str | Callable[[], None]) -> None:
         def provoke(limits: Limits, what: str, words: str, progress: Progress) -> None:
@@ -91,7 +92,8 @@ def provoked(monkeypatch: pytest.MonkeyPatch) -> Provoked:
 
 
 def attempts(outcome: Outcome) -> list[tuple[str, str]]:
-    """Of a trial: reason and charge of each that failed, the last one included."""
+    """Return the reason and the charge of each failed attempt of a trial, the last one
+    included."""
     return [(a.reason, a.charge) for a in outcome.evidence.attempts() if a.reason]
 
 
@@ -137,7 +139,8 @@ def test_hosts_qemu_crashes_and_the_trial_is_begun_again(
 def test_hung_task_with_idle_processors_ends_the_trial_with_its_line(
     one_trial: RunOne, provoked: Provoked
 ) -> None:
-    """As a kernel prints it; the guest's QEMU is stopped, so that nothing goes on."""
+    """The line is as a kernel prints it. The guest's QEMU is stopped, so that the processors are
+    idle."""
     line = "INFO: task CPU 0/KVM:340 blocked for more than 61 seconds."
     provoked("mark", later(f"{on_host('qemu-system*', 'STOP')}; echo '<3>{line}' > /dev/kmsg"))
     outcome = one_trial(PLAIN, QUIET)
@@ -160,7 +163,7 @@ def test_guests_qemu_fails(
     shared_trial: RunOne, provoked: Provoked, monkeypatch: pytest.MonkeyPatch, event: str,
     number: str, reason: str, charge: str,
 ) -> None:  # fmt: skip
-    if event == "exit":  # it would have ended before the fault
+    if event == "exit":  # the guest would power off before the fault
         monkeypatch.setattr(guest, "_power_off", lambda _: None)
     provoked(event, on_host("qemu-system*", number))
     outcome = shared_trial(PLAIN, QUIET)
@@ -186,7 +189,7 @@ WORDS = (
 def test_words_that_anybody_can_say_are_no_marks_and_no_reports(
     one_trial: RunOne, provoked: Provoked
 ) -> None:
-    said = " ".join(WORDS[:4])  # what the kernel does not know is a word for its init
+    said = " ".join(WORDS[:4])  # a kernel passes words that it does not know to its init
     loud = "; ".join(f"echo 'x {words}' > /dev/console" for words in WORDS)
     provoked("mark", loud)
     outcome = one_trial(PLAIN, f"host.cmdline={said}", f"guest.cmdline=quiet {said}")

@@ -1,5 +1,5 @@
-"""A real bench for the vm and nested lanes: real libvirt, QEMU, kernels, SSH. Nothing is skipped:
-what is missing fails, with its name."""
+"""A real bench for the vm and nested lanes: real libvirt, QEMU, kernels, SSH. No test is skipped:
+if something is missing, the test fails and names it."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ SMALL = SCENARIOS / "small.toml"
 
 @pytest.fixture(scope="session", autouse=True)
 def own_state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Runs of this process are recorded apart from those of any other, which may be a second
-    stream of tests: `leftovers` and `barometer clean` see them alone. The test runner has its own
-    place for them, where it looks afterwards."""
+    """Keep the records of this process's runs apart from any other's, which may be a second stream
+    of tests: `leftovers` and `barometer clean` see only these. If the test runner has set a place
+    for them, it looks there afterwards."""
     if "BAROMETER_STATE" in os.environ:
         yield
         return
@@ -48,7 +48,7 @@ def own_state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def means() -> None:
-    """The programs that a lane with machines needs."""
+    """Require the programs that a lane with machines needs."""
     for program in ("qemu-system-x86_64", "mmdebstrap", "mke2fs", "ssh"):
         if shutil.which(program, path="/usr/bin:/bin:/usr/sbin:/sbin") is None:
             pytest.fail(f"this lane needs {program}; ci/setup.sh installs it")
@@ -65,7 +65,8 @@ class Outcome:
 
 
 class RunOne(Protocol):
-    """Run a trial of the small scenario's baseline with overrides; its judged result."""
+    """Runs a trial of the small scenario's baseline with overrides and returns its judged
+    result."""
 
     def __call__(
         self, *overrides: str, change: Callable[[Prepared], Prepared] = ...
@@ -74,7 +75,7 @@ class RunOne(Protocol):
 
 @pytest.fixture(scope="session")
 def shared(own_state: None, means: None) -> Iterator[tuple[BenchState, hypervisor.Connection]]:
-    """libvirt's embedded driver can be opened once in a process."""
+    """Share libvirt's embedded driver, which can be opened only once in a process."""
     with (
         bench_state() as state,
         hypervisor.embedded(state.folder / "libvirt", Cache().folder("libvirt")) as libvirt,
@@ -118,8 +119,8 @@ def one_trial(
 
 @pytest.fixture(scope="session")
 def kept_host(shared: tuple[BenchState, hypervisor.Connection]) -> Iterator[NestedMachine]:
-    """The host that the tests of a session share, one after the other: as long as they ask for the
-    same one, it is booted once."""
+    """The host that the tests of a session share, one after the other. It is booted once, as long
+    as they ask for the same host."""
     before = leftovers()
     nested = NestedMachine()
     yield nested
@@ -133,7 +134,7 @@ def shared_trial(
     shared: tuple[BenchState, hypervisor.Connection],
     kept_host: NestedMachine,
 ) -> RunOne:
-    """Run one trial on the host that tests share. It may not leave anything on it."""
+    """Run one trial on the shared host. It may not leave anything on it."""
     folders = (tmp_path / f"run-{number}" for number in itertools.count(1))
 
     def run(*overrides: str, change: Callable[[Prepared], Prepared] = lambda p: p) -> Outcome:
@@ -147,14 +148,14 @@ def shared_trial(
 
 @pytest.fixture(scope="session")
 def metal(tmp_path_factory: pytest.TempPathFactory, means: None) -> Iterator[StandIn]:
-    """The stand-in metal machine; who uses it leaves it on its own kernel, as it was."""
+    """The stand-in metal machine. A test that uses it leaves it on its own kernel, as it was."""
     with standin(tmp_path_factory.mktemp("metal")) as machine:
         yield machine
 
 
 def leftovers() -> set[str]:
-    """Every process, shared-memory file and temporary folder of the runs whose state folder is
-    this process's BAROMETER_STATE. Other runs on this machine do not count."""
+    """List every process, shared-memory file and temporary folder of the runs whose state folder
+    is this process's BAROMETER_STATE. Other runs on this machine do not count."""
     prefix = f"barometer-{token_prefix()}"
     listed = subprocess.run(
         ["ps", "-eo", "pid=,args="], capture_output=True, text=True, check=True
@@ -166,6 +167,6 @@ def leftovers() -> set[str]:
 
 
 def with_release(prepared: Prepared, release: str) -> Prepared:
-    """The same images, with a baseline kernel that is said to be another."""
+    """Return the same images, with a baseline kernel that claims another release."""
     kernel = replace(prepared.kernels["baseline"], release=release)
     return replace(prepared, kernels={**prepared.kernels, "baseline": kernel})

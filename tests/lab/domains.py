@@ -1,4 +1,4 @@
-"""Domains of somebody else's: persistent, with a serial port in a file."""
+"""Domains that belong to somebody else: persistent, with a serial port in a file."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from orchestrator.bench.hypervisor import Connection, Domain
 
 
 def define(libvirt: Connection, guest: GuestDomain, serial: str, *, managed: bool) -> Domain:
-    """`serial`: the file. `managed`: libvirt binds the devices to vfio-pci."""
+    """Define a persistent domain. `serial` is the file of its serial port. If `managed`, libvirt
+    binds the devices to vfio-pci."""
     domain = ET.fromstring(guest_xml(guest))
     for event in ("on_poweroff", "on_reboot", "on_crash"):
         domain.remove(domain.find(event))  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Runs of barometer on the stand-in metal machine, as a user has them: a process of its own."""
+"""Runs of barometer on the stand-in metal machine, as a user has them: each in its own process."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ passes = ["plain", "counts"]
 GUEST_BOOT = (
     SCENARIO.replace('workload = "map"\n', "")
     .replace("[map]\nrepeats = 2\n", "")
-    .replace('address = "metal"', 'address = "operator@metal"')  # who becomes root by sudo
+    .replace('address = "metal"', 'address = "operator@metal"')  # becomes root by sudo
     + """
 [guest]
 kernel = {{ deb = "linux-image-cloud-amd64", suite = "trixie" }}
 """
 )
-# Everything of the machine that a run may change and has to put back: a line each, sorted.
+# Everything on the machine that a run may change and has to put back: a line each, sorted.
 _STATE = r"""
 uname -r; cat /proc/cmdline
 find /var/lib/barometer /run/barometer* /etc/systemd/system /lib/modules /boot /var/log/libvirt \
@@ -68,7 +68,7 @@ pgrep -a qemu; mount | grep /lib/modules
 
 
 def state_of(machine: StandIn) -> str:
-    """What a run may change. Equal before and after."""
+    """Return what a run may change. It is equal before and after."""
     return machine.ssh("PATH=$PATH:/usr/sbin\n" + _STATE)
 
 
@@ -80,7 +80,8 @@ def scenario_for(machine: StandIn, folder: Path, text: str = SCENARIO) -> Path:
 
 @dataclass
 class Running:
-    """A command of barometer's; its stages as they begin, with the time."""
+    """A barometer command that runs, with its lines and their times. A line is printed when a
+    stage begins."""
 
     process: subprocess.Popen[str]
     lines: list[tuple[float, str]] = field(default_factory=list)
@@ -89,7 +90,8 @@ class Running:
         return sum(said == line for _, said in self.lines) >= occurrence
 
     def wait_until(self, line: str, occurrence: int, within: float) -> bool:
-        """Whether it got there before it ended."""
+        """Wait until the line came. False if the command ended first or `within` seconds have
+        passed."""
         deadline = time.monotonic() + within
         while not self.began(line, occurrence):
             if self.process.poll() is not None or time.monotonic() > deadline:
@@ -103,8 +105,9 @@ class Running:
 
 @contextmanager
 def barometer(*arguments: str | Path, env: dict[str, str] | None = None) -> Iterator[Running]:
-    """The command, in a session of its own; killed with all it started when the block is left.
-    Its lines are printed then, with the seconds at which they came."""
+    """Run the command in a session of its own while the block runs, and then wait for its end. If
+    the block fails, kill it with everything it started. Prints its lines at the end, each with the
+    seconds at which it came."""
     began = time.monotonic()
     process = subprocess.Popen(
         [sys.executable, "-m", "orchestrator.cli", *map(str, arguments)],
@@ -135,7 +138,7 @@ def barometer(*arguments: str | Path, env: dict[str, str] | None = None) -> Iter
 
 
 def done(*arguments: str | Path, accept: Sequence[int] = (0,), within: float = 1800) -> str:
-    """What a command says, that ends by itself."""
+    """Run a command that ends by itself and return its output."""
     with barometer(*arguments) as running:
         try:
             code = running.process.wait(within)

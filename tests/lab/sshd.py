@@ -1,4 +1,4 @@
-"""A real sshd on this machine, with keys of its own: it knows nothing of this machine's
+"""A real sshd on this machine, with keys of its own and nothing of this machine's
 configuration."""
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def free_port() -> int:
 
 
 def server_in(folder: Path, *options: str) -> Server:
-    """Its files. `options`: further lines of its configuration."""
+    """Write the server's files. `options` are further lines of its configuration."""
     server = Server(free_port(), RunKeys.make(), folder)
     host_key = folder / "host_key"
     host_key.touch(mode=0o600)
@@ -57,11 +57,11 @@ def server_in(folder: Path, *options: str) -> Server:
 
 @contextlib.contextmanager
 def serving(server: Server) -> Iterator[Server]:
-    """It runs during the block."""
+    """Keep the server running while the block runs."""
     if not SSHD.exists():
         pytest.fail(f"the ssh lane needs {SSHD}; ci/setup.sh --tests installs openssh-server")
     if os.geteuid() == 0:
-        Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # where sshd separates privileges
+        Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # sshd's privilege separation needs it
     with (server.folder / "log").open("w") as log:
         process = subprocess.Popen(
             [SSHD, "-D", "-e", "-f", server.folder / "sshd_config"],

@@ -1,4 +1,5 @@
-"""Questions in a few words: a series on a kernel that is built, a broken one, a bisection."""
+"""`barometer ab` and `bisect` from the command line: a series on a kernel that is built, a broken
+series, a bisection."""
 
 from __future__ import annotations
 
@@ -81,7 +82,7 @@ def test_a_series_that_panics_is_charged_to_its_arm(tmp_path: Path, means: None)
 
 
 def repository(folder: Path, commits: int, bad: int) -> Path:
-    """A repository of one file, in which one of the commits makes unmaps slower."""
+    """Make a repository of one file, in which the commit `bad` makes unmaps slower."""
 
     def git(*args: str) -> None:
         author = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
@@ -120,7 +121,7 @@ def bisect(tree: Path, out: Path) -> list[str]:
 
 
 def test_a_bisection_finds_its_commit_by_measuring(tmp_path: Path, means: None) -> None:
-    """One that is neither of those that it was given."""
+    """The commit is neither of the two that the bisection starts from."""
     before = leftovers()
     tree, out = repository(tmp_path / "tree", 2, 1), tmp_path / "out"
     state = files_of_git(tree)
@@ -158,7 +159,7 @@ def test_a_bisection_goes_on_after_an_interrupt(tmp_path: Path, means: None) -> 
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     print(done.stdout, done.stderr)
     assert done.returncode == 0
-    assert steps()[: len(first)] == first  # what was measured is not measured again
+    assert steps()[: len(first)] == first  # finished measurements are not repeated
     assert json.loads((out / "bisect.json").read_text())["first_bad"]["subject"] == "step 6"
     assert len([step for step in steps() if step["role"] not in ("good", "bad")]) == 3
     assert files_of_git(tree) == state

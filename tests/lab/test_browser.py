@@ -1,5 +1,5 @@
-"""The HTML report in a real Chromium: nothing is loaded, nothing is an error, everybody can read
-it. Times are printed, not held to anything: the machine may be busy."""
+"""The HTML report in a real Chromium: it loads nothing, raises no error, and everybody can read
+it. Times are printed, but no limit applies: the machine may be busy."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ def chromium() -> Iterator[Browser]:
 
 
 class Reports:
-    """HTML reports in files, each made when it is asked for first."""
+    """HTML reports in files, each made on its first use."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     def __getitem__(self, name: str) -> Path:
-        """Of the recorded run `name`, or of a made-up one that has everything."""
+        """Return the report of the recorded run `name`, or of the made-up run `everything`."""
         path = self._folder / f"{name}.html"
         if not path.exists():
             made = everything() if name == "everything" else recorded(RECORDED / name)
@@ -88,7 +88,7 @@ def report(request: pytest.FixtureRequest, reports: Reports) -> Path:
 
 
 class Seen:
-    """A page, and what it did that it should not."""
+    """A page and its faults: messages, errors, dialogs and requests."""
 
     def __init__(self, context: BrowserContext, report: Path) -> None:
         self.page = context.new_page()
@@ -104,7 +104,7 @@ class Seen:
             self.faults.append(url)
 
     def all_drawn(self) -> Page:
-        """The page, once each of its charts came into view."""
+        """Scroll every chart into view, wait until it is drawn, and return the page."""
         for chart in self.page.locator(".chart").all():
             chart.scroll_into_view_if_needed()
             chart.and_(self.page.locator("[data-drawn]")).wait_for()
@@ -140,7 +140,7 @@ def test_charts_have_what_the_page_has(chromium: Browser, reports: Reports) -> N
     with chromium.new_context() as context:
         page = Seen(context, reports["everything"]).all_drawn()
         chart = page.locator("#metric-0")
-        # both arms, the control, and the one by the interval
+        # both arms, the control, and the point with the interval
         assert chart.locator(".scatterlayer .points path").count() == 3 * 12 + 1
         assert chart.locator(".scatterlayer .js-line").count() == 3
         assert page.locator("#timeline .barlayer .point").count() >= 2 * 4

@@ -1,7 +1,8 @@
-"""Kernels, really built from source: the build root, the configuration, the series, the proof.
+"""Kernels that are really built from source: the build root, the configuration, the series, the
+proof.
 
-What is the same of every source is tested of a whole kernel and of one that is pared down to a
-second of compiling.
+Tests that apply to every source run on a whole kernel and on one that is pared down to a second of
+compiling.
 """
 
 from __future__ import annotations
@@ -74,18 +75,19 @@ class Sources:
         return materialised(self.kernel(*series, config=config), self.cache, Progress(), tag)
 
     def logs(self) -> dict[Path, int]:
-        """Those of builds, with the times at which they were written."""
+        """Return the build logs with their modification times."""
         return {p: p.stat().st_mtime_ns for p in self.cache.folder("build-logs").iterdir()}
 
     @property
     def at_once(self) -> int:
-        """Compilers that run at one time, at least, while a series of one file is built. The
+        """Least number of compilers that run at one time while a series of one file is built. The
         series of a whole kernel has no other file to compile."""
         return min(2, len(os.sched_getaffinity(0))) if self.pared is not None else 1
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """No object is finished during the block. A whole kernel takes long enough by itself."""
+        """Let no object be finished while the block runs. A whole kernel takes long enough by
+        itself."""
         trees = self.cache.folder("worktrees").glob("*/work") if self.pared is not None else ()
         holds = [work / "hold" for work in trees]
         for hold in holds:
@@ -99,7 +101,7 @@ class Sources:
 
 @pytest.fixture(scope="module")
 def pared(tmp_path_factory: pytest.TempPathFactory) -> Sources:
-    """Its cache is its own, but for the build root."""
+    """A source with a cache of its own, which shares only the build root."""
     folder = tmp_path_factory.mktemp("pared")
     build_root(Cache())
     (folder / "cache").mkdir()
@@ -169,7 +171,7 @@ def test_series_makes_another_kernel_and_the_base_comes_back(
 
 
 def test_what_was_compiled_before_comes_from_ccache(pared: Sources, tmp_path: Path) -> None:
-    """The base that is built once more, after a series has changed a header."""
+    """The base is built once more after a series has changed a header."""
     log = tmp_path / "log"
 
     def hits() -> int:
@@ -187,7 +189,7 @@ def test_what_was_compiled_before_comes_from_ccache(pared: Sources, tmp_path: Pa
 
 
 def test_base_that_comes_out_otherwise_is_the_benchs_failure(pared: Sources) -> None:
-    """Its series leaves a file among the objects, which the base takes then."""
+    """The series leaves a file among the objects, and the base is then built with it."""
     base = pared.built(tag="base")
     with pytest.raises(BenchError) as caught:
         pared.built("bad/leaves-a-file.patch")
@@ -197,7 +199,7 @@ def test_base_that_comes_out_otherwise_is_the_benchs_failure(pared: Sources) -> 
 
 
 def test_compiler_says_why_it_does_not_build(base: KernelBundle, sources: Sources) -> None:
-    checked(sources.kernel("bad/does-not-compile.patch"), sources.cache)  # it applies
+    checked(sources.kernel("bad/does-not-compile.patch"), sources.cache)  # the patch applies
     with pytest.raises(ScenarioError) as caught:
         sources.built("bad/does-not-compile.patch")
     assert caught.value.reason == "build-failed"
@@ -230,7 +232,7 @@ def test_kernel_before_the_series_can_be_configured(whole: Sources) -> None:
 def test_nothing_goes_on_when_the_runner_ends(
     base: KernelBundle, sources: Sources, tmp_path: Path, number: signal.Signals
 ) -> None:
-    interrupted, tag = sources.kernel("slower-map"), secrets.token_hex(2)  # built by no run before
+    interrupted, tag = sources.kernel("slower-map"), secrets.token_hex(2)  # never built before
     asked = [type(interrupted).__name__, interrupted.model_dump_json(), tag]
     said = tmp_path / "stderr"
     with sources.held(), said.open("w") as file:
@@ -253,7 +255,7 @@ def test_nothing_goes_on_when_the_runner_ends(
         while left := [found for found in processes().values() if found.namespace == build]:
             assert time.monotonic() < deadline, left
             time.sleep(0.1)
-    # what it left half done does not reach the next build
+    # what the ended run left half done does not reach the next build
     found = materialised(interrupted, sources.cache, Progress(), tag)
     assert found.provenance["base_built"] == base.provenance["built"]
     remove_tree(found.vmlinuz.parent)
@@ -263,12 +265,12 @@ def test_nothing_goes_on_when_the_runner_ends(
 class Process:
     parent: str
     namespace: str
-    """Of its PIDs."""
+    """PID namespace of the process."""
     name: str
 
 
 def processes() -> dict[str, Process]:
-    """All of this machine, by their PIDs."""
+    """Return all processes of this machine by their PIDs."""
     listed = subprocess.run(
         ["ps", "-eo", "pid=,ppid=,pidns=,comm="], capture_output=True, text=True, check=True
     ).stdout
@@ -277,11 +279,11 @@ def processes() -> dict[str, Process]:
 
 
 def build_of(runner: int, at_once: int) -> str | None:
-    """The PID namespace in which a runner has so many compilers at work."""
+    """Return the PID namespace in which `runner` has at least `at_once` compilers at work."""
     found = processes()
     namespaces = []
     for process in found.values():
-        if process.name not in ("cc1", "sleep"):  # held up, it sleeps
+        if process.name not in ("cc1", "sleep"):  # a compiler that is held up sleeps
             continue
         above = process
         while above.parent in found and above.parent != str(runner):
@@ -298,7 +300,7 @@ def test_killed_root_leaves_no_mounts(tmp_path: Path) -> None:
             assert process.poll() is None
             time.sleep(0.1)
         hook = int(found[0].read_text())
-        assert str(tmp_path) in Path(f"/proc/{hook}/mounts").read_text()  # what may be left
+        assert str(tmp_path) in Path(f"/proc/{hook}/mounts").read_text()  # may be left
         subprocess.run(["pkill", "-KILL", "--session", str(os.getsid(hook))], check=True)
         assert process.wait(60)
     assert str(tmp_path) not in Path("/proc/self/mounts").read_text()

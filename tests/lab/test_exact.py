@@ -1,4 +1,4 @@
-"""Numbers that are the same every time: exact hosts, on real kernels, with a small BAR."""
+"""Exact hosts on real kernels, with a small BAR: the numbers are the same every time."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_one_kernel_is_equal_to_itself_whatever_the_load(tmp_path: Path, means: 
                               "expect={bar_map_seconds='equivalent'}",
                               "trials={until={max_pairs=4}, control=true}")  # fmt: skip
     assert code == 0
-    # counts need no more than a block of two pairs
+    # for counts, one block of two pairs is enough
     assert [loaded["arms"][arm]["trials"]["measured"] for arm in loaded["arms"]] == [2, 2]
     assert {m["control"]["verdict"] for m in loaded["metrics"].values()} == {"equivalent"}
     assert {m["verdict"] for m in loaded["metrics"].values()} == {"equivalent"}
@@ -90,7 +90,7 @@ def test_one_kernel_is_equal_to_itself_whatever_the_load(tmp_path: Path, means: 
 def test_trials_that_share_a_host_count_the_same_as_those_that_do_not(
     tmp_path: Path, means: None
 ) -> None:
-    """AB BA: the candidate's trials follow one another, the baseline's do not."""
+    """The order is AB BA: the candidate's trials follow one another, the baseline's do not."""
     before = leftovers()
     two = ('trace.passes=["plain", "counts"]', PATCHED, "trials={pairs = 2, warm_up = false}",
            "expect={bar_map_seconds='equivalent'}")  # fmt: skip

@@ -1,4 +1,5 @@
-"""Failures told apart, each provoked in a real machine. Failures of guests share one host."""
+"""Failures with different causes, each provoked in a real machine and told apart. Failures of
+guests share one host."""
 
 from __future__ import annotations
 
@@ -24,8 +25,7 @@ pytestmark = pytest.mark.vm
 
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A guest that is ended may take its time on a busy machine: the next test is to have its
-    host."""
+    """Give a guest more time to end on a busy machine, so that the next test can have its host."""
     monkeypatch.setattr(nested, "_GUESTS", Deadlines(end=60.0, hurried=1.0))
 
 
@@ -54,7 +54,7 @@ def test_a_host_whose_initramfs_fails_says_why(one_trial: RunOne) -> None:
 
 
 def test_parameter_that_a_module_does_not_take_is_the_benchs_failure(one_trial: RunOne) -> None:
-    # on its kernel's command line, so this host is its own
+    # the parameter is on the kernel's command line, so this test has a host of its own
     setting = 'parameters={"vfio_iommu_type1.disable_hugepages" = "maybe"}'
     outcome = one_trial(f"arms.baseline.{setting}")
     assert (outcome.result.kind, outcome.result.reason) == ("invalid", "setting-refused")
@@ -132,7 +132,7 @@ _STOP_ALL = (
 def test_a_guest_that_cannot_be_destroyed_is_left_to_the_end_of_its_host(
     one_trial: RunOne, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its QEMU hung in its exit, and with it libvirt's virDomainDestroy, for ever."""
+    """The guest's QEMU hangs in its exit, and with it libvirt's virDomainDestroy, for ever."""
     began: list[float] = []
 
     def stop(host: Host, *_: Any) -> None:

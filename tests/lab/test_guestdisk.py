@@ -27,7 +27,7 @@ SECONDS = 180.0
 
 
 def firmware(name: str, folder: Path) -> list[str]:
-    """QEMU's arguments for it; SeaBIOS is its default."""
+    """Return QEMU's arguments for the firmware; SeaBIOS is its default."""
     if name == "bios":
         return []
     files = ["usr/share/OVMF/OVMF_CODE_4M.fd", "usr/share/OVMF/OVMF_VARS_4M.fd"]

@@ -1,4 +1,4 @@
-"""The keeper over a real sshd: on a machine that is made up, which is all that it can reach."""
+"""The keeper over a real sshd, on a made-up machine, which is all that it can reach."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def machine() -> Iterator[Machine]:
 
 @pytest.fixture
 def shell(server: Server, machine: Machine) -> Iterator[Shell]:
-    """Its commands run on the machine that is made up, as sudo would run them as root."""
+    """A shell whose commands run on the made-up machine, as sudo would run them as root."""
     names = ("BAROMETER_ROOT", "ROOT", "PATH")
     become = ("/usr/bin/env", *(f"{name}={os.environ[name]}" for name in names), "/bin/sh", "-c")
     with connection(server) as opened:

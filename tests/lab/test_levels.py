@@ -1,5 +1,5 @@
-"""Every reason for a mapping level that is not the best, provoked on a real host and named. What
-can be had on one host is: those of a patched kernel, and those of 6.12."""
+"""Every reason for a mapping level that is not the best, provoked on a real host and named.
+Reasons that need the same kernel, a patched one or 6.12, share a host."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def sysfs(path: str, value: str) -> str:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, means: None) -> Path:
-    """The kernel of 6.12 as somebody has it who built it."""
+    """The 6.12 kernel in a folder, as if a user had built it."""
     package = materialised(
         DebKernel(deb="linux-image-cloud-amd64", suite="trixie"), Cache(), Progress()
     )
@@ -94,7 +94,7 @@ def test_disabled_hugepages_of_type1_are_named(shared_trial: RunOne) -> None:
 
 
 def test_a_setting_of_one_trial_is_not_the_next_ones(shared_trial: RunOne) -> None:
-    """What both tests before this one set is put back: on one host, without a boot between."""
+    """The settings of the two tests before this one are put back, on one host without a reboot."""
     first = shared_trial(*MAP, PATCHED, sysfs(DISABLE, "Y"))
     second = shared_trial(*MAP, PATCHED)
     assert [levels(outcome)["full/1GiB"].best for outcome in (first, second)] == [False, True]
@@ -115,7 +115,7 @@ def test_a_kernel_from_a_folder_without_the_series_is_measured_and_named(
 def test_the_hosts_policy_is_named_where_the_kernel_applies_it(
     shared_trial: RunOne, folder: Path
 ) -> None:
-    # v6.12 did, of its stable releases those up to 6.12.107 at least; 6.12.117 does not
+    # v6.12 applies it, in its stable releases up to 6.12.107 at least; 6.12.117 does not
     kernel = f"arms.baseline.kernel={{dir = '{folder}'}}"
     level = levels(shared_trial(*MAP, kernel, sysfs(THP, "never")))["full/1GiB"]
     expected: dict[str | None, list[str]] = {"4KiB": ["thp-sysfs"], "1GiB": ["no-series"]}
@@ -136,10 +136,10 @@ def test_an_iommu_without_superpages_is_named(one_trial: RunOne) -> None:
 
 @pytest.mark.full
 def test_a_qemu_that_does_not_align_is_named(one_trial: RunOne) -> None:
-    # Debian 12's QEMU 7.2 takes the address that the kernel gives
+    # Debian 12's QEMU 7.2 uses the address that the kernel returns
     outcome = one_trial(
         "host.suite=bookworm", "device.bar=1GiB", 'trace.passes=["timing"]', PATCHED
     )
     level = levels(outcome)["guest-0"]
-    # by chance, one time in several, that address fits
+    # one time in several, that address fits by chance
     assert ("qemu-unaligned" in reasons(level)) == (level.leaf != "1GiB")

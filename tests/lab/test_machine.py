@@ -1,5 +1,5 @@
-"""The stand-in metal machine does what a real one does: what the lane `metal` builds upon. Guests
-are on it in the full lane alone."""
+"""The stand-in metal machine behaves as a real one: the lane `metal` relies on this. Only the full
+lane runs guests on it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.metal
 
 DEVICE = "/sys/bus/pci/devices/0000:01:00.0"
 SHARED = "/sys/bus/pci/devices/0000:05:01.0"
-# Writes 0x10 to QEMU's isa-debug-exit port, and loops: exit code 0x10 * 2 + 1.
+# Writes 0x10 to QEMU's isa-debug-exit port and loops: exit code 0x10 * 2 + 1.
 SECTOR = bytes([0xB0, 0x10, 0xE6, 0xF4, 0xF4, 0xEB, 0xFD]).ljust(510, b"\0") + b"\x55\xaa"
 
 
@@ -24,7 +24,7 @@ def test_users_network_and_init(metal: StandIn) -> None:
     assert "libvirt" in metal.ssh("id -nG", user="operator").split()
     with pytest.raises(AssertionError, match="255"):
         metal.ssh("true", user="nobody")
-    metal.ssh("! timeout 3 bash -c 'echo > /dev/tcp/10.0.2.2/22'")  # it reaches nothing
+    metal.ssh("! timeout 3 bash -c 'echo > /dev/tcp/10.0.2.2/22'")  # the network reaches nothing
 
 
 def test_the_device_has_its_bar_and_a_group_of_its_own(metal: StandIn) -> None:
@@ -59,7 +59,7 @@ def test_libvirt_answers_over_ssh(metal: StandIn, user: str, tmp_path: Path) -> 
     program.chmod(0o700)
     connection = libvirt.open(f"qemu+ssh://{user}@metal/system?command={program}&no_tty=1")
     try:
-        assert connection.getVersion() >= 10_000_000  # QEMU's: MAJOR * 1000000
+        assert connection.getVersion() >= 10_000_000  # QEMU's version: MAJOR * 1000000
         assert "<domain type='kvm'/>" in connection.getCapabilities()
     finally:
         connection.close()

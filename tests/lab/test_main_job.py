@@ -35,13 +35,13 @@ def test_an_a_b_of_two_debian_kernels_finds_the_series(tmp_path: Path, means: No
     assert comparison["verdict"] == "improved"
     for arm in (baseline, candidate):
         assert arm["trials"] == {"measured": 1, "failed": 0, "invalid": 0}
-    # a page a lookup against a leaf a lookup: 256 MiB has no 1 GiB leaf
+    # one page per lookup against one leaf per lookup: 256 MiB has no 1 GiB leaf
     assert baseline["metrics"]["pfn_lookups_per_map"]["samples"] == [pages(BAR)]
     assert candidate["metrics"]["pfn_lookups_per_map"]["samples"] == [lookups(BAR)["2MiB"]]
     maps = [arm["metrics"]["bar_maps_per_boot"]["samples"] for arm in (baseline, candidate)]
     assert maps[0] == maps[1] != [0]
     assert comparison["metrics"]["bar_map_seconds"]["ratio"] < 1 / 10
-    # the machine was the same for both, as far as anybody looked; only the kernels differ
+    # the machine was the same for both, as far as the conditions show; only the kernels differ
     conditions = comparison["conditions"]
     assert all(difference["planned"] for difference in conditions["differences"])
     assert {"runner.qemu", "host.qemu", "host.clocksource", "guest.kernel.release"} <= {
@@ -64,7 +64,8 @@ def test_an_a_b_of_two_debian_kernels_finds_the_series(tmp_path: Path, means: No
 
 
 def _is_explained(run: Path, trial: str, maps: float) -> None:
-    """The whole boot is in phases, and all that takes time in a map or an unmap is in a part."""
+    """Assert that phases cover the whole boot, and parts all that takes time in a map or an
+    unmap."""
     said = subprocess.run(
         [BAROMETER, "timeline", str(run / "trials" / trial), "--json"],
         capture_output=True, text=True, check=True,
@@ -72,7 +73,7 @@ def _is_explained(run: Path, trial: str, maps: float) -> None:
     [timeline] = json.loads(said.stdout)["boots"]
     assert timeline["attributed_share"] >= 0.98
     operations = timeline["operations"]
-    # what the processor was taken away for, on a busy machine, is in no part of a short one
+    # on a busy machine, time without the processor is in no part of a short operation
     assert all(o["attributed_share"] >= 0.95 for o in operations if o["seconds"] > 0.1)
     spent = sum(o["seconds"] for o in operations)
     assert sum(o["seconds"] * o["attributed_share"] for o in operations) >= 0.95 * spent

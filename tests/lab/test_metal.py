@@ -1,4 +1,4 @@
-"""Runs on a machine that barometer did not make: a VM plays it, known by its SSH address alone."""
+"""Runs on a machine that barometer did not make: a VM that is known by its SSH address alone."""
 
 from __future__ import annotations
 
@@ -31,20 +31,20 @@ def outcome(out: Path, trial: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Killed:
-    """A run that was killed, on a machine that has come home by itself."""
+    """A run that was killed, on a machine that has since rebooted by itself."""
 
     out: Path
     process: int
     refused: str
-    """What a second runner printed while it lived."""
+    """Output of a second runner while the first one lived."""
     before: str
-    """State of the machine before it."""
+    """State of the machine before the run."""
 
 
 @pytest.fixture(scope="module")
 def killed(metal: StandIn, tmp_path_factory: pytest.TempPathFactory) -> Killed:
-    """By a one-shot entry of GRUB it boots a kernel whose memory does not do (an older one gets
-    by with as much), and then one that is well: there it is killed."""
+    """Boot with one-shot entries of GRUB: first a kernel with too little memory (an older kernel
+    boots with as much), then a working one. Kill the run under the latter."""
     folder = tmp_path_factory.mktemp("killed")
     before, out = state_of(metal), folder / "run"
     scenario = scenario_for(metal, folder)
@@ -64,7 +64,7 @@ def killed(metal: StandIn, tmp_path_factory: pytest.TempPathFactory) -> Killed:
 
 
 def test_kernel_without_memory_fails_and_the_run_goes_on(killed: Killed) -> None:
-    """Its entry has expired when the machine restarts."""
+    """The one-shot entry of the failed kernel has expired when the machine restarts."""
     failed = outcome(killed.out, "0001-baseline")
     assert (failed["kind"], failed["reason"]) == ("failed", "host-panic")
     said = (killed.out / "trials/0001-baseline/host/console.log").read_text()
@@ -79,7 +79,8 @@ def test_second_runner_is_told_who_holds_the_machine(killed: Killed) -> None:
 def test_machine_whose_runner_is_killed_is_put_back_by_the_next_run(
     metal: StandIn, killed: Killed, tmp_path: Path
 ) -> None:
-    """Before that looks at what it is asked for, and cannot do."""
+    """The next run asks for a device that it cannot have. It puts the machine back before it
+    checks that."""
     assert metal.ssh("uname -r") in killed.before
     disk = 'device={kind="hostdev", address="0000:02:00.0", bar="1MiB"}'
     said = done("run", scenario_for(metal, tmp_path), "--out", tmp_path / "run", "--set", disk,
@@ -141,7 +142,7 @@ def test_doctor_says_what_the_machine_can_do(metal: StandIn) -> None:
 def test_kernels_without_network_or_memory_fail_and_the_run_goes_on(
     metal: StandIn, tmp_path: Path
 ) -> None:
-    """They are booted by a one-shot entry of GRUB, which has expired when the machine restarts."""
+    """A one-shot entry of GRUB boots them. It has expired when the machine restarts."""
     before, out = state_of(metal), tmp_path / "run"
     done("run", scenario_for(metal, tmp_path), "--out", out, *COUNTS, "--set", "host.boot=grub",
          "--set", "arms.baseline.cmdline=module_blacklist=virtio_net",
@@ -160,8 +161,8 @@ def test_kernels_without_network_or_memory_fail_and_the_run_goes_on(
 @pytest.mark.full
 def test_kernel_that_hangs_is_ended_by_the_watchdog(metal: StandIn, tmp_path: Path) -> None:
     before, out = state_of(metal), tmp_path / "run"
-    text = SCENARIO.replace("deadline = 300", "deadline = 450")  # it bites after 240 s
-    # a shell that waits for input: nothing loads the watchdog's driver, which would stop it
+    text = SCENARIO.replace("deadline = 300", "deadline = 450")  # the watchdog bites after 240 s
+    # the shell waits for input: nothing loads the watchdog's driver, which would stop it
     with barometer("run", scenario_for(metal, tmp_path, text), "--out", out, *COUNTS,
                    "--set", "host.cmdline=rdinit=/bin/sh") as running:  # fmt: skip
         assert running.wait_until("host: boot ...", 2, within=1200), running.text()

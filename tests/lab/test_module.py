@@ -40,7 +40,7 @@ def built(one: ModuleKernel, cache: Cache) -> KernelBundle:
 
 
 def in_folder(folder: Path, source: DebSource, name: str, text: str) -> Path:
-    """A folder with one of the package's files, to which `text` is added."""
+    """Make a folder with one of the package's files, with `text` appended."""
     place = folder / name
     place.parent.mkdir(parents=True, exist_ok=True)
     room = str(Path(name).parent)
@@ -54,7 +54,7 @@ def test_a_parameter_more(cache: Cache) -> None:
     assert found.release == stock.release
     assert found.digest != stock.digest
     assert found.vmlinuz.read_bytes() == stock.vmlinuz.read_bytes()
-    # the module is in the place of the package's, and all else is the package's
+    # the module is beside the place of the package's module; all others are the package's
     ours = {p.relative_to(found.modules).as_posix() for p in found.modules.rglob("*.ko*")}
     theirs = {p.relative_to(stock.modules).as_posix() for p in stock.modules.rglob("*.ko*")}
     assert ours - theirs == {PLACE}
@@ -65,7 +65,7 @@ def test_a_parameter_more(cache: Cache) -> None:
     assert new.info["vermagic"] == old.info["vermagic"]
     assert found.swapped == {"vfio_iommu_type1": new.srcversion}
     assert new.srcversion != old.srcversion
-    # what was built of the unchanged source is what is in the package
+    # the unchanged source builds what is in the package
     facts = found.provenance["modules"][TYPE1]
     assert facts["stock"]["srcversion"] == old.srcversion
     assert facts["stock"]["code"] == old.code_digest
@@ -205,7 +205,7 @@ def test_a_series_that_does_not_compile(cache: Cache) -> None:
 def test_another_source_than_the_packages_is_refused(
     cache: Cache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The proof fails when the source is not what the package was built of."""
+    """The proof fails if the package was built from another source."""
     one = kernel("stride-clamp")
     other = kernel("placebo")
     found = built(other, cache)

@@ -1,4 +1,4 @@
-"""A profile of a domain that was there before, on a host that is known by its SSH address."""
+"""A profile of a domain that existed before, on a host that is known by its SSH address."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def defined(host: Host, libvirt: Connection, devices: Sequence[BoundDevice]) -> 
 
 
 def left(host: Host) -> str:
-    """What of a profile is on the host."""
+    """List what a profile left on the host."""
     return host.shell.run(
         f"ls -d {profiler.TRACEFS}/instances/{profiler.INSTANCE} 2> /dev/null;"
         f" grep {profiler.GROUP} {profiler.TRACEFS}/kprobe_events; :"
@@ -66,7 +66,8 @@ def on_a_host(
     check: Callable[[Host, Domain], None],
     *overrides: str,
 ) -> None:
-    """Run `check` on a real host with a domain defined, which is gone with its log afterwards."""
+    """Run `check` on a real host with a domain defined, and remove the domain and its log
+    afterwards."""
 
     def boots(
         host: Host, devices: Sequence[BoundDevice], scenario: Scenario, *_: Any, keys: RunKeys,
@@ -138,7 +139,7 @@ def test_a_setting_a_reboot_and_a_killed_profile_are_seen(
         domain.destroy()
         domain.start()
 
-        # a real reset, which this guest does not do by ACPI
+        # a real reset, because this guest does not reboot by ACPI
         monkeypatch.setattr(Domain, "reboot", lambda self: self.monitor("system_reset"))
         again = record(Asked(NAME, URI, host.scratch / "ssh_config", reboot=True), Progress())
         again.save(tmp_path / "reboot")

@@ -1,5 +1,5 @@
-"""orchestrator.bench.remote against a real sshd, under a configuration of the real ssh. As an
-ordinary user everything goes through a stand-in for sudo, which changes nothing but a variable."""
+"""orchestrator.bench.remote against a real sshd, under a configuration of the real ssh. For an
+ordinary user every command goes through a stand-in for sudo, which only sets a variable."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def program(path: Path, text: str) -> None:
 
 @pytest.fixture(scope="module")
 def sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """It has keys of two kinds, and programs of its own in bin/."""
+    """A server with keys of two kinds, and programs of its own in bin/."""
     folder = tmp_path_factory.mktemp("sshd")
     (folder / "bin").mkdir()
     subprocess.run(
@@ -51,7 +51,7 @@ def sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture(autouse=True)
 def programs(sshd: Server) -> Iterator[Path]:
-    """The server's; as an ordinary user's, sudo is one of them."""
+    """Folder of the server's programs; for an ordinary user it contains sudo."""
     folder = sshd.folder / "bin"
     if os.geteuid() != 0:
         program(folder / "sudo", SUDO)
@@ -62,7 +62,7 @@ def programs(sshd: Server) -> Iterator[Path]:
 
 @dataclass(frozen=True)
 class Runner:
-    """What a runner has in files: for an alias of the server, "machine"."""
+    """A runner's files for "machine", an alias of the server."""
 
     server: Server
     folder: Path
@@ -92,7 +92,7 @@ class Runner:
 
 @pytest.fixture
 def runner(sshd: Server, tmp_path: Path) -> Runner:
-    """It knows the server, and has the key that lets it in."""
+    """A runner that knows the server and has a key to log in."""
     made = Runner(sshd, tmp_path)
     made.has("id", sshd.keys.runner)
     made.knows_key(sshd.keys.host)
@@ -184,12 +184,12 @@ def test_identity_with_a_passphrase_is_said_to_be_of_no_use(runner: Runner) -> N
 
 @contextlib.contextmanager
 def agent(folder: Path, identity: Path) -> Iterator[Path]:
-    """The socket of an ssh-agent that has a key."""
+    """Run an ssh-agent with a key while the block runs, and yield its socket."""
     address = folder / "agent"
     with subprocess.Popen(["ssh-agent", "-D", "-a", address], stdout=subprocess.PIPE) as process:
         try:
             assert process.stdout is not None
-            process.stdout.readline()  # it says where it listens when it does
+            process.stdout.readline()  # the agent prints its address once it listens
             subprocess.run(
                 ["ssh-add", "-q", identity], check=True,
                 env={**os.environ, "SSH_AUTH_SOCK": str(address)},
@@ -219,7 +219,7 @@ def test_port_that_nobody_serves_is_no_ssh_server(runner: Runner) -> None:
 
 
 def test_machine_that_listens_and_says_nothing_is_waited_for_only_so_long(runner: Runner) -> None:
-    """A kernel that hangs may still take connections."""
+    """A kernel that hangs may still accept connections."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
         runner.knows(f"[127.0.0.1]:{port} {runner.server.keys.host.public_line}")
@@ -231,7 +231,7 @@ def test_machine_that_listens_and_says_nothing_is_waited_for_only_so_long(runner
 
 @pytest.fixture
 def ordinary(programs: Path) -> Path:
-    """The user is nobody in particular, by what `id -u` says."""
+    """`id -u` prints an ordinary user's number."""
     program(programs / "id", "#!/bin/sh\necho 1000\n")
     return programs
 
@@ -270,7 +270,8 @@ def link(runner: Runner) -> Iterator[Link]:
 
 
 def kill(shell: Shell) -> None:
-    """The sshd process of this one connection: the parent of the user's shell, or of sudo's."""
+    """Kill the sshd process of this one connection: the parent of the user's shell, or of
+    sudo's."""
     find = (
         'pid=$PPID; while [ "$(cat /proc/$pid/comm)" != sshd ]; do'
         " pid=$(cut -d' ' -f4 /proc/$pid/stat); done; kill -9 $pid; sleep 5"
@@ -336,7 +337,7 @@ def client(endpoint: Endpoint, folder: Path) -> subprocess.CompletedProcess[str]
 
 
 def test_real_ssh_program_is_let_in_under_another_name(runner: Runner, tmp_path: Path) -> None:
-    """As libvirt calls it."""
+    """The call is the one that libvirt makes."""
     done = client(runner.endpoint(), tmp_path)
     assert (done.returncode, done.stdout, done.stderr) == (0, "in\n", "")
 

@@ -57,7 +57,7 @@ def shell(sshd: Server) -> Iterator[Shell]:
 
 
 def soon(condition: Path) -> bool:
-    """Whether a file appears."""
+    """True if the file appears within SECONDS."""
     deadline = time.monotonic() + SECONDS
     while not condition.exists() and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -140,7 +140,7 @@ print(next(line.split()[1] for line in status.splitlines() if "VmHWM" in line))
 
 
 def test_flood_does_not_fill_the_memory(tmp_path: Path) -> None:
-    """Of a process that does nothing else."""
+    """The memory is measured in a process that does nothing else."""
     done = subprocess.run(
         [sys.executable, "-c", _FLOODED, tmp_path],
         cwd=ROOT, capture_output=True, text=True, timeout=120, check=True,
@@ -203,8 +203,8 @@ def test_input_that_nobody_reads_is_a_lost_connection(shell: Shell) -> None:
 
 @contextlib.contextmanager
 def stopped(shell: Shell) -> Iterator[None]:
-    """The server of this one connection takes and says nothing."""
-    # OpenSSH 9.8 has a process for each session, whose parent runs as root beside it
+    """Stop the server of this one connection: it accepts input and sends nothing."""
+    # OpenSSH 9.8 has a process for each session, and its parent runs as root beside it
     pids = shell.run("ps -o ppid= -p $PPID; echo $PPID").stdout.split()
     servers = [
         int(pid) for pid in pids
@@ -231,7 +231,7 @@ def test_server_that_is_stopped_is_found_once(
         started = time.monotonic()
         with pytest.raises(ConnectionLostError):
             shell.run(["true"], stdin=bytes(50_000_000), timeout=1)
-        with pytest.raises(ConnectionLostError):  # asked whether it is there, and dropped
+        with pytest.raises(ConnectionLostError):  # the shell checks the connection and drops it
             shell.run(["true"], timeout=60)
         assert not shell.alive()
         with pytest.raises(ConnectionLostError), shell.stream(["true"], timeout=60):
@@ -363,7 +363,7 @@ def test_machine_behind_the_machine_is_reached_through_it(shell: Shell, sshd: Se
 
 
 def test_the_key_of_a_lab_may_do_all_that_is_needed_and_open_no_other_port(sshd: Server) -> None:
-    """With the options that ci/README.md gives a key of barometer's own."""
+    """The options are those that ci/README.md recommends for a key of barometer's own."""
     line = next(
         line for line in (ROOT / "ci/README.md").read_text().splitlines() if "restrict," in line
     )

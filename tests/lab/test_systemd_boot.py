@@ -35,7 +35,7 @@ def link(uefi: StandIn) -> Iterator[remote.Link]:
 
 @pytest.fixture(scope="module")
 def keeper(uefi: StandIn, link: remote.Link) -> Iterator[Keeper]:
-    """Its lease is given back, and the machine is as before."""
+    """A keeper with a lease, which is released at the end. The machine is then as before."""
     before = state_of(uefi)
     keeper = Keeper(link.shell)
     keeper.acquire([MACHINE], "a test", ttl=600)
@@ -68,7 +68,7 @@ def test_it_can_boot_a_kernel_once(keeper: Keeper) -> None:
 @pytest.mark.parametrize(
     ("change", "undo", "why"),
     [
-        # systemd-boot has the last by name first, and those with a sort-key before
+        # systemd-boot takes the last entry by name, but entries with a sort-key come first
         pytest.param(
             "cd {esp}/loader/entries; for own in *; do mv $own /root; done;"
             " sed /sort-key/d /root/*.conf > arch.conf",
@@ -76,7 +76,7 @@ def test_it_can_boot_a_kernel_once(keeper: Keeper) -> None:
             "systemd-boot would take barometer-[0-9]+ for the machine's default",
             id="would-be-default",
         ),
-        # its clusters are taken, though nothing is written to them
+        # the file's clusters are allocated, though nothing is written to them
         pytest.param(
             "touch {esp}/full; fallocate --keep-size --length 495MiB {esp}/full", "rm {esp}/full",
             "/boot/efi has [0-9] MiB of room, and the kernel with its initramfs needs 17 MiB",

@@ -1,4 +1,4 @@
-"""Boots that are not what they seem to be, each provoked for real; and other ways to boot."""
+"""Boots that are not what they seem to be, each provoked for real, and other ways to boot."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_a_boot_from_disk_of_two_devices_on_a_host_with_a_slow_clock(one_trial: 
     assert {"boot loader", "userspace: systemd"} <= {phase.name for phase in timeline.phases}
     assert timeline.systemd["userspace"] < timeline.systemd["finish"]
     assert timeline.attributed_share > 0.98
-    # what a busy runner takes between two records of a short step is in no part of it
+    # time that a busy runner takes between two records of a short step is in no part of it
     assert all(s.attributed_share > 0.95 for s in timeline.steps if s.seconds > 0.02)
     spent = sum(step.seconds for step in timeline.steps)
     assert sum(s.seconds * s.attributed_share for s in timeline.steps) > 0.95 * spent

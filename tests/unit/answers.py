@@ -1,4 +1,4 @@
-"""What the map agent answers, made up: maps of a BAR at 0x380000000000 whose numbers agree."""
+"""Made-up answers of the map agent: maps of a BAR at 0x380000000000 whose numbers agree."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Hits = Mapping[tuple[int, ...], int]
 
 
 def histogram(event: str, hits: Hits) -> str:
-    """As tracefs has it."""
+    """Format a histogram as tracefs does."""
     rows = "".join(f"{{ {_keys(event, keys)} }} hitcount: {n:>10}\n" for keys, n in hits.items())
     return (
         f"# event histogram\n#\n\n{rows}\nTotals:\n    Hits: {sum(hits.values())}\n"
@@ -44,7 +44,7 @@ def sample(
     unmap_ns: int = 2_000_000,
     iommu_table_pages: int | None = 0,
 ) -> dict[str, Any]:
-    """A map and an unmap through `leaves`; `counts` is what the kernel's probes were hit by."""
+    """A map and an unmap through `leaves`. `counts` are the hits of the kernel's probes."""
     pages = size // PAGE
     faults = {(ORDERS[name], NOPAGE): n for name, n in leaves.items()} if state != "warm" else {}
     lookups = {(LEAVES[name] // PAGE,): n for name, n in leaves.items()} if series else {}
@@ -67,7 +67,7 @@ def point(
     states: Iterable[str] = ("cold", "warm"),
     **how: Any,
 ) -> dict[str, Any]:
-    """A size and alignment; its first map makes the page tables."""
+    """A size and alignment. Its first map makes the page tables."""
     return {
         "name": name, "address": ADDRESS + skew, "bytes": size, "mapping_bytes": size,
         "vm_flags": ["rd", "wr", "sh", "pf", "io"],
@@ -82,7 +82,7 @@ def answer(
     *points: dict[str, Any], counted: bool = True, huge_fault: bool = True, **changes: Any
 ) -> dict[str, Any]:
     """A pass of map.json. `counted`: the histograms were read after each sample, and grow.
-    `huge_fault`: they have the order of the faults."""
+    `huge_fault`: they include the order of the faults."""
     first = point("warm-up", GIB, {"1GiB": 1}, states=["cold"])
     whole = copy.deepcopy([first, *points])
     total: dict[str, Counter[tuple[int, ...]]] = {event: Counter() for event in EVENTS}
@@ -109,7 +109,7 @@ def map_pass(*points: dict[str, Any], **how: Any) -> MapPass:
 
 
 def place_of(one: dict[str, Any], **changes: Any) -> tuple[Place, MapPass]:
-    """One place of a counts pass, and the pass."""
+    """Return one place of a counts pass, and the pass."""
     found = map_pass(one, **changes)
     return found.places[0], found
 
@@ -119,13 +119,13 @@ def by_1gib(size: int = 32 * GIB, **how: Any) -> dict[str, Any]:
 
 
 def by_2mib(size: int = 32 * GIB, **how: Any) -> dict[str, Any]:
-    """Skewed by 2 MiB: 132 kB of page tables for 32 GiB."""
+    """A point that is skewed by 2 MiB: 132 kB of page tables for 32 GiB."""
     count = size // LEAVES["2MiB"]
     tables = PAGE * (size // GIB + 1)
     return point("full/2MiB", size, {"2MiB": count}, skew=2 << 20, tables=tables, **how)
 
 
 def by_4kib(size: int = 32 * GIB, **how: Any) -> dict[str, Any]:
-    """Skewed by 4 KiB."""
+    """A point that is skewed by 4 KiB."""
     tables = PAGE * (size // LEAVES["2MiB"] + 1 + size // GIB + 1)
     return point("full/4KiB", size, {"4KiB": size // PAGE}, skew=PAGE, tables=tables, **how)

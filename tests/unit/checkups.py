@@ -21,7 +21,7 @@ def recorded(name: str) -> Raw:
 
 
 def server(*changes: Change) -> Raw:
-    """A machine with nothing in the way, but for these changes."""
+    """Return a machine with nothing in the way, except for these changes."""
     raw = recorded("gpu-server")
     for change in changes:
         change(raw)
@@ -29,7 +29,7 @@ def server(*changes: Change) -> Raw:
 
 
 def of_server(*changes: Change, needs: Needs | None = None) -> dict[str, Finding]:
-    """By name; of several of a name the worst."""
+    """Return the findings by name, of each name the worst."""
     found = findings(server(*changes), needs or Needs(USES))
     return {finding.name: finding for finding in reversed(found)}
 

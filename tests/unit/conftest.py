@@ -1,9 +1,11 @@
-"""Property tests have no deadline (a runner may be busy with emulated machines) and keep no
-database beside the checkout. In CI they try the same examples every time: what they find new is
-found at a desk, not in somebody's unrelated change. HYPOTHESIS_PROFILE is `desk`, which tries
-fewer, or `full`, which tries more.
+"""Settings of property tests, and the mark of slow tests.
 
-Tests that slow.txt names are marked `slow`. A new test is none until the next measurement."""
+Property tests have no deadline (a runner may be busy with emulated machines) and keep no database
+beside the checkout. In CI they try the same examples every time, so that a new failure is seen at
+a desk, not in somebody's unrelated change. HYPOTHESIS_PROFILE is `desk`, which tries fewer
+examples, or `full`, which tries more.
+
+Tests in slow.txt are marked `slow`. A new test is not among them until the next measurement."""
 
 from __future__ import annotations
 

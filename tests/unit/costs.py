@@ -1,6 +1,7 @@
-"""What each unit test costs: CPU seconds of this process and of the children it waited for,
-seconds in which it waited for anything but a core, and the number of processes it started. They
-become properties of the test in a junit file, from which `ci/bench/slowest.py` writes slow.txt."""
+"""Measure what each unit test costs: CPU seconds of this process and of the children it waited
+for, seconds in which it waited for anything but a core, and the number of processes it started.
+They become properties of the test in a junit file, from which `ci/bench/slowest.py` writes
+slow.txt."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ from typing import Any, NamedTuple
 import pytest
 
 STARTS = frozenset({"subprocess.Popen", "os.posix_spawn", "os.fork", "os.forkpty", "os.system"})
-"""Audit events of a process that starts others. `subprocess` reports one alone."""
+"""Audit events of a process that starts others. `subprocess` raises only one of them."""
 
 _started = 0
 
@@ -29,11 +30,11 @@ def _count(event: str, _: tuple[Any, ...]) -> None:
 class _Clocks(NamedTuple):
     wall: float
     own_cpu: float
-    """Seconds this thread ran."""
+    """Seconds that this thread ran."""
     queued: float
-    """Seconds it could have run, and another had the core."""
+    """Seconds that it could have run while another thread had the core."""
     cpu: float
-    """Seconds of all threads, and of children that were waited for."""
+    """CPU seconds of all threads, and of children that were waited for."""
     started: int
 
 
@@ -45,14 +46,14 @@ def _clocks() -> _Clocks:
 
 
 class Costs:
-    """A plug-in of pytest."""
+    """A pytest plug-in that records the costs."""
 
     def __init__(self) -> None:
         sys.addaudithook(_count)
         self._before = _clocks()
         self._starting: set[tuple[str, str]] = set()
         """Fixtures of a wider scope that started processes, by the node they belong to and their
-        name. They do so for the first test alone, but would for each that ran without it."""
+        name. Only the first test starts them, but any other test would if it ran alone."""
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logstart(self) -> None:

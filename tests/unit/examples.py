@@ -1,4 +1,4 @@
-"""How many examples a property test tries that is dear, or cheap: a share of the profile's."""
+"""Set how many examples an expensive or cheap property test tries, as a share of the profile's."""
 
 from __future__ import annotations
 

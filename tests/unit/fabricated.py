@@ -1,5 +1,5 @@
-"""A trial of the map workload on an exact host, made up: a 4 GiB BAR at three sizes and three
-alignments, in whose evidence every number agrees."""
+"""A made-up trial of the map workload on an exact host: a 4 GiB BAR at three sizes and three
+alignments. All numbers of its evidence agree."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ IOCTL = "vfio_iommu_type1_ioctl"
 WALK = "iommu_iova_to_phys"
 EMPTY_NS = 1000
 MAP_OWN, UNMAP_OWN = 5000, 1000
-"""Instructions of the ioctl itself. With what it calls they are what the plain pass measures."""
+"""Instructions of the ioctl itself. Together with those of its callees they are the plain pass's
+measurement."""
 
 
 def scenario_of_it(*overrides: str) -> Scenario:
@@ -35,7 +36,8 @@ def scenario_of_it(*overrides: str) -> Scenario:
 
 
 def place(name: str, *, series: bool, probes: int = 0) -> dict[str, Any]:
-    """SIZE/ALIGNMENT, with costs of the size that a lab found. `probes`: what they add."""
+    """Make the place SIZE/ALIGNMENT, with costs of the size measured in a lab. `probes` is what
+    probes add."""
     spelled, _, alignment = name.partition("/")
     size, skew = SIZES[spelled], 0 if alignment == "1GiB" else LEAVES[alignment]
     mapping = Mapping(ADDRESS + skew, BAR_ADDRESS, size)
@@ -59,7 +61,7 @@ def map_trial(
     number: int = 2,
     **facts: Any,
 ) -> Path:
-    """The evidence of a trial, not sealed yet."""
+    """Write the evidence of a trial. It is not sealed yet."""
     trial = folder / f"{number:04d}-{arm}"
     host = trial / "host"
     host.mkdir(parents=True)
@@ -109,8 +111,9 @@ def _tracer(host: Path, label: str, clock: str, hits: dict[str, int]) -> None:
 
 
 def trace(states: list[str]) -> str:
-    """A warm-up and one map and unmap for each state: 10 us pinning and 2 us iommu_map of a map
-    of 16 us; 400 us walking of an unmap of 500 us."""
+    """Make a trace of a warm-up, and of one map and unmap for each state. A map takes 16 us, of
+    which pinning takes 10 us and iommu_map 2 us; an unmap takes 500 us, of which walking takes 400
+    us."""
     lines = ["# tracer: nop"]
     at = 300_000_000_000
 
@@ -138,7 +141,7 @@ def trace(states: list[str]) -> str:
 
 
 def _profile(host: Path, *, series: bool) -> None:
-    """The map as a whole where it is short, and an unmap from two small ones and a window."""
+    """Write the profile: a short map as a whole, and an unmap from two small ones and a window."""
     logged: list[dict[str, Any]] = []
 
     def log(operation: str, size: int, state: str, window: bool, **functions: int) -> None:

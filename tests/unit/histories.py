@@ -1,4 +1,4 @@
-"""Git repositories whose commits are known by their subjects."""
+"""Git repositories whose commits are identified by their subjects."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ def git(folder: Path, *arguments: str, stdin: str = "") -> str:
 def history(
     folder: Path, parents: Mapping[str, Sequence[str]], files: Mapping[str, str] | None = None
 ) -> dict[str, str]:
-    """A repository with a commit for each subject, whose parents come before it; subject -> id.
-    The last is what master has; nothing is checked out. A commit changes the file `common`, or
-    the one that `files` has for it. Every commit is a tag, too."""
+    """Make a repository with a commit for each subject, listed after its parents; return subject
+    -> id. master is at the last one; nothing is checked out. A commit changes the file `common`,
+    or the one that `files` has for it. Every commit has a tag, too."""
     subprocess.run(["git", "init", "-q", "-b", "master", folder], check=True)
     marks = {subject: number for number, subject in enumerate(parents, 1)}
     stream = []
@@ -37,5 +37,5 @@ def history(
 
 
 def straight(folder: Path, number: int) -> dict[str, str]:
-    """Commits c0, c1, ... one after the other."""
+    """Make commits c0, c1, ... one after the other."""
     return history(folder, {f"c{i}": [f"c{i - 1}"] if i else [] for i in range(number)})

@@ -1,4 +1,4 @@
-"""Stand-ins for what a host is known by: its shell, and what is asked before it is changed."""
+"""Stand-ins for a host: its shell, and the object through which it is changed."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ _PLACES = r"(?<![\w.}*$/-])/(?=(?:sys|proc|etc|lib/modules|var/lib|dev/kvm)\b)"
 
 
 class HostShell(Here, Shell):
-    """Runs here what the host is to run, where its files are in a folder, and those of its
-    programs that are made up in `programs` there."""
+    """Runs a host's commands here. The host's files are in a folder, and made-up versions of some
+    programs are in its `programs`."""
 
     name = "host"
 
@@ -41,7 +41,7 @@ class HostShell(Here, Shell):
 
 
 class Recorded:
-    """Changes that are noted in `log`, where what the host then does may be noted, too."""
+    """Records changes in `log`, where a test may also record what the host then does."""
 
     def __init__(self, log: list[str]) -> None:
         self.log = log

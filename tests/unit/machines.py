@@ -1,6 +1,6 @@
-"""Machines as their /sys and /proc look, laid out in a folder for guests/agents/survey.py.
+"""Machines' /sys and /proc, laid out in a folder for guests/agents/survey.py.
 
-python -m tests.unit.machines      writes anew what the agent says of them
+python -m tests.unit.machines      writes the agent's answers for them anew
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Machine:
         (self.root / path.lstrip("/")).mkdir(parents=True, exist_ok=True)
 
     def link(self, path: str, target: str) -> None:
-        """As sysfs has them: relative."""
+        """Make a relative link, as sysfs has them."""
         at = self.root / path.lstrip("/")
         at.parent.mkdir(parents=True, exist_ok=True)
         at.symlink_to(os.path.relpath(target, Path(path).parent))
@@ -62,11 +62,12 @@ class Machine:
         group: int | None = None,
         **files: object,
     ) -> None:
-        """`kind`: base class, subclass, interface. `under`: the bridge that it is behind."""
+        """Add a PCI function. `kind` is base class, subclass, interface. `under` is the bridge
+        above it."""
         root = f"pci{address.rpartition(':')[0]}"
         above = self._paths[under] if under else f"/sys/devices/{root}"
         if under and under.split(":", maxsplit=1)[0] != address.split(":", maxsplit=1)[0]:
-            above += f"/{root}"  # the root bus of a domain of its own
+            above += f"/{root}"  # the root bus of its own domain
         path = self._paths[address] = f"{above}/{address}"
         vendor, device = ids.split(":")
         lines = [(bars or {}).get(index, (0, 0, 0)) for index in range(7)]
@@ -109,7 +110,7 @@ class Machine:
     def interface(
         self, name: str, address: str = "", *, flags: int = 0x1003, upper: Sequence[str] = ()
     ) -> None:
-        """Without an address one that is made of others."""
+        """Add a network interface. Without an address it is made of others."""
         above = self._paths[address] if address else "/sys/devices/virtual"
         path = f"{above}/net/{name}"
         self.file(f"{path}/flags", f"{flags:#x}")
@@ -120,7 +121,8 @@ class Machine:
     def disk(
         self, name: str, path: str, number: str, parts: Mapping[str, str], **holders: Sequence[str]
     ) -> None:
-        """`parts`: partition -> major:minor; `holders`: of the disk or of a partition."""
+        """Add a disk. `parts` is partition -> major:minor. `holders` are those of the disk or of a
+        partition."""
         for block, at, dev in [
             (name, path, number),
             *((part, f"{path}/{part}", dev) for part, dev in parts.items()),
@@ -135,7 +137,7 @@ class Machine:
         self.link(f"/sys/block/{name}", path)
 
     def node(self, path: str, name: str, number: str) -> None:
-        """A character device of a device at `path`, /dev/NAME."""
+        """Add the character device /dev/NAME of a device at `path`."""
         self.file(f"{path}/uevent", f"MAJOR=1\nDEVNAME={name}")
         self.link(f"/sys/dev/char/{number}", path)
 
@@ -172,7 +174,7 @@ def _gpu(machine: Machine, address: str, under: str, start: int, **more: Any) ->
 
 def gpu_server(root: Path) -> Machine:
     """Two graphics cards behind a switch, one in use; root on LVM on NVMe, two NICs as a bond with
-    a VLAN, the console on the board's BMC. Over SSH, as somebody who has sudo."""
+    a VLAN, the console on the board's BMC. The agent runs over SSH, for a user who has sudo."""
     m = Machine(root)
     m.iommus("dmar0", "dmar1")
     _bridge(m, "0000:36:01.0", group=30)
@@ -215,7 +217,8 @@ def gpu_server(root: Path) -> Machine:
 
 
 def _system_nvme(m: Machine) -> None:
-    """With the multipath of the kernel's driver, and another that nothing is on."""
+    """Add NVMe disks with the multipath of the kernel's driver, and another disk that nothing
+    uses."""
     for number, address in enumerate(("0000:01:00.0", "0000:02:00.0")):
         port = f"0000:00:1{number}.0"
         _bridge(m, port, group=14 + number)
@@ -273,8 +276,9 @@ def _framebuffer(m: Machine, name: str, address: str) -> None:
 
 
 def workstation(root: Path) -> Machine:
-    """Its only graphics card is the console, and has a desktop on it; a BAR of 256 MiB that could
-    be larger. A btrfs on two SATA disks, one of them also in a ZFS pool; a NIC with IPv6 alone."""
+    """Its only graphics card is the console and has a desktop on it; the card's BAR of 256 MiB
+    could be larger. A btrfs on two SATA disks, one of them also in a ZFS pool; a NIC with IPv6
+    alone."""
     m = Machine(root)
     m.iommus("ivhd0")
     m.function("0000:00:01.0", "1022:1632", 0x060000, group=0, reset_method=None)
@@ -350,7 +354,7 @@ def laptop(root: Path) -> Machine:
 
 
 def without_iommu(root: Path) -> Machine:
-    """A card that would do, and no IOMMU."""
+    """A suitable card, but no IOMMU."""
     m = Machine(root)
     m.iommus()
     _bridge(m, "0000:00:01.0")
@@ -359,8 +363,8 @@ def without_iommu(root: Path) -> Machine:
 
 
 def virtual_function(root: Path) -> Machine:
-    """One port of a NIC has two virtual functions. The first is free, a guest has the other; a
-    third is of a port whose functions share a group."""
+    """One port of a NIC has two virtual functions: the first is free, a guest has the other. A
+    third belongs to a port whose functions share a group."""
     m = Machine(root)
     m.iommus("dmar0")
     _bridge(m, "0000:00:02.0", group=1)
@@ -385,7 +389,7 @@ def virtual_function(root: Path) -> Machine:
 
 def unassigned(root: Path) -> Machine:
     """Firmware had no room for the BAR. Another card is bound to vfio-pci, free, and cannot be
-    reset. A RAID of which one disk is behind a controller of Intel's VMD, and a NIC that is up."""
+    reset. One disk of a RAID is behind an Intel VMD controller; a NIC is up."""
     m = Machine(root)
     m.iommus("dmar0")
     for number, address in enumerate(("0000:01:00.0", "0000:02:00.0")):
@@ -422,7 +426,7 @@ MACHINES: dict[str, Callable[[Path], Machine]] = {
 
 
 def survey_of(root: Path) -> dict[str, Any]:
-    """What the agent says of the machine that is laid out in a folder."""
+    """Return the agent's survey of the machine in a folder."""
     surveyor = agent("survey")
     vars(surveyor)["ROOT"] = os.path.realpath(root)
     said: dict[str, Any] = json.loads(json.dumps(surveyor.survey()))

@@ -1,4 +1,4 @@
-"""Trials for judging: a small one recorded at 1 GiB, copied and altered. Its traced boot is of
+"""Trials for judging: a small one recorded at 1 GiB, copied and altered. Its traced boot is from
 another boot of the same host."""
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ PAGES = BAR // 4096
 
 
 def copied(tmp_path: Path, name: str = MEASURED, under: str = "") -> Path:
-    """A copy of a recorded trial that a test may change."""
+    """Copy a recorded trial, so that a test may change it."""
     target = tmp_path / (under or name)
     shutil.copytree(RUN / "trials" / name, target)
     return target
 
 
 def copied_run(folder: Path) -> Path:
-    """A run of two trials, with a plain and a traced boot each, in `folder`. Its candidate is
+    """Make a run of two trials in `folder`, with a plain and a traced boot each. Its candidate is
     better."""
     folder.mkdir()
     for name in ("scenario.toml", "plan.json"):
@@ -41,7 +41,7 @@ def copied_run(folder: Path) -> Path:
 
 
 def sealed(folder: Path, **facts: Any) -> TrialDir:
-    """The trial as if its files had been collected the way they are now."""
+    """Seal the trial as if its files had been collected in their present state."""
     manifest = json.loads((folder / MANIFEST).read_text()) | facts
     manifest["files"] = {
         path.relative_to(folder).as_posix(): sha256_file(path)
@@ -53,14 +53,14 @@ def sealed(folder: Path, **facts: Any) -> TrialDir:
 
 
 def read(path: Path) -> str:
-    """A text, compressed or not."""
+    """Read a text file, compressed or not."""
     return (
         gzip.decompress(path.read_bytes()).decode() if path.suffix == ".gz" else path.read_text()
     )
 
 
 def rewrite(path: Path, change: Callable[[str], str]) -> None:
-    """Change a text; it is an error when that changes nothing."""
+    """Change a text file. Raises AssertionError if nothing changes."""
     before = read(path)
     after = change(before)
     assert after != before, f"{path} is what it was"
@@ -71,8 +71,8 @@ def rewrite(path: Path, change: Callable[[str], str]) -> None:
 
 
 def unpatched(tmp_path: Path, name: str = "0001-baseline", seconds: float = 0.5) -> TrialDir:
-    """The recorded trial as an unpatched kernel leaves it: one lookup for each page, and maps
-    that take `seconds`."""
+    """Make the recorded trial look as if an unpatched kernel made it: one lookup for each page,
+    and maps that take `seconds`."""
     trial = copied(tmp_path, under=name)
     rewrite(trial / "host/hist-lookup.txt", page_by_page)
     snapshots(trial, lookup=page_by_page)
@@ -85,13 +85,13 @@ def unpatched(tmp_path: Path, name: str = "0001-baseline", seconds: float = 0.5)
 
 
 def page_by_page(histogram: str) -> str:
-    """Lookups of a whole BAR as lookups of its pages."""
+    """Turn lookups of a whole BAR into lookups of its pages."""
     whole = histogram.replace(f"ret: {PAGES:>10}", "ret:          1")
     return re.sub(r"(hitcount: +|Hits: )(\d+)", lambda m: f"{m[1]}{int(m[2]) * PAGES}", whole)
 
 
 def snapshots(trial: Path, **changes: Callable[[str], str]) -> None:
-    """Change the histograms that were read after each sample, by event."""
+    """Change, by event, the histograms that were read after each sample."""
 
     def changed(text: str) -> str:
         whole = json.loads(text)
@@ -104,12 +104,12 @@ def snapshots(trial: Path, **changes: Callable[[str], str]) -> None:
 
 
 def samples(whole: dict[str, Any]) -> list[dict[str, Any]]:
-    """Of map.json, those of the counts pass; the first is of the warm-up."""
+    """Return the samples of map.json's counts pass; the first is the warm-up's."""
     return [s for point in whole["passes"]["counts"]["points"] for s in point["samples"]]
 
 
 def slow_maps(trace: str, seconds: float) -> str:
-    """Every map of the BAR returns `seconds` after it began."""
+    """Let every map of the BAR return `seconds` after it began."""
     lines = trace.splitlines()
     started: float | None = None
     for number, line in enumerate(lines):

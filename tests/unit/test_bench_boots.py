@@ -1,4 +1,4 @@
-"""ci/bench/boots.py: what a host's row says of it."""
+"""ci/bench/boots.py: the row of a host."""
 
 from __future__ import annotations
 

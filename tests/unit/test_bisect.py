@@ -33,7 +33,7 @@ def from_(first: int, before: float = 0.011, after: float = 0.022) -> Says:
 
 
 class Fake:
-    """A bench that measures what it is told to, and remembers what it was asked."""
+    """A bench that returns prescribed measurements and records the requests."""
 
     def __init__(self, says: Says) -> None:
         self._says = says
@@ -79,7 +79,7 @@ class Fixture:
 
 @pytest.fixture(scope="module")
 def linux(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """64 commits after the first, c0."""
+    """A repository with 64 commits after the first, c0."""
     folder = tmp_path_factory.mktemp("linux")
     straight(folder, COUNT)
     return folder
@@ -92,7 +92,8 @@ def fixture(linux: Path, tmp_path: Path) -> Fixture:
 
 @pytest.fixture(scope="module")
 def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Eight commits after the first, for tests to which the search does not matter."""
+    """A repository with eight commits after the first, for tests to which the search does not
+    matter."""
     folder = tmp_path_factory.mktemp("few")
     straight(folder, 9)
     return folder
@@ -216,7 +217,7 @@ INTERRUPTED = skipping(3, 4)
 
 @pytest.fixture(scope="module")
 def asked(few: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """What a bisection asks for that nothing interrupts."""
+    """The commits that an uninterrupted bisection measures."""
     bench = Fake(INTERRUPTED)
     Fixture(few, tmp_path_factory.mktemp("reference") / "out", last="c8").run(bench)
     assert len(bench.asked) == 2 + STEPS
@@ -247,7 +248,7 @@ def test_interrupted_bisection_goes_on_where_it_was(
         short.run(broken)
     again = Fake(INTERRUPTED)
     assert subjects(short.run(again)) == ["c3"]
-    done = broken.asked[:-1] if at > 1 else []  # both ends are one run, which knows what it has
+    done = broken.asked[:-1] if at > 1 else []  # both ends are one run, which resumes by itself
     assert done + again.asked == asked
 
 
@@ -314,7 +315,7 @@ def test_ends_that_are_too_near_are_nothing_to_bisect(
     short: Fixture, good: Measured, bad: Measured, why: str
 ) -> None:
     bench = Fake(lambda subject: good if subject == "c0" else bad)
-    for again in (False, True):  # what was measured is not measured twice
+    for again in (False, True):  # measurements are not repeated
         with pytest.raises(EvidenceError) as caught:
             short.run(bench)
         assert caught.value.exit_code == 4

@@ -1,4 +1,4 @@
-"""Commits measured by runs of which one arm is made: evidence in, a number or a reason out."""
+"""Commits measured by runs of one arm: the evidence becomes a number or a reason."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ Makes = Callable[[Path, ArmName, str], None]
 
 
 def measured(trials: Path, arm: ArmName, subject: str) -> None:
-    """From c5 on a map walks page by page."""
+    """Write the evidence of a commit. From c5 on, a map walks page by page."""
     number = 1 + (arm == "candidate")
     sealed_map_trial(
         trials, arm, series=int(subject[1:]) < 5, passes=("plain", "counts"), number=number, pair=1
@@ -55,7 +55,7 @@ def nothing(trials: Path, arm: ArmName, subject: str) -> None:
 
 
 class Fixture:
-    """A machine whose runs leave what they are told to."""
+    """A machine whose runs leave prescribed evidence."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
         self.folder, self.out = folder, folder / "out"
@@ -190,7 +190,7 @@ def test_end_without_a_number_is_an_error(
     )(trials, arm, subject)
     with pytest.raises(error, match="the bad commit has no number: it did not come up"):
         run_bisection(fixture.question, fixture.out, fixture.here)
-    if by_bench:  # which was mended
+    if by_bench:  # the bench was repaired
         fixture.makes = measured
         assert run_bisection(fixture.question, fixture.out, fixture.here).exit_code == 0
 
@@ -239,7 +239,7 @@ def test_commit_with_the_sources_of_the_package_is_the_package(
     assert machines.kernel(question, commits.bad) == ModuleKernel(
         deb=on.deb, suite="trixie", module=commits.repository, ref=commits.bad.sha
     )
-    with pytest.raises(ScenarioError):  # of a whole kernel that reason would be another's
+    with pytest.raises(ScenarioError):  # for a whole kernel that error has another cause
         machines.kernel(replace(question, kernel=Kernels(commits.repository)), commits.good[0])
 
 

@@ -105,16 +105,17 @@ def test_time_grows_with_the_bytes(chunk: bytes) -> None:
 
     few = min(seconds(500) for _ in range(3))
     many = min(seconds(5000) for _ in range(3))
-    assert many < 40 * few + 0.05  # ten times as much; its square would be a hundred times
+    assert many < 40 * few + 0.05  # ten times as many; quadratic: 100 times
 
 
 def test_limits_add_up_to_what_a_trial_may_take_of_the_disk() -> None:
-    """A machine that says as much as it may everywhere: what was there when a guest boot began,
-    what that leaves, and the host, whose console and log are in the private folder, too."""
+    """The worst case is a machine that prints as much as it may everywhere: the evidence from
+    before a guest boot, that of the boot, and the host's, whose console and log are in the private
+    folder, too."""
     console, logs = bounded.CONSOLE_BYTES, bounded.LOG_BYTES
     guest = 2 * console + bounded.MARKS_BYTES + logs + 3 * bounded.FACTS_BYTES
     stage = guest + bounded.TRACE_BYTES
     host = 2 * console + logs
     private = 2 * console
-    over = 10 << 20  # what QEMU writes until it is seen
+    over = 10 << 20  # what QEMU writes before it is noticed
     assert bounded.TRIAL_BYTES + stage + host + private + over < 80 << 20

@@ -20,7 +20,7 @@ KEY = {"kind": "test", "schema": 1}
 
 
 class Builder:
-    """Writes a file, and counts how often it was asked to."""
+    """Writes a file and counts its calls."""
 
     def __init__(self, content: str = "hello") -> None:
         self.content = content
@@ -180,7 +180,7 @@ def test_place_of_the_cache_is_a_setting(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_full_disk_within_a_copied_tree_is_said_as_such(tmp_path: Path) -> None:
     def build(folder: Path) -> None:
-        # as copytree() says it, which gives no number
+        # copytree() reports it like this, without an errno
         raise shutil.Error([("a", "b", "[Errno 28] No space left on device: 'b'")])
 
     with pytest.raises(BenchError, match="no space left") as caught:

@@ -1,4 +1,4 @@
-"""The command as a user has it, but for the process: `_run` is all of `main` without signals."""
+"""The command as a user has it, except the process: `_run` is all of `main` without signals."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_version_is_printed(barometer: Command, capsys: Said) -> None:
 
 
 def test_help_has_every_word_of_its_text(barometer: Command, capsys: Said) -> None:
-    barometer("plan", "--help")  # what is in brackets would be taken for markup
+    barometer("plan", "--help")  # Rich would take words in brackets for markup
     assert "Only this cell of a matrix; repeatable." in capsys.readouterr().out
 
 
@@ -345,7 +345,7 @@ def test_tester_is_the_user_of_git_or_the_one_that_is_given(
     (tmp_path / "gitconfig").write_text(config)
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(tmp_path / "gitconfig"))
     monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
-    monkeypatch.chdir(tmp_path)  # no repository, which would have a configuration of its own
+    monkeypatch.chdir(tmp_path)  # a repository would add its own configuration
     assert barometer("report", finished, "--table", *arguments) == 0
     assert f"\nTested-by: {said}" in capsys.readouterr().out
 
@@ -467,7 +467,7 @@ def test_report_of_a_run_without_its_scenario_is_exit_code_4(
 
 @pytest.fixture
 def traced(monkeypatch: pytest.MonkeyPatch) -> list[Timeline]:
-    """What the trials are found to hold; a test may change it."""
+    """The timelines that the trials contain; a test may change the list."""
     found = [booted()]
     monkeypatch.setattr(boot, "timelines_of", lambda trial: found)
     return found
@@ -571,7 +571,7 @@ def test_timeline_of_a_trial_that_ended_before_its_traced_boot_says_why(
     assert "hint: it ended at guest-1-timing: " in capsys.readouterr().err
 
 
-# the recorded trials, with nothing in the place of anything ------------------------------------
+# the recorded trials, with nothing replaced ----------------------------------------------------
 
 
 def test_recorded_boot_is_shown_with_its_phases_maps_and_causes(
@@ -637,7 +637,7 @@ def test_timeline_of_changed_evidence_is_exit_code_4(
 
 
 def losing(trial: Path) -> None:
-    """The tracer's own account: its ring was too small."""
+    """Report lost events in the tracer's own statistics: its ring was too small."""
     rewrite(
         trial / "host/stats-guest-1.txt", lambda text: text.replace("overrun: 0", "overrun: 7", 1)
     )
@@ -674,7 +674,7 @@ def test_traced_boot_of_a_trial_that_failed_later_is_shown_as_invalid(
     assert barometer("timeline", trial, "--json") == 4
     [shown] = json.loads(capsys.readouterr().out)["boots"]
     assert shown["invalid"] == "host-panic: the host's kernel is broken"
-    losing(trial)  # what is wrong with the trace itself is said first
+    losing(trial)  # a fault of the trace itself is reported first
     sealed(trial)
     assert barometer("timeline", trial, "--json") == 4
     [shown] = json.loads(capsys.readouterr().out)["boots"]
@@ -803,7 +803,7 @@ def two_runs(finished: Path, tmp_path: Path) -> tuple[Path, Path]:
 def test_compare_takes_the_first_run_as_the_measure(
     barometer: Command, capsys: Said, two_runs: tuple[Path, Path]
 ) -> None:
-    # one pair each, of times: too few to say that nothing changed
+    # one pair of times each is too few to call them unchanged
     assert barometer("compare", *two_runs) == 4
     out = capsys.readouterr().out
     assert out.startswith(f"{two_runs[1]}\n  against {two_runs[0]}, candidate:\n")
@@ -886,7 +886,7 @@ def test_summary_of_a_comparison_names_its_runs(
     barometer: Command, capsys: Said, finished: Path, step_summary: Path
 ) -> None:
     other = shutil.copytree(finished, finished.with_name("other"))
-    assert barometer("compare", finished, other, "--github") == 4  # a trial of each: too few
+    assert barometer("compare", finished, other, "--github") == 4  # one trial each: too few
     assert f"title=barometer {other} against {finished}%2C candidate::" in capsys.readouterr().out
     assert "other against" in step_summary.read_text()
 
@@ -908,7 +908,8 @@ def test_github_without_its_file_is_exit_code_2_before_anything_boots(
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch, finished: Path) -> list[str]:
-    """Runs boot nothing and find what is in `finished`; the names of the scenarios that ran."""
+    """Let runs boot nothing and copy the evidence in `finished`; return the names of the scenarios
+    that ran."""
     ran: list[str] = []
 
     def run_plan(
@@ -955,7 +956,7 @@ def test_run_that_is_interrupted_when_all_trials_are_made_is_judged(
     barometer: Command, capsys: Said, scenario: Path, tmp_path: Path, machine: list[str],
     finished: Path, monkeypatch: pytest.MonkeyPatch, when: str, metal: bool,
 ) -> None:  # fmt: skip
-    """Of a metal host it is not known whether it was put back."""
+    """On a metal host it is unknown whether the machine was put back."""
     interrupted: list[object] = []
 
     def interrupt(*arguments: object) -> None:
@@ -1072,8 +1073,8 @@ def test_unwritable_text_of_a_scenario_is_no_bug(
 
 
 def signalled(program: str, number: signal.Signals, state: Path) -> tuple[int, str]:
-    """A process of its own whose verb `wait` says "waiting", and what a signal makes of it: its
-    exit code, and what it said then."""
+    """Send a signal to a process whose verb `wait` prints "waiting". Return its exit code and its
+    standard error."""
     with subprocess.Popen(
         [sys.executable, "-c", program, "wait"], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         text=True, env={**os.environ, "BAROMETER_STATE": str(state)},
@@ -1087,7 +1088,7 @@ def signalled(program: str, number: signal.Signals, state: Path) -> tuple[int, s
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
 def test_signal_is_exit_code_130(name: str, tmp_path: Path) -> None:
-    """In a process of its own, with a verb that waits."""
+    """The process is separate and runs a verb that waits."""
     program = (
         "import signal, sys, orchestrator.cli as c\n"
         # whoever runs the tests may be under nohup, which has SIGHUP ignored
@@ -1103,7 +1104,7 @@ def test_signal_is_exit_code_130(name: str, tmp_path: Path) -> None:
 
 
 def test_what_an_interrupt_breaks_is_no_bug(tmp_path: Path) -> None:
-    """A condition of Python's that is interrupted as it takes its lock again."""
+    """threading.Condition raises this if it is interrupted while it takes its lock again."""
     program = (
         "import signal, orchestrator.cli as c\n"
         "@c.app.command()\n"
@@ -1190,7 +1191,7 @@ def test_doctor_says_what_is_in_the_way(
 
 
 def test_doctor_of_this_machine_is_quick(barometer: Command, capsys: Said) -> None:
-    """The real thing; the figure to reach is 5 seconds on an idle machine."""
+    """This is the real doctor; the target is 5 seconds on an idle machine."""
     started = time.monotonic()
     assert barometer("doctor", "--json") in (0, 3)
     assert time.monotonic() - started < 20
@@ -1209,11 +1210,11 @@ Recovered = list[tuple[MetalHost, Path, dict[str, bool]]]
 
 @pytest.fixture
 def recovered(monkeypatch: pytest.MonkeyPatch) -> Recovered:
-    """What is asked to be put back; there is something where its address has a digit."""
+    """Records requests to put a machine back. Something is left if the address has a digit."""
     recovered: Recovered = []
 
     def recover(spec: MetalHost, scratch: Path, progress: Progress, **asked: bool) -> bool:
-        assert scratch.parent.is_dir()  # it is private, and gone after
+        assert scratch.parent.is_dir()  # private, and removed afterwards
         recovered.append((spec, scratch, asked))
         return any(letter.isdigit() for letter in spec.address)
 

@@ -1,4 +1,4 @@
-"""`barometer profile` as a user has it; what it records is made up."""
+"""`barometer profile` as a user has it, with made-up records."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The verbs that are asked in a few words: `ab` and `bisect`."""
+"""The verbs whose questions are short: `ab` and `bisect`."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Fixture:
         self, scenario: Scenario, text: str, out: Path, here: Runner, enough: Enough | None
     ) -> bool:
         self.ran.append((scenario, out))
-        self.texts.append((out / "scenario.toml").read_text())  # there before the run
+        self.texts.append((out / "scenario.toml").read_text())  # exists before the run
         assert self.texts[-1] == text
         shutil.copytree(self.found, out, dirs_exist_ok=True)
         return True
@@ -166,7 +166,7 @@ def test_ab_finds_what_is_wrong_before_anything_runs(
 
 @pytest.fixture
 def linux(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """20 commits; c7 and those after it cost twice, c4 does not build."""
+    """A repository of 20 commits. From c7 on they cost twice as much; c4 does not build."""
     straight(tmp_path / "linux", 20)
 
     def ends(self: Machines, question: Question, folder: Path) -> tuple[Measured, Measured]:
@@ -200,7 +200,7 @@ def test_bisect_ends_with_the_commit_and_its_folder(
     assert out.splitlines()[-1] == f"bisection: {machine.folder}/out"
     assert len(out.splitlines()) <= LINES
     assert "c7\n" in (machine.folder / "out/bisect.txt").read_text()
-    assert barometer(*asked, "--json") == 0  # what is complete is only said again
+    assert barometer(*asked, "--json") == 0  # a complete bisection is only printed again
     document = json.loads(capsys.readouterr().out)
     assert document.pop("bisection") == f"{machine.folder}/out"
     assert document.pop("exit_code") == 0

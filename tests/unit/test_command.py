@@ -17,7 +17,7 @@ from orchestrator.errors import BenchError
 
 
 def gone(pid: int, within: float = 5) -> bool:
-    """Whether a process ends (or is a zombie of another parent) in time."""
+    """True if a process ends (or is a zombie of another parent) in time."""
     deadline = time.monotonic() + within
     while time.monotonic() < deadline:
         try:
@@ -190,7 +190,7 @@ def test_line_ends_of_other_systems_are_line_feeds() -> None:
 
 @given(st.lists(st.one_of(st.sampled_from([b"\n", b"\r", b"\r\n", b"\xff"]), st.binary())))
 def test_lines_of_a_program_are_those_of_its_text(chunks: list[bytes]) -> None:
-    """However its output is cut into pieces."""
+    """This holds however its output is cut into pieces."""
     reading, writing = os.pipe()
     with open(reading, "rb") as output:  # noqa: PTH123  # of a descriptor
         lines = _lines(_process(output), time.monotonic() + 20)

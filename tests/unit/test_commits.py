@@ -16,14 +16,14 @@ from tests.unit.histories import git, history, straight
 
 @pytest.fixture(scope="module")
 def linux(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """64 commits after the first, c0."""
+    """A repository with 64 commits after the first, c0."""
     folder = tmp_path_factory.mktemp("linux")
     straight(folder, 65)
     return folder
 
 
 def searched(search: Search, says: Callable[[str], Outcome]) -> list[str]:
-    """The subjects that were asked for."""
+    """Run the search and return the subjects of the commits that it tried."""
     asked = []
     while (commit := search.next()) is not None:
         asked.append(commit.subject)
@@ -99,7 +99,7 @@ def test_search_is_git_s(linux: Path, tmp_path: Path, first: int) -> None:
 def test_user_s_repository_is_left_as_it_was(tmp_path: Path) -> None:
     linux = tmp_path / "linux"
     straight(linux, 9)
-    git(linux, "bisect", "start", "--no-checkout", "c7", "c2")  # the user has one of their own
+    git(linux, "bisect", "start", "--no-checkout", "c7", "c2")  # the user's own bisection
 
     def files() -> dict[Path, bytes]:
         return {path: path.read_bytes() for path in linux.rglob("*") if path.is_file()}

@@ -9,7 +9,7 @@ HERE = Path(__file__).parent
 
 
 def test_slow_tests_are_tests_and_sorted() -> None:
-    """A test that is renamed is quick until it is measured: the list is written anew then."""
+    """A renamed test counts as quick until the next measurement, which writes the list anew."""
     listed = (HERE / "slow.txt").read_text().splitlines()
     assert listed == sorted({*listed})
     for test in listed:

@@ -24,7 +24,7 @@ METAL = (
 
 
 class Asked:
-    """In place of `evidence`: says `raw`, and keeps what it was asked."""
+    """A stand-in for `evidence` that returns `raw` and records the requests."""
 
     def __init__(self, raw: Raw) -> None:
         self.raw = raw

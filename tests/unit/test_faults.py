@@ -1,4 +1,4 @@
-"""Whose fault a failure is, and when a failure that comes back is an arm's."""
+"""Who is charged with a failure, and when a failure that comes back is charged to an arm."""
 
 from __future__ import annotations
 
@@ -36,11 +36,12 @@ from orchestrator.scenario import ARMS, ArmName
 
 SOURCES = Path(orchestrator.__file__).parent
 NAMES = ("host", "guest")
-"""What machines are called in reasons that begin with their name."""
+"""Machines' names with which a reason may begin."""
 
 
 def texts(value: ast.expr) -> Iterator[str]:
-    """The strings that an expression may come to: both branches, and a machine's name in front."""
+    """Yield the strings that an expression may evaluate to: both branches, with each machine's
+    name."""
     if isinstance(value, ast.Constant):
         yield str(value.value)
     elif isinstance(value, ast.IfExp):
@@ -53,7 +54,7 @@ def texts(value: ast.expr) -> Iterator[str]:
 
 
 def raised_reasons() -> Iterator[tuple[str, str]]:
-    """Each reason in the sources of what a trial goes through, with its place."""
+    """Yield each reason in the sources that a trial runs through, with its place."""
     for path in [*(SOURCES / "bench").glob("*.py"), SOURCES / "run.py"]:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call):
@@ -65,7 +66,7 @@ def raised_reasons() -> Iterator[tuple[str, str]]:
 
 
 def refused_reasons() -> Iterator[tuple[str, str]]:
-    """Each reason for which the keeper refuses something, which becomes the error's."""
+    """Yield each reason with which the keeper refuses a request; it becomes the error's reason."""
     for path in (images.GUESTS / "agents/keeper").glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Dict):
@@ -98,7 +99,7 @@ def test_kernel_that_does_not_hand_over_a_device_may_be_the_cause(reason: str) -
 def test_every_reason_is_in_the_table() -> None:
     found = dict([*raised_reasons(), *refused_reasons()])
     assert len(found) > 60
-    # a guest is never logged in to by ssh's own configuration
+    # ssh's own configuration is never used to log in to a guest
     only_hosts = {"no-login", "no-name", "no-root", "unknown-host-key"}
     missing = {
         f"{place}: {reason}" for reason, place in found.items()
@@ -110,7 +111,7 @@ def test_every_reason_is_in_the_table() -> None:
 
 
 def test_no_reason_alone_is_an_arms() -> None:
-    """Only a call trace is, or what comes back."""
+    """Only a call trace, or a failure that comes back, is."""
     for reason, fault in FAULTS.items():
         assert fault.charge in ("bench", "undecided"), reason
         assert fault.emulated in (None, "bench"), reason
@@ -203,7 +204,7 @@ def test_chance_is_fishers(failed: int, well: int, other_failed: int, other_well
 
 
 def attempts(failed: int, of: int, other_failed: int, of_other: int) -> list[Attempt]:
-    """Of the candidate, and of the baseline."""
+    """Make attempts of the candidate and of the baseline."""
     counted: dict[ArmName, tuple[int, int]] = {
         "candidate": (failed, of), "baseline": (other_failed, of_other),
     }  # fmt: skip
@@ -289,7 +290,7 @@ def test_bench_that_fails_one_arm_more_often_charges_nobody(
 def test_turns_end_with_a_decision_or_with_nothing_to_tell(
     candidate_fails: bool, baseline_fails: bool, first: ArmName
 ) -> None:
-    """A run of one pair, whose arms always do the same."""
+    """The run has one pair, whose arms always behave the same."""
     fails = {"candidate": candidate_fails, "baseline": baseline_fails}
     other = ARMS[ARMS[0] == first]
     done = [Attempt(arm, "x" if fails[arm] else "") for arm in ARMS]
@@ -299,7 +300,7 @@ def test_turns_end_with_a_decision_or_with_nothing_to_tell(
         done.append(Attempt(turn, "x" if fails[turn] else ""))
         assert len(turns) <= 4
     if candidate_fails and baseline_fails:
-        assert turns == [first, other]  # nothing works: there is no difference to be found
+        assert turns == [first, other]  # nothing works, so there is no difference to find
         assert failing_arm(done) is None
     elif fails[first]:
         assert turns == [first, other, first, other]
@@ -307,7 +308,7 @@ def test_turns_end_with_a_decision_or_with_nothing_to_tell(
 
 
 def test_one_failure_of_each_arm_does_not_end_the_turns() -> None:
-    """The bench may have failed one of them."""
+    """One of them may be the bench's failure."""
     done = attempts(1, 1, 1, 1)
     assert next_turn(done, "candidate", alone=False) == "candidate"
     done += attempts(1, 1, 0, 1)
@@ -315,7 +316,7 @@ def test_one_failure_of_each_arm_does_not_end_the_turns() -> None:
 
 
 def drawn_run(pairs: int, rate: float, chance_of: random.Random) -> ArmName | None:
-    """The arm that is charged in a run whose arms fail equally often."""
+    """Return the arm that is charged in a run whose arms fail equally often."""
 
     def go(arm: ArmName) -> Attempt:
         return Attempt(arm, "guest-hang" if chance_of.random() < rate else "")
@@ -371,7 +372,7 @@ def test_attempts_are_read_as_they_were_written() -> None:
         Attempt("candidate", "host-crash", "bench"),
     ]
     assert [*attempts_from([attempt_json(a) for a in written], "baseline")] == written
-    # those of older versions are the emulator's failures
+    # a bare reason, from an older version, is a failure of the emulator
     assert attempts_from(["host-crash"], "candidate") == (
         Attempt("candidate", "host-crash", "bench"),
     )

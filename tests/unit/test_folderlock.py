@@ -1,4 +1,4 @@
-"""Against real processes, links, mounts and namespaces."""
+"""Locks with real processes, links, mounts and namespaces."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ UNSHARE = ["unshare", *["--map-root-user"] * (os.geteuid() != 0), "--mount"]
 
 @contextmanager
 def holder(folder: Path, *before: str) -> Iterator[subprocess.Popen[str]]:
-    """Another process that is at work in the folder."""
+    """Another process that works in the folder."""
     with subprocess.Popen(
         [*before, sys.executable, "-c", _HOLDER, str(folder)],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 import pytest
 
-# A process that says "now" when it may be interrupted; BODY is what it does from then on.
+# A process that prints "now" when it may be interrupted; BODY is what it does from then on.
 PROGRAM = """
 import os, signal, sys, threading, time
 from orchestrator import interrupts
@@ -45,7 +45,8 @@ def process(body: str) -> Iterator[subprocess.Popen[str]]:
 
 
 def interrupted(body: str, *signals: signal.Signals, pause: float = 0.8) -> tuple[int, str, str]:
-    """Exit code, standard output and standard error of a process that gets these signals."""
+    """Return exit code, standard output and standard error of a process that gets these
+    signals."""
     with process(body) as child:
         for number in signals:
             child.send_signal(number)

@@ -1,4 +1,4 @@
-"""What judging leaves in a run, and what it does where it may not write."""
+"""The files that judging leaves in a run, and what it does if it cannot write."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ TRACES = ["0001-baseline-guest-1.pftrace", "0002-candidate-guest-1.pftrace"]
 
 @pytest.fixture
 def run(tmp_path: Path) -> RunDir:
-    """Two trials with a plain and a traced boot each."""
+    """A run of two trials with a plain and a traced boot each."""
     return RunDir(copied_run(tmp_path / "run"))
 
 
@@ -224,7 +224,7 @@ def test_boots_in_the_json_are_those_of_the_evidence(run: RunDir) -> None:
 def test_look_is_at_the_blocks_so_far_whatever_an_interrupted_run_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A part of a block, looked at, could end a run that is never complete then."""
+    """A look at a part of a block could end a run that is then never complete."""
     chosen = map_scenario("host.accel=tcg", "trials={until = {}, control = false}")
     plan = make_plan(chosen)
     left = [planned for planned in plan if planned.pair <= 5]
@@ -253,8 +253,8 @@ def test_look_is_at_the_blocks_so_far_whatever_an_interrupted_run_left(
 
 
 def knob_run(folder: Path, *, thp: str = "[always] madvise never") -> RunDir:
-    """One kernel in both arms, made up: the candidate has one parameter set, and where huge pages
-    are set by `thp`."""
+    """Make a run of one kernel in both arms. In the candidate a parameter is set, and `thp` is the
+    policy for huge pages."""
     name = "vfio_iommu_type1.disable_hugepages"
     (folder / "trials").mkdir(parents=True)
     text = (

@@ -1,4 +1,4 @@
-"""A kernel's reports are known by its own lines, and by nobody else's words."""
+"""A kernel's reports are recognized in its own lines, and never in anybody else's words."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_report_is_known_by_its_line(message: str, kind: str, prefix: str) -> No
 def test_kernel_that_prints_no_times_is_understood(message: str) -> None:
     [report] = reports_in(f"Linux version 7.1\n{message}\n")
     assert report.seconds is None
-    # one that prints them does not say anything without one: that is somebody else's
+    # a kernel that prints times prints them on every line, so this line is somebody else's
     assert reports_in(f"[    0.000000] Linux version 7.1\n{message}\n") == ()
 
 
@@ -104,7 +104,7 @@ WORDS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\n\
 def test_words_within_a_line_are_no_report(
     message: str, prefix: str, before: str, after: str
 ) -> None:
-    """As `echo WORDS > /dev/kmsg` or a command line that is echoed may have them."""
+    """`echo WORDS > /dev/kmsg` and a command line that is echoed may contain them."""
     line = f"{prefix}foo {before}: {message}{after}"
     assert reports_in(f"[    0.000000] Linux\n{line}\n[    0.0] Command line: {message}") == ()
 
@@ -125,7 +125,7 @@ def test_report_behind_unfinished_text_is_known(
     for piece in (text[:cut], text[cut:]):
         reports.take(piece)
     assert [(r.kind, r.line) for r in reports.all()] == [(LINES[message], prefix + message)]
-    # what has no time, or words behind it, is no line of the kernel's
+    # a line without a time, or with words after it, is not the kernel's
     for line in (f"{before} {message}", f"{before}{prefix}foo: {message}"):
         assert reports_in(f"[    0.000000] Linux\n{line}\n") == ()
 
@@ -190,7 +190,7 @@ def test_oops_is_one_report_with_the_functions_that_were_called() -> None:
         (Function("ext4_map_blocks", "ext4"), (), False),
         (Function("ext4_map_blocks", "ext4"), ("ext4",), True),
         (Function("kvm_mmu_uninit_vm", "kvm"), ("vfio_pci",), False),
-        # a module of another's that has such a name within
+        # a module of somebody else's whose name contains it
         (Function("my_vfio_thing"), (), False),
         (Function("vfiology"), (), False),
     ],

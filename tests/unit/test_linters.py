@@ -1,5 +1,5 @@
-"""The linters of this project, as tests. They live beside the interpreter that runs the tests;
-one that is missing fails."""
+"""The linters of this project, as tests. They are installed beside the interpreter that runs the
+tests. If one is missing, its test fails."""
 
 from __future__ import annotations
 

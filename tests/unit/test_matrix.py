@@ -30,7 +30,7 @@ Plan = Callable[[Path], bool]
 
 
 class Fixture:
-    """A machine on which a cell does what it is told."""
+    """A machine on which a cell does what a test prescribes."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
         self._monkeypatch, self.folder = monkeypatch, folder
@@ -69,7 +69,7 @@ def fixture(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Fixture:
 
 
 def measured(out: Path) -> bool:
-    """A run whose candidate is better."""
+    """Write a run whose candidate is better."""
     out.mkdir(parents=True, exist_ok=True)
     for name in ("scenario.toml", "plan.json"):
         shutil.copy(RUN / name, out)
@@ -80,7 +80,8 @@ def measured(out: Path) -> bool:
 
 
 def failing(*cells: str, error: BarometerError | None = None, begins: bool = True) -> Plan:
-    """The bench fails in these cells: in their trials, or with `error` before."""
+    """Return a plan for which the bench fails in these cells: in their trials, or before, with
+    `error`."""
 
     def plan(out: Path) -> bool:
         if out.name not in cells:
@@ -230,7 +231,7 @@ def test_interrupted_matrix_is_taken_up_again(fixture: Fixture) -> None:
     assert listed(MatrixDir(fixture.out)) == CELLS
     fixture.begun.clear()
     found = fixture.run(measured)
-    assert fixture.begun == CELLS  # each knows by itself what of it is complete
+    assert fixture.begun == CELLS  # each cell resumes by itself
     assert judge_cells(found)[1] == 0
 
 

@@ -1,5 +1,4 @@
-"""ci/nightly/nightly.sh with a barometer that only says what it was asked; and the templates that
-call it."""
+"""ci/nightly/nightly.sh with a barometer that only records its calls."""
 
 from __future__ import annotations
 
@@ -52,7 +51,7 @@ exit "$(code "$1")"
 
 
 class Lab:
-    """A folder of nights, and a barometer in front of the real one on PATH."""
+    """A folder of nights, and a fake barometer before the real one on PATH."""
 
     def __init__(self, folder: Path) -> None:
         self.bin, self.dir = folder / "bin", folder / "nights"
@@ -69,7 +68,7 @@ class Lab:
         (self.bin / verb).write_text(f"{code}\n")
 
     def measures(self, *cells: str) -> None:
-        """The next run is whole."""
+        """Make the next run whole."""
         for folder in (self.bin / "whole" / cell for cell in cells or ("",)):
             whole(folder)
 
@@ -82,7 +81,7 @@ class Lab:
         )  # fmt: skip
 
     def __call__(self, *arguments: object) -> tuple[int, str]:
-        """Exit code and what was said."""
+        """Run a night; return its exit code and its output."""
         night = self.begin(*arguments)
         out, err = night.communicate(timeout=SECONDS)
         return night.returncode, out + err
@@ -107,7 +106,7 @@ class Lab:
             time.sleep(0.02)
 
     def night(self, name: str, *cells: str) -> Path:
-        """One that was before; whole if it has cells, "" being the run itself."""
+        """Add an earlier night. It is whole if it has cells; "" is the run itself."""
         folder = self.dir / "runs" / name
         folder.mkdir(parents=True)
         for cell in cells:
@@ -128,7 +127,7 @@ def lab(tmp_path: Path) -> Lab:
 
 
 def session_members(sid: int) -> list[int]:
-    """Processes of a session that still run (proc_pid_stat(5), fields 3 and 6)."""
+    """Return the processes of a session that still run (proc_pid_stat(5), fields 3 and 6)."""
     found = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -141,7 +140,8 @@ def session_members(sid: int) -> list[int]:
 
 
 def all_ended(night: subprocess.Popen[str]) -> bool:
-    """Long before what hangs would end by itself; what was killed takes a moment to go."""
+    """True if the session ends long before its hanging programs would end by themselves. A killed
+    process takes a moment to go."""
     deadline = time.monotonic() + 10
     while session_members(night.pid) and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -413,13 +413,13 @@ def test_the_last_whole_night_is_kept_for_the_next_one(lab: Lab) -> None:
 def test_what_was_published_is_of_this_night_or_gone(lab: Lab) -> None:
     (lab.dir / "published").mkdir(parents=True)
     (lab.dir / "published/report.html").touch()
-    lab.replaced_by("#!/bin/sh\nexit 2\n")  # not even a folder
+    lab.replaced_by("#!/bin/sh\nexit 2\n")  # leaves no folder
     assert lab()[0] == 2
     assert not (lab.dir / "published").exists()
 
 
 def test_two_nights_judged_by_barometer_itself(lab: Lab, tmp_path: Path) -> None:
-    """Only `run` and `recover` are not the real ones."""
+    """Only `run` and `recover` are fake."""
     real = Path(sys.executable).parent / "barometer"
     copied_run(tmp_path / "recorded")
     lab.replaced_by(

@@ -1,6 +1,6 @@
-"""What a lab copies from ci/nightly/, by the schemas of GitHub and GitLab and by systemd; and what
-all of it has to do: call the script with options that it has, one night at a time for a machine,
-put the machine back whatever happened, and leave the time for it."""
+"""The templates in ci/nightly/ that a lab copies, checked by the schemas of GitHub and GitLab and
+by systemd. Each has to call the script with options that exist, run one night at a time for a
+machine, put the machine back whatever happened, and leave the time for it."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_systemd_restores_after_the_service_within_its_time() -> None:
     for key in ("ExecStart", "ExecStopPost"):
         assert service[key].endswith("/etc/barometer/%i.toml")
         assert "--dir %S/barometer-nightly/%i " in service[key]
-    # /var/lib/barometer is what a machine under test has of barometer, and removed as a whole
+    # /var/lib/barometer holds barometer's files on a machine under test, and is removed as a whole
     assert "barometer" not in service["StateDirectory"].split()
 
 

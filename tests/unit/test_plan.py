@@ -12,7 +12,7 @@ def test_one_pair_is_one_trial_of_each_arm() -> None:
 
 
 def arms_of(*overrides: str) -> str:
-    """The plan's roles by their first letters; "x" is the control."""
+    """Return the plan's roles by their first letters; "x" is the control."""
     letters = {"control": "x", "warm-up": "w"}
     return "".join(letters.get(t.arm, t.arm[0]) for t in make_plan(scenario(*overrides)))
 

@@ -1,4 +1,4 @@
-"""What is built for a plan before anything boots: here nothing is built, it is only asked for."""
+"""Builds for a plan before anything boots. Here nothing is built, only requested."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ DISK = GuestDisk(Path("/cache/disk.raw"), {"systemd": "257"})
 
 
 class Builder:
-    """Stands for all that is built, and knows what it was asked for."""
+    """A stand-in for everything that is built, which records the requests."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
         self.cache = Cache(folder / "cache")
@@ -173,7 +173,7 @@ def test_parameter_that_an_arms_kernel_lacks_is_said_with_its_key(
 
 
 class Looked:
-    """A metal host that is looked at before anything else is done, and never changed."""
+    """A metal host that is surveyed before anything else happens, and never changed."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, build: Builder) -> None:
         self.done: list[str] = []
@@ -244,7 +244,7 @@ def test_metal_host_is_looked_at_first_and_its_kernels_are_checked_there(
 def test_host_that_nothing_will_be_done_on_is_left_alone(
     looked: Looked, build: Builder, chosen: Scenario, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Neither machine is looked at, nothing is booted, no image is made."""
+    """Neither machine is surveyed, nothing boots, no image is made."""
     for name in ("preflight", "chosen_accel"):
         monkeypatch.setattr(f"orchestrator.prepare.{name}", lambda *_: pytest.fail("looked at"))
     prepared = build(chosen, ("tcg", "it is emulated"))

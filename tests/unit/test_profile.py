@@ -1,5 +1,5 @@
-"""Recording a profile, with a host, a libvirt and a tracer that are made up; the real ones are for
-the lane with machines."""
+"""Recording a profile, with a made-up host, libvirt and tracer; the real ones are for the lane
+with machines."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ RESOURCE = "\n".join(
 
 
 class Host:
-    """Answers by what is being done; and the domain, the libvirt and the tracer there."""
+    """A host that answers each command by its purpose, with its domain, libvirt and tracer."""
 
     name = "gpu1"
     uri = "qemu+ssh://gpu1/system"
@@ -145,7 +145,7 @@ def test_a_start_is_recorded_until_nothing_is_mapped_any_more(host: Host) -> Non
     assert facts["settings"] == {"clocksource": "tsc", "cmdline": "quiet"}
     assert facts["process"] == {"pid": 7, "threads": (7, 9), "page_table_bytes": 4096, "maps": ""}
     assert not facts["definition_changed"]
-    # memory BARs, not the port
+    # memory BARs only, without the I/O port BAR
     assert facts["bars"][:2] == [
         {"device": "0000:3b:00.1", "number": 0, "start": 0xFB000000, "size": 16 << 20},
         {"device": "0000:3b:00.1", "number": 1, "start": 0x380000000000, "size": 32 * GIB},
@@ -277,7 +277,7 @@ def test_what_is_recorded_is_saved(host: Host, tmp_path: Path) -> None:
     assert (folder / "domain.xml").read_text() == XML
 
 
-# by which way -----------------------------------------------------------------------------------
+# the connection ----------------------------------------------------------------------------------
 
 
 class Remote(LocalShell):

@@ -149,7 +149,7 @@ def test_lanes_of_many_threads_do_not_mix_their_lines() -> None:
 
 
 class Vanishing(list[tuple[str, float]]):
-    """A stage that ends just after it was looked for."""
+    """A stage that ends just after the check that it exists."""
 
     def __bool__(self) -> bool:
         return True
@@ -170,7 +170,7 @@ class Log(io.StringIO):
     """A pipe whose reader waits for lines."""
 
     def has(self, pattern: str, number: int = 1) -> bool:
-        """Whether so many lines match, within two seconds."""
+        """True if so many lines match within two seconds."""
         deadline = time.monotonic() + 2
         while len(self.found(pattern)) < number and time.monotonic() < deadline:
             time.sleep(SILENCE / 4)
@@ -241,7 +241,7 @@ def test_terminal_has_no_timer() -> None:
     before = threading.active_count()
     progress, _ = on_a_terminal()
     with progress.task("run"):
-        assert threading.active_count() == before + 1  # what refreshes the live line
+        assert threading.active_count() == before + 1  # the thread that refreshes the live line
         assert "run 0 s" in progress._line().plain
         with progress.stage("one"):
             assert threading.active_count() == before + 1

@@ -1,4 +1,4 @@
-"""The recorded runs: judged again, they give the numbers they gave when they were made."""
+"""The recorded runs, judged again: they give the same numbers as when they were made."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ RUNS = sorted(path.parent for path in RECORDED.glob("*/plan.json"))
 CELLS = sorted(path.parent for path in RECORDED.glob("*/cells/*/plan.json"))
 of_every_run = pytest.mark.parametrize("recorded", RUNS, ids=lambda path: path.name)
 of_every_cell = pytest.mark.parametrize("recorded", CELLS, ids=lambda path: path.name)
-MAPS = {  # of one device, by guest kernel and firmware
+MAPS = {  # for one device, by guest kernel and firmware
     ("6.12.107+deb13-cloud-amd64", "seabios"): 12,
     ("6.12.107+deb13-cloud-amd64", "ovmf"): 13,
     ("7.3.4+deb13-cloud-amd64", "seabios"): 5,

@@ -1,4 +1,4 @@
-"""Profiles that were recorded for real are told in the same words again."""
+"""Profiles of real domains that were recorded: their text is the same again."""
 
 from __future__ import annotations
 

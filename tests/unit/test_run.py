@@ -58,7 +58,7 @@ class Machines:
 
 
 class Fixture:
-    """A run whose trials do what they are told."""
+    """A run whose trials do what a test prescribes."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
         self._monkeypatch, self._folder = monkeypatch, folder
@@ -74,7 +74,7 @@ class Fixture:
         self, climb: Climb, chosen: Scenario, accel: str = "tcg", width: int = 1,
         keep: bool = False, enough: Enough | None = None, only: ArmName | None = None,
     ) -> list[TrialDir]:  # fmt: skip
-        """Those that are complete after the run, in order."""
+        """Run and return the trials that are complete afterwards, in order."""
 
         def begin(bench: Bench, planned: PlannedTrial, trial: TrialWriter, through: str) -> None:
             self.begun.append(planned.name)
@@ -148,7 +148,7 @@ def test_run_goes_on_block_by_block_until_it_is_enough(fixture: Fixture) -> None
     # a warm-up, and two pairs with a control in each block
     assert looks == [(2, 6), (4, 11)]
     assert len(trials) == 11
-    # taken up again: no trial is run twice, and no look is left out
+    # a resumed run repeats no trial, and leaves out no look
     fixture.begun.clear()
     looks.clear()
     fixture.trials(nothing, chosen, enough=enough)
@@ -242,7 +242,7 @@ def test_undecided_failure_that_comes_back_is_decided_in_turns(
     ) == [candidate, baseline, candidate, baseline, candidate]
     assert failing_arm([a for t in trials for a in t.attempts()]) == "candidate"
     assert fixture.left() == ["0001-baseline", "0002-candidate"]
-    # taken up again: it is decided
+    # the resumed run is already decided
     fixture.begun.clear()
     fixture.trials(nothing, scenario())
     assert fixture.begun == []
@@ -276,7 +276,7 @@ def test_interrupted_repetition_leaves_the_attempt_before_it(fixture: Fixture) -
     with pytest.raises(KeyboardInterrupt):
         fixture.trials(climb, scenario())
     assert fixture.left() == ["0001-baseline", "0002-candidate"]
-    # and it goes on from there
+    # and the resumed run continues from there
     trials = fixture.trials(nothing, scenario())
     assert fixture.begun[3:] == ["0002-candidate"]
     assert told(trials[1]) == [("candidate", "guest-hang"), ("candidate", "")]
@@ -307,7 +307,7 @@ def test_undecided_failures_in_a_row_do_not_end_the_run(fixture: Fixture) -> Non
     )
     assert fixture.held
     assert len(trials) == 6
-    # they were repeated behind the others
+    # they are repeated after the others
     assert fixture.begun[:6] == [trial.path.name for trial in trials]
     assert len(fixture.begun) > 6
 
@@ -385,7 +385,7 @@ OOPS = "[  300.000000] BUG: kernel NULL pointer dereference, address: 0000000000
 def test_line_of_a_failure_is_what_broke_the_kernel_or_a_stall_of_this_trial(
     fixture: Fixture, console: str, before: int, line: str
 ) -> None:
-    """On a host that trials share, its console has the reports of those before."""
+    """On a host that trials share, the console also has the reports of earlier trials."""
 
     def climb(planned: PlannedTrial, trial: TrialWriter) -> None:
         (trial.host / "console.log").write_text(console)
@@ -415,7 +415,7 @@ def test_exact_trials_run_as_many_at_once_as_the_machine_carries(fixture: Fixtur
     names = set()
 
     def climb(planned: PlannedTrial, trial: TrialWriter) -> None:
-        both.wait()  # there are two at a time, or this breaks
+        both.wait()  # breaks unless two run at a time
         names.add(threading.current_thread().name)
 
     trials = fixture.trials(climb, map_scenario(PAIRS), accel="exact", width=2)
@@ -466,7 +466,7 @@ def test_bench_that_keeps_failing_ends_a_run_at_once(
 def test_interrupt_ends_the_machines_and_leaves_no_partial_trial(
     fixture: Fixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The interrupt comes to the thread that waits, while two trials are at work."""
+    """The interrupt reaches the thread that waits, while two trials are at work."""
     working = threading.Barrier(3, timeout=SECONDS)
 
     def climb(planned: PlannedTrial, trial: TrialWriter) -> None:
@@ -544,7 +544,7 @@ def test_hosts_at_once_are_those_that_cpus_and_memory_carry(
 
 
 class Kept:
-    """The host that trials share."""
+    """A host that trials share."""
 
     def __init__(self) -> None:
         self.closed = 0
@@ -642,7 +642,8 @@ def test_plan_says_what_the_arms_are_set_to(tmp_path: Path) -> None:
 def test_settings_are_written_before_they_are_proven_in_both_arms_or_none(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, arm: ArmName
 ) -> None:
-    """An arm that sets nothing has what the other sets read, and is recorded with it."""
+    """If an arm sets nothing, the values that the other arm sets are still read and recorded for
+    it."""
     done: list[str] = []
 
     def proven(shell: object, kernel: object, chosen: Scenario, name: ArmName) -> dict[str, Any]:
@@ -700,7 +701,7 @@ def test_configs_are_those_of_kernels_that_have_one(tmp_path: Path) -> None:
 
 
 def breaking(*reasons: str | None, kind: type[BarometerError] = BenchError) -> Climb:
-    """The n-th attempt fails for the n-th reason, whichever trial it is of."""
+    """The n-th attempt fails for the n-th reason, whichever trial it belongs to."""
     left = list(reasons)
 
     def climb(planned: PlannedTrial, trial: TrialWriter) -> None:
@@ -833,7 +834,7 @@ class Metal:
         self.failing: list[str | None] = []
         self.machine = SimpleNamespace(stage=self._stage, booted=self._booted, keeper="its keeper")
         self.found: list[Any] = []
-        """What is known of the machine as a plan is prepared; each time."""
+        """Facts about the machine at each call of `prepare`."""
         monkeypatch.setattr(run, "prepare", self._prepare)
         monkeypatch.setattr("orchestrator.bench.metal.leased", self._leased)
         monkeypatch.setattr(run, "_trial_facts", lambda bench, planned: {"arm": planned.arm})
@@ -930,7 +931,7 @@ def test_nested_host_is_not_booted_when_all_trials_are_complete(metal: Metal) ->
 
 @pytest.mark.parametrize("outcome", ["collected", "host-ssh-lost"])
 def test_run_is_all_made_whatever_became_of_its_trials(metal: Metal, outcome: str) -> None:
-    """Or it is not, where one is missing."""
+    """It is not if a trial is missing."""
     chosen = metal_scenario()
     assert not all_made(chosen, metal.out, None)
     metal.failing = [None, outcome] if outcome != "collected" else []
@@ -944,7 +945,7 @@ def test_run_is_all_made_whatever_became_of_its_trials(metal: Metal, outcome: st
 def test_run_whose_repetition_was_interrupted_is_prepared_in_full(
     metal: Metal, turns: int
 ) -> None:
-    """All its trials are there, and an undecided one is to be repeated."""
+    """All its trials exist, and an undecided one has to be repeated."""
     chosen = metal_scenario()
     metal.failing = [None, "map-silent", *["map-silent", None][: turns - 1], "interrupted"]
     with pytest.raises(KeyboardInterrupt):

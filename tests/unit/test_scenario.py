@@ -247,7 +247,7 @@ def test_bar_needs_room_in_the_addresses_of_the_iommu() -> None:
 @pytest.mark.parametrize("override", ["map.backend=iommufd", "map.repeats=7", "map.thp=disable"])
 def test_guest_boot_has_nothing_of_a_map(override: str) -> None:
     assert 'map: is of workload = "map"' in error_of(MINIMAL, override)
-    assert scenario("map.backend=type1").workload == "guest-boot"  # as it is anyway
+    assert scenario("map.backend=type1").workload == "guest-boot"  # the default
 
 
 def test_points_are_in_the_order_of_measuring() -> None:

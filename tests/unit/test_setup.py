@@ -1,5 +1,5 @@
-"""What ci/setup.sh installs: both locked requirements agree with pyproject.toml and with each
-other, and the programs that barometer names are among the packages."""
+"""The packages that ci/setup.sh installs: both locked requirements agree with pyproject.toml and
+with each other, and the programs that barometer names are included."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _LOCKED = re.compile(r"(?m)^([a-z0-9-]+)(==.*(?:\n    --hash=.*)+)")
 
 
 def locked(name: str) -> dict[tuple[str, str], set[str]]:
-    """Name, version and marker of each requirement -> its hashes."""
+    """Return name, version and marker of each requirement -> its hashes."""
     found = {}
     for project, pin in _LOCKED.findall((ROOT / "ci" / name).read_text()):
         version, *hashes = pin.replace("\\", "").split("\n")

@@ -167,7 +167,7 @@ def test_arms_that_do_not_differ_are_refused() -> None:
         arms(DEB)
     assert "--candidate KERNEL, --series PATCHES" in caught.value.hint
     assert arms(DEB, knobs=Knobs("x")) == (DEB, DEB)
-    assert arms(DEB, DEB) == (DEB, DEB)  # a placebo, which was asked for
+    assert arms(DEB, DEB) == (DEB, DEB)  # an explicit placebo
 
 
 def test_kernel_that_is_built_takes_no_series() -> None:

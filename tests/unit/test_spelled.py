@@ -18,7 +18,7 @@ BASE = DebKernel(deb="linux-image-cloud-amd64", suite="trixie")
 
 @pytest.fixture
 def here(tmp_path: Path) -> Path:
-    """A folder with trees, and what is near to being one."""
+    """A folder with trees, and with paths that look like a tree at a commit."""
     for name in ("linux", "a@b", "a@b/linux", "a"):
         (tmp_path / name).mkdir()
     return tmp_path

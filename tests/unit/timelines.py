@@ -1,4 +1,4 @@
-"""Timelines of guest boots, made up: with a 32 GiB BAR, costs of the size that a lab found."""
+"""Made-up timelines of guest boots, with a 32 GiB BAR and costs of the size measured in a lab."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MAP_SECONDS: dict[ArmName, float] = {"baseline": 8.4, "candidate": 0.0005}
 
 
 def phases(*lengths: tuple[str, float]) -> tuple[Phase, ...]:
-    """One after another from QEMU's exec on."""
+    """Make phases, one after the other from QEMU's exec on."""
     found, start = [], 0.0
     for name, seconds in lengths:
         found.append(Phase(name, start, seconds))
@@ -28,14 +28,15 @@ def phases(*lengths: tuple[str, float]) -> tuple[Phase, ...]:
 
 
 def step(start: float, seconds: float, **changes: Any) -> Step:
-    """A map of the BAR while the kernel sizes it."""
+    """Make a map of the BAR while the kernel sizes it."""
     usual = Step("map", BAR, 32 * GIB, SIZING, "sizing BAR 2", start, seconds)
     return replace(usual, **changes)
 
 
 def booted(arm: ArmName = "baseline", **changes: Any) -> Timeline:
-    """Four maps and unmaps while the BAR is sized, one of each that the firmware causes, the last
-    unmap at exit, RAM mapped at the start. The candidate's maps take half a millisecond."""
+    """Make a boot: four maps and unmaps while the BAR is sized, one of each that the firmware
+    causes, the last unmap at exit, and a map of RAM at the start. The candidate's maps take half a
+    millisecond."""
     one = MAP_SECONDS[arm]
     unmap = {"baseline": 1.1, "candidate": 1.3}[arm]
     sizing, steps = 6.0, [

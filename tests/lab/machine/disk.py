@@ -1,9 +1,9 @@
 """The disk of the stand-in metal machine: built once, cached by content.
 
-One raw image with one ext4 partition with a journal, which holds everything, /boot too; and before
-it what the machine boots by. For BIOS that is GRUB's boot code and its core image; for UEFI an EFI
-system partition with systemd-boot and, as kernel-install(8) lays them out, the machine's kernel
-and its entry.
+It is one raw image. One ext4 partition with a journal holds everything, /boot too. Before it is
+the boot loader. For BIOS that is GRUB's boot code and its core image. For UEFI it is an EFI
+system partition with systemd-boot, the machine's kernel and its entry, laid out as
+kernel-install(8) does.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ _FIRST = 2048
 _SECTOR = 512
 _GRUB = "./boot/grub/i386-pc"
 FIRMWARE = ("OVMF_CODE_4M.fd", "OVMF_VARS_4M.fd")
-"""Of a UEFI machine: the program, and its variables as they leave the factory."""
+"""Firmware of a UEFI machine: the program, and its variables with factory settings."""
 
 
 def machine_disk(cache: Cache, loader: Loader = "grub") -> Path:
-    """A folder with disk.raw, to be copied for each machine, and of a UEFI machine its firmware.
-    Raises BenchError when a build fails."""
+    """Return a folder with disk.raw, to be copied for each machine, and the firmware of a UEFI
+    machine. Raises BenchError if a build fails."""
     recipe = tomllib.loads((HERE / "recipe.toml").read_text())
     uefi = recipe.pop("systemd-boot")
     rootfs, customize = HERE / "rootfs", HERE / "customize.sh"
@@ -81,7 +81,7 @@ def _assemble(disk: Path, tar: Path, system: Path) -> None:
 def _assemble_uefi(disk: Path, tar: Path, system: Path, uefi: dict[str, Any]) -> None:
     esp, own = uefi["esp_sectors"], _FIRST + uefi["esp_sectors"]
     _fill(disk, system, own)
-    with disk.open("r+b") as file:  # the second partition table is at the end
+    with disk.open("r+b") as file:  # the backup GPT is at the end
         file.truncate(disk.stat().st_size + (1 << 20))
     table = (
         "label: gpt\n"
@@ -100,7 +100,7 @@ def _assemble_uefi(disk: Path, tar: Path, system: Path, uefi: dict[str, Any]) ->
 
 
 def _fill_esp(files: Path, tar: Path, cmdline: str) -> None:
-    """What bootctl(1) and kernel-install(8) put there."""
+    """Write what bootctl(1) and kernel-install(8) would put there."""
     machine = (HERE / "rootfs/etc/machine-id").read_text().strip()
     listed = subprocess.run(["tar", "--list", "--file", tar, "--wildcards", "./boot/vmlinuz-*"],
                             check=True, capture_output=True, text=True)  # fmt: skip
@@ -126,10 +126,10 @@ def _fill_esp(files: Path, tar: Path, cmdline: str) -> None:
 
 
 def _fill(disk: Path, system: Path, first: int) -> None:
-    """The file system, from sector `first` to the disk's end."""
+    """Write the file system from sector `first` to the disk's end."""
     run(["dd", f"if={system}", f"of={disk}", "bs=1M", f"seek={first * _SECTOR >> 20}",
          "conv=sparse,notrunc", "status=none"], doing="filling the machine's disk")  # fmt: skip
-    with disk.open("r+b") as file:  # the last blocks are zero: dd left them out
+    with disk.open("r+b") as file:  # dd left out the last blocks, which are zero
         file.truncate(first * _SECTOR + system.stat().st_size)
 
 

@@ -1,6 +1,6 @@
-"""Speak to QEMU's monitor (QEMU Machine Protocol).
+"""Talk to QEMU's monitor (QEMU Machine Protocol).
 
-qmp.py SOCKET COMMAND does so from a command line: the power button of a machine.
+From a command line: qmp.py SOCKET COMMAND, for a machine's power button.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ _SECONDS = 20
 
 
 def ask(monitor: Path, command: str, arguments: dict[str, Any] | None = None) -> Any:
-    """What QEMU answers at the socket `monitor`. Raises BenchError for an error."""
+    """Return QEMU's answer to the command at the socket `monitor`. Raises BenchError for an
+    error."""
     with socket.socket(socket.AF_UNIX) as channel:
         channel.settimeout(_SECONDS)
         channel.connect(str(monitor))
@@ -34,7 +35,7 @@ def ask(monitor: Path, command: str, arguments: dict[str, Any] | None = None) ->
 
 
 def _answer(lines: TextIO) -> dict[str, Any]:
-    """The next line that is no event."""
+    """Return the next line that is no event."""
     while "event" in (said := dict(json.loads(lines.readline()))):
         pass
     return said

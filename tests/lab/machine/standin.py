@@ -1,8 +1,8 @@
-"""The stand-in metal machine: a VM that is known by its SSH address alone, as a server in a rack.
+"""The stand-in metal machine: a VM that is known by its SSH address alone, like a rack server.
 
-It boots from its own disk, keeps what is written there, and reboots when it is told to. What a
-rack has beside the machine is here too: its serial console, its power button. To QEMU's monitor
-only a test may speak.
+It boots from its own disk, keeps what is written there, and reboots on command. The rack's parts
+are here too: the machine's serial console and its power button. Only a test may talk to QEMU's
+monitor.
 """
 
 from __future__ import annotations
@@ -29,21 +29,23 @@ from tests.lab.machine import qmp
 from tests.lab.machine.disk import FIRMWARE, Loader, machine_disk
 
 BOOT_SECONDS = 600.0
-"""From power to SSH, at most. Less than a minute, but ten times that on a busy runner."""
+"""Most seconds from power-on to SSH. It takes less than a minute, but ten times that on a busy
+runner."""
 _FORWARD = re.compile(r"TCP\[HOST_FORWARD\]\s+\d+\s+127\.0\.0\.1\s+(\d+)\s+\S+\s+22\b")
 
 
 @dataclass(frozen=True)
 class StandIn:
-    """A machine that runs. Users: root, and operator, who may sudo and is in the group libvirt."""
+    """A running machine. Its users are root and operator, who may sudo and is in the group
+    libvirt."""
 
     port: int
     ssh_config: Path
-    """For ssh -F: the Host `metal`, its key, its pinned host key."""
+    """Configuration for ssh -F: the Host `metal`, its key, its pinned host key."""
     console: Path
-    """What its serial console said since it was started, over all boots."""
+    """Output of its serial console since it was started, over all boots."""
     _monitor: Path
-    """The socket of QEMU's monitor."""
+    """Socket of QEMU's monitor."""
     _process: subprocess.Popen[bytes]
 
     @property
@@ -54,8 +56,8 @@ class StandIn:
         self, command: str, *, user: str = "root", stdin: bytes = b"", timeout: float = 120,
         accept: tuple[int, ...] = (0,),
     ) -> str:  # fmt: skip
-        """Standard output of a shell command there, for a test's own look at the machine. Raises
-        AssertionError for another exit code (255: no connection)."""
+        """Run a shell command on the machine and return its standard output, for a test's own look
+        at it. Raises AssertionError for another exit code (255: no connection)."""
         done = subprocess.run(
             ["ssh", "-F", self.ssh_config, f"{user}@metal", command],
             input=stdin, capture_output=True, timeout=timeout, check=False,
@@ -64,14 +66,14 @@ class StandIn:
         return done.stdout.decode()
 
     def boot_id(self) -> str | None:
-        """None while nobody answers."""
+        """Return the boot id, or None if the machine does not answer."""
         try:
             return self.ssh("cat /proc/sys/kernel/random/boot_id", timeout=20).strip()
         except (AssertionError, subprocess.TimeoutExpired):
             return None
 
     def wait_for_boot(self, after: str | None = None, within: float = BOOT_SECONDS) -> float:
-        """Seconds until it answered with a boot id other than `after`."""
+        """Wait until the machine answers with a boot id other than `after`; return the seconds."""
         started = time.monotonic()
 
         def booted() -> bool | None:
@@ -87,19 +89,19 @@ class StandIn:
         return tail(self.console.read_text(errors="replace"), 40)
 
     def reset(self) -> None:
-        """As its reset button."""
+        """Press the reset button."""
         qmp.ask(self._monitor, "system_reset")
 
     @property
     def power_cycle(self) -> str:
-        """A command of the runner that does the same."""
+        """Command on the runner that presses the reset button."""
         return shlex.join([sys.executable, qmp.__file__, str(self._monitor), "system_reset"])
 
     def is_running(self) -> bool:
         return self._process.poll() is None
 
     def monitor(self, command: str) -> str:
-        """Ask QEMU's human monitor."""
+        """Send a command to QEMU's human monitor and return the answer."""
         return str(qmp.ask(self._monitor, "human-monitor-command", {"command-line": command}))
 
 
@@ -112,11 +114,11 @@ def standin(
     loader: Loader = "grub",
     within: float = BOOT_SECONDS,
 ) -> Iterator[StandIn]:
-    """A machine whose device has a BAR of `bar`, from power-on to SSH; gone after the block, with
-    its disk, whatever ends it. Its firmware is a BIOS, and UEFI where its boot `loader` is
-    systemd-boot. Its files are in `folder`: console.log, ssh_config, keys.
+    """Power on a machine whose device has a BAR of `bar`, and wait for SSH. The machine and its
+    disk are gone after the block, however it ends. The firmware is a BIOS, or UEFI if the boot
+    `loader` is systemd-boot. The machine's files are in `folder`: console.log, ssh_config, keys.
 
-    Raises BenchError when it cannot be built or does not come up."""
+    Raises BenchError if the machine cannot be built or does not come up."""
     disk, console, monitor = folder / "disk.raw", folder / "console.log", folder / "qmp"
     runner, host = KeyPair.make(), KeyPair.make()
     credentials = folder / "credentials"
@@ -144,8 +146,8 @@ def standin(
 
 @contextmanager
 def _started(qemu: list[str], monitor: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """QEMU, once its monitor listens. It ends with the block and with this process, however that
-    ends. Raises BenchError when it does not start."""
+    """Start QEMU and wait until its monitor listens. It ends with the block and with this process,
+    however that ends. Raises BenchError if QEMU does not start."""
     log = monitor.with_name("qemu.log")
     with log.open("wb") as errors, subprocess.Popen(
         ["setpriv", "--pdeathsig", "KILL", *qemu], stdin=subprocess.DEVNULL, stderr=errors
@@ -162,7 +164,7 @@ def _started(qemu: list[str], monitor: Path) -> Iterator[subprocess.Popen[bytes]
 
 
 def _credentials(runner: KeyPair, host: KeyPair) -> str:
-    """An SMBIOS string that systemd takes as a credential (systemd.system-credentials(7)):
+    """Return an SMBIOS string that systemd reads as a credential (systemd.system-credentials(7)):
     lines for tmpfiles.d(5) that write the keys."""
     files = (
         ("/etc/ssh/ssh_host_ed25519_key", "0600", host.private_openssh),
@@ -193,11 +195,12 @@ def _qemu(
     disk: Path, flashes: list[Path], console: Path, monitor: Path, credentials: Path, bar: str,
     accel: str,
 ) -> list[str]:  # fmt: skip
-    """`flashes`: of a machine with UEFI, its firmware's program and variables."""
+    """Return QEMU's command line. `flashes` are a UEFI machine's firmware: program and
+    variables."""
     machine = {
-        # a kernel that comes by kexec is slow while much is translated of the one before
+        # after kexec a kernel is slow while many translations of the previous one are left
         "tcg": ["-machine", "q35", "-accel", "tcg,thread=multi,tb-size=256",
-                # with virtual GIF a nested host was seen to lose its interrupts under emulation
+                # with virtual GIF, a nested host was seen to lose its interrupts under emulation
                 "-cpu", "max,-vgif,phys-bits=46"],
         # interrupt remapping needs the I/O APIC in QEMU, not in KVM
         "kvm": ["-machine", "q35,kernel-irqchip=split", "-accel", "kvm", "-cpu", "host"],
@@ -214,7 +217,7 @@ def _qemu(
         "-device", "ivshmem-plain,memdev=memory,bus=bar",
         *[part for flash in flashes for part in ("-drive", f"if=pflash,format=raw,file={flash}")],
         "-blockdev", f"driver=file,node-name=file,filename={disk}",
-        # what was flushed survives the machine's end, not the runner's
+        # flushed data survives the machine's end, not the runner's
         "-blockdev", "driver=raw,node-name=disk,file=file,cache.no-flush=on",
         "-device", "virtio-blk-pci,drive=disk,bus=disk,bootindex=1",
         "-netdev", "user,id=net,restrict=on,hostfwd=tcp:127.0.0.1:0-:22",

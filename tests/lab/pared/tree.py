@@ -1,5 +1,5 @@
-"""A kernel's source pared down to a second of compiling: it is configured, built and installed by
-the same commands as a whole one, and says its release as that does."""
+"""A kernel's source pared down to a second of compiling. It is configured, built and installed by
+the same commands as a whole one, and reports its release in the same way."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ _SOURCE = Path(__file__).parent / "source"
 
 
 def pared_tarball(folder: Path) -> Path:
-    """It knows the options that barometer asks for, and PARED, a module's."""
+    """Pack the source. Its Kconfig has the options that barometer requires, and PARED, a
+    module's."""
     shutil.copytree(_SOURCE, folder / "linux-7.3")
     asked = [name for path in sorted(KERNEL_FILES.glob("*.config"))
              for name in parsed(path.read_text())]  # fmt: skip

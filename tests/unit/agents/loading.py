@@ -1,4 +1,4 @@
-"""Agents are programs, not a package: loaded from their files."""
+"""Load agents from their files: they are programs, not a package."""
 
 from __future__ import annotations
 

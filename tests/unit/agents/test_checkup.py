@@ -1,4 +1,4 @@
-"""The agent on trees of files of its own, and its readers of ELF and BTF on files made here."""
+"""The agent on trees of files made here, and its readers of ELF and BTF on files made here."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ INT, PTR, STRUCT, FUNC, FUNC_PROTO = 1, 2, 4, 12, 13
 
 
 class Types:
-    """Type information as pahole(1) writes it: types by their order, from id 1 or on a base;
+    """Type information as pahole(1) writes it: types in order, from id 1 or after those of a base;
     each name once."""
 
     def __init__(self, base: Types | None = None) -> None:
@@ -81,7 +81,7 @@ def type1_types(core: Types, parameter: str, kind: str) -> Types:
 
 
 def elf(sections: dict[str, bytes]) -> bytes:
-    """A 64-bit little-endian file with nothing but sections."""
+    """Return a 64-bit little-endian ELF file that has only sections."""
     names = b"\0" + b"\0".join(n.encode() for n in (*sections, ".shstrtab")) + b"\0"
     body, heads = b"", [struct.pack("<IIQQQQIIQQ", *[0] * 10)]
     for name, content in (*sections.items(), (".shstrtab", names)):
@@ -96,7 +96,7 @@ def elf(sections: dict[str, bytes]) -> bytes:
 
 
 def symbol_table(*functions: tuple[str, bool]) -> dict[str, bytes]:
-    """Names, and whether each is defined there."""
+    """Return a symbol table from names and whether the file defines each."""
     text, table = b"\0", struct.pack("<IBBHQQ", 0, 0, 0, 0, 0, 0)
     for name, defined in functions:
         table += struct.pack("<IBBHQQ", len(text), 0x12, 0, 1 if defined else 0, 0, 16)
@@ -157,7 +157,7 @@ def test_a_machine_is_read(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
-    (tmp_path / "proc/cmdline").mkdir(parents=True)  # for root every file can be read
+    (tmp_path / "proc/cmdline").mkdir(parents=True)  # a folder, because root can read every file
     said = asked(tmp_path)
     assert said["unreadable"] == {"/proc/cmdline": "Is a directory"}
 
@@ -256,7 +256,7 @@ def test_types_of_a_kernel_with_the_series(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("own_base", [False, True])
 def test_types_of_a_module_that_is_not_loaded(tmp_path: Path, own_base: bool) -> None:
-    """A module's file has them against the kernel's, or against a base that it brings along."""
+    """A module's file has its types relative to the kernel's, or to a base that it contains."""
     core = core_types("vma", "pfn")
     base = core
     sections = {}

@@ -57,7 +57,7 @@ def test_settings_of_this_machine_are_printed(capsys: pytest.CaptureFixture[str]
 
 
 def found(monkeypatch: pytest.MonkeyPatch, facts: ModuleType, tree: dict[str, str]) -> None:
-    """A file system that has nothing else."""
+    """Replace the file system by one that has only `tree`."""
     monkeypatch.setattr(facts.glob, "glob", lambda pattern: fnmatch.filter(tree, pattern))
     monkeypatch.setattr(facts, "text", tree.get)
 

@@ -1,5 +1,5 @@
-"""The numbers of include/uapi/linux/vfio.h and iommufd.h, and the agent on a device that is made
-up: mappings of a file, and ioctls that do nothing."""
+"""The numbers of include/uapi/linux/vfio.h and iommufd.h, and the agent on a made-up device:
+mappings of a file, and ioctls that do nothing."""
 
 from __future__ import annotations
 
@@ -218,7 +218,7 @@ def test_instrument_is_measured_many_times() -> None:
 
 
 class Device:
-    """A backend whose BAR is a file; its ioctls are remembered and do nothing."""
+    """A backend whose BAR is a file; its ioctls are recorded and do nothing."""
 
     name = "type1"
 
@@ -259,7 +259,8 @@ class Fixture:
         self.decoded: list[bool] = []
 
     def run(self, request: dict[str, Any], words: str = "") -> int:
-        """The program with a request and more lines on its standard input: its exit code."""
+        """Run the program with a request and more lines on its standard input; return its exit
+        code."""
         self._monkeypatch.setattr(sys, "argv", ["map.py", "0000:01:00.0"])
         self._monkeypatch.setattr(sys, "stdin", io.StringIO(json.dumps(request) + "\n" + words))
         try:
@@ -267,7 +268,7 @@ class Fixture:
         except SystemExit as exc:
             return int(str(exc.code))
         finally:
-            gc.enable()  # the program, which ends here, does without
+            gc.enable()  # the program disables it until it ends
         return 0
 
 
@@ -309,7 +310,7 @@ def test_answer_is_what_the_analysis_reads(fake: Fixture, capsys: Said) -> None:
         assert all(s.unmapped_bytes == place.mapping.size for s in place.samples)
         assert all(s.iommu_table_pages == 0 for s in place.samples)
     maps = [(address, size) for what, address, size in fake.device.calls if what == "map"]
-    # behind those of the warm-up, each place as often as it has samples
+    # after those of the warm-up, each place has as many maps as samples
     assert [size for _, size in maps[-20:]] == [*[BAR] * 5, *[4 * MIB] * 5] * 2
     skews = [(address - BAR_ADDRESS) % GIB for address, _ in maps[-20:]]
     assert skews == [0] * 10 + [4096] * 10
@@ -429,7 +430,7 @@ def test_device_that_is_not_there_is_refused() -> None:
 
 
 def test_huge_pages_are_switched_off_before_anything_else() -> None:
-    """In a process of its own, which they are off in from then on."""
+    """The agent runs in a process of its own, because huge pages stay off in it."""
     request = {"backend": "type1", "thp": "disable"}
     program = (
         "import runpy, sys\n"

@@ -1,4 +1,4 @@
-"""Agents run on the python3 of the machine, which may be 3.9."""
+"""Agents run on the machine's python3, which may be 3.9."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ NEWER = {"bit_count", "pairwise", "StrEnum", "tomllib", "batched", "zip strict",
 
 
 def names(tree: ast.AST) -> set[str]:
-    """Of modules and attributes, and of functions with their keywords."""
+    """Return the names of modules and attributes, and of functions with their keywords."""
     found = set()
     for node in ast.walk(tree):
         match node:

@@ -1,4 +1,4 @@
-"""A shared host as a folder: what is put back on it, and what is seen of it."""
+"""A shared host as a folder: what is put back on it, and what is compared."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_what_was_changed_is_put_back_and_the_host_is_as_before(machine: Machine
     ]
     assert differing(before).keys() == {THP, HUGE, "/var/log/libvirt/qemu", "/run/barometer"}
     assert sharing.put_back(changes) == []
-    assert machine.text(THP) == "madvise\n"  # what the kernel makes of it has all the words
+    assert machine.text(THP) == "madvise\n"  # a real kernel shows all the words
     assert machine.text(HUGE) == "0\n"
     assert differing(before).keys() == {THP}
 
@@ -141,7 +141,7 @@ def test_answer_is_in_json(
 
 
 def test_it_runs_with_nothing_but_the_folder_of_agents(tmp_path: Path) -> None:
-    """As a host runs it; here on a root that has nothing."""
+    """The command is a host's; the root here has nothing."""
     done = subprocess.run(
         [sys.executable, "-I", "-c", _AGENT, str(AGENTS)], input="[]", text=True, check=True,
         capture_output=True, env={"BAROMETER_ROOT": str(tmp_path)},

@@ -119,7 +119,7 @@ def test_the_longest_route_is_the_one_of_a_connection(tmp_path: Path) -> None:
         "Iface Destination Gateway Flags RefCnt Use Metric Mask\n"
         "eno1np0 00000000 0100010A 0003 0 0 0 00000000\n"
         "eno2np1 0000010A 00000000 0001 0 0 0 0000FFFF\n"
-        "bond0 0000010A 00000000 0201 0 0 0 00FFFFFF\n"  # rejected
+        "bond0 0000010A 00000000 0201 0 0 0 00FFFFFF\n"  # a reject route
     )
     found = users(survey_of(tmp_path), "network")
     assert found["eno1np0"]["serves"] == ["default route"]
@@ -191,7 +191,7 @@ def test_an_empty_machine_has_nothing(tmp_path: Path) -> None:
 
 
 def files(root: Path) -> list[Path]:
-    """Of the tree, without following links; none of tests' own."""
+    """Return the tree's files, without following links."""
     found = [Path(at) / name for at, _, names in os.walk(root) for name in names]
     links = [Path(at) / n for at, names, _ in os.walk(root) for n in names
              if (Path(at) / n).is_symlink()]  # fmt: skip

@@ -1,4 +1,4 @@
-"""The agent with a symbol table of its own; the real one needs the kernel that it describes."""
+"""The agent with a symbol table made here; the real one needs the kernel that it describes."""
 
 from __future__ import annotations
 

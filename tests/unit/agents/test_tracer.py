@@ -1,4 +1,4 @@
-"""The agent against folders that look like tracefs. What only the kernel does (making an
+"""The agent against folders that look like tracefs. Whatever only the kernel does (creating an
 instance's files, refusing a probe) is left to the lanes with real kernels."""
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def tracer(tracefs: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 @pytest.fixture
 def armed(tracefs: Path) -> Path:
-    """An instance with the counts pass armed, and what it counted."""
+    """An instance with the counts pass armed, and its counts."""
     instance = tracefs / "instances/barometer"
     for name in ("trace", "clock", "stats"):
         (instance / name).parent.mkdir(parents=True, exist_ok=True)
@@ -108,7 +108,7 @@ def test_finish_that_cannot_clear_still_answers_with_the_files(
     monkeypatch.setattr(tracer, "clear", refusing)
     monkeypatch.setattr(sys, "argv", ["tracer.py", "finish", "barometer", "barocount"])
     tracer.main()
-    assert json.loads(capsys.readouterr().out) == {  # one document, or this raises
+    assert json.loads(capsys.readouterr().out) == {  # a single document, or this raises
         "files": tracer.collect("barometer", "barocount"),
         "clear_error": "Device or resource busy",
     }
@@ -148,7 +148,7 @@ def test_command_to_the_kernel_is_one_write_at_the_end(tracer: ModuleType, trace
     tracer.append(path, "-:x/y")
     assert path.read_text() == "p:a/b c\n-:x/y\n"
     with pytest.raises(FileNotFoundError):
-        tracer.append(tracefs / "none", "x")  # it makes no files: tracefs has them
+        tracer.append(tracefs / "none", "x")  # it creates no files: those of tracefs exist
 
 
 def test_refusal_has_the_kernels_own_reason(tracer: ModuleType, tracefs: Path) -> None:

@@ -1,4 +1,4 @@
-"""The agent as a real process; this test is QEMU's serial port, and the guest's SSH server."""
+"""The agent as a real process; this test is QEMU's serial port and the guest's SSH server."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SECONDS = 20.0
 
 
 class Agent:
-    """The agent, and its lines as they come."""
+    """The agent and its lines as they come."""
 
     def __init__(
         self, pidfile: Path, *more: Path, program: Sequence[str | Path] = (AGENT,)
@@ -49,7 +49,7 @@ class Agent:
         self._queue.put(None)
 
     def until(self, pattern: str) -> str:
-        """The next line that has the pattern."""
+        """Return the next line that matches the pattern."""
         while True:
             line = self._queue.get(timeout=SECONDS)
             assert line is not None, f"ended before {pattern!r}: {self.lines}"
@@ -58,7 +58,8 @@ class Agent:
                 return line
 
     def end(self) -> str:
-        """Everything it said; it has ended by itself, without a word on standard error."""
+        """Return everything that the agent printed. It has ended by itself, with nothing on
+        standard error."""
         while (line := self._queue.get(timeout=SECONDS)) is not None:
             self.lines.append(line)
         assert self.process.wait(SECONDS) == 0
@@ -91,7 +92,7 @@ def agent(pidfile: Path) -> Iterator[Agent]:
 
 @pytest.fixture
 def qemu() -> Iterator[subprocess.Popen[bytes]]:
-    """A process to be watched."""
+    """A process for the agent to watch."""
     child = subprocess.Popen(["cat"], stdin=subprocess.PIPE)
     assert child.stdin is not None
     try:
@@ -164,7 +165,7 @@ def test_server_that_speaks_something_else_is_no_ssh_server(
             guest, _ = server.accept()
             with guest:
                 guest.sendall(banner)
-        guest, _ = server.accept()  # it asks again
+        guest, _ = server.accept()  # the agent tries again
         with guest:
             guest.sendall(b"SSH-2.0-x\r\n")
             agent.until(" ssh$")
@@ -278,7 +279,7 @@ def test_agent_ends_when_nobody_listens(agent: Agent) -> None:
 
 @pytest.fixture
 def files(tmp_path: Path) -> list[Path]:
-    """What stands for trace_marker, and for the enable files of two probes."""
+    """Stand-ins for trace_marker and for the enable files of two probes."""
     made = [tmp_path / name for name in ("trace_marker", "fault_in", "leaf")]
     for file, text in zip(made, ("", "1", "1"), strict=True):
         file.write_text(text)
@@ -295,7 +296,7 @@ def marking(pidfile: Path, files: list[Path]) -> Iterator[Agent]:
 
 
 def whole_boot(agent: Agent, pidfile: Path, qemu: subprocess.Popen[bytes], *lines: bytes) -> str:
-    """What it said of a guest with these lines on its console."""
+    """Return the agent's output for a guest with these lines on its console."""
     announced = ports(agent)
     pidfile.write_text(str(qemu.pid))
     agent.until(" started ")
@@ -357,7 +358,7 @@ def test_probes_are_switched_off_at_the_kernels_first_line(
         files[1].write_text("1")
         serial.sendall(b"[    9.000000] Linux version 6.12\nlast\n")
         marking.until("last")
-    assert files[1].read_text() == "1"  # once is enough
+    assert files[1].read_text() == "1"  # the probes are switched off once
     pidfile.write_text(str(qemu.pid))
     marking.until(" started ")
     quit_qemu(qemu)
@@ -367,7 +368,7 @@ def test_probes_are_switched_off_at_the_kernels_first_line(
 def test_probe_that_is_not_there_need_not_be_switched_off(
     pidfile: Path, tmp_path: Path, files: list[Path]
 ) -> None:
-    """A host whose faults are not probed has no enable file; tracefs lets nobody make one."""
+    """A host without probes on faults has no enable file, and nobody can create one in tracefs."""
     agent = Agent(pidfile, files[0], tmp_path / "no/such/enable")
     try:
         announced = ports(agent)

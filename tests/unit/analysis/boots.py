@@ -1,4 +1,4 @@
-"""The recorded boot, whole and read, and boots made up."""
+"""The recorded boot as text and parsed, and made-up boots."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def recorded_timeline() -> Timeline:
 
 
 class Guest:
-    """A guest that writes to PCI configuration space, 1 ms after the other."""
+    """A guest that writes to PCI configuration space, one write per millisecond."""
 
     def __init__(self, now: float = 0.0, thread: int = VCPU) -> None:
         self.now, self.thread = now, thread
@@ -35,7 +35,7 @@ class Guest:
         self.events: list[QemuEvent] = []
 
     def write(self, address: str, offset: int, value: int, device: str = "vfio-pci") -> float:
-        """When it was written."""
+        """Write and return the time of the write."""
         self.now = round(self.now + 0.001, 6)
         self.writes.append(ConfigWrite(device, address, offset, value, self.thread, self.now))
         return self.now
@@ -50,6 +50,6 @@ class Guest:
         return self.now
 
     def size(self, address: str, offset: int, value: int, device: str = "vfio-pci") -> None:
-        """All ones, and what it was."""
+        """Size a BAR: write all ones, then the former value."""
         self.write(address, offset, 0xFFFFFFFF, device)
         self.write(address, offset, value, device)

@@ -32,14 +32,14 @@ def refused(boot: BootTrace, reason: str, **how: bool) -> EvidenceError:
 def changed(
     boot: BootTrace, change: Callable[[Operation], Operation], kind: str = "map", bar: int = BAR
 ) -> BootTrace:
-    """One operation on the BAR is another."""
+    """Change one operation on the BAR."""
     index = next(i for i, o in enumerate(boot.operations) if (o.kind, o.size) == (kind, bar))
     boot.operations[index] = change(boot.operations[index])
     return boot
 
 
 def without_bars(boot: BootTrace) -> BootTrace:
-    """The boot of a guest that maps its memory, and no BAR."""
+    """Reduce the boot to that of a guest that maps its memory and no BAR."""
     is_bar = {o.iova for o in boot.operations if o.size in (BAR, 4096)}
     boot.operations = [o for o in boot.operations if o.iova not in is_bar]
     bars = tuple(f"[ram] {iova:#x} " for iova in is_bar)
@@ -62,7 +62,7 @@ def test_refused_map_is_told_with_its_errno() -> None:
 
 
 def test_refused_map_of_memory_is_qemus_own_business() -> None:
-    """QEMU does not go on when that fails."""
+    """QEMU ends if that fails."""
     boot = changed(recorded_boot(), lambda o: replace(o, result=-12), bar=512 << 20)
     assert len(account(boot).maps) == 12
 

@@ -1,4 +1,4 @@
-"""Two runs against one another."""
+"""Two runs compared with each other."""
 
 from __future__ import annotations
 

@@ -84,7 +84,7 @@ def test_recorded_boot_is_a_timeline_from_its_exec_on() -> None:
 def test_trace_and_watch_agent_tell_the_same_of_a_boot() -> None:
     found, marks = recorded_timeline(), parse_marks(TRIAL.text("guest-1/marks.txt") or "")
     assert [line for _, line in found.console] == [line for _, line in marks.console]
-    # the process is there before it is QEMU
+    # the process exists before it executes QEMU
     assert marks.boot_seconds is not None
     assert 0 < marks.boot_seconds - found.boot_seconds < 0.1
 
@@ -143,7 +143,7 @@ def test_line_feeds_of_another_machine_are_not_the_guests() -> None:
 
 
 def drifted(seconds: float, since: float = 35.0) -> str:
-    """The agent's clock goes ahead of the trace's by so much."""
+    """Set the agent's clock ahead of the trace's by so many seconds."""
 
     def later(match: re.Match[str]) -> str:
         at = int(match[2])
@@ -192,7 +192,7 @@ def test_boot_with_hardly_a_line_has_no_drift() -> None:
 
 
 def stepped(seconds: float) -> str:
-    """The wall clock is set when the guest's kernel has begun."""
+    """Step the wall clock after the guest's kernel has begun."""
     return re.sub(
         r"(\d+)@(\d+\.\d{6}):",
         lambda m: f"{m[1]}@{float(m[2]) + seconds * (float(m[2]) > 1795397462):.6f}:",
@@ -265,7 +265,7 @@ def test_boot_without_a_beginning_or_a_mark_is_invalid(line: str) -> None:
 
 
 def test_exec_of_another_qemu_is_no_beginning() -> None:
-    """libvirt asks every QEMU for its capabilities."""
+    """libvirt starts every QEMU binary to query its capabilities."""
     other = (
         " qemu-system-x86-300 [001] .....  20.100000: sched_process_exec:"
         " filename=/usr/bin/qemu-system-x86_64 pid=300 old_pid=300\n"
@@ -322,7 +322,7 @@ def test_parts_of_a_map_are_what_was_probed() -> None:
             "bookkeeping",
             "faults",
             "lookups",
-        ],  # as long as the firmware runs, faults are probed
+        ],  # faults are probed while the firmware runs
         *[["IOMMU map", "bookkeeping", "lookups"]] * 4,
         *[["IOMMU map", "bookkeeping", "lookups and faults"]]
         * 6,  # decoding was off: the page tables are gone
@@ -334,7 +334,7 @@ def test_parts_of_a_map_are_what_was_probed() -> None:
 def test_parts_of_an_unmap_are_nearly_all_of_it() -> None:
     steps = [s for s in recorded_timeline().steps if s.bar == BAR_2 and s.kind == "unmap"]
     for step in steps:
-        around = [] if step.cause == "exit" else ["bookkeeping"]  # which is no ioctl
+        around = [] if step.cause == "exit" else ["bookkeeping"]  # the exit is no ioctl
         parts = ["IOMMU unmap", "IOTLB sync", *around, "iova-to-phys walk", "unpin"]
         assert sorted(step.parts) == parts
         assert 0.99 < step.attributed_share <= 1
@@ -371,8 +371,8 @@ def mapped(
     by_qemu: bool = True,
     **more: Any,
 ) -> Step:
-    """What is mapped at `iova`, where BARs were put as QEMU `said`. `by_qemu`: it is a region that
-    QEMU has VFIO map."""
+    """Return what is mapped at `iova`, with BARs placed as QEMU `said`. `by_qemu`: it is a region
+    that QEMU has VFIO map."""
     boot = recorded_boot()
     boot.qemu = [
         QemuEvent("pci_update_mappings_add", text, VCPU, time, time) for time, text in said
@@ -386,7 +386,7 @@ def mapped(
 
 
 def placed(*said: tuple[float, str], iova: int, size: int = BAR, at: float = 30.0) -> str:
-    """The name of what QEMU has mapped at `iova`."""
+    """Return the name of what QEMU has mapped at `iova`."""
     return mapped(*said, iova=iova, size=size, at=at).bar
 
 
@@ -433,7 +433,7 @@ ONE_BAR = (29.0, "vfio-pci 01:00.0 2,0x4000000000+0x40000000")
     ("iova", "size", "name"),
     [
         (0x4000000000, BAR, BAR_2),
-        (0x4020000000, BAR // 2, BAR_2),  # what is left of it beside a page that is emulated
+        (0x4020000000, BAR // 2, BAR_2),  # the rest of it beside a page that is emulated
         (0x4020000000, BAR, RAM),
         (0x4000000000, BAR + 4096, RAM),
     ],
@@ -465,7 +465,7 @@ GARBAGE = [
     'barometer E 29000000000 started {"pid": 3',
 ]  # fmt: skip
 IN_EXCERPT = slice(280, 420)
-"""Of the recorded lines: firmware, the kernel's entry, the first lines of the console."""
+"""Recorded lines of the firmware, the kernel's entry, and the console's first lines."""
 
 
 @pytest.mark.parametrize("text", GARBAGE)
@@ -481,7 +481,7 @@ def test_line_that_says_nothing_is_nothing(text: str) -> None:
 
 @st.composite
 def mutated(draw: st.DrawFn) -> str:
-    """Recorded lines, of which some are cut, doubled, left out, or have other characters."""
+    """Cut, double, omit, swap or garble some of the recorded lines."""
     lines = [*RECORDED.splitlines()[12:40], *RECORDED.splitlines()[IN_EXCERPT]]
     for _ in range(draw(st.integers(1, 6))):
         number = draw(st.integers(0, len(lines) - 1))

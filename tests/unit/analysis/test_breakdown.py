@@ -30,7 +30,7 @@ STACKS = st.dictionaries(
 
 
 def stacks(**counts: int) -> dict[tuple[str, ...], float]:
-    """own=7, pin=3, pin__look=5: the ioctl, what it calls, what that calls."""
+    """Count stacks: own=7, pin=3, pin__look=5 are the ioctl, its callee, and that one's callee."""
     return {(IOCTL, *(name.split("__") if name != "own" else ())): n for name, n in counts.items()}
 
 
@@ -53,8 +53,8 @@ class Profile:
         under: dict[str, int] | None = None,
         **counts: int,
     ) -> None:
-        """`under`: more counts, of stacks whose names are made of others. `calls`: walks of the
-        IOMMU's tables; those of an unmap are one for each page."""
+        """Log an operation. `under` adds counts of stacks whose names are computed. `calls` is the
+        number of walks of the IOMMU's tables, by default one for each page of an unmap."""
         if calls is None:
             calls = size // PAGE if operation == "unmap" else 0
         counts |= under or {}
@@ -91,8 +91,8 @@ def test_whole_bar_that_was_logged_is_taken_as_it_is(profile: Profile) -> None:
 
 
 def test_large_map_is_linear_in_pages_of_two_small_ones(profile: Profile) -> None:
-    # 7 for each map, 3 for each page and 2 for each in what it calls; a function that both have
-    # the same cost of, and one that only the larger one reaches
+    # 7 for each map, 3 for each page, and 2 for each page in its callee; one function costs the
+    # same in both, and only the larger map reaches another
     for mib, only in ((2, 0), (4, 512)):
         pages = mib * MIB // PAGE
         more = {"late": only} if only else {}
@@ -226,7 +226,7 @@ def test_measured_whole_is_the_same_operation_without_an_empty_ioctl() -> None:
     assert measured_whole(breakdown("map", 1), plain) == pytest.approx(29_000)
     assert measured_whole(breakdown("unmap", 1), plain) == pytest.approx(699_000)
     assert measured_whole(breakdown("map", 1, "prime"), plain) is None
-    # a BAR that is not at its best has other costs
+    # a BAR that is not mapped at its best level has other costs
     assert measured_whole(breakdown("map", 1), map_pass(by_2mib(), counted=False)) is None
 
 

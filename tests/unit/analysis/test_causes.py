@@ -29,7 +29,7 @@ def causes(guest: Guest) -> Causes:
 
 
 def enabled(*addresses: str) -> Guest:
-    """A guest whose firmware has switched memory decoding on."""
+    """Make a guest whose firmware has switched memory decoding on."""
     guest = Guest()
     for address in addresses or (DEVICE,):
         guest.write(address, COMMAND, ON)
@@ -37,8 +37,8 @@ def enabled(*addresses: str) -> Guest:
 
 
 def linux_sizes(guest: Guest, address: str = DEVICE) -> tuple[float, float]:
-    """As Linux does since "PCI: Batch BAR sizing operations" (v6.14): decoding goes off and on
-    once. Gives when."""
+    """Size the BARs as Linux does since "PCI: Batch BAR sizing operations" (v6.14): decoding goes
+    off and on once. Return both times."""
     off = guest.write(address, COMMAND, OFF)
     for offset, value in ((BAR_0, 0xFE800000), (BAR_1, 0), (BAR_2_LOW, 0x8000000C),
                           (BAR_3, 0x3FFF), (BAR_4, 0), (BAR_5, 0), (ROM, 0)):  # fmt: skip

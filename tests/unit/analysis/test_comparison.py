@@ -88,7 +88,7 @@ def test_value_of_a_trial_is_its_median_and_one_sample() -> None:
     ]
     [metric] = compare(scenario(), KERNELS, results, len(results), "tcg").metrics
     assert (metric.baseline, metric.candidate) == ((2, 4), (1,))
-    assert metric.ratio == pytest.approx(1 / 4)  # of the pair that is complete
+    assert metric.ratio == pytest.approx(1 / 4)  # only the complete pair counts
     assert metric.effect.estimate.pairs == 1
 
 
@@ -134,8 +134,8 @@ def night(
     ratio: float = 1.0, n: int = 12, cv: float = 0.005, control: float | None = None,
     **others: float,
 ) -> list[TrialResult]:  # fmt: skip
-    """`n` pairs of noisy times; `control`: what the baseline's kernel costs when it is tried as
-    the control; `others`: metrics with their ratios."""
+    """Make `n` pairs of noisy times. `control` is the cost of the baseline's kernel when it runs
+    as the control; `others` are further metrics with their ratios."""
     draw = random.Random(1)
     ratios = {MAPS: ratio} | others
     roles: dict[Role, dict[str, float]] = {
@@ -249,7 +249,7 @@ def test_bench_that_differs_from_itself_gives_no_verdict() -> None:
 
 
 def test_control_of_the_fewest_pairs_that_have_one_finds_a_difference() -> None:
-    """Of every other pair: five trials against ten."""
+    """Every other pair has a control: five trials against ten."""
     results = [
         r for r in night(0.9, CONTROL_FROM, control=1.05) if r.arm != "control" or r.pair % 2 == 0
     ]
@@ -593,7 +593,7 @@ def test_points_are_compared_each_for_itself(map_results: list[TrialResult]) -> 
     assert (unmap.unit, unmap.verdict) == ("Ginsn", "regressed")
     names = [m.name for m in comparison.metrics]
     assert len(names) == len(set(names)) == 90
-    # the plain names first, in the order of every run
+    # the plain names come first, in the same order as in every run
     assert names[:3] == ["bar_map_seconds", "bar_unmap_seconds", "pfn_lookups_per_map"]
 
 

@@ -60,7 +60,7 @@ def test_recorded_trial_has_its_conditions() -> None:
     assert found["device.mmap"] == "True"
     assert found["runner.qemu"] == "10.0.2"
     assert list(found) == sorted(found)
-    # not recorded then
+    # conditions that were not recorded at that time
     later = {"runner.cpu", "runner.governor", "host.governor", "host.turbo", "host.smt",
              "host.firmware", "host.kernel.mitigations", "host.viommu"}  # fmt: skip
     assert not later & found.keys()
@@ -206,7 +206,7 @@ def test_arms_of_recorded_runs_differ_by_what_was_planned_alone(run: Path) -> No
     assert all(d.planned for d in found.differences)
     assert found.config is None
     assert found.common["host.kernel.taint"] == "none"
-    if run.name != "metal":  # those of somebody's machine are not asked
+    if run.name != "metal":  # on somebody else's machine the packages are not read
         assert int(found.common["host.packages"]) >= 210
 
 
@@ -309,7 +309,7 @@ def test_order_of_the_words_of_an_arm_is_a_difference_that_has_no_consequences()
 
 
 def test_one_kernel_does_the_same_in_both_arms() -> None:
-    """Its source may be spelled in two ways."""
+    """The kernel's source may be spelled in two ways."""
     other = {"host.kernel.mitigations": "none", "host.kernel.source": "b"}
     found = conditions(arms({"host.kernel.source": "a"}, other))
     assert [d.name for d in found.unplanned] == ["host.kernel.mitigations"]
@@ -424,7 +424,7 @@ def test_trials_do_not_differ_from_themselves(trials: list[dict[str, str]]) -> N
 
 
 def test_kernel_that_taints_itself_in_some_trials_is_no_other_kernel() -> None:
-    """Else an oops now and then would make a run invalid, and not regressed."""
+    """Otherwise an occasional oops would make a run invalid instead of regressed."""
     clean, broken = ({"host.kernel.taint": taint} for taint in ("none", "DW"))
     [found] = differences({"baseline": [clean, clean], "candidate": [clean, broken]})
     assert (found.name, found.planned) == ("host.kernel.taint", True)

@@ -33,7 +33,7 @@ from tests.unit.timelines import (
 
 LARGE = "32GiB BAR"
 OF_SIZING = "kernel: BAR sizing"
-"""The phase of a row: of whichever device."""
+"""Phase of a row, for any device."""
 ONE_MAP = Operation("map", LARGE, OF_SIZING, "sizing BARs")
 
 

@@ -77,7 +77,7 @@ def noisy(n: int, ratio: float = 1.0, cv: float = 0.01, seed: int = 0) -> list[f
         ("s", noisy(10), noisy(10, 1.1, seed=1), "regressed"),
         ("s", noisy(10), noisy(10, seed=1), "equivalent"),
         ("s", noisy(10, cv=0.2), noisy(10, cv=0.2, seed=1), "inconclusive"),
-        # a change that is certain and too small to be called
+        # a change that is certain, but too small to call
         ("s", noisy(30, cv=0.001), noisy(30, 1.005, 0.001, seed=1), "equivalent"),
     ],
 )
@@ -188,7 +188,7 @@ def test_one_wild_trial_changes_little() -> None:
 
 @pytest.mark.parametrize("n", [*range(LEAST_FOR_INTERVAL, 14)])
 def test_interval_of_pairs_covers_what_enumeration_of_all_signs_says(n: int) -> None:
-    """The order statistics i from both ends miss the truth when the signed rank is i or less."""
+    """The order statistics i from both ends miss the truth if the signed rank is i or less."""
     index, misses = signed_rank_index(n), 0
     for signs in product((0, 1), repeat=n):
         rank_sum = sum(rank for rank, sign in enumerate(signs, 1) if sign)
@@ -256,18 +256,18 @@ def test_adjusted_p_is_never_smaller_and_keeps_the_order(ps: list[float | None])
 def test_precise_is_narrow_and_clear() -> None:
     assert precise(effect([7], [7], "count"), 0.02)
     assert precise(effect([1.0], [1.1], "Ginsn"), 0.02)
-    assert not precise(effect([10.0], [1.0]), 0.02)  # clear, and there is no interval
+    assert not precise(effect([10.0], [1.0]), 0.02)  # clear, but there is no interval
     assert precise(effect(noisy(12), noisy(12, seed=1)), 0.02)
     assert not precise(effect(noisy(12), noisy(12, seed=1)), 0.001)
-    # narrow, and neither a difference nor equivalent
+    # narrow, but neither a difference nor equivalent
     unclear = effect(noisy(10), noisy(10, 1.03, seed=3))
     assert unclear.half_width is not None
     assert not precise(effect(noisy(8), noisy(8, 1.06, seed=1)), 0.02)
-    # equivalent by its margin, and a difference as soon as there are pairs enough for a p
+    # equivalent by its margin, but a difference once there are enough pairs for a p
     small = effect(noisy(6, cv=0.002), noisy(6, 1.02, 0.002, seed=1))
     assert small.verdict == "equivalent"
     assert not precise(small, 0.02)
-    # of a large effect: the interval is narrow, measured by the baseline
+    # the interval of a large effect is narrow, relative to the baseline
     assert precise(effect(noisy(10, 100), noisy(10, 0.001, 0.3, seed=1)), 0.02)
 
 

@@ -1,4 +1,4 @@
-"""Every finding provoked: one change to a machine on which nothing is in the way."""
+"""Every finding, provoked by one change to a machine that has none."""
 
 from __future__ import annotations
 
@@ -88,9 +88,9 @@ class Case:
     name: str
     status: Status
     what: str
-    """A part of it."""
+    """Part of the finding's text."""
     fix: str
-    """A part of it."""
+    """Part of the fix's text."""
     changes: tuple[Change, ...]
     needs: Needs = field(default_factory=lambda: Needs(USES))
 
@@ -334,7 +334,7 @@ def test_finding_is_provoked(one: Case) -> None:
 
 
 def test_every_finding_is_provoked_and_ok_on_the_server() -> None:
-    """But for those that only say what is there."""
+    """The exception is the finding that only lists what is there."""
     written = {
         name
         for module in (booting, measuring, passing, running)
@@ -448,7 +448,7 @@ def test_fixes_of_a_metal_host_outlast_the_boots_of_a_run() -> None:
         if re.match("(echo|modprobe|mount|systemctl start) ", found.fix)
         and "/etc/" not in found.fix
     }
-    # these ask for what a boot brings by itself, or for the next look alone
+    # these fix something that a boot does by itself, or are for the next look only
     assert undone == {"kvm", "series", "symbols"}
 
 

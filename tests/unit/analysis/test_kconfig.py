@@ -18,7 +18,7 @@ CONFIGS = st.dictionaries(SYMBOLS, VALUES)
 
 
 def written(config: dict[str, str]) -> str:
-    """As Kconfig writes it."""
+    """Format a configuration as Kconfig writes it."""
     return "#\n# Automatically generated file; DO NOT EDIT.\n#\n" + "".join(
         f"# {symbol} is not set\n" if value == "n" else f"{symbol}={value}\n"
         for symbol, value in config.items()

@@ -31,7 +31,7 @@ def line(
         (1197e-9, "4KiB", "linear"),  # a lookup, unpatched
         (3046e-9, "2MiB", "linear"),  # a lookup and a fault of 2 MiB, patched
         (3600e-9, "1GiB", "flat"),
-        # what is cheap is walked all the same
+        # a cheap lookup is still repeated for each leaf
         (1e-9, "4KiB", "linear"),
     ],
 )

@@ -41,7 +41,7 @@ def text(found: Level, name: str) -> str:
 
 
 def by_pages(**how: Any) -> dict[str, Any]:
-    """Aligned, and mapped by pages all the same."""
+    """A point that is aligned, and nevertheless mapped by pages."""
     return point("full/1GiB", GIB, {"4KiB": 262144}, tables=2052 * KIB, **how)
 
 
@@ -78,7 +78,7 @@ def test_misaligned_address_is_why_leaves_are_small(
 
 def test_every_reason_is_given_where_several_are_in_the_way() -> None:
     assert reasons(level(by_2mib(series=False))) == ["misaligned", "no-series"]
-    # pages are looked up one by one on any kernel
+    # any kernel looks up pages one by one
     assert reasons(level(by_4kib(series=False))) == ["misaligned"]
     skewed = point("full/2MiB", GIB, {"4KiB": 262144}, skew=2 * MIB, tables=2056 * KIB)
     assert reasons(level(skewed, **thp(NEVER))) == ["misaligned", "thp-sysfs"]
@@ -119,7 +119,7 @@ def test_small_bar_is_misaligned_only_by_what_its_own_leaves_need() -> None:
         (thp("[always] madvise never"), [], "unexplained"),
         ({"thp": {"enabled": None, "process_disabled": 0}}, [], "no-huge-pfnmap"),
         ({"thp": {"enabled": None, "process_disabled": 0}}, ["nh"], "thp-madvise"),
-        # what takes effect first is named
+        # the setting that takes effect first is named
         (thp(NEVER, disabled=1), ["nh"], "thp-prctl"),
         (thp(NEVER), ["nh"], "thp-madvise"),
     ],
@@ -152,7 +152,7 @@ def test_disabled_huge_pages_of_vfio_are_seen_by_single_pins(value: str) -> None
         taken["counts"]["pin"] = {(1,): 262144}
     found = level(one, facts(vfio_disable_hugepages=value))
     assert reasons(found) == ["disable-hugepages"]
-    # the setting alone says nothing, nor do single pins without it
+    # neither the setting alone nor single pins without it are a reason
     assert reasons(level(by_1gib(GIB), facts(vfio_disable_hugepages=value))) == []
     assert reasons(level(one)) == ["no-series", "iommu-no-superpages"]
 
@@ -278,11 +278,11 @@ def test_host_without_settings_has_a_level() -> None:
 
 @pytest.mark.parametrize("size", [128 * MIB, 256 * MIB, 512 * MIB, GIB])
 def test_page_tables_that_qemu_needs_for_itself_are_none_of_the_bars(size: int) -> None:
-    # a recorded QEMU with a guest of 512 MiB, whose 1 GiB BAR is mapped by one leaf
+    # values of a recorded QEMU with a guest of 512 MiB, whose 1 GiB BAR is mapped by one leaf
     assert guest(size=size, tables=1304 * KIB).leaf == ("1GiB" if size == GIB else "2MiB")
 
 
 def test_page_tables_of_a_large_guest_may_be_those_of_its_memory() -> None:
-    # 32 GiB of memory in pages need as much as a BAR of 32 GiB
+    # the page tables of 32 GiB of memory in pages are as large as those of a BAR of 32 GiB
     assert guest(tables=70000 * KIB).leaf == "4KiB"
     assert guest(tables=70000 * KIB, memory=32 * GIB).leaf == "1GiB"

@@ -1,4 +1,4 @@
-"""Trials of the map workload, with every pass, altered."""
+"""Trials of the map workload with every pass, some of them altered."""
 
 from __future__ import annotations
 

@@ -298,7 +298,8 @@ def test_pass_of_another_backend_or_place_is_not_alike() -> None:
     counted = map_pass(by_1gib())
     assert "iommufd" in unlike(map_pass(by_1gib(), backend="iommufd"), counted)
     assert "full/2MiB was measured and never counted" in unlike(map_pass(by_2mib()), counted)
-    # what was counted and not measured is no disagreement: timing has the largest place only
+    # a place that is counted but not measured is no disagreement: timing has only the largest
+    # place
     check_alike(counted, map_pass(by_1gib(), by_2mib()))
 
 

@@ -1,4 +1,5 @@
-"""Of each metric that decides: met, not met, not known; and what the exit code makes of them."""
+"""The outcome of each metric that decides (met, not met, unknown), and the exit code that
+follows."""
 
 from __future__ import annotations
 

@@ -76,7 +76,7 @@ def test_boot_has_its_phases() -> None:
     ("device", "end", "hand_over"),
     [
         ("vfio-pci", 2.7, 2.7),  # decoding goes on, and the BAR is mapped
-        ("vfio-pci", None, 2.4),  # as bus mastering, which maps nothing
+        ("vfio-pci", None, 2.4),  # sets bus mastering, for example, which maps nothing
         ("mch", 2.7, 2.4),  # RAM is shadowed
     ],
 )
@@ -152,7 +152,7 @@ def test_other_cpus_do_not_enter_the_kernel() -> None:
 
 
 def test_firmware_may_enter_long_mode_before_it_enumerates() -> None:
-    """As OVMF does: what it writes then is no kernel's entry."""
+    """OVMF does, and its write to EFER is not the kernel's entry."""
     ovmf = [(2.01, VCPU, EFER, 0x500), (2.02, VCPU, EFER, 0x901)]
     assert starts(replace(BOOT, msrs=ovmf + BOOT.msrs)) == PHASES  # type: ignore[operator]
     without = [start for start in PHASES if start[1] != "kernel: entry"]
@@ -205,7 +205,8 @@ def test_command_register_alone_is_no_sizing() -> None:
 
 
 def test_sizing_is_that_of_the_device_whose_line_came_last() -> None:
-    """A kernel may go on sizing when the next device's line is out: that is the next one's."""
+    """If a kernel still sizes after the next device's line, the time belongs to that next
+    device."""
     late = ConfigWrite("vfio-pci", DEVICE, 0x30, 0xFFFFF800, VCPU, 5.7)
     assert starts(replace(BOOT, writes=[*BOOT.writes, late])) == PHASES
 
@@ -232,7 +233,7 @@ TIMES = st.floats(0.0, 9.0).map(lambda at: round(at, 6))
 
 @st.composite
 def boots(draw: st.DrawFn) -> BootEvents:
-    """Anything in any order."""
+    """Generate any events in any order."""
     events = st.builds(
         QemuEvent, st.sampled_from([e.name for e in BOOT.qemu]), st.just(""), st.just(MAIN),
         st.just(0.0), TIMES,
@@ -245,7 +246,7 @@ def boots(draw: st.DrawFn) -> BootEvents:
     found = sorted(draw(st.lists(writes, max_size=12)), key=lambda w: w.time)
     console = sorted(draw(st.lists(lines, max_size=12)), key=lambda line: line[0])
     for number, (at, line) in enumerate(console):
-        if line == LINES[0][1]:  # it enumerates something
+        if line == LINES[0][1]:  # the kernel enumerates something
             console[number + 1 : number + 1] = [(at, line) for _, line in LINES[2:4]]
             break
     return BootEvents(

@@ -1,4 +1,4 @@
-"""Profiles of traces that are made up, line by line, and of those that were recorded."""
+"""Profiles of made-up traces, line by line, and of recorded ones."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def vma(address: int, bar: Bar, size: int = 0, inside: int = 0) -> str:
 
 
 class Trace:
-    """Lines of tracefs, with one thread's operations one after the other."""
+    """Lines of tracefs, with the operations of one thread one after the other."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
@@ -79,8 +79,8 @@ class Trace:
 
 
 def booted(maps: int = 4, one: float = 3.0) -> Trace:
-    """A GPU with a 32 GiB BAR: the guest's memory, a map by the firmware, the others by the
-    kernel, which is there at 10 s."""
+    """A GPU with a 32 GiB BAR: a map of the guest's memory, a map of the BAR by the firmware, the
+    others by the kernel, which starts at 10 s."""
     trace = Trace().exec(1.0).mark(3.0, "run")
     trace.mapped(2.0, 0.5, 0x550000000000, 2 * GIB, QEMU, iova=0)
     trace.mapped(5.0, one, ALIGNED, BAR.size)
@@ -170,7 +170,7 @@ def test_a_reboot_begins_with_the_first_zap_of_its_reset() -> None:
     trace.mark(99.0, "reset").mapped(101.0, 1.0, ALIGNED, BAR.size)
     found = profiled(trace, boot="reboot")
     assert found.timeline.boot_seconds == pytest.approx(4.0)
-    assert found.timeline.steps[0].bar == BAR.name  # mapped before the trace began: by its size
+    assert found.timeline.steps[0].bar == BAR.name  # mapped before the trace: named by size
     assert phases(found)[0][1] == 0.0
 
 

@@ -94,7 +94,7 @@ def test_place_of_a_bar_has_a_name() -> None:
 
 
 def test_event_of_another_form_is_left_out() -> None:
-    """A QEMU that says it in other words."""
+    """Another version of QEMU may word its events differently."""
     for name in ("pci_cfg_write", "vfio_listener_region_add_ram", "vfio_listener_region_del",
                  "pci_update_mappings_add"):  # fmt: skip
         other = event(f"{name} something else")

@@ -1,4 +1,4 @@
-"""What is left of a map or unmap when its parts are taken away."""
+"""The rest of a map or unmap after its parts are subtracted."""
 
 from __future__ import annotations
 

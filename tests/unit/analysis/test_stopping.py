@@ -1,4 +1,5 @@
-"""The sequential rule, and what it does to false alarms; ci/bench/verdicts.py has it at length."""
+"""The sequential rule and its effect on false alarms; ci/bench/verdicts.py measures it at
+length."""
 
 from __future__ import annotations
 
@@ -36,7 +37,7 @@ def until(*overrides: str) -> Scenario:
 
 
 def ended(chosen: Scenario, results: list[TrialResult]) -> int:
-    """Pairs of the trials up to where the run stops."""
+    """Return the number of pairs at which the run stops."""
     planned = planned_trials(chosen, results, "tcg")
     return max(trial.pair for trial in make_plan(chosen)[:planned])
 

@@ -11,7 +11,7 @@ from orchestrator.analysis.summary import Summary, summary
         ("s", [8.5], Summary(8.5, None)),
         ("s", [8.0, 9.0], Summary(8.5, 0.5)),
         ("s", [1.0, 9.0, 2.0], Summary(2.0, 4.0)),
-        ("s", [1.0, 2.0, 3.0, 4.0, 50.0], Summary(3.0, 1.0)),  # an outlier says nothing
+        ("s", [1.0, 2.0, 3.0, 4.0, 50.0], Summary(3.0, 1.0)),  # one outlier changes little
         ("count", [12, 12, 12, 12], Summary(12, 0)),
         ("Ginsn", [3.0, 4.0], Summary(3.0, 0.5)),
     ],

@@ -26,7 +26,7 @@ def mapped(size: int = 32 * GIB, skew: int = 0) -> Mapping:
 
 
 def simulated(mapping: Mapping, largest: str) -> list[tuple[int, str]]:
-    """Address and size of each leaf: page by page, as faults come."""
+    """Return address and size of each leaf, page by page, as faults occur."""
     found = []
     at, end = mapping.address, mapping.address + mapping.size
     levels = [(name, size) for name, size in LEAVES.items() if size <= LEAVES[largest]]
@@ -42,7 +42,7 @@ def simulated(mapping: Mapping, largest: str) -> list[tuple[int, str]]:
 
 
 def parts(gib: int, huge: int, small: int) -> st.SearchStrategy[int]:
-    """Bytes, of few leaves of each size so that the simulation is quick."""
+    """Generate sizes with few leaves of each kind, so that the simulation is quick."""
     return st.builds(
         lambda a, b, c: a * GIB + b * 2 * MIB + c * PAGE,
         st.integers(0, gib), st.integers(0, huge), st.integers(0, small),
@@ -104,7 +104,7 @@ def test_leaves_and_tables_of_a_32_gib_bar(
 def test_ends_that_do_not_fill_a_leaf_have_smaller_ones() -> None:
     both = Mapping(ADDRESS - 2 * MIB - PAGE, BAR - 2 * MIB - PAGE, GIB + 2 * MIB + 2 * PAGE)
     assert both.leaves() == {"1GiB": 1, "2MiB": 1, "4KiB": 2}
-    # a table of pages and one of 2 MiB before the large leaf, the same behind it
+    # a table of pages and one of 2 MiB before the large leaf, and the same after it
     assert both.table_bytes() == 4 * PAGE
 
 

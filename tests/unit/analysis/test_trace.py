@@ -70,7 +70,7 @@ FTRACE = "    sh-7  [001] .....    1.000001: ioctl_in: (f+0x4/0x40) cmd=0x3b71"
 
 
 def test_guest_may_print_what_looks_like_an_event() -> None:
-    """With ftrace_dump_on_oops, say."""
+    """It may do so with ftrace_dump_on_oops, for example."""
     line = f'   python3-303  [000] .....  20.500000: tracing_mark_write: barometer C 5 "{FTRACE}"'
     [found] = parse_trace(line)
     assert (found.name, found.pid, found.time) == ("tracing_mark_write", 303, 20.5)

@@ -68,7 +68,7 @@ def test_recorded_trial_is_measured(trial: Path) -> None:
     assert result.value("host_boot_seconds") == 6.696
     assert result.value("guest_boot_seconds") == pytest.approx(25.791, abs=1e-3)
     assert len(result.samples["bar_map_seconds"]) == 12
-    # the unmap of the last map is no ioctl but the end of QEMU
+    # the last map is unmapped by the end of QEMU, not by an ioctl
     assert len(result.samples["bar_unmap_seconds"]) == 11
     assert result.value("bar_map_seconds_per_boot") == pytest.approx(
         sum(result.samples["bar_map_seconds"])
@@ -135,7 +135,7 @@ def test_trial_is_invalid_when_evidence_is_missing(trial: Path, name: str) -> No
     assert "is missing" in invalid(trial, "missing-evidence").message
 
 
-# what QEMU says besides its trace is of use only where a BAR was not mapped
+# QEMU's messages besides its trace matter only if a BAR was not mapped
 @pytest.mark.parametrize("name", [name for name in NEEDED if name != "guest-1/qemu.log"])
 def test_trial_is_invalid_when_evidence_is_empty(trial: Path, name: str) -> None:
     (trial / name).write_text("")
@@ -445,7 +445,7 @@ def test_times_of_the_traced_boot_are_no_headline(trial: Path) -> None:
 def test_boot_of_a_metal_host_is_no_metric(
     trial: Path, facts: dict[str, str], has_boot: bool
 ) -> None:
-    """It is a kexec's, and shared by trials; evidence of before has no kind of host."""
+    """It is a boot by kexec, which trials share. Older evidence has no kind of host."""
     manifest = json.loads((trial / "manifest.json").read_text())
     if not has_boot:
         del manifest["host_boot_seconds"]

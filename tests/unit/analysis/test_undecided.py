@@ -1,4 +1,5 @@
-"""A run with failures that nobody can be charged with: by all attempts, or not at all."""
+"""A run with failures that neither side is charged with: they count by all attempts, or not at
+all."""
 
 from __future__ import annotations
 
@@ -87,7 +88,7 @@ BENCH = Attempt("candidate", "host-hung-task", "bench")
 
 
 def begun_again(made: list[TrialResult], arm: ArmName, each: int) -> list[TrialResult]:
-    """The trials of an arm, for each of which the bench failed so many attempts."""
+    """Give each trial of an arm so many attempts that failed because of the bench."""
     lost = (replace(BENCH, arm=arm),) * each
     return [replace(r, repeated=lost) if r.arm == arm else r for r in made]
 

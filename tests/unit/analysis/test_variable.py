@@ -168,7 +168,7 @@ def test_module_that_is_rebuilt_is_what_differs() -> None:
 
 
 def test_two_rebuilt_modules_are_told_apart() -> None:
-    # as a bundle's own facts: with the source of the package
+    # a bundle's own facts include the source of the package
     more = {"source": {"package": {"name": "linux-source-7.3"}}, "compiler": "gcc 14.2.0"}
     old, new = module("B67E", "AAAA", **more), module("B67E", "BBBB", **more)
     new["digest"] = "d3"

@@ -15,7 +15,7 @@ from tests.unit.bench.metals import ENDPOINT, Lab, StandIn
 
 @pytest.fixture(scope="session")
 def initramfs_cache(tmp_path_factory: pytest.TempPathFactory) -> Cache:
-    """The two kernels' initramfs is made by the first test that stages them."""
+    """A cache of the two kernels' initramfs, which the first test that stages them makes."""
     return Cache(tmp_path_factory.mktemp("cache"))
 
 
@@ -28,7 +28,7 @@ def lab(
         return waiting.until(check, **{**how, "every": 0.01})
 
     with made_up() as made:
-        (made.root / "fakes/setpriv").symlink_to("/usr/bin/setpriv")  # the runner's own
+        (made.root / "fakes/setpriv").symlink_to("/usr/bin/setpriv")  # this machine's setpriv
         machine = StandIn(made)
         lab = Lab(machine, tmp_path, monkeypatch, capsys, initramfs_cache)
         monkeypatch.setattr(remote, "resolved", lambda address, config=None: ENDPOINT)

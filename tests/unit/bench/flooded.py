@@ -1,9 +1,9 @@
-"""A process of its own that is flooded, by real programs through barometer's readers:
+"""Flood barometer's readers with real programs, in a process of its own:
 
     python -m tests.unit.bench.flooded FOLDER
 
-prints {KIND: {"reason", "seconds", "rss", "disk"}} as JSON: what the flood was told as, and the
-most memory and disk until then, in bytes.
+prints {KIND: {"reason", "seconds", "rss", "disk"}} as JSON: the reason of the error, and the most
+memory and disk until then, in bytes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
 
-import orchestrator.cli  # what a run has in memory besides
+import orchestrator.cli  # a run has this in memory as well
 from orchestrator.bench import tracer
 from orchestrator.bench.console import Console
 from orchestrator.bench.consoles import console_command, followed
@@ -39,7 +39,7 @@ SECONDS = 30.0
 
 
 def check(path: Path, start: int = 0) -> None:
-    """As a trial looks at its host; returns while that is well."""
+    """Check the host as a trial does. Returns if all is well."""
     host = SimpleNamespace(
         console=Console(path, start), kernel=KernelWatch(path, start), release="7.3",
         alive=lambda: True,
@@ -55,7 +55,7 @@ def until_raised(does: Callable[[], object]) -> None:
 
 
 def qemus_console(folder: Path) -> None:
-    """A program that writes the file itself in small pieces, as QEMU does."""
+    """Run a program that writes the file itself in small pieces, as QEMU does."""
     path = folder / "console.log"
     with path.open("wb") as file:
         program = subprocess.Popen(["dd", "if=/dev/zero", "bs=128", "status=none"], stdout=file)
@@ -104,13 +104,13 @@ def endless_line(folder: Path) -> None:
 
 
 def wide_answer(folder: Path) -> None:
-    """As many characters, of four bytes each in memory, as an answer may have."""
+    """Answer with as many characters as are allowed, four bytes each in memory."""
     said = Here().run(f"yes \U0001f980{'x' * 1000} | head -c {ANSWER_BYTES} >&2; echo on")
     assert len(said.stderr) > ANSWER_BYTES - 100_000
 
 
 def trace(folder: Path) -> None:
-    """The tracer's answer, as large as it may be, of what does not compress."""
+    """Answer as the tracer with the largest answer that is allowed, which does not compress."""
     tell = (
         "import json, os; print(json.dumps({'files': {'trace.txt': "
         f"os.urandom({TRACE_BYTES // 2 - 1000}).hex()}}}}))"
@@ -121,7 +121,7 @@ def trace(folder: Path) -> None:
 
 
 def quoted(folder: Path) -> None:
-    """One line of 30 MB that makes an error, in each of its outputs."""
+    """Make an error from one line of 30 MB, and use it in each of its outputs."""
     line = "x" * 30_000_000
     error = BenchError(f"the host did not start: {line}", evidence=line, reason="host-start")
     trial = TrialWriter(folder / "0001-baseline", {"arm": "baseline"})
@@ -157,7 +157,7 @@ def measured(kind: str, folder: Path) -> dict[str, object]:
     except BarometerError as exc:
         reason = exc.reason
     disk = sum(file.stat().st_blocks * 512 for file in folder.rglob("*") if file.is_file())
-    # ru_maxrss has that of the process which started this one, from before its exec
+    # ru_maxrss would include the process that started this one, from before its exec
     status = Path("/proc/self/status").read_text()
     rss = int(next(line.split()[1] for line in status.splitlines() if "VmHWM" in line)) << 10
     return {"reason": reason, "rss": rss, "disk": disk}

@@ -1,5 +1,5 @@
-"""A metal host made up: the machine that the keeper's tests have, with the real keeper on it,
-reached over what looks like SSH. What becomes of its boots is what a test says."""
+"""A made-up metal host: the machine of the keeper's tests with the real keeper on it, over a fake
+SSH connection. A test decides how its boots end."""
 
 from __future__ import annotations
 
@@ -54,12 +54,12 @@ PROGRAMS = {
         exit $code""",
 }
 Outcome = Literal["up", "own", "gone", "no-kexec", "same", "other-release"]
-"""Of a boot: as asked; the default kernel, after a panic; nothing, until the power is cycled; a
-kernel without kexec; again what ran; another kernel than was staged."""
+"""End of a boot: as requested; with the default kernel, after a panic; never, until the power is
+cycled; with a kernel without kexec; without a reboot; with another kernel than the staged one."""
 
 
 def programs(root: Path) -> Path:
-    """The folder of those that a shell on the machine finds first."""
+    """Write the programs that a shell on the machine finds first, and return their folder."""
     folder = root / "programs"
     folder.mkdir(parents=True)
     for name, script in PROGRAMS.items():
@@ -70,7 +70,7 @@ def programs(root: Path) -> Path:
 
 
 class Wire(HostShell):
-    """A connection: it ends with the boot that it was made in."""
+    """A connection that ends with the boot that it was made in."""
 
     def __init__(self, machine: StandIn) -> None:
         super().__init__(machine.made.root)
@@ -122,17 +122,17 @@ class StandIn:
         self.made = made
         programs(made.root)
         self.ran: list[str] = []
-        """Besides the keeper."""
+        """Commands other than the keeper's."""
         self.asked: list[str] = []
-        """Verbs of the keeper; of a boot how, of a putback what."""
+        """Verbs for the keeper, with the way of a boot and the kind of a putback."""
         self.cmdline = ""
-        """Of the last boot that was asked for."""
+        """Command line of the last requested boot."""
         self.coming: list[Outcome] = []
-        """What becomes of the next boots; then all are as asked."""
+        """Ends of the next boots; all later ones end as requested."""
         self.refusing: list[str] = []
         """Reasons why the next logins fail."""
         self.before: dict[str, Callable[[], object]] = {}
-        """What happens as the keeper is asked for something."""
+        """Verb of the keeper -> a function to call before it."""
         self.is_off = False
         self.default = (RELEASE, VERSION)
         """Kernel that a restart boots."""
@@ -147,7 +147,7 @@ class StandIn:
 
     @property
     def booted(self) -> list[str]:
-        """How, in order."""
+        """Return the ways of all boots, in order."""
         return [said.removeprefix("boot ") for said in self.asked if said.startswith("boot ")]
 
     def link(self, endpoint: Endpoint = ENDPOINT, *, patience: float = 0) -> FakeLink:
@@ -162,7 +162,7 @@ class StandIn:
         return self.wires[-1]
 
     def cut(self) -> None:
-        """Every connection is lost."""
+        """Lose every connection."""
         self.wires.clear()
 
     def keeps(self, request: dict[str, Any]) -> Completed:
@@ -197,7 +197,7 @@ class StandIn:
             (self.made.root / "sys/kernel/kexec_loaded").unlink()
 
     def power_on(self) -> None:
-        """Its default kernel runs; until it does, nobody reaches the machine."""
+        """Boot the default kernel. Nobody reaches the machine until it runs."""
         was_off, self.is_off = self.is_off, True
         self.cut()
         self.made.power_on()
@@ -260,7 +260,7 @@ class Lab:
         return TrialWriter(self._folder / f"trial-{self._trials}", {})
 
     def boot(self, machine: MetalMachine, arm: ArmName, *words: str) -> TrialWriter:
-        """A trial in which nothing is done."""
+        """Run a trial that does nothing."""
         trial = self.trial()
         with machine.booted(arm, words, trial):
             pass
@@ -280,7 +280,7 @@ class Lab:
             self.machine.power_cycled()
 
     def killed(self) -> None:
-        """The runner ends as SIGKILL ends it, under the baseline, with a setting changed."""
+        """End the runner as SIGKILL does, while the baseline runs with a changed setting."""
         with self._monkeypatch.context() as patched:
             patched.setattr(Boots, "put_back", lambda self: None)
             with self.leased() as machine, machine.booted("baseline", [], self.trial()):
@@ -290,7 +290,7 @@ class Lab:
         self.said()
 
     def runner_has_ended(self) -> None:
-        """That of the lease which is held."""
+        """Mark the runner that holds the lease as ended."""
         left = self.machine.made.done("status")["leases"]
         tokens = [lease["token"] for lease in left]
         self._monkeypatch.setattr(
@@ -322,7 +322,7 @@ def wait_for(found: Callable[[], object]) -> None:
 
 
 def metal_spec(**more: Any) -> MetalHost:
-    """With deadlines that no user may have."""
+    """Return a metal host with deadlines that no user may set."""
     spec = MetalHost(kind="metal", address="gpu1")
     return spec.model_copy(update={"deadline": 0.3, **more})
 
@@ -338,7 +338,7 @@ def bundle(folder: Path, release: str, **more: Any) -> KernelBundle:
 
 
 def lives(pid: int) -> bool:
-    """A zombie does not: when init takes note of it is init's affair."""
+    """True if a process lives. A zombie does not: init decides when it reaps one."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except OSError:

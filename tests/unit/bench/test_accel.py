@@ -1,4 +1,4 @@
-"""With a QEMU that is a shell script, and no machine booted."""
+"""A shell script stands in for QEMU; no machine boots."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from orchestrator.errors import BenchError
 
 
 class Machine(Here):
-    """This one, with other answers to some commands."""
+    """This machine, with other answers to some commands."""
 
     def __init__(self, **answers: Completed) -> None:
         self.answers = answers
@@ -28,7 +28,7 @@ class Machine(Here):
 
 @pytest.fixture
 def qemu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The path of a QEMU to be written."""
+    """Path for a fake QEMU."""
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     return tmp_path / "qemu-system-x86_64"
 

@@ -68,7 +68,7 @@ def test_login_that_no_waiting_mends_ends_the_wait_at_once(lab: Lab, reason: str
 
 
 def test_login_that_was_let_in_before_is_refused_while_the_machine_boots(lab: Lab) -> None:
-    """pam_nologin(8): of a user who has sudo."""
+    """pam_nologin(8) refuses any user but root, even one who has sudo."""
     with lab.leased(metal_spec(deadline=600)) as machine:
         lab.machine.before["boot kexec"] = lambda: lab.machine.refusing.extend(
             ["host-no-login", "host-no-ssh", "host-no-login", "host-no-root"]
@@ -114,7 +114,7 @@ def test_machine_that_no_power_cycle_brings_back_is_lost(lab: Lab) -> None:
 
 
 def test_power_of_a_machine_that_was_not_told_to_boot_is_not_cycled(lab: Lab) -> None:
-    """Whoever cannot reach it does not know whether somebody else uses it."""
+    """A runner that cannot reach the machine does not know whether somebody else uses it."""
     lab.machine.is_off = True
     with pytest.raises(BenchError) as caught, lab.leased(metal_spec(power_cycle="x")):
         pass
@@ -291,13 +291,13 @@ def test_what_could_not_be_put_back_is_named_and_the_lease_is_kept(lab: Lab) -> 
 
 
 def test_boot_that_is_under_way_is_waited_for(lab: Lab) -> None:
-    """The runner was interrupted between the word to boot and the boot: systemd has begun."""
+    """The runner was interrupted between the command to boot and the boot. systemd has begun."""
     before = lab.machine.state()
     lab.machine.made.file("/running", "stopping\n")
     real = lab.machine.leaves
 
     def leaves(request: Any) -> None:
-        """It is still there."""
+        """Interrupt the runner while the machine is still up."""
         lab.machine.leaves = real  # type: ignore[method-assign]
         lab.machine.before["putback volatile"] = later.start
         raise KeyboardInterrupt
@@ -314,7 +314,7 @@ def test_boot_that_is_under_way_is_waited_for(lab: Lab) -> None:
     after = lab.machine.state()
     assert after.pop("running")
     assert after == before
-    # under the kernel that it was told to boot, it was brought home
+    # it had booted the kernel under test, and was then brought home
     assert lab.machine.booted == ["kexec", "kexec"]
 
 

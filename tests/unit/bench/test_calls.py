@@ -93,7 +93,7 @@ def test_signal_ends_the_wait_and_what_comes_then_is_undone() -> None:
 
 
 def test_value_that_an_interrupt_comes_after_is_undone() -> None:
-    """The handler of a signal may run as the wait ends."""
+    """A signal's handler may run as the wait ends."""
 
     class Interrupting:
         def __init__(self, lock: Any) -> None:
@@ -115,7 +115,7 @@ def test_value_that_an_interrupt_comes_after_is_undone() -> None:
 
 
 def test_error_on_its_way_holds_nothing_of_the_call() -> None:
-    """libvirt keeps a connection open for as long as there is an object of one of its domains."""
+    """libvirt keeps a connection open as long as an object of one of its domains exists."""
     work = Failing()
     ended = weakref.ref(work)
     gc.disable()

@@ -15,7 +15,7 @@ from orchestrator.scenario import HostDevice
 
 
 class Lacking(Here):
-    """A machine on which python3 answers so."""
+    """A machine whose python3 gives this answer."""
 
     def __init__(self, answer: Completed) -> None:
         self.answer = answer

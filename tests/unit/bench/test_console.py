@@ -1,4 +1,4 @@
-"""What is kept and found of what a console says."""
+"""A console's output: how much of it is kept, and how it is searched."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a metal host says, in a file."""
+"""A metal host's console, kept in a file."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_console_that_ends_is_said_once_and_started_again(tmp_path: Path) -> Non
         console.tend()
         wait_for(lambda: len(console.path.read_text().split()) == 4)
         again = [int(pid) for pid in console.path.read_text().split()]
-        assert again[0] == pid  # what was said before stays
+        assert again[0] == pid  # earlier output stays
         assert lives(again[-1])
     wait_for(lambda: not lives(again[-1]))
     assert len(told) == 1
@@ -144,7 +144,7 @@ def test_console_that_ignores_the_word_to_end_is_killed(
 def test_console_of_another_user_ends_with_its_standard_input(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of sudo's."""
+    """It runs under sudo, for example, and may not be signalled."""
 
     def refused(pid: int, number: int) -> None:
         ended.append(pid)
@@ -229,7 +229,7 @@ def test_console_ends_with_a_runner_that_is_killed(tmp_path: Path) -> None:
     ) as runner:
         assert runner.stdout is not None
         pid = int(runner.stdout.readline())
-        # no longer setpriv, which may not have asked for the signal yet
+        # setpriv may not have requested the signal yet, so wait until it executes the program
         wait_for(lambda: Path(f"/proc/{pid}/cmdline").read_text().startswith("sleep"))
         runner.kill()
     wait_for(lambda: not lives(pid))

@@ -26,7 +26,7 @@ class Entry:
 
 
 def unpacked(data: bytes) -> list[Entry]:
-    """A reader of newc, as strict as the kernel's (init/initramfs.c)."""
+    """Read newc as strictly as the kernel does (init/initramfs.c)."""
     entries: list[Entry] = []
     at = 0
     while True:
@@ -97,7 +97,7 @@ def test_keys_are_for_root_alone() -> None:
 
 @given(st.dictionaries(PATHS, st.binary(max_size=40), max_size=6))
 def test_any_files_come_back_behind_their_folders(files: dict[str, bytes]) -> None:
-    # a name that is a file and the folder of another cannot be
+    # a file and a folder cannot have the same name
     clean = {
         n: c for n, c in files.items() if not any(other.startswith(f"{n}/") for other in files)
     }
@@ -121,7 +121,7 @@ def test_same_files_are_the_same_bytes() -> None:
 
 
 def test_real_program_unpacks_it(tmp_path: Path) -> None:
-    """With cpio or busybox where there is one; the reader above is what always checks."""
+    """Uses cpio or busybox if they are installed; the reader above always checks."""
     archive = Archive()
     archive.file("d/file", b"content\n", 0o640)
     archive.link("link", "d/file")

@@ -1,4 +1,4 @@
-"""Domain XML as libvirt gives it back, and as it may be broken."""
+"""Domain XML as libvirt returns it, and broken in several ways."""
 
 from __future__ import annotations
 

@@ -159,7 +159,7 @@ def test_exact_host_counts_its_instructions_and_skips_its_idle_time() -> None:
     words = arguments(domain)
     assert words[words.index("-icount") + 1] == "shift=0,sleep=off"
     clock = found(domain, "clock")
-    # its clocks begin at the same time always, and follow its instructions
+    # its clocks always begin at the same time, and follow its instructions
     assert (clock.get("offset"), clock.get("start")) == ("absolute", "1767225600")
     assert found(clock, "timer").attrib == {"name": "rtc", "track": "guest"}
     assert domain.get("type") == "qemu"
@@ -235,7 +235,7 @@ def test_devices_of_a_host_are_each_behind_a_root_port(
 
 
 def overridden(domain: ET.Element) -> dict[str, dict[str, str]]:
-    """Alias -> the property of QEMU's that is set."""
+    """Return alias -> the property that the domain sets in QEMU."""
     path = f"{{{QEMU_NAMESPACE}}}override/{{{QEMU_NAMESPACE}}}device"
     prop = f"{{{QEMU_NAMESPACE}}}frontend/{{{QEMU_NAMESPACE}}}property"
     return {d.get("alias", ""): found(d, prop).attrib for d in domain.findall(path)}
@@ -277,7 +277,7 @@ def test_guest_without_a_kernel_boots_from_its_first_disk() -> None:
     orders = [d.find("boot") for d in found_disks]
     assert [o if o is None else o.get("order") for o in orders] == ["1", None]
     assert all(d.find("readonly") is not None for d in found_disks)
-    # behind the devices with a BAR, whose places are the same with and without disks
+    # after the devices with a BAR, whose places do not depend on disks
     assert buses(found_disks) == [3, 4]
 
 
@@ -333,7 +333,7 @@ def test_address_width_of_the_guest_can_be_set(kvm: bool) -> None:
 def test_events_of_qemu_go_where_they_are_asked_for() -> None:
     words = arguments(parsed(guest_xml(replace(GUEST, trace_log="/t/trace_marker"))))
     assert words[words.index("-D") + 1] == "/t/trace_marker"
-    # the thread and the time before each
+    # QEMU prints the thread and the time before each event
     assert words[words.index("-msg") + 1] == "timestamp=on"
     assert "-D" not in arguments(parsed(guest_xml(GUEST)))
 

@@ -1,4 +1,4 @@
-"""Files that something else writes; here a real program."""
+"""Files that another program writes; here a real one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Whatever is said, barometer's memory and disk stay small: measured in a process of its own."""
+"""However much is printed, barometer's memory and disk stay small: measured in a process of its
+own."""
 
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ REASONS = {
     "endless-line": "deadline", "answer": "output-flood", "errors": "output-flood",
     "wide-answer": "none", "trace": "none", "quoted": "host-start",
 }  # fmt: skip
-"""Of the others: console-flood."""
+"""The other kinds end with console-flood."""
 
 
 @pytest.fixture(scope="module")

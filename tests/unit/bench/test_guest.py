@@ -1,5 +1,5 @@
-"""Whose failure it is when an exact host's clock all but stands still; what a guest's boot needs
-of its host."""
+"""The charge of a failure at which an exact host's clock nearly stands still, and what a guest's
+boot needs of its host."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.unit.hosts import HostShell, Recorded
 class FakeHost:
     accel: str
     step: float
-    """Seconds that its clock goes on in one of ours; below 0: it does not answer."""
+    """Seconds that the host's clock advances in one real second; below 0: it does not answer."""
     shell: Any = None
     told: list[float] = field(default_factory=list)
 
@@ -71,7 +71,7 @@ def test_guest_that_boots_is_nobodys_failure() -> None:
 
 
 class Pages(Recorded):
-    """A host with pages of one size, some set aside already; it finds `more` at most."""
+    """A host with pages of one size, some of them set aside already. It finds `more` at most."""
 
     def __init__(
         self, root: Path, kilobytes: int = 2048, *, before: int = 0, more: int, free: int = 0,
@@ -106,7 +106,7 @@ class Pages(Recorded):
 
 
 def guest_with(backing: str, memory: int = GIB) -> Guest:
-    """Whatever a scenario would say of it."""
+    """Make a guest with only the settings that matter here."""
     return cast(Guest, SimpleNamespace(backing=backing, memory=memory))
 
 
@@ -154,7 +154,7 @@ def test_other_memory_is_not_set_aside(tmp_path: Path, backing: str) -> None:
 def test_too_few_huge_pages_are_the_arms_failure_and_are_given_back(
     tmp_path: Path, before: int
 ) -> None:
-    """Those that were there are somebody else's."""
+    """Pages that were there before belong to somebody else."""
     host = Pages(tmp_path, before=before, more=200)
     with (
         pytest.raises(ArmFailedError, match="found 200 of 256 huge pages") as caught,
@@ -184,7 +184,7 @@ def test_huge_pages_are_given_back_when_the_guest_fails(tmp_path: Path) -> None:
 
 
 class Stream:
-    """A host whose watch agent says one line."""
+    """A host whose watch agent prints one line."""
 
     def __init__(self) -> None:
         self.asked: list[list[str]] = []

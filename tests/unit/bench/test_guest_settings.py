@@ -1,4 +1,4 @@
-"""What of a scenario reaches the domain of the guest, whichever way it boots."""
+"""The settings of a scenario that reach the guest's domain, whichever way it boots."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ KEYS = RunKeys.make()
 
 
 class FakeShell:
-    """A host that has what is looked for, and whose watch agent has its ports."""
+    """A host that has whatever is looked for, and whose watch agent has its ports."""
 
     def __init__(self) -> None:
         self.ran: list[str] = []
         self.given: list[bytes] = []
         self.watched: list[str] = []
         self.disk = "/dev/vdd\n"
-        """What it says of the guest's."""
+        """Answer to the search for the guest's disk."""
         self.change = Recorded(self.ran)
 
     def alive(self) -> bool:
@@ -82,7 +82,7 @@ def host_of(shell: FakeShell, **facts: Any) -> Host:
 
 
 class Machines:
-    """The host's libvirt, of which a test wants to know only what it was to start."""
+    """The host's libvirt, which only records what it should start."""
 
     def __init__(self, log: list[str]) -> None:
         self.log = log
@@ -102,7 +102,7 @@ class StartedError(Exception):
 
 @pytest.fixture
 def domains(monkeypatch: pytest.MonkeyPatch) -> list[GuestDomain]:
-    """The guests that were to be started."""
+    """The guests that should be started."""
     found: list[GuestDomain] = []
 
     def seen(spec: GuestDomain) -> str:
@@ -114,7 +114,7 @@ def domains(monkeypatch: pytest.MonkeyPatch) -> list[GuestDomain]:
 
 
 class Boots:
-    """Boots guests up to where they would be started."""
+    """Boots guests up to the point of their start."""
 
     def __init__(self, shell: FakeShell, domains: list[GuestDomain], folder: Path) -> None:
         self.shell, self.domains, self.folder = shell, domains, folder
@@ -284,7 +284,7 @@ def test_guest_with_a_disk_boots_from_it_and_finds_its_keys_on_another(booted: B
 def test_disk_of_the_guest_is_found_by_its_serial(
     booted: Boots, shell: FakeShell, tmp_path: Path
 ) -> None:
-    """The very command, on a machine with other disks."""
+    """The command itself runs, on a tree with other disks."""
     for name, serial in (("vda", "root"), ("vdb", ""), ("vdc", "guest"), ("vdd", "guest2")):
         (tmp_path / name).mkdir()
         (tmp_path / name / "serial").write_text(serial)

@@ -22,7 +22,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def host(
     tmp_path: Path, said: str = "", *, alive: bool = False, crash: str = "", emulated: bool = True
 ) -> Host:
-    """A host of which its console and its end are known."""
+    """Make a host with only a console and an end."""
     path = tmp_path / "console.log"
     path.write_text(said)
     known = SimpleNamespace(
@@ -136,7 +136,7 @@ def test_guest_that_fails_on_a_host_that_panicked_is_the_hosts_panic(tmp_path: P
 
 
 class Dying:
-    """A VM whose connections are gone at once, and its process at the third look."""
+    """A VM whose connections are lost at once, and whose process ends at the third look."""
 
     ours, emulated = True, True
     kernel = SimpleNamespace(reports=tuple)

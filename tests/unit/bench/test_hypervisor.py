@@ -1,4 +1,4 @@
-"""Connections with a libvirt that is made up; the real one is for the lanes with machines."""
+"""Connections to a made-up libvirt; the real one is for the lanes with machines."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class RawConnection:
         self.callbacks: dict[int, Any] = {}
         self.is_open = True
         self.starts = threading.Event()
-        """A start returns when it is set."""
+        """A start returns once it is set."""
         self.starts.set()
 
     def createXML(self, xml: str, flags: int) -> RawDomain:  # noqa: N802
@@ -132,7 +132,7 @@ def test_domain_runs_while_the_block_does(raw: RawConnection, connection: Connec
 def test_domain_that_has_ended_is_not_held_while_its_error_is_on_its_way(
     raw: RawConnection, connection: Connection
 ) -> None:
-    """libvirt keeps a connection open for as long as there is an object of one of its domains."""
+    """libvirt keeps a connection open as long as an object of one of its domains exists."""
     caught: list[BaseException] = []
     try:
         with connection.running(xml("one")) as domain:
@@ -249,7 +249,7 @@ def test_domain_that_cannot_be_ended_is_given_up_and_its_connection_dropped(
         connection.lookup("one")
     assert caught.value.reason == "libvirt-silent"
     connection.close()
-    assert raw.is_open  # its close was not tried either
+    assert raw.is_open  # it did not try to close it either
     assert time.monotonic() - started < 5
     assert all(thread.daemon for thread in {*threading.enumerate()} - before)
 
@@ -267,7 +267,7 @@ def test_domain_of_this_machine_is_ended_without_libvirt(raw: RawConnection) -> 
         unused: Any = raw.domains[0]
         unused.destroy = lambda: is_gone.wait(SECONDS)
     assert ended == ["uuid of one"]
-    with connection.running(xml("two")) as domain:  # it has answered then, and so it is kept
+    with connection.running(xml("two")) as domain:  # it has answered meanwhile and is kept
         assert domain.active()
 
 
@@ -379,8 +379,8 @@ print(caught)
 
 
 def test_signal_while_a_call_fails_is_an_interrupt_and_nothing_else() -> None:
-    """libvirt calls a handler of errors, in Python, from within its C code. If a signal's handler
-    ran there, its exception would be lost: "returned a result with an exception set"."""
+    """libvirt calls an error handler, in Python, from within its C code. If a signal's handler ran
+    there, its exception would be lost: "returned a result with an exception set"."""
     done = subprocess.run(
         [sys.executable, "-c", FAILING], capture_output=True, text=True, timeout=60, check=False
     )
@@ -445,7 +445,7 @@ except BenchError as exc:
 
 @pytest.fixture
 def silent_socket(tmp_path: Path) -> Iterator[Path]:
-    """Of a libvirtd that takes a connection and says nothing."""
+    """Socket of a libvirtd that accepts a connection and sends nothing."""
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(str(tmp_path / "socket"))
         server.listen()
@@ -467,7 +467,7 @@ OVER_SSH = (
 
 
 def test_libvirt_that_does_not_answer_its_opening_keeps_no_process(silent_socket: Path) -> None:
-    """The real library, whose call never returns."""
+    """This is the real library, whose call never returns."""
     started = time.monotonic()
     with opening(AT_SOCKET, silent_socket, 0.3) as child:
         out, said = child.communicate(timeout=SECONDS)

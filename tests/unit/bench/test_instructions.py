@@ -39,7 +39,7 @@ Stack = tuple[str, ...]
 
 
 def executed(*words: str) -> list[Instruction]:
-    """`name` is its first instruction, `name+4` another."""
+    """Make instructions: `name` is the first of a function, `name+4` another."""
     parts = (word.partition("+") for word in words)
     return [Instruction(name, int(offset or 0)) for name, _, offset in parts]
 
@@ -63,7 +63,7 @@ def test_what_is_before_and_behind_the_entry_is_not_counted() -> None:
 
 
 def test_function_that_is_jumped_to_at_its_end_returns_to_the_caller() -> None:
-    # f calls g, which ends by jumping to h
+    # f calls g, which ends with a jump to h
     found = stacks("sys", "f", "g", "h", "h+1", "f+1", "sys+1")
     assert found == {"f": 2, "f;g": 1, "f;g;h": 2}
 
@@ -122,7 +122,7 @@ Tree = tuple[str, list[Any], bool]
 
 @st.composite
 def trees(draw: st.DrawFn, depth: int = 0) -> Tree:
-    """A function, what it calls, and whether it ends by jumping to the last of that."""
+    """Generate a function, its callees, and whether it ends with a jump to the last of them."""
     name = f"{draw(st.sampled_from('abc'))}{depth}"
     children = draw(st.lists(trees(depth + 1), max_size=3)) if depth < 3 else []
     return name, children, bool(children) and draw(st.booleans())
@@ -172,7 +172,7 @@ def test_what_can_be_logged_whole_is() -> None:
 
 
 def test_what_is_too_much_is_logged_at_two_sizes() -> None:
-    # 1197 instructions for each page: 1002 pages could be logged; 166: 7229
+    # 1197 instructions for each page: 1002 pages could be logged; with 166: 7229
     assert wanted_logs(32 * GIB, {"map": 10.04e9, "unmap": 1.394e9}) == [
         Wanted("map", 2 * MIB, "warm"), Wanted("map", 4 * MIB, "warm"),
         Wanted("unmap", 8 * MIB, "warm"), Wanted("unmap", 16 * MIB, "warm"),
@@ -227,7 +227,7 @@ class FakeAgent:
     def say(self, line: str) -> None:
         if line:
             self._lines = self._answers(json.loads(line))
-        else:  # it goes on at once, whether or not it is listened to
+        else:  # it continues at once, whether or not anybody reads
             self._said.append(next(self._lines))
 
     def __iter__(self) -> Iterator[str]:
@@ -288,7 +288,7 @@ def qemu(tmp_path: Path) -> FakeAgent:
 
 
 def profiled(qemu: FakeAgent, tmp_path: Path, **costs: float) -> TrialWriter:
-    """The trial after a profile pass of a 1 GiB BAR."""
+    """Return the trial after a profile pass of a 1 GiB BAR."""
     trial = TrialWriter(tmp_path / "trials/0001-baseline", {})
     host = SimpleNamespace(
         shell=qemu, monitor=qemu.monitor, scratch=tmp_path, agent=lambda *words: [*words]
@@ -341,7 +341,7 @@ def test_beginning_of_a_large_unmap_is_logged_as_a_window(
     qemu: FakeAgent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def wait(log: Path) -> None:
-        """What was executed until then: the unmap has not returned."""
+        """Keep only what was executed until then: the unmap has not returned."""
         log.write_text(log.read_text().rpartition("Trace")[0])
 
     monkeypatch.setattr(instructions, "_wait_for_window", wait)

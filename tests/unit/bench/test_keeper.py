@@ -1,4 +1,5 @@
-"""The client and the real keeper: sent as it is to a machine, run by an interpreter of its own."""
+"""The client and the real keeper, sent to a machine as it is and run by an interpreter of its
+own."""
 
 from __future__ import annotations
 
@@ -23,7 +24,7 @@ from tests.unit.agents.keeper.machines import GPU, RELEASE, THP, Machine, made_u
 
 
 class KeeperShell(Here, Shell):
-    """What asks the keeper runs here, as the machine that is made up."""
+    """A shell that runs the keeper's commands here, on the made-up machine."""
 
     name = "host"
 
@@ -54,7 +55,7 @@ def keeper(machine: Machine, shell: KeeperShell) -> Keeper:
 
 @pytest.fixture
 def ended() -> int:
-    """The id of a process that has ended."""
+    """Id of a process that has ended."""
     process = subprocess.Popen(["/bin/true"])
     process.wait()
     return process.pid
@@ -165,7 +166,8 @@ def test_machine_without_python_is_named(
 
 
 def owned_by(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> Callable[[], None]:
-    """Leases are asked for by another process than this, until the answer is called."""
+    """Make another process than this the owner of new leases, until the returned function is
+    called."""
     mine = client.this_process
     monkeypatch.setattr(client, "this_process", lambda what: {**mine(what), **changes})
     return lambda: monkeypatch.setattr(client, "this_process", mine)

@@ -1,4 +1,4 @@
-"""A host that hangs is found by its kernel's report and its idle QEMU, whatever waits for it."""
+"""A hung host is detected by its kernel's report and its idle QEMU, whatever waits for it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FINE = "[    1.000000] fine\n"
 
 
 class Machine:
-    """A host whose console and whose QEMU's use of the CPU are made up, second by second."""
+    """A host with a made-up console and a made-up CPU use of its QEMU, second by second."""
 
     def __init__(self, folder: Path) -> None:
         self.console = folder / "console.log"
@@ -45,7 +45,7 @@ def machine(tmp_path: Path) -> Machine:
 
 def test_hung_task_of_an_idle_machine_ends_the_waits_within_a_minute(machine: Machine) -> None:
     machine.run(300, 0.01)
-    assert machine.ended == 0  # idle, and nothing is wrong
+    assert machine.ended == 0  # idle, but nothing is wrong
     machine.say(HUNG)
     machine.run(55, 0.05)
     assert machine.kernel.hung is not None
@@ -63,7 +63,7 @@ def test_hung_task_of_a_busy_machine_is_a_report_and_no_more(machine: Machine) -
 
 def test_machine_that_rests_long_after_a_hung_task_does_not_hang(machine: Machine) -> None:
     machine.say(HUNG)
-    machine.run(60, 1.0)  # what it waited for has come
+    machine.run(60, 1.0)  # what the task waited for has come
     machine.run(100, 0.0)
     assert machine.kernel.hung is None
 
@@ -130,5 +130,5 @@ def test_thread_looks_on_while_something_else_waits(
 def test_cpu_time_is_that_of_the_process() -> None:
     before, times = cpu_seconds(os.getpid()), os.times()
     assert before is not None
-    assert before > times.user + times.system - 0.1  # and what its threads waited for a CPU
+    assert before > times.user + times.system - 0.1  # and its threads' wait for a CPU
     assert cpu_seconds(2**22 + 1) is None

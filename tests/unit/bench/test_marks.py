@@ -1,4 +1,4 @@
-"""Marks are lines with a token that nobody else knows, written by what runs in the machines."""
+"""Marks are lines with a secret token, written by programs in the machines."""
 
 from __future__ import annotations
 
@@ -47,7 +47,8 @@ def test_words_of_others_are_no_mark(before: str, after: str) -> None:
 
 
 def lines_of(script: Path, *needles: str) -> str:
-    """The lines of a shell script that have one of the words, as a script of their own."""
+    """Return the lines of a shell script that contain one of the words, as a script of their
+    own."""
     text = script.read_text().splitlines()
     return "\n".join(line for line in text if any(needle in line for needle in needles))
 

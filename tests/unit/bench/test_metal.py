@@ -1,4 +1,4 @@
-"""Sessions of a metal host: real keeper, made-up machine (metals.py), no boot but in a file."""
+"""Sessions of a metal host: real keeper, made-up machine (metals.py), boots only of files."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_modules_of_a_release_that_the_machine_has_are_mounted_for_each_trial(
     lab.kernels["candidate"] = bundle(tmp_path / "own", RELEASE)
     staged = lab.machine.made.root / f"lib/modules/{RELEASE}/modules.order"
     with lab.leased() as machine:
-        for _ in range(2):  # of one boot
+        for _ in range(2):  # both in one boot
             with machine.booted("candidate", [], lab.trial()):
                 assert staged.read_text() == "kernel/fs/ext4.ko\n"
             assert not staged.exists()
@@ -95,7 +95,7 @@ def test_command_line_is_the_machines_own_and_what_is_added(lab: Lab) -> None:
 
 
 def test_lease_is_as_long_as_before_once_the_machine_is_back(lab: Lab) -> None:
-    """It is extended over a boot by as long as that may take."""
+    """It is extended by the longest time that a boot may take."""
     with lab.leased(metal_spec(deadline=600, lease=120)) as machine:
         for outcome in ("own", "up"):
             lab.machine.coming = [outcome]
@@ -225,7 +225,7 @@ def test_change_that_could_not_be_put_back_ends_the_sharing_of_a_boot(lab: Lab) 
             changed(machine)
             place = lab.machine.made.root / THP[1:]
             place.unlink()
-            place.mkdir()  # it cannot be written
+            place.mkdir()  # makes it unwritable
         assert lab.machine.asked[-1] == "putback volatile"
         lab.boot(machine, "baseline")
         assert lab.machine.booted == ["kexec", "kexec"]
@@ -392,7 +392,7 @@ def test_last_words_without_a_console_are_those_that_the_keeper_found(
 
     def panics(request: Any) -> None:
         real(request)
-        time.sleep(0.02)  # its record is younger than the word to boot
+        time.sleep(0.02)  # the record is younger than the command to boot
         lab.machine.made.file("/sys/fs/pstore/dmesg-erst-1", PANICKED)
 
     monkeypatch.setattr(lab.machine, "leaves", panics)
@@ -443,7 +443,7 @@ def test_what_an_earlier_run_left_is_put_back_before_the_machine_is_leased_again
     lab.killed()
     with lab.leased() as machine:
         assert lab.put_back_steps()[-1] == "release"
-        assert lab.machine.asked.count("acquire") == 3  # refused, taken over; once it was released
+        assert lab.machine.asked.count("acquire") == 3  # refused; takeover; after the release
         assert lab.machine.release == RELEASE
         assert "host: an earlier run left gpu1 changed" in lab.said()
         lab.boot(machine, "candidate")
@@ -487,7 +487,7 @@ def test_recover_puts_back_what_it_can_read_and_names_the_rest(lab: Lab) -> None
     lab.killed()
     damaged(lab)
     kept = "/var/lib/barometer/set-aside/journal.jsonl.1"
-    for _ in range(2):  # until somebody has looked at it
+    for _ in range(2):  # until somebody removes it
         with pytest.raises(LeftError) as caught:
             lab.recover()
         assert (caught.value.reason, caught.value.exit_code) == ("unreadable", 4)
@@ -530,7 +530,7 @@ def test_recover_puts_back_all_but_a_kernel_that_cannot_be_booted(lab: Lab) -> N
 
 
 def upgraded(lab: Lab) -> None:
-    """Its default is another kernel by now, and nothing can boot the one it was found with."""
+    """Make another kernel the default, and leave no way to boot the original one."""
     lab.machine.default = (UPGRADED, VERSION)
     for name in ("fakes/kexec", "fakes/bootctl", "boot/grub/grub.cfg"):
         (lab.machine.made.root / name).unlink()

@@ -1,4 +1,4 @@
-"""What the host is given besides its own disks, and what is left of it afterwards."""
+"""Disks that the host gets besides its own, and what is left of them afterwards."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ COMPLETED = "<domain/>\n"
 
 
 class FakeLibvirt:
-    """Starts nothing, and keeps what it was to start."""
+    """A libvirt that starts nothing and keeps the domain that it should start."""
 
     def __init__(self) -> None:
         self.xml = ""
@@ -71,7 +71,7 @@ class Bench:
         arm: ArmName = "baseline",
         accel: Accel = "tcg",
     ) -> Iterator[ET.Element]:
-        """The domain that libvirt was to start."""
+        """Yield the domain that libvirt should start."""
         kernel = cast(KernelBundle, SimpleNamespace(vmlinuz=Path("/kernel/vmlinuz")))
         spec = HostSpec(
             arm, chosen.nested, cast(EmulatedDevice, chosen.device), chosen.arms[arm].words,
@@ -93,7 +93,7 @@ def bench(tmp_path: Path) -> Bench:
 
 
 def disks_of(domain: ET.Element) -> dict[str, str]:
-    """Serial -> file."""
+    """Return serial -> file of each disk."""
     found = {}
     for disk in domain.iterfind("devices/disk"):
         source = disk.find("source")

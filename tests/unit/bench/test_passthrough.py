@@ -27,7 +27,7 @@ from orchestrator.scenario import GIB, HostDevice
 from tests.unit.machines import RECORDED, recorded
 
 FREE, USED = "0000:3a:00.0", "0000:39:00.0"
-"""Of the GPU server."""
+"""Functions of the GPU server."""
 
 
 def device(bar: str = "128GiB", **how: str) -> HostDevice:
@@ -35,7 +35,7 @@ def device(bar: str = "128GiB", **how: str) -> HostDevice:
 
 
 def altered(name: str, change: Callable[[dict[str, Any]], None]) -> Survey:
-    """A machine whose users, or functions by address, are changed."""
+    """Return a machine after a change of its users, or of its functions by address."""
     said = json.loads((RECORDED / f"{name}.json").read_text())
     by_address = {facts["address"]: facts for facts in said["functions"]}
     change({**said, **by_address})
@@ -47,7 +47,7 @@ def refused(survey: Survey, address: str) -> dict[str, str]:
 
 
 def idle(said: dict[str, Any]) -> None:
-    """Nothing has a device open."""
+    """Close all devices."""
     said["users"][:] = [user for user in said["users"] if user["kind"] != "open"]
 
 
@@ -254,7 +254,7 @@ def test_bridge_that_leads_to_others_is_in_the_way() -> None:
 
     text = refused(altered("gpu-server", shared), FREE)["group-shared"]
     assert "also has 0000:39:00.0" in text
-    assert "0000:38:10.0" not in text  # a port; that to the device itself
+    assert "0000:38:10.0" not in text  # a bridge port, the one that leads to the device itself
 
 
 def test_bridge_to_the_device_alone_is_not_in_the_way() -> None:
@@ -346,7 +346,7 @@ def test_functions_of_the_same_device(machine: str, address: str, expected: list
 
 
 class Binder(Keeper):
-    """Notes what is asked of the machine."""
+    """A keeper that records the requests."""
 
     def __init__(self) -> None:
         self.asked: list[str] = []
@@ -360,7 +360,7 @@ class Binder(Keeper):
 
 
 def machine(said: str) -> Shell:
-    """A shell that answers with a survey, to the agent's source alone."""
+    """Make a shell that answers only the agent's source, with a survey."""
 
     def run(argv: list[str], *, stdin: bytes, doing: str) -> Completed:
         assert argv == ["python3", "-I", "-"]

@@ -17,13 +17,13 @@ from orchestrator.pci import Survey
 from tests.unit.machines import RECORDED
 
 FREE = "0000:3a:00.0"
-"""Of the GPU server."""
+"""Function of the GPU server."""
 HIST = "{ ret: 512 } hitcount: 1\n\nTotals:\n    Hits: 1\n    Entries: 1\n    Dropped: 0\n"
 MAPPED = '{"agent": {}}\n{"point": {"bytes": 1073741824}}\n{"sample": {}}\n{"end": true}\n'
 
 
 class Machine(Here):
-    """Answers for the agents, and what each was given."""
+    """A machine with answers for the agents, which records their requests."""
 
     def __init__(self, *, armed: bool = True, mapped: str = MAPPED, state: bool = False) -> None:
         self.answers = {
@@ -70,7 +70,7 @@ def test_a_map_is_counted_and_nothing_is_left(survey: Survey) -> None:
 
 
 def test_probes_have_names_of_their_own(survey: Survey) -> None:
-    """Those of an experiment must stay."""
+    """The probes of an experiment must stay."""
     machine = Machine()
     counted_map(machine, survey)
     spec = machine.specification
@@ -104,7 +104,7 @@ def test_a_device_that_is_bound_otherwise_is_left_alone() -> None:
 
 
 def test_agents_are_sent_with_what_they_are_asked() -> None:
-    """The real ones, on this machine."""
+    """These are the real agents, on this machine."""
     said = probe._agent(Here(), "tracer", ["symbols", "no_such_function"]).stdout
     assert json.loads(said) == []
     refused = probe._agent(Here(), "map", ["ffff:ff:1f.7"], {"points": []}, ["setarch", "-R"])

@@ -1,4 +1,4 @@
-"""The arming script by real shells, on a tree of files that stands for tracefs."""
+"""The arming script under real shells, on a tree of files that stands in for tracefs."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ SHELLS = [
 
 
 class Machine:
-    """A tree like tracefs, /proc, and the programs that change the one as the kernel would."""
+    """Trees like tracefs and /proc, and the programs that change tracefs as the kernel would."""
 
     def __init__(self, folder: Path) -> None:
         self.tracefs, self.proc, self.bin = folder / "tra cefs", folder / "proc", folder / "bin"
@@ -129,7 +129,7 @@ def test_probes_without_an_instance_are_taken_away_first(machine: Machine, sh: l
 def test_all_of_the_specification_is_armed_then_undone(machine: Machine, sh: list[str]) -> None:
     with machine.arm(sh) as process:
         assert said(process) == "armed"
-        # the module that is loaded is named, what is built in is not
+        # a loadable module is named, built-in code is not
         defined = [line.replace(" vfio_iommu_type1:", " ") for line in SPEC["definitions"]]
         assert machine.probes == ["p:other/one do_exit", *defined]
         assert any("vfio_pci_core:" in line for line in defined)
@@ -217,14 +217,14 @@ def test_a_profile_that_is_alive_is_not_cleared(machine: Machine, sh: list[str])
     assert not machine.instance.exists()
 
 
-# the client of it, on this machine's shell --------------------------------------------------
+# its client, on this machine's shell --------------------------------------------------
 
 
 @pytest.fixture
 def here(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> LocalShell:
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     monkeypatch.setenv("PATH", f"{machine.bin}:{os.environ['PATH']}")
-    # no folder of tracefs has a space in its name
+    # tracefs never has a space in its path
     plain = machine.tracefs.rename(machine.tracefs.with_name("tracefs"))
     machine.tracefs, machine.instance = plain, plain / "instances" / INSTANCE
     monkeypatch.setattr(profiler, "TRACEFS", str(plain))
@@ -285,7 +285,7 @@ def test_older_kernels_get_nothing_that_needs_arguments_on_return() -> None:
         f"{GROUP}/{base}_{side}" for base in ("ioctl", "unmap", "zap") for side in ("in", "out")
     }
     assert events <= {*spec["enable"]} < {*SPEC["enable"]}
-    # what is filtered has the values that the filter asks for
+    # filtered events have the values that their filters use
     assert {*spec["filters"]} - {f"{GROUP}/ioctl_in"} == {
         event for event in SPEC["filters"] if not event.startswith(GROUP)
     }
@@ -320,7 +320,7 @@ def test_a_kernel_that_refuses_is_quoted(machine: Machine, here: LocalShell) -> 
 
 def test_a_shell_that_is_gone_is_said(machine: Machine, here: LocalShell) -> None:
     with armed(here, SPEC) as tracer:
-        # as when somebody kills it: it ends by itself, and undoes what it did
+        # as if somebody killed it: it ends by itself, and undoes its changes
         machine.program("cat", "exit 1")
         with here.stream(["sh", "-c", "exit"], timeout=5) as ended:
             gone = profiler.Tracer(here, ended)

@@ -1,4 +1,4 @@
-"""A machine's SSH address, by what the real ssh and ssh-keygen say of configurations and files."""
+"""A machine's SSH address, as the real ssh and ssh-keygen read configurations and files."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def config(tmp_path: Path) -> Path:
 
 
 def of(config: Path, *options: str, address: str = "gpu1") -> Endpoint:
-    """What is found with further lines of configuration."""
+    """Resolve an address with further lines of configuration."""
     with config.open("a") as file:
         file.writelines(f" {option}\n" for option in options)
     return resolved(address, config)
@@ -188,7 +188,7 @@ def test_key_is_found_under_a_hashed_name(endpoint: Endpoint) -> None:
 
 
 def test_all_keys_that_are_known_count(endpoint: Endpoint, tmp_path: Path) -> None:
-    """Two of one kind, in one file; one of another kind, in another."""
+    """Two keys of one kind are in one file, and one of another kind is in another."""
     subprocess.run(["ssh-keygen", "-q", "-t", "ecdsa", "-N", "", "-f", tmp_path / "e"], check=True)
     name, line = endpoint.known_as, (tmp_path / "e.pub").read_text()
     known(endpoint, f"{name} {line}", path=1)
@@ -271,7 +271,7 @@ def test_client_is_given_no_file_that_is_not_there(endpoint: Endpoint, tmp_path:
 def test_client_means_the_machine_whatever_it_is_called_with(
     endpoint: Endpoint, tmp_path: Path
 ) -> None:
-    """As ssh itself understands the program."""
+    """ssh itself evaluates the program's options."""
     (tmp_path / "id").touch()
     program = client_program(endpoint, tmp_path)
     asked = [str(program), "-G", "-l", "root", "anything"]

@@ -1,5 +1,3 @@
-"""What is said of the runner."""
-
 from __future__ import annotations
 
 import json

@@ -45,7 +45,7 @@ class Host:
         return file
 
     def set(self, settings: str, arm: ArmName = "candidate") -> dict[str, Any]:
-        """`settings`: TOML, of the candidate."""
+        """Write and prove the candidate's `settings` in TOML."""
         text = MINIMAL + f"{settings}\n"
         scenario, _ = parse_scenario(text, "x")
         shell = HostShell(self.root)
@@ -134,7 +134,7 @@ def test_parameter_that_the_kernel_shows_nobody_is_recorded_as_such(host: Host) 
 
 @pytest.mark.parametrize("name", ["vfio_iommu_type1.unheard_of", "kvm_amd.npt"])
 def test_parameter_that_is_not_there_is_refused(host: Host, name: str) -> None:
-    """Of a module that has no such one, and of a module that is not loaded."""
+    """One module has no such parameter, the other module is not loaded."""
     host.has("/proc/cmdline", f"{name}=1\n")
     assert "no such file" in host.refused(parameters("1", name)).evidence
 

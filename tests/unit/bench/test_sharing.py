@@ -38,13 +38,13 @@ AGENT = agent("sharing")
 
 
 class Wire(HostShell):
-    """The connection to a host, with the agent of the host's answering."""
+    """A connection to a host, on which the host's agent answers."""
 
     def __init__(self, made: Machine) -> None:
         super().__init__(made.root)
         self.lost = False
         self.garbled = ""
-        """What the agent says instead of its answer."""
+        """Output of the agent in place of its answer."""
 
     def run(self, argv: Sequence[str] | str, *, stdin: bytes = b"", **how: Any) -> Completed:
         if self.lost:
@@ -56,7 +56,7 @@ class Wire(HostShell):
 
 
 class Lab:
-    """A machine that is booted where nothing is."""
+    """A machine whose boots start nothing."""
 
     def __init__(self, made: Machine, folder: Path, patch: pytest.MonkeyPatch) -> None:
         self.made, self.folder = made, folder
@@ -120,7 +120,7 @@ class Lab:
         *,
         shared: bool = True,
     ) -> TrialWriter:
-        """A trial on such a host, with what ended it early in `raised`."""
+        """Run a trial on such a host, with the error that ended it early in `raised`."""
         number = len([*self.folder.glob("trial-*"), *self.folder.glob(".trial-*")])
         trial = TrialWriter(self.folder / f"trial-{number}", {})
         try:
@@ -185,7 +185,7 @@ def test_trials_with_boots_of_their_own_are_not_kept(lab: Lab) -> None:
     for trial in trials:
         assert trial.manifest["host_boot_seconds"] >= 0
         assert "host_session_seconds" not in trial.manifest
-        # the end of the machine is a part of its evidence
+        # the machine's end is part of the trial's evidence
         assert (trial.host / "console.log").read_text().endswith("terminated\n")
 
 

@@ -1,4 +1,4 @@
-"""What a shell asks of an SSH connection; against a real server it is in tests/lab."""
+"""A shell's use of an SSH connection; tests/lab has the tests with a real server."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from orchestrator.bench.shell import Shell
 
 
 class Channel:
-    """Of a program that reads all and says how much that was."""
+    """The channel of a program that reads everything and prints how much that was."""
 
     def __init__(self) -> None:
         self.sent: list[bytes] = []
@@ -47,7 +47,7 @@ class Transport:
 
 
 def test_much_input_is_sent_in_pieces() -> None:
-    """paramiko's sendall copies what is left, each time: the square of that."""
+    """paramiko's sendall copies the rest each time, which is quadratic."""
     channel = Channel()
     shell = Shell("host", cast(paramiko.Transport, Transport(channel)))
     content = bytes(range(256)) * 20_000 + b"the end"

@@ -1,4 +1,4 @@
-"""What is put onto a metal host: the scripts run here, on a folder that looks like its root."""
+"""Files for a metal host: the scripts run here, on a folder that looks like its root."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class Root:
         return path.read_text() if path.exists() else ""
 
     def made(self) -> int:
-        """How often an initramfs was made."""
+        """Return how often an initramfs was made."""
         return sum("unshare" in command for command in self.shell.ran)
 
 
@@ -89,7 +89,7 @@ def root(tmp_path: Path) -> Root:
 
 
 def kernel(folder: Path, *modules: str, config: str | None = None, **more: Any) -> KernelBundle:
-    """With what VFIO needs, and these modules."""
+    """Make a kernel with the modules that VFIO needs, and these."""
     made = bundle(folder, RELEASE, **more)
     wanted = ("vfio/pci/vfio-pci", "vfio/vfio_iommu_type1", *modules)
     lines = [f"kernel/drivers/{name}.ko.xz:\n" for name in wanted]
@@ -148,7 +148,7 @@ def test_kernel_without_what_the_machine_stands_on_is_refused(
     root: Root, tmp_path: Path, file: str, content: str, module: str
 ) -> None:
     root.file(file, content)
-    check_drivers(root.shell, kernel(tmp_path / "own", *ALL))  # the machine has that built in
+    check_drivers(root.shell, kernel(tmp_path / "own", *ALL))  # the machine has it built in
     root.file(f"sys/module/{module}/initstate", "live\n")
     with pytest.raises(ScenarioError, match=f"has no {module}, by which"):
         check_drivers(root.shell, kernel(tmp_path / "k", *ALL))
@@ -291,7 +291,7 @@ def test_disk_must_have_room_for_the_kernels_twice_and_more(root: Root, tmp_path
     for each in kernels:
         with (each.modules / "vfio.ko").open("wb") as file:
             file.truncate(100 << 20)
-    root.file("room", f"{660 << 10}\n")  # and something is for the rest of the kernels
+    root.file("room", f"{660 << 10}\n")  # includes room for the rest of the kernels
     check_room(root.shell, kernels)
     root.file("room", f"{655 << 10}\n")
     with pytest.raises(BenchError) as caught:
@@ -316,7 +316,7 @@ def test_kernel_is_staged_with_its_modules_and_an_initramfs_of_them(
     modules = folder / "lib/modules" / RELEASE
     assert (modules / "modules.order").read_text() == "kernel/fs/ext4.ko\n"
     assert (modules / "config").read_text() == CONFIG
-    # by the tool, which saw the staged modules as its own, and the machine
+    # made by the tool, which saw the staged modules as its own, and the machine's id
     assert (folder / "initramfs").read_text() == "kernel/fs/ext4.ko\n5e1f\n"
     assert not (folder / "made").exists()
     for path in (staged.vmlinuz, staged.initramfs):
@@ -436,7 +436,7 @@ def staged(root: Root, tmp_path: Path) -> Staged:
 
 
 class Asked(Keeper):
-    """What the keeper is asked for."""
+    """A keeper that records the requests."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, str, str]] = []

@@ -1,4 +1,4 @@
-"""Against real processes; `clean` is given a root of its own, and may end nothing else."""
+"""Runs with real processes. `clean` gets a root of its own, and may end nothing else."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def mock_here(here: Owner) -> Iterator[None]:
 
 @contextmanager
 def process(*argv: str, name: str = "qemu-system-x86_64") -> Iterator[subprocess.Popen[bytes]]:
-    """A process that sleeps, under a name and with arguments of its own."""
+    """A process that sleeps, with a name and arguments of its own."""
     script = """exec -a "$0" sh -c 'echo 1; read -r _' sh "$@" """
     child = subprocess.Popen(
         ["bash", "-c", script, name, *argv], stdin=subprocess.PIPE, stdout=subprocess.PIPE
@@ -68,12 +68,12 @@ def dead_pid() -> int:
 
 
 def ended() -> Owner:
-    """A process of this machine that has ended."""
+    """Return the owner of a process of this machine that has ended."""
     return replace(Owner.here(), pid=dead_pid())
 
 
 def record(root: Path, owner: Owner, folder: Path | None = None, **lists: list[str]) -> Path:
-    """The record of a run, as a killed one leaves it."""
+    """Write the record of a run, as a killed run leaves it."""
     path = root / f"{TOKEN}.json"
     root.mkdir(exist_ok=True)
     folder = folder or root.parent / f"barometer-{TOKEN}"
@@ -201,7 +201,7 @@ def test_process_id_that_was_given_away_is_no_running_run(tmp_path: Path) -> Non
     [
         ({}, "alive"),
         ({"started": 1}, "ended"),
-        ({"pid": 2**22 + 1}, "ended"),  # larger than any (proc(5), pid_max)
+        ({"pid": 2**22 + 1}, "ended"),  # larger than any pid (proc(5), pid_max)
         ({"boot": "another"}, "ended"),
         ({"boot": "another", "pid_namespace": "pid:[1]"}, "ended"),
         ({"boot": "another", "host": "another"}, "unknown"),
@@ -211,7 +211,7 @@ def test_process_id_that_was_given_away_is_no_running_run(tmp_path: Path) -> Non
         ({"pid_namespace": ""}, "unknown"),
         ({"pid_namespace": "pid:[1]"}, "unknown"),
         ({"pid_namespace": "pid:[1]", "started": 1}, "unknown"),
-        # one kernel has one boot id, whatever a container is called
+        # one kernel has one boot id, whatever name a container has
         ({"host": "another", "machine": ""}, "alive"),
         ({"host": "another", "machine": "", "started": 1}, "ended"),
     ],
@@ -228,11 +228,11 @@ def test_run_has_ended_where_that_is_proven(
         path = record(tmp_path, changed, folder)
         lines = list(clean(tmp_path))
     assert path.exists() == folder.exists() == (state != "ended")
-    assert (str(path) in lines[0]) == (state == "unknown")  # what to do
+    assert (str(path) in lines[0]) == (state == "unknown")  # names the file to remove
 
 
 def test_record_that_is_locked_is_a_living_runs(tmp_path: Path) -> None:
-    """Even where its process is none here."""
+    """This is so even if its process does not exist here."""
     path = record(tmp_path, replace(Owner.here(), pid_namespace="pid:[1]"))
     with path.open() as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -260,7 +260,7 @@ def test_record_is_locked_however_often_it_is_written(tmp_path: Path) -> None:
 
 
 def elsewhere(program: str) -> list[str]:
-    """A Python program in a PID namespace of its own, as in a container."""
+    """Return the command of a Python program in a PID namespace of its own, as in a container."""
     as_root = ["--map-root-user"] * (os.geteuid() != 0)
     return ["unshare", *as_root, "--pid", "--fork", "--kill-child", "--mount-proc",
             sys.executable, "-c", program]  # fmt: skip
@@ -277,7 +277,7 @@ def test_run_in_another_pid_namespace_is_left_alone_alive_and_killed(tmp_path: P
         assert "still running" in line
         assert folder.is_dir()
         child.kill()
-        child.stdout.read()  # of what it started, which is killed with it
+        child.stdout.read()  # ends when its children, which die with it, have ended
     deadline = time.monotonic() + 5
     while "still running" in (line := next(clean(tmp_path))) and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -307,7 +307,7 @@ def test_clean_in_another_pid_namespace_leaves_what_runs_here(tmp_path: Path) ->
 
 
 def test_proc_of_another_pid_namespace_proves_nothing(tmp_path: Path) -> None:
-    """unshare without --mount-proc: process ids and /proc are of different namespaces."""
+    """unshare without --mount-proc: process ids and /proc belong to different namespaces."""
     program = (
         "from dataclasses import replace; from orchestrator.bench.owner import Owner\n"
         "print(replace(Owner.here(), pid=7).fate().state)"
@@ -422,7 +422,7 @@ def test_nothing_to_clean_says_nothing(tmp_path: Path) -> None:
 
 
 def test_killed_run_is_cleaned(tmp_path: Path) -> None:
-    """A real process, killed in the middle of its block."""
+    """A real process is killed within its block."""
     with subprocess.Popen(
         [sys.executable, "-c", _RUN.format(root=tmp_path)],
         stdin=subprocess.PIPE,

@@ -1,4 +1,4 @@
-"""The specifications against the grammar of kprobe_events
+"""The specifications, checked against the grammar of kprobe_events
 (Documentation/trace/kprobetrace.rst) and against what the analysis reads."""
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ STATIC = {
 
 
 def defined(spec: dict[str, Any]) -> dict[str, re.Match[str]]:
-    """Event -> its definition, taken apart."""
+    """Return event -> its parsed definition."""
     matches = [DEFINITION.fullmatch(line) for line in spec["definitions"]]
     assert all(matches)
     return {match["event"]: match for match in matches if match}
@@ -138,7 +138,7 @@ def test_counts_have_what_the_analysis_reads() -> None:
         ([FAULT, FAULT_BEFORE], FAULT, "order,ret.hex"),
         ([FAULT], FAULT, "order,ret.hex"),
         ([FAULT_BEFORE], FAULT_BEFORE, "ret.hex"),
-        # neither: the kernel's own words are about the handler of today
+        # neither: the kernel's error then names today's handler
         ([], FAULT, "order,ret.hex"),
     ],
 )
@@ -148,7 +148,7 @@ def test_faults_are_counted_by_the_handler_that_the_kernel_has(
     spec = counts_spec(present)
     [line] = [line for line in spec["definitions"] if ":barocount/fault " in line]
     assert f"vfio_pci_core:{handler} " in line
-    # only the handler of huge faults is called with an order
+    # only the handler of huge faults has an order as argument
     assert ("order=$arg2:u32" in line) == (handler == FAULT)
     assert spec["triggers"]["barocount/fault"] == f"hist:keys={keys}"
     assert handler in spec["symbols"]
@@ -217,7 +217,7 @@ def test_probes_of_a_map_and_an_unmap_are_these() -> None:
 
 
 def added(spec: dict[str, Any], to: dict[str, Any]) -> dict[str, Any]:
-    """What one specification has more than another."""
+    """Return what one specification has in addition to another."""
     more: dict[str, Any] = {
         key: [item for item in spec[key] if item not in to[key]]
         for key in ("symbols", "definitions", "enable")

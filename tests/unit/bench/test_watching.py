@@ -1,4 +1,4 @@
-"""What is taken from the watch agent, whatever it says."""
+"""The watch agent's output is checked, whatever it prints."""
 
 from __future__ import annotations
 

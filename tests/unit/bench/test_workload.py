@@ -27,7 +27,7 @@ MANY = ('map.sizes=["1GiB", "full"]', 'map.alignment=["4KiB", "1GiB"]')
 
 
 def spoken(answered: dict[str, Any]) -> list[str]:
-    """An answer as map.py says it."""
+    """Format an answer as map.py prints it."""
     lines = [{"agent": {k: v for k, v in answered.items() if k != "points"}}]
     for point in answered["points"]:
         lines.append({"point": {k: v for k, v in point.items() if k != "samples"}})
@@ -291,7 +291,7 @@ def test_housekeeping_that_an_arm_sets_is_left_to_it(shell: FakeShell, trial: Tr
 def booted(
     trial: TrialWriter, monkeypatch: pytest.MonkeyPatch, chosen: Scenario, passes: list[Pass]
 ) -> list[str]:
-    """What a guest-boot workload does, by name."""
+    """Run a guest-boot workload and return its steps by name."""
     done: list[str] = []
     monkeypatch.setattr(workload, "stage_guest", lambda *a: done.append("stage"))
     monkeypatch.setattr(

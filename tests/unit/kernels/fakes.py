@@ -1,4 +1,4 @@
-"""Kernels that have the outside of one."""
+"""Fake kernels that look like real ones from outside."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def bzimage(release: str, extra: str = " (builder@host) #1 SMP") -> bytes:
-    """The parts of an x86 boot header that say what a kernel is
+    """Return the parts of an x86 boot header that identify a kernel
     (Documentation/arch/x86/boot.rst)."""
     head = bytearray(0x1000)
     head[0x202:0x206] = b"HdrS"
@@ -18,7 +18,7 @@ def bzimage(release: str, extra: str = " (builder@host) #1 SMP") -> bytes:
 
 
 def folder_kernel(folder: Path, release: str = "7.0.0-test") -> Path:
-    """A folder with an image and the modules that belong to it."""
+    """Fill a folder with an image and its modules."""
     modules = folder / "lib/modules" / release
     (modules / "kernel/fs").mkdir(parents=True)
     (modules / "kernel/fs/ext4.ko").write_bytes(b"not really")

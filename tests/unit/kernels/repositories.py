@@ -23,7 +23,7 @@ _ENVIRONMENT = {
 
 
 def git(folder: Path, *args: str | Path, stdin: bytes = b"") -> bytes:
-    """What git prints, less the last newline."""
+    """Return git's output without the last newline."""
     done = subprocess.run(
         ["git", *args], cwd=folder, input=stdin, env=_ENVIRONMENT, capture_output=True, check=False
     )
@@ -32,7 +32,7 @@ def git(folder: Path, *args: str | Path, stdin: bytes = b"") -> bytes:
 
 
 def new_repository(folder: Path, files: Mapping[str, str | bytes | None] | None = None) -> Path:
-    """With one commit, of `files`."""
+    """Make a repository with one commit of `files`."""
     folder.mkdir(parents=True)
     git(folder, "init", "--quiet", "--initial-branch=main")
     commit(folder, "first", files or {"README": "a tree\n"})
@@ -40,7 +40,7 @@ def new_repository(folder: Path, files: Mapping[str, str | bytes | None] | None 
 
 
 def commit(folder: Path, message: str, files: Mapping[str, str | bytes | None]) -> str:
-    """Write files (None: remove) and commit them; the commit's id."""
+    """Write files (None removes one), commit them, and return the commit's id."""
     for name, content in files.items():
         path = folder / name
         if content is None:
@@ -62,10 +62,10 @@ def tree_of(folder: Path, name: str = "HEAD") -> str:
 
 
 def state_of(folder: Path) -> dict[str, tuple[int, int, str]]:
-    """All that is in a folder, .git too: modes, times of change, contents.
+    """Return everything in a folder, .git included: modes, modification times, contents.
 
-    git touches an object that it would write again, in a repository that lends it as well, so
-    that it is not pruned: its time does not count.
+    If git would write an object again, it touches the existing one, even in a repository that only
+    lends it, so that it is not pruned. The times of objects therefore do not count.
     """
     state = {}
     for path in sorted(folder.rglob("*")):

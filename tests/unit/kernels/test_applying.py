@@ -24,7 +24,7 @@ LINES = "".join(f"line {n};\n" for n in range(1, 41))
 
 @dataclass
 class Bench:
-    """A developer's repository, and ours beside it."""
+    """A developer's repository, and barometer's own beside it."""
 
     repository: Path
     own: Git
@@ -34,7 +34,7 @@ class Bench:
         return read_series([range_], self.repository, self.cache)
 
     def mailed(self, range_: str, *options: str) -> tuple[Patch, ...]:
-        """As it comes by mail."""
+        """Return the patches of a range as they arrive by mail."""
         mbox = self.cache.folder("test") / "series.mbox"
         mbox.write_bytes(git(self.repository, "format-patch", "--stdout", *options, range_))
         return read_series([str(mbox)], None, self.cache)
@@ -137,7 +137,7 @@ def test_hunk_may_be_found_at_another_line_but_not_in_another_text(bench: Bench)
     done = applied(bench.own, tree_of(bench.repository), patches)
     moved = bench.own.line("cat-file", "blob", f"{done}:drivers/vfio/vfio.c")
     assert moved == ("above;\n" * 9 + LINES.replace("line 36;", "six;")).rstrip()
-    # `patch` would take one line of three for another (fuzz)
+    # with its fuzz, `patch` would accept a context that differs in one line of three
     commit(bench.repository, "33", {"drivers/vfio/vfio.c": LINES.replace("line 33;", "x;")})
     assert bench.refused(tree_of(bench.repository), patches).reason == "series-does-not-apply"
 

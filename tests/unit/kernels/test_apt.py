@@ -1,4 +1,4 @@
-"""What needs no mirror. apt itself is real: it is asked for a mirror that nobody serves."""
+"""The parts that need no mirror. apt itself is real, with a mirror that nobody serves."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_version_without_a_suite_is_looked_for_everywhere() -> None:
 
 @pytest.fixture
 def archive(tmp_path: Path) -> apt.Archive:
-    """As after an update."""
+    """An archive after an update."""
     archive = apt.Archive(("trixie",), Cache(tmp_path))
     (tmp_path / "apt/trixie").mkdir(parents=True)
     (tmp_path / "apt/trixie/updated").touch()
@@ -107,7 +107,7 @@ def test_unreachable_mirror_is_the_benchs_failure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("BAROMETER_MIRROR", UNREACHABLE)
-    monkeypatch.setattr(apt, "_RETRIES", 0)  # between which apt waits longer and longer
+    monkeypatch.setattr(apt, "_RETRIES", 0)  # apt waits longer and longer between retries
     kernel = DebKernel(deb="linux-image-cloud-amd64", suite="trixie")
     with pytest.raises(BenchError) as caught:
         describe(kernel, Cache(tmp_path))

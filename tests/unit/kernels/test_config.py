@@ -88,9 +88,9 @@ def test_whole_configuration_takes_the_place_of_ours_but_for_what_is_needed(
     config = read_config([str(tmp_path / "theirs"), "CONFIG_KSM=y"])
     assert config.target == "olddefconfig"
     text = parsed(config.text())
-    assert text["VFIO"] == "m"  # a module stays one
-    assert text["KVM"] == "y"  # needed, and was off
-    assert text["SYSTEM_TRUSTED_KEYS"] == '""'  # of somebody else's certificates
+    assert text["VFIO"] == "m"  # a module stays a module
+    assert text["KVM"] == "y"  # was off, but is needed
+    assert text["SYSTEM_TRUSTED_KEYS"] == '""'  # the named certificates are not here
     assert text["KSM"] == "y"
     assert "HZ_250" not in text
     with pytest.raises(ScenarioError, match="a second whole"):

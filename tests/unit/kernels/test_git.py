@@ -107,7 +107,7 @@ def test_commit_has_id_tree_and_description(repository: Path) -> None:
     assert (found.sha, found.tree) == (second, tree_of(repository))
     assert found.describe == f"v7.0-1-g{second[:12]}"
     tagged = commit_of(repository, "v7.0")
-    assert (tagged.sha, tagged.describe) == (first, "v7.0")  # the commit, not the tag's object
+    assert (tagged.sha, tagged.describe) == (first, "v7.0")  # the commit, not the tag object
     assert commit_of(repository, "HEAD^{/first}").sha == first
     assert commit_of(repository, first[:9]).sha == first
 
@@ -140,7 +140,7 @@ def test_many_changes_are_counted(repository: Path) -> None:
 
 def test_files_that_git_does_not_track_are_no_changes(repository: Path) -> None:
     (repository / "vmlinux.o").write_text("built")
-    os.utime(repository / "Makefile", (1, 1))  # touched, and the same
+    os.utime(repository / "Makefile", (1, 1))  # touched, but unchanged
     assert commit_of(repository, None).sha == head(repository)
 
 
@@ -182,7 +182,7 @@ def test_environment_and_settings_of_the_user_do_not_count(
     repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = new_repository(tmp_path / "other")
-    # as under `git bisect run` in another repository
+    # the environment under `git bisect run` in another repository
     monkeypatch.setenv("GIT_DIR", str(other / ".git"))
     monkeypatch.setenv("GIT_INDEX_FILE", str(other / ".git/index"))
     monkeypatch.setenv("GIT_NAMESPACE", "x")
@@ -210,7 +210,7 @@ def test_programs_of_the_repository_are_not_run(repository: Path, tmp_path: Path
 
 
 def test_nothing_in_the_repository_is_written(repository: Path) -> None:
-    os.utime(repository / "Makefile", (1, 1))  # `git status` would note that in the index
+    os.utime(repository / "Makefile", (1, 1))  # `git status` would record this in the index
     before = state_of(repository)
     commit_of(repository, None)
     commit_of(repository, "main")

@@ -27,15 +27,15 @@ def said(tree: Tree, *files: str) -> Said:
     [
         ("drivers/vfio/vfio_iommu_type1.c", {"drivers/vfio/vfio_iommu_type1"}, False),
         ("drivers/vfio/group.c", {"drivers/vfio/vfio"}, False),  # by CONFIG_VFIO_GROUP=y
-        ("drivers/vfio/vfio.c", set(), False),  # vfio.o is linked of its parts, not compiled
+        ("drivers/vfio/vfio.c", set(), False),  # vfio.o is linked from its parts, not compiled
         ("drivers/vfio/iommufd.c", set(), False),
-        ("drivers/vfio/never.c", set(), False),  # obj-y in a folder that only modules are of
+        ("drivers/vfio/never.c", set(), False),  # obj-y in a folder that only obj-m enters
         ("drivers/vfio/pci/core.c", {"drivers/vfio/pci/vfio-pci-core"}, False),
         ("drivers/vfio/pci/zdev.c", set(), False),
         ("drivers/iommu/iommu.c", set(), True),
         ("drivers/iommu/always.c", set(), True),
         ("drivers/iommu/sva.c", set(), True),
-        ("drivers/off/lost.c", set(), False),  # its folder is not entered
+        ("drivers/off/lost.c", set(), False),  # no Makefile enters its folder
         ("arch/x86/kvm/x86.c", {"arch/x86/kvm/kvm"}, False),
     ],
 )
@@ -105,7 +105,7 @@ def test_who_includes_a_header(tmp_path: Path) -> None:
         },
     )
     includes = Includes(tree.folder, ["drivers/vfio"], {})
-    # pci/own.c has the one beside it, and <linux/vfio.h> is another
+    # pci/own.c includes the header beside it; <linux/vfio.h> is another one
     assert includes.users("drivers/vfio/vfio.h") == {
         "drivers/vfio/vfio.h", "drivers/vfio/vfio_main.c", "drivers/vfio/group.c",
         "drivers/vfio/vfio_iommu_type1.c",

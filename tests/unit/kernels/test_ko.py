@@ -20,7 +20,7 @@ INFO = b"license=GPL\0srcversion=B67EAF8893665EF09C6841C\0vermagic=7.0 SMP \0ali
 
 
 def elf(sections: Sequence[tuple[str, int, int, bytes]]) -> bytes:
-    """A relocatable file (elf(5)) of sections: name, type, flags, content."""
+    """Return a relocatable file (elf(5)) with these sections: name, type, flags, content."""
     strings = b"\0" + b"".join(name.encode() + b"\0" for name, *_ in sections) + b".shstrtab\0"
     table, body, at, start = b"", b"", 1, 64
     for name, kind, flags, content in [*sections, (".shstrtab", 3, 0, strings)]:
@@ -110,7 +110,7 @@ def test_code_that_calls_another_function_is_other_code(tmp_path: Path) -> None:
     one = compiled(tmp_path / "1", text)
     assert one.code_digest == compiled(tmp_path / "2", text).code_digest
     other = compiled(tmp_path / "3", text.replace("return map", "return unmap"))
-    assert one.code == other.code  # calls are filled in when it is loaded
+    assert one.code == other.code  # calls are filled in when the module is loaded
     assert one.code_digest != other.code_digest
-    # a path of the build is no code
+    # a path of the build is not part of the code
     assert one.code_digest == compiled(tmp_path / "4", text.replace("a/", "/x/a/")).code_digest

@@ -77,7 +77,7 @@ def test_the_digest_is_of_what_is_changed(tmp_path: Path) -> None:
     first = digest("one\n")
     assert first == digest("one\n")
     assert len({first, digest("two\n"), digest("one\n", "one.patch")}) == 3
-    # who wrote about it does not count
+    # the commit message does not count
     (tmp_path / "two.patch").write_text(PATCH.replace("One line more", "More"))
     assert digest("one\n", "two.patch") == digest("one\n", "one.patch")
     assert len(first) == len(digest_of({}))

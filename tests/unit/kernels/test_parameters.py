@@ -20,7 +20,7 @@ MODULE = (
 
 
 def elf(section: bytes) -> bytes:
-    """An object with a section .modinfo, as far as modinfo(8) reads it (elf(5))."""
+    """Return an object with a section .modinfo, as far as modinfo(8) reads it (elf(5))."""
     names = b"\0.modinfo\0.shstrtab\0"
     body = section + names
     head = b"\x7fELF\x02\x01\x01" + bytes(9)
@@ -85,7 +85,7 @@ def test_module_without_parameters_has_none(kernel: KernelBundle) -> None:
 
 
 def test_what_cannot_be_known_before_it_runs_is_accepted(kernel: KernelBundle) -> None:
-    """A folder may have no modules.builtin.modinfo; on the host it is proven."""
+    """A folder may have no modules.builtin.modinfo; then only the host proves the parameter."""
     (kernel.modules / "modules.builtin.modinfo").unlink()
     assert parameters_of(kernel, "vfio") is None
     check_parameter(kernel, "vfio.anything")

@@ -46,7 +46,7 @@ def cache(tmp_path: Path) -> Cache:
 
 @pytest.fixture
 def read(tmp_path: Path, cache: Cache) -> Callable[..., tuple[Patch, ...]]:
-    """The series of one file with the given content."""
+    """Return the series in a file with the given content."""
 
     def reading(content: str | bytes, name: str = "x.patch") -> tuple[Patch, ...]:
         path = tmp_path / name
@@ -58,7 +58,7 @@ def read(tmp_path: Path, cache: Cache) -> Callable[..., tuple[Patch, ...]]:
 
 @pytest.fixture
 def refused(tmp_path: Path, cache: Cache) -> Callable[..., ScenarioError]:
-    """Why an item, or a file with the given content, is refused."""
+    """Return the error that refuses an item, or a file with the given content."""
 
     def refusing(
         item: str = "", content: str | bytes | None = None, repository: Path | None = None
@@ -373,7 +373,7 @@ def test_range_is_the_commits_oldest_first(repository: Path, cache: Cache) -> No
     ]
     assert {p.origin for p in patches} == {"base..main"}
     assert state_of(repository) == before
-    # what a developer may have set changes nothing
+    # a developer's git settings change nothing
     for setting in ("diff.noprefix=true", "diff.renames=copies", "diff.context=0",
                     "diff.mnemonicPrefix=true", "color.ui=always", "log.showSignature=true",
                     "diff.external=false", "diff.interHunkContext=9"):  # fmt: skip
@@ -449,8 +449,8 @@ def test_range_without_a_repository_is_refused(refused: Callable[..., ScenarioEr
 
 @pytest.fixture
 def b4(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
-    """Put a program b4 into PATH, which does what `script` says; the file that counts its runs.
-    It sees the output folder as $3."""
+    """Put a program b4 into PATH that runs `script`, with the output folder as $3. Return the file
+    that lists its runs."""
 
     def installed(script: str) -> Path:
         folder = tmp_path / "bin"

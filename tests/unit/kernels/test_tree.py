@@ -1,4 +1,4 @@
-"""What of building needs no compiler."""
+"""The parts of building that need no compiler."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_git_repository_is_its_commit_and_is_not_touched(repository: Path, cache
     assert source.name == f"v7.3 ({git(repository, 'rev-parse', 'HEAD')[:12]})"
     with work_tree(source, "c", cache) as tree:
         assert (tree.sources / "drivers/vfio/a.c").read_text() == "one\ntwo\nthree\n"
-        assert not (tree.sources / ".git").exists()  # or the release would get a "+"
+        assert not (tree.sources / ".git").exists()  # otherwise the release would end in a "+"
     assert {p: p.stat().st_mtime_ns for p in repository.rglob("*")} == before
 
 
@@ -131,7 +131,7 @@ def test_series_goes_in_and_out_and_leaves_the_rest_alone(
         assert (tree.objects / "a.o").exists()
         assert (tree.sources / "Makefile").stat().st_mtime_ns == untouched
         tree.move(patched)
-    with work_tree(source, "c", cache) as again:  # the series was left in it
+    with work_tree(source, "c", cache) as again:  # the series is still applied in it
         assert_pristine(again)
 
 
@@ -151,7 +151,7 @@ def test_tree_that_was_left_half_done_is_put_right(
     (folder / "git/index.lock").touch()
     with work_tree(source, "c", cache) as tree:
         assert_pristine(tree)
-    (folder / "ready").unlink()  # killed while it was made
+    (folder / "ready").unlink()  # as if it was killed while it made the tree
     with work_tree(source, "c", cache) as tree:
         assert_pristine(tree)
 

@@ -1,4 +1,5 @@
-"""Small trees with the outside of a kernel's source, and make as the build root runs it."""
+"""Small trees that look like a kernel's source from outside, and make as the build root runs
+it."""
 
 from __future__ import annotations
 
@@ -81,7 +82,7 @@ CONFIGURATION = {
 
 @dataclass
 class Tree:
-    """Has what change.Source asks for."""
+    """A tree with the interface of change.Source."""
 
     folder: Path
     files: Mapping[str, str]
@@ -101,7 +102,7 @@ class Tree:
         return self.folder
 
     def evaluate(self, names: Sequence[str] | None, folders: Sequence[str]) -> Said:
-        """As orchestrator.kernels.module does it in the build root."""
+        """Evaluate as orchestrator.kernels.module does in the build root."""
         conf = self.folder / "auto.conf"
         conf.write_text("".join(f"{name}={value}\n" for name, value in CONFIGURATION.items()))
         variables = f"conf={conf}" if names is None else f"names={' '.join(names)}"

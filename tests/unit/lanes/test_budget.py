@@ -1,4 +1,4 @@
-"""ci/budget.toml, and whether times are a measure on a machine that others use."""
+"""ci/budget.toml, and whether the clock measures anything on a machine that others use."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_what_is_no_number_of_seconds_is_refused(tmp_path: Path, number: str) ->
 )
 def test_processes_of_others_are_told_from_ours(child: bool, words: str, counts: bool) -> None:
     sleep = [sys.executable, "-c", "import time; time.sleep(600)", words]
-    # a shell that ends leaves its child to another parent
+    # the shell ends and leaves its child to another parent
     command = sleep if child else ["sh", "-c", f"{shlex.join(sleep)} > /dev/null & echo $!"]
     with (
         OtherWork("of-this-run") as others,
@@ -64,7 +64,7 @@ def test_machine_is_busy_by_what_others_used_since(
 ) -> None:
     clock = iter([100.0, 110.0])
     monkeypatch.setattr(time, "monotonic", lambda: next(clock))
-    # one that is gone, one that goes on, and one that begins and is gone before the end
+    # one process is gone, one continues, and one begins and is gone before the end
     seen = iter([{(1, 1): 50.0, (2, 1): 10.0}, {(2, 1): later, (3, 1): 0.4}, {(2, 1): later}])
     monkeypatch.setattr(OtherWork, "_seen", lambda _: next(seen))
     others = OtherWork("")

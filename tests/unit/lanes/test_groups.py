@@ -1,4 +1,4 @@
-"""Which files belong to which group of tests."""
+"""The files that belong to each group of tests."""
 
 from __future__ import annotations
 

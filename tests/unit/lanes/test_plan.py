@@ -1,4 +1,4 @@
-"""What a landing runs besides its own tests, and what it leaves to be proven first."""
+"""The full tests that a landing runs, and those that have to be proven first."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_rest_fits_once_the_dearest_are_proven(changed: list[Group], room: int) 
     first = plan.to_prove_first(changed, PROOFS, fits)
     rest = [group for group in changed if group not in first]
     assert plan.seconds_of(rest, PROOFS) <= room
-    # and none less would do
+    # and no shorter list would do
     if first:
         assert plan.seconds_of([*rest, first[-1]], PROOFS) > room
 

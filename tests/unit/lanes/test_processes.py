@@ -93,7 +93,7 @@ def test_it(machine): time.sleep(1000)
     assert (tmp_path / "ended").exists()
     child, deadline = int((tmp_path / "child").read_text()), time.monotonic() + 10
     while process_start(child) and time.monotonic() < deadline:
-        time.sleep(0.02)  # it was killed, and takes a moment to be gone
+        time.sleep(0.02)  # the killed process takes a moment to be gone
     assert process_start(child) is None
 
 

@@ -1,5 +1,3 @@
-"""ci/proofs.toml."""
-
 from __future__ import annotations
 
 from pathlib import Path

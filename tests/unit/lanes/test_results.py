@@ -1,4 +1,4 @@
-"""What is read of pytest's junit files and logs, of real runs."""
+"""The results that are read from pytest's junit files and logs, of real runs."""
 
 from __future__ import annotations
 

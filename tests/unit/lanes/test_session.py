@@ -1,4 +1,4 @@
-"""What counts as proven, and what a run of the tests ends with."""
+"""The groups that count as proven, and how a run of the tests ends."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PASSED, FAILED, SKIPPED = "", "<failure/>", "<skipped/>"
 
 
 class Made(Runner):
-    """Its processes have ended as it is told."""
+    """A runner whose processes have ended as a test defines."""
 
     def __init__(self, results: Path) -> None:
         super().__init__(results, lambda _: None)
@@ -30,7 +30,7 @@ class Made(Runner):
         self, name: str, tests: dict[str, str], *, code: int | None = None, left: str = "",
         seconds: float = 3.0, junit: bool = True,
     ) -> None:  # fmt: skip
-        """`tests`: group -> what its one test's junit element holds."""
+        """`tests` maps a group to the content of its only test's junit element."""
         cases = "".join(
             f'<testcase classname="tests.lab.test_{group}" name="test_{group}" time="{seconds}">'
             f"{inside}</testcase>"

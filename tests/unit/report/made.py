@@ -1,4 +1,4 @@
-"""Runs made up for the outputs for machines: one for each way in which a run can end."""
+"""Made-up runs for machine-readable output: one for each way in which a run can end."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ NOISE = (1.0, 1.004, 0.997, 1.002, 0.995, 1.003, 0.999, 1.006, 0.998, 1.001, 0.9
 
 @dataclass(frozen=True)
 class Run:
-    """What every report is made of."""
+    """The content of every report."""
 
     scenario: Scenario
     comparison: Comparison
@@ -58,7 +58,8 @@ def ended(role: Role, pair: int, kind: str = "failed", **more: Any) -> TrialResu
 
 
 def pairs(factor: float, count: int = len(NOISE)) -> list[TrialResult]:
-    """The candidate's boots and maps take `factor` of the baseline's, its lookups too."""
+    """Make pairs in which the candidate's boots, maps and lookups cost `factor` of the
+    baseline's."""
     return [
         measured(role, pair, **{
             BOOT: 40 * scale * wobble, MAP: 0.5 * scale * wobble, LOOKUPS: 1000 * scale,
@@ -81,7 +82,7 @@ def run(
 
 
 def _controls() -> list[TrialResult]:
-    """The baseline's kernel is not like itself."""
+    """Make controls in which the baseline's kernel differs from itself."""
     return [measured("control", pair, **{BOOT: 400 * NOISE[pair]}) for pair in range(12)]
 
 
@@ -91,7 +92,7 @@ def _mixed() -> list[TrialResult]:
 
 
 def _upgraded() -> Conditions:
-    """Of a run between whose arms QEMU was upgraded."""
+    """Return the conditions of a run in which QEMU was upgraded between the arms."""
     values: dict[str, tuple[str, ...]] = {"baseline": ("10.0.2",), "candidate": ("10.1.0",)}
     return Conditions(
         {}, (Difference("runner.qemu", values, planned=False, allowed=False),), (), None
@@ -136,4 +137,4 @@ _RUNS: dict[str, tuple[Callable[[], Run], int]] = {
     "exact": (lambda: run(pairs(0.4, 1), f"{BOOT}=improved", accel="exact"), 0),
 }  # fmt: skip
 RUNS = {name: (functools.cache(make), code) for name, (make, code) in _RUNS.items()}
-"""How it ended -> the run, compared once, and its exit code."""
+"""End of the run -> the run, compared once, and its exit code."""

@@ -1,4 +1,4 @@
-"""HTML reports for tests: of recorded and of made-up runs, and what a parser finds in them."""
+"""HTML reports of recorded and of made-up runs, and a parser that reads them back."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ VOID = {"meta", "link", "br", "circle", "path", "img", "input", "hr"}
 
 
 def judge_recorded(run: Path) -> tuple[Scenario, Comparison, dict[str, Any]]:
-    """What a report of a recorded run is made of."""
+    """Return the content of a recorded run's report."""
     found = RunDir.open(run)
     chosen, _ = parse_scenario(found.scenario(), str(run), run)
     plan = found.plan()
@@ -45,7 +45,7 @@ recorded = functools.cache(judge_recorded)
 def trials(
     values: Mapping[Role, Sequence[float]], metric: Metric = "bar_map_seconds"
 ) -> list[TrialResult]:
-    """Measured ones, pair after pair, arm after arm."""
+    """Make measured trials, pair after pair, arm after arm."""
     found: list[TrialResult] = []
     for pair in range(max(map(len, values.values()))):
         for role, of_role in values.items():
@@ -60,7 +60,7 @@ def trials(
 
 
 def bad(arm: Role = "candidate", **changes: Any) -> TrialResult:
-    """A trial that does not count."""
+    """Make a trial that does not count."""
     usual = TrialResult(
         f"0009-{arm}", arm, "failed", "guest-panic", "guest-0-plain", "it panicked"
     )  # fmt: skip
@@ -75,7 +75,7 @@ def compared(
 
 
 class Page(HTMLParser):
-    """Fails for a tag that is not closed, or closed and never opened."""
+    """A parsed page. Fails for a tag that is not closed, or closed but never opened."""
 
     def __init__(self, text: str) -> None:
         super().__init__(convert_charrefs=True)
@@ -83,7 +83,7 @@ class Page(HTMLParser):
         self.attributes: list[tuple[str, dict[str, str]]] = []
         self.open: list[str] = []
         self.texts: dict[str, list[str]] = {}
-        """By the tag that is around it."""
+        """Tag -> texts within it."""
         self._shown: list[str] = []
         self.feed(text)
         self.close()
@@ -113,5 +113,5 @@ class Page(HTMLParser):
 
     @property
     def text(self) -> str:
-        """All that a reader sees, but for charts."""
+        """Return the whole visible text, except charts."""
         return " ".join("".join(self._shown).split())

@@ -1,4 +1,4 @@
-"""The end of a run: twelve lines, whatever was compared."""
+"""The end of a run: at most twelve lines, whatever was compared."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ PLAN: dict[str, Any] = read_json(RUN / "plan.json")
 
 
 def lines_of(text: str, folder: Path) -> list[str]:
-    """At most twelve, none too wide but for what holds a path."""
+    """Return the lines: at most twelve, and only those with a path are too wide."""
     lines = text.split("\n")
     assert len(lines) <= LINES
     assert not [line for line in lines if len(line) > WIDTH and str(folder) not in line]

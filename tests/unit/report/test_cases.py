@@ -1,4 +1,4 @@
-"""Runs as test cases: they say the same as the exit code, whatever ended them."""
+"""Runs as test cases. They agree with the exit code, however a run ends."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def test_run_begins_with_its_first_trial() -> None:
 
 def test_digest_is_of_the_evidence() -> None:
     same = [run(pairs(factor)).suite.digest for factor in (1.0, 2.0)]
-    assert same[0] == same[1]  # what was made of it is no part of it
+    assert same[0] == same[1]  # the results are no part of the digest
     assert run(pairs(1.0, 2)).suite.digest != same[0]
     assert run(pairs(1.0), accel="tcg").suite.digest != same[0]
 

@@ -1,4 +1,5 @@
-"""What GitHub Actions is given, read back: Markdown by markdown-it, commands as by its runner."""
+"""Output for GitHub Actions, read back: Markdown by markdown-it, commands by the rules of its
+runner."""
 
 from __future__ import annotations
 
@@ -24,7 +25,7 @@ MARKUP = st.lists(
 
 
 class Shown(HTMLParser):
-    """What a reader sees of the HTML: headings, cells of tables, paragraphs, what is folded."""
+    """The visible content of the HTML: headings, table cells, paragraphs, and folded parts."""
 
     def __init__(self, markdown: str) -> None:
         super().__init__()
@@ -55,7 +56,7 @@ def row(markdown: str, name: str) -> list[str]:
 
 
 def commands(*suites: Suite) -> list[tuple[str, str, str]]:
-    """Command, title and message, taken apart as by TryParseV2 of actions/runner."""
+    """Return command, title and message, parsed as TryParseV2 of actions/runner does."""
     found = []
     for line in re.split(r"[\r\n]", workflow_commands(suites).removesuffix("\n")):
         match = re.fullmatch(r"::(\w+) title=([^,:]*)::(.*)", line)

@@ -152,11 +152,11 @@ def test_text_from_outside_is_shown_and_never_acts(text: str) -> None:
     )
     usual = page_of_plain_text()
     found = html_report(scenario(), comparison, PLAN | {"barometer": hostile})
-    found.encode()  # no half of a surrogate pair
+    found.encode()  # raises for half of a surrogate pair
     page = Page(found)
     assert page.tags["script"] == usual.tags["script"] == 3
     assert page.tags.keys() <= usual.tags.keys() | {"article"}
-    own = found.replace(get_plotlyjs(), "")  # which has some of those itself
+    own = found.replace(get_plotlyjs(), "")  # plotly itself contains some of those characters
     assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", own)
     assert all(target.startswith("#") for target in page.with_attribute("href"))
     assert "{{ 7 * 7 }}" in page.text
@@ -371,7 +371,7 @@ def test_huge_run_has_a_page_of_bounded_size_in_bounded_time() -> None:
     tracemalloc.start()
     begun = time.process_time()
     text = html_report(scenario(), comparison, PLAN)
-    seconds = time.process_time() - begun  # several times what it takes untraced
+    seconds = time.process_time() - begun  # tracing makes it several times slower
     _, most = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert seconds < 10

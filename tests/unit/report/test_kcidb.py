@@ -1,4 +1,4 @@
-"""KCIDB objects, held to the schema by kcidb-io itself."""
+"""KCIDB objects, checked against the schema by kcidb-io itself."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ANYTHING = st.text(st.characters())
 
 
 def objects(of: Run) -> dict[str, Any]:
-    """As a receiver reads them."""
+    """Return the objects as a receiver reads them."""
     found: dict[str, Any] = json.loads(
         json.dumps(kcidb_objects(of.scenario, of.comparison, of.plan), allow_nan=False)
     )
@@ -76,7 +76,7 @@ def test_metrics_have_numbers_of_each_arm() -> None:
     )  # fmt: skip
     assert after["misc"]["compared"]["ratio"] == pytest.approx(0.5)
     assert len(before["misc"]["samples"]) == 12
-    assert found[f"{BOOT}/candidate"]["status"] == "DONE"  # nothing is expected of it
+    assert found[f"{BOOT}/candidate"]["status"] == "DONE"  # the scenario expects nothing of it
     assert found[f"{LOOKUPS}/candidate"]["number"] == {"value": 500}
 
 

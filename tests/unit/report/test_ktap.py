@@ -1,4 +1,4 @@
-"""KTAP, held to Documentation/dev-tools/ktap.rst by a parser of its own."""
+"""KTAP, checked against Documentation/dev-tools/ktap.rst by a parser of this module."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ RESULT = re.compile(
 
 @dataclass
 class Found:
-    """A test of the text."""
+    """A test in the text."""
 
     name: str = ""
     passed: bool = False
@@ -33,8 +33,8 @@ class Found:
 
 
 def parse(text: str) -> list[Found]:
-    """Every test of the outermost level. Raises AssertionError for what the document forbids, and
-    for unknown lines: we write none."""
+    """Return every test of the outermost level. Raises AssertionError for anything that the
+    document forbids, and for unknown lines, because barometer writes none."""
     assert text.endswith("\n")
     lines = iter(text.removesuffix("\n").split("\n"))
     found = level(lines, "")
@@ -43,7 +43,8 @@ def parse(text: str) -> list[Found]:
 
 
 def level(lines: Iterator[str], indent: str, first: str | None = None) -> list[Found]:
-    """One level of nesting: version line, plan line, then as many results as were planned."""
+    """Parse one level of nesting: a version line, a plan line, then as many results as were
+    planned."""
     assert (first or next(lines)) == f"{indent}KTAP version 1"
     plan = re.fullmatch(rf"{indent}1\.\.([0-9]+)", next(lines))
     assert plan is not None

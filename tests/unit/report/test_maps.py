@@ -43,13 +43,13 @@ def report(comparison: Comparison) -> str:
 
 
 def section(text: str, title: str) -> str:
-    """The lines from the one with a title to an empty one, as one."""
+    """Return the lines from the title to an empty line, joined into one."""
     begin = text.index(title)
     return " ".join(text[begin:].partition("\n\n")[0].split())
 
 
 def row(text: str, title: str, point: str) -> list[str]:
-    """The cells of a point below a title of the table."""
+    """Return the cells of a point below a title of the table."""
     lines = iter(text.splitlines())
     for line in lines:
         if line.startswith(title):
@@ -221,7 +221,7 @@ def test_report_is_plain_text_for_mail(report: str) -> None:
 
 
 def test_findings_of_passes_that_are_trials_of_their_own_are_all_shown() -> None:
-    """As on an exact host, where a guest boot's plain, timing and counts passes are apart."""
+    """On an exact host the plain, timing and counts passes of a guest boot are separate trials."""
     by_trial = [
         Findings(),
         Findings(levels=(Level("guest-0", "1GiB", None, None, ()),)),

@@ -21,7 +21,8 @@ KERNELS: dict[ArmName, dict[str, str]] = {
 
 
 def cell(values: Mapping[Metric, tuple[float, float]], accel: str = "tcg") -> Comparison:
-    """Metric -> its value in the baseline's trial and in the candidate's."""
+    """Compare one pair. `values` maps a metric to its values in the baseline's and the candidate's
+    trial."""
     results = [
         TrialResult(arm, arm, "measured", samples={m: (v[i],) for m, v in values.items()})
         for i, arm in enumerate(KERNELS)

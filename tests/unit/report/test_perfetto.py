@@ -1,5 +1,5 @@
 """Traces are read back with the protobuf's classes, by the rules of trace_processor: events of a
-track in time order, an end closes the slice that began last."""
+track are in time order, and an end closes the slice that began last."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ class Track:
     events: list[tuple[int, TrackEvent]] = field(default_factory=list)
 
     def slices(self) -> list[Slice]:
-        """In order of their beginnings. An end without a beginning, or a slice that is left open,
-        is an error."""
+        """Return the slices in the order of their beginnings. An end without a beginning and a
+        slice that is left open are errors."""
         found: list[Slice] = []
         open_slices: list[int] = []
         for when, event in self.events:
@@ -65,7 +65,7 @@ def facts_of(annotations: Iterable[DebugAnnotation]) -> dict[str, object]:
 
 
 def read(written: bytes) -> dict[str, Track]:
-    """Every track by its name, the outermost one as `root`."""
+    """Return every track by its name, the outermost one as `root`."""
     trace = Trace.FromString(written)
     tracks: dict[int, Track] = {}
     time = 0
@@ -157,7 +157,7 @@ def test_parts_stay_within_their_slice() -> None:
 
 @pytest.mark.parametrize("size", [(1 << 63) - 1, 1 << 63, (1 << 64) - 1])
 def test_step_may_be_of_all_that_there_could_be(size: int) -> None:
-    """As QEMU unmaps when the guest's own IOMMU is switched."""
+    """QEMU unmaps the whole address space when the guest's own IOMMU is switched."""
     one = step(2.0, 8.0, kind="unmap", bar=IOVA, size=size)
     [whole] = read(perfetto_trace(with_steps(booted(), [one])))[f"maps: {IOVA}"].slices()
     assert whole.facts["bytes"] == size
@@ -252,8 +252,8 @@ def test_bytes_are_the_same_in_every_process() -> None:
 
 
 # random timelines ------------------------------------------------------------------------------
-# Times of the trace clock have steps of a microsecond; a length of 0 and neighbours without a gap
-# are as likely as any.
+# Times of the trace clock have steps of a microsecond. A length of 0 and neighbours without a gap
+# are as likely as others.
 
 _LENGTHS = st.integers(0, 20_000_000).map(lambda us: us / 1e6) | st.just(0.0)
 _PARTS = st.dictionaries(st.text(max_size=4), st.floats(0, 2), max_size=4)
@@ -261,7 +261,7 @@ _PARTS = st.dictionaries(st.text(max_size=4), st.floats(0, 2), max_size=4)
 
 @st.composite
 def rows(draw: st.DrawFn) -> list[tuple[float, float]]:
-    """(start, seconds) that do not overlap, but for rounding."""
+    """Generate (start, seconds) that do not overlap, except for rounding."""
     found, at = [], 0.0
     for gap, seconds in draw(st.lists(st.tuples(_LENGTHS, _LENGTHS), max_size=12)):
         found.append((at + gap, seconds))
@@ -293,7 +293,7 @@ def timelines(draw: st.DrawFn) -> Timeline:
 
 
 def nested(slices: list[Slice]) -> Iterator[tuple[Slice, list[Slice]]]:
-    """Each outer slice and the inner ones that follow it."""
+    """Yield each outer slice and the inner ones that follow it."""
     for number, whole in enumerate(slices):
         if whole.depth == 0:
             rest = slices[number + 1 :]
@@ -305,7 +305,7 @@ def nested(slices: list[Slice]) -> Iterator[tuple[Slice, list[Slice]]]:
 def test_any_timeline_has_slices_that_nest_and_follow_one_another(timeline: Timeline) -> None:
     written = perfetto_trace(timeline)
     assert perfetto_trace(timeline) == written
-    tracks = read(written)  # its assertions: time order, known tracks, nothing negative
+    tracks = read(written)  # asserts time order, known tracks, nothing negative
     spans: list[Phase | Zap | Step] = [*timeline.phases, *timeline.zaps, *timeline.steps]
     outer = inner = 0
     for name, track in tracks.items():

@@ -1,5 +1,5 @@
-"""The table over many nights. What Apache Otava 0.8.0 found in the recorded one is beside it: its
-dependencies (one numpy, one scipy) do not go with ours, so it is not run here."""
+"""The table over many nights. The recorded table comes with the findings of Apache Otava 0.8.0,
+which is not run here: its dependencies (one numpy, one scipy) conflict with ours."""
 
 from __future__ import annotations
 
@@ -20,14 +20,15 @@ from tests.unit.report.made import BOOT, MAP, ROLES, Run, ended, run
 from tests.unit.scenarios import scenario
 
 RECORDED = Path(__file__).parents[1] / "data/otava"
-"""nights.csv, of `history()`; otava.yaml; found.json, what
-`otava analyze nightly --config-file otava.yaml --output json` printed in that folder."""
+"""nights.csv, the output of `history()`; otava.yaml; found.json, the output of `otava analyze
+nightly --config-file otava.yaml --output json` in that folder."""
 SLOWER_FROM = 14
 
 
 def trials(number: int = 0, slower: float = 1.0, noise: float = 0.01) -> list[TrialResult]:
-    """Three pairs of a night, with every metric that the scenario measures. `slower`: the
-    candidate's map of the BAR. The machine itself is faster or slower from night to night."""
+    """Make three pairs of a night, with every metric that the scenario measures. `slower` is the
+    factor of the candidate's map of the BAR. The machine itself is faster or slower from night to
+    night."""
     chance = random.Random(number)
     machine = chance.gauss(1, 0.05)
     begin = datetime(2026, 9, 1, 2, tzinfo=UTC) + timedelta(days=number)
@@ -58,7 +59,7 @@ def rows_of(of: Run) -> list[dict[str, str]]:
 
 
 def history() -> str:
-    """24 nights, concatenated as the README says."""
+    """Concatenate 24 nights, as the README describes."""
     nights = [
         text_of(run(trials(night, 1.06 if night >= SLOWER_FROM else 1.0))) for night in range(24)
     ]
@@ -117,7 +118,7 @@ def test_accelerators_are_branches() -> None:
 
 
 def test_history_is_what_otava_was_given() -> None:
-    """Where the form of the table changes, Otava has to be asked again."""
+    """If the form of the table changes, run Otava again."""
     assert (RECORDED / "nights.csv").read_text() == history()
 
 

@@ -21,7 +21,8 @@ SCENARIO = scenario("device.bar=32GiB")
 
 def measured(values: Mapping[Metric, tuple[float, ...]], pair: int = 1, **more: Any
              ) -> list[TrialResult]:  # fmt: skip
-    """A pair, with metric -> its values in the baseline's trial, the candidate's, a control's."""
+    """Make a pair. `values` maps a metric to its values in the baseline's, the candidate's and a
+    control's trial."""
     count = max(map(len, values.values()))
     return [
         TrialResult(f"{pair}-{role}", role, "measured", pair=pair,

@@ -56,7 +56,7 @@ def recorded(tmp_path: Path) -> list[TrialResult]:
 
 
 def in_unit(unit: Literal["s", "Ginsn"], results: list[TrialResult]) -> list[TrialResult]:
-    """As if the hosts had run otherwise."""
+    """Change the unit of the boots, as if the hosts had another accel."""
     return [
         replace(one, findings=replace(one.findings, timelines=tuple(
             replace(boot, unit=unit) for boot in one.findings.timelines
@@ -70,7 +70,7 @@ def with_boots(arm: ArmName, *boots: Timeline) -> TrialResult:
 
 
 def below(text: str, title: str) -> list[str]:
-    """The cells of the line below the one that is `title`."""
+    """Return the cells of the line below the one that is `title`."""
     lines = text.splitlines()
     return re.split(r"\s{2,}", lines[lines.index(title) + 1].strip())
 
@@ -173,7 +173,7 @@ def test_calls_and_cost_of_a_boot_are_said(
     assert f"\n{calls_and_cost(boots_of(compared))}\n" in text
     maps = below(text, "all maps of 1GiB BARs")
     assert (maps[:3], maps[4]) == (["12", "500 ms", "6 s"], "12")
-    # and the last one at QEMU's exit
+    # and the last unmap is at QEMU's exit
     unmaps = below(text, "all unmaps of 1GiB BARs")
     assert (unmaps[0], unmaps[4]) == ("11", "11")
     after = text[text.index("After the boot mark:") :]
@@ -304,7 +304,7 @@ def test_workload_of_a_map_is_named_with_its_backend(plan: dict[str, Any]) -> No
     text = report(plan | {"guest_kernel": None}, chosen=chosen)
     assert "workload   map from the host's user space, iommufd" in text
     assert "guest      " not in text
-    # a map's scenario may have a guest, that is not booted
+    # the scenario of a map may have a guest, which is not booted
     assert "guest      " not in report(plan, chosen=map_scenario("guest.kernel.dir=guest"))
 
 
@@ -338,7 +338,8 @@ def test_level_of_the_guest_and_of_the_count_are_said(
 def of_pairs(
     *pairs: tuple[float, ...], metric: Metric = "guest_boot_seconds", **more: Any
 ) -> list[TrialResult]:
-    """Trials with one metric: of each pair the baseline's and the candidate's, and a control's."""
+    """Make trials with one metric: for each pair the baseline's, the candidate's, and a
+    control's."""
     roles: tuple[Role, ...] = (*ARMS, CONTROL)
     return [
         TrialResult(
@@ -350,7 +351,7 @@ def of_pairs(
 
 
 def noisy(count: int, change: float, *, control: float | None = None) -> list[TrialResult]:
-    """Pairs whose values lie one percent apart, and the change between the arms."""
+    """Make pairs whose values lie one percent apart, with `change` between the arms."""
     pairs = []
     for number in range(count):
         value = 20 * (1 + 0.01 * (number % 3))
@@ -479,7 +480,7 @@ _COSTS = st.just(0.0) | st.floats(1e-9, 1e9)
 
 @st.composite
 def results(draw: st.DrawFn) -> list[TrialResult]:
-    """Trials of every kind, with anything in their texts."""
+    """Generate trials of every kind, with any texts."""
     names = draw(st.lists(st.sampled_from([*METRICS]), min_size=1, max_size=6, unique=True))
     return [
         TrialResult(

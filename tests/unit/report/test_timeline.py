@@ -37,7 +37,7 @@ def line_of(text: str, what: str) -> list[str]:
 
 
 def below(text: str, what: str) -> list[str]:
-    """The numbers of both arms in the line below the one that is `what`."""
+    """Return the numbers of both arms in the line below the one that is `what`."""
     lines = text.splitlines()
     return cells(lines[lines.index(what) + 1])
 
@@ -325,7 +325,7 @@ _LENGTHS = st.floats(0.001, 90)
 def test_what_is_shown_of_a_difference_adds_up(
     lengths: list[tuple[float, float]], one: float, other: float
 ) -> None:
-    """To the last digit, whatever is left out or rounded."""
+    """It does so to the last digit, whatever is left out or rounded."""
 
     def boot(arm: ArmName, which: int, seconds: float) -> Timeline:
         made = phases(*((f"phase {n}", both[which]) for n, both in enumerate(lengths)), ("m", 99))

@@ -16,6 +16,6 @@ def machine() -> Iterator[Machine]:
 
 @pytest.fixture
 def held(machine: Machine) -> Machine:
-    """A machine under a lease of ours."""
+    """A machine under a lease of the test's runner."""
     assert machine.acquire()["unfinished"] is False
     return machine

@@ -1,5 +1,5 @@
-"""A machine made up: a folder that looks like its root, and programs that act on that folder as
-the real ones act on a machine. What only a kernel does on a write to sysfs, `tee` does."""
+"""A made-up machine: a folder that looks like its root, and programs that act on that folder as
+the real ones act on a machine. `tee` does what only a kernel does on a write to sysfs."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ LOADER = "4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
 KERNEL, INITRD = b"MZ, a kernel" * 100, b"an initramfs" * 100
 
 PROGRAMS = {
-    # /proc/modules of a module with what it needs; the latest loaded is first
+    # adds the module and its dependencies to /proc/modules; the latest loaded is first
     "modprobe": """
         case $1 in
         --show-depends)
@@ -118,7 +118,7 @@ PROGRAMS = {
         echo "systemctl $*" >> "$ROOT/log"
         [ "$1" != is-system-running ] || cat "$ROOT/running" """,
     "mkinitramfs": "",
-    # what is mounted is the same folder in both places
+    # the mounted folder is the same in both places
     "mount": """
         echo "mount $*" >> "$ROOT/log"
         mv "$3" "$3.under" && ln -s "$2" "$3" """,
@@ -130,7 +130,8 @@ _HEAD = f"PATH=/usr/bin:/bin EFI={EFI} LOADER={LOADER}"
 
 
 class Machine:
-    """`ask` is what a runner does; the rest is what happens to a machine."""
+    """A machine that a runner uses. `ask` is what a runner does; the other methods happen to the
+    machine."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -150,8 +151,8 @@ class Machine:
         self.power_on()
 
     def power_on(self) -> None:
-        """What a boot of the machine's own kernel makes anew; the boot loaders forget what was
-        to be booted once."""
+        """Recreate what a boot of the machine's own kernel recreates. The boot loaders forget the
+        kernel for the next boot."""
         for folder in ("sys", "proc", "run"):
             shutil.rmtree(self.root / folder, ignore_errors=True)
         for under in (self.root / "lib/modules").glob("*.under"):
@@ -182,7 +183,7 @@ class Machine:
         return (self.root / path[1:]).read_text()
 
     def boots(self, release: str = RELEASE, token: str = "") -> None:
-        """The kernel's identity after a boot; `token` of a kernel of barometer's."""
+        """Set the kernel's identity after a boot. A kernel of barometer's has a `token`."""
         word = f" barometer.token={token}" if token else ""
         self.file("/proc/cmdline", f"BOOT_IMAGE=/vmlinuz-{release} ro console=ttyS0{word}\n")
         self.file("/proc/sys/kernel/osrelease", f"{release}\n")
@@ -203,7 +204,7 @@ class Machine:
         return link.readlink().name if link.is_symlink() else None
 
     def image(self) -> dict[str, str]:
-        """Staged images, as `boot` is asked to boot them."""
+        """Stage images and return them as a request to `boot` names them."""
         facts = {}
         for name, content in (("kernel", KERNEL), ("initrd", INITRD)):
             path = self.root / "var/lib/barometer" / name
@@ -222,18 +223,18 @@ class Machine:
         return answer
 
     def done(self, verb: str, **request: Any) -> dict[str, Any]:
-        """`ask`, of what must not be refused."""
+        """Ask for a verb that must not be refused."""
         answer = self.ask(verb, **request)
         assert "refused" not in answer, answer
         return answer
 
     def put(self, path: str, content: bytes, mode: int = 0o644) -> None:
-        """A file, as a part of what is asked for. Raises RefusedError."""
+        """Put a file as one step of a verb. Raises RefusedError."""
         encoded = base64.b64encode(content).decode()
         Steps(self.token).take("put", path=path, content_base64=encoded, mode=mode)
 
     def refused(self, verb: str, **request: Any) -> str:
-        """The reason of what must be refused, and its message."""
+        """Ask for a verb that must be refused, and return the reason and the message."""
         answer = self.ask(verb, **request)
         return f"{answer['refused']}: {answer['message']}"
 
@@ -241,9 +242,9 @@ class Machine:
         return [entry["kind"] for entry in self.done("status")["journal"]]
 
     def all(self) -> dict[str, tuple[int, bytes]]:
-        """Every file, folder and link with its mode and content, as a user of the machine would
-        see them: the kernel shows an empty driver_override as (null). Of a lease what it says is
-        left out: it moves with the clock."""
+        """Return every file, folder and link with its mode and content, as a user of the machine
+        would see them: the kernel shows an empty driver_override as (null). The content of a lease
+        is left out, because it changes with the clock."""
         seen = {}
         for path in sorted(self.root.rglob("*")):
             name = str(path.relative_to(self.root))
@@ -262,20 +263,21 @@ class Machine:
 
 
 def sealed_by_a_newer(record: dict[str, Any]) -> bytes:
-    """A record as the keeper of a barometer to come may write it."""
+    """Seal a record as the keeper of a newer barometer may write it."""
     with mock.patch.object(records, "SCHEMA", records.SCHEMA + 1):
         return records.seal(record)
 
 
 def secure_boot(machine: Machine, value: str = "\1") -> None:
-    """The firmware's variable, behind its attributes (UEFI 2.10, table 3.1)."""
+    """Write the firmware's variable, which begins with its attributes (UEFI 2.10, table 3.1)."""
     machine.file(f"{EFI}/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c", f"\6\0\0\0{value}")
 
 
 @contextlib.contextmanager
 def made_up() -> Iterator[Machine]:
-    """Also for property tests, which may not have fixtures of a function. Only the programs
-    above are found: none of this machine's own is started."""
+    """Make a machine; property tests use this too, because they may not have fixtures of a
+    function. Only the programs above are on PATH, so that no program of this machine is
+    started."""
     folder = Path(tempfile.mkdtemp(prefix="keeper-"))
     environment = {
         "BAROMETER_ROOT": str(folder), "ROOT": str(folder), "PATH": str(folder / "fakes"),

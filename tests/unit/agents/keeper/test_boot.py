@@ -1,4 +1,4 @@
-"""Boots into staged kernels and back: what is checked, loaded, entered and left behind."""
+"""Boots into staged kernels and back: what the keeper checks, loads, enters and leaves behind."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ CMDLINE = "root=/dev/vda1 ro barometer.token=77 dyndbg='file x +p'"
 
 @pytest.fixture
 def staged(held: Machine) -> Machine:
-    """The machine's own kernel is recorded, the kernel under test is there."""
+    """The machine's own kernel is recorded, and the kernel under test is staged."""
     held.done("original")
     held.image()
     return held
@@ -208,7 +208,8 @@ def test_kernel_that_grub_cannot_find_is_not_booted(staged: Machine) -> None:
 
 
 def entered(machine: Machine, fails: str = "") -> list[str]:
-    """What GRUB runs of the entry where one of its commands fails: its `if` is the shell's."""
+    """Return the commands that GRUB runs for the entry if the command `fails` fails. The shell
+    stands in for GRUB, because their `if` is the same."""
     body = machine.text("/boot/grub/custom.cfg").split("{\n")[1].rpartition("}")[0]
     ends = {"boot": "exit", "reboot": "exit", fails: "return 1"}
     grub = "".join(
@@ -285,7 +286,7 @@ def test_choice_of_the_admins_for_the_next_boot_comes_back(staged: Machine) -> N
 
 
 def oneshot(machine: Machine) -> str | None:
-    """What systemd-boot is to boot next."""
+    """Return the entry that systemd-boot boots next."""
     return means.loader_variable("LoaderEntryOneShot")
 
 
@@ -348,7 +349,7 @@ def test_choice_that_the_firmware_does_not_keep_is_refused(staged: Machine) -> N
 
 
 def test_entry_that_would_be_the_default_is_refused_and_removed_at_once(staged: Machine) -> None:
-    """Without sort-keys systemd-boot has the last by name first."""
+    """Without sort-keys systemd-boot takes the last entry by name."""
     (staged.root / "boot/efi/loader/entries/debian.conf").unlink()
     staged.file("/boot/efi/loader/entries/arch.conf", "title Arch\n")
     before = staged.all()
@@ -428,12 +429,12 @@ def test_way_to_boot_that_is_not_known_is_refused(staged: Machine) -> None:
 def test_machine_is_taken_down_though_its_services_hang(
     staged: Machine, systemd: bool, verb: str
 ) -> None:
-    """The script itself, run by a real shell; every program in it is made up."""
+    """A real shell runs the script; every program in it is made up."""
     if not systemd:
         (staged.root / "run/systemd/system").rmdir()
     commands = {
         "sleep": "[ $1 != 30 ] || exec /usr/bin/sleep 30",
-        # returns when it is no longer waited for alone
+        # returns only when the script also sleeps beside it
         "sync": 'until /usr/bin/grep -q "sleep 30" $ROOT/log; do /usr/bin/sleep 0.01; done',
     }
     for name in ("sleep", "sync", "systemctl", "kexec"):
@@ -452,7 +453,7 @@ def test_machine_is_taken_down_though_its_services_hang(
     hard = ["kexec -e"] if verb == "kexec" else []
     log = staged.text("/log").splitlines()
     assert log[: len(clean) + 1] == ["sleep 1", *clean]
-    assert {*log[len(clean) + 1 :][:2]} == {"sync", "sleep 30"}  # at once
+    assert {*log[len(clean) + 1 :][:2]} == {"sync", "sleep 30"}  # side by side
     assert log[len(clean) + 3 :] == ["sleep 1", *hard]
     assert written.split() == ["s", "u", *([] if hard else ["b"])]
 
@@ -476,7 +477,7 @@ def test_disk_that_hangs_does_not_keep_the_machine_up(
 
 @pytest.fixture
 def bare(staged: Machine, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
-    """A machine without systemd; what is started there ends with the test."""
+    """A machine without systemd. Processes that the test starts there end with it."""
     (staged.root / "run/systemd/system").rmdir()
     start, started = subprocess.Popen, []
 
@@ -497,7 +498,7 @@ LEAVING = "echo $$ > $ROOT/left; while :; do /usr/bin/sleep 0.1; done"
 
 
 def left(machine: Machine) -> str | None:
-    """The process that took a machine without systemd down, or waits to."""
+    """Return the process that took a machine without systemd down, or waits to."""
     return real.text("/left") or None
 
 
@@ -511,7 +512,7 @@ def test_machine_without_systemd_is_taken_down_by_a_process_of_its_own(bare: Mac
     assert os.getsid(int(pid)) == int(pid)
     assert leaving.stay({"unit": ""}) == "boot: called off"
     assert os.waitpid(int(pid), 0)[1] == signal.SIGKILL
-    assert leaving.stay({"unit": ""}) == "boot: called off"  # once
+    assert leaving.stay({"unit": ""}) == "boot: called off"  # only once
 
 
 def test_machine_without_systemd_stays_up_where_the_way_to_call_it_off_is_not_known(
@@ -530,7 +531,7 @@ def test_machine_without_systemd_stays_up_where_the_way_to_call_it_off_is_not_kn
 
 
 def x86_image(version: str) -> str:
-    """The head of a kernel image, as the boot protocol has it."""
+    """Return the head of a kernel image, as the x86 boot protocol defines it."""
     head = bytearray(0x400)
     head[0x202:0x206], head[0x20E:0x210] = b"HdrS", (0x100).to_bytes(2, "little")
     return (head[:0x300] + version.encode() + b"\0rest").decode("latin-1")

@@ -1,5 +1,5 @@
-"""Journals, leases and boot entries that are damaged, half-written, or a newer barometer's: what
-can be read is put back, the rest is set aside and named, and nothing else is touched."""
+"""Journals, leases and boot entries that are damaged, half-written, or a newer barometer's: the
+readable part is put back, the rest is set aside and named, and nothing else is touched."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def flips(draw: st.DrawFn) -> Damage:
 
 @st.composite
 def moves(draw: st.DrawFn) -> Damage:
-    """Lines deleted, duplicated, in another order."""
+    """Delete, duplicate and reorder lines."""
     keys = draw(st.lists(positions, min_size=1, max_size=12))
     return lambda content: b"".join(
         lines_of(content)[int(key * len(lines_of(content)))] for key in keys if content
@@ -81,7 +81,7 @@ def moves(draw: st.DrawFn) -> Damage:
 
 @st.composite
 def doubles(draw: st.DrawFn) -> Damage:
-    """Every line is there, at least once, in any order."""
+    """Keep every line at least once, in any order."""
     chance = draw(st.randoms(use_true_random=False))
 
     def double(content: bytes) -> bytes:
@@ -106,7 +106,7 @@ RUBBISH = st.one_of(
 
 @st.composite
 def rubbish(draw: st.DrawFn) -> Damage:
-    """Lines in between."""
+    """Insert a line of rubbish."""
     at, line = draw(positions), draw(RUBBISH)
 
     def insert(content: bytes) -> bytes:
@@ -119,7 +119,8 @@ def rubbish(draw: st.DrawFn) -> Damage:
 
 @st.composite
 def rewrites(draw: st.DrawFn) -> Damage:
-    """Of a line one member, or one of what the undo needs, is another; its checksum is right."""
+    """Rewrite a line: with another value of a member or of what its undo needs, with an unknown
+    kind, as a newer barometer, or without a checksum. Other checksums are right."""
     at, key, value = draw(positions), draw(positions), draw(values)
     kind = draw(st.sampled_from(["member", "what", "unknown", "newer", "unsealed"]))
 
@@ -149,7 +150,8 @@ CHANGES = st.lists(st.sampled_from(sorted({*ACTIONS} - {"power"})), min_size=1, 
 
 
 def recovered(machine: Machine) -> dict[str, list[Any]]:
-    """As a runner does it that finds the machine so; what the keeper answered."""
+    """Recover as a runner does that finds the machine in this state, and return the keeper's
+    answers."""
     held = machine.done("status")["leases"]
     machine.acquire(takeover=held[0]["token"] if held else 0)
     first = machine.done("putback", volatile=True)
@@ -160,7 +162,7 @@ def recovered(machine: Machine) -> dict[str, list[Any]]:
 
 
 def outside(machine: Machine) -> dict[str, tuple[int, bytes]]:
-    """All but barometer's own folder and lock."""
+    """Return everything except barometer's own folder and lock."""
     return {
         name: facts for name, facts in machine.all().items()
         if not name.startswith(("var/lib/barometer", "run/barometer.lock"))
@@ -171,7 +173,7 @@ def changed_by(actions: list[str], machine: Machine) -> None:
     machine.acquire()
     for action in actions:
         ACTIONS[action](machine)
-        if action == "huge pages":  # some are put back already
+        if action == "huge pages":  # some changes are put back already
             machine.done("putback", volatile=True)
 
 
@@ -239,7 +241,7 @@ def unsealed(line: bytes) -> dict[str, Any]:
 
 
 def how_safe(how: Damage) -> Damage:
-    """A line that a damage before has broken is not rewritten."""
+    """Skip the rewrite of a line that an earlier damage has broken."""
 
     def safe(content: bytes) -> bytes:
         try:
@@ -251,7 +253,8 @@ def how_safe(how: Damage) -> Damage:
 
 
 def is_in_between(name: str, was: Any, now: Any) -> bool:
-    """Files that several changes are made to, of which some are put back; GRUB's padding."""
+    """True for files that several changes are made to, of which some are put back, and for GRUB's
+    padding."""
     shared = ("proc/modules", "sys/bus/pci", "boot/grub/", THP[1:], HUGE[1:])
     return name.startswith(shared)
 
@@ -332,7 +335,7 @@ def test_change_after_a_damaged_one_is_not_taken_for_put_back(held: Machine) -> 
     held.done("claim", paths=["/boot/x"])
     held.done("putback", volatile=False)
     journal = held.root / JOURNAL[1:]
-    journal.write_bytes(lines_of(journal.read_bytes())[1])  # that it was put back
+    journal.write_bytes(lines_of(journal.read_bytes())[1])  # only the note that it was put back
     held.done("claim", paths=["/boot/y"])
     assert held.journal() == ["claim"]
 
@@ -375,7 +378,7 @@ def test_journal_that_is_too_long_is_read_to_where_it_is(
     held.done("write", path=THP, value="always")
     length = (held.root / JOURNAL[1:]).stat().st_size
     monkeypatch.setattr(journals, "_LONGEST", length + 100)
-    os.truncate(held.root / JOURNAL[1:], 1 << 40)  # it takes no room
+    os.truncate(held.root / JOURNAL[1:], 1 << 40)  # sparse: takes no disk space
     assert [failed["kind"] for failed in recovered(held)["failed"]] == ["journal"]
     assert held.text(THP) == "defer\n"
 
@@ -523,7 +526,7 @@ def test_lease_holds_as_long_as_it_can_be_read(how: Damage) -> None:
             same = None
         if same == json.loads(whole):
             assert answer["refused"] == "lease-held"
-        elif answer.get("refused") != "lease-held":  # of a newer barometer, it may be
+        elif answer.get("refused") != "lease-held":  # a newer barometer may hold it
             assert answer["token"] > first
             assert [lease["owner"] for lease in machine.done("status")["leases"]] == [OTHER]
             machine.done("release")

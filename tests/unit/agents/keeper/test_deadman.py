@@ -1,4 +1,4 @@
-"""The switch that brings a machine back whose runner is gone."""
+"""The switch that restarts a machine whose runner is gone."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class RestartedError(Exception):
 
 @pytest.fixture
 def naps() -> list[Callable[[], None]]:
-    """What happens whenever the switch sleeps."""
+    """Functions that are called whenever the switch sleeps."""
     return []
 
 
@@ -35,8 +35,8 @@ def naps() -> list[Callable[[], None]]:
 def watched(
     held: Machine, naps: list[Callable[[], None]], monkeypatch: pytest.MonkeyPatch
 ) -> Machine:
-    """A machine under a kernel of barometer's, whose switch has gone off when RestartedError is
-    raised; waiting takes no time."""
+    """A machine under a kernel of barometer's. The switch raises RestartedError when it restarts
+    the machine; waiting takes no time."""
     held.boots(release="7.3.4", token="77")
     now = [1000.0]
     monkeypatch.setattr(real, "boottime", lambda: now[0])
@@ -65,7 +65,7 @@ def test_machine_that_nobody_reaches_restarts(watched: Machine) -> None:
 def test_machine_whose_runner_is_lost_later_restarts(
     watched: Machine, ttl: float, seconds: int
 ) -> None:
-    """When its lease has been over for as long as it had lived."""
+    """It restarts after its lease has been over for as long as it had lived."""
     watched.acquire(ttl=ttl, takeover=watched.token)
     watched.done("confirm")
     expected = rf"^{seconds} s: the runner's lease has expired"
@@ -88,7 +88,7 @@ def test_machine_whose_runner_is_there_goes_on(
 
     def beat() -> None:
         beats.append(1)
-        if len(beats) <= 30:  # of ten seconds
+        if len(beats) <= 30:  # ten seconds each
             watched.done("renew")
 
     naps.append(beat)
@@ -113,7 +113,7 @@ def test_keeper_that_hangs_does_not_keep_the_switch_from_looking(
 def test_lease_that_is_seen_again_is_not_lost(
     watched: Machine, naps: list[Callable[[], None]]
 ) -> None:
-    """Read while it was written, at one look."""
+    """Looks 1, 3 and 5 read the lease while it is half-written."""
     watched.done("confirm")
     lease = watched.root / f"var/lib/barometer/lease-{watched.token}.json"
     whole = lease.read_bytes()
@@ -149,7 +149,7 @@ def test_restart_says_why_and_becomes_less_and_less_polite(
 
 @pytest.fixture
 def children(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
-    """Processes that the switch started; those that still run are ended."""
+    """Processes that the switch started. Those that still run are ended."""
     fork, started = os.fork, []
 
     def forked() -> int:
@@ -182,7 +182,7 @@ def test_restart_does_not_wait_for_a_disk_that_hangs(
 
 @pytest.fixture
 def archive(held: Machine, monkeypatch: pytest.MonkeyPatch) -> bytes:
-    """The keeper as it is sent."""
+    """The keeper as barometer sends it."""
     content = io.BytesIO()
     zipapp.create_archive(AGENTS, content, main="keeper.verbs:main",
                           filter=lambda p: p.suffix == ".py")  # fmt: skip
@@ -223,7 +223,7 @@ def test_folder_of_its_link_that_was_missing_is_removed_unless_it_is_used(
 
 
 def state(machine: Machine) -> dict[str, tuple[int, bytes]]:
-    """Of all but barometer's own folder."""
+    """Return everything except barometer's own folder."""
     return {k: v for k, v in machine.all().items() if not k.startswith("var/lib/barometer")}
 
 

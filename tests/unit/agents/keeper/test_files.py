@@ -1,4 +1,4 @@
-"""Files of barometer's on somebody's machine."""
+"""Barometer's files on somebody's machine."""
 
 from __future__ import annotations
 
@@ -234,6 +234,6 @@ def test_journal_is_on_the_disk_before_the_change(
 
     monkeypatch.setattr(os, "fsync", watched)
     held.put("/boot/x", b"")
-    assert seen[0] == (True, False)  # its content
-    assert seen[1] == (True, False)  # its folder
+    assert seen[0] == (True, False)  # after fsync of its content
+    assert seen[1] == (True, False)  # after fsync of its folder
     assert seen[-1] == (True, True)

@@ -1,4 +1,4 @@
-"""A disk on which no block is free."""
+"""A disk without a free block."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ Fill = Callable[[int], None]
 
 @pytest.fixture
 def fill(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> Fill:
-    """Have no block free, of so many bytes, but for those that files of barometer's give back:
-    write(2) writes what the file's last block has room for, and then fails."""
+    """Leave no block free, with blocks of so many bytes, except those that barometer's files give
+    back. write(2) writes as much as the file's last block has room for, and then fails."""
     write, folder = os.write, machine.root / "var/lib/barometer"
 
     def used(block: int) -> int:

@@ -1,5 +1,5 @@
-"""Whatever was changed, and wherever the keeper was killed while changing it or putting it back:
-in the end the machine is as it was."""
+"""Whatever the keeper changed, and wherever it was killed while it changed it or put it back: in
+the end the machine is as it was."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from tests.unit.examples import NUMBER, share
 
 KILLED = 9
 STEP = 3700 // NUMBER
-"""From line to line, where they are killed one after the other."""
+"""Lines from one kill to the next, for the test that goes through them in order."""
 SOURCE = str(AGENTS / "keeper")
 
 
 def killed_at(line: int, do: Callable[[], object]) -> bool:
-    """Do it in a process that ends without a word before the so manieth line of the keeper is
-    run; false when there are not as many."""
+    """Run `do` in a process that is killed before the keeper's line number `line` runs. Return
+    False if fewer lines run."""
     child = os.fork()
     if child:
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
@@ -105,7 +105,8 @@ ACTIONS: dict[str, Callable[[Machine], None]] = {
 
 
 def recover(machine: Machine) -> list[Any]:
-    """As a runner does that finds the machine so: what could not be put back."""
+    """Recover as a runner does that finds the machine in this state; return what could not be put
+    back."""
     held = machine.done("status")["leases"]
     machine.acquire(takeover=held[0]["token"] if held else 0)
     failed: list[Any] = machine.done("putback", volatile=False)["failed"]
@@ -137,7 +138,7 @@ def test_machine_is_as_before_whenever_the_keeper_is_killed(
 
 
 def test_every_line_of_a_bind_and_of_its_end_may_be_the_last() -> None:
-    """One after the other, not by chance."""
+    """The lines are killed in order, not at random."""
     line = 0
     while True:
         with made_up() as machine:

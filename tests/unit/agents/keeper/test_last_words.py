@@ -1,4 +1,4 @@
-"""What is left of a boot that is over."""
+"""The traces that a finished boot leaves."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ STEPS: dict[str, dict[str, Any]] = {
     "kernel_restored": {},
     "last_words": {},
 }
-"""All that a lease is needed for that is live."""
+"""Every live verb that requires a lease."""
 
 
 class Clock:
@@ -188,7 +188,7 @@ def test_first_heartbeat_after_a_boot_ends_its_extension(machine: Machine, clock
 def test_there_is_always_a_lease_to_be_seen(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As the dead man's switch looks, which does not wait for the lock."""
+    """The dead man's switch looks for a lease without waiting for the lock."""
     first = machine.acquire()["token"]
     folder = machine.root / "var/lib/barometer"
     seen: list[int] = []

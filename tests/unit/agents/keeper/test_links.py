@@ -22,7 +22,7 @@ def staged(held: Machine) -> Machine:
 
 
 def rest(machine: Machine) -> dict[str, tuple[int, bytes]]:
-    """Of all but barometer's own folder."""
+    """Return everything except barometer's own folder."""
     return {k: v for k, v in machine.all().items() if not k.startswith("var/lib/barometer")}
 
 

@@ -1,4 +1,4 @@
-"""Programs of the machine."""
+"""Programs on the machine."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.unit.agents.keeper.machines import Machine
 def test_program_that_is_killed_and_does_not_end_is_not_waited_for(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It hangs in the kernel, perhaps."""
+    """Such a program may hang in the kernel."""
     machine.file("/fakes/hangs", "#!/bin/sh\nexec /usr/bin/sleep 60\n").chmod(0o755)
     monkeypatch.setattr(real, "PROGRAM_SECONDS", 0.2)
     hanging: list[subprocess.Popen[str]] = []

@@ -1,4 +1,4 @@
-"""What a machine can be booted by, and what is in the way."""
+"""The ways to boot a machine, and the obstacles to each."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ def file(path: str, content: str) -> Callable[[Machine], None]:
 
 
 def on_a_volume(uuid: str) -> Callable[[Machine], None]:
-    """/var on a volume whose physical volume is a device of that UUID; /boot is a partition."""
+    """Put /var on a volume whose physical volume is a device of that UUID; /boot is a
+    partition."""
 
     def write(machine: Machine) -> None:
         mounts = "/dev/sda1 / ext4 rw 0 0\n/dev/mapper/vg-var /var ext4 rw 0 0\n"

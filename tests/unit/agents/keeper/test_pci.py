@@ -1,4 +1,4 @@
-"""Functions handed to vfio-pci and back."""
+"""PCI functions that are bound to vfio-pci and put back."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FOLDER = "/sys/bus/pci/devices"
 
 @pytest.fixture
 def ready(held: Machine) -> Machine:
-    """The driver is loaded."""
+    """A machine with the driver loaded."""
     held.done("modules", names=["vfio-pci"])
     return held
 
@@ -192,5 +192,5 @@ def test_driver_that_hangs_does_not_hang_the_keeper(
     with pytest.raises(real.RefusedError, match="did not take 1 within 0 s") as caught:
         real.set_value_within("/sys/x/unbind", "1", seconds=0.2)
     assert caught.value.reason == "driver-hangs"
-    started[0].kill()  # the kernel has let it go
+    started[0].kill()  # as if the kernel had let it go
     started[0].communicate()

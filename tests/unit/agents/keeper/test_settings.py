@@ -132,7 +132,7 @@ def test_what_a_boot_undid_is_void_and_not_undone_again(held: Machine) -> None:
     held.done("modules", names=["vfio-pci"])
     held.done("claim", paths=["/boot/x"])
     held.boots()
-    held.file(HUGE, "32\n")  # what the machine sets itself when it boots
+    held.file(HUGE, "32\n")  # the machine sets this itself when it boots
     answer = held.done("putback", volatile=True)
     assert answer == {
         "done": ["modules: void since the machine was booted",
@@ -148,7 +148,7 @@ def test_tracing_of_barometer_is_cleared_and_no_other(held: Machine) -> None:
     held.file("/sys/kernel/tracing/kprobe_events", events)
     held.file("/sys/kernel/tracing/error_log", "")
     held.done("tracing", instance="barometer", group="barotime")
-    # in a folder that looks like tracefs, an instance is removed only when it is empty
+    # in a folder that looks like tracefs, an instance can only be removed if it is empty
     held.done("putback", volatile=False)
     assert held.text("/sys/kernel/tracing/kprobe_events") == f"{events}-:barotime/in\n"
 

@@ -1,4 +1,4 @@
-"""A watchdog that runs on over a boot."""
+"""A watchdog that keeps running over a boot."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ def has_watchdog(machine: Machine, number: int, identity: str, **facts: str) -> 
 
 
 def has_driver(machine: Machine, *names: str) -> None:
-    """The modules that use the watchdog core; some name no device of theirs."""
+    """Load modules that use the watchdog core; some have no watchdog device that names them."""
     for name in names:
         machine.file(f"/sys/module/watchdog/holders/{name}/initstate", "live\n")
 
 
 class Hardware:
-    """What a watchdog answers to WDIOC_SETTIMEOUT and WDIOC_GETTIMELEFT."""
+    """A watchdog's answers to WDIOC_SETTIMEOUT and WDIOC_GETTIMELEFT."""
 
     def __init__(self, machine: Machine) -> None:
         self.longest, self.rounds_down = 600, False
         self.counts: int | None = None
-        """The seconds that it has left; None: its driver does not tell."""
+        """Seconds that it has left; None if its driver does not report them."""
         self.has_not = errno.EOPNOTSUPP
         self.asked: list[int] = []
         has_watchdog(machine, 0, "i6300ESB timer")
@@ -76,7 +76,7 @@ def test_it_does_not_bite_while_the_machine_is_taken_down(
     assert watchdog.LEAST_SECONDS >= leaving.CLEAN_SECONDS + 60
     watchdog.arm(what(held, 30))
     assert hardware.asked == [watchdog.LEAST_SECONDS]
-    assert written(held) == "\0"  # and no V, with which it would stop
+    assert written(held) == "\0"  # and no V, which would stop it
 
 
 def test_time_that_the_hardware_does_not_have_is_the_shortest_that_will_do(
@@ -196,7 +196,7 @@ def arrived(held: Machine, hardware: Hardware) -> Machine:
 
 
 def loads(machine: Machine, script: str) -> None:
-    """What `modprobe` does on the machine."""
+    """Set what `modprobe` does on the machine."""
     asked = 'case $1 in --show-depends) echo "insmod /lib/modules/x/$2.ko"; exit 0 ;; esac\n'
     machine.file("/fakes/modprobe", f"#!/bin/sh\n{asked}{script}\n").chmod(0o755)
 
