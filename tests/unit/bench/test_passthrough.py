@@ -9,6 +9,7 @@ from typing import Any, cast
 import pytest
 
 from orchestrator.abi import IORESOURCE_UNSET
+from orchestrator.bench.images import GUESTS
 from orchestrator.bench.keeper import Keeper
 from orchestrator.bench.passthrough import (
     Refusal,
@@ -364,7 +365,7 @@ def machine(said: str) -> Shell:
 
     def run(argv: list[str], *, stdin: bytes, doing: str) -> Completed:
         assert argv == ["python3", "-I", "-"]
-        assert stdin.startswith(b'"""The PCI functions of this machine')
+        assert stdin == (GUESTS / "agents/survey.py").read_bytes()
         return Completed(said, "", 0)
 
     return cast(Shell, SimpleNamespace(run=run))
