@@ -291,20 +291,24 @@ class _BenchWatch:
     def __init__(self, bench: Bench) -> None:
         self._bench = bench
         self._reasons: list[str] = []
+        self._attempts = _attempts_of(bench.run)
 
     def saw(self, planned: PlannedTrial) -> bool:
         """True if the run has to stop, now that this trial has ended."""
         folder = self._bench.run.trials_path / planned.name
         if not folder.exists():  # it was interrupted
             return False
-        ended = TrialDir.open(folder).attempts()[-1]
+        attempts = TrialDir.open(folder).attempts()
+        ended = attempts[-1]
+        if planned.arm != WARM_UP:
+            self._attempts += attempts
         by_bench = ended.reason and ended.charge == "bench"
         self._reasons = [*self._reasons, ended.reason] if by_bench else []
         last = self._reasons[-_SAME_BENCH_FAILURES:]
         broken = len(last) == _SAME_BENCH_FAILURES and len(set(last)) == 1
         if broken:
             self._bench.progress.note("the bench failed twice for the same reason: stopping here")
-        if (vain := nothing_works(_attempts_of(self._bench.run))) and not broken:
+        if (vain := nothing_works(self._attempts)) and not broken:
             self._bench.progress.note("every attempt of both arms has failed: stopping here")
         return broken or vain
 
