@@ -1,10 +1,11 @@
-"""Everything expensive is kept by content: images, kernels. Safe for two runs at once.
+"""Cache everything expensive (images, kernels) by content. Safe for two runs at once.
 
     ROOT/KIND/DIGEST/           what was built
     ROOT/KIND/DIGEST/entry.json the key, and size and sha256 of every file
 
-An entry is built beside its place and renamed, so interrupted work never looks complete. Its
-hashes are checked again whenever a file's size, times or inode changed since the last check.
+An entry is built under another name and renamed when it is complete, so interrupted work never
+looks complete. Its hashes are checked again whenever a file's size, times or inode changed since
+the last check.
 """
 
 from __future__ import annotations
@@ -45,8 +46,8 @@ class Cache:
         self.root = root or default_root()
 
     def folder(self, kind: str) -> Path:
-        """Create and return a folder of this cache that is not kept by content (package lists,
-        downloads)."""
+        """Create and return a folder of this cache for files that are not cached by content
+        (package lists, downloads)."""
         path = self.root / kind
         path.mkdir(parents=True, exist_ok=True)
         return path
@@ -92,7 +93,7 @@ class Cache:
                 self._seal(beside, key)
                 beside.rename(place)
             except OSError as exc:
-                # an error of shutil that covers a whole tree has no errno
+                # shutil.Error, which collects the errors of a whole tree, has no errno
                 if exc.errno in (errno.ENOSPC, errno.EDQUOT) or is_full(str(exc)):
                     raise disk_full(self.root) from exc
                 raise
@@ -101,8 +102,8 @@ class Cache:
         return place
 
     def _sweep(self, kind: str, digest: str) -> None:
-        """Remove what a killed build of this entry left. The lock ensures that nobody else builds
-        it."""
+        """Remove what a killed build of this entry left. The caller holds the lock, so nobody
+        builds the entry now."""
         for left in (self.root / kind).glob(f".{digest}.*"):
             remove_tree(left)
 
@@ -163,7 +164,7 @@ def is_full(said: str) -> bool:
 
 def blame_full_disk(said: str, place: Path) -> None:
     """Raise BenchError if a program failed because of a full disk: if its output reports that, or
-    if hardly anything can be written to `place`, since a compiler may not report it."""
+    if the disk of `place` has almost no free space (a compiler may not report it)."""
     if is_full(said) or shutil.disk_usage(place).free < _ROOM:
         raise disk_full(place)
 

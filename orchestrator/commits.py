@@ -1,7 +1,7 @@
 """The commits of a bisection: their names, their order, and git's own search among them.
 
-Git searches in a repository of our own that borrows the objects of the user's, whose checkout,
-refs and bisections stay as they are.
+Git searches in a separate repository, which borrows the objects of the user's repository. The
+user's checkout, refs and bisections stay as they are.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ class Commits:
     """The commits to search among."""
 
     repository: Path
-    """Top folder of the repository; the folder itself of a bare one."""
+    """Top folder of the repository. For a bare repository, the repository itself."""
     good: tuple[Commit, ...]
     """Ancestors of `bad`."""
     bad: Commit
     paths: tuple[str, ...] = ()
-    """Only commits that touch these are searched; none: all commits."""
+    """Search only commits that touch these paths. Empty: search all commits."""
 
     @property
     def names(self) -> list[str]:
@@ -40,8 +40,8 @@ class Commits:
 
 
 def commits_of(tree: Path, good: Sequence[str], bad: str, paths: Sequence[str]) -> Commits:
-    """Return the commits with the names that git knows. Raises ScenarioError if there is no
-    repository, no such commit, or nothing to search among."""
+    """Look the commits up in git. Raises ScenarioError if there is no repository, if it has no
+    such commit, or if there is nothing to search among."""
     repository = _repository_at(tree)
     git = located(repository)
     with key_named("--good"):
@@ -116,10 +116,10 @@ class Search:
         self._tell("start", "--no-checkout", *ends, "--", *commits.paths)
         number = int(self._git.line("rev-list", "--count", *commits.names))
         self.about = math.ceil(math.log2(number))
-        """Number of steps, if none is skipped."""
+        """Expected number of steps if no commit is skipped."""
 
     def _tell(self, *arguments: str) -> None:
-        # 2: only commits that were skipped are left
+        # git exits with 2 if only skipped commits are left
         self._git.run("bisect", *arguments, accept=(0, 2), doing="bisecting")
 
     def tell(self, commit: Commit, outcome: Outcome) -> None:
@@ -130,6 +130,7 @@ class Search:
         return None if self.found() else _commit(self._git, "BISECT_HEAD")
 
     def found(self) -> tuple[Commit, ...]:
-        """Return the first bad commit, or those that it is one of; none if it is not known yet."""
+        """Return the first bad commit, or several candidates if skipped commits hide which one it
+        is. Empty if it is not known yet."""
         log = (self._git.git_dir / "BISECT_LOG").read_text("utf-8", errors="replace")
         return tuple(_commit(self._git, sha) for sha in dict.fromkeys(_FOUND.findall(log)))

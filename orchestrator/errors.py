@@ -1,8 +1,8 @@
-"""The exceptions of barometer: what is wrong, what to do, and the proof.
+"""The exceptions of barometer. Each has a message, a hint what to do, and evidence.
 
-Only `cli.py` turns one into an exit code. The class says what failed: the bench (`BenchError`), or
-what runs under the proven kernel (`ArmFailedError`). The reason of a trial's failure decides to
-whom it is charged (`faults.py`).
+Only `cli.py` turns an exception into an exit code. The class says what failed, for example the
+bench (`BenchError`) or the proven kernel and what runs on it (`ArmFailedError`). The reason of a
+trial's failure decides to which party it is charged (`faults.py`).
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class BenchError(BarometerError):
 
 
 class ArmFailedError(BarometerError):
-    """The proven kernel under test, or the guest on it, did not do its work."""
+    """The proven kernel under test, or the guest on it, failed."""
 
     exit_code = 1
 
@@ -62,13 +62,13 @@ class EvidenceError(BarometerError):
 
 
 class LastStageEnded(Exception):  # noqa: N818 - nothing is wrong
-    """A trial that is to end after a certain stage has completed it."""
+    """A trial that is to end after a certain stage has completed that stage."""
 
 
 @contextmanager
 def key_named(key: str) -> Iterator[None]:
-    """Put the scenario's key, or the option, before the message of a ScenarioError in the
-    block."""
+    """Put `key` (a key of the scenario, or an option) before the message of a ScenarioError that
+    the block raises."""
     try:
         yield
     except ScenarioError as exc:

@@ -53,7 +53,8 @@ _ENDED = ("failed", "invalid")
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON beside `path` and rename it: a reader sees the old file or the new one."""
+    """Write JSON under another name and rename it to `path`, so that a reader sees either the old
+    file or the new one."""
     beside = path.with_name(f".{path.name}.new")
     beside.write_text(json.dumps(value, indent=1) + "\n")
     beside.rename(path)
@@ -117,9 +118,8 @@ class TrialDir:
         return None
 
     def attempts(self) -> tuple[Attempt, ...]:
-        """Return every attempt at this trial, and the attempts of the other arm that it made
-        necessary. An attempt whose evidence has not been judged yet counts as one that went
-        well."""
+        """Return every attempt at this trial, and the attempts of the other arm that were repeated
+        with it. An attempt whose evidence has not been judged yet counts as a success."""
         arm: ArmName = "candidate" if self.manifest["arm"] == "candidate" else "baseline"
         outcome = self.manifest["outcome"]
         last = Attempt(arm)
@@ -165,8 +165,8 @@ class TrialDir:
 
 
 def charge_in(outcome: Mapping[str, Any]) -> Charge:
-    """Return whom an outcome that is no measurement is charged to. Older manifests do not record
-    it: there a failed trial is the arm's, and an invalid one the bench's."""
+    """Return the party that a failed or invalid trial is charged to. Older manifests do not record
+    it. For them a failed trial is charged to the arm, and an invalid one to the bench."""
     charges: dict[object, Charge] = {"arm": "arm", "bench": "bench", "undecided": "undecided"}
     before: Charge = "arm" if outcome["kind"] == "failed" else "bench"
     return charges.get(outcome.get("charge"), before)
@@ -185,7 +185,7 @@ class TrialWriter(TrialDir):
         self._final = final
         self._started = time.monotonic()
         self.last_stage = ""
-        """The stage after which no other begins; empty if all do."""
+        """The last stage to run; empty if all stages run."""
         self.path.mkdir(parents=True)
         self.host.mkdir()
         self.manifest = {
@@ -203,8 +203,8 @@ class TrialWriter(TrialDir):
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Record the block as a stage: its start and length, in seconds of the runner, and how it
-        ended. Raises BenchError if what was collected before takes more of the disk than a trial
-        may, and LastStageEnded in place of a stage after the last one."""
+        ended. Raises BenchError if the evidence so far is larger than a trial's may be, and
+        LastStageEnded instead of beginning a stage after the last one."""
         done = [s["name"] for s in self.manifest["stages"] if s["outcome"] == "ok"]
         if self.last_stage in done:
             raise LastStageEnded
@@ -233,9 +233,9 @@ class TrialWriter(TrialDir):
             )
 
     def failed(self, exc: BarometerError, stage: str, charged: Charged, line: str = "") -> None:
-        """Record what ended the trial early, and whom it is charged to. `line`: the report of the
-        host's kernel that decided it. An undecided outcome is `failed` if the kernel was proven to
-        run."""
+        """Record what ended the trial early, and the party that it is charged to. `line` is the
+        report of the host's kernel that decided this. An undecided outcome is `failed` if the
+        kernel was proven to run, else `invalid`."""
         is_failed = charged.charge == "arm" or (
             charged.charge == "undecided" and isinstance(exc, ArmFailedError)
         )
@@ -275,7 +275,8 @@ _ACCELS = ("kvm", "tcg", "exact", "none")
 
 
 def _plan_flaw(plan: dict[str, Any]) -> str | None:
-    """Describe what in a plan judging would stumble over or misread, or return None."""
+    """Describe the first flaw of a plan that would make judging fail or give a wrong result, or
+    return None."""
     if plan["accel"] not in _ACCELS:
         return f"accel is {plan['accel']!r}, none of {', '.join(_ACCELS)}"
     if not isinstance(plan["accel_reason"], str):
@@ -292,8 +293,8 @@ def _plan_flaw(plan: dict[str, Any]) -> str | None:
 
 
 def _same_plan(path: Path, then: dict[str, Any], now: dict[str, Any]) -> None:
-    """Raise ScenarioError unless a run is resumed with the very kernels, accelerator and trials
-    that it was begun with."""
+    """Raise ScenarioError unless a run is resumed with the same kernels, accelerator and trials
+    with which it was begun."""
     for what, old, new in [
         ("accelerator", then["accel"], now["accel"]),
         *[
@@ -336,8 +337,8 @@ class RunDir:
     def create(
         cls, path: Path, scenario: str, plan: dict[str, Any], configs: Mapping[ArmName, str] = {}
     ) -> RunDir:
-        """Create a run, or resume the same one after an interrupt. `configs`: the configurations
-        of the arms' kernels.
+        """Create a run, or resume the same run after an interrupt. `configs` has the
+        configurations of the arms' kernels.
 
         Raises ScenarioError if the folder holds something else.
         """
@@ -351,7 +352,7 @@ class RunDir:
                 )
             _same_plan(path, read_json(path / "plan.json"), plan)
             return run
-        # plan.json is written last: without it nothing has run yet
+        # plan.json is written last, so without it no trial has run yet
         begun = {"scenario.toml", "trials", "kernels", LOCK}
         if path.exists() and not {p.name for p in path.iterdir()} <= begun:
             raise ScenarioError(f"{path} is not empty and holds no run", reason="run-exists")

@@ -1,7 +1,8 @@
 """The [matrix] of a scenario file: factors and their values, expanded into cells.
 
-A factor is a key of the scenario with a list of values; a cell is a scenario with one value of
-each. Each cell is an A/B of its own, with the same question.
+A factor is a key of the scenario with a list of values. A cell is a scenario with one value of
+each factor. Each cell is an A/B comparison of its own; all cells have the same arms, workload and
+expectations.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class Cell:
     """One combination of the factors' values."""
 
     name: str
-    """Made from the values, safe as the name of a folder; "" in a file without [matrix]."""
+    """Made from the values, and safe as the name of a folder. "" in a file without [matrix]."""
     settings: dict[str, Any]
     """Key -> value as the file spells it, in the file's order."""
     scenario: Scenario
@@ -118,7 +119,8 @@ def parse_scenarios(
 def _cells(
     document: tomlkit.TOMLDocument, factors: dict[str, list[Any]], source: str, folder: Path
 ) -> tuple[Cell, ...]:
-    """Return the product of the factors' values, the last factor fastest."""
+    """Return a cell for each combination of the factors' values. The last factor varies
+    fastest."""
     combinations = [
         dict(zip(factors, values, strict=True)) for values in itertools.product(*factors.values())
     ]
@@ -137,7 +139,7 @@ def _cells(
 
 
 def _toml_value(value: Any) -> Any:
-    """Convert a value so that a kernel stays within its line, also in a list of kernels."""
+    """Convert a value for TOML so that a kernel, also one in a list, is an inline table."""
     if isinstance(value, list):
         array = tomlkit.array()
         array.extend(map(_toml_value, value))
@@ -150,7 +152,7 @@ def _toml_value(value: Any) -> Any:
 
 
 def _all_different(cells: Sequence[Cell], source: str) -> None:
-    """Raise ScenarioError if two cells are the same: values may be equal and spelled differently,
+    """Raise ScenarioError if two cells are the same: equal values may be spelled differently, such
     as 32GiB and 32768MiB."""
     for one, other in itertools.combinations(cells, 2):
         if one.scenario == other.scenario.model_copy(update={"name": one.scenario.name}):
@@ -200,7 +202,8 @@ def _flat(matrix: Any, source: str) -> Iterator[tuple[str, Any]]:
 
 
 def _set_factor(document: tomlkit.TOMLDocument, key: str, value: Any, source: str) -> None:
-    """Replace a factor by an override within [matrix], however the file writes its key."""
+    """Set a factor within [matrix] to the value of an override, in whatever form the file has its
+    key."""
     matrix = dict(_flat(document.unwrap().get("matrix", {}), source)) | {key: value}
     table = tomlkit.table()
     for name, values in matrix.items():
@@ -257,8 +260,8 @@ def factor_keys() -> Mapping[str, Any]:
 def _keys_below(
     name: str, model: type[BaseModel], schema: dict[str, Any]
 ) -> Iterator[tuple[str, Any]]:
-    """Yield the field `name` of a model and the keys below it. The scenario's own fields are
-    tables of keys, and are not keys themselves."""
+    """Yield the field `name` of a model and the keys below it, each with its JSON schema. The
+    scenario's own fields are tables; only the keys in them are yielded."""
     inner = models_of(model.model_fields[name].annotation)
     properties = schema if model is Scenario else schema["$defs"][model.__name__]
     if model is not Scenario:
@@ -292,8 +295,8 @@ def file_schema() -> dict[str, Any]:
 
 
 def _names(combinations: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return a name for each cell, made from its values, and with a number if those are not
-    distinct."""
+    """Return a name for each cell, made from its values. If two names are equal, all get a
+    number."""
     names = [
         "-".join(_label(key, value) for key, value in settings.items())[:_NAME_LENGTH].rstrip(
             "-._"
@@ -306,8 +309,8 @@ def _names(combinations: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _label(key: str, value: Any) -> str:
-    """Return a value as a word: a kernel's suite or folder, whether a thing is there, or the value
-    itself."""
+    """Return a value as a word of a cell's name: the suite, version or folder of a kernel, the
+    key's name (or `no-` and the name) for a boolean, else the value itself."""
     last = key.rpartition(".")[2]
     if isinstance(value, bool):
         word = last if value else f"no-{last}"

@@ -1,4 +1,4 @@
-"""One process at a time writes in a folder of evidence."""
+"""Lock a folder of evidence, so that only one process at a time writes in it."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
 
 @contextlib.contextmanager
 def only_writer(folder: Path) -> Iterator[None]:
-    """Reserve `folder` for writes of this process while the block runs. The lock is in the folder
-    itself, so it is the same one by whatever path, mount, container or machine (over NFS, if its
-    server has locks) a run gets there. A missing folder is created, and removed again if nothing
-    came into it.
+    """Reserve `folder` for writes of this process while the block runs. The lock file is in the
+    folder itself. So it works for every path, mount or container through which a run reaches the
+    folder, and for other machines if the folder is on an NFS server with locks. A missing folder
+    is created, and removed again if it stays empty.
 
     Raises ScenarioError if another process is at work there or nothing can be written there, and
     BenchError if the file system has no locks.
@@ -62,7 +62,8 @@ def _unwritable(folder: Path, exc: OSError) -> ScenarioError:
 
 
 def _lock(folder: Path) -> int:
-    """Return the open file, locked. Programs that are started do not inherit it."""
+    """Open and lock the file; return its descriptor. Programs that are started do not inherit
+    it."""
     path = folder / LOCK
     while True:
         lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)

@@ -1,10 +1,10 @@
 """Reports of a kernel about itself on its console: panics, oopses, stalls, lost interrupts.
 
-A report is recognised by the form of the kernel's own line, which begins after the time that
-printk puts before each line. The kernel does not end a line that somebody else has begun (a login
-prompt, a colour), so its own line begins at the last time within the line. The same words after
-other words are no report: anybody can write them. The forms are those of Linux 5.10 to 7.x on x86;
-each names the function that prints it.
+A report is recognised by the form of the kernel's own line, after the timestamp that printk puts
+before it. If another program has begun a line on the console (a login prompt, a colour), the
+kernel continues that line, so the kernel's part begins at the last timestamp in the line. The same
+words elsewhere in a line are no report, because any program can print them. The forms are those of
+Linux 5.10 to 7.x on x86. A comment at each form names the function that prints it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Kind = Literal[
     "lost-interrupt", "machine-check", "oom",
 ]  # fmt: skip
 BROKEN: frozenset[Kind] = frozenset({"panic", "no-timer", "oops"})
-"""Reports after which the kernel is beyond help."""
+"""Reports after which the kernel cannot go on."""
 STALLS: frozenset[Kind] = frozenset(
     {"hung-task", "soft-lockup", "hard-lockup", "rcu-stall", "lost-interrupt"}
 )
@@ -76,7 +76,7 @@ _END = re.compile(r"---\[ end (?:trace|Kernel panic)| ?</TASK>")
 _LONGEST = 300
 """Characters of a line that are kept."""
 _MOST = 64
-"""Number of reports that are kept, the first ones, and of functions in each."""
+"""Number of reports that are kept, and of functions in each report. The first ones are kept."""
 
 
 @dataclass(frozen=True)
@@ -117,19 +117,19 @@ class KernelReports:
         self._reports: list[KernelReport] = []
 
     def take(self, text: str) -> None:
-        """Read more of the console. A line counts once its end has come."""
+        """Read more of the console. A line is searched once it is complete."""
         *lines, rest = (self._rest + text).split("\n")
         for line in lines:
             self._take_line(line.rstrip("\r"))
         rest = _own_part(rest)
-        # the end, too: it may have the first half of the kernel's time
+        # Keep the end, too: it may have the first half of a timestamp.
         self._rest = rest if len(rest) <= 2 * _LONGEST else rest[:_LONGEST] + rest[-_LONGEST:]
 
     def all(self) -> tuple[KernelReport, ...]:
         return tuple(self._reports)
 
     def broken(self) -> KernelReport | None:
-        """Return the first report of a kernel that is beyond help, or None."""
+        """Return the first report after which the kernel cannot go on, or None."""
         return next((report for report in self._reports if report.kind in BROKEN), None)
 
     def _take_line(self, line: str) -> None:
@@ -153,22 +153,23 @@ class KernelReports:
 
 
 def reports_in(text: str) -> tuple[KernelReport, ...]:
-    """Return the reports of a whole console. A last line without an end counts."""
+    """Return the reports of a whole console. Its last line need not be complete."""
     reports = KernelReports()
     reports.take(text + "\n")
     return reports.all()
 
 
 def _own_part(line: str) -> str:
-    """Return the line from the last place where the kernel begins one, or all of it."""
+    """Return the kernel's part of a line: from the last timestamp on, or all of it if it has
+    none."""
     starts = [found.start() for found in _BEGINNING.finditer(line)]
     return line[starts[-1] :] if starts else line
 
 
 def first_of(trace: Sequence[Function], modules: Iterable[str]) -> Function | None:
     """Return the first function of a call trace that belongs to VFIO, to the IOMMU or to one of
-    the modules. IOMMU functions do not count in a trace that the DMA of any driver or an interrupt
-    of the IOMMU can cause, unless a function of VFIO or of the modules is in it, too."""
+    the modules. If the trace has a function that the DMA of any driver or an interrupt of the
+    IOMMU can call, return None, unless a function of VFIO or of the modules is in it, too."""
     known = {*modules} - {""}
     if any(_ANYBODYS.match(f.name) for f in trace) and not any(
         f.module in known or _VFIOS.match(f.module or f.name) for f in trace

@@ -18,8 +18,8 @@ from orchestrator.scenario import format_size
 
 _BARS = 6
 _BRIDGE = 0x06
-"""Base class of bridges. The next line has its subclasses for the host's bridge and PCI's own (PCI
-Code and ID Assignment, 1.7)."""
+"""Base class of bridges. The next line has base class and subclass of host bridges and of
+PCI-to-PCI bridges (PCI Code and ID Assignment, 1.7)."""
 _HOST_BRIDGE, _PCI_BRIDGE = 0x0600, 0x0604
 
 
@@ -58,7 +58,7 @@ def parse_resources(lines: Iterable[str]) -> list[Resource]:
 class Function:
     address: str
     facts: Mapping[str, Any]
-    """Everything that the survey reports about it, for evidence."""
+    """Everything that the survey reports about the function, for evidence."""
 
     @property
     def sysfs(self) -> str:
@@ -80,7 +80,7 @@ class Function:
 
     @property
     def only_leads_on(self) -> bool:
-        """True for a bridge that only leads to devices, with no work of its own."""
+        """True for a bridge whose only work is to lead to other devices."""
         return self._class in (_HOST_BRIDGE, _PCI_BRIDGE)
 
     @property
@@ -105,8 +105,8 @@ class Function:
 
     @property
     def resizable(self) -> dict[int, list[int]]:
-        """Sizes in bytes that each BAR can have, by its number. For a device that sleeps nothing
-        is known."""
+        """Number of a BAR -> sizes in bytes that it can have. Empty for a device that sleeps,
+        because its registers cannot be read."""
         return {int(index): sizes for index, sizes in (self.facts["resizable"] or {}).items()}
 
     @property
@@ -128,7 +128,7 @@ class Function:
 
 @dataclass(frozen=True)
 class User:
-    """Something on the machine that uses a function; the words are survey.py's."""
+    """Something on the machine that uses a function. The fields are those of survey.py."""
 
     function: str
     kind: str
@@ -175,7 +175,7 @@ class Survey:
         return [found for address, found in self.functions.items() if address in listed]
 
     def reached(self, functions: Iterable[Function]) -> list[Function]:
-        """Return the functions and everything behind them: behind a bridge, or a controller of
+        """Return the functions and everything behind them, if they are bridges or controllers of
         Intel's VMD."""
         through = {function.address for function in functions}
         return [

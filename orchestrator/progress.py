@@ -1,5 +1,5 @@
-"""Display of what a command is doing: one live line on a terminal; in a pipe plain lines, at least
-one every 30 s, whatever the command waits for."""
+"""Show what a command is doing: one live line on a terminal. A pipe gets plain lines, at least one
+every 30 s, whatever the command waits for."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ from rich.text import Text
 from orchestrator.errors import LastStageEnded
 
 _SILENCE_SECONDS = 25.0
-"""Seconds of silence before a line. The rest of the 30 s is for a busy machine."""
+"""A line is printed after this many seconds of silence. The rest of the 30 s is a reserve for a
+busy machine."""
 _DETAIL_COLUMNS = 120
 _of_thread = threading.local()
-"""Progress that shows the innermost stage of each thread, in its attribute `progress`."""
+"""Its attribute `progress` is the Progress that shows the innermost stage of the thread."""
 
 
 class Progress:
@@ -42,8 +43,8 @@ class Progress:
 
     @contextmanager
     def task(self, name: str) -> Iterator[Progress]:
-        """Show the current state until the block ends, between stages as `name`. Within another
-        task nothing changes."""
+        """Show the current state until the block ends. Between stages `name` is shown. Within
+        another task this has no effect."""
         if self._root._task is not None:
             yield self
             return
@@ -56,8 +57,8 @@ class Progress:
 
     @contextmanager
     def lane(self, label: str) -> Iterator[Progress]:
-        """Yield the progress of something that runs beside others: its lines begin with `label`,
-        and the root shows the state of each lane."""
+        """Yield the progress of work that runs in parallel with others: its lines begin with
+        `label`, and the root shows the state of each lane."""
         lane = Progress(self._console)
         lane._label, lane._lock, lane._root = label, self._lock, self._root
         self._lanes.append(lane)
@@ -92,7 +93,7 @@ class Progress:
                 self._detail = ""
 
     def detail(self, text: str) -> None:
-        """Show the last thing seen inside the current stage."""
+        """Show `text` with the current stage, such as the last line of a console."""
         self._detail = text
 
     def note(self, text: str) -> None:
@@ -159,7 +160,8 @@ class Progress:
         return f"[{now - self._task[1]:5.0f} s] " if self._task else ""
 
     def _states(self, now: float) -> list[str]:
-        """Return the current state of each lane, or the only one without lanes."""
+        """Return the current state of each lane, or this progress's own state if there are no
+        lanes."""
         return [*filter(None, (lane._now(now) for lane in [*self._lanes]))] or [self._now(now)]
 
     def _now(self, now: float) -> str:
@@ -187,7 +189,7 @@ def waiting_for(what: str) -> Iterator[None]:
 
 
 def _one_line(text: str) -> str:
-    """Return a console's text as one short line: it may be long, and may have control
+    """Return a console's text as one short line. The text may be long and have control
     sequences."""
     text = text[: 2 * _DETAIL_COLUMNS]
     line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
@@ -195,7 +197,7 @@ def _one_line(text: str) -> str:
 
 
 def _standard_error() -> Console:
-    """Return a console on standard error. It has no live line if that is not a terminal, whatever
-    FORCE_COLOR says, nor in a CI system, which keeps a log of its terminal."""
+    """Return a console on standard error. It has no live line if standard error is no terminal,
+    whatever FORCE_COLOR is, or if a CI system keeps a log of the terminal."""
     live = sys.stderr is not None and sys.stderr.isatty() and not os.environ.get("CI")
     return Console(stderr=True, highlight=False, force_interactive=None if live else False)

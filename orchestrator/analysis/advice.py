@@ -14,12 +14,12 @@ from orchestrator.analysis.timeline import RAM, Step, Timeline
 from orchestrator.scenario import format_size
 
 _LEAST_SHARE = 0.01
-"""Share of a boot. A smaller gain is not worth a change to anybody's machine."""
+"""Share of a boot. A smaller gain is not worth a change to a machine."""
 _KERNEL = ("kernel", "guest")
-"""First words of the names of those phases in which a guest's kernel may run."""
+"""First words of the names of the phases in which the guest's kernel may run."""
 _BATCHED_MAPS = 2
-"""Maps of a BAR by a kernel that sizes all BARs of a device at once: it unmaps and maps them once,
-and the device's driver may do so once more."""
+"""Number of times that a BAR is mapped by a guest kernel that sizes all BARs of a device at once:
+once by the kernel itself, and perhaps once more by the device's driver."""
 _HELP = {
     "qemu-unaligned": "QEMU 9.2 or later puts BARs where leaves of 1 GiB fit; a host kernel v6.15"
     " or later then looks up leaf by leaf, too",
@@ -40,7 +40,7 @@ _REFUSED = {
 @dataclass(frozen=True)
 class Advice:
     name: str
-    """Short and stable: the name of a level's reason, or unmaps, many-maps, guest-memory,
+    """Short stable name: that of a level's reason, or unmaps, many-maps, guest-memory,
     map-refused, not-mapped, clock-source."""
     problem: str
     help: str
@@ -65,7 +65,8 @@ class Seen:
 
 
 def advice(seen: Seen) -> tuple[Advice, ...]:
-    """Return the advice for a boot: what is wrong first, then what costs the most."""
+    """Return the advice for a boot: first what is wrong, then the rest by its cost, the largest
+    first."""
     rules: tuple[Callable[[Seen], Iterator[Advice]], ...] = (
         _levels, _unmaps, _many_maps, _guest_memory, _refused, _not_mapped, _clock_source,
     )  # fmt: skip
@@ -134,7 +135,8 @@ def _guest_memory(seen: Seen) -> Iterator[Advice]:
         s for s in seen.timeline.steps_before_mark() if s.kind == "map" and s.bar == RAM
     ]  # fmt: skip
     policy = chosen(seen.facts["settings"].get("transparent_hugepage", ""))
-    # QEMU advises MADV_HUGEPAGE for it: ram_block_add() of system/physmem.c
+    # QEMU sets MADV_HUGEPAGE for the guest's memory (ram_block_add() of system/physmem.c), so
+    # `madvise` is as good as `always`
     if steps and policy == "never" and not seen.facts["huge_pages"]:
         yield Advice(
             "guest-memory",

@@ -1,9 +1,8 @@
-"""A traced guest boot: its trace, read once, as a timeline.
+"""Read the trace of a guest boot and make a timeline of it.
 
-All times are on one clock, the host's trace clock: those of the kernel's probes; of QEMU's own
-trace events and the watch agent's lines, both written to the trace's trace_marker; and, if the
-guest runs under KVM, of its console's line feeds, which kvm:kvm_pio stamps at the moment the guest
-sends them.
+All times are on one clock, the host's trace clock. The kernel's probes use it. QEMU's own trace
+events and the watch agent's lines are written to trace_marker, so they have it, too. If the guest
+runs under KVM, kvm:kvm_pio stamps each line feed at the moment the guest sends it to its console.
 """
 
 from __future__ import annotations
@@ -38,13 +37,13 @@ _DRIFT_SECONDS, _DRIFT_SHARE = 0.05, 0.001
 beginning to its end, is a jump. The agent's lines reach the trace within milliseconds, on a busy
 emulated host within tens of milliseconds."""
 _STEP_SECONDS = 1.0
-"""Least step of the wall clock. A smaller one may be a QEMU that waited between reading the clock
-and writing the event."""
+"""Smallest jump of the host's wall clock that is reported. A smaller difference may come from
+QEMU, which can be delayed between reading the clock and writing the event."""
 
 
 @dataclass(frozen=True)
 class Traced:
-    """A traced guest boot, proven whole."""
+    """A traced guest boot whose trace is proven complete."""
 
     timeline: Timeline
     boot: BootTrace
@@ -67,9 +66,9 @@ def traced_boot(trial: TrialDir, index: int) -> Traced:
 
 
 def timelines_of(trial: TrialDir) -> list[Timeline]:
-    """Return the timelines of a trial's traced guest boots. A boot that makes the trial invalid
-    has its timeline too, with the reason. Raises EvidenceError if there is no traced boot, and for
-    a trace that cannot be read, has no boot mark or has clocks that drift apart."""
+    """Return the timelines of a trial's traced guest boots. The timeline of a boot that makes the
+    trial invalid has the reason in `invalid`. Raises EvidenceError if there is no traced boot, or
+    if a trace cannot be read, has no boot mark or has clocks that drift apart."""
     traced = [g["index"] for g in trial.manifest["guests"] if g["pass"] == "timing"]
     if not traced:
         raise EvidenceError(
@@ -125,7 +124,8 @@ def timeline_of(
         operation_ends=[o.end for o in boot.operations], console=console[: mark_line + 1],
         msrs=boot.msrs, mark=mark, ssh=boot.marks.get("ssh"),
         exit=boot.marks.get("exit", console[-1][0]),
-        # placed by the guest's reading of its own clock at the mark: to 10 ms, /proc/uptime's step
+        # The uptime that the guest prints at the mark relates its clock to the trace clock. It is
+        # accurate to 10 ms, the resolution of /proc/uptime.
         systemd=None if began is None or uptime is None else mark - float(uptime[1]) + began,
     )  # fmt: skip
     phases = phases_of(times)
@@ -162,8 +162,8 @@ def _since(time: float | None, zero: float) -> float | None:
 
 
 def _console(boot: BootTrace, mark_line: int) -> tuple[list[tuple[float, str]], float | None, str]:
-    """Return the console's lines with the best times there are, how late these can be, and how
-    that is known.
+    """Return the console's lines with their most accurate times, the longest delay of these times
+    (None if it is not known), and their source.
 
     Under KVM each line feed leaves a kvm:kvm_pio record at the moment the guest writes it to its
     serial port. If there are as many records as lines, they belong together, and a mark is as
@@ -190,18 +190,18 @@ def _console(boot: BootTrace, mark_line: int) -> tuple[list[tuple[float, str]], 
 
 
 def check_clock(boot: BootTrace) -> None:
-    """Check that the trace clock and CLOCK_MONOTONIC ran alike from the boot's beginning to its
-    end. The agent writes its reading of CLOCK_MONOTONIC into the trace, which stamps it with the
-    trace clock.
+    """Check that the trace clock and CLOCK_MONOTONIC ran at the same rate during the boot. The
+    agent writes its reading of CLOCK_MONOTONIC into the trace, which stamps it with the trace
+    clock.
 
-    Raises EvidenceError if they did not: one of them is of another kind, or jumped.
+    Raises EvidenceError if they drifted apart: one clock jumped or has another rate.
     """
     if len(boot.agent_clock) < 4:
         return
     lags = [trace - monotonic for trace, monotonic in boot.agent_clock]
-    # A line may be late, because the host is busy, but never early: the smallest lag is the
-    # clocks' own. If one of them jumped, the smallest lag before the jump is not the smallest lag
-    # after it.
+    # A line may be late, because the host is busy, but never early. So the smallest lag is the
+    # offset between the clocks. If one clock jumped, the smallest lag before the jump differs from
+    # the smallest lag after it.
     before = list(accumulate(lags, min))
     after = list(accumulate(reversed(lags), min))[::-1]
     few = min(8, len(lags) // 2)
@@ -229,15 +229,15 @@ class Placed:
 
 
 def _placed(boot: BootTrace, causes: Causes, large: int) -> list[Placed]:
-    """Return each operation with the BAR that it maps, by the place that QEMU has given that BAR
-    at the time, or with RAM."""
+    """Return each operation with what it maps: the BAR that is at this guest address at the time,
+    the range of the guest's IOMMU if the address is no memory region of QEMU's, or else RAM."""
     places = boot.bar_places
     regions = {(region.start, region.size) for region in boot.regions}
     current: dict[str, BarPlace] = {}
     mapped: dict[int, float] = {}
     zapped: dict[str, float] = {}
-    """Time of the last zap, by the function whose decoding was switched off; "" is a reset, before
-    the guest runs."""
+    """PCI function whose memory decoding was switched off -> time of its last zap. The key "" is a
+    reset, before the guest runs."""
     found, next_place, next_zap = [], 0, 0
     for operation in boot.operations:
         while next_place < len(places) and places[next_place][0] <= operation.start:
@@ -250,7 +250,7 @@ def _placed(boot: BootTrace, causes: Causes, large: int) -> list[Placed]:
             write = causes.trigger(thread, at)
             zapped[write.address if write is not None else ""] = at
             next_zap += 1
-        # the BAR that was placed last: one that moved away leaves its old place in the list
+        # A BAR that moved away leaves its old place in the list, so the BAR placed last counts.
         bar = next((p.name for p in reversed(current.values()) if _within(operation, p)), RAM)
         if (operation.iova, operation.size) not in regions:
             bar = IOVA
@@ -293,9 +293,9 @@ def _step(placed: Placed, causes: Causes, phases: _Phases, zero: float) -> Step:
 
 
 def parts_of(placed: Placed) -> dict[str, float]:
-    """Return the seconds of an operation's parts, by kernel function. RAM is pinned in as many
-    runs as it has fragments, which are not recorded one by one. Nor are the parts of BARs of other
-    sizes than the large ones."""
+    """Return the seconds of an operation's parts, by kernel function. The parts of RAM and of BARs
+    of another size than the large ones are not recorded: only runs of a large BAR's size are
+    probed, and RAM is pinned in a run for each of its fragments."""
     operation = placed.operation
     parts: dict[str, float | None] = {}
     if operation.kind == "map":

@@ -25,7 +25,8 @@ class Breakdown:
     """map or unmap, of the whole BAR."""
     state: str
     stacks: Stacks
-    """Instructions in the innermost function of each stack; outermost is the ioctl's function."""
+    """Call stack -> instructions in its innermost function, which is the last of the tuple. The
+    first is the ioctl's function."""
     logged: bool
     """True if every instruction was logged. Otherwise the stacks are extrapolated from logs of
     smaller maps: the cost of a page times the pages, plus the cost of a map of no page."""
@@ -72,7 +73,7 @@ def breakdowns(trial: TrialDir) -> list[Breakdown]:
 
 
 def _interrupted(stack: tuple[str, ...]) -> bool:
-    """True if the stack has an entry of arch/x86/entry for interrupts, as
+    """True if the stack has an interrupt entry of arch/x86/entry, such as
     asm_sysvec_apic_timer_interrupt or asm_common_interrupt."""
     return any(name.startswith(("asm_sysvec_", "asm_common_interrupt")) for name in stack)
 
@@ -95,8 +96,8 @@ def _stacks(trial: TrialDir, entry: MappingType[str, Any]) -> Stacks:
 
 
 def measured_whole(breakdown: Breakdown, plain: MapPass) -> float | None:
-    """Return the instructions of the same operation without a log: the plain pass's, less those of
-    an empty ioctl."""
+    """Return the instructions of the same operation in the plain pass, where nothing is logged,
+    minus those of an empty ioctl."""
     samples = plain.whole.of_state(breakdown.state) if plain.whole else []
     if not samples:
         return None
@@ -107,8 +108,8 @@ def measured_whole(breakdown: Breakdown, plain: MapPass) -> float | None:
 
 def check_sums(found: Iterable[Breakdown], plain: MapPass) -> None:
     """Raise EvidenceError if the instructions of the functions do not add up to the whole that was
-    measured without a log. They may differ by 1 %, or by 500 instructions, for the interrupts in
-    it."""
+    measured without a log. A difference of up to 1 % or 500 instructions is allowed, because of
+    interrupts."""
     for breakdown in found:
         whole = measured_whole(breakdown, plain)
         if whole is not None and abs(breakdown.total - whole) > max(whole / 100, 500):
@@ -120,12 +121,13 @@ def check_sums(found: Iterable[Breakdown], plain: MapPass) -> None:
 
 
 def _extrapolated(trial: TrialDir, logs: list[dict[str, Any]], bar: int) -> Stacks:
-    """Return the stacks of the whole BAR, linear in pages, stack by stack: small + (bar - small) *
-    (large - small) / pages between.
+    """Extrapolate each stack to the whole BAR from the logs of a small and a large map, linearly
+    in pages: small + (pages of the BAR - pages of small) * (large - small) / pages between them.
 
-    Interrupts that fell into a log are no cost of a page and are left out. A small map's leaves in
-    the IOMMU's tables are smaller than those of the whole BAR, so the cost of iommu_iova_to_phys
-    is that of a call in the window into a large map, times the calls.
+    Interrupts that fell into a log are no cost of a page and are left out. A small map has smaller
+    leaves in the IOMMU's tables than the whole BAR. So the cost of iommu_iova_to_phys is taken
+    from the window, the logged beginning of the unmap of a large map: the cost of one call there,
+    times the pages of the BAR.
     """
     small, large = (e for e in logs if not e["window"])
     window = next((e for e in logs if e["window"]), None)
@@ -139,7 +141,7 @@ def _extrapolated(trial: TrialDir, logs: list[dict[str, Any]], bar: int) -> Stac
         if (window is not None and WALK in stack) or _interrupted(stack):
             continue
         each = (second.get(stack, 0) - first.get(stack, 0)) / between
-        # what one log has by chance is no cost of a page, and no cost is negative
+        # A stack that only the small log has by chance would get a negative cost for each page.
         result[stack] = first.get(stack, 0) + more * max(each, 0.0)
     if window is not None:
         calls = window["calls"][WALK]

@@ -1,5 +1,5 @@
-"""Cost of a guest boot's maps and unmaps, operation by operation and arm by arm, and what makes
-one arm's boot longer than the other's. Pure."""
+"""Compute the cost of a guest boot's maps and unmaps, by operation and by arm, and explain why one
+arm's boot is longer than the other's. Pure."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from orchestrator.analysis.timeline import IOVA, RAM, Step, Timeline
 from orchestrator.scenario import ARMS, ArmName, format_size
 
 Boots = Mapping[ArmName, Sequence[Timeline]]
-"""Timelines of each arm, all of one unit. An arm may have none."""
+"""Timelines of each arm. All have the same unit. An arm may have none."""
 
 SMALL_SHARE = 0.001
-"""Share of a boot. An operation with a smaller share in every arm is not worth a line."""
+"""Share of a boot. An operation with a smaller share in every arm gets no line of its own."""
 NO_PHASE = "no phase"
 
 
@@ -29,8 +29,8 @@ _DEVICE = re.compile(r" of [0-9a-f:.]+$")
 
 
 class Operation(NamedTuple):
-    """A kind of operation that is the same in every boot, whatever its device and register: a
-    dozen maps have a handful of causes."""
+    """A kind of operation, without the device's address and the numbers of BARs, so that it is the
+    same in every boot. The dozen maps of a boot are of a few kinds."""
 
     kind: Literal["map", "unmap"]
     bar: str
@@ -49,15 +49,16 @@ class Operation(NamedTuple):
 
 @dataclass(frozen=True)
 class Cost:
-    """Cost in one boot; the median of each value if an arm has several boots."""
+    """Cost in one boot. If an arm has several boots, each value is the median."""
 
     calls: float
     one: float | None
-    """Seconds of one call: the median of a boot's, the lower of two. None if there was none."""
+    """Seconds of one call: the median of a boot's calls (the lower middle one if their number is
+    even). None if there was no call."""
     total: float
     """Seconds."""
     share: float | None
-    """total / the boot up to its mark; None for operations after the mark."""
+    """total / length of the boot up to its mark. None for operations after the mark."""
 
 
 Costs = dict[ArmName, Cost]
@@ -73,15 +74,15 @@ class Row:
 
 @dataclass(frozen=True)
 class Difference:
-    """Candidate - baseline, in the timelines' unit, of the boots up to their mark."""
+    """Difference of the boots up to their mark, candidate - baseline, in the timelines' unit."""
 
     baseline: float
     candidate: float
-    """Each arm's boots up to their mark, the median of several."""
+    """Length of each arm's boot up to its mark. If there are several boots, the median."""
     operations: dict[str, float]
-    """Differences of the totals of CostTable, by name."""
+    """Name of a total in CostTable -> its difference."""
     phases: dict[str, float]
-    """Differences of each phase's time besides maps and unmaps, the largest first."""
+    """Phase -> difference of its time without maps and unmaps. The largest difference is first."""
 
     @property
     def whole(self) -> float:
@@ -89,8 +90,8 @@ class Difference:
 
     @property
     def rest(self) -> float:
-        """Difference that maps and unmaps do not account for. With several boots in an arm it need
-        not be the sum of `phases`: those are differences of medians."""
+        """Difference that maps and unmaps do not explain. If an arm has several boots, it may
+        differ from the sum of `phases`, which are differences of medians."""
         return self.whole - sum(self.operations.values())
 
 
@@ -98,18 +99,19 @@ class Difference:
 class CostTable:
     unit: str
     boots: dict[ArmName, tuple[float, ...]]
-    """Length of each boot up to its mark. Arms without a boot are nowhere in the table."""
+    """Length of each boot up to its mark. The table has no arms without a boot."""
     rows: tuple[Row, ...]
-    """Rows of steps before the boot mark, the largest total first, without small ones."""
+    """Rows of operations before the boot mark, the largest total first, without small
+    operations."""
     small: int
     """Number of operations before the mark that are in no row."""
     others: Costs
-    """Cost of those operations together."""
+    """Cost of all small operations together."""
     totals: dict[str, Costs]
-    """Costs of all maps and of all unmaps before the mark: those of BARs by size (`maps of 32GiB
-    BARs`), and those of RAM."""
+    """Name -> costs of all maps or all unmaps before the mark, for each size of BAR (`maps of
+    32GiB BARs`) and for RAM."""
     after: tuple[Row, ...]
-    """Rows of steps after the mark, which are no part of the boot."""
+    """Rows of operations after the mark, which are not part of the boot."""
     difference: Difference | None
     """None if an arm has no boot."""
 
@@ -124,7 +126,7 @@ def cost_table(timelines: Boots) -> CostTable:
         for row in rows
         if all((cost.share or 0.0) < SMALL_SHARE for cost in row.costs.values())
     }
-    if len(small) == 1:  # its own line says more than a line of others
+    if len(small) == 1:  # its own line tells more than a line "others"
         small = set()
     return CostTable(
         unit=next((boot.unit for of_arm in boots.values() for boot in of_arm), "s"),
@@ -139,8 +141,9 @@ def cost_table(timelines: Boots) -> CostTable:
 
 
 def cost_json(timelines: Boots) -> list[dict[str, Any]]:
-    """Return every operation, for comparison.json: those before the boot mark, then those after
-    it, whose `share` is null; the largest total first. Times are in the timelines' unit."""
+    """Return every operation, for comparison.json: first those before the boot mark, then those
+    after it, whose `share` is null. In both parts the largest total is first. Times are in the
+    timelines' unit."""
     boots = _arms(timelines)
     return [
         {
@@ -154,9 +157,9 @@ def cost_json(timelines: Boots) -> list[dict[str, Any]]:
 
 
 def own_times(timeline: Timeline) -> dict[str, float]:
-    """Return the seconds of each phase before the mark, of all devices together, less the maps and
-    unmaps that began in it. Time in no phase is under NO_PHASE, so that the sum is the boot
-    without its maps and unmaps."""
+    """Return the seconds of each phase before the mark, minus the maps and unmaps that began in
+    it. Phases that differ only in their device are added up. Time in no phase is under NO_PHASE,
+    so the sum is the length of the boot without its maps and unmaps."""
     own: defaultdict[str, float] = defaultdict(float)
     for phase in timeline.phases:
         if seconds := timeline.before_mark(phase):
@@ -190,7 +193,8 @@ def _calls(boots: Boots, *, before: bool) -> Calls:
 
 
 def _rows(boots: Boots, calls: Calls, *, before: bool) -> list[Row]:
-    """Return every operation, the largest total of an arm first; equal ones in order of time."""
+    """Return a row for each operation, sorted by the larger total of the two arms, the largest
+    first. Rows with equal totals are in order of time."""
     operations = dict.fromkeys(
         operation for of_arm in calls.values() for of_boot in of_arm for operation in of_boot
     )

@@ -1,4 +1,4 @@
-"""Differences of two kernel configurations."""
+"""Differences between two kernel configurations."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import NamedTuple
 _LINE = re.compile(
     r"(?m)^(?:(CONFIG_[A-Za-z0-9_]+)=(.*?)|# (CONFIG_[A-Za-z0-9_]+) is not set)\r?$"
 )
-# symbols that Kconfig gets from the build's programs (init/Kconfig)
+# symbols whose values Kconfig takes from the build's tools (init/Kconfig)
 _TOOLCHAIN = re.compile(
     r"CONFIG_(CC|GCC|CLANG|AS|LD|LLD|PAHOLE|RUSTC|RUSTC_LLVM|RUSTC_LLVM_MAJOR|BINDGEN)"
     r"_VERSION(_TEXT)?"
@@ -20,12 +20,13 @@ class ConfigChange(NamedTuple):
     symbol: str
     """CONFIG_..."""
     old: str
-    """The file's spelling: `y`, `m`, `250`, `"text"`; `n` also for a symbol that is not in it."""
+    """Value as the file spells it: `y`, `m`, `250`, `"text"`. `n` also if the file does not have
+    the symbol."""
     new: str
 
     @property
     def toolchain(self) -> bool:
-        """True if it tells what the kernel was built with, not what is in it."""
+        """True if the symbol describes the tools of the build, not the kernel's content."""
         return _TOOLCHAIN.fullmatch(self.symbol) is not None
 
 
@@ -41,7 +42,8 @@ def config_diff(old: str, new: str) -> tuple[ConfigChange, ...]:
 
 
 def _symbols(config: str) -> dict[str, str]:
-    """Return the value of each symbol. Its last line holds, as with Kconfig."""
+    """Return the value of each symbol. If a symbol has several lines, the last one counts, as with
+    Kconfig."""
     return {line[1] or line[3]: line[2] or "n" for line in _LINE.finditer(config)}
 
 
@@ -55,8 +57,8 @@ _ABILITY = re.compile(r"CONFIG_(ARCH|HAVE|GENERIC|HYPERV)_(?!.*_PFNMAP)")
 
 def costly(changes: Iterable[ConfigChange]) -> tuple[ConfigChange, ...]:
     """Return the changes that can be expected to change the cost of a map, an unmap or a boot:
-    those of VFIO, IOMMU, huge pages, KVM, preemption, debugging and mitigations. This is a guess;
-    `changes` has them all."""
+    those of VFIO, IOMMU, huge pages, KVM, preemption, debugging and mitigations. This is a guess:
+    other changes may matter, too."""
     return tuple(
         change
         for change in changes

@@ -1,4 +1,5 @@
-"""map.json: the map agent's answer, and what the kernel counted meanwhile, made comparable."""
+"""Parse map.json, which has the map agent's results and the kernel's own counts, and check that
+they agree."""
 
 from __future__ import annotations
 
@@ -81,14 +82,14 @@ class Place:
     """One size at one alignment, and its samples in order."""
 
     name: str
-    """SIZE/ALIGNMENT as the scenario has them."""
+    """SIZE/ALIGNMENT, as the scenario spells them."""
     mapping: Mapping
     vm_flags: tuple[str, ...]
     dma_buf: bool
     samples: tuple[Sample, ...]
     upper_tables: int = 0
-    """Pages of the PUD level that the mapping needs besides: one for each 512 GiB range that it
-    touches and in which the process has nothing else."""
+    """Page tables of the PUD level that the mapping needs in addition: one for each 512 GiB range
+    that it touches and in which the process has mapped nothing else."""
 
     def of_state(self, state: str) -> list[Sample]:
         return [s for s in self.samples if s.state == state]
@@ -100,8 +101,8 @@ class Place:
 
     @property
     def leaves(self) -> dict[str, int] | None:
-        """Leaf size -> how many the process's page tables have for it, from the first map's
-        faults; None if the kernel does not tell."""
+        """Leaf size -> number of such leaves that map this place in the process's page tables.
+        From the faults of the first map; None if the kernel does not tell."""
         first = next((s.counts for s in self.samples if s.counts and s.state != "warm"), None)
         return first.leaves if first else None
 
@@ -124,8 +125,8 @@ class MapPass:
 
     @property
     def whole(self) -> Place | None:
-        """Place of the whole BAR at its best alignment, at which the headline is measured; None
-        without one."""
+        """Place of the whole BAR at its best alignment, which gives the headline numbers. None if
+        the whole BAR was not mapped."""
         return next(
             (
                 place for place in self.places
@@ -184,8 +185,8 @@ def _counts(snapshots: MappingType[str, str]) -> Counts:
 
 
 def check_alike(headline: MapPass, counted: MapPass) -> None:
-    """Raise EvidenceError if the maps of another pass are not those that were counted: other
-    points, another backend, or a state that was not what it is called."""
+    """Raise EvidenceError if the maps of another pass differ from those that were counted: in
+    their points, in the backend, or in the faults of a state (a warm map that faulted, say)."""
     _equal("map.json", "backend", headline.backend, "backend of the counts pass", counted.backend)
     names = {place.name: place for place in counted.places}
     for place in headline.places:

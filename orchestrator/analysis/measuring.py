@@ -16,8 +16,8 @@ _SERIES = '"vfio: Improve DMA mapping performance for huge pfnmaps" (v6.15)'
 
 
 def series(machine: Machine, _needs: Needs) -> Iterator[Finding]:
-    """Yield a finding on the series: by a map if one was made, else by the kernel's types, never
-    by its version."""
+    """Yield a finding: does the kernel have the patch series? The lookups of a map decide if one
+    was made, else the kernel's types (BTF), never its version."""
     release = machine.raw.get("release", "")
     probe, lookups = machine.raw.get("probe") or {}, machine.lookups
     has, how, evidence = machine.has_series, "by its types", _types_said(machine)
@@ -70,7 +70,8 @@ def huge_pages(machine: Machine, _needs: Needs) -> Iterator[Finding]:
     elif policy == "always":
         yield Finding("thp", "ok", "transparent huge pages: always", evidence)
     else:
-        # __thp_vma_allowable_orders() of mm/huge_memory.c; no type shows what a kernel does there
+        # __thp_vma_allowable_orders() of mm/huge_memory.c; the kernel's types do not show what it
+        # does
         yield Finding(
             "thp", "warning",
             f"transparent huge pages: {policy}. Some kernels (v6.12's first) apply that to BARs,"
@@ -98,7 +99,8 @@ def gigantic_pages(machine: Machine, needs: Needs) -> Iterator[Finding]:
         text = machine.file(path) or ""
         free = int(text) if text.isdecimal() else 0
         if free < wanted:
-            # each trial sets them aside under the kernel under test, and may find enough
+            # A note only: each trial reserves its pages under the kernel under test, and may find
+            # enough.
             yield Finding(
                 "hugepages", "note", f"{free} free pages for guest.backing = {backing}: each trial"
                 f" sets {wanted} aside, if its kernel finds them", (machine.said(path),),
@@ -110,11 +112,11 @@ def gigantic_pages(machine: Machine, needs: Needs) -> Iterator[Finding]:
 
 
 def tracing(machine: Machine, needs: Needs) -> Iterator[Finding]:
-    """Yield a finding on probes in the machine's own kernel. The kernels under test are the ones
-    that are traced, and prove themselves."""
+    """Yield a finding on probes in the machine's own kernel. A run traces the kernels under test,
+    and checks their probes itself."""
     status: Status = "warning" if needs.traced else "note"
     if machine.lockdown == "confidentiality":
-        return  # it takes no probes; the finding lockdown has the remedy
+        return  # such a kernel takes no probes; the finding `lockdown` has the remedy
     events = f"{_TRACING}/kprobe_events"
     if machine.access(events):
         yield Finding("tracing", "ok", "the kernel takes probes", (f"{events}: writable",))
@@ -137,8 +139,8 @@ def tracing(machine: Machine, needs: Needs) -> Iterator[Finding]:
 
 
 def symbols(machine: Machine, needs: Needs) -> Iterator[Finding]:
-    """Yield a finding on the functions that are traced. One that the compiler copied under another
-    name (.isra, .constprop) is not there."""
+    """Yield a finding on the functions that are traced. A function that the compiler renamed
+    (.isra, .constprop) is missing."""
     places = machine.raw.get("symbols") or {}
     if not places or not needs.traced:
         return
@@ -210,12 +212,14 @@ def governor(machine: Machine, needs: Needs) -> Iterator[Finding]:
 
 
 def _lasting(needs: Needs, now: str, scenarios: str) -> str:
-    """Return the remedy that lasts: `now` lasts until the next boot, and a run on metal boots."""
+    """Return the remedy that lasts long enough. `now` lasts until the next boot, so it is too
+    short for a run on a metal host, which boots."""
     if "metal" not in needs.uses:
         return now
     return scenarios if needs.uses == METAL else f"{now}; of a metal host {scenarios}"
 
 
 def _timed(machine: Machine, needs: Needs) -> bool:
-    """True if the machine's own seconds are measured."""
+    """True if durations are measured in this machine's own seconds, not in those of an
+    emulator."""
     return "metal" in needs.uses or machine.has_kvm

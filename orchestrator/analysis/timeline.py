@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 RAM, IOVA = "RAM", "guest IOVA"
-"""Names in the place of a BAR's: the guest's memory, and ranges that QEMU maps or unmaps on behalf
-of the guest's own IOMMU."""
+"""Values of `Step.bar` that name no BAR: the guest's memory, and ranges that QEMU maps or unmaps
+on behalf of the guest's own IOMMU."""
 
 
 @dataclass(frozen=True)
@@ -38,12 +38,12 @@ class Step:
     phase: str
     """The name of the phase in which it began."""
     cause: str
-    """Cause of QEMU's act: `sizing BAR 2`, `exit`."""
+    """Why QEMU mapped or unmapped: `sizing BAR 2`, `exit`."""
     start: float
     """Seconds since QEMU's exec."""
     seconds: float
     parts: dict[str, float] = field(default_factory=dict)
-    """Seconds of its parts, which do not overlap."""
+    """Name of a part -> its seconds. The parts do not overlap."""
     result: int = 0
     """Result of the ioctl: 0, or a negative errno."""
     cpu: int = 0
@@ -75,7 +75,7 @@ class Zap:
 
 @dataclass(frozen=True)
 class Note:
-    """Something about a boot that its reader must know, by a short stable name."""
+    """Something that the reader of a boot must know. The short name is stable, for programs."""
 
     name: str
     text: str
@@ -105,8 +105,8 @@ class Timeline:
     cpu_use: tuple[tuple[float, float], ...] = ()
     """(when, seconds of CPU that QEMU had used by then)."""
     mark_bound: float | None = None
-    """Longest delay of a console line's time, besides one reading of the trace clock; None if it
-    is not known."""
+    """Longest time by which a console line's time may be late, apart from the time of reading the
+    trace clock. None if it is not known."""
     mark_source: str = ""
     """Source of the console lines' times."""
     systemd: dict[str, float] = field(default_factory=dict)

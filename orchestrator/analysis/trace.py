@@ -26,8 +26,8 @@ class Event:
         self.pid = pid
         """The thread."""
         self.time = time
-        """Seconds of the trace clock. The text has microseconds; with x86-tsc it has ticks, which
-        are nanoseconds and instructions on an exact host."""
+        """Seconds of the trace clock. The trace's text has microseconds. With the clock x86-tsc it
+        has ticks; on an exact host a tick is one nanosecond and one instruction."""
         self.text = text
         """The rest of the record, after the name."""
         self.cpu = cpu
@@ -41,8 +41,8 @@ class Event:
 def parse_trace(text: str) -> Iterator[Event]:
     """Yield every event of a tracefs `trace` file, in file order. Comment lines start with `#`.
 
-    Raises EvidenceError at a line that is neither, so that a garbled trace does not pass for an
-    empty one.
+    Raises EvidenceError at a line that is neither an event nor a comment, so that a garbled trace
+    is not taken for an empty one.
     """
     for number, line in enumerate(io.StringIO(text), 1):
         match = _EVENT.fullmatch(line.rstrip("\n"))
@@ -81,7 +81,8 @@ class Operation:
     iommu_seconds: float | None = None
     """iommu_map (map) or iommu_unmap_fast (unmap)."""
     walk_seconds: float | None = None
-    """unmap: from vfio_unmap_unpin's entry to iommu_unmap_fast, the iova_to_phys walk."""
+    """unmap: the iova_to_phys walk, from the entry of vfio_unmap_unpin to that of
+    iommu_unmap_fast."""
     unpin_seconds: float | None = None
     faults: int = 0
     """map: calls of fixup_user_fault, if those are probed."""
@@ -89,15 +90,15 @@ class Operation:
     inside_seconds: float | None = None
     """unmap: vfio_unmap_unpin, which contains walk, IOMMU unmap and unpin."""
     sync_seconds: float | None = None
-    """unmap: from the end of iommu_unmap_fast to the unpin, iommu_iotlb_sync (vfio_sync_unpin)."""
+    """unmap: iommu_iotlb_sync (vfio_sync_unpin), from the end of iommu_unmap_fast to the unpin."""
     around_seconds: float | None = None
-    """VFIO's bookkeeping: from the ioctl's entry to the pin (or vfio_unmap_unpin), from there to
-    the IOMMU map, and from the end of that (or of vfio_unmap_unpin) to the return."""
+    """VFIO's bookkeeping. map: from the ioctl's entry to the pin, from the pin to iommu_map, and
+    from the end of iommu_map to the ioctl's return. unmap: the ioctl without vfio_unmap_unpin."""
     pid: int = 0
     """The thread."""
     cpu: int = 0
     address: int | None = None
-    """map: its address in the process."""
+    """map: virtual address of the mapped range in the process."""
 
     @property
     def end(self) -> float:
@@ -112,7 +113,8 @@ _OUTER = frozenset({"ioctl_in", "ioctl_out"})
 
 
 class Pairing:
-    """Collector of maps and unmaps, which pairs entry and return within a thread."""
+    """Collects maps and unmaps by pairing the entry and the return of each function within a
+    thread."""
 
     def __init__(self) -> None:
         self._found: list[Operation] = []
@@ -120,7 +122,7 @@ class Pairing:
         self._inner: dict[int, list[Event]] = defaultdict(list)
 
     def take(self, event: Event) -> None:
-        """Take one event. Raises EvidenceError for a record without one of its values."""
+        """Take one event. Raises EvidenceError if a record lacks one of its values."""
         if event.name not in _PARTS and event.name not in _OUTER:
             return
         try:
@@ -152,7 +154,7 @@ class Pairing:
             self._inner[event.pid].append(event)
 
     def finish(self) -> list[Operation]:
-        """Return the operations by their start. Raises EvidenceError for one that never
+        """Return the operations, sorted by their start. Raises EvidenceError if one never
         returned."""
         unfinished = [
             e for (_, base), left in self._stacks.items() if base in ("ioctl", "unmap")
@@ -220,13 +222,14 @@ def _with_parts(unmap: Operation, inner: list[Event]) -> Operation:
 
 
 def _seconds(entry: Event, exit_: Event) -> float:
-    """Return the time between two events, without the dust of binary fractions: no text has steps
-    below 1 ns."""
+    """Return the time between two events. It is rounded to 1 ns, the smallest step of a trace's
+    text, to remove errors of binary fractions."""
     return round(exit_.time - entry.time, 9)
 
 
 def _around(entry: Event, exit_: Event, inner: list[Event], first: str, last: str) -> float | None:
-    """Return the seconds that an ioctl spends before and after its proper work."""
+    """Return the seconds of an ioctl before the first event `first` and after the last event
+    `last`."""
     starts = [e.time for e in inner if e.name == first]
     ends = [e.time for e in inner if e.name == last]
     if not starts or not ends:
@@ -235,8 +238,8 @@ def _around(entry: Event, exit_: Event, inner: list[Event], first: str, last: st
 
 
 def _between(events: list[Event], end: str, start: str) -> float | None:
-    """Return the seconds from the end of one thing to the start of the next, if each is there
-    once."""
+    """Return the seconds from the event `end` to the event `start`, or None unless each is there
+    exactly once."""
     ends = [e.time for e in events if e.name == end]
     starts = [e.time for e in events if e.name == start]
     return round(starts[0] - ends[0], 9) if len(ends) == len(starts) == 1 else None
@@ -248,7 +251,7 @@ def _sum(*seconds: float | None) -> float | None:
 
 
 def _span(events: list[Event], base: str) -> float | None:
-    """Return the sum of the times between entries and returns of one function."""
+    """Return the total time in one function, from its entries to its returns."""
     entries = [e.time for e in events if e.name == f"{base}_in"]
     exits = [e.time for e in events if e.name == f"{base}_out"]
     if not entries or len(entries) != len(exits):
@@ -276,10 +279,12 @@ def lost_events(stats: str) -> int:
 
 
 def missed_probes(profile: str) -> dict[str, int]:
-    """Return event -> missed hits of its probe, from kprobe_profile lines; only those above 0."""
+    """Return event -> number of hits that its probe missed, from kprobe_profile lines. Events
+    without missed hits are left out."""
     return {name: int(misses) for name, _, misses in _PROFILE.findall(profile) if int(misses)}
 
 
 def probe_hits(profile: str) -> dict[str, int]:
-    """Return event -> hits, from kprobe_profile lines; dropped and filtered hits included."""
+    """Return event -> number of hits, from kprobe_profile lines. Hits that were dropped or
+    filtered count, too."""
     return {name: int(hits) for name, hits, _ in _PROFILE.findall(profile)}

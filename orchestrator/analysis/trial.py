@@ -1,4 +1,5 @@
-"""Judge one trial's evidence, to a TrialResult: bad until proven good."""
+"""Judge one trial's evidence and return a TrialResult. A trial is bad until its evidence proves
+that it is good."""
 
 from __future__ import annotations
 
@@ -40,12 +41,12 @@ _RESOURCE = re.compile(r"(?m)^0x([0-9a-f]+) 0x([0-9a-f]+) 0x([0-9a-f]+)$")
 
 @dataclass(frozen=True)
 class Findings:
-    """Results of a trial besides its metrics."""
+    """Results of a trial other than its metrics."""
 
     passes: dict[str, MapPass] = field(default_factory=dict)
     """The maps from the host's user space, by pass."""
     levels: tuple[Level, ...] = ()
-    """Levels of each size and alignment that has counts, and of the guest's QEMU."""
+    """Level of each size and alignment that has counts, and level of the guest's QEMU."""
     traced: tuple[Operation, ...] = ()
     """Maps and unmaps of the `timing` pass of the map workload, with their parts."""
     breakdowns: tuple[Breakdown, ...] = ()
@@ -64,28 +65,31 @@ class TrialResult:
     message: str = ""
     evidence: str = ""
     guest_accel: str = ""
-    """kvm or tcg; trials whose guests ran differently are not compared."""
+    """kvm or tcg. Trials are compared only if their guests ran under the same one."""
     by_bench: bool = False
-    """True if it is invalid because the bench failed, not because of its evidence."""
+    """True if the trial is invalid because the bench failed, not because of its evidence."""
     charge: Charge | None = None
-    """Party that the failure is charged to; None: the arm if it failed, else the bench."""
+    """Party that the failure is charged to. None means the arm if the trial failed, else the
+    bench."""
     samples: dict[Metric, tuple[float, ...]] = field(default_factory=dict)
     exact: bool = False
     """True if its seconds are instruction counts."""
     findings: Findings = Findings()
     repeated: tuple[Attempt, ...] = ()
-    """Attempts before this one, and those of the other arm that it made necessary."""
+    """Earlier attempts at this trial, and the attempts of the other arm that were repeated with
+    them."""
     pair: int = 0
-    """Number of its pair in the plan."""
+    """Number of the trial's pair in the plan."""
     conditions: dict[str, str] = field(default_factory=dict)
-    """Conditions under which it was made, as far as the evidence tells."""
+    """Conditions under which the trial ran, as far as the evidence has them."""
     started: str = ""
     """Time at which collecting began, as ISO 8601 in UTC; "" if the evidence has no such time."""
     seconds: float | None = None
     """Wall-clock seconds on the runner spent collecting evidence, whatever the host's
     accelerator."""
     digest: str = ""
-    """Digest of its manifest, which has the hashes of its files: equal for equal evidence."""
+    """Digest of the manifest, which has the hashes of all files. It is equal for equal
+    evidence."""
 
     @property
     def attempts(self) -> tuple[Attempt, ...]:
@@ -94,17 +98,18 @@ class TrialResult:
         return (*self.repeated, Attempt(_arm(self.arm), reason, charge, self.stage))
 
     def value(self, metric: Metric) -> float | None:
-        """Return the trial's one value: a host boot is the unit, so its several values are reduced
-        to one."""
+        """Return the trial's one value. The unit of comparison is a trial, so its samples are
+        reduced to one value."""
         values = self.samples.get(metric)
         if not values:
             return None
-        # chance only adds to an instruction count, so the lower of two is taken
+        # Chance only adds to an instruction count, so of an even number the lower middle one is
+        # taken.
         return median_low(values) if self.exact else median(values)
 
 
 def read_result(trial: TrialDir) -> TrialResult:
-    """Judge a trial. Never raises for bad evidence: that is a result."""
+    """Judge a trial. Never raises for bad evidence: the result is then invalid."""
     manifest = trial.manifest
     return replace(
         _judged(trial),
@@ -161,7 +166,8 @@ def _judged(trial: TrialDir) -> TrialResult:
         return TrialResult(name, arm, "invalid", exc.reason, message=exc.message,
                            evidence=exc.evidence)  # fmt: skip
     except (KeyError, TypeError, ValueError, AttributeError, OSError) as exc:
-        # evidence is data from outside: without its proper form it is bad evidence, not a bug
+        # Evidence comes from outside. If it does not have the expected form, it is bad evidence,
+        # not a bug.
         message = f"the evidence does not have its form: {type(exc).__name__}: {exc}"
         return TrialResult(name, arm, "invalid", "bad-evidence", message=message)
     return TrialResult(
@@ -180,8 +186,8 @@ def _measure(trial: TrialDir) -> tuple[dict[Metric, tuple[float, ...]], Findings
     samples: dict[Metric, list[float]] = {}
     levels: list[Level] = []
     timelines: list[Timeline] = []
-    # An exact host's boot takes time of the runner, which is busy; a metal host's is a kexec's;
-    # and a boot that trials share belongs to none of them.
+    # A host's boot is no sample in three cases. On an exact host it is the time of a busy runner,
+    # on a metal host the time of a kexec, and a boot that trials share belongs to no single trial.
     is_own = manifest.get("host_kind", "nested") == "nested" and (
         "host_session_seconds" not in manifest
     )
@@ -244,11 +250,11 @@ def _timing(trial: TrialDir, index: int, samples: dict[Metric, list[float]]) -> 
 
 
 def _bar_placed(trial: TrialDir, index: int) -> None:
-    """Raise EvidenceError unless the guest's kernel found the BAR placed. A boot without that is
-    fast, and broken."""
+    """Raise EvidenceError unless the guest's kernel found the BAR at an address. A boot in which
+    the BAR has none is fast, but broken."""
     bar, device = trial.manifest["bar"], trial.json("host/facts.json")["device"]
     listed = need(trial, f"guest-{index}/pci.txt")
-    # only the device's lines: a bridge before it has a window of that size, placed or not
+    # Look at the device's own lines only: the bridge above it has a window of the same size.
     head = rf"(?m)^device \S+ {device['vendor']} {device['device']} *$"
     for block in re.split(head, listed)[1:]:
         for words in _RESOURCE.findall(block.split("device ")[0])[:6]:
@@ -259,7 +265,8 @@ def _bar_placed(trial: TrialDir, index: int) -> None:
 
 
 def _guest_level(trial: TrialDir, index: int, memory: int, boot: BootTrace) -> list[Level]:
-    """Return the level at which the guest's QEMU can map the BAR, from where it put it."""
+    """Return the level at which the guest's QEMU can map the BAR, from the virtual address that
+    QEMU chose for it."""
     bar, facts = trial.manifest["bar"], trial.json("host/facts.json")
     physical = next(
         int(start, 16)
@@ -276,8 +283,8 @@ def _guest_level(trial: TrialDir, index: int, memory: int, boot: BootTrace) -> l
 
 
 def _map_passes(trial: TrialDir) -> dict[str, MapPass]:
-    """Return the passes of map.json, proven complete: nothing is lost, independent counts
-    agree."""
+    """Return the passes of map.json after checking that no event was lost and that independent
+    counts agree."""
     wanted = [p for p in trial.manifest["passes"] if p in _map_pass_names(trial)]
     answer: Any = trial.json("map.json")
     if answer is None:
@@ -336,8 +343,8 @@ def _map_metrics(
 
 
 def _metric(trial: TrialDir, base: Metric, point: str, size: int) -> Metric:
-    """Return the metric's name, as scenario.Point.metric does: a guest boot has one point, and
-    only plain names."""
+    """Return the metric's name, as scenario.Point.metric does. A guest boot has only one point, so
+    its metrics have plain names."""
     if trial.manifest["workload"] != "map":
         return base
     return metric_at(base, point, whole=size == trial.manifest["bar"])
@@ -362,8 +369,8 @@ def _traced_maps(trial: TrialDir, passes: dict[str, MapPass]) -> tuple[Operation
 
 
 def _histogram_whole(trial: TrialDir, event: str, hits: dict[str, int], last: str) -> None:
-    """Raise EvidenceError unless nothing was dropped, the probe was hit as often as the histogram
-    says, and nothing was counted after the last sample."""
+    """Raise EvidenceError if hits were dropped, if the histogram and the probe have different
+    numbers of hits, or if something was counted after the last sample."""
     hex_keys = ("ret",) * (event == "fault")
     table = parse_hist(need(trial, f"host/hist-{event}.txt"), hex_keys)
     if table.dropped:

@@ -21,7 +21,7 @@ _LAST_LINE = 100
 
 
 class Transcript:
-    """The output of one console in one boot. Each line is searched once."""
+    """The output of one console in one boot. Each search function sees each line only once."""
 
     def __init__(self, who: str, most: int = CONSOLE_BYTES) -> None:
         self._who, self._most = who, most
@@ -67,9 +67,9 @@ class Transcript:
             return flood_of(self._bytes, self._count, seconds) if self._flooded else ""
 
     def first(self, look: Callable[[str], T | None]) -> T | None:
-        """Call `look` with each line, last with the one that has not ended yet. Return its first
-        result that is not None. It gets each ended line only once, so pass the same function (or
-        bound method) each time."""
+        """Call `look` with each line, and at last with the line that is not complete yet. Return
+        its first result that is not None. Results are kept for each function, and a complete line
+        is searched only once, so pass the same function (or bound method) each time."""
         self.refresh()
         with self._lock:
             if look not in self._found:
@@ -81,16 +81,16 @@ class Transcript:
             return result
 
     def refresh(self) -> None:
-        """Read new output, for a console that has to be polled."""
+        """Read new output. Subclasses for consoles that have to be polled override it."""
 
     def text(self) -> str:
-        """Return all output; of a flood, the beginning and the end."""
+        """Return all output, or its beginning and its end if it is over the limits."""
         self.refresh()
         with self._lock:
             return self._kept.text()
 
     def size(self) -> int:
-        """Return the bytes of output until now."""
+        """Return the number of bytes of output so far."""
         self.refresh()
         return self._bytes
 
@@ -104,7 +104,7 @@ class Transcript:
 
 
 class Console(Transcript):
-    """A serial console in a file that something else writes."""
+    """A serial console whose output another program writes to a file."""
 
     def __init__(self, path: Path, start: int = 0, most: int = CONSOLE_BYTES) -> None:
         """`start`: bytes at the file's beginning that belong to another boot."""

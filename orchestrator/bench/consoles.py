@@ -1,4 +1,5 @@
-"""The console of a metal host: its serial console by a command, or kernel messages over SSH."""
+"""The console of a metal host: a command that prints its serial console, or its kernel messages
+over SSH."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ _ERRORS_BYTES = 16 << 10
 
 @contextmanager
 def followed(shell: Shell, path: Path) -> Iterator[None]:
-    """Write the kernel's messages, from those of its boot on, to `path` while the block runs."""
+    """Write the kernel's messages to `path` while the block runs, beginning with those of its
+    boot."""
 
     def read() -> None:
         # it ends when the machine goes down or the block ends
@@ -97,7 +99,8 @@ class ConsoleCommand:
         self._start()
 
     def begin(self) -> int:
-        """Begin a boot, which has an output limit of its own. Return the bytes that are older."""
+        """Begin a boot, which has an output limit of its own. Return the number of bytes of
+        earlier output."""
         self.tend()
         return self._file.begin()
 
@@ -112,8 +115,8 @@ class ConsoleCommand:
         self._wait_for_readers()
 
     def _wait_for_readers(self) -> None:
-        """Wait until all output of an ended program is in the file. A process that it left may
-        still hold the output, so the wait is short."""
+        """Wait until all output of an ended program is in the file. The wait is short, because a
+        child process that is still alive may hold the pipe open."""
         for reader in self._readers:
             reader.join(_AT_ONCE_SECONDS)
 
@@ -126,7 +129,7 @@ def _reader(pipe: IO[bytes], take: Callable[[bytes], None]) -> threading.Thread:
     """Start a thread that hands the output of a pipe to `take`, until the pipe's end."""
 
     def read() -> None:
-        # a full disk ends it, too, or a file that was closed because the machine is done with
+        # a full disk ends it, too, or the file of a machine that is no longer used and was closed
         with pipe, contextlib.suppress(OSError, ValueError):
             while chunk := os.read(pipe.fileno(), 1 << 16):
                 take(chunk)

@@ -15,7 +15,8 @@ QEMU_NAMESPACE = "http://libvirt.org/schemas/domain/qemu/1.0"
 BAR_BUS = 1
 """Bus of the first device with a large BAR. Each such device sits alone behind a root port, in an
 IOMMU group of its own."""
-# A device in QEMU's option syntax needs a slot that libvirt does not assign. It counts up from 1.
+# A device in QEMU's option syntax needs a slot that libvirt does not assign. libvirt assigns slots
+# from 1 upwards.
 _NIC_SLOT = 0x1D
 # An exact machine's real-time clock always starts at 2026-01-01.
 _EXACT_EPOCH = 1767225600
@@ -84,11 +85,12 @@ class GuestDomain:
     disks: tuple[Disk, ...] = ()
     """Disks to boot from instead of the kernel."""
     pinned: tuple[int, ...] = ()
-    """The host's CPU that each of the guest's is pinned to; empty: they may move."""
+    """The host CPU that each guest CPU is pinned to. Empty if they are not pinned."""
     trace_events: tuple[str, ...] = ()
     """QEMU's own trace events to enable."""
     trace_log: str = ""
-    """File for the trace events; empty: libvirt's log of the domain, with QEMU's errors."""
+    """File for the trace events. If it is empty, they go to libvirt's log of the domain, among
+    QEMU's errors."""
     unconfined: tuple[str, ...] = ()
     """Security models of the host's libvirt that must not confine this QEMU: it runs as root and
     writes to the host's trace."""
@@ -139,8 +141,8 @@ def host_xml(spec: HostDomain) -> str:
             _sub(shmem, "size", str(spec.bar >> 20), unit="M")
             _pci(shmem, bus)
         else:
-            # as JSON, like libvirt's devices: QEMU makes devices in its older syntax before
-            # those, and would not find the root port
+            # in JSON, as libvirt passes its own devices: QEMU makes devices in its older syntax
+            # first, when the root port does not exist yet
             testdev = {"driver": "pci-testdev", "membar": spec.bar, "bus": f"pci.{bus}",
                        "addr": "0x0"}  # fmt: skip
             arguments += ["-device", json.dumps(testdev)]
@@ -247,7 +249,7 @@ def _domain(name: str, uuid: str, kind: str, memory: int, cpus: int) -> ET.Eleme
     _sub(domain, "uuid", uuid)
     _sub(domain, "memory", str(memory), unit="b")
     _sub(domain, "vcpu", str(cpus))
-    # a panic must end the machine: its console has the reason
+    # A machine that panics must end and not start again. The reason is on its console.
     for event in ("on_poweroff", "on_reboot", "on_crash"):
         _sub(domain, event, "destroy")
     return domain

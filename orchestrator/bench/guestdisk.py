@@ -35,7 +35,7 @@ _FIRST = _MIB // _SECTOR
 # Partition types. UEFI looks for its boot loader in a partition of the first type.
 _EFI, _LINUX = 0xEF, 0x83
 _BOOT_CODE = 440
-"""Bytes at the start of an MBR that hold its program."""
+"""Number of bytes at the start of an MBR that hold its boot code."""
 _CMDLINE_SIZE = 2048
 """COMMAND_LINE_SIZE of Linux on x86, with the closing zero."""
 _GRUB_MODULES = (

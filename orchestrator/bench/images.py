@@ -2,7 +2,7 @@
 
 host root disk    ext4, read-only, the same for every host kernel
 modules disk      ext4, read-only, one for each host kernel
-host initramfs    one for each host kernel that has drivers of the disks as modules
+host initramfs    one for each host kernel that has the disks' drivers as modules
 guest initramfs   one for each guest kernel
 payload disk      ext4, read-only: guest kernel and initramfs, agents
 """
@@ -39,12 +39,12 @@ _UNPACK_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class HostImage:
-    """Files that a nested host boots from, besides its kernel."""
+    """Files that a nested host boots from, in addition to its kernel."""
 
     root: Path
     modules: Path
     initramfs: Path | None
-    """None if the kernel has all that it needs built in."""
+    """None if the kernel needs no initramfs, because the disks' drivers are built in."""
     packages: dict[str, str]
     """Every package of the image and its version."""
 
@@ -131,8 +131,8 @@ def tree_digest(folder: Path) -> str:
 
 
 def root_disk(name: str, recipe: dict[str, Any], cache: Cache) -> Path:
-    """Return a cache entry with root.ext4, built by `recipe` with guests/NAME/rootfs over it, and
-    packages.txt.
+    """Return a cache entry with root.ext4 and packages.txt. The disk has the packages of `recipe`,
+    and the files of guests/NAME/rootfs over them.
 
     Raises BenchError if it cannot be built."""
     rootfs = GUESTS / name / "rootfs"
@@ -153,11 +153,11 @@ def root_disk(name: str, recipe: dict[str, Any], cache: Cache) -> Path:
 
 
 def disk_from_tar(tar: Path, extra: Path, disk: Path) -> None:
-    """Make an ext4 disk with the content of `tar`, whose owners are kept, and over it that of the
-    folder `extra`.
+    """Make an ext4 disk with the files of `tar`, which keep their owners, and the files of the
+    folder `extra` over them.
 
-    Without root this happens in a user namespace (subuid(5) ranges), in which mmdebstrap made the
-    tar, too. Device nodes stay out: devtmpfs has them.
+    Without root this happens in a user namespace (subuid(5) ranges), as mmdebstrap made the tar.
+    Device nodes are left out, because devtmpfs provides them.
     """
     script = (
         'set -e; mkdir "$1";'
@@ -238,8 +238,8 @@ def unpacked_module(kernel: KernelBundle, name: str) -> bytes:
 
 
 def initramfs(name: str, recipe: dict[str, Any], kernel: KernelBundle, cache: Cache) -> Path:
-    """Return an initramfs with guests/NAME/initramfs-init and the modules of `kernel` that it
-    loads."""
+    """Return an initramfs with the script guests/NAME/initramfs-init and the modules of `kernel`
+    that the script loads."""
     parts = recipe["initramfs"]
     tree = unpacked(recipe["suites"], parts["packages"], parts["files"], cache)
     modules = early_modules(recipe, kernel)

@@ -45,11 +45,11 @@ _BOOTSTRAP = (
     "open(archive, 'wb', closefd=False).write(content);"
     "runpy.run_path(f'/proc/self/fd/{archive}', run_name='__main__')"
 )
-"""Runs the program in the first bytes of standard input, as many as the last argument says. What
-follows them is the program's own input."""
+"""Reads a program from standard input and runs it. The last argument is the program's size in
+bytes; the rest of the input is the program's own."""
 _SECONDS = 300
-"""Deadline of a request. The slowest are an unbind, and loading a kernel on an emulated machine;
-what takes longer hangs."""
+"""Deadline of a request. The slowest requests unbind a device or load a kernel on an emulated
+machine; a request that takes longer hangs."""
 _WAIT_SECONDS = 2.0
 _HINTS = {
     "lease-held": "wait for it (host.wait), or until its runner is gone: then its lease expires",
@@ -63,7 +63,8 @@ _HINTS = {
 
 @dataclass(frozen=True)
 class Image:
-    """A kernel that is stored on the machine. Paths there; `initrd` may be empty."""
+    """A kernel that is stored on the machine. The paths are the machine's; `initrd` may be
+    empty."""
 
     kernel: str
     kernel_sha256: str
@@ -74,7 +75,7 @@ class Image:
 @dataclass(frozen=True)
 class PutBack:
     done: list[str]
-    """Changes that were put back, a text each."""
+    """Changes that were put back, as one text for each."""
     failed: list[Failed]
     """Changes that could not be put back; they are still in the machine's journal."""
 
@@ -137,8 +138,8 @@ class Keeper:
 
     def status(self) -> dict[str, Any]:
         """Return `leases`, `journal` (changes that are not put back), `unreadable`, `original`,
-        and of the running kernel `boot_id`, `release`, `version`, `cmdline`, `uptime` in seconds.
-        Changes nothing."""
+        and facts of the running kernel: `boot_id`, `release`, `version`, `cmdline`, `uptime` in
+        seconds. This request changes nothing."""
         return self._ask("status")
 
     def unreadable(self) -> list[Unreadable]:
@@ -146,9 +147,9 @@ class Keeper:
         return [Unreadable(**found) for found in self.status()["unreadable"]]
 
     def detect(self) -> dict[str, Any]:
-        """Return the means of booting, each {"usable", "why"}, by the names that `boot` takes; and
-        `systemd`, `watchdogs`, `watchdog_stop_on_reboot`, `consoles`, `initramfs`, `lockdown`,
-        `secure_boot`."""
+        """Return {"usable", "why"} for each boot method, under the name that `boot` takes as
+        `how`; and `systemd`, `watchdogs`, `watchdog_stop_on_reboot`, `consoles`, `initramfs`,
+        `lockdown`, `secure_boot`."""
         return self._ask("detect")
 
     def acquire(
@@ -162,9 +163,9 @@ class Keeper:
     ) -> bool:
         """Take the lease, within `wait` seconds. Others who request it meanwhile are shown `what`.
 
-        Return True if somebody who is gone left changes on the machine: then the keeper refuses
-        every other change until they are put back. A lease of a process of this runner that has
-        ended is taken over. Raises HeldError with the holder.
+        Return True if an earlier holder is gone and left changes on the machine. Then the keeper
+        refuses every new change until these are put back. If the holder was a process of this
+        runner that has ended, its lease is taken over. Raises HeldError with the holder.
         """
         request = {"resources": [*resources], "owner": this_process(what), "ttl": ttl}
         held: list[HeldError] = []
@@ -216,17 +217,17 @@ class Keeper:
         self._leased("bind", address=address, driver=driver)
 
     def claim(self, paths: Sequence[str]) -> None:
-        """Announce files and folders that are made for barometer alone: they are removed with all
-        that is in them. Raises BenchError (`exists`) if one exists."""
+        """Announce files and folders that barometer is about to make for itself. Putting back
+        removes them with all that is in them. Raises BenchError (`exists`) if one exists."""
         self._leased("claim", paths=[*paths])
 
     def link(self, path: str, target: str) -> None:
-        """Make a link to something staged. Raises BenchError (`exists`) if something else is
-        there."""
+        """Make a symbolic link to something that barometer has staged. Raises BenchError
+        (`exists`) if something else is there."""
         self._leased("link", path=path, target=target)
 
     def mount(self, path: str, source: str) -> None:
-        """Mount a staged folder over another, until that is put back."""
+        """Mount a staged folder over the folder `path`. Putting back unmounts it."""
         self._leased("mount", path=path, source=source)
 
     def tracing(self, instance: str, group: str) -> None:
@@ -238,20 +239,20 @@ class Keeper:
         self._leased("guest", uuid=uuid)
 
     def original(self) -> dict[str, Any]:
-        """Record the running kernel as the one to come back to. Return `release`, `version`,
-        `cmdline`, `boot_id`, `machine_id`, `kernel`, `kernel_sha256`, `initrd`, `initrd_sha256`,
-        `default`; if a kernel was recorded before, those of that one."""
+        """Record the running kernel as the one to come back to. If a kernel is recorded already,
+        keep that record. Return the record: `release`, `version`, `cmdline`, `boot_id`,
+        `machine_id`, `kernel`, `kernel_sha256`, `initrd`, `initrd_sha256`, `default`."""
         return self._leased("original")
 
     def deadman(self, seconds: int) -> None:
-        """Have the machine restart into its default kernel if a boot of a kernel of barometer's is
-        not confirmed within `seconds`, or if the machine loses its runner after that. Raises
-        BenchError (`no-systemd`)."""
+        """Have the machine restart into its default kernel if barometer boots a kernel on it and
+        does not confirm the boot within `seconds`, or if the machine loses its runner after that.
+        Raises BenchError (`no-systemd`)."""
         self._leased("deadman", seconds=seconds)
 
     def confirm(self) -> list[str]:
-        """Tell the keeper that the machine was reached after a boot. Return notes for the user: a
-        watchdog that could not be stopped."""
+        """Tell the keeper that the machine was reached after a boot. Return notes for the user,
+        for example on a watchdog that could not be stopped."""
         return list(self._leased("confirm")["notes"])
 
     def boot(
@@ -264,10 +265,10 @@ class Keeper:
         watchdog: tuple[str, int] = ("", 0),
     ) -> tuple[str, list[str]]:
         """Have the machine boot in a second, and the lease expire in `extend` seconds. Return the
-        boot id that it leaves, and notes on what it has to do without. `reboot` boots its default
-        kernel, and takes no image. `watchdog`: the device of one that `detect` lists, and its
-        least timeout in seconds; it restarts the machine if that kernel hangs. If it cannot be
-        armed, the machine boots without it."""
+        boot id of the boot that ends, and notes on what is missing from the boot. `reboot` boots
+        the machine's default kernel, and takes no image. `watchdog` is the device of a watchdog
+        that `detect` lists, and its shortest timeout in seconds. It restarts the machine if the
+        new kernel hangs. If it cannot be armed, the machine boots without it."""
         images = vars(image or Image("", "", "", ""))
         answer = self._leased(
             "boot", how=how, cmdline=cmdline, extend=extend,
@@ -289,8 +290,9 @@ class Keeper:
         return PutBack(answer["done"], failed)
 
     def kernel_restored(self, *, keep: bool = False) -> None:
-        """Tell the keeper that the machine's own kernel runs again; with `keep`, that any kernel
-        runs that barometer did not boot. Raises BenchError (`wrong-kernel`) if that is not so."""
+        """Tell the keeper that the machine's original kernel runs again. With `keep`, any other
+        kernel that barometer did not boot is accepted, too. Raises BenchError (`wrong-kernel`) if
+        neither runs."""
         self._leased("kernel_restored", keep=keep)
 
     def _leased(self, verb: str, *, within: float = _SECONDS, **request: Any) -> dict[str, Any]:
@@ -327,7 +329,8 @@ def _refused(machine: str, answer: dict[str, Any]) -> BenchError:
 
 @functools.cache
 def _archive() -> bytes:
-    """Return the keeper's program. tracer.py is in it to clear what the tracer armed."""
+    """Return the keeper's program. It has tracer.py, too, to remove the probes that the tracer
+    armed."""
 
     def is_ours(path: Path) -> bool:
         return path.suffix == ".py" and (path.parts[0] == "keeper" or path.name == "tracer.py")
@@ -340,8 +343,8 @@ def _archive() -> bytes:
 
 
 def this_process(what: str) -> dict[str, Any]:
-    """Describe this process as the owner of a lease: anyone can tell who it is, and this runner
-    whether it is still alive."""
+    """Describe this process as the owner of a lease: enough to show others who it is, and for this
+    runner to tell whether the process is still alive."""
     return {
         "runner": socket.gethostname(),
         "user": getpass.getuser(),
@@ -410,8 +413,8 @@ class Lease:
         self._thread.join(self._every)
 
     def _beat(self) -> None:
-        """Renew the lease until the block ends. Only the machine's own answer makes it lost: a
-        machine that does not answer may be booting."""
+        """Renew the lease until the block ends. The lease is lost only if the machine answers so.
+        A machine that does not answer may be booting."""
         pause = self._every
         while not self._end.wait(pause):
             pause = self._every

@@ -1,5 +1,5 @@
-"""Keys that live as long as a host's boot or a trial's guests: the runner's, the host's, the
-guest's. All ed25519."""
+"""SSH keys (ed25519) of the runner, the host and the guest. They are made for one boot of a host,
+or for the guests of one trial."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ class KeyPair:
 
     @property
     def private_dropbear(self) -> bytes:
-        """Private key in dropbear's format: string "ssh-ed25519", string (32 bytes seed, 32 public
-        key).
+        """Private key in dropbear's format: the string "ssh-ed25519", then a string of 64 bytes
+        (32 of the seed, 32 of the public key).
 
         Source: buf_put_ed25519_priv_key() of dropbear.
         """
@@ -63,7 +63,8 @@ class RunKeys:
     host: KeyPair
     guest: KeyPair
     guest_token: str
-    """Token in the marks on the guests' consoles; on no command line, because consoles show it."""
+    """Token in the marks on the guests' consoles. It is on no command line, because a kernel
+    prints its command line on the console."""
 
     @classmethod
     def make(cls) -> RunKeys:
@@ -86,7 +87,7 @@ class RunKeys:
 
 
 def tar_of(files: Mapping[str, bytes]) -> bytes:
-    """Return a tar archive in whole sectors, as the content of a raw disk."""
+    """Return a tar archive of whole sectors, which can be the content of a raw disk."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
         for name, content in files.items():

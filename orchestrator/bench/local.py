@@ -22,7 +22,7 @@ log = logging.getLogger("barometer.shell")
 
 
 class Here:
-    """Commands on this machine, as this user."""
+    """Runs commands on this machine as the current user."""
 
     name = "this machine"
     _before: tuple[str, ...] = ()
@@ -58,14 +58,16 @@ class Here:
     def stream(
         self, argv: Sequence[str], timeout: float, in_all: float = A_DAY
     ) -> Iterator[Dialogue]:
-        """Run a program while the block runs; yield its lines as they come, and a way to send it
-        lines. Its standard input closes when the block ends, which tells it to end. Raises
-        TimeoutError if a line takes more than `timeout` seconds, or all of them `in_all`."""
+        """Run a program while the block runs; yield a dialogue that reads its lines as they come
+        and sends it lines. Its standard input closes when the block ends, which tells the program
+        to end. Raises TimeoutError if one line takes more than `timeout` seconds, or all lines
+        together take more than `in_all`."""
         words = self._words(argv)
         log.debug("%s+ %s &", self.name, shlex.join(words))
         ours, its = socket.socketpair()
         with ours, its:
-            # in a session of its own: a terminal's Ctrl-C is for barometer, which ends it
+            # in a session of its own: a terminal's Ctrl-C reaches only barometer, which ends the
+            # program
             process = subprocess.Popen(
                 words,
                 stdin=its.fileno(),
@@ -85,7 +87,7 @@ class Here:
 
 
 class LocalShell(Here):
-    """Commands on this machine as root: by `sudo -n` if this process is another user's."""
+    """Runs commands on this machine as root, with `sudo -n` if this process is not root's."""
 
     def __init__(self) -> None:
         self._before = () if os.geteuid() == 0 else ("sudo", "-n", "--")

@@ -57,20 +57,20 @@ from orchestrator.scenario import BOOT_WAYS, ArmName, HostDevice, MetalHost
 log = logging.getLogger("barometer.metal")
 
 _GUESTS = Deadlines(end=60.0)
-"""`end` is libvirt's own limit (40 s, and more for each device) with a margin. A guest that takes
-longer is ended by the keeper, which has it in its journal."""
+"""`end` is libvirt's own limit (40 s, and more for each device) with a margin. The keeper has the
+guest in its journal and ends it if it takes longer."""
 _ANSWER_SECONDS = 10.0
-"""A machine whose port is open sends its SSH banner within this time, or is not up yet."""
+"""A machine whose port is open, but that sends no SSH banner within this time, is not up yet."""
 _ENDS_BY_ITSELF = ("panic=10", "rd.shell=0", "rd.emergency=reboot")
-"""Words that restart a machine into its default kernel. A kernel that panics has ten seconds for
-its last messages first. So has an initramfs that finds no root file system: initramfs-tools heeds
-the first word, dracut the others (dracut.cmdline(7))."""
+"""Command-line words by which a machine restarts itself into its default kernel. A kernel that
+panics first has ten seconds for its last messages. An initramfs that finds no root file system
+restarts, too: initramfs-tools obeys the first word, dracut the others (dracut.cmdline(7))."""
 _NOT_HANDED_ON = (
     "BOOT_IMAGE", "initrd", "barometer.token", "panic", "rd.shell", "rd.emergency", "crashkernel",
 )  # fmt: skip
 """Words of the machine's own command line that the kernels under test do not get. With
 `crashkernel` the machine's kdump service may load a crash kernel, and a panic would boot that
-instead of a restart."""
+kernel instead of restarting the machine."""
 _LEFT = ("not-put-back", "wrong-kernel", "wrong-image")
 """Error reasons for which something is left on a machine, although it was reached and put back as
 far as it can be."""
@@ -78,7 +78,7 @@ _TCG = "QEMU TCG CPU"
 
 
 class Journaled:
-    """Changes of a metal host; its keeper writes each to its journal before it is made."""
+    """Makes changes on a metal host. Its keeper writes each to the journal before making it."""
 
     def __init__(self, keeper: Keeper) -> None:
         self._keeper = keeper
@@ -100,7 +100,8 @@ class Journaled:
 
 
 def accel_of(shell: Shell) -> tuple[Accel, str]:
-    """Return what a machine, which may be virtual, runs under, and how that is known."""
+    """Return the accelerator that a machine (which may be virtual) runs under, and how that is
+    known."""
     said = shell.run(
         "grep -m1 '^model name' /proc/cpuinfo; grep -m1 -ow hypervisor /proc/cpuinfo || :"
     ).stdout
@@ -125,8 +126,8 @@ class Met:
 
 @contextmanager
 def looked_at(spec: MetalHost, what: str, scratch: Path, progress: Progress) -> Iterator[Shell]:
-    """Hold a lease on the machine while the block runs, so that nobody changes it meanwhile. What
-    an earlier run left on it is put back first. Raises as `leased`."""
+    """Hold a lease on the machine while the block examines it, so that nobody changes it
+    meanwhile. What an earlier run left on it is put back first. Raises as `leased`."""
     with _taken(spec, [], what, scratch, progress) as machine:
         try:
             yield machine.shell
@@ -135,8 +136,8 @@ def looked_at(spec: MetalHost, what: str, scratch: Path, progress: Progress) -> 
 
 
 def met(shell: Shell, spec: MetalHost, device: HostDevice) -> Met:
-    """Examine a metal host. Raises BenchError if it is this machine, or has no such device to
-    spare."""
+    """Examine a metal host. Raises BenchError if it is this machine, or if it cannot spare the
+    device that the scenario selects."""
     if running_on(shell).boot_id == _own_boot_id():
         raise BenchError(
             f"{spec.address} is this machine: a run does not survive the boot of another"
@@ -172,20 +173,20 @@ class Session:
     seconds: float
     """Seconds from the request to boot until SSH answered."""
     console_start: int
-    """Bytes of the console that are older than this boot."""
+    """Number of bytes of the console's output before this boot."""
     broken: bool = False
 
 
 def _of_boot(said: str, token: str) -> str:
-    """Return the part of a console that belongs to the boot with that token, from its first
-    message to the next boot's; all of it if that boot is not there."""
+    """Return the part of a console's output that belongs to the boot with that token: from its
+    first message to that of the next boot. Return all of it if that boot is not found."""
     boots = re.split(r"(?m)^(?=.*\bLinux version )", said)
     return next((boot for boot in boots if f"barometer.token={token}" in boot), said)
 
 
 @dataclass
 class MetalMachine:
-    """A leased machine, with what the run has put onto it."""
+    """A leased machine, and what the run has staged on it."""
 
     spec: MetalHost
     boots: Boots
@@ -225,8 +226,8 @@ class MetalMachine:
     @contextmanager
     def booted(self, arm: ArmName, words: Sequence[str], trial: TrialWriter) -> Iterator[Host]:
         """Run the machine under the proven kernel of an arm while the block runs. It is not booted
-        if it still runs that kernel from the trial before. `words` are on the kernel's command
-        line besides the machine's own.
+        if it still runs that kernel from the trial before. `words` are added to the machine's own
+        words on the kernel's command line.
 
         Raises ArmFailedError if the kernel does not come up and the machine is back on its own,
         BenchError if the machine is lost.
@@ -261,8 +262,8 @@ class MetalMachine:
         return False
 
     def _put_back_volatile(self, host: Host) -> bool:
-        """Put back what the next boot would void; True if that worked. Never raises: the boot
-        takes care of the rest."""
+        """Put back the changes that the next boot would undo anyway; True if that worked. Never
+        raises: if it fails, the machine is booted for the next trial."""
         if not host.shell.alive():
             return False
         try:
@@ -312,9 +313,10 @@ class MetalMachine:
     def _watchdog(
         self, watchdogs: list[dict[str, Any]], kernel: KernelBundle
     ) -> tuple[str, int]:  # fmt: skip
-        """Return the device and the timeout of a free watchdog; "" and 0 without one. The kernel
-        must have its driver: else a kernel that works would be restarted, too. It is for kexec
-        only: a boot loader is reached by a reset, which resets the watchdog as well."""
+        """Return the device and the timeout of a free watchdog, or "" and 0 if there is none. The
+        new kernel must have its driver, because a kernel that cannot stop the watchdog would be
+        restarted even if it works. Only kexec needs a watchdog: a boot loader is reached by a
+        reset, which resets the watchdog as well."""
         if self.boots.way != "kexec":
             return "", 0
         free = [found for found in watchdogs if not found["why"]]
@@ -328,7 +330,8 @@ class MetalMachine:
         return "", 0
 
     def _cmdline(self, words: Sequence[str], token: str) -> str:
-        """Return the machine's original command line with the words that are added to it."""
+        """Return the kernel's command line: the machine's original words and those that are
+        added."""
         own = [
             word
             for word in str(self.keeper.original()["cmdline"]).split()
@@ -379,8 +382,9 @@ class MetalMachine:
     def _console(
         self, trial: TrialWriter, session: Session
     ) -> Iterator[tuple[Console, KernelWatch]]:
-        """Provide the machine's console while the block runs: its serial console if a command
-        prints that; else the kernel's messages over SSH, which end when SSH does."""
+        """Provide the machine's console while the block runs: its serial console if `host.console`
+        has a command that prints it, else the kernel's messages over SSH, which end with the
+        connection."""
         path = trial.host / "console.log"
         if self.boots.console is not None:
             said = self.boots.console.path, session.console_start
@@ -394,7 +398,8 @@ class MetalMachine:
 
 
 def _no_boot(kernel: KernelBundle, running: Running, words: str) -> ArmFailedError:
-    """Return the error for a machine that is back, but not on the kernel that it had to boot."""
+    """Return the error for a machine that answers again, but runs another kernel than it was told
+    to boot."""
     found = next((report for report in reports_in(words) if report.kind in BROKEN), None)
     return ArmFailedError(
         f"the host's kernel {kernel.release} does not boot"
@@ -443,10 +448,10 @@ def recover(
     keep_kernel: bool = False,
     power_cycle: bool = False,
 ) -> bool:
-    """Put back what a killed run left; True if there was anything. `keep_kernel`: the kernel that
-    runs counts as the machine's own by now, unless it is barometer's. `power_cycle`: cut the power
-    of a machine that does not answer, although somebody else may be using it. Raises as `leased`,
-    and LeftError if all was put back except for what it lists."""
+    """Put back what a killed run left; True if there was anything. With `keep_kernel` the kernel
+    that runs counts as the machine's own, unless barometer booted it. With `power_cycle` cut the
+    power of a machine that does not answer, although somebody else may be using it. Raises as
+    `leased`, and LeftError if some things could not be put back; the error lists them."""
     # the console is not needed here, and the killed run's command may still hold it
     spec = spec.model_copy(update={"console": None})
     with _held(spec, [], "recover", scratch, progress, power_cycle=power_cycle) as held:
@@ -479,8 +484,8 @@ def _held(
     *,
     power_cycle: bool = False,
 ) -> Iterator[tuple[MetalMachine, bool]]:
-    """Hold a lease on the machine while the block runs. Yield the machine, and True if somebody
-    left changes or one of barometer's kernels on it."""
+    """Hold a lease on the machine while the block runs. Yield the machine, and True if an earlier
+    run left changes on it, or left it running one of barometer's kernels."""
     endpoint = remote.resolved(spec.address, spec.ssh_config)
     scratch.mkdir(mode=0o700, exist_ok=True)
     with contextlib.ExitStack() as stack:
@@ -550,7 +555,8 @@ def _changed(machine: MetalMachine) -> Iterator[None]:
 
 
 def _is_nobodys(machine: MetalMachine) -> None:
-    """Raise BenchError while a domain is being profiled there: a boot would end that."""
+    """Raise BenchError while `barometer profile` is at work on the machine: a boot would end
+    it."""
     traced = f"{TRACEFS}/instances/{INSTANCE}"
     if not machine.shell.run(["test", "-e", traced], check=False).code:
         raise BenchError(
@@ -561,8 +567,8 @@ def _is_nobodys(machine: MetalMachine) -> None:
 
 
 def _way(keeper: Keeper, spec: MetalHost) -> How:
-    """Choose how kernels are booted: as the scenario requests, or the first way that the machine
-    has. Raises BenchError if there is none."""
+    """Choose the boot method for the kernels under test: the one that the scenario requests, or
+    the first one that the machine supports. Raises BenchError if there is none."""
     found = keeper.detect()
     asked: tuple[How, ...] = BOOT_WAYS if spec.boot == "auto" else (spec.boot,)
     for way in asked:

@@ -44,22 +44,23 @@ _SENDER = re.compile(r"(terminating on signal \d+ from pid \d+) \(.*\)")
 _ENDED = re.compile(r"shutting down, reason=(\w+)")
 # info usernet: `  TCP[HOST_FORWARD]  12       127.0.0.1 43643       10.0.2.15    22`
 _FORWARD = re.compile(r"TCP\[HOST_FORWARD\]\s+\d+\s+127\.0\.0\.1\s+(\d+)\s+\S+\s+22\b")
-# A host whose console is silent for so long has hung; emulated kernels are slow but talkative.
+# A host whose console is silent for this long has hung. Emulated kernels are slow, but print
+# often.
 _SILENT_SECONDS: dict[Accel, float] = {"kvm": 20.0, "tcg": 90.0, "exact": 90.0}
 _BOOT_SECONDS = 900.0
 _GUESTS = Deadlines(end=30.0, hurried=1.0)
-"""A guest that takes longer is left to the end of its host, which ends everything in it."""
+"""A guest that takes longer is not waited for: it ends with its host."""
 
 
 @dataclass(frozen=True)
 class HostSpec:
-    """Everything that the boot of a nested host is made of, and the arm that it belongs to."""
+    """Everything that determines the boot of a nested host, and the arm that it belongs to."""
 
     arm: ArmName
     host: NestedHost
     device: EmulatedDevice
     words: tuple[str, ...]
-    """The arm's words on the kernel's command line, besides `host.cmdline`."""
+    """The arm's words for the kernel's command line, in addition to `host.cmdline`."""
     kernel: KernelBundle
     image: HostImage
     payload: tuple[Disk, ...]
@@ -68,8 +69,8 @@ class HostSpec:
     """True: libvirtd is started on the host, for guests."""
 
     def is_alike(self, other: HostSpec) -> bool:
-        """True if a boot of one may serve for the other. Of the kernel only the content counts
-        here; the rest is proven on the host."""
+        """True if a host that was booted for one may be used for the other. The kernels only need
+        the same content; the rest is proven on the host."""
         return (
             self.kernel.digest == other.kernel.digest
             and replace(self, kernel=other.kernel) == other
@@ -83,13 +84,15 @@ class HostSpec:
             # without interrupt remapping type1 refuses a device unless this allows it
             else "vfio_iommu_type1.allow_unsafe_interrupts=1"
         )
-        # panic=-1: reboot at once, which ends the machine; its console has the reason
-        # Emulated processors share one TSC. The kernel does not know that and would use the HPET.
-        # And check_timer() counts ticks against a busy loop: a QEMU that does not get the CPU
-        # delivers none, and the kernel panics. (Under KVM Linux skips that check by itself.)
+        # panic=-1: reboot at once, which ends the machine; its console has the reason.
+        # tsc=reliable: emulated processors share one TSC, but the kernel does not know that and
+        # would use the HPET. no_timer_check: check_timer() counts ticks during a busy loop. A QEMU
+        # that does not get the CPU delivers none, and the kernel would panic. (Under KVM Linux
+        # skips that check by itself.)
         clock = ["tsc=reliable", "no_timer_check"] if is_emulated(self.accel) else []
-        # A task that waits is reported after 60 to 70 s, not 120 to 240. Below 60 s a large BAR's
-        # map would be reported, too. An exact host goes without: every timer's work is counted.
+        # The kernel then reports a task that waits after 60 to 70 s, not 120 to 240. With less
+        # than 60 s it would report the map of a large BAR, too. An exact host keeps the defaults,
+        # because the work of every timer is counted.
         hung_task = (
             []
             if self.accel == "exact"
@@ -122,15 +125,15 @@ class Machine:
     console: Console
     kernel: KernelWatch
     token: str
-    """Token on its kernel command line and in its marks, unique to this boot."""
+    """Token on the kernel command line and in the machine's marks, unique to this boot."""
     started: float
     """time.monotonic() of the runner, just before it was started."""
     accel: Accel
     cpus: int
     log: Path
-    """Log that libvirt and QEMU write about it."""
+    """The log of libvirt and QEMU for this machine."""
     folder: Path
-    """A private folder on the runner, which is gone with the run."""
+    """A private folder on the runner, which is removed at the end of the run."""
 
 
 def machine_folder(state: BenchState, token: str) -> Path:
@@ -223,12 +226,12 @@ def proven_host(
     """Wait until the planned kernel is proven to run. Yield the host, for `prepare_host`, and its
     boot id.
 
-    Raises BenchError for a hang, a machine without SSH and another kernel; ArmFailedError if the
-    kernel panics or floods its console while it boots.
+    Raises BenchError if the machine hangs, cannot be reached by SSH or runs another kernel;
+    ArmFailedError if the planned kernel panics or floods its console while it boots.
     """
     _wait_for_sshd(machine, kernel, progress)
     port = _forwarded_port(machine.domain)
-    # messages would wake an exact host at times that depend on the runner
+    # keepalive messages would wake an exact host at times that depend on the runner
     keepalive = 0 if machine.accel == "exact" else 10
     with connected(
         "host", ("127.0.0.1", port), key=keys.runner, host_key=keys.host,
@@ -269,7 +272,8 @@ def _load_modules(shell: Shell, *, with_libvirt: bool) -> list[str]:
         "modprobe vfio-pci && modprobe vfio_iommu_type1 && { modprobe -q iommufd || :; } && "
         "{ grep -qw svm /proc/cpuinfo && modprobe kvm_amd; "
         "  grep -qw vmx /proc/cpuinfo && modprobe kvm_intel; test -c /dev/kvm && echo kvm; "
-        # libvirtd starts after KVM is there: it would remember that KVM is missing
+        # libvirtd starts after KVM is loaded: started before, it would remember that KVM is
+        # missing
         + ("libvirtd --daemon </dev/null >/run/libvirtd.log 2>&1" if with_libvirt else "true")
         + "; }"
     )
@@ -297,13 +301,15 @@ def _crash(log: Path) -> str:
 
 def _is_on_console(text: str, machine: Machine, kernel: KernelBundle) -> bool:
     """True if the console shows that the planned kernel runs: its release, and the token of this
-    boot. If it panics then, it does so on the same bench as the other arm's kernel."""
+    boot. A panic after that is charged to the kernel, because the other arm's kernel has the same
+    bench."""
     return f"Linux version {kernel.release} " in text and machine.token in text
 
 
 def sshd_mark(token: str) -> re.Pattern[str]:
-    """Return the pattern of the line that the host's init prints once sshd listens; nobody else
-    knows the boot's token. The kernel may begin its next message before the end of the line."""
+    """Return the pattern of the line that the host's init prints once sshd listens. The boot's
+    token is in it, so no other line can be mistaken for it. The kernel may begin its next message
+    before the end of the line."""
     return re.compile(rf"(?m)^barometer: sshd is up {token}(?:$|\[ *\d)")
 
 
@@ -318,7 +324,8 @@ def _wait_for_sshd(machine: Machine, kernel: KernelBundle, progress: Progress) -
 
     def booted() -> bool | None:
         console = machine.console
-        ended = not machine.domain.active()  # checked before its last output is read
+        # checked first, so that all output of an ended machine is read below
+        ended = not machine.domain.active()
         if console.first(mark.search):
             return True
         progress.detail(console.last_line())

@@ -17,8 +17,9 @@ from orchestrator.scenario import MIB, HostDevice, format_size
 
 _VFIO = "vfio-pci"
 _MANAGED = (None, "pcieport", "pci-stub", _VFIO)
-"""Drivers that may stay in a group that a guest gets: they leave DMA alone (driver_managed_dma in
-drivers/pci/pcie/portdrv.c, pci-stub.c, drivers/vfio/pci/vfio_pci.c)."""
+"""Drivers of functions that may stay in the IOMMU group of a guest's device, because these drivers
+do not use the kernel's DMA (driver_managed_dma in drivers/pci/pcie/portdrv.c, pci-stub.c,
+drivers/vfio/pci/vfio_pci.c). None: no driver."""
 _LIVES_ON = {"network": "own-network", "disk": "own-disk", "display": "console",
              "console": "console"}  # fmt: skip
 """Kind of a function's user -> reason to refuse the function."""
@@ -95,8 +96,8 @@ def _meant(device: HostDevice, survey: Survey) -> Function:
 
 
 def _listed(survey: Survey) -> list[str]:
-    """List the functions with a BAR of 1 MiB or more, the largest first, and the first reason for
-    each that is refused."""
+    """List the functions with a BAR of 1 MiB or more, the largest first. A function that is
+    refused has the first reason for it."""
     found = [f for f in survey.functions.values() if f.largest_bar >= MIB]
     return [
         f"{f}" + (f": refused, {why[0].reason}" if (why := refusals(survey, f.address)) else "")
@@ -109,7 +110,7 @@ def _bars(function: Function) -> list[str]:
 
 
 def notes(survey: Survey, function: Function) -> tuple[str, ...]:
-    """Return notes for the user about the function that are no reasons to refuse it."""
+    """Return what the user should know about the function, apart from reasons to refuse it."""
     found = _growable(function)
     if not function.facts["reset"] and not function.facts["reset_method"]:
         found.append(
@@ -152,8 +153,9 @@ def refusals(survey: Survey, address: str) -> tuple[Refusal, ...]:
 
 
 def own_functions(survey: Survey, function: Function) -> list[Function]:
-    """Return the functions of the group that belong to the same device, itself among them: a
-    graphics card's sound, say. A virtual function is alone."""
+    """Return the functions of the group that belong to the same device, such as a graphics card
+    and its sound. The function itself is among them. For a virtual function, return only that
+    function."""
     virtual = function.facts["physfn"] is not None
     return [
         found
@@ -181,7 +183,8 @@ def _no_group(survey: Survey, function: Function) -> Refusal:
 
 
 def _of_the_machine(survey: Survey, members: list[Function]) -> Iterator[Refusal]:
-    """Yield refusals if the machine itself lives on a function of the group."""
+    """Yield refusals if the machine itself needs a function of the group: its console, network or
+    disks."""
     for found in survey.reached(members):
         if found.facts["boot_vga"] == 1:
             yield Refusal(
@@ -199,8 +202,8 @@ def _of_the_machine(survey: Survey, members: list[Function]) -> Iterator[Refusal
 
 
 def _siblings(survey: Survey, function: Function) -> Iterator[Refusal]:
-    """Yield a refusal if other devices are in the group, or behind a bridge of it. Only bridges
-    with no work of their own may be there."""
+    """Yield a refusal if other devices are in the group, or behind a bridge of the group. Bridges
+    that only lead to devices are allowed."""
     own = own_functions(survey, function)
     others = [
         found

@@ -1,7 +1,9 @@
-"""Make one small map of a device that vfio-pci has already, and have the kernel count its lookups.
+"""Make one small map of a device that is already bound to vfio-pci, and have the kernel count the
+lookups of this map.
 
-Nobody else may use the device, and no experiment of barometer's may be on the machine. Nothing is
-bound, no module is loaded; tracing happens in a tracefs instance of its own, gone afterwards.
+Nobody else may use the device, and no run of barometer's may be at work on the machine. The probe
+binds nothing and loads no module. It traces in a tracefs instance of its own, and removes that
+afterwards.
 """
 
 from __future__ import annotations
@@ -27,14 +29,15 @@ _BOOTSTRAP = (
     "import sys; source = sys.stdin.buffer.read(int(sys.argv.pop(1)));"
     "exec(compile(source, 'agent', 'exec'))"
 )
-"""Runs the program in the first bytes of standard input, as many as the first argument says. What
-follows them is the program's own input."""
+"""Reads a program from standard input and runs it. The first argument is the program's size in
+bytes; the rest of the input is the program's own."""
 _SECONDS = 60
 
 
 def counted_map(machine: Commands, survey: Survey) -> dict[str, Any]:
-    """Make the map and return `probe` of the evidence: {"address", "bytes", "lookups", "faults"},
-    the last two histograms as the kernel prints them; or {"why"}: why no map could be made."""
+    """Make the map and return its results for the evidence: {"address", "bytes", "lookups",
+    "faults"}. Lookups and faults are histograms as the kernel prints them. If no map could be
+    made, return {"why"} with the reason."""
     try:
         function = _spare(machine, survey)
         with has_form("what the machine answered to the probe", ""):
@@ -61,8 +64,9 @@ def _counted(machine: Commands, function: Function) -> dict[str, Any]:
     if not armed["armed"]:
         raise BenchError(f"the kernel takes no probes: {armed['why']}")
     try:
-        # no points: the agent makes its own first map only, of 1 GiB at most. setarch -R: the
-        # agent restarts itself unless addresses are not random from the beginning
+        # Without points the agent makes only its warm-up map, of 1 GiB at most. setarch -R
+        # switches off address randomization. Otherwise the agent would do that by starting itself
+        # again, which fails for a program that came from standard input.
         mapped = _agent(
             machine, "map", [function.address], {"points": [], "repeats": 0},
             before=["setarch", "-R"],
@@ -78,7 +82,8 @@ def _counted(machine: Commands, function: Function) -> dict[str, Any]:
 
 
 def _own(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """Give the specification names of its own, so that no other tracer's are touched."""
+    """Return the specification with the probe's own names, so that it touches nothing of another
+    tracer."""
     own: dict[str, Any] = json.loads(json.dumps(spec).replace(f"{spec['group']}/", f"{_NAME}/"))
     return own | {"instance": _NAME, "group": _NAME}
 
@@ -91,7 +96,7 @@ def _agent(
     before: list[str] | None = None,
 ) -> Completed:
     source = (GUESTS / f"agents/{name}.py").read_bytes()
-    # the map agent reports by itself what it is refused, so its exit code is not checked
+    # the map agent reports its errors in its output, so its exit code is not checked
     words = [*(before or []), "python3", "-I", "-c", _BOOTSTRAP, str(len(source)), *arguments]
     asked = b"" if request is None else json.dumps(request).encode() + b"\n"
     return machine.run(words, stdin=source + asked, timeout=_SECONDS, check=name != "map",

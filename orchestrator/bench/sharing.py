@@ -1,6 +1,6 @@
-"""Nested hosts for trials: one for each trial, or one that consecutive trials share. What a trial
-changes on a shared host is put back when the trial ends. The next trial gets the host only if it
-is then as it was right after its boot."""
+"""Provide nested hosts for trials: one for each trial, or one that consecutive trials share. What
+a trial changes on a shared host is put back when the trial ends. The next trial gets the host only
+if its state is then the same as right after the boot."""
 
 from __future__ import annotations
 
@@ -33,9 +33,11 @@ from orchestrator.evidence import TrialWriter
 from orchestrator.progress import Progress
 
 _SETTLE_SECONDS = 10.0
-"""Time for what ends by itself: a server's end of a connection, an agent with closed input."""
+"""Time for things on the host to end by themselves: a server's side of a connection, or an agent
+whose input was closed."""
 _MOST, _LONGEST = 20, 200
-"""Most lines, and characters of each, in a manifest about what is left on a host."""
+"""Limits of the list of changes left on a host, in a manifest: number of lines, and characters in
+each."""
 _AGENT = "import sys; sys.path.insert(0, sys.argv[1]); import sharing; sharing.main()"
 
 
@@ -50,7 +52,7 @@ class Boot:
     """Seconds from the start of its QEMU until its kernel was proven."""
     host: Host
     state: dict[str, str]
-    """State of a shared host right after its boot, by guests/agents/sharing.py."""
+    """State of a shared host right after its boot, as guests/agents/sharing.py reports it."""
 
 
 @contextmanager
@@ -64,8 +66,8 @@ def booted_host(
     progress: Progress,
     shared: bool,
 ) -> Iterator[Boot]:
-    """Boot the host of a specification and have it ready for work while the block runs. What is
-    proven about it is recorded in the trial. Raises as `proven_host` and `prepare_host`."""
+    """Boot the host of a specification and keep it ready for work while the block runs. The proven
+    boot id and release are recorded in the trial. Raises as `proven_host` and `prepare_host`."""
     keys = RunKeys.make()
     with (
         running_machine(spec, token, keys=keys, state=state, libvirt=libvirt) as machine,
@@ -80,13 +82,15 @@ def booted_host(
 
 
 def _record(trial: TrialWriter, boot: Boot, *, shared: bool) -> None:
-    """Record a boot in the trial. Its length is a measurement only if no other trial shares it."""
+    """Record a boot in the trial. The time that it took is a measurement (`host_boot_seconds`)
+    only if no other trial shares the boot."""
     seconds = {f"host_{'session' if shared else 'boot'}_seconds": round(boot.seconds, 3)}
     trial.record(boot_id=boot.boot_id, release=boot.spec.kernel.release, **seconds)
 
 
 class NestedMachine:
-    """Nested hosts for the trials of a run. One that trials share is kept until `close`."""
+    """Provides nested hosts for the trials of a run. A host that trials share is kept until
+    `close`."""
 
     def __init__(self) -> None:
         self._kept: Boot | None = None
@@ -108,9 +112,10 @@ class NestedMachine:
         progress: Progress,
         shared: bool,
     ) -> Iterator[Host]:
-        """Provide a host for one trial while the block runs. A `shared` one is booted unless the
-        kept one is alike and as it was. The host's console, its domain and QEMU's log up to the
-        trial's end are evidence of the trial. Raises as `booted_host`."""
+        """Provide a host for one trial while the block runs. A `shared` host is booted only if no
+        host is kept that is alike and in the same state as right after its boot. The host's
+        console, its domain and QEMU's log up to the trial's end are evidence of the trial. Raises
+        as `booted_host`."""
         boot = self._take(spec, progress) if shared else None
         token = boot.token if boot else uuid.uuid4().hex[:12]
         with contextlib.ExitStack() as stack:
@@ -137,7 +142,7 @@ class NestedMachine:
                 yield boot.host
 
     def _take(self, spec: HostSpec, progress: Progress) -> Boot | None:
-        """Return the kept host if it serves for `spec`; else end it and return None."""
+        """Return the kept host if it can be used for `spec`; else end it and return None."""
         boot = self._kept
         if boot is not None and spec.is_alike(boot.spec):
             if not (left := put_back(boot)):
@@ -163,8 +168,8 @@ class NestedMachine:
 
 
 def put_back(boot: Boot, changes: Sequence[tuple[str, Mapping[str, Any]]] = ()) -> list[str]:
-    """Undo the changes. Return what then differs from the state right after the boot, or why that
-    is not known. Never raises: the host can be thrown away."""
+    """Undo the changes. Return what then differs from the state right after the boot, or the
+    reason why that is not known. Never raises, because the caller can end the host instead."""
     try:
         boot.host.check()
         failed, state = _put_back(boot.host, changes)

@@ -1,9 +1,10 @@
-"""Records of what a run has on this machine outside its run folder, written before it is made.
+"""Records of what a run makes on this machine outside its run folder. Each thing is recorded
+before it is made.
 
-`barometer clean` reads the records of runs that are gone and ends what they left, and only that:
-a QEMU is known by the UUID of its domain, a run by its owner (`owner.py`). A record is locked
-(flock(2)) for as long as its run lives, which shows across PID namespaces, too. A lock that is
-free proves nothing: on NFS the other clients may not see that it is taken.
+`barometer clean` reads the records of runs that are gone and ends what they left, and only that: a
+QEMU is identified by the UUID of its domain, a run by its owner (`owner.py`). A record is locked
+(flock(2)) while its run lives. The lock is visible across PID namespaces, too. A free lock proves
+nothing: on NFS, other clients may not see the lock.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from orchestrator.errors import BarometerError
 from orchestrator.folderlock import only_writer
 
 _END_SECONDS = 5.0
-"""Time for killed processes to end. One that is stuck in the kernel ends when that lets it."""
+"""Time for killed processes to end. A process that is stuck in the kernel ends later."""
 SHM = Path("/dev/shm")  # libvirt's ivshmem device has its file here
 
 _Token = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{8,16}$")]
@@ -40,8 +41,8 @@ _Partial = Annotated[str, StringConstraints(pattern=r"^(/[^/\x00]+){2,}/\.[^/\x0
 
 
 class Record(BaseModel):
-    """A run's file in the state folder. It is only valid if it names nothing but what barometer
-    makes, whatever a disk did to it."""
+    """A run's file in the state folder. The file may be damaged, so it is valid only if every name
+    in it has the form of something that barometer makes."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
@@ -49,7 +50,7 @@ class Record(BaseModel):
     token: _Token
     owner: Owner
     folder: str
-    """Short and private: libvirt's state, keys, initramfs images."""
+    """Path of a private folder for libvirt's state, keys and initramfs images. It is short."""
     domains: list[_Uuid] = Field(default_factory=list)
     """UUIDs of the domains on this machine."""
     shm: list[_Name] = Field(default_factory=list)
@@ -74,7 +75,7 @@ class Record(BaseModel):
 
 
 class BenchState:
-    """One run's record, and what it names."""
+    """One run's record, and the means to end and remove what it names."""
 
     def __init__(self, path: Path, record: Record) -> None:
         self._path, self._record = path, record
@@ -93,7 +94,7 @@ class BenchState:
 
     def add(self, **more: str) -> None:
         """Record one of `domains`, `shm`, `partial` or `hosts` before it is made. Raises
-        ValueError if `clean` would not accept it as a run's."""
+        ValueError if `clean` would not accept the name."""
         with self._lock:
             lists = {name: [*getattr(self._record, name), value] for name, value in more.items()}
             self._save(self._record.model_copy(update=lists))
@@ -106,7 +107,7 @@ class BenchState:
             self._save(self._record.model_copy(update={"shm": left}))
 
     def end(self) -> None:
-        """End and remove what is left: only things whose start was interrupted."""
+        """End and remove what is left. Only things whose start was interrupted are left here."""
         end_machines(self._record.domains)
         _remove_shm(self._record.shm)
 
@@ -117,8 +118,9 @@ class BenchState:
             self._locked.close()
 
     def _save(self, record: Record) -> None:
-        """Write the record beside its place, lock it and rename it: whoever reads the record of a
-        living run finds it whole and locked. No program that is started inherits the lock."""
+        """Write the record under another name, lock it and rename it, so that whoever reads the
+        record of a living run finds it complete and locked. No program that is started inherits
+        the lock."""
         text = record.model_dump_json(indent=1) + "\n"
         self._record = Record.read(text)
         beside = _beside(self._path)
@@ -178,7 +180,7 @@ def clean(root: Path | None = None) -> Iterator[str]:
     proven to have ended is left alone."""
     root = root or default_root()
     for path in sorted(root.glob("*.json")):
-        # the file stays open meanwhile, so that the lock belongs to the content that is read
+        # keep the file open, so that the lock is that of the content that was read
         with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
             yield from _clean_run(path, file.read(), locked=_is_locked(file))
 
@@ -233,7 +235,7 @@ def _end(record: Record) -> Iterator[str]:
 
 
 def _set_aside(path: Path, exc: ValueError) -> Iterator[str]:
-    """Rename a record that cannot be read, so that it is named only once."""
+    """Rename a record that cannot be read, so that it is reported only once."""
     aside = path.with_suffix(".unreadable")
     path.rename(aside)
     why = exc.errors()[0]["msg"] if isinstance(exc, ValidationError) else str(exc)

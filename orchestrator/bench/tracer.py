@@ -1,10 +1,11 @@
 """Kernel probes on the host, in a tracefs instance of their own.
 
-Which functions and why: `vfio_pin_pages_remote` is called once for a BAR on every kernel and
-returns the same page count, so only its duration and what happens inside tell kernels apart.
-`vaddr_get_pfns` is the lookup: one base page a call before "vfio/type1: Use mapping page mask
-for pfnmaps" (v6.15), up to the end of the mapping's leaf since. The exported `vfio_pin_pages` is
-the mediated-device path and never sees a BAR. There is no static tracepoint in vfio.
+These functions are probed: `vfio_pin_pages_remote` is called once for a BAR on every kernel and
+returns the same page count, so kernels differ only in its duration and in what it calls.
+`vaddr_get_pfns` is the lookup. Before "vfio/type1: Use mapping page mask for pfnmaps" (v6.15) each
+call covers one base page; since then it covers the rest of the mapping's leaf. The exported
+`vfio_pin_pages` is the mediated-device path and never sees a BAR. There is no static tracepoint in
+vfio.
 """
 
 from __future__ import annotations
@@ -26,16 +27,16 @@ from orchestrator.evidence import TrialWriter
 _INSTANCE, _TIMING = "barometer", "barotime"
 _FOLDER = f"/sys/kernel/tracing/instances/{_INSTANCE}"
 MARKER = f"{_FOLDER}/trace_marker"
-"""File whose writes become records of the trace, with a time of the trace clock."""
+"""What is written to this file becomes a record of the trace, with a time of the trace clock."""
 UNTIL_KERNEL = tuple(
     f"{_FOLDER}/events/{_TIMING}/{event}/enable" for event in ("fault_in", "fault_out", "leaf")
 )
-"""Switches of the probes that fire for each leaf of a mapping. On a patched kernel they would
-double the cost of a map, so they are switched off again when the guest's kernel starts: by then
-the firmware's first maps have shown the faults."""
+"""Switches of the probes that fire for each leaf of a mapping. On a patched kernel these probes
+would double the cost of a map, so they are switched off when the guest's kernel starts. By then
+the faults of the firmware's first maps are recorded."""
 _TYPE1, _PCI = "vfio_iommu_type1", "vfio_pci_core"
 FAULT, FAULT_BEFORE = "vfio_pci_mmap_huge_fault", "vfio_pci_mmap_fault"
-"""Fault handler of a BAR since v6.12, with huge pfnmaps, and the one before."""
+"""Fault handler of a BAR since v6.12, which has huge pfnmaps, and the handler before v6.12."""
 _ZAP = "vfio_pci_zap_and_down_write_memory_lock"
 
 
@@ -50,8 +51,8 @@ def timing_spec(
     instance: str = _INSTANCE,
     group: str = _TIMING,
 ) -> dict[str, Any]:
-    """Return a specification that makes a few records for each map and unmap of BARs of so many
-    bytes, and none for each page.
+    """Return a specification of probes that make a few records for each map and unmap of BARs of
+    the sizes `bars` (bytes), and no record for each page.
 
     `clock`: mono; x86-tsc on an exact host, where it counts instructions (1 GHz).
     `boot`: record a guest boot, too: the exec of its QEMU and, under `kvm`, the line feeds that
@@ -94,13 +95,13 @@ def timing_spec(
         (f"{group}/ioctl_in", f"{group}/ioctl_out"),
         f"cmd == {MAP_DMA:#x} || cmd == {UNMAP_DMA:#x}",
     )
-    # by the exact sizes of the BARs: RAM is pinned and mapped in as many runs as it has fragments
+    # Filter by the exact sizes of the BARs, because RAM makes a run for each of its fragments.
     for event in ("pin_in", "pin_out", "unpin_in", "unpin_out"):
         filters[f"{group}/{event}"] = " || ".join(f"npage == {bar // PAGE}" for bar in bars)
     of_size = " || ".join(f"size == {bar:#x}" for bar in bars)
     for event in ("imap_in", "imap_out", "iun_in", "iun_out"):
         filters[f"{group}/{event}"] = of_size
-    # the kernel's own tracepoints, as a check that does not depend on kprobes
+    # the kernel's own tracepoints, to check the probes independently of kprobes
     static = {f"iommu/{event}": of_size for event in ("map", "unmap")}
     if boot:
         static["sched/sched_process_exec"] = f'filename ~ "{emulator}"'
@@ -125,8 +126,8 @@ def timing_spec(
 
 
 def counts_spec(present: Sequence[str]) -> dict[str, Any]:
-    """Return a specification of in-kernel histograms of what a map and an unmap do; no durations.
-    `present`: the fault handlers that this kernel has.
+    """Return a specification of in-kernel histograms that count what a map and an unmap do. They
+    have no durations. `present` lists the fault handlers that this kernel has.
 
     lookup     vaddr_get_pfns, by its return value: the base pages that one lookup covered
     pin        vfio_pin_pages_remote, by its return value
@@ -168,11 +169,11 @@ def armed_tracer(
     faults: bool = False,
 ) -> Iterator[dict[str, str]]:
     """Keep probes armed while the block runs; then save their evidence as host/*-LABEL.txt
-    (hist-*.txt for histograms, trace-LABEL.txt.gz), and undo everything. Yield the files on the
-    host in which the histograms can be read meanwhile, by event. `boot` and `faults` as in
+    (hist-*.txt for histograms, trace-LABEL.txt.gz), and undo everything. Yield, by event, the
+    files on the host in which the block can read the histograms. `boot` and `faults` are those of
     `timing_spec`.
 
-    Raises BenchError with the kernel's own reason if the kernel refuses a probe: no figure is
+    Raises BenchError with the kernel's own reason if the kernel refuses a probe. An error is
     better than a silent zero.
     """
     if kind == "timing":
@@ -207,7 +208,7 @@ def armed_tracer(
     try:
         yield {event.split("/")[1]: f"{folder}/{event}/hist" for event in spec["triggers"]}
     except BarometerError:
-        # the trace up to here may show why; no second error must hide this one
+        # The trace until now may show the cause. A second error must not hide the first.
         with contextlib.suppress(BarometerError, ValueError, KeyError, OSError):
             _finish(host, spec, label, trial)
         _clear(host, instance, group)
@@ -249,8 +250,8 @@ def _finish(host: Host, spec: dict[str, Any], label: str, trial: TrialWriter) ->
 
 
 def _evidence_of(spec: dict[str, Any], label: str) -> dict[str, str]:
-    """Return the names of the evidence's files, by the agent's names: no file of the evidence gets
-    its name from a machine."""
+    """Return the agent's names for files -> their names in the evidence. A machine must not choose
+    the names of files in the evidence."""
     hists = [f"hist-{event.split('/')[1]}.txt" for event in spec["triggers"]]
     return {
         "trace.txt": f"trace-{label}.txt.gz",  # mostly the same words again and again

@@ -1,4 +1,5 @@
-"""Deadlines: the one importer of tenacity. Monotonic clock, seconds."""
+"""Wait with a deadline. Only this module imports tenacity. Times are seconds of the monotonic
+clock."""
 
 from __future__ import annotations
 
@@ -48,8 +49,8 @@ def until(
 
 @contextmanager
 def repeatedly(look: Callable[[], bool], *, every: float, name: str) -> Iterator[None]:
-    """Call `look` every so many seconds while the block runs, in a thread of its own, until it
-    returns True. A look that does not return is not waited for."""
+    """Call `look` every `every` seconds in a thread of its own, while the block runs and until it
+    returns True. The block's end waits 15 s at most for a call that does not return."""
     done = threading.Event()
 
     def work() -> None:
@@ -66,7 +67,7 @@ def repeatedly(look: Callable[[], bool], *, every: float, name: str) -> Iterator
 
 
 class Stall:
-    """Time for which a number has not changed: a deadline for work of unknown length."""
+    """Measures how long a value has not changed. This is a deadline for work of unknown length."""
 
     def __init__(self) -> None:
         self._value: object = None

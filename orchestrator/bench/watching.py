@@ -27,20 +27,20 @@ _HOUR = 3600.0
 _IDLE_SECONDS = 45.0
 _IDLE_SHARE = 0.2
 _MUTE_SECONDS = 15.0
-"""The watch agent prints a line every 2 s. If it prints none for so long, the host has to give a
-sign of life."""
+"""The watch agent prints a line every 2 s. If it prints none for this long, the host has to prove
+that it still answers."""
 _NO_SSH_SECONDS = {True: 90.0, False: 30.0}
 
 
 def boot_mark(token: str) -> str:
-    """Return the beginning of the line that a guest's first program writes to its console; nobody
-    else knows the token."""
+    """Return the beginning of the line that a guest's first program writes to its console. No
+    other program knows the token, so no other line can be mistaken for it."""
     return f"barometer: boot mark {token},"
 
 
 class Watched:
-    """The watch agent's output about one guest boot, as it comes. It is saved line by line, as
-    marks.txt and console.log, so that it is there whatever happens to the host."""
+    """Reads the watch agent's output about one guest boot as it comes. Each line is saved at once,
+    in marks.txt and console.log, so that it is kept whatever happens to the host."""
 
     def __init__(self, lines: Iterator[str], folder: Path) -> None:
         self._lines = lines
@@ -56,7 +56,8 @@ class Watched:
         self.heard = time.monotonic()
         """Time of the last line, by time.monotonic()."""
         self.error: Exception | None = None
-        """Error that ended the reader: a full disk here, a garbled line from there."""
+        """Error that ended the reader: a full disk of the runner, or a garbled line from the
+        agent."""
         self._marks: IO[bytes] = (folder / "marks.txt").open("wb")
         self._log: IO[bytes] = (folder / "console.log").open("wb")
         self._thread = threading.Thread(target=self._read, daemon=True)
@@ -111,7 +112,8 @@ class Watched:
         return self._events.get(name)
 
     def idle(self, seconds: float) -> bool:
-        """True if QEMU has used next to no CPU for that long, on the host's clock."""
+        """True if QEMU has used less than a fifth of a CPU in the last `seconds` of the host's
+        clock."""
         samples = list(self._cpu)
         recent = [s for s in samples if s[0] >= samples[-1][0] - seconds] if samples else []
         if not recent or recent[-1][0] - recent[0][0] < seconds * 0.8:
@@ -128,13 +130,15 @@ class Watched:
 def watching(
     host: Host, name: str, folder: Path, *, token: str, traced: bool
 ) -> Iterator[Watched]:
-    """Run the watch agent for a guest while the block runs. `token`: that of the guest's marks."""
+    """Run the watch agent for a guest while the block runs. `token` is the one in the guest's boot
+    mark."""
     more = (MARKER, *UNTIL_KERNEL) if traced else ()
     argv = host.agent("watch", f"/run/libvirt/qemu/{name}.pid", boot_mark(token), *more)
     # an hour without a line, progress lines included, means that the host is gone
     with contextlib.ExitStack() as stack, host.shell.stream(argv, timeout=_HOUR) as lines:
         watched = Watched(lines, folder)
-        # on the outer stack, so after the stream: its end is what ends the reader
+        # on the outer stack, so that it is called after the stream has ended, which ends the
+        # reader
         stack.callback(watched.close)
         yield watched
 
@@ -158,7 +162,8 @@ class Limits:
         """True once the guest has taken the command to power down."""
 
     def check(self, waiting_for: str, *, stall: bool = True) -> None:
-        """Raise the error that ended the boot, if any; with `stall`, also if it gets nowhere."""
+        """Raise the error that ended the boot, if any. With `stall`, also raise if the boot makes
+        no progress."""
         self.host.check()
         if (found := self.watched.kernel.broken()) is not None:
             raise self.failed(
@@ -218,7 +223,8 @@ def wait_for(limits: Limits, event: str, waiting_for: str, progress: Progress) -
         try:
             limits.check(waiting_for)
         except ArmFailedError:
-            # the event may have come meanwhile: QEMU's end fails the check, and is an event, too
+            # The event may have come during the check: QEMU's end is an event, and fails the
+            # check.
             if limits.watched.event(event) is None:
                 raise
         return None
@@ -231,7 +237,7 @@ def wait_for_ssh(host: Host, limits: Limits, progress: Progress) -> None:
     def ready() -> str | None:
         progress.detail(limits.watched.console.last_line())
         if limits.watched.event("ssh") is None:
-            # a guest that waits for connections is idle: here the deadline is a time
+            # A guest that waits for connections is idle, so only the deadline below applies.
             limits.check("the guest's SSH server", stall=False)
         return limits.watched.event("ssh")
 

@@ -1,4 +1,5 @@
-"""The workloads on a host with the device bound: guest boots, and maps from its user space."""
+"""Run the workloads on a host whose device is bound: guest boots, and maps from the host's user
+space."""
 
 from __future__ import annotations
 
@@ -22,7 +23,7 @@ from orchestrator.scenario import ARMS, GIB, Pass, Point, Scenario
 
 _HOUSEKEEPING = {
     "/proc/sys/kernel/watchdog": "0",
-    "/proc/sys/kernel/sched_rt_runtime_us": "-1",  # for an agent that nothing may interrupt
+    "/proc/sys/kernel/sched_rt_runtime_us": "-1",  # never throttle the map agent (SCHED_FIFO)
     "/proc/sys/vm/compaction_proactiveness": "0",
     "/proc/sys/vm/stat_interval": "86400",
     "/proc/sys/vm/dirty_writeback_centisecs": "0",
@@ -42,8 +43,8 @@ def guest_boots(
     progress: Progress,
 ) -> None:
     """Boot one guest for the `plain` pass and one for `timing`. The `counts` pass is one map from
-    the host's user space: its probes fire for each page, and would make a guest's dozen maps on an
-    unpatched kernel take minutes more."""
+    the host's user space. Its probes fire for each page, so on an unpatched kernel they would make
+    the dozen maps of a guest boot minutes longer."""
     boots: list[Pass] = [p for p in passes if p != "counts"]
     if boots and scenario.guest is not None:
         with progress.stage("libvirt on the host"), trial.stage("host-libvirt"):
@@ -77,8 +78,8 @@ def guest_boots(
 
 
 def _large_leaves(host: Host, versions: dict[str, str]) -> bool:
-    """True if the guest's QEMU will map a BAR by large leaves, as far as is known before. Else a
-    probe of its page faults would fire for each page, and cost more than the map itself."""
+    """Predict whether the guest's QEMU will map a BAR by large leaves. If not, a probe of its page
+    faults would fire for each page, and cost more than the map itself."""
     major, minor = (int(part) for part in versions["qemu"].split(".")[:2])
     asked = (
         f"cat /sys/kernel/mm/transparent_hugepage/enabled || echo; grep -cw {FAULT} /proc/kallsyms"
@@ -89,7 +90,8 @@ def _large_leaves(host: Host, versions: dict[str, str]) -> bool:
 
 
 def settle(host: Host, scenario: Scenario, *, trial: TrialWriter, progress: Progress) -> None:
-    """Let an exact host come to rest: what is left of its boot would share the only CPU."""
+    """Wait until an exact host is idle: the rest of its boot would share the only CPU with the
+    workload."""
     if host.accel == "exact":
         with progress.stage("host: settle"), trial.stage("settle"):
             arms = {path for arm in ARMS for path in scenario.arms[arm].sysfs}
@@ -112,8 +114,8 @@ def maps(
     trial: TrialWriter,
     progress: Progress,
 ) -> None:
-    """Map and unmap the BAR from the host's user space, at every point of the scenario. map.json
-    gets the map agent's answers, by pass. Raises EvidenceError if a map is refused."""
+    """Map and unmap the BAR from the host's user space, at every point of the scenario. Write the
+    map agent's answers to map.json, by pass. Raises EvidenceError if a map is refused."""
     points = scenario.points()
     few = largest(points)[:1]
     answers: dict[str, Any] = {}
@@ -145,7 +147,8 @@ def costs_of(answer: dict[str, Any], bar: int) -> dict[str, float]:
 
 
 def largest(points: Sequence[Point]) -> list[Point]:
-    """Return the points, one for each state (cold first), that map most at the best alignment."""
+    """Return the points with the largest size at the best alignment, one for each state (cold
+    first)."""
     alignment = points[0].alignment  # the best comes first
     size = max(p.size for p in points if p.alignment == alignment)
     return [p for p in points if (p.size, p.alignment) == (size, alignment)]

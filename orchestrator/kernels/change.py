@@ -30,13 +30,14 @@ _SOURCES = (".c", ".h", ".S")
 _MAKEFILE = re.compile(r"(.*/)?(Makefile|Kbuild|Kconfig)[^/]*")
 _HEADERS = re.compile(r"include/.*|arch/[^/]+/include/.*")
 _SYMBOL = re.compile(r"\bCONFIG_\w+")
-# all of tools/ but what a build uses: objtool, what that is made of, and resolve_btfids
+# all of tools/, except what a build uses: objtool, the sources of objtool, and resolve_btfids
 _TOOLS = r"tools/(?!objtool|bpf|lib|include|build|arch|scripts)"
 _SILENT = re.compile(rf"((Documentation|LICENSES)/|{_TOOLS}).*|[^/]+|.*\.(rst|md|txt)")
 """Files from which no part of a module is made."""
 Evaluate = Callable[[Sequence[str] | None, Sequence[str]], Said]
-"""Evaluate the Makefiles of some folders: in the kernel's configuration (None), or with each of
-the named CONFIG_ symbols being its own value (objects.mk)."""
+"""Evaluate the Makefiles of some folders. The first argument is None for the kernel's
+configuration. If it is a list of CONFIG_ symbols, each has its own name as its value
+(objects.mk)."""
 
 
 class Source(Protocol):
@@ -99,7 +100,8 @@ def _is_makefile(name: str) -> bool:
 
 
 def check_paths(paths: Iterable[str], kernel: ModuleKernel, source: Source) -> None:
-    """Raise ScenarioError if a path alone shows that no module can bring a change of the file."""
+    """Raise ScenarioError if a file's path alone shows that rebuilt modules cannot have its
+    change."""
     for path in paths:
         check_place(path, source)
         if _HEADERS.fullmatch(path):
@@ -116,7 +118,7 @@ def check_paths(paths: Iterable[str], kernel: ModuleKernel, source: Source) -> N
 
 
 def is_silent(path: str) -> bool:
-    """True if no module is made from such a file, whatever is in it."""
+    """True if no module is made from a file at this path, whatever its content."""
     return _SILENT.fullmatch(path) is not None
 
 
@@ -125,8 +127,8 @@ def _is_silent_folder(path: str) -> bool:
 
 
 def check_place(path: str, source: Source) -> None:
-    """Raise ScenarioError if a source file, be it a new one, is in no folder of the kernel's
-    tree."""
+    """Raise ScenarioError if a source file, new or not, is in a folder that the kernel's tree does
+    not have."""
     if not path.endswith(_SOURCES) or _is_silent_folder(path):
         return
     room = room_of(path)
@@ -185,7 +187,8 @@ def change_of(
 
 
 def _beyond(path: str, why: str, kernel: ModuleKernel, source: Source) -> ScenarioError:
-    """Return the error for a change that modules cannot bring; it says what to write instead."""
+    """Return the error for a change that rebuilt modules cannot have. Its hint is what to write
+    instead."""
     where = [f'{key} = "{value}"' for key, value in (("suite", kernel.suite),
              ("version", kernel.version)) if value]  # fmt: skip
     series = ", ".join(f'"{one}"' for one in kernel.series) or '"CHANGE.patch"'
@@ -209,7 +212,7 @@ class _Look:
 
     def owners(self, name: str) -> Owners:
         found = self._evaluated([name]).owners(name)
-        # compiled from elsewhere: arch/x86/kvm/Makefile has objects of virt/kvm
+        # The Makefile may be in another folder: arch/x86/kvm/Makefile has objects of virt/kvm.
         return found or self._evaluated([name, *self._naming(name)]).owners(name)
 
     def rooms(self, modules: Iterable[str]) -> set[str]:

@@ -1,6 +1,6 @@
 """Find the modules that a source file of the kernel ends up in, from the Makefiles as make
-evaluates them (guests/kernel/objects.mk) and from #include lines. Pure but for reading a tree.
-"""
+evaluates them (guests/kernel/objects.mk) and from #include lines. Pure, apart from reading a
+tree."""
 
 from __future__ import annotations
 
@@ -66,7 +66,8 @@ class Said:
         return {posixpath.normpath(path) for path in read if not path.startswith("/")}
 
     def _top(self) -> list[str]:
-        """Return the folders that are not below another of these: kbuild always enters them."""
+        """Return the topmost folders, which kbuild always enters. It enters the others only if a
+        Makefile above lists them."""
         return [
             folder
             for folder in sorted(self.folders)
@@ -101,7 +102,7 @@ class Said:
         return {posixpath.normpath(f"{folder}/{part}") for part in parts or [word]}
 
     def symbols(self, source: str) -> list[str]:
-        """Return the CONFIG_ symbols by which the file is, or would be, compiled. The Makefiles
+        """Return the CONFIG_ symbols that have the file compiled if they are set. The Makefiles
         must have been evaluated with `names` (objects.mk)."""
         wanted = posixpath.splitext(source)[0] + ".o"
         found: dict[str, None] = {}
@@ -159,13 +160,14 @@ def room_of(file: str) -> str:
 
 
 class Includes:
-    """Table of which source files of a tree include which, by the text of their #include lines:
-    lines that are not compiled in a configuration count, too."""
+    """Table of the files that include each source file of a tree. It is made from the text of the
+    #include lines, so it also has lines that the configuration leaves out."""
 
     def __init__(
         self, tree: Path, rooms: Iterable[str], changed: Mapping[str, bytes | None]
     ) -> None:
-        """Read the rooms of a tree, in which some files are `changed` (None if removed)."""
+        """Read the parts `rooms` (see `room_of`) of a tree. `changed` has the new content of files
+        that a change touches, or None if it removes them."""
         self._by: dict[str, set[str]] = defaultdict(set)
         texts = {
             path.relative_to(tree).as_posix(): path.read_text("utf-8", "replace")

@@ -1,4 +1,5 @@
-"""Read patches as they travel: mails in an mbox, a saved mail, a plain diff. Pure.
+"""Read patches in the forms in which they are sent: mails in an mbox, a saved mail, a plain diff.
+Pure.
 
 A file is split into its letters here; orchestrator.kernels.patch reads the diffs in them.
 """
@@ -47,7 +48,8 @@ class Letter:
 
 
 def letters(content: bytes, source: str) -> list[Letter]:
-    """Return the letters of a file, in its order. Raises ScenarioError if it is not a text."""
+    """Return the letters of a file, in the file's order. Raises ScenarioError if it is not
+    text."""
     text = _unpacked(content, source).removeprefix(_BOM)
     if text.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise ScenarioError(
@@ -106,8 +108,8 @@ def _mixed(source: str, how: str) -> ScenarioError:
 
 
 def without_talk(found: Sequence[Letter]) -> list[Letter]:
-    """Return the letters without cover letters and mails that hold no diff. Replies are left out
-    if anything else remains: their diffs are quotes and suggestions."""
+    """Return the letters that have a diff, without cover letters. Replies are left out, too, if
+    other letters remain: the diffs in replies are quotes and suggestions."""
     patches = [p for p in found if p.diff and p.number != 0]
     return [p for p in patches if not p.reply] or patches
 
@@ -151,7 +153,7 @@ def _letter(mail: bytes) -> Letter:
 
 
 def _decoded(message: email.message.Message) -> str:
-    """Return the subject, not decoded if its encoding is unknown or wrong."""
+    """Return the subject. It is left encoded if its encoding is unknown or wrong."""
     subject = message.get("Subject")
     if subject is None:
         return ""
@@ -162,7 +164,8 @@ def _decoded(message: email.message.Message) -> str:
 
 
 def _body(message: email.message.Message) -> bytes:
-    """Return the texts of a mail, transfer encoding undone: a patch may be an attachment."""
+    """Return all text parts of a mail, with the transfer encoding decoded. A patch may be an
+    attachment."""
     texts = []
     for part in message.walk():
         if part.is_multipart() or part.get_content_type() == "text/html":
@@ -178,8 +181,8 @@ def _diff_of(text: bytes) -> bytes:
     if begin is None:
         return b""
     diff = text[begin:]
-    # Mail may have made each end of a line CR LF. In the patch of a file that has CR itself, the
-    # headers have none.
+    # Mail may have turned every line end into CR LF, also in the diff's headers. In a patch of a
+    # file that has CR LF itself, the headers have no CR.
     if all(line.endswith(b"\r") for line in _DIFF_HEADERS.findall(diff)):
         diff = diff.replace(b"\r\n", b"\n")
     return diff if diff.endswith(b"\n") else diff + b"\n"

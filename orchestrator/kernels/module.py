@@ -1,8 +1,8 @@
 """Rebuild some modules of a Debian kernel package from changed sources.
 
-A module counts as built the way Debian built it only if its unchanged source, built here, gives
-the code (and the srcversion, if it has one) of the module in the package. Then the change is all
-that differs between the two kernels.
+First the unchanged source is built here. The result must have the same code (and the same
+srcversion, if there is one) as the module in the package. This proves that the change is the only
+difference between the two kernels.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ from orchestrator.progress import Progress
 from orchestrator.scenario import ModuleKernel, is_range
 
 FACTS = "module.json"
-# Debian gives a srcversion only to modules with a MODULE_VERSION. Ours all have one, by which the
-# host shows that they run. It is computed beside the code and does not change it.
+# Debian gives a srcversion only to modules with a MODULE_VERSION. All rebuilt modules get one, by
+# which the host proves that they run. It does not change the code.
 _BUILD = """
 cd "$1/tree"; headers=$2; shift 2
 make -j"$(nproc)" -C "$headers" M="$PWD" CONFIG_MODULE_SRCVERSION_ALL=y "$@" &&
@@ -64,10 +64,10 @@ done
 
 
 def checked(kernel: ModuleKernel, cache: Cache) -> None:
-    """Check that the sources exist, and that the series applies and reaches no further than
-    modules. Builds no module.
+    """Check that the sources exist, and that the series applies and affects nothing but modules.
+    Builds no module.
 
-    Raises ScenarioError if not; BenchError if the archive cannot be reached."""
+    Raises ScenarioError if a check fails; BenchError if the archive cannot be reached."""
     _change(kernel, source_of(kernel.package, cache), _Changed(kernel, cache), cache)
 
 
@@ -100,7 +100,8 @@ def materialised(kernel: ModuleKernel, cache: Cache, progress: Progress) -> Kern
 
 
 class _Changed:
-    """Changes of a ModuleKernel, read without the package's source."""
+    """The changed files and patches of a ModuleKernel. Reading them does not need the package's
+    source."""
 
     def __init__(self, kernel: ModuleKernel, cache: Cache) -> None:
         self._kernel = kernel
@@ -114,10 +115,11 @@ class _Changed:
 
     def files(self, source: DebSource) -> tuple[Files, Files]:
         """Return the package's files before and after the change. Raises ScenarioError if the
-        series does not apply, or a path alone shows that it reaches further than modules."""
+        series does not apply, or if a path alone shows that it affects more than modules."""
         patched = {name for patch in self.patches for name in patch.files}
         check_paths(sorted(patched), self._kernel, source)
-        for name in self.own:  # these may equal the package's: their reach is checked later
+        # these may equal the package's files; what they affect is checked later
+        for name in self.own:
             check_place(name, source)
         paths = {*self.own, *patched}
         tree = source.tree(_parts(paths, source))
@@ -134,8 +136,8 @@ def _parts(paths: Iterable[str], source: Source) -> set[str]:
 
 
 def _own_files(kernel: ModuleKernel) -> dict[str, bytes]:
-    """Return the source files in `module`. Raises ScenarioError if there is none, or if they are a
-    whole kernel's."""
+    """Return the source files in the folder `module`. Raises ScenarioError if it has none, or if
+    it is the tree of a whole kernel."""
     folder = kernel.module
     if folder is None:
         return {}
@@ -271,8 +273,8 @@ class _Workshop:
     on_line: Callable[[str], None]
 
     def make(self, folder: Path, files: Files, log: Path) -> dict[str, Module]:
-        """Build the modules that the change reaches, with `files` in place of the package's, and
-        leave them and Module.symvers in FOLDER/tree. Raises _FailedError."""
+        """Build the modules that the change affects, with `files` in place of the package's files.
+        The modules and Module.symvers are then in FOLDER/tree. Raises _FailedError."""
         folder.mkdir()
         tree = self.source.tree(self.change.rooms)
         for room in self.change.rooms:
@@ -280,11 +282,11 @@ class _Workshop:
                             copy_function=shutil.copyfile, dirs_exist_ok=True)  # fmt: skip
         _write({m: (tree / m).read_bytes() for m in self.change.makefiles}, folder / "tree")
         _write(files, folder / "tree")
-        # Makefiles name other parts of the kernel's tree from its top. That is the folder of the
-        # headers here, so the files are laid over it, too.
+        # Makefiles name other parts of the kernel's tree by paths from its top. In this build the
+        # top is the folder of the headers, so the files are laid over that folder, too.
         beside = folder / "layer"
         shutil.copytree(folder / "tree", beside / self.source.srctree[1:])
-        # the folders keep their names: which headers a srcversion counts depends on them
+        # the folders keep their names, because these decide which headers are part of a srcversion
         tops = sorted({_top(module, self.source) for module in self.change.modules})
         (folder / "tree/Kbuild").write_text("".join(f"obj-y += {top}/\n" for top in tops))
         targets = [f"{module}.ko" for module in self.change.modules]
@@ -341,7 +343,8 @@ def _build(shop: _Workshop, folder: Path) -> None:
     _check_exports(shop, folder / "work/tree/Module.symvers")
     for module, new in made.items():
         was = pristine[module]
-        # if both are as before (only a comment changed, say), it is the package's module again
+        # If both are as before (for example, only a comment changed), it is the package's module
+        # again.
         if new.srcversion == was["srcversion"] and new.code_digest != was["code"]:
             raise ScenarioError(
                 f"module {_name(module)}: its code changed and its srcversion did not, so that"
@@ -389,10 +392,11 @@ def _build(shop: _Workshop, folder: Path) -> None:
 
 
 def _proven(shop: _Workshop) -> dict[str, dict[str, Any]]:
-    """Prove that the unchanged source gives the package's modules here, and return their
-    srcversion, code digest and text size. Built once for each set of modules.
+    """Prove that the unchanged source, built here, gives the package's modules. Return their
+    srcversion, code digest and text size. The build is cached for each set of modules.
 
-    Raises BenchError if it gives something else: the change would not be all that is measured."""
+    Raises BenchError if it gives other modules: then the change would not be the only difference
+    that is measured."""
     key = {
         "kind": "pristine", "schema": 3, "package": shop.stock.digest,
         "source": shop.source.source.sha256, "modules": shop.change.modules,
@@ -443,7 +447,7 @@ def _check_same(module: str, new: Module, stock: Module, shop: _Workshop) -> Non
 
 
 def _check_exports(shop: _Workshop, made: Path) -> None:
-    """Check that modules that are not rebuilt find the exports that they were built against.
+    """Check that the rebuilt modules still export what other modules were built against.
 
     Raises ScenarioError if a symbol that the package's modules export is gone or has another CRC
     (CONFIG_MODVERSIONS), and other modules of the package may use it."""

@@ -13,15 +13,15 @@ from orchestrator.kernels.apt import KNOWN_SUITES, Archive, Package
 from orchestrator.kernels.bundle import KernelBundle, release_in
 from orchestrator.scenario import DebKernel, nearest_name
 
-# A kernel package depends on much; the packages built from these sources are the kernel itself.
-# 6.12 is one package, 7.x is split into image (empty), binary, modules and base.
+# A kernel package depends on many packages. Those that are built from these sources are the kernel
+# itself: 6.12 is one package, 7.x is split into image (empty), binary, modules and base.
 _KERNEL_SOURCES = ("linux", "linux-signed-amd64")
-# Suites in which a version without a suite is looked for.
+# Suites to search if the scenario names no suite.
 _EVERYWHERE = ("trixie", "trixie-security", "trixie-backports")
 
 
 def resolved(kernel: DebKernel, cache: Cache) -> tuple[str, Archive]:
-    """Return the exact version that `kernel` means today, and the archive that has it.
+    """Return the exact version to which `kernel` resolves now, and the archive that has it.
 
     Raises ScenarioError if there is no such suite, package or version.
     """
@@ -38,8 +38,8 @@ def chosen_version(
     archive: Archive, name: str, version: str | None, suite: str | None, start: str
 ) -> str:
     """Return the newest version of the package `name` that matches `version` and `suite`; None
-    matches any. `start` is the beginning of similar names, for suggestions. Raises ScenarioError
-    if there is none."""
+    matches any. Raises ScenarioError if there is none. Its suggestions are names that begin with
+    `start`."""
     found = archive.versions(name)
     if not found:
         near = [n for n in archive.names_like(start) if not n.endswith("-dbg")]
@@ -57,7 +57,7 @@ def chosen_version(
 
 
 def suites_of(suite: str | None) -> tuple[str, ...]:
-    """Return the suites in which packages of a suite, and their dependencies, are looked for."""
+    """Return the suites to search for packages of a suite and their dependencies."""
     if suite is None:
         return _EVERYWHERE
     base, _, addition = suite.partition("-")
@@ -117,7 +117,7 @@ def _unpack(archive: Archive, packages: list[Package], folder: Path) -> None:
     for link in ("build", "source"):
         (folder / "modules" / link).unlink(missing_ok=True)
     shutil.rmtree(tree)
-    # a package's modules.dep is made when it is installed
+    # a package has no modules.dep; it is made when the package is installed
     index_modules(folder, release)
 
 

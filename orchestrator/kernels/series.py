@@ -1,4 +1,5 @@
-"""Read a series of patches from wherever it is, and check it before anything is built.
+"""Read a series of patches from files, git or lore.kernel.org, and check it before anything is
+built.
 
 read_series(series, repository, cache) -> (Patch, ...)   files, mboxes, folders, ranges, lore
 series_digest(patches)                 -> str            identifies what they do
@@ -30,8 +31,9 @@ _UNKNOWN_MAIL = ("is not known", "No messages found", "error: 404", "404 Client 
 def read_series(series: Sequence[str], repository: Path | None, cache: Cache) -> tuple[Patch, ...]:
     """Read all patches of `series`, in the order in which they are applied.
 
-    A range A..B names commits of `repository`. Raises ScenarioError if an item does not exist,
-    holds no patch, or one that cannot be read; BenchError if lore.kernel.org cannot be reached.
+    A range A..B names commits of `repository`. Raises ScenarioError if an item does not exist, or
+    if it has no patch or a patch that cannot be read; BenchError if lore.kernel.org cannot be
+    reached.
     """
     patches: list[Patch] = []
     for item in series:
@@ -44,7 +46,8 @@ def read_series(series: Sequence[str], repository: Path | None, cache: Cache) ->
 
 
 def _read(item: str, repository: Path | None, cache: Cache) -> Iterator[tuple[str, Letter]]:
-    """Return the patches of one item, each after a name of its source for error messages."""
+    """Return the patches of one item as pairs: a name of the source for error messages, and the
+    patch."""
     if is_message_id(item):
         return _from_lore(item, cache)
     try:
@@ -129,8 +132,8 @@ def _from_folder(folder: Path) -> Iterator[tuple[str, Letter]]:
 
 
 def _is_one_series(found: Sequence[Letter]) -> bool:
-    """True if the letters are the numbered mails of one series, saved one by one: their numbers
-    give the order, not the files' names."""
+    """True if the letters are the numbered mails of one series, saved one by one. Then the numbers
+    give the order, and the names of the files do not matter."""
     numbers = {letter.number for letter in found}
     return None not in numbers and len(numbers) == len(found) and (
         len({(letter.total, letter.version) for letter in found}) == 1
@@ -144,7 +147,8 @@ def _by_number(path: Path) -> list[tuple[int, str]]:
 
 
 def _listed(listing: Path) -> Iterator[Path]:
-    """Yield the patches that quilt's file names: `NAME [-p1]` on a line, # before a comment."""
+    """Yield the paths of the patches that quilt's file `series` lists. Its lines are `NAME [-p1]`;
+    # begins a comment."""
     any_ = False
     for number, line in enumerate(_content(listing).decode("utf-8", "replace").splitlines(), 1):
         name, *options = re.sub(r"(^|\s)#.*", "", line).split() or [""]
@@ -205,8 +209,8 @@ def _commits(git: Git, *which: str) -> list[tuple[str, str]]:
 def _diffs(
     git: Git, item: str, commits: Sequence[tuple[str, str]]
 ) -> Iterator[tuple[str, Letter]]:
-    """Yield the diff of each commit that changes something. Uses `git diff-tree`: the user's
-    settings have no effect on it."""
+    """Yield the diff of each commit that changes something. The user's git settings have no effect
+    on `git diff-tree`."""
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "diffs"
         git.run(
@@ -217,7 +221,8 @@ def _diffs(
         )  # fmt: skip
         content = output.read_bytes()
     shas = b"|".join(sha.encode() for sha, _ in commits)
-    # the id alone on a line begins a commit's diff; within one, lines begin with +, -, space, ...
+    # A line with only the id begins a commit's diff. No line within a diff is like that: they
+    # begin with +, -, space, ...
     parts = re.split(rb"(?m)^(" + shas + rb")\n", content)
     diffs = dict(zip(parts[1::2], parts[2::2], strict=True))
     for sha, subject in commits:
@@ -226,7 +231,8 @@ def _diffs(
 
 
 def _from_lore(item: str, cache: Cache) -> Iterator[tuple[str, Letter]]:
-    """Yield the patches that b4 finds by a message-id: the newest version in the mail's thread.
+    """Yield the patches that b4 finds for a message-id: the newest version of the series in that
+    thread.
 
     They are fetched once and kept in the cache by their message-id."""
     message_id = item.strip("<>")

@@ -1,6 +1,6 @@
-"""A run as KCIDB objects (schema 5.3 of kcidb-io), for KernelCI's database: each arm's kernel as a
-checkout and a build; as tests the run's verdict, each metric of each arm with its number, and each
-trial.
+"""A run as KCIDB objects (schema 5.3 of kcidb-io), for KernelCI's database. Each arm's kernel is a
+checkout and a build. The tests are the run's verdict, each metric of each arm with its number, and
+each trial.
 
 A run that is submitted twice gives the same objects: a kernel's id is made from its content, a
 test's from the run's evidence. All times are those recorded in the evidence.
@@ -39,7 +39,8 @@ class _Test(NamedTuple):
 def kcidb_objects(
     scenario: Scenario, comparison: Comparison, plan: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return kcidb.json, which KernelCI takes as a submission. `plan` is plan.json."""
+    """Return the content of kcidb.json, which can be submitted to KernelCI. `plan` is
+    plan.json."""
     of_run = suite(scenario, comparison, plan)
     kernels = {arm: f"{ORIGIN}:{plan['kernels'][arm]['digest']}" for arm in ARMS}
     comments = {kernels[arm]: line_of(kernel_of(comparison, arm)) for arm in ARMS}
@@ -64,7 +65,8 @@ def kcidb_objects(
 
 
 def _tests(comparison: Comparison, of_run: Suite) -> Iterator[_Test]:
-    """Yield the tests of a run. A comparison of the arms is a finding about the candidate."""
+    """Yield the tests of a run. The result of comparing the arms belongs to the candidate's
+    test."""
     verdict, *others = of_run.cases
     bench_failed = of_run.exit_code == BenchError.exit_code
     yield _Test("candidate", "verdict", "verdict", _judged(verdict, bench_failed))
@@ -90,8 +92,8 @@ def _tests(comparison: Comparison, of_run: Suite) -> Iterator[_Test]:
 
 
 def _judged(case: Case, bench_failed: bool) -> dict[str, Any]:
-    """Return the status and the comment of a case. DONE: it ran, and says nothing of the kernel.
-    MISS: the bench failed. ERROR: its result cannot be trusted."""
+    """Return the status and the comment of a case. DONE: it ran, but does not judge the kernel.
+    MISS: the bench failed. ERROR: the result cannot be trusted."""
     status = {"passed": "PASS", "failed": "FAIL"}.get(case.outcome)
     if status is None:
         status = "MISS" if bench_failed else "DONE" if case.reason == "inconclusive" else "ERROR"

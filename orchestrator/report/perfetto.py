@@ -1,7 +1,7 @@
 """A guest boot's timeline as a Perfetto trace, for ui.perfetto.dev and trace_processor.
 
-Importing this module loads Perfetto's protobuf, which takes longer than writing a trace does:
-import it where a file is written.
+Importing this module loads Perfetto's protobuf, which takes longer than writing a trace does. So
+import it only where a file is written.
 """
 
 from __future__ import annotations
@@ -33,17 +33,18 @@ _SCALES = {
 
 
 def perfetto_trace(timeline: Timeline) -> bytes:
-    """Return the trace: the same bytes for the same timeline. The traces of several timelines, one
-    after another, are one trace.
+    """Return the trace, always the same bytes for the same timeline. The traces of several
+    timelines can be concatenated into one trace.
 
     A timestamp is nanoseconds since QEMU's exec; on an exact host, instructions. Packets name no
-    clock, and there is no ClockSnapshot: a reader then takes timestamps for the trace's own time,
-    as they are. A snapshot would tie them to a clock of a machine, and emulated seconds and
-    instructions are on none; a clock scoped to the sequence could not be read without a snapshot.
-    The name of the outermost track says what a second stands for.
+    clock, and there is no ClockSnapshot, so a reader takes the timestamps as the trace's own time.
+    A snapshot would tie them to a machine's clock, but emulated seconds and instructions belong to
+    no such clock. A clock scoped to the sequence cannot be read without a snapshot. The name of
+    the outermost track says what a second stands for.
 
-    Nothing is before QEMU's exec. What overlaps its predecessor on a track begins where that ends:
-    phases do not overlap, and QEMU does one map or unmap at a time, so this is rounding.
+    Nothing is before QEMU's exec. If a slice overlaps its predecessor on a track, it begins at the
+    predecessor's end. Such an overlap is only rounding, because phases do not overlap, and QEMU
+    does one map or unmap at a time.
     """
     head = f"{timeline.trial} {timeline.guest}, host {timeline.release}"
     trace = _Writer(f"{head} ({_SCALES[timeline.unit]})")
@@ -106,7 +107,7 @@ class _Slice:
 
 
 class _Writer:
-    """Tracks below one root track, which has their common name and no events."""
+    """Writes tracks below one root track. The root has their common name and no events."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -115,8 +116,8 @@ class _Writer:
         self._root = self._track(TrackDescriptor(child_ordering=TrackDescriptor.EXPLICIT), name)
 
     def slices(self, track: str, slices: Iterable[_Slice]) -> None:
-        """Add slices to a track. A slice's parts are within it, one after another from its start;
-        `other` is the rest."""
+        """Add slices to a track. The parts of a slice are drawn within it, one after another from
+        its start. The rest of the slice is named `other`."""
         if not (ordered := sorted(slices, key=lambda s: (s.start, s.seconds))):
             return
         uuid, free = self._child(track), 0
@@ -166,8 +167,8 @@ class _Writer:
         return self._track(descriptor, name)
 
     def _track(self, descriptor: TrackDescriptor, name: str) -> int:
-        """Add a track and return its uuid. It is made from the names, so tracks of several boots
-        in one file stay apart."""
+        """Add a track and return its uuid. The uuid is made from the names, so that tracks of
+        several boots in one file have different uuids."""
         digest = sha256(f"{self._name}\n{name}".encode()).digest()
         descriptor.name, descriptor.uuid = name, int.from_bytes(digest[:7])
         self._descriptors.append(

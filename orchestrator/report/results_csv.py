@@ -1,5 +1,5 @@
-"""A run as a row of a table over many runs, in the form that Apache Otava reads to find the night
-from which on a kernel is slower.
+"""A run as one row of a table with a row for each run. Apache Otava reads such tables to find the
+night since which a kernel is slower.
 
 Otava takes one file for each test, a row for each night, and no gaps: one missing value silently
 keeps it from seeing any change of that metric. So a run in which not everything was measured has

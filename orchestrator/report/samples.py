@@ -47,8 +47,9 @@ def samples(comparison: Comparison, metric: MetricComparison) -> list[Dots]:
 
 
 def thinned(dots: Sequence[Dot], most: int) -> tuple[Dot, ...]:
-    """Return at most `most` of them (an even number): the lowest and the highest of equal spans of
-    the run, so that neither an outlier nor a drift is lost."""
+    """Return at most `most` dots (`most` is even). The run is cut into spans of equal length, and
+    the lowest and the highest dot of each span are kept, so that neither an outlier nor a drift is
+    lost."""
     if len(dots) <= most:
         return tuple(dots)
     spans = most // 2
@@ -61,5 +62,5 @@ def thinned(dots: Sequence[Dot], most: int) -> tuple[Dot, ...]:
 
 
 def values_of(metric: MetricComparison, role: Role) -> Sequence[float]:
-    """Return the value of each trial that counts."""
+    """Return the metric's values from the trials of one role that count."""
     return {"baseline": metric.baseline, "candidate": metric.candidate}.get(role, metric.controls)

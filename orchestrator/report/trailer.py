@@ -43,8 +43,9 @@ def trailer(
 
 
 def worse(comparison: Comparison) -> list[MetricComparison]:
-    """Return the metrics that regressed besides those that decide. A metric with several points is
-    there once: by the one with the plain name, else by the one that regressed most."""
+    """Return the metrics that regressed, apart from those that decide the verdict. A metric with
+    several points appears once: with the point of the plain name if that one regressed, else with
+    the point that regressed most."""
     found: dict[str, list[MetricComparison]] = {}
     for metric in comparison.metrics:
         if metric.verdict == "regressed" and metric.name not in comparison.deciding:
@@ -101,13 +102,14 @@ def _configuration(
 
 
 def _condition(comparison: Comparison, name: str) -> str:
-    """Return the condition's values, from every trial that has one."""
+    """Return the different values of a condition in all trials, joined by "and"."""
     values = (result.conditions.get(name) for result in comparison.results)
     return " and ".join(dict.fromkeys(filter(None, values)))
 
 
 def _tag(scenario: Scenario, comparison: Comparison, tester: str | None) -> str:
-    """Return the tag, by which somebody stands for the result, or the reason why there is none."""
+    """Return the tag with the name of the person who vouches for the result, or the reason why
+    there is no tag."""
     said = _no_tag(scenario, comparison)
     if said:
         return f"(no Tested-by: {said})"

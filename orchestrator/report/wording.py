@@ -54,8 +54,8 @@ SOURCES: dict[Metric, str] = {
 
 
 def attempts_said(result: TrialResult) -> list[str]:
-    """Return why a trial was attempted again, each time, and how the other arm's attempts beside
-    it went: `guest-hang (undecided)`, `baseline beside it: went well`."""
+    """Return a text for each attempt that was repeated: why, and how the other arm's attempts
+    beside it went: `guest-hang (undecided)`, `baseline beside it: went well`."""
     *_, last = result.attempts
     said = []
     for attempt in result.repeated:
@@ -130,8 +130,8 @@ def said_of(guest: Guest) -> str:
 
 
 def label(metric: MetricComparison, accel: str, guest_accels: Set[str]) -> str:
-    """Return what follows a metric's values: ` (instructions)`, ` (emulated)`, or nothing if
-    hardware took the time."""
+    """Return what follows a metric's values: ` (instructions)`, ` (emulated)`, or nothing if the
+    time is real hardware's."""
     if metric.unit == "Ginsn":
         return " (instructions)"
     by_guest = metric.name.startswith("guest_") and "tcg" in guest_accels

@@ -41,14 +41,14 @@ def unload_kexec(what: dict[str, Any]) -> str:
 
 
 def grub_entry(prefix: str, name: str, kernel: str, initrd: str, cmdline: str) -> str:
-    """Return a menu entry for GRUB, which reads kernel and initramfs from any disk in the way that
-    grub-mkconfig would have it read them.
+    """Return a menu entry for GRUB. The entry finds the disk of the kernel and the initramfs in
+    the same way as an entry that grub-mkconfig makes.
 
-    If GRUB could not load one of them, it would wait for a key in its menu. This entry restarts
-    the machine instead, into the default entry."""
+    If GRUB cannot load one of them, it normally waits for a key in its menu. This entry restarts
+    the machine instead, so that GRUB boots the default entry."""
 
     def probed(target: str) -> list[str]:
-        """Return the words that grub-probe prints about the kernel's place."""
+        """Return the words that grub-probe prints about the disk of the kernel."""
         return machine.run(
             f"{prefix}-probe", f"--target={target}", str(machine.at(kernel))
         ).split()
@@ -65,7 +65,7 @@ def grub_entry(prefix: str, name: str, kernel: str, initrd: str, cmdline: str) -
     words = " ".join(map(_quoted, cmdline.split()))
     lines += [*_when(f"linux {relative(kernel)} {words}", start), "reboot"]
     body = "".join(f"\t{line}\n" for line in lines)
-    # unrestricted: if the menu has a password, nobody is there to type it
+    # --unrestricted: boot without the menu's password, because nobody is there to type it
     return f"menuentry 'barometer' --unrestricted --id {name} {{\n{body}}}\n"
 
 
@@ -80,7 +80,7 @@ def _quoted(word: str) -> str:
 
 
 def plan_grub_next(entry: str, prefix: str, folder: str) -> dict[str, Any]:
-    """Plan the entry of the next boot. GRUB itself clears it when it boots: so it expires."""
+    """Plan the entry of the next boot. It applies once, because GRUB clears it when it boots."""
     return {"entry": entry, "prefix": prefix, "folder": folder,
             "former": means.grub_variable(folder, GRUB_NEXT)}  # fmt: skip
 

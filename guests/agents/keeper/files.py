@@ -1,4 +1,5 @@
-"""Files of barometer's on the machine: made below a few folders only, and put back as before."""
+"""Make barometer's files on the machine, below a few folders only, and put back what was there
+before."""
 
 from __future__ import annotations
 
@@ -17,8 +18,8 @@ _GUEST_LOG = "/var/log/libvirt/qemu/barometer-guest-"
 
 
 def plan_claim(paths: list[str]) -> dict[str, Any]:
-    """Plan files or folders that are going to be made, and that nobody but barometer uses. Raises
-    RefusedError if one exists, unless it is left from a run whose journal is lost."""
+    """Plan files or folders that barometer is going to make for itself. Raises RefusedError if one
+    exists, unless a run whose journal is lost has left it."""
     named = {path for entry in Journal().entries for path in entry.what.get("paths", ())}
     for path in paths:
         check(path)
@@ -28,7 +29,7 @@ def plan_claim(paths: list[str]) -> dict[str, Any]:
 
 
 def _is_ours(path: str) -> bool:
-    """True if nobody but barometer makes such a file: the log of its guest."""
+    """True if the file is the log of one of barometer's guests, which nobody else makes."""
     there = machine.at(path)
     return path.startswith(_GUEST_LOG) and there.is_file() and not there.is_symlink()
 
@@ -47,8 +48,8 @@ def unclaim(what: dict[str, Any]) -> str:
 
 
 def _sync_removal(there: Path) -> None:
-    """Bring a removal to the disk, before the journal records it: an EFI system partition is
-    another file system than the journal's."""
+    """Write a removal to the disk before the journal records it. This is needed because an EFI
+    system partition and the journal are on different file systems."""
     if there.parent.is_dir():
         machine.sync_folder(there.parent)
 
@@ -81,8 +82,8 @@ def put(what: dict[str, Any]) -> None:
 
 
 def unput(what: dict[str, Any]) -> str:
-    """Put the file back as it was. If somebody else has changed it since, their file stays, and
-    only what was put there is taken out."""
+    """Put the file back as it was. If somebody else has changed the file since, keep their file,
+    and remove only the text that barometer added to it."""
     path, former = what["path"], what["former"]
     check(path)
     there = machine.at(path)
@@ -109,13 +110,13 @@ def unput(what: dict[str, Any]) -> str:
 
 
 def missing(path: str) -> list[str]:
-    """Return those of a file's folders that do not exist, the innermost first."""
+    """Return the folders above a file that do not exist, the innermost first."""
     return [str(folder) for folder in Path(path).parents if not machine.at(str(folder)).exists()]
 
 
 def remove_empty(path: str, folders: list[str]) -> None:
-    """Remove folders of a file that were missing before, unless somebody else has put something
-    there since."""
+    """Remove the folders that were made for a file, unless somebody else has put something there
+    since."""
     for folder in folders:
         there = machine.at(folder)
         is_its = Path(folder) in Path(path).parents
@@ -124,8 +125,8 @@ def remove_empty(path: str, folders: list[str]) -> None:
 
 
 def check(path: str) -> None:
-    """Raise RefusedError if barometer may not have a file there. The real place of its folder
-    counts, too: a link may lead elsewhere."""
+    """Raise RefusedError if barometer may not have a file at this path. The folder's real path
+    must be allowed, too, because a link may lead elsewhere."""
     root = os.path.realpath(machine.at("/")).rstrip("/")
     real = os.path.realpath(machine.at(path).parent).removeprefix(root)
     is_plain = os.path.normpath(path) == path and path.isprintable()

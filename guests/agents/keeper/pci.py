@@ -104,7 +104,7 @@ def _attach(address: str, driver: str) -> None:
 
 
 def _command(address: str) -> int | None:
-    """Return the command register; None if the configuration space cannot be read so far."""
+    """Return the command register, or None if it cannot be read."""
     try:
         config = machine.at(f"{_folder(address)}/config").read_bytes()
     except OSError:
@@ -127,9 +127,9 @@ def _set_command(address: str, value: int) -> None:
 
 
 def _restore_command(address: str, former: int | None, *, whole: bool) -> None:
-    """Restore the command register: the `whole` of it if no driver had the function. Otherwise
-    only the bit that `_prove_decode` changes, because it may have been killed over that: the
-    driver sets the rest itself."""
+    """Restore the command register. With `whole` (no driver had the function) every bit is
+    restored. Otherwise only the memory bit is, which `_prove_decode` changes and may have left
+    changed if it was killed. The driver sets the other bits itself."""
     now = _command(address)
     if former is None or now is None:
         return

@@ -1,5 +1,5 @@
-"""Make an entry of systemd-boot's for one boot: a type #1 entry of the Boot Loader Specification
-(uapi-group.org), with the kernel beside it, on the partition that systemd-boot reads."""
+"""Make an entry of systemd-boot for one boot: a type #1 entry of the Boot Loader Specification
+(uapi-group.org). The kernel is stored beside it, on the partition that systemd-boot reads."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from keeper import files, machine, means
 from keeper.machine import RefusedError
 
 _SPARE_BYTES = 1 << 20
-"""Room for the entry, the folder and what is lost in a file's last cluster."""
+"""Spare room for the entry, the folder and the unused part of each file's last cluster."""
 _EFI_PROGRAM = b"MZ"
-"""First bytes of a kernel with CONFIG_EFI_STUB (Documentation/admin-guide/efi-stub.rst);
-systemd-boot starts no other."""
+"""First bytes of a kernel with CONFIG_EFI_STUB (Documentation/admin-guide/efi-stub.rst).
+systemd-boot can start no other kernel."""
 
 
 def plan_entry(
@@ -53,9 +53,10 @@ def _check_room(folder: str, paths: list[str]) -> None:
 
 
 def make_entry(what: dict[str, Any]) -> None:
-    """Write the kernel and the entry. It has no sort-key, so systemd-boot puts it after all that
-    have one: a machine whose default is not named takes the first (systemd-boot(7)). Raises
-    RefusedError if that would be this one: it would be booted again and again."""
+    """Write the kernel and the entry. The entry has no sort-key, so systemd-boot sorts it after
+    all entries that have one. A machine without a configured default boots the first entry
+    (systemd-boot(7)). Raises RefusedError if that is this entry, because the machine would boot it
+    again and again."""
     name, folder, conf = what["name"], machine.at(what["folder"]), machine.at(what["conf"])
     folder.mkdir()
     machine.sync_folder(folder.parent)
@@ -81,8 +82,8 @@ def remove_entry(what: dict[str, Any]) -> str:
 
 
 def plan_oneshot(entry: str) -> dict[str, Any]:
-    """Plan to choose the entry. systemd-boot itself deletes the choice when it boots: so it
-    expires."""
+    """Plan to choose the entry for the next boot. It applies once, because systemd-boot deletes
+    the choice when it boots."""
     return {"entry": entry}
 
 
@@ -96,8 +97,8 @@ def set_oneshot(what: dict[str, Any]) -> None:
 
 
 def unset_oneshot(what: dict[str, Any]) -> str:
-    """Take the choice back. If its variable can be read at all, systemd-boot has not deleted it; a
-    kernel without EFI variables (PREEMPT_RT) has none to read."""
+    """Take the choice back if its EFI variable still has it, that is, if systemd-boot has not
+    deleted it. A kernel without EFI variables (PREEMPT_RT) cannot read it, and nothing is done."""
     if means.loader_variable(means.ONESHOT) == what["entry"]:
         machine.run("bootctl", "set-oneshot", "")
     return f"systemd-boot: {what['entry']} is not chosen for the next boot"

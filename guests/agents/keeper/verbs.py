@@ -1,8 +1,8 @@
-"""Answer a request to the keeper: one JSON document each, on standard input and output.
+"""Answer one request to the keeper: a JSON document on standard input, and one on standard output.
 
 A refusal is {"refused": REASON, "message": TEXT, ...}. All verbs but `status`, `detect` and
-`acquire` need the `token` of a live lease; `renew`, `confirm` and `release` take one that has
-expired, too, as long as nobody else has taken over.
+`acquire` need the `token` of a live lease; `renew`, `confirm` and `release` also accept the token
+of an expired lease, as long as nobody else has taken the resources over.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ def detect(_: Request) -> Answer:
 
 
 def acquire(request: Request) -> Answer:
-    """Grant a lease. `unfinished` is true if somebody's changes are to be put back before anything
-    else."""
+    """Grant a lease. `unfinished` is true if changes of an earlier run have to be put back before
+    anything else."""
     journal = Steps(0).journal
     lease = leases.grant(
         request["resources"], request["owner"], request["ttl"], request["takeover"], journal
@@ -64,7 +64,8 @@ def renew(request: Request) -> Answer:
 
 
 def release(request: Request) -> Answer:
-    """Give the lease back; the last one takes all that barometer has on the machine with it."""
+    """Give the lease back. With the last lease, everything that barometer has on the machine is
+    removed."""
     lease = leases.of_token(request["token"])
     journal = Steps(lease.token).journal
     mine = [entry for entry in journal.entries if entry.token == lease.token]
@@ -96,8 +97,8 @@ def leased(
 
 
 def confirm(steps: Steps, lease: leases.Lease, _: Request) -> Answer:
-    """Take note that the machine is there again after a boot, across which the lease was extended.
-    `notes` says what is to be known of the machine."""
+    """Record that the machine was reached after a boot. The lease, which was extended across the
+    boot, gets its usual length again. `notes` in the answer is for the user."""
     lease.extend(lease.ttl)
     deadman.confirm(steps)
     armed = [entry.what for entry in steps.journal.entries if entry.kind == "watchdog"]
@@ -105,7 +106,8 @@ def confirm(steps: Steps, lease: leases.Lease, _: Request) -> Answer:
 
 
 def _stopped(steps: Steps, what: dict[str, Any]) -> list[str]:
-    """Stop a watchdog. Return why it is not stopped and may restart the machine, if so."""
+    """Stop a watchdog. If that fails, return the reason, because the watchdog may restart the
+    machine."""
     try:
         if watchdog.found_again(what) is None and what["driver"]:
             steps.take("modules", names=[what["driver"]])
@@ -116,7 +118,7 @@ def _stopped(steps: Steps, what: dict[str, Any]) -> list[str]:
 
 
 def step(kind: str) -> Callable[[Request], Answer]:
-    """Return a verb that makes one change."""
+    """Return a verb that makes one change of the kind `kind`."""
 
     def take(steps: Steps, _: leases.Lease, request: Request) -> Answer:
         _refuse_unfinished(steps)
@@ -155,8 +157,8 @@ def say_last_words(steps: Steps, _: leases.Lease, __: Request) -> Answer:
 
 
 def put_back(steps: Steps, lease: leases.Lease, request: Request) -> Answer:
-    """Put changes back as `Steps.put_back` does; with `volatile` only those that a boot would
-    void. Changes under another's live lease are not touched."""
+    """Put changes back as `Steps.put_back` does; with `volatile` only those that a boot would undo
+    anyway. Changes under another live lease are left alone."""
     theirs = {other.token for other in leases.live()} - {lease.token}
     answer = steps.put_back(
         lambda entry: entry.token not in theirs and entry.kind != "kernel"

@@ -1,5 +1,5 @@
-"""Arm a hardware watchdog that runs on across a boot: it restarts a machine whose kernel hangs
-before its own driver takes the watchdog over."""
+"""Arm a hardware watchdog that runs on across a boot. It restarts the machine if the new kernel
+hangs before its driver takes the watchdog over."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ SETTIMEOUT = 0xC0045706
 GETTIMELEFT = 0x8004570A
 """WDIOC_GETTIMELEFT, in the same file."""
 _HAS_NOT = (errno.EOPNOTSUPP, errno.ENOTTY)
-"""Errors of a driver that does not have an ioctl (watchdog_get_timeleft of watchdog_dev.c;
-ioctl(2))."""
+"""errno values from a driver that does not implement an ioctl (watchdog_get_timeleft of
+watchdog_dev.c; ioctl(2))."""
 LEAST_SECONDS = leaving.CLEAN_SECONDS + 60
-"""Shortest time of a watchdog: it is armed before the machine is taken down, and must not bite
-while that goes well."""
+"""Shortest timeout of a watchdog. It is armed before the machine is shut down, and must not
+restart the machine during a normal shutdown."""
 _COUNTED_SECONDS = 5
-"""Tolerance of the time left: seconds may be gone, or be less than a tick of the hardware."""
+"""Tolerance of the time left: some seconds may have passed, and the hardware may count in coarser
+steps."""
 STOP_ON_REBOOT = "/sys/module/watchdog/parameters/stop_on_reboot"
 """0: the kernel leaves watchdogs running (watchdog_core.c); -1: each driver decides."""
 CLASS = "/sys/class/watchdog"
@@ -33,7 +34,8 @@ _SOFTWARE = "softdog"
 
 def watchdogs() -> list[dict[str, str | None]]:
     """Return the facts of each watchdog, as in Documentation/ABI/testing/sysfs-class-watchdog.
-    `driver` is the name of its module, `why` says what keeps it from watching over a boot."""
+    `driver` is the name of its module. `why` is the reason why it cannot be used across a boot, or
+    empty."""
     devices = sorted(folder.name for folder in machine.at(CLASS).glob("watchdog*"))
     return [_facts(device) for device in devices]
 
@@ -68,8 +70,8 @@ def _driver(device: str) -> str | None:
 
 
 def plan(device: str, seconds: int) -> dict[str, Any]:
-    """Plan to arm a watchdog. Raises RefusedError if somebody uses it, or it could not be stopped
-    again."""
+    """Plan to arm a watchdog. Raises RefusedError if somebody uses it, or if it could not be
+    stopped again."""
     for found in watchdogs():
         if found["device"] == device:
             break
@@ -82,8 +84,8 @@ def plan(device: str, seconds: int) -> dict[str, Any]:
 
 def arm(what: dict[str, Any]) -> None:
     """Arm the watchdog, and close it without the magic V, so that it runs on
-    (Documentation/watchdog/watchdog-api.rst). Raises RefusedError if the hardware takes no time
-    that is long enough."""
+    (Documentation/watchdog/watchdog-api.rst). Raises RefusedError if the hardware accepts no
+    timeout that is long enough."""
     with machine.writable(f"/dev/{what['device']}") as file:
         longest = max(what["seconds"], LEAST_SECONDS)
         if not any(_takes(file, seconds) for seconds in (longest, LEAST_SECONDS)):
@@ -110,10 +112,11 @@ def _takes(file: int, seconds: int) -> bool:
 
 
 def _left(file: int) -> int | None:
-    """Return the seconds that the hardware itself counts; None if its driver does not tell.
+    """Return the seconds that are left on the hardware's own counter, or None if its driver cannot
+    tell.
 
-    If the hardware can count to less than the time it was given, the kernel delays the end
-    (max_hw_heartbeat_ms, watchdog_dev.c), but no kernel does so during a boot."""
+    For a timeout that is longer than the hardware can count, the running kernel pings the hardware
+    in between (max_hw_heartbeat_ms, watchdog_dev.c). During a boot no kernel does so."""
     try:
         left = fcntl.ioctl(file, GETTIMELEFT, struct.pack("i", 0))
     except OSError as exc:
@@ -131,8 +134,9 @@ def found_again(what: dict[str, Any]) -> dict[str, str | None] | None:
 
 
 def disarm(what: dict[str, Any]) -> str:
-    """Stop the watchdog. Its driver may not know that it runs, but does once it is opened. Raises
-    RefusedError if it is not there, or has nowayout and would run on if it were opened."""
+    """Stop the watchdog. Its driver may not know that the watchdog runs until it is opened. Raises
+    RefusedError if there is no such watchdog, or if it has nowayout, so that it would run on after
+    it was opened."""
     found = found_again(what)
     if found is None:
         raise RefusedError("watchdog", f"there is no {what['identity']}")
