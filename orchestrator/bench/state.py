@@ -178,9 +178,14 @@ def clean(root: Path | None = None) -> Iterator[str]:
     not proven to have ended is left alone."""
     root = root or default_root()
     for path in sorted(root.glob("*.json")):
-        # open for as long as it is looked at: what is locked is what was read
-        with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
-            yield from _clean_run(path, file.read(), locked=_is_locked(file))
+        try:
+            # open for as long as it is looked at: what is locked is what was read
+            with path.open("rb") as file:
+                yield from _clean_run(path, file.read(), locked=_is_locked(file))
+        except FileNotFoundError:  # its run has just ended
+            continue
+        except OSError as exc:  # which keeps no other run from being cleaned
+            yield f"{path}: cannot be read or removed ({exc.strerror}); left alone"
 
 
 def _clean_run(path: Path, content: bytes, *, locked: bool) -> Iterator[str]:
