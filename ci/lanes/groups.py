@@ -22,6 +22,8 @@ class Group:
     """Names of `versions.VERSIONS`."""
     process: str
     """The process that its tests run in."""
+    workers: int = 1
+    """How many of its tests run at the same time."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,7 @@ def read_groups(file: Path = FILE) -> Groups:
             Group(
                 name=name, tests=tuple(keys["tests"]), depends=tuple(depends),
                 versions=tuple(keys["versions"]), process=keys.get("process", name),
+                workers=keys.get("workers", 1),
             )
         )  # fmt: skip
     tests = [test for group in groups for test in group.tests]
