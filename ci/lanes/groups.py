@@ -63,8 +63,11 @@ class Groups:
 
 
 def read_groups(file: Path = FILE) -> Groups:
-    """Raises ValueError for a set that does not exist, and for a file of two groups."""
-    content = tomllib.loads(file.read_text())
+    """Raises ValueError for a set that does not exist, a file of two groups, what is no TOML."""
+    try:
+        content = tomllib.loads(file.read_text())
+    except ValueError as exc:
+        raise ValueError(f"{file}: {exc}") from exc
     sets: dict[str, list[str]] = content["sets"]
     groups = []
     for name, keys in content["groups"].items():
