@@ -144,6 +144,8 @@ FOLDERS = _rows(
      f"{_W}[state-denied]", ("/state",), 20),
     ("the folder of the runs' records is a file", "user", 2, "path", f"{_W}[state-is-a-file]",
      ("/state",), 20),
+    ("/dev/shm is full, and the device's file there is sparse", "nobody", 3, _REACH,
+     f"{_W}[shm-full]", ("BAROMETER_MIRROR",), 20),
     ("/dev/shm is read-only", "bench", 3, "shm", f"{_W}[shm-read-only]", ("/dev/shm",), 20),
     ("a run that is judged is read-only", "nobody", 0, "",
      "test_report_of_somebody_elses_run[read-only]", ("not saved", "work/run"), 20),
@@ -332,6 +334,12 @@ RECORDS = _rows(
     ("a histogram is empty", "bench", 4, "bad-histogram", f"{_C}[histogram-empty]", ("lookup",),
      20),
     ("the samples of the maps are cut", "bench", 4, _BAD, f"{_C}[map-cut]", ("map.json",), 20),
+    ("the tests' budgets are damaged", "user", 2, "", "test_record_of_the_tests[budget]",
+     ("ci/budget.toml",), 10),
+    ("the tests' groups are damaged", "user", 2, "", "test_record_of_the_tests[groups]",
+     ("ci/groups.toml",), 10),
+    ("the tests' proofs are damaged", "user", 2, "", "test_record_of_the_tests[proofs]",
+     ("ci/proofs.toml", "restore"), 10),
     judged=True,
 )  # fmt: skip
 

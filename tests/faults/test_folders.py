@@ -113,6 +113,7 @@ FOLDERS: dict[str, tuple[tuple[str, ...], Prepare]] = {
     "state-read-only": (RUN, lambda place: namespace(read_only(place.state))),
     "state-denied": (RUN, lambda place: denied(place.state)),
     "state-is-a-file": (RUN, lambda place: as_a_file(place.state)),
+    "shm-full": (RUN, lambda _: namespace(disk(Path("/dev/shm"), full=True))),
     "shm-read-only": (RUN, lambda _: namespace(read_only(Path("/dev/shm")))),
 }
 

@@ -6,6 +6,8 @@ from __future__ import annotations
 import gzip
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ import pytest
 
 from orchestrator.bench.owner import Owner
 from orchestrator.bench.state import token_prefix
-from tests.faults.place import Fault, Place
+from tests.faults.place import ROOT, Ended, Fault, Place
 from tests.unit.recorded import MEASURED, TRACE, rewrite, sealed
 
 Damage = Callable[[Path], object]
@@ -158,6 +160,28 @@ def test_damaged_run_is_taken_up(fault: Fault) -> None:
     shutil.copy(scenario, run / "scenario.toml")
     cut(run / "plan.json")
     fault.ends("run", scenario, "--out", run)
+
+
+# of the tests themselves ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["budget", "groups", "proofs"])
+def test_record_of_the_tests(fault: Fault, name: str) -> None:
+    """Nothing is tested by what cannot be read."""
+    place = fault.place
+    for path in (ROOT / "ci").rglob("*"):
+        if path.suffix in (".py", ".toml") and "bench" not in path.parts:
+            there = place.work / path.relative_to(ROOT)
+            there.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, there)
+    with (place.work / f"ci/{name}.toml").open("a") as file:
+        file.write("\nmain-job = 4 = 00\n")
+    program = [sys.executable, "-m", "ci.lanes", "--prove", "faults"]
+    ran = subprocess.run(
+        program, cwd=place.work, env=place.environment | {"PYTHONPATH": f"{place.work}:{ROOT}"},
+        capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    fault.ended(Ended(ran.returncode, ran.stdout, ran.stderr, 0.0))
 
 
 # records of runs -----------------------------------------------------------------------------
