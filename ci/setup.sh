@@ -42,7 +42,8 @@ running=(
 #   openssh-server                   the ssh lane
 #   fdisk mtools                     the EFI system partition of the metal tests' machine
 #   procps                           tests that look for what a run left behind
-for_tests=(make openssh-server fdisk mtools procps)
+#   gnupg                            a mirror that is signed
+for_tests=(make openssh-server fdisk mtools procps gnupg)
 #   chromium                         the browser lane: reports as a reader sees them
 for_late=(chromium)
 # On Debian 12 these come from bookworm-backports: its own QEMU (7.2) neither aligns BAR mappings

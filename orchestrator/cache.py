@@ -31,6 +31,7 @@ from orchestrator.progress import waiting_for
 
 log = logging.getLogger("barometer.cache")
 _ROOM = 8 << 20
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 ENTRY = "entry.json"
 VERIFIED = "verified.json"
 
@@ -81,11 +82,11 @@ class Cache:
         digest = digest_of(key)
         place = self.folder(kind) / digest
         with self.held(f"{kind}/{digest}"):
-            if place.exists():
+            if os.path.lexists(place):
                 if (wrong := self._damage(place)) is None:
                     return place
                 log.warning("cache: %s is damaged (%s); building it again", place, wrong)
-                shutil.rmtree(place)
+                _remove_entry(place)
             self._sweep(kind, digest)
             beside = Path(tempfile.mkdtemp(prefix=f".{digest}.", dir=place.parent))
             try:
@@ -94,7 +95,7 @@ class Cache:
                 beside.rename(place)
             except OSError as exc:
                 # shutil.Error, which collects the errors of a whole tree, has no errno
-                if exc.errno in (errno.ENOSPC, errno.EDQUOT) or is_full(str(exc)):
+                if exc.errno in NO_SPACE or is_full(str(exc)):
                     raise disk_full(self.root) from exc
                 raise
             finally:
@@ -129,25 +130,40 @@ class Cache:
 
     def _damage(self, place: Path) -> str | None:
         """Return what is wrong with an entry, or None."""
-        try:
-            files = json.loads((place / ENTRY).read_text())["files"]
-        except (OSError, ValueError, KeyError):
+        files = _object_in(place / ENTRY).get("files")
+        if not isinstance(files, dict) or not all(isinstance(f, dict) for f in files.values()):
             return f"{ENTRY} cannot be read"
-        try:
-            known = json.loads((place / VERIFIED).read_text())
-        except (OSError, ValueError):
-            known = {}
+        known = _object_in(place / VERIFIED)
         try:
             now = _stamps(place, files)
-        except OSError as exc:
+            changed = [name for name in files if known.get(name) != now[name]]
+            for name in changed:
+                if sha256_file(place / name) != files[name].get("sha256"):
+                    return f"{name} does not have its recorded sha256"
+        except FileNotFoundError as exc:
             return f"{exc.filename} is missing"
-        changed = [name for name in files if known.get(name) != now[name]]
-        for name in changed:
-            if sha256_file(place / name) != files[name]["sha256"]:
-                return f"{name} does not have its recorded sha256"
+        except OSError as exc:
+            return f"{exc.filename} cannot be read: {exc.strerror}"
         if changed:
             (place / VERIFIED).write_text(json.dumps(now))
         return None
+
+
+def _object_in(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; an empty one if it cannot be read."""
+    try:
+        value = json.loads(path.read_text())
+    except (OSError, ValueError):
+        value = None
+    return value if isinstance(value, dict) else {}
+
+
+def _remove_entry(place: Path) -> None:
+    """Whatever is in the place of an entry."""
+    if place.is_dir() and not place.is_symlink():
+        shutil.rmtree(place)
+    else:
+        place.unlink()
 
 
 def remove_tree(path: Path) -> None:
@@ -165,8 +181,13 @@ def is_full(said: str) -> bool:
 def blame_full_disk(said: str, place: Path) -> None:
     """Raise BenchError if a program failed because of a full disk: if its output reports that, or
     if the disk of `place` has almost no free space (a compiler may not report it)."""
-    if is_full(said) or shutil.disk_usage(place).free < _ROOM:
+    if is_full(said) or has_no_room(place):
         raise disk_full(place)
+
+
+def has_no_room(place: Path) -> bool:
+    """Whether hardly anything can be written to the disk of a folder."""
+    return shutil.disk_usage(place).free < _ROOM
 
 
 def disk_full(place: Path) -> BenchError:

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import json
@@ -20,7 +21,6 @@ from typing import Annotated, Any, Literal, NoReturn, cast
 
 import typer
 from pydantic import ValidationError
-from rich.console import Console
 
 from orchestrator import __version__, interrupts
 from orchestrator.analysis.profile import profile_of
@@ -30,11 +30,18 @@ from orchestrator.bench.metal import recover as recover_host
 from orchestrator.bench.state import bench_state
 from orchestrator.bench.state import clean as clean_state
 from orchestrator.bisect import Question, kernels_of, run_bisection
-from orchestrator.cache import Cache
+from orchestrator.cache import NO_SPACE, Cache, disk_full
 from orchestrator.command import run as execute
 from orchestrator.commits import commits_of
 from orchestrator.doctor import diagnosed
-from orchestrator.errors import BarometerError, BenchError, EvidenceError, ScenarioError, key_named
+from orchestrator.errors import (
+    UNNAMED,
+    BarometerError,
+    BenchError,
+    EvidenceError,
+    ScenarioError,
+    key_named,
+)
 from orchestrator.evidence import RunDir
 from orchestrator.factors import (
     Cell,
@@ -51,14 +58,14 @@ from orchestrator.matrix import MatrixDir, all_cells_made, judge_cells, run_cell
 from orchestrator.plan import make_plan
 from orchestrator.profile import QUIET_SECONDS, Asked, record
 from orchestrator.profile import clear as clear_profile
-from orchestrator.progress import Progress
+from orchestrator.progress import ErrorConsole, Progress
 from orchestrator.report.brief import bisect_brief
 from orchestrator.report.doctor import json_diagnosis, text_diagnosis
 from orchestrator.report.github import job_summary, workflow_commands
 from orchestrator.report.profile import profile_json, text_profile
 from orchestrator.report.timeline import text_timeline
 from orchestrator.report.wording import said_of
-from orchestrator.run import all_made, no_space_explained, run_plan, runner
+from orchestrator.run import all_made, full_places, no_space_explained, run_plan, runner
 from orchestrator.scenario import (
     ARMS,
     Arm,
@@ -91,9 +98,11 @@ _BEGUN = {"plan.json", "matrix.json", "cells", "bisect.json"}
 """Names that identify the folder of a run, a matrix or a bisection."""
 _OF_A_PATH = (
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ELOOP,
-    errno.ENAMETOOLONG,
+    errno.ENAMETOOLONG, errno.EEXIST,
 )  # fmt: skip
 """Errors that mean that a path from the user is wrong, wherever they occur."""
+_GIT_SECONDS = 10.0
+"""Deadline of git for the tester's name, without which a report is as good."""
 
 app = typer.Typer(
     name="barometer",
@@ -399,7 +408,7 @@ def _begun(folder: Path, text: str) -> None:
     """Write a new run's scenario, so that it can be read before anything is built for it."""
     if (folder / "plan.json").exists():
         return
-    with only_writer(folder):
+    with no_space_explained(folder), only_writer(folder):
         (folder / "scenario.toml").write_text(text, "utf-8")
 
 
@@ -429,7 +438,7 @@ def _write(path: Path, text: str) -> None:
     try:
         path.write_text(text, "utf-8")
     except OSError as exc:
-        raise ScenarioError(f"{path} cannot be written: {exc.strerror}") from exc
+        raise ScenarioError(f"{path} cannot be written: {exc.strerror}", reason="path") from exc
     print(f"scenario: {path}")
 
 
@@ -563,7 +572,9 @@ def timeline(
             try:
                 perfetto.write_bytes(b"".join(map(perfetto_trace, boots)))
             except OSError as exc:
-                raise ScenarioError(f"{perfetto} cannot be written: {exc.strerror}") from exc
+                raise ScenarioError(
+                    f"{perfetto} cannot be written: {exc.strerror}", reason="path"
+                ) from exc
     if as_json:
         _print_json({"schema": 1, "boots": [to_json(boot) for boot in boots]})
     else:
@@ -821,7 +832,10 @@ def _git_user() -> str | None:
     said = []
     for key in ("user.name", "user.email"):
         try:
-            found = execute(["git", "config", key], doing="the tester's name", accept=(0, 1))
+            found = execute(
+                ["git", "config", key], doing="the tester's name", accept=(0, 1),
+                timeout=_GIT_SECONDS,
+            )  # fmt: skip
         except BenchError:  # no git, or its configuration is broken: that is no reason to fail
             return None
         said.append(found.stdout.strip())
@@ -851,20 +865,53 @@ def _logging(verbose: bool) -> None:
     logging.getLogger("barometer").setLevel(level)
 
 
+def _check_folder() -> None:
+    """Raises ScenarioError if the current folder is gone: relative paths lead nowhere."""
+    try:
+        Path.cwd()
+    except FileNotFoundError as exc:
+        raise ScenarioError(
+            "the current folder was removed", hint="change to one that exists", reason="path"
+        ) from exc
+
+
+def _no_space(exc: OSError) -> BarometerError:
+    """A full disk: that of a file, of a folder that every command uses, else of the output."""
+    if (place := exc.filename or next(iter(full_places()), None)) is not None:
+        return disk_full(Path(place))
+    _drop_output()
+    return BenchError(f"standard output: {exc.strerror}", reason="disk-full")
+
+
+def _drop_output() -> None:
+    """What is left in the buffer must not be tried again when Python ends."""
+    if sys.stdout is not None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def main() -> None:
     """Entry point of the command."""
     interrupts.install()
-    sys.exit(_run())
+    code = _run()
+    interrupts.settle()
+    sys.exit(code)
 
 
 def _run() -> int:
-    stderr = Console(stderr=True, highlight=False)
+    stderr = ErrorConsole()
 
-    def say(text: str) -> None:
-        stderr.print(f"barometer: {text}", markup=False, soft_wrap=True)
+    def say(text: str, reason: str = "") -> None:
+        """On standard error; the last line is for scripts."""
+        last = f"\nreason: {reason}" if reason else ""
+        with contextlib.suppress(OSError):  # nobody reads there: the exit code says it, too
+            stderr.print(f"barometer: {text}{last}", markup=False, soft_wrap=True)
+
+    def failed(exc: BarometerError) -> int:
+        say(f"error: {exc}", exc.reason if exc.reason != UNNAMED else "")
+        return exc.exit_code
 
     def interrupted(by: str = "") -> int:
-        say(f"interrupted{by}; what it started was ended, or is named above")
+        say(f"interrupted{by}; what it started was ended, or is named above", "interrupted")
         return interrupts.EXIT_CODE
 
     def unexpected() -> int:
@@ -873,39 +920,46 @@ def _run() -> int:
         if interrupts.is_requested():
             logging.getLogger("barometer").debug("%s", traceback.format_exc())
             return interrupted()
-        say("this is a bug in barometer:\n" + traceback.format_exc())
+        say("this is a bug in barometer:\n" + traceback.format_exc().rstrip(), "bug")
         return 70
 
-    command = typer.main.get_command(app)
     try:
-        # Not app(): that has exit codes of its own for an interrupt and a closed pipe.
-        with command.make_context("barometer", sys.argv[1:]) as context:
-            command.invoke(context)
-        if sys.stdout is not None:  # it is None if it was closed from the start
-            sys.stdout.flush()
+        return _invoke()
     except BarometerError as exc:
-        say(f"error: {exc}")
-        return exc.exit_code
-    except typer.Exit as exc:
-        return exc.exit_code
+        return failed(exc)
     except _UsageError as exc:
         if message := exc.format_message():  # without arguments the help was the answer
-            say(f"error: {message}")
+            say(f"error: {message}", "command-line")
         return ScenarioError.exit_code
     except (KeyboardInterrupt, typer.Abort) as exc:
         return interrupted(f" by {exc}" if str(exc) else "")
     except BrokenPipeError:
-        # Python must not try again to write the rest of the buffer when it ends
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return 141
     except OSError as exc:
+        if exc.errno in NO_SPACE:
+            return failed(_no_space(exc))
         if exc.filename is None or exc.errno not in _OF_A_PATH:
             return unexpected()
-        say(f"error: {exc.filename}: {exc.strerror}")
+        say(f"error: {exc.filename}: {exc.strerror}", "path")
         return ScenarioError.exit_code
     except Exception:  # noqa: BLE001  # the last resort: a bug, reported as one
         return unexpected()
-    return 0
+
+
+def _invoke() -> int:
+    """Run a verb to the end of its output; its exit code. Not app(): that would make exit codes of
+    its own from an interrupt and a closed pipe."""
+    command, code = typer.main.get_command(app), 0
+    try:
+        with command.make_context("barometer", sys.argv[1:]) as context:
+            _check_folder()
+            command.invoke(context)
+    except typer.Exit as exc:
+        code = exc.exit_code
+    if sys.stdout is not None:  # it is None where it was closed from the beginning
+        sys.stdout.flush()
+    return code
 
 
 if __name__ == "__main__":

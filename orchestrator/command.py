@@ -76,7 +76,7 @@ def run(
         )
     if process.returncode not in accept:
         raise BenchError(
-            f"{doing}: {words[0]} failed with exit code {process.returncode}",
+            f"{doing}: {words[0]} {_ended(process.returncode)}",
             evidence=f"{shlex.join(words)}\n{tail(err or out)}",
             reason="program-failed",
         )
@@ -195,6 +195,14 @@ def _lines(process: subprocess.Popen[bytes], end: float) -> Iterator[str]:
             if rest:
                 yield rest
             return
+
+
+def _ended(code: int) -> str:
+    """How a program failed. A negative exit code is a signal's (subprocess)."""
+    if code < 0:
+        with contextlib.suppress(ValueError):
+            return f"was killed by {signal.Signals(-code).name}"
+    return f"failed with exit code {code}"
 
 
 def _too_slow(words: list[str], doing: str, timeout: float) -> BenchError:

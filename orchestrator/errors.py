@@ -12,6 +12,9 @@ from contextlib import contextmanager
 
 from orchestrator.bounded import cut_message, quoted
 
+UNNAMED = "error"
+"""The reason of an error that needs none."""
+
 
 class BarometerError(Exception):
     """An error that a user can act on. `reason` is a short stable name (`guest-panic`)."""
@@ -19,7 +22,7 @@ class BarometerError(Exception):
     exit_code = 70
 
     def __init__(
-        self, message: str, *, hint: str = "", evidence: str = "", reason: str = "error"
+        self, message: str, *, hint: str = "", evidence: str = "", reason: str = UNNAMED
     ) -> None:
         # both may contain a machine's output, of any length
         self.message = cut_message(message)

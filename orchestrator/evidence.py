@@ -66,7 +66,7 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text("utf-8"))
     except FileNotFoundError as exc:
         raise EvidenceError(f"{path} is missing", reason="missing-evidence") from exc
-    except (OSError, ValueError) as exc:
+    except (OSError, ValueError, RecursionError) as exc:
         raise EvidenceError(f"{path} cannot be read: {exc}", reason="bad-evidence") from exc
 
 

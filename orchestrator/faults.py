@@ -1,4 +1,5 @@
 """The table of failures: to whom each is charged (the arm, the bench, or undecided), and why.
+The last line of a command that fails is `reason: NAME`, with a name of these tables.
 
 An undecided failure is repeated, in turns of both arms. It is charged to an arm only if it comes
 back in that arm and not in the other: Fisher's exact test, one-sided, over all attempts whatever
@@ -195,6 +196,43 @@ FAULTS: Mapping[str, Fault] = {
 }
 """The fault for the reason of each error that ends a trial."""
 _UNKNOWN = Fault("bench", "no kernel is blamed for what is not in the table")
+
+
+class Refusal(NamedTuple):
+    whose: Literal["user", "bench"]
+    why: str
+
+
+OUTSIDE: Mapping[str, Refusal] = {
+    # of what was asked: exit code 2
+    "broken-repository": Refusal("user", "git does not take a folder for a repository"),
+    "command-line": Refusal("user", "an argument or an option is wrong"),
+    "no-such-suite": Refusal("user", "the mirror lacks a suite"),
+    "no-such-version": Refusal("user", "the mirror lacks a version of a package"),
+    "not-a-kernel": Refusal("user", "a file is no kernel image"),
+    "not-a-trial": Refusal("user", "the folder of a run is given in place of a trial's"),
+    "out-unwritable": Refusal("user", "nothing can be written in --out"),
+    "path": Refusal("user", "a file or folder cannot be used"),
+    "scenario": Refusal("user", "the scenario is wrong"),
+    # of this machine and its mirror: exit code 3
+    "disk": Refusal("bench", "this machine's disk has no room for a first run"),
+    "keyring-missing": Refusal("bench", "the keys of Debian's archive are not there"),
+    "mirror-unreachable": Refusal("bench", "the mirror cannot be reached"),
+    "mirror-untrusted": Refusal("bench", "the mirror's files are not what was signed"),
+    "package-layout": Refusal("bench", "a package has no kernel, or several"),
+    "programs": Refusal("bench", "this machine lacks programs"),
+    "qemu": Refusal("bench", "this machine has no QEMU, or an old one"),
+    "shm": Refusal("bench", "/dev/shm cannot be written"),
+    # of what was saved: exit code 4
+    "bad-evidence": Refusal("bench", "a file of a run does not have its form"),
+    "bad-histogram": Refusal("bench", "a histogram does not have its form"),
+    "bad-trace": Refusal("bench", "a trace does not have its form"),
+    "evidence-changed": Refusal("bench", "a file is not what was collected"),
+    "missing-evidence": Refusal("bench", "a file of a run is missing"),
+    "no-mark": Refusal("bench", "a guest's boot has no mark"),
+}
+"""Reasons of errors that end a command outside a trial, or that make a trial invalid when it is
+judged. Errors of scenarios and series have more reasons."""
 
 
 class Charged(NamedTuple):

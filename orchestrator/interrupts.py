@@ -90,6 +90,14 @@ def install() -> None:
     threading.Thread(target=_watch, args=(reader,), name="interrupts", daemon=True).start()
 
 
+def settle() -> None:
+    """The command has come out. A further signal may no longer change its exit code: at its end
+    Python gives signals their default, which is death."""
+    if _is_requested:
+        for number in _SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+
+
 def _raise(number: int, _frame: FrameType | None) -> None:
     """Raise KeyboardInterrupt, but only once: a second signal must not cut the way out short."""
     global _is_requested, _is_raised  # noqa: PLW0603  # a process has one way out

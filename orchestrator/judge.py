@@ -4,9 +4,11 @@ nothing."""
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -214,12 +216,21 @@ def for_machines(
 
 def save(folder: Path, comparison: dict[str, Any], texts: Mapping[str, str]) -> None:
     """Write comparison.json and the other files by their names, if the folder's owner permits."""
-    try:
+    with _if_allowed("report"):
         write_json(folder / "comparison.json", comparison)
         for name, text in texts.items():
             (folder / name).write_text(text, "utf-8")
-    except PermissionError as exc:  # somebody else's run: judging it needs no right to write
-        log.warning("barometer: the report is not saved: %s", exc)
+
+
+@contextlib.contextmanager
+def _if_allowed(what: str) -> Iterator[None]:
+    """Somebody else's run, or one in a read-only archive: judging it needs no right to write."""
+    try:
+        yield
+    except OSError as exc:
+        if exc.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+        log.warning("barometer: the %s is not saved: %s", what, exc)
 
 
 def _save_page(
@@ -228,10 +239,8 @@ def _save_page(
     # Imported only here: it loads the libraries for pages and charts.
     from orchestrator.report.html import html_report  # noqa: PLC0415
 
-    try:
+    with _if_allowed("page"):
         path.write_text(html_report(scenario, comparison, plan), "utf-8")
-    except PermissionError as exc:
-        log.warning("barometer: the page is not saved: %s", exc)
 
 
 def _save_timelines(folder: Path, comparison: Comparison) -> None:

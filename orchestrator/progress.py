@@ -3,12 +3,14 @@ every 30 s, whatever the command waits for."""
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NoReturn
 
 from rich.console import Console
 from rich.live import Live
@@ -22,6 +24,18 @@ busy machine."""
 _DETAIL_COLUMNS = 120
 _of_thread = threading.local()
 """Its attribute `progress` is the Progress that shows the innermost stage of the thread."""
+
+
+class ErrorConsole(Console):
+    """Standard error. A reader that has gone is a BrokenPipeError; rich would end the process with
+    exit code 1, which is that of a regression."""
+
+    def __init__(self, *, is_live: bool = False) -> None:
+        live = None if is_live else False
+        super().__init__(stderr=True, highlight=False, force_interactive=live)
+
+    def on_broken_pipe(self) -> NoReturn:
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
 
 
 class Progress:
@@ -200,4 +214,4 @@ def _standard_error() -> Console:
     """Return a console on standard error. It has no live line if standard error is no terminal,
     whatever FORCE_COLOR is, or if a CI system keeps a log of the terminal."""
     live = sys.stderr is not None and sys.stderr.isatty() and not os.environ.get("CI")
-    return Console(stderr=True, highlight=False, force_interactive=None if live else False)
+    return ErrorConsole(is_live=live)

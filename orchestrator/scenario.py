@@ -1116,24 +1116,31 @@ def load_scenario(path: Path, overrides: Sequence[str] = ()) -> tuple[Scenario, 
     return parse_scenario(read_file(path), str(path), path.parent, overrides)
 
 
+_LONGEST = 1 << 20
+
+
 def read_file(path: Path) -> str:
     """Read the text of a scenario file. Raises ScenarioError, which names the nearest file."""
     try:
-        return path.read_text("utf-8")
+        with path.open(encoding="utf-8") as file:
+            text = file.read(_LONGEST + 1)
+        if len(text) > _LONGEST:  # a device, or no scenario at all
+            raise ScenarioError(f"{path}: is longer than {_LONGEST} characters", reason="scenario")
     except (OSError, UnicodeDecodeError) as exc:
-        nearest = difflib.get_close_matches(path.name, _toml_files(path), 1)
+        nearest = difflib.get_close_matches(path.name, _toml_files(path) - {path.name}, 1)
         raise ScenarioError(
             f"{path}: cannot be read: {getattr(exc, 'strerror', None) or exc}",
             hint=f"did you mean {path.parent / nearest[0]}?" if nearest else "",
             reason="scenario",
         ) from exc
+    return text
 
 
-def _toml_files(path: Path) -> list[str]:
+def _toml_files(path: Path) -> set[str]:
     try:
-        return [p.name for p in path.parent.glob("*.toml")]
+        return {p.name for p in path.parent.glob("*.toml")}
     except OSError:
-        return []
+        return set()
 
 
 def parse_scenario(

@@ -120,9 +120,11 @@ def _with_moved(
 
 def _process(name: str, groups: Sequence[Group], seconds: float, *, full: bool = False) -> Process:
     files = [test for group in groups for test in group.tests]
+    workers = min(group.workers for group in groups)
+    words = ["-v", *(["-n", str(workers)] if workers > 1 else [])]
     if full:
-        return Process(f"{name}{FULL}", ("-v", "-m", "full", *files), seconds)
-    return Process(name, ("-v", "-m", "not full", *files), seconds)
+        return Process(f"{name}{FULL}", (*words, "-m", "full", *files), seconds)
+    return Process(name, (*words, "-m", "not full", *files), seconds)
 
 
 def _longest_first(processes: Sequence[Process]) -> list[Process]:

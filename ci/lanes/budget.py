@@ -20,12 +20,16 @@ _BUSY_SHARE = 0.1
 
 
 def read_budget(file: Path = FILE) -> dict[str, int]:
-    """Return lane -> seconds. Raises ValueError for a value that is no number of seconds."""
-    found = tomllib.loads(file.read_text())["seconds"]
+    """Return lane -> seconds. Raises ValueError for a file without such a table, and for a value
+    that is no number of seconds."""
+    try:
+        found = dict(tomllib.loads(file.read_text())["seconds"])
+    except (KeyError, TypeError, ValueError) as exc:
+        raise ValueError(f"{file}: no table of seconds: {exc}") from exc
     for lane, seconds in found.items():
         if not isinstance(seconds, int) or seconds <= 0:
             raise ValueError(f"{file.name}: {lane} = {seconds!r} is no number of seconds")
-    return dict(found)
+    return found
 
 
 def exceeded(spent: Mapping[str, float], budget: Mapping[str, int]) -> list[str]:

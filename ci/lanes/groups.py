@@ -23,6 +23,8 @@ class Group:
     """Names of `versions.VERSIONS`."""
     process: str
     """Name of the process that the group's tests run in."""
+    workers: int = 1
+    """How many of its tests run at the same time."""
 
 
 @dataclass(frozen=True)
@@ -62,9 +64,12 @@ class Groups:
 
 
 def read_groups(file: Path = FILE) -> Groups:
-    """Read the groups. Raises ValueError for an unknown set and for a test file that is in two
-    groups."""
-    content = tomllib.loads(file.read_text())
+    """Read the groups. Raises ValueError for a file that is no TOML, for an unknown set, and for a
+    test file that is in two groups."""
+    try:
+        content = tomllib.loads(file.read_text())
+    except ValueError as exc:
+        raise ValueError(f"{file}: {exc}") from exc
     sets: dict[str, list[str]] = content["sets"]
     groups = []
     for name, keys in content["groups"].items():
@@ -77,6 +82,7 @@ def read_groups(file: Path = FILE) -> Groups:
             Group(
                 name=name, tests=tuple(keys["tests"]), depends=tuple(depends),
                 versions=tuple(keys["versions"]), process=keys.get("process", name),
+                workers=keys.get("workers", 1),
             )
         )  # fmt: skip
     tests = [test for group in groups for test in group.tests]

@@ -226,6 +226,8 @@ def _boot(trial: TrialDir, index: int) -> Boot:
     boot = parse_marks(need(trial, f"guest-{index}/marks.txt"))
     if boot.boot_seconds is None or boot.ssh_seconds is None:
         raise EvidenceError(f"guest-{index} has no boot mark or no SSH mark", reason="no-mark")
+    if min(boot.boot_seconds, boot.ssh_seconds) <= 0:
+        raise EvidenceError(f"guest-{index} has a mark before its start", reason="no-mark")
     return boot
 
 

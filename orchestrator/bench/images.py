@@ -221,19 +221,18 @@ def plain_name(module: str) -> str:
 def unpacked_module(kernel: KernelBundle, name: str) -> bytes:
     """Return a module's ELF file, uncompressed: emulated machines are slow at unpacking."""
     path = kernel.modules / name
-    if path.suffix == ".xz":
-        return lzma.decompress(path.read_bytes())
-    if path.suffix == ".ko":
-        return path.read_bytes()
     program = {".zst": "zstd", ".gz": "gzip"}.get(path.suffix)
-    if program is None:
-        raise BenchError(f"{path}: unknown module compression", reason="kernel-modules")
-
     try:
+        if path.suffix == ".ko":
+            return path.read_bytes()
+        if path.suffix == ".xz":
+            return lzma.decompress(path.read_bytes())
+        if program is None:
+            raise BenchError(f"{path}: unknown module compression", reason="kernel-modules")
         return subprocess.run(
             [program, "-dc", path], check=True, capture_output=True, timeout=_UNPACK_SECONDS
         ).stdout
-    except (OSError, subprocess.SubprocessError) as exc:
+    except (OSError, subprocess.SubprocessError, lzma.LZMAError) as exc:
         raise BenchError(f"{path} cannot be unpacked: {exc}", reason="kernel-modules") from exc
 
 

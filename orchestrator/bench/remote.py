@@ -22,6 +22,8 @@ from orchestrator.command import run
 from orchestrator.errors import BenchError, ScenarioError
 
 _SECONDS = 20
+_CONFIG_SECONDS = 60.0
+"""Of `ssh -G`, which may look names up."""
 _LOGIN_SECONDS = 60
 """Deadline of a login: a busy emulated machine takes long to make a key."""
 _NO_FILE = "none"
@@ -65,8 +67,12 @@ def resolved(address: str, config: Path | None = None) -> Endpoint:
     if config is not None and not config.is_file():
         raise ScenarioError(f"{config}: no such file of ssh's configuration", reason="ssh-config")
     try:
-        said = run(argv, doing=f"reading ssh's configuration for {address}").stdout
+        said = run(
+            argv, doing=f"reading ssh's configuration for {address}", timeout=_CONFIG_SECONDS
+        ).stdout
     except BenchError as exc:
+        if exc.reason != "program-failed":  # ssh is missing, or hangs
+            raise
         raise ScenarioError(
             f"ssh does not take the address {address}", evidence=exc.evidence, reason="ssh-config"
         ) from exc

@@ -180,9 +180,14 @@ def clean(root: Path | None = None) -> Iterator[str]:
     proven to have ended is left alone."""
     root = root or default_root()
     for path in sorted(root.glob("*.json")):
-        # keep the file open, so that the lock is that of the content that was read
-        with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
-            yield from _clean_run(path, file.read(), locked=_is_locked(file))
+        try:
+            # keep the file open, so that the lock is that of the content that was read
+            with path.open("rb") as file:
+                yield from _clean_run(path, file.read(), locked=_is_locked(file))
+        except FileNotFoundError:  # its run has just ended
+            continue
+        except OSError as exc:  # the records of other runs are cleaned all the same
+            yield f"{path}: cannot be read or removed ({exc.strerror}); left alone"
 
 
 def _clean_run(path: Path, content: bytes, *, locked: bool) -> Iterator[str]:

@@ -6,13 +6,15 @@ http://deb.debian.org/debian; security suites come from BAROMETER_SECURITY_MIRRO
 
 from __future__ import annotations
 
+import contextlib
 import email.parser
+import functools
 import json
 import os
 import re
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +32,20 @@ KNOWN_SUITES = (
     "forky", "sid", "testing", "unstable", "experimental",
 )  # fmt: skip
 _FRESH_SECONDS = 6 * 3600
+_UPDATE_SECONDS, _DOWNLOAD_SECONDS = 300.0, 1800.0
+"""A mirror that trickles is given up then: apt waits as long as there is a byte now and then."""
 _RETRIES = 3
+# What apt says of files that are not what the mirror's signed list says, or are not signed.
+_UNTRUSTED = re.compile(
+    r"is not signed|GPG error|Clearsigned file isn't valid|Hash Sum mismatch|unexpected size"
+    r"|No Hash entry|Unable to parse|is not valid yet|is expired"
+)
+# A server's refusal: what it did not give is not signed either.
+_REFUSED = re.compile(r"Failed to fetch \S+\s+[45]\d\d ")
+# What mmdebstrap's apt says, among all that a build prints.
+_OF_A_MIRROR = re.compile(
+    r"(?m)^E: (Failed to fetch|The repository .* (is not signed|does not have a Release file))"
+)
 
 
 def mirror() -> str:
@@ -58,6 +73,37 @@ def own_settings() -> list[str]:
     return done.stdout.splitlines()
 
 
+def mirror_error(text: str, what: str = "") -> BenchError:
+    """The mirror's failure, by what apt printed. `what`: could not be fetched from it."""
+    lines = "\n".join(re.findall(r"(?m)^[EW]: .*$", text)[:5])
+    behind = f": {what}" if what else ""
+    if _UNTRUSTED.search(text) and not _REFUSED.search(text):
+        return BenchError(
+            f"the mirror {mirror()} serves files that cannot be trusted{behind}",
+            evidence=lines,
+            hint="it may be in the middle of an update, or something on the way changes files:"
+            " try again later, or set BAROMETER_MIRROR to another mirror",
+            reason="mirror-untrusted",
+        )
+    return BenchError(
+        f"the mirror {mirror()} cannot be reached{behind}",
+        evidence=lines,
+        hint="set BAROMETER_MIRROR to a Debian mirror this machine reaches",
+        reason="mirror-unreachable",
+    )
+
+
+@contextlib.contextmanager
+def mirror_blamed() -> Iterator[None]:
+    """A program that fails since its apt cannot use the mirror is the mirror's failure."""
+    try:
+        yield
+    except BenchError as exc:
+        if exc.reason == "program-failed" and _OF_A_MIRROR.search(exc.evidence):
+            raise mirror_error(exc.evidence) from exc
+        raise
+
+
 @dataclass(frozen=True)
 class Package:
     name: str
@@ -73,7 +119,7 @@ class Archive:
     def __init__(self, suites: tuple[str, ...], cache: Cache) -> None:
         self.suites = suites
         self._root = cache.folder("apt") / "+".join(suites)
-        self._lock = cache.lock(f"apt/{'+'.join(suites)}")
+        self._held = functools.partial(cache.held, f"apt/{'+'.join(suites)}")
         self._conf = self._root / "apt.conf"
 
     def update(self) -> None:
@@ -83,49 +129,53 @@ class Archive:
         and there are no older lists.
         """
         sources = "\n".join(source_lines(self.suites)) + "\n"
-        with self._lock:
+        with self._held():
             self._prepare()
             stamp, listed = self._root / "updated", self._root / "etc/apt/sources.list"
             same = listed.exists() and listed.read_text() == sources and stamp.exists()
             if same and time.time() - stamp.stat().st_mtime < _FRESH_SECONDS:
                 return
             listed.write_text(sources)
-            done = self._apt(["apt-get", "-q", "-o", "APT::Update::Error-Mode=any", "update"],
-                             accept=(0, 100), timeout=300)  # fmt: skip
-            if done.returncode == 0:
+            if (text := self._fetch_lists()) is None:
                 stamp.touch()
                 return
-            text = done.stdout + done.stderr
             for suite in self.suites:
                 # E: The repository 'http://MIRROR SUITE Release' does not have a Release file.
-                if re.search(
-                    rf"{re.escape(f' {suite} Release')}' (does not have|no longer)", text
-                ):
+                missing = rf"{re.escape(f' {suite} Release')}' (does not have|no longer)"
+                if re.search(missing, text) and re.search(r"(?i)not found", text):
+                    others = [name for name in KNOWN_SUITES if name != suite]
                     raise ScenarioError(
                         f'the mirror {mirror()} has no suite "{suite}"'
-                        + nearest_name(suite, KNOWN_SUITES, KNOWN_SUITES),
+                        + ("" if suite in KNOWN_SUITES else nearest_name(suite, others, others)),
+                        hint="is BAROMETER_MIRROR the folder that dists/ is in?",
                         reason="no-such-suite",
                     )
             if not same:  # older lists of the same suites will do
                 stamp.unlink(missing_ok=True)
-                raise BenchError(
-                    f"the mirror {mirror()} cannot be reached",
-                    evidence="\n".join(re.findall(r"(?m)^[EW]: .*$", text)[:5]),
-                    hint="set BAROMETER_MIRROR to a Debian mirror this machine reaches",
-                    reason="mirror-unreachable",
-                )
+                raise mirror_error(text)
+
+    def _fetch_lists(self) -> str | None:
+        """What apt prints where it fails, else None."""
+        argv = ["apt-get", "-q", "-o", "APT::Update::Error-Mode=any", "update"]
+        try:
+            done = self._apt(argv, accept=(0, 100), timeout=_UPDATE_SECONDS)
+        except BenchError as exc:
+            if exc.reason != "program-timeout":
+                raise
+            return f"E: the package lists did not come within {_UPDATE_SECONDS:.0f} s"
+        return done.stdout + done.stderr if done.returncode else None
 
     def remembered(self, question: str, ask: Callable[[], Any]) -> Any:
         """Return the JSON answer of `ask`, kept under `question` until the package lists change:
         apt takes seconds."""
         memory = self._root / "answers.json"
-        with self._lock:
+        with self._held():
             lists = (self._root / "updated").stat().st_mtime_ns
             try:
                 answers = json.loads(memory.read_text())
             except (OSError, ValueError):
                 answers = {}
-            if answers.get("lists") != lists:
+            if not isinstance(answers, dict) or answers.get("lists") != lists:
                 answers = {"lists": lists}
             if question not in answers:
                 answers[question] = ask()
@@ -158,15 +208,17 @@ class Archive:
     def download(self, packages: list[Package], folder: Path) -> list[Path]:
         """Fetch the packages into `folder`; apt checks their hashes against the signed lists."""
         wanted = [f"{p.name}={p.version}" for p in packages]
-        done = self._apt(["apt-get", "download", "-q", *wanted], cwd=folder,
-                         accept=(0, 100), timeout=1800)  # fmt: skip
+        try:
+            done = self._apt(["apt-get", "download", "-q", *wanted], cwd=folder,
+                             accept=(0, 100), timeout=_DOWNLOAD_SECONDS)  # fmt: skip
+        except BenchError as exc:
+            if exc.reason == "program-timeout":
+                raise mirror_error(exc.message, " ".join(wanted)) from exc
+            raise
         if done.returncode:
-            raise BenchError(
-                f"packages could not be fetched from {mirror()}: {' '.join(wanted)}",
-                evidence="\n".join(re.findall(r"(?m)^[EW]: .*$", done.stderr)[:5]),
-                hint="the mirror may have moved on: remove the folder apt/ of the cache and retry",
-                reason="mirror-unreachable",
-            )
+            error = mirror_error(done.stderr, " ".join(wanted))
+            error.hint += "; it may have moved on: remove the folder apt/ of the cache, and retry"
+            raise error
         return sorted(folder.glob("*.deb"))
 
     def _show(self, chosen: list[tuple[str, str]]) -> list[Package]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from orchestrator.command import run
 from orchestrator.errors import BenchError
-from orchestrator.kernels.apt import own_settings, source_lines
+from orchestrator.kernels.apt import mirror_blamed, own_settings, source_lines
 
 
 def debian_tar(
@@ -22,7 +22,16 @@ def debian_tar(
     unpacked system, which is their "$1" (mmdebstrap(1), --customize-hook). Raises BenchError if
     it cannot be built."""
     may_map_users()
-    settings = [line for line in own_settings() if "Proxy" in line or "Check" in line]
+    kept = ("Proxy", "Check", "Retries", "Timeout")
+    settings = [line for line in own_settings() if any(word in line for word in kept)]
+    with mirror_blamed():
+        _bootstrap(tar, recipe, settings, hooks, doing)
+    return run(["tar", "-xOf", tar, "./packages.txt"], doing="listing its packages").stdout
+
+
+def _bootstrap(
+    tar: Path, recipe: Mapping[str, Any], settings: Sequence[str], hooks: Sequence[str], doing: str
+) -> None:
     run(
         # mmdebstrap cleans up on SIGTERM, which the end of this process sends it, too
         ["setpriv", "--pdeathsig", "TERM", *_own_mounts(),
@@ -38,7 +47,6 @@ def debian_tar(
          recipe["suites"][0], tar.name, *source_lines(tuple(recipe["suites"]))],
         doing=doing, cwd=tar.parent, timeout=1800, env={"TMPDIR": _scratch(tar.parent)},
     )  # fmt: skip
-    return run(["tar", "-xOf", tar, "./packages.txt"], doing="listing its packages").stdout
 
 
 def inside() -> list[str]:

@@ -1324,4 +1324,6 @@ def test_failure_to_put_back_is_the_benchs(
     capsys.readouterr()
     monkeypatch.setattr(cli, "recover_host", fails)
     assert barometer("recover", "gpu1") == 3
-    assert capsys.readouterr().err == "barometer: error: gpu1 could not be put back as it was\n"
+    assert capsys.readouterr().err == (
+        "barometer: error: gpu1 could not be put back as it was\nreason: not-put-back\n"
+    )

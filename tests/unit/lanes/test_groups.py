@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ci.lanes.__main__ import _process
 from ci.lanes.content import LOCKS, digest_of, files_in
 from ci.lanes.groups import ROOT, Group, Groups, read_groups
 from ci.lanes.plan import contents, with_full_tests
@@ -89,6 +91,13 @@ def test_groups_of_one_process_run_together() -> None:
     assert {name: [g.name for g in members] for name, members in found.items()} == {
         "p": ["a", "c"], "b": ["b"],
     }  # fmt: skip
+
+
+def test_tests_of_a_group_with_workers_run_side_by_side() -> None:
+    apart, beside = group("a"), replace(group("b"), workers=2)
+    assert "-n" not in _process("a", [apart], 0).arguments
+    assert _process("b", [beside], 0).arguments[:3] == ("-v", "-n", "2")
+    assert "-n" not in _process("p", [apart, beside], 0, full=True).arguments
 
 
 def test_unknown_group_is_named_with_those_that_there_are() -> None:

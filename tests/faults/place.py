@@ -1,0 +1,319 @@
+"""Where a fault is tried: a folder with a home, a cache, a state and temporary files of its own,
+in which `barometer` runs as a user runs it. Nothing that is asked for leaves this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import select
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import IO, Any
+
+import pytest
+
+from orchestrator.bench.state import SHM, token_prefix
+from tests.faults.table import ROWS, Row
+from tests.unit.kernels.fakes import folder_kernel
+from tests.unit.recorded import copied_run
+
+ROOT = Path(__file__).parents[2]
+NOBODY = "http://127.0.0.1:9/debian"
+"""A mirror that nobody serves: discard(9)."""
+MAPS = """
+name = "maps"
+workload = "map"
+[host]
+accel = "exact"
+[arms.baseline]
+kernel = { dir = "old" }
+[arms.candidate]
+kernel = { dir = "new" }
+"""
+MOST_SECONDS = 60.0
+"""A command that takes longer than this waits without end."""
+_GOING_SECONDS = 3.0
+"""Until a process that was told to end is gone."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A command that has ended."""
+
+    code: int
+    out: str
+    err: str
+    seconds: float
+
+    @property
+    def reason(self) -> str:
+        """The last line's, where that is `reason: NAME`; else empty."""
+        last = (self.err.splitlines() or [""])[-1]
+        found = re.fullmatch(r"reason: ([a-z-]+)", last)
+        return found[1] if found else ""
+
+
+class Place:
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.home, self.tmp, self.work = root / "home", root / "tmp", root / "work"
+        self.state, self.cache = root / "state", root / "cache/barometer"
+        for folder in (self.home, self.tmp, self.work, self.state, self.cache):
+            folder.mkdir(parents=True)
+        # Not this machine's settings, which may have a proxy or check no dates. apt waits between
+        # its tries, and half a minute for a mirror that says nothing.
+        (root / "apt.conf").write_text(
+            'Dir::Etc::Main "/nonexistent";\nDir::Etc::Parts "/nonexistent";\n'
+            'Acquire::Retries::Delay "false";\nAcquire::http::Timeout "2";\n'
+        )
+        self.environment = {
+            "PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8", "COLUMNS": "200",
+            "HOME": str(self.home), "TMPDIR": str(self.tmp), "PYTHONPATH": str(ROOT),
+            "XDG_CACHE_HOME": str(root / "cache"),
+            "BAROMETER_STATE": str(self.state), "BAROMETER_MIRROR": NOBODY,
+            "APT_CONFIG": str(root / "apt.conf"),
+        }  # fmt: skip
+
+    def scenario(self, text: str = MAPS) -> Path:
+        """A scenario file, and the kernels in folders that it names."""
+        for name in ("old", "new"):
+            if not (self.work / name).exists():
+                folder_kernel(self.work / name, f"7.0.0-{name}")
+        path = self.work / "scenario.toml"
+        path.write_text(text)
+        return path
+
+    def recorded(self) -> Path:
+        """A run that is complete."""
+        return copied_run(self.work / "run")
+
+    def run(self, *arguments: object, **how: Any) -> Ended:
+        """As `started`, to its end. A wait without end fails the test."""
+        with self.started(*arguments, **how) as running:
+            return running.ended()
+
+    @contextlib.contextmanager
+    def started(
+        self,
+        *arguments: object,
+        under: Sequence[str] = (),
+        shorter: Mapping[str, float] = MappingProxyType({}),
+        stdout: int | IO[bytes] = subprocess.PIPE,
+        most: float = MOST_SECONDS,
+        pass_fds: Sequence[int] = (),
+        **environment: str,
+    ) -> Iterator[Running]:
+        """`barometer ARGUMENTS`, which the block's end ends with all that it started. `under`: a
+        command that it is run by. `shorter`: deadlines, as MODULE.NAME -> seconds: nobody waits
+        for half an hour here."""
+        program = "".join(
+            f"import {name.rpartition('.')[0]}; {name} = {seconds}\n"
+            for name, seconds in shorter.items()
+        )
+        program += "from orchestrator.cli import main; main()"
+        process = subprocess.Popen(
+            [*under, sys.executable, "-P", "-c", program, *map(str, arguments)], cwd=self.work,
+            env=self.environment | environment, stdin=subprocess.DEVNULL, stdout=stdout,
+            stderr=subprocess.PIPE, start_new_session=True, pass_fds=pass_fds,
+        )  # fmt: skip
+        try:
+            yield Running(process, most)
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+            for pipe in filter(None, (process.stdout, process.stderr)):
+                pipe.close()
+
+    def left(self) -> list[str]:
+        """What there still is of a command that has ended: processes, mounts, shared memory,
+        temporary files, records, builds that were not finished. Empty when all is well."""
+        end = time.monotonic() + _GOING_SECONDS
+        while (going := self.processes()) and time.monotonic() < end:
+            time.sleep(0.05)
+        mounts = Path("/proc/self/mounts").read_text().splitlines()
+        sockets = Path("/proc/net/unix").read_text().splitlines()
+        shm = SHM.glob(f"barometer-{token_prefix(self.state)}*")
+        return [
+            *(f"process {pid}: {words}" for pid, words in going.items()),
+            *(f"mount {line}" for line in mounts if str(self.root) in line),
+            *(f"socket {line}" for line in sockets if str(self.root) in line),
+            *(f"shared memory {path}" for path in shm),
+            *(f"temporary file {path}" for path in sorted(self.tmp.rglob("*"))),
+            *(f"record {path}" for path in sorted(self.state.rglob("*"))),
+            *(f"build {path}" for path in sorted(self.cache.glob("*/.*.*"))),
+            *(f"trial {path}" for path in sorted(self.work.rglob(".*.partial"))),
+        ]
+
+    def processes(self) -> dict[int, str]:
+        """Those of commands that run here, by the environment that they have from them."""
+        ours = f"BAROMETER_STATE={self.state}".encode()
+        found = {}
+        for folder in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                if ours in (folder / "environ").read_bytes().split(b"\0"):
+                    words = (folder / "cmdline").read_bytes().decode(errors="replace").split("\0")
+                    if words != [""]:  # one that only waits for its parent has none
+                        found[int(folder.name)] = shlex.join(words)[:200]
+        return found
+
+    def programs(self, *without: str, scripts: Mapping[str, str] = MappingProxyType({})) -> str:
+        """A PATH with every program of this machine's but those in `without`, and with these shell
+        scripts in place of some."""
+        folder = self.root / "programs"
+        folder.mkdir()
+        for place in self.environment["PATH"].split(":"):
+            for program in Path(place).glob("*") if Path(place).is_dir() else ():
+                if program.name not in without and not (folder / program.name).is_symlink():
+                    (folder / program.name).symlink_to(program)
+        for name, script in scripts.items():
+            there = folder / name
+            there.unlink(missing_ok=True)
+            there.write_text(f"#!/bin/sh\n{script}\n")
+            there.chmod(0o755)
+        return str(folder)
+
+
+@dataclass
+class Running:
+    """A command that runs."""
+
+    process: subprocess.Popen[bytes]
+    most: float
+    begun: float = 0.0
+    err: bytes = b""
+
+    def __post_init__(self) -> None:
+        self.begun = time.monotonic()
+
+    def until(self, words: str) -> None:
+        """Until it has said so on standard error."""
+        assert self.process.stderr is not None
+        while words.encode() not in self.err:
+            left = self.begun + self.most - time.monotonic()
+            ready = select.select([self.process.stderr], [], [], max(0.0, left))[0]
+            chunk = os.read(self.process.stderr.fileno(), 1 << 16) if ready else b""
+            assert chunk, f"it never said {words!r}:\n{self.err.decode(errors='replace')}"
+            self.err += chunk
+
+    def signal(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
+
+    def ended(self) -> Ended:
+        left = self.begun + self.most - time.monotonic()
+        try:
+            out, err = self.process.communicate(timeout=max(0.1, left))
+        except subprocess.TimeoutExpired:
+            stack = Path(f"/proc/{self.process.pid}/wchan").read_text()
+            raise AssertionError(f"a wait without end, in {stack}") from None
+        return Ended(
+            self.process.returncode, (out or b"").decode(errors="replace"),
+            (self.err + err).decode(errors="replace"), time.monotonic() - self.begun,
+        )  # fmt: skip
+
+
+def row_of(test: str) -> Row:
+    """The row that is proven by a test, by the end of its id. Raises KeyError."""
+    rows = {row.test: row for row in ROWS}
+    name = test.removeprefix("tests/faults/")
+    return rows.get(name) or rows[name.partition("[")[0]]
+
+
+def check(row: Row, ended: Ended) -> None:
+    """That a command ended as the row says."""
+    said = f"{ended.out}\n{ended.err}"
+    assert "Traceback" not in said, said
+    assert (ended.code, ended.reason) == (row.code, row.last_reason), said
+    for name in row.names:
+        assert name in said, f"it does not name {name}:\n{said}"
+    assert ended.seconds < row.seconds, f"{ended.seconds:.1f} s:\n{said}"
+
+
+# means ---------------------------------------------------------------------------------------
+
+
+def namespace(script: str, *more: str) -> list[str]:
+    """A command that runs what follows it in a mount namespace of its own, after a script; `more`:
+    of unshare(1). Whoever is not root is root in it."""
+    root = [] if os.geteuid() == 0 else ["--map-root-user"]
+    return [
+        "unshare", *root, "--mount", *more, "--", "sh", "-ec", f'{script}\nexec "$@"', "sh",
+    ]  # fmt: skip
+
+
+def disk(folder: Path, size: str = "4m", *, full: bool = False) -> str:
+    """A script: a small disk at the folder, with nothing free if it is `full`."""
+    at = shlex.quote(str(folder))
+    fill = f"head -c {size} /dev/zero > {at}/fill 2> /dev/null || :" if full else ":"
+    return f"mount -t tmpfs -o size={size} none {at}; {fill}"
+
+
+def read_only(folder: Path) -> str:
+    """A script: nothing can be written in the folder."""
+    at = shlex.quote(str(folder))
+    return f"mount --bind {at} {at}; mount -o remount,ro,bind {at}"
+
+
+def powerless() -> list[str]:
+    """A command that runs what follows without root's power over files."""
+    if os.geteuid():
+        return []
+    return ["setpriv", "--bounding-set=-dac_override,-dac_read_search", "--"]
+
+
+# fixtures ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A row, and the place where it is tried."""
+
+    row: Row
+    place: Place
+
+    def ends(self, *arguments: object, left: Sequence[str] = (), **how: Any) -> Ended:
+        """`barometer ARGUMENTS` ends as the row says and leaves nothing, but for what begins with
+        one of `left`. `how`: as of Place.run."""
+        return self.ended(self.place.run(*arguments, **how), left=left)
+
+    def ended(self, ended: Ended, left: Sequence[str] = ()) -> Ended:
+        """The same of a command that has ended."""
+        check(self.row, ended)
+        assert [line for line in self.place.left() if not line.startswith(tuple(left))] == []
+        return ended
+
+
+@pytest.fixture
+def place() -> Iterator[Place]:
+    with made_place() as made:
+        yield made
+
+
+@contextlib.contextmanager
+def made_place() -> Iterator[Place]:
+    """Gone after the block, with all that still runs there."""
+    # short: libvirt's sockets are below it
+    root = Path(tempfile.mkdtemp(prefix="f-"))
+    made = Place(root)
+    try:
+        yield made
+    finally:
+        for pid in made.processes():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        shutil.rmtree(root)
+
+
+@pytest.fixture
+def fault(request: pytest.FixtureRequest, place: Place) -> Fault:
+    return Fault(row_of(request.node.nodeid), place)
