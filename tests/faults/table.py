@@ -41,7 +41,7 @@ def _host(fault: str, whose: Whose, reason: str, case: str, *names: str, test: s
     code = {"bench": 3, "undecided": 4}.get(whose, 0)
     name = f"test_hosts.py::{test or 'test_host_fails_in_the_middle_of_a_guest_boot'}"
     return Row(
-        fault, whose, code, reason, 75, names, f"{name}[{case}]" if case else name, is_judged=True
+        fault, whose, code, reason, 60, names, f"{name}[{case}]" if case else name, is_judged=True
     )
 
 
