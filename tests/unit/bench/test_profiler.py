@@ -30,7 +30,7 @@ from orchestrator.scenario import GIB, MIB
 SPEC = profile_spec([16 * MIB, 32 * GIB], "/usr/bin/qemu-system-x86_64", kvm=True)
 SHELLS = [
     [path, *more]
-    for name, *more in (["dash"], ["bash", "--posix"], ["busybox", "sh"])
+    for name, *more in (["dash"], ["bash", "--posix"])
     if (path := shutil.which(name))
 ]
 
