@@ -12,11 +12,13 @@ import select
 import selectors
 import shlex
 import signal
+import socket
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from orchestrator.bounded import TooMuchError, cut_line
 from orchestrator.errors import BenchError
@@ -175,6 +177,35 @@ def _running(words: list[str], doing: str, **how: Any) -> Iterator[subprocess.Po
         for pipe in filter(None, (process.stdin, process.stdout, process.stderr)):
             with contextlib.suppress(OSError):
                 pipe.close()
+
+
+def start_on_socket(
+    argv: Sequence[str], *, stderr: int = subprocess.DEVNULL
+) -> tuple[subprocess.Popen[bytes], socket.socket]:
+    """Start a program; return it, and a socket that is its standard input and output. It is in a
+    session of its own: a terminal's Ctrl-C is for barometer, which ends it."""
+    ours, its = socket.socketpair()
+    with contextlib.ExitStack() as on_error, its:
+        on_error.enter_context(ours)
+        process = subprocess.Popen(
+            argv, stdin=its.fileno(), stdout=its.fileno(), stderr=stderr, start_new_session=True
+        )
+        on_error.pop_all()
+    return process, ours
+
+
+def drain(pipe: IO[bytes], take: Callable[[bytes], None]) -> threading.Thread:
+    """Start a thread that hands the output of a pipe to `take`, until the pipe's end."""
+
+    def read() -> None:
+        # a full disk ends it, too, or a file that was closed because the machine is done with
+        with pipe, contextlib.suppress(OSError, ValueError):
+            while chunk := os.read(pipe.fileno(), 1 << 16):
+                take(chunk)
+
+    thread = threading.Thread(target=read, daemon=True)
+    thread.start()
+    return thread
 
 
 def _lines(process: subprocess.Popen[bytes], end: float) -> Iterator[str]:

@@ -6,14 +6,13 @@ import contextlib
 import logging
 import os
 import shlex
-import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
 
 from orchestrator.bench.shell import A_DAY, Completed, Dialogue, succeeded
 from orchestrator.bounded import ANSWER_BYTES
-from orchestrator.command import end_group, run
+from orchestrator.command import end_group, run, start_on_socket
 from orchestrator.errors import BenchError
 
 _EVERY_CODE = range(-64, 256)
@@ -63,22 +62,12 @@ class Here:
         TimeoutError if a line takes more than `timeout` seconds, or all of them `in_all`."""
         words = self._words(argv)
         log.debug("%s+ %s &", self.name, shlex.join(words))
-        ours, its = socket.socketpair()
-        with ours, its:
-            # in a session of its own: a terminal's Ctrl-C is for barometer, which ends it
-            process = subprocess.Popen(
-                words,
-                stdin=its.fileno(),
-                stdout=its.fileno(),
-                stderr=subprocess.DEVNULL,
-                start_new_session=True,
-            )
-            its.close()
-            try:
-                yield Dialogue(ours, timeout, in_all)
-            finally:
-                ours.close()
-                _wait(process)
+        process, ours = start_on_socket(words)
+        try:
+            yield Dialogue(ours, timeout, in_all)
+        finally:
+            ours.close()
+            _wait(process)
 
     def _words(self, argv: Sequence[str] | str) -> list[str]:
         return [*self._before, *(["sh", "-c", argv] if isinstance(argv, str) else argv)]
