@@ -17,6 +17,8 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
 
@@ -32,19 +34,34 @@ _MOST_BYTES = 256 << 20
 log = logging.getLogger("barometer.command")
 
 
+@dataclass(frozen=True)
+class Finished:
+    """A program that has ended."""
+
+    returncode: int
+    content: bytes
+    """Its standard output as it is."""
+    stderr: str
+
+    @cached_property
+    def stdout(self) -> str:
+        """Its standard output as text, with line feeds alone at the ends of lines."""
+        return _text(self.content)
+
+
 def run(
     argv: Sequence[str | os.PathLike[str]],
     *,
     doing: str,
     cwd: Path | None = None,
     env: Mapping[str, str | None] | None = None,
-    stdin: str = "",
+    stdin: str | bytes = "",
     timeout: float = 600,
     accept: Sequence[int] = (0,),
     limit: int = _MOST_BYTES,
-) -> subprocess.CompletedProcess[str]:
-    """Run `argv` and return its output as text. `env` is added to this process's environment; None
-    unsets a variable.
+) -> Finished:
+    """Run `argv` and return its output. `env` is added to this process's environment; None unsets
+    a variable.
 
     If the call is cut short, the program and everything it started are ended. Raises BenchError
     (`doing` names the purpose) if the program is missing, too slow, exits otherwise or prints more
@@ -54,14 +71,13 @@ def run(
     log.debug("+ %s", shlex.join(words))
     with (
         _running(
-            words, doing, cwd=cwd, env=_environment(env) if env else None, text=True,
+            words, doing, cwd=cwd, env=_environment(env) if env else None,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            errors="replace",
         ) as process,
         waiting_for(doing),
     ):  # fmt: skip
         try:
-            out, err = _communicate(process, stdin, timeout, limit)
+            out, errors = _communicate(process, stdin, timeout, limit)
         except subprocess.TimeoutExpired as exc:
             raise _too_slow(words, doing, timeout) from exc
         except TooMuchError as exc:
@@ -69,31 +85,37 @@ def run(
                 f"{doing}: {words[0]} printed {exc}", evidence=tail(exc.last),
                 reason="output-flood",
             ) from exc  # fmt: skip
-    if process.returncode not in accept and os.strerror(errno.ENOSPC) in err:
+    done = Finished(process.returncode, out, _text(errors))
+    if done.returncode in accept:
+        return done
+    if os.strerror(errno.ENOSPC) in done.stderr:
         raise BenchError(
             f"{doing}: no space left on the disk",
-            evidence=tail(err),
+            evidence=tail(done.stderr),
             hint="make room there; BAROMETER_CACHE and TMPDIR can be on a larger disk",
             reason="disk-full",
         )
-    if process.returncode not in accept:
-        raise BenchError(
-            f"{doing}: {words[0]} failed with exit code {process.returncode}",
-            evidence=f"{shlex.join(words)}\n{tail(err or out)}",
-            reason="program-failed",
-        )
-    return subprocess.CompletedProcess(words, process.returncode, out, err)
+    raise BenchError(
+        f"{doing}: {words[0]} failed with exit code {done.returncode}",
+        evidence=f"{shlex.join(words)}\n{tail(done.stderr or done.stdout)}",
+        reason="program-failed",
+    )
+
+
+def _text(output: bytes) -> str:
+    return output.decode(errors="replace").replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _communicate(
-    process: subprocess.Popen[str], stdin: str, timeout: float, limit: int
-) -> tuple[str, str]:
+    process: subprocess.Popen[bytes], stdin: str | bytes, timeout: float, limit: int
+) -> tuple[bytes, bytes]:
     """Exchange data like Popen.communicate(), but with a limit. Raises TooMuchError and
     TimeoutExpired."""
     assert process.stdin is not None
     assert process.stdout is not None
     assert process.stderr is not None
-    end, rest = time.monotonic() + timeout, memoryview(stdin.encode())
+    end = time.monotonic() + timeout
+    rest = memoryview(stdin.encode() if isinstance(stdin, str) else stdin)
     said = {process.stdout.fileno(): bytearray(), process.stderr.fileno(): bytearray()}
     with selectors.DefaultSelector() as selector:
         for number in said:
@@ -123,11 +145,8 @@ def _communicate(
                     if key.fd not in said:
                         process.stdin.close()
     process.wait(max(0.0, end - time.monotonic()))
-    out, err = (
-        text.decode(errors="replace").replace("\r\n", "\n").replace("\r", "\n")
-        for text in said.values()
-    )
-    return out, err
+    out, errors = map(bytes, said.values())
+    return out, errors
 
 
 def run_logged(

@@ -7,7 +7,6 @@ import logging
 import os
 import shlex
 import subprocess
-import tempfile
 from collections.abc import Iterator, Sequence
 
 from orchestrator.bench.shell import A_DAY, Completed, Dialogue, succeeded
@@ -41,14 +40,11 @@ class Here:
         Raises BenchError if its exit code is not 0 (unless `check` is off), if it takes more than
         `timeout` seconds, or if it prints more than `limit` bytes (`output-flood`).
         """
-        with tempfile.NamedTemporaryFile(prefix="barometer-stdin-") as file:
-            file.write(stdin)
-            file.flush()
-            ran = run(
-                ["/bin/sh", "-c", 'exec "$@" < "$0"', file.name, *self._words(argv)],
-                doing=doing or self.name, timeout=timeout, accept=_EVERY_CODE,
-                limit=limit,
-            )  # fmt: skip
+        ran = run(
+            # by a shell: a program that is missing has exit code 127, as over SSH
+            ["/bin/sh", "-c", 'exec "$@"', "sh", *self._words(argv)], stdin=stdin,
+            doing=doing or self.name, timeout=timeout, accept=_EVERY_CODE, limit=limit,
+        )  # fmt: skip
         done = Completed(ran.stdout, ran.stderr, ran.returncode)
         what = doing or (argv if isinstance(argv, str) else shlex.join(argv))
         return succeeded(done, self.name, what) if check else done
