@@ -12,11 +12,15 @@ import select
 import selectors
 import shlex
 import signal
+import socket
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from orchestrator.bounded import TooMuchError, cut_line
 from orchestrator.errors import BenchError
@@ -30,19 +34,34 @@ _MOST_BYTES = 256 << 20
 log = logging.getLogger("barometer.command")
 
 
+@dataclass(frozen=True)
+class Finished:
+    """A program that has ended."""
+
+    returncode: int
+    content: bytes
+    """Its standard output as it is."""
+    stderr: str
+
+    @cached_property
+    def stdout(self) -> str:
+        """Its standard output as text, with line feeds alone at the ends of lines."""
+        return _text(self.content)
+
+
 def run(
     argv: Sequence[str | os.PathLike[str]],
     *,
     doing: str,
     cwd: Path | None = None,
     env: Mapping[str, str | None] | None = None,
-    stdin: str = "",
+    stdin: str | bytes = "",
     timeout: float = 600,
     accept: Sequence[int] = (0,),
     limit: int = _MOST_BYTES,
-) -> subprocess.CompletedProcess[str]:
-    """Run `argv` and return its output as text. `env` is added to this process's environment; None
-    unsets a variable.
+) -> Finished:
+    """Run `argv` and return its output. `env` is added to this process's environment; None unsets
+    a variable.
 
     If the call is cut short, the program and everything it started are ended. Raises BenchError
     (`doing` names the purpose) if the program is missing, too slow, exits otherwise or prints more
@@ -52,14 +71,13 @@ def run(
     log.debug("+ %s", shlex.join(words))
     with (
         _running(
-            words, doing, cwd=cwd, env=_environment(env) if env else None, text=True,
+            words, doing, cwd=cwd, env=_environment(env) if env else None,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            errors="replace",
         ) as process,
         waiting_for(doing),
     ):  # fmt: skip
         try:
-            out, err = _communicate(process, stdin, timeout, limit)
+            out, errors = _communicate(process, stdin, timeout, limit)
         except subprocess.TimeoutExpired as exc:
             raise _too_slow(words, doing, timeout) from exc
         except TooMuchError as exc:
@@ -67,31 +85,37 @@ def run(
                 f"{doing}: {words[0]} printed {exc}", evidence=tail(exc.last),
                 reason="output-flood",
             ) from exc  # fmt: skip
-    if process.returncode not in accept and os.strerror(errno.ENOSPC) in err:
+    done = Finished(process.returncode, out, _text(errors))
+    if done.returncode in accept:
+        return done
+    if os.strerror(errno.ENOSPC) in done.stderr:
         raise BenchError(
             f"{doing}: no space left on the disk",
-            evidence=tail(err),
+            evidence=tail(done.stderr),
             hint="make room there; BAROMETER_CACHE and TMPDIR can be on a larger disk",
             reason="disk-full",
         )
-    if process.returncode not in accept:
-        raise BenchError(
-            f"{doing}: {words[0]} {_ended(process.returncode)}",
-            evidence=f"{shlex.join(words)}\n{tail(err or out)}",
-            reason="program-failed",
-        )
-    return subprocess.CompletedProcess(words, process.returncode, out, err)
+    raise BenchError(
+        f"{doing}: {words[0]} {_ended(done.returncode)}",
+        evidence=f"{shlex.join(words)}\n{tail(done.stderr or done.stdout)}",
+        reason="program-failed",
+    )
+
+
+def _text(output: bytes) -> str:
+    return output.decode(errors="replace").replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _communicate(
-    process: subprocess.Popen[str], stdin: str, timeout: float, limit: int
-) -> tuple[str, str]:
+    process: subprocess.Popen[bytes], stdin: str | bytes, timeout: float, limit: int
+) -> tuple[bytes, bytes]:
     """Exchange data like Popen.communicate(), but with a limit. Raises TooMuchError and
     TimeoutExpired."""
     assert process.stdin is not None
     assert process.stdout is not None
     assert process.stderr is not None
-    end, rest = time.monotonic() + timeout, memoryview(stdin.encode())
+    end = time.monotonic() + timeout
+    rest = memoryview(stdin.encode() if isinstance(stdin, str) else stdin)
     said = {process.stdout.fileno(): bytearray(), process.stderr.fileno(): bytearray()}
     with selectors.DefaultSelector() as selector:
         for number in said:
@@ -121,11 +145,8 @@ def _communicate(
                     if key.fd not in said:
                         process.stdin.close()
     process.wait(max(0.0, end - time.monotonic()))
-    out, err = (
-        text.decode(errors="replace").replace("\r\n", "\n").replace("\r", "\n")
-        for text in said.values()
-    )
-    return out, err
+    out, errors = map(bytes, said.values())
+    return out, errors
 
 
 def run_logged(
@@ -175,6 +196,35 @@ def _running(words: list[str], doing: str, **how: Any) -> Iterator[subprocess.Po
         for pipe in filter(None, (process.stdin, process.stdout, process.stderr)):
             with contextlib.suppress(OSError):
                 pipe.close()
+
+
+def start_on_socket(
+    argv: Sequence[str], *, stderr: int = subprocess.DEVNULL
+) -> tuple[subprocess.Popen[bytes], socket.socket]:
+    """Start a program; return it, and a socket that is its standard input and output. It is in a
+    session of its own: a terminal's Ctrl-C is for barometer, which ends it."""
+    ours, its = socket.socketpair()
+    with contextlib.ExitStack() as on_error, its:
+        on_error.enter_context(ours)
+        process = subprocess.Popen(
+            argv, stdin=its.fileno(), stdout=its.fileno(), stderr=stderr, start_new_session=True
+        )
+        on_error.pop_all()
+    return process, ours
+
+
+def drain(pipe: IO[bytes], take: Callable[[bytes], None]) -> threading.Thread:
+    """Start a thread that hands the output of a pipe to `take`, until the pipe's end."""
+
+    def read() -> None:
+        # a full disk ends it, too, or a file that was closed because the machine is done with
+        with pipe, contextlib.suppress(OSError, ValueError):
+            while chunk := os.read(pipe.fileno(), 1 << 16):
+                take(chunk)
+
+    thread = threading.Thread(target=read, daemon=True)
+    thread.start()
+    return thread
 
 
 def _lines(process: subprocess.Popen[bytes], end: float) -> Iterator[str]:

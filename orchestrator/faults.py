@@ -123,6 +123,7 @@ FAULTS: Mapping[str, Fault] = {
     "host-is-runner": Fault("bench", "a run does not survive the boot of its own machine"),
     "host-no-login": Fault("bench", "the login was refused"),
     "host-no-name": Fault("bench", "the host's name is not known"),
+    "host-no-proxy": Fault("bench", "ssh's proxy command cannot be started"),
     "host-no-root": Fault("bench", "the user is not root there"),
     "host-silent": Fault("bench", "an agent on the host gave no answer that can be read"),
     "host-start": Fault("bench", "the first program of the host's image failed"),

@@ -23,7 +23,7 @@ from orchestrator.scenario import BOOT_WAYS, MetalHost
 log = logging.getLogger("barometer.metal")
 
 _ASKED_SECONDS = 60.0
-_FOR_GOOD = ("host-unknown-host-key", "host-wrong-host-key")
+_FOR_GOOD = ("host-unknown-host-key", "host-wrong-host-key", "host-no-proxy")
 """Error reasons of a connection that waiting does not cure."""
 _AT_FIRST = ("host-no-name", "host-no-login", "host-no-root")
 """Error reasons that waiting may cure only if the machine has let us in before: while it goes down

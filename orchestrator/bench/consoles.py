@@ -4,20 +4,18 @@ over SSH."""
 from __future__ import annotations
 
 import contextlib
-import os
 import shlex
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import IO
 
 from orchestrator.bench.console import file_excerpt
 from orchestrator.bench.filelimits import LimitedFile
 from orchestrator.bench.shell import A_DAY, Shell
 from orchestrator.bounded import Excerpt
-from orchestrator.command import end_group, tail
+from orchestrator.command import drain, end_group, tail
 from orchestrator.errors import BenchError
 
 _AT_ONCE_SECONDS = 0.5
@@ -68,8 +66,8 @@ class ConsoleCommand:
         assert self._process.stderr is not None
         self._errors = Excerpt(_ERRORS_BYTES)
         self._readers = [
-            _reader(self._process.stdout, self._file.write),
-            _reader(self._process.stderr, self._errors.feed),
+            drain(self._process.stdout, self._file.write),
+            drain(self._process.stderr, self._errors.feed),
         ]
 
     def check(self) -> None:
@@ -123,20 +121,6 @@ class ConsoleCommand:
     def _errors_said(self) -> str:
         self._wait_for_readers()
         return self._errors.text()
-
-
-def _reader(pipe: IO[bytes], take: Callable[[bytes], None]) -> threading.Thread:
-    """Start a thread that hands the output of a pipe to `take`, until the pipe's end."""
-
-    def read() -> None:
-        # a full disk ends it, too, or the file of a machine that is no longer used and was closed
-        with pipe, contextlib.suppress(OSError, ValueError):
-            while chunk := os.read(pipe.fileno(), 1 << 16):
-                take(chunk)
-
-    thread = threading.Thread(target=read, daemon=True)
-    thread.start()
-    return thread
 
 
 @contextmanager

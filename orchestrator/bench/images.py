@@ -10,10 +10,8 @@ payload disk      ext4, read-only: guest kernel and initramfs, agents
 from __future__ import annotations
 
 import hashlib
-import lzma
 import re
 import shutil
-import subprocess
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +32,6 @@ FIRST = "/usr/lib/barometer/first"
 """First program of the host's root disk."""
 PAYLOAD = "/opt/barometer"
 """Mount point of the payload disk in the host."""
-_UNPACK_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -221,19 +218,16 @@ def plain_name(module: str) -> str:
 def unpacked_module(kernel: KernelBundle, name: str) -> bytes:
     """Return a module's ELF file, uncompressed: emulated machines are slow at unpacking."""
     path = kernel.modules / name
-    program = {".zst": "zstd", ".gz": "gzip"}.get(path.suffix)
+    if path.suffix == ".ko":
+        return path.read_bytes()
+    program = {".xz": "xz", ".zst": "zstd", ".gz": "gzip"}.get(path.suffix)
+    if program is None:
+        raise BenchError(f"{path}: unknown module compression", reason="kernel-modules")
     try:
-        if path.suffix == ".ko":
-            return path.read_bytes()
-        if path.suffix == ".xz":
-            return lzma.decompress(path.read_bytes())
-        if program is None:
-            raise BenchError(f"{path}: unknown module compression", reason="kernel-modules")
-        return subprocess.run(
-            [program, "-dc", path], check=True, capture_output=True, timeout=_UNPACK_SECONDS
-        ).stdout
-    except (OSError, subprocess.SubprocessError, lzma.LZMAError) as exc:
-        raise BenchError(f"{path} cannot be unpacked: {exc}", reason="kernel-modules") from exc
+        return run([program, "-dc", path], doing=f"unpacking {path}", timeout=60).content
+    except BenchError as exc:
+        exc.reason = "kernel-modules"
+        raise
 
 
 def initramfs(name: str, recipe: dict[str, Any], kernel: KernelBundle, cache: Cache) -> Path:

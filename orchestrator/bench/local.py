@@ -6,14 +6,12 @@ import contextlib
 import logging
 import os
 import shlex
-import socket
 import subprocess
-import tempfile
 from collections.abc import Iterator, Sequence
 
 from orchestrator.bench.shell import A_DAY, Completed, Dialogue, succeeded
 from orchestrator.bounded import ANSWER_BYTES
-from orchestrator.command import end_group, run
+from orchestrator.command import end_group, run, start_on_socket
 from orchestrator.errors import BenchError
 
 _EVERY_CODE = range(-64, 256)
@@ -42,14 +40,11 @@ class Here:
         Raises BenchError if its exit code is not 0 (unless `check` is off), if it takes more than
         `timeout` seconds, or if it prints more than `limit` bytes (`output-flood`).
         """
-        with tempfile.NamedTemporaryFile(prefix="barometer-stdin-") as file:
-            file.write(stdin)
-            file.flush()
-            ran = run(
-                ["/bin/sh", "-c", 'exec "$@" < "$0"', file.name, *self._words(argv)],
-                doing=doing or self.name, timeout=timeout, accept=_EVERY_CODE,
-                limit=limit,
-            )  # fmt: skip
+        ran = run(
+            # by a shell: a program that is missing has exit code 127, as over SSH
+            ["/bin/sh", "-c", 'exec "$@"', "sh", *self._words(argv)], stdin=stdin,
+            doing=doing or self.name, timeout=timeout, accept=_EVERY_CODE, limit=limit,
+        )  # fmt: skip
         done = Completed(ran.stdout, ran.stderr, ran.returncode)
         what = doing or (argv if isinstance(argv, str) else shlex.join(argv))
         return succeeded(done, self.name, what) if check else done
@@ -64,23 +59,12 @@ class Here:
         together take more than `in_all`."""
         words = self._words(argv)
         log.debug("%s+ %s &", self.name, shlex.join(words))
-        ours, its = socket.socketpair()
-        with ours, its:
-            # in a session of its own: a terminal's Ctrl-C reaches only barometer, which ends the
-            # program
-            process = subprocess.Popen(
-                words,
-                stdin=its.fileno(),
-                stdout=its.fileno(),
-                stderr=subprocess.DEVNULL,
-                start_new_session=True,
-            )
-            its.close()
-            try:
-                yield Dialogue(ours, timeout, in_all)
-            finally:
-                ours.close()
-                _wait(process)
+        process, ours = start_on_socket(words)
+        try:
+            yield Dialogue(ours, timeout, in_all)
+        finally:
+            ours.close()
+            _wait(process)
 
     def _words(self, argv: Sequence[str] | str) -> list[str]:
         return [*self._before, *(["sh", "-c", argv] if isinstance(argv, str) else argv)]

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
+import shlex
 import socket
+import subprocess
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +21,8 @@ from cryptography.exceptions import UnsupportedAlgorithm
 
 from orchestrator.bench.calls import in_time
 from orchestrator.bench.shell import ALIVE_TRIES, Shell, close, write_client
-from orchestrator.command import run
+from orchestrator.bounded import Excerpt
+from orchestrator.command import drain, end_group, run, start_on_socket, tail
 from orchestrator.errors import BenchError, ScenarioError
 
 _SECONDS = 20
@@ -26,7 +30,13 @@ _CONFIG_SECONDS = 60.0
 """Of `ssh -G`, which may look names up."""
 _LOGIN_SECONDS = 60
 """Deadline of a login: a busy emulated machine takes long to make a key."""
-_NO_FILE = "none"
+_NONE = "none"
+_NOT_STARTED = (126, 127)
+"""Exit codes of a shell for a program that it cannot run or does not find."""
+_ENDING_SECONDS = 1.0
+"""Wait for the exit of a proxy command that has closed its connection."""
+_ERRORS_BYTES = 16 << 10
+_ALIVE = {"ServerAliveInterval": "10", "ServerAliveCountMax": str(ALIVE_TRIES)}
 # raised for a key with a passphrase, a security key, an older format
 _UNUSABLE = (OSError, paramiko.SSHException, ValueError, TypeError, UnsupportedAlgorithm)
 
@@ -48,6 +58,9 @@ class Endpoint:
     known_hosts: tuple[Path, ...]
     agent: bool
     """True: keys of ssh-agent are tried, too."""
+    proxy: tuple[str, ...] = ()
+    """Program whose standard input and output are the connection to the server (ProxyJump,
+    ProxyCommand); empty: a connection of our own."""
 
     def __str__(self) -> str:
         return self.address
@@ -62,8 +75,8 @@ class Endpoint:
 
 def resolved(address: str, config: Path | None = None) -> Endpoint:
     """Resolve an address by ssh's configuration. Raises ScenarioError if ssh refuses the
-    configuration, and for what only ssh itself can do (a jump host)."""
-    argv = ["ssh", *(["-F", str(config)] if config else []), "-G", "--", address]
+    configuration, and for what only ssh itself can do (ProxyUseFdpass)."""
+    argv = [*_ssh(config), "-G", "--", address]
     if config is not None and not config.is_file():
         raise ScenarioError(f"{config}: no such file of ssh's configuration", reason="ssh-config")
     try:
@@ -84,27 +97,62 @@ def resolved(address: str, config: Path | None = None) -> Endpoint:
     def one(key: str, default: str = "") -> str:
         return (found.get(key) or [default])[0]
 
-    for key in ("proxyjump", "proxycommand"):
-        if one(key, _NO_FILE) != _NO_FILE:
+    proxy: tuple[str, ...] = ()
+    if (jump := one("proxyjump", _NONE)) != _NONE:
+        proxy = _jump(jump, f"[{one('hostname')}]:{one('port')}", config)
+    elif (command := one("proxycommand", _NONE)) != _NONE:
+        if one("proxyusefdpass", "no") != "no":
             raise ScenarioError(
-                f"{address}: ssh's configuration has {key} {one(key)}, which barometer cannot use",
-                hint="give an address that is reached directly, or forward a port to it",
+                f"{address}: ssh's configuration has ProxyUseFdpass, which barometer cannot use",
+                hint="give a ProxyCommand that passes the data itself", reason="ssh-config",
+            )  # fmt: skip
+        tokens = {
+            "%": "%", "h": one("hostname"), "k": one("hostkeyalias") or one("host"),
+            "n": one("host"), "p": one("port"), "r": one("user"),
+        }  # fmt: skip
+        try:
+            command = re.sub("%(.?)", lambda token: tokens[token[1]], command)
+        except KeyError as exc:
+            raise ScenarioError(
+                f"{address}: ssh does not know %{exc.args[0]} in ProxyCommand {command}",
                 reason="ssh-config",
-            )
+            ) from exc
+        proxy = (os.environ.get("SHELL") or "/bin/sh", "-c", f"exec {command}")  # as ssh runs it
     files = [*_files(one("userknownhostsfile")), *_files(one("globalknownhostsfile"))]
     # one on a line, and without quotes even if its name has a blank
     identities = [
-        Path(name).expanduser() for name in found.get("identityfile", []) if name != _NO_FILE
+        Path(name).expanduser() for name in found.get("identityfile", []) if name != _NONE
     ]
     return Endpoint(
         address, config, one("hostname"), int(one("port", "22")), one("user"),
         alias=one("hostkeyalias"), identities=tuple(identities), known_hosts=tuple(files),
-        agent=one("identitiesonly", "no") != "yes",
+        agent=one("identitiesonly", "no") != "yes", proxy=proxy,
     )  # fmt: skip
 
 
+def _ssh(config: Path | None) -> list[str]:
+    return ["ssh", *(["-F", str(config)] if config else [])]
+
+
+def _jump(hosts: str, target: str, config: Path | None) -> tuple[str, ...]:
+    """Return the program that connects to `target` through jump hosts, as ssh's own ProxyJump
+    does. It asks nothing, and ends by itself once the last jump host is gone."""
+    before, _, last = hosts.rpartition(",")
+    user, _, place = last.rpartition("@")
+    # `ssh -G` puts addresses into brackets; ssh:// takes no IPv6 address
+    host, port = re.findall(r"\[?([^]]*?)]?(?::(\d+))?$", place)[0]
+    options = {"BatchMode": "yes", "ConnectTimeout": str(_SECONDS), **_ALIVE}
+    given = {"-J": before, "-l": user, "-p": port}
+    words = [word for flag, value in given.items() if value for word in (flag, value)]
+    return (*_ssh(config), *_words(options), *words, "-W", target, "--", host)
+
+
+def _words(options: dict[str, str]) -> list[str]:
+    return [word for name, value in options.items() for word in ("-o", f"{name}={value}")]
+
+
 def _files(names: str) -> list[Path]:
-    return [Path(name).expanduser() for name in names.split() if name not in ("", _NO_FILE)]
+    return [Path(name).expanduser() for name in names.split() if name not in ("", _NONE)]
 
 
 @contextlib.contextmanager
@@ -114,12 +162,11 @@ def logged_in(
     """Log in and yield a shell whose commands run as root. `patience`: seconds for the connection,
     and as many for the server's banner.
 
-    Raises BenchError if nothing answers, if the machine's key is unknown or differs from the known
-    one, if the login is refused, or if the user may not become root without a password.
+    Raises BenchError if nothing answers, if the proxy command cannot be started, if the machine's
+    key is unknown or differs from the known one, if the login is refused, or if the user may not
+    become root without a password.
     """
-    transport = _transport(endpoint, name, patience)
-    try:
-        _log_in(endpoint, transport, name)
+    with _proxy(endpoint, name) as proxy, _connected(endpoint, name, proxy, patience) as transport:
         transport.set_keepalive(keepalive)
         shell = Shell(name, transport)
         if shell.run("id -u", timeout=_LOGIN_SECONDS).stdout.strip() == "0":
@@ -133,17 +180,94 @@ def logged_in(
                 hint=f"log in as root, or let sudo: {endpoint.user} ALL=(root) NOPASSWD: ALL",
             )  # fmt: skip
         yield Shell(name, transport, become=("sudo", "-n", "--", "sh", "-c"))
+
+
+class _Proxy:
+    """A proxy command at work.
+
+    paramiko.ProxyCommand would not do. It runs in the terminal's session, so that Ctrl-C ends the
+    connection by which a machine is put back. It takes the program's end for silence, in a busy
+    loop. It leaves the program's errors in their pipe, and waits for no exit.
+    """
+
+    def __init__(self, argv: Sequence[str]) -> None:
+        self._command = shlex.join(argv)
+        self._process, self.socket = start_on_socket(argv, stderr=subprocess.PIPE)
+        assert self._process.stderr is not None
+        self._errors = Excerpt(_ERRORS_BYTES)
+        self._reader = drain(self._process.stderr, self._errors.feed)
+
+    def error(self, endpoint: Endpoint, name: str, why: str) -> BenchError:
+        """Return the error for a connection through the program that failed."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(_ENDING_SECONDS)
+            self._reader.join(_ENDING_SECONDS)
+        code, said = self._process.returncode, self._errors.text()
+        if code in _NOT_STARTED:
+            return _no_proxy(endpoint, name, self._command, said)
+        if code is not None:
+            why = f"it ended with exit code {code}: {tail(said, 1)}"
+        return BenchError(
+            f"{endpoint}: no SSH connection by the proxy command {self._command}: {why}",
+            evidence=tail(said), reason=f"{name}-no-ssh",
+        )  # fmt: skip
+
+    def end(self) -> None:
+        self.socket.close()
+        end_group(self._process)
+
+
+def _no_proxy(endpoint: Endpoint, name: str, command: str, said: str) -> BenchError:
+    return BenchError(
+        f"{endpoint}: the proxy command cannot be started: {command}", evidence=tail(said),
+        hint="ssh's configuration has it: ProxyCommand or ProxyJump", reason=f"{name}-no-proxy",
+    )  # fmt: skip
+
+
+@contextlib.contextmanager
+def _proxy(endpoint: Endpoint, name: str) -> Iterator[_Proxy | None]:
+    """Run the proxy command, if there is one, while the block runs."""
+    if not endpoint.proxy:
+        yield None
+        return
+    try:
+        proxy = _Proxy(endpoint.proxy)
+    except OSError as exc:
+        raise _no_proxy(endpoint, name, shlex.join(endpoint.proxy), str(exc)) from exc
+    try:
+        yield proxy
+    finally:
+        proxy.end()
+
+
+@contextlib.contextmanager
+def _connected(
+    endpoint: Endpoint, name: str, proxy: _Proxy | None, patience: float
+) -> Iterator[paramiko.Transport]:
+    """Keep a connection that is logged in while the block runs."""
+    transport = _transport(endpoint, name, proxy, patience)
+    try:
+        _log_in(endpoint, transport, name, proxy)
+        yield transport
     finally:
         close(transport)
 
 
-def _transport(endpoint: Endpoint, name: str, patience: float) -> paramiko.Transport:
+def _transport(
+    endpoint: Endpoint, name: str, proxy: _Proxy | None, patience: float
+) -> paramiko.Transport:
     try:
         place = (endpoint.hostname, endpoint.port)
         # looking a name up takes as long as the name servers do
-        sock = in_time(lambda: socket.create_connection(place, timeout=patience), 2 * patience)
+        sock = (
+            proxy.socket
+            if proxy
+            else in_time(lambda: socket.create_connection(place, timeout=patience), 2 * patience)
+        )
         transport = paramiko.Transport(sock)
-        transport.banner_timeout, transport.auth_timeout = patience, _LOGIN_SECONDS
+        transport.auth_timeout = _LOGIN_SECONDS
+        # a proxy command connects while the banner is waited for
+        transport.banner_timeout = 2 * patience if proxy else patience
     except socket.gaierror as exc:
         raise BenchError(
             f"{endpoint}: there is no machine called {endpoint.hostname}: {exc.strerror}",
@@ -158,7 +282,9 @@ def _transport(endpoint: Endpoint, name: str, patience: float) -> paramiko.Trans
     return transport
 
 
-def _log_in(endpoint: Endpoint, transport: paramiko.Transport, name: str) -> None:
+def _log_in(
+    endpoint: Endpoint, transport: paramiko.Transport, name: str, proxy: _Proxy | None
+) -> None:
     known = _known_keys(endpoint)
     if not known:
         raise BenchError(
@@ -187,10 +313,10 @@ def _log_in(endpoint: Endpoint, transport: paramiko.Transport, name: str) -> Non
         # ssh-agent, and what is sent, have no deadline of their own
         in_time(shake_hands, 3 * _LOGIN_SECONDS)
     except (OSError, EOFError, paramiko.SSHException) as exc:
-        raise BenchError(
-            f"{endpoint}: no SSH connection: {str(exc) or type(exc).__name__}",
-            reason=f"{name}-no-ssh",
-        ) from exc
+        why = str(exc) or type(exc).__name__
+        if proxy:
+            raise proxy.error(endpoint, name, why) from exc
+        raise BenchError(f"{endpoint}: no SSH connection: {why}", reason=f"{name}-no-ssh") from exc
 
 
 def _family(kind: str) -> str:
@@ -273,10 +399,14 @@ def client_program(endpoint: Endpoint, folder: Path) -> Path:
         "HostKeyAlias": endpoint.known_as,
         # ssh's configuration of the address does not apply to the name that it is called with
         "IdentitiesOnly": "no" if endpoint.agent else "yes",
-        "ServerAliveInterval": "10", "ServerAliveCountMax": str(ALIVE_TRIES),
+        "ProxyCommand": _NONE,
+        **_ALIVE,
     }  # fmt: skip
-    argv = ["/usr/bin/ssh", *(["-F", str(endpoint.config)] if endpoint.config else [])]
-    argv += [word for name, value in options.items() for word in ("-o", f"{name}={value}")]
+    if endpoint.proxy:
+        # a client that is killed (end_clients) does not end its proxy command
+        words = ("setpriv", "--pdeathsig", "TERM", *endpoint.proxy)
+        options["ProxyCommand"] = shlex.join(words).replace("%", "%%")
+    argv = [*_ssh(endpoint.config), *_words(options)]
     argv += [word for path in endpoint.identities if path.is_file() for word in ("-i", str(path))]
     return write_client(folder, argv)
 

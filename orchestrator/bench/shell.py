@@ -304,8 +304,8 @@ def _chunks(
 
 
 class Dialogue(Iterator[str]):
-    """The lines of a running program, each cut at STREAM_LINE_BYTES, and a way to answer it.
-    Raises TimeoutError."""
+    """The lines of a running program, each cut at STREAM_LINE_BYTES, or its output as bytes, and a
+    way to answer it. Raises TimeoutError."""
 
     def __init__(
         self, channel: paramiko.Channel | socket.socket, line_seconds: float, in_all: float
@@ -316,6 +316,15 @@ class Dialogue(Iterator[str]):
 
     def __next__(self) -> str:
         return next(self._lines)
+
+    def chunks(self) -> Iterator[bytes]:
+        """Yield the program's output as bytes, in place of its lines. A chunk has the deadline of
+        a line."""
+        while True:
+            self._channel.settimeout(min(self._line_seconds, self._deadline.left()))
+            if not (chunk := self._channel.recv(1 << 16)):
+                return
+            yield chunk
 
     def say(self, line: str) -> None:
         in_time(lambda: self._channel.sendall(line.encode() + b"\n"), self._line_seconds)

@@ -6,7 +6,6 @@ for a kernel's modules, is a link to them, unless the machine has its own kernel
 
 from __future__ import annotations
 
-import base64
 import errno
 import io
 import tarfile
@@ -17,7 +16,6 @@ from pathlib import Path
 from orchestrator.bench.answers import has_form
 from orchestrator.bench.keeper import Keeper
 from orchestrator.bench.shell import ConnectionLostError, Shell
-from orchestrator.bounded import STREAM_LINE_BYTES
 from orchestrator.cache import Cache
 from orchestrator.errors import BenchError, ScenarioError
 from orchestrator.hashing import sha256_file
@@ -28,8 +26,6 @@ STATE = "/var/lib/barometer"
 back."""
 _MANY_SECONDS = 1200
 _INITRAMFS_BYTES = 1 << 30
-_LINE = STREAM_LINE_BYTES // 2
-"""Characters of base64 in a line."""
 _SPARE_BYTES = 256 << 20
 """Room for an initramfs, while it is made and after."""
 _PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin; export PATH\n"
@@ -194,23 +190,25 @@ def _make(shell: Shell, folder: str, kernel: KernelBundle, target: Path) -> None
 
 
 def _fetch(shell: Shell, path: str, target: Path) -> None:
-    """Move a file from the machine to the runner, a line of base64 at a time: it may be larger
-    than the runner's memory. Raises BenchError."""
-    script = f'base64 -w {_LINE} "$1" && echo ". $(wc -c < "$1")" && rm "$1"'
-    fetch = ["sh", "-c", script, "sh", path]
+    """Move a file from the machine to the runner. Raises BenchError."""
+    said = shell.run(["stat", "-c", "%s", path], doing=f"reading the size of {path}").stdout
+    with has_form(f"the size of {path}", said):
+        size = int(said)
+    if size > _INITRAMFS_BYTES:
+        raise BenchError(
+            f"{shell.name}: {path} has more than {_INITRAMFS_BYTES >> 20} MiB",
+            reason="output-flood",
+        )
+    fetch = ["sh", "-c", 'cat "$1" && rm "$1"', "sh", path]
     try:
-        with shell.stream(fetch, timeout=_MANY_SECONDS) as lines, target.open("wb") as file:
-            for line in lines:
-                if line == f". {file.tell()}":
-                    return
-                with has_form(f"{path} of the {shell.name}", line):
-                    file.write(base64.b64decode(line, validate=True))
-                if file.tell() > _INITRAMFS_BYTES:
-                    raise BenchError(
-                        f"{shell.name}: {path} has more than {_INITRAMFS_BYTES >> 20} MiB",
-                        reason="output-flood",
-                    )
-        why = "its end is missing"
+        with shell.stream(fetch, timeout=_MANY_SECONDS) as output, target.open("wb") as file:
+            for chunk in output.chunks():
+                file.write(chunk)
+                if file.tell() > size:
+                    break
+            if file.tell() == size:
+                return
+            why = f"it has {size} bytes, and {file.tell()} arrived"
     except (EOFError, OSError) as exc:
         if isinstance(exc, OSError) and exc.errno in (errno.ENOSPC, errno.EDQUOT):
             raise  # the runner's own disk is full

@@ -54,21 +54,18 @@ def applied(git: Git, tree: str, patches: Sequence[Patch]) -> str:
     paths = _with_folders(name for patch in patches for name in patch.files)
     with tempfile.TemporaryDirectory(dir=git.git_dir, prefix="applying-") as scratch:
         folder = Path(scratch)
-        files = [folder / f"{number}.patch" for number in range(len(patches))]
-        for file, patch in zip(files, patches, strict=True):
-            file.write_bytes(patch.text)
         partial = replace(git, work_tree=None, index=folder / "partial")
         before, folders = _entries(partial, tree, paths)
         _fill(partial, before)
         step = partial.line("write-tree", "--missing-ok")
-        for patch, file in zip(patches, files, strict=True):
+        for patch in patches:
             which = f'patch {patch.number} of {len(patches)} ("{patch.subject}", {patch.origin})'
             _check_folders(patch, folders, which)
-            done = partial.run("apply", "--cached", "--verbose", file, accept=_ANSWERS,
-                               doing=f"applying {which}")  # fmt: skip
+            done = partial.run("apply", "--cached", "--verbose", stdin=patch.text,
+                               accept=_ANSWERS, doing=f"applying {which}")  # fmt: skip
             if done.returncode:
-                hint = _already(partial, file) or _all_there(
-                    replace(partial, index=folder / "again"), before, files
+                hint = _already(partial, patch) or _all_there(
+                    replace(partial, index=folder / "again"), before, patches
                 )
                 raise _Failure(partial, tree, patch, which, done.stderr, hint).error()
             step = _changed(partial, step, patch, which, done.stderr)
@@ -111,22 +108,22 @@ def _changed(git: Git, step: str, patch: Patch, which: str, said: str) -> str:
     return following
 
 
-def _already(git: Git, file: Path) -> str:
-    done = git.run("apply", "--cached", "--check", "--reverse", file, accept=_ANSWERS)
+def _already(git: Git, patch: Patch) -> str:
+    reverse = ("apply", "--cached", "--check", "--reverse")
+    done = git.run(*reverse, stdin=patch.text, accept=_ANSWERS)
     if done.returncode:
         return ""
     return "it applies in reverse: is it in the tree already? Then leave it out"
 
 
-def _all_there(git: Git, before: Mapping[str, _Entry], files: Sequence[Path]) -> str:
+def _all_there(git: Git, before: Mapping[str, _Entry], patches: Sequence[Patch]) -> str:
     """Return a hint if the whole series applies in reverse, else "".
 
     A patch that later ones build on does not apply in reverse by itself (`_already`).
     """
     _fill(git, before)
-    for file in reversed(files):
-        done = git.run("apply", "--cached", "--reverse", file, accept=_ANSWERS)
-        if done.returncode:
+    for patch in reversed(patches):
+        if git.run("apply", "--cached", "--reverse", stdin=patch.text, accept=_ANSWERS).returncode:
             return ""
     return "the whole series applies in reverse: is it in the tree already?"
 

@@ -12,7 +12,6 @@ import functools
 import json
 import os
 import re
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.cache import Cache
-from orchestrator.command import run
+from orchestrator.command import Finished, run
 from orchestrator.errors import BenchError, ScenarioError
 from orchestrator.scenario import nearest_name
 
@@ -271,6 +270,6 @@ class Archive:
     def _apt(
         self, argv: list[str], *, cwd: Path | None = None, accept: tuple[int, ...] = (0,),
         timeout: float = 120,
-    ) -> subprocess.CompletedProcess[str]:  # fmt: skip
+    ) -> Finished:  # fmt: skip
         return run(argv, doing="asking Debian's archive", env={"APT_CONFIG": str(self._conf),
                    "LC_ALL": "C.UTF-8"}, cwd=cwd, accept=accept, timeout=timeout)  # fmt: skip

@@ -9,12 +9,11 @@ from __future__ import annotations
 import difflib
 import os
 import re
-import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator.command import run
+from orchestrator.command import Finished, run
 from orchestrator.errors import ScenarioError
 
 _SETTINGS = {
@@ -71,11 +70,11 @@ class Git:
     def run(
         self,
         *args: str | os.PathLike[str],
-        stdin: str = "",
+        stdin: str | bytes = "",
         accept: Sequence[int] = (0,),
         doing: str = "asking git",
         timeout: float = 600,
-    ) -> subprocess.CompletedProcess[str]:
+    ) -> Finished:
         """Run `git ARGS`, in which paths are absolute. In a repository that is not ours, run only
         commands that write nothing. Raises as orchestrator.command.run."""
         git_dir = self.git_dir.absolute()
@@ -217,7 +216,7 @@ def commit_id(git: Git, ref: str, repository: Path) -> str:
     """Return the full id of the commit that `ref` names. Raises ScenarioError with similar names
     if there is none."""
 
-    def asked(what: str) -> subprocess.CompletedProcess[str]:
+    def asked(what: str) -> Finished:
         return git.run("rev-parse", "--verify", "--end-of-options", what, accept=(0, 128))
 
     if "\0" not in ref:

@@ -211,15 +211,12 @@ def _diffs(
 ) -> Iterator[tuple[str, Letter]]:
     """Yield the diff of each commit that changes something. The user's git settings have no effect
     on `git diff-tree`."""
-    with tempfile.TemporaryDirectory() as folder:
-        output = Path(folder) / "diffs"
-        git.run(
-            "diff-tree", "--stdin", "--root", "-r", "-p", "--full-index", "--no-color",
-            "--no-ext-diff", "--no-textconv", "--no-renames", "--unified=3", "--src-prefix=a/",
-            "--dst-prefix=b/", "--inter-hunk-context=0", f"--output={output}",
-            stdin="".join(f"{sha}\n" for sha, _ in commits), doing=f"reading {item}",
-        )  # fmt: skip
-        content = output.read_bytes()
+    content = git.run(
+        "diff-tree", "--stdin", "--root", "-r", "-p", "--full-index", "--no-color",
+        "--no-ext-diff", "--no-textconv", "--no-renames", "--unified=3", "--src-prefix=a/",
+        "--dst-prefix=b/", "--inter-hunk-context=0",
+        stdin="".join(f"{sha}\n" for sha, _ in commits), doing=f"reading {item}",
+    ).content  # fmt: skip
     shas = b"|".join(sha.encode() for sha, _ in commits)
     # A line with only the id begins a commit's diff. No line within a diff is like that: they
     # begin with +, -, space, ...
@@ -252,24 +249,21 @@ def _from_lore(item: str, cache: Cache) -> Iterator[tuple[str, Letter]]:
 
 
 def _fetched(message_id: str) -> bytes:
-    """Fetch the series with b4 and return the mbox that it writes."""
+    """Fetch the series with b4 and return its mbox."""
     by_hand = (
         "without b4: save https://lore.kernel.org/all/"
         f"{urllib.parse.quote(message_id, safe='@')}/t.mbox.gz and name that file in series"
     )
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
+    with tempfile.TemporaryDirectory() as folder:  # b4 reads a repository around it
         try:
-            # a folder, not -o -: `run` returns output as text, and a patch is bytes
-            done = run(["b4", "am", "-o", folder, "--no-cover", "--", message_id],
-                       doing=f"fetching {message_id}", cwd=folder, timeout=180,
+            done = run(["b4", "am", "-o", "-", "--no-cover", "--", message_id],
+                       doing=f"fetching {message_id}", cwd=Path(folder), timeout=180,
                        accept=range(256))  # fmt: skip
         except BenchError as exc:
             exc.hint = f"install b4 (apt-get install b4), or {by_hand}"
             raise
-        found = sorted(folder.glob("*.mbx"))
-        if done.returncode == 0 and found:
-            return found[0].read_bytes()
+    if done.returncode == 0 and done.content:
+        return done.content
     said = tail(done.stderr + done.stdout)
     if any(words in said for words in _UNKNOWN_MAIL):
         raise ScenarioError(

@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import socket
 import subprocess
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +17,7 @@ import pytest
 
 from orchestrator.bench.keys import KeyPair
 from orchestrator.bench.remote import Endpoint, Link, client_program, logged_in, resolved
-from orchestrator.bench.shell import ConnectionLostError, Shell
+from orchestrator.bench.shell import ConnectionLostError, Shell, end_clients
 from orchestrator.errors import BenchError
 from tests.lab.sshd import SECONDS, USER, Server, free_port, server_in, serving
 
@@ -326,6 +328,115 @@ def test_machine_that_goes_and_comes_back_is_reached_again(tmp_path: Path) -> No
             assert link.shell().run(["echo", "back"]).stdout == "back\n"
 
 
+# a machine behind another ----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def bastion(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A second server, with keys of its own."""
+    with serving(server_in(tmp_path_factory.mktemp("bastion"))) as server:
+        yield server
+
+
+@dataclass(frozen=True)
+class Behind:
+    """A machine behind a jump host, by each way of ssh's configuration."""
+
+    runner: Runner
+    bastion: Server
+    option: str
+
+    def endpoint(self, port: int = 0) -> Endpoint:
+        at = self.runner.endpoint(self.option, "Host bastion", port=port)
+        key = self.runner.has("bastion_id", self.bastion.keys.runner)
+        with (self.runner.folder / "config").open("a") as file:
+            file.write(
+                f" HostName 127.0.0.1\n Port {self.bastion.port}\n User {USER}\n"
+                f" IdentityFile {key}\n IdentitiesOnly yes\n"
+                f" UserKnownHostsFile {self.runner.folder}/known_hosts\n"
+            )
+        return resolved(at.address, at.config)
+
+    def logins(self) -> int:
+        return (self.bastion.folder / "log").read_text().count("Accepted publickey")
+
+    def knows_the_bastion(self, key: KeyPair) -> None:
+        with (self.runner.folder / "known_hosts").open("a") as file:
+            file.write(f"[127.0.0.1]:{self.bastion.port} {key.public_line}\n")
+
+
+@pytest.fixture(
+    params=["ProxyJump bastion", "ProxyCommand ssh -F {} -W %h:%p bastion"],
+    ids=["ProxyJump", "ProxyCommand"],
+)
+def behind(runner: Runner, bastion: Server, request: pytest.FixtureRequest) -> Behind:
+    made = Behind(runner, bastion, request.param.format(runner.folder / "config"))
+    made.knows_the_bastion(bastion.keys.host)
+    return made
+
+
+def children() -> set[int]:
+    return {
+        int(pid) for path in Path("/proc/self/task").glob("*/children")
+        for pid in path.read_text().split()
+    }  # fmt: skip
+
+
+def test_machine_behind_another_is_reached_and_its_proxy_ends_with_it(behind: Behind) -> None:
+    before, logins = children(), behind.logins()
+    with logged_in(behind.endpoint()) as shell:
+        assert behind.logins() == logins + 1
+        content = os.urandom(3_000_000)
+        assert shell.run(["cksum"], stdin=content).stdout.endswith(" 3000000\n")
+        assert len(shell.run(["head", "-c", "3000000", "/dev/zero"]).stdout) == 3_000_000
+        assert len(children() - before) == 1
+    assert children() == before
+    assert not shell.alive()
+
+
+def test_link_through_a_jump_host_is_made_anew(behind: Behind) -> None:
+    before = children()
+    link = Link(behind.endpoint(), patience=SECONDS)
+    with contextlib.closing(link):
+        lost = link.shell()
+        (proxy,) = children() - before
+        os.kill(proxy, 9)
+        with pytest.raises(ConnectionLostError):
+            lost.run(["sleep", "30"], timeout=SECONDS)
+        assert link.shell().run(["echo", "on"]).stdout == "on\n"
+    assert children() == before
+
+
+def test_interrupt_of_the_terminal_is_not_the_proxys(behind: Behind) -> None:
+    before = children()
+    with logged_in(behind.endpoint()):
+        (proxy,) = children() - before
+        assert os.getsid(proxy) == proxy
+
+
+def test_jump_host_with_another_key_is_said(behind: Behind) -> None:
+    behind.runner.knows_key(behind.runner.server.keys.host)
+    behind.knows_the_bastion(KeyPair.make())
+    failure = refused(behind.endpoint())
+    assert failure.reason == "machine-no-ssh"
+    assert "ended with exit code 255" in failure.message
+    assert "Host key verification failed" in failure.evidence
+
+
+def test_port_that_nobody_serves_behind_a_jump_host_is_no_ssh_server(behind: Behind) -> None:
+    behind.runner.knows(f"* {behind.runner.server.keys.host.public_line}")
+    behind.knows_the_bastion(behind.bastion.keys.host)
+    failure = refused(behind.endpoint(port=free_port()))
+    assert failure.reason == "machine-no-ssh"
+    assert "onnection refused" in failure.evidence
+
+
+def test_machine_behind_another_is_known_by_its_own_key(behind: Behind) -> None:
+    behind.runner.knows_key(KeyPair.make())
+    behind.knows_the_bastion(behind.bastion.keys.host)
+    assert refused(behind.endpoint()).reason == "machine-wrong-host-key"
+
+
 # OpenSSH's client ------------------------------------------------------------------------------
 
 
@@ -347,3 +458,31 @@ def test_real_ssh_program_refuses_another_host_key(runner: Runner, tmp_path: Pat
     done = client(runner.endpoint(), tmp_path)
     assert (done.returncode, done.stdout) == (255, "")
     assert "verification failed" in done.stderr
+
+
+def test_real_ssh_program_is_let_in_through_a_jump_host(behind: Behind, tmp_path: Path) -> None:
+    logins = behind.logins()
+    done = client(behind.endpoint(), tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "in\n", "")
+    assert behind.logins() == logins + 1
+
+
+def test_proxy_command_of_a_real_ssh_program_ends_with_it(runner: Runner, tmp_path: Path) -> None:
+    """A proxy command that hangs heeds no end of its input."""
+    pid = tmp_path / "pid"
+    hangs = f"ProxyCommand sh -c 'echo $$ > {pid}.new; mv {pid}.new {pid}; exec sleep 60'"
+    program = client_program(runner.endpoint(hangs), tmp_path)
+    with subprocess.Popen([program, "host"], stdin=subprocess.DEVNULL) as ssh:
+        wait_for(pid.exists)
+        proxy = Path(f"/proc/{pid.read_text().strip()}")
+        assert proxy.exists()
+        end_clients(program)
+        assert ssh.wait(SECONDS) == -signal.SIGKILL
+        wait_for(lambda: not proxy.exists())
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + SECONDS
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)

@@ -165,6 +165,12 @@ def test_line_of_a_stream_is_cut(shell: Shell) -> None:
     assert following == "next"
 
 
+def test_output_of_a_stream_comes_as_bytes_too(shell: Shell) -> None:
+    script = "head -c 3000000 /dev/zero; printf '\\377\\r\\n'"
+    with shell.stream(["sh", "-c", script], timeout=SECONDS) as output:
+        assert b"".join(output.chunks()) == bytes(3_000_000) + b"\xff\r\n"
+
+
 def test_output_that_is_no_text_is_replaced(shell: Shell) -> None:
     assert shell.run(["printf", r"\377x"]).stdout == "\ufffdx"
 

@@ -39,6 +39,13 @@ def test_output_that_is_no_text_is_replaced() -> None:
     assert run(["printf", r"\377x"], doing="testing").stdout == "\ufffdx"
 
 
+@given(st.binary(max_size=200_000))
+def test_bytes_come_back_as_they_are(content: bytes) -> None:
+    done = run(["cat"], doing="testing", stdin=content)
+    assert done.content == content
+    assert done.stdout == io.TextIOWrapper(io.BytesIO(content), "utf-8", "replace").read()
+
+
 def test_environment_is_added_to_and_folder_is_set(tmp_path: Path) -> None:
     done = run(["sh", "-c", 'echo "$X $HOME"; pwd'], doing="t", env={"X": "y"}, cwd=tmp_path)
     assert done.stdout == f"y {os.environ['HOME']}\n{tmp_path}\n"

@@ -55,6 +55,7 @@ def test_what_runs_is_known_down_to_its_build(lab: Lab) -> None:
         "host-no-login",
         "host-no-root",
         "host-no-name",
+        "host-no-proxy",
     ],
 )
 def test_login_that_no_waiting_mends_ends_the_wait_at_once(lab: Lab, reason: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import socket
 import subprocess
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -95,17 +96,105 @@ def test_identities_are_ssh_s_own_where_none_is_named(
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("ProxyJump", "bastion"), ("ProxyCommand", "nc %h %p")]
+    ("hosts", "words"),
+    [
+        ("bastion", ["bastion"]),
+        ("joe@[fe80::1]:24", ["-l", "joe", "-p", "24", "fe80::1"]),
+        ("joe@dom@[192.0.2.7]:22", ["-l", "joe@dom", "-p", "22", "192.0.2.7"]),
+        ("192.0.2.7", ["192.0.2.7"]),
+        ("joe@outer:24,inner", ["-J", "joe@outer:24", "inner"]),
+        ("one,two,ssh://joe@inner:24", ["-J", "one,two", "-l", "joe", "-p", "24", "inner"]),
+    ],
 )
-def test_machine_behind_another_is_refused(config: Path, key: str, value: str) -> None:
-    with pytest.raises(ScenarioError, match=f"{key.lower()} {value}, which") as caught:
-        of(config, f"{key} {value}")
+def test_jump_is_a_program_that_ssh_reads_as_its_own(
+    config: Path, hosts: str, words: list[str]
+) -> None:
+    proxy = of(config, f"ProxyJump {hosts}").proxy
+    assert proxy[:3] == ("ssh", "-F", str(config))
+    options = ("-o", "BatchMode=yes", "ConnectTimeout=20", "ServerAliveInterval=10",
+               "ServerAliveCountMax=6", "-W", f"[{NAME}]:2222", "--")  # fmt: skip
+    assert [word for word in proxy[3:] if word not in options] == words
+    said = subprocess.check_output([proxy[0], "-G", *proxy[1:]], text=True).splitlines()
+    assert {"batchmode yes", "connecttimeout 20", "serveraliveinterval 10"} <= set(said)
+
+
+@pytest.mark.parametrize(
+    ("options", "command"),
+    [
+        (["ProxyCommand nc -X 'a b' %h %p"], f"nc -X 'a b' {NAME} 2222"),
+        (["ProxyCommand x %n %r %k %%h"], "x gpu1 joe gpu1 %h"),
+        (["ProxyCommand x %k", "HostKeyAlias old"], "x old"),
+    ],
+)
+def test_proxy_command_is_the_user_s_with_its_tokens_replaced(
+    config: Path, options: list[str], command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SHELL", "/bin/its")
+    assert of(config, *options).proxy == ("/bin/its", "-c", f"exec {command}")
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        (["ProxyCommand x %y"], "does not know %y in ProxyCommand x %y"),
+        (["ProxyCommand x %"], "does not know % in"),
+        (["ProxyCommand x", "ProxyUseFdpass yes"], "ProxyUseFdpass, which"),
+    ],
+)
+def test_proxy_command_that_barometer_cannot_use_is_refused(
+    config: Path, options: list[str], why: str
+) -> None:
+    with pytest.raises(ScenarioError, match=why) as caught:
+        of(config, *options)
     assert caught.value.reason == "ssh-config"
-    assert "forward a port" in caught.value.hint
 
 
 def test_jump_that_is_taken_back_is_none(config: Path) -> None:
-    assert of(config, "ProxyJump none", "ProxyCommand none").hostname == NAME
+    assert of(config, "ProxyJump none", "ProxyCommand none").proxy == ()
+
+
+@pytest.mark.parametrize(
+    ("command", "reason", "said"),
+    [
+        ("no-such-program %h", "host-no-proxy", "cannot be started"),
+        ("/dev/null", "host-no-proxy", "cannot be started"),
+        ("sh -c 'echo no route >&2; exit 3'", "host-no-ssh", "ended with exit code 3: no route"),
+        ("sleep 60", "host-no-ssh", "SSH protocol banner"),
+        ("sh -c 'trap \"\" HUP PIPE; cat > %d/sent; sleep 60'", "host-no-ssh", "banner"),
+        ("yes", "host-no-ssh", "no SSH connection by the proxy command"),
+        ("sh -c 'exec >&- 2>&- <&-; sleep 60'", "host-no-ssh", "no SSH connection by"),
+        ("sh -c 'yes >&2'", "host-no-ssh", "no SSH connection by"),
+    ],
+)
+def test_proxy_command_that_does_not_connect_is_said_and_ended(
+    config: Path, tmp_path: Path, command: str, reason: str, said: str
+) -> None:
+    pid = tmp_path / "pid"
+    shell = tmp_path / "shell"
+    command = command.replace("%d", str(tmp_path))
+    shell.write_text(f'#!/bin/sh\necho $$ > {pid}\nexec /bin/sh "$@"\n')
+    shell.chmod(0o755)
+    endpoint = replace(of(config), proxy=(str(shell), "-c", f"exec {command}"))
+    endpoint.known_hosts[0].write_text(f"* {ONE.public_line}\n")
+    began = time.monotonic()
+    with pytest.raises(BenchError) as caught, logged_in(endpoint, patience=0.5):
+        pass
+    assert time.monotonic() - began < 20
+    assert (caught.value.reason, said in caught.value.message) == (reason, True)
+    assert command.split()[0] in caught.value.message
+    assert not Path(f"/proc/{pid.read_text().strip()}").exists()
+
+
+def test_shell_of_a_proxy_command_that_is_not_there_is_said(config: Path) -> None:
+    endpoint = replace(of(config), proxy=("/no/shell", "-c", "exec x"))
+    with (
+        pytest.raises(BenchError, match="cannot be started: /no/shell") as caught,
+        logged_in(endpoint),
+    ):
+        pass
+    assert (caught.value.reason, "No such file" in caught.value.evidence) == (
+        "host-no-proxy", True
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("address", ["-oProxyCommand=true", "a b", "$(id)", "ssh://a:port"])
@@ -250,7 +339,7 @@ def words_of(program: Path) -> list[str]:
 def test_client_is_told_all_that_was_found(endpoint: Endpoint, tmp_path: Path) -> None:
     (tmp_path / "id").touch()
     words = words_of(client_program(replace(endpoint, agent=False), tmp_path))
-    assert words[:4] == ["exec", "/usr/bin/ssh", "-F", str(endpoint.config)]
+    assert words[:4] == ["exec", "ssh", "-F", str(endpoint.config)]
     assert words[-3:] == ["-i", str(tmp_path / "id"), "$@"]
     options = words[4:-3]
     assert set(options[::2]) == {"-o"}
@@ -258,7 +347,7 @@ def test_client_is_told_all_that_was_found(endpoint: Endpoint, tmp_path: Path) -
         "BatchMode": "yes", "StrictHostKeyChecking": "yes", "ConnectTimeout": "20",
         "HostName": NAME, "Port": "2222", "User": "joe", "HostKeyAlias": f"[{NAME}]:2222",
         "UserKnownHostsFile": f"{tmp_path}/known {tmp_path}/more", "IdentitiesOnly": "yes",
-        "ServerAliveInterval": "10", "ServerAliveCountMax": "6",
+        "ServerAliveInterval": "10", "ServerAliveCountMax": "6", "ProxyCommand": "none",
     }  # fmt: skip
 
 
@@ -280,3 +369,21 @@ def test_client_means_the_machine_whatever_it_is_called_with(
                  "stricthostkeychecking true", f"hostkeyalias [{NAME}]:2222",
                  f"identityfile {tmp_path}/id"):  # fmt: skip
         assert line in said.splitlines()
+
+
+@pytest.mark.parametrize(
+    "option", ["ProxyJump bastion", "ProxyJump none", "ProxyCommand it's %h 100%% '%p"]
+)
+def test_client_has_the_same_proxy_command_and_no_other(
+    config: Path, tmp_path: Path, option: str
+) -> None:
+    """The configuration has a jump host for the name that the client is called with."""
+    endpoint = of(config, option)
+    with config.open("a") as file:
+        file.write("Host *\n ProxyJump another\n")
+    program = client_program(endpoint, tmp_path)
+    said = subprocess.check_output([str(program), "-G", "host"], text=True).splitlines()
+    assert not any(line.startswith("proxyjump") for line in said)
+    found = [line.partition(" ")[2] for line in said if line.startswith("proxycommand")]
+    words = [shlex.split(line.replace("%%", "%")) for line in found]
+    assert words == ([["setpriv", "--pdeathsig", "TERM", *endpoint.proxy]] * bool(endpoint.proxy))

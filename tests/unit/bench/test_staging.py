@@ -406,16 +406,28 @@ def test_initramfs_that_cannot_be_made_is_said_with_its_last_words(
     stage_kernel(root.shell, AGAIN, kernel(tmp_path / "again" / "k"), cache)
 
 
-@pytest.mark.parametrize("said", ["", "exit 0", "echo a.b", "echo AAAA; exit 0", "kill -9 $$"])
+@pytest.mark.parametrize("said", ["", "exit 0", "echo a.b", "yes", "kill -9 $$"])
 def test_initramfs_that_arrives_otherwise_is_not_kept(
     root: Root, tmp_path: Path, said: str
 ) -> None:
-    base64 = root.path / "programs/base64"
-    base64.write_text(f"#!/bin/sh\n{said}\nexit 1\n")
-    base64.chmod(0o755)
-    with pytest.raises(BenchError):
+    cat = root.path / "programs/cat"
+    cat.write_text(
+        f'#!/bin/sh\ncase "$1" in */made) ;; *) exec /bin/cat "$@" ;; esac\n{said}\nexit 1\n'
+    )
+    cat.chmod(0o755)
+    with pytest.raises(BenchError, match="could not be fetched") as caught:
         staged(root, tmp_path)
+    assert caught.value.reason == "host-ssh-lost"
     assert not any(path.is_dir() for path in (tmp_path / "cache/initramfs").iterdir())
+
+
+def test_initramfs_beyond_its_limit_is_refused(
+    root: Root, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator.bench.staging._INITRAMFS_BYTES", 3)
+    with pytest.raises(BenchError, match="has more than") as caught:
+        staged(root, tmp_path)
+    assert caught.value.reason == "output-flood"
 
 
 def test_large_initramfs_arrives_as_it_is(root: Root, tmp_path: Path) -> None:
