@@ -36,7 +36,7 @@ def run(
     doing: str,
     cwd: Path | None = None,
     env: Mapping[str, str | None] | None = None,
-    stdin: str = "",
+    stdin: str | bytes = "",
     timeout: float = 600,
     accept: Sequence[int] = (0,),
     limit: int = _MOST_BYTES,
@@ -84,14 +84,15 @@ def run(
 
 
 def _communicate(
-    process: subprocess.Popen[str], stdin: str, timeout: float, limit: int
+    process: subprocess.Popen[str], stdin: str | bytes, timeout: float, limit: int
 ) -> tuple[str, str]:
     """Exchange data like Popen.communicate(), but with a limit. Raises TooMuchError and
     TimeoutExpired."""
     assert process.stdin is not None
     assert process.stdout is not None
     assert process.stderr is not None
-    end, rest = time.monotonic() + timeout, memoryview(stdin.encode())
+    end = time.monotonic() + timeout
+    rest = memoryview(stdin.encode() if isinstance(stdin, str) else stdin)
     said = {process.stdout.fileno(): bytearray(), process.stderr.fileno(): bytearray()}
     with selectors.DefaultSelector() as selector:
         for number in said:

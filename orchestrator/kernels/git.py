@@ -71,7 +71,7 @@ class Git:
     def run(
         self,
         *args: str | os.PathLike[str],
-        stdin: str = "",
+        stdin: str | bytes = "",
         accept: Sequence[int] = (0,),
         doing: str = "asking git",
         timeout: float = 600,
