@@ -10,10 +10,8 @@ payload disk      ext4, read-only: guest kernel and initramfs, agents
 from __future__ import annotations
 
 import hashlib
-import lzma
 import re
 import shutil
-import subprocess
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +22,7 @@ from orchestrator.cache import Cache, remove_tree
 from orchestrator.command import run
 from orchestrator.errors import BenchError, ScenarioError
 from orchestrator.hashing import digest_of, sha256_file
+from orchestrator.kernels import ko
 from orchestrator.kernels.apt import Archive, Package, source_lines
 from orchestrator.kernels.bootstrap import debian_tar, inside
 from orchestrator.kernels.bundle import KernelBundle
@@ -34,7 +33,6 @@ FIRST = "/usr/lib/barometer/first"
 """First program of the host's root disk."""
 PAYLOAD = "/opt/barometer"
 """Mount point of the payload disk in the host."""
-_UNPACK_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -215,25 +213,12 @@ def make_disk(tree: Path, disk: Path) -> None:
 
 
 def plain_name(module: str) -> str:
-    return re.sub(r"\.(xz|zst|gz)$", "", module)
+    return ko.SUFFIX.sub(".ko", module)
 
 
 def unpacked_module(kernel: KernelBundle, name: str) -> bytes:
     """Return a module's ELF file, uncompressed: emulated machines are slow at unpacking."""
-    path = kernel.modules / name
-    program = {".zst": "zstd", ".gz": "gzip"}.get(path.suffix)
-    try:
-        if path.suffix == ".ko":
-            return path.read_bytes()
-        if path.suffix == ".xz":
-            return lzma.decompress(path.read_bytes())
-        if program is None:
-            raise BenchError(f"{path}: unknown module compression", reason="kernel-modules")
-        return subprocess.run(
-            [program, "-dc", path], check=True, capture_output=True, timeout=_UNPACK_SECONDS
-        ).stdout
-    except (OSError, subprocess.SubprocessError, lzma.LZMAError) as exc:
-        raise BenchError(f"{path} cannot be unpacked: {exc}", reason="kernel-modules") from exc
+    return ko.unpacked(kernel.modules / name, "kernel-modules")
 
 
 def initramfs(name: str, recipe: dict[str, Any], kernel: KernelBundle, cache: Cache) -> Path:
