@@ -28,14 +28,15 @@ done
 # What each package is for:
 #   qemu-system-x86 libvirt-*        the nested host, through libvirt's embedded driver
 #   mmdebstrap e2fsprogs uidmap      the host image, built without root if that is allowed
-#   kmod xz-utils                    a kernel's modules and source
+#   kmod xz-utils zstd               a kernel's modules and source
 #   git                              sources and series of kernels that are built, bisection
 #   openssh-client                   qemu+ssh:// to the host's libvirt
 #   libvirt-dev gcc pkgconf python3-venv libpython3-dev
 #                                    libvirt-python is published as source only
 running=(
   qemu-system-x86 libvirt-daemon-driver-qemu
-  mmdebstrap e2fsprogs uidmap kmod xz-utils git openssh-client debian-archive-keyring ca-certificates
+  mmdebstrap e2fsprogs uidmap kmod xz-utils zstd git openssh-client debian-archive-keyring
+  ca-certificates
   libvirt-dev gcc pkgconf python3-venv libpython3-dev
 )
 #   make                             tests that run the kernel's Makefiles

@@ -330,13 +330,14 @@ def _shown(patches: str) -> str:
 
 
 def is_message_id(patches: str) -> bool:
-    """True if an item of a series is the message-id of a mail on lore.kernel.org."""
-    return _MESSAGE_ID.fullmatch(patches) is not None
+    """True if an item of a series is the message-id of a mail on lore.kernel.org, and no such file
+    exists."""
+    return _MESSAGE_ID.fullmatch(patches) is not None and not os.path.lexists(patches)
 
 
 def is_range(patches: str) -> bool:
     """True if an item of a series is a range of commits, A..B, and no such file exists."""
-    return _RANGE.fullmatch(patches) is not None and not Path(patches).exists()
+    return _RANGE.fullmatch(patches) is not None and not os.path.lexists(patches)
 
 
 def _kernel_tag(value: Any) -> str:
@@ -1232,8 +1233,9 @@ def absolute_kernel(kernel: Kernel, folder: Path) -> Kernel:
             more[key] = (folder / path).resolve()
     if series := getattr(kernel, "series", ()):
         more["series"] = tuple(
-            p if is_message_id(p) or is_range(p) else str((folder / p).resolve()) for p in series
-        )
+            p if (is_message_id(p) or is_range(p)) and not os.path.lexists(folder / p)
+            else str((folder / p).resolve()) for p in series
+        )  # fmt: skip
     if config := getattr(kernel, "config", ()):
         more["config"] = tuple(
             c if is_config_line(c) else str((folder / c).resolve()) for c in config

@@ -22,6 +22,7 @@ from orchestrator.cache import Cache, remove_tree
 from orchestrator.command import run
 from orchestrator.errors import BenchError, ScenarioError
 from orchestrator.hashing import digest_of, sha256_file
+from orchestrator.kernels import ko
 from orchestrator.kernels.apt import Archive, Package, source_lines
 from orchestrator.kernels.bootstrap import debian_tar, inside
 from orchestrator.kernels.bundle import KernelBundle
@@ -212,22 +213,12 @@ def make_disk(tree: Path, disk: Path) -> None:
 
 
 def plain_name(module: str) -> str:
-    return re.sub(r"\.(xz|zst|gz)$", "", module)
+    return ko.SUFFIX.sub(".ko", module)
 
 
 def unpacked_module(kernel: KernelBundle, name: str) -> bytes:
     """Return a module's ELF file, uncompressed: emulated machines are slow at unpacking."""
-    path = kernel.modules / name
-    if path.suffix == ".ko":
-        return path.read_bytes()
-    program = {".xz": "xz", ".zst": "zstd", ".gz": "gzip"}.get(path.suffix)
-    if program is None:
-        raise BenchError(f"{path}: unknown module compression", reason="kernel-modules")
-    try:
-        return run([program, "-dc", path], doing=f"unpacking {path}", timeout=60).content
-    except BenchError as exc:
-        exc.reason = "kernel-modules"
-        raise
+    return ko.unpacked(kernel.modules / name, "kernel-modules")
 
 
 def initramfs(name: str, recipe: dict[str, Any], kernel: KernelBundle, cache: Cache) -> Path:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import ScenarioError
+from orchestrator.kernels.ko import SUFFIX
 
 # Offsets of the x86 boot protocol (Documentation/arch/x86/boot.rst): the magic "HdrS", and the
 # pointer to the version string, relative to 0x200.
@@ -108,7 +109,7 @@ def release_in(vmlinuz: Path) -> str:
 def _name(module: str) -> str:
     """Return a module's name: `vfio_pci` for `kernel/drivers/vfio/vfio-pci.ko.xz` and
     `vfio-pci`."""
-    return re.sub(r"\.ko(\.(xz|zst|gz))?$", "", module.rsplit("/", 1)[-1]).replace("-", "_")
+    return SUFFIX.sub("", module.rsplit("/", 1)[-1]).replace("-", "_")
 
 
 def _lines(path: Path) -> list[str]:

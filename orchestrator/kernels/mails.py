@@ -1,33 +1,41 @@
 """Read patches in the forms in which they are sent: mails in an mbox, a saved mail, a plain diff.
-Pure.
 
-A file is split into its letters here; orchestrator.kernels.patch reads the diffs in them.
+git splits an mbox and decodes its mails, as it does for `git am`; orchestrator.kernels.patch reads
+the diffs in them.
 """
 
 from __future__ import annotations
 
-import email
-import email.errors
-import email.header
-import email.message
 import gzip
 import io
 import itertools
 import re
+import tempfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+from orchestrator.command import tail
 from orchestrator.errors import ScenarioError
+from orchestrator.kernels.git import Git
 from orchestrator.kernels.patch import diffs_begin
 
-# `From ` begins a mail only if a date follows, as in git: a sentence may begin with it, too
-_FROM = re.compile(rb"(?m)^From \S.*\d:\d\d(?::\d\d)?(?: \S+)* \d{4}(?: [+-]\d{4})?\r?$\n?")
-_HEADER = re.compile(rb"(?!Index:)[A-Za-z][A-Za-z0-9-]*:[ \t]")
-_TAG = re.compile(r"\s*(\[[^\]]*\])")
-_COUNTED = re.compile(r"\b(\d{1,4})/(\d{1,4})\b")
-_VERSION = re.compile(r"(?i)\bv(\d{1,3})\b")
-_REPLY = re.compile(r"\s*(re|aw|fwd?)\s*:", re.IGNORECASE)
+_MAIL = re.compile(rb"\s*(?:From |(?!Index:)[A-Za-z][A-Za-z0-9-]*:[ \t])")
+# The mail was saved with CR LF: its header is. (In a mail that was not, CR is the patched file's.)
+_CR_LF = re.compile(rb"(?:[^\r\n].*\n)*\r\n")
+# A mail's HTML, up to the next boundary. It repeats the text, and git would read it, too.
+_HEADERS = rb"(?:[\w-]+:[^\n]*\n(?:[ \t][^\n]*\n)*)*?"
+_HTML = re.compile(
+    rb"(?ims)(?:(\A(?:From [^\n]*\n)?%b)|^(--\S[^\r\n]*)\r?\n%b)content-type:\s*text/html"
+    rb".*?(?=^\2|\Z)" % (_HEADERS, _HEADERS)
+)
+_AS_IT_CAME = ("-k", "--no-inbody-headers", "--no-scissors", "--quoted-cr=nowarn")
+_TAGS = re.compile(r"\A(?:\s*\[[^\]]*\])*\s*")
+_COUNTED = re.compile(r"(?<![\w./])(\d{1,4})/(\d{1,4})(?![\w./])")  # not that of [PATCH 4.19/5.4]
+_VERSION = re.compile(r"(?i)(?:\b|PATCH)v(\d{1,3})\b")
+# Re: or its like in another language, which has a colon before [PATCH]
+_REPLY = re.compile(r"(?i)\s*(?:re|aw|fwd?)\s*:|[^\[]*[:\uff1a]\s*\[[^\]]*\b(?:PATCH|RFC)")
 _DIFF_HEADERS = re.compile(rb"(?m)^(?:diff -|--- |\+\+\+ |@@ -).*$")
 _GZIP, _BOM = b"\x1f\x8b", b"\xef\xbb\xbf"
 _MOST_BYTES = 256 << 20
@@ -48,8 +56,8 @@ class Letter:
 
 
 def letters(content: bytes, source: str) -> list[Letter]:
-    """Return the letters of a file, in the file's order. Raises ScenarioError if it is not
-    text."""
+    """Return the letters of a file, in the file's order. Raises ScenarioError if it cannot be
+    read."""
     text = _unpacked(content, source).removeprefix(_BOM)
     if text.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise ScenarioError(
@@ -62,10 +70,8 @@ def letters(content: bytes, source: str) -> list[Letter]:
             f"{source} is a binary file, not a patch",
             hint="expected a diff, a mail or an mbox of mails", reason="binary-file",
         )  # fmt: skip
-    if _FROM.match(text):
-        return [_letter(mail) for mail in _split(text)]
-    if _HEADER.match(text):
-        return [_letter(text)]
+    if _MAIL.match(text):
+        return _mails(text, source)
     return [Letter(_shown_subject(text), None, None, 1, False, _diff_of(text))]
 
 
@@ -78,15 +84,16 @@ def in_order(found: Sequence[Letter], source: str) -> list[Letter]:
     """
     patches = without_talk(found)
     versions = sorted({p.version for p in patches})
-    totals = {p.total for p in patches}
-    numbers = sorted(p.number or 0 for p in patches)
+    numbered = [p for p in patches if p.number]
+    totals = {p.total for p in numbered}
+    numbers = sorted(p.number or 0 for p in numbered)
     if len(versions) > 1:
         raise _mixed(source, f"versions {', '.join(map(str, versions))}")
-    if None in totals:
+    if not numbered:
         return patches
     if len(totals) > 1:
         raise _mixed(source, f"of {' and of '.join(sorted(map(str, totals)))} patches")
-    (total,) = totals or {0}
+    (total,) = totals
     if twice := [n for n, following in itertools.pairwise(numbers) if n == following]:
         raise _mixed(source, f"patch {twice[0]}/{total} is there twice")
     if missing := sorted({*range(1, (total or 0) + 1)} - {*numbers}):
@@ -96,6 +103,8 @@ def in_order(found: Sequence[Letter], source: str) -> list[Letter]:
             hint="put the patches that are meant into a folder, each as a file",
             reason="incomplete-series",
         )
+    if stray := [p.subject for p in patches if not p.number]:
+        raise _mixed(source, f'"{stray[0]}" has no number, other patches have')
     return sorted(patches, key=lambda p: p.number or 0)
 
 
@@ -128,52 +137,45 @@ def _unpacked(content: bytes, source: str) -> bytes:
     return text
 
 
-def _split(text: bytes) -> Iterator[bytes]:
-    begins = [match.end() for match in _FROM.finditer(text)]
-    ends = [match.start() for match in _FROM.finditer(text)][1:]
-    for begin, end in zip(begins, [*ends, len(text)], strict=True):
-        yield text[begin:end]
+def _mails(text: bytes, source: str) -> list[Letter]:
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        git = Git(folder)  # not a repository, so that no repository's settings apply
+        (folder / "mbox").write_bytes(text)
+        git.run("mailsplit", "-b", "--keep-cr", "--mboxrd", "-d9", f"-o{folder}", folder / "mbox",
+                doing=f"splitting {source}")  # fmt: skip
+        return [_letter(git, mail, source) for mail in sorted(folder.glob("0*"))]
 
 
-def _letter(mail: bytes) -> Letter:
-    message = email.message_from_bytes(mail)
-    subject = " ".join(_decoded(message).split())
-    tags, rest = "", subject
-    while match := _TAG.match(rest):
-        tags, rest = f"{tags} {match[1]}", rest[match.end() :]
+def _letter(git: Git, mail: Path, source: str) -> Letter:
+    content = mail.read_bytes()
+    if _CR_LF.match(content):
+        content = content.replace(b"\r\n", b"\n")
+    if b"text/html" in content.lower():
+        content = _HTML.sub(rb"\1", content)
+    diff = git.git_dir / "diff"
+    for keep_charset in ((), ("-n",)):  # the latter if the charset is unknown, or not the mail's
+        done = git.run("mailinfo", *_AS_IT_CAME, *keep_charset, "/dev/null", diff, stdin=content,
+                       accept=(0, 1, 128), doing=f"reading a mail of {source}")  # fmt: skip
+        if done.returncode == 0:
+            break
+    else:
+        raise ScenarioError(
+            f"{source}: git cannot read mail {int(mail.name)} of it",
+            evidence=tail(done.stderr), reason="damaged-patch",
+        )  # fmt: skip
+    subject = " ".join(" ".join(re.findall(r"(?m)^Subject:(.*)", done.stdout)).split())
+    rest = _TAGS.sub("", subject)
+    tags = subject.removesuffix(rest)
     counted, version = _COUNTED.search(tags), _VERSION.search(tags)
     return Letter(
-        subject=rest.strip(),
+        subject=rest,
         number=int(counted[1]) if counted else None,
         total=int(counted[2]) if counted else None,
         version=int(version[1]) if version else 1,
         reply=_REPLY.match(subject) is not None,
-        diff=_diff_of(_body(message)),
+        diff=_diff_of(diff.read_bytes()),
     )
-
-
-def _decoded(message: email.message.Message) -> str:
-    """Return the subject. It is left encoded if its encoding is unknown or wrong."""
-    subject = message.get("Subject")
-    if subject is None:
-        return ""
-    try:
-        return str(email.header.make_header(email.header.decode_header(subject)))
-    except (LookupError, ValueError, email.errors.MessageError):
-        return str(subject)
-
-
-def _body(message: email.message.Message) -> bytes:
-    """Return all text parts of a mail, with the transfer encoding decoded. A patch may be an
-    attachment."""
-    texts = []
-    for part in message.walk():
-        if part.is_multipart() or part.get_content_type() == "text/html":
-            continue
-        payload = part.get_payload(decode=True)
-        if isinstance(payload, bytes):
-            texts.append(payload if payload.endswith(b"\n") else payload + b"\n")
-    return b"".join(texts)
 
 
 def _diff_of(text: bytes) -> bytes:

@@ -257,7 +257,9 @@ class _Reader:
             if b"/" not in name:
                 raise self._without_prefix(name)
         firsts = {name.split(b"/", 1)[0] for name in both}
-        if len(firsts) == 1 and not firsts <= self._prefixes:
+        # of `diff linux-6.12/a.c~ linux-6.12/a.c`: no folder of a kernel's tree is called so
+        named = all(re.match(rb"linux[-.]\d", first) for first in firsts)
+        if len(firsts) == 1 and not named and not firsts <= self._prefixes:
             raise self._without_prefix(both[-1])
         names = [self._text_of(name.split(b"/", 1)[1]) for name in both]
         return names[0], names[-1]

@@ -66,12 +66,14 @@ def _read(item: str, repository: Path | None, cache: Cache) -> Iterator[tuple[st
 def _from_file(path: Path) -> Iterator[tuple[str, Letter]]:
     found = letters(_content(path), str(path))
     _refuse_none([p for p in found if p.diff], str(path))
-    for letter in in_order(found, str(path)):
+    # "1/3" does not make a file with one mail, which somebody named, incomplete
+    for letter in found if len(found) == 1 else in_order(found, str(path)):
         yield _named(path, letter), letter
 
 
-def _named(path: Path, letter: Letter) -> str:
-    return f"{path} ({letter.number}/{letter.total})" if letter.number else str(path)
+def _named(source: str | Path, letter: Letter) -> str:
+    mail = f"{letter.number}/{letter.total}" if letter.number else letter.subject
+    return f"{source} ({mail})" if mail else str(source)
 
 
 def _refuse_none(found: Sequence[object], source: str) -> None:
@@ -245,7 +247,7 @@ def _from_lore(item: str, cache: Cache) -> Iterator[tuple[str, Letter]]:
             beside.write_bytes(mbox)
             beside.rename(place)
     for letter in in_order(letters(place.read_bytes(), item), item):
-        yield f"{item} ({letter.number}/{letter.total})" if letter.number else item, letter
+        yield _named(item, letter), letter
 
 
 def _fetched(message_id: str) -> bytes:

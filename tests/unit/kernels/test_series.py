@@ -4,6 +4,7 @@ import base64
 import gzip
 import os
 import quopri
+import re
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,8 @@ from orchestrator.cache import Cache
 from orchestrator.errors import BarometerError, BenchError, ScenarioError
 from orchestrator.kernels.patch import Patch, series_digest
 from orchestrator.kernels.series import read_series
+from orchestrator.scenario import TreeKernel, absolute_kernel
+from tests.unit.examples import share
 from tests.unit.kernels.repositories import commit, git, new_repository, state_of
 
 A, B = "int a;\n" * 5, "int a;\n" * 5 + "int b;\n"
@@ -165,6 +168,9 @@ def test_what_is_no_patch_is_refused(
 def test_damage_is_shown_by_its_line(refused: Callable[..., ScenarioError]) -> None:
     text = diff().replace("+int b;", "+int\nb;")
     assert "x.patch: line 8: the hunk of line 5 has a line" in refused(content=text).message
+    mails = mbox(mail("[PATCH 2/2] b", text), mail("[PATCH 1/2] a", diff()))
+    assert "x.patch (2/2): line 8: the hunk" in refused(content=mails).message
+    assert "x.patch (b): line 8: the hunk" in refused(content=mail("[PATCH] b", text)).message
 
 
 # --- what a patch touches ---
@@ -191,6 +197,11 @@ def test_files_are_old_and_new_names(read: Callable[..., tuple[Patch, ...]]) -> 
     made = next(one for one in patch.diffs if one.new == "made.c")
     gone = next(one for one in patch.diffs if one.old == "gone.c")
     assert (made.old, gone.new) == (None, None)
+
+
+def test_folder_of_a_kernels_version_is_a_prefix(read: Callable[..., tuple[Patch, ...]]) -> None:
+    text = "--- linux-9.9/a/Makefile\n+++ linux-9.9/a/Makefile\n@@ -1 +1 @@\n-a\n+b\n"
+    assert read(text)[0].files == ("a/Makefile",)
 
 
 def test_lines_of_a_hunk_are_no_headers(read: Callable[..., tuple[Patch, ...]]) -> None:
@@ -252,6 +263,9 @@ def test_sentence_that_begins_with_from_is_no_new_mail(
         (["[PATCH 1/2] a", "[PATCH 2/2] b", "[PATCH 1/2] a"], "mixed-series", "1/2 is there tw"),
         (["[PATCH 1/2] a", "[PATCH 2/2] b", "[PATCH 1/1] a"], "mixed-series", "of 1 and of 2"),
         (["[PATCH] a", "[PATCH v2] a"], "mixed-series", "versions 1, 2"),
+        (["[PATCH] a", "[PATCHv2] a"], "mixed-series", "versions 1, 2"),
+        (["[PATCH 2/2] b", "[PATCH 1/2] a", "[PATCH] other"], "mixed-series", '"other" has no n'),
+        (["[PATCH 2/2] b", "[PATCH] other"], "incomplete-series", "of 2 patches 1 is missing"),
     ],
 )  # fmt: skip
 def test_mails_of_more_or_less_than_a_series_are_refused(
@@ -262,44 +276,134 @@ def test_mails_of_more_or_less_than_a_series_are_refused(
     assert says in error.message
 
 
-def test_encoded_mails_are_decoded(read: Callable[..., tuple[Patch, ...]]) -> None:
-    body = f"Why.\n---\n{diff(new='int x = 1; /* für */')}"
-    plain = read(mail("[PATCH] für", diff(new="int x = 1; /* für */")))
+def test_mail_that_is_named_alone_is_a_whole_patch(
+    read: Callable[..., tuple[Patch, ...]],
+) -> None:
+    assert [p.subject for p in read(mail("[PATCH 1/3] a", diff()))] == ["a"]
+
+
+def test_number_of_a_stable_kernel_is_no_place_in_a_series(
+    read: Callable[..., tuple[Patch, ...]],
+) -> None:
+    text = mbox(mail("[PATCH 4.19/5.4] a", diff()), mail("[PATCH 4.19/5.4] b", diff()))
+    assert [p.subject for p in read(text)] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    "prefix", ["Re:", "AW: Re:", "\u56de\u590d:", "\u56de\u590d\uff1a", "Odp:"]
+)
+def test_reply_in_any_language_is_left_out(
+    prefix: str, read: Callable[..., tuple[Patch, ...]]
+) -> None:
+    text = base64.b64encode(f"{prefix} [PATCH v2] a".encode()).decode()
+    found = read(mbox(mail("[PATCH v2] a", diff()), mail(f"=?utf-8?b?{text}?=", diff("other.c"))))
+    assert [p.files for p in found] == [("a.c",)]
+
+
+def with_cr(text: str) -> str:
+    return text.replace("\n", "\r\n")
+
+
+@pytest.mark.parametrize("saved", [str, with_cr, "\n{}".format])
+@pytest.mark.parametrize("written", [str, with_cr])
+def test_encoded_mails_are_decoded(
+    saved: Callable[[str], str],
+    written: Callable[[str], str],
+    read: Callable[..., tuple[Patch, ...]],
+) -> None:
+    change = diff(new=f"int x = 1; /* {'ü' * 40} */")
+    plain = read(mail("[PATCH] für", change))
+    body = written(f"Why.\n---\n{change}").encode()
     head = "From: a\nSubject: =?utf-8?q?=5BPATCH=5D_f=C3=BCr?=\nMIME-Version: 1.0\n"
-    quoted = quopri.encodestring(body.encode()).decode()
-    packed = base64.encodebytes(body.encode()).decode()
+    quoted = quopri.encodestring(body.replace(b"\r", b"")).decode()
+    if written is with_cr:
+        quoted = re.sub(r"(?<!=)\n", "=0D\n", quoted)
+    packed = base64.encodebytes(body).decode()
     for encoding, text in (("quoted-printable", quoted), ("base64", packed)):
-        (patch,) = read(f"{head}Content-Transfer-Encoding: {encoding}\n\n{text}")
+        (patch,) = read(saved(f"{head}Content-Transfer-Encoding: {encoding}\n\n{text}"))
         assert patch.subject == "für"
         assert patch.diffs == plain[0].diffs
 
 
+@pytest.mark.parametrize("charset", ["utf-8", "iso-8859-1", "us-ascii", "klingon"])
+def test_patch_is_in_the_patched_files_charset(
+    charset: str, read: Callable[..., tuple[Patch, ...]]
+) -> None:
+    change = diff(new="/* für */").encode("latin-1")
+    text = mail("[PATCH] a", "", f"Content-Type: text/plain; charset={charset}").encode()
+    (patch,) = read(text.replace(b"Why.", "Für.".encode("latin-1")).replace(b"-- \n", change))
+    assert b"+/* f\xfcr */\n" in patch.text
+    assert patch.subject == "a"
+
+
+def parts(kind: str, **bodies: str) -> str:
+    """Return a mail of several parts; a name is a type, with _ for /."""
+    text = f'From: a\nSubject: [PATCH] a\nContent-Type: multipart/{kind}; boundary="x"\n\n'
+    for name, body in bodies.items():
+        text += f"--x\nContent-Type: {name.replace('_', '/')}\n{body}"
+    return f"{text}--x--\n"
+
+
 def test_attached_patch_is_found(read: Callable[..., tuple[Patch, ...]]) -> None:
-    text = (
-        'From: a\nSubject: [PATCH] a\nContent-Type: multipart/mixed; boundary="x"\n\n'
-        "--x\nContent-Type: text/plain\n\nSee the attachment.\n"
-        "--x\nContent-Type: text/x-patch\nContent-Transfer-Encoding: base64\n\n"
-        f"{base64.encodebytes(diff().encode()).decode()}--x--\n"
-    )
+    packed = base64.encodebytes(diff().encode()).decode()
+    text = parts("mixed", text_plain="\nSee the attachment.\n",
+                 application_octet="Content-Transfer-Encoding: base64\n\n" + packed)  # fmt: skip
     assert read(text)[0].files == ("a.c",)
+    assert read(with_cr(text))[0].diffs == read(text)[0].diffs
+
+
+def test_text_is_not_read_again_from_its_html(
+    read: Callable[..., tuple[Patch, ...]], refused: Callable[..., ScenarioError]
+) -> None:
+    html = f"<pre>\n{diff('a.c<br>')}</pre>\n"
+    text = parts("alternative", text_plain=f"\nWhy.\n---\n{diff()}\n",
+                 text_html=f"Content-Language: en\n\n{html}")  # fmt: skip
+    assert read(text)[0].files == ("a.c",)
+    assert read(with_cr(text))[0].files == ("a.c",)
+    only = mail("[PATCH] a", html, "Content-Type: text/html")
+    for content in (only, mbox(only), with_cr(only)):
+        assert refused(content=content).reason == "no-diff"
 
 
 def test_lines_that_mail_ended_with_cr_lf_are_as_before(
     read: Callable[..., tuple[Patch, ...]],
 ) -> None:
     text = mail("[PATCH] a", diff())
-    assert read(text.replace("\n", "\r\n"))[0].diffs == read(text)[0].diffs
+    assert read(with_cr(text))[0].diffs == read(text)[0].diffs
 
 
 def test_cr_of_the_patched_file_is_kept(read: Callable[..., tuple[Patch, ...]]) -> None:
     text = diff().replace("int a;\n", "int a;\r\n").replace("int b;\n", "int b;\r\n")
     assert b" int a;\r\n" in read(text)[0].text
+    assert b" int a;\r\n" in read(mail("[PATCH] a", text))[0].text
 
 
-def test_subject_in_an_unknown_encoding_is_kept_as_it_came(
+def test_subject_in_an_unknown_encoding_hides_nothing(
     read: Callable[..., tuple[Patch, ...]],
 ) -> None:
-    assert read(mail("=?klingon?q?x?=", diff()))[0].subject == "=?klingon?q?x?="
+    (patch,) = read(mail("=?klingon?q?x?=", diff()))
+    assert "x" in patch.subject
+    assert patch.files == ("a.c",)
+
+
+def test_users_settings_of_git_change_no_mail(
+    read: Callable[..., tuple[Patch, ...]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = "[mailinfo]\nscissors = true\nquotedCr = strip\n[i18n]\ncommitEncoding = latin1\n"
+    (tmp_path / ".gitconfig").write_text(settings)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("GIT_DIR", str(tmp_path))
+    text = diff(new="int b;\r\n+int c;").replace("-1,2 +1,3", "-1,2 +1,4")
+    packed = base64.encodebytes(text.encode()).decode()
+    head = "From: a\nSubject: [PATCH] f\u00fcr\nContent-Transfer-Encoding: base64\n\n"
+    (patch,) = read(head + packed)
+    assert (patch.subject, patch.text) == ("f\u00fcr", text.encode())
+
+
+def test_subject_in_the_text_is_not_the_mails(read: Callable[..., tuple[Patch, ...]]) -> None:
+    text = mbox(*(mail(f"[PATCH {n}/2] {n}", diff(f"{n}.c")) for n in (2, 1)))
+    text = text.replace("Why.", "From: B <b@example.org>\nSubject: other\n\nWhy.\n-- >8 --\n")
+    assert [p.files for p in read(text)] == [("1.c",), ("2.c",)]
 
 
 # --- folders ---
@@ -394,6 +498,60 @@ def test_range_is_the_same_patches_as_format_patch(
     assert series_digest(mails) == series_digest(commits)
 
 
+_LINES = st.lists(st.sampled_from([
+    b"int a;\n", b"\n", b"\tb\r\n", b"-- \n", b"---\n", b"--- a/x\n", b"+++ b/x\n", b"From 1\n",
+    b"From a Thu Jan  1 00:00:00 1970\n", b"diff --git a/x b/x\n", b"@@ -1 +1 @@\n", b"\xfc\n",
+    "ü\n".encode(), b"x" * 200 + b"\n", b"=3D=\n", b"Subject: [PATCH] x\n", b"--x\n", b".\n",
+]), max_size=12).map(b"".join)  # fmt: skip
+_WORDS = st.lists(st.sampled_from(["vfio:", "für", "a", "=?x?=", "1/2", "x" * 60, "\u56de"]),
+                  min_size=1, max_size=6).map(" ".join)  # fmt: skip
+_MESSAGES = st.sampled_from(["", "Why.", "Für.", "From now on.\n\nFrom: b\n", ">From here",
+                             "From a Thu Jan  1 00:00:00 1970", "Index", "-- \nb"])  # fmt: skip
+
+
+@share(0.3)
+@given(
+    commits=st.lists(st.tuples(_WORDS, _MESSAGES, _LINES), min_size=1, max_size=4),
+    options=st.lists(st.sampled_from([
+        "--attach", "--inline", "--numbered", "--no-numbered", "-v3", "--cover-letter", "--thread",
+        "--signature=x", "--encode-email-headers", "--rfc", "--no-stat", "--full-index",
+        "--subject-prefix=PATCH net-next", "--in-reply-to=a@b", "--from=C <c@d>",
+    ]), max_size=4),
+    in_one=st.booleans(),
+    cr=st.booleans(),
+)  # fmt: skip
+def test_what_git_formats_is_read_back(
+    tmp_path_factory: pytest.TempPathFactory,
+    commits: list[tuple[str, str, bytes]],
+    options: list[str],
+    in_one: bool,
+    cr: bool,
+) -> None:
+    folder = tmp_path_factory.mktemp("git")
+    git(folder, "init", "--quiet", "--bare", "--initial-branch=main", "x")
+    stream = b"commit refs/heads/main\ncommitter A <a@b> 0 +0000\ndata 0\n"
+    for number, (subject, message, lines) in enumerate(commits):
+        text = f"{subject}\n\n{message}\n".encode()
+        content = b"%d\n%s" % (number, lines)  # no commit is empty
+        stream += b"commit refs/heads/main\ncommitter A <a@b> 9 +0000\ndata %d\n" % len(text)
+        stream += b"%sM 100644 inline %d.c\n" % (text, number % 2)
+        stream += b"data %d\n%s\n" % (len(content), content)
+    git(folder / "x", "fast-import", "--quiet", stdin=stream)
+    git(folder / "x", "format-patch", "--quiet", "--root", "--no-renames", "--pretty=mboxrd",
+        *options, "-o", folder / "out", f"main~{len(commits)}..main")  # fmt: skip
+    files = sorted((folder / "out").iterdir())
+    if cr and not any(b"\r" in lines for _, _, lines in commits):
+        for file in files:
+            file.write_bytes(file.read_bytes().replace(b"\n", b"\r\n"))
+    if in_one:
+        (folder / "mbox").write_bytes(b"".join(file.read_bytes() for file in files))
+    cache = Cache(folder / "cache")
+    mails = read_series([str(folder / ("mbox" if in_one else "out"))], None, cache)
+    written = read_series([f"main~{len(commits)}..main"], folder / "x", cache)
+    assert [p.subject for p in mails] == [p.subject for p in written]
+    assert [p.diffs for p in mails] == [p.diffs for p in written]
+
+
 def test_range_may_begin_with_the_first_commit(repository: Path, cache: Cache) -> None:
     git(repository, "switch", "--quiet", "--orphan", "other")
     commit(repository, "another beginning", {"x.c": "int x;\n"})
@@ -445,6 +603,20 @@ def test_range_without_a_repository_is_refused(refused: Callable[..., ScenarioEr
 
 
 # --- lore.kernel.org ---
+
+
+def test_file_named_as_a_message_id_is_read(
+    tmp_path: Path, cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "1@example.org.mbx").write_text(mail("[PATCH] a", diff()))
+    monkeypatch.chdir(tmp_path)
+    assert [p.subject for p in read_series(["1@example.org.mbx"], None, cache)] == ["a"]
+    # a scenario's paths are from its own folder
+    monkeypatch.chdir("/")
+    kernel = TreeKernel(tree=tmp_path, series=("1@example.org.mbx", MESSAGE_ID))
+    assert absolute_kernel(kernel, tmp_path) == TreeKernel(
+        tree=tmp_path, series=(str(tmp_path / "1@example.org.mbx"), MESSAGE_ID)
+    )
 
 
 @pytest.fixture
@@ -570,15 +742,19 @@ _PIECES = st.sampled_from([
     b"From a Thu Jan  1 00:00:00 1970\n", b"Subject: [PATCH 1/2] x\n", b'"a/\\303',
     b"Subject: =?utf-8?b?/w==?=\n", b"Content-Transfer-Encoding: base64\n",
     b"Content-Type: multipart/mixed; boundary=x\n", b"--x\n", b"--x--\n", b"\x1f\x8b",
+    b"Content-Type: text/html; format=flowed\n", b"Content-Transfer-Encoding: quoted-printable\n",
     b"\xff\xfe", b"Content-Type: text/plain; charset=\xff\n", b"\0",
 ])  # fmt: skip
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.lists(st.one_of(_PIECES, st.binary(max_size=20)), max_size=25).map(b"".join))
-def test_any_content_is_read_or_refused(tmp_path: Path, content: bytes) -> None:
+@given(
+    st.sampled_from([b"", b"From: a\n", b"\n\r\nFrom a Thu Jan  1 00:00:00 1970\r\n"]),
+    st.lists(st.one_of(_PIECES, st.binary(max_size=20)), max_size=25).map(b"".join),
+)
+def test_any_content_is_read_or_refused(tmp_path: Path, begin: bytes, rest: bytes) -> None:
     path = tmp_path / "any"
-    path.write_bytes(content)
+    path.write_bytes(begin + rest)
     try:
         patches = read_series([str(path)], None, Cache(tmp_path / "cache"))
     except BarometerError as error:
