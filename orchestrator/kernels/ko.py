@@ -71,8 +71,10 @@ def unpacked(path: Path, reason: str) -> bytes:
     try:
         if path.suffix == ".ko":
             return path.read_bytes()
-        program = [_PROGRAMS[path.suffix], "-dc", path]
-        return run(program, doing=f"unpacking {path}", timeout=_UNPACK_SECONDS).content
+        return run(
+            [_PROGRAMS[path.suffix], "-dc", path], doing=f"unpacking {path}",
+            timeout=_UNPACK_SECONDS,
+        ).content  # fmt: skip
     except OSError as exc:
         raise BenchError(f"{path} cannot be read: {exc}", reason=reason) from exc
     except BenchError as exc:
