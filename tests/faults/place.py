@@ -244,10 +244,13 @@ def check(row: Row, ended: Ended) -> None:
 
 def namespace(script: str, *more: str) -> list[str]:
     """A command that runs what follows it in a mount namespace of its own, after a script; `more`:
-    of unshare(1). Whoever is not root is root in it."""
-    root = [] if os.geteuid() == 0 else ["--map-root-user"]
+    of unshare(1). Whoever is not root is root for the script alone."""
+    root, back = [], ""
+    if os.geteuid():
+        root = ["--map-root-user"]
+        back = f"unshare --map-user={os.geteuid()} --map-group={os.getegid()} -- "
     return [
-        "unshare", *root, "--mount", *more, "--", "sh", "-ec", f'{script}\nexec "$@"', "sh",
+        "unshare", *root, "--mount", *more, "--", "sh", "-ec", f'{script}\nexec {back}"$@"', "sh",
     ]  # fmt: skip
 
 
@@ -311,6 +314,7 @@ def made_place() -> Iterator[Place]:
         for pid in made.processes():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+        subprocess.run(["chmod", "-R", "u+rwX", root], check=True)
         shutil.rmtree(root)
 
 
