@@ -29,8 +29,8 @@ _LEAST_DISK = GIB // 2
 
 
 def kvm(machine: Machine, needs: Needs) -> Iterator[Finding]:
-    """Yield a finding on KVM. The evidence is that a guest ran, or why it did not. A guest that
-    does not answer may be slow, or its /dev/kvm opens and runs nothing."""
+    """Yield a finding on KVM. The evidence is that a guest ran, or why it did not. If the guest
+    does not answer, it may be slow, or /dev/kvm may open and run nothing."""
     if not {"kvm", "kvm_silent"} & {*machine.raw}:
         return
     vendor = "svm" if machine.flags & {"svm"} else "vmx"
@@ -79,7 +79,8 @@ def kvm(machine: Machine, needs: Needs) -> Iterator[Finding]:
 
 
 def nested_virtualisation(machine: Machine, _needs: Needs) -> Iterator[Finding]:
-    """Yield a finding on KVM within a nested host under KVM: its guests are guests in a guest."""
+    """Yield a finding on KVM within a nested host that itself runs under KVM: its guests are
+    guests in a guest."""
     if not machine.has_kvm:
         return
     for module in ("kvm_intel", "kvm_amd"):

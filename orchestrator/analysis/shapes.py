@@ -68,8 +68,8 @@ def _bimodal(values: Sequence[float], logs: Sequence[float]) -> Shape | None:
 
 
 def _drifting(logs: Sequence[float]) -> Shape | None:
-    """Return the shape of a trend over the run, by Kendall's tau; its size is the Theil-Sen
-    slope's."""
+    """Return the shape of a trend over the run, by Kendall's tau; its size is from the Theil-Sen
+    slope."""
     from scipy import stats  # noqa: PLC0415  # a second to import, which few verdicts need
 
     order = range(len(logs))
