@@ -58,7 +58,7 @@ class User(NamedTuple):
     up: bool = False
     """True if the interface is up."""
     above: Sequence[str] = ()
-    """Interfaces or block devices that are made of it, directly or through others."""
+    """Interfaces or block devices that are built on this one, directly or through others."""
     serves: Sequence[str] = ()
 
 

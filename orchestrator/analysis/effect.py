@@ -36,13 +36,14 @@ instruction counts, to their resolution. trials: the statistics above. few: too 
 them."""
 
 ALPHA = 0.002
-"""Largest adjusted p of a difference. A run that goes on until it is precise looks up to a dozen
-times; with this p at each look at most 1 % of such runs call a difference if there is none."""
+"""Largest adjusted p with which a difference is called one. A run that goes on until it is precise
+looks up to a dozen times; with this p at each look at most 1 % of such runs call a difference if
+there is none."""
 CONFIDENCE = 0.95
 LEAST_FOR_INTERVAL = 6
-"""Least number of pairs, or of trials of each arm."""
+"""Least number of pairs, or of trials of each arm, for an interval."""
 LEAST_FOR_P = 10
-"""Least number of pairs: with nine the smallest p is 2/2^9, above ALPHA."""
+"""Least number of pairs for a p: with nine the smallest possible p is 2/2^9, above ALPHA."""
 FEW_FLOOR = 2.0
 """Least factor between the arms' medians that is a difference if there are too few trials for
 statistics. The arms must not overlap, either. No noise that was recorded comes near it."""

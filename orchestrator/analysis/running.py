@@ -15,7 +15,7 @@ PROGRAMS = {
     "mmdebstrap": "mmdebstrap", "mke2fs": "e2fsprogs", "depmod": "kmod", "modinfo": "kmod",
     "ssh": "openssh-client", "apt-get": "apt", "dpkg-deb": "dpkg", "tar": "tar", "xz": "xz-utils",
 }  # fmt: skip
-"""Programs that nested hosts require here, and their packages; ci/setup.sh installs them."""
+"""Programs that a runner of nested hosts needs, and their packages; ci/setup.sh installs them."""
 FOR_USERS = {"newuidmap": "uidmap", "unshare": "util-linux"}
 FOR_BUILDS = {"git": "git"}
 _QEMU_LEAST, _LIBVIRT_LEAST = (10,), (11,)
@@ -24,7 +24,8 @@ _ALIGNS = (9, 2)
 _EMULATOR_MEMORY = 2 * GIB
 """QEMU's own memory, above the host's: its translation buffer is 1 GiB."""
 _NESTED_DISK, _METAL_DISK = 4 * GIB, 2 * GIB
-"""Space for a first run's images and kernels in the cache; for two staged kernels with modules."""
+"""Space that a first run needs: in the cache for images and kernels; on a metal host for two
+staged kernels with their modules."""
 _LEAST_DISK = GIB // 2
 
 

@@ -17,7 +17,7 @@ import numpy as np
 Kind = Literal["bimodal", "drifting"]
 
 LEAST = 12
-"""Least number of trials: fewer have no shape to speak of."""
+"""Least number of trials in which a shape is looked for: fewer show none."""
 _SEPARATION = 7.0
 """Least Ashman's D of two groups (Ashman, Bird and Zepf 1994). The best split of one normal cloud
 has 2.7; by simulation one in a hundred clouds of a dozen trials has 7, with a gap."""

@@ -67,7 +67,7 @@ KINDS = {
 BOOT_KINDS = frozenset(
     ("leaving", "watchdog", "kexec", "grub-entry", "grub-next", "loader-entry", "loader-oneshot")
 )
-"""Kinds that make the machine boot something; they are of no use once it has."""
+"""Kinds that make the machine boot a kernel; they are of no use once it has booted."""
 
 
 def failure(kind: str, what: What, why: str, advice: str = "") -> dict[str, Any]:
