@@ -5,12 +5,12 @@
 The request, as JSON:
     symbols     {FUNCTION: MODULE}, "" for the kernel's core: functions to find by their names
     programs    [NAME, ...] to find; sbin and libexec folders are searched, too
-    versions    [NAME, ...] of those that are run for the first line of --version
-    folders     [PATH, ...] of which the free bytes are read; if one does not exist, those of the
-                nearest folder above it
+    versions    [NAME, ...] of those programs to run with --version; the first line is reported
+    folders     [PATH, ...] whose free bytes to report; for a folder that does not exist, those of
+                the nearest folder above it
 The answer:
     release, architecture, python, uid, user
-    files       {PATH: TEXT} of all files that exist and may be read
+    files       {PATH: TEXT} of the files in FILES that exist and may be read
     unreadable  {PATH: WHY} of files that exist and may not be read
     present     {PATH: whether it exists}
     access      {PATH: whether this user may read and write it}
@@ -19,14 +19,15 @@ The answer:
     interrupts  names of interrupt chips; those with IR- use interrupt remapping
     programs    {NAME: {"path", "version"} or null}
     symbols     {FUNCTION: where it was found, or null}
-    unread      {PATH: WHY} of files that could not be read and may have the other functions
+    unread      {PATH: WHY} of files that could not be read; a function that is null in symbols may
+                be in one of them
     types       {"source", "members", "parameters"} from the kernel's type information (BTF):
                 members of struct follow_pfnmap_args, parameters of vaddr_get_pfns; null if there
                 is none, or no symbols were requested
     memlock     RLIMIT_MEMLOCK in bytes, -1 for no limit
     folders     {PATH: {"at", "free", "total"}}
     sockets     {PATH: whether somebody listens there}
-The environment's BAROMETER_ROOT is put before every path.
+The environment variable BAROMETER_ROOT is put before every path.
 """
 
 from __future__ import annotations
@@ -107,8 +108,8 @@ def files() -> tuple[dict[str, str], dict[str, str]]:
 
 
 def first_processor() -> str:
-    """Return the first processor's part of /proc/cpuinfo. The others are the same, and each costs
-    an interrupt to its processor."""
+    """Return the first processor's part of /proc/cpuinfo. The other parts are the same, and to
+    read one interrupts its processor."""
     lines = []
     with open(at("/proc/cpuinfo"), errors="replace") as file:
         for line in file:
@@ -253,8 +254,8 @@ def module_content(path: str | None) -> bytes | None:
 
 
 def sections(elf: bytes) -> dict[str, bytes]:
-    """Return the sections of a 64-bit little-endian ELF file by name (elf(5)); none if it is no
-    such file."""
+    """Return the sections of a 64-bit little-endian ELF file by name (elf(5)); none if the data is
+    no such file."""
     if elf[:6] != b"\x7fELF\x02\x01":
         return {}
     try:
@@ -268,7 +269,7 @@ def sections(elf: bytes) -> dict[str, bytes]:
 
 
 def functions(elf: bytes) -> set[str]:
-    """Return the names of the functions that are defined in it: STT_FUNC with a section."""
+    """Return the names of the functions that an ELF file defines: STT_FUNC with a section."""
     parts = sections(elf)
     table, text = parts.get(".symtab", b""), parts.get(".strtab", b"")
     whole = table[: len(table) // 24 * 24]
@@ -288,15 +289,16 @@ def name_at(text: bytes, offset: int) -> str:
 
 PTR, STRUCT, TYPEDEF, CONST, FUNC, FUNC_PROTO = 2, 4, 8, 10, 12, 13
 TAIL = {1: 1, 3: 3, 14: 1, 17: 1}
-"""Kind -> 32-bit words after a type's first three: INT, ARRAY, VAR, DECL_TAG."""
+"""Kind -> number of 32-bit words after a type's first three: INT, ARRAY, VAR, DECL_TAG."""
 TAIL_EACH = {4: 3, 5: 3, 6: 2, 13: 2, 15: 3, 19: 3}
-"""Kind -> words for each of its vlen items: STRUCT, UNION, ENUM, FUNC_PROTO, DATASEC, ENUM64."""
+"""Kind -> number of words for each of its vlen items: STRUCT, UNION, ENUM, FUNC_PROTO, DATASEC,
+ENUM64."""
 
 
 class Btf:
-    """Types in the kernel's BPF type format (Documentation/bpf/btf.rst). Those of a module are
-    split: their ids and names go on where those of `base` end. Raises ValueError if the data is
-    none."""
+    """Types in the kernel's BPF type format (Documentation/bpf/btf.rst). The types of a module are
+    split: their ids and name offsets continue those of `base`, the kernel's own types. Raises
+    ValueError if the data is not BTF."""
 
     def __init__(self, data: bytes, base: Btf | None = None) -> None:
         try:
@@ -332,7 +334,8 @@ class Btf:
         return name_at(self.names, offset - self.first_name)
 
     def type(self, number: int) -> tuple[int, int, str, memoryview]:
-        """Return kind, id or size, name, and the words that follow; kind 0 is void, or no type."""
+        """Return a type's kind, its id or size (one word holds either), its name, and the words
+        that follow. Kind 0 is void, or there is no such type."""
         if self.base and number < self.first_id:
             return self.base.type(number)
         if not 0 <= number - self.first_id < len(self.starts):
@@ -345,7 +348,8 @@ class Btf:
         return kind, self.words[here + 2], self.name(self.words[here]), tail
 
     def find(self, kind: int, name: str) -> int | None:
-        """Return the id of the first type of that kind and name, without those of the base."""
+        """Return the id of the first type of that kind and name. The types of the base are not
+        searched."""
         offset = self.offset(name)
         for number, here in enumerate(self.starts, self.first_id) if offset is not None else ():
             if self.words[here] == offset and self.words[here + 1] >> 24 & 31 == kind:
@@ -353,7 +357,7 @@ class Btf:
         return None
 
     def offset(self, name: str) -> int | None:
-        """Return the offset of a name. Each name is stored once, be it in the base."""
+        """Return the offset of a name. A name that the base has is not stored again."""
         if self.base and (there := self.base.offset(name)) is not None:
             return there
         # the names of split types begin without a NUL
@@ -387,8 +391,8 @@ class Btf:
 
 
 def types() -> dict[str, Any] | None:
-    """Find what the series of v6.15 changed: a member of one struct, a parameter of one
-    function."""
+    """Return the types that the series of v6.15 changed: the members of one struct, and the
+    parameters of one function. None if the kernel has no BTF."""
     path = "/sys/kernel/btf/vmlinux"
     try:
         core = Btf(Path(at(path)).read_bytes())
@@ -404,8 +408,8 @@ def types() -> dict[str, Any] | None:
 
 
 def module_types(core: Btf) -> tuple[str, Btf | None]:
-    """Return the types of the module, after their place. They are those of the loaded module, else
-    those of its file, which may bring its own base."""
+    """Return the path and the types of the module: from the loaded module, else from its file,
+    which may contain a base of its own. The types are None if neither has any."""
     path = f"/sys/kernel/btf/{TYPE1}"
     try:
         if os.path.exists(at(path)):

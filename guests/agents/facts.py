@@ -43,8 +43,9 @@ def text(path: str) -> str | None:
 def await_clock() -> None:
     """Wait while the clock source is tsc-early, for 15 s at most.
 
-    Linux keeps time by it until it has calibrated the TSC, a second or so after boot
-    (tsc_refine_calibration_work(), arch/x86/kernel/tsc.c). What is measured later has tsc."""
+    Linux keeps time by tsc-early until it has calibrated the TSC, a second or so after boot
+    (tsc_refine_calibration_work(), arch/x86/kernel/tsc.c). A measurement that starts later runs
+    with tsc."""
     end = time.monotonic() + CLOCK_SECONDS
     while text(SETTINGS["clocksource"]) == "tsc-early" and time.monotonic() < end:
         time.sleep(0.1)
@@ -74,7 +75,8 @@ def parameters() -> dict[str, str | None]:
 
 
 def vulnerabilities() -> dict[str, str | None]:
-    """Return the kernel's name of each vulnerability of the processor -> what it does about it."""
+    """Return each vulnerability of the processor -> whether and how it is mitigated, in the
+    kernel's words."""
     paths = sorted(glob.glob("/sys/devices/system/cpu/vulnerabilities/*"))
     return {Path(path).name: text(path) for path in paths}
 

@@ -7,13 +7,14 @@ The request is a line of JSON; an empty one asks for the whole BAR, cold and war
     thp         "inherit", "disable" (prctl), "nohugepage" or "hugepage" (madvise of the BAR)
     repeats     samples of each state
     points      [{"size": bytes or "full", "alignment": bytes, "states": ["cold", "warm"]}, ...]
-    within      true: map `size` bytes of a mapping of the whole BAR; else of one of that size
+    within      true: mmap(2) the whole BAR, and map its first `size` bytes for DMA; false: mmap(2)
+                only those bytes
     snapshots   {NAME: PATH}: files that are read after each sample
     rest        seconds of sleep before each ioctl, in which the kernel finishes earlier work:
                 while an RCU grace period waits, each timer tick costs more
-    realtime    true: run as SCHED_FIFO, before which no other task becomes due. On a kernel that
-                does not preempt a long unmap, a task that becomes due in the middle of it makes
-                every preempt_enable() of its loops cost more until the unmap is done (1 % seen)
+    realtime    true: run as SCHED_FIFO, so that no other task asks for the CPU. On a kernel that
+                does not preempt a long unmap, a task that asks for it in the middle of the unmap
+                makes every preempt_enable() of the unmap's loops cost more from then on (1 % seen)
     step        true: before each ioctl print {"next": "map" | "unmap"} and wait for a line
 
 The answer is lines of JSON:
@@ -22,10 +23,11 @@ The answer is lines of JSON:
     {"sample": {...}}   a map and an unmap there: nanoseconds of CLOCK_MONOTONIC around each ioctl,
                         and what the process itself saw (minor faults, page-table bytes)
     {"end": true}       or {"refused": "the kernel's reason"}, if it refuses something
-The first point, "warm-up", takes what kernel and interpreter do only once.
+The first point, "warm-up", absorbs what kernel and interpreter do only once.
 
-cold: memory decode was switched off and on before, by which vfio-pci zaps the BAR's page tables.
-warm: the page tables are as the map before left them.
+cold: memory decode was switched off and on before the map, so vfio-pci has zapped the BAR's page
+      tables.
+warm: the page tables are as the previous map left them.
 
 The ioctls and structures are those of include/uapi/linux/vfio.h and iommufd.h.
 """
@@ -98,7 +100,7 @@ def call_mmap(address: int | None, size: int, prot: int, flags: int, fd: int, of
 
 
 class Backend:
-    """Base of both backends: what their replies to an unmap have in common."""
+    """Base class of both backends, whose replies to an unmap have the same layout."""
 
     def unmapped(self, reply: bytearray) -> int:
         """Return the bytes that were unmapped: the last member of the unmap's structure, which the
@@ -255,7 +257,7 @@ def instrument(file: int) -> dict[str, list[int]]:
 
 
 def say(what: str, value: Any) -> None:
-    """Print a line at once and keep nothing: a growing heap would show in the page tables."""
+    """Print a line at once and keep nothing: a growing heap would add to the page-table bytes."""
     sys.stdout.write(json.dumps({what: value}) + "\n")
     sys.stdout.flush()
 
@@ -284,8 +286,8 @@ class Agent:
         self.bar_address = int(resources[self.bar].split()[0], 16)
 
     def decode(self, *, on: bool) -> None:
-        """Switch the device's memory decoding. Off zaps the page tables of its BARs in every
-        process (vfio_pci_zap_and_down_write_memory_lock)."""
+        """Switch the device's memory decoding. Switching it off zaps the page tables of the
+        device's BARs in every process (vfio_pci_zap_and_down_write_memory_lock)."""
         at = self.config + COMMAND
         command = struct.unpack("H", os.pread(self.device, 2, at))[0]
         new = command | COMMAND_MEMORY if on else command & ~COMMAND_MEMORY
@@ -294,9 +296,9 @@ class Agent:
     def point(self, wanted: dict[str, Any], repeats: int) -> None:
         size = self.bytes if wanted["size"] == "full" else wanted["size"]
         length = self.bytes if self.request["within"] else size
-        # If address and BAR are equal modulo 1 GiB, every level of the page table can map them; so
-        # QEMU aligns since 9.2 (vfio_region_mmap). With a skew, only leaves up to the requested
-        # alignment can.
+        # If address and BAR are equal modulo 1 GiB, leaves of every size can map the BAR; QEMU has
+        # aligned its mappings so since 9.2 (vfio_region_mmap). With a skew, only leaves up to the
+        # requested alignment can.
         skew = 0 if wanted["alignment"] >= GIB else wanted["alignment"]
         used, vm_areas = address_space()
         room = length + 3 * GIB
@@ -337,7 +339,7 @@ class Agent:
         control = self.backend.control
         iommu = iommu_table_pages()
         self.step("map")
-        page_table_bytes()  # once before, so that the heap has what reading needs
+        page_table_bytes()  # a first time, so that the heap has what reading needs
         tables = page_table_bytes()
         faults = resource.getrusage(resource.RUSAGE_THREAD).ru_minflt
         map_ns = timed(control, map_number, map_request)
@@ -399,8 +401,8 @@ def measure(bdf: str) -> None:
 
 
 def same_addresses() -> None:
-    """Start again without random addresses: otherwise it would be chance, in each process, whether
-    the BAR's pages need another table of 512 GiB."""
+    """Execute this program again without address space randomization. With it, chance would decide
+    in each process whether the BAR needs another upper table, which covers 512 GiB."""
     now = libc.personality(0xFFFFFFFF)
     if not now & ADDR_NO_RANDOMIZE and libc.personality(now | ADDR_NO_RANDOMIZE) != -1:
         os.execv(sys.executable, sys.orig_argv)

@@ -3,7 +3,7 @@ Plain Python 3, with the keeper beside it.
 
 Reads the changes as JSON on standard input, [[KIND, {...}], ...] in the order in which they were
 made, with kinds and facts as in the keeper's journal. Answers {"failed": [...], "state": {NAME:
-TEXT}}: the state is equal to that of before unless something is left.
+TEXT}}: unless something is left, the state equals that before the changes.
 """
 
 from __future__ import annotations
@@ -38,11 +38,12 @@ _FILES = (
     *(f"{_TRACEFS}/{name}" for name in ("set_event", "current_tracer", "tracing_on", "trace_clock",
                                         "kprobe_events", "uprobe_events")),
 )  # fmt: skip
-"""Files whose text is part of the state: settings, and whether the kernel has complained."""
+"""Files whose text is part of the state: settings, and whether the kernel has complained
+(tainted)."""
 _COUNTERS = (
     "ns_last_pid", "perf_event_max_sample_rate", "full_scans", "pages_collapsed", "stat_refresh",
 )  # fmt: skip
-"""Names of those files that the kernel changes by itself."""
+"""Names of those files in _FILES that the kernel changes by itself; they are left out."""
 _FOLDERS = (f"{_TRACEFS}/instances", "/var/log/libvirt/qemu", "/tmp", "/dev/shm")
 
 
@@ -54,7 +55,7 @@ def put_back(changes: list[list[Any]]) -> list[str]:
             _UNDO[kind](what)
         except (RefusedError, OSError) as exc:
             failed.append(f"{kind}: {exc}")
-    for path in sorted(machine.at(RUN).glob("*")):  # made by the trial
+    for path in sorted(machine.at(RUN).glob("*")):  # files that the trial made
         try:
             files.unclaim({"paths": [f"{RUN}/{path.name}"]})
         except (RefusedError, OSError) as exc:

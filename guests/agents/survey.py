@@ -13,9 +13,10 @@ standard library.
         console   a serial port; serves: console
         input     what is plugged into a USB controller
         open      a device node; serves: the processes that have it open
-    unread      number of processes whose open files could not be read: run as root
+    unread      number of processes whose open files could not be read; root can read all
 
-The file system's root is $BAROMETER_ROOT, for tests. Nothing is changed, no device is woken.
+For tests, the environment variable BAROMETER_ROOT names the root of the file system. Changes
+nothing, and wakes no device.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from typing import NamedTuple
 ROOT = os.path.realpath(os.environ.get("BAROMETER_ROOT", "/")).rstrip("/")
 DEVICES = "/sys/bus/pci/devices"
 ADDRESS = re.compile(r"[0-9a-f]{4,}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
-"""The domain has more than four digits behind Intel's VMD."""
+"""Behind Intel's VMD the domain has more than four digits."""
 AS_SAID = (
     "vendor", "device", "subsystem_vendor", "subsystem_device", "class", "revision",
     "reset_method", "power_state",
@@ -46,7 +47,7 @@ IFF_UP, RTF_UP, RTF_REJECT = 0x1, 0x1, 0x200
 """Flags of include/uapi/linux/if.h and route.h."""
 MIB_SHIFT = 20
 ANCESTORS = 8
-"""Most processes between the SSH server's and this one: shells and sudo."""
+"""Most processes between the SSH server and this one (shells, sudo) that are searched."""
 
 
 class User(NamedTuple):
@@ -57,7 +58,7 @@ class User(NamedTuple):
     up: bool = False
     """True if the interface is up."""
     above: Sequence[str] = ()
-    """Interfaces or block devices that are made of it, directly or through others."""
+    """Interfaces or block devices that are built on this one, directly or through others."""
     serves: Sequence[str] = ()
 
 
@@ -100,12 +101,12 @@ def link(path: str) -> str | None:
 
 
 def target(path: str) -> str | None:
-    """Return the last name of what a link leads to."""
+    """Return the last component of a link's target."""
     return os.path.basename(link(path) or "") or None
 
 
 def real(path: str) -> str:
-    """Return the path without links in it."""
+    """Return the path with all links resolved."""
     try:
         return os.path.realpath(ROOT + path).removeprefix(ROOT)
     except (OSError, ValueError):
@@ -129,7 +130,7 @@ def owner(path: str) -> str | None:
 def owners(path: str) -> list[str]:
     """Return the functions of a disk or a device node: more than one if an NVMe disk has several
     paths. Such a disk is a child of no controller (drivers/nvme/host/multipath.c), but its
-    subsystem links to them."""
+    subsystem links to its controllers."""
     if address := owner(path):
         return [address]
     subsystem = re.match(r".*/nvme-subsys\d+(?=/)", real(path))
@@ -251,8 +252,8 @@ def default_routes() -> set[str]:
 
 
 def ssh_interfaces() -> set[str]:
-    """Return the interfaces of the SSH connection that this was started through, by the routes to
-    both of its ends."""
+    """Return the interfaces of the SSH connection through which this program was started, by the
+    routes to both ends of the connection."""
     words = ssh_connection().split()
     found = set()
     for word in (words[0], words[2]) if len(words) == 4 else ():
@@ -344,7 +345,7 @@ def unescaped(path: str) -> str:
 
 
 def displays() -> Iterator[User]:
-    """Yield the framebuffers. While fbcon is bound, it has the console on the first
+    """Yield the framebuffers. While fbcon is bound, the console is on the first of them
     (Documentation/fb/fbcon.rst)."""
     bound = any(
         "frame buffer" in (text(f"{path}/name") or "") and number(f"{path}/bind") == 1
@@ -393,7 +394,7 @@ def open_nodes(unread: list[str]) -> Iterator[User]:
         except OSError:
             continue  # the process has ended
         for descriptor in descriptors:
-            # in a container with a /dev of its own this reads /dri/card0
+            # for a process in a container with a /dev of its own the link is /dri/card0
             node = (link(f"/proc/{pid}/fd/{descriptor}") or "").removeprefix("/dev/").lstrip("/")
             if node and node in known:
                 opened.setdefault(node, set()).add(f"{text(f'/proc/{pid}/comm')} ({pid})")

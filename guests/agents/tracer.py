@@ -14,7 +14,7 @@ The specification:
     definitions    kprobe_events lines
     filters        {"GROUP/EVENT": filter}
     triggers       {"GROUP/EVENT": hist trigger}
-    enable         ["GROUP/EVENT", ...]; an event with a trigger is armed by it
+    enable         ["GROUP/EVENT", ...]; the trigger arms an event that has one
 If the kernel refuses something, the answer has its reason (error_log), and nothing stays armed.
 """
 
@@ -39,7 +39,7 @@ class RefusedError(Exception):
 def append(path: Path, line: str) -> None:
     """Append a line with one write(2), because each is one command to the kernel.
 
-    Not open("ab"): that seeks to the end, which tracefs refuses.
+    open("ab") would seek to the end, which tracefs refuses.
     """
     file = os.open(path, os.O_WRONLY | os.O_APPEND)
     try:
@@ -75,8 +75,9 @@ def missing(symbols: list[str]) -> list[str]:
 
 
 def of_kernel(definition: str, loaded: set[str]) -> str:
-    """Return `p:GROUP/EVENT MODULE:FUNCTION ...` without a module that is not loaded but built in:
-    the kernel would wait for that module, and the probe would never fire."""
+    """Return `p:GROUP/EVENT MODULE:FUNCTION ...` without MODULE if that is built in, which shows
+    in that it is not loaded: the kernel would wait for the module, and the probe would never
+    fire."""
     head, place, *rest = definition.split(" ")
     module, colon, function = place.partition(":")
     return " ".join([head, function if colon and module not in loaded else place, *rest])

@@ -19,9 +19,9 @@ this host:
     E <ns> exit                             QEMU has ended
 
 Ends when QEMU ends or when standard input closes. With MARKER, the trace_marker file of a tracefs
-instance, it writes each line there first, after the word barometer: so the line also has a time of
-the trace clock. When the guest's kernel prints its first line, it writes 0 into each FILE: the
-enable files of probes that are for the firmware's share of a boot.
+instance, it writes each line there first, after the word barometer, so that the line also has a
+time of the trace clock. When the guest's kernel prints its first line, the agent writes 0 into
+each FILE: the enable files of probes that are needed only while the firmware runs.
 """
 
 from __future__ import annotations

@@ -26,14 +26,14 @@ class Account:
 def account_of(
     boot: BootTrace, bar: int, *, mmap: bool, viommu: bool, qemu_log: str, iommufd: bool = False
 ) -> Account:
-    """Return the maps and unmaps of the BARs of `bar` bytes. `mmap`: QEMU was to map them (no
-    x-no-mmap); `viommu`: the guest has an IOMMU of its own; `iommufd`: QEMU does not use VFIO's
-    container; `qemu_log`: QEMU's messages besides its trace.
+    """Return the maps and unmaps of the BARs of `bar` bytes. `mmap`: QEMU was configured to map
+    them (no x-no-mmap); `viommu`: the guest has an IOMMU of its own; `iommufd`: QEMU does not use
+    VFIO's container; `qemu_log`: QEMU's messages besides its trace.
 
     Raises EvidenceError if a map was refused or does not cover the whole BAR, if the ioctls,
     QEMU's own account (vfio_listener_region_add_ram) and the kernel's tracepoint iommu:map
-    disagree, and if there is no map for no known reason. A refused map does not fail the boot:
-    QEMU warns once, and the boot is fast.
+    disagree, and if there is no map and no setting explains why. A refused map does not fail the
+    boot: QEMU warns once, and the boot is fast.
     """
     if iommufd:
         return Account((), (), (_by_iommufd(qemu_log),))

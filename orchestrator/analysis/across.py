@@ -1,9 +1,10 @@
 """Compare an arm of a run with that of another: nights, machines, versions of a tool. Pure.
 
-The comparison is that of any run, but for its trials: the first run's trials of the arm are the
-baseline, the second's the candidate. They ran days apart and so are not pairs. The variable is the
-arm, as in a run: its kernel and its settings. If the other arm has the same kernel and settings in
-both runs, it is the control: a difference there comes from the bench, not from the kernel.
+The comparison is made like that of any run, from other trials: the first run's trials of the arm
+are the baseline, the second's the candidate. They ran days apart and so are not pairs. The
+variable is the arm, as in a run: its kernel and its settings. If the other arm has the same kernel
+and settings in both runs, it is the control: a difference there comes from the bench, not from the
+kernel.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ class SavedRun:
 
     @property
     def planned(self) -> int:
-        """Number of trials of the complete run, as it was planned then, maybe by another
-        version."""
+        """Number of trials of the complete run, as planned when it was made, maybe by another
+        version of barometer."""
         listed = self.plan.get("trials")
         if self.scenario.trials.until is None and isinstance(listed, list):
             return len(listed)
@@ -61,7 +62,8 @@ class SavedRun:
         )
 
     def of_arm(self, arm: ArmName, role: ArmName) -> list[TrialResult]:
-        """Return the trials of an arm, with the role that they have in another comparison."""
+        """Return the trials of an arm as trials of the arm `role`, for a comparison with another
+        run."""
         return [
             replace(result, arm=role, name=f"{self.name}/{result.name}")
             for result in self.results

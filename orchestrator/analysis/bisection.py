@@ -1,4 +1,5 @@
-"""A bisection by a metric: its ends, its steps, the side of the threshold of each step. Pure."""
+"""A bisection by a metric: its ends, its steps, and on which side of the threshold each step is.
+Pure."""
 
 from __future__ import annotations
 
@@ -73,7 +74,8 @@ class Step:
 
     @property
     def failed_by_bench(self) -> str:
-        """The bench's reason if the bench is why there is no number, else empty."""
+        """Reason of the bench's failure if the step has no number because the bench failed, else
+        empty."""
         found = self.found
         return found.reason if isinstance(found, Skipped) and found.by_bench else ""
 
@@ -86,7 +88,8 @@ class Bisection:
     steps: tuple[Step, ...]
     """Steps in the order of their measurement, the ends first."""
     found: tuple[Commit, ...] = ()
-    """The first bad commit. Several: skips hide which of these it is. Empty: not yet known."""
+    """The first bad commit. Several commits: skips hide which of them it is. Empty: it is not
+    known yet."""
 
     @property
     def ends(self) -> Ends | None:
@@ -100,7 +103,7 @@ class Bisection:
 
 @dataclass(frozen=True)
 class Ends:
-    """The good and the bad commit, and what lies between their numbers."""
+    """Measurements of the good and the bad commit, and the threshold between them."""
 
     good: Measured
     bad: Measured
@@ -113,8 +116,8 @@ class Ends:
         return math.sqrt(good * bad) if good > 0 and bad > 0 else (good + bad) / 2
 
     def side(self, found: Measured) -> Literal["good", "bad"]:
-        """Return the side of the threshold that a value is on. Bad may be the cheaper one: it is
-        what the user calls bad."""
+        """Return the side of the threshold that a value is on. The bad side may be the cheaper
+        one, because the user chooses which end is bad."""
         above = found.value > self.threshold
         below = found.value < self.threshold
         return "bad" if (above if self.bad.value > self.good.value else below) else "good"
@@ -123,7 +126,7 @@ class Ends:
         """Return why the two cannot be told apart, or an empty string if they can.
 
         Instruction counts must differ by CLEAR times their resolution or more. For other numbers,
-        no trial of one may be among the other's, and single times must differ by a factor of two.
+        the trials of the two may not overlap, and single times must differ by a factor of two.
         """
         good, bad = self.good.values, self.bad.values
         low, high = sorted((self.good.value, self.bad.value))

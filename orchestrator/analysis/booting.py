@@ -1,4 +1,5 @@
-"""Can this machine be given another kernel, and come back from it? Findings, from evidence."""
+"""Can this machine boot another kernel, and come back to its own? Findings, from evidence
+alone."""
 
 from __future__ import annotations
 
@@ -40,8 +41,8 @@ def python(machine: Machine, _needs: Needs) -> Iterator[Finding]:
 def lockdown(machine: Machine, _needs: Needs) -> Iterator[Finding]:
     """Yield a finding on lockdown, under which no device can be handed over: pci_write_config()
     checks LOCKDOWN_PCI_ACCESS, which the level integrity already refuses. Distributions' kernels
-    lock themselves down if Secure Boot is on, so a kernel under test would, even if the machine's
-    own kernel does not."""
+    lock themselves down if Secure Boot is on, so a kernel under test would lock itself down, even
+    if the machine's own kernel does not."""
     level = machine.lockdown
     secure_boot = (machine.raw.get("means") or {}).get("secure_boot")
     evidence = (
@@ -129,9 +130,9 @@ def others(machine: Machine, _needs: Needs) -> Iterator[Finding]:
 
 def watchdog(machine: Machine, needs: Needs) -> Iterator[Finding]:
     """Yield a finding on watchdogs that can restart the machine if a kernel under test hangs. One
-    must be free, it must be possible to stop it, and the kernel must leave it running when it
-    boots another kernel. A boot loader is reached through a reset of the machine, which ends the
-    watchdog's countdown."""
+    watchdog must be free, it must be possible to stop it, and the kernel must leave it running
+    over a kexec. A boot through a boot loader resets the machine, which ends the watchdog's
+    countdown."""
     means = machine.raw.get("means") or {}
     devices = means.get("watchdogs")
     if devices is None:

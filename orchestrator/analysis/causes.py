@@ -1,4 +1,4 @@
-"""Causes of QEMU's maps and unmaps: the writes to PCI configuration space that it does them for.
+"""Causes of QEMU's maps and unmaps: the writes to PCI configuration space that lead to them.
 
 QEMU handles a write in the thread that made it, and maps and unmaps before it returns: an
 operation's trigger is the last thing that its thread is known to have done before it.
@@ -31,11 +31,11 @@ _OTHER_TRIGGERS = {
     "vfio_pci_reset": "device reset",
     "qemu_system_shutdown_request": "exit",
     "vtd_switch_address_space": "the guest's IOMMU",
-    "fw_cfg_select": UNKNOWN,  # the guest ran on: what its thread does next has another reason
+    "fw_cfg_select": UNKNOWN,  # the guest ran on: what this thread does next has another cause
 }
 _STALE_SECONDS = 0.2
-"""QEMU acts on a write at once. What it does this long after the write, or after the last act on
-behalf of the write, has another reason."""
+"""QEMU acts on a write at once. An operation that begins more than this after the write, or after
+the last operation for that write, has another cause."""
 
 
 class Causes:
@@ -130,7 +130,8 @@ class Causes:
         )
 
     def _sizes(self, write: ConfigWrite) -> bool:
-        """True if all ones are written or undone, which is how software finds out a size."""
+        """True if all ones are written, or are replaced by the former value: so software finds out
+        a size."""
         before = self._same_before[write]
         return _all_ones(write) or (before is not None and _all_ones(before))
 
@@ -170,14 +171,16 @@ def _register(write: ConfigWrite) -> str | None:
 
 
 def _upper_half(write: ConfigWrite) -> str | None:
-    """Return the register with the upper half of a BAR that is 64-bit by its type, or None."""
+    """Return the register with the upper half of the BAR that is written, if the BAR is 64-bit by
+    its type, else None."""
     if _register(write) in (None, "ROM") or _all_ones(write) or write.value & 0x7 != 0x4:
         return None
     return f"BAR {(write.offset - _BAR0) // 4 + 1}"
 
 
 def _registers(writes: Sequence[ConfigWrite], upper: AbstractSet[str]) -> str:
-    """Name the registers: "BAR 2", "BARs 0, 1 and ROM". A 64-bit BAR goes by its lower half."""
+    """Name the registers: "BAR 2", "BARs 0, 1 and ROM". A 64-bit BAR is named after its lower
+    half."""
     found = {name for w in writes if (name := _register(w)) is not None} - upper
     numbers = sorted(int(name[4:]) for name in found if name != "ROM")
     if len(numbers) > 1:

@@ -128,8 +128,8 @@ class Comparison:
 
     @property
     def has_undecided(self) -> bool:
-        """True if there are failures that nobody can be charged with. Then the arms are called
-        neither alike nor better."""
+        """True if there are failures that nobody can be charged with. Then the verdict is neither
+        equivalent nor improved."""
         return _has_undecided(self.results)
 
     def of_arm(self, arm: Role) -> list[TrialResult]:
@@ -152,14 +152,14 @@ def compare(
     *,
     paired: bool = True,
 ) -> Comparison:
-    """Return effect and verdict of every metric that both arms have, from `planned` trials. With
-    the accelerator exact, metrics that are otherwise in seconds are in Ginsn, 10^9 instructions.
-    Arms of different runs are not `paired`."""
+    """Return effect and verdict of every metric that both arms have. `planned`: number of trials
+    of the complete run. With the accelerator exact, metrics that are otherwise in seconds are in
+    Ginsn, 10^9 instructions. `paired`: False if the arms are of different runs."""
     metrics = _compared(scenario, results, accel, paired=paired)
     deciding = _deciding(scenario, [m.name for m in metrics])
     verdict = _verdict(results, metrics, deciding)
     if len(guest_accels(results)) > 1:
-        verdict = "invalid"  # a guest under KVM against an emulated one says nothing of kernels
+        verdict = "invalid"  # KVM against emulation is no evidence on kernels
     if conditions is not None and conditions.unplanned:
         verdict = "invalid"
     if len(results) < planned and verdict in ("improved", "equivalent"):
@@ -180,7 +180,7 @@ def with_control(comparison: Comparison, beside: Comparison) -> Comparison:
         for metric in comparison.metrics
     )
     verdict = comparison.verdict
-    # as in a run: an arm that fails more often is worse whatever the timing of either says
+    # as in a run: an arm that fails more often is worse, whatever its times are
     if not fails_more(comparison) and any(
         m.verdict == "invalid" for m in metrics if m.name in comparison.deciding
     ):
@@ -285,7 +285,7 @@ def _verdict(
     """Return the verdict of the whole run: failures first, then the metrics that decide."""
     measured = any(r.arm == "baseline" and r.kind == "measured" for r in results)
     if measured and more_failures(results) > 0:
-        return "regressed"  # an arm that fails more often is worse whatever its timing says
+        return "regressed"  # an arm that fails more often is worse, whatever its times are
     by_name = {m.name: m.verdict for m in metrics}
     is_undecided = _has_undecided(results)
     missing: Verdict = "inconclusive" if is_undecided else "invalid"
@@ -306,8 +306,8 @@ def guest_accels(results: Sequence[TrialResult]) -> set[str]:
 
 
 def findings_of(comparison: Comparison, arm: ArmName) -> Findings:
-    """Return what an arm shows besides metrics. Each finding is that of the first measured trial
-    that has it (passes can be trials of their own)."""
+    """Return the findings of an arm, which are all that it shows besides metrics. Each is from the
+    first measured trial that has it (passes can be trials of their own)."""
     found = [r.findings for r in comparison.of_arm(arm) if r.kind == "measured"]
     passes: dict[str, MapPass] = {}
     levels: dict[str, Level] = {}
@@ -338,8 +338,8 @@ def boots_of(comparison: Comparison) -> dict[ArmName, list[Timeline]]:
 def laws(comparison: Comparison, arm: ArmName) -> dict[str, Law]:
     """Return the scaling law of each series of sizes, from the medians: "map/1GiB/cold" -> law.
 
-    The counts tell the step by which a map and an unmap are walked. Sizes whose step is not that
-    of the largest are left out of the series. Without counts there is no law.
+    The counts show the step by which the kernel walks a map and an unmap. Sizes whose step is not
+    that of the largest size are left out of the series. Without counts there is no law.
     """
     shown = findings_of(comparison, arm)
     counted = shown.passes.get("counts")
@@ -379,8 +379,9 @@ def walked_by(what: str, place: Place, level: Level | None) -> str | None:
 
 def outcomes(scenario: Scenario, comparison: Comparison) -> dict[Metric, Outcome]:
     """Return whether each metric that decides came out as the scenario expects. A metric without
-    an expectation must not regress. Before the run is complete only a regression is known; with
-    failures that nobody can be charged with, only what is not met."""
+    an expectation must not regress. Before the run is complete, only a regression is known. With
+    failures that nobody can be charged with, an expectation can be known to be not met, but not to
+    be met."""
     return {name: _outcome(scenario, comparison, name) for name in comparison.deciding}
 
 
@@ -436,8 +437,8 @@ def undecided(results: Sequence[TrialResult]) -> list[TrialResult]:
 
 
 def arm_failed_by_bench(results: Sequence[TrialResult]) -> ArmName | None:
-    """Return the arm whose attempts the bench failed more often than by chance, or None. A kernel
-    may have caused that."""
+    """Return the arm in whose attempts the bench failed more often than by chance, or None. That
+    arm's kernel may have caused it."""
     return arm_the_bench_fails(attempts_of(results))
 
 
@@ -446,9 +447,9 @@ def _has_undecided(results: Sequence[TrialResult]) -> bool:
 
 
 def more_failures(results: Sequence[TrialResult]) -> int:
-    """Return how many more attempts the candidate's kernel failed than the baseline's; 0 if it did
-    not fail more, or not in a larger share of its attempts. One is one too many: there are no
-    statistics in it."""
+    """Return how many more attempts the candidate's kernel failed than the baseline's; 0 unless
+    these are more in number and also a larger share of its attempts. No statistics are involved:
+    one more failure is enough."""
     (before, of_before), (after, of_after) = (failures(results, arm) for arm in ARMS)
     return max(0, after - before) if after * of_before > before * of_after else 0
 

@@ -4,16 +4,17 @@ A condition is a name and a text, `host.qemu` and `10.0.13`:
 
     accel barometer workload
     host.kernel.*               what follows from the host's kernel
-    host.arm.*                  what its arm was set to besides: cmdline, parameters, sysfs
+    host.arm.*                  its arm's settings besides the kernel: cmdline, parameters, sysfs
     host.* host.packages.NAME   the rest of the host
     guest.* guest.packages.NAME device.* map.*
     runner.*                    the machine that barometer ran on
 
-What a trial did not record is no condition of it, and never a difference. What it looked for and
-did not find is `absent`. A difference is planned if it is the variable, which is the arm: its
-kernel, its settings, and what follows from either (consequences.py) if they are not the same. A
-default that differs between two kernels (that of huge pages, say) is a difference like any other:
-it could have been set alike, and if it is not, more than the code is compared.
+If a trial did not record a condition, it does not have that condition, and there is no difference.
+If it looked for a value and did not find it, the value is `absent`. A difference is planned if it
+belongs to the variable. The variable is the arm: its kernel, its settings and, if these differ,
+what follows from them (consequences.py). A default that differs between two kernels (that of huge
+pages, say) is a difference like any other: both arms could have been set to the same value, and if
+they are not, more than the code is compared.
 """
 
 from __future__ import annotations
@@ -41,10 +42,10 @@ _DIGEST = f"{KERNEL}digest"
 _SPELLED = (_DIGEST, f"{KERNEL}source")
 """Conditions that say which kernel the scenario names, not what that kernel does."""
 _DONE_BY_KERNEL = "host.kernel.taint"
-"""Set by a kernel as it runs, perhaps only now and then: no condition that a trial began under."""
+"""A kernel sets this as it runs, perhaps only in some trials, so no trial began under it."""
 _LISTED = ("host.packages.", "guest.packages.")
-"""Rooms (beginnings of names) that are recorded as a whole: a name that a trial lacks there was
-absent. So is host.arm: a name that a trial lacks there was not set."""
+"""Rooms (prefixes of names) that are recorded as a whole: a name of the room that a trial lacks
+was absent. host.arm is recorded as a whole, too: a name that a trial lacks there was not set."""
 _NOT_OURS = ("barometer.token=", "BOOT_IMAGE=", "initrd=")
 """Words of a command line that are left out: the token that proves the kernel, and what boot
 loaders add for each kernel."""
@@ -52,8 +53,8 @@ loaders add for each kernel."""
 Trial = Mapping[str, str]
 """The conditions of one trial."""
 Sides = Mapping[str, Sequence[Trial]]
-"""Trials by the name of their side: an arm, or an arm of a run. Those of one side are to have one
-kernel."""
+"""Trials by the name of their side: an arm, or an arm of a run. All trials of a side should have
+the same kernel."""
 
 
 # of one trial --------------------------------------------------------------------------------
@@ -85,7 +86,8 @@ def conditions_of(
 
 def _kernel(manifest: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
     """Return all that the choice of the host's kernel decides. It decides the mitigations, too:
-    they cannot be set while it runs, and command line, processor and microcode are compared."""
+    they cannot be set while it runs, and what else they depend on (command line, processor,
+    microcode) is compared by itself."""
     settings, planned = facts.get("settings") or {}, manifest["kernel"]
     by_kernel, _ = _taints(settings)
     found = {name: planned.get(name) for name in ("release", "source", "digest")} | {
@@ -98,8 +100,8 @@ def _kernel(manifest: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, 
 
 
 def _arm(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arm's settings as read back, with those that only the other arm was to have. For
-    parameters that cannot be read it is the value that was requested."""
+    """Return the arm's settings as read back, including those that only the other arm sets. The
+    value of a parameter that cannot be read is the one that was requested."""
     settings = manifest.get("arm_settings") or {}
     found = {ARM_CMDLINE: (settings.get("cmdline") or {}).get("found") or None}
     for room, kind in ((ARM_PARAMETERS, "parameters"), (ARM_SYSFS, "sysfs")):
@@ -110,7 +112,7 @@ def _arm(manifest: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _arm_words(manifest: Mapping[str, Any]) -> list[str]:
-    """Return the words of the host's command line that are its arm's."""
+    """Return the words of the host's command line that its arm adds."""
     settings = manifest.get("arm_settings") or {}
     parameters = (settings.get("parameters") or {}).items()
     words = str((settings.get("cmdline") or {}).get("asked") or "").split()
@@ -215,8 +217,8 @@ def _mitigations(facts: Mapping[str, Any]) -> str | None:
 
 
 def _taints(settings: Mapping[str, Any]) -> tuple[str | None, str | None]:
-    """Return the letters of what the kernel itself brings about (its modules, its faults), and of
-    what the machine or its user does."""
+    """Return two sets of taint letters: those that the kernel itself causes (its modules, its
+    faults), and those that the machine or its user causes."""
     if settings.get("tainted") is None:
         return None, None
     flags = int(settings["tainted"])
@@ -230,8 +232,9 @@ def _taints(settings: Mapping[str, Any]) -> tuple[str | None, str | None]:
 
 
 def _cmdline(line: str | None, arms: Sequence[str] = ()) -> str | None:
-    """Return the line without _NOT_OURS and without the arm's words, each as often as the arm has
-    it. The arm's words stand behind barometer's, so the last of equal words is removed."""
+    """Return the line without _NOT_OURS and without the arm's words. Each of these is removed as
+    often as the arm has it. They follow barometer's words, so the last of equal words is
+    removed."""
     if line is None:
         return None
     words = [word for word in reversed(line.split()) if not word.startswith(_NOT_OURS)]
@@ -259,7 +262,7 @@ class Difference:
     """Values of each side's trials, each value once; empty if none recorded it."""
     planned: bool
     """True if it follows from the host's kernel or from its arm's settings and each side had one
-    value; or if the kernel did it."""
+    value; or if the kernel sets it as it runs."""
     allowed: bool
     """True if the caller allows it, or if an exact host's numbers do not depend on it."""
 
@@ -267,8 +270,8 @@ class Difference:
 @dataclass(frozen=True)
 class Conditions:
     common: dict[str, str]
-    """Conditions that are the same wherever they were recorded, and were recorded on each side;
-    for packages their number."""
+    """Conditions that were recorded on each side and have one value in all trials that recorded
+    them. Packages are counted, not listed."""
     differences: tuple[Difference, ...]
     not_recorded: tuple[str, ...]
     """Conditions that one side recorded and another did not."""
@@ -309,7 +312,7 @@ def recorded_of_all(sides: Sides) -> bool:
 
 def differences(sides: Sides, allow: Sequence[str] = ()) -> tuple[Difference, ...]:
     """Return every condition with more than one value, on two sides or among the trials of one:
-    the arms of a run, a run that was taken up again elsewhere, or two runs. `allow`: as of
+    the arms of a run, a run that was taken up again elsewhere, or two runs. `allow`: as for
     `conditions`."""
     recorded = _recorded(sides)
     exact = _same(recorded.get("accel", {})) == "exact"
@@ -369,8 +372,8 @@ def _recorded(sides: Sides) -> dict[str, dict[str, tuple[str, ...]]]:
 
 
 def _with_absent(trial: Trial, listed: Collection[str]) -> Trial:
-    """Return the trial with the names that others list and it lacks, in rooms that it recorded as
-    a whole."""
+    """Return the trial with a value (ABSENT or NOT_SET) for each name that other trials list and
+    it lacks, in the rooms that it recorded as a whole."""
     rooms = tuple(room for room in _LISTED if any(name.startswith(room) for name in trial))
     lacked = [name for name in listed if name not in trial]
     return {

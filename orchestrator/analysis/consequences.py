@@ -1,5 +1,5 @@
-"""Conditions that follow from a setting by the kernel's own documentation: if they differ because
-an arm was set otherwise, they were meant to.
+"""Conditions that follow from a setting by the kernel's own documentation: if the arms differ in
+the setting, a difference in these conditions is intended.
 
 Paths are below Documentation/ of the kernel's source; kernel-parameters.txt is in admin-guide/.
 """

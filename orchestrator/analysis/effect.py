@@ -13,8 +13,8 @@ them, being the same on both sides:
 - p: Wilcoxon's signed-rank test, which is the permutation test that swaps the arms within pairs.
 
 Arms without pairs (a control, two runs of different days) are judged by the two-sample forms: the
-differences of all logs, Mann and Whitney's U. `ci/bench/verdicts.py` measures what this comes to:
-false alarms, power, coverage.
+differences of all logs, Mann and Whitney's U. `ci/bench/verdicts.py` measures the false alarms,
+power and coverage of these verdicts.
 """
 
 from __future__ import annotations
@@ -36,13 +36,14 @@ instruction counts, to their resolution. trials: the statistics above. few: too 
 them."""
 
 ALPHA = 0.002
-"""Largest adjusted p of a difference. A run that goes on until it is precise looks up to a dozen
-times; with this p at each look at most 1 % of such runs call a difference if there is none."""
+"""Largest adjusted p with which a difference is called one. A run that goes on until it is precise
+looks up to a dozen times; with this p at each look at most 1 % of such runs call a difference if
+there is none."""
 CONFIDENCE = 0.95
 LEAST_FOR_INTERVAL = 6
-"""Least number of pairs, or of trials of each arm."""
+"""Least number of pairs, or of trials of each arm, for an interval."""
 LEAST_FOR_P = 10
-"""Least number of pairs: with nine the smallest p is 2/2^9, above ALPHA."""
+"""Least number of pairs for a p: with nine the smallest possible p is 2/2^9, above ALPHA."""
 FEW_FLOOR = 2.0
 """Least factor between the arms' medians that is a difference if there are too few trials for
 statistics. The arms must not overlap, either. No noise that was recorded comes near it."""
@@ -72,10 +73,11 @@ OF_BOOTS = Resolution(1.15, 3.0)
 own: ten boots of one kernel were up to 2.3 Ginsn apart."""
 
 _EXACT_UP_TO = 60
-"""Pairs. Up to this number the null distribution of the signed rank is computed; beyond, it is as
-good as normal."""
+"""Largest number of pairs for which the null distribution of the signed rank is computed. Beyond
+it, the normal approximation is good enough."""
 _EXACT_P_UP_TO, _EXACT_P_UP_TO_TIED = 50, 13
-"""Pairs, without and with ties. Beyond these numbers scipy takes the distribution to be normal."""
+"""Largest numbers of pairs, without and with ties, for which scipy's p is exact. Beyond them scipy
+uses the normal approximation."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,7 @@ class Estimate:
     p: float | None = None
     """Two-sided. None if there are too few trials, or if there is no noise."""
     apart: bool = False
-    """True if no trial of one arm is among the other's."""
+    """True if the trials of the two arms do not overlap."""
     far: bool = False
     """True if the arms' medians differ by FEW_FLOOR."""
     same: bool = False
@@ -158,7 +160,7 @@ def _estimate(
     if unit == "Ginsn":
         return _exact(baseline, candidate, resolution)
     constant = len({*baseline}) == 1 == len({*candidate})
-    nothing = not any(baseline) and not any(candidate)  # a time of what did not happen
+    nothing = not any(baseline) and not any(candidate)  # 0 s: it never happened
     if constant and (unit == "count" or nothing):
         ratio, same = _ratio(baseline[0], candidate[0]), baseline[0] == candidate[0]
         number = _number(baseline, candidate, pairs)
@@ -167,7 +169,7 @@ def _estimate(
     if apart and unit == "count":  # counts have no noise: a difference has a cause
         ratio = _ratio(median(baseline), median(candidate))
         return Estimate("count", _number(baseline, candidate, pairs), ratio, apart=True)
-    if min(*baseline, *candidate) <= 0:  # these have no logs
+    if min(*baseline, *candidate) <= 0:  # these have no logarithm
         ratio = _ratio(median(baseline), median(candidate))
         return Estimate("few", _number(baseline, candidate, pairs), ratio, apart=apart)
     if pairs is None:
@@ -269,7 +271,7 @@ def signed_rank_p(d: NDArray[np.float64]) -> float:
 
 
 def _rank_sums(ranks: Iterable[int]) -> NDArray[np.float64]:
-    """Return the probability of each sum of the ranks whose sign is +, if each sign is as
+    """Return the probability of each sum of the ranks whose sign is +, if both signs are equally
     likely."""
     ways = np.array([1.0])
     for rank in ranks:
@@ -282,8 +284,8 @@ def _rank_sums(ranks: Iterable[int]) -> NDArray[np.float64]:
 
 @lru_cache
 def signed_rank_index(n: int) -> int:
-    """Return which of the sorted (d_i + d_j) / 2 of n pairs, from either end (from 0), bound the
-    interval: those whose coverage is nearest to 95 %."""
+    """Return the index, counted from 0 at either end, of those order statistics of the (d_i + d_j)
+    / 2 of n pairs that bound the interval: the two whose coverage is nearest to 95 %."""
     total = n * (n + 1) // 2
     if n > _EXACT_UP_TO:
         return _normal_index(total / 2, math.sqrt(n * (n + 1) * (2 * n + 1) / 24))
@@ -292,7 +294,7 @@ def signed_rank_index(n: int) -> int:
 
 @lru_cache
 def rank_sum_index(n: int, m: int) -> int:
-    """Return the same for the n x m differences of two arms without pairs."""
+    """Return the same index for the n x m differences of two arms without pairs."""
     if n * m > 2500:
         return _normal_index(n * m / 2, math.sqrt(n * m * (n + m + 1) / 12))
     # ways[k][u]: in how many ways k of the first i ranks have U = u (Mann and Whitney 1947)
@@ -316,7 +318,8 @@ def _normal_index(mean: float, deviation: float) -> int:
 
 
 def judged(found: Estimate, rule: Rule, p: float | None) -> Effect:
-    """Judge an estimate. `p`: its p value, adjusted for what is judged beside it."""
+    """Judge an estimate. `p`: its p value, adjusted for the metrics that are judged together with
+    it."""
     return Effect(found, _verdict(found, rule, p), p)
 
 

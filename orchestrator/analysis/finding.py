@@ -16,8 +16,8 @@ from orchestrator.scenario import (
 
 Status = Literal["ok", "note", "warning", "problem"]
 STATUSES: tuple[Status, ...] = ("problem", "warning", "note", "ok")
-"""The worst first. problem: it is in the way. warning: it works, but costs or distorts something.
-note: good to know."""
+"""The worst first. problem: something is in the way. warning: the machine can be used, but
+something costs or distorts the numbers. note: for information."""
 Use = Literal["nested", "metal"]
 USES: tuple[Use, ...] = ("nested", "metal")
 """nested: the machine runs hosts under test as its VMs. metal: it is the host under test."""
@@ -34,7 +34,7 @@ class Finding:
     what: str
     """One line."""
     evidence: tuple[str, ...] = ()
-    """Each `file: content`, or a command and its answer."""
+    """Each is `file: content`, or a command and its output."""
     fix: str = ""
     """Remedy, one line; empty for ok."""
     uses: tuple[Use, ...] = METAL

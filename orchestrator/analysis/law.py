@@ -10,7 +10,7 @@ from typing import Literal
 from orchestrator.abi import LEAVES
 
 _WORST = 0.2
-"""A line that misses a cost by more than this share of it is no law."""
+"""A line is no law if it misses any cost by more than this share of that cost."""
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,8 @@ class Law:
     """cost = fixed + per_unit * (size / unit)"""
 
     kind: Literal["flat", "linear"]
-    """flat: a cost for each 1 GiB leaf at most; linear: for each page or each 2 MiB."""
+    """flat: the cost grows with the number of 1 GiB leaves; linear: with the number of pages, or
+    of leaves of 2 MiB."""
     unit: str
     """Step of the walk: 4KiB, 2MiB, 1GiB."""
     fixed: float
@@ -33,9 +34,10 @@ class Law:
 
 
 def scaling_law(points: Sequence[tuple[int, float]], unit: str) -> Law | None:
-    """Return the law of (bytes, seconds > 0), walked by steps of `unit`, which the counts tell.
+    """Return the law of `points`, each (bytes, seconds > 0). `unit`: step of the walk, as the
+    counts show it.
 
-    None for fewer than three sizes, which any line would fit, and if no line fits.
+    None if there are fewer than three sizes, which almost any line would fit, or if no line fits.
     """
     if len({size for size, _ in points}) < 3:
         return None

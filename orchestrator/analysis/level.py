@@ -41,7 +41,7 @@ class Level:
     iommu: str | None
     """4KiB if the IOMMU's tables grew as by 4 KiB leaves; None: larger, or not known."""
     reasons: tuple[Reason, ...]
-    """Why a leaf is not 1 GiB, in the process or in the IOMMU, or a lookup does not cover a
+    """Why a leaf is not 1 GiB, in the process or in the IOMMU, or why a lookup does not cover a
     leaf."""
 
     @property
@@ -123,7 +123,7 @@ def _leaf_reasons(
 
 
 def alignment_reasons(mapping: Mapping) -> list[Reason]:
-    """Return why leaves of 1 GiB cannot map this, whatever the kernel."""
+    """Return why leaves of 1 GiB cannot map this mapping on any kernel."""
     fits, reasons = best_leaf(mapping.size), []
     if fits != _BEST:
         text = f"{_size(mapping.size)} is less than a leaf of {_BEST}"
@@ -148,9 +148,9 @@ def guest_level(
     qemu: str,
     facts: MappingType[str, Any],
 ) -> Level:
-    """Return the best level at which the guest's QEMU can map the BAR, from where it put it. The
-    leaf is 4KiB if QEMU's page tables (VmPTE at the boot mark) are as large as with 4 KiB leaves,
-    and too large for those of QEMU itself and of the guest's memory."""
+    """Return the best level at which the guest's QEMU can map the BAR, given where QEMU mapped it.
+    The leaf is 4KiB if QEMU's page tables (VmPTE at the boot mark) are as large as 4 KiB leaves of
+    the BAR need, and if that is more than QEMU itself and the guest's memory can need."""
     leaf = _most(mapping.leaves())
     reasons = alignment_reasons(mapping)
     if any(r.name == "misaligned" for r in reasons):

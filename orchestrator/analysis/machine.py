@@ -41,7 +41,7 @@ class Superpages:
     path: str
     register: str
     sizes: tuple[str, ...]
-    """2MiB and 1GiB, if it has leaves of that size."""
+    """Sizes that its leaves can have, of 2MiB and 1GiB."""
     address_bits: int
     """MGAW: width of the addresses that it translates."""
 
@@ -171,8 +171,8 @@ class Machine:
 
     @property
     def remaps_interrupts(self) -> bool:
-        """True if interrupts are remapped: /proc/interrupts names a chip behind a remapping unit
-        IR-*."""
+        """True if interrupts are remapped: /proc/interrupts names an interrupt chip IR-*, which is
+        one behind a remapping unit."""
         return any(chip.startswith("IR-") for chip in self.raw.get("interrupts") or [])
 
     @property
@@ -203,8 +203,8 @@ class Machine:
 
     @property
     def lookups(self) -> int | None:
-        """Number of lookups of the pages of the one map that was made. None if none was made, or
-        if its count is not whole."""
+        """Number of page lookups in the map that the doctor's probe made. None if it made none, or
+        if the histogram is not complete."""
         try:
             return parse_hist(str((self.raw.get("probe") or {}).get("lookups", ""))).hits or None
         except EvidenceError:

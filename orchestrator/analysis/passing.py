@@ -17,11 +17,11 @@ _OWN_WORDS = (
     " grub2-mkconfig; host.cmdline is of the kernels under test alone)"
 )
 _SP_OFF = {"intel_iommu": {"sp_off"}, "amd_iommu": {"nohugepages"}}
-"""Options that leave the IOMMU with 4 KiB leaves. v2_pgsizes_only is none of them: it keeps 2 MiB
-and 1 GiB (Documentation/admin-guide/kernel-parameters.txt)."""
+"""Options that leave the IOMMU with 4 KiB leaves. v2_pgsizes_only is not one of them: it keeps 2
+MiB and 1 GiB (Documentation/admin-guide/kernel-parameters.txt)."""
 _FEW_ENTRIES = 1024
-"""Fewer DMA mappings may be too few: a guest boot needs one for each run of its memory and for
-each BAR."""
+"""A lower limit of DMA mappings may be too low: a guest boot needs one mapping for each run of its
+memory and for each BAR."""
 
 
 def iommu(machine: Machine, _needs: Needs) -> Iterator[Finding]:
@@ -94,7 +94,7 @@ def superpages(machine: Machine, _needs: Needs) -> Iterator[Finding]:
 
 
 def interrupt_remapping(machine: Machine, _needs: Needs) -> Iterator[Finding]:
-    """Yield a finding on interrupt remapping, without which type1 takes no device
+    """Yield a finding on interrupt remapping, without which type1 refuses every device
     (vfio_iommu_type1_attach_group(): EPERM)."""
     chips = " ".join(machine.raw.get("interrupts") or []) or "nothing"
     evidence = [f"/proc/interrupts: {chips}"]
@@ -194,7 +194,7 @@ def _path(bar: Bar) -> str:
 
 def address_bits(machine: Machine, needs: Needs) -> Iterator[Finding]:
     """Yield a finding on the width of addresses. A BAR is aligned to its size, so the lowest place
-    above memory ends at twice its size; and firmware likes the top of the address range of the
+    above memory ends at twice its size; and firmware prefers the top of the address range of the
     guest's CPU."""
     bits = machine.physical_bits
     if bits is None:
@@ -254,7 +254,8 @@ def limits(machine: Machine, needs: Needs) -> Iterator[Finding]:
 
 
 def vfio(machine: Machine, _needs: Needs) -> Iterator[Finding]:
-    """Yield a finding on VFIO in the kernel that runs. Its module is loaded when it is needed."""
+    """Yield a finding on VFIO in the running kernel. That VFIO is not loaded is fine: it is loaded
+    when it is needed."""
     symbols = machine.raw.get("symbols") or {}
     place = symbols.get("vfio_iommu_type1_ioctl")
     if place:

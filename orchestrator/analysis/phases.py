@@ -1,4 +1,5 @@
-"""The phases of a guest boot, from those of the guest's actions that the host can see.
+"""The phases of a guest boot, recognized by those actions of QEMU and the guest that the host can
+see.
 
 | phase | begins with |
 | --- | --- |
@@ -126,8 +127,8 @@ def _firmware(boot: BootEvents, run: float, until: float) -> list[tuple[float, s
 
 def _entry(boot: BootEvents, run: float, until: float) -> float | None:
     """Return the time of the kernel's entry, or None. The boot CPU is the one that places the
-    BARs; its first write to EFER after it began to is the kernel's. The firmware itself may enter
-    long mode, but before that."""
+    BARs. Its first write to EFER after the first placement is the kernel's; firmware that enters
+    long mode does so before it places BARs."""
     placing = [w for w in boot.writes if run <= w.time < until and _places(w)]
     after = placing[0].time if placing else run
     threads = {w.thread for w in placing}

@@ -33,8 +33,8 @@ _RESET_SECONDS = 10.0
 machine's reset."""
 _WHOLE = [[f"{base}_{side}"] for base in ("ioctl", "unmap", "zap") for side in ("in", "out")]
 _SLOW_PAGE = 10e-9
-"""Seconds for each page of a map. One lookup for each page takes more on any machine; one for each
-2 MiB takes less, by a factor of ten and more."""
+"""Limit of the seconds for each page of a map. With one lookup for each page a map takes longer on
+any machine; with one for each 2 MiB it is faster by a factor of ten or more."""
 # /proc/PID/maps (proc_pid_maps(5))
 _VMA = re.compile(r"(?m)^([0-9a-f]+)-([0-9a-f]+) \S+ ([0-9a-f]+) ")
 _REGION_SHIFT = 40
@@ -82,8 +82,8 @@ def profile_of(facts: MappingType[str, Any], files: MappingType[str, str]) -> Pr
     """Return the profile of a boot. `facts`: facts.json of a profile (orchestrator.profile);
     `files`: those of its tracer.
 
-    Raises EvidenceError for a trace that is not complete, has no beginning of a boot or has no
-    maps.
+    Raises EvidenceError for a trace that is not complete, lacks the beginning of the boot or has
+    no maps.
     """
     complete(
         "the profile", stats=files["stats.txt"], profile=_of_whole(files["profile.txt"]),
@@ -106,16 +106,16 @@ def profile_of(facts: MappingType[str, Any], files: MappingType[str, str]) -> Pr
 
 def _of_whole(profile: str) -> str:
     """Return the lines of kprobe_profile for those probes without which a map would be lost.
-    Probes of a map's parts may miss hits: on a busy host others map by the IOMMU at any time,
-    interrupts among them, and a probe within a probe is missed."""
+    Probes of a map's parts may miss hits: on a busy host other code maps by the IOMMU at any time,
+    even in interrupts, and a probe that is hit while another one is being handled is missed."""
     return "\n".join(line for line in profile.splitlines() if line.split()[:1] in _WHOLE)
 
 
 def mappings(maps: str, bars: Sequence[Bar]) -> dict[Bar, Mapping]:
     """Return where QEMU has each BAR: the largest mapping of it, from the lines of /proc/PID/maps.
 
-    Devices that look alike there (same BAR, same size) are taken in order: which is which does not
-    matter to what their alignment allows.
+    Devices that cannot be told apart there (same BAR, same size) are taken in order: their
+    alignment allows the same leaves, whichever mapping is whose.
     """
     found: dict[Bar, Mapping] = {}
     for start, end, offset in _VMA.findall(maps):
@@ -131,8 +131,9 @@ def mappings(maps: str, bars: Sequence[Bar]) -> dict[Bar, Mapping]:
 
 
 def _at(offset: int, bars: Sequence[Bar]) -> list[tuple[Bar, int]]:
-    """Return the BARs that an offset in a VFIO device's file can be of, and the place in each.
-    Before v6.10 the kernel shows the physical address there (vfio_pci_core_mmap)."""
+    """Return the BARs that an offset in a VFIO device's file may belong to, and the offset within
+    each. Before v6.10 the kernel shows the physical address in place of the offset
+    (vfio_pci_core_mmap)."""
     number, inside = divmod(offset, 1 << _REGION_SHIFT)
     by_address = [(b, offset - b.start) for b in bars if 0 <= offset - b.start < b.size]
     return by_address or [(b, inside) for b in bars if b.number == number]
@@ -284,8 +285,8 @@ def _phases(
 def _level(
     bar: Bar, mapping: Mapping, placed: Sequence[Placed], facts: MappingType[str, Any]
 ) -> Level:
-    """Return what the BAR is mapped by, and why not by 1 GiB. A map that takes the time of a
-    lookup for each page shows that the kernel makes one."""
+    """Return the leaves that map the BAR, and why they are not 1 GiB. A map that takes as long as
+    a lookup for each page shows that the kernel makes one for each page."""
     process = facts["process"]
     level = guest_level(
         bar.name, mapping, process["page_table_bytes"], facts["memory"], facts["qemu"], facts
@@ -296,7 +297,7 @@ def _level(
     one = _seconds_of_a_page(bar, mapping, placed)
     if level.leaf == "4KiB" or one is None or one < _SLOW_PAGE:
         return level
-    # a kernel that does not apply the policy to BARs has the series, too, and would be fast
+    # a kernel that does not apply this policy to BARs also has the series, and would be fast
     policy = policy_reason(facts["settings"].get("transparent_hugepage", ""), advised=False)
     if policy is not None:
         return replace(level, leaf="4KiB", reasons=(*level.reasons, policy))

@@ -35,7 +35,7 @@ class ConfigWrite:
     """A write to a function's PCI configuration space (pci_cfg_write)."""
 
     device: str
-    """QEMU's name for its type: vfio-pci, pcie-root-port, mch."""
+    """QEMU's name for the function's type: vfio-pci, pcie-root-port, mch."""
     address: str
     """Address of the function in the guest: 01:00.0"""
     offset: int
@@ -50,7 +50,7 @@ class ConfigWrite:
 
 @dataclass(frozen=True)
 class Region:
-    """A range of the guest's physical addresses that VFIO maps, or maps no longer."""
+    """A range of the guest's physical addresses that QEMU has VFIO map, or unmap."""
 
     start: int
     size: int
@@ -75,7 +75,7 @@ class BarPlace:
 
 
 def parse_event(text: str, time: float = 0.0) -> QemuEvent | None:
-    """Parse one event; None for a line that is none."""
+    """Parse one line; return None if it is not a trace event."""
     match = _EVENT.match(text)
     if match is None:
         return None

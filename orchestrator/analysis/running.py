@@ -15,7 +15,7 @@ PROGRAMS = {
     "mmdebstrap": "mmdebstrap", "mke2fs": "e2fsprogs", "depmod": "kmod", "modinfo": "kmod",
     "ssh": "openssh-client", "apt-get": "apt", "dpkg-deb": "dpkg", "tar": "tar", "xz": "xz-utils",
 }  # fmt: skip
-"""Programs that nested hosts require here, and their packages; ci/setup.sh installs them."""
+"""Programs that a runner of nested hosts needs, and their packages; ci/setup.sh installs them."""
 FOR_USERS = {"newuidmap": "uidmap", "unshare": "util-linux"}
 FOR_BUILDS = {"git": "git"}
 _QEMU_LEAST, _LIBVIRT_LEAST = (10,), (11,)
@@ -24,13 +24,14 @@ _ALIGNS = (9, 2)
 _EMULATOR_MEMORY = 2 * GIB
 """QEMU's own memory, above the host's: its translation buffer is 1 GiB."""
 _NESTED_DISK, _METAL_DISK = 4 * GIB, 2 * GIB
-"""Space for a first run's images and kernels in the cache; for two staged kernels with modules."""
+"""Space that a first run needs: in the cache for images and kernels; on a metal host for two
+staged kernels with their modules."""
 _LEAST_DISK = GIB // 2
 
 
 def kvm(machine: Machine, needs: Needs) -> Iterator[Finding]:
-    """Yield a finding on KVM. The evidence is that a guest ran, or why it did not. A guest that
-    does not answer may be slow, or its /dev/kvm opens and runs nothing."""
+    """Yield a finding on KVM. The evidence is that a guest ran, or why it did not. If the guest
+    does not answer, it may be slow, or /dev/kvm may open and run nothing."""
     if not {"kvm", "kvm_silent"} & {*machine.raw}:
         return
     vendor = "svm" if machine.flags & {"svm"} else "vmx"
@@ -79,7 +80,8 @@ def kvm(machine: Machine, needs: Needs) -> Iterator[Finding]:
 
 
 def nested_virtualisation(machine: Machine, _needs: Needs) -> Iterator[Finding]:
-    """Yield a finding on KVM within a nested host under KVM: its guests are guests in a guest."""
+    """Yield a finding on KVM within a nested host that itself runs under KVM: its guests are
+    guests in a guest."""
     if not machine.has_kvm:
         return
     for module in ("kvm_intel", "kvm_amd"):

@@ -17,7 +17,7 @@ import numpy as np
 Kind = Literal["bimodal", "drifting"]
 
 LEAST = 12
-"""Least number of trials: fewer have no shape to speak of."""
+"""Least number of trials in which a shape is looked for: fewer show none."""
 _SEPARATION = 7.0
 """Least Ashman's D of two groups (Ashman, Bird and Zepf 1994). The best split of one normal cloud
 has 2.7; by simulation one in a hundred clouds of a dozen trials has 7, with a gap."""
@@ -68,8 +68,8 @@ def _bimodal(values: Sequence[float], logs: Sequence[float]) -> Shape | None:
 
 
 def _drifting(logs: Sequence[float]) -> Shape | None:
-    """Return the shape of a trend over the run, by Kendall's tau; its size is the Theil-Sen
-    slope's."""
+    """Return the shape of a trend over the run, by Kendall's tau; its size is from the Theil-Sen
+    slope."""
     from scipy import stats  # noqa: PLC0415  # a second to import, which few verdicts need
 
     order = range(len(logs))

@@ -2,7 +2,7 @@
 
 The rule is applied after each block, to the trials so far. They are enough if every metric that
 decides has an interval as narrow as required and a clear verdict. Looking often and stopping at
-will finds differences where there are none; effect.ALPHA is as small as it is for that reason.
+will finds differences where there are none; therefore effect.ALPHA is so small.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from orchestrator.plan import make_plan
 from orchestrator.scenario import ARMS, ArmName, Scenario
 
 _FAILURES = 2
-"""So many failures more than the baseline's make a candidate regressed, whatever its timing."""
+"""With this many more failures than the baseline's, a candidate is regressed, whatever its times
+are."""
 
 
 def planned_trials(scenario: Scenario, results: Sequence[TrialResult], accel: str) -> int:

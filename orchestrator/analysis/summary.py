@@ -13,7 +13,8 @@ LEAST_FOR_QUARTILES = 4
 @dataclass(frozen=True)
 class Summary:
     middle: float
-    """The median; for instruction counts the lower of two, as in an effect."""
+    """The median; for an even number of instruction counts the lower of the middle two, as in an
+    effect."""
     spread: float | None
     """Half of the interquartile range; for two or three trials half of the whole range. In the
     unit of the values. None for one trial."""

@@ -13,7 +13,8 @@ def pages(size: int) -> int:
 
 
 def lookups(bar: int) -> dict[str, int]:
-    """Return the lookups of one DMA map with a stride of each leaf size that fits into the BAR.
+    """Return leaf size -> lookups of one DMA map with that stride, for each leaf that fits into
+    the BAR.
 
     Before "vfio/type1: Use mapping page mask for pfnmaps" (v6.15) the stride is always a page;
     since then it is the leaf that maps the address.
@@ -32,10 +33,10 @@ def best_leaf(size: int) -> str:
 
 
 def iommu_blocks(iova: int, physical: int, size: int) -> int:
-    """Return the number of blocks of a power of two by which an IOMMU with every page size maps a
-    range (AMD's v1 page table, virtio-iommu): each is as large as the alignment of both addresses
-    and the rest of the range allow. On unmap, kernels before v6.16 walk such a domain once for
-    each block."""
+    """Return the number of blocks, whose sizes are powers of two, by which an IOMMU that has every
+    page size maps a range (AMD's v1 page table, virtio-iommu): each is as large as the alignment
+    of both addresses and the rest of the range allow. On unmap, kernels before v6.16 walk such a
+    domain once for each block."""
     blocks = 0
     while size:
         both = iova | physical

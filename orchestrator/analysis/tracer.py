@@ -31,7 +31,7 @@ def tracer_complete(trial: TrialDir, label: str, clock: str) -> None:
 
 
 def complete(label: str, *, stats: str, profile: str, found_clock: str, clock: str) -> None:
-    """Check the texts of the files, as `tracer_complete` does."""
+    """Check the texts of these files as `tracer_complete` does. Raises EvidenceError, too."""
     if "overrun:" not in stats or not probe_hits(profile):
         raise EvidenceError(f"the tracer's own account of {label} is empty",
                             reason="missing-evidence")  # fmt: skip

@@ -49,7 +49,8 @@ class Variable:
 
 def variable(plan: Mapping[str, Any], found: Conditions | None) -> Variable:
     """Return the variable of a comparison. `plan` is plan.json. `found`: the conditions of both
-    arms' trials; None if an arm has none. Raises EvidenceError for a plan without its form."""
+    arms' trials; None if an arm has none. Raises EvidenceError for a plan that does not have the
+    form of plan.json."""
     try:
         return _variable(plan, found)
     except (KeyError, TypeError, AttributeError) as exc:
@@ -92,7 +93,7 @@ def _kernels(
     if old == new or old.get("digest", old) == new.get("digest", new):
         return [f"same kernel {new['release']}"]
     before, after = (kernel.get("provenance") or {} for kernel in (old, new))
-    if "modules" in before or "modules" in after:  # first: these have a source, too
+    if "modules" in before or "modules" in after:  # first: they have a source, too
         things = [*_of_modules(old, new)]
     elif "source" in before and "source" in after:
         things = [*_built(before, after)]
@@ -106,7 +107,8 @@ def _kernels(
 def _others(
     old: Mapping[str, Any], new: Mapping[str, Any], found: Conditions | None
 ) -> Iterator[Thing]:
-    """Yield what differs, or is the same, in kernels of which at least one came built."""
+    """Yield what differs, or is the same, in kernels at least one of which was not built here, but
+    came built."""
     if old["release"] != new["release"]:
         yield Differing("kernel", "kernel", old["release"], new["release"])
     else:
@@ -168,7 +170,7 @@ def _of_modules(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Thin
         stock = (first or second or {})["stock"]["srcversion"]
         versions = [str(one["new"]["srcversion"] if one else stock) for one in (first, second)]
         if first is None or second is None:
-            # the package's own module is neither, whatever its source
+            # the package's own module is neither unsigned nor out of tree
             rebuilt = "rebuilt, so unsigned and out of tree"
             said = [f"{v} ({rebuilt})" if one else f"{v} (the package's)"
                     for v, one in zip(versions, (first, second), strict=True)]  # fmt: skip

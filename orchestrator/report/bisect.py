@@ -12,7 +12,7 @@ _INDENT = "      "
 
 
 def bisect_report(found: Bisection) -> str:
-    """Report what was found so far, and how."""
+    """Report the answer so far, and the steps that led to it."""
     parts = [answer(found), numbers(found), "\n".join(_rows(found)) + "\n"]
     return fitted("\n".join(part for part in parts if part))
 

@@ -36,8 +36,8 @@ _URGENT = ("not met", "not known", "met")
 def run_brief(
     scenario: Scenario, comparison: Comparison, plan: dict[str, Any], folder: Path
 ) -> str:
-    """Return the verdict, what decides it, the worst beside it, the trials, and where all else
-    is."""
+    """Return the verdict, the metrics that decide it, other metrics that regressed, the trials,
+    and the paths of all else."""
     met = outcomes(scenario, comparison)
     deciding = [
         f"  * {name}: {metric.verdict}{_change(metric)}{expected(scenario, metric)}"
@@ -100,8 +100,8 @@ def bisect_brief(found: Bisection, folder: Path) -> str:
 
 
 def _first(lines: Sequence[str], most: int, what: str = "") -> list[str]:
-    """Return at most so many lines. The last one says how many `what` are left out, or that the
-    text goes on."""
+    """Return at most `most` lines. If there are more, the last line says how many `what` are left
+    out, or that the text goes on."""
     if len(lines) <= most or most < 1:
         return [*lines[: max(0, most)]]
     if not what:
@@ -141,7 +141,7 @@ def _cell(found: Comparison | None) -> str:
 
 
 def _where(folder: Path, report: Path) -> list[str]:
-    # a run of another user's may have none: judging needs no right to write there
+    # another user's run may have no report.html: judging needs no right to write there
     return [
         *[f"report     {report}"] * report.exists(),
         f"table      barometer report {shlex.quote(str(folder))} --table",

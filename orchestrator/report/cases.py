@@ -1,6 +1,6 @@
 """A run as the test cases that CI systems know: its verdict, each metric that decides, each trial.
 
-The outputs for machines share these cases: `junit.py`, `ktap.py` and `github.py` only spell them.
+The outputs for machines share these cases: `junit.py`, `ktap.py` and `github.py` only format them.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from orchestrator.report.wording import attempts_said
 from orchestrator.scenario import ARMS, ArmName, Metric, Scenario
 
 Outcome = Literal["passed", "failed", "unknown"]
-"""Outcome of a case. unknown: invalid or inconclusive; it says nothing of the kernels, and is no
+"""Outcome of a case. unknown: invalid or inconclusive; it is no evidence on the kernels, and no
 success."""
 Numbers = dict[str, float | str]
 
@@ -55,7 +55,7 @@ class Case:
     """The end of a console, or other proof."""
     numbers: Numbers = field(default_factory=dict)
     seconds: float | None = None
-    """Real seconds that a trial took."""
+    """Wall-clock seconds that a trial took on the runner."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def plain(text: object) -> str:
 
 
 def line_of(text: object) -> str:
-    """Return text from outside like `plain`, in one line."""
+    """Clean text from outside as `plain` does, and join its lines to one."""
     return " ".join(plain(text).split())
 
 
@@ -130,7 +130,7 @@ def kernel_of(comparison: Comparison, arm: ArmName) -> str:
 
 
 def seconds_of(plan: Mapping[str, Any]) -> str:
-    """Return the unit of what is called seconds, which depends on the accelerator."""
+    """Return the real unit of the metrics whose unit is s. It depends on the accelerator."""
     return {"kvm": "s", "none": "s", "exact": "Ginsn"}.get(str(plan["accel"]), "emulated s")
 
 

@@ -1,9 +1,9 @@
 """Charts as plotly figures, in the form of its JSON: dicts with `data` and `layout`. The page's
-script adds the colours of ink and paper.
+script adds the colours of text and background.
 
 The colours of data are those of Okabe and Ito (2008), which the colour-blind can distinguish too,
-and which stand out from light and dark paper. No colour carries a meaning alone: a symbol, dash,
-row or text carries it, too.
+and which stand out from a light and from a dark background. No colour carries a meaning alone: a
+symbol, dash, row or text carries it, too.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _ROLES: dict[Role, tuple[str, str, str]] = {
 }
 """Colour, symbol and dash of each role."""
 _LOG_FROM = 10.0
-"""Ratio of the largest value to the smallest from which on the axis is logarithmic."""
+"""The axis is logarithmic if the largest value is more than this many times the smallest."""
 _SMALL = {"l": 8, "r": 8, "t": 8, "b": 8}
 
 
@@ -62,7 +62,7 @@ def _whole_step(last: int) -> int:
 
 
 def _scale(unit: str) -> float:
-    """Return the factor from a unit to the one that plotly prefixes itself: instructions for
+    """Return the factor from a unit to the one that plotly adds SI prefixes to: instructions for
     Ginsn."""
     return 1e9 if unit == "Ginsn" else 1.0
 
@@ -125,7 +125,7 @@ _FAMILIES = {
 }  # fmt: skip
 _ROWS = ("phases", "maps", "unmaps")
 _APART = len(_ROWS) + 0.9
-"""Rows from the first of one arm to the first of the next."""
+"""Distance from one arm's first row to the next arm's first row, in rows."""
 MOST_STEPS = 1000
 """Most steps of a kind in a chart; the longest ones are kept."""
 
@@ -252,7 +252,8 @@ def _mark(arm: ArmName, boot: Timeline, top: float) -> Figure:
 
 
 def difference_chart(unit: str, found: Difference) -> Figure:
-    """Draw the steps from the baseline's boot to the candidate's: what they differ in."""
+    """Draw the steps from the baseline's boot to the candidate's: the operations in which they
+    differ."""
     least = 0.001 * max(found.baseline, found.candidate)
     steps = {name: value for name, value in found.operations.items() if abs(value) >= least}
     steps = dict(sorted(steps.items(), key=lambda step: -abs(step[1])))

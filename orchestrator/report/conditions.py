@@ -12,7 +12,8 @@ _MOST = 12
 
 
 def conditions_said(found: Conditions | None) -> str:
-    """Report what differed between the arms, first what must not differ."""
+    """Report the conditions that differed between the arms. Those that must not differ come
+    first."""
     if found is None or not (found.common or found.differences):
         return ""
     lines = [f"Conditions: {len(found.common)} the same in both arms."]

@@ -13,7 +13,7 @@ from orchestrator.report.printable import printable
 
 _USES: dict[Use, str] = {"nested": "runs nested hosts", "metal": "can be a metal host"}
 _STATUS = 9
-"""Columns for a finding's first word."""
+"""Columns for the first word of a finding, its status."""
 
 
 @dataclass(frozen=True)

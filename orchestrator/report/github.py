@@ -22,8 +22,8 @@ _COLUMNS = (
 )  # fmt: skip
 _TAIL_LINES = 40
 _MOST_TAILS = 50
-"""Most trials whose last lines are shown. With that number of lines each, this is far below the 1
-MiB of a summary, above which GitHub drops all of it."""
+"""Most trials whose last lines are shown. With _TAIL_LINES lines each, they stay far below 1 MiB:
+GitHub drops a summary that is larger."""
 
 
 def job_summary(suites: Sequence[Suite]) -> str:

@@ -2,11 +2,12 @@
 verdict, each metric that decides and each trial.
 
 The form is Ant's (https://github.com/windyroad/JUnit-Schema/blob/master/JUnit.xsd) as Jenkins and
-GitLab read it. The numbers are `properties` of a case, which are Jenkins' addition.
+GitLab read it. The numbers are `properties` of a case, which Jenkins has added to the form.
 
 An unknown outcome is an `error`, never `skipped`: the run does not exit with 0, and a nightly job
 that does not come to a verdict for weeks must not look healthy. CI systems keep skipped cases
-green and fold their message away; they show an error, and apart from the failures of a kernel.
+green and fold their messages away. They show an error, and show it apart from the failures of a
+kernel.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ _GROUPS = {"run": "run", "metric": "metrics", "trial": "trials"}
 
 
 def junit_xml(suites: Sequence[Suite]) -> str:
-    """Return the whole file. The time of a trial is the real one that the runner took. The time of
-    a suite is the sum of its trials', of which several may have run at once."""
+    """Return the whole file. A trial's time is the wall-clock time that it took on the runner. A
+    suite's time is the sum of its trials' times, although several trials may have run at once."""
     root = JUnitXml("barometer")
     for suite in suites:
         root.append(_suite(suite))

@@ -12,7 +12,7 @@ _INDENT = 4
 _DEEPEST = 24
 """Deepest indent in columns. Text that begins farther right would have no room."""
 _KEY = re.compile(r" *\S+(?: \S+)? {2,}(?=\S)")
-"""The part before the text of a line: `device     ivshmem`."""
+"""The key before the text of a line: `device` in `device     ivshmem`."""
 _WITHIN_NUMBER = re.compile(r"(?<=\d) (?=(?:[mun]?s|[GMk]?insn)\b)| (?=\+- )|(?<=\+-) ")
 _ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|[ -/]*[0-~])")
 """Escape sequences (ECMA-48, 5.4 and 5.3), with which firmware and loaders colour a console."""
@@ -28,7 +28,7 @@ def printable(text: str) -> str:
 
 
 def shortened(text: str, width: int = WIDTH) -> str:
-    """Shorten a line to at most `width` columns by a cut in the middle: both ends of a path tell
+    """Shorten a line to at most `width` columns by a cut in the middle: the ends of a path say the
     most."""
     text = printable(text)
     if len(text) <= width:
@@ -64,11 +64,11 @@ def fitted(text: str) -> str:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str] | str]) -> list[str]:
-    """Return the rows below their header: the first and the last column to the left, numbers
-    between them to the right. A row that is a text spans the table.
+    """Return the rows below their header. The first and the last column are aligned to the left,
+    the numbers between them to the right. A row that is a text spans the table.
 
-    A row is one line. If that is too long for any row, each row is two lines, with its first cell
-    above the others. If even that is too long, each cell has a line.
+    A row is one line. If any row is too long for that, each row is two lines, with its first cell
+    above the others. If any is still too long, each cell has a line of its own.
     """
     whole = [header, *(row for row in rows if not isinstance(row, str))]
     room, *widths = (max(map(len, column)) for column in zip(*whole, strict=True))

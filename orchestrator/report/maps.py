@@ -19,8 +19,8 @@ _LEAST_SHARE = 0.02
 
 
 def map_sections(comparison: Comparison, *, exact: bool) -> str:
-    """Report everything below the table that is known of single maps; empty if there were none.
-    Each arm shows its first measured trial, beside medians of all trials."""
+    """Return the sections on single maps, which follow the table; empty if there were no maps. An
+    arm's levels and parts are those of its first measured trial; medians are of all its trials."""
     shown = {arm: findings_of(comparison, arm) for arm in ARMS}
     parts = [
         _levels(shown["baseline"], shown["candidate"]),
@@ -31,7 +31,7 @@ def map_sections(comparison: Comparison, *, exact: bool) -> str:
 
 
 def inside_maps(comparison: Comparison, *, exact: bool) -> str:
-    """Report what looking costs, and where the cost of a map and an unmap goes."""
+    """Report what the probes cost, and where the cost of a map and an unmap goes."""
     shown = {arm: findings_of(comparison, arm) for arm in ARMS}
     parts = [
         _looking(shown["baseline"], shown["candidate"], exact=exact),

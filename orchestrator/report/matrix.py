@@ -13,7 +13,7 @@ from orchestrator.report.quantities import plural, quantity
 from orchestrator.report.variable import variable_said
 from orchestrator.scenario import ARMS, Metric
 
-# Titles of the headlines: those of a guest boot, else those of maps without a guest.
+# Titles of the columns: the metrics of guest boots or, if there are none, of maps without a guest.
 _BOOTS: dict[Metric, str] = {
     "guest_boot_seconds": "boot",
     "bar_maps_per_boot": "maps",

@@ -67,7 +67,8 @@ from orchestrator.scenario import (
 )
 
 MOST_TAILS, MOST_PROBLEMS = 20, 200
-"""Trials that do not count: the most that are shown with the end of their evidence, and at all."""
+"""Most trials that do not count: those shown with the end of their evidence, and those shown at
+all."""
 _TAIL_LINES, _TAIL_WIDTH = 40, 400
 MOST_CONFIG = 2000
 
@@ -90,7 +91,7 @@ class Line:
         )
 
     def range(self, role: Role) -> str:
-        """The smallest and the largest value; empty if all are the same."""
+        """Return the smallest and the largest value; empty if all values are the same."""
         values = values_of(self.metric, role)
         low, high = (quantity(end(values), self.metric.unit) for end in (min, max))
         return "" if low == high else f"{low} to {high}"
@@ -156,7 +157,7 @@ class Boots:
     figure: str
     difference_figure: str
     shown: dict[ArmName, Timeline]
-    """One boot of each arm that has any; if there are several, that of the median length."""
+    """One boot of each arm that has any: the one of median length."""
     number: dict[ArmName, int]
     costs: CostTable
     notes: tuple[tuple[ArmName, str, str], ...]
@@ -233,7 +234,7 @@ class Problem:
 class Page:
     sentence: str
     variable: str
-    """Differences between the arms, and whether those are all."""
+    """Sentence on the differences between the arms, and on whether those are all."""
     verdict: str
     scenario: str
     facts: list[tuple[str, str]]
@@ -338,7 +339,7 @@ def _trials(comparison: Comparison, role: Role) -> str:
 
 
 def _warnings(comparison: Comparison, *, exact: bool, emulated: bool) -> Iterator[str]:
-    """Yield what must be known before any number is read."""
+    """Yield what a reader must know before any number."""
     if len(comparison.results) < comparison.planned:
         yield f"Not complete: {len(comparison.results)} of {comparison.planned} trials."
     if len(guest_accels(comparison.results)) > 1:

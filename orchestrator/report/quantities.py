@@ -12,12 +12,12 @@ _PREFIXES = {
     "Ginsn": ((1.0, "Ginsn"), (1e-3, "Minsn"), (1e-6, "kinsn"), (1e-9, "insn")),
 }
 _LARGE, _SMALL = 2.0, 0.1
-"""Ratios from which on a change is a factor: `2.3x`, `1/20151`."""
+"""A ratio of _LARGE or more, or of _SMALL or less, is printed as a factor: `2.3x`, `1/20151`."""
 
 
 def quantity(value: float, unit: str) -> str:
-    """Return a cost with four digits, in the unit that a reader can place: `8.432 s`, `494 us`,
-    `5.832 Minsn`. A `count` has all its digits. The caller has to say if seconds are emulated."""
+    """Return a cost with four digits and the SI prefix that suits it: `8.432 s`, `494 us`, `5.832
+    Minsn`. A `count` has all its digits. The caller has to say if seconds are emulated."""
     if unit == "count":
         return f"{value:.10g}"
     prefixes = _PREFIXES.get(unit, _PREFIXES["s"])
@@ -36,8 +36,8 @@ def plural(count: int, noun: str) -> str:
 
 
 def arm_text(unit: str, values: Sequence[float]) -> str:
-    """Return an arm's trials, summarised as in analysis/summary.py: `8.635 s +- 1.2%`. One trial
-    has no spread, nor have counts that are the same in each."""
+    """Return an arm's trials, summarised as in analysis/summary.py: `8.635 s +- 1.2%`. There is no
+    spread for one trial, or for values that are the same in all trials."""
     found = summary(unit, values)
     text = quantity(found.middle, unit)
     if found.spread is None or len(set(values)) == 1:
@@ -51,7 +51,8 @@ def arm_text(unit: str, values: Sequence[float]) -> str:
 
 
 def spreads_said(arms: Iterable[Sequence[float]]) -> list[str]:
-    """Return what `+-` means for these arms, if `arm_text` prints it."""
+    """Return the meanings of `+-` in the texts that `arm_text` returns for these arms; empty if
+    none of them has it."""
     names = {True: "half the interquartile range", False: "half the range"}
     lengths = (len(values) for values in arms if len(set(values)) > 1)
     return [names[many] for many in dict.fromkeys(n >= LEAST_FOR_QUARTILES for n in lengths)]

@@ -21,7 +21,7 @@ from orchestrator.report.quantities import change_text, plural, quantity
 from orchestrator.report.wording import label
 from orchestrator.scenario import ARMS, ArmName, Metric, Scenario, format_size
 
-# The subject, and what it takes besides the number: nothing for seconds, else what is counted.
+# Subject of the sentence, and the noun after the number: none for seconds, else what is counted.
 _SUBJECTS: dict[Metric, tuple[str, str]] = {
     "host_boot_seconds": ("the host's boot to SSH", ""),
     "guest_boot_seconds": ("the boot of a guest with {bar} to userspace", ""),
@@ -64,7 +64,7 @@ def verdict_sentence(scenario: Scenario, comparison: Comparison, plan: dict[str,
 
 
 def undecided_said(comparison: Comparison) -> str:
-    """Explain which failures are charged to nobody, with the attempts of both arms."""
+    """Report the failures that are charged to nobody, with the number of each arm's attempts."""
     if not comparison.undecided:
         return _failed_by_bench(comparison)
     reasons = ", ".join(sorted({result.reason for result in comparison.undecided}))

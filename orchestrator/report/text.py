@@ -70,7 +70,7 @@ def _variable(comparison: Comparison) -> str:
 
 
 def _verdicts(scenario: Scenario, comparison: Comparison) -> str:
-    """Report the verdict of the run, and of what it is made up of."""
+    """Report the verdict of the run, and the verdicts of the metrics that decide it."""
     lines = [f"{comparison.scenario}: {comparison.verdict}"]
     for name in comparison.deciding:
         if (metric := comparison.metric(name)) is not None:
@@ -86,7 +86,8 @@ def _verdicts(scenario: Scenario, comparison: Comparison) -> str:
 
 
 def expected(scenario: Scenario, metric: MetricComparison) -> str:
-    """Return what the scenario expects of the metric, and its p, if it has them."""
+    """Return what the scenario expects of the metric, and the metric's p; empty if there is
+    neither."""
     wanted, p = scenario.expect.get(metric.name), metric.effect.p_adjusted
     said = "" if wanted is None else f", expected: {wanted}"
     return said + (f"; p {p:.2g}" if p is not None else "")
@@ -238,7 +239,7 @@ def _theory(scenario: Scenario, comparison: Comparison) -> str:
 
 
 def _noted(comparison: Comparison) -> str:
-    """Report what is not as it seems: in boots, and in an arm's trials together."""
+    """Report what may mislead: notes on single boots, and shapes of an arm's trials."""
     lines: dict[str, None] = {}
     for arm in ARMS:
         for boot in boots_of(comparison)[arm]:
@@ -252,7 +253,7 @@ def _noted(comparison: Comparison) -> str:
 
 
 def notes(scenario: Scenario, comparison: Comparison, *, emulated: bool, exact: bool) -> str:
-    """Explain what a value is, and where it comes from."""
+    """Explain what a value in the table is, and which pass it comes from."""
     if not comparison.metrics:
         return ""
     if not scenario.host.fresh_boots:

@@ -53,8 +53,8 @@ def text_timeline(timeline: Timeline) -> str:
 
 
 def boot_lines(timeline: Timeline) -> list[str]:
-    """Return phases with their maps, unmaps and zaps, a line each, below the names of the
-    columns."""
+    """Return lines for the phases, each with its maps, unmaps and zaps, below a line with the
+    names of the columns."""
     lines = [f"{'start':>10}  {'length':>11}  {'share':>7}"]
     for phase, steps, zaps in _placed(timeline):
         lines += _phase(timeline, phase)
@@ -105,8 +105,9 @@ def _foot(timeline: Timeline) -> list[str]:
 
 
 def _placed(timeline: Timeline) -> Iterator[tuple[Phase | None, list[Step], list[Zap]]]:
-    """Yield each phase with what began in it, in order of time. Last, with None, comes what is in
-    no phase, if that is a map, a zap, or a thousandth of the boot."""
+    """Yield each phase with the steps and zaps that began in it, in order of time. Last, with None
+    for the phase, come those in no phase: if there are any, or if more than a thousandth of the
+    boot is in no phase."""
     phases = timeline.phases
 
     def owner(item: Step | Zap) -> Phase | None:
@@ -136,7 +137,8 @@ def _columns(timeline: Timeline, start: float | None, length: float, counted: fl
 
 
 def _line(timeline: Timeline, items: Sequence[Step | Zap], text: str, *, start: bool) -> list[str]:
-    """Return the line of maps, unmaps or zaps, which are counted where they began."""
+    """Return the line of some maps, unmaps or zaps. Those that began before the boot mark count
+    for the share."""
     columns = _columns(
         timeline,
         items[0].start if start else None,
@@ -284,8 +286,8 @@ def cost_cells(cost: Cost, unit: str) -> list[str]:
 
 
 def explained(difference: Difference, unit: str) -> str:
-    """Explain the difference between the arms' boots. All numbers have the decimals that give the
-    longer boot four digits, so that one can add them up."""
+    """Explain the difference between the arms' boots. All numbers have as many decimals as give
+    the longer boot four digits, so that a reader can add them up."""
     longer = max(difference.baseline, difference.candidate)
     decimals = max(0, 3 - floor(log10(longer))) if longer else 0
     sign = -1 if difference.whole < 0 else 1

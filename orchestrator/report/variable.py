@@ -9,7 +9,7 @@ from orchestrator.report.quantities import plural
 
 
 def variable_said(found: Variable | None, *, counted: bool = True) -> str:
-    """Return one paragraph; empty for a comparison without a variable. `counted`: with the number
+    """Return one paragraph; empty for a comparison without a variable. `counted`: add the number
     of conditions that were checked."""
     return " ".join(_sentences(found, counted=counted)) if found is not None else ""
 

@@ -1,4 +1,4 @@
-"""Leave for another kernel, and know which one to come back to."""
+"""Boot another kernel, and record which one to come back to."""
 
 from __future__ import annotations
 
@@ -66,8 +66,8 @@ def _image() -> tuple[str | None, str | None]:
     release = machine.release()
     kernels = [f"/boot/vmlinuz-{release}", f"/lib/modules/{release}/vmlinuz"]
     said = re.search(r"(?:^| )BOOT_IMAGE=(?:\([^)]*\))?(/\S+)", machine.cmdline())
-    if said:  # relative to the file system that GRUB found it on: / or /boot
-        named = (said[1], f"/boot{said[1]}")  # as it was at boot: another may be there now
+    if said:  # the path is relative to the file system that GRUB found it on: / or /boot
+        named = (said[1], f"/boot{said[1]}")  # since the boot another kernel may have got the name
         kernels += [path for path in named if _release_of(path) == release]
     initrds = [
         f"/boot/{name}" for name in (f"initrd.img-{release}", f"initramfs-{release}.img",
@@ -102,9 +102,9 @@ def set_original_aside() -> None:
 
 
 def kernel_restored(steps: Steps, *, keep: bool) -> None:
-    """Strike the changes of kernels, because the original kernel runs again. With `keep` it may be
-    another of the machine's own, which its admin put in its place. Raises RefusedError if any
-    other kernel runs."""
+    """Strike the changes of kernels once the original kernel runs again. With `keep` another
+    kernel of the machine's own is accepted, too: its admin has replaced the original. Raises
+    RefusedError if any other kernel runs."""
     changed = [entry for entry in steps.journal.entries if entry.kind == "kernel"]
     if not changed:
         return
@@ -125,10 +125,10 @@ def kernel_restored(steps: Steps, *, keep: bool) -> None:
 def boot(steps: Steps, lease: leases.Lease, request: dict[str, Any]) -> dict[str, Any]:
     """Make the machine boot in a moment: `how` is kexec, grub, systemd-boot, or reboot for its
     default kernel. The lease is extended across the boot. `notes` in the answer says what the boot
-    has to do without. Raises RefusedError before anything has happened."""
+    has to do without. Raises RefusedError while the machine is still up."""
     how = request["how"]
     stale = steps.put_back(lambda entry: entry.kind in BOOT_KINDS)["failed"]
-    if stale:  # it would boot the kernel of that earlier boot
+    if stale:  # this entry would boot the kernel of that earlier boot
         raise RefusedError("boot-entry", f"an earlier boot's entry stays: {stale[0]['why']}")
     if how == "reboot":
         hard = "echo b > {sysrq}"

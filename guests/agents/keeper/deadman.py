@@ -1,5 +1,6 @@
 """The dead man's switch: under a kernel that barometer booted, restart the machine into its own
-kernel if the runner is gone. A candidate without a network looks just like that."""
+kernel if the runner is gone. A kernel under test whose network does not work has lost its runner,
+too."""
 
 from __future__ import annotations
 
@@ -29,7 +30,7 @@ _CLEAN_SECONDS = 20.0
 
 def install(steps: Steps, seconds: int) -> None:
     """Install a service that starts as soon as the file systems are mounted, and needs nothing
-    else. Raises RefusedError on a machine without systemd, or if something else has its name."""
+    else. Raises RefusedError on a machine without systemd, or if another unit has its name."""
     if not machine.has_systemd():
         raise RefusedError("no-systemd", "a dead man's switch is a service of systemd")
     _clear_left(steps)
@@ -49,8 +50,8 @@ def install(steps: Steps, seconds: int) -> None:
 
 
 def _clear_left(steps: Steps) -> None:
-    """Remove the unit of a switch that no journal names: the journal of the run that put it there
-    is lost. Raises RefusedError if something else has its name."""
+    """Remove the unit of a switch that the journal does not name, because the journal of the run
+    that installed it was lost. Raises RefusedError if another unit has its name."""
     unit = machine.at(UNIT)
     is_named = any(entry.what.get("path") == UNIT for entry in steps.journal.entries)
     is_switch = not unit.is_symlink() and (machine.text(UNIT) or "").startswith(_HEAD)
@@ -67,22 +68,23 @@ def _own_archive() -> bytes:
 
 
 def confirm(steps: Steps) -> None:
-    """Record that the runner is there: from now on its lease tells whether it still is."""
+    """Record that the runner has reached the machine. From now on its lease shows whether it is
+    still there."""
     if not machine.at(CONFIRMED).exists():
         steps.take("claim", paths=[CONFIRMED])
         machine.replace(machine.at(CONFIRMED), b"")
 
 
 def watch(seconds: float) -> None:
-    """Wait until the runner is gone, and restart the machine then. Return only under the machine's
-    own kernel, at once."""
+    """Under a kernel that barometer booted, wait until the runner is gone, and then restart the
+    machine. Under the machine's own kernel, return at once."""
     if machine.is_under_test():
         deadline = machine.boottime() + seconds
         restart(_lost(deadline))
 
 
 def _lost(deadline: float) -> str:
-    """Wait until the runner is gone, and return how that showed."""
+    """Wait until the runner is gone, and return the evidence of that, as text."""
     while not machine.at(CONFIRMED).exists():
         if machine.boottime() > deadline:
             return "no runner came in time"
@@ -107,8 +109,8 @@ def held() -> bool:
 
 
 def restart(why: str) -> None:
-    """Restart into the default kernel, which is the machine's own, as cleanly as can be done
-    soon."""
+    """Restart into the default kernel, which is the machine's own, as cleanly as a short time
+    allows."""
     with contextlib.suppress(OSError):
         machine.set_value("/dev/kmsg", f"barometer: {why}: restarting into the default kernel")
     _try(os.sync)
@@ -119,8 +121,9 @@ def restart(why: str) -> None:
 
 
 def _try(act: Callable[[], object]) -> None:
-    """Run `act` in a process and wait for it, but not for ever: it may hang in the kernel. For a
-    program on a disk that does not answer, subprocess.Popen would hang, too."""
+    """Run `act` in a child process, and wait for its end no longer than _CLEAN_SECONDS: it may
+    hang in the kernel. subprocess.Popen is not used, because it would hang, too, for a program on
+    a disk that does not answer."""
     child = os.fork()
     if not child:
         try:

@@ -37,8 +37,8 @@ class Entry:
     boot_id: str
     """Boot id of the kernel under which the change was made."""
     what: dict[str, Any]
-    """All that is needed to put the change back, whether or not it was made after this was
-    written."""
+    """All that is needed to put the change back. It may not have been made: the entry is written
+    first."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Journal:
     call that writes it returns.
 
     The order of the lines does not matter: entries have numbers. A line that cannot be read is in
-    `unreadable` and hides no other.
+    `unreadable`; all other lines are read.
     """
 
     def __init__(self, path: str = PATH) -> None:
@@ -121,7 +121,8 @@ class Journal:
         return [self._entries[n] for n in sorted(self._entries) if n not in self._struck]
 
     def add(self, kind: str, token: int, what: dict[str, Any]) -> Entry:
-        """Write a change down. Raises RefusedError if it could not be read back, and OSError."""
+        """Write a change down. Raises RefusedError if the entry could not be read back, and
+        OSError if it cannot be written."""
         if not records.has_shape(what, RECORDS[kind].shape):
             raise machine.RefusedError("bad-request", f"nobody could undo this {kind}: {what}")
         entry = Entry(self._last + 1, kind, token, machine.boot_id(), what)
@@ -135,7 +136,7 @@ class Journal:
         self._struck.add(entry.number)
 
     def set_unreadable_aside(self) -> str:
-        """Keep the file, go on with the entries in a new one, and return where the old one is.
+        """Set the file aside, write the entries to a new one, and return the path of the old one.
         Raises OSError; then all is as it was."""
         lines = [records.seal(vars(entry)) + b"\n" for entry in self.entries]
         kept = set_aside.keep(machine.at(self.path), b"".join(lines))
@@ -145,7 +146,7 @@ class Journal:
     def _append(self, record: dict[str, Any]) -> None:
         """Write a line. Raises OSError if it cannot be written; then the file is as it was."""
         path = machine.at(self.path)
-        if any(not found.line for found in self.unreadable):  # the file would be cut
+        if any(not found.line for found in self.unreadable):  # what was not read would be cut
             raise OSError(errno.EIO, "it is damaged", self.path)
         is_new = not path.exists()
         line = (b"" if self._ends_in_line else b"\n") + records.seal(record) + b"\n"
@@ -179,7 +180,8 @@ def _is_cut_off(line: bytes) -> bool:
 
 
 def left_aside() -> list[Unreadable]:
-    """Return what was set aside and nobody has removed since."""
+    """Return what was set aside and has not been removed since: the unreadable lines of journals,
+    and whole files."""
     found = []
     for path in set_aside.files():
         is_journal = Path(path).name.startswith(Path(PATH).name)

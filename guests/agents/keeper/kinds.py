@@ -1,4 +1,5 @@
-"""Facts that the journal has of each kind of change, and what an admin does if its undo fails."""
+"""Facts that the journal records for each kind of change, and what an admin does by hand if the
+undo fails."""
 
 from __future__ import annotations
 

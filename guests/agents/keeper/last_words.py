@@ -34,7 +34,7 @@ def _records(since: float) -> str:
     said = []
     for place in map(machine.at, _PLACES):
         for path in sorted(path for path in place.rglob("*") if path.is_file()):
-            with contextlib.suppress(OSError):  # a damaged record; a folder with more in it
+            with contextlib.suppress(OSError):  # a damaged record, or a folder that is not empty
                 time = path.stat().st_mtime
                 if time > since:
                     said.append(path.read_text(errors="replace"))

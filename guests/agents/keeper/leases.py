@@ -1,8 +1,8 @@
-"""Leases on the machine: only who holds one may change it. They expire, and their tokens always
-grow.
+"""Leases on the machine: only their holders may change it. A lease expires, and each new lease has
+a greater token than all before it.
 
-Within one boot a lease expires by CLOCK_BOOTTIME, which no one sets; across boots by
-CLOCK_REALTIME, the only clock that goes on.
+Within one boot a lease expires by CLOCK_BOOTTIME, which nobody can set; across boots by
+CLOCK_REALTIME, the only clock that continues over a boot.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ from keeper.records import Shape, UnreadableError
 
 _LONGEST = 1 << 20
 _NO_TOKEN = 1 << 63
-"""Least number that is damage and no token: the next lease could not be given a greater one."""
+"""Smallest number that counts as damage and not as a token: after such a token no greater one
+could be given."""
 _BYTES = 2048
-"""Unit to which a lease's file is padded, so that it can be written again on a full disk."""
+"""A lease's file is padded to a multiple of this, so that it can be overwritten on a full disk."""
 _FILE = re.compile(r"lease-(0|[1-9][0-9]{0,19})\.json")
 _SHAPE: dict[str, Shape] = {
     "token": int, "resources": [str], "owner": {}, "ttl": float, "boot_id": str,
@@ -37,7 +38,7 @@ class Lease:
     token: int
     """Fencing token: of two leases the later one has the greater."""
     resources: list[str]
-    """`machine`, or addresses of devices. A lease whose file is damaged has none, and has
+    """`machine`, or addresses of devices. Empty if the lease's file is damaged; such a lease has
     expired."""
     owner: dict[str, Any]
     ttl: float
@@ -48,7 +49,7 @@ class Lease:
     expires_realtime: float = 0
     """Seconds since the epoch."""
     granted: float = 0
-    """Seconds of its last extension."""
+    """Seconds for which it was last extended."""
 
     def left(self) -> float:
         """Return the seconds to its expiry, less than 0 after it. They are never more than were
@@ -60,7 +61,7 @@ class Lease:
         return min(left, self.granted)
 
     def extend(self, seconds: float) -> None:
-        """Let it expire in so many seconds, on the disk, too."""
+        """Let the lease expire `seconds` from now, and write that to the disk."""
         self.boot_id = machine.boot_id()
         self.expires_boottime = machine.boottime() + seconds
         self.expires_realtime = machine.realtime_ns() / 1e9 + seconds
@@ -84,15 +85,15 @@ class Lease:
                 os.close(file)
 
     def renew(self) -> None:
-        """Extend it by its ttl, but within this boot never shorten it: it may have been extended
-        across the next boot."""
+        """Let the lease expire one ttl from now. Within one boot this never shortens it, because
+        it may have been extended across the next boot."""
         is_same = self.boot_id == machine.boot_id()
         self.extend(max(self.ttl, self.left()) if is_same else self.ttl)
 
     @contextlib.contextmanager
     def kept(self, seconds: float) -> Iterator[None]:
-        """Keep the lease live while the block runs, which may take so many seconds. Afterwards it
-        is as if renewed."""
+        """Keep the lease live while the block runs, for up to `seconds`. After the block it
+        expires as if it had been renewed and never extended."""
         replace(self).extend(max(self.left(), seconds))
         try:
             yield
@@ -144,7 +145,8 @@ def _written() -> list[Lease]:
 
 
 def _read(file: Path) -> Lease:
-    """Read a lease. One of a newer barometer counts, too; one that is damaged has expired."""
+    """Read a lease. A lease that a newer barometer wrote counts, too. A damaged one has
+    expired."""
     match = _FILE.fullmatch(file.name)
     token = int(match[1]) if match else 0
     try:
@@ -182,12 +184,12 @@ def grant(
     known = [token + 1 for token in seen if token < _NO_TOKEN]
     new = Lease(max([machine.realtime_ns(), *known]), resources, owner, ttl)
     replaced = [lease for lease in written if lease.left() <= 0 or lease.shares(resources)]
-    # at no moment without a lease: the dead man's switch reads them without the lock
+    # write it before the old ones go: the dead man's switch reads leases without the lock
     with contextlib.suppress(OSError):
         new.extend(ttl)
     for lease in reversed(replaced):
         lease.remove()
-    if not machine.at(_path(new.token)).exists():  # the disk was full until these were gone
+    if not machine.at(_path(new.token)).exists():  # the disk was full until the old were gone
         new.extend(ttl)
     return new
 
@@ -201,8 +203,8 @@ def the_live(token: int) -> Lease:
 
 
 def of_token(token: int) -> Lease:
-    """Return the lease as `the_live` does, even if it has expired: as long as no one took it, it
-    can be renewed."""
+    """Return the lease with this token, even if it has expired: until somebody else takes the
+    machine, it can be renewed. Raises RefusedError if it is lost."""
     held = leases()
     for lease in held:
         if lease.token == token:

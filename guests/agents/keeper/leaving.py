@@ -1,4 +1,4 @@
-"""Take the machine down for a boot: from the order to boot to the boot itself."""
+"""Take the machine down for a boot, or call the boot off before it goes down."""
 
 from __future__ import annotations
 
@@ -15,18 +15,20 @@ from keeper.records import UnreadableError
 
 PID = f"{machine.STATE}/leaving.pid"
 CLEAN_SECONDS = 180
-"""Time for services and file systems to end; then the machine is taken down without that."""
+"""Time for services to stop and file systems to be unmounted. After it the machine is taken down
+without waiting for them."""
 
 
 def plan(script: str, unit: str, boot_token: str) -> dict[str, Any]:
-    """Plan the boot. `boot_token` is that of the kernel that is booted; empty for the machine's
-    own."""
+    """Plan the boot. `boot_token` is the token on the command line of the kernel to boot; empty
+    for the machine's own kernel."""
     return {"script": script, "unit": unit if machine.has_systemd() else "",
             "boot_token": boot_token, "time": machine.realtime_ns() / 1e9}  # fmt: skip
 
 
 def leave(what: dict[str, Any]) -> None:
-    """Run the script when the keeper has ended, and systemd has ended everything else."""
+    """Start the script so that it outlives the keeper: in a unit that systemd leaves running while
+    it stops everything else, or without systemd in a session of its own."""
     argv = ["/bin/sh", "-c", what["script"]]
     if what["unit"]:
         machine.run(
@@ -34,8 +36,8 @@ def leave(what: dict[str, Any]) -> None:
             "--property=DefaultDependencies=no", *argv,
         )  # fmt: skip
         return
-    # it waits for a word until its PID is recorded, so that it can be called off from its first
-    # act on
+    # the shell waits for a word, which comes once its PID is recorded: so `stay` can end it before
+    # it has done anything
     argv[2] = f"read -r go || exit; {what['script']}"
     process = subprocess.Popen(
         argv, start_new_session=True, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
@@ -51,7 +53,7 @@ def stay(what: dict[str, Any]) -> str:
     """Call the boot off. Raises RefusedError if it is too late: the machine goes down, and will be
     back."""
     if what["unit"]:
-        machine.run("systemctl", "stop", what["unit"], accept=(0, 1, 5))  # 5: it has ended
+        machine.run("systemctl", "stop", what["unit"], accept=(0, 1, 5))  # 5: the unit has ended
         if machine.run("systemctl", "is-system-running", accept=range(5)).strip() == "stopping":
             raise RefusedError("going-down", "the machine is going down for a boot")
     elif (content := machine.text(PID)) is not None:

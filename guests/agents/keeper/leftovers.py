@@ -1,5 +1,5 @@
-"""Remove boot entries of barometer's, which it recognizes by their names: those that are damaged,
-and those that no journal names any more."""
+"""Remove barometer's boot entries that are damaged, or that no journal names any more. Their names
+show that they are barometer's."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _NEXT = re.compile(rb"^next_entry=([^\n]*)(?:\n|\Z)", re.MULTILINE)
 
 
 def remove(spared: Collection[int]) -> tuple[list[str], list[str]]:
-    """Remove the entries, except those of `spared`, the tokens of others' leases. Return what was
-    removed, and what could not be and why."""
+    """Remove the entries, except those with a token in `spared`: the tokens of other holders'
+    leases. Return what was removed, and what could not be and why."""
     done: list[str] = []
     failed: list[str] = []
     for act in (_out_of_menu, _out_of_environment, _oneshot, _systemd_boot_entries):
@@ -49,7 +49,7 @@ def _out_of_menu(spared: Collection[int]) -> Iterator[str]:
 
 
 def without_entries(menu: bytes, spared: Collection[int]) -> bytes:
-    """Return a menu of GRUB's without entries of barometer's, whole or not."""
+    """Return a GRUB menu without barometer's entries, be they complete or cut off."""
     lines = _LINE.findall(menu)
     kept = []
     at = 0
@@ -84,9 +84,9 @@ def _out_of_environment(spared: Collection[int]) -> Iterator[str]:
 
 
 def remove_next(folder: str, spared: Collection[int] = ()) -> bool:
-    """Take barometer's entry for the next boot out of GRUB's environment block, also out of one
-    that grub-editenv refuses as damaged. Return True if there was an entry. The block
-    keeps its length: # fills its end (GRUB manual, "Environment block")."""
+    """Take barometer's entry for the next boot out of GRUB's environment block, even if
+    grub-editenv refuses the block as damaged. Return True if there was an entry. The block keeps
+    its length: # fills its end (GRUB manual, "Environment block")."""
 
     def without(line: re.Match[bytes]) -> bytes:
         return b"" if _is_left(line[1].decode("ascii", "replace"), spared) else line[0]

@@ -1,5 +1,5 @@
-"""Show what is staged in a place where the machine looks for it: by a link, or mounted over what
-is there."""
+"""Make staged files appear where the machine looks for them: by a link, or by a bind mount over
+what is there."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from keeper.machine import RefusedError
 
 
 def plan_link(path: str, target: str) -> dict[str, Any]:
-    """Plan a link. Raises RefusedError if something is there, unless it is a link that only
-    barometer makes."""
+    """Plan a link. Raises RefusedError if something is at `path`, unless it is a link that only
+    barometer makes: to `target`, or below its own folder."""
     files.check(path)
     if os.path.lexists(machine.at(path)) and not _is_ours(path, target):
         raise RefusedError("exists", f"{path} is there already, and not of barometer's")
@@ -70,8 +70,8 @@ def mount(what: dict[str, Any]) -> None:
 
 
 def unmount(what: dict[str, Any]) -> str:
-    """Unmount the source at once for everyone who looks there anew: udev may have files of it
-    open."""
+    """Unmount the source lazily (umount -l): from now on nobody finds it there, while udev may
+    still have files of it open."""
     files.check(what["path"])
     if _is_mounted(what):
         machine.run("umount", "-l", str(machine.at(what["path"])))

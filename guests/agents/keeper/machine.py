@@ -35,8 +35,8 @@ class RefusedError(Exception):
 
 @contextlib.contextmanager
 def refused_as(reason: str, *former: str) -> Iterator[None]:
-    """Replace the reason of refusals that the block raises, if it is one of `former`: it is known
-    here what was refused."""
+    """Replace the reason of refusals that the block raises, if it is one of `former`: the caller
+    knows what was refused."""
     try:
         yield
     except RefusedError as exc:
@@ -71,8 +71,8 @@ def set_value(path: str, value: str) -> None:
 
 @contextlib.contextmanager
 def writable(path: str, flags: int = 0) -> Iterator[int]:
-    """Open a file for writing while the block runs, which gets its descriptor. An OSError in the
-    block is raised with the file's name, too."""
+    """Open a file for writing while the block runs, and yield its descriptor. If the block raises
+    an OSError, the file's name is added to it."""
     file = os.open(at(path), os.O_WRONLY | flags)
     try:
         yield file
@@ -84,7 +84,8 @@ def writable(path: str, flags: int = 0) -> Iterator[int]:
 
 def set_value_within(path: str, value: str, seconds: float = 30) -> None:
     """Write a value as `set_value` does, to a file whose write may never return: a driver that is
-    in use may wait for its users to go. Then a process hangs in the kernel, but not the keeper."""
+    in use may wait for its users to go. Then the process that writes hangs in the kernel, and the
+    keeper goes on."""
     writer = subprocess.Popen(
         ["tee", str(at(path))], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE, text=True, start_new_session=True,
@@ -100,7 +101,7 @@ def set_value_within(path: str, value: str, seconds: float = 30) -> None:
 
 
 def beside(path: Path) -> Path:
-    """Return where a file is written before it takes its name."""
+    """Return the path at which a file is written before it is renamed to `path`."""
     return path.with_name(f".{path.name}.barometer")
 
 
@@ -143,7 +144,7 @@ def sync_folder(folder: Path) -> None:
 
 def remove_tree(path: str) -> None:
     """Remove a folder with all that is in it. Raises RefusedError if something is mounted there:
-    that would be emptied, too."""
+    its files would be removed, too."""
     for line in (text("/proc/self/mounts") or "").splitlines():
         point = line.split()[1]
         if f"{point}/".startswith(f"{path}/"):
@@ -161,8 +162,8 @@ def sha256(path: Path) -> str:
 
 
 def check_sha256(path: str, staged: str) -> None:
-    """Raise RefusedError if a file has another sha256 than what was staged. A kernel image that
-    was cut off loads without complaint, and kills the machine."""
+    """Raise RefusedError if a file's sha256 is not `staged`, the one that it was staged with. A
+    kernel image that was cut off loads without complaint, and kills the machine."""
     if (found := sha256(at(path))) != staged:
         raise RefusedError(
             "wrong-image", f"{path} is not what was staged: its sha256 is {found}, not {staged}"
@@ -186,7 +187,7 @@ def run(*argv: str, accept: Sequence[int] = (0,)) -> str:
     except FileNotFoundError as exc:
         raise RefusedError("program-missing", f"the machine has no {argv[0]}") from exc
     except subprocess.TimeoutExpired as exc:
-        process.kill()  # and not waited for: one that hangs in the kernel does not end
+        process.kill()  # no wait: a program that hangs in the kernel does not end
         raise RefusedError(
             "program-timeout", f"{' '.join(argv)} took more than {PROGRAM_SECONDS:.0f} s"
         ) from exc
@@ -233,7 +234,7 @@ def is_under_test() -> bool:
 
 
 def boottime() -> float:
-    """Return the seconds since boot, those in suspend, too."""
+    """Return the seconds since boot, including those in suspend."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
@@ -267,7 +268,8 @@ def locked() -> Iterator[None]:
 
 
 def _taken(file: int, path: Path, deadline: float) -> bool:
-    """Wait for the lock; return False if the keeper that had it has removed its file meanwhile."""
+    """Wait for the lock. Return False if the keeper that held it has removed the lock's file
+    meanwhile."""
     while True:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

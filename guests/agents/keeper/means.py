@@ -11,17 +11,17 @@ from keeper import machine, watchdog
 
 _EFI = "/sys/firmware/efi/efivars"
 _LOADER = "4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
-"""Vendor of systemd-boot's EFI variables (systemd.io/BOOT_LOADER_INTERFACE)."""
+"""Vendor GUID of systemd-boot's EFI variables (systemd.io/BOOT_LOADER_INTERFACE)."""
 ONESHOT = "LoaderEntryOneShot"
 _KNOWS_ONESHOT = 1 << 3
-"""EFI_LOADER_FEATURE_ENTRY_ONESHOT of LoaderFeatures there."""
+"""Bit EFI_LOADER_FEATURE_ENTRY_ONESHOT of the EFI variable LoaderFeatures (same page)."""
 GRUB_FOLDERS = ("/boot/grub", "/boot/grub2")
 _SECURE_BOOT = "SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c"
 _UNWRITABLE = ("btrfs", "zfs", "bcachefs", "squashfs", "overlay")
 """File systems that GRUB reads and never writes to (GRUB manual, "Environment block")."""
 _BLOCK = "/sys/class/block"
 _CRYPT = "CRYPT-"
-"""Beginning of the device mapper's UUIDs of cryptsetup's devices."""
+"""Prefix of the device-mapper UUIDs of devices that cryptsetup makes."""
 
 
 @dataclass(frozen=True)
@@ -92,8 +92,8 @@ def kexec() -> Means:
 
 
 def grub() -> Means:
-    """Return GRUB as a means. A one-shot entry stays one only if GRUB can write to its environment
-    block."""
+    """Return GRUB as a means. An entry is booted just once only if GRUB can clear it, so it must
+    be able to write to its environment block."""
     for folder in GRUB_FOLDERS:
         prefix = folder.rpartition("/")[2]
         if machine.at(f"{folder}/grub.cfg").exists():
@@ -121,8 +121,9 @@ def _in_the_way_of_grub(folder: str, prefix: str) -> str:
 
 
 def _in_the_way_of_reading() -> str:
-    """Return what keeps GRUB from reading what is staged, else "": it may be on another device
-    than GRUB. grub-probe is not asked, because it makes the kernel load the device mapper."""
+    """Return what keeps GRUB from reading the staged files, else "". They may be on another device
+    than GRUB's own. grub-probe is not asked, because it makes the kernel load the device
+    mapper."""
     place = os.path.dirname(machine.STATE)
     device = mount_of(place)[0]
     if device.startswith("/dev/") and _is_encrypted(machine.at(device).resolve().name):
@@ -131,7 +132,7 @@ def _in_the_way_of_reading() -> str:
 
 
 def _is_encrypted(device: str) -> bool:
-    """True if the device is encrypted, or one that it is on."""
+    """True if the device is encrypted, or a device below it."""
     if (machine.text(f"{_BLOCK}/{device}/dm/uuid") or "").startswith(_CRYPT):
         return True
     below = machine.at(f"{_BLOCK}/{device}/slaves").glob("*")

@@ -17,8 +17,8 @@ def loaded() -> list[str]:
 
 
 def plan(names: list[str]) -> dict[str, Any]:
-    """Plan to load modules. `new` has those that are going to be loaded, with those that they
-    need."""
+    """Plan to load modules. `new` has the modules that are not loaded yet, with their
+    dependencies."""
     there, new = loaded(), []
     for name in names:
         for line in _modprobe("--show-depends", name).splitlines():

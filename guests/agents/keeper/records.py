@@ -32,8 +32,8 @@ def seal(record: dict[str, Any]) -> bytes:
 
 
 def unseal(line: bytes, shape: Shape, *, newer: bool = False) -> dict[str, Any]:
-    """Return the record in a line that `seal` made. With `newer` it may be a newer keeper's, as
-    long as it has what this one needs. Raises UnreadableError."""
+    """Return the record in a line that `seal` made. With `newer` a record of a newer keeper is
+    accepted, as long as it has what this keeper needs. Raises UnreadableError."""
     record = _parse(line)
     is_sealed = "schema" in record or "sum" in record
     schema = record.pop("schema", 1)
@@ -52,7 +52,7 @@ def unseal(line: bytes, shape: Shape, *, newer: bool = False) -> dict[str, Any]:
 
 
 def _parse(line: bytes) -> dict[str, Any]:
-    def integer(digits: str) -> int:  # int() takes quadratic time, or refuses a long one
+    def integer(digits: str) -> int:  # int() takes quadratic time for a long text, or refuses it
         if len(digits) > _LONGEST_INTEGER:
             raise ValueError("an integer is too long")
         return int(digits)

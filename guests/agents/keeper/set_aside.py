@@ -1,5 +1,5 @@
-"""Keep what the keeper cannot read, out of the way and under a name of its own, until somebody
-removes it."""
+"""Move files that the keeper cannot read into a folder, each under a new name, where they stay
+until somebody removes them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def keep(path: Path, content: bytes | None) -> str:
     else:
         try:
             os.link(path, kept)
-        except OSError:  # a folder, of which no line can be read
+        except OSError:  # it is a folder, which cannot be linked
             path.rename(kept)
         try:
             machine.replace(path, content)

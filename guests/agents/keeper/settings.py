@@ -1,4 +1,5 @@
-"""Change settings of the running kernel, and end what runs on it. The next boot voids both."""
+"""Change settings of the running kernel, and end the tracing and the guests that run on it. A boot
+voids all of these."""
 
 from __future__ import annotations
 
@@ -56,7 +57,7 @@ def _setting(path: str) -> str:
 
 
 def end_tracing(what: dict[str, Any]) -> str:
-    """Remove the instance and the probes of the group, whichever are left of them."""
+    """Remove the instance and the probes of the group, as far as they are still there."""
     tracer.TRACEFS = machine.at("/sys/kernel/tracing")
     if (tracer.TRACEFS / "kprobe_events").exists():
         try:
@@ -95,8 +96,8 @@ def end_guest(what: dict[str, Any]) -> str:
 def _is_qemu(folder: Path, uuid: str) -> bool:
     """True if the process is the QEMU of this guest, and has not ended.
 
-    A process that has ended has no command line, though threads of it may still unmap on the way
-    out. One that only waits for its parent to call wait(2) has no such threads."""
+    A process that has exited has no command line, though other threads of it may still be
+    unmapping. If it waits only for its parent to call wait(2), there are no such threads."""
     try:
         command = (folder / "cmdline").read_bytes().decode(errors="replace")
     except OSError:

@@ -20,16 +20,17 @@ class Kind:
     """A kind of change."""
 
     plan: Callable[..., What]
-    """Return what is needed to put it back, before anything is changed."""
+    """Return what is needed to undo the change. Called before anything is changed."""
     act: Callable[[What], object]
     undo: Callable[[What], str]
-    """Put it back, whether it was made, made in part, or put back before; return what was done."""
+    """Undo the change, whether it was made, made in part, or undone before. Return what was
+    done."""
     volatile: bool = False
     """True if a boot voids the change."""
 
 
 def _nothing(what: What) -> None:
-    """Do nothing: others make this change, and it is only to be put back."""
+    """Do nothing: others make this change, and the keeper only undoes it."""
 
 
 def _as_asked(**what: Any) -> What:
@@ -66,7 +67,7 @@ KINDS = {
 BOOT_KINDS = frozenset(
     ("leaving", "watchdog", "kexec", "grub-entry", "grub-next", "loader-entry", "loader-oneshot")
 )
-"""Kinds that make the machine boot something; they are of no use once it has."""
+"""Kinds that make the machine boot a kernel; they are of no use once it has booted."""
 
 
 def failure(kind: str, what: What, why: str, advice: str = "") -> dict[str, Any]:
@@ -82,8 +83,8 @@ class Steps:
         self.journal = Journal()
 
     def take(self, kind: str, **request: Any) -> What:
-        """Plan a change, write it down and make it. If it is refused, it is put back at once, as
-        far as it can be."""
+        """Plan a change, write it down and make it. If the machine refuses it, undo it at once, as
+        far as that is possible."""
         entry = self.journal.add(kind, self.token, KINDS[kind].plan(**request))
         try:
             KINDS[kind].act(entry.what)
@@ -98,8 +99,8 @@ class Steps:
         """Undo the chosen entries, the latest first. Return {"done": [TEXT], "failed": [{"kind",
         "what", "why", "by_hand"}]}.
 
-        What fails stays in the journal, and does not keep the others from being put back; nor does
-        a line that cannot be read, which is set aside."""
+        If an undo fails, its entry stays in the journal, and the others are undone all the same.
+        Lines that cannot be read are set aside, and reported in `failed`."""
         done: list[str] = []
         failed = self._set_aside()
         for entry in reversed(self.journal.entries):
@@ -108,7 +109,7 @@ class Steps:
             try:
                 undone = self._undo(entry)
                 self.journal.strike(entry)
-            except Exception as exc:  # noqa: BLE001  # whatever it is, the others are put back
+            except Exception as exc:  # noqa: BLE001  # whatever it is, undo the others
                 is_known = isinstance(exc, (RefusedError, OSError))
                 why = str(exc) if is_known else f"a bug: {type(exc).__name__}: {exc}"
                 failed.append(failure(entry.kind, entry.what, why))
