@@ -91,8 +91,8 @@ def install() -> None:
 
 
 def settle() -> None:
-    """The command has come out. A further signal may no longer change its exit code: at its end
-    Python gives signals their default, which is death."""
+    """Ignore signals from now on if one has come. The command is over, and a further signal must
+    not change its exit code: Python, at its end, restores the default action, which kills it."""
     if _is_requested:
         for number in _SIGNALS:
             signal.signal(number, signal.SIG_IGN)
