@@ -115,10 +115,10 @@ class Place:
         pass_fds: Sequence[int] = (),
         **environment: str,
     ) -> Iterator[Running]:
-        """Start `barometer ARGUMENTS` and yield it. The end of the block kills it and its process
-        group if it still runs. `under`: a command that runs it. `shorter`: deadlines in seconds
-        by MODULE.NAME, so that no test waits for half an hour. `most`: deadline of the command in
-        seconds. `environment`: more variables."""
+        """Start `barometer ARGUMENTS` and yield it. At the end of the block it is killed with its
+        process group if it still runs. `under`: a command that runs it. `shorter`: deadlines in
+        seconds by MODULE.NAME, so that no test waits for half an hour. `most`: deadline of the
+        command in seconds. `environment`: more variables."""
         program = "".join(
             f"import {name.rpartition('.')[0]}; {name} = {seconds}\n"
             for name, seconds in shorter.items()
@@ -159,8 +159,8 @@ class Place:
         ]
 
     def processes(self) -> dict[int, str]:
-        """Return the command line of each process of a command that runs here, by its id. They
-        are recognized by BAROMETER_STATE in their environment, which children inherit."""
+        """Return process id -> command line of each process that a command in this place started.
+        The processes have inherited BAROMETER_STATE from it."""
         ours = f"BAROMETER_STATE={self.state}".encode()
         found = {}
         for folder in Path("/proc").glob("[0-9]*"):

@@ -17,8 +17,7 @@ class Row(NamedTuple):
     fault: str
     whose: Whose
     code: int
-    """Exit code of the command. For a fault on a machine: of a run in which nothing else
-    happens."""
+    """Exit code of the command. For a fault on a machine: of a run that has this fault only."""
     reason: str
     """Name of the reason in orchestrator.faults; empty if nothing failed."""
     seconds: float
@@ -28,8 +27,8 @@ class Row(NamedTuple):
     test: str
     """FILE::TEST[CASE] in this folder. Without [CASE]: all cases of the test."""
     is_judged: bool = False
-    """True if the reason is in a run's report or in the keeper's answer. The command itself then
-    does not fail for it, so its last line names no reason."""
+    """True if the reason is in a run's report or in the keeper's answer. It is then no error of
+    the command, whose last line names no reason."""
 
     @property
     def last_reason(self) -> str:

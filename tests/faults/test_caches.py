@@ -102,7 +102,7 @@ def kernels() -> Iterator[Path]:
 
 @pytest.mark.parametrize("damage", ENTRIES.values(), ids=ENTRIES)
 def test_cached_kernel(fault: Fault, kernels: Path, damage: Damage) -> None:
-    """A second run gets as far as the first, and the damaged kernel is as it was before."""
+    """A second run gets as far as the first, and the kernel is as it was before the damage."""
     place = fault.place
     scenario = place.scenario()
     shutil.copytree(kernels, place.cache / "kernels", symlinks=True)

@@ -51,8 +51,8 @@ def refused(fault: Fault, ask: Callable[[], object]) -> None:
 
 
 def put_back(fault: Fault, keeper: Keeper, machine: Machine) -> None:
-    """Put back, and check that every change with a readable record is undone. The row's names are
-    those of the records that cannot be read."""
+    """Put back, and check that every change with a readable record is undone. The keeper's report
+    on the other records must have the row's names."""
     left = keeper.putback()
     said = "\n".join(map(str, [*left.failed, *keeper.unreadable()]))
     for name in fault.row.names:
@@ -128,7 +128,7 @@ def lease(machine: Machine) -> Path:
 
 
 def test_lease_is_held(fault: Fault, keeper: Keeper) -> None:
-    """Its holder is a live process: this one."""
+    """The holder is a live process: this one."""
     refused(fault, lambda: Keeper(Here).acquire([MACHINE], "again.toml", ttl=60))
 
 

@@ -16,8 +16,8 @@ from tests.faults.mirrors import hangs, serving
 from tests.faults.place import Fault, Place, disk, namespace, powerless, read_only
 
 Prepare = Callable[[Place], list[str]]
-"""Function that makes the fault. It returns the command that has to run barometer, which may be
-empty."""
+"""Function that makes the fault. It returns the command that runs barometer and makes what exists
+only for it, such as a mount; empty if there is nothing of that kind."""
 DEB = """
 name = "debs"
 workload = "map"
@@ -311,7 +311,7 @@ def test_clean_after_a_run_that_was_killed_in_another_container(fault: Fault) ->
 
 
 def test_run_that_was_killed(fault: Fault) -> None:
-    """Its lock file locks nobody out, and `barometer clean` removes all that it left."""
+    """The lock file that is left locks nobody out, and `barometer clean` removes all the rest."""
     place = fault.place
     scenario = place.scenario()
     with serving(place.work, hangs) as mirror:
