@@ -929,7 +929,7 @@ def _run() -> int:
     except BarometerError as exc:
         return failed(exc)
     except _UsageError as exc:
-        if message := exc.format_message():  # without arguments the help was the answer
+        if message := exc.format_message():  # without arguments, the help was printed instead
             say(f"error: {message}", "command-line")
         return ScenarioError.exit_code
     except (KeyboardInterrupt, typer.Abort) as exc:

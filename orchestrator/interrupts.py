@@ -91,8 +91,8 @@ def install() -> None:
 
 
 def settle() -> None:
-    """Ignore signals from now on if one has come. The command is over, and a further signal must
-    not change its exit code: Python, at its end, restores the default action, which kills it."""
+    """Ignore further signals, if one has come: the command is over, and they must not change its
+    exit code. At its end Python restores their default action, which would kill the process."""
     if _is_requested:
         for number in _SIGNALS:
             signal.signal(number, signal.SIG_IGN)

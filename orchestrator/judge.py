@@ -224,8 +224,8 @@ def save(folder: Path, comparison: dict[str, Any], texts: Mapping[str, str]) -> 
 
 @contextlib.contextmanager
 def _if_allowed(what: str) -> Iterator[None]:
-    """Warn if the block cannot write `what` for lack of permission, instead of failing. Somebody
-    else's run, or one in a read-only archive, can be judged without the right to write."""
+    """Only log a warning if the block may not write `what`. Somebody else's run, or one in a
+    read-only archive, can be judged without the right to write."""
     try:
         yield
     except OSError as exc:
