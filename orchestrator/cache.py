@@ -150,7 +150,7 @@ class Cache:
 
 
 def _object_in(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; an empty one if it cannot be read."""
+    """Return the JSON object in a file, or an empty one if the file cannot be read."""
     try:
         value = json.loads(path.read_text())
     except (OSError, ValueError):
@@ -159,7 +159,7 @@ def _object_in(path: Path) -> dict[str, Any]:
 
 
 def _remove_entry(place: Path) -> None:
-    """Whatever is in the place of an entry."""
+    """Remove whatever is in the place of an entry."""
     if place.is_dir() and not place.is_symlink():
         shutil.rmtree(place)
     else:
@@ -186,7 +186,7 @@ def blame_full_disk(said: str, place: Path) -> None:
 
 
 def has_no_room(place: Path) -> bool:
-    """Whether hardly anything can be written to the disk of a folder."""
+    """True if the disk of a folder has almost no free space."""
     return shutil.disk_usage(place).free < _ROOM
 
 

@@ -102,7 +102,7 @@ _OF_A_PATH = (
 )  # fmt: skip
 """Errors that mean that a path from the user is wrong, wherever they occur."""
 _GIT_SECONDS = 10.0
-"""Deadline of git for the tester's name, without which a report is as good."""
+"""Deadline of git for the tester's name. A report can do without the name."""
 
 app = typer.Typer(
     name="barometer",
@@ -866,7 +866,7 @@ def _logging(verbose: bool) -> None:
 
 
 def _check_folder() -> None:
-    """Raises ScenarioError if the current folder is gone: relative paths lead nowhere."""
+    """Raise ScenarioError if the current folder was removed: relative paths then lead nowhere."""
     try:
         Path.cwd()
     except FileNotFoundError as exc:
@@ -876,7 +876,8 @@ def _check_folder() -> None:
 
 
 def _no_space(exc: OSError) -> BarometerError:
-    """A full disk: that of a file, of a folder that every command uses, else of the output."""
+    """Return the error for a full disk: that of the file in `exc`, else that of a folder to which
+    every run writes, else that of standard output."""
     if (place := exc.filename or next(iter(full_places()), None)) is not None:
         return disk_full(Path(place))
     _drop_output()
@@ -884,7 +885,7 @@ def _no_space(exc: OSError) -> BarometerError:
 
 
 def _drop_output() -> None:
-    """What is left in the buffer must not be tried again when Python ends."""
+    """Send the rest of the output to /dev/null. Python would try to write it again at its end."""
     if sys.stdout is not None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
@@ -901,9 +902,9 @@ def _run() -> int:
     stderr = ErrorConsole()
 
     def say(text: str, reason: str = "") -> None:
-        """On standard error; the last line is for scripts."""
+        """Print on standard error. The last line is for scripts."""
         last = f"\nreason: {reason}" if reason else ""
-        with contextlib.suppress(OSError):  # nobody reads there: the exit code says it, too
+        with contextlib.suppress(OSError):  # nobody reads it: the exit code still tells
             stderr.print(f"barometer: {text}{last}", markup=False, soft_wrap=True)
 
     def failed(exc: BarometerError) -> int:
@@ -928,7 +929,7 @@ def _run() -> int:
     except BarometerError as exc:
         return failed(exc)
     except _UsageError as exc:
-        if message := exc.format_message():  # without arguments the help was the answer
+        if message := exc.format_message():  # without arguments, the help was printed instead
             say(f"error: {message}", "command-line")
         return ScenarioError.exit_code
     except (KeyboardInterrupt, typer.Abort) as exc:
@@ -948,8 +949,8 @@ def _run() -> int:
 
 
 def _invoke() -> int:
-    """Run a verb to the end of its output; its exit code. Not app(): that would make exit codes of
-    its own from an interrupt and a closed pipe."""
+    """Run a command to the end of its output and return its exit code. This does not call app(),
+    which has exit codes of its own for an interrupt and a closed pipe."""
     command, code = typer.main.get_command(app), 0
     try:
         with command.make_context("barometer", sys.argv[1:]) as context:
@@ -957,7 +958,7 @@ def _invoke() -> int:
             command.invoke(context)
     except typer.Exit as exc:
         code = exc.exit_code
-    if sys.stdout is not None:  # it is None where it was closed from the beginning
+    if sys.stdout is not None:  # it is None if it was closed from the beginning
         sys.stdout.flush()
     return code
 

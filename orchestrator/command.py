@@ -40,12 +40,12 @@ class Finished:
 
     returncode: int
     content: bytes
-    """Its standard output as it is."""
+    """Standard output, unchanged."""
     stderr: str
 
     @cached_property
     def stdout(self) -> str:
-        """Its standard output as text, with line feeds alone at the ends of lines."""
+        """Standard output as text. Every line ends with a line feed only."""
         return _text(self.content)
 
 
@@ -201,8 +201,8 @@ def _running(words: list[str], doing: str, **how: Any) -> Iterator[subprocess.Po
 def start_on_socket(
     argv: Sequence[str], *, stderr: int = subprocess.DEVNULL
 ) -> tuple[subprocess.Popen[bytes], socket.socket]:
-    """Start a program; return it, and a socket that is its standard input and output. It is in a
-    session of its own: a terminal's Ctrl-C is for barometer, which ends it."""
+    """Start a program. Return it, and a socket that is its standard input and output. The program
+    has a session of its own, so that a terminal's Ctrl-C reaches only barometer, which ends it."""
     ours, its = socket.socketpair()
     with contextlib.ExitStack() as on_error, its:
         on_error.enter_context(ours)
@@ -217,7 +217,8 @@ def drain(pipe: IO[bytes], take: Callable[[bytes], None]) -> threading.Thread:
     """Start a thread that hands the output of a pipe to `take`, until the pipe's end."""
 
     def read() -> None:
-        # a full disk ends it, too, or a file that was closed because the machine is done with
+        # A full disk ends the thread, too. So does a file that was closed because the machine is
+        # no longer used.
         with pipe, contextlib.suppress(OSError, ValueError):
             while chunk := os.read(pipe.fileno(), 1 << 16):
                 take(chunk)
@@ -248,7 +249,7 @@ def _lines(process: subprocess.Popen[bytes], end: float) -> Iterator[str]:
 
 
 def _ended(code: int) -> str:
-    """How a program failed. A negative exit code is a signal's (subprocess)."""
+    """Describe how a program failed. A negative exit code is a signal's (subprocess)."""
     if code < 0:
         with contextlib.suppress(ValueError):
             return f"was killed by {signal.Signals(-code).name}"

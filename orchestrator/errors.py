@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from orchestrator.bounded import cut_message, quoted
 
 UNNAMED = "error"
-"""The reason of an error that needs none."""
+"""Reason of an error that has no reason of its own."""
 
 
 class BarometerError(Exception):

@@ -205,7 +205,7 @@ class Refusal(NamedTuple):
 
 
 OUTSIDE: Mapping[str, Refusal] = {
-    # of what was asked: exit code 2
+    # the command line, or a file that it names, is wrong: exit code 2
     "broken-repository": Refusal("user", "git does not take a folder for a repository"),
     "command-line": Refusal("user", "an argument or an option is wrong"),
     "no-such-suite": Refusal("user", "the mirror lacks a suite"),
@@ -215,7 +215,7 @@ OUTSIDE: Mapping[str, Refusal] = {
     "out-unwritable": Refusal("user", "nothing can be written in --out"),
     "path": Refusal("user", "a file or folder cannot be used"),
     "scenario": Refusal("user", "the scenario is wrong"),
-    # of this machine and its mirror: exit code 3
+    # this machine or its mirror fails: exit code 3
     "disk": Refusal("bench", "this machine's disk has no room for a first run"),
     "keyring-missing": Refusal("bench", "the keys of Debian's archive are not there"),
     "mirror-unreachable": Refusal("bench", "the mirror cannot be reached"),
@@ -224,7 +224,7 @@ OUTSIDE: Mapping[str, Refusal] = {
     "programs": Refusal("bench", "this machine lacks programs"),
     "qemu": Refusal("bench", "this machine has no QEMU, or an old one"),
     "shm": Refusal("bench", "/dev/shm cannot be written"),
-    # of what was saved: exit code 4
+    # saved evidence is missing or bad: exit code 4
     "bad-evidence": Refusal("bench", "a file of a run does not have its form"),
     "bad-histogram": Refusal("bench", "a histogram does not have its form"),
     "bad-trace": Refusal("bench", "a trace does not have its form"),

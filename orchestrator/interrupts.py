@@ -91,8 +91,8 @@ def install() -> None:
 
 
 def settle() -> None:
-    """The command has come out. A further signal may no longer change its exit code: at its end
-    Python gives signals their default, which is death."""
+    """Ignore further signals, if one has come: the command is over, and they must not change its
+    exit code. At its end Python restores their default action, which would kill the process."""
     if _is_requested:
         for number in _SIGNALS:
             signal.signal(number, signal.SIG_IGN)

@@ -224,7 +224,8 @@ def save(folder: Path, comparison: dict[str, Any], texts: Mapping[str, str]) -> 
 
 @contextlib.contextmanager
 def _if_allowed(what: str) -> Iterator[None]:
-    """Somebody else's run, or one in a read-only archive: judging it needs no right to write."""
+    """Only log a warning if the block may not write `what`. Somebody else's run, or one in a
+    read-only archive, can be judged without the right to write."""
     try:
         yield
     except OSError as exc:

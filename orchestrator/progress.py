@@ -27,8 +27,8 @@ _of_thread = threading.local()
 
 
 class ErrorConsole(Console):
-    """Standard error. A reader that has gone is a BrokenPipeError; rich would end the process with
-    exit code 1, which is that of a regression."""
+    """Console on standard error. It raises BrokenPipeError if the reader has gone. Rich would end
+    the process with exit code 1, which is that of a regression."""
 
     def __init__(self, *, is_live: bool = False) -> None:
         live = None if is_live else False

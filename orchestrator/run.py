@@ -406,7 +406,7 @@ def _next_turn(run: RunDir, planned: PlannedTrial, only: ArmName | None) -> ArmN
 
 
 def _attempts_of(run: RunDir) -> list[Attempt]:
-    """Every attempt at the run's trials, the warm-up apart."""
+    """Return every attempt at the run's trials, except those at the warm-up."""
     return [
         attempt for trial in run.trials() if trial.manifest["arm"] != WARM_UP
         for attempt in trial.attempts()
@@ -662,7 +662,7 @@ def no_space_explained(out: Path) -> Iterator[None]:
 
 
 def full_places(*folders: Path) -> list[Path]:
-    """The folders, and those that every run writes in, whose disks are full. An error of write(2)
-    does not name its file."""
+    """Return those of the folders, and of the folders to which every run writes, whose disks are
+    full. An error of write(2) does not name its file."""
     own = (Cache().root, state_root(), Path(tempfile.gettempdir()), SHM)
     return [path for path in (*folders, *own) if path.exists() and has_no_room(path)]

@@ -29,7 +29,7 @@ _FIRST = {
     "system packages": ("ci/setup.sh", "--late"),
     "the first images": (sys.executable, "-m", "ci.lanes.warm", "host", "machine"),
 }
-"""What the longest lanes begin with; the other images are made beside them."""
+"""Commands for what the longest lanes need first. Other images are made while these lanes run."""
 _CPUS = str(len(os.sched_getaffinity(0)))
 
 
@@ -71,7 +71,7 @@ def run_tests(session: Session, mode: Mode, chosen: Sequence[Group]) -> int:
     ]
     versions: dict[str, str] = {}
     try:
-        # a test that needs what is not there yet waits for it, by the cache's locks
+        # a test that needs an image or a kernel that is not ready waits at the cache's locks
         with in_background(_warm(mode), results / "images.log") as wait_for_images:
             session.run(_longest_first(landing))
             _tell_trouble(wait_for_images())
@@ -90,7 +90,8 @@ def run_tests(session: Session, mode: Mode, chosen: Sequence[Group]) -> int:
 
 
 def _warm(mode: Mode) -> Mapping[str, Sequence[str]]:
-    """Fetch and build all that tests with machines need, as far as it is not cached."""
+    """Return the command that fetches and builds all that tests with machines need, as far as it
+    is not cached."""
     full = [] if mode == "landing" else ["--full"]
     return {"images and kernels": (sys.executable, "-m", "ci.lanes.warm", *full)}
 

@@ -24,7 +24,7 @@ class Group:
     process: str
     """Name of the process that the group's tests run in."""
     workers: int = 1
-    """How many of its tests run at the same time."""
+    """Number of the group's tests that run at the same time."""
 
 
 @dataclass(frozen=True)

@@ -148,8 +148,8 @@ def _clean(state: Path) -> str:
 
 @contextmanager
 def in_background(commands: Mapping[str, Sequence[str]], log: Path) -> Iterator[Callable[[], str]]:
-    """Run the commands one after the other while the block runs. The yielded function waits for
-    their end and returns the end of the failed command's output."""
+    """Run the commands one after the other while the block runs; its end ends them. The yielded
+    function waits for them, and returns the last lines of their output if one failed, else ""."""
     script = " && ".join(
         f"{shlex.join(['echo', name])} && {shlex.join(command)}"
         for name, command in commands.items()

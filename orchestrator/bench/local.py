@@ -41,7 +41,7 @@ class Here:
         `timeout` seconds, or if it prints more than `limit` bytes (`output-flood`).
         """
         ran = run(
-            # by a shell: a program that is missing has exit code 127, as over SSH
+            # a shell runs it, so that a missing program has exit code 127, as over SSH
             ["/bin/sh", "-c", 'exec "$@"', "sh", *self._words(argv)], stdin=stdin,
             doing=doing or self.name, timeout=timeout, accept=_EVERY_CODE, limit=limit,
         )  # fmt: skip

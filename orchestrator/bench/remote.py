@@ -27,7 +27,7 @@ from orchestrator.errors import BenchError, ScenarioError
 
 _SECONDS = 20
 _CONFIG_SECONDS = 60.0
-"""Of `ssh -G`, which may look names up."""
+"""Deadline of `ssh -G`, which may look names up."""
 _LOGIN_SECONDS = 60
 """Deadline of a login: a busy emulated machine takes long to make a key."""
 _NONE = "none"
@@ -136,7 +136,7 @@ def _ssh(config: Path | None) -> list[str]:
 
 def _jump(hosts: str, target: str, config: Path | None) -> tuple[str, ...]:
     """Return the program that connects to `target` through jump hosts, as ssh's own ProxyJump
-    does. It asks nothing, and ends by itself once the last jump host is gone."""
+    does. It never prompts, and ends by itself once the last jump host is gone."""
     before, _, last = hosts.rpartition(",")
     user, _, place = last.rpartition("@")
     # `ssh -G` puts addresses into brackets; ssh:// takes no IPv6 address
@@ -183,11 +183,12 @@ def logged_in(
 
 
 class _Proxy:
-    """A proxy command at work.
+    """A proxy command that runs.
 
     paramiko.ProxyCommand would not do. It runs in the terminal's session, so that Ctrl-C ends the
-    connection by which a machine is put back. It takes the program's end for silence, in a busy
-    loop. It leaves the program's errors in their pipe, and waits for no exit.
+    connection by which a machine is put back. After the program's end it goes on reading in a busy
+    loop, as if the program were only silent. It never reads the program's standard error, and
+    never waits for its exit.
     """
 
     def __init__(self, argv: Sequence[str]) -> None:
@@ -198,7 +199,7 @@ class _Proxy:
         self._reader = drain(self._process.stderr, self._errors.feed)
 
     def error(self, endpoint: Endpoint, name: str, why: str) -> BenchError:
-        """Return the error for a connection through the program that failed."""
+        """Return the error for a failed connection through the program."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(_ENDING_SECONDS)
             self._reader.join(_ENDING_SECONDS)
@@ -266,7 +267,7 @@ def _transport(
         )
         transport = paramiko.Transport(sock)
         transport.auth_timeout = _LOGIN_SECONDS
-        # a proxy command connects while the banner is waited for
+        # a proxy command makes its own connection while we wait for the banner
         transport.banner_timeout = 2 * patience if proxy else patience
     except socket.gaierror as exc:
         raise BenchError(

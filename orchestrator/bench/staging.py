@@ -127,8 +127,8 @@ def folder_of(token: int) -> str:
 
 
 def check_room(shell: Shell, kernels: Iterable[KernelBundle]) -> None:
-    """Raise BenchError if the machine's disk has no room for the kernels, an initramfs for each,
-    and the making of that."""
+    """Raise BenchError if the machine's disk has no room for the kernels with an initramfs each,
+    and to make these."""
     trees = [path for k in kernels for path in (k.vmlinuz, *k.modules.rglob("*"))]
     needed = 2 * sum(path.lstat().st_size for path in trees) + _SPARE_BYTES
     said = shell.run("df -Pk /var/lib | awk 'END {print $4}'", doing="looking for room").stdout

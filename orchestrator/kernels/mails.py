@@ -22,9 +22,9 @@ from orchestrator.kernels.git import Git
 from orchestrator.kernels.patch import diffs_begin
 
 _MAIL = re.compile(rb"\s*(?:From |(?!Index:)[A-Za-z][A-Za-z0-9-]*:[ \t])")
-# The mail was saved with CR LF: its header is. (In a mail that was not, CR is the patched file's.)
+# The header of a mail that was saved with CR LF. In other mails, a CR is the patched file's own.
 _CR_LF = re.compile(rb"(?:[^\r\n].*\n)*\r\n")
-# A mail's HTML, up to the next boundary. It repeats the text, and git would read it, too.
+# The HTML part of a mail, up to the next boundary. It repeats the text, and git would read both.
 _HEADERS = rb"(?:[\w-]+:[^\n]*\n(?:[ \t][^\n]*\n)*)*?"
 _HTML = re.compile(
     rb"(?ims)(?:(\A(?:From [^\n]*\n)?%b)|^(--\S[^\r\n]*)\r?\n%b)content-type:\s*text/html"
@@ -32,9 +32,9 @@ _HTML = re.compile(
 )
 _AS_IT_CAME = ("-k", "--no-inbody-headers", "--no-scissors", "--quoted-cr=nowarn")
 _TAGS = re.compile(r"\A(?:\s*\[[^\]]*\])*\s*")
-_COUNTED = re.compile(r"(?<![\w./])(\d{1,4})/(\d{1,4})(?![\w./])")  # not that of [PATCH 4.19/5.4]
+_COUNTED = re.compile(r"(?<![\w./])(\d{1,4})/(\d{1,4})(?![\w./])")  # no 19/5 in [PATCH 4.19/5.4]
 _VERSION = re.compile(r"(?i)(?:\b|PATCH)v(\d{1,3})\b")
-# Re: or its like in another language, which has a colon before [PATCH]
+# Re: or its equivalent in another language, which ends with a colon before [PATCH]
 _REPLY = re.compile(r"(?i)\s*(?:re|aw|fwd?)\s*:|[^\[]*[:\uff1a]\s*\[[^\]]*\b(?:PATCH|RFC)")
 _DIFF_HEADERS = re.compile(rb"(?m)^(?:diff -|--- |\+\+\+ |@@ -).*$")
 _GZIP, _BOM = b"\x1f\x8b", b"\xef\xbb\xbf"
@@ -154,7 +154,7 @@ def _letter(git: Git, mail: Path, source: str) -> Letter:
     if b"text/html" in content.lower():
         content = _HTML.sub(rb"\1", content)
     diff = git.git_dir / "diff"
-    for keep_charset in ((), ("-n",)):  # the latter if the charset is unknown, or not the mail's
+    for keep_charset in ((), ("-n",)):  # -n for a mail whose charset is unknown or wrong
         done = git.run("mailinfo", *_AS_IT_CAME, *keep_charset, "/dev/null", diff, stdin=content,
                        accept=(0, 1, 128), doing=f"reading a mail of {source}")  # fmt: skip
         if done.returncode == 0:

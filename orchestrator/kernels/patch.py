@@ -250,14 +250,15 @@ class _Reader:
         return (None if old is None else names[0]), (None if new is None else names[1])
 
     def _stripped(self, old: bytes | None, new: bytes | None) -> tuple[str, str]:
-        """Strip the first part of both names, as `-p1` does. The other takes the place of one that
-        is missing."""
+        """Strip the first part of both names, as `-p1` does. A name that is missing is replaced by
+        the other."""
         both = [name for name in (old, new) if name is not None]
         for name in both:
             if b"/" not in name:
                 raise self._without_prefix(name)
         firsts = {name.split(b"/", 1)[0] for name in both}
-        # of `diff linux-6.12/a.c~ linux-6.12/a.c`: no folder of a kernel's tree is called so
+        # linux-VERSION is a prefix even if both names have it, as in the output of
+        # `diff linux-6.12/a.c~ linux-6.12/a.c`: no folder in a kernel's tree has such a name
         named = all(re.match(rb"linux[-.]\d", first) for first in firsts)
         if len(firsts) == 1 and not named and not firsts <= self._prefixes:
             raise self._without_prefix(both[-1])

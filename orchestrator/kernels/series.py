@@ -66,7 +66,7 @@ def _read(item: str, repository: Path | None, cache: Cache) -> Iterator[tuple[st
 def _from_file(path: Path) -> Iterator[tuple[str, Letter]]:
     found = letters(_content(path), str(path))
     _refuse_none([p for p in found if p.diff], str(path))
-    # "1/3" does not make a file with one mail, which somebody named, incomplete
+    # a file with a single mail is complete, even if that is "1/3": the user named it alone
     for letter in found if len(found) == 1 else in_order(found, str(path)):
         yield _named(path, letter), letter
 
@@ -256,7 +256,7 @@ def _fetched(message_id: str) -> bytes:
         "without b4: save https://lore.kernel.org/all/"
         f"{urllib.parse.quote(message_id, safe='@')}/t.mbox.gz and name that file in series"
     )
-    with tempfile.TemporaryDirectory() as folder:  # b4 reads a repository around it
+    with tempfile.TemporaryDirectory() as folder:  # outside any repository: b4 would read it
         try:
             done = run(["b4", "am", "-o", "-", "--no-cover", "--", message_id],
                        doing=f"fetching {message_id}", cwd=Path(folder), timeout=180,

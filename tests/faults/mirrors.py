@@ -1,5 +1,5 @@
-"""A Debian mirror on this machine: real packages, really signed, served over HTTP by a server that
-can do to it what mirrors, proxies and networks do."""
+"""A Debian mirror on this machine. Its packages are real and really signed. Its HTTP server can
+fail as mirrors, proxies and networks do."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Handler(SimpleHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.server.asked.append(self.path)
-        with contextlib.suppress(ConnectionError):  # who asked has gone
+        with contextlib.suppress(ConnectionError):  # the client has gone
             if not self.server.behaviour(self):
                 super().do_GET()
 
@@ -53,7 +53,8 @@ class Handler(SimpleHTTPRequestHandler):
 
 
 Behaviour = Callable[[Handler], bool]
-"""What it does in place of serving a file; False: it serves the file."""
+"""Function that answers a request in place of the server. It returns False to have the requested
+file served."""
 
 
 class Server(ThreadingHTTPServer):
@@ -64,7 +65,7 @@ class Server(ThreadingHTTPServer):
         self.behaviour = behaviour
         self.asked: list[str] = []
         self.released = threading.Event()
-        """Ends what hangs."""
+        """Event that ends the answers that hang or trickle."""
 
     @property
     def url(self) -> str:
@@ -98,14 +99,14 @@ def works(_: Handler) -> bool:
 
 
 def hangs(handler: Handler) -> bool:
-    """It takes the request, and says nothing until it is released; then it hangs up."""
+    """Send nothing until the server is released, then close the connection."""
     handler.server.released.wait()
     handler.close_connection = True
     return True
 
 
 def trickles(handler: Handler) -> bool:
-    """A byte now and then, of a file that is long."""
+    """Announce a file of 1 MB and send one byte of it every 0.1 s."""
     handler.send_response(200)
     handler.send_header("Content-Length", "1000000")
     handler.end_headers()
@@ -128,12 +129,12 @@ def redirects_to(url: str) -> Behaviour:
 
 
 def portal(handler: Handler) -> bool:
-    """The page of a network that wants a login first, in place of every file."""
+    """Serve the login page of a captive portal in place of every file."""
     return handler.say(200, b"<!DOCTYPE html><title>Welcome</title><p>Please log in.\n" * 20)
 
 
 def hangs_up(handler: Handler) -> bool:
-    """The connection is reset in the middle of each file."""
+    """Close the connection after 1000 bytes of each file."""
     handler.send_response(200)
     handler.send_header("Content-Length", "1000000")
     handler.end_headers()
@@ -144,12 +145,12 @@ def hangs_up(handler: Handler) -> bool:
 
 
 def instead(file: str, behaviour: Behaviour) -> Behaviour:
-    """Of one file; the others are served."""
+    """Apply a behaviour to one file only. All others are served."""
     return lambda handler: handler.path.endswith(file) and behaviour(handler)
 
 
 def changed(file: str, change: Callable[[bytes], bytes]) -> Behaviour:
-    """One file is not what was signed."""
+    """Serve one file with other content than was signed."""
 
     def serve(handler: Handler) -> bool:
         there = Path(handler.directory) / handler.path.lstrip("/")
@@ -170,7 +171,7 @@ class Key:
     @classmethod
     @contextlib.contextmanager
     def made(cls) -> Iterator[Key]:
-        # short: the agent's socket is in it
+        # a short path, because it holds the socket of gpg-agent
         home = Path(tempfile.mkdtemp(prefix="gpg-"))
         key = cls(home)
         try:
@@ -195,7 +196,7 @@ class Key:
         ).stdout  # fmt: skip
 
     def trusted(self) -> str:
-        """A script: this key is the one that barometer trusts."""
+        """Return a script that makes this the key that barometer trusts."""
         return f"mount --bind {shlex.quote(str(self.public))} {KEYRING}"
 
 
@@ -206,10 +207,11 @@ class Archive:
     folder: Path
     key: Key
     more: Mapping[str, str] = field(default_factory=dict)
-    """Fields of the Release file."""
+    """Fields of the Release file that are added to the usual ones, or replace them."""
 
     def make(self, kernel: Path | None = None) -> Archive:
-        """`kernel`: what is packed; else a kernel with its modules."""
+        """Write the package, its list and the signed Release. `kernel`: folder to pack (default:
+        a made-up kernel with its modules)."""
         _deb(self.folder / DEB, kernel)
         content = (self.folder / DEB).read_bytes()
         lists = self.folder / LISTS
@@ -237,7 +239,7 @@ class Archive:
 
 
 def rfc(days: float) -> str:
-    """A date of a Release file, so many days from now."""
+    """Return the date `days` from now, as a Release file spells it."""
     return email.utils.formatdate(time.time() + days * 86400, usegmt=True).replace("GMT", "UTC")
 
 

@@ -1,5 +1,5 @@
-"""Where a fault is tried: a folder with a home, a cache, a state and temporary files of its own,
-in which `barometer` runs as a user runs it. Nothing that is asked for leaves this machine."""
+"""A place to try a fault in: a folder with a home, a cache, a state folder and temporary files of
+its own, in which `barometer` runs as a user runs it. No request leaves this machine."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tests.unit.recorded import copied_run
 
 ROOT = Path(__file__).parents[2]
 NOBODY = "http://127.0.0.1:9/debian"
-"""A mirror that nobody serves: discard(9)."""
+"""Address of a mirror that nobody serves: port 9, discard."""
 MAPS = """
 name = "maps"
 workload = "map"
@@ -41,9 +41,9 @@ kernel = { dir = "old" }
 kernel = { dir = "new" }
 """
 MOST_SECONDS = 60.0
-"""A command that takes longer than this waits without end."""
+"""Deadline of a command. One that takes longer is taken to wait without end."""
 _GOING_SECONDS = 3.0
-"""Until a process that was told to end is gone."""
+"""Seconds in which the processes of a command that has ended must be gone."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Ended:
 
     @property
     def reason(self) -> str:
-        """The last line's, where that is `reason: NAME`; else empty."""
+        """NAME, if the last line on standard error is `reason: NAME`; otherwise empty."""
         last = (self.err.splitlines() or [""])[-1]
         found = re.fullmatch(r"reason: ([a-z-]+)", last)
         return found[1] if found else ""
@@ -70,8 +70,9 @@ class Place:
         self.state, self.cache = root / "state", root / "cache/barometer"
         for folder in (self.home, self.tmp, self.work, self.state, self.cache):
             folder.mkdir(parents=True)
-        # Not this machine's settings, which may have a proxy or check no dates. apt waits between
-        # its tries, and half a minute for a mirror that says nothing.
+        # Ignore this machine's settings: they may set a proxy, or disable the check of dates.
+        # By default, apt also pauses between its tries, and waits half a minute for a mirror that
+        # sends nothing.
         (root / "apt.conf").write_text(
             'Dir::Etc::Main "/nonexistent";\nDir::Etc::Parts "/nonexistent";\n'
             'Acquire::Retries::Delay "false";\nAcquire::http::Timeout "2";\n'
@@ -85,7 +86,7 @@ class Place:
         }  # fmt: skip
 
     def scenario(self, text: str = MAPS) -> Path:
-        """A scenario file, and the kernels in folders that it names."""
+        """Write a scenario file and the kernel folders that it names. Return the file's path."""
         for name in ("old", "new"):
             if not (self.work / name).exists():
                 folder_kernel(self.work / name, f"7.0.0-{name}")
@@ -94,11 +95,12 @@ class Place:
         return path
 
     def recorded(self) -> Path:
-        """A run that is complete."""
+        """Return a copy of a complete run."""
         return copied_run(self.work / "run")
 
     def run(self, *arguments: object, **how: Any) -> Ended:
-        """As `started`, to its end. A wait without end fails the test."""
+        """Run `barometer ARGUMENTS` to its end; `how` as for `started`. A wait without end fails
+        the test."""
         with self.started(*arguments, **how) as running:
             return running.ended()
 
@@ -113,9 +115,10 @@ class Place:
         pass_fds: Sequence[int] = (),
         **environment: str,
     ) -> Iterator[Running]:
-        """`barometer ARGUMENTS`, which the block's end ends with all that it started. `under`: a
-        command that it is run by. `shorter`: deadlines, as MODULE.NAME -> seconds: nobody waits
-        for half an hour here."""
+        """Start `barometer ARGUMENTS` and yield it. At the end of the block it is killed with its
+        process group if it still runs. `under`: a command that runs it. `shorter`: deadlines in
+        seconds by MODULE.NAME, so that no test waits for half an hour. `most`: deadline of the
+        command in seconds. `environment`: more variables."""
         program = "".join(
             f"import {name.rpartition('.')[0]}; {name} = {seconds}\n"
             for name, seconds in shorter.items()
@@ -136,8 +139,8 @@ class Place:
                 pipe.close()
 
     def left(self) -> list[str]:
-        """What there still is of a command that has ended: processes, mounts, shared memory,
-        temporary files, records, builds that were not finished. Empty when all is well."""
+        """List what remains of a command that has ended: processes, mounts, sockets, shared
+        memory, temporary files, records, unfinished builds and trials. Empty if all is well."""
         end = time.monotonic() + _GOING_SECONDS
         while (going := self.processes()) and time.monotonic() < end:
             time.sleep(0.05)
@@ -156,20 +159,21 @@ class Place:
         ]
 
     def processes(self) -> dict[int, str]:
-        """Those of commands that run here, by the environment that they have from them."""
+        """Return process id -> command line of each process that a command in this place started.
+        The processes have inherited BAROMETER_STATE from it."""
         ours = f"BAROMETER_STATE={self.state}".encode()
         found = {}
         for folder in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
                 if ours in (folder / "environ").read_bytes().split(b"\0"):
                     words = (folder / "cmdline").read_bytes().decode(errors="replace").split("\0")
-                    if words != [""]:  # one that only waits for its parent has none
+                    if words != [""]:  # a zombie has no command line
                         found[int(folder.name)] = shlex.join(words)[:200]
         return found
 
     def programs(self, *without: str, scripts: Mapping[str, str] = MappingProxyType({})) -> str:
-        """A PATH with every program of this machine's but those in `without`, and with these shell
-        scripts in place of some."""
+        """Return a PATH that has every program of this machine except those in `without`.
+        `scripts`: shell scripts that replace or add programs, by name."""
         folder = self.root / "programs"
         folder.mkdir()
         for place in self.environment["PATH"].split(":"):
@@ -197,7 +201,7 @@ class Running:
         self.begun = time.monotonic()
 
     def until(self, words: str) -> None:
-        """Until it has said so on standard error."""
+        """Wait until `words` are on standard error."""
         assert self.process.stderr is not None
         while words.encode() not in self.err:
             left = self.begun + self.most - time.monotonic()
@@ -223,14 +227,14 @@ class Running:
 
 
 def row_of(test: str) -> Row:
-    """The row that is proven by a test, by the end of its id. Raises KeyError."""
+    """Return the row that a test proves, by the test's id. Raises KeyError."""
     rows = {row.test: row for row in ROWS}
     name = test.removeprefix("tests/faults/")
     return rows.get(name) or rows[name.partition("[")[0]]
 
 
 def check(row: Row, ended: Ended) -> None:
-    """That a command ended as the row says."""
+    """Raise AssertionError unless a command ended as the row says."""
     said = f"{ended.out}\n{ended.err}"
     assert "Traceback" not in said, said
     assert (ended.code, ended.reason) == (row.code, row.last_reason), said
@@ -243,8 +247,8 @@ def check(row: Row, ended: Ended) -> None:
 
 
 def namespace(script: str, *more: str) -> list[str]:
-    """A command that runs what follows it in a mount namespace of its own, after a script; `more`:
-    of unshare(1). Whoever is not root is root for the script alone."""
+    """Return a command that runs a script, and then its arguments, in a mount namespace of its
+    own. `more`: further options of unshare(1). An ordinary user is root for the script alone."""
     root, back = [], ""
     if os.geteuid():
         root = ["--map-root-user"]
@@ -255,20 +259,21 @@ def namespace(script: str, *more: str) -> list[str]:
 
 
 def disk(folder: Path, size: str = "4m", *, full: bool = False) -> str:
-    """A script: a small disk at the folder, with nothing free if it is `full`."""
+    """Return a script that mounts a small disk at the folder. `full`: with no free space."""
     at = shlex.quote(str(folder))
     fill = f"head -c {size} /dev/zero > {at}/fill 2> /dev/null || :" if full else ":"
     return f"mount -t tmpfs -o size={size} none {at}; {fill}"
 
 
 def read_only(folder: Path) -> str:
-    """A script: nothing can be written in the folder."""
+    """Return a script that makes the folder read-only."""
     at = shlex.quote(str(folder))
     return f"mount --bind {at} {at}; mount -o remount,ro,bind {at}"
 
 
 def powerless() -> list[str]:
-    """A command that runs what follows without root's power over files."""
+    """Return a command that runs its arguments without root's power over the permissions of
+    files; empty for an ordinary user."""
     if os.geteuid():
         return []
     return ["setpriv", "--bounding-set=-dac_override,-dac_read_search", "--"]
@@ -279,18 +284,18 @@ def powerless() -> list[str]:
 
 @dataclass(frozen=True)
 class Fault:
-    """A row, and the place where it is tried."""
+    """A row, and the place to try its fault in."""
 
     row: Row
     place: Place
 
     def ends(self, *arguments: object, left: Sequence[str] = (), **how: Any) -> Ended:
-        """`barometer ARGUMENTS` ends as the row says and leaves nothing, but for what begins with
-        one of `left`. `how`: as of Place.run."""
+        """Run `barometer ARGUMENTS`, `how` as for Place.run. Check that it ends as the row says,
+        and that each line of Place.left() begins with one of `left`."""
         return self.ended(self.place.run(*arguments, **how), left=left)
 
     def ended(self, ended: Ended, left: Sequence[str] = ()) -> Ended:
-        """The same of a command that has ended."""
+        """Check the same for a command that has ended."""
         check(self.row, ended)
         assert [line for line in self.place.left() if not line.startswith(tuple(left))] == []
         return ended
@@ -304,8 +309,8 @@ def place() -> Iterator[Place]:
 
 @contextlib.contextmanager
 def made_place() -> Iterator[Place]:
-    """Gone after the block, with all that still runs there."""
-    # short: libvirt's sockets are below it
+    """Keep a new place while the block runs. Then kill what still runs there and remove it."""
+    # a short path, because libvirt's sockets are below it
     root = Path(tempfile.mkdtemp(prefix="f-"))
     made = Place(root)
     try:

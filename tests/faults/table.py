@@ -1,13 +1,13 @@
-"""The matrix of faults: what goes wrong, what it is called, whose it is, how soon it is over, what
-its message names, and the test that provokes it."""
+"""The matrix of faults. Each row has what goes wrong, who has to act, the exit code, the reason,
+how soon it is over, what the message names, and the test that provokes it."""
 
 from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
 Whose = Literal["user", "bench", "undecided", "arm", "nobody"]
-"""Who has to do something about it. nobody: it is survived, or an interrupt that was asked for. A
-run that survives ends with 3 where it needs its mirror, which nobody serves."""
+"""Who has to act. nobody: barometer survives the fault, or the fault is an interrupt that somebody
+wanted. A run that survives still ends with 3 if it needs a mirror, because nobody serves one."""
 EXIT_CODES: dict[Whose, tuple[int, ...]] = {
     "user": (2,), "bench": (3, 4), "undecided": (1, 3, 4), "arm": (1,), "nobody": (0, 3, 130, 141),
 }  # fmt: skip
@@ -17,27 +17,27 @@ class Row(NamedTuple):
     fault: str
     whose: Whose
     code: int
-    """The command's exit code; of a fault on a machine, that of a run in which it is all."""
+    """Exit code of the command. For a fault on a machine: of a run that has this fault only."""
     reason: str
-    """Of orchestrator.faults; empty if nothing failed."""
+    """Name of the reason in orchestrator.faults; empty if nothing failed."""
     seconds: float
-    """In which it is over, at most."""
+    """Most seconds until the command has ended; until the trial has, for a fault on a machine."""
     names: tuple[str, ...]
-    """What the message or the report names: a file, a key, a host, a command."""
+    """Words that the message or the report must have: a file, a key, a host, a command."""
     test: str
-    """FILE::TEST[CASE] in this folder; without a case: all of them."""
+    """FILE::TEST[CASE] in this folder. Without [CASE]: all cases of the test."""
     is_judged: bool = False
-    """The reason is in what a run left, or in the keeper's answer: it is no error of the command,
-    whose last line says none."""
+    """True if the reason is in a run's report or in the keeper's answer. It is then no error of
+    the command, whose last line names no reason."""
 
     @property
     def last_reason(self) -> str:
-        """What the command's last line says."""
+        """Reason that the command's last line names; empty if that line names none."""
         return "" if self.is_judged else self.reason
 
 
 def _host(fault: str, whose: Whose, reason: str, case: str, *names: str, test: str = "") -> Row:
-    """A fault on a booted machine."""
+    """Return the row of a fault on a booted machine."""
     code = {"bench": 3, "undecided": 4}.get(whose, 0)
     name = f"test_hosts.py::{test or 'test_host_fails_in_the_middle_of_a_guest_boot'}"
     return Row(

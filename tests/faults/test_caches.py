@@ -1,4 +1,5 @@
-"""What is cached is cut, changed, something else, or half-written: it is made again, and said."""
+"""Cached files that are cut, changed, of another kind, or half-written. Barometer makes them again
+and reports it."""
 
 from __future__ import annotations
 
@@ -91,8 +92,8 @@ ENTRIES: dict[str, Damage] = {
 
 @pytest.fixture(scope="module")
 def kernels() -> Iterator[Path]:
-    """What a run has in its cache. It copies kernels there, and then asks a mirror that nobody
-    serves for the host's image, where it ends."""
+    """Yield the cached kernels of a run. The run caches its kernels, and then fails at the host's
+    image, because nobody serves its mirror."""
     with made_place() as place:
         first = place.run("run", place.scenario(), "--out", "out")
         assert first.reason == "mirror-unreachable", first.err
@@ -101,7 +102,7 @@ def kernels() -> Iterator[Path]:
 
 @pytest.mark.parametrize("damage", ENTRIES.values(), ids=ENTRIES)
 def test_cached_kernel(fault: Fault, kernels: Path, damage: Damage) -> None:
-    """A second run ends in the same place, with the kernels as they were."""
+    """A second run gets as far as the first, and the kernel is as it was before the damage."""
     place = fault.place
     scenario = place.scenario()
     shutil.copytree(kernels, place.cache / "kernels", symlinks=True)
@@ -113,7 +114,7 @@ def test_cached_kernel(fault: Fault, kernels: Path, damage: Damage) -> None:
 
 
 def contents(entry: Path) -> dict[str, bytes]:
-    """Without what knows when it was made."""
+    """Return the files of a cache entry except VERIFIED, which has their times."""
     return {
         str(path.relative_to(entry)): path.read_bytes()
         for path in sorted(entry.rglob("*"))
@@ -143,7 +144,7 @@ def test_cached_lists_of_the_mirror(fault: Fault, key: Key, damage: Damage) -> N
         first = place.run("plan", scenario, under=trusted, BAROMETER_MIRROR=url)
         assert first.code == 0, first.err
         root = place.cache / "apt" / SUITE
-        # what apt makes of its lists is made again
+        # without these, apt has to read its lists again
         for path in (root / "var/cache/apt").glob("*.bin"):
             path.unlink()
         damage(root)

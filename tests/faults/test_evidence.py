@@ -1,5 +1,5 @@
-"""What lies on a machine, or what it says, is damaged, newer, cut or a lie. The keeper runs as it
-does on a machine: a process of its own for each request, sent with it."""
+"""Records and answers of a machine that are damaged, cut, false, or of a newer version. The keeper
+runs as it does on a machine: each request brings its program and starts a process."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def machine() -> Iterator[Machine]:
 
 @pytest.fixture
 def keeper(machine: Machine) -> Keeper:
-    """With a lease, and one change under it."""
+    """Return a keeper that holds a lease and has made one change under it."""
     made = Keeper(Here)
     assert made.acquire([MACHINE], "nightly.toml", ttl=60) is False
     made.write(THP, "always")
@@ -40,7 +40,7 @@ def keeper(machine: Machine) -> Keeper:
 
 
 def refused(fault: Fault, ask: Callable[[], object]) -> None:
-    """The keeper refuses as the row says."""
+    """Check that the keeper refuses a request as the row says."""
     begun = time.monotonic()
     with pytest.raises(BenchError) as caught:
         ask()
@@ -51,7 +51,8 @@ def refused(fault: Fault, ask: Callable[[], object]) -> None:
 
 
 def put_back(fault: Fault, keeper: Keeper, machine: Machine) -> None:
-    """All that can be read is put back; the row's names are of what cannot."""
+    """Put back, and check that every change with a readable record is undone. The keeper's report
+    on the other records must have the row's names."""
     left = keeper.putback()
     said = "\n".join(map(str, [*left.failed, *keeper.unreadable()]))
     for name in fault.row.names:
@@ -66,13 +67,13 @@ def put_back(fault: Fault, keeper: Keeper, machine: Machine) -> None:
 
 
 def flipped(path: Path) -> None:
-    """A bit of the second line."""
+    """Change a word of the second line, but not its checksum."""
     first, second, *rest = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(first + second.replace(b'"write"', b'"wrote"') + b"".join(rest))
 
 
 def cut_off(path: Path) -> None:
-    """The keeper was killed while it announced a change."""
+    """Append the line of a keeper that was killed while it announced a change."""
     with path.open("ab") as file:
         file.write(b'{"number": 3, "kind": "wri')
 
@@ -84,7 +85,7 @@ def by_a_newer(path: Path) -> None:
 
 
 def zeroes(path: Path) -> None:
-    """As of a file system that lost the end of a file with the power."""
+    """Append zeroes, like a file system that lost the end of a file in a power failure."""
     with path.open("ab") as file:
         file.write(b"\0" * 4096 + b"\n")
 
@@ -99,7 +100,7 @@ def test_journal(fault: Fault, keeper: Keeper, machine: Machine, damage: Damage)
     keeper.write(THP, "never")
     keeper.write(HUGE, "64")
     damage(machine.root / JOURNAL)
-    if damage is flipped:  # what it announced cannot be known: the rest is put back
+    if damage is flipped:  # nobody knows what that line announced: the other changes are undone
         machine.file(THP, "always\n")
     put_back(fault, keeper, machine)
 
@@ -127,7 +128,7 @@ def lease(machine: Machine) -> Path:
 
 
 def test_lease_is_held(fault: Fault, keeper: Keeper) -> None:
-    """By a process that lives: this one."""
+    """The holder is a live process: this one."""
     refused(fault, lambda: Keeper(Here).acquire([MACHINE], "again.toml", ttl=60))
 
 
@@ -141,7 +142,8 @@ def test_lease_is_of_a_newer_barometer(fault: Fault, keeper: Keeper, machine: Ma
 
 
 def test_lease_is_cut(fault: Fault, keeper: Keeper, machine: Machine) -> None:
-    lease(machine).write_bytes(lease(machine).read_bytes()[:100])  # the rest is blanks
+    # not in the middle: a lease's file is padded with blanks
+    lease(machine).write_bytes(lease(machine).read_bytes()[:100])
     refused(fault, lambda: keeper.write(HUGE, "64"))
 
 
@@ -195,7 +197,7 @@ def test_record_of_the_original_kernel_is_damaged(
 def test_boot_entry_of_a_run_whose_journal_is_lost(
     fault: Fault, keeper: Keeper, machine: Machine
 ) -> None:
-    """It is known by its name, and removed."""
+    """The entry is recognized by its name and removed."""
     entry = machine.file("/boot/efi/loader/entries/barometer-7.conf", "title barometer\n")
     put_back(fault, keeper, machine)
     assert not entry.exists()
@@ -217,14 +219,14 @@ def test_keepers_answer(fault: Fault, machine: Machine, script: str) -> None:
 
 
 def said_by_anybody(trial: Path) -> None:
-    """Words of a kernel's last moments, from a user's program."""
+    """Append reports of a dying kernel and a mark, as any user's program can print them."""
     words = "x Kernel panic - not syncing: x\nx Oops: 0000 [#1]\nbarometer: boot mark\n"
     rewrite(trial / "guest-0/console.log", lambda text: text + words)
     rewrite(trial / "host/console.log", lambda text: text + words)
 
 
 def mark_again(trial: Path) -> None:
-    """The first mark counts, whoever says it again."""
+    """Append a second mark. The first one counts."""
     rewrite(trial / "guest-0/marks.txt", lambda text: text + "E 999999999999 mark\n")
 
 

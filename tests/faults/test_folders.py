@@ -1,4 +1,5 @@
-"""Folders that are full, cannot be written, are something else, vanish, or are used by another."""
+"""Folders that are full, cannot be written, are something else, vanish, or are in use by another
+run."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ from tests.faults.mirrors import hangs, serving
 from tests.faults.place import Fault, Place, disk, namespace, powerless, read_only
 
 Prepare = Callable[[Place], list[str]]
-"""Makes the fault, or returns the command that barometer has to be run by for it."""
+"""Function that makes the fault. It returns the command that runs barometer and makes what exists
+only for it, such as a mount; empty if there is nothing of that kind."""
 DEB = """
 name = "debs"
 workload = "map"
@@ -254,7 +256,7 @@ def test_folder_vanishes_during_a_run(fault: Fault, which: str) -> None:
 
 @pytest.mark.parametrize("how", ["path", "link", "container"])
 def test_two_runs_in_one_folder(fault: Fault, how: str) -> None:
-    """By the same path, through a link, and from a container with a state of its own."""
+    """The second run names the same path or a link, or is in a container with its own state."""
     place = fault.place
     scenario = place.scenario()
     (place.work / "link").symlink_to("out")
@@ -292,7 +294,7 @@ def test_clean_beside_a_run_in_another_container(fault: Fault) -> None:
 
 
 def test_clean_after_a_run_that_was_killed_in_another_container(fault: Fault) -> None:
-    """Nothing proves that it has ended: another container's processes are not seen here."""
+    """Another container's processes cannot be seen, so nothing proves that the run has ended."""
     place = fault.place
     container = namespace("", "--pid", "--fork", "--kill-child", "--mount-proc")
     with (
@@ -309,7 +311,7 @@ def test_clean_after_a_run_that_was_killed_in_another_container(fault: Fault) ->
 
 
 def test_run_that_was_killed(fault: Fault) -> None:
-    """Its lock locks nothing, and `barometer clean` removes all that it left."""
+    """The lock file that is left locks nobody out, and `barometer clean` removes all the rest."""
     place = fault.place
     scenario = place.scenario()
     with serving(place.work, hangs) as mirror:

@@ -1,6 +1,6 @@
-"""Faults on a machine in the middle of a trial, each provoked in a real one: the reason in the
-report, whom it is charged to, and that the trial ends soon. A fault is provoked once. The repeat
-that would follow is left out, except for one kind."""
+"""Faults on a machine in the middle of a trial, each provoked in a real one. The tests check the
+reason in the report, the charge, and that the trial ends soon. A fault is provoked once. The
+repeat that would follow is left out, except for one kind."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Mirrors that are gone, slow, wrong or lie: a plan of a Debian package asks one."""
+"""Mirrors that are gone, slow, wrong or lying. `plan` with a Debian package requests the mirror's
+lists, and `run` the package, too."""
 
 from __future__ import annotations
 
@@ -117,7 +118,7 @@ def test_mirror_is_no_url(fault: Fault) -> None:
     ("field", "days"), [("Date", 2.0), ("Valid-Until", -2.0)], ids=["future", "expired"]
 )
 def test_clocks_differ(fault: Fault, key: Key, field: str, days: float) -> None:
-    """The mirror's Release is of a time to come, or has expired."""
+    """The mirror's Release is dated in the future, or has expired."""
     made = Archive(fault.place.root / "mirror", key, {field: rfc(days)}).make()
     planned(fault, made, works)
 
@@ -142,7 +143,7 @@ def test_mirror_has_no_such(fault: Fault, archive: Archive, settings: tuple[str,
 
 
 def test_mirror_is_gone_and_its_lists_are_known(fault: Fault, archive: Archive) -> None:
-    """Old lists of the same suites will do."""
+    """Old lists of the same suites are used."""
     place = fault.place
     scenario, trusted = place.scenario(SCENARIO), namespace(archive.key.trusted())
     with serving(archive.folder, works) as mirror:

@@ -25,8 +25,8 @@ def test_program_of_a_run_is_missing(fault: Fault, names: tuple[str, ...]) -> No
     """The doctor looks in PATH and in folders of its own (guests/agents/checkup.py)."""
     place = fault.place
     path = place.programs(*names)
-    # a file that cannot be run is none that shutil.which() finds
-    # (the interpreter that runs barometer itself is never hidden)
+    # /dev/null is not executable, so shutil.which() does not find what it hides. The interpreter
+    # that runs barometer itself is never hidden.
     places = [] if "python3" in names else places_of(names)
     hidden = "\n".join(f"mount --bind /dev/null {there}" for there in places)
     fault.ends("run", place.scenario(), "--out", "out", under=namespace(hidden), PATH=path)
@@ -48,7 +48,7 @@ def test_apt_is_missing(fault: Fault) -> None:
 
 
 def test_git_is_missing_for_a_report(fault: Fault) -> None:
-    """A report needs none but for the tester's name."""
+    """A report needs git only for the tester's name."""
     place = fault.place
     fault.ends("report", place.recorded(), PATH=place.programs("git"))
 
@@ -105,7 +105,7 @@ def test_image_builder(fault: Fault, script: str) -> None:
 
 
 def test_depmod_fails(fault: Fault) -> None:
-    """It is called by its path."""
+    """Barometer calls depmod by its path, so the failing one is mounted there."""
     place = fault.place
     path = place.programs(scripts={"depmod": "echo broken >&2; exit 1"})
     under = namespace(f"mount --bind {path}/depmod /sbin/depmod")
@@ -119,7 +119,7 @@ def test_program_prints_without_end(fault: Fault) -> None:
 
 
 def host_image_is_there(fault: Fault, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the cache, with nothing in it."""
+    """Put an empty image of the host into the cache."""
 
     def tar(path: Path, *_: object, **__: object) -> str:
         path.write_text("")
@@ -136,7 +136,7 @@ def host_image_is_there(fault: Fault, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def packed(fault: Fault, suffix: str, content: bytes) -> Path:
-    """A scenario whose kernels have modules that are compressed."""
+    """Return a scenario whose kernels have compressed modules with this content."""
     scenario = fault.place.scenario()
     for name in ("old", "new"):
         modules = fault.place.work / name / f"lib/modules/7.0.0-{name}/kernel/drivers"
@@ -150,7 +150,7 @@ def packed(fault: Fault, suffix: str, content: bytes) -> Path:
 def test_module_cannot_be_unpacked(
     fault: Fault, monkeypatch: pytest.MonkeyPatch, suffix: str
 ) -> None:
-    """zstd is missing; what xz packed is damaged."""
+    """`zst`: zstd is missing. `xz`: the module is damaged."""
     scenario = packed(fault, suffix, b"not really")
     host_image_is_there(fault, monkeypatch)
     fault.ends("run", scenario, "--out", "out", PATH=fault.place.programs("zstd", "unzstd"))

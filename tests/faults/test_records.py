@@ -1,5 +1,5 @@
-"""What is on the disk is damaged, cut, empty, of a newer version, or of something else: plans,
-manifests, evidence, and records of runs."""
+"""Files that are damaged, cut, empty, of a newer version, or of something else: plans, manifests,
+evidence, and records of runs."""
 
 from __future__ import annotations
 
@@ -107,7 +107,8 @@ COLLECTED: dict[str, tuple[str, Damage]] = {
 
 @pytest.mark.parametrize(("name", "damage"), COLLECTED.values(), ids=COLLECTED)
 def test_evidence_that_was_collected_so(fault: Fault, name: str, damage: Damage) -> None:
-    """As when a disk was full, or a machine lies: the sums are right."""
+    """The files were collected damaged, so their checksums match: a disk was full, or the machine
+    lies."""
     run = fault.place.recorded()
     trial = run / "trials" / MEASURED
     damage(trial / name)
@@ -162,12 +163,12 @@ def test_damaged_run_is_taken_up(fault: Fault) -> None:
     fault.ends("run", scenario, "--out", run)
 
 
-# of the tests themselves ---------------------------------------------------------------------
+# records of the tests themselves -------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["budget", "groups", "proofs"])
 def test_record_of_the_tests(fault: Fault, name: str) -> None:
-    """Nothing is tested by what cannot be read."""
+    """The lanes run no test if a file of theirs cannot be read."""
     place = fault.place
     for path in (ROOT / "ci").rglob("*"):
         if path.suffix in (".py", ".toml") and "bench" not in path.parts:
@@ -188,7 +189,7 @@ def test_record_of_the_tests(fault: Fault, name: str) -> None:
 
 
 def record(place: Place, **facts: Any) -> Path:
-    """Of a run whose process has ended."""
+    """Write the record of a run whose process has ended. Return its path."""
     token = f"{token_prefix(place.state)}abcdef"
     owner = vars(Owner.here()) | {"pid": 1 << 22, "started": 1}
     path = place.state / f"{token}.json"
@@ -215,7 +216,7 @@ STATES: dict[str, Damage] = {
 
 @pytest.mark.parametrize("damage", STATES.values(), ids=STATES)
 def test_record_of_a_killed_run(fault: Fault, damage: Damage) -> None:
-    """It is set aside and named, and nothing of anybody's is removed for it."""
+    """The record is set aside and named. Nobody's files are removed because of it."""
     path = record(fault.place)
     damage(path)
     ended = fault.ends("clean", left=["record"])
@@ -230,14 +231,14 @@ def test_record_is_a_folder(fault: Fault) -> None:
 
 
 def test_record_of_somebody_else(fault: Fault) -> None:
-    """That of a boot of another machine, which shares the home."""
+    """The record is from a boot of another machine, which shares the home folder."""
     owner = vars(Owner.here()) | {"boot": "another", "machine": "f" * 32, "host": "elsewhere"}
     record(fault.place, owner=owner)
     fault.ends("clean", left=["record"])
 
 
 def test_private_folder_of_a_killed_run_is_a_link(fault: Fault) -> None:
-    """Whatever it leads to stays."""
+    """The link's target stays."""
     place = fault.place
     path = record(place)
     precious = place.work / "precious"

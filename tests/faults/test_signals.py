@@ -1,5 +1,5 @@
-"""Signals at every stage that needs no machine, and outputs that nobody reads: the command ends
-within ten seconds, with its own exit code, and nothing of it is left."""
+"""Signals at every stage that needs no machine, and outputs that nobody reads. The command ends
+within ten seconds with its own exit code, and leaves nothing."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def interrupted(
 
 @contextmanager
 def silent() -> Iterator[int]:
-    """A port that takes connections, and says nothing."""
+    """Keep a port open that takes connections and sends nothing. Yield its number."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield server.getsockname()[1]
 
@@ -101,7 +101,7 @@ def until(path: Path, seconds: float = 30.0) -> None:
 
 
 def test_while_a_run_that_is_stopped_has_the_cache(fault: Fault) -> None:
-    """What is waited for is said: nobody knows when a stopped process goes on."""
+    """The command prints what it waits for: nobody knows when a stopped process goes on."""
     scenario = fault.place.scenario(DEB)
     with (
         serving(fault.place.work, hangs) as mirror,
@@ -120,7 +120,8 @@ def test_while_a_run_that_is_stopped_has_the_cache(fault: Fault) -> None:
 
 
 def test_second_signal(fault: Fault) -> None:
-    """Another than Ctrl-C does not cut the way out short: what was made is removed."""
+    """A second signal other than Ctrl-C does not cut the way out short: the run's files are
+    removed."""
     scenario = fault.place.scenario()
     with (
         serving(fault.place.work, hangs) as mirror,
@@ -147,7 +148,7 @@ def test_ssh_does_not_answer(fault: Fault) -> None:
 
 
 def test_ssh_trickles(fault: Fault) -> None:
-    """A byte of its greeting now and then, which never ends."""
+    """The server sends a byte of its greeting every 0.2 s, without end."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         threading.Thread(target=trickle, args=(server,), daemon=True).start()
         config = ssh_config(fault, server.getsockname()[1])
@@ -155,7 +156,7 @@ def test_ssh_trickles(fault: Fault) -> None:
 
 
 def trickle(server: socket.socket) -> None:
-    with contextlib.suppress(OSError):  # it has gone
+    with contextlib.suppress(OSError):  # the client has gone
         opened, _ = server.accept()
         with opened:
             while True:
@@ -176,7 +177,7 @@ def test_what_listens_is_no_ssh_server(fault: Fault) -> None:
 
 
 def ssh_config(fault: Fault, port: int) -> Path:
-    """With a key of the host, which is known."""
+    """Write an ssh_config(5) for the host `lab` at this port, with a host key that is known."""
     work = fault.place.work
     key = base64.b64encode(b"\0\0\0\x0bssh-ed25519\0\0\0\x20" + bytes(range(32))).decode()
     (work / "known").write_text(f"lab ssh-ed25519 {key}\n")
@@ -188,7 +189,7 @@ def ssh_config(fault: Fault, port: int) -> Path:
 
 
 def until_connected(port: int, seconds: float = 30.0) -> None:
-    """proc_net_tcp(5): 01 is ESTABLISHED."""
+    """Wait until a connection to the port is in state 01 of proc_net_tcp(5), ESTABLISHED."""
     end = time.monotonic() + seconds
     ours = f":{port:04X} 01 "
     while ours not in Path("/proc/net/tcp").read_text():
@@ -206,7 +207,8 @@ def test_while_the_tester_is_asked_for(fault: Fault) -> None:
 
 
 def test_before_anything_has_begun(fault: Fault) -> None:
-    """Python itself is still starting: the signal's own end, without a word of a bug."""
+    """While Python itself still starts, the signal's default action may end it. It is never
+    reported as a bug."""
     place = fault.place
     with place.started("plan", place.scenario()) as running:
         running.signal(signal.SIGTERM)
@@ -248,7 +250,7 @@ def test_output_is_closed(fault: Fault, which: str) -> None:
 
 
 def test_nobody_reads_what_goes_wrong(fault: Fault) -> None:
-    """The exit code says it all the same; rich's own would be that of a regression."""
+    """The exit code is still that of the error; the one that rich ends with is a regression's."""
     reader, writer = os.pipe()
     os.close(reader)
     under = ["sh", "-c", f'exec "$@" 2>&{writer}', "sh"]

@@ -1,4 +1,4 @@
-"""The matrix of faults (tests/faults/table.py): every row has its test, and every test its row."""
+"""The matrix of faults (tests/faults/table.py): every row has a test, and every test has a row."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from tests.faults.table import EXIT_CODES, ROWS, Row
 
 ROOT = Path(__file__).parents[2]
 LEAST = 60
-"""Kinds of faults."""
+"""Least number of kinds of faults."""
 
 
 def collected() -> list[str]:
-    """The ids of all tests of faults, from their folder on."""
+    """Return the ids of all tests of faults, relative to their folder."""
     argv = ["-m", "pytest", "-q", "--collect-only", "-p", "no:cacheprovider", "tests/faults"]
     listed = subprocess.run(
         [sys.executable, *argv], cwd=ROOT, capture_output=True, text=True, check=True, timeout=120

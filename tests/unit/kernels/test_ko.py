@@ -80,7 +80,7 @@ def test_what_a_module_says(
     assert found.info["alias"] == "b"
     assert found.text_bytes == 2
     assert set(found.code) == {".text", ".init.text"}
-    # kept with what was built: another version of barometer has to come to the same
+    # every version of barometer must compute the same, because builds are recorded with it
     assert found.code_digest == "4b54b22c4984adb9"
 
 
@@ -112,7 +112,7 @@ def test_what_is_no_module_is_refused(suffix: str, read: Callable[..., Module]) 
 
 
 def damaged(data: bytes) -> st.SearchStrategy[bytes]:
-    """Make files of which a few bytes are other ones, or the end is missing."""
+    """Draw files in which a few bytes are changed, or the end is missing."""
     at = st.integers(0, len(data))
     numbers = st.sampled_from([b"\xff" * 8, b"\0" * 8, b"\x7f" * 7, b"\1", b"\xff\xff"])
     return st.one_of(
@@ -130,8 +130,8 @@ def overwritten(data: bytes, changes: Sequence[tuple[int, bytes]]) -> bytes:
 
 
 @given(content=st.binary(max_size=200) | damaged(module()))
-@example(content=overwritten(module(), [(45, b"\0\0\x80")]))  # the section table is far out
-@example(content=overwritten(module(), [(58, b"\0\0\0\0")]))  # headers of 0 bytes, without number
+@example(content=overwritten(module(), [(45, b"\0\0\x80")]))  # e_shoff is far outside the file
+@example(content=overwritten(module(), [(58, b"\0\0\0\0")]))  # e_shentsize and e_shnum are 0
 def test_a_damaged_file_is_refused_or_read(
     tmp_path_factory: pytest.TempPathFactory, content: bytes
 ) -> None:

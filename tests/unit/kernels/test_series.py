@@ -337,7 +337,7 @@ def test_patch_is_in_the_patched_files_charset(
 
 
 def parts(kind: str, **bodies: str) -> str:
-    """Return a mail of several parts; a name is a type, with _ for /."""
+    """Return a mail of several parts. `bodies`: type of each part, with _ for /, and its text."""
     text = f'From: a\nSubject: [PATCH] a\nContent-Type: multipart/{kind}; boundary="x"\n\n'
     for name, body in bodies.items():
         text += f"--x\nContent-Type: {name.replace('_', '/')}\n{body}"
@@ -611,7 +611,7 @@ def test_file_named_as_a_message_id_is_read(
     (tmp_path / "1@example.org.mbx").write_text(mail("[PATCH] a", diff()))
     monkeypatch.chdir(tmp_path)
     assert [p.subject for p in read_series(["1@example.org.mbx"], None, cache)] == ["a"]
-    # a scenario's paths are from its own folder
+    # a scenario's paths start at its own folder
     monkeypatch.chdir("/")
     kernel = TreeKernel(tree=tmp_path, series=("1@example.org.mbx", MESSAGE_ID))
     assert absolute_kernel(kernel, tmp_path) == TreeKernel(
