@@ -71,7 +71,7 @@ def boot_guest(
     guest-INDEX/.
 
     Raises ArmFailedError if the guest panics, hangs, ends or cannot be reached: the host's kernel
-    is proven by then, so the bench alone need not be the cause.
+    is proven by then, so it may be the cause.
     """
     guest = scenario.guest
     assert guest is not None  # scenarios with guest boots must have one

@@ -436,7 +436,7 @@ def over_ssh(
 def at(uri: str | None) -> Iterator[Connection]:
     """Connect to the libvirt of a URI; for None, of the URI that virsh would choose
     (LIBVIRT_DEFAULT_URI, the user's libvirt.conf). Raises BenchError if it cannot be reached. A
-    later call raises it, too, once the host is gone."""
+    wait for a host that is gone raises it, too."""
     with _opened(uri, uri or "default") as connection:
         connection.keep_alive()
         yield connection
