@@ -287,7 +287,7 @@ def _out(out: Path | None, name: str) -> Path:
     if folder.exists() and not folder.is_dir():
         raise ScenarioError(f"--out {folder}: is no folder", reason="run-exists")
     there = {path.name for path in folder.iterdir()} if folder.exists() else set()
-    # a run that was begun and got no further has left only the last three
+    # these three are all that a run leaves if it ends right after its start
     if there and not there & _BEGUN and not there <= {"scenario.toml", "repo", LOCK}:
         raise ScenarioError(f"--out {folder}: is not empty and holds no run", reason="run-exists")
     return folder
@@ -866,7 +866,7 @@ def _logging(verbose: bool) -> None:
 
 
 def _check_folder() -> None:
-    """Raises ScenarioError if the current folder is gone: relative paths lead nowhere."""
+    """Raise ScenarioError if the current folder is gone: relative paths lead nowhere."""
     try:
         Path.cwd()
     except FileNotFoundError as exc:
@@ -876,7 +876,8 @@ def _check_folder() -> None:
 
 
 def _no_space(exc: OSError) -> BarometerError:
-    """A full disk: that of a file, of a folder that every command uses, else of the output."""
+    """Return the error for a full disk: that of the error's file, else that of a folder in which
+    every command writes, else that of standard output."""
     if (place := exc.filename or next(iter(full_places()), None)) is not None:
         return disk_full(Path(place))
     _drop_output()
@@ -884,7 +885,7 @@ def _no_space(exc: OSError) -> BarometerError:
 
 
 def _drop_output() -> None:
-    """What is left in the buffer must not be tried again when Python ends."""
+    """Discard standard output. Python would otherwise try again at its end to write the buffer."""
     if sys.stdout is not None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
@@ -901,9 +902,9 @@ def _run() -> int:
     stderr = ErrorConsole()
 
     def say(text: str, reason: str = "") -> None:
-        """On standard error; the last line is for scripts."""
+        """Print on standard error. The last line is for scripts."""
         last = f"\nreason: {reason}" if reason else ""
-        with contextlib.suppress(OSError):  # nobody reads there: the exit code says it, too
+        with contextlib.suppress(OSError):  # nobody reads it; the exit code tells the same
             stderr.print(f"barometer: {text}{last}", markup=False, soft_wrap=True)
 
     def failed(exc: BarometerError) -> int:
@@ -915,8 +916,8 @@ def _run() -> int:
         return interrupts.EXIT_CODE
 
     def unexpected() -> int:
-        """Report a bug; after an interrupt report the interrupt, which can break Python's own code
-        where it waits."""
+        """Report a bug. After an interrupt, report the interrupt instead: KeyboardInterrupt within
+        a wait can break Python's own code."""
         if interrupts.is_requested():
             logging.getLogger("barometer").debug("%s", traceback.format_exc())
             return interrupted()
@@ -948,8 +949,8 @@ def _run() -> int:
 
 
 def _invoke() -> int:
-    """Run a verb to the end of its output; its exit code. Not app(): that would make exit codes of
-    its own from an interrupt and a closed pipe."""
+    """Run a verb, flush its output and return its exit code. app() is not called: it would turn an
+    interrupt and a closed pipe into exit codes of its own."""
     command, code = typer.main.get_command(app), 0
     try:
         with command.make_context("barometer", sys.argv[1:]) as context:
@@ -957,7 +958,7 @@ def _invoke() -> int:
             command.invoke(context)
     except typer.Exit as exc:
         code = exc.exit_code
-    if sys.stdout is not None:  # it is None where it was closed from the beginning
+    if sys.stdout is not None:  # it is None if it was closed before Python started
         sys.stdout.flush()
     return code
 

@@ -64,8 +64,8 @@ def run(
     a variable.
 
     If the call is cut short, the program and everything it started are ended. Raises BenchError
-    (`doing` names the purpose) if the program is missing, too slow, exits otherwise or prints more
-    than `limit` bytes on one output.
+    (`doing` names the purpose) if the program is missing, takes more than `timeout` seconds, exits
+    with a code that is not in `accept`, or prints more than `limit` bytes on one output.
     """
     words = [os.fspath(a) for a in argv]
     log.debug("+ %s", shlex.join(words))
@@ -201,8 +201,8 @@ def _running(words: list[str], doing: str, **how: Any) -> Iterator[subprocess.Po
 def start_on_socket(
     argv: Sequence[str], *, stderr: int = subprocess.DEVNULL
 ) -> tuple[subprocess.Popen[bytes], socket.socket]:
-    """Start a program; return it, and a socket that is its standard input and output. It is in a
-    session of its own: a terminal's Ctrl-C is for barometer, which ends it."""
+    """Start a program; return it, and a socket that is its standard input and output. The program
+    is in a session of its own: a terminal's Ctrl-C reaches only barometer, which ends it."""
     ours, its = socket.socketpair()
     with contextlib.ExitStack() as on_error, its:
         on_error.enter_context(ours)
@@ -217,7 +217,7 @@ def drain(pipe: IO[bytes], take: Callable[[bytes], None]) -> threading.Thread:
     """Start a thread that hands the output of a pipe to `take`, until the pipe's end."""
 
     def read() -> None:
-        # a full disk ends it, too, or a file that was closed because the machine is done with
+        # a full disk also ends the thread, and so does a file of `take` that is closed by now
         with pipe, contextlib.suppress(OSError, ValueError):
             while chunk := os.read(pipe.fileno(), 1 << 16):
                 take(chunk)
@@ -248,7 +248,7 @@ def _lines(process: subprocess.Popen[bytes], end: float) -> Iterator[str]:
 
 
 def _ended(code: int) -> str:
-    """How a program failed. A negative exit code is a signal's (subprocess)."""
+    """Describe how a program failed. A negative exit code stands for a signal (subprocess)."""
     if code < 0:
         with contextlib.suppress(ValueError):
             return f"was killed by {signal.Signals(-code).name}"
@@ -276,8 +276,8 @@ def _missing(program: str, doing: str) -> BenchError:
 
 
 def end_group(process: subprocess.Popen[Any]) -> None:
-    """End a program that leads a session, and what it started. It has a moment to clean up after
-    itself. Processes of another user (sudo's) cannot be ended and are left."""
+    """End a program that leads a session, and what it started. It has `_TERM_SECONDS` to clean up
+    after itself. Processes of another user (sudo's) cannot be ended and are left."""
     for number, seconds in ((signal.SIGTERM, _TERM_SECONDS), (signal.SIGKILL, _KILL_SECONDS)):
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, number)

@@ -397,7 +397,7 @@ def client_program(endpoint: Endpoint, folder: Path) -> Path:
         "HostName": endpoint.hostname, "Port": str(endpoint.port), "User": endpoint.user,
         "UserKnownHostsFile": " ".join(map(str, endpoint.known_hosts)),
         "HostKeyAlias": endpoint.known_as,
-        # ssh's configuration has these for the address, which is not the name that libvirt passes
+        # ssh would look up these for the name that libvirt passes, not for the address
         "IdentitiesOnly": "no" if endpoint.agent else "yes",
         "ProxyCommand": _NONE,
         **_ALIVE,

@@ -125,8 +125,8 @@ def _parameter(
 
 
 def _is_hidden(shell: Shell, kernel: KernelBundle, module: str, parameter: str) -> bool:
-    """True if the module is loaded or built in and has that parameter, which then has no file
-    that could be read."""
+    """True if the module is loaded or built in and has that parameter: then only the parameter's
+    file is missing or cannot be read."""
     loaded = shell.run(["test", "-d", f"/sys/module/{module}"], check=False).code == 0
     known = parameters_of(kernel, module)
     return (loaded or kernel.is_built_in(module)) and known is not None and parameter in known
