@@ -32,16 +32,17 @@ KNOWN_SUITES = (
 )  # fmt: skip
 _FRESH_SECONDS = 6 * 3600
 _UPDATE_SECONDS, _DOWNLOAD_SECONDS = 300.0, 1800.0
-"""A mirror that trickles is given up then: apt waits as long as there is a byte now and then."""
+"""Deadlines for a mirror that is very slow: apt itself waits as long as a byte arrives now and
+then."""
 _RETRIES = 3
-# What apt says of files that are not what the mirror's signed list says, or are not signed.
+# apt's messages on files that differ from the mirror's signed list, or that are not signed.
 _UNTRUSTED = re.compile(
     r"is not signed|GPG error|Clearsigned file isn't valid|Hash Sum mismatch|unexpected size"
     r"|No Hash entry|Unable to parse|is not valid yet|is expired"
 )
-# A server's refusal: what it did not give is not signed either.
+# apt's message on a file that the server refused. apt then also reports it as not signed.
 _REFUSED = re.compile(r"Failed to fetch \S+\s+[45]\d\d ")
-# What mmdebstrap's apt says, among all that a build prints.
+# Messages of mmdebstrap's apt on a mirror, within the output of a build.
 _OF_A_MIRROR = re.compile(
     r"(?m)^E: (Failed to fetch|The repository .* (is not signed|does not have a Release file))"
 )
@@ -66,14 +67,15 @@ def source_lines(suites: tuple[str, ...]) -> list[str]:
 
 
 def own_settings() -> list[str]:
-    """Return this machine's proxies and transport settings as apt.conf lines: they hold for the
-    private root too."""
+    """Return this machine's proxies and transport settings as apt.conf lines, which apply to the
+    private root, too."""
     done = run(["apt-config", "dump", "Acquire"], doing="reading apt's configuration")
     return done.stdout.splitlines()
 
 
 def mirror_error(text: str, what: str = "") -> BenchError:
-    """The mirror's failure, by what apt printed. `what`: could not be fetched from it."""
+    """Return the error for a mirror that failed. `text`: apt's output. `what`: names of what could
+    not be fetched."""
     lines = "\n".join(re.findall(r"(?m)^[EW]: .*$", text)[:5])
     behind = f": {what}" if what else ""
     if _UNTRUSTED.search(text) and not _REFUSED.search(text):
@@ -94,7 +96,8 @@ def mirror_error(text: str, what: str = "") -> BenchError:
 
 @contextlib.contextmanager
 def mirror_blamed() -> Iterator[None]:
-    """A program that fails since its apt cannot use the mirror is the mirror's failure."""
+    """If a program in the block fails because its apt cannot use the mirror, raise the mirror's
+    error instead of the program's."""
     try:
         yield
     except BenchError as exc:
@@ -154,7 +157,7 @@ class Archive:
                 raise mirror_error(text)
 
     def _fetch_lists(self) -> str | None:
-        """What apt prints where it fails, else None."""
+        """Run `apt-get update`. Return apt's output if it fails, else None."""
         argv = ["apt-get", "-q", "-o", "APT::Update::Error-Mode=any", "update"]
         try:
             done = self._apt(argv, accept=(0, 100), timeout=_UPDATE_SECONDS)

@@ -23,23 +23,24 @@ _PROGRAMS = {".xz": "xz", ".gz": "gzip", ".zst": "zstd"}
 _UNPACK_SECONDS = 60.0
 _DAMAGED = (
     ELFError, zlib.error,
-    # pyelftools, if a number points out of the file, or to a section of another type
+    # pyelftools raises these if a number points out of the file or to a section of another type
     AttributeError, LookupError, OverflowError, TypeError, ValueError,
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Module:
-    """What a kernel module's file says."""
+    """Content of a kernel module's file."""
 
     info: dict[str, str]
     """Fields as modinfo(8) shows them; the last value of a field that occurs several times."""
     code: dict[str, bytes]
     """Content of each section that is executed."""
     code_digest: str
-    """16 hexadecimal digits, equal if the machine code is, and what it calls and refers to.
+    """16 hexadecimal digits, equal if the machine code and its references to symbols are equal.
 
-    The place in .rodata that it refers to does not count: .rodata contains paths of the build."""
+    For a reference to .rodata, the place in .rodata does not count: .rodata contains paths of the
+    build, whose length moves the rest."""
 
     @property
     def srcversion(self) -> str | None:
@@ -83,7 +84,7 @@ def unpacked(path: Path, reason: str) -> bytes:
 
 
 def _parsed(elf: ELFFile) -> Module:
-    if elf["e_shentsize"] != elf.structs.Elf_Shdr.sizeof():  # of 0 the table would never end
+    if elf["e_shentsize"] != elf.structs.Elf_Shdr.sizeof():  # with 0 the table would never end
         raise ELFError("its section headers have another size than elf(5) says")
     sections = {section.name: section for section in elf.iter_sections()}
     lines = _content(sections.get(".modinfo")).decode("utf-8", "replace").split("\0")
@@ -96,7 +97,7 @@ def _parsed(elf: ELFFile) -> Module:
     total = hashlib.sha256()
     for name, content in sorted(code.items()):
         total.update(f"{name} {len(content)}\n".encode() + content)
-        # the kernel applies them when it loads the module
+        # the kernel applies relocations when it loads the module
         relocations = sections.get(f".rela{name}")
         if isinstance(relocations, RelocationSection):
             for entry in relocations.iter_relocations():
@@ -116,7 +117,7 @@ def _content(section: Section | None) -> bytes:
 
 
 def _symbols(elf: ELFFile, table: Section | None) -> list[str]:
-    """Return the names of the symbols; the symbol of a section has the section's."""
+    """Return the names of the symbols; for the symbol of a section, the section's name."""
     if not isinstance(table, SymbolTableSection):
         return []
     return [

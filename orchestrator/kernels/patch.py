@@ -1,7 +1,7 @@
 """Parse a patch, strictly. Pure.
 
-Text around the diffs (a mail's text, `git show`'s header, signatures) is passed over. Within a
-diff nothing is: what git would guess at, or apply in part, is refused here.
+Text around the diffs (a mail's text, `git show`'s header, signatures) is ignored. Within a diff
+nothing is ignored: a diff that git would guess at, or apply in part, is refused here.
 """
 
 from __future__ import annotations
@@ -99,8 +99,8 @@ def series_digest(patches: Sequence[Patch]) -> str:
     """Return a digest of what the patches do, in their order: paths, modes, places and lines.
 
     Commit messages, ids of blobs (`index`), names of functions after @@ and dates after paths do
-    not count. `git patch-id` would not do: it passes over white space and line numbers, by which
-    two kernels can differ.
+    not count. `git patch-id` would not do: it ignores white space and line numbers, and two
+    kernels can differ by these.
     """
     return digest_of({"patches": [[_canonical(diff) for diff in p.diffs] for p in patches]})
 
@@ -224,7 +224,7 @@ class _Reader:
         return old, new, hunks
 
     def _same(self, names: bytes) -> str:
-        """Return NAME of `a/NAME b/NAME`, for a diff that has it nowhere else."""
+        """Return NAME of `a/NAME b/NAME`, for a diff whose other lines do not contain the name."""
         if names.startswith(b'"'):
             quoted = re.fullmatch(rb'("(?:[^"\\]|\\.)*") ("(?:[^"\\]|\\.)*")', names)
             if quoted is None:
@@ -250,14 +250,15 @@ class _Reader:
         return (None if old is None else names[0]), (None if new is None else names[1])
 
     def _stripped(self, old: bytes | None, new: bytes | None) -> tuple[str, str]:
-        """Strip the first part of both names, as `-p1` does. The other takes the place of one that
-        is missing."""
+        """Strip the first part of both names, as `-p1` does. If one name is missing, return the
+        other in its place."""
         both = [name for name in (old, new) if name is not None]
         for name in both:
             if b"/" not in name:
                 raise self._without_prefix(name)
         firsts = {name.split(b"/", 1)[0] for name in both}
-        # of `diff linux-6.12/a.c~ linux-6.12/a.c`: no folder of a kernel's tree is called so
+        # `diff linux-6.12/a.c~ linux-6.12/a.c` makes such a first part: no folder in a kernel's
+        # tree has such a name
         named = all(re.match(rb"linux[-.]\d", first) for first in firsts)
         if len(firsts) == 1 and not named and not firsts <= self._prefixes:
             raise self._without_prefix(both[-1])
@@ -297,7 +298,7 @@ class _Reader:
             if self._at >= len(self._text):
                 raise self._damaged(f"the hunk of line {header} ends early", _WHOLE)
             line = self._here()
-            if line == b"":  # a blank line whose space a mail program ate
+            if line == b"":  # a blank line whose space was removed by a mail program
                 line = b" "
             kind = line[:1]
             if kind not in (b" ", b"-", b"+", b"\\"):
