@@ -92,8 +92,8 @@ def install() -> None:
 
 
 def settle() -> None:
-    """Ignore further signals if there was one, as the command has ended. Python resets the
-    handlers to their defaults at its end, so a signal would kill it and change the exit code."""
+    """Ignore further signals if there was one. The command has ended, and Python resets the
+    handlers to their defaults at its exit: a signal would then change the exit code."""
     if _is_requested:
         for number in _SIGNALS:
             signal.signal(number, signal.SIG_IGN)

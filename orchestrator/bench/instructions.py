@@ -45,7 +45,8 @@ more than four times as large as expected is a log of something else."""
 _WINDOW_BYTES, _WINDOW_SECONDS = 40 << 20, 60.0
 # `Trace 0: 0x7f5b2c0001c0 [0000000000000000/ffffffff81a3b2c4/00c0f3b5/ff200201] name`
 _EXECUTED = re.compile(r"^Trace \d+: \S+ \[[0-9a-f]+/([0-9a-f]+)/", re.MULTILINE)
-# if a call goes through a thunk, the callee belongs to the thunk's caller
+# Thunks through which calls go. The function that a thunk calls is counted as called by the thunk's
+# caller.
 _THUNK = re.compile(r"__x86_(indirect|return)_|srso_|retbleed_|__pi___x86|clear_bhb")
 
 

@@ -30,8 +30,8 @@ _SPARE_BYTES = 256 << 20
 """Room for an initramfs, and for the files that are needed while it is made."""
 _PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin; export PATH\n"
 # Prints the drivers without which the machine cannot be reached or started, a line each: those of
-# its network and its disks, down to the buses that they sit on, and of its file systems. What is
-# built in has no initstate, and is left out.
+# its network and its disks, down to the buses that they sit on, and of its file systems. Drivers
+# that are built in have no initstate, and are left out.
 _DRIVERS = """
 {
 for device in /sys/class/net/*/device /sys/class/block/*/device; do

@@ -40,7 +40,7 @@ class Module:
     """16 hexadecimal digits, equal if the machine code and its references to symbols are equal.
 
     For a reference to .rodata, the place in .rodata does not count: .rodata contains paths of the
-    build, whose length moves the rest."""
+    build."""
 
     @property
     def srcversion(self) -> str | None:

@@ -77,7 +77,7 @@ def checked(kernel: TreeKernel | SourceKernel, cache: Cache) -> None:
     with _tree(wanted, cache) as tree:
         patched = tree.patched(wanted.patches)
         if any("Kconfig" in name for patch in wanted.patches for name in patch.files):
-            # only if needed: each move makes the series' files be compiled once more
+            # only then: after each move, the files of the series are compiled again
             tree.move(patched)
         _Build(wanted, tree, cache, Progress()).configure()
     known.touch()
