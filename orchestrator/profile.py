@@ -66,7 +66,7 @@ class Asked:
     """True: ask the guest of a running domain to reboot. False: start a domain that does not
     run."""
     until: float | Literal["agent"] = QUIET_SECONDS
-    """End of the boot. A number: the boot is over after so many seconds without a new record in
+    """End of the boot. A number: the boot is over after this many seconds without a new record in
     the trace (a map, unmap or zap, a line on a serial port). "agent": it is over when the guest
     agent connects."""
 

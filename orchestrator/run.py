@@ -74,8 +74,8 @@ from orchestrator.scenario import (
 
 log = logging.getLogger("barometer.run")
 Enough = Callable[[RunDir, int], bool]
-"""Stop rule of a run: gets the run and a number of pairs, and returns True if the trials of the
-first so many pairs are enough."""
+"""Stop rule of a run: gets the run and a number N, and returns True if the trials of the first N
+pairs are enough."""
 
 _SAME_BENCH_FAILURES = 2
 

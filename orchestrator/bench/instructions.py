@@ -45,8 +45,8 @@ more than four times as large as expected is a log of something else."""
 _WINDOW_BYTES, _WINDOW_SECONDS = 40 << 20, 60.0
 # `Trace 0: 0x7f5b2c0001c0 [0000000000000000/ffffffff81a3b2c4/00c0f3b5/ff200201] name`
 _EXECUTED = re.compile(r"^Trace \d+: \S+ \[[0-9a-f]+/([0-9a-f]+)/", re.MULTILINE)
-# Thunks through which calls go. The function that a thunk calls is counted as called by the thunk's
-# caller.
+# Thunks through which calls go. The function that a thunk calls is counted as called by the
+# thunk's caller.
 _THUNK = re.compile(r"__x86_(indirect|return)_|srso_|retbleed_|__pi___x86|clear_bhb")
 
 
@@ -158,7 +158,7 @@ def logged_instructions(
 def wanted_logs(bar: int, costs: dict[str, float]) -> list[Wanted]:
     """Choose the operations to log: those of the whole BAR. An operation that is too long is
     replaced by two smaller ones, of which the larger has about as many instructions as can be
-    logged. A window is added to an unmap: the beginning of the unmap of one largest leaf."""
+    logged. To such an unmap, a window is added: the beginning of the unmap of one largest leaf."""
     wanted = []
     for operation, cost in costs.items():
         if cost <= MOST:

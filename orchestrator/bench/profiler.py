@@ -236,7 +236,7 @@ class Tracer:
         """Record only this process from now on, and nothing of other guests."""
         folder = f"{TRACEFS}/instances/{INSTANCE}"
         self._shell.run(
-            # all thread ids in one write(2): the return of a map that is under way must be recorded
+            # all threads in one write(2): the return of a map that is under way must be recorded
             f"cd {folder} && echo 1 > options/event-fork &&"
             f" echo $(ls {PROC}/{pid}/task) > set_event_pid",
             check=False, doing="leaving other guests out of the trace",

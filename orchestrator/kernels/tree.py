@@ -97,8 +97,8 @@ def materialised(
 ) -> KernelBundle:
     """Build the kernel, unless it was built before. `tag` is four letters for the arm.
 
-    Raises ScenarioError as `checked`, and if the kernel does not build or lacks an option;
-    BenchError if the base does not come out as it was before.
+    Raises ScenarioError for the reasons of `checked`, or if the kernel does not build or lacks an
+    option; BenchError if the base does not come out as it was before.
     """
     wanted = _wanted(kernel, tag, cache)
 
