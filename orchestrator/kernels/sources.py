@@ -98,8 +98,8 @@ def _is_kernel(path: Path, names: set[str]) -> None:
 
 
 def _of_folder(path: Path, cache: Cache) -> Source:
-    """Return a folder as a source. Its content becomes a git tree in a repository of ours. The
-    index of that remembers which files git has read, so the second time takes only a second."""
+    """Return a folder as a source. Its content becomes a git tree in a repository of ours, whose
+    index remembers which files git has read, so the second time takes only a second."""
     _is_kernel(path, {name for name in _TOP if (path / name).is_file()})
     store = cache.folder("folders") / digest_of({"folder": str(path)})
     with cache.lock(f"folders/{store.name}"):
