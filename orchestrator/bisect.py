@@ -1,16 +1,16 @@
 """Find the first commit that costs more: git's own bisection, with a measurement at each step.
 
-    OUT/bisect.json bisect.txt      every step and its number, as it comes; the answer
+    OUT/bisect.json bisect.txt      every step and its number, written after each step; the answer
     OUT/ends/                       an ordinary run: the good commit against the bad one
-    OUT/steps/0003-1a2b3c4d5e6f/    a run of one arm: that commit's
+    OUT/steps/0003-1a2b3c4d5e6f/    a run of one arm, which has the commit's kernel
     OUT/repo/                       git's state; the objects are those of the user's repository
 
 Git chooses the commits, in a repository of our own that borrows the objects: the user's checkout,
-refs and any bisection of theirs stay as they are. It gets `good`, `bad` and `skip` step by step
-from here, not from `git bisect run`. That would need a process for each step, each with its own
-connection to libvirt and its own progress, and an interrupt would end git before it. The
-measurements are in bisect.json alone: git gets them again from the beginning whenever the
-bisection goes on.
+refs and any bisection of theirs stay as they are. Git is told `good`, `bad` and `skip` step by
+step from here, not by `git bisect run`. That would need a process for each step, with its own
+connection to libvirt and its own progress, and an interrupt would end git before that process. The
+measurements are in bisect.json alone: whenever the bisection is resumed, git is told all of them
+again.
 """
 
 from __future__ import annotations
@@ -73,13 +73,13 @@ _NOT_THE_COMMITS = ("run-exists", "run-changed", "scenario")
 
 @dataclass(frozen=True)
 class Kernels:
-    """The kernel of each commit."""
+    """Function from a commit to its kernel."""
 
     repository: Path
     on: DebKernel | None = None
-    """The package whose modules the commits change; None: they are whole kernels."""
+    """The package whose modules the commits change; None if each commit is a whole kernel."""
     config: tuple[str, ...] = ()
-    """Options of whole kernels."""
+    """Configuration options of whole kernels."""
 
     def __call__(self, commit: Commit) -> Kernel:
         if self.on is None:
@@ -89,7 +89,8 @@ class Kernels:
         return ModuleKernel(**package, module=self.repository, ref=commit.sha)
 
     def pinned(self, cache: Cache) -> Kernels:
-        """Return the same with the package's present version: an archive moves on meanwhile."""
+        """Return the same with the package's present version: the archive may get a newer one
+        during the bisection."""
         if self.on is None or self.on.version is not None:
             return self
         version, _ = resolved(self.on, cache)
@@ -142,7 +143,7 @@ class Question:
         return self.wanted or (1 if self.scenario.host.exact else _TRIALS)
 
     def asked(self) -> dict[str, Any]:
-        """Return what has to be the same for a bisection to go on."""
+        """Return the facts that must be the same if a bisection is resumed."""
         commits, kernel = self.commits, self.kernel
         return {
             "repository": str(commits.repository), "good": [one.sha for one in commits.good],
@@ -156,15 +157,15 @@ class Bench(Protocol):
     """A bench that measures commits."""
 
     def ends(self, question: Question, folder: Path) -> tuple[Measured, Measured]:
-        """Measure the first good commit and the bad one, which both have to have a number. Raises
-        EvidenceError if one has none, or BenchError if that is the bench's failure."""
+        """Measure the first good commit and the bad one. Raises EvidenceError if either has no
+        number, or BenchError if the bench failed to measure it."""
 
     def step(self, question: Question, commit: Commit, folder: Path) -> Measured | Skipped:
         """Measure one commit, alone."""
 
 
 class Record:
-    """bisect.json, which is written after every step. A bisection goes on from it alone."""
+    """bisect.json, which is written after every step. A bisection is resumed from it alone."""
 
     def __init__(self, out: Path, question: Question) -> None:
         """Read the record in `out`, if there is one. Raises ScenarioError if `out` holds something
@@ -180,7 +181,7 @@ class Record:
             # the bench's failure says nothing about the commit, which is measured again
             steps = map(step_of, known["steps"])
             self.steps = [step for step in steps if not step.failed_by_bench]
-        # bisect.json comes after git's state: without it nothing has run yet
+        # bisect.json is written after git's state: without it nothing has run yet
         elif out.exists() and not {p.name for p in out.iterdir()} <= {_REPOSITORY, LOCK}:
             raise ScenarioError(f"{out} is not empty and holds no bisection", reason="run-exists")
 
@@ -195,7 +196,7 @@ class Record:
 
     @property
     def exit_code(self) -> int:
-        """4 if skips hide the answer, else 0."""
+        """4 if skipped commits hide the answer, else 0."""
         return 0 if len(self.found) == 1 else EvidenceError.exit_code
 
     def bisection(self) -> Bisection:
@@ -227,11 +228,12 @@ def _same(out: Path, then: Any, now: dict[str, Any]) -> None:
 
 
 def bisected(question: Question, out: Path, bench: Bench, progress: Progress) -> Record:
-    """Run the bisection to its end, from where it was left; each measurement is in OUT at once.
+    """Run the bisection to its end, from where it was left. Each measurement is saved in `out` at
+    once.
 
-    Raises ScenarioError if OUT holds something else, EvidenceError if the ends cannot be told
-    apart or measured, and BenchError if the bench failed twice in a row for the same reason: with
-    the same arguments it goes on.
+    Raises ScenarioError if `out` holds something else, EvidenceError if the ends do not differ or
+    cannot be measured, and BenchError if the bench failed twice in a row for the same reason. A
+    call with the same arguments resumes the bisection.
     """
     record = Record(out, question)
     search = Search(out / _REPOSITORY, question.commits)
@@ -256,7 +258,7 @@ def bisected(question: Question, out: Path, bench: Bench, progress: Progress) ->
 
 @dataclass(frozen=True)
 class _Loop:
-    """One bisection at work, with the steps that it repeats."""
+    """One running bisection, with the operations that it repeats."""
 
     question: Question
     out: Path
@@ -265,7 +267,9 @@ class _Loop:
     record: Record
 
     def ends(self) -> Ends:
-        """Return the ends, told apart. Measures them unless that has been done."""
+        """Return the measurements of both ends, made now unless they are recorded. The other good
+        commits are measured, too. Raises EvidenceError if the ends do not differ enough, or if a
+        good commit is not good."""
         record, first, bad = self.record, *self._ends()
         if (ends := record.bisection().ends) is None:
             started = time.monotonic()
@@ -363,7 +367,7 @@ class Machines:
         self._run(text, folder)
         run = RunDir.open(folder)
         found = {arm: _found(run, arm, question.metric) for arm in ARMS}
-        judged(run)  # for its report
+        judged(run)  # writes the run's report
         measured = [one for one in found.values() if isinstance(one, Measured)]
         for end, one in zip(("good", "bad"), found.values(), strict=True):
             if isinstance(one, Skipped):
@@ -408,8 +412,8 @@ def _found(run: RunDir, arm: ArmName, metric: Metric) -> Measured | Skipped:
 
 
 def run_bisection(question: Question, out: Path, here: Runner) -> Record:
-    """Run `bisected` on this machine, one process at a time. Both ends are checked, as far as that
-    can be, before anything is built; that raises ScenarioError, too."""
+    """Run `bisected` on this machine, in one process at a time. Before anything is built, both
+    ends are checked as far as possible, which may raise ScenarioError."""
     commits, machines = question.commits, Machines(here)
     question = replace(question, kernel=question.kernel.pinned(here.cache), under=_under(here))
     with no_space_explained(out), only_writer(out):

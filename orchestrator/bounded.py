@@ -34,8 +34,8 @@ usual."""
 LINE_BYTES = 16 << 10
 """Bytes of one console line that are kept."""
 STREAM_LINE_BYTES = 128 << 10
-"""Bytes of one line of an agent that are kept. A console's line as JSON has up to six bytes for
-one."""
+"""Bytes of one line of an agent that are kept. The line quotes a console's line as JSON, in which
+one byte takes up to six."""
 
 _LAST_BYTES = 16 << 10
 _QUOTED_LINES = 100
@@ -44,7 +44,7 @@ _GAP_CHARACTERS = 50
 """Characters for the note of how much is missing."""
 _MESSAGE_CHARACTERS = 20_000
 """Characters of an error's message. It may contain a user's own words, such as a path: there is
-room for two of the greatest length."""
+room for two paths of the greatest length."""
 
 
 class Excerpt:
@@ -120,7 +120,7 @@ def gather(chunks: Iterable[bytes], most: int) -> bytearray:
 
 
 class Lines:
-    """The lines of a stream as they end, each cut at a limit."""
+    """Splitter of a stream into lines, each cut at a limit."""
 
     def __init__(self, most: int = LINE_BYTES) -> None:
         self._most = most

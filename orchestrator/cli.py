@@ -287,7 +287,7 @@ def _out(out: Path | None, name: str) -> Path:
     if folder.exists() and not folder.is_dir():
         raise ScenarioError(f"--out {folder}: is no folder", reason="run-exists")
     there = {path.name for path in folder.iterdir()} if folder.exists() else set()
-    # a run that was begun and got no further has left only the last three
+    # these three are all that a run leaves if it ends right after its start
     if there and not there & _BEGUN and not there <= {"scenario.toml", "repo", LOCK}:
         raise ScenarioError(f"--out {folder}: is not empty and holds no run", reason="run-exists")
     return folder
@@ -916,8 +916,8 @@ def _run() -> int:
         return interrupts.EXIT_CODE
 
     def unexpected() -> int:
-        """Report a bug; after an interrupt report the interrupt, which can break Python's own code
-        where it waits."""
+        """Report a bug. After an interrupt, report the interrupt instead: KeyboardInterrupt within
+        a wait can break Python's own code."""
         if interrupts.is_requested():
             logging.getLogger("barometer").debug("%s", traceback.format_exc())
             return interrupted()

@@ -64,8 +64,8 @@ def run(
     a variable.
 
     If the call is cut short, the program and everything it started are ended. Raises BenchError
-    (`doing` names the purpose) if the program is missing, too slow, exits otherwise or prints more
-    than `limit` bytes on one output.
+    (`doing` names the purpose) if the program is missing, takes more than `timeout` seconds, exits
+    with a code that is not in `accept`, or prints more than `limit` bytes on one output.
     """
     words = [os.fspath(a) for a in argv]
     log.debug("+ %s", shlex.join(words))
@@ -277,8 +277,8 @@ def _missing(program: str, doing: str) -> BenchError:
 
 
 def end_group(process: subprocess.Popen[Any]) -> None:
-    """End a program that leads a session, and what it started. It has a moment to clean up after
-    itself. Processes of another user (sudo's) cannot be ended and are left."""
+    """End a program that leads a session, and what it started. It has `_TERM_SECONDS` to clean up
+    after itself. Processes of another user (sudo's) cannot be ended and are left."""
     for number, seconds in ((signal.SIGTERM, _TERM_SECONDS), (signal.SIGKILL, _KILL_SECONDS)):
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, number)

@@ -32,9 +32,9 @@ def diagnosed(
 ) -> Diagnosis:
     """Diagnose the machine at `address`, else the scenario's metal host, else this machine.
 
-    `probe`: make one small map if a device is free for it. A machine that cannot be reached or
-    examined is a finding. Raises ScenarioError for an address or a configuration that ssh does not
-    take.
+    `probe`: make one small map if a device is free for it. If the machine cannot be reached or
+    examined, that is a finding. Raises ScenarioError if ssh does not accept the address or the
+    configuration.
     """
     host = scenario.host if scenario else None
     if address is None and isinstance(host, MetalHost):
@@ -56,14 +56,14 @@ def diagnosed(
 def preflight(
     scenario: Scenario, cache: Cache, progress: Progress, machine: Commands | None = None
 ) -> None:
-    """Diagnose, before a run, the machine that runs it or is measured. What works but costs
-    something is reported through `progress`. KVM is left to the choice of the accelerator.
+    """Diagnose, before a run, this machine, or the metal host `machine`. Warnings are reported
+    through `progress`. KVM is not examined: the choice of the accelerator does that.
 
     Raises BenchError with everything that is in the way.
     """
     needs = needs_of(scenario)
     raw = _evidence(machine or Here(), scenario, needs, cache, guests=False)
-    # a machine is examined under a lease: the experiment that is there is this one
+    # a metal host is examined under this run's own lease, which "experiment" would report
     all_found = findings(raw, needs)
     found = tuple(f for f in all_found if machine is None or f.name != "experiment")
     for finding in found:

@@ -1,10 +1,10 @@
 """The table of failures: to whom each is charged (the arm, the bench, or undecided), and why.
 The last line of a command that fails is `reason: NAME`, with a name of these tables.
 
-An undecided failure is repeated, in turns of both arms. It is charged to an arm only if it comes
-back in that arm and not in the other: Fisher's exact test, one-sided, over all attempts whatever
-their reasons, has p <= 0.05, and at least one reason occurs twice in that arm. The least that this
-takes is 3 of 3 attempts against 0 of 3 (p = 1/20).
+A trial with an undecided failure is repeated, in turns of both arms. The failure is charged to an
+arm only if it comes back in that arm and not in the other: Fisher's exact test, one-sided, over
+all attempts whatever their reasons, has p <= 0.05, and at least one reason occurs twice in that
+arm. The fewest attempts with that result are 3 failures of 3 against 0 of 3 (p = 1/20).
 
 The test is repeated after every attempt, and for both arms, so 0.05 is not the rate of false
 charges. Simulated (4000 runs for each figure, with the turns below) for arms that fail equally
@@ -12,9 +12,9 @@ often and for one reason: if 1 % of the attempts fail, the candidate is charged 
 fail, in at most 1 % of runs; if 50 % fail, in 1.6 % of runs of one pair, 2.4 % of three pairs and
 5.8 % of twelve. The chance that any arm is charged is twice that.
 
-Attempts that the bench failed do not count there. If the bench fails one arm more often, by the
-same test, a kernel may have caused that: nobody is charged, and the arms are called neither alike
-nor better.
+Attempts that failed because of the bench do not count in this test. If the bench fails in one arm
+more often, by the same test, a kernel may have caused that: nobody is charged, and the verdict is
+neither that the arms are alike nor that one is better.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ from orchestrator.scenario import ARMS, ArmName
 Charge = Literal["arm", "bench", "undecided"]
 _CHARGES: tuple[Charge, ...] = ("arm", "bench", "undecided")
 ATTEMPTS = 3
-"""Attempts after which a failing trial is given up; the fewest of each arm that decide."""
+"""Number of attempts after which a failing trial is given up. Also the fewest attempts of each arm
+that can decide a charge."""
 ALPHA = 0.05
 """Largest p of Fisher's test at which failures are charged to an arm."""
 
@@ -42,8 +43,8 @@ class Fault(NamedTuple):
     emulated: Charge | None = None
     """Charge on an emulated host, if it differs."""
     comes_and_goes: bool = False
-    """True: the failure comes and goes, so a trial that the bench failed in this way is begun
-    again at once."""
+    """True: the failure comes and goes, so if it is charged to the bench, the trial is begun again
+    at once."""
 
 
 _EMULATOR = "an emulator that gets no CPU, or loses an interrupt or a wake-up, looks the same"
@@ -255,8 +256,8 @@ def charge(
 ) -> Charged:
     """Return whom a failure is charged to, and why. `emulated`: the host is emulated;
     `guest_emulated`: the guest is, even if the host is not. `reports`: those of the host's kernel.
-    A panic or oops of that kernel is its arm's if a function of VFIO, of the IOMMU or of a
-    `changed` module was called."""
+    A panic or oops of that kernel is charged to its arm if the call trace has a function of VFIO,
+    of the IOMMU or of a `changed` module."""
     fault = fault_of(reason)
     emulated = emulated or (guest_emulated and reason.startswith("guest-"))
     if reason == "host-panic" and (function := _blamed(reports, changed)) is not None:
@@ -281,7 +282,7 @@ class Attempt:
     charge: Charge = "undecided"
     stage: str = ""
     line: str = ""
-    """Line that a kernel reported then; else the error's own message."""
+    """Line of a kernel's report during the attempt; else the error's own message."""
 
 
 def attempt_json(attempt: Attempt) -> dict[str, str]:
@@ -292,8 +293,8 @@ def attempt_json(attempt: Attempt) -> dict[str, str]:
 
 
 def attempts_from(repeated: object, arm: ArmName) -> tuple[Attempt, ...]:
-    """Return the attempts in a manifest. Older versions recorded the reasons only, all of them the
-    emulator's. Entries of neither form are left out."""
+    """Return the attempts in a manifest, from its `repeated`. Older versions recorded the reasons
+    only, all of them failures of the emulator. Entries of neither form are left out."""
     found: list[Attempt] = []
     for entry in repeated if isinstance(repeated, list) else ():
         if isinstance(entry, str):
@@ -319,14 +320,16 @@ class Count(NamedTuple):
 
 
 def counts(attempts: Iterable[Attempt], arm: ArmName) -> Count:
-    """Count an arm's failed attempts and all its attempts, without those that the bench failed."""
+    """Count an arm's failed attempts and all its attempts, without those that failed because of
+    the bench."""
     of_arm = [a for a in attempts if a.arm == arm and not (a.reason and a.charge == "bench")]
     return Count(sum(bool(a.reason) for a in of_arm), len(of_arm))
 
 
 def bench_counts(attempts: Iterable[Attempt], arm: ArmName) -> Count:
-    """Count an arm's attempts that the bench failed in a way that a kernel may have caused (such a
-    failure comes and goes, or is undecided on real machines), and all its attempts."""
+    """Count an arm's attempts that failed because of the bench in a way that a kernel may have
+    caused (such a failure comes and goes, or is undecided on real machines), and all its
+    attempts."""
     of_arm = [a for a in attempts if a.arm == arm]
     return Count(sum(_is_imputed(a) for a in of_arm), len(of_arm))
 
@@ -349,13 +352,14 @@ def chance(failed: int, of: int, other_failed: int, of_other: int) -> float:
 
 
 def failing_arm(attempts: Sequence[Attempt]) -> ArmName | None:
-    """Return the arm that undecided failures are charged to by now, or None."""
+    """Return the arm that the attempts so far charge with undecided failures, or None."""
     failed = [a for a in attempts if a.reason and a.charge != "bench"]
     return _more_often(failed, {arm: counts(attempts, arm) for arm in ARMS})
 
 
 def arm_the_bench_fails(attempts: Sequence[Attempt]) -> ArmName | None:
-    """Return the arm that the bench fails more often by now, or None. The arm is not charged."""
+    """Return the arm in which the bench has failed more often so far, or None. The arm is not
+    charged."""
     failed = [a for a in attempts if _is_imputed(a)]
     return _more_often(failed, {arm: bench_counts(attempts, arm) for arm in ARMS})
 
@@ -376,8 +380,8 @@ def nothing_works(attempts: Sequence[Attempt]) -> bool:
 
 def next_turn(attempts: Sequence[Attempt], arm: ArmName, *, alone: bool) -> ArmName | None:
     """Return the arm to attempt next after an undecided failure of `arm`. None: more attempts are
-    of no use, because it is decided, or because both arms have failed in each of at least two
-    attempts. `alone`: the other arm is not run."""
+    of no use, because an arm is charged by now, or because both arms have failed in each of at
+    least two attempts. `alone`: the other arm is not run."""
     if alone:
         return arm
     other: ArmName = "candidate" if arm == "baseline" else "baseline"

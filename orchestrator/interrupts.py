@@ -1,9 +1,10 @@
 """SIGINT, SIGTERM and SIGHUP: barometer ends within ten seconds, whatever it is stuck in.
 
-The first signal raises KeyboardInterrupt in the main thread, which ends and puts back everything
-on its way out. A thread makes sure that the main thread gets there: it ends this process's own
-machines at once, so that nobody waits for them; it reports every ten seconds what is still being
-put back on other people's machines; and it ends the process if the main thread does not come out.
+The first signal raises KeyboardInterrupt in the main thread. As the exception leaves each block,
+everything is ended and put back. A second thread makes sure that the main thread comes to its end:
+it ends this process's own machines at once, so that nobody waits for them; it reports every ten
+seconds what is still being put back on other people's machines; and it ends the process if the
+main thread is stuck.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ from typing import NamedTuple, NoReturn
 EXIT_CODE = 130
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _WAY_OUT_SECONDS = 8.0
-"""Seconds that the main thread has to come out, not counting the time in which something is put
-back."""
+"""Seconds that the main thread has to come to its end, not counting the time in which something is
+put back."""
 _SAY_SECONDS = 10.0
 _SAME_SECONDS = 1.0
 """Seconds within which two signals are one Ctrl-C, which a terminal and a wrapper may both pass

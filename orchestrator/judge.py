@@ -115,8 +115,8 @@ def judged_whole(run: RunDir, tester: str | None) -> tuple[Scenario, Comparison,
 
 
 def saved_run(run: RunDir) -> SavedRun:
-    """Read a run's folder. Raises EvidenceError and ScenarioError if it is not a run's; a trial
-    with bad evidence is a result, too."""
+    """Read a run's folder. Raises EvidenceError or ScenarioError if the folder does not hold a
+    run. A trial with bad evidence raises nothing: it is an invalid result."""
     scenario, _ = parse_scenario(run.scenario(), str(run.path / "scenario.toml"), run.path)
     plan = run.plan()
     if scenario.workload == "guest-boot" and plan["guest_kernel"] is None:
@@ -136,8 +136,8 @@ def saved_run(run: RunDir) -> SavedRun:
 
 
 def sampled(run: RunDir, arm: ArmName, metric: Metric) -> Sampled:
-    """Return the values of a metric in one arm, whether or not the other arm has run. Raises as
-    `saved_run`."""
+    """Return the values of a metric in one arm, whether or not the other arm has run. Raises the
+    errors of `saved_run`."""
     saved = saved_run(run)
     return Sampled(
         unit_of(metric, saved.plan["accel"]),
@@ -147,8 +147,9 @@ def sampled(run: RunDir, arm: ArmName, metric: Metric) -> Sampled:
 
 
 def judge_across(folders: Sequence[Path], arm: ArmName, allow: Sequence[str]) -> Judged:
-    """Judge each run but the first against the first. Nothing is saved. The exit code is 1 if that
-    of any is, else the largest. Raises as `saved_run` and `compare_runs`, and ScenarioError."""
+    """Judge each run but the first against the first. Nothing is saved. The exit code is 1 if any
+    comparison has 1, else the largest. Raises ScenarioError if the request is wrong, and the
+    errors of `saved_run` and `compare_runs`."""
     if len(folders) < 2:
         raise ScenarioError("compare needs two runs or more", reason="one-run")
     if len({folder.resolve() for folder in folders}) < len(folders):
@@ -184,7 +185,7 @@ def judge_across(folders: Sequence[Path], arm: ArmName, allow: Sequence[str]) ->
 
 def looks_of(scenario: Scenario) -> Callable[[RunDir, int], bool] | None:
     """Return the stop rule of `trials.until`, called after each block, or None without `until`.
-    The rule decides on the first `pairs` pairs, whatever more an interrupted run left. Each trial
+    The rule decides on the first `pairs` pairs, even if an interrupted run left more. Each trial
     is read once."""
     if scenario.trials.until is None:
         return None

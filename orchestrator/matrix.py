@@ -103,8 +103,8 @@ def run_cells(file: ScenarioFile, cells: Sequence[Cell], out: Path, here: Runner
     """Run every trial of these cells that is not complete yet, cell by cell. Evidence goes below
     `out`.
 
-    Goes on after a cell whose bench failed; stops if that happens twice in a row. Raises
-    ScenarioError if a cell requires what cannot be had, and BenchError if nothing at all ran.
+    Goes on after a cell in which the bench failed; stops if that happens twice in a row. Raises
+    ScenarioError if a cell requires something unavailable, and BenchError if nothing at all ran.
     """
     with no_space_explained(out), only_writer(out):
         with here.progress.stage("kernels of all cells"):
@@ -134,7 +134,7 @@ def run_cells(file: ScenarioFile, cells: Sequence[Cell], out: Path, here: Runner
 
 
 def all_cells_made(cells: Sequence[Cell], out: Path) -> bool:
-    """True if every trial of these cells has been made, as `all_made` says of a run."""
+    """True if every trial of these cells has been made. `all_made` is the same for one run."""
     return all(
         all_made(cell.scenario, out / "cells" / cell.name, looks_of(cell.scenario))
         for cell in cells
@@ -161,8 +161,9 @@ def _kernels(scenario: Scenario) -> dict[str, Any]:
 
 
 def judge_cells(matrix: MatrixDir, tester: str | None = None) -> Judged:
-    """Judge all cells together: a suite for each; the exit code is 1 if any cell's is, else the
-    largest. The result is saved in the run, like each cell's own. `tester` is as for `judge`."""
+    """Judge all cells together, each as a suite. The exit code is 1 if any cell has 1, else the
+    largest. The result is saved in the run, and each cell's own in the cell. `tester` is that of
+    `judge`."""
     found: dict[str, Comparison | None] = {}
     documents: dict[str, dict[str, Any] | None] = {}
     suites: list[Suite] = []

@@ -1,4 +1,5 @@
-"""The order of the trials: pairs in blocks of two, flipped within a block; warm-up and control."""
+"""The order of the trials: blocks of two pairs, the second with the arms in the opposite order;
+warm-up and control."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ from dataclasses import dataclass
 from orchestrator.scenario import ARMS, CONTROL, WARM_UP, ArmName, Pass, Role, Scenario
 
 CONTROL_FROM = 10
-"""Number of pairs from which on a control is worth a trial in each block."""
+"""Fewest pairs with which a control is worth its trial in each block."""
 
 
 @dataclass(frozen=True)
@@ -16,8 +17,8 @@ class PlannedTrial:
     number: int
     """Position in the order of execution, from 1."""
     pair: int
-    """Number of the pair, from 1; 0 for a warm-up. A control has that of the last pair of its
-    block."""
+    """Number of the pair, from 1; 0 for a warm-up. A control has the number of the last pair of
+    its block."""
     arm: Role
     passes: tuple[Pass, ...]
 
@@ -34,12 +35,13 @@ class PlannedTrial:
 def make_plan(scenario: Scenario) -> tuple[PlannedTrial, ...]:
     """Return every trial in order, up to the largest possible number of pairs.
 
-    Drift of the machine falls on both arms alike: a block of two pairs is AB BA or BA AB, which
-    the seed draws. The place of the block's control is drawn, too: before, between or after its
-    pairs. A plan with fewer pairs is the beginning of one with more, except for warm-up and
+    Drift of the machine affects both arms alike: a block of two pairs is AB BA or BA AB, which is
+    drawn with the seed. The place of the block's control is drawn, too: before, between or after
+    its pairs. A plan with fewer pairs is the beginning of one with more, except for warm-up and
     control.
 
-    An exact host carries one guest boot, so there each pass of a guest boot is a trial of its own.
+    An exact host can boot one guest only, so there each pass of a guest boot is a trial of its
+    own.
     """
     trials, passes = scenario.trials, scenario.trace.passes
     apart = scenario.workload == "guest-boot" and scenario.host.exact

@@ -71,9 +71,11 @@ def prepare(
     scenario: Scenario, cache: Cache, progress: Progress, found: tuple[Accel, str] | None = None
 ) -> Prepared:
     """Prepare accelerator, kernels and images. Nothing is booted but the probe of KVM. `found`:
-    how the host ran, if all trials are complete; then only the kernels are prepared.
+    the accelerator of a run whose trials are all complete, and the reason for it; then only the
+    kernels are prepared.
 
-    Raises ScenarioError for what the scenario requires and is unavailable, BenchError otherwise.
+    Raises ScenarioError if something that the scenario requires is unavailable, BenchError
+    otherwise.
     """
     met = None
     if found is not None:
@@ -118,7 +120,7 @@ def prepare(
 
 @contextlib.contextmanager
 def _looked_at(host: MetalHost, progress: Progress) -> Iterator[Shell]:
-    host = host.model_copy(update={"console": None})  # a look needs none
+    host = host.model_copy(update={"console": None})  # a look at the machine needs no console
     with (
         tempfile.TemporaryDirectory(prefix="barometer-look-") as scratch,
         metal.looked_at(host, "barometer run", Path(scratch), progress) as shell,
@@ -139,7 +141,7 @@ def _kernels(scenario: Scenario, cache: Cache, progress: Progress) -> dict[ArmNa
     kernels: dict[ArmName, KernelBundle] = {}
     for arm in ARMS:
         if kernels and scenario.arms[arm].kernel == scenario.arms.baseline.kernel:
-            kernels[arm] = kernels["baseline"]  # the same down to the release
+            kernels[arm] = kernels["baseline"]  # the same, even in its release
         else:
             kernel_stage = progress.stage(f"kernel of the {arm}: {scenario.arms[arm].kernel}")
             with kernel_stage, key_named(f"arms.{arm}.kernel"):

@@ -66,8 +66,9 @@ class Asked:
     """True: ask the guest of a running domain to reboot. False: start a domain that does not
     run."""
     until: float | Literal["agent"] = QUIET_SECONDS
-    """End of the boot: so many seconds without a record of the trace (no map, unmap or zap, no
-    line on a serial port), or "agent": the guest agent connects."""
+    """End of the boot. A number: the boot is over after this many seconds without a new record in
+    the trace (a map, unmap or zap, a line on a serial port). "agent": it is over when the guest
+    agent connects."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ def record(asked: Asked, progress: Progress) -> Recorded:
     """Boot the domain once, traced. It is left running, whatever happens.
 
     Raises ScenarioError for a domain that does not exist, has no PCI device, or runs although no
-    reboot was requested; BenchError for what libvirt, the machine or its kernel refuses.
+    reboot was requested; BenchError if libvirt, the machine or its kernel refuses something.
     """
     with reached(asked.uri, asked.ssh_config) as (shell, connection):
         domain = connection.lookup(asked.domain)
@@ -167,9 +168,9 @@ def reached(
     uri: str | None, ssh_config: Path | None = None
 ) -> Iterator[tuple[Commands, hypervisor.Connection]]:
     """Yield a shell on the host of a libvirt URI, as root, and a connection to its libvirt.
-    `ssh_config`: for ssh -F, also for libvirt's connection.
+    `ssh_config`: file for ssh -F, which libvirt's connection uses, too.
 
-    Raises ScenarioError for any URI but those of the system's QEMU here or over SSH.
+    Raises ScenarioError unless the URI is that of the system's QEMU, here or over SSH.
     """
     with contextlib.ExitStack() as stack:
         connection = None

@@ -1,4 +1,4 @@
-"""The ladder of one trial, and the loop over a plan."""
+"""The stages of one trial, and the loop over the trials of a plan."""
 
 from __future__ import annotations
 
@@ -74,7 +74,8 @@ from orchestrator.scenario import (
 
 log = logging.getLogger("barometer.run")
 Enough = Callable[[RunDir, int], bool]
-"""Stop rule of a run: True if the trials of its first so many pairs are enough."""
+"""Stop rule of a run: gets the run and a number N, and returns True if the trials of the first N
+pairs are enough."""
 
 _SAME_BENCH_FAILURES = 2
 
@@ -94,8 +95,8 @@ class Runner:
 
 @contextlib.contextmanager
 def runner(cache: Cache, progress: Progress, *, keep: bool = False) -> Iterator[Runner]:
-    """Keep this machine ready to run plans while the block runs. What they leave outside their
-    folders is removed at its end."""
+    """Keep this machine ready to run plans while the block runs. Whatever they leave outside their
+    own folders is removed at the end of the block."""
     with (
         bench_state(keep=keep) as state,
         hypervisor.embedded(state.folder / "libvirt", cache.folder("libvirt")) as libvirt,
@@ -142,8 +143,8 @@ def run_plan(
     trials of one arm; such a run is judged as one that is not complete.
 
     Goes on after a failed trial. Stops and returns False if the bench fails twice in a row for the
-    same reason, or if every attempt of both arms has failed. Raises ScenarioError and BenchError
-    for what cannot be prepared.
+    same reason, or if every attempt of both arms has failed. Raises ScenarioError or BenchError if
+    the run cannot be prepared.
     """
     with no_space_explained(out), only_writer(out):
         found = _found(scenario, out, enough, only)
@@ -161,9 +162,9 @@ def run_plan(
 
 
 def all_made(scenario: Scenario, out: Path, enough: Enough | None) -> bool:
-    """True if every trial of the run has been made, even if the bench failed it, and none is to be
-    repeated. An interrupt then takes nothing from the run. Raises EvidenceError if the run cannot
-    be read."""
+    """True if every trial of the run has been made, even if the bench failed it, and no trial is
+    to be repeated. An interrupt then takes nothing from the run. Raises EvidenceError if the run
+    cannot be read."""
 
     def is_made(run: RunDir, planned: PlannedTrial) -> bool:
         return (run.trials_path / planned.name).exists()
@@ -174,8 +175,9 @@ def all_made(scenario: Scenario, out: Path, enough: Enough | None) -> bool:
 def _found(
     scenario: Scenario, out: Path, enough: Enough | None, only: ArmName | None
 ) -> tuple[Accel, str] | None:
-    """Return how the host of a run ran if all trials are complete and none is to be repeated, so
-    that nothing is left to do on it; else None. Raises EvidenceError if the run cannot be read."""
+    """Return the accelerator of a run's host, and the reason for it, if all trials are complete
+    and none is to be repeated, so that nothing is left to do on the host; else None. Raises
+    EvidenceError if the run cannot be read."""
     if not _all(scenario, out, enough, only, _is_complete):
         return None
     plan = RunDir.open(out).plan()
@@ -186,8 +188,8 @@ def _all(
     scenario: Scenario, out: Path, enough: Enough | None, only: ArmName | None,
     done: Callable[[RunDir, PlannedTrial], bool],
 ) -> bool:  # fmt: skip
-    """True if `done` holds for each trial up to the last that is needed, and none is to be
-    repeated."""
+    """True if `done` is true for each trial up to the last that is needed, and if none of these is
+    to be repeated."""
     if not (out / "plan.json").exists():
         return False
     run = RunDir.open(out)
@@ -202,7 +204,7 @@ def _all(
 @contextlib.contextmanager
 def _leased(bench: Bench, met: Met, cache: Cache) -> Iterator[MetalMachine]:
     """Lease the metal host while the block runs, with everything on it that the trials need.
-    Raises like `metal.leased`."""
+    Raises the errors of `metal.leased`."""
     host = bench.scenario.host
     assert isinstance(host, MetalHost)
     config = ["--ssh-config", str(host.ssh_config)] if host.ssh_config else []
@@ -262,7 +264,7 @@ def _is_complete(run: RunDir, planned: PlannedTrial) -> bool:
 
 
 def _run_block(bench: Bench, block: Sequence[PlannedTrial], stop: _BenchWatch) -> bool:
-    """Run some of the trials, like run_trials."""
+    """Run the trials of a block that are not complete. Returns False as `run_trials` does."""
     pending = []
     for planned in block:
         if _is_complete(bench.run, planned):
@@ -353,8 +355,8 @@ def _run_at_once(
 
 
 def run_until_it_counts(bench: Bench, planned: PlannedTrial) -> None:
-    """Call `run_trial`, again if the bench failed in a way that comes and goes. The manifest has
-    every attempt, also those of an interrupted run."""
+    """Call `run_trial`, and call it again if the bench failed in a way that comes and goes. The
+    manifest records every attempt, also those of an interrupted run."""
     final = bench.run.trials_path / planned.name
     for left in reversed(range(ATTEMPTS)):
         before = TrialDir.open(final).attempts() if final.exists() else ()
@@ -373,7 +375,7 @@ def run_until_it_counts(bench: Bench, planned: PlannedTrial) -> None:
 
 def repeat_undecided(bench: Bench, block: Sequence[PlannedTrial]) -> None:
     """Attempt trials with an undecided failure again, in turns of both arms, until they are
-    measured, an arm is charged, or too many attempts are made."""
+    measured, until an arm is charged, or until too many attempts have been made."""
     left = 4 + len(block) // 4
     for planned in block:
         while (
@@ -422,8 +424,8 @@ def _attempt_again(bench: Bench, planned: PlannedTrial) -> None:
 
 
 def _attempt_beside(bench: Bench, failed: PlannedTrial, arm: ArmName) -> None:
-    """Attempt the trial with the other arm, up to the stage at which it failed. Only whether that
-    went well is recorded; its measurements are not used."""
+    """Attempt the trial with the other arm, up to the stage at which the trial failed. It is
+    recorded only whether this attempt failed, and how; its measurements are not used."""
     trial = TrialDir.open(bench.run.trials_path / failed.name)
     beside = replace(failed, arm=arm)
     folder = bench.run.trials_path / f".{failed.name}.beside"
@@ -449,8 +451,9 @@ def run_trial(
     through: str = "",
 ) -> None:
     """Boot a host and run its workload. The trial is complete on disk whatever happens, unless the
-    run itself is interrupted. Raises what ended it early. `repeated`: the attempts before it.
-    `through`: the stage that is its last, if it has one of that name."""
+    run itself is interrupted. Raises the error that ended the trial early. `repeated`: the
+    attempts before this one. `through`: name of the stage after which the trial ends, if it has
+    such a stage."""
     final = final or bench.run.trials_path / planned.name
     partial = TrialWriter.partial_path(final)
     shutil.rmtree(partial, ignore_errors=True)  # what an interrupted run left of this trial
@@ -541,7 +544,7 @@ def _climb_stages(bench: Bench, planned: PlannedTrial, trial: TrialWriter) -> No
             maps(host, devices[0], scenario, planned.passes, trial=trial, progress=progress)
         host.check()
         if scenario.arms[planned.boots].is_set:
-            with trial.stage("settings-again"):  # nothing has changed them meanwhile
+            with trial.stage("settings-again"):  # proves that nothing has changed them meanwhile
                 _proven(bench, planned.boots, host)
 
 
@@ -549,7 +552,7 @@ def _climb_stages(bench: Bench, planned: PlannedTrial, trial: TrialWriter) -> No
 def _booted(
     bench: Bench, arm: ArmName, trial: TrialWriter, *, with_libvirt: bool
 ) -> Iterator[Host]:
-    """Keep the host booted under the kernel of an arm, proven, while the block runs."""
+    """Keep the host booted under an arm's kernel, which is proven to run, while the block runs."""
     scenario, prepared, words = bench.scenario, bench.prepared, bench.scenario.arms[arm].words
     if bench.machine is not None:
         with bench.machine.booted(arm, words, trial) as host:

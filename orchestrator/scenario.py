@@ -418,8 +418,8 @@ class NestedHost(_Model):
     """Words appended to the host's kernel command line in both arms."""
     settle: Annotated[int, Field(ge=0, le=3600)] = 300
     """Seconds of the host's own clock that an exact host idles before anything is measured, so
-    that the rest of its boot does not share the only CPU. They cost almost no real time. Other
-    hosts do not wait."""
+    that late work of its boot does not share the only CPU with the measurement. They cost almost
+    no real time. Other hosts do not wait."""
     fresh_boots: bool = True
     """true: the host boots anew for each trial. false: consecutive trials of one arm share a boot,
     as on a metal host; this is faster, but the reported p is too low. Guest boots with accel exact
@@ -497,10 +497,10 @@ class MetalHost(_Model):
     """Seconds to wait while another runner holds the machine's lease."""
     lease: Annotated[int, Field(ge=30, le=3600)] = 60
     """Seconds without a sign of the runner after which another runner may use the machine. After
-    as many again the machine restarts into its own kernel."""
+    as many seconds again, the machine restarts into its own kernel."""
     console: Command | None = None
     """Command on this machine whose output is the host's serial console, for example "ipmitool -H
-    bmc sol activate". With it, a failed boot has last words."""
+    bmc sol activate". With it, a failed boot is reported with the last lines of the console."""
     power_cycle: Command | None = None
     """Command on this machine that turns the host off and on, as the last resort."""
     fresh_boots: bool = False
@@ -788,7 +788,7 @@ class Until(_Model):
     precision: Percent = 0.02
     """Half the width of the 95 % interval of every metric that decides, as a share of the baseline
     (or of the candidate if that costs more). The run goes on, block by block, until every interval
-    is that narrow and every verdict clear."""
+    is that narrow and every verdict is clear."""
     max_pairs: Annotated[int, Field(ge=2, le=1000, multiple_of=2)] = 30
     """Most pairs of trials. A block is two pairs, so the number is even."""
 
@@ -796,8 +796,8 @@ class Until(_Model):
 class Trials(_Model):
     pairs: Annotated[int, Field(ge=1, le=10_000)] = 1
     """Number of pairs. A pair is two trials, one host boot of each arm. Two pairs are a block, and
-    the second has the arms in the opposite order. A verdict on less than a factor of two in a time
-    needs 10 pairs; two metrics with expectations need 11, four need 12."""
+    the second has the arms in the opposite order. A verdict on a time that changes by less than a
+    factor of two needs 10 pairs; with two expected metrics it needs 11, with four 12."""
     until: Until | None = None
     """Rule that ends the run, in place of `pairs`: as many pairs as needed, an even number."""
     seed: Annotated[int, Field(ge=0)] = 0
@@ -808,7 +808,8 @@ class Trials(_Model):
     numbers are not used. auto: if there are several pairs and accel is not exact."""
     control: bool | Literal["auto"] = "auto"
     """A trial of the baseline's kernel in each block besides its pairs, to compare the bench with
-    itself. A metric that differs between the two has no verdict. auto: from 10 pairs on."""
+    itself. A metric that differs between baseline and control has no verdict. auto: from 10 pairs
+    on."""
 
     @model_validator(mode="after")
     def _one_of(self) -> Trials:
@@ -898,7 +899,7 @@ class Scenario(_Model):
 
     @property
     def nested(self) -> NestedHost:
-        """The host of a scenario that has no metal one."""
+        """The nested host, for a scenario without a metal host."""
         assert isinstance(self.host, NestedHost)
         return self.host
 
@@ -1249,7 +1250,7 @@ def is_config_line(text: str) -> bool:
 
 
 _HAVE_KINDS = ("kernel", "host", "device")
-"""Keys whose tables have several forms."""
+"""Keys whose tables have several forms: pydantic adds the form to an error's location."""
 
 
 def _explain(source: str, error: ValidationError) -> list[str]:
@@ -1259,7 +1260,7 @@ def _explain(source: str, error: ValidationError) -> list[str]:
     for item in error.errors():
         if item["type"] == "too_short" and item["loc"] in wrong_inside:
             continue  # the list is empty only because its elements are wrong
-        loc = item["loc"]  # behind a kernel, host or device, the location has its kind
+        loc = item["loc"]  # after a kernel, host or device, the location names its form
         where = tuple(p for i, p in enumerate(loc) if not i or loc[i - 1] not in _HAVE_KINDS)
         key = ".".join(map(str, where))
         message = item["msg"].removeprefix("Value error, ")
@@ -1294,7 +1295,8 @@ def _explain(source: str, error: ValidationError) -> list[str]:
 
 
 def nearest_name(wrong: str, candidates: Sequence[str], every: Sequence[str] = ()) -> str:
-    """Return `; did you mean "X"?`, or the whole list (if there is one) if nothing is near."""
+    """Return `; did you mean "X"?`. If no candidate is near, return the list `every`, or "" if
+    that is empty."""
     if near := difflib.get_close_matches(wrong, candidates, 1, 0.5):
         return f'; did you mean "{near[0]}"?'
     return f"; valid: {', '.join(every)}" if every else ""

@@ -1,5 +1,5 @@
-"""The text of a scenario file that asks the same as the few options of `barometer ab` or
-`barometer bisect`. Pure: nothing is probed, fetched or written."""
+"""Build the text of a scenario file from the options of `barometer ab` or `barometer bisect`.
+Pure: nothing is probed, fetched or written."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ AccelName = Literal["auto", "kvm", "tcg", "exact"]
 GUEST_KERNEL = "deb:linux-image-cloud-amd64@trixie"
 """Kernel that boots in a guest unless another is requested."""
 PAIRS = 12
-"""Pairs for times: two verdicts on less than a factor of two take that many. Exact counts take
-one."""
+"""Pairs for times: enough for verdicts on two metrics that change by less than a factor of two.
+Exact counts need one pair."""
 _HALVES = ("bar_map_seconds", "bar_unmap_seconds")
 _PASSES: dict[Workload, tuple[Pass, ...]] = {
     "map": ("plain", "counts"),
@@ -79,7 +79,7 @@ def arms_of(
     """Return the two kernels. A series goes on top of the candidate, or of the base if there is no
     candidate; `config` applies to every kernel that is built. Relative paths start at `folder`.
 
-    Raises ScenarioError if nothing differs, and for what a kernel does not take.
+    Raises ScenarioError if nothing differs, or if a kernel cannot have the series or `config`.
     """
     if candidate is None and not series and not knobs:
         raise ScenarioError(
@@ -156,10 +156,11 @@ def ab_text(
 def bisect_text(
     setting: Setting, metric: Metric, end: Kernel, overrides: Sequence[str] = ()
 ) -> str:
-    """Return the scenario file from which `commit_text` makes those of a bisection. It has only
-    the pass that `metric` needs. `end` stands for the kernels of both arms.
+    """Return the scenario file from which `commit_text` makes the files of a bisection's steps. It
+    has only the pass that `metric` needs. `end` stands for the kernels of both arms.
 
-    Raises ScenarioError if the metric is not measured, and for an override of what is made anew.
+    Raises ScenarioError if the metric is not measured, or if an override sets a key that is set
+    for each commit.
     """
     for override in overrides:
         room = parse_override(override)[0][0]
@@ -195,7 +196,7 @@ def not_measured(metric: Metric, measured: Sequence[Metric], by: str) -> Scenari
 
 def commit_text(template: str, name: str, good: Kernel, other: Kernel, trials: int) -> str:
     """Return the scenario file of a bisection's step, or of its ends: `other` against the good
-    kernel, with a number of trials each, and nothing else."""
+    kernel, with `trials` trials of each, and without warm-up, control and expectations."""
     document = tomlkit.parse(template)
     document["name"] = name
     document["arms"] = _arms(good, other, Knobs())
@@ -205,11 +206,11 @@ def commit_text(template: str, name: str, good: Kernel, other: Kernel, trials: i
 
 
 def template_of(scenario: Scenario, text: str, accel: AccelName | None, metric: Metric) -> str:
-    """Return a scenario file as the template of a bisection's measurements: with that accelerator
-    (None: a metal host's) and absolute paths.
+    """Return a scenario file as the template of a bisection's measurements: with the accelerator
+    `accel` (None for a metal host) and absolute paths.
 
-    Raises ScenarioError if it does not measure `metric`, and if an arm has settings: the arms of a
-    bisection are commits only.
+    Raises ScenarioError if the scenario does not measure `metric`, or if an arm has settings: the
+    arms of a bisection are commits only.
     """
     if metric not in scenario.metrics():
         raise not_measured(metric, scenario.metrics(), f"by {scenario.name} and its passes")
@@ -241,7 +242,7 @@ def _document(name: str, setting: Setting, origin: str) -> tomlkit.TOMLDocument:
     if setting.workload == "map":
         points: dict[str, Any] = {"sizes": ["full"], "state": ["cold", "warm"]}
         if setting.accel == "exact":
-            points["repeats"] = 2  # they are the same number
+            points["repeats"] = 2  # exact repeats all give the same number
         document["map"] = _table(**points)
     elif setting.guest is not None:
         document["guest"] = _table(kernel=kernel_toml(setting.guest))
@@ -283,7 +284,7 @@ def _table(**values: Any) -> Any:
 
 
 def _word(base: Kernel, candidate: Kernel, knobs: Knobs) -> str:
-    """Return what differs, as a word that is safe as the name of a folder."""
+    """Return a word for the difference of the arms, which is safe as the name of a folder."""
     if series := getattr(candidate, "series", ()):
         word = Path(series[-1]).name
     elif candidate != base:

@@ -45,7 +45,8 @@ _TOP_OF_A_KERNEL = ("Kbuild", "Kconfig", "MAINTAINERS")
 def parse_kernel(
     text: str, option: str, *, base: Kernel | None = None, folder: Path = Path()
 ) -> Kernel:
-    """Return the kernel that `option` names. Its paths are absolute, start at `folder`, and exist.
+    """Return the kernel that `text`, the value of `option`, spells. Relative paths start at
+    `folder`; the kernel's paths are absolute, and exist.
 
     `base`: the kernel that a module: kernel goes on top of. Raises ScenarioError, and nothing
     else.
@@ -73,8 +74,8 @@ def parse_kernel(
 
 
 def with_series(kernel: Kernel, series: tuple[str, ...], option: str) -> Kernel:
-    """Return the kernel with these patches on top. Raises ScenarioError for a kernel that takes
-    none."""
+    """Return the kernel with these patches on top. Raises ScenarioError for a kernel that cannot
+    be patched."""
     if isinstance(kernel, DirKernel):
         raise ScenarioError(
             f"{option}: {kernel} is built already and takes no patches",

@@ -12,7 +12,7 @@ from orchestrator.errors import BenchError
 Emulator = Literal["kvm", "tcg", "exact"]
 """Accelerator of a nested host."""
 Accel = Literal[Emulator, "none"]
-"""Accelerator that any host runs under; `none`: it is a real machine."""
+"""Accelerator of any host; `none` for a real machine."""
 _SECONDS = 10
 _EXIT_CODE, _TIMEOUT, _NO_PROGRAM = 33, 124, 127  # 124 is timeout(1)'s, 127 sh(1)'s
 # The tiny guest's boot sector writes 0x10 to QEMU's isa-debug-exit port: exit code 0x10 * 2 + 1.
@@ -53,7 +53,7 @@ def chosen_accel(requested: Literal["auto", "kvm", "tcg", "exact"]) -> tuple[Emu
 
 def kvm_problem(machine: Commands, within: float = _SECONDS) -> str | None:
     """Return what keeps KVM from running a guest on `machine`, or None. Leaves nothing there.
-    `within` and TimeoutError as in `boot_problem`."""
+    `within` and TimeoutError are those of `boot_problem`."""
     flags = machine.run("grep -m1 '^flags' /proc/cpuinfo", check=False).stdout.split()
     if not {"vmx", "svm"} & set(flags):
         return "the CPU shows neither vmx nor svm"
@@ -65,9 +65,9 @@ def kvm_problem(machine: Commands, within: float = _SECONDS) -> str | None:
 def boot_problem(accel: str, machine: Commands, within: float = _SECONDS) -> str | None:
     """Boot a tiny guest under `accel`. Return what went wrong, or None if the guest ran.
 
-    A /dev/kvm can exist, open and create a machine, and still run nothing: QEMU stays alive and
-    silent. So the guest has to give a sign of life. Raises TimeoutError if there is none within
-    `within` seconds: the guest may just be slow.
+    A /dev/kvm may be there, may be opened and may create a VM, and still run nothing: QEMU stays
+    alive and silent. So the guest has to give a sign of life. Raises TimeoutError if there is none
+    within `within` seconds: the guest may just be slow.
     """
     script = _BOOT.format(accel=shlex.quote(accel), seconds=f"{within:g}")
     done = machine.run(script, check=False, timeout=within + 30, doing="booting a tiny guest")

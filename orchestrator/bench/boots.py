@@ -1,4 +1,5 @@
-"""Boots of a metal host into another kernel and back: the keeper makes them, SSH proves them."""
+"""Boot a metal host into another kernel and back. The keeper on the machine starts each boot; what
+answers over SSH afterwards proves which kernel runs."""
 
 from __future__ import annotations
 
@@ -77,10 +78,10 @@ class Boots:
         return running_on(self.link.shell())
 
     def reach(self, *, power_cycle: bool = False) -> Running:
-        """Wait until the machine answers, as it may be booting. Return the kernel that runs.
+        """Wait until the machine, which may be booting, answers. Return the kernel that runs.
 
         Its power is cycled only with `power_cycle`: a machine that cannot be reached may be in use
-        by somebody else. Raises as `into`.
+        by somebody else. Raises the errors of `into`.
         """
         return self._back("", power_cycle=power_cycle)
 
@@ -106,9 +107,9 @@ class Boots:
         return self._back(left, power_cycle=True)
 
     def confirm(self) -> None:
-        """Tell the keeper that the machine was reached after it booted a kernel under test,
+        """Tell the keeper that the machine was reached after the boot of a kernel under test,
         whether that kernel runs or the machine's own. The lease gets its usual length again, and
-        the watchdog is stopped. Ask for a kernel's last words before this."""
+        the watchdog is stopped. Call Keeper.last_words before this."""
         for note in self.keeper.confirm():
             self.progress.note(f"host: {note}")
 
@@ -149,9 +150,9 @@ class Boots:
 
     def go_home(self) -> None:
         """Boot the kernel that the machine ran before the run: by kexec if kernels under test are
-        booted so; otherwise, or if kexec fails, by a restart. If that boots another kernel,
-        because the default has changed, boot the original once. Raises BenchError if it does not
-        come back."""
+        booted so; otherwise, or if kexec fails, by a restart. If the restart boots another kernel,
+        because the default has changed, boot the original by a one-shot boot. Raises BenchError if
+        the original does not run in the end."""
         running = self.reach()
         own = self.keeper.status()["original"]
         if own is None:
@@ -231,8 +232,8 @@ class Boots:
 
     def _bring_home(self, keep_kernel: bool) -> BenchError | None:
         """Boot the machine's own kernel. Return the error if another kernel of the machine's runs
-        instead. Raises BenchError if the running kernel is unknown or barometer's: that one needs
-        what was changed for it."""
+        instead. Raises BenchError if the running kernel is unknown or one that barometer booted:
+        the latter still needs the changes that were made for it."""
         try:
             if not keep_kernel:
                 self.go_home()
@@ -245,8 +246,9 @@ class Boots:
         return None
 
     def _settled(self) -> bool | None:
-        """Put back the changes that a boot would void, and wait for a boot that is under way.
-        True when both are done; None if the machine went down meanwhile. Raises as `into`."""
+        """Put back the changes that the next boot would void, and wait for a boot that is under
+        way. Return True when both are done, None if the machine went down meanwhile. Raises the
+        errors of `into`."""
         self.reach()
         try:
             left = self.running().boot_id
@@ -262,7 +264,8 @@ class Boots:
         return True
 
     def said_bytes(self) -> int:
-        """Begin a boot on the console. Return the bytes that are older; 0 without a console."""
+        """Begin a boot on the console. Return the number of bytes of earlier output; 0 if no
+        command provides a console."""
         return 0 if self.console is None else self.console.begin()
 
     def said(self, start: int) -> str:

@@ -1,8 +1,8 @@
 """Calls into a library that may never return, each on a daemon thread.
 
-libvirt and paramiko wait where no deadline and no signal reaches them. Here the caller waits
-instead, with one deadline for the whole call. The handler of a signal, which Python runs in the
-main thread, never runs in the middle of the library's code.
+A wait within libvirt or paramiko has no deadline, and no signal interrupts it. Here the caller
+waits instead, with one deadline for the whole call. The handler of a signal, which Python runs in
+the main thread, never runs in the middle of the library's code.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ T = TypeVar("T")
 
 
 class _Worker:
-    """A thread that makes one call after another. A thread for each call could lose an interrupt:
-    Python forgets an ended thread in a callback of the garbage collector, and an exception that
-    is raised there is dropped."""
+    """A thread that makes one call after another. With a thread for each call, KeyboardInterrupt
+    could get lost: Python forgets an ended thread in a callback of the garbage collector, and
+    drops an exception that is raised in such a callback."""
 
     def __init__(self) -> None:
         self._calls: SimpleQueue[Callable[[], None]] = SimpleQueue()
@@ -78,8 +78,9 @@ class Call(Generic[T]):
                 self._ended.set()
 
     def result(self, within: float) -> T:
-        """Return or raise what the call does. Raises TimeoutError if that takes longer than
-        `within` seconds; then, as after an interrupt, the call goes on without its caller."""
+        """Return the function's value, or raise its exception. Raises TimeoutError if the function
+        takes longer than `within` seconds; then, as after an interrupt, it goes on without its
+        caller."""
         try:
             _worker().make(self._work)
             if not self._running.acquire(timeout=within):
@@ -109,5 +110,6 @@ class Call(Generic[T]):
 
 
 def in_time(function: Callable[[], T], within: float) -> T:
-    """Return or raise what `function` does; raise TimeoutError after `within` seconds."""
+    """Return the value of `function`, or raise its exception. Raises TimeoutError after `within`
+    seconds."""
     return Call(function).result(within)

@@ -23,11 +23,11 @@ class Changes(Protocol):
         """Announce a domain with that UUID."""
 
     def files(self, *paths: str) -> None:
-        """Announce new files, which have to be gone in the end."""
+        """Announce new files, which have to be removed in the end."""
 
 
 class Unrecorded:
-    """Changes of a host that is gone, with all of them, when the trial ends."""
+    """Changes of a host that ends with the trial. They end with it, so they are not recorded."""
 
     def __init__(self, shell: Shell) -> None:
         self._shell = shell

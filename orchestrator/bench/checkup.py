@@ -23,8 +23,8 @@ from orchestrator.scenario import GIB, HostDevice
 
 _SECONDS = 60
 _GUEST_SECONDS = 4.0
-"""Seconds for the tiny guest that shows whether KVM works. It needs about one, and the doctor has
-few to spare. A machine that is itself emulated may need more."""
+"""Seconds for the tiny guest that shows whether KVM works. It needs about one second, and the
+doctor should not take many. A machine that is itself emulated may need more."""
 _NOT_FOUND = 127
 
 

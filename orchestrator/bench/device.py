@@ -50,8 +50,8 @@ def parse_devices(text: str) -> dict[str, tuple[str, str, list[Resource]]]:
 def bound_devices(host: Host, spec: Device) -> Iterator[tuple[BoundDevice, ...]]:
     """Keep the devices bound to vfio-pci while the block runs; restore them after it.
 
-    Raises ArmFailedError if the proven kernel did not place a BAR or its vfio-pci does not take a
-    device, BenchError if a device is missing.
+    Raises ArmFailedError if the proven kernel did not place a BAR (assign an address to it) or if
+    its vfio-pci does not bind a device, and BenchError if a device is missing.
     """
     listed = host.shell.run(LIST_DEVICES, doing="listing PCI devices").stdout
     with has_form("the host's list of PCI devices", listed):
@@ -91,8 +91,8 @@ def _bound(host: Host, device: BoundDevice) -> Iterator[None]:
 def find_devices(
     devices: dict[str, tuple[str, str, list[Resource]]], spec: Device
 ) -> tuple[BoundDevice, ...]:
-    """Return the devices of the scenario's kind, in the order of their addresses. Raises as
-    `bound_devices`."""
+    """Return the devices of the scenario's kind, in the order of their addresses. Raises the
+    errors of `bound_devices`."""
     found = [(a, r) for a, (v, d, r) in sorted(devices.items()) if (v, d) == _IDS[spec.kind]]
     if len(found) != spec.count:
         raise BenchError(
@@ -105,8 +105,8 @@ def find_devices(
 
 
 def with_bar(address: str, resources: list[Resource], bar: int, hint: str) -> BoundDevice:
-    """Return the function with its BAR of `bar` bytes. Raises ArmFailedError with `hint` if the
-    kernel under test did not place one."""
+    """Return the PCI function at `address` with its BAR of `bar` bytes. Raises ArmFailedError with
+    `hint` if the kernel under test did not place such a BAR."""
     for index, resource in enumerate(resources[:6]):
         if resource.size == bar:
             if not resource.placed:

@@ -13,8 +13,8 @@ from orchestrator.bench.waiting import repeatedly
 from orchestrator.bounded import CONSOLE_BYTES, Excerpt
 
 _EVERY_SECONDS = 0.05
-"""Time between two checks. A program that writes a line at a time writes 200 MB/s at most, so that
-10 MB may be over the limit."""
+"""Time between two checks. A program that writes a line at a time writes 200 MB/s at most, so a
+file may exceed its limit by 10 MB."""
 
 _REST_BYTES = 128 << 10
 
@@ -47,7 +47,7 @@ class LimitedFile:
 
     def write(self, chunk: bytes) -> None:
         with self._lock:
-            if self._room >= 0:  # one chunk too many, so that a reader sees the flood
+            if self._room >= 0:  # one chunk beyond the limit, so that a reader sees the flood
                 self._file.write(chunk)
                 self._room -= len(chunk)
             else:

@@ -30,8 +30,9 @@ from orchestrator.progress import Progress
 from orchestrator.scenario import Guest, Scenario, parse_size
 
 _CRAWL, _SPEED_SECONDS = 0.1, 3.0
-"""An exact host crawls if its clock advances less than this in a second of the runner's, measured
-for so many seconds. A host that works has 0.7 s or more."""
+"""An exact host crawls if its clock advances by less than `_CRAWL` seconds in a second of the
+runner's clock. This is measured over `_SPEED_SECONDS`. The clock of a host that works advances by
+0.7 s or more."""
 _INITRAMFS, _KEYS = "/run/barometer/guest.initramfs", "/run/barometer/guest.keys"
 GUEST_SERIAL = "guest"
 """Serial of the host's disk that a guest boots from."""
@@ -66,10 +67,11 @@ def boot_guest(
     trial: TrialWriter,
     progress: Progress,
 ) -> None:
-    """Boot the guest, SSH into it, read its own timing, shut it down. Evidence in guest-INDEX/.
+    """Boot the guest, SSH into it, read its own timing, shut it down. The evidence goes into
+    guest-INDEX/.
 
     Raises ArmFailedError if the guest panics, hangs, ends or cannot be reached: the host's kernel
-    is proven by then.
+    is proven by then, so it may be the cause.
     """
     guest = scenario.guest
     assert guest is not None  # scenarios with guest boots must have one
@@ -123,9 +125,9 @@ def boot_guest(
 
 @contextmanager
 def _crawling_is_the_benchs(host: Host) -> Iterator[None]:
-    """Raise BenchError in place of ArmFailedError if an exact host crawls: no kernel is to blame.
-    Under QEMU's instruction counter about one guest boot in four stalls: the host's clock advanced
-    by 2 s in two minutes."""
+    """Raise BenchError in place of the block's ArmFailedError if an exact host crawls: no kernel
+    is to blame. Under QEMU's instruction counter about one guest boot in four stalls: the host's
+    clock advanced by 2 s in two minutes."""
     try:
         yield
     except ArmFailedError as exc:
@@ -139,8 +141,8 @@ def _crawling_is_the_benchs(host: Host) -> Iterator[None]:
 
 
 def _speed(host: Host) -> float:
-    """Measure how far the host's clock advances in a second of the runner's; 0 if the host does
-    not answer."""
+    """Measure how many seconds the host's clock advances in a second of the runner's clock. Return
+    0 if the host does not answer."""
     try:
         started, before = time.monotonic(), _uptime(host)
         time.sleep(_SPEED_SECONDS)
@@ -154,8 +156,9 @@ def _uptime(host: Host) -> float:
 
 
 def _pinned(host: Host, guest: Guest) -> tuple[int, ...]:
-    """Return the host's CPU for each of the guest's on an emulated host; empty on a real one,
-    whose guests are not pinned. CPU 0 is left to the agents that watch, if there is another.
+    """Return the host's CPU that each CPU of the guest is pinned to; empty unless the host is
+    emulated and its guests run under its KVM: other guests are not pinned. CPU 0 is left to the
+    agents that watch, if the host has another CPU.
 
     QEMU's emulation of SVM loses track of a guest whose CPU moves between the host's: without
     pinning, one guest in four (from a host's second guest on) triple-faulted or spun on one nested
@@ -213,9 +216,9 @@ def _save_qemu_log(host: Host, name: str, folder: Path) -> None:
 
 @contextmanager
 def _reserved(host: Host, guest: Guest) -> Iterator[None]:
-    """Set aside huge pages for the guest's memory while the block runs, as far as free ones do
-    not suffice: host.cmdline may have set some aside. Raises ArmFailedError if the host cannot
-    find enough: its kernel is proven."""
+    """Reserve huge pages for the guest's memory while the block runs, if the free ones do not
+    suffice (host.cmdline may have reserved some). Raises ArmFailedError if the host cannot find
+    enough: its kernel is proven by then."""
     if not guest.backing.startswith("hugetlb-"):
         yield
         return

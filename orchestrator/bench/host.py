@@ -24,8 +24,8 @@ RUN_AGAIN = "run it again with the same --out: trials that the bench failed are 
 """Hint for a failure of the emulator."""
 
 _DYING_SECONDS = 10.0
-"""Longest time from the loss of a VM's connections to its end: a QEMU that aborts may write its
-core first."""
+"""Longest time from the loss of the connections to a VM to the VM's end: a QEMU that aborts may
+write its core dump first."""
 
 
 @dataclass(frozen=True)
@@ -48,10 +48,12 @@ class Host:
     """True while the machine runs in this boot. Raises BenchError if that is unknown because the
     machine does not answer any more."""
     crash: Callable[[], str]
-    """Last output of the QEMU that the machine ran in, if that crashed; else empty."""
+    """Returns the last output of the QEMU that the machine ran in if that QEMU has crashed, else
+    an empty string."""
     libvirt: Callable[[], AbstractContextManager[Connection]]
     monitor: Callable[[str], str]
-    """Sends a command to the human monitor of the QEMU that the host runs in, for its answer."""
+    """Sends a command to the human monitor of the QEMU that the host runs in, and returns the
+    answer."""
     scratch: Path
     """A private folder on the runner, which is gone with the run."""
     change: Changes
@@ -65,13 +67,13 @@ class Host:
 
     @property
     def slow(self) -> bool:
-        """True if guests are emulated, at one level or the other: deadlines are longer."""
+        """True if the host or its guests are emulated: deadlines are longer."""
         return self.emulated or not self.kvm
 
     def undo(self, command: list[str] | str) -> None:
         """Put something back by `command`, if the host still answers.
 
-        Never raises: if the host does not answer, an error in flight says so already.
+        Never raises: if the host does not answer, an error in flight reports that already.
         """
         if self.shell.alive():
             with contextlib.suppress(BarometerError):
@@ -125,7 +127,8 @@ def qemu_crashed(words: str) -> BenchError:
 
 
 def evidence(report: KernelReport, console: Console) -> str:
-    """Return the end of a console, after the kernel's report if the end does not have that."""
+    """Return the end of a console, with the kernel's report before it if the report is not in
+    it."""
     end = console.tail()
     return end if report.line in end.splitlines() else f"{report.line}\n{end}"
 
@@ -136,9 +139,9 @@ def panic_reason(report: KernelReport) -> str:
 
 @contextlib.contextmanager
 def explained_by_the_host(host: Host) -> Iterator[None]:
-    """If the block fails, raise what happened to the host instead of its consequence: the host's
-    kernel has oopsed or hangs, its machine is gone, or an emulated host stalled and the block's
-    failure is undecided (see faults.py)."""
+    """If the block fails because of the host, raise an error that names what happened to the host:
+    its kernel has oopsed or hangs, its machine is gone, or an emulated host stalled and the
+    block's failure is undecided (see faults.py). Else the block's own error is raised."""
     before = len(host.kernel.reports())
     try:
         yield

@@ -39,20 +39,22 @@ _QEMU_CONF_ROOT = (
 )
 _ALIVE_SECONDS, _ALIVE_TRIES = 10, 6
 """Seconds between keepalive messages, and how many may go unanswered: a libvirt that is silent for
-70 s is gone. One that is emulated is slow."""
+70 s is gone. The limit is high because a libvirt on an emulated host is slow."""
 _OPEN_SECONDS = 60.0
 _MONITOR_SECONDS = 60.0
 """Deadline of QEMU's monitor, which answers only between operations that stop the machine."""
 _LOST_SECONDS = 1.0
-"""Deadline of an end on a machine that does not answer: that machine is ended next."""
+"""Deadline for the end of a domain on a machine that does not answer: that machine itself is ended
+next."""
 _SETTLE_SECONDS = 5.0
-"""An interrupt waits so long for a start that is nearly done, so that the new domain is ended."""
+"""Seconds that an interrupt waits for the start of a domain that is nearly done, so that the new
+domain is ended."""
 _loop_lock = threading.Lock()
 _loop_started = False
 
 Happening = Literal["agent", "reset"]
 """`agent`: the guest's agent has connected. `reset`: QEMU has reset the machine (it resets the
-devices before it says so)."""
+devices before it reports this)."""
 Happened = Set[Happening]
 
 
@@ -89,9 +91,9 @@ class Deadlines:
 
     call: float = 30.0
     start: float = 300.0
-    """Until a domain runs; libvirt examines its QEMU first, which is slow on an emulated host."""
+    """Start of a domain; libvirt examines its QEMU first, which is slow on an emulated host."""
     end: float = 10.0
-    """Until a domain is gone, or the connection closed."""
+    """End of a domain, or of the connection."""
     hurried: float = 60.0
     """Upper limit of `end` after an interrupt."""
 
@@ -128,7 +130,7 @@ class Connection:
         """UUIDs of the domains that were started here and have not been ended."""
         self._domains: list[Domain] = []
         self.stopped = threading.Event()
-        """Set by `stop`: what fails now, fails because of that."""
+        """Set by `stop`. A failure after that is a consequence of it."""
         self._dropped = threading.Event()
 
     def call(
@@ -139,9 +141,9 @@ class Connection:
         undo: Callable[[T], object] = lambda _value: None,
         settle: float = 0.0,
     ) -> T:
-        """Return or raise what libvirt's `function` does. Raises BenchError (`libvirt-silent`)
-        past the deadline, and at once in every later call. `undo` as in `Call`; an interrupt
-        waits `settle` seconds for it."""
+        """Return the value of libvirt's `function`, or raise its exception. Raises BenchError
+        (`libvirt-silent`) past the deadline, and at once in every later call. `undo` is that of
+        `Call`. An interrupt waits up to `settle` seconds for the end of the call and its undo."""
         if self._dropped.is_set():
             raise self._silent("was given up before")
         within = self.deadlines.call if within is None else within
@@ -167,9 +169,9 @@ class Connection:
         self._hang_up()
 
     def stop(self) -> None:
-        """End every domain that was started here and start no other: whoever waits for one sees
-        it gone. An interrupt calls this, from any thread, so QEMUs of this machine are ended
-        without libvirt."""
+        """End every domain that was started here and start no other: whoever waits for a domain
+        sees it gone. An interrupt calls this from any thread, so QEMUs that are processes of this
+        machine are ended without libvirt."""
         self.stopped.set()
         if self._end_machines is not None:
             self._end_machines([*self._uuids])
@@ -187,7 +189,7 @@ class Connection:
             self.call(self._raw.close, within=self._ending())
 
     def _ending(self) -> float:
-        """Seconds that an end is waited for now."""
+        """Return the seconds to wait for the end of a domain or of the connection."""
         return _LOST_SECONDS if self._is_lost() else self.deadlines.ending
 
     def version(self) -> dict[str, str]:
@@ -219,12 +221,12 @@ class Connection:
     def keep_alive(self) -> None:
         """Have libvirt send keepalive messages. After too many without an answer, whatever waits
         for the connection fails."""
-        with contextlib.suppress(libvirt.libvirtError):  # one in this process has no keepalive
+        with contextlib.suppress(libvirt.libvirtError):  # the embedded driver has no keepalive
             self.call(self._raw.setKeepAlive, _ALIVE_SECONDS, _ALIVE_TRIES)
 
     def lookup(self, name: str) -> Domain:
-        """Return a domain that is defined or runs there. Raises ScenarioError if none has that
-        name."""
+        """Return the domain of that name, which is defined or runs. Raises ScenarioError if there
+        is none."""
         try:
             return self._domain(self.call(self._raw.lookupByName, name))
         except libvirt.libvirtError as exc:
@@ -327,8 +329,8 @@ class Domain:
             self._connection.call(self._raw.reboot)
 
     def definition(self) -> str:
-        """Return the XML that the next start will use; of a transient domain, the XML it runs
-        with."""
+        """Return the XML that the next start will use; for a transient domain, the XML that it
+        runs with."""
         inactive = libvirt.VIR_DOMAIN_XML_INACTIVE
         with _as_ours(f"libvirt does not show {self.name}", "libvirt-failed"):
             return str(self._connection.call(self._raw.XMLDesc, inactive))
@@ -415,7 +417,8 @@ def over_ssh(
     """Connect to a host's libvirt through the host's SSH server, by a program that
     `shell.write_client` made.
 
-    `keep_alive`: notice meanwhile if the host is gone. `is_lost`: as for Connection.
+    `keep_alive`: send keepalive messages, to notice if the host is gone. `is_lost` is that of
+    Connection.
     """
     uri = f"qemu+ssh://barometer-host/system?command={ssh_program}&no_tty=1"
     with _opened(
@@ -431,8 +434,9 @@ def over_ssh(
 
 @contextlib.contextmanager
 def at(uri: str | None) -> Iterator[Connection]:
-    """Connect to the libvirt of a URI; None: the one that virsh would choose (LIBVIRT_DEFAULT_URI,
-    the user's libvirt.conf). Raises BenchError; so does every wait for a host that is gone."""
+    """Connect to the libvirt of a URI; for None, of the URI that virsh would choose
+    (LIBVIRT_DEFAULT_URI, the user's libvirt.conf). Raises BenchError if it cannot be reached. A
+    wait for a host that is gone raises it, too."""
     with _opened(uri, uri or "default") as connection:
         connection.keep_alive()
         yield connection

@@ -45,7 +45,8 @@ more than four times as large as expected is a log of something else."""
 _WINDOW_BYTES, _WINDOW_SECONDS = 40 << 20, 60.0
 # `Trace 0: 0x7f5b2c0001c0 [0000000000000000/ffffffff81a3b2c4/00c0f3b5/ff200201] name`
 _EXECUTED = re.compile(r"^Trace \d+: \S+ \[[0-9a-f]+/([0-9a-f]+)/", re.MULTILINE)
-# if a call goes through a thunk, the callee belongs to the thunk's caller
+# Thunks through which calls go. The function that a thunk calls is counted as called by the
+# thunk's caller.
 _THUNK = re.compile(r"__x86_(indirect|return)_|srso_|retbleed_|__pi___x86|clear_bhb")
 
 
@@ -77,8 +78,8 @@ class Folded:
 
 
 def folded(executed: Iterable[Instruction], entry: str) -> Folded:
-    """Count the instructions from the first one of `entry` to its return, by stack. No other task
-    may interrupt this one.
+    """Count the instructions from the first one of `entry` to its return, by stack. The task that
+    executes them must not be interrupted by another task.
 
     The stack is rebuilt from the addresses alone. The first instruction of a function means a call
     or tail call of it; another place in a function that is on the stack means the return to it.
@@ -126,8 +127,9 @@ def logged_instructions(
     trial: TrialWriter,
     progress: Progress,
 ) -> None:
-    """Log the instructions of a map and an unmap. `costs`: about how many a warm "map" and a warm
-    "unmap" of the whole BAR take. Evidence: host/profile.json and host/profile-*.folded."""
+    """Log the instructions of a map and an unmap. `costs`: approximate number of instructions of a
+    warm "map" and a warm "unmap" of the whole BAR. The evidence goes into host/profile.json and
+    host/profile-*.folded."""
     wanted = wanted_logs(device.bar_bytes, costs)
     logs: list[array[int]] = []
     for log in _logs(host, device, scenario, wanted):
@@ -154,17 +156,18 @@ def logged_instructions(
 
 
 def wanted_logs(bar: int, costs: dict[str, float]) -> list[Wanted]:
-    """Choose the operations to log: those of the whole BAR. Instead of one that is too long,
-    choose two sizes, of which the larger is about the most that can be logged, and for an unmap
-    also a window: the beginning of an unmap of one largest leaf."""
+    """Choose the operations to log: those of the whole BAR. An operation that is too long is
+    replaced by two smaller ones, of which the larger has about as many instructions as can be
+    logged. To such an unmap, a window is added: the beginning of the unmap of one largest leaf."""
     wanted = []
     for operation, cost in costs.items():
         if cost <= MOST:
-            states = ("cold", "warm") if operation == "map" else ("warm",)  # a map can be cold
+            # only a map can be cold
+            states = ("cold", "warm") if operation == "map" else ("warm",)
             wanted += [Wanted(operation, bar, state) for state in states]
             continue
         pages = int(MOST / (cost / (bar // PAGE)))
-        # 2 MiB at least: below that the IOMMU's leaves would be pages, at a cost unlike the BAR's
+        # 2 MiB at least: below that the IOMMU's leaves would be 4 KiB, at a cost unlike the BAR's
         large = max(1 << (pages.bit_length() - 1), 2 * LEAVES["2MiB"] // PAGE)
         large = min(large, bar // PAGE)
         wanted += [Wanted(operation, n * PAGE, "warm") for n in (large // 2, large)]
@@ -213,7 +216,7 @@ def _logs(
 
 def _said(agent: Dialogue) -> tuple[str, Any]:
     """Read the agent's next line. Raises EvidenceError if the kernel refused the operation, and
-    ConnectionLostError if nothing comes: the host may have died of the request."""
+    ConnectionLostError if no line comes: the requested operation may have crashed the host."""
     try:
         line = next(agent, None)
     except (OSError, EOFError) as exc:

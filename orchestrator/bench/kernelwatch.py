@@ -1,7 +1,7 @@
 """Follow a host's console for its kernel's reports about itself, and detect hosts that hang.
 
 A kernel reports a task that waits for too long ("hung task"). If the QEMU that the host runs in
-also uses next to no CPU, nothing is going to end that wait: the trial is over, with that line.
+also uses next to no CPU, nothing is going to end that wait: the trial ends, and quotes the report.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from orchestrator.kernelreports import KernelReport, KernelReports
 
 _TICK_SECONDS = 1.0
 _IDLE_SECONDS, _IDLE_SHARE = 15.0, 0.2
-"""A QEMU is idle if it uses less than this share of one CPU for so many seconds."""
+"""A QEMU is idle if it uses less than `_IDLE_SHARE` of one CPU for `_IDLE_SECONDS`."""
 _FRESH_SECONDS = 55.0
 """Time for which a report counts: a task that still hangs is reported again after a minute."""
 _TRACE_SECONDS = 3.0
@@ -29,7 +29,8 @@ _CHUNK = 1 << 20
 
 
 class KernelWatch:
-    """The reports of the kernel in one boot. `look` reads on; any thread may call it."""
+    """The reports of the kernel in one boot. `look` reads the console's new output; any thread may
+    call it."""
 
     def __init__(
         self,
@@ -65,8 +66,8 @@ class KernelWatch:
         return self._reports.all()
 
     def broken(self) -> KernelReport | None:
-        """Return the panic or oops, if any, with as much of its call trace as comes within
-        seconds."""
+        """Return the panic or oops, if any, with as much of its call trace as arrives within
+        `_TRACE_SECONDS`."""
         self.look()
         end = time.monotonic() + _TRACE_SECONDS
         while (found := self._reports.broken()) and not found.ended and time.monotonic() < end:
@@ -75,7 +76,8 @@ class KernelWatch:
         return found
 
     def on_hang(self, end_waits: Callable[[], None]) -> None:
-        """Set what ends the waits for a host that hangs; the watching thread calls it once."""
+        """Set the function that ends all waits for the host if the host hangs. The watching thread
+        calls it once."""
         self._on_hang = end_waits
 
     def tick(self, now: float) -> None:
@@ -100,7 +102,7 @@ class KernelWatch:
 
 @contextmanager
 def watched(kernel: KernelWatch) -> Iterator[None]:
-    """Check the kernel's reports in a thread while the block runs, whatever that waits for."""
+    """Check the kernel's reports in a thread while the block runs, even if the block waits."""
 
     def look() -> bool:
         kernel.tick(time.monotonic())

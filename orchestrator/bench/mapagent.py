@@ -12,13 +12,15 @@ from orchestrator.errors import BenchError, EvidenceError
 from orchestrator.scenario import Point, Scenario
 
 REST_SECONDS = 1.0
-"""Rest before each ioctl of a map on an exact host, which skips the time in which it idles."""
+"""Seconds that the agent sleeps before each ioctl on an exact host. They cost next to no real
+time: an exact host skips the time in which it idles."""
 
 
 def agent_request(
     scenario: Scenario, points: Sequence[Point], repeats: int, **more: Any
 ) -> dict[str, Any]:
-    """Build map.py's request. The states of one size and alignment belong together."""
+    """Build map.py's request, with one entry for each size and alignment that has all its
+    states."""
     asked: dict[tuple[str, str], dict[str, Any]] = {}
     for point in points:
         entry = asked.setdefault(
@@ -47,7 +49,7 @@ def understood(line: str) -> tuple[str, Any]:
     with has_form("the map agent's answer", line):
         ((what, value),) = json.loads(line).items()
     if what == "refused":
-        # EvidenceError, as for a boot, whose refused maps are found by judging the trace
+        # EvidenceError, as for a guest boot: its refused maps are found when the trace is judged
         raise EvidenceError(
             f"the BAR could not be mapped from the host's user space: {value}",
             reason="map-refused",

@@ -40,7 +40,7 @@ class Owner:
 
     @classmethod
     def here(cls) -> Owner:
-        """Return this process."""
+        """Return the owner that stands for this process."""
         pid = os.getpid()
         return cls(
             pid, process_start(pid) or 0, _link("/proc/self/ns/pid"), _text(_BOOT_ID),

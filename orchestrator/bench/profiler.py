@@ -25,8 +25,8 @@ _PARTS = {
 }  # fmt: skip
 """Probes that must be filtered on entry and return, and their functions."""
 _SMALL_BAR = 64 * MIB
-"""Smallest BAR whose maps are recorded in parts: RAM has many smaller runs, whose parts a filter
-by size would record, too."""
+"""Smallest BAR whose maps are recorded in parts. RAM is mapped in many smaller runs, and a filter
+by such a small size would record their parts, too."""
 _BUFFER_KB = 1024
 _ARM_SECONDS = 300.0
 _CLEAR_TRIES = 300
@@ -110,8 +110,9 @@ done
 
 
 def profile_spec(bars: Sequence[int], emulator: str, *, kvm: bool) -> dict[str, Any]:
-    """Return `timing_spec` for a boot of the domain whose QEMU is `emulator`, with BARs of so many
-    bytes. The parts of a map are probed for large BARs or, if there are none, for the largest."""
+    """Return `timing_spec` for a boot of the domain whose QEMU is `emulator`. `bars`: sizes of its
+    BARs in bytes. The parts of a map are probed for large BARs or, if there are none, for the
+    largest BAR."""
     large = sorted({bar for bar in bars if bar >= _SMALL_BAR} or {max(bars)})
     spec = timing_spec(
         large, boot=True, kvm=kvm, emulator=emulator, instance=INSTANCE, group=GROUP
@@ -129,9 +130,9 @@ def takes_return_arguments(shell: Commands) -> bool:
 
 
 def without_parts(spec: dict[str, Any]) -> dict[str, Any]:
-    """Return a specification for older kernels: how long maps and unmaps take, not what the time
-    is spent in. A return probe without arguments cannot tell the parts of a BAR's map from those
-    of RAM's."""
+    """Return the specification for older kernels. It records how long maps and unmaps take, but
+    not their parts: a return probe without arguments cannot tell the parts of a BAR's map from
+    those of a map of RAM."""
     lost = {f"{spec['group']}/{base}_{side}" for base in _PARTS for side in ("in", "out")}
     definitions = []
     for line in spec["definitions"]:
@@ -224,8 +225,9 @@ class Tracer:
         self._shell, self._dialogue = shell, dialogue
 
     def mark(self, event: str, detail: object = "") -> None:
-        """Write a line in the form of the watch agent (guests/agents/watch.py) to the trace; its
-        only time is the trace clock's. Raises BenchError if the connection is lost."""
+        """Write a line in the form of the watch agent (guests/agents/watch.py) to the trace. The
+        trace clock gives its time; the time in the line itself is 0. Raises BenchError if the
+        connection is lost."""
         text = json.dumps(detail) if detail != "" else ""
         if (answer := self._answer(f"E 0 {event} {text}".rstrip())) != "marked":
             raise self._lost(answer)
@@ -234,7 +236,7 @@ class Tracer:
         """Record only this process from now on, and nothing of other guests."""
         folder = f"{TRACEFS}/instances/{INSTANCE}"
         self._shell.run(
-            # all in one write(2): the return of a map that is under way must be recorded
+            # all threads in one write(2): the return of a map that is under way must be recorded
             f"cd {folder} && echo 1 > options/event-fork &&"
             f" echo $(ls {PROC}/{pid}/task) > set_event_pid",
             check=False, doing="leaving other guests out of the trace",
@@ -298,7 +300,7 @@ class Tracer:
 
 @contextlib.contextmanager
 def armed(shell: Commands, spec: dict[str, Any]) -> Iterator[Tracer]:
-    """Keep the probes of `profile_spec` armed while the block runs. They are undone after it, at
+    """Keep the probes of `profile_spec` armed while the block runs. They are removed after it, at
     the latest when the connection ends.
 
     Raises BenchError if another profile is at work, if the kernel refuses a probe (with its own
@@ -342,7 +344,8 @@ def _until_armed(shell: Commands, dialogue: Dialogue) -> None:
 
 
 def _wait_until_cleared(shell: Commands) -> None:
-    """Wait until the shell there has undone everything, which it does at the end of its input."""
+    """Wait until the shell on the host has undone everything, as it does at the end of its
+    input."""
     folder = f"{TRACEFS}/instances/{INSTANCE}"
     left = shell.run(
         f"tries=0; while [ -d {folder} ] && [ $tries -lt {_CLEAR_TRIES} ]; do"

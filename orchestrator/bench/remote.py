@@ -37,7 +37,7 @@ _ENDING_SECONDS = 1.0
 """Wait for the exit of a proxy command that has closed its connection."""
 _ERRORS_BYTES = 16 << 10
 _ALIVE = {"ServerAliveInterval": "10", "ServerAliveCountMax": str(ALIVE_TRIES)}
-# raised for a key with a passphrase, a security key, an older format
+# exceptions for a key with a passphrase, a security key or a key in an older format
 _UNUSABLE = (OSError, paramiko.SSHException, ValueError, TypeError, UnsupportedAlgorithm)
 
 
@@ -75,7 +75,7 @@ class Endpoint:
 
 def resolved(address: str, config: Path | None = None) -> Endpoint:
     """Resolve an address by ssh's configuration. Raises ScenarioError if ssh refuses the
-    configuration, and for what only ssh itself can do (ProxyUseFdpass)."""
+    configuration, or if the configuration needs what only ssh itself can do (ProxyUseFdpass)."""
     argv = [*_ssh(config), "-G", "--", address]
     if config is not None and not config.is_file():
         raise ScenarioError(f"{config}: no such file of ssh's configuration", reason="ssh-config")
@@ -119,7 +119,7 @@ def resolved(address: str, config: Path | None = None) -> Endpoint:
             ) from exc
         proxy = (os.environ.get("SHELL") or "/bin/sh", "-c", f"exec {command}")  # as ssh runs it
     files = [*_files(one("userknownhostsfile")), *_files(one("globalknownhostsfile"))]
-    # one on a line, and without quotes even if its name has a blank
+    # `ssh -G` prints each on a line of its own, without quotes even if the path has a blank
     identities = [
         Path(name).expanduser() for name in found.get("identityfile", []) if name != _NONE
     ]
@@ -259,7 +259,7 @@ def _transport(
 ) -> paramiko.Transport:
     try:
         place = (endpoint.hostname, endpoint.port)
-        # looking a name up takes as long as the name servers do
+        # to look up the name takes as long as the name servers take, whatever the timeout is
         sock = (
             proxy.socket
             if proxy
@@ -311,7 +311,7 @@ def _log_in(
         _authenticate(endpoint, transport, name)
 
     try:
-        # ssh-agent, and what is sent, have no deadline of their own
+        # neither ssh-agent nor a send has a deadline of its own
         in_time(shake_hands, 3 * _LOGIN_SECONDS)
     except (OSError, EOFError, paramiko.SSHException) as exc:
         why = str(exc) or type(exc).__name__
@@ -321,19 +321,19 @@ def _log_in(
 
 
 def _family(kind: str) -> str:
-    """Return the kind of key for a kind of signature: rsa-sha2-512 is one by an ssh-rsa key."""
+    """Return the kind of key that makes a kind of signature: ssh-rsa for rsa-sha2-512."""
     return "ssh-rsa" if kind.startswith("rsa-sha2") else kind
 
 
 def _known_keys(endpoint: Endpoint) -> dict[str, set[str]]:
     """Return the machine's keys that are known and not revoked: kind of key -> keys in base64.
 
-    ssh-keygen(1) finds the lines: hashed names, patterns, several keys of one kind.
+    ssh-keygen(1) looks up the lines: it knows hashed names, patterns and several keys of one kind.
     """
     known: list[tuple[str, str]] = []
     revoked: set[str] = set()
     for path in endpoint.known_hosts:
-        # root's file may be there, and this user not allowed to read it
+        # the file may be root's, and unreadable for this user
         if not path.is_file() or not os.access(path, os.R_OK):
             continue
         said = run(
@@ -391,14 +391,14 @@ def _agent_keys(endpoint: Endpoint) -> Iterator[Sequence[paramiko.PKey]]:
 
 
 def client_program(endpoint: Endpoint, folder: Path) -> Path:
-    """Write a program that runs OpenSSH's client for that address under any host name, as
-    libvirt's qemu+ssh:// calls it."""
+    """Write a program that runs OpenSSH's client for libvirt's qemu+ssh://. The client connects to
+    `endpoint`, whatever host name libvirt passes."""
     options = {
         "BatchMode": "yes", "StrictHostKeyChecking": "yes", "ConnectTimeout": str(_SECONDS),
         "HostName": endpoint.hostname, "Port": str(endpoint.port), "User": endpoint.user,
         "UserKnownHostsFile": " ".join(map(str, endpoint.known_hosts)),
         "HostKeyAlias": endpoint.known_as,
-        # ssh's configuration of the address does not apply to the name that it is called with
+        # ssh would look up these for the name that libvirt passes, not for the address
         "IdentitiesOnly": "no" if endpoint.agent else "yes",
         "ProxyCommand": _NONE,
         **_ALIVE,
@@ -413,16 +413,18 @@ def client_program(endpoint: Endpoint, folder: Path) -> Path:
 
 
 class Link:
-    """A connection to a machine that is made when it is needed, and again if it was lost."""
+    """A connection to a machine. It is made when it is first needed, and made again if it was
+    lost."""
 
     def __init__(self, endpoint: Endpoint, *, patience: float = _SECONDS) -> None:
-        """`patience` as in `logged_in`."""
+        """`patience` is that of `logged_in`."""
         self._endpoint, self._patience = endpoint, patience
         self._stack: contextlib.ExitStack | None = None
         self._shell: Shell | None = None
 
     def shell(self) -> Shell:
-        """Return a shell, over a new connection if there is none. Raises as `logged_in`."""
+        """Return a shell, over a new connection if there is none. Raises the errors of
+        `logged_in`."""
         if self._shell is None or not self._shell.alive():
             self.close()
             self._stack = contextlib.ExitStack()

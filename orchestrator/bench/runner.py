@@ -10,7 +10,7 @@ from typing import Any
 from orchestrator.bench.images import GUESTS
 from orchestrator.command import run
 
-# facts that show where and by whom this is run, as the command line does, stay out of the evidence
+# facts that tell where and by whom this is run, such as the command line, stay out of the evidence
 _MACHINE = ("cpu", "cpus", "governor", "vulnerabilities")
 _SETTINGS = (
     "transparent_hugepage", "thp_defrag", "thp_shmem", "clocksource", "smt", "no_turbo", "boost",

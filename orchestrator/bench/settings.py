@@ -23,7 +23,8 @@ _NUMBER = re.compile(r"([+-]?)(0x[0-9a-f]+|[0-9]+)")
 
 
 def write_settings(change: Changes, scenario: Scenario, name: ArmName) -> None:
-    """Write the arm's files under /sys and /proc/sys, in order. Raises as `prove_settings`."""
+    """Write the arm's files under /sys and /proc/sys, in order. Raises BenchError if the kernel
+    refuses a value."""
     for path, value in scenario.arms[name].sysfs.items():
         try:
             change.write(path, value)
@@ -36,13 +37,13 @@ def write_settings(change: Changes, scenario: Scenario, name: ArmName) -> None:
 def prove_settings(
     shell: Shell, kernel: KernelBundle, scenario: Scenario, name: ArmName
 ) -> dict[str, Any]:
-    """Read back all settings of the arm. Those of the other arm alone are read, too, so that the
-    difference is known.
+    """Read back all settings of the arm. Settings that only the other arm has are read, too, so
+    that the difference is known.
 
     Return `arm_settings` of the manifest: {"cmdline": {"asked", "found"}, "parameters": {NAME:
     {"asked", "found"}}, "sysfs": {PATH: ...}, "unreadable": [NAME]}. `asked` is null for settings
-    of the other arm alone. `found` is null for what cannot be read; parameters of this arm that
-    the kernel does not show are in `unreadable`.
+    that only the other arm has. `found` is null for a value that cannot be read; parameters of
+    this arm that the kernel does not show are in `unreadable`.
 
     Raises BenchError if a setting is not as the arm requests it.
     """
@@ -64,7 +65,7 @@ def prove_settings(
 
 
 def same_setting(asked: str, found: str) -> bool:
-    """True if both are the same value, as Y and 1 are, or 0x10 and 16."""
+    """True if both spell the same value: Y and 1, or 0x10 and 16."""
     return asked == found or _normal(asked) == _normal(found)
 
 
@@ -124,7 +125,8 @@ def _parameter(
 
 
 def _is_hidden(shell: Shell, kernel: KernelBundle, module: str, parameter: str) -> bool:
-    """True if the module is there and has that parameter, though without a file to read."""
+    """True if the module is loaded or built in and has that parameter: then only the parameter's
+    file is missing or cannot be read."""
     loaded = shell.run(["test", "-d", f"/sys/module/{module}"], check=False).code == 0
     known = parameters_of(kernel, module)
     return (loaded or kernel.is_built_in(module)) and known is not None and parameter in known

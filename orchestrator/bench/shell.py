@@ -44,7 +44,8 @@ _PROBE_SECONDS = 25.0
 """Deadline of a sign of life: an emulated host that maps a BAR under load is slow to start a
 program."""
 A_DAY = 86400.0
-"""Deadline of a program that runs as long as something else does; its lines have their own."""
+"""Deadline of a program that runs as long as something else does. Each of its lines has a deadline
+of its own."""
 ALIVE_TRIES = 6
 """Messages without an answer after which OpenSSH's client takes the server for gone."""
 _PIECE = 1 << 15
@@ -63,7 +64,7 @@ class ConnectionLostError(BenchError):
 
 
 class _Deadline:
-    """Deadline of a whole exchange, however its bytes trickle."""
+    """Deadline of a whole exchange, however slowly its bytes arrive."""
 
     def __init__(self, seconds: float) -> None:
         self._end = time.monotonic() + seconds
@@ -200,8 +201,9 @@ class Shell:
         self, argv: Sequence[str], timeout: float, in_all: float = A_DAY
     ) -> Iterator[Dialogue]:
         """Run a program while the block runs; yield its lines as they come, and a way to send it
-        lines. Its standard input closes when the block ends, which tells it to end. Raises
-        TimeoutError if a line takes more than `timeout` seconds, or all of them `in_all`."""
+        lines. Its standard input closes when the block ends, which tells it to end. A line that
+        takes more than `timeout` seconds raises TimeoutError; so does the program if it takes more
+        than `in_all` seconds."""
         command = self._command(argv)
         log.debug("%s+ %s &", self.name, command)
         with contextlib.ExitStack() as stack:
@@ -217,7 +219,8 @@ class Shell:
         return shlex.join([*self._become, command]) if self._become else command
 
     def read(self, path: str) -> str:
-        """Return a file's text. Raises BenchError if there is no file, or one over FACTS_BYTES."""
+        """Return a file's text. Raises BenchError if the file is missing or has more than
+        FACTS_BYTES."""
         return self.run(["cat", path], doing=f"reading {path}", limit=FACTS_BYTES).stdout
 
     def write(self, path: str, content: bytes, mode: int = 0o600) -> None:
@@ -231,7 +234,7 @@ class Shell:
         return self._transport.is_active()
 
     def channel_to(self, port: int, timeout: float) -> paramiko.Channel:
-        """Open a TCP connection from there to 127.0.0.1:`port` (`direct-tcpip`).
+        """Open a TCP connection from the machine to its 127.0.0.1:`port` (`direct-tcpip`).
 
         Raises ConnectionLostError if nothing listens.
         """
@@ -251,7 +254,8 @@ class Shell:
             channel.settimeout(timeout)
             yield channel
         finally:
-            # This sends a message. If the other side takes none any more, the connection ends.
+            # close() sends a message. If the other side takes no messages any more, drop the
+            # connection.
             try:
                 in_time(channel.close, _CLOSE_SECONDS)
             except TimeoutError:
@@ -346,7 +350,7 @@ def close(transport: paramiko.Transport) -> None:
 
     def end() -> None:
         transport.close()
-        transport.sock.close()  # close() leaves it open if nothing was said yet
+        transport.sock.close()  # transport.close() leaves it open if no handshake has begun
 
     with contextlib.suppress(TimeoutError):
         in_time(end, _CLOSE_SECONDS)
@@ -363,12 +367,11 @@ def connected(
     error: type[BarometerError] = BenchError,
     keepalive: int = 10,
 ) -> Iterator[Shell]:
-    """Keep an SSH connection while the block runs, to a machine whose host key is `host_key` and
-    no other.
+    """Keep an SSH connection, to a machine whose host key is `host_key`, while the block runs.
 
     `endpoint` is an address, or a channel through another connection. Raises `error` if there is
-    no SSH server, if the key is another, or if the login is refused. `keepalive`: seconds between
-    messages that check whether the machine is there; 0: none.
+    no SSH server, if the server has another host key, or if the login is refused. `keepalive`:
+    seconds between messages that check whether the machine is there; 0 sends none.
     """
     try:
         if isinstance(endpoint, tuple):
@@ -411,7 +414,7 @@ def _log_in(
         transport.auth_publickey(user, private)
 
     try:
-        in_time(shake_hands, 3 * _HANDSHAKE_SECONDS)  # what is sent has no deadline of its own
+        in_time(shake_hands, 3 * _HANDSHAKE_SECONDS)  # a send has no deadline of its own
     except (OSError, EOFError, paramiko.SSHException) as exc:
         raise error(
             f"no SSH connection to the {name}: {str(exc) or type(exc).__name__}",
@@ -422,10 +425,11 @@ def _log_in(
 def write_client_config(
     folder: Path, *, port: int, key: KeyPair, host_key: KeyPair, keepalive: int = 10
 ) -> Path:
-    """Write files for OpenSSH's client, for libvirt's qemu+ssh://; return a program that calls it.
+    """Write the files of an OpenSSH client for libvirt's qemu+ssh://. Return a program that runs
+    the client with them.
 
-    The host's key is pinned, nothing of the user's own configuration is read. `keepalive` as in
-    `connected`.
+    The host's key is pinned, and nothing of the user's own configuration is read. `keepalive` is
+    that of `connected`.
     """
     private = folder / "runner_key"
     private.touch(mode=0o600)
@@ -444,8 +448,8 @@ def write_client_config(
 
 
 def write_client(folder: Path, argv: Sequence[str]) -> Path:
-    """Write a program that becomes `argv` with its own arguments, for `qemu+ssh://?command=`. It
-    records its process id, by which `end_clients` ends it."""
+    """Write a program for `qemu+ssh://?command=`, which executes `argv` with its own arguments
+    appended. It records its process id, by which `end_clients` ends it."""
     program = folder / "ssh"
     pids = shlex.quote(str(_pids(program)))
     program.write_text(f'#!/bin/sh\necho $$ >> {pids}\nexec {shlex.join(argv)} "$@"\n')
@@ -454,8 +458,8 @@ def write_client(folder: Path, argv: Sequence[str]) -> Path:
 
 
 def end_clients(program: Path) -> None:
-    """End the children of this process that run such a program, and so the connections through
-    them."""
+    """End the children of this process that run `program` (of `write_client`), and so the
+    connections through them."""
     with contextlib.suppress(FileNotFoundError):
         for pid in map(int, _pids(program).read_text().split()):
             if _parent(pid) == os.getpid():

@@ -22,16 +22,16 @@ from orchestrator.hashing import sha256_file
 from orchestrator.kernels.bundle import KernelBundle
 
 STATE = "/var/lib/barometer"
-"""Folder that exists while an experiment is at work on the machine, or until what it left is put
-back."""
+"""Folder that exists while a run is at work on the machine, or until the changes that the run left
+are put back."""
 _MANY_SECONDS = 1200
 _INITRAMFS_BYTES = 1 << 30
 _SPARE_BYTES = 256 << 20
-"""Room for an initramfs, while it is made and after."""
+"""Room for an initramfs, and for the files that are needed while it is made."""
 _PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin; export PATH\n"
 # Prints the drivers without which the machine cannot be reached or started, a line each: those of
-# its network and its disks, down to the buses that they sit on, and of its file systems. What is
-# built in has no initstate, and is left out.
+# its network and its disks, down to the buses that they sit on, and of its file systems. Drivers
+# that are built in have no initstate, and are left out.
 _DRIVERS = """
 {
 for device in /sys/class/net/*/device /sys/class/block/*/device; do
@@ -91,8 +91,8 @@ class Staged:
 
 
 def check_drivers(shell: Shell, kernel: KernelBundle) -> None:
-    """Raise ScenarioError if the kernel lacks a driver or an option that the machine needs to
-    start, VFIO, or the driver of the machine's IOMMU."""
+    """Raise ScenarioError if the kernel lacks a driver or an option without which the machine does
+    not start, or VFIO, or the driver of the machine's IOMMU."""
     needed = shell.run(_PATH + _DRIVERS, doing="reading the machine's drivers").stdout.split()
     missing = sorted({name for name in needed if not kernel.has_module(name)})
     if missing:
@@ -141,13 +141,13 @@ def check_room(shell: Shell, kernels: Iterable[KernelBundle]) -> None:
 
 def stage_kernel(shell: Shell, folder: str, kernel: KernelBundle, cache: Cache) -> Staged:
     """Put the kernel into a folder of the machine, and have the machine make an initramfs for it,
-    unless it made the same before. Raises BenchError with the last lines of the tool's output."""
+    unless the same one is cached. Raises BenchError with the last lines of the tool's output."""
     modules = f"{folder}/lib/modules/{kernel.release}"
     files: dict[str, Path | bytes] = {
         "vmlinuz": kernel.vmlinuz,
         f"lib/modules/{kernel.release}": kernel.modules,
     }
-    if kernel.config is not None:  # mkinitramfs reads there how it may compress
+    if kernel.config is not None:  # mkinitramfs reads there which compressions the kernel knows
         files[f"lib/modules/{kernel.release}/config"] = kernel.config
     put_files(shell, folder, files)
     own = shell.run(["test", "-e", f"/lib/modules/{kernel.release}"], check=False).code == 0
@@ -165,8 +165,8 @@ def stage_kernel(shell: Shell, folder: str, kernel: KernelBundle, cache: Cache) 
 
 
 def _initramfs(shell: Shell, folder: str, kernel: KernelBundle, cache: Cache) -> Path:
-    """Return an initramfs that the machine makes; if it made one of the same things before, the
-    cached one."""
+    """Return an initramfs that the machine makes, or the cached one if the machine made one from
+    the same content before."""
     origin = shell.run(_PATH + _ORIGIN, doing="reading what an initramfs is made from").stdout
     key = {"kind": "metal-initramfs", "schema": 1, "kernel": kernel.digest, "origin": origin}
 
@@ -181,7 +181,7 @@ def _make(shell: Shell, folder: str, kernel: KernelBundle, target: Path) -> None
     /lib/modules."""
     release, made = kernel.release, f"{folder}/made"
     shell.run(
-        # in a mount namespace of its own, which nobody else sees and which ends with it
+        # in a mount namespace of its own: nobody else sees the mounts, which end with the command
         ["unshare", "--mount", "--propagation", "private", "sh", "-c", _PATH + _MAKE, "sh",
          release, f"{folder}/lib/modules/{release}", made, f"{folder}/tmp"],
         timeout=_MANY_SECONDS, doing=f"making an initramfs for {release}",
@@ -250,8 +250,8 @@ def link_modules(keeper: Keeper, staged: Staged) -> None:
 
 
 def mount_modules(keeper: Keeper, staged: Staged) -> None:
-    """Mount the staged modules over the machine's own of the same release, until that is put back.
-    Call this after the boot. Raises BenchError."""
+    """Mount the staged modules over the machine's own of the same release, until changes are put
+    back. Call this after the boot. Raises BenchError."""
     if staged.installed:
         keeper.mount(f"/lib/modules/{staged.kernel.release}", staged.modules)
 

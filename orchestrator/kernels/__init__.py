@@ -1,5 +1,5 @@
 """Get a kernel ready to boot: a Debian package, a folder, a tree that is built, or a package whose
-modules are rebuilt. All end as a KernelBundle.
+modules are rebuilt. Each becomes a KernelBundle.
 
 checked(kernel, cache)              -> None           checks that it can be built; builds nothing
 materialised(kernel, cache, ...)    -> KernelBundle   downloads, unpacks, builds what is missing
@@ -36,8 +36,8 @@ def materialised(
     """Return the kernel ready to boot, cached by content. `tag` is four letters that name the arm
     in the release of a kernel that is built.
 
-    Raises ScenarioError if no such suite, package, version, folder or commit exists, or it does
-    not build; BenchError if the mirror cannot be reached.
+    Raises ScenarioError if no such suite, package, version, folder or commit exists, or if the
+    kernel does not build; BenchError if the mirror cannot be reached.
     """
     if isinstance(kernel, TreeKernel | SourceKernel):
         return tree.materialised(kernel, cache, tag, progress)
@@ -49,7 +49,8 @@ def materialised(
 
 
 def describe(kernel: Kernel, cache: Cache) -> str:
-    """Return a line for a plan: the exact version that would be used. Raises as `checked`."""
+    """Return a line for a plan: the exact version that would be used. Raises ScenarioError if
+    there is none, BenchError if the mirror cannot be reached."""
     if isinstance(kernel, TreeKernel | SourceKernel):
         return tree.describe(kernel, cache)
     if isinstance(kernel, DirKernel):

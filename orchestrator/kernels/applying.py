@@ -45,9 +45,9 @@ def applied(git: Git, tree: str, patches: Sequence[Patch]) -> str:
     """Apply all patches to `tree`, in their order and without fuzz; return the new tree's id.
 
     `git` is a repository of ours that has the tree's objects. Only new objects and temporary
-    indexes are written to it: no file and no ref. The tree need not hold more than the files that
-    the patches touch. Raises ScenarioError (series-does-not-apply) with the place, what the patch
-    expects there and what the file has.
+    indexes are written to it: no file and no ref. A tree of only the files that the patches touch
+    is enough. Raises ScenarioError (series-does-not-apply) with the place, the lines that the
+    patch expects there and the lines that the file has.
     """
     if not patches:
         return tree
@@ -243,8 +243,8 @@ def _numbered(content: Sequence[str], start: int, length: int) -> list[str]:
 
 
 def _nearest(expected: Sequence[str], content: Sequence[str], line: int) -> int:
-    """Return the index at which most of the expected lines match; of several the nearest to
-    `line`."""
+    """Return the index at which most of the expected lines match; among several, the one nearest
+    to `line`."""
     where: dict[str, list[int]] = {}
     for number, text in enumerate(content):
         where.setdefault(text, []).append(number)

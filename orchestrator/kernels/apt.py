@@ -67,8 +67,8 @@ def source_lines(suites: tuple[str, ...]) -> list[str]:
 
 
 def own_settings() -> list[str]:
-    """Return this machine's proxies and transport settings as apt.conf lines: they hold for the
-    private root too."""
+    """Return this machine's proxies and transport settings as apt.conf lines, which apply to the
+    private root, too."""
     done = run(["apt-config", "dump", "Acquire"], doing="reading apt's configuration")
     return done.stdout.splitlines()
 

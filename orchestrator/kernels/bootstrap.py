@@ -40,7 +40,7 @@ def _bootstrap(
          *[f"--dpkgopt=path-exclude={pattern}" for pattern in recipe["exclude"]],
          *[f"--aptopt={line}" for line in settings],
          *[f"--customize-hook={hook}" for hook in hooks],
-         # without root the hook's user may write nowhere else
+         # in the system's root: without root, the hook's user may write nowhere else
          "--customize-hook=chroot \"$1\" dpkg-query -W -f '${Package}\\t${Version}\\n'"
          " > \"$1\"/packages.txt",
          "--customize-hook=rm -rf \"$1\"/var/cache/apt/* \"$1\"/var/lib/apt/lists/*",
@@ -70,14 +70,15 @@ def _scratch(folder: Path) -> str:
     """Return the folder in which mmdebstrap works.
 
     For root it is beside the image, so that nothing stays in /tmp if both mmdebstrap and barometer
-    are killed. The user of mmdebstrap's namespace could not enter a folder of ours."""
+    are killed. For others it is the system's temporary folder: the users of mmdebstrap's namespace
+    could not enter a folder of ours."""
     return str(folder) if os.geteuid() == 0 else tempfile.gettempdir()
 
 
 def may_map_users() -> None:
-    """Raise BenchError if this user has no range of users in /etc/subuid and /etc/subgid.
+    """Raise BenchError if this user has no range of ids in /etc/subuid and /etc/subgid.
 
-    Without root, images are built in a user namespace, which needs one."""
+    Without root, images are built in a user namespace, which needs such ranges."""
     if os.geteuid() == 0:
         return
     user = pwd.getpwuid(os.geteuid()).pw_name

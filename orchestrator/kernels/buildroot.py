@@ -113,7 +113,8 @@ class BuildRoot:
         self, argv: Sequence[str], work: Path, layers: Sequence[Path], env: Mapping[str, str]
     ) -> list[str | os.PathLike[str]]:
         variables = (f"{name}={value}" for name, value in {**_ENVIRONMENT, **env}.items())
-        # one for each root: ccache knows a compiler by size and time, an assembler not at all
+        # a cache for each root: ccache identifies a compiler by its size and time, and does not
+        # notice another assembler
         ccache = self.cache / "ccache" / self.digest
         ccache.mkdir(parents=True, exist_ok=True)
         # the program and all that it starts end with barometer, however that ends

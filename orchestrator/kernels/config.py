@@ -4,8 +4,8 @@ guests/kernel/required.config   what a host kernel needs, whoever configures it
 guests/kernel/host.config       barometer's own small configuration, on top of `allnoconfig`
 guests/kernel/wanted.config     taken if a kernel has it
 
-kconfig silently drops what it cannot satisfy, so the options of the first two, and the scenario's
-own, are looked up afterwards.
+kconfig silently drops an option whose dependencies are not met. So the options of the first two
+files, and the scenario's own, are looked up in the .config that it made.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _LINE = re.compile(
 )
 _OFF = re.compile(r"# CONFIG_(?P<name>\w+) is not set")
 _WHOLE = re.compile(r"(?m)^# (Linux/\S+ .* Kernel Configuration|Automatically generated file)")
-"""First lines of a .config that kconfig wrote, which has all symbols."""
+"""One of the first lines of a .config that kconfig wrote, and that therefore has all symbols."""
 _SIGNING = {
     # the keys of whoever made a .config are not here, and a new key would differ in each build
     "SYSTEM_TRUSTED_KEYS": '""',
@@ -53,9 +53,9 @@ class Config:
     """Requested symbol -> where it was requested: a file's name, `config` for a line of the
     scenario, or barometer's host.config."""
     required: Symbols = field(default_factory=dict)
-    """Symbols that must come out as y or m; those that the scenario sets are not among them."""
+    """Symbols that must come out as y or m, except for those that the scenario sets."""
     wanted: Symbols = field(default_factory=dict)
-    """Symbols that may come out."""
+    """Symbols that are set if the kernel has them."""
 
     @cached_property
     def digest(self) -> str:
@@ -78,8 +78,8 @@ class Config:
         return self.whole + "\n" + _lines({**lacking, **_SIGNING, **self.asked})
 
     def check(self, out: str, release: str) -> None:
-        """Raise ScenarioError that names every option that did not come out. `out` is the .config
-        that kconfig made, `release` names the kernel."""
+        """Raise a ScenarioError that names every option that did not come out. `out` is the
+        .config that kconfig made, `release` names the kernel."""
         got = parsed(out)
         lines = [
             f"CONFIG_{name}: asked {value} ({self.origins[name]}), got {got.get(name, 'n')}"
@@ -101,8 +101,8 @@ class Config:
 
 
 def read_config(items: Sequence[str]) -> Config:
-    """Read the lines and files of a kernel's `config`. Raises ScenarioError that names a line that
-    is wrong."""
+    """Read the lines and files of a kernel's `config`. Raises ScenarioError, which names a wrong
+    line."""
     asked: dict[str, str] = {}
     origins: dict[str, str] = {}
     whole: str | None = None
@@ -133,7 +133,7 @@ def read_config(items: Sequence[str]) -> Config:
 
 
 def parsed(text: str) -> dict[str, str]:
-    """Parse the symbols of a .config, or of lines of one. Other lines are passed over."""
+    """Parse the symbols of a .config, or of some of its lines. Other lines are ignored."""
     found = {}
     for line in text.splitlines():
         if match := _LINE.fullmatch(line.strip()):

@@ -1,6 +1,5 @@
-"""Get what belongs to a kernel in Debian's archive: its headers, to build modules against, and its
-source. Both are cached by the hashes of the packages; only the requested parts of the source are
-unpacked.
+"""Get the headers of a kernel, to build modules against, and its source from Debian's archive.
+Both are cached by the hashes of the packages; only the requested parts of the source are unpacked.
 """
 
 from __future__ import annotations
@@ -133,7 +132,7 @@ class DebSource:
 
 
 def source_of(kernel: DebKernel, cache: Cache) -> DebSource:
-    """Look up in the archive what belongs to the kernel. Downloads nothing.
+    """Look up the kernel's headers and source in the archive. Downloads nothing.
 
     Raises ScenarioError if the archive has no such kernel, or no headers or source of the same
     version; BenchError if it cannot be reached."""

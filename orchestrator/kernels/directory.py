@@ -38,7 +38,8 @@ def release_of(kernel: DirKernel) -> str:
 
 
 def _parts(kernel: DirKernel) -> tuple[str, Path, Path]:
-    """Return the release, the image and the folder of the modules. Raises as `release_of`."""
+    """Return the release, the image and the folder of the modules. Raises the errors of
+    `release_of`."""
     image = _vmlinuz(kernel)
     release = release_in(image)
     for place in ("lib/modules", "usr/lib/modules"):
@@ -56,7 +57,8 @@ def _parts(kernel: DirKernel) -> tuple[str, Path, Path]:
 
 
 def materialised(kernel: DirKernel, cache: Cache) -> KernelBundle:
-    """Copy the kernel into the cache, so that a later build in its folder changes nothing here."""
+    """Return the kernel, copied into the cache: a later build in its folder does not change the
+    copy."""
     release, image, modules = _parts(kernel)
     config = next((p for p in (kernel.dir / "config", kernel.dir / f"boot/config-{release}",
                                modules / "config") if p.exists()), None)  # fmt: skip

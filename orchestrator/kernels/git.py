@@ -42,7 +42,7 @@ _ENVIRONMENT = {
     "GIT_ATTR_NOSYSTEM": "1",
     "GIT_OPTIONAL_LOCKS": "0",  # `status` would write the index
     "GIT_NO_LAZY_FETCH": "1",
-    "GIT_NO_REPLACE_OBJECTS": "1",  # an id names the same content here and in our repository
+    "GIT_NO_REPLACE_OBJECTS": "1",  # an id names the same content in the user's and our repository
     "GIT_LITERAL_PATHSPECS": "1",
     "GIT_TERMINAL_PROMPT": "0",
     "LC_ALL": "C.UTF-8",
@@ -60,8 +60,8 @@ _SHOWN_CHANGES = 10
 
 @dataclass(frozen=True)
 class Git:
-    """A repository, with the work tree and the index that git uses there; without `index` it is
-    the repository's own."""
+    """A repository, with the work tree and the index that git uses there. If `index` is None, that
+    is the repository's own index."""
 
     git_dir: Path
     work_tree: Path | None = None
@@ -76,7 +76,7 @@ class Git:
         timeout: float = 600,
     ) -> Finished:
         """Run `git ARGS`, in which paths are absolute. In a repository that is not ours, run only
-        commands that write nothing. Raises as orchestrator.command.run."""
+        commands that write nothing. Raises the errors of orchestrator.command.run."""
         git_dir = self.git_dir.absolute()
         # barometer may itself be run by git: `git bisect run`, `git rebase --exec`, a hook
         env: dict[str, str | None] = {k: None for k in os.environ if k.startswith("GIT_")}
@@ -148,8 +148,8 @@ def located(repository: Path) -> Git:
 
 
 def own_repository(folder: Path, borrowed: Path | None = None) -> Git:
-    """Return the bare repository of ours in `folder`, made if it does not exist. It reads the
-    objects of the repository `borrowed`, and writes none there."""
+    """Return the bare repository of ours in `folder`, made if it does not exist. It uses the
+    objects of the repository `borrowed`, and writes nothing there."""
     git = Git(folder)
     lender = located(borrowed) if borrowed else None
     if not (folder / "HEAD").exists():
@@ -167,8 +167,9 @@ def own_repository(folder: Path, borrowed: Path | None = None) -> Git:
 def commit_of(repository: Path, ref: str | None) -> Commit:
     """Return the commit that `ref` names; without a ref, the one that is checked out.
 
-    Raises ScenarioError if the repository has no such commit; without a ref also if files that
-    git tracks have changes that are not committed, or may have some: these would not be built.
+    Raises ScenarioError if the repository has no such commit. Without a ref, it is also raised if
+    tracked files have uncommitted changes, or if that cannot be found out: such changes would not
+    be built.
     """
     git = located(repository)
     if ref is None:
@@ -193,7 +194,7 @@ def _check_committed(git: Git, repository: Path) -> None:
         )
     changed = git.run(
         "status", "--porcelain", "--untracked-files=no", "--no-renames",
-        # the commit that a submodule has checked out matters, its uncommitted changes do not
+        # a submodule matters if it has another commit checked out, not for uncommitted changes
         "--ignore-submodules=dirty", doing="looking for uncommitted changes",
     ).stdout.splitlines()  # fmt: skip
     if changed:

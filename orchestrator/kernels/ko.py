@@ -96,7 +96,7 @@ def _parsed(elf: ELFFile) -> Module:
     total = hashlib.sha256()
     for name, content in sorted(code.items()):
         total.update(f"{name} {len(content)}\n".encode() + content)
-        # the kernel applies them when it loads the module
+        # the kernel applies relocations when it loads the module
         relocations = sections.get(f".rela{name}")
         if isinstance(relocations, RelocationSection):
             for entry in relocations.iter_relocations():

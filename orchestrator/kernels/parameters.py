@@ -14,8 +14,8 @@ _FIELDS = ("parm", "parmtype")
 
 
 def check_parameter(kernel: KernelBundle, name: str) -> None:
-    """Raise ScenarioError with the nearest name if the kernel has no such module, or the module no
-    such parameter. `name` is MODULE.PARAMETER."""
+    """Raise ScenarioError with the nearest name if the kernel has no such module, or if the module
+    has no such parameter. `name` is MODULE.PARAMETER."""
     module, _, parameter = name.replace("-", "_").partition(".")
     if not kernel.has_module(module):
         near = difflib.get_close_matches(module, kernel.module_names(), 1, 0.75)

@@ -1,7 +1,7 @@
 """Parse a patch, strictly. Pure.
 
-Text around the diffs (a mail's text, `git show`'s header, signatures) is passed over. Within a
-diff nothing is: what git would guess at, or apply in part, is refused here.
+Text around the diffs (a mail's text, `git show`'s header, signatures) is ignored. Within a diff
+nothing is ignored: a diff that git would guess at, or apply in part, is refused here.
 """
 
 from __future__ import annotations
@@ -99,8 +99,8 @@ def series_digest(patches: Sequence[Patch]) -> str:
     """Return a digest of what the patches do, in their order: paths, modes, places and lines.
 
     Commit messages, ids of blobs (`index`), names of functions after @@ and dates after paths do
-    not count. `git patch-id` would not do: it passes over white space and line numbers, by which
-    two kernels can differ.
+    not count. `git patch-id` would not do: it ignores white space and line numbers, and two
+    kernels can differ by these.
     """
     return digest_of({"patches": [[_canonical(diff) for diff in p.diffs] for p in patches]})
 
@@ -224,7 +224,7 @@ class _Reader:
         return old, new, hunks
 
     def _same(self, names: bytes) -> str:
-        """Return NAME of `a/NAME b/NAME`, for a diff that has it nowhere else."""
+        """Return NAME of `a/NAME b/NAME`, for a diff whose other lines do not contain the name."""
         if names.startswith(b'"'):
             quoted = re.fullmatch(rb'("(?:[^"\\]|\\.)*") ("(?:[^"\\]|\\.)*")', names)
             if quoted is None:
@@ -298,7 +298,7 @@ class _Reader:
             if self._at >= len(self._text):
                 raise self._damaged(f"the hunk of line {header} ends early", _WHOLE)
             line = self._here()
-            if line == b"":  # a blank line whose space a mail program ate
+            if line == b"":  # a blank line whose space was removed by a mail program
                 line = b" "
             kind = line[:1]
             if kind not in (b" ", b"-", b"+", b"\\"):

@@ -1,7 +1,7 @@
 """Find the source of a kernel: a git repository, a folder, a tarball, a Debian source package.
 
-The source is only read here; the build works on a copy (worktree.py). Nothing of a user's is
-written to.
+The source is only read here; the build works on a copy (worktree.py). No folder or repository of a
+user is written to.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ class Source:
 
     kind: Literal["git", "folder", "tarball", "package"]
     origin: str
-    """Origin of the source, whatever its state: two states of one origin share a work tree."""
+    """Place that the source comes from, whatever its state: two states of one place share a work
+    tree."""
     identity: str
     """Identifies the content: the id of a git tree, the sha256 of a tarball or package."""
     facts: dict[str, Any] = field(default_factory=dict)
@@ -98,7 +99,7 @@ def _is_kernel(path: Path, names: set[str]) -> None:
 
 def _of_folder(path: Path, cache: Cache) -> Source:
     """Return a folder as a source. Its content becomes a git tree in a repository of ours, whose
-    index remembers what it has read: the second time takes a second."""
+    index remembers which files git has read, so the second time takes only a second."""
     _is_kernel(path, {name for name in _TOP if (path / name).is_file()})
     store = cache.folder("folders") / digest_of({"folder": str(path)})
     with cache.lock(f"folders/{store.name}"):

@@ -1,8 +1,8 @@
-"""Build a kernel from source, with `make` and nothing around it.
+"""Build a kernel from source, with `make` alone.
 
-The same content always gives the same image, byte for byte: the build root, the path, the time and
-the builder's name in it are fixed. So the base is built again after each series, and image and
-modules must come out as before. That proves that nothing of one arm is in the other.
+The same content always gives the same image, byte for byte: the build root, and the path, time and
+builder's name that the image contains, are fixed. So the base is built again after each series,
+and image and modules must come out as before. That proves that no code of one arm is in the other.
 """
 
 from __future__ import annotations
@@ -77,7 +77,8 @@ def checked(kernel: TreeKernel | SourceKernel, cache: Cache) -> None:
     with _tree(wanted, cache) as tree:
         patched = tree.patched(wanted.patches)
         if any("Kconfig" in name for patch in wanted.patches for name in patch.files):
-            tree.move(patched)  # else the series' files would be compiled twice for nothing
+            # only then: after each move, the files of the series are compiled again
+            tree.move(patched)
         _Build(wanted, tree, cache, Progress()).configure()
     known.touch()
 
@@ -96,8 +97,8 @@ def materialised(
 ) -> KernelBundle:
     """Build the kernel, unless it was built before. `tag` is four letters for the arm.
 
-    Raises ScenarioError as `checked`, and if the kernel does not build or lacks an option;
-    BenchError if the base does not come out as it was before.
+    Raises ScenarioError for the reasons of `checked`, or if the kernel does not build or lacks an
+    option; BenchError if the base does not come out as it was before.
     """
     wanted = _wanted(kernel, tag, cache)
 
@@ -107,7 +108,8 @@ def materialised(
 
     place = cache.entry("kernels", {**wanted.key(wanted.patches), "tag": tag}, build)
     made = json.loads((place / "build.json").read_text())
-    # not from the entry: it may have been built from the same content in another place
+    # these facts do not come from the cached entry, which may have been built from the same
+    # content in another place
     asked = {"from": str(kernel), "source": wanted.source.facts,
              "series": series_facts(wanted.patches)}  # fmt: skip
     return bundle_at(place, {**made, **asked})
@@ -222,7 +224,8 @@ class _Build:
         index_modules(folder, release)
 
     def _prove(self, base: str, suffix: str) -> str:
-        """Build the base once more and return its digest. Raises BenchError if that changed."""
+        """Build the base once more and return its digest. Raises BenchError if the digest has
+        changed."""
         before = self._tree.built()[suffix]
         after = self._make(base, suffix, "base once more, as proof")
         if after != before:

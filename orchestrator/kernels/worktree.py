@@ -5,10 +5,10 @@ again.
     CACHE/worktrees/KEY/work/source         the source; a git index of ours knows its state
     CACHE/worktrees/KEY/work/source/build   make's O=
     CACHE/worktrees/KEY/git                 that index, and objects that are not the user's
-    CACHE/worktrees/KEY/built.json          a digest of all that was built here
+    CACHE/worktrees/KEY/built.json          a digest of each kernel that was built here
 
-The index has all files of a git repository, whose objects are the repository's own. Of a tarball
-git knows only the files that a series touches.
+For a git repository, the index has all files, and the objects are the repository's own. For a
+tarball, it has only the files that a series touches.
 """
 
 from __future__ import annotations
@@ -60,8 +60,9 @@ class WorkTree:
         return Git(self.folder / "git", work_tree=self.sources)
 
     def base(self, patches: Sequence[Patch]) -> str:
-        """Return the git tree without any series. For a tarball it has the files that any series
-        touches, `patches` included; no series may be in the folder then."""
+        """Return the git tree without any series. For a tarball it has only the files that some
+        series touches, `patches` included, and no series may be applied in the folder during the
+        call."""
         if self.source.repository is not None:
             return self.source.identity
         known = set(self.git.run("ls-files", "-z").stdout.split("\0"))
@@ -71,7 +72,8 @@ class WorkTree:
             if name not in known and (self.sources / name).is_file()
         ]
         if new:
-            # first in a second index: git removes a file that is in the index and not in the base
+            # the index itself is replaced last: on the way back to the base, git removes a file
+            # that is in the index and not in the base
             index, own = self.folder / "index.new", self.folder / "git/index"
             index.unlink(missing_ok=True)
             if own.exists():
@@ -86,11 +88,12 @@ class WorkTree:
 
     @property
     def _base(self) -> Path:
-        """File with the git tree of a tarball's base, as far as git knows it."""
+        """File that contains the id of a tarball's git tree without any series."""
         return self.folder / "base"
 
     def restore(self) -> None:
-        """Bring back the source without a series, whatever was done here and however it ended."""
+        """Bring back the source without a series, in whatever state the last use left the
+        folder."""
         (self.folder / "git/index.lock").unlink(missing_ok=True)  # from a run that was killed
         if self.source.repository is not None or self._base.exists():
             self.move(self.base(()))
@@ -107,7 +110,8 @@ class WorkTree:
     # what was built ------------------------------------------------------------------------------
 
     def built(self) -> dict[str, str]:
-        """Return suffix of a release, which names its content -> digest of what was built."""
+        """Return the digest of each kernel that was built here, by the suffix of its release,
+        which identifies its content."""
         try:
             return dict(json.loads((self.folder / "built.json").read_text()))
         except (OSError, ValueError):
