@@ -242,17 +242,23 @@ def proven_host(
         ssh = write_client_config(
             machine.folder, port=port, key=keys.runner, host_key=keys.host, keepalive=keepalive
         )
-        yield Host(
-            shell=shell, release=kernel.release, kvm=False,
-            cpus=machine.cpus, accel=machine.accel, payload=PAYLOAD, console=machine.console,
-            kernel=machine.kernel, alive=machine.domain.active, crash=lambda: _crash(machine.log),
-            libvirt=lambda: over_ssh(
-                ssh, "host", deadlines=_GUESTS, keep_alive=bool(keepalive),
-                is_lost=lambda: not shell.alive(),
-            ),
-            monitor=machine.domain.monitor,
-            scratch=machine.folder, change=Unrecorded(shell), ours=True,
-        ), boot_id  # fmt: skip
+        try:
+            yield Host(
+                shell=shell, release=kernel.release, kvm=False,
+                cpus=machine.cpus, accel=machine.accel, payload=PAYLOAD, console=machine.console,
+                kernel=machine.kernel, alive=machine.domain.active,
+                crash=lambda: _crash(machine.log),
+                libvirt=lambda: over_ssh(
+                    ssh, "host", deadlines=_GUESTS, keep_alive=bool(keepalive),
+                    is_lost=lambda: not shell.alive(),
+                ),
+                monitor=machine.domain.monitor,
+                scratch=machine.folder, change=Unrecorded(shell), ours=True,
+            ), boot_id  # fmt: skip
+        finally:
+            # libvirt sends SIGTERM first and waits 10 s, although a stopped QEMU cannot react
+            if not shell.alive():
+                end_machines([machine.domain.uuid])
 
 
 def prepare_host(host: Host, spec: HostSpec) -> Host:
