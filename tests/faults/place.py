@@ -26,20 +26,11 @@ from orchestrator.bench.state import SHM, token_prefix
 from tests.faults.table import ROWS, Row
 from tests.unit.kernels.fakes import folder_kernel
 from tests.unit.recorded import copied_run
+from tests.unit.scenarios import MAPS
 
 ROOT = Path(__file__).parents[2]
 NOBODY = "http://127.0.0.1:9/debian"
 """Address of a mirror that nobody serves: port 9, discard."""
-MAPS = """
-name = "maps"
-workload = "map"
-[host]
-accel = "exact"
-[arms.baseline]
-kernel = { dir = "old" }
-[arms.candidate]
-kernel = { dir = "new" }
-"""
 MOST_SECONDS = 60.0
 """Deadline of a command. One that takes longer is taken to wait without end."""
 _GOING_SECONDS = 3.0
