@@ -19,6 +19,8 @@ class Case:
     outcome: str
     """passed, failed or skipped; an error while setting up or tearing down counts as failed."""
     seconds: float
+    message: str = ""
+    """First line of the error of a failed test."""
 
 
 @dataclass(frozen=True)
@@ -38,15 +40,14 @@ def read_junit(path: Path) -> Results:
         raise ValueError(f"{path.name}: no testsuite")
     cases = []
     for case in suite.iter("testcase"):
-        children = {child.tag for child in case}
-        if {"failure", "error"} & children:
-            outcome = "failed"
-        else:
-            outcome = "skipped" if "skipped" in children else "passed"
+        children = {child.tag: child.get("message", "") for child in case}
+        errors = [children[tag] for tag in ("error", "failure") if tag in children]
+        outcome = "failed" if errors else "skipped" if "skipped" in children else "passed"
         # classname is tests.lab.test_x or tests.lab.test_x.TestClass
         module = re.sub(r"\.[A-Z].*", "", case.attrib["classname"])
         file = module.replace(".", "/") + ".py"
-        cases.append(Case(file, case.attrib["name"], outcome, float(case.attrib["time"])))
+        message = "".join(errors).partition("\n")[0]
+        cases.append(Case(file, case.attrib["name"], outcome, float(case.attrib["time"]), message))
     return Results(tuple(cases), float(suite.attrib["time"]))
 
 

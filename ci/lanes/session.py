@@ -62,6 +62,11 @@ class Session:
         skipped = [case.name for case in results.cases if case.outcome == "skipped"]
         if finished.code:
             self.wrong.append(f"{name}: {self.summaries[name]}")
+            self.wrong += [
+                f"{case.file}::{case.name}: {case.message[:300]}"
+                for case in results.cases
+                if case.outcome == "failed"
+            ]
             print(failures_of(log), flush=True)
         elif skipped:
             self.wrong.append(f"{name}: skipped, which proves nothing: {', '.join(skipped)}")

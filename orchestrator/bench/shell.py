@@ -135,6 +135,8 @@ class Shell:
                 done = self._exchange(command, stdin, timeout, limit)
         except (OSError, EOFError, paramiko.SSHException) as exc:
             self._is_unanswered = True
+            if isinstance(exc, EOFError):
+                self.drop()  # so that `alive` is false from now on
             raise self._lost(exc, doing or command) from exc
         except TooMuchError as exc:
             raise flood(self.name, doing or command, exc) from exc
@@ -186,7 +188,7 @@ class Shell:
             if not channel.status_event.wait(deadline.left()):
                 raise TimeoutError
             code = channel.recv_exit_status()
-            if code < 0 and not self.alive():
+            if code < 0 and self._has_ended():
                 raise EOFError("the connection ended")
             return Completed(
                 out.decode(errors="replace"), b"".join(errors).decode(errors="replace"), code
@@ -232,6 +234,12 @@ class Shell:
 
     def alive(self) -> bool:
         return self._transport.is_active()
+
+    def _has_ended(self) -> bool:
+        """True if the connection ended, or ends now: paramiko's thread closes the channels just
+        before it marks the connection as inactive, and then returns."""
+        self._transport.join(1)
+        return not self.alive()
 
     def channel_to(self, port: int, timeout: float) -> paramiko.Channel:
         """Open a TCP connection from the machine to its 127.0.0.1:`port` (`direct-tcpip`).

@@ -8,9 +8,11 @@ from __future__ import annotations
 import json
 import socket
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
+from orchestrator.bench.waiting import until
 from orchestrator.errors import BenchError
 
 _SECONDS = 20
@@ -21,7 +23,7 @@ def ask(monitor: Path, command: str, arguments: dict[str, Any] | None = None) ->
     error."""
     with socket.socket(socket.AF_UNIX) as channel:
         channel.settimeout(_SECONDS)
-        channel.connect(str(monitor))
+        until(partial(_connect, channel, monitor), within=_SECONDS, waiting_for="QEMU's monitor")
         with channel.makefile("rw", encoding="utf-8") as lines:
             lines.readline()  # the greeting
             answer: dict[str, Any] = {}
@@ -32,6 +34,16 @@ def ask(monitor: Path, command: str, arguments: dict[str, Any] | None = None) ->
                 if "error" in answer:
                     raise BenchError(f"QEMU: {name}: {answer['error']['desc']}", reason="monitor")
             return answer["return"]
+
+
+def _connect(channel: socket.socket, monitor: Path) -> bool | None:
+    """Return True if connected, and None while the socket has its name, but does not listen
+    yet."""
+    try:
+        channel.connect(str(monitor))
+    except ConnectionRefusedError:
+        return None
+    return True
 
 
 def _answer(lines: TextIO) -> dict[str, Any]:
