@@ -39,7 +39,7 @@ from orchestrator.analysis.comparison import resolution_of
 from orchestrator.cache import Cache
 from orchestrator.commits import Commits, Search
 from orchestrator.errors import BenchError, EvidenceError, ScenarioError, key_named
-from orchestrator.evidence import RunDir, need_keys, read_json, write_json
+from orchestrator.evidence.layout import RunDir, need_keys, read_json, write_json
 from orchestrator.folderlock import LOCK, only_writer
 from orchestrator.judge import judged, sampled
 from orchestrator.kernels import checked

@@ -42,7 +42,7 @@ from orchestrator.errors import (
     ScenarioError,
     key_named,
 )
-from orchestrator.evidence import RunDir
+from orchestrator.evidence.layout import RunDir
 from orchestrator.factors import (
     Cell,
     ScenarioFile,

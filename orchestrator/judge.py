@@ -29,7 +29,7 @@ from orchestrator.analysis.timeline import Timeline
 from orchestrator.analysis.trial import Findings, TrialResult, read_result
 from orchestrator.analysis.variable import variable
 from orchestrator.errors import EvidenceError, ScenarioError
-from orchestrator.evidence import MANIFEST, RunDir, TrialDir, write_json
+from orchestrator.evidence.layout import MANIFEST, RunDir, TrialDir, write_json
 from orchestrator.plan import make_plan
 from orchestrator.report.brief import run_brief
 from orchestrator.report.cases import Suite, code_of, suite

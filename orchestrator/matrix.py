@@ -12,7 +12,7 @@ from typing import Any
 
 from orchestrator.analysis.comparison import Comparison, worst
 from orchestrator.errors import BenchError, EvidenceError, ScenarioError, key_named
-from orchestrator.evidence import RunDir, need_keys, read_json, write_json
+from orchestrator.evidence.layout import RunDir, need_keys, read_json, write_json
 from orchestrator.factors import Cell, ScenarioFile
 from orchestrator.folderlock import LOCK, only_writer
 from orchestrator.judge import Judged, judged_whole, looks_of, save

@@ -32,7 +32,7 @@ from orchestrator.bench.staging import STATE
 from orchestrator.bench.tracer import FAULT
 from orchestrator.bench.waiting import Stall, until
 from orchestrator.errors import BenchError, ScenarioError
-from orchestrator.evidence import write_json
+from orchestrator.evidence.layout import write_json
 from orchestrator.progress import Progress
 
 QUIET_SECONDS = 20.0

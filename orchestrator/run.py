@@ -37,7 +37,7 @@ from orchestrator.errors import (
     BenchError,
     LastStageEnded,
 )
-from orchestrator.evidence import (
+from orchestrator.evidence.layout import (
     MANIFEST,
     RunDir,
     TrialDir,

@@ -29,7 +29,7 @@ from orchestrator.bench import hypervisor
 from orchestrator.bench.state import bench_state
 from orchestrator.cache import Cache
 from orchestrator.errors import BarometerError
-from orchestrator.evidence import RunDir, TrialDir
+from orchestrator.evidence.layout import RunDir, TrialDir
 from orchestrator.plan import PlannedTrial
 from orchestrator.prepare import plan_facts, prepare
 from orchestrator.progress import Progress

@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from orchestrator.analysis.trial import read_result
-from orchestrator.evidence import TrialDir
+from orchestrator.evidence.layout import TrialDir
 from orchestrator.hashing import sha256_file
 
 TOP = Path(__file__).parents[2]

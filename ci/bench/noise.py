@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from orchestrator.analysis.trial import read_result
-from orchestrator.evidence import RunDir
+from orchestrator.evidence.layout import RunDir
 from orchestrator.scenario import METRICS
 
 

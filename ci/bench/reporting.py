@@ -22,7 +22,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from orchestrator.evidence import MANIFEST
+from orchestrator.evidence.layout import MANIFEST
 from orchestrator.hashing import sha256_file
 from orchestrator.plan import make_plan
 from orchestrator.scenario import parse_scenario

@@ -27,7 +27,7 @@ from orchestrator.analysis.timeline import IOVA, RAM, Note, Phase, Step, Timelin
 from orchestrator.analysis.trace import Operation
 from orchestrator.analysis.tracer import need, trace_clock, tracer_complete
 from orchestrator.errors import EvidenceError
-from orchestrator.evidence import TrialDir
+from orchestrator.evidence.layout import TrialDir
 from orchestrator.scenario import is_emulated
 
 _UPTIME = re.compile(r"uptime (\d+\.\d+)")

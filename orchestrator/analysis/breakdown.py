@@ -12,7 +12,7 @@ from typing import Any
 from orchestrator.analysis.maps import MapPass
 from orchestrator.analysis.theory import pages
 from orchestrator.errors import EvidenceError
-from orchestrator.evidence import TrialDir
+from orchestrator.evidence.layout import TrialDir
 
 Stacks = dict[tuple[str, ...], float]
 WALK = "iommu_iova_to_phys"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from orchestrator.analysis.trace import lost_events, missed_probes, probe_hits
 from orchestrator.errors import EvidenceError
-from orchestrator.evidence import TrialDir
+from orchestrator.evidence.layout import TrialDir
 
 
 def need(trial: TrialDir, name: str) -> str:

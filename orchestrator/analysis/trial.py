@@ -30,7 +30,7 @@ from orchestrator.analysis.trace import (
 from orchestrator.analysis.tracer import need, trace_clock, tracer_complete
 from orchestrator.bounded import cut_message, quoted
 from orchestrator.errors import EvidenceError
-from orchestrator.evidence import TrialDir, charge_in
+from orchestrator.evidence.layout import TrialDir, charge_in
 from orchestrator.faults import Attempt, Charge, attempts_from
 from orchestrator.hashing import digest_of
 from orchestrator.scenario import ArmName, Metric, Role, metric_at

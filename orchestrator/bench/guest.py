@@ -25,7 +25,7 @@ from orchestrator.bench.waiting import until
 from orchestrator.bench.watching import Limits, wait_for, wait_for_ssh, watching
 from orchestrator.bounded import CONSOLE_BYTES, FACTS_BYTES, LOG_BYTES
 from orchestrator.errors import ArmFailedError, BarometerError, BenchError
-from orchestrator.evidence import TrialWriter
+from orchestrator.evidence.layout import TrialWriter
 from orchestrator.progress import Progress
 from orchestrator.scenario import Guest, Scenario, parse_size
 

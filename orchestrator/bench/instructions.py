@@ -31,7 +31,7 @@ from orchestrator.bench.mapagent import request_of, understood
 from orchestrator.bench.shell import ConnectionLostError, Dialogue
 from orchestrator.bench.waiting import until
 from orchestrator.errors import BenchError
-from orchestrator.evidence import TrialWriter, write_json
+from orchestrator.evidence.layout import TrialWriter, write_json
 from orchestrator.progress import Progress
 from orchestrator.scenario import GIB, Scenario
 

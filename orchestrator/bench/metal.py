@@ -48,7 +48,7 @@ from orchestrator.bench.waiting import until
 from orchestrator.cache import Cache
 from orchestrator.command import tail
 from orchestrator.errors import ArmFailedError, BarometerError, BenchError, key_named
-from orchestrator.evidence import TrialWriter
+from orchestrator.evidence.layout import TrialWriter
 from orchestrator.kernelreports import BROKEN, reports_in
 from orchestrator.kernels.bundle import KernelBundle
 from orchestrator.progress import Progress

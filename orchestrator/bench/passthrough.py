@@ -11,7 +11,7 @@ from orchestrator.bench.images import GUESTS
 from orchestrator.bench.keeper import Keeper
 from orchestrator.bench.shell import Commands, Shell
 from orchestrator.errors import ArmFailedError, BenchError
-from orchestrator.evidence import TrialWriter, write_json
+from orchestrator.evidence.layout import TrialWriter, write_json
 from orchestrator.pci import Function, Survey, User
 from orchestrator.scenario import MIB, HostDevice, format_size
 

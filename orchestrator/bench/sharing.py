@@ -29,7 +29,7 @@ from orchestrator.bench.nested import (
 from orchestrator.bench.state import BenchState
 from orchestrator.command import tail
 from orchestrator.errors import BarometerError, BenchError
-from orchestrator.evidence import TrialWriter
+from orchestrator.evidence.layout import TrialWriter
 from orchestrator.progress import Progress
 
 _SETTLE_SECONDS = 10.0

@@ -22,7 +22,7 @@ from orchestrator.bench.answers import has_form
 from orchestrator.bench.host import Host
 from orchestrator.bounded import TRACE_BYTES
 from orchestrator.errors import BarometerError, BenchError
-from orchestrator.evidence import TrialWriter
+from orchestrator.evidence.layout import TrialWriter
 
 _INSTANCE, _TIMING = "barometer", "barotime"
 _FOLDER = f"/sys/kernel/tracing/instances/{_INSTANCE}"

@@ -17,7 +17,7 @@ from orchestrator.bench.mapagent import agent_request, gathered
 from orchestrator.bench.tracer import FAULT, armed_tracer
 from orchestrator.bounded import TRACE_BYTES
 from orchestrator.errors import BenchError
-from orchestrator.evidence import TrialWriter, write_json
+from orchestrator.evidence.layout import TrialWriter, write_json
 from orchestrator.progress import Progress
 from orchestrator.scenario import ARMS, GIB, Pass, Point, Scenario
 

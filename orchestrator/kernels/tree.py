@@ -19,7 +19,7 @@ from typing import Any
 
 from orchestrator.cache import Cache, blame_full_disk
 from orchestrator.errors import BenchError, ScenarioError
-from orchestrator.evidence import write_json
+from orchestrator.evidence.layout import write_json
 from orchestrator.hashing import digest_of, sha256_file
 from orchestrator.kernels.buildlog import STEP, first_errors
 from orchestrator.kernels.buildroot import WORK, BuildRoot, build_root

@@ -26,7 +26,7 @@ from filelock import Timeout
 
 from orchestrator.cache import Cache
 from orchestrator.command import run
-from orchestrator.evidence import write_json
+from orchestrator.evidence.layout import write_json
 from orchestrator.hashing import digest_of
 from orchestrator.kernels.applying import applied
 from orchestrator.kernels.git import Git, own_repository

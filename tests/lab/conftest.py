@@ -21,7 +21,7 @@ from orchestrator.bench.sharing import NestedMachine
 from orchestrator.bench.state import SHM, BenchState, bench_state, token_prefix
 from orchestrator.cache import Cache
 from orchestrator.errors import BarometerError
-from orchestrator.evidence import RunDir, TrialDir
+from orchestrator.evidence.layout import RunDir, TrialDir
 from orchestrator.plan import make_plan
 from orchestrator.prepare import Prepared, plan_facts, prepare
 from orchestrator.progress import Progress

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.evidence import RunDir
+from orchestrator.evidence.layout import RunDir
 from tests.lab.machine.standin import StandIn
 from tests.lab.metal_runs import GUEST_BOOT, SCENARIO, barometer, done, scenario_for, state_of
 

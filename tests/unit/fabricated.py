@@ -9,7 +9,7 @@ from typing import Any
 
 from orchestrator.abi import LEAVES, PAGE
 from orchestrator.analysis.theory import Mapping
-from orchestrator.evidence import TrialDir
+from orchestrator.evidence.layout import TrialDir
 from orchestrator.scenario import GIB, Scenario
 from tests.unit.answers import ADDRESS, BAR_ADDRESS, EVENTS, answer, point
 from tests.unit.recorded import sealed

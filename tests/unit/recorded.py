@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from orchestrator.evidence import MANIFEST, TrialDir
+from orchestrator.evidence.layout import MANIFEST, TrialDir
 from orchestrator.hashing import sha256_file
 
 RUN = Path(__file__).parent / "data/run"

@@ -9,7 +9,7 @@ from types import ModuleType
 import pytest
 
 from orchestrator.errors import ArmFailedError, BenchError
-from orchestrator.evidence import TrialWriter
+from orchestrator.evidence.layout import TrialWriter
 from orchestrator.faults import Charge, Charged
 
 PATH = Path(__file__).parents[2] / "ci/bench/boots.py"

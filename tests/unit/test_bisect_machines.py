@@ -18,7 +18,7 @@ from orchestrator.bisect import Kernels, Machines, Question, run_bisection
 from orchestrator.cache import Cache
 from orchestrator.commits import commits_of
 from orchestrator.errors import BarometerError, BenchError, EvidenceError, ScenarioError
-from orchestrator.evidence import RunDir
+from orchestrator.evidence.layout import RunDir
 from orchestrator.folderlock import only_writer
 from orchestrator.judge import judged, sampled
 from orchestrator.progress import Progress

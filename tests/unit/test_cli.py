@@ -25,7 +25,7 @@ from orchestrator.bench.keeper import LeftError
 from orchestrator.cache import Cache
 from orchestrator.cli import _run
 from orchestrator.errors import BenchError
-from orchestrator.evidence import RunDir, TrialDir
+from orchestrator.evidence.layout import RunDir, TrialDir
 from orchestrator.factors import Cell, ScenarioFile
 from orchestrator.judge import Judged
 from orchestrator.progress import Progress

@@ -15,7 +15,7 @@ from orchestrator.errors import (
     EvidenceError,
     ScenarioError,
 )
-from orchestrator.evidence import (
+from orchestrator.evidence.layout import (
     RunDir,
     TrialDir,
     TrialWriter,

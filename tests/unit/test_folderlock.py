@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import ScenarioError
-from orchestrator.evidence import RunDir
+from orchestrator.evidence.layout import RunDir
 from orchestrator.folderlock import LOCK, only_writer
 
 _HOLDER = """

@@ -17,7 +17,7 @@ from orchestrator import judge as judging
 from orchestrator.analysis.comparison import boots_of, exit_code
 from orchestrator.analysis.trial import TrialResult
 from orchestrator.errors import EvidenceError
-from orchestrator.evidence import RunDir, TrialDir
+from orchestrator.evidence.layout import RunDir, TrialDir
 from orchestrator.judge import judge, looks_of
 from orchestrator.plan import make_plan
 from orchestrator.report.perfetto import perfetto_trace

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.evidence import RunDir
+from orchestrator.evidence.layout import RunDir
 from orchestrator.judge import judge
 from tests.unit.recorded import copied_run
 

@@ -16,7 +16,7 @@ from orchestrator.analysis.comparison import Comparison, boots_of, exit_code, la
 from orchestrator.analysis.cost import cost_table
 from orchestrator.analysis.theory import lookups, pages
 from orchestrator.analysis.timeline import RAM
-from orchestrator.evidence import RunDir
+from orchestrator.evidence.layout import RunDir
 from orchestrator.judge import judge
 from orchestrator.matrix import MatrixDir, judge_cells
 from orchestrator.scenario import Scenario, format_size

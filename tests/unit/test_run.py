@@ -31,7 +31,7 @@ from orchestrator.errors import (
     LastStageEnded,
     ScenarioError,
 )
-from orchestrator.evidence import RunDir, TrialDir, TrialWriter
+from orchestrator.evidence.layout import RunDir, TrialDir, TrialWriter
 from orchestrator.faults import failing_arm
 from orchestrator.kernels import KernelBundle, materialised
 from orchestrator.plan import PlannedTrial, make_plan

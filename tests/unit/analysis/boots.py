@@ -8,7 +8,7 @@ from orchestrator.analysis.boot import timeline_of
 from orchestrator.analysis.boottrace import BootTrace, read_boot
 from orchestrator.analysis.qemu import ConfigWrite, QemuEvent
 from orchestrator.analysis.timeline import Timeline
-from orchestrator.evidence import TrialDir
+from orchestrator.evidence.layout import TrialDir
 from tests.unit.recorded import MEASURED, RUN, TRACE, read
 
 RECORDED = read(RUN / "trials" / MEASURED / TRACE)

@@ -18,7 +18,7 @@ from orchestrator.analysis.qemu import QemuEvent
 from orchestrator.analysis.timeline import IOVA, RAM, Step, Timeline
 from orchestrator.analysis.trace import Operation
 from orchestrator.errors import EvidenceError
-from orchestrator.evidence import TrialDir
+from orchestrator.evidence.layout import TrialDir
 from tests.unit.analysis.boots import (
     BAR_2,
     RECORDED,

@@ -16,7 +16,7 @@ from orchestrator.analysis.breakdown import (
     measured_whole,
 )
 from orchestrator.errors import EvidenceError
-from orchestrator.evidence import TrialDir
+from orchestrator.evidence.layout import TrialDir
 from tests.unit.answers import by_1gib, by_2mib, map_pass
 
 IOCTL = "vfio_iommu_type1_ioctl"

@@ -26,7 +26,7 @@ from orchestrator.analysis.cost import cost_json
 from orchestrator.analysis.level import level_of
 from orchestrator.analysis.timeline import Note, Timeline
 from orchestrator.analysis.trial import Findings, TrialResult, read_result
-from orchestrator.evidence import TrialDir
+from orchestrator.evidence.layout import TrialDir
 from orchestrator.plan import CONTROL_FROM
 from orchestrator.scenario import ArmName, Metric, Role, Scenario
 from tests.unit.answers import by_1gib, by_2mib, by_4kib, place_of

@@ -18,7 +18,7 @@ from orchestrator.analysis.conditions import (
     recorded_of_all,
 )
 from orchestrator.analysis.trial import read_result
-from orchestrator.evidence import RunDir
+from orchestrator.evidence.layout import RunDir
 from orchestrator.scenario import ARMS
 from tests.unit.recorded import copied, sealed
 

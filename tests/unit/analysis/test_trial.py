@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 from orchestrator.analysis.trial import TrialResult, read_result
-from orchestrator.evidence import TrialDir
+from orchestrator.evidence.layout import TrialDir
 from orchestrator.scenario import METRICS
 from tests.unit.examples import share
 from tests.unit.recorded import (

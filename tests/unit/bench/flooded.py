@@ -31,7 +31,7 @@ from orchestrator.bench.tracer import timing_spec
 from orchestrator.bench.watching import Limits, Watched
 from orchestrator.bounded import ANSWER_BYTES, CONSOLE_BYTES, TRACE_BYTES
 from orchestrator.errors import BarometerError, BenchError
-from orchestrator.evidence import TrialWriter
+from orchestrator.evidence.layout import TrialWriter
 from orchestrator.faults import Charged
 
 assert orchestrator.cli

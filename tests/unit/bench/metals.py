@@ -20,7 +20,7 @@ from orchestrator.bench.remote import Endpoint, Link
 from orchestrator.bench.shell import A_DAY, Completed, ConnectionLostError, Dialogue, Shell
 from orchestrator.cache import Cache
 from orchestrator.errors import BenchError
-from orchestrator.evidence import TrialWriter
+from orchestrator.evidence.layout import TrialWriter
 from orchestrator.kernels.bundle import KernelBundle, release_in
 from orchestrator.progress import Progress
 from orchestrator.scenario import ArmName, MetalHost

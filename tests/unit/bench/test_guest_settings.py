@@ -24,7 +24,7 @@ from orchestrator.bench.hypervisor import Connection
 from orchestrator.bench.keys import RunKeys
 from orchestrator.bounded import LOG_BYTES
 from orchestrator.errors import BenchError
-from orchestrator.evidence import TrialWriter
+from orchestrator.evidence.layout import TrialWriter
 from orchestrator.factors import parse_scenarios
 from orchestrator.progress import Progress
 from orchestrator.scenario import GIB, Guest, Scenario

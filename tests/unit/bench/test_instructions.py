@@ -28,7 +28,7 @@ from orchestrator.bench.instructions import (
 )
 from orchestrator.bench.shell import ConnectionLostError
 from orchestrator.errors import BenchError, EvidenceError
-from orchestrator.evidence import TrialWriter
+from orchestrator.evidence.layout import TrialWriter
 from orchestrator.progress import Progress
 from orchestrator.scenario import GIB, MIB
 from tests.unit.scenarios import map_scenario

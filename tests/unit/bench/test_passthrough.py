@@ -22,7 +22,7 @@ from orchestrator.bench.passthrough import (
 )
 from orchestrator.bench.shell import Completed, Shell
 from orchestrator.errors import ArmFailedError, BenchError
-from orchestrator.evidence import TrialWriter
+from orchestrator.evidence.layout import TrialWriter
 from orchestrator.pci import Survey
 from orchestrator.scenario import GIB, HostDevice
 from tests.unit.machines import RECORDED, recorded

@@ -26,7 +26,7 @@ from orchestrator.bench.sharing import NestedMachine
 from orchestrator.bench.shell import Completed, ConnectionLostError
 from orchestrator.bench.state import BenchState
 from orchestrator.errors import ArmFailedError, BenchError
-from orchestrator.evidence import TrialWriter
+from orchestrator.evidence.layout import TrialWriter
 from orchestrator.kernels.bundle import KernelBundle
 from orchestrator.progress import Progress
 from tests.unit.agents.keeper.machines import HUGE, Machine, made_up

@@ -25,7 +25,7 @@ from orchestrator.bench.tracer import (
     timing_spec,
 )
 from orchestrator.errors import BenchError
-from orchestrator.evidence import TrialWriter
+from orchestrator.evidence.layout import TrialWriter
 from orchestrator.scenario import GIB, MIB
 from tests.unit.hosts import Recorded
 

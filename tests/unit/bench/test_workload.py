@@ -16,7 +16,7 @@ from orchestrator.bench.keys import RunKeys
 from orchestrator.bench.mapagent import agent_request, gathered
 from orchestrator.bench.workload import costs_of, guest_boots, largest, maps, settle
 from orchestrator.errors import ArmFailedError, BenchError, EvidenceError
-from orchestrator.evidence import TrialWriter
+from orchestrator.evidence.layout import TrialWriter
 from orchestrator.progress import Progress
 from orchestrator.scenario import GIB, MIB, Pass, Scenario
 from tests.unit.answers import answer, by_1gib

@@ -12,7 +12,7 @@ from typing import Any
 
 from orchestrator.analysis.comparison import Comparison, compare
 from orchestrator.analysis.trial import TrialResult, read_result
-from orchestrator.evidence import RunDir
+from orchestrator.evidence.layout import RunDir
 from orchestrator.scenario import ARMS, ArmName, Metric, Role, Scenario, parse_scenario
 from tests.unit.scenarios import scenario
 

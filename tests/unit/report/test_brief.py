@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from orchestrator.analysis.bisection import Bisection
 from orchestrator.analysis.comparison import compare
 from orchestrator.analysis.trial import TrialResult
-from orchestrator.evidence import RunDir, read_json
+from orchestrator.evidence.layout import RunDir, read_json
 from orchestrator.faults import Attempt
 from orchestrator.judge import saved_run
 from orchestrator.report.brief import LINES, bisect_brief, matrix_brief, run_brief

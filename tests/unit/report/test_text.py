@@ -13,7 +13,7 @@ from orchestrator.analysis.comparison import boots_of, compare, with_control
 from orchestrator.analysis.timeline import Note, Timeline
 from orchestrator.analysis.trial import Findings, TrialResult, read_result
 from orchestrator.analysis.variable import Differing, Variable
-from orchestrator.evidence import TrialDir, read_json
+from orchestrator.evidence.layout import TrialDir, read_json
 from orchestrator.faults import Attempt, attempts_from
 from orchestrator.report.text import text_report
 from orchestrator.report.timeline import calls_and_cost
