@@ -76,6 +76,7 @@ FAULTS: Mapping[str, Fault] = {
     "exact-crawl": Fault(
         "bench", "the clock of an emulated host all but stood still", comes_and_goes=True
     ),
+    "host-clock": Fault("bench", "the clock of an emulated host runs wrong", comes_and_goes=True),
     "unproven-panic": Fault("bench", "it is not known which kernel panicked"),
     "guest-panic": Fault("undecided", "its kernel is the same in both arms"),
     "guest-no-timer": Fault(

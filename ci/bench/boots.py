@@ -17,6 +17,7 @@ import json
 import os
 import shutil
 import statistics
+import subprocess
 import sys
 import time
 from collections import Counter
@@ -132,11 +133,21 @@ def main() -> None:
     parser.add_argument("--busy", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path("boots"))
     parser.add_argument("--begun-again", action="store_true")
+    parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
+    if given.one:
+        [variant] = given.variants
+        boot_hosts(variant, given.boots, given.out, begun_again=given.begun_again)
+        return
     with busy(given.busy):
         for variant in given.variants:
-            boot_hosts(variant, given.boots, given.out, begun_again=given.begun_again)
+            # libvirt's embedded driver can be opened only once in a process
+            again = ["--begun-again"] if given.begun_again else []
+            subprocess.run(
+                [sys.executable, __file__, variant, "--one", "--boots", str(given.boots),
+                 "--out", given.out, *again], check=True,
+            )  # fmt: skip
     rows = [json.loads(line) for line in (given.out / "results.jsonl").read_text().splitlines()]
     print(table_of(rows))
 

@@ -46,9 +46,9 @@ _DONE_BY_KERNEL = "host.kernel.taint"
 _LISTED = ("host.packages.", "guest.packages.")
 """Rooms (prefixes of names) that are recorded as a whole: a name of the room that a trial lacks
 was absent. host.arm is recorded as a whole, too: a name that a trial lacks there was not set."""
-_NOT_OURS = ("barometer.token=", "BOOT_IMAGE=", "initrd=")
-"""Words of a command line that are left out: the token that proves the kernel, and what boot
-loaders add for each kernel."""
+_NOT_OURS = ("barometer.token=", "tsc_early_khz=", "BOOT_IMAGE=", "initrd=")
+"""Words of a command line that are left out: the token that proves the kernel, the runner's TSC as
+it was measured, and what boot loaders add for each kernel."""
 
 Trial = Mapping[str, str]
 """The conditions of one trial."""

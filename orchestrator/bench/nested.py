@@ -31,6 +31,7 @@ from orchestrator.bench.keys import RunKeys, tar_of
 from orchestrator.bench.modules import prove_modules
 from orchestrator.bench.shell import Shell, connected, write_client_config
 from orchestrator.bench.state import BenchState, end_machines, qemu_processes
+from orchestrator.bench.tsc import tsc_khz
 from orchestrator.bench.waiting import Stall, until
 from orchestrator.bounded import CONSOLE_BYTES, FACTS_BYTES, LOG_BYTES
 from orchestrator.command import tail
@@ -48,6 +49,8 @@ _FORWARD = re.compile(r"TCP\[HOST_FORWARD\]\s+\d+\s+127\.0\.0\.1\s+(\d+)\s+\S+\s
 # often.
 _SILENT_SECONDS: dict[Accel, float] = {"kvm": 20.0, "tcg": 90.0, "exact": 90.0}
 _BOOT_SECONDS = 900.0
+_FASTEST = 1.3
+"""Most seconds of an emulated host's clock in a second of the runner's."""
 _GUESTS = Deadlines(end=30.0, hurried=1.0)
 """A guest that takes longer is not waited for: it ends with its host."""
 
@@ -89,7 +92,11 @@ class HostSpec:
         # would use the HPET. no_timer_check: check_timer() counts ticks during a busy loop. A QEMU
         # that does not get the CPU delivers none, and the kernel would panic. (Under KVM Linux
         # skips that check by itself.)
-        clock = ["tsc=reliable", "no_timer_check"] if is_emulated(self.accel) else []
+        clock = (
+            ["tsc=reliable", "no_timer_check", *_tsc_word(self.accel)]
+            if is_emulated(self.accel)
+            else []
+        )
         # The kernel then reports a task that waits after 60 to 70 s, not 120 to 240. With less
         # than 60 s it would report the map of a large BAR, too. An exact host keeps the defaults,
         # because the work of every timer is counted.
@@ -115,6 +122,18 @@ class HostSpec:
             self.host.cmdline,
         ]
         return " ".join(filter(None, words))
+
+
+def _tsc_word(accel: Accel) -> list[str]:
+    """Return the word that tells an emulated host's kernel the frequency of its TSC, if it is
+    known.
+
+    The kernel would measure it against the timer (pit_hpet_ptimer_calibrate_cpu() in
+    arch/x86/kernel/tsc.c). On a busy runner it was seen to find 28.6 MHz in place of 2596 MHz: its
+    clock then runs 91 times too fast, and timeouts end everything on the host and in its guest."""
+    # QEMU's TSC is that of the runner; in an exact host it counts the nanoseconds of its clock
+    khz = 1_000_000 if accel == "exact" else tsc_khz()
+    return [] if khz is None else [f"tsc_early_khz={khz}"]
 
 
 @dataclass
@@ -239,6 +258,8 @@ def proven_host(
     ) as shell:  # fmt: skip
         machine.kernel.on_hang(shell.drop)
         boot_id = prove_kernel(shell, machine.token, kernel)
+        if machine.accel == "tcg":
+            _check_clock(shell, machine.started)
         ssh = write_client_config(
             machine.folder, port=port, key=keys.runner, host_key=keys.host, keepalive=keepalive
         )
@@ -259,6 +280,19 @@ def proven_host(
             # libvirt sends SIGTERM first and waits 10 s, although a stopped QEMU cannot react
             if not shell.alive():
                 end_machines([machine.domain.uuid])
+
+
+def _check_clock(shell: Shell, started: float) -> None:
+    """Raise BenchError if the clock of an emulated host runs too fast: if the host has been up for
+    longer than its QEMU."""
+    uptime = float(shell.read("/proc/uptime").split()[0])
+    seconds = time.monotonic() - started
+    if uptime > seconds * _FASTEST:
+        raise BenchError(
+            f"the emulated host's clock runs too fast: its kernel has been up {uptime:.0f} s, and"
+            f" its QEMU {seconds:.0f} s",
+            reason="host-clock",
+        )
 
 
 def prepare_host(host: Host, spec: HostSpec) -> Host:

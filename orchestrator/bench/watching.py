@@ -237,8 +237,13 @@ def wait_for_ssh(host: Host, limits: Limits, progress: Progress) -> None:
     def ready() -> str | None:
         progress.detail(limits.watched.console.last_line())
         if limits.watched.event("ssh") is None:
-            # A guest that waits for connections is idle, so only the deadline below applies.
+            # A guest that is about to answer is idle for some seconds, not for as long as this.
             limits.check("the guest's SSH server", stall=False)
+            if limits.watched.idle(_IDLE_SECONDS):
+                raise limits.failed(
+                    f"no SSH server in the guest, which has used no CPU for {_IDLE_SECONDS:.0f} s",
+                    reason="guest-no-ssh",
+                )
         return limits.watched.event("ssh")
 
     until(ready, within=_NO_SSH_SECONDS[host.slow], every=0.1,

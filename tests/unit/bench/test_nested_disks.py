@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import tarfile
+import time
 import uuid
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator, Sequence
@@ -14,13 +15,16 @@ from typing import Any, cast
 
 import pytest
 
+from orchestrator.bench import nested
 from orchestrator.bench.accel import Accel
 from orchestrator.bench.domain import Disk
 from orchestrator.bench.hypervisor import Connection
 from orchestrator.bench.images import FIRST, HostImage
 from orchestrator.bench.keys import RunKeys
 from orchestrator.bench.nested import HostSpec, running_machine, save_machine
+from orchestrator.bench.shell import Shell
 from orchestrator.bench.state import BenchState
+from orchestrator.errors import BenchError
 from orchestrator.kernels.bundle import KernelBundle
 from orchestrator.scenario import ARMS, ArmName, EmulatedDevice, Scenario
 from tests.unit.scenarios import scenario
@@ -174,6 +178,36 @@ def test_timer_of_an_emulated_host_is_not_counted_against_a_busy_loop(
     with bench.running(scenario(), (PAYLOAD,), accel=accel) as domain:
         words = str(domain.findtext("os/cmdline")).split()
     assert ("no_timer_check" in words) == ("tsc=reliable" in words) == emulated
+
+
+@pytest.mark.parametrize(
+    ("accel", "khz", "expected"),
+    [
+        ("tcg", 2_596_120, ["tsc_early_khz=2596120"]), ("tcg", None, []),
+        ("exact", None, ["tsc_early_khz=1000000"]), ("kvm", 2_596_120, []),
+    ],
+)  # fmt: skip
+def test_emulated_host_is_told_the_frequency_of_its_tsc(
+    bench: Bench,
+    accel: Accel,
+    khz: int | None,
+    expected: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(nested, "tsc_khz", lambda: khz)
+    with bench.running(scenario(), (PAYLOAD,), accel=accel) as domain:
+        words = str(domain.findtext("os/cmdline")).split()
+    assert [word for word in words if word.startswith("tsc_early_khz=")] == expected
+
+
+@pytest.mark.parametrize(("uptime", "is_fast"), [(21.0, False), (4701.0, True)])
+def test_emulated_host_whose_clock_runs_too_fast_is_given_up(uptime: float, is_fast: bool) -> None:
+    shell = cast(Shell, SimpleNamespace(read={"/proc/uptime": f"{uptime} 1.0\n"}.get))
+    with contextlib.ExitStack() as stack:
+        if is_fast:
+            failure = stack.enter_context(pytest.raises(BenchError))
+        nested._check_clock(shell, time.monotonic() - 23)
+    assert not is_fast or failure.value.reason == "host-clock"
 
 
 def test_evidence_of_a_machine_is_what_there_is_by_then(bench: Bench, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,9 +14,10 @@ from typing import Any, cast
 import pytest
 
 from orchestrator.bench.host import Host
-from orchestrator.bench.watching import Limits, Watched
+from orchestrator.bench.watching import Limits, Watched, wait_for_ssh
 from orchestrator.bounded import CONSOLE_BYTES, MARKS_BYTES
 from orchestrator.errors import ArmFailedError, BarometerError
+from orchestrator.progress import Progress
 from tests.unit.bench.metals import SECONDS
 
 
@@ -93,3 +95,19 @@ def test_words_that_are_no_text_are_kept_as_such(tmp_path: Path, text: Any) -> N
     taken = watched(iter([f"C 1 {json.dumps(text)}", *console("next")]), tmp_path)
     assert taken.error is None
     assert re.search("(?m)^next$", (tmp_path / "console.log").read_text())
+
+
+@pytest.mark.parametrize("used", [0.0, 0.9])
+def test_guest_that_stands_still_before_its_ssh_is_given_up(tmp_path: Path, used: float) -> None:
+    """It need not be waited for until the deadline. `used`: CPU seconds in a second."""
+    lines = (f"P {at * 10**9} {int(at * used * 1e9)} 0" for at in range(50))
+    taken = watched(lines, tmp_path)
+    taken.ended = False
+    host = SimpleNamespace(check=lambda: None, slow=False, accel="tcg")
+    if used:
+        assert not taken.idle(45)
+        return
+    started = time.monotonic()
+    with pytest.raises(ArmFailedError) as caught:
+        wait_for_ssh(cast(Host, host), Limits(cast(Host, host), taken, 1 << 30), Progress())
+    assert (caught.value.reason, time.monotonic() - started < SECONDS) == ("guest-no-ssh", True)
