@@ -8,6 +8,7 @@ import pytest
 from orchestrator.bench import waiting
 from orchestrator.bench.waiting import Stall, until
 from orchestrator.errors import ArmFailedError, BenchError
+from orchestrator.reasons import Reason
 
 
 def test_first_value_that_is_there_is_returned() -> None:
@@ -41,7 +42,7 @@ def test_failure_that_is_seen_ends_the_wait_at_once() -> None:
     started = time.monotonic()
 
     def check() -> None:
-        raise BenchError("panic", reason="host-panic")
+        raise BenchError("panic", reason=Reason.HOST_PANIC)
 
     with pytest.raises(BenchError, match="panic"):
         until(check, within=60, waiting_for="it")
