@@ -13,6 +13,14 @@ from orchestrator.faults import FAULTS
 from orchestrator.reasons import Ends, Reason
 
 README = Path(__file__).parents[1] / "README.md"
+EXIT_CODES = {
+    Ends.INPUT: 2,
+    Ends.BENCH: 3,
+    Ends.EVIDENCE: 4,
+    Ends.LEFT: 4,
+    Ends.BUG: 70,
+    Ends.INTERRUPT: 130,
+}
 _BEGIN = "<!-- reasons: written by ci/reasons.py -->\n"
 _END = "<!-- end of reasons -->\n"
 
@@ -29,11 +37,17 @@ def write_table(readme: str) -> str:
 def _table() -> str:
     rows = [("reason", "exit code", "trial", "what it means: what to do"), ("---",) * 4]
     rows += [
-        (f"`{reason}`", ", ".join(map(str, reason.exit_codes)), _trial(reason),
+        (f"`{reason}`", _codes(reason), _trial(reason),
          f"{reason.meaning}: {reason.remedy}")
         for reason in sorted(Reason)
     ]  # fmt: skip
     return "".join(f"| {' | '.join(row)} |\n".replace("|  |", "| |") for row in rows)
+
+
+def _codes(reason: Reason) -> str:
+    """Return the exit codes of commands that end for this reason."""
+    codes = {code: None for end, code in EXIT_CODES.items() if end in reason.ends}
+    return ", ".join(map(str, codes))
 
 
 def _trial(reason: Reason) -> str:

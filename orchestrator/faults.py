@@ -26,7 +26,7 @@ from math import comb
 from typing import Literal, NamedTuple
 
 from orchestrator.kernelreports import BROKEN, Function, KernelReport, first_of
-from orchestrator.reasons import Reason, parse_reason
+from orchestrator.reasons import Ends, Reason, parse_reason
 from orchestrator.scenario import ARMS, ArmName
 
 Charge = Literal["arm", "bench", "undecided"]
@@ -117,7 +117,7 @@ _DIFFERENT: Mapping[Reason, Fault] = {
 FAULTS: Mapping[Reason, Fault] = {
     reason: _DIFFERENT.get(reason, Fault("bench", reason.meaning))
     for reason in Reason
-    if reason.is_of_trial
+    if Ends.TRIAL in reason.ends
 }
 """The fault for the reason of each error that ends a trial."""
 _UNKNOWN = Fault("bench", "no kernel is blamed for what is not in the table")

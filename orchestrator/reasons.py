@@ -21,13 +21,18 @@ class Ends(Flag):
     """A command, because the bench failed: exit code 3 (BenchError)."""
     EVIDENCE = auto()
     """A command that judges: exit code 4 (EvidenceError). A trial that is judged is invalid."""
+    LEFT = auto()
+    """`recover`, because something is left on the machine: exit code 4 (LeftError)."""
+    BUG = auto()
+    """A command, by an exception that is no BarometerError: exit code 70."""
+    INTERRUPT = auto()
+    """A command that was interrupted: exit code 130."""
     TRIAL = auto()
     """A trial while it is made. Any class of error; `faults.py` charges it."""
 
 
-_INPUT, _BENCH, _JUDGE, _TRIAL = Ends
+_INPUT, _BENCH, _JUDGE, _LEFT, _BUG, _INTERRUPT, _TRIAL = Ends
 _MADE = _BENCH | _TRIAL
-_EXIT_CODES = ((_INPUT, 2), (_BENCH, 3), (_JUDGE, 4))
 
 _AGAIN = "run it again with the same --out"
 _REDO = "make the trial again"
@@ -56,15 +61,6 @@ class Reason(StrEnum):
         reason._value_ = name
         reason.ends, reason.meaning, reason.remedy = ends, meaning, remedy
         return reason
-
-    @property
-    def exit_codes(self) -> tuple[int, ...]:
-        """Exit codes of commands that end for this reason; empty if only trials do."""
-        return tuple(code for end, code in _EXIT_CODES if end in self.ends)
-
-    @property
-    def is_of_trial(self) -> bool:
-        return _TRIAL in self.ends
 
     # One row a reason; a formatter would make six lines of each.
     # fmt: off
@@ -218,8 +214,8 @@ class Reason(StrEnum):
     MODULE_UNREADABLE = "module-unreadable", _BENCH, "a module's file cannot be read", (
         "build it again")
     # the runner
-    BUG = "bug", _MADE, "barometer itself failed", "report it with the traceback (exit code 70)"
-    INTERRUPTED = "interrupted", _MADE, "the command was interrupted (exit code 130)", _AGAIN
+    BUG = "bug", _BUG | _TRIAL, "barometer itself failed", "report it with the traceback"
+    INTERRUPTED = "interrupted", _INTERRUPT | _MADE, "the command was interrupted", _AGAIN
     DISK_FULL = "disk-full", _MADE, "there is no room", (
         "make room, or set BAROMETER_CACHE or --out to a larger disk")
     PROGRAM_MISSING = "program-missing", _MADE, "a program is not installed", (
@@ -338,7 +334,7 @@ class Reason(StrEnum):
     CONSOLE_FLOOD = "console-flood", _MADE, "a console prints more than is kept", (
         "see its beginning and its end")
     WRONG_HOST = "wrong-host", _MADE, "another host answered", _AGAIN
-    WRONG_KERNEL = "wrong-kernel", _BENCH | _JUDGE | _TRIAL, (
+    WRONG_KERNEL = "wrong-kernel", _JUDGE | _LEFT | _MADE, (
         "another kernel runs than was planned"), "see which one the machine boots by default"
     WRONG_MODULE = "wrong-module", _MADE, "another module is loaded than was built", (
         "see whether the initramfs has another")
@@ -405,9 +401,9 @@ class Reason(StrEnum):
     LEASE_LOST = "lease-lost", _MADE, "the lease of the machine expired", _AGAIN
     MACHINE_LOST = "machine-lost", _MADE, (
         "the machine does not come back under its own kernel either"), "restart it by hand"
-    NOT_PUT_BACK = "not-put-back", _MADE, "the machine could not be put back", (
+    NOT_PUT_BACK = "not-put-back", _LEFT | _MADE, "the machine could not be put back", (
         "mend what is named, then `barometer recover HOST`")
-    UNREADABLE = "unreadable", _MADE, "the machine's journal cannot be read (exit code 4)", (
+    UNREADABLE = "unreadable", _LEFT | _TRIAL, "the machine's journal cannot be read", (
         "put back by hand what is named")
     UNFINISHED = "unfinished", _MADE | _JUDGE, (
         "a trial was cut short, or a machine was not put back"), "run `barometer recover HOST`"
@@ -445,7 +441,7 @@ class Reason(StrEnum):
     TRACING = "tracing", _MADE, "tracing is off, or leftovers could not be cleared", (
         "mount tracefs")
     WATCHDOG = "watchdog", _MADE, "the watchdog cannot be used", _NAMED
-    WRONG_IMAGE = "wrong-image", _MADE, "a staged kernel is damaged", _AGAIN
+    WRONG_IMAGE = "wrong-image", _LEFT | _MADE, "a staged kernel is damaged", _AGAIN
     # evidence, when it is judged
     MISSING_EVIDENCE = "missing-evidence", _JUDGE, "a file of a run is missing", _RESTORE
     BAD_EVIDENCE = "bad-evidence", _JUDGE, "a file of a run does not have its form", _RESTORE

@@ -45,7 +45,7 @@ def test_row_is_sound(row: Row) -> None:
     assert 0 < row.seconds <= 75
     if row.reason:
         reason = Reason(row.reason)
-        if row.whose != "nobody" and not reason.is_of_trial:
+        if row.whose != "nobody" and Ends.TRIAL not in reason.ends:
             assert row.whose == ("user" if Ends.INPUT in reason.ends else "bench")
     if row.whose in ("user", "bench") and not row.test.startswith("test_hosts"):
         assert row.names or row.is_judged, "its message names nothing"
