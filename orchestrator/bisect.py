@@ -343,7 +343,7 @@ def _stop_if_broken(record: Record, step: Step) -> None:
     raise BenchError(
         f"bisect: the bench failed at two commits in a row for the same reason: {found.message}",
         hint="the same command goes on with the first of them, once the bench is in order",
-        reason=parse_reason(reason, otherwise=Reason.NOT_MEASURED),
+        reason=parse_reason(reason) or Reason.NOT_MEASURED,
     )
 
 
@@ -380,7 +380,7 @@ class Machines:
                 raise kind(
                     f"bisect: the {end} commit has no number: {one.message}",
                     hint=f"its evidence is in {folder}/trials",
-                    reason=parse_reason(one.reason, otherwise=Reason.NOT_MEASURED),
+                    reason=parse_reason(one.reason) or Reason.NOT_MEASURED,
                 )
         return measured[0], measured[1]
 

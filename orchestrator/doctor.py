@@ -16,7 +16,7 @@ from orchestrator.bench.staging import STATE
 from orchestrator.cache import Cache
 from orchestrator.errors import BenchError
 from orchestrator.progress import Progress
-from orchestrator.reasons import Reason
+from orchestrator.reasons import Reason, find_reason
 from orchestrator.report.doctor import Diagnosis
 from orchestrator.scenario import HostDevice, MetalHost, Scenario
 
@@ -78,7 +78,7 @@ def preflight(
             evidence="\n".join(said for finding in bad for said in finding.evidence),
             hint="; ".join(dict.fromkeys(finding.fix for finding in bad))
             + ". `barometer doctor --scenario` says more",
-            reason=Reason(bad[0].name),
+            reason=find_reason(bad[0].name),
         )
 
 

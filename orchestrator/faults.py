@@ -129,7 +129,7 @@ class Charged(NamedTuple):
 
 
 def fault_of(reason: str) -> Fault:
-    known = parse_reason(reason, otherwise=None)
+    known = parse_reason(reason)
     return _UNKNOWN if known is None else FAULTS.get(known, _UNKNOWN)
 
 

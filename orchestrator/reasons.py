@@ -9,7 +9,7 @@ invalid has the name as `reason`. Names are a public contract: scripts and old e
 from __future__ import annotations
 
 from enum import Flag, StrEnum, auto
-from typing import Self, TypeVar
+from typing import Self
 
 
 class Ends(Flag):
@@ -64,6 +64,7 @@ class Reason(StrEnum):
 
     # One row a reason; a formatter would make six lines of each.
     # fmt: off
+
     # the command line and the scenario
     COMMAND_LINE = "command-line", _INPUT, "an argument or an option is wrong", (
         "see `barometer COMMAND --help`")
@@ -189,8 +190,7 @@ class Reason(StrEnum):
         "set BAROMETER_CACHE to another folder")
     BASE_NOT_REPRODUCED = "base-not-reproduced", _BENCH, (
         "the base is not built as it was before the series"), "run again: all of it is built"
-    NO_SUCH_FOLDER = "no-such-folder", _INPUT, "the module's folder does not exist", (
-        "check the path")
+    NO_SUCH_FOLDER = "no-such-folder", _INPUT, "the module's folder is not there", "check the path"
     NO_SOURCES = "no-sources", _INPUT, "the folder of a module has no source file", (
         "lay the files out as in a kernel's tree")
     WHOLE_KERNEL = "whole-kernel", _INPUT, "a whole kernel's tree is given for a module", (
@@ -487,10 +487,14 @@ class Reason(StrEnum):
 
 
 _BY_NAME = {str(reason): reason for reason in Reason}
-Otherwise = TypeVar("Otherwise", Reason, None)
 
 
-def parse_reason(name: str, otherwise: Otherwise) -> Reason | Otherwise:
-    """Return the reason of this name; `otherwise` for a name that this version does not know,
-    from a machine's agent or from the evidence of another version."""
-    return _BY_NAME.get(name, otherwise)
+def find_reason(name: str) -> Reason:
+    """Return the reason of this name. Raises KeyError if there is none, which is a bug."""
+    return _BY_NAME[name]
+
+
+def parse_reason(name: str) -> Reason | None:
+    """Return the reason of this name. None: this version does not know the name, which a machine's
+    agent said, or which is in the evidence of another version."""
+    return _BY_NAME.get(name)

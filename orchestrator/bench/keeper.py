@@ -323,7 +323,7 @@ class Keeper:
 
 def _refused(machine: str, answer: dict[str, Any]) -> BenchError:
     name, message = answer["refused"], f"{machine}: {answer['message']}"
-    reason = parse_reason(name, otherwise=Reason.KEEPER_FAILED)
+    reason = parse_reason(name) or Reason.KEEPER_FAILED
     if reason != name:
         message += f" ({name})"
     hint = _HINTS.get(reason, "")

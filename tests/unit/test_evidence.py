@@ -115,7 +115,7 @@ def test_kind_of_an_outcome_follows_from_whom_it_is_charged_to(
     tmp_path: Path, error: type[BarometerError], charge: Charge, expected: tuple[str, bool]
 ) -> None:
     trial = writer(tmp_path, "0001-baseline")
-    trial.failed(error("x", reason="guest-hang"), "guest-0", Charged(charge, "because"))
+    trial.failed(error("x", reason=Reason.GUEST_HANG), "guest-0", Charged(charge, "because"))
     done = trial.complete()
     assert (done.manifest["outcome"]["kind"], done.manifest["outcome"]["by_bench"]) == expected
     assert done.attempts() == (Attempt("baseline", "guest-hang", charge, "guest-0", "x"),)

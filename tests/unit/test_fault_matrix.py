@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.reasons import Ends, Reason
+from orchestrator.reasons import Ends, find_reason
 from tests.faults.table import EXIT_CODES, ROWS, Row
 
 ROOT = Path(__file__).parents[2]
@@ -44,7 +44,7 @@ def test_row_is_sound(row: Row) -> None:
     assert row.code in EXIT_CODES[row.whose]
     assert 0 < row.seconds <= 75
     if row.reason:
-        reason = Reason(row.reason)
+        reason = find_reason(row.reason)
         if row.whose != "nobody" and Ends.TRIAL not in reason.ends:
             assert row.whose == ("user" if Ends.INPUT in reason.ends else "bench")
     if row.whose in ("user", "bench") and not row.test.startswith("test_hosts"):

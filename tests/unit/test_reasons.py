@@ -19,7 +19,7 @@ from orchestrator.bench import images, keeper, shell
 from orchestrator.errors import BarometerError, BenchError, EvidenceError, ScenarioError
 from orchestrator.faults import FAULTS, fault_of
 from orchestrator.kernelreports import STALLS
-from orchestrator.reasons import Ends, Reason, parse_reason
+from orchestrator.reasons import Ends, Reason, find_reason, parse_reason
 
 SOURCES = Path(orchestrator.__file__).parent
 TABLE = {"reasons.py", "faults.py"}
@@ -175,7 +175,7 @@ def test_reasons_of_agents_and_of_findings_are_in_the_table() -> None:
         assert reason in FAULTS, place
     for name, site in problems():
         if site.path.name != "doctor.py":  # its finding is in the way of no run
-            assert Ends.BENCH in Reason(name).ends, site
+            assert Ends.BENCH in find_reason(name).ends, site
 
 
 def test_reasons_of_the_bench_are_in_the_table_of_faults() -> None:
@@ -244,9 +244,12 @@ def spelled() -> Iterator[str]:
             yield f"{site}: {ast.unparse(text)}"
         # a short word has other meanings
         word = node.value if isinstance(node, ast.Constant) else None
-        is_name = isinstance(word, str) and "-" in word and word in names
-        if is_name and site.path.name not in OTHER_WORDS.get(str(word), ()):
+        if isinstance(word, str) and "-" in word and word in names - _meant_otherwise(site):
             yield f"{site}: {word}"
+
+
+def _meant_otherwise(site: Site) -> set[str]:
+    return {word for word, files in OTHER_WORDS.items() if site.path.name in files}
 
 
 def test_no_reason_is_spelled_by_hand() -> None:
@@ -264,8 +267,8 @@ def test_names_and_texts_are_sound() -> None:
 
 
 def test_unknown_reasons_of_other_versions_are_kept_as_text_and_never_raised() -> None:
-    assert parse_reason("never-heard-of", otherwise=None) is None
-    assert parse_reason("guest-panic", otherwise=None) is Reason.GUEST_PANIC
+    assert parse_reason("never-heard-of") is None
+    assert parse_reason("guest-panic") is Reason.GUEST_PANIC
     assert fault_of("never-heard-of").charge == "bench"
     refused = keeper._refused("host", {"refused": "never-heard-of", "message": "no"})
     assert refused.reason is Reason.KEEPER_FAILED

@@ -37,7 +37,7 @@ from orchestrator.kernels import KernelBundle, materialised
 from orchestrator.plan import PlannedTrial, make_plan
 from orchestrator.prepare import Prepared, plan_facts
 from orchestrator.progress import Progress
-from orchestrator.reasons import Reason
+from orchestrator.reasons import Reason, find_reason
 from orchestrator.run import Bench, Enough, Runner, all_made, run_plan, run_trials
 from orchestrator.scenario import ARMS, GIB, ArmName, DirKernel, Scenario
 from tests.unit.hosts import Recorded
@@ -117,7 +117,7 @@ def failing(*reasons: str | None, kind: type[BarometerError] = BenchError) -> Cl
 
     def climb(planned: PlannedTrial, trial: TrialWriter) -> None:
         if (reason := reasons[planned.number - 1]) is not None:
-            raise kind(f"trial {planned.number}", reason=Reason(reason))
+            raise kind(f"trial {planned.number}", reason=find_reason(reason))
 
     return climb
 
@@ -711,7 +711,7 @@ def breaking(*reasons: str | None, kind: type[BarometerError] = BenchError) -> C
     def climb(planned: PlannedTrial, trial: TrialWriter) -> None:
         nothing(planned, trial)
         if left and (reason := left.pop(0)) is not None:
-            raise kind(f"it was {reason}", reason=Reason(reason))
+            raise kind(f"it was {reason}", reason=find_reason(reason))
 
     return climb
 
@@ -891,7 +891,7 @@ class Metal:
         if self.failing and (reason := self.failing.pop(0)):
             if reason == "interrupted":
                 raise KeyboardInterrupt
-            raise BenchError("x", reason=Reason(reason))
+            raise BenchError("x", reason=find_reason(reason))
 
 
 @pytest.fixture

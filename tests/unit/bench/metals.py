@@ -23,7 +23,7 @@ from orchestrator.errors import BenchError
 from orchestrator.evidence.layout import TrialWriter
 from orchestrator.kernels.bundle import KernelBundle, release_in
 from orchestrator.progress import Progress
-from orchestrator.reasons import Reason
+from orchestrator.reasons import Reason, find_reason
 from orchestrator.scenario import ArmName, MetalHost
 from tests.unit.agents.keeper.machines import RELEASE, THP, VERSION, Machine
 from tests.unit.hosts import HostShell
@@ -156,7 +156,7 @@ class StandIn:
 
     def connect(self) -> Wire:
         if self.refusing:
-            raise BenchError("gpu1: not now", reason=Reason(self.refusing.pop(0)))
+            raise BenchError("gpu1: not now", reason=find_reason(self.refusing.pop(0)))
         if self.is_off:
             raise BenchError("gpu1: no SSH server answers", reason=Reason.HOST_NO_SSH)
         self.wires.append(Wire(self))

@@ -25,7 +25,7 @@ def test_deadline_says_what_was_waited_for_and_the_last_thing_seen() -> None:
     with pytest.raises(ArmFailedError) as caught:
         until(
             lambda: None, within=0.2, waiting_for="sshd", every=0.01, error=ArmFailedError,
-            reason="guest-hang", last_seen=lambda: "last words",
+            reason=Reason.GUEST_HANG, last_seen=lambda: "last words",
         )  # fmt: skip
     assert 0.15 < time.monotonic() - started < 5
     assert caught.value.message == "no sshd within 0 s"
