@@ -45,6 +45,7 @@ from orchestrator.judge import judged, sampled
 from orchestrator.kernels import checked
 from orchestrator.kernels.package import resolved
 from orchestrator.progress import Progress
+from orchestrator.reasons import Reason, parse_reason
 from orchestrator.report.bisect import bisect_report
 from orchestrator.report.quantities import quantity
 from orchestrator.run import Runner, no_space_explained, run_plan
@@ -67,7 +68,7 @@ RECORD = "bisect.json"
 _REPOSITORY = "repo"
 _TRIALS = 3
 """Trials of a commit if its numbers have noise."""
-_NOT_THE_COMMITS = ("run-exists", "run-changed", "scenario")
+_NOT_THE_COMMITS = (Reason.RUN_EXISTS, Reason.RUN_CHANGED, Reason.SCENARIO)
 """Reasons of ScenarioErrors that say nothing about the step's commit."""
 
 
@@ -108,12 +109,12 @@ def kernels_of(commits: Commits, on: str | None, config: Sequence[str], folder: 
     if not isinstance(package, DebKernel):
         raise ScenarioError(
             f"--on {on}: expected the package whose modules change, as {EXAMPLES['deb']}",
-            reason="kernel-spelling",
+            reason=Reason.KERNEL_SPELLING,
         )
     if config:
         raise ScenarioError(
             "--config: is of kernels that are built whole, and --on builds modules alone",
-            reason="kernel-spelling",
+            reason=Reason.KERNEL_SPELLING,
         )
     return Kernels(commits.repository, package)
 
@@ -183,7 +184,9 @@ class Record:
             self.steps = [step for step in steps if not step.failed_by_bench]
         # bisect.json is written after git's state: without it nothing has run yet
         elif out.exists() and not {p.name for p in out.iterdir()} <= {_REPOSITORY, LOCK}:
-            raise ScenarioError(f"{out} is not empty and holds no bisection", reason="run-exists")
+            raise ScenarioError(
+                f"{out} is not empty and holds no bisection", reason=Reason.RUN_EXISTS
+            )
 
     def add(self, *steps: Step) -> None:
         self.steps += steps
@@ -216,14 +219,16 @@ class Record:
 
 def _same(out: Path, then: Any, now: dict[str, Any]) -> None:
     if not isinstance(then, dict):
-        raise EvidenceError(f"{out / RECORD} is not what barometer writes", reason="bad-evidence")
+        raise EvidenceError(
+            f"{out / RECORD} is not what barometer writes", reason=Reason.BAD_EVIDENCE
+        )
     for key, value in now.items():
         if then.get(key) != value:
             both = "" if key == "scenario" else f": {then.get(key)}, now {value}"
             raise ScenarioError(
                 f"{out} holds a bisection with another {key}{both}",
                 hint="give another --out, or what it was begun with to go on",
-                reason="run-changed",
+                reason=Reason.RUN_CHANGED,
             )
 
 
@@ -289,7 +294,7 @@ class _Loop:
                 if step.outcome != "good":
                     raise EvidenceError(
                         f"bisect: --good {commit.short} is not good: {_said(step)}",
-                        reason="nothing-to-bisect",
+                        reason=Reason.NOTHING_TO_BISECT,
                     )
                 record.add(step)
         return ends
@@ -309,7 +314,7 @@ class _Loop:
                 f"bisect: good and bad do not differ in {metric}: good {good}, bad {bad}; {why}",
                 hint=f"their report is {self.out}/ends/report.txt; take another metric, more"
                 " trials, or other commits",
-                reason="nothing-to-bisect",
+                reason=Reason.NOTHING_TO_BISECT,
             )
 
     def step(self, commit: Commit, role: Role, ends: Ends, folder: str, title: str) -> Step:
@@ -338,7 +343,7 @@ def _stop_if_broken(record: Record, step: Step) -> None:
     raise BenchError(
         f"bisect: the bench failed at two commits in a row for the same reason: {found.message}",
         hint="the same command goes on with the first of them, once the bench is in order",
-        reason=reason,
+        reason=parse_reason(reason) or Reason.NOT_MEASURED,
     )
 
 
@@ -355,7 +360,7 @@ class Machines:
         try:
             checked(kernel, self._here.cache)
         except ScenarioError as exc:
-            if exc.reason == "nothing-changed" and question.kernel.on is not None:
+            if exc.reason == Reason.NOTHING_CHANGED and question.kernel.on is not None:
                 return question.kernel.on
             raise
         return kernel
@@ -375,7 +380,7 @@ class Machines:
                 raise kind(
                     f"bisect: the {end} commit has no number: {one.message}",
                     hint=f"its evidence is in {folder}/trials",
-                    reason=one.reason,
+                    reason=parse_reason(one.reason) or Reason.NOT_MEASURED,
                 )
         return measured[0], measured[1]
 
@@ -405,7 +410,7 @@ def _found(run: RunDir, arm: ArmName, metric: Metric) -> Measured | Skipped:
         kernel = run.plan()["kernels"][arm]
         return Measured(unit, values, kernel["release"], kernel["digest"])
     if not unmeasured:
-        return Skipped("not-measured", f"no trial has {metric}")
+        return Skipped(Reason.NOT_MEASURED, f"no trial has {metric}")
     # what the commit's kernel did tells more than what the bench did
     first = min(unmeasured, key=lambda result: result.by_bench)
     return Skipped(first.reason, first.message, first.by_bench)

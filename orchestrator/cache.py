@@ -28,6 +28,7 @@ from orchestrator.command import run
 from orchestrator.errors import BenchError
 from orchestrator.hashing import digest_of, sha256_file
 from orchestrator.progress import waiting_for
+from orchestrator.reasons import Reason
 
 log = logging.getLogger("barometer.cache")
 _ROOM = 8 << 20
@@ -194,7 +195,7 @@ def disk_full(place: Path) -> BenchError:
     return BenchError(
         f"no space left on the disk of {place}",
         hint="make room there, or set BAROMETER_CACHE (caches) or --out (runs) to a larger disk",
-        reason="disk-full",
+        reason=Reason.DISK_FULL,
     )
 
 

@@ -35,7 +35,6 @@ from orchestrator.command import run as execute
 from orchestrator.commits import commits_of
 from orchestrator.doctor import diagnosed
 from orchestrator.errors import (
-    UNNAMED,
     BarometerError,
     BenchError,
     EvidenceError,
@@ -59,6 +58,7 @@ from orchestrator.plan import make_plan
 from orchestrator.profile import QUIET_SECONDS, Asked, record
 from orchestrator.profile import clear as clear_profile
 from orchestrator.progress import ErrorConsole, Progress
+from orchestrator.reasons import Reason
 from orchestrator.report.brief import bisect_brief
 from orchestrator.report.doctor import json_diagnosis, text_diagnosis
 from orchestrator.report.github import job_summary, workflow_commands
@@ -285,11 +285,13 @@ def _out(out: Path | None, name: str) -> Path:
     stamp = datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
     folder = (out or Path("runs") / f"{name}-{stamp}").absolute()
     if folder.exists() and not folder.is_dir():
-        raise ScenarioError(f"--out {folder}: is no folder", reason="run-exists")
+        raise ScenarioError(f"--out {folder}: is no folder", reason=Reason.RUN_EXISTS)
     there = {path.name for path in folder.iterdir()} if folder.exists() else set()
     # these three are all that a run leaves if it ends right after its start
     if there and not there & _BEGUN and not there <= {"scenario.toml", "repo", LOCK}:
-        raise ScenarioError(f"--out {folder}: is not empty and holds no run", reason="run-exists")
+        raise ScenarioError(
+            f"--out {folder}: is not empty and holds no run", reason=Reason.RUN_EXISTS
+        )
     return folder
 
 
@@ -421,7 +423,7 @@ def _setting(
     if workload == "guest-boot":
         kernel = parse_kernel(guest or GUEST_KERNEL, "--guest", folder=Path.cwd())
     elif guest is not None:
-        raise ScenarioError("--guest: is of --workload guest-boot", reason="scenario")
+        raise ScenarioError("--guest: is of --workload guest-boot", reason=Reason.SCENARIO)
     if accel is None:
         found, why = chosen_accel("auto")
         accel = "kvm" if found == "kvm" else "exact"
@@ -438,7 +440,9 @@ def _write(path: Path, text: str) -> None:
     try:
         path.write_text(text, "utf-8")
     except OSError as exc:
-        raise ScenarioError(f"{path} cannot be written: {exc.strerror}", reason="path") from exc
+        raise ScenarioError(
+            f"{path} cannot be written: {exc.strerror}", reason=Reason.PATH
+        ) from exc
     print(f"scenario: {path}")
 
 
@@ -497,7 +501,7 @@ def bisect(
             raise ScenarioError(
                 f"{given[0]} and --scenario exclude one another",
                 hint="--set KEY=VALUE overrides what the file says",
-                reason="scenario",
+                reason=Reason.SCENARIO,
             )
         else:
             one, text = load_scenario(scenario, overrides or [])
@@ -573,7 +577,7 @@ def timeline(
                 perfetto.write_bytes(b"".join(map(perfetto_trace, boots)))
             except OSError as exc:
                 raise ScenarioError(
-                    f"{perfetto} cannot be written: {exc.strerror}", reason="path"
+                    f"{perfetto} cannot be written: {exc.strerror}", reason=Reason.PATH
                 ) from exc
     if as_json:
         _print_json({"schema": 1, "boots": [to_json(boot) for boot in boots]})
@@ -626,7 +630,11 @@ def profile(
             clear_profile(connect, ssh_config)
         return
     if domain is None:
-        raise ScenarioError("profile: no DOMAIN is given", hint="virsh list --all names them")
+        raise ScenarioError(
+            "profile: no DOMAIN is given",
+            hint="virsh list --all names them",
+            reason=Reason.COMMAND_LINE,
+        )
     asked = Asked(domain, connect, ssh_config, reboot, _until(until))
     with Progress().task("profile") as progress:
         recorded = record(asked, progress)
@@ -648,7 +656,10 @@ def _until(text: str) -> float | Literal["agent"]:
     except ValueError:
         seconds = 0.0
     if not 0 < seconds < float("inf"):
-        raise ScenarioError(f"--until {text}: neither seconds above 0 nor the word agent")
+        raise ScenarioError(
+            f"--until {text}: neither seconds above 0 nor the word agent",
+            reason=Reason.COMMAND_LINE,
+        )
     return seconds
 
 
@@ -682,7 +693,10 @@ def recover(
     _logging(verbose)
     spec = _metal_host(host, ssh_config, deadline, wait)
     if power_cycle and spec.power_cycle is None:
-        raise ScenarioError("--power-cycle: only a scenario's host.power_cycle says how")
+        raise ScenarioError(
+            "--power-cycle: only a scenario's host.power_cycle says how",
+            reason=Reason.COMMAND_LINE,
+        )
     with Progress().task(f"recover {spec.address}") as progress, bench_state() as state:
         found = recover_host(
             spec, state.folder / "metal", progress, keep_kernel=keep_kernel,
@@ -696,17 +710,21 @@ def _metal_host(host: str, ssh_config: Path | None, deadline: int | None, wait: 
     settings."""
     if host.endswith(".toml"):
         if ssh_config is not None:
-            raise ScenarioError(f"--ssh-config: {host} says how its host is reached")
+            raise ScenarioError(
+                f"--ssh-config: {host} says how its host is reached", reason=Reason.COMMAND_LINE
+            )
         hosts = [cell.scenario.host for cell in load_scenarios(Path(host)).cells]
         machines = {each.address: each for each in hosts if isinstance(each, MetalHost)}
         if not machines:
             raise ScenarioError(
-                f'{host}: host.kind is "{hosts[0].kind}", and there is nothing to put back'
+                f'{host}: host.kind is "{hosts[0].kind}", and there is nothing to put back',
+                reason=Reason.COMMAND_LINE,
             )
         if len(machines) > 1:
             raise ScenarioError(
                 f"{host}: its cells have {len(machines)} machines",
                 hint="; ".join(f"barometer recover {address}" for address in machines),
+                reason=Reason.COMMAND_LINE,
             )
         given = {"wait": wait} | ({"deadline": deadline} if deadline is not None else {})
         return next(iter(machines.values())).model_copy(update=given)
@@ -716,7 +734,8 @@ def _metal_host(host: str, ssh_config: Path | None, deadline: int | None, wait: 
         )
     except ValidationError as exc:
         raise ScenarioError(
-            f"{host}: {exc.errors()[0]['msg'].removeprefix('Value error, ')}"
+            f"{host}: {exc.errors()[0]['msg'].removeprefix('Value error, ')}",
+            reason=Reason.COMMAND_LINE,
         ) from exc
 
 
@@ -746,7 +765,7 @@ def doctor(
         if len(cells) > 1:
             raise ScenarioError(
                 f"--scenario {scenario}: its matrix has {len(cells)} cells",
-                hint=f"name one: --cell {cells[0].name}", reason="scenario",
+                hint=f"name one: --cell {cells[0].name}", reason=Reason.SCENARIO,
             )  # fmt: skip
         asked = cells[0].scenario
     with Progress().task("doctor"):
@@ -779,14 +798,14 @@ def _step_summary(github: bool) -> Path | None:
         raise ScenarioError(
             "--github: GITHUB_STEP_SUMMARY is not set",
             hint="GitHub Actions sets it in each step; leave --github out elsewhere",
-            reason="no-step-summary",
+            reason=Reason.NO_STEP_SUMMARY,
         )
     try:
         Path(name).open("a").close()
     except OSError as exc:
         raise ScenarioError(
             f"--github: GITHUB_STEP_SUMMARY, {name}, cannot be written: {exc.strerror}",
-            reason="no-step-summary",
+            reason=Reason.NO_STEP_SUMMARY,
         ) from exc
     return Path(name)
 
@@ -871,7 +890,7 @@ def _check_folder() -> None:
         Path.cwd()
     except FileNotFoundError as exc:
         raise ScenarioError(
-            "the current folder was removed", hint="change to one that exists", reason="path"
+            "the current folder was removed", hint="change to one that exists", reason=Reason.PATH
         ) from exc
 
 
@@ -881,7 +900,7 @@ def _no_space(exc: OSError) -> BarometerError:
     if (place := exc.filename or next(iter(full_places()), None)) is not None:
         return disk_full(Path(place))
     _drop_output()
-    return BenchError(f"standard output: {exc.strerror}", reason="disk-full")
+    return BenchError(f"standard output: {exc.strerror}", reason=Reason.DISK_FULL)
 
 
 def _drop_output() -> None:
@@ -901,18 +920,17 @@ def main() -> None:
 def _run() -> int:
     stderr = ErrorConsole()
 
-    def say(text: str, reason: str = "") -> None:
+    def say(text: str, reason: Reason) -> None:
         """Print on standard error. The last line is for scripts."""
-        last = f"\nreason: {reason}" if reason else ""
         with contextlib.suppress(OSError):  # nobody reads it: the exit code still tells
-            stderr.print(f"barometer: {text}{last}", markup=False, soft_wrap=True)
+            stderr.print(f"barometer: {text}\nreason: {reason}", markup=False, soft_wrap=True)
 
     def failed(exc: BarometerError) -> int:
-        say(f"error: {exc}", exc.reason if exc.reason != UNNAMED else "")
+        say(f"error: {exc}", exc.reason)
         return exc.exit_code
 
     def interrupted(by: str = "") -> int:
-        say(f"interrupted{by}; what it started was ended, or is named above", "interrupted")
+        say(f"interrupted{by}; what it started was ended, or is named above", Reason.INTERRUPTED)
         return interrupts.EXIT_CODE
 
     def unexpected() -> int:
@@ -921,7 +939,7 @@ def _run() -> int:
         if interrupts.is_requested():
             logging.getLogger("barometer").debug("%s", traceback.format_exc())
             return interrupted()
-        say("this is a bug in barometer:\n" + traceback.format_exc().rstrip(), "bug")
+        say("this is a bug in barometer:\n" + traceback.format_exc().rstrip(), Reason.BUG)
         return 70
 
     try:
@@ -930,7 +948,7 @@ def _run() -> int:
         return failed(exc)
     except _UsageError as exc:
         if message := exc.format_message():  # without arguments, the help was printed instead
-            say(f"error: {message}", "command-line")
+            say(f"error: {message}", Reason.COMMAND_LINE)
         return ScenarioError.exit_code
     except (KeyboardInterrupt, typer.Abort) as exc:
         return interrupted(f" by {exc}" if str(exc) else "")
@@ -942,7 +960,7 @@ def _run() -> int:
             return failed(_no_space(exc))
         if exc.filename is None or exc.errno not in _OF_A_PATH:
             return unexpected()
-        say(f"error: {exc.filename}: {exc.strerror}", "path")
+        say(f"error: {exc.filename}: {exc.strerror}", Reason.PATH)
         return ScenarioError.exit_code
     except Exception:  # noqa: BLE001  # the last resort: a bug, reported as one
         return unexpected()

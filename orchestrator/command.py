@@ -25,6 +25,7 @@ from typing import IO, Any
 from orchestrator.bounded import TooMuchError, cut_line
 from orchestrator.errors import BenchError
 from orchestrator.progress import waiting_for
+from orchestrator.reasons import Reason
 
 _TERM_SECONDS, _KILL_SECONDS = 5.0, 2.0
 """Seconds to wait after SIGTERM and after SIGKILL. A program that is stuck in the kernel does not
@@ -83,7 +84,7 @@ def run(
         except TooMuchError as exc:
             raise BenchError(
                 f"{doing}: {words[0]} printed {exc}", evidence=tail(exc.last),
-                reason="output-flood",
+                reason=Reason.OUTPUT_FLOOD,
             ) from exc  # fmt: skip
     done = Finished(process.returncode, out, _text(errors))
     if done.returncode in accept:
@@ -93,12 +94,12 @@ def run(
             f"{doing}: no space left on the disk",
             evidence=tail(done.stderr),
             hint="make room there; BAROMETER_CACHE and TMPDIR can be on a larger disk",
-            reason="disk-full",
+            reason=Reason.DISK_FULL,
         )
     raise BenchError(
         f"{doing}: {words[0]} {_ended(done.returncode)}",
         evidence=f"{shlex.join(words)}\n{tail(done.stderr or done.stdout)}",
-        reason="program-failed",
+        reason=Reason.PROGRAM_FAILED,
     )
 
 
@@ -260,7 +261,7 @@ def _too_slow(words: list[str], doing: str, timeout: float) -> BenchError:
     return BenchError(
         f"{doing}: {words[0]} took more than {timeout:.0f} s",
         evidence=shlex.join(words),
-        reason="program-timeout",
+        reason=Reason.PROGRAM_TIMEOUT,
     )
 
 
@@ -272,7 +273,7 @@ def _missing(program: str, doing: str) -> BenchError:
     return BenchError(
         f"{doing}: the program {program} is not installed",
         hint="ci/setup.sh installs what barometer needs",
-        reason="program-missing",
+        reason=Reason.PROGRAM_MISSING,
     )
 
 

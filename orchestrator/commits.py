@@ -16,6 +16,7 @@ from pathlib import Path
 from orchestrator.analysis.bisection import Commit, Outcome
 from orchestrator.errors import ScenarioError, key_named
 from orchestrator.kernels.git import Git, commit_id, located, own_repository, repository_of
+from orchestrator.reasons import Reason
 
 _FIELDS = "%H%x00%an <%ae>%x00%aI%x00%s"
 _FOUND = re.compile(r"(?m)^# (?:possible )?first bad commit: \[([0-9a-f]+)\]")
@@ -55,7 +56,7 @@ def commits_of(tree: Path, good: Sequence[str], bad: str, paths: Sequence[str]) 
         raise ScenarioError(
             f"no commit between --good and --bad touches {' '.join(paths)}",
             hint="paths are from the top of the repository",
-            reason="nothing-to-bisect",
+            reason=Reason.NOTHING_TO_BISECT,
         )
     return commits
 
@@ -70,7 +71,7 @@ def _repository_at(tree: Path) -> Path:
     raise ScenarioError(
         f"--tree {tree}: is in no git repository",
         hint="give the folder of the kernel's repository",
-        reason="no-such-repository",
+        reason=Reason.NO_SUCH_REPOSITORY,
     )
 
 
@@ -87,7 +88,7 @@ def _check_order(git: Git, good: Commit, bad: Commit) -> None:
 
     if good == bad:
         raise ScenarioError(
-            f"--good and --bad are the same commit, {good.short}", reason="nothing-to-bisect"
+            f"--good and --bad are the same commit, {good.short}", reason=Reason.NOTHING_TO_BISECT
         )
     if not comes_before(good, bad):
         hint = "give a good commit that the bad one is built on"
@@ -96,7 +97,7 @@ def _check_order(git: Git, good: Commit, bad: Commit) -> None:
         raise ScenarioError(
             f"--good {good.short} is no ancestor of --bad {bad.short}",
             hint=hint,
-            reason="no-ancestor",
+            reason=Reason.NO_ANCESTOR,
         )
 
 

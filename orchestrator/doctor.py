@@ -16,6 +16,7 @@ from orchestrator.bench.staging import STATE
 from orchestrator.cache import Cache
 from orchestrator.errors import BenchError
 from orchestrator.progress import Progress
+from orchestrator.reasons import Reason, find_reason
 from orchestrator.report.doctor import Diagnosis
 from orchestrator.scenario import HostDevice, MetalHost, Scenario
 
@@ -47,7 +48,7 @@ def diagnosed(
         with remote.logged_in(endpoint) as shell:
             return _of(address, shell, scenario, needs, cache, probe=probe)
     except BenchError as exc:
-        name = {"no-python": "python", "checkup": "checkup"}.get(exc.reason, "ssh")
+        name = {Reason.NO_PYTHON: "python", Reason.CHECKUP: "checkup"}.get(exc.reason, "ssh")
         fix = exc.hint or f"ssh {address} must work without a question"
         lost = Finding(name, "problem", exc.message, tuple(exc.evidence.splitlines()), fix)
         return Diagnosis(address, "", scenario.name if scenario else "", needs, (lost,))
@@ -77,7 +78,7 @@ def preflight(
             evidence="\n".join(said for finding in bad for said in finding.evidence),
             hint="; ".join(dict.fromkeys(finding.fix for finding in bad))
             + ". `barometer doctor --scenario` says more",
-            reason=bad[0].name,
+            reason=find_reason(bad[0].name),
         )
 
 

@@ -11,18 +11,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from orchestrator.bounded import cut_message, quoted
-
-UNNAMED = "error"
-"""Reason of an error that has no reason of its own."""
+from orchestrator.reasons import Reason
 
 
 class BarometerError(Exception):
-    """An error that a user can act on. `reason` is a short stable name (`guest-panic`)."""
+    """An error that a user can act on. Every error has a `reason` (see reasons.py)."""
 
     exit_code = 70
 
     def __init__(
-        self, message: str, *, hint: str = "", evidence: str = "", reason: str = UNNAMED
+        self, message: str, *, hint: str = "", evidence: str = "", reason: Reason
     ) -> None:
         # both may contain a machine's output, of any length
         self.message = cut_message(message)

@@ -20,6 +20,7 @@ import tomlkit
 from pydantic import BaseModel
 
 from orchestrator.errors import ScenarioError
+from orchestrator.reasons import Reason
 from orchestrator.scenario import (
     Scenario,
     json_schema,
@@ -69,13 +70,13 @@ class ScenarioFile:
             if not self.has_matrix:
                 raise ScenarioError(
                     f"--cell {name}: {self.name} has no [matrix], and so no cells",
-                    reason="no-such-cell",
+                    reason=Reason.NO_SUCH_CELL,
                 )
             if name not in known:
                 raise ScenarioError(
                     f"--cell {name}: {self.name} has no such cell"
                     + nearest_name(name, known, known),
-                    reason="no-such-cell",
+                    reason=Reason.NO_SUCH_CELL,
                 )
         return tuple(cell for cell in self.cells if not names or cell.name in names)
 
@@ -160,7 +161,7 @@ def _all_different(cells: Sequence[Cell], source: str) -> None:
             raise ScenarioError(
                 f"{source}: matrix.{key}: {toml_text(one.settings[key])} and"
                 f" {toml_text(other.settings[key])} are the same",
-                reason="scenario",
+                reason=Reason.SCENARIO,
             )
 
 
@@ -172,7 +173,7 @@ def _factors(document: tomlkit.TOMLDocument, source: str) -> dict[str, list[Any]
         if key in factors:
             wrong = "named twice, as a quoted key and in tables"
         if wrong:
-            raise ScenarioError(f"{source}: matrix.{key}: {wrong}", reason="scenario")
+            raise ScenarioError(f"{source}: matrix.{key}: {wrong}", reason=Reason.SCENARIO)
         factors[key] = values
     sizes = [len(values) for values in factors.values()]
     if math.prod(sizes) > MOST_CELLS:
@@ -180,7 +181,7 @@ def _factors(document: tomlkit.TOMLDocument, source: str) -> dict[str, list[Any]
         raise ScenarioError(
             f"{source}: matrix: {product} are {math.prod(sizes)} cells, more than {MOST_CELLS};"
             " make several files of it",
-            reason="scenario",
+            reason=Reason.SCENARIO,
         )
     return factors
 
@@ -192,7 +193,7 @@ def _flat(matrix: Any, source: str) -> Iterator[tuple[str, Any]]:
         raise ScenarioError(
             f'{source}: matrix: expected a table, for example "device.count" = [1, 4] below'
             " [matrix]",
-            reason="scenario",
+            reason=Reason.SCENARIO,
         )
     for key, value in matrix.items():
         if isinstance(value, Mapping):
@@ -241,7 +242,7 @@ def _not_overridden(factors: Mapping[str, Any], pinned: Mapping[str, str]) -> No
                 raise ScenarioError(
                     f"--set {override}: [matrix] gives {key} its value in each cell",
                     hint=f"""--set 'matrix."{key}"=[...]', or --cell NAME, or --set matrix={{}}""",
-                    reason="scenario",
+                    reason=Reason.SCENARIO,
                 )
 
 

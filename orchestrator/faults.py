@@ -1,5 +1,5 @@
 """The table of failures: to whom each is charged (the arm, the bench, or undecided), and why.
-The last line of a command that fails is `reason: NAME`, with a name of these tables.
+The reasons themselves are in `reasons.py`.
 
 A trial with an undecided failure is repeated, in turns of both arms. The failure is charged to an
 arm only if it comes back in that arm and not in the other: Fisher's exact test, one-sided, over
@@ -26,6 +26,7 @@ from math import comb
 from typing import Literal, NamedTuple
 
 from orchestrator.kernelreports import BROKEN, Function, KernelReport, first_of
+from orchestrator.reasons import Ends, Reason, parse_reason
 from orchestrator.scenario import ARMS, ArmName
 
 Charge = Literal["arm", "bench", "undecided"]
@@ -48,194 +49,79 @@ class Fault(NamedTuple):
 
 
 _EMULATOR = "an emulator that gets no CPU, or loses an interrupt or a wake-up, looks the same"
-FAULTS: Mapping[str, Fault] = {
-    # what kernels report, and what they do not do
-    "host-panic": Fault("undecided", "only a call trace tells whether what is tested took part"),
-    "host-no-timer": Fault(
+_DIFFERENT: Mapping[Reason, Fault] = {
+    Reason.HOST_PANIC: Fault(
+        "undecided", "only a call trace tells whether what is tested took part"
+    ),
+    Reason.HOST_NO_TIMER: Fault(
         "undecided",
         "check_timer() counts ticks against a busy loop; an emulator without the CPU"
         " delivers none",
         "bench",
         comes_and_goes=True,
     ),
-    "host-hung-task": Fault("undecided", _EMULATOR, "bench", comes_and_goes=True),
-    "host-soft-lockup": Fault("undecided", _EMULATOR, "bench", comes_and_goes=True),
-    "host-hard-lockup": Fault("undecided", _EMULATOR, "bench", comes_and_goes=True),
-    "host-rcu-stall": Fault("undecided", _EMULATOR, "bench", comes_and_goes=True),
-    "host-lost-interrupt": Fault("undecided", _EMULATOR, "bench", comes_and_goes=True),
-    "host-hang": Fault("undecided", _EMULATOR, "bench", comes_and_goes=True),
-    "host-ssh-lost": Fault(
+    Reason.HOST_HUNG_TASK: Fault("undecided", _EMULATOR, "bench", comes_and_goes=True),
+    Reason.HOST_SOFT_LOCKUP: Fault("undecided", _EMULATOR, "bench", comes_and_goes=True),
+    Reason.HOST_HARD_LOCKUP: Fault("undecided", _EMULATOR, "bench", comes_and_goes=True),
+    Reason.HOST_RCU_STALL: Fault("undecided", _EMULATOR, "bench", comes_and_goes=True),
+    Reason.HOST_LOST_INTERRUPT: Fault("undecided", _EMULATOR, "bench", comes_and_goes=True),
+    Reason.HOST_HANG: Fault("undecided", _EMULATOR, "bench", comes_and_goes=True),
+    Reason.HOST_SSH_LOST: Fault(
         "undecided", "the machine or the network to it is gone", "bench", comes_and_goes=True
     ),
-    "host-no-ssh": Fault(
+    Reason.HOST_NO_SSH: Fault(
         "undecided", "the machine or the network to it is gone", "bench", comes_and_goes=True
     ),
-    "host-ended": Fault("undecided", "a reset without a word has many causes"),
-    "host-no-boot": Fault("undecided", "a machine that does not come up has many causes"),
-    "host-crash": Fault("bench", "the QEMU that the host runs in crashed", comes_and_goes=True),
-    "exact-crawl": Fault(
-        "bench", "the clock of an emulated host all but stood still", comes_and_goes=True
-    ),
-    "host-clock": Fault("bench", "the clock of an emulated host runs wrong", comes_and_goes=True),
-    "unproven-panic": Fault("bench", "it is not known which kernel panicked"),
-    "guest-panic": Fault("undecided", "its kernel is the same in both arms"),
-    "guest-no-timer": Fault(
+    Reason.HOST_ENDED: Fault("undecided", "a reset without a word has many causes"),
+    Reason.HOST_NO_BOOT: Fault("undecided", "a machine that does not come up has many causes"),
+    Reason.HOST_CRASH: Fault("bench", Reason.HOST_CRASH.meaning, comes_and_goes=True),
+    Reason.EXACT_CRAWL: Fault("bench", Reason.EXACT_CRAWL.meaning, comes_and_goes=True),
+    Reason.HOST_CLOCK: Fault("bench", Reason.HOST_CLOCK.meaning, comes_and_goes=True),
+    Reason.GUEST_PANIC: Fault("undecided", "its kernel is the same in both arms"),
+    Reason.GUEST_NO_TIMER: Fault(
         "undecided",
         "check_timer() of the guest counts ticks against a busy loop",
         "bench",
         comes_and_goes=True,
     ),
-    "guest-stall": Fault("undecided", _EMULATOR, "bench", comes_and_goes=True),
-    "guest-hang": Fault("undecided", "what it waits for may be the host or the bench"),
-    "guest-end-hang": Fault(
+    Reason.GUEST_STALL: Fault("undecided", _EMULATOR, "bench", comes_and_goes=True),
+    Reason.GUEST_HANG: Fault("undecided", "what it waits for may be the host or the bench"),
+    Reason.GUEST_END_HANG: Fault(
         "undecided",
         "the guest had powered down: only its last unmap was still asked for",
         "bench",
         comes_and_goes=True,
     ),
-    "guest-ended": Fault("undecided", "its QEMU may have failed, or its kernel"),
-    "guest-no-ssh": Fault("undecided", "the guest, its network or its keys may have failed"),
-    "guest-ssh-lost": Fault("undecided", "the guest, its network or its keys may have failed"),
-    "guest-wrong-host-key": Fault("bench", "another machine answers on the guest's port"),
-    "console-flood": Fault("undecided", "a kernel that warns without end floods, or a program"),
-    # the kernel under test did not do what it was asked to
-    "no-huge-pages": Fault("undecided", "memory may be fragmented by chance"),
-    "device-not-placed": Fault("undecided", "the firmware takes part in placing a BAR"),
-    "device-missing": Fault("undecided", "the device may not be there, or not be seen"),
-    "map-refused": Fault("undecided", "QEMU, the IOMMU or the kernel may not be able to"),
-    "map-silent": Fault("undecided", "the map agent ended without saying why"),
-    "bind": Fault("undecided", "the driver, the kernel or the device may have refused"),
-    "modules-refused": Fault("undecided", "the kernel, or how it was built, may be the cause"),
-    "module-in-use": Fault("undecided", "what uses a module may be a kernel's leak"),
-    "driver-hangs": Fault("undecided", "a driver that does not let go may be the kernel's"),
-    "decode-always-on": Fault("undecided", "the device or the kernel may hold the register"),
-    # the bench's own
-    "answer-garbled": Fault("bench", "an agent's answer does not have its form"),
-    "bad-domain-xml": Fault("bench", "libvirt's answer cannot be read"),
-    "boot-loader-size": Fault("bench", "a guest's disk cannot be made"),
-    "bug": Fault("bench", "barometer itself failed"),
-    "checkup": Fault("bench", "the look at a machine failed"),
-    "command-failed": Fault("bench", "a command of barometer's failed"),
-    "console-command": Fault("bench", "host.console did not work"),
-    "device-ambiguous": Fault("bench", "the scenario fits several devices"),
-    "device-bar": Fault("bench", "the machine has no such BAR"),
-    "device-refused": Fault("bench", "the device is in use"),
-    "disk-full": Fault("bench", "there is no room"),
-    "guest-cmdline": Fault("bench", "the scenario's words cannot be given to a guest"),
-    "host-is-runner": Fault("bench", "a run does not survive the boot of its own machine"),
-    "host-no-login": Fault("bench", "the login was refused"),
-    "host-no-name": Fault("bench", "the host's name is not known"),
-    "host-no-proxy": Fault("bench", "ssh's proxy command cannot be started"),
-    "host-no-root": Fault("bench", "the user is not root there"),
-    "host-silent": Fault("bench", "an agent on the host gave no answer that can be read"),
-    "host-start": Fault("bench", "the first program of the host's image failed"),
-    "host-unknown-host-key": Fault("bench", "the host's key is not known"),
-    "host-wrong-host-key": Fault("bench", "another machine answers on the host's port"),
-    "interrupted": Fault("bench", "the run was interrupted"),
-    "keeper-failed": Fault("bench", "the keeper on the machine failed"),
-    "kernel-lacks-module": Fault("bench", "the scenario needs a module that the kernel lacks"),
-    "kernel-lacks-option": Fault("bench", "the machine needs an option that the kernel lacks"),
-    "kernel-modules": Fault("bench", "the modules' folder cannot be read"),
-    "lease-held": Fault("bench", "another runner has the machine"),
-    "libvirt-connect": Fault("bench", "libvirt cannot be reached"),
-    "libvirt-failed": Fault("bench", "a call into libvirt failed"),
-    "libvirt-reboot": Fault("bench", "libvirt could not reboot a domain"),
-    "libvirt-silent": Fault("bench", "a call into libvirt did not return", comes_and_goes=True),
-    "libvirt-start": Fault("bench", "libvirt could not start a domain"),
-    "machine-lost": Fault("bench", "the machine does not come back under its own kernel either"),
-    "monitor": Fault("bench", "QEMU did not answer its monitor"),
-    "no-domain": Fault("bench", "there is no such domain"),
-    "no-guest-disk": Fault("bench", "the payload lacks the guest's disk"),
-    "no-initramfs-tool": Fault("bench", "the machine cannot make an initramfs"),
-    "no-kvm": Fault("bench", "guests do not run under KVM here"),
-    "no-python": Fault("bench", "the machine lacks Python"),
-    "no-such-package": Fault("bench", "the mirror lacks a package"),
-    "no-way-to-boot": Fault("bench", "the machine cannot boot another kernel once"),
-    "not-put-back": Fault("bench", "the machine could not be put back"),
-    "output-flood": Fault("bench", "a command printed more than is taken"),
-    "profile": Fault("bench", "QEMU's instruction log cannot be used"),
-    "profile-busy": Fault("bench", "another profile is at work"),
-    "program-timeout": Fault("bench", "a program of the runner's took too long"),
-    "recipe": Fault("bench", "an image's recipe is wrong"),
-    "run-exists": Fault("bench", "the folder holds another run"),
-    "setting-refused": Fault("bench", "the scenario sets what the kernel does not take"),
-    "ssh-config": Fault("bench", "the SSH configuration cannot be used"),
-    "timeout": Fault("bench", "a step of the bench's took too long"),
-    "trial-too-large": Fault("bench", "a trial's evidence is larger than is kept"),
-    "tracer-left": Fault("bench", "probes could not be removed"),
-    "tracer-lost": Fault("bench", "the tracer ended"),
-    "tracer-refused": Fault("bench", "the kernel has nothing to probe under these names"),
-    "unreadable": Fault("bench", "the machine's journal has entries that cannot be read"),
-    # the keeper's refusals (guests/agents/keeper)
-    "bad-request": Fault("bench", "the keeper was asked for what it cannot do"),
-    "boot-entry": Fault("bench", "the entry of a boot could not be made or removed"),
-    "exists": Fault("bench", "a file of somebody else's is in the way"),
-    "going-down": Fault("bench", "the machine is going down for a boot"),
-    "grub": Fault("bench", "GRUB on the machine cannot boot a kernel once"),
-    "guest-stays": Fault("bench", "a guest of an earlier trial does not end"),
-    "kernel-changed": Fault("bench", "the machine's own kernel was not proven to run again"),
-    "kexec": Fault("bench", "kexec did not take the kernel"),
-    "lease-lost": Fault("bench", "the lease expired"),
-    "machine-busy": Fault("bench", "another keeper is at work on the machine"),
-    "mount": Fault("bench", "a folder of the machine's cannot be mounted over"),
-    "mounted": Fault("bench", "somebody mounted something where the bench has files"),
-    "no-original": Fault("bench", "the machine's own kernel was not recorded"),
-    "no-systemd": Fault("bench", "the machine has no systemd"),
-    "not-root": Fault("bench", "the keeper is not root there"),
-    "original-damaged": Fault("bench", "the record of the machine's own kernel is damaged"),
-    "os-error": Fault("bench", "a file on the machine could not be used"),
-    "path-refused": Fault("bench", "the keeper was asked for a path that is not the bench's"),
-    "program-failed": Fault("bench", "a program on the machine failed"),
-    "program-missing": Fault("bench", "the machine lacks a program"),
-    "systemd-boot": Fault("bench", "systemd-boot on the machine cannot boot a kernel once"),
-    "tracing": Fault("bench", "the tracer's leftovers could not be cleared"),
-    "unfinished": Fault("bench", "the machine has not been put back since an earlier run"),
-    "watchdog": Fault("bench", "the machine's watchdog cannot be used"),
-    "wrong-image": Fault("bench", "a staged kernel image is damaged"),
-    # another host, kernel or module than was planned
-    "wrong-host": Fault("bench", "another host answered"),
-    "wrong-kernel": Fault("bench", "another kernel runs than was planned"),
-    "wrong-module": Fault("bench", "another module is loaded than was built"),
+    Reason.GUEST_ENDED: Fault("undecided", "its QEMU may have failed, or its kernel"),
+    Reason.GUEST_NO_SSH: Fault("undecided", "the guest, its network or its keys may have failed"),
+    Reason.GUEST_SSH_LOST: Fault(
+        "undecided", "the guest, its network or its keys may have failed"
+    ),
+    Reason.CONSOLE_FLOOD: Fault(
+        "undecided", "a kernel that warns without end floods, or a program"
+    ),
+    Reason.NO_HUGE_PAGES: Fault("undecided", "memory may be fragmented by chance"),
+    Reason.DEVICE_NOT_PLACED: Fault("undecided", "the firmware takes part in placing a BAR"),
+    Reason.DEVICE_MISSING: Fault("undecided", "the device may not be there, or not be seen"),
+    Reason.MAP_REFUSED: Fault("undecided", "QEMU, the IOMMU or the kernel may not be able to"),
+    Reason.MAP_SILENT: Fault("undecided", "the map agent ended without saying why"),
+    Reason.BIND: Fault("undecided", "the driver, the kernel or the device may have refused"),
+    Reason.MODULES_REFUSED: Fault(
+        "undecided", "the kernel, or how it was built, may be the cause"
+    ),
+    Reason.MODULE_IN_USE: Fault("undecided", "what uses a module may be a kernel's leak"),
+    Reason.DRIVER_HANGS: Fault("undecided", "a driver that does not let go may be the kernel's"),
+    Reason.DECODE_ALWAYS_ON: Fault("undecided", "the device or the kernel may hold the register"),
+    Reason.LIBVIRT_SILENT: Fault("bench", Reason.LIBVIRT_SILENT.meaning, comes_and_goes=True),
+}
+"""Faults that are undecided, or that come and go, with the reason for that."""
+FAULTS: Mapping[Reason, Fault] = {
+    reason: _DIFFERENT.get(reason, Fault("bench", reason.meaning))
+    for reason in Reason
+    if Ends.TRIAL in reason.ends
 }
 """The fault for the reason of each error that ends a trial."""
 _UNKNOWN = Fault("bench", "no kernel is blamed for what is not in the table")
-
-
-class Refusal(NamedTuple):
-    whose: Literal["user", "bench"]
-    why: str
-
-
-OUTSIDE: Mapping[str, Refusal] = {
-    # the command line, or a file that it names, is wrong: exit code 2
-    "broken-repository": Refusal("user", "git does not take a folder for a repository"),
-    "command-line": Refusal("user", "an argument or an option is wrong"),
-    "no-such-suite": Refusal("user", "the mirror lacks a suite"),
-    "no-such-version": Refusal("user", "the mirror lacks a version of a package"),
-    "not-a-kernel": Refusal("user", "a file is no kernel image"),
-    "not-a-trial": Refusal("user", "the folder of a run is given in place of a trial's"),
-    "out-unwritable": Refusal("user", "nothing can be written in --out"),
-    "path": Refusal("user", "a file or folder cannot be used"),
-    "scenario": Refusal("user", "the scenario is wrong"),
-    # this machine or its mirror fails: exit code 3
-    "disk": Refusal("bench", "this machine's disk has no room for a first run"),
-    "keyring-missing": Refusal("bench", "the keys of Debian's archive are not there"),
-    "mirror-unreachable": Refusal("bench", "the mirror cannot be reached"),
-    "mirror-untrusted": Refusal("bench", "the mirror's files are not what was signed"),
-    "package-layout": Refusal("bench", "a package has no kernel, or several"),
-    "programs": Refusal("bench", "this machine lacks programs"),
-    "qemu": Refusal("bench", "this machine has no QEMU, or an old one"),
-    "shm": Refusal("bench", "/dev/shm cannot be written"),
-    # saved evidence is missing or bad: exit code 4
-    "bad-evidence": Refusal("bench", "a file of a run does not have its form"),
-    "bad-histogram": Refusal("bench", "a histogram does not have its form"),
-    "bad-trace": Refusal("bench", "a trace does not have its form"),
-    "evidence-changed": Refusal("bench", "a file is not what was collected"),
-    "missing-evidence": Refusal("bench", "a file of a run is missing"),
-    "no-mark": Refusal("bench", "a guest's boot has no mark"),
-}
-"""Reasons of errors that end a command outside a trial, or that make a trial invalid when it is
-judged. Errors of scenarios and series have more reasons."""
 
 
 class Charged(NamedTuple):
@@ -244,7 +130,8 @@ class Charged(NamedTuple):
 
 
 def fault_of(reason: str) -> Fault:
-    return FAULTS.get(reason, _UNKNOWN)
+    known = parse_reason(reason)
+    return _UNKNOWN if known is None else FAULTS.get(known, _UNKNOWN)
 
 
 def charge(
@@ -261,7 +148,7 @@ def charge(
     of the IOMMU or of a `changed` module."""
     fault = fault_of(reason)
     emulated = emulated or (guest_emulated and reason.startswith("guest-"))
-    if reason == "host-panic" and (function := _blamed(reports, changed)) is not None:
+    if reason == Reason.HOST_PANIC and (function := _blamed(reports, changed)) is not None:
         module = f" [{function.module}]" if function.module else ""
         return Charged("arm", f"{function.name}{module} is in the call trace")
     return Charged((fault.emulated or fault.charge) if emulated else fault.charge, fault.why)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from orchestrator.errors import BenchError, ScenarioError
+from orchestrator.reasons import Reason
 
 LOCK = ".lock"
 """The file in the folder that is locked. It is no evidence, and is removed with the lock. A file
@@ -37,7 +38,7 @@ def only_writer(folder: Path) -> Iterator[None]:
         if exc.errno in _NO_LOCKS:
             raise BenchError(
                 f"{folder}: its file system has no locks ({exc.strerror})",
-                hint="give an --out on another file system", reason="no-locks",
+                hint="give an --out on another file system", reason=Reason.NO_LOCKS,
             ) from exc  # fmt: skip
         if exc.errno == errno.EROFS:
             raise _unwritable(folder, exc) from exc
@@ -57,7 +58,7 @@ def only_writer(folder: Path) -> Iterator[None]:
 def _unwritable(folder: Path, exc: OSError) -> ScenarioError:
     return ScenarioError(
         f"nothing can be written in {folder}: {exc.strerror}",
-        hint="give another --out", reason="out-unwritable",
+        hint="give another --out", reason=Reason.OUT_UNWRITABLE,
     )  # fmt: skip
 
 
@@ -74,7 +75,7 @@ def _lock(folder: Path) -> int:
         except BlockingIOError as exc:
             os.close(lock)
             raise ScenarioError(
-                f"another process is at work in {folder}", reason="run-exists"
+                f"another process is at work in {folder}", reason=Reason.RUN_EXISTS
             ) from exc
         except BaseException:
             os.close(lock)

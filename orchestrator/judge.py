@@ -31,6 +31,7 @@ from orchestrator.analysis.variable import variable
 from orchestrator.errors import EvidenceError, ScenarioError
 from orchestrator.evidence.layout import MANIFEST, RunDir, TrialDir, write_json
 from orchestrator.plan import make_plan
+from orchestrator.reasons import Reason
 from orchestrator.report.brief import run_brief
 from orchestrator.report.cases import Suite, code_of, suite
 from orchestrator.report.junit import junit_xml
@@ -122,7 +123,7 @@ def saved_run(run: RunDir) -> SavedRun:
     if scenario.workload == "guest-boot" and plan["guest_kernel"] is None:
         raise EvidenceError(
             f"{run.path / 'plan.json'} has no guest_kernel, and the workload is guest-boot",
-            reason="bad-evidence",
+            reason=Reason.BAD_EVIDENCE,
         )
     distinct: dict[tuple[tuple[str, str], ...], dict[str, str]] = {}
     results = []
@@ -151,17 +152,17 @@ def judge_across(folders: Sequence[Path], arm: ArmName, allow: Sequence[str]) ->
     comparison has 1, else the largest. Raises ScenarioError if the request is wrong, and the
     errors of `saved_run` and `compare_runs`."""
     if len(folders) < 2:
-        raise ScenarioError("compare needs two runs or more", reason="one-run")
+        raise ScenarioError("compare needs two runs or more", reason=Reason.ONE_RUN)
     if len({folder.resolve() for folder in folders}) < len(folders):
-        raise ScenarioError("compare: the same run is named twice", reason="one-run")
+        raise ScenarioError("compare: the same run is named twice", reason=Reason.ONE_RUN)
     if wrong := not_a_condition(allow):
-        raise ScenarioError(f"--allow: {wrong}", reason="no-condition")
+        raise ScenarioError(f"--allow: {wrong}", reason=Reason.NO_CONDITION)
     for folder in folders:
         if (folder / "matrix.json").exists():
             raise ScenarioError(
                 f"{folder} is a run of a [matrix]: each of its cells is a run",
                 hint=f"compare {folder}/cells/NAME with the same cell of another",
-                reason="not-a-run",
+                reason=Reason.NOT_A_RUN,
             )
     first, *others = [saved_run(RunDir.open(folder)) for folder in folders]
     reports, documents, suites = [], [], []
@@ -270,7 +271,7 @@ def traced_boots(folder: Path) -> list[Timeline]:
     """
     trial = _trial(folder)
     if (changed := trial.verify()) is not None:
-        raise EvidenceError(f"{folder}: {changed}", reason="evidence-changed")
+        raise EvidenceError(f"{folder}: {changed}", reason=Reason.EVIDENCE_CHANGED)
     outcome = trial.manifest["outcome"]
     ended = f"{outcome['reason']}: {outcome['message']}" if "reason" in outcome else ""
     try:
@@ -279,7 +280,7 @@ def traced_boots(folder: Path) -> list[Timeline]:
     except (KeyError, TypeError, ValueError, AttributeError, OSError) as exc:
         # evidence is data from outside: without its proper form it is bad evidence, not a bug
         message = f"{folder}: the evidence does not have its form: {type(exc).__name__}: {exc}"
-        raise EvidenceError(message, reason="bad-evidence") from exc
+        raise EvidenceError(message, reason=Reason.BAD_EVIDENCE) from exc
     except EvidenceError as exc:
         if "stage" not in outcome:
             raise
@@ -295,10 +296,10 @@ def _trial(folder: Path) -> TrialDir:
         raise ScenarioError(
             f"{folder} is a run, and one of its trials is wanted",
             hint="its trials are " + ", ".join(map(str, trials)),
-            reason="not-a-trial",
+            reason=Reason.NOT_A_TRIAL,
         )
     raise EvidenceError(
         f"{folder} holds no trial: it has no {MANIFEST}",
         hint="give the folder of a trial, as RUN/trials/0001-baseline",
-        reason="missing-evidence",
+        reason=Reason.MISSING_EVIDENCE,
     )

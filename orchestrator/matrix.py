@@ -17,6 +17,7 @@ from orchestrator.factors import Cell, ScenarioFile
 from orchestrator.folderlock import LOCK, only_writer
 from orchestrator.judge import Judged, judged_whole, looks_of, save
 from orchestrator.kernels import describe
+from orchestrator.reasons import Reason
 from orchestrator.report.brief import matrix_brief
 from orchestrator.report.cases import Suite, code_of, not_run
 from orchestrator.report.junit import junit_xml
@@ -52,13 +53,13 @@ class MatrixDir:
                 raise ScenarioError(
                     f"{path} holds a run of another scenario",
                     hint="give another --out, or the scenario it was started with to go on",
-                    reason="run-exists",
+                    reason=Reason.RUN_EXISTS,
                 )
             names |= {cell["name"] for cell in matrix.facts()["cells"]}
         # matrix.json is written last: without it nothing has run yet
         elif path.exists() and not {p.name for p in path.iterdir()} <= {"scenario.toml", LOCK}:
             raise ScenarioError(
-                f"{path} is not empty and holds no run of a [matrix]", reason="run-exists"
+                f"{path} is not empty and holds no run of a [matrix]", reason=Reason.RUN_EXISTS
             )
         path.mkdir(parents=True, exist_ok=True)
         (path / "scenario.toml").write_text(file.text)
@@ -79,7 +80,8 @@ class MatrixDir:
         cells = facts["cells"]
         if not isinstance(cells, list) or not cells or not all(map(_is_listed, cells)):
             raise EvidenceError(
-                f"{path} does not list cells with name, folder and settings", reason="bad-evidence"
+                f"{path} does not list cells with name, folder and settings",
+                reason=Reason.BAD_EVIDENCE,
             )
         return facts
 
@@ -120,7 +122,9 @@ def run_cells(file: ScenarioFile, cells: Sequence[Cell], out: Path, here: Runner
                     if not run_plan(
                         cell.scenario, cell.text, folder, here, looks_of(cell.scenario)
                     ):
-                        failed = BenchError(f"{title}: the bench kept failing")
+                        failed = BenchError(
+                            f"{title}: the bench kept failing", reason=Reason.CELL_FAILED
+                        )
             except BenchError as exc:
                 here.progress.note(f"{title}: {exc}")
                 failed = exc

@@ -14,6 +14,7 @@ from orchestrator.abi import (
     IORESOURCE_UNSET,
 )
 from orchestrator.errors import BenchError
+from orchestrator.reasons import Reason
 from orchestrator.scenario import format_size
 
 _BARS = 6
@@ -166,7 +167,7 @@ class Survey:
                 "the survey of the machine's PCI devices cannot be read",
                 evidence=text[:500],
                 hint="does a login there print something, in ~/.bashrc?",
-                reason="survey-unreadable",
+                reason=Reason.SURVEY_UNREADABLE,
             ) from exc
 
     def members(self, function: Function) -> list[Function]:

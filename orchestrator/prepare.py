@@ -26,6 +26,7 @@ from orchestrator.kernels import KernelBundle, checked, materialised
 from orchestrator.kernels.parameters import check_parameter
 from orchestrator.plan import make_plan
 from orchestrator.progress import Progress
+from orchestrator.reasons import Reason
 from orchestrator.scenario import ARMS, ArmName, HostDevice, MetalHost, Scenario
 
 _TAGS: dict[ArmName, str] = {"baseline": "base", "candidate": "cand"}
@@ -176,7 +177,7 @@ def _has_backend(kernel: KernelBundle, scenario: Scenario) -> None:
         raise ScenarioError(
             f'{room}.backend = "iommufd", and the kernel {kernel.release} has no iommufd',
             hint=f'CONFIG_IOMMUFD and CONFIG_VFIO_DEVICE_CDEV; or {room}.backend = "type1"',
-            reason="kernel-lacks-module",
+            reason=Reason.KERNEL_LACKS_MODULE,
         )
 
 

@@ -34,6 +34,7 @@ from orchestrator.bench.waiting import Stall, until
 from orchestrator.errors import BenchError, ScenarioError
 from orchestrator.evidence.layout import write_json
 from orchestrator.progress import Progress
+from orchestrator.reasons import Reason
 
 QUIET_SECONDS = 20.0
 _LONGEST = 900.0
@@ -148,7 +149,7 @@ def _is_nobodys(shell: Commands) -> None:
             f"{shell.name} is leased to a run of barometer's, which boots it as it needs",
             evidence=leases.stdout.strip(),
             hint="wait for its end; what a killed run left: barometer recover HOST",
-            reason="lease-held",
+            reason=Reason.LEASE_HELD,
         )
 
 
@@ -183,7 +184,7 @@ def reached(
                 f"{uri}: barometer profiles domains of qemu:///system and"
                 " qemu+ssh://[USER@]HOST/system",
                 hint="give the host's with --connect",
-                reason="bad-uri",
+                reason=Reason.BAD_URI,
             )
         shell: Commands = LocalShell()
         if parts.scheme in _SSH:
@@ -202,12 +203,12 @@ def _may_boot(domain: hypervisor.Domain, asked: Asked) -> None:
     if domain.active() and not asked.reboot:
         raise ScenarioError(
             f"{asked.domain} is running",
-            hint="shut it down, or let its guest reboot: --reboot", reason="domain-running",
+            hint="shut it down, or let its guest reboot: --reboot", reason=Reason.DOMAIN_RUNNING,
         )  # fmt: skip
     if asked.reboot and not domain.active():
         raise ScenarioError(
             f"{asked.domain} is not running, so that it cannot reboot",
-            hint="without --reboot it is started", reason="domain-not-running",
+            hint="without --reboot it is started", reason=Reason.DOMAIN_NOT_RUNNING,
         )  # fmt: skip
 
 
@@ -215,13 +216,13 @@ def _can_be_told(definition: Definition, asked: Asked) -> None:
     if not definition.devices:
         raise ScenarioError(
             f"{asked.domain} has no PCI device of its host's (hostdev), so that VFIO maps nothing",
-            reason="no-hostdev",
+            reason=Reason.NO_HOSTDEV,
         )
     if asked.until == "agent" and not definition.agent:
         raise ScenarioError(
             f"--until agent: {asked.domain} has no channel for a guest agent",
             hint="--until SECONDS: so long without a map or unmap",
-            reason="no-agent",
+            reason=Reason.NO_AGENT,
         )
 
 
@@ -259,7 +260,8 @@ def _bars(shell: Commands, addresses: Sequence[str]) -> list[dict[str, Any]]:
     listed = parse_devices(shell.run(LIST_DEVICES, doing="listing PCI devices").stdout)
     if lost := [address for address in addresses if address not in listed]:
         raise BenchError(
-            f"{shell.name}: the domain's device {lost[0]} is not there", reason="device-missing"
+            f"{shell.name}: the domain's device {lost[0]} is not there",
+            reason=Reason.DEVICE_MISSING,
         )
     bars = [
         {"device": address, "number": number, "start": resource.start, "size": resource.size}
@@ -269,7 +271,7 @@ def _bars(shell: Commands, addresses: Sequence[str]) -> list[dict[str, Any]]:
     ]
     if not bars:
         raise BenchError(
-            f"{shell.name}: {', '.join(addresses)} have no memory BAR", reason="no-bar"
+            f"{shell.name}: {', '.join(addresses)} have no memory BAR", reason=Reason.NO_BAR
         )
     return bars
 
@@ -288,12 +290,14 @@ def _boot(
 
     def reset() -> bool | None:
         if not domain.active():
-            raise BenchError(f"{asked.domain} ended instead of a reboot", reason="domain-ended")
+            raise BenchError(
+                f"{asked.domain} ended instead of a reboot", reason=Reason.DOMAIN_ENDED
+            )
         return True if "reset" in happened else None
 
     until(
         reset, within=_LONGEST, every=0.02, waiting_for=f"reboot of {asked.domain}'s guest",
-        reason="no-reboot",
+        reason=Reason.NO_REBOOT,
     )  # fmt: skip
     tracer.mark("reset")
 

@@ -59,6 +59,7 @@ from orchestrator.kernelreports import BROKEN, STALLS, KernelReport
 from orchestrator.plan import PlannedTrial, make_plan
 from orchestrator.prepare import Prepared, guest_kernel_facts, plan_facts, prepare
 from orchestrator.progress import Progress
+from orchestrator.reasons import Reason
 from orchestrator.scenario import (
     ARMS,
     GIB,
@@ -474,7 +475,7 @@ def run_trial(
             _charge(bench, planned, trial, exc, stages[0] if stages else "start")
         else:
             what = f"a bug in barometer: {type(exc).__name__}: {exc}"
-            _charge(bench, planned, trial, BenchError(what, reason="bug"), "unknown")
+            _charge(bench, planned, trial, BenchError(what, reason=Reason.BUG), "unknown")
         trial.complete()
         raise
     trial.complete()

@@ -32,6 +32,7 @@ from pydantic import (
 
 from orchestrator.abi import LEAVES, PAGE
 from orchestrator.errors import ScenarioError
+from orchestrator.reasons import Reason
 
 KIB, MIB, GIB, TIB = 2**10, 2**20, 2**30, 2**40
 _UNITS = {"KiB": KIB, "MiB": MIB, "GiB": GIB, "TiB": TIB}
@@ -1127,13 +1128,15 @@ def read_file(path: Path) -> str:
         with path.open(encoding="utf-8") as file:
             text = file.read(_LONGEST + 1)
         if len(text) > _LONGEST:  # a device, or no scenario at all
-            raise ScenarioError(f"{path}: is longer than {_LONGEST} characters", reason="scenario")
+            raise ScenarioError(
+                f"{path}: is longer than {_LONGEST} characters", reason=Reason.SCENARIO
+            )
     except (OSError, UnicodeDecodeError) as exc:
         nearest = difflib.get_close_matches(path.name, _toml_files(path) - {path.name}, 1)
         raise ScenarioError(
             f"{path}: cannot be read: {getattr(exc, 'strerror', None) or exc}",
             hint=f"did you mean {path.parent / nearest[0]}?" if nearest else "",
-            reason="scenario",
+            reason=Reason.SCENARIO,
         ) from exc
     return text
 
@@ -1160,7 +1163,7 @@ def parse_toml(text: str, source: str) -> tomlkit.TOMLDocument:
     try:
         return tomlkit.parse(text)
     except tomlkit.exceptions.TOMLKitError as exc:
-        raise ScenarioError(f"{source}: not valid TOML: {exc}", reason="scenario") from exc
+        raise ScenarioError(f"{source}: not valid TOML: {exc}", reason=Reason.SCENARIO) from exc
 
 
 def scenario_of(document: tomlkit.TOMLDocument, source: str, folder: Path) -> Scenario:
@@ -1168,7 +1171,7 @@ def scenario_of(document: tomlkit.TOMLDocument, source: str, folder: Path) -> Sc
     if "matrix" in document:
         raise ScenarioError(
             f"{source}: matrix: makes several scenarios of a file, and here is one expected",
-            reason="scenario",
+            reason=Reason.SCENARIO,
         )
     try:
         scenario = Scenario.model_validate(document.unwrap())
@@ -1176,7 +1179,7 @@ def scenario_of(document: tomlkit.TOMLDocument, source: str, folder: Path) -> Sc
         raise ScenarioError(
             "\n".join(_explain(source, exc)),
             hint="`barometer schema` prints every key with its meaning",
-            reason="scenario",
+            reason=Reason.SCENARIO,
         ) from exc
     return _absolute_paths(scenario, folder)
 
@@ -1188,7 +1191,8 @@ def parse_override(override: str) -> tuple[tuple[str, ...], Any]:
     parts = tuple(part.strip().strip("'\"") for part in _DOT.split(key))
     if not equals or not all(parts):
         raise ScenarioError(
-            f"--set {override}: expected key=value, for example device.bar=1GiB", reason="scenario"
+            f"--set {override}: expected key=value, for example device.bar=1GiB",
+            reason=Reason.SCENARIO,
         )
     try:
         return parts, tomlkit.value(value.strip())
@@ -1204,7 +1208,7 @@ def set_key(document: tomlkit.TOMLDocument, parts: Sequence[str], value: Any) ->
         table = table.setdefault(part, tomlkit.table())
         if not isinstance(table, Mapping):
             raise ScenarioError(
-                f"--set {'.'.join(parts)}: {part} is a value, not a table", reason="scenario"
+                f"--set {'.'.join(parts)}: {part} is a value, not a table", reason=Reason.SCENARIO
             )
     table[parts[-1]] = value
 

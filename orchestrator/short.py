@@ -12,6 +12,7 @@ from typing import Any, Literal
 import tomlkit
 
 from orchestrator.errors import ScenarioError
+from orchestrator.reasons import Reason
 from orchestrator.scenario import (
     METRICS,
     ArmName,
@@ -86,7 +87,7 @@ def arms_of(
             "ab: nothing differs between the arms",
             hint="say what to compare --base with: --candidate KERNEL, --series PATCHES, or a"
             " setting of the candidate as --candidate-param MODULE.NAME=VALUE",
-            reason="nothing-differs",
+            reason=Reason.NOTHING_DIFFERS,
         )
     other = candidate or base
     if series:
@@ -96,7 +97,7 @@ def arms_of(
         raise ScenarioError(
             f"--config: is of kernels that are built whole, and {base} and {other} are not",
             hint="give a tree: or source: kernel",
-            reason="kernel-spelling",
+            reason=Reason.KERNEL_SPELLING,
         )
     before, after = (absolute_kernel(with_config(kernel, config), folder) for kernel in arms)
     return before, after
@@ -126,10 +127,11 @@ def _assigned(given: Sequence[str], option: str, example: str) -> dict[str, str 
         name, equals, value = text.partition("=")
         if not equals or not name or not value:
             raise ScenarioError(
-                f"{option} {text!r}: expected NAME=VALUE, for example {example}", reason="scenario"
+                f"{option} {text!r}: expected NAME=VALUE, for example {example}",
+                reason=Reason.SCENARIO,
             )
         if name in found:
-            raise ScenarioError(f"{option}: {name} is given twice", reason="scenario")
+            raise ScenarioError(f"{option}: {name} is given twice", reason=Reason.SCENARIO)
         words: dict[str, str | bool] = {"true": True, "false": False}
         found[name] = words.get(value, value)
     return found
@@ -168,7 +170,7 @@ def bisect_text(
             raise ScenarioError(
                 f"--set {override}: {room} is made anew for each commit",
                 hint="--trials says how many; what is set in both arms is host.cmdline",
-                reason="scenario",
+                reason=Reason.SCENARIO,
             )
     document = _document(
         "bisect", setting, "Made by `barometer bisect`: the kernels are those of its commits."
@@ -190,7 +192,7 @@ def not_measured(metric: Metric, measured: Sequence[Metric], by: str) -> Scenari
     why = f"is not measured {by}" if known else "is no metric"
     return ScenarioError(
         f"--metric {metric}: {why}{nearest_name(metric, measured, measured)}",
-        reason="no-such-metric",
+        reason=Reason.NO_SUCH_METRIC,
     )
 
 
@@ -220,7 +222,7 @@ def template_of(scenario: Scenario, text: str, accel: AccelName | None, metric: 
                 f"arms.{arm}: has settings besides its kernel, and the arms of a bisection are"
                 " commits alone",
                 hint="host.cmdline is of every commit",
-                reason="scenario",
+                reason=Reason.SCENARIO,
             )
     document = tomlkit.parse(text)
     if accel is not None:

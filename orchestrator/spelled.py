@@ -20,6 +20,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from orchestrator.errors import ScenarioError
+from orchestrator.reasons import Reason
 from orchestrator.scenario import (
     DebKernel,
     DirKernel,
@@ -80,7 +81,7 @@ def with_series(kernel: Kernel, series: tuple[str, ...], option: str) -> Kernel:
         raise ScenarioError(
             f"{option}: {kernel} is built already and takes no patches",
             hint=f"give the tree it was built from, as {EXAMPLES['tree']}",
-            reason="kernel-spelling",
+            reason=Reason.KERNEL_SPELLING,
         )
     if isinstance(kernel, TreeKernel | SourceKernel | ModuleKernel):
         return kernel.model_copy(update={"series": (*kernel.series, *series)})
@@ -163,5 +164,5 @@ def _wrong(option: str, text: str, why: str) -> ScenarioError:
         f"{option} {text!r}: {why}",
         hint="a kernel is " + ", ".join(EXAMPLES.values()) + "; in a kernel's repository also a"
         " bare commit: v7.3",
-        reason="kernel-spelling",
+        reason=Reason.KERNEL_SPELLING,
     )

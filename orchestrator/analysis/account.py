@@ -11,6 +11,7 @@ from orchestrator.analysis.timeline import Note
 from orchestrator.analysis.trace import Operation
 from orchestrator.command import tail
 from orchestrator.errors import EvidenceError
+from orchestrator.reasons import Reason
 
 
 @dataclass(frozen=True)
@@ -50,20 +51,20 @@ def account_of(
     if not mmap:
         raise EvidenceError(
             f"QEMU was told not to map the BARs (x-no-mmap), and mapped one {len(maps)} times",
-            reason="mapped-anyway",
+            reason=Reason.MAPPED_ANYWAY,
         )
     refused = [o for o in maps if o.result != 0]
     if refused:
         raise EvidenceError(
             f"{len(refused)} of {len(maps)} maps of the BAR were refused"
             f" (VFIO_IOMMU_MAP_DMA returned {refused[0].result})",
-            reason="map-refused",
+            reason=Reason.MAP_REFUSED,
         )
     short = [o.pages for o in maps if o.pages not in (None, pages(bar))]
     if short:
         raise EvidenceError(
             f"vfio_pin_pages_remote returned {short[0]} pages for a BAR of {pages(bar)}",
-            reason="partial-map",
+            reason=Reason.PARTIAL_MAP,
         )
     by_qemu = sum(region.size == bar and region.start in at for region in boot.regions)
     by_iommu = sum(size == bar and iova in at for iova, size in boot.iommu_maps)
@@ -72,13 +73,13 @@ def account_of(
         raise EvidenceError(
             f"the BAR was mapped {len(maps)} times by ioctl, {by_qemu} times by QEMU's account, "
             f"{by_iommu} times by the iommu:map tracepoint",
-            reason="maps-disagree",
+            reason=Reason.MAPS_DISAGREE,
         )
     if len(unmaps) != len(maps) or any(o.result != 0 for o in unmaps):
         raise EvidenceError(
             f"{len(maps)} maps of the BAR, {len(unmaps)} unmaps (with the release at exit), "
             f"results {sorted({o.result for o in unmaps})}",
-            reason="unmaps-disagree",
+            reason=Reason.UNMAPS_DISAGREE,
         )
     return Account(tuple(maps), tuple(unmaps), notes)
 
@@ -109,7 +110,7 @@ def _regions_agree(boot: BootTrace, *, viommu: bool) -> None:
         f"QEMU added {said.total()} regions, {asked.total()} were mapped by ioctl; the first that"
         f" differs is {size:#x} bytes at {start:#x}: {said[start, size]} added,"
         f" {asked[start, size]} mapped",
-        reason="maps-disagree",
+        reason=Reason.MAPS_DISAGREE,
     )
 
 
@@ -122,7 +123,7 @@ def _by_iommufd(said: str) -> Note:
                     " one only as a dma-buf (QEMU 11.1, Linux v6.19)")  # fmt: skip
     raise EvidenceError(
         "QEMU maps by iommufd, and was not refused: how it maps a BAR there is not traced",
-        evidence=tail(said, 8), reason="iommufd-not-traced",
+        evidence=tail(said, 8), reason=Reason.IOMMUFD_NOT_TRACED,
     )  # fmt: skip
 
 
@@ -140,5 +141,5 @@ def _why_not_mapped(boot: BootTrace, *, mmap: bool, viommu: bool, said: str) -> 
     raise EvidenceError(
         "the BAR was never mapped while the guest booted",
         evidence=f"{boot.events} events in the trace\n{tail(said, 8)}",
-        reason="bar-not-mapped",
+        reason=Reason.BAR_NOT_MAPPED,
     )

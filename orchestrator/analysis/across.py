@@ -19,6 +19,7 @@ from orchestrator.analysis.stopping import planned_trials
 from orchestrator.analysis.trial import TrialResult
 from orchestrator.analysis.variable import variable
 from orchestrator.errors import EvidenceError
+from orchestrator.reasons import Reason
 from orchestrator.scenario import ARMS, ArmName, Metric, Scenario
 
 
@@ -94,13 +95,13 @@ def compare_runs(
         raise EvidenceError(
             f"{first.name} ran with accel {accels[0]}, {second.name} with {accels[1]}: their"
             " numbers are not of one kind",
-            reason="not-comparable",
+            reason=Reason.NOT_COMPARABLE,
         )
     if first.scenario.workload != second.scenario.workload:
         raise EvidenceError(
             f"{first.name} ran the workload {first.scenario.workload}, {second.name}"
             f" {second.scenario.workload}",
-            reason="not-comparable",
+            reason=Reason.NOT_COMPARABLE,
         )
     expect: dict[Metric, Any] = dict.fromkeys(first.scenario.expect, "not-regressed")
     scenario = first.scenario.model_copy(update={"expect": expect})

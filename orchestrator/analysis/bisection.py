@@ -12,6 +12,7 @@ from typing import Any, Literal
 from orchestrator.analysis.effect import FEW_FLOOR, Resolution
 from orchestrator.analysis.summary import summary
 from orchestrator.errors import EvidenceError
+from orchestrator.reasons import Reason
 
 Outcome = Literal["good", "bad", "skip"]
 Role = Literal["good", "bad", "step"]
@@ -174,5 +175,5 @@ def step_of(value: Mapping[str, Any]) -> Step:
     except (KeyError, TypeError, ValueError, AttributeError) as exc:
         raise EvidenceError(
             f"a step of a bisection is not what barometer writes: {type(exc).__name__}: {exc}",
-            reason="bad-evidence",
+            reason=Reason.BAD_EVIDENCE,
         ) from exc

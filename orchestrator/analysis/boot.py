@@ -28,6 +28,7 @@ from orchestrator.analysis.trace import Operation
 from orchestrator.analysis.tracer import need, trace_clock, tracer_complete
 from orchestrator.errors import EvidenceError
 from orchestrator.evidence.layout import TrialDir
+from orchestrator.reasons import Reason
 from orchestrator.scenario import is_emulated
 
 _UPTIME = re.compile(r"uptime (\d+\.\d+)")
@@ -75,7 +76,7 @@ def timelines_of(trial: TrialDir) -> list[Timeline]:
             f"{trial.path} has no traced guest boot; its passes:"
             f" {', '.join(trial.manifest.get('passes', [])) or 'none'}",
             hint='a timeline is made of the pass "timing" of the workload guest-boot',
-            reason="no-timeline",
+            reason=Reason.NO_TIMELINE,
         )
     return [_shown(trial, index) for index in traced]
 
@@ -84,7 +85,12 @@ def _shown(trial: TrialDir, index: int) -> Timeline:
     try:
         return traced_boot(trial, index).timeline
     except EvidenceError as exc:
-        if exc.reason in ("no-mark", "clock-jump", "bad-trace", "unpaired-trace"):
+        if exc.reason in (
+            Reason.NO_MARK,
+            Reason.CLOCK_JUMP,
+            Reason.BAD_TRACE,
+            Reason.UNPAIRED_TRACE,
+        ):
             raise
         timeline = timeline_of(trial, index, boot_of(trial, index))
         return replace(timeline, invalid=f"{exc.reason}: {exc.message}")
@@ -103,7 +109,8 @@ def timeline_of(
     mark_line = boot.mark_line
     if zero is None or mark_line is None:
         raise EvidenceError(
-            f"the trace of guest-{index} has no exec of QEMU or no boot mark", reason="no-mark"
+            f"the trace of guest-{index} has no exec of QEMU or no boot mark",
+            reason=Reason.NO_MARK,
         )
     check_clock(boot)
     console, bound, source = _console(boot, mark_line)
@@ -212,7 +219,7 @@ def check_clock(boot: BootTrace) -> None:
             f"the trace clock and CLOCK_MONOTONIC drifted apart by {drift:.3f} s in a boot of"
             f" {length:.1f} s",
             hint="is the host's clock source stable (tsc, kvm-clock)? Was the machine suspended?",
-            reason="clock-jump",
+            reason=Reason.CLOCK_JUMP,
         )
 
 

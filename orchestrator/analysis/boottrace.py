@@ -17,6 +17,7 @@ from orchestrator.analysis.qemu import (
 )
 from orchestrator.analysis.trace import Event, Operation, Pairing, parse_trace
 from orchestrator.errors import EvidenceError
+from orchestrator.reasons import Reason
 
 # `barometer C 169229582420 "text"`: a line of the watch agent
 _AGENT = re.compile(r"barometer ([A-Z]) (\d+) ?(.*)", re.DOTALL)
@@ -116,7 +117,7 @@ def _take_marker(boot: BootTrace, event: Event) -> None:
         except (ValueError, KeyError, TypeError, IndexError) as exc:
             raise EvidenceError(
                 f"a line of the watch agent does not have its form: {event.text[:120]!r}",
-                reason="bad-trace",
+                reason=Reason.BAD_TRACE,
             ) from exc
 
 

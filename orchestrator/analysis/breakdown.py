@@ -13,6 +13,7 @@ from orchestrator.analysis.maps import MapPass
 from orchestrator.analysis.theory import pages
 from orchestrator.errors import EvidenceError
 from orchestrator.evidence.layout import TrialDir
+from orchestrator.reasons import Reason
 
 Stacks = dict[tuple[str, ...], float]
 WALK = "iommu_iova_to_phys"
@@ -81,7 +82,7 @@ def _interrupted(stack: tuple[str, ...]) -> bool:
 def _stacks(trial: TrialDir, entry: MappingType[str, Any]) -> Stacks:
     text = trial.text(f"host/{entry['file']}")
     if text is None:
-        raise EvidenceError(f"host/{entry['file']} is missing", reason="missing-evidence")
+        raise EvidenceError(f"host/{entry['file']} is missing", reason=Reason.MISSING_EVIDENCE)
     stacks: Stacks = {}
     for line in text.splitlines():
         names, _, count = line.rpartition(" ")
@@ -90,7 +91,7 @@ def _stacks(trial: TrialDir, entry: MappingType[str, Any]) -> Stacks:
         raise EvidenceError(
             f"host/{entry['file']} has {sum(stacks.values())} instructions,"
             f" profile.json says {entry['instructions']}",
-            reason="bad-evidence",
+            reason=Reason.BAD_EVIDENCE,
         )
     return stacks
 
@@ -116,7 +117,7 @@ def check_sums(found: Iterable[Breakdown], plain: MapPass) -> None:
             raise EvidenceError(
                 f"the functions of the {breakdown.operation} ({breakdown.state}) add up to"
                 f" {breakdown.total:.0f} instructions, {whole:.0f} were measured",
-                reason="sums-disagree",
+                reason=Reason.SUMS_DISAGREE,
             )
 
 

@@ -43,6 +43,7 @@ from orchestrator.faults import (
     counts,
     failing_arm,
 )
+from orchestrator.reasons import Reason
 from orchestrator.scenario import (
     ARMS,
     CONTROL,
@@ -58,7 +59,7 @@ from orchestrator.scenario import (
 Outcome = Literal["met", "not met", "not known"]
 """Outcome of an expectation."""
 
-UNDECIDED = "undecided-failure"
+UNDECIDED = Reason.UNDECIDED_FAILURE
 """Reason of a run that is inconclusive because a failure can be charged to nobody."""
 _WORST_FIRST: tuple[Verdict, ...] = (
     "regressed", "invalid", "inconclusive", "improved", "equivalent",

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 
 from orchestrator.errors import EvidenceError
+from orchestrator.reasons import Reason
 
 # `{ ret:          1 } hitcount:    8388608`, `{ order: 18, ret: 100 } hitcount: 32`
 _ROW = re.compile(r"^\{ (?P<keys>.*) \} hitcount:\s+(?P<hits>\d+)")
@@ -29,7 +30,7 @@ def parse_hist(text: str, hex_keys: tuple[str, ...] = ()) -> Histogram:
     """
     totals = _TOTALS.search(text)
     if totals is None:
-        raise EvidenceError("the histogram has no totals", reason="bad-histogram")
+        raise EvidenceError("the histogram has no totals", reason=Reason.BAD_HISTOGRAM)
     rows: list[tuple[tuple[int, ...], int]] = []
     for line in text.splitlines():
         if (match := _ROW.match(line)) is None:
@@ -43,13 +44,14 @@ def parse_hist(text: str, hex_keys: tuple[str, ...] = ()) -> Histogram:
             keys = ()
         if not keys or (rows and len(keys) != len(rows[0][0])):
             raise EvidenceError(
-                f"the histogram has a row without numbers: {line[:120]!r}", reason="bad-histogram"
+                f"the histogram has a row without numbers: {line[:120]!r}",
+                reason=Reason.BAD_HISTOGRAM,
             )
         rows.append((keys, int(match["hits"])))
     hits, _, dropped = map(int, totals.groups())
     if sum(count for _, count in rows) + dropped != hits:
         raise EvidenceError(
             f"the histogram's rows add up to {sum(c for _, c in rows)}, its total is {hits}",
-            reason="bad-histogram",
+            reason=Reason.BAD_HISTOGRAM,
         )
     return Histogram(tuple(rows), hits, dropped)

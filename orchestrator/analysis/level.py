@@ -23,7 +23,7 @@ _QEMU_TABLES = 8 << 20
 
 
 @dataclass(frozen=True)
-class Reason:
+class LevelReason:
     name: str
     """Short and stable: misaligned, thp-sysfs, thp-prctl, thp-madvise, no-huge-pfnmap, no-series,
     too-small, disable-hugepages, iommu-no-superpages, qemu-unaligned, unexplained."""
@@ -40,7 +40,7 @@ class Level:
     """Range that one lookup covers."""
     iommu: str | None
     """4KiB if the IOMMU's tables grew as by 4 KiB leaves; None: larger, or not known."""
-    reasons: tuple[Reason, ...]
+    reasons: tuple[LevelReason, ...]
     """Why a leaf is not 1 GiB, in the process or in the IOMMU, or why a lookup does not cover a
     leaf."""
 
@@ -49,7 +49,7 @@ class Level:
         return not self.reasons
 
 
-NO_HUGE_PFNMAP = Reason(
+NO_HUGE_PFNMAP = LevelReason(
     "no-huge-pfnmap",
     "the kernel maps BARs by 4 KiB pages only: it has no vfio_pci_mmap_huge_fault (v6.12)",
 )
@@ -69,14 +69,14 @@ def level_of(place: Place, counted: MapPass, facts: MappingType[str, Any]) -> Le
     disabled = _setting(facts, "vfio_disable_hugepages") in ("Y", "1")
     if single and disabled and size > PAGE:
         reasons.append(
-            Reason(
+            LevelReason(
                 "disable-hugepages",
                 "vfio_iommu_type1.disable_hugepages=Y: each page is pinned and mapped by itself",
             )
         )
     elif stride == "4KiB" and leaf != "4KiB":
         reasons.append(
-            Reason(
+            LevelReason(
                 "no-series",
                 f"a stride of one page over leaves of {leaf}, as without"
                 ' "vfio/type1: Use mapping page mask for pfnmaps" (v6.15)',
@@ -109,7 +109,7 @@ def _iommu_leaf(place: Place, size: int) -> str | None:
 
 def _leaf_reasons(
     place: Place, counted: MapPass, leaf: str | None, *, huge_pfnmap: bool
-) -> list[Reason]:
+) -> list[LevelReason]:
     """Return why the process's leaves are not 1 GiB."""
     if leaf is None or leaf == _BEST:
         return []
@@ -122,16 +122,16 @@ def _leaf_reasons(
     return reasons
 
 
-def alignment_reasons(mapping: Mapping) -> list[Reason]:
+def alignment_reasons(mapping: Mapping) -> list[LevelReason]:
     """Return why leaves of 1 GiB cannot map this mapping on any kernel."""
     fits, reasons = best_leaf(mapping.size), []
     if fits != _BEST:
         text = f"{_size(mapping.size)} is less than a leaf of {_BEST}"
-        reasons.append(Reason("too-small", text))
+        reasons.append(LevelReason("too-small", text))
     off = (mapping.address - mapping.physical) % LEAVES[fits]
     if off:
         reasons.append(
-            Reason(
+            LevelReason(
                 "misaligned",
                 f"the virtual address is {_size(off)} off the BAR's, modulo {fits}:"
                 f" {mapping.address:#x} for {mapping.physical:#x}",
@@ -156,37 +156,41 @@ def guest_level(
     if any(r.name == "misaligned" for r in reasons):
         version = tuple(int(part) for part in qemu.split(".") if part.isdecimal())
         known = "9.2 and later do" if version < (9, 2) else "which one of 9.2 or later should"
-        reasons.append(Reason("qemu-unaligned", f"QEMU {qemu} did not align the mapping; {known}"))
+        reasons.append(
+            LevelReason("qemu-unaligned", f"QEMU {qemu} did not align the mapping; {known}")
+        )
     by_pages = mapping.table_bytes("4KiB")
     others = _QEMU_TABLES + guest_memory // (LEAVES["2MiB"] // PAGE)
     if leaf != "4KiB" and (page_table_bytes or 0) >= by_pages > others:
         leaf = "4KiB"
         reasons.append(
             policy_reason(_setting(facts, "transparent_hugepage"), advised=False)
-            or Reason("unexplained", "QEMU's page tables are those of 4 KiB leaves")
+            or LevelReason("unexplained", "QEMU's page tables are those of 4 KiB leaves")
         )
     return Level(place, leaf, None, None, tuple(reasons))
 
 
-def _thp_reason(place: Place, counted: MapPass, leaf: str) -> Reason:
+def _thp_reason(place: Place, counted: MapPass, leaf: str) -> LevelReason:
     if counted.thp_off_in_process:
-        return Reason("thp-prctl", "the process has PR_SET_THP_DISABLE")
+        return LevelReason("thp-prctl", "the process has PR_SET_THP_DISABLE")
     if "nh" in place.vm_flags:
-        return Reason("thp-madvise", "the mapping has MADV_NOHUGEPAGE")
+        return LevelReason("thp-madvise", "the mapping has MADV_NOHUGEPAGE")
     if counted.thp_enabled is None:
-        return Reason(
+        return LevelReason(
             "no-huge-pfnmap", "the kernel has no transparent huge pages, which huge pfnmaps need"
         )
     by_policy = policy_reason(counted.thp_enabled or "", advised="hg" in place.vm_flags)
-    return by_policy or Reason("unexplained", f"nothing that is known keeps the leaves at {leaf}")
+    return by_policy or LevelReason(
+        "unexplained", f"nothing that is known keeps the leaves at {leaf}"
+    )
 
 
-def policy_reason(enabled: str, *, advised: bool) -> Reason | None:
+def policy_reason(enabled: str, *, advised: bool) -> LevelReason | None:
     """Return the reason if the policy of transparent huge pages (`enabled`) keeps huge pages from
     a mapping, which may be `advised` (MADV_HUGEPAGE)."""
     policy = re.search(r"\[(\w+)\]", enabled)
     if policy and (policy[1] == "never" or (policy[1] == "madvise" and not advised)):
-        return Reason(
+        return LevelReason(
             "thp-sysfs",
             f"/sys/kernel/mm/transparent_hugepage/enabled is {policy[1]}, which kernels like"
             " v6.12 apply to BARs too",
@@ -194,12 +198,14 @@ def policy_reason(enabled: str, *, advised: bool) -> Reason | None:
     return None
 
 
-def _iommu_reason(facts: MappingType[str, Any]) -> Reason:
+def _iommu_reason(facts: MappingType[str, Any]) -> LevelReason:
     options = re.findall(r"\b(?:intel_iommu|amd_iommu)=(\S+)", _setting(facts, "cmdline"))
     off = [word for option in options for word in option.split(",")
            if word in ("sp_off", "nohugepages")]  # fmt: skip
     why = f"the kernel's command line has {off[0]}" if off else "its capabilities or its driver"
-    return Reason("iommu-no-superpages", f"the IOMMU's page tables have leaves of 4 KiB: {why}")
+    return LevelReason(
+        "iommu-no-superpages", f"the IOMMU's page tables have leaves of 4 KiB: {why}"
+    )
 
 
 def _setting(facts: MappingType[str, Any], name: str) -> str:

@@ -12,6 +12,7 @@ from orchestrator.abi import ORDERS, PAGE, VM_FAULT_NOPAGE
 from orchestrator.analysis.hist import parse_hist
 from orchestrator.analysis.theory import Mapping, iommu_blocks, pages
 from orchestrator.errors import EvidenceError
+from orchestrator.reasons import Reason
 from orchestrator.scenario import is_headline
 
 WARM_UP = "warm-up"
@@ -175,7 +176,7 @@ def _counts(snapshots: MappingType[str, str]) -> Counts:
     tables = {name: parse_hist(text, ("ret",) * (name == "fault")) for name, text in
               snapshots.items()}  # fmt: skip
     if lost := {name: table.dropped for name, table in tables.items() if table.dropped}:
-        raise EvidenceError(f"histograms dropped hits: {lost}", reason="lost-events")
+        raise EvidenceError(f"histograms dropped hits: {lost}", reason=Reason.LOST_EVENTS)
     return Counts(
         Counter({keys[0]: n for keys, n in tables["lookup"].rows}),
         Counter({keys[0]: n for keys, n in tables["pin"].rows}),
@@ -192,7 +193,7 @@ def check_alike(headline: MapPass, counted: MapPass) -> None:
     for place in headline.places:
         if place.name not in names:
             raise EvidenceError(
-                f"{place.name} was measured and never counted", reason="counts-disagree"
+                f"{place.name} was measured and never counted", reason=Reason.COUNTS_DISAGREE
             )
         for number, sample in enumerate(place.samples):
             where = f"{place.name}/{sample.state} (sample {number + 1})"
@@ -212,7 +213,7 @@ def check(counted: MapPass) -> None:
             if sample.counts is None:
                 raise EvidenceError(
                     f"{place.name}: a sample of the counts pass has no histograms",
-                    reason="missing-evidence",
+                    reason=Reason.MISSING_EVIDENCE,
                 )
             where = f"{place.name}/{sample.state} (sample {number + 1})"
             _check_sample(where, counted, place, sample, sample.counts, first=number == 0)
@@ -274,5 +275,5 @@ def _largest(leaves: MappingType[str, int]) -> str:
 def _equal(where: str, what: str, found: object, other: str, expected: object) -> None:
     if found != expected:
         raise EvidenceError(
-            f"{where}: {what}: {found}; {other}: {expected}", reason="counts-disagree"
+            f"{where}: {what}: {found}; {other}: {expected}", reason=Reason.COUNTS_DISAGREE
         )

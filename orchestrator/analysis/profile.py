@@ -17,12 +17,19 @@ from orchestrator.abi import LEAVES
 from orchestrator.analysis.advice import Advice, Seen, advice
 from orchestrator.analysis.boot import Placed, parts_of
 from orchestrator.analysis.boottrace import BootTrace, read_boot
-from orchestrator.analysis.level import NO_HUGE_PFNMAP, Level, Reason, guest_level, policy_reason
+from orchestrator.analysis.level import (
+    NO_HUGE_PFNMAP,
+    Level,
+    LevelReason,
+    guest_level,
+    policy_reason,
+)
 from orchestrator.analysis.theory import Mapping, pages
 from orchestrator.analysis.timeline import RAM, Phase, Step, Timeline, Zap
 from orchestrator.analysis.trace import Operation
 from orchestrator.analysis.tracer import complete
 from orchestrator.errors import EvidenceError
+from orchestrator.reasons import Reason
 from orchestrator.scenario import format_size
 
 _EFER, _SCE = 0xC0000080, 0x1
@@ -186,7 +193,7 @@ def _timeline(
             f"nothing was mapped or unmapped by VFIO's type 1 container while {facts['domain']}"
             " booted",
             hint="does it map by iommufd? Then there is nothing here to profile",
-            reason="no-maps",
+            reason=Reason.NO_MAPS,
         )
     seen = {"map": max(end for _, end, _ in acts), "line": max((t for t, _ in boot.feeds),
             default=0.0)}  # fmt: skip
@@ -231,7 +238,8 @@ def _zero(facts: MappingType[str, Any], boot: BootTrace) -> float:
     started = boot.execs.get(facts["pid"])
     if started is None:
         raise EvidenceError(
-            f"the trace does not have the beginning of {facts['domain']}'s boot", reason="no-exec"
+            f"the trace does not have the beginning of {facts['domain']}'s boot",
+            reason=Reason.NO_EXEC,
         )
     return started
 
@@ -301,7 +309,7 @@ def _level(
     policy = policy_reason(facts["settings"].get("transparent_hugepage", ""), advised=False)
     if policy is not None:
         return replace(level, leaf="4KiB", reasons=(*level.reasons, policy))
-    reason = Reason(
+    reason = LevelReason(
         "no-series",
         f"a map takes {one * 1e9:.0f} ns for each page of {format_size(mapping.size)}: the kernel"
         f' looks each up, over leaves of {level.leaf}, as without "vfio/type1: Use mapping page'

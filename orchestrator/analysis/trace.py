@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 from orchestrator.abi import MAP_DMA, UNMAP_DMA
 from orchestrator.errors import EvidenceError
+from orchestrator.reasons import Reason
 
 # ` CPU 0/KVM-339  [001] .....  28.412785: ioctl_in: (vfio_iommu_type1_ioctl+0x4/..) cmd=0x3b71`
 _EVENT = re.compile(r"\s*.+?-(\d+)\s+\[(\d+)\]\s+\S+\s+(\d+(?:\.\d+)?): (\w+): ?(.*)", re.DOTALL)
@@ -50,7 +51,7 @@ def parse_trace(text: str) -> Iterator[Event]:
             if not line.strip() or line.startswith(("#", "CPU:")):
                 continue
             raise EvidenceError(
-                f"trace line {number} is not an event: {line[:120]!r}", reason="bad-trace"
+                f"trace line {number} is not an event: {line[:120]!r}", reason=Reason.BAD_TRACE
             )
         pid, cpu, time, name, rest = match.groups()
         seconds = float(time) if "." in time else int(time) / 1e9
@@ -130,7 +131,7 @@ class Pairing:
         except KeyError as exc:
             # a probe prints `q16=(fault)` if it could not read the caller's memory
             raise EvidenceError(
-                f"a map or unmap in the trace has no value for {exc}", reason="bad-trace"
+                f"a map or unmap in the trace has no value for {exc}", reason=Reason.BAD_TRACE
             ) from exc
 
     def _take(self, event: Event) -> None:
@@ -163,7 +164,7 @@ class Pairing:
         if unfinished:
             raise EvidenceError(
                 f"{len(unfinished)} maps or unmaps began and never returned in the trace",
-                reason="unpaired-trace",
+                reason=Reason.UNPAIRED_TRACE,
             )
         return sorted(self._found, key=lambda operation: operation.start)
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from orchestrator.analysis.trace import lost_events, missed_probes, probe_hits
 from orchestrator.errors import EvidenceError
 from orchestrator.evidence.layout import TrialDir
+from orchestrator.reasons import Reason
 
 
 def need(trial: TrialDir, name: str) -> str:
     """Return a file of the evidence. Raises EvidenceError if there is none."""
     text = trial.text(name)
     if text is None:
-        raise EvidenceError(f"{name} is missing", reason="missing-evidence")
+        raise EvidenceError(f"{name} is missing", reason=Reason.MISSING_EVIDENCE)
     return text
 
 
@@ -34,15 +35,17 @@ def complete(label: str, *, stats: str, profile: str, found_clock: str, clock: s
     """Check the texts of these files as `tracer_complete` does. Raises EvidenceError, too."""
     if "overrun:" not in stats or not probe_hits(profile):
         raise EvidenceError(f"the tracer's own account of {label} is empty",
-                            reason="missing-evidence")  # fmt: skip
+                            reason=Reason.MISSING_EVIDENCE)  # fmt: skip
     lost = lost_events(stats)
     if lost:
-        raise EvidenceError(f"the trace of {label} lost {lost} events", reason="lost-events")
+        raise EvidenceError(f"the trace of {label} lost {lost} events", reason=Reason.LOST_EVENTS)
     missed = missed_probes(profile)
     if missed:
         raise EvidenceError(
             f"probes missed hits in {label}: {', '.join(f'{n} {c}' for n, c in missed.items())}",
-            reason="missed-probes",
+            reason=Reason.MISSED_PROBES,
         )
     if f"[{clock}]" not in found_clock:
-        raise EvidenceError(f"the trace clock of {label} is not {clock}", reason="wrong-clock")
+        raise EvidenceError(
+            f"the trace clock of {label} is not {clock}", reason=Reason.WRONG_CLOCK
+        )

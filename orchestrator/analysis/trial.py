@@ -33,6 +33,7 @@ from orchestrator.errors import EvidenceError
 from orchestrator.evidence.layout import TrialDir, charge_in
 from orchestrator.faults import Attempt, Charge, attempts_from
 from orchestrator.hashing import digest_of
+from orchestrator.reasons import Reason
 from orchestrator.scenario import ArmName, Metric, Role, metric_at
 
 # a line of /sys/bus/pci/devices/*/resource: `0xSTART 0xEND 0xFLAGS`
@@ -157,10 +158,12 @@ def _judged(trial: TrialDir) -> TrialResult:
             by_bench=bool(outcome.get("by_bench")), charge=charge_in(outcome),
         )  # fmt: skip
     if outcome["kind"] != "collected":
-        return TrialResult(name, arm, "invalid", "unfinished", message="collecting was cut short")
+        return TrialResult(
+            name, arm, "invalid", Reason.UNFINISHED, message="collecting was cut short"
+        )
     try:
         if (changed := trial.verify()) is not None:
-            raise EvidenceError(changed, reason="evidence-changed")
+            raise EvidenceError(changed, reason=Reason.EVIDENCE_CHANGED)
         samples, findings = _measure(trial)
     except EvidenceError as exc:
         return TrialResult(name, arm, "invalid", exc.reason, message=exc.message,
@@ -169,7 +172,7 @@ def _judged(trial: TrialDir) -> TrialResult:
         # Evidence comes from outside. If it does not have the expected form, it is bad evidence,
         # not a bug.
         message = f"the evidence does not have its form: {type(exc).__name__}: {exc}"
-        return TrialResult(name, arm, "invalid", "bad-evidence", message=message)
+        return TrialResult(name, arm, "invalid", Reason.BAD_EVIDENCE, message=message)
     return TrialResult(
         name, arm, "measured", samples=samples, guest_accel=str(manifest.get("guest_accel") or ""),
         exact=manifest["accel"] == "exact", findings=findings,
@@ -181,7 +184,7 @@ def _measure(trial: TrialDir) -> tuple[dict[Metric, tuple[float, ...]], Findings
     if manifest.get("release") != manifest["kernel"]["release"]:
         raise EvidenceError(
             f"ran {manifest.get('release')}, planned {manifest['kernel']['release']}",
-            reason="wrong-kernel",
+            reason=Reason.WRONG_KERNEL,
         )
     samples: dict[Metric, list[float]] = {}
     levels: list[Level] = []
@@ -209,7 +212,7 @@ def _measure(trial: TrialDir) -> tuple[dict[Metric, tuple[float, ...]], Findings
         levels += [level_of(place, counted, facts) for place in counted.places]
     logged = breakdowns(trial)
     if "profile" in manifest["passes"] and not logged:
-        raise EvidenceError("host/profile.json is missing", reason="missing-evidence")
+        raise EvidenceError("host/profile.json is missing", reason=Reason.MISSING_EVIDENCE)
     if "plain" in passes:
         check_sums(logged, passes["plain"])
     findings = Findings(
@@ -225,9 +228,11 @@ def _add(samples: dict[Metric, list[float]], metric: Metric, *values: float) -> 
 def _boot(trial: TrialDir, index: int) -> Boot:
     boot = parse_marks(need(trial, f"guest-{index}/marks.txt"))
     if boot.boot_seconds is None or boot.ssh_seconds is None:
-        raise EvidenceError(f"guest-{index} has no boot mark or no SSH mark", reason="no-mark")
+        raise EvidenceError(
+            f"guest-{index} has no boot mark or no SSH mark", reason=Reason.NO_MARK
+        )
     if min(boot.boot_seconds, boot.ssh_seconds) <= 0:
-        raise EvidenceError(f"guest-{index} has a mark before its start", reason="no-mark")
+        raise EvidenceError(f"guest-{index} has a mark before its start", reason=Reason.NO_MARK)
     return boot
 
 
@@ -263,7 +268,9 @@ def _bar_placed(trial: TrialDir, index: int) -> None:
             start, end, flags = (int(word, 16) for word in words)
             if end - start + 1 == bar and start and not flags & IORESOURCE_UNSET:
                 return
-    raise EvidenceError(f"guest-{index} booted without its BAR placed", reason="bar-not-placed")
+    raise EvidenceError(
+        f"guest-{index} booted without its BAR placed", reason=Reason.BAR_NOT_PLACED
+    )
 
 
 def _guest_level(trial: TrialDir, index: int, memory: int, boot: BootTrace) -> list[Level]:
@@ -291,7 +298,7 @@ def _map_passes(trial: TrialDir) -> dict[str, MapPass]:
     answer: Any = trial.json("map.json")
     if answer is None:
         if wanted:
-            raise EvidenceError("map.json is missing", reason="missing-evidence")
+            raise EvidenceError("map.json is missing", reason=Reason.MISSING_EVIDENCE)
         return {}
     passes = {which: read_pass(answer["passes"][which]) for which in wanted}
     bar = trial.manifest["bar"]
@@ -299,11 +306,11 @@ def _map_passes(trial: TrialDir) -> dict[str, MapPass]:
         if found.bar_bytes != bar:
             raise EvidenceError(
                 f"the largest BAR found was {found.bar_bytes} bytes, planned were {bar}",
-                reason="wrong-bar",
+                reason=Reason.WRONG_BAR,
             )
         if not any(place.samples for place in found.places):
             raise EvidenceError(f"map.json has no samples of the {which} pass",
-                                reason="missing-evidence")  # fmt: skip
+                                reason=Reason.MISSING_EVIDENCE)  # fmt: skip
     if "counts" in passes:
         tracer_complete(trial, "counts", clock="mono")
         check(passes["counts"])
@@ -365,7 +372,7 @@ def _traced_maps(trial: TrialDir, passes: dict[str, MapPass]) -> tuple[Operation
         raise EvidenceError(
             f"{len(place.samples)} maps and as many unmaps were made, the trace has {len(found)},"
             f" with results {sorted({o.result for o in found})}",
-            reason="maps-disagree",
+            reason=Reason.MAPS_DISAGREE,
         )
     return tuple(found[-wanted:])
 
@@ -376,15 +383,17 @@ def _histogram_whole(trial: TrialDir, event: str, hits: dict[str, int], last: st
     hex_keys = ("ret",) * (event == "fault")
     table = parse_hist(need(trial, f"host/hist-{event}.txt"), hex_keys)
     if table.dropped:
-        raise EvidenceError(f"hist-{event}.txt dropped {table.dropped} hits", reason="lost-events")
+        raise EvidenceError(
+            f"hist-{event}.txt dropped {table.dropped} hits", reason=Reason.LOST_EVENTS
+        )
     if hits.get(event) != table.hits:
         raise EvidenceError(
             f"{event}: the histogram has {table.hits} hits, the probe {hits.get(event)}",
-            reason="counts-disagree",
+            reason=Reason.COUNTS_DISAGREE,
         )
     after = parse_hist(last, hex_keys).hits
     if after != table.hits:
         raise EvidenceError(
             f"{event}: the histogram has {table.hits} hits, {after} after the last sample",
-            reason="counts-disagree",
+            reason=Reason.COUNTS_DISAGREE,
         )

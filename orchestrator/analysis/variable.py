@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from orchestrator.analysis.conditions import ARM_PARAMETERS, ARM_SYSFS, NOT_SET, Conditions
 from orchestrator.errors import EvidenceError
+from orchestrator.reasons import Reason
 from orchestrator.scenario import ARMS, ArmName, word_name
 
 _HASH = 12
@@ -55,7 +56,7 @@ def variable(plan: Mapping[str, Any], found: Conditions | None) -> Variable:
         return _variable(plan, found)
     except (KeyError, TypeError, AttributeError) as exc:
         message = f"plan.json does not say what the arms are: {type(exc).__name__}: {exc}"
-        raise EvidenceError(message, reason="bad-evidence") from exc
+        raise EvidenceError(message, reason=Reason.BAD_EVIDENCE) from exc
 
 
 def _variable(plan: Mapping[str, Any], found: Conditions | None) -> Variable:

@@ -8,6 +8,7 @@ from typing import Literal
 from orchestrator.bench.local import Here
 from orchestrator.bench.shell import Commands
 from orchestrator.errors import BenchError
+from orchestrator.reasons import Reason
 
 Emulator = Literal["kvm", "tcg", "exact"]
 """Accelerator of a nested host."""
@@ -46,7 +47,7 @@ def chosen_accel(requested: Literal["auto", "kvm", "tcg", "exact"]) -> tuple[Emu
         raise BenchError(
             f'accel = "kvm", but no guest runs under KVM here: {problem}',
             hint='use accel = "auto" or "tcg": everything works, emulated',
-            reason="no-kvm",
+            reason=Reason.NO_KVM,
         )
     return "tcg", f"no KVM: {problem}"
 

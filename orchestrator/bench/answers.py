@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 from orchestrator.command import tail
 from orchestrator.errors import BenchError
+from orchestrator.reasons import Reason
 
 
 @contextmanager
@@ -18,5 +19,5 @@ def has_form(what: str, words: str) -> Iterator[None]:
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as exc:
         raise BenchError(
             f"{what} cannot be understood: {type(exc).__name__}: {exc}", evidence=tail(words),
-            reason="answer-garbled",
+            reason=Reason.ANSWER_GARBLED,
         ) from exc  # fmt: skip

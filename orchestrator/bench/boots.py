@@ -19,17 +19,22 @@ from orchestrator.bounded import FACTS_BYTES
 from orchestrator.command import run, tail
 from orchestrator.errors import BarometerError, BenchError
 from orchestrator.progress import Progress
+from orchestrator.reasons import Reason
 from orchestrator.scenario import BOOT_WAYS, MetalHost
 
 log = logging.getLogger("barometer.metal")
 
 _ASKED_SECONDS = 60.0
-_FOR_GOOD = ("host-unknown-host-key", "host-wrong-host-key", "host-no-proxy")
+_FOR_GOOD = (
+    Reason.HOST_UNKNOWN_HOST_KEY,
+    Reason.HOST_WRONG_HOST_KEY,
+    Reason.HOST_NO_PROXY,
+)
 """Error reasons of a connection that waiting does not cure."""
-_AT_FIRST = ("host-no-name", "host-no-login", "host-no-root")
+_AT_FIRST = (Reason.HOST_NO_NAME, Reason.HOST_NO_LOGIN, Reason.HOST_NO_ROOT)
 """Error reasons that waiting may cure only if the machine has let us in before: while it goes down
 and comes up, it refuses a user's login (pam_nologin(8))."""
-UNREACHED = ("host-no-ssh", "host-ssh-lost", *_AT_FIRST)
+UNREACHED = (Reason.HOST_NO_SSH, Reason.HOST_SSH_LOST, *_AT_FIRST)
 """Error reasons that are seen while a machine goes down."""
 
 
@@ -136,13 +141,13 @@ class Boots:
         for after in (" after a boot" if left else "", " after its power was cycled"):
             try:
                 return until(
-                    answers, within=spec.deadline, every=1, reason="machine-lost",
+                    answers, within=spec.deadline, every=1, reason=Reason.MACHINE_LOST,
                     waiting_for=f"answer of {self.endpoint}{after}",
                     last_seen=lambda: self.said_tail() or seen,
                 )  # fmt: skip
             except BenchError as exc:
                 may = power_cycle and spec.power_cycle and "power" not in after
-                if exc.reason != "machine-lost" or not may:
+                if exc.reason != Reason.MACHINE_LOST or not may:
                     raise
             self.progress.note(f"host: no answer within {spec.deadline} s; power cycle")
             run(shlex.split(spec.power_cycle or ""), doing="cycling the host's power")
@@ -176,7 +181,7 @@ class Boots:
                 f" {own['release']} {own['version']}",
                 hint=f"boot that one, or keep this one: barometer recover {self.endpoint}"
                 " --keep-kernel",
-                reason="wrong-kernel",
+                reason=Reason.WRONG_KERNEL,
             )
 
     def _into_default(self, running: Running) -> None:
@@ -190,7 +195,7 @@ class Boots:
         if (running := self.into("reboot")).token:
             raise BenchError(
                 f"{self.endpoint} runs barometer's {running.release} after a restart",
-                hint="make its own kernel the default, and restart it", reason="wrong-kernel",
+                hint="make its own kernel the default, and restart it", reason=Reason.WRONG_KERNEL,
             )  # fmt: skip
 
     def _way_home(self) -> How | None:
@@ -203,7 +208,7 @@ class Boots:
         failure does not stop the rest; BenchError with all failures is raised at the end."""
         with self.progress.stage("host: putting it back"):
             until(
-                self._settled, within=self.spec.deadline, every=1, reason="machine-lost",
+                self._settled, within=self.spec.deadline, every=1, reason=Reason.MACHINE_LOST,
                 waiting_for=f"end of what {self.endpoint} was doing",
             )  # fmt: skip
             wrong_kernel = self._bring_home(keep_kernel)
@@ -211,7 +216,7 @@ class Boots:
             try:
                 self.keeper.kernel_restored(keep=keep_kernel)
             except BenchError as exc:
-                if exc.reason != "wrong-kernel":
+                if exc.reason != Reason.WRONG_KERNEL:
                     raise
                 wrong_kernel = wrong_kernel or exc
             unreadable = self.keeper.unreadable()
@@ -221,7 +226,7 @@ class Boots:
                     f"{self.endpoint} could not be put back as it was",
                     evidence="\n".join(map(str, [*failed, *kernel, *unreadable])),
                     hint=f"once that is mended: barometer recover {self.endpoint}",
-                    reason="not-put-back",
+                    reason=Reason.NOT_PUT_BACK,
                 )
             if wrong_kernel is not None:
                 raise wrong_kernel
@@ -240,7 +245,7 @@ class Boots:
             elif self.reach().token:
                 self.into("reboot")
         except BenchError as exc:
-            if exc.reason in (*UNREACHED, "machine-lost") or self.running().token:
+            if exc.reason in (*UNREACHED, Reason.MACHINE_LOST) or self.running().token:
                 raise
             return exc
         return None

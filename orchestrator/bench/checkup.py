@@ -19,6 +19,7 @@ from orchestrator.bench.shell import Commands
 from orchestrator.bench.tracer import FAULT, counts_spec, timing_spec
 from orchestrator.errors import BenchError
 from orchestrator.pci import Survey
+from orchestrator.reasons import Reason
 from orchestrator.scenario import GIB, HostDevice
 
 _SECONDS = 60
@@ -96,7 +97,7 @@ def _checkup(machine: Commands, request: Mapping[str, Any]) -> dict[str, Any]:
             "there is no python3" if missing else "the machine cannot be asked what it can do",
             evidence=done.stderr[-1500:],
             hint="install Python 3.9 or later there" if missing else "",
-            reason="no-python" if missing else "checkup",
+            reason=Reason.NO_PYTHON if missing else Reason.CHECKUP,
         )
     with has_form("what the machine says of itself", done.stdout):
         return dict(json.loads(done.stdout))

@@ -17,6 +17,7 @@ from orchestrator.bench.shell import A_DAY, Shell
 from orchestrator.bounded import Excerpt
 from orchestrator.command import drain, end_group, tail
 from orchestrator.errors import BenchError
+from orchestrator.reasons import Reason
 
 _AT_ONCE_SECONDS = 0.5
 _ERRORS_BYTES = 16 << 10
@@ -79,7 +80,7 @@ class ConsoleCommand:
             )
             raise BenchError(
                 f"host.console: {self._command}: ended with exit code {code}",
-                evidence=tail(said), reason="console-command",
+                evidence=tail(said), reason=Reason.CONSOLE_COMMAND,
             )  # fmt: skip
 
     def tend(self) -> None:

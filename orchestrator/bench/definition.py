@@ -6,6 +6,7 @@ import xml.etree.ElementTree as ET
 from dataclasses import dataclass
 
 from orchestrator.errors import BenchError
+from orchestrator.reasons import Reason
 
 _UNITS = {
     "b": 1, "bytes": 1, "kb": 10**3, "k": 2**10, "kib": 2**10, "mb": 10**6, "m": 2**20,
@@ -54,7 +55,8 @@ def parse_definition(text: str) -> Definition:
         )
     except (ET.ParseError, AssertionError, ValueError, KeyError) as exc:
         raise BenchError(
-            f"libvirt's XML of the domain cannot be understood: {exc!r}", reason="bad-domain-xml"
+            f"libvirt's XML of the domain cannot be understood: {exc!r}",
+            reason=Reason.BAD_DOMAIN_XML,
         ) from exc
 
 

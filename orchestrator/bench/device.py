@@ -16,6 +16,7 @@ from orchestrator.bounded import FACTS_BYTES
 from orchestrator.command import tail
 from orchestrator.errors import ArmFailedError, BenchError
 from orchestrator.pci import Resource, parse_resources
+from orchestrator.reasons import Reason
 from orchestrator.scenario import Device, format_size
 
 # vendor:device as in hw/misc/ivshmem.c and hw/misc/pci-testdev.c of QEMU
@@ -77,7 +78,7 @@ def _bound(host: Host, device: BoundDevice) -> Iterator[None]:
     if bound.code:
         raise ArmFailedError(
             f"{host.shell.name}: vfio-pci did not take {device.address}",
-            evidence=tail(bound.stderr or bound.stdout), reason="bind",
+            evidence=tail(bound.stderr or bound.stdout), reason=Reason.BIND,
         )  # fmt: skip
     try:
         yield
@@ -98,7 +99,7 @@ def find_devices(
         raise BenchError(
             f"expected {spec.count} {spec.kind} on the host, found {len(found)}",
             evidence="\n".join(f"{a} {v}:{d}" for a, (v, d, _) in devices.items()),
-            reason="device-missing",
+            reason=Reason.DEVICE_MISSING,
         )
     hint = "does the BAR fit into the CPU's physical address space? See host.phys_bits"
     return tuple(with_bar(address, resources, spec.bar, hint) for address, resources in found)
@@ -117,7 +118,7 @@ def with_bar(address: str, resources: list[Resource], bar: int, hint: str) -> Bo
         evidence="\n".join(f"BAR {i}: {r.start:#x}-{r.end:#x} flags {r.flags:#x}"
                            for i, r in enumerate(resources[:6])),
         hint=hint,
-        reason="device-not-placed",
+        reason=Reason.DEVICE_NOT_PLACED,
     )  # fmt: skip
 
 

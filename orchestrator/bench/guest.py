@@ -27,6 +27,7 @@ from orchestrator.bounded import CONSOLE_BYTES, FACTS_BYTES, LOG_BYTES
 from orchestrator.errors import ArmFailedError, BarometerError, BenchError
 from orchestrator.evidence.layout import TrialWriter
 from orchestrator.progress import Progress
+from orchestrator.reasons import Reason
 from orchestrator.scenario import Guest, Scenario, parse_size
 
 _CRAWL, _SPEED_SECONDS = 0.1, 3.0
@@ -134,7 +135,7 @@ def _crawling_is_the_benchs(host: Host) -> Iterator[None]:
         if host.accel == "exact" and _speed(host) < _CRAWL:
             raise BenchError(
                 f"the exact host crawls, and its guest was given up: {exc.message}",
-                evidence=exc.evidence, reason="exact-crawl",
+                evidence=exc.evidence, reason=Reason.EXACT_CRAWL,
                 hint=RUN_AGAIN,
             ) from exc  # fmt: skip
         raise
@@ -194,7 +195,7 @@ def _interview(host: Host, port: int, keys: RunKeys, folder: Path) -> None:
             )  # fmt: skip
             _power_off(shell)
     except BenchError as exc:
-        reason = "output-flood" if exc.reason == "output-flood" else "guest-no-ssh"
+        reason = Reason.OUTPUT_FLOOD if exc.reason == Reason.OUTPUT_FLOOD else Reason.GUEST_NO_SSH
         raise ArmFailedError(exc.message, evidence=exc.evidence, reason=reason) from exc
 
 
@@ -243,7 +244,7 @@ def _reserved(host: Host, guest: Guest) -> Iterator[None]:
                 f"the host found {found} of {wanted} huge pages for guest.backing ="
                 f' "{guest.backing}"',
                 hint="host.cmdline can set them aside at boot: hugepagesz=1G hugepages=N",
-                reason="no-huge-pages",
+                reason=Reason.NO_HUGE_PAGES,
             )
         yield
     finally:
@@ -265,7 +266,9 @@ def _boots_from(host: Host, guest: Guest) -> dict[str, Any]:
         doing="looking for the guest's disk",
     ).stdout.strip()  # fmt: skip
     if not found:
-        raise BenchError("the host has no disk for the guest to boot from", reason="no-guest-disk")
+        raise BenchError(
+            "the host has no disk for the guest to boot from", reason=Reason.NO_GUEST_DISK
+        )
     disks = (Disk(Path(found), SYSTEM_SERIAL, block=True), Disk(Path(_KEYS), KEYS_SERIAL))
     return {"kernel": "", "initramfs": "", "cmdline": "", "disks": disks}
 

@@ -26,6 +26,7 @@ from orchestrator.cache import Cache
 from orchestrator.command import run
 from orchestrator.errors import BenchError, ScenarioError
 from orchestrator.kernels.bundle import KernelBundle
+from orchestrator.reasons import Reason
 
 SYSTEM_SERIAL, KEYS_SERIAL = "system", "keys"
 """Serials of the guest's virtio disks, by which its initramfs finds them."""
@@ -108,14 +109,14 @@ def grub_config(release: str, cmdline: str) -> str:
     if wrong := re.search(r"[^ -~]|['\"\\]", cmdline):
         raise ScenarioError(
             f"the guest's kernel command line cannot have {wrong[0]!r}: GRUB would change it",
-            reason="guest-cmdline",
+            reason=Reason.GUEST_CMDLINE,
         )
     words = ["BOOT_IMAGE=/vmlinuz", *cmdline.split()]  # GRUB adds the first by itself
     if len(" ".join(words)) >= _CMDLINE_SIZE:
         raise ScenarioError(
             f"the guest's kernel command line is too long: {len(cmdline)} characters, and Linux"
             f" takes {_CMDLINE_SIZE - 1} with GRUB's {words[0]}",
-            reason="guest-cmdline",
+            reason=Reason.GUEST_CMDLINE,
         )
     quoted = " ".join(f"'{word}'" for word in words[1:])
     return (
@@ -152,7 +153,7 @@ def boot_area(code: bytes, core: bytes, partitions: Sequence[Partition]) -> byte
     if len(record) + len(core) > _FIRST * _SECTOR:
         raise BenchError(
             f"GRUB's core image has {len(core)} bytes: too many before sector {_FIRST}",
-            reason="boot-loader-size",
+            reason=Reason.BOOT_LOADER_SIZE,
         )
     return record + core
 

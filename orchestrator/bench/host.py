@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +17,18 @@ from orchestrator.bench.kernelwatch import KernelWatch
 from orchestrator.bench.shell import ConnectionLostError, Shell
 from orchestrator.errors import ArmFailedError, BarometerError, BenchError
 from orchestrator.faults import fault_of
-from orchestrator.kernelreports import STALLS, KernelReport
+from orchestrator.kernelreports import STALLS, KernelReport, Kind
+from orchestrator.reasons import Reason
 from orchestrator.scenario import is_emulated
 
+_STALLED: Mapping[Kind, Reason] = {
+    "hung-task": Reason.HOST_HUNG_TASK,
+    "soft-lockup": Reason.HOST_SOFT_LOCKUP,
+    "hard-lockup": Reason.HOST_HARD_LOCKUP,
+    "rcu-stall": Reason.HOST_RCU_STALL,
+    "lost-interrupt": Reason.HOST_LOST_INTERRUPT,
+}
+"""Reasons of the kernel's reports in STALLS."""
 RUN_AGAIN = "run it again with the same --out: trials that the bench failed are repeated"
 """Hint for a failure of the emulator."""
 
@@ -89,7 +98,7 @@ class Host:
         if (hung := self.kernel.hung) is not None:
             raise BenchError(
                 f"the host hangs: its QEMU uses no CPU, and its kernel reports: {hung.message}",
-                evidence=evidence(hung, self.console), reason="host-hung-task",
+                evidence=evidence(hung, self.console), reason=Reason.HOST_HUNG_TASK,
             )  # fmt: skip
         if not self.alive():
             _check_console(self)  # its last output may have arrived since
@@ -97,7 +106,7 @@ class Host:
                 raise qemu_crashed(words)
             raise ArmFailedError(
                 "the host's machine ended by itself", evidence=self.console.tail(),
-                reason="host-ended",
+                reason=Reason.HOST_ENDED,
             )  # fmt: skip
 
     def agent(self, name: str, *arguments: str) -> list[str]:
@@ -114,7 +123,7 @@ def _check_console(host: Host) -> None:
     if flood := host.console.flood:
         raise ArmFailedError(
             f"the host floods its console: {flood}",
-            evidence=host.console.tail(), reason="console-flood",
+            evidence=host.console.tail(), reason=Reason.CONSOLE_FLOOD,
         )  # fmt: skip
 
 
@@ -122,7 +131,7 @@ def qemu_crashed(words: str) -> BenchError:
     """Return the error for a crash of the QEMU that a host runs in. `words`: its last output."""
     return BenchError(
         "the QEMU that the host runs in crashed, which is no kernel's fault",
-        evidence=words, reason="host-crash", hint=RUN_AGAIN,
+        evidence=words, reason=Reason.HOST_CRASH, hint=RUN_AGAIN,
     )  # fmt: skip
 
 
@@ -133,8 +142,8 @@ def evidence(report: KernelReport, console: Console) -> str:
     return end if report.line in end.splitlines() else f"{report.line}\n{end}"
 
 
-def panic_reason(report: KernelReport) -> str:
-    return "host-no-timer" if report.kind == "no-timer" else "host-panic"
+def panic_reason(report: KernelReport) -> Reason:
+    return Reason.HOST_NO_TIMER if report.kind == "no-timer" else Reason.HOST_PANIC
 
 
 @contextlib.contextmanager
@@ -159,7 +168,7 @@ def explained_by_the_host(host: Host) -> Iterator[None]:
         if host.emulated and stalls and fault_of(exc.reason).charge == "undecided":
             raise BenchError(
                 f"the emulated host stood still, and then: {exc.message}",
-                evidence=f"{stalls[0].line}\n{exc.evidence}", reason=f"host-{stalls[0].kind}",
+                evidence=f"{stalls[0].line}\n{exc.evidence}", reason=_STALLED[stalls[0].kind],
                 hint=RUN_AGAIN,
             ) from exc  # fmt: skip
         raise

@@ -24,6 +24,7 @@ from orchestrator.bench.calls import Call
 from orchestrator.bench.shell import end_clients
 from orchestrator.bench.state import end_machines
 from orchestrator.errors import BarometerError, BenchError, ScenarioError
+from orchestrator.reasons import Reason
 
 T = TypeVar("T")
 
@@ -76,7 +77,9 @@ def _event_loop() -> None:
 
 
 @contextlib.contextmanager
-def _as_ours(what: str, reason: str, error: type[BarometerError] = BenchError) -> Iterator[None]:
+def _as_ours(
+    what: str, reason: Reason, error: type[BarometerError] = BenchError
+) -> Iterator[None]:
     """Turn libvirt's errors in the block into `error`, whose message begins with `what`."""
     try:
         yield
@@ -158,7 +161,7 @@ class Connection:
             raise
 
     def _silent(self, what: str) -> BenchError:
-        return BenchError(f"the {self.name}'s libvirt {what}", reason="libvirt-silent")
+        return BenchError(f"the {self.name}'s libvirt {what}", reason=Reason.LIBVIRT_SILENT)
 
     def _drop(self) -> None:
         if self._dropped.is_set():
@@ -216,7 +219,7 @@ class Connection:
             return str(self.call(self._raw.getURI))
 
     def _failing(self) -> contextlib.AbstractContextManager[None]:
-        return _as_ours(f"the {self.name}'s libvirt failed", "libvirt-failed")
+        return _as_ours(f"the {self.name}'s libvirt failed", Reason.LIBVIRT_FAILED)
 
     def keep_alive(self) -> None:
         """Have libvirt send keepalive messages. After too many without an answer, whatever waits
@@ -234,7 +237,7 @@ class Connection:
             raise ScenarioError(
                 f"{self.uri} has no domain {name!r}",
                 hint=f"its domains: {', '.join(names) or 'none'}",
-                reason="no-domain",
+                reason=Reason.NO_DOMAIN,
             ) from exc.with_traceback(None)
 
     def _names(self) -> list[str]:
@@ -253,7 +256,7 @@ class Connection:
         try:
             domain = self._started(xml, error)
             if self.stopped.is_set():
-                raise BenchError(f"{self.name}: interrupted", reason="interrupted")
+                raise BenchError(f"{self.name}: interrupted", reason=Reason.INTERRUPTED)
             yield domain
         finally:
             if domain is not None:
@@ -265,7 +268,9 @@ class Connection:
             self._uuids.discard(uuid)
 
     def _started(self, xml: str, error: type[BarometerError]) -> Domain:
-        with _as_ours(f"{self.name}: libvirt could not start the domain", "libvirt-start", error):
+        with _as_ours(
+            f"{self.name}: libvirt could not start the domain", Reason.LIBVIRT_START, error
+        ):
             return self._domain(
                 self.call(
                     self._raw.createXML, xml, self._start_flags, within=self.deadlines.start,
@@ -320,19 +325,19 @@ class Domain:
     def start(self) -> None:
         """Start a domain that is defined and does not run; it outlives the connection. Raises
         BenchError."""
-        with _as_ours(f"libvirt could not start {self.name}", "libvirt-start"):
+        with _as_ours(f"libvirt could not start {self.name}", Reason.LIBVIRT_START):
             self._connection.call(self._raw.create, within=self._connection.deadlines.start)
 
     def reboot(self) -> None:
         """Ask the domain's guest to reboot, by ACPI or the guest agent. Raises BenchError."""
-        with _as_ours(f"libvirt could not reboot {self.name}", "libvirt-reboot"):
+        with _as_ours(f"libvirt could not reboot {self.name}", Reason.LIBVIRT_REBOOT):
             self._connection.call(self._raw.reboot)
 
     def definition(self) -> str:
         """Return the XML that the next start will use; for a transient domain, the XML that it
         runs with."""
         inactive = libvirt.VIR_DOMAIN_XML_INACTIVE
-        with _as_ours(f"libvirt does not show {self.name}", "libvirt-failed"):
+        with _as_ours(f"libvirt does not show {self.name}", Reason.LIBVIRT_FAILED):
             return str(self._connection.call(self._raw.XMLDesc, inactive))
 
     @contextlib.contextmanager
@@ -353,7 +358,7 @@ class Domain:
             (libvirt.VIR_DOMAIN_EVENT_ID_REBOOT, reset),
         )
         register = libvirts.domainEventRegisterAny
-        with _as_ours(f"libvirt does not watch {self.name}", "libvirt-failed"):
+        with _as_ours(f"libvirt does not watch {self.name}", Reason.LIBVIRT_FAILED):
             ids = [self._connection.call(register, self._raw, *kind, None) for kind in kinds]
         try:
             yield seen
@@ -379,7 +384,7 @@ class Domain:
         """Send a command to QEMU's human monitor and return the answer. Raises BenchError if there
         is none."""
         human = libvirt_qemu.VIR_DOMAIN_QEMU_MONITOR_COMMAND_HMP
-        with _as_ours(f"QEMU did not answer {command!r}", "monitor"):
+        with _as_ours(f"QEMU did not answer {command!r}", Reason.MONITOR):
             ask = libvirt_qemu.qemuMonitorCommand
             return str(
                 self._connection.call(ask, self._raw, command, human, within=_MONITOR_SECONDS)
@@ -457,7 +462,7 @@ def _opened(
     log.debug("libvirt: %s", uri)
     call = Call(lambda: libvirt.open(uri), undo=lambda raw: raw.close())
     try:
-        with _as_ours(f"the {name}'s libvirt cannot be reached", "libvirt-connect"):
+        with _as_ours(f"the {name}'s libvirt cannot be reached", Reason.LIBVIRT_CONNECT):
             raw = call.result(_OPEN_SECONDS)
     except KeyboardInterrupt:
         hang_up()
@@ -466,7 +471,7 @@ def _opened(
         hang_up()
         raise BenchError(
             f"the {name}'s libvirt did not answer in {_OPEN_SECONDS:.0f} s",
-            reason="libvirt-silent",
+            reason=Reason.LIBVIRT_SILENT,
         ) from None
     connection = Connection(
         raw, name, start_flags, deadlines=deadlines, end_machines=end_machines, hang_up=hang_up,

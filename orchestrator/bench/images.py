@@ -27,6 +27,7 @@ from orchestrator.kernels.apt import Archive, Package, source_lines
 from orchestrator.kernels.bootstrap import debian_tar, inside
 from orchestrator.kernels.bundle import KernelBundle
 from orchestrator.kernels.package import index_modules
+from orchestrator.reasons import Reason
 
 GUESTS = Path(__file__).parents[2] / "guests"
 FIRST = "/usr/lib/barometer/first"
@@ -183,7 +184,7 @@ def _modules_disk(recipe: dict[str, Any], kernel: KernelBundle, cache: Cache) ->
         raise ScenarioError(
             f"the kernel {kernel.release} has neither {' nor '.join(wanted['optional'])}:"
             " no guest could run on it",
-            reason="kernel-lacks-module",
+            reason=Reason.KERNEL_LACKS_MODULE,
         )
     ready = kernel.module_closure([*wanted["needed"], *optional])
     key = {"kind": "modules", "schema": 1, "kernel": kernel.digest, "uncompressed": ready}
@@ -218,7 +219,7 @@ def plain_name(module: str) -> str:
 
 def unpacked_module(kernel: KernelBundle, name: str) -> bytes:
     """Return a module's ELF file, uncompressed: emulated machines are slow at unpacking."""
-    return ko.unpacked(kernel.modules / name, "kernel-modules")
+    return ko.unpacked(kernel.modules / name, Reason.KERNEL_MODULES)
 
 
 def initramfs(name: str, recipe: dict[str, Any], kernel: KernelBundle, cache: Cache) -> Path:
@@ -277,7 +278,7 @@ def unpacked(suites: list[str], packages: list[str], patterns: list[str], cache:
             found = archive.versions(name)
             if not found:
                 raise BenchError(f"there is no package {name} in {' '.join(suites)}",
-                                 reason="no-such-package")  # fmt: skip
+                                 reason=Reason.NO_SUCH_PACKAGE)  # fmt: skip
             for package in archive.dependencies(name, found[0][0]):
                 wanted[package.name] = package
         debs, tree = folder / "debs", folder / "tree"
@@ -304,7 +305,7 @@ def _matching(tree: Path, pattern: str) -> list[Path]:
         raise BenchError(
             f"no file {pattern} in the packages of a recipe",
             hint="the package changed its layout: mend the recipe under guests/",
-            reason="recipe",
+            reason=Reason.RECIPE,
         )
     return found
 

@@ -33,6 +33,7 @@ from orchestrator.bench.waiting import until
 from orchestrator.errors import BenchError
 from orchestrator.evidence.layout import TrialWriter, write_json
 from orchestrator.progress import Progress
+from orchestrator.reasons import Reason
 from orchestrator.scenario import GIB, Scenario
 
 ENTRY = {"type1": "vfio_iommu_type1_ioctl", "iommufd": "iommufd_fops_ioctl"}
@@ -143,7 +144,7 @@ def logged_instructions(
         if not result.stacks or not (result.complete or item.window):
             raise BenchError(
                 f"{entry} was not entered and left in QEMU's log of {len(log)} instructions",
-                reason="profile",
+                reason=Reason.PROFILE,
             )
         file = f"profile-{item.operation}-{item.bytes}-{item.state}"
         file += "-window.folded" if item.window else ".folded"
@@ -222,10 +223,10 @@ def _said(agent: Dialogue) -> tuple[str, Any]:
     except (OSError, EOFError) as exc:
         raise ConnectionLostError(
             f"the map agent was lost while its instructions were logged: {exc!r}",
-            reason="host-ssh-lost",
+            reason=Reason.HOST_SSH_LOST,
         ) from exc
     if line is None:
-        raise ConnectionLostError("the map agent ended before its time", reason="map-silent")
+        raise ConnectionLostError("the map agent ended before its time", reason=Reason.MAP_SILENT)
     return understood(line)
 
 
@@ -242,7 +243,9 @@ def _logging(host: Host, log: Path) -> Iterator[None]:
     for command in (f"logfile {log}", "one-insn-per-tb on", "log exec,nochain"):
         said = host.monitor(command)
         if said.strip():
-            raise BenchError(f"QEMU does not take {command!r}", evidence=said, reason="profile")
+            raise BenchError(
+                f"QEMU does not take {command!r}", evidence=said, reason=Reason.PROFILE
+            )
     try:
         yield
     finally:

@@ -27,6 +27,7 @@ from orchestrator.bench.shell import Commands, Shell
 from orchestrator.bench.waiting import until
 from orchestrator.command import tail
 from orchestrator.errors import BarometerError, BenchError
+from orchestrator.reasons import Reason, parse_reason
 from orchestrator.scenario import BootWay
 
 log = logging.getLogger("barometer.keeper")
@@ -52,12 +53,13 @@ _SECONDS = 300
 machine; a request that takes longer hangs."""
 _WAIT_SECONDS = 2.0
 _HINTS = {
-    "lease-held": "wait for it (host.wait), or until its runner is gone: then its lease expires",
-    "lease-lost": "run it again with the same --out",
-    "unfinished": "`barometer recover` puts them back",
-    "original-damaged": "`barometer recover`, once the machine runs its own kernel",
-    "machine-busy": "look for a keeper that hangs there: a driver that does not let go",
-    "driver-hangs": "something on the machine uses the device: end it first",
+    Reason.LEASE_HELD: "wait for it (host.wait), or until its runner is gone: then its lease"
+    " expires",
+    Reason.LEASE_LOST: "run it again with the same --out",
+    Reason.UNFINISHED: "`barometer recover` puts them back",
+    Reason.ORIGINAL_DAMAGED: "`barometer recover`, once the machine runs its own kernel",
+    Reason.MACHINE_BUSY: "look for a keeper that hangs there: a driver that does not let go",
+    Reason.DRIVER_HANGS: "something on the machine uses the device: end it first",
 }
 
 
@@ -119,7 +121,7 @@ class HeldError(BenchError):
     `holder` is {"token", "resources", "owner", "left", "expired"}."""
 
     def __init__(self, message: str, *, holder: dict[str, Any], hint: str) -> None:
-        super().__init__(message, hint=hint, reason="lease-held")
+        super().__init__(message, hint=hint, reason=Reason.LEASE_HELD)
         self.holder = holder
 
 
@@ -182,7 +184,7 @@ class Keeper:
         try:
             answer = until(granted, within=wait, every=_WAIT_SECONDS, waiting_for="lease")
         except BenchError as exc:
-            if exc.reason == "timeout":
+            if exc.reason == Reason.TIMEOUT:
                 raise held[-1] from None
             raise
         self.token = answer["token"]
@@ -312,7 +314,7 @@ class Keeper:
                 f"{shell.name}: the keeper did not answer to {verb}: exit code {done.code}",
                 evidence=tail(done.stderr or done.stdout),
                 hint="barometer needs python3 on the machine, 3.9 or later",
-                reason="keeper-failed",
+                reason=Reason.KEEPER_FAILED,
             ) from exc
         if "refused" in answer:
             raise _refused(shell.name, answer)
@@ -320,9 +322,12 @@ class Keeper:
 
 
 def _refused(machine: str, answer: dict[str, Any]) -> BenchError:
-    reason, message = answer["refused"], f"{machine}: {answer['message']}"
+    name, message = answer["refused"], f"{machine}: {answer['message']}"
+    reason = parse_reason(name) or Reason.KEEPER_FAILED
+    if reason != name:
+        message += f" ({name})"
     hint = _HINTS.get(reason, "")
-    if reason == "lease-held":
+    if reason == Reason.LEASE_HELD:
         return HeldError(message, holder=answer["holder"], hint=hint)
     return BenchError(message, hint=hint, reason=reason)
 
@@ -421,7 +426,7 @@ class Lease:
             try:
                 self._keeper.renew(within=self._every)
             except BarometerError as exc:
-                if exc.reason == "lease-lost":
+                if exc.reason == Reason.LEASE_LOST:
                     self._lost = exc
                     return
                 log.debug("the lease is not renewed: %s", exc.message)

@@ -13,6 +13,7 @@ from orchestrator.bench.shell import A_DAY, Completed, Dialogue, succeeded
 from orchestrator.bounded import ANSWER_BYTES
 from orchestrator.command import end_group, run, start_on_socket
 from orchestrator.errors import BenchError
+from orchestrator.reasons import Reason
 
 _EVERY_CODE = range(-64, 256)
 _LAST_SECONDS = 30.0
@@ -85,5 +86,5 @@ def _wait(process: subprocess.Popen[bytes]) -> None:
         raise BenchError(
             f"a program did not end within {_LAST_SECONDS:.0f} s of being told to",
             evidence=shlex.join(map(str, process.args))[:500],  # type: ignore[arg-type]
-            reason="program-timeout",
+            reason=Reason.PROGRAM_TIMEOUT,
         ) from exc

@@ -9,6 +9,7 @@ from typing import Any
 from orchestrator.abi import LEAVES
 from orchestrator.bench.answers import has_form
 from orchestrator.errors import BenchError, EvidenceError
+from orchestrator.reasons import Reason
 from orchestrator.scenario import Point, Scenario
 
 REST_SECONDS = 1.0
@@ -52,7 +53,7 @@ def understood(line: str) -> tuple[str, Any]:
         # EvidenceError, as for a guest boot: its refused maps are found when the trace is judged
         raise EvidenceError(
             f"the BAR could not be mapped from the host's user space: {value}",
-            reason="map-refused",
+            reason=Reason.MAP_REFUSED,
         )
     return what, value
 
@@ -73,5 +74,7 @@ def gathered(lines: Iterable[str], errors: str = "") -> dict[str, Any]:
         elif what == "end":
             return answer
     raise BenchError(
-        "the map agent ended without its last word", evidence=errors[-1500:], reason="map-silent"
+        "the map agent ended without its last word",
+        evidence=errors[-1500:],
+        reason=Reason.MAP_SILENT,
     )

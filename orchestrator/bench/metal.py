@@ -52,6 +52,7 @@ from orchestrator.evidence.layout import TrialWriter
 from orchestrator.kernelreports import BROKEN, reports_in
 from orchestrator.kernels.bundle import KernelBundle
 from orchestrator.progress import Progress
+from orchestrator.reasons import Reason
 from orchestrator.scenario import BOOT_WAYS, ArmName, HostDevice, MetalHost
 
 log = logging.getLogger("barometer.metal")
@@ -71,7 +72,7 @@ _NOT_HANDED_ON = (
 """Words of the machine's own command line that the kernels under test do not get. With
 `crashkernel` the machine's kdump service may load a crash kernel, and a panic would boot that
 kernel instead of restarting the machine."""
-_LEFT = ("not-put-back", "wrong-kernel", "wrong-image")
+_LEFT = (Reason.NOT_PUT_BACK, Reason.WRONG_KERNEL, Reason.WRONG_IMAGE)
 """Error reasons for which something is left on a machine, although it was reached and put back as
 far as it can be."""
 _TCG = "QEMU TCG CPU"
@@ -143,7 +144,7 @@ def met(shell: Shell, spec: MetalHost, device: HostDevice) -> Met:
             f"{spec.address} is this machine: a run does not survive the boot of another"
             " kernel under it",
             hint="run barometer on another machine, and reach this one over SSH",
-            reason="host-is-runner",
+            reason=Reason.HOST_IS_RUNNER,
         )
     survey = surveyed(shell)
     function = chosen(device, survey)
@@ -306,7 +307,7 @@ class MetalMachine:
         if running.release != staged.kernel.release:
             raise BenchError(
                 f"{self.spec.address} runs {running.release}, planned was {staged.kernel.release}",
-                hint="the image and its release string disagree", reason="wrong-kernel",
+                hint="the image and its release string disagree", reason=Reason.WRONG_KERNEL,
             )  # fmt: skip
         return Session(arm, token, running, seconds, start)
 
@@ -367,7 +368,10 @@ class MetalMachine:
             return shell.alive() or self.boots.reach().boot_id == session.running.boot_id
 
         def no_monitor(command: str) -> str:
-            raise BenchError(f"a metal host runs in no QEMU that could be asked {command!r}")
+            raise BenchError(
+                f"a metal host runs in no QEMU that could be asked {command!r}",
+                reason=Reason.MONITOR,
+            )
 
         return Host(
             shell=shell, release=session.running.release, kvm=False, cpus=cpus,
@@ -406,7 +410,7 @@ def _no_boot(kernel: KernelBundle, running: Running, words: str) -> ArmFailedErr
         + (f": {found.message}" if found else f"; the machine is back on {running.release}"),
         evidence=tail(words, 25),
         hint="" if words else "host.console gives its last words",
-        reason=panic_reason(found) if found else "host-no-boot",
+        reason=panic_reason(found) if found else Reason.HOST_NO_BOOT,
     )
 
 
@@ -469,7 +473,7 @@ def recover(
             f"{spec.address} is put back, but for changes whose records cannot be read",
             evidence="\n".join(map(str, unreadable)),
             hint=f"put back by hand what these lines name; then remove {STATE}/set-aside there",
-            reason="unreadable",
+            reason=Reason.UNREADABLE,
         )
     return unfinished
 
@@ -519,7 +523,7 @@ def _held(
                 return None
 
         unfinished = until(
-            taken, within=spec.deadline, every=1, reason="machine-lost",
+            taken, within=spec.deadline, every=1, reason=Reason.MACHINE_LOST,
             waiting_for=f"lease of {endpoint}",
         )  # fmt: skip
         config = ["--ssh-config", str(spec.ssh_config)] if spec.ssh_config else []
@@ -544,7 +548,7 @@ def _changed(machine: MetalMachine) -> Iterator[None]:
         try:
             machine.keeper.deadman(max(60, machine.spec.deadline // 3))
         except BenchError as exc:
-            if exc.reason != "no-systemd":
+            if exc.reason != Reason.NO_SYSTEMD:
                 raise
             machine.progress.note(
                 "host: no systemd, so nothing restarts it where a kernel has no network"
@@ -562,7 +566,7 @@ def _is_nobodys(machine: MetalMachine) -> None:
         raise BenchError(
             f"{machine.spec.address}: `barometer profile` is at work there: {traced}",
             hint="wait for its end; what a killed one left: barometer profile --clear",
-            reason="lease-held",
+            reason=Reason.LEASE_HELD,
         )
 
 
@@ -578,5 +582,5 @@ def _way(keeper: Keeper, spec: MetalHost) -> How:
         f"{spec.address} has no way to boot a kernel under test",
         evidence="\n".join(f"{way}: {found[way]['why']}" for way in asked),
         hint="mend what one of them lacks; kexec is the fastest",
-        reason="no-way-to-boot",
+        reason=Reason.NO_WAY_TO_BOOT,
     )  # fmt: skip

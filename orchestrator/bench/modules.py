@@ -6,6 +6,7 @@ from orchestrator.bench.shell import Shell
 from orchestrator.command import tail
 from orchestrator.errors import BenchError
 from orchestrator.kernels.bundle import KernelBundle
+from orchestrator.reasons import Reason
 
 
 def prove_modules(shell: Shell, kernel: KernelBundle) -> None:
@@ -19,5 +20,5 @@ def prove_modules(shell: Shell, kernel: KernelBundle) -> None:
             raise BenchError(
                 f"the host has another module {name} than was built for this arm: its srcversion"
                 f" is {said.stdout.strip() or 'not known'}, not {srcversion}",
-                evidence=tail(said.stderr), reason="wrong-module",
+                evidence=tail(said.stderr), reason=Reason.WRONG_MODULE,
             )  # fmt: skip

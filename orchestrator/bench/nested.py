@@ -38,6 +38,7 @@ from orchestrator.command import tail
 from orchestrator.errors import ArmFailedError, BenchError
 from orchestrator.kernels.bundle import KernelBundle
 from orchestrator.progress import Progress
+from orchestrator.reasons import Reason
 from orchestrator.scenario import ArmName, EmulatedDevice, NestedHost, is_emulated
 
 _ENVIRONMENT = re.compile(r"(PATH|HOME|USER|LOGNAME|XDG_\w+)=")
@@ -291,7 +292,7 @@ def _check_clock(shell: Shell, started: float) -> None:
         raise BenchError(
             f"the emulated host's clock runs too fast: its kernel has been up {uptime:.0f} s, and"
             f" its QEMU {seconds:.0f} s",
-            reason="host-clock",
+            reason=Reason.HOST_CLOCK,
         )
 
 
@@ -324,8 +325,8 @@ def _load_modules(shell: Shell, *, with_libvirt: bool) -> list[str]:
         message = f"host: loading modules failed with exit code {loaded.code}"
         said = tail(refused.stdout + loaded.stderr)
         if refused.stdout:
-            raise BenchError(message, evidence=said, reason="setting-refused")
-        raise ArmFailedError(message, evidence=said, reason="modules-refused")
+            raise BenchError(message, evidence=said, reason=Reason.SETTING_REFUSED)
+        raise ArmFailedError(message, evidence=said, reason=Reason.MODULES_REFUSED)
     return loaded.stdout.split()
 
 
@@ -370,7 +371,9 @@ def _wait_for_sshd(machine: Machine, kernel: KernelBundle, progress: Progress) -
             return True
         progress.detail(console.last_line())
         if failed := console.first(failure.search):  # a panic follows
-            raise _host_error(machine, f"the host did not start: {failed[1]}", reason="host-start")
+            raise _host_error(
+                machine, f"the host did not start: {failed[1]}", reason=Reason.HOST_START
+            )
         if (panic := machine.kernel.broken()) is not None:
             if _is_on_console(console.text(), machine, kernel):
                 raise ArmFailedError(
@@ -379,34 +382,36 @@ def _wait_for_sshd(machine: Machine, kernel: KernelBundle, progress: Progress) -
                 )  # fmt: skip
             raise _host_error(
                 machine, "the host's kernel panicked before it was proven",
-                reason="unproven-panic",
+                reason=Reason.UNPROVEN_PANIC,
             )  # fmt: skip
         if (hung := machine.kernel.hung) is not None:
-            raise _host_error(machine, f"the host hangs: {hung.message}", reason="host-hung-task")
+            raise _host_error(
+                machine, f"the host hangs: {hung.message}", reason=Reason.HOST_HUNG_TASK
+            )
         if flood := console.flood:
             message = f"the host floods its console while it boots: {flood}"
             if _is_on_console(console.text(), machine, kernel):
-                raise ArmFailedError(message, evidence=console.tail(), reason="console-flood")
-            raise _host_error(machine, message, reason="console-flood")
+                raise ArmFailedError(message, evidence=console.tail(), reason=Reason.CONSOLE_FLOOD)
+            raise _host_error(machine, message, reason=Reason.CONSOLE_FLOOD)
         if ended and (words := _crash(machine.log)):
             raise qemu_crashed(words)
         if ended:
             raise _host_error(
-                machine, "the host's machine ended while it booted", reason="host-ended"
+                machine, "the host's machine ended while it booted", reason=Reason.HOST_ENDED
             )
         silent = stall.seconds(machine.console.size())
         if silent > _SILENT_SECONDS[machine.accel]:
             raise _host_error(
                 machine, f"the host hangs: no word on its console for {silent:.0f} s",
-                reason="host-hang",
+                reason=Reason.HOST_HANG,
             )  # fmt: skip
         return None
 
-    until(booted, within=_BOOT_SECONDS, waiting_for="sshd on the host", reason="host-hang",
+    until(booted, within=_BOOT_SECONDS, waiting_for="sshd on the host", reason=Reason.HOST_HANG,
           last_seen=machine.console.tail)  # fmt: skip
 
 
-def _host_error(machine: Machine, message: str, *, reason: str) -> BenchError:
+def _host_error(machine: Machine, message: str, *, reason: Reason) -> BenchError:
     return BenchError(message, evidence=machine.console.tail(), reason=reason)
 
 
@@ -415,7 +420,7 @@ def _forwarded_port(domain: Domain) -> int:
     found = _FORWARD.search(answer)
     if found is None:
         raise BenchError(
-            "QEMU forwards no port to the host", evidence=answer, reason="host-no-ssh"
+            "QEMU forwards no port to the host", evidence=answer, reason=Reason.HOST_NO_SSH
         )
     return int(found[1])
 
@@ -433,11 +438,11 @@ def prove_kernel(shell: Shell, token: str, kernel: KernelBundle) -> str:
         raise BenchError(
             f"the host runs {release}, planned was {kernel.release}",
             hint="the image and its release string disagree; see host/console.log",
-            reason="wrong-kernel",
+            reason=Reason.WRONG_KERNEL,
         )
     if f"barometer.token={token}" not in cmdline.split():
         raise BenchError(
             "the host that answers is another: its token is not that of this boot",
-            evidence=cmdline, reason="wrong-host",
+            evidence=cmdline, reason=Reason.WRONG_HOST,
         )  # fmt: skip
     return boot_id

@@ -13,6 +13,7 @@ from orchestrator.bench.shell import Commands, Shell
 from orchestrator.errors import ArmFailedError, BenchError
 from orchestrator.evidence.layout import TrialWriter, write_json
 from orchestrator.pci import Function, Survey, User
+from orchestrator.reasons import Reason
 from orchestrator.scenario import MIB, HostDevice, format_size
 
 _VFIO = "vfio-pci"
@@ -55,7 +56,7 @@ def chosen(device: HostDevice, survey: Survey) -> Function:
             f"{function} has no BAR of {format_size(device.bar)}, which is device.bar",
             evidence="\n".join([*_bars(function), *_listed(survey)]),
             hint="; ".join(_growable(function)),
-            reason="device-bar",
+            reason=Reason.DEVICE_BAR,
         )
     return function
 
@@ -65,7 +66,7 @@ def _check_spared(survey: Survey, function: Function) -> None:
         raise BenchError(
             f"{function} cannot be given to a guest",
             evidence="\n".join(f"{refusal.reason}: {refusal.text}" for refusal in found),
-            reason="device-refused",
+            reason=Reason.DEVICE_REFUSED,
         )
 
 
@@ -86,12 +87,12 @@ def _meant(device: HostDevice, survey: Survey) -> Function:
             f"the machine has {len(found)} devices {device.id or 'with the largest BAR'}",
             evidence="\n".join(map(str, found)),
             hint=f'choose one: device.address = "{found[0].address}"',
-            reason="device-ambiguous",
+            reason=Reason.DEVICE_AMBIGUOUS,
         )
     raise BenchError(
         f"the machine has no device {what}",
         evidence="\n".join(_listed(survey)) or "no PCI function has a memory BAR of 1MiB or more",
-        reason="device-missing",
+        reason=Reason.DEVICE_MISSING,
     )
 
 
@@ -281,7 +282,7 @@ def hostdev(
     if function is None:
         raise ArmFailedError(
             f"the host's kernel does not find {address}", evidence="\n".join(_listed(survey)),
-            reason="device-missing",
+            reason=Reason.DEVICE_MISSING,
         )  # fmt: skip
     device = with_bar(address, function.resources, bar, _PLACED_BY)
     _check_spared(survey, function)

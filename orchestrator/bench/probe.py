@@ -21,6 +21,7 @@ from orchestrator.bench.staging import STATE
 from orchestrator.bench.tracer import counts_spec
 from orchestrator.errors import BarometerError, BenchError
 from orchestrator.pci import Function, Survey
+from orchestrator.reasons import Reason
 from orchestrator.scenario import MIB
 
 _NAME = "barodoctor"
@@ -48,11 +49,16 @@ def counted_map(machine: Commands, survey: Survey) -> dict[str, Any]:
 
 def _spare(machine: Commands, survey: Survey) -> Function:
     if machine.run(["test", "-e", STATE], check=False).code == 0:
-        raise BenchError(f"an experiment is at work on the machine, or left {STATE}")
+        raise BenchError(
+            f"an experiment is at work on the machine, or left {STATE}", reason=Reason.UNFINISHED
+        )
     bound = [f for f in survey.functions.values() if f.driver == "vfio-pci"]
     free = [f for f in bound if f.largest_bar >= MIB and not refusals(survey, f.address)]
     if not free:
-        raise BenchError("no device that nobody uses is bound to vfio-pci, with a BAR of 1 MiB")
+        raise BenchError(
+            "no device that nobody uses is bound to vfio-pci, with a BAR of 1 MiB",
+            reason=Reason.DEVICE_MISSING,
+        )
     return max(free, key=lambda function: function.largest_bar)
 
 
@@ -62,7 +68,9 @@ def _counted(machine: Commands, function: Function) -> dict[str, Any]:
     armed = json.loads(_agent(machine, "tracer", ["arm"], _own(counts_spec(json.loads(present))))
                        .stdout)  # fmt: skip
     if not armed["armed"]:
-        raise BenchError(f"the kernel takes no probes: {armed['why']}")
+        raise BenchError(
+            f"the kernel takes no probes: {armed['why']}", reason=Reason.TRACER_REFUSED
+        )
     try:
         # Without points the agent makes only its warm-up map, of 1 GiB at most. setarch -R
         # switches off address randomization. Otherwise the agent would do that by starting itself

@@ -15,6 +15,7 @@ from orchestrator.bench.shell import Commands, Dialogue
 from orchestrator.bench.tracer import timing_spec
 from orchestrator.bounded import TRACE_BYTES
 from orchestrator.errors import BenchError
+from orchestrator.reasons import Reason
 from orchestrator.scenario import MIB
 
 INSTANCE, GROUP = "barometer-profile", "baroprofile"
@@ -262,7 +263,7 @@ class Tracer:
 
     def _lost(self, answer: str) -> BenchError:
         return BenchError(
-            f"{self._shell.name}: the tracer is gone", evidence=answer, reason="tracer-lost"
+            f"{self._shell.name}: the tracer is gone", evidence=answer, reason=Reason.TRACER_LOST
         )
 
     def process(self, pid: int) -> Process | None:
@@ -313,7 +314,7 @@ def armed(shell: Commands, spec: dict[str, Any]) -> Iterator[Tracer]:
     except TimeoutError as exc:
         raise BenchError(
             f"{shell.name}: the tracer did not answer for {_ARM_SECONDS:.0f} s",
-            reason="tracer-lost",
+            reason=Reason.TRACER_LOST,
         ) from exc
 
 
@@ -330,7 +331,7 @@ def _until_armed(shell: Commands, dialogue: Dialogue) -> None:
             f"{shell.name}: a profile is at work already, or was killed: the trace instance"
             f" {INSTANCE} is there",
             hint="wait for it; what a killed one left is cleared by: barometer profile --clear",
-            reason="profile-busy",
+            reason=Reason.PROFILE_BUSY,
         )
     if first != "armed":
         raise BenchError(
@@ -339,7 +340,7 @@ def _until_armed(shell: Commands, dialogue: Dialogue) -> None:
             hint="the timing pass needs kprobes, which a kernel in lockdown does not allow; a"
             " function that the compiler copied under another name (.constprop, .isra) cannot be"
             " traced",
-            reason="tracer-refused",
+            reason=Reason.TRACER_REFUSED,
         )
 
 
@@ -354,7 +355,7 @@ def _wait_until_cleared(shell: Commands) -> None:
     if left.code:
         raise BenchError(
             f"{shell.name}: the trace instance {INSTANCE} could not be removed",
-            hint="barometer profile --clear", reason="tracer-left",
+            hint="barometer profile --clear", reason=Reason.TRACER_LEFT,
         )  # fmt: skip
 
 
@@ -365,5 +366,5 @@ def clear(shell: Commands) -> None:
     if alive:
         raise BenchError(
             f"{shell.name}: a profile is at work: its shell is process {alive.strip()}",
-            hint="wait for its end; nothing was cleared", reason="profile-busy",
+            hint="wait for its end; nothing was cleared", reason=Reason.PROFILE_BUSY,
         )  # fmt: skip

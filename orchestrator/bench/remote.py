@@ -24,6 +24,7 @@ from orchestrator.bench.shell import ALIVE_TRIES, Shell, close, write_client
 from orchestrator.bounded import Excerpt
 from orchestrator.command import drain, end_group, run, start_on_socket, tail
 from orchestrator.errors import BenchError, ScenarioError
+from orchestrator.reasons import Reason
 
 _SECONDS = 20
 _CONFIG_SECONDS = 60.0
@@ -78,16 +79,20 @@ def resolved(address: str, config: Path | None = None) -> Endpoint:
     configuration, or if the configuration needs what only ssh itself can do (ProxyUseFdpass)."""
     argv = [*_ssh(config), "-G", "--", address]
     if config is not None and not config.is_file():
-        raise ScenarioError(f"{config}: no such file of ssh's configuration", reason="ssh-config")
+        raise ScenarioError(
+            f"{config}: no such file of ssh's configuration", reason=Reason.SSH_CONFIG
+        )
     try:
         said = run(
             argv, doing=f"reading ssh's configuration for {address}", timeout=_CONFIG_SECONDS
         ).stdout
     except BenchError as exc:
-        if exc.reason != "program-failed":  # ssh is missing, or hangs
+        if exc.reason != Reason.PROGRAM_FAILED:  # ssh is missing, or hangs
             raise
         raise ScenarioError(
-            f"ssh does not take the address {address}", evidence=exc.evidence, reason="ssh-config"
+            f"ssh does not take the address {address}",
+            evidence=exc.evidence,
+            reason=Reason.SSH_CONFIG,
         ) from exc
     found: dict[str, list[str]] = {}
     for line in said.splitlines():
@@ -104,7 +109,7 @@ def resolved(address: str, config: Path | None = None) -> Endpoint:
         if one("proxyusefdpass", "no") != "no":
             raise ScenarioError(
                 f"{address}: ssh's configuration has ProxyUseFdpass, which barometer cannot use",
-                hint="give a ProxyCommand that passes the data itself", reason="ssh-config",
+                hint="give a ProxyCommand that passes the data itself", reason=Reason.SSH_CONFIG,
             )  # fmt: skip
         tokens = {
             "%": "%", "h": one("hostname"), "k": one("hostkeyalias") or one("host"),
@@ -115,7 +120,7 @@ def resolved(address: str, config: Path | None = None) -> Endpoint:
         except KeyError as exc:
             raise ScenarioError(
                 f"{address}: ssh does not know %{exc.args[0]} in ProxyCommand {command}",
-                reason="ssh-config",
+                reason=Reason.SSH_CONFIG,
             ) from exc
         proxy = (os.environ.get("SHELL") or "/bin/sh", "-c", f"exec {command}")  # as ssh runs it
     files = [*_files(one("userknownhostsfile")), *_files(one("globalknownhostsfile"))]
@@ -157,7 +162,7 @@ def _files(names: str) -> list[Path]:
 
 @contextlib.contextmanager
 def logged_in(
-    endpoint: Endpoint, name: str = "host", *, keepalive: int = 5, patience: float = _SECONDS
+    endpoint: Endpoint, *, keepalive: int = 5, patience: float = _SECONDS
 ) -> Iterator[Shell]:
     """Log in and yield a shell whose commands run as root. `patience`: seconds for the connection,
     and as many for the server's banner.
@@ -166,9 +171,9 @@ def logged_in(
     key is unknown or differs from the known one, if the login is refused, or if the user may not
     become root without a password.
     """
-    with _proxy(endpoint, name) as proxy, _connected(endpoint, name, proxy, patience) as transport:
+    with _proxy(endpoint) as proxy, _connected(endpoint, proxy, patience) as transport:
         transport.set_keepalive(keepalive)
-        shell = Shell(name, transport)
+        shell = Shell("host", transport)
         if shell.run("id -u", timeout=_LOGIN_SECONDS).stdout.strip() == "0":
             yield shell
             return
@@ -176,10 +181,10 @@ def logged_in(
         if asked.code:
             raise BenchError(
                 f"{endpoint}: {endpoint.user} may not become root without a password",
-                evidence=asked.stderr.strip(), reason=f"{name}-no-root",
+                evidence=asked.stderr.strip(), reason=Reason.HOST_NO_ROOT,
                 hint=f"log in as root, or let sudo: {endpoint.user} ALL=(root) NOPASSWD: ALL",
             )  # fmt: skip
-        yield Shell(name, transport, become=("sudo", "-n", "--", "sh", "-c"))
+        yield Shell("host", transport, become=("sudo", "-n", "--", "sh", "-c"))
 
 
 class _Proxy:
@@ -198,19 +203,19 @@ class _Proxy:
         self._errors = Excerpt(_ERRORS_BYTES)
         self._reader = drain(self._process.stderr, self._errors.feed)
 
-    def error(self, endpoint: Endpoint, name: str, why: str) -> BenchError:
+    def error(self, endpoint: Endpoint, why: str) -> BenchError:
         """Return the error for a failed connection through the program."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(_ENDING_SECONDS)
             self._reader.join(_ENDING_SECONDS)
         code, said = self._process.returncode, self._errors.text()
         if code in _NOT_STARTED:
-            return _no_proxy(endpoint, name, self._command, said)
+            return _no_proxy(endpoint, self._command, said)
         if code is not None:
             why = f"it ended with exit code {code}: {tail(said, 1)}"
         return BenchError(
             f"{endpoint}: no SSH connection by the proxy command {self._command}: {why}",
-            evidence=tail(said), reason=f"{name}-no-ssh",
+            evidence=tail(said), reason=Reason.HOST_NO_SSH,
         )  # fmt: skip
 
     def end(self) -> None:
@@ -218,15 +223,15 @@ class _Proxy:
         end_group(self._process)
 
 
-def _no_proxy(endpoint: Endpoint, name: str, command: str, said: str) -> BenchError:
+def _no_proxy(endpoint: Endpoint, command: str, said: str) -> BenchError:
     return BenchError(
         f"{endpoint}: the proxy command cannot be started: {command}", evidence=tail(said),
-        hint="ssh's configuration has it: ProxyCommand or ProxyJump", reason=f"{name}-no-proxy",
+        hint="ssh's configuration has it: ProxyCommand or ProxyJump", reason=Reason.HOST_NO_PROXY,
     )  # fmt: skip
 
 
 @contextlib.contextmanager
-def _proxy(endpoint: Endpoint, name: str) -> Iterator[_Proxy | None]:
+def _proxy(endpoint: Endpoint) -> Iterator[_Proxy | None]:
     """Run the proxy command, if there is one, while the block runs."""
     if not endpoint.proxy:
         yield None
@@ -234,7 +239,7 @@ def _proxy(endpoint: Endpoint, name: str) -> Iterator[_Proxy | None]:
     try:
         proxy = _Proxy(endpoint.proxy)
     except OSError as exc:
-        raise _no_proxy(endpoint, name, shlex.join(endpoint.proxy), str(exc)) from exc
+        raise _no_proxy(endpoint, shlex.join(endpoint.proxy), str(exc)) from exc
     try:
         yield proxy
     finally:
@@ -243,20 +248,18 @@ def _proxy(endpoint: Endpoint, name: str) -> Iterator[_Proxy | None]:
 
 @contextlib.contextmanager
 def _connected(
-    endpoint: Endpoint, name: str, proxy: _Proxy | None, patience: float
+    endpoint: Endpoint, proxy: _Proxy | None, patience: float
 ) -> Iterator[paramiko.Transport]:
     """Keep a connection that is logged in while the block runs."""
-    transport = _transport(endpoint, name, proxy, patience)
+    transport = _transport(endpoint, proxy, patience)
     try:
-        _log_in(endpoint, transport, name, proxy)
+        _log_in(endpoint, transport, proxy)
         yield transport
     finally:
         close(transport)
 
 
-def _transport(
-    endpoint: Endpoint, name: str, proxy: _Proxy | None, patience: float
-) -> paramiko.Transport:
+def _transport(endpoint: Endpoint, proxy: _Proxy | None, patience: float) -> paramiko.Transport:
     try:
         place = (endpoint.hostname, endpoint.port)
         # to look up the name takes as long as the name servers take, whatever the timeout is
@@ -272,27 +275,25 @@ def _transport(
     except socket.gaierror as exc:
         raise BenchError(
             f"{endpoint}: there is no machine called {endpoint.hostname}: {exc.strerror}",
-            reason=f"{name}-no-name",
+            reason=Reason.HOST_NO_NAME,
         ) from exc
     except (OSError, EOFError, paramiko.SSHException) as exc:
         raise BenchError(
             f"{endpoint}: no SSH server answers at {endpoint.hostname} port {endpoint.port}:"
             f" {exc}",
-            reason=f"{name}-no-ssh",
+            reason=Reason.HOST_NO_SSH,
         ) from exc
     return transport
 
 
-def _log_in(
-    endpoint: Endpoint, transport: paramiko.Transport, name: str, proxy: _Proxy | None
-) -> None:
+def _log_in(endpoint: Endpoint, transport: paramiko.Transport, proxy: _Proxy | None) -> None:
     known = _known_keys(endpoint)
     if not known:
         raise BenchError(
             f"{endpoint}: its host key is in none of"
             f" {', '.join(map(str, endpoint.known_hosts)) or 'no file'}",
             hint=f"connect once by hand and compare the fingerprint: ssh {endpoint}",
-            reason=f"{name}-unknown-host-key",
+            reason=Reason.HOST_UNKNOWN_HOST_KEY,
         )
 
     def shake_hands() -> None:
@@ -306,9 +307,9 @@ def _log_in(
             raise BenchError(
                 f"{endpoint}: it shows another host key than the one that is known",
                 hint="was it installed anew? Compare the fingerprint, then ssh-keygen -R",
-                reason=f"{name}-wrong-host-key",
+                reason=Reason.HOST_WRONG_HOST_KEY,
             )
-        _authenticate(endpoint, transport, name)
+        _authenticate(endpoint, transport)
 
     try:
         # neither ssh-agent nor a send has a deadline of its own
@@ -316,8 +317,10 @@ def _log_in(
     except (OSError, EOFError, paramiko.SSHException) as exc:
         why = str(exc) or type(exc).__name__
         if proxy:
-            raise proxy.error(endpoint, name, why) from exc
-        raise BenchError(f"{endpoint}: no SSH connection: {why}", reason=f"{name}-no-ssh") from exc
+            raise proxy.error(endpoint, why) from exc
+        raise BenchError(
+            f"{endpoint}: no SSH connection: {why}", reason=Reason.HOST_NO_SSH
+        ) from exc
 
 
 def _family(kind: str) -> str:
@@ -353,7 +356,7 @@ def _known_keys(endpoint: Endpoint) -> dict[str, set[str]]:
     return found
 
 
-def _authenticate(endpoint: Endpoint, transport: paramiko.Transport, name: str) -> None:
+def _authenticate(endpoint: Endpoint, transport: paramiko.Transport) -> None:
     tried: list[str] = []
     keys: list[paramiko.PKey] = []
     for path in endpoint.identities:
@@ -376,7 +379,7 @@ def _authenticate(endpoint: Endpoint, transport: paramiko.Transport, name: str) 
         f"{endpoint}: no key lets {endpoint.user} in",
         evidence="\n".join(tried) or "there is no key: neither in ssh-agent nor in a file",
         hint="IdentityFile in ssh's configuration names one; it must have no passphrase",
-        reason=f"{name}-no-login",
+        reason=Reason.HOST_NO_LOGIN,
     )
 
 

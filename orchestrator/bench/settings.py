@@ -13,6 +13,7 @@ from orchestrator.bounded import FACTS_BYTES
 from orchestrator.errors import BenchError
 from orchestrator.kernels.bundle import KernelBundle
 from orchestrator.kernels.parameters import parameters_of
+from orchestrator.reasons import Reason
 from orchestrator.scenario import Arm, ArmName, Arms, Scenario
 
 _MISSING = 3
@@ -158,5 +159,5 @@ def _refused(arm: ArmName, where: str, asked: str, found: str) -> BenchError:
         evidence=f"{where}: {found or 'empty'}",
         hint="nothing is measured under a setting that did not take: take it out, or give what the"
         " kernel accepts there",
-        reason="setting-refused",
+        reason=Reason.SETTING_REFUSED,
     )

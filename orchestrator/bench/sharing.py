@@ -31,6 +31,7 @@ from orchestrator.command import tail
 from orchestrator.errors import BarometerError, BenchError
 from orchestrator.evidence.layout import TrialWriter
 from orchestrator.progress import Progress
+from orchestrator.reasons import Reason
 
 _SETTLE_SECONDS = 10.0
 """Time for things on the host to end by themselves: a server's side of a connection, or an agent
@@ -203,5 +204,5 @@ def _put_back(
         return answer["failed"], answer["state"]
     except (ValueError, KeyError, TypeError) as exc:
         raise BenchError(
-            "the host does not tell how it is", evidence=tail(said), reason="host-silent"
+            "the host does not tell how it is", evidence=tail(said), reason=Reason.HOST_SILENT
         ) from exc

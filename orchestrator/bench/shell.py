@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import paramiko
 
@@ -34,6 +34,7 @@ from orchestrator.bounded import (
 from orchestrator.command import tail
 from orchestrator.errors import BarometerError, BenchError
 from orchestrator.progress import waiting_for
+from orchestrator.reasons import Reason
 
 log = logging.getLogger("barometer.shell")
 logging.getLogger("paramiko").setLevel(logging.CRITICAL)  # its errors reach us as exceptions
@@ -50,6 +51,23 @@ ALIVE_TRIES = 6
 """Messages without an answer after which OpenSSH's client takes the server for gone."""
 _PIECE = 1 << 15
 """Bytes sent at once: a packet. paramiko's sendall copies the whole rest after each packet."""
+
+
+class _Reasons(NamedTuple):
+    """Reasons of a connection's errors."""
+
+    no_ssh: Reason
+    ssh_lost: Reason
+    wrong_host_key: Reason
+
+
+_OF_GUEST = _Reasons(Reason.GUEST_NO_SSH, Reason.GUEST_SSH_LOST, Reason.GUEST_WRONG_HOST_KEY)
+_OF_HOST = _Reasons(Reason.HOST_NO_SSH, Reason.HOST_SSH_LOST, Reason.HOST_WRONG_HOST_KEY)
+
+
+def _reasons(name: str) -> _Reasons:
+    """Return the reasons for a machine of this name; it may be longer (`guest 2`)."""
+    return _OF_GUEST if name.split(maxsplit=1)[0] == "guest" else _OF_HOST
 
 
 @dataclass(frozen=True)
@@ -281,7 +299,7 @@ class Shell:
         what = "took too long" if isinstance(exc, TimeoutError) else f"{type(exc).__name__}: {exc}"
         return ConnectionLostError(
             f"the SSH connection to the {self.name} was lost while it ran: {doing[:80]} ({what})",
-            reason=f"{self.name.split()[0]}-ssh-lost",
+            reason=_reasons(self.name).ssh_lost,
         )
 
 
@@ -291,7 +309,7 @@ def succeeded(done: Completed, name: str, doing: str) -> Completed:
         raise BenchError(
             f"{name}: {doing.splitlines()[0][:80]} failed with exit code {done.code}",
             evidence=tail(done.stderr or done.stdout),
-            reason="command-failed",
+            reason=Reason.COMMAND_FAILED,
         )
     return done
 
@@ -300,7 +318,7 @@ def flood(name: str, doing: str, exc: TooMuchError) -> BenchError:
     """Return the error for a program that printed too much."""
     return BenchError(
         f"{name}: {doing.splitlines()[0][:80]}: it printed {exc}", evidence=tail(exc.last),
-        reason="output-flood",
+        reason=Reason.OUTPUT_FLOOD,
     )  # fmt: skip
 
 
@@ -391,7 +409,7 @@ def connected(
         transport = paramiko.Transport(sock)
     except (OSError, EOFError, paramiko.SSHException) as exc:
         raise error(
-            f"no SSH connection to the {name}: {exc}", reason=f"{name.split(maxsplit=1)[0]}-no-ssh"
+            f"no SSH connection to the {name}: {exc}", reason=_reasons(name).no_ssh
         ) from exc
     try:
         _log_in(name, transport, key, host_key, user, error)
@@ -416,7 +434,7 @@ def _log_in(
             raise error(
                 f"the SSH server of the {name} does not have the host key it was given",
                 hint="something else answers on its port",
-                reason=f"{name.split(maxsplit=1)[0]}-wrong-host-key",
+                reason=_reasons(name).wrong_host_key,
             )
         private = paramiko.Ed25519Key.from_private_key(io.StringIO(key.private_openssh.decode()))
         transport.auth_publickey(user, private)
@@ -426,7 +444,7 @@ def _log_in(
     except (OSError, EOFError, paramiko.SSHException) as exc:
         raise error(
             f"no SSH connection to the {name}: {str(exc) or type(exc).__name__}",
-            reason=f"{name.split(maxsplit=1)[0]}-no-ssh",
+            reason=_reasons(name).no_ssh,
         ) from exc
 
 

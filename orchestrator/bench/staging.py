@@ -20,6 +20,7 @@ from orchestrator.cache import Cache
 from orchestrator.errors import BenchError, ScenarioError
 from orchestrator.hashing import sha256_file
 from orchestrator.kernels.bundle import KernelBundle
+from orchestrator.reasons import Reason
 
 STATE = "/var/lib/barometer"
 """Folder that exists while a run is at work on the machine, or until the changes that the run left
@@ -101,7 +102,7 @@ def check_drivers(shell: Shell, kernel: KernelBundle) -> None:
             " its disks and its network",
             hint="a package such as linux-image-amd64 has them; to a kernel that is built, config"
             " can add them",
-            reason="kernel-lacks-module",
+            reason=Reason.KERNEL_LACKS_MODULE,
         )
     kernel.module_closure(["vfio_pci", "vfio_iommu_type1"])
     iommus = shell.run("ls /sys/class/iommu", check=False).stdout
@@ -117,7 +118,7 @@ def _has_option(kernel: KernelBundle, config: Path, option: str) -> None:
         raise ScenarioError(
             f"the kernel {kernel.release} was built without {option}, which the machine needs",
             hint=f'config = ["{option}=y"] adds it to a kernel that is built',
-            reason="kernel-lacks-option",
+            reason=Reason.KERNEL_LACKS_OPTION,
         )
 
 
@@ -135,7 +136,7 @@ def check_room(shell: Shell, kernels: Iterable[KernelBundle]) -> None:
     if (there := int(said) * 1024) < needed:
         raise BenchError(
             f"/var/lib has {there >> 20} MiB of room, and the kernels need {needed >> 20} MiB",
-            hint="make room there", reason="disk-full",
+            hint="make room there", reason=Reason.DISK_FULL,
         )  # fmt: skip
 
 
@@ -197,7 +198,7 @@ def _fetch(shell: Shell, path: str, target: Path) -> None:
     if size > _INITRAMFS_BYTES:
         raise BenchError(
             f"{shell.name}: {path} has more than {_INITRAMFS_BYTES >> 20} MiB",
-            reason="output-flood",
+            reason=Reason.OUTPUT_FLOOD,
         )
     fetch = ["sh", "-c", 'cat "$1" && rm "$1"', "sh", path]
     try:
@@ -214,7 +215,7 @@ def _fetch(shell: Shell, path: str, target: Path) -> None:
             raise  # the runner's own disk is full
         why = f"{type(exc).__name__}: {exc}"
     raise ConnectionLostError(
-        f"{shell.name}: {path} could not be fetched: {why}", reason="host-ssh-lost"
+        f"{shell.name}: {path} could not be fetched: {why}", reason=Reason.HOST_SSH_LOST
     )
 
 
@@ -262,5 +263,5 @@ def required_tool(shell: Shell) -> None:
     if found.code:
         raise BenchError(
             "the machine has no program that makes an initramfs",
-            hint="install initramfs-tools or dracut", reason="no-initramfs-tool",
+            hint="install initramfs-tools or dracut", reason=Reason.NO_INITRAMFS_TOOL,
         )  # fmt: skip

@@ -23,6 +23,7 @@ from orchestrator.bench.host import Host
 from orchestrator.bounded import TRACE_BYTES
 from orchestrator.errors import BarometerError, BenchError
 from orchestrator.evidence.layout import TrialWriter
+from orchestrator.reasons import Reason
 
 _INSTANCE, _TIMING = "barometer", "barotime"
 _FOLDER = f"/sys/kernel/tracing/instances/{_INSTANCE}"
@@ -200,7 +201,7 @@ def armed_tracer(
         _clear(host, instance, group)
         raise BenchError(
             f"the {kind} pass cannot be armed on {host.release}",
-            evidence=why, reason="tracer-refused",
+            evidence=why, reason=Reason.TRACER_REFUSED,
             hint="timing needs arguments in return probes (Linux v6.9); a function that the"
             " compiler copied under another name (.constprop, .isra) cannot be traced",
         )  # fmt: skip
@@ -234,7 +235,7 @@ def _finish(host: Host, spec: dict[str, Any], label: str, trial: TrialWriter) ->
         files = said.get("files")
         why = "" if isinstance(files, dict) else str(said.get("why", ""))
     if not isinstance(files, dict):
-        raise BenchError("the trace could not be read", evidence=why, reason="tracer-lost")
+        raise BenchError("the trace could not be read", evidence=why, reason=Reason.TRACER_LOST)
     for name, file in _evidence_of(spec, label).items():
         if name not in files:
             continue
@@ -245,7 +246,7 @@ def _finish(host: Host, spec: dict[str, Any], label: str, trial: TrialWriter) ->
     if "clear_error" in said:
         raise BenchError(
             "what was armed could not be undone", evidence=str(said["clear_error"]),
-            reason="tracer-lost",
+            reason=Reason.TRACER_LOST,
         )  # fmt: skip
 
 

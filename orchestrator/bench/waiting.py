@@ -13,6 +13,7 @@ from tenacity import RetryError, Retrying, retry_if_result, stop_after_delay, wa
 
 from orchestrator import progress
 from orchestrator.errors import BarometerError, BenchError
+from orchestrator.reasons import Reason
 
 T = TypeVar("T")
 _LAST_LOOK_SECONDS = 15.0
@@ -25,7 +26,7 @@ def until(
     waiting_for: str,
     every: float = 0.05,
     error: type[BarometerError] = BenchError,
-    reason: str = "timeout",
+    reason: Reason = Reason.TIMEOUT,
     last_seen: Callable[[], str] = lambda: "",
 ) -> T:
     """Call `check` until it returns a value that is not None; return that.

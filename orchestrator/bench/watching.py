@@ -21,6 +21,7 @@ from orchestrator.bounded import MARKS_BYTES, MARKS_LINES
 from orchestrator.errors import ArmFailedError, BenchError
 from orchestrator.kernelreports import STALLS, KernelReports
 from orchestrator.progress import Progress
+from orchestrator.reasons import Reason
 from orchestrator.scenario import GIB
 
 _HOUR = 3600.0
@@ -168,25 +169,25 @@ class Limits:
         if (found := self.watched.kernel.broken()) is not None:
             raise self.failed(
                 f"the guest's kernel is broken: {found.message}",
-                reason="guest-no-timer" if found.kind == "no-timer" else "guest-panic",
+                reason=Reason.GUEST_NO_TIMER if found.kind == "no-timer" else Reason.GUEST_PANIC,
             )
         if self.watched.flood:
             raise self.failed(
-                f"the guest floods its console: {self.watched.flood}", reason="console-flood"
+                f"the guest floods its console: {self.watched.flood}", reason=Reason.CONSOLE_FLOOD
             )
         if self.watched.event("exit") is not None:
             raise self.failed(
-                f"the guest ended while waiting for: {waiting_for}", reason="guest-ended"
+                f"the guest ended while waiting for: {waiting_for}", reason=Reason.GUEST_ENDED
             )
         if isinstance(self.watched.error, OSError):
             raise self.watched.error
         if self.watched.error is not None:
             raise BenchError(
                 f"the watch agent says what it should not: {self.watched.error}",
-                reason="answer-garbled",
+                reason=Reason.ANSWER_GARBLED,
             )
         if self.watched.ended:
-            raise ConnectionLostError("the host stopped reporting", reason="host-ssh-lost")
+            raise ConnectionLostError("the host stopped reporting", reason=Reason.HOST_SSH_LOST)
         # on an exact host the agent's seconds are not the runner's
         if self.host.accel != "exact" and time.monotonic() - self.watched.heard > _MUTE_SECONDS:
             self.host.shell.prove_alive()
@@ -205,13 +206,13 @@ class Limits:
         message = f"the guest hangs, {how}, waiting for: {waiting_for}"
         stalls = [report for report in self.watched.kernel.all() if report.kind in STALLS]
         if stalls:
-            return self.failed(f"{message}; {stalls[0].message}", reason="guest-stall")
+            return self.failed(f"{message}; {stalls[0].message}", reason=Reason.GUEST_STALL)
         # only "exit" is still missing: the guest has taken the command to power down
         if self.is_ending:
-            return self.failed(message, reason="guest-end-hang")
-        return self.failed(message, reason="guest-hang")
+            return self.failed(message, reason=Reason.GUEST_END_HANG)
+        return self.failed(message, reason=Reason.GUEST_HANG)
 
-    def failed(self, message: str, *, reason: str) -> ArmFailedError:
+    def failed(self, message: str, *, reason: Reason) -> ArmFailedError:
         return ArmFailedError(message, evidence=self.watched.console.tail(), reason=reason)
 
 
@@ -230,7 +231,7 @@ def wait_for(limits: Limits, event: str, waiting_for: str, progress: Progress) -
         return None
 
     until(happened, within=limits.most_seconds, every=0.1, waiting_for=waiting_for,
-          error=ArmFailedError, reason="guest-hang")  # fmt: skip
+          error=ArmFailedError, reason=Reason.GUEST_HANG)  # fmt: skip
 
 
 def wait_for_ssh(host: Host, limits: Limits, progress: Progress) -> None:
@@ -242,10 +243,10 @@ def wait_for_ssh(host: Host, limits: Limits, progress: Progress) -> None:
             if limits.watched.idle(_IDLE_SECONDS):
                 raise limits.failed(
                     f"no SSH server in the guest, which has used no CPU for {_IDLE_SECONDS:.0f} s",
-                    reason="guest-no-ssh",
+                    reason=Reason.GUEST_NO_SSH,
                 )
         return limits.watched.event("ssh")
 
     until(ready, within=_NO_SSH_SECONDS[host.slow], every=0.1,
-          waiting_for="SSH server in the guest", error=ArmFailedError, reason="guest-no-ssh",
+          waiting_for="SSH server in the guest", error=ArmFailedError, reason=Reason.GUEST_NO_SSH,
           last_seen=limits.watched.console.tail)  # fmt: skip

@@ -42,6 +42,7 @@ from orchestrator.faults import Attempt, Charge, Charged, attempts_from
 from orchestrator.folderlock import LOCK
 from orchestrator.hashing import sha256_file
 from orchestrator.kernelreports import KernelReport, reports_in
+from orchestrator.reasons import Reason
 from orchestrator.scenario import ARMS, ArmName
 
 MANIFEST = "manifest.json"
@@ -65,9 +66,9 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text("utf-8"))
     except FileNotFoundError as exc:
-        raise EvidenceError(f"{path} is missing", reason="missing-evidence") from exc
+        raise EvidenceError(f"{path} is missing", reason=Reason.MISSING_EVIDENCE) from exc
     except (OSError, ValueError, RecursionError) as exc:
-        raise EvidenceError(f"{path} cannot be read: {exc}", reason="bad-evidence") from exc
+        raise EvidenceError(f"{path} cannot be read: {exc}", reason=Reason.BAD_EVIDENCE) from exc
 
 
 def need_keys(path: Path, value: Any, keys: Sequence[str]) -> None:
@@ -75,7 +76,7 @@ def need_keys(path: Path, value: Any, keys: Sequence[str]) -> None:
     if not isinstance(value, dict) or value.get("schema") != SCHEMA or not value.keys() >= {*keys}:
         raise EvidenceError(
             f"{path} is not what barometer writes: schema {SCHEMA} with {', '.join(keys)}",
-            reason="bad-evidence",
+            reason=Reason.BAD_EVIDENCE,
         )
 
 
@@ -100,7 +101,7 @@ class TrialDir:
         if not isinstance(outcome, dict) or not outcome.keys() >= {*wanted}:
             raise EvidenceError(
                 f"{path / MANIFEST}: its outcome is not what barometer writes: {outcome!r}",
-                reason="bad-evidence",
+                reason=Reason.BAD_EVIDENCE,
             )
         return trial
 
@@ -156,7 +157,7 @@ class TrialDir:
             return None
         except (OSError, EOFError, zlib.error) as exc:
             raise EvidenceError(
-                f"{name}.gz cannot be unpacked: {exc}", reason="bad-evidence"
+                f"{name}.gz cannot be unpacked: {exc}", reason=Reason.BAD_EVIDENCE
             ) from exc
 
     def json(self, name: str) -> Any:
@@ -229,7 +230,7 @@ class TrialWriter(TrialDir):
         if size > TRIAL_BYTES:
             raise BenchError(
                 f"the trial's evidence has {size} bytes, and may have {TRIAL_BYTES}",
-                reason="trial-too-large",
+                reason=Reason.TRIAL_TOO_LARGE,
             )
 
     def failed(self, exc: BarometerError, stage: str, charged: Charged, line: str = "") -> None:
@@ -310,14 +311,14 @@ def _same_plan(path: Path, then: dict[str, Any], now: dict[str, Any]) -> None:
             raise ScenarioError(
                 f"{path} was begun with another {what} ({old}, now {new})",
                 hint="its trials would not be comparable: give another --out",
-                reason="run-changed",
+                reason=Reason.RUN_CHANGED,
             )
     if then.get("trials") != now.get("trials"):
         raise ScenarioError(
             f"{path} was begun with other trials, or in another order, by barometer"
             f" {then.get('barometer', 'of another version')}",
             hint="the two would mix: give another --out",
-            reason="run-changed",
+            reason=Reason.RUN_CHANGED,
         )
 
 
@@ -348,14 +349,14 @@ class RunDir:
                 raise ScenarioError(
                     f"{path} holds a run of another scenario",
                     hint="give another --out, or the scenario it was started with to go on",
-                    reason="run-exists",
+                    reason=Reason.RUN_EXISTS,
                 )
             _same_plan(path, read_json(path / "plan.json"), plan)
             return run
         # plan.json is written last, so without it no trial has run yet
         begun = {"scenario.toml", "trials", "kernels", LOCK}
         if path.exists() and not {p.name for p in path.iterdir()} <= begun:
-            raise ScenarioError(f"{path} is not empty and holds no run", reason="run-exists")
+            raise ScenarioError(f"{path} is not empty and holds no run", reason=Reason.RUN_EXISTS)
         run.trials_path.mkdir(parents=True, exist_ok=True)
         (path / "scenario.toml").write_text(scenario)
         for arm, config in configs.items():
@@ -371,7 +372,7 @@ class RunDir:
             raise EvidenceError(
                 f"{path} holds no run: it has no plan.json",
                 hint="give the folder that `barometer run` printed as its last line",
-                reason="missing-evidence",
+                reason=Reason.MISSING_EVIDENCE,
             )
         return cls(path)
 
@@ -386,7 +387,7 @@ class RunDir:
         need_keys(path, plan, ("kernels", "guest_kernel", "accel", "accel_reason"))
         if (wrong := _plan_flaw(plan)) is not None:
             raise EvidenceError(
-                f"{path} is not what barometer writes: {wrong}", reason="bad-evidence"
+                f"{path} is not what barometer writes: {wrong}", reason=Reason.BAD_EVIDENCE
             )
         return plan
 
@@ -397,7 +398,8 @@ class RunDir:
             return (self.path / "scenario.toml").read_text("utf-8")
         except (OSError, ValueError) as exc:
             raise EvidenceError(
-                f"{self.path / 'scenario.toml'} cannot be read: {exc}", reason="missing-evidence"
+                f"{self.path / 'scenario.toml'} cannot be read: {exc}",
+                reason=Reason.MISSING_EVIDENCE,
             ) from exc
 
     def config(self, arm: ArmName) -> str | None:
@@ -409,7 +411,9 @@ class RunDir:
         except FileNotFoundError:
             return None
         except OSError as exc:
-            raise EvidenceError(f"{path} cannot be read: {exc}", reason="bad-evidence") from exc
+            raise EvidenceError(
+                f"{path} cannot be read: {exc}", reason=Reason.BAD_EVIDENCE
+            ) from exc
 
     def _config_path(self, arm: ArmName) -> Path:
         return self.path / "kernels" / f"{arm}.config"

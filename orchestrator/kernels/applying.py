@@ -18,6 +18,7 @@ from orchestrator.command import tail
 from orchestrator.errors import ScenarioError
 from orchestrator.kernels.git import Git
 from orchestrator.kernels.patch import Hunk, Patch
+from orchestrator.reasons import Reason
 from orchestrator.scenario import nearest_name
 
 # error: patch failed: drivers/vfio/vfio.c:120
@@ -84,7 +85,7 @@ def _check_folders(patch: Patch, folders: Iterable[str], which: str) -> None:
     if wrong := {diff.new for diff in patch.diffs}.intersection(folders):
         raise ScenarioError(
             f"{which} does not apply: {', '.join(map(str, wrong))} is a folder in the tree",
-            hint=_OTHER_VERSION, reason="series-does-not-apply",
+            hint=_OTHER_VERSION, reason=Reason.SERIES_DOES_NOT_APPLY,
         )  # fmt: skip
 
 
@@ -100,11 +101,11 @@ def _changed(git: Git, step: str, patch: Patch, which: str, said: str) -> str:
     if seen != len(patch.diffs) or "Skipped patch" in said:
         raise ScenarioError(
             f"{which}: git sees {seen} of its {len(patch.diffs)} changes of files",
-            evidence=tail(said), reason="damaged-patch",
+            evidence=tail(said), reason=Reason.DAMAGED_PATCH,
         )  # fmt: skip
     following = git.line("write-tree", "--missing-ok")
     if following == step:
-        raise ScenarioError(f"{which} changes nothing", reason="patch-changes-nothing")
+        raise ScenarioError(f"{which} changes nothing", reason=Reason.PATCH_CHANGES_NOTHING)
     return following
 
 
@@ -183,7 +184,7 @@ class _Failure:
     def _error(self, why: str, evidence: str, hint: str) -> ScenarioError:
         return ScenarioError(
             f"{self.which} does not apply: {why}",
-            evidence=evidence, hint=hint, reason="series-does-not-apply",
+            evidence=evidence, hint=hint, reason=Reason.SERIES_DOES_NOT_APPLY,
         )  # fmt: skip
 
     def _missing(self, path: str) -> ScenarioError:

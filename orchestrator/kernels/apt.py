@@ -21,6 +21,7 @@ from typing import Any
 from orchestrator.cache import Cache
 from orchestrator.command import Finished, run
 from orchestrator.errors import BenchError, ScenarioError
+from orchestrator.reasons import Reason
 from orchestrator.scenario import nearest_name
 
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
@@ -84,13 +85,13 @@ def mirror_error(text: str, what: str = "") -> BenchError:
             evidence=lines,
             hint="it may be in the middle of an update, or something on the way changes files:"
             " try again later, or set BAROMETER_MIRROR to another mirror",
-            reason="mirror-untrusted",
+            reason=Reason.MIRROR_UNTRUSTED,
         )
     return BenchError(
         f"the mirror {mirror()} cannot be reached{behind}",
         evidence=lines,
         hint="set BAROMETER_MIRROR to a Debian mirror this machine reaches",
-        reason="mirror-unreachable",
+        reason=Reason.MIRROR_UNREACHABLE,
     )
 
 
@@ -101,7 +102,7 @@ def mirror_blamed() -> Iterator[None]:
     try:
         yield
     except BenchError as exc:
-        if exc.reason == "program-failed" and _OF_A_MIRROR.search(exc.evidence):
+        if exc.reason == Reason.PROGRAM_FAILED and _OF_A_MIRROR.search(exc.evidence):
             raise mirror_error(exc.evidence) from exc
         raise
 
@@ -150,7 +151,7 @@ class Archive:
                         f'the mirror {mirror()} has no suite "{suite}"'
                         + ("" if suite in KNOWN_SUITES else nearest_name(suite, others, others)),
                         hint="is BAROMETER_MIRROR the folder that dists/ is in?",
-                        reason="no-such-suite",
+                        reason=Reason.NO_SUCH_SUITE,
                     )
             if not same:  # older lists of the same suites will do
                 stamp.unlink(missing_ok=True)
@@ -162,7 +163,7 @@ class Archive:
         try:
             done = self._apt(argv, accept=(0, 100), timeout=_UPDATE_SECONDS)
         except BenchError as exc:
-            if exc.reason != "program-timeout":
+            if exc.reason != Reason.PROGRAM_TIMEOUT:
                 raise
             return f"E: the package lists did not come within {_UPDATE_SECONDS:.0f} s"
         return done.stdout + done.stderr if done.returncode else None
@@ -214,7 +215,7 @@ class Archive:
             done = self._apt(["apt-get", "download", "-q", *wanted], cwd=folder,
                              accept=(0, 100), timeout=_DOWNLOAD_SECONDS)  # fmt: skip
         except BenchError as exc:
-            if exc.reason == "program-timeout":
+            if exc.reason == Reason.PROGRAM_TIMEOUT:
                 raise mirror_error(exc.message, " ".join(wanted)) from exc
             raise
         if done.returncode:
@@ -246,7 +247,7 @@ class Archive:
             raise BenchError(
                 f"Debian's keyring {KEYRING} is missing, so signatures cannot be checked",
                 hint="install debian-archive-keyring (ci/setup.sh does)",
-                reason="keyring-missing",
+                reason=Reason.KEYRING_MISSING,
             )
         for folder in (
             "etc/apt/preferences.d", "etc/apt/apt.conf.d", "etc/apt/sources.list.d",

@@ -12,6 +12,7 @@ from typing import Any
 from orchestrator.command import run
 from orchestrator.errors import BenchError
 from orchestrator.kernels.apt import mirror_blamed, own_settings, source_lines
+from orchestrator.reasons import Reason
 
 
 def debian_tar(
@@ -90,5 +91,5 @@ def may_map_users() -> None:
                 f"no image can be built as {user}: /etc/{table} has no range for it",
                 hint="as root: usermod --add-subuids 100000-165535 --add-subgids 100000-165535 "
                 + user,
-                reason="no-subuid",
+                reason=Reason.NO_SUBUID,
             )

@@ -21,6 +21,7 @@ from orchestrator.errors import BenchError, ScenarioError
 from orchestrator.hashing import digest_of
 from orchestrator.kernels.apt import source_lines
 from orchestrator.kernels.bootstrap import debian_tar, inside
+from orchestrator.reasons import Reason
 
 KERNEL_FILES = Path(__file__).parents[2] / "guests/kernel"
 WORK = "/build"
@@ -92,7 +93,7 @@ class BuildRoot:
             raise ScenarioError(
                 f"BAROMETER_CACHE, {self.cache}, has a {wrong[0]!r} in its path, which mount(8)"
                 " takes for an end: modules cannot be built there",
-                hint="put the cache into a folder of another name", reason="cache-path",
+                hint="put the cache into a folder of another name", reason=Reason.CACHE_PATH,
             )  # fmt: skip
         code = run_logged(
             self._command(argv, work, layers, env or {}), doing=doing, log=log, on_line=on_line,
@@ -105,7 +106,7 @@ class BuildRoot:
                 evidence=tail(text),
                 hint="building needs namespaces: root, or a kernel that gives them to its users"
                 " (sysctl kernel.unprivileged_userns_clone)",
-                reason="build-root",
+                reason=Reason.BUILD_ROOT,
             )
         return code
 
@@ -152,7 +153,7 @@ def build_root(cache: Cache) -> BuildRoot:
                         log=log)  # fmt: skip
         if code:
             raise BenchError("the build root has no gcc", evidence=tail(log.read_text()),
-                             reason="build-root")  # fmt: skip
+                             reason=Reason.BUILD_ROOT)  # fmt: skip
         (folder / "compiler.txt").write_text(log.read_text().splitlines()[0] + "\n")
         log.unlink()
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from orchestrator.errors import ScenarioError
 from orchestrator.kernels.ko import SUFFIX
+from orchestrator.reasons import Reason
 
 # Offsets of the x86 boot protocol (Documentation/arch/x86/boot.rst): the magic "HdrS", and the
 # pointer to the version string, relative to 0x200.
@@ -81,7 +82,7 @@ class KernelBundle:
                     f"the kernel {self.release} has no module {name}, and it is not built in",
                     hint="a host kernel needs vfio-pci, vfio_iommu_type1 and KVM for its CPU; that"
                     " of a nested host also virtio_blk, virtio_net, ext4 and overlay",
-                    reason="kernel-lacks-module",
+                    reason=Reason.KERNEL_LACKS_MODULE,
                 )
             path = self._paths[_name(name)]
             for needed in [*reversed(self._dependencies[path]), path]:
@@ -97,12 +98,12 @@ def release_in(vmlinuz: Path) -> str:
         raise ScenarioError(
             f"{vmlinuz} is not an x86 bzImage: no HdrS at 0x202",
             hint="arch/x86/boot/bzImage of a build, or /boot/vmlinuz-* of a package",
-            reason="not-a-kernel",
+            reason=Reason.NOT_A_KERNEL,
         )
     start = struct.unpack_from("<H", head, _VERSION_POINTER)[0] + 0x200
     match = re.match(rb"[\x21-\x7e]+", head[start : start + 128])
     if match is None:
-        raise ScenarioError(f"{vmlinuz} has no version string", reason="not-a-kernel")
+        raise ScenarioError(f"{vmlinuz} has no version string", reason=Reason.NOT_A_KERNEL)
     return match[0].decode("ascii")
 
 

@@ -22,6 +22,7 @@ from orchestrator.kernels.kbuild import (
     is_foreign,
     room_of,
 )
+from orchestrator.reasons import Reason
 from orchestrator.scenario import ModuleKernel, nearest_name
 
 Files = Mapping[str, bytes | None]
@@ -141,7 +142,7 @@ def check_place(path: str, source: Source) -> None:
         f"{path} has no place in a kernel's tree: {source.name} {source.version} has no"
         f" {f'folder {room}' if room else 'sources at the top'}",
         hint=f"there is {', '.join(there[:3])}" if there else "",
-        reason="no-such-place",
+        reason=Reason.NO_SUCH_PLACE,
     )
 
 
@@ -160,7 +161,7 @@ def change_of(
             f"{kernel}: nothing is changed: the sources are those of {source.name}"
             f" {source.version}",
             evidence="\n".join([*passed_over[:5]] or sorted(after)[:5]),
-            reason="nothing-changed",
+            reason=Reason.NOTHING_CHANGED,
         )
     rooms = sorted({room_of(name) for name in changed})
     look = _Look(kernel, source, rooms, evaluate)
@@ -196,7 +197,7 @@ def _beyond(path: str, why: str, kernel: ModuleKernel, source: Source) -> Scenar
     return ScenarioError(
         f"{path} {why}: a change of it reaches further than modules",
         hint=f"build the whole kernel: kernel = {{ {words} }}",
-        reason="beyond-modules",
+        reason=Reason.BEYOND_MODULES,
     )
 
 
@@ -266,13 +267,13 @@ class _Look:
         release = self._source.release
         if is_foreign(name):
             return ScenarioError(
-                f"{name} is for another architecture than {release} is", reason="not-compiled"
+                f"{name} is for another architecture than {release} is", reason=Reason.NOT_COMPILED
             )
         if not users:
             return ScenarioError(
                 f"{name} is included by nothing in {', '.join(self._rooms)}, so its change reaches"
                 f" no module of {release}",
-                reason="not-compiled",
+                reason=Reason.NOT_COMPILED,
             )
         symbols = [s for user in users for s in self._symbols(user)]
         off = ", ".join(dict.fromkeys(symbols))
@@ -289,5 +290,5 @@ class _Look:
             if name not in self._source.names
             else f'build the whole kernel with it: source = "{self._source.name}"'
             " and config = [...]",
-            reason="not-compiled",
+            reason=Reason.NOT_COMPILED,
         )

@@ -19,6 +19,7 @@ from pathlib import Path
 from orchestrator.errors import ScenarioError
 from orchestrator.hashing import digest_of
 from orchestrator.kernels.buildroot import KERNEL_FILES
+from orchestrator.reasons import Reason
 from orchestrator.scenario import is_config_line, nearest_name
 
 _LINE = re.compile(
@@ -96,7 +97,7 @@ class Config:
                 evidence="\n".join(lines),
                 hint="an option that depends on others needs them too: `make menuconfig` in the"
                 " tree, / and its name, says which; or this kernel has none of that name",
-                reason="config",
+                reason=Reason.CONFIG,
             )
 
 
@@ -116,7 +117,7 @@ def read_config(items: Sequence[str]) -> Config:
                 if whole is not None:
                     raise ScenarioError(
                         f"{item}: a second whole .config; one can be the base of the others",
-                        reason="config",
+                        reason=Reason.CONFIG,
                     )
                 whole = text
                 continue
@@ -160,7 +161,7 @@ def _strict(lines: Iterable[str], origin: str) -> dict[str, str]:
                 f"{origin}, line {number}: {line.strip()!r} is no line of a kernel's configuration"
                 + near,
                 hint='CONFIG_NAME=y, =m, =n, =NUMBER or ="TEXT", or "# CONFIG_NAME is not set"',
-                reason="config",
+                reason=Reason.CONFIG,
             )
         found |= new
     return found
@@ -172,7 +173,7 @@ def _read(path: Path) -> str:
     except OSError as exc:
         raise ScenarioError(
             f"config: {path} cannot be read: {exc.strerror}",
-            hint='a file, or a line as "CONFIG_KSM=y"', reason="config",
+            hint='a file, or a line as "CONFIG_KSM=y"', reason=Reason.CONFIG,
         ) from exc  # fmt: skip
 
 

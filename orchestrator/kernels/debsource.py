@@ -18,6 +18,7 @@ from orchestrator.errors import ScenarioError
 from orchestrator.kernels import package
 from orchestrator.kernels.apt import Archive, Package
 from orchestrator.kernels.sources import package_source
+from orchestrator.reasons import Reason
 from orchestrator.scenario import DebKernel
 
 _RELEASE = re.compile(r"linux-image-([0-9].*?)(-unsigned)?")
@@ -142,7 +143,7 @@ def source_of(kernel: DebKernel, cache: Cache) -> DebSource:
         raise ScenarioError(
             f"{kernel}: expected one kernel image, found {len(images) or 'none'} in "
             + ", ".join(p.name for p in packages),
-            reason="not-a-kernel",
+            reason=Reason.NOT_A_KERNEL,
         )
     image, release = images[0]
     version = re.sub(r"\+b[0-9]+$", "", image.version)
@@ -175,6 +176,6 @@ def _of_version(archive: Archive, name: str, version: str) -> list[Package]:
             f"{' '.join(archive.suites)}: no package {name} {version}, without which modules of"
             f" that kernel cannot be built; there is {found}",
             hint="an archive keeps the sources of its newest kernels: name a suite, not a version",
-            reason="no-such-source",
+            reason=Reason.NO_SUCH_SOURCE,
         )
     return archive.dependencies(name, version)

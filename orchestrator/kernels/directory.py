@@ -10,13 +10,14 @@ from orchestrator.errors import ScenarioError
 from orchestrator.hashing import digest_of, sha256_file
 from orchestrator.kernels.bundle import KernelBundle, release_in
 from orchestrator.kernels.package import bundle_at, index_modules
+from orchestrator.reasons import Reason
 from orchestrator.scenario import DirKernel
 
 
 def _vmlinuz(kernel: DirKernel) -> Path:
     folder = kernel.dir
     if not folder.is_dir():
-        raise ScenarioError(f"{folder} is not a folder", reason="no-such-kernel")
+        raise ScenarioError(f"{folder} is not a folder", reason=Reason.NO_SUCH_KERNEL)
     found = [
         *folder.glob("vmlinuz"), *folder.glob("vmlinuz-*"), *folder.glob("bzImage"),
         *folder.glob("boot/vmlinuz-*"),
@@ -26,7 +27,7 @@ def _vmlinuz(kernel: DirKernel) -> Path:
             f"{folder}: expected one kernel image, found {len(found) or 'none'}",
             evidence="\n".join(map(str, found)),
             hint="put it there as vmlinuz, bzImage or boot/vmlinuz-RELEASE",
-            reason="no-such-kernel",
+            reason=Reason.NO_SUCH_KERNEL,
         )
     return found[0]
 
@@ -52,7 +53,7 @@ def _parts(kernel: DirKernel) -> tuple[str, Path, Path]:
         f"{image} says it is {release}, but {kernel.dir} has no lib/modules/{release}"
         + (f", only {', '.join(there)}" if there else ""),
         hint="`make modules_install INSTALL_MOD_PATH=FOLDER` puts them there",
-        reason="kernel-modules-missing",
+        reason=Reason.KERNEL_MODULES_MISSING,
     )
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from orchestrator.command import Finished, run
 from orchestrator.errors import ScenarioError
+from orchestrator.reasons import Reason
 
 _SETTINGS = {
     "safe.directory": "*",  # a tree may belong to somebody else
@@ -130,7 +131,7 @@ def repository_of(path: Path) -> Path | None:
             evidence=done.stderr.strip(),
             hint="`git worktree repair` mends a worktree whose repository was moved; without .git"
             " the folder is taken as it is",
-            reason="broken-repository",
+            reason=Reason.BROKEN_REPOSITORY,
         )
     return found
 
@@ -140,7 +141,9 @@ def located(repository: Path) -> Git:
     repository."""
     found = repository_of(repository)
     if found is None:
-        raise ScenarioError(f"{repository} is not a git repository", reason="no-such-repository")
+        raise ScenarioError(
+            f"{repository} is not a git repository", reason=Reason.NO_SUCH_REPOSITORY
+        )
     git = Git(found)
     if found.name == ".git" and git.line("rev-parse", "--is-bare-repository") == "false":
         return Git(found, work_tree=found.parent)
@@ -190,7 +193,7 @@ def _check_committed(git: Git, repository: Path) -> None:
             f"{repository} is a repository without its work tree, so nobody knows whether there"
             " are changes that are not committed",
             hint='name the folder with the work tree, or write ref = "HEAD"',
-            reason="no-work-tree",
+            reason=Reason.NO_WORK_TREE,
         )
     changed = git.run(
         "status", "--porcelain", "--untracked-files=no", "--no-renames",
@@ -205,7 +208,7 @@ def _check_committed(git: Git, repository: Path) -> None:
                 [*changed[:_SHOWN_CHANGES], *([f"and {more} more"] if more > 0 else [])]
             ),
             hint='commit them, or write ref = "HEAD" to leave them out',
-            reason="uncommitted-changes",
+            reason=Reason.UNCOMMITTED_CHANGES,
         )
 
 
@@ -227,24 +230,26 @@ def commit_id(git: Git, ref: str, repository: Path) -> str:
         if "is ambiguous" in done.stderr:
             raise ScenarioError(
                 f'{repository}: "{ref}" is the beginning of more than one id',
-                evidence=done.stderr.strip(), hint="write more of it", reason="no-such-ref",
+                evidence=done.stderr.strip(), hint="write more of it", reason=Reason.NO_SUCH_REF,
             )  # fmt: skip
     shown = ref.replace("\0", "\\0")
     if ref == "HEAD":
         raise ScenarioError(
             f"{repository} has no commit checked out: its HEAD names none",
             hint="commit something, or name the commit with ref",
-            reason="no-such-ref",
+            reason=Reason.NO_SUCH_REF,
         )
     if _ID.fullmatch(ref) is None and "\0" not in ref and asked(f"{ref}^{{object}}").stdout:
         raise ScenarioError(
-            f'{repository}: "{ref}" does not name a commit', reason="no-such-ref"
+            f'{repository}: "{ref}" does not name a commit', reason=Reason.NO_SUCH_REF
         )  # fmt: skip
     near = _near_refs(git, ref)
     hint = f"near: {', '.join(near)}" if near else "`git -C TREE log --all` shows what there is"
     if git.line("rev-parse", "--is-shallow-repository") == "true":
         hint += "; the repository is a shallow clone: `git fetch --unshallow` gets all commits"
-    raise ScenarioError(f'{repository} has no commit "{shown}"', hint=hint, reason="no-such-ref")
+    raise ScenarioError(
+        f'{repository} has no commit "{shown}"', hint=hint, reason=Reason.NO_SUCH_REF
+    )
 
 
 def _near_refs(git: Git, ref: str) -> list[str]:

@@ -17,6 +17,7 @@ from elftools.elf.sections import Section, SymbolTableSection
 
 from orchestrator.command import run
 from orchestrator.errors import BenchError
+from orchestrator.reasons import Reason
 
 SUFFIX = re.compile(r"\.ko(\.(xz|gz|zst))?$")
 _PROGRAMS = {".xz": "xz", ".gz": "gzip", ".zst": "zstd"}
@@ -54,16 +55,16 @@ class Module:
 
 def module_at(path: Path) -> Module:
     """Read a module's file. Raises BenchError if it is no module, or cannot be unpacked."""
-    data = unpacked(path, "module-unreadable")
+    data = unpacked(path, Reason.MODULE_UNREADABLE)
     try:
         return _parsed(ELFFile(io.BytesIO(data)))
     except _DAMAGED as exc:
         raise BenchError(
-            f"{path} is no kernel module", evidence=str(exc), reason="module-unreadable"
+            f"{path} is no kernel module", evidence=str(exc), reason=Reason.MODULE_UNREADABLE
         ) from exc
 
 
-def unpacked(path: Path, reason: str) -> bytes:
+def unpacked(path: Path, reason: Reason) -> bytes:
     """Return a module's ELF file. Raises BenchError with `reason` if it cannot be unpacked."""
     if path.suffix not in (".ko", *_PROGRAMS):
         raise BenchError(f"{path}: a module compressed with {path.suffix[1:]} cannot be read",

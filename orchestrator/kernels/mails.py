@@ -20,6 +20,7 @@ from orchestrator.command import tail
 from orchestrator.errors import ScenarioError
 from orchestrator.kernels.git import Git
 from orchestrator.kernels.patch import diffs_begin
+from orchestrator.reasons import Reason
 
 _MAIL = re.compile(rb"\s*(?:From |(?!Index:)[A-Za-z][A-Za-z0-9-]*:[ \t])")
 # The header of a mail that was saved with CR LF. In other mails, a CR is the patched file's own.
@@ -63,12 +64,12 @@ def letters(content: bytes, source: str) -> list[Letter]:
         raise ScenarioError(
             f"{source} is UTF-16; a patch is written as the files it changes are",
             hint="`git format-patch` or `git diff --output=FILE` write it so",
-            reason="binary-file",
+            reason=Reason.BINARY_FILE,
         )
     if b"\0" in text:
         raise ScenarioError(
             f"{source} is a binary file, not a patch",
-            hint="expected a diff, a mail or an mbox of mails", reason="binary-file",
+            hint="expected a diff, a mail or an mbox of mails", reason=Reason.BINARY_FILE,
         )  # fmt: skip
     if _MAIL.match(text):
         return _mails(text, source)
@@ -101,7 +102,7 @@ def in_order(found: Sequence[Letter], source: str) -> list[Letter]:
             f"{source}: of {total} patches {', '.join(map(str, missing[:5]))} "
             f"{'is' if len(missing) == 1 else 'are'} missing, or without a diff",
             hint="put the patches that are meant into a folder, each as a file",
-            reason="incomplete-series",
+            reason=Reason.INCOMPLETE_SERIES,
         )
     if stray := [p.subject for p in patches if not p.number]:
         raise _mixed(source, f'"{stray[0]}" has no number, other patches have')
@@ -112,7 +113,7 @@ def _mixed(source: str, how: str) -> ScenarioError:
     return ScenarioError(
         f"{source} holds more than one series: {how}",
         hint="leave one of them in it: `b4 am MESSAGE-ID` takes the mails of one version",
-        reason="mixed-series",
+        reason=Reason.MIXED_SERIES,
     )
 
 
@@ -131,9 +132,11 @@ def _unpacked(content: bytes, source: str) -> bytes:
         with gzip.open(io.BytesIO(content)) as file:
             text = file.read(_MOST_BYTES + 1)
     except (OSError, EOFError, zlib.error) as exc:
-        raise ScenarioError(f"{source} cannot be unpacked: {exc}", reason="binary-file") from exc
+        raise ScenarioError(
+            f"{source} cannot be unpacked: {exc}", reason=Reason.BINARY_FILE
+        ) from exc
     if len(text) > _MOST_BYTES:
-        raise ScenarioError(f"{source} is too large for patches", reason="binary-file")
+        raise ScenarioError(f"{source} is too large for patches", reason=Reason.BINARY_FILE)
     return text
 
 
@@ -162,7 +165,7 @@ def _letter(git: Git, mail: Path, source: str) -> Letter:
     else:
         raise ScenarioError(
             f"{source}: git cannot read mail {int(mail.name)} of it",
-            evidence=tail(done.stderr), reason="damaged-patch",
+            evidence=tail(done.stderr), reason=Reason.DAMAGED_PATCH,
         )  # fmt: skip
     subject = " ".join(" ".join(re.findall(r"(?m)^Subject:(.*)", done.stdout)).split())
     rest = _TAGS.sub("", subject)

@@ -44,6 +44,7 @@ from orchestrator.kernels.ko import SUFFIX, Module, module_at
 from orchestrator.kernels.patch import Patch, series_digest, series_facts
 from orchestrator.kernels.series import read_series
 from orchestrator.progress import Progress
+from orchestrator.reasons import Reason
 from orchestrator.scenario import ModuleKernel, is_range
 
 FACTS = "module.json"
@@ -142,7 +143,7 @@ def _own_files(kernel: ModuleKernel) -> dict[str, bytes]:
     if folder is None:
         return {}
     if not folder.is_dir():
-        raise ScenarioError(f"module: {folder} is not a folder", reason="no-such-folder")
+        raise ScenarioError(f"module: {folder} is not a folder", reason=Reason.NO_SUCH_FOLDER)
     if kernel.ref is not None:
         return _committed(folder, kernel.ref)
     if (folder / "MAINTAINERS").exists() and (folder / "kernel").is_dir():
@@ -169,7 +170,7 @@ def _some(files: dict[str, bytes], where: str) -> dict[str, bytes]:
             f"module: {where} holds no source file (.c, .h, .S)",
             hint="put the changed files there at their places in a kernel's tree:"
             " drivers/vfio/vfio_iommu_type1.c",
-            reason="no-sources",
+            reason=Reason.NO_SOURCES,
         )
     return files
 
@@ -178,7 +179,7 @@ def _whole_kernel(folder: Path) -> ScenarioError:
     return ScenarioError(
         f"module: {folder} is a whole kernel's tree, which cannot take the place of the package's",
         hint='say only what is changed: series = ["BASE..BRANCH"] beside it, or patches',
-        reason="whole-kernel",
+        reason=Reason.WHOLE_KERNEL,
     )
 
 
@@ -242,7 +243,7 @@ def _change(kernel: ModuleKernel, source: DebSource, changed: _Changed, cache: C
             raise ScenarioError(
                 f"{kernel}: the Makefiles of {', '.join(folders)} cannot be evaluated",
                 evidence=tail(said),
-                reason="makefile-unreadable",
+                reason=Reason.MAKEFILE_UNREADABLE,
             )
         return parsed(said)
 
@@ -259,7 +260,7 @@ def _check_compiler(source: DebSource, root: BuildRoot) -> None:
             f" cannot be rebuilt here by {root.compiler}",
             hint="build the whole kernel, for both arms with one compiler: source ="
             f' "{source.name}"',
-            reason="other-compiler",
+            reason=Reason.OTHER_COMPILER,
         )
 
 
@@ -308,7 +309,7 @@ class _Workshop:
             raise BenchError(
                 f"the package of {self.stock.release} has no module kernel/{module}.ko, though its"
                 " configuration says so",
-                reason="package-layout",
+                reason=Reason.PACKAGE_LAYOUT,
             )
         return found[0]
 
@@ -337,7 +338,7 @@ def _build(shop: _Workshop, folder: Path) -> None:
         raise ScenarioError(
             f"{', '.join(shop.change.after)}: does not build into {', '.join(shop.change.modules)}"
             f" of {shop.source.release}",
-            evidence=str(exc), hint=f"the whole log: {log}", reason="build-failed",
+            evidence=str(exc), hint=f"the whole log: {log}", reason=Reason.BUILD_FAILED,
         ) from exc  # fmt: skip
     seconds = time.monotonic() - proven
     _check_exports(shop, folder / "work/tree/Module.symvers")
@@ -352,7 +353,7 @@ def _build(shop: _Workshop, folder: Path) -> None:
                 evidence="\n".join(sorted(shop.change.after)),
                 hint="comments and white space do not count in a srcversion, nor do files outside"
                 " of the module's folder",
-                reason="not-provable",
+                reason=Reason.NOT_PROVABLE,
             )
     swapped = {_name(module): str(new.srcversion) for module, new in made.items()}
     shutil.copyfile(shop.stock.vmlinuz, folder / "vmlinuz")
@@ -414,7 +415,7 @@ def _proven(shop: _Workshop) -> dict[str, dict[str, Any]]:
                 evidence=str(exc),
                 hint=f"the whole log: {log}; build the whole kernel instead: source ="
                 f' "{shop.source.source.name}"',
-                reason="pristine-fails",
+                reason=Reason.PRISTINE_FAILS,
             ) from exc
         for module, new in made.items():
             _check_same(module, new, module_at(shop.packaged(module)), shop)
@@ -442,7 +443,7 @@ def _check_same(module: str, new: Module, stock: Module, shop: _Workshop) -> Non
             evidence=f"compiler here: {shop.root.compiler}",
             hint="the package was built by another compiler, or of another source: build both"
             f' kernels whole instead: source = "{shop.source.source.name}"',
-            reason="pristine-differs",
+            reason=Reason.PRISTINE_DIFFERS,
         )
 
 
@@ -473,7 +474,7 @@ def _check_exports(shop: _Workshop, made: Path) -> None:
             f" are built against: {', '.join(broken[:5])}",
             evidence="\n".join(["used by, among others:", *users[:5]]),
             hint=f'build the whole kernel: source = "{shop.source.source.name}"',
-            reason="beyond-modules",
+            reason=Reason.BEYOND_MODULES,
         )
 
 

@@ -11,6 +11,7 @@ from orchestrator.command import run
 from orchestrator.errors import BenchError, ScenarioError
 from orchestrator.kernels.apt import KNOWN_SUITES, Archive, Package
 from orchestrator.kernels.bundle import KernelBundle, release_in
+from orchestrator.reasons import Reason
 from orchestrator.scenario import DebKernel, nearest_name
 
 # A kernel package depends on many packages. Those that are built from these sources are the kernel
@@ -46,14 +47,14 @@ def chosen_version(
         raise ScenarioError(
             f'there is no package "{name}" in {" ".join(archive.suites)}'
             + nearest_name(name, near, [n for n in near if not any(map(str.isdigit, n))] or near),
-            reason="no-such-package",
+            reason=Reason.NO_SUCH_PACKAGE,
         )
     for there, where in found:
         if version in (None, there) and suite in (None, where):
             return there
     listed = ", ".join(f"{there} ({where})" for there, where in found)
     asked = name + (f"={version}" if version else "") + (f"@{suite}" if suite else "")
-    raise ScenarioError(f"there is no {asked}; there are {listed}", reason="no-such-version")
+    raise ScenarioError(f"there is no {asked}; there are {listed}", reason=Reason.NO_SUCH_VERSION)
 
 
 def suites_of(suite: str | None) -> tuple[str, ...]:
@@ -103,7 +104,7 @@ def _unpack(archive: Archive, packages: list[Package], folder: Path) -> None:
         raise BenchError(
             f"expected one vmlinuz in {', '.join(p.name for p in packages)}, found {len(images)}",
             evidence="\n".join(str(p.relative_to(tree)) for p in images),
-            reason="package-layout",
+            reason=Reason.PACKAGE_LAYOUT,
         )
     release = release_in(images[0])
     modules = tree / "usr/lib/modules" / release

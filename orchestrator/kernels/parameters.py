@@ -7,6 +7,7 @@ import difflib
 from orchestrator.command import run
 from orchestrator.errors import ScenarioError
 from orchestrator.kernels.bundle import KernelBundle
+from orchestrator.reasons import Reason
 from orchestrator.scenario import nearest_name
 
 _FIELDS = ("parm", "parmtype")
@@ -23,7 +24,7 @@ def check_parameter(kernel: KernelBundle, name: str) -> None:
             f"the kernel {kernel.release} has no module {module}"
             + (f'; did you mean "{near[0]}.{parameter}"?' if near else ""),
             hint="a parameter of the kernel's core, which is no module's, goes into cmdline",
-            reason="no-such-parameter",
+            reason=Reason.NO_SUCH_PARAMETER,
         )
     known = parameters_of(kernel, module)
     if known is None or parameter in known:
@@ -32,7 +33,7 @@ def check_parameter(kernel: KernelBundle, name: str) -> None:
     raise ScenarioError(
         f"{module} of the kernel {kernel.release} has no parameter {parameter}"
         + (nearest_name(f"{module}.{parameter}", names, names) if names else ", and no other"),
-        reason="no-such-parameter",
+        reason=Reason.NO_SUCH_PARAMETER,
     )
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from orchestrator.errors import ScenarioError
 from orchestrator.hashing import digest_of
+from orchestrator.reasons import Reason
 
 _GIT = re.compile(rb"diff --git (.+)")
 _HUNK = re.compile(rb"@@ -(\d{1,9})(?:,(\d{1,9}))? \+(\d{1,9})(?:,(\d{1,9}))? @@")
@@ -348,8 +349,8 @@ def checked(patch: Patch, source: str) -> Patch:
         diffs = patch.diffs
     except DamagedError as exc:
         raise ScenarioError(
-            f"{source}: {exc}", hint=exc.hint, reason="damaged-patch"
+            f"{source}: {exc}", hint=exc.hint, reason=Reason.DAMAGED_PATCH
         ) from exc  # fmt: skip
     if not diffs:
-        raise ScenarioError(f"{source} holds no diff", reason="no-diff")
+        raise ScenarioError(f"{source} holds no diff", reason=Reason.NO_DIFF)
     return patch

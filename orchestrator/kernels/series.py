@@ -21,6 +21,7 @@ from orchestrator.hashing import digest_of
 from orchestrator.kernels.git import Git, commit_id, located
 from orchestrator.kernels.mails import Letter, in_order, letters, without_talk
 from orchestrator.kernels.patch import Patch, checked
+from orchestrator.reasons import Reason
 from orchestrator.scenario import is_message_id, is_range, nearest_name
 
 _PATCH_NAMES = (".patch", ".diff", ".mbox", ".mbx", ".eml")
@@ -38,7 +39,7 @@ def read_series(series: Sequence[str], repository: Path | None, cache: Cache) ->
     patches: list[Patch] = []
     for item in series:
         if not item.strip():
-            raise ScenarioError("an item of series is empty", reason="no-such-series")
+            raise ScenarioError("an item of series is empty", reason=Reason.NO_SUCH_SERIES)
         for source, letter in _read(item, repository, cache):
             name = letter.subject or Path(source).name
             patches.append(checked(Patch(item, len(patches) + 1, name, letter.diff), source))
@@ -59,8 +60,8 @@ def _read(item: str, repository: Path | None, cache: Cache) -> Iterator[tuple[st
         if path.is_file() or not path.exists():
             return _from_file(path)
     except OSError as exc:  # a name that is too long
-        raise ScenarioError(f"{item}: {exc.strerror}", reason="no-such-series") from exc
-    raise ScenarioError(f"{path} is neither a file nor a folder", reason="no-such-series")
+        raise ScenarioError(f"{item}: {exc.strerror}", reason=Reason.NO_SUCH_SERIES) from exc
+    raise ScenarioError(f"{path} is neither a file nor a folder", reason=Reason.NO_SUCH_SERIES)
 
 
 def _from_file(path: Path) -> Iterator[tuple[str, Letter]]:
@@ -81,7 +82,7 @@ def _refuse_none(found: Sequence[object], source: str) -> None:
         raise ScenarioError(
             f"{source} holds no diff",
             hint="expected a diff, a mail with one or an mbox, as `git format-patch` makes it",
-            reason="no-diff",
+            reason=Reason.NO_DIFF,
         )
 
 
@@ -91,7 +92,7 @@ def _content(path: Path) -> bytes:
     except FileNotFoundError as exc:
         raise _missing(path) from exc
     except (OSError, ValueError) as exc:
-        raise ScenarioError(f"{path} cannot be read: {exc}", reason="no-such-series") from exc
+        raise ScenarioError(f"{path} cannot be read: {exc}", reason=Reason.NO_SUCH_SERIES) from exc
 
 
 def _missing(path: Path) -> ScenarioError:
@@ -99,13 +100,13 @@ def _missing(path: Path) -> ScenarioError:
     if not folder.is_dir():
         return ScenarioError(
             f"there is no {path}, nor its folder",
-            hint="paths are from the scenario's folder", reason="no-such-series",
+            hint="paths are from the scenario's folder", reason=Reason.NO_SUCH_SERIES,
         )  # fmt: skip
     names = sorted(p.name for p in folder.iterdir())
     return ScenarioError(
         f"there is no {path}{nearest_name(path.name, names)}",
         hint="a series is a file, a folder, a range A..B of the tree's commits, or a message-id",
-        reason="no-such-series",
+        reason=Reason.NO_SUCH_SERIES,
     )
 
 
@@ -120,7 +121,7 @@ def _from_folder(folder: Path) -> Iterator[tuple[str, Letter]]:
         raise ScenarioError(
             f"{folder} holds no patches",
             hint=f"expected a file `series`, or files that end with {', '.join(_PATCH_NAMES)}",
-            reason="no-such-series",
+            reason=Reason.NO_SUCH_SERIES,
         )
     parts = [(path, letters(_content(path), str(path))) for path in paths]
     for path, found in parts:
@@ -160,12 +161,12 @@ def _listed(listing: Path) -> Iterator[Path]:
             raise ScenarioError(
                 f"{listing}: line {number}: {name} is to be applied with {' '.join(options)}",
                 hint="patches are applied with -p1, forward: `quilt refresh -p1` makes them so",
-                reason="damaged-patch",
+                reason=Reason.DAMAGED_PATCH,
             )
         any_ = True
         yield listing.parent / name
     if not any_:
-        raise ScenarioError(f"{listing} names no patch", reason="no-such-series")
+        raise ScenarioError(f"{listing} names no patch", reason=Reason.NO_SUCH_SERIES)
 
 
 def _from_range(item: str, repository: Path | None) -> Iterator[tuple[str, Letter]]:
@@ -173,13 +174,15 @@ def _from_range(item: str, repository: Path | None) -> Iterator[tuple[str, Lette
         raise ScenarioError(
             f"{item} is a range of commits, and there is no git repository that it is of",
             hint="a file instead: `git format-patch --stdout A..B > FILE`",
-            reason="no-such-repository",
+            reason=Reason.NO_SUCH_REPOSITORY,
         )
     git = located(repository)
     first, _, last = item.partition("..")
     if last.startswith("."):
         raise ScenarioError(
-            f"{item}: three dots", hint=f"write {first}..{last.lstrip('.')}", reason="no-such-ref"
+            f"{item}: three dots",
+            hint=f"write {first}..{last.lstrip('.')}",
+            reason=Reason.NO_SUCH_REF,
         )
     begin, end = (commit_id(git, name, repository) for name in (first, last))
     if merges := _commits(git, "--merges", "--max-count=1", f"{begin}..{end}"):
@@ -187,7 +190,7 @@ def _from_range(item: str, repository: Path | None) -> Iterator[tuple[str, Lette
         raise ScenarioError(
             f'{item}: {sha[:12]} ("{subject}") is a merge, which is no patch',
             hint="name a range without merges, or build its end: ref instead of series",
-            reason="merge-in-range",
+            reason=Reason.MERGE_IN_RANGE,
         )
     commits = _commits(git, "--reverse", f"{begin}..{end}")
     if not commits:
@@ -195,7 +198,7 @@ def _from_range(item: str, repository: Path | None) -> Iterator[tuple[str, Lette
         raise ScenarioError(
             f"{item}: there is no commit in this range of {repository}",
             hint=f"the other way round ({last}..{first}) there are {more}" if more != "0" else "",
-            reason="empty-range",
+            reason=Reason.EMPTY_RANGE,
         )
     found = list(_diffs(git, item, commits))
     _refuse_none(found, item)
@@ -271,9 +274,9 @@ def _fetched(message_id: str) -> bytes:
         raise ScenarioError(
             f'lore.kernel.org has no mail "{message_id}"', evidence=said,
             hint="a message-id is in a mail's header Message-ID, and in its address there",
-            reason="no-such-mail",
+            reason=Reason.NO_SUCH_MAIL,
         )  # fmt: skip
     raise BenchError(
         f"b4 could not fetch {message_id} from lore.kernel.org", evidence=said,
-        hint=f"is there a network? Else, {by_hand}", reason="lore-unreachable",
+        hint=f"is there a network? Else, {by_hand}", reason=Reason.LORE_UNREACHABLE,
     )  # fmt: skip

@@ -20,6 +20,7 @@ from orchestrator.hashing import digest_of, sha256_file
 from orchestrator.kernels.apt import Archive, Package
 from orchestrator.kernels.git import Git, commit_of, located, own_repository, repository_of
 from orchestrator.kernels.package import chosen_version, suites_of
+from orchestrator.reasons import Reason
 from orchestrator.scenario import SourceKernel, TreeKernel
 
 _TOP = ("Kbuild", "Kconfig", "Makefile")
@@ -73,7 +74,8 @@ def source_of(kernel: TreeKernel | SourceKernel, cache: Cache) -> Source:
     if kernel.ref is not None:
         raise ScenarioError(
             f"{path} is no git repository, so it has no {kernel.ref}",
-            hint="leave ref out, or name the top folder of a repository", reason="no-such-source",
+            hint="leave ref out, or name the top folder of a repository",
+            reason=Reason.NO_SUCH_SOURCE,
         )  # fmt: skip
     if path.is_dir():
         return _of_folder(path, cache)
@@ -84,7 +86,7 @@ def source_of(kernel: TreeKernel | SourceKernel, cache: Cache) -> Source:
     raise ScenarioError(
         f"{path} is no kernel's source" if path.exists() else f"there is no {path}",
         hint="a git repository, a folder with a kernel's source, or a tarball of one",
-        reason="no-such-source",
+        reason=Reason.NO_SUCH_SOURCE,
     )
 
 
@@ -93,7 +95,8 @@ def _is_kernel(path: Path, names: set[str]) -> None:
     if missing := [name for name in _TOP if name not in names]:
         raise ScenarioError(
             f"{path} is no kernel's source: it has no {' and no '.join(missing)}",
-            hint="the top folder of a kernel's source, or its repository", reason="no-such-source",
+            hint="the top folder of a kernel's source, or its repository",
+            reason=Reason.NO_SUCH_SOURCE,
         )  # fmt: skip
 
 
@@ -133,7 +136,7 @@ def _of_package(kernel: SourceKernel, cache: Cache) -> Source:
     if len(found) != 1:
         raise ScenarioError(
             f"the package {kernel.source} has no kernel source",
-            hint="a package as linux-source-7.3, or linux-source", reason="no-such-package",
+            hint="a package as linux-source-7.3, or linux-source", reason=Reason.NO_SUCH_PACKAGE,
         )  # fmt: skip
     return package_source(archive, Package(**found[0]), cache)
 
@@ -146,7 +149,9 @@ def package_source(archive: Archive, package: Package, cache: Cache) -> Source:
         run(["dpkg-deb", "--extract", deb, folder / "tree"], doing=f"unpacking {deb.name}")
         found = [p for p in folder.rglob("*.tar.*") if p.is_file()]
         if len(found) != 1:
-            raise ScenarioError(f"{deb.name} has no tarball of a kernel", reason="no-such-source")
+            raise ScenarioError(
+                f"{deb.name} has no tarball of a kernel", reason=Reason.NO_SUCH_SOURCE
+            )
         found[0].rename(folder / found[0].name)
         deb.unlink()
         shutil.rmtree(folder / "tree")

@@ -31,6 +31,7 @@ from orchestrator.kernels.series import read_series
 from orchestrator.kernels.sources import Source, source_of
 from orchestrator.kernels.worktree import WorkTree, work_tree
 from orchestrator.progress import Progress
+from orchestrator.reasons import Reason
 from orchestrator.scenario import SourceKernel, TreeKernel
 
 _FIXED = (
@@ -234,7 +235,7 @@ class _Build:
                 "the base does not come out as it was before the series: its digest was"
                 f" {before}, now {after}",
                 hint="its objects were removed: run again, which builds all of it",
-                reason="base-not-reproduced",
+                reason=Reason.BASE_NOT_REPRODUCED,
             )
         return after
 
@@ -249,7 +250,7 @@ class _Build:
             raise ScenarioError(
                 f"{self._wanted.source.name} does not build ({what})",
                 evidence=first_errors(said),
-                hint=f"the whole log: {log}", reason="build-failed",
+                hint=f"the whole log: {log}", reason=Reason.BUILD_FAILED,
             )  # fmt: skip
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 from orchestrator.analysis.breakdown import Breakdown, measured_whole
 from orchestrator.analysis.comparison import Comparison, findings_of, laws
 from orchestrator.analysis.law import Law
-from orchestrator.analysis.level import Level, Reason
+from orchestrator.analysis.level import Level, LevelReason
 from orchestrator.analysis.looking import Cost, costs_of_looking
 from orchestrator.analysis.maps import Place
 from orchestrator.analysis.trace import Operation
@@ -55,7 +55,7 @@ def _levels(baseline: Findings, candidate: Findings) -> str:
     if not names:
         return ""
     lines = ["Mapping level (BAR in the process; each lookup), and why not the best:"]
-    told: set[tuple[str, Reason]] = set()
+    told: set[tuple[str, LevelReason]] = set()
     for name in names:
         lines.append(f"  {name}")
         for arm, side in zip(ARMS, (baseline, candidate), strict=True):

@@ -26,7 +26,7 @@ from orchestrator.analysis.effect import (
     LEAST_FOR_P,
     Effect,
 )
-from orchestrator.analysis.level import Reason
+from orchestrator.analysis.level import LevelReason
 from orchestrator.analysis.summary import summary
 from orchestrator.analysis.theory import lookups, stride_of
 from orchestrator.analysis.timeline import Timeline
@@ -219,7 +219,7 @@ class Place:
     name: str
     arm: ArmName
     level: str
-    reasons: tuple[Reason, ...]
+    reasons: tuple[LevelReason, ...]
     """Reasons why the level is not the best."""
 
 

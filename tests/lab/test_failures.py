@@ -18,6 +18,7 @@ from orchestrator.bench.hypervisor import Deadlines
 from orchestrator.bench.state import token_prefix
 from orchestrator.bounded import CONSOLE_BYTES
 from orchestrator.errors import ArmFailedError
+from orchestrator.reasons import Reason
 from tests.lab.conftest import RunOne, with_release
 
 pytestmark = pytest.mark.vm
@@ -138,7 +139,7 @@ def test_a_guest_that_cannot_be_destroyed_is_left_to_the_end_of_its_host(
     def stop(host: Host, *_: Any) -> None:
         host.shell.run(_STOP_ALL)
         began.append(time.monotonic())
-        raise ArmFailedError("the guest hangs", reason="guest-hang")
+        raise ArmFailedError("the guest hangs", reason=Reason.GUEST_HANG)
 
     monkeypatch.setattr(guest, "_interview", stop)
     outcome = one_trial(PLAIN)

@@ -104,7 +104,7 @@ def runner(sshd: Server, tmp_path: Path) -> Runner:
 def refused(endpoint: Endpoint, *, patience: float = SECONDS) -> BenchError:
     with (
         pytest.raises(BenchError) as caught,
-        logged_in(endpoint, "machine", patience=patience),
+        logged_in(endpoint, patience=patience),
     ):
         pytest.fail("it was let in")
     assert str(endpoint) in caught.value.message
@@ -141,26 +141,26 @@ def test_machine_that_was_installed_anew_may_have_both_keys_known(runner: Runner
 def test_unknown_host_key_is_refused(runner: Runner) -> None:
     runner.knows(f"127.0.0.2 {runner.server.keys.host.public_line}")
     failure = refused(runner.endpoint())
-    assert failure.reason == "machine-unknown-host-key"
+    assert failure.reason == "host-unknown-host-key"
     assert str(runner.folder / "known_hosts") in failure.message
     assert "ssh machine" in failure.hint
 
 
 def test_another_host_key_is_refused(runner: Runner) -> None:
     runner.knows_key(KeyPair.make())
-    assert refused(runner.endpoint()).reason == "machine-wrong-host-key"
+    assert refused(runner.endpoint()).reason == "host-wrong-host-key"
 
 
 def test_revoked_host_key_is_refused(runner: Runner) -> None:
     line = f"[127.0.0.1]:{runner.server.port} {runner.server.keys.host.public_line}"
     runner.knows(line, f"@revoked {line}")
-    assert refused(runner.endpoint()).reason == "machine-unknown-host-key"
+    assert refused(runner.endpoint()).reason == "host-unknown-host-key"
 
 
 def test_identity_of_nobody_there_is_refused(runner: Runner) -> None:
     runner.has("id", KeyPair.make())
     failure = refused(runner.endpoint())
-    assert failure.reason == "machine-no-login"
+    assert failure.reason == "host-no-login"
     assert f"no key lets {USER} in" in failure.message
     assert failure.evidence.startswith("ssh-ed25519 SHA256:")
     assert failure.evidence.endswith(": refused")
@@ -210,13 +210,13 @@ def test_key_of_ssh_agent_lets_in_unless_the_configuration_is_against_it(
         monkeypatch.setenv("SSH_AUTH_SOCK", str(address))
         with logged_in(runner.endpoint(only=False)) as shell:
             assert shell.alive()
-        assert refused(runner.endpoint()).reason == "machine-no-login"
+        assert refused(runner.endpoint()).reason == "host-no-login"
 
 
 def test_port_that_nobody_serves_is_no_ssh_server(runner: Runner) -> None:
     runner.knows(f"* {runner.server.keys.host.public_line}")
     failure = refused(runner.endpoint(port=free_port()))
-    assert failure.reason == "machine-no-ssh"
+    assert failure.reason == "host-no-ssh"
     assert "no SSH server answers at 127.0.0.1 port" in failure.message
 
 
@@ -225,7 +225,7 @@ def test_machine_that_listens_and_says_nothing_is_waited_for_only_so_long(runner
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
         runner.knows(f"[127.0.0.1]:{port} {runner.server.keys.host.public_line}")
-        assert refused(runner.endpoint(port=port), patience=0.5).reason == "machine-no-ssh"
+        assert refused(runner.endpoint(port=port), patience=0.5).reason == "host-no-ssh"
 
 
 # root ------------------------------------------------------------------------------------------
@@ -256,7 +256,7 @@ def test_commands_of_an_ordinary_user_go_through_sudo(runner: Runner, ordinary: 
 def test_user_whom_sudo_asks_for_a_password_is_refused(runner: Runner, ordinary: Path) -> None:
     program(ordinary / "sudo", "#!/bin/sh\necho 'sudo: a password is required' >&2\nexit 1\n")
     failure = refused(runner.endpoint())
-    assert failure.reason == "machine-no-root"
+    assert failure.reason == "host-no-root"
     assert failure.evidence == "sudo: a password is required"
     assert f"{USER} ALL=(root) NOPASSWD: ALL" in failure.hint
 
@@ -418,7 +418,7 @@ def test_jump_host_with_another_key_is_said(behind: Behind) -> None:
     behind.runner.knows_key(behind.runner.server.keys.host)
     behind.knows_the_bastion(KeyPair.make())
     failure = refused(behind.endpoint())
-    assert failure.reason == "machine-no-ssh"
+    assert failure.reason == "host-no-ssh"
     assert "ended with exit code 255" in failure.message
     assert "Host key verification failed" in failure.evidence
 
@@ -427,14 +427,14 @@ def test_port_that_nobody_serves_behind_a_jump_host_is_no_ssh_server(behind: Beh
     behind.runner.knows(f"* {behind.runner.server.keys.host.public_line}")
     behind.knows_the_bastion(behind.bastion.keys.host)
     failure = refused(behind.endpoint(port=free_port()))
-    assert failure.reason == "machine-no-ssh"
+    assert failure.reason == "host-no-ssh"
     assert "onnection refused" in failure.evidence
 
 
 def test_machine_behind_another_is_known_by_its_own_key(behind: Behind) -> None:
     behind.runner.knows_key(KeyPair.make())
     behind.knows_the_bastion(behind.bastion.keys.host)
-    assert refused(behind.endpoint()).reason == "machine-wrong-host-key"
+    assert refused(behind.endpoint()).reason == "host-wrong-host-key"
 
 
 # OpenSSH's client ------------------------------------------------------------------------------

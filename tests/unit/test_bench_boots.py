@@ -11,6 +11,7 @@ import pytest
 from orchestrator.errors import ArmFailedError, BenchError
 from orchestrator.evidence.layout import TrialWriter
 from orchestrator.faults import Charge, Charged
+from orchestrator.reasons import Reason
 
 PATH = Path(__file__).parents[2] / "ci/bench/boots.py"
 
@@ -33,7 +34,7 @@ def test_row_has_whom_the_failure_was_charged_to(
     trial = TrialWriter(tmp_path / "trial", {"arm": "candidate"})
     with trial.stage("host-boot"):
         pass
-    trial.failed(error("x", reason="guest-hang"), "guest-0-plain", Charged(charge, "why"))
+    trial.failed(error("x", reason=Reason.GUEST_HANG), "guest-0-plain", Charged(charge, "why"))
     row = boots.row_of(trial.complete())
     assert (row["arm"], row["reason"], row["charged"]) == ("candidate", "guest-hang", charge)
     assert row["host_seconds"] >= 0

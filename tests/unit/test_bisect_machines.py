@@ -22,6 +22,7 @@ from orchestrator.evidence.layout import RunDir
 from orchestrator.folderlock import only_writer
 from orchestrator.judge import judged, sampled
 from orchestrator.progress import Progress
+from orchestrator.reasons import Reason
 from orchestrator.run import Runner
 from orchestrator.scenario import ARMS, ArmName, DebKernel, ModuleKernel, Scenario, TreeKernel
 from orchestrator.short import Setting, bisect_text
@@ -157,14 +158,14 @@ def test_commit_without_a_number_says_why(
 
 
 def test_commit_that_cannot_be_had_is_skipped(fixture: Fixture) -> None:
-    fixture.raises = ScenarioError("it does not build", reason="build-failed")
+    fixture.raises = ScenarioError("it does not build", reason=Reason.BUILD_FAILED)
     assert fixture.step() == Skipped("build-failed", "it does not build")
-    fixture.raises = BenchError("no mirror", reason="mirror")
-    assert fixture.step() == Skipped("mirror", "no mirror", by_bench=True)
+    fixture.raises = BenchError("no mirror", reason=Reason.MIRROR_UNREACHABLE)
+    assert fixture.step() == Skipped("mirror-unreachable", "no mirror", by_bench=True)
 
 
-@pytest.mark.parametrize("reason", ["run-exists", "run-changed"])
-def test_what_says_nothing_of_the_commit_ends_it(fixture: Fixture, reason: str) -> None:
+@pytest.mark.parametrize("reason", [Reason.RUN_EXISTS, Reason.RUN_CHANGED])
+def test_what_says_nothing_of_the_commit_ends_it(fixture: Fixture, reason: Reason) -> None:
     fixture.raises = ScenarioError("another process", reason=reason)
     with pytest.raises(ScenarioError, match="another process"):
         fixture.step()
@@ -200,7 +201,7 @@ def test_ends_are_checked_before_anything_is_built(
 ) -> None:
     def refused(kernel: TreeKernel, cache: Cache) -> None:
         if kernel.ref == fixture.question.commits.bad.sha:
-            raise ScenarioError("has no Kconfig")
+            raise ScenarioError("has no Kconfig", reason=Reason.NO_SUCH_SOURCE)
 
     monkeypatch.setattr(bisect, "checked", refused)
     with pytest.raises(ScenarioError, match=r"^--bad: has no Kconfig"):
@@ -231,7 +232,9 @@ def test_commit_with_the_sources_of_the_package_is_the_package(
 
     def pristine(kernel: ModuleKernel, cache: Cache) -> None:
         if kernel.ref == commits.good[0].sha:
-            raise ScenarioError("the sources are those of the package", reason="nothing-changed")
+            raise ScenarioError(
+                "the sources are those of the package", reason=Reason.NOTHING_CHANGED
+            )
 
     monkeypatch.setattr(bisect, "checked", pristine)
     machines = Machines(fixture.here)
@@ -248,7 +251,7 @@ def test_commit_that_is_known_not_to_build_is_skipped(
 ) -> None:
     def refused(kernel: TreeKernel, cache: Cache) -> None:
         if fixture.subject_of(kernel) == "c6":
-            raise ScenarioError("reaches the kernel itself", reason="beyond-modules")
+            raise ScenarioError("reaches the kernel itself", reason=Reason.BEYOND_MODULES)
 
     monkeypatch.setattr(bisect, "checked", refused)
     assert fixture.step("c6") == Skipped("beyond-modules", "reaches the kernel itself")

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from orchestrator import bounded
 from orchestrator.bounded import Excerpt, Lines, cut_line, quoted
 from orchestrator.errors import BenchError
+from orchestrator.reasons import Reason
 
 SAID = st.lists(st.sampled_from([b"\n", b"a", b"bc", b"\n\n", b"x" * 40, b"\xff", b"end\n"]))
 
@@ -85,11 +86,11 @@ def test_quoted_words_are_few_and_short(lengths: list[int]) -> None:
 
 
 def test_errors_quote_little_of_what_a_machine_says() -> None:
-    error = BenchError("m" * 10**6, evidence="z" * 30_000_000, reason="x")
+    error = BenchError("m" * 10**6, evidence="z" * 30_000_000, reason=Reason.HOST_START)
     assert len(str(error)) < 25_000
     assert len(error.args[0]) <= 20_000
     assert str(30_000_000 - error.evidence.count("z")) in error.evidence
-    again = BenchError(error.message, evidence=error.evidence)
+    again = BenchError(error.message, evidence=error.evidence, reason=Reason.HOST_START)
     assert (again.message, again.evidence) == (error.message, error.evidence)
 
 

@@ -29,6 +29,7 @@ from orchestrator.evidence.layout import RunDir, TrialDir
 from orchestrator.factors import Cell, ScenarioFile
 from orchestrator.judge import Judged
 from orchestrator.progress import Progress
+from orchestrator.reasons import Reason
 from orchestrator.report.brief import LINES
 from orchestrator.report.perfetto import perfetto_trace
 from orchestrator.report.timeline import text_timeline
@@ -1314,10 +1315,10 @@ def test_failure_to_put_back_is_the_benchs(
     barometer: Command, monkeypatch: pytest.MonkeyPatch, capsys: Said
 ) -> None:
     def fails(*_: object, **__: bool) -> bool:
-        raise BenchError("gpu1 could not be put back as it was", reason="not-put-back")
+        raise BenchError("gpu1 could not be put back as it was", reason=Reason.NOT_PUT_BACK)
 
     def leaves(*_: object, **__: bool) -> bool:
-        raise LeftError("gpu1 is put back, but for what it lists", reason="unreadable")
+        raise LeftError("gpu1 is put back, but for what it lists", reason=Reason.UNREADABLE)
 
     monkeypatch.setattr(cli, "recover_host", leaves)
     assert barometer("recover", "gpu1") == 4

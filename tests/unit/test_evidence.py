@@ -24,6 +24,7 @@ from orchestrator.evidence.layout import (
     write_json,
 )
 from orchestrator.faults import Attempt, Charge, Charged
+from orchestrator.reasons import Reason
 
 PLAN: dict[str, Any] = {
     "schema": 1, "trials": [], "accel": "tcg", "accel_reason": "asked for",
@@ -74,7 +75,7 @@ def test_manifest_is_on_disk_while_the_trial_runs(tmp_path: Path) -> None:
 def test_failed_stage_has_the_reason(tmp_path: Path) -> None:
     trial = writer(tmp_path)
     with pytest.raises(BenchError), trial.stage("device"):
-        raise BenchError("no", reason="device-missing")
+        raise BenchError("no", reason=Reason.DEVICE_MISSING)
     with pytest.raises(ZeroDivisionError), trial.stage("other"):
         raise ZeroDivisionError
     assert [s["outcome"] for s in trial.manifest["stages"]] == [
@@ -87,9 +88,11 @@ def test_failure_of_the_arm_is_charged_to_it_and_failure_of_the_bench_is_not(
     tmp_path: Path,
 ) -> None:
     one, two = writer(tmp_path, "0001-baseline"), writer(tmp_path, "0002-candidate")
-    oops = ArmFailedError("oops", evidence="BUG:", reason="host-panic")
+    oops = ArmFailedError("oops", evidence="BUG:", reason=Reason.HOST_PANIC)
     one.failed(oops, "guest-0", Charged("arm", "vfio_x is in the call trace"), "[ 1.0] BUG:")
-    two.failed(BenchError("no", reason="command-failed"), "device", Charged("bench", "it did"))
+    two.failed(
+        BenchError("no", reason=Reason.COMMAND_FAILED), "device", Charged("bench", "it did")
+    )
     assert one.complete().manifest["outcome"] == {
         "kind": "failed", "by_bench": False, "stage": "guest-0", "reason": "host-panic",
         "message": "oops", "evidence": "BUG:", "charge": "arm",
@@ -112,7 +115,7 @@ def test_kind_of_an_outcome_follows_from_whom_it_is_charged_to(
     tmp_path: Path, error: type[BarometerError], charge: Charge, expected: tuple[str, bool]
 ) -> None:
     trial = writer(tmp_path, "0001-baseline")
-    trial.failed(error("x", reason="guest-hang"), "guest-0", Charged(charge, "because"))
+    trial.failed(error("x", reason=Reason.GUEST_HANG), "guest-0", Charged(charge, "because"))
     done = trial.complete()
     assert (done.manifest["outcome"]["kind"], done.manifest["outcome"]["by_bench"]) == expected
     assert done.attempts() == (Attempt("baseline", "guest-hang", charge, "guest-0", "x"),)
@@ -315,9 +318,11 @@ def test_trials_are_read_in_order(tmp_path: Path) -> None:
 
 
 def test_error_says_what_why_and_what_to_do() -> None:
-    error = BenchError("no kernel", evidence="one\ntwo", hint="look there", reason="x")
+    error = BenchError(
+        "no kernel", evidence="one\ntwo", hint="look there", reason=Reason.NO_SUCH_KERNEL
+    )
     assert str(error) == "no kernel\n  | one\n  | two\nhint: look there"
-    assert str(BenchError("just this")) == "just this"
+    assert str(BenchError("just this", reason=Reason.NO_SUCH_KERNEL)) == "just this"
 
 
 def test_trial_that_takes_too_much_of_the_disk_begins_no_other_stage(tmp_path: Path) -> None:

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import ast
 import random
-import re
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import fisher_exact
 
-import orchestrator
-from orchestrator.bench import images
 from orchestrator.faults import (
     ALPHA,
     ATTEMPTS,
@@ -34,59 +28,6 @@ from orchestrator.faults import (
 from orchestrator.kernelreports import STALLS, reports_in
 from orchestrator.scenario import ARMS, ArmName
 
-SOURCES = Path(orchestrator.__file__).parent
-NAMES = ("host", "guest")
-"""Machines' names with which a reason may begin."""
-
-
-def texts(value: ast.expr) -> Iterator[str]:
-    """Yield the strings that an expression may evaluate to: both branches, with each machine's
-    name."""
-    if isinstance(value, ast.Constant):
-        yield str(value.value)
-    elif isinstance(value, ast.IfExp):
-        yield from texts(value.body)
-        yield from texts(value.orelse)
-    elif isinstance(value, ast.JoinedStr):
-        rest = "".join(str(p.value) for p in value.values if isinstance(p, ast.Constant))
-        if re.fullmatch("-[a-z-]+", rest):
-            yield from (f"{name}{rest}" for name in NAMES)
-
-
-def raised_reasons() -> Iterator[tuple[str, str]]:
-    """Yield each reason in the sources that a trial runs through, with its place."""
-    for path in [*(SOURCES / "bench").glob("*.py"), SOURCES / "run.py"]:
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Call):
-                given_by = [k.value for k in node.keywords if k.arg == "reason"]
-                if isinstance(node.func, ast.Name) and node.func.id == "_as_ours":
-                    given_by.append(node.args[1])
-                for text in (t for value in given_by for t in texts(value)):
-                    yield text, f"{path.name}:{node.lineno}"
-
-
-def refused_reasons() -> Iterator[tuple[str, str]]:
-    """Yield each reason with which the keeper refuses a request; it becomes the error's reason."""
-    for path in (images.GUESTS / "agents/keeper").glob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Dict):
-                keys = [getattr(key, "value", None) for key in node.keys]
-                given = [v for k, v in zip(keys, node.values, strict=True) if k == "refused"]
-            elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(
-                ("RefusedError", "refused_as")
-            ):
-                given = node.args[:1]
-            else:
-                continue
-            for value in given:
-                if isinstance(value, ast.Constant):
-                    yield str(value.value), f"keeper/{path.name}:{node.lineno}"
-
-
-def test_reasons_of_the_keepers_refusals_are_found() -> None:
-    found = dict(refused_reasons())
-    assert {"bind", "modules-refused", "driver-hangs", "lease-held", "os-error"} <= found.keys()
-
 
 @pytest.mark.parametrize(
     "reason", ["bind", "modules-refused", "module-in-use", "driver-hangs", "decode-always-on"]
@@ -94,20 +35,6 @@ def test_reasons_of_the_keepers_refusals_are_found() -> None:
 def test_kernel_that_does_not_hand_over_a_device_may_be_the_cause(reason: str) -> None:
     for emulated in (True, False):
         assert charge(reason, emulated=emulated).charge == "undecided"
-
-
-def test_every_reason_is_in_the_table() -> None:
-    found = dict([*raised_reasons(), *refused_reasons()])
-    assert len(found) > 60
-    # ssh's own configuration is never used to log in to a guest
-    only_hosts = {"no-login", "no-name", "no-proxy", "no-root", "unknown-host-key"}
-    missing = {
-        f"{place}: {reason}" for reason, place in found.items()
-        if reason not in FAULTS and reason.removeprefix("guest-") not in only_hosts
-        and not reason.startswith("host-{")
-    }  # fmt: skip
-    assert not missing
-    assert {f"host-{kind}" for kind in STALLS} <= FAULTS.keys()
 
 
 def test_no_reason_alone_is_an_arms() -> None:

@@ -19,6 +19,7 @@ from orchestrator.factors import ScenarioFile, parse_scenarios
 from orchestrator.folderlock import only_writer
 from orchestrator.matrix import MatrixDir, judge_cells, run_cells
 from orchestrator.progress import Progress
+from orchestrator.reasons import Reason
 from orchestrator.run import Enough, Runner
 from orchestrator.scenario import Scenario
 from tests.unit.kernels.fakes import folder_kernel
@@ -190,7 +191,9 @@ def test_cell_whose_bench_failed_does_not_keep_the_next_from_running(fixture: Fi
     assert fixture.begun == CELLS
 
 
-@pytest.mark.parametrize("error", [None, BenchError("no mirror", reason="mirror")])
+@pytest.mark.parametrize(
+    "error", [None, BenchError("no mirror", reason=Reason.MIRROR_UNREACHABLE)]
+)
 @pytest.mark.parametrize(("failed", "begun"), [(CELLS[:2], 2), (CELLS[1:3], 3), (CELLS[2:], 4)])
 def test_bench_that_fails_in_two_cells_in_a_row_ends_the_run(
     fixture: Fixture, failed: list[str], begun: int, error: BenchError | None,
@@ -205,12 +208,22 @@ def test_bench_that_fails_in_two_cells_in_a_row_ends_the_run(
 
 def test_bench_on_which_nothing_ran_is_an_error(fixture: Fixture) -> None:
     with pytest.raises(BenchError, match="no mirror"):
-        fixture.run(failing(*CELLS, error=BenchError("no mirror"), begins=False))
+        fixture.run(
+            failing(
+                *CELLS,
+                error=BenchError("no mirror", reason=Reason.MIRROR_UNREACHABLE),
+                begins=False,
+            )
+        )
 
 
 def test_what_a_cell_cannot_have_is_said_with_its_name(fixture: Fixture) -> None:
     with pytest.raises(ScenarioError, match=r"^cell seabios-4: no iommufd$"):
-        fixture.run(failing("seabios-4", error=ScenarioError("no iommufd")))
+        fixture.run(
+            failing(
+                "seabios-4", error=ScenarioError("no iommufd", reason=Reason.KERNEL_LACKS_OPTION)
+            )
+        )
 
 
 def test_kernel_that_is_missing_is_found_before_the_first_cell_runs(fixture: Fixture) -> None:

@@ -22,6 +22,7 @@ from orchestrator.errors import BenchError, ScenarioError
 from orchestrator.kernels import KernelBundle
 from orchestrator.prepare import Prepared, prepare
 from orchestrator.progress import Progress
+from orchestrator.reasons import Reason
 from orchestrator.scenario import DirKernel, MetalHost, Scenario
 from tests.unit.scenarios import map_scenario, metal_scenario, scenario
 
@@ -52,7 +53,7 @@ class Builder:
     def _check(self, spec: DirKernel, cache: Cache) -> None:
         self.checked.append(spec.dir.name)
         if spec.dir.name == self.lacking:
-            raise ScenarioError("there is none")
+            raise ScenarioError("there is none", reason=Reason.NO_SUCH_KERNEL)
 
     def _kernel(self, spec: DirKernel, cache: Cache, progress: Progress, tag: str) -> KernelBundle:
         self.built.append(tag)
@@ -125,7 +126,7 @@ def test_module_that_the_guests_kernel_lacks_is_not_said_of_its_command_line(
     build: Builder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def lacking(kernel: KernelBundle, cmdline: str, cache: Cache) -> GuestDisk:
-        raise ScenarioError("no module ext4", reason="kernel-lacks-module")
+        raise ScenarioError("no module ext4", reason=Reason.KERNEL_LACKS_MODULE)
 
     monkeypatch.setattr(prepare_module, "guest_disk", lacking)
     with pytest.raises(ScenarioError, match=r"^guest\.kernel: no module ext4"):
@@ -161,7 +162,7 @@ def test_parameter_that_an_arms_kernel_lacks_is_said_with_its_key(
     def check(kernel: KernelBundle, name: str) -> None:
         asked.append((kernel.release, name))
         if name == "vfio.new":
-            raise ScenarioError("no such thing", hint="another", reason="no-such-parameter")
+            raise ScenarioError("no such thing", hint="another", reason=Reason.NO_SUCH_PARAMETER)
 
     monkeypatch.setattr(prepare_module, "check_parameter", check)
     parameters = 'parameters={"vfio.old" = 1, "vfio.new" = 1}'
@@ -257,7 +258,7 @@ def test_host_that_nothing_will_be_done_on_is_left_alone(
 def test_no_kernel_is_built_for_a_metal_host_that_cannot_be_taken(
     looked: Looked, build: Builder
 ) -> None:
-    looked.refusal = BenchError("it is this machine", reason="host-is-runner")
+    looked.refusal = BenchError("it is this machine", reason=Reason.HOST_IS_RUNNER)
     with pytest.raises(BenchError, match="it is this machine"):
         build(metal_scenario())
     assert (build.checked, build.built) == ([], [])

@@ -37,6 +37,7 @@ from orchestrator.kernels import KernelBundle, materialised
 from orchestrator.plan import PlannedTrial, make_plan
 from orchestrator.prepare import Prepared, plan_facts
 from orchestrator.progress import Progress
+from orchestrator.reasons import Reason, find_reason
 from orchestrator.run import Bench, Enough, Runner, all_made, run_plan, run_trials
 from orchestrator.scenario import ARMS, GIB, ArmName, DirKernel, Scenario
 from tests.unit.hosts import Recorded
@@ -116,7 +117,7 @@ def failing(*reasons: str | None, kind: type[BarometerError] = BenchError) -> Cl
 
     def climb(planned: PlannedTrial, trial: TrialWriter) -> None:
         if (reason := reasons[planned.number - 1]) is not None:
-            raise kind(f"trial {planned.number}", reason=reason)
+            raise kind(f"trial {planned.number}", reason=find_reason(reason))
 
     return climb
 
@@ -163,14 +164,16 @@ def test_run_that_is_never_precise_ends_with_the_most_pairs(fixture: Fixture) ->
 def test_bench_that_keeps_failing_ends_a_run_between_blocks_too(fixture: Fixture) -> None:
     chosen = scenario("trials={until={}, warm_up=false, control=false}")
     fixture.trials(
-        failing(None, None, None, "x", "x", None), chosen, enough=lambda run, pairs: False
+        failing(None, None, None, "timeout", "timeout", None),
+        chosen,
+        enough=lambda run, pairs: False,
     )
     assert not fixture.held
     assert len(fixture.begun) == 5
 
 
 def test_complete_trial_is_not_run_again_unless_the_bench_failed(fixture: Fixture) -> None:
-    fixture.trials(failing(None, "x", None, None, "y", None), scenario(PAIRS))
+    fixture.trials(failing(None, "timeout", None, None, "checkup", None), scenario(PAIRS))
     fixture.begun.clear()
     trials = fixture.trials(nothing, scenario(PAIRS))
     assert fixture.begun == ["0002-candidate", "0005-baseline"]
@@ -181,7 +184,7 @@ def test_arm_that_failed_is_a_result_and_is_not_run_again(fixture: Fixture) -> N
     def climb(planned: PlannedTrial, trial: TrialWriter) -> None:
         if planned.number <= 2:
             (trial.host / "console.log").write_text(VFIO_PANIC)
-            raise ArmFailedError("it panicked", reason="host-panic")
+            raise ArmFailedError("it panicked", reason=Reason.HOST_PANIC)
 
     trials = fixture.trials(climb, scenario(PAIRS))
     assert outcomes(trials) == ["host-panic"] * 2 + ["collected"] * 4
@@ -206,7 +209,7 @@ def undecided(*arms: ArmName, times: int = 9, stage: str = "guest-0-plain") -> C
         with trial.stage(stage):
             if planned.boots in arms and left[0]:
                 left[0] -= 1
-                raise ArmFailedError("it hangs", reason="guest-hang")
+                raise ArmFailedError("it hangs", reason=Reason.GUEST_HANG)
 
     return climb
 
@@ -285,11 +288,11 @@ def test_interrupted_repetition_leaves_the_attempt_before_it(fixture: Fixture) -
 @pytest.mark.parametrize(
     ("reasons", "run"),
     [
-        (["a", "a"], 2),
-        (["a", None, "a", None, "a", None], 6),
-        (["a", "b", "a", "b", "a", "b"], 6),
-        ([None, "a", "a"], 3),
-        (["b", "a", "a"], 3),
+        (["timeout", "timeout"], 2),
+        (["timeout", None, "timeout", None, "timeout", None], 6),
+        (["timeout", "checkup", "timeout", "checkup", "timeout", "checkup"], 6),
+        ([None, "timeout", "timeout"], 3),
+        (["checkup", "timeout", "timeout"], 3),
     ],
 )
 def test_bench_that_fails_twice_in_a_row_for_the_same_reason_ends_the_run(
@@ -344,7 +347,7 @@ def test_attempt_beside_ends_behind_the_stage_that_failed(fixture: Fixture) -> N
                 with trial.stage(stage):
                     done.append(stage)
                     if stage == "device" and planned.boots == "candidate":
-                        raise ArmFailedError("it hangs", reason="guest-hang")
+                        raise ArmFailedError("it hangs", reason=Reason.GUEST_HANG)
 
     trials = fixture.trials(climb, scenario())
     assert [len(done) for arm, done in through if arm == "baseline"] == [4, 2, 2]
@@ -358,7 +361,7 @@ def test_attempt_beside_that_is_interrupted_leaves_the_trial_as_it_was(fixture: 
     def climb(planned: PlannedTrial, trial: TrialWriter) -> None:
         if fixture.through[-1]:
             fixture.machines.stop()
-            raise BenchError("its machine was ended", reason="host-ended")
+            raise BenchError("its machine was ended", reason=Reason.HOST_ENDED)
         hang(planned, trial)
 
     trials = fixture.trials(climb, scenario())
@@ -389,7 +392,7 @@ def test_line_of_a_failure_is_what_broke_the_kernel_or_a_stall_of_this_trial(
     def climb(planned: PlannedTrial, trial: TrialWriter) -> None:
         (trial.host / "console.log").write_text(console)
         trial.record(reports_before=before)
-        raise ArmFailedError("it hangs", reason="guest-hang")
+        raise ArmFailedError("it hangs", reason=Reason.GUEST_HANG)
 
     [trial, *_] = fixture.trials(climb, scenario())
     told_line = trial.manifest["outcome"]["line"]
@@ -403,7 +406,7 @@ def test_emulated_guest_of_a_kvm_host_is_the_emulators(
 ) -> None:
     def climb(planned: PlannedTrial, trial: TrialWriter) -> None:
         trial.record(guest_accel=guest_accel)
-        raise ArmFailedError("it stands still", reason="guest-stall")
+        raise ArmFailedError("it stands still", reason=Reason.GUEST_STALL)
 
     [trial, *_] = fixture.trials(climb, scenario(), accel="kvm")
     assert trial.attempts()[0].charge == charged
@@ -442,10 +445,10 @@ def test_other_trials_run_one_after_the_other(
 
 
 def test_failure_beside_others_is_a_trials_own(fixture: Fixture) -> None:
-    climb = failing("guest-panic", None, None, "x", None, None)
+    climb = failing("guest-panic", None, None, "timeout", None, None)
     trials = fixture.trials(climb, map_scenario(PAIRS), accel="exact", width=2)
     assert outcomes(trials) == [
-        "guest-panic", "collected", "collected", "x", "collected", "collected",
+        "guest-panic", "collected", "collected", "timeout", "collected", "collected",
     ]  # fmt: skip
     assert not fixture.machines.stopped.is_set()
 
@@ -454,7 +457,7 @@ def test_bench_that_keeps_failing_ends_a_run_at_once(
     fixture: Fixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
     chosen = map_scenario("trials.pairs=50")
-    climb = failing(*["no-space"] * 100)
+    climb = failing(*["disk-full"] * 100)
     trials = fixture.trials(climb, chosen, accel="exact", width=2)
     assert 2 <= len(trials) < 100
     assert not fixture.held
@@ -472,7 +475,7 @@ def test_interrupt_ends_the_machines_and_leaves_no_partial_trial(
         nothing(planned, trial)
         working.wait()
         assert fixture.machines.stopped.wait(SECONDS)
-        raise ArmFailedError("the host's machine ended by itself", reason="host-ended")
+        raise ArmFailedError("the host's machine ended by itself", reason=Reason.HOST_ENDED)
 
     def interrupted(running: object) -> Any:
         working.wait()
@@ -496,7 +499,7 @@ def test_bug_in_one_trial_ends_those_beside_it(fixture: Fixture) -> None:
         if planned.number == 1:
             raise ZeroDivisionError
         assert fixture.machines.stopped.wait(SECONDS)
-        raise BenchError("gone", reason="host-ssh-lost")
+        raise BenchError("gone", reason=Reason.HOST_SSH_LOST)
 
     with pytest.raises(ZeroDivisionError):
         fixture.trials(climb, map_scenario(PAIRS), accel="exact", width=2)
@@ -558,7 +561,9 @@ class Kept:
         yield "the host"
 
 
-@pytest.mark.parametrize("error", [None, KeyboardInterrupt(), BenchError("x", reason="x")])
+@pytest.mark.parametrize(
+    "error", [None, KeyboardInterrupt(), BenchError("x", reason=Reason.TIMEOUT)]
+)
 def test_host_that_trials_share_is_ended_with_the_run(
     fixture: Fixture, monkeypatch: pytest.MonkeyPatch, error: BaseException | None
 ) -> None:
@@ -706,7 +711,7 @@ def breaking(*reasons: str | None, kind: type[BarometerError] = BenchError) -> C
     def climb(planned: PlannedTrial, trial: TrialWriter) -> None:
         nothing(planned, trial)
         if left and (reason := left.pop(0)) is not None:
-            raise kind(f"it was {reason}", reason=reason)
+            raise kind(f"it was {reason}", reason=find_reason(reason))
 
     return climb
 
@@ -774,7 +779,7 @@ def test_trial_beside_others_is_begun_again_by_itself(fixture: Fixture) -> None:
     def climb(planned: PlannedTrial, trial: TrialWriter) -> None:
         if planned.number == 4 and not failed.is_set():
             failed.set()
-            raise BenchError("crawled", reason="exact-crawl")
+            raise BenchError("crawled", reason=Reason.EXACT_CRAWL)
 
     trials = fixture.trials(climb, map_scenario(PAIRS), accel="exact", width=2)
     assert outcomes(trials) == ["collected"] * 6
@@ -792,7 +797,7 @@ def test_crash_of_a_run_that_is_interrupted_is_not_begun_again(
     def climb(planned: PlannedTrial, trial: TrialWriter) -> None:
         working.wait()
         assert fixture.machines.stopped.wait(SECONDS)
-        raise BenchError("gone", reason="host-crash")
+        raise BenchError("gone", reason=Reason.HOST_CRASH)
 
     def interrupted(running: object) -> Any:
         working.wait()
@@ -886,7 +891,7 @@ class Metal:
         if self.failing and (reason := self.failing.pop(0)):
             if reason == "interrupted":
                 raise KeyboardInterrupt
-            raise BenchError("x", reason=reason)
+            raise BenchError("x", reason=find_reason(reason))
 
 
 @pytest.fixture
@@ -991,7 +996,7 @@ def test_machine_is_leased_again_for_a_trial_that_the_bench_failed(metal: Metal)
 
 
 def test_machine_is_put_back_when_the_bench_keeps_failing(metal: Metal) -> None:
-    metal.failing = ["x", "x"]
+    metal.failing = ["timeout", "timeout"]
     assert not metal(metal_scenario())
     assert metal.done[-1] == "put back"
 

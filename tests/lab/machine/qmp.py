@@ -14,6 +14,7 @@ from typing import Any, TextIO
 
 from orchestrator.bench.waiting import until
 from orchestrator.errors import BenchError
+from orchestrator.reasons import Reason
 
 _SECONDS = 20
 
@@ -32,7 +33,9 @@ def ask(monitor: Path, command: str, arguments: dict[str, Any] | None = None) ->
                 lines.flush()
                 answer = _answer(lines)
                 if "error" in answer:
-                    raise BenchError(f"QEMU: {name}: {answer['error']['desc']}", reason="monitor")
+                    raise BenchError(
+                        f"QEMU: {name}: {answer['error']['desc']}", reason=Reason.MONITOR
+                    )
             return answer["return"]
 
 

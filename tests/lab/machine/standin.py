@@ -24,6 +24,7 @@ from orchestrator.bench.waiting import until
 from orchestrator.cache import Cache
 from orchestrator.command import run, tail
 from orchestrator.errors import BenchError
+from orchestrator.reasons import Reason
 from orchestrator.scenario import parse_size
 from tests.lab.machine import qmp
 from tests.lab.machine.disk import FIRMWARE, Loader, machine_disk
@@ -78,7 +79,11 @@ class StandIn:
 
         def booted() -> bool | None:
             if not self.is_running():
-                raise BenchError("the stand-in machine is gone", evidence=self.last_words())
+                raise BenchError(
+                    "the stand-in machine is gone",
+                    evidence=self.last_words(),
+                    reason=Reason.MACHINE_LOST,
+                )
             return True if self.boot_id() not in (None, after) else None
 
         until(booted, within=within, waiting_for="SSH of the stand-in machine", every=0.5,
@@ -156,7 +161,11 @@ def _started(qemu: list[str], monitor: Path) -> Iterator[subprocess.Popen[bytes]
             until(lambda: monitor.exists() or process.poll() is not None or None, within=30,
                   waiting_for="monitor of QEMU")  # fmt: skip
             if process.poll() is not None:
-                raise BenchError("QEMU of the stand-in machine ended", evidence=log.read_text())
+                raise BenchError(
+                    "QEMU of the stand-in machine ended",
+                    evidence=log.read_text(),
+                    reason=Reason.HOST_CRASH,
+                )
             yield process
         finally:
             process.kill()

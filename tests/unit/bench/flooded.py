@@ -33,6 +33,7 @@ from orchestrator.bounded import ANSWER_BYTES, CONSOLE_BYTES, TRACE_BYTES
 from orchestrator.errors import BarometerError, BenchError
 from orchestrator.evidence.layout import TrialWriter
 from orchestrator.faults import Charged
+from orchestrator.reasons import Reason
 
 assert orchestrator.cli
 SECONDS = 30.0
@@ -100,7 +101,7 @@ def endless_line(folder: Path) -> None:
         watched = Watched(lines, folder)
         time.sleep(2)
         assert not watched.ended
-    raise BenchError("its caller's deadline", reason="deadline")
+    raise BenchError("its caller's deadline", reason=Reason.TIMEOUT)
 
 
 def wide_answer(folder: Path) -> None:
@@ -123,7 +124,7 @@ def trace(folder: Path) -> None:
 def quoted(folder: Path) -> None:
     """Make an error from one line of 30 MB, and use it in each of its outputs."""
     line = "x" * 30_000_000
-    error = BenchError(f"the host did not start: {line}", evidence=line, reason="host-start")
+    error = BenchError(f"the host did not start: {line}", evidence=line, reason=Reason.HOST_START)
     trial = TrialWriter(folder / "0001-baseline", {"arm": "baseline"})
     trial.failed(error, "boot", Charged("bench", "it did not start"))
     trial.complete()

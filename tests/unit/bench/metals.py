@@ -23,6 +23,7 @@ from orchestrator.errors import BenchError
 from orchestrator.evidence.layout import TrialWriter
 from orchestrator.kernels.bundle import KernelBundle, release_in
 from orchestrator.progress import Progress
+from orchestrator.reasons import Reason, find_reason
 from orchestrator.scenario import ArmName, MetalHost
 from tests.unit.agents.keeper.machines import RELEASE, THP, VERSION, Machine
 from tests.unit.hosts import HostShell
@@ -86,7 +87,7 @@ class Wire(HostShell):
 
     def run(self, argv: Sequence[str] | str, *, stdin: bytes = b"", **how: Any) -> Completed:
         if not self.alive():
-            raise ConnectionLostError("the SSH connection was lost", reason="host-ssh-lost")
+            raise ConnectionLostError("the SSH connection was lost", reason=Reason.HOST_SSH_LOST)
         if argv[0] == "python3" and argv[2] == "-c":
             return self._machine.keeps(json.loads(stdin[int(argv[-1]) :]))
         return super().run(argv, stdin=stdin, **how)
@@ -155,9 +156,9 @@ class StandIn:
 
     def connect(self) -> Wire:
         if self.refusing:
-            raise BenchError("gpu1: not now", reason=self.refusing.pop(0))
+            raise BenchError("gpu1: not now", reason=find_reason(self.refusing.pop(0)))
         if self.is_off:
-            raise BenchError("gpu1: no SSH server answers", reason="host-no-ssh")
+            raise BenchError("gpu1: no SSH server answers", reason=Reason.HOST_NO_SSH)
         self.wires.append(Wire(self))
         return self.wires[-1]
 

@@ -15,6 +15,7 @@ from orchestrator.bench.keeper import TTL, Keeper
 from orchestrator.bench.metal import MetalMachine
 from orchestrator.bench.shell import Completed
 from orchestrator.errors import ArmFailedError, BenchError
+from orchestrator.reasons import Reason
 from tests.unit.agents.keeper.machines import RELEASE, VERSION
 from tests.unit.bench.metals import OLD, SECONDS, Lab, append, changed, metal_spec
 
@@ -175,7 +176,7 @@ def test_lease_of_a_machine_that_was_not_put_back_is_as_long_as_before_its_boots
         lab.machine.before["kernel_restored"] = fails
 
     def fails() -> None:
-        raise BenchError("no space left", reason="os-error")
+        raise BenchError("no space left", reason=Reason.OS_ERROR)
 
     with pytest.raises(BenchError, match="no space left"):
         lab.run(boots, metal_spec(deadline=600))
@@ -338,7 +339,7 @@ def test_machine_that_goes_down_while_it_is_put_back_is_put_back_after(
         def goes_down() -> None:
             lab.machine.refusing = [*refusing]
             lab.machine.power_on()
-            raise BenchError("the SSH connection was lost", reason="host-ssh-lost")
+            raise BenchError("the SSH connection was lost", reason=Reason.HOST_SSH_LOST)
 
         lab.machine.asked.clear()
         lab.machine.before["putback volatile"] = goes_down
@@ -349,10 +350,10 @@ def test_machine_that_goes_down_while_it_is_put_back_is_put_back_after(
 
 def test_error_of_the_keeper_while_putting_back_is_not_waited_out(lab: Lab) -> None:
     def refuses() -> None:
-        raise BenchError("the journal is damaged", reason="journal-damaged")
+        raise BenchError("the record is damaged", reason=Reason.ORIGINAL_DAMAGED)
 
     began = time.monotonic()
     with pytest.raises(BenchError) as caught, lab.leased(metal_spec(deadline=600)):
         lab.machine.before["putback volatile"] = refuses
-    assert caught.value.reason == "journal-damaged"
+    assert caught.value.reason == "original-damaged"
     assert time.monotonic() - began < SECONDS

@@ -17,6 +17,7 @@ from orchestrator.bench.host import Host
 from orchestrator.bench.shell import Completed, ConnectionLostError
 from orchestrator.bench.tracer import MARKER, UNTIL_KERNEL
 from orchestrator.errors import ArmFailedError, BarometerError, BenchError
+from orchestrator.reasons import Reason
 from orchestrator.scenario import GIB, MIB, Guest
 from tests.unit.hosts import HostShell, Recorded
 
@@ -34,7 +35,7 @@ class FakeHost:
 
     def run(self, argv: list[str], timeout: float) -> Completed:
         if self.step < 0:
-            raise ConnectionLostError("gone", reason="host-ssh-lost")
+            raise ConnectionLostError("gone", reason=Reason.HOST_SSH_LOST)
         self.told.append(1000.0 + self.step * guest._SPEED_SECONDS * len(self.told))
         return Completed(f"{self.told[-1]:.2f} 0.00\n", "", 0)
 
@@ -46,7 +47,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def given_up(host: Any) -> BarometerError:
     with pytest.raises(BarometerError) as raised, guest._crawling_is_the_benchs(host):
-        raise ArmFailedError("no SSH", evidence="console", reason="guest-no-ssh")
+        raise ArmFailedError("no SSH", evidence="console", reason=Reason.GUEST_NO_SSH)
     return raised.value
 
 
@@ -179,7 +180,7 @@ def test_kernel_without_pages_of_that_size_is_the_arms_failure(tmp_path: Path) -
 def test_huge_pages_are_given_back_when_the_guest_fails(tmp_path: Path) -> None:
     host = Pages(tmp_path, before=7, more=512)
     with pytest.raises(BenchError), reserved(host, guest_with("hugetlb-2MiB")):
-        raise BenchError("no")
+        raise BenchError("no", reason=Reason.TIMEOUT)
     assert host.count == 7
 
 

@@ -12,6 +12,7 @@ from orchestrator.bench.kernelwatch import KernelWatch
 from orchestrator.bench.shell import ConnectionLostError
 from orchestrator.bounded import CONSOLE_BYTES
 from orchestrator.errors import ArmFailedError, BarometerError, BenchError
+from orchestrator.reasons import Reason
 
 
 @pytest.fixture(autouse=True)
@@ -110,7 +111,7 @@ def test_undecided_failure_beside_a_stall_is_the_emulators(
     tmp_path: Path, said: str, reason: str, emulated: bool
 ) -> None:
     stalled = host(tmp_path, "[ 1.0] fine\n", alive=True, emulated=emulated)
-    failure = ArmFailedError("no SSH", evidence="tail", reason="guest-no-ssh")
+    failure = ArmFailedError("no SSH", evidence="tail", reason=Reason.GUEST_NO_SSH)
     found = explained(stalled, failure, said)
     assert found.reason == (reason if emulated else "guest-no-ssh")
     assert isinstance(found, BenchError) == emulated
@@ -118,17 +119,17 @@ def test_undecided_failure_beside_a_stall_is_the_emulators(
 
 
 def test_stall_of_an_earlier_trial_explains_nothing(tmp_path: Path) -> None:
-    failure = ArmFailedError("no SSH", reason="guest-no-ssh")
+    failure = ArmFailedError("no SSH", reason=Reason.GUEST_NO_SSH)
     assert explained(host(tmp_path, HUNG, alive=True), failure) is failure
 
 
 def test_stall_does_not_explain_what_is_the_benchs_own(tmp_path: Path) -> None:
-    failure = BenchError("no", reason="command-failed")
+    failure = BenchError("no", reason=Reason.COMMAND_FAILED)
     assert explained(host(tmp_path, alive=True), failure, HUNG) is failure
 
 
 def test_guest_that_fails_on_a_host_that_panicked_is_the_hosts_panic(tmp_path: Path) -> None:
-    failure = ArmFailedError("no SSH", reason="guest-no-ssh")
+    failure = ArmFailedError("no SSH", reason=Reason.GUEST_NO_SSH)
     found = explained(
         host(tmp_path, alive=True), failure, "[ 9.0] Kernel panic - not syncing: x\n"
     )
@@ -153,12 +154,14 @@ class Dying:
 
 def charged(dying: Dying) -> BenchError:
     with pytest.raises(BenchError) as caught, explained_by_the_host(cast(Host, dying)):
-        raise ConnectionLostError("EOF", reason="host-ssh-lost")
+        raise ConnectionLostError("EOF", reason=Reason.HOST_SSH_LOST)
     return caught.value
 
 
 def test_lost_connection_of_a_crashed_emulator_is_a_crash() -> None:
-    assert charged(Dying(BenchError("it crashed", reason="host-crash"))).reason == "host-crash"
+    assert (
+        charged(Dying(BenchError("it crashed", reason=Reason.HOST_CRASH))).reason == "host-crash"
+    )
 
 
 def test_lost_connection_of_a_host_that_goes_on_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

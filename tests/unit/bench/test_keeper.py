@@ -20,6 +20,7 @@ from orchestrator.bench.local import Here
 from orchestrator.bench.owner import process_start
 from orchestrator.bench.shell import Completed, ConnectionLostError, Shell
 from orchestrator.errors import BenchError
+from orchestrator.reasons import Reason
 from tests.unit.agents.keeper.machines import GPU, RELEASE, THP, Machine, made_up
 
 
@@ -253,7 +254,7 @@ def test_lease_is_kept_alive_over_lost_connections(machine: Machine, shell: Keep
     def connect() -> Shell:
         done.append("connect")
         if done.count("connect") < 3:
-            raise ConnectionLostError("gone", reason="host-ssh-lost")
+            raise ConnectionLostError("gone", reason=Reason.HOST_SSH_LOST)
         renewed.set()
         return shell
 

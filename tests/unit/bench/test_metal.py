@@ -22,6 +22,7 @@ from orchestrator.bench.profiler import INSTANCE, TRACEFS
 from orchestrator.bench.remote import Link
 from orchestrator.cache import Cache
 from orchestrator.errors import ArmFailedError, BarometerError, BenchError, ScenarioError
+from orchestrator.reasons import Reason
 from orchestrator.scenario import ArmName, HostDevice
 from tests.unit.agents.keeper.machines import RELEASE, THP, VERSION
 from tests.unit.bench.metals import (
@@ -274,7 +275,7 @@ def test_machine_that_is_lost_or_another_is_not_charged_to_the_arm(
         lab.machine.cut()
         lab.machine.refusing = refusing
         with pytest.raises(BenchError) as caught, explained_by_the_host(host):
-            raise BenchError("the SSH connection was lost", reason="host-ssh-lost")
+            raise BenchError("the SSH connection was lost", reason=Reason.HOST_SSH_LOST)
         assert caught.value.reason == reason
         lab.machine.refusing = []
 
@@ -412,7 +413,7 @@ def test_kernel_without_last_words_is_said_to_need_a_console(
 ) -> None:
     def nothing(keeper: Keeper) -> str:
         if refused:
-            raise BenchError("no space left", reason="os-error")
+            raise BenchError("no space left", reason=Reason.OS_ERROR)
         return ""
 
     monkeypatch.setattr(Keeper, "last_words", nothing)
@@ -605,8 +606,12 @@ def test_connection_of_a_lease_that_is_not_renewed_is_made_anew(
         assert commands.shell() is ours
 
 
-@pytest.mark.parametrize("reason", ["host-ssh-lost", "host-no-ssh", "host-no-login"])
-def test_machine_that_goes_down_while_it_is_leased_is_leased_after(lab: Lab, reason: str) -> None:
+@pytest.mark.parametrize(
+    "reason", [Reason.HOST_SSH_LOST, Reason.HOST_NO_SSH, Reason.HOST_NO_LOGIN]
+)
+def test_machine_that_goes_down_while_it_is_leased_is_leased_after(
+    lab: Lab, reason: Reason
+) -> None:
     before = lab.machine.state()
 
     def goes_down() -> None:
@@ -621,7 +626,7 @@ def test_machine_that_goes_down_while_it_is_leased_is_leased_after(lab: Lab, rea
 
 def test_refusal_of_a_lease_for_another_reason_is_not_waited_out(lab: Lab) -> None:
     def refuses() -> None:
-        raise BenchError("the journal is damaged", reason="journal-damaged")
+        raise BenchError("the record is damaged", reason=Reason.ORIGINAL_DAMAGED)
 
     lab.machine.before["acquire"] = refuses
     began = time.monotonic()
@@ -642,7 +647,7 @@ def test_machine_that_another_holds_is_not_touched(lab: Lab) -> None:
 
 def test_nothing_is_booted_or_staged_once_the_lease_is_lost(lab: Lab) -> None:
     with lab.leased() as machine:
-        machine.lease._lost = BenchError("it is another's", reason="lease-lost")
+        machine.lease._lost = BenchError("it is another's", reason=Reason.LEASE_LOST)
         lab.machine.ran.clear()
         with pytest.raises(BenchError, match="it is another's"):
             lab.boot(machine, "baseline")
@@ -693,7 +698,7 @@ def test_switch_that_cannot_be_installed_otherwise_is_an_error(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuses(keeper: Keeper, seconds: int) -> None:
-        raise BenchError("no space left", reason="os-error")
+        raise BenchError("no space left", reason=Reason.OS_ERROR)
 
     before = lab.machine.state()
     monkeypatch.setattr(Keeper, "deadman", refuses)

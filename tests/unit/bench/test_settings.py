@@ -14,6 +14,7 @@ from orchestrator.bench.settings import prove_settings, same_setting, write_sett
 from orchestrator.bench.shell import ConnectionLostError
 from orchestrator.errors import BenchError
 from orchestrator.kernels.bundle import KernelBundle
+from orchestrator.reasons import Reason
 from orchestrator.scenario import ArmName, parse_scenario
 from tests.unit.hosts import HostShell, Recorded
 from tests.unit.scenarios import MINIMAL, scenario
@@ -185,8 +186,8 @@ def test_files_are_written_as_changes_of_the_host() -> None:
 @pytest.mark.parametrize(
     ("failed", "reason"),
     [
-        (BenchError("the journal is full", reason="journal"), "setting-refused"),
-        (ConnectionLostError("gone", reason="host-ssh-lost"), "host-ssh-lost"),
+        (BenchError("the journal is full", reason=Reason.OS_ERROR), "setting-refused"),
+        (ConnectionLostError("gone", reason=Reason.HOST_SSH_LOST), "host-ssh-lost"),
     ],
 )
 def test_lost_connection_is_not_taken_for_a_refusal(failed: BenchError, reason: str) -> None:

@@ -29,6 +29,7 @@ from orchestrator.errors import ArmFailedError, BenchError
 from orchestrator.evidence.layout import TrialWriter
 from orchestrator.kernels.bundle import KernelBundle
 from orchestrator.progress import Progress
+from orchestrator.reasons import Reason
 from tests.unit.agents.keeper.machines import HUGE, Machine, made_up
 from tests.unit.agents.loading import agent
 from tests.unit.hosts import HostShell
@@ -48,7 +49,7 @@ class Wire(HostShell):
 
     def run(self, argv: Sequence[str] | str, *, stdin: bytes = b"", **how: Any) -> Completed:
         if self.lost:
-            raise ConnectionLostError("the SSH connection was lost", reason="host-ssh-lost")
+            raise ConnectionLostError("the SSH connection was lost", reason=Reason.HOST_SSH_LOST)
         if argv[0] == "python3":
             answer = {"failed": AGENT.put_back(json.loads(stdin)), "state": AGENT.state()}
             return Completed(self.garbled or json.dumps(answer), "", 0)
@@ -106,7 +107,7 @@ class Lab:
 
     def _prove(self, shell: object, token: str, kernel: KernelBundle) -> str:
         if kernel.release == "another":
-            raise BenchError("it runs another", reason="wrong-kernel")
+            raise BenchError("it runs another", reason=Reason.WRONG_KERNEL)
         return f"boot {self.booted}"
 
     def say(self, line: str) -> None:
@@ -314,7 +315,7 @@ def failing(error: BaseException) -> Callable[[Host], object]:
 
 
 def test_failure_of_a_guest_is_not_its_hosts(lab: Lab) -> None:
-    error = ArmFailedError("the guest panicked", reason="guest-panic")
+    error = ArmFailedError("the guest panicked", reason=Reason.GUEST_PANIC)
     failed = lab.trial(SPEC, failing(error))
     assert (failed.manifest["raised"], "host_left" in failed.manifest) == (str(error), False)
     lab.trial(SPEC)
@@ -382,7 +383,7 @@ def test_host_that_changed_between_two_trials_is_booted_again(
 
 @pytest.mark.parametrize("shared", [True, False])
 def test_boot_that_fails_leaves_its_evidence_and_no_host(lab: Lab, shared: bool) -> None:
-    lab.failing = ArmFailedError("it does not boot", reason="host-panic")
+    lab.failing = ArmFailedError("it does not boot", reason=Reason.HOST_PANIC)
     trial = lab.trial(SPEC, shared=shared)
     assert trial.manifest["raised"] == "it does not boot"
     assert f"token={trial.manifest['token']}" in trial.manifest["host_cmdline"]

@@ -26,6 +26,7 @@ from orchestrator.bench.tracer import (
 )
 from orchestrator.errors import BenchError
 from orchestrator.evidence.layout import TrialWriter
+from orchestrator.reasons import Reason
 from orchestrator.scenario import GIB, MIB
 from tests.unit.hosts import Recorded
 
@@ -369,7 +370,8 @@ def test_histograms_are_readable_while_they_count_and_saved_afterwards(
 
 
 @pytest.mark.parametrize(
-    ("error", "saved"), [(BenchError("no"), True), (KeyboardInterrupt(), False)]
+    ("error", "saved"),
+    [(BenchError("no", reason=Reason.TIMEOUT), True), (KeyboardInterrupt(), False)],
 )
 def test_tracer_is_cleared_when_the_block_raises(
     trial: TrialWriter, error: BaseException, saved: bool
@@ -464,5 +466,5 @@ def test_lost_trace_does_not_hide_what_happened_before(
         pytest.raises(BenchError, match="first"),
         armed_tracer(host_of(shell, "tcg"), "timing", "map", GIB, trial),
     ):
-        raise BenchError("first")
+        raise BenchError("first", reason=Reason.TIMEOUT)
     assert shell.ran[-1] == "clear barometer barotime"

@@ -8,6 +8,7 @@ import pytest
 from orchestrator.bench import waiting
 from orchestrator.bench.waiting import Stall, until
 from orchestrator.errors import ArmFailedError, BenchError
+from orchestrator.reasons import Reason
 
 
 def test_first_value_that_is_there_is_returned() -> None:
@@ -24,7 +25,7 @@ def test_deadline_says_what_was_waited_for_and_the_last_thing_seen() -> None:
     with pytest.raises(ArmFailedError) as caught:
         until(
             lambda: None, within=0.2, waiting_for="sshd", every=0.01, error=ArmFailedError,
-            reason="guest-hang", last_seen=lambda: "last words",
+            reason=Reason.GUEST_HANG, last_seen=lambda: "last words",
         )  # fmt: skip
     assert 0.15 < time.monotonic() - started < 5
     assert caught.value.message == "no sshd within 0 s"
@@ -41,7 +42,7 @@ def test_failure_that_is_seen_ends_the_wait_at_once() -> None:
     started = time.monotonic()
 
     def check() -> None:
-        raise BenchError("panic", reason="host-panic")
+        raise BenchError("panic", reason=Reason.HOST_PANIC)
 
     with pytest.raises(BenchError, match="panic"):
         until(check, within=60, waiting_for="it")

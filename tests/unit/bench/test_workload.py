@@ -18,6 +18,7 @@ from orchestrator.bench.workload import costs_of, guest_boots, largest, maps, se
 from orchestrator.errors import ArmFailedError, BenchError, EvidenceError
 from orchestrator.evidence.layout import TrialWriter
 from orchestrator.progress import Progress
+from orchestrator.reasons import Reason
 from orchestrator.scenario import GIB, MIB, Pass, Scenario
 from tests.unit.answers import answer, by_1gib
 from tests.unit.hosts import Recorded
@@ -273,7 +274,7 @@ def test_housekeeping_that_the_kernel_refuses_is_let_be(
     host = host_of(shell)
 
     def refuse(*_: object) -> None:
-        raise BenchError("Invalid argument", reason="setting-refused")
+        raise BenchError("Invalid argument", reason=Reason.SETTING_REFUSED)
 
     monkeypatch.setattr(host.change, "write", refuse)
     settle(host, map_scenario("host.settle=1"), trial=trial, progress=Progress())
@@ -379,7 +380,7 @@ def test_host_that_broke_while_it_was_mapped_is_the_arms(
     host = host_of(shell)
 
     def broken() -> None:
-        raise ArmFailedError("oops", reason="host-panic")
+        raise ArmFailedError("oops", reason=Reason.HOST_PANIC)
 
     monkeypatch.setattr(host, "check", broken)
     with pytest.raises(ArmFailedError):

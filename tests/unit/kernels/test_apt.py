@@ -11,6 +11,7 @@ from orchestrator.cache import Cache
 from orchestrator.errors import BenchError
 from orchestrator.kernels import apt, describe
 from orchestrator.kernels.package import suites_of
+from orchestrator.reasons import Reason
 from orchestrator.scenario import DebKernel
 
 UNREACHABLE = "http://127.0.0.1:9/debian"
@@ -96,7 +97,7 @@ def test_unreadable_answers_are_asked_for_again(archive: apt.Archive, tmp_path: 
 
 def test_question_that_fails_is_not_remembered(archive: apt.Archive) -> None:
     def fails() -> None:
-        raise BenchError("no")
+        raise BenchError("no", reason=Reason.MIRROR_UNREACHABLE)
 
     with pytest.raises(BenchError):
         archive.remembered("q", fails)

@@ -7,7 +7,7 @@ import pytest
 
 from orchestrator.analysis.breakdown import Breakdown
 from orchestrator.analysis.comparison import Comparison, compare, to_json
-from orchestrator.analysis.level import Level, Reason
+from orchestrator.analysis.level import Level, LevelReason
 from orchestrator.analysis.trial import Findings, TrialResult, read_result
 from orchestrator.report.maps import map_sections
 from orchestrator.report.text import text_report
@@ -129,7 +129,7 @@ def test_reason_is_told_once_for_each_arm(report: str) -> None:
 
 
 def test_level_of_a_guest_is_from_where_qemu_put_it() -> None:
-    found = of(Level("guest-1", "2MiB", None, None, (Reason("misaligned", "it is off"),)))
+    found = of(Level("guest-1", "2MiB", None, None, (LevelReason("misaligned", "it is off"),)))
     words = section(found, "Mapping level")
     assert "candidate leaves of 2MiB at most, from where QEMU put it" in words
     assert "- misaligned: it is off" in words

@@ -1,0 +1,62 @@
+"""Writes the table of reasons into README.md, from orchestrator/reasons.py and faults.py.
+
+    .venv/bin/python -m ci.reasons
+
+tests/unit/test_reasons.py fails if README.md has another table.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from orchestrator.faults import FAULTS
+from orchestrator.reasons import Ends, Reason
+
+README = Path(__file__).parents[1] / "README.md"
+EXIT_CODES = {
+    Ends.INPUT: 2,
+    Ends.BENCH: 3,
+    Ends.EVIDENCE: 4,
+    Ends.LEFT: 4,
+    Ends.BUG: 70,
+    Ends.INTERRUPT: 130,
+}
+_BEGIN = "<!-- reasons: written by ci/reasons.py -->\n"
+_END = "<!-- end of reasons -->\n"
+
+
+def write_table(readme: str) -> str:
+    """Return a README whose table is that of `Reason`. Raises ValueError if it has no markers."""
+    before, begin, rest = readme.partition(_BEGIN)
+    _, end, after = rest.partition(_END)
+    if not begin or not end:
+        raise ValueError(f"README.md lacks a marker of the table: {_BEGIN}{_END}")
+    return before + begin + _table() + end + after
+
+
+def _table() -> str:
+    rows = [("reason", "exit code", "trial", "what it means: what to do"), ("---",) * 4]
+    rows += [
+        (f"`{reason}`", _codes(reason), _trial(reason),
+         f"{reason.meaning}: {reason.remedy}")
+        for reason in sorted(Reason)
+    ]  # fmt: skip
+    return "".join(f"| {' | '.join(row)} |\n".replace("|  |", "| |") for row in rows)
+
+
+def _codes(reason: Reason) -> str:
+    """Return the exit codes of commands that end for this reason."""
+    codes = {code: None for end, code in EXIT_CODES.items() if end in reason.ends}
+    return ", ".join(map(str, codes))
+
+
+def _trial(reason: Reason) -> str:
+    """Return what becomes of a trial: whom the failure is charged to, or that it is invalid."""
+    if reason in FAULTS:
+        fault = FAULTS[reason]
+        return fault.charge + (f"; emulated: {fault.emulated}" if fault.emulated else "")
+    return "invalid" if Ends.EVIDENCE in reason.ends else ""
+
+
+if __name__ == "__main__":
+    README.write_text(write_table(README.read_text("utf-8")), "utf-8")
