@@ -75,7 +75,9 @@ from orchestrator.scenario import (
     MetalHost,
     NestedHost,
     Scenario,
+    current_name,
     format_size,
+    former_names_note,
     load_scenario,
 )
 from orchestrator.short import (
@@ -455,7 +457,7 @@ def bisect(
     tree: Annotated[Path, typer.Option(help="The kernel's git repository.")] = Path(),
     metric: Annotated[
         str, typer.Option(metavar="NAME", help="By what they differ.")
-    ] = "bar_map_seconds",
+    ] = "bar_map_cost",
     on: Annotated[
         str | None,
         typer.Option(
@@ -486,6 +488,9 @@ def bisect(
 ) -> None:
     """Find the first commit that costs more, or less: git's bisection, by measuring."""
     _logging(verbose)
+    if note := former_names_note("--metric", [metric]):
+        logging.getLogger("barometer").warning(note)
+    metric = current_name(metric)
     with Progress().task("bisect") as progress:
         commits = commits_of(tree, good, bad, paths or [])
         kernels = kernels_of(commits, on, config or [], Path.cwd())

@@ -35,7 +35,7 @@ GUEST_KERNEL = "deb:linux-image-cloud-amd64@trixie"
 PAIRS = 12
 """Pairs for times: enough for verdicts on two metrics that change by less than a factor of two.
 Exact counts need one pair."""
-_HALVES = ("bar_map_seconds", "bar_unmap_seconds")
+_HALVES = ("bar_map_cost", "bar_unmap_cost")
 _PASSES: dict[Workload, tuple[Pass, ...]] = {
     "map": ("plain", "counts"),
     "guest-boot": ("plain", "timing", "counts"),

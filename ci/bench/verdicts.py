@@ -40,7 +40,7 @@ from orchestrator.plan import make_plan
 from orchestrator.scenario import Scenario, parse_scenario
 
 RECORDED = Path(__file__).parents[2] / "fixtures/recorded/noise.json"
-METRIC = "bar_map_seconds"
+METRIC = "bar_map_cost"
 RATIOS = (1.0, 1.03, 1.05)
 """No difference; the margin of equivalence; a difference to detect."""
 SCENARIO = f"""

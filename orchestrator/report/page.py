@@ -439,7 +439,7 @@ def _series(
         points: dict[ArmName, list[tuple[int, float]]] = {arm: [] for arm in ARMS}
         unit = "s"
         for point in scenario.points():
-            metric = comparison.metric(point.metric(f"bar_{what}_seconds"))
+            metric = comparison.metric(point.metric(f"bar_{what}_cost"))
             if (point.alignment, point.state) == (alignment, state) and metric is not None:
                 unit = metric.unit
                 for arm in ARMS:

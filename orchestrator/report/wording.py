@@ -28,15 +28,15 @@ from orchestrator.scenario import (
 
 TITLES: dict[Metric, str] = {
     "host_boot_seconds": "host boot to SSH",
-    "guest_boot_seconds": "guest boot to userspace",
-    "guest_ssh_seconds": "guest boot to SSH",
+    "guest_boot_cost": "guest boot to userspace",
+    "guest_ssh_cost": "guest boot to SSH",
     "bar_maps_per_boot": "BAR maps until exit",
     "bar_unmaps_per_boot": "BAR unmaps until exit",
-    "bar_map_seconds": "one DMA map",
-    "bar_unmap_seconds": "one DMA unmap",
-    "iommu_map_seconds": "iommu_map in a map",
-    "bar_map_seconds_per_boot": "all maps until exit",
-    "bar_unmap_seconds_per_boot": "all unmaps until exit",
+    "bar_map_cost": "one DMA map",
+    "bar_unmap_cost": "one DMA unmap",
+    "iommu_map_cost": "iommu_map in a map",
+    "bar_map_cost_per_boot": "all maps until exit",
+    "bar_unmap_cost_per_boot": "all unmaps until exit",
     "pfn_lookups_per_map": "page lookups in a map",
     "pfn_faults_per_map": "page faults in a map",
     "iova_lookups_per_unmap": "IOMMU walks in an unmap",
@@ -44,8 +44,8 @@ TITLES: dict[Metric, str] = {
 """Title of every metric, in the order of a table."""
 SOURCES: dict[Metric, str] = {
     "host_boot_seconds": "host",
-    "guest_boot_seconds": "plain",
-    "guest_ssh_seconds": "plain",
+    "guest_boot_cost": "plain",
+    "guest_ssh_cost": "plain",
     "pfn_lookups_per_map": "counts",
     "pfn_faults_per_map": "counts",
     "iova_lookups_per_unmap": "counts",

@@ -99,7 +99,7 @@ def test_bench_that_fails_one_arm_more_often_leaves_the_run_inconclusive(
     factor: float, before: str, arm: ArmName
 ) -> None:
     assert run(pairs(factor)).comparison.verdict == before
-    made = run(begun_again(pairs(factor), arm, 2), f"guest_boot_seconds={before}")
+    made = run(begun_again(pairs(factor), arm, 2), f"guest_boot_cost={before}")
     assert made.comparison.verdict == "inconclusive"
     assert exit_code(made.scenario, made.comparison) == 4
     document = to_json(made.comparison)
@@ -133,7 +133,7 @@ def test_arm_that_the_bench_never_lets_through_is_inconclusive() -> None:
 
 
 def test_expectation_is_not_met_while_a_failure_is_undecided() -> None:
-    made = run([*pairs(0.5), hanging(pair=99)], "guest_boot_seconds=improved")
+    made = run([*pairs(0.5), hanging(pair=99)], "guest_boot_cost=improved")
     assert exit_code(made.scenario, made.comparison) == 4
 
 

@@ -120,7 +120,7 @@ def test_trial_that_was_begun_again_says_so() -> None:
 )
 def test_seconds_are_named_what_they_are(accel: str, unit: str) -> None:
     found = run(pairs(0.4, 1), accel=accel).suite
-    assert found.facts["seconds_are"] == unit
+    assert found.facts["cost_unit"] == unit
     assert found.metrics[MAP]["unit"] == unit
     assert found.metrics["pfn_lookups_per_map"]["unit"] == "count"
 

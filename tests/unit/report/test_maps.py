@@ -84,7 +84,7 @@ def test_table_has_a_row_for_each_point(report: str) -> None:
 
 
 def test_point_with_the_plain_name_says_so(report: str) -> None:
-    assert "\none DMA map; full/1GiB/warm is bar_map_seconds\n" in report
+    assert "\none DMA map; full/1GiB/warm is bar_map_cost\n" in report
 
 
 def test_head_says_what_was_done_and_in_what_unit(report: str) -> None:
@@ -200,7 +200,7 @@ def test_seconds_are_seconds_where_the_host_is_not_exact(results: list[TrialResu
 
 
 def test_guest_boot_without_counts_has_no_sections_of_maps() -> None:
-    name: Metric = "bar_map_seconds"
+    name: Metric = "bar_map_cost"
     pair: list[tuple[ArmName, float]] = [("baseline", 2.0), ("candidate", 1.0)]
     both = [TrialResult("t", arm, "measured", samples={name: (v,)}) for arm, v in pair]
     assert map_sections(compare(scenario(), KERNELS, both, 2, "tcg"), exact=False) == ""

@@ -88,7 +88,7 @@ def test_report_begins_with_the_verdict_and_both_kernels(
         "7.3.4+deb13 is improved: one DMA map of a 1GiB BAR takes 316.5 us instead of 500 ms"
         " (emulated), 1/1580."
     )
-    assert verdict == "small: improved\n  * bar_map_seconds: improved"
+    assert verdict == "small: improved\n  * bar_map_cost: improved"
     assert setup.splitlines()[:2] == [
         "baseline   6.12.107+deb13  (deb:old; 1 measured)",
         "candidate  7.3.4+deb13  (deb:new; 1 measured)",
@@ -336,7 +336,7 @@ def test_level_of_the_guest_and_of_the_count_are_said(
 
 
 def of_pairs(
-    *pairs: tuple[float, ...], metric: Metric = "guest_boot_seconds", **more: Any
+    *pairs: tuple[float, ...], metric: Metric = "guest_boot_cost", **more: Any
 ) -> list[TrialResult]:
     """Make trials with one metric: for each pair the baseline's, the candidate's, and a
     control's."""
@@ -381,7 +381,7 @@ def test_interval_is_told_and_what_it_is(plan: dict[str, Any]) -> None:
     )
     words = " ".join(text.split())
     assert "change: of the pairs, by Hodges and Lehmann, with its 95 % interval" in words
-    assert "* guest_boot_seconds: improved; p 0.00049" in words
+    assert "* guest_boot_cost: improved; p 0.00049" in words
     assert "p: Wilcoxon's signed rank" in words
     assert "fewer than 10 pairs" not in words
 
@@ -407,9 +407,9 @@ def test_control_that_differs_makes_the_metric_invalid_and_is_explained(
     plan: dict[str, Any],
 ) -> None:
     words = " ".join(report(plan, *noisy(12, 0.95, control=1.2)).split())
-    assert "small: invalid * guest_boot_seconds: invalid" in words
+    assert "small: invalid * guest_boot_cost: invalid" in words
     assert re.search(
-        r"control: the baseline against itself, 12 trials: DIFFERS in guest_boot_seconds"
+        r"control: the baseline against itself, 12 trials: DIFFERS in guest_boot_cost"
         r" \+20\.\d% \[.*\]\. What differs without a cause is invalid\.",
         words,
     )
@@ -436,11 +436,11 @@ def test_shape_of_an_arm_is_a_note(plan: dict[str, Any]) -> None:
 
 def test_what_regressed_besides_is_in_the_head_and_in_what_is_pasted(plan: dict[str, Any]) -> None:
     samples: list[tuple[ArmName, dict[Metric, tuple[float, ...]]]] = [
-        ("baseline", {"bar_map_seconds": (8.0,), "bar_unmap_seconds": (1.0,)}),
-        ("candidate", {"bar_map_seconds": (1.0,), "bar_unmap_seconds": (2.3,)}),
+        ("baseline", {"bar_map_cost": (8.0,), "bar_unmap_cost": (1.0,)}),
+        ("candidate", {"bar_map_cost": (1.0,), "bar_unmap_cost": (2.3,)}),
     ]
     text = report(plan, *(TrialResult("t", a, "measured", samples=s) for a, s in samples))
-    assert "\n  * bar_map_seconds: improved\n  regressed besides: one DMA unmap 2.3x\n" in text
+    assert "\n  * bar_map_cost: improved\n  regressed besides: one DMA unmap 2.3x\n" in text
     assert "\none DMA unmap: 1 s -> 2.3 s (emulated), 2.3x\n" in text
 
 
