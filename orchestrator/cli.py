@@ -75,9 +75,7 @@ from orchestrator.scenario import (
     MetalHost,
     NestedHost,
     Scenario,
-    current_name,
     format_size,
-    former_names_note,
     load_scenario,
 )
 from orchestrator.short import (
@@ -89,6 +87,7 @@ from orchestrator.short import (
     arms_of,
     bisect_text,
     knobs_of,
+    metric_named,
     template_of,
 )
 from orchestrator.spelled import parse_kernel
@@ -488,9 +487,7 @@ def bisect(
 ) -> None:
     """Find the first commit that costs more, or less: git's bisection, by measuring."""
     _logging(verbose)
-    if note := former_names_note("--metric", [metric]):
-        logging.getLogger("barometer").warning(note)
-    metric = current_name(metric)
+    metric = metric_named(metric)
     with Progress().task("bisect") as progress:
         commits = commits_of(tree, good, bad, paths or [])
         kernels = kernels_of(commits, on, config or [], Path.cwd())

@@ -143,12 +143,12 @@ def _run_case(
     if len(comparison.results) < comparison.planned:
         said.append(f"not complete: {len(comparison.results)} of {comparison.planned} trials")
     if len(guest_accels(comparison.results)) > 1:
-        said.append("guests ran under KVM in some trials, emulated in others")
+        said.append("guests ran under KVM in some trials and were emulated in others")
     if fails_more(comparison):
         (before, of_before), (after, of_after) = (failures(comparison.results, a) for a in ARMS)
         said.append(
-            f"the candidate fails more often: {after} of its {of_after} trials, {before} of"
-            f" {of_before} of the baseline's"
+            f"the candidate fails more often: {after} of its {of_after} trials, and {before} of"
+            f" the baseline's {of_before}"
         )
     if comparison.has_undecided and comparison.verdict == "inconclusive":
         said.append(line_of(undecided_said(comparison)))

@@ -334,7 +334,7 @@ def _trials(comparison: Comparison, role: Role) -> str:
     said = ", ".join(f"{n} {kind}" for kind, n in counts.items() if n) or "no trials"
     again = Counter(said for result in comparison.of_arm(role) for said in attempts_said(result))
     if again:
-        said += "; begun again: " + ", ".join(f"{n} x {why}" for why, n in again.items())
+        said += "; repeated: " + ", ".join(f"{n} x {why}" for why, n in again.items())
     return said
 
 

@@ -55,11 +55,11 @@ SOURCES: dict[Metric, str] = {
 
 def attempts_said(result: TrialResult) -> list[str]:
     """Return a text for each attempt that was repeated: why, and how the other arm's attempts
-    beside it went: `guest-hang (undecided)`, `baseline beside it: went well`."""
+    beside it went: `guest-hang (undecided)`, `baseline beside it: succeeded`."""
     *_, last = result.attempts
     said = []
     for attempt in result.repeated:
-        how = attempt.reason or "went well"
+        how = attempt.reason or "succeeded"
         if attempt.charge == "undecided" and attempt.reason:
             how += " (undecided)"
         said.append(how if attempt.arm == last.arm else f"{attempt.arm} beside it: {how}")
@@ -109,10 +109,10 @@ def resolution_said(scenario: Scenario) -> str:
         which = within(OF_MAPS)
     else:
         which = (
-            f"{within(OF_BOOTS)} of a boot, {within(OF_MAPS_IN_BOOTS)} of its maps,"
-            f" {within(OF_UNMAPS_IN_BOOTS)} of its unmaps"
+            f"{within(OF_BOOTS)} for a boot, {within(OF_MAPS_IN_BOOTS)} for its maps,"
+            f" {within(OF_UNMAPS_IN_BOOTS)} for its unmaps"
         )
-    return f"Instructions are the same number within {which}, whichever is more."
+    return f"Instruction counts are the same if they differ by at most {which}, whichever is more."
 
 
 def said_of(guest: Guest) -> str:

@@ -75,7 +75,7 @@ def test_failure_that_did_not_come_back_is_shown_and_does_not_count() -> None:
     again[index] = TrialResult(**{**vars(again[index]), "repeated": (HANGS,)})
     made = run([first, *again])
     assert made.comparison.verdict == run([first, *others]).comparison.verdict == "improved"
-    assert "begun again: guest-hang (undecided)" in said(made)
+    assert "repeated: guest-hang (undecided)" in said(made)
 
 
 def test_one_trial_of_many_that_is_undecided_leaves_a_regression_one() -> None:

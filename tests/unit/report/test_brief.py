@@ -74,7 +74,7 @@ def test_what_regressed_beside_is_never_left_out(tmp_path: Path) -> None:
         "bar_map_cost": (8.0, 0.001), "bar_unmap_cost": (1.0, 9.0),
     }  # fmt: skip
     lines = brief(measured(values), tmp_path, chosen)
-    assert [line for line in lines if "regressed besides" in line]
+    assert [line for line in lines if "one DMA unmap 9x" in line]
 
 
 def test_report_is_named_where_there_is_one_and_paths_are_for_a_shell(tmp_path: Path) -> None:
@@ -98,7 +98,7 @@ def test_trials_that_do_not_count_are_told_as_far_as_there_is_room(tmp_path: Pat
     assert len(lines) == LINES
     text = " ".join(" ".join(lines).split())
     assert "40 of 60, NOT COMPLETE" in text
-    assert "20 failed (host-panic), begun again 20 times" in text
+    assert re.search(r"20 failed \(host-panic\), \w+ 20 times", text)
     assert "0000-baseline: failed at host-boot: host-panic: xxx" in text
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -39,6 +40,11 @@ def said(
     planned = len(results) if planned is None else planned
     found = compare(chosen, kernels, results, planned, accel)
     return verdict_sentence(chosen, found, {"accel": accel})
+
+
+def reason(text: str) -> str:
+    """Return what follows the verdict."""
+    return text.partition(": ")[2]
 
 
 @pytest.mark.parametrize(
@@ -120,32 +126,29 @@ def test_kernel_against_itself_is_told_apart_by_its_arm() -> None:
 def test_candidate_that_fails_is_regressed_whatever_its_times() -> None:
     failed = TrialResult("x", "candidate", "failed", "guest-panic")
     text = said(*measured({"bar_map_cost": (8, 1)}), failed)
-    assert text == (
-        "7.3.4 is regressed: 1 of its 2 trials failed (guest-panic), of the baseline's 0 of 1."
-    )
+    assert text.startswith("7.3.4 is regressed: ")
+    assert "guest-panic" in reason(text)
+    assert re.findall(r"\d+", reason(text)) == ["1", "2", "0", "1"]
 
 
 def test_invalid_run_is_said_why() -> None:
-    head = "7.3.4 and 6.12.107 are not comparable by this run: "
     bad = TrialResult("x", "baseline", "invalid", "host-hang")
     one, other = measured({"bar_map_cost": (8, 1)}, guest_accel="kvm")
-    assert said() == head + "the baseline has no trial."
-    assert said(bad, other) == (head + "of the baseline's 1 trial none was measured (host-hang).")
     mixed = [one, TrialResult("t", "candidate", "measured", samples=other.samples,
                               guest_accel="tcg")]  # fmt: skip
-    assert said(*mixed) == (
-        head + "guests ran under KVM in some trials and were emulated in others."
-    )
     bare = [TrialResult(arm, arm, "measured") for arm in ARMS]
-    assert said(*bare) == head + "no metric was measured in both arms."
+    for text, key in (
+        (said(), "the baseline"), (said(bad, other), "host-hang"), (said(*mixed), "KVM"),
+        (said(*bare), "no metric"),
+    ):  # fmt: skip
+        assert key in reason(text)
+        assert not re.search("improved|equivalent|regressed", text)
 
 
 def test_run_whose_bench_differs_from_itself_is_said_to() -> None:
     values = [((20.0 + n % 3), (20.0 + n % 3), (20.0 + n % 3) * 1.4) for n in range(12)]
     trials = [t for n, v in enumerate(values, 1) for t in measured({"guest_boot_cost": v}, n)]
-    assert (
-        "the bench finds a difference between a kernel and itself (guest_boot_cost: +4"
-    ) in said(*trials)
+    assert "(guest_boot_cost: +4" in reason(said(*trials))
 
 
 def test_condition_that_was_not_meant_to_differ_is_named() -> None:
@@ -158,7 +161,7 @@ def test_condition_that_was_not_meant_to_differ_is_named() -> None:
     ):
         found = compare(SCENARIO, KERNELS, both, 2, "kvm", conditions(sides, allow=allow))
         text = verdict_sentence(SCENARIO, found, {"accel": "kvm"})
-        assert text.endswith(f": {wanted} without having been meant to.")
+        assert reason(text).startswith(wanted)
 
 
 def test_runs_that_are_no_pairs_are_not_quoted_by_pairs() -> None:
@@ -170,9 +173,9 @@ def test_runs_that_are_no_pairs_are_not_quoted_by_pairs() -> None:
 
 def test_metric_that_decides_and_was_not_measured_is_named() -> None:
     both = measured({"bar_map_cost": (8, 1)})
-    assert said(*both, expect=["guest_boot_cost=improved"]).endswith(
-        "guest_boot_cost, which decides, was not measured in both arms."
-    )
+    text = said(*both, expect=["guest_boot_cost=improved"])
+    assert reason(text).startswith("guest_boot_cost ")
+    assert "bar_map_cost" not in text
 
 
 def test_comparison_is_enough() -> None:
