@@ -306,7 +306,7 @@ def test_what_the_bench_failed_at_before_an_interrupt_is_measured_again(fixture:
         (number(0.011), number(0.011), "less than 3 times"),
         (number(0.011), number(0.011015), "less than 3 times"),  # 0.14 %
         (number(2e-6), number(3.1e-6), "less than 3 times"),  # 1100 instructions
-        (number(4, unit="count"), number(4, unit="count"), "that is the same"),
+        (number(4, unit="count"), number(4, unit="count"), "the two are equal"),
         (number(1, 2, 3, unit="s"), number(3, 4, 5, unit="s"), "their trials overlap"),
         (number(1, unit="s"), number(1.9, unit="s"), "differ by a factor of two"),
     ],

@@ -385,7 +385,7 @@ def test_json_has_every_arm_metric_and_problem() -> None:
     results = [*both(4, 1), ended("baseline", "invalid")]
     comparison, _ = compared(results)
     found = json.loads(json.dumps(to_json(comparison)))
-    assert (found["schema"], found["scenario"], found["verdict"]) == (1, "small", "improved")
+    assert (found["schema"], found["scenario"], found["verdict"]) == (2, "small", "improved")
     assert found["arms"]["baseline"] == {
         "kernel": KERNELS["baseline"],
         "trials": {"measured": 1, "failed": 0, "invalid": 1},

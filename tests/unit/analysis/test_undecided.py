@@ -46,7 +46,9 @@ def test_failure_that_is_undecided_is_inconclusive(before: tuple[Attempt, ...]) 
     assert document["attempts"]["candidate"] == {
         "failed": failed, "charged": 0, "of": failed, "bench": 0,
     }  # fmt: skip
-    assert "undecided" in verdict_sentence(made.scenario, made.comparison, dict(made.plan))
+    assert "not known (guest-hang)" in verdict_sentence(
+        made.scenario, made.comparison, dict(made.plan)
+    )
     assert said(made)
 
 

@@ -286,7 +286,7 @@ def test_run_without_metrics_has_a_page(results: list[TrialResult]) -> None:
     text = html_report(scenario(), compared(results, planned=2), PLAN)
     page = Page(text)
     assert charts(text) == {}
-    assert "not comparable by this run" in page.text
+    assert "cannot be compared by this run" in page.text
     assert "A/B table" not in page.text
     assert "Reproduce" in page.text
 

@@ -275,4 +275,4 @@ def test_notes_are_of_the_passes_and_the_backend(results: list[TrialResult]) -> 
     ):
         chosen = scenario_of_it(override)
         text = text_report(chosen, compare(chosen, KERNELS, results, 2, "exact"), PLAN)
-        assert ("counts: lookups, faults and walks, by in-kernel histograms" in text) == counted
+        assert ("\ncounts: " in text) == counted

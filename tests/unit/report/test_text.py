@@ -275,11 +275,9 @@ def test_trials_that_were_begun_again_are_said_of_their_arm(plan: dict[str, Any]
     before = attempts_from(["host-crash", "exact-crawl"], "candidate")
     again = TrialResult("t", "candidate", "measured", repeated=before)
     text = report(plan, TrialResult("t", "baseline", "measured"), again)
-    assert (
-        "\nbaseline   6.12.107+deb13  (deb:old; 1 measured)"
-        "\ncandidate  7.3.4+deb13  (deb:new; 1 measured; repeated: host-crash,"
-        " exact-crawl)\n"
-    ) in text
+    words = " ".join(text.split())
+    assert "baseline 6.12.107+deb13 (deb:old; 1 measured) candidate" in words
+    assert "(deb:new; 1 measured; repeated: host-crash, exact-crawl)" in words
 
 
 def test_trial_of_the_evidence_says_that_it_was_begun_again(
