@@ -59,12 +59,15 @@ from orchestrator.scenario import (
     Scenario,
     TreeKernel,
     absolute_kernel,
+    current_name,
     parse_scenario,
 )
 from orchestrator.short import commit_text, with_config
 from orchestrator.spelled import EXAMPLES, parse_kernel
 
 RECORD = "bisect.json"
+SCHEMA = 2
+"""Version of bisect.json. Up to 1, costs were called seconds (scenario.py `current_name`)."""
 _REPOSITORY = "repo"
 _TRIALS = 3
 """Trials of a commit if its numbers have noise."""
@@ -177,7 +180,7 @@ class Record:
         path = out / RECORD
         if path.exists():
             known = read_json(path)
-            need_keys(path, known, ("asked", "steps"))
+            need_keys(path, known, ("asked", "steps"), (1, SCHEMA))
             _same(out, known["asked"], question.asked())
             # the bench's failure says nothing about the commit, which is measured again
             steps = map(step_of, known["steps"])
@@ -206,10 +209,10 @@ class Record:
         return Bisection(self._question.metric, tuple(self.steps), self.found)
 
     def document(self) -> dict[str, Any]:
-        """Return bisect.json, schema 1."""
+        """Return bisect.json."""
         ends = self.bisection().ends
         return {
-            "schema": 1, "barometer": __version__, "asked": self._question.asked(),
+            "schema": SCHEMA, "barometer": __version__, "asked": self._question.asked(),
             "threshold": ends and ends.threshold,
             "first_bad": asdict(self.found[0]) if len(self.found) == 1 else None,
             "one_of": [asdict(commit) for commit in self.found] if len(self.found) > 1 else [],
@@ -222,6 +225,7 @@ def _same(out: Path, then: Any, now: dict[str, Any]) -> None:
         raise EvidenceError(
             f"{out / RECORD} is not what barometer writes", reason=Reason.BAD_EVIDENCE
         )
+    then = then | {"metric": current_name(str(then.get("metric")))}
     for key, value in now.items():
         if then.get(key) != value:
             both = "" if key == "scenario" else f": {then.get(key)}, now {value}"

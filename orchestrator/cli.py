@@ -87,6 +87,7 @@ from orchestrator.short import (
     arms_of,
     bisect_text,
     knobs_of,
+    metric_named,
     template_of,
 )
 from orchestrator.spelled import parse_kernel
@@ -459,7 +460,7 @@ def bisect(
     tree: Annotated[Path, typer.Option(help="The kernel's git repository.")] = Path(),
     metric: Annotated[
         str, typer.Option(metavar="NAME", help="By what they differ.")
-    ] = "bar_map_seconds",
+    ] = "bar_map_cost",
     on: Annotated[
         str | None,
         typer.Option(
@@ -490,6 +491,7 @@ def bisect(
 ) -> None:
     """Find the first commit that costs more, or less: git's bisection, by measuring."""
     _logging(verbose)
+    metric = metric_named(metric)
     with Progress().task("bisect") as progress:
         commits = commits_of(tree, good, bad, paths or [])
         kernels = kernels_of(commits, on, config or [], Path.cwd())

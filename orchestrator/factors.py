@@ -26,6 +26,7 @@ from orchestrator.scenario import (
     json_schema,
     models_of,
     nearest_name,
+    note_former_names,
     parse_override,
     parse_toml,
     read_file,
@@ -103,6 +104,7 @@ def parse_scenarios(
         else:
             set_key(document, parts, value)
             pinned[".".join(parts)] = override
+    note_former_names(document, source)
     text = tomlkit.dumps(document)
     factors = _factors(document, source)
     _not_overridden(factors, pinned)

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from orchestrator.analysis import boot
 from orchestrator.analysis.across import SavedRun, compare_runs, plan_across
 from orchestrator.analysis.comparison import (
+    SCHEMA,
     Comparison,
     boots_of,
     compare,
@@ -178,7 +179,8 @@ def judge_across(folders: Sequence[Path], arm: ArmName, allow: Sequence[str]) ->
         })  # fmt: skip
     code = code_of(suites)
     whole = {
-        "schema": 1, "first": first.name, "arm": arm, "exit_code": code, "comparisons": documents,
+        "schema": SCHEMA, "first": first.name, "arm": arm, "exit_code": code,
+        "comparisons": documents,
     }  # fmt: skip
     report = "\n\n".join(reports)
     return Judged(report, code, whole, tuple(suites), report)  # in full: it is saved nowhere

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from orchestrator.analysis.comparison import Comparison, worst
+from orchestrator.analysis.comparison import SCHEMA, Comparison, worst
 from orchestrator.errors import BenchError, EvidenceError, ScenarioError, key_named
 from orchestrator.evidence.layout import RunDir, need_keys, read_json, write_json
 from orchestrator.factors import Cell, ScenarioFile
@@ -185,7 +185,7 @@ def judge_cells(matrix: MatrixDir, tester: str | None = None) -> Judged:
         emulated = emulated or run.plan()["accel"] == "tcg"
     verdict = worst("invalid" if c is None else c.verdict for c in found.values())
     report = matrix_report(name, verdict, found, emulated=emulated)
-    whole = {"schema": 1, "scenario": name, "verdict": verdict, "cells": documents}
+    whole = {"schema": SCHEMA, "scenario": name, "verdict": verdict, "cells": documents}
     texts = {"report.txt": report, "junit.xml": junit_xml(suites), "results.ktap": ktap(suites)}
     save(matrix.path, whole, texts)
     brief = matrix_brief(name, verdict, found, matrix.path)

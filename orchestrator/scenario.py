@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import logging
 import operator
 import os
 import re
@@ -34,6 +35,7 @@ from orchestrator.abi import LEAVES, PAGE
 from orchestrator.errors import ScenarioError
 from orchestrator.reasons import Reason
 
+log = logging.getLogger("barometer.scenario")
 KIB, MIB, GIB, TIB = 2**10, 2**20, 2**30, 2**40
 _UNITS = {"KiB": KIB, "MiB": MIB, "GiB": GIB, "TiB": TIB}
 _SIZE = re.compile(r"([1-9][0-9]*)\s*(KiB|MiB|GiB|TiB)")
@@ -49,24 +51,31 @@ def is_emulated(accel: str) -> bool:
 
 Metric = str
 """Name of a metric: a key of METRICS; at a point of a map also NAME@SIZE/ALIGNMENT/STATE."""
-METRICS: dict[Metric, Literal["s", "count"]] = {
-    "guest_boot_seconds": "s",
-    "guest_ssh_seconds": "s",
+METRICS: dict[Metric, Literal["cost", "s", "count"]] = {
+    "guest_boot_cost": "cost",
+    "guest_ssh_cost": "cost",
     "host_boot_seconds": "s",
-    "bar_map_seconds": "s",
-    "bar_unmap_seconds": "s",
+    "bar_map_cost": "cost",
+    "bar_unmap_cost": "cost",
     "bar_maps_per_boot": "count",
     "bar_unmaps_per_boot": "count",
-    "bar_map_seconds_per_boot": "s",
-    "bar_unmap_seconds_per_boot": "s",
+    "bar_map_cost_per_boot": "cost",
+    "bar_unmap_cost_per_boot": "cost",
     "pfn_lookups_per_map": "count",
     "pfn_faults_per_map": "count",
     "iova_lookups_per_unmap": "count",
-    "iommu_map_seconds": "s",
+    "iommu_map_cost": "cost",
 }
+"""What each metric measures. A cost is in seconds, or on an exact host in Ginsn (10^9
+instructions): analysis/comparison.py `unit_of`. Its name has no unit, so that an expectation, a
+bisection and a plot apply to every accelerator as they are; the unit stands beside each number."""
+_FORMER_NAMES: dict[Metric, Metric] = {
+    name.replace("_cost", "_seconds"): name for name, kind in METRICS.items() if kind == "cost"
+}
+"""Name up to schema 1 of comparison.json -> name. It said seconds of what may be instructions."""
 AT_POINTS: tuple[Metric, ...] = (
-    "bar_map_seconds",
-    "bar_unmap_seconds",
+    "bar_map_cost",
+    "bar_unmap_cost",
     "pfn_lookups_per_map",
     "pfn_faults_per_map",
     "iova_lookups_per_unmap",
@@ -640,6 +649,20 @@ def metric_at(base: Metric, point: str, *, whole: bool) -> Metric:
     return base if is_headline(point, whole=whole) else f"{base}@{point}"
 
 
+def current_name(metric: Metric) -> Metric:
+    """Return the present name of a metric, which may have its former one; any other text as it
+    is."""
+    base, at, point = metric.partition("@")
+    return _FORMER_NAMES.get(base, base) + at + point
+
+
+def former_names_note(source: str, names: Iterable[Metric]) -> str:
+    """Return a line that tells the present names of metrics with former ones; empty if all names
+    are the present ones."""
+    renamed = [f"{name} is {now} now" for name in names if (now := current_name(name)) != name]
+    return f"{source}: {', '.join(renamed)}; the old names still work" if renamed else ""
+
+
 @dataclass(frozen=True)
 class Point:
     """A point at which a map is measured: how much of the BAR, how aligned, in which state."""
@@ -930,10 +953,10 @@ class Scenario(_Model):
         passes = self.trace.passes
         at_points = [m for m in AT_POINTS if METRICS[m] == "count" and "counts" in passes]
         if self.workload == "map":
-            at_points += [m for m in AT_POINTS if METRICS[m] == "s" and "plain" in passes]
+            at_points += [m for m in AT_POINTS if METRICS[m] == "cost" and "plain" in passes]
         names = [p.metric(m) for m in at_points for p in self.points()]
         if self.workload == "guest-boot":
-            names += [m for m in ("guest_boot_seconds", "guest_ssh_seconds") if "plain" in passes]
+            names += [m for m in ("guest_boot_cost", "guest_ssh_cost") if "plain" in passes]
             traced = [m for m in METRICS if m.startswith(("bar_", "iommu_"))]
             by_iommufd = self.guest is not None and self.guest.backend == "iommufd"
             if not self.device.mmap or by_iommufd:  # no maps to time: there are 0
@@ -943,6 +966,18 @@ class Scenario(_Model):
         if is_nested and self.host.fresh_boots and not self.host.exact:
             names.append("host_boot_seconds")
         return tuple(names)
+
+    @field_validator("expect", mode="before")
+    @classmethod
+    def _rename_metrics(cls, expect: object) -> object:
+        """Give metrics with former names, as scenario files of earlier versions have, their
+        present ones."""
+        if not isinstance(expect, Mapping):
+            return expect
+        for name in expect:
+            if (now := current_name(name)) != name and now in expect:
+                raise ValueError(f'"{name}" is the former name of "{now}": take one of them out')
+        return {current_name(name): value for name, value in expect.items()}
 
     @model_validator(mode="after")
     def _workload_is_whole(self) -> Scenario:
@@ -1116,7 +1151,9 @@ def load_scenario(path: Path, overrides: Sequence[str] = ()) -> tuple[Scenario, 
 
     Raises ScenarioError, which names the file, the key and the nearest valid name.
     """
-    return parse_scenario(read_file(path), str(path), path.parent, overrides)
+    document = _overridden(read_file(path), str(path), overrides)
+    note_former_names(document, str(path))
+    return scenario_of(document, str(path), path.parent), tomlkit.dumps(document)
 
 
 _LONGEST = 1 << 20
@@ -1152,10 +1189,22 @@ def parse_scenario(
     text: str, source: str, folder: Path = Path(), overrides: Sequence[str] = ()
 ) -> tuple[Scenario, str]:
     """Parse text like `load_scenario`. Relative paths start at `folder`."""
+    document = _overridden(text, source, overrides)
+    return scenario_of(document, source, folder), tomlkit.dumps(document)
+
+
+def _overridden(text: str, source: str, overrides: Sequence[str]) -> tomlkit.TOMLDocument:
     document = parse_toml(text, source)
     for override in overrides:
         set_key(document, *parse_override(override))
-    return scenario_of(document, source, folder), tomlkit.dumps(document)
+    return document
+
+
+def note_former_names(document: tomlkit.TOMLDocument, source: str) -> None:
+    """Log the present names of metrics that a user's scenario expects under former names."""
+    expect = document.unwrap().get("expect")
+    if isinstance(expect, dict) and (note := former_names_note(f"{source}: expect", expect)):
+        log.warning(note)
 
 
 def parse_toml(text: str, source: str) -> tomlkit.TOMLDocument:
@@ -1210,6 +1259,11 @@ def set_key(document: tomlkit.TOMLDocument, parts: Sequence[str], value: Any) ->
             raise ScenarioError(
                 f"--set {'.'.join(parts)}: {part} is a value, not a table", reason=Reason.SCENARIO
             )
+    if parts[:-1] == ("expect",):  # in place of the same metric, whichever name the file gives it
+        for name in [
+            n for n in table if n != parts[1] and current_name(n) == current_name(parts[1])
+        ]:
+            del table[name]
     table[parts[-1]] = value
 
 

@@ -3,6 +3,7 @@ Pure: nothing is probed, fetched or written."""
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,12 +24,15 @@ from orchestrator.scenario import (
     SourceKernel,
     TreeKernel,
     absolute_kernel,
+    current_name,
+    former_names_note,
     nearest_name,
     parse_override,
     parse_scenario,
 )
 from orchestrator.spelled import with_series
 
+log = logging.getLogger("barometer.short")
 Workload = Literal["map", "guest-boot"]
 AccelName = Literal["auto", "kvm", "tcg", "exact"]
 GUEST_KERNEL = "deb:linux-image-cloud-amd64@trixie"
@@ -36,7 +40,7 @@ GUEST_KERNEL = "deb:linux-image-cloud-amd64@trixie"
 PAIRS = 12
 """Pairs for times: enough for verdicts on two metrics that change by less than a factor of two.
 Exact counts need one pair."""
-_HALVES = ("bar_map_seconds", "bar_unmap_seconds")
+_HALVES = ("bar_map_cost", "bar_unmap_cost")
 _PASSES: dict[Workload, tuple[Pass, ...]] = {
     "map": ("plain", "counts"),
     "guest-boot": ("plain", "timing", "counts"),
@@ -185,6 +189,14 @@ def bisect_text(
             return text
         known |= dict.fromkeys(scenario.metrics())
     raise not_measured(metric, [*known], f"by the workload {setting.workload}")
+
+
+def metric_named(name: str) -> Metric:
+    """Return the metric of `--metric`. Its former name is accepted, and a line tells the present
+    one."""
+    if note := former_names_note("--metric", [name]):
+        log.warning(note)
+    return current_name(name)
 
 
 def not_measured(metric: Metric, measured: Sequence[Metric], by: str) -> ScenarioError:

@@ -37,10 +37,10 @@ from orchestrator.analysis.comparison import compare
 from orchestrator.analysis.stopping import planned_trials
 from orchestrator.analysis.trial import TrialResult
 from orchestrator.plan import make_plan
-from orchestrator.scenario import Scenario, parse_scenario
+from orchestrator.scenario import Scenario, current_name, parse_scenario
 
 RECORDED = Path(__file__).parents[2] / "fixtures/recorded/noise.json"
-METRIC = "bar_map_seconds"
+METRIC = "bar_map_cost"
 RATIOS = (1.0, 1.03, 1.05)
 """No difference; the margin of equivalence; a difference to detect."""
 SCENARIO = f"""
@@ -139,7 +139,9 @@ def noises() -> dict[str, Noise]:
     runs = json.loads(RECORDED.read_text())["runs"]
     logs = [[math.log(v / median(run["values"])) for v in run["values"]] for run in runs]
     cv = median(
-        spread(log) for run, log in zip(runs, logs, strict=True) if run["metric"] == METRIC
+        spread(log)
+        for run, log in zip(runs, logs, strict=True)
+        if current_name(run["metric"]) == METRIC
     )
     found: dict[str, Noise] = {
         kind.__name__: partial(kind, cv) for kind in (normal, heavy, bimodal, drifting)

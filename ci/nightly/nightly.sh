@@ -75,9 +75,24 @@ last_whole() {
   done
 }
 
+# A history of an earlier version calls costs seconds, and has no column for their unit.
+renew_history() {
+  [[ $(head -n 1 "$1") == time,branch,run,* ]] || return 0
+  awk '
+    BEGIN { FS = OFS = ","; unit["exact"] = "Ginsn"; unit["tcg"] = "emulated s" }
+    NR == 1 { gsub(/_seconds/, "_cost"); gsub(/host_boot_cost/, "host_boot_seconds") }
+    {
+      accel = $2; sub(/.*\//, "", accel)  # of SCENARIO/ACCEL
+      $2 = $2 OFS (NR == 1 ? "unit" : accel in unit ? unit[accel] : "s")
+      print
+    }' "$1" >"$1.new"
+  mv -- "$1.new" "$1"
+}
+
 # A history that has other columns is of what the scenario was before, and is put aside.
 append_to_history() {
   local results=$1 history=$2
+  if [ -f "$history" ]; then renew_history "$history"; fi
   if [ -f "$history" ] && [ "$(head -n 1 "$history")" != "$(head -n 1 "$results")" ]; then
     say "$history has other columns; it is ${history%.csv}-until-$night.csv now"
     mv -- "$history" "${history%.csv}-until-$night.csv"

@@ -135,11 +135,11 @@ class Ends:
             ratio = 1 + CLEAR * (resolution.ratio - 1)
             if high > low * ratio and high - low > CLEAR * resolution.ginsn:
                 return ""
-            return f"that is less than {CLEAR} times what boots of one kernel differ by"
+            return f"that is less than {CLEAR} times the difference between boots of one kernel"
         if min(good) <= max(bad) and min(bad) <= max(good):
-            return "their trials overlap" if low != high else "that is the same"
+            return "their trials overlap" if low != high else "the two are equal"
         if self.good.unit == "s" and len(good) == 1 == len(bad) and high < FEW_FLOOR * low:
-            return "of single trials only times that differ by a factor of two are told apart"
+            return "single times must differ by a factor of two"
         return ""
 
 
@@ -167,7 +167,7 @@ def step_of(value: Mapping[str, Any]) -> Step:
             )
         )  # fmt: skip
         if isinstance(found, Measured) and not found.values:
-            raise ValueError("a number of no trial")
+            raise ValueError("it was measured, and has no values")
         return Step(
             Commit(**value["commit"]), value["role"], value["outcome"], found,
             float(value["seconds"]), str(value["folder"]),

@@ -1,4 +1,4 @@
-"""Compare the trials of both arms: a Comparison, and comparison.json (schema 1)."""
+"""Compare the trials of both arms: a Comparison, and comparison.json (schema 2)."""
 
 from __future__ import annotations
 
@@ -59,12 +59,15 @@ from orchestrator.scenario import (
 Outcome = Literal["met", "not met", "not known"]
 """Outcome of an expectation."""
 
+SCHEMA = 2
+"""Version of comparison.json. Up to 1, costs were called seconds (scenario.py `current_name`).
+Nothing here reads it: a run of any version is judged from its evidence."""
 UNDECIDED = Reason.UNDECIDED_FAILURE
 """Reason of a run that is inconclusive because a failure can be charged to nobody."""
 _WORST_FIRST: tuple[Verdict, ...] = (
     "regressed", "invalid", "inconclusive", "improved", "equivalent",
 )  # fmt: skip
-_HEADLINES: tuple[Metric, ...] = ("bar_map_seconds", "pfn_lookups_per_map", "guest_boot_seconds")
+_HEADLINES: tuple[Metric, ...] = ("bar_map_cost", "pfn_lookups_per_map", "guest_boot_cost")
 
 
 @dataclass(frozen=True)
@@ -216,9 +219,13 @@ def _compared(
 
 
 def unit_of(name: Metric, accel: str) -> str:
-    """Return the metric's unit: s, count, or on an exact host Ginsn in place of s."""
-    unit = METRICS[name.partition("@")[0]]
-    return "Ginsn" if unit == "s" and accel == "exact" else unit
+    """Return the metric's unit: count, s, or for a cost on an exact host Ginsn: 10^9
+    instructions. That host's clocks advance by 1 ns with each instruction, so a clock that reads
+    1 s has counted 1 Ginsn."""
+    kind = METRICS[name.partition("@")[0]]
+    if kind == "cost":
+        return "Ginsn" if accel == "exact" else "s"
+    return kind
 
 
 def resolution_of(scenario: Scenario, name: Metric) -> Resolution:
@@ -353,7 +360,7 @@ def laws(comparison: Comparison, arm: ArmName) -> dict[str, Law]:
             for what in ("map", "unmap"):
                 whole = place.mapping.size == counted.bar_bytes
                 point = f"{place.name}/{state}"
-                metric = comparison.metric(metric_at(f"bar_{what}_seconds", point, whole=whole))
+                metric = comparison.metric(metric_at(f"bar_{what}_cost", point, whole=whole))
                 unit = walked_by(what, place, levels.get(place.name))
                 if metric is not None and unit is not None:
                     name = f"{what}/{place.name.partition('/')[2]}/{state}"
@@ -502,7 +509,7 @@ def _within(metric: MetricComparison, bound: Bound) -> Outcome:
 
 
 def to_json(comparison: Comparison) -> dict[str, Any]:
-    """Return comparison.json, schema 1."""
+    """Return comparison.json."""
     arms: dict[str, Any] = {}
     for arm in ARMS:
         arms[arm] = {
@@ -516,7 +523,8 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
             **_shown(comparison, arm),
         }  # fmt: skip
     return {
-        "schema": 1, "scenario": comparison.scenario, "verdict": comparison.verdict, "arms": arms,
+        "schema": SCHEMA, "scenario": comparison.scenario, "verdict": comparison.verdict,
+        "arms": arms,
         "metrics": {
             m.name: _effect_json(m.effect) | {
                 "verdict": m.verdict, "deciding": m.name in comparison.deciding,

@@ -238,21 +238,21 @@ def _boot(trial: TrialDir, index: int) -> Boot:
 
 def _plain(trial: TrialDir, index: int, samples: dict[Metric, list[float]]) -> None:
     boot = _boot(trial, index)
-    _add(samples, "guest_boot_seconds", boot.boot_seconds or 0.0)
-    _add(samples, "guest_ssh_seconds", boot.ssh_seconds or 0.0)
+    _add(samples, "guest_boot_cost", boot.boot_seconds or 0.0)
+    _add(samples, "guest_ssh_cost", boot.ssh_seconds or 0.0)
 
 
 def _timing(trial: TrialDir, index: int, samples: dict[Metric, list[float]]) -> Traced:
     traced = traced_boot(trial, index)
     maps, unmaps = traced.account.maps, traced.account.unmaps
-    _add(samples, "bar_map_seconds", *(o.seconds for o in maps))
-    _add(samples, "bar_unmap_seconds", *(o.seconds for o in unmaps if o.kind == "unmap"))
+    _add(samples, "bar_map_cost", *(o.seconds for o in maps))
+    _add(samples, "bar_unmap_cost", *(o.seconds for o in unmaps if o.kind == "unmap"))
     iommu = [o.iommu_seconds for o in maps if o.iommu_seconds is not None]
-    _add(samples, "iommu_map_seconds", *iommu)
+    _add(samples, "iommu_map_cost", *iommu)
     _add(samples, "bar_maps_per_boot", len(maps))
     _add(samples, "bar_unmaps_per_boot", len(unmaps))
-    _add(samples, "bar_map_seconds_per_boot", round(sum(o.seconds for o in maps), 9))
-    _add(samples, "bar_unmap_seconds_per_boot", round(sum(o.seconds for o in unmaps), 9))
+    _add(samples, "bar_map_cost_per_boot", round(sum(o.seconds for o in maps), 9))
+    _add(samples, "bar_unmap_cost_per_boot", round(sum(o.seconds for o in unmaps), 9))
     return traced
 
 
@@ -343,8 +343,8 @@ def _map_metrics(
                     _add(samples, _metric(trial, base, name, size), value)
 
                 if which == "plain":
-                    add("bar_map_seconds", sample.map_seconds)
-                    add("bar_unmap_seconds", sample.unmap_seconds)
+                    add("bar_map_cost", sample.map_seconds)
+                    add("bar_unmap_cost", sample.unmap_seconds)
                 elif sample.counts is not None:
                     add("pfn_lookups_per_map", sum(sample.counts.lookups.values()))
                     add("pfn_faults_per_map", sample.counts.installed)

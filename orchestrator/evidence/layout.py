@@ -71,11 +71,16 @@ def read_json(path: Path) -> Any:
         raise EvidenceError(f"{path} cannot be read: {exc}", reason=Reason.BAD_EVIDENCE) from exc
 
 
-def need_keys(path: Path, value: Any, keys: Sequence[str]) -> None:
-    """Raise EvidenceError unless `value`, read from `path`, has the schema and the keys."""
-    if not isinstance(value, dict) or value.get("schema") != SCHEMA or not value.keys() >= {*keys}:
+def need_keys(
+    path: Path, value: Any, keys: Sequence[str], schemas: Sequence[int] = (SCHEMA,)
+) -> None:
+    """Raise EvidenceError unless `value`, read from `path`, has one of the schemas and the
+    keys."""
+    known = isinstance(value, dict) and value.get("schema") in schemas
+    if not known or not value.keys() >= {*keys}:
+        numbers = " or ".join(map(str, schemas))
         raise EvidenceError(
-            f"{path} is not what barometer writes: schema {SCHEMA} with {', '.join(keys)}",
+            f"{path} is not what barometer writes: schema {numbers} with {', '.join(keys)}",
             reason=Reason.BAD_EVIDENCE,
         )
 

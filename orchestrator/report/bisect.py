@@ -32,8 +32,9 @@ def answer(found: Bisection) -> str:
         )
     listed = [f"  {commit.short}  {commit.subject}" for commit in found.found]
     return (
-        f"The first bad commit is one of these {len(listed)}; those that were skipped hide"
-        " which:\n\n" + "\n".join(map(shortened, listed)) + "\n"
+        f"The first bad commit is one of these {len(listed)}; skipped commits hide which:\n\n"
+        + "\n".join(map(shortened, listed))
+        + "\n"
     )
 
 
@@ -45,7 +46,7 @@ def numbers(found: Bisection) -> str:
     good, bad = (arm_text(end.unit, end.values) for end in (ends.good, ends.bad))
     between = quantity(ends.threshold, ends.good.unit)
     return (
-        f"{title(found.metric)}: good {good}, bad {bad}; what is nearer to bad than {between} is"
+        f"{title(found.metric)}: good {good}, bad {bad}; a number nearer to bad than {between} is"
         " bad\n"
     )
 

@@ -48,7 +48,7 @@ def run_brief(
     lines = [
         *_first(wrapped(verdict_sentence(scenario, comparison, plan)), _SENTENCE),
         *_first([*map(shortened, deciding)], _DECIDING, "that decide"),
-        *[shortened(f"  regressed besides: {', '.join(beside)}")] * bool(beside),
+        *[shortened(f"  also regressed: {', '.join(beside)}")] * bool(beside),
         *_first(wrapped(_trials(comparison), then="           "), 2),
     ]
     where = _where(folder, folder / "report.html")
@@ -128,7 +128,7 @@ def _arm(comparison: Comparison, arm: ArmName) -> str:
             counts.append(f"{number} {kind}" + f" ({', '.join(reasons)})" * bool(reasons))
     begun = (attempt.arm for result in comparison.of_arm(arm) for attempt in result.repeated)
     if again := sum(of == arm for of in begun):
-        counts.append(f"begun again {plural(again, 'time')}")
+        counts.append(f"repeated {plural(again, 'time')}")
     return f"{arm} {', '.join(counts) or 'none'}"
 
 

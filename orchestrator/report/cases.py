@@ -89,7 +89,7 @@ def line_of(text: object) -> str:
 
 def suite(scenario: Scenario, comparison: Comparison, plan: Mapping[str, Any]) -> Suite:
     """Return a run as a suite of cases. `plan` is plan.json."""
-    unit = seconds_of(plan)
+    unit = cost_unit(plan)
     code = exit_code(scenario, comparison)
     metrics = {m.name: _numbers(m, scenario, unit) for m in comparison.metrics}
     found = {name: _OUTCOMES[met] for name, met in outcomes(scenario, comparison).items()}
@@ -103,7 +103,7 @@ def suite(scenario: Scenario, comparison: Comparison, plan: Mapping[str, Any]) -
     ]
     facts = {
         "barometer": __version__, "scenario": scenario.name, "verdict": comparison.verdict,
-        "exit_code": str(code), "accel": str(plan["accel"]), "seconds_are": unit,
+        "exit_code": str(code), "accel": str(plan["accel"]), "cost_unit": unit,
         **{f"{arm}.kernel": line_of(kernel_of(comparison, arm)) for arm in ARMS},
     }  # fmt: skip
     if said := variable_said(comparison.variable):
@@ -129,8 +129,8 @@ def kernel_of(comparison: Comparison, arm: ArmName) -> str:
     return f"{kernel['release']} ({kernel['source']})"
 
 
-def seconds_of(plan: Mapping[str, Any]) -> str:
-    """Return the real unit of the metrics whose unit is s. It depends on the accelerator."""
+def cost_unit(plan: Mapping[str, Any]) -> str:
+    """Return the unit of costs: s, emulated s or Ginsn. It depends on the accelerator."""
     return {"kvm": "s", "none": "s", "exact": "Ginsn"}.get(str(plan["accel"]), "emulated s")
 
 
@@ -143,12 +143,12 @@ def _run_case(
     if len(comparison.results) < comparison.planned:
         said.append(f"not complete: {len(comparison.results)} of {comparison.planned} trials")
     if len(guest_accels(comparison.results)) > 1:
-        said.append("guests ran under KVM in some trials, emulated in others")
+        said.append("guests ran under KVM in some trials and were emulated in others")
     if fails_more(comparison):
         (before, of_before), (after, of_after) = (failures(comparison.results, a) for a in ARMS)
         said.append(
-            f"the candidate fails more often: {after} of its {of_after} trials, {before} of"
-            f" {of_before} of the baseline's"
+            f"the candidate fails more often: {after} of its {of_after} trials, and {before} of"
+            f" the baseline's {of_before}"
         )
     if comparison.has_undecided and comparison.verdict == "inconclusive":
         said.append(line_of(undecided_said(comparison)))

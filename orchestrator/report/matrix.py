@@ -15,14 +15,14 @@ from orchestrator.scenario import ARMS, Metric
 
 # Titles of the columns: the metrics of guest boots or, if there are none, of maps without a guest.
 _BOOTS: dict[Metric, str] = {
-    "guest_boot_seconds": "boot",
+    "guest_boot_cost": "boot",
     "bar_maps_per_boot": "maps",
-    "bar_map_seconds_per_boot": "all maps",
-    "bar_unmap_seconds_per_boot": "all unmaps",
+    "bar_map_cost_per_boot": "all maps",
+    "bar_unmap_cost_per_boot": "all unmaps",
 }
 _MAPS: dict[Metric, str] = {
-    "bar_map_seconds": "one map",
-    "bar_unmap_seconds": "one unmap",
+    "bar_map_cost": "one map",
+    "bar_unmap_cost": "one unmap",
     "pfn_lookups_per_map": "lookups",
 }
 

@@ -334,7 +334,7 @@ def _trials(comparison: Comparison, role: Role) -> str:
     said = ", ".join(f"{n} {kind}" for kind, n in counts.items() if n) or "no trials"
     again = Counter(said for result in comparison.of_arm(role) for said in attempts_said(result))
     if again:
-        said += "; begun again: " + ", ".join(f"{n} x {why}" for why, n in again.items())
+        said += "; repeated: " + ", ".join(f"{n} x {why}" for why, n in again.items())
     return said
 
 
@@ -439,7 +439,7 @@ def _series(
         points: dict[ArmName, list[tuple[int, float]]] = {arm: [] for arm in ARMS}
         unit = "s"
         for point in scenario.points():
-            metric = comparison.metric(point.metric(f"bar_{what}_seconds"))
+            metric = comparison.metric(point.metric(f"bar_{what}_cost"))
             if (point.alignment, point.state) == (alignment, state) and metric is not None:
                 unit = metric.unit
                 for arm in ARMS:

@@ -5,7 +5,8 @@ Otava takes one file for each test, a row for each night, and no gaps: one missi
 keeps it from seeing any change of that metric. So a run in which not everything was measured has
 no row, only the header, which is the same for every run of a scenario. Otava does not mix rows
 with different values of `branch`; here that is scenario and accelerator, because seconds of
-emulated machines and of others make no common history.
+emulated machines and of others make no common history. `unit` is the unit of the columns called
+cost.
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ from typing import Any
 
 from orchestrator.analysis.comparison import Comparison
 from orchestrator.analysis.summary import summary
-from orchestrator.report.cases import kernel_of, line_of, suite
+from orchestrator.report.cases import cost_unit, kernel_of, line_of, suite
 from orchestrator.scenario import ARMS, METRICS, Scenario
 
-_ABOUT = ("time", "branch", "run", "verdict", *(f"{arm}.kernel" for arm in ARMS))
+_ABOUT = ("time", "branch", "unit", "run", "verdict", *(f"{arm}.kernel" for arm in ARMS))
 
 
 def results_csv(scenario: Scenario, comparison: Comparison, plan: Mapping[str, Any]) -> str:
@@ -43,7 +44,8 @@ def results_csv(scenario: Scenario, comparison: Comparison, plan: Mapping[str, A
     complete = len(comparison.results) >= comparison.planned and comparison.verdict != "invalid"
     if complete and of_run.started and values.keys() >= {*columns}:
         about = [
-            of_run.started, f"{scenario.name}/{plan['accel']}", of_run.digest, comparison.verdict,
+            of_run.started, f"{scenario.name}/{plan['accel']}", cost_unit(plan), of_run.digest,
+            comparison.verdict,
             *(line_of(kernel_of(comparison, arm)) for arm in ARMS),
         ]  # fmt: skip
         table.writerow([*about, *(repr(values[column]) for column in columns)])

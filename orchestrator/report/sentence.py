@@ -24,15 +24,15 @@ from orchestrator.scenario import ARMS, ArmName, Metric, Scenario, format_size
 # Subject of the sentence, and the noun after the number: none for seconds, else what is counted.
 _SUBJECTS: dict[Metric, tuple[str, str]] = {
     "host_boot_seconds": ("the host's boot to SSH", ""),
-    "guest_boot_seconds": ("the boot of a guest with {bar} to userspace", ""),
-    "guest_ssh_seconds": ("the boot of a guest with {bar} to SSH", ""),
+    "guest_boot_cost": ("the boot of a guest with {bar} to userspace", ""),
+    "guest_ssh_cost": ("the boot of a guest with {bar} to SSH", ""),
     "bar_maps_per_boot": ("one guest boot", " DMA maps of {bar}"),
     "bar_unmaps_per_boot": ("one guest boot", " DMA unmaps of {bar}"),
-    "bar_map_seconds": ("one DMA map of {bar}", ""),
-    "bar_unmap_seconds": ("one DMA unmap of {bar}", ""),
-    "iommu_map_seconds": ("iommu_map in one DMA map of {bar}", ""),
-    "bar_map_seconds_per_boot": ("mapping {bar} in one guest boot", ""),
-    "bar_unmap_seconds_per_boot": ("unmapping {bar} in one guest boot", ""),
+    "bar_map_cost": ("one DMA map of {bar}", ""),
+    "bar_unmap_cost": ("one DMA unmap of {bar}", ""),
+    "iommu_map_cost": ("iommu_map in one DMA map of {bar}", ""),
+    "bar_map_cost_per_boot": ("mapping {bar} in one guest boot", ""),
+    "bar_unmap_cost_per_boot": ("unmapping {bar} in one guest boot", ""),
     "pfn_lookups_per_map": ("one DMA map of {bar}", " page lookups"),
     "pfn_faults_per_map": ("one DMA map of {bar}", " page faults"),
     "iova_lookups_per_unmap": ("one DMA unmap of {bar}", " IOMMU walks"),
@@ -47,7 +47,7 @@ def verdict_sentence(scenario: Scenario, comparison: Comparison, plan: dict[str,
     old, new = _kernels(comparison)
     verdict = comparison.verdict
     if verdict == "invalid":
-        return f"{new} and {old} are not comparable by this run: {flaw(comparison)}."
+        return f"{new} and {old} cannot be compared by this run: {flaw(comparison)}."
     if verdict == "regressed" and fails_more(comparison):
         return f"{new} is regressed: {_failures(comparison)}."
     if comparison.has_undecided and verdict == "inconclusive":
@@ -72,8 +72,8 @@ def undecided_said(comparison: Comparison) -> str:
         counts(attempts_of(comparison.results), arm) for arm in ARMS
     )
     return (
-        f"undecided whose failure it was ({reasons}): {after} of the candidate's"
-        f" {plural(of_after, 'attempt')} failed, of the baseline's {before} of {of_before}"
+        f"the cause of a failure is not known ({reasons}): {after} of the candidate's"
+        f" {plural(of_after, 'attempt')} failed, and {before} of the baseline's {of_before}"
     )
 
 
@@ -84,7 +84,7 @@ def _failed_by_bench(comparison: Comparison) -> str:
     (before, of_before), (after, of_after) = (bench_counts(attempts, arm) for arm in ARMS)
     return (
         f"the bench failed ({', '.join(sorted(reasons))}) in {after} of the candidate's"
-        f" {plural(of_after, 'attempt')}, in {before} of {of_before} of the baseline's: too"
+        f" {plural(of_after, 'attempt')} and in {before} of the baseline's {of_before}: too"
         f" uneven for chance, so the {arm}'s kernel may have caused it"
     )
 
@@ -101,7 +101,7 @@ def flaw(comparison: Comparison) -> str:
     for name in comparison.deciding:
         metric = comparison.metric(name)
         if metric is None:
-            return f"{name}, which decides, was not measured in both arms"
+            return f"{name} decides the verdict and was not measured in both arms"
         if metric.verdict == "invalid" and metric.control is not None:
             return (
                 f"the bench finds a difference between a kernel and itself ({name}:"
@@ -111,12 +111,12 @@ def flaw(comparison: Comparison) -> str:
 
 
 def differing(found: Sequence[Difference]) -> str:
-    """Name what differs: `runner.qemu (10.0.2 | 10.1.0) and 2 others differ without having been
-    meant to`."""
+    """Name what differs: `runner.qemu (10.0.2 | 10.1.0) and 2 others differ, which was not
+    planned`."""
     first, *others = found
     values = " | ".join(dict.fromkeys(v for of_side in first.values.values() for v in of_side))
     more = f" and {plural(len(others), 'other')} differ" if others else " differs"
-    return f"{first.name} ({values}){more} without having been meant to"
+    return f"{first.name} ({values}){more}, which was not planned"
 
 
 def _kernels(comparison: Comparison) -> tuple[str, str]:
@@ -148,8 +148,8 @@ def _failures(comparison: Comparison) -> str:
     reasons = ", ".join(sorted({a.reason for a in attempts if a.reason and a.charge != "bench"}))
     word = "trial" if of_after == len(comparison.of_arm("candidate")) else "attempt"
     return (
-        f"{after} of its {plural(of_after, word)} failed ({reasons}), of the baseline's"
-        f" {before} of {of_before}"
+        f"{after} of its {plural(of_after, word)} failed ({reasons}), and {before} of the"
+        f" baseline's {of_before}"
     )
 
 
@@ -158,4 +158,4 @@ def _unmeasured(comparison: Comparison, arm: ArmName) -> str:
     if not trials:
         return f"the {arm} has no trial"
     reasons = ", ".join(sorted({r.reason for r in trials}))
-    return f"of the {arm}'s {plural(len(trials), 'trial')} none was measured ({reasons})"
+    return f"none of the {arm}'s {plural(len(trials), 'trial')} was measured ({reasons})"

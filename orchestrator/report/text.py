@@ -76,8 +76,8 @@ def _verdicts(scenario: Scenario, comparison: Comparison) -> str:
         if (metric := comparison.metric(name)) is not None:
             lines.append(f"  * {name}: {metric.verdict}{expected(scenario, metric)}")
     if bad := worse(comparison):
-        said = ", ".join(f"{title(m.name)} {change_text(m.effect)}" for m in bad)
-        lines.append(f"  regressed besides: {said}")
+        also = ", ".join(f"{title(m.name)} {change_text(m.effect)}" for m in bad)
+        lines.append(f"  also regressed: {also}")
     if len(comparison.results) < comparison.planned:
         lines.append(f"  NOT COMPLETE: {len(comparison.results)} of {comparison.planned} trials")
     if len(guest_accels(comparison.results)) > 1:
@@ -106,7 +106,7 @@ def _setup(
         )
         again = [said for r in comparison.of_arm(arm) for said in attempts_said(r)]
         if again:
-            trials += f"; begun again: {', '.join(again)}"
+            trials += f"; repeated: {', '.join(again)}"
         lines.append(
             f"{arm:<11}{kernel['release']}  ({kernel['source']}; {trials or 'no trials'})"
         )
@@ -156,24 +156,24 @@ def _row(name: str, metric: MetricComparison, comparison: Comparison) -> Sequenc
 def _statistics(scenario: Scenario, comparison: Comparison) -> str:
     """Explain the kinds of numbers that the table has."""
     metrics = comparison.metrics
-    lines = ["*: what the verdict of the run is of."] * bool(metrics)
+    lines = ["*: metrics that decide the verdict of the run."] * bool(metrics)
     lines += [
-        f"+-: {spread} of an arm's trials, about their median."
+        f"+-: {spread} of an arm's trials, around their median."
         for spread in spreads_said(getattr(m, arm) for m in metrics for arm in ARMS)
     ]
     paired, effects = comparison.paired, [metric.effect for metric in metrics]
     if any(effect.interval for effect in effects):
-        of = "of the pairs" if paired else "of all trials with all of the other arm"
+        of = "the pairs" if paired else "each trial with each of the other arm"
         lines.append(
-            f"change: {of}, by Hodges and Lehmann, with its 95 % interval; it need not be that of"
-            " the medians."
+            f"change: the Hodges-Lehmann estimate over {of}, with its 95 % interval; it may differ"
+            " from the change of the medians."
         )
     if any(effect.p_adjusted is not None for effect in effects):
-        test = "Wilcoxon's signed rank" if paired else "Mann and Whitney's U"
-        lines.append(f"p: {test}, adjusted for the metrics that decide (Holm).")
+        test = "Wilcoxon signed-rank" if paired else "Mann-Whitney U"
+        lines.append(f"p: {test} test, adjusted for the number of metrics (Holm).")
     if any(e.estimate.basis == "few" for e in effects):
-        what = f"fewer than {LEAST_FOR_P} pairs" if paired else "few trials"
-        lines.append(f"{what}: only a difference of a factor of {FEW_FLOOR:g} counts.")
+        few = f"fewer than {LEAST_FOR_P} pairs" if paired else "few trials"
+        lines.append(f"{few}: only a change by a factor of {FEW_FLOOR:g} or more counts.")
     lines += _too_few_together(comparison)
     if any(effect.estimate.basis == "exact" for effect in effects):
         lines.append(resolution_said(scenario))
@@ -192,8 +192,8 @@ def _too_few_together(comparison: Comparison) -> Iterator[str]:
         needed = ceil(log2(2 * len(group) / ALPHA))
         if (pairs := max(m.effect.estimate.pairs for m in group)) < needed:
             yield (
-                f"{len(group)} metrics {which} are tested together: with {pairs} pairs none can be"
-                f" significant for less than a factor of {FEW_FLOOR:g}; it takes {needed}."
+                f"{len(group)} metrics {which} are tested together: a significant change of less"
+                f" than a factor of {FEW_FLOOR:g} needs {needed} pairs, and there are {pairs}."
             )
 
 
@@ -210,9 +210,9 @@ def _control(comparison: Comparison) -> Iterator[str]:
         if control.verdict in ("improved", "regressed")
     )  # fmt: skip
     if found:
-        yield f"{head} DIFFERS in {found}. What differs without a cause is invalid."
+        yield f"{head} DIFFERS in {found}. A metric that differs without a cause is invalid."
     elif all(control.estimate.basis == "few" for _, control in with_one):
-        yield f"{head} no difference found; of so few only a factor of {FEW_FLOOR:g} would be."
+        yield f"{head} no difference found; so few show only a factor of {FEW_FLOOR:g} or more."
     else:
         yield f"{head} no difference found."
 
@@ -258,44 +258,44 @@ def notes(scenario: Scenario, comparison: Comparison, *, emulated: bool, exact: 
         return ""
     if not scenario.host.fresh_boots:
         lines = [
-            "Each value is a trial's; what repeats within it is reduced to its median. Trials of"
-            " one arm that follow one another share a boot of the host, though p and intervals"
-            " take them as independent; host.fresh_boots = true gives each a boot of its own."
+            "Each value is of one trial; samples within a trial are reduced to their median."
+            " Consecutive trials of one arm share a host boot, although p and intervals treat them"
+            " as independent; with host.fresh_boots = true each trial has a boot of its own."
         ]
     else:
         lines = [
-            "Each value is a trial's: one host boot; what repeats within it is reduced to its"
-            " median."
+            "Each value is of one trial, which is one host boot; samples within a trial are"
+            " reduced to their median."
         ]
     if scenario.workload == "map":
         lines += [
             "A point is SIZE/ALIGNMENT/STATE: how much of the BAR, how its virtual address is"
             " aligned to it, and whether its page tables were zapped before (cold) or are as the"
             " last map left them (warm).",
-            "plain: one map and one unmap, by the agent's own clock around each ioctl.",
+            "plain: one map and one unmap, timed by the agent's own clock around each ioctl.",
         ]
         if "counts" in scenario.trace.passes and scenario.map.backend == "type1":
             lines.append(
-                "counts: lookups, faults and walks, by in-kernel histograms, checked against minor"
-                " faults and page-table bytes; they give no times."
+                "counts: lookups, faults and walks, counted by in-kernel histograms and checked"
+                " against minor faults and page-table bytes; this pass gives no times."
             )
     else:
         clock = "" if exact else "; its clock has steps of 1 us"
         said = {
             "plain": "plain: guest boots, untraced, from QEMU's start, which is known to 10 ms.",
-            "timing": "timing: maps and unmaps of a guest boot, by probes around each, none for"
-            f" each page{clock}.",
+            "timing": "timing: maps and unmaps of a guest boot, by probes around each of them but"
+            f" not around each page{clock}.",
             "counts": "counts: lookups, faults and walks of one cold map from the host's user"
-            " space; it gives no times.",
+            " space; this pass gives no times.",
         }
         lines += [text for which, text in said.items() if which in scenario.trace.passes]
     if exact:
         lines.append(
-            "Ginsn: the host is emulated, its instructions are counted; one is one nanosecond of"
-            " its clocks. With the same QEMU they are the same on any machine, however busy."
+            "Ginsn: 10^9 instructions of the emulated host, whose clocks advance by 1 ns with"
+            " each. The same QEMU gives the same counts on any machine, however busy."
         )
     elif emulated:
-        lines.append("All seconds are emulated: those of a slow machine.")
+        lines.append("All seconds are those of a slow, emulated machine.")
     return "\n".join(line for text in lines for line in wrapped(text, then="  ")) + "\n"
 
 

@@ -21,7 +21,7 @@ from orchestrator.scenario import ARMS, Metric, Scenario, is_emulated
 _BEGIN = "---8<--- to paste under a patch ---8<---"
 _END = "--->8---"
 _HEADLINES: tuple[Metric, ...] = (
-    "bar_map_seconds", "guest_boot_seconds", "bar_unmap_seconds", "pfn_lookups_per_map",
+    "bar_map_cost", "guest_boot_cost", "bar_unmap_cost", "pfn_lookups_per_map",
 )  # fmt: skip
 _MOST = 3
 

@@ -28,15 +28,15 @@ from orchestrator.scenario import (
 
 TITLES: dict[Metric, str] = {
     "host_boot_seconds": "host boot to SSH",
-    "guest_boot_seconds": "guest boot to userspace",
-    "guest_ssh_seconds": "guest boot to SSH",
+    "guest_boot_cost": "guest boot to userspace",
+    "guest_ssh_cost": "guest boot to SSH",
     "bar_maps_per_boot": "BAR maps until exit",
     "bar_unmaps_per_boot": "BAR unmaps until exit",
-    "bar_map_seconds": "one DMA map",
-    "bar_unmap_seconds": "one DMA unmap",
-    "iommu_map_seconds": "iommu_map in a map",
-    "bar_map_seconds_per_boot": "all maps until exit",
-    "bar_unmap_seconds_per_boot": "all unmaps until exit",
+    "bar_map_cost": "one DMA map",
+    "bar_unmap_cost": "one DMA unmap",
+    "iommu_map_cost": "iommu_map in a map",
+    "bar_map_cost_per_boot": "all maps until exit",
+    "bar_unmap_cost_per_boot": "all unmaps until exit",
     "pfn_lookups_per_map": "page lookups in a map",
     "pfn_faults_per_map": "page faults in a map",
     "iova_lookups_per_unmap": "IOMMU walks in an unmap",
@@ -44,8 +44,8 @@ TITLES: dict[Metric, str] = {
 """Title of every metric, in the order of a table."""
 SOURCES: dict[Metric, str] = {
     "host_boot_seconds": "host",
-    "guest_boot_seconds": "plain",
-    "guest_ssh_seconds": "plain",
+    "guest_boot_cost": "plain",
+    "guest_ssh_cost": "plain",
     "pfn_lookups_per_map": "counts",
     "pfn_faults_per_map": "counts",
     "iova_lookups_per_unmap": "counts",
@@ -55,11 +55,11 @@ SOURCES: dict[Metric, str] = {
 
 def attempts_said(result: TrialResult) -> list[str]:
     """Return a text for each attempt that was repeated: why, and how the other arm's attempts
-    beside it went: `guest-hang (undecided)`, `baseline beside it: went well`."""
+    beside it went: `guest-hang (undecided)`, `baseline beside it: succeeded`."""
     *_, last = result.attempts
     said = []
     for attempt in result.repeated:
-        how = attempt.reason or "went well"
+        how = attempt.reason or "succeeded"
         if attempt.charge == "undecided" and attempt.reason:
             how += " (undecided)"
         said.append(how if attempt.arm == last.arm else f"{attempt.arm} beside it: {how}")
@@ -109,10 +109,10 @@ def resolution_said(scenario: Scenario) -> str:
         which = within(OF_MAPS)
     else:
         which = (
-            f"{within(OF_BOOTS)} of a boot, {within(OF_MAPS_IN_BOOTS)} of its maps,"
-            f" {within(OF_UNMAPS_IN_BOOTS)} of its unmaps"
+            f"{within(OF_BOOTS)} for a boot, {within(OF_MAPS_IN_BOOTS)} for its maps,"
+            f" {within(OF_UNMAPS_IN_BOOTS)} for its unmaps"
         )
-    return f"Instructions are the same number within {which}, whichever is more."
+    return f"Instruction counts are the same if they differ by at most {which}, whichever is more."
 
 
 def said_of(guest: Guest) -> str:

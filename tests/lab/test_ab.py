@@ -47,9 +47,9 @@ def test_a_change_of_the_unmap_is_found_and_sized(tmp_path: Path, means: None, b
     assert code == 1
     assert found["verdict"] == "regressed"
     metrics = found["metrics"]
-    assert metrics["bar_map_seconds"]["verdict"] == "equivalent"
+    assert metrics["bar_map_cost"]["verdict"] == "equivalent"
     medians = {
-        arm: found["arms"][arm]["metrics"]["bar_unmap_seconds"]["median"] * 1e9
+        arm: found["arms"][arm]["metrics"]["bar_unmap_cost"]["median"] * 1e9
         for arm in ("baseline", "candidate")
     }
     pages = 2**30 // 4096
@@ -115,7 +115,7 @@ def files_of_git(tree: Path) -> dict[Path, bytes]:
 def bisect(tree: Path, out: Path) -> list[str]:
     return [
         BAROMETER, "bisect", "--tree", str(tree), "--good", "good", "--bad", "bad",
-        "--on", PACKAGE, "--metric", "bar_unmap_seconds", "--bar", "1GiB", "--accel", "exact",
+        "--on", PACKAGE, "--metric", "bar_unmap_cost", "--bar", "1GiB", "--accel", "exact",
         "--out", str(out),
     ]  # fmt: skip
 

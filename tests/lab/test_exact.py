@@ -42,7 +42,7 @@ def test_two_kernels_differ_by_what_they_do(tmp_path: Path, means: None) -> None
     assert code == 0
     assert quiet["verdict"] == "improved"
     metrics = {arm: quiet["arms"][arm]["metrics"] for arm in quiet["arms"]}
-    assert metrics["baseline"]["bar_map_seconds"]["unit"] == "Ginsn"
+    assert metrics["baseline"]["bar_map_cost"]["unit"] == "Ginsn"
     assert metrics["baseline"]["pfn_lookups_per_map"]["samples"] == [pages(BAR)]
     assert metrics["candidate"]["pfn_lookups_per_map"]["samples"] == [lookups(BAR)["1GiB"]]
     assert metrics["candidate"]["pfn_lookups_per_map@2GiB/1GiB/cold"]["samples"] == [2]
@@ -54,7 +54,7 @@ def test_two_kernels_differ_by_what_they_do(tmp_path: Path, means: None) -> None
     assert (scaling["baseline"]["kind"], scaling["baseline"]["unit"]) == ("linear", "4KiB")
     assert scaling["candidate"]["kind"] == "flat"
     for arm in ("baseline", "candidate"):
-        plain = {m: metrics[arm][f"bar_{m}_seconds"]["median"] for m in ("map", "unmap")}
+        plain = {m: metrics[arm][f"bar_{m}_cost"]["median"] for m in ("map", "unmap")}
         found = {(b["operation"], b["state"]): b for b in quiet["arms"][arm]["instructions"]}
         for operation, whole in plain.items():
             total = found[operation, "warm"]["total"] / 1e9
@@ -69,17 +69,17 @@ def test_two_kernels_differ_by_what_they_do(tmp_path: Path, means: None) -> None
 def test_one_kernel_is_equal_to_itself_whatever_the_load(tmp_path: Path, means: None) -> None:
     before = leftovers()
     _, quiet, _ = run(tmp_path / "quiet", PATCHED, 'trace.passes=["plain"]',
-                      "expect={bar_map_seconds='equivalent'}")  # fmt: skip
+                      "expect={bar_map_cost='equivalent'}")  # fmt: skip
     with busy(len(os.sched_getaffinity(0))):
         code, loaded, _ = run(tmp_path / "a-a", PATCHED, 'trace.passes=["plain","counts"]',
-                              "expect={bar_map_seconds='equivalent'}",
+                              "expect={bar_map_cost='equivalent'}",
                               "trials={until={max_pairs=4}, control=true}")  # fmt: skip
     assert code == 0
     # for counts, one block of two pairs is enough
     assert [loaded["arms"][arm]["trials"]["measured"] for arm in loaded["arms"]] == [2, 2]
     assert {m["control"]["verdict"] for m in loaded["metrics"].values()} == {"equivalent"}
     assert {m["verdict"] for m in loaded["metrics"].values()} == {"equivalent"}
-    for name in ("bar_map_seconds", "bar_map_seconds@full/1GiB/cold", "bar_unmap_seconds"):
+    for name in ("bar_map_cost", "bar_map_cost@full/1GiB/cold", "bar_unmap_cost"):
         idle, full = (r["arms"]["candidate"]["metrics"][name]["median"] for r in (quiet, loaded))
         assert full == pytest.approx(idle, rel=5e-4, abs=400e-9)
     assert leftovers() == before
@@ -93,7 +93,7 @@ def test_trials_that_share_a_host_count_the_same_as_those_that_do_not(
     """The order is AB BA: the candidate's trials follow one another, the baseline's do not."""
     before = leftovers()
     two = ('trace.passes=["plain", "counts"]', PATCHED, "trials={pairs = 2, warm_up = false}",
-           "expect={bar_map_seconds='equivalent'}")  # fmt: skip
+           "expect={bar_map_cost='equivalent'}")  # fmt: skip
     code, found, report = run(tmp_path / "shared", *two, "host.fresh_boots=false")
     assert code == 0
     trials = sorted((tmp_path / "shared/trials").iterdir())
@@ -102,7 +102,7 @@ def test_trials_that_share_a_host_count_the_same_as_those_that_do_not(
     assert manifests[1]["boot_id"] == manifests[2]["boot_id"]
     assert not any("host_left" in manifest for manifest in manifests)
     samples = {arm: found["arms"][arm]["metrics"] for arm in found["arms"]}
-    for metric in ("bar_map_seconds", "bar_map_seconds@full/1GiB/cold", "bar_unmap_seconds"):
+    for metric in ("bar_map_cost", "bar_map_cost@full/1GiB/cold", "bar_unmap_cost"):
         every = [n for arm in samples.values() for n in arm[metric]["samples"]]
         assert every == pytest.approx([every[0]] * 4, rel=5e-4, abs=400e-9)
     assert "share a boot of the host" in " ".join(report.split())

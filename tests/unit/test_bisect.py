@@ -62,7 +62,7 @@ class Fixture:
 
     def question(
         self, good: str = "c0", bad: str = "", paths: tuple[str, ...] = (),
-        metric: str = "bar_map_seconds", accel: Any = "exact",
+        metric: str = "bar_map_cost", accel: Any = "exact",
     ) -> Question:  # fmt: skip
         commits = commits_of(self.linux, good.split(), bad or self._last, paths)
         kernels = Kernels(self.linux)
@@ -306,7 +306,7 @@ def test_what_the_bench_failed_at_before_an_interrupt_is_measured_again(fixture:
         (number(0.011), number(0.011), "less than 3 times"),
         (number(0.011), number(0.011015), "less than 3 times"),  # 0.14 %
         (number(2e-6), number(3.1e-6), "less than 3 times"),  # 1100 instructions
-        (number(4, unit="count"), number(4, unit="count"), "that is the same"),
+        (number(4, unit="count"), number(4, unit="count"), "the two are equal"),
         (number(1, 2, 3, unit="s"), number(3, 4, 5, unit="s"), "their trials overlap"),
         (number(1, unit="s"), number(1.9, unit="s"), "differ by a factor of two"),
     ],
@@ -367,7 +367,7 @@ def test_good_commit_that_is_not_good_is_an_error(fixture: Fixture, says: Says, 
         ({"good": "c1"}, "good"),
         ({"bad": "c7"}, "bad"),
         ({"paths": ("common",)}, "paths"),
-        ({"metric": "bar_unmap_seconds"}, "metric"),
+        ({"metric": "bar_unmap_cost"}, "metric"),
         ({"accel": "kvm"}, "trials"),
     ],
 )
@@ -381,6 +381,17 @@ def test_other_arguments_do_not_go_on(
     assert (bench.asked, finished.saved()) == ([], before)
 
 
+def test_bisection_of_schema_1_goes_on(finished: Fixture) -> None:
+    saved = finished.saved()
+    saved["schema"], saved["asked"]["metric"] = 1, "bar_map_seconds"
+    (finished.out / "bisect.json").write_text(json.dumps(saved))
+    bench = Fake(from_(3))
+    finished.run(bench)
+    assert bench.asked == []
+    assert finished.saved()["schema"] == 2
+    assert finished.saved()["asked"]["metric"] == "bar_map_cost"
+
+
 def test_folder_with_something_else_is_left_alone(fixture: Fixture) -> None:
     fixture.out.mkdir()
     (fixture.out / "letter").write_text("dear")
@@ -392,7 +403,7 @@ def test_folder_with_something_else_is_left_alone(fixture: Fixture) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        lambda found: found | {"schema": 2},
+        lambda found: found | {"schema": 3},
         lambda found: found | {"asked": []},
         lambda found: found | {"steps": [{}]},
         lambda found: found | {"steps": [found["steps"][0] | {"measured": {"values": []}}]},

@@ -65,11 +65,11 @@ class Fixture:
         commits = commits_of(folder / "linux", ["c0"], "c8", ())
         kernels = Kernels(commits.repository)
         text = bisect_text(
-            Setting("exact", bar="4GiB"), "bar_map_seconds", kernels(commits.bad),
+            Setting("exact", bar="4GiB"), "bar_map_cost", kernels(commits.bad),
             ['map.sizes=["1GiB", "2GiB", "full"]', 'map.alignment=["1GiB", "2MiB", "4KiB"]',
              'trace.passes=["plain", "counts"]'],
         )  # fmt: skip
-        self.question = Question(commits, kernels, "bar_map_seconds", text)
+        self.question = Question(commits, kernels, "bar_map_cost", text)
         self.here = Runner(
             Cache(folder / "cache"),
             cast(Any, None),
@@ -133,8 +133,8 @@ def test_run_of_one_arm_alone_is_judged_as_what_it_is(fixture: Fixture) -> None:
     found = judged(run)
     assert (found.document["verdict"], found.exit_code) == ("invalid", 4)
     assert "the baseline has no trial" in found.report.replace("\n", " ")
-    assert len(sampled(run, "candidate", "bar_map_seconds").values) == 1
-    assert sampled(run, "baseline", "bar_map_seconds") == ("Ginsn", (), ())
+    assert len(sampled(run, "candidate", "bar_map_cost").values) == 1
+    assert sampled(run, "baseline", "bar_map_cost") == ("Ginsn", (), ())
     assert sampled(run, "candidate", "pfn_lookups_per_map").unit == "count"
 
 
@@ -147,7 +147,7 @@ def test_run_of_one_arm_alone_is_judged_as_what_it_is(fixture: Fixture) -> None:
             ended("invalid", "host-hang", by_bench=True),
             Skipped("host-hang", ENDED["message"], by_bench=True),
         ),
-        (nothing, Skipped("not-measured", "no trial has bar_map_seconds")),
+        (nothing, Skipped("not-measured", "no trial has bar_map_cost")),
     ],
 )
 def test_commit_without_a_number_says_why(

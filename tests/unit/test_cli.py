@@ -197,10 +197,10 @@ def test_report_of_maps_is_judged_like_any_other(
     (run / "scenario.toml").write_text(text)
     assert barometer("report", run) == 0
     out = capsys.readouterr().out
-    assert "bar_map_seconds: improved" in out
+    assert "bar_map_cost: improved" in out
     assert "expected: equivalent" in out
     saved = json.loads((run / "comparison.json").read_text())
-    assert saved["arms"]["candidate"]["metrics"]["bar_map_seconds"]["unit"] == "Ginsn"
+    assert saved["arms"]["candidate"]["metrics"]["bar_map_cost"]["unit"] == "Ginsn"
     (run / "scenario.toml").write_text(text.replace('"equivalent"', '"improved"'))
     assert barometer("report", run) == 1
 
@@ -940,7 +940,7 @@ def test_run_ends_with_twelve_lines_at_most_that_report_prints_again(
     assert machine == ["small"]
     out = capsys.readouterr().out
     assert len(out.splitlines()) <= LINES
-    assert "bar_map_seconds: improved" in out
+    assert "bar_map_cost: improved" in out
     assert str(run / "report.html") in out
     assert out.splitlines()[-1] == f"run: {run}"
     assert not (run / "matrix.json").exists()

@@ -192,7 +192,7 @@ def test_name_of_a_cell_is_made_of_its_values(line: str, names: list[str]) -> No
          "matrix.device.count: named twice, as a quoted key and in tables"),
         ('"arms.baseline.kernel" = [{ dir = "x" }]', "arms is no factor: a cell is an A/B"),
         ("trials.pairs = [1, 2]", "matrix.trials.pairs: trials is no factor"),
-        ('"expect.bar_map_seconds" = ["improved"]', "expect is no factor"),
+        ('"expect.bar_map_cost" = ["improved"]', "expect is no factor"),
         ('name = ["a", "b"]', "matrix.name: name is no factor"),
         ('workload = ["map", "guest-boot"]', "every cell asks the same question"),
         ("matrix.x = [1]", "matrix.matrix.x: matrix is no factor"),

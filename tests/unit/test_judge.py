@@ -70,7 +70,7 @@ def test_files_for_other_tools_say_the_same(run: RunDir) -> None:
         (run.path / "results.ktap")
         .read_text()
         .endswith(
-            "\nok 1 debian-6.12-vs-7 # improved; expectation met: bar_map_seconds,"
+            "\nok 1 debian-6.12-vs-7 # improved; expectation met: bar_map_cost,"
             " pfn_lookups_per_map\n"
         )
     )

@@ -20,7 +20,7 @@ from tests.unit.recorded import copied_run
 
 NIGHTLY = Path(__file__).parents[2] / "ci/nightly/nightly.sh"
 SECONDS = 30.0
-HEADER = "time,bar_map_seconds.ratio\n"
+HEADER = "time,bar_map_cost.ratio\n"
 FAKE = """#!/bin/bash
 # Each call is a line; what it does stands in files beside: the exit code of a verb, and of `run`
 # what it leaves (whole), or that it hangs.
@@ -340,6 +340,26 @@ def test_a_night_that_measured_nothing_has_no_row(lab: Lab) -> None:
     assert lab()[0] == 0
     assert not (lab.dir / "history.csv").exists()
     assert "compare" not in lab.verbs
+
+
+def test_history_with_former_names_goes_on(lab: Lab) -> None:
+    former = (
+        "time,branch,run,verdict,host_boot_seconds.ratio,bar_map_seconds@full/1GiB/cold.ratio\n"
+        '2026-08-30,gpu/none,"r,1",improved,1,0.5\n2026-08-31,gpu/exact,r2,improved,1,0.6\n'
+    )
+    columns = (
+        "time,branch,unit,run,verdict,host_boot_seconds.ratio,bar_map_cost@full/1GiB/cold.ratio\n"
+    )
+    lab.dir.mkdir()
+    (lab.dir / "history.csv").write_text(former)
+    lab.measures()
+    tonight = "2026-09-01,gpu/tcg,emulated s,r3,improved,1,0.7\n"
+    (lab.bin / "whole/results.csv").write_text(columns + tonight)
+    lab()
+    assert (lab.dir / "history.csv").read_text() == (
+        columns + '2026-08-30,gpu/none,s,"r,1",improved,1,0.5\n'
+        "2026-08-31,gpu/exact,Ginsn,r2,improved,1,0.6\n" + tonight
+    )
 
 
 def test_a_history_of_other_columns_is_put_aside(lab: Lab) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,16 +10,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.errors import ScenarioError
+from orchestrator.factors import load_scenarios
 from orchestrator.scenario import (
     AT_POINTS,
     GIB,
     KIB,
+    METRICS,
     MIB,
     TIB,
     DebKernel,
     DirKernel,
     MetalHost,
     Scenario,
+    current_name,
     format_size,
     json_schema,
     load_scenario,
@@ -135,10 +139,10 @@ def test_package_kernel_without_suite_and_version_is_refused() -> None:
         ("hots.accel=kvm", 'hots: unknown key; did you mean "host"?'),
         ("arms.baseline.kernel.dri=x", 'kernel.dri: unknown key; did you mean "dir"?'),
         ("expect.bar_map_secs=improved", 'expect.bar_map_secs: "bar_map_secs" is no metric; '
-                                         'did you mean "bar_map_seconds"?'),
-        ("expect.bar_map_seconds=better", "one of improved, equivalent, not-regressed, regressed"),
-        ("expect.bar_map_seconds=improve", 'did you mean "improved"?'),
-        ("expect.bar_map_seconds=<= x", 'or a bound of the ratio as "<= 1.02"'),
+                                         'did you mean "bar_map_cost"?'),
+        ("expect.bar_map_cost=better", "one of improved, equivalent, not-regressed, regressed"),
+        ("expect.bar_map_cost=improve", 'did you mean "improved"?'),
+        ("expect.bar_map_cost=<= x", 'or a bound of the ratio as "<= 1.02"'),
         ("trials.until={precision = 2}", "trials.until.precision: 2 is not a percentage"),
         ('trials.until={precision = "60%"}', "not a percentage above 0 and up to 50"),
         ("trials={pairs = 3, until = {}}", "pairs and until exclude one another"),
@@ -266,8 +270,8 @@ def test_points_are_in_the_order_of_measuring() -> None:
 
 def test_metric_of_a_point_has_its_name_but_for_the_headline() -> None:
     cold, warm = map_scenario().points()
-    assert cold.metric("bar_map_seconds") == "bar_map_seconds@full/1GiB/cold"
-    assert warm.metric("bar_map_seconds") == "bar_map_seconds"
+    assert cold.metric("bar_map_cost") == "bar_map_cost@full/1GiB/cold"
+    assert warm.metric("bar_map_cost") == "bar_map_cost"
 
 
 @pytest.mark.parametrize("sizes", [["32GiB"], ["full"], ["32GiB", "full"], ["full", "32GiB"]])
@@ -329,7 +333,7 @@ def test_expectation_of_a_point_is_set_with_a_quoted_key() -> None:
             "pfn_lookups_per_map@full/2MiB/cold",
             'by this workload and its passes; did you mean "pfn_lookups_per_map@full/1GiB/cold"?',
         ),
-        ("guest_boot_seconds@full/1GiB/cold", "is no metric; did you mean"),
+        ("guest_boot_cost@full/1GiB/cold", "is no metric; did you mean"),
         ("@full/1GiB/cold", "is no metric; did you mean"),
     ],
 )
@@ -339,8 +343,54 @@ def test_expectation_of_a_point_that_there_is_not_is_refused(name: str, said: st
     assert said in message
 
 
+def test_only_what_is_always_seconds_is_called_seconds() -> None:
+    for name, kind in METRICS.items():
+        assert ("seconds" in name) == (kind == "s")
+        assert ("cost" in name) == (kind == "cost")
+
+
+@pytest.mark.parametrize("point", ["", "@full/1GiB/cold"])
+def test_former_name_of_a_metric_is_accepted(point: str) -> None:
+    chosen = map_scenario(f"expect.'bar_map_seconds{point}'=improved")
+    assert chosen.expect == {f"bar_map_cost{point}": "improved"}
+    assert current_name(f"host_boot_seconds{point}") == f"host_boot_seconds{point}"
+
+
+@pytest.mark.parametrize("names", [
+    ("bar_map_cost", "bar_map_seconds"), ("bar_map_seconds", "bar_map_cost"),
+])  # fmt: skip
+def test_override_replaces_an_expectation_by_either_name(names: tuple[str, str]) -> None:
+    in_file, on_command_line = names
+    text = f'{MAPS}[expect]\n{in_file} = "improved"\n'
+    chosen, saved = parse_scenario(text, "x", overrides=[f"expect.{on_command_line}=equivalent"])
+    assert chosen.expect == {"bar_map_cost": "equivalent"}
+    assert parse_scenario(saved, "x")[0] == chosen
+
+
+def test_one_metric_by_both_its_names_is_refused() -> None:
+    both = 'bar_map_cost = "improved"\nbar_map_seconds = "improved"\n'
+    with pytest.raises(ScenarioError, match=r"bar_map_seconds.*bar_map_cost"):
+        parse_scenario(f"{MAPS}[expect]\n{both}", "x")
+
+
+@pytest.mark.parametrize("load", [load_scenario, load_scenarios])
+def test_file_with_former_names_is_told_the_present_ones_once(
+    load: Callable[[Path], object], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "nightly.toml"
+    path.write_text(f'{MAPS}[expect]\nbar_map_seconds = "improved"\n')
+    load(path)
+    [record] = caplog.records
+    assert str(path) in record.message
+    assert "bar_map_seconds is bar_map_cost now" in record.message
+    caplog.clear()
+    path.write_text(f'{MAPS}[expect]\nbar_map_cost = "improved"\n')
+    load(path)
+    assert not caplog.records
+
+
 def test_guest_boot_expects_nothing_of_points() -> None:
-    message = error_of(MINIMAL, 'expect."bar_map_seconds@full/1GiB/warm"=improved')
+    message = error_of(MINIMAL, 'expect."bar_map_cost@full/1GiB/warm"=improved')
     assert "is not measured by this workload and its passes" in message
 
 
@@ -351,7 +401,7 @@ def names(*overrides: str, text: str = MAPS) -> set[str]:
 
 
 def test_metrics_of_maps_are_those_of_their_points_and_passes() -> None:
-    seconds = {"bar_map_seconds", "bar_unmap_seconds"}
+    seconds = {"bar_map_cost", "bar_unmap_cost"}
     counts = {"pfn_lookups_per_map", "pfn_faults_per_map", "iova_lookups_per_unmap"}
 
     def at_both(bases: set[str]) -> set[str]:
@@ -367,13 +417,13 @@ def test_metrics_of_maps_are_those_of_their_points_and_passes() -> None:
 
 def test_metrics_of_guest_boots_are_those_of_their_passes() -> None:
     plain = names('trace.passes=["plain"]', text=MINIMAL)
-    assert plain == {"guest_boot_seconds", "guest_ssh_seconds", "host_boot_seconds"}
+    assert plain == {"guest_boot_cost", "guest_ssh_cost", "host_boot_seconds"}
     counts = names('trace.passes=["counts"]', text=MINIMAL)
     assert counts == {
         "pfn_lookups_per_map", "pfn_faults_per_map", "iova_lookups_per_unmap", "host_boot_seconds",
     }  # fmt: skip
     timing = names('trace.passes=["timing"]', text=MINIMAL)
-    assert {"bar_map_seconds", "bar_unmap_seconds"} <= timing
+    assert {"bar_map_cost", "bar_unmap_cost"} <= timing
     assert not timing & (plain | counts) - {"host_boot_seconds"}
     assert "host_boot_seconds" not in names("host.accel=exact", text=MINIMAL)
     assert "host_boot_seconds" not in names("host.fresh_boots=false", text=MINIMAL)
@@ -396,11 +446,11 @@ def test_guest_boots_do_not_share_an_exact_host() -> None:
     ("text", "passes", "name"),
     [
         (MAPS, '["plain"]', "pfn_lookups_per_map"),
-        (MAPS, '["counts"]', "bar_map_seconds"),
-        (MAPS, '["plain", "counts"]', "guest_boot_seconds"),
+        (MAPS, '["counts"]', "bar_map_cost"),
+        (MAPS, '["plain", "counts"]', "guest_boot_cost"),
         (MAPS, '["plain", "counts"]', "host_boot_seconds"),
-        (MINIMAL, '["plain", "counts"]', "bar_map_seconds"),
-        (MINIMAL, '["timing", "counts"]', "guest_boot_seconds"),
+        (MINIMAL, '["plain", "counts"]', "bar_map_cost"),
+        (MINIMAL, '["timing", "counts"]', "guest_boot_cost"),
     ],
 )
 def test_expectation_of_what_is_not_measured_is_refused(text: str, passes: str, name: str) -> None:
@@ -409,7 +459,7 @@ def test_expectation_of_what_is_not_measured_is_refused(text: str, passes: str, 
 
 
 def test_point_may_be_expected_in_a_file() -> None:
-    name = "bar_unmap_seconds@1GiB/4KiB/warm"
+    name = "bar_unmap_cost@1GiB/4KiB/warm"
     text = MAPS + f'[expect]\n"{name}" = "regressed"\n'
     overrides = ('map.sizes=["1GiB"]', 'map.alignment=["4KiB"]')
     assert scenario(*overrides, text=text).expect == {name: "regressed"}
@@ -612,10 +662,10 @@ def test_map_has_one_device_that_it_maps(override: str, expected: str) -> None:
 
 def test_device_without_mmap_has_a_number_of_maps_and_no_time_of_one() -> None:
     usual, trapped = names(text=MINIMAL), names("device.mmap=false", text=MINIMAL)
-    assert usual - trapped == {"bar_map_seconds", "bar_unmap_seconds", "iommu_map_seconds"}
-    assert {"bar_maps_per_boot", "bar_map_seconds_per_boot", "pfn_lookups_per_map"} <= trapped
-    assert "expect.bar_map_seconds: " in error_of(
-        MINIMAL, "device.mmap=false", "expect.bar_map_seconds=equivalent"
+    assert usual - trapped == {"bar_map_cost", "bar_unmap_cost", "iommu_map_cost"}
+    assert {"bar_maps_per_boot", "bar_map_cost_per_boot", "pfn_lookups_per_map"} <= trapped
+    assert "expect.bar_map_cost: " in error_of(
+        MINIMAL, "device.mmap=false", "expect.bar_map_cost=equivalent"
     )
 
 

@@ -72,7 +72,7 @@ def test_default_is_a_small_exact_map_of_which_no_half_may_regress() -> None:
     assert [point.name for point in scenario.points()] == ["full/1GiB/cold", "full/1GiB/warm"]
     assert (scenario.map.repeats, scenario.trace.passes) == (2, ("plain", "counts"))
     assert scenario.expect == {
-        "bar_map_seconds": "not-regressed", "bar_unmap_seconds": "not-regressed"
+        "bar_map_cost": "not-regressed", "bar_unmap_cost": "not-regressed"
     }  # fmt: skip
     assert [trial.arm for trial in make_plan(scenario)] == ["baseline", "candidate"]
 
@@ -201,10 +201,10 @@ def test_name_says_what_differs(
 @pytest.mark.parametrize(
     ("workload", "metric", "passes"),
     [
-        ("map", "bar_map_seconds", ("plain",)),
-        ("map", "bar_unmap_seconds@full/1GiB/cold", ("plain",)),
+        ("map", "bar_map_cost", ("plain",)),
+        ("map", "bar_unmap_cost@full/1GiB/cold", ("plain",)),
         ("map", "pfn_lookups_per_map", ("counts",)),
-        ("guest-boot", "guest_boot_seconds", ("plain",)),
+        ("guest-boot", "guest_boot_cost", ("plain",)),
         ("guest-boot", "bar_maps_per_boot", ("timing",)),
         ("guest-boot", "pfn_lookups_per_map", ("counts",)),
     ],
@@ -219,14 +219,14 @@ def test_bisection_takes_the_pass_of_its_metric(
 
 
 def test_what_is_not_measured_is_said_with_the_nearest_name() -> None:
-    with pytest.raises(ScenarioError, match=r'is no metric.*; did you mean "bar_map_seconds"'):
+    with pytest.raises(ScenarioError, match=r'is no metric.*; did you mean "bar_map_cost"'):
         bisect_text(EXACT, "bar_map_second", TREE)
     with pytest.raises(ScenarioError, match=r"bar_maps_per_boot: is not measured by the workload"):
         bisect_text(EXACT, "bar_maps_per_boot", TREE)
 
 
 def test_bisection_can_be_set_further() -> None:
-    metric = "bar_map_seconds@1GiB/2MiB/warm"
+    metric = "bar_map_cost@1GiB/2MiB/warm"
     wanted = ['map.sizes=["1GiB"]', 'map.alignment=["2MiB"]']
     text = bisect_text(EXACT, metric, TREE, wanted)
     assert metric in parse_scenario(text, "bisect")[0].metrics()
@@ -244,7 +244,7 @@ def test_scenario_of_a_commit_has_its_kernel_and_nothing_to_expect() -> None:
 
 def test_scenario_file_is_a_template_that_stands_alone() -> None:
     scenario, text = parse_scenario(MINIMAL, "x.toml", HERE)
-    template = template_of(scenario, text, "tcg", "guest_boot_seconds")
+    template = template_of(scenario, text, "tcg", "guest_boot_cost")
     again = parse_scenario(template, "x.toml", Path("/elsewhere"))[0]
     assert again.nested.accel == "tcg"
     assert again.guest is not None
@@ -254,13 +254,13 @@ def test_scenario_file_is_a_template_that_stands_alone() -> None:
 def test_scenario_file_measures_the_metric_and_has_no_settings_of_an_arm() -> None:
     scenario, text = parse_scenario(MAPS, "x.toml")
     with pytest.raises(ScenarioError, match=r"is not measured by maps and its passes"):
-        template_of(scenario, text, "exact", "guest_boot_seconds")
+        template_of(scenario, text, "exact", "guest_boot_cost")
     scenario, text = parse_scenario(MAPS, "x.toml", overrides=["arms.candidate.cmdline=quiet"])
     with pytest.raises(ScenarioError, match=r"arms\.candidate: has settings besides its kernel"):
-        template_of(scenario, text, "exact", "bar_map_seconds")
+        template_of(scenario, text, "exact", "bar_map_cost")
 
 
 @pytest.mark.parametrize("override", ["trials.pairs=3", "arms.candidate.cmdline=x", "expect={}"])
 def test_what_a_bisection_makes_itself_is_not_to_be_set(override: str) -> None:
     with pytest.raises(ScenarioError, match="made anew for each commit"):
-        bisect_text(EXACT, "bar_map_seconds", TREE, [override])
+        bisect_text(EXACT, "bar_map_cost", TREE, [override])

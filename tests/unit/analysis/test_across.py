@@ -16,7 +16,7 @@ from orchestrator.errors import EvidenceError
 from orchestrator.scenario import ARMS, ArmName
 from tests.unit.scenarios import map_scenario
 
-MAPS = "bar_map_seconds"
+MAPS = "bar_map_cost"
 
 
 def run(

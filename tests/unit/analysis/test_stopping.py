@@ -16,7 +16,7 @@ from orchestrator.plan import make_plan
 from orchestrator.scenario import Metric, Scenario
 from tests.unit.scenarios import map_scenario
 
-MAPS: Metric = "bar_map_seconds"
+MAPS: Metric = "bar_map_cost"
 
 
 def night(chosen: Scenario, ratio: float, cv: float, seed: int) -> Iterator[TrialResult]:

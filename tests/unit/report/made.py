@@ -22,7 +22,7 @@ PLAN: dict[str, Any] = {
     "accel": "kvm",
     "kernels": {arm: kernel | {"digest": arm[:4] * 4} for arm, kernel in KERNELS.items()},
 }
-BOOT, MAP, LOOKUPS = "guest_boot_seconds", "bar_map_seconds", "pfn_lookups_per_map"
+BOOT, MAP, LOOKUPS = "guest_boot_cost", "bar_map_cost", "pfn_lookups_per_map"
 ROLES: tuple[Role, Role] = ("baseline", "candidate")
 NOISE = (1.0, 1.004, 0.997, 1.002, 0.995, 1.003, 0.999, 1.006, 0.998, 1.001, 0.996, 1.005)
 

@@ -43,7 +43,7 @@ recorded = functools.cache(judge_recorded)
 
 
 def trials(
-    values: Mapping[Role, Sequence[float]], metric: Metric = "bar_map_seconds"
+    values: Mapping[Role, Sequence[float]], metric: Metric = "bar_map_cost"
 ) -> list[TrialResult]:
     """Make measured trials, pair after pair, arm after arm."""
     found: list[TrialResult] = []

@@ -38,7 +38,7 @@ def report(found: Bisection) -> str:
 
 
 def test_first_bad_commit_is_said_with_the_table_of_steps() -> None:
-    lines = report(Bisection("bar_map_seconds", STEPS, (commit(5),))).splitlines()
+    lines = report(Bisection("bar_map_cost", STEPS, (commit(5),))).splitlines()
     assert lines == [
         "000000000005 is the first bad commit",
         "",
@@ -47,7 +47,7 @@ def test_first_bad_commit_is_said_with_the_table_of_steps() -> None:
         "date    2026-05-03T10:00:00Z",
         "subject vfio/type1: pin page by page",
         "",
-        "one DMA map: good 11 Minsn, bad 1.2 Ginsn; what is nearer to bad than",
+        "one DMA map: good 11 Minsn, bad 1.2 Ginsn; a number nearer to bad than",
         "    114.9 Minsn is bad",
         "",
         "3 steps",
@@ -68,16 +68,15 @@ def test_first_bad_commit_is_said_with_the_table_of_steps() -> None:
 
 
 def test_commits_that_skips_hide_are_listed() -> None:
-    text = report(Bisection("bar_map_seconds", STEPS, (commit(5, "a"), commit(4, "b" * 90))))
-    assert text.startswith(
-        "The first bad commit is one of these 2; those that were skipped hide which:\n\n"
-        "  000000000005  a\n  000000000004  bbbb"
-    )
+    text = report(Bisection("bar_map_cost", STEPS, (commit(5, "a"), commit(4, "b" * 90))))
+    head, commits = text.split("\n\n")[:2]
+    assert "one of these 2" in head
+    assert commits.startswith("  000000000005  a\n  000000000004  bbbb")
 
 
 def test_what_is_not_known_yet_is_said() -> None:
-    assert report(Bisection("bar_map_seconds", ())).startswith("The first bad commit is not known")
-    assert "good 11 Minsn, bad 1.2 Ginsn" in report(Bisection("bar_map_seconds", (GOOD, BAD)))
+    assert "not known" in report(Bisection("bar_map_cost", ()))
+    assert "good 11 Minsn, bad 1.2 Ginsn" in report(Bisection("bar_map_cost", (GOOD, BAD)))
 
 
 @given(st.text(), st.text(), st.floats(0, 1e9), st.text())
@@ -87,5 +86,5 @@ def test_any_commit_and_number_fit(subject: str, reason: str, value: float, rele
         Step(commit(5, subject), "step", "bad", measured(value, release), value, "x"),
         Step(commit(6, subject), "step", "skip", Skipped(reason, subject), 1, "x"),
     )  # fmt: skip
-    report(Bisection("bar_map_seconds", steps, (commit(5, subject),)))
-    report(Bisection("bar_map_seconds", steps, (commit(5, subject), commit(6, subject))))
+    report(Bisection("bar_map_cost", steps, (commit(5, subject),)))
+    report(Bisection("bar_map_cost", steps, (commit(5, subject), commit(6, subject))))

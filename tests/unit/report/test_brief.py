@@ -69,21 +69,21 @@ def test_recorded_run_ends_with_its_verdict_and_its_folder(name: str) -> None:
 
 
 def test_what_regressed_beside_is_never_left_out(tmp_path: Path) -> None:
-    chosen = scenario("expect={bar_map_seconds='improved'}")
+    chosen = scenario("expect={bar_map_cost='improved'}")
     values: dict[Metric, tuple[float, float]] = {
-        "bar_map_seconds": (8.0, 0.001), "bar_unmap_seconds": (1.0, 9.0),
+        "bar_map_cost": (8.0, 0.001), "bar_unmap_cost": (1.0, 9.0),
     }  # fmt: skip
     lines = brief(measured(values), tmp_path, chosen)
-    assert [line for line in lines if "regressed besides" in line]
+    assert [line for line in lines if "one DMA unmap 9x" in line]
 
 
 def test_report_is_named_where_there_is_one_and_paths_are_for_a_shell(tmp_path: Path) -> None:
     folder = tmp_path / "my run"
     folder.mkdir()
-    lines = brief(measured({"bar_map_seconds": (1.0, 1.0)}), folder)
+    lines = brief(measured({"bar_map_cost": (1.0, 1.0)}), folder)
     assert not [line for line in lines if "report.html" in line]
     (folder / "report.html").write_text("")
-    lines = brief(measured({"bar_map_seconds": (1.0, 1.0)}), folder)
+    lines = brief(measured({"bar_map_cost": (1.0, 1.0)}), folder)
     assert f"report     {folder}/report.html" in lines
     assert f"table      barometer report '{folder}' --table" in lines
 
@@ -98,7 +98,7 @@ def test_trials_that_do_not_count_are_told_as_far_as_there_is_room(tmp_path: Pat
     assert len(lines) == LINES
     text = " ".join(" ".join(lines).split())
     assert "40 of 60, NOT COMPLETE" in text
-    assert "20 failed (host-panic), begun again 20 times" in text
+    assert re.search(r"20 failed \(host-panic\), \w+ 20 times", text)
     assert "0000-baseline: failed at host-boot: host-panic: xxx" in text
 
 
@@ -123,7 +123,7 @@ def test_it_is_twelve_lines_whatever_was_found(
 
 @pytest.mark.parametrize("number", [1, 8, 64])
 def test_matrix_begins_with_its_worst_cells(tmp_path: Path, number: int) -> None:
-    same, worse = (cell({"bar_map_seconds": (1.0, value)}) for value in (0.1, 5.0))
+    same, worse = (cell({"bar_map_cost": (1.0, value)}) for value in (0.1, 5.0))
     cells = {f"cell-{n}-{'y' * 60}": same for n in range(number - 1)} | {"worst": worse}
     lines = lines_of(matrix_brief("factors", "regressed", cells, tmp_path), tmp_path)
     assert re.match(rf"factors: regressed, {number} cell", lines[0])
@@ -141,7 +141,7 @@ def test_cell_that_has_not_run_is_said_to_be(tmp_path: Path) -> None:
 @pytest.mark.parametrize("number", [0, 1, 2, 40])
 def test_bisection_ends_with_its_commits_and_its_folder(tmp_path: Path, number: int) -> None:
     commits = tuple(commit(n, "a subject " * 20) for n in range(number))
-    found = Bisection("bar_map_seconds", STEPS, commits)
+    found = Bisection("bar_map_cost", STEPS, commits)
     lines = lines_of(bisect_brief(found, tmp_path), tmp_path)
     assert lines[-1] == f"bisection: {tmp_path}"
     assert f"3 steps: {tmp_path}/bisect.txt" in lines
@@ -150,4 +150,4 @@ def test_bisection_ends_with_its_commits_and_its_folder(tmp_path: Path, number: 
 
 
 def test_bisection_of_which_nothing_is_known(tmp_path: Path) -> None:
-    lines_of(bisect_brief(Bisection("bar_map_seconds", (), ()), tmp_path), tmp_path)
+    lines_of(bisect_brief(Bisection("bar_map_cost", (), ()), tmp_path), tmp_path)

@@ -70,7 +70,7 @@ def test_metrics_have_numbers_of_each_arm() -> None:
                                 "prefix": "metric"}  # fmt: skip
     assert (before["status"], after["status"]) == ("DONE", "PASS")
     assert after["number"]["value"] == pytest.approx(0.25, rel=0.01)
-    assert before["path"] == after["path"] == "barometer.small.bar_map_seconds"
+    assert before["path"] == after["path"] == "barometer.small.bar_map_cost"
     assert (before["build_id"], after["build_id"]) == (
         "barometer:basebasebasebase", "barometer:candcandcandcand",
     )  # fmt: skip

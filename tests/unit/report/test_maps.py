@@ -84,7 +84,7 @@ def test_table_has_a_row_for_each_point(report: str) -> None:
 
 
 def test_point_with_the_plain_name_says_so(report: str) -> None:
-    assert "\none DMA map; full/1GiB/warm is bar_map_seconds\n" in report
+    assert "\none DMA map; full/1GiB/warm is bar_map_cost\n" in report
 
 
 def test_head_says_what_was_done_and_in_what_unit(report: str) -> None:
@@ -99,9 +99,9 @@ def test_head_says_what_was_done_and_in_what_unit(report: str) -> None:
 
 
 def test_notes_explain_points_and_instructions(report: str) -> None:
-    notes = section(report, "Each value is a trial's")
+    notes = section(report, "Each value is")
     assert "A point is SIZE/ALIGNMENT/STATE" in notes
-    assert "Ginsn: the host is emulated, its instructions are counted" in notes
+    assert "Ginsn: 10^9 instructions" in notes
 
 
 def test_theory_of_one_lookup_count_is_not_that_of_points(report: str) -> None:
@@ -200,7 +200,7 @@ def test_seconds_are_seconds_where_the_host_is_not_exact(results: list[TrialResu
 
 
 def test_guest_boot_without_counts_has_no_sections_of_maps() -> None:
-    name: Metric = "bar_map_seconds"
+    name: Metric = "bar_map_cost"
     pair: list[tuple[ArmName, float]] = [("baseline", 2.0), ("candidate", 1.0)]
     both = [TrialResult("t", arm, "measured", samples={name: (v,)}) for arm, v in pair]
     assert map_sections(compare(scenario(), KERNELS, both, 2, "tcg"), exact=False) == ""
@@ -275,4 +275,4 @@ def test_notes_are_of_the_passes_and_the_backend(results: list[TrialResult]) -> 
     ):
         chosen = scenario_of_it(override)
         text = text_report(chosen, compare(chosen, KERNELS, results, 2, "exact"), PLAN)
-        assert ("counts: lookups, faults and walks, by in-kernel histograms" in text) == counted
+        assert ("\ncounts: " in text) == counted

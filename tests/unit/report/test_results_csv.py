@@ -16,6 +16,7 @@ import pytest
 
 from orchestrator.analysis.trial import TrialResult
 from orchestrator.report.results_csv import results_csv
+from orchestrator.scenario import METRICS
 from tests.unit.report.made import BOOT, MAP, ROLES, Run, ended, run
 from tests.unit.scenarios import scenario
 
@@ -37,7 +38,7 @@ def trials(number: int = 0, slower: float = 1.0, noise: float = 0.01) -> list[Tr
         for role in ROLES:
             samples: dict[str, tuple[float, ...]] = {}
             for name in scenario().metrics():
-                if "seconds" in name:
+                if METRICS[name] != "count":
                     factor = slower if (name, role) == (MAP, "candidate") else 1.0
                     samples[name] = (round(factor * machine * chance.gauss(0.5, 0.5 * noise), 6),)
                 else:
@@ -114,7 +115,7 @@ def test_night_with_a_failed_trial_has_its_row() -> None:
 
 def test_accelerators_are_branches() -> None:
     [row] = rows_of(run(trials(), accel="tcg"))
-    assert row["branch"] == "small/tcg"
+    assert (row["branch"], row["unit"]) == ("small/tcg", "emulated s")
 
 
 def test_history_is_what_otava_was_given() -> None:

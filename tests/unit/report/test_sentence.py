@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -41,16 +42,21 @@ def said(
     return verdict_sentence(chosen, found, {"accel": accel})
 
 
+def reason(text: str) -> str:
+    """Return what follows the verdict."""
+    return text.partition(": ")[2]
+
+
 @pytest.mark.parametrize(
     ("metric", "values", "accel", "wanted"),
     [
-        ("bar_map_seconds", (8.635, 0.0004285), "tcg",
+        ("bar_map_cost", (8.635, 0.0004285), "tcg",
          "7.3.4 is improved: one DMA map of a 32GiB BAR takes 428.5 us instead of 8.635 s"
          " (emulated), 1/20152."),
-        ("bar_map_seconds", (8.635, 0.0004285), "kvm",
+        ("bar_map_cost", (8.635, 0.0004285), "kvm",
          "7.3.4 is improved: one DMA map of a 32GiB BAR takes 428.5 us instead of 8.635 s,"
          " 1/20152."),
-        ("bar_unmap_seconds", (1.411, 1.995), "exact",
+        ("bar_unmap_cost", (1.411, 1.995), "exact",
          "7.3.4 is regressed: one DMA unmap of a 32GiB BAR takes 1.995 Ginsn instead of"
          " 1.411 Ginsn (instructions), +41.4%."),
         ("pfn_lookups_per_map", (8388608, 32), "tcg",
@@ -59,7 +65,7 @@ def said(
         ("bar_maps_per_boot", (12, 12), "tcg",
          "7.3.4 is equivalent to 6.12.107: one guest boot takes 12 DMA maps of a 32GiB BAR in"
          " both."),
-        ("guest_boot_seconds", (28.46, 28.67), "tcg",
+        ("guest_boot_cost", (28.46, 28.67), "tcg",
          "7.3.4 against 6.12.107 is inconclusive: the boot of a guest with a 32GiB BAR to"
          " userspace takes 28.67 s against 28.46 s (emulated), +0.7%."),
     ],
@@ -85,27 +91,27 @@ def test_point_of_a_map_is_named() -> None:
 
 
 def test_guest_that_is_emulated_on_a_real_host_makes_its_boot_an_emulated_one() -> None:
-    both = measured({"guest_boot_seconds": (9, 3)}, guest_accel="tcg")
+    both = measured({"guest_boot_cost": (9, 3)}, guest_accel="tcg")
     assert "3 s instead of 9 s (emulated)" in said(*both, accel="kvm")
-    both = measured({"bar_map_seconds": (9, 3)}, guest_accel="tcg")
+    both = measured({"bar_map_cost": (9, 3)}, guest_accel="tcg")
     assert "3 s instead of 9 s, " in said(*both, accel="kvm")
 
 
 def test_first_of_the_metrics_that_have_the_verdict_is_quoted() -> None:
-    both = measured({"bar_map_seconds": (8, 1), "guest_boot_seconds": (1, 8)})
+    both = measured({"bar_map_cost": (8, 1), "guest_boot_cost": (1, 8)})
     assert "is improved: one DMA map" in said(*both)
-    text = said(*both, expect=("bar_map_seconds=improved", "guest_boot_seconds=improved"))
+    text = said(*both, expect=("bar_map_cost=improved", "guest_boot_cost=improved"))
     assert "is regressed: the boot of a guest" in text
 
 
 def test_interval_is_quoted_as_that_of_the_pairs() -> None:
     values = [(20 + n % 3, (20 + n % 3) * (0.95 + 0.0001 * (n % 5))) for n in range(12)]
-    trials = [t for n, v in enumerate(values, 1) for t in measured({"guest_boot_seconds": v}, n)]
+    trials = [t for n, v in enumerate(values, 1) for t in measured({"guest_boot_cost": v}, n)]
     assert " (emulated), by pairs -4.98% [-5.00, -4.98]." in said(*trials)
 
 
 def test_run_that_is_not_complete_is_said_to_be() -> None:
-    text = said(*measured({"bar_map_seconds": (8, 1)}), planned=24)
+    text = said(*measured({"bar_map_cost": (8, 1)}), planned=24)
     assert text.startswith(
         "7.3.4 against 6.12.107 is inconclusive so far, with 2 of 24 trials: one DMA map"
     )
@@ -119,60 +125,57 @@ def test_kernel_against_itself_is_told_apart_by_its_arm() -> None:
 
 def test_candidate_that_fails_is_regressed_whatever_its_times() -> None:
     failed = TrialResult("x", "candidate", "failed", "guest-panic")
-    text = said(*measured({"bar_map_seconds": (8, 1)}), failed)
-    assert text == (
-        "7.3.4 is regressed: 1 of its 2 trials failed (guest-panic), of the baseline's 0 of 1."
-    )
+    text = said(*measured({"bar_map_cost": (8, 1)}), failed)
+    assert text.startswith("7.3.4 is regressed: ")
+    assert "guest-panic" in reason(text)
+    assert re.findall(r"\d+", reason(text)) == ["1", "2", "0", "1"]
 
 
 def test_invalid_run_is_said_why() -> None:
-    head = "7.3.4 and 6.12.107 are not comparable by this run: "
     bad = TrialResult("x", "baseline", "invalid", "host-hang")
-    one, other = measured({"bar_map_seconds": (8, 1)}, guest_accel="kvm")
-    assert said() == head + "the baseline has no trial."
-    assert said(bad, other) == (head + "of the baseline's 1 trial none was measured (host-hang).")
+    one, other = measured({"bar_map_cost": (8, 1)}, guest_accel="kvm")
     mixed = [one, TrialResult("t", "candidate", "measured", samples=other.samples,
                               guest_accel="tcg")]  # fmt: skip
-    assert said(*mixed) == (
-        head + "guests ran under KVM in some trials and were emulated in others."
-    )
     bare = [TrialResult(arm, arm, "measured") for arm in ARMS]
-    assert said(*bare) == head + "no metric was measured in both arms."
+    for text, key in (
+        (said(), "the baseline"), (said(bad, other), "host-hang"), (said(*mixed), "KVM"),
+        (said(*bare), "no metric"),
+    ):  # fmt: skip
+        assert key in reason(text)
+        assert not re.search("improved|equivalent|regressed", text)
 
 
 def test_run_whose_bench_differs_from_itself_is_said_to() -> None:
     values = [((20.0 + n % 3), (20.0 + n % 3), (20.0 + n % 3) * 1.4) for n in range(12)]
-    trials = [t for n, v in enumerate(values, 1) for t in measured({"guest_boot_seconds": v}, n)]
-    assert (
-        "the bench finds a difference between a kernel and itself (guest_boot_seconds: +4"
-    ) in said(*trials)
+    trials = [t for n, v in enumerate(values, 1) for t in measured({"guest_boot_cost": v}, n)]
+    assert "(guest_boot_cost: +4" in reason(said(*trials))
 
 
 def test_condition_that_was_not_meant_to_differ_is_named() -> None:
     sides = {"baseline": [{"runner.qemu": "10.0.2", "runner.cpus": "2"}],
              "candidate": [{"runner.qemu": "10.1.0", "runner.cpus": "4"}]}  # fmt: skip
-    both = measured({"bar_map_seconds": (8, 1)})
+    both = measured({"bar_map_cost": (8, 1)})
     for allow, wanted in (
         (["runner.cpus"], "runner.qemu (10.0.2 | 10.1.0) differs"),
         ([], "runner.cpus (2 | 4) and 1 other differ"),
     ):
         found = compare(SCENARIO, KERNELS, both, 2, "kvm", conditions(sides, allow=allow))
         text = verdict_sentence(SCENARIO, found, {"accel": "kvm"})
-        assert text.endswith(f": {wanted} without having been meant to.")
+        assert reason(text).startswith(wanted)
 
 
 def test_runs_that_are_no_pairs_are_not_quoted_by_pairs() -> None:
-    trials = [t for n in range(12) for t in measured({"guest_boot_seconds": (20 + n, 9 + n)}, n)]
+    trials = [t for n in range(12) for t in measured({"guest_boot_cost": (20 + n, 9 + n)}, n)]
     for paired in (True, False):
         found = compare(SCENARIO, KERNELS, trials, 24, "kvm", paired=paired)
         assert ("by pairs" in verdict_sentence(SCENARIO, found, {"accel": "kvm"})) == paired
 
 
 def test_metric_that_decides_and_was_not_measured_is_named() -> None:
-    both = measured({"bar_map_seconds": (8, 1)})
-    assert said(*both, expect=["guest_boot_seconds=improved"]).endswith(
-        "guest_boot_seconds, which decides, was not measured in both arms."
-    )
+    both = measured({"bar_map_cost": (8, 1)})
+    text = said(*both, expect=["guest_boot_cost=improved"])
+    assert reason(text).startswith("guest_boot_cost ")
+    assert "bar_map_cost" not in text
 
 
 def test_comparison_is_enough() -> None:

@@ -88,7 +88,7 @@ def test_report_begins_with_the_verdict_and_both_kernels(
         "7.3.4+deb13 is improved: one DMA map of a 1GiB BAR takes 316.5 us instead of 500 ms"
         " (emulated), 1/1580."
     )
-    assert verdict == "small: improved\n  * bar_map_seconds: improved"
+    assert verdict == "small: improved\n  * bar_map_cost: improved"
     assert setup.splitlines()[:2] == [
         "baseline   6.12.107+deb13  (deb:old; 1 measured)",
         "candidate  7.3.4+deb13  (deb:new; 1 measured)",
@@ -230,17 +230,15 @@ def test_guest_boot_on_an_exact_host_is_in_instructions(
 ) -> None:
     exact = plan | {"accel": "exact", "accel_reason": "asked for"}
     text = report(exact, *in_unit("Ginsn", recorded))
-    assert (
-        "Instructions are the same number within 15% or 3 Ginsn of a boot, 15% or 5"
-        " kinsn of its maps, 2% or 5 kinsn of its unmaps, whichever is more."
-    ) in " ".join(text.split())
+    for resolution in ("15% or 3 Ginsn", "15% or 5 kinsn", "2% or 5 kinsn"):
+        assert resolution in " ".join(text.split())
     assert "\nINSTRUCTIONS  " in text
     assert "Maps and unmaps in one guest boot, up to the boot mark, Ginsn (one:" in text
     assert below(text, "all maps of 1GiB BARs")[:2] == ["12", "500 Minsn"]
     assert "INSTRUCTIONS of an emulated machine (Ginsn: 10^9), not times" in text
     assert "EMULATED" not in text
     assert "steps of 1 us" not in text
-    assert "Ginsn: the host is emulated" in text
+    assert "\nGinsn: 10^9 instructions" in text
 
 
 @pytest.mark.parametrize(
@@ -258,7 +256,7 @@ def test_notes_are_of_the_passes_that_were_run(
 ) -> None:  # fmt: skip
     names = ", ".join(f'"{name}"' for name in passes)
     chosen = scenario("device.bar=1GiB", f"trace.passes=[{names}]")
-    notes = report(plan, *recorded, chosen=chosen).partition("Each value is a trial's")[2]
+    notes = report(plan, *recorded, chosen=chosen).partition("\nEach value ")[2]
     assert tuple(re.findall(r"(?m)^(?:plain|timing|counts): ", notes)) == said
     assert ("steps of 1 us" in " ".join(notes.split())) == ("timing" in passes)
 
@@ -269,27 +267,24 @@ def test_trials_that_share_a_boot_are_said_to(
 ) -> None:
     chosen = scenario(f"host.fresh_boots={str(fresh).lower()}")
     text = " ".join(report(plan, *recorded, chosen=chosen).split())
-    assert ("Each value is a trial's: one host boot" in text) == fresh
-    said = "share a boot of the host, though p and intervals take them as independent"
-    assert (said in text) == (not fresh)
+    assert ("which is one host boot" in text) == fresh
+    assert ("host.fresh_boots" in text) == (not fresh)
 
 
 def test_trials_that_were_begun_again_are_said_of_their_arm(plan: dict[str, Any]) -> None:
     before = attempts_from(["host-crash", "exact-crawl"], "candidate")
     again = TrialResult("t", "candidate", "measured", repeated=before)
     text = report(plan, TrialResult("t", "baseline", "measured"), again)
-    assert (
-        "\nbaseline   6.12.107+deb13  (deb:old; 1 measured)"
-        "\ncandidate  7.3.4+deb13  (deb:new; 1 measured; begun again: host-crash,"
-        "\n           exact-crawl)\n"
-    ) in text
+    words = " ".join(text.split())
+    assert "baseline 6.12.107+deb13 (deb:old; 1 measured) candidate" in words
+    assert "(deb:new; 1 measured; repeated: host-crash, exact-crawl)" in words
 
 
 def test_trial_of_the_evidence_says_that_it_was_begun_again(
     plan: dict[str, Any], tmp_path: Path
 ) -> None:
     trial = sealed(copied(tmp_path), repeated=["host-crash"])
-    assert "1 measured; begun again: host-crash)" in report(plan, read_result(trial))
+    assert "1 measured; repeated: host-crash)" in report(plan, read_result(trial))
 
 
 def test_guests_that_are_emulated_on_a_real_host_are_said_to_be(plan: dict[str, Any]) -> None:
@@ -336,7 +331,7 @@ def test_level_of_the_guest_and_of_the_count_are_said(
 
 
 def of_pairs(
-    *pairs: tuple[float, ...], metric: Metric = "guest_boot_seconds", **more: Any
+    *pairs: tuple[float, ...], metric: Metric = "guest_boot_cost", **more: Any
 ) -> list[TrialResult]:
     """Make trials with one metric: for each pair the baseline's, the candidate's, and a
     control's."""
@@ -380,26 +375,25 @@ def test_interval_is_told_and_what_it_is(plan: dict[str, Any]) -> None:
         text,
     )
     words = " ".join(text.split())
-    assert "change: of the pairs, by Hodges and Lehmann, with its 95 % interval" in words
-    assert "* guest_boot_seconds: improved; p 0.00049" in words
-    assert "p: Wilcoxon's signed rank" in words
+    assert "* guest_boot_cost: improved; p 0.00049" in words
+    assert "Hodges-Lehmann estimate over the pairs, with its 95 % interval" in words
+    assert "Wilcoxon" in words
     assert "fewer than 10 pairs" not in words
 
 
 def test_few_pairs_are_said_once_to_be_few(plan: dict[str, Any]) -> None:
     text = report(plan, *noisy(6, 0.95))
-    said = "\nfewer than 10 pairs: only a difference of a factor of 2 counts.\n"
-    assert text.count(said) == 1
+    assert re.findall(r"\nfewer than 10 pairs: .* factor of (\d)", text) == ["2"]
     assert "; p " not in text
     exact = report(plan | {"accel": "exact"}, *noisy(2, 0.95))
-    assert said not in exact
+    assert "fewer than 10 pairs" not in exact
 
 
 def test_control_that_finds_nothing_is_said_to(plan: dict[str, Any]) -> None:
     words = " ".join(report(plan, *noisy(12, 0.95, control=1.0)).split())
     assert ("control: the baseline against itself, 12 trials: no difference found.") in words
     few = " ".join(report(plan, *noisy(3, 0.95, control=1.0)).split())
-    assert "3 trials: no difference found; of so few only a factor of 2 would be." in few
+    assert re.search(r"3 trials: no difference found; .*a factor of 2", few)
     assert "control" not in report(plan, *noisy(3, 0.95))
 
 
@@ -407,13 +401,12 @@ def test_control_that_differs_makes_the_metric_invalid_and_is_explained(
     plan: dict[str, Any],
 ) -> None:
     words = " ".join(report(plan, *noisy(12, 0.95, control=1.2)).split())
-    assert "small: invalid * guest_boot_seconds: invalid" in words
+    assert "small: invalid * guest_boot_cost: invalid" in words
     assert re.search(
-        r"control: the baseline against itself, 12 trials: DIFFERS in guest_boot_seconds"
-        r" \+20\.\d% \[.*\]\. What differs without a cause is invalid\.",
+        r"control: the baseline against itself, 12 trials: DIFFERS in guest_boot_cost"
+        r" \+20\.\d% \[.*\]\.",
         words,
     )
-    assert "the bench finds a difference between a kernel and itself" in words
 
 
 def test_arms_of_two_runs_are_no_pairs(plan: dict[str, Any]) -> None:
@@ -422,8 +415,8 @@ def test_arms_of_two_runs_are_no_pairs(plan: dict[str, Any]) -> None:
     beside = compare(scenario(), KERNELS, noisy(12, 1.0), len(trials), "tcg", paired=False)
     text = text_report(scenario(), with_control(found, beside), plan)
     words = " ".join(text.split())
-    assert "change: of all trials with all of the other arm, by Hodges and Lehmann" in words
-    assert "p: Mann and Whitney's U" in words
+    assert "Hodges-Lehmann estimate over each trial with each of the other arm" in words
+    assert "Mann-Whitney U" in words
     assert "control: the other arm's kernel against itself, 12 trials: no difference" in words
     assert "pairs" not in words
 
@@ -436,11 +429,11 @@ def test_shape_of_an_arm_is_a_note(plan: dict[str, Any]) -> None:
 
 def test_what_regressed_besides_is_in_the_head_and_in_what_is_pasted(plan: dict[str, Any]) -> None:
     samples: list[tuple[ArmName, dict[Metric, tuple[float, ...]]]] = [
-        ("baseline", {"bar_map_seconds": (8.0,), "bar_unmap_seconds": (1.0,)}),
-        ("candidate", {"bar_map_seconds": (1.0,), "bar_unmap_seconds": (2.3,)}),
+        ("baseline", {"bar_map_cost": (8.0,), "bar_unmap_cost": (1.0,)}),
+        ("candidate", {"bar_map_cost": (1.0,), "bar_unmap_cost": (2.3,)}),
     ]
     text = report(plan, *(TrialResult("t", a, "measured", samples=s) for a, s in samples))
-    assert "\n  * bar_map_seconds: improved\n  regressed besides: one DMA unmap 2.3x\n" in text
+    assert "\n  * bar_map_cost: improved\n  also regressed: one DMA unmap 2.3x\n" in text
     assert "\none DMA unmap: 1 s -> 2.3 s (emulated), 2.3x\n" in text
 
 

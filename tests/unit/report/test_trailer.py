@@ -20,8 +20,8 @@ KERNELS: dict[ArmName, dict[str, str]] = {
 }
 PLAN: dict[str, Any] = {"accel": "tcg", "barometer": "0.1.0", "guest_kernel": {"release": "6.12"}}
 BETTER: dict[Metric, tuple[float, ...]] = {
-    "bar_map_seconds": (8.635, 0.0004285), "pfn_lookups_per_map": (8388608, 32),
-    "guest_boot_seconds": (141.7, 39.31),
+    "bar_map_cost": (8.635, 0.0004285), "pfn_lookups_per_map": (8388608, 32),
+    "guest_boot_cost": (141.7, 39.31),
 }  # fmt: skip
 
 
@@ -65,7 +65,7 @@ def test_name_that_is_long_is_a_folded_tag() -> None:
 
 
 def test_regression_is_reported_and_not_tested() -> None:
-    lines = block(*measured({"bar_map_seconds": (1, 8)}))
+    lines = block(*measured({"bar_map_cost": (1, 8)}))
     assert lines[-2] == f"Reported-by: {TESTER}"
     failed = TrialResult("x", "candidate", "failed", "guest-panic")
     assert block(*measured(BETTER), failed)[-2] == f"Reported-by: {TESTER}"
@@ -74,7 +74,7 @@ def test_regression_is_reported_and_not_tested() -> None:
 @pytest.mark.parametrize(
     ("results", "expect", "why"),
     [
-        (measured({"guest_boot_seconds": (20, 19)}), "", "the run is inconclusive"),
+        (measured({"guest_boot_cost": (20, 19)}), "", "the run is inconclusive"),
         (measured({"bar_maps_per_boot": (12, 12)}), "bar_maps_per_boot=improved",
          "the run is equivalent, which is not what the scenario expects"),
         (measured(BETTER)[:1], "", "the run is invalid: the candidate has no trial"),
@@ -107,12 +107,12 @@ def test_runs_that_are_compared_have_no_tag() -> None:
 
 
 def test_what_got_worse_is_never_left_out() -> None:
-    worse = BETTER | {"bar_unmap_seconds": (1.0, 2.0), "bar_unmap_seconds_per_boot": (9.0, 19.0)}
+    worse = BETTER | {"bar_unmap_cost": (1.0, 2.0), "bar_unmap_cost_per_boot": (9.0, 19.0)}
     lines = block(*measured(worse))
     assert [line.partition(":")[0] for line in lines[1:4]] == [
         "one DMA map", "guest boot to userspace", "one DMA unmap",
     ]  # fmt: skip
-    other = BETTER | {"bar_unmap_seconds_per_boot": (9.0, 19.0)}
+    other = BETTER | {"bar_unmap_cost_per_boot": (9.0, 19.0)}
     assert block(*measured(other))[3].startswith("all unmaps until exit: 9 s -> 19 s")
 
 
@@ -120,9 +120,9 @@ def test_of_the_points_that_got_worse_the_plain_one_or_the_worst_is_told() -> No
     chosen = map_scenario()
     for plain, said in ((2.0, "one DMA unmap:"), (0.9, "one DMA unmap (full/1GiB/cold):")):
         values: dict[Metric, tuple[float, ...]] = {
-            "bar_map_seconds": (8.0, 1.0), "bar_unmap_seconds": (1.0, plain),
-            "bar_unmap_seconds@full/1GiB/cold": (1.0, 3.0),
-            "bar_unmap_seconds@1GiB/1GiB/cold": (1.0, 2.5),
+            "bar_map_cost": (8.0, 1.0), "bar_unmap_cost": (1.0, plain),
+            "bar_unmap_cost@full/1GiB/cold": (1.0, 3.0),
+            "bar_unmap_cost@1GiB/1GiB/cold": (1.0, 2.5),
         }  # fmt: skip
         found = compare(chosen, KERNELS, measured(values), 2, "exact")
         text = trailer(chosen, found, PLAN | {"accel": "exact"}, TESTER)
@@ -132,7 +132,7 @@ def test_of_the_points_that_got_worse_the_plain_one_or_the_worst_is_told() -> No
 
 def test_spread_and_interval_are_explained() -> None:
     values = [(20 + n % 3, (20 + n % 3) * (0.95 + 0.0001 * (n % 5))) for n in range(12)]
-    trials = [t for n, v in enumerate(values, 1) for t in measured({"guest_boot_seconds": v}, n)]
+    trials = [t for n, v in enumerate(values, 1) for t in measured({"guest_boot_cost": v}, n)]
     text = "\n".join(block(*trials))
     assert "(+-: half the interquartile range; change: by pairs, with its 95 % interval)" in text
     assert "12 + 12 trials" in text
