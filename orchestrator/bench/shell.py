@@ -36,7 +36,6 @@ from orchestrator.errors import BarometerError, BenchError
 from orchestrator.progress import waiting_for
 
 log = logging.getLogger("barometer.shell")
-logging.getLogger("paramiko").setLevel(logging.CRITICAL)  # its errors reach us as exceptions
 
 _HANDSHAKE_SECONDS = 60
 _CLOSE_SECONDS = 2.0
