@@ -32,6 +32,7 @@ from pydantic import (
 
 from orchestrator.abi import LEAVES, PAGE
 from orchestrator.errors import ScenarioError
+from orchestrator.packaged import packaged
 
 KIB, MIB, GIB, TIB = 2**10, 2**20, 2**30, 2**40
 _UNITS = {"KiB": KIB, "MiB": MIB, "GiB": GIB, "TiB": TIB}
@@ -1130,9 +1131,10 @@ def read_file(path: Path) -> str:
             raise ScenarioError(f"{path}: is longer than {_LONGEST} characters", reason="scenario")
     except (OSError, UnicodeDecodeError) as exc:
         nearest = difflib.get_close_matches(path.name, _toml_files(path) - {path.name}, 1)
+        examples = f"examples are in {packaged('fixtures') / 'scenarios'}"
         raise ScenarioError(
             f"{path}: cannot be read: {getattr(exc, 'strerror', None) or exc}",
-            hint=f"did you mean {path.parent / nearest[0]}?" if nearest else "",
+            hint=f"did you mean {path.parent / nearest[0]}?" if nearest else examples,
             reason="scenario",
         ) from exc
     return text

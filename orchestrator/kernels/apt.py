@@ -245,7 +245,7 @@ class Archive:
         if not KEYRING.exists():
             raise BenchError(
                 f"Debian's keyring {KEYRING} is missing, so signatures cannot be checked",
-                hint="install debian-archive-keyring (ci/setup.sh does)",
+                hint="apt-get install debian-archive-keyring",
                 reason="keyring-missing",
             )
         for folder in (
