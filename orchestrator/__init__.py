@@ -15,17 +15,17 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__all__ = ["Run", "Sample", "Scenario", "__version__", "compare", "load"]
+__all__ = ["Run", "Scenario", "TrialSample", "__version__", "compare", "load"]
 
 if TYPE_CHECKING:
-    from orchestrator.judge import Run, Sample
+    from orchestrator.judge import Run, TrialSample
     from orchestrator.library import compare, load
     from orchestrator.scenario import Scenario
 
     __version__: str
 else:
     _MODULES = {
-        "Run": "judge", "Sample": "judge", "Scenario": "scenario", "compare": "library",
+        "Run": "judge", "TrialSample": "judge", "Scenario": "scenario", "compare": "library",
         "load": "library",
     }  # fmt: skip
 

@@ -44,7 +44,7 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Question:
+class AbQuestion:
     """An A/B that is described completely: its scenario file, and its kernels by the options that
     name them."""
 
@@ -80,7 +80,7 @@ class Options:
 
 def describe_ab(
     pair: Pair, options: Options, pairs: int | None = None, overrides: Sequence[str] = ()
-) -> Question:
+) -> AbQuestion:
     """Return the A/B of two kernels. Raises ScenarioError for what is wrong with the options."""
     here = Path.cwd()
     base = parse_kernel(pair.base, "--base", folder=here)
@@ -91,10 +91,10 @@ def describe_ab(
     text = ab_text(options.setting(), *arms, pair.knobs, pairs)
     file = parse_scenarios(text, "ab", here, overrides)
     names = ("--base", "--series" if pair.series else "--candidate")
-    return Question(file, dict(zip(names, arms, strict=True)))
+    return AbQuestion(file, dict(zip(names, arms, strict=True)))
 
 
-def run_ab(question: Question, out: Path | None, progress: Progress, *, keep: bool) -> Judged:
+def run_ab(question: AbQuestion, out: Path | None, progress: Progress, *, keep: bool) -> Judged:
     """Check the kernels, write the scenario, then measure and judge it."""
     folder, cache = run_folder(out, question.file.name), Cache()
     with progress.stage("looking at the kernels"):

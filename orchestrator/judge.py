@@ -78,7 +78,7 @@ class Judged(NamedTuple):
     """The end of a run: at most twelve lines, the last of which names its folder."""
 
 
-class Sample(NamedTuple):
+class TrialSample(NamedTuple):
     """One metric of one measured trial."""
 
     metric: Metric
@@ -117,11 +117,11 @@ class Run:
         """Return the content of comparison.json."""
         return to_json(self.comparison)
 
-    def samples(self) -> tuple[Sample, ...]:
+    def samples(self) -> tuple[TrialSample, ...]:
         """Return the value of each metric in each measured trial, without the warm-up."""
         trials = [r for r in self.trials if r.kind == "measured" and r.arm != WARM_UP]
         return tuple(
-            Sample(metric.name, trial.arm, trial.name, value, metric.unit)
+            TrialSample(metric.name, trial.arm, trial.name, value, metric.unit)
             for metric in self.comparison.metrics
             for trial in trials
             if (value := trial.value(metric.name)) is not None

@@ -10,13 +10,13 @@ import typer
 
 from orchestrator.cli.options import (
     KERNELS,
-    Accel,
+    AccelOption,
     AsJson,
-    Bar,
+    BarOption,
     CellNames,
-    Config,
+    ConfigOption,
     ForGitHub,
-    GuestKernel,
+    GuestOption,
     Keep,
     Out,
     Overrides,
@@ -56,12 +56,14 @@ def plan(
     from orchestrator.report.preview import json_preview, text_preview
 
     describe_once = functools.cache(functools.partial(describe, cache=Cache()))
+    if as_json:
+        with Progress().task("plan"):
+            document = json_preview(file, cells, describe_once)
+        print_json(document)
+        return
     with Progress().task("plan"):
-        preview = (json_preview if as_json else text_preview)(file, cells, describe_once)
-    if isinstance(preview, str):
-        print(preview)
-    else:
-        print_json(preview)
+        text = text_preview(file, cells, describe_once)
+    print(text)
 
 
 def run(
@@ -99,11 +101,11 @@ def ab(
         list[str] | None,
         typer.Option(metavar="PATCHES", help="File, folder, A..B or message-id; repeatable."),
     ] = None,
-    config: Config = None,
-    bar: Bar = None,
-    accel: Accel = None,
+    config: ConfigOption = None,
+    bar: BarOption = None,
+    accel: AccelOption = None,
     workload: WorkloadOption = None,
-    guest: GuestKernel = None,
+    guest: GuestOption = None,
     pairs: Pairs = None,
     cmdline: Annotated[
         str, typer.Option("--candidate-cmdline", metavar="TEXT", help="Kernel command line.")
@@ -181,7 +183,7 @@ def bisect(
             metavar="deb:NAME@SUITE", help="The commits change modules of this package's kernel."
         ),
     ] = None,
-    config: Config = None,
+    config: ConfigOption = None,
     scenario: Annotated[
         Path | None,
         typer.Option(
@@ -189,10 +191,10 @@ def bisect(
             " arms are not used."
         ),
     ] = None,
-    bar: Bar = None,
-    accel: Accel = None,
+    bar: BarOption = None,
+    accel: AccelOption = None,
     workload: WorkloadOption = None,
-    guest: GuestKernel = None,
+    guest: GuestOption = None,
     trials: Annotated[
         int | None,
         typer.Option(

@@ -30,10 +30,10 @@ Keep = Annotated[
     bool, typer.Option(help="Keep private files and unfinished evidence for debugging.")
 ]
 KERNELS = "deb:NAME@SUITE, dir:PATH, tree:PATH@COMMIT, source:PACKAGE@SUITE"
-Bar = Annotated[
+BarOption = Annotated[
     str | None, typer.Option(metavar="SIZE", help="Size of the device's BAR (default: 32GiB).")
 ]
-Accel = Annotated[
+AccelOption = Annotated[
     AccelName | None,
     typer.Option(
         help="How the host runs (default: kvm if a guest really runs under it, else exact)."
@@ -43,7 +43,7 @@ WorkloadOption = Annotated[
     Workload | None,
     typer.Option(help="map (default): the BAR alone; guest-boot: a guest that owns it."),
 ]
-GuestKernel = Annotated[
+GuestOption = Annotated[
     str | None,
     typer.Option(
         "--guest",
@@ -51,7 +51,7 @@ GuestKernel = Annotated[
         help=f"The guest's kernel (default: {GUEST_KERNEL}).",
     ),
 ]
-Config = Annotated[
+ConfigOption = Annotated[
     list[str] | None,
     typer.Option(
         "--config", metavar="FILE|CONFIG_X=y",
