@@ -218,6 +218,7 @@ OUTSIDE: Mapping[str, Refusal] = {
     "scenario": Refusal("user", "the scenario is wrong"),
     # this machine or its mirror fails: exit code 3
     "disk": Refusal("bench", "this machine's disk has no room for a first run"),
+    "extra-missing": Refusal("bench", "a part of barometer is not installed"),
     "keyring-missing": Refusal("bench", "the keys of Debian's archive are not there"),
     "mirror-unreachable": Refusal("bench", "the mirror cannot be reached"),
     "mirror-untrusted": Refusal("bench", "the mirror's files are not what was signed"),
