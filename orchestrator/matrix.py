@@ -116,7 +116,7 @@ class Matrix:
             documents[name] = judged and judged.document
             suites += judged.suites if judged else [not_run(f"{self.scenario}-{name}", _NOT_RUN)]
         begun = [run for run in self.cells.values() if run is not None]
-        comparisons = {name: run and run.comparison for name, run in self.cells.items()}
+        comparisons = {name: run.comparison if run else None for name, run in self.cells.items()}
         verdict = worst("invalid" if c is None else c.verdict for c in comparisons.values())
         emulated = any(run.plan["accel"] == "tcg" for run in begun)
         report = matrix_report(self.scenario, verdict, comparisons, emulated=emulated)

@@ -21,6 +21,7 @@ import typer
 
 from orchestrator import __version__, ab, doctor, judgefolder
 from orchestrator import cells as cell_loop
+from orchestrator import judge as judging
 from orchestrator.analysis import boot
 from orchestrator.analysis.timeline import Timeline, to_json
 from orchestrator.bench import metal as metal_host
@@ -969,7 +970,7 @@ def test_run_that_is_interrupted_when_all_trials_are_made_is_judged(
             raise KeyboardInterrupt("SIGTERM")
 
     if when == "judging":
-        judge_it = judgefolder.judge
+        judge_it = judging.judge
 
         def judge(run: RunDir, tester: str | None) -> Run:
             interrupt()
