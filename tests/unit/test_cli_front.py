@@ -13,6 +13,7 @@ from orchestrator.cli.entry import app
 from orchestrator.extras import MODULES
 from tests.unit.recorded import copied_run
 
+pytestmark = pytest.mark.slow  # each starts a process
 HEAVY = ("google", "jinja2", "libvirt", "numpy", "paramiko", "perfetto", "plotly", "pydantic",
          "rich", "scipy", "tenacity", "tomlkit")  # fmt: skip
 VERBS = [command.callback.__name__ for command in app.registered_commands if command.callback]
@@ -65,7 +66,7 @@ def test_each_verb_has_a_line_of_help_that_is_not_cut() -> None:
     assert [line for line in lines if line.endswith("...")] == []
 
 
-def test_report_and_compare_need_no_extra(tmp_path: Path) -> None:
+def test_report_and_timeline_need_no_extra(tmp_path: Path) -> None:
     """Without the extras, only the page and the timelines are left out, and a line says why."""
     run = copied_run(tmp_path / "run")
     blocked = {name: None for modules in MODULES.values() for name in modules}
@@ -85,6 +86,7 @@ def test_report_and_compare_need_no_extra(tmp_path: Path) -> None:
     assert json.loads((run / "comparison.json").read_text())["verdict"] == "improved"
     assert "vfio-barometer[report]" in done.stderr
     assert not (run / "report.html").exists()
+    assert barometer("timeline", run / "trials/0002-candidate").returncode == 0
     done = barometer("timeline", run / "trials/0002-candidate", "--perfetto", tmp_path / "trace")
     assert done.returncode == 3
     assert done.stderr.endswith(
