@@ -38,17 +38,18 @@ from orchestrator.analysis.bisection import (
 from orchestrator.analysis.comparison import resolution_of
 from orchestrator.cache import Cache
 from orchestrator.commits import Commits, Search
+from orchestrator.diskspace import no_space_explained
 from orchestrator.errors import BenchError, EvidenceError, ScenarioError, key_named
 from orchestrator.evidence.layout import RunDir, need_keys, read_json, write_json
 from orchestrator.folderlock import LOCK, only_writer
-from orchestrator.judge import judged, sampled
+from orchestrator.judge import judge, sampled
 from orchestrator.kernels import checked
 from orchestrator.kernels.package import resolved
 from orchestrator.progress import Progress
 from orchestrator.reasons import Reason, parse_reason
 from orchestrator.report.bisect import bisect_report
 from orchestrator.report.quantities import quantity
-from orchestrator.run import Runner, no_space_explained, run_plan
+from orchestrator.run import Runner, run_plan
 from orchestrator.scenario import (
     ARMS,
     ArmName,
@@ -376,7 +377,7 @@ class Machines:
         self._run(text, folder)
         run = RunDir.open(folder)
         found = {arm: _found(run, arm, question.metric) for arm in ARMS}
-        judged(run)  # writes the run's report
+        judge(run).save()
         measured = [one for one in found.values() if isinstance(one, Measured)]
         for end, one in zip(("good", "bad"), found.values(), strict=True):
             if isinstance(one, Skipped):

@@ -272,7 +272,7 @@ def _environment(changes: Mapping[str, str | None]) -> dict[str, str]:
 def _missing(program: str, doing: str) -> BenchError:
     return BenchError(
         f"{doing}: the program {program} is not installed",
-        hint="ci/setup.sh installs what barometer needs",
+        hint="barometer doctor names the packages that are missing",
         reason=Reason.PROGRAM_MISSING,
     )
 

@@ -1,8 +1,8 @@
 """The exceptions of barometer. Each has a message, a hint what to do, and evidence.
 
-Only `cli.py` turns an exception into an exit code. The class says what failed, for example the
-bench (`BenchError`) or the proven kernel and what runs on it (`ArmFailedError`). The reason of a
-trial's failure decides to which party it is charged (`faults.py`).
+Only `cli/entry.py` turns an exception into an exit code. The class says what failed, for example
+the bench (`BenchError`) or the proven kernel and what runs on it (`ArmFailedError`). The reason of
+a trial's failure decides to which party it is charged (`faults.py`).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Judge a saved run: evidence in; comparison.json, report.txt, report.html and files for other
-tools out. Also compare runs with one another, and read a trial's traced boots. Connects to
-nothing."""
+"""Judge a saved run: evidence in, a comparison out; saving it writes comparison.json, report.txt,
+report.html and files for other tools. Also compare runs with one another, and read a trial's
+traced boots. Connects to nothing."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import errno
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,6 +31,7 @@ from orchestrator.analysis.trial import Findings, TrialResult, read_result
 from orchestrator.analysis.variable import variable
 from orchestrator.errors import EvidenceError, ScenarioError
 from orchestrator.evidence.layout import MANIFEST, RunDir, TrialDir, write_json
+from orchestrator.extras import MissingExtraError, missing_extra_explained
 from orchestrator.plan import make_plan
 from orchestrator.reasons import Reason
 from orchestrator.report.brief import run_brief
@@ -43,8 +44,10 @@ from orchestrator.report.text import text_report
 from orchestrator.scenario import (
     ARMS,
     CONTROL,
+    WARM_UP,
     ArmName,
     Metric,
+    Role,
     Scenario,
     not_a_condition,
     parse_scenario,
@@ -77,20 +80,72 @@ class Judged(NamedTuple):
     """The end of a run: at most twelve lines, the last of which names its folder."""
 
 
-def judged(run: RunDir, tester: str | None = None) -> Judged:
-    """Judge a run by itself, and save the result in it."""
-    return judged_whole(run, tester)[2]
+class TrialSample(NamedTuple):
+    """One metric of one measured trial."""
+
+    metric: Metric
+    role: Role
+    trial: str
+    """Name of the trial, such as 0001-baseline."""
+    value: float
+    unit: str
+    """s, count or Ginsn."""
 
 
-def judge(run: RunDir, tester: str | None = None) -> tuple[Scenario, Comparison, str]:
-    """Judge a run. Return its scenario, its comparison and the text report; the last two are saved
-    in the run. `tester`: `Name <mail>` of whoever would give a Tested-by."""
-    scenario, comparison, found = judged_whole(run, tester)
-    return scenario, comparison, found.report
+@dataclass(frozen=True)
+class Run:
+    """A judged run, in memory: nothing is written until `save`."""
+
+    path: Path
+    scenario: Scenario
+    comparison: Comparison
+    plan: dict[str, Any]
+    """plan.json."""
+    report: str
+    """The text of report.txt."""
+    suite: Suite
+
+    @property
+    def trials(self) -> tuple[TrialResult, ...]:
+        """Every trial in the order in which they ran: measured, failed or invalid."""
+        return self.comparison.results
+
+    @property
+    def exit_code(self) -> int:
+        """The exit code of `barometer report`: 0 if the expectation is met."""
+        return self.suite.exit_code
+
+    def document(self) -> dict[str, Any]:
+        """Return the content of comparison.json."""
+        return to_json(self.comparison)
+
+    def samples(self) -> tuple[TrialSample, ...]:
+        """Return the value of each metric in each measured trial, without the warm-up."""
+        trials = [r for r in self.trials if r.kind == "measured" and r.arm != WARM_UP]
+        return tuple(
+            TrialSample(metric.name, trial.arm, trial.name, value, metric.unit)
+            for metric in self.comparison.metrics
+            for trial in trials
+            if (value := trial.value(metric.name)) is not None
+        )
+
+    def save(self) -> Judged:
+        """Write the reports, and the files for other tools, into the run. Return the output of the
+        command."""
+        scenario, comparison, plan = self.scenario, self.comparison, self.plan
+        document = self.document()
+        machines = for_machines(scenario, comparison, plan, self.suite)
+        save(self.path, document, {"report.txt": self.report, **machines})
+        _save_page(self.path / "report.html", scenario, comparison, plan)
+        _save_timelines(self.path / "timelines", comparison)
+        # after the page, which it names only if it exists
+        brief = run_brief(scenario, comparison, plan, self.path)
+        return Judged(self.report, self.exit_code, document, (self.suite,), brief)
 
 
-def judged_whole(run: RunDir, tester: str | None) -> tuple[Scenario, Comparison, Judged]:
-    """Judge a run. Makes every output once and saves it in the run."""
+def judge(run: RunDir, tester: str | None = None) -> Run:
+    """Judge a run. `tester`: `Name <mail>` of whoever would give a Tested-by. Raises the errors of
+    `saved_run`."""
     saved = saved_run(run)
     scenario, plan = saved.scenario, saved.plan
     kernels = {
@@ -107,13 +162,19 @@ def judged_whole(run: RunDir, tester: str | None) -> tuple[Scenario, Comparison,
         variable=variable(plan, found if recorded_of_all(sides) else None),
     )
     report = text_report(scenario, comparison, plan, tester)
-    one, document = suite(scenario, comparison, plan), to_json(comparison)
-    texts = {"report.txt": report, **for_machines(scenario, comparison, plan, one)}
-    save(run.path, document, texts)
-    _save_page(run.path / "report.html", scenario, comparison, plan)
-    _save_timelines(run.path / "timelines", comparison)
-    brief = run_brief(scenario, comparison, plan, run.path)
-    return scenario, comparison, Judged(report, one.exit_code, document, (one,), brief)
+    return Run(run.path, scenario, comparison, plan, report, suite(scenario, comparison, plan))
+
+
+def open_run(folder: Path) -> RunDir:
+    """Open the folder of a run. Raises ScenarioError for that of a matrix, and EvidenceError if
+    there is no run."""
+    if (folder / "matrix.json").exists():
+        raise ScenarioError(
+            f"{folder} is a run of a [matrix]: each of its cells is a run",
+            hint=f"give one of {folder}/cells/NAME",
+            reason=Reason.NOT_A_RUN,
+        )
+    return RunDir.open(folder)
 
 
 def saved_run(run: RunDir) -> SavedRun:
@@ -158,14 +219,8 @@ def judge_across(folders: Sequence[Path], arm: ArmName, allow: Sequence[str]) ->
         raise ScenarioError("compare: the same run is named twice", reason=Reason.ONE_RUN)
     if wrong := not_a_condition(allow):
         raise ScenarioError(f"--allow: {wrong}", reason=Reason.NO_CONDITION)
-    for folder in folders:
-        if (folder / "matrix.json").exists():
-            raise ScenarioError(
-                f"{folder} is a run of a [matrix]: each of its cells is a run",
-                hint=f"compare {folder}/cells/NAME with the same cell of another",
-                reason=Reason.NOT_A_RUN,
-            )
-    first, *others = [saved_run(RunDir.open(folder)) for folder in folders]
+    runs = [open_run(folder) for folder in folders]
+    first, *others = map(saved_run, runs)
     reports, documents, suites = [], [], []
     for other in others:
         scenario, comparison = compare_runs(first, other, arm, allow)
@@ -228,10 +283,14 @@ def save(folder: Path, comparison: dict[str, Any], texts: Mapping[str, str]) -> 
 
 @contextlib.contextmanager
 def _if_allowed(what: str) -> Iterator[None]:
-    """Only log a warning if the block may not write `what`. Somebody else's run, or one in a
-    read-only archive, can be judged without the right to write."""
+    """Only log a warning if the block may not write `what`, or if an extra is missing that makes
+    it. Somebody else's run, or one in a read-only archive, can be judged without the right to
+    write."""
     try:
-        yield
+        with missing_extra_explained():
+            yield
+    except MissingExtraError as exc:
+        log.warning("barometer: the %s is not saved: %s", what, exc)
     except OSError as exc:
         if exc.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise
@@ -241,10 +300,10 @@ def _if_allowed(what: str) -> Iterator[None]:
 def _save_page(
     path: Path, scenario: Scenario, comparison: Comparison, plan: dict[str, Any]
 ) -> None:
-    # Imported only here: it loads the libraries for pages and charts.
-    from orchestrator.report.html import html_report  # noqa: PLC0415
-
     with _if_allowed("page"):
+        # Imported only here: it loads the libraries for pages and charts.
+        from orchestrator.report.html import html_report  # noqa: PLC0415
+
         path.write_text(html_report(scenario, comparison, plan), "utf-8")
 
 
@@ -253,15 +312,16 @@ def _save_timelines(folder: Path, comparison: Comparison) -> None:
     boots = [found for of_arm in boots_of(comparison).values() for found in of_arm]
     if not boots:
         return
-    # Imported only here: it loads Perfetto's protobuf.
-    from orchestrator.report.perfetto import perfetto_trace  # noqa: PLC0415
-
     try:
+        with missing_extra_explained():
+            # Imported only here: it loads Perfetto's protobuf.
+            from orchestrator.report.perfetto import perfetto_trace  # noqa: PLC0415
+
         folder.mkdir(exist_ok=True)
         for found in boots:
             name = f"{found.trial}-{found.guest}.pftrace"
             (folder / name).write_bytes(perfetto_trace(found))
-    except OSError as exc:
+    except (OSError, MissingExtraError) as exc:
         log.warning("barometer: the timelines are not saved: %s", exc)
 
 

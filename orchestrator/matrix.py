@@ -6,27 +6,24 @@ RUN/cells/NAME/                          an ordinary run, that can be judged alo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator.analysis.comparison import SCHEMA, Comparison, worst
-from orchestrator.errors import BenchError, EvidenceError, ScenarioError, key_named
+from orchestrator.analysis.comparison import SCHEMA, worst
+from orchestrator.errors import EvidenceError, ScenarioError
 from orchestrator.evidence.layout import RunDir, need_keys, read_json, write_json
 from orchestrator.factors import Cell, ScenarioFile
-from orchestrator.folderlock import LOCK, only_writer
-from orchestrator.judge import Judged, judged_whole, looks_of, save
-from orchestrator.kernels import describe
+from orchestrator.folderlock import LOCK
+from orchestrator.judge import Judged, Run, judge, save
 from orchestrator.reasons import Reason
 from orchestrator.report.brief import matrix_brief
 from orchestrator.report.cases import Suite, code_of, not_run
 from orchestrator.report.junit import junit_xml
 from orchestrator.report.ktap import ktap
 from orchestrator.report.matrix import matrix_report
-from orchestrator.run import Runner, all_made, no_space_explained, run_plan
-from orchestrator.scenario import ARMS, Scenario
 
-_FAILED_CELLS = 2
 _NOT_RUN = EvidenceError.exit_code
 
 
@@ -101,92 +98,47 @@ def _is_listed(cell: Any) -> bool:
     )
 
 
-def run_cells(file: ScenarioFile, cells: Sequence[Cell], out: Path, here: Runner) -> MatrixDir:
-    """Run every trial of these cells that is not complete yet, cell by cell. Evidence goes below
-    `out`.
+@dataclass(frozen=True)
+class Matrix:
+    """The judged cells of a matrix, in memory: nothing is written until `save`."""
 
-    Goes on after a cell in which the bench failed; stops if that happens twice in a row. Raises
-    ScenarioError if a cell requires something unavailable, and BenchError if nothing at all ran.
-    """
-    with no_space_explained(out), only_writer(out):
-        with here.progress.stage("kernels of all cells"):
-            _look_up_kernels(cells, here)
-        matrix = MatrixDir.create(out, file, cells)
-        failures: list[BenchError | None] = []
-        for number, cell in enumerate(cells, 1):
-            title = f"cell {cell.name} ({number} of {len(cells)})"
-            failed: BenchError | None = None
-            try:
-                with here.progress.stage(title), key_named(f"cell {cell.name}"):
-                    folder = matrix.path / "cells" / cell.name
-                    if not run_plan(
-                        cell.scenario, cell.text, folder, here, looks_of(cell.scenario)
-                    ):
-                        failed = BenchError(
-                            f"{title}: the bench kept failing", reason=Reason.CELL_FAILED
-                        )
-            except BenchError as exc:
-                here.progress.note(f"{title}: {exc}")
-                failed = exc
-            failures.append(failed)
-            if len(failures) >= _FAILED_CELLS and all(failures[-_FAILED_CELLS:]):
-                here.progress.note("the bench failed in two cells in a row: stopping here")
-                break
-    if failures[-1] is not None and not any(matrix.runs().values()):
-        raise failures[-1]
-    return matrix
+    path: Path
+    scenario: str
+    """Name of the scenario."""
+    cells: Mapping[str, Run | None]
+    """None for a cell that has not begun."""
 
-
-def all_cells_made(cells: Sequence[Cell], out: Path) -> bool:
-    """True if every trial of these cells has been made. `all_made` is the same for one run."""
-    return all(
-        all_made(cell.scenario, out / "cells" / cell.name, looks_of(cell.scenario))
-        for cell in cells
-    )
+    def save(self) -> Judged:
+        """Save each cell's result in the cell, and that of the whole in the run. The exit code is
+        1 if any cell has 1, else the largest."""
+        documents: dict[str, dict[str, Any] | None] = {}
+        suites: list[Suite] = []
+        for name, run in self.cells.items():
+            judged = None if run is None else run.save()
+            documents[name] = judged and judged.document
+            suites += judged.suites if judged else [not_run(f"{self.scenario}-{name}", _NOT_RUN)]
+        begun = [run for run in self.cells.values() if run is not None]
+        comparisons = {name: run.comparison if run else None for name, run in self.cells.items()}
+        verdict = worst("invalid" if c is None else c.verdict for c in comparisons.values())
+        emulated = any(run.plan["accel"] == "tcg" for run in begun)
+        report = matrix_report(self.scenario, verdict, comparisons, emulated=emulated)
+        whole = {
+            "schema": SCHEMA,
+            "scenario": self.scenario,
+            "verdict": verdict,
+            "cells": documents,
+        }
+        texts = {
+            "report.txt": report, "junit.xml": junit_xml(suites), "results.ktap": ktap(suites)
+        }  # fmt: skip
+        save(self.path, whole, texts)
+        brief = matrix_brief(self.scenario, verdict, comparisons, self.path)
+        return Judged(report, code_of(suites), whole, tuple(suites), brief)
 
 
-def _look_up_kernels(cells: Sequence[Cell], here: Runner) -> None:
-    """Look up all kernels, so that a missing one is found before the first cell boots. Raises
-    ScenarioError."""
-    seen = set()
-    for cell in cells:
-        for key, kernel in _kernels(cell.scenario).items():
-            if kernel not in seen:
-                with key_named(f"cell {cell.name}"), key_named(key):
-                    describe(kernel, here.cache)
-                seen.add(kernel)
-
-
-def _kernels(scenario: Scenario) -> dict[str, Any]:
-    kernels: dict[str, Any] = {f"arms.{arm}.kernel": scenario.arms[arm].kernel for arm in ARMS}
-    if scenario.workload == "guest-boot" and scenario.guest is not None:
-        kernels["guest.kernel"] = scenario.guest.kernel
-    return kernels
-
-
-def judge_cells(matrix: MatrixDir, tester: str | None = None) -> Judged:
-    """Judge all cells together, each as a suite. The exit code is 1 if any cell has 1, else the
-    largest. The result is saved in the run, and each cell's own in the cell. `tester` is that of
-    `judge`."""
-    found: dict[str, Comparison | None] = {}
-    documents: dict[str, dict[str, Any] | None] = {}
-    suites: list[Suite] = []
-    emulated = False
+def judge_cells(matrix: MatrixDir, tester: str | None = None) -> Matrix:
+    """Judge all cells together, each as a suite. `tester` is that of `judge`."""
     name = str(matrix.facts()["scenario"])
-    for cell, run in matrix.runs().items():
-        if run is None:
-            found[cell] = documents[cell] = None
-            suites.append(not_run(f"{name}-{cell}", _NOT_RUN))
-            continue
-        _, comparison, of_cell = judged_whole(run, tester)
-        found[cell] = comparison
-        documents[cell] = of_cell.document
-        suites += of_cell.suites
-        emulated = emulated or run.plan()["accel"] == "tcg"
-    verdict = worst("invalid" if c is None else c.verdict for c in found.values())
-    report = matrix_report(name, verdict, found, emulated=emulated)
-    whole = {"schema": SCHEMA, "scenario": name, "verdict": verdict, "cells": documents}
-    texts = {"report.txt": report, "junit.xml": junit_xml(suites), "results.ktap": ktap(suites)}
-    save(matrix.path, whole, texts)
-    brief = matrix_brief(name, verdict, found, matrix.path)
-    return Judged(report, code_of(suites), whole, tuple(suites), brief)
+    runs = matrix.runs()
+    cells = {cell: None if run is None else judge(run, tester) for cell, run in runs.items()}
+    return Matrix(matrix.path, name, cells)

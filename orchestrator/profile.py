@@ -31,12 +31,12 @@ from orchestrator.bench.shell import Commands
 from orchestrator.bench.staging import STATE
 from orchestrator.bench.tracer import FAULT
 from orchestrator.bench.waiting import Stall, until
+from orchestrator.choices import QUIET_SECONDS
 from orchestrator.errors import BenchError, ScenarioError
 from orchestrator.evidence.layout import write_json
 from orchestrator.progress import Progress
 from orchestrator.reasons import Reason
 
-QUIET_SECONDS = 20.0
 _LONGEST = 900.0
 _LOOK_SECONDS = 1.0
 """Seconds between two looks at the trace, each of which starts a shell on the host."""

@@ -314,6 +314,10 @@ class Reason(StrEnum):
         "see whether CPUs are overloaded")
     NO_KVM = "no-kvm", _MADE, "guests do not run under KVM here", "set host.accel = \"auto\""
     HOST_CRASH = "host-crash", _MADE, "the QEMU that the host runs in crashed", _AGAIN
+    EXTRA_MISSING = (
+        "extra-missing", _BENCH, "a part of barometer is not installed",
+        "install it as the message says",
+    )  # fmt: skip
     EXACT_CRAWL = "exact-crawl", _MADE, "the clock of an emulated host all but stood still", _AGAIN
     HOST_CLOCK = "host-clock", _MADE, "the clock of an emulated host runs too fast", _AGAIN
     # the host and its kernel

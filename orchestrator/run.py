@@ -8,7 +8,6 @@ import os
 import re
 import shlex
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
@@ -27,11 +26,11 @@ from orchestrator.bench.passthrough import hostdev
 from orchestrator.bench.runner import runner_facts
 from orchestrator.bench.settings import prove_settings, write_settings
 from orchestrator.bench.sharing import NestedMachine
-from orchestrator.bench.state import SHM, BenchState, bench_state
-from orchestrator.bench.state import default_root as state_root
+from orchestrator.bench.state import BenchState, bench_state
 from orchestrator.bench.workload import guest_boots, maps, settle
 from orchestrator.bounded import CONSOLE_BYTES
-from orchestrator.cache import NO_SPACE, Cache, disk_full, has_no_room
+from orchestrator.cache import Cache
+from orchestrator.diskspace import no_space_explained
 from orchestrator.errors import (
     BarometerError,
     BenchError,
@@ -652,21 +651,3 @@ def _save_dmesg(host: Host, trial: TrialWriter) -> None:
         with contextlib.suppress(BarometerError):
             said = host.shell.run("dmesg", timeout=30, limit=CONSOLE_BYTES).stdout
             (trial.host / "dmesg.txt").write_text(said)
-
-
-@contextlib.contextmanager
-def no_space_explained(out: Path) -> Iterator[None]:
-    """Turn the error of a full disk into one that says so, with what to do."""
-    try:
-        yield
-    except OSError as exc:
-        if exc.errno in NO_SPACE:
-            raise disk_full(next(iter(full_places(out)), out)) from exc
-        raise
-
-
-def full_places(*folders: Path) -> list[Path]:
-    """Return those of the folders, and of the folders to which every run writes, whose disks are
-    full. An error of write(2) does not name its file."""
-    own = (Cache().root, state_root(), Path(tempfile.gettempdir()), SHM)
-    return [path for path in (*folders, *own) if path.exists() and has_no_room(path)]

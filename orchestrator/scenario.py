@@ -33,6 +33,7 @@ from pydantic import (
 
 from orchestrator.abi import LEAVES, PAGE
 from orchestrator.errors import ScenarioError
+from orchestrator.packaged import packaged
 from orchestrator.reasons import Reason
 
 log = logging.getLogger("barometer.scenario")
@@ -1170,9 +1171,10 @@ def read_file(path: Path) -> str:
             )
     except (OSError, UnicodeDecodeError) as exc:
         nearest = difflib.get_close_matches(path.name, _toml_files(path) - {path.name}, 1)
+        examples = f"examples are in {packaged('fixtures') / 'scenarios'}"
         raise ScenarioError(
             f"{path}: cannot be read: {getattr(exc, 'strerror', None) or exc}",
-            hint=f"did you mean {path.parent / nearest[0]}?" if nearest else "",
+            hint=f"did you mean {path.parent / nearest[0]}?" if nearest else examples,
             reason=Reason.SCENARIO,
         ) from exc
     return text

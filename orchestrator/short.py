@@ -8,10 +8,11 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import tomlkit
 
+from orchestrator.choices import AccelName, Workload
 from orchestrator.errors import ScenarioError
 from orchestrator.reasons import Reason
 from orchestrator.scenario import (
@@ -33,10 +34,6 @@ from orchestrator.scenario import (
 from orchestrator.spelled import with_series
 
 log = logging.getLogger("barometer.short")
-Workload = Literal["map", "guest-boot"]
-AccelName = Literal["auto", "kvm", "tcg", "exact"]
-GUEST_KERNEL = "deb:linux-image-cloud-amd64@trixie"
-"""Kernel that boots in a guest unless another is requested."""
 PAIRS = 12
 """Pairs for times: enough for verdicts on two metrics that change by less than a factor of two.
 Exact counts need one pair."""

@@ -110,7 +110,7 @@ def qemu(machine: Machine, needs: Needs) -> Iterator[Finding]:
         yield Finding(
             "qemu", "problem", "there is no QEMU for x86-64",
             (f"{', '.join(QEMU)}: not in PATH, /usr/sbin, /usr/libexec",),
-            "ci/setup.sh; on another host: apt-get install qemu-system-x86", BOTH,
+            "apt-get install qemu-system-x86, or the distribution's", BOTH,
         )  # fmt: skip
         return
     if version is None:
@@ -121,7 +121,7 @@ def qemu(machine: Machine, needs: Needs) -> Iterator[Finding]:
     shown, evidence = ".".join(map(str, numbers)), (f"{path} --version: {line}",)
     if "nested" in needs.uses and numbers < _QEMU_LEAST:
         yield Finding("qemu", "problem", f"QEMU {shown} is too old to make nested hosts with",
-                      evidence, "QEMU 10 or later: ci/setup.sh takes it from backports",
+                      evidence, "QEMU 10 or later: on Debian 12 from bookworm-backports",
                       NESTED)  # fmt: skip
     if numbers >= _ALIGNS:
         yield Finding("qemu", "ok", f"QEMU {shown}, which aligns the mappings of BARs", evidence,
@@ -161,7 +161,9 @@ def libvirt(machine: Machine, needs: Needs) -> Iterator[Finding]:
             "libvirt-library", "ok" if status == "ok" else "problem",
             what if status == "ok" else f"{what}; nested hosts need 11 or later",
             (f"libvirt.getVersion(): {version or 'none'}",),
-            "" if status == "ok" else "ci/setup.sh", NESTED,
+            "" if status == "ok"
+            else "apt-get install libvirt-daemon-driver-qemu, on Debian 12 from backports",
+            NESTED,
         )  # fmt: skip
     if "metal" not in needs.uses or not needs.boots_guest:
         return
@@ -193,7 +195,7 @@ def programs(machine: Machine, needs: Needs) -> Iterator[Finding]:
     packages = " ".join(dict.fromkeys(wanted[name] for name in lost))
     yield Finding("programs", "problem", f"programs are missing: {', '.join(lost)}",
                   tuple(f"{name}: not found" for name in lost),
-                  f"ci/setup.sh, or: apt-get install {packages}", NESTED)  # fmt: skip
+                  f"apt-get install {packages}", NESTED)  # fmt: skip
 
 
 def user_namespaces(machine: Machine, _needs: Needs) -> Iterator[Finding]:

@@ -27,9 +27,10 @@ from orchestrator.kernels.apt import Archive, Package, source_lines
 from orchestrator.kernels.bootstrap import debian_tar, inside
 from orchestrator.kernels.bundle import KernelBundle
 from orchestrator.kernels.package import index_modules
+from orchestrator.packaged import packaged
 from orchestrator.reasons import Reason
 
-GUESTS = Path(__file__).parents[2] / "guests"
+GUESTS = packaged("guests")
 FIRST = "/usr/lib/barometer/first"
 """First program of the host's root disk."""
 PAYLOAD = "/opt/barometer"

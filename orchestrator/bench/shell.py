@@ -37,7 +37,6 @@ from orchestrator.progress import waiting_for
 from orchestrator.reasons import Reason
 
 log = logging.getLogger("barometer.shell")
-logging.getLogger("paramiko").setLevel(logging.CRITICAL)  # its errors reach us as exceptions
 
 _HANDSHAKE_SECONDS = 60
 _CLOSE_SECONDS = 2.0

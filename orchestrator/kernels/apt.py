@@ -246,7 +246,7 @@ class Archive:
         if not KEYRING.exists():
             raise BenchError(
                 f"Debian's keyring {KEYRING} is missing, so signatures cannot be checked",
-                hint="install debian-archive-keyring (ci/setup.sh does)",
+                hint="apt-get install debian-archive-keyring",
                 reason=Reason.KEYRING_MISSING,
             )
         for folder in (

@@ -21,9 +21,10 @@ from orchestrator.errors import BenchError, ScenarioError
 from orchestrator.hashing import digest_of
 from orchestrator.kernels.apt import source_lines
 from orchestrator.kernels.bootstrap import debian_tar, inside
+from orchestrator.packaged import packaged
 from orchestrator.reasons import Reason
 
-KERNEL_FILES = Path(__file__).parents[2] / "guests/kernel"
+KERNEL_FILES = packaged("guests") / "kernel"
 WORK = "/build"
 """Mount point of the work folder in the build root."""
 _MOUNT_POINTS = ("build", "ccache", "dev", "proc", "tmp")

@@ -11,8 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from orchestrator.evidence.layout import MANIFEST, TrialDir
+from orchestrator.analysis.comparison import Comparison
+from orchestrator.evidence.layout import MANIFEST, RunDir, TrialDir
 from orchestrator.hashing import sha256_file
+from orchestrator.judge import judge
+from orchestrator.scenario import Scenario
 
 RUN = Path(__file__).parent / "data/run"
 MEASURED = "0002-candidate"
@@ -38,6 +41,13 @@ def copied_run(folder: Path) -> Path:
     unpatched(folder / "trials")
     copied(folder / "trials")
     return folder
+
+
+def judge_and_save(run: RunDir, tester: str | None = None) -> tuple[Scenario, Comparison, str]:
+    """Judge a run and save the result in it. Return its text report, too."""
+    judged = judge(run, tester)
+    judged.save()
+    return judged.scenario, judged.comparison, judged.report
 
 
 def sealed(folder: Path, **facts: Any) -> TrialDir:

@@ -20,7 +20,7 @@ from orchestrator.commits import commits_of
 from orchestrator.errors import BarometerError, BenchError, EvidenceError, ScenarioError
 from orchestrator.evidence.layout import RunDir
 from orchestrator.folderlock import only_writer
-from orchestrator.judge import judged, sampled
+from orchestrator.judge import judge, sampled
 from orchestrator.progress import Progress
 from orchestrator.reasons import Reason
 from orchestrator.run import Runner
@@ -130,7 +130,7 @@ def test_commit_is_measured_alone(fixture: Fixture) -> None:
 def test_run_of_one_arm_alone_is_judged_as_what_it_is(fixture: Fixture) -> None:
     fixture.step()
     run = RunDir.open(fixture.out / "steps/1")
-    found = judged(run)
+    found = judge(run).save()
     assert (found.document["verdict"], found.exit_code) == ("invalid", 4)
     assert "the baseline has no trial" in found.report.replace("\n", " ")
     assert len(sampled(run, "candidate", "bar_map_cost").values) == 1

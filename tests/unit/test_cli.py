@@ -1,4 +1,5 @@
-"""The command as a user has it, except the process: `_run` is all of `main` without signals."""
+"""The command as a user has it, except the process: `run_verb` is all of `main` without
+signals."""
 
 from __future__ import annotations
 
@@ -18,16 +19,20 @@ from typing import Any, cast
 import pytest
 import typer
 
-from orchestrator import __version__, cli, doctor, judge, matrix
+from orchestrator import __version__, ab, doctor, judgefolder
+from orchestrator import cells as cell_loop
+from orchestrator import judge as judging
 from orchestrator.analysis import boot
 from orchestrator.analysis.timeline import Timeline, to_json
+from orchestrator.bench import metal as metal_host
+from orchestrator.bench import state
 from orchestrator.bench.keeper import LeftError
 from orchestrator.cache import Cache
-from orchestrator.cli import _run
+from orchestrator.cli.entry import run_verb
 from orchestrator.errors import BenchError
 from orchestrator.evidence.layout import RunDir, TrialDir
 from orchestrator.factors import Cell, ScenarioFile
-from orchestrator.judge import Judged
+from orchestrator.judge import Run
 from orchestrator.progress import Progress
 from orchestrator.reasons import Reason
 from orchestrator.report.brief import LINES
@@ -63,7 +68,7 @@ class Command:
 
     def __call__(self, *arguments: object) -> int:
         self._monkeypatch.setattr(sys, "argv", ["barometer", *map(str, arguments)])
-        return _run()
+        return run_verb()
 
 
 @pytest.fixture
@@ -718,8 +723,8 @@ def test_timeline_of_a_matrix_names_its_trials(
 
 def test_perfetto_is_loaded_only_when_a_trace_is_written() -> None:
     program = (
-        "import sys, orchestrator.cli; print(*(m for m in sys.modules if m.startswith(('google.',"
-        " 'perfetto'))))"
+        "import sys, orchestrator.ab, orchestrator.judge\n"
+        "print(*(m for m in sys.modules if m.startswith(('google.', 'perfetto'))))"
     )
     assert subprocess.check_output([sys.executable, "-c", program], text=True).strip() == ""
 
@@ -739,7 +744,7 @@ def test_clean_with_nothing_to_do_says_so(barometer: Command, capsys: Said) -> N
 def test_clean_lists_what_it_did_as_json(
     barometer: Command, capsys: Said, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cli, "clean_state", lambda: iter(["run 1: ended QEMU 7"]))
+    monkeypatch.setattr(state, "clean", lambda: iter(["run 1: ended QEMU 7"]))
     assert barometer("clean", "--json") == 0
     assert json.loads(capsys.readouterr().out)["done"] == ["run 1: ended QEMU 7"]
 
@@ -926,9 +931,9 @@ def machine(monkeypatch: pytest.MonkeyPatch, finished: Path) -> list[str]:
         nothing = cast(Any, None)
         return contextlib.nullcontext(Runner(cache, nothing, nothing, progress, keep))
 
-    monkeypatch.setattr(cli, "runner", runner)
-    monkeypatch.setattr(cli, "run_plan", run_plan)
-    monkeypatch.setattr(matrix, "run_plan", run_plan)
+    monkeypatch.setattr(ab, "runner", runner)
+    monkeypatch.setattr(ab, "run_plan", run_plan)
+    monkeypatch.setattr(cell_loop, "run_plan", run_plan)
     return ran
 
 
@@ -966,22 +971,22 @@ def test_run_that_is_interrupted_when_all_trials_are_made_is_judged(
             raise KeyboardInterrupt("SIGTERM")
 
     if when == "judging":
-        judge_it = judge.judged
+        judge_it = judging.judge
 
-        def judged(run: RunDir, tester: str | None) -> Judged:
+        def judge(run: RunDir, tester: str | None) -> Run:
             interrupt()
             return judge_it(run, tester)
 
-        monkeypatch.setattr(cli, "judged", judged)
+        monkeypatch.setattr(judgefolder, "judge", judge)
     else:
 
         def run_plan(scenario: Scenario, text: str, out: Path, *rest: Any) -> None:
             shutil.copytree(finished, out)
             interrupt()
 
-        monkeypatch.setattr(cli, "run_plan", run_plan)
+        monkeypatch.setattr(ab, "run_plan", run_plan)
     if metal:
-        monkeypatch.setattr(cli, "MetalHost", NestedHost)
+        monkeypatch.setattr(ab, "MetalHost", NestedHost)
     run = tmp_path / "again"
     assert barometer("run", scenario, "--out", run, "--json") == (130 if metal else 0)
     said = capsys.readouterr()
@@ -997,7 +1002,7 @@ def test_matrix_that_is_interrupted_when_all_trials_are_made_is_judged(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     scenario.write_text(MINIMAL + FACTORS)
-    begin = matrix.run_cells
+    begin = cell_loop.run_cells
     made: list[str] = []
 
     def run_cells(file: ScenarioFile, cells: tuple[Cell, ...], *rest: Any) -> None:
@@ -1005,7 +1010,7 @@ def test_matrix_that_is_interrupted_when_all_trials_are_made_is_judged(
         made.append("")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "run_cells", run_cells)
+    monkeypatch.setattr(ab, "run_cells", run_cells)
     assert barometer("run", scenario, "--out", tmp_path / "out") == 130
     assert capsys.readouterr().out == ""
     assert barometer("run", scenario, "--out", tmp_path / "out") == 0
@@ -1021,7 +1026,7 @@ def test_run_that_is_interrupted_in_a_trial_is_exit_code_130(
         shutil.rmtree(out / "trials" / MEASURED)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "run_plan", run_plan)
+    monkeypatch.setattr(ab, "run_plan", run_plan)
     assert barometer("run", scenario, "--out", tmp_path / "out") == 130
     assert capsys.readouterr().out == ""
     assert not (tmp_path / "out/report.txt").exists()
@@ -1219,7 +1224,7 @@ def recovered(monkeypatch: pytest.MonkeyPatch) -> Recovered:
         recovered.append((spec, scratch, asked))
         return any(letter.isdigit() for letter in spec.address)
 
-    monkeypatch.setattr(cli, "recover_host", recover)
+    monkeypatch.setattr(metal_host, "recover", recover)
     return recovered
 
 
@@ -1320,10 +1325,10 @@ def test_failure_to_put_back_is_the_benchs(
     def leaves(*_: object, **__: bool) -> bool:
         raise LeftError("gpu1 is put back, but for what it lists", reason=Reason.UNREADABLE)
 
-    monkeypatch.setattr(cli, "recover_host", leaves)
+    monkeypatch.setattr(metal_host, "recover", leaves)
     assert barometer("recover", "gpu1") == 4
     capsys.readouterr()
-    monkeypatch.setattr(cli, "recover_host", fails)
+    monkeypatch.setattr(metal_host, "recover", fails)
     assert barometer("recover", "gpu1") == 3
     assert capsys.readouterr().err == (
         "barometer: error: gpu1 could not be put back as it was\nreason: not-put-back\n"

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from orchestrator import cli
+from orchestrator import profile
+from orchestrator.cli.entry import run_verb
 from orchestrator.profile import Asked, Recorded
 from tests.unit.analysis.test_profile import ALIGNED, BAR, FILES, QEMU, VCPU, booted, vma
 from tests.unit.analysis.test_profile import FACTS as BOOT
@@ -37,14 +38,14 @@ class Command:
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch) -> Command:
     made = Command()
-    monkeypatch.setattr(cli, "record", made.record)
-    monkeypatch.setattr(cli, "clear_profile", lambda *where: made.cleared.append(where))
+    monkeypatch.setattr(profile, "record", made.record)
+    monkeypatch.setattr(profile, "clear", lambda *where: made.cleared.append(where))
     return made
 
 
 def barometer(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
     monkeypatch.setattr(sys, "argv", ["barometer", "profile", *map(str, arguments)])
-    return cli._run()
+    return run_verb()
 
 
 def test_a_domain_is_profiled_until_it_is_quiet(

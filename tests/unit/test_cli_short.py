@@ -11,8 +11,10 @@ from typing import Any, cast
 
 import pytest
 
-from orchestrator import bisect, cli
+from orchestrator import ab, bisect
+from orchestrator import run as running
 from orchestrator.analysis.bisection import Commit, Measured, Skipped
+from orchestrator.bench import accel
 from orchestrator.bisect import Machines, Question
 from orchestrator.cache import Cache
 from orchestrator.factors import load_scenarios
@@ -61,11 +63,13 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Fixture:
         return contextlib.nullcontext(Runner(cache, nothing, nothing, progress, keep))
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli, "runner", runner)
-    monkeypatch.setattr(cli, "run_plan", fixture.run_plan)
-    monkeypatch.setattr(
-        cli, "chosen_accel", lambda asked: (asked.replace("auto", "tcg"), "no KVM")
-    )
+    for module in (ab, running):
+        monkeypatch.setattr(module, "runner", runner)
+    for module in (ab, accel):
+        monkeypatch.setattr(
+            module, "chosen_accel", lambda asked: (asked.replace("auto", "tcg"), "no KVM")
+        )
+    monkeypatch.setattr(ab, "run_plan", fixture.run_plan)
     monkeypatch.setattr(bisect, "checked", lambda kernel, cache: None)
     return fixture
 
@@ -133,7 +137,7 @@ def test_matrix_can_be_set_for_ab(
         begun.extend(cell.name for cell in cells)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "run_cells", run_cells)
+    monkeypatch.setattr(ab, "run_cells", run_cells)
     factor = 'matrix."map.backend"=["type1", "iommufd"]'
     assert barometer("ab", "--base", "dir:old", "--candidate", "dir:new", "--set", factor) == 130
     assert begun == ["type1", "iommufd"]

@@ -73,7 +73,7 @@ def test_missing_program_is_named() -> None:
     with pytest.raises(BenchError, match="the program no-such-program is not installed") as caught:
         run(["no-such-program"], doing="t")
     assert caught.value.reason == "program-missing"
-    assert "ci/setup.sh" in caught.value.hint
+    assert "barometer doctor" in caught.value.hint
 
 
 def test_file_that_is_no_program_is_named(tmp_path: Path) -> None:

@@ -18,12 +18,13 @@ from orchestrator.analysis.comparison import boots_of, exit_code
 from orchestrator.analysis.trial import TrialResult
 from orchestrator.errors import EvidenceError
 from orchestrator.evidence.layout import RunDir, TrialDir
-from orchestrator.judge import judge, looks_of
+from orchestrator.judge import looks_of
 from orchestrator.plan import make_plan
 from orchestrator.report.perfetto import perfetto_trace
 from orchestrator.scenario import Scenario
 from tests.unit.fabricated import map_trial
 from tests.unit.recorded import MEASURED, copied_run, rewrite, sealed
+from tests.unit.recorded import judge_and_save as judge
 from tests.unit.scenarios import MAPS, map_scenario
 
 TRACES = ["0001-baseline-guest-1.pftrace", "0002-candidate-guest-1.pftrace"]

@@ -12,12 +12,13 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from orchestrator import matrix
+from orchestrator import cells as cell_loop
 from orchestrator.cache import Cache
+from orchestrator.cells import run_cells
 from orchestrator.errors import BarometerError, BenchError, EvidenceError, ScenarioError
 from orchestrator.factors import ScenarioFile, parse_scenarios
 from orchestrator.folderlock import only_writer
-from orchestrator.matrix import MatrixDir, judge_cells, run_cells
+from orchestrator.matrix import MatrixDir, judge_cells
 from orchestrator.progress import Progress
 from orchestrator.reasons import Reason
 from orchestrator.run import Enough, Runner
@@ -58,8 +59,8 @@ class Fixture:
             self.begun.append(out.name)
             return plan(out)
 
-        self._monkeypatch.setattr(matrix, "run_plan", begin)
-        self._monkeypatch.setattr(matrix, "describe", lambda kernel, cache: str(kernel))
+        self._monkeypatch.setattr(cell_loop, "run_plan", begin)
+        self._monkeypatch.setattr(cell_loop, "describe", lambda kernel, cache: str(kernel))
         file = file or self.file
         return run_cells(file, file.chosen(cells), self.out, self.here)
 
@@ -119,7 +120,7 @@ def test_every_cell_is_a_run_in_a_folder_of_its_own(fixture: Fixture) -> None:
 
 def test_matrix_is_judged_by_its_cells(fixture: Fixture) -> None:
     found = fixture.run(measured)
-    report, code, document, suites, _ = judge_cells(found)
+    report, code, document, suites, _ = judge_cells(found).save()
     assert code == 0
     assert [suite.exit_code for suite in suites] == [0] * 4
     assert report.startswith("debian-6.12-vs-7: improved, 4 cells\n")
@@ -170,14 +171,14 @@ def test_exit_code_is_1_where_any_cells_is_and_else_the_largest(
     found = fixture.run(measured)
     for name, change in zip(CELLS, changes, strict=False):
         change(fixture.out / "cells" / name)
-    report, found_code, *_ = judge_cells(found)
+    report, found_code, *_ = judge_cells(found).save()
     assert (found_code, report.split(": ")[1].split(",")[0]) == (code, verdict)
 
 
 def test_cell_that_has_not_run_is_said_to_be(fixture: Fixture) -> None:
     found = fixture.run(measured)
     not_run(fixture.out / "cells/ovmf-1")
-    report, *_ = judge_cells(found)
+    report, *_ = judge_cells(found).save()
     assert "ovmf-1: not run\n" in report
     assert (
         "\nok 3 debian-6.12-vs-7-ovmf-1 # SKIP not run\n"
@@ -245,7 +246,7 @@ def test_interrupted_matrix_is_taken_up_again(fixture: Fixture) -> None:
     fixture.begun.clear()
     found = fixture.run(measured)
     assert fixture.begun == CELLS  # each cell resumes by itself
-    assert judge_cells(found)[1] == 0
+    assert judge_cells(found).save()[1] == 0
 
 
 def test_chosen_cells_run_alone_and_others_join_them(fixture: Fixture) -> None:
@@ -254,7 +255,7 @@ def test_chosen_cells_run_alone_and_others_join_them(fixture: Fixture) -> None:
     found = fixture.run(measured, "seabios-4")
     assert fixture.begun == ["ovmf-4", "seabios-4"]
     assert listed(found) == ["seabios-4", "ovmf-4"]
-    assert judge_cells(found)[1] == 0
+    assert judge_cells(found).save()[1] == 0
     assert listed(fixture.run(measured)) == CELLS
 
 
@@ -296,5 +297,5 @@ def test_broken_record_is_refused(fixture: Fixture, text: str) -> None:
     fixture.out.mkdir()
     (fixture.out / "matrix.json").write_text(text)
     with pytest.raises(EvidenceError) as caught:
-        judge_cells(MatrixDir(fixture.out))
+        judge_cells(MatrixDir(fixture.out)).save()
     assert str(fixture.out / "matrix.json") in str(caught.value)

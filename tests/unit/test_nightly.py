@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from orchestrator.evidence.layout import RunDir
-from orchestrator.judge import judge
 from tests.unit.recorded import copied_run
+from tests.unit.recorded import judge_and_save as judge
 
 NIGHTLY = Path(__file__).parents[2] / "ci/nightly/nightly.sh"
 SECONDS = 30.0

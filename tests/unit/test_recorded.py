@@ -18,9 +18,9 @@ from orchestrator.analysis.cost import cost_table
 from orchestrator.analysis.theory import lookups, pages
 from orchestrator.analysis.timeline import RAM
 from orchestrator.evidence.layout import RunDir
-from orchestrator.judge import judge
 from orchestrator.matrix import MatrixDir, judge_cells
 from orchestrator.scenario import Scenario, current_name, format_size
+from tests.unit.recorded import judge_and_save as judge
 
 TESTER = "A Tester <tester@example.org>"
 RECORDED = Path(__file__).parents[2] / "fixtures/recorded"
@@ -94,7 +94,8 @@ def test_one_code_built_twice_is_equivalent_and_a_few_percent_are_found(
 
 def test_matrix_is_judged_to_the_same_table(tmp_path: Path) -> None:
     recorded = RECORDED / "factors"
-    report, code, *_ = judge_cells(MatrixDir(shutil.copytree(recorded, tmp_path / "run")), TESTER)
+    matrix = MatrixDir(shutil.copytree(recorded, tmp_path / "run"))
+    report, code, *_ = judge_cells(matrix, TESTER).save()
     assert (report, code) == ((recorded / "report.txt").read_text(), 0)
 
 

@@ -13,8 +13,9 @@ from orchestrator.analysis.running import FOR_BUILDS, FOR_USERS, PROGRAMS
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-RUNNING = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["build"]]
-TESTS = PROJECT["optional-dependencies"]["dev"]
+EXTRAS = PROJECT["optional-dependencies"]
+RUNNING = [*PROJECT["dependencies"], *EXTRAS["bench"], *EXTRAS["report"], *EXTRAS["build"]]
+TESTS = EXTRAS["dev"]
 _LOCKED = re.compile(r"(?m)^([a-z0-9-]+)(==.*(?:\n    --hash=.*)+)")
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
 
-import orchestrator.cli  # a run has this in memory as well
+import orchestrator.ab  # a run has this in memory as well
 from orchestrator.bench import tracer
 from orchestrator.bench.console import Console
 from orchestrator.bench.consoles import console_command, followed
@@ -35,7 +35,7 @@ from orchestrator.evidence.layout import TrialWriter
 from orchestrator.faults import Charged
 from orchestrator.reasons import Reason
 
-assert orchestrator.cli
+assert orchestrator.ab
 SECONDS = 30.0
 
 

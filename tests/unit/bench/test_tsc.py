@@ -33,7 +33,7 @@ def test_tsc_that_is_not_steady_has_no_frequency(
 
 
 def test_other_processors_have_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tsc.platform, "machine", lambda: "aarch64")
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
     tsc.tsc_khz.cache_clear()
     assert tsc.tsc_khz() is None
     tsc.tsc_khz.cache_clear()

@@ -1,0 +1,172 @@
+"""Entry point of the command: exceptions become exit codes here and nowhere else.
+
+0 expectation met   1 not met   2 scenario or command line wrong   3 the bench failed
+4 evidence invalid or inconclusive   70 a bug in barometer   130 interrupted
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import Annotated, cast
+
+import typer
+
+from orchestrator import interrupts
+from orchestrator.cli import machine, measure, read
+from orchestrator.errors import BarometerError, BenchError, ScenarioError
+from orchestrator.extras import missing_extra_explained
+from orchestrator.reasons import Reason
+
+# UsageError of the click that typer bundles, which is not always the installed one.
+_UsageError = cast(type[typer.BadParameter], typer.BadParameter.__mro__[1])
+
+_OF_A_PATH = (
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ELOOP,
+    errno.ENAMETOOLONG, errno.EEXIST,
+)  # fmt: skip
+"""Errors that mean that a path from the user is wrong, wherever they occur."""
+
+app = typer.Typer(
+    name="barometer",
+    help="What does this host kernel cost a guest that owns a device with a huge PCI BAR?",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    # Plain help: to import Rich takes longer than all else that help needs.
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for _verb in (
+    measure.plan, measure.run, measure.ab, measure.bisect,
+    read.report, read.compare, read.timeline,
+    machine.profile, read.schema, machine.recover, machine.doctor, machine.clean,
+):  # fmt: skip
+    app.command()(_verb)
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        from orchestrator import __version__
+
+        print(f"barometer {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
+    ] = False,
+) -> None:
+    pass
+
+
+def _check_folder() -> None:
+    """Raise ScenarioError if the current folder was removed: relative paths then lead nowhere."""
+    try:
+        Path.cwd()
+    except FileNotFoundError as exc:
+        raise ScenarioError(
+            "the current folder was removed", hint="change to one that exists", reason=Reason.PATH
+        ) from exc
+
+
+def _no_space(exc: OSError) -> BarometerError:
+    """Return the error for a full disk: that of the file in `exc`, else that of a folder to which
+    every run writes, else that of standard output."""
+    from orchestrator.cache import disk_full
+    from orchestrator.diskspace import full_places
+
+    if (place := exc.filename or next(iter(full_places()), None)) is not None:
+        return disk_full(Path(place))
+    _drop_output()
+    return BenchError(f"standard output: {exc.strerror}", reason=Reason.DISK_FULL)
+
+
+def _drop_output() -> None:
+    """Send the rest of the output to /dev/null. Python would try to write it again at its end."""
+    if sys.stdout is not None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def main() -> None:
+    """Run the command of this process."""
+    interrupts.install()
+    code = run_verb()
+    interrupts.settle()
+    sys.exit(code)
+
+
+def run_verb() -> int:
+    """Run the verb that sys.argv names, and return its exit code."""
+
+    def say(text: str, reason: Reason) -> None:
+        """Print on standard error. The last line is for scripts."""
+        if sys.stderr is not None:  # it is None if it was closed from the beginning
+            with contextlib.suppress(OSError):  # nobody reads it: the exit code still tells
+                print(f"barometer: {text}\nreason: {reason}", file=sys.stderr, flush=True)
+
+    def failed(exc: BarometerError) -> int:
+        say(f"error: {exc}", exc.reason)
+        return exc.exit_code
+
+    def interrupted(by: str = "") -> int:
+        say(f"interrupted{by}; what it started was ended, or is named above", Reason.INTERRUPTED)
+        return interrupts.EXIT_CODE
+
+    def unexpected() -> int:
+        """Report a bug. After an interrupt, report the interrupt instead: KeyboardInterrupt within
+        a wait can break Python's own code."""
+        if interrupts.is_requested():
+            logging.getLogger("barometer").debug("%s", traceback.format_exc())
+            return interrupted()
+        say("this is a bug in barometer:\n" + traceback.format_exc().rstrip(), Reason.BUG)
+        return 70
+
+    try:
+        with missing_extra_explained():
+            return _invoke()
+    except BarometerError as exc:
+        return failed(exc)
+    except _UsageError as exc:
+        if message := exc.format_message():  # without arguments, the help was printed instead
+            say(f"error: {message}", Reason.COMMAND_LINE)
+        return ScenarioError.exit_code
+    except (KeyboardInterrupt, typer.Abort) as exc:
+        return interrupted(f" by {exc}" if str(exc) else "")
+    except BrokenPipeError:
+        _drop_output()
+        return 141
+    except OSError as exc:
+        if exc.errno in (errno.ENOSPC, errno.EDQUOT):
+            return failed(_no_space(exc))
+        if exc.filename is None or exc.errno not in _OF_A_PATH:
+            return unexpected()
+        say(f"error: {exc.filename}: {exc.strerror}", Reason.PATH)
+        return ScenarioError.exit_code
+    except Exception:  # noqa: BLE001  # the last resort: a bug, reported as one
+        return unexpected()
+
+
+def _invoke() -> int:
+    """Run a command to the end of its output and return its exit code. This does not call app(),
+    which has exit codes of its own for an interrupt and a closed pipe."""
+    command, code = typer.main.get_command(app), 0
+    try:
+        with command.make_context("barometer", sys.argv[1:]) as context:
+            _check_folder()
+            command.invoke(context)
+    except typer.Exit as exc:
+        code = exc.exit_code
+    if sys.stdout is not None:  # it is None if it was closed from the beginning
+        sys.stdout.flush()
+    return code

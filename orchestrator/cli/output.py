@@ -1,0 +1,69 @@
+"""What verbs print, and where: JSON, a judged run, log lines."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import typer
+
+from orchestrator.errors import ScenarioError
+from orchestrator.reasons import Reason
+
+if TYPE_CHECKING:
+    from orchestrator.judge import Judged
+
+
+def set_logging(verbose: bool) -> None:
+    level = logging.DEBUG if verbose else logging.WARNING
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("barometer").setLevel(level)
+    logging.getLogger("paramiko").setLevel(logging.CRITICAL)  # its errors reach us as exceptions
+
+
+def step_summary(github: bool) -> Path | None:
+    """Return the file of GitHub's job summary, checked before anything boots. Raises
+    ScenarioError."""
+    if not github:
+        return None
+    if not (name := os.environ.get("GITHUB_STEP_SUMMARY")):
+        raise ScenarioError(
+            "--github: GITHUB_STEP_SUMMARY is not set",
+            hint="GitHub Actions sets it in each step; leave --github out elsewhere",
+            reason=Reason.NO_STEP_SUMMARY,
+        )
+    try:
+        Path(name).open("a").close()
+    except OSError as exc:
+        raise ScenarioError(
+            f"--github: GITHUB_STEP_SUMMARY, {name}, cannot be written: {exc.strerror}",
+            reason=Reason.NO_STEP_SUMMARY,
+        ) from exc
+    return Path(name)
+
+
+def print_json(document: dict[str, Any]) -> None:
+    print(json.dumps(document, indent=2))
+
+
+def end_with(
+    judged: Judged, as_json: bool, summary: Path | None, *, table: bool = False
+) -> NoReturn:
+    """Print a judged run in the requested form, and end with its exit code."""
+    if as_json:
+        print_json(judged.document)
+    else:
+        print(f"{judged.report}\nrun: {judged.document['run']}" if table else judged.brief)
+    if summary is not None:
+        from orchestrator.report.github import job_summary, workflow_commands
+
+        with summary.open("a", encoding="utf-8") as file:
+            file.write(job_summary(judged.suites))
+        # GitHub reads commands on either stream
+        stream = sys.stderr if as_json else sys.stdout
+        print(workflow_commands(judged.suites), end="", file=stream)
+    raise typer.Exit(judged.exit_code)

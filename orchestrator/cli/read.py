@@ -1,0 +1,108 @@
+"""Verbs for who reads runs: report, compare, timeline, schema. They connect to nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from orchestrator.cli.options import AsJson, ForGitHub
+from orchestrator.cli.output import end_with, print_json, step_summary
+from orchestrator.errors import EvidenceError, ScenarioError
+from orchestrator.reasons import Reason
+
+
+def report(
+    run: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    tester: Annotated[
+        str | None,
+        typer.Option(
+            metavar="'NAME <MAIL>'", help="Name and mail for Tested-by (default: git's user)."
+        ),
+    ] = None,
+    table: Annotated[
+        bool, typer.Option("--table", help="Print all of report.txt, with the table.")
+    ] = False,
+    as_json: AsJson = False,
+    github: ForGitHub = False,
+) -> None:
+    """Judge the saved evidence of a run again."""
+    summary = step_summary(github)
+    from orchestrator.judgefolder import judge_folder
+    from orchestrator.progress import Progress
+
+    with Progress().task("report"):
+        judged = judge_folder(run.absolute(), tester)
+    end_with(judged, as_json, summary, table=table)
+
+
+def compare(
+    runs: Annotated[
+        list[Path], typer.Argument(help="Folders of runs; the others are compared with the first.")
+    ],
+    arm: Annotated[
+        Literal["baseline", "candidate"], typer.Option(help="Arm of each run to compare.")
+    ] = "candidate",
+    allow: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="A condition that may differ, e.g. runner.qemu."),
+    ] = None,
+    as_json: AsJson = False,
+    github: ForGitHub = False,
+) -> None:
+    """Compare runs from different days or machines. One arm of each is compared with the same arm
+    of the first run."""
+    summary = step_summary(github)
+    from orchestrator.judge import judge_across
+    from orchestrator.progress import Progress
+
+    with Progress().task("compare"):
+        judged = judge_across([run.absolute() for run in runs], arm, allow or [])
+    end_with(judged, as_json, summary)
+
+
+def timeline(
+    trial: Annotated[
+        Path, typer.Argument(help="Folder of a trial, such as RUN/trials/0001-baseline.")
+    ],
+    as_json: AsJson = False,
+    perfetto: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Also write a trace for ui.perfetto.dev."),
+    ] = None,
+) -> None:
+    """Show the traced guest boots of a trial. Prints their phases, their maps and unmaps, and the
+    causes of these."""
+    from orchestrator.analysis.timeline import to_json
+    from orchestrator.judge import traced_boots
+    from orchestrator.progress import Progress
+    from orchestrator.report.timeline import text_timeline
+
+    with Progress().task("timeline"):
+        boots = traced_boots(trial.absolute())
+        if perfetto is not None:
+            # only here: it loads Perfetto's protobuf
+            from orchestrator.report.perfetto import perfetto_trace
+
+            try:
+                perfetto.write_bytes(b"".join(map(perfetto_trace, boots)))
+            except OSError as exc:
+                raise ScenarioError(
+                    f"{perfetto} cannot be written: {exc.strerror}", reason=Reason.PATH
+                ) from exc
+    if as_json:
+        print_json({"schema": 1, "boots": [to_json(boot) for boot in boots]})
+    else:
+        print("\n".join(map(text_timeline, boots)), end="")
+        if perfetto is not None:
+            print(f"perfetto: {perfetto}")
+    if any(boot.invalid for boot in boots):
+        raise typer.Exit(EvidenceError.exit_code)
+
+
+def schema() -> None:
+    """Print the JSON schema of a scenario file, for editors."""
+    from orchestrator.factors import file_schema
+
+    print_json(file_schema())
