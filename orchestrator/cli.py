@@ -56,7 +56,7 @@ from orchestrator.judge import Judged, judge_across, judged, looks_of, traced_bo
 from orchestrator.kernels import checked, describe
 from orchestrator.matrix import MatrixDir, all_cells_made, judge_cells, run_cells
 from orchestrator.plan import make_plan
-from orchestrator.profile import QUIET_SECONDS, Asked, record
+from orchestrator.profile import QUIET_SECONDS, ProfileRequest, record
 from orchestrator.profile import clear as clear_profile
 from orchestrator.progress import ErrorConsole, Progress
 from orchestrator.report.brief import bisect_brief
@@ -627,9 +627,9 @@ def profile(
         return
     if domain is None:
         raise ScenarioError("profile: no DOMAIN is given", hint="virsh list --all names them")
-    asked = Asked(domain, connect, ssh_config, reboot, _until(until))
+    request = ProfileRequest(domain, connect, ssh_config, reboot, _until(until))
     with Progress().task("profile") as progress:
-        recorded = record(asked, progress)
+        recorded = record(request, progress)
         if save is not None:
             recorded.save(save)
         found = profile_of(recorded.facts, recorded.files)

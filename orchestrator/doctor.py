@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from orchestrator.analysis.checks_runner import DAEMONS, FOR_BUILDS, FOR_USERS, PROGRAMS, QEMU
 from orchestrator.analysis.finding import METAL, USES, Finding, Needs, needs_of
 from orchestrator.analysis.findings import findings, in_the_way
-from orchestrator.analysis.running import DAEMONS, FOR_BUILDS, FOR_USERS, PROGRAMS, QEMU
 from orchestrator.bench import remote
 from orchestrator.bench.checkup import evidence
 from orchestrator.bench.local import Here

@@ -57,7 +57,7 @@ Ended = Literal["quiet", "agent", "domain-ended", "limit"]
 
 
 @dataclass(frozen=True)
-class Asked:
+class ProfileRequest:
     domain: str
     uri: str | None = None
     """URI of libvirt; None: the one that virsh would choose."""
@@ -72,7 +72,7 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Recorded:
+class ProfileEvidence:
     facts: dict[str, Any]
     files: dict[str, str]
     xml: str
@@ -88,21 +88,21 @@ class Recorded:
                 (folder / name).write_text(text)
 
 
-def record(asked: Asked, progress: Progress) -> Recorded:
+def record(request: ProfileRequest, progress: Progress) -> ProfileEvidence:
     """Boot the domain once, traced. It is left running, whatever happens.
 
     Raises ScenarioError for a domain that does not exist, has no PCI device, or runs although no
     reboot was requested; BenchError if libvirt, the machine or its kernel refuses something.
     """
-    with reached(asked.uri, asked.ssh_config) as (shell, connection):
-        domain = connection.lookup(asked.domain)
-        _may_boot(domain, asked)
+    with reached(request.uri, request.ssh_config) as (shell, connection):
+        domain = connection.lookup(request.domain)
+        _may_boot(domain, request)
         _is_nobodys(shell)
         xml = domain.definition()
         definition = parse_definition(xml)
-        _can_be_told(definition, asked)
+        _can_be_told(definition, request)
         with progress.stage("looking at the host and the domain"):
-            facts = _facts(shell, connection, asked, definition)
+            facts = _facts(shell, connection, request, definition)
         spec = profiler.profile_spec(
             [bar["size"] for bar in facts["bars"]], definition.emulator, kvm=facts["kvm"]
         )
@@ -113,31 +113,31 @@ def record(asked: Asked, progress: Progress) -> Recorded:
                 ladder.enter_context(
                     interrupts.duty(
                         f"the probes on {shell.name} are being removed",
-                        _clear_command(facts["uri"], asked.ssh_config),
+                        _clear_command(facts["uri"], request.ssh_config),
                     )
                 )
                 tracer = ladder.enter_context(profiler.armed(shell, spec))
             happened = ladder.enter_context(domain.watched())
             try:
-                with progress.stage(f"{asked.domain}: {facts['boot']}"):
-                    _boot(domain, tracer, happened, asked)
-                    facts["pid"] = _pid(shell, asked.domain)
+                with progress.stage(f"{request.domain}: {facts['boot']}"):
+                    _boot(domain, tracer, happened, request)
+                    facts["pid"] = _pid(shell, request.domain)
                     tracer.focus(facts["pid"])
-                with progress.stage(f"{asked.domain}: boot"):
-                    watch = _Watch(tracer, facts["pid"], happened, asked, progress)
+                with progress.stage(f"{request.domain}: boot"):
+                    watch = _Watch(tracer, facts["pid"], happened, request, progress)
                     facts["ended"] = until(
                         watch.over, within=2 * _LONGEST, every=0.1, waiting_for="end of the boot"
                     )
             except KeyboardInterrupt:
                 if domain.active():
-                    progress.note(f"{asked.domain} is left as it is: running")
+                    progress.note(f"{request.domain} is left as it is: running")
                 raise
             with progress.stage("reading the trace"):
                 process = tracer.process(facts["pid"])
                 facts["process"] = asdict(process) if process else None
                 files = tracer.files()
         facts["definition_changed"] = domain.definition() != xml
-        return Recorded(facts, files, xml)
+        return ProfileEvidence(facts, files, xml)
 
 
 def _is_nobodys(shell: Commands) -> None:
@@ -198,35 +198,38 @@ def reached(
         yield shell, connection or stack.enter_context(hypervisor.at(uri))
 
 
-def _may_boot(domain: hypervisor.Domain, asked: Asked) -> None:
-    if domain.active() and not asked.reboot:
+def _may_boot(domain: hypervisor.Domain, request: ProfileRequest) -> None:
+    if domain.active() and not request.reboot:
         raise ScenarioError(
-            f"{asked.domain} is running",
+            f"{request.domain} is running",
             hint="shut it down, or let its guest reboot: --reboot", reason="domain-running",
         )  # fmt: skip
-    if asked.reboot and not domain.active():
+    if request.reboot and not domain.active():
         raise ScenarioError(
-            f"{asked.domain} is not running, so that it cannot reboot",
+            f"{request.domain} is not running, so that it cannot reboot",
             hint="without --reboot it is started", reason="domain-not-running",
         )  # fmt: skip
 
 
-def _can_be_told(definition: Definition, asked: Asked) -> None:
+def _can_be_told(definition: Definition, request: ProfileRequest) -> None:
     if not definition.devices:
         raise ScenarioError(
-            f"{asked.domain} has no PCI device of its host's (hostdev), so that VFIO maps nothing",
+            f"{request.domain} has no PCI device of its host's (hostdev): VFIO maps nothing",
             reason="no-hostdev",
         )
-    if asked.until == "agent" and not definition.agent:
+    if request.until == "agent" and not definition.agent:
         raise ScenarioError(
-            f"--until agent: {asked.domain} has no channel for a guest agent",
+            f"--until agent: {request.domain} has no channel for a guest agent",
             hint="--until SECONDS: so long without a map or unmap",
             reason="no-agent",
         )
 
 
 def _facts(
-    shell: Commands, connection: hypervisor.Connection, asked: Asked, definition: Definition
+    shell: Commands,
+    connection: hypervisor.Connection,
+    request: ProfileRequest,
+    definition: Definition,
 ) -> dict[str, Any]:
     """Return facts.json, as far as it is known before the boot."""
     read = "".join(
@@ -241,8 +244,8 @@ def _facts(
     kvm = shell.run(["test", "-d", f"{profiler.TRACEFS}/events/kvm"], check=False).code == 0
     return {
         "schema": 1, "barometer": __version__,
-        "domain": asked.domain, "uri": asked.uri or connection.uri,
-        "boot": "reboot" if asked.reboot else "start", "until": asked.until,
+        "domain": request.domain, "uri": request.uri or connection.uri,
+        "boot": "reboot" if request.reboot else "start", "until": request.until,
         "release": settings.pop("release"), "settings": settings,
         "qemu": found[1] if found else connection.version()["qemu"],
         "libvirt": connection.version()["libvirt"],
@@ -278,9 +281,9 @@ def _boot(
     domain: hypervisor.Domain,
     tracer: profiler.Tracer,
     happened: hypervisor.Happened,
-    asked: Asked,
+    request: ProfileRequest,
 ) -> None:
-    if not asked.reboot:
+    if not request.reboot:
         domain.start()
         tracer.mark("run")
         return
@@ -288,11 +291,11 @@ def _boot(
 
     def reset() -> bool | None:
         if not domain.active():
-            raise BenchError(f"{asked.domain} ended instead of a reboot", reason="domain-ended")
+            raise BenchError(f"{request.domain} ended instead of a reboot", reason="domain-ended")
         return True if "reset" in happened else None
 
     until(
-        reset, within=_LONGEST, every=0.02, waiting_for=f"reboot of {asked.domain}'s guest",
+        reset, within=_LONGEST, every=0.02, waiting_for=f"reboot of {request.domain}'s guest",
         reason="no-reboot",
     )  # fmt: skip
     tracer.mark("reset")
@@ -308,11 +311,11 @@ class _Watch:
     """Observer of a boot that detects its end."""
 
     def __init__(
-        self, tracer: profiler.Tracer, pid: int, happened: hypervisor.Happened, asked: Asked,
-        progress: Progress,
+        self, tracer: profiler.Tracer, pid: int, happened: hypervisor.Happened,
+        request: ProfileRequest, progress: Progress,
     ) -> None:  # fmt: skip
         self._tracer, self._pid, self._happened = tracer, pid, happened
-        self._asked, self._progress = asked, progress
+        self._request, self._progress = request, progress
         self._first = tracer.records(pid)
         self._stall, self._started, self._looked = Stall(), time.monotonic(), 0.0
         self._agent = False
@@ -322,7 +325,7 @@ class _Watch:
             self._agent = True
             self._tracer.mark("agent")
             self._progress.note("the guest agent is there")
-        if self._agent and self._asked.until == "agent":
+        if self._agent and self._request.until == "agent":
             return "agent"
         now = time.monotonic()
         if now - self._started > _LONGEST:
@@ -335,8 +338,8 @@ class _Watch:
             return "domain-ended"
         quiet = self._stall.seconds(records)
         self._progress.detail(f"{records} records, the last {quiet:.0f} s ago")
-        if self._asked.until == "agent":
+        if self._request.until == "agent":
             return None
         untouched = records == self._first
-        enough = max(self._asked.until, _UNTOUCHED_SECONDS) if untouched else self._asked.until
+        enough = max(self._request.until, _UNTOUCHED_SECONDS) if untouched else self._request.until
         return "quiet" if quiet >= enough else None

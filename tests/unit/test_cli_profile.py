@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from orchestrator import cli
-from orchestrator.profile import Asked, Recorded
+from orchestrator.profile import ProfileEvidence, ProfileRequest
 from tests.unit.analysis.test_profile import ALIGNED, BAR, FILES, QEMU, VCPU, booted, vma
 from tests.unit.analysis.test_profile import FACTS as BOOT
 from tests.unit.report.test_profile import FACTS as HOST
@@ -22,12 +22,12 @@ PROCESS = {
 
 class Command:
     def __init__(self) -> None:
-        self.asked: list[Asked] = []
+        self.asked: list[ProfileRequest] = []
         self.cleared: list[Any] = []
 
-    def record(self, asked: Asked, _progress: object) -> Recorded:
+    def record(self, asked: ProfileRequest, _progress: object) -> ProfileEvidence:
         self.asked.append(asked)
-        return Recorded(
+        return ProfileEvidence(
             {**BOOT, **HOST, "process": PROCESS},
             FILES | {"trace.txt": booted().text()},
             "<domain/>",
@@ -51,7 +51,7 @@ def test_a_domain_is_profiled_until_it_is_quiet(
     command: Command, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert barometer(monkeypatch, "gpu vm") == 0
-    assert command.asked == [Asked("gpu vm", until=20.0)]
+    assert command.asked == [ProfileRequest("gpu vm", until=20.0)]
     assert "What would help" in capsys.readouterr().out
 
 
@@ -64,7 +64,7 @@ def test_what_is_asked_for_is_done_and_saved(
         monkeypatch, "gpu vm", "--connect", uri, "--ssh-config", "c", "--reboot", "--until",
         "agent", "--save", tmp_path / "saved", "--json",
     ) == 0  # fmt: skip
-    assert command.asked == [Asked("gpu vm", uri, Path("c"), reboot=True, until="agent")]
+    assert command.asked == [ProfileRequest("gpu vm", uri, Path("c"), reboot=True, until="agent")]
     assert json.loads(capsys.readouterr().out)["advice"][0]["name"] == "no-series"
     assert (tmp_path / "saved/trace.txt.gz").exists()
 

@@ -20,7 +20,7 @@ from orchestrator.bench.profiler import Process
 from orchestrator.bench.shell import Completed
 from orchestrator.bench.waiting import until
 from orchestrator.errors import BarometerError, BenchError, ScenarioError
-from orchestrator.profile import Asked, record
+from orchestrator.profile import ProfileRequest, record
 from orchestrator.progress import Progress
 from tests.unit.bench.test_definition import XML
 
@@ -132,7 +132,7 @@ def host(monkeypatch: pytest.MonkeyPatch) -> Host:
 
 
 def recorded(host: Host, **asked: Any) -> dict[str, Any]:
-    return record(Asked("gpu vm", **{"until": 0.05, **asked}), Progress()).facts
+    return record(ProfileRequest("gpu vm", **{"until": 0.05, **asked}), Progress()).facts
 
 
 def test_a_start_is_recorded_until_nothing_is_mapped_any_more(host: Host) -> None:
@@ -248,7 +248,7 @@ def test_a_definition_that_somebody_changes_is_told(host: Host) -> None:
 def test_machine_that_a_run_has_leased_is_refused(host: Host) -> None:
     host.answers["looking for leases"] = "/var/lib/barometer/lease-7.json\n"
     with pytest.raises(BenchError, match="is leased to a run") as caught:
-        record(Asked("vm"), Progress())
+        record(ProfileRequest("vm"), Progress())
     assert caught.value.reason == "lease-held"
     assert not host.running
 
@@ -268,7 +268,7 @@ def test_an_interrupt_leaves_the_domain_running_and_says_so(
 
 
 def test_what_is_recorded_is_saved(host: Host, tmp_path: Path) -> None:
-    found = record(Asked("gpu vm", until=0.05), Progress())
+    found = record(ProfileRequest("gpu vm", until=0.05), Progress())
     found.save(tmp_path / "a" / "b")
     folder = tmp_path / "a" / "b"
     assert json.loads((folder / "facts.json").read_text())["domain"] == "gpu vm"

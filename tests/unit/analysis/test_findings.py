@@ -11,7 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.abi import OVMF_CODE, OVMF_VARIABLES
-from orchestrator.analysis import booting, measuring, passing, running
+from orchestrator.analysis import (
+    checks_boot,
+    checks_measurement,
+    checks_passthrough,
+    checks_runner,
+)
 from orchestrator.analysis.finding import METAL, NESTED, USES, Finding, Needs, Status, needs_of
 from orchestrator.analysis.findings import findings, in_the_way, usable
 from orchestrator.scenario import GIB, MIB
@@ -337,7 +342,7 @@ def test_every_finding_is_provoked_and_ok_on_the_server() -> None:
     """The exception is the finding that only lists what is there."""
     written = {
         name
-        for module in (booting, measuring, passing, running)
+        for module in (checks_boot, checks_measurement, checks_passthrough, checks_runner)
         for name in re.findall(
             r'Finding\(\s*"([\w-]+)"', Path(str(module.__file__)).read_text("utf-8")
         )
