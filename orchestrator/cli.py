@@ -23,7 +23,7 @@ import typer
 from pydantic import ValidationError
 
 from orchestrator import __version__, interrupts
-from orchestrator.analysis.profile import profile_of
+from orchestrator.analysis.profile import analyse_profile
 from orchestrator.analysis.timeline import to_json
 from orchestrator.bench.accel import chosen_accel
 from orchestrator.bench.metal import recover as recover_host
@@ -33,7 +33,7 @@ from orchestrator.bisect import Question, kernels_of, run_bisection
 from orchestrator.cache import NO_SPACE, Cache, disk_full
 from orchestrator.command import run as execute
 from orchestrator.commits import commits_of
-from orchestrator.doctor import diagnosed
+from orchestrator.doctor import diagnose
 from orchestrator.errors import (
     UNNAMED,
     BarometerError,
@@ -632,7 +632,7 @@ def profile(
         recorded = record(request, progress)
         if save is not None:
             recorded.save(save)
-        found = profile_of(recorded.facts, recorded.files)
+        found = analyse_profile(recorded.facts, recorded.files)
     if as_json:
         _print_json(profile_json(found))
     else:
@@ -750,7 +750,7 @@ def doctor(
             )  # fmt: skip
         asked = cells[0].scenario
     with Progress().task("doctor"):
-        found = diagnosed(asked, host, ssh_config, Cache(), probe=probe)
+        found = diagnose(asked, host, ssh_config, Cache(), probe=probe)
     if as_json:
         _print_json(json_diagnosis(found))
     else:

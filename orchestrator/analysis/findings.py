@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator
 
 from orchestrator.analysis import checks_boot as boot
 from orchestrator.analysis import checks_measurement as measurement
@@ -11,6 +10,7 @@ from orchestrator.analysis import checks_passthrough as passthrough
 from orchestrator.analysis import checks_runner as runner
 from orchestrator.analysis.finding import STATUSES, Finding, Needs, Use
 from orchestrator.analysis.machine import Machine
+from orchestrator.evidence.machine_facts import MachineFacts
 
 Check = Callable[[Machine, Needs], Iterator[Finding]]
 CHECKS: dict[Use, tuple[Check, ...]] = {
@@ -32,9 +32,9 @@ CHECKS: dict[Use, tuple[Check, ...]] = {
 }  # fmt: skip
 
 
-def findings(raw: Mapping[str, Any], needs: Needs) -> tuple[Finding, ...]:
-    """Return the findings, the worst first. `raw`: the evidence of orchestrator.bench.checkup."""
-    machine = Machine(raw)
+def findings(facts: MachineFacts, needs: Needs) -> tuple[Finding, ...]:
+    """Return the findings, the worst first."""
+    machine = Machine(facts)
     checks = dict.fromkeys(check for use in needs.uses for check in CHECKS[use])
     found = [
         finding

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from orchestrator.analysis.finding import Finding, Needs, Use
 from orchestrator.analysis.findings import in_the_way, usable
@@ -59,21 +58,21 @@ def _how(found: Sequence[Finding], use: Use) -> str:
 
 def _finding(finding: Finding, uses: Sequence[Use]) -> list[str]:
     hang = " " * (_STATUS + 2)
-    one = len(uses) > 1 and len(finding.uses) == 1 and finding.status != "ok"
-    name = f"{finding.name} ({finding.uses[0]})" if one else finding.name
+    for_one = len(uses) > 1 and len(finding.uses) == 1 and finding.status != "ok"
+    name = f"{finding.name} ({finding.uses[0]})" if for_one else finding.name
     lines = wrapped(
         f"{name}: {printable(finding.what)}", f"{finding.status:<{_STATUS}}", " " * _STATUS
     )
     if finding.status == "ok":
         return lines
-    for said in finding.evidence:
-        lines += wrapped(printable(said), f"{hang}| ", f"{hang}|   ")
+    for line in finding.evidence:
+        lines += wrapped(printable(line), f"{hang}| ", f"{hang}|   ")
     if finding.fix:
         lines += wrapped(finding.fix, f"{hang}-> ", f"{hang}   ")
     return lines
 
 
-def json_diagnosis(diagnosis: Diagnosis) -> dict[str, Any]:
+def json_diagnosis(diagnosis: Diagnosis) -> dict[str, object]:
     """Return the diagnosis for programs. `uses`: whether each use in question is possible, and the
     names of the problems."""
     found = diagnosis.findings

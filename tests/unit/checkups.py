@@ -9,23 +9,32 @@ from typing import Any
 
 from orchestrator.analysis.finding import USES, Finding, Needs
 from orchestrator.analysis.findings import findings
+from orchestrator.evidence.machine_facts import MachineFacts, parse_machine_facts
 
 CHECKUPS = Path(__file__).parents[2] / "fixtures/recorded/checkups"
 Raw = dict[str, Any]
 Change = Callable[[Raw], object]
 
 
-def recorded(name: str) -> Raw:
-    found: Raw = json.loads((CHECKUPS / f"{name}.json").read_text())
-    return found
+def read(name: str) -> Raw:
+    raw: Raw = json.loads((CHECKUPS / f"{name}.json").read_text())
+    return raw
 
 
-def server(*changes: Change) -> Raw:
+def parse(raw: Raw) -> MachineFacts:
+    return parse_machine_facts(json.dumps(raw), "the checkup")
+
+
+def recorded(name: str) -> MachineFacts:
+    return parse(read(name))
+
+
+def server(*changes: Change) -> MachineFacts:
     """Return a machine with nothing in the way, except for these changes."""
-    raw = recorded("gpu-server")
+    raw = read("gpu-server")
     for change in changes:
         change(raw)
-    return raw
+    return parse(raw)
 
 
 def of_server(*changes: Change, needs: Needs | None = None) -> dict[str, Finding]:

@@ -10,10 +10,18 @@ from typing import Any
 import pytest
 
 from orchestrator import cli
-from orchestrator.profile import ProfileEvidence, ProfileRequest
-from tests.unit.analysis.test_profile import ALIGNED, BAR, FILES, QEMU, VCPU, booted, vma
-from tests.unit.analysis.test_profile import FACTS as BOOT
-from tests.unit.report.test_profile import FACTS as HOST
+from orchestrator.evidence.profile_facts import ProfileEvidence
+from orchestrator.profile import ProfileRequest
+from tests.unit.analysis.test_profile import (
+    ALIGNED,
+    BAR,
+    FILES,
+    QEMU,
+    VCPU,
+    booted,
+    profile_facts,
+    vma,
+)
 
 PROCESS = {
     "pid": QEMU, "threads": [QEMU, VCPU], "page_table_bytes": 1 << 21, "maps": vma(ALIGNED, BAR)
@@ -28,7 +36,7 @@ class Command:
     def record(self, asked: ProfileRequest, _progress: object) -> ProfileEvidence:
         self.asked.append(asked)
         return ProfileEvidence(
-            {**BOOT, **HOST, "process": PROCESS},
+            profile_facts(process=PROCESS),
             FILES | {"trace.txt": booted().text()},
             "<domain/>",
         )

@@ -19,8 +19,20 @@ from orchestrator.analysis import (
 )
 from orchestrator.analysis.finding import METAL, NESTED, USES, Finding, Needs, Status, needs_of
 from orchestrator.analysis.findings import findings, in_the_way, usable
+from orchestrator.errors import EvidenceError
 from orchestrator.scenario import GIB, MIB
-from tests.unit.checkups import Change, Raw, file, of_server, recorded, replaced, server, value
+from tests.unit.checkups import (
+    Change,
+    Raw,
+    file,
+    of_server,
+    parse,
+    read,
+    recorded,
+    replaced,
+    server,
+    value,
+)
 from tests.unit.scenarios import map_scenario, scenario
 
 CPU, CMDLINE = "/proc/cpuinfo", "/proc/cmdline"
@@ -48,6 +60,18 @@ def silent(raw: Raw) -> None:
 
 def no_iommu(raw: Raw) -> None:
     raw |= {"iommus": [], "groups": {}}
+
+
+def no_meminfo(raw: Raw) -> None:
+    del raw["files"]["/proc/meminfo"]
+
+
+def unexamined(*names: str) -> Change:
+    def change(raw: Raw) -> None:
+        for name in names:
+            del raw[name]
+
+    return change
 
 
 def amd(raw: Raw) -> None:
@@ -168,6 +192,9 @@ CASES = [
     case("memory", "problem", "needs 64.5 GiB", "lower guest.memory",
          file("/proc/meminfo", "MemAvailable: 8388608 kB"),
          needs=Needs(METAL, guest_memory=64 * GIB)),
+    case("memory", "warning", "is not known", "free -h", no_meminfo),
+    case("disk", "warning", "/var/lib/barometer is not known", "df -h",
+         value("folders", "/var/lib/barometer", to=None)),
     case("disk", "warning", "3GiB are free for /home/tester/.cache", "BAROMETER_CACHE",
          value("folders", "/home/tester/.cache/barometer",
                to={"at": "/home", "free": 3 * GIB, "total": 9 * GIB})),
@@ -212,6 +239,7 @@ CASES = [
     case("large-bar", "problem", "has no place", "Above 4G Decoding", bar(placed=False)),
     case("large-bar", "problem", "cannot be spared", "another device",
          bar(refused=["own-disk: the root file system is on it"])),
+    case("large-bar", "problem", "is not known", "doctor", unexamined("bars")),
     case("resizable-bar", "warning", "can have 128GiB", "Resizable BAR",
          bar(size=256 * MIB, growable=128 * GIB)),
     case("device", "problem", "no device 0000:99:00.0", "device.address",
@@ -294,6 +322,9 @@ CASES = [
     case("lockdown", "problem", "locked down (confidentiality)", "FORCE_INTEGRITY", user,
          value("means", to={"why": "the keeper must run as root"}),
          file(LOCKDOWN, "none integrity [confidentiality]")),
+    case("lockdown", "warning", "is not known", "as root",
+         value("unreadable", LOCKDOWN, to="Permission denied")),
+    case("boot", "note", "root's to know", "as root", unexamined("means")),
     case("boot", "problem", "no way to boot", "apt-get install kexec-tools",
          unusable("kexec", "the machine has no kexec(8): install kexec-tools"),
          unusable("grub", "no grub.cfg")),
@@ -309,6 +340,9 @@ CASES = [
          value("leases", to=[{"token": 7, "resources": ["machine", "0000:3b:00.0"], "left": 41.0,
                               "owner": {"user": "ada", "runner": "runner1", "what": "run x"},
                               "expired": False}])),
+    case("experiment", "warning", "is not known", "as root", unexamined("leases"),
+         value("present", "/var/lib/barometer", to=True)),
+    case("experiment", "warning", "is not known", "doctor", value("present", to={})),
     case("experiment", "warning", "left something here", "barometer recover",
          value("present", "/var/lib/barometer", to=True)),
     case("watchdog", "warning", "no watchdog", "/etc/modules-load.d/watchdog.conf",
@@ -386,7 +420,8 @@ def test_findings_are_of_the_use_that_is_asked_for() -> None:
 def counted(lookups: int) -> Change:
     text = f"{{ ret: 1 }} hitcount: {lookups}\n\nTotals:\n    Hits: {lookups}\n    Entries: 1\n"
     text += "    Dropped: 0\n"
-    return value("probe", to={"address": "0000:3b:00.0", "bytes": 2 * MIB, "lookups": text})
+    probe = {"address": "0000:3b:00.0", "bytes": 2 * MIB, "lookups": text, "faults": ""}
+    return value("probe", to=probe)
 
 
 def test_a_map_tells_more_than_types() -> None:
@@ -396,7 +431,13 @@ def test_a_map_tells_more_than_types() -> None:
     assert of_server(counted(1), value("types", to=None))["series"].status == "ok"
 
 
-@pytest.mark.parametrize("probe", [{"why": "no device"}, {"bytes": MIB, "lookups": "cut"}])
+@pytest.mark.parametrize(
+    "probe",
+    [
+        {"why": "no device"},
+        {"address": "0000:3b:00.0", "bytes": MIB, "lookups": "cut", "faults": ""},
+    ],
+)
 def test_a_map_that_was_not_counted_leaves_the_types(probe: dict[str, object]) -> None:
     found = of_server(value("probe", to=probe), value("types", "members", to=OLD_TYPES))["series"]
     assert (found.status, "by its types" in found.what) == ("warning", True)
@@ -410,7 +451,7 @@ def test_kvm_that_does_not_answer_is_in_nobodys_way() -> None:
 
 
 def test_kvm_that_nobody_tried_is_not_spoken_of() -> None:
-    assert "kvm" not in of_server(lambda raw: raw.pop("kvm"))
+    assert "kvm" not in of_server(unexamined("kvm"))
 
 
 def test_a_named_device_stands_for_all_large_bars() -> None:
@@ -486,15 +527,35 @@ def test_needs_are_those_of_the_scenario() -> None:
     assert needs.firmware == "seabios"
 
 
-@given(st.dictionaries(st.sampled_from(sorted(server()["files"])), st.text(max_size=40)))
+@given(st.dictionaries(st.sampled_from(sorted(server().files)), st.text(max_size=40)))
 def test_files_with_anything_in_them_raise_nothing(files: dict[str, str]) -> None:
-    raw = server()
+    raw = read("gpu-server")
     raw["files"] |= files
-    for found in findings(raw, Needs(USES)):
+    for found in findings(parse(raw), Needs(USES)):
         assert isinstance(found, Finding)
 
 
-@given(st.sets(st.sampled_from(sorted(server()))))
-def test_evidence_that_is_missing_raises_nothing(lost: set[str]) -> None:
-    raw = {name: content for name, content in server().items() if name not in lost}
-    assert all(f.what for f in findings(raw, Needs(USES)))
+# what nobody looked at is not fine ---------------------------------------------------------------
+
+
+NOT_ALWAYS_EXAMINED = {"kvm", "kvm_silent", "libvirt", "bars", "means", "leases"}
+
+
+@pytest.mark.parametrize("name", sorted(read("gpu-server")))
+def test_evidence_that_is_missing_is_refused_or_not_called_fine(name: str) -> None:
+    raw = read("gpu-server")
+    del raw[name]
+    if name not in NOT_ALWAYS_EXAMINED:
+        with pytest.raises(EvidenceError, match=rf": {name}: ") as caught:
+            parse(raw)
+        assert caught.value.reason == "bad-evidence"
+        return
+    before, after = findings(server(), Needs(USES)), findings(parse(raw), Needs(USES))
+    fine = {(f.name, f.what) for f in before if f.status == "ok"}
+    assert {(f.name, f.what) for f in after if f.status == "ok"} < fine
+
+
+def test_a_machine_whose_devices_nobody_looked_at_is_no_metal_host() -> None:
+    found = findings(server(unexamined("bars")), Needs(METAL))
+    assert [f.name for f in in_the_way(found, "metal")] == ["large-bar"]
+    assert not usable(found, Needs(METAL))

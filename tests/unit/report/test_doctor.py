@@ -13,9 +13,9 @@ from tests.unit.checkups import recorded, server
 
 
 def diagnosis(name: str, needs: Needs, scenario: str = "") -> Diagnosis:
-    raw = recorded(name)
-    return Diagnosis("this machine", f"Linux {raw['release']}", scenario, needs,
-                     findings(raw, needs))  # fmt: skip
+    facts = recorded(name)
+    return Diagnosis("this machine", f"Linux {facts.release}", scenario, needs,
+                     findings(facts, needs))  # fmt: skip
 
 
 def test_text_names_what_is_in_the_way_first() -> None:
