@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from orchestrator.analysis.checks_runner import DAEMONS, FOR_BUILDS, FOR_USERS, PROGRAMS, QEMU
-from orchestrator.analysis.finding import METAL, USES, Finding, Needs, needs_of
-from orchestrator.analysis.findings import findings, in_the_way
+from orchestrator.analysis.finding import METAL, USES, Finding, Needs, derive_needs
+from orchestrator.analysis.findings import judge_machine, select_problems
 from orchestrator.bench import remote
 from orchestrator.bench.checkup import examine
 from orchestrator.bench.local import Here
@@ -41,7 +41,7 @@ def diagnose(
     host = scenario.host if scenario else None
     if address is None and isinstance(host, MetalHost):
         address, ssh_config = host.address, host.ssh_config
-    needs = needs_of(scenario) if scenario else Needs(USES if address is None else METAL)
+    needs = derive_needs(scenario) if scenario else Needs(USES if address is None else METAL)
     if address is None:
         return _diagnose(HERE, Here(), scenario, needs, cache, probe=probe)
     endpoint = remote.resolved(address, ssh_config)
@@ -63,15 +63,15 @@ def preflight(
 
     Raises BenchError with everything that is in the way.
     """
-    needs = needs_of(scenario)
+    needs = derive_needs(scenario)
     facts = _examine(machine or Here(), scenario, needs, cache, guests=False)
     # a metal host is examined under this run's own lease, which "experiment" would report
-    all_found = findings(facts, needs)
+    all_found = judge_machine(facts, needs)
     found = tuple(f for f in all_found if machine is None or f.name != "experiment")
     for finding in found:
         if finding.status == "warning":
             progress.note(f"{finding.name}: {finding.what}")
-    bad = in_the_way(found, needs.uses[0])
+    bad = select_problems(found, needs.uses[0])
     if bad:
         raise BenchError(
             f"the scenario {scenario.name} cannot run here: "
@@ -94,7 +94,7 @@ def _diagnose(
 ) -> Diagnosis:
     facts = _examine(machine, scenario, needs, cache, probe=probe)
     system = f"Linux {facts.release}, {facts.architecture}"
-    found = findings(facts, needs)
+    found = judge_machine(facts, needs)
     return Diagnosis(name, system, scenario.name if scenario else "", needs, found)
 
 

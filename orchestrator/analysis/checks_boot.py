@@ -45,7 +45,7 @@ def lockdown(machine: Machine, _needs: Needs) -> Iterator[Finding]:
     level = machine.lockdown
     secure_boot = machine.means.secure_boot if machine.means else None
     evidence = (
-        machine.said(LOCKDOWN),
+        machine.quote(LOCKDOWN),
         *(f"/proc/cmdline: {word}" for word in machine.words if word.startswith("lockdown=")),
         f"EFI variable SecureBoot: {'unknown' if secure_boot is None else int(secure_boot)}",
     )

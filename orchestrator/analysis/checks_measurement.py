@@ -60,7 +60,7 @@ def _quote_types(machine: Machine) -> tuple[str, ...]:
 
 def huge_pages(machine: Machine, _needs: Needs) -> Iterator[Finding]:
     policy = machine.chosen(_THP)
-    evidence = (machine.said(_THP),)
+    evidence = (machine.quote(_THP),)
     if policy is None:
         yield Finding(
             "thp", "warning", "no transparent huge pages: BARs are mapped by 4 KiB pages",
@@ -101,7 +101,7 @@ def gigantic_pages(machine: Machine, needs: Needs) -> Iterator[Finding]:
             # enough.
             yield Finding(
                 "hugepages", "note", f"{free} free pages for guest.backing = {backing}: each trial"
-                f" sets {wanted} aside, if its kernel finds them", (machine.said(path),),
+                f" sets {wanted} aside, if its kernel finds them", (machine.quote(path),),
                 "where it does not (no-huge-pages): host.cmdline ="
                 f' "hugepagesz={name} hugepages={wanted}"',
             )  # fmt: skip
@@ -163,13 +163,13 @@ def clock(machine: Machine, needs: Needs) -> Iterator[Finding]:
     if current is None or not _timed(machine, needs):
         return
     if current == "tsc":
-        yield Finding("clocksource", "ok", "tsc", (machine.said(_CLOCK),), uses=BOTH)
+        yield Finding("clocksource", "ok", "tsc", (machine.quote(_CLOCK),), uses=BOTH)
     else:
         offered = "/sys/devices/system/clocksource/clocksource0/available_clocksource"
         yield Finding(
             "clocksource", "warning" if current in ("hpet", "acpi_pm") else "note",
             f"the clock is {current}, not the TSC: each reading of it is slower",
-            (machine.said(_CLOCK), machine.said(offered)),
+            (machine.quote(_CLOCK), machine.quote(offered)),
             "dmesg | grep -i tsc says why; tsc=reliable where it is known to be", BOTH,
         )  # fmt: skip
 
@@ -179,21 +179,21 @@ def governor(machine: Machine, needs: Needs) -> Iterator[Finding]:
         return
     uses: tuple[Use, ...] = BOTH
     path = f"{_CPU}/cpu0/cpufreq/scaling_governor"
-    found = machine.governors
-    others = [path for path, name in found.items() if name != "performance"]
-    if not found:
+    governors = machine.governors
+    others = [path for path, name in governors.items() if name != "performance"]
+    if not governors:
         yield Finding("governor", "note" if not machine.is_guest else "ok",
-                      "the kernel does not set the processor's frequency", (machine.said(path),),
+                      "the kernel does not set the processor's frequency", (machine.quote(path),),
                       "" if machine.is_guest else "set it in the firmware's setup",
                       uses)  # fmt: skip
     elif not others:
-        yield Finding("governor", "ok", "performance, on every CPU", (machine.said(path),),
+        yield Finding("governor", "ok", "performance, on every CPU", (machine.quote(path),),
                       uses=uses)  # fmt: skip
     else:
         yield Finding(
             "governor", "warning",
-            f"{', '.join(sorted({*found.values()}))}: times move with the load",
-            (f"{machine.said(others[0])}, and so of {len(others)} of {len(found)} CPUs",),
+            f"{', '.join(sorted({*governors.values()}))}: times move with the load",
+            (f"{machine.quote(others[0])}, and so of {len(others)} of {len(governors)} CPUs",),
             _lasting(needs, f"echo performance | tee {_CPU}/cpu*/cpufreq/scaling_governor",
                      'host.cmdline = "cpufreq.default_governor=performance" (v5.9)'),
             uses,
@@ -202,7 +202,7 @@ def governor(machine: Machine, needs: Needs) -> Iterator[Finding]:
         if machine.file(f"{_CPU}/{name}") == on:
             yield Finding(
                 "turbo", "note", "the processor runs above its nominal frequency while it is cool",
-                (machine.said(f"{_CPU}/{name}"),),
+                (machine.quote(f"{_CPU}/{name}"),),
                 "for times that repeat better: "
                 + _lasting(needs, f"echo {1 - int(on)} > {_CPU}/{name}",
                            f'sysfs."{_CPU}/{name}" = {1 - int(on)} of both arms'), uses,

@@ -68,7 +68,7 @@ def superpages(machine: Machine, _needs: Needs) -> Iterator[Finding]:
         yield Finding(
             "iommu-superpages", "warning",
             f"{off[0]}: the IOMMU maps by 4 KiB pages, 8388608 for 32 GiB, on every kernel",
-            (machine.said("/proc/cmdline"),), f"take {off[0].split('=')[1]} out, and reboot",
+            (machine.quote("/proc/cmdline"),), f"take {off[0].split('=')[1]} out, and reboot",
         )  # fmt: skip
         return
     units = machine.superpages
@@ -110,7 +110,7 @@ def interrupt_remapping(machine: Machine, _needs: Needs) -> Iterator[Finding]:
     # the file is there once the module is loaded
     if (machine.file(unsafe) or "".join(machine.options(_UNSAFE)[-1:])) in ("Y", "1"):
         yield Finding("interrupt-remapping", "note", "not on, and type1 is told not to mind",
-                      (*evidence, machine.said(unsafe)),
+                      (*evidence, machine.quote(unsafe)),
                       "fine where the guests are trusted")  # fmt: skip
         return
     if any("nointremap" in w or "intremap=off" in w for w in machine.words):
@@ -134,14 +134,14 @@ def groups(machine: Machine, _needs: Needs) -> Iterator[Finding]:
 
 def device(machine: Machine, _needs: Needs) -> Iterator[Finding]:
     """Yield a finding on the device that a scenario names."""
-    if (found := machine.facts.device) is None:
+    if (choice := machine.facts.device) is None:
         return
-    if isinstance(found, ChosenDevice):
-        yield Finding("device", "ok", f"{found.chosen} can be given to a guest",
-                      (f"/sys/bus/pci/devices/{found.chosen}",))  # fmt: skip
+    if isinstance(choice, ChosenDevice):
+        yield Finding("device", "ok", f"{choice.chosen} can be given to a guest",
+                      (f"/sys/bus/pci/devices/{choice.chosen}",))  # fmt: skip
     else:
-        yield Finding("device", "problem", found.why, found.evidence,
-                      found.hint or "name another: device.address")  # fmt: skip
+        yield Finding("device", "problem", choice.why, choice.evidence,
+                      choice.hint or "name another: device.address")  # fmt: skip
 
 
 def large_bars(machine: Machine, needs: Needs) -> Iterator[Finding]:
@@ -183,10 +183,10 @@ def large_bars(machine: Machine, needs: Needs) -> Iterator[Finding]:
             )  # fmt: skip
     if not large:
         what = f"no device has a BAR of {format_size(least)} or more"
-        seen = [f"{_path(bar)}: {_named(bar)}" for bar in bars[:3]]
+        listed = [f"{_path(bar)}: {_named(bar)}" for bar in bars[:3]]
         yield Finding(
             "large-bar", "problem", what,
-            tuple(seen) or ("/sys/bus/pci/devices/*/resource: no memory BAR",),
+            tuple(listed) or ("/sys/bus/pci/devices/*/resource: no memory BAR",),
             "put in a device with a large BAR; of a GPU, turn on Resizable BAR and Above 4G"
             " Decoding in the firmware's setup",
         )  # fmt: skip
@@ -240,12 +240,12 @@ def limits(machine: Machine, needs: Needs) -> Iterator[Finding]:
         what = f"type1 gives a container {entries} DMA mappings"
         if entries < _FEW_ENTRIES:
             yield Finding("dma-entries", "warning", what,
-                          (machine.said(path),),
+                          (machine.quote(path),),
                           "take dma_entry_limit out of /etc/modprobe.d and the command line:"
                           " without it there are 65535; or host.cmdline ="
                           ' "vfio_iommu_type1.dma_entry_limit=65535"')  # fmt: skip
         else:
-            yield Finding("dma-entries", "ok", what, (machine.said(path),))
+            yield Finding("dma-entries", "ok", what, (machine.quote(path),))
     limit = machine.facts.memlock
     evidence = (f"getrlimit(RLIMIT_MEMLOCK): {'unlimited' if limit < 0 else limit}",)
     if machine.is_root or limit < 0 or limit >= needs.guest_memory + GIB:

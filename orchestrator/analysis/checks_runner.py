@@ -90,12 +90,12 @@ def nested_virtualisation(machine: Machine, _needs: Needs) -> Iterator[Finding]:
             continue
         if value in ("Y", "1"):
             yield Finding("nested-virtualisation", "ok", f"{module} gives guests KVM of their own",
-                          (machine.said(path),), uses=NESTED)  # fmt: skip
+                          (machine.quote(path),), uses=NESTED)  # fmt: skip
         else:
             yield Finding(
                 "nested-virtualisation", "warning",
                 "a nested host has no KVM: its guests are emulated within it",
-                (machine.said(path),),
+                (machine.quote(path),),
                 f"echo options {module} nested=1 > /etc/modprobe.d/nested.conf;"
                 f" modprobe -r {module}; modprobe {module}",
                 NESTED,
@@ -209,7 +209,7 @@ def user_namespaces(machine: Machine, _needs: Needs) -> Iterator[Finding]:
         if not any(line.split(":")[0] in ids for line in lines):
             yield Finding(
                 "subuid", "problem", f"no image can be built: {table} has no range for {user}",
-                (machine.said(table),),
+                (machine.quote(table),),
                 "as root: usermod --add-subuids 100000-165535 --add-subgids 100000-165535 " + user,
                 NESTED,
             )  # fmt: skip
@@ -218,12 +218,12 @@ def user_namespaces(machine: Machine, _needs: Needs) -> Iterator[Finding]:
                  "/proc/sys/kernel/unprivileged_userns_clone"):  # fmt: skip
         if machine.file(path) == "0":
             yield Finding("subuid", "problem", "no image can be built: user namespaces are off",
-                          (machine.said(path),),
+                          (machine.quote(path),),
                           f"as root: sysctl {path[10:].replace('/', '.')}="
                           + ("1" if path.endswith("clone") else "10000"), NESTED)  # fmt: skip
             return
-    yield Finding("subuid", "ok", f"images can be built as {user}", (machine.said("/etc/subuid"),),
-                  uses=NESTED)  # fmt: skip
+    yield Finding("subuid", "ok", f"images can be built as {user}",
+                  (machine.quote("/etc/subuid"),), uses=NESTED)  # fmt: skip
 
 
 def shared_memory(machine: Machine, _needs: Needs) -> Iterator[Finding]:
@@ -241,7 +241,7 @@ def memory(machine: Machine, needs: Needs) -> Iterator[Finding]:
     free = machine.memory_available
     if free is None:
         yield Finding("memory", "warning", "how much memory is available is not known",
-                      (machine.said("/proc/meminfo"),), "see free -h", needs.uses)  # fmt: skip
+                      (machine.quote("/proc/meminfo"),), "see free -h", needs.uses)  # fmt: skip
         return
     evidence = (f"/proc/meminfo: MemAvailable {free // 1024} kB",)
     wanted = {

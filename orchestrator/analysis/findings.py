@@ -32,7 +32,7 @@ CHECKS: dict[Use, tuple[Check, ...]] = {
 }  # fmt: skip
 
 
-def findings(facts: MachineFacts, needs: Needs) -> tuple[Finding, ...]:
+def judge_machine(facts: MachineFacts, needs: Needs) -> tuple[Finding, ...]:
     """Return the findings, the worst first."""
     machine = Machine(facts)
     checks = dict.fromkeys(check for use in needs.uses for check in CHECKS[use])
@@ -45,11 +45,11 @@ def findings(facts: MachineFacts, needs: Needs) -> tuple[Finding, ...]:
     return tuple(sorted(found, key=lambda finding: STATUSES.index(finding.status)))
 
 
-def in_the_way(found: tuple[Finding, ...], use: Use) -> tuple[Finding, ...]:
+def select_problems(found: tuple[Finding, ...], use: Use) -> tuple[Finding, ...]:
     """Return the problems that keep the machine from that use."""
     return tuple(f for f in found if f.status == "problem" and use in f.uses)
 
 
-def usable(found: tuple[Finding, ...], needs: Needs) -> bool:
+def is_usable(found: tuple[Finding, ...], needs: Needs) -> bool:
     """True if one of the required uses has nothing in its way."""
-    return any(not in_the_way(found, use) for use in needs.uses)
+    return any(not select_problems(found, use) for use in needs.uses)

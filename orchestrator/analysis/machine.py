@@ -68,7 +68,7 @@ class Machine:
         text = self.file(path)
         return None if text is None else chosen(text)
 
-    def said(self, path: str) -> str:
+    def quote(self, path: str) -> str:
         """Return a file as evidence: `file: content`, on one line."""
         text = self.file(path)
         why = self.facts.unreadable.get(path, "no such file")
@@ -147,7 +147,7 @@ class Machine:
     @property
     def superpages(self) -> tuple[Superpages, ...]:
         """Superpages of each VT-d unit that is on."""
-        found = []
+        units = []
         for unit in self.facts.iommus:
             path = f"/sys/class/iommu/{unit}/intel-iommu/cap"
             try:
@@ -156,8 +156,8 @@ class Machine:
                 continue
             sizes = tuple(s for s, bit in _CAP_SUPERPAGES.items() if register & bit)
             bits = (register >> 16 & 0x3F) + 1  # MGAW, bits 21:16
-            found.append(Superpages(unit, path, f"{register:x}", sizes, bits))
-        return tuple(found)
+            units.append(Superpages(unit, path, f"{register:x}", sizes, bits))
+        return tuple(units)
 
     @property
     def unread(self) -> tuple[str, ...]:

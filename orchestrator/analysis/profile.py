@@ -277,8 +277,8 @@ def _find_level(
     if not facts.huge_fault:
         own = [r for r in level.reasons if r.name not in ("unexplained", "thp-sysfs")]
         level = replace(level, leaf="4KiB", reasons=(NO_HUGE_PFNMAP, *own))
-    one = _seconds_of_a_page(bar, mapping, placed)
-    if level.leaf == "4KiB" or one is None or one < _SLOW_PAGE:
+    page_seconds = _find_page_seconds(bar, mapping, placed)
+    if level.leaf == "4KiB" or page_seconds is None or page_seconds < _SLOW_PAGE:
         return level
     # a kernel that does not apply this policy to BARs also has the series, and would be fast
     policy = policy_reason(thp, advised=False)
@@ -286,14 +286,14 @@ def _find_level(
         return replace(level, leaf="4KiB", reasons=(*level.reasons, policy))
     reason = Reason(
         "no-series",
-        f"a map takes {one * 1e9:.0f} ns for each page of {format_size(mapping.size)}: the kernel"
-        f' looks each up, over leaves of {level.leaf}, as without "vfio/type1: Use mapping page'
-        ' mask for pfnmaps" (v6.15)',
+        f"a map takes {page_seconds * 1e9:.0f} ns for each page of {format_size(mapping.size)}:"
+        f' the kernel looks each up, over leaves of {level.leaf}, as without "vfio/type1: Use'
+        ' mapping page mask for pfnmaps" (v6.15)',
     )
     return replace(level, stride="4KiB", reasons=(*level.reasons, reason))
 
 
-def _seconds_of_a_page(
+def _find_page_seconds(
     bar: ProfileBar, mapping: Mapping, placed: Sequence[Placed]
 ) -> float | None:
     """Return the seconds for a page in the cheapest map of the whole mapping; page faults slow the

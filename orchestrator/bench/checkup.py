@@ -71,12 +71,12 @@ def examine(
 def list_traced_functions() -> dict[str, str]:
     """Return every function that a pass may probe, and its module; "" for the kernel proper."""
     specs = (timing_spec([GIB], boot=True, faults=True), counts_spec([FAULT]))
-    found: dict[str, str] = {}
+    modules: dict[str, str] = {}
     for spec in specs:
         for definition in spec["definitions"]:
             module, colon, name = definition.split()[1].rpartition(":")
-            found[name] = module if colon else ""
-    return found
+            modules[name] = module if colon else ""
+    return modules
 
 
 def _checkup(machine: Commands, request: Mapping[str, object]) -> dict[str, object]:
@@ -139,6 +139,6 @@ def _list_bars(survey: Survey) -> list[dict[str, object]]:
 
 def _find_largest_size(function: Function, index: int) -> int | None:
     """Return the largest size in bytes that a BAR can be given; None if the function sleeps."""
-    if function.facts["resizable"] is None:
+    if function.facts.resizable is None:
         return None
     return max(function.resizable.get(index, ()), default=0)

@@ -34,8 +34,8 @@ def parse_json(model: type[Model], text: str, source: str) -> Model:
         return model.model_validate_json(text)
     except ValidationError as exc:
         flaws = exc.errors(include_url=False, include_context=False, include_input=False)
-        key = ".".join(map(str, flaws[0]["loc"])) or "the document"
+        key = ".".join(map(str, flaws[0]["loc"]))
+        place = f" at {key}" if key else ""
         raise EvidenceError(
-            f"{source} is not what barometer writes: {key}: {flaws[0]['msg']}",
-            reason="bad-evidence",
+            f"{source} has a flaw{place}: {flaws[0]['msg']}", reason="bad-evidence"
         ) from exc

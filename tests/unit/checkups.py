@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.analysis.finding import USES, Finding, Needs
-from orchestrator.analysis.findings import findings
+from orchestrator.analysis.findings import judge_machine
 from orchestrator.evidence.machine_facts import MachineFacts, parse_machine_facts
 
 CHECKUPS = Path(__file__).parents[2] / "fixtures/recorded/checkups"
@@ -39,7 +39,7 @@ def server(*changes: Change) -> MachineFacts:
 
 def of_server(*changes: Change, needs: Needs | None = None) -> dict[str, Finding]:
     """Return the findings by name, of each name the worst."""
-    found = findings(server(*changes), needs or Needs(USES))
+    found = judge_machine(server(*changes), needs or Needs(USES))
     return {finding.name: finding for finding in reversed(found)}
 
 

@@ -17,8 +17,8 @@ from orchestrator.analysis import (
     checks_passthrough,
     checks_runner,
 )
-from orchestrator.analysis.finding import METAL, NESTED, USES, Finding, Needs, Status, needs_of
-from orchestrator.analysis.findings import findings, in_the_way, usable
+from orchestrator.analysis.finding import METAL, NESTED, USES, Finding, Needs, Status, derive_needs
+from orchestrator.analysis.findings import is_usable, judge_machine, select_problems
 from orchestrator.errors import EvidenceError
 from orchestrator.scenario import GIB, MIB
 from tests.unit.checkups import (
@@ -391,28 +391,28 @@ def test_every_finding_is_provoked_and_ok_on_the_server() -> None:
 
 def test_what_is_ok_has_no_fix_and_all_else_has_one() -> None:
     for one in CASES:
-        for found in findings(server(*one.changes), one.needs):
+        for found in judge_machine(server(*one.changes), one.needs):
             assert bool(found.fix) == (found.status != "ok"), found
             assert "\n" not in found.what + found.fix
 
 
 def test_the_worst_comes_first() -> None:
-    found = findings(recorded("emulated-runner"), Needs(USES))
+    found = judge_machine(recorded("emulated-runner"), Needs(USES))
     order = ["problem", "warning", "note", "ok"]
     assert [f.status for f in found] == sorted((f.status for f in found), key=order.index)
     assert {f.status for f in found} == {*order}
 
 
 def test_a_machine_without_an_iommu_still_runs_nested_hosts() -> None:
-    found = findings(recorded("emulated-runner"), Needs(USES))
-    assert in_the_way(found, "nested") == ()
-    assert {f.name for f in in_the_way(found, "metal")} >= {"iommu", "large-bar", "boot"}
-    assert usable(found, Needs(USES))
-    assert not usable(found, Needs(METAL))
+    found = judge_machine(recorded("emulated-runner"), Needs(USES))
+    assert select_problems(found, "nested") == ()
+    assert {f.name for f in select_problems(found, "metal")} >= {"iommu", "large-bar", "boot"}
+    assert is_usable(found, Needs(USES))
+    assert not is_usable(found, Needs(METAL))
 
 
 def test_findings_are_of_the_use_that_is_asked_for() -> None:
-    nested = {f.name for f in findings(recorded("emulated-runner"), Needs(NESTED))}
+    nested = {f.name for f in judge_machine(recorded("emulated-runner"), Needs(NESTED))}
     assert nested >= {"kvm", "qemu", "programs", "shm", "memory", "disk"}
     assert not nested & {"iommu", "large-bar", "series", "root"}
 
@@ -445,9 +445,9 @@ def test_a_map_that_was_not_counted_leaves_the_types(probe: dict[str, object]) -
 
 
 def test_kvm_that_does_not_answer_is_in_nobodys_way() -> None:
-    found = findings(server(silent), Needs(NESTED, accel="kvm"))
+    found = judge_machine(server(silent), Needs(NESTED, accel="kvm"))
     assert "kvm" not in {f.name for f in found}
-    assert usable(found, Needs(NESTED, accel="kvm"))
+    assert is_usable(found, Needs(NESTED, accel="kvm"))
 
 
 def test_kvm_that_nobody_tried_is_not_spoken_of() -> None:
@@ -462,8 +462,10 @@ def test_a_named_device_stands_for_all_large_bars() -> None:
 
 def test_a_locked_down_kernel_is_in_the_way_of_a_metal_run_though_grub_boots() -> None:
     raw = server(INTEGRITY, unusable("kexec", "the kernel is locked down (integrity)"))
-    assert [f.name for f in in_the_way(findings(raw, Needs(METAL)), "metal")] == ["lockdown"]
-    assert usable(findings(raw, Needs(NESTED)), Needs(NESTED))
+    assert [f.name for f in select_problems(judge_machine(raw, Needs(METAL)), "metal")] == [
+        "lockdown"
+    ]
+    assert is_usable(judge_machine(raw, Needs(NESTED)), Needs(NESTED))
 
 
 def test_under_confidentiality_nothing_is_said_of_probes() -> None:
@@ -490,7 +492,7 @@ def test_fixes_of_a_metal_host_outlast_the_boots_of_a_run() -> None:
     undone = {
         found.name
         for one in CASES
-        for found in findings(server(*one.changes), replace(one.needs, uses=METAL))
+        for found in judge_machine(server(*one.changes), replace(one.needs, uses=METAL))
         if re.match("(echo|modprobe|mount|systemctl start) ", found.fix)
         and "/etc/" not in found.fix
     }
@@ -500,29 +502,31 @@ def test_fixes_of_a_metal_host_outlast_the_boots_of_a_run() -> None:
 
 def test_huge_pages_that_the_trials_set_aside_are_in_no_runs_way() -> None:
     needs = Needs(METAL, guest_memory=2 * GIB, backing="hugetlb-1GiB")
-    assert in_the_way(findings(server(), needs), "metal") == ()
+    assert select_problems(judge_machine(server(), needs), "metal") == ()
 
 
 def test_a_map_on_metal_needs_no_qemu() -> None:
     needs = Needs(METAL, boots_guest=False)
     without = server(no_program("qemu-system-x86_64"))
-    assert in_the_way(findings(without, needs), "metal") == ()
-    assert [f.name for f in in_the_way(findings(without, Needs(METAL)), "metal")] == ["qemu"]
-    of_nested = findings(without, replace(needs, uses=NESTED))
-    assert [f.name for f in in_the_way(of_nested, "nested")] == ["qemu"]
+    assert select_problems(judge_machine(without, needs), "metal") == ()
+    assert [f.name for f in select_problems(judge_machine(without, Needs(METAL)), "metal")] == [
+        "qemu"
+    ]
+    of_nested = judge_machine(without, replace(needs, uses=NESTED))
+    assert [f.name for f in select_problems(of_nested, "nested")] == ["qemu"]
 
 
 def test_needs_are_those_of_the_scenario() -> None:
-    needs = needs_of(scenario())
+    needs = derive_needs(scenario())
     assert (needs.uses, needs.boots_guest, needs.builds) == (NESTED, True, False)
-    needs = needs_of(map_scenario())
+    needs = derive_needs(map_scenario())
     assert (needs.boots_guest, needs.guest_memory, needs.traced) == (False, 0, True)
-    assert not needs_of(map_scenario('trace.passes=["plain"]')).traced
+    assert not derive_needs(map_scenario('trace.passes=["plain"]')).traced
     metal = scenario(
         "host.kind=metal", "host.address=gpu1", "host.boot=grub", "device.kind=hostdev",
         "device.pick=largest-bar", "device.bar=64GiB",
     )  # fmt: skip
-    needs = needs_of(metal)
+    needs = derive_needs(metal)
     assert (needs.uses, needs.bar, needs.boot) == (METAL, 64 * GIB, "grub")
     assert needs.firmware == "seabios"
 
@@ -531,7 +535,7 @@ def test_needs_are_those_of_the_scenario() -> None:
 def test_files_with_anything_in_them_raise_nothing(files: dict[str, str]) -> None:
     raw = read("gpu-server")
     raw["files"] |= files
-    for found in findings(parse(raw), Needs(USES)):
+    for found in judge_machine(parse(raw), Needs(USES)):
         assert isinstance(found, Finding)
 
 
@@ -546,16 +550,20 @@ def test_evidence_that_is_missing_is_refused_or_not_called_fine(name: str) -> No
     raw = read("gpu-server")
     del raw[name]
     if name not in NOT_ALWAYS_EXAMINED:
-        with pytest.raises(EvidenceError, match=rf": {name}: ") as caught:
+        with pytest.raises(EvidenceError, match=rf"flaw at {name}: ") as caught:
             parse(raw)
         assert caught.value.reason == "bad-evidence"
         return
-    before, after = findings(server(), Needs(USES)), findings(parse(raw), Needs(USES))
+    before, after = judge_machine(server(), Needs(USES)), judge_machine(parse(raw), Needs(USES))
     fine = {(f.name, f.what) for f in before if f.status == "ok"}
     assert {(f.name, f.what) for f in after if f.status == "ok"} < fine
 
 
+def test_a_bar_of_a_device_that_sleeps_is_not_said_to_grow() -> None:
+    assert "resizable-bar" not in of_server(bar(size=256 * MIB, growable=None))
+
+
 def test_a_machine_whose_devices_nobody_looked_at_is_no_metal_host() -> None:
-    found = findings(server(unexamined("bars")), Needs(METAL))
-    assert [f.name for f in in_the_way(found, "metal")] == ["large-bar"]
-    assert not usable(found, Needs(METAL))
+    found = judge_machine(server(unexamined("bars")), Needs(METAL))
+    assert [f.name for f in select_problems(found, "metal")] == ["large-bar"]
+    assert not is_usable(found, Needs(METAL))
