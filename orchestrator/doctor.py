@@ -14,7 +14,7 @@ from orchestrator.bench.shell import Commands
 from orchestrator.bench.staging import STATE
 from orchestrator.cache import Cache
 from orchestrator.errors import BenchError, EvidenceError
-from orchestrator.evidence.machine_facts import MachineFacts
+from orchestrator.evidence.checkup_facts import CheckupFacts
 from orchestrator.progress import Progress
 from orchestrator.report.doctor import Diagnosis
 from orchestrator.scenario import HostDevice, MetalHost, Scenario
@@ -100,7 +100,7 @@ def _diagnose(
 
 def _examine(
     machine: Commands, scenario: Scenario | None, needs: Needs, cache: Cache, **how: bool
-) -> MachineFacts:
+) -> CheckupFacts:
     """Examine a machine for these needs. `how`: arguments of `examine`."""
     folders: dict[str, list[str]] = {}
     if "nested" in needs.uses:

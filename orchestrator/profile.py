@@ -30,9 +30,9 @@ from orchestrator.bench.waiting import Stall, until
 from orchestrator.errors import BenchError, ScenarioError
 from orchestrator.evidence.profile_facts import (
     DomainFacts,
-    Ended,
     HostSettings,
     ProfileBar,
+    ProfileEnd,
     ProfileEvidence,
     ProfileFacts,
 )
@@ -231,10 +231,11 @@ def _read_facts(
     kvm = shell.run(["test", "-d", f"{profiler.TRACEFS}/events/kvm"], check=False).code == 0
     parts, bars = profiler.takes_return_arguments(shell), _list_bars(shell, definition.devices)
     with has_form("the host's facts", answer):
+        release = settings.pop("release")
         return DomainFacts(
             schema_version=1, barometer=__version__, domain=request.domain,
             uri=request.uri or connection.uri, boot="reboot" if request.reboot else "start",
-            until=request.until, release=settings["release"],
+            until=request.until, release=release,
             settings=HostSettings.model_validate(settings),
             qemu=qemu[1] if qemu else connection.version()["qemu"],
             libvirt=connection.version()["libvirt"],
@@ -308,7 +309,7 @@ class _Watch:
         self._stall, self._started, self._looked = Stall(), time.monotonic(), 0.0
         self._agent = False
 
-    def find_end(self) -> Ended | None:
+    def find_end(self) -> ProfileEnd | None:
         if "agent" in self._happened and not self._agent:
             self._agent = True
             self._tracer.mark("agent")

@@ -50,7 +50,7 @@ class Advice:
 
 
 @dataclass(frozen=True)
-class Boot:
+class ProfiledBoot:
     """One boot, as far as its trace shows it."""
 
     timeline: Timeline
@@ -62,10 +62,10 @@ class Boot:
         return [s for s in self.timeline.steps_before_mark() if s.kind == kind and s.bar != RAM]
 
 
-def give_advice(boot: Boot) -> tuple[Advice, ...]:
+def give_advice(boot: ProfiledBoot) -> tuple[Advice, ...]:
     """Return the advice for a boot: first what is wrong, then the rest by its cost, the largest
     first."""
-    rules: tuple[Callable[[Boot], Iterator[Advice]], ...] = (
+    rules: tuple[Callable[[ProfiledBoot], Iterator[Advice]], ...] = (
         _levels, _unmaps, _many_maps, _guest_memory, _refused, _not_mapped, _clock_source,
     )  # fmt: skip
     found = [advice for rule in rules for advice in rule(boot)]
@@ -77,7 +77,7 @@ def give_advice(boot: Boot) -> tuple[Advice, ...]:
 _ALWAYS = {"map-refused", "not-mapped", "clock-source"}
 
 
-def _levels(boot: Boot) -> Iterator[Advice]:
+def _levels(boot: ProfiledBoot) -> Iterator[Advice]:
     costs: defaultdict[str, float] = defaultdict(float)
     for step in boot.select_bar_steps("map"):
         costs[step.bar] += step.seconds
@@ -92,7 +92,7 @@ def _levels(boot: Boot) -> Iterator[Advice]:
         yield Advice(name, texts[name], _HELP[name], sum(costs[bar] for bar in bars))
 
 
-def _unmaps(boot: Boot) -> Iterator[Advice]:
+def _unmaps(boot: ProfiledBoot) -> Iterator[Advice]:
     steps = boot.select_bar_steps("unmap")
     if steps:
         yield Advice(
@@ -104,7 +104,7 @@ def _unmaps(boot: Boot) -> Iterator[Advice]:
         )
 
 
-def _many_maps(boot: Boot) -> Iterator[Advice]:
+def _many_maps(boot: ProfiledBoot) -> Iterator[Advice]:
     by_kernel = [s for s in boot.select_bar_steps("map") if s.phase.startswith(_KERNEL)]
     maps: defaultdict[str, int] = defaultdict(int)
     for step in by_kernel:
@@ -128,7 +128,7 @@ def _many_maps(boot: Boot) -> Iterator[Advice]:
             )
 
 
-def _guest_memory(boot: Boot) -> Iterator[Advice]:
+def _guest_memory(boot: ProfiledBoot) -> Iterator[Advice]:
     steps = [
         s for s in boot.timeline.steps_before_mark() if s.kind == "map" and s.bar == RAM
     ]  # fmt: skip
@@ -147,7 +147,7 @@ def _guest_memory(boot: Boot) -> Iterator[Advice]:
         )
 
 
-def _refused(boot: Boot) -> Iterator[Advice]:
+def _refused(boot: ProfiledBoot) -> Iterator[Advice]:
     refused = [step for step in boot.timeline.steps if step.result]
     for result in dict.fromkeys(step.result for step in refused):
         name = errorcode.get(-result, str(result))
@@ -161,7 +161,7 @@ def _refused(boot: Boot) -> Iterator[Advice]:
         )
 
 
-def _not_mapped(boot: Boot) -> Iterator[Advice]:
+def _not_mapped(boot: ProfiledBoot) -> Iterator[Advice]:
     if not boot.select_bar_steps("map"):
         names = ", ".join(bar.name for bar in boot.facts.bars)
         yield Advice(
@@ -173,7 +173,7 @@ def _not_mapped(boot: Boot) -> Iterator[Advice]:
         )
 
 
-def _clock_source(boot: Boot) -> Iterator[Advice]:
+def _clock_source(boot: ProfiledBoot) -> Iterator[Advice]:
     source = boot.facts.settings.clocksource
     if source and source not in ("tsc", "kvm-clock"):
         yield Advice(

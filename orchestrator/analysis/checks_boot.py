@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from orchestrator.analysis.finding import Finding, Needs
 from orchestrator.analysis.machine import LOCKDOWN, Machine, parse_version
-from orchestrator.evidence.machine_facts import NOT_EXAMINED, BootMeans, NoMeans
+from orchestrator.evidence.checkup_facts import NOT_EXAMINED, BootMeans, NoMeans
 from orchestrator.scenario import BootWay
 
 _STATE = "/var/lib/barometer"

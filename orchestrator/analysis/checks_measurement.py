@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from orchestrator.abi import LEAVES, PAGE
 from orchestrator.analysis.finding import BOTH, METAL, Finding, Needs, Status, Use
 from orchestrator.analysis.machine import Machine, parse_number
-from orchestrator.evidence.machine_facts import CountedMap, NoCountedMap
+from orchestrator.evidence.checkup_facts import CountedMap, NoCountedMap
 
 _THP = "/sys/kernel/mm/transparent_hugepage/enabled"
 _CLOCK = "/sys/devices/system/clocksource/clocksource0/current_clocksource"

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from orchestrator.analysis.finding import Finding, Needs
 from orchestrator.analysis.machine import Machine, parse_number
-from orchestrator.evidence.machine_facts import NOT_EXAMINED, BarFacts, ChosenDevice
+from orchestrator.evidence.checkup_facts import NOT_EXAMINED, BarFacts, ChosenDevice
 from orchestrator.scenario import GIB, MIB, format_size
 
 _LARGE = GIB

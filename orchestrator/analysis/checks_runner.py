@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from orchestrator.abi import OVMF_CODE, OVMF_VARIABLES
 from orchestrator.analysis.finding import BOTH, METAL, NESTED, Finding, Needs
 from orchestrator.analysis.machine import Machine, parse_version
-from orchestrator.evidence.machine_facts import NOT_EXAMINED
+from orchestrator.evidence.checkup_facts import NOT_EXAMINED
 from orchestrator.scenario import GIB, format_size
 
 QEMU = ("qemu-system-x86_64", "qemu-kvm")

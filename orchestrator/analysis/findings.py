@@ -10,7 +10,7 @@ from orchestrator.analysis import checks_passthrough as passthrough
 from orchestrator.analysis import checks_runner as runner
 from orchestrator.analysis.finding import STATUSES, Finding, Needs, Use
 from orchestrator.analysis.machine import Machine
-from orchestrator.evidence.machine_facts import MachineFacts
+from orchestrator.evidence.checkup_facts import CheckupFacts
 
 Check = Callable[[Machine, Needs], Iterator[Finding]]
 CHECKS: dict[Use, tuple[Check, ...]] = {
@@ -32,7 +32,7 @@ CHECKS: dict[Use, tuple[Check, ...]] = {
 }  # fmt: skip
 
 
-def judge_machine(facts: MachineFacts, needs: Needs) -> tuple[Finding, ...]:
+def judge_machine(facts: CheckupFacts, needs: Needs) -> tuple[Finding, ...]:
     """Return the findings, the worst first."""
     machine = Machine(facts)
     checks = dict.fromkeys(check for use in needs.uses for check in CHECKS[use])

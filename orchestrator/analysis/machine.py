@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from orchestrator.abi import chosen
 from orchestrator.analysis.hist import parse_hist
 from orchestrator.errors import EvidenceError
-from orchestrator.evidence.machine_facts import (
+from orchestrator.evidence.checkup_facts import (
     NOT_EXAMINED,
     BarFacts,
     BootMeans,
+    CheckupFacts,
     CountedMap,
-    MachineFacts,
 )
 
 LOCKDOWN = "/sys/kernel/security/lockdown"
@@ -37,7 +37,7 @@ class Superpages:
 class Machine:
     """A machine by its facts: questions that the checks ask about them."""
 
-    def __init__(self, facts: MachineFacts) -> None:
+    def __init__(self, facts: CheckupFacts) -> None:
         self.facts = facts
         self._files = facts.files
         self.is_root = facts.uid == 0

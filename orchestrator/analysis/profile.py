@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from orchestrator.abi import LEAVES, PAGE
-from orchestrator.analysis.advice import Advice, Boot, give_advice
+from orchestrator.analysis.advice import Advice, ProfiledBoot, give_advice
 from orchestrator.analysis.boot import Placed, parts_of
 from orchestrator.analysis.boottrace import BootTrace, read_boot
 from orchestrator.analysis.level import NO_HUGE_PFNMAP, Level, Reason, guest_level, policy_reason
@@ -80,7 +80,7 @@ def analyse_profile(facts: ProfileFacts, files: MappingType[str, str]) -> Profil
         _find_level(bar, mapped[bar], placed, facts)
         for bar in facts.bars if bar in mapped and bar.size >= least
     )  # fmt: skip
-    advice = give_advice(Boot(timeline, {level.place: level for level in levels}, facts))
+    advice = give_advice(ProfiledBoot(timeline, {level.place: level for level in levels}, facts))
     return Profile(facts, timeline, ended_by, levels, advice)
 
 

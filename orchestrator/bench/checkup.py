@@ -17,7 +17,7 @@ from orchestrator.bench.probe import count_map
 from orchestrator.bench.shell import Commands
 from orchestrator.bench.tracer import FAULT, counts_spec, timing_spec
 from orchestrator.errors import BenchError
-from orchestrator.evidence.machine_facts import MachineFacts, parse_machine_facts
+from orchestrator.evidence.checkup_facts import CheckupFacts, parse_checkup
 from orchestrator.pci import Function, Survey
 from orchestrator.scenario import GIB, HostDevice
 
@@ -38,7 +38,7 @@ def examine(
     metal: bool = True,
     guests: bool = True,
     probe: bool = False,
-) -> MachineFacts:
+) -> CheckupFacts:
     """Return the answer of guests/agents/checkup.py and what is learned by other means.
 
     `folders`: the paths that each use needs space in. `device`: the scenario's, which is chosen as
@@ -65,7 +65,7 @@ def examine(
     if isinstance(machine, Here):
         facts["libvirt"] = library_version()
     facts["folder_uses"] = {use: [*paths] for use, paths in folders.items()}
-    return parse_machine_facts(json.dumps(facts), "the checkup of the machine")
+    return parse_checkup(json.dumps(facts), "the checkup of the machine")
 
 
 def list_traced_functions() -> dict[str, str]:
@@ -101,7 +101,7 @@ def _survey(machine: Commands, device: HostDevice | None, *, probe: bool) -> dic
     survey = surveyed(machine)
     facts: dict[str, object] = {"bars": _list_bars(survey)}
     if probe:
-        facts["probe"] = count_map(machine, survey).model_dump()
+        facts["probe"] = count_map(machine, survey).to_json()
     if device is None:
         return facts
     try:

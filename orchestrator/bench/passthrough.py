@@ -286,7 +286,7 @@ def hostdev(
         )  # fmt: skip
     device = with_bar(address, function.resources, bar, _PLACED_BY)
     _check_spared(survey, function)
-    write_json(trial.host / "device.json", function.facts.model_dump(mode="json", by_alias=True))
+    write_json(trial.host / "device.json", function.facts.to_json())
     keeper.modules([_VFIO])
     for found in own_functions(survey, function):
         keeper.bind(found.address, _VFIO)

@@ -19,7 +19,7 @@ from orchestrator.bench.shell import Commands, Completed
 from orchestrator.bench.staging import STATE
 from orchestrator.bench.tracer import counts_spec
 from orchestrator.errors import BarometerError, BenchError
-from orchestrator.evidence.machine_facts import CountedMap, NoCountedMap
+from orchestrator.evidence.checkup_facts import CountedMap, NoCountedMap
 from orchestrator.pci import Function, Survey
 from orchestrator.scenario import MIB
 

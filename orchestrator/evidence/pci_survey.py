@@ -11,10 +11,10 @@ from typing import Annotated
 
 from pydantic import Field, StringConstraints
 
-from orchestrator.evidence.parsing import Bytes, Count, Evidence, parse_json
+from orchestrator.evidence.model import Count, Evidence, parse_evidence
 
 _HEX = "0x[0-9a-f]{1,16}"
-Number = Annotated[str, StringConstraints(pattern=f"^{_HEX}$")]
+HexNumber = Annotated[str, StringConstraints(pattern=f"^{_HEX}$")]
 ResourceLine = Annotated[str, StringConstraints(pattern=f"^{_HEX} {_HEX} {_HEX}$")]
 """First address, last address and flags (include/linux/ioport.h) of a resource."""
 
@@ -24,13 +24,13 @@ class FunctionFacts(Evidence):
 
     address: str
     """0000:3b:00.0"""
-    vendor: Number | None
-    device: Number | None
-    subsystem_vendor: Number | None
-    subsystem_device: Number | None
-    class_code: Number | None = Field(alias="class")
+    vendor: HexNumber | None
+    device: HexNumber | None
+    subsystem_vendor: HexNumber | None
+    subsystem_device: HexNumber | None
+    class_code: HexNumber | None = Field(alias="class")
     """Base class, subclass and programming interface: 0x030000."""
-    revision: Number | None
+    revision: HexNumber | None
     reset_method: str | None
     """Methods in their order; a kernel before v5.15 has no such file."""
     power_state: str | None
@@ -47,7 +47,7 @@ class FunctionFacts(Evidence):
     """The first six are the BARs."""
     reset: bool
     """Whether the file `reset` exists."""
-    resizable: Mapping[int, tuple[Bytes, ...]] | None
+    resizable: Mapping[int, tuple[Count, ...]] | None
     """BAR -> sizes that it can have (resourceN_resize); None: not looked at, because the function
     sleeps and would be woken."""
     command: Annotated[int, Field(ge=0, lt=1 << 16)] | None
@@ -104,4 +104,4 @@ class SurveyFacts(Evidence):
 
 def parse_survey_facts(text: str) -> SurveyFacts:
     """Parse the answer. Raises EvidenceError with its first flaw."""
-    return parse_json(SurveyFacts, text, "the survey of the machine's PCI devices")
+    return parse_evidence(SurveyFacts, text, "the survey of the machine's PCI devices")

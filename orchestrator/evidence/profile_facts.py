@@ -14,14 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import ConfigDict, Field, ValidationInfo, field_validator
 
 from orchestrator.errors import EvidenceError
 from orchestrator.evidence.layout import write_json
-from orchestrator.evidence.parsing import Bytes, Count, Evidence, parse_json
+from orchestrator.evidence.model import Count, Evidence, parse_evidence
 
-Line = Annotated[str, Field(max_length=1000)]
-Ended = Literal["quiet", "agent", "domain-ended", "limit"]
+ShortText = Annotated[str, Field(max_length=1000)]
+ProfileEnd = Literal["quiet", "agent", "domain-ended", "limit"]
 """What ended a profile: a time without records in the trace, the guest agent, the end of the
 domain, the longest time that a boot may take."""
 TRACER_FILES = ("trace.txt", "clock.txt", "stats.txt", "profile.txt")
@@ -33,12 +33,12 @@ _FACTS, _DEFINITION = "facts.json", "domain.xml"
 class ProfileBar(Evidence):
     """A memory BAR of a device of the domain."""
 
-    device: Line
+    device: ShortText
     """0000:3b:00.0"""
     number: int = Field(ge=0, le=5)
-    start: Bytes
+    start: Count
     """Physical address (/sys/bus/pci/devices/*/resource)."""
-    size: Annotated[Bytes, Field(gt=0)]
+    size: Annotated[Count, Field(gt=0)]
 
     @property
     def name(self) -> str:
@@ -65,7 +65,7 @@ class QemuProcess(Evidence):
 
     pid: Count
     threads: tuple[Count, ...]
-    page_table_bytes: Bytes | None
+    page_table_bytes: Count | None
     """VmPTE of proc_pid_status(5), in bytes."""
     maps: str
     """Lines of /proc/PID/maps about VFIO devices."""
@@ -74,10 +74,12 @@ class QemuProcess(Evidence):
 class DomainFacts(Evidence):
     """What is known before the boot."""
 
+    model_config = ConfigDict(populate_by_name=True)
+
     schema_version: Literal[1] = Field(alias="schema")
-    barometer: Line
+    barometer: ShortText
     """Version of barometer."""
-    domain: Line
+    domain: ShortText
     uri: str
     """URI of the host's libvirt."""
     boot: Literal["start", "reboot"]
@@ -85,14 +87,14 @@ class DomainFacts(Evidence):
     until: float | Literal["agent"]
     """End of the boot. A number: it is over after this many seconds without a record in the trace.
     agent: it is over when the guest agent connects."""
-    release: Line
+    release: ShortText
     """Release of the host's kernel."""
     settings: HostSettings
-    qemu: Line
+    qemu: ShortText
     """Version of QEMU: 10.0.13."""
-    libvirt: Line
+    libvirt: ShortText
     """Version of libvirt."""
-    memory: Bytes
+    memory: Count
     """The guest's memory."""
     huge_pages: bool
     """Whether that memory comes from huge pages (<hugepages/> of the definition)."""
@@ -110,7 +112,7 @@ class ProfileFacts(DomainFacts):
 
     pid: Count
     """Process id of QEMU."""
-    ended: Ended
+    ended: ProfileEnd
     process: QemuProcess | None
     """None: QEMU had ended."""
     definition_changed: bool
@@ -118,7 +120,7 @@ class ProfileFacts(DomainFacts):
 
     @field_validator("ended")
     @classmethod
-    def _fits_until(cls, ended: Ended, info: ValidationInfo) -> Ended:
+    def _fits_until(cls, ended: ProfileEnd, info: ValidationInfo) -> ProfileEnd:
         if ended == "quiet" and info.data.get("until") == "agent":
             raise ValueError("`until` is agent, so that quiet cannot have ended the boot")
         return ended
@@ -135,7 +137,7 @@ class ProfileEvidence:
 
     def save(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / _FACTS, self.facts.model_dump(by_alias=True, exclude_unset=True))
+        write_json(folder / _FACTS, self.facts.to_json())
         (folder / _DEFINITION).write_text(self.xml)
         for name, text in self.files.items():
             path = folder / _STORED.get(name, name)
@@ -146,7 +148,7 @@ class ProfileEvidence:
 def load_profile(folder: Path) -> ProfileEvidence:
     """Load a folder that `ProfileEvidence.save` wrote. Raises EvidenceError for a file that is
     missing, cannot be read or has a flaw."""
-    facts = parse_json(ProfileFacts, _read(folder / _FACTS), str(folder / _FACTS))
+    facts = parse_evidence(ProfileFacts, _read(folder / _FACTS), str(folder / _FACTS))
     files = {name: _read(folder / _STORED.get(name, name)) for name in TRACER_FILES}
     return ProfileEvidence(facts, files, _read(folder / _DEFINITION))
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from orchestrator.analysis.finding import USES, Finding, Needs
 from orchestrator.analysis.findings import judge_machine
-from orchestrator.evidence.machine_facts import MachineFacts, parse_machine_facts
+from orchestrator.evidence.checkup_facts import CheckupFacts, parse_checkup
 
 CHECKUPS = Path(__file__).parents[2] / "fixtures/recorded/checkups"
 Raw = dict[str, Any]
@@ -21,15 +21,15 @@ def read(name: str) -> Raw:
     return raw
 
 
-def parse(raw: Raw) -> MachineFacts:
-    return parse_machine_facts(json.dumps(raw), "the checkup")
+def parse(raw: Raw) -> CheckupFacts:
+    return parse_checkup(json.dumps(raw), "the checkup")
 
 
-def recorded(name: str) -> MachineFacts:
+def recorded(name: str) -> CheckupFacts:
     return parse(read(name))
 
 
-def server(*changes: Change) -> MachineFacts:
+def server(*changes: Change) -> CheckupFacts:
     """Return a machine with nothing in the way, except for these changes."""
     raw = read("gpu-server")
     for change in changes:

@@ -15,7 +15,7 @@ from orchestrator.bench.local import Here
 from orchestrator.cache import Cache
 from orchestrator.doctor import diagnose, preflight
 from orchestrator.errors import BenchError, EvidenceError, ScenarioError
-from orchestrator.evidence.machine_facts import MachineFacts
+from orchestrator.evidence.checkup_facts import CheckupFacts
 from orchestrator.progress import Progress
 from orchestrator.scenario import HostDevice
 from tests.unit.checkups import recorded, server, value
@@ -30,17 +30,17 @@ METAL = (
 class Examine:
     """A stand-in for `examine` that returns `facts` and records the requests."""
 
-    def __init__(self, facts: MachineFacts) -> None:
+    def __init__(self, facts: CheckupFacts) -> None:
         self.facts = facts
         self.arguments: tuple[Any, ...] = ()
         self.how: dict[str, bool] = {}
 
-    def __call__(self, *arguments: Any, **how: bool) -> MachineFacts:
+    def __call__(self, *arguments: Any, **how: bool) -> CheckupFacts:
         self.arguments, self.how = arguments, how
         return self.facts
 
 
-def asking(monkeypatch: pytest.MonkeyPatch, facts: MachineFacts) -> Examine:
+def asking(monkeypatch: pytest.MonkeyPatch, facts: CheckupFacts) -> Examine:
     asked = Examine(facts)
     monkeypatch.setattr(doctor, "examine", asked)
     return asked
@@ -101,7 +101,7 @@ def test_machine_whose_answer_has_a_flaw_is_a_finding(
     def logged_in(_endpoint: object) -> Iterator[Here]:
         yield Here()
 
-    def refuse(*_: object, **_how: bool) -> MachineFacts:
+    def refuse(*_: object, **_how: bool) -> CheckupFacts:
         raise EvidenceError("the checkup: uid: no number", reason="bad-evidence")
 
     monkeypatch.setattr(remote, "logged_in", logged_in)

@@ -16,7 +16,7 @@ from orchestrator.analysis.finding import METAL, NESTED, USES, Needs
 from orchestrator.analysis.findings import judge_machine
 from orchestrator.analysis.profile import analyse_profile
 from orchestrator.errors import EvidenceError
-from orchestrator.evidence.parsing import parse_json
+from orchestrator.evidence.model import parse_evidence
 from orchestrator.evidence.profile_facts import ProfileFacts, load_profile
 from orchestrator.report.doctor import Diagnosis, json_diagnosis, text_diagnosis
 from orchestrator.report.profile import profile_json, text_profile
@@ -66,7 +66,7 @@ def answer_checkup(document: Any) -> None:
 
 
 def answer_profile(document: Any) -> None:
-    facts = parse_json(ProfileFacts, json.dumps(document), "facts.json")
+    facts = parse_evidence(ProfileFacts, json.dumps(document), "facts.json")
     files = FILES | {"trace.txt": booted().text()}
     profile = analyse_profile(facts, files)
     text_profile(profile)
@@ -118,7 +118,7 @@ def refusal(answer: Callable[[Any], None], document: Any) -> EvidenceError | Non
 def test_a_checkup_with_any_value_is_answered_or_its_key_is_named(flaw: Flawed) -> None:
     if refused := refusal(answer_checkup, flaw.document):
         assert refused.reason == "bad-evidence"
-        assert f"flaw at {flaw.place[0]}" in refused.message
+        assert f": {flaw.place[0]}" in refused.message
 
 
 @given(flawed(PROFILE))
@@ -127,7 +127,7 @@ def test_a_profile_with_any_value_is_answered_or_its_key_is_named(flaw: Flawed) 
     if refused and refused.reason not in ("no-exec", "no-maps"):  # a trace of other facts
         assert refused.reason == "bad-evidence"
         keys = (flaw.place[0], "ended")  # `ended` must fit `until`
-        assert any(f"flaw at {key}" in refused.message for key in keys)
+        assert any(f": {key}" in refused.message for key in keys)
 
 
 @pytest.mark.parametrize("document", CHECKUPS)
@@ -139,7 +139,7 @@ def test_recorded_checkups_are_answered(document: Any) -> None:
 def test_of_a_profile_a_key_that_is_missing_is_named() -> None:
     for key in PROFILE:
         lacking = {name: value for name, value in PROFILE.items() if name != key}
-        with pytest.raises(EvidenceError, match=f"facts.json .* {key}: ") as caught:
+        with pytest.raises(EvidenceError, match=rf"facts\.json: {key}: ") as caught:
             answer_profile(lacking)
         assert caught.value.reason == "bad-evidence"
 

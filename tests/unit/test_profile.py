@@ -151,7 +151,7 @@ def test_a_start_is_recorded_until_nothing_is_mapped_any_more(host: Host) -> Non
     assert host.cleared
     assert (facts.qemu, facts.release, facts.pid) == ("8.2.2", "6.12.0", 7)
     assert host.focused == 7
-    assert facts.settings.model_dump(exclude_unset=True) == {
+    assert facts.settings.to_json() == {
         "clocksource": "tsc", "cmdline": "quiet"
     }  # fmt: skip
     assert facts.process == PROCESS

@@ -550,7 +550,7 @@ def test_evidence_that_is_missing_is_refused_or_not_called_fine(name: str) -> No
     raw = read("gpu-server")
     del raw[name]
     if name not in NOT_ALWAYS_EXAMINED:
-        with pytest.raises(EvidenceError, match=rf"flaw at {name}: ") as caught:
+        with pytest.raises(EvidenceError, match=f"the checkup: {name}: ") as caught:
             parse(raw)
         assert caught.value.reason == "bad-evidence"
         return

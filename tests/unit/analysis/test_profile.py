@@ -14,7 +14,7 @@ from orchestrator.analysis.profile import Profile, analyse_profile, find_mapping
 from orchestrator.analysis.theory import Mapping
 from orchestrator.analysis.timeline import RAM
 from orchestrator.errors import EvidenceError
-from orchestrator.evidence.parsing import parse_json
+from orchestrator.evidence.model import parse_evidence
 from orchestrator.evidence.profile_facts import ProfileBar, ProfileFacts
 from orchestrator.scenario import GIB, MIB
 
@@ -97,7 +97,7 @@ def booted(maps: int = 4, one: float = 3.0) -> Trace:
 
 
 def profile_facts(**changes: Any) -> ProfileFacts:
-    return parse_json(ProfileFacts, json.dumps({**FACTS, **changes}), "facts.json")
+    return parse_evidence(ProfileFacts, json.dumps({**FACTS, **changes}), "facts.json")
 
 
 def profiled(trace: Trace, maps: str | None = None, **facts: Any) -> Profile:

@@ -11,7 +11,7 @@ from orchestrator.bench.local import Here
 from orchestrator.bench.shell import Completed
 from orchestrator.bench.staging import STATE
 from orchestrator.errors import BenchError, EvidenceError
-from orchestrator.evidence.machine_facts import NOT_EXAMINED, RefusedDevice
+from orchestrator.evidence.checkup_facts import NOT_EXAMINED, RefusedDevice
 from orchestrator.scenario import HostDevice
 
 
@@ -81,7 +81,7 @@ def test_traced_functions_are_those_of_the_tracer() -> None:
 
 def test_an_answer_with_a_flaw_names_its_key() -> None:
     lacking = Lacking(Completed(json.dumps({"schema": 1, "release": 7}), "", 0))
-    with pytest.raises(EvidenceError, match=r"checkup of the machine .* release: ") as caught:
+    with pytest.raises(EvidenceError, match="checkup of the machine: release: ") as caught:
         examine(lacking, [], [], {}, metal=False, guests=False)
     assert caught.value.reason == "bad-evidence"
 

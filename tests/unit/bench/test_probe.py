@@ -13,7 +13,7 @@ from orchestrator.bench.probe import count_map
 from orchestrator.bench.shell import Completed
 from orchestrator.bench.staging import STATE
 from orchestrator.errors import BenchError
-from orchestrator.evidence.machine_facts import CountedMap, NoCountedMap
+from orchestrator.evidence.checkup_facts import CountedMap, NoCountedMap
 from orchestrator.pci import Survey
 from tests.unit.machines import RECORDED
 

@@ -1,7 +1,7 @@
 """What a machine reports about itself for `barometer doctor` and before a run.
 
-guests/agents/checkup.py prints `Checkup`. orchestrator.bench.checkup adds what it learns by other
-means and gives the whole as `MachineFacts`. A fact that nobody looked for is NOT_EXAMINED: it is
+guests/agents/checkup.py prints `CheckupAnswer`. orchestrator.bench.checkup adds what it learns by other
+means and gives the whole as `CheckupFacts`. A fact that nobody looked for is NOT_EXAMINED: it is
 neither good nor bad.
 """
 
@@ -13,7 +13,7 @@ from typing import Final, Literal
 
 from pydantic import Field
 
-from orchestrator.evidence.parsing import Bytes, Count, Evidence, parse_json
+from orchestrator.evidence.model import Count, Evidence, parse_evidence
 from orchestrator.scenario import BOOT_WAYS, BootWay
 
 
@@ -37,8 +37,8 @@ class Folder(Evidence):
 
     at: str
     """The folder, or the nearest one above it that exists."""
-    free: Bytes
-    total: Bytes
+    free: Count
+    total: Count
 
 
 class KernelTypes(Evidence):
@@ -53,7 +53,7 @@ class KernelTypes(Evidence):
     the function's types could not be read."""
 
 
-class Checkup(Evidence):
+class CheckupAnswer(Evidence):
     """The answer of guests/agents/checkup.py. Paths are the machine's."""
 
     schema_version: Literal[1] = Field(alias="schema")
@@ -104,12 +104,12 @@ class BarFacts(Evidence):
     address: str
     """Of the function: 0000:3b:00.0."""
     index: int = Field(ge=0, le=5)
-    size: Bytes
+    size: Count
     placed: bool
     """Whether the kernel gave it a place in the address space."""
     driver: str
     """Driver of the function; empty without one."""
-    growable: Bytes | None
+    growable: Count | None
     """Largest size that it can be given (Resizable BAR); 0: its size is fixed; None: not known,
     because the function sleeps and its registers were not read."""
     refused: tuple[str, ...]
@@ -174,7 +174,7 @@ class LeaseOwner(Evidence):
     """What it does: `barometer run PATH`."""
 
 
-class Lease(Evidence):
+class HeldLease(Evidence):
     """A lease on the machine or on devices (guests/agents/keeper/leases.py)."""
 
     token: Count
@@ -204,7 +204,7 @@ class CountedMap(Evidence):
 
     address: str
     """Of the function whose BAR was mapped."""
-    bytes: Bytes
+    bytes: Count
     lookups: str
     """Histogram of the page lookups, in the kernel's words."""
     faults: str
@@ -216,7 +216,7 @@ class NoCountedMap(Evidence):
     """Why no map was counted."""
 
 
-class MachineFacts(Checkup):
+class CheckupFacts(CheckupAnswer):
     """All that is known of a machine. The fields say when a fact was examined."""
 
     kvm: str | NotExamined | None = NOT_EXAMINED
@@ -228,7 +228,7 @@ class MachineFacts(Checkup):
     bars: tuple[BarFacts, ...] | NotExamined = NOT_EXAMINED
     """Memory BARs. Examined, like means and leases, for a metal host only."""
     means: BootMeans | NoMeans | NotExamined = NOT_EXAMINED
-    leases: tuple[Lease, ...] | NotExamined = NOT_EXAMINED
+    leases: tuple[HeldLease, ...] | NotExamined = NOT_EXAMINED
     """Not examined either if the keeper did not answer."""
     device: ChosenDevice | RefusedDevice | None = None
     """None: the scenario names no device."""
@@ -238,6 +238,6 @@ class MachineFacts(Checkup):
     """Folders in which each use needs space; keys of `folders`."""
 
 
-def parse_machine_facts(text: str, source: str) -> MachineFacts:
+def parse_checkup(text: str, source: str) -> CheckupFacts:
     """Parse the evidence of a machine. Raises EvidenceError with `source` and the key."""
-    return parse_json(MachineFacts, text, source)
+    return parse_evidence(CheckupFacts, text, source)
