@@ -230,6 +230,7 @@ def _read_facts(
     symbols = shell.run(f"grep -cw {FAULT} /proc/kallsyms", check=False).stdout.strip()
     kvm = shell.run(["test", "-d", f"{profiler.TRACEFS}/events/kvm"], check=False).code == 0
     parts, bars = profiler.takes_return_arguments(shell), _list_bars(shell, definition.devices)
+    versions = connection.version()
     with has_form("the host's facts", answer):
         release = settings.pop("release")
         return DomainFacts(
@@ -237,8 +238,8 @@ def _read_facts(
             uri=request.uri or connection.uri, boot="reboot" if request.reboot else "start",
             until=request.until, release=release,
             settings=HostSettings.model_validate(settings),
-            qemu=qemu[1] if qemu else connection.version()["qemu"],
-            libvirt=connection.version()["libvirt"],
+            qemu=qemu[1] if qemu else versions["qemu"],
+            libvirt=versions["libvirt"],
             memory=definition.memory, huge_pages=definition.huge_pages,
             kvm=definition.kvm and kvm, parts=parts, huge_fault=symbols not in ("", "0"),
             bars=bars,

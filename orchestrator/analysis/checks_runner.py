@@ -34,8 +34,6 @@ def kvm(machine: Machine, needs: Needs) -> Iterator[Finding]:
     """Yield a finding on KVM. The evidence is that a guest ran, or why it did not. If the guest
     does not answer, it may be slow, or /dev/kvm may open and run nothing."""
     why, silent = machine.facts.kvm, machine.facts.kvm_silent
-    if why is NOT_EXAMINED and silent is None:
-        return
     vendor = "svm" if machine.flags & {"svm"} else "vmx"
     flags = ", ".join(sorted(machine.flags & {"vmx", "svm"})) or "neither vmx nor svm"
     evidence = (
@@ -44,12 +42,13 @@ def kvm(machine: Machine, needs: Needs) -> Iterator[Finding]:
     )
     matters = "metal" in needs.uses and needs.boots_guest
     if why is NOT_EXAMINED:
-        yield Finding(
-            "kvm-unanswered", "warning" if matters or needs.accel == "kvm" else "note",
-            f"whether KVM runs a guest is not known: no answer within {silent:g} s",
-            evidence, "none, where the machine is only slow; else see dmesg | grep -i kvm",
-            needs.uses,
-        )  # fmt: skip
+        if silent is not None:
+            yield Finding(
+                "kvm-unanswered", "warning" if matters or needs.accel == "kvm" else "note",
+                f"whether KVM runs a guest is not known: no answer within {silent:g} s",
+                evidence, "none, where the machine is only slow; else see dmesg | grep -i kvm",
+                needs.uses,
+            )  # fmt: skip
         return
     if why is None:
         yield Finding("kvm", "ok", "KVM runs a guest", evidence, uses=BOTH)

@@ -1,7 +1,7 @@
 """What a machine reports about itself for `barometer doctor` and before a run.
 
-guests/agents/checkup.py prints `CheckupAnswer`. orchestrator.bench.checkup adds what it learns by other
-means and gives the whole as `CheckupFacts`. A fact that nobody looked for is NOT_EXAMINED: it is
+guests/agents/checkup.py prints `CheckupAnswer`. orchestrator.bench.checkup adds what it learns by
+other means and returns `CheckupFacts`. A fact that nobody looked for is NOT_EXAMINED, which is
 neither good nor bad.
 """
 
@@ -151,7 +151,7 @@ class BootMeans(Evidence):
     """/sys/module/watchdog/parameters/stop_on_reboot; None: there is no such file, or a keeper of
     before 0.1.0 did not report it."""
     secure_boot: bool | None
-    """EFI variable SecureBoot; None: the machine has none."""
+    """EFI variable SecureBoot; None: the machine has no such variable."""
 
     @property
     def methods(self) -> dict[BootWay, BootMethod]:
