@@ -108,7 +108,7 @@ def record(request: ProfileRequest, progress: Progress) -> ProfileEvidence:
                     tracer.focus(pid)
                 with progress.stage(f"{request.domain}: boot"):
                     watch = _Watch(tracer, pid, happened, request, progress)
-                    ended = until(
+                    ended: ProfileEnd = until(
                         watch.find_end, within=2 * _LONGEST, every=0.1,
                         waiting_for="end of the boot",
                     )  # fmt: skip
