@@ -43,13 +43,13 @@ def text_profile(profile: Profile) -> str:
 
 def profile_json(profile: Profile) -> dict[str, object]:
     """Return the document that `barometer profile --json` prints."""
-    boot = to_json(profile.timeline)
+    facts, boot = profile.facts.to_json(), to_json(profile.timeline)
     costs = cost_table({"baseline": (profile.timeline,)})
-    keys = {"barometer", "domain", "uri", "boot", "ended", "release", "qemu", "libvirt", "memory",
-            "huge_pages", "bars", "settings", "definition_changed"}  # fmt: skip
+    keys = ("barometer", "domain", "uri", "boot", "ended", "release", "qemu", "libvirt", "memory",
+            "huge_pages", "bars", "settings", "definition_changed")  # fmt: skip
     return {
         "schema": 1,
-        **profile.facts.model_dump(mode="json", include=keys, exclude_unset=True),
+        **{key: facts[key] for key in keys},
         "boot_seconds": boot["boot_seconds"], "boot_ends": profile.ended_by,
         **{name: boot[name] for name in ("phases", "operations", "zaps")},
         "totals": {name: asdict(of["baseline"]) for name, of in costs.totals.items()},
