@@ -15,14 +15,17 @@ from hypothesis import strategies as st
 from orchestrator.analysis.finding import METAL, NESTED, USES, Needs
 from orchestrator.analysis.findings import judge_machine
 from orchestrator.analysis.profile import analyse_profile
-from orchestrator.errors import EvidenceError
+from orchestrator.bench.passthrough import notes, refusals
+from orchestrator.errors import BarometerError, EvidenceError
 from orchestrator.evidence.model import parse_evidence
 from orchestrator.evidence.profile_facts import ProfileFacts, load_profile
+from orchestrator.pci import Survey
 from orchestrator.report.doctor import Diagnosis, json_diagnosis, text_diagnosis
 from orchestrator.report.profile import profile_json, text_profile
 from orchestrator.scenario import GIB
 from tests.unit.analysis.test_profile import ALIGNED, BAR, FACTS, FILES, QEMU, VCPU, booted, vma
 from tests.unit.checkups import parse, read
+from tests.unit.machines import RECORDED
 
 PROFILES = Path(__file__).parents[2] / "fixtures/recorded/profile"
 Place = tuple[str | int, ...]
@@ -73,6 +76,14 @@ def answer_profile(document: Any) -> None:
     json.dumps(profile_json(profile))
 
 
+def answer_survey(document: Any) -> None:
+    survey = Survey.parse(json.dumps(document))
+    for function in survey.functions.values():
+        refusals(survey, function.address)
+        notes(survey, function)
+        str(function)
+
+
 PROCESS = {
     "pid": QEMU, "threads": [QEMU, VCPU], "page_table_bytes": 1 << 21, "maps": vma(ALIGNED, BAR),
 }  # fmt: skip
@@ -88,6 +99,7 @@ CHECKUPS = [
     },
 ]  # fmt: skip
 """The last has those facts that the recorded ones lack."""
+SURVEY = json.loads((RECORDED / "gpu-server.json").read_text())
 
 
 @dataclass(frozen=True)
@@ -106,10 +118,10 @@ def flawed(draw: st.DrawFn, *documents: Any) -> Flawed:
     return Flawed(with_value(document, place, value), place, value)
 
 
-def refusal(answer: Callable[[Any], None], document: Any) -> EvidenceError | None:
+def refusal(answer: Callable[[Any], None], document: Any) -> BarometerError | None:
     try:
         answer(document)
-    except EvidenceError as exc:
+    except BarometerError as exc:
         return exc
     return None
 
@@ -128,6 +140,13 @@ def test_a_profile_with_any_value_is_answered_or_its_key_is_named(flaw: Flawed) 
         assert refused.reason == "bad-evidence"
         keys = (flaw.place[0], "ended")  # `ended` must fit `until`
         assert any(f": {key}" in refused.message for key in keys)
+
+
+@given(flawed(SURVEY))
+def test_a_survey_with_any_value_is_answered_or_its_key_is_named(flaw: Flawed) -> None:
+    if refused := refusal(answer_survey, flaw.document):
+        assert refused.reason == "survey-unreadable"
+        assert f": {flaw.place[0]}" in refused.message
 
 
 @pytest.mark.parametrize("document", CHECKUPS)
