@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-from orchestrator.analysis.finding import METAL, USES, Finding, Needs, needs_of
-from orchestrator.analysis.findings import findings, in_the_way
-from orchestrator.analysis.running import DAEMONS, FOR_BUILDS, FOR_USERS, PROGRAMS, QEMU
+from orchestrator.analysis.checks_runner import DAEMONS, FOR_BUILDS, FOR_USERS, PROGRAMS, QEMU
+from orchestrator.analysis.finding import METAL, USES, Finding, Needs, derive_needs
+from orchestrator.analysis.findings import judge_machine, select_problems
 from orchestrator.bench import remote
-from orchestrator.bench.checkup import evidence
+from orchestrator.bench.checkup import examine
 from orchestrator.bench.local import Here
 from orchestrator.bench.shell import Commands
 from orchestrator.bench.staging import STATE
 from orchestrator.cache import Cache
-from orchestrator.errors import BenchError
+from orchestrator.errors import BenchError, EvidenceError
+from orchestrator.evidence.checkup_facts import CheckupFacts
 from orchestrator.progress import Progress
 from orchestrator.reasons import Reason, find_reason
 from orchestrator.report.doctor import Diagnosis
 from orchestrator.scenario import HostDevice, MetalHost, Scenario
 
 HERE = "this machine"
+_EXAMINED_AS = {
+    Reason.NO_PYTHON: "python", Reason.CHECKUP: "checkup", Reason.BAD_EVIDENCE: "checkup"
+}  # fmt: skip
+"""Reason of an error while a machine is examined -> name of the finding."""
 
 
-def diagnosed(
+def diagnose(
     scenario: Scenario | None,
     address: str | None,
     ssh_config: Path | None,
@@ -40,15 +44,15 @@ def diagnosed(
     host = scenario.host if scenario else None
     if address is None and isinstance(host, MetalHost):
         address, ssh_config = host.address, host.ssh_config
-    needs = needs_of(scenario) if scenario else Needs(USES if address is None else METAL)
+    needs = derive_needs(scenario) if scenario else Needs(USES if address is None else METAL)
     if address is None:
-        return _of(HERE, Here(), scenario, needs, cache, probe=probe)
+        return _diagnose(HERE, Here(), scenario, needs, cache, probe=probe)
     endpoint = remote.resolved(address, ssh_config)
     try:
         with remote.logged_in(endpoint) as shell:
-            return _of(address, shell, scenario, needs, cache, probe=probe)
-    except BenchError as exc:
-        name = {Reason.NO_PYTHON: "python", Reason.CHECKUP: "checkup"}.get(exc.reason, "ssh")
+            return _diagnose(address, shell, scenario, needs, cache, probe=probe)
+    except (BenchError, EvidenceError) as exc:
+        name = _EXAMINED_AS.get(exc.reason, "ssh")
         fix = exc.hint or f"ssh {address} must work without a question"
         lost = Finding(name, "problem", exc.message, tuple(exc.evidence.splitlines()), fix)
         return Diagnosis(address, "", scenario.name if scenario else "", needs, (lost,))
@@ -62,27 +66,27 @@ def preflight(
 
     Raises BenchError with everything that is in the way.
     """
-    needs = needs_of(scenario)
-    raw = _evidence(machine or Here(), scenario, needs, cache, guests=False)
+    needs = derive_needs(scenario)
+    facts = _examine(machine or Here(), scenario, needs, cache, guests=False)
     # a metal host is examined under this run's own lease, which "experiment" would report
-    all_found = findings(raw, needs)
+    all_found = judge_machine(facts, needs)
     found = tuple(f for f in all_found if machine is None or f.name != "experiment")
     for finding in found:
         if finding.status == "warning":
             progress.note(f"{finding.name}: {finding.what}")
-    bad = in_the_way(found, needs.uses[0])
+    bad = select_problems(found, needs.uses[0])
     if bad:
         raise BenchError(
             f"the scenario {scenario.name} cannot run here: "
             + "; ".join(finding.what for finding in bad),
-            evidence="\n".join(said for finding in bad for said in finding.evidence),
+            evidence="\n".join(line for finding in bad for line in finding.evidence),
             hint="; ".join(dict.fromkeys(finding.fix for finding in bad))
             + ". `barometer doctor --scenario` says more",
             reason=find_reason(bad[0].name),
         )
 
 
-def _of(
+def _diagnose(
     name: str,
     machine: Commands,
     scenario: Scenario | None,
@@ -91,15 +95,16 @@ def _of(
     *,
     probe: bool,
 ) -> Diagnosis:
-    raw = _evidence(machine, scenario, needs, cache, probe=probe)
-    system = f"Linux {raw['release']}, {raw['architecture']}"
-    return Diagnosis(name, system, scenario.name if scenario else "", needs, findings(raw, needs))
+    facts = _examine(machine, scenario, needs, cache, probe=probe)
+    system = f"Linux {facts.release}, {facts.architecture}"
+    found = judge_machine(facts, needs)
+    return Diagnosis(name, system, scenario.name if scenario else "", needs, found)
 
 
-def _evidence(
+def _examine(
     machine: Commands, scenario: Scenario | None, needs: Needs, cache: Cache, **how: bool
-) -> dict[str, Any]:
-    """Collect the evidence of a machine for these needs. `how`: arguments of `evidence`."""
+) -> CheckupFacts:
+    """Examine a machine for these needs. `how`: arguments of `examine`."""
     folders: dict[str, list[str]] = {}
     if "nested" in needs.uses:
         folders["nested"] = [str(cache.root)]
@@ -107,4 +112,4 @@ def _evidence(
         folders["metal"] = [STATE]
     device = scenario.device if scenario and isinstance(scenario.device, HostDevice) else None
     programs = [*PROGRAMS, *FOR_USERS, *FOR_BUILDS]
-    return evidence(machine, programs, (*QEMU, *DAEMONS), folders, device, metal=metal, **how)
+    return examine(machine, programs, (*QEMU, *DAEMONS), folders, device, metal=metal, **how)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from orchestrator.abi import (
     IORESOURCE_MEM,
@@ -13,7 +11,8 @@ from orchestrator.abi import (
     IORESOURCE_PREFETCH,
     IORESOURCE_UNSET,
 )
-from orchestrator.errors import BenchError
+from orchestrator.errors import BenchError, EvidenceError
+from orchestrator.evidence.pci_survey import FunctionFacts, User, parse_survey_facts
 from orchestrator.reasons import Reason
 from orchestrator.scenario import format_size
 
@@ -58,8 +57,7 @@ def parse_resources(lines: Iterable[str]) -> list[Resource]:
 @dataclass(frozen=True)
 class Function:
     address: str
-    facts: Mapping[str, Any]
-    """Everything that the survey reports about the function, for evidence."""
+    facts: FunctionFacts
 
     @property
     def sysfs(self) -> str:
@@ -73,7 +71,7 @@ class Function:
     @property
     def id(self) -> str:
         """vendor:device as lspci -n prints it: 10de:2330."""
-        return ":".join(str(self.facts[name] or "?")[2:] for name in ("vendor", "device"))
+        return ":".join((number or "?")[2:] for number in (self.facts.vendor, self.facts.device))
 
     @property
     def is_bridge(self) -> bool:
@@ -87,11 +85,11 @@ class Function:
     @property
     def _class(self) -> int:
         """Base class and subclass."""
-        return int(self.facts["class"] or "0", 16) >> 8
+        return int(self.facts.class_code or "0", 16) >> 8
 
     @property
     def resources(self) -> list[Resource]:
-        return parse_resources(self.facts["resource"])
+        return parse_resources(self.facts.resource)
 
     @property
     def bars(self) -> dict[int, Resource]:
@@ -105,39 +103,23 @@ class Function:
         return max((bar.size for bar in self.bars.values()), default=0)
 
     @property
-    def resizable(self) -> dict[int, list[int]]:
-        """Number of a BAR -> sizes in bytes that it can have. Empty for a device that sleeps,
-        because its registers cannot be read."""
-        return {int(index): sizes for index, sizes in (self.facts["resizable"] or {}).items()}
+    def resizable(self) -> Mapping[int, tuple[int, ...]]:
+        """Number of a BAR -> sizes in bytes that it is known to be able to have."""
+        return self.facts.resizable or {}
 
     @property
     def group(self) -> str | None:
-        found: str | None = self.facts["iommu_group"]
-        return found
+        return self.facts.iommu_group
 
     @property
     def driver(self) -> str | None:
-        found: str | None = self.facts["driver"]
-        return found
+        return self.facts.driver
 
     def __str__(self) -> str:
         bars = [f"BAR {index} of {format_size(bar.size)}" for index, bar in self.bars.items()
                 if bar.size == self.largest_bar]  # fmt: skip
-        said = [self.id, *bars[:1], f"driver {self.driver}" if self.driver else "no driver"]
-        return f"{self.address} ({', '.join(said)})"
-
-
-@dataclass(frozen=True)
-class User:
-    """Something on the machine that uses a function. The fields are those of survey.py."""
-
-    function: str
-    kind: str
-    name: str
-    path: str
-    up: bool
-    above: tuple[str, ...]
-    serves: tuple[str, ...]
+        parts = [self.id, *bars[:1], f"driver {self.driver}" if self.driver else "no driver"]
+        return f"{self.address} ({', '.join(parts)})"
 
 
 @dataclass(frozen=True)
@@ -153,26 +135,19 @@ class Survey:
     def parse(cls, text: str) -> Survey:
         """Parse the output of survey.py. Raises BenchError if it is anything else."""
         try:
-            said = json.loads(text)
-            return cls(
-                tuple(said["iommus"]),
-                {facts["address"]: Function(facts["address"], facts)
-                 for facts in said["functions"]},
-                tuple(User(**{**user, "above": tuple(user["above"]),
-                              "serves": tuple(user["serves"])}) for user in said["users"]),
-                said["unread"],
-            )  # fmt: skip
-        except (ValueError, KeyError, TypeError) as exc:
+            facts = parse_survey_facts(text)
+        except EvidenceError as exc:
             raise BenchError(
-                "the survey of the machine's PCI devices cannot be read",
-                evidence=text[:500],
+                exc.message, evidence=text[:500],
                 hint="does a login there print something, in ~/.bashrc?",
                 reason=Reason.SURVEY_UNREADABLE,
-            ) from exc
+            ) from exc  # fmt: skip
+        functions = {found.address: Function(found.address, found) for found in facts.functions}
+        return cls(facts.iommus, functions, facts.users, facts.unread)
 
     def members(self, function: Function) -> list[Function]:
         """Return every function in its IOMMU group, itself included."""
-        listed = {function.address, *function.facts["group_devices"]}
+        listed = {function.address, *function.facts.group_devices}
         return [found for address, found in self.functions.items() if address in listed]
 
     def reached(self, functions: Iterable[Function]) -> list[Function]:
@@ -182,7 +157,7 @@ class Survey:
         return [
             found
             for address, found in self.functions.items()
-            if through & {address, *found.facts["parents"]}
+            if through & {address, *found.facts.parents}
         ]
 
     def users_of(self, functions: Iterable[Function]) -> list[User]:

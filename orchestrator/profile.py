@@ -1,29 +1,25 @@
 """`barometer profile`: one boot of an existing domain, under the timing pass.
 
-The domain's definition is not changed, and its host needs a POSIX shell only. These files are
-collected:
-
-    facts.json    what the host, QEMU and the domain are; QEMU's mappings at the end
-    trace.txt     the trace, with clock.txt, stats.txt and profile.txt (bench.profiler)
-    domain.xml    the definition
+The domain's definition is not changed, and its host needs a POSIX shell only.
+orchestrator.evidence.profile_facts lists what is collected.
 """
 
 from __future__ import annotations
 
 import contextlib
-import gzip
 import re
 import shlex
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 from urllib.parse import parse_qs, urlsplit
 
 from orchestrator import __version__, interrupts
 from orchestrator.bench import hypervisor, profiler, remote
+from orchestrator.bench.answers import has_form
 from orchestrator.bench.definition import Definition, parse_definition
 from orchestrator.bench.device import LIST_DEVICES, parse_devices
 from orchestrator.bench.local import LocalShell
@@ -33,7 +29,14 @@ from orchestrator.bench.tracer import FAULT
 from orchestrator.bench.waiting import Stall, until
 from orchestrator.choices import QUIET_SECONDS
 from orchestrator.errors import BenchError, ScenarioError
-from orchestrator.evidence.layout import write_json
+from orchestrator.evidence.profile_facts import (
+    DomainFacts,
+    HostSettings,
+    ProfileBar,
+    ProfileEnd,
+    ProfileEvidence,
+    ProfileFacts,
+)
 from orchestrator.progress import Progress
 from orchestrator.reasons import Reason
 
@@ -42,11 +45,9 @@ _LOOK_SECONDS = 1.0
 """Seconds between two looks at the trace, each of which starts a shell on the host."""
 _UNTOUCHED_SECONDS = 60.0
 """Seconds of quiet that end a boot in which nothing was recorded yet: firmware may be slow."""
-_IORESOURCE_MEM = 0x200
-"""include/linux/ioport.h"""
 _SSH = ("qemu+ssh", "qemu+libssh", "qemu+libssh2")
+_RELEASE = "/proc/sys/kernel/osrelease"
 _SETTINGS = {
-    "release": "/proc/sys/kernel/osrelease",
     "cmdline": "/proc/cmdline",
     "transparent_hugepage": "/sys/kernel/mm/transparent_hugepage/enabled",
     "clocksource": "/sys/devices/system/clocksource/clocksource0/current_clocksource",
@@ -54,11 +55,10 @@ _SETTINGS = {
     "dma_entry_limit": "/sys/module/vfio_iommu_type1/parameters/dma_entry_limit",
 }
 _VERSION = re.compile(r"version (\d+(?:\.\d+)+)")
-Ended = Literal["quiet", "agent", "domain-ended", "limit"]
 
 
 @dataclass(frozen=True)
-class Asked:
+class ProfileRequest:
     domain: str
     uri: str | None = None
     """URI of libvirt; None: the one that virsh would choose."""
@@ -72,76 +72,62 @@ class Asked:
     agent connects."""
 
 
-@dataclass(frozen=True)
-class Recorded:
-    facts: dict[str, Any]
-    files: dict[str, str]
-    xml: str
-
-    def save(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / "facts.json", self.facts)
-        (folder / "domain.xml").write_text(self.xml)
-        for name, text in self.files.items():
-            if name == "trace.txt":
-                (folder / f"{name}.gz").write_bytes(gzip.compress(text.encode(), mtime=0))
-            else:
-                (folder / name).write_text(text)
-
-
-def record(asked: Asked, progress: Progress) -> Recorded:
+def record(request: ProfileRequest, progress: Progress) -> ProfileEvidence:
     """Boot the domain once, traced. It is left running, whatever happens.
 
     Raises ScenarioError for a domain that does not exist, has no PCI device, or runs although no
     reboot was requested; BenchError if libvirt, the machine or its kernel refuses something.
     """
-    with reached(asked.uri, asked.ssh_config) as (shell, connection):
-        domain = connection.lookup(asked.domain)
-        _may_boot(domain, asked)
-        _is_nobodys(shell)
+    with connected_host(request.uri, request.ssh_config) as (shell, connection):
+        domain = connection.lookup(request.domain)
+        _check_may_boot(domain, request)
+        _check_not_leased(shell)
         xml = domain.definition()
         definition = parse_definition(xml)
-        _can_be_told(definition, asked)
+        _check_can_be_profiled(definition, request)
         with progress.stage("looking at the host and the domain"):
-            facts = _facts(shell, connection, asked, definition)
-        spec = profiler.profile_spec(
-            [bar["size"] for bar in facts["bars"]], definition.emulator, kvm=facts["kvm"]
+            before = _read_facts(shell, connection, request, definition)
+        spec = profiler.make_profile_spec(
+            [bar.size for bar in before.bars], definition.emulator, kvm=before.kvm
         )
-        if not facts["parts"]:
-            spec = profiler.without_parts(spec)
+        if not before.parts:
+            spec = profiler.leave_out_parts(spec)
         with contextlib.ExitStack() as ladder:
             with progress.stage("arming the probes"):
                 ladder.enter_context(
                     interrupts.duty(
                         f"the probes on {shell.name} are being removed",
-                        _clear_command(facts["uri"], asked.ssh_config),
+                        _clear_command(before.uri, request.ssh_config),
                     )
                 )
-                tracer = ladder.enter_context(profiler.armed(shell, spec))
+                tracer = ladder.enter_context(profiler.armed_tracer(shell, spec))
             happened = ladder.enter_context(domain.watched())
             try:
-                with progress.stage(f"{asked.domain}: {facts['boot']}"):
-                    _boot(domain, tracer, happened, asked)
-                    facts["pid"] = _pid(shell, asked.domain)
-                    tracer.focus(facts["pid"])
-                with progress.stage(f"{asked.domain}: boot"):
-                    watch = _Watch(tracer, facts["pid"], happened, asked, progress)
-                    facts["ended"] = until(
-                        watch.over, within=2 * _LONGEST, every=0.1, waiting_for="end of the boot"
-                    )
+                with progress.stage(f"{request.domain}: {before.boot}"):
+                    _boot(domain, tracer, happened, request)
+                    pid = _read_pid(shell, request.domain)
+                    tracer.focus(pid)
+                with progress.stage(f"{request.domain}: boot"):
+                    watch = _Watch(tracer, pid, happened, request, progress)
+                    ended: ProfileEnd = until(
+                        watch.find_end, within=2 * _LONGEST, every=0.1,
+                        waiting_for="end of the boot",
+                    )  # fmt: skip
             except KeyboardInterrupt:
                 if domain.active():
-                    progress.note(f"{asked.domain} is left as it is: running")
+                    progress.note(f"{request.domain} is left as it is: running")
                 raise
             with progress.stage("reading the trace"):
-                process = tracer.process(facts["pid"])
-                facts["process"] = asdict(process) if process else None
+                process = tracer.process(pid)
                 files = tracer.files()
-        facts["definition_changed"] = domain.definition() != xml
-        return Recorded(facts, files, xml)
+        facts = ProfileFacts(
+            **dict(before), pid=pid, ended=ended, process=process,
+            definition_changed=domain.definition() != xml,
+        )  # fmt: skip
+        return ProfileEvidence(facts, files, xml)
 
 
-def _is_nobodys(shell: Commands) -> None:
+def _check_not_leased(shell: Commands) -> None:
     """Raise BenchError if a run of barometer's has leased the host, or left it changed."""
     leases = shell.run(f"ls {STATE}/lease-*.json || :", doing="looking for leases")
     if leases.stdout:
@@ -160,12 +146,12 @@ def _clear_command(uri: str, ssh_config: Path | None) -> str:
 
 def clear(uri: str | None, ssh_config: Path | None) -> None:
     """Undo what a killed profile left on a host."""
-    with reached(uri, ssh_config) as (shell, _):
+    with connected_host(uri, ssh_config) as (shell, _):
         profiler.clear(shell)
 
 
 @contextlib.contextmanager
-def reached(
+def connected_host(
     uri: str | None, ssh_config: Path | None = None
 ) -> Iterator[tuple[Commands, hypervisor.Connection]]:
     """Yield a shell on the host of a libvirt URI, as root, and a connection to its libvirt.
@@ -199,62 +185,69 @@ def reached(
         yield shell, connection or stack.enter_context(hypervisor.at(uri))
 
 
-def _may_boot(domain: hypervisor.Domain, asked: Asked) -> None:
-    if domain.active() and not asked.reboot:
+def _check_may_boot(domain: hypervisor.Domain, request: ProfileRequest) -> None:
+    if domain.active() and not request.reboot:
         raise ScenarioError(
-            f"{asked.domain} is running",
+            f"{request.domain} is running",
             hint="shut it down, or let its guest reboot: --reboot", reason=Reason.DOMAIN_RUNNING,
         )  # fmt: skip
-    if asked.reboot and not domain.active():
+    if request.reboot and not domain.active():
         raise ScenarioError(
-            f"{asked.domain} is not running, so that it cannot reboot",
+            f"{request.domain} is not running, so that it cannot reboot",
             hint="without --reboot it is started", reason=Reason.DOMAIN_NOT_RUNNING,
         )  # fmt: skip
 
 
-def _can_be_told(definition: Definition, asked: Asked) -> None:
+def _check_can_be_profiled(definition: Definition, request: ProfileRequest) -> None:
     if not definition.devices:
         raise ScenarioError(
-            f"{asked.domain} has no PCI device of its host's (hostdev), so that VFIO maps nothing",
+            f"{request.domain} has no PCI device of its host's (hostdev): VFIO maps nothing",
             reason=Reason.NO_HOSTDEV,
         )
-    if asked.until == "agent" and not definition.agent:
+    if request.until == "agent" and not definition.agent:
         raise ScenarioError(
-            f"--until agent: {asked.domain} has no channel for a guest agent",
+            f"--until agent: {request.domain} has no channel for a guest agent",
             hint="--until SECONDS: so long without a map or unmap",
             reason=Reason.NO_AGENT,
         )
 
 
-def _facts(
-    shell: Commands, connection: hypervisor.Connection, asked: Asked, definition: Definition
-) -> dict[str, Any]:
-    """Return facts.json, as far as it is known before the boot."""
+def _read_facts(
+    shell: Commands,
+    connection: hypervisor.Connection,
+    request: ProfileRequest,
+    definition: Definition,
+) -> DomainFacts:
+    """Read what is known before the boot. Raises BenchError if the host's answer is no such
+    facts."""
     read = "".join(
         f"printf '{name}\\t'; cat {path} 2> /dev/null || echo;"
-        for name, path in _SETTINGS.items()
-    )  # fmt: skip
-    said = shell.run(read, doing="reading facts").stdout
-    settings = dict(line.split("\t", 1) for line in said.splitlines() if "\t" in line)
+        for name, path in {"release": _RELEASE, **_SETTINGS}.items()
+    )
+    answer = shell.run(read, doing="reading facts").stdout
+    settings = dict(line.split("\t", 1) for line in answer.splitlines() if "\t" in line)
     version = shell.run([definition.emulator, "--version"], doing="asking QEMU's version").stdout
-    found = _VERSION.search(version)
+    qemu = _VERSION.search(version)
     symbols = shell.run(f"grep -cw {FAULT} /proc/kallsyms", check=False).stdout.strip()
     kvm = shell.run(["test", "-d", f"{profiler.TRACEFS}/events/kvm"], check=False).code == 0
-    return {
-        "schema": 1, "barometer": __version__,
-        "domain": asked.domain, "uri": asked.uri or connection.uri,
-        "boot": "reboot" if asked.reboot else "start", "until": asked.until,
-        "release": settings.pop("release"), "settings": settings,
-        "qemu": found[1] if found else connection.version()["qemu"],
-        "libvirt": connection.version()["libvirt"],
-        "memory": definition.memory, "huge_pages": definition.huge_pages,
-        "kvm": definition.kvm and kvm, "parts": profiler.takes_return_arguments(shell),
-        "huge_fault": symbols not in ("", "0"),
-        "bars": _bars(shell, definition.devices),
-    }  # fmt: skip
+    parts, bars = profiler.takes_return_arguments(shell), _list_bars(shell, definition.devices)
+    versions = connection.version()
+    with has_form("the host's facts", answer):
+        release = settings.pop("release")
+        return DomainFacts(
+            schema_version=1, barometer=__version__, domain=request.domain,
+            uri=request.uri or connection.uri, boot="reboot" if request.reboot else "start",
+            until=request.until, release=release,
+            settings=HostSettings.model_validate(settings),
+            qemu=qemu[1] if qemu else versions["qemu"],
+            libvirt=versions["libvirt"],
+            memory=definition.memory, huge_pages=definition.huge_pages,
+            kvm=definition.kvm and kvm, parts=parts, huge_fault=symbols not in ("", "0"),
+            bars=bars,
+        )  # fmt: skip
 
 
-def _bars(shell: Commands, addresses: Sequence[str]) -> list[dict[str, Any]]:
+def _list_bars(shell: Commands, addresses: Sequence[str]) -> tuple[ProfileBar, ...]:
     """Return the memory BARs of the devices. Raises BenchError if a device is missing, or if there
     is no BAR."""
     listed = parse_devices(shell.run(LIST_DEVICES, doing="listing PCI devices").stdout)
@@ -263,12 +256,12 @@ def _bars(shell: Commands, addresses: Sequence[str]) -> list[dict[str, Any]]:
             f"{shell.name}: the domain's device {lost[0]} is not there",
             reason=Reason.DEVICE_MISSING,
         )
-    bars = [
-        {"device": address, "number": number, "start": resource.start, "size": resource.size}
+    bars = tuple(
+        ProfileBar(device=address, number=number, start=resource.start, size=resource.size)
         for address in addresses
         for number, resource in enumerate(listed[address][2][:6])
-        if resource.size and resource.flags & _IORESOURCE_MEM
-    ]
+        if resource.size and resource.is_memory
+    )
     if not bars:
         raise BenchError(
             f"{shell.name}: {', '.join(addresses)} have no memory BAR", reason=Reason.NO_BAR
@@ -280,9 +273,9 @@ def _boot(
     domain: hypervisor.Domain,
     tracer: profiler.Tracer,
     happened: hypervisor.Happened,
-    asked: Asked,
+    request: ProfileRequest,
 ) -> None:
-    if not asked.reboot:
+    if not request.reboot:
         domain.start()
         tracer.mark("run")
         return
@@ -291,18 +284,18 @@ def _boot(
     def reset() -> bool | None:
         if not domain.active():
             raise BenchError(
-                f"{asked.domain} ended instead of a reboot", reason=Reason.DOMAIN_ENDED
+                f"{request.domain} ended instead of a reboot", reason=Reason.DOMAIN_ENDED
             )
         return True if "reset" in happened else None
 
     until(
-        reset, within=_LONGEST, every=0.02, waiting_for=f"reboot of {asked.domain}'s guest",
+        reset, within=_LONGEST, every=0.02, waiting_for=f"reboot of {request.domain}'s guest",
         reason=Reason.NO_REBOOT,
     )  # fmt: skip
     tracer.mark("reset")
 
 
-def _pid(shell: Commands, domain: str) -> int:
+def _read_pid(shell: Commands, domain: str) -> int:
     """Return QEMU's process id, from the file that libvirt's system daemon keeps."""
     path = f"/run/libvirt/qemu/{domain}.pid"
     return int(shell.run(["cat", path], doing="reading QEMU's process id").stdout)
@@ -312,21 +305,21 @@ class _Watch:
     """Observer of a boot that detects its end."""
 
     def __init__(
-        self, tracer: profiler.Tracer, pid: int, happened: hypervisor.Happened, asked: Asked,
-        progress: Progress,
+        self, tracer: profiler.Tracer, pid: int, happened: hypervisor.Happened,
+        request: ProfileRequest, progress: Progress,
     ) -> None:  # fmt: skip
         self._tracer, self._pid, self._happened = tracer, pid, happened
-        self._asked, self._progress = asked, progress
+        self._request, self._progress = request, progress
         self._first = tracer.records(pid)
         self._stall, self._started, self._looked = Stall(), time.monotonic(), 0.0
         self._agent = False
 
-    def over(self) -> Ended | None:
+    def find_end(self) -> ProfileEnd | None:
         if "agent" in self._happened and not self._agent:
             self._agent = True
             self._tracer.mark("agent")
             self._progress.note("the guest agent is there")
-        if self._agent and self._asked.until == "agent":
+        if self._agent and self._request.until == "agent":
             return "agent"
         now = time.monotonic()
         if now - self._started > _LONGEST:
@@ -339,8 +332,8 @@ class _Watch:
             return "domain-ended"
         quiet = self._stall.seconds(records)
         self._progress.detail(f"{records} records, the last {quiet:.0f} s ago")
-        if self._asked.until == "agent":
+        if self._request.until == "agent":
             return None
         untouched = records == self._first
-        enough = max(self._asked.until, _UNTOUCHED_SECONDS) if untouched else self._asked.until
+        enough = max(self._request.until, _UNTOUCHED_SECONDS) if untouched else self._request.until
         return "quiet" if quiet >= enough else None

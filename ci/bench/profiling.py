@@ -28,7 +28,7 @@ from orchestrator.bench.images import guest_files
 from orchestrator.bench.keys import RunKeys
 from orchestrator.cache import Cache
 from orchestrator.kernels import materialised
-from orchestrator.profile import reached
+from orchestrator.profile import connected_host
 from orchestrator.progress import Progress
 from orchestrator.scenario import GIB, DebKernel
 from tests.lab.domains import define
@@ -119,7 +119,7 @@ def main() -> None:
     with (
         tempfile.TemporaryDirectory(prefix="profiling-") as folder,
         standin(Path(folder), bar=options.bar) as metal,
-        reached(URI, metal.ssh_config) as (_, libvirt),
+        connected_host(URI, metal.ssh_config) as (_, libvirt),
     ):
         domain = slow_vm(metal, libvirt)
         boot(metal, domain, profiled=False)  # warms what it reads

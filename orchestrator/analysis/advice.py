@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from errno import errorcode
-from typing import Any
 
 from orchestrator.abi import chosen
 from orchestrator.analysis.level import Level
 from orchestrator.analysis.timeline import RAM, Step, Timeline
+from orchestrator.evidence.profile_facts import ProfileFacts
 from orchestrator.scenario import format_size
 
 _LEAST_SHARE = 0.01
@@ -50,42 +50,40 @@ class Advice:
 
 
 @dataclass(frozen=True)
-class Seen:
-    """The evidence of one boot."""
+class ProfiledBoot:
+    """One boot, as far as its trace shows it."""
 
     timeline: Timeline
     levels: Mapping[str, Level]
     """Levels by the name of their BAR."""
-    bars: Sequence[str]
-    """Names of all BARs."""
-    facts: Mapping[str, Any]
+    facts: ProfileFacts
 
-    def of_bars(self, kind: str) -> list[Step]:
+    def select_bar_steps(self, kind: str) -> list[Step]:
         return [s for s in self.timeline.steps_before_mark() if s.kind == kind and s.bar != RAM]
 
 
-def advice(seen: Seen) -> tuple[Advice, ...]:
+def give_advice(boot: ProfiledBoot) -> tuple[Advice, ...]:
     """Return the advice for a boot: first what is wrong, then the rest by its cost, the largest
     first."""
-    rules: tuple[Callable[[Seen], Iterator[Advice]], ...] = (
+    rules: tuple[Callable[[ProfiledBoot], Iterator[Advice]], ...] = (
         _levels, _unmaps, _many_maps, _guest_memory, _refused, _not_mapped, _clock_source,
     )  # fmt: skip
-    found = [one for rule in rules for one in rule(seen)]
-    least = _LEAST_SHARE * seen.timeline.boot_seconds
-    told = [one for one in found if one.seconds >= least or one.name in _ALWAYS]
-    return tuple(sorted(told, key=lambda one: (one.name not in _ALWAYS, -one.seconds)))
+    found = [advice for rule in rules for advice in rule(boot)]
+    least = _LEAST_SHARE * boot.timeline.boot_seconds
+    worth = [advice for advice in found if advice.seconds >= least or advice.name in _ALWAYS]
+    return tuple(sorted(worth, key=lambda advice: (advice.name not in _ALWAYS, -advice.seconds)))
 
 
 _ALWAYS = {"map-refused", "not-mapped", "clock-source"}
 
 
-def _levels(seen: Seen) -> Iterator[Advice]:
+def _levels(boot: ProfiledBoot) -> Iterator[Advice]:
     costs: defaultdict[str, float] = defaultdict(float)
-    for step in seen.of_bars("map"):
+    for step in boot.select_bar_steps("map"):
         costs[step.bar] += step.seconds
     reasons: defaultdict[str, list[str]] = defaultdict(list)
     texts: dict[str, str] = {}
-    for bar, level in seen.levels.items():
+    for bar, level in boot.levels.items():
         for reason in level.reasons:
             if reason.name in _HELP:
                 reasons[reason.name].append(bar)
@@ -94,8 +92,8 @@ def _levels(seen: Seen) -> Iterator[Advice]:
         yield Advice(name, texts[name], _HELP[name], sum(costs[bar] for bar in bars))
 
 
-def _unmaps(seen: Seen) -> Iterator[Advice]:
-    steps = seen.of_bars("unmap")
+def _unmaps(boot: ProfiledBoot) -> Iterator[Advice]:
+    steps = boot.select_bar_steps("unmap")
     if steps:
         yield Advice(
             "unmaps",
@@ -106,8 +104,8 @@ def _unmaps(seen: Seen) -> Iterator[Advice]:
         )
 
 
-def _many_maps(seen: Seen) -> Iterator[Advice]:
-    by_kernel = [s for s in seen.of_bars("map") if s.phase.startswith(_KERNEL)]
+def _many_maps(boot: ProfiledBoot) -> Iterator[Advice]:
+    by_kernel = [s for s in boot.select_bar_steps("map") if s.phase.startswith(_KERNEL)]
     maps: defaultdict[str, int] = defaultdict(int)
     for step in by_kernel:
         maps[step.bar] += 1
@@ -117,7 +115,7 @@ def _many_maps(seen: Seen) -> Iterator[Advice]:
             who = "kernel" if known else "firmware and kernel"
             spent = sum(
                 s.seconds
-                for s in (*seen.of_bars("map"), *seen.of_bars("unmap"))
+                for s in (*boot.select_bar_steps("map"), *boot.select_bar_steps("unmap"))
                 if s.bar == bar and s.phase.startswith(_KERNEL)
             )
             yield Advice(
@@ -130,17 +128,17 @@ def _many_maps(seen: Seen) -> Iterator[Advice]:
             )
 
 
-def _guest_memory(seen: Seen) -> Iterator[Advice]:
+def _guest_memory(boot: ProfiledBoot) -> Iterator[Advice]:
     steps = [
-        s for s in seen.timeline.steps_before_mark() if s.kind == "map" and s.bar == RAM
+        s for s in boot.timeline.steps_before_mark() if s.kind == "map" and s.bar == RAM
     ]  # fmt: skip
-    policy = chosen(seen.facts["settings"].get("transparent_hugepage", ""))
+    policy = chosen(boot.facts.settings.transparent_hugepage or "")
     # QEMU sets MADV_HUGEPAGE for the guest's memory (ram_block_add() of system/physmem.c), so
     # `madvise` is as good as `always`
-    if steps and policy == "never" and not seen.facts["huge_pages"]:
+    if steps and policy == "never" and not boot.facts.huge_pages:
         yield Advice(
             "guest-memory",
-            f"{format_size(seen.facts['memory'])} of the guest's memory are allocated and pinned"
+            f"{format_size(boot.facts.memory)} of the guest's memory are allocated and pinned"
             " by 4 KiB pages: transparent huge pages are off (never)",
             "on the host: always or madvise in /sys/kernel/mm/transparent_hugepage/enabled, or"
             " huge pages set aside: <memoryBacking><hugepages/> in the domain's XML; the memory is"
@@ -149,8 +147,8 @@ def _guest_memory(seen: Seen) -> Iterator[Advice]:
         )
 
 
-def _refused(seen: Seen) -> Iterator[Advice]:
-    refused = [step for step in seen.timeline.steps if step.result]
+def _refused(boot: ProfiledBoot) -> Iterator[Advice]:
+    refused = [step for step in boot.timeline.steps if step.result]
     for result in dict.fromkeys(step.result for step in refused):
         name = errorcode.get(-result, str(result))
         steps = [step for step in refused if step.result == result]
@@ -163,19 +161,20 @@ def _refused(seen: Seen) -> Iterator[Advice]:
         )
 
 
-def _not_mapped(seen: Seen) -> Iterator[Advice]:
-    if not seen.of_bars("map"):
+def _not_mapped(boot: ProfiledBoot) -> Iterator[Advice]:
+    if not boot.select_bar_steps("map"):
+        names = ", ".join(bar.name for bar in boot.facts.bars)
         yield Advice(
             "not-mapped",
-            f"no BAR was mapped for DMA in this boot (of {', '.join(seen.bars)})",
+            f"no BAR was mapped for DMA in this boot (of {names})",
             "nothing is wrong where the guest did not switch the device on; else: is x-no-mmap"
             " set, has the guest an IOMMU of its own, does QEMU use iommufd?",
             0.0,
         )
 
 
-def _clock_source(seen: Seen) -> Iterator[Advice]:
-    source = seen.facts["settings"].get("clocksource")
+def _clock_source(boot: ProfiledBoot) -> Iterator[Advice]:
+    source = boot.facts.settings.clocksource
     if source and source not in ("tsc", "kvm-clock"):
         yield Advice(
             "clock-source",

@@ -64,7 +64,7 @@ class Needs:
     boot: Literal["auto", "kexec", "grub", "systemd-boot"] = "auto"
 
 
-def needs_of(scenario: Scenario) -> Needs:
+def derive_needs(scenario: Scenario) -> Needs:
     host = scenario.host
     kernels = [arm.kernel for arm in (scenario.arms.baseline, scenario.arms.candidate)]
     needs = Needs(

@@ -2,34 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator
 
-from orchestrator.analysis import booting, measuring, passing, running
+from orchestrator.analysis import checks_boot as boot
+from orchestrator.analysis import checks_measurement as measurement
+from orchestrator.analysis import checks_passthrough as passthrough
+from orchestrator.analysis import checks_runner as runner
 from orchestrator.analysis.finding import STATUSES, Finding, Needs, Use
 from orchestrator.analysis.machine import Machine
+from orchestrator.evidence.checkup_facts import CheckupFacts
 
 Check = Callable[[Machine, Needs], Iterator[Finding]]
 CHECKS: dict[Use, tuple[Check, ...]] = {
     "nested": (
-        running.kvm, running.nested_virtualisation, running.qemu, running.libvirt,
-        running.programs, running.user_namespaces, running.shared_memory, running.memory,
-        running.disk, measuring.clock, measuring.governor,
+        runner.kvm, runner.nested_virtualisation, runner.qemu, runner.libvirt, runner.programs,
+        runner.user_namespaces, runner.shared_memory, runner.memory, runner.disk,
+        measurement.clock, measurement.governor,
     ),
     "metal": (
-        booting.root, booting.python, booting.lockdown, booting.ways, booting.watchdog,
-        booting.others, running.kvm, running.qemu, running.firmware, running.libvirt,
-        passing.iommu, passing.superpages, passing.interrupt_remapping, passing.groups,
-        passing.device, passing.large_bars, passing.address_bits, passing.limits, passing.vfio,
-        measuring.series, measuring.huge_pages, measuring.gigantic_pages, measuring.tracing,
-        measuring.symbols, measuring.clock, measuring.governor, running.memory, running.disk,
+        boot.root, boot.python, boot.lockdown, boot.ways, boot.watchdog, boot.others,
+        runner.kvm, runner.qemu, runner.firmware, runner.libvirt,
+        passthrough.iommu, passthrough.superpages, passthrough.interrupt_remapping,
+        passthrough.groups, passthrough.device, passthrough.large_bars, passthrough.address_bits,
+        passthrough.limits, passthrough.vfio,
+        measurement.series, measurement.huge_pages, measurement.gigantic_pages,
+        measurement.tracing, measurement.symbols, measurement.clock, measurement.governor,
+        runner.memory, runner.disk,
     ),
 }  # fmt: skip
 
 
-def findings(raw: Mapping[str, Any], needs: Needs) -> tuple[Finding, ...]:
-    """Return the findings, the worst first. `raw`: the evidence of orchestrator.bench.checkup."""
-    machine = Machine(raw)
+def judge_machine(facts: CheckupFacts, needs: Needs) -> tuple[Finding, ...]:
+    """Return the findings, the worst first."""
+    machine = Machine(facts)
     checks = dict.fromkeys(check for use in needs.uses for check in CHECKS[use])
     found = [
         finding
@@ -40,11 +45,11 @@ def findings(raw: Mapping[str, Any], needs: Needs) -> tuple[Finding, ...]:
     return tuple(sorted(found, key=lambda finding: STATUSES.index(finding.status)))
 
 
-def in_the_way(found: tuple[Finding, ...], use: Use) -> tuple[Finding, ...]:
+def select_problems(found: tuple[Finding, ...], use: Use) -> tuple[Finding, ...]:
     """Return the problems that keep the machine from that use."""
     return tuple(f for f in found if f.status == "problem" and use in f.uses)
 
 
-def usable(found: tuple[Finding, ...], needs: Needs) -> bool:
+def is_usable(found: tuple[Finding, ...], needs: Needs) -> bool:
     """True if one of the required uses has nothing in its way."""
-    return any(not in_the_way(found, use) for use in needs.uses)
+    return any(not select_problems(found, use) for use in needs.uses)

@@ -11,10 +11,9 @@ import re
 from collections.abc import Mapping as MappingType
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
-from orchestrator.abi import LEAVES
-from orchestrator.analysis.advice import Advice, Seen, advice
+from orchestrator.abi import LEAVES, PAGE
+from orchestrator.analysis.advice import Advice, ProfiledBoot, give_advice
 from orchestrator.analysis.boot import Placed, parts_of
 from orchestrator.analysis.boottrace import BootTrace, read_boot
 from orchestrator.analysis.level import (
@@ -29,6 +28,7 @@ from orchestrator.analysis.timeline import RAM, Phase, Step, Timeline, Zap
 from orchestrator.analysis.trace import Operation
 from orchestrator.analysis.tracer import complete
 from orchestrator.errors import EvidenceError
+from orchestrator.evidence.profile_facts import ProfileBar, ProfileFacts
 from orchestrator.reasons import Reason
 from orchestrator.scenario import format_size
 
@@ -50,29 +50,11 @@ VFIO_PCI_BAR0_REGION_INDEX and so on."""
 
 
 @dataclass(frozen=True)
-class Bar:
-    """A BAR of a device of the host."""
-
-    device: str
-    """0000:3b:00.0"""
-    number: int
-    start: int
-    """Physical address."""
-    size: int
-    """Bytes."""
-
-    @property
-    def name(self) -> str:
-        return f"{self.device} BAR {self.number}"
-
-
-@dataclass(frozen=True)
 class Profile:
     """Profile of one boot. Times are seconds since QEMU's exec or, for a reboot, since the
     machine's reset."""
 
-    facts: MappingType[str, Any]
-    """The argument of `profile_of`."""
+    facts: ProfileFacts
     timeline: Timeline
     """Its boot ends when the guest agent connects or, if that does not happen, with the last sign
     of the guest."""
@@ -80,64 +62,64 @@ class Profile:
     """agent, or the last sign of the guest: map, line (a line feed to the serial port)."""
     levels: tuple[Level, ...]
     """Levels of the BARs that QEMU had mapped at the end: of those with 1 GiB or more, else of the
-    largest. `place` is Bar.name."""
+    largest. `place` is ProfileBar.name."""
     advice: tuple[Advice, ...]
     """Problems first, then the most costly."""
 
 
-def profile_of(facts: MappingType[str, Any], files: MappingType[str, str]) -> Profile:
-    """Return the profile of a boot. `facts`: facts.json of a profile (orchestrator.profile);
-    `files`: those of its tracer.
+def analyse_profile(facts: ProfileFacts, files: MappingType[str, str]) -> Profile:
+    """Return the profile of a boot. `files`: the text of each of TRACER_FILES.
 
     Raises EvidenceError for a trace that is not complete, lacks the beginning of the boot or has
     no maps.
     """
     complete(
-        "the profile", stats=files["stats.txt"], profile=_of_whole(files["profile.txt"]),
+        "the profile", stats=files["stats.txt"], profile=_select_whole(files["profile.txt"]),
         found_clock=files["clock.txt"], clock="mono",
     )  # fmt: skip
-    process = facts["process"] or {"pid": facts["pid"], "threads": [facts["pid"]], "maps": ""}
-    boot = read_boot(files["trace.txt"], {*process["threads"]} if facts["process"] else None)
-    bars = [Bar(**bar) for bar in facts["bars"]]
-    mapped = mappings(process["maps"], bars)
-    placed = _placed(boot, bars, mapped)
-    timeline, ended_by = _timeline(facts, boot, placed)
+    process = facts.process
+    boot = read_boot(files["trace.txt"], {*process.threads} if process else None)
+    mapped = find_mappings(process.maps if process else "", facts.bars)
+    placed = _place(boot, facts.bars, mapped)
+    timeline, ended_by = _make_timeline(facts, boot, placed)
     least = min(LEAVES["1GiB"], max((bar.size for bar in mapped), default=0))
     levels = tuple(
-        _level(bar, mapped[bar], placed, facts)
-        for bar in bars if bar in mapped and bar.size >= least
+        _find_level(bar, mapped[bar], placed, facts)
+        for bar in facts.bars if bar in mapped and bar.size >= least
     )  # fmt: skip
-    seen = Seen(timeline, {level.place: level for level in levels}, [b.name for b in bars], facts)
-    return Profile(facts, timeline, ended_by, levels, advice(seen))
+    advice = give_advice(ProfiledBoot(timeline, {level.place: level for level in levels}, facts))
+    return Profile(facts, timeline, ended_by, levels, advice)
 
 
-def _of_whole(profile: str) -> str:
+def _select_whole(profile: str) -> str:
     """Return the lines of kprobe_profile for those probes without which a map would be lost.
     Probes of a map's parts may miss hits: on a busy host other code maps by the IOMMU at any time,
     even in interrupts, and a probe that is hit while another one is being handled is missed."""
     return "\n".join(line for line in profile.splitlines() if line.split()[:1] in _WHOLE)
 
 
-def mappings(maps: str, bars: Sequence[Bar]) -> dict[Bar, Mapping]:
+def find_mappings(maps: str, bars: Sequence[ProfileBar]) -> dict[ProfileBar, Mapping]:
     """Return where QEMU has each BAR: the largest mapping of it, from the lines of /proc/PID/maps.
 
     Devices that cannot be told apart there (same BAR, same size) are taken in order: their
     alignment allows the same leaves, whichever mapping is whose.
     """
-    found: dict[Bar, Mapping] = {}
+    found: dict[ProfileBar, Mapping] = {}
     for start, end, offset in _VMA.findall(maps):
         address, size = int(start, 16), int(end, 16) - int(start, 16)
-        for bar, inside in _at(int(offset, 16), bars):
-            there = found.get(bar)
-            if not inside < inside + size <= bar.size:
+        if size <= 0 or size % PAGE:
+            continue  # no mapping is like that: the text is not the kernel's
+        for bar, inside in _find_bars(int(offset, 16), bars):
+            known = found.get(bar)
+            if inside + size > bar.size:
                 continue
-            if there is None or (there.physical - bar.start != inside and there.size < size):
+            if known is None or (known.physical - bar.start != inside and known.size < size):
                 found[bar] = Mapping(address, bar.start + inside, size)
                 break
     return found
 
 
-def _at(offset: int, bars: Sequence[Bar]) -> list[tuple[Bar, int]]:
+def _find_bars(offset: int, bars: Sequence[ProfileBar]) -> list[tuple[ProfileBar, int]]:
     """Return the BARs that an offset in a VFIO device's file may belong to, and the offset within
     each. Before v6.10 the kernel shows the physical address in place of the offset
     (vfio_pci_core_mmap)."""
@@ -146,19 +128,19 @@ def _at(offset: int, bars: Sequence[Bar]) -> list[tuple[Bar, int]]:
     return by_address or [(b, inside) for b in bars if b.number == number]
 
 
-def _placed(
-    boot: BootTrace, bars: Sequence[Bar], mapped: MappingType[Bar, Mapping]
+def _place(
+    boot: BootTrace, bars: Sequence[ProfileBar], mapped: MappingType[ProfileBar, Mapping]
 ) -> list[Placed]:
     """Return each operation with its BAR, by the place of the BAR in QEMU's memory or, if that is
     not known, by its size."""
     sizes = {bar.size: bar.name for bar in reversed(bars)}
     names: dict[tuple[int, int], str] = {}
     last: dict[int, float] = {}
-    found = []
+    placed = []
     for operation in boot.operations:
         place = (operation.iova, operation.size)
         if operation.kind == "map":
-            known = (bar.name for bar, m in mapped.items() if _within(operation, m))
+            known = (bar.name for bar, m in mapped.items() if _is_within(operation, m))
             names[place] = next(known, RAM if mapped else sizes.get(operation.size, RAM))
         zapped = max((at for at, _, _ in boot.zaps if at <= operation.start), default=0.0)
         cold = last.get(operation.iova, -1.0) <= zapped
@@ -167,11 +149,11 @@ def _placed(
         # what was mapped before a reboot is known by its size only
         bar = names.get(place) or sizes.get(operation.size, RAM)
         in_parts = operation.pages is not None or operation.walk_seconds is not None
-        found.append(Placed(operation, bar, in_parts, cold))
-    return found
+        placed.append(Placed(operation, bar, in_parts, cold))
+    return placed
 
 
-def _within(operation: Operation, mapping: Mapping) -> bool:
+def _is_within(operation: Operation, mapping: Mapping) -> bool:
     address = operation.address
     return address is not None and mapping.address <= address < mapping.address + mapping.size
 
@@ -179,10 +161,10 @@ def _within(operation: Operation, mapping: Mapping) -> bool:
 # the timeline ----------------------------------------------------------------------------------
 
 
-def _timeline(
-    facts: MappingType[str, Any], boot: BootTrace, placed: Sequence[Placed]
+def _make_timeline(
+    facts: ProfileFacts, boot: BootTrace, placed: Sequence[Placed]
 ) -> tuple[Timeline, str]:
-    zero = _zero(facts, boot)
+    zero = _find_zero(facts, boot)
     acts = sorted(
         [(p.operation.start, p.operation.end, p.operation.pid) for p in placed]
         + [(at, at + seconds, thread) for at, seconds, thread in boot.zaps]
@@ -190,19 +172,19 @@ def _timeline(
     acts = [act for act in acts if act[0] >= zero]
     if not acts:
         raise EvidenceError(
-            f"nothing was mapped or unmapped by VFIO's type 1 container while {facts['domain']}"
+            f"nothing was mapped or unmapped by VFIO's type 1 container while {facts.domain}"
             " booted",
             hint="does it map by iommufd? Then there is nothing here to profile",
             reason=Reason.NO_MAPS,
         )
-    seen = {"map": max(end for _, end, _ in acts), "line": max((t for t, _ in boot.feeds),
+    signs = {"map": max(end for _, end, _ in acts), "line": max((t for t, _ in boot.feeds),
             default=0.0)}  # fmt: skip
-    ended_by = max(seen, key=lambda name: seen[name])
-    end = seen[ended_by]
+    ended_by = max(signs, key=lambda name: signs[name])
+    end = signs[ended_by]
     if "agent" in boot.marks:
         ended_by, end = "agent", boot.marks["agent"]
-    stop = max(end, *seen.values())
-    phases = _phases(zero, facts["pid"], boot, acts, stop)
+    stop = max(end, *signs.values())
+    phases = _find_phases(zero, facts.pid, boot, acts, stop)
 
     def phase_at(time: float) -> str:
         return next((p.name for p in reversed(phases) if p.start <= time), "")
@@ -221,7 +203,7 @@ def _timeline(
         for at, seconds, _ in boot.zaps if at >= zero
     ]  # fmt: skip
     timeline = Timeline(
-        trial=facts["domain"], guest="", release=facts["release"], unit="s",
+        trial=facts.domain, guest="", release=facts.release, unit="s",
         boot_seconds=round(end - zero, 9), ssh_seconds=None, end_seconds=round(stop - zero, 9),
         phases=tuple(replace(p, start=round(p.start - zero, 9)) for p in phases),
         steps=tuple(steps), zaps=tuple(zaps), console=(),
@@ -229,22 +211,22 @@ def _timeline(
     return timeline, ended_by
 
 
-def _zero(facts: MappingType[str, Any], boot: BootTrace) -> float:
+def _find_zero(facts: ProfileFacts, boot: BootTrace) -> float:
     """Return the time at which the boot begins. Raises EvidenceError if the trace lacks it."""
     reset = boot.marks.get("reset")
-    if facts["boot"] == "reboot" and reset is not None:
+    if facts.boot == "reboot" and reset is not None:
         earliest = reset - _RESET_SECONDS
         return min((at for at, _, _ in boot.zaps if earliest <= at < reset), default=reset)
-    started = boot.execs.get(facts["pid"])
+    started = boot.execs.get(facts.pid)
     if started is None:
         raise EvidenceError(
-            f"the trace does not have the beginning of {facts['domain']}'s boot",
+            f"the trace does not have the beginning of {facts.domain}'s boot",
             reason=Reason.NO_EXEC,
         )
     return started
 
 
-def _phases(
+def _find_phases(
     zero: float,
     pid: int,
     boot: BootTrace,
@@ -290,35 +272,38 @@ def _phases(
 # levels ----------------------------------------------------------------------------------------
 
 
-def _level(
-    bar: Bar, mapping: Mapping, placed: Sequence[Placed], facts: MappingType[str, Any]
+def _find_level(
+    bar: ProfileBar, mapping: Mapping, placed: Sequence[Placed], facts: ProfileFacts
 ) -> Level:
     """Return the leaves that map the BAR, and why they are not 1 GiB. A map that takes as long as
     a lookup for each page shows that the kernel makes one for each page."""
-    process = facts["process"]
+    thp = facts.settings.transparent_hugepage or ""
     level = guest_level(
-        bar.name, mapping, process["page_table_bytes"], facts["memory"], facts["qemu"], facts
-    )
-    if not facts["huge_fault"]:
+        bar.name, mapping, facts.process.page_table_bytes if facts.process else None,
+        facts.memory, facts.qemu, {"settings": {"transparent_hugepage": thp}},
+    )  # fmt: skip
+    if not facts.huge_fault:
         own = [r for r in level.reasons if r.name not in ("unexplained", "thp-sysfs")]
         level = replace(level, leaf="4KiB", reasons=(NO_HUGE_PFNMAP, *own))
-    one = _seconds_of_a_page(bar, mapping, placed)
-    if level.leaf == "4KiB" or one is None or one < _SLOW_PAGE:
+    page_seconds = _find_page_seconds(bar, mapping, placed)
+    if level.leaf == "4KiB" or page_seconds is None or page_seconds < _SLOW_PAGE:
         return level
     # a kernel that does not apply this policy to BARs also has the series, and would be fast
-    policy = policy_reason(facts["settings"].get("transparent_hugepage", ""), advised=False)
+    policy = policy_reason(thp, advised=False)
     if policy is not None:
         return replace(level, leaf="4KiB", reasons=(*level.reasons, policy))
     reason = LevelReason(
         "no-series",
-        f"a map takes {one * 1e9:.0f} ns for each page of {format_size(mapping.size)}: the kernel"
-        f' looks each up, over leaves of {level.leaf}, as without "vfio/type1: Use mapping page'
-        ' mask for pfnmaps" (v6.15)',
+        f"a map takes {page_seconds * 1e9:.0f} ns for each page of {format_size(mapping.size)}:"
+        f' the kernel looks each up, over leaves of {level.leaf}, as without "vfio/type1: Use'
+        ' mapping page mask for pfnmaps" (v6.15)',
     )
     return replace(level, stride="4KiB", reasons=(*level.reasons, reason))
 
 
-def _seconds_of_a_page(bar: Bar, mapping: Mapping, placed: Sequence[Placed]) -> float | None:
+def _find_page_seconds(
+    bar: ProfileBar, mapping: Mapping, placed: Sequence[Placed]
+) -> float | None:
     """Return the seconds for a page in the cheapest map of the whole mapping; page faults slow the
     others down. None if there was no such map."""
     pins = [

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 from orchestrator.bench.accel import kvm_problem
 from orchestrator.bench.answers import has_form
@@ -14,11 +13,12 @@ from orchestrator.bench.images import GUESTS
 from orchestrator.bench.keeper import Keeper
 from orchestrator.bench.local import Here
 from orchestrator.bench.passthrough import chosen, refusals, surveyed
-from orchestrator.bench.probe import counted_map
+from orchestrator.bench.probe import count_map
 from orchestrator.bench.shell import Commands
 from orchestrator.bench.tracer import FAULT, counts_spec, timing_spec
 from orchestrator.errors import BenchError
-from orchestrator.pci import Survey
+from orchestrator.evidence.checkup_facts import CheckupFacts, parse_checkup
+from orchestrator.pci import Function, Survey
 from orchestrator.reasons import Reason
 from orchestrator.scenario import GIB, HostDevice
 
@@ -29,7 +29,7 @@ doctor should not take many. A machine that is itself emulated may need more."""
 _NOT_FOUND = 127
 
 
-def evidence(
+def examine(
     machine: Commands,
     programs: Sequence[str],
     versions: Sequence[str],
@@ -39,53 +39,48 @@ def evidence(
     metal: bool = True,
     guests: bool = True,
     probe: bool = False,
-) -> dict[str, Any]:
-    """Return the answer of guests/agents/checkup.py, with these keys added:
+) -> CheckupFacts:
+    """Return the answer of guests/agents/checkup.py and what is learned by other means.
 
-    probe         with `probe`: the result of orchestrator.bench.probe.counted_map
-    kvm           why KVM runs no guest there, null if it does; absent without `guests`
-    kvm_silent    in place of `kvm` if that is unknown: seconds for which a guest was silent
-    libvirt       version of this machine's library, if `machine` is this one
-    bars          memory BARs: address, index, size, placed, driver, refused, growable
-    means         the result of Keeper.detect, or {"why"}: the reason why there is none
-    leases        `leases` of Keeper.status
-    device        for a hostdev `device`: {"chosen": ADDRESS} or {"why", "evidence", "hint"}
-    folder_uses   `folders`: the paths that each use needs room in
+    `folders`: the paths that each use needs space in. `device`: the scenario's, which is chosen as
+    a run would choose it. `metal`: examine the devices, the kernel's functions, the keeper's boot
+    methods and leases. `guests`: try KVM with a guest. `probe`: make one map
+    (orchestrator.bench.probe).
 
-    Without `metal` the machine's devices and its kernel's functions are left out.
-    Raises BenchError if the machine cannot be examined at all.
+    Raises BenchError if the machine cannot be examined at all, EvidenceError if its answer has a
+    flaw.
     """
     request = {
-        "symbols": traced_functions() if metal else {}, "programs": [*programs, *versions],
+        "symbols": list_traced_functions() if metal else {}, "programs": [*programs, *versions],
         "versions": [*versions], "folders": [p for paths in folders.values() for p in paths],
     }  # fmt: skip
-    parts: dict[str, Callable[[], dict[str, Any]]] = {
-        "checkup": lambda: _checkup(machine, request),
-    }
+    parts: list[Callable[[], dict[str, object]]] = [lambda: _checkup(machine, request)]
     if metal:
-        parts["survey"] = lambda: _devices(machine, device, probe=probe)
-        parts["keeper"] = lambda: _keeper(machine)
+        parts.append(lambda: _survey(machine, device, probe=probe))
+        parts.append(lambda: _ask_keeper(machine))
     if guests:
-        parts["kvm"] = lambda: _kvm(machine)
+        parts.append(lambda: _try_kvm(machine))
     with ThreadPoolExecutor(len(parts)) as pool:
-        asked = [pool.submit(part) for part in parts.values()]
-        said = {name: value for one in asked for name, value in one.result().items()}
-    here = {"libvirt": library_version()} if isinstance(machine, Here) else {}
-    return said | here | {"folder_uses": {use: [*paths] for use, paths in folders.items()}}
+        answers = [pool.submit(part) for part in parts]
+        facts = {name: fact for answer in answers for name, fact in answer.result().items()}
+    if isinstance(machine, Here):
+        facts["libvirt"] = library_version()
+    facts["folder_uses"] = {use: [*paths] for use, paths in folders.items()}
+    return parse_checkup(json.dumps(facts), "the checkup of the machine")
 
 
-def traced_functions() -> dict[str, str]:
+def list_traced_functions() -> dict[str, str]:
     """Return every function that a pass may probe, and its module; "" for the kernel proper."""
     specs = (timing_spec([GIB], boot=True, faults=True), counts_spec([FAULT]))
-    found: dict[str, str] = {}
+    modules: dict[str, str] = {}
     for spec in specs:
         for definition in spec["definitions"]:
             module, colon, name = definition.split()[1].rpartition(":")
-            found[name] = module if colon else ""
-    return found
+            modules[name] = module if colon else ""
+    return modules
 
 
-def _checkup(machine: Commands, request: Mapping[str, Any]) -> dict[str, Any]:
+def _checkup(machine: Commands, request: Mapping[str, object]) -> dict[str, object]:
     source = (GUESTS / "agents/checkup.py").read_bytes()
     done = machine.run(
         ["python3", "-I", "-", json.dumps(request)], stdin=source, timeout=_SECONDS, check=False,
@@ -103,28 +98,28 @@ def _checkup(machine: Commands, request: Mapping[str, Any]) -> dict[str, Any]:
         return dict(json.loads(done.stdout))
 
 
-def _devices(machine: Commands, device: HostDevice | None, *, probe: bool) -> dict[str, Any]:
+def _survey(machine: Commands, device: HostDevice | None, *, probe: bool) -> dict[str, object]:
     survey = surveyed(machine)
-    found: dict[str, Any] = {"bars": _bars(survey)}
+    facts: dict[str, object] = {"bars": _list_bars(survey)}
     if probe:
-        found["probe"] = counted_map(machine, survey)
+        facts["probe"] = count_map(machine, survey).to_json()
     if device is None:
-        return found
+        return facts
     try:
-        return found | {"device": {"chosen": chosen(device, survey).address}}
+        return facts | {"device": {"chosen": chosen(device, survey).address}}
     except BenchError as exc:
         why = {"why": exc.message, "evidence": exc.evidence.splitlines(), "hint": exc.hint}
-        return found | {"device": why}
+        return facts | {"device": why}
 
 
-def _kvm(machine: Commands) -> dict[str, Any]:
+def _try_kvm(machine: Commands) -> dict[str, object]:
     try:
         return {"kvm": kvm_problem(machine, _GUEST_SECONDS)}
     except TimeoutError:
         return {"kvm_silent": _GUEST_SECONDS}
 
 
-def _keeper(machine: Commands) -> dict[str, Any]:
+def _ask_keeper(machine: Commands) -> dict[str, object]:
     keeper = Keeper(lambda: machine)
     try:
         return {"means": keeper.detect(), "leases": keeper.status()["leases"]}
@@ -132,12 +127,19 @@ def _keeper(machine: Commands) -> dict[str, Any]:
         return {"means": {"why": exc.message}}
 
 
-def _bars(survey: Survey) -> list[dict[str, Any]]:
+def _list_bars(survey: Survey) -> list[dict[str, object]]:
     return [
         {"address": function.address, "index": index, "size": bar.size, "placed": bar.placed,
          "driver": function.driver or "",
-         "growable": max(function.resizable.get(index, ()), default=0),
+         "growable": _find_largest_size(function, index),
          "refused": [f"{r.reason}: {r.text}" for r in refusals(survey, function.address)]}
         for function in survey.functions.values() if not function.is_bridge
         for index, bar in function.bars.items()
     ]  # fmt: skip
+
+
+def _find_largest_size(function: Function, index: int) -> int | None:
+    """Return the largest size in bytes that a BAR can be given; None if the function sleeps."""
+    if function.facts.resizable is None:
+        return None
+    return max(function.resizable.get(index, ()), default=0)

@@ -12,7 +12,8 @@ from orchestrator.bench.keeper import Keeper
 from orchestrator.bench.shell import Commands, Shell
 from orchestrator.errors import ArmFailedError, BenchError
 from orchestrator.evidence.layout import TrialWriter, write_json
-from orchestrator.pci import Function, Survey, User
+from orchestrator.evidence.pci_survey import User
+from orchestrator.pci import Function, Survey
 from orchestrator.reasons import Reason
 from orchestrator.scenario import MIB, HostDevice, format_size
 
@@ -113,7 +114,7 @@ def _bars(function: Function) -> list[str]:
 def notes(survey: Survey, function: Function) -> tuple[str, ...]:
     """Return what the user should know about the function, apart from reasons to refuse it."""
     found = _growable(function)
-    if not function.facts["reset"] and not function.facts["reset_method"]:
+    if not function.facts.reset and not function.facts.reset_method:
         found.append(
             f"{function.address} has no way to be reset ({function.sysfs}/reset_method):"
             " the next guest finds it as the last one left it"
@@ -141,7 +142,7 @@ def refusals(survey: Survey, address: str) -> tuple[Refusal, ...]:
     """Return why the machine cannot spare the function; empty if it can."""
     function = survey.functions[address]
     if function.is_bridge:
-        what = f"{function} is a bridge (class {function.facts['class']}): {_ELSEWHERE}"
+        what = f"{function} is a bridge (class {function.facts.class_code}): {_ELSEWHERE}"
         return (Refusal("bridge", what),)
     if function.group is None:
         return (_no_group(survey, function), *_of_the_machine(survey, [function]))
@@ -157,14 +158,14 @@ def own_functions(survey: Survey, function: Function) -> list[Function]:
     """Return the functions of the group that belong to the same device, such as a graphics card
     and its sound. The function itself is among them. For a virtual function, return only that
     function."""
-    virtual = function.facts["physfn"] is not None
+    virtual = function.facts.physfn is not None
     return [
         found
         for found in survey.members(function)
         if found == function
         or (
             not virtual
-            and found.facts["physfn"] is None
+            and found.facts.physfn is None
             and found.slot == function.slot
             and not found.is_bridge
         )
@@ -187,7 +188,7 @@ def _of_the_machine(survey: Survey, members: list[Function]) -> Iterator[Refusal
     """Yield refusals if the machine itself needs a function of the group: its console, network or
     disks."""
     for found in survey.reached(members):
-        if found.facts["boot_vga"] == 1:
+        if found.facts.boot_vga == 1:
             yield Refusal(
                 "console",
                 f"{found} has the machine's console ({found.sysfs}/boot_vga is 1): make another"
@@ -210,7 +211,7 @@ def _siblings(survey: Survey, function: Function) -> Iterator[Refusal]:
         found
         for found in survey.reached(survey.members(function))
         if found not in own
-        and function.address not in found.facts["parents"]
+        and function.address not in found.facts.parents
         and not (found.only_leads_on and found.driver in _MANAGED)
     ]
     if others:
@@ -224,7 +225,7 @@ def _siblings(survey: Survey, function: Function) -> Iterator[Refusal]:
 
 def _use(survey: Survey, own: list[Function]) -> Iterator[Refusal]:
     for function in own:
-        if virtual := function.facts["virtual_functions"]:
+        if virtual := function.facts.virtual_functions:
             yield Refusal(
                 "in-use",
                 f"{function} has virtual functions ({', '.join(virtual)}):"
@@ -286,7 +287,7 @@ def hostdev(
         )  # fmt: skip
     device = with_bar(address, function.resources, bar, _PLACED_BY)
     _check_spared(survey, function)
-    write_json(trial.host / "device.json", dict(function.facts))
+    write_json(trial.host / "device.json", function.facts.to_json())
     keeper.modules([_VFIO])
     for found in own_functions(survey, function):
         keeper.bind(found.address, _VFIO)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
 
 from orchestrator.bench.answers import has_form
 from orchestrator.bench.images import GUESTS
@@ -20,6 +19,7 @@ from orchestrator.bench.shell import Commands, Completed
 from orchestrator.bench.staging import STATE
 from orchestrator.bench.tracer import counts_spec
 from orchestrator.errors import BarometerError, BenchError
+from orchestrator.evidence.checkup_facts import CountedMap, NoCountedMap
 from orchestrator.pci import Function, Survey
 from orchestrator.reasons import Reason
 from orchestrator.scenario import MIB
@@ -35,19 +35,17 @@ bytes; the rest of the input is the program's own."""
 _SECONDS = 60
 
 
-def counted_map(machine: Commands, survey: Survey) -> dict[str, Any]:
-    """Make the map and return its results for the evidence: {"address", "bytes", "lookups",
-    "faults"}. Lookups and faults are histograms as the kernel prints them. If no map could be
-    made, return {"why"} with the reason."""
+def count_map(machine: Commands, survey: Survey) -> CountedMap | NoCountedMap:
+    """Make the map and have the kernel count its lookups."""
     try:
-        function = _spare(machine, survey)
+        function = _find_spare(machine, survey)
         with has_form("what the machine answered to the probe", ""):
-            return _counted(machine, function)
+            return _count(machine, function)
     except BarometerError as exc:
-        return {"why": str(exc)}
+        return NoCountedMap(why=str(exc))
 
 
-def _spare(machine: Commands, survey: Survey) -> Function:
+def _find_spare(machine: Commands, survey: Survey) -> Function:
     if machine.run(["test", "-e", STATE], check=False).code == 0:
         raise BenchError(
             f"an experiment is at work on the machine, or left {STATE}", reason=Reason.UNFINISHED
@@ -62,11 +60,11 @@ def _spare(machine: Commands, survey: Survey) -> Function:
     return max(free, key=lambda function: function.largest_bar)
 
 
-def _counted(machine: Commands, function: Function) -> dict[str, Any]:
+def _count(machine: Commands, function: Function) -> CountedMap:
     fault = "vfio_pci_mmap_huge_fault"
     present = _agent(machine, "tracer", ["symbols", fault]).stdout
-    armed = json.loads(_agent(machine, "tracer", ["arm"], _own(counts_spec(json.loads(present))))
-                       .stdout)  # fmt: skip
+    spec = _rename(counts_spec(json.loads(present)))
+    armed = json.loads(_agent(machine, "tracer", ["arm"], spec).stdout)
     if not armed["armed"]:
         raise BenchError(
             f"the kernel takes no probes: {armed['why']}", reason=Reason.TRACER_REFUSED
@@ -79,20 +77,21 @@ def _counted(machine: Commands, function: Function) -> dict[str, Any]:
             machine, "map", [function.address], {"points": [], "repeats": 0},
             before=["setarch", "-R"],
         )  # fmt: skip
-        found = gathered(mapped.stdout.splitlines(), mapped.stderr)
-        said = json.loads(_agent(machine, "tracer", ["finish", _NAME, _NAME]).stdout)
+        mapped_bytes = gathered(mapped.stdout.splitlines(), mapped.stderr)["points"][0]["bytes"]
+        tracer = json.loads(_agent(machine, "tracer", ["finish", _NAME, _NAME]).stdout)
     finally:
         _agent(machine, "tracer", ["clear", _NAME, _NAME])
-    files = said.get("files", {})
-    return {"address": function.address, "bytes": found["points"][0]["bytes"],
-            "lookups": files.get("hist-lookup.txt", ""),
-            "faults": files.get("hist-fault.txt", "")}  # fmt: skip
+    files = tracer.get("files", {})
+    return CountedMap(
+        address=function.address, bytes=mapped_bytes, lookups=files.get("hist-lookup.txt", ""),
+        faults=files.get("hist-fault.txt", ""),
+    )  # fmt: skip
 
 
-def _own(spec: Mapping[str, Any]) -> dict[str, Any]:
+def _rename(spec: Mapping[str, object]) -> dict[str, object]:
     """Return the specification with the probe's own names, so that it touches nothing of another
     tracer."""
-    own: dict[str, Any] = json.loads(json.dumps(spec).replace(f"{spec['group']}/", f"{_NAME}/"))
+    own: dict[str, object] = json.loads(json.dumps(spec).replace(f"{spec['group']}/", f"{_NAME}/"))
     return own | {"instance": _NAME, "group": _NAME}
 
 
@@ -100,12 +99,12 @@ def _agent(
     machine: Commands,
     name: str,
     arguments: list[str],
-    request: Mapping[str, Any] | None = None,
+    request: Mapping[str, object] | None = None,
     before: list[str] | None = None,
 ) -> Completed:
     source = (GUESTS / f"agents/{name}.py").read_bytes()
     # the map agent reports its errors in its output, so its exit code is not checked
     words = [*(before or []), "python3", "-I", "-c", _BOOTSTRAP, str(len(source)), *arguments]
-    asked = b"" if request is None else json.dumps(request).encode() + b"\n"
-    return machine.run(words, stdin=source + asked, timeout=_SECONDS, check=name != "map",
+    line = b"" if request is None else json.dumps(request).encode() + b"\n"
+    return machine.run(words, stdin=source + line, timeout=_SECONDS, check=name != "map",
                        doing=f"running {name}.py {' '.join(arguments)}")  # fmt: skip

@@ -7,14 +7,14 @@ import contextlib
 import itertools
 import json
 import shlex
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from orchestrator.bench.shell import Commands, Dialogue
 from orchestrator.bench.tracer import timing_spec
 from orchestrator.bounded import TRACE_BYTES
 from orchestrator.errors import BenchError
+from orchestrator.evidence.profile_facts import QemuProcess
 from orchestrator.reasons import Reason
 from orchestrator.scenario import MIB
 
@@ -110,15 +110,36 @@ done
 """
 
 
-def profile_spec(bars: Sequence[int], emulator: str, *, kvm: bool) -> dict[str, Any]:
-    """Return `timing_spec` for a boot of the domain whose QEMU is `emulator`. `bars`: sizes of its
-    BARs in bytes. The parts of a map are probed for large BARs or, if there are none, for the
-    largest BAR."""
+@dataclass(frozen=True)
+class ProbeSpec:
+    """Probes to arm, in the terms of the kernel's tracefs."""
+
+    symbols: tuple[str, ...]
+    """Functions that the kernel must have."""
+    clock: str
+    """Of the trace (trace_clock)."""
+    instance: str
+    group: str
+    definitions: tuple[str, ...]
+    """Lines for kprobe_events."""
+    filters: Mapping[str, str]
+    """Event -> its filter."""
+    enable: tuple[str, ...]
+    """Events to switch on."""
+
+
+def make_profile_spec(bars: Sequence[int], emulator: str, *, kvm: bool) -> ProbeSpec:
+    """Return the probes of `timing_spec` for a boot of the domain whose QEMU is `emulator`.
+    `bars`: sizes of its BARs in bytes. The parts of a map are probed for large BARs or, if there
+    are none, for the largest BAR."""
     large = sorted({bar for bar in bars if bar >= _SMALL_BAR} or {max(bars)})
     spec = timing_spec(
         large, boot=True, kvm=kvm, emulator=emulator, instance=INSTANCE, group=GROUP
     )
-    return spec | {"buffer_kb": _BUFFER_KB}
+    return ProbeSpec(
+        tuple(spec["symbols"]), spec["clock"], spec["instance"], spec["group"],
+        tuple(spec["definitions"]), spec["filters"], tuple(spec["enable"]),
+    )  # fmt: skip
 
 
 def takes_return_arguments(shell: Commands) -> bool:
@@ -130,29 +151,30 @@ def takes_return_arguments(shell: Commands) -> bool:
     ).code  # fmt: skip
 
 
-def without_parts(spec: dict[str, Any]) -> dict[str, Any]:
+def leave_out_parts(spec: ProbeSpec) -> ProbeSpec:
     """Return the specification for older kernels. It records how long maps and unmaps take, but
     not their parts: a return probe without arguments cannot tell the parts of a BAR's map from
     those of a map of RAM."""
-    lost = {f"{spec['group']}/{base}_{side}" for base in _PARTS for side in ("in", "out")}
+    lost = {f"{spec.group}/{base}_{side}" for base in _PARTS for side in ("in", "out")}
     definitions = []
-    for line in spec["definitions"]:
+    for line in spec.definitions:
         head, place, *values = line.split(" ")
         if head.partition(":")[2] in lost:
             continue
         if head.startswith("r:"):
             values = [value for value in values if "$retval" in value]
         definitions.append(" ".join([head, place, *values]))
-    lost_filters = lost | {f"{spec['group']}/ioctl_out"}
-    return spec | {
-        "symbols": [name for name in spec["symbols"] if name not in _PARTS.values()],
-        "definitions": definitions,
-        "filters": {e: text for e, text in spec["filters"].items() if e not in lost_filters},
-        "enable": [event for event in spec["enable"] if event not in lost],
-    }
+    lost_filters = lost | {f"{spec.group}/ioctl_out"}
+    return replace(
+        spec,
+        symbols=tuple(name for name in spec.symbols if name not in _PARTS.values()),
+        definitions=tuple(definitions),
+        filters={e: text for e, text in spec.filters.items() if e not in lost_filters},
+        enable=tuple(event for event in spec.enable if event not in lost),
+    )
 
 
-def arming_script(spec: dict[str, Any], tracefs: str, proc: str) -> str:
+def arming_script(spec: ProbeSpec, tracefs: str, proc: str) -> str:
     """Return a POSIX shell script that arms a specification (without triggers;
     guests/agents/tracer.py).
 
@@ -162,20 +184,20 @@ def arming_script(spec: dict[str, Any], tracefs: str, proc: str) -> str:
     answers `marked`. At the end of its input it undoes everything.
 
     It loads the modules that a start of the domain would load, for their symbols."""
-    instance = f"{tracefs}/instances/{spec['instance']}"
+    instance = f"{tracefs}/instances/{spec.instance}"
     lines = [
-        _places(spec["instance"], spec["group"], tracefs, proc), _CLEAR, _ARM,
+        _places(spec.instance, spec.group, tracefs, proc), _CLEAR, _ARM,
         "modprobe -q -a vfio-pci vfio_iommu_type1\n",
-        f"found=$(grep -oE ' ({'|'.join(spec['symbols'])})([[:space:]]|$)' \"$P/kallsyms\" |"
+        f"found=$(grep -oE ' ({'|'.join(spec.symbols)})([[:space:]]|$)' \"$P/kallsyms\" |"
         " tr -s '\\t\\n' ' ')\n",
-        *(f"has {name}\n" for name in spec["symbols"]),
+        *(f"has {name}\n" for name in spec.symbols),
         'mkdir "$I" || refuse "$I cannot be made"\nmade=1\n',
-        _put(f"{instance}/tracing_on", "0"), _put(f"{instance}/trace_clock", spec["clock"]),
-        _put(f"{instance}/buffer_size_kb", str(spec["buffer_kb"])),
+        _put(f"{instance}/tracing_on", "0"), _put(f"{instance}/trace_clock", spec.clock),
+        _put(f"{instance}/buffer_size_kb", str(_BUFFER_KB)),
         _put(f"{tracefs}/error_log", ""),
-        *map(_probe, spec["definitions"]),
-        *(_put(f"{instance}/events/{e}/filter", text) for e, text in spec["filters"].items()),
-        *(f"switch_on {event}\n" for event in spec["enable"]),
+        *map(_probe, spec.definitions),
+        *(_put(f"{instance}/events/{e}/filter", text) for e, text in spec.filters.items()),
+        *(f"switch_on {event}\n" for event in spec.enable),
         _GUARD,
     ]  # fmt: skip
     return "".join(lines)
@@ -205,18 +227,6 @@ def _probe(definition: str) -> str:
     module, _, function = place.rpartition(":")
     words = [module, head, " ".join([function, *rest])]
     return f"probe {' '.join(map(shlex.quote, words))}\n"
-
-
-@dataclass(frozen=True)
-class Process:
-    """QEMU's process at one moment, from /proc."""
-
-    pid: int
-    threads: tuple[int, ...]
-    page_table_bytes: int | None
-    """VmPTE of proc_pid_status(5)."""
-    maps: str
-    """Lines of /proc/PID/maps about VFIO devices."""
 
 
 class Tracer:
@@ -266,18 +276,20 @@ class Tracer:
             f"{self._shell.name}: the tracer is gone", evidence=answer, reason=Reason.TRACER_LOST
         )
 
-    def process(self, pid: int) -> Process | None:
+    def process(self, pid: int) -> QemuProcess | None:
         """Read the state of QEMU's process; None if it is gone."""
-        said = self._shell.run(
+        answer = self._shell.run(
             f"cd {PROC}/{pid} && grep VmPTE status && echo task $(ls task) && grep vfio maps",
             check=False, doing="reading QEMU's mappings",
         ).stdout  # fmt: skip
-        head, _, rest = said.partition("\n")
+        head, _, rest = answer.partition("\n")
         tasks, _, maps = rest.partition("\n")
         if not tasks.startswith("task "):
             return None
-        threads = tuple(int(word) for word in tasks.split()[1:])
-        return Process(pid, threads, int(head.split()[1]) * 1024, maps)
+        return QemuProcess(
+            pid=pid, threads=tuple(int(word) for word in tasks.split()[1:]),
+            page_table_bytes=int(head.split()[1]) * 1024, maps=maps,
+        )  # fmt: skip
 
     def files(self) -> dict[str, str]:
         """Stop recording. Return trace.txt, clock.txt, stats.txt and profile.txt, in the form of
@@ -300,9 +312,9 @@ class Tracer:
 
 
 @contextlib.contextmanager
-def armed(shell: Commands, spec: dict[str, Any]) -> Iterator[Tracer]:
-    """Keep the probes of `profile_spec` armed while the block runs. They are removed after it, at
-    the latest when the connection ends.
+def armed_tracer(shell: Commands, spec: ProbeSpec) -> Iterator[Tracer]:
+    """Keep probes armed while the block runs. They are removed after it, at the latest when the
+    connection ends.
 
     Raises BenchError if another profile is at work, if the kernel refuses a probe (with its own
     reason), and if something cannot be undone."""
@@ -318,9 +330,7 @@ def armed(shell: Commands, spec: dict[str, Any]) -> Iterator[Tracer]:
         ) from exc
 
 
-def _streamed(
-    shell: Commands, spec: dict[str, Any]
-) -> contextlib.AbstractContextManager[Dialogue]:
+def _streamed(shell: Commands, spec: ProbeSpec) -> contextlib.AbstractContextManager[Dialogue]:
     return shell.stream(["sh", "-c", arming_script(spec, TRACEFS, PROC)], timeout=_ARM_SECONDS)
 
 

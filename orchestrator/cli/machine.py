@@ -55,8 +55,8 @@ def profile(
     """Boot an existing libvirt domain once, under the probes. Shows where the time goes and what
     would help."""
     set_logging(verbose)
-    from orchestrator.analysis.profile import profile_of
-    from orchestrator.profile import Asked, record
+    from orchestrator.analysis.profile import analyse_profile
+    from orchestrator.profile import ProfileRequest, record
     from orchestrator.profile import clear as clear_profile
     from orchestrator.progress import Progress
     from orchestrator.report.profile import profile_json, text_profile
@@ -71,12 +71,12 @@ def profile(
             hint="virsh list --all names them",
             reason=Reason.COMMAND_LINE,
         )
-    asked = Asked(domain, connect, ssh_config, reboot, _parse_until(until))
+    request = ProfileRequest(domain, connect, ssh_config, reboot, _parse_until(until))
     with Progress().task("profile") as progress:
-        recorded = record(asked, progress)
+        recorded = record(request, progress)
         if save is not None:
             recorded.save(save)
-        found = profile_of(recorded.facts, recorded.files)
+        found = analyse_profile(recorded.facts, recorded.files)
     if as_json:
         print_json(profile_json(found))
     else:
@@ -206,7 +206,7 @@ def doctor(
     changes nothing."""
     set_logging(verbose)
     from orchestrator.cache import Cache
-    from orchestrator.doctor import diagnosed
+    from orchestrator.doctor import diagnose
     from orchestrator.progress import Progress
     from orchestrator.report.doctor import json_diagnosis, text_diagnosis
 
@@ -220,7 +220,7 @@ def doctor(
             )  # fmt: skip
         wanted = cells[0].scenario
     with Progress().task("doctor"):
-        diagnosis = diagnosed(wanted, host, ssh_config, Cache(), probe=probe)
+        diagnosis = diagnose(wanted, host, ssh_config, Cache(), probe=probe)
     if as_json:
         print_json(json_diagnosis(diagnosis))
     else:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from orchestrator.analysis.finding import Finding, Needs, Use
-from orchestrator.analysis.findings import in_the_way, usable
+from orchestrator.analysis.findings import is_usable, select_problems
 from orchestrator.report.layout import wrapped
 from orchestrator.report.printable import printable
 
@@ -33,7 +32,7 @@ class Diagnosis:
         """0: nothing is in the way. 3: something is in the way of every use in question. The uses
         in question are the scenario's; without a scenario, being a metal host (for an address), or
         both running nested hosts and being a metal host (for this machine)."""
-        return 0 if usable(self.findings, self.needs) else 3
+        return 0 if is_usable(self.findings, self.needs) else 3
 
 
 def text_diagnosis(diagnosis: Diagnosis) -> str:
@@ -41,7 +40,7 @@ def text_diagnosis(diagnosis: Diagnosis) -> str:
     problems first. A finding that is not ok has its evidence and its fix."""
     lines = [", ".join(filter(None, (diagnosis.machine, diagnosis.system)))]
     for use in diagnosis.needs.uses:
-        bad = in_the_way(diagnosis.findings, use)
+        bad = select_problems(diagnosis.findings, use)
         names = ", ".join(dict.fromkeys(finding.name for finding in bad))
         what = f"scenario {diagnosis.scenario}" if diagnosis.scenario else _USES[use]
         answer = f"no ({names})" if bad else "yes" + _how(diagnosis.findings, use)
@@ -59,21 +58,21 @@ def _how(found: Sequence[Finding], use: Use) -> str:
 
 def _finding(finding: Finding, uses: Sequence[Use]) -> list[str]:
     hang = " " * (_STATUS + 2)
-    one = len(uses) > 1 and len(finding.uses) == 1 and finding.status != "ok"
-    name = f"{finding.name} ({finding.uses[0]})" if one else finding.name
+    for_one = len(uses) > 1 and len(finding.uses) == 1 and finding.status != "ok"
+    name = f"{finding.name} ({finding.uses[0]})" if for_one else finding.name
     lines = wrapped(
         f"{name}: {printable(finding.what)}", f"{finding.status:<{_STATUS}}", " " * _STATUS
     )
     if finding.status == "ok":
         return lines
-    for said in finding.evidence:
-        lines += wrapped(printable(said), f"{hang}| ", f"{hang}|   ")
+    for line in finding.evidence:
+        lines += wrapped(printable(line), f"{hang}| ", f"{hang}|   ")
     if finding.fix:
         lines += wrapped(finding.fix, f"{hang}-> ", f"{hang}   ")
     return lines
 
 
-def json_diagnosis(diagnosis: Diagnosis) -> dict[str, Any]:
+def json_diagnosis(diagnosis: Diagnosis) -> dict[str, object]:
     """Return the diagnosis for programs. `uses`: whether each use in question is possible, and the
     names of the problems."""
     found = diagnosis.findings
@@ -81,8 +80,8 @@ def json_diagnosis(diagnosis: Diagnosis) -> dict[str, Any]:
         "schema": 1, "machine": diagnosis.machine, "system": diagnosis.system,
         "scenario": diagnosis.scenario or None,
         "uses": {
-            use: {"possible": not in_the_way(found, use),
-                  "in_the_way": [finding.name for finding in in_the_way(found, use)]}
+            use: {"possible": not select_problems(found, use),
+                  "in_the_way": [finding.name for finding in select_problems(found, use)]}
             for use in diagnosis.needs.uses
         },
         "findings": [asdict(finding) for finding in found], "exit_code": diagnosis.exit_code,

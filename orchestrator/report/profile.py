@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from textwrap import wrap
-from typing import Any
 
 from orchestrator.analysis.cost import CostTable, Row, cost_table
 from orchestrator.analysis.profile import Profile
@@ -42,15 +41,15 @@ def text_profile(profile: Profile) -> str:
     return "\n".join("\n".join(lines) + "\n" for lines in parts if lines)
 
 
-def profile_json(profile: Profile) -> dict[str, Any]:
+def profile_json(profile: Profile) -> dict[str, object]:
     """Return the document that `barometer profile --json` prints."""
-    facts, boot = profile.facts, to_json(profile.timeline)
+    facts, boot = profile.facts.to_json(), to_json(profile.timeline)
     costs = cost_table({"baseline": (profile.timeline,)})
-    wanted = ("barometer", "domain", "uri", "boot", "ended", "release", "qemu", "libvirt",
-              "memory", "huge_pages", "bars", "settings", "definition_changed")  # fmt: skip
+    keys = ("barometer", "domain", "uri", "boot", "ended", "release", "qemu", "libvirt", "memory",
+            "huge_pages", "bars", "settings", "definition_changed")  # fmt: skip
     return {
         "schema": 1,
-        **{name: facts[name] for name in wanted},
+        **{key: facts[key] for key in keys},
         "boot_seconds": boot["boot_seconds"], "boot_ends": profile.ended_by,
         **{name: boot[name] for name in ("phases", "operations", "zaps")},
         "totals": {name: asdict(of["baseline"]) for name, of in costs.totals.items()},
@@ -59,11 +58,11 @@ def profile_json(profile: Profile) -> dict[str, Any]:
              "reasons": [asdict(reason) for reason in level.reasons]}
             for level in profile.levels
         ],
-        "advice": [asdict(one) for one in profile.advice],
+        "advice": [asdict(advice) for advice in profile.advice],
     }  # fmt: skip
 
 
-def _wrapped(text: str, first: str = "", then: str = "") -> list[str]:
+def _wrap(text: str, first: str = "", then: str = "") -> list[str]:
     return wrap(
         text, _WIDTH, initial_indent=first, subsequent_indent=then, break_on_hyphens=False
     )  # fmt: skip
@@ -71,20 +70,17 @@ def _wrapped(text: str, first: str = "", then: str = "") -> list[str]:
 
 def _head(profile: Profile) -> list[str]:
     facts, boot = profile.facts, profile.timeline
-    what = "QEMU's exec" if facts["boot"] == "start" else "the reset of its machine"
-    bars = ", ".join(
-        f"{bar['device']} BAR {bar['number']} {format_size(bar['size'])}" for bar in facts["bars"]
-    )
+    what = "QEMU's exec" if facts.boot == "start" else "the reset of its machine"
+    bars = ", ".join(f"{bar.name} {format_size(bar.size)}" for bar in facts.bars)
     return [
-        *_wrapped(
-            f"{facts['domain']}: {digits(boot.boot_seconds)} s from {what}"
-            f" {_ENDS[profile.ended_by]}"
+        *_wrap(
+            f"{facts.domain}: {digits(boot.boot_seconds)} s from {what} {_ENDS[profile.ended_by]}"
         ),
-        *_wrapped(
-            f"host {facts['release']}, QEMU {facts['qemu']}, libvirt {facts['libvirt']},"
-            f" {format_size(facts['memory'])} of memory"
+        *_wrap(
+            f"host {facts.release}, QEMU {facts.qemu}, libvirt {facts.libvirt},"
+            f" {format_size(facts.memory)} of memory"
         ),
-        *_wrapped(f"devices: {bars}", then="  "),
+        *_wrap(f"devices: {bars}", then="  "),
     ]
 
 
@@ -110,16 +106,16 @@ def _levels(profile: Profile) -> list[str]:
     if not profile.levels:
         return []
     lines = ["How QEMU has the BARs mapped, and why not by leaves of 1 GiB"]
-    told: set[tuple[str, str]] = set()
+    printed: set[tuple[str, str]] = set()
     for level in profile.levels:
         each = f", {level.stride} a lookup" if level.stride else ""
         best = " (the best there is)" if level.best else ""
         most = "" if level.leaf == "4KiB" else " at most"
         lines.append(f"  {level.place}: leaves of {level.leaf}{most}{each}{best}")
         for reason in level.reasons:
-            text = "as above" if (reason.name, reason.text) in told else reason.text
-            told.add((reason.name, reason.text))
-            lines += _wrapped(f"{reason.name}: {text}", "    - ", "      ")
+            text = "as above" if (reason.name, reason.text) in printed else reason.text
+            printed.add((reason.name, reason.text))
+            lines += _wrap(f"{reason.name}: {text}", "    - ", "      ")
     return lines
 
 
@@ -127,28 +123,29 @@ def _advice(profile: Profile) -> list[str]:
     if not profile.advice:
         return ["What would help: nothing here costs one part in a hundred of the boot"]
     lines = ["What would help, and the seconds of this boot that it is about"]
-    for number, one in enumerate(profile.advice, 1):
-        share = one.seconds / profile.timeline.boot_seconds if profile.timeline.boot_seconds else 0
-        cost = f" ({quantity(one.seconds, 's')}, {share:.1%})" if one.seconds else ""
-        lines += _wrapped(f"{one.problem}{cost}", f"{number:3}. ", "     ")
-        if one.help:
-            lines += _wrapped(one.help, "     -> ", "        ")
+    boot_seconds = profile.timeline.boot_seconds
+    for number, advice in enumerate(profile.advice, 1):
+        share = advice.seconds / boot_seconds if boot_seconds else 0
+        cost = f" ({quantity(advice.seconds, 's')}, {share:.1%})" if advice.seconds else ""
+        lines += _wrap(f"{advice.problem}{cost}", f"{number:3}. ", "     ")
+        if advice.help:
+            lines += _wrap(advice.help, "     -> ", "        ")
     return lines
 
 
 def _foot(profile: Profile) -> list[str]:
     facts = profile.facts
-    ended = _ENDED[facts["ended"]].format(until=facts["until"])
-    running = "" if facts["ended"] == "domain-ended" else f"; {facts['domain']} is left running"
-    lines = _wrapped(f"The profile {ended}; its probes are gone{running}.")
-    if not facts["parts"]:
-        lines += _wrapped(
-            f"What a map is spent in is not known: return probes of {facts['release']} know no"
+    ended = _ENDED[facts.ended].format(until=facts.until)
+    running = "" if facts.ended == "domain-ended" else f"; {facts.domain} is left running"
+    lines = _wrap(f"The profile {ended}; its probes are gone{running}.")
+    if not facts.parts:
+        lines += _wrap(
+            f"What a map is spent in is not known: return probes of {facts.release} know no"
             " arguments (v6.9)."
         )
-    if facts["definition_changed"]:
-        lines += _wrapped(
-            f"The definition of {facts['domain']} is another than before: somebody changed it"
+    if facts.definition_changed:
+        lines += _wrap(
+            f"The definition of {facts.domain} is another than before: somebody changed it"
             " meanwhile; barometer does not."
         )
     return lines

@@ -22,7 +22,7 @@ from orchestrator.bench.hypervisor import Connection, Domain
 from orchestrator.bench.keys import RunKeys
 from orchestrator.bench.waiting import until
 from orchestrator.errors import BenchError, ScenarioError
-from orchestrator.profile import Asked, record
+from orchestrator.profile import ProfileRequest, record
 from orchestrator.progress import Progress
 from orchestrator.scenario import GIB, Scenario
 from tests.lab.conftest import RunOne
@@ -95,7 +95,7 @@ def test_a_domain_that_is_there_is_profiled_and_left_as_it_was(
 ) -> None:
     def check(host: Host, domain: Domain) -> None:
         before = domain.definition()
-        asked = Asked(NAME, URI, host.scratch / "ssh_config")
+        asked = ProfileRequest(NAME, URI, host.scratch / "ssh_config")
 
         first = barometer(host, "--save", str(tmp_path / "saved"))
         out, err = first.communicate(timeout=600)
@@ -141,7 +141,9 @@ def test_a_setting_a_reboot_and_a_killed_profile_are_seen(
 
         # a real reset, because this guest does not reboot by ACPI
         monkeypatch.setattr(Domain, "reboot", lambda self: self.monitor("system_reset"))
-        again = record(Asked(NAME, URI, host.scratch / "ssh_config", reboot=True), Progress())
+        again = record(
+            ProfileRequest(NAME, URI, host.scratch / "ssh_config", reboot=True), Progress()
+        )
         again.save(tmp_path / "reboot")
         assert not left(host)
 

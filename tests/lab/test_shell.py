@@ -27,7 +27,7 @@ from orchestrator.bench.shell import (
 )
 from orchestrator.bounded import ANSWER_BYTES, STREAM_LINE_BYTES
 from orchestrator.cache import Cache
-from orchestrator.doctor import diagnosed
+from orchestrator.doctor import diagnose
 from orchestrator.errors import ArmFailedError, BenchError
 from tests.lab.sshd import SECONDS, USER, Server, free_port, server_in, serving
 
@@ -527,7 +527,7 @@ def test_machine_is_examined_within_its_figure(sshd: Server, tmp_path: Path) -> 
         f" UserKnownHostsFile {known}\n"
     )
     started = time.monotonic()
-    found = diagnosed(None, "lab", config, Cache(tmp_path))
+    found = diagnose(None, "lab", config, Cache(tmp_path))
     assert time.monotonic() - started < 10
     assert found.system == f"Linux {os.uname().release}, {os.uname().machine}"
     names = {finding.name for finding in found.findings}

@@ -8,29 +8,38 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.analysis.finding import USES, Finding, Needs
-from orchestrator.analysis.findings import findings
+from orchestrator.analysis.findings import judge_machine
+from orchestrator.evidence.checkup_facts import CheckupFacts, parse_checkup
 
 CHECKUPS = Path(__file__).parents[2] / "fixtures/recorded/checkups"
 Raw = dict[str, Any]
 Change = Callable[[Raw], object]
 
 
-def recorded(name: str) -> Raw:
-    found: Raw = json.loads((CHECKUPS / f"{name}.json").read_text())
-    return found
+def read(name: str) -> Raw:
+    raw: Raw = json.loads((CHECKUPS / f"{name}.json").read_text())
+    return raw
 
 
-def server(*changes: Change) -> Raw:
+def parse(raw: Raw) -> CheckupFacts:
+    return parse_checkup(json.dumps(raw), "the checkup")
+
+
+def recorded(name: str) -> CheckupFacts:
+    return parse(read(name))
+
+
+def server(*changes: Change) -> CheckupFacts:
     """Return a machine with nothing in the way, except for these changes."""
-    raw = recorded("gpu-server")
+    raw = read("gpu-server")
     for change in changes:
         change(raw)
-    return raw
+    return parse(raw)
 
 
 def of_server(*changes: Change, needs: Needs | None = None) -> dict[str, Finding]:
     """Return the findings by name, of each name the worst."""
-    found = findings(server(*changes), needs or Needs(USES))
+    found = judge_machine(server(*changes), needs or Needs(USES))
     return {finding.name: finding for finding in reversed(found)}
 
 

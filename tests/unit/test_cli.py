@@ -40,7 +40,8 @@ from orchestrator.report.perfetto import perfetto_trace
 from orchestrator.report.timeline import text_timeline
 from orchestrator.run import Enough, Runner
 from orchestrator.scenario import MetalHost, NestedHost, Scenario
-from tests.unit.checkups import recorded as recorded_checkup
+from tests.unit.checkups import parse as parse_checkup
+from tests.unit.checkups import read as read_checkup
 from tests.unit.fabricated import sealed_map_trial
 from tests.unit.kernels.fakes import folder_kernel
 from tests.unit.recorded import FAILED, MEASURED, RUN, copied, copied_run, rewrite, sealed
@@ -1183,8 +1184,8 @@ def test_path_that_cannot_be_used_is_no_bug(
 def test_doctor_says_what_is_in_the_way(
     barometer: Command, capsys: Said, monkeypatch: pytest.MonkeyPatch, scenario: Path
 ) -> None:
-    raw = recorded_checkup("emulated-runner")
-    monkeypatch.setattr(doctor, "evidence", lambda *_, **_how: raw)
+    raw = read_checkup("emulated-runner")
+    monkeypatch.setattr(doctor, "examine", lambda *_, **_how: parse_checkup(raw))
     assert barometer("doctor") == 0
     assert "runs nested hosts: yes, emulated" in capsys.readouterr().out
     raw["programs"]["mmdebstrap"] = None

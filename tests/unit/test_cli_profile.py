@@ -11,10 +11,18 @@ import pytest
 
 from orchestrator import profile
 from orchestrator.cli.entry import run_verb
-from orchestrator.profile import Asked, Recorded
-from tests.unit.analysis.test_profile import ALIGNED, BAR, FILES, QEMU, VCPU, booted, vma
-from tests.unit.analysis.test_profile import FACTS as BOOT
-from tests.unit.report.test_profile import FACTS as HOST
+from orchestrator.evidence.profile_facts import ProfileEvidence
+from orchestrator.profile import ProfileRequest
+from tests.unit.analysis.test_profile import (
+    ALIGNED,
+    BAR,
+    FILES,
+    QEMU,
+    VCPU,
+    booted,
+    profile_facts,
+    vma,
+)
 
 PROCESS = {
     "pid": QEMU, "threads": [QEMU, VCPU], "page_table_bytes": 1 << 21, "maps": vma(ALIGNED, BAR)
@@ -23,13 +31,13 @@ PROCESS = {
 
 class Command:
     def __init__(self) -> None:
-        self.asked: list[Asked] = []
+        self.asked: list[ProfileRequest] = []
         self.cleared: list[Any] = []
 
-    def record(self, asked: Asked, _progress: object) -> Recorded:
+    def record(self, asked: ProfileRequest, _progress: object) -> ProfileEvidence:
         self.asked.append(asked)
-        return Recorded(
-            {**BOOT, **HOST, "process": PROCESS},
+        return ProfileEvidence(
+            profile_facts(process=PROCESS),
             FILES | {"trace.txt": booted().text()},
             "<domain/>",
         )
@@ -52,7 +60,7 @@ def test_a_domain_is_profiled_until_it_is_quiet(
     command: Command, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert barometer(monkeypatch, "gpu vm") == 0
-    assert command.asked == [Asked("gpu vm", until=20.0)]
+    assert command.asked == [ProfileRequest("gpu vm", until=20.0)]
     assert "What would help" in capsys.readouterr().out
 
 
@@ -65,7 +73,7 @@ def test_what_is_asked_for_is_done_and_saved(
         monkeypatch, "gpu vm", "--connect", uri, "--ssh-config", "c", "--reboot", "--until",
         "agent", "--save", tmp_path / "saved", "--json",
     ) == 0  # fmt: skip
-    assert command.asked == [Asked("gpu vm", uri, Path("c"), reboot=True, until="agent")]
+    assert command.asked == [ProfileRequest("gpu vm", uri, Path("c"), reboot=True, until="agent")]
     assert json.loads(capsys.readouterr().out)["advice"][0]["name"] == "no-series"
     assert (tmp_path / "saved/trace.txt.gz").exists()
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import contextlib
 import io
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,13 +10,16 @@ import pytest
 from rich.console import Console
 
 from orchestrator import doctor
+from orchestrator.bench import remote
 from orchestrator.bench.local import Here
 from orchestrator.cache import Cache
-from orchestrator.doctor import diagnosed, preflight
-from orchestrator.errors import BenchError, ScenarioError
+from orchestrator.doctor import diagnose, preflight
+from orchestrator.errors import BenchError, EvidenceError, ScenarioError
+from orchestrator.evidence.checkup_facts import CheckupFacts
 from orchestrator.progress import Progress
+from orchestrator.reasons import Reason
 from orchestrator.scenario import HostDevice
-from tests.unit.checkups import Raw, recorded, server, value
+from tests.unit.checkups import recorded, server, value
 from tests.unit.scenarios import scenario
 
 METAL = (
@@ -23,22 +28,22 @@ METAL = (
 )  # fmt: skip
 
 
-class Asked:
-    """A stand-in for `evidence` that returns `raw` and records the requests."""
+class Examine:
+    """A stand-in for `examine` that returns `facts` and records the requests."""
 
-    def __init__(self, raw: Raw) -> None:
-        self.raw = raw
+    def __init__(self, facts: CheckupFacts) -> None:
+        self.facts = facts
         self.arguments: tuple[Any, ...] = ()
         self.how: dict[str, bool] = {}
 
-    def __call__(self, *arguments: Any, **how: bool) -> Raw:
+    def __call__(self, *arguments: Any, **how: bool) -> CheckupFacts:
         self.arguments, self.how = arguments, how
-        return self.raw
+        return self.facts
 
 
-def asking(monkeypatch: pytest.MonkeyPatch, raw: Raw) -> Asked:
-    asked = Asked(raw)
-    monkeypatch.setattr(doctor, "evidence", asked)
+def asking(monkeypatch: pytest.MonkeyPatch, facts: CheckupFacts) -> Examine:
+    asked = Examine(facts)
+    monkeypatch.setattr(doctor, "examine", asked)
     return asked
 
 
@@ -56,7 +61,7 @@ def test_this_machine_is_asked_for_both_uses(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     asked = asking(monkeypatch, recorded("emulated-runner"))
-    found = diagnosed(None, None, None, Cache(tmp_path))
+    found = diagnose(None, None, None, Cache(tmp_path))
     machine, programs, versions, folders, device = asked.arguments
     assert isinstance(machine, Here)
     assert {"mmdebstrap", "newuidmap"} <= {*programs}
@@ -71,7 +76,7 @@ def test_this_machine_is_asked_for_both_uses(
 def test_machine_that_is_not_reached_is_a_finding(tmp_path: Path) -> None:
     config = tmp_path / "config"
     config.write_text("Host gpu1.lab\n HostName 127.0.0.1\n Port 1\n User root\n")
-    found = diagnosed(scenario(*METAL), "gpu1.lab", config, Cache(tmp_path))
+    found = diagnose(scenario(*METAL), "gpu1.lab", config, Cache(tmp_path))
     [finding] = found.findings
     assert (finding.name, finding.status) == ("ssh", "problem")
     assert "no SSH server answers at 127.0.0.1 port 1" in finding.what
@@ -82,12 +87,29 @@ def test_machine_of_a_metal_scenario_is_the_one_that_is_asked(tmp_path: Path) ->
     config = tmp_path / "config"
     config.write_text("Host gpu1.lab\n HostName 127.0.0.1\n Port 1\n")
     asked = scenario(*METAL, f"host.ssh_config={config}")
-    assert diagnosed(asked, None, None, Cache(tmp_path)).machine == "gpu1.lab"
+    assert diagnose(asked, None, None, Cache(tmp_path)).machine == "gpu1.lab"
 
 
 def test_address_that_ssh_does_not_take_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ScenarioError, match="does not take the address"):
-        diagnosed(None, "a b", None, Cache(tmp_path))
+        diagnose(None, "a b", None, Cache(tmp_path))
+
+
+def test_machine_whose_answer_has_a_flaw_is_a_finding(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    @contextlib.contextmanager
+    def logged_in(_endpoint: object) -> Iterator[Here]:
+        yield Here()
+
+    def refuse(*_: object, **_how: bool) -> CheckupFacts:
+        raise EvidenceError("the checkup: uid: no number", reason=Reason.BAD_EVIDENCE)
+
+    monkeypatch.setattr(remote, "logged_in", logged_in)
+    monkeypatch.setattr(doctor, "examine", refuse)
+    found = diagnose(None, "gpu1.lab", None, Cache(tmp_path))
+    assert [(f.name, f.status) for f in found.findings] == [("checkup", "problem")]
+    assert found.exit_code == 3
 
 
 def test_preflight_lets_a_run_begin_and_says_what_it_costs(

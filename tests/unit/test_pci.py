@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -8,7 +10,7 @@ from orchestrator.abi import IORESOURCE_UNSET
 from orchestrator.errors import BenchError
 from orchestrator.pci import Resource, Survey, parse_resources
 from orchestrator.scenario import GIB, MIB
-from tests.unit.machines import LARGE, recorded
+from tests.unit.machines import LARGE, RECORDED, recorded
 
 LINES = st.builds(Resource, *[st.integers(0, 2**64 - 1)] * 3)
 
@@ -72,6 +74,13 @@ def test_group_of_a_function_without_one_is_itself() -> None:
     survey = recorded("without-iommu")
     card = survey.functions["0000:01:00.0"]
     assert survey.members(card) == [card]
+
+
+def test_flaw_of_a_survey_is_named() -> None:
+    survey = json.loads((RECORDED / "gpu-server.json").read_text())
+    survey["functions"][3]["resource"] = ["0x0 0x0"]
+    with pytest.raises(BenchError, match=r"functions\.3\.resource\.0: "):
+        Survey.parse(json.dumps(survey))
 
 
 @pytest.mark.parametrize("text", ["", "Welcome!\n{}", "{}", "[]", '{"functions": [{}]}', "1"])

@@ -16,11 +16,17 @@ import pytest
 from orchestrator import profile
 from orchestrator.bench import hypervisor, profiler, remote
 from orchestrator.bench.local import LocalShell
-from orchestrator.bench.profiler import Process
+from orchestrator.bench.profiler import ProbeSpec
 from orchestrator.bench.shell import Completed
 from orchestrator.bench.waiting import until
 from orchestrator.errors import BarometerError, BenchError, ScenarioError
-from orchestrator.profile import Asked, record
+from orchestrator.evidence.profile_facts import (
+    TRACER_FILES,
+    ProfileFacts,
+    QemuProcess,
+    load_profile,
+)
+from orchestrator.profile import ProfileRequest, record
 from orchestrator.progress import Progress
 from tests.unit.bench.test_definition import XML
 
@@ -36,6 +42,9 @@ RESOURCE = "\n".join(
 )
 
 
+PROCESS = QemuProcess(pid=7, threads=(7, 9), page_table_bytes=4096, maps="")
+
+
 class Host:
     """A host that answers each command by its purpose, with its domain, libvirt and tracer."""
 
@@ -46,7 +55,7 @@ class Host:
         self.xml, self.running = XML, False
         self.happened: set[hypervisor.Happening] = set()
         self.counts = [4, 9, 9, 9]
-        self.process_found: Process | None = Process(7, (7, 9), 4096, "")
+        self.process_found: QemuProcess | None = PROCESS
         self.answers = {
             "reading facts": "release\t6.12.0\nclocksource\ttsc\ncmdline\tquiet\n",
             "asking QEMU's version": "QEMU emulator version 8.2.2 (Debian 1:8.2.2)\n",
@@ -91,7 +100,7 @@ class Host:
     # its tracer
 
     @contextlib.contextmanager
-    def armed(self, _shell: object, spec: dict[str, Any]) -> Iterator[Host]:
+    def armed(self, _shell: object, spec: ProbeSpec) -> Iterator[Host]:
         self.spec = spec
         try:
             yield self
@@ -107,11 +116,11 @@ class Host:
     def records(self, _pid: int) -> int | None:
         return self.counts.pop(0) if len(self.counts) > 1 else self.counts[0]
 
-    def process(self, _pid: int) -> Process | None:
+    def process(self, _pid: int) -> QemuProcess | None:
         return self.process_found
 
     def files(self) -> dict[str, str]:
-        return {"trace.txt": "# nothing\n", "clock.txt": "[mono]\n"}
+        return {**dict.fromkeys(TRACER_FILES, "[mono]\n"), "trace.txt": "# nothing\n"}
 
 
 @pytest.fixture
@@ -122,8 +131,8 @@ def host(monkeypatch: pytest.MonkeyPatch) -> Host:
     def reached(_uri: object, _config: object) -> Iterator[tuple[Host, Host]]:
         yield made, made
 
-    monkeypatch.setattr(profile, "reached", reached)
-    monkeypatch.setattr(profiler, "armed", made.armed)
+    monkeypatch.setattr(profile, "connected_host", reached)
+    monkeypatch.setattr(profiler, "armed_tracer", made.armed)
     monkeypatch.setattr(profile, "_LOOK_SECONDS", 0.01)
     monkeypatch.setattr(
         profile, "until", lambda check, **how: until(check, **how | {"every": 0.01})
@@ -131,28 +140,30 @@ def host(monkeypatch: pytest.MonkeyPatch) -> Host:
     return made
 
 
-def recorded(host: Host, **asked: Any) -> dict[str, Any]:
-    return record(Asked("gpu vm", **{"until": 0.05, **asked}), Progress()).facts
+def recorded(host: Host, **asked: Any) -> ProfileFacts:
+    return record(ProfileRequest("gpu vm", **{"until": 0.05, **asked}), Progress()).facts
 
 
 def test_a_start_is_recorded_until_nothing_is_mapped_any_more(host: Host) -> None:
     facts = recorded(host)
-    assert (facts["ended"], facts["boot"], host.marks) == ("quiet", "start", ["run"])
+    assert (facts.ended, facts.boot, host.marks) == ("quiet", "start", ["run"])
     assert host.running
     assert host.cleared
-    assert (facts["qemu"], facts["release"], facts["pid"]) == ("8.2.2", "6.12.0", 7)
+    assert (facts.qemu, facts.release, facts.pid) == ("8.2.2", "6.12.0", 7)
     assert host.focused == 7
-    assert facts["settings"] == {"clocksource": "tsc", "cmdline": "quiet"}
-    assert facts["process"] == {"pid": 7, "threads": (7, 9), "page_table_bytes": 4096, "maps": ""}
-    assert not facts["definition_changed"]
+    assert facts.settings.to_json() == {
+        "clocksource": "tsc", "cmdline": "quiet"
+    }  # fmt: skip
+    assert facts.process == PROCESS
+    assert not facts.definition_changed
     # memory BARs only, without the I/O port BAR
-    assert facts["bars"][:2] == [
-        {"device": "0000:3b:00.1", "number": 0, "start": 0xFB000000, "size": 16 << 20},
-        {"device": "0000:3b:00.1", "number": 1, "start": 0x380000000000, "size": 32 * GIB},
+    assert [(bar.device, bar.number, bar.start, bar.size) for bar in facts.bars[:2]] == [
+        ("0000:3b:00.1", 0, 0xFB000000, 16 << 20),
+        ("0000:3b:00.1", 1, 0x380000000000, 32 * GIB),
     ]
-    assert len(facts["bars"]) == 4
-    assert host.spec["filters"]["baroprofile/imap_in"] == f"size == {32 * GIB:#x}"
-    assert host.spec["filters"]["sched/sched_process_exec"] == 'filename ~ "/usr/libexec/qemu-kvm"'
+    assert len(facts.bars) == 4
+    assert host.spec.filters["baroprofile/imap_in"] == f"size == {32 * GIB:#x}"
+    assert host.spec.filters["sched/sched_process_exec"] == 'filename ~ "/usr/libexec/qemu-kvm"'
 
 
 def test_quiet_before_the_first_map_may_be_slow_firmware(
@@ -160,29 +171,29 @@ def test_quiet_before_the_first_map_may_be_slow_firmware(
 ) -> None:
     monkeypatch.setattr(profile, "_LONGEST", 0.4)
     host.counts = [4]
-    assert recorded(host)["ended"] == "limit"
+    assert recorded(host).ended == "limit"
     monkeypatch.setattr(profile, "_UNTOUCHED_SECONDS", 0.1)
     host.running = False
-    assert recorded(host)["ended"] == "quiet"
+    assert recorded(host).ended == "quiet"
 
 
 def test_the_agents_connection_is_marked_and_may_be_the_end(host: Host) -> None:
     host.happened.add("agent")
-    assert recorded(host)["ended"] == "quiet"
+    assert recorded(host).ended == "quiet"
     host.running = False
-    assert recorded(host, until="agent")["ended"] == "agent"
+    assert recorded(host, until="agent").ended == "agent"
     assert host.marks == ["run", "agent"] * 2
 
 
 def test_a_domain_that_ends_is_no_error(host: Host) -> None:
     host.counts, host.process_found = [4, None], None  # type: ignore[list-item]
     facts = recorded(host)
-    assert (facts["ended"], facts["process"]) == ("domain-ended", None)
+    assert (facts.ended, facts.process) == ("domain-ended", None)
 
 
 def test_a_reboot_begins_with_the_reset(host: Host) -> None:
     host.running = True
-    assert recorded(host, reboot=True)["boot"] == "reboot"
+    assert recorded(host, reboot=True).boot == "reboot"
     assert host.marks == ["reset"]
 
 
@@ -202,8 +213,8 @@ def test_older_kernels_are_traced_without_parts(
     host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(profiler, "takes_return_arguments", lambda _shell: False)
-    assert not recorded(host)["parts"]
-    assert "baroprofile/imap_in" not in host.spec["enable"]
+    assert not recorded(host).parts
+    assert "baroprofile/imap_in" not in host.spec.enable
 
 
 @pytest.mark.parametrize(
@@ -242,13 +253,13 @@ def test_a_definition_that_somebody_changes_is_told(host: Host) -> None:
     versions = [XML, XML, XML.replace("gpu vm", "gpu")]
     host.definition = lambda: versions.pop(0) if len(versions) > 1 else versions[0]  # type: ignore[method-assign]
     versions.pop(0)
-    assert recorded(host)["definition_changed"]
+    assert recorded(host).definition_changed
 
 
 def test_machine_that_a_run_has_leased_is_refused(host: Host) -> None:
     host.answers["looking for leases"] = "/var/lib/barometer/lease-7.json\n"
     with pytest.raises(BenchError, match="is leased to a run") as caught:
-        record(Asked("vm"), Progress())
+        record(ProfileRequest("vm"), Progress())
     assert caught.value.reason == "lease-held"
     assert not host.running
 
@@ -268,13 +279,24 @@ def test_an_interrupt_leaves_the_domain_running_and_says_so(
 
 
 def test_what_is_recorded_is_saved(host: Host, tmp_path: Path) -> None:
-    found = record(Asked("gpu vm", until=0.05), Progress())
+    found = record(ProfileRequest("gpu vm", until=0.05), Progress())
     found.save(tmp_path / "a" / "b")
     folder = tmp_path / "a" / "b"
-    assert json.loads((folder / "facts.json").read_text())["domain"] == "gpu vm"
+    facts = json.loads((folder / "facts.json").read_text())
+    assert (facts["schema"], facts["domain"]) == (1, "gpu vm")
+    assert facts["settings"] == {"clocksource": "tsc", "cmdline": "quiet"}
     assert gzip.decompress((folder / "trace.txt.gz").read_bytes()) == b"# nothing\n"
     assert (folder / "clock.txt").read_text() == "[mono]\n"
     assert (folder / "domain.xml").read_text() == XML
+    assert load_profile(folder) == found
+
+
+def test_a_host_that_does_not_say_its_release_is_the_benchs_failure(host: Host) -> None:
+    host.answers["reading facts"] = "Welcome!\n"
+    with pytest.raises(BenchError) as caught:
+        recorded(host)
+    assert caught.value.reason == "answer-garbled"
+    assert not host.running
 
 
 # the connection ----------------------------------------------------------------------------------
@@ -313,17 +335,17 @@ def ways(monkeypatch: pytest.MonkeyPatch) -> Ways:
 
 
 def test_this_machines_libvirt_has_this_machines_shell(ways: Ways) -> None:
-    with profile.reached(None) as (shell, connection):
+    with profile.connected_host(None) as (shell, connection):
         assert isinstance(shell, LocalShell)
         assert connection.uri == "qemu:///system"
-    with profile.reached("qemu:///system") as (shell, _):
+    with profile.connected_host("qemu:///system") as (shell, _):
         assert isinstance(shell, LocalShell)
     assert ways.opened == [None, "qemu:///system"]
 
 
 def test_a_remote_libvirt_has_a_shell_by_the_same_address(ways: Ways) -> None:
     uri = "qemu+ssh://operator@localhost:2222/system?keyfile=/keys/one&no_verify=1"
-    with profile.reached(uri) as (shell, _):
+    with profile.connected_host(uri) as (shell, _):
         assert isinstance(shell, Remote)
     assert ways.endpoint is not None
     assert (ways.endpoint.user, ways.endpoint.port) == ("operator", 2222)
@@ -334,7 +356,7 @@ def test_a_remote_libvirt_has_a_shell_by_the_same_address(ways: Ways) -> None:
 def test_an_ssh_configuration_is_libvirts_too(ways: Ways, tmp_path: Path) -> None:
     config = tmp_path / "config"
     config.write_text("Host lab\n HostName 192.0.2.7\n Port 29\n User root\n")
-    with profile.reached("qemu+ssh://lab/system", config):
+    with profile.connected_host("qemu+ssh://lab/system", config):
         (uri,) = ways.opened
         assert uri is not None
         program = uri.partition("command=")[2].partition("&")[0]
@@ -346,12 +368,12 @@ def test_an_ssh_configuration_is_libvirts_too(ways: Ways, tmp_path: Path) -> Non
     "uri", ["qemu:///session", "test:///default", "xen+ssh://h/system", "qemu+tcp://h/system", ""]
 )
 def test_other_hypervisors_are_refused(ways: Ways, uri: str) -> None:
-    with pytest.raises(ScenarioError, match="profiles domains of"), profile.reached(uri):
+    with pytest.raises(ScenarioError, match="profiles domains of"), profile.connected_host(uri):
         pass
     assert ways.opened == []
 
 
 def test_a_default_that_is_another_hypervisor_is_refused(ways: Ways) -> None:
     ways.default = "test:///default"
-    with pytest.raises(BarometerError, match="test:///default"), profile.reached(None):
+    with pytest.raises(BarometerError, match="test:///default"), profile.connected_host(None):
         pass

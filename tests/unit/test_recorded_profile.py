@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from orchestrator.analysis.profile import Profile, profile_of
+from orchestrator.analysis.profile import Profile, analyse_profile
+from orchestrator.evidence.profile_facts import load_profile
 from orchestrator.report.profile import profile_json, text_profile
 
 FOLDER = Path(__file__).parents[2] / "fixtures/recorded/profile"
@@ -17,10 +17,8 @@ NAMES = sorted(path.name for path in FOLDER.iterdir())
 
 
 def recorded(name: str) -> Profile:
-    folder = FOLDER / name
-    files = {path.name: path.read_text() for path in folder.glob("*.txt")}
-    files["trace.txt"] = gzip.decompress((folder / "trace.txt.gz").read_bytes()).decode()
-    return profile_of(json.loads((folder / "facts.json").read_text()), files)
+    evidence = load_profile(FOLDER / name)
+    return analyse_profile(evidence.facts, evidence.files)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -38,7 +36,7 @@ def test_a_recorded_profile_reads_the_same(name: str) -> None:
     ],
 )
 def test_what_was_slow_is_named(name: str, expected: dict[str, Any]) -> None:
-    document = profile_json(recorded(name))
+    document = json.loads(json.dumps(profile_json(recorded(name))))
     (level,) = document["levels"]
     assert document["totals"]["maps of 1GiB BARs"]["calls"] == 12
     assert level["leaf"] == expected["leaf"]

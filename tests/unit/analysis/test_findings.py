@@ -11,11 +11,28 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.abi import OVMF_CODE, OVMF_VARIABLES
-from orchestrator.analysis import booting, measuring, passing, running
-from orchestrator.analysis.finding import METAL, NESTED, USES, Finding, Needs, Status, needs_of
-from orchestrator.analysis.findings import findings, in_the_way, usable
+from orchestrator.analysis import (
+    checks_boot,
+    checks_measurement,
+    checks_passthrough,
+    checks_runner,
+)
+from orchestrator.analysis.finding import METAL, NESTED, USES, Finding, Needs, Status, derive_needs
+from orchestrator.analysis.findings import is_usable, judge_machine, select_problems
+from orchestrator.errors import EvidenceError
 from orchestrator.scenario import GIB, MIB
-from tests.unit.checkups import Change, Raw, file, of_server, recorded, replaced, server, value
+from tests.unit.checkups import (
+    Change,
+    Raw,
+    file,
+    of_server,
+    parse,
+    read,
+    recorded,
+    replaced,
+    server,
+    value,
+)
 from tests.unit.scenarios import map_scenario, scenario
 
 CPU, CMDLINE = "/proc/cpuinfo", "/proc/cmdline"
@@ -43,6 +60,18 @@ def silent(raw: Raw) -> None:
 
 def no_iommu(raw: Raw) -> None:
     raw |= {"iommus": [], "groups": {}}
+
+
+def no_meminfo(raw: Raw) -> None:
+    del raw["files"]["/proc/meminfo"]
+
+
+def unexamined(*names: str) -> Change:
+    def change(raw: Raw) -> None:
+        for name in names:
+            del raw[name]
+
+    return change
 
 
 def amd(raw: Raw) -> None:
@@ -164,6 +193,9 @@ CASES = [
     case("memory", "problem", "needs 64.5 GiB", "lower guest.memory",
          file("/proc/meminfo", "MemAvailable: 8388608 kB"),
          needs=Needs(METAL, guest_memory=64 * GIB)),
+    case("memory", "warning", "is not known", "free -h", no_meminfo),
+    case("disk", "warning", "/var/lib/barometer is not known", "df -h",
+         value("folders", "/var/lib/barometer", to=None)),
     case("disk", "warning", "3GiB are free for /home/tester/.cache", "BAROMETER_CACHE",
          value("folders", "/home/tester/.cache/barometer",
                to={"at": "/home", "free": 3 * GIB, "total": 9 * GIB})),
@@ -208,6 +240,7 @@ CASES = [
     case("large-bar", "problem", "has no place", "Above 4G Decoding", bar(placed=False)),
     case("large-bar", "problem", "cannot be spared", "another device",
          bar(refused=["own-disk: the root file system is on it"])),
+    case("large-bar", "problem", "is not known", "doctor", unexamined("bars")),
     case("resizable-bar", "warning", "can have 128GiB", "Resizable BAR",
          bar(size=256 * MIB, growable=128 * GIB)),
     case("device", "problem", "no device 0000:99:00.0", "device.address",
@@ -290,6 +323,9 @@ CASES = [
     case("lockdown", "problem", "locked down (confidentiality)", "FORCE_INTEGRITY", user,
          value("means", to={"why": "the keeper must run as root"}),
          file(LOCKDOWN, "none integrity [confidentiality]")),
+    case("lockdown", "warning", "is not known", "as root",
+         value("unreadable", LOCKDOWN, to="Permission denied")),
+    case("boot", "note", "root's to know", "as root", unexamined("means")),
     case("boot", "problem", "no way to boot", "apt-get install kexec-tools",
          unusable("kexec", "the machine has no kexec(8): install kexec-tools"),
          unusable("grub", "no grub.cfg")),
@@ -305,6 +341,9 @@ CASES = [
          value("leases", to=[{"token": 7, "resources": ["machine", "0000:3b:00.0"], "left": 41.0,
                               "owner": {"user": "ada", "runner": "runner1", "what": "run x"},
                               "expired": False}])),
+    case("experiment", "warning", "is not known", "as root", unexamined("leases"),
+         value("present", "/var/lib/barometer", to=True)),
+    case("experiment", "warning", "is not known", "doctor", value("present", to={})),
     case("experiment", "warning", "left something here", "barometer recover",
          value("present", "/var/lib/barometer", to=True)),
     case("watchdog", "warning", "no watchdog", "/etc/modules-load.d/watchdog.conf",
@@ -338,7 +377,7 @@ def test_every_finding_is_provoked_and_ok_on_the_server() -> None:
     """The exception is the finding that only lists what is there."""
     written = {
         name
-        for module in (booting, measuring, passing, running)
+        for module in (checks_boot, checks_measurement, checks_passthrough, checks_runner)
         for name in re.findall(
             r'Finding\(\s*"([\w-]+)"', Path(str(module.__file__)).read_text("utf-8")
         )
@@ -353,28 +392,28 @@ def test_every_finding_is_provoked_and_ok_on_the_server() -> None:
 
 def test_what_is_ok_has_no_fix_and_all_else_has_one() -> None:
     for one in CASES:
-        for found in findings(server(*one.changes), one.needs):
+        for found in judge_machine(server(*one.changes), one.needs):
             assert bool(found.fix) == (found.status != "ok"), found
             assert "\n" not in found.what + found.fix
 
 
 def test_the_worst_comes_first() -> None:
-    found = findings(recorded("emulated-runner"), Needs(USES))
+    found = judge_machine(recorded("emulated-runner"), Needs(USES))
     order = ["problem", "warning", "note", "ok"]
     assert [f.status for f in found] == sorted((f.status for f in found), key=order.index)
     assert {f.status for f in found} == {*order}
 
 
 def test_a_machine_without_an_iommu_still_runs_nested_hosts() -> None:
-    found = findings(recorded("emulated-runner"), Needs(USES))
-    assert in_the_way(found, "nested") == ()
-    assert {f.name for f in in_the_way(found, "metal")} >= {"iommu", "large-bar", "boot"}
-    assert usable(found, Needs(USES))
-    assert not usable(found, Needs(METAL))
+    found = judge_machine(recorded("emulated-runner"), Needs(USES))
+    assert select_problems(found, "nested") == ()
+    assert {f.name for f in select_problems(found, "metal")} >= {"iommu", "large-bar", "boot"}
+    assert is_usable(found, Needs(USES))
+    assert not is_usable(found, Needs(METAL))
 
 
 def test_findings_are_of_the_use_that_is_asked_for() -> None:
-    nested = {f.name for f in findings(recorded("emulated-runner"), Needs(NESTED))}
+    nested = {f.name for f in judge_machine(recorded("emulated-runner"), Needs(NESTED))}
     assert nested >= {"kvm", "qemu", "programs", "shm", "memory", "disk"}
     assert not nested & {"iommu", "large-bar", "series", "root"}
 
@@ -382,7 +421,8 @@ def test_findings_are_of_the_use_that_is_asked_for() -> None:
 def counted(lookups: int) -> Change:
     text = f"{{ ret: 1 }} hitcount: {lookups}\n\nTotals:\n    Hits: {lookups}\n    Entries: 1\n"
     text += "    Dropped: 0\n"
-    return value("probe", to={"address": "0000:3b:00.0", "bytes": 2 * MIB, "lookups": text})
+    probe = {"address": "0000:3b:00.0", "bytes": 2 * MIB, "lookups": text, "faults": ""}
+    return value("probe", to=probe)
 
 
 def test_a_map_tells_more_than_types() -> None:
@@ -392,7 +432,13 @@ def test_a_map_tells_more_than_types() -> None:
     assert of_server(counted(1), value("types", to=None))["series"].status == "ok"
 
 
-@pytest.mark.parametrize("probe", [{"why": "no device"}, {"bytes": MIB, "lookups": "cut"}])
+@pytest.mark.parametrize(
+    "probe",
+    [
+        {"why": "no device"},
+        {"address": "0000:3b:00.0", "bytes": MIB, "lookups": "cut", "faults": ""},
+    ],
+)
 def test_a_map_that_was_not_counted_leaves_the_types(probe: dict[str, object]) -> None:
     found = of_server(value("probe", to=probe), value("types", "members", to=OLD_TYPES))["series"]
     assert (found.status, "by its types" in found.what) == ("warning", True)
@@ -400,13 +446,13 @@ def test_a_map_that_was_not_counted_leaves_the_types(probe: dict[str, object]) -
 
 
 def test_kvm_that_does_not_answer_is_in_nobodys_way() -> None:
-    found = findings(server(silent), Needs(NESTED, accel="kvm"))
+    found = judge_machine(server(silent), Needs(NESTED, accel="kvm"))
     assert "kvm" not in {f.name for f in found}
-    assert usable(found, Needs(NESTED, accel="kvm"))
+    assert is_usable(found, Needs(NESTED, accel="kvm"))
 
 
 def test_kvm_that_nobody_tried_is_not_spoken_of() -> None:
-    assert "kvm" not in of_server(lambda raw: raw.pop("kvm"))
+    assert "kvm" not in of_server(unexamined("kvm"))
 
 
 def test_a_named_device_stands_for_all_large_bars() -> None:
@@ -417,8 +463,10 @@ def test_a_named_device_stands_for_all_large_bars() -> None:
 
 def test_a_locked_down_kernel_is_in_the_way_of_a_metal_run_though_grub_boots() -> None:
     raw = server(INTEGRITY, unusable("kexec", "the kernel is locked down (integrity)"))
-    assert [f.name for f in in_the_way(findings(raw, Needs(METAL)), "metal")] == ["lockdown"]
-    assert usable(findings(raw, Needs(NESTED)), Needs(NESTED))
+    assert [f.name for f in select_problems(judge_machine(raw, Needs(METAL)), "metal")] == [
+        "lockdown"
+    ]
+    assert is_usable(judge_machine(raw, Needs(NESTED)), Needs(NESTED))
 
 
 def test_under_confidentiality_nothing_is_said_of_probes() -> None:
@@ -445,7 +493,7 @@ def test_fixes_of_a_metal_host_outlast_the_boots_of_a_run() -> None:
     undone = {
         found.name
         for one in CASES
-        for found in findings(server(*one.changes), replace(one.needs, uses=METAL))
+        for found in judge_machine(server(*one.changes), replace(one.needs, uses=METAL))
         if re.match("(echo|modprobe|mount|systemctl start) ", found.fix)
         and "/etc/" not in found.fix
     }
@@ -455,42 +503,68 @@ def test_fixes_of_a_metal_host_outlast_the_boots_of_a_run() -> None:
 
 def test_huge_pages_that_the_trials_set_aside_are_in_no_runs_way() -> None:
     needs = Needs(METAL, guest_memory=2 * GIB, backing="hugetlb-1GiB")
-    assert in_the_way(findings(server(), needs), "metal") == ()
+    assert select_problems(judge_machine(server(), needs), "metal") == ()
 
 
 def test_a_map_on_metal_needs_no_qemu() -> None:
     needs = Needs(METAL, boots_guest=False)
     without = server(no_program("qemu-system-x86_64"))
-    assert in_the_way(findings(without, needs), "metal") == ()
-    assert [f.name for f in in_the_way(findings(without, Needs(METAL)), "metal")] == ["qemu"]
-    of_nested = findings(without, replace(needs, uses=NESTED))
-    assert [f.name for f in in_the_way(of_nested, "nested")] == ["qemu"]
+    assert select_problems(judge_machine(without, needs), "metal") == ()
+    assert [f.name for f in select_problems(judge_machine(without, Needs(METAL)), "metal")] == [
+        "qemu"
+    ]
+    of_nested = judge_machine(without, replace(needs, uses=NESTED))
+    assert [f.name for f in select_problems(of_nested, "nested")] == ["qemu"]
 
 
 def test_needs_are_those_of_the_scenario() -> None:
-    needs = needs_of(scenario())
+    needs = derive_needs(scenario())
     assert (needs.uses, needs.boots_guest, needs.builds) == (NESTED, True, False)
-    needs = needs_of(map_scenario())
+    needs = derive_needs(map_scenario())
     assert (needs.boots_guest, needs.guest_memory, needs.traced) == (False, 0, True)
-    assert not needs_of(map_scenario('trace.passes=["plain"]')).traced
+    assert not derive_needs(map_scenario('trace.passes=["plain"]')).traced
     metal = scenario(
         "host.kind=metal", "host.address=gpu1", "host.boot=grub", "device.kind=hostdev",
         "device.pick=largest-bar", "device.bar=64GiB",
     )  # fmt: skip
-    needs = needs_of(metal)
+    needs = derive_needs(metal)
     assert (needs.uses, needs.bar, needs.boot) == (METAL, 64 * GIB, "grub")
     assert needs.firmware == "seabios"
 
 
-@given(st.dictionaries(st.sampled_from(sorted(server()["files"])), st.text(max_size=40)))
+@given(st.dictionaries(st.sampled_from(sorted(server().files)), st.text(max_size=40)))
 def test_files_with_anything_in_them_raise_nothing(files: dict[str, str]) -> None:
-    raw = server()
+    raw = read("gpu-server")
     raw["files"] |= files
-    for found in findings(raw, Needs(USES)):
+    for found in judge_machine(parse(raw), Needs(USES)):
         assert isinstance(found, Finding)
 
 
-@given(st.sets(st.sampled_from(sorted(server()))))
-def test_evidence_that_is_missing_raises_nothing(lost: set[str]) -> None:
-    raw = {name: content for name, content in server().items() if name not in lost}
-    assert all(f.what for f in findings(raw, Needs(USES)))
+# what nobody looked at is not fine ---------------------------------------------------------------
+
+
+NOT_ALWAYS_EXAMINED = {"kvm", "kvm_silent", "libvirt", "bars", "means", "leases"}
+
+
+@pytest.mark.parametrize("name", sorted(read("gpu-server")))
+def test_evidence_that_is_missing_is_refused_or_not_called_fine(name: str) -> None:
+    raw = read("gpu-server")
+    del raw[name]
+    if name not in NOT_ALWAYS_EXAMINED:
+        with pytest.raises(EvidenceError, match=f"the checkup: {name}: ") as caught:
+            parse(raw)
+        assert caught.value.reason == "bad-evidence"
+        return
+    before, after = judge_machine(server(), Needs(USES)), judge_machine(parse(raw), Needs(USES))
+    fine = {f.name for f in before if f.status == "ok"}
+    assert {f.name for f in after if f.status == "ok"} <= fine
+
+
+def test_a_bar_of_a_device_that_sleeps_is_not_said_to_grow() -> None:
+    assert "resizable-bar" not in of_server(bar(size=256 * MIB, growable=None))
+
+
+def test_a_machine_whose_devices_nobody_looked_at_is_no_metal_host() -> None:
+    found = judge_machine(server(unexamined("bars")), Needs(METAL))
+    assert [f.name for f in select_problems(found, "metal")] == ["large-bar"]
+    assert not is_usable(found, Needs(METAL))

@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
+import json
 import re
-from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.analysis.profile import Bar, Profile, mappings, profile_of
+from orchestrator.analysis.profile import Profile, analyse_profile, find_mappings
 from orchestrator.analysis.theory import Mapping
 from orchestrator.analysis.timeline import RAM
 from orchestrator.errors import EvidenceError
+from orchestrator.evidence.model import parse_evidence
+from orchestrator.evidence.profile_facts import ProfileBar, ProfileFacts
 from orchestrator.scenario import GIB, MIB
 
 QEMU, VCPU, OTHER = 100, 102, 900
-BAR = Bar("0000:3b:00.0", 1, 0x380000000000, 32 * GIB)
-SMALL = Bar("0000:3b:00.0", 0, 0xFB000000, 16 * MIB)
+BAR = ProfileBar(device="0000:3b:00.0", number=1, start=0x380000000000, size=32 * GIB)
+SMALL = ProfileBar(device="0000:3b:00.0", number=0, start=0xFB000000, size=16 * MIB)
 ALIGNED, MISALIGNED = 0x7F0000000000, 0x7F0000200000
 FACTS: dict[str, Any] = {
-    "schema": 1, "domain": "gpu vm", "boot": "start", "release": "6.8.0", "qemu": "9.2.0",
+    "schema": 1, "barometer": "0.1.0", "domain": "gpu vm", "uri": "qemu:///system",
+    "boot": "start", "until": 20.0, "release": "6.8.0", "qemu": "9.2.0", "libvirt": "11.3.0",
     "settings": {"transparent_hugepage": "[always] madvise never", "clocksource": "tsc"},
-    "memory": 8 * GIB, "huge_pages": False, "huge_fault": True, "pid": QEMU, "ended": "quiet",
-    "bars": [vars(SMALL), vars(BAR)],
+    "memory": 8 * GIB, "huge_pages": False, "kvm": True, "parts": True, "huge_fault": True,
+    "bars": [SMALL.model_dump(), BAR.model_dump()], "pid": QEMU, "ended": "quiet",
+    "definition_changed": False,
 }  # fmt: skip
 FILES = {
     "stats.txt": "cpu0\noverrun: 0\n", "clock.txt": "local [mono]\n",
@@ -33,7 +37,7 @@ FILES = {
 NEVER = {"transparent_hugepage": "always madvise [never]", "clocksource": "tsc"}
 
 
-def vma(address: int, bar: Bar, size: int = 0, inside: int = 0) -> str:
+def vma(address: int, bar: ProfileBar, size: int = 0, inside: int = 0) -> str:
     end, offset = address + (size or bar.size), (bar.number << 40) + inside
     return f"{address:x}-{end:x} rw-s {offset:08x} 00:0e 12 anon_inode:[vfio-device]\n"
 
@@ -92,11 +96,16 @@ def booted(maps: int = 4, one: float = 3.0) -> Trace:
     return trace
 
 
+def profile_facts(**changes: Any) -> ProfileFacts:
+    return parse_evidence(ProfileFacts, json.dumps({**FACTS, **changes}), "facts.json")
+
+
 def profiled(trace: Trace, maps: str | None = None, **facts: Any) -> Profile:
     if maps is None:
         maps = vma(ALIGNED, BAR) + vma(MISALIGNED - SMALL.size, SMALL)
     process = {"pid": QEMU, "threads": [QEMU, VCPU], "page_table_bytes": 2 * MIB, "maps": maps}
-    return profile_of({**FACTS, "process": process, **facts}, FILES | {"trace.txt": trace.text()})
+    files = FILES | {"trace.txt": trace.text()}
+    return analyse_profile(profile_facts(**{"process": process, **facts}), files)
 
 
 def phases(found: Profile) -> list[tuple[str, float]]:
@@ -157,9 +166,8 @@ def test_a_map_belongs_to_what_is_at_its_address() -> None:
 
 
 def test_of_a_domain_that_has_ended_sizes_tell() -> None:
-    found = profile_of(
-        FACTS | {"process": None, "ended": "domain-ended"}, FILES | {"trace.txt": booted().text()}
-    )
+    facts = profile_facts(process=None, ended="domain-ended")
+    found = analyse_profile(facts, FILES | {"trace.txt": booted().text()})
     assert {s.bar for s in found.timeline.steps} == {RAM, BAR.name}
     assert found.levels == ()
     assert found.timeline.boot_seconds == 25.0
@@ -293,7 +301,7 @@ def test_a_trace_that_is_not_whole_is_refused(file: str, text: str, reason: str)
     process = {"pid": QEMU, "threads": [QEMU, VCPU], "page_table_bytes": None, "maps": ""}
     files = FILES | {"trace.txt": booted().text(), file: text}
     with pytest.raises(EvidenceError) as caught:
-        profile_of({**FACTS, "process": process}, files)
+        analyse_profile(profile_facts(process=process), files)
     assert caught.value.reason == reason
 
 
@@ -302,32 +310,34 @@ def test_a_trace_that_is_not_whole_is_refused(file: str, text: str, reason: str)
 
 def test_the_largest_mapping_of_a_bar_counts() -> None:
     split = vma(0x1000, BAR, 4096) + vma(ALIGNED, BAR, GIB, inside=GIB) + vma(0, SMALL)
-    assert mappings(split, [SMALL, BAR]) == {
+    assert find_mappings(split, [SMALL, BAR]) == {
         SMALL: Mapping(0, SMALL.start, SMALL.size),
         BAR: Mapping(ALIGNED, BAR.start + GIB, GIB),
     }
 
 
 def test_devices_that_are_alike_have_a_mapping_each() -> None:
-    twin = replace(BAR, device="0000:5e:00.0", start=0x390000000000)
-    found = mappings(vma(ALIGNED, BAR) + vma(MISALIGNED, BAR), [BAR, twin])
+    twin = BAR.model_copy(update={"device": "0000:5e:00.0", "start": 0x390000000000})
+    found = find_mappings(vma(ALIGNED, BAR) + vma(MISALIGNED, BAR), [BAR, twin])
     assert {bar.device: m.address for bar, m in found.items()} == {
         BAR.device: ALIGNED, twin.device: MISALIGNED
     }  # fmt: skip
 
 
 def test_older_kernels_show_the_physical_address() -> None:
-    twin = replace(BAR, device="0000:5e:00.0", start=0x390000000000)
+    twin = BAR.model_copy(update={"device": "0000:5e:00.0", "start": 0x390000000000})
     maps = f"{ALIGNED:x}-{ALIGNED + twin.size:x} rw-s {twin.start:x} 00:0e 1 [vfio-device]\n"
-    assert mappings(maps, [SMALL, BAR, twin]) == {twin: Mapping(ALIGNED, twin.start, twin.size)}
+    assert find_mappings(maps, [SMALL, BAR, twin]) == {
+        twin: Mapping(ALIGNED, twin.start, twin.size)
+    }
 
 
 def test_other_regions_of_a_device_are_no_bars() -> None:
-    config = vma(0x1000, Bar("x", 7, 0, 4096))
-    assert mappings(config, [SMALL, BAR]) == {}
+    config = vma(0x1000, BAR, 4096).replace(f"{BAR.number << 40:08x}", f"{7 << 40:08x}")
+    assert find_mappings(config, [SMALL, BAR]) == {}
 
 
 @given(st.text())
 def test_no_text_of_a_process_breaks_it(text: str) -> None:
-    for bar, mapping in mappings(text + vma(ALIGNED, BAR) + text, [SMALL, BAR]).items():
+    for bar, mapping in find_mappings(text + vma(ALIGNED, BAR) + text, [SMALL, BAR]).items():
         assert 0 < mapping.size <= bar.size

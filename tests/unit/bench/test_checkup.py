@@ -6,11 +6,12 @@ import pytest
 
 from orchestrator.abi import OVMF_CODE, OVMF_VARIABLES
 from orchestrator.bench import checkup
-from orchestrator.bench.checkup import evidence, traced_functions
+from orchestrator.bench.checkup import examine, list_traced_functions
 from orchestrator.bench.local import Here
 from orchestrator.bench.shell import Completed
 from orchestrator.bench.staging import STATE
-from orchestrator.errors import BenchError
+from orchestrator.errors import BenchError, EvidenceError
+from orchestrator.evidence.checkup_facts import NOT_EXAMINED, RefusedDevice
 from orchestrator.scenario import HostDevice
 
 
@@ -31,23 +32,26 @@ def no_kvm(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("no_kvm")
 def test_this_machine_is_asked_everything() -> None:
-    said = evidence(Here(), ["sh", "no-such-program"], ["sh"], {"nested": ["/tmp/x/y"]})
-    json.dumps(said)
-    assert said["kvm"] == "no KVM in a test"
-    assert said["libvirt"].count(".") == 2
-    assert said["programs"]["sh"]["path"].endswith("/sh")
-    assert said["programs"]["no-such-program"] is None
-    assert {*said["symbols"]} == {*traced_functions()}
-    assert said["folder_uses"] == {"nested": ["/tmp/x/y"]}
-    assert said["folders"]["/tmp/x/y"]["free"] >= 0
-    assert said["files"]["/proc/cpuinfo"].startswith("processor")
-    assert {OVMF_CODE, OVMF_VARIABLES, STATE} <= {*said["present"]}
-    for bar in said["bars"]:
-        assert {*bar} == {"address", "index", "size", "placed", "driver", "growable", "refused"}
+    facts = examine(Here(), ["sh", "no-such-program"], ["sh"], {"nested": ["/tmp/x/y"]})
+    assert facts.kvm == "no KVM in a test"
+    assert facts.libvirt is not NOT_EXAMINED
+    assert facts.libvirt.count(".") == 2
+    shell, folder = facts.programs["sh"], facts.folders["/tmp/x/y"]
+    assert shell is not None
+    assert shell.path.endswith("/sh")
+    assert facts.programs["no-such-program"] is None
+    assert {*facts.symbols} == {*list_traced_functions()}
+    assert facts.folder_uses == {"nested": ("/tmp/x/y",)}
+    assert folder is not None
+    assert folder.free >= 0
+    assert facts.files["/proc/cpuinfo"].startswith("processor")
+    assert {OVMF_CODE, OVMF_VARIABLES, STATE} <= {*facts.present}
+    assert facts.bars is not NOT_EXAMINED
+    assert facts.means is not NOT_EXAMINED
 
 
 def test_without_guests_kvm_is_not_tried() -> None:
-    assert "kvm" not in evidence(Here(), [], [], {}, guests=False)
+    assert examine(Here(), [], [], {}, guests=False).kvm is NOT_EXAMINED
 
 
 def test_a_guest_that_does_not_answer_is_no_word_of_kvm(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -55,22 +59,31 @@ def test_a_guest_that_does_not_answer_is_no_word_of_kvm(monkeypatch: pytest.Monk
         raise TimeoutError
 
     monkeypatch.setattr(checkup, "kvm_problem", silent)
-    said = evidence(Here(), [], [], {}, metal=False)
-    assert (said["kvm_silent"], "kvm" in said) == (checkup._GUEST_SECONDS, False)
+    facts = examine(Here(), [], [], {}, metal=False)
+    assert (facts.kvm_silent, facts.kvm) == (checkup._GUEST_SECONDS, NOT_EXAMINED)
+    assert facts.bars is facts.means is facts.leases is NOT_EXAMINED
 
 
 def test_a_device_that_cannot_be_had_is_evidence() -> None:
     asked = {"kind": "hostdev", "address": "ffff:ff:1f.7", "bar": "1GiB"}
     device = HostDevice.model_validate(asked)
-    said = evidence(Here(), [], [], {}, device, guests=False)
-    assert said["device"]["why"] == "the machine has no device ffff:ff:1f.7"
+    chosen = examine(Here(), [], [], {}, device, guests=False).device
+    assert isinstance(chosen, RefusedDevice)
+    assert chosen.why == "the machine has no device ffff:ff:1f.7"
 
 
 def test_traced_functions_are_those_of_the_tracer() -> None:
-    found = traced_functions()
+    found = list_traced_functions()
     assert found["vaddr_get_pfns"] == "vfio_iommu_type1"
     assert found["vfio_pci_mmap_huge_fault"] == "vfio_pci_core"
     assert found["iommu_map"] == found["fixup_user_fault"] == found["iommu_iova_to_phys"] == ""
+
+
+def test_an_answer_with_a_flaw_names_its_key() -> None:
+    lacking = Lacking(Completed(json.dumps({"schema": 1, "release": 7}), "", 0))
+    with pytest.raises(EvidenceError, match="checkup of the machine: release: ") as caught:
+        examine(lacking, [], [], {}, metal=False, guests=False)
+    assert caught.value.reason == "bad-evidence"
 
 
 @pytest.mark.parametrize(
@@ -88,4 +101,4 @@ def test_a_machine_that_cannot_answer_says_why(
     assert caught.value.reason == reason
     assert caught.value.evidence == answer.stderr
     with pytest.raises(BenchError):
-        evidence(Lacking(answer), [], [], {}, guests=False)
+        examine(Lacking(answer), [], [], {}, guests=False)

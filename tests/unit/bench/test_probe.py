@@ -9,10 +9,11 @@ import pytest
 from orchestrator.bench import probe
 from orchestrator.bench.images import GUESTS
 from orchestrator.bench.local import Here
-from orchestrator.bench.probe import counted_map
+from orchestrator.bench.probe import count_map
 from orchestrator.bench.shell import Completed
 from orchestrator.bench.staging import STATE
 from orchestrator.errors import BenchError
+from orchestrator.evidence.checkup_facts import CountedMap, NoCountedMap
 from orchestrator.pci import Survey
 from tests.unit.machines import RECORDED
 
@@ -63,16 +64,16 @@ def survey() -> Survey:
 
 def test_a_map_is_counted_and_nothing_is_left(survey: Survey) -> None:
     machine = Machine()
-    assert counted_map(machine, survey) == {
-        "address": FREE, "bytes": 1 << 30, "lookups": HIST, "faults": "",
-    }  # fmt: skip
+    assert count_map(machine, survey) == CountedMap(
+        address=FREE, bytes=1 << 30, lookups=HIST, faults=""
+    )
     assert machine.asked == ["symbols", "arm", FREE, "finish", "clear"]
 
 
 def test_probes_have_names_of_their_own(survey: Survey) -> None:
     """The probes of an experiment must stay."""
     machine = Machine()
-    counted_map(machine, survey)
+    count_map(machine, survey)
     spec = machine.specification
     assert spec["instance"] == spec["group"] == "barodoctor"
     assert "barocount" not in json.dumps(spec)
@@ -87,19 +88,23 @@ def test_probes_have_names_of_their_own(survey: Survey) -> None:
         (Machine(armed=False), "takes no probes: lockdown", False),
         (Machine(mapped='{"refused": "not viable"}\n'), "not viable", True),
         (Machine(mapped=""), "ended without its last word", True),
+        (Machine(mapped=MAPPED.replace("1073741824", '"all"')), "cannot be understood", True),
     ],
 )
 def test_what_keeps_it_from_counting_is_said(
     machine: Machine, why: str, cleared: bool, survey: Survey
 ) -> None:
-    assert why in counted_map(machine, survey)["why"]
+    answer = count_map(machine, survey)
+    assert isinstance(answer, NoCountedMap)
+    assert why in answer.why
     assert (machine.asked[-1:] == ["clear"]) == cleared
 
 
 def test_a_device_that_is_bound_otherwise_is_left_alone() -> None:
     machine = Machine()
-    found = counted_map(machine, server("nvidia"))
-    assert "no device that nobody uses" in found["why"]
+    answer = count_map(machine, server("nvidia"))
+    assert isinstance(answer, NoCountedMap)
+    assert "no device that nobody uses" in answer.why
     assert machine.asked == []
 
 

@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -16,18 +15,20 @@ from orchestrator.bench.local import LocalShell
 from orchestrator.bench.profiler import (
     GROUP,
     INSTANCE,
-    armed,
+    ProbeSpec,
+    armed_tracer,
     arming_script,
     clear,
     clearing_script,
-    profile_spec,
+    leave_out_parts,
+    make_profile_spec,
     takes_return_arguments,
-    without_parts,
 )
 from orchestrator.errors import BenchError
+from orchestrator.evidence.profile_facts import QemuProcess
 from orchestrator.scenario import GIB, MIB
 
-SPEC = profile_spec([16 * MIB, 32 * GIB], "/usr/bin/qemu-system-x86_64", kvm=True)
+SPEC = make_profile_spec([16 * MIB, 32 * GIB], "/usr/bin/qemu-system-x86_64", kvm=True)
 SHELLS = [
     [path, *more]
     for name, *more in (["dash"], ["bash", "--posix"])
@@ -47,9 +48,9 @@ class Machine:
         (self.tracefs / "error_log").write_text("")
         (self.proc / "modules").write_text("vfio_pci_core 94208 1 vfio_pci, Live 0x0\n")
         (self.proc / "kallsyms").write_text(
-            "".join(f"0000000000000000 t {name}\t[module]\n" for name in SPEC["symbols"])
+            "".join(f"0000000000000000 t {name}\t[module]\n" for name in SPEC.symbols)
         )
-        events = " ".join({*SPEC["filters"], *SPEC["enable"]})
+        events = " ".join({*SPEC.filters, *SPEC.enable})
         self.program("modprobe", f'echo "$@" >> "{folder}/modprobe"')
         self.program(
             "mkdir",
@@ -70,7 +71,7 @@ class Machine:
             env={**os.environ, "PATH": f"{self.bin}:{os.environ['PATH']}"},
         )  # fmt: skip
 
-    def arm(self, shell: list[str], spec: dict[str, Any] = SPEC) -> subprocess.Popen[str]:
+    def arm(self, shell: list[str], spec: ProbeSpec = SPEC) -> subprocess.Popen[str]:
         return self.start(shell, arming_script(spec, str(self.tracefs), str(self.proc)))
 
     @property
@@ -130,19 +131,19 @@ def test_all_of_the_specification_is_armed_then_undone(machine: Machine, sh: lis
     with machine.arm(sh) as process:
         assert said(process) == "armed"
         # a loadable module is named, built-in code is not
-        defined = [line.replace(" vfio_iommu_type1:", " ") for line in SPEC["definitions"]]
+        defined = [line.replace(" vfio_iommu_type1:", " ") for line in SPEC.definitions]
         assert machine.probes == ["p:other/one do_exit", *defined]
         assert any("vfio_pci_core:" in line for line in defined)
-        for event, text in SPEC["filters"].items():
+        for event, text in SPEC.filters.items():
             assert machine.read(f"events/{event}/filter") == text
-        for event in SPEC["enable"]:
+        for event in SPEC.enable:
             assert machine.read(f"events/{event}/enable") == "1"
         assert machine.read("tracing_on") == "1"
         assert (machine.read("trace_clock"), machine.read("buffer_size_kb")) == ("mono", "1024")
         assert tell(process, "E 0 run") == "marked"
         assert machine.read("trace_marker") == "barometer E 0 run"
     assert not machine.instance.exists()
-    ours = {line.split()[0].split(":")[1] for line in SPEC["definitions"]}
+    ours = {line.split()[0].split(":")[1] for line in SPEC.definitions}
     removed = [line for line in machine.probes if line.startswith("-:")]
     assert {line[2:] for line in removed} == ours
     assert len(ours) == len(removed)
@@ -159,13 +160,13 @@ def test_a_signal_undoes_it_too(machine: Machine, sh: list[str], end: str) -> No
 
 
 def test_what_the_kernel_refuses_is_said_and_undone(machine: Machine, sh: list[str]) -> None:
-    refused = next(iter(SPEC["filters"]))
+    refused = next(iter(SPEC.filters))
     machine.program("mkdir", f'/bin/mkdir -p "$1/events/{refused}/filter"')
     with machine.arm(sh) as process:
         out, _ = process.communicate()
     assert out.startswith(f"refused {machine.instance}/events/{refused}/filter: ")
     assert not machine.instance.exists()
-    assert sum(line.startswith("-:") for line in machine.probes) == len(SPEC["definitions"])
+    assert sum(line.startswith("-:") for line in machine.probes) == len(SPEC.definitions)
 
 
 def test_a_function_that_is_missing_is_named(machine: Machine, sh: list[str]) -> None:
@@ -241,7 +242,7 @@ def test_a_block_is_traced_and_its_files_are_read(machine: Machine, here: LocalS
     (machine.tracefs / "kprobe_profile").write_text(
         "  ioctl_in      12     0\n  pin_in        99      0\n  zap_in         3      0\n"
     )
-    with armed(here, SPEC) as tracer:
+    with armed_tracer(here, SPEC) as tracer:
         tracer.mark("threads", [7, 9])
         assert machine.read("trace_marker") == "barometer E 0 threads [7, 9]"
         for cpu, entries in enumerate((11, 4)):
@@ -255,7 +256,7 @@ def test_a_block_is_traced_and_its_files_are_read(machine: Machine, here: LocalS
         assert tracer.records(7) == 15
         assert tracer.records(8) is None
         process = tracer.process(7)
-        assert process == profiler.Process(7, (7, 9), 12288, vma)
+        assert process == QemuProcess(pid=7, threads=(7, 9), page_table_bytes=12288, maps=vma)
         assert tracer.process(8) is None
         (machine.instance / "trace").write_text("# tracer: nop\n")
         files = tracer.files()
@@ -277,19 +278,19 @@ def test_a_return_probe_is_tried_and_removed(machine: Machine, here: LocalShell)
 
 
 def test_older_kernels_get_nothing_that_needs_arguments_on_return() -> None:
-    spec = without_parts(SPEC)
-    returns = [line for line in spec["definitions"] if line.startswith("r:")]
+    spec = leave_out_parts(SPEC)
+    returns = [line for line in spec.definitions if line.startswith("r:")]
     assert not any("$arg" in line for line in returns)
-    events = {line.split()[0].split(":")[1] for line in spec["definitions"]}
+    events = {line.split()[0].split(":")[1] for line in spec.definitions}
     assert events == {
         f"{GROUP}/{base}_{side}" for base in ("ioctl", "unmap", "zap") for side in ("in", "out")
     }
-    assert events <= {*spec["enable"]} < {*SPEC["enable"]}
+    assert events <= {*spec.enable} < {*SPEC.enable}
     # filtered events have the values that their filters use
-    assert {*spec["filters"]} - {f"{GROUP}/ioctl_in"} == {
-        event for event in SPEC["filters"] if not event.startswith(GROUP)
+    assert {*spec.filters} - {f"{GROUP}/ioctl_in"} == {
+        event for event in SPEC.filters if not event.startswith(GROUP)
     }
-    assert {*SPEC["symbols"]} - {*spec["symbols"]} == {
+    assert {*SPEC.symbols} - {*spec.symbols} == {
         "vfio_pin_pages_remote", "iommu_map", "iommu_unmap_fast", "vfio_unpin_pages_remote"
     }  # fmt: skip
 
@@ -297,8 +298,11 @@ def test_older_kernels_get_nothing_that_needs_arguments_on_return() -> None:
 def test_a_profile_that_is_at_work_is_named_with_the_way_out(
     machine: Machine, here: LocalShell
 ) -> None:
-    with armed(here, SPEC):
-        with pytest.raises(BenchError, match="at work already") as caught, armed(here, SPEC):
+    with armed_tracer(here, SPEC):
+        with (
+            pytest.raises(BenchError, match="at work already") as caught,
+            armed_tracer(here, SPEC),
+        ):
             pass
         assert "--clear" in caught.value.hint
         assert machine.instance.is_dir()
@@ -313,13 +317,13 @@ def test_a_profile_that_is_at_work_is_named_with_the_way_out(
 
 def test_a_kernel_that_refuses_is_quoted(machine: Machine, here: LocalShell) -> None:
     (machine.proc / "kallsyms").write_text("")
-    with pytest.raises(BenchError, match="cannot be armed") as caught, armed(here, SPEC):
+    with pytest.raises(BenchError, match="cannot be armed") as caught, armed_tracer(here, SPEC):
         pass
     assert "no function vfio_iommu_type1_ioctl" in caught.value.evidence
 
 
 def test_a_shell_that_is_gone_is_said(machine: Machine, here: LocalShell) -> None:
-    with armed(here, SPEC) as tracer:
+    with armed_tracer(here, SPEC) as tracer:
         # as if somebody killed it: it ends by itself, and undoes its changes
         machine.program("cat", "exit 1")
         with here.stream(["sh", "-c", "exit"], timeout=5) as ended:
@@ -332,7 +336,7 @@ def test_a_shell_that_is_gone_is_said(machine: Machine, here: LocalShell) -> Non
 
 
 def test_a_failure_in_the_block_comes_first(machine: Machine, here: LocalShell) -> None:
-    with pytest.raises(ValueError, match="mine"), armed(here, SPEC):
+    with pytest.raises(ValueError, match="mine"), armed_tracer(here, SPEC):
         raise ValueError("mine")
     assert not machine.instance.exists()
 
@@ -342,7 +346,7 @@ def test_what_cannot_be_removed_is_an_error(
 ) -> None:
     monkeypatch.setattr(profiler, "_CLEAR_TRIES", 2)
     machine.program("sleep", ":")
-    with pytest.raises(BenchError, match="could not be removed"), armed(here, SPEC):
+    with pytest.raises(BenchError, match="could not be removed"), armed_tracer(here, SPEC):
         machine.program("rmdir", "exit 1")
     machine.program("rmdir", '/bin/rm -r "$1"')
     clear(here)
@@ -357,7 +361,7 @@ def test_what_cannot_be_removed_is_an_error(
 def test_parts_are_probed_for_large_bars_or_else_the_largest(
     bars: list[int], large: list[int]
 ) -> None:
-    filters = profile_spec(bars, "/q", kvm=False)["filters"]
+    filters = make_profile_spec(bars, "/q", kvm=False).filters
     assert filters[f"{GROUP}/imap_in"] == " || ".join(f"size == {bar:#x}" for bar in large)
     assert filters["sched/sched_process_exec"] == 'filename ~ "/q"'
     assert not any(event.startswith("kvm/") for event in filters)

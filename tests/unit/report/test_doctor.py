@@ -6,16 +6,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.analysis.finding import METAL, NESTED, STATUSES, USES, Finding, Needs
-from orchestrator.analysis.findings import findings
+from orchestrator.analysis.findings import judge_machine
 from orchestrator.report.doctor import Diagnosis, json_diagnosis, text_diagnosis
 from orchestrator.report.layout import WIDTH
 from tests.unit.checkups import recorded, server
 
 
 def diagnosis(name: str, needs: Needs, scenario: str = "") -> Diagnosis:
-    raw = recorded(name)
-    return Diagnosis("this machine", f"Linux {raw['release']}", scenario, needs,
-                     findings(raw, needs))  # fmt: skip
+    facts = recorded(name)
+    return Diagnosis("this machine", f"Linux {facts.release}", scenario, needs,
+                     judge_machine(facts, needs))  # fmt: skip
 
 
 def test_text_names_what_is_in_the_way_first() -> None:
@@ -34,7 +34,7 @@ def test_text_names_what_is_in_the_way_first() -> None:
 
 def test_text_of_a_machine_with_nothing_in_the_way() -> None:
     text = text_diagnosis(Diagnosis("gpu1.lab", "Linux", "", Needs(METAL),
-                                    findings(server(), Needs(METAL))))  # fmt: skip
+                                    judge_machine(server(), Needs(METAL))))  # fmt: skip
     assert text.startswith("gpu1.lab, Linux\n  can be a metal host: yes\n\nok ")
     assert "|" not in text
     assert "->" not in text

@@ -10,18 +10,13 @@ import pytest
 from orchestrator.report.profile import profile_json, text_profile
 from tests.unit.analysis.test_profile import ALIGNED, BAR, Trace, booted, profiled
 
-FACTS: dict[str, Any] = {
-    "libvirt": "11.3.0", "until": 20.0, "parts": True, "definition_changed": False,
-    "barometer": "0.1.0", "uri": "qemu:///system",
-}  # fmt: skip
-
 
 def flat(text: str) -> str:
     return " ".join(text.split())
 
 
 def test_it_names_what_is_slow_and_what_would_help_in_a_hundred_columns() -> None:
-    text = text_profile(profiled(booted(), **FACTS))
+    text = text_profile(profiled(booted()))
     assert max(map(len, text.splitlines())) <= 100
     said = flat(text)
     assert said.startswith("gpu vm: 25 s from QEMU's exec to the last map, unmap or zap;")
@@ -40,7 +35,7 @@ def test_it_names_what_is_slow_and_what_would_help_in_a_hundred_columns() -> Non
 
 def test_a_quick_boot_is_said_to_be_one() -> None:
     quick = Trace().exec(1.0).mark(1.1, "run").mapped(5.0, 0.0002, ALIGNED, BAR.size)
-    text = flat(text_profile(profiled(quick.mark(60.0, "agent"), **FACTS)))
+    text = flat(text_profile(profiled(quick.mark(60.0, "agent"))))
     assert "59 s from QEMU's exec to the connection of the guest agent" in text
     assert "leaves of 1GiB at most (the best there is)" in text
     assert "What would help: nothing here costs one part in a hundred of the boot" in text
@@ -57,17 +52,17 @@ def test_a_quick_boot_is_said_to_be_one() -> None:
     ],
 )
 def test_what_its_reader_must_know_is_at_the_end(facts: dict[str, Any], words: str) -> None:
-    assert words in flat(text_profile(profiled(booted(), **{**FACTS, **facts})))
+    assert words in flat(text_profile(profiled(booted(), **facts)))
 
 
 def test_a_reboot_is_told_from_its_reset() -> None:
     trace = Trace().zapped(98.0).mark(99.0, "reset").mapped(101.0, 1.0, ALIGNED, BAR.size)
-    text = text_profile(profiled(trace, **FACTS, boot="reboot"))
+    text = text_profile(profiled(trace, boot="reboot"))
     assert text.startswith("gpu vm: 4 s from the reset of its machine")
 
 
 def test_the_document_has_everything_that_the_text_says() -> None:
-    document = json.loads(json.dumps(profile_json(profiled(booted(), **FACTS))))
+    document = json.loads(json.dumps(profile_json(profiled(booted()))))
     assert document["schema"] == 1
     assert (document["boot_seconds"], document["boot_ends"]) == (25.0, "map")
     assert document["totals"]["maps of 32GiB BARs"] == {

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 from orchestrator.abi import LEAVES, PAGE
 from orchestrator.analysis.finding import BOTH, METAL, Finding, Needs, Status, Use
-from orchestrator.analysis.machine import Machine
+from orchestrator.analysis.machine import Machine, parse_number
+from orchestrator.evidence.checkup_facts import CountedMap, NoCountedMap
 
 _THP = "/sys/kernel/mm/transparent_hugepage/enabled"
 _CLOCK = "/sys/devices/system/clocksource/clocksource0/current_clocksource"
@@ -18,22 +19,21 @@ _SERIES = '"vfio: Improve DMA mapping performance for huge pfnmaps" (v6.15)'
 def series(machine: Machine, _needs: Needs) -> Iterator[Finding]:
     """Yield a finding: does the kernel have the patch series? The lookups of a map decide if one
     was made, else the kernel's types (BTF), never its version."""
-    release = machine.raw.get("release", "")
-    probe, lookups = machine.raw.get("probe") or {}, machine.lookups
-    has, how, evidence = machine.has_series, "by its types", _types_said(machine)
-    if lookups is not None:
-        pages = probe["bytes"] // PAGE
+    release, probe, lookups = machine.facts.release, machine.facts.probe, machine.lookups
+    has, how, evidence = machine.has_series, "by its types", _quote_types(machine)
+    if isinstance(probe, CountedMap) and lookups is not None:
+        pages = probe.bytes // PAGE
         has, how = lookups < pages, "counted"
-        evidence = (f"one map of {pages} pages of {probe['address']}: {lookups} lookups",)
-    elif probe:
-        why = probe.get("why", "the kernel did not count")
+        evidence = (f"one map of {pages} pages of {probe.address}: {lookups} lookups",)
+    elif probe is not None:
+        why = probe.why if isinstance(probe, NoCountedMap) else "the kernel did not count"
         evidence = (*evidence, f"no map was counted: {why}")
     if has is None:
-        known = bool((machine.raw.get("types") or {}).get("members"))
         yield Finding(
             "series", "note",
             f"whether {release} has {_SERIES} is not known"
-            + (": its core has, its type1 is not to be seen" if known else ""),
+            + (": its core has, its type1 is not to be seen" if machine.has_pfnmaps
+               else ""),
             evidence or ("/sys/kernel/btf/vmlinux: no such file",),
             "modprobe vfio_iommu_type1 and ask again, or --probe with a device on vfio-pci",
         )  # fmt: skip
@@ -49,19 +49,18 @@ def series(machine: Machine, _needs: Needs) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def _types_said(machine: Machine) -> tuple[str, ...]:
-    types = machine.raw.get("types") or {}
-    members = "; ".join(types.get("members") or ["not there"])
-    parameters = ", ".join(name for name, _ in types.get("parameters") or [])
-    said = (f"struct follow_pfnmap_args: {members}", f"vaddr_get_pfns({parameters})")
-    return tuple(
-        f"{path}: {text}" for path, text in zip(types.get("source") or (), said, strict=False)
-    )
+def _quote_types(machine: Machine) -> tuple[str, ...]:
+    if (types := machine.facts.types) is None:
+        return ()
+    members = "; ".join(types.members or ["not there"])
+    parameters = ", ".join(name for name, _ in types.parameters or ())
+    texts = (f"struct follow_pfnmap_args: {members}", f"vaddr_get_pfns({parameters})")
+    return tuple(f"{path}: {text}" for path, text in zip(types.source, texts, strict=False))
 
 
 def huge_pages(machine: Machine, _needs: Needs) -> Iterator[Finding]:
     policy = machine.chosen(_THP)
-    evidence = (machine.said(_THP),)
+    evidence = (machine.quote(_THP),)
     if policy is None:
         yield Finding(
             "thp", "warning", "no transparent huge pages: BARs are mapped by 4 KiB pages",
@@ -96,14 +95,13 @@ def gigantic_pages(machine: Machine, needs: Needs) -> Iterator[Finding]:
         path = f"/sys/kernel/mm/hugepages/hugepages-{folder}/free_hugepages"
         size = LEAVES[f"{name}iB"]
         wanted = -(-needs.guest_memory // size)
-        text = machine.file(path) or ""
-        free = int(text) if text.isdecimal() else 0
+        free = parse_number(machine.file(path)) or 0
         if free < wanted:
             # A note only: each trial reserves its pages under the kernel under test, and may find
             # enough.
             yield Finding(
                 "hugepages", "note", f"{free} free pages for guest.backing = {backing}: each trial"
-                f" sets {wanted} aside, if its kernel finds them", (machine.said(path),),
+                f" sets {wanted} aside, if its kernel finds them", (machine.quote(path),),
                 "where it does not (no-huge-pages): host.cmdline ="
                 f' "hugepagesz={name} hugepages={wanted}"',
             )  # fmt: skip
@@ -120,9 +118,9 @@ def tracing(machine: Machine, needs: Needs) -> Iterator[Finding]:
     events = f"{_TRACING}/kprobe_events"
     if machine.access(events):
         yield Finding("tracing", "ok", "the kernel takes probes", (f"{events}: writable",))
-    elif not machine.root:
+    elif not machine.is_root:
         yield Finding("tracing", "note", "whether the kernel takes probes is root's to know",
-                      (f"{events}: not readable as {machine.raw.get('user')}",),
+                      (f"{events}: not readable as {machine.facts.user}",),
                       "as root: barometer doctor")  # fmt: skip
     elif _TRACING not in machine.tracefs:
         where = " ".join(machine.tracefs)
@@ -141,13 +139,13 @@ def tracing(machine: Machine, needs: Needs) -> Iterator[Finding]:
 def symbols(machine: Machine, needs: Needs) -> Iterator[Finding]:
     """Yield a finding on the functions that are traced. A function that the compiler renamed
     (.isra, .constprop) is missing."""
-    places = machine.raw.get("symbols") or {}
+    places = machine.facts.symbols
     if not places or not needs.traced:
         return
     lost = [name for name, place in places.items() if place is None]
     if not lost:
         yield Finding("symbols", "ok", f"all {len(places)} functions that are traced are there",
-                      (", ".join(dict.fromkeys(places.values())),))  # fmt: skip
+                      (", ".join(dict.fromkeys(filter(None, places.values()))),))  # fmt: skip
         return
     unread = machine.unread
     yield Finding(
@@ -165,13 +163,13 @@ def clock(machine: Machine, needs: Needs) -> Iterator[Finding]:
     if current is None or not _timed(machine, needs):
         return
     if current == "tsc":
-        yield Finding("clocksource", "ok", "tsc", (machine.said(_CLOCK),), uses=BOTH)
+        yield Finding("clocksource", "ok", "tsc", (machine.quote(_CLOCK),), uses=BOTH)
     else:
         offered = "/sys/devices/system/clocksource/clocksource0/available_clocksource"
         yield Finding(
             "clocksource", "warning" if current in ("hpet", "acpi_pm") else "note",
             f"the clock is {current}, not the TSC: each reading of it is slower",
-            (machine.said(_CLOCK), machine.said(offered)),
+            (machine.quote(_CLOCK), machine.quote(offered)),
             "dmesg | grep -i tsc says why; tsc=reliable where it is known to be", BOTH,
         )  # fmt: skip
 
@@ -181,21 +179,21 @@ def governor(machine: Machine, needs: Needs) -> Iterator[Finding]:
         return
     uses: tuple[Use, ...] = BOTH
     path = f"{_CPU}/cpu0/cpufreq/scaling_governor"
-    found = machine.governors
-    others = [path for path, name in found.items() if name != "performance"]
-    if not found:
+    governors = machine.governors
+    others = [path for path, name in governors.items() if name != "performance"]
+    if not governors:
         yield Finding("governor", "note" if not machine.is_guest else "ok",
-                      "the kernel does not set the processor's frequency", (machine.said(path),),
+                      "the kernel does not set the processor's frequency", (machine.quote(path),),
                       "" if machine.is_guest else "set it in the firmware's setup",
                       uses)  # fmt: skip
     elif not others:
-        yield Finding("governor", "ok", "performance, on every CPU", (machine.said(path),),
+        yield Finding("governor", "ok", "performance, on every CPU", (machine.quote(path),),
                       uses=uses)  # fmt: skip
     else:
         yield Finding(
             "governor", "warning",
-            f"{', '.join(sorted({*found.values()}))}: times move with the load",
-            (f"{machine.said(others[0])}, and so of {len(others)} of {len(found)} CPUs",),
+            f"{', '.join(sorted({*governors.values()}))}: times move with the load",
+            (f"{machine.quote(others[0])}, and so of {len(others)} of {len(governors)} CPUs",),
             _lasting(needs, f"echo performance | tee {_CPU}/cpu*/cpufreq/scaling_governor",
                      'host.cmdline = "cpufreq.default_governor=performance" (v5.9)'),
             uses,
@@ -204,7 +202,7 @@ def governor(machine: Machine, needs: Needs) -> Iterator[Finding]:
         if machine.file(f"{_CPU}/{name}") == on:
             yield Finding(
                 "turbo", "note", "the processor runs above its nominal frequency while it is cool",
-                (machine.said(f"{_CPU}/{name}"),),
+                (machine.quote(f"{_CPU}/{name}"),),
                 "for times that repeat better: "
                 + _lasting(needs, f"echo {1 - int(on)} > {_CPU}/{name}",
                            f'sysfs."{_CPU}/{name}" = {1 - int(on)} of both arms'), uses,

@@ -3,12 +3,12 @@ alone."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 from orchestrator.analysis.finding import Finding, Needs
-from orchestrator.analysis.machine import LOCKDOWN, Machine
-from orchestrator.scenario import BOOT_WAYS
+from orchestrator.analysis.machine import LOCKDOWN, Machine, parse_version
+from orchestrator.evidence.checkup_facts import NOT_EXAMINED, BootMeans, NoMeans
+from orchestrator.scenario import BootWay
 
 _STATE = "/var/lib/barometer"
 """Folder of all that barometer keeps on a metal host."""
@@ -17,21 +17,20 @@ _STOP_ON_REBOOT = "/sys/module/watchdog/parameters/stop_on_reboot"
 
 
 def root(machine: Machine, _needs: Needs) -> Iterator[Finding]:
-    if machine.root:
+    if machine.is_root:
         yield Finding("root", "ok", "root", ("id -u: 0",))
     else:
-        user = machine.raw.get("user", "")
+        user = machine.facts.user
         yield Finding(
             "root", "problem", f"{user} is not root: kernel and drivers cannot be changed",
-            (f"id -u: {machine.raw.get('uid')}",),
+            (f"id -u: {machine.facts.uid}",),
             f"log in as root, or sudo without a password: {user} ALL=(root) NOPASSWD: ALL",
         )  # fmt: skip
 
 
 def python(machine: Machine, _needs: Needs) -> Iterator[Finding]:
-    version = str(machine.raw.get("python") or "")
-    numbers = tuple(int(part) for part in version.split(".") if part.isdecimal())
-    if numbers >= _PYTHON:
+    version = machine.facts.python
+    if parse_version(version) >= _PYTHON:
         yield Finding("python", "ok", f"Python {version}", (f"python3 --version: {version}",))
     else:
         yield Finding("python", "problem", f"Python {version} is too old",
@@ -44,12 +43,18 @@ def lockdown(machine: Machine, _needs: Needs) -> Iterator[Finding]:
     lock themselves down if Secure Boot is on, so a kernel under test would lock itself down, even
     if the machine's own kernel does not."""
     level = machine.lockdown
-    secure_boot = (machine.raw.get("means") or {}).get("secure_boot")
+    secure_boot = machine.means.secure_boot if machine.means else None
     evidence = (
-        machine.said(LOCKDOWN),
+        machine.quote(LOCKDOWN),
         *(f"/proc/cmdline: {word}" for word in machine.words if word.startswith("lockdown=")),
         f"EFI variable SecureBoot: {'unknown' if secure_boot is None else int(secure_boot)}",
     )
+    if LOCKDOWN in machine.facts.unreadable:
+        yield Finding(
+            "lockdown", "warning", "whether the kernel is locked down is not known", evidence,
+            "as root: barometer doctor",
+        )  # fmt: skip
+        return
     if level == "none" and not secure_boot:
         yield Finding("lockdown", "ok", "the kernel is not locked down", evidence)
         return
@@ -70,55 +75,68 @@ def lockdown(machine: Machine, _needs: Needs) -> Iterator[Finding]:
 def ways(machine: Machine, needs: Needs) -> Iterator[Finding]:
     """Yield a finding on how a kernel under test can be booted once, as the machine's keeper
     detected it."""
-    means = machine.raw.get("means") or {}
-    if "kexec" not in means:
+    if (means := machine.means) is None:
+        why = machine.facts.means.why if isinstance(machine.facts.means, NoMeans) else "not asked"
         yield Finding("boot", "note", "how another kernel can be booted is root's to know",
-                      (f"the keeper: {means.get('why', 'did not answer')}",),
-                      "as root: barometer doctor")  # fmt: skip
+                      (f"the keeper: {why}",), "as root: barometer doctor")  # fmt: skip
         return
-    there = _usable(means)
-    evidence = tuple(f"{name}: {means[name]['why'] or 'usable'}" for name in BOOT_WAYS)
-    if needs.boot != "auto" and needs.boot not in there:
+    usable = _usable(means)
+    methods = means.methods
+    evidence = tuple(f"{name}: {method.why or 'usable'}" for name, method in methods.items())
+    if needs.boot != "auto" and needs.boot not in usable:
         yield Finding(
-            "boot", "problem", f'host.boot = "{needs.boot}": {means[needs.boot]["why"]}', evidence,
-            f'host.boot = "{there[0]}"' if there else _another_way(means),
+            "boot", "problem", f'host.boot = "{needs.boot}": {methods[needs.boot].why}', evidence,
+            f'host.boot = "{usable[0]}"' if usable else _another_way(means),
         )  # fmt: skip
-    elif there:
-        said = f"another kernel can be booted by {', '.join(there)}"
-        yield Finding("boot", "ok", said, evidence)
+    elif usable:
+        what = f"another kernel can be booted by {', '.join(usable)}"
+        yield Finding("boot", "ok", what, evidence)
     else:
         yield Finding("boot", "problem", "there is no way to boot another kernel once", evidence,
                       _another_way(means))  # fmt: skip
 
 
-def _way(means: Mapping[str, Any], needs: Needs) -> str | None:
+def _choose_way(means: BootMeans, needs: Needs) -> BootWay | None:
     """Return the way in which a run boots a kernel, or None if there is none."""
-    there = _usable(means)
-    return next((name for name in there if needs.boot in ("auto", name)), None)
+    return next((name for name in _usable(means) if needs.boot in ("auto", name)), None)
 
 
-def _usable(means: Mapping[str, Any]) -> list[str]:
-    return [name for name in BOOT_WAYS if means[name]["usable"]]
+def _usable(means: BootMeans) -> list[BootWay]:
+    return [name for name, method in means.methods.items() if method.usable]
 
 
-def _another_way(means: Mapping[str, Any]) -> str:
-    if "kexec-tools" in means["kexec"]["why"]:
+def _another_way(means: BootMeans) -> str:
+    if "kexec-tools" in means.kexec.why:
         return "apt-get install kexec-tools"
     return "mend what one of them lacks; kexec is the fastest"
 
 
 def others(machine: Machine, _needs: Needs) -> Iterator[Finding]:
-    live = [lease for lease in machine.raw.get("leases") or () if not lease["expired"]]
-    for lease in live:
-        owner, what = lease["owner"], ", ".join(lease["resources"])
+    if machine.facts.leases is NOT_EXAMINED and machine.present(_STATE):
         yield Finding(
-            "experiment", "warning", f"{owner.get('user')}@{owner.get('runner')} holds {what}",
-            (f"lease {lease['token']}: {owner.get('what')}, for {lease['left']:.0f} s more",),
+            "experiment", "warning", "whether another experiment is at work here is not known",
+            (f"{_STATE}: there, and the keeper did not tell its leases",),
+            "as root: barometer doctor",
+        )  # fmt: skip
+        return
+    leases = () if machine.facts.leases is NOT_EXAMINED else machine.facts.leases
+    live = [lease for lease in leases if not lease.expired]
+    for lease in live:
+        owner = lease.owner
+        yield Finding(
+            "experiment", "warning",
+            f"{owner.user}@{owner.runner} holds {', '.join(lease.resources)}",
+            (f"lease {lease.token}: {owner.what}, for {lease.left:.0f} s more",),
             "host.wait, or wait for it",
         )  # fmt: skip
     if live:
         return
-    if machine.present(_STATE):
+    if _STATE not in machine.facts.present:
+        yield Finding(
+            "experiment", "warning", "whether another experiment is at work here is not known",
+            (f"{_STATE}: nobody looked for it",), "barometer doctor of this version",
+        )  # fmt: skip
+    elif machine.present(_STATE):
         yield Finding(
             "experiment", "warning", "an experiment that was killed left something here",
             (f"{_STATE}: there, and no lease is live",), "barometer recover puts it back",
@@ -133,10 +151,9 @@ def watchdog(machine: Machine, needs: Needs) -> Iterator[Finding]:
     watchdog must be free, it must be possible to stop it, and the kernel must leave it running
     over a kexec. A boot through a boot loader resets the machine, which ends the watchdog's
     countdown."""
-    means = machine.raw.get("means") or {}
-    devices = means.get("watchdogs")
-    if devices is None:
-        return
+    if (means := machine.means) is None:
+        return  # the finding `boot` says so
+    devices = means.watchdogs
     if not devices:
         yield Finding(
             "watchdog", "warning",
@@ -146,25 +163,25 @@ def watchdog(machine: Machine, needs: Needs) -> Iterator[Finding]:
             " /etc/modules-load.d/watchdog.conf; or host.power_cycle",
         )  # fmt: skip
         return
-    names = ", ".join(str(device["identity"] or device["device"]) for device in devices)
-    stop = means.get("watchdog_stop_on_reboot")
+    names = ", ".join(device.identity or device.device for device in devices)
+    stop = means.watchdog_stop_on_reboot
     evidence = (
-        *(f"{device['device']}: driver {device['driver']}, state {device['state']}, nowayout"
-          f" {device['nowayout']}" for device in devices),
+        *(f"{device.device}: driver {device.driver}, state {device.state}, nowayout"
+          f" {device.nowayout}" for device in devices),
         f"{_STOP_ON_REBOOT}: {'no such file' if stop is None else stop}",
     )  # fmt: skip
-    if all(device["why"] for device in devices):
+    if all(device.why for device in devices):
         yield Finding(
             "watchdog", "warning", "no watchdog that could watch over a boot: "
-            + "; ".join(str(device["why"]) for device in devices),
+            + "; ".join(device.why for device in devices),
             evidence, "end what uses it (RuntimeWatchdogSec= of systemd), without nowayout=1;"
             " or host.power_cycle",
         )  # fmt: skip
-    elif (way := _way(means, needs)) not in (None, "kexec"):
+    elif (way := _choose_way(means, needs)) not in (None, "kexec"):
         yield Finding(
             "watchdog", "warning",
             f"no watchdog watches over a boot by {way}, which resets {names} too",
-            (*evidence, f"kexec: {means['kexec']['why'] or 'usable'}"),
+            (*evidence, f"kexec: {means.kexec.why or 'usable'}"),
             'host.power_cycle; or boots by kexec, host.boot = "kexec"',
         )  # fmt: skip
     elif stop != "0":

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 from orchestrator.abi import OVMF_CODE, OVMF_VARIABLES
 from orchestrator.analysis.finding import BOTH, METAL, NESTED, Finding, Needs
-from orchestrator.analysis.machine import Machine
+from orchestrator.analysis.machine import Machine, parse_version
+from orchestrator.evidence.checkup_facts import NOT_EXAMINED
 from orchestrator.scenario import GIB, format_size
 
 QEMU = ("qemu-system-x86_64", "qemu-kvm")
@@ -32,8 +33,7 @@ _LEAST_DISK = GIB // 2
 def kvm(machine: Machine, needs: Needs) -> Iterator[Finding]:
     """Yield a finding on KVM. The evidence is that a guest ran, or why it did not. If the guest
     does not answer, it may be slow, or /dev/kvm may open and run nothing."""
-    if not {"kvm", "kvm_silent"} & {*machine.raw}:
-        return
+    why, silent = machine.facts.kvm, machine.facts.kvm_silent
     vendor = "svm" if machine.flags & {"svm"} else "vmx"
     flags = ", ".join(sorted(machine.flags & {"vmx", "svm"})) or "neither vmx nor svm"
     evidence = (
@@ -41,16 +41,15 @@ def kvm(machine: Machine, needs: Needs) -> Iterator[Finding]:
         f"/dev/kvm: {'there' if machine.present('/dev/kvm') else 'no such file'}",
     )
     matters = "metal" in needs.uses and needs.boots_guest
-    if "kvm" not in machine.raw:
-        yield Finding(
-            "kvm-unanswered", "warning" if matters or needs.accel == "kvm" else "note",
-            "whether KVM runs a guest is not known: no answer within"
-            f" {machine.raw['kvm_silent']:g} s",
-            evidence, "none, where the machine is only slow; else see dmesg | grep -i kvm",
-            needs.uses,
-        )  # fmt: skip
+    if why is NOT_EXAMINED:
+        if silent is not None:
+            yield Finding(
+                "kvm-unanswered", "warning" if matters or needs.accel == "kvm" else "note",
+                f"whether KVM runs a guest is not known: no answer within {silent:g} s",
+                evidence, "none, where the machine is only slow; else see dmesg | grep -i kvm",
+                needs.uses,
+            )  # fmt: skip
         return
-    why = machine.raw["kvm"]
     if why is None:
         yield Finding("kvm", "ok", "KVM runs a guest", evidence, uses=BOTH)
         return
@@ -63,7 +62,7 @@ def kvm(machine: Machine, needs: Needs) -> Iterator[Finding]:
     elif not machine.present("/dev/kvm"):
         fix = f"modprobe {'kvm_amd' if vendor == 'svm' else 'kvm_intel'}"
     elif not machine.access("/dev/kvm"):
-        fix = f"as root: usermod -aG kvm {machine.raw.get('user', 'USER')}, and log in again"
+        fix = f"as root: usermod -aG kvm {machine.facts.user}, and log in again"
     else:
         fix = "see dmesg | grep -i kvm"
     if needs.accel == "kvm":
@@ -90,12 +89,12 @@ def nested_virtualisation(machine: Machine, _needs: Needs) -> Iterator[Finding]:
             continue
         if value in ("Y", "1"):
             yield Finding("nested-virtualisation", "ok", f"{module} gives guests KVM of their own",
-                          (machine.said(path),), uses=NESTED)  # fmt: skip
+                          (machine.quote(path),), uses=NESTED)  # fmt: skip
         else:
             yield Finding(
                 "nested-virtualisation", "warning",
                 "a nested host has no KVM: its guests are emulated within it",
-                (machine.said(path),),
+                (machine.quote(path),),
                 f"echo options {module} nested=1 > /etc/modprobe.d/nested.conf;"
                 f" modprobe -r {module}; modprobe {module}",
                 NESTED,
@@ -153,8 +152,8 @@ def firmware(machine: Machine, needs: Needs) -> Iterator[Finding]:
 
 def libvirt(machine: Machine, needs: Needs) -> Iterator[Finding]:
     if "nested" in needs.uses:
-        version = str(machine.raw.get("libvirt") or "")
-        numbers = tuple(int(p) for p in version.split(".") if p.isdecimal())
+        version = "" if machine.facts.libvirt is NOT_EXAMINED else machine.facts.libvirt
+        numbers = parse_version(version)
         status = "ok" if numbers >= _LIBVIRT_LEAST else "problem"
         what = f"libvirt {version}" if numbers else "libvirt's library cannot be loaded"
         yield Finding(
@@ -167,9 +166,9 @@ def libvirt(machine: Machine, needs: Needs) -> Iterator[Finding]:
         )  # fmt: skip
     if "metal" not in needs.uses or not needs.boots_guest:
         return
-    path, version_said = machine.program(*DAEMONS), machine.version(*DAEMONS)
-    answers = [p for p, there in (machine.raw.get("sockets") or {}).items() if there]
-    shown = f" {'.'.join(map(str, version_said[0]))}" if version_said else ""
+    path, daemon = machine.program(*DAEMONS), machine.version(*DAEMONS)
+    answers = [socket for socket, listens in machine.facts.sockets.items() if listens]
+    shown = f" {'.'.join(map(str, daemon[0]))}" if daemon else ""
     if answers:
         yield Finding("libvirt", "ok", f"libvirt{shown} answers", (f"{answers[0]}: listens",))
     elif path is None:
@@ -179,14 +178,15 @@ def libvirt(machine: Machine, needs: Needs) -> Iterator[Finding]:
     else:
         yield Finding(
             "libvirt", "problem", f"libvirt{shown} is installed and does not answer",
-            tuple(f"{p}: nobody listens" for p in machine.raw.get("sockets") or {}),
+            tuple(f"{p}: nobody listens" for p in machine.facts.sockets),
             "systemctl enable --now virtqemud.socket, or libvirtd.socket",
         )  # fmt: skip
 
 
 def programs(machine: Machine, needs: Needs) -> Iterator[Finding]:
     """Yield a finding on the programs of a runner of nested hosts."""
-    wanted = PROGRAMS | ({} if machine.root else FOR_USERS) | (FOR_BUILDS if needs.builds else {})
+    for_user = {} if machine.is_root else FOR_USERS
+    wanted = PROGRAMS | for_user | (FOR_BUILDS if needs.builds else {})
     lost = [name for name in wanted if machine.program(name) is None]
     if not lost:
         yield Finding("programs", "ok", "every program that makes a nested host is there",
@@ -201,16 +201,16 @@ def programs(machine: Machine, needs: Needs) -> Iterator[Finding]:
 def user_namespaces(machine: Machine, _needs: Needs) -> Iterator[Finding]:
     """Yield a finding on building images. Without root they are built in a user namespace with a
     range of users (subuid(5))."""
-    if machine.root:
+    if machine.is_root:
         return
-    user = str(machine.raw.get("user", ""))
-    ids = (user, str(machine.raw.get("uid")))
+    user = machine.facts.user
+    ids = (user, str(machine.facts.uid))
     for table in ("/etc/subuid", "/etc/subgid"):
         lines = (machine.file(table) or "").splitlines()
         if not any(line.split(":")[0] in ids for line in lines):
             yield Finding(
                 "subuid", "problem", f"no image can be built: {table} has no range for {user}",
-                (machine.said(table),),
+                (machine.quote(table),),
                 "as root: usermod --add-subuids 100000-165535 --add-subgids 100000-165535 " + user,
                 NESTED,
             )  # fmt: skip
@@ -219,12 +219,12 @@ def user_namespaces(machine: Machine, _needs: Needs) -> Iterator[Finding]:
                  "/proc/sys/kernel/unprivileged_userns_clone"):  # fmt: skip
         if machine.file(path) == "0":
             yield Finding("subuid", "problem", "no image can be built: user namespaces are off",
-                          (machine.said(path),),
+                          (machine.quote(path),),
                           f"as root: sysctl {path[10:].replace('/', '.')}="
                           + ("1" if path.endswith("clone") else "10000"), NESTED)  # fmt: skip
             return
-    yield Finding("subuid", "ok", f"images can be built as {user}", (machine.said("/etc/subuid"),),
-                  uses=NESTED)  # fmt: skip
+    yield Finding("subuid", "ok", f"images can be built as {user}",
+                  (machine.quote("/etc/subuid"),), uses=NESTED)  # fmt: skip
 
 
 def shared_memory(machine: Machine, _needs: Needs) -> Iterator[Finding]:
@@ -241,6 +241,8 @@ def shared_memory(machine: Machine, _needs: Needs) -> Iterator[Finding]:
 def memory(machine: Machine, needs: Needs) -> Iterator[Finding]:
     free = machine.memory_available
     if free is None:
+        yield Finding("memory", "warning", "how much memory is available is not known",
+                      (machine.quote("/proc/meminfo"),), "see free -h", needs.uses)  # fmt: skip
         return
     evidence = (f"/proc/meminfo: MemAvailable {free // 1024} kB",)
     wanted = {
@@ -263,16 +265,18 @@ def memory(machine: Machine, needs: Needs) -> Iterator[Finding]:
 
 
 def disk(machine: Machine, needs: Needs) -> Iterator[Finding]:
-    places = machine.raw.get("folders") or {}
-    for use, paths in (machine.raw.get("folder_uses") or {}).items():
+    for use, paths in machine.facts.folder_uses.items():
         if use not in needs.uses:
             continue
         enough = _NESTED_DISK if use == "nested" else _METAL_DISK
         for path in paths:
-            if not (place := places.get(path)):
+            if (place := machine.facts.folders.get(path)) is None:
+                yield Finding("disk", "warning", f"how much is free for {path} is not known",
+                              (f"statvfs(3) of {path}: no answer",), "see df -h",
+                              (use,))  # fmt: skip
                 continue
-            free, at = place["free"], place["at"]
-            evidence = (f"statvfs(3) of {at}: {_gib(free)} of {_gib(place['total'])} free",)
+            free = place.free
+            evidence = (f"statvfs(3) of {place.at}: {_gib(free)} of {_gib(place.total)} free",)
             if free >= enough:
                 yield Finding("disk", "ok", f"{_gib(free)} are free for {path}", evidence,
                               uses=(use,))  # fmt: skip

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from orchestrator.analysis.finding import Finding, Needs
-from orchestrator.analysis.machine import Bar, Machine
+from orchestrator.analysis.machine import Machine, parse_number
+from orchestrator.evidence.checkup_facts import NOT_EXAMINED, BarFacts, ChosenDevice
 from orchestrator.scenario import GIB, MIB, format_size
 
 _LARGE = GIB
@@ -27,11 +28,12 @@ memory and for each BAR."""
 def iommu(machine: Machine, _needs: Needs) -> Iterator[Finding]:
     intel = machine.intel
     table = f"/sys/firmware/acpi/tables/{'DMAR' if intel else 'IVRS'}"
-    if machine.iommus and machine.groups:
-        yield Finding("iommu", "ok", f"an IOMMU is on: {', '.join(machine.iommus[:4])}",
-                      (f"/sys/class/iommu: {' '.join(machine.iommus)}",))  # fmt: skip
+    iommus = machine.facts.iommus
+    if iommus and machine.facts.groups:
+        yield Finding("iommu", "ok", f"an IOMMU is on: {', '.join(iommus[:4])}",
+                      (f"/sys/class/iommu: {' '.join(iommus)}",))  # fmt: skip
         return
-    evidence = ["/sys/class/iommu: " + (" ".join(machine.iommus) or "empty")]
+    evidence = ["/sys/class/iommu: " + (" ".join(iommus) or "empty")]
     option = "intel_iommu" if intel else "amd_iommu"
     evidence += [f"{table}: {'there' if machine.present(table) else 'no such file'}"]
     evidence += [f"/proc/cmdline: {word}" for word in machine.words if "iommu" in word]
@@ -58,7 +60,7 @@ def iommu(machine: Machine, _needs: Needs) -> Iterator[Finding]:
 def superpages(machine: Machine, _needs: Needs) -> Iterator[Finding]:
     """Yield a finding on the leaves of the IOMMU's own page tables. With 4 KiB alone a map writes
     an entry for each page."""
-    if not machine.iommus:
+    if not (iommus := machine.facts.iommus):
         return
     off = [f"{name}={word}" for name, words in _SP_OFF.items()
            for word in machine.options(name) if word in words]  # fmt: skip
@@ -66,7 +68,7 @@ def superpages(machine: Machine, _needs: Needs) -> Iterator[Finding]:
         yield Finding(
             "iommu-superpages", "warning",
             f"{off[0]}: the IOMMU maps by 4 KiB pages, 8388608 for 32 GiB, on every kernel",
-            (machine.said("/proc/cmdline"),), f"take {off[0].split('=')[1]} out, and reboot",
+            (machine.quote("/proc/cmdline"),), f"take {off[0].split('=')[1]} out, and reboot",
         )  # fmt: skip
         return
     units = machine.superpages
@@ -83,32 +85,32 @@ def superpages(machine: Machine, _needs: Needs) -> Iterator[Finding]:
     if units:
         yield Finding("iommu-superpages", "ok", "the IOMMU has leaves of 2 MiB and 1 GiB",
                       tuple(f"{u.path}: {u.register}" for u in units[:2]))  # fmt: skip
-    elif any(name.startswith("ivhd") for name in machine.iommus):
+    elif any(name.startswith("ivhd") for name in iommus):
         # AMD_IOMMU_PGSIZES of drivers/iommu/amd/: every power of two but 512 GiB
         yield Finding("iommu-superpages", "ok", "AMD's page tables have leaves of every size",
-                      (f"/sys/class/iommu: {' '.join(machine.iommus)}",))  # fmt: skip
+                      (f"/sys/class/iommu: {' '.join(iommus)}",))  # fmt: skip
     else:
         yield Finding("iommu-superpages", "note", "which leaves this IOMMU has is said nowhere",
-                      (f"/sys/class/iommu: {' '.join(machine.iommus)}",),
+                      (f"/sys/class/iommu: {' '.join(iommus)}",),
                       "the counts of the workload map tell")  # fmt: skip
 
 
 def interrupt_remapping(machine: Machine, _needs: Needs) -> Iterator[Finding]:
     """Yield a finding on interrupt remapping, without which type1 refuses every device
     (vfio_iommu_type1_attach_group(): EPERM)."""
-    chips = " ".join(machine.raw.get("interrupts") or []) or "nothing"
+    chips = " ".join(machine.facts.interrupts) or "nothing"
     evidence = [f"/proc/interrupts: {chips}"]
     if machine.remaps_interrupts:
         yield Finding("interrupt-remapping", "ok", "interrupts are remapped", tuple(evidence))
         return
-    if not machine.iommus:
+    if not machine.facts.iommus:
         return
     unsafe = f"{_TYPE1}/allow_unsafe_interrupts"
     evidence += [f"/proc/cmdline: {w}" for w in machine.words if "intremap" in w or _UNSAFE in w]
     # the file is there once the module is loaded
     if (machine.file(unsafe) or "".join(machine.options(_UNSAFE)[-1:])) in ("Y", "1"):
         yield Finding("interrupt-remapping", "note", "not on, and type1 is told not to mind",
-                      (*evidence, machine.said(unsafe)),
+                      (*evidence, machine.quote(unsafe)),
                       "fine where the guests are trusted")  # fmt: skip
         return
     if any("nointremap" in w or "intremap=off" in w for w in machine.words):
@@ -122,27 +124,34 @@ def interrupt_remapping(machine: Machine, _needs: Needs) -> Iterator[Finding]:
 
 
 def groups(machine: Machine, _needs: Needs) -> Iterator[Finding]:
-    if not machine.groups:
+    if not machine.facts.groups:
         return
-    number, members = max(machine.groups.items(), key=lambda item: len(item[1]))
+    number, members = max(machine.facts.groups.items(), key=lambda item: len(item[1]))
     evidence = (f"/sys/kernel/iommu_groups/{number}/devices: {' '.join(members[:8])}",)
-    count = f"{len(machine.groups)} IOMMU groups, the largest of {len(members)}"
+    count = f"{len(machine.facts.groups)} IOMMU groups, the largest of {len(members)}"
     yield Finding("iommu-groups", "ok", count, evidence)
 
 
 def device(machine: Machine, _needs: Needs) -> Iterator[Finding]:
     """Yield a finding on the device that a scenario names."""
-    found = machine.raw.get("device") or {}
-    if "chosen" in found:
-        yield Finding("device", "ok", f"{found['chosen']} can be given to a guest",
-                      (f"/sys/bus/pci/devices/{found['chosen']}",))  # fmt: skip
-    elif found:
-        yield Finding("device", "problem", found["why"], tuple(found["evidence"]),
-                      found["hint"] or "name another: device.address")  # fmt: skip
+    if (choice := machine.facts.device) is None:
+        return
+    if isinstance(choice, ChosenDevice):
+        yield Finding("device", "ok", f"{choice.chosen} can be given to a guest",
+                      (f"/sys/bus/pci/devices/{choice.chosen}",))  # fmt: skip
+    else:
+        yield Finding("device", "problem", choice.why, choice.evidence,
+                      choice.hint or "name another: device.address")  # fmt: skip
 
 
 def large_bars(machine: Machine, needs: Needs) -> Iterator[Finding]:
-    if "bars" not in machine.raw or "device" in machine.raw:
+    if machine.facts.device is not None:
+        return
+    if machine.facts.bars is NOT_EXAMINED:
+        yield Finding(
+            "large-bar", "problem", "whether a device has a large BAR is not known",
+            ("/sys/bus/pci/devices: nobody looked there",), "barometer doctor of this machine",
+        )  # fmt: skip
         return
     least = needs.bar or _LARGE
     bars = sorted(machine.bars, key=lambda bar: (-bar.size, bar.address))
@@ -164,7 +173,7 @@ def large_bars(machine: Machine, needs: Needs) -> Iterator[Finding]:
                 "see there; or put in another device" if not free else "another is free",
             )  # fmt: skip
     for bar in bars:
-        if bar.size < least <= bar.growable:
+        if bar.growable is not None and bar.size < least <= bar.growable:
             yield Finding(
                 "resizable-bar", "note" if free else "warning",
                 f"{_named(bar)} can have {format_size(bar.growable)} (Resizable BAR)",
@@ -174,21 +183,21 @@ def large_bars(machine: Machine, needs: Needs) -> Iterator[Finding]:
             )  # fmt: skip
     if not large:
         what = f"no device has a BAR of {format_size(least)} or more"
-        seen = [f"{_path(bar)}: {_named(bar)}" for bar in bars[:3]]
+        listed = [f"{_path(bar)}: {_named(bar)}" for bar in bars[:3]]
         yield Finding(
             "large-bar", "problem", what,
-            tuple(seen) or ("/sys/bus/pci/devices/*/resource: no memory BAR",),
+            tuple(listed) or ("/sys/bus/pci/devices/*/resource: no memory BAR",),
             "put in a device with a large BAR; of a GPU, turn on Resizable BAR and Above 4G"
             " Decoding in the firmware's setup",
         )  # fmt: skip
 
 
-def _named(bar: Bar) -> str:
+def _named(bar: BarFacts) -> str:
     driver = f", driver {bar.driver}" if bar.driver else ""
     return f"{bar.address} BAR {bar.index} of {format_size(bar.size)}{driver}"
 
 
-def _path(bar: Bar) -> str:
+def _path(bar: BarFacts) -> str:
     return f"/sys/bus/pci/devices/{bar.address}/resource"
 
 
@@ -226,24 +235,23 @@ def address_bits(machine: Machine, needs: Needs) -> Iterator[Finding]:
 
 def limits(machine: Machine, needs: Needs) -> Iterator[Finding]:
     path = f"{_TYPE1}/dma_entry_limit"
-    text = machine.file(path)
-    if text is not None and text.isdecimal():
-        if int(text) < _FEW_ENTRIES:
-            yield Finding("dma-entries", "warning", f"type1 gives a container {text} DMA mappings",
-                          (machine.said(path),),
+    entries = parse_number(machine.file(path))
+    if entries is not None:
+        what = f"type1 gives a container {entries} DMA mappings"
+        if entries < _FEW_ENTRIES:
+            yield Finding("dma-entries", "warning", what,
+                          (machine.quote(path),),
                           "take dma_entry_limit out of /etc/modprobe.d and the command line:"
                           " without it there are 65535; or host.cmdline ="
                           ' "vfio_iommu_type1.dma_entry_limit=65535"')  # fmt: skip
         else:
-            yield Finding("dma-entries", "ok", f"type1 gives a container {text} DMA mappings",
-                          (machine.said(path),))  # fmt: skip
-    limit = machine.raw.get("memlock")
-    if limit is None:
-        return
+            yield Finding("dma-entries", "ok", what, (machine.quote(path),))
+    limit = machine.facts.memlock
     evidence = (f"getrlimit(RLIMIT_MEMLOCK): {'unlimited' if limit < 0 else limit}",)
-    if machine.root or limit < 0 or limit >= needs.guest_memory + GIB:
-        who = "root is not bound by it" if machine.root and limit >= 0 else "no limit in the way"
-        yield Finding("memlock", "ok", f"locked memory: {who}", evidence)
+    if machine.is_root or limit < 0 or limit >= needs.guest_memory + GIB:
+        is_exempt = machine.is_root and limit >= 0
+        why = "root is not bound by it" if is_exempt else "no limit in the way"
+        yield Finding("memlock", "ok", f"locked memory: {why}", evidence)
     else:
         yield Finding(
             "memlock", "note",
@@ -256,8 +264,7 @@ def limits(machine: Machine, needs: Needs) -> Iterator[Finding]:
 def vfio(machine: Machine, _needs: Needs) -> Iterator[Finding]:
     """Yield a finding on VFIO in the running kernel. That VFIO is not loaded is fine: it is loaded
     when it is needed."""
-    symbols = machine.raw.get("symbols") or {}
-    place = symbols.get("vfio_iommu_type1_ioctl")
+    place = machine.facts.symbols.get("vfio_iommu_type1_ioctl")
     if place:
         yield Finding("vfio", "ok", "the kernel that runs has VFIO's type1", (place,))
     elif machine.unread:
