@@ -68,6 +68,16 @@ def test_recorded_run_ends_with_its_verdict_and_its_folder(name: str) -> None:
         assert any(line.startswith(f"  * {metric}") for line in lines)
 
 
+def test_end_of_the_main_job_is_the_one_that_the_readme_shows() -> None:
+    saved = saved_run(RunDir.open(RECORDED / "debian-6.12-vs-7"))
+    kernels = {arm: saved.plan["kernels"][arm] for arm in ARMS}
+    found = compare(saved.scenario, kernels, saved.results, saved.planned, saved.plan["accel"])
+    folder = Path("/home/me/runs/debian-6.12-vs-7-20261130-093000")
+    shown = (RECORDED.parents[1] / "README.md").read_text()
+    shown = shown.replace(f"report     {folder}/report.html\n", "")  # no such file here
+    assert f"\n{run_brief(saved.scenario, found, saved.plan, folder)}\n" in shown
+
+
 def test_what_regressed_beside_is_never_left_out(tmp_path: Path) -> None:
     chosen = scenario("expect={bar_map_cost='improved'}")
     values: dict[Metric, tuple[float, float]] = {
