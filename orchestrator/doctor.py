@@ -10,7 +10,7 @@ from orchestrator.analysis.findings import findings, in_the_way
 from orchestrator.analysis.running import DAEMONS, FOR_BUILDS, FOR_USERS, PROGRAMS, QEMU
 from orchestrator.bench import remote
 from orchestrator.bench.checkup import evidence
-from orchestrator.bench.local import Here
+from orchestrator.bench.local import LocalMachine
 from orchestrator.bench.shell import Commands
 from orchestrator.bench.staging import STATE
 from orchestrator.cache import Cache
@@ -41,7 +41,7 @@ def diagnosed(
         address, ssh_config = host.address, host.ssh_config
     needs = needs_of(scenario) if scenario else Needs(USES if address is None else METAL)
     if address is None:
-        return _of(HERE, Here(), scenario, needs, cache, probe=probe)
+        return _of(HERE, LocalMachine(), scenario, needs, cache, probe=probe)
     endpoint = remote.resolved(address, ssh_config)
     try:
         with remote.logged_in(endpoint) as shell:
@@ -62,7 +62,7 @@ def preflight(
     Raises BenchError with everything that is in the way.
     """
     needs = needs_of(scenario)
-    raw = _evidence(machine or Here(), scenario, needs, cache, guests=False)
+    raw = _evidence(machine or LocalMachine(), scenario, needs, cache, guests=False)
     # a metal host is examined under this run's own lease, which "experiment" would report
     all_found = findings(raw, needs)
     found = tuple(f for f in all_found if machine is None or f.name != "experiment")

@@ -277,7 +277,7 @@ def _bars(shell: Commands, addresses: Sequence[str]) -> list[dict[str, Any]]:
 def _boot(
     domain: hypervisor.Domain,
     tracer: profiler.Tracer,
-    happened: hypervisor.Happened,
+    happened: hypervisor.DomainEvents,
     asked: Asked,
 ) -> None:
     if not asked.reboot:
@@ -308,7 +308,7 @@ class _Watch:
     """Observer of a boot that detects its end."""
 
     def __init__(
-        self, tracer: profiler.Tracer, pid: int, happened: hypervisor.Happened, asked: Asked,
+        self, tracer: profiler.Tracer, pid: int, happened: hypervisor.DomainEvents, asked: Asked,
         progress: Progress,
     ) -> None:  # fmt: skip
         self._tracer, self._pid, self._happened = tracer, pid, happened

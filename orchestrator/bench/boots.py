@@ -24,12 +24,12 @@ from orchestrator.scenario import BOOT_WAYS, MetalHost
 log = logging.getLogger("barometer.metal")
 
 _ASKED_SECONDS = 60.0
-_FOR_GOOD = ("host-unknown-host-key", "host-wrong-host-key", "host-no-proxy")
+FATAL = ("host-unknown-host-key", "host-wrong-host-key", "host-no-proxy")
 """Error reasons of a connection that waiting does not cure."""
-_AT_FIRST = ("host-no-name", "host-no-login", "host-no-root")
+FATAL_ON_FIRST_CONTACT = ("host-no-name", "host-no-login", "host-no-root")
 """Error reasons that waiting may cure only if the machine has let us in before: while it goes down
 and comes up, it refuses a user's login (pam_nologin(8))."""
-UNREACHED = ("host-no-ssh", "host-ssh-lost", *_AT_FIRST)
+TRANSIENT = ("host-no-ssh", "host-ssh-lost", *FATAL_ON_FIRST_CONTACT)
 """Error reasons that are seen while a machine goes down."""
 
 
@@ -123,7 +123,9 @@ class Boots:
             try:
                 running = self.running()
             except BarometerError as exc:
-                if exc.reason in _FOR_GOOD or (exc.reason in _AT_FIRST and not self._reached):
+                if exc.reason in FATAL or (
+                    exc.reason in FATAL_ON_FIRST_CONTACT and not self._reached
+                ):
                     raise
                 seen = exc.message
                 log.debug("not back: %s", exc.message)
@@ -240,7 +242,7 @@ class Boots:
             elif self.reach().token:
                 self.into("reboot")
         except BenchError as exc:
-            if exc.reason in (*UNREACHED, "machine-lost") or self.running().token:
+            if exc.reason in (*TRANSIENT, "machine-lost") or self.running().token:
                 raise
             return exc
         return None
@@ -254,7 +256,7 @@ class Boots:
             left = self.running().boot_id
             failed = self.keeper.putback(volatile=True).failed
         except BenchError as exc:
-            if exc.reason not in UNREACHED:
+            if exc.reason not in TRANSIENT:
                 raise
             log.debug("it goes down: %s", exc.message)
             self.link.close()

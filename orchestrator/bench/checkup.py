@@ -12,7 +12,7 @@ from orchestrator.bench.answers import has_form
 from orchestrator.bench.hypervisor import library_version
 from orchestrator.bench.images import GUESTS
 from orchestrator.bench.keeper import Keeper
-from orchestrator.bench.local import Here
+from orchestrator.bench.local import LocalMachine
 from orchestrator.bench.passthrough import chosen, refusals, surveyed
 from orchestrator.bench.probe import counted_map
 from orchestrator.bench.shell import Commands
@@ -69,7 +69,7 @@ def evidence(
     with ThreadPoolExecutor(len(parts)) as pool:
         asked = [pool.submit(part) for part in parts.values()]
         said = {name: value for one in asked for name, value in one.result().items()}
-    here = {"libvirt": library_version()} if isinstance(machine, Here) else {}
+    here = {"libvirt": library_version()} if isinstance(machine, LocalMachine) else {}
     return said | here | {"folder_uses": {use: [*paths] for use, paths in folders.items()}}
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.bench.accel import Accel
-from orchestrator.bench.changes import Changes
+from orchestrator.bench.changes import ChangeLog
 from orchestrator.bench.console import Console
 from orchestrator.bench.hypervisor import Connection
 from orchestrator.bench.kernelwatch import KernelWatch
@@ -56,7 +56,7 @@ class Host:
     answer."""
     scratch: Path
     """A private folder on the runner, which is gone with the run."""
-    change: Changes
+    change: ChangeLog
     """Record of the host's changes; it is called before anything on the host is changed."""
     ours: bool
     """True for a VM of barometer's, which is set up for nothing else."""

@@ -21,7 +21,7 @@ from typing import Any
 from orchestrator import interrupts
 from orchestrator.bench import remote
 from orchestrator.bench.accel import Accel
-from orchestrator.bench.boots import UNREACHED, Boots, Running, running_on
+from orchestrator.bench.boots import TRANSIENT, Boots, Running, running_on
 from orchestrator.bench.console import Console
 from orchestrator.bench.consoles import console_command, followed
 from orchestrator.bench.host import Host, explained_by_the_host, panic_reason
@@ -77,7 +77,7 @@ far as it can be."""
 _TCG = "QEMU TCG CPU"
 
 
-class Journaled:
+class JournaledChanges:
     """Makes changes on a metal host. Its keeper writes each to the journal before making it."""
 
     def __init__(self, keeper: Keeper) -> None:
@@ -194,7 +194,7 @@ class MetalMachine:
     scratch: Path
     """A private folder on the runner."""
     progress: Progress
-    change: Journaled
+    change: JournaledChanges
     lease: Lease = field(init=False)
     accel: Accel = "none"
     staged: dict[ArmName, Staged] = field(default_factory=dict)
@@ -497,7 +497,7 @@ def _held(
             console_command(spec.console, scratch / "console", progress.note)
         )
         boots = Boots(spec, endpoint, link, keeper, progress, console)
-        machine = MetalMachine(spec, boots, keeper, scratch, progress, Journaled(keeper))
+        machine = MetalMachine(spec, boots, keeper, scratch, progress, JournaledChanges(keeper))
 
         def taken() -> bool | None:
             with progress.stage(f"host: reaching {endpoint}"):
@@ -513,7 +513,7 @@ def _held(
                 )
                 return unfinished or bool(running.token)
             except BenchError as exc:
-                if exc.reason not in UNREACHED:
+                if exc.reason not in TRANSIENT:
                     raise
                 link.close()  # it goes down for a boot that somebody ordered
                 return None

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from orchestrator.bench.accel import Accel
-from orchestrator.bench.changes import Unrecorded
+from orchestrator.bench.changes import DirectChanges
 from orchestrator.bench.console import Console, file_excerpt
 from orchestrator.bench.domain import Disk, HostDomain, host_xml
 from orchestrator.bench.filelimits import limited_files
@@ -253,7 +253,7 @@ def proven_host(
                     is_lost=lambda: not shell.alive(),
                 ),
                 monitor=machine.domain.monitor,
-                scratch=machine.folder, change=Unrecorded(shell), ours=True,
+                scratch=machine.folder, change=DirectChanges(shell), ours=True,
             ), boot_id  # fmt: skip
         finally:
             # libvirt sends SIGTERM first and waits 10 s, although a stopped QEMU cannot react

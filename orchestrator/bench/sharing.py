@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-from orchestrator.bench.changes import Remembered
+from orchestrator.bench.changes import RememberedChanges
 from orchestrator.bench.host import Host
 from orchestrator.bench.hypervisor import Connection
 from orchestrator.bench.keys import RunKeys
@@ -154,7 +154,7 @@ class NestedMachine:
     @contextmanager
     def _lent(self, boot: Boot, trial: TrialWriter, progress: Progress) -> Iterator[Host]:
         """Lend the host to one trial while the block runs; end it if the trial left anything."""
-        change = Remembered(boot.host.shell)
+        change = RememberedChanges(boot.host.shell)
         try:
             yield replace(boot.host, change=change)
         except KeyboardInterrupt:

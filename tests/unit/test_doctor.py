@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from orchestrator import doctor
-from orchestrator.bench.local import Here
+from orchestrator.bench.local import LocalMachine
 from orchestrator.cache import Cache
 from orchestrator.doctor import diagnosed, preflight
 from orchestrator.errors import BenchError, ScenarioError
@@ -58,7 +58,7 @@ def test_this_machine_is_asked_for_both_uses(
     asked = asking(monkeypatch, recorded("emulated-runner"))
     found = diagnosed(None, None, None, Cache(tmp_path))
     machine, programs, versions, folders, device = asked.arguments
-    assert isinstance(machine, Here)
+    assert isinstance(machine, LocalMachine)
     assert {"mmdebstrap", "newuidmap"} <= {*programs}
     assert "qemu-system-x86_64" in versions
     assert folders == {"nested": [str(tmp_path)], "metal": ["/var/lib/barometer"]}
@@ -95,7 +95,7 @@ def test_preflight_lets_a_run_begin_and_says_what_it_costs(
 ) -> None:
     warned = value("programs", "qemu-system-x86_64", "version", to="QEMU emulator version 8.2.2")
     asked = asking(monkeypatch, server(warned))
-    preflight(scenario(*METAL), Cache(tmp_path), progress, Here())
+    preflight(scenario(*METAL), Cache(tmp_path), progress, LocalMachine())
     assert asked.how == {"metal": True, "guests": False}
     assert isinstance(asked.arguments[4], HostDevice)
     assert "qemu-alignment: QEMU 8.2.2 does not align" in said.getvalue()
@@ -106,7 +106,7 @@ def test_preflight_names_all_that_is_in_the_way(
 ) -> None:
     asking(monkeypatch, recorded("emulated-runner"))
     with pytest.raises(BenchError) as caught:
-        preflight(scenario(*METAL), Cache(tmp_path), progress, Here())
+        preflight(scenario(*METAL), Cache(tmp_path), progress, LocalMachine())
     text = str(caught.value)
     for part in ("no IOMMU is on", "/sys/class/iommu: empty", "kexec-tools", "small"):
         assert part in text

@@ -7,14 +7,14 @@ import pytest
 from orchestrator.abi import OVMF_CODE, OVMF_VARIABLES
 from orchestrator.bench import checkup
 from orchestrator.bench.checkup import evidence, traced_functions
-from orchestrator.bench.local import Here
+from orchestrator.bench.local import LocalMachine
 from orchestrator.bench.shell import Completed
 from orchestrator.bench.staging import STATE
 from orchestrator.errors import BenchError
 from orchestrator.scenario import HostDevice
 
 
-class Lacking(Here):
+class Lacking(LocalMachine):
     """A machine whose python3 gives this answer."""
 
     def __init__(self, answer: Completed) -> None:
@@ -31,7 +31,7 @@ def no_kvm(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("no_kvm")
 def test_this_machine_is_asked_everything() -> None:
-    said = evidence(Here(), ["sh", "no-such-program"], ["sh"], {"nested": ["/tmp/x/y"]})
+    said = evidence(LocalMachine(), ["sh", "no-such-program"], ["sh"], {"nested": ["/tmp/x/y"]})
     json.dumps(said)
     assert said["kvm"] == "no KVM in a test"
     assert said["libvirt"].count(".") == 2
@@ -47,22 +47,22 @@ def test_this_machine_is_asked_everything() -> None:
 
 
 def test_without_guests_kvm_is_not_tried() -> None:
-    assert "kvm" not in evidence(Here(), [], [], {}, guests=False)
+    assert "kvm" not in evidence(LocalMachine(), [], [], {}, guests=False)
 
 
 def test_a_guest_that_does_not_answer_is_no_word_of_kvm(monkeypatch: pytest.MonkeyPatch) -> None:
-    def silent(machine: Here, within: float) -> None:
+    def silent(machine: LocalMachine, within: float) -> None:
         raise TimeoutError
 
     monkeypatch.setattr(checkup, "kvm_problem", silent)
-    said = evidence(Here(), [], [], {}, metal=False)
+    said = evidence(LocalMachine(), [], [], {}, metal=False)
     assert (said["kvm_silent"], "kvm" in said) == (checkup._GUEST_SECONDS, False)
 
 
 def test_a_device_that_cannot_be_had_is_evidence() -> None:
     asked = {"kind": "hostdev", "address": "ffff:ff:1f.7", "bar": "1GiB"}
     device = HostDevice.model_validate(asked)
-    said = evidence(Here(), [], [], {}, device, guests=False)
+    said = evidence(LocalMachine(), [], [], {}, device, guests=False)
     assert said["device"]["why"] == "the machine has no device ffff:ff:1f.7"
 
 

@@ -16,14 +16,14 @@ import pytest
 
 from orchestrator.bench import keeper as client
 from orchestrator.bench.keeper import MACHINE, HeldError, Image, Keeper, Lease, has_ended
-from orchestrator.bench.local import Here
+from orchestrator.bench.local import LocalMachine
 from orchestrator.bench.owner import process_start
 from orchestrator.bench.shell import Completed, ConnectionLostError, Shell
 from orchestrator.errors import BenchError
 from tests.unit.agents.keeper.machines import GPU, RELEASE, THP, Machine, made_up
 
 
-class KeeperShell(Here, Shell):
+class KeeperShell(LocalMachine, Shell):
     """A shell that runs the keeper's commands here, on the made-up machine."""
 
     name = "host"

@@ -14,7 +14,7 @@ from typing import Any, cast
 import pytest
 
 from orchestrator.bench import sharing
-from orchestrator.bench.changes import Unrecorded
+from orchestrator.bench.changes import DirectChanges
 from orchestrator.bench.console import Console
 from orchestrator.bench.domain import Disk
 from orchestrator.bench.host import Host
@@ -101,7 +101,7 @@ class Lab:
             payload="/opt/barometer", console=Console(self.console),
             kernel=KernelWatch(self.console), alive=lambda: self.alive,
             crash=lambda: "", libvirt=cast(Any, None), monitor=cast(Any, None),
-            scratch=machine.folder, change=Unrecorded(self.wire), ours=True,
+            scratch=machine.folder, change=DirectChanges(self.wire), ours=True,
         ), f"boot {self.booted}"  # fmt: skip
 
     def _prove(self, shell: object, token: str, kernel: KernelBundle) -> str:
