@@ -17,7 +17,7 @@ from orchestrator.cache import Cache
 from orchestrator.errors import BenchError
 from orchestrator.progress import Progress
 from orchestrator.report.doctor import Diagnosis
-from orchestrator.scenario import HostDevice, MetalHost, Scenario
+from orchestrator.scenario import Scenario
 
 HERE = "this machine"
 
@@ -37,7 +37,7 @@ def diagnosed(
     configuration.
     """
     host = scenario.host if scenario else None
-    if address is None and isinstance(host, MetalHost):
+    if address is None and host is not None:
         address, ssh_config = host.address, host.ssh_config
     needs = needs_of(scenario) if scenario else Needs(USES if address is None else METAL)
     if address is None:
@@ -104,6 +104,6 @@ def _evidence(
         folders["nested"] = [str(cache.root)]
     if metal := "metal" in needs.uses:
         folders["metal"] = [STATE]
-    device = scenario.device if scenario and isinstance(scenario.device, HostDevice) else None
+    device = scenario.device if scenario and scenario.device.kind == "hostdev" else None
     programs = [*PROGRAMS, *FOR_USERS, *FOR_BUILDS]
     return evidence(machine, programs, (*QEMU, *DAEMONS), folders, device, metal=metal, **how)
