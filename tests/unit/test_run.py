@@ -566,9 +566,9 @@ class Pool:
 def test_host_that_trials_share_is_ended_with_the_run(
     monkeypatch: pytest.MonkeyPatch, error: BaseException | None
 ) -> None:
-    closed: list[object] = []
+    closed: list[str] = []
     here = cast(Runner, SimpleNamespace(state="state", libvirt="libvirt"))
-    monkeypatch.setattr(HostPool, "close", closed.append)
+    monkeypatch.setattr(HostPool, "close", lambda _: closed.append("closed"))
 
     def run_it() -> None:
         with run.taken_machine(scenario(), "a run", here) as machine:
@@ -887,7 +887,7 @@ class Metal:
     def _climb(
         self, bench: Bench, planned: PlannedTrial, trial: TrialWriter, through: str
     ) -> None:
-        assert isinstance(bench.machine, NestedMachine) or bench.machine is self.machine
+        assert isinstance(bench.machine, NestedMachine) or bench.machine is cast(Any, self.machine)
         self.done.append(planned.name)
         if self.failing and (reason := self.failing.pop(0)):
             if reason == "interrupted":
@@ -1034,9 +1034,9 @@ def test_machine_is_taken_before_anything_is_prepared_and_given_back_if_that_fai
     def refuse(*_: object) -> Prepared:
         raise ScenarioError("no such kernel")
 
-    closed: list[object] = []
+    closed: list[str] = []
     monkeypatch.setattr(run, "prepare", refuse)
-    monkeypatch.setattr(HostPool, "close", closed.append)
+    monkeypatch.setattr(HostPool, "close", lambda _: closed.append("closed"))
     with pytest.raises(ScenarioError):
         metal(chosen)
     assert "install" not in metal.done
