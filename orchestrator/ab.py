@@ -24,7 +24,7 @@ from orchestrator.progress import Progress
 from orchestrator.reasons import Reason
 from orchestrator.run import all_made, run_plan, runner
 from orchestrator.scenario import ARMS, Kernel, MetalHost
-from orchestrator.short import Knobs, Setting, ab_text, arms_of
+from orchestrator.short import ArmSettings, Setting, ab_text, arms_of
 from orchestrator.spelled import parse_kernel
 
 _BEGUN = {"plan.json", "matrix.json", "cells", "bisect.json"}
@@ -41,7 +41,7 @@ class Pair:
     """None: the base with `series` or `knobs`."""
     series: Sequence[str] = ()
     config: Sequence[str] = ()
-    knobs: Knobs = field(default_factory=Knobs)
+    knobs: ArmSettings = field(default_factory=ArmSettings)
 
 
 @dataclass(frozen=True)

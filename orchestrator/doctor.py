@@ -9,7 +9,7 @@ from orchestrator.analysis.finding import METAL, USES, Finding, Needs, derive_ne
 from orchestrator.analysis.findings import judge_machine, select_problems
 from orchestrator.bench import remote
 from orchestrator.bench.checkup import examine
-from orchestrator.bench.local import Here
+from orchestrator.bench.local import LocalMachine
 from orchestrator.bench.shell import Commands
 from orchestrator.bench.staging import STATE
 from orchestrator.cache import Cache
@@ -18,7 +18,7 @@ from orchestrator.evidence.checkup_facts import CheckupFacts
 from orchestrator.progress import Progress
 from orchestrator.reasons import Reason, find_reason
 from orchestrator.report.doctor import Diagnosis
-from orchestrator.scenario import HostDevice, MetalHost, Scenario
+from orchestrator.scenario import Scenario
 
 HERE = "this machine"
 _EXAMINED_AS = {
@@ -42,11 +42,11 @@ def diagnose(
     configuration.
     """
     host = scenario.host if scenario else None
-    if address is None and isinstance(host, MetalHost):
+    if address is None and host is not None:
         address, ssh_config = host.address, host.ssh_config
     needs = derive_needs(scenario) if scenario else Needs(USES if address is None else METAL)
     if address is None:
-        return _diagnose(HERE, Here(), scenario, needs, cache, probe=probe)
+        return _diagnose(HERE, LocalMachine(), scenario, needs, cache, probe=probe)
     endpoint = remote.resolved(address, ssh_config)
     try:
         with remote.logged_in(endpoint) as shell:
@@ -67,7 +67,7 @@ def preflight(
     Raises BenchError with everything that is in the way.
     """
     needs = derive_needs(scenario)
-    facts = _examine(machine or Here(), scenario, needs, cache, guests=False)
+    facts = _examine(machine or LocalMachine(), scenario, needs, cache, guests=False)
     # a metal host is examined under this run's own lease, which "experiment" would report
     all_found = judge_machine(facts, needs)
     found = tuple(f for f in all_found if machine is None or f.name != "experiment")
@@ -110,6 +110,6 @@ def _examine(
         folders["nested"] = [str(cache.root)]
     if metal := "metal" in needs.uses:
         folders["metal"] = [STATE]
-    device = scenario.device if scenario and isinstance(scenario.device, HostDevice) else None
+    device = scenario.device if scenario and scenario.device.kind == "hostdev" else None
     programs = [*PROGRAMS, *FOR_USERS, *FOR_BUILDS]
     return examine(machine, programs, (*QEMU, *DAEMONS), folders, device, metal=metal, **how)

@@ -55,9 +55,9 @@ def compare(
     with missing_extra_explained():
         # imported only here: loading a run needs no bench
         from orchestrator import ab  # noqa: PLC0415
-        from orchestrator.short import Knobs  # noqa: PLC0415
+        from orchestrator.short import ArmSettings  # noqa: PLC0415
 
-    knobs = Knobs(cmdline, parameters or {}, sysfs or {})
+    knobs = ArmSettings(cmdline, parameters or {}, sysfs or {})
     pair = ab.Pair(base, candidate, series, config, knobs)
     options = ab.Options(accel, workload, bar, guest)
     question = ab.describe_ab(pair, options, pairs, overrides)

@@ -272,7 +272,7 @@ def _list_bars(shell: Commands, addresses: Sequence[str]) -> tuple[ProfileBar, .
 def _boot(
     domain: hypervisor.Domain,
     tracer: profiler.Tracer,
-    happened: hypervisor.Happened,
+    happened: hypervisor.DomainEvents,
     request: ProfileRequest,
 ) -> None:
     if not request.reboot:
@@ -305,7 +305,7 @@ class _Watch:
     """Observer of a boot that detects its end."""
 
     def __init__(
-        self, tracer: profiler.Tracer, pid: int, happened: hypervisor.Happened,
+        self, tracer: profiler.Tracer, pid: int, happened: hypervisor.DomainEvents,
         request: ProfileRequest, progress: Progress,
     ) -> None:  # fmt: skip
         self._tracer, self._pid, self._happened = tracer, pid, happened

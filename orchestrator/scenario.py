@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Literal, Union, cast, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, Union, cast, get_args, get_origin
 
 import tomlkit
 import tomlkit.exceptions
@@ -404,10 +404,39 @@ CommandLine = Annotated[str, AfterValidator(_words)]
 """Words of a host's kernel command line, besides those that barometer needs."""
 
 
-class NestedHost(_Model):
+class HostSpec(_Model):
+    """What every kind of host answers about itself. A kind overrides what differs."""
+
+    @property
+    def exact(self) -> bool:
+        """True if the host counts instructions, one per nanosecond."""
+        return False
+
+    @property
+    def measures_boot(self) -> bool:
+        """True if the time of the host's boot is a metric."""
+        return False
+
+    def check_device(self, device: Device, guest: Guest | None) -> None:
+        """Raise ValueError if the device's BAR has no place on the host."""
+
+    def check_map(self, bar: int) -> None:
+        """Raise ValueError if the host's IOMMU cannot address a map of the whole BAR."""
+
+    def check_guest(self, guest: Guest) -> None:
+        """Raise ValueError if the host cannot boot the guest."""
+
+    def check_backing(self, guest: Guest) -> None:
+        """Raise ValueError if the host would not find the pages of the guest's memory."""
+
+
+class NestedHost(HostSpec):
     """The host under test is a VM of this machine."""
 
     kind: Literal["nested"] = "nested"
+    title: ClassVar[str] = "nested VM"
+    address: ClassVar[None] = None
+    ssh_config: ClassVar[None] = None
     accel: Literal["auto", "kvm", "tcg", "exact"] = "auto"
     """auto: kvm if a guest really runs under it, else tcg. tcg: emulation; its seconds are
     emulated. exact: emulation that counts instructions, one per nanosecond; the numbers are always
@@ -452,8 +481,53 @@ class NestedHost(_Model):
         return self
 
     @property
+    def name(self) -> str:
+        return self.title
+
+    @property
     def exact(self) -> bool:
         return self.accel == "exact"
+
+    @property
+    def measures_boot(self) -> bool:
+        return self.fresh_boots and not self.exact
+
+    def check_device(self, device: Device, guest: Guest | None) -> None:
+        # firmware puts 64-bit BARs into a window that is a part of the address space
+        bits, window = self.phys_bits, 2**self.phys_bits // 4
+        guest_bits = guest.phys_bits if guest is not None else None
+        if guest_bits is not None and guest_bits > bits:
+            raise ValueError(
+                f"guest.phys_bits is {guest_bits}, more than host.phys_bits, {bits}: the guest has"
+                " the host's CPU"
+            )
+        if device.count * device.bar > window:
+            raise ValueError(
+                f"device.count x device.bar is {format_size(device.count * device.bar)};"
+                f" host.phys_bits = {bits} leaves {format_size(window)} for BARs, a quarter of"
+                " what they address: fewer or smaller devices, or more bits"
+            )
+
+    def check_map(self, bar: int) -> None:
+        if self.viommu_aw_bits == 39 and bar > 256 * GIB:
+            raise ValueError(
+                f"host.viommu_aw_bits: 39 bits have no room for a BAR of {format_size(bar)}"
+            )
+
+    def check_guest(self, guest: Guest) -> None:
+        if guest.memory > self.memory - GIB:
+            raise ValueError(
+                f"guest.memory is {format_size(guest.memory)}; it needs to be 1GiB less than"
+                f" host.memory ({format_size(self.memory)}), or still less"
+            )
+
+    def check_backing(self, guest: Guest) -> None:
+        if guest.backing == "hugetlb-1GiB" and self.memory < guest.memory + 2 * GIB:
+            raise ValueError(
+                f"host.memory is {format_size(self.memory)}; guest.backing ="
+                f' "{guest.backing}" needs 2GiB more than guest.memory'
+                f" ({format_size(guest.memory)}), or the host finds no pages of that size"
+            )
 
 
 _ADDRESS = re.compile(r"(ssh://)?[A-Za-z0-9_][A-Za-z0-9_.:@%\[\]-]*/?")
@@ -488,11 +562,15 @@ BootWay = Literal["kexec", "grub", "systemd-boot"]
 BOOT_WAYS: tuple[BootWay, ...] = get_args(BootWay)
 
 
-class MetalHost(_Model):
+class MetalHost(HostSpec):
     """The host under test is an existing machine, reached over SSH as root or with sudo. A run
     leaves it as it was, and on the kernel that it ran before."""
 
     kind: Literal["metal"]
+    title: ClassVar[str] = "real machine"
+    viommu: ClassVar[None] = None
+    cpus: ClassVar[None] = None
+    phys_bits: ClassVar[None] = None
     address: Address
     """Address as ssh(1) takes it: a Host of its configuration, USER@HOST, or
     ssh://USER@HOST:PORT."""
@@ -523,8 +601,12 @@ class MetalHost(_Model):
     kernel."""
 
     @property
-    def exact(self) -> bool:
-        return False
+    def name(self) -> str:
+        return self.address
+
+    def check_guest(self, guest: Guest) -> None:
+        if guest.boot == "disk":
+            raise ValueError('guest.boot: "disk" is of a nested host; a metal one has "direct"')
 
 
 def _host_tag(value: Any) -> str | None:
@@ -541,6 +623,7 @@ Host = Annotated[
 class EmulatedDevice(_Model):
     """A device that barometer makes for a nested host."""
 
+    host_kind: ClassVar[str] = "nested"
     kind: Literal["ivshmem", "pci-testdev"] = "ivshmem"
     """ivshmem: a sparse shared-memory file backs the BAR. pci-testdev: a BAR without memory."""
     bar: BarSize = 32 * GIB
@@ -559,6 +642,7 @@ FunctionAddress = Annotated[str, Field(pattern=r"^[0-9a-f]{4}:[0-9a-f]{2}:[01][0
 class HostDevice(_Model):
     """A PCI function of a metal host."""
 
+    host_kind: ClassVar[str] = "metal"
     kind: Literal["hostdev"]
     address: FunctionAddress | None = None
     """Address of the function: "0000:3b:00.0"."""
@@ -963,8 +1047,7 @@ class Scenario(_Model):
             if not self.device.mmap or by_iommufd:  # no maps to time: there are 0
                 traced = [m for m in traced if m.endswith("_per_boot")]
             names += [m for m in traced if "timing" in passes]
-        is_nested = isinstance(self.host, NestedHost)
-        if is_nested and self.host.fresh_boots and not self.host.exact:
+        if self.host.measures_boot:
             names.append("host_boot_seconds")
         return tuple(names)
 
@@ -1019,12 +1102,7 @@ class Scenario(_Model):
             )
         if not {"plain", "counts"} & {*self.trace.passes}:
             raise ValueError("trace.passes: needs plain or counts, or nothing is measured")
-        narrow = isinstance(self.host, NestedHost) and self.host.viommu_aw_bits == 39
-        if narrow and self.device.bar > 256 * GIB:
-            raise ValueError(
-                f"host.viommu_aw_bits: 39 bits have no room for a BAR of"
-                f" {format_size(self.device.bar)}"
-            )
+        self.host.check_map(self.device.bar)
         for size in self.map.sizes:
             if size == "full":
                 continue
@@ -1058,7 +1136,7 @@ class Scenario(_Model):
 
     @model_validator(mode="after")
     def _device_is_the_hosts(self) -> Scenario:
-        if isinstance(self.host, MetalHost) != isinstance(self.device, HostDevice):
+        if self.device.host_kind != self.host.kind:
             raise ValueError(
                 'device.kind: "hostdev" is a device of host.kind = "metal", and such a host has no'
                 f' other; here they are "{self.device.kind}" and "{self.host.kind}"'
@@ -1067,23 +1145,7 @@ class Scenario(_Model):
 
     @model_validator(mode="after")
     def _bars_fit(self) -> Scenario:
-        if not isinstance(self.host, NestedHost):
-            return self
-        device, bits = self.device, self.host.phys_bits
-        # firmware puts 64-bit BARs into a window that is a part of the address space
-        window = 2**bits // 4
-        guest_bits = self.guest.phys_bits if self.guest is not None else None
-        if guest_bits is not None and guest_bits > bits:
-            raise ValueError(
-                f"guest.phys_bits is {guest_bits}, more than host.phys_bits, {bits}: the guest has"
-                " the host's CPU"
-            )
-        if device.count * device.bar > window:
-            raise ValueError(
-                f"device.count x device.bar is {format_size(device.count * device.bar)};"
-                f" host.phys_bits = {bits} leaves {format_size(window)} for BARs, a quarter of"
-                " what they address: fewer or smaller devices, or more bits"
-            )
+        self.host.check_device(self.device, self.guest)
         return self
 
     @model_validator(mode="after")
@@ -1099,13 +1161,7 @@ class Scenario(_Model):
             raise ValueError(
                 f"guest.memory is {format_size(self.guest.memory)}; it needs 128MiB or more"
             )
-        if isinstance(self.host, MetalHost) and self.guest.boot == "disk":
-            raise ValueError('guest.boot: "disk" is of a nested host; a metal one has "direct"')
-        if isinstance(self.host, NestedHost) and self.guest.memory > self.host.memory - GIB:
-            raise ValueError(
-                f"guest.memory is {format_size(self.guest.memory)}; it needs to be 1GiB less than"
-                f" host.memory ({format_size(self.host.memory)}), or still less"
-            )
+        self.host.check_guest(self.guest)
         self._memory_suits(self.guest)
         return self
 
@@ -1119,16 +1175,7 @@ class Scenario(_Model):
                 f'guest.memory is {memory}; guest.backing = "{guest.backing}" needs a multiple of'
                 f" {format_size(page)}"
             )
-        if (
-            guest.backing == "hugetlb-1GiB"
-            and isinstance(self.host, NestedHost)
-            and self.host.memory < guest.memory + 2 * GIB
-        ):
-            raise ValueError(
-                f"host.memory is {format_size(self.host.memory)}; guest.backing ="
-                f' "{guest.backing}" needs 2GiB more than guest.memory ({memory}), or the host'
-                " finds no pages of that size"
-            )
+        self.host.check_backing(guest)
 
     @model_validator(mode="after")
     def _expected_is_measured(self) -> Scenario:
@@ -1281,7 +1328,7 @@ def _absolute_paths(scenario: Scenario, folder: Path) -> Scenario:
         update={"kernel": absolute_kernel(scenario.guest.kernel, folder)}
     )
     host = scenario.host
-    if isinstance(host, MetalHost) and host.ssh_config is not None:
+    if host.ssh_config is not None:
         host = host.model_copy(update={"ssh_config": (folder / host.ssh_config).resolve()})
     return scenario.model_copy(update={"arms": arms, "guest": guest, "host": host})
 

@@ -59,7 +59,7 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Knobs:
+class ArmSettings:
     """Settings of an arm's kernel."""
 
     cmdline: str = ""
@@ -75,7 +75,7 @@ def arms_of(
     candidate: Kernel | None,
     series: Sequence[str],
     config: Sequence[str],
-    knobs: Knobs,
+    knobs: ArmSettings,
     folder: Path,
 ) -> tuple[Kernel, Kernel]:
     """Return the two kernels. A series goes on top of the candidate, or of the base if there is no
@@ -111,9 +111,9 @@ def with_config(kernel: Kernel, config: Sequence[str]) -> Kernel:
     return kernel.model_copy(update={"config": (*kernel.config, *config)})
 
 
-def knobs_of(cmdline: str, parameters: Sequence[str], sysfs: Sequence[str]) -> Knobs:
+def knobs_of(cmdline: str, parameters: Sequence[str], sysfs: Sequence[str]) -> ArmSettings:
     """Parse the settings, each NAME=VALUE. Raises ScenarioError for one without its =."""
-    return Knobs(
+    return ArmSettings(
         cmdline,
         _assigned(parameters, "--candidate-param", "vfio_iommu_type1.disable_hugepages=true"),
         _assigned(
@@ -139,7 +139,7 @@ def _assigned(given: Sequence[str], option: str, example: str) -> dict[str, str 
 
 
 def ab_text(
-    setting: Setting, base: Kernel, candidate: Kernel, knobs: Knobs, pairs: int | None
+    setting: Setting, base: Kernel, candidate: Kernel, knobs: ArmSettings, pairs: int | None
 ) -> str:
     """Return the scenario file of an A/B. The kernels' paths are absolute. For maps, a change may
     be in either half, so the verdict is on both, map and unmap."""
@@ -176,7 +176,7 @@ def bisect_text(
     document = _document(
         "bisect", setting, "Made by `barometer bisect`: the kernels are those of its commits."
     )
-    document["arms"] = _arms(end, end, Knobs())
+    document["arms"] = _arms(end, end, ArmSettings())
     known: dict[Metric, None] = {}
     for which in _PASSES[setting.workload]:
         document["trace"] = _table(passes=[which])
@@ -210,7 +210,7 @@ def commit_text(template: str, name: str, good: Kernel, other: Kernel, trials: i
     kernel, with `trials` trials of each, and without warm-up, control and expectations."""
     document = tomlkit.parse(template)
     document["name"] = name
-    document["arms"] = _arms(good, other, Knobs())
+    document["arms"] = _arms(good, other, ArmSettings())
     document["trials"] = _table(pairs=trials, warm_up=False, control=False)
     document.pop("expect", None)
     return _dumped(document)
@@ -264,7 +264,7 @@ def _dumped(document: tomlkit.TOMLDocument) -> str:
     return tomlkit.dumps(document).rstrip("\n") + "\n"
 
 
-def _arms(base: Kernel, candidate: Kernel, knobs: Knobs) -> Any:
+def _arms(base: Kernel, candidate: Kernel, knobs: ArmSettings) -> Any:
     arms = tomlkit.table(is_super_table=True)
     kernels: dict[ArmName, Kernel] = {"baseline": base, "candidate": candidate}
     for arm, kernel in kernels.items():
@@ -294,7 +294,7 @@ def _table(**values: Any) -> Any:
     return table
 
 
-def _word(base: Kernel, candidate: Kernel, knobs: Knobs) -> str:
+def _word(base: Kernel, candidate: Kernel, knobs: ArmSettings) -> str:
     """Return a word for the difference of the arms, which is safe as the name of a folder."""
     if series := getattr(candidate, "series", ()):
         word = Path(series[-1]).name

@@ -10,7 +10,6 @@ from orchestrator.scenario import (
     Backing,
     DebKernel,
     DirKernel,
-    MetalHost,
     Scenario,
 )
 
@@ -80,6 +79,6 @@ def derive_needs(scenario: Scenario) -> Needs:
             needs, boots_guest=True, guest_memory=guest.memory, backing=guest.backing,
             guest_bits=guest.phys_bits, firmware=guest.firmware,
         )  # fmt: skip
-    if isinstance(host, MetalHost):
+    if host.kind == "metal":
         return replace(needs, boot=host.boot)
     return replace(needs, uses=NESTED, accel=host.accel, host_memory=host.memory)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from typing import Literal
 
-from orchestrator.bench.local import Here
+from orchestrator.bench.local import LocalMachine
 from orchestrator.bench.shell import Commands
 from orchestrator.errors import BenchError
 from orchestrator.reasons import Reason
@@ -38,7 +38,7 @@ def chosen_accel(requested: Literal["auto", "kvm", "tcg", "exact"]) -> tuple[Emu
     if requested == "exact":
         return "exact", "asked for; emulated, one instruction is one nanosecond"
     try:
-        problem = kvm_problem(Here())
+        problem = kvm_problem(LocalMachine())
     except TimeoutError as exc:
         problem = str(exc)
     if problem is None:

@@ -25,16 +25,16 @@ from orchestrator.scenario import BOOT_WAYS, MetalHost
 log = logging.getLogger("barometer.metal")
 
 _ASKED_SECONDS = 60.0
-_FOR_GOOD = (
+FATAL = (
     Reason.HOST_UNKNOWN_HOST_KEY,
     Reason.HOST_WRONG_HOST_KEY,
     Reason.HOST_NO_PROXY,
 )
 """Error reasons of a connection that waiting does not cure."""
-_AT_FIRST = (Reason.HOST_NO_NAME, Reason.HOST_NO_LOGIN, Reason.HOST_NO_ROOT)
+FATAL_ON_FIRST_CONTACT = (Reason.HOST_NO_NAME, Reason.HOST_NO_LOGIN, Reason.HOST_NO_ROOT)
 """Error reasons that waiting may cure only if the machine has let us in before: while it goes down
 and comes up, it refuses a user's login (pam_nologin(8))."""
-UNREACHED = (Reason.HOST_NO_SSH, Reason.HOST_SSH_LOST, *_AT_FIRST)
+TRANSIENT = (Reason.HOST_NO_SSH, Reason.HOST_SSH_LOST, *FATAL_ON_FIRST_CONTACT)
 """Error reasons that are seen while a machine goes down."""
 
 
@@ -74,8 +74,8 @@ class Boots:
     keeper: Keeper
     progress: Progress
     console: ConsoleCommand | None
-    way: How = "reboot"
-    """Means of booting the kernels under test."""
+    way: How = field(default="reboot", init=False)
+    """Boot method of the kernels under test, once `choose_way` has found it."""
     _reached: bool = field(default=False, init=False)
     """True once the machine has answered."""
 
@@ -89,6 +89,21 @@ class Boots:
         by somebody else. Raises the errors of `into`.
         """
         return self._back("", power_cycle=power_cycle)
+
+    def choose_way(self) -> None:
+        """Choose the boot method for the kernels under test: the one that the scenario requests,
+        or the first one that the machine supports. Raises BenchError if there is none."""
+        means = self.keeper.detect()
+        wanted: tuple[How, ...] = BOOT_WAYS if self.spec.boot == "auto" else (self.spec.boot,)
+        usable = [way for way in wanted if means[way]["usable"]]
+        if not usable:
+            raise BenchError(
+                f"{self.spec.address} has no way to boot a kernel under test",
+                evidence="\n".join(f"{way}: {means[way]['why']}" for way in wanted),
+                hint="mend what one of them lacks; kexec is the fastest",
+                reason=Reason.NO_WAY_TO_BOOT,
+            )  # fmt: skip
+        self.way = usable[0]
 
     def into(
         self,
@@ -128,7 +143,9 @@ class Boots:
             try:
                 running = self.running()
             except BarometerError as exc:
-                if exc.reason in _FOR_GOOD or (exc.reason in _AT_FIRST and not self._reached):
+                if exc.reason in FATAL or (
+                    exc.reason in FATAL_ON_FIRST_CONTACT and not self._reached
+                ):
                     raise
                 seen = exc.message
                 log.debug("not back: %s", exc.message)
@@ -245,7 +262,7 @@ class Boots:
             elif self.reach().token:
                 self.into("reboot")
         except BenchError as exc:
-            if exc.reason in (*UNREACHED, Reason.MACHINE_LOST) or self.running().token:
+            if exc.reason in (*TRANSIENT, Reason.MACHINE_LOST) or self.running().token:
                 raise
             return exc
         return None
@@ -259,7 +276,7 @@ class Boots:
             left = self.running().boot_id
             failed = self.keeper.putback(volatile=True).failed
         except BenchError as exc:
-            if exc.reason not in UNREACHED:
+            if exc.reason not in TRANSIENT:
                 raise
             log.debug("it goes down: %s", exc.message)
             self.link.close()

@@ -9,7 +9,7 @@ from orchestrator.abi import chosen
 from orchestrator.bench.shell import Shell
 
 
-class Changes(Protocol):
+class ChangeLog(Protocol):
     """Changes of one host. `write` makes a change; the others announce one that the caller is
     about to make."""
 
@@ -26,7 +26,7 @@ class Changes(Protocol):
         """Announce new files, which have to be removed in the end."""
 
 
-class Unrecorded:
+class DirectChanges:
     """Changes of a host that ends with the trial. They end with it, so they are not recorded."""
 
     def __init__(self, shell: Shell) -> None:
@@ -50,7 +50,7 @@ class Unrecorded:
         pass
 
 
-class Remembered(Unrecorded):
+class RememberedChanges(DirectChanges):
     """Changes of a host that other trials share; guests/agents/sharing.py puts them back."""
 
     def __init__(self, shell: Shell) -> None:

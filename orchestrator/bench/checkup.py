@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from orchestrator.bench.accel import kvm_problem
+from orchestrator.bench.agents import agent_source, run_agent
 from orchestrator.bench.answers import has_form
 from orchestrator.bench.hypervisor import library_version
-from orchestrator.bench.images import GUESTS
 from orchestrator.bench.keeper import Keeper
-from orchestrator.bench.local import Here
+from orchestrator.bench.local import LocalMachine
 from orchestrator.bench.passthrough import chosen, refusals, surveyed
 from orchestrator.bench.probe import count_map
 from orchestrator.bench.shell import Commands
@@ -63,7 +63,7 @@ def examine(
     with ThreadPoolExecutor(len(parts)) as pool:
         answers = [pool.submit(part) for part in parts]
         facts = {name: fact for answer in answers for name, fact in answer.result().items()}
-    if isinstance(machine, Here):
+    if isinstance(machine, LocalMachine):
         facts["libvirt"] = library_version()
     facts["folder_uses"] = {use: [*paths] for use, paths in folders.items()}
     return parse_checkup(json.dumps(facts), "the checkup of the machine")
@@ -81,9 +81,8 @@ def list_traced_functions() -> dict[str, str]:
 
 
 def _checkup(machine: Commands, request: Mapping[str, object]) -> dict[str, object]:
-    source = (GUESTS / "agents/checkup.py").read_bytes()
-    done = machine.run(
-        ["python3", "-I", "-", json.dumps(request)], stdin=source, timeout=_SECONDS, check=False,
+    done = run_agent(
+        machine, agent_source("checkup"), json.dumps(request), timeout=_SECONDS, check=False,
         doing="asking the machine what it can do",
     )  # fmt: skip
     if done.code:

@@ -56,7 +56,7 @@ _loop_started = False
 Happening = Literal["agent", "reset"]
 """`agent`: the guest's agent has connected. `reset`: QEMU has reset the machine (it resets the
 devices before it reports this)."""
-Happened = Set[Happening]
+DomainEvents = Set[Happening]
 
 
 def _event_loop() -> None:
@@ -341,7 +341,7 @@ class Domain:
             return str(self._connection.call(self._raw.XMLDesc, inactive))
 
     @contextlib.contextmanager
-    def watched(self) -> Iterator[Happened]:
+    def watched(self) -> Iterator[DomainEvents]:
         """Yield a set that collects the domain's events while the block runs."""
         seen: set[Happening] = set()
         libvirts = self._raw.connect()

@@ -20,7 +20,7 @@ _LAST_SECONDS = 30.0
 log = logging.getLogger("barometer.shell")
 
 
-class Here:
+class LocalMachine:
     """Runs commands on this machine as the current user."""
 
     name = "this machine"
@@ -71,7 +71,7 @@ class Here:
         return [*self._before, *(["sh", "-c", argv] if isinstance(argv, str) else argv)]
 
 
-class LocalShell(Here):
+class LocalShell(LocalMachine):
     """Runs commands on this machine as root, with `sudo -n` if this process is not root's."""
 
     def __init__(self) -> None:

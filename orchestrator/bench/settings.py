@@ -7,7 +7,7 @@ import shlex
 from typing import Any
 
 from orchestrator.abi import chosen
-from orchestrator.bench.changes import Changes
+from orchestrator.bench.changes import ChangeLog
 from orchestrator.bench.shell import ConnectionLostError, Shell
 from orchestrator.bounded import FACTS_BYTES
 from orchestrator.errors import BenchError
@@ -23,7 +23,7 @@ _BOOLS = {"y": "1", "yes": "1", "on": "1", "true": "1", "n": "0", "no": "0", "of
 _NUMBER = re.compile(r"([+-]?)(0x[0-9a-f]+|[0-9]+)")
 
 
-def write_settings(change: Changes, scenario: Scenario, name: ArmName) -> None:
+def write_settings(change: ChangeLog, scenario: Scenario, name: ArmName) -> None:
     """Write the arm's files under /sys and /proc/sys, in order. Raises BenchError if the kernel
     refuses a value."""
     for path, value in scenario.arms[name].sysfs.items():

@@ -17,7 +17,7 @@ from orchestrator.analysis.summary import summary
 from orchestrator.analysis.trial import TrialResult
 from orchestrator.errors import BenchError
 from orchestrator.report.cases import Case, Suite, kernel_of, line_of, plain, suite
-from orchestrator.scenario import ARMS, ArmName, NestedHost, Scenario, format_size, is_emulated
+from orchestrator.scenario import ARMS, ArmName, Scenario, format_size, is_emulated
 
 ORIGIN = "barometer"
 _VERSION = {"major": 5, "minor": 3}
@@ -141,12 +141,12 @@ def _environment(
     emulated = ", EMULATED" * is_emulated(plan["accel"])
     if not emulated and "tcg" in guest_accels(comparison.results):
         emulated = ", its guests EMULATED"
-    kind, viommu, more = "real machine", "", {}
-    if isinstance(host, NestedHost):
-        kind, viommu = "nested VM", f", {host.viommu} vIOMMU"
+    viommu, more = "", {}
+    if host.viommu:
+        viommu = f", {host.viommu} vIOMMU"
         more = {"viommu": host.viommu, "host_cpus": host.cpus}
     return {
-        "comment": f"{kind}, accel {plan['accel']}{emulated}{viommu},"
+        "comment": f"{host.title}, accel {plan['accel']}{emulated}{viommu},"
         f" {device.kind} with a BAR of {format_size(device.bar)}",
         "misc": {
             "accel": str(plan["accel"]), **more,

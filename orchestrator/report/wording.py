@@ -18,9 +18,7 @@ from orchestrator.report.quantities import plural, quantity
 from orchestrator.scenario import (
     Device,
     Guest,
-    MetalHost,
     Metric,
-    NestedHost,
     Scenario,
     format_size,
     is_emulated,
@@ -78,16 +76,15 @@ def device_said(scenario: Scenario) -> str:
     number = f"{device.count} x " * (device.count > 1)
     mapped = "" if device.mmap else ", no mmap"
     host = scenario.host
-    viommu = f", {host.viommu} vIOMMU" if isinstance(host, NestedHost) else ""
+    viommu = f", {host.viommu} vIOMMU" if host.viommu else ""
     return f"{number}{device.kind}, BAR {format_size(device.bar)}{mapped}{viommu}"
 
 
 def host_said(scenario: Scenario, accel: str, reason: str) -> str:
     """Describe the host: `nested VM, 2 CPUs, accel kvm, ...`."""
     host = scenario.host
-    if isinstance(host, MetalHost):
-        return f"{host.address}, accel {accel}, {reason}"
-    return f"nested VM, {plural(host.cpus, 'CPU')}, accel {accel}, {reason}"
+    cpus = f", {plural(host.cpus, 'CPU')}" if host.cpus else ""
+    return f"{host.name}{cpus}, accel {accel}, {reason}"
 
 
 def workload_said(scenario: Scenario, plan: dict[str, Any]) -> tuple[str, str]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.bench.keeper import MACHINE, Image, Keeper
-from orchestrator.bench.local import Here
+from orchestrator.bench.local import LocalMachine
 from orchestrator.errors import BenchError
 from tests.faults.place import Fault
 from tests.faults.test_records import cut, rubbish
@@ -33,7 +33,7 @@ def machine() -> Iterator[Machine]:
 @pytest.fixture
 def keeper(machine: Machine) -> Keeper:
     """Return a keeper that holds a lease and has made one change under it."""
-    made = Keeper(Here)
+    made = Keeper(LocalMachine)
     assert made.acquire([MACHINE], "nightly.toml", ttl=60) is False
     made.write(THP, "always")
     return made
@@ -129,7 +129,7 @@ def lease(machine: Machine) -> Path:
 
 def test_lease_is_held(fault: Fault, keeper: Keeper) -> None:
     """The holder is a live process: this one."""
-    refused(fault, lambda: Keeper(Here).acquire([MACHINE], "again.toml", ttl=60))
+    refused(fault, lambda: Keeper(LocalMachine).acquire([MACHINE], "again.toml", ttl=60))
 
 
 def test_lease_is_of_a_newer_barometer(fault: Fault, keeper: Keeper, machine: Machine) -> None:
@@ -138,7 +138,7 @@ def test_lease_is_of_a_newer_barometer(fault: Fault, keeper: Keeper, machine: Ma
     record["owner"]["pid_namespace"] = "another"
     del record["schema"], record["sum"]
     path.write_bytes(sealed_by_a_newer(record))
-    refused(fault, lambda: Keeper(Here).acquire([MACHINE], "again.toml", ttl=60))
+    refused(fault, lambda: Keeper(LocalMachine).acquire([MACHINE], "again.toml", ttl=60))
 
 
 def test_lease_is_cut(fault: Fault, keeper: Keeper, machine: Machine) -> None:
@@ -151,14 +151,14 @@ def test_lease_is_rubbish_and_the_next_runner_puts_back(
     fault: Fault, keeper: Keeper, machine: Machine
 ) -> None:
     rubbish(lease(machine))
-    following = Keeper(Here)
+    following = Keeper(LocalMachine)
     assert following.acquire([MACHINE], "again.toml", ttl=60) is True
     put_back(fault, following, machine)
 
 
 def test_lease_was_taken_over(fault: Fault, keeper: Keeper, machine: Machine) -> None:
     lease(machine).unlink()
-    Keeper(Here).acquire([MACHINE], "again.toml", ttl=60)
+    Keeper(LocalMachine).acquire([MACHINE], "again.toml", ttl=60)
     refused(fault, lambda: keeper.write(HUGE, "64"))
 
 
@@ -212,7 +212,7 @@ def test_boot_entry_of_a_run_whose_journal_is_lost(
 def test_keepers_answer(fault: Fault, machine: Machine, script: str) -> None:
     (machine.root / "fakes/python3").unlink()
     machine.file("/fakes/python3", f"#!/bin/sh\n{script}\n", 0o755)
-    refused(fault, lambda: Keeper(Here).status())
+    refused(fault, lambda: Keeper(LocalMachine).status())
 
 
 # marks and consoles --------------------------------------------------------------------------

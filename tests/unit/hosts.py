@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.bench import staging
-from orchestrator.bench.local import Here
+from orchestrator.bench.local import LocalMachine
 from orchestrator.bench.shell import Completed, Shell
 
 _PLACES = r"(?<![\w.}*$/-])/(?=(?:sys|proc|etc|lib/modules|var/lib|dev/kvm)\b)"
 
 
-class HostShell(Here, Shell):
+class HostShell(LocalMachine, Shell):
     """Runs a host's commands here. The host's files are in a folder, and made-up versions of some
     programs are in its `programs`."""
 

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from orchestrator import doctor
 from orchestrator.bench import remote
-from orchestrator.bench.local import Here
+from orchestrator.bench.local import LocalMachine
 from orchestrator.cache import Cache
 from orchestrator.doctor import diagnose, preflight
 from orchestrator.errors import BenchError, EvidenceError, ScenarioError
@@ -63,7 +63,7 @@ def test_this_machine_is_asked_for_both_uses(
     asked = asking(monkeypatch, recorded("emulated-runner"))
     found = diagnose(None, None, None, Cache(tmp_path))
     machine, programs, versions, folders, device = asked.arguments
-    assert isinstance(machine, Here)
+    assert isinstance(machine, LocalMachine)
     assert {"mmdebstrap", "newuidmap"} <= {*programs}
     assert "qemu-system-x86_64" in versions
     assert folders == {"nested": [str(tmp_path)], "metal": ["/var/lib/barometer"]}
@@ -99,8 +99,8 @@ def test_machine_whose_answer_has_a_flaw_is_a_finding(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     @contextlib.contextmanager
-    def logged_in(_endpoint: object) -> Iterator[Here]:
-        yield Here()
+    def logged_in(_endpoint: object) -> Iterator[LocalMachine]:
+        yield LocalMachine()
 
     def refuse(*_: object, **_how: bool) -> CheckupFacts:
         raise EvidenceError("the checkup: uid: no number", reason=Reason.BAD_EVIDENCE)
@@ -117,7 +117,7 @@ def test_preflight_lets_a_run_begin_and_says_what_it_costs(
 ) -> None:
     warned = value("programs", "qemu-system-x86_64", "version", to="QEMU emulator version 8.2.2")
     asked = asking(monkeypatch, server(warned))
-    preflight(scenario(*METAL), Cache(tmp_path), progress, Here())
+    preflight(scenario(*METAL), Cache(tmp_path), progress, LocalMachine())
     assert asked.how == {"metal": True, "guests": False}
     assert isinstance(asked.arguments[4], HostDevice)
     assert "qemu-alignment: QEMU 8.2.2 does not align" in said.getvalue()
@@ -128,7 +128,7 @@ def test_preflight_names_all_that_is_in_the_way(
 ) -> None:
     asking(monkeypatch, recorded("emulated-runner"))
     with pytest.raises(BenchError) as caught:
-        preflight(scenario(*METAL), Cache(tmp_path), progress, Here())
+        preflight(scenario(*METAL), Cache(tmp_path), progress, LocalMachine())
     text = str(caught.value)
     for part in ("no IOMMU is on", "/sys/class/iommu: empty", "kexec-tools", "small"):
         assert part in text

@@ -20,7 +20,7 @@ from orchestrator.scenario import (
     parse_scenario,
 )
 from orchestrator.short import (
-    Knobs,
+    ArmSettings,
     Setting,
     ab_text,
     arms_of,
@@ -41,10 +41,10 @@ HERE = Path("/home/dev")
 
 
 def asked(
-    base: Kernel = DEB, candidate: Kernel = NEW, knobs: Knobs | None = None,
+    base: Kernel = DEB, candidate: Kernel = NEW, knobs: ArmSettings | None = None,
     setting: Setting = EXACT, pairs: int | None = None,
 ) -> Scenario:  # fmt: skip
-    text = ab_text(setting, base, candidate, knobs or Knobs(), pairs)
+    text = ab_text(setting, base, candidate, knobs or ArmSettings(), pairs)
     return parse_scenario(text, "ab", Path("/elsewhere"))[0]
 
 
@@ -84,7 +84,7 @@ def test_two_verdicts_of_times_take_twelve_pairs() -> None:
 
 
 def test_why_it_is_that_accelerator_is_a_comment() -> None:
-    text = ab_text(Setting("exact", "no KVM: there is no /dev/kvm"), DEB, NEW, Knobs(), None)
+    text = ab_text(Setting("exact", "no KVM: there is no /dev/kvm"), DEB, NEW, ArmSettings(), None)
     assert 'accel = "exact" # no KVM: there is no /dev/kvm\n' in text
     assert text.startswith("# Made by `barometer ab`.")
 
@@ -127,9 +127,9 @@ def test_knob_that_is_set_twice_is_refused() -> None:
 
 def arms(
     base: Kernel, candidate: Kernel | None = None, *series: str, config: tuple[str, ...] = (),
-    knobs: Knobs | None = None,
+    knobs: ArmSettings | None = None,
 ) -> tuple[Kernel, Kernel]:  # fmt: skip
-    return arms_of(base, candidate, series, config, knobs or Knobs(), HERE)
+    return arms_of(base, candidate, series, config, knobs or ArmSettings(), HERE)
 
 
 @pytest.mark.parametrize(
@@ -166,7 +166,7 @@ def test_arms_that_do_not_differ_are_refused() -> None:
     with pytest.raises(ScenarioError, match=r"nothing differs") as caught:
         arms(DEB)
     assert "--candidate KERNEL, --series PATCHES" in caught.value.hint
-    assert arms(DEB, knobs=Knobs("x")) == (DEB, DEB)
+    assert arms(DEB, knobs=ArmSettings("x")) == (DEB, DEB)
     assert arms(DEB, DEB) == (DEB, DEB)  # an explicit placebo
 
 
@@ -195,7 +195,7 @@ def test_kernel_that_is_built_takes_no_series() -> None:
 def test_name_says_what_differs(
     base: Kernel, candidate: Kernel, knobs: dict[str, Any], name: str
 ) -> None:
-    assert asked(base, candidate, Knobs(**knobs)).name == name
+    assert asked(base, candidate, ArmSettings(**knobs)).name == name
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from orchestrator.bench.consoles import console_command, followed
 from orchestrator.bench.filelimits import limited_files
 from orchestrator.bench.host import Host
 from orchestrator.bench.kernelwatch import KernelWatch
-from orchestrator.bench.local import Here
+from orchestrator.bench.local import LocalMachine
 from orchestrator.bench.shell import Shell
 from orchestrator.bench.tracer import timing_spec
 from orchestrator.bench.watching import Limits, Watched
@@ -79,7 +79,7 @@ def command(folder: Path, program: str) -> None:
 
 
 def messages(folder: Path) -> None:
-    class Flooding(Here):
+    class Flooding(LocalMachine):
         def _words(self, argv: object) -> list[str]:
             return ["yes", "[    1.0] a message of the kernel's"]
 
@@ -89,7 +89,7 @@ def messages(folder: Path) -> None:
 
 def agent(folder: Path, line: str) -> None:
     with contextlib.ExitStack() as stack:
-        lines = stack.enter_context(Here().stream(["yes", line], timeout=SECONDS))
+        lines = stack.enter_context(LocalMachine().stream(["yes", line], timeout=SECONDS))
         watched = Watched(lines, folder)
         host = cast(Host, SimpleNamespace(check=lambda: None, slow=False, accel="exact"))
         limits = Limits(host, watched, 1 << 30)
@@ -97,7 +97,7 @@ def agent(folder: Path, line: str) -> None:
 
 
 def endless_line(folder: Path) -> None:
-    with Here().stream(["cat", "/dev/zero"], timeout=SECONDS) as lines:
+    with LocalMachine().stream(["cat", "/dev/zero"], timeout=SECONDS) as lines:
         watched = Watched(lines, folder)
         time.sleep(2)
         assert not watched.ended
@@ -106,7 +106,7 @@ def endless_line(folder: Path) -> None:
 
 def wide_answer(folder: Path) -> None:
     """Answer with as many characters as are allowed, four bytes each in memory."""
-    said = Here().run(f"yes \U0001f980{'x' * 1000} | head -c {ANSWER_BYTES} >&2; echo on")
+    said = LocalMachine().run(f"yes \U0001f980{'x' * 1000} | head -c {ANSWER_BYTES} >&2; echo on")
     assert len(said.stderr) > ANSWER_BYTES - 100_000
 
 
@@ -116,7 +116,7 @@ def trace(folder: Path) -> None:
         "import json, os; print(json.dumps({'files': {'trace.txt': "
         f"os.urandom({TRACE_BYTES // 2 - 1000}).hex()}}}}))"
     )
-    host = SimpleNamespace(shell=Here(), agent=lambda *_: [sys.executable, "-c", tell])
+    host = SimpleNamespace(shell=LocalMachine(), agent=lambda *_: [sys.executable, "-c", tell])
     trial = TrialWriter(folder / "0001-baseline", {"arm": "baseline"})
     tracer._finish(cast(Host, host), timing_spec([1 << 30]), "map", trial)
 
@@ -142,8 +142,8 @@ KINDS: dict[str, Callable[[Path], object]] = {
     "agent-long-lines": lambda folder: agent(folder, f'C 1 "{"y" * 60_000}"'),
     "agent-events": lambda folder: agent(folder, "E 1 event"),
     "endless-line": endless_line,
-    "answer": lambda _: Here().run("cat /dev/zero"),
-    "errors": lambda _: Here().run("cat /dev/zero >&2"),
+    "answer": lambda _: LocalMachine().run("cat /dev/zero"),
+    "errors": lambda _: LocalMachine().run("cat /dev/zero >&2"),
     "wide-answer": wide_answer,
     "trace": trace,
     "quoted": quoted,

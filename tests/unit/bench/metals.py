@@ -15,7 +15,7 @@ import pytest
 
 from keeper import verbs
 from orchestrator.bench.boots import Boots
-from orchestrator.bench.metal import MetalMachine, leased, looked_at, recover
+from orchestrator.bench.metal import MetalMachine, leased, recover
 from orchestrator.bench.remote import Endpoint, Link
 from orchestrator.bench.shell import A_DAY, Completed, ConnectionLostError, Dialogue, Shell
 from orchestrator.cache import Cache
@@ -24,7 +24,7 @@ from orchestrator.evidence.layout import TrialWriter
 from orchestrator.kernels.bundle import KernelBundle, release_in
 from orchestrator.progress import Progress
 from orchestrator.reasons import Reason, find_reason
-from orchestrator.scenario import ArmName, MetalHost
+from orchestrator.scenario import ArmName, HostDevice, MetalHost
 from tests.unit.agents.keeper.machines import RELEASE, THP, VERSION, Machine
 from tests.unit.hosts import HostShell
 from tests.unit.kernels.fakes import folder_kernel
@@ -32,6 +32,7 @@ from tests.unit.kernels.fakes import folder_kernel
 SECONDS = 20.0
 OLD, NEW = "6.12.1-old", "7.3.4-new"
 ENDPOINT = Endpoint("gpu1", None, "gpu1.lab", 22, "root", "", (), (), agent=False)
+DEVICE = HostDevice.model_validate({"kind": "hostdev", "pick": "largest-bar", "bar": "1GiB"})
 CPUINFO = "model name : Xeon\nflags : fpu vmx sse\n"
 PROGRAMS = {
     "df": """
@@ -89,19 +90,45 @@ class Wire(HostShell):
         if not self.alive():
             raise ConnectionLostError("the SSH connection was lost", reason=Reason.HOST_SSH_LOST)
         if argv[0] == "python3" and argv[2] == "-c":
-            return self._machine.keeps(json.loads(stdin[int(argv[-1]) :]))
+            return self.keeps(json.loads(stdin[int(argv[-1]) :]))
         return super().run(argv, stdin=stdin, **how)
+
+    def keeps(self, request: dict[str, Any]) -> Completed:
+        return self._machine.keeps(request)
 
     @contextlib.contextmanager
     def stream(
         self, argv: Sequence[str], timeout: float, in_all: float = A_DAY
     ) -> Iterator[Dialogue]:
+        if argv[-1] == "stay":
+            yield cast(Dialogue, StayingKeeper(self))
+            return
         self.ran.append(" ".join(argv))
         if argv[0] == "dmesg":
             yield cast(Dialogue, iter(["[    0.000000] Linux version", "[    1.5] up"]))
             return
         with super().stream(argv, timeout) as lines:
             yield lines
+
+
+class StayingKeeper:
+    """The keeper at the end of a connection, as long as that lasts."""
+
+    def __init__(self, wire: Wire) -> None:
+        self._wire = wire
+        self._answers: list[str] = []
+
+    def send(self, program: bytes) -> None:
+        assert program.startswith(b"PK")
+
+    def say(self, line: str) -> None:
+        if self._wire.alive():
+            self._answers.append(self._wire.keeps(json.loads(line)).stdout)
+
+    def __next__(self) -> str:
+        if not self._answers:
+            raise StopIteration
+        return self._answers.pop()
 
 
 class FakeLink(Link):
@@ -242,11 +269,17 @@ class Lab:
         self.power_helps = True
 
     @contextmanager
+    def held(self, spec: MetalHost | None = None) -> Iterator[MetalMachine]:
+        """Hold the lease of a machine that is not changed yet."""
+        with leased(spec or metal_spec(), DEVICE, "a run", self.scratch, Progress()) as machine:
+            yield machine
+
+    @contextmanager
     def leased(
         self, spec: MetalHost | None = None, *, staged: bool = True
     ) -> Iterator[MetalMachine]:
-        spec = spec or metal_spec()
-        with leased(spec, ["0000:3b:00.0"], "a run", self.scratch, Progress()) as machine:
+        with self.held(spec) as machine:
+            machine.begin_changes()
             if staged:
                 kernels = cast(Any, self.kernels)
                 machine.stage(kernels, {"agents/x.py": b"pass\n"}, self._cache)
@@ -263,14 +296,9 @@ class Lab:
     def boot(self, machine: MetalMachine, arm: ArmName, *words: str) -> TrialWriter:
         """Run a trial that does nothing."""
         trial = self.trial()
-        with machine.booted(arm, words, trial):
+        with machine.boot(arm, words, trial):
             pass
         return trial
-
-    @contextmanager
-    def looked_at(self) -> Iterator[Shell]:
-        with looked_at(metal_spec(), "a look", self.scratch, Progress()) as shell:
-            yield shell
 
     def recover(self, spec: MetalHost | None = None, **asked: bool) -> bool:
         return recover(spec or metal_spec(), self.scratch, Progress(), **asked)
@@ -284,7 +312,7 @@ class Lab:
         """End the runner as SIGKILL does, while the baseline runs with a changed setting."""
         with self._monkeypatch.context() as patched:
             patched.setattr(Boots, "put_back", lambda self: None)
-            with self.leased() as machine, machine.booted("baseline", [], self.trial()):
+            with self.leased() as machine, machine.boot("baseline", [], self.trial()):
                 changed(machine)
         self.runner_has_ended()
         self.machine.asked.clear()

@@ -9,12 +9,12 @@ import pytest
 
 from orchestrator.bench import accel
 from orchestrator.bench.accel import boot_problem, chosen_accel, kvm_problem
-from orchestrator.bench.local import Here
+from orchestrator.bench.local import LocalMachine
 from orchestrator.bench.shell import Commands, Completed
 from orchestrator.errors import BenchError
 
 
-class Machine(Here):
+class Machine(LocalMachine):
     """This machine, with other answers to some commands."""
 
     def __init__(self, **answers: Completed) -> None:
@@ -42,7 +42,7 @@ def test_a_guest_that_speaks_ran_and_its_disk_is_its_boot_sector(qemu: Path) -> 
     kept = qemu.parent / "disk"
     write(qemu, f'for a in "$@"; do case $a in file=*) d=${{a#file=}}; d=${{d%%,*}};; esac; done\n'
                 f'cp "$d" {kept}; echo "$d" > {kept}.name; exit 33')  # fmt: skip
-    assert boot_problem("tcg", Here()) is None
+    assert boot_problem("tcg", LocalMachine()) is None
     content = kept.read_bytes()
     assert content[:7].hex() == "b010e6f4f4ebfd"  # mov al,0x10; out 0xf4,al; hlt; jmp -3
     assert content[510:512] == b"\x55\xaa"
@@ -52,15 +52,15 @@ def test_a_guest_that_speaks_ran_and_its_disk_is_its_boot_sector(qemu: Path) -> 
 
 def test_what_a_guest_fails_with_is_qemus_last_word(qemu: Path) -> None:
     write(qemu, "echo first >&2; echo 'failed to initialize kvm: Permission denied' >&2; exit 1")
-    assert boot_problem("kvm", Here()) == "failed to initialize kvm: Permission denied"
+    assert boot_problem("kvm", LocalMachine()) == "failed to initialize kvm: Permission denied"
     write(qemu, "exit 5")
-    assert boot_problem("kvm", Here()) == "QEMU exited with 5"
+    assert boot_problem("kvm", LocalMachine()) == "QEMU exited with 5"
 
 
 def test_a_silent_guest_is_given_up(qemu: Path) -> None:
     write(qemu, "exec sleep 60")
     with pytest.raises(TimeoutError, match=r"^a tiny guest did not run within 0\.2 s$"):
-        boot_problem("kvm", Here(), 0.2)
+        boot_problem("kvm", LocalMachine(), 0.2)
 
 
 def test_kvm_is_not_tried_where_it_cannot_be() -> None:

@@ -7,7 +7,7 @@ import pytest
 from orchestrator.abi import OVMF_CODE, OVMF_VARIABLES
 from orchestrator.bench import checkup
 from orchestrator.bench.checkup import examine, list_traced_functions
-from orchestrator.bench.local import Here
+from orchestrator.bench.local import LocalMachine
 from orchestrator.bench.shell import Completed
 from orchestrator.bench.staging import STATE
 from orchestrator.errors import BenchError, EvidenceError
@@ -15,7 +15,7 @@ from orchestrator.evidence.checkup_facts import NOT_EXAMINED, RefusedDevice
 from orchestrator.scenario import HostDevice
 
 
-class Lacking(Here):
+class Lacking(LocalMachine):
     """A machine whose python3 gives this answer."""
 
     def __init__(self, answer: Completed) -> None:
@@ -32,7 +32,7 @@ def no_kvm(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("no_kvm")
 def test_this_machine_is_asked_everything() -> None:
-    facts = examine(Here(), ["sh", "no-such-program"], ["sh"], {"nested": ["/tmp/x/y"]})
+    facts = examine(LocalMachine(), ["sh", "no-such-program"], ["sh"], {"nested": ["/tmp/x/y"]})
     assert facts.kvm == "no KVM in a test"
     assert facts.libvirt is not NOT_EXAMINED
     assert facts.libvirt.count(".") == 2
@@ -51,15 +51,15 @@ def test_this_machine_is_asked_everything() -> None:
 
 
 def test_without_guests_kvm_is_not_tried() -> None:
-    assert examine(Here(), [], [], {}, guests=False).kvm is NOT_EXAMINED
+    assert examine(LocalMachine(), [], [], {}, guests=False).kvm is NOT_EXAMINED
 
 
 def test_a_guest_that_does_not_answer_is_no_word_of_kvm(monkeypatch: pytest.MonkeyPatch) -> None:
-    def silent(machine: Here, within: float) -> None:
+    def silent(machine: LocalMachine, within: float) -> None:
         raise TimeoutError
 
     monkeypatch.setattr(checkup, "kvm_problem", silent)
-    facts = examine(Here(), [], [], {}, metal=False)
+    facts = examine(LocalMachine(), [], [], {}, metal=False)
     assert (facts.kvm_silent, facts.kvm) == (checkup._GUEST_SECONDS, NOT_EXAMINED)
     assert facts.bars is facts.means is facts.leases is NOT_EXAMINED
 
@@ -67,7 +67,7 @@ def test_a_guest_that_does_not_answer_is_no_word_of_kvm(monkeypatch: pytest.Monk
 def test_a_device_that_cannot_be_had_is_evidence() -> None:
     asked = {"kind": "hostdev", "address": "ffff:ff:1f.7", "bar": "1GiB"}
     device = HostDevice.model_validate(asked)
-    chosen = examine(Here(), [], [], {}, device, guests=False).device
+    chosen = examine(LocalMachine(), [], [], {}, device, guests=False).device
     assert isinstance(chosen, RefusedDevice)
     assert chosen.why == "the machine has no device ffff:ff:1f.7"
 

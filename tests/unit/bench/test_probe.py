@@ -8,7 +8,7 @@ import pytest
 
 from orchestrator.bench import probe
 from orchestrator.bench.images import GUESTS
-from orchestrator.bench.local import Here
+from orchestrator.bench.local import LocalMachine
 from orchestrator.bench.probe import count_map
 from orchestrator.bench.shell import Completed
 from orchestrator.bench.staging import STATE
@@ -23,7 +23,7 @@ HIST = "{ ret: 512 } hitcount: 1\n\nTotals:\n    Hits: 1\n    Entries: 1\n    Dr
 MAPPED = '{"agent": {}}\n{"point": {"bytes": 1073741824}}\n{"sample": {}}\n{"end": true}\n'
 
 
-class Machine(Here):
+class Machine(LocalMachine):
     """A machine with answers for the agents, which records their requests."""
 
     def __init__(self, *, armed: bool = True, mapped: str = MAPPED, state: bool = False) -> None:
@@ -110,12 +110,14 @@ def test_a_device_that_is_bound_otherwise_is_left_alone() -> None:
 
 def test_agents_are_sent_with_what_they_are_asked() -> None:
     """These are the real agents, on this machine."""
-    said = probe._agent(Here(), "tracer", ["symbols", "no_such_function"]).stdout
+    said = probe._agent(LocalMachine(), "tracer", ["symbols", "no_such_function"]).stdout
     assert json.loads(said) == []
-    refused = probe._agent(Here(), "map", ["ffff:ff:1f.7"], {"points": []}, ["setarch", "-R"])
+    refused = probe._agent(
+        LocalMachine(), "map", ["ffff:ff:1f.7"], {"points": []}, ["setarch", "-R"]
+    )
     assert "ffff:ff:1f.7/iommu_group" in json.loads(refused.stdout)["refused"]
 
 
 def test_an_agent_that_breaks_is_an_error() -> None:
     with pytest.raises(BenchError):
-        probe._agent(Here(), "tracer", ["finish"])
+        probe._agent(LocalMachine(), "tracer", ["finish"])

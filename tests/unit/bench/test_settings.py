@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.bench.changes import Unrecorded
+from orchestrator.bench.changes import DirectChanges
 from orchestrator.bench.settings import prove_settings, same_setting, write_settings
 from orchestrator.bench.shell import ConnectionLostError
 from orchestrator.errors import BenchError
@@ -50,7 +50,7 @@ class Host:
         text = MINIMAL + f"{settings}\n"
         scenario, _ = parse_scenario(text, "x")
         shell = HostShell(self.root)
-        write_settings(Unrecorded(shell), scenario, arm)
+        write_settings(DirectChanges(shell), scenario, arm)
         return prove_settings(shell, self.kernel, scenario, arm)
 
     def refused(self, settings: str) -> BenchError:
