@@ -21,7 +21,7 @@ from orchestrator.errors import BenchError
 SUFFIX = re.compile(r"\.ko(\.(xz|gz|zst))?$")
 _PROGRAMS = {".xz": "xz", ".gz": "gzip", ".zst": "zstd"}
 _UNPACK_SECONDS = 60.0
-_DAMAGED = (
+DAMAGED = (
     ELFError, zlib.error,
     # pyelftools raises these if a number points out of the file, or to a section of another type
     AttributeError, LookupError, OverflowError, TypeError, ValueError,
@@ -57,7 +57,7 @@ def module_at(path: Path) -> Module:
     data = unpacked(path, "module-unreadable")
     try:
         return _parsed(ELFFile(io.BytesIO(data)))
-    except _DAMAGED as exc:
+    except DAMAGED as exc:
         raise BenchError(
             f"{path} is no kernel module", evidence=str(exc), reason="module-unreadable"
         ) from exc
