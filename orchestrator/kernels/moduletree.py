@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 from collections.abc import Callable, Collection, Iterable
@@ -11,19 +10,25 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.cache import Cache
-from orchestrator.command import tail
 from orchestrator.errors import ScenarioError
 from orchestrator.kernels.buildroot import WORK, BuildRoot
 from orchestrator.kernels.change import Files
 from orchestrator.kernels.debsource import DebSource
-from orchestrator.kernels.kbuild import Objects, folders_of, is_part, parse_dry_run, room_of
+from orchestrator.kernels.kbuild import (
+    DryRun,
+    Objects,
+    folders_of,
+    is_part,
+    parse_dry_run,
+    room_of,
+)
 from orchestrator.kernels.objects import difference
 
 _TREE = f"{WORK}/tree"
 _MAKE = 'cd "$1/tree"; headers=$2; shift 2; make -j"$(nproc)" -C "$headers" M="$PWD" "$@"'
 # the first word is a variable, the others are the modules
 STRIPPED = f'{_MAKE} && shift && strip --strip-debug "$@"'
-_OBJECTS = "objects.json"
+_LOG = "dry-run.log"
 
 
 @dataclass(frozen=True)
@@ -32,13 +37,12 @@ class ModuleTree:
     root: BuildRoot
     cache: Cache
 
-    def lay(self, folder: Path, rooms: Iterable[str], files: Files) -> None:
+    def lay(self, folder: Path, rooms: Collection[str], files: Files) -> None:
         """Lay out parts of the source in FOLDER/tree, with `files` in place of the package's
         files."""
-        rooms = sorted(rooms)
         folder.mkdir()
         tree = self.source.tree(rooms)
-        for room in rooms:
+        for room in sorted(rooms):
             shutil.copytree(tree / room, folder / "tree" / room,
                             copy_function=shutil.copyfile, dirs_exist_ok=True)  # fmt: skip
         above = folders_of([f"{room}/any" for room in rooms], self.source.names)
@@ -68,6 +72,10 @@ class ModuleTree:
         """Return what kbuild makes from these parts of the source. Compiles nothing.
 
         Raises ScenarioError if kbuild fails, as then it does not tell everything."""
+        folders = folders_of([f"{room}/any" for room in rooms], self.source.names)
+        targets = [f"{room}/" for room in sorted(rooms) if room in folders]
+        if not targets:  # make would take none for all
+            return Objects(frozenset(rooms), {}, frozenset())
         key = {
             "kind": "objects", "schema": 1, "source": self.source.source.sha256,
             "headers": sorted(p.sha256 for p in self.source.headers), "root": self.root.digest,
@@ -75,49 +83,32 @@ class ModuleTree:
         }  # fmt: skip
 
         def build(folder: Path) -> None:
-            found = self._dry_run(set(rooms), folder / "work")
-            facts = {
-                "rooms": sorted(found.rooms),
-                "modules": {m: sorted(objects) for m, objects in sorted(found.modules.items())},
-                "built_in": sorted(found.built_in),
-            }
-            (folder / _OBJECTS).write_text(json.dumps(facts, indent=1))
+            self.lay(folder / "work", rooms, {})
+            self.make(folder / "work", ["-nk", "-j1", "KBUILD_BUILTIN=y", *targets],
+                      folder / _LOG, doing="asking kbuild what it makes")  # fmt: skip
+            shutil.rmtree(folder / "work")
+            found, others = read(folder)
+            if found.failures and not others:
+                raise ScenarioError(
+                    f"kbuild does not tell what it makes from {', '.join(sorted(rooms))} of"
+                    f" {self.source.release}",
+                    evidence="\n".join(found.failures[:5]),
+                    reason="makefile-unreadable",
+                )
 
-        facts = json.loads((self.cache.entry("objects", key, build) / _OBJECTS).read_text())
-        return Objects(
-            rooms=frozenset(facts["rooms"]),
-            modules={m: frozenset(objects) for m, objects in facts["modules"].items()},
-            built_in=frozenset(facts["built_in"]),
-        )
+        def read(folder: Path) -> tuple[DryRun, set[str]]:
+            """Return what kbuild printed, and the other parts that its Makefiles take files from:
+            arch/x86/kvm has those of virt/kvm."""
+            log = (folder / _LOG).read_text(errors="replace")
+            found = parse_dry_run(log, rooms, (_TREE, self.source.srctree))
+            others = {room_of(path) for path in found.missing if is_part(path)}.difference(rooms)
+            return found, {
+                other for other in others
+                if any(name.startswith(f"{other}/") for name in self.source.names)
+            }  # fmt: skip
 
-    def _dry_run(self, rooms: set[str], folder: Path) -> Objects:
-        while True:
-            folders = folders_of([f"{room}/any" for room in rooms], self.source.names)
-            targets = [f"{room}/" for room in sorted(rooms) if room in folders]
-            if not targets:  # make would take none for all
-                return Objects(frozenset(rooms), {}, frozenset())
-            log = folder.with_suffix(".log")
-            self.lay(folder, rooms, {})
-            self.make(folder, ["-nk", "-j1", "KBUILD_BUILTIN=y", *targets], log,
-                      doing="asking kbuild what it makes")  # fmt: skip
-            text = log.read_text(errors="replace")
-            shutil.rmtree(folder)
-            log.unlink()
-            found = parse_dry_run(text, rooms, (_TREE, self.source.srctree))
-            # Makefiles take files from other parts, too: arch/x86/kvm has those of virt/kvm
-            others = {room_of(path) for path in found.missing if is_part(path)} - rooms
-            others = {o for o in others if any(n.startswith(f"{o}/") for n in self.source.names)}
-            if not others:
-                break
-            rooms |= others
-        if found.failures:
-            raise ScenarioError(
-                f"kbuild does not tell what it makes from {', '.join(sorted(rooms))} of"
-                f" {self.source.release}",
-                evidence="\n".join(found.failures[:5]) or tail(text),
-                reason="makefile-unreadable",
-            )
-        return found.objects
+        found, others = read(self.cache.entry("objects", key, build))
+        return self.objects({*rooms, *others}) if others else found.objects
 
     def differing(
         self, rooms: Collection[str], objects: Collection[str], files: Files
