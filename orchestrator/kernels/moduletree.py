@@ -45,7 +45,7 @@ class ModuleTree:
         for room in sorted(rooms):
             shutil.copytree(tree / room, folder / "tree" / room,
                             copy_function=shutil.copyfile, dirs_exist_ok=True)  # fmt: skip
-        above = folders_of([f"{room}/any" for room in rooms], self.source.names)
+        above = folders_of([f"{room}/any" for room in self._entered(rooms)], self.source.names)
         makefiles = {f"{path}/{name}" for path in above for name in ("Makefile", "Kbuild")}
         write_files(
             {m: (tree / m).read_bytes() for m in makefiles & self.source.names}, folder / "tree"
@@ -57,6 +57,11 @@ class ModuleTree:
         # the folders keep their names, because these decide which headers are part of a srcversion
         tops = [path for path in above if not any(path.startswith(f"{top}/") for top in above)]
         (folder / "tree/Kbuild").write_text("".join(f"obj-y += {top}/\n" for top in tops))
+
+    def _entered(self, rooms: Iterable[str]) -> list[str]:
+        """Return the parts that have a Makefile of their own. virt/kvm has none."""
+        folders = folders_of([f"{room}/any" for room in rooms], self.source.names)
+        return sorted(room for room in rooms if room in folders)
 
     def make(
         self, folder: Path, words: Iterable[str], log: Path, *, doing: str, script: str = _MAKE,
@@ -72,8 +77,7 @@ class ModuleTree:
         """Return what kbuild makes from these parts of the source. Compiles nothing.
 
         Raises ScenarioError if kbuild fails, as then it does not tell everything."""
-        folders = folders_of([f"{room}/any" for room in rooms], self.source.names)
-        targets = [f"{room}/" for room in sorted(rooms) if room in folders]
+        targets = [f"{room}/" for room in self._entered(rooms)]
         if not targets:  # make would take none for all
             return Objects(frozenset(rooms), {}, frozenset())
         key = {
