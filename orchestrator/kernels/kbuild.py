@@ -16,7 +16,7 @@ _SOURCES = (".c", ".h", ".S")
 # Makefile.build's cmd_mod, which writes the names of a module's objects into MODULE.mod
 _LINK = re.compile(r"printf '%s\\n'([^'|>]*)\| awk [^>|]*> (\S+)\.mod\b")
 _COMPILE = re.compile(r" -c -o (\S+\.o) \S+\.[cS]\b")
-_NO_RULE = re.compile(r"No rule to make target '([^']+)'|(\S+): No such file or directory")
+_NO_RULE = re.compile(r"No rule to make target '([^']+)'|:\d+: (\S+): No such file or directory")
 _FAILED = re.compile(r"\*\*\* (?!\[.*\] Error \d)(.*)")
 _ASSIGNED = re.compile(r"\s*(\S+)\s*[:+?]*=(.*)")
 _SYMBOL = re.compile(r"\bCONFIG_\w+")
