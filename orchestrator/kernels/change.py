@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Protocol
@@ -15,12 +15,13 @@ from typing import Protocol
 from orchestrator.errors import ScenarioError
 from orchestrator.kernels.kbuild import (
     Includes,
-    Owners,
-    Said,
+    Objects,
     compiled,
     folders_of,
     is_foreign,
+    object_of,
     room_of,
+    symbols_of,
 )
 from orchestrator.reasons import Reason
 from orchestrator.scenario import ModuleKernel, nearest_name
@@ -30,15 +31,22 @@ Files = Mapping[str, bytes | None]
 _SOURCES = (".c", ".h", ".S")
 _MAKEFILE = re.compile(r"(.*/)?(Makefile|Kbuild|Kconfig)[^/]*")
 _HEADERS = re.compile(r"include/.*|arch/[^/]+/include/.*")
-_SYMBOL = re.compile(r"\bCONFIG_\w+")
 # all of tools/, except what a build uses: objtool, the sources of objtool, and resolve_btfids
 _TOOLS = r"tools/(?!objtool|bpf|lib|include|build|arch|scripts)"
 _SILENT = re.compile(rf"((Documentation|LICENSES)/|{_TOOLS}).*|[^/]+|.*\.(rst|md|txt)")
 """Files from which no part of a module is made."""
-Evaluate = Callable[[Sequence[str] | None, Sequence[str]], Said]
-"""Evaluate the Makefiles of some folders. The first argument is None for the kernel's
-configuration. If it is a list of CONFIG_ symbols, each has its own name as its value
-(objects.mk)."""
+
+
+class Kbuild(Protocol):
+    """The build of a kernel package's source."""
+
+    def objects(self, rooms: Collection[str]) -> Objects:
+        """Return what is made from these parts of the source."""
+
+    def differing(
+        self, rooms: Collection[str], objects: Collection[str], files: Files
+    ) -> Mapping[str, str]:
+        """Return the objects that `files` make another, with what differs."""
 
 
 class Source(Protocol):
@@ -68,8 +76,6 @@ class Source(Protocol):
 class Change:
     rooms: tuple[str, ...]
     """The folders of the tree that are needed to build the modules."""
-    makefiles: tuple[str, ...]
-    """The Makefiles that say how the modules are built."""
     after: Files
     """The changed files, with their new content."""
     reached: Mapping[str, tuple[str, ...]]
@@ -147,47 +153,65 @@ def check_place(path: str, source: Source) -> None:
 
 
 def change_of(
-    kernel: ModuleKernel, source: Source, before: Files, after: Files, evaluate: Evaluate
+    kernel: ModuleKernel, source: Source, before: Files, after: Files, kbuild: Kbuild
 ) -> Change:
     """Return what the change from `before` to `after` reaches.
 
     Raises ScenarioError if that is more than modules, or nothing."""
     changed = sorted(name for name in after if after[name] != before.get(name))
     check_paths(changed, kernel, source)
-    passed_over = tuple(n for n in changed if is_silent(n))
+    passed_over = [n for n in changed if is_silent(n)]
     changed = [n for n in changed if n not in passed_over]
     if not changed:
-        raise ScenarioError(
-            f"{kernel}: nothing is changed: the sources are those of {source.name}"
-            f" {source.version}",
-            evidence="\n".join([*passed_over[:5]] or sorted(after)[:5]),
-            reason=Reason.NOTHING_CHANGED,
-        )
+        raise _nothing_changed(kernel, source, [*passed_over, *sorted(after)])
     rooms = sorted({room_of(name) for name in changed})
-    look = _Look(kernel, source, rooms, evaluate)
     includes = Includes(source.tree(rooms), rooms, {n: after[n] for n in changed})
+    users = {name: compiled(includes.users(name)) for name in changed}
+    look = _Look(kernel, source, rooms)
+    objects = look.objects(users, kbuild)
+    for name in changed:
+        if not any(map(objects.is_compiled, users[name])):
+            raise look.not_compiled(name, users[name])
+    built_in = {
+        object_of(user): (name, user)
+        for name in changed
+        for user in users[name]
+        if object_of(user) in objects.built_in
+    }
+    files = {name: after[name] for name in changed}
+    differing = kbuild.differing(objects.rooms, sorted(built_in), files) if built_in else {}
+    if differing:
+        first = next(made for made in built_in if made in differing)
+        raise look.built_in(*built_in[first], f"{first} differs: {differing[first]}")
     reached: dict[str, dict[str, None]] = {}
     for name in changed:
-        found = False
-        for user in compiled(includes.users(name)):
-            owners = look.owners(user)
-            if owners.built_in:
-                raise look.built_in(name, user)
-            for module in owners.modules:
-                reached.setdefault(module, {})[name] = None
-            found = found or bool(owners)
-        if not found:
-            raise look.not_compiled(name, compiled(includes.users(name)))
+        modules = {module for user in users[name] for module in objects.modules_of(user)}
+        for module in modules:
+            reached.setdefault(module, {})[name] = None
+        if not modules:  # the objects of the kernel itself stay as they are
+            passed_over.append(name)
+            del files[name]
+    if not files:
+        raise _nothing_changed(kernel, source, passed_over)
     return Change(
-        rooms=tuple(sorted({*rooms, *look.rooms(reached)})),
-        makefiles=tuple(sorted(look.said.makefiles())),
-        after={name: after[name] for name in changed},
+        rooms=tuple(sorted(objects.rooms)),
+        after=files,
         reached={module: tuple(names) for module, names in sorted(reached.items())},
-        passed_over=passed_over,
+        passed_over=tuple(passed_over),
     )
 
 
-def _beyond(path: str, why: str, kernel: ModuleKernel, source: Source) -> ScenarioError:
+def _nothing_changed(kernel: ModuleKernel, source: Source, files: Sequence[str]) -> ScenarioError:
+    return ScenarioError(
+        f"{kernel}: nothing is changed: the sources are those of {source.name} {source.version}",
+        evidence="\n".join(files[:5]),
+        reason=Reason.NOTHING_CHANGED,
+    )
+
+
+def _beyond(
+    path: str, why: str, kernel: ModuleKernel, source: Source, evidence: str = ""
+) -> ScenarioError:
     """Return the error for a change that rebuilt modules cannot have. Its hint is what to write
     instead."""
     where = [f'{key} = "{value}"' for key, value in (("suite", kernel.suite),
@@ -196,6 +220,7 @@ def _beyond(path: str, why: str, kernel: ModuleKernel, source: Source) -> Scenar
     words = ", ".join([f'source = "{source.name}"', *where, f"series = [{series}]"])
     return ScenarioError(
         f"{path} {why}: a change of it reaches further than modules",
+        evidence=evidence,
         hint=f"build the whole kernel: kernel = {{ {words} }}",
         reason=Reason.BEYOND_MODULES,
     )
@@ -204,64 +229,50 @@ def _beyond(path: str, why: str, kernel: ModuleKernel, source: Source) -> Scenar
 class _Look:
     """Lookup of what source files are compiled into, in the kernel's own configuration."""
 
-    def __init__(
-        self, kernel: ModuleKernel, source: Source, rooms: Sequence[str], evaluate: Evaluate
-    ) -> None:
+    def __init__(self, kernel: ModuleKernel, source: Source, rooms: Sequence[str]) -> None:
         self._kernel, self._source, self._rooms = kernel, source, rooms
-        self._evaluate = evaluate
-        self.said = Said()
 
-    def owners(self, name: str) -> Owners:
-        found = self._evaluated([name]).owners(name)
-        # The Makefile may be in another folder: arch/x86/kvm/Makefile has objects of virt/kvm.
-        return found or self._evaluated([name, *self._naming(name)]).owners(name)
-
-    def rooms(self, modules: Iterable[str]) -> set[str]:
-        """Return the rooms of the modules' parts and of the files that Makefiles include."""
-        parts = {part for module in modules for part in self.said.parts(module)}
-        included = {m for m in self.said.makefiles() if not m.endswith(("/Makefile", "/Kbuild"))}
-        return {room_of(path) for path in parts | included} - {"scripts"}
-
-    def _evaluated(self, names: Sequence[str]) -> Said:
-        folders = folders_of(names, self._source.names)
-        if new := [f for f in folders if f not in self.said.folders]:
-            self.said.folders.update(self._evaluate(None, new).folders)
-        return self.said
+    def objects(self, users: Mapping[str, Iterable[str]], kbuild: Kbuild) -> Objects:
+        """Return what kbuild makes from the parts of the tree with these files."""
+        rooms = {room for room in self._rooms if not is_foreign(f"{room}/")}
+        found = kbuild.objects(rooms)
+        # The Makefile may be in another part: arch/x86/kvm/Makefile has objects of virt/kvm.
+        others = {
+            room_of(makefile)
+            for name, files in users.items()
+            if not is_foreign(name) and not any(map(found.is_compiled, files))
+            for makefile in self._naming(name)
+        }
+        return kbuild.objects(rooms | others) if others - rooms else found
 
     def _naming(self, name: str) -> list[str]:
         """Return the Makefiles elsewhere that name the folder of a file."""
         folder = str(PurePosixPath(name).parent)
-        tree = self._source.tree(self._rooms)
         return [
             path
             for path in sorted(self._source.names)
             if path.endswith(("/Makefile", "/Kbuild")) and not path.startswith(f"{folder}/")
-            and not is_foreign(path)
-            and folder in (tree / path).read_text("utf-8", "replace")
+            and not is_foreign(path) and folder in self._text(path)
         ]  # fmt: skip
+
+    def _text(self, path: str) -> str:
+        return (self._source.tree(self._rooms) / path).read_text("utf-8", "replace")
 
     def _symbols(self, name: str) -> list[str]:
         """Return the CONFIG_ symbols that decide whether a file is compiled, as `CONFIG_X=y`."""
-        folders = folders_of([name], self._source.names)
-        tree = self._source.tree(self._rooms)
-        texts = [
-            (tree / folder / file).read_text("utf-8", "replace")
-            for folder in folders
-            for file in ("Makefile", "Kbuild")
-            if f"{folder}/{file}" in self._source.names
-        ]
-        named = sorted({symbol for text in texts for symbol in _SYMBOL.findall(text)})
+        folders = folders_of([name], self._source.names)[-1:]
+        makefiles = [f"{folder}/{file}" for folder in folders for file in ("Kbuild", "Makefile")]
+        texts = [self._text(path) for path in makefiles if path in self._source.names]
         values = self._source.configuration
-        symbols = self._evaluate(named, folders[-1:]).symbols(name)
-        return [f"{symbol}={values.get(symbol, 'n')}" for symbol in symbols]
+        return [f"{s}={values.get(s, 'n')}" for text in texts for s in symbols_of(text, name)]
 
-    def built_in(self, name: str, user: str) -> ScenarioError:
+    def built_in(self, name: str, user: str, evidence: str) -> ScenarioError:
         symbols = ", ".join(self._symbols(user)) or "always"
         if name == user:
             why = f"is built into this kernel ({symbols})"
         else:
             why = f"is part of {user}, which is built into this kernel ({symbols})"
-        return _beyond(name, why, self._kernel, self._source)
+        return _beyond(name, why, self._kernel, self._source, evidence)
 
     def not_compiled(self, name: str, users: Sequence[str]) -> ScenarioError:
         release = self._source.release

@@ -113,14 +113,15 @@ class DebSource:
         for given, place in self._trees.items():
             if given.issuperset(parts):
                 return place
-        key = {"kind": "tree", "schema": 1, "package": self.source.sha256,
-               "parts": sorted(parts)}  # fmt: skip
+        # tar takes a folder below another one of the list for missing: kernel, kernel/sched
+        tops = sorted(p for p in parts if not any(p.startswith(f"{other}/") for other in parts))
+        key = {"kind": "tree", "schema": 1, "package": self.source.sha256, "parts": tops}
 
         def build(folder: Path) -> None:
             (folder / "tree").mkdir()
             run(["tar", "--extract", "--no-same-owner", "--strip-components=1", "--wildcards",
                  "--file", self._tarball, "--directory", folder / "tree",
-                 *_MAKEFILES, *[f"{self.source.name}/{part}" for part in sorted(parts)]],
+                 *_MAKEFILES, *[f"{self.source.name}/{part}" for part in tops]],
                 doing="unpacking the source")  # fmt: skip
 
         place = self.cache.entry("trees", key, build) / "tree"

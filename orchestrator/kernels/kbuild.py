@@ -1,140 +1,107 @@
-"""Find the modules that a source file of the kernel ends up in, from the Makefiles as make
-evaluates them (guests/kernel/objects.mk) and from #include lines. Pure, apart from reading a
-tree."""
+"""Find what a source file of the kernel ends up in: from the commands that kbuild would run, and
+from #include lines. Pure, apart from reading a tree."""
 
 from __future__ import annotations
 
 import posixpath
 import re
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-Variables = Mapping[str, list[str]]
-"""Variables of one Makefile: `obj-m` -> words."""
 _INCLUDE = re.compile(r'(?m)^[ \t]*#[ \t]*include[ \t]*(?:"([^"\n]+)"|<([^>\n]+)>)')
 _COMPILED = (".c", ".S")
 _SOURCES = (".c", ".h", ".S")
-_HEAD = "folder "
+# Makefile.build's cmd_mod, which writes the names of a module's objects into MODULE.mod
+_LINK = re.compile(r"printf '%s\\n'([^'|>]*)\| awk [^>|]*> (\S+)\.mod\b")
+_COMPILE = re.compile(r" -c -o (\S+\.o) \S+\.[cS]\b")
+_NO_RULE = re.compile(r"No rule to make target '([^']+)'|:\d+: (\S+): No such file or directory")
+_FAILED = re.compile(r"\*\*\* (?!\[.*\] Error \d)(.*)")
+_ASSIGNED = re.compile(r"\s*(\S+)\s*[:+?]*=(.*)")
+_SYMBOL = re.compile(r"\bCONFIG_\w+")
 
 
 @dataclass(frozen=True)
-class Owners:
-    """The modules that a source file is compiled into, and whether it is also in the kernel."""
+class Objects:
+    """What kbuild makes from some parts of a kernel's source, in one configuration."""
 
-    modules: frozenset[str] = frozenset()
-    """Modules, as paths in the tree without suffix: drivers/vfio/pci/vfio-pci-core."""
-    built_in: bool = False
+    rooms: frozenset[str]
+    """The parts (see `room_of`), and those that their Makefiles take files from."""
+    modules: Mapping[str, frozenset[str]]
+    """Module, as a path in the tree without suffix -> the objects that it is linked from."""
+    built_in: frozenset[str]
+    """Objects that are linked into the kernel itself."""
 
-    def __bool__(self) -> bool:
-        return bool(self.modules) or self.built_in
+    def modules_of(self, source: str) -> list[str]:
+        """Return the modules that a source file is compiled into."""
+        return sorted(m for m, objects in self.modules.items() if object_of(source) in objects)
 
-
-@dataclass
-class Said:
-    """Variables of the Makefiles of several folders, in one configuration."""
-
-    folders: dict[str, Variables] = field(default_factory=dict)
-
-    def owners(self, source: str) -> Owners:
-        """Return what a source file is compiled into; nothing if no Makefile here compiles it."""
-        wanted = posixpath.splitext(source)[0] + ".o"
-        modules, built_in = set(), False
-        for folder in self._top():
-            for objects, module in self._linked(folder, True, set()):
-                if wanted in objects:
-                    if module is None:
-                        built_in = True
-                    else:
-                        modules.add(module)
-        return Owners(frozenset(modules), built_in)
-
-    def parts(self, module: str) -> set[str]:
-        """Return the objects that a module is linked from."""
-        return {
-            part
-            for folder in self._top()
-            for objects, name in self._linked(folder, True, set())
-            if name == module
-            for part in objects
-        }
-
-    def makefiles(self) -> set[str]:
-        """Return the files of the tree that were read to evaluate these Makefiles."""
-        read = (word for said in self.folders.values() for word in said.get("makefiles-read", ()))
-        return {posixpath.normpath(path) for path in read if not path.startswith("/")}
-
-    def _top(self) -> list[str]:
-        """Return the topmost folders, which kbuild always enters. It enters the others only if a
-        Makefile above lists them."""
-        return [
-            folder
-            for folder in sorted(self.folders)
-            if not any(str(p) in self.folders for p in PurePosixPath(folder).parents)
-        ]
-
-    def _linked(
-        self, folder: str, into_kernel: bool, seen: set[str]
-    ) -> Iterator[tuple[set[str], str | None]]:
-        """Yield objects and the module that they make up (None for the kernel itself)."""
-        if folder not in self.folders or folder in seen:
-            return
-        seen.add(folder)
-        said = self.folders[folder]
-        built_in = [*said.get("obj-y", ()), *said.get("lib-y", ())]
-        modules = [word for word in said.get("obj-m", ()) if word not in built_in]
-        for words, is_module in ((built_in, False), (modules, True)):
-            for word in words:
-                path = posixpath.normpath(f"{folder}/{word}")
-                if word.endswith("/"):
-                    # below a folder of obj-m nothing is linked into the kernel
-                    yield from self._linked(path, into_kernel and not is_module, seen)
-                elif word.endswith(".o") and is_module:
-                    yield self._parts(folder, word, "objs", "y", "m"), path.removesuffix(".o")
-                elif word.endswith(".o") and into_kernel:
-                    yield self._parts(folder, word, "objs", "y"), None
-
-    def _parts(self, folder: str, word: str, *kinds: str) -> set[str]:
-        """Return the objects that an object is linked from: its parts, or itself."""
-        stem, said = word.removesuffix(".o"), self.folders[folder]
-        parts = [part for kind in kinds for part in said.get(f"{stem}-{kind}", ())]
-        return {posixpath.normpath(f"{folder}/{part}") for part in parts or [word]}
-
-    def symbols(self, source: str) -> list[str]:
-        """Return the CONFIG_ symbols that have the file compiled if they are set. The Makefiles
-        must have been evaluated with `names` (objects.mk)."""
-        wanted = posixpath.splitext(source)[0] + ".o"
-        found: dict[str, None] = {}
-        for folder, said in self.folders.items():
-            listed = {
-                name: {posixpath.normpath(f"{folder}/{word}") for word in words}
-                for name, words in said.items()
-            }
-            objects = {wanted}
-            for name, paths in listed.items():  # a part of NAME.o is compiled if NAME.o is
-                stem, _, kind = name.rpartition("-")
-                if wanted in paths and stem not in ("obj", "lib") and kind != "flags":
-                    objects.add(posixpath.normpath(f"{folder}/{stem}.o"))
-            for name, paths in listed.items():
-                symbol = name.partition("-CONFIG_")[2]
-                if symbol and paths & objects:
-                    found[f"CONFIG_{symbol}"] = None
-        return list(found)
+    def is_compiled(self, source: str) -> bool:
+        return object_of(source) in self.built_in or bool(self.modules_of(source))
 
 
-def parsed(text: str) -> Said:
-    """Parse the output of objects.mk for several folders, each after a line `folder PATH`."""
-    said, folder = Said(), ""
-    for line in text.splitlines():
-        if line.startswith(_HEAD):
-            folder = line.removeprefix(_HEAD)
-            said.folders[folder] = {}
-        else:
-            name, equals, words = line.partition(" = ")
-            if folder and equals and "-" in name:
-                said.folders[folder] = {**said.folders[folder], name: words.split()}
-    return said
+@dataclass(frozen=True)
+class DryRun:
+    """What `make -nk` over some folders printed: the commands that kbuild would run, and what is
+    in the way."""
+
+    objects: Objects
+    missing: frozenset[str]
+    """Files that kbuild looks for and does not find."""
+    failures: list[str]
+
+
+def parse_dry_run(log: str, rooms: Iterable[str], tops: Iterable[str]) -> DryRun:
+    """Parse the output of `make -nk` over the parts `rooms`. Paths below one of the folders `tops`
+    become paths in the kernel's tree."""
+    prefix = re.compile(rf"(?:{'|'.join(re.escape(top) for top in tops)})/")
+
+    def inside(path: str) -> str:
+        return posixpath.normpath(prefix.sub("", path, count=1))
+
+    modules = {}
+    for objects, module in _LINK.findall(log):
+        folder = posixpath.dirname(module)
+        modules[inside(module)] = frozenset(inside(f"{folder}/{o}") for o in objects.split())
+    built_in = frozenset(
+        inside(match[1])
+        for line in log.splitlines()
+        # a program that only the build uses is compiled without __KERNEL__
+        if " -D__KERNEL__ " in line and " -DMODULE " not in line
+        if (match := _COMPILE.search(line))
+    )
+    return DryRun(
+        objects=Objects(frozenset(rooms), modules, built_in),
+        missing=frozenset(inside(a or b) for a, b in _NO_RULE.findall(log)),
+        # a folder that the configuration leaves out is not entered, so that no rule makes it
+        failures=[
+            failure
+            for failure in _FAILED.findall(log)
+            if not re.match(r"No rule to make target '[^']+/'", failure)
+        ],
+    )
+
+
+def object_of(source: str) -> str:
+    return posixpath.splitext(source)[0] + ".o"
+
+
+def symbols_of(makefile: str, source: str) -> list[str]:
+    """Return the CONFIG_ symbols that this Makefile of a file's folder names where it lists the
+    file's object, or an object that it is part of."""
+    assigned = [
+        (match[1], match[2].split())
+        for line in makefile.replace("\\\n", " ").splitlines()
+        if (match := _ASSIGNED.match(line))
+    ]
+    wanted = {PurePosixPath(object_of(source)).name}
+    for name, words in assigned:
+        stem = re.sub(r"-(y|m|objs|\$\(.*\))$", "", name)
+        if wanted.intersection(words) and stem not in ("obj", "lib"):
+            wanted.add(f"{stem}.o")
+    named = (_SYMBOL.findall(name) for name, words in assigned if wanted.intersection(words))
+    return sorted({symbol for symbols in named for symbol in symbols})
 
 
 def is_foreign(file: str) -> bool:
@@ -157,6 +124,11 @@ def room_of(file: str) -> str:
     """Return the part of the kernel's tree that a file belongs to: drivers/vfio, arch/x86/kvm."""
     parts = PurePosixPath(file).parts[:-1]
     return "/".join(parts[: 3 if parts[:1] == ("arch",) else 2])
+
+
+def is_part(file: str) -> bool:
+    """True if a kernel may be made of this file, which is in its tree, but not in the headers."""
+    return not file.startswith(("/", ".", "include/", "scripts/", "tools/"))
 
 
 class Includes:

@@ -22,7 +22,7 @@ from orchestrator.reasons import Reason
 SUFFIX = re.compile(r"\.ko(\.(xz|gz|zst))?$")
 _PROGRAMS = {".xz": "xz", ".gz": "gzip", ".zst": "zstd"}
 _UNPACK_SECONDS = 60.0
-_DAMAGED = (
+DAMAGED = (
     ELFError, zlib.error,
     # pyelftools raises these if a number points out of the file, or to a section of another type
     AttributeError, LookupError, OverflowError, TypeError, ValueError,
@@ -58,7 +58,7 @@ def module_at(path: Path) -> Module:
     data = unpacked(path, Reason.MODULE_UNREADABLE)
     try:
         return _parsed(ELFFile(io.BytesIO(data)))
-    except _DAMAGED as exc:
+    except DAMAGED as exc:
         raise BenchError(
             f"{path} is no kernel module", evidence=str(exc), reason=Reason.MODULE_UNREADABLE
         ) from exc

@@ -19,13 +19,12 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from orchestrator.cache import Cache, blame_full_disk
-from orchestrator.command import tail
 from orchestrator.errors import BenchError, ScenarioError
 from orchestrator.hashing import digest_of
 from orchestrator.kernels import package
 from orchestrator.kernels.applying import applied
 from orchestrator.kernels.buildlog import first_errors
-from orchestrator.kernels.buildroot import KERNEL_FILES, WORK, BuildRoot, build_root
+from orchestrator.kernels.buildroot import WORK, BuildRoot, build_root
 from orchestrator.kernels.bundle import KernelBundle
 from orchestrator.kernels.change import (
     Change,
@@ -39,8 +38,9 @@ from orchestrator.kernels.change import (
 )
 from orchestrator.kernels.debsource import DebSource, source_of
 from orchestrator.kernels.git import Git, commit_of, own_repository, repository_of
-from orchestrator.kernels.kbuild import Said, folders_of, parsed, room_of
+from orchestrator.kernels.kbuild import room_of
 from orchestrator.kernels.ko import SUFFIX, Module, module_at
+from orchestrator.kernels.moduletree import STRIPPED, ModuleTree, write_files
 from orchestrator.kernels.patch import Patch, series_digest, series_facts
 from orchestrator.kernels.series import read_series
 from orchestrator.progress import Progress
@@ -50,18 +50,7 @@ from orchestrator.scenario import ModuleKernel, is_range
 FACTS = "module.json"
 # Debian gives a srcversion only to modules with a MODULE_VERSION. All rebuilt modules get one, by
 # which the host proves that they run. It does not change the code.
-_BUILD = """
-cd "$1/tree"; headers=$2; shift 2
-make -j"$(nproc)" -C "$headers" M="$PWD" CONFIG_MODULE_SRCVERSION_ALL=y "$@" &&
-strip --strip-debug "$@"
-"""
-_EVALUATE = """
-printf %s "$1" > /tmp/objects.mk; variables=$2; cd "$3/tree"; shift 3
-for folder; do
-    echo "folder $folder"
-    make -rRs --no-print-directory -f /tmp/objects.mk dir="$folder" "$variables" || exit
-done
-"""
+_SRCVERSION = "CONFIG_MODULE_SRCVERSION_ALL=y"
 
 
 def checked(kernel: ModuleKernel, cache: Cache) -> None:
@@ -187,7 +176,7 @@ def _patched(files: Files, patches: Sequence[Patch]) -> Files:
     """Return the files with all patches applied; None for those that the patches remove."""
     with tempfile.TemporaryDirectory() as scratch:
         given = Path(scratch) / "given"
-        _write(files, given)
+        write_files(files, given)
         git = own_repository(Path(scratch) / "git")
         seeing = replace(git, work_tree=given, index=Path(scratch) / "index")
         seeing.run("add", "--all", "--force", ".", doing="keeping the package's files")
@@ -207,47 +196,11 @@ def _checked_out(git: Git, tree: str, scratch: Path) -> Path:
     return place
 
 
-def _write(files: Files, folder: Path) -> None:
-    """Write files into a folder over those that are there; remove those that are None."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, content in files.items():
-        path = folder / name
-        if content is None:
-            path.unlink(missing_ok=True)
-        else:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(content)
-
-
 def _change(kernel: ModuleKernel, source: DebSource, changed: _Changed, cache: Cache) -> Change:
     root = build_root(cache)
     _check_compiler(source, root)
     before, after = changed.files(source)
-
-    def evaluate(names: Sequence[str] | None, folders: Sequence[str]) -> Said:
-        variables = (
-            f"conf={source.kbuild}/include/config/auto.conf"
-            if names is None
-            else f"names={' '.join(names)}"
-        )
-        text = (KERNEL_FILES / "objects.mk").read_text()
-        with tempfile.TemporaryDirectory() as scratch:
-            log = Path(scratch) / "log"
-            code = root.run(
-                ["sh", "-c", _EVALUATE, "sh", text, variables, WORK, *folders],
-                work=source.tree(()).parent, layers=[source.headers_layer], log=log,
-                doing="evaluating the kernel's Makefiles",
-            )  # fmt: skip
-            said = log.read_text(errors="replace")
-        if code:
-            raise ScenarioError(
-                f"{kernel}: the Makefiles of {', '.join(folders)} cannot be evaluated",
-                evidence=tail(said),
-                reason=Reason.MAKEFILE_UNREADABLE,
-            )
-        return parsed(said)
-
-    return change_of(kernel, source, before, after, evaluate)
+    return change_of(kernel, source, before, after, ModuleTree(source, root, cache))
 
 
 def _check_compiler(source: DebSource, root: BuildRoot) -> None:
@@ -276,26 +229,11 @@ class _Workshop:
     def make(self, folder: Path, files: Files, log: Path) -> dict[str, Module]:
         """Build the modules that the change affects, with `files` in place of the package's files.
         The modules and Module.symvers are then in FOLDER/tree. Raises _FailedError."""
-        folder.mkdir()
-        tree = self.source.tree(self.change.rooms)
-        for room in self.change.rooms:
-            shutil.copytree(tree / room, folder / "tree" / room,
-                            copy_function=shutil.copyfile, dirs_exist_ok=True)  # fmt: skip
-        _write({m: (tree / m).read_bytes() for m in self.change.makefiles}, folder / "tree")
-        _write(files, folder / "tree")
-        # Makefiles name other parts of the kernel's tree by paths from its top. In this build the
-        # top is the folder of the headers, so the files are laid over that folder, too.
-        beside = folder / "layer"
-        shutil.copytree(folder / "tree", beside / self.source.srctree[1:])
-        # the folders keep their names, because these decide which headers are part of a srcversion
-        tops = sorted({_top(module, self.source) for module in self.change.modules})
-        (folder / "tree/Kbuild").write_text("".join(f"obj-y += {top}/\n" for top in tops))
+        tree = ModuleTree(self.source, self.root, self.cache)
+        tree.lay(folder, self.change.rooms, files)
         targets = [f"{module}.ko" for module in self.change.modules]
-        code = self.root.run(
-            ["sh", "-c", _BUILD, "sh", WORK, self.source.kbuild, *targets], work=folder,
-            layers=[beside, self.source.headers_layer], doing="building modules", log=log,
-            on_line=self.on_line,
-        )  # fmt: skip
+        code = tree.make(folder, [_SRCVERSION, *targets], log, doing="building modules",
+                         script=STRIPPED, on_line=self.on_line)  # fmt: skip
         if code:
             said = log.read_text(errors="replace")
             blame_full_disk(said, self.cache.folder("kernels"))
@@ -320,10 +258,6 @@ class _Workshop:
 
 class _FailedError(Exception):
     """A build failed; the message is what the compiler printed."""
-
-
-def _top(module: str, source: DebSource) -> str:
-    return folders_of([module], source.names)[0]
 
 
 def _build(shop: _Workshop, folder: Path) -> None:

@@ -152,6 +152,45 @@ def test_what_modules_cannot_bring_is_refused(
 
 
 @pytest.mark.full
+def test_what_leaves_the_kernel_itself_as_it_is_is_no_obstacle(
+    cache: Cache, tmp_path: Path
+) -> None:
+    source = source_of(kernel("placebo").package, cache)
+    for name, text in (
+        ("drivers/iommu/iommu.c", "/* a comment */\n"),
+        ("drivers/iommu/iommu-priv.h", "struct nothing;\n"),
+        (f"{TYPE1}.c", "struct nothing;\n"),
+    ):
+        in_folder(tmp_path, source, name, text)
+    found = built(kernel(module=tmp_path), cache)
+    assert list(found.provenance["files"]) == [f"{TYPE1}.c"]
+    assert found.provenance["passed_over"] == [
+        "drivers/iommu/iommu-priv.h", "drivers/iommu/iommu.c",
+    ]  # fmt: skip
+
+
+@pytest.mark.full
+def test_an_object_of_the_kernel_itself_that_differs_is_named(
+    cache: Cache, tmp_path: Path
+) -> None:
+    source = source_of(kernel("placebo").package, cache)
+    text = "int barometer_answer(void);\nint barometer_answer(void) { return 42; }\n"
+    mine = in_folder(tmp_path, source, "drivers/iommu/iommu.c", text)
+    with pytest.raises(ScenarioError) as caught:
+        checked(kernel(module=mine), cache)
+    assert caught.value.reason == "beyond-modules"
+    assert ".text" in caught.value.evidence
+
+
+@pytest.mark.full
+def test_parts_of_a_module_in_another_folder(cache: Cache, tmp_path: Path) -> None:
+    source = source_of(kernel("placebo").package, cache)
+    for name in ("virt/kvm/eventfd.c", "arch/x86/kvm/x86.c"):
+        in_folder(tmp_path, source, name, "struct nothing;\n")
+    checked(kernel(module=tmp_path), cache)
+
+
+@pytest.mark.full
 def test_a_kernel_of_another_compiler_is_refused(cache: Cache) -> None:
     with pytest.raises(ScenarioError, match=r"built by gcc-12 .* 12\.2\.0, .* 14\.2\.0") as caught:
         checked(kernel("placebo", suite="bookworm"), cache)

@@ -15,7 +15,7 @@ KERNEL = ModuleKernel(deb="linux-image-amd64", suite="trixie", series=("a.patch"
 def change(folder: Path, after: Files) -> Change:
     tree = tree_in(folder)
     before = {name: tree.files[name].encode() if name in tree.files else None for name in after}
-    return change_of(KERNEL, tree, before, after, tree.evaluate)
+    return change_of(KERNEL, tree, before, after, tree)
 
 
 def refused(folder: Path, after: Files) -> ScenarioError:
@@ -28,7 +28,6 @@ def test_a_source_file_reaches_its_module(tmp_path: Path) -> None:
     found = change(tmp_path, {"drivers/vfio/vfio_iommu_type1.c": b"changed"})
     assert found.reached == {"drivers/vfio/vfio_iommu_type1": ("drivers/vfio/vfio_iommu_type1.c",)}
     assert found.rooms == ("drivers/vfio",)
-    assert found.makefiles == ("drivers/Makefile", "drivers/vfio/Makefile")
 
 
 def test_a_private_header_reaches_all_that_include_it(tmp_path: Path) -> None:
@@ -60,6 +59,20 @@ def test_what_nothing_is_made_from_is_passed_over(tmp_path: Path) -> None:
     assert list(found.after) == ["drivers/vfio/group.c"]
 
 
+def test_an_object_of_the_kernel_that_stays_the_same_is_no_obstacle(tmp_path: Path) -> None:
+    comment: Files = {"drivers/iommu/iommu.c": b"// a comment"}
+    found = change(tmp_path, {**comment, "drivers/vfio/group.c": b"// a comment"})
+    assert found.modules == ["drivers/vfio/vfio"]
+    assert found.passed_over == ("drivers/iommu/iommu.c",)
+    assert list(found.after) == ["drivers/vfio/group.c"]
+    assert refused(tmp_path, comment).reason == "nothing-changed"
+
+
+def test_what_differs_is_in_the_evidence(tmp_path: Path) -> None:
+    error = refused(tmp_path, {"drivers/iommu/iommu-priv.h": b"changed"})
+    assert error.evidence == "drivers/iommu/iommu.o differs: .text"
+
+
 def test_a_new_header_comes_with_who_includes_it(tmp_path: Path) -> None:
     new: Files = {"drivers/vfio/new.h": b"", "drivers/vfio/group.c": b'#include "new.h"\n'}
     assert change(tmp_path, new).reached == {
@@ -86,7 +99,7 @@ def test_a_new_header_comes_with_who_includes_it(tmp_path: Path) -> None:
 def test_what_reaches_further_is_refused(tmp_path: Path, path: str, words: list[str]) -> None:
     tree = tree_in(tmp_path, {"scripts/mod/modpost.c": ""})
     with pytest.raises(ScenarioError) as caught:
-        change_of(KERNEL, tree, {path: b""}, {path: b"changed"}, tree.evaluate)
+        change_of(KERNEL, tree, {path: b""}, {path: b"changed"}, tree)
     error = caught.value
     assert error.reason == "beyond-modules"
     assert error.message.startswith(f"{path} ")

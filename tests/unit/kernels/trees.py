@@ -1,15 +1,13 @@
-"""Small trees that look like a kernel's source from outside, and make as the build root runs
-it."""
+"""Small trees that look like a kernel's source from outside, with what kbuild makes of them."""
 
 from __future__ import annotations
 
-import subprocess
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator.kernels.buildroot import KERNEL_FILES
-from orchestrator.kernels.kbuild import Said, parsed
+from orchestrator.kernels.change import Files
+from orchestrator.kernels.kbuild import Objects, room_of
 
 MAKEFILES = {
     "drivers/Makefile": (
@@ -80,9 +78,18 @@ CONFIGURATION = {
 }
 
 
+MODULES = {
+    "drivers/vfio/vfio": ("drivers/vfio/vfio_main.o", "drivers/vfio/group.o"),
+    "drivers/vfio/vfio_iommu_type1": ("drivers/vfio/vfio_iommu_type1.o",),
+    "drivers/vfio/pci/vfio-pci-core": ("drivers/vfio/pci/core.o", "drivers/vfio/shared.o"),
+    "arch/x86/kvm/kvm": ("arch/x86/kvm/x86.o", "virt/kvm/kvm_main.o"),
+}
+BUILT_IN = ("drivers/iommu/iommu.o", "drivers/iommu/always.o", "drivers/iommu/sva.o")
+
+
 @dataclass
 class Tree:
-    """A tree with the interface of change.Source."""
+    """A tree with the interfaces of change.Source and change.Kbuild."""
 
     folder: Path
     files: Mapping[str, str]
@@ -101,21 +108,21 @@ class Tree:
     def tree(self, parts: Collection[str]) -> Path:
         return self.folder
 
-    def evaluate(self, names: Sequence[str] | None, folders: Sequence[str]) -> Said:
-        """Evaluate as orchestrator.kernels.module does in the build root."""
-        conf = self.folder / "auto.conf"
-        conf.write_text("".join(f"{name}={value}\n" for name, value in CONFIGURATION.items()))
-        variables = f"conf={conf}" if names is None else f"names={' '.join(names)}"
-        text = ""
-        for folder in folders:
-            done = subprocess.run(
-                ["make", "-rRs", "--no-print-directory", "-f", str(KERNEL_FILES / "objects.mk"),
-                 f"dir={folder}", variables],
-                cwd=self.folder, capture_output=True, text=True, check=False,
-            )  # fmt: skip
-            assert done.returncode == 0, done.stderr
-            text += f"folder {folder}\n{done.stdout}"
-        return parsed(text)
+    def objects(self, rooms: Collection[str]) -> Objects:
+        modules = {m: frozenset(o) for m, o in MODULES.items() if room_of(m) in rooms}
+        return Objects(
+            rooms=frozenset({*rooms, *(room_of(o) for made in modules.values() for o in made)}),
+            modules=modules,
+            built_in=frozenset(o for o in BUILT_IN if room_of(o) in rooms),
+        )
+
+    def differing(
+        self, rooms: Collection[str], objects: Collection[str], files: Files
+    ) -> Mapping[str, str]:
+        """A comment changes no object, anything else every one."""
+        assert {room_of(path) for path in (*objects, *files)} <= set(rooms)
+        same = all((text or b"").startswith(b"//") for text in files.values())
+        return {} if same else dict.fromkeys(objects, ".text")
 
 
 def tree_in(folder: Path, more: Mapping[str, str] | None = None) -> Tree:
