@@ -9,6 +9,7 @@ import shutil
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -737,6 +738,26 @@ def test_machine_is_put_back_before_it_is_looked_at(lab: Lab) -> None:
         with pytest.raises(BenchError, match=r"is held by.*a run"), lab.held():
             pass
     assert lab.machine.state() == before
+
+
+def test_device_is_the_one_of_the_survey_and_bound_by_the_keeper(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    surveyed, asked = metal.MetalSurvey("0000:3b:00.0", ("no reset",)), []
+
+    def hostdev(*how: Any, trial: Any) -> str:
+        asked.append((*how, trial))
+        return "bound"
+
+    monkeypatch.setattr(metal, "survey_metal", lambda *_: surveyed)
+    monkeypatch.setattr(metal, "hostdev", hostdev)
+    with lab.held() as machine:
+        assert [*machine.survey()] == ["device: 0000:3b:00.0", "no reset"]
+        assert machine.choose_accel() == ("none", "a real machine")
+        trial, host = lab.trial(), cast(Any, SimpleNamespace(shell="its shell"))
+        with machine.bind_devices(host, trial) as devices:
+            assert devices == cast(Any, ("bound",))
+    assert asked == [("its shell", machine.keeper, "0000:3b:00.0", DEVICE.bar, trial)]
 
 
 def test_one_lease_lasts_from_the_first_look_to_the_end_of_the_run(lab: Lab) -> None:
