@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import platform
-import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from orchestrator import __version__
-from orchestrator.bench import images, metal
-from orchestrator.bench.accel import Accel, chosen_accel
-from orchestrator.bench.domain import Disk
-from orchestrator.bench.guest import GUEST_SERIAL, guest_cmdline
-from orchestrator.bench.guestdisk import GuestDisk, grub_config, guest_disk
-from orchestrator.bench.metal import Met
-from orchestrator.bench.shell import Shell
+from orchestrator.bench.accel import Accel
+from orchestrator.bench.machine import Machine
 from orchestrator.cache import Cache
 from orchestrator.doctor import preflight
 from orchestrator.errors import ScenarioError, key_named
@@ -26,7 +17,7 @@ from orchestrator.kernels import KernelBundle, checked, materialised
 from orchestrator.kernels.parameters import check_parameter
 from orchestrator.plan import make_plan
 from orchestrator.progress import Progress
-from orchestrator.scenario import ARMS, ArmName, HostDevice, MetalHost, Scenario
+from orchestrator.scenario import ARMS, ArmName, Scenario
 
 _TAGS: dict[ArmName, str] = {"baseline": "base", "candidate": "cand"}
 """Part of the release of a kernel that is built. Both have the same length, so that nothing else
@@ -38,22 +29,10 @@ class Prepared:
     """Everything a plan needs that is built before anything boots."""
 
     kernels: dict[ArmName, KernelBundle]
-    hosts: dict[ArmName, images.HostImage]
     guest_kernel: KernelBundle | None
     """Kernel of the guest; None if the workload has no guest."""
-    payload: images.PayloadImage | images.PayloadFiles
-    guest_disk: GuestDisk | None
-    """Disk that the guest boots from; None if its kernel is in the payload."""
     accel: Accel
     accel_reason: str
-    met: Met | None = None
-    """Survey of the metal host; None for a nested one, and if all trials are complete."""
-
-    def disks(self) -> tuple[Disk, ...]:
-        """Return the disks that a nested host gets besides its own."""
-        assert isinstance(self.payload, images.PayloadImage)
-        more = [Disk(self.guest_disk.path, GUEST_SERIAL)] if self.guest_disk else []
-        return (Disk(self.payload.disk, "payload"), *more)
 
     def configs(self) -> dict[ArmName, str]:
         """Return the configurations of the kernels that come with one."""
@@ -63,36 +42,21 @@ class Prepared:
             if kernel.config
         }
 
-    def guest_packages(self) -> dict[str, str]:
-        return self.guest_disk.packages if self.guest_disk else self.payload.packages
-
 
 def prepare(
-    scenario: Scenario, cache: Cache, progress: Progress, found: tuple[Accel, str] | None = None
+    scenario: Scenario, machine: Machine | tuple[Accel, str], cache: Cache, progress: Progress
 ) -> Prepared:
-    """Prepare accelerator, kernels and images. Nothing is booted but the probe of KVM. `found`:
-    the accelerator of a run whose trials are all complete, and the reason for it; then only the
-    kernels are prepared.
+    """Prepare accelerator, kernels, and all that hosts on `machine` need. Nothing is booted but
+    the probe of KVM. If all trials of the run are complete, no machine is needed, and only the
+    kernels are prepared: then the run's accelerator takes its place, with the reason for it.
 
     Raises ScenarioError if something that the scenario requires is unavailable, BenchError
     otherwise.
     """
-    met = None
-    if found is not None:
-        accel, reason = found
-    elif isinstance(scenario.host, MetalHost) and isinstance(scenario.device, HostDevice):
-        look = progress.stage(f"looking at {scenario.host.address}")
-        with look, _looked_at(scenario.host, progress) as shell:
-            met = metal.met(shell, scenario.host, scenario.device)
-            preflight(scenario, cache, progress, shell)
-        accel, reason = met.accel, met.accel_reason
-        for note in (f"device: {met.device}", *met.notes):
-            progress.note(note)
+    if isinstance(machine, tuple):
+        accel, reason = machine
     else:
-        with progress.stage("looking at this machine"):
-            preflight(scenario, cache, progress)
-        with progress.stage("accelerator"):
-            accel, reason = chosen_accel(scenario.nested.accel)
+        accel, reason = _examine(scenario, machine, cache, progress)
     progress.note(f"accelerator: {accel} ({reason})")
     kernels = _kernels(scenario, cache, progress)
     guest_kernel = None
@@ -100,32 +64,24 @@ def prepare(
         guest_stage = progress.stage(f"kernel of the guest: {scenario.guest.kernel}")
         with guest_stage, key_named("guest.kernel"):
             guest_kernel = materialised(scenario.guest.kernel, cache, progress, "gues")
-    if found is not None:
-        nothing = images.PayloadFiles({}, {})
-        return Prepared(kernels, {}, guest_kernel, nothing, None, accel, reason, None)
-    with progress.stage("images"):
-        disk = _guest_disk(scenario, guest_kernel, cache)
-        hosts: dict[ArmName, images.HostImage] = {}
-        payload: images.PayloadImage | images.PayloadFiles
-        if isinstance(scenario.host, MetalHost):
-            with _looked_at(scenario.host, progress) as shell:
-                metal.check_kernels(shell, kernels)
-            payload = images.guest_files(guest_kernel, cache)
-        else:
-            suite = scenario.host.suite
-            hosts = {arm: images.host_image(k, suite, cache) for arm, k in kernels.items()}
-            payload = images.payload_image(None if disk else guest_kernel, cache)
-        return Prepared(kernels, hosts, guest_kernel, payload, disk, accel, reason, met)
+    if not isinstance(machine, tuple):
+        with progress.stage("images"):
+            machine.provide(kernels, scenario.guest, guest_kernel, cache)
+    return Prepared(kernels, guest_kernel, accel, reason)
 
 
-@contextlib.contextmanager
-def _looked_at(host: MetalHost, progress: Progress) -> Iterator[Shell]:
-    host = host.model_copy(update={"console": None})  # a look at the machine needs no console
-    with (
-        tempfile.TemporaryDirectory(prefix="barometer-look-") as scratch,
-        metal.looked_at(host, "barometer run", Path(scratch), progress) as shell,
-    ):
-        yield shell
+def _examine(
+    scenario: Scenario, machine: Machine, cache: Cache, progress: Progress
+) -> tuple[Accel, str]:
+    """Examine the machine before anything is built for it. Return the accelerator of its hosts,
+    and the reason for it."""
+    with progress.stage(f"looking at {machine.name}"):
+        notes = machine.survey()
+        preflight(scenario, cache, progress, machine.shell)
+    for note in notes:
+        progress.note(note)
+    with progress.stage("accelerator"):
+        return machine.choose_accel()
 
 
 def _kernels(scenario: Scenario, cache: Cache, progress: Progress) -> dict[ArmName, KernelBundle]:
@@ -157,16 +113,6 @@ def _kernels(scenario: Scenario, cache: Cache, progress: Progress) -> dict[ArmNa
             with key_named(f'arms.{arm}.parameters."{name}"'):
                 check_parameter(kernels[arm], name)
     return kernels
-
-
-def _guest_disk(scenario: Scenario, kernel: KernelBundle | None, cache: Cache) -> GuestDisk | None:
-    if kernel is None or scenario.guest is None or scenario.guest.boot != "disk":
-        return None
-    cmdline = guest_cmdline(scenario.guest)
-    with key_named("guest.cmdline"):
-        grub_config(kernel.release, cmdline)
-    with key_named("guest.kernel"):
-        return guest_disk(kernel, cmdline, cache)
 
 
 def _has_backend(kernel: KernelBundle, scenario: Scenario) -> None:

@@ -11,22 +11,20 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from orchestrator import __version__, interrupts
-from orchestrator.bench import hypervisor, images, metal
+from orchestrator.bench import hypervisor, metal
 from orchestrator.bench.accel import Accel
-from orchestrator.bench.device import BoundDevice, bound_devices, host_facts
+from orchestrator.bench.device import host_facts
 from orchestrator.bench.host import Host, explained_by_the_host
 from orchestrator.bench.keys import RunKeys
-from orchestrator.bench.metal import Met, MetalMachine
-from orchestrator.bench.nested import HostSpec
-from orchestrator.bench.passthrough import hostdev
+from orchestrator.bench.machine import Machine
 from orchestrator.bench.runner import runner_facts
 from orchestrator.bench.settings import prove_settings, write_settings
-from orchestrator.bench.sharing import NestedMachine
+from orchestrator.bench.sharing import HostPool, NestedMachine
 from orchestrator.bench.state import SHM, BenchState, bench_state
 from orchestrator.bench.state import default_root as state_root
 from orchestrator.bench.workload import guest_boots, maps, settle
@@ -64,10 +62,6 @@ from orchestrator.scenario import (
     GIB,
     WARM_UP,
     ArmName,
-    EmulatedDevice,
-    HostDevice,
-    MetalHost,
-    NestedHost,
     Scenario,
     is_emulated,
 )
@@ -123,10 +117,14 @@ class Bench:
     """Stop rule of `trials.until`, called after each block with the number of pairs so far."""
     only: ArmName | None = None
     """Run this arm's trials only; the others are left for another day."""
-    machine: MetalMachine | None = None
-    """The metal host, if there is one: leased, with the kernels on it."""
-    nested: NestedMachine = field(default_factory=NestedMachine)
-    """The nested host that trials share; `run_trials` ends it."""
+    machine: Machine | None = None
+    """Provider of the hosts, with all that they need; None if all trials are complete."""
+
+    @property
+    def hosts(self) -> Machine:
+        """The machine that boots the trials' hosts."""
+        assert self.machine is not None, "a complete run boots nothing"
+        return self.machine
 
 
 def run_plan(
@@ -147,18 +145,25 @@ def run_plan(
     the run cannot be prepared.
     """
     with no_space_explained(out), only_writer(out):
-        found = _found(scenario, out, enough, only)
-        prepared = prepare(scenario, here.cache, here.progress, found)
-        facts = plan_facts(scenario, prepared)
-        run = RunDir.create(out, text, facts, prepared.configs())
-        bench = Bench(
-            scenario, prepared, run, here.state, here.libvirt, here.progress, here.keep, enough,
-            only,
-        )  # fmt: skip
-        if prepared.met is None:
+        if (known := _known_accel(scenario, out, enough, only)) is not None:
+            return run_trials(_prepare_bench(scenario, text, out, here, enough, only, known))
+        with taken_machine(scenario, f"barometer run {out}", here) as machine:
+            bench = _prepare_bench(scenario, text, out, here, enough, only, machine)
+            machine.install(here.cache)
             return run_trials(bench)
-        with _leased(bench, prepared.met, here.cache) as machine:
-            return run_trials(replace(bench, machine=machine))
+
+
+def _prepare_bench(
+    scenario: Scenario, text: str, out: Path, here: Runner, enough: Enough | None,
+    only: ArmName | None, machine: Machine | tuple[Accel, str],
+) -> Bench:  # fmt: skip
+    """Prepare the run and its folder. `machine` is that of `prepare`."""
+    prepared = prepare(scenario, machine, here.cache, here.progress)
+    run = RunDir.create(out, text, plan_facts(scenario, prepared), prepared.configs())
+    return Bench(
+        scenario, prepared, run, here.state, here.libvirt, here.progress, here.keep, enough, only,
+        None if isinstance(machine, tuple) else machine,
+    )  # fmt: skip
 
 
 def all_made(scenario: Scenario, out: Path, enough: Enough | None) -> bool:
@@ -172,7 +177,7 @@ def all_made(scenario: Scenario, out: Path, enough: Enough | None) -> bool:
     return _all(scenario, out, enough, None, is_made)
 
 
-def _found(
+def _known_accel(
     scenario: Scenario, out: Path, enough: Enough | None, only: ArmName | None
 ) -> tuple[Accel, str] | None:
     """Return the accelerator of a run's host, and the reason for it, if all trials are complete
@@ -202,35 +207,26 @@ def _all(
 
 
 @contextlib.contextmanager
-def _leased(bench: Bench, met: Met, cache: Cache) -> Iterator[MetalMachine]:
-    """Lease the metal host while the block runs, with everything on it that the trials need.
-    Raises the errors of `metal.leased`."""
-    host = bench.scenario.host
-    assert isinstance(host, MetalHost)
-    config = ["--ssh-config", str(host.ssh_config)] if host.ssh_config else []
-    bench.state.add(hosts=shlex.join([host.address, *config]))
-    with metal.leased(
-        host, [met.device], f"barometer run {bench.run.path}",
-        bench.state.folder / "metal", bench.progress,
-    ) as machine:  # fmt: skip
-        payload: dict[str, Path | bytes] = {"agents": images.GUESTS / "agents"}
-        if isinstance(bench.prepared.payload, images.PayloadFiles):
-            payload |= bench.prepared.payload.files
-        machine.stage(bench.prepared.kernels, payload, cache)
-        yield machine
+def taken_machine(scenario: Scenario, what: str, here: Runner) -> Iterator[Machine]:
+    """Take the machine of a scenario's hosts while the block runs: lease a metal host, and put it
+    back; or end the VM that is kept for several trials. `what`: what others are told who wait for
+    the lease. Raises the errors of `metal.leased`."""
+    host, device = scenario.host, scenario.device
+    if host.kind == "metal" and device.kind == "hostdev":  # a scenario has both or none
+        config = ["--ssh-config", str(host.ssh_config)] if host.ssh_config else []
+        here.state.add(hosts=shlex.join([host.address, *config]))
+        scratch = here.state.folder / "metal"
+        with metal.leased(host, device, what, scratch, here.progress) as machine:
+            yield machine
+    else:
+        with contextlib.closing(HostPool(here.state, here.libvirt)) as pool:
+            yield NestedMachine.of(scenario, pool)
 
 
 def run_trials(bench: Bench) -> bool:
     """Run the trials that are not complete, one after the other. With accel exact, whose numbers
     do not depend on what else the machine does, as many run at once as there are CPUs and memory,
     except for trials that share a host. Stops and returns False as `run_plan` does."""
-    try:
-        return _run_blocks(bench)
-    finally:
-        bench.nested.close()
-
-
-def _run_blocks(bench: Bench) -> bool:
     watch = _BenchWatch(bench)
     for pairs, block in _blocks(bench.scenario, bench.enough, bench.only):
         if not _run_block(bench, block, watch):
@@ -523,14 +519,17 @@ def _climb_stages(bench: Bench, planned: PlannedTrial, trial: TrialWriter) -> No
     with contextlib.ExitStack() as ladder:
         with progress.stage("host: boot"), trial.stage("host-boot"):
             host = ladder.enter_context(
-                _booted(bench, planned.boots, trial, with_libvirt=boots_guests)
-            )
+                bench.hosts.boot(
+                    planned.boots, scenario.arms[planned.boots].words, trial,
+                    progress=progress, with_libvirt=boots_guests,
+                )
+            )  # fmt: skip
         ladder.callback(_save_reports, host, trial)
         ladder.callback(_save_dmesg, host, trial)
         ladder.enter_context(explained_by_the_host(host))
         _set(bench, planned.boots, host, trial)
         with progress.stage("host: device"), trial.stage("device"):
-            devices = ladder.enter_context(_devices(bench, host, trial))
+            devices = ladder.enter_context(bench.hosts.bind_devices(host, trial))
             write_json(trial.host / "facts.json", host_facts(host, devices))
             if scenario.workload == "guest-boot":
                 trial.record(guest_accel="kvm" if host.kvm else "tcg")
@@ -548,46 +547,6 @@ def _climb_stages(bench: Bench, planned: PlannedTrial, trial: TrialWriter) -> No
                 _proven(bench, planned.boots, host)
 
 
-@contextlib.contextmanager
-def _booted(
-    bench: Bench, arm: ArmName, trial: TrialWriter, *, with_libvirt: bool
-) -> Iterator[Host]:
-    """Keep the host booted under an arm's kernel, which is proven to run, while the block runs."""
-    scenario, prepared, words = bench.scenario, bench.prepared, bench.scenario.arms[arm].words
-    if bench.machine is not None:
-        with bench.machine.booted(arm, words, trial) as host:
-            yield host
-        return
-    assert isinstance(scenario.device, EmulatedDevice)  # the scenario's own rule
-    shared = not scenario.host.fresh_boots
-    spec = HostSpec(
-        arm, scenario.nested, scenario.device, words, prepared.kernels[arm],
-        prepared.hosts[arm], prepared.disks(), prepared.accel,
-        # a shared host is the same for all trials of a workload, whatever their passes
-        with_libvirt=with_libvirt or (shared and scenario.workload == "guest-boot"),
-    )  # fmt: skip
-    with bench.nested.booted(
-        spec, state=bench.state, libvirt=bench.libvirt, trial=trial, progress=bench.progress,
-        shared=shared,
-    ) as host:  # fmt: skip
-        yield host
-
-
-@contextlib.contextmanager
-def _devices(bench: Bench, host: Host, trial: TrialWriter) -> Iterator[tuple[BoundDevice, ...]]:
-    """Keep the devices with a large BAR bound to vfio-pci while the block runs."""
-    device = bench.scenario.device
-    if isinstance(device, HostDevice):
-        assert bench.machine is not None
-        assert bench.prepared.met is not None
-        found = bench.prepared.met.device
-        keeper = bench.machine.keeper
-        yield (hostdev(host.shell, keeper, found, device.bar, trial=trial),)
-        return
-    with bound_devices(host, device) as bound:
-        yield bound
-
-
 def _set(bench: Bench, arm: ArmName, host: Host, trial: TrialWriter) -> None:
     """Apply and prove the arm's settings, if either arm has any."""
     if any(bench.scenario.arms[name].is_set for name in ARMS):
@@ -602,13 +561,6 @@ def _proven(bench: Bench, arm: ArmName, host: Host) -> dict[str, Any]:
 
 def _trial_facts(bench: Bench, planned: PlannedTrial) -> dict[str, Any]:
     scenario, prepared = bench.scenario, bench.prepared
-    nested: dict[str, Any] = {}
-    if isinstance(scenario.host, NestedHost):
-        nested = {
-            "host_memory": scenario.host.memory, "host_viommu": scenario.host.viommu,
-            "host_viommu_aw_bits": scenario.host.viommu_aw_bits,
-            "host_packages": prepared.hosts[planned.boots].packages,
-        }  # fmt: skip
     return {
         "arm": planned.arm, "pair": planned.pair, "number": planned.number,
         "barometer": __version__, "workload": scenario.workload, "accel": prepared.accel,
@@ -618,10 +570,10 @@ def _trial_facts(bench: Bench, planned: PlannedTrial) -> dict[str, Any]:
         "guest_kernel": guest_kernel_facts(scenario, prepared),
         "bar": scenario.device.bar, "device_kind": scenario.device.kind,
         "device_count": scenario.device.count, "device_mmap": scenario.device.mmap,
-        "host_kind": scenario.host.kind, **nested,
+        "host_kind": scenario.host.kind, **bench.hosts.trial_facts(planned.boots),
         **_workload_facts(scenario), "passes": list(planned.passes),
         "runner_versions": bench.libvirt.version(), "runner": runner_facts(),
-        "guest_packages": prepared.guest_packages(),
+        "guest_packages": bench.hosts.guest_packages(),
     }  # fmt: skip
 
 
@@ -631,9 +583,8 @@ def _workload_facts(scenario: Scenario) -> dict[str, Any]:
     if scenario.guest is None:
         return {}
     wanted = ("cpus", "firmware", "boot", "backing", "viommu", "backend")
-    hosts = scenario.host.phys_bits if isinstance(scenario.host, NestedHost) else None
     return {f"guest_{name}": getattr(scenario.guest, name) for name in wanted} | {
-        "guest_phys_bits": scenario.guest.phys_bits or hosts
+        "guest_phys_bits": scenario.guest.phys_bits or scenario.host.phys_bits
     }
 
 

@@ -26,6 +26,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from ci.bench.load import busy
 from orchestrator.bench import hypervisor
+from orchestrator.bench.sharing import HostPool, NestedMachine
 from orchestrator.bench.state import bench_state
 from orchestrator.cache import Cache
 from orchestrator.errors import BarometerError
@@ -55,15 +56,17 @@ def boot_hosts(variant: str, boots: int, out: Path, *, begun_again: bool) -> lis
     """Boot hosts of a variant until `boots` guests have booted; return a row for each host."""
     scenario, text = load_scenario(SCENARIO, ["expect={}", QUIET, *VARIANTS[variant]])
     cache, progress = Cache(), Progress()
-    prepared = prepare(scenario, cache, progress)
-    run = RunDir.create(out / variant, text, plan_facts(scenario, prepared))
     rows: list[dict[str, Any]] = []
     run_one = run_until_it_counts if begun_again else run_trial
     with (
         bench_state() as state,
         hypervisor.embedded(state.folder / "libvirt", cache.folder("libvirt")) as libvirt,
+        contextlib.closing(HostPool(state, libvirt)) as pool,
     ):
-        bench = Bench(scenario, prepared, run, state, libvirt, progress)
+        machine = NestedMachine.of(scenario, pool)
+        prepared = prepare(scenario, machine, cache, progress)
+        run = RunDir.create(out / variant, text, plan_facts(scenario, prepared))
+        bench = Bench(scenario, prepared, run, state, libvirt, progress, machine=machine)
         first = 1 + max((int(trial.name[:4]) for trial in run.trials_path.glob("*")), default=0)
         while sum(row["boots"] for row in rows) < boots:
             number = first + len(rows)

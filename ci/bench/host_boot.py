@@ -21,12 +21,13 @@ from statistics import median
 
 from orchestrator.bench import hypervisor
 from orchestrator.bench.keys import RunKeys
-from orchestrator.bench.nested import HostSpec, prepare_host, proven_host, running_machine
+from orchestrator.bench.nested import prepare_host, proven_host, running_machine
+from orchestrator.bench.sharing import NestedMachine
 from orchestrator.bench.state import bench_state
 from orchestrator.cache import Cache
 from orchestrator.prepare import prepare
 from orchestrator.progress import Progress
-from orchestrator.scenario import EmulatedDevice, load_scenario
+from orchestrator.scenario import load_scenario
 
 SCENARIO = Path(__file__).parents[2] / "fixtures/scenarios/small.toml"
 
@@ -35,12 +36,9 @@ def boot_once() -> None:
     """Boot one host from nothing to its proven kernel and shut it down: the work of `--once`."""
     scenario, _ = load_scenario(SCENARIO, ["host.accel=tcg"])
     cache, progress, keys = Cache(), Progress(), RunKeys.make()
-    prepared = prepare(scenario, cache, progress)
-    assert isinstance(scenario.device, EmulatedDevice)
-    spec = HostSpec(
-        "baseline", scenario.nested, scenario.device, (), prepared.kernels["baseline"],
-        prepared.hosts["baseline"], prepared.disks(), "tcg", with_libvirt=True,
-    )  # fmt: skip
+    nested = NestedMachine.of(scenario)
+    prepare(scenario, nested, cache, progress)
+    spec = nested.boot_spec("baseline", (), with_libvirt=True)
     with contextlib.ExitStack() as stack:
         state = stack.enter_context(bench_state())
         libvirt = stack.enter_context(
@@ -87,7 +85,8 @@ def main() -> None:
         boot_once()
         return
     scenario, _ = load_scenario(SCENARIO)
-    vmlinuz = prepare(scenario, Cache(), Progress()).kernels["baseline"].vmlinuz
+    prepared = prepare(scenario, NestedMachine.of(scenario), Cache(), Progress())
+    vmlinuz = prepared.kernels["baseline"].vmlinuz
     ours, theirs = [], []
     for _ in range(options.repeats):
         ours.append(timed([sys.executable, __file__, "--once"], "proven"))

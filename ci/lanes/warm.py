@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from orchestrator.bench.sharing import NestedMachine
 from orchestrator.cache import Cache
 from orchestrator.errors import BarometerError
 from orchestrator.kernels.buildroot import build_root
@@ -38,7 +39,7 @@ def scenario_step(*overrides: str) -> Step:
         scenario, _ = load_scenario(
             FIXTURES / "scenarios/small.toml", ["host.accel=tcg", *overrides]
         )
-        prepare(scenario, cache, progress)
+        prepare(scenario, NestedMachine.of(scenario), cache, progress)
 
     return step
 

@@ -69,8 +69,8 @@ class Boots:
     keeper: Keeper
     progress: Progress
     console: ConsoleCommand | None
-    way: How = "reboot"
-    """Means of booting the kernels under test."""
+    way: How = field(default="reboot", init=False)
+    """Boot method of the kernels under test, once `choose_way` has found it."""
     _reached: bool = field(default=False, init=False)
     """True once the machine has answered."""
 
@@ -84,6 +84,21 @@ class Boots:
         by somebody else. Raises the errors of `into`.
         """
         return self._back("", power_cycle=power_cycle)
+
+    def choose_way(self) -> None:
+        """Choose the boot method for the kernels under test: the one that the scenario requests,
+        or the first one that the machine supports. Raises BenchError if there is none."""
+        means = self.keeper.detect()
+        wanted: tuple[How, ...] = BOOT_WAYS if self.spec.boot == "auto" else (self.spec.boot,)
+        usable = [way for way in wanted if means[way]["usable"]]
+        if not usable:
+            raise BenchError(
+                f"{self.spec.address} has no way to boot a kernel under test",
+                evidence="\n".join(f"{way}: {means[way]['why']}" for way in wanted),
+                hint="mend what one of them lacks; kexec is the fastest",
+                reason="no-way-to-boot",
+            )  # fmt: skip
+        self.way = usable[0]
 
     def into(
         self,

@@ -98,7 +98,7 @@ def boot_guest(
             firmware=guest.firmware, backing=guest.backing, viommu=guest.viommu,
             phys_bits=guest.phys_bits, iommufd=guest.backend == "iommufd",
             pinned=_pinned(host, guest),
-            unconfined=() if host.ours else libvirt.security_models(),
+            unconfined=() if host.is_ours else libvirt.security_models(),
             # written to the trace itself, so that each gets a time of the trace clock
             trace_events=(_END_EVENT, *(_BOOT_EVENTS if traced else ())),
             trace_log=MARKER if traced else "",

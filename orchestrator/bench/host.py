@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from orchestrator.bench.accel import Accel
 from orchestrator.bench.changes import ChangeLog
@@ -28,10 +30,12 @@ _DYING_SECONDS = 10.0
 write its core dump first."""
 
 
-@dataclass(frozen=True)
-class Host:
+@dataclass(frozen=True, kw_only=True)
+class Host(ABC):
     """A booted host with all that a workload needs of it."""
 
+    is_ours: ClassVar[bool]
+    """True for a VM of barometer's, which is set up for nothing else."""
     shell: Shell
     release: str
     kvm: bool
@@ -44,22 +48,29 @@ class Host:
     console: Console
     kernel: KernelWatch
     """Reports of the host's kernel about itself."""
-    alive: Callable[[], bool]
-    """True while the machine runs in this boot. Raises BenchError if that is unknown because the
-    machine does not answer any more."""
-    crash: Callable[[], str]
-    """Returns the last output of the QEMU that the machine ran in if that QEMU has crashed, else
-    an empty string."""
-    libvirt: Callable[[], AbstractContextManager[Connection]]
-    monitor: Callable[[str], str]
-    """Sends a command to the human monitor of the QEMU that the host runs in, and returns the
-    answer."""
     scratch: Path
     """A private folder on the runner, which is gone with the run."""
     change: ChangeLog
     """Record of the host's changes; it is called before anything on the host is changed."""
-    ours: bool
-    """True for a VM of barometer's, which is set up for nothing else."""
+
+    @abstractmethod
+    def is_alive(self) -> bool:
+        """True while the machine runs in this boot. Raises BenchError if that is unknown because
+        the machine does not answer any more."""
+
+    @abstractmethod
+    def libvirt(self) -> AbstractContextManager[Connection]:
+        """Keep a connection to the host's own libvirt while the block runs."""
+
+    def crash(self) -> str:
+        """Return the last output of the QEMU that the machine ran in if that QEMU has crashed,
+        else an empty string."""
+        return ""
+
+    def monitor(self, command: str) -> str:
+        """Send a command to the human monitor of the QEMU that the host runs in. Return the
+        answer."""
+        raise BenchError(f"the host runs in no QEMU that could be asked {command!r}")
 
     @property
     def emulated(self) -> bool:
@@ -84,14 +95,14 @@ class Host:
 
         ArmFailedError: the kernel under test has oopsed, the host floods its console, or the
         machine is gone. BenchError: the machine is gone because its QEMU has crashed, the host
-        hangs, or `alive` raises it."""
+        hangs, or `is_alive` raises it."""
         _check_console(self)
         if (hung := self.kernel.hung) is not None:
             raise BenchError(
                 f"the host hangs: its QEMU uses no CPU, and its kernel reports: {hung.message}",
                 evidence=evidence(hung, self.console), reason="host-hung-task",
             )  # fmt: skip
-        if not self.alive():
+        if not self.is_alive():
             _check_console(self)  # its last output may have arrived since
             if words := self.crash():
                 raise qemu_crashed(words)
@@ -146,7 +157,7 @@ def explained_by_the_host(host: Host) -> Iterator[None]:
     try:
         yield
     except (ArmFailedError, BenchError) as exc:
-        lost = host.ours and isinstance(exc, ConnectionLostError)
+        lost = host.is_ours and isinstance(exc, ConnectionLostError)
         end = time.monotonic() + _DYING_SECONDS
         try:
             host.check()

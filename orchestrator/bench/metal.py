@@ -13,10 +13,11 @@ import shlex
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from orchestrator import interrupts
 from orchestrator.bench import remote
@@ -24,12 +25,15 @@ from orchestrator.bench.accel import Accel
 from orchestrator.bench.boots import TRANSIENT, Boots, Running, running_on
 from orchestrator.bench.console import Console
 from orchestrator.bench.consoles import console_command, followed
+from orchestrator.bench.device import BoundDevice
 from orchestrator.bench.host import Host, explained_by_the_host, panic_reason
-from orchestrator.bench.hypervisor import Deadlines, over_ssh
-from orchestrator.bench.keeper import MACHINE, How, Image, Keeper, Lease, LeftError
+from orchestrator.bench.hypervisor import Connection, Deadlines, over_ssh
+from orchestrator.bench.images import GUESTS, PayloadFiles, guest_files
+from orchestrator.bench.keeper import MACHINE, Image, Keeper, Lease, LeftError
 from orchestrator.bench.kernelwatch import KernelWatch
+from orchestrator.bench.machine import Machine
 from orchestrator.bench.modules import prove_modules
-from orchestrator.bench.passthrough import chosen, notes, surveyed
+from orchestrator.bench.passthrough import chosen, hostdev, notes, surveyed
 from orchestrator.bench.profiler import INSTANCE, TRACEFS
 from orchestrator.bench.shell import Shell
 from orchestrator.bench.staging import (
@@ -52,7 +56,7 @@ from orchestrator.evidence.layout import TrialWriter
 from orchestrator.kernelreports import BROKEN, reports_in
 from orchestrator.kernels.bundle import KernelBundle
 from orchestrator.progress import Progress
-from orchestrator.scenario import BOOT_WAYS, ArmName, HostDevice, MetalHost
+from orchestrator.scenario import ArmName, Guest, HostDevice, MetalHost
 
 log = logging.getLogger("barometer.metal")
 
@@ -113,29 +117,16 @@ def accel_of(shell: Shell) -> tuple[Accel, str]:
 
 
 @dataclass(frozen=True)
-class Met:
+class MetalSurvey:
     """Facts of a metal host before anything on it is changed."""
 
-    accel: Accel
-    accel_reason: str
     device: str
     """Address of the PCI function that the scenario selects."""
     notes: tuple[str, ...]
     """Notes for the user about the function."""
 
 
-@contextmanager
-def looked_at(spec: MetalHost, what: str, scratch: Path, progress: Progress) -> Iterator[Shell]:
-    """Hold a lease on the machine while the block examines it, so that nobody changes it
-    meanwhile. What an earlier run left on it is put back first. Raises as `leased`."""
-    with _taken(spec, [], what, scratch, progress) as machine:
-        try:
-            yield machine.shell
-        finally:
-            machine.keeper.release()
-
-
-def met(shell: Shell, spec: MetalHost, device: HostDevice) -> Met:
+def survey_metal(shell: Shell, spec: MetalHost, device: HostDevice) -> MetalSurvey:
     """Examine a metal host. Raises BenchError if it is this machine, or if it cannot spare the
     device that the scenario selects."""
     if running_on(shell).boot_id == _own_boot_id():
@@ -147,7 +138,7 @@ def met(shell: Shell, spec: MetalHost, device: HostDevice) -> Met:
         )
     survey = surveyed(shell)
     function = chosen(device, survey)
-    return Met(*accel_of(shell), function.address, notes(survey, function))
+    return MetalSurvey(function.address, notes(survey, function))
 
 
 def _own_boot_id() -> str:
@@ -184,25 +175,108 @@ def _of_boot(said: str, token: str) -> str:
     return next((boot for boot in boots if f"barometer.token={token}" in boot), said)
 
 
-@dataclass
-class MetalMachine:
+@dataclass(frozen=True, kw_only=True)
+class RealHost(Host):
+    """A metal host that runs a kernel under test."""
+
+    is_ours: ClassVar[bool] = False
+    boots: Boots
+    boot_id: str
+    ssh: Path
+    """Program of an SSH client for libvirt's connection."""
+
+    def is_alive(self) -> bool:
+        return self.shell.alive() or self.boots.reach().boot_id == self.boot_id
+
+    def libvirt(self) -> AbstractContextManager[Connection]:
+        return over_ssh(self.ssh, "host", deadlines=_GUESTS)
+
+
+class MetalMachine(Machine):
     """A leased machine, and what the run has staged on it."""
 
-    spec: MetalHost
-    boots: Boots
-    keeper: Keeper
-    scratch: Path
-    """A private folder on the runner."""
-    progress: Progress
-    change: JournaledChanges
-    lease: Lease = field(init=False)
-    accel: Accel = "none"
-    staged: dict[ArmName, Staged] = field(default_factory=dict)
-    session: Session | None = None
+    def __init__(
+        self, spec: MetalHost, device: HostDevice, held: Held, scratch: Path, progress: Progress
+    ) -> None:
+        """`scratch`: a private folder on the runner."""
+        self.spec, self._device = spec, device
+        self.boots, self.lease, self.keeper = held.boots, held.lease, held.boots.keeper
+        self._accel, self.change = held.accel, JournaledChanges(self.keeper)
+        self._scratch, self._progress = scratch, progress
+        self.staged: dict[ArmName, Staged] = {}
+        self._session: Session | None = None
+        self._kernels: Mapping[ArmName, KernelBundle] = {}
+        self._guest = PayloadFiles({}, {})
+        self._may_be_changed = False
+
+    @property
+    def name(self) -> str:
+        return self.spec.address
 
     @property
     def shell(self) -> Shell:
         return self.boots.link.shell()
+
+    @cached_property
+    def _survey(self) -> MetalSurvey:
+        return survey_metal(self.shell, self.spec, self._device)
+
+    def survey(self) -> Sequence[str]:
+        return f"device: {self._survey.device}", *self._survey.notes
+
+    def choose_accel(self) -> tuple[Accel, str]:
+        return self._accel
+
+    def provide(
+        self, kernels: Mapping[ArmName, KernelBundle], guest: Guest | None,  # noqa: ARG002
+        guest_kernel: KernelBundle | None, cache: Cache,
+    ) -> None:  # fmt: skip
+        check_kernels(self.shell, kernels)
+        self._kernels, self._guest = kernels, guest_files(guest_kernel, cache)
+
+    def install(self, cache: Cache) -> None:
+        self.begin_changes()
+        self.stage(self._kernels, {"agents": GUESTS / "agents", **self._guest.files}, cache)
+
+    def begin_changes(self) -> None:
+        """Record the machine's own kernel, and arm the dead man's switch. From now on the machine
+        is put back when it is given back. Raises BenchError if it has no way to boot a kernel
+        under test."""
+        self._may_be_changed = True
+        self.boots.choose_way()
+        self.keeper.original()
+        try:
+            self.keeper.deadman(max(60, self.spec.deadline // 3))
+        except BenchError as exc:
+            if exc.reason != "no-systemd":
+                raise
+            self._progress.note(
+                "host: no systemd, so nothing restarts it where a kernel has no network"
+            )
+
+    def give_back(self) -> None:
+        """Put the machine back as it was, if it may be changed, and give its lease back."""
+        if self._may_be_changed:
+            self.boots.put_back()
+            return
+        try:
+            self.keeper.release()
+        except BenchError as exc:
+            if exc.reason not in TRANSIENT:
+                raise
+            # nothing is changed, and the error that ended the run must not be hidden
+            self._progress.note(f"host: its lease is left to expire: {exc.message}")
+
+    def trial_facts(self, arm: ArmName) -> dict[str, Any]:  # noqa: ARG002
+        return {}
+
+    def guest_packages(self) -> dict[str, str]:
+        return self._guest.packages
+
+    @contextmanager
+    def bind_devices(self, host: Host, trial: TrialWriter) -> Iterator[tuple[BoundDevice, ...]]:
+        address, bar = self._survey.device, self._device.bar
+        yield (hostdev(host.shell, self.keeper, address, bar, trial=trial),)
 
     def stage(
         self, kernels: Mapping[ArmName, KernelBundle], payload: Mapping[str, Path | bytes],
@@ -211,11 +285,11 @@ class MetalMachine:
         """Put kernels, agents and the guest onto the machine. Raises BenchError."""
         check_room(self.shell, kernels.values())
         for arm, kernel in kernels.items():
-            with self.progress.stage(f"host: staging the {arm}'s kernel"):
+            with self._progress.stage(f"host: staging the {arm}'s kernel"):
                 self.lease.check()
                 folder = f"{folder_of(self.keeper.token)}/{arm}"
                 self.staged[arm] = stage_kernel(self.shell, folder, kernel, cache)
-        with self.progress.stage("host: staging agents"):
+        with self._progress.stage("host: staging agents"):
             self.lease.check()
             put_files(self.shell, self._payload, payload)
 
@@ -224,18 +298,17 @@ class MetalMachine:
         return f"{folder_of(self.keeper.token)}/payload"
 
     @contextmanager
-    def booted(self, arm: ArmName, words: Sequence[str], trial: TrialWriter) -> Iterator[Host]:
-        """Run the machine under the proven kernel of an arm while the block runs. It is not booted
-        if it still runs that kernel from the trial before. `words` are added to the machine's own
-        words on the kernel's command line.
-
-        Raises ArmFailedError if the kernel does not come up and the machine is back on its own,
-        BenchError if the machine is lost.
-        """
-        session = self.session
+    def boot(
+        self, arm: ArmName, words: Sequence[str], trial: TrialWriter, *,
+        progress: Progress | None = None, with_libvirt: bool = True,  # noqa: ARG002
+    ) -> Iterator[Host]:  # fmt: skip
+        """Boot as `Machine.boot` does, unless the machine still runs that kernel from the trial
+        before. `words` are added to the machine's own words on the kernel's command line. Raises
+        ArmFailedError if the machine is back on its own kernel, BenchError if it is lost."""
+        session = self._session
         if session is None or session.arm != arm or not self._still(session):
-            self.session = None
-            session = self.session = self._boot(arm, words, trial)
+            self._session = None
+            session = self._session = self._boot(arm, words, trial)
         trial.record(
             token=session.token, boot_id=session.running.boot_id,
             release=session.running.release, host_cmdline=session.running.cmdline,
@@ -276,13 +349,13 @@ class MetalMachine:
         return not failed
 
     def _boot(self, arm: ArmName, words: Sequence[str], trial: TrialWriter) -> Session:
-        """Boot the kernel of an arm and prove that it runs. Raises as `booted`."""
+        """Boot the kernel of an arm and prove that it runs. Raises as `boot`."""
         staged, token = self.staged[arm], uuid.uuid4().hex[:12]
         self.boots.reach()
         self.lease.check()
         means = self.keeper.detect()
         if self.boots.way == "kexec" and not means["kexec"]["usable"]:
-            self.progress.note("host: this kernel cannot kexec; by way of its own")
+            self._progress.note("host: this kernel cannot kexec; by way of its own")
             self.boots.go_home()
             means = self.keeper.detect()
         link_modules(self.keeper, staged)
@@ -324,7 +397,7 @@ class MetalMachine:
             if kernel.has_module(found["driver"]):
                 return found["device"], self.spec.deadline // 2
         for found in free:
-            self.progress.note(
+            self._progress.note(
                 f"host: no watchdog over this boot: {kernel.release} has no {found['driver']}"
             )
         return "", 0
@@ -358,24 +431,12 @@ class MetalMachine:
         return self.shell.run(["test", "-c", "/dev/kvm"], check=False).code == 0
 
     def _host(self, session: Session, console: Console, kernel: KernelWatch) -> Host:
-        cpus = int(self.shell.run(["nproc"]).stdout)
-        program = remote.client_program(self.boots.endpoint, self.scratch)
-
-        shell = self.shell
-
-        def alive() -> bool:
-            return shell.alive() or self.boots.reach().boot_id == session.running.boot_id
-
-        def no_monitor(command: str) -> str:
-            raise BenchError(f"a metal host runs in no QEMU that could be asked {command!r}")
-
-        return Host(
-            shell=shell, release=session.running.release, kvm=False, cpus=cpus,
-            accel=self.accel, payload=self._payload, console=console, kernel=kernel,
-            alive=alive, crash=lambda: "",
-            libvirt=lambda: over_ssh(program, "host", deadlines=_GUESTS),
-            monitor=no_monitor, scratch=self.scratch,
-            change=self.change, ours=False,
+        return RealHost(
+            shell=self.shell, release=session.running.release, kvm=False,
+            cpus=int(self.shell.run(["nproc"]).stdout), accel=self._accel[0],
+            payload=self._payload, console=console, kernel=kernel, scratch=self._scratch,
+            change=self.change, boots=self.boots, boot_id=session.running.boot_id,
+            ssh=remote.client_program(self.boots.endpoint, self._scratch),
         )  # fmt: skip
 
     @contextmanager
@@ -410,34 +471,50 @@ def _no_boot(kernel: KernelBundle, running: Running, words: str) -> ArmFailedErr
     )
 
 
+@dataclass(frozen=True)
+class Held:
+    """A machine under a lease that is kept alive."""
+
+    boots: Boots
+    lease: Lease
+    accel: tuple[Accel, str]
+    """Accelerator that the machine runs under, and how that is known."""
+    is_unfinished: bool
+    """True if an earlier run left changes on the machine, or left it running one of barometer's
+    kernels."""
+
+
 @contextmanager
 def leased(
-    spec: MetalHost, resources: Sequence[str], what: str, scratch: Path, progress: Progress
+    spec: MetalHost, device: HostDevice, what: str, scratch: Path, progress: Progress
 ) -> Iterator[MetalMachine]:
     """Lease the machine for this run alone while the block runs. What an earlier run left on it is
     put back first; all that the block changes is put back after it, whatever ended it.
 
-    Raises BenchError if somebody else holds the machine for longer than `host.wait`, if it cannot
-    boot in the requested way, or if it could not be put back.
+    Raises BenchError if somebody else holds the machine for longer than `host.wait`, or if it
+    could not be put back.
     """
-    with _taken(spec, resources, what, scratch, progress) as machine, _changed(machine):
-        yield machine
+    with _taken(spec, what, scratch, progress) as held:
+        machine = MetalMachine(spec, device, held, scratch, progress)
+        try:
+            _check_unprofiled(machine)
+            yield machine
+        finally:
+            machine.give_back()
 
 
 @contextmanager
-def _taken(
-    spec: MetalHost, resources: Sequence[str], what: str, scratch: Path, progress: Progress
-) -> Iterator[MetalMachine]:
+def _taken(spec: MetalHost, what: str, scratch: Path, progress: Progress) -> Iterator[Held]:
     """Hold a lease on the machine while the block runs. What an earlier run left changed is put
     back first."""
-    with _held(spec, resources, what, scratch, progress) as (machine, unfinished):
-        if not unfinished:
-            yield machine
+    with _held(spec, what, scratch, progress) as held:
+        if not held.is_unfinished:
+            yield held
             return
         progress.note(f"host: an earlier run left {spec.address} changed")
-        machine.boots.put_back()
-    with _held(spec, resources, what, scratch, progress) as (machine, _):
-        yield machine
+        held.boots.put_back()
+    with _held(spec, what, scratch, progress) as held:
+        yield held
 
 
 def recover(
@@ -454,10 +531,9 @@ def recover(
     `leased`, and LeftError if some things could not be put back; the error lists them."""
     # the console is not needed here, and the killed run's command may still hold it
     spec = spec.model_copy(update={"console": None})
-    with _held(spec, [], "recover", scratch, progress, power_cycle=power_cycle) as held:
-        machine, unfinished = held
+    with _held(spec, "recover", scratch, progress, power_cycle=power_cycle) as held:
         try:
-            unreadable = machine.boots.put_back(keep_kernel=keep_kernel)
+            unreadable = held.boots.put_back(keep_kernel=keep_kernel)
         except BenchError as exc:
             if exc.reason not in _LEFT:
                 raise
@@ -471,21 +547,19 @@ def recover(
             hint=f"put back by hand what these lines name; then remove {STATE}/set-aside there",
             reason="unreadable",
         )
-    return unfinished
+    return held.is_unfinished
 
 
 @contextmanager
 def _held(
     spec: MetalHost,
-    resources: Sequence[str],
     what: str,
     scratch: Path,
     progress: Progress,
     *,
     power_cycle: bool = False,
-) -> Iterator[tuple[MetalMachine, bool]]:
-    """Hold a lease on the machine while the block runs. Yield the machine, and True if an earlier
-    run left changes on it, or left it running one of barometer's kernels."""
+) -> Iterator[Held]:
+    """Hold a lease on the machine while the block runs."""
     endpoint = remote.resolved(spec.address, spec.ssh_config)
     scratch.mkdir(mode=0o700, exist_ok=True)
     with contextlib.ExitStack() as stack:
@@ -497,29 +571,24 @@ def _held(
             console_command(spec.console, scratch / "console", progress.note)
         )
         boots = Boots(spec, endpoint, link, keeper, progress, console)
-        machine = MetalMachine(spec, boots, keeper, scratch, progress, JournaledChanges(keeper))
 
-        def taken() -> bool | None:
+        def acquire() -> tuple[tuple[Accel, str], bool] | None:
             with progress.stage(f"host: reaching {endpoint}"):
                 running = boots.reach(power_cycle=power_cycle)
             try:
-                machine.accel = accel_of(link.shell())[0]
-                unfinished = keeper.acquire(
-                    [MACHINE, *resources],
-                    what,
-                    ttl=spec.lease,
-                    wait=spec.wait,
-                    on_wait=progress.note,
+                accel = accel_of(link.shell())
+                is_unfinished = keeper.acquire(
+                    [MACHINE], what, ttl=spec.lease, wait=spec.wait, on_wait=progress.note
                 )
-                return unfinished or bool(running.token)
+                return accel, is_unfinished or bool(running.token)
             except BenchError as exc:
                 if exc.reason not in TRANSIENT:
                     raise
                 link.close()  # it goes down for a boot that somebody ordered
                 return None
 
-        unfinished = until(
-            taken, within=spec.deadline, every=1, reason="machine-lost",
+        accel, is_unfinished = until(
+            acquire, within=spec.deadline, every=1, reason="machine-lost",
             waiting_for=f"lease of {endpoint}",
         )  # fmt: skip
         config = ["--ssh-config", str(spec.ssh_config)] if spec.ssh_config else []
@@ -529,32 +598,13 @@ def _held(
                 f"barometer recover {shlex.join([spec.address, *config])}",
             )
         )
-        machine.lease = stack.enter_context(
+        lease = stack.enter_context(
             Lease(beat.shell, keeper.token, ttl=spec.lease, close=beat.close)
         )
-        yield machine, unfinished
+        yield Held(boots, lease, accel, is_unfinished)
 
 
-@contextmanager
-def _changed(machine: MetalMachine) -> Iterator[None]:
-    try:
-        _is_nobodys(machine)
-        machine.boots.way = _way(machine.keeper, machine.spec)
-        machine.keeper.original()
-        try:
-            machine.keeper.deadman(max(60, machine.spec.deadline // 3))
-        except BenchError as exc:
-            if exc.reason != "no-systemd":
-                raise
-            machine.progress.note(
-                "host: no systemd, so nothing restarts it where a kernel has no network"
-            )
-        yield
-    finally:
-        machine.boots.put_back()
-
-
-def _is_nobodys(machine: MetalMachine) -> None:
+def _check_unprofiled(machine: MetalMachine) -> None:
     """Raise BenchError while `barometer profile` is at work on the machine: a boot would end
     it."""
     traced = f"{TRACEFS}/instances/{INSTANCE}"
@@ -564,19 +614,3 @@ def _is_nobodys(machine: MetalMachine) -> None:
             hint="wait for its end; what a killed one left: barometer profile --clear",
             reason="lease-held",
         )
-
-
-def _way(keeper: Keeper, spec: MetalHost) -> How:
-    """Choose the boot method for the kernels under test: the one that the scenario requests, or
-    the first one that the machine supports. Raises BenchError if there is none."""
-    found = keeper.detect()
-    asked: tuple[How, ...] = BOOT_WAYS if spec.boot == "auto" else (spec.boot,)
-    for way in asked:
-        if found[way]["usable"]:
-            return way
-    raise BenchError(
-        f"{spec.address} has no way to boot a kernel under test",
-        evidence="\n".join(f"{way}: {found[way]['why']}" for way in asked),
-        hint="mend what one of them lacks; kexec is the fastest",
-        reason="no-way-to-boot",
-    )  # fmt: skip

@@ -7,9 +7,10 @@ import re
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 from orchestrator.bench.accel import Accel
 from orchestrator.bench.changes import DirectChanges
@@ -53,7 +54,7 @@ _GUESTS = Deadlines(end=30.0, hurried=1.0)
 
 
 @dataclass(frozen=True)
-class HostSpec:
+class BootSpec:
     """Everything that determines the boot of a nested host, and the arm that it belongs to."""
 
     arm: ArmName
@@ -68,7 +69,7 @@ class HostSpec:
     with_libvirt: bool
     """True: libvirtd is started on the host, for guests."""
 
-    def is_alike(self, other: HostSpec) -> bool:
+    def is_alike(self, other: BootSpec) -> bool:
         """True if a host that was booted for one may be used for the other. The kernels only need
         the same content; the rest is proven on the host."""
         return (
@@ -118,7 +119,7 @@ class HostSpec:
 
 
 @dataclass
-class Machine:
+class StartedVm:
     """A started VM whose kernel is not proven yet."""
 
     domain: Domain
@@ -134,6 +135,31 @@ class Machine:
     """The log of libvirt and QEMU for this machine."""
     folder: Path
     """A private folder on the runner, which is removed at the end of the run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VmHost(Host):
+    """A nested host, its kernel proven."""
+
+    is_ours: ClassVar[bool] = True
+    vm: StartedVm
+    ssh: Path
+    """Program of an SSH client for libvirt's connection."""
+
+    def is_alive(self) -> bool:
+        return self.vm.domain.active()
+
+    def crash(self) -> str:
+        return _crash(self.vm.log)
+
+    def libvirt(self) -> AbstractContextManager[Connection]:
+        return over_ssh(
+            self.ssh, "host", deadlines=_GUESTS, keep_alive=self.accel != "exact",
+            is_lost=lambda: not self.shell.alive(),
+        )  # fmt: skip
+
+    def monitor(self, command: str) -> str:
+        return self.vm.domain.monitor(command)
 
 
 def machine_folder(state: BenchState, token: str) -> Path:
@@ -152,8 +178,8 @@ def _log(state: BenchState, token: str) -> Path:
 
 @contextmanager
 def running_machine(
-    spec: HostSpec, token: str, *, keys: RunKeys, state: BenchState, libvirt: Connection
-) -> Iterator[Machine]:
+    spec: BootSpec, token: str, *, keys: RunKeys, state: BenchState, libvirt: Connection
+) -> Iterator[StartedVm]:
     """Run the VM with the kernel and the device while the block runs. After the block it is gone,
     with its shared memory and its keys. Raises BenchError if libvirt cannot start it."""
     name, folder = _name(state, token), machine_folder(state, token)
@@ -193,7 +219,7 @@ def running_machine(
             qemu = next(iter(qemu_processes([domain_spec.uuid])), 0)
             kernel = KernelWatch(domain_spec.console, cpu_seconds=lambda: cpu_seconds(qemu))
             with watched(kernel):
-                yield Machine(
+                yield StartedVm(
                     domain, Console(domain_spec.console), kernel, token, started, spec.accel,
                     spec.host.cpus, _log(state, token), folder,
                 )  # fmt: skip
@@ -221,8 +247,8 @@ def save_machine(state: BenchState, token: str, evidence: Path) -> None:
 
 @contextmanager
 def proven_host(
-    machine: Machine, kernel: KernelBundle, *, keys: RunKeys, progress: Progress
-) -> Iterator[tuple[Host, str]]:
+    machine: StartedVm, kernel: KernelBundle, *, keys: RunKeys, progress: Progress
+) -> Iterator[tuple[VmHost, str]]:
     """Wait until the planned kernel is proven to run. Yield the host, for `prepare_host`, and its
     boot id.
 
@@ -243,17 +269,11 @@ def proven_host(
             machine.folder, port=port, key=keys.runner, host_key=keys.host, keepalive=keepalive
         )
         try:
-            yield Host(
+            yield VmHost(
                 shell=shell, release=kernel.release, kvm=False,
                 cpus=machine.cpus, accel=machine.accel, payload=PAYLOAD, console=machine.console,
-                kernel=machine.kernel, alive=machine.domain.active,
-                crash=lambda: _crash(machine.log),
-                libvirt=lambda: over_ssh(
-                    ssh, "host", deadlines=_GUESTS, keep_alive=bool(keepalive),
-                    is_lost=lambda: not shell.alive(),
-                ),
-                monitor=machine.domain.monitor,
-                scratch=machine.folder, change=DirectChanges(shell), ours=True,
+                kernel=machine.kernel, scratch=machine.folder, change=DirectChanges(shell),
+                vm=machine, ssh=ssh,
             ), boot_id  # fmt: skip
         finally:
             # libvirt sends SIGTERM first and waits 10 s, although a stopped QEMU cannot react
@@ -261,7 +281,7 @@ def proven_host(
                 end_machines([machine.domain.uuid])
 
 
-def prepare_host(host: Host, spec: HostSpec) -> Host:
+def prepare_host(host: Host, spec: BootSpec) -> Host:
     """Load the modules that a host needs. Raises BenchError if a module is not the planned one,
     and ArmFailedError if the kernel panics."""
     with explained_by_the_host(host):
@@ -305,7 +325,7 @@ def _crash(log: Path) -> str:
     return tail(ended.string, 6) if ended[1] == "crashed" else ""
 
 
-def _is_on_console(text: str, machine: Machine, kernel: KernelBundle) -> bool:
+def _is_on_console(text: str, machine: StartedVm, kernel: KernelBundle) -> bool:
     """True if the console shows that the planned kernel runs: its release, and the token of this
     boot. A panic after that is charged to the kernel, because the other arm's kernel has the same
     bench."""
@@ -325,7 +345,7 @@ def start_failure(token: str) -> re.Pattern[str]:
     return re.compile(rf"(?m)^(?:\[ *\d+\.\d+\](?:\[ *\w+\])? )?barometer: start: {token} (.*)$")
 
 
-def _wait_for_sshd(machine: Machine, kernel: KernelBundle, progress: Progress) -> None:
+def _wait_for_sshd(machine: StartedVm, kernel: KernelBundle, progress: Progress) -> None:
     stall, mark, failure = Stall(), sshd_mark(machine.token), start_failure(machine.token)
 
     def booted() -> bool | None:
@@ -372,7 +392,7 @@ def _wait_for_sshd(machine: Machine, kernel: KernelBundle, progress: Progress) -
           last_seen=machine.console.tail)  # fmt: skip
 
 
-def _host_error(machine: Machine, message: str, *, reason: str) -> BenchError:
+def _host_error(machine: StartedVm, message: str, *, reason: str) -> BenchError:
     return BenchError(message, evidence=machine.console.tail(), reason=reason)
 
 

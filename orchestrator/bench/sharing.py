@@ -1,6 +1,6 @@
-"""Provide nested hosts for trials: one for each trial, or one that consecutive trials share. What
-a trial changes on a shared host is put back when the trial ends. The next trial gets the host only
-if its state is then the same as right after the boot."""
+"""The nested kind of machine: its hosts are VMs of the runner, one for each trial, or one that
+consecutive trials share. What a trial changes on a shared host is put back when the trial ends.
+The next trial gets the host only if its state is then the same as right after the boot."""
 
 from __future__ import annotations
 
@@ -11,15 +11,25 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
+from orchestrator.bench import images
+from orchestrator.bench.accel import Accel, chosen_accel
 from orchestrator.bench.changes import RememberedChanges
+from orchestrator.bench.device import BoundDevice, bound_devices
+from orchestrator.bench.domain import Disk
+from orchestrator.bench.guest import GUEST_SERIAL, guest_cmdline
+from orchestrator.bench.guestdisk import GuestDisk, grub_config, guest_disk
 from orchestrator.bench.host import Host
 from orchestrator.bench.hypervisor import Connection
+from orchestrator.bench.images import HostImage, PayloadImage
 from orchestrator.bench.keys import RunKeys
+from orchestrator.bench.local import LocalMachine
+from orchestrator.bench.machine import Machine
 from orchestrator.bench.modules import prove_modules
 from orchestrator.bench.nested import (
-    HostSpec,
+    BootSpec,
     prepare_host,
     prove_kernel,
     proven_host,
@@ -27,10 +37,13 @@ from orchestrator.bench.nested import (
     save_machine,
 )
 from orchestrator.bench.state import BenchState
+from orchestrator.cache import Cache
 from orchestrator.command import tail
-from orchestrator.errors import BarometerError, BenchError
+from orchestrator.errors import BarometerError, BenchError, key_named
 from orchestrator.evidence.layout import TrialWriter
+from orchestrator.kernels.bundle import KernelBundle
 from orchestrator.progress import Progress
+from orchestrator.scenario import ArmName, EmulatedDevice, Guest, NestedHost, Scenario
 
 _SETTLE_SECONDS = 10.0
 """Time for things on the host to end by themselves: a server's side of a connection, or an agent
@@ -45,7 +58,7 @@ _AGENT = "import sys; sys.path.insert(0, sys.argv[1]); import sharing; sharing.m
 class Boot:
     """One boot of a nested host, its kernel proven."""
 
-    spec: HostSpec
+    spec: BootSpec
     token: str
     boot_id: str
     seconds: float
@@ -57,7 +70,7 @@ class Boot:
 
 @contextmanager
 def booted_host(
-    spec: HostSpec,
+    spec: BootSpec,
     token: str,
     *,
     state: BenchState,
@@ -88,11 +101,12 @@ def _record(trial: TrialWriter, boot: Boot, *, shared: bool) -> None:
     trial.record(boot_id=boot.boot_id, release=boot.spec.kernel.release, **seconds)
 
 
-class NestedMachine:
-    """Provides nested hosts for the trials of a run. A host that trials share is kept until
+class HostPool:
+    """Boots nested hosts for the trials of a run. A host that trials share is kept until
     `close`."""
 
-    def __init__(self) -> None:
+    def __init__(self, state: BenchState, libvirt: Connection) -> None:
+        self._state, self._libvirt = state, libvirt
         self._kept: Boot | None = None
         self._stack = contextlib.ExitStack()
 
@@ -102,12 +116,10 @@ class NestedMachine:
         self._stack.close()
 
     @contextmanager
-    def booted(
+    def boot(
         self,
-        spec: HostSpec,
+        spec: BootSpec,
         *,
-        state: BenchState,
-        libvirt: Connection,
         trial: TrialWriter,
         progress: Progress,
         shared: bool,
@@ -119,14 +131,14 @@ class NestedMachine:
         boot = self._take(spec, progress) if shared else None
         token = boot.token if boot else uuid.uuid4().hex[:12]
         with contextlib.ExitStack() as stack:
-            stack.callback(save_machine, state, token, trial.host)
+            stack.callback(save_machine, self._state, token, trial.host)
             trial.record(token=token, host_cmdline=spec.cmdline(token))
             if boot is None:
                 owner = self._stack if shared else stack
                 boot = owner.enter_context(
                     booted_host(
-                        spec, token, state=state, libvirt=libvirt, trial=trial, progress=progress,
-                        shared=shared,
+                        spec, token, state=self._state, libvirt=self._libvirt, trial=trial,
+                        progress=progress, shared=shared,
                     )
                 )  # fmt: skip
             else:
@@ -141,7 +153,7 @@ class NestedMachine:
             else:
                 yield boot.host
 
-    def _take(self, spec: HostSpec, progress: Progress) -> Boot | None:
+    def _take(self, spec: BootSpec, progress: Progress) -> Boot | None:
         """Return the kept host if it can be used for `spec`; else end it and return None."""
         boot = self._kept
         if boot is not None and spec.is_alike(boot.spec):
@@ -186,6 +198,108 @@ def put_back(boot: Boot, changes: Sequence[tuple[str, Mapping[str, Any]]] = ()) 
         if boot.state.get(name) != state.get(name)
     ]
     return [line[:_LONGEST] for line in [*failed, *differing][:_MOST]]
+
+
+class NestedMachine(Machine):
+    """The runner, with hosts that are its VMs."""
+
+    name = LocalMachine.name
+
+    def __init__(
+        self, host: NestedHost, device: EmulatedDevice, pool: HostPool | None = None
+    ) -> None:
+        """`pool`: where the hosts boot; None if they are only built."""
+        self._spec, self._device, self._pool = host, device, pool
+        self._accel: Accel = "tcg"
+        self._kernels: Mapping[ArmName, KernelBundle] = {}
+        self._images: dict[ArmName, HostImage] = {}
+        self._payload = PayloadImage(Path(), {})
+        self._guest_disk: GuestDisk | None = None
+        """Disk that the guest boots from; None if its kernel is in the payload."""
+        self._boots_guests = False
+
+    @classmethod
+    def of(cls, scenario: Scenario, pool: HostPool | None = None) -> Self:
+        """Return the machine of a scenario with a nested host."""
+        assert isinstance(scenario.device, EmulatedDevice)  # the scenario's own rule
+        return cls(scenario.nested, scenario.device, pool)
+
+    @property
+    def shell(self) -> LocalMachine:
+        return LocalMachine()
+
+    def survey(self) -> Sequence[str]:
+        return ()
+
+    def choose_accel(self) -> tuple[Accel, str]:
+        self._accel, reason = chosen_accel(self._spec.accel)
+        return self._accel, reason
+
+    def provide(
+        self, kernels: Mapping[ArmName, KernelBundle], guest: Guest | None,
+        guest_kernel: KernelBundle | None, cache: Cache,
+    ) -> None:  # fmt: skip
+        self._boots_guests = guest_kernel is not None
+        if guest is not None and guest_kernel is not None and guest.boot == "disk":
+            self._guest_disk = _build_guest_disk(guest, guest_kernel, cache)
+        self._kernels = kernels
+        self._images = {
+            arm: images.host_image(kernel, self._spec.suite, cache)
+            for arm, kernel in kernels.items()
+        }
+        self._payload = images.payload_image(None if self._guest_disk else guest_kernel, cache)
+
+    def install(self, cache: Cache) -> None:
+        """Do nothing: the hosts get all of it as disks."""
+
+    @contextmanager
+    def boot(
+        self, arm: ArmName, words: Sequence[str], trial: TrialWriter, *, progress: Progress,
+        with_libvirt: bool,
+    ) -> Iterator[Host]:  # fmt: skip
+        assert self._pool is not None
+        spec = self.boot_spec(arm, words, with_libvirt=with_libvirt)
+        shared = not self._spec.fresh_boots
+        with self._pool.boot(spec, trial=trial, progress=progress, shared=shared) as host:
+            yield host
+
+    def boot_spec(self, arm: ArmName, words: Sequence[str], *, with_libvirt: bool) -> BootSpec:
+        return BootSpec(
+            arm, self._spec, self._device, tuple(words), self._kernels[arm], self._images[arm],
+            self.disks(), self._accel,
+            # a shared host is the same for all trials of a workload, whatever their passes
+            with_libvirt=with_libvirt or (self._boots_guests and not self._spec.fresh_boots),
+        )  # fmt: skip
+
+    def disks(self) -> tuple[Disk, ...]:
+        """Return the disks that a host gets besides its own."""
+        more = [Disk(self._guest_disk.path, GUEST_SERIAL)] if self._guest_disk else []
+        return (Disk(self._payload.disk, "payload"), *more)
+
+    @contextmanager
+    def bind_devices(
+        self, host: Host, trial: TrialWriter  # noqa: ARG002
+    ) -> Iterator[tuple[BoundDevice, ...]]:  # fmt: skip
+        with bound_devices(host, self._device) as devices:
+            yield devices
+
+    def trial_facts(self, arm: ArmName) -> dict[str, Any]:
+        return {
+            "host_memory": self._spec.memory, "host_viommu": self._spec.viommu,
+            "host_viommu_aw_bits": self._spec.viommu_aw_bits,
+            "host_packages": self._images[arm].packages,
+        }  # fmt: skip
+
+    def guest_packages(self) -> dict[str, str]:
+        return self._guest_disk.packages if self._guest_disk else self._payload.packages
+
+
+def _build_guest_disk(guest: Guest, kernel: KernelBundle, cache: Cache) -> GuestDisk:
+    cmdline = guest_cmdline(guest)
+    with key_named("guest.cmdline"):
+        grub_config(kernel.release, cmdline)
+    with key_named("guest.kernel"):
+        return guest_disk(kernel, cmdline, cache)
 
 
 def _put_back(

@@ -3,27 +3,29 @@ if something is missing, the test fails and names it."""
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import pytest
 
 from orchestrator.analysis.trial import TrialResult, read_result
 from orchestrator.bench import hypervisor
-from orchestrator.bench.sharing import NestedMachine
+from orchestrator.bench.nested import BootSpec
+from orchestrator.bench.sharing import HostPool, NestedMachine
 from orchestrator.bench.state import SHM, BenchState, bench_state, token_prefix
 from orchestrator.cache import Cache
 from orchestrator.errors import BarometerError
 from orchestrator.evidence.layout import RunDir, TrialDir
 from orchestrator.plan import make_plan
-from orchestrator.prepare import Prepared, plan_facts, prepare
+from orchestrator.prepare import plan_facts, prepare
 from orchestrator.progress import Progress
 from orchestrator.run import Bench, run_until_it_counts
 from orchestrator.scenario import load_scenario
@@ -65,12 +67,21 @@ class Outcome:
 
 
 class RunOne(Protocol):
-    """Runs a trial of the small scenario's baseline with overrides and returns its judged
-    result."""
+    """Runs a trial of the small scenario's baseline with overrides and returns its judged result.
+    `release`: what the baseline's kernel claims to be, if it is not what it is."""
 
-    def __call__(
-        self, *overrides: str, change: Callable[[Prepared], Prepared] = ...
-    ) -> Outcome: ...
+    def __call__(self, *overrides: str, release: str = "") -> Outcome: ...
+
+
+class Claiming(NestedMachine):
+    """Boots kernels that claim to be of another release."""
+
+    claimed = ""
+
+    def boot_spec(self, *how: Any, **more: Any) -> BootSpec:
+        spec = super().boot_spec(*how, **more)
+        release = self.claimed or spec.kernel.release
+        return replace(spec, kernel=replace(spec.kernel, release=release))
 
 
 @pytest.fixture(scope="session")
@@ -86,15 +97,17 @@ def shared(own_state: None, means: None) -> Iterator[tuple[BenchState, hyperviso
 def _run_one(
     folder: Path,
     shared: tuple[BenchState, hypervisor.Connection],
-    nested: NestedMachine,
+    pool: HostPool,
     overrides: Sequence[str],
-    change: Callable[[Prepared], Prepared],
+    release: str,
 ) -> Outcome:
     scenario, text = load_scenario(SMALL, ["expect={}", *overrides])
     cache, progress = Cache(), Progress()
-    prepared = change(prepare(scenario, cache, progress))
+    machine = Claiming.of(scenario, pool)
+    machine.claimed = release
+    prepared = prepare(scenario, machine, cache, progress)
     run_dir = RunDir.create(folder, text, plan_facts(scenario, prepared))
-    bench = Bench(scenario, prepared, run_dir, *shared, progress, nested=nested)
+    bench = Bench(scenario, prepared, run_dir, *shared, progress, machine=machine)
     try:
         run_until_it_counts(bench, make_plan(scenario)[0])
     except BarometerError as exc:
@@ -110,21 +123,21 @@ def one_trial(
     """Run one trial on a host of its own. Afterwards nothing of it may be left."""
     before = leftovers()
 
-    def run(*overrides: str, change: Callable[[Prepared], Prepared] = lambda p: p) -> Outcome:
-        return _run_one(tmp_path / "run", shared, NestedMachine(), overrides, change)
+    def run(*overrides: str, release: str = "") -> Outcome:
+        with contextlib.closing(HostPool(*shared)) as pool:
+            return _run_one(tmp_path / "run", shared, pool, overrides, release)
 
     yield run
     assert leftovers() == before
 
 
 @pytest.fixture(scope="session")
-def kept_host(shared: tuple[BenchState, hypervisor.Connection]) -> Iterator[NestedMachine]:
+def kept_host(shared: tuple[BenchState, hypervisor.Connection]) -> Iterator[HostPool]:
     """The host that the tests of a session share, one after the other. It is booted once, as long
     as they ask for the same host."""
     before = leftovers()
-    nested = NestedMachine()
-    yield nested
-    nested.close()
+    with contextlib.closing(HostPool(*shared)) as pool:
+        yield pool
     assert leftovers() == before
 
 
@@ -132,14 +145,14 @@ def kept_host(shared: tuple[BenchState, hypervisor.Connection]) -> Iterator[Nest
 def shared_trial(
     tmp_path: Path,
     shared: tuple[BenchState, hypervisor.Connection],
-    kept_host: NestedMachine,
+    kept_host: HostPool,
 ) -> RunOne:
     """Run one trial on the shared host. It may not leave anything on it."""
     folders = (tmp_path / f"run-{number}" for number in itertools.count(1))
 
-    def run(*overrides: str, change: Callable[[Prepared], Prepared] = lambda p: p) -> Outcome:
+    def run(*overrides: str, release: str = "") -> Outcome:
         settings = [*overrides, "host.fresh_boots=false"]
-        outcome = _run_one(next(folders), shared, kept_host, settings, change)
+        outcome = _run_one(next(folders), shared, kept_host, settings, release)
         assert "host_left" not in outcome.evidence.manifest, outcome.evidence.manifest
         return outcome
 
@@ -164,9 +177,3 @@ def leftovers() -> set[str]:
     shm = {str(p) for p in SHM.glob(f"{prefix}*")}
     folders = {str(p) for p in Path(tempfile.gettempdir()).glob(f"{prefix}*")}
     return machines | shm | folders
-
-
-def with_release(prepared: Prepared, release: str) -> Prepared:
-    """Return the same images, with a baseline kernel that claims another release."""
-    kernel = replace(prepared.kernels["baseline"], release=release)
-    return replace(prepared, kernels={**prepared.kernels, "baseline": kernel})

@@ -18,7 +18,7 @@ from orchestrator.bench.hypervisor import Deadlines
 from orchestrator.bench.state import token_prefix
 from orchestrator.bounded import CONSOLE_BYTES
 from orchestrator.errors import ArmFailedError
-from tests.lab.conftest import RunOne, with_release
+from tests.lab.conftest import RunOne
 
 pytestmark = pytest.mark.vm
 
@@ -184,6 +184,6 @@ def test_setting_that_the_kernel_does_not_take_is_the_benchs_failure(
 
 
 def test_another_kernel_than_planned_is_refused(shared_trial: RunOne) -> None:
-    outcome = shared_trial(change=lambda prepared: with_release(prepared, "6.12.0-not-this-one"))
+    outcome = shared_trial(release="6.12.0-not-this-one")
     assert (outcome.result.kind, outcome.result.reason) == ("invalid", "wrong-kernel")
     assert outcome.result.by_bench

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -11,18 +10,19 @@ from typing import Any, cast
 import pytest
 
 from orchestrator import prepare as prepare_module
-from orchestrator.bench import guestdisk, images, metal
+from orchestrator.bench import guestdisk, images, sharing
 from orchestrator.bench.accel import Accel
 from orchestrator.bench.domain import Disk
 from orchestrator.bench.guestdisk import GuestDisk
-from orchestrator.bench.images import HostImage, PayloadFiles, PayloadImage
-from orchestrator.bench.metal import Met
+from orchestrator.bench.images import HostImage, PayloadImage
+from orchestrator.bench.machine import Machine
+from orchestrator.bench.sharing import NestedMachine
 from orchestrator.cache import Cache
 from orchestrator.errors import BenchError, ScenarioError
 from orchestrator.kernels import KernelBundle
 from orchestrator.prepare import Prepared, prepare
 from orchestrator.progress import Progress
-from orchestrator.scenario import DirKernel, MetalHost, Scenario
+from orchestrator.scenario import DirKernel, Scenario
 from tests.unit.scenarios import map_scenario, metal_scenario, scenario
 
 DISK = GuestDisk(Path("/cache/disk.raw"), {"systemd": "257"})
@@ -37,17 +37,23 @@ class Builder:
         self.payload_of: list[str | None] = []
         self.disks_of: list[tuple[str, str]] = []
         monkeypatch.setattr(prepare_module, "preflight", lambda *_: None)
-        monkeypatch.setattr(prepare_module, "chosen_accel", lambda wanted: ("tcg", "no KVM"))
+        monkeypatch.setattr(sharing, "chosen_accel", lambda wanted: ("tcg", "no KVM"))
         self.checked: list[str] = []
         self.lacking = ""
         monkeypatch.setattr(prepare_module, "checked", self._check)
         monkeypatch.setattr(prepare_module, "materialised", self._kernel)
         monkeypatch.setattr(images, "host_image", self._host)
         monkeypatch.setattr(images, "payload_image", self._payload)
-        monkeypatch.setattr(prepare_module, "guest_disk", self._disk)
+        monkeypatch.setattr(sharing, "guest_disk", self._disk)
 
-    def __call__(self, chosen: Scenario, found: tuple[Accel, str] | None = None) -> Prepared:
-        return prepare(chosen, self.cache, Progress(), found)
+    def __call__(
+        self, chosen: Scenario, machine: Machine | tuple[Accel, str] | None = None
+    ) -> Prepared:
+        return prepare(chosen, machine or self.nested(chosen), self.cache, Progress())
+
+    def nested(self, chosen: Scenario) -> NestedMachine:
+        self.machine = NestedMachine.of(chosen)
+        return self.machine
 
     def _check(self, spec: DirKernel, cache: Cache) -> None:
         self.checked.append(spec.dir.name)
@@ -77,22 +83,20 @@ def build(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Builder:
 
 
 def test_guest_that_boots_directly_is_in_the_payload_and_has_no_disk(build: Builder) -> None:
-    prepared = build(scenario())
+    build(scenario())
     assert (build.payload_of, build.disks_of) == (["7.0-guest"], [])
-    assert prepared.guest_disk is None
-    assert prepared.disks() == (Disk(Path("/cache/payload"), "payload"),)
-    assert prepared.guest_packages() == {"dropbear": "2025"}
+    assert build.machine.disks() == (Disk(Path("/cache/payload"), "payload"),)
+    assert build.machine.guest_packages() == {"dropbear": "2025"}
 
 
 def test_guest_that_boots_from_a_disk_is_on_it_and_not_in_the_payload(build: Builder) -> None:
-    prepared = build(scenario("guest.boot=disk", "guest.cmdline=quiet nosmp"))
+    build(scenario("guest.boot=disk", "guest.cmdline=quiet nosmp"))
     assert build.payload_of == [None]
     assert build.disks_of == [("7.0-guest", "console=ttyS0 panic=-1 quiet nosmp")]
-    assert prepared.guest_disk == DISK
-    assert {*prepared.disks()} == {
+    assert {*build.machine.disks()} == {
         Disk(Path("/cache/payload"), "payload"), Disk(DISK.path, "guest"),
     }  # fmt: skip
-    assert prepared.guest_packages() == DISK.packages
+    assert build.machine.guest_packages() == DISK.packages
 
 
 def test_kernel_of_a_guest_on_a_disk_is_known_to_the_plan(build: Builder) -> None:
@@ -103,7 +107,7 @@ def test_kernel_of_a_guest_on_a_disk_is_known_to_the_plan(build: Builder) -> Non
 
 def test_workload_without_a_guest_has_no_disk_whatever_the_scenario_says(build: Builder) -> None:
     prepared = build(map_scenario("guest.kernel.dir=guest", "guest.boot=disk"))
-    assert (prepared.guest_kernel, prepared.guest_disk) == (None, None)
+    assert (prepared.guest_kernel, len(build.machine.disks())) == (None, 1)
     assert (build.payload_of, build.disks_of) == ([None], [])
 
 
@@ -113,7 +117,7 @@ def test_command_line_that_grub_cannot_give_is_said_with_its_key(
 ) -> None:
     built: list[str] = []
     refuse: Callable[..., Any] = lambda *what: built.append("root")  # noqa: E731
-    monkeypatch.setattr(prepare_module, "guest_disk", guestdisk.guest_disk)
+    monkeypatch.setattr(sharing, "guest_disk", guestdisk.guest_disk)
     monkeypatch.setattr(guestdisk, "root_disk", refuse)
     with pytest.raises(ScenarioError, match=r"^guest\.cmdline: .*command line") as caught:
         build(scenario("guest.boot=disk", f'guest.cmdline="{cmdline}"'))
@@ -127,13 +131,14 @@ def test_module_that_the_guests_kernel_lacks_is_not_said_of_its_command_line(
     def lacking(kernel: KernelBundle, cmdline: str, cache: Cache) -> GuestDisk:
         raise ScenarioError("no module ext4", reason="kernel-lacks-module")
 
-    monkeypatch.setattr(prepare_module, "guest_disk", lacking)
+    monkeypatch.setattr(sharing, "guest_disk", lacking)
     with pytest.raises(ScenarioError, match=r"^guest\.kernel: no module ext4"):
         build(scenario("guest.boot=disk"))
 
 
 def test_command_line_that_grub_could_not_give_is_no_matter_without_it(build: Builder) -> None:
-    assert build(scenario('guest.cmdline="a\'b"')).guest_disk is None
+    build(scenario('guest.cmdline="a\'b"'))
+    assert len(build.machine.disks()) == 1
 
 
 @pytest.mark.parametrize(
@@ -172,69 +177,51 @@ def test_parameter_that_an_arms_kernel_lacks_is_said_with_its_key(
     assert asked == [("7.0-new", "vfio.old"), ("7.0-new", "vfio.new")]
 
 
-class Looked:
+class Examined:
     """A metal host that is surveyed before anything else happens, and never changed."""
+
+    name, shell = "root@gpu1.lab", "its shell"
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, build: Builder) -> None:
         self.done: list[str] = []
         self.refusal: BenchError | None = None
-        self._build, self._connections = build, 0
-
-        monkeypatch.setattr(metal, "looked_at", self._looked_at)
-        monkeypatch.setattr(metal, "met", self._met)
-        monkeypatch.setattr(metal, "check_kernels", self._check)
+        self._build = build
         monkeypatch.setattr(prepare_module, "preflight", self._preflight)
-        monkeypatch.setattr(images, "guest_files", self._files)
 
-    @contextmanager
-    def _looked_at(
-        self, spec: MetalHost, what: str, scratch: Path, progress: Progress
-    ) -> Iterator[str]:
-        assert (spec.address, spec.console) == ("root@gpu1.lab", None)
-        assert (what, scratch.is_dir()) == ("barometer run", True)
-        self.scratch = scratch
-        self._connections += 1
-        yield f"connection {self._connections}"
-        self.done.append(f"connection {self._connections} closed")
-
-    def _met(self, shell: str, spec: object, device: object) -> Met:
-        self.done.append(f"met by {shell}")
+    def survey(self) -> tuple[str, ...]:
+        self.done.append("survey")
         if self.refusal:
             raise self.refusal
-        return Met("kvm", "its processor has a hypervisor", "0000:3b:00.0", ("no reset",))
+        return "device: 0000:3b:00.0", "no reset"
+
+    def choose_accel(self) -> tuple[Accel, str]:
+        return "kvm", "its processor has a hypervisor"
+
+    def provide(
+        self, kernels: dict[str, KernelBundle], guest: object, guest_kernel: KernelBundle | None,
+        cache: Cache,
+    ) -> None:  # fmt: skip
+        release = guest_kernel.release if guest_kernel else None
+        self.done.append(f"provide {[*kernels]}, guest {release}")
 
     def _preflight(self, scenario: Scenario, cache: Cache, progress: Progress, shell: str) -> None:
         assert self._build.built == []
         self.done.append(f"preflight by {shell}")
 
-    def _check(self, shell: str, kernels: dict[str, KernelBundle]) -> None:
-        self.done.append(f"{[*kernels]} checked by {shell}")
-
-    def _files(self, kernel: KernelBundle | None, cache: Cache) -> PayloadFiles:
-        self.done.append(f"files of {kernel.release if kernel else None}")
-        return PayloadFiles({}, {"busybox": "1.37"})
-
 
 @pytest.fixture
-def looked(monkeypatch: pytest.MonkeyPatch, build: Builder) -> Looked:
-    return Looked(monkeypatch, build)
+def examined(monkeypatch: pytest.MonkeyPatch, build: Builder) -> Examined:
+    return Examined(monkeypatch, build)
 
 
-def test_metal_host_is_looked_at_first_and_its_kernels_are_checked_there(
-    looked: Looked, build: Builder, capsys: pytest.CaptureFixture[str]
+def test_machine_is_examined_first_and_provided_for_once_the_kernels_are_there(
+    examined: Examined, build: Builder, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    prepared = build(metal_scenario("host.console=ipmitool sol activate"))
-    assert not looked.scratch.exists()
-    assert looked.done == [
-        "met by connection 1", "preflight by connection 1", "connection 1 closed",
-        "['baseline', 'candidate'] checked by connection 2", "connection 2 closed",
-        "files of None",
+    prepared = build(metal_scenario(), cast(Machine, examined))
+    assert examined.done == [
+        "survey", "preflight by its shell", "provide ['baseline', 'candidate'], guest None",
     ]  # fmt: skip
     assert (prepared.accel, prepared.accel_reason) == ("kvm", "its processor has a hypervisor")
-    assert prepared.met is not None
-    assert prepared.met.device == "0000:3b:00.0"
-    assert (prepared.hosts, build.payload_of, prepared.guest_disk) == ({}, [], None)
-    assert prepared.guest_packages() == {"busybox": "1.37"}
     said = capsys.readouterr().err
     assert "device: 0000:3b:00.0\nno reset\n" in said
     assert "accelerator: kvm (its processor has a hypervisor)" in said
@@ -242,28 +229,28 @@ def test_metal_host_is_looked_at_first_and_its_kernels_are_checked_there(
 
 @pytest.mark.parametrize("chosen", [metal_scenario(), map_scenario()])
 def test_host_that_nothing_will_be_done_on_is_left_alone(
-    looked: Looked, build: Builder, chosen: Scenario, monkeypatch: pytest.MonkeyPatch
+    build: Builder, chosen: Scenario, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither machine is surveyed, nothing boots, no image is made."""
-    for name in ("preflight", "chosen_accel"):
-        monkeypatch.setattr(f"orchestrator.prepare.{name}", lambda *_: pytest.fail("looked at"))
+    monkeypatch.setattr(prepare_module, "preflight", lambda *_: pytest.fail("looked at"))
+    monkeypatch.setattr(sharing, "chosen_accel", lambda *_: pytest.fail("looked at"))
     prepared = build(chosen, ("tcg", "it is emulated"))
-    assert (looked.done, build.payload_of, prepared.hosts) == ([], [], {})
+    assert build.payload_of == []
     assert (prepared.accel, prepared.accel_reason) == ("tcg", "it is emulated")
-    assert prepared.met is None
     assert [*prepared.kernels] == ["baseline", "candidate"]
 
 
 def test_no_kernel_is_built_for_a_metal_host_that_cannot_be_taken(
-    looked: Looked, build: Builder
+    examined: Examined, build: Builder
 ) -> None:
-    looked.refusal = BenchError("it is this machine", reason="host-is-runner")
+    examined.refusal = BenchError("it is this machine", reason="host-is-runner")
     with pytest.raises(BenchError, match="it is this machine"):
-        build(metal_scenario())
+        build(metal_scenario(), cast(Machine, examined))
     assert (build.checked, build.built) == ([], [])
 
 
-def test_guest_of_a_metal_host_is_among_the_files(looked: Looked, build: Builder) -> None:
-    prepared = build(metal_scenario("workload=guest-boot", "guest={kernel = {dir = 'guest'}}"))
-    assert looked.done[-1] == "files of 7.0-guest"
+def test_machine_gets_the_kernel_of_its_guests(examined: Examined, build: Builder) -> None:
+    chosen = metal_scenario("workload=guest-boot", "guest={kernel = {dir = 'guest'}}")
+    prepared = build(chosen, cast(Machine, examined))
+    assert examined.done[-1].endswith("guest 7.0-guest")
     assert prepared.guest_kernel is not None

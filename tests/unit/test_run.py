@@ -18,10 +18,10 @@ import pytest
 from orchestrator import prepare as prepare_module
 from orchestrator import run
 from orchestrator.bench import images
+from orchestrator.bench.domain import Disk
 from orchestrator.bench.host import Host
-from orchestrator.bench.metal import Met
-from orchestrator.bench.nested import HostSpec
-from orchestrator.bench.sharing import NestedMachine
+from orchestrator.bench.nested import BootSpec
+from orchestrator.bench.sharing import HostPool, NestedMachine
 from orchestrator.bench.state import BenchState
 from orchestrator.cache import Cache
 from orchestrator.errors import (
@@ -38,7 +38,15 @@ from orchestrator.plan import PlannedTrial, make_plan
 from orchestrator.prepare import Prepared, plan_facts
 from orchestrator.progress import Progress
 from orchestrator.run import Bench, Enough, Runner, all_made, run_plan, run_trials
-from orchestrator.scenario import ARMS, GIB, ArmName, DirKernel, Scenario
+from orchestrator.scenario import (
+    ARMS,
+    GIB,
+    ArmName,
+    DirKernel,
+    HostDevice,
+    MetalHost,
+    Scenario,
+)  # fmt: skip
 from tests.unit.hosts import Recorded
 from tests.unit.kernels.fakes import folder_kernel
 from tests.unit.scenarios import map_scenario, metal_scenario, scenario
@@ -542,37 +550,36 @@ def test_hosts_at_once_are_those_that_cpus_and_memory_carry(
     assert run._at_once(map_scenario(f"host.memory={memory}GiB")) == fit
 
 
-class Kept:
+class Pool:
     """A host that trials share."""
 
     def __init__(self) -> None:
-        self.closed = 0
-        self.asked: list[tuple[HostSpec, bool]] = []
-
-    def close(self) -> None:
-        self.closed += 1
+        self.asked: list[tuple[BootSpec, bool]] = []
 
     @contextmanager
-    def booted(self, spec: HostSpec, *, shared: bool, **more: Any) -> Iterator[str]:
+    def boot(self, spec: BootSpec, *, shared: bool, **more: Any) -> Iterator[str]:
         self.asked.append((spec, shared))
         yield "the host"
 
 
 @pytest.mark.parametrize("error", [None, KeyboardInterrupt(), BenchError("x", reason="x")])
 def test_host_that_trials_share_is_ended_with_the_run(
-    fixture: Fixture, monkeypatch: pytest.MonkeyPatch, error: BaseException | None
+    monkeypatch: pytest.MonkeyPatch, error: BaseException | None
 ) -> None:
-    kept = Kept()
+    closed: list[str] = []
+    here = cast(Runner, SimpleNamespace(state="state", libvirt="libvirt"))
+    monkeypatch.setattr(HostPool, "close", lambda _: closed.append("closed"))
 
-    def climb(planned: PlannedTrial, trial: TrialWriter) -> None:
-        assert not kept.closed
-        if error is not None:
-            raise error
+    def run_it() -> None:
+        with run.taken_machine(scenario(), "a run", here) as machine:
+            assert isinstance(machine, NestedMachine)
+            assert not closed
+            if error is not None:
+                raise error
 
-    monkeypatch.setattr(NestedMachine, "close", lambda self: kept.close())
-    with contextlib.suppress(KeyboardInterrupt):
-        fixture.trials(climb, scenario(PAIRS))
-    assert kept.closed == 1
+    with contextlib.suppress(KeyboardInterrupt, BenchError):
+        run_it()
+    assert len(closed) == 1
 
 
 @pytest.mark.parametrize(
@@ -587,25 +594,34 @@ def test_host_that_trials_share_is_ended_with_the_run(
     ],
 )
 def test_shared_host_is_the_same_for_all_passes_of_a_workload(
-    tmp_path: Path, chosen: Scenario, with_libvirt: bool, shared: bool, expected: bool
-) -> None:
-    kernel, kept = bundle(tmp_path), Kept()
-    prepared = SimpleNamespace(
-        kernels=dict.fromkeys(ARMS, kernel), hosts=dict.fromkeys(ARMS, "image"),
-        disks=lambda: ("payload",), accel="tcg",
-    )  # fmt: skip
-    bench = Bench(
-        chosen, cast(Prepared, prepared), RunDir(tmp_path), cast(Any, None), cast(Any, None),
-        Progress(), nested=cast(Any, kept),
-    )  # fmt: skip
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chosen: Scenario, with_libvirt: bool,
+    shared: bool, expected: bool,
+) -> None:  # fmt: skip
+    kernel, pool = bundle(tmp_path), Pool()
+    image = images.HostImage(tmp_path, tmp_path, None, {"qemu": "10"})
+    payload = images.PayloadImage(tmp_path / "payload", {"dropbear": "2025"})
+    monkeypatch.setattr(images, "host_image", lambda *how: image)
+    monkeypatch.setattr(images, "payload_image", lambda *how: payload)
+    machine = NestedMachine.of(chosen, cast(HostPool, pool))
+    guest_kernel = kernel if chosen.workload == "guest-boot" else None
+    kernels: dict[ArmName, KernelBundle] = {"baseline": kernel, "candidate": kernel}
+    machine.provide(kernels, chosen.guest, guest_kernel, Cache(tmp_path / "cache"))
     trial = TrialWriter(tmp_path / "0001-candidate", {})
-    with run._booted(bench, "candidate", trial, with_libvirt=with_libvirt) as host:
+    boot = machine.boot(
+        "candidate", ("nosmt",), trial, progress=Progress(), with_libvirt=with_libvirt
+    )
+    with boot as host:
         assert host == cast(Host, "the host")
-    [(spec, is_shared)] = kept.asked
+    [(spec, is_shared)] = pool.asked
     assert (is_shared, spec.with_libvirt) == (shared, expected)
-    assert (spec.arm, spec.kernel) == ("candidate", kernel)
+    assert (spec.arm, spec.kernel, spec.words) == ("candidate", kernel, ("nosmt",))
     assert (spec.host, spec.device) == (chosen.nested, chosen.device)
-    assert [spec.image, *spec.payload, spec.accel] == ["image", "payload", "tcg"]
+    assert (spec.image, spec.payload) == (image, (Disk(payload.disk, "payload"),))
+    assert machine.trial_facts("candidate") == {
+        "host_memory": chosen.nested.memory, "host_viommu": "intel", "host_viommu_aw_bits": 48,
+        "host_packages": {"qemu": "10"},
+    }  # fmt: skip
+    assert machine.guest_packages() == {"dropbear": "2025"}
 
 
 def bundle(tmp_path: Path) -> KernelBundle:
@@ -616,8 +632,8 @@ def bundle(tmp_path: Path) -> KernelBundle:
 def test_plan_of_maps_has_no_guest_and_the_passes_of_each_trial(tmp_path: Path) -> None:
     kernel = bundle(tmp_path)
     prepared = Prepared(
-        kernels={"baseline": kernel, "candidate": kernel}, hosts={}, guest_kernel=None,
-        payload=cast(Any, None), guest_disk=None, accel="exact", accel_reason="asked for",
+        kernels={"baseline": kernel, "candidate": kernel}, guest_kernel=None, accel="exact",
+        accel_reason="asked for",
     )  # fmt: skip
     facts = plan_facts(map_scenario('trace.passes=["plain"]'), prepared)
     assert facts["guest_kernel"] is None
@@ -629,8 +645,8 @@ def test_plan_of_maps_has_no_guest_and_the_passes_of_each_trial(tmp_path: Path) 
 def test_plan_says_what_the_arms_are_set_to(tmp_path: Path) -> None:
     kernel = bundle(tmp_path)
     prepared = Prepared(
-        kernels={"baseline": kernel, "candidate": kernel}, hosts={}, guest_kernel=None,
-        payload=cast(Any, None), guest_disk=None, accel="exact", accel_reason="asked for",
+        kernels={"baseline": kernel, "candidate": kernel}, guest_kernel=None, accel="exact",
+        accel_reason="asked for",
     )  # fmt: skip
     facts = plan_facts(map_scenario("arms.candidate.cmdline=nosmt"), prepared)
     empty: dict[str, Any] = {"cmdline": "", "parameters": {}, "sysfs": {}}
@@ -692,9 +708,8 @@ def test_configs_are_those_of_kernels_that_have_one(tmp_path: Path) -> None:
     config = tmp_path / "config"
     config.write_bytes(b'CONFIG_LOCALVERSION="\xff"\n')
     prepared = Prepared(
-        kernels={"baseline": without, "candidate": replace(without, config=config)}, hosts={},
-        guest_kernel=None, payload=cast(Any, None), guest_disk=None, accel="exact",
-        accel_reason="asked for",
+        kernels={"baseline": without, "candidate": replace(without, config=config)},
+        guest_kernel=None, accel="exact", accel_reason="asked for",
     )  # fmt: skip
     assert prepared.configs() == {"candidate": 'CONFIG_LOCALVERSION="\ufffd"\n'}
 
@@ -824,24 +839,25 @@ class Metal:
         self.out, self._cache = folder / "run", Cache(folder / "cache")
         self.bundle = bundle(folder)
         self.prepared = Prepared(
-            kernels=dict.fromkeys(ARMS, self.bundle), hosts={}, guest_kernel=None,
-            payload=images.PayloadFiles({"guest/vmlinuz": b"a kernel"}, {"busybox": "1.37"}),
-            guest_disk=None, accel="none", accel_reason="a real machine",
-            met=Met("none", "a real machine", "0000:3b:00.0", ()),
+            kernels=dict.fromkeys(ARMS, self.bundle), guest_kernel=None, accel="none",
+            accel_reason="a real machine",
         )  # fmt: skip
         self.state = SimpleNamespace(folder=folder / "state", add=self._add)
         self.failing: list[str | None] = []
-        self.machine = SimpleNamespace(stage=self._stage, booted=self._booted, keeper="its keeper")
+        self.machine = SimpleNamespace(
+            install=lambda cache: self.done.append("install"), trial_facts=lambda arm: {},
+            guest_packages=lambda: {"busybox": "1.37"},
+        )  # fmt: skip
         self.found: list[Any] = []
-        """Facts about the machine at each call of `prepare`."""
+        """Accelerator that is known at each call of `prepare`; None if there is a machine."""
         monkeypatch.setattr(run, "prepare", self._prepare)
         monkeypatch.setattr("orchestrator.bench.metal.leased", self._leased)
         monkeypatch.setattr(run, "_trial_facts", lambda bench, planned: {"arm": planned.arm})
         monkeypatch.setattr(run, "_climb", self._climb)
 
-    def _prepare(self, *asked: Any) -> Prepared:
-        self.found.append(asked[-1])
-        return self.prepared if asked[-1] is None else replace(self.prepared, met=None)
+    def _prepare(self, scenario: Scenario, machine: Any, *_: object) -> Prepared:
+        self.found.append(machine if isinstance(machine, tuple) else None)
+        return self.prepared
 
     def __call__(self, chosen: Scenario, enough: Enough | None = None) -> bool:
         self.done.clear()
@@ -859,29 +875,19 @@ class Metal:
 
     @contextmanager
     def _leased(
-        self, spec: object, resources: list[str], what: str, scratch: Path, progress: Progress
+        self, spec: MetalHost, device: HostDevice, what: str, scratch: Path, progress: Progress
     ) -> Iterator[Any]:
         assert (what, scratch) == (f"barometer run {self.out}", self.state.folder / "metal")
-        self.done.append(f"lease {resources}")
+        self.done.append(f"lease {spec.address} for {device.kind}")
         try:
             yield self.machine
         finally:
             self.done.append("put back")
 
-    def _stage(self, kernels: object, payload: dict[str, Any], cache: Cache) -> None:
-        assert kernels == self.prepared.kernels
-        assert payload["agents"] == images.GUESTS / "agents"
-        self.done.append(f"stage {sorted(payload)}")
-
-    @contextmanager
-    def _booted(self, arm: ArmName, words: object, trial: TrialWriter) -> Iterator[Host]:
-        self.done.append(f"boot {arm} {words}")
-        yield cast(Host, "the host")
-
     def _climb(
         self, bench: Bench, planned: PlannedTrial, trial: TrialWriter, through: str
     ) -> None:
-        assert bench.machine is cast(Any, self.machine)
+        assert isinstance(bench.machine, NestedMachine) or bench.machine is cast(Any, self.machine)
         self.done.append(planned.name)
         if self.failing and (reason := self.failing.pop(0)):
             if reason == "interrupted":
@@ -897,7 +903,7 @@ def metal(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Metal:
 def test_machine_is_leased_and_staged_once_for_all_trials(metal: Metal) -> None:
     assert metal(metal_scenario())
     assert metal.done == [
-        "state: root@gpu1.lab", "lease ['0000:3b:00.0']", "stage ['agents', 'guest/vmlinuz']",
+        "state: root@gpu1.lab", "lease root@gpu1.lab for hostdev", "install",
         "0001-baseline", "0002-candidate", "put back",
     ]  # fmt: skip
 
@@ -918,8 +924,6 @@ def test_machine_is_left_alone_when_all_trials_are_complete(
 
 
 def test_nested_host_is_not_booted_when_all_trials_are_complete(metal: Metal) -> None:
-    metal.prepared = replace(metal.prepared, met=None)
-    metal.machine = cast(Any, None)
     chosen = scenario("trials={pairs = 1, warm_up = false}")
     assert metal(chosen)
     assert metal.done == ["0001-baseline", "0002-candidate"]
@@ -986,7 +990,7 @@ def test_machine_is_leased_again_for_a_trial_that_the_bench_failed(metal: Metal)
     assert metal(metal_scenario())
     assert metal.found == [None, None]
     assert [d for d in metal.done if d.startswith(("lease", "000"))] == [
-        "lease ['0000:3b:00.0']", "0002-candidate",
+        "lease root@gpu1.lab for hostdev", "0002-candidate",
     ]  # fmt: skip
 
 
@@ -1004,29 +1008,39 @@ def metal_bench(metal: Metal, *overrides: str) -> Bench:
     )  # fmt: skip
 
 
-def test_arm_is_booted_by_the_machine_with_its_own_words(metal: Metal, tmp_path: Path) -> None:
-    trial = TrialWriter(tmp_path / "0001-candidate", {})
+def test_arm_is_booted_by_the_machine_with_its_own_words(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    climb = run._climb
+    metal, trial = Metal(monkeypatch, tmp_path), TrialWriter(tmp_path / "0001-candidate", {})
+    planned = make_plan(metal_scenario())[-1]
+
+    def boot(arm: ArmName, words: object, writer: TrialWriter, **more: Any) -> Any:
+        assert writer is trial
+        metal.done.append(f"boot {arm} {words}")
+        raise BenchError("it is off", reason="machine-lost")
+
+    metal.machine.boot = boot
     bench = metal_bench(metal, "arms.candidate.cmdline=nosmt iommu=pt")
-    with run._booted(bench, "candidate", trial, with_libvirt=True) as host:
-        assert host == cast(Host, "the host")
+    with pytest.raises(BenchError, match="it is off"):
+        climb(bench, planned, trial)
     assert metal.done == ["boot candidate ('nosmt', 'iommu=pt')"]
 
 
-def test_device_is_the_one_that_was_met_and_bound_by_the_keeper(
-    metal: Metal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("chosen", [scenario(PAIRS), metal_scenario()])
+def test_machine_is_taken_before_anything_is_prepared_and_given_back_if_that_fails(
+    metal: Metal, monkeypatch: pytest.MonkeyPatch, chosen: Scenario
 ) -> None:
-    asked: list[Any] = []
+    def refuse(*_: object) -> Prepared:
+        raise ScenarioError("no such kernel")
 
-    def hostdev(*how: Any, trial: TrialWriter) -> str:
-        asked.append((*how, trial))
-        return "bound"
-
-    monkeypatch.setattr(run, "hostdev", hostdev)
-    trial = TrialWriter(tmp_path / "0001-candidate", {})
-    host = cast(Host, SimpleNamespace(shell="its shell"))
-    with run._devices(metal_bench(metal), host, trial) as devices:
-        assert devices == cast(Any, ("bound",))
-    assert asked == [("its shell", "its keeper", "0000:3b:00.0", GIB, trial)]
+    closed: list[str] = []
+    monkeypatch.setattr(run, "prepare", refuse)
+    monkeypatch.setattr(HostPool, "close", lambda _: closed.append("closed"))
+    with pytest.raises(ScenarioError):
+        metal(chosen)
+    assert "install" not in metal.done
+    assert closed if chosen.host.kind == "nested" else metal.done[-1] == "put back"
 
 
 def test_facts_of_a_trial_on_metal_have_nothing_of_a_nested_host(

@@ -15,7 +15,7 @@ import pytest
 
 from keeper import verbs
 from orchestrator.bench.boots import Boots
-from orchestrator.bench.metal import MetalMachine, leased, looked_at, recover
+from orchestrator.bench.metal import MetalMachine, leased, recover
 from orchestrator.bench.remote import Endpoint, Link
 from orchestrator.bench.shell import A_DAY, Completed, ConnectionLostError, Dialogue, Shell
 from orchestrator.cache import Cache
@@ -23,7 +23,7 @@ from orchestrator.errors import BenchError
 from orchestrator.evidence.layout import TrialWriter
 from orchestrator.kernels.bundle import KernelBundle, release_in
 from orchestrator.progress import Progress
-from orchestrator.scenario import ArmName, MetalHost
+from orchestrator.scenario import ArmName, HostDevice, MetalHost
 from tests.unit.agents.keeper.machines import RELEASE, THP, VERSION, Machine
 from tests.unit.hosts import HostShell
 from tests.unit.kernels.fakes import folder_kernel
@@ -31,6 +31,7 @@ from tests.unit.kernels.fakes import folder_kernel
 SECONDS = 20.0
 OLD, NEW = "6.12.1-old", "7.3.4-new"
 ENDPOINT = Endpoint("gpu1", None, "gpu1.lab", 22, "root", "", (), (), agent=False)
+DEVICE = HostDevice.model_validate({"kind": "hostdev", "pick": "largest-bar", "bar": "1GiB"})
 CPUINFO = "model name : Xeon\nflags : fpu vmx sse\n"
 PROGRAMS = {
     "df": """
@@ -241,11 +242,17 @@ class Lab:
         self.power_helps = True
 
     @contextmanager
+    def held(self, spec: MetalHost | None = None) -> Iterator[MetalMachine]:
+        """Hold the lease of a machine that is not changed yet."""
+        with leased(spec or metal_spec(), DEVICE, "a run", self.scratch, Progress()) as machine:
+            yield machine
+
+    @contextmanager
     def leased(
         self, spec: MetalHost | None = None, *, staged: bool = True
     ) -> Iterator[MetalMachine]:
-        spec = spec or metal_spec()
-        with leased(spec, ["0000:3b:00.0"], "a run", self.scratch, Progress()) as machine:
+        with self.held(spec) as machine:
+            machine.begin_changes()
             if staged:
                 kernels = cast(Any, self.kernels)
                 machine.stage(kernels, {"agents/x.py": b"pass\n"}, self._cache)
@@ -262,14 +269,9 @@ class Lab:
     def boot(self, machine: MetalMachine, arm: ArmName, *words: str) -> TrialWriter:
         """Run a trial that does nothing."""
         trial = self.trial()
-        with machine.booted(arm, words, trial):
+        with machine.boot(arm, words, trial):
             pass
         return trial
-
-    @contextmanager
-    def looked_at(self) -> Iterator[Shell]:
-        with looked_at(metal_spec(), "a look", self.scratch, Progress()) as shell:
-            yield shell
 
     def recover(self, spec: MetalHost | None = None, **asked: bool) -> bool:
         return recover(spec or metal_spec(), self.scratch, Progress(), **asked)
@@ -283,7 +285,7 @@ class Lab:
         """End the runner as SIGKILL does, while the baseline runs with a changed setting."""
         with self._monkeypatch.context() as patched:
             patched.setattr(Boots, "put_back", lambda self: None)
-            with self.leased() as machine, machine.booted("baseline", [], self.trial()):
+            with self.leased() as machine, machine.boot("baseline", [], self.trial()):
                 changed(machine)
         self.runner_has_ended()
         self.machine.asked.clear()

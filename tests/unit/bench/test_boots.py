@@ -243,7 +243,7 @@ def test_machine_that_was_not_booted_is_not_booted_to_put_it_back(lab: Lab) -> N
 @pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt, SystemExit])
 def test_machine_is_put_back_whatever_ended_the_run(lab: Lab, error: type[BaseException]) -> None:
     def ends(machine: MetalMachine) -> None:
-        with machine.booted("baseline", [], lab.trial()):
+        with machine.boot("baseline", [], lab.trial()):
             changed(machine)
             raise error
 

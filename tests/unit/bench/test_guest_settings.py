@@ -76,7 +76,7 @@ def host_of(shell: FakeShell, **facts: Any) -> Host:
     usual = {
         "shell": shell, "kvm": True, "emulated": False, "slow": False, "cpus": 2, "accel": "kvm",
         "payload": "/payload", "agent": lambda *words: [*words], "undo": shell.run,
-        "change": shell.change, "ours": True,
+        "change": shell.change, "is_ours": True,
     }  # fmt: skip
     return cast(Host, SimpleNamespace(**(usual | facts)))
 
@@ -208,11 +208,11 @@ def test_host_is_asked_before_each_change_of_a_guest(booted: Boots, shell: FakeS
     ]
 
 
-@pytest.mark.parametrize(("ours", "unconfined"), [(True, ()), (False, ("apparmor",))])
+@pytest.mark.parametrize(("is_ours", "unconfined"), [(True, ()), (False, ("apparmor",))])
 def test_guest_is_set_apart_from_what_confines_others_on_their_machine(
-    booted: Boots, ours: bool, unconfined: tuple[str, ...]
+    booted: Boots, is_ours: bool, unconfined: tuple[str, ...]
 ) -> None:
-    assert booted(scenario(), ours=ours).unconfined == unconfined
+    assert booted(scenario(), is_ours=is_ours).unconfined == unconfined
 
 
 def test_log_and_pid_are_those_of_the_domain(booted: Boots, shell: FakeShell) -> None:

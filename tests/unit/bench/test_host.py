@@ -26,8 +26,8 @@ def host(
     path = tmp_path / "console.log"
     path.write_text(said)
     known = SimpleNamespace(
-        console=Console(path), kernel=KernelWatch(path), release="7.3", alive=lambda: alive,
-        crash=lambda: crash, emulated=emulated, ours=False,
+        console=Console(path), kernel=KernelWatch(path), release="7.3", is_alive=lambda: alive,
+        crash=lambda: crash, emulated=emulated, is_ours=False,
     )  # fmt: skip
     known.check = lambda: Host.check(cast(Host, known))
     return cast(Host, known)
@@ -138,7 +138,7 @@ def test_guest_that_fails_on_a_host_that_panicked_is_the_hosts_panic(tmp_path: P
 class Dying:
     """A VM whose connections are lost at once, and whose process ends at the third look."""
 
-    ours, emulated = True, True
+    is_ours, emulated = True, True
     kernel = SimpleNamespace(reports=tuple)
     shell = SimpleNamespace(alive=lambda: False)
 

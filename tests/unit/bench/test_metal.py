@@ -9,6 +9,7 @@ import shutil
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -17,14 +18,15 @@ from orchestrator.bench import metal
 from orchestrator.bench.boots import running_on
 from orchestrator.bench.host import explained_by_the_host
 from orchestrator.bench.keeper import Keeper, LeftError
-from orchestrator.bench.metal import accel_of, met
+from orchestrator.bench.metal import accel_of, survey_metal
 from orchestrator.bench.profiler import INSTANCE, TRACEFS
 from orchestrator.bench.remote import Link
 from orchestrator.cache import Cache
 from orchestrator.errors import ArmFailedError, BarometerError, BenchError, ScenarioError
-from orchestrator.scenario import ArmName, HostDevice
+from orchestrator.scenario import ArmName
 from tests.unit.agents.keeper.machines import RELEASE, THP, VERSION
 from tests.unit.bench.metals import (
+    DEVICE,
     NEW,
     OLD,
     SECONDS,
@@ -48,9 +50,9 @@ def test_machine_is_as_it_was_after_two_kernels_and_a_device(lab: Lab) -> None:
     before = lab.machine.state()
     with lab.leased() as machine:
         for arm, release in (("baseline", OLD), ("candidate", NEW)):
-            with machine.booted(cast(ArmName, arm), [], lab.trial()) as host:
+            with machine.boot(cast(ArmName, arm), [], lab.trial()) as host:
                 assert (host.release, running_on(host.shell).release) == (release, release)
-                assert (host.cpus, host.kvm, host.accel, host.ours) == (8, False, "none", False)
+                assert (host.cpus, host.kvm, host.accel, host.is_ours) == (8, False, "none", False)
                 host.change.write(THP, "always")
                 place = lab.machine.made.root / f"lib/modules/{release}"
                 assert (place / "modules.order").read_text() == "kernel/fs/ext4.ko\n"
@@ -66,7 +68,7 @@ def test_modules_of_a_release_that_the_machine_has_are_mounted_for_each_trial(
     staged = lab.machine.made.root / f"lib/modules/{RELEASE}/modules.order"
     with lab.leased() as machine:
         for _ in range(2):  # both in one boot
-            with machine.booted("candidate", [], lab.trial()):
+            with machine.boot("candidate", [], lab.trial()):
                 assert staged.read_text() == "kernel/fs/ext4.ko\n"
             assert not staged.exists()
     assert lab.machine.booted == ["kexec", "kexec"]
@@ -205,7 +207,7 @@ def test_each_trial_has_a_boot_of_its_own_where_that_is_asked_for(lab: Lab) -> N
 
 def test_trial_that_failed_is_the_last_of_its_boot(lab: Lab) -> None:
     with lab.leased() as machine:
-        with pytest.raises(ZeroDivisionError), machine.booted("baseline", [], lab.trial()):
+        with pytest.raises(ZeroDivisionError), machine.boot("baseline", [], lab.trial()):
             raise ZeroDivisionError
         lab.boot(machine, "baseline")
         assert lab.machine.booted == ["kexec", "kexec"]
@@ -221,7 +223,7 @@ def test_machine_that_was_booted_meanwhile_is_booted_again(lab: Lab) -> None:
 
 def test_change_that_could_not_be_put_back_ends_the_sharing_of_a_boot(lab: Lab) -> None:
     with lab.leased() as machine:
-        with machine.booted("baseline", [], lab.trial()):
+        with machine.boot("baseline", [], lab.trial()):
             changed(machine)
             place = lab.machine.made.root / THP[1:]
             place.unlink()
@@ -233,7 +235,7 @@ def test_change_that_could_not_be_put_back_ends_the_sharing_of_a_boot(lab: Lab) 
 
 def test_connection_that_was_lost_ends_the_sharing_of_a_boot(lab: Lab) -> None:
     with lab.leased() as machine:
-        with machine.booted("baseline", [], lab.trial()):
+        with machine.boot("baseline", [], lab.trial()):
             changed(machine)
             lab.machine.cut()
         lab.boot(machine, "baseline")
@@ -242,21 +244,21 @@ def test_connection_that_was_lost_ends_the_sharing_of_a_boot(lab: Lab) -> None:
 
 def test_what_a_trial_changed_is_put_back_before_the_next(lab: Lab) -> None:
     with lab.leased() as machine:
-        with machine.booted("baseline", [], lab.trial()):
+        with machine.boot("baseline", [], lab.trial()):
             changed(machine)
             assert lab.machine.made.text(THP) == "always\n"
         assert lab.machine.made.text(THP) == "defer\n"
-        with machine.booted("baseline", [], lab.trial()):
+        with machine.boot("baseline", [], lab.trial()):
             assert lab.machine.made.text(THP) == "defer\n"
 
 
 def test_host_is_alive_over_a_lost_connection_and_not_under_another_boot(lab: Lab) -> None:
-    with lab.leased() as machine, machine.booted("baseline", [], lab.trial()) as host:
-        assert host.alive()
+    with lab.leased() as machine, machine.boot("baseline", [], lab.trial()) as host:
+        assert host.is_alive()
         lab.machine.cut()
-        assert host.alive()
+        assert host.is_alive()
         lab.machine.power_on()
-        assert not host.alive()
+        assert not host.is_alive()
         with pytest.raises(ArmFailedError, match="ended by itself"):
             host.check()
         with pytest.raises(BenchError, match="in no QEMU that could be asked 'info mtree'"):
@@ -270,7 +272,7 @@ def test_host_is_alive_over_a_lost_connection_and_not_under_another_boot(lab: La
 def test_machine_that_is_lost_or_another_is_not_charged_to_the_arm(
     lab: Lab, refusing: list[str], reason: str
 ) -> None:
-    with lab.leased() as machine, machine.booted("baseline", [], lab.trial()) as host:
+    with lab.leased() as machine, machine.boot("baseline", [], lab.trial()) as host:
         lab.machine.cut()
         lab.machine.refusing = refusing
         with pytest.raises(BenchError) as caught, explained_by_the_host(host):
@@ -319,7 +321,7 @@ def test_console_of_a_trial_begins_with_its_boot(lab: Lab, tmp_path: Path) -> No
 
         lab.machine.before["boot kexec"] = speaks
         trial = lab.trial()
-        with machine.booted("baseline", [], trial) as host:
+        with machine.boot("baseline", [], trial) as host:
             assert host.console.text() == "[ 0.0] Linux\n"
         assert (trial.host / "console.log").read_text() == "[ 0.0] Linux\n"
 
@@ -375,7 +377,7 @@ def test_kernel_that_panics_fails_with_its_consoles_last_words(lab: Lab, tmp_pat
         lab.machine.coming = ["own"]
         lab.machine.before["boot kexec"] = panics
         trial = lab.trial()
-        with pytest.raises(ArmFailedError) as caught, machine.booted("baseline", [], trial):
+        with pytest.raises(ArmFailedError) as caught, machine.boot("baseline", [], trial):
             pass
     assert caught.value.reason == "host-panic"
     assert caught.value.message == (
@@ -399,7 +401,7 @@ def test_last_words_without_a_console_are_those_that_the_keeper_found(
     with lab.leased() as machine:
         lab.machine.coming = ["own"]
         trial = lab.trial()
-        with pytest.raises(ArmFailedError) as caught, machine.booted("baseline", [], trial):
+        with pytest.raises(ArmFailedError) as caught, machine.boot("baseline", [], trial):
             pass
     assert (caught.value.reason, caught.value.hint) == ("host-panic", "")
     assert caught.value.evidence == PANICKED.strip()
@@ -511,7 +513,7 @@ def test_run_goes_on_after_a_journal_that_was_damaged_and_says_where_it_is(lab: 
 
 def test_journal_that_is_damaged_in_a_run_ends_the_sharing_of_a_boot(lab: Lab) -> None:
     with lab.leased() as machine:
-        with machine.booted("baseline", [], lab.trial()):
+        with machine.boot("baseline", [], lab.trial()):
             changed(machine)
             damaged(lab)
         lab.boot(machine, "baseline")
@@ -582,7 +584,7 @@ def test_machine_that_restarts_into_a_kernel_of_barometers_is_not_released(lab: 
 
 def test_machine_without_its_journal_is_looked_at_under_its_own_kernel(lab: Lab) -> None:
     journal_lost(lab)
-    with lab.looked_at():
+    with lab.held():
         assert lab.machine.release == RELEASE
         assert "an earlier run left gpu1 changed" in lab.said()
 
@@ -667,7 +669,7 @@ def test_what_is_put_onto_a_machine_is_in_the_folder_of_its_lease(lab: Lab) -> N
         folder = f"/var/lib/barometer/{machine.keeper.token}"
         assert machine.staged["baseline"].vmlinuz == f"{folder}/baseline/vmlinuz"
         assert machine.staged["candidate"].initramfs == f"{folder}/candidate/initramfs"
-        with machine.booted("baseline", [], lab.trial()) as host:
+        with machine.boot("baseline", [], lab.trial()) as host:
             assert host.payload == f"{folder}/payload"
         assert lab.machine.made.text(f"{folder}/payload/agents/x.py") == "pass\n"
 
@@ -702,14 +704,14 @@ def test_switch_that_cannot_be_installed_otherwise_is_an_error(
     assert lab.machine.state() == before
 
 
-# -- before it is leased ---------------------------------------------------------------------
+# -- before it is changed --------------------------------------------------------------------
 
 
 def test_machine_that_is_looked_at_is_nobody_elses_and_is_left_as_it_was(lab: Lab) -> None:
     def looks() -> None:
-        with lab.looked_at() as shell:
-            assert running_on(shell).release == RELEASE
-            with pytest.raises(BenchError, match=r"is held by.*a look") as caught, lab.leased():
+        with lab.held() as machine:
+            assert running_on(machine.shell).release == RELEASE
+            with pytest.raises(BenchError, match=r"is held by.*a run") as caught, lab.held():
                 pass
             assert caught.value.reason == "lease-held"
             raise ZeroDivisionError
@@ -724,12 +726,77 @@ def test_machine_that_is_looked_at_is_nobody_elses_and_is_left_as_it_was(lab: La
 def test_machine_is_put_back_before_it_is_looked_at(lab: Lab) -> None:
     before = lab.machine.state()
     lab.killed()
-    with lab.looked_at() as shell:
-        assert running_on(shell).release == RELEASE
+    with lab.held() as machine:
+        assert running_on(machine.shell).release == RELEASE
         assert lab.machine.made.text(THP) == "defer\n"
         assert "host: an earlier run left gpu1 changed" in lab.said()
-        with pytest.raises(BenchError, match=r"is held by.*a look"), lab.leased():
+        with pytest.raises(BenchError, match=r"is held by.*a run"), lab.held():
             pass
+    assert lab.machine.state() == before
+
+
+def test_device_is_the_one_of_the_survey_and_bound_by_the_keeper(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    surveyed, asked = metal.MetalSurvey("0000:3b:00.0", ("no reset",)), []
+
+    def hostdev(*how: Any, trial: Any) -> str:
+        asked.append((*how, trial))
+        return "bound"
+
+    monkeypatch.setattr(metal, "survey_metal", lambda *_: surveyed)
+    monkeypatch.setattr(metal, "hostdev", hostdev)
+    with lab.held() as machine:
+        assert [*machine.survey()] == ["device: 0000:3b:00.0", "no reset"]
+        assert machine.choose_accel() == ("none", "a real machine")
+        trial, host = lab.trial(), cast(Any, SimpleNamespace(shell="its shell"))
+        with machine.bind_devices(host, trial) as devices:
+            assert devices == cast(Any, ("bound",))
+    assert asked == [("its shell", machine.keeper, "0000:3b:00.0", DEVICE.bar, trial)]
+
+
+def test_one_lease_lasts_from_the_first_look_to_the_end_of_the_run(lab: Lab) -> None:
+    before = lab.machine.state()
+    with lab.held() as machine:
+        token = machine.keeper.token
+        machine.provide(cast(Any, lab.kernels), None, None, Cache(lab.scratch / "cache"))
+        assert "original" not in lab.machine.asked
+        machine.begin_changes()
+        machine.stage(cast(Any, lab.kernels), {}, Cache(lab.scratch / "cache"))
+        lab.boot(machine, "baseline")
+        assert machine.keeper.token == token
+    assert lab.machine.asked.count("acquire") == lab.machine.asked.count("release") == 1
+    assert lab.machine.state() == before
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt, SystemExit])
+def test_machine_that_goes_down_before_it_is_changed_hides_no_error(
+    lab: Lab, error: type[BaseException]
+) -> None:
+    def goes_down() -> None:
+        with lab.held(metal_spec(deadline=600)):
+            lab.machine.is_off = True
+            lab.machine.cut()
+            raise error
+
+    began = time.monotonic()
+    with pytest.raises(error):
+        goes_down()
+    assert time.monotonic() - began < SECONDS
+    assert "host: its lease is left to expire" in lab.said()
+
+
+def test_machine_is_put_back_if_the_changes_were_only_begun(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(keeper: Keeper, seconds: int) -> None:
+        raise KeyboardInterrupt
+
+    before = lab.machine.state()
+    monkeypatch.setattr(Keeper, "deadman", interrupted)
+    with pytest.raises(KeyboardInterrupt), lab.leased():
+        pass
+    assert lab.put_back_steps() == ["putback volatile", "putback", "kernel_restored", "release"]
     assert lab.machine.state() == before
 
 
@@ -752,9 +819,8 @@ def test_machine_that_is_emulated_is_known(lab: Lab, cpuinfo: str, accel: str) -
 def test_this_machine_is_refused(lab: Lab) -> None:
     own = Path("/proc/sys/kernel/random/boot_id").read_text()
     lab.machine.made.file("/proc/sys/kernel/random/boot_id", own)
-    device = HostDevice.model_validate({"kind": "hostdev", "pick": "largest-bar", "bar": "1GiB"})
     with pytest.raises(BenchError, match="gpu1 is this machine") as caught:
-        met(lab.machine.connect(), metal_spec(), device)
+        survey_metal(lab.machine.connect(), metal_spec(), DEVICE)
     assert caught.value.reason == "host-is-runner"
 
 

@@ -19,7 +19,7 @@ from orchestrator.bench.domain import Disk
 from orchestrator.bench.hypervisor import Connection
 from orchestrator.bench.images import FIRST, HostImage
 from orchestrator.bench.keys import RunKeys
-from orchestrator.bench.nested import HostSpec, running_machine, save_machine
+from orchestrator.bench.nested import BootSpec, running_machine, save_machine
 from orchestrator.bench.state import BenchState
 from orchestrator.kernels.bundle import KernelBundle
 from orchestrator.scenario import ARMS, ArmName, EmulatedDevice, Scenario
@@ -73,7 +73,7 @@ class Bench:
     ) -> Iterator[ET.Element]:
         """Yield the domain that libvirt should start."""
         kernel = cast(KernelBundle, SimpleNamespace(vmlinuz=Path("/kernel/vmlinuz")))
-        spec = HostSpec(
+        spec = BootSpec(
             arm, chosen.nested, cast(EmulatedDevice, chosen.device), chosen.arms[arm].words,
             kernel, self.image, tuple(disks), accel, with_libvirt=True,
         )  # fmt: skip

@@ -6,10 +6,10 @@ import contextlib
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import pytest
 
@@ -21,8 +21,8 @@ from orchestrator.bench.host import Host
 from orchestrator.bench.hypervisor import Connection
 from orchestrator.bench.images import HostImage
 from orchestrator.bench.kernelwatch import KernelWatch
-from orchestrator.bench.nested import HostSpec
-from orchestrator.bench.sharing import NestedMachine
+from orchestrator.bench.nested import BootSpec
+from orchestrator.bench.sharing import HostPool
 from orchestrator.bench.shell import Completed, ConnectionLostError
 from orchestrator.bench.state import BenchState
 from orchestrator.errors import ArmFailedError, BenchError
@@ -55,6 +55,20 @@ class Wire(HostShell):
         return super().run(argv, stdin=stdin, **how)
 
 
+@dataclass(frozen=True, kw_only=True)
+class MadeUpHost(Host):
+    """A host that lives as long as its lab says."""
+
+    is_ours: ClassVar[bool] = True
+    lab: Lab
+
+    def is_alive(self) -> bool:
+        return self.lab.alive
+
+    def libvirt(self) -> Any:
+        raise AssertionError("no guest is booted")
+
+
 class Lab:
     """A machine whose boots start nothing."""
 
@@ -64,8 +78,8 @@ class Lab:
         self.failing: Exception | None = None
         self.alive = True
         self.wire = Wire(made)
-        self.machine = NestedMachine()
-        self.state = cast(BenchState, SimpleNamespace(token="0f0f", folder=folder))
+        state = SimpleNamespace(token="0f0f", folder=folder)
+        self.pool = HostPool(cast(BenchState, state), cast(Connection, None))
         patch.setattr(sharing, "running_machine", self._running)
         patch.setattr(sharing, "proven_host", self._proven)
         patch.setattr(sharing, "prepare_host", lambda host, spec: replace(host, kvm=True))
@@ -78,7 +92,7 @@ class Lab:
         return self.log.count("boot")
 
     @contextlib.contextmanager
-    def _running(self, spec: HostSpec, token: str, **_: Any) -> Iterator[Any]:
+    def _running(self, spec: BootSpec, token: str, **_: Any) -> Iterator[Any]:
         self.alive = True
         place = self.folder / token
         place.mkdir()
@@ -96,12 +110,11 @@ class Lab:
     def _proven(self, machine: Any, kernel: KernelBundle, **_: Any) -> Iterator[tuple[Host, str]]:
         if self.failing is not None:
             raise self.failing
-        yield Host(
+        yield MadeUpHost(
             shell=self.wire, release=kernel.release, kvm=False, cpus=2, accel="tcg",
             payload="/opt/barometer", console=Console(self.console),
-            kernel=KernelWatch(self.console), alive=lambda: self.alive,
-            crash=lambda: "", libvirt=cast(Any, None), monitor=cast(Any, None),
-            scratch=machine.folder, change=DirectChanges(self.wire), ours=True,
+            kernel=KernelWatch(self.console), scratch=machine.folder,
+            change=DirectChanges(self.wire), lab=self,
         ), f"boot {self.booted}"  # fmt: skip
 
     def _prove(self, shell: object, token: str, kernel: KernelBundle) -> str:
@@ -115,7 +128,7 @@ class Lab:
 
     def trial(
         self,
-        spec: HostSpec,
+        spec: BootSpec,
         does: Callable[[Host], object] = lambda host: None,
         *,
         shared: bool = True,
@@ -124,10 +137,8 @@ class Lab:
         number = len([*self.folder.glob("trial-*"), *self.folder.glob(".trial-*")])
         trial = TrialWriter(self.folder / f"trial-{number}", {})
         try:
-            with self.machine.booted(
-                spec, state=self.state, libvirt=cast(Connection, None), trial=trial,
-                progress=Progress(), shared=shared,
-            ) as host:  # fmt: skip
+            boot = self.pool.boot(spec, trial=trial, progress=Progress(), shared=shared)
+            with boot as host:
                 does(host)
         except (BenchError, ArmFailedError, KeyboardInterrupt) as exc:
             trial.record(raised=str(exc))
@@ -139,11 +150,11 @@ def lab(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Lab]:
     with made_up() as made:
         lab = Lab(made, tmp_path, monkeypatch)
         yield lab
-        lab.machine.close()
+        lab.pool.close()
         assert lab.booted == lab.log.count("end")
 
 
-def spec_of(*overrides: str, words: tuple[str, ...] = (), **more: Any) -> HostSpec:
+def spec_of(*overrides: str, words: tuple[str, ...] = (), **more: Any) -> BootSpec:
     chosen = scenario(*overrides)
     facts: dict[str, Any] = {
         "arm": "baseline", "host": chosen.nested, "device": chosen.device, "words": words,
@@ -152,7 +163,7 @@ def spec_of(*overrides: str, words: tuple[str, ...] = (), **more: Any) -> HostSp
         "payload": (Disk(Path("/payload"), "payload"),), "accel": "tcg", "with_libvirt": True,
         **more,
     }  # fmt: skip
-    return HostSpec(**facts)
+    return BootSpec(**facts)
 
 
 SPEC = spec_of()
@@ -168,7 +179,7 @@ def test_trials_of_one_host_share_its_boot(lab: Lab) -> None:
     for trial in trials:
         assert not trial.manifest.keys() & {"host_boot_seconds", "host_left", "raised"}
         assert (trial.host / "domain.xml").read_text() == first["token"]
-    lab.machine.close()
+    lab.pool.close()
     assert lab.log == ["boot", "end"]
 
 
@@ -191,9 +202,9 @@ def test_trials_with_boots_of_their_own_are_not_kept(lab: Lab) -> None:
 
 def test_host_of_its_own_beside_one_that_is_kept_leaves_that_alone(lab: Lab) -> None:
     lab.trial(SPEC)
-    kept = lab.machine._kept
+    kept = lab.pool._kept
     lab.trial(SPEC, shared=False)
-    assert lab.machine._kept is kept
+    assert lab.pool._kept is kept
     assert lab.log == ["boot", "boot", "end"]
 
 
@@ -217,7 +228,7 @@ def test_console_of_a_trial_is_that_of_its_boot_up_to_its_end(lab: Lab) -> None:
         spec_of(kernel=KernelBundle("7.3", Path("/k"), Path("/m"), None, "other digest")),
     ],
 )  # fmt: skip
-def test_another_host_is_booted_and_one_at_a_time_is_kept(lab: Lab, other: HostSpec) -> None:
+def test_another_host_is_booted_and_one_at_a_time_is_kept(lab: Lab, other: BootSpec) -> None:
     lab.trial(SPEC)
     lab.trial(other)
     assert lab.log == ["boot", "end", "boot"]
