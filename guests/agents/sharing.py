@@ -17,6 +17,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+if __name__ == "__main__":  # `python3 -I` leaves the program's own folder out of the path
+    sys.path.insert(0, str(Path(__file__).parent))
+
 from keeper import files, machine, settings
 from keeper.machine import RefusedError
 

@@ -8,9 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from orchestrator.bench.accel import kvm_problem
+from orchestrator.bench.agents import agent_source, run_agent
 from orchestrator.bench.answers import has_form
 from orchestrator.bench.hypervisor import library_version
-from orchestrator.bench.images import GUESTS
 from orchestrator.bench.keeper import Keeper
 from orchestrator.bench.local import LocalMachine
 from orchestrator.bench.passthrough import chosen, refusals, surveyed
@@ -85,9 +85,8 @@ def traced_functions() -> dict[str, str]:
 
 
 def _checkup(machine: Commands, request: Mapping[str, Any]) -> dict[str, Any]:
-    source = (GUESTS / "agents/checkup.py").read_bytes()
-    done = machine.run(
-        ["python3", "-I", "-", json.dumps(request)], stdin=source, timeout=_SECONDS, check=False,
+    done = run_agent(
+        machine, agent_source("checkup"), json.dumps(request), timeout=_SECONDS, check=False,
         doing="asking the machine what it can do",
     )  # fmt: skip
     if done.code:

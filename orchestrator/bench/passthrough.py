@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from orchestrator.bench.agents import agent_source, run_agent
 from orchestrator.bench.answers import has_form
 from orchestrator.bench.device import BoundDevice, with_bar
-from orchestrator.bench.images import GUESTS
 from orchestrator.bench.keeper import Keeper
 from orchestrator.bench.shell import Commands, Shell
 from orchestrator.errors import ArmFailedError, BenchError
@@ -36,8 +36,7 @@ class Refusal:
 
 def surveyed(shell: Commands) -> Survey:
     """Survey the machine's PCI devices. Raises BenchError if that fails."""
-    source = (GUESTS / "agents/survey.py").read_bytes()
-    asked = shell.run(["python3", "-I", "-"], stdin=source, doing="surveying the PCI devices")
+    asked = run_agent(shell, agent_source("survey"), doing="surveying the PCI devices")
     with has_form("the survey of the PCI devices", asked.stdout):
         return Survey.parse(asked.stdout)
 

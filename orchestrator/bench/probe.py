@@ -9,11 +9,11 @@ afterwards.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from orchestrator.bench.agents import agent_source, run_agent
 from orchestrator.bench.answers import has_form
-from orchestrator.bench.images import GUESTS
 from orchestrator.bench.mapagent import gathered
 from orchestrator.bench.passthrough import refusals
 from orchestrator.bench.shell import Commands, Completed
@@ -25,12 +25,6 @@ from orchestrator.scenario import MIB
 
 _NAME = "barodoctor"
 """Name of the tracefs instance, and of the group of its events."""
-_BOOTSTRAP = (
-    "import sys; source = sys.stdin.buffer.read(int(sys.argv.pop(1)));"
-    "exec(compile(source, 'agent', 'exec'))"
-)
-"""Reads a program from standard input and runs it. The first argument is the program's size in
-bytes; the rest of the input is the program's own."""
 _SECONDS = 60
 
 
@@ -93,11 +87,11 @@ def _agent(
     name: str,
     arguments: list[str],
     request: Mapping[str, Any] | None = None,
-    before: list[str] | None = None,
+    before: Sequence[str] = (),
 ) -> Completed:
-    source = (GUESTS / f"agents/{name}.py").read_bytes()
     # the map agent reports its errors in its output, so its exit code is not checked
-    words = [*(before or []), "python3", "-I", "-c", _BOOTSTRAP, str(len(source)), *arguments]
-    asked = b"" if request is None else json.dumps(request).encode() + b"\n"
-    return machine.run(words, stdin=source + asked, timeout=_SECONDS, check=name != "map",
-                       doing=f"running {name}.py {' '.join(arguments)}")  # fmt: skip
+    return run_agent(
+        machine, agent_source(name), *arguments, before=before, timeout=_SECONDS,
+        request=b"" if request is None else json.dumps(request).encode() + b"\n",
+        check=name != "map", doing=f"running {name}.py {' '.join(arguments)}",
+    )  # fmt: skip

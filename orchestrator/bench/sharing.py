@@ -51,7 +51,6 @@ whose input was closed."""
 _MOST, _LONGEST = 20, 200
 """Limits of the list of changes left on a host, in a manifest: number of lines, and characters in
 each."""
-_AGENT = "import sys; sys.path.insert(0, sys.argv[1]); import sharing; sharing.main()"
 
 
 @dataclass
@@ -309,8 +308,8 @@ def _put_back(
 
     Raises BenchError."""
     said = host.shell.run(
-        ["python3", "-I", "-c", _AGENT, f"{host.payload}/agents"],
-        stdin=json.dumps(changes).encode(), doing="putting the host back as it was",
+        host.agent("sharing"), stdin=json.dumps(changes).encode(),
+        doing="putting the host back as it was",
     ).stdout  # fmt: skip
     try:
         answer = json.loads(said)

@@ -339,7 +339,14 @@ class Dialogue(Iterator[str]):
             yield chunk
 
     def say(self, line: str) -> None:
-        in_time(lambda: self._channel.sendall(line.encode() + b"\n"), self._line_seconds)
+        self.send(line.encode() + b"\n")
+
+    def send(self, content: bytes) -> None:
+        """Send bytes to the program. Raises OSError if it takes none any more."""
+        try:
+            in_time(lambda: self._channel.sendall(content), self._line_seconds)
+        except paramiko.SSHException as exc:
+            raise OSError(f"{type(exc).__name__}: {exc}") from exc
 
     def _read(self) -> Iterator[str]:
         begun, line_deadline = Lines(STREAM_LINE_BYTES), _Deadline(self._line_seconds)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -26,6 +27,8 @@ _STEPS = ("write", "modules", "bind", "claim", "link", "mount", "tracing", "gues
 _BY_NAME = "remove the boot entries that are named barometer-"
 _LONGEST_SECONDS = 300.0
 """Longest time that a runner waits for an answer."""
+_IDLE_SECONDS = 3600
+"""Longest life of a lease without a sign of its runner (host.lease)."""
 
 
 def status(_: Request) -> Answer:
@@ -211,11 +214,23 @@ def answer(request: Request) -> Answer:
         return {"refused": "bad-request", "message": f"{type(exc).__name__}: {exc}"}
 
 
+def stay() -> None:
+    """Answer requests, a line of JSON each, until the input ends, or no request came for longer
+    than any lease lasts without one."""
+    signal.alarm(_IDLE_SECONDS)  # a runner that is gone may leave the connection open
+    for line in sys.stdin:
+        signal.alarm(0)
+        print(json.dumps(answer(json.loads(line))), flush=True)
+        signal.alarm(_IDLE_SECONDS)
+
+
 def main() -> None:
     if "BAROMETER_ROOT" not in os.environ:  # the shell of an SSH session may lack these
         os.environ["PATH"] = f"{os.environ.get('PATH', '/usr/bin:/bin')}:/usr/sbin:/sbin"
     if sys.argv[1:2] == ["deadman"]:
         deadman.watch(float(sys.argv[2]))
+    elif sys.argv[1:2] == ["stay"]:
+        stay()
     else:
         json.dump(answer(json.load(sys.stdin)), sys.stdout)
 

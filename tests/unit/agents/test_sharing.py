@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 
-from orchestrator.bench.sharing import _AGENT
 from tests.unit.agents.keeper.machines import GPU, HUGE, THP, Machine, made_up
 from tests.unit.agents.loading import AGENTS, agent
 
@@ -143,7 +142,7 @@ def test_answer_is_in_json(
 def test_it_runs_with_nothing_but_the_folder_of_agents(tmp_path: Path) -> None:
     """The command is a host's; the root here has nothing."""
     done = subprocess.run(
-        [sys.executable, "-I", "-c", _AGENT, str(AGENTS)], input="[]", text=True, check=True,
+        [sys.executable, "-I", AGENTS / "sharing.py"], input="[]", text=True, check=True,
         capture_output=True, env={"BAROMETER_ROOT": str(tmp_path)},
     )  # fmt: skip
     assert json.loads(done.stdout)["failed"] == []

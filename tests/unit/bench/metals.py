@@ -89,19 +89,45 @@ class Wire(HostShell):
         if not self.alive():
             raise ConnectionLostError("the SSH connection was lost", reason="host-ssh-lost")
         if argv[0] == "python3" and argv[2] == "-c":
-            return self._machine.keeps(json.loads(stdin[int(argv[-1]) :]))
+            return self.keeps(json.loads(stdin[int(argv[-1]) :]))
         return super().run(argv, stdin=stdin, **how)
+
+    def keeps(self, request: dict[str, Any]) -> Completed:
+        return self._machine.keeps(request)
 
     @contextlib.contextmanager
     def stream(
         self, argv: Sequence[str], timeout: float, in_all: float = A_DAY
     ) -> Iterator[Dialogue]:
+        if argv[-1] == "stay":
+            yield cast(Dialogue, StayingKeeper(self))
+            return
         self.ran.append(" ".join(argv))
         if argv[0] == "dmesg":
             yield cast(Dialogue, iter(["[    0.000000] Linux version", "[    1.5] up"]))
             return
         with super().stream(argv, timeout) as lines:
             yield lines
+
+
+class StayingKeeper:
+    """The keeper at the end of a connection, as long as that lasts."""
+
+    def __init__(self, wire: Wire) -> None:
+        self._wire = wire
+        self._answers: list[str] = []
+
+    def send(self, program: bytes) -> None:
+        assert program.startswith(b"PK")
+
+    def say(self, line: str) -> None:
+        if self._wire.alive():
+            self._answers.append(self._wire.keeps(json.loads(line)).stdout)
+
+    def __next__(self) -> str:
+        if not self._answers:
+            raise StopIteration
+        return self._answers.pop()
 
 
 class FakeLink(Link):

@@ -3,22 +3,27 @@ own."""
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
+import socket
 import subprocess
 import sys
 import threading
+import time
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from orchestrator.bench import keeper as client
+from orchestrator.bench.agents import StayingAgent
 from orchestrator.bench.keeper import MACHINE, HeldError, Image, Keeper, Lease, has_ended
 from orchestrator.bench.local import LocalMachine
 from orchestrator.bench.owner import process_start
-from orchestrator.bench.shell import Completed, ConnectionLostError, Shell
+from orchestrator.bench.shell import A_DAY, Completed, ConnectionLostError, Dialogue, Shell
 from orchestrator.errors import BenchError
 from tests.unit.agents.keeper.machines import GPU, RELEASE, THP, Machine, made_up
 
@@ -30,11 +35,25 @@ class KeeperShell(LocalMachine, Shell):
 
     def __init__(self) -> None:
         self.timeouts: list[float] = []
+        self.began: list[float] = []
+        """Times at which a program began that stays."""
+        self.dialogues: list[Dialogue] = []
 
     def run(self, argv: Sequence[str] | str, *, timeout: float = 120, **how: Any) -> Completed:
         assert argv[0] == "python3"
         self.timeouts.append(timeout)
         return super().run([sys.executable, *argv[1:]], timeout=60, **how)
+
+    @contextlib.contextmanager
+    def stream(
+        self, argv: Sequence[str], timeout: float, in_all: float = A_DAY
+    ) -> Iterator[Dialogue]:
+        assert argv[0] == "python3"
+        self.timeouts.append(timeout)
+        self.began.append(time.monotonic())
+        with super().stream([sys.executable, *argv[1:]], 60, in_all) as dialogue:
+            self.dialogues.append(dialogue)
+            yield dialogue
 
 
 @pytest.fixture
@@ -264,6 +283,80 @@ def test_lease_is_kept_alive_over_lost_connections(machine: Machine, shell: Keep
     assert done[:5] == ["connect", "close", "connect", "close", "connect"]
     assert shell.timeouts[-1] == pytest.approx(0.3)  # a third of its life
     assert keeper.status()["leases"][0]["token"] == keeper.token
+
+
+def left(keeper: Keeper) -> float:
+    """Return the seconds until the machine's only lease expires."""
+    (lease,) = keeper.status()["leases"]
+    return float(lease["left"])
+
+
+def wait_for(is_done: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 20
+    while not is_done():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_keeper_stays_between_the_renewals_of_a_lease(
+    machine: Machine, keeper: Keeper, shell: KeeperShell
+) -> None:
+    keeper.acquire([MACHINE], "nightly.toml", ttl=30)
+    with Lease(lambda: shell, keeper.token, ttl=0.3) as lease:
+        wait_for(lambda: shell.began)
+        granted = left(keeper)
+        time.sleep(0.5)
+        assert left(keeper) > granted - 0.4  # it was renewed since
+        lease.check()
+    assert len(shell.began) == 1
+    # nobody renews it any more
+    before = left(keeper)
+    time.sleep(0.3)
+    assert left(keeper) < before
+
+
+def test_keeper_that_is_lost_is_sent_again(
+    machine: Machine, keeper: Keeper, shell: KeeperShell
+) -> None:
+    keeper.acquire([MACHINE], "nightly.toml", ttl=30)
+    closed: list[int] = []
+    lease = Lease(lambda: shell, keeper.token, ttl=0.3, close=lambda: closed.append(1))
+    with lease:
+        wait_for(lambda: shell.dialogues)
+        cast(socket.socket, shell.dialogues[0]._channel).shutdown(socket.SHUT_RDWR)
+        wait_for(lambda: len(shell.began) == 2)
+        assert closed
+        lease.check()
+
+
+def test_keeper_that_stays_ends_with_its_connection(machine: Machine, shell: KeeperShell) -> None:
+    agent = StayingAgent(lambda: shell, client._archive(), "stay")
+    for _ in range(2):
+        assert "lease-lost" in agent.ask({"verb": "renew", "token": 7}, within=20)
+        assert '"leases": []' in agent.ask({"verb": "status"}, within=20)
+        agent.close()  # waits for its end, and would raise if it did not come
+    assert len(shell.began) == 2
+
+
+def test_keeper_that_stays_is_not_kept_by_a_runner_that_is_gone(tmp_path: Path) -> None:
+    """The connection may stay open: the machine does not learn that the runner is gone."""
+    archive = tmp_path / "keeper.pyz"
+    archive.write_bytes(client._archive())
+    script = (
+        "import sys; sys.path.insert(0, sys.argv[1]); from keeper import verbs;"
+        "verbs._IDLE_SECONDS = 1; verbs.stay()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-I", "-c", script, archive], stdin=subprocess.PIPE
+    ) as process:
+        assert process.wait(20) == -signal.SIGALRM
+
+
+def test_agent_that_does_not_answer_is_lost(shell: KeeperShell) -> None:
+    agent = StayingAgent(lambda: shell, b"print('hello')")
+    assert agent.ask({}, within=20) == "hello"
+    with pytest.raises(ConnectionLostError):
+        agent.ask({}, within=20)
 
 
 def test_lease_that_was_taken_over_is_lost(

@@ -364,7 +364,7 @@ def machine(said: str) -> Shell:
     """Make a shell that answers only the agent's source, with a survey."""
 
     def run(argv: list[str], *, stdin: bytes, doing: str) -> Completed:
-        assert argv == ["python3", "-I", "-"]
+        assert argv[:3] == ["python3", "-I", "-c"]
         assert stdin == (GUESTS / "agents/survey.py").read_bytes()
         return Completed(said, "", 0)
 
