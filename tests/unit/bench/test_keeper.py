@@ -352,13 +352,6 @@ def test_keeper_that_stays_is_not_kept_by_a_runner_that_is_gone(tmp_path: Path) 
         assert process.wait(20) == -signal.SIGALRM
 
 
-def test_agent_that_does_not_answer_is_lost(shell: KeeperShell) -> None:
-    agent = StayingAgent(lambda: shell, b"print('hello')")
-    assert agent.ask({}, within=20) == "hello"
-    with pytest.raises(ConnectionLostError):
-        agent.ask({}, within=20)
-
-
 def test_lease_that_was_taken_over_is_lost(
     machine: Machine, shell: KeeperShell, monkeypatch: pytest.MonkeyPatch, ended: int
 ) -> None:
