@@ -19,6 +19,7 @@ from orchestrator.kernels.kbuild import (
     compiled,
     folders_of,
     is_foreign,
+    is_part,
     object_of,
     room_of,
     symbols_of,
@@ -252,7 +253,7 @@ class _Look:
             path
             for path in sorted(self._source.names)
             if path.endswith(("/Makefile", "/Kbuild")) and not path.startswith(f"{folder}/")
-            and not is_foreign(path) and folder in self._text(path)
+            and is_part(path) and not is_foreign(path) and folder in self._text(path)
         ]  # fmt: skip
 
     def _text(self, path: str) -> str:
