@@ -128,7 +128,7 @@ def test_matrix_is_judged_by_its_cells(fixture: Fixture) -> None:
     saved = json.loads((fixture.out / "comparison.json").read_text())
     assert saved == json.loads(json.dumps(document))
     assert (saved["schema"], saved["scenario"], saved["verdict"]) == (
-        1, "debian-6.12-vs-7", "improved",
+        2, "debian-6.12-vs-7", "improved",
     )  # fmt: skip
     assert list(saved["cells"]) == CELLS
     assert len(ET.parse(fixture.out / "junit.xml").getroot()) == 4

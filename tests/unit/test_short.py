@@ -27,6 +27,7 @@ from orchestrator.short import (
     bisect_text,
     commit_text,
     knobs_of,
+    metric_named,
     template_of,
 )
 from tests.unit.scenarios import MAPS, MINIMAL
@@ -232,8 +233,15 @@ def test_bisection_can_be_set_further() -> None:
     assert metric in parse_scenario(text, "bisect")[0].metrics()
 
 
+def test_former_name_of_a_metric_is_accepted_with_a_note(caplog: pytest.LogCaptureFixture) -> None:
+    assert metric_named("bar_map_cost@full/1GiB/cold") == "bar_map_cost@full/1GiB/cold"
+    assert not caplog.records
+    assert metric_named("bar_map_seconds@full/1GiB/cold") == "bar_map_cost@full/1GiB/cold"
+    assert "is bar_map_cost@full/1GiB/cold now" in caplog.text
+
+
 def test_scenario_of_a_commit_has_its_kernel_and_nothing_to_expect() -> None:
-    text = commit_text(MAPS + '[expect]\nbar_map_seconds = "improved"\n', "one", TREE, DEB, 3)
+    text = commit_text(MAPS + '[expect]\nbar_map_cost = "improved"\n', "one", TREE, DEB, 3)
     scenario = parse_scenario(text, "one")[0]
     assert (scenario.name, scenario.nested.accel, scenario.expect) == ("one", "exact", {})
     assert (scenario.arms.baseline.kernel, scenario.arms.candidate.kernel) == (TREE, DEB)
