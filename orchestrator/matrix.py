@@ -165,7 +165,7 @@ def judge_cells(matrix: MatrixDir, tester: str | None = None) -> Judged:
     largest. The result is saved in the run, and each cell's own in the cell. `tester` is that of
     `judge`."""
     found: dict[str, Comparison | None] = {}
-    documents: dict[str, dict[str, Any] | None] = {}
+    documents: dict[str, dict[str, object] | None] = {}
     suites: list[Suite] = []
     emulated = False
     name = str(matrix.facts()["scenario"])
@@ -178,7 +178,7 @@ def judge_cells(matrix: MatrixDir, tester: str | None = None) -> Judged:
         found[cell] = comparison
         documents[cell] = of_cell.document
         suites += of_cell.suites
-        emulated = emulated or run.plan()["accel"] == "tcg"
+        emulated = emulated or run.plan().accel == "tcg"
     verdict = worst("invalid" if c is None else c.verdict for c in found.values())
     report = matrix_report(name, verdict, found, emulated=emulated)
     whole = {"schema": 1, "scenario": name, "verdict": verdict, "cells": documents}

@@ -289,7 +289,12 @@ def _level(
     a lookup for each page shows that the kernel makes one for each page."""
     process = facts["process"]
     level = guest_level(
-        bar.name, mapping, process["page_table_bytes"], facts["memory"], facts["qemu"], facts
+        bar.name,
+        mapping,
+        process["page_table_bytes"],
+        facts["memory"],
+        facts["qemu"],
+        facts["settings"],
     )
     if not facts["huge_fault"]:
         own = [r for r in level.reasons if r.name not in ("unexplained", "thp-sysfs")]

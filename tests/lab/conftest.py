@@ -140,7 +140,7 @@ def shared_trial(
     def run(*overrides: str, change: Callable[[Prepared], Prepared] = lambda p: p) -> Outcome:
         settings = [*overrides, "host.fresh_boots=false"]
         outcome = _run_one(next(folders), shared, kept_host, settings, change)
-        assert "host_left" not in outcome.evidence.manifest, outcome.evidence.manifest
+        assert outcome.evidence.manifest.host_left is None, outcome.evidence.manifest
         return outcome
 
     return run

@@ -130,7 +130,7 @@ class Lab:
             ) as host:  # fmt: skip
                 does(host)
         except (BenchError, ArmFailedError, KeyboardInterrupt) as exc:
-            trial.record(raised=str(exc))
+            trial.manifest["raised"] = str(exc)
         return trial
 
 
