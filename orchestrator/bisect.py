@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from orchestrator import __version__
 from orchestrator.analysis.bisection import (
@@ -40,7 +40,9 @@ from orchestrator.cache import Cache
 from orchestrator.commits import Commits, Search
 from orchestrator.diskspace import no_space_explained
 from orchestrator.errors import BenchError, EvidenceError, ScenarioError, key_named
-from orchestrator.evidence.layout import RunDir, need_keys, read_json, write_json
+from orchestrator.evidence.bisection import BisectRecord
+from orchestrator.evidence.layout import RunDir, write_json
+from orchestrator.evidence.model import read_evidence
 from orchestrator.folderlock import LOCK, only_writer
 from orchestrator.judge import judge, sampled
 from orchestrator.kernels import checked
@@ -147,7 +149,7 @@ class Question:
     def trials(self) -> int:
         return self.wanted or (1 if self.scenario.host.exact else _TRIALS)
 
-    def asked(self) -> dict[str, Any]:
+    def asked(self) -> dict[str, object]:
         """Return the facts that must be the same if a bisection is resumed."""
         commits, kernel = self.commits, self.kernel
         return {
@@ -180,11 +182,10 @@ class Record:
         self.found: tuple[Commit, ...] = ()
         path = out / RECORD
         if path.exists():
-            known = read_json(path)
-            need_keys(path, known, ("asked", "steps"), (1, SCHEMA))
-            _same(out, known["asked"], question.asked())
+            known = read_evidence(BisectRecord, path)
+            _same(out, known.asked, question.asked())
             # the bench's failure says nothing about the commit, which is measured again
-            steps = map(step_of, known["steps"])
+            steps = map(step_of, known.steps)
             self.steps = [step for step in steps if not step.failed_by_bench]
         # bisect.json is written after git's state: without it nothing has run yet
         elif out.exists() and not {p.name for p in out.iterdir()} <= {_REPOSITORY, LOCK}:
@@ -209,7 +210,7 @@ class Record:
     def bisection(self) -> Bisection:
         return Bisection(self._question.metric, tuple(self.steps), self.found)
 
-    def document(self) -> dict[str, Any]:
+    def document(self) -> dict[str, object]:
         """Return bisect.json."""
         ends = self.bisection().ends
         return {
@@ -221,12 +222,8 @@ class Record:
         }  # fmt: skip
 
 
-def _same(out: Path, then: Any, now: dict[str, Any]) -> None:
-    if not isinstance(then, dict):
-        raise EvidenceError(
-            f"{out / RECORD} is not what barometer writes", reason=Reason.BAD_EVIDENCE
-        )
-    then = then | {"metric": current_name(str(then.get("metric")))}
+def _same(out: Path, then: Mapping[str, object], now: Mapping[str, object]) -> None:
+    then = dict(then) | {"metric": current_name(str(then.get("metric")))}
     for key, value in now.items():
         if then.get(key) != value:
             both = "" if key == "scenario" else f": {then.get(key)}, now {value}"
@@ -412,8 +409,8 @@ def _found(run: RunDir, arm: ArmName, metric: Metric) -> Measured | Skipped:
     """Return what the trials of one arm measured, even if some of them ended early."""
     unit, values, unmeasured = sampled(run, arm, metric)
     if values:
-        kernel = run.plan()["kernels"][arm]
-        return Measured(unit, values, kernel["release"], kernel["digest"])
+        kernel = run.plan().kernels[arm]
+        return Measured(unit, values, kernel.release, kernel.digest)
     if not unmeasured:
         return Skipped(Reason.NOT_MEASURED, f"no trial has {metric}")
     # what the commit's kernel did tells more than what the bench did

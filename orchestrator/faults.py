@@ -30,7 +30,6 @@ from orchestrator.reasons import Ends, Reason, parse_reason
 from orchestrator.scenario import ARMS, ArmName
 
 Charge = Literal["arm", "bench", "undecided"]
-_CHARGES: tuple[Charge, ...] = ("arm", "bench", "undecided")
 ATTEMPTS = 3
 """Number of attempts after which a failing trial is given up. Also the fewest attempts of each arm
 that can decide a charge."""
@@ -178,26 +177,6 @@ def attempt_json(attempt: Attempt) -> dict[str, str]:
         "arm": attempt.arm, "reason": attempt.reason, "charge": attempt.charge,
         "stage": attempt.stage, "line": attempt.line,
     }  # fmt: skip
-
-
-def attempts_from(repeated: object, arm: ArmName) -> tuple[Attempt, ...]:
-    """Return the attempts in a manifest, from its `repeated`. Older versions recorded the reasons
-    only, all of them failures of the emulator. Entries of neither form are left out."""
-    found: list[Attempt] = []
-    for entry in repeated if isinstance(repeated, list) else ():
-        if isinstance(entry, str):
-            found.append(Attempt(arm, entry, "bench"))
-        elif isinstance(entry, dict):
-            words = {k: v for k, v in entry.items() if isinstance(k, str) and isinstance(v, str)}
-            found.append(
-                Attempt(
-                    next((name for name in ARMS if name == words.get("arm")), arm),
-                    words.get("reason", ""),
-                    next((c for c in _CHARGES if c == words.get("charge")), "undecided"),
-                    words.get("stage", ""), words.get("line", ""),
-                )
-            )  # fmt: skip
-    return tuple(found)
 
 
 class Count(NamedTuple):

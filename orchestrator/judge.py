@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from orchestrator.analysis import boot
 from orchestrator.analysis.across import SavedRun, compare_runs, plan_across
@@ -31,6 +31,8 @@ from orchestrator.analysis.trial import Findings, TrialResult, read_result
 from orchestrator.analysis.variable import variable
 from orchestrator.errors import EvidenceError, ScenarioError
 from orchestrator.evidence.layout import MANIFEST, RunDir, TrialDir, write_json
+from orchestrator.evidence.manifest import Ended
+from orchestrator.evidence.plan import Plan
 from orchestrator.extras import MissingExtraError, missing_extra_explained
 from orchestrator.plan import make_plan
 from orchestrator.reasons import Reason
@@ -73,7 +75,7 @@ class Judged(NamedTuple):
     report: str
     """report.txt."""
     exit_code: int
-    document: dict[str, Any]
+    document: dict[str, object]
     """comparison.json."""
     suites: tuple[Suite, ...]
     brief: str
@@ -99,8 +101,7 @@ class Run:
     path: Path
     scenario: Scenario
     comparison: Comparison
-    plan: dict[str, Any]
-    """plan.json."""
+    plan: Plan
     report: str
     """The text of report.txt."""
     suite: Suite
@@ -115,7 +116,7 @@ class Run:
         """The exit code of `barometer report`: 0 if the expectation is met."""
         return self.suite.exit_code
 
-    def document(self) -> dict[str, Any]:
+    def document(self) -> dict[str, object]:
         """Return the content of comparison.json."""
         return to_json(self.comparison)
 
@@ -148,9 +149,6 @@ def judge(run: RunDir, tester: str | None = None) -> Run:
     `saved_run`."""
     saved = saved_run(run)
     scenario, plan = saved.scenario, saved.plan
-    kernels = {
-        arm: {key: plan["kernels"][arm][key] for key in ("release", "source")} for arm in ARMS
-    }
     sides = {
         arm: [r.conditions for r in saved.results if r.arm in roles and r.kind != "invalid"]
         for arm, roles in (("baseline", ("baseline", CONTROL)), ("candidate", ("candidate",)))
@@ -158,7 +156,7 @@ def judge(run: RunDir, tester: str | None = None) -> Run:
     configs = (saved.configs["baseline"], saved.configs["candidate"])
     found = conditions(sides, configs, scenario.judgement.allow)
     comparison = replace(
-        compare(scenario, kernels, saved.results, saved.planned, plan["accel"], found),
+        compare(scenario, plan.named_kernels(), saved.results, saved.planned, plan.accel, found),
         variable=variable(plan, found if recorded_of_all(sides) else None),
     )
     report = text_report(scenario, comparison, plan, tester)
@@ -182,15 +180,15 @@ def saved_run(run: RunDir) -> SavedRun:
     run. A trial with bad evidence raises nothing: it is an invalid result."""
     scenario, _ = parse_scenario(run.scenario(), str(run.path / "scenario.toml"), run.path)
     plan = run.plan()
-    if scenario.workload == "guest-boot" and plan["guest_kernel"] is None:
+    if scenario.workload == "guest-boot" and plan.guest_kernel is None:
         raise EvidenceError(
-            f"{run.path / 'plan.json'} has no guest_kernel, and the workload is guest-boot",
+            f"{run.path / 'plan.json'}: guest_kernel is null, and the workload is guest-boot",
             reason=Reason.BAD_EVIDENCE,
         )
     distinct: dict[tuple[tuple[str, str], ...], dict[str, str]] = {}
     results = []
     for trial in run.trials():
-        result = read_result(trial)
+        result = _judge_trial(trial, plan)
         # thousands of trials have the same conditions: hundreds of names, kept once
         same = distinct.setdefault(tuple(result.conditions.items()), result.conditions)
         results.append(replace(result, conditions=same))
@@ -198,12 +196,28 @@ def saved_run(run: RunDir) -> SavedRun:
     return SavedRun(str(run.path), scenario, plan, tuple(results), configs)
 
 
+def _judge_trial(trial: TrialDir, plan: Plan) -> TrialResult:
+    """Judge a trial of a run. A measured trial is invalid if its arm has settings and it does not
+    show that they were proven."""
+    result = read_result(trial)
+    settings = plan.arm_settings
+    has_settings = settings is not None and any(settings[arm].is_set for arm in ARMS)
+    if result.kind != "measured" or not has_settings or trial.manifest.arm_settings is not None:
+        return result
+    return TrialResult(
+        result.name, result.arm, "invalid", Reason.SETTINGS_NOT_PROVEN, pair=result.pair,
+        message="the run's arms differ in settings, and manifest.json has no arm_settings",
+        started=result.started, seconds=result.seconds, digest=result.digest,
+        repeated=result.repeated,
+    )  # fmt: skip
+
+
 def sampled(run: RunDir, arm: ArmName, metric: Metric) -> Sampled:
     """Return the values of a metric in one arm, whether or not the other arm has run. Raises the
     errors of `saved_run`."""
     saved = saved_run(run)
     return Sampled(
-        unit_of(metric, saved.plan["accel"]),
+        unit_of(metric, saved.plan.accel),
         tuple(values_of(saved.results, arm, metric).values()),
         tuple(r for r in saved.results if r.arm == arm and r.kind != "measured"),
     )
@@ -248,21 +262,22 @@ def looks_of(scenario: Scenario) -> Callable[[RunDir, int], bool] | None:
     if scenario.trials.until is None:
         return None
     known: dict[str, TrialResult] = {}
-    plan = make_plan(scenario)
+    planned_trials = make_plan(scenario)
 
     def seen_enough(run: RunDir, pairs: int) -> bool:
-        blocks = {planned.name for planned in plan if planned.pair <= pairs}
+        blocks = {planned.name for planned in planned_trials if planned.pair <= pairs}
+        plan = run.plan()
         for trial in run.trials():
             if trial.path.name in blocks - known.keys():
-                known[trial.path.name] = replace(read_result(trial), findings=Findings())
+                known[trial.path.name] = replace(_judge_trial(trial, plan), findings=Findings())
         seen = [result for name, result in known.items() if name in blocks]
-        return enough(scenario, seen, run.plan()["accel"])
+        return enough(scenario, seen, plan.accel)
 
     return seen_enough
 
 
 def for_machines(
-    scenario: Scenario, comparison: Comparison, plan: Mapping[str, Any], one: Suite
+    scenario: Scenario, comparison: Comparison, plan: Plan, one: Suite
 ) -> dict[str, str]:
     """Return the files that other tools read, besides comparison.json: file name -> text."""
     return {
@@ -273,7 +288,7 @@ def for_machines(
     }
 
 
-def save(folder: Path, comparison: dict[str, Any], texts: Mapping[str, str]) -> None:
+def save(folder: Path, comparison: dict[str, object], texts: Mapping[str, str]) -> None:
     """Write comparison.json and the other files by their names, if the folder's owner permits."""
     with _if_allowed("report"):
         write_json(folder / "comparison.json", comparison)
@@ -297,9 +312,7 @@ def _if_allowed(what: str) -> Iterator[None]:
         log.warning("barometer: the %s is not saved: %s", what, exc)
 
 
-def _save_page(
-    path: Path, scenario: Scenario, comparison: Comparison, plan: dict[str, Any]
-) -> None:
+def _save_page(path: Path, scenario: Scenario, comparison: Comparison, plan: Plan) -> None:
     with _if_allowed("page"):
         # Imported only here: it loads the libraries for pages and charts.
         from orchestrator.report.html import html_report  # noqa: PLC0415
@@ -334,20 +347,17 @@ def traced_boots(folder: Path) -> list[Timeline]:
     trial = _trial(folder)
     if (changed := trial.verify()) is not None:
         raise EvidenceError(f"{folder}: {changed}", reason=Reason.EVIDENCE_CHANGED)
-    outcome = trial.manifest["outcome"]
-    ended = f"{outcome['reason']}: {outcome['message']}" if "reason" in outcome else ""
+    outcome = trial.manifest.outcome
+    ended = outcome if isinstance(outcome, Ended) else None
+    flaw = f"{ended.reason}: {ended.message}" if ended else ""
     try:
         found = boot.timelines_of(trial)
-        return [replace(one, invalid=one.invalid or ended) for one in found]
-    except (KeyError, TypeError, ValueError, AttributeError, OSError) as exc:
-        # evidence is data from outside: without its proper form it is bad evidence, not a bug
-        message = f"{folder}: the evidence does not have its form: {type(exc).__name__}: {exc}"
-        raise EvidenceError(message, reason=Reason.BAD_EVIDENCE) from exc
     except EvidenceError as exc:
-        if "stage" not in outcome:
+        if ended is None:
             raise
-        hint = f"it ended at {outcome['stage']}: {outcome['message']}"
+        hint = f"it ended at {ended.stage}: {ended.message}"
         raise EvidenceError(f"{folder}: {exc.message}", hint=hint, reason=exc.reason) from exc
+    return [replace(one, invalid=one.invalid or flaw) for one in found]
 
 
 def _trial(folder: Path) -> TrialDir:

@@ -69,4 +69,4 @@ def compare(
         )
     progress = Progress(None if show_progress else Console(file=io.StringIO()))
     judged = ab.run_ab(question, None if out is None else Path(out), progress, keep=keep)
-    return load(judged.document["run"])
+    return load(str(judged.document["run"]))

@@ -120,7 +120,7 @@ class Matrix:
         begun = [run for run in self.cells.values() if run is not None]
         comparisons = {name: run.comparison if run else None for name, run in self.cells.items()}
         verdict = worst("invalid" if c is None else c.verdict for c in comparisons.values())
-        emulated = any(run.plan["accel"] == "tcg" for run in begun)
+        emulated = any(run.plan.accel == "tcg" for run in begun)
         report = matrix_report(self.scenario, verdict, comparisons, emulated=emulated)
         whole = {
             "schema": SCHEMA,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from orchestrator.bench.machine import Machine
 from orchestrator.cache import Cache
 from orchestrator.doctor import preflight
 from orchestrator.errors import ScenarioError, key_named
+from orchestrator.evidence.layout import SCHEMA
+from orchestrator.evidence.plan import Plan
 from orchestrator.kernels import KernelBundle, checked, materialised
 from orchestrator.kernels.parameters import check_parameter
 from orchestrator.plan import make_plan
@@ -127,10 +130,10 @@ def _has_backend(kernel: KernelBundle, scenario: Scenario) -> None:
         )
 
 
-def plan_facts(scenario: Scenario, prepared: Prepared) -> dict[str, Any]:
-    """Return plan.json: the order of the trials, and exactly what they will use."""
-    return {
-        "schema": 1, "barometer": __version__, "scenario": scenario.name,
+def plan_facts(scenario: Scenario, prepared: Prepared) -> Plan:
+    """Return the content of plan.json, as a reader will see it."""
+    plan = {
+        "schema": SCHEMA, "barometer": __version__, "scenario": scenario.name,
         "accel": prepared.accel, "accel_reason": prepared.accel_reason,
         "kernels": {
             arm: {"release": k.release, "source": str(scenario.arms[arm].kernel),
@@ -144,6 +147,7 @@ def plan_facts(scenario: Scenario, prepared: Prepared) -> dict[str, Any]:
         "trials": [{"name": t.name, "pair": t.pair, "arm": t.arm, "passes": list(t.passes)}
                    for t in make_plan(scenario)],
     }  # fmt: skip
+    return Plan.model_validate_json(json.dumps(plan))
 
 
 def guest_kernel_facts(scenario: Scenario, prepared: Prepared) -> dict[str, Any] | None:

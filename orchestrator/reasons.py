@@ -459,6 +459,16 @@ class Reason(StrEnum):
         "make the trial again, with fewer samples")
     MISSED_PROBES = "missed-probes", _JUDGE, "a probe missed hits", _REDO
     WRONG_CLOCK = "wrong-clock", _JUDGE, "a trace has another clock than was set", _REDO
+    CLOCK_NOT_CHECKED = (
+        "clock-not-checked", _JUDGE, "a trace has too few lines to check its clock", _REDO
+    )
+    CONDITIONS_NOT_RECORDED = (
+        "conditions-not-recorded", _JUDGE,
+        "a trial lacks what its conditions are compared by", _REDO,
+    )
+    SETTINGS_NOT_PROVEN = (
+        "settings-not-proven", _JUDGE, "a trial does not prove its arm's settings", _REDO
+    )
     CLOCK_JUMP = "clock-jump", _JUDGE, "two clocks of the host drifted apart in a boot", (
         "use a stable clock source")
     NO_MARK = "no-mark", _JUDGE, "a guest's boot has no mark", _REDO

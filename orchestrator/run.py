@@ -34,13 +34,8 @@ from orchestrator.errors import (
     BenchError,
     LastStageEnded,
 )
-from orchestrator.evidence.layout import (
-    MANIFEST,
-    RunDir,
-    TrialDir,
-    TrialWriter,
-    write_json,
-)
+from orchestrator.evidence.layout import RunDir, TrialDir, TrialWriter, write_json
+from orchestrator.evidence.manifest import Ended
 from orchestrator.faults import (
     ATTEMPTS,
     Attempt,
@@ -186,7 +181,7 @@ def _known_accel(
     if not _all(scenario, out, enough, only, _is_complete):
         return None
     plan = RunDir.open(out).plan()
-    return plan["accel"], plan["accel_reason"]
+    return plan.accel, plan.accel_reason
 
 
 def _all(
@@ -256,7 +251,10 @@ def _blocks(
 def _is_complete(run: RunDir, planned: PlannedTrial) -> bool:
     """True unless the trial has to be made, or made again because the bench failed it."""
     done = run.trials_path / planned.name
-    return done.exists() and not TrialDir.open(done).manifest["outcome"].get("by_bench")
+    if not done.exists():
+        return False
+    outcome = TrialDir.open(done).manifest.outcome
+    return not (isinstance(outcome, Ended) and outcome.by_bench)
 
 
 def _run_block(bench: Bench, block: Sequence[PlannedTrial], stop: _BenchWatch) -> bool:
@@ -406,7 +404,7 @@ def _next_turn(run: RunDir, planned: PlannedTrial, only: ArmName | None) -> ArmN
 def _attempts_of(run: RunDir) -> list[Attempt]:
     """Return every attempt at the run's trials, except those at the warm-up."""
     return [
-        attempt for trial in run.trials() if trial.manifest["arm"] != WARM_UP
+        attempt for trial in run.trials() if trial.manifest.arm != WARM_UP
         for attempt in trial.attempts()
     ]  # fmt: skip
 
@@ -423,18 +421,18 @@ def _attempt_beside(bench: Bench, failed: PlannedTrial, arm: ArmName) -> None:
     """Attempt the trial with the other arm, up to the stage at which the trial failed. It is
     recorded only whether this attempt failed, and how; its measurements are not used."""
     trial = TrialDir.open(bench.run.trials_path / failed.name)
+    outcome = trial.manifest.outcome
+    assert isinstance(outcome, Ended)  # else there is nothing to repeat
     beside = replace(failed, arm=arm)
     folder = bench.run.trials_path / f".{failed.name}.beside"
     shutil.rmtree(folder, ignore_errors=True)
     try:
-        run_trial(bench, beside, final=folder, through=trial.manifest["outcome"]["stage"])
+        run_trial(bench, beside, final=folder, through=outcome.stage)
     except BarometerError as exc:
         bench.progress.note(f"trial {failed.name}, the {arm} beside it: {exc}")
     if not folder.exists():  # it was interrupted
         return
-    found = TrialDir.open(folder).attempts()[-1]
-    repeated = [*trial.manifest.get("repeated", []), attempt_json(found)]
-    write_json(trial.path / MANIFEST, trial.manifest | {"repeated": repeated})
+    trial.add_attempt(TrialDir.open(folder).attempts()[-1])
     shutil.rmtree(folder)
 
 

@@ -91,15 +91,15 @@ def boot_hosts(variant: str, boots: int, out: Path, *, begun_again: bool) -> lis
 def row_of(trial: TrialDir) -> dict[str, Any]:
     """Summarize a host from its trial's evidence."""
     *_, last = trial.attempts()
-    stages = trial.manifest["stages"]
+    stages = trial.manifest.stages
     return {
         "arm": last.arm,
-        "host_seconds": next((s["seconds"] for s in stages if s["name"] == "host-boot"), None),
-        "guest_seconds": [s["seconds"] for s in stages
-                          if s["name"].startswith("guest-") and s["outcome"] == "ok"],
-        "boots": len(trial.manifest["guests"]),
+        "host_seconds": next((s.seconds for s in stages if s.name == "host-boot"), None),
+        "guest_seconds": [s.seconds for s in stages
+                          if s.name.startswith("guest-") and s.outcome == "ok"],
+        "boots": len(trial.manifest.guests),
         "reason": last.reason, "charged": last.charge if last.reason else "",
-        "repeated": trial.manifest.get("repeated", []),
+        "repeated": trial.manifest.to_json().get("repeated", []),
     }  # fmt: skip
 
 

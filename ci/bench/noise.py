@@ -14,14 +14,14 @@ from pathlib import Path
 
 from orchestrator.analysis.trial import read_result
 from orchestrator.evidence.layout import RunDir
-from orchestrator.scenario import METRICS
+from orchestrator.scenario import ARMS, METRICS
 
 
 def main() -> None:
     runs = []
     for folder in map(Path, sys.argv[1:]):
         run = RunDir.open(folder)
-        if len({kernel["digest"] for kernel in run.plan()["kernels"].values()}) != 1:
+        if len({run.plan().kernels[arm].digest for arm in ARMS}) != 1:
             sys.exit(f"{folder} is not a run of one kernel against itself")
         results = [read_result(trial) for trial in run.trials()]
         for name, kind in METRICS.items():

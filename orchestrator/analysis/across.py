@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from orchestrator.analysis.comparison import Comparison, compare, with_control
 from orchestrator.analysis.conditions import conditions, recorded_of_all
@@ -19,6 +18,9 @@ from orchestrator.analysis.stopping import planned_trials
 from orchestrator.analysis.trial import TrialResult
 from orchestrator.analysis.variable import variable
 from orchestrator.errors import EvidenceError
+from orchestrator.evidence.kernel import KernelRecord
+from orchestrator.evidence.model import BothArms
+from orchestrator.evidence.plan import Plan, SettingsRecord
 from orchestrator.reasons import Reason
 from orchestrator.scenario import ARMS, ArmName, Metric, Scenario
 
@@ -30,7 +32,7 @@ class SavedRun:
     name: str
     """The run's folder, as people see it."""
     scenario: Scenario
-    plan: dict[str, Any]
+    plan: Plan
     results: tuple[TrialResult, ...]
     configs: Mapping[ArmName, str | None]
     """Configuration of each arm's kernel; None if it was not recorded."""
@@ -39,28 +41,25 @@ class SavedRun:
     def planned(self) -> int:
         """Number of trials of the complete run, as planned when it was made, maybe by another
         version of barometer."""
-        listed = self.plan.get("trials")
-        if self.scenario.trials.until is None and isinstance(listed, list):
-            return len(listed)
-        return planned_trials(self.scenario, self.results, self.plan["accel"])
+        if self.scenario.trials.until is None:
+            return len(self.plan.trials)
+        return planned_trials(self.scenario, self.results, self.plan.accel)
 
     @property
     def lacks(self) -> int:
         """Number of planned trials that are missing."""
         return max(0, self.planned - len(self.results))
 
-    def settings(self, arm: ArmName) -> dict[str, Any]:
+    def settings(self, arm: ArmName) -> SettingsRecord:
         """Return the arm's settings as they are in plan.json."""
-        found: dict[str, Any] = (self.plan.get("arm_settings") or {}).get(arm) or {}
-        return found
+        settings = self.plan.arm_settings
+        return settings[arm] if settings is not None else SettingsRecord()
 
-    def set_up(self, arm: ArmName) -> tuple[Any, ...]:
+    def set_up(self, arm: ArmName) -> tuple[object, ...]:
         """Return a key that is equal for the same kernel with the same settings."""
         settings = self.settings(arm)
-        return (
-            self.plan["kernels"][arm]["digest"],
-            *(settings.get(kind) or None for kind in ("cmdline", "parameters", "sysfs")),
-        )
+        digest = self.plan.kernels[arm].digest
+        return digest, settings.cmdline, settings.parameters, settings.sysfs
 
     def of_arm(self, arm: ArmName, role: ArmName) -> list[TrialResult]:
         """Return the trials of an arm as trials of the arm `role`, for a comparison with another
@@ -72,13 +71,15 @@ class SavedRun:
         ]
 
 
-def plan_across(first: SavedRun, second: SavedRun, arm: ArmName) -> dict[str, Any]:
-    """Return the plan.json of a run that would have the arm of both runs as its two arms."""
-    sides = tuple(zip(ARMS, (first, second), strict=True))
-    return first.plan | {
-        "kernels": {role: run.plan["kernels"][arm] for role, run in sides},
-        "arm_settings": {role: run.settings(arm) for role, run in sides},
-    }
+def plan_across(first: SavedRun, second: SavedRun, arm: ArmName) -> Plan:
+    """Return the plan of a run that would have the arm of both runs as its two arms."""
+    kernels = BothArms[KernelRecord](
+        baseline=first.plan.kernels[arm], candidate=second.plan.kernels[arm]
+    )
+    settings = BothArms[SettingsRecord](
+        baseline=first.settings(arm), candidate=second.settings(arm)
+    )
+    return first.plan.model_copy(update={"kernels": kernels, "arm_settings": settings})
 
 
 def compare_runs(
@@ -90,7 +91,7 @@ def compare_runs(
 
     Raises EvidenceError if the numbers of the two runs are not of one kind.
     """
-    accels = (first.plan["accel"], second.plan["accel"])
+    accels = (first.plan.accel, second.plan.accel)
     if accels[0] != accels[1]:
         raise EvidenceError(
             f"{first.name} ran with accel {accels[0]}, {second.name} with {accels[1]}: their"
@@ -103,7 +104,7 @@ def compare_runs(
             f" {second.scenario.workload}",
             reason=Reason.NOT_COMPARABLE,
         )
-    expect: dict[Metric, Any] = dict.fromkeys(first.scenario.expect, "not-regressed")
+    expect: dict[Metric, object] = dict.fromkeys(first.scenario.expect, "not-regressed")
     scenario = first.scenario.model_copy(update={"expect": expect})
     before, after = first.of_arm(arm, "baseline"), second.of_arm(arm, "candidate")
     sides: dict[str, list[dict[str, str]]] = {
@@ -116,9 +117,7 @@ def compare_runs(
         [*scenario.judgement.allow, *allow],
     )
     plan = plan_across(first, second, arm)
-    kernels = {
-        role: {key: plan["kernels"][role][key] for key in ("release", "source")} for role in ARMS
-    }
+    kernels = plan.named_kernels()
     results = [*before, *after]
     planned = len(results) + first.lacks + second.lacks
     comparison = replace(

@@ -4,15 +4,13 @@ Pure."""
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Literal
 
 from orchestrator.analysis.effect import FEW_FLOOR, Resolution
 from orchestrator.analysis.summary import summary
-from orchestrator.errors import EvidenceError
-from orchestrator.reasons import Reason
+from orchestrator.evidence.bisection import StepRecord
 
 Outcome = Literal["good", "bad", "skip"]
 Role = Literal["good", "bad", "step"]
@@ -143,7 +141,7 @@ class Ends:
         return ""
 
 
-def step_json(step: Step) -> dict[str, Any]:
+def step_json(step: Step) -> dict[str, object]:
     """Return a step as bisect.json has it."""
     found = step.found
     measured = asdict(found) | {"value": found.value} if isinstance(found, Measured) else None
@@ -154,26 +152,16 @@ def step_json(step: Step) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def step_of(value: Mapping[str, Any]) -> Step:
-    """Parse what `step_json` made. Raises EvidenceError for anything else."""
-    try:
-        measured = value["measured"]
-        found = (
-            Skipped(**value["skipped"])
-            if measured is None
-            else Measured(
-                str(measured["unit"]), tuple(map(float, measured["values"])),
-                str(measured["release"]), str(measured["digest"]),
-            )
-        )  # fmt: skip
-        if isinstance(found, Measured) and not found.values:
-            raise ValueError("it was measured, and has no values")
-        return Step(
-            Commit(**value["commit"]), value["role"], value["outcome"], found,
-            float(value["seconds"]), str(value["folder"]),
-        )  # fmt: skip
-    except (KeyError, TypeError, ValueError, AttributeError) as exc:
-        raise EvidenceError(
-            f"a step of a bisection is not what barometer writes: {type(exc).__name__}: {exc}",
-            reason=Reason.BAD_EVIDENCE,
-        ) from exc
+def step_of(record: StepRecord) -> Step:
+    """Return what `step_json` recorded."""
+    commit, measured, skipped = record.commit, record.measured, record.skipped
+    found: Measured | Skipped
+    if measured is not None:
+        found = Measured(measured.unit, measured.values, measured.release, measured.digest)
+    else:
+        assert skipped is not None  # the record has one of the two
+        found = Skipped(skipped.reason, skipped.message, skipped.by_bench)
+    return Step(
+        Commit(commit.sha, commit.author, commit.date, commit.subject), record.role,
+        record.outcome, found, record.seconds, record.folder,
+    )  # fmt: skip

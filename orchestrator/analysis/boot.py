@@ -37,6 +37,8 @@ _DRIFT_SECONDS, _DRIFT_SHARE = 0.05, 0.001
 """A larger drift (seconds, plus a share of the boot) between two clocks of one host, from a boot's
 beginning to its end, is a jump. The agent's lines reach the trace within milliseconds, on a busy
 emulated host within tens of milliseconds."""
+_FEWEST_READINGS = 4
+"""Readings of both clocks in a boot that show a drift between them."""
 _STEP_SECONDS = 1.0
 """Smallest jump of the host's wall clock that is reported. A smaller difference may come from
 QEMU, which can be delayed between reading the clock and writing the event."""
@@ -58,9 +60,9 @@ def traced_boot(trial: TrialDir, index: int) -> Traced:
     tracer_complete(trial, label, clock=trace_clock(trial))
     boot = boot_of(trial, index)
     account = account_of(
-        boot, manifest["bar"], mmap=manifest.get("device_mmap", True),
-        viommu=manifest.get("guest_viommu", "none") != "none",
-        iommufd=manifest.get("guest_backend", "type1") == "iommufd",
+        boot, manifest.bar, mmap=manifest.device_mmap is not False,
+        viommu=manifest.guest_viommu not in (None, "none"),
+        iommufd=manifest.guest_backend == "iommufd",
         qemu_log=need(trial, f"{label}/qemu.log"),
     )  # fmt: skip
     return Traced(timeline_of(trial, index, boot, account.notes), boot, account)
@@ -70,11 +72,11 @@ def timelines_of(trial: TrialDir) -> list[Timeline]:
     """Return the timelines of a trial's traced guest boots. The timeline of a boot that makes the
     trial invalid has the reason in `invalid`. Raises EvidenceError if there is no traced boot, or
     if a trace cannot be read, has no boot mark or has clocks that drift apart."""
-    traced = [g["index"] for g in trial.manifest["guests"] if g["pass"] == "timing"]
+    traced = [g.index for g in trial.manifest.guests if g.in_pass == "timing"]
     if not traced:
         raise EvidenceError(
             f"{trial.path} has no traced guest boot; its passes:"
-            f" {', '.join(trial.manifest.get('passes', [])) or 'none'}",
+            f" {', '.join(trial.manifest.passes) or 'none'}",
             hint='a timeline is made of the pass "timing" of the workload guest-boot',
             reason=Reason.NO_TIMELINE,
         )
@@ -88,6 +90,7 @@ def _shown(trial: TrialDir, index: int) -> Timeline:
         if exc.reason in (
             Reason.NO_MARK,
             Reason.CLOCK_JUMP,
+            Reason.CLOCK_NOT_CHECKED,
             Reason.BAD_TRACE,
             Reason.UNPAIRED_TRACE,
         ):
@@ -137,10 +140,10 @@ def timeline_of(
     )  # fmt: skip
     phases = phases_of(times)
     where = _Phases(phases)
-    accel, bar = trial.manifest["accel"], trial.manifest["bar"]
+    accel, bar = trial.manifest.accel, trial.manifest.bar
     return Timeline(
-        trial=trial.manifest["trial"], guest=f"guest-{index}",
-        release=trial.manifest["kernel"]["release"],
+        trial=trial.manifest.trial, guest=f"guest-{index}",
+        release=trial.manifest.kernel.release,
         unit="Ginsn" if accel == "exact" else "emulated s" if is_emulated(accel) else "s",
         boot_seconds=round(mark - zero, 9),
         ssh_seconds=_since(boot.marks.get("ssh"), zero),
@@ -201,10 +204,15 @@ def check_clock(boot: BootTrace) -> None:
     agent writes its reading of CLOCK_MONOTONIC into the trace, which stamps it with the trace
     clock.
 
-    Raises EvidenceError if they drifted apart: one clock jumped or has another rate.
+    Raises EvidenceError if they drifted apart: one clock jumped or has another rate; also if there
+    are too few readings to tell.
     """
-    if len(boot.agent_clock) < 4:
-        return
+    if len(boot.agent_clock) < _FEWEST_READINGS:
+        raise EvidenceError(
+            f"the trace has {len(boot.agent_clock)} lines of the watch agent:"
+            f" {_FEWEST_READINGS} are needed to compare its clock with CLOCK_MONOTONIC",
+            reason=Reason.CLOCK_NOT_CHECKED,
+        )
     lags = [trace - monotonic for trace, monotonic in boot.agent_clock]
     # A line may be late, because the host is busy, but never early. So the smallest lag is the
     # offset between the clocks. If one clock jumped, the smallest lag before the jump differs from
@@ -340,8 +348,8 @@ def _notes(trial: TrialDir, boot: BootTrace) -> list[Note]:
             Note("clock-step", f"the host's wall clock was stepped by"
                  f" {max(walls) - min(walls):.1f} s in the boot; nothing here is measured by it")
         )  # fmt: skip
-    facts = trial.json("host/facts.json") or {}
-    source = (facts.get("settings") or {}).get("clocksource")
+    facts = trial.host_facts()
+    source = facts.settings.get("clocksource") if facts is not None else None
     if source and source not in ("tsc", "kvm-clock", "arch_sys_counter"):
         notes.append(
             Note("clock-source", f"the host's clock source is {source}: each reading of the clock"

@@ -17,10 +17,13 @@ from orchestrator.analysis.qemu import (
 )
 from orchestrator.analysis.trace import Event, Operation, Pairing, parse_trace
 from orchestrator.errors import EvidenceError
+from orchestrator.evidence.watch import parse_start, parse_threads
 from orchestrator.reasons import Reason
 
 # `barometer C 169229582420 "text"`: a line of the watch agent
 _AGENT = re.compile(r"barometer ([A-Z]) (\d+) ?(.*)", re.DOTALL)
+# `169229582420 ...`, after `barometer P 169229582420 `: nanoseconds of CPU that QEMU has used
+_CPU_USE = re.compile(r"\s*(\d{1,20})(?:\s|$)", re.ASCII)
 _MARKER = "tracing_mark_write"
 _MSR = re.compile(r"msr_write ([0-9a-f]+) = 0x([0-9a-f]+)")
 
@@ -112,16 +115,15 @@ def _take_marker(boot: BootTrace, event: Event) -> None:
     elif (match := _AGENT.match(event.text)) is not None:
         kind, at, rest = match.groups()
         boot.agent_clock.append((event.time, int(at) / 1e9))
-        try:
-            _take_agent(boot, event.time, kind, rest)
-        except (ValueError, KeyError, TypeError, IndexError) as exc:
+        if not _take_agent(boot, event.time, kind, rest):
             raise EvidenceError(
                 f"a line of the watch agent does not have its form: {event.text[:120]!r}",
                 reason=Reason.BAD_TRACE,
-            ) from exc
+            )
 
 
-def _take_agent(boot: BootTrace, time: float, kind: str, rest: str) -> None:
+def _take_agent(boot: BootTrace, time: float, kind: str, rest: str) -> bool:
+    """Take one line of the watch agent. Returns False for a line that does not have its form."""
     if kind == "C":
         boot.console.append((time, _words(rest)))
     elif kind == "E":
@@ -130,11 +132,18 @@ def _take_agent(boot: BootTrace, time: float, kind: str, rest: str) -> None:
             boot.mark_line = len(boot.console) - 1
         boot.marks.setdefault(what, time)
         if what == "started":
-            boot.pid = int(json.loads(detail)["pid"])
+            if (start := parse_start(detail)) is None:
+                return False
+            boot.pid = start.pid
         elif what == "threads":
-            boot.threads = {int(thread) for thread in json.loads(detail)}
+            if (threads := parse_threads(detail)) is None:
+                return False
+            boot.threads = threads
     elif kind == "P":
-        boot.cpu_use.append((time, int(rest.split(maxsplit=1)[0]) / 1e9))
+        if (used := _CPU_USE.match(rest)) is None:
+            return False
+        boot.cpu_use.append((time, int(used[1]) / 1e9))
+    return True
 
 
 def _words(quoted: str) -> str:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Iterable
-from collections.abc import Mapping as MappingType
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import median_low
-from typing import Any
 
 from orchestrator.analysis.maps import MapPass
 from orchestrator.analysis.theory import pages
+from orchestrator.analysis.tracer import need
 from orchestrator.errors import EvidenceError
 from orchestrator.evidence.layout import TrialDir
+from orchestrator.evidence.maps import LogRecord
 from orchestrator.reasons import Reason
+
+_COUNT = re.compile(r"\d{1,18}", re.ASCII)
 
 Stacks = dict[tuple[str, ...], float]
 WALK = "iommu_iova_to_phys"
@@ -55,21 +58,20 @@ def breakdowns(trial: TrialDir) -> list[Breakdown]:
     Raises EvidenceError if a log is missing, or does not have as many instructions as profile.json
     says.
     """
-    profile: Any = trial.json("host/profile.json")
+    profile = trial.instruction_logs()
     if profile is None:
         return []
-    logged = profile["logged"]
     found = []
     for operation in ("map", "unmap"):
-        logs = [entry for entry in logged if entry["operation"] == operation]
-        whole = [entry for entry in logs if entry["bytes"] == profile["bar"]]
-        if whole and not whole[0]["window"]:
+        logs = [entry for entry in profile.logged if entry.operation == operation]
+        whole = [entry for entry in logs if entry.size == profile.bar]
+        if whole and not whole[0].window:
             found += [
-                Breakdown(operation, e["state"], _stacks(trial, e), logged=True) for e in whole
+                Breakdown(operation, log.state, _stacks(trial, log), logged=True) for log in whole
             ]
         elif logs:
-            stacks = _extrapolated(trial, logs, profile["bar"])
-            found.append(Breakdown(operation, logs[0]["state"], stacks, logged=False))
+            stacks = _extrapolated(trial, logs, profile.bar)
+            found.append(Breakdown(operation, logs[0].state, stacks, logged=False))
     return found
 
 
@@ -79,18 +81,20 @@ def _interrupted(stack: tuple[str, ...]) -> bool:
     return any(name.startswith(("asm_sysvec_", "asm_common_interrupt")) for name in stack)
 
 
-def _stacks(trial: TrialDir, entry: MappingType[str, Any]) -> Stacks:
-    text = trial.text(f"host/{entry['file']}")
-    if text is None:
-        raise EvidenceError(f"host/{entry['file']} is missing", reason=Reason.MISSING_EVIDENCE)
+def _stacks(trial: TrialDir, log: LogRecord) -> Stacks:
     stacks: Stacks = {}
-    for line in text.splitlines():
+    for number, line in enumerate(need(trial, f"host/{log.file}").splitlines(), 1):
         names, _, count = line.rpartition(" ")
+        if not _COUNT.fullmatch(count):
+            raise EvidenceError(
+                f"host/{log.file}, line {number}, is no stack with its count: {line[:120]!r}",
+                reason=Reason.BAD_EVIDENCE,
+            )
         stacks[tuple(names.split(";"))] = int(count)
-    if sum(stacks.values()) != entry["instructions"]:
+    if sum(stacks.values()) != log.instructions:
         raise EvidenceError(
-            f"host/{entry['file']} has {sum(stacks.values())} instructions,"
-            f" profile.json says {entry['instructions']}",
+            f"host/{log.file} has {sum(stacks.values())} instructions,"
+            f" profile.json says {log.instructions}",
             reason=Reason.BAD_EVIDENCE,
         )
     return stacks
@@ -121,22 +125,29 @@ def check_sums(found: Iterable[Breakdown], plain: MapPass) -> None:
             )
 
 
-def _extrapolated(trial: TrialDir, logs: list[dict[str, Any]], bar: int) -> Stacks:
+def _extrapolated(trial: TrialDir, logs: Sequence[LogRecord], bar: int) -> Stacks:
     """Extrapolate each stack to the whole BAR from the logs of a small and a large map, linearly
     in pages: small + (pages of the BAR - pages of small) * (large - small) / pages between them.
 
     Interrupts that fell into a log are no cost of a page and are left out. A small map has smaller
     leaves in the IOMMU's tables than the whole BAR. So the cost of iommu_iova_to_phys is taken
     from the window, the logged beginning of the unmap of a large map: the cost of one call there,
-    times the pages of the BAR.
+    times the pages of the BAR. Raises EvidenceError if one of these logs is missing.
     """
-    small, large = (e for e in logs if not e["window"])
-    window = next((e for e in logs if e["window"]), None)
-    if small["calls"].get(WALK) != pages(small["bytes"]):
+    of_whole_ioctls = [log for log in logs if not log.window]
+    if len(of_whole_ioctls) != 2 or of_whole_ioctls[0].size >= of_whole_ioctls[1].size:
+        raise EvidenceError(
+            f"host/profile.json: of the {logs[0].operation}, the logs of a small and a larger one"
+            f" are needed; there are logs of {[log.size for log in of_whole_ioctls]} bytes",
+            reason=Reason.BAD_EVIDENCE,
+        )
+    small, large = of_whole_ioctls
+    window = next((log for log in logs if log.window), None)
+    if small.calls.get(WALK) != pages(small.size):
         window = None  # this IOMMU is not walked for each page
     first, second = _stacks(trial, small), _stacks(trial, large)
-    between = pages(large["bytes"]) - pages(small["bytes"])
-    more = pages(bar) - pages(small["bytes"])
+    between = pages(large.size) - pages(small.size)
+    more = pages(bar) - pages(small.size)
     result: Stacks = {}
     for stack in {*first, *second}:
         if (window is not None and WALK in stack) or _interrupted(stack):
@@ -145,7 +156,11 @@ def _extrapolated(trial: TrialDir, logs: list[dict[str, Any]], bar: int) -> Stac
         # A stack that only the small log has by chance would get a negative cost for each page.
         result[stack] = first.get(stack, 0) + more * max(each, 0.0)
     if window is not None:
-        calls = window["calls"][WALK]
+        calls = window.calls.get(WALK, 0)
+        if not calls:
+            raise EvidenceError(
+                f"host/{window.file} has no call of {WALK}", reason=Reason.MISSING_EVIDENCE
+            )
         for stack, count in _stacks(trial, window).items():
             if WALK in stack and not _interrupted(stack):
                 result[stack] = count / calls * pages(bar)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from statistics import median
-from typing import Any, Literal
+from typing import Literal
 
 from orchestrator.analysis.conditions import Conditions, conditions_json
 from orchestrator.analysis.cost import cost_json
@@ -508,9 +508,9 @@ def _within(metric: MetricComparison, bound: Bound) -> Outcome:
     return "not known" if bound.holds(low) or bound.holds(high) else "not met"
 
 
-def to_json(comparison: Comparison) -> dict[str, Any]:
+def to_json(comparison: Comparison) -> dict[str, object]:
     """Return comparison.json."""
-    arms: dict[str, Any] = {}
+    arms: dict[str, object] = {}
     for arm in ARMS:
         arms[arm] = {
             "kernel": comparison.kernels[arm],
@@ -546,7 +546,7 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _attempts_json(comparison: Comparison) -> dict[str, Any]:
+def _attempts_json(comparison: Comparison) -> dict[str, object]:
     """Return the attempts of a run, if one of them failed. `charged`: how many of the `failed`
     ones are charged to the arm; `of`: attempts that the bench did not fail; `bench`: attempts that
     the bench failed in a way that a kernel may have caused."""
@@ -562,7 +562,7 @@ def _attempts_json(comparison: Comparison) -> dict[str, Any]:
     return {"reason": UNDECIDED if comparison.has_undecided else "", "attempts": of_arms}
 
 
-def _effect_json(effect: Effect) -> dict[str, Any]:
+def _effect_json(effect: Effect) -> dict[str, object]:
     found = effect.estimate
     return {
         "ratio": found.ratio, "ci95": found.interval and list(found.interval), "p": found.p,
@@ -571,7 +571,7 @@ def _effect_json(effect: Effect) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _shown(comparison: Comparison, arm: ArmName) -> dict[str, Any]:
+def _shown(comparison: Comparison, arm: ArmName) -> dict[str, object]:
     """Return what an arm shows besides metrics, as in comparison.json."""
     shown, boots = findings_of(comparison, arm), boots_of(comparison)[arm]
     if shown == Findings() and not boots:

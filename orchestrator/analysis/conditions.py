@@ -22,7 +22,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from orchestrator.abi import MACHINE_TAINTS, TAINTS, chosen
 from orchestrator.analysis.consequences import (
@@ -31,6 +30,8 @@ from orchestrator.analysis.consequences import (
     follows_from_words,
 )
 from orchestrator.analysis.kconfig import ConfigChange, config_diff
+from orchestrator.evidence.facts import GuestFacts, HostFacts, MachineFacts
+from orchestrator.evidence.manifest import Manifest, ProvenSettings
 from orchestrator.scenario import format_size
 
 ABSENT = "absent"
@@ -61,144 +62,159 @@ the same kernel."""
 
 
 def conditions_of(
-    manifest: Mapping[str, Any], facts: Mapping[str, Any], guest: Mapping[str, Any]
+    manifest: Manifest, host: HostFacts | None, guest: GuestFacts | None
 ) -> dict[str, str]:
-    """Return the conditions of one trial, from its manifest and the facts.json of its host and of
-    its guest (empty if there is none). Raises KeyError, TypeError, AttributeError or ValueError
-    for documents that do not have their form."""
-    found: dict[str, Any] = {
-        name: manifest.get(name) for name in ("accel", "barometer", "workload")
-    }
-    found |= _kernel(manifest, facts) | _arm(manifest)
-    found |= _machine("host", facts) | _host(manifest, facts)
-    found |= _guest(manifest, guest)
-    found |= {
-        f"device.{name}": manifest.get(f"device_{name}") for name in ("kind", "count", "mmap")
-    }
-    found |= {f"map.{name}": manifest.get(f"map_{name}") for name in ("backend", "thp")}
-    found["device.bar"] = _size(manifest.get("bar"))
-    runner = manifest.get("runner") or {}
-    found |= _machine("runner", runner) | _versions("runner", manifest.get("runner_versions"))
-    found["runner.system"] = runner.get("system")
-    found["runner.mitigations"] = _mitigations(runner)
+    """Return the conditions of one trial. A trial that ended early may have no facts of its host
+    or its guest."""
+    found: dict[str, object] = {
+        "accel": manifest.accel, "barometer": manifest.barometer, "workload": manifest.workload,
+        **_kernel(manifest, host),
+        **_arm(manifest.arm_settings),
+        **_host(manifest, host),
+        **_guest(manifest, guest),
+        "device.kind": manifest.device_kind,
+        "device.count": manifest.device_count,
+        "device.mmap": manifest.device_mmap,
+        "device.bar": format_size(manifest.bar),
+        "map.backend": manifest.map_backend,
+        "map.thp": manifest.map_thp,
+        **_versions("runner", manifest.runner_versions),
+    }  # fmt: skip
+    if (runner := manifest.runner) is not None:
+        found |= _machine("runner", runner)
+        found |= {"runner.system": runner.system, "runner.mitigations": _mitigations(runner)}
     return {name: str(value) for name, value in sorted(found.items()) if value is not None}
 
 
-def _kernel(manifest: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
+def _kernel(manifest: Manifest, host: HostFacts | None) -> dict[str, object]:
     """Return all that the choice of the host's kernel decides. It decides the mitigations, too:
     they cannot be set while it runs, and what else they depend on (command line, processor,
     microcode) is compared by itself."""
-    settings, planned = facts.get("settings") or {}, manifest["kernel"]
-    by_kernel, _ = _taints(settings)
-    found = {name: planned.get(name) for name in ("release", "source", "digest")} | {
-        "version": facts.get("version"),
-        "vfio_iommu_type1": _known(settings, "vfio_iommu_type1_srcversion"),
-        "mitigations": _mitigations(facts),
-        "taint": by_kernel,
-    }
+    planned = manifest.kernel
+    found: dict[str, object] = {
+        "release": planned.release, "source": planned.source, "digest": planned.digest,
+    }  # fmt: skip
+    if host is not None:
+        found |= {
+            "version": host.version,
+            "vfio_iommu_type1": _known(host.settings, "vfio_iommu_type1_srcversion"),
+            "mitigations": _mitigations(host),
+            "taint": _taints(host.settings)[0],
+        }
     return {f"host.kernel.{name}": value for name, value in found.items()}
 
 
-def _arm(manifest: Mapping[str, Any]) -> dict[str, Any]:
+def _arm(settings: ProvenSettings | None) -> dict[str, object]:
     """Return the arm's settings as read back, including those that only the other arm sets. The
     value of a parameter that cannot be read is the one that was requested."""
-    settings = manifest.get("arm_settings") or {}
-    found = {ARM_CMDLINE: (settings.get("cmdline") or {}).get("found") or None}
-    for room, kind in ((ARM_PARAMETERS, "parameters"), (ARM_SYSFS, "sysfs")):
-        for name, value in (settings.get(kind) or {}).items():
-            seen = value["asked"] if value["found"] is None else value["found"]
-            found[f"{room}{name}"] = seen
+    if settings is None:
+        return {}
+    found: dict[str, object] = {ARM_CMDLINE: settings.cmdline.found or None}
+    for room, proven in ((ARM_PARAMETERS, settings.parameters), (ARM_SYSFS, settings.sysfs)):
+        for name, value in proven.items():
+            found[f"{room}{name}"] = value.asked if value.found is None else value.found
     return found
 
 
-def _arm_words(manifest: Mapping[str, Any]) -> list[str]:
+def _arm_words(settings: ProvenSettings | None) -> list[str]:
     """Return the words of the host's command line that its arm adds."""
-    settings = manifest.get("arm_settings") or {}
-    parameters = (settings.get("parameters") or {}).items()
-    words = str((settings.get("cmdline") or {}).get("asked") or "").split()
-    return words + [f"{n}={v['asked']}" for n, v in parameters if v["asked"] is not None]
+    if settings is None:
+        return []
+    words = (settings.cmdline.asked or "").split()
+    parameters = settings.parameters.items()
+    return words + [f"{name}={v.asked}" for name, v in parameters if v.asked is not None]
 
 
-def _host(manifest: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
-    settings = facts.get("settings") or {}
-    devices = facts.get("devices") or [facts.get("device") or {}]
-    parameters = facts.get("parameters") or {
-        "vfio_iommu_type1.disable_hugepages": settings.get("vfio_disable_hugepages")
+def _host(manifest: Manifest, facts: HostFacts | None) -> dict[str, object]:
+    found: dict[str, object] = {
+        "memory": _size(manifest.host_memory),
+        "viommu": manifest.host_viommu,
+        "viommu_aw_bits": manifest.host_viommu_aw_bits,
+        **_packages(manifest.host_packages),
     }
-    found = {
-        "cmdline": _cmdline(settings.get("cmdline"), _arm_words(manifest)),
-        "lockdown": _known(settings, "lockdown"),
-        "firmware": _known(settings, "firmware_version"),
-        "taint": _taints(settings)[1],
-        "iommu": " ".join(sorted(facts["iommus"])) or ABSENT if "iommus" in facts else None,
-        "iommu_group_type": _all({str(d["group_type"]) for d in devices if d.get("group_type")}),
-        "memory": _size(manifest.get("host_memory")),
-        "viommu": manifest.get("host_viommu"),
-        "viommu_aw_bits": manifest.get("host_viommu_aw_bits"),
-        **{f"parameters.{name}": value for name, value in parameters.items()},
-        **_packages(manifest.get("host_packages")),
-    }
-    return {f"host.{name}": value for name, value in found.items()} | _versions(
-        "host", manifest.get("host_versions")
+    of_machine: dict[str, object] = {}
+    if facts is not None:
+        settings = facts.settings
+        parameters = facts.parameters or {
+            "vfio_iommu_type1.disable_hugepages": settings.get("vfio_disable_hugepages")
+        }
+        devices = facts.devices or (facts.device,)
+        found |= {
+            "cmdline": _cmdline(settings.get("cmdline"), _arm_words(manifest.arm_settings)),
+            "lockdown": _known(settings, "lockdown"),
+            "firmware": _known(settings, "firmware_version"),
+            "taint": _taints(settings)[1],
+            "iommu": " ".join(sorted(facts.iommus)) or ABSENT,
+            "iommu_group_type": _all({d.group_type for d in devices if d.group_type}),
+            **{f"parameters.{name}": value for name, value in parameters.items()},
+        }
+        of_machine = _machine("host", facts)
+    return (
+        of_machine
+        | {f"host.{name}": value for name, value in found.items()}
+        | _versions("host", manifest.host_versions)
     )
 
 
-def _guest(manifest: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
-    wanted = (
-        "accel", "cpus", "phys_bits", "firmware", "boot", "backing", "viommu", "backend",
-    )  # fmt: skip
-    kernel = manifest.get("guest_kernel") or {}
-    found = {name: manifest.get(f"guest_{name}") for name in wanted} | {
-        "kernel.release": kernel.get("release"),
-        "kernel.digest": kernel.get("digest"),
-        "cmdline": _cmdline(facts.get("cmdline")),
-        "memory": _all({format_size(g["memory"]) for g in manifest.get("guests") or ()}),
-        **_packages(manifest.get("guest_packages")),
+def _guest(manifest: Manifest, facts: GuestFacts | None) -> dict[str, object]:
+    kernel = manifest.guest_kernel
+    found: dict[str, object] = {
+        "accel": manifest.guest_accel,
+        "cpus": manifest.guest_cpus,
+        "phys_bits": manifest.guest_phys_bits,
+        "firmware": manifest.guest_firmware,
+        "boot": manifest.guest_boot,
+        "backing": manifest.guest_backing,
+        "viommu": manifest.guest_viommu,
+        "backend": manifest.guest_backend,
+        "kernel.release": kernel and kernel.release,
+        "kernel.digest": kernel and kernel.digest,
+        "cmdline": facts and _cmdline(facts.cmdline),
+        "memory": _all({format_size(guest.memory) for guest in manifest.guests}),
+        **_packages(manifest.guest_packages),
     }
     return {f"guest.{name}": value for name, value in found.items()}
 
 
-def _machine(room: str, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the conditions of any machine, from what guests/agents/facts.py prints."""
-    cpu, settings = facts.get("cpu") or {}, facts.get("settings") or {}
-    found = {
-        "cpu": cpu.get("model name"),
-        "cpu_vendor": cpu.get("vendor_id"),
-        "microcode": cpu.get("microcode"),
-        "address_sizes": cpu.get("address sizes"),
-        "pdpe1gb": cpu.get("pdpe1gb"),
-        "cpus": facts.get("cpus"),
-        "governor": _known(facts, "governor"),
-        "turbo": _turbo(settings),
-        "smt": _known(settings, "smt"),
-        "thp": _known(settings, "transparent_hugepage"),
-        "thp_defrag": _known(settings, "thp_defrag"),
-        "thp_shmem": _known(settings, "thp_shmem"),
-        "clocksource": _known(settings, "clocksource"),
+def _machine(room: str, facts: MachineFacts) -> dict[str, object]:
+    """Return the conditions of any machine."""
+    cpu, looked_at = facts.cpu, facts.looked_at()
+    found: dict[str, object] = {
+        "cpu": cpu.model,
+        "cpu_vendor": cpu.vendor,
+        "microcode": cpu.microcode,
+        "address_sizes": cpu.address_sizes,
+        "pdpe1gb": cpu.pdpe1gb,
+        "cpus": facts.cpus,
+        "governor": _known(looked_at, "governor"),
+        "turbo": _turbo(looked_at),
+        "smt": _known(looked_at, "smt"),
+        "thp": _known(looked_at, "transparent_hugepage"),
+        "thp_defrag": _known(looked_at, "thp_defrag"),
+        "thp_shmem": _known(looked_at, "thp_shmem"),
+        "clocksource": _known(looked_at, "clocksource"),
     }
     return {f"{room}.{name}": value for name, value in found.items()}
 
 
-def _versions(room: str, versions: Mapping[str, Any] | None) -> dict[str, Any]:
+def _versions(room: str, versions: Mapping[str, str] | None) -> dict[str, object]:
     return {f"{room}.{name}": version for name, version in (versions or {}).items()}
 
 
-def _packages(versions: Mapping[str, Any] | None) -> dict[str, Any]:
+def _packages(versions: Mapping[str, str] | None) -> dict[str, object]:
     return {f"packages.{name}": version for name, version in (versions or {}).items()}
 
 
-def _known(facts: Mapping[str, Any], name: str) -> str | None:
+def _known(settings: Mapping[str, str | None], name: str) -> str | None:
     """Return a setting: the chosen word of `always [madvise] never`; `absent` if it was looked for
     and not found; None if nobody looked."""
-    if name not in facts:
+    if name not in settings:
         return None
-    value = facts[name]
-    if value is None:
-        return ABSENT
-    return chosen(str(value))
+    value = settings[name]
+    return ABSENT if value is None else chosen(value)
 
 
-def _turbo(settings: Mapping[str, Any]) -> str | None:
+def _turbo(settings: Mapping[str, str | None]) -> str | None:
     """Return whether the processor may run above its nominal frequency."""
     if settings.get("no_turbo") is not None:
         return "off" if settings["no_turbo"] == "1" else "on"
@@ -207,21 +223,22 @@ def _turbo(settings: Mapping[str, Any]) -> str | None:
     return ABSENT if "boost" in settings else None
 
 
-def _mitigations(facts: Mapping[str, Any]) -> str | None:
+def _mitigations(facts: MachineFacts) -> str | None:
     """Return the names of the processor's vulnerabilities that the kernel mitigates. Its words for
     how it does so change from release to release."""
-    if "vulnerabilities" not in facts:
+    if facts.vulnerabilities is None:
         return None
-    texts = facts["vulnerabilities"].items()
+    texts = facts.vulnerabilities.items()
     return " ".join(n for n, text in texts if text and "Mitigation" in text) or "none"
 
 
-def _taints(settings: Mapping[str, Any]) -> tuple[str | None, str | None]:
+def _taints(settings: Mapping[str, str | None]) -> tuple[str | None, str | None]:
     """Return two sets of taint letters: those that the kernel itself causes (its modules, its
     faults), and those that the machine or its user causes."""
-    if settings.get("tainted") is None:
+    tainted = settings.get("tainted")
+    if tainted is None:
         return None, None
-    flags = int(settings["tainted"])
+    flags = int(tainted)
     letters = {letter for bit, letter in enumerate(TAINTS) if flags >> bit & 1}
     if flags >> len(TAINTS):
         letters.add("?")
@@ -408,7 +425,7 @@ def _packages_counted(common: Mapping[str, str]) -> dict[str, str]:
     return {name: common.get(name, str(count)) for name, count in counts.items()}
 
 
-def conditions_json(found: Conditions) -> dict[str, Any]:
+def conditions_json(found: Conditions) -> dict[str, object]:
     """Return `conditions` of comparison.json. `config` is null if one is not recorded."""
     return {
         "common": found.common,

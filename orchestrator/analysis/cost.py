@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import asdict, dataclass
 from statistics import median, median_low
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from orchestrator.analysis.timeline import IOVA, RAM, Step, Timeline
 from orchestrator.scenario import ARMS, ArmName, format_size
@@ -140,7 +140,7 @@ def cost_table(timelines: Boots) -> CostTable:
     )
 
 
-def cost_json(timelines: Boots) -> list[dict[str, Any]]:
+def cost_json(timelines: Boots) -> list[dict[str, object]]:
     """Return every operation, for comparison.json: first those before the boot mark, then those
     after it, whose `share` is null. In both parts the largest total is first. Times are in the
     timelines' unit."""

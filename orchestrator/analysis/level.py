@@ -11,11 +11,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping as MappingType
 from dataclasses import dataclass
-from typing import Any
 
 from orchestrator.abi import LEAVES, PAGE
 from orchestrator.analysis.maps import MapPass, Place
 from orchestrator.analysis.theory import Mapping, best_leaf, pages
+from orchestrator.evidence.facts import Settings
 
 _BEST = "1GiB"
 _QEMU_TABLES = 8 << 20
@@ -55,8 +55,8 @@ NO_HUGE_PFNMAP = LevelReason(
 )
 
 
-def level_of(place: Place, counted: MapPass, facts: MappingType[str, Any]) -> Level:
-    """Return the level of one place. `facts`: facts.json of the host."""
+def level_of(place: Place, counted: MapPass, settings: Settings) -> Level:
+    """Return the level of one place. `settings`: those of the host's facts.json."""
     if place.dma_buf:
         return Level(place.name, None, None, None, ())
     size = place.mapping.size
@@ -66,7 +66,7 @@ def level_of(place: Place, counted: MapPass, facts: MappingType[str, Any]) -> Le
     iommu = _iommu_leaf(place, size)
     reasons = _leaf_reasons(place, counted, leaf, huge_pfnmap=leaves is not None)
     single = place.counts is not None and set(place.counts.pins) == {1}
-    disabled = _setting(facts, "vfio_disable_hugepages") in ("Y", "1")
+    disabled = settings.get("vfio_disable_hugepages") in ("Y", "1")
     if single and disabled and size > PAGE:
         reasons.append(
             LevelReason(
@@ -83,7 +83,7 @@ def level_of(place: Place, counted: MapPass, facts: MappingType[str, Any]) -> Le
             )
         )
     if iommu == "4KiB" and not (single and disabled):
-        reasons.append(_iommu_reason(facts))
+        reasons.append(_iommu_reason(settings))
     return Level(place.name, leaf, stride, iommu, tuple(reasons))
 
 
@@ -117,7 +117,7 @@ def _leaf_reasons(
         return [NO_HUGE_PFNMAP]
     reasons = alignment_reasons(place.mapping)
     allowed = _most(place.mapping.leaves()) or leaf
-    if LEAVES[leaf] < LEAVES[allowed]:
+    if LEAVES.get(leaf, 0) < LEAVES[allowed]:  # a leaf of another order has no name
         reasons.append(_thp_reason(place, counted, leaf))
     return reasons
 
@@ -146,7 +146,7 @@ def guest_level(
     page_table_bytes: int | None,
     guest_memory: int,
     qemu: str,
-    facts: MappingType[str, Any],
+    settings: Settings,
 ) -> Level:
     """Return the best level at which the guest's QEMU can map the BAR, given where QEMU mapped it.
     The leaf is 4KiB if QEMU's page tables (VmPTE at the boot mark) are as large as 4 KiB leaves of
@@ -164,7 +164,7 @@ def guest_level(
     if leaf != "4KiB" and (page_table_bytes or 0) >= by_pages > others:
         leaf = "4KiB"
         reasons.append(
-            policy_reason(_setting(facts, "transparent_hugepage"), advised=False)
+            policy_reason(settings.get("transparent_hugepage") or "", advised=False)
             or LevelReason("unexplained", "QEMU's page tables are those of 4 KiB leaves")
         )
     return Level(place, leaf, None, None, tuple(reasons))
@@ -198,18 +198,15 @@ def policy_reason(enabled: str, *, advised: bool) -> LevelReason | None:
     return None
 
 
-def _iommu_reason(facts: MappingType[str, Any]) -> LevelReason:
-    options = re.findall(r"\b(?:intel_iommu|amd_iommu)=(\S+)", _setting(facts, "cmdline"))
+def _iommu_reason(settings: Settings) -> LevelReason:
+    cmdline = settings.get("cmdline") or ""
+    options = re.findall(r"\b(?:intel_iommu|amd_iommu)=(\S+)", cmdline)
     off = [word for option in options for word in option.split(",")
            if word in ("sp_off", "nohugepages")]  # fmt: skip
     why = f"the kernel's command line has {off[0]}" if off else "its capabilities or its driver"
     return LevelReason(
         "iommu-no-superpages", f"the IOMMU's page tables have leaves of 4 KiB: {why}"
     )
-
-
-def _setting(facts: MappingType[str, Any], name: str) -> str:
-    return str((facts.get("settings") or {}).get(name) or "")
 
 
 def _size(size: int) -> str:

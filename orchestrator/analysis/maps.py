@@ -6,16 +6,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping as MappingType
 from dataclasses import dataclass
-from typing import Any
 
 from orchestrator.abi import ORDERS, PAGE, VM_FAULT_NOPAGE
 from orchestrator.analysis.hist import parse_hist
 from orchestrator.analysis.theory import Mapping, iommu_blocks, pages
 from orchestrator.errors import EvidenceError
+from orchestrator.evidence.maps import PassRecord
 from orchestrator.reasons import Reason
 from orchestrator.scenario import is_headline
 
 WARM_UP = "warm-up"
+EVENTS = ("lookup", "pin", "fault", "iova_walk")
+"""Probes of the counts pass. Each has a histogram."""
 IOVA = 1 << 36
 """Address at which the map agent maps."""
 _LEAF_OF_ORDER = {order: name for name, order in ORDERS.items()}
@@ -137,44 +139,46 @@ class MapPass:
         )  # fmt: skip
 
 
-def read_pass(answer: MappingType[str, Any]) -> MapPass:
-    """Parse one pass of map.json. Raises EvidenceError for incomplete histograms, and KeyError,
-    TypeError or ValueError for an answer that does not have the agent's form."""
+def read_pass(answer: PassRecord) -> MapPass:
+    """Read one pass of map.json. Raises EvidenceError for incomplete histograms."""
     before = NOTHING
     places = []
-    for point in answer["points"]:
+    for point in answer.points:
         samples = []
-        for raw in point["samples"]:
+        for raw in point.samples:
             counts = None
-            if raw.get("snapshots"):
-                total = _counts(raw["snapshots"])
+            if raw.snapshots:
+                total = _counts(raw.snapshots)
                 counts, before = total - before, total
-            if min(raw["map_ns"], raw["unmap_ns"]) <= 0:
-                raise ValueError(f"a map of {raw['map_ns']} ns, an unmap of {raw['unmap_ns']} ns")
             samples.append(
                 Sample(
-                    raw["state"], raw["map_ns"] / 1e9, raw["unmap_ns"] / 1e9,
-                    raw["unmapped_bytes"], raw["minor_faults"], raw["page_table_bytes"],
-                    raw["iommu_table_pages"], counts,
+                    raw.state, raw.map_ns / 1e9, raw.unmap_ns / 1e9, raw.unmapped_bytes,
+                    raw.minor_faults, raw.page_table_bytes, raw.iommu_table_pages, counts,
                 )
             )  # fmt: skip
-        mapping = Mapping(point["address"], answer["bar_address"], point["bytes"])
+        mapping = Mapping(point.address, answer.bar_address, point.size)
         places.append(
-            Place(point["name"], mapping, tuple(point["vm_flags"]),
-                  bool(point.get("dma_buf")), tuple(samples), point.get("upper_tables", 0))
+            Place(point.name, mapping, point.vm_flags, point.dma_buf, tuple(samples),
+                  point.upper_tables)
         )  # fmt: skip
     return MapPass(
-        answer["backend"], answer["bar_bytes"], answer["thp"]["enabled"],
-        answer["thp"]["process_disabled"] == 1,  # -1: not known
-        tuple(ns / 1e9 for ns in answer["instrument"]["clock_ns"]),
-        tuple(ns / 1e9 for ns in answer["instrument"]["empty_ioctl_ns"]),
+        answer.backend, answer.bar_bytes, answer.thp.enabled,
+        answer.thp.process_disabled == 1,  # -1: not known
+        tuple(ns / 1e9 for ns in answer.instrument.clock_ns),
+        tuple(ns / 1e9 for ns in answer.instrument.empty_ioctl_ns),
         tuple(p for p in places if p.name != WARM_UP),
     )  # fmt: skip
 
 
 def _counts(snapshots: MappingType[str, str]) -> Counts:
-    tables = {name: parse_hist(text, ("ret",) * (name == "fault")) for name, text in
-              snapshots.items()}  # fmt: skip
+    if lacking := [event for event in EVENTS if event not in snapshots]:
+        raise EvidenceError(
+            f"map.json: a sample has no histogram of {', '.join(lacking)}",
+            reason=Reason.MISSING_EVIDENCE,
+        )
+    tables = {
+        event: parse_hist(snapshots[event], ("ret",) * (event == "fault")) for event in EVENTS
+    }
     if lost := {name: table.dropped for name, table in tables.items() if table.dropped}:
         raise EvidenceError(f"histograms dropped hits: {lost}", reason=Reason.LOST_EVENTS)
     return Counts(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 
+from orchestrator.evidence.watch import parse_start
+
 
 @dataclass(frozen=True)
 class Boot:
@@ -46,10 +48,8 @@ def parse_marks(text: str) -> Boot:
         if kind == "E":
             name, _, detail = rest.partition(" ")
             if name == "started":
-                try:
-                    times.setdefault("started", int(json.loads(detail)["start_ns"]) / 1e9)
-                except (ValueError, KeyError, TypeError):
-                    continue
+                if (start := parse_start(detail)) is not None:
+                    times.setdefault("started", start.start_ns / 1e9)
             elif name == "tables" and detail.isdecimal():
                 tables = int(detail)
             elif name in ("mark", "ssh", "exit"):

@@ -280,7 +280,7 @@ def _find_level(
     thp = facts.settings.transparent_hugepage or ""
     level = guest_level(
         bar.name, mapping, facts.process.page_table_bytes if facts.process else None,
-        facts.memory, facts.qemu, {"settings": {"transparent_hugepage": thp}},
+        facts.memory, facts.qemu, {"transparent_hugepage": thp},
     )  # fmt: skip
     if not facts.huge_fault:
         own = [r for r in level.reasons if r.name not in ("unexplained", "thp-sysfs")]

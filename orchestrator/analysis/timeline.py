@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 RAM, IOVA = "RAM", "guest IOVA"
 """Values of `Step.bar` that name no BAR: the guest's memory, and ranges that QEMU maps or unmaps
@@ -129,7 +129,7 @@ class Timeline:
         return [step for step in self.steps if step.start < self.boot_seconds]
 
 
-def to_json(timeline: Timeline) -> dict[str, Any]:
+def to_json(timeline: Timeline) -> dict[str, object]:
     """Return one of the boots that `barometer timeline --json` prints."""
     return {
         "trial": timeline.trial, "guest": timeline.guest,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from orchestrator.analysis.trace import lost_events, missed_probes, probe_hits
 from orchestrator.errors import EvidenceError
+from orchestrator.evidence.facts import HostFacts
 from orchestrator.evidence.layout import TrialDir
 from orchestrator.reasons import Reason
 
@@ -16,10 +17,18 @@ def need(trial: TrialDir, name: str) -> str:
     return text
 
 
+def need_facts(trial: TrialDir) -> HostFacts:
+    """Return the facts of the trial's host. Raises EvidenceError if there are none."""
+    facts = trial.host_facts()
+    if facts is None:
+        raise EvidenceError("host/facts.json is missing", reason=Reason.MISSING_EVIDENCE)
+    return facts
+
+
 def trace_clock(trial: TrialDir) -> str:
     """Return the timing pass's clock: on an exact host the TSC, which counts instructions
     there."""
-    return "x86-tsc" if trial.manifest["accel"] == "exact" else "mono"
+    return "x86-tsc" if trial.manifest.accel == "exact" else "mono"
 
 
 def tracer_complete(trial: TrialDir, label: str, clock: str) -> None:

@@ -3,21 +3,20 @@ that it is good."""
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from statistics import median, median_low
-from typing import Any, Literal
+from typing import Literal
 
-from orchestrator.abi import IORESOURCE_UNSET
+from orchestrator.abi import IORESOURCE_UNSET, PAGE
 from orchestrator.analysis.boot import Traced, traced_boot
 from orchestrator.analysis.boottrace import BootTrace
 from orchestrator.analysis.breakdown import Breakdown, breakdowns, check_sums
 from orchestrator.analysis.conditions import conditions_of
 from orchestrator.analysis.hist import parse_hist
 from orchestrator.analysis.level import Level, guest_level, level_of
-from orchestrator.analysis.maps import MapPass, check, check_alike, read_pass
+from orchestrator.analysis.maps import EVENTS, MapPass, check, check_alike, read_pass
 from orchestrator.analysis.marks import Boot, parse_marks
 from orchestrator.analysis.theory import Mapping
 from orchestrator.analysis.timeline import Timeline
@@ -27,12 +26,13 @@ from orchestrator.analysis.trace import (
     parse_trace,
     probe_hits,
 )
-from orchestrator.analysis.tracer import need, trace_clock, tracer_complete
+from orchestrator.analysis.tracer import need, need_facts, trace_clock, tracer_complete
 from orchestrator.bounded import cut_message, quoted
 from orchestrator.errors import EvidenceError
-from orchestrator.evidence.layout import TrialDir, charge_in
-from orchestrator.faults import Attempt, Charge, attempts_from
-from orchestrator.hashing import digest_of
+from orchestrator.evidence.layout import MANIFEST, TrialDir
+from orchestrator.evidence.manifest import Ended, GuestRecord
+from orchestrator.evidence.maps import MapRecord
+from orchestrator.faults import Attempt, Charge
 from orchestrator.reasons import Reason
 from orchestrator.scenario import ArmName, Metric, Role, metric_at
 
@@ -96,7 +96,8 @@ class TrialResult:
     def attempts(self) -> tuple[Attempt, ...]:
         reason = "" if self.kind == "measured" else self.reason or self.kind
         charge = self.charge or ("arm" if self.kind == "failed" else "bench")
-        return (*self.repeated, Attempt(_arm(self.arm), reason, charge, self.stage))
+        arm: ArmName = "candidate" if self.arm == "candidate" else "baseline"
+        return (*self.repeated, Attempt(arm, reason, charge, self.stage))
 
     def value(self, metric: Metric) -> float | None:
         """Return the trial's one value. The unit of comparison is a trial, so its samples are
@@ -110,80 +111,84 @@ class TrialResult:
 
 
 def read_result(trial: TrialDir) -> TrialResult:
-    """Judge a trial. Never raises for bad evidence: the result is then invalid."""
+    """Judge a trial. Bad evidence makes the result invalid; it raises nothing."""
     manifest = trial.manifest
+    result = _judged(trial)
+    conditions: dict[str, str] = {}
+    try:
+        conditions = conditions_of(manifest, trial.host_facts(), trial.guest_facts(0))
+    except EvidenceError as exc:
+        if result.kind != "invalid":  # conditions that are not known cannot be compared
+            result = _invalid(trial, exc)
     return replace(
-        _judged(trial),
-        repeated=attempts_from(manifest.get("repeated"), _arm(manifest["arm"])),
-        pair=pair if isinstance(pair := manifest.get("pair"), int) else 0,
-        conditions=_conditions(trial),
-        started=_time(manifest.get("started")),
-        seconds=_seconds(manifest.get("seconds")),
-        digest=digest_of(manifest),
+        result,
+        repeated=manifest.repeated_attempts(),
+        pair=manifest.pair,
+        conditions=conditions,
+        started=datetime.fromisoformat(manifest.started)
+        .astimezone(UTC)
+        .isoformat(timespec="seconds"),
+        seconds=manifest.seconds,
+        digest=trial.digest,
     )
 
 
-def _arm(role: Role) -> ArmName:
-    return "candidate" if role == "candidate" else "baseline"
-
-
-def _conditions(trial: TrialDir) -> dict[str, str]:
-    try:
-        facts, guest = (trial.json(f"{room}/facts.json") or {} for room in ("host", "guest-0"))
-        return conditions_of(trial.manifest, facts, guest)
-    except (EvidenceError, KeyError, TypeError, ValueError, AttributeError):
-        return {}
-
-
-def _time(found: Any) -> str:
-    try:
-        time = datetime.fromisoformat(found)
-        return time.astimezone(UTC).isoformat(timespec="seconds") if time.tzinfo else ""
-    except (TypeError, ValueError, OverflowError):
-        return ""
-
-
-def _seconds(found: Any) -> float | None:
-    return float(found) if isinstance(found, (int, float)) and 0 <= found < math.inf else None
-
-
 def _judged(trial: TrialDir) -> TrialResult:
-    manifest = trial.manifest
-    name, arm = manifest["trial"], manifest["arm"]
-    outcome = manifest["outcome"]
-    if outcome["kind"] in ("failed", "invalid"):
+    manifest, outcome = trial.manifest, trial.manifest.outcome
+    name, arm = manifest.trial, manifest.arm
+    if isinstance(outcome, Ended):
         return TrialResult(
-            name, arm, outcome["kind"], outcome["reason"], outcome["stage"],
-            cut_message(str(outcome["message"])), quoted(str(outcome["evidence"])),
-            by_bench=bool(outcome.get("by_bench")), charge=charge_in(outcome),
+            name, arm, outcome.kind, outcome.reason, outcome.stage,
+            cut_message(outcome.message), quoted(outcome.evidence),
+            by_bench=outcome.by_bench, charge=outcome.charged_to,
         )  # fmt: skip
-    if outcome["kind"] != "collected":
-        return TrialResult(
-            name, arm, "invalid", Reason.UNFINISHED, message="collecting was cut short"
-        )
+    if outcome.kind != "collected":
+        return TrialResult(name, arm, "invalid", "unfinished", message="collecting was cut short")
     try:
         if (changed := trial.verify()) is not None:
             raise EvidenceError(changed, reason=Reason.EVIDENCE_CHANGED)
+        _check_recorded(trial)
         samples, findings = _measure(trial)
     except EvidenceError as exc:
-        return TrialResult(name, arm, "invalid", exc.reason, message=exc.message,
-                           evidence=exc.evidence)  # fmt: skip
-    except (KeyError, TypeError, ValueError, AttributeError, OSError) as exc:
-        # Evidence comes from outside. If it does not have the expected form, it is bad evidence,
-        # not a bug.
-        message = f"the evidence does not have its form: {type(exc).__name__}: {exc}"
-        return TrialResult(name, arm, "invalid", Reason.BAD_EVIDENCE, message=message)
+        return _invalid(trial, exc)
     return TrialResult(
-        name, arm, "measured", samples=samples, guest_accel=str(manifest.get("guest_accel") or ""),
-        exact=manifest["accel"] == "exact", findings=findings,
+        name, arm, "measured", samples=samples, guest_accel=manifest.guest_accel or "",
+        exact=manifest.accel == "exact", findings=findings,
     )  # fmt: skip
+
+
+def _invalid(trial: TrialDir, exc: EvidenceError) -> TrialResult:
+    return TrialResult(
+        trial.manifest.trial, trial.manifest.arm, "invalid", exc.reason, message=exc.message,
+        evidence=exc.evidence,
+    )  # fmt: skip
+
+
+def _check_recorded(trial: TrialDir) -> None:
+    """Raise EvidenceError unless the trial recorded what its conditions are compared by. What is
+    not recorded would be taken for no difference."""
+    manifest = trial.manifest
+    lacks = [
+        name
+        for name, found in (
+            ("host/facts.json", trial.host_facts()),
+            ("guest-0/facts.json", not manifest.guests or trial.guest_facts(0)),
+            ("the guest's accelerator", manifest.workload == "map" or manifest.guest_accel),
+        )
+        if not found
+    ]
+    if lacks:
+        raise EvidenceError(
+            f"not recorded, so not comparable: {', '.join(lacks)}",
+            reason=Reason.CONDITIONS_NOT_RECORDED,
+        )
 
 
 def _measure(trial: TrialDir) -> tuple[dict[Metric, tuple[float, ...]], Findings]:
     manifest = trial.manifest
-    if manifest.get("release") != manifest["kernel"]["release"]:
+    if manifest.release != manifest.kernel.release:
         raise EvidenceError(
-            f"ran {manifest.get('release')}, planned {manifest['kernel']['release']}",
+            f"ran {manifest.release}, planned {manifest.kernel.release}",
             reason=Reason.WRONG_KERNEL,
         )
     samples: dict[Metric, list[float]] = {}
@@ -191,27 +196,30 @@ def _measure(trial: TrialDir) -> tuple[dict[Metric, tuple[float, ...]], Findings
     timelines: list[Timeline] = []
     # A host's boot is no sample in three cases. On an exact host it is the time of a busy runner,
     # on a metal host the time of a kexec, and a boot that trials share belongs to no single trial.
-    is_own = manifest.get("host_kind", "nested") == "nested" and (
-        "host_session_seconds" not in manifest
-    )
-    if is_own and manifest["accel"] != "exact":
-        _add(samples, "host_boot_seconds", manifest["host_boot_seconds"])
-    for guest in manifest["guests"]:
-        _bar_placed(trial, guest["index"])
-        if guest["pass"] == "plain":
-            _plain(trial, guest["index"], samples)
+    is_own = manifest.is_nested and manifest.host_session_seconds is None
+    if is_own and manifest.accel != "exact":
+        if manifest.host_boot_seconds is None:
+            raise EvidenceError(
+                f"{MANIFEST}: host_boot_seconds is missing", reason=Reason.MISSING_EVIDENCE
+            )
+        _add(samples, "host_boot_seconds", manifest.host_boot_seconds)
+    for guest in manifest.guests:
+        _bar_placed(trial, guest.index)
+        if guest.in_pass == "plain":
+            _plain(trial, guest.index, samples)
         else:
-            traced = _timing(trial, guest["index"], samples)
+            traced = _timing(trial, guest.index, samples)
             timelines.append(traced.timeline)
-            levels += _guest_level(trial, guest["index"], guest["memory"], traced.boot)
-    passes = _map_passes(trial)
+            levels += _guest_level(trial, guest, traced.boot)
+    answers = trial.maps()
+    passes = _map_passes(trial, answers)
     _map_metrics(trial, passes, samples)
     if "counts" in passes:
-        facts = trial.json("host/facts.json") or {}
         counted = passes["counts"]
-        levels += [level_of(place, counted, facts) for place in counted.places]
+        settings = need_facts(trial).settings
+        levels += [level_of(place, counted, settings) for place in counted.places]
     logged = breakdowns(trial)
-    if "profile" in manifest["passes"] and not logged:
+    if "profile" in manifest.passes and not logged:
         raise EvidenceError("host/profile.json is missing", reason=Reason.MISSING_EVIDENCE)
     if "plain" in passes:
         check_sums(logged, passes["plain"])
@@ -259,10 +267,10 @@ def _timing(trial: TrialDir, index: int, samples: dict[Metric, list[float]]) -> 
 def _bar_placed(trial: TrialDir, index: int) -> None:
     """Raise EvidenceError unless the guest's kernel found the BAR at an address. A boot in which
     the BAR has none is fast, but broken."""
-    bar, device = trial.manifest["bar"], trial.json("host/facts.json")["device"]
+    bar, device = trial.manifest.bar, need_facts(trial).device
     listed = need(trial, f"guest-{index}/pci.txt")
     # Look at the device's own lines only: the bridge above it has a window of the same size.
-    head = rf"(?m)^device \S+ {device['vendor']} {device['device']} *$"
+    head = rf"(?m)^device \S+ {device.vendor} {device.device} *$"
     for block in re.split(head, listed)[1:]:
         for words in _RESOURCE.findall(block.split("device ")[0])[:6]:
             start, end, flags = (int(word, 16) for word in words)
@@ -273,35 +281,51 @@ def _bar_placed(trial: TrialDir, index: int) -> None:
     )
 
 
-def _guest_level(trial: TrialDir, index: int, memory: int, boot: BootTrace) -> list[Level]:
+def _guest_level(trial: TrialDir, guest: GuestRecord, boot: BootTrace) -> list[Level]:
     """Return the level at which the guest's QEMU can map the BAR, from the virtual address that
     QEMU chose for it."""
-    bar, facts = trial.manifest["bar"], trial.json("host/facts.json")
+    bar, facts = trial.manifest.bar, need_facts(trial)
     physical = next(
-        int(start, 16)
-        for start, end, _ in _RESOURCE.findall("\n".join(facts["device"]["resource"]))
-        if int(end, 16) - int(start, 16) + 1 == bar
+        (
+            int(start, 16)
+            for start, end, _ in _RESOURCE.findall("\n".join(facts.device.resource))
+            if int(end, 16) - int(start, 16) + 1 == bar
+        ),
+        None,
     )
+    if physical is None:
+        raise EvidenceError(
+            f"host/facts.json: the device has no BAR of {bar} bytes", reason=Reason.WRONG_BAR
+        )
     for region in boot.regions:
         if region.address is not None and region.size == bar:
-            qemu = str((trial.manifest.get("host_versions") or {}).get("qemu") or "")
-            tables = _boot(trial, index).page_table_bytes
+            if (region.address | physical) % PAGE:
+                raise EvidenceError(
+                    f"guest-{guest.index}: QEMU mapped the BAR at {region.address:#x}, for"
+                    f" {physical:#x}: no page begins there",
+                    reason=Reason.BAD_TRACE,
+                )
+            qemu = (trial.manifest.host_versions or {}).get("qemu", "")
+            tables = _boot(trial, guest.index).page_table_bytes
             mapping = Mapping(region.address, physical, bar)
-            return [guest_level(f"guest-{index}", mapping, tables, memory, qemu, facts)]
+            label = f"guest-{guest.index}"
+            return [guest_level(label, mapping, tables, guest.memory, qemu, facts.settings)]
     return []
 
 
-def _map_passes(trial: TrialDir) -> dict[str, MapPass]:
+def _map_passes(trial: TrialDir, answers: MapRecord | None) -> dict[str, MapPass]:
     """Return the passes of map.json after checking that no event was lost and that independent
     counts agree."""
-    wanted = [p for p in trial.manifest["passes"] if p in _map_pass_names(trial)]
-    answer: Any = trial.json("map.json")
-    if answer is None:
-        if wanted:
-            raise EvidenceError("map.json is missing", reason=Reason.MISSING_EVIDENCE)
+    wanted: list[str] = [p for p in trial.manifest.passes if p in _map_pass_names(trial)]
+    if not wanted:
         return {}
-    passes = {which: read_pass(answer["passes"][which]) for which in wanted}
-    bar = trial.manifest["bar"]
+    if answers is None:
+        raise EvidenceError("map.json is missing", reason=Reason.MISSING_EVIDENCE)
+    for which in wanted:
+        if which not in answers.passes:
+            raise EvidenceError(f"map.json: passes.{which} is missing", reason=Reason.BAD_EVIDENCE)
+    passes: dict[str, MapPass] = {which: read_pass(answers.passes[which]) for which in wanted}
+    bar = trial.manifest.bar
     for which, found in passes.items():
         if found.bar_bytes != bar:
             raise EvidenceError(
@@ -315,16 +339,17 @@ def _map_passes(trial: TrialDir) -> dict[str, MapPass]:
         tracer_complete(trial, "counts", clock="mono")
         check(passes["counts"])
         hits = probe_hits(need(trial, "host/profile-counts.txt"))
-        last = [p["samples"][-1] for p in answer["passes"]["counts"]["points"] if p["samples"]][-1]
-        for event in ("lookup", "pin", "fault", "iova_walk"):
-            _histogram_whole(trial, event, hits, last["snapshots"][event])
+        samples = [s for point in answers.passes["counts"].points for s in point.samples]
+        last = samples[-1].snapshots or {}
+        for event in EVENTS:
+            _histogram_whole(trial, event, hits, last.get(event, ""))
         for found in passes.values():
             check_alike(found, passes["counts"])
     return passes
 
 
 def _map_pass_names(trial: TrialDir) -> tuple[str, ...]:
-    on_map = trial.manifest["workload"] == "map"
+    on_map = trial.manifest.workload == "map"
     return ("plain", "timing", "counts") if on_map else ("counts",)
 
 
@@ -354,9 +379,9 @@ def _map_metrics(
 def _metric(trial: TrialDir, base: Metric, point: str, size: int) -> Metric:
     """Return the metric's name, as scenario.Point.metric does. A guest boot has only one point, so
     its metrics have plain names."""
-    if trial.manifest["workload"] != "map":
+    if trial.manifest.workload != "map":
         return base
-    return metric_at(base, point, whole=size == trial.manifest["bar"])
+    return metric_at(base, point, whole=size == trial.manifest.bar)
 
 
 def _traced_maps(trial: TrialDir, passes: dict[str, MapPass]) -> tuple[Operation, ...]:
@@ -365,7 +390,13 @@ def _traced_maps(trial: TrialDir, passes: dict[str, MapPass]) -> tuple[Operation
     if "timing" not in passes:
         return ()
     tracer_complete(trial, "map", clock=trace_clock(trial))
-    (place,) = passes["timing"].places
+    if len(passes["timing"].places) != 1:
+        raise EvidenceError(
+            f"map.json: passes.timing.points has {len(passes['timing'].places)} points besides the"
+            " warm-up, not one",
+            reason=Reason.BAD_EVIDENCE,
+        )
+    [place] = passes["timing"].places
     found = operations(list(parse_trace(need(trial, "host/trace-map.txt"))), place.mapping.size)
     wanted = 2 * len(place.samples)
     if len(found) < wanted or any(o.result for o in found):

@@ -10,11 +10,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import PurePosixPath
-from typing import Any, Literal
+from typing import Literal
 
 from orchestrator.analysis.conditions import ARM_PARAMETERS, ARM_SYSFS, NOT_SET, Conditions
-from orchestrator.errors import EvidenceError
-from orchestrator.reasons import Reason
+from orchestrator.evidence.kernel import KernelRecord, PatchRecord, Provenance, SourceRecord
+from orchestrator.evidence.plan import Plan, SettingsRecord
 from orchestrator.scenario import ARMS, ArmName, word_name
 
 _HASH = 12
@@ -48,27 +48,19 @@ class Variable:
     """Conditions that differ and may, without being the variable."""
 
 
-def variable(plan: Mapping[str, Any], found: Conditions | None) -> Variable:
-    """Return the variable of a comparison. `plan` is plan.json. `found`: the conditions of both
-    arms' trials; None if an arm has none. Raises EvidenceError for a plan that does not have the
-    form of plan.json."""
-    try:
-        return _variable(plan, found)
-    except (KeyError, TypeError, AttributeError) as exc:
-        message = f"plan.json does not say what the arms are: {type(exc).__name__}: {exc}"
-        raise EvidenceError(message, reason=Reason.BAD_EVIDENCE) from exc
-
-
-def _variable(plan: Mapping[str, Any], found: Conditions | None) -> Variable:
-    kernels, settings = plan["kernels"], plan.get("arm_settings") or {}
-    asked = {arm: settings.get(arm) or {} for arm in ARMS}
+def variable(plan: Plan, found: Conditions | None) -> Variable:
+    """Return the variable of a comparison. `found`: the conditions of both arms' trials; None if
+    an arm has none."""
+    kernels = plan.kernels
+    asked = {
+        arm: plan.arm_settings[arm] if plan.arm_settings is not None else SettingsRecord()
+        for arm in ARMS
+    }
     things = [
-        *_kernels(kernels["baseline"], kernels["candidate"], found),
-        *_cmdlines(asked),
-        *_settings(
-            {arm: asked[arm].get("parameters") or {} for arm in ARMS}, ARM_PARAMETERS, found
-        ),
-        *_settings({arm: asked[arm].get("sysfs") or {} for arm in ARMS}, ARM_SYSFS, found),
+        *_kernels(kernels.baseline, kernels.candidate, found),
+        *_cmdlines({arm: asked[arm].cmdline for arm in ARMS}),
+        *_settings({arm: asked[arm].parameters for arm in ARMS}, ARM_PARAMETERS, found),
+        *_settings({arm: asked[arm].sysfs for arm in ARMS}, ARM_SYSFS, found),
     ]
     others = [d for d in found.differences if not d.planned] if found else []
     return Variable(
@@ -80,7 +72,7 @@ def _variable(plan: Mapping[str, Any], found: Conditions | None) -> Variable:
     )
 
 
-def variable_json(found: Variable) -> dict[str, Any]:
+def variable_json(found: Variable) -> dict[str, object]:
     """Return `variable` of comparison.json."""
     return asdict(found)
 
@@ -88,16 +80,15 @@ def variable_json(found: Variable) -> dict[str, Any]:
 # kernels -------------------------------------------------------------------------------------
 
 
-def _kernels(
-    old: Mapping[str, Any], new: Mapping[str, Any], found: Conditions | None
-) -> list[Thing]:
-    if old == new or old.get("digest", old) == new.get("digest", new):
-        return [f"same kernel {new['release']}"]
-    before, after = (kernel.get("provenance") or {} for kernel in (old, new))
-    if "modules" in before or "modules" in after:  # first: they have a source, too
+def _kernels(old: KernelRecord, new: KernelRecord, found: Conditions | None) -> list[Thing]:
+    if old.digest == new.digest:
+        return [f"same kernel {new.release}"]
+    before, after = old.provenance, new.provenance
+    # first those with rebuilt modules: they have a source, too
+    if before.modules is not None or after.modules is not None:
         things = [*_of_modules(old, new)]
-    elif "source" in before and "source" in after:
-        things = [*_built(before, after)]
+    elif before.source is not None and after.source is not None:
+        things = [*_built(before, before.source, after, after.source)]
     else:
         things = [*_others(old, new, found)]
     if not any(isinstance(one, Differing) for one in things):
@@ -105,15 +96,13 @@ def _kernels(
     return things
 
 
-def _others(
-    old: Mapping[str, Any], new: Mapping[str, Any], found: Conditions | None
-) -> Iterator[Thing]:
+def _others(old: KernelRecord, new: KernelRecord, found: Conditions | None) -> Iterator[Thing]:
     """Yield what differs, or is the same, in kernels at least one of which was not built here, but
     came built."""
-    if old["release"] != new["release"]:
-        yield Differing("kernel", "kernel", old["release"], new["release"])
+    if old.release != new.release:
+        yield Differing("kernel", "kernel", old.release, new.release)
     else:
-        yield Differing("kernel", f"kernel {new['release']}", old["source"], new["source"])
+        yield Differing("kernel", f"kernel {new.release}", old.source, new.source)
     if found is None or found.config is None:
         yield _told("configuration (not recorded)")
     elif found.config:
@@ -122,61 +111,62 @@ def _others(
         yield "same configuration"
 
 
-def _built(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Thing]:
+def _built(
+    old: Provenance, old_source: SourceRecord, new: Provenance, new_source: SourceRecord
+) -> Iterator[Thing]:
     """Yield what differs, or is the same, in kernels that were built from source."""
-    before, after = old["source"], new["source"]
-    if _identity(before) == _identity(after):
-        yield f"same source {_source(after)}"
+    if _identity(old_source) == _identity(new_source):
+        yield f"same source {_source(new_source)}"
     else:
-        yield Differing("kernel", "source", _source(before), _source(after))
+        yield Differing("kernel", "source", _source(old_source), _source(new_source))
     yield from _series(old, new)
-    configs = [kernel.get("config") or {} for kernel in (old, new)]
-    hashes = [str(config.get("sha256", "")) for config in configs]
+    hashes = [kernel.config.sha256 if kernel.config else "" for kernel in (old, new)]
     if hashes[0] == hashes[1]:
         yield "same configuration"
     else:
-        asked = [", ".join(config.get("asked") or ()) for config in configs]
+        asked = [", ".join(kernel.config.asked) if kernel.config else "" for kernel in (old, new)]
         shown = asked if asked[0] != asked[1] else [one[:_HASH] for one in hashes]
         yield Differing("kernel", "configuration", *(one or "as it is" for one in shown))
     yield _compiler(old, new)
 
 
-def _compiler(old: Mapping[str, Any], new: Mapping[str, Any]) -> Thing:
+def _compiler(old: Provenance, new: Provenance) -> Thing:
     """Compare the compilers, and their build roots, which hold assembler, linker and libraries."""
-    compilers = [str(kernel.get("compiler", "")) for kernel in (old, new)]
-    roots = [str(kernel.get("build_root", "")) for kernel in (old, new)]
-    if compilers[0] != compilers[1]:
-        return Differing("kernel", "compiler", *compilers)
-    if roots[0] != roots[1]:
-        return Differing("kernel", "build root", *roots)
+    if old.compiler != new.compiler:
+        return Differing("kernel", "compiler", old.compiler or "", new.compiler or "")
+    if old.build_root != new.build_root:
+        return Differing("kernel", "build root", old.build_root or "", new.build_root or "")
     return "same compiler"
 
 
-def _of_modules(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Thing]:
+def _of_modules(old: KernelRecord, new: KernelRecord) -> Iterator[Thing]:
     """Yield what differs, or is the same, in packages of which at least one has rebuilt
     modules."""
-    before, after = (kernel.get("provenance") or {} for kernel in (old, new))
+    before, after = old.provenance, new.provenance
     packages = [_package(one) for one in (before, after)]
-    if old["release"] == new["release"] and packages[0] == packages[1]:
-        yield f"same package of {new['release']}"
+    if old.release == new.release and packages[0] == packages[1]:
+        yield f"same package of {new.release}"
     else:
         yield Differing("kernel", "package", *(
-            f"{kernel['release']} ({package})"
+            f"{kernel.release} ({package})"
             for kernel, package in zip((old, new), packages, strict=True)
         ))  # fmt: skip
     yield from _series(before, after)
-    modules = [one.get("modules") or {} for one in (before, after)]
+    modules = [one.modules or {} for one in (before, after)]
+    rebuilt = "rebuilt, so unsigned and out of tree"
     for name in dict.fromkeys([*modules[0], *modules[1]]):
         first, second = (one.get(name) for one in modules)
-        stock = (first or second or {})["stock"]["srcversion"]
-        versions = [str(one["new"]["srcversion"] if one else stock) for one in (first, second)]
         if first is None or second is None:
             # the package's own module is neither unsigned nor out of tree
-            rebuilt = "rebuilt, so unsigned and out of tree"
-            said = [f"{v} ({rebuilt})" if one else f"{v} (the package's)"
-                    for v, one in zip(versions, (first, second), strict=True)]  # fmt: skip
-            yield Differing("kernel", f"module {_module(name)}", *said)
-        elif versions[0] != versions[1]:
+            shown = [
+                f"{one.new.srcversion} ({rebuilt})"
+                if one is not None
+                else f"{other.stock.srcversion if other is not None else ''} (the package's)"
+                for one, other in ((first, second), (second, first))
+            ]
+            yield Differing("kernel", f"module {_module(name)}", *shown)
+        elif first.new.srcversion != second.new.srcversion:
+            versions = (str(one.new.srcversion) for one in (first, second))
             yield Differing("kernel", f"module {_module(name)}", *versions)
         else:
             yield f"same {_module(name)}"
@@ -189,9 +179,9 @@ def _module(path: str) -> str:
     return path.rpartition("/")[2]
 
 
-def _series(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Thing]:
-    before, after = (list(one.get("series") or ()) for one in (old, new))
-    if [p.get("digest") for p in before] == [p.get("digest") for p in after]:
+def _series(old: Provenance, new: Provenance) -> Iterator[Thing]:
+    before, after = old.series, new.series
+    if [patch.digest for patch in before] == [patch.digest for patch in after]:
         if after:
             yield f"same series {_patches(after)}"
     elif not before:
@@ -202,36 +192,33 @@ def _series(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Thing]:
         yield Differing("kernel", "series", _patches(before), _patches(after))
 
 
-def _patches(series: Iterable[Mapping[str, Any]]) -> str:
+def _patches(series: Iterable[PatchRecord]) -> str:
     """Name the patches: `fix.mbox (2 patches: SUBJECT; SUBJECT)`."""
-    said = []
-    for origin, group in groupby(series, lambda patch: str(patch.get("origin", ""))):
-        subjects = [str(patch.get("subject", "")) for patch in group]
+    named = []
+    for origin, group in groupby(series, lambda patch: patch.origin):
+        subjects = [patch.subject for patch in group]
         number = f"{len(subjects)} patch" + "es" * (len(subjects) != 1)
         name = origin if ".." in origin else PurePosixPath(origin).name
-        said.append(f"{name} ({number}: {'; '.join(subjects)})")
-    return ", ".join(said)
+        named.append(f"{name} ({number}: {'; '.join(subjects)})")
+    return ", ".join(named)
 
 
-def _identity(source: Mapping[str, Any]) -> str:
+def _identity(source: SourceRecord) -> object:
     """Return a key that is equal for the same files, wherever they were."""
-    return str(source.get("tree") or source.get("commit") or source.get("sha256") or source)
+    return source.tree or source.commit or source.sha256 or source
 
 
-def _source(source: Mapping[str, Any]) -> str:
+def _source(source: SourceRecord) -> str:
     """Name a source: `v7.3 (abc123)`, or the name of a folder, tarball or package."""
-    place = str(source.get("describe") or source.get("name") or "")
-    place = place or PurePosixPath(str(source.get("path") or "")).name
-    known = str(source.get("commit") or source.get("tree") or source.get("sha256") or "")
+    place = source.describe or source.name or PurePosixPath(source.path or "").name
+    known = source.commit or source.tree or source.sha256
     return f"{place} ({known[:_HASH]})" if known else place
 
 
-def _package(provenance: Mapping[str, Any]) -> str:
+def _package(provenance: Provenance) -> str:
     """Return the text that tells one package from another."""
-    found = provenance.get("package", provenance)
-    if isinstance(found, Mapping):
-        found = found.get("version") or found.get("from") or found.get("name") or ""
-    return str(found)
+    package = provenance.package or provenance
+    return package.version or package.origin or package.name or ""
 
 
 def _told(what: str) -> Differing:
@@ -241,15 +228,15 @@ def _told(what: str) -> Differing:
 # settings ------------------------------------------------------------------------------------
 
 
-def _cmdlines(asked: Mapping[ArmName, Mapping[str, Any]]) -> Iterator[Thing]:
+def _cmdlines(asked: Mapping[ArmName, str]) -> Iterator[Thing]:
     """Yield what differs, or is the same, in the command lines, by what their words set."""
     words: dict[ArmName, dict[str, list[str]]] = {arm: {} for arm in ARMS}
     for arm in ARMS:
-        for word in str(asked[arm].get("cmdline") or "").split():
+        for word in asked[arm].split():
             words[arm].setdefault(word_name(word), []).append(word)
     before, after = words["baseline"], words["candidate"]
     if before == after and [*before] != [*after]:
-        shown = (" ".join(str(asked[arm].get("cmdline")).split()) for arm in ARMS)
+        shown = (" ".join(asked[arm].split()) for arm in ARMS)
         yield Differing("setting", "order of the command line", *shown)
     for name in dict.fromkeys([*before, *after]):
         first, second = (" ".join(of_arm.get(name, ())) for of_arm in (before, after))
@@ -266,7 +253,7 @@ def _settings(
     known."""
     for name in dict.fromkeys([*asked["baseline"], *asked["candidate"]]):
         before, after = (
-            _seen(found, room + name, arm) or str(asked[arm].get(name, NOT_SET)) for arm in ARMS
+            _seen(found, room + name, arm) or asked[arm].get(name, NOT_SET) for arm in ARMS
         )
         alone = [arm for arm in ARMS if name in asked[arm]]
         if before != after:

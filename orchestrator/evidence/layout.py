@@ -38,9 +38,14 @@ from orchestrator.errors import (
     LastStageEnded,
     ScenarioError,
 )
-from orchestrator.faults import Attempt, Charge, Charged, attempts_from
+from orchestrator.evidence.facts import GuestFacts, HostFacts
+from orchestrator.evidence.manifest import KEYS, Manifest
+from orchestrator.evidence.maps import LogsRecord, MapRecord
+from orchestrator.evidence.model import Model, parse_evidence, read_evidence
+from orchestrator.evidence.plan import Plan
+from orchestrator.faults import Attempt, Charged, attempt_json
 from orchestrator.folderlock import LOCK
-from orchestrator.hashing import sha256_file
+from orchestrator.hashing import digest_of, sha256_file
 from orchestrator.kernelreports import KernelReport, reports_in
 from orchestrator.reasons import Reason
 from orchestrator.scenario import ARMS, ArmName
@@ -48,9 +53,6 @@ from orchestrator.scenario import ARMS, ArmName
 MANIFEST = "manifest.json"
 SCHEMA = 1
 """Version of manifest.json and plan.json. A reader refuses any other."""
-
-
-_ENDED = ("failed", "invalid")
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -85,56 +87,11 @@ def need_keys(
         )
 
 
-class TrialDir:
-    """One trial's evidence."""
+class TrialFolder:
+    """The files of one trial."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.manifest: dict[str, Any] = {}
-
-    @classmethod
-    def open(cls, path: Path) -> TrialDir:
-        """Open a complete trial. Raises EvidenceError if its manifest cannot be read."""
-        trial = cls(path)
-        trial.manifest = read_json(path / MANIFEST)
-        need_keys(path / MANIFEST, trial.manifest, ("trial", "arm", "outcome"))
-        outcome = trial.manifest["outcome"]
-        ended = ("reason", "stage", "message", "evidence")
-        wanted = (
-            ended if isinstance(outcome, dict) and outcome.get("kind") in _ENDED else ("kind",)
-        )
-        if not isinstance(outcome, dict) or not outcome.keys() >= {*wanted}:
-            raise EvidenceError(
-                f"{path / MANIFEST}: its outcome is not what barometer writes: {outcome!r}",
-                reason=Reason.BAD_EVIDENCE,
-            )
-        return trial
-
-    def verify(self) -> str | None:
-        """Describe the first file that is missing or changed since it was collected, or return
-        None."""
-        if not self.manifest.get("files"):
-            return "the manifest lists no files"
-        for name, expected in self.manifest["files"].items():
-            path = self.path / name
-            if not path.is_file():
-                return f"{name} is missing"
-            if sha256_file(path) != expected:
-                return f"{name} changed since it was collected"
-        return None
-
-    def attempts(self) -> tuple[Attempt, ...]:
-        """Return every attempt at this trial, and the attempts of the other arm that were repeated
-        with it. An attempt whose evidence has not been judged yet counts as a success."""
-        arm: ArmName = "candidate" if self.manifest["arm"] == "candidate" else "baseline"
-        outcome = self.manifest["outcome"]
-        last = Attempt(arm)
-        if outcome["kind"] in _ENDED:
-            last = Attempt(
-                arm, outcome["reason"], charge_in(outcome), outcome["stage"],
-                outcome.get("line") or outcome["message"],
-            )  # fmt: skip
-        return (*attempts_from(self.manifest.get("repeated"), arm), last)
 
     def host_reports(self) -> tuple[KernelReport, ...]:
         """Return what the host's kernel reported about itself."""
@@ -149,11 +106,15 @@ class TrialDir:
 
     def text(self, name: str) -> str | None:
         """Return the text of a file of the evidence, plain or from NAME.gz, or None if there is
-        none. Raises EvidenceError if a compressed file cannot be unpacked."""
+        none. Raises EvidenceError if a file cannot be read or unpacked."""
         try:
             return (self.path / name).read_text("utf-8", errors="replace")
         except FileNotFoundError:
             pass
+        except OSError as exc:
+            raise EvidenceError(
+                f"{name} cannot be read: {exc}", reason=Reason.BAD_EVIDENCE
+            ) from exc
         try:
             return gzip.decompress((self.path / f"{name}.gz").read_bytes()).decode(
                 errors="replace"
@@ -165,20 +126,84 @@ class TrialDir:
                 f"{name}.gz cannot be unpacked: {exc}", reason=Reason.BAD_EVIDENCE
             ) from exc
 
-    def json(self, name: str) -> Any:
-        """Return a JSON file of the evidence, or None if there is none."""
-        return read_json(self.path / name) if (self.path / name).exists() else None
+
+class TrialDir(TrialFolder):
+    """One trial's evidence, complete."""
+
+    def __init__(self, path: Path, manifest: Manifest, digest: str) -> None:
+        super().__init__(path)
+        self.manifest = manifest
+        self.digest = digest
+        """Digest of the manifest, which has the hashes of all files. It is equal for equal
+        evidence."""
+
+    @classmethod
+    def open(cls, path: Path) -> TrialDir:
+        """Open a complete trial. Raises EvidenceError if its manifest does not have its form."""
+        document = read_json(path / MANIFEST)
+        manifest = read_evidence(Manifest, path / MANIFEST)
+        return cls(path, manifest, digest_of(document))
+
+    def verify(self) -> str | None:
+        """Describe the first file that is missing or changed since it was collected, or return
+        None."""
+        if not self.manifest.files:
+            return "the manifest lists no files"
+        for name, expected in self.manifest.files.items():
+            path = self.path / name
+            try:
+                if sha256_file(path) != expected:
+                    return f"{name} changed since it was collected"
+            except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+                return f"{name} is missing"
+            except OSError as exc:
+                return f"{name} cannot be read: {exc}"
+        return None
+
+    def text(self, name: str) -> str | None:
+        """Return the text of a file as `TrialFolder` does. Raises EvidenceError also for a file
+        that the manifest does not list: nothing proves that it was collected."""
+        text = super().text(name)
+        if text is not None and not {name, f"{name}.gz"} & self.manifest.files.keys():
+            raise EvidenceError(
+                f"{name} is not among the files that were collected",
+                reason=Reason.EVIDENCE_CHANGED,
+            )
+        return text
+
+    def attempts(self) -> tuple[Attempt, ...]:
+        """Return the attempts of `Manifest.attempts`."""
+        return self.manifest.attempts()
+
+    def host_facts(self) -> HostFacts | None:
+        """Return host/facts.json, or None if there is none. This and the next raise EvidenceError
+        if the file does not have its form."""
+        return self._parsed(HostFacts, "host/facts.json")
+
+    def guest_facts(self, index: int) -> GuestFacts | None:
+        """Return guest-N/facts.json, or None if there is none."""
+        return self._parsed(GuestFacts, f"guest-{index}/facts.json")
+
+    def maps(self) -> MapRecord | None:
+        """Return map.json, or None if there is none."""
+        return self._parsed(MapRecord, "map.json")
+
+    def instruction_logs(self) -> LogsRecord | None:
+        """Return host/profile.json, or None if there is none."""
+        return self._parsed(LogsRecord, "host/profile.json")
+
+    def _parsed(self, model: type[Model], name: str) -> Model | None:
+        text = self.text(name)
+        return None if text is None else parse_evidence(model, text, name)
+
+    def add_attempt(self, attempt: Attempt) -> None:
+        """Add an attempt of the other arm beside this trial to the manifest on disk."""
+        document = read_json(self.path / MANIFEST)
+        repeated = [*document.get("repeated", []), attempt_json(attempt)]
+        write_json(self.path / MANIFEST, document | {"repeated": repeated})
 
 
-def charge_in(outcome: Mapping[str, Any]) -> Charge:
-    """Return the party that a failed or invalid trial is charged to. Older manifests do not record
-    it. For them a failed trial is charged to the arm, and an invalid one to the bench."""
-    charges: dict[object, Charge] = {"arm": "arm", "bench": "bench", "undecided": "undecided"}
-    before: Charge = "arm" if outcome["kind"] == "failed" else "bench"
-    return charges.get(outcome.get("charge"), before)
-
-
-class TrialWriter(TrialDir):
+class TrialWriter(TrialFolder):
     """A trial that is being collected."""
 
     @staticmethod
@@ -194,15 +219,19 @@ class TrialWriter(TrialDir):
         """The last stage to run; empty if all stages run."""
         self.path.mkdir(parents=True)
         self.host.mkdir()
-        self.manifest = {
-            "schema": SCHEMA, "trial": final.name, **facts,
+        self.manifest: dict[str, Any] = {
+            "schema": SCHEMA, "trial": final.name,
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
             "stages": [], "outcome": {"kind": "unfinished"}, "guests": [],
         }  # fmt: skip
-        self._save()
+        """The manifest so far. `complete` reads it back as a Manifest."""
+        self.record(**facts)
 
     def record(self, **facts: Any) -> None:
-        """Add facts to the manifest, on disk at once."""
+        """Add facts to the manifest, on disk at once. Raises TypeError for a key that a Manifest
+        does not have."""
+        if unknown := facts.keys() - KEYS:
+            raise TypeError(f"a manifest has no {', '.join(sorted(unknown))}")
         self.manifest.update(facts)
         self._save()
 
@@ -277,51 +306,26 @@ class TrialWriter(TrialDir):
         write_json(self.path / MANIFEST, self.manifest)
 
 
-_ACCELS = ("kvm", "tcg", "exact", "none")
-
-
-def _plan_flaw(plan: dict[str, Any]) -> str | None:
-    """Describe the first flaw of a plan that would make judging fail or give a wrong result, or
-    return None."""
-    if plan["accel"] not in _ACCELS:
-        return f"accel is {plan['accel']!r}, none of {', '.join(_ACCELS)}"
-    if not isinstance(plan["accel_reason"], str):
-        return "accel_reason is no text"
-    kernels = plan["kernels"]
-    if not isinstance(kernels, dict):
-        return "kernels is no object"
-    guest = {} if plan["guest_kernel"] is None else {"guest": plan["guest_kernel"]}
-    for name, kernel in ({arm: kernels.get(arm) for arm in ARMS} | guest).items():
-        for key in ("release", "source", "digest"):
-            if not isinstance(kernel, dict) or not isinstance(kernel.get(key), str):
-                return f"the {name}'s kernel has no {key}"
-    return None
-
-
-def _same_plan(path: Path, then: dict[str, Any], now: dict[str, Any]) -> None:
+def _same_plan(path: Path, then: Plan, now: Plan) -> None:
     """Raise ScenarioError unless a run is resumed with the same kernels, accelerator and trials
     with which it was begun."""
-    for what, old, new in [
-        ("accelerator", then["accel"], now["accel"]),
-        *[
-            (f"{arm}'s kernel", then["kernels"][arm]["digest"], kernel["digest"])
-            for arm, kernel in now["kernels"].items()
-        ],
-        *[
-            ("guest's kernel", then["guest_kernel"]["digest"], now["guest_kernel"]["digest"])
-            for _ in filter(None, [now["guest_kernel"]])
-        ],
-    ]:
+    pairs: list[tuple[str, str, str]] = [("accelerator", then.accel, now.accel)]
+    for arm in ARMS:
+        pairs.append((f"{arm}'s kernel", then.kernels[arm].digest, now.kernels[arm].digest))
+    if now.guest_kernel is not None:
+        before = then.guest_kernel.digest if then.guest_kernel is not None else "none"
+        pairs.append(("guest's kernel", before, now.guest_kernel.digest))
+    for what, old, new in pairs:
         if old != new:
             raise ScenarioError(
                 f"{path} was begun with another {what} ({old}, now {new})",
                 hint="its trials would not be comparable: give another --out",
                 reason=Reason.RUN_CHANGED,
             )
-    if then.get("trials") != now.get("trials"):
+    if then.trials != now.trials:
         raise ScenarioError(
             f"{path} was begun with other trials, or in another order, by barometer"
-            f" {then.get('barometer', 'of another version')}",
+            f" {then.barometer}",
             hint="the two would mix: give another --out",
             reason=Reason.RUN_CHANGED,
         )
@@ -341,7 +345,7 @@ class RunDir:
 
     @classmethod
     def create(
-        cls, path: Path, scenario: str, plan: dict[str, Any], configs: Mapping[ArmName, str] = {}
+        cls, path: Path, scenario: str, plan: Plan, configs: Mapping[ArmName, str] = {}
     ) -> RunDir:
         """Create a run, or resume the same run after an interrupt. `configs` has the
         configurations of the arms' kernels.
@@ -356,7 +360,7 @@ class RunDir:
                     hint="give another --out, or the scenario it was started with to go on",
                     reason=Reason.RUN_EXISTS,
                 )
-            _same_plan(path, read_json(path / "plan.json"), plan)
+            _same_plan(path, run.plan(), plan)
             return run
         # plan.json is written last, so without it no trial has run yet
         begun = {"scenario.toml", "trials", "kernels", LOCK}
@@ -367,7 +371,7 @@ class RunDir:
         for arm, config in configs.items():
             run._config_path(arm).parent.mkdir(exist_ok=True)
             run._config_path(arm).write_text(config)
-        write_json(path / "plan.json", plan)
+        write_json(path / "plan.json", plan.to_json())
         return run
 
     @classmethod
@@ -385,16 +389,9 @@ class RunDir:
     def trials_path(self) -> Path:
         return self.path / "trials"
 
-    def plan(self) -> dict[str, Any]:
-        """Read plan.json. Raises EvidenceError if it cannot be read."""
-        plan: dict[str, Any] = read_json(self.path / "plan.json")
-        path = self.path / "plan.json"
-        need_keys(path, plan, ("kernels", "guest_kernel", "accel", "accel_reason"))
-        if (wrong := _plan_flaw(plan)) is not None:
-            raise EvidenceError(
-                f"{path} is not what barometer writes: {wrong}", reason=Reason.BAD_EVIDENCE
-            )
-        return plan
+    def plan(self) -> Plan:
+        """Read plan.json. Raises EvidenceError if it does not have its form."""
+        return read_evidence(Plan, self.path / "plan.json")
 
     def scenario(self) -> str:
         """Read the scenario that the run was started with. Raises EvidenceError if it cannot be

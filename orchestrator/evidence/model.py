@@ -7,13 +7,20 @@ default, and its docstring says so. Numbers are bounded by what 64 bits hold.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, TypeVar
+import json
+import re
+from pathlib import Path
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from orchestrator.abi import PAGE
 from orchestrator.errors import EvidenceError
 from orchestrator.reasons import Reason
+from orchestrator.scenario import ArmName
 
+_PART = r"(?!\.\.?(?:/|$))[\w.+@:,-]+"
+_FILE = re.compile(f"{_PART}(?:/{_PART})*", re.ASCII)
 _SHOWN = 80
 """Characters of a wrong value that a message quotes."""
 
@@ -32,17 +39,71 @@ class Evidence(BaseModel):
 
 
 Model = TypeVar("Model", bound=Evidence)
+Part = TypeVar("Part")
 
+
+def _check_file_name(name: str) -> str:
+    if len(name) > 250 or not _FILE.fullmatch(name):
+        raise ValueError("not the name of a file below the folder")
+    return name
+
+
+FileName = Annotated[str, AfterValidator(_check_file_name)]
+"""Path of a file, relative to the folder of the evidence. It never leaves that folder."""
 Count = Annotated[int, Field(ge=0, lt=1 << 64)]
+Change = Annotated[int, Field(gt=-(1 << 63), lt=1 << 63)]
+"""Growth of a count; negative if it shrank."""
+Size = Annotated[int, Field(ge=PAGE, lt=1 << 63, multiple_of=PAGE)]
+"""Bytes of a mapping: whole pages, at least one."""
+Address = Annotated[int, Field(ge=0, lt=1 << 64, multiple_of=PAGE)]
+"""Address of a page."""
+Seconds = Annotated[float, Field(ge=0)]
+AccelName = Literal["kvm", "tcg", "exact", "none"]
+"""Accelerator of the host under test; none: a real machine."""
+
+
+class BothArms(Evidence, Generic[Part]):
+    """A value for each arm."""
+
+    baseline: Part
+    candidate: Part
+
+    def __getitem__(self, arm: ArmName) -> Part:
+        return self.baseline if arm == "baseline" else self.candidate
 
 
 def parse_evidence(model: type[Model], text: str | bytes, name: str) -> Model:
     """Parse a JSON text as `model`. Raises EvidenceError that names `name` and the key if the text
     does not have the model's form."""
     try:
-        return model.model_validate_json(text)
+        return model.model_validate_json(_without_lone_surrogates(text))
     except ValidationError as exc:
         raise EvidenceError(f"{name}: {_describe(exc)}", reason=Reason.BAD_EVIDENCE) from exc
+
+
+def read_evidence(model: type[Model], path: Path, name: str = "") -> Model:
+    """Read a JSON file as `model`. Raises EvidenceError if the file is missing, cannot be read or
+    does not have the model's form. `name` is the file's name in messages; default: the path."""
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError as exc:
+        raise EvidenceError(f"{name or path} is missing", reason=Reason.MISSING_EVIDENCE) from exc
+    except OSError as exc:
+        message = f"{name or path} cannot be read: {exc}"
+        raise EvidenceError(message, reason=Reason.BAD_EVIDENCE) from exc
+    return parse_evidence(model, content, name or str(path))
+
+
+def _without_lone_surrogates(text: str | bytes) -> str | bytes:
+    """Replace the lone surrogates of a JSON text. Python writes them for file names that are no
+    UTF-8, and pydantic's parser refuses them."""
+    content = text.encode(errors="replace") if isinstance(text, str) else text
+    if b"\\ud" not in content.lower():
+        return text
+    try:
+        return json.dumps(json.loads(content), ensure_ascii=False).encode(errors="replace")
+    except (ValueError, RecursionError):
+        return text  # no JSON: pydantic says so
 
 
 def _describe(invalid: ValidationError) -> str:

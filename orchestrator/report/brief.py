@@ -6,7 +6,6 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from orchestrator.analysis.bisection import Bisection
 from orchestrator.analysis.comparison import (
@@ -16,6 +15,7 @@ from orchestrator.analysis.comparison import (
     worst,
 )
 from orchestrator.analysis.effect import Verdict
+from orchestrator.evidence.plan import Plan
 from orchestrator.report.bisect import answer, numbers
 from orchestrator.report.layout import shortened, wrapped
 from orchestrator.report.matrix import cell_verdict
@@ -33,9 +33,7 @@ _CELLS = 8
 _URGENT = ("not met", "not known", "met")
 
 
-def run_brief(
-    scenario: Scenario, comparison: Comparison, plan: dict[str, Any], folder: Path
-) -> str:
+def run_brief(scenario: Scenario, comparison: Comparison, plan: Plan, folder: Path) -> str:
     """Return the verdict, the metrics that decide it, other metrics that regressed, the trials,
     and the paths of all else."""
     met = outcomes(scenario, comparison)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from orchestrator import __version__
 from orchestrator.analysis.comparison import (
@@ -22,6 +22,7 @@ from orchestrator.analysis.comparison import (
 )
 from orchestrator.analysis.summary import summary
 from orchestrator.analysis.trial import TrialResult
+from orchestrator.evidence.plan import Plan
 from orchestrator.hashing import digest_of
 from orchestrator.report.sentence import differing, undecided_said
 from orchestrator.report.variable import variable_said
@@ -87,7 +88,7 @@ def line_of(text: object) -> str:
     return " ".join(plain(text).split())
 
 
-def suite(scenario: Scenario, comparison: Comparison, plan: Mapping[str, Any]) -> Suite:
+def suite(scenario: Scenario, comparison: Comparison, plan: Plan) -> Suite:
     """Return a run as a suite of cases. `plan` is plan.json."""
     unit = cost_unit(plan)
     code = exit_code(scenario, comparison)
@@ -103,13 +104,13 @@ def suite(scenario: Scenario, comparison: Comparison, plan: Mapping[str, Any]) -
     ]
     facts = {
         "barometer": __version__, "scenario": scenario.name, "verdict": comparison.verdict,
-        "exit_code": str(code), "accel": str(plan["accel"]), "cost_unit": unit,
+        "exit_code": str(code), "accel": plan.accel, "cost_unit": unit,
         **{f"{arm}.kernel": line_of(kernel_of(comparison, arm)) for arm in ARMS},
     }  # fmt: skip
     if said := variable_said(comparison.variable):
         facts["variable"] = line_of(said)
     started = min((r.started for r in comparison.results if r.started), default="")
-    digest = digest_of({"plan": plan, "trials": [r.digest for r in comparison.results]})
+    digest = digest_of({"plan": plan.to_json(), "trials": [r.digest for r in comparison.results]})
     return Suite(scenario.name, code, tuple(cases), facts, metrics, started, digest)
 
 
@@ -129,9 +130,9 @@ def kernel_of(comparison: Comparison, arm: ArmName) -> str:
     return f"{kernel['release']} ({kernel['source']})"
 
 
-def cost_unit(plan: Mapping[str, Any]) -> str:
+def cost_unit(plan: Plan) -> str:
     """Return the unit of costs: s, emulated s or Ginsn. It depends on the accelerator."""
-    return {"kvm": "s", "none": "s", "exact": "Ginsn"}.get(str(plan["accel"]), "emulated s")
+    return {"kvm": "s", "none": "s", "exact": "Ginsn"}.get(plan.accel, "emulated s")
 
 
 def _run_case(

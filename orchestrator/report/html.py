@@ -14,6 +14,7 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.analysis.comparison import Comparison
+from orchestrator.evidence.plan import Plan
 from orchestrator.report.page import MOST_CONFIG, page_of
 from orchestrator.report.printable import printable
 from orchestrator.scenario import ARMS, Scenario
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 _TEMPLATES = files("orchestrator.report") / "templates"
 
 
-def html_report(scenario: Scenario, comparison: Comparison, plan: dict[str, Any]) -> str:
+def html_report(scenario: Scenario, comparison: Comparison, plan: Plan) -> str:
     """Return the whole page. `plan` is plan.json. The same values give the same text, byte for
     byte."""
     # Only here: no other command needs the libraries that draw.

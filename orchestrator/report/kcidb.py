@@ -9,13 +9,14 @@ test's from the run's evidence. All times are those recorded in the evidence.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from orchestrator.analysis.comparison import Comparison, guest_accels
 from orchestrator.analysis.summary import summary
 from orchestrator.analysis.trial import TrialResult
 from orchestrator.errors import BenchError
+from orchestrator.evidence.plan import Plan
 from orchestrator.report.cases import Case, Suite, kernel_of, line_of, plain, suite
 from orchestrator.scenario import ARMS, ArmName, Scenario, format_size, is_emulated
 
@@ -36,13 +37,11 @@ class _Test(NamedTuple):
     found: dict[str, Any]
 
 
-def kcidb_objects(
-    scenario: Scenario, comparison: Comparison, plan: Mapping[str, Any]
-) -> dict[str, Any]:
+def kcidb_objects(scenario: Scenario, comparison: Comparison, plan: Plan) -> dict[str, Any]:
     """Return the content of kcidb.json, which can be submitted to KernelCI. `plan` is
     plan.json."""
     of_run = suite(scenario, comparison, plan)
-    kernels = {arm: f"{ORIGIN}:{plan['kernels'][arm]['digest']}" for arm in ARMS}
+    kernels = {arm: f"{ORIGIN}:{plan.kernels[arm].digest}" for arm in ARMS}
     comments = {kernels[arm]: line_of(kernel_of(comparison, arm)) for arm in ARMS}
     common = {"origin": ORIGIN, "environment": _environment(scenario, comparison, plan)}
     return {
@@ -134,11 +133,9 @@ def _path(*parts: str) -> str:
     return ".".join(_NOT_IN_A_PATH.sub("_", part) for part in parts)
 
 
-def _environment(
-    scenario: Scenario, comparison: Comparison, plan: Mapping[str, Any]
-) -> dict[str, Any]:
+def _environment(scenario: Scenario, comparison: Comparison, plan: Plan) -> dict[str, Any]:
     host, device = scenario.host, scenario.device
-    emulated = ", EMULATED" * is_emulated(plan["accel"])
+    emulated = ", EMULATED" * is_emulated(plan.accel)
     if not emulated and "tcg" in guest_accels(comparison.results):
         emulated = ", its guests EMULATED"
     viommu, more = "", {}
@@ -146,10 +143,10 @@ def _environment(
         viommu = f", {host.viommu} vIOMMU"
         more = {"viommu": host.viommu, "host_cpus": host.cpus}
     return {
-        "comment": f"{host.title}, accel {plan['accel']}{emulated}{viommu},"
+        "comment": f"{host.title}, accel {plan.accel}{emulated}{viommu},"
         f" {device.kind} with a BAR of {format_size(device.bar)}",
         "misc": {
-            "accel": str(plan["accel"]), **more,
+            "accel": plan.accel, **more,
             "device": device.kind, "device_count": device.count, "bar_bytes": device.bar,
             "workload": scenario.workload,
         },

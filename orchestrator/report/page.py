@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import median, median_low
-from typing import Any
 
 import tomlkit
 
@@ -31,6 +30,8 @@ from orchestrator.analysis.summary import summary
 from orchestrator.analysis.theory import lookups, stride_of
 from orchestrator.analysis.timeline import Timeline
 from orchestrator.analysis.trial import TrialResult
+from orchestrator.evidence.kernel import KernelRecord
+from orchestrator.evidence.plan import Plan
 from orchestrator.report.charts import (
     Figure,
     difference_chart,
@@ -259,13 +260,13 @@ class Page:
     """The scenario with every key."""
     barometer: str
     """Version of barometer."""
-    kernels: dict[str, Mapping[str, Any]]
-    """Kernels of plan.json, the guest's included: release, source, digest, provenance."""
+    kernels: dict[str, KernelRecord]
+    """Kernels of plan.json, the guest's included."""
 
 
-def page_of(scenario: Scenario, comparison: Comparison, plan: dict[str, Any]) -> Page:
+def page_of(scenario: Scenario, comparison: Comparison, plan: Plan) -> Page:
     """Return the content of the page. `plan` is plan.json."""
-    accel = plan["accel"]
+    accel = plan.accel
     exact, emulated = accel == "exact", is_emulated(accel)
     lines = list(_lines(scenario, comparison, emulated=emulated))
     panels = [
@@ -307,7 +308,7 @@ def page_of(scenario: Scenario, comparison: Comparison, plan: dict[str, Any]) ->
         ],
         problem_counts=dict(Counter(f"{r.arm}: {r.kind}, {r.reason}" for r in bad)),
         toml=tomlkit.dumps(scenario.model_dump(mode="json", exclude_none=True)),
-        barometer=str(plan.get("barometer", "")),
+        barometer=plan.barometer,
         kernels=_kernels(plan),
     )
 
@@ -315,9 +316,7 @@ def page_of(scenario: Scenario, comparison: Comparison, plan: dict[str, Any]) ->
 # head and table -------------------------------------------------------------------------------
 
 
-def _facts(
-    scenario: Scenario, comparison: Comparison, plan: dict[str, Any]
-) -> Iterator[tuple[str, str]]:
+def _facts(scenario: Scenario, comparison: Comparison, plan: Plan) -> Iterator[tuple[str, str]]:
     for arm in ARMS:
         kernel = comparison.kernels[arm]
         yield arm, f"{kernel['release']} ({kernel['source']}; {_trials(comparison, arm)})"
@@ -326,7 +325,7 @@ def _facts(
             yield role, f"the baseline's kernel ({_trials(comparison, role)})"
     yield "device", device_said(scenario)
     yield workload_said(scenario, plan)
-    yield "host", host_said(scenario, plan["accel"], plan["accel_reason"])
+    yield "host", host_said(scenario, plan.accel, plan.accel_reason)
 
 
 def _trials(comparison: Comparison, role: Role) -> str:
@@ -487,6 +486,8 @@ def _tail(evidence: str) -> str:
     )
 
 
-def _kernels(plan: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    found = {**plan.get("kernels", {}), "guest": plan.get("guest_kernel")}
-    return {where: kernel for where, kernel in found.items() if kernel}
+def _kernels(plan: Plan) -> dict[str, KernelRecord]:
+    kernels: dict[str, KernelRecord] = {arm: plan.kernels[arm] for arm in ARMS}
+    if plan.guest_kernel is not None:
+        kernels["guest"] = plan.guest_kernel
+    return kernels

@@ -13,18 +13,17 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping
-from typing import Any
 
 from orchestrator.analysis.comparison import Comparison
 from orchestrator.analysis.summary import summary
+from orchestrator.evidence.plan import Plan
 from orchestrator.report.cases import cost_unit, kernel_of, line_of, suite
 from orchestrator.scenario import ARMS, METRICS, Scenario
 
 _ABOUT = ("time", "branch", "unit", "run", "verdict", *(f"{arm}.kernel" for arm in ARMS))
 
 
-def results_csv(scenario: Scenario, comparison: Comparison, plan: Mapping[str, Any]) -> str:
+def results_csv(scenario: Scenario, comparison: Comparison, plan: Plan) -> str:
     """Return the header and, for a complete run, its row. `plan` is plan.json.
 
     NAME.baseline and NAME.candidate are medians. NAME.ratio, for everything but counts, is
@@ -44,7 +43,7 @@ def results_csv(scenario: Scenario, comparison: Comparison, plan: Mapping[str, A
     complete = len(comparison.results) >= comparison.planned and comparison.verdict != "invalid"
     if complete and of_run.started and values.keys() >= {*columns}:
         about = [
-            of_run.started, f"{scenario.name}/{plan['accel']}", cost_unit(plan), of_run.digest,
+            of_run.started, f"{scenario.name}/{plan.accel}", cost_unit(plan), of_run.digest,
             comparison.verdict,
             *(line_of(kernel_of(comparison, arm)) for arm in ARMS),
         ]  # fmt: skip

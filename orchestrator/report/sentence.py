@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from orchestrator.analysis.comparison import (
     Comparison,
@@ -16,6 +15,7 @@ from orchestrator.analysis.comparison import (
 )
 from orchestrator.analysis.conditions import Difference
 from orchestrator.analysis.summary import summary
+from orchestrator.evidence.plan import Plan
 from orchestrator.faults import bench_counts, counts
 from orchestrator.report.quantities import change_text, plural, quantity
 from orchestrator.report.wording import label
@@ -39,7 +39,7 @@ _SUBJECTS: dict[Metric, tuple[str, str]] = {
 }
 
 
-def verdict_sentence(scenario: Scenario, comparison: Comparison, plan: dict[str, Any]) -> str:
+def verdict_sentence(scenario: Scenario, comparison: Comparison, plan: Plan) -> str:
     """State the verdict and one number. `plan` is plan.json.
 
     The number is that of the first deciding metric that has the verdict of the run.
@@ -60,7 +60,7 @@ def verdict_sentence(scenario: Scenario, comparison: Comparison, plan: dict[str,
         said += f" so far, with {len(comparison.results)} of {comparison.planned} trials"
     decided = [m for name in comparison.deciding if (m := comparison.metric(name)) is not None]
     quoted = next((m for m in decided if m.verdict == verdict), decided[0])
-    return f"{said}: {_quoted(scenario, comparison, quoted, plan['accel'])}."
+    return f"{said}: {_quoted(scenario, comparison, quoted, plan.accel)}."
 
 
 def undecided_said(comparison: Comparison) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from math import ceil, log2
 from statistics import median
-from typing import Any
 
 from orchestrator.analysis.comparison import (
     Comparison,
@@ -16,6 +15,7 @@ from orchestrator.analysis.comparison import (
 from orchestrator.analysis.effect import ALPHA, FEW_FLOOR, LEAST_FOR_P
 from orchestrator.analysis.theory import best_leaf, lookups, pages, stride_of
 from orchestrator.analysis.trial import TrialResult
+from orchestrator.evidence.plan import Plan
 from orchestrator.report.conditions import conditions_said
 from orchestrator.report.layout import WIDTH, fitted, shortened, table, wrapped
 from orchestrator.report.maps import map_sections
@@ -40,11 +40,11 @@ _TAIL = 12
 
 
 def text_report(
-    scenario: Scenario, comparison: Comparison, plan: dict[str, Any], tester: str | None = None
+    scenario: Scenario, comparison: Comparison, plan: Plan, tester: str | None = None
 ) -> str:
     """Return the whole report, ASCII in lines of at most 76 columns. `plan` is plan.json; `tester`
     is `Name <mail>` of whoever ran it, or None if that is not known."""
-    emulated, exact = is_emulated(plan["accel"]), plan["accel"] == "exact"
+    emulated, exact = is_emulated(plan.accel), plan.accel == "exact"
     parts = [
         "\n".join(wrapped(verdict_sentence(scenario, comparison, plan))) + "\n",
         _variable(comparison),
@@ -93,9 +93,7 @@ def expected(scenario: Scenario, metric: MetricComparison) -> str:
     return said + (f"; p {p:.2g}" if p is not None else "")
 
 
-def _setup(
-    scenario: Scenario, comparison: Comparison, plan: dict[str, Any], *, emulated: bool
-) -> str:
+def _setup(scenario: Scenario, comparison: Comparison, plan: Plan, *, emulated: bool) -> str:
     lines = []
     for arm in ARMS:
         kernel = comparison.kernels[arm]
@@ -114,11 +112,11 @@ def _setup(
     lines += [
         f"device     {device_said(scenario)}",
         f"{what:<11}{which}",
-        f"host       {host_said(scenario, plan['accel'], plan['accel_reason'])}",
+        f"host       {host_said(scenario, plan.accel, plan.accel_reason)}",
     ]
     if any(r.guest_accel == "tcg" for r in comparison.results) and not emulated:
         lines.append("           its guests are EMULATED: there is no KVM in the host")
-    if plan["accel"] == "exact":
+    if plan.accel == "exact":
         lines.append("           INSTRUCTIONS of an emulated machine (Ginsn: 10^9), not times")
     elif emulated:
         lines.append("           EMULATED: compare seconds with one another, not with hardware's")

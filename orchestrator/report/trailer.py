@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from orchestrator.analysis.comparison import (
     Comparison,
@@ -11,6 +10,7 @@ from orchestrator.analysis.comparison import (
     exit_code,
     guest_accels,
 )
+from orchestrator.evidence.plan import Plan
 from orchestrator.report.layout import wrapped
 from orchestrator.report.quantities import arm_text, change_text, spreads_said
 from orchestrator.report.sentence import flaw
@@ -26,9 +26,7 @@ _HEADLINES: tuple[Metric, ...] = (
 _MOST = 3
 
 
-def trailer(
-    scenario: Scenario, comparison: Comparison, plan: dict[str, Any], tester: str | None
-) -> str:
+def trailer(scenario: Scenario, comparison: Comparison, plan: Plan, tester: str | None) -> str:
     """Return the block. `plan` is plan.json; `tester` is `Name <mail>`, or None if git knows no
     user."""
     lines = [_BEGIN]
@@ -56,7 +54,7 @@ def worse(comparison: Comparison) -> list[MetricComparison]:
     ]  # fmt: skip
 
 
-def _numbers(comparison: Comparison, plan: dict[str, Any]) -> Iterator[str]:
+def _numbers(comparison: Comparison, plan: Plan) -> Iterator[str]:
     """Yield two or three lines: deciding metrics and headlines. A metric that got worse is never
     left out."""
     names = dict.fromkeys((*comparison.deciding, *_HEADLINES))
@@ -67,7 +65,7 @@ def _numbers(comparison: Comparison, plan: dict[str, Any]) -> Iterator[str]:
     accels = guest_accels(comparison.results)
     for metric in shown:
         arms = " -> ".join(arm_text(metric.unit, getattr(metric, arm)) for arm in ARMS)
-        kind = label(metric, plan["accel"], accels)
+        kind = label(metric, plan.accel, accels)
         yield f"{title(metric.name)}: {arms}{kind}, {change_text(metric.effect)}"
     said = [f"+-: {s}" for s in spreads_said(getattr(m, arm) for m in shown for arm in ARMS)]
     if any(metric.effect.interval for metric in shown):
@@ -77,12 +75,10 @@ def _numbers(comparison: Comparison, plan: dict[str, Any]) -> Iterator[str]:
         yield f"({'; '.join(said)})"
 
 
-def _configuration(
-    scenario: Scenario, comparison: Comparison, plan: dict[str, Any]
-) -> Iterator[str]:
+def _configuration(scenario: Scenario, comparison: Comparison, plan: Plan) -> Iterator[str]:
     old, new = (comparison.kernels[arm]["release"] for arm in ARMS)
-    emulated = ", emulated" * is_emulated(plan["accel"])
-    yield f"host: {old} -> {new}, accel {plan['accel']}{emulated}"
+    emulated = ", emulated" * is_emulated(plan.accel)
+    yield f"host: {old} -> {new}, accel {plan.accel}{emulated}"
     if found := comparison.variable:
         apart = [d for d in found.differs if d.kind == "setting" or old == new]
         if apart:
@@ -95,7 +91,7 @@ def _configuration(
         if (version := _condition(comparison, f"{room}.qemu"))
     )  # fmt: skip
     yield (
-        f"barometer {plan.get('barometer', '')}".rstrip()
+        f"barometer {plan.barometer}"
         + f", {trials} trials"
         + f"; QEMU {versions}" * bool(versions)
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Set
-from typing import Any
 
 from orchestrator.analysis.comparison import MetricComparison
 from orchestrator.analysis.effect import (
@@ -14,6 +13,7 @@ from orchestrator.analysis.effect import (
     Resolution,
 )
 from orchestrator.analysis.trial import TrialResult
+from orchestrator.evidence.plan import Plan
 from orchestrator.report.quantities import plural, quantity
 from orchestrator.scenario import (
     Device,
@@ -87,12 +87,12 @@ def host_said(scenario: Scenario, accel: str, reason: str) -> str:
     return f"{host.name}{cpus}, accel {accel}, {reason}"
 
 
-def workload_said(scenario: Scenario, plan: dict[str, Any]) -> tuple[str, str]:
+def workload_said(scenario: Scenario, plan: Plan) -> tuple[str, str]:
     """Return the kind of workload and its details: `guest`, `6.12.107+deb13, 512MiB`."""
-    if scenario.workload == "map" or scenario.guest is None:
+    if scenario.workload == "map" or scenario.guest is None or plan.guest_kernel is None:
         backend = {"type1": "type1 container", "iommufd": "iommufd"}[scenario.map.backend]
         return "workload", f"map from the host's user space, {backend}"
-    release, guest = plan["guest_kernel"]["release"], scenario.guest
+    release, guest = plan.guest_kernel.release, scenario.guest
     return "guest", f"{release}, {format_size(guest.memory)}{said_of(guest)}"
 
 

@@ -153,7 +153,7 @@ def shared_trial(
     def run(*overrides: str, release: str = "") -> Outcome:
         settings = [*overrides, "host.fresh_boots=false"]
         outcome = _run_one(next(folders), shared, kept_host, settings, release)
-        assert "host_left" not in outcome.evidence.manifest, outcome.evidence.manifest
+        assert outcome.evidence.manifest.host_left is None, outcome.evidence.manifest
         return outcome
 
     return run

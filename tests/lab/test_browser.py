@@ -15,6 +15,7 @@ from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 
 from orchestrator.analysis.comparison import Comparison
 from orchestrator.analysis.trial import Findings
+from orchestrator.evidence.plan import Plan
 from orchestrator.report.html import html_report
 from orchestrator.scenario import ARMS, Role, Scenario
 from tests.unit.report.pages import PLAN, RECORDED, RUNS, bad, compared, recorded, trials
@@ -57,7 +58,7 @@ class Reports:
         return path
 
 
-def everything() -> tuple[Scenario, Comparison, dict[str, Any]]:
+def everything() -> tuple[Scenario, Comparison, Plan]:
     values = [8 + number / 100 for number in range(12)]
     arms: dict[Role, list[float]] = {
         "baseline": values, "candidate": [v / 100 for v in values], "control": values[::-1],

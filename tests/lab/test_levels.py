@@ -82,9 +82,9 @@ def test_the_hosts_policy_is_no_reason_where_the_kernel_ignores_it(shared_trial:
     # kernels since v7.2 at the latest do not apply it to huge pfnmaps
     outcome = shared_trial(*MAP, PATCHED, sysfs(THP, "never"))
     assert levels(outcome)["full/1GiB"].best
-    assert outcome.evidence.json("host/facts.json")["settings"]["transparent_hugepage"] == (
-        "always madvise [never]"
-    )
+    facts = outcome.evidence.host_facts()
+    assert facts is not None
+    assert facts.settings["transparent_hugepage"] == "always madvise [never]"
 
 
 def test_disabled_hugepages_of_type1_are_named(shared_trial: RunOne) -> None:
@@ -98,7 +98,7 @@ def test_a_setting_of_one_trial_is_not_the_next_ones(shared_trial: RunOne) -> No
     first = shared_trial(*MAP, PATCHED, sysfs(DISABLE, "Y"))
     second = shared_trial(*MAP, PATCHED)
     assert [levels(outcome)["full/1GiB"].best for outcome in (first, second)] == [False, True]
-    boots = [outcome.evidence.manifest["boot_id"] for outcome in (first, second)]
+    boots = [outcome.evidence.manifest.boot_id for outcome in (first, second)]
     assert boots[0] == boots[1]
 
 
@@ -108,7 +108,7 @@ def test_a_kernel_from_a_folder_without_the_series_is_measured_and_named(
     outcome = shared_trial(*MAP, f"arms.baseline.kernel={{dir = '{folder}'}}")
     level = levels(outcome)["full/1GiB"]
     assert (level.leaf, level.stride, reasons(level)) == ("1GiB", "4KiB", ["no-series"])
-    assert outcome.evidence.manifest["kernel"]["source"] == f"dir:{folder}"
+    assert outcome.evidence.manifest.kernel.source == f"dir:{folder}"
     assert outcome.result.value("pfn_lookups_per_map") == pages(GIB)
 
 

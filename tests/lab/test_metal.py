@@ -105,8 +105,8 @@ def test_two_kernels_by_kexec_are_compared_and_all_is_put_back(
                for arm in ("baseline", "candidate")]  # fmt: skip
     assert lookups == [2**30 / 4096, 1]
     trials = [trial.manifest for trial in RunDir.open(out).trials()]
-    assert [t["host_kind"] for t in trials] == ["metal"] * 2
-    assert len({t["boot_id"] for t in trials}) == 2
+    assert [t.host_kind for t in trials] == ["metal"] * 2
+    assert len({t.boot_id for t in trials}) == 2
 
 
 @pytest.mark.full

@@ -86,7 +86,7 @@ def on_a_host(
 
     monkeypatch.setattr(run, "guest_boots", boots)
     outcome = trial('trace.passes=["plain"]', "device.bar=1GiB", *overrides)
-    stages = {stage["name"]: stage["outcome"] for stage in outcome.evidence.manifest["stages"]}
+    stages = {stage.name: stage.outcome for stage in outcome.evidence.manifest.stages}
     assert stages == {"host-boot": "ok", "device": "ok"}
 
 

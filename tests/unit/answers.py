@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from orchestrator.abi import LEAVES, ORDERS, PAGE
-from orchestrator.analysis.maps import MapPass, Place, read_pass
+from orchestrator.analysis.maps import EVENTS, MapPass, Place, read_pass
+from orchestrator.evidence.maps import PassRecord
 from orchestrator.scenario import GIB
 
 BAR_ADDRESS = 0x380000000000
 ADDRESS = 0x7F0000000000
-EVENTS = ("lookup", "pin", "fault", "iova_walk")
 NOPAGE, FALLBACK = 0x100, 0x800
 Hits = Mapping[tuple[int, ...], int]
 
@@ -104,8 +105,13 @@ def answer(
     }  # fmt: skip
 
 
+def read(answered: Mapping[str, Any]) -> MapPass:
+    """Read a pass as map.json has it."""
+    return read_pass(PassRecord.model_validate_json(json.dumps(answered)))
+
+
 def map_pass(*points: dict[str, Any], **how: Any) -> MapPass:
-    return read_pass(answer(*points, **how))
+    return read(answer(*points, **how))
 
 
 def place_of(one: dict[str, Any], **changes: Any) -> tuple[Place, MapPass]:

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.abi import LEAVES, PAGE
+from orchestrator.analysis.maps import EVENTS
 from orchestrator.analysis.theory import Mapping
 from orchestrator.evidence.layout import TrialDir
 from orchestrator.scenario import GIB, Scenario
-from tests.unit.answers import ADDRESS, BAR_ADDRESS, EVENTS, answer, point
+from tests.unit.answers import ADDRESS, BAR_ADDRESS, answer, point
+from tests.unit.manifests import HOST, WHOLE
 from tests.unit.recorded import sealed
 from tests.unit.scenarios import map_scenario
 
@@ -88,12 +90,12 @@ def map_trial(
         _profile(host, series=series)
     settings = {"transparent_hugepage": "[always] madvise never", "vfio_disable_hugepages": "N",
                 "cmdline": "intel_iommu=on"}  # fmt: skip
-    (host / "facts.json").write_text(json.dumps({"settings": settings}))
+    (host / "facts.json").write_text(json.dumps(HOST | {"settings": settings}))
     release = "7.3.4" if series else "6.12.107"
     manifest = {
-        "schema": 1, "trial": trial.name, "arm": arm, "outcome": {"kind": "collected"},
-        "workload": "map", "accel": "exact", "kernel": {"release": release}, "release": release,
-        "bar": BAR, "passes": list(passes), "guests": [], "host_boot_seconds": 60.0, **facts,
+        **WHOLE, "trial": trial.name, "arm": arm, "accel": "exact", "release": release,
+        "kernel": {"release": release, "source": f"dir:{release}", "digest": release},
+        "bar": BAR, "passes": list(passes), "host_boot_seconds": 60.0, **facts,
     }  # fmt: skip
     (trial / "manifest.json").write_text(json.dumps(manifest))
     return trial

@@ -3,7 +3,6 @@ from __future__ import annotations
 import gzip
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -19,25 +18,19 @@ from orchestrator.evidence.layout import (
     RunDir,
     TrialDir,
     TrialWriter,
-    charge_in,
     read_json,
     write_json,
 )
+from orchestrator.evidence.manifest import Ended
 from orchestrator.faults import Attempt, Charge, Charged
 from orchestrator.reasons import Reason
+from tests.unit.manifests import FACTS, WHOLE, manifest_of, plan_of
 
-PLAN: dict[str, Any] = {
-    "schema": 1, "trials": [], "accel": "tcg", "accel_reason": "asked for",
-    "guest_kernel": {"release": "6.12", "source": "deb:g", "digest": "g"},
-    "kernels": {
-        "baseline": {"release": "6.12", "source": "deb:b", "digest": "b"},
-        "candidate": {"release": "7.3", "source": "deb:c", "digest": "c"},
-    },
-}  # fmt: skip
+PLAN = plan_of()
 
 
 def writer(tmp_path: Path, name: str = "0001-baseline") -> TrialWriter:
-    return TrialWriter(tmp_path / "trials" / name, {"arm": "baseline", "pair": 1})
+    return TrialWriter(tmp_path / "trials" / name, FACTS)
 
 
 def test_trial_has_its_name_only_when_it_is_complete(tmp_path: Path) -> None:
@@ -49,8 +42,8 @@ def test_trial_has_its_name_only_when_it_is_complete(tmp_path: Path) -> None:
     done = trial.complete()
     assert done.path == final
     assert not trial.path.exists()
-    assert done.manifest["outcome"] == {"kind": "collected"}
-    assert list(done.manifest["files"]) == ["host/console.log"]
+    assert done.manifest.outcome.kind == "collected"
+    assert list(done.manifest.files) == ["host/console.log"]
     assert done.verify() is None
 
 
@@ -93,13 +86,14 @@ def test_failure_of_the_arm_is_charged_to_it_and_failure_of_the_bench_is_not(
     two.failed(
         BenchError("no", reason=Reason.COMMAND_FAILED), "device", Charged("bench", "it did")
     )
-    assert one.complete().manifest["outcome"] == {
+    assert one.complete().manifest.outcome.to_json() == {
         "kind": "failed", "by_bench": False, "stage": "guest-0", "reason": "host-panic",
         "message": "oops", "evidence": "BUG:", "charge": "arm",
         "why": "vfio_x is in the call trace", "line": "[ 1.0] BUG:",
     }  # fmt: skip
-    outcome = two.complete().manifest["outcome"]
-    assert (outcome["kind"], outcome["by_bench"]) == ("invalid", True)
+    outcome = two.complete().manifest.outcome
+    assert isinstance(outcome, Ended)
+    assert (outcome.kind, outcome.by_bench) == ("invalid", True)
 
 
 @pytest.mark.parametrize(
@@ -117,13 +111,20 @@ def test_kind_of_an_outcome_follows_from_whom_it_is_charged_to(
     trial = writer(tmp_path, "0001-baseline")
     trial.failed(error("x", reason=Reason.GUEST_HANG), "guest-0", Charged(charge, "because"))
     done = trial.complete()
-    assert (done.manifest["outcome"]["kind"], done.manifest["outcome"]["by_bench"]) == expected
+    outcome = done.manifest.outcome
+    assert isinstance(outcome, Ended)
+    assert (outcome.kind, outcome.by_bench) == expected
     assert done.attempts() == (Attempt("baseline", "guest-hang", charge, "guest-0", "x"),)
 
 
-def test_failure_of_an_older_version_is_charged_as_it_was_then(tmp_path: Path) -> None:
-    assert charge_in({"kind": "failed", "reason": "guest-hang"}) == "arm"
-    assert charge_in({"kind": "invalid", "reason": "host-hang"}) == "bench"
+@pytest.mark.parametrize(("kind", "charge"), [("failed", "arm"), ("invalid", "bench")])
+def test_failure_of_an_older_version_is_charged_as_it_was_then(kind: str, charge: Charge) -> None:
+    outcome = {"kind": kind, "reason": "guest-hang", "stage": "s", "message": "m", "evidence": ""}
+    manifest = manifest_of(arm="candidate", outcome=outcome, repeated=["host-crash"])
+    assert manifest.attempts() == (
+        Attempt("candidate", "host-crash", "bench"),  # a bare reason is the emulator's failure
+        Attempt("candidate", "guest-hang", charge, "s", "m"),
+    )
 
 
 def test_attempt_takes_the_place_of_the_one_before(tmp_path: Path) -> None:
@@ -132,14 +133,14 @@ def test_attempt_takes_the_place_of_the_one_before(tmp_path: Path) -> None:
     first.complete()
     second = writer(tmp_path)
     (second.host / "dmesg.txt").write_text("two")
-    assert [*second.complete().manifest["files"]] == ["host/dmesg.txt"]
+    assert [*second.complete().manifest.files] == ["host/dmesg.txt"]
 
 
 def test_text_may_be_compressed(tmp_path: Path) -> None:
     trial = writer(tmp_path)
     (trial.host / "trace.txt.gz").write_bytes(gzip.compress("caf\u00e9\n".encode()))
     assert trial.text("host/trace.txt") == "caf\u00e9\n"
-    assert list(trial.complete().manifest["files"]) == ["host/trace.txt.gz"]
+    assert list(trial.complete().manifest.files) == ["host/trace.txt.gz"]
 
 
 def test_plain_text_comes_before_the_compressed_one(tmp_path: Path) -> None:
@@ -193,7 +194,8 @@ def test_changed_and_missing_files_are_noticed(tmp_path: Path) -> None:
 def test_files_that_are_not_there_read_as_none(tmp_path: Path) -> None:
     done = writer(tmp_path).complete()
     assert done.text("host/nothing.txt") is None
-    assert done.json("map.json") is None
+    assert done.maps() is None
+    assert done.host_facts() is None
     assert done.guest(3) == done.path / "guest-3"
 
 
@@ -223,9 +225,8 @@ def test_manifest_that_is_none_is_an_evidence_error(tmp_path: Path, text: str) -
 def test_manifest_whose_outcome_lacks_something_is_an_evidence_error(
     tmp_path: Path, outcome: object
 ) -> None:
-    manifest = {"schema": 1, "trial": "t", "arm": "baseline", "outcome": outcome}
-    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(EvidenceError, match="its outcome is not what barometer writes") as caught:
+    (tmp_path / "manifest.json").write_text(json.dumps(WHOLE | {"outcome": outcome}))
+    with pytest.raises(EvidenceError, match=r"manifest\.json: outcome") as caught:
         TrialDir.open(tmp_path)
     assert (caught.value.reason, caught.value.exit_code) == ("bad-evidence", 4)
 
@@ -248,15 +249,16 @@ def test_json_is_replaced_as_a_whole(tmp_path: Path) -> None:
 def test_run_is_made_and_taken_up_again(tmp_path: Path) -> None:
     folder = tmp_path / "deep/run"
     RunDir.create(folder, "name = 1", PLAN)
-    again = RunDir.create(folder, "name = 1", PLAN | {"barometer": "0.2"})
+    again = RunDir.create(folder, "name = 1", plan_of(barometer="0.2"))
     assert again.plan() == PLAN
     assert RunDir.open(folder).plan() == PLAN
 
 
 def test_run_of_other_trials_is_not_taken_up_again(tmp_path: Path) -> None:
+    other = {"name": "0001-baseline", "pair": 1, "arm": "baseline", "passes": ["plain"]}
     RunDir.create(tmp_path / "run", "x", PLAN)
     with pytest.raises(ScenarioError, match="was begun with other trials, or in another order"):
-        RunDir.create(tmp_path / "run", "x", {**PLAN, "trials": ["other"]})
+        RunDir.create(tmp_path / "run", "x", plan_of(trials=[other]))
 
 
 def test_configs_are_written_when_a_run_is_created(tmp_path: Path) -> None:
@@ -283,7 +285,9 @@ def test_config_that_cannot_be_read_is_bad_evidence(tmp_path: Path) -> None:
 
 def test_run_is_not_taken_up_again_with_another_kernel(tmp_path: Path) -> None:
     RunDir.create(tmp_path / "run", "name = 1", PLAN)
-    moved = {**PLAN, "kernels": {**PLAN["kernels"], "candidate": {"digest": "newer"}}}
+    kernels = PLAN.kernels.to_json()
+    newer = PLAN.kernels.candidate.to_json() | {"digest": "newer"}
+    moved = plan_of(kernels=kernels | {"candidate": newer})
     with pytest.raises(ScenarioError, match="candidate's kernel"):
         RunDir.create(tmp_path / "run", "name = 1", moved)
 
@@ -312,9 +316,9 @@ def test_folder_without_a_run_cannot_be_judged(tmp_path: Path) -> None:
 def test_trials_are_read_in_order(tmp_path: Path) -> None:
     run = RunDir.create(tmp_path / "run", "x", PLAN)
     for name in ("0002-candidate", "0001-baseline"):
-        TrialWriter(run.trials_path / name, {"arm": name[5:]}).complete()
+        TrialWriter(run.trials_path / name, FACTS | {"arm": name[5:]}).complete()
     assert [t.path.name for t in run.trials()] == ["0001-baseline", "0002-candidate"]
-    assert [t.manifest["trial"] for t in run.trials()] == ["0001-baseline", "0002-candidate"]
+    assert [t.manifest.trial for t in run.trials()] == ["0001-baseline", "0002-candidate"]
 
 
 def test_error_says_what_why_and_what_to_do() -> None:
@@ -326,7 +330,7 @@ def test_error_says_what_why_and_what_to_do() -> None:
 
 
 def test_trial_that_takes_too_much_of_the_disk_begins_no_other_stage(tmp_path: Path) -> None:
-    trial = TrialWriter(tmp_path / "0001-baseline", {"arm": "baseline"})
+    trial = TrialWriter(tmp_path / "0001-baseline", FACTS)
     with trial.stage("one"), (trial.host / "console.log").open("wb") as file:
         file.truncate(TRIAL_BYTES + 1)
     with pytest.raises(BenchError) as caught, trial.stage("two"):

@@ -16,7 +16,6 @@ from orchestrator.faults import (
     Attempt,
     arm_the_bench_fails,
     attempt_json,
-    attempts_from,
     bench_counts,
     chance,
     charge,
@@ -27,6 +26,7 @@ from orchestrator.faults import (
 )
 from orchestrator.kernelreports import STALLS, reports_in
 from orchestrator.scenario import ARMS, ArmName
+from tests.unit.manifests import manifest_of
 
 
 @pytest.mark.parametrize(
@@ -276,31 +276,12 @@ def test_arm_that_is_run_alone_is_repeated_alone() -> None:
     assert next_turn([Attempt("candidate", "x")], "candidate", alone=True) == "candidate"
 
 
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.text(max_size=5),
-    lambda inner: (
-        st.lists(inner, max_size=4)
-        | st.dictionaries(st.sampled_from(["arm", "reason", "charge", "stage", "line"]), inner)
-    ),
-)
-
-
-@given(JSON)
-def test_whatever_a_manifest_has_is_read(entries: object) -> None:
-    for attempt in attempts_from(entries, "baseline"):
-        assert attempt.arm in ARMS
-        assert isinstance(attempt.reason, str)
-
-
 def test_attempts_are_read_as_they_were_written() -> None:
     written = [
         Attempt("candidate", "guest-hang", "undecided", "guest-0-plain", "[ 1.0] INFO: task x"),
         Attempt("baseline"),
         Attempt("candidate", "host-crash", "bench"),
     ]
-    assert [*attempts_from([attempt_json(a) for a in written], "baseline")] == written
-    # a bare reason, from an older version, is a failure of the emulator
-    assert attempts_from(["host-crash"], "candidate") == (
-        Attempt("candidate", "host-crash", "bench"),
-    )
+    manifest = manifest_of(repeated=[attempt_json(attempt) for attempt in written])
+    assert [*manifest.repeated_attempts()] == written
     assert fault_of("host-crash").comes_and_goes

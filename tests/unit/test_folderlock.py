@@ -16,6 +16,7 @@ import pytest
 from orchestrator.errors import ScenarioError
 from orchestrator.evidence.layout import RunDir
 from orchestrator.folderlock import LOCK, only_writer
+from tests.unit.manifests import plan_of
 
 _HOLDER = """
 import sys
@@ -175,5 +176,5 @@ def test_lock_is_readable_and_no_evidence(tmp_path: Path) -> None:
     out = tmp_path / "run"
     with only_writer(out):
         assert stat.S_IMODE((out / LOCK).stat().st_mode) & 0o444 == 0o444
-        run = RunDir.create(out, "text", {"schema": 1})
+        run = RunDir.create(out, "text", plan_of())
         assert run.trials() == []

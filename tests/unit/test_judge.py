@@ -23,6 +23,7 @@ from orchestrator.plan import make_plan
 from orchestrator.report.perfetto import perfetto_trace
 from orchestrator.scenario import Scenario
 from tests.unit.fabricated import map_trial
+from tests.unit.manifests import HOST, NO_SETTINGS, PLAN, plan_of
 from tests.unit.recorded import MEASURED, copied_run, rewrite, sealed
 from tests.unit.recorded import judge_and_save as judge
 from tests.unit.scenarios import MAPS, map_scenario
@@ -94,28 +95,28 @@ def test_files_for_other_tools_are_the_same_wherever_a_run_is_judged(
 
 
 @pytest.mark.parametrize(
-    "facts",
+    ("key", "value"),
     [
-        {"started": 7, "seconds": "long"},
-        {"started": "yesterday", "seconds": -1},
-        {"started": "2026-11-22T22:48:20", "seconds": None},
-        {"started": "0001-01-01T00:00:00+23:00", "seconds": float("inf")},
+        ("started", 7), ("started", "yesterday"), ("started", "2026-11-22T22:48:20"),
+        ("started", "0001-01-01T00:00:00+23:00"), ("seconds", "long"), ("seconds", -1),
+        ("seconds", float("inf")), ("pair", True),
     ],
-)
-def test_times_that_are_none_are_left_out(run: RunDir, facts: dict[str, Any]) -> None:
-    for trial in run.trials():
-        sealed(trial.path, **facts)
-    _, comparison, _ = judge(run)
-    assert {(r.started, r.seconds) for r in comparison.results} == {("", None)}
-    assert len((run.path / "results.csv").read_text().splitlines()) == 1
-    assert ' time="' not in (run.path / "junit.xml").read_text().partition("<testcase")[2]
-    assert "start_time" not in (run.path / "kcidb.json").read_text()
+)  # fmt: skip
+def test_manifest_with_a_wrong_value_names_its_key(run: RunDir, key: str, value: object) -> None:
+    path = run.trials_path / MEASURED / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+    with pytest.raises(EvidenceError, match=f"{MEASURED}/manifest.json: {key}") as caught:
+        judge(run)
+    assert caught.value.reason == "bad-evidence"
 
 
 def test_run_is_complete_by_the_plan_that_it_was_begun_with(run: RunDir) -> None:
     path = run.path / "plan.json"
     plan = json.loads(path.read_text())
-    for planned, said in ((plan["trials"], ""), ([*plan["trials"], {}], "NOT COMPLETE: 2 of 3")):
+    for planned, said in (
+        (plan["trials"], ""),
+        ([*plan["trials"] * 2][:3], "NOT COMPLETE: 2 of 3"),
+    ):
         path.write_text(json.dumps(plan | {"trials": planned}))
         _, comparison, report = judge(run)
         assert comparison.planned == len(planned)
@@ -230,7 +231,7 @@ def test_look_is_at_the_blocks_so_far_whatever_an_interrupted_run_left(
     plan = make_plan(chosen)
     left = [planned for planned in plan if planned.pair <= 5]
     trials = [SimpleNamespace(path=Path(planned.name)) for planned in left]
-    run = cast(RunDir, SimpleNamespace(trials=lambda: trials, plan=lambda: {"accel": "tcg"}))
+    run = cast(RunDir, SimpleNamespace(trials=lambda: trials, plan=lambda: plan_of(accel="tcg")))
     read: list[str] = []
     seen: list[list[int]] = []
 
@@ -265,10 +266,14 @@ def knob_run(folder: Path, *, thp: str = "[always] madvise never") -> RunDir:
     )
     (folder / "scenario.toml").write_text(text)
     identity = {"release": "7.3.4", "source": "dir:old", "digest": "d1"}
-    plan = {
-        "schema": 1, "accel": "exact", "accel_reason": "asked for", "guest_kernel": None,
-        "kernels": dict.fromkeys(("baseline", "candidate"), identity | {"provenance": {}}),
+    plan = PLAN | {
+        "accel": "exact", "guest_kernel": None,
+        "kernels": dict.fromkeys(("baseline", "candidate"), identity),
         "arm_settings": {"baseline": {}, "candidate": {"parameters": {name: "Y"}}},
+        "trials": [
+            {"name": f"{number:04d}-{arm}", "pair": 1, "arm": arm, "passes": ["plain"]}
+            for number, arm in enumerate(("baseline", "candidate"), 1)
+        ],
     }  # fmt: skip
     (folder / "plan.json").write_text(json.dumps(plan))
     for number, arm in enumerate(("baseline", "candidate"), 1):
@@ -277,13 +282,13 @@ def knob_run(folder: Path, *, thp: str = "[always] madvise never") -> RunDir:
         read = {"asked": "Y" if knob else None, "found": value}
         trial = map_trial(
             folder / "trials", arm, passes=("plain",), number=number, kernel=identity,
-            arm_settings={"parameters": {name: read}},
+            arm_settings=NO_SETTINGS | {"parameters": {name: read}},
         )  # fmt: skip
         settings = {
             "transparent_hugepage": thp if knob else "[always] madvise never",
             "cmdline": "intel_iommu=on" + f" {name}=Y" * knob,
         }
-        facts = {"settings": settings, "parameters": {name: value}}
+        facts = HOST | {"settings": settings, "parameters": {name: value}}
         (trial / "host/facts.json").write_text(json.dumps(facts))
         sealed(trial)
     return RunDir.open(folder)
@@ -324,7 +329,7 @@ def test_what_differs_besides_a_knob_makes_a_run_invalid(tmp_path: Path) -> None
 
 def test_plan_that_does_not_say_what_its_arms_are_is_bad_evidence(tmp_path: Path) -> None:
     run = knob_run(tmp_path / "run")
-    plan = run.plan() | {"arm_settings": ["x"]}
+    plan = run.plan().to_json() | {"arm_settings": ["x"]}
     (run.path / "plan.json").write_text(json.dumps(plan))
-    with pytest.raises(EvidenceError, match="does not say what the arms are"):
+    with pytest.raises(EvidenceError, match=r"plan\.json: arm_settings"):
         judge(run)

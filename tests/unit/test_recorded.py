@@ -143,8 +143,9 @@ def test_recorded_cells_have_the_maps_of_their_factors(recorded: Path, judged: J
     assert not [r.message for r in comparison.results if r.kind != "measured"]
     guest = scenario.guest
     assert guest is not None
-    release = RunDir.open(run).plan()["guest_kernel"]["release"]
-    wanted = MAPS[release, guest.firmware] * scenario.device.count
+    kernel = RunDir.open(run).plan().guest_kernel
+    assert kernel is not None
+    wanted = MAPS[kernel.release, guest.firmware] * scenario.device.count
     for [boot] in boots_of(comparison).values():
         maps = [s for s in boot.steps if s.size == scenario.device.bar and s.kind == "map"]
         assert len(maps) == wanted

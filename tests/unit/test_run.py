@@ -32,6 +32,7 @@ from orchestrator.errors import (
     ScenarioError,
 )
 from orchestrator.evidence.layout import RunDir, TrialDir, TrialWriter
+from orchestrator.evidence.manifest import Ended
 from orchestrator.faults import failing_arm
 from orchestrator.kernels import KernelBundle, materialised
 from orchestrator.plan import PlannedTrial, make_plan
@@ -50,6 +51,7 @@ from orchestrator.scenario import (
 )  # fmt: skip
 from tests.unit.hosts import Recorded
 from tests.unit.kernels.fakes import folder_kernel
+from tests.unit.manifests import FACTS
 from tests.unit.scenarios import map_scenario, metal_scenario, scenario
 
 SECONDS = 20.0
@@ -66,6 +68,10 @@ class Machines:
         self.stopped.set()
 
 
+def made_up_facts(_bench: Bench, planned: PlannedTrial) -> dict[str, Any]:
+    return FACTS | {"arm": planned.arm, "pair": planned.pair, "number": planned.number}
+
+
 class Fixture:
     """A run whose trials do what a test prescribes."""
 
@@ -77,7 +83,7 @@ class Fixture:
         self.partial: list[str] = []
         self.bench: Bench | None = None
         self.held = True
-        monkeypatch.setattr(run, "_trial_facts", lambda bench, planned: {"arm": planned.arm})
+        monkeypatch.setattr(run, "_trial_facts", made_up_facts)
 
     def trials(
         self, climb: Climb, chosen: Scenario, accel: str = "tcg", width: int = 1,
@@ -134,7 +140,13 @@ PAIRS = "trials={pairs = 3, warm_up = false}"
 
 
 def outcomes(trials: list[TrialDir]) -> list[str]:
-    return [t.manifest["outcome"].get("reason", t.manifest["outcome"]["kind"]) for t in trials]
+    ends = [t.manifest.outcome for t in trials]
+    return [one.reason if isinstance(one, Ended) else one.kind for one in ends]
+
+
+def ended(trial: TrialDir) -> Ended:
+    assert isinstance(trial.manifest.outcome, Ended)
+    return trial.manifest.outcome
 
 
 def test_trials_run_in_the_order_of_the_plan(fixture: Fixture) -> None:
@@ -196,7 +208,7 @@ def test_arm_that_failed_is_a_result_and_is_not_run_again(fixture: Fixture) -> N
 
     trials = fixture.trials(climb, scenario(PAIRS))
     assert outcomes(trials) == ["host-panic"] * 2 + ["collected"] * 4
-    assert [t.manifest["outcome"]["charge"] for t in trials[:2]] == ["arm"] * 2
+    assert [ended(t).charge for t in trials[:2]] == ["arm"] * 2
     fixture.begun.clear()
     fixture.trials(nothing, scenario(PAIRS))
     assert fixture.begun == []
@@ -246,7 +258,7 @@ def test_undecided_failure_that_comes_back_is_decided_in_turns(
     ]  # fmt: skip
     assert fixture.through == ["", "", "", through, "", through]
     assert outcomes(trials) == ["collected", "guest-hang"]
-    assert (trials[1].manifest["outcome"]["kind"]) == "failed"
+    assert ended(trials[1]).kind == "failed"
     candidate, baseline = ("candidate", "guest-hang"), ("baseline", "")
     assert told(trials[1]) == [candidate, candidate, baseline, candidate, baseline] or told(
         trials[1]
@@ -403,7 +415,7 @@ def test_line_of_a_failure_is_what_broke_the_kernel_or_a_stall_of_this_trial(
         raise ArmFailedError("it hangs", reason=Reason.GUEST_HANG)
 
     [trial, *_] = fixture.trials(climb, scenario())
-    told_line = trial.manifest["outcome"]["line"]
+    told_line = ended(trial).line
     assert line in told_line
     assert bool(told_line) == bool(line)
 
@@ -641,8 +653,8 @@ def test_plan_of_maps_has_no_guest_and_the_passes_of_each_trial(tmp_path: Path) 
         accel_reason="asked for",
     )  # fmt: skip
     facts = plan_facts(map_scenario('trace.passes=["plain"]'), prepared)
-    assert facts["guest_kernel"] is None
-    assert [t["passes"] for t in facts["trials"]] == [["plain"]] * 2
+    assert facts.guest_kernel is None
+    assert [trial.passes for trial in facts.trials] == [("plain",)] * 2
     run_dir = RunDir.create(tmp_path / "run", "x", facts)
     assert RunDir.create(tmp_path / "run", "x", facts).plan() == run_dir.plan()
 
@@ -655,7 +667,9 @@ def test_plan_says_what_the_arms_are_set_to(tmp_path: Path) -> None:
     )  # fmt: skip
     facts = plan_facts(map_scenario("arms.candidate.cmdline=nosmt"), prepared)
     empty: dict[str, Any] = {"cmdline": "", "parameters": {}, "sysfs": {}}
-    assert facts["arm_settings"] == {"baseline": empty, "candidate": empty | {"cmdline": "nosmt"}}
+    assert facts.to_json()["arm_settings"] == {
+        "baseline": empty, "candidate": empty | {"cmdline": "nosmt"},
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("arm", ARMS)
@@ -732,7 +746,7 @@ def breaking(*reasons: str | None, kind: type[BarometerError] = BenchError) -> C
 
 
 def repeated(trial: TrialDir) -> list[str]:
-    return [entry["reason"] for entry in trial.manifest["repeated"]]
+    return [attempt.reason for attempt in trial.manifest.repeated_attempts()]
 
 
 @pytest.mark.parametrize(
@@ -761,7 +775,7 @@ def test_trial_that_the_emulator_keeps_failing_is_given_up(
     assert fixture.begun == ["0001-baseline"] * 3 + ["0002-candidate"]
     assert outcomes(trials) == ["host-crash", "collected"]
     assert repeated(trials[0]) == reasons[:2]
-    assert trials[0].manifest["outcome"]["by_bench"]
+    assert ended(trials[0]).by_bench
     assert capsys.readouterr().err.count("once more") == 2
 
 
@@ -857,7 +871,7 @@ class Metal:
         """Accelerator that is known at each call of `prepare`; None if there is a machine."""
         monkeypatch.setattr(run, "prepare", self._prepare)
         monkeypatch.setattr("orchestrator.bench.metal.leased", self._leased)
-        monkeypatch.setattr(run, "_trial_facts", lambda bench, planned: {"arm": planned.arm})
+        monkeypatch.setattr(run, "_trial_facts", made_up_facts)
         monkeypatch.setattr(run, "_climb", self._climb)
 
     def _prepare(self, scenario: Scenario, machine: Any, *_: object) -> Prepared:

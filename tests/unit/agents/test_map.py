@@ -21,10 +21,11 @@ from typing import Any
 import pytest
 
 from orchestrator.abi import MAP_DMA, UNMAP_DMA
-from orchestrator.analysis.maps import IOVA, read_pass
+from orchestrator.analysis.maps import IOVA
 from orchestrator.bench.mapagent import agent_request, gathered
 from orchestrator.scenario import GIB, MIB
 from tests.unit.agents.loading import AGENTS, agent
+from tests.unit.answers import read
 from tests.unit.scenarios import map_scenario
 
 Said = pytest.CaptureFixture[str]
@@ -298,7 +299,7 @@ def asked(*overrides: str, repeats: int = 1, **more: Any) -> dict[str, Any]:
 def test_answer_is_what_the_analysis_reads(fake: Fixture, capsys: Said) -> None:
     request = asked('map.sizes=["full", "4MiB"]', 'map.alignment=["1GiB", "4KiB"]', repeats=2)
     assert fake.run(request) == 0
-    found = read_pass(gathered(capsys.readouterr().out.splitlines()))
+    found = read(gathered(capsys.readouterr().out.splitlines()))
     assert (found.backend, found.bar_bytes, found.thp_off_in_process) == ("type1", BAR, False)
     assert [p.name for p in found.places] == ["full/1GiB", "4MiB/1GiB", "full/4KiB", "4MiB/4KiB"]
     assert [p.mapping.size for p in found.places] == [BAR, 4 * MIB, BAR, 4 * MIB]
@@ -318,7 +319,7 @@ def test_answer_is_what_the_analysis_reads(fake: Fixture, capsys: Said) -> None:
 
 def test_empty_request_asks_for_the_whole_bar(fake: Fixture, capsys: Said) -> None:
     assert fake.run({}) == 0
-    [place] = read_pass(gathered(capsys.readouterr().out.splitlines())).places
+    [place] = read(gathered(capsys.readouterr().out.splitlines())).places
     assert (place.name, place.mapping.size) == ("full/1GiB", BAR)
     assert [s.state for s in place.samples] == ["prime", "cold", "warm"]
 
@@ -350,7 +351,7 @@ def test_page_tables_are_zapped_before_a_cold_map_only(fake: Fixture, capsys: Sa
 
 def test_warm_alone_is_primed_once(fake: Fixture, capsys: Said) -> None:
     assert fake.run(asked('map.state=["warm"]', repeats=2)) == 0
-    [place] = read_pass(gathered(capsys.readouterr().out.splitlines())).places
+    [place] = read(gathered(capsys.readouterr().out.splitlines())).places
     assert [s.state for s in place.samples] == ["prime", "warm", "warm"]
 
 

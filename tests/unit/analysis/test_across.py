@@ -14,6 +14,7 @@ from orchestrator.analysis.comparison import exit_code
 from orchestrator.analysis.trial import TrialResult
 from orchestrator.errors import EvidenceError
 from orchestrator.scenario import ARMS, ArmName
+from tests.unit.manifests import plan_of
 from tests.unit.scenarios import map_scenario
 
 MAPS = "bar_map_cost"
@@ -32,11 +33,15 @@ def run(
         )
         for pair in range(1, 13) for number, arm in enumerate(ARMS)
     )  # fmt: skip
-    plan = {"accel": "tcg", "kernels": {
-        arm: {"release": arm, "source": f"dir:{arm}", "digest": arm} for arm in ARMS
-    }}  # fmt: skip
+    kernels = {arm: {"release": arm, "source": f"dir:{arm}", "digest": arm} for arm in ARMS}
+    trials = [{"name": r.name, "pair": r.pair, "arm": r.arm, "passes": []} for r in results]
+    plan = plan_of(accel="tcg", kernels=kernels, trials=trials)
     scenario = map_scenario("host.accel=tcg", f"expect.{MAPS}=improved")
     return replace(SavedRun(name, scenario, plan, results, {}), **changes)
+
+
+def with_plan(run: SavedRun, **changes: Any) -> SavedRun:
+    return replace(run, plan=plan_of(**run.plan.to_json() | changes))
 
 
 def with_conditions(run: SavedRun, **conditions: str) -> SavedRun:
@@ -82,7 +87,9 @@ def test_arm_that_fails_is_regressed_on_a_slower_machine_too() -> None:
 
 def test_arm_beside_with_another_kernel_is_no_control() -> None:
     other = run("b", 0.5, 2.0, seed=1)
-    other.plan["kernels"]["baseline"]["digest"] = "another"
+    kernels = other.plan.kernels
+    another = kernels.baseline.to_json() | {"digest": "another"}
+    other = with_plan(other, kernels=kernels.to_json() | {"baseline": another})
     _, found = compare_runs(run("a"), other, "candidate")
     assert found.metrics[0].control is None
     assert found.verdict == "equivalent"
@@ -116,27 +123,27 @@ def test_other_kernel_is_what_is_planned() -> None:
 
 
 def test_numbers_of_another_kind_are_not_compared() -> None:
-    exact = run("b")
-    exact.plan["accel"] = "exact"
+    exact = with_plan(run("b"), accel="exact")
     with pytest.raises(EvidenceError, match="a ran with accel tcg, b with exact"):
         compare_runs(run("a"), exact, "candidate")
 
 
 def test_run_that_is_not_complete_is_said_to_be() -> None:
     half = run("b", seed=1)
-    half.plan["trials"] = [{}] * 30
+    half = with_plan(half, trials=[half.plan.trials[0].to_json()] * 30)
     scenario, found = compare_runs(run("a"), half, "candidate")
     assert (found.planned, len(found.results)) == (30, 24)
     assert exit_code(scenario, found) == 4
 
 
 def with_settings(run: SavedRun, arm: ArmName, cmdline: str) -> SavedRun:
-    plan = run.plan | {"arm_settings": {arm: {"cmdline": cmdline}}}
+    nothing: dict[str, dict[str, str]] = {name: {} for name in ARMS}
+    changed = with_plan(run, arm_settings=nothing | {arm: {"cmdline": cmdline}})
     results = tuple(
         replace(r, conditions=r.conditions | {"host.arm.cmdline": cmdline}) if r.arm == arm else r
         for r in with_conditions(run, host__cmdline="quiet").results
     )
-    return replace(run, plan=plan, results=results)
+    return replace(changed, results=results)
 
 
 def test_arm_that_is_set_otherwise_in_the_other_run_is_the_variable() -> None:
@@ -166,8 +173,7 @@ def test_arm_beside_that_is_set_otherwise_is_no_control() -> None:
 
 
 def test_run_from_before_there_were_settings_has_none() -> None:
-    other = replace(run("b", seed=1), plan=run("b").plan | {"arm_settings": {
-        arm: {"cmdline": "", "parameters": {}, "sysfs": {}} for arm in ARMS
-    }})  # fmt: skip
+    empty: dict[str, Any] = {"cmdline": "", "parameters": {}, "sysfs": {}}
+    other = with_plan(run("b", seed=1), arm_settings=dict.fromkeys(ARMS, empty))
     _, found = compare_runs(run("a"), other, "candidate")
     assert found.metrics[0].control is not None

@@ -16,8 +16,8 @@ from orchestrator.analysis.breakdown import (
     measured_whole,
 )
 from orchestrator.errors import EvidenceError
-from orchestrator.evidence.layout import TrialDir
 from tests.unit.answers import by_1gib, by_2mib, map_pass
+from tests.unit.manifests import trial_of
 
 IOCTL = "vfio_iommu_type1_ioctl"
 MIB = 2**20
@@ -38,9 +38,9 @@ class Profile:
     """host/profile.json and the files that it names."""
 
     def __init__(self, folder: Path, bar: int = BAR) -> None:
-        self.trial = TrialDir(folder)
+        self._folder, self.host = folder, folder / "host"
         self._facts: dict[str, Any] = {"bar": bar, "logged": []}
-        self.trial.host.mkdir(exist_ok=True)
+        self.host.mkdir(exist_ok=True)
 
     def log(
         self,
@@ -60,7 +60,7 @@ class Profile:
         counts |= under or {}
         file = f"profile-{len(self._facts['logged'])}.folded"
         lines = [f"{';'.join(stack)} {n}\n" for stack, n in stacks(**counts).items()]
-        (self.trial.host / file).write_text("".join(lines))
+        (self.host / file).write_text("".join(lines))
         self._facts["logged"].append({
             "operation": operation, "bytes": size, "state": state, "window": window,
             "file": file, "calls": {WALK: calls} if calls else {},
@@ -68,8 +68,8 @@ class Profile:
         })  # fmt: skip
 
     def found(self) -> list[Breakdown]:
-        (self.trial.host / "profile.json").write_text(json.dumps(self._facts))
-        return breakdowns(self.trial)
+        (self.host / "profile.json").write_text(json.dumps(self._facts))
+        return breakdowns(trial_of(self._folder))
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ def profile(tmp_path: Path) -> Profile:
 
 
 def test_trial_without_a_profile_pass_has_no_breakdown(tmp_path: Path) -> None:
-    assert breakdowns(TrialDir(tmp_path)) == []
+    assert breakdowns(trial_of(tmp_path)) == []
 
 
 def test_whole_bar_that_was_logged_is_taken_as_it_is(profile: Profile) -> None:
@@ -172,7 +172,7 @@ def test_interrupts_are_no_cost_of_a_page(profile: Profile, entry: str) -> None:
 
 def test_file_that_is_missing_is_an_evidence_error(profile: Profile) -> None:
     profile.log("map", BAR, "cold", own=10)
-    (profile.trial.host / "profile-0.folded").unlink()
+    (profile.host / "profile-0.folded").unlink()
     with pytest.raises(EvidenceError, match=r"profile-0\.folded is missing") as caught:
         profile.found()
     assert caught.value.reason == "missing-evidence"
@@ -180,7 +180,7 @@ def test_file_that_is_missing_is_an_evidence_error(profile: Profile) -> None:
 
 def test_file_that_does_not_add_up_is_an_evidence_error(profile: Profile) -> None:
     profile.log("map", BAR, "cold", own=10)
-    with (profile.trial.host / "profile-0.folded").open("a") as file:
+    with (profile.host / "profile-0.folded").open("a") as file:
         file.write(f"{IOCTL};more 3\n")
     with pytest.raises(
         EvidenceError, match=r"has 13 instructions, profile\.json says 10"

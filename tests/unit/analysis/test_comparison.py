@@ -265,7 +265,8 @@ def test_bench_that_agrees_with_itself_is_said() -> None:
     assert metric.control is not None
     assert metric.control.verdict == "equivalent"
     assert comparison.verdict == "improved"
-    found = to_json(comparison)["metrics"][MAPS]["control"]
+    document: Any = to_json(comparison)
+    found = document["metrics"][MAPS]["control"]
     assert (found["verdict"], len(found["samples"])) == ("equivalent", 12)
 
 
@@ -436,7 +437,7 @@ def test_json_has_the_cost_of_the_boots_and_the_notes_of_each_arm() -> None:
 
 
 def test_json_of_a_boot_in_one_arm_alone_has_nothing_of_the_other() -> None:
-    found = to_json(compared([traced("baseline", booted()), ended("candidate")])[0])
+    found: Any = to_json(compared([traced("baseline", booted()), ended("candidate")])[0])
     assert "notes" in found["arms"]["baseline"]
     assert "notes" not in found["arms"]["candidate"]
     assert all("candidate" not in row for row in found["boots"])
@@ -447,7 +448,7 @@ def test_recorded_boots_have_every_operation_of_both_arms(tmp_path: Path) -> Non
     comparison, _ = compared(results)
     boots = boots_of(comparison)
     assert [len(boots[arm]) for arm in boots] == [1, 1]
-    rows = to_json(comparison)["boots"]
+    rows: Any = to_json(comparison)["boots"]
     for arm, [boot] in boots.items():
         assert sum(row[arm]["calls"] for row in rows) == len(boot.steps)
         for kind in ("map", "unmap"):
@@ -531,7 +532,8 @@ def test_seconds_of_an_exact_host_are_instructions(
     [metric] = comparison.metrics
     assert (metric.unit, metric.verdict) == (unit, verdict)
     assert exit_code(chosen, comparison) == code
-    assert to_json(comparison)["arms"]["baseline"]["metrics"][MAPS]["unit"] == unit
+    document: Any = to_json(comparison)
+    assert document["arms"]["baseline"]["metrics"][MAPS]["unit"] == unit
 
 
 @pytest.mark.parametrize(
@@ -724,6 +726,6 @@ def test_json_shows_what_maps_show(map_results: list[TrialResult]) -> None:
 
 
 def test_json_of_an_arm_without_maps_has_nothing_of_them(map_results: list[TrialResult]) -> None:
-    arms = to_json(of_maps([map_results[0], ended("candidate")])[0])["arms"]
+    arms: Any = to_json(of_maps([map_results[0], ended("candidate")])[0])["arms"]
     assert "levels" in arms["baseline"]
     assert not {"levels", "scaling", "looking", "instructions"} & set(arms["candidate"])

@@ -20,6 +20,7 @@ from orchestrator.analysis.conditions import (
 from orchestrator.analysis.trial import read_result
 from orchestrator.evidence.layout import RunDir
 from orchestrator.scenario import ARMS
+from tests.unit.manifests import DEVICE, NO_SETTINGS, guest_of, host_of, manifest_of
 from tests.unit.recorded import copied, sealed
 
 RECORDED = Path(__file__).parents[3] / "fixtures/recorded"
@@ -42,7 +43,7 @@ def named(found: tuple[Difference, ...]) -> dict[str, tuple[str, str]]:
 
 
 def of_facts(**facts: Any) -> dict[str, str]:
-    return conditions_of({"kernel": {}}, facts, {})
+    return conditions_of(manifest_of(), host_of(**facts), None)
 
 
 def test_recorded_trial_has_its_conditions() -> None:
@@ -122,15 +123,16 @@ def test_mitigations_are_named() -> None:
 
 def test_boot_loader_and_token_are_no_part_of_a_command_line() -> None:
     line = "BOOT_IMAGE=/boot/vmlinuz-7.3 root=/dev/vda quiet  barometer.token=1f initrd=/x"
-    found = conditions_of({"kernel": {}}, {"settings": {"cmdline": line}}, {"cmdline": line})
+    host, guest = host_of(settings={"cmdline": line}), guest_of(cmdline=line)
+    found = conditions_of(manifest_of(), host, guest)
     assert found["host.cmdline"] == found["guest.cmdline"] == "root=/dev/vda quiet"
 
 
 def test_devices_have_every_kind_of_group() -> None:
-    devices = [{"group_type": "DMA-FQ"}, {"group_type": "DMA"}, {"group_type": "DMA-FQ"}]
+    devices = [DEVICE | {"group_type": kind} for kind in ("DMA-FQ", "DMA", "DMA-FQ")]
     assert of_facts(devices=devices)["host.iommu_group_type"] == "DMA DMA-FQ"
+    assert of_facts()["host.iommu_group_type"] == "DMA-FQ"
     assert of_facts(iommus=[])["host.iommu"] == "absent"
-    assert "host.iommu" not in of_facts()
 
 
 def test_trial_that_failed_has_what_was_collected(tmp_path: Path) -> None:
@@ -146,7 +148,9 @@ def test_trial_that_failed_has_what_was_collected(tmp_path: Path) -> None:
 def test_facts_without_their_form_give_no_conditions(tmp_path: Path, facts: str) -> None:
     trial = copied(tmp_path)
     (trial / "host/facts.json").write_text(facts)
-    assert read_result(sealed(trial)).conditions == {}
+    result = read_result(sealed(trial))
+    assert (result.kind, result.reason, result.conditions) == ("invalid", "bad-evidence", {})
+    assert "host/facts.json: " in result.message
 
 
 # of an arm -----------------------------------------------------------------------------------
@@ -156,8 +160,8 @@ THP = "/sys/kernel/mm/transparent_hugepage/enabled"
 
 
 def of_settings(line: str, **settings: Any) -> dict[str, str]:
-    manifest = {"kernel": {}, "arm_settings": settings}
-    return conditions_of(manifest, {"settings": {"cmdline": line}}, {})
+    manifest = manifest_of(arm_settings=NO_SETTINGS | settings)
+    return conditions_of(manifest, host_of(settings={"cmdline": line}), None)
 
 
 def test_words_of_an_arm_are_its_own_and_no_others() -> None:
@@ -185,8 +189,9 @@ def test_settings_are_what_was_read_back() -> None:
 
 
 def test_trial_that_recorded_no_settings_has_none() -> None:
-    found = conditions_of({"kernel": {}}, {"settings": {"cmdline": "quiet"}}, {})
-    assert found == {"host.cmdline": "quiet"}
+    found = of_facts(settings={"cmdline": "quiet"})
+    assert found["host.cmdline"] == "quiet"
+    assert not [name for name in found if name.startswith("host.arm")]
 
 
 # of many -------------------------------------------------------------------------------------

@@ -274,7 +274,7 @@ def test_boot_without_a_length_has_no_shares() -> None:
 
 
 def test_json_has_every_operation_in_plain_types() -> None:
-    rows = cost_json(arms())
+    rows: Any = cost_json(arms())
     assert json.loads(json.dumps(rows)) == rows
     assert rows[0] == {
         "kind": "map", "bar": LARGE, "phase": OF_SIZING, "cause": "sizing BARs",

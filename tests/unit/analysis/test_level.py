@@ -10,21 +10,21 @@ from orchestrator.analysis.theory import Mapping
 from orchestrator.scenario import GIB, KIB, MIB
 from tests.unit.answers import ADDRESS, BAR_ADDRESS, by_1gib, by_2mib, by_4kib, place_of, point
 
-FACTS: dict[str, Any] = {
-    "settings": {
-        "transparent_hugepage": "[always] madvise never", "vfio_disable_hugepages": "N",
-        "cmdline": "console=ttyS0 intel_iommu=on",
-    }
+SETTINGS: dict[str, str | None] = {
+    "transparent_hugepage": "[always] madvise never", "vfio_disable_hugepages": "N",
+    "cmdline": "console=ttyS0 intel_iommu=on",
 }  # fmt: skip
 NEVER = "always madvise [never]"
 ON_ADVICE = "always [madvise] never"
 
 
-def facts(**settings: str) -> dict[str, Any]:
-    return {"settings": FACTS["settings"] | settings}
+def facts(**settings: str) -> dict[str, str | None]:
+    return SETTINGS | settings
 
 
-def level(one: dict[str, Any], host: MappingType[str, Any] = FACTS, **changes: Any) -> Level:
+def level(
+    one: dict[str, Any], host: MappingType[str, str | None] = SETTINGS, **changes: Any
+) -> Level:
     place, counted = place_of(one, **changes)
     return level_of(place, counted, host)
 

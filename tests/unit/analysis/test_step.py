@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -34,7 +35,7 @@ def test_json_has_the_rest_beside_the_parts() -> None:
     steps = [
         step(1, 8.0, parts={"lookups": 5.0, "faults": 1.0}, cpu=1), step(9, 2.0, kind="unmap"),
     ]  # fmt: skip
-    found = to_json(with_steps(booted(), steps))["operations"]
+    found: Any = to_json(with_steps(booted(), steps))["operations"]
     assert [operation["parts"] for operation in found] == [
         {"lookups": 5.0, "faults": 1.0, "other": 2.0}, {"other": 2.0},
     ]  # fmt: skip
@@ -56,6 +57,7 @@ def test_parts_and_other_are_the_whole(nanoseconds: int, shares: dict[str, float
     whole = nanoseconds / 1e9
     parts = {name: round(share * whole / 3, 9) for name, share in shares.items()}
     one = step(0, whole, parts=parts)
-    [operation] = to_json(with_steps(booted(), [one]))["operations"]
+    document: Any = to_json(with_steps(booted(), [one]))
+    [operation] = document["operations"]
     assert sum(operation["parts"].values()) == pytest.approx(whole, abs=3e-9)
     assert operation["parts"]["other"] >= 0

@@ -4,15 +4,18 @@ all."""
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from orchestrator.analysis.comparison import exit_code, fails_more, failures, to_json
 from orchestrator.analysis.trial import TrialResult
 from orchestrator.faults import Attempt, Charge
+from orchestrator.reasons import Reason
 from orchestrator.report.sentence import verdict_sentence
 from orchestrator.report.text import text_report
 from orchestrator.scenario import ArmName
+from tests.unit.manifests import plan_of
 from tests.unit.report.made import Run, ended, pairs, run
 
 WELL, HANGS = Attempt("baseline"), Attempt("candidate", "guest-hang")
@@ -21,7 +24,7 @@ WELL, HANGS = Attempt("baseline"), Attempt("candidate", "guest-hang")
 def hanging(
     *before: Attempt, arm: ArmName = "candidate", charge: Charge = "undecided", pair: int = 1
 ) -> TrialResult:
-    return ended(arm, pair, "failed", reason="guest-hang", charge=charge, repeated=before)
+    return ended(arm, pair, "failed", reason=Reason.GUEST_HANG, charge=charge, repeated=before)
 
 
 def well(arm: ArmName, pair: int = 1) -> TrialResult:
@@ -30,7 +33,7 @@ def well(arm: ArmName, pair: int = 1) -> TrialResult:
 
 def said(made: Run) -> str:
     guest = {"release": "6.12", "source": "deb:guest", "digest": "0"}
-    plan = {**made.plan, "guest_kernel": guest, "accel_reason": "works"}
+    plan = plan_of(**made.plan.to_json() | {"guest_kernel": guest})
     return " ".join(text_report(made.scenario, made.comparison, plan).split())
 
 
@@ -40,15 +43,13 @@ def test_failure_that_is_undecided_is_inconclusive(before: tuple[Attempt, ...]) 
     assert made.comparison.verdict == "inconclusive"
     assert exit_code(made.scenario, made.comparison) == 4
     assert not fails_more(made.comparison)
-    document = to_json(made.comparison)
+    document: Any = to_json(made.comparison)
     assert document["reason"] == "undecided-failure"
     failed = 1 + sum(attempt.arm == "candidate" for attempt in before)
     assert document["attempts"]["candidate"] == {
         "failed": failed, "charged": 0, "of": failed, "bench": 0,
     }  # fmt: skip
-    assert "not known (guest-hang)" in verdict_sentence(
-        made.scenario, made.comparison, dict(made.plan)
-    )
+    assert "not known (guest-hang)" in verdict_sentence(made.scenario, made.comparison, made.plan)
     assert said(made)
 
 
@@ -104,10 +105,10 @@ def test_bench_that_fails_one_arm_more_often_leaves_the_run_inconclusive(
     made = run(begun_again(pairs(factor), arm, 2), f"guest_boot_cost={before}")
     assert made.comparison.verdict == "inconclusive"
     assert exit_code(made.scenario, made.comparison) == 4
-    document = to_json(made.comparison)
+    document: Any = to_json(made.comparison)
     assert document["reason"] == "undecided-failure"
     assert document["attempts"][arm] == {"failed": 0, "charged": 0, "of": 12, "bench": 24}
-    sentence = verdict_sentence(made.scenario, made.comparison, dict(made.plan))
+    sentence = verdict_sentence(made.scenario, made.comparison, made.plan)
     assert "host-hung-task" in sentence
     assert "24 of" in sentence
     assert "host-hung-task" in said(made)
@@ -125,7 +126,7 @@ def test_bench_that_fails_one_arm_more_often_does_not_hide_a_regression() -> Non
 
 def test_arm_that_the_bench_never_lets_through_is_inconclusive() -> None:
     lost = [
-        ended("candidate", pair, "invalid", reason="host-hung-task", charge="bench",
+        ended("candidate", pair, "invalid", reason=Reason.HOST_HUNG_TASK, charge="bench",
               by_bench=True, repeated=(BENCH, BENCH))
         for pair in range(3)
     ]  # fmt: skip

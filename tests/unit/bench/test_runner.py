@@ -4,6 +4,7 @@ import json
 
 from orchestrator.analysis.conditions import conditions_of
 from orchestrator.bench.runner import runner_facts
+from tests.unit.manifests import manifest_of
 
 
 def test_runner_is_described_without_what_tells_who_runs_it() -> None:
@@ -18,8 +19,8 @@ def test_runner_is_described_without_what_tells_who_runs_it() -> None:
 
 def test_conditions_have_what_is_recorded() -> None:
     facts = runner_facts()
-    found = conditions_of({"kernel": {}, "runner": facts}, {}, {})
-    assert {name.removeprefix("runner.") for name in found} == {
+    found = conditions_of(manifest_of(runner=facts), None, None)
+    assert {n.removeprefix("runner.") for n in found if n.startswith("runner.")} == {
         "address_sizes", "clocksource", "cpu", "cpu_vendor", "cpus", "governor", "microcode",
         "mitigations", "pdpe1gb", "smt", "system", "thp", "thp_defrag", "thp_shmem", "turbo",
     }  # fmt: skip

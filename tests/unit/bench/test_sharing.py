@@ -142,7 +142,7 @@ class Lab:
             with boot as host:
                 does(host)
         except (BenchError, ArmFailedError, KeyboardInterrupt) as exc:
-            trial.record(raised=str(exc))
+            trial.manifest["raised"] = str(exc)
         return trial
 
 

@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.analysis.comparison import Comparison, compare
 from orchestrator.analysis.conditions import Conditions, Difference
 from orchestrator.analysis.trial import TrialResult
+from orchestrator.evidence.plan import Plan
+from orchestrator.reasons import Reason
 from orchestrator.report.cases import Suite, suite
 from orchestrator.scenario import ArmName, Role, Scenario
+from tests.unit.manifests import plan_of
 from tests.unit.scenarios import scenario
 
 KERNELS: dict[ArmName, dict[str, str]] = {
     "baseline": {"release": "6.12.107+deb13", "source": "deb:old"},
     "candidate": {"release": "7.3.4+deb13", "source": "deb:new"},
 }
-PLAN: dict[str, Any] = {
-    "accel": "kvm",
-    "kernels": {arm: kernel | {"digest": arm[:4] * 4} for arm, kernel in KERNELS.items()},
-}
+IDENTITIES = {arm: kernel | {"digest": arm[:4] * 4} for arm, kernel in KERNELS.items()}
 BOOT, MAP, LOOKUPS = "guest_boot_cost", "bar_map_cost", "pfn_lookups_per_map"
 ROLES: tuple[Role, Role] = ("baseline", "candidate")
 NOISE = (1.0, 1.004, 0.997, 1.002, 0.995, 1.003, 0.999, 1.006, 0.998, 1.001, 0.996, 1.005)
@@ -33,7 +33,7 @@ class Run:
 
     scenario: Scenario
     comparison: Comparison
-    plan: Mapping[str, Any]
+    plan: Plan
 
     @property
     def suite(self) -> Suite:
@@ -76,7 +76,9 @@ def run(
     conditions: Conditions | None = None,
 ) -> Run:  # fmt: skip
     asked = scenario(*(f"expect.{one}" for one in expect))
-    plan = PLAN | {"accel": accel}
+    # a plan with what these outputs read, and no more: the recorded nights have its digest
+    read: dict[str, Any] = {"accel": accel, "kernels": plan_of(kernels=IDENTITIES).kernels}
+    plan = Plan.model_construct({*read}, **read)
     number = len(results) if planned is None else planned
     return Run(asked, compare(asked, KERNELS, results, number, accel, conditions), plan)
 
@@ -122,11 +124,13 @@ _RUNS: dict[str, tuple[Callable[[], Run], int]] = {
         lambda: run([*pairs(0.5, 2), ended("baseline", 2)], f"{BOOT}=improved"), 0,
     ),
     "a trial is invalid": (
-        lambda: run([*pairs(0.5, 2), ended("candidate", 2, "invalid", reason="lost-events")]), 0,
+        lambda: run(
+            [*pairs(0.5, 2), ended("candidate", 2, "invalid", reason=Reason.LOST_EVENTS)]
+        ), 0,
     ),
     "bench fails": (
         lambda: run([ended(role, 0, "invalid", by_bench=True, stage="host-boot",
-                           reason="host-hang") for role in ROLES], f"{BOOT}=improved"), 3,
+                           reason=Reason.HOST_HANG) for role in ROLES], f"{BOOT}=improved"), 3,
     ),
     "nothing ran": (lambda: run([], planned=2), 4),
     "baseline is 0": (

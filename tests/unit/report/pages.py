@@ -13,7 +13,9 @@ from typing import Any
 from orchestrator.analysis.comparison import Comparison, compare
 from orchestrator.analysis.trial import TrialResult, read_result
 from orchestrator.evidence.layout import RunDir
-from orchestrator.scenario import ARMS, ArmName, Metric, Role, Scenario, parse_scenario
+from orchestrator.evidence.plan import Plan
+from orchestrator.scenario import ArmName, Metric, Role, Scenario, parse_scenario
+from tests.unit.manifests import plan_of
 from tests.unit.scenarios import scenario
 
 RECORDED = Path(__file__).parents[3] / "fixtures/recorded"
@@ -22,21 +24,18 @@ KERNELS: dict[ArmName, dict[str, str]] = {
     "baseline": {"release": "6.12.107+deb13", "source": "deb:old"},
     "candidate": {"release": "7.3.4+deb13", "source": "deb:new"},
 }
-PLAN: dict[str, Any] = {
-    "accel": "kvm", "accel_reason": "works", "barometer": "0.1.0", "kernels": KERNELS,
-    "guest_kernel": {"release": "6.12.107", "source": "deb:guest", "provenance": {}},
-}  # fmt: skip
+PLAN = plan_of()
 VOID = {"meta", "link", "br", "circle", "path", "img", "input", "hr"}
 
 
-def judge_recorded(run: Path) -> tuple[Scenario, Comparison, dict[str, Any]]:
+def judge_recorded(run: Path) -> tuple[Scenario, Comparison, Plan]:
     """Return the content of a recorded run's report."""
     found = RunDir.open(run)
     chosen, _ = parse_scenario(found.scenario(), str(run), run)
     plan = found.plan()
-    kernels: dict[ArmName, dict[str, str]] = {arm: plan["kernels"][arm] for arm in ARMS}
     results = [read_result(trial) for trial in found.trials()]
-    return chosen, compare(chosen, kernels, results, len(plan["trials"]), plan["accel"]), plan
+    comparison = compare(chosen, plan.named_kernels(), results, len(plan.trials), plan.accel)
+    return chosen, comparison, plan
 
 
 recorded = functools.cache(judge_recorded)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -14,7 +13,7 @@ from hypothesis import strategies as st
 from orchestrator.analysis.bisection import Bisection
 from orchestrator.analysis.comparison import compare
 from orchestrator.analysis.trial import TrialResult
-from orchestrator.evidence.layout import RunDir, read_json
+from orchestrator.evidence.layout import RunDir
 from orchestrator.faults import Attempt
 from orchestrator.judge import saved_run
 from orchestrator.report.brief import LINES, bisect_brief, matrix_brief, run_brief
@@ -26,7 +25,7 @@ from tests.unit.report.test_matrix import KERNELS, cell
 from tests.unit.scenarios import scenario
 
 RECORDED = Path(__file__).parents[3] / "fixtures/recorded"
-PLAN: dict[str, Any] = read_json(RUN / "plan.json")
+PLAN = RunDir(RUN).plan()
 
 
 def lines_of(text: str, folder: Path) -> list[str]:
@@ -56,9 +55,7 @@ def measured(values: dict[Metric, tuple[float, float]]) -> list[TrialResult]:
 @pytest.mark.parametrize("name", ["debian-6.12-vs-7", "map-exact", "levels", "metal"])
 def test_recorded_run_ends_with_its_verdict_and_its_folder(name: str) -> None:
     saved = saved_run(RunDir.open(RECORDED / name))
-    comparison = compare(
-        saved.scenario, KERNELS, saved.results, saved.planned, saved.plan["accel"]
-    )
+    comparison = compare(saved.scenario, KERNELS, saved.results, saved.planned, saved.plan.accel)
     text = run_brief(saved.scenario, comparison, saved.plan, RECORDED / name)
     lines = lines_of(text, RECORDED / name)
     assert comparison.verdict in lines[0] + lines[1]
@@ -70,8 +67,8 @@ def test_recorded_run_ends_with_its_verdict_and_its_folder(name: str) -> None:
 
 def test_end_of_the_main_job_is_the_one_that_the_readme_shows() -> None:
     saved = saved_run(RunDir.open(RECORDED / "debian-6.12-vs-7"))
-    kernels = {arm: saved.plan["kernels"][arm] for arm in ARMS}
-    found = compare(saved.scenario, kernels, saved.results, saved.planned, saved.plan["accel"])
+    kernels = saved.plan.named_kernels()
+    found = compare(saved.scenario, kernels, saved.results, saved.planned, saved.plan.accel)
     folder = Path("/home/me/runs/debian-6.12-vs-7-20261130-093000")
     shown = (RECORDED.parents[1] / "README.md").read_text()
     shown = shown.replace(f"report     {folder}/report.html\n", "")  # no such file here

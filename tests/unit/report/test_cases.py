@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.analysis.variable import Differing, Variable
-from orchestrator.faults import attempts_from
+from orchestrator.faults import Attempt
 from orchestrator.report.cases import Case, line_of, not_run, plain
 from tests.unit.report.made import BOOT, MAP, RUNS, ended, pairs, run
 
@@ -103,7 +103,7 @@ def test_trial_that_was_begun_again_says_so() -> None:
         "candidate",
         1,
         "invalid",
-        repeated=attempts_from(["host-crash", "exact-crawl"], "candidate"),
+        repeated=tuple(Attempt("candidate", r, "bench") for r in ("host-crash", "exact-crawl")),
     )
     case = run([again]).suite.cases[-1]
     assert (case.outcome, case.numbers) == ("unknown", {"begun_again": "host-crash, exact-crawl"})

@@ -28,6 +28,7 @@ from orchestrator.report.html import html_report
 from orchestrator.report.page import MOST_PROBLEMS, MOST_TAILS, page_of
 from orchestrator.scenario import ARMS, CONTROL, Role, parse_scenario
 from tests.unit.examples import share
+from tests.unit.manifests import plan_of
 from tests.unit.report.pages import (
     KERNELS,
     PLAN,
@@ -53,7 +54,7 @@ ATTACKS = (
 
 
 def report(*results: TrialResult, **plan: Any) -> str:
-    return html_report(scenario(), compared(results), PLAN | plan)
+    return html_report(scenario(), compared(results), plan_of(**plan))
 
 
 @functools.cache
@@ -151,7 +152,7 @@ def test_text_from_outside_is_shown_and_never_acts(text: str) -> None:
         scenario=hostile,
     )
     usual = page_of_plain_text()
-    found = html_report(scenario(), comparison, PLAN | {"barometer": hostile})
+    found = html_report(scenario(), comparison, PLAN.model_copy(update={"barometer": hostile}))
     found.encode()  # raises for half of a surrogate pair
     page = Page(found)
     assert page.tags["script"] == usual.tags["script"] == 3
@@ -297,15 +298,18 @@ def test_scenario_is_there_in_full(run: Path) -> None:
     page = Page(page_text(run))
     [shown] = [text for text in page.texts["pre"] if text.startswith("name = ")]
     assert parse_scenario(shown, "shown.toml", run)[0] == chosen
-    made = plan["kernels"]["candidate"]["provenance"]
-    assert "packages" in made or "compiler" in made
-    for package in made.get("packages", ()):
-        assert package["sha256"] in page.text
-        assert package["version"] in page.text
-    if "compiler" in made:  # built from source
-        for said in (made["compiler"], made["config"]["sha256"], made["image_sha256"]):
-            assert said in page.text
-        for text in (*made["source"].values(), *(p["subject"] for p in made["series"])):
+    made = plan.kernels.candidate.provenance
+    assert made.packages or made.compiler
+    for package in made.packages:
+        assert package.sha256 in page.text
+        assert package.version in page.text
+    if made.compiler:  # built from source
+        assert made.config is not None
+        assert made.source is not None
+        for text in (
+            made.compiler, made.config.sha256, made.image_sha256 or "no image",
+            *made.source.texts().values(), *(patch.subject for patch in made.series),
+        ):  # fmt: skip
             assert text in page.text
 
 

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.report.kcidb import kcidb_objects
-from tests.unit.report.made import BOOT, LOOKUPS, MAP, PLAN, RUNS, Run, ended, pairs, run
+from tests.unit.manifests import plan_of
+from tests.unit.report.made import BOOT, IDENTITIES, LOOKUPS, MAP, RUNS, Run, ended, pairs, run
 from tests.unit.scenarios import metal_scenario
 
 ANYTHING = st.text(st.characters())
@@ -133,8 +134,8 @@ def test_what_is_submitted_twice_is_the_same() -> None:
 
 
 def test_kernel_against_itself_is_one_build() -> None:
-    same = dict.fromkeys(("baseline", "candidate"), PLAN["kernels"]["baseline"])
-    found = objects(replace(run(pairs(1.0)), plan=PLAN | {"kernels": same}))
+    same = dict.fromkeys(("baseline", "candidate"), IDENTITIES["baseline"])
+    found = objects(replace(run(pairs(1.0)), plan=plan_of(kernels=same)))
     assert (len(found["checkouts"]), len(found["builds"])) == (1, 1)
 
 
@@ -166,7 +167,7 @@ def test_text_from_outside_does_not_break_it(reason: str, message: str, evidence
 )  # fmt: skip
 def test_metal_host_is_the_environment(accel: str, said: str) -> None:
     of = run(pairs(0.5), accel=accel)
-    found = objects(replace(of, scenario=metal_scenario(), plan={**of.plan, "accel": accel}))
+    found = objects(replace(of, scenario=metal_scenario(), plan=plan_of(accel=accel)))
     assert {test["environment"]["comment"] for test in found["tests"]} == {said}
     misc = found["tests"][0]["environment"]["misc"]
     assert misc == {

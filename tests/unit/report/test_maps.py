@@ -14,13 +14,14 @@ from orchestrator.report.text import text_report
 from orchestrator.scenario import GIB, KIB, MIB, ArmName, Metric
 from tests.unit.answers import by_1gib, map_pass, point
 from tests.unit.fabricated import scenario_of_it, sealed_map_trial
+from tests.unit.manifests import plan_of
 from tests.unit.scenarios import scenario
 
 KERNELS: dict[ArmName, dict[str, str]] = {
     "baseline": {"release": "6.12", "source": "deb:old"},
     "candidate": {"release": "7.3", "source": "deb:new"},
 }
-PLAN: dict[str, Any] = {"accel": "exact", "accel_reason": "asked for", "guest_kernel": None}
+PLAN = plan_of(accel="exact", accel_reason="asked for", guest_kernel=None)
 
 
 @pytest.fixture(scope="module")
@@ -191,7 +192,7 @@ def test_functions_that_are_not_shown_are_summed_up() -> None:
 
 def test_seconds_are_seconds_where_the_host_is_not_exact(results: list[TrialResult]) -> None:
     chosen = scenario_of_it("host.accel=tcg", 'trace.passes=["plain", "timing", "counts"]')
-    plan = PLAN | {"accel": "tcg", "accel_reason": "no KVM"}
+    plan = plan_of(accel="tcg", accel_reason="no KVM", guest_kernel=None)
     text = text_report(chosen, compare(chosen, KERNELS, results, 2, "tcg"), plan)
     assert "\nEMULATED seconds " in text
     assert "insn" not in text.partition("Where the instructions")[0]
@@ -232,7 +233,8 @@ def test_findings_of_passes_that_are_trials_of_their_own_are_all_shown() -> None
     text = map_sections(compare(scenario(), KERNELS, results, 3, "exact"), exact=True)
     assert "  guest-0\n" in text
     assert "  full/1GiB\n" in text
-    shown = to_json(compare(scenario(), KERNELS, results, 3, "exact"))["arms"]["candidate"]
+    document: Any = to_json(compare(scenario(), KERNELS, results, 3, "exact"))
+    shown = document["arms"]["candidate"]
     assert [level["place"] for level in shown["levels"]] == ["guest-0", "full/1GiB"]
 
 

@@ -11,6 +11,7 @@ from orchestrator.analysis.conditions import conditions
 from orchestrator.analysis.trial import TrialResult
 from orchestrator.report.sentence import verdict_sentence
 from orchestrator.scenario import ARMS, CONTROL, METRICS, ArmName, Metric
+from tests.unit.manifests import plan_of
 from tests.unit.scenarios import map_scenario, scenario
 
 KERNELS: dict[ArmName, dict[str, str]] = {
@@ -39,7 +40,7 @@ def said(
     chosen = scenario("device.bar=32GiB", *(f"expect.{one}" for one in expect))
     planned = len(results) if planned is None else planned
     found = compare(chosen, kernels, results, planned, accel)
-    return verdict_sentence(chosen, found, {"accel": accel})
+    return verdict_sentence(chosen, found, plan_of(accel=accel))
 
 
 def reason(text: str) -> str:
@@ -86,7 +87,7 @@ def test_point_of_a_map_is_named() -> None:
     both = measured({"pfn_lookups_per_map@full/1GiB/cold": (8388608, 32)})
     found = compare(chosen, KERNELS, both, 2, "exact")
     assert "one DMA map of a 32GiB BAR (full/1GiB/cold) takes 32 page lookups" in verdict_sentence(
-        chosen, found, {"accel": "exact"}
+        chosen, found, plan_of(accel="exact")
     )
 
 
@@ -160,7 +161,7 @@ def test_condition_that_was_not_meant_to_differ_is_named() -> None:
         ([], "runner.cpus (2 | 4) and 1 other differ"),
     ):
         found = compare(SCENARIO, KERNELS, both, 2, "kvm", conditions(sides, allow=allow))
-        text = verdict_sentence(SCENARIO, found, {"accel": "kvm"})
+        text = verdict_sentence(SCENARIO, found, plan_of(accel="kvm"))
         assert reason(text).startswith(wanted)
 
 
@@ -168,7 +169,7 @@ def test_runs_that_are_no_pairs_are_not_quoted_by_pairs() -> None:
     trials = [t for n in range(12) for t in measured({"guest_boot_cost": (20 + n, 9 + n)}, n)]
     for paired in (True, False):
         found = compare(SCENARIO, KERNELS, trials, 24, "kvm", paired=paired)
-        assert ("by pairs" in verdict_sentence(SCENARIO, found, {"accel": "kvm"})) == paired
+        assert ("by pairs" in verdict_sentence(SCENARIO, found, plan_of(accel="kvm"))) == paired
 
 
 def test_metric_that_decides_and_was_not_measured_is_named() -> None:
@@ -180,4 +181,4 @@ def test_metric_that_decides_and_was_not_measured_is_named() -> None:
 
 def test_comparison_is_enough() -> None:
     found: Comparison = compare(SCENARIO, KERNELS, [], 0, "kvm")
-    assert verdict_sentence(SCENARIO, found, {"accel": "kvm"}).endswith(".")
+    assert verdict_sentence(SCENARIO, found, plan_of(accel="kvm")).endswith(".")

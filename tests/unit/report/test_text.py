@@ -13,8 +13,9 @@ from orchestrator.analysis.comparison import boots_of, compare, with_control
 from orchestrator.analysis.timeline import Note, Timeline
 from orchestrator.analysis.trial import Findings, TrialResult, read_result
 from orchestrator.analysis.variable import Differing, Variable
-from orchestrator.evidence.layout import TrialDir, read_json
-from orchestrator.faults import Attempt, attempts_from
+from orchestrator.evidence.layout import RunDir, TrialDir
+from orchestrator.evidence.plan import Plan
+from orchestrator.faults import Attempt
 from orchestrator.report.text import text_report
 from orchestrator.report.timeline import calls_and_cost
 from orchestrator.scenario import (
@@ -27,6 +28,7 @@ from orchestrator.scenario import (
     Role,
     Scenario,
 )
+from tests.unit.manifests import plan_of
 from tests.unit.recorded import RUN, copied, sealed, unpatched
 from tests.unit.scenarios import map_scenario, scenario
 from tests.unit.timelines import booted
@@ -38,16 +40,17 @@ KERNELS: dict[ArmName, dict[str, str]] = {
 
 
 @pytest.fixture
-def plan() -> dict[str, Any]:
-    found: dict[str, Any] = read_json(RUN / "plan.json")
-    return found
+def plan() -> Plan:
+    return RunDir(RUN).plan()
 
 
-def report(plan: dict[str, Any], *results: TrialResult, chosen: Scenario | None = None) -> str:
+def changed(plan: Plan, **changes: Any) -> Plan:
+    return plan_of(**plan.to_json() | changes)
+
+
+def report(plan: Plan, *results: TrialResult, chosen: Scenario | None = None) -> str:
     chosen = chosen or scenario("device.bar=1GiB")
-    return text_report(
-        chosen, compare(chosen, KERNELS, results, len(results), plan["accel"]), plan
-    )
+    return text_report(chosen, compare(chosen, KERNELS, results, len(results), plan.accel), plan)
 
 
 @pytest.fixture
@@ -81,7 +84,7 @@ def row(text: str, title: str) -> list[str]:
 
 
 def test_report_begins_with_the_verdict_and_both_kernels(
-    plan: dict[str, Any], recorded: list[TrialResult]
+    plan: Plan, recorded: list[TrialResult]
 ) -> None:
     said, verdict, setup, *_ = report(plan, *recorded).split("\n\n")
     assert " ".join(said.split()) == (
@@ -96,7 +99,7 @@ def test_report_begins_with_the_verdict_and_both_kernels(
 
 
 def test_what_the_arms_differ_in_stands_below_the_verdict(
-    plan: dict[str, Any], recorded: list[TrialResult]
+    plan: Plan, recorded: list[TrialResult]
 ) -> None:
     chosen = scenario("device.bar=1GiB")
     subjects = "; ".join(["vfio: a patch with a long and \u00fcmlauted subject"] * 4)
@@ -104,7 +107,7 @@ def test_what_the_arms_differ_in_stands_below_the_verdict(
         (Differing("kernel", f"the series fix.mbox (4 patches: {subjects})", "without", "with"),),
         (), None, ("runner.qemu",), (),
     )  # fmt: skip
-    compared = compare(chosen, KERNELS, recorded, 2, plan["accel"])
+    compared = compare(chosen, KERNELS, recorded, 2, plan.accel)
     text = text_report(chosen, replace(compared, variable=found), plan)
     paragraph = text.split("\n\n")[1]
     assert paragraph.startswith("Arms differ in: the series fix.mbox (4 patches: vfio: a patch")
@@ -113,9 +116,7 @@ def test_what_the_arms_differ_in_stands_below_the_verdict(
     assert max(map(len, text.splitlines())) <= 76
 
 
-def test_table_has_exact_counts_ratio_and_verdict(
-    plan: dict[str, Any], recorded: list[TrialResult]
-) -> None:
+def test_table_has_exact_counts_ratio_and_verdict(plan: Plan, recorded: list[TrialResult]) -> None:
     text = report(plan, *recorded)
     assert row(text, "page lookups in a map  ") == [
         "page lookups in a map", "262144", "1", "1/262144", "improved",
@@ -124,9 +125,7 @@ def test_table_has_exact_counts_ratio_and_verdict(
     assert row(text, "one DMA map  ")[1:] == ["500 ms", "316.5 us", "1/1580", "improved *"]
 
 
-def test_theory_is_held_against_the_counts(
-    plan: dict[str, Any], recorded: list[TrialResult]
-) -> None:
+def test_theory_is_held_against_the_counts(plan: Plan, recorded: list[TrialResult]) -> None:
     text = report(plan, *recorded)
     assert "a 1GiB BAR has 262144 pages of 4 KiB" in text
     assert "baseline   262144: one for each 4KiB, exactly" in text
@@ -141,9 +140,7 @@ def test_theory_is_held_against_the_counts(
         (513, "no leaf size fits that number"),
     ],
 )
-def test_candidate_short_of_the_theory_is_said(
-    plan: dict[str, Any], lookups: float, said: str
-) -> None:
+def test_candidate_short_of_the_theory_is_said(plan: Plan, lookups: float, said: str) -> None:
     arms: tuple[ArmName, ArmName] = ("baseline", "candidate")
     results = [
         TrialResult("t", arm, "measured", samples={"pfn_lookups_per_map": (value,)})
@@ -152,24 +149,20 @@ def test_candidate_short_of_the_theory_is_said(
     assert said in report(plan, *results)
 
 
-def test_emulated_seconds_are_said_to_be_emulated(
-    plan: dict[str, Any], recorded: list[TrialResult]
-) -> None:
+def test_emulated_seconds_are_said_to_be_emulated(plan: Plan, recorded: list[TrialResult]) -> None:
     text = report(plan, *recorded)
     assert "EMULATED" in text
     assert "\nEMULATED seconds  " in text
     assert "\none DMA map: 500 ms -> 316.5 us (emulated), 1/1580\n" in text
     real = [replace(one, guest_accel="kvm") for one in in_unit("s", recorded)]
-    said = report(plan | {"accel": "kvm", "accel_reason": "works"}, *real)
+    said = report(changed(plan, accel="kvm", accel_reason="works"), *real)
     assert "emulated" not in said.lower()
     assert "\nmetric  " in said
 
 
-def test_calls_and_cost_of_a_boot_are_said(
-    plan: dict[str, Any], recorded: list[TrialResult]
-) -> None:
+def test_calls_and_cost_of_a_boot_are_said(plan: Plan, recorded: list[TrialResult]) -> None:
     text = report(plan, *recorded)
-    compared = compare(scenario("device.bar=1GiB"), KERNELS, recorded, 2, plan["accel"])
+    compared = compare(scenario("device.bar=1GiB"), KERNELS, recorded, 2, plan.accel)
     assert f"\n{calls_and_cost(boots_of(compared))}\n" in text
     maps = below(text, "all maps of 1GiB BARs")
     assert (maps[:3], maps[4]) == (["12", "500 ms", "6 s"], "12")
@@ -181,7 +174,7 @@ def test_calls_and_cost_of_a_boot_are_said(
 
 
 def test_run_without_a_traced_boot_has_nothing_of_calls_and_cost(
-    plan: dict[str, Any], recorded: list[TrialResult]
+    plan: Plan, recorded: list[TrialResult]
 ) -> None:
     text = report(plan, *(replace(one, findings=Findings()) for one in recorded))
     assert "BAR maps until exit" in text
@@ -192,14 +185,14 @@ def test_run_without_a_traced_boot_has_nothing_of_calls_and_cost(
 @pytest.mark.parametrize(
     "name", ["no-mmap", "guest-viommu", "iommufd-without-dma-buf", "clock-step", "clock-source"]
 )
-def test_note_on_a_boot_is_said_of_its_arm(plan: dict[str, Any], name: str) -> None:
+def test_note_on_a_boot_is_said_of_its_arm(plan: Plan, name: str) -> None:
     noted = with_boots("candidate", booted("candidate", notes=(Note(name, "so it was"),)))
     text = report(plan, with_boots("baseline", booted(notes=())), noted)
     assert f"\nNotes:\n  candidate  {name}: so it was\n\n" in text
     assert text.index("Notes:") < text.index("Maps and unmaps in one guest boot")
 
 
-def test_note_is_said_once_of_each_arm_however_many_boots_have_it(plan: dict[str, Any]) -> None:
+def test_note_is_said_once_of_each_arm_however_many_boots_have_it(plan: Plan) -> None:
     one, other = Note("clock-step", "stepped"), Note("no-mmap", "never mapped")
     results = [
         with_boots("baseline", booted(notes=(one, other)), booted(notes=(one,))),
@@ -215,20 +208,20 @@ def test_note_is_said_once_of_each_arm_however_many_boots_have_it(plan: dict[str
 
 
 def test_boot_without_a_note_has_no_section_of_notes(
-    plan: dict[str, Any], recorded: list[TrialResult]
+    plan: Plan, recorded: list[TrialResult]
 ) -> None:
     assert "Notes:" not in report(plan, *recorded)
 
 
-def test_note_of_a_trial_that_does_not_count_is_not_said(plan: dict[str, Any]) -> None:
+def test_note_of_a_trial_that_does_not_count_is_not_said(plan: Plan) -> None:
     noted = with_boots("baseline", booted(notes=(Note("no-mmap", "never mapped"),)))
     assert "no-mmap" not in report(plan, replace(noted, kind="invalid"))
 
 
 def test_guest_boot_on_an_exact_host_is_in_instructions(
-    plan: dict[str, Any], recorded: list[TrialResult]
+    plan: Plan, recorded: list[TrialResult]
 ) -> None:
-    exact = plan | {"accel": "exact", "accel_reason": "asked for"}
+    exact = changed(plan, accel="exact", accel_reason="asked for")
     text = report(exact, *in_unit("Ginsn", recorded))
     for resolution in ("15% or 3 Ginsn", "15% or 5 kinsn", "2% or 5 kinsn"):
         assert resolution in " ".join(text.split())
@@ -251,7 +244,7 @@ def test_guest_boot_on_an_exact_host_is_in_instructions(
     ],
 )
 def test_notes_are_of_the_passes_that_were_run(
-    plan: dict[str, Any], recorded: list[TrialResult], passes: tuple[str, ...],
+    plan: Plan, recorded: list[TrialResult], passes: tuple[str, ...],
     said: tuple[str, ...],
 ) -> None:  # fmt: skip
     names = ", ".join(f'"{name}"' for name in passes)
@@ -263,7 +256,7 @@ def test_notes_are_of_the_passes_that_were_run(
 
 @pytest.mark.parametrize("fresh", [True, False])
 def test_trials_that_share_a_boot_are_said_to(
-    plan: dict[str, Any], recorded: list[TrialResult], fresh: bool
+    plan: Plan, recorded: list[TrialResult], fresh: bool
 ) -> None:
     chosen = scenario(f"host.fresh_boots={str(fresh).lower()}")
     text = " ".join(report(plan, *recorded, chosen=chosen).split())
@@ -271,8 +264,8 @@ def test_trials_that_share_a_boot_are_said_to(
     assert ("host.fresh_boots" in text) == (not fresh)
 
 
-def test_trials_that_were_begun_again_are_said_of_their_arm(plan: dict[str, Any]) -> None:
-    before = attempts_from(["host-crash", "exact-crawl"], "candidate")
+def test_trials_that_were_begun_again_are_said_of_their_arm(plan: Plan) -> None:
+    before = tuple(Attempt("candidate", r, "bench") for r in ("host-crash", "exact-crawl"))
     again = TrialResult("t", "candidate", "measured", repeated=before)
     text = report(plan, TrialResult("t", "baseline", "measured"), again)
     words = " ".join(text.split())
@@ -280,30 +273,28 @@ def test_trials_that_were_begun_again_are_said_of_their_arm(plan: dict[str, Any]
     assert "(deb:new; 1 measured; repeated: host-crash, exact-crawl)" in words
 
 
-def test_trial_of_the_evidence_says_that_it_was_begun_again(
-    plan: dict[str, Any], tmp_path: Path
-) -> None:
+def test_trial_of_the_evidence_says_that_it_was_begun_again(plan: Plan, tmp_path: Path) -> None:
     trial = sealed(copied(tmp_path), repeated=["host-crash"])
     assert "1 measured; repeated: host-crash)" in report(plan, read_result(trial))
 
 
-def test_guests_that_are_emulated_on_a_real_host_are_said_to_be(plan: dict[str, Any]) -> None:
-    real = plan | {"accel": "kvm", "accel_reason": "works"}
+def test_guests_that_are_emulated_on_a_real_host_are_said_to_be(plan: Plan) -> None:
+    real = changed(plan, accel="kvm", accel_reason="works")
     for guest, said in (("tcg", True), ("kvm", False)):
         one = TrialResult("t", "baseline", "measured", guest_accel=guest)
         assert ("its guests are EMULATED" in report(real, one)) == said
 
 
-def test_workload_of_a_map_is_named_with_its_backend(plan: dict[str, Any]) -> None:
+def test_workload_of_a_map_is_named_with_its_backend(plan: Plan) -> None:
     chosen = map_scenario("map.backend=iommufd", 'trace.passes=["plain"]')
-    text = report(plan | {"guest_kernel": None}, chosen=chosen)
+    text = report(changed(plan, guest_kernel=None), chosen=chosen)
     assert "workload   map from the host's user space, iommufd" in text
     assert "guest      " not in text
     # the scenario of a map may have a guest, which is not booted
     assert "guest      " not in report(plan, chosen=map_scenario("guest.kernel.dir=guest"))
 
 
-def test_what_a_guest_has_that_is_not_usual_is_said(plan: dict[str, Any]) -> None:
+def test_what_a_guest_has_that_is_not_usual_is_said(plan: Plan) -> None:
     usual = report(plan)
     assert "device     ivshmem, BAR 1GiB, intel vIOMMU\n" in usual
     assert ", 512MiB\n" in usual
@@ -321,7 +312,7 @@ def test_what_a_guest_has_that_is_not_usual_is_said(plan: dict[str, Any]) -> Non
 
 
 def test_level_of_the_guest_and_of_the_count_are_said(
-    plan: dict[str, Any], recorded: list[TrialResult]
+    plan: Plan, recorded: list[TrialResult]
 ) -> None:
     text = report(plan, *recorded)
     levels = " ".join(text[text.index("Mapping level") :].split())
@@ -355,7 +346,7 @@ def noisy(count: int, change: float, *, control: float | None = None) -> list[Tr
     return of_pairs(*pairs)
 
 
-def test_one_trial_has_no_spread_and_several_have(plan: dict[str, Any]) -> None:
+def test_one_trial_has_no_spread_and_several_have(plan: Plan) -> None:
     one = report(plan, *of_pairs((4.0, 1.0)))
     assert row(one, "guest boot to userspace  ")[1:4] == ["4 s", "1 s", "-75.0%"]
     assert "+-" not in one
@@ -367,7 +358,7 @@ def test_one_trial_has_no_spread_and_several_have(plan: dict[str, Any]) -> None:
     assert "half the range" not in many
 
 
-def test_interval_is_told_and_what_it_is(plan: dict[str, Any]) -> None:
+def test_interval_is_told_and_what_it_is(plan: Plan) -> None:
     text = report(plan, *noisy(12, 0.95))
     assert re.search(
         r"\nguest boot to userspace\n +20\.2 s \+- \S+%  19\.\d+ s \+- \S+%"
@@ -381,15 +372,15 @@ def test_interval_is_told_and_what_it_is(plan: dict[str, Any]) -> None:
     assert "fewer than 10 pairs" not in words
 
 
-def test_few_pairs_are_said_once_to_be_few(plan: dict[str, Any]) -> None:
+def test_few_pairs_are_said_once_to_be_few(plan: Plan) -> None:
     text = report(plan, *noisy(6, 0.95))
     assert re.findall(r"\nfewer than 10 pairs: .* factor of (\d)", text) == ["2"]
     assert "; p " not in text
-    exact = report(plan | {"accel": "exact"}, *noisy(2, 0.95))
+    exact = report(changed(plan, accel="exact"), *noisy(2, 0.95))
     assert "fewer than 10 pairs" not in exact
 
 
-def test_control_that_finds_nothing_is_said_to(plan: dict[str, Any]) -> None:
+def test_control_that_finds_nothing_is_said_to(plan: Plan) -> None:
     words = " ".join(report(plan, *noisy(12, 0.95, control=1.0)).split())
     assert ("control: the baseline against itself, 12 trials: no difference found.") in words
     few = " ".join(report(plan, *noisy(3, 0.95, control=1.0)).split())
@@ -398,7 +389,7 @@ def test_control_that_finds_nothing_is_said_to(plan: dict[str, Any]) -> None:
 
 
 def test_control_that_differs_makes_the_metric_invalid_and_is_explained(
-    plan: dict[str, Any],
+    plan: Plan,
 ) -> None:
     words = " ".join(report(plan, *noisy(12, 0.95, control=1.2)).split())
     assert "small: invalid * guest_boot_cost: invalid" in words
@@ -409,7 +400,7 @@ def test_control_that_differs_makes_the_metric_invalid_and_is_explained(
     )
 
 
-def test_arms_of_two_runs_are_no_pairs(plan: dict[str, Any]) -> None:
+def test_arms_of_two_runs_are_no_pairs(plan: Plan) -> None:
     trials = noisy(12, 0.95)
     found = compare(scenario(), KERNELS, trials, len(trials), "tcg", paired=False)
     beside = compare(scenario(), KERNELS, noisy(12, 1.0), len(trials), "tcg", paired=False)
@@ -421,13 +412,13 @@ def test_arms_of_two_runs_are_no_pairs(plan: dict[str, Any]) -> None:
     assert "pairs" not in words
 
 
-def test_shape_of_an_arm_is_a_note(plan: dict[str, Any]) -> None:
+def test_shape_of_an_arm_is_a_note(plan: Plan) -> None:
     pairs = [(10.0 + 0.01 * n, 20.0 + 9 * (n % 2) + 0.01 * n) for n in range(12)]
     words = " ".join(report(plan, *of_pairs(*pairs)).split())
     assert "Notes: candidate bimodal: guest boot to userspace two modes: 6 trials" in words
 
 
-def test_what_regressed_besides_is_in_the_head_and_in_what_is_pasted(plan: dict[str, Any]) -> None:
+def test_what_regressed_besides_is_in_the_head_and_in_what_is_pasted(plan: Plan) -> None:
     samples: list[tuple[ArmName, dict[Metric, tuple[float, ...]]]] = [
         ("baseline", {"bar_map_cost": (8.0,), "bar_unmap_cost": (1.0,)}),
         ("candidate", {"bar_map_cost": (1.0,), "bar_unmap_cost": (2.3,)}),
@@ -437,7 +428,7 @@ def test_what_regressed_besides_is_in_the_head_and_in_what_is_pasted(plan: dict[
     assert "\none DMA unmap: 1 s -> 2.3 s (emulated), 2.3x\n" in text
 
 
-def test_trials_that_do_not_count_are_listed_with_their_evidence(plan: dict[str, Any]) -> None:
+def test_trials_that_do_not_count_are_listed_with_their_evidence(plan: Plan) -> None:
     bad = TrialResult(
         "0002-candidate", "candidate", "failed", "guest-panic", "guest-0-plain", "it panicked",
         "\n".join(f"line {i}" for i in range(30)),
@@ -450,14 +441,14 @@ def test_trials_that_do_not_count_are_listed_with_their_evidence(plan: dict[str,
     assert "(deb:old; no trials)" in text
 
 
-def test_report_without_a_measurement_has_no_notes_on_values(plan: dict[str, Any]) -> None:
+def test_report_without_a_measurement_has_no_notes_on_values(plan: Plan) -> None:
     text = report(plan)
     assert "small: invalid" in text
     assert "Each value" not in text
     assert "theory" not in text
 
 
-def test_console_of_a_trial_is_cut_to_the_width_of_mail(plan: dict[str, Any]) -> None:
+def test_console_of_a_trial_is_cut_to_the_width_of_mail(plan: Plan) -> None:
     bad = TrialResult("t", "candidate", "failed", "guest-panic", "guest-0", "it panicked",
                       "\x1b[2J" + "[ 0.1] x" * 20 + "end\r\n\tat <code>\u202e")  # fmt: skip
     first, second = (x for x in report(plan, bad).splitlines() if x.startswith("  | "))
@@ -496,7 +487,8 @@ def test_report_fits_mail_whatever_it_is_of(
         "baseline": {"release": release, "source": source},
         "candidate": {"release": source, "source": release},
     }
-    plan = {"accel": accel, "accel_reason": source, "guest_kernel": {"release": release}}
+    guest = {"release": release, "source": "deb:guest", "digest": "d"}
+    plan = plan_of(accel=accel, accel_reason=source, guest_kernel=guest)
     chosen = scenario("device.bar=1GiB", f"name={'x' * 99}")
     found = compare(chosen, kernels, trials, len(trials), accel)
     lines = text_report(chosen, found, plan, tester).split("\n")
@@ -504,19 +496,19 @@ def test_report_fits_mail_whatever_it_is_of(
     assert all(line.isascii() for line in lines)
 
 
-def test_points_with_long_names_fit_mail(plan: dict[str, Any]) -> None:
+def test_points_with_long_names_fit_mail(plan: Plan) -> None:
     chosen = map_scenario('map.sizes=["1048572KiB", "full"]', 'map.alignment=["4KiB"]')
     names = [f"{m}@1048572KiB/4KiB/cold" for m in AT_POINTS]
     both = [
         TrialResult("t", arm, "measured", samples=dict.fromkeys(names, (value,)))
         for arm, value in zip(ARMS, (123456789.123, 0.00012345), strict=True)
     ]
-    text = report(plan | {"accel": "exact"}, *both, chosen=chosen)
+    text = report(changed(plan, accel="exact"), *both, chosen=chosen)
     assert "  1048572KiB/4KiB/cold" in text
     assert max(map(len, text.splitlines())) <= 76
 
 
-def test_report_is_plain_text_for_mail(plan: dict[str, Any], recorded: list[TrialResult]) -> None:
+def test_report_is_plain_text_for_mail(plan: Plan, recorded: list[TrialResult]) -> None:
     text = report(plan, *recorded)
     assert text.isascii()
     assert max(map(len, text.splitlines())) <= 76

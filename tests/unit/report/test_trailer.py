@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import pytest
 
@@ -10,6 +9,7 @@ from orchestrator.analysis.trial import TrialResult
 from orchestrator.analysis.variable import Differing, Variable
 from orchestrator.report.trailer import trailer
 from orchestrator.scenario import ARMS, ArmName, Metric
+from tests.unit.manifests import plan_of
 from tests.unit.report.test_sentence import measured
 from tests.unit.scenarios import map_scenario, scenario
 
@@ -18,7 +18,8 @@ KERNELS: dict[ArmName, dict[str, str]] = {
     "baseline": {"release": "6.12.107+deb13-cloud-amd64", "source": "deb:old"},
     "candidate": {"release": "7.3.4+deb13-cloud-amd64", "source": "deb:new"},
 }
-PLAN: dict[str, Any] = {"accel": "tcg", "barometer": "0.1.0", "guest_kernel": {"release": "6.12"}}
+GUEST = {"release": "6.12", "source": "deb:guest", "digest": "d"}
+PLAN = plan_of(accel="tcg", guest_kernel=GUEST)
 BETTER: dict[Metric, tuple[float, ...]] = {
     "bar_map_cost": (8.635, 0.0004285), "pfn_lookups_per_map": (8388608, 32),
     "guest_boot_cost": (141.7, 39.31),
@@ -30,7 +31,7 @@ def block(
     kernels: dict[ArmName, dict[str, str]] = KERNELS,
 ) -> list[str]:  # fmt: skip
     chosen = scenario(*[f"expect.{expect}"] * bool(expect))
-    found = compare(chosen, kernels, results, len(results), PLAN["accel"])
+    found = compare(chosen, kernels, results, len(results), PLAN.accel)
     return trailer(chosen, found, PLAN, tester).splitlines()
 
 
@@ -125,7 +126,7 @@ def test_of_the_points_that_got_worse_the_plain_one_or_the_worst_is_told() -> No
             "bar_unmap_cost@1GiB/1GiB/cold": (1.0, 2.5),
         }  # fmt: skip
         found = compare(chosen, KERNELS, measured(values), 2, "exact")
-        text = trailer(chosen, found, PLAN | {"accel": "exact"}, TESTER)
+        text = trailer(chosen, found, plan_of(accel="exact", guest_kernel=GUEST), TESTER)
         assert f"\n{said} 1 Ginsn -> " in text
         assert "; workload: map from the host's user" in text
 
@@ -143,7 +144,7 @@ def test_settings_that_differ_are_pasted_too() -> None:
     chosen = scenario()
     knob = Differing("setting", "m.p", "N", "Y")
     kernel = Differing("kernel", "kernel", "6.12", "7.3")
-    compared = compare(chosen, KERNELS, measured(BETTER), 2, PLAN["accel"])
+    compared = compare(chosen, KERNELS, measured(BETTER), 2, PLAN.accel)
     for differs, said in (((knob,), ["m.p: N | Y"]), ((kernel, knob), ["m.p: N | Y"]),
                           ((kernel,), [])):  # fmt: skip
         found = replace(compared, variable=Variable(differs, (), 57, (), ()))
@@ -158,6 +159,6 @@ def test_kernels_of_one_release_are_told_apart() -> None:
     }
     chosen = scenario()
     found = Variable((Differing("kernel", "kernel 7.3", "deb:a", "dir:b"),), (), 57, (), ())
-    compared = compare(chosen, kernels, measured(BETTER), 2, PLAN["accel"])
+    compared = compare(chosen, kernels, measured(BETTER), 2, PLAN.accel)
     lines = trailer(chosen, replace(compared, variable=found), PLAN, TESTER).splitlines()
     assert "arms differ in: kernel 7.3: deb:a | dir:b" in lines
