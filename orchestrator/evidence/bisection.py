@@ -64,7 +64,7 @@ class StepRecord(Evidence):
 class BisectRecord(Evidence):
     """bisect.json."""
 
-    schema_: Literal[1] = Field(alias="schema")
+    schema_: Literal[1, 2] = Field(alias="schema")
     asked: dict[str, JsonValue]
     """What must be the same if the bisection is resumed."""
     steps: tuple[StepRecord, ...]
