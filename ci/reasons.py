@@ -1,4 +1,4 @@
-"""Writes the table of reasons into README.md, from orchestrator/reasons.py and faults.py.
+"""Writes the table of reasons into README.md, from orchestrator/base/reasons.py and faults.py.
 
     .venv/bin/python -m ci.reasons
 
@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from orchestrator.faults import FAULTS
-from orchestrator.reasons import Ends, Reason
+from orchestrator.base.reasons import Ends, Reason
+from orchestrator.evidence.faults import FAULTS
 
 README = Path(__file__).parents[1] / "README.md"
 EXIT_CODES = {

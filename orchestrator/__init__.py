@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 __all__ = ["Run", "Scenario", "TrialSample", "__version__", "compare", "load"]
 
 if TYPE_CHECKING:
-    from orchestrator.judge import Run, TrialSample
-    from orchestrator.library import compare, load
-    from orchestrator.scenario import Scenario
+    from orchestrator.run.judge import Run, TrialSample
+    from orchestrator.run.library import compare, load
+    from orchestrator.scenario.model import Scenario
 
     __version__: str
 else:

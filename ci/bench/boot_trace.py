@@ -16,8 +16,8 @@ import tempfile
 from pathlib import Path
 from statistics import median
 
-from orchestrator.analysis.marks import parse_marks
-from orchestrator.analysis.trace import lost_events
+from orchestrator.analysis.boot.marks import parse_marks
+from orchestrator.analysis.tracefs.trace import lost_events
 
 TOP = Path(__file__).parents[2]
 DEFAULT = [

@@ -26,17 +26,18 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from ci.bench.load import busy
-from orchestrator.bench import hypervisor
-from orchestrator.bench.sharing import HostPool, NestedMachine
-from orchestrator.bench.state import bench_state
-from orchestrator.cache import Cache
-from orchestrator.errors import BarometerError
+from orchestrator.base.cache import Cache
+from orchestrator.base.errors import BarometerError
+from orchestrator.base.progress import Progress
 from orchestrator.evidence.layout import RunDir, TrialDir
-from orchestrator.plan import PlannedTrial
-from orchestrator.prepare import plan_facts, prepare
-from orchestrator.progress import Progress
-from orchestrator.run import Bench, run_trial, run_until_it_counts
-from orchestrator.scenario import ARMS, Pass, load_scenario
+from orchestrator.machine.nested.sharing import HostPool, NestedMachine
+from orchestrator.machine.runner.state import bench_state
+from orchestrator.machine.vm import hypervisor
+from orchestrator.run.prepare import plan_facts, prepare
+from orchestrator.run.trials import Bench, run_trial, run_until_it_counts
+from orchestrator.scenario.loading import load_scenario
+from orchestrator.scenario.plan import PlannedTrial
+from orchestrator.scenario.vocabulary import ARMS, Pass
 
 SCENARIO = Path(__file__).parents[2] / "fixtures/scenarios/small.toml"
 PASSES: tuple[Pass, ...] = ("plain",) * 3

@@ -17,11 +17,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from orchestrator.cache import Cache
+from orchestrator.base.cache import Cache
+from orchestrator.base.progress import Progress
 from orchestrator.kernels import checked, materialised
-from orchestrator.kernels.buildroot import build_root
-from orchestrator.progress import Progress
-from orchestrator.scenario import Kernel, ModuleKernel, SourceKernel
+from orchestrator.kernels.source.buildroot import build_root
+from orchestrator.scenario.kernel_forms import Kernel, ModuleKernel, SourceKernel
 
 SERIES = Path(__file__).parents[2] / "fixtures/series"
 SUITE = "trixie-backports"

@@ -19,15 +19,15 @@ import time
 from pathlib import Path
 from statistics import median
 
-from orchestrator.bench import hypervisor
-from orchestrator.bench.keys import RunKeys
-from orchestrator.bench.nested import prepare_host, proven_host, running_machine
-from orchestrator.bench.sharing import NestedMachine
-from orchestrator.bench.state import bench_state
-from orchestrator.cache import Cache
-from orchestrator.prepare import prepare
-from orchestrator.progress import Progress
-from orchestrator.scenario import load_scenario
+from orchestrator.base.cache import Cache
+from orchestrator.base.progress import Progress
+from orchestrator.machine.nested.nested import prepare_host, proven_host, running_machine
+from orchestrator.machine.nested.sharing import NestedMachine
+from orchestrator.machine.runner.state import bench_state
+from orchestrator.machine.transport.keys import RunKeys
+from orchestrator.machine.vm import hypervisor
+from orchestrator.run.prepare import prepare
+from orchestrator.scenario.loading import load_scenario
 
 SCENARIO = Path(__file__).parents[2] / "fixtures/scenarios/small.toml"
 

@@ -22,8 +22,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from orchestrator.analysis.trial import read_result
+from orchestrator.base.hashing import sha256_file
 from orchestrator.evidence.layout import TrialDir
-from orchestrator.hashing import sha256_file
 
 TOP = Path(__file__).parents[2]
 RECORDED = TOP / "fixtures/recorded/debian-6.12-vs-7/trials/0001-baseline"

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from orchestrator.analysis.trial import read_result
 from orchestrator.evidence.layout import RunDir
-from orchestrator.scenario import ARMS, METRICS
+from orchestrator.scenario.vocabulary import ARMS, METRICS
 
 
 def main() -> None:

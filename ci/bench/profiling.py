@@ -20,17 +20,18 @@ from pathlib import Path
 from statistics import median
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from orchestrator.analysis.timeline import RAM
-from orchestrator.bench.cpio import pack_files
-from orchestrator.bench.domain import GuestDomain
-from orchestrator.bench.hypervisor import Connection, Domain
-from orchestrator.bench.images import guest_files
-from orchestrator.bench.keys import RunKeys
-from orchestrator.cache import Cache
+from orchestrator.analysis.boot.timeline import RAM
+from orchestrator.base.cache import Cache
+from orchestrator.base.progress import Progress
+from orchestrator.formats.units import GIB
 from orchestrator.kernels import materialised
-from orchestrator.profile import connected_host
-from orchestrator.progress import Progress
-from orchestrator.scenario import GIB, DebKernel
+from orchestrator.machine.runner.cpio import pack_files
+from orchestrator.machine.runner.images import guest_files
+from orchestrator.machine.transport.keys import RunKeys
+from orchestrator.machine.vm.domain import GuestDomain
+from orchestrator.machine.vm.hypervisor import Connection, Domain
+from orchestrator.run.profile import connected_host
+from orchestrator.scenario.kernel_forms import DebKernel
 from tests.lab.domains import define
 from tests.lab.machine.standin import StandIn, standin
 from tests.lab.metal_runs import barometer

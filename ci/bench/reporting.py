@@ -22,10 +22,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+from orchestrator.base.hashing import sha256_file
 from orchestrator.evidence.layout import MANIFEST
-from orchestrator.hashing import sha256_file
-from orchestrator.plan import make_plan
-from orchestrator.scenario import parse_scenario
+from orchestrator.scenario.loading import parse_scenario
+from orchestrator.scenario.plan import make_plan
 
 RECORDED = Path(__file__).parents[2] / "fixtures/recorded"
 USUAL, MAPS = RECORDED / "debian-6.12-vs-7", RECORDED / "verdicts/placebo"

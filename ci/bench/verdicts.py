@@ -33,11 +33,13 @@ from functools import partial
 from pathlib import Path
 from statistics import fmean, median, pstdev
 
-from orchestrator.analysis.comparison import compare
-from orchestrator.analysis.stopping import planned_trials
 from orchestrator.analysis.trial import TrialResult
-from orchestrator.plan import make_plan
-from orchestrator.scenario import Scenario, current_name, parse_scenario
+from orchestrator.analysis.verdict.comparison import compare
+from orchestrator.analysis.verdict.stopping import planned_trials
+from orchestrator.scenario.loading import parse_scenario
+from orchestrator.scenario.model import Scenario
+from orchestrator.scenario.plan import make_plan
+from orchestrator.scenario.vocabulary import current_name
 
 RECORDED = Path(__file__).parents[2] / "fixtures/recorded/noise.json"
 METRIC = "bar_map_cost"

@@ -20,8 +20,8 @@ from ci.lanes.processes import Process, Runner, in_background
 from ci.lanes.proofs import read_proofs
 from ci.lanes.session import FULL, Session
 from ci.lanes.versions import versions_digest
-from orchestrator.cache import Cache
-from orchestrator.errors import BarometerError
+from orchestrator.base.cache import Cache
+from orchestrator.base.errors import BarometerError
 
 RESULTS = ROOT / ".results"
 Mode = Literal["landing", "full", "prove"]

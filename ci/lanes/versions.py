@@ -8,12 +8,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 
-from orchestrator.bench.images import read_recipe, root_disk, unpacked
-from orchestrator.cache import Cache
-from orchestrator.command import run
-from orchestrator.kernels.buildroot import build_root
-from orchestrator.kernels.package import resolved
-from orchestrator.scenario import DebKernel
+from orchestrator.base.cache import Cache
+from orchestrator.base.process import run
+from orchestrator.kernels.debian.package import resolved
+from orchestrator.kernels.source.buildroot import build_root
+from orchestrator.machine.runner.images import read_recipe, root_disk, unpacked
+from orchestrator.scenario.kernel_forms import DebKernel
 from tests.lab.machine.disk import machine_disk
 
 _RUNNER = ("qemu-system-x86", "libvirt-daemon-driver-qemu")

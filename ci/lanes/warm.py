@@ -16,14 +16,15 @@ import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from orchestrator.bench.sharing import NestedMachine
-from orchestrator.cache import Cache
-from orchestrator.errors import BarometerError
-from orchestrator.kernels.buildroot import build_root
-from orchestrator.kernels.debsource import source_of
-from orchestrator.prepare import prepare
-from orchestrator.progress import Progress
-from orchestrator.scenario import DebKernel, load_scenario
+from orchestrator.base.cache import Cache
+from orchestrator.base.errors import BarometerError
+from orchestrator.base.progress import Progress
+from orchestrator.kernels.source.buildroot import build_root
+from orchestrator.kernels.source.debsource import source_of
+from orchestrator.machine.nested.sharing import NestedMachine
+from orchestrator.run.prepare import prepare
+from orchestrator.scenario.kernel_forms import DebKernel
+from orchestrator.scenario.loading import load_scenario
 from tests.lab.machine.disk import machine_disk
 from tests.lab.test_guestdisk import firmware
 

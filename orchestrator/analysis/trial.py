@@ -9,32 +9,32 @@ from datetime import UTC, datetime
 from statistics import median, median_low
 from typing import Literal
 
-from orchestrator.abi import IORESOURCE_UNSET, PAGE
-from orchestrator.analysis.boot import Traced, traced_boot
-from orchestrator.analysis.boottrace import BootTrace
-from orchestrator.analysis.breakdown import Breakdown, breakdowns, check_sums
-from orchestrator.analysis.conditions import conditions_of
-from orchestrator.analysis.hist import parse_hist
-from orchestrator.analysis.level import Level, guest_level, level_of
-from orchestrator.analysis.maps import EVENTS, MapPass, check, check_alike, read_pass
-from orchestrator.analysis.marks import Boot, parse_marks
-from orchestrator.analysis.theory import Mapping
-from orchestrator.analysis.timeline import Timeline
-from orchestrator.analysis.trace import (
-    Operation,
-    operations,
-    parse_trace,
-    probe_hits,
+from orchestrator.analysis.boot.boot import Traced, traced_boot
+from orchestrator.analysis.boot.boottrace import BootTrace
+from orchestrator.analysis.boot.marks import Boot, parse_marks
+from orchestrator.analysis.boot.timeline import Timeline
+from orchestrator.analysis.conditions.conditions import conditions_of
+from orchestrator.analysis.maps.breakdown import Breakdown, breakdowns, check_sums
+from orchestrator.analysis.maps.level import Level, guest_level, level_of
+from orchestrator.analysis.maps.maps import EVENTS, MapPass, check, check_alike, read_pass
+from orchestrator.analysis.maps.theory import Mapping
+from orchestrator.analysis.tracefs.completeness import (
+    need,
+    need_facts,
+    trace_clock,
+    tracer_complete,
 )
-from orchestrator.analysis.tracer import need, need_facts, trace_clock, tracer_complete
-from orchestrator.bounded import cut_message, quoted
-from orchestrator.errors import EvidenceError
+from orchestrator.analysis.tracefs.hist import parse_hist
+from orchestrator.analysis.tracefs.trace import Operation, operations, parse_trace, probe_hits
+from orchestrator.base.bounded import cut_message, quoted
+from orchestrator.base.errors import EvidenceError
+from orchestrator.base.reasons import Reason
+from orchestrator.evidence.faults import Attempt, Charge
 from orchestrator.evidence.layout import MANIFEST, TrialDir
 from orchestrator.evidence.manifest import Ended, GuestRecord
 from orchestrator.evidence.maps import MapRecord
-from orchestrator.faults import Attempt, Charge
-from orchestrator.reasons import Reason
-from orchestrator.scenario import ArmName, Metric, Role, metric_at
+from orchestrator.formats.abi import IORESOURCE_UNSET, PAGE
+from orchestrator.scenario.vocabulary import ArmName, Metric, Role, metric_at
 
 # a line of /sys/bus/pci/devices/*/resource: `0xSTART 0xEND 0xFLAGS`
 _RESOURCE = re.compile(r"(?m)^0x([0-9a-f]+) 0x([0-9a-f]+) 0x([0-9a-f]+)$")

@@ -17,11 +17,11 @@ from typing import Annotated, cast
 
 import typer
 
-from orchestrator import interrupts
+from orchestrator.base import interrupts
+from orchestrator.base.errors import BarometerError, BenchError, ScenarioError
+from orchestrator.base.extras import missing_extra_explained
+from orchestrator.base.reasons import Reason
 from orchestrator.cli import machine, measure, read
-from orchestrator.errors import BarometerError, BenchError, ScenarioError
-from orchestrator.extras import missing_extra_explained
-from orchestrator.reasons import Reason
 
 # UsageError of the click that typer bundles, which is not always the installed one.
 _UsageError = cast(type[typer.BadParameter], typer.BadParameter.__mro__[1])
@@ -83,8 +83,8 @@ def _check_folder() -> None:
 def _no_space(exc: OSError) -> BarometerError:
     """Return the error for a full disk: that of the file in `exc`, else that of a folder to which
     every run writes, else that of standard output."""
-    from orchestrator.cache import disk_full
-    from orchestrator.diskspace import full_places
+    from orchestrator.base.cache import disk_full
+    from orchestrator.run.diskspace import full_places
 
     if (place := exc.filename or next(iter(full_places()), None)) is not None:
         return disk_full(Path(place))

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from orchestrator.choices import QUIET_SECONDS
+from orchestrator.base.errors import ScenarioError
+from orchestrator.base.reasons import Reason
 from orchestrator.cli.measure import load_cells
 from orchestrator.cli.options import AsJson, CellNames, Overrides, SshConfig, Verbose
 from orchestrator.cli.output import print_json, set_logging
-from orchestrator.errors import ScenarioError
-from orchestrator.reasons import Reason
+from orchestrator.scenario.choices import QUIET_SECONDS
 
 if TYPE_CHECKING:
-    from orchestrator.scenario import MetalHost
+    from orchestrator.scenario.machines import MetalHost
 
 
 def profile(
@@ -55,11 +55,11 @@ def profile(
     """Boot an existing libvirt domain once, under the probes. Shows where the time goes and what
     would help."""
     set_logging(verbose)
-    from orchestrator.analysis.profile import analyse_profile
-    from orchestrator.profile import ProfileRequest, record
-    from orchestrator.profile import clear as clear_profile
-    from orchestrator.progress import Progress
-    from orchestrator.report.profile import profile_json, text_profile
+    from orchestrator.analysis.diagnosis.diagnosis import analyse_profile
+    from orchestrator.base.progress import Progress
+    from orchestrator.report.text.profile_text import profile_json, text_profile
+    from orchestrator.run.profile import ProfileRequest, record
+    from orchestrator.run.profile import clear as clear_profile
 
     if clear:
         with Progress().task("profile --clear"):
@@ -127,9 +127,9 @@ def recover(
 ) -> None:
     """Put a metal host back as it was before a killed run. It ends on its own kernel."""
     set_logging(verbose)
-    from orchestrator.bench.metal import recover as recover_host
-    from orchestrator.bench.state import bench_state
-    from orchestrator.progress import Progress
+    from orchestrator.base.progress import Progress
+    from orchestrator.machine.metal.metal import recover as recover_host
+    from orchestrator.machine.runner.state import bench_state
 
     spec = _metal_host(host, ssh_config, deadline, wait)
     if power_cycle and spec.power_cycle is None:
@@ -150,8 +150,8 @@ def _metal_host(host: str, ssh_config: Path | None, deadline: int | None, wait: 
     settings."""
     from pydantic import ValidationError
 
-    from orchestrator.factors import load_scenarios
-    from orchestrator.scenario import MetalHost
+    from orchestrator.scenario.factors import load_scenarios
+    from orchestrator.scenario.machines import MetalHost
 
     if host.endswith(".toml"):
         if ssh_config is not None:
@@ -205,10 +205,10 @@ def doctor(
     """Report what a machine can do and what is in the way. Looks at this machine or at HOST, and
     changes nothing."""
     set_logging(verbose)
-    from orchestrator.cache import Cache
-    from orchestrator.doctor import diagnose
-    from orchestrator.progress import Progress
-    from orchestrator.report.doctor import json_diagnosis, text_diagnosis
+    from orchestrator.base.cache import Cache
+    from orchestrator.base.progress import Progress
+    from orchestrator.report.text.doctor_text import json_diagnosis, text_diagnosis
+    from orchestrator.run.doctor import diagnose
 
     wanted = None
     if scenario is not None:
@@ -230,9 +230,9 @@ def doctor(
 
 def clean(as_json: AsJson = False) -> None:
     """End and remove what killed runs left on this machine. All else is left alone."""
-    from orchestrator.bench.state import clean as clean_state
-    from orchestrator.cache import Cache
-    from orchestrator.progress import Progress
+    from orchestrator.base.cache import Cache
+    from orchestrator.base.progress import Progress
+    from orchestrator.machine.runner.state import clean as clean_state
 
     with Progress().task("clean"):
         lines = [*clean_state(), *(f"removed {path}" for path in Cache().sweep())]

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from orchestrator.base.errors import ScenarioError
+from orchestrator.base.reasons import Reason
 from orchestrator.cli.options import (
     KERNELS,
     AccelOption,
@@ -26,18 +28,16 @@ from orchestrator.cli.options import (
     WorkloadOption,
 )
 from orchestrator.cli.output import end_with, print_json, set_logging, step_summary
-from orchestrator.errors import ScenarioError
-from orchestrator.reasons import Reason
 
 if TYPE_CHECKING:
-    from orchestrator.factors import Cell, ScenarioFile
+    from orchestrator.scenario.factors import Cell, ScenarioFile
 
 
 def load_cells(
     scenario: Path, overrides: list[str] | None, pairs: int | None, names: list[str] | None
 ) -> tuple[ScenarioFile, tuple[Cell, ...]]:
     """Load the scenario file, and select the requested cells."""
-    from orchestrator.factors import load_scenarios
+    from orchestrator.scenario.factors import load_scenarios
 
     more = [] if pairs is None else [f"trials.pairs={pairs}"]
     file = load_scenarios(scenario, [*(overrides or []), *more])
@@ -51,9 +51,9 @@ def plan(
     """Show what a run would do. Prints the trials and the exact kernels; boots nothing."""
     set_logging(verbose)
     file, cells = load_cells(scenario, overrides, pairs, names)
-    from orchestrator.cache import Cache
+    from orchestrator.base.cache import Cache
+    from orchestrator.base.progress import Progress
     from orchestrator.kernels import describe
-    from orchestrator.progress import Progress
     from orchestrator.report.preview import json_preview, text_preview
 
     describe_once = functools.cache(functools.partial(describe, cache=Cache()))
@@ -82,8 +82,8 @@ def run(
     set_logging(verbose)
     summary = step_summary(github)
     file, cells = load_cells(scenario, overrides, pairs, names)
-    from orchestrator.ab import measure, run_folder
-    from orchestrator.progress import Progress
+    from orchestrator.base.progress import Progress
+    from orchestrator.run.ab import measure, run_folder
 
     judged = measure(file, cells, run_folder(out, file.name), Progress(), keep=keep)
     end_with(judged, as_json, summary)
@@ -140,9 +140,9 @@ def ab(
     `run`."""
     set_logging(verbose)
     summary = step_summary(github)
-    from orchestrator.ab import Options, Pair, describe_ab, run_ab
-    from orchestrator.progress import Progress
-    from orchestrator.short import knobs_of
+    from orchestrator.base.progress import Progress
+    from orchestrator.run.ab import Options, Pair, describe_ab, run_ab
+    from orchestrator.scenario.builder import knobs_of
 
     knobs = knobs_of(cmdline, parameters or [], sysfs or [])
     pair = Pair(base, candidate, series or [], config or [], knobs)
@@ -216,16 +216,17 @@ def bisect(
     """Find the first commit that costs more, or less. Uses git's bisection, and measures at each
     step."""
     set_logging(verbose)
-    from orchestrator.ab import Options, run_folder
-    from orchestrator.bench.accel import chosen_accel
-    from orchestrator.bisect import Question, kernels_of, run_bisection
-    from orchestrator.cache import Cache
-    from orchestrator.commits import commits_of
-    from orchestrator.progress import Progress
-    from orchestrator.report.brief import bisect_brief
-    from orchestrator.run import runner
-    from orchestrator.scenario import NestedHost, load_scenario
-    from orchestrator.short import bisect_text, metric_named, template_of
+    from orchestrator.base.cache import Cache
+    from orchestrator.base.progress import Progress
+    from orchestrator.machine.runner.accel import chosen_accel
+    from orchestrator.report.text.brief import bisect_brief
+    from orchestrator.run.ab import Options, run_folder
+    from orchestrator.run.bisect import Question, kernels_of, run_bisection
+    from orchestrator.run.commits import commits_of
+    from orchestrator.run.trials import runner
+    from orchestrator.scenario.builder import bisect_text, metric_named, template_of
+    from orchestrator.scenario.loading import load_scenario
+    from orchestrator.scenario.machines import NestedHost
 
     metric = metric_named(metric)
     with Progress().task("bisect") as progress:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.choices import GUEST_KERNEL, AccelName, Workload
+from orchestrator.scenario.choices import GUEST_KERNEL, AccelName, Workload
 
 ScenarioPath = Annotated[
     Path, typer.Argument(help="Scenario file (TOML); see `barometer schema`.")

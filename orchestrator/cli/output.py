@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
 
-from orchestrator.errors import ScenarioError
-from orchestrator.reasons import Reason
+from orchestrator.base.errors import ScenarioError
+from orchestrator.base.reasons import Reason
 
 if TYPE_CHECKING:
-    from orchestrator.judge import Judged
+    from orchestrator.run.judge import Judged
 
 
 def set_logging(verbose: bool) -> None:
@@ -59,7 +59,7 @@ def end_with(
     else:
         print(f"{judged.report}\nrun: {judged.document['run']}" if table else judged.brief)
     if summary is not None:
-        from orchestrator.report.github import job_summary, workflow_commands
+        from orchestrator.report.exports.github import job_summary, workflow_commands
 
         with summary.open("a", encoding="utf-8") as file:
             file.write(job_summary(judged.suites))

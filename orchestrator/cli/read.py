@@ -7,10 +7,10 @@ from typing import Annotated, Literal
 
 import typer
 
+from orchestrator.base.errors import EvidenceError, ScenarioError
+from orchestrator.base.reasons import Reason
 from orchestrator.cli.options import AsJson, ForGitHub
 from orchestrator.cli.output import end_with, print_json, step_summary
-from orchestrator.errors import EvidenceError, ScenarioError
-from orchestrator.reasons import Reason
 
 
 def report(
@@ -29,8 +29,8 @@ def report(
 ) -> None:
     """Judge the saved evidence of a run again."""
     summary = step_summary(github)
-    from orchestrator.judgefolder import judge_folder
-    from orchestrator.progress import Progress
+    from orchestrator.base.progress import Progress
+    from orchestrator.run.judgefolder import judge_folder
 
     with Progress().task("report"):
         judged = judge_folder(run.absolute(), tester)
@@ -54,8 +54,8 @@ def compare(
     """Compare runs from different days or machines. One arm of each is compared with the same arm
     of the first run."""
     summary = step_summary(github)
-    from orchestrator.judge import judge_across
-    from orchestrator.progress import Progress
+    from orchestrator.base.progress import Progress
+    from orchestrator.run.judge import judge_across
 
     with Progress().task("compare"):
         judged = judge_across([run.absolute() for run in runs], arm, allow or [])
@@ -74,16 +74,16 @@ def timeline(
 ) -> None:
     """Show the traced guest boots of a trial. Prints their phases, their maps and unmaps, and the
     causes of these."""
-    from orchestrator.analysis.timeline import to_json
-    from orchestrator.judge import traced_boots
-    from orchestrator.progress import Progress
-    from orchestrator.report.timeline import text_timeline
+    from orchestrator.analysis.boot.timeline import to_json
+    from orchestrator.base.progress import Progress
+    from orchestrator.report.text.timeline_text import text_timeline
+    from orchestrator.run.judge import traced_boots
 
     with Progress().task("timeline"):
         boots = traced_boots(trial.absolute())
         if perfetto is not None:
             # only here: it loads Perfetto's protobuf
-            from orchestrator.report.perfetto import perfetto_trace
+            from orchestrator.report.exports.perfetto import perfetto_trace
 
             try:
                 perfetto.write_bytes(b"".join(map(perfetto_trace, boots)))
@@ -103,6 +103,6 @@ def timeline(
 
 def schema() -> None:
     """Print the JSON schema of a scenario file, for editors."""
-    from orchestrator.factors import file_schema
+    from orchestrator.scenario.factors import file_schema
 
     print_json(file_schema())

@@ -14,7 +14,7 @@ from typing import Final, Literal
 from pydantic import Field
 
 from orchestrator.evidence.model import Count, Evidence, parse_evidence
-from orchestrator.scenario import BOOT_WAYS, BootWay
+from orchestrator.scenario.vocabulary import BOOT_WAYS, BootWay
 
 
 class NotExamined(Enum):
@@ -200,7 +200,7 @@ class RefusedDevice(Evidence):
 
 
 class CountedMap(Evidence):
-    """One DMA map whose lookups the kernel counted (orchestrator.bench.probe)."""
+    """One DMA map whose lookups the kernel counted (orchestrator.machine.checkup.probe)."""
 
     address: str
     """Of the function whose BAR was mapped."""

@@ -29,8 +29,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from orchestrator.bounded import TRIAL_BYTES
-from orchestrator.errors import (
+from orchestrator.base.bounded import TRIAL_BYTES
+from orchestrator.base.errors import (
     ArmFailedError,
     BarometerError,
     BenchError,
@@ -38,17 +38,17 @@ from orchestrator.errors import (
     LastStageEnded,
     ScenarioError,
 )
+from orchestrator.base.folderlock import LOCK
+from orchestrator.base.hashing import digest_of, sha256_file
+from orchestrator.base.reasons import Reason
 from orchestrator.evidence.facts import GuestFacts, HostFacts
+from orchestrator.evidence.faults import Attempt, Charged, attempt_json
 from orchestrator.evidence.manifest import KEYS, Manifest
 from orchestrator.evidence.maps import LogsRecord, MapRecord
 from orchestrator.evidence.model import Model, parse_evidence, read_evidence
 from orchestrator.evidence.plan import Plan
-from orchestrator.faults import Attempt, Charged, attempt_json
-from orchestrator.folderlock import LOCK
-from orchestrator.hashing import digest_of, sha256_file
-from orchestrator.kernelreports import KernelReport, reports_in
-from orchestrator.reasons import Reason
-from orchestrator.scenario import ARMS, ArmName
+from orchestrator.formats.kernelreports import KernelReport, reports_in
+from orchestrator.scenario.vocabulary import ARMS, ArmName
 
 MANIFEST = "manifest.json"
 SCHEMA = 1

@@ -9,10 +9,10 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field
 
 from orchestrator.evidence.facts import RunnerFacts
+from orchestrator.evidence.faults import Attempt, Charge
 from orchestrator.evidence.kernel import KernelRecord
 from orchestrator.evidence.model import AccelName, Count, Evidence, FileName, Seconds, Size
-from orchestrator.faults import Attempt, Charge
-from orchestrator.scenario import ArmName, Pass, Role
+from orchestrator.scenario.vocabulary import ArmName, Pass, Role
 
 
 def _check_time(text: str) -> str:

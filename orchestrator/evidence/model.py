@@ -14,10 +14,10 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from orchestrator.abi import PAGE
-from orchestrator.errors import EvidenceError
-from orchestrator.reasons import Reason
-from orchestrator.scenario import ArmName
+from orchestrator.base.errors import EvidenceError
+from orchestrator.base.reasons import Reason
+from orchestrator.formats.abi import PAGE
+from orchestrator.scenario.vocabulary import ArmName
 
 _PART = r"(?!\.\.?(?:/|$))[\w.+@:,-]+"
 _FILE = re.compile(f"{_PART}(?:/{_PART})*", re.ASCII)

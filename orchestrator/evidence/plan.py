@@ -8,7 +8,7 @@ from pydantic import Field
 
 from orchestrator.evidence.kernel import KernelRecord
 from orchestrator.evidence.model import AccelName, BothArms, Count, Evidence, FileName
-from orchestrator.scenario import ARMS, ArmName, Pass, Role
+from orchestrator.scenario.vocabulary import ARMS, ArmName, Pass, Role
 
 
 class SettingsRecord(Evidence):

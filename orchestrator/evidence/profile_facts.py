@@ -16,10 +16,10 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, ValidationInfo, field_validator
 
-from orchestrator.errors import EvidenceError
+from orchestrator.base.errors import EvidenceError
+from orchestrator.base.reasons import Reason
 from orchestrator.evidence.layout import write_json
 from orchestrator.evidence.model import Count, Evidence, parse_evidence
-from orchestrator.reasons import Reason
 
 ShortText = Annotated[str, Field(max_length=1000)]
 ProfileEnd = Literal["quiet", "agent", "domain-ended", "limit"]

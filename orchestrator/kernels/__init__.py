@@ -8,11 +8,20 @@ describe(kernel, cache)             -> str            names what would be used; 
 
 from __future__ import annotations
 
-from orchestrator.cache import Cache
-from orchestrator.kernels import directory, module, package, tree
-from orchestrator.kernels.bundle import KernelBundle
-from orchestrator.progress import Progress
-from orchestrator.scenario import DirKernel, Kernel, ModuleKernel, SourceKernel, TreeKernel
+from orchestrator.base.cache import Cache
+from orchestrator.base.progress import Progress
+from orchestrator.kernels import directory
+from orchestrator.kernels.debian import package
+from orchestrator.kernels.image.bundle import KernelBundle
+from orchestrator.kernels.module import module
+from orchestrator.kernels.source import tree
+from orchestrator.scenario.kernel_forms import (
+    DirKernel,
+    Kernel,
+    ModuleKernel,
+    SourceKernel,
+    TreeKernel,
+)
 
 __all__ = ["KernelBundle", "checked", "describe", "materialised"]
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from orchestrator.cache import Cache
-from orchestrator.errors import ScenarioError
-from orchestrator.hashing import digest_of, sha256_file
-from orchestrator.kernels.bundle import KernelBundle, release_in
-from orchestrator.kernels.package import bundle_at, index_modules
-from orchestrator.reasons import Reason
-from orchestrator.scenario import DirKernel
+from orchestrator.base.cache import Cache
+from orchestrator.base.errors import ScenarioError
+from orchestrator.base.hashing import digest_of, sha256_file
+from orchestrator.base.reasons import Reason
+from orchestrator.kernels.debian.package import bundle_at, index_modules
+from orchestrator.kernels.image.bundle import KernelBundle, release_in
+from orchestrator.scenario.kernel_forms import DirKernel
 
 
 def _vmlinuz(kernel: DirKernel) -> Path:

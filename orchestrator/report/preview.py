@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from orchestrator.errors import key_named
-from orchestrator.factors import Cell, ScenarioFile, toml_text
-from orchestrator.plan import make_plan
-from orchestrator.report.wording import said_of
-from orchestrator.scenario import ARMS, Arm, Kernel, Scenario, format_size
+from orchestrator.base.errors import key_named
+from orchestrator.formats.units import format_size
+from orchestrator.report.words.wording import said_of
+from orchestrator.scenario.factors import Cell, ScenarioFile, toml_text
+from orchestrator.scenario.kernel_forms import Kernel
+from orchestrator.scenario.model import Scenario
+from orchestrator.scenario.plan import make_plan
+from orchestrator.scenario.trials import Arm
+from orchestrator.scenario.vocabulary import ARMS
 
 Describe = Callable[[Kernel], str]
 """Function that looks up a kernel and names its exact version."""

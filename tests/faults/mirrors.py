@@ -19,7 +19,7 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from orchestrator.kernels.apt import KEYRING
+from orchestrator.kernels.debian.apt import KEYRING
 from tests.unit.kernels.fakes import folder_kernel
 
 SUITE, PACKAGE, RELEASE = "trixie", "linux-image-cloud-amd64", "7.0.0-mirror"

@@ -22,7 +22,7 @@ from typing import IO, Any
 
 import pytest
 
-from orchestrator.bench.state import SHM, token_prefix
+from orchestrator.machine.runner.state import SHM, token_prefix
 from tests.faults.table import ROWS, Row
 from tests.unit.kernels.fakes import folder_kernel
 from tests.unit.recorded import copied_run

@@ -19,7 +19,7 @@ class Row(NamedTuple):
     code: int
     """Exit code of the command. For a fault on a machine: of a run that has this fault only."""
     reason: str
-    """Name of the reason in orchestrator.reasons; empty if nothing failed."""
+    """Name of the reason in orchestrator.base.reasons; empty if nothing failed."""
     seconds: float
     """Most seconds until the command has ended; until the trial has, for a fault on a machine."""
     names: tuple[str, ...]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.cache import ENTRY, VERIFIED
+from orchestrator.base.cache import ENTRY, VERIFIED
 from tests.faults.mirrors import SUITE, Archive, Key, serving, works
 from tests.faults.place import Fault, made_place, namespace
 from tests.faults.test_mirrors import SCENARIO

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.bench.keeper import MACHINE, Image, Keeper
-from orchestrator.bench.local import LocalMachine
-from orchestrator.errors import BenchError
+from orchestrator.base.errors import BenchError
+from orchestrator.machine.metal.keeper import MACHINE, Image, Keeper
+from orchestrator.machine.transport.local import LocalMachine
 from tests.faults.place import Fault
 from tests.faults.test_records import cut, rubbish
 from tests.unit.agents.keeper.machines import HUGE, THP, Machine, made_up, sealed_by_a_newer

@@ -14,13 +14,13 @@ from typing import Any
 
 import pytest
 
-from orchestrator import run
-from orchestrator.bench import guest
-from orchestrator.bench.host import Host
-from orchestrator.bench.state import token_prefix
-from orchestrator.bench.watching import Limits, wait_for
-from orchestrator.progress import Progress
-from orchestrator.run import run_trial
+from orchestrator.base.progress import Progress
+from orchestrator.machine.guest import guest
+from orchestrator.machine.guest.watching import Limits, wait_for
+from orchestrator.machine.host.host import Host
+from orchestrator.machine.runner.state import token_prefix
+from orchestrator.run import trials
+from orchestrator.run.trials import run_trial
 from tests.lab.conftest import Outcome, RunOne
 
 pytestmark = pytest.mark.vm
@@ -76,7 +76,7 @@ class Provoked:
                 self.over = self.over or time.monotonic()
 
         self.patch.setattr(guest, "wait_for", provoke)
-        self.patch.setattr(run, "run_trial", attempt)
+        self.patch.setattr(trials, "run_trial", attempt)
 
     def _provoke(self, host: Host, fault: str | Callable[[], None]) -> None:
         if isinstance(fault, str):
@@ -87,7 +87,7 @@ class Provoked:
 
 @pytest.fixture
 def provoked(monkeypatch: pytest.MonkeyPatch) -> Provoked:
-    monkeypatch.setattr(run, "ATTEMPTS", 1)
+    monkeypatch.setattr(trials, "ATTEMPTS", 1)
     return Provoked(monkeypatch)
 
 
@@ -128,7 +128,7 @@ def test_host_fails_in_the_middle_of_a_guest_boot(
 def test_hosts_qemu_crashes_and_the_trial_is_begun_again(
     one_trial: RunOne, provoked: Provoked, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run, "ATTEMPTS", 2)
+    monkeypatch.setattr(trials, "ATTEMPTS", 2)
     provoked("mark", lambda: to_qemu(signal.SIGABRT))
     outcome = one_trial(PLAIN, QUIET)
     assert attempts(outcome) == [("host-crash", "bench")]

@@ -35,7 +35,7 @@ kernel = {{ deb = "{PACKAGE}", suite = "{SUITE}" }}
 [arms.candidate]
 kernel = {{ dir = "new" }}
 """
-SHORTER = {"orchestrator.kernels.apt._UPDATE_SECONDS": 2.0}
+SHORTER = {"orchestrator.kernels.debian.apt._UPDATE_SECONDS": 2.0}
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +153,7 @@ def test_mirror_is_gone_and_its_lists_are_known(fault: Fault, archive: Archive) 
     (place.cache / f"apt/{SUITE}/updated").touch()
     fault.ends(
         "plan", scenario, under=trusted, BAROMETER_MIRROR=url,
-        shorter={"orchestrator.kernels.apt._FRESH_SECONDS": -1},
+        shorter={"orchestrator.kernels.debian.apt._FRESH_SECONDS": -1},
     )  # fmt: skip
 
 
@@ -184,7 +184,7 @@ def ran(fault: Fault, archive: Archive, behaviour: Behaviour) -> None:
     with serving(archive.folder, behaviour) as mirror:
         fault.ends(
             "run", scenario, "--out", "out", under=namespace(archive.key.trusted()),
-            shorter={"orchestrator.kernels.apt._DOWNLOAD_SECONDS": 2.0},
+            shorter={"orchestrator.kernels.debian.apt._DOWNLOAD_SECONDS": 2.0},
             BAROMETER_MIRROR=mirror.url,
         )  # fmt: skip
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.bench import images
-from orchestrator.cache import Cache
+from orchestrator.base.cache import Cache
+from orchestrator.machine.runner import images
 from tests.faults.place import NOBODY, Fault, namespace
 from tests.faults.test_folders import DEB
 
@@ -76,20 +76,20 @@ def test_qemu_is_too_old(fault: Fault) -> None:
 def test_git_hangs(fault: Fault) -> None:
     place = fault.place
     path = place.programs(scripts={"git": "exec sleep 600"})
-    shorter = {"orchestrator.judgefolder._GIT_SECONDS": 0.5}
+    shorter = {"orchestrator.run.judgefolder._GIT_SECONDS": 0.5}
     fault.ends("report", place.recorded(), PATH=path, shorter=shorter)
 
 
 def test_apt_hangs(fault: Fault) -> None:
     place = fault.place
     path = place.programs(scripts={"apt-get": "exec sleep 600"})
-    shorter = {"orchestrator.kernels.apt._UPDATE_SECONDS": 1.0}
+    shorter = {"orchestrator.kernels.debian.apt._UPDATE_SECONDS": 1.0}
     fault.ends("plan", place.scenario(DEB), PATH=path, shorter=shorter)
 
 
 def test_ssh_hangs(fault: Fault) -> None:
     path = fault.place.programs(scripts={"ssh": "exec sleep 600"})
-    shorter = {"orchestrator.bench.remote._CONFIG_SECONDS": 1.0}
+    shorter = {"orchestrator.machine.transport.remote._CONFIG_SECONDS": 1.0}
     fault.ends("recover", "root@lab", PATH=path, shorter=shorter)
 
 

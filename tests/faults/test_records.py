@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from orchestrator.bench.owner import Owner
-from orchestrator.bench.state import token_prefix
+from orchestrator.machine.runner.owner import Owner
+from orchestrator.machine.runner.state import token_prefix
 from tests.faults.place import ROOT, Ended, Fault, Place
 from tests.unit.recorded import MEASURED, TRACE, rewrite, sealed
 

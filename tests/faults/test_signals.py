@@ -21,7 +21,7 @@ from tests.faults.place import Fault, Running
 from tests.faults.test_folders import DEB
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
-SHORTER = {"orchestrator.bench.remote._LOGIN_SECONDS": 2.0}
+SHORTER = {"orchestrator.machine.transport.remote._LOGIN_SECONDS": 2.0}
 WAY_OUT = 10.0
 """Seconds from a signal to the end of the command, as README promises."""
 

@@ -17,18 +17,18 @@ from typing import Any, Protocol
 import pytest
 
 from orchestrator.analysis.trial import TrialResult, read_result
-from orchestrator.bench import hypervisor
-from orchestrator.bench.nested import BootSpec
-from orchestrator.bench.sharing import HostPool, NestedMachine
-from orchestrator.bench.state import SHM, BenchState, bench_state, token_prefix
-from orchestrator.cache import Cache
-from orchestrator.errors import BarometerError
+from orchestrator.base.cache import Cache
+from orchestrator.base.errors import BarometerError
+from orchestrator.base.progress import Progress
 from orchestrator.evidence.layout import RunDir, TrialDir
-from orchestrator.plan import make_plan
-from orchestrator.prepare import plan_facts, prepare
-from orchestrator.progress import Progress
-from orchestrator.run import Bench, run_until_it_counts
-from orchestrator.scenario import load_scenario
+from orchestrator.machine.nested.nested import BootSpec
+from orchestrator.machine.nested.sharing import HostPool, NestedMachine
+from orchestrator.machine.runner.state import SHM, BenchState, bench_state, token_prefix
+from orchestrator.machine.vm import hypervisor
+from orchestrator.run.prepare import plan_facts, prepare
+from orchestrator.run.trials import Bench, run_until_it_counts
+from orchestrator.scenario.loading import load_scenario
+from orchestrator.scenario.plan import make_plan
 from tests.lab.machine.standin import StandIn, standin
 
 SCENARIOS = Path(__file__).parents[2] / "fixtures/scenarios"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import xml.etree.ElementTree as ET
 
-from orchestrator.bench.domain import GuestDomain, guest_xml
-from orchestrator.bench.hypervisor import Connection, Domain
+from orchestrator.machine.vm.domain import GuestDomain, guest_xml
+from orchestrator.machine.vm.hypervisor import Connection, Domain
 
 
 def define(libvirt: Connection, guest: GuestDomain, serial: str, *, managed: bool) -> Domain:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.bench.keys import RunKeys
+from orchestrator.machine.transport.keys import RunKeys
 
 SSHD = Path("/usr/sbin/sshd")
 USER = pwd.getpwuid(os.geteuid()).pw_name

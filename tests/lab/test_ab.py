@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from orchestrator.cache import Cache
-from orchestrator.kernels.debsource import source_of
-from orchestrator.scenario import DebKernel
+from orchestrator.base.cache import Cache
+from orchestrator.kernels.source.debsource import source_of
+from orchestrator.scenario.kernel_forms import DebKernel
 from tests.lab.conftest import leftovers
 
 pytestmark = [pytest.mark.nested, pytest.mark.build, pytest.mark.timeout(3600)]

@@ -13,11 +13,12 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 
-from orchestrator.analysis.comparison import Comparison
 from orchestrator.analysis.trial import Findings
+from orchestrator.analysis.verdict.comparison import Comparison
 from orchestrator.evidence.plan import Plan
-from orchestrator.report.html import html_report
-from orchestrator.scenario import ARMS, Role, Scenario
+from orchestrator.report.html.html import html_report
+from orchestrator.scenario.model import Scenario
+from orchestrator.scenario.vocabulary import ARMS, Role
 from tests.unit.report.pages import PLAN, RECORDED, RUNS, bad, compared, recorded, trials
 from tests.unit.scenarios import scenario
 from tests.unit.timelines import booted

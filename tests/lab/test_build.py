@@ -20,13 +20,13 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.cache import Cache, remove_tree
-from orchestrator.errors import BenchError, ScenarioError
+from orchestrator.base.cache import Cache, remove_tree
+from orchestrator.base.errors import BenchError, ScenarioError
+from orchestrator.base.progress import Progress
 from orchestrator.kernels import KernelBundle, checked, materialised
-from orchestrator.kernels.buildroot import build_root
-from orchestrator.kernels.config import parsed
-from orchestrator.progress import Progress
-from orchestrator.scenario import SourceKernel, TreeKernel
+from orchestrator.kernels.source.buildroot import build_root
+from orchestrator.kernels.source.config import parsed
+from orchestrator.scenario.kernel_forms import SourceKernel, TreeKernel
 from tests.lab.pared.tree import PARED_SERIES, pared_tarball
 
 pytestmark = [pytest.mark.build, pytest.mark.timeout(3600)]
@@ -35,9 +35,9 @@ SERIES = Path(__file__).parents[2] / "fixtures/series"
 MATERIALISE = """
 import sys
 from orchestrator import scenario
-from orchestrator.cache import Cache
+from orchestrator.base.cache import Cache
 from orchestrator.kernels import materialised
-from orchestrator.progress import Progress
+from orchestrator.base.progress import Progress
 
 kind, text, tag = sys.argv[1:]
 materialised(getattr(scenario, kind).model_validate_json(text), Cache(), Progress(), tag)
@@ -47,7 +47,7 @@ materialised(getattr(scenario, kind).model_validate_json(text), Cache(), Progres
 ROOT = """
 import sys
 from pathlib import Path
-from orchestrator.kernels.bootstrap import debian_tar
+from orchestrator.kernels.debian.bootstrap import debian_tar
 
 recipe = {"suites": ["trixie"], "packages": ["busybox"], "exclude": []}
 hooks = ['echo $$ > "$1"/../hook; mv "$1"/../hook "$1"/../inside; sleep 600']

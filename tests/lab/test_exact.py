@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from ci.bench.load import busy
-from orchestrator.analysis.theory import lookups, pages
+from orchestrator.analysis.maps.theory import lookups, pages
 from tests.lab.conftest import SCENARIOS, leftovers
 
 BAROMETER = str(Path(sys.executable).with_name("barometer"))

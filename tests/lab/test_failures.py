@@ -11,14 +11,15 @@ from typing import Any
 
 import pytest
 
-from orchestrator import run
-from orchestrator.bench import guest, nested, watching
-from orchestrator.bench.host import Host
-from orchestrator.bench.hypervisor import Deadlines
-from orchestrator.bench.state import token_prefix
-from orchestrator.bounded import CONSOLE_BYTES
-from orchestrator.errors import ArmFailedError
-from orchestrator.reasons import Reason
+from orchestrator.base.bounded import CONSOLE_BYTES
+from orchestrator.base.errors import ArmFailedError
+from orchestrator.base.reasons import Reason
+from orchestrator.machine.guest import guest, watching
+from orchestrator.machine.host.host import Host
+from orchestrator.machine.nested import nested
+from orchestrator.machine.runner.state import token_prefix
+from orchestrator.machine.vm.hypervisor import Deadlines
+from orchestrator.run import trials
 from tests.lab.conftest import RunOne
 
 pytestmark = pytest.mark.vm
@@ -151,7 +152,7 @@ def test_a_guest_that_cannot_be_destroyed_is_left_to_the_end_of_its_host(
 def test_a_host_whose_qemu_is_stopped_is_found_and_ended(
     one_trial: RunOne, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run, "ATTEMPTS", 1)
+    monkeypatch.setattr(trials, "ATTEMPTS", 1)
     began: list[float] = []
 
     def stop(*_: Any) -> None:

@@ -10,16 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.bench.guestdisk import KEYS_SERIAL, SYSTEM_SERIAL, guest_disk, keys_disk
-from orchestrator.bench.images import read_recipe, unpacked
-from orchestrator.bench.keys import RunKeys
-from orchestrator.bench.shell import connected
-from orchestrator.bench.watching import boot_mark
-from orchestrator.cache import Cache
-from orchestrator.errors import ArmFailedError
+from orchestrator.base.cache import Cache
+from orchestrator.base.errors import ArmFailedError
+from orchestrator.base.progress import Progress
 from orchestrator.kernels import materialised
-from orchestrator.progress import Progress
-from orchestrator.scenario import DebKernel
+from orchestrator.machine.guest.guestdisk import KEYS_SERIAL, SYSTEM_SERIAL, guest_disk, keys_disk
+from orchestrator.machine.guest.watching import boot_mark
+from orchestrator.machine.runner.images import read_recipe, unpacked
+from orchestrator.machine.transport.keys import RunKeys
+from orchestrator.machine.transport.shell import connected
+from orchestrator.scenario.kernel_forms import DebKernel
 
 pytestmark = pytest.mark.vm
 

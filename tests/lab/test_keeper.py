@@ -8,9 +8,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from orchestrator.bench.keeper import MACHINE, Keeper, Lease
-from orchestrator.bench.shell import Shell
-from orchestrator.errors import BenchError
+from orchestrator.base.errors import BenchError
+from orchestrator.machine.metal.keeper import MACHINE, Keeper, Lease
+from orchestrator.machine.transport.shell import Shell
 from tests.lab.sshd import Server, server_in, serving
 from tests.lab.test_shell import connection
 from tests.unit.agents.keeper.machines import THP, Machine, made_up

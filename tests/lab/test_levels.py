@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.analysis.level import Level
-from orchestrator.analysis.theory import pages
-from orchestrator.cache import Cache
+from orchestrator.analysis.maps.level import Level
+from orchestrator.analysis.maps.theory import pages
+from orchestrator.base.cache import Cache
+from orchestrator.base.progress import Progress
+from orchestrator.formats.units import GIB
 from orchestrator.kernels import materialised
-from orchestrator.progress import Progress
-from orchestrator.scenario import GIB, DebKernel
+from orchestrator.scenario.kernel_forms import DebKernel
 from tests.lab.conftest import Outcome, RunOne
 
 pytestmark = pytest.mark.vm

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.analysis.theory import lookups, pages
+from orchestrator.analysis.maps.theory import lookups, pages
 from tests.lab.conftest import SMALL, leftovers
 
 BAROMETER = str(Path(sys.executable).with_name("barometer"))

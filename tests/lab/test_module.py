@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.cache import Cache
-from orchestrator.errors import BenchError, ScenarioError
-from orchestrator.kernels import KernelBundle, checked, materialised, package
-from orchestrator.kernels.debsource import DebSource, source_of
-from orchestrator.kernels.ko import module_at
-from orchestrator.progress import Progress
-from orchestrator.scenario import ModuleKernel
+from orchestrator.base.cache import Cache
+from orchestrator.base.errors import BenchError, ScenarioError
+from orchestrator.base.progress import Progress
+from orchestrator.kernels import KernelBundle, checked, materialised
+from orchestrator.kernels.debian import package
+from orchestrator.kernels.image.ko import module_at
+from orchestrator.kernels.source.debsource import DebSource, source_of
+from orchestrator.scenario.kernel_forms import ModuleKernel
 
 pytestmark = pytest.mark.build
 
@@ -250,7 +251,7 @@ def test_another_source_than_the_packages_is_refused(
     found = built(other, cache)
     stock = package.materialised(one.package, cache)
     monkeypatch.setattr(
-        "orchestrator.kernels.module.package.materialised",
+        "orchestrator.kernels.module.module.package.materialised",
         lambda *_: replace(stock, modules=found.modules, digest=found.digest),
     )  # fmt: skip
     with pytest.raises(BenchError) as caught:

@@ -12,19 +12,20 @@ from typing import Any
 
 import pytest
 
-from orchestrator import run
-from orchestrator.bench import profiler
-from orchestrator.bench.device import BoundDevice
-from orchestrator.bench.domain import GuestDomain
-from orchestrator.bench.guest import stage_guest
-from orchestrator.bench.host import Host
-from orchestrator.bench.hypervisor import Connection, Domain
-from orchestrator.bench.keys import RunKeys
-from orchestrator.bench.waiting import until
-from orchestrator.errors import BenchError, ScenarioError
-from orchestrator.profile import ProfileRequest, record
-from orchestrator.progress import Progress
-from orchestrator.scenario import GIB, Scenario
+from orchestrator.base.errors import BenchError, ScenarioError
+from orchestrator.base.progress import Progress
+from orchestrator.base.waiting import until
+from orchestrator.formats.units import GIB
+from orchestrator.machine.guest.guest import stage_guest
+from orchestrator.machine.host.device import BoundDevice
+from orchestrator.machine.host.host import Host
+from orchestrator.machine.tracing import profiler
+from orchestrator.machine.transport.keys import RunKeys
+from orchestrator.machine.vm.domain import GuestDomain
+from orchestrator.machine.vm.hypervisor import Connection, Domain
+from orchestrator.run import trials
+from orchestrator.run.profile import ProfileRequest, record
+from orchestrator.scenario.model import Scenario
 from tests.lab.conftest import RunOne
 from tests.lab.domains import define
 
@@ -84,7 +85,7 @@ def on_a_host(
                 domain._raw.undefine()
                 host.shell.run(["rm", "-f", f"/var/log/libvirt/qemu/{NAME}.log"])
 
-    monkeypatch.setattr(run, "guest_boots", boots)
+    monkeypatch.setattr(trials, "guest_boots", boots)
     outcome = trial('trace.passes=["plain"]', "device.bar=1GiB", *overrides)
     stages = {stage.name: stage.outcome for stage in outcome.evidence.manifest.stages}
     assert stages == {"host-boot": "ok", "device": "ok"}

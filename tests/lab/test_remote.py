@@ -15,10 +15,16 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.bench.keys import KeyPair
-from orchestrator.bench.remote import Endpoint, Link, client_program, logged_in, resolved
-from orchestrator.bench.shell import ConnectionLostError, Shell, end_clients
-from orchestrator.errors import BenchError
+from orchestrator.base.errors import BenchError
+from orchestrator.machine.transport.keys import KeyPair
+from orchestrator.machine.transport.remote import (
+    Endpoint,
+    Link,
+    client_program,
+    logged_in,
+    resolved,
+)
+from orchestrator.machine.transport.shell import ConnectionLostError, Shell, end_clients
 from tests.lab.sshd import SECONDS, USER, Server, free_port, server_in, serving
 
 pytestmark = pytest.mark.ssh

@@ -1,4 +1,4 @@
-"""orchestrator.bench.shell against a real sshd on this machine, as root or as an ordinary user."""
+"""orchestrator.machine.transport.shell against a real sshd on this machine, as root or as an ordinary user."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.bench.keys import KeyPair
-from orchestrator.bench.passthrough import surveyed
-from orchestrator.bench.shell import (
+from orchestrator.base.bounded import ANSWER_BYTES, STREAM_LINE_BYTES
+from orchestrator.base.cache import Cache
+from orchestrator.base.errors import ArmFailedError, BenchError
+from orchestrator.machine.metal.passthrough import surveyed
+from orchestrator.machine.transport.keys import KeyPair
+from orchestrator.machine.transport.shell import (
     ConnectionLostError,
     Shell,
     connected,
     end_clients,
     write_client_config,
 )
-from orchestrator.bounded import ANSWER_BYTES, STREAM_LINE_BYTES
-from orchestrator.cache import Cache
-from orchestrator.doctor import diagnose
-from orchestrator.errors import ArmFailedError, BenchError
+from orchestrator.run.doctor import diagnose
 from tests.lab.sshd import SECONDS, USER, Server, free_port, server_in, serving
 
 pytestmark = pytest.mark.ssh
@@ -119,8 +119,8 @@ def test_program_that_prints_without_end_is_given_up(shell: Shell, to: str) -> N
 
 _FLOODED = """
 import pathlib, sys
-from orchestrator.bench.shell import connected
-from orchestrator.errors import BenchError
+from orchestrator.machine.transport.shell import connected
+from orchestrator.base.errors import BenchError
 from tests.lab.sshd import USER, server_in, serving
 with (
     serving(server_in(pathlib.Path(sys.argv[1]))) as server,
@@ -230,7 +230,7 @@ def stopped(shell: Shell) -> Iterator[None]:
 def test_server_that_is_stopped_is_found_once(
     sshd: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("orchestrator.bench.shell._PROBE_SECONDS", 2.0)
+    monkeypatch.setattr("orchestrator.machine.transport.shell._PROBE_SECONDS", 2.0)
     with contextlib.ExitStack() as stack:
         shell = stack.enter_context(connection(sshd))
         stack.enter_context(stopped(shell))

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from orchestrator.bench import remote
-from orchestrator.bench.boots import running_on
-from orchestrator.bench.keeper import MACHINE, Image, Keeper
-from orchestrator.errors import BenchError
+from orchestrator.base.errors import BenchError
+from orchestrator.machine.metal.boots import running_on
+from orchestrator.machine.metal.keeper import MACHINE, Image, Keeper
+from orchestrator.machine.transport import remote
 from tests.lab.machine.standin import StandIn, standin
 from tests.lab.metal_runs import state_of
 

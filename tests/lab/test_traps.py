@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from orchestrator.analysis.timeline import RAM
-from orchestrator.bench import workload
-from orchestrator.bench.guest import boot_guest
-from orchestrator.bench.host import Host
+from orchestrator.analysis.boot.timeline import RAM
+from orchestrator.machine.guest import workload
+from orchestrator.machine.guest.guest import boot_guest
+from orchestrator.machine.host.host import Host
 from tests.lab.conftest import Outcome, RunOne
 
 pytestmark = pytest.mark.nested

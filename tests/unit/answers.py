@@ -8,10 +8,10 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from orchestrator.abi import LEAVES, ORDERS, PAGE
-from orchestrator.analysis.maps import EVENTS, MapPass, Place, read_pass
+from orchestrator.analysis.maps.maps import EVENTS, MapPass, Place, read_pass
 from orchestrator.evidence.maps import PassRecord
-from orchestrator.scenario import GIB
+from orchestrator.formats.abi import LEAVES, ORDERS, PAGE
+from orchestrator.formats.units import GIB
 
 BAR_ADDRESS = 0x380000000000
 ADDRESS = 0x7F0000000000

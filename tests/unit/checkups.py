@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from orchestrator.analysis.finding import USES, Finding, Needs
-from orchestrator.analysis.findings import judge_machine
+from orchestrator.analysis.doctor.finding import USES, Finding, Needs
+from orchestrator.analysis.doctor.findings import judge_machine
 from orchestrator.evidence.checkup_facts import CheckupFacts, parse_checkup
 
 CHECKUPS = Path(__file__).parents[2] / "fixtures/recorded/checkups"

@@ -7,11 +7,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from orchestrator.abi import LEAVES, PAGE
-from orchestrator.analysis.maps import EVENTS
-from orchestrator.analysis.theory import Mapping
+from orchestrator.analysis.maps.maps import EVENTS
+from orchestrator.analysis.maps.theory import Mapping
 from orchestrator.evidence.layout import TrialDir
-from orchestrator.scenario import GIB, Scenario
+from orchestrator.formats.abi import LEAVES, PAGE
+from orchestrator.formats.units import GIB
+from orchestrator.scenario.model import Scenario
 from tests.unit.answers import ADDRESS, BAR_ADDRESS, answer, point
 from tests.unit.manifests import HOST, WHOLE
 from tests.unit.recorded import sealed

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from orchestrator.bench import staging
-from orchestrator.bench.local import LocalMachine
-from orchestrator.bench.shell import Completed, Shell
+from orchestrator.machine.metal import staging
+from orchestrator.machine.transport.local import LocalMachine
+from orchestrator.machine.transport.shell import Completed, Shell
 
 _PLACES = r"(?<![\w.}*$/-])/(?=(?:sys|proc|etc|lib/modules|var/lib|dev/kvm)\b)"
 

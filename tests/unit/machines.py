@@ -12,14 +12,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from orchestrator.abi import (
+from orchestrator.formats.abi import (
     IORESOURCE_MEM,
     IORESOURCE_MEM_64,
     IORESOURCE_PREFETCH,
     IORESOURCE_UNSET,
 )
-from orchestrator.pci import Survey
-from orchestrator.scenario import GIB, MIB
+from orchestrator.formats.units import GIB, MIB
+from orchestrator.machine.host.pci import Survey
 from tests.unit.agents.loading import agent
 
 RECORDED = Path(__file__).parents[2] / "fixtures/recorded/machines"

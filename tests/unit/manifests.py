@@ -6,12 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+from orchestrator.base.hashing import sha256_file
 from orchestrator.evidence.facts import GuestFacts, HostFacts
 from orchestrator.evidence.layout import MANIFEST, TrialDir
 from orchestrator.evidence.manifest import Manifest
 from orchestrator.evidence.plan import Plan
-from orchestrator.hashing import sha256_file
-from orchestrator.scenario import GIB
+from orchestrator.formats.units import GIB
 
 KERNEL = {"release": "7.3.4", "source": "dir:new", "digest": "d2"}
 CPU = {"vendor_id": "AuthenticAMD", "model name": "QEMU TCG", "microcode": "0x1",

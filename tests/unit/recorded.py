@@ -11,11 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from orchestrator.analysis.comparison import Comparison
+from orchestrator.analysis.verdict.comparison import Comparison
+from orchestrator.base.hashing import sha256_file
 from orchestrator.evidence.layout import MANIFEST, RunDir, TrialDir
-from orchestrator.hashing import sha256_file
-from orchestrator.judge import judge
-from orchestrator.scenario import Scenario
+from orchestrator.run.judge import judge
+from orchestrator.scenario.model import Scenario
 
 RUN = Path(__file__).parent / "data/run"
 MEASURED = "0002-candidate"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from orchestrator.scenario import Scenario, parse_scenario
+from orchestrator.scenario.loading import parse_scenario
+from orchestrator.scenario.model import Scenario
 
 MINIMAL = """
 name = "small"

@@ -8,10 +8,10 @@ from types import ModuleType
 
 import pytest
 
-from orchestrator.errors import ArmFailedError, BenchError
+from orchestrator.base.errors import ArmFailedError, BenchError
+from orchestrator.base.reasons import Reason
+from orchestrator.evidence.faults import Charge, Charged
 from orchestrator.evidence.layout import TrialWriter
-from orchestrator.faults import Charge, Charged
-from orchestrator.reasons import Reason
 from tests.unit.manifests import FACTS
 
 PATH = Path(__file__).parents[2] / "ci/bench/boots.py"

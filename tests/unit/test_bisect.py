@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from orchestrator.analysis.bisection import Commit, Measured, Skipped
-from orchestrator.bisect import Kernels, Question, Record, bisected, kernels_of
-from orchestrator.commits import commits_of
-from orchestrator.errors import BenchError, EvidenceError, ScenarioError
-from orchestrator.progress import Progress
-from orchestrator.scenario import DebKernel, ModuleKernel, TreeKernel
-from orchestrator.short import Setting, bisect_text
+from orchestrator.analysis.verdict.bisection import Commit, Measured, Skipped
+from orchestrator.base.errors import BenchError, EvidenceError, ScenarioError
+from orchestrator.base.progress import Progress
+from orchestrator.run.bisect import Kernels, Question, Record, bisected, kernels_of
+from orchestrator.run.commits import commits_of
+from orchestrator.scenario.builder import Setting, bisect_text
+from orchestrator.scenario.kernel_forms import DebKernel, ModuleKernel, TreeKernel
 from tests.unit.histories import history, straight
 
 Says = Callable[[str], Measured | Skipped]

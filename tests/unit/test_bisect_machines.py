@@ -12,20 +12,22 @@ from typing import Any, cast
 
 import pytest
 
-from orchestrator import bisect
-from orchestrator.analysis.bisection import Measured, Skipped
-from orchestrator.bisect import Kernels, Machines, Question, run_bisection
-from orchestrator.cache import Cache
-from orchestrator.commits import commits_of
-from orchestrator.errors import BarometerError, BenchError, EvidenceError, ScenarioError
+from orchestrator.analysis.verdict.bisection import Measured, Skipped
+from orchestrator.base.cache import Cache
+from orchestrator.base.errors import BarometerError, BenchError, EvidenceError, ScenarioError
+from orchestrator.base.folderlock import only_writer
+from orchestrator.base.progress import Progress
+from orchestrator.base.reasons import Reason
 from orchestrator.evidence.layout import RunDir
-from orchestrator.folderlock import only_writer
-from orchestrator.judge import judge, sampled
-from orchestrator.progress import Progress
-from orchestrator.reasons import Reason
-from orchestrator.run import Runner
-from orchestrator.scenario import ARMS, ArmName, DebKernel, ModuleKernel, Scenario, TreeKernel
-from orchestrator.short import Setting, bisect_text
+from orchestrator.run import bisect
+from orchestrator.run.bisect import Kernels, Machines, Question, run_bisection
+from orchestrator.run.commits import commits_of
+from orchestrator.run.judge import judge, sampled
+from orchestrator.run.trials import Runner
+from orchestrator.scenario.builder import Setting, bisect_text
+from orchestrator.scenario.kernel_forms import DebKernel, ModuleKernel, TreeKernel
+from orchestrator.scenario.model import Scenario
+from orchestrator.scenario.vocabulary import ARMS, ArmName
 from tests.unit.fabricated import sealed_map_trial
 from tests.unit.histories import straight
 from tests.unit.recorded import RUN, sealed

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator import bounded
-from orchestrator.bounded import Excerpt, Lines, cut_line, quoted
-from orchestrator.errors import BenchError
-from orchestrator.reasons import Reason
+from orchestrator.base import bounded
+from orchestrator.base.bounded import Excerpt, Lines, cut_line, quoted
+from orchestrator.base.errors import BenchError
+from orchestrator.base.reasons import Reason
 
 SAID = st.lists(st.sampled_from([b"\n", b"a", b"bc", b"\n\n", b"x" * 40, b"\xff", b"end\n"]))
 

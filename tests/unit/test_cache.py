@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.cache import ENTRY, Cache
-from orchestrator.errors import BenchError
-from orchestrator.hashing import digest_of, sha256_file
+from orchestrator.base.cache import ENTRY, Cache
+from orchestrator.base.errors import BenchError
+from orchestrator.base.hashing import digest_of, sha256_file
 
 KEY = {"kind": "test", "schema": 1}
 
@@ -156,7 +156,7 @@ def test_two_runs_at_once_build_an_entry_once(tmp_path: Path) -> None:
 
 def test_two_processes_build_an_entry_once(tmp_path: Path) -> None:
     program = (
-        "import sys, time; from pathlib import Path; from orchestrator.cache import Cache\n"
+        "import sys, time; from pathlib import Path; from orchestrator.base.cache import Cache\n"
         "def build(folder):\n"
         "    time.sleep(0.3); (folder / 'file').write_text('x'); print('built')\n"
         f"Cache(Path({str(tmp_path)!r})).entry('things', {{'a': 1}}, build)\n"

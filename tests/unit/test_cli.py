@@ -19,27 +19,29 @@ from typing import Any, cast
 import pytest
 import typer
 
-from orchestrator import __version__, ab, doctor, judgefolder
-from orchestrator import cells as cell_loop
-from orchestrator import judge as judging
-from orchestrator.analysis import boot
-from orchestrator.analysis.timeline import Timeline, to_json
-from orchestrator.bench import metal as metal_host
-from orchestrator.bench import state
-from orchestrator.bench.keeper import LeftError
-from orchestrator.cache import Cache
+from orchestrator import __version__
+from orchestrator.analysis.boot import boot
+from orchestrator.analysis.boot.timeline import Timeline, to_json
+from orchestrator.base.cache import Cache
+from orchestrator.base.errors import BenchError
+from orchestrator.base.progress import Progress
+from orchestrator.base.reasons import Reason
 from orchestrator.cli.entry import run_verb
-from orchestrator.errors import BenchError
 from orchestrator.evidence.layout import RunDir, TrialDir
-from orchestrator.factors import Cell, ScenarioFile
-from orchestrator.judge import Run
-from orchestrator.progress import Progress
-from orchestrator.reasons import Reason
-from orchestrator.report.brief import LINES
-from orchestrator.report.perfetto import perfetto_trace
-from orchestrator.report.timeline import text_timeline
-from orchestrator.run import Enough, Runner
-from orchestrator.scenario import MetalHost, NestedHost, Scenario
+from orchestrator.machine.metal import metal as metal_host
+from orchestrator.machine.metal.keeper import LeftError
+from orchestrator.machine.runner import state
+from orchestrator.report.exports.perfetto import perfetto_trace
+from orchestrator.report.text.brief import LINES
+from orchestrator.report.text.timeline_text import text_timeline
+from orchestrator.run import ab, doctor, judgefolder
+from orchestrator.run import cells as cell_loop
+from orchestrator.run import judge as judging
+from orchestrator.run.judge import Run
+from orchestrator.run.trials import Enough, Runner
+from orchestrator.scenario.factors import Cell, ScenarioFile
+from orchestrator.scenario.machines import MetalHost, NestedHost
+from orchestrator.scenario.model import Scenario
 from tests.unit.checkups import parse as parse_checkup
 from tests.unit.checkups import read as read_checkup
 from tests.unit.fabricated import sealed_map_trial
@@ -728,7 +730,7 @@ def test_timeline_of_a_matrix_names_its_trials(
 
 def test_perfetto_is_loaded_only_when_a_trace_is_written() -> None:
     program = (
-        "import sys, orchestrator.ab, orchestrator.judge\n"
+        "import sys, orchestrator.run.ab, orchestrator.run.judge\n"
         "print(*(m for m in sys.modules if m.startswith(('google.', 'perfetto'))))"
     )
     assert subprocess.check_output([sys.executable, "-c", program], text=True).strip() == ""

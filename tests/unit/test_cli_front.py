@@ -9,15 +9,20 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.base.extras import MODULES
 from orchestrator.cli.entry import app
-from orchestrator.extras import MODULES
 from tests.unit.recorded import copied_run
 
 pytestmark = pytest.mark.slow  # each starts a process
 HEAVY = ("google", "jinja2", "libvirt", "numpy", "paramiko", "perfetto", "plotly", "pydantic",
          "rich", "scipy", "tenacity", "tomlkit")  # fmt: skip
 VERBS = [command.callback.__name__ for command in app.registered_commands if command.callback]
-BARE = "orchestrator", "orchestrator.errors", "orchestrator.interrupts", "orchestrator.choices"
+BARE = (
+    "orchestrator",
+    "orchestrator.base.errors",
+    "orchestrator.base.interrupts",
+    "orchestrator.scenario.choices",
+)
 """A few of our own modules that the command line may load before it knows the verb."""
 
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from orchestrator import profile
 from orchestrator.cli.entry import run_verb
 from orchestrator.evidence.profile_facts import ProfileEvidence
-from orchestrator.profile import ProfileRequest
+from orchestrator.run import profile
+from orchestrator.run.profile import ProfileRequest
 from tests.unit.analysis.test_profile import (
     ALIGNED,
     BAR,

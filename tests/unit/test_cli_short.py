@@ -11,17 +11,17 @@ from typing import Any, cast
 
 import pytest
 
-from orchestrator import ab, bisect
-from orchestrator import run as running
-from orchestrator.analysis.bisection import Commit, Measured, Skipped
-from orchestrator.bench import accel
-from orchestrator.bisect import Machines, Question
-from orchestrator.cache import Cache
-from orchestrator.factors import load_scenarios
-from orchestrator.progress import Progress
-from orchestrator.report.brief import LINES
-from orchestrator.run import Enough, Runner
-from orchestrator.scenario import Scenario
+from orchestrator.analysis.verdict.bisection import Commit, Measured, Skipped
+from orchestrator.base.cache import Cache
+from orchestrator.base.progress import Progress
+from orchestrator.machine.runner import accel
+from orchestrator.report.text.brief import LINES
+from orchestrator.run import ab, bisect
+from orchestrator.run import trials as running
+from orchestrator.run.bisect import Machines, Question
+from orchestrator.run.trials import Enough, Runner
+from orchestrator.scenario.factors import load_scenarios
+from orchestrator.scenario.model import Scenario
 from tests.unit.histories import straight
 from tests.unit.kernels.fakes import folder_kernel
 from tests.unit.recorded import copied_run

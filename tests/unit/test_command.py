@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.command import _lines, run, run_logged, tail
-from orchestrator.errors import BenchError
+from orchestrator.base.errors import BenchError
+from orchestrator.base.process import _lines, run, run_logged, tail
 
 
 def gone(pid: int, within: float = 5) -> bool:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.analysis.bisection import Outcome
-from orchestrator.commits import Search, commits_of
-from orchestrator.errors import ScenarioError
+from orchestrator.analysis.verdict.bisection import Outcome
+from orchestrator.base.errors import ScenarioError
+from orchestrator.run.commits import Search, commits_of
 from tests.unit.histories import git, history, straight
 
 

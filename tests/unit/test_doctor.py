@@ -9,16 +9,16 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from orchestrator import doctor
-from orchestrator.bench import remote
-from orchestrator.bench.local import LocalMachine
-from orchestrator.cache import Cache
-from orchestrator.doctor import diagnose, preflight
-from orchestrator.errors import BenchError, EvidenceError, ScenarioError
+from orchestrator.base.cache import Cache
+from orchestrator.base.errors import BenchError, EvidenceError, ScenarioError
+from orchestrator.base.progress import Progress
+from orchestrator.base.reasons import Reason
 from orchestrator.evidence.checkup_facts import CheckupFacts
-from orchestrator.progress import Progress
-from orchestrator.reasons import Reason
-from orchestrator.scenario import HostDevice
+from orchestrator.machine.transport import remote
+from orchestrator.machine.transport.local import LocalMachine
+from orchestrator.run import doctor
+from orchestrator.run.doctor import diagnose, preflight
+from orchestrator.scenario.machines import HostDevice
 from tests.unit.checkups import recorded, server, value
 from tests.unit.scenarios import scenario
 

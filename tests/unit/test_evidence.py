@@ -6,14 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.bounded import TRIAL_BYTES
-from orchestrator.errors import (
+from orchestrator.base.bounded import TRIAL_BYTES
+from orchestrator.base.errors import (
     ArmFailedError,
     BarometerError,
     BenchError,
     EvidenceError,
     ScenarioError,
 )
+from orchestrator.base.reasons import Reason
+from orchestrator.evidence.faults import Attempt, Charge, Charged
 from orchestrator.evidence.layout import (
     RunDir,
     TrialDir,
@@ -22,8 +24,6 @@ from orchestrator.evidence.layout import (
     write_json,
 )
 from orchestrator.evidence.manifest import Ended
-from orchestrator.faults import Attempt, Charge, Charged
-from orchestrator.reasons import Reason
 from tests.unit.manifests import FACTS, WHOLE, manifest_of, plan_of
 
 PLAN = plan_of()

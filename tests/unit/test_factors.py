@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.errors import ScenarioError
-from orchestrator.factors import (
+from orchestrator.base.errors import ScenarioError
+from orchestrator.formats.units import GIB
+from orchestrator.scenario.factors import (
     MOST_CELLS,
     ScenarioFile,
     factor_keys,
@@ -21,7 +22,9 @@ from orchestrator.factors import (
     parse_scenarios,
     toml_text,
 )
-from orchestrator.scenario import GIB, DebKernel, DirKernel, Scenario, parse_scenario
+from orchestrator.scenario.kernel_forms import DebKernel, DirKernel
+from orchestrator.scenario.loading import parse_scenario
+from orchestrator.scenario.model import Scenario
 from tests.unit.scenarios import MINIMAL
 
 SCENARIOS = Path(__file__).parents[2] / "fixtures/scenarios"

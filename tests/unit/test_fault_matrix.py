@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.reasons import Ends, find_reason
+from orchestrator.base.reasons import Ends, find_reason
 from tests.faults.table import EXIT_CODES, ROWS, Row
 
 ROOT = Path(__file__).parents[2]

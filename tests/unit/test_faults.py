@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import fisher_exact
 
-from orchestrator.faults import (
+from orchestrator.evidence.faults import (
     ALPHA,
     ATTEMPTS,
     FAULTS,
@@ -24,8 +24,8 @@ from orchestrator.faults import (
     fault_of,
     next_turn,
 )
-from orchestrator.kernelreports import STALLS, reports_in
-from orchestrator.scenario import ARMS, ArmName
+from orchestrator.formats.kernelreports import STALLS, reports_in
+from orchestrator.scenario.vocabulary import ARMS, ArmName
 from tests.unit.manifests import manifest_of
 
 

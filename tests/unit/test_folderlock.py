@@ -13,15 +13,15 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.errors import ScenarioError
+from orchestrator.base.errors import ScenarioError
+from orchestrator.base.folderlock import LOCK, only_writer
 from orchestrator.evidence.layout import RunDir
-from orchestrator.folderlock import LOCK, only_writer
 from tests.unit.manifests import plan_of
 
 _HOLDER = """
 import sys
 from pathlib import Path
-from orchestrator.folderlock import only_writer
+from orchestrator.base.folderlock import only_writer
 with only_writer(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()
@@ -140,8 +140,8 @@ def test_file_system_that_is_read_only_is_an_error_with_what_to_do(tmp_path: Pat
     program = f"""
 import sys
 from pathlib import Path
-from orchestrator.errors import ScenarioError
-from orchestrator.folderlock import only_writer
+from orchestrator.base.errors import ScenarioError
+from orchestrator.base.folderlock import only_writer
 for folder in ("run", "new/run"):
     try:
         with only_writer(Path({str(tmp_path)!r}) / folder): pass

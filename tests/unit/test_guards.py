@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from orchestrator.analysis.comparison import exit_code
+from orchestrator.analysis.verdict.comparison import exit_code
 from orchestrator.evidence.layout import MANIFEST, RunDir
-from orchestrator.judge import judge
+from orchestrator.run.judge import judge
 from tests.unit.fabricated import map_trial
 from tests.unit.manifests import NO_SETTINGS, PLAN
 from tests.unit.recorded import MEASURED, TRACE, copied_run, sealed
@@ -75,19 +75,19 @@ def test_run_whose_guards_hold_is_improved(name: str, request: pytest.FixtureReq
         ("boots", "orchestrator.analysis.trial._check_recorded"),
         ("boots", "orchestrator.analysis.trial._bar_placed"),
         ("boots", "orchestrator.analysis.trial.tracer_complete"),
-        ("boots", "orchestrator.analysis.boot.tracer_complete"),
-        ("boots", "orchestrator.analysis.boot.account_of"),
-        ("boots", "orchestrator.analysis.boot.check_clock"),
+        ("boots", "orchestrator.analysis.boot.boot.tracer_complete"),
+        ("boots", "orchestrator.analysis.boot.boot.account_of"),
+        ("boots", "orchestrator.analysis.boot.boot.check_clock"),
         ("boots", "orchestrator.analysis.trial.check"),
         ("boots", "orchestrator.analysis.trial.check_alike"),
         ("boots", "orchestrator.analysis.trial._histogram_whole"),
         ("boots", "orchestrator.analysis.trial.level_of"),
         ("boots", "orchestrator.analysis.trial.guest_level"),
-        ("boots", "orchestrator.analysis.comparison.guest_accels"),
-        ("boots", "orchestrator.analysis.comparison.failing_arm"),
-        ("boots", "orchestrator.analysis.comparison.arm_the_bench_fails"),
-        ("boots", "orchestrator.judge.conditions"),
-        ("boots", "orchestrator.judge.variable"),
+        ("boots", "orchestrator.analysis.verdict.comparison.guest_accels"),
+        ("boots", "orchestrator.analysis.verdict.comparison.failing_arm"),
+        ("boots", "orchestrator.analysis.verdict.comparison.arm_the_bench_fails"),
+        ("boots", "orchestrator.run.judge.conditions"),
+        ("boots", "orchestrator.run.judge.variable"),
         ("maps", "orchestrator.analysis.trial.check_sums"),
     ],
 )

@@ -15,7 +15,7 @@ import pytest
 # A process that prints "now" when it may be interrupted; BODY is what it does from then on.
 PROGRAM = """
 import os, signal, sys, threading, time
-from orchestrator import interrupts
+from orchestrator.base import interrupts
 interrupts._WAY_OUT_SECONDS, interrupts._SAY_SECONDS, interrupts._SAME_SECONDS = 1.0, 0.2, 0.5
 for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
     signal.signal(number, signal.SIG_DFL)

@@ -13,15 +13,15 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from orchestrator import judge as judging
-from orchestrator.analysis.comparison import boots_of, exit_code
 from orchestrator.analysis.trial import TrialResult
-from orchestrator.errors import EvidenceError
+from orchestrator.analysis.verdict.comparison import boots_of, exit_code
+from orchestrator.base.errors import EvidenceError
 from orchestrator.evidence.layout import RunDir, TrialDir
-from orchestrator.judge import looks_of
-from orchestrator.plan import make_plan
-from orchestrator.report.perfetto import perfetto_trace
-from orchestrator.scenario import Scenario
+from orchestrator.report.exports.perfetto import perfetto_trace
+from orchestrator.run import judge as judging
+from orchestrator.run.judge import looks_of
+from orchestrator.scenario.model import Scenario
+from orchestrator.scenario.plan import make_plan
 from tests.unit.fabricated import map_trial
 from tests.unit.manifests import HOST, NO_SETTINGS, PLAN, plan_of
 from tests.unit.recorded import MEASURED, copied_run, rewrite, sealed

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.kernelreports import (
+from orchestrator.formats.kernelreports import (
     BROKEN,
     STALLS,
     Function,

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 import orchestrator
-from orchestrator import ab
-from orchestrator.errors import EvidenceError, ScenarioError
-from orchestrator.judge import Judged
-from orchestrator.progress import Progress
+from orchestrator.base.errors import EvidenceError, ScenarioError
+from orchestrator.base.progress import Progress
+from orchestrator.run import ab
+from orchestrator.run.judge import Judged
 from tests.unit.kernels.fakes import folder_kernel
 from tests.unit.recorded import copied_run
 

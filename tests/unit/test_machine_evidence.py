@@ -12,17 +12,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.analysis.finding import METAL, NESTED, USES, Needs
-from orchestrator.analysis.findings import judge_machine
-from orchestrator.analysis.profile import analyse_profile
-from orchestrator.bench.passthrough import notes, refusals
-from orchestrator.errors import BarometerError, EvidenceError
+from orchestrator.analysis.diagnosis.diagnosis import analyse_profile
+from orchestrator.analysis.doctor.finding import METAL, NESTED, USES, Needs
+from orchestrator.analysis.doctor.findings import judge_machine
+from orchestrator.base.errors import BarometerError, EvidenceError
 from orchestrator.evidence.model import parse_evidence
 from orchestrator.evidence.profile_facts import ProfileFacts, load_profile
-from orchestrator.pci import Survey
-from orchestrator.report.doctor import Diagnosis, json_diagnosis, text_diagnosis
-from orchestrator.report.profile import profile_json, text_profile
-from orchestrator.scenario import GIB
+from orchestrator.formats.units import GIB
+from orchestrator.machine.host.pci import Survey
+from orchestrator.machine.metal.passthrough import notes, refusals
+from orchestrator.report.text.doctor_text import Diagnosis, json_diagnosis, text_diagnosis
+from orchestrator.report.text.profile_text import profile_json, text_profile
 from tests.unit.analysis.test_profile import ALIGNED, BAR, FACTS, FILES, QEMU, VCPU, booted, vma
 from tests.unit.checkups import parse, read
 from tests.unit.machines import RECORDED

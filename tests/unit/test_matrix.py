@@ -12,17 +12,17 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from orchestrator import cells as cell_loop
-from orchestrator.cache import Cache
-from orchestrator.cells import run_cells
-from orchestrator.errors import BarometerError, BenchError, EvidenceError, ScenarioError
-from orchestrator.factors import ScenarioFile, parse_scenarios
-from orchestrator.folderlock import only_writer
-from orchestrator.matrix import MatrixDir, judge_cells
-from orchestrator.progress import Progress
-from orchestrator.reasons import Reason
-from orchestrator.run import Enough, Runner
-from orchestrator.scenario import Scenario
+from orchestrator.base.cache import Cache
+from orchestrator.base.errors import BarometerError, BenchError, EvidenceError, ScenarioError
+from orchestrator.base.folderlock import only_writer
+from orchestrator.base.progress import Progress
+from orchestrator.base.reasons import Reason
+from orchestrator.run import cells as cell_loop
+from orchestrator.run.cells import run_cells
+from orchestrator.run.matrix import MatrixDir, judge_cells
+from orchestrator.run.trials import Enough, Runner
+from orchestrator.scenario.factors import ScenarioFile, parse_scenarios
+from orchestrator.scenario.model import Scenario
 from tests.unit.kernels.fakes import folder_kernel
 from tests.unit.recorded import MEASURED, RUN, copied, sealed, unpatched
 

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.abi import IORESOURCE_UNSET
-from orchestrator.errors import BenchError
-from orchestrator.pci import Resource, Survey, parse_resources
-from orchestrator.scenario import GIB, MIB
+from orchestrator.base.errors import BenchError
+from orchestrator.formats.abi import IORESOURCE_UNSET
+from orchestrator.formats.units import GIB, MIB
+from orchestrator.machine.host.pci import Resource, Survey, parse_resources
 from tests.unit.machines import LARGE, RECORDED, recorded
 
 LINES = st.builds(Resource, *[st.integers(0, 2**64 - 1)] * 3)

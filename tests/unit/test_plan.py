@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.plan import make_plan
+from orchestrator.scenario.plan import make_plan
 from tests.unit.scenarios import map_scenario, scenario
 
 

@@ -9,21 +9,24 @@ from typing import Any, cast
 
 import pytest
 
-from orchestrator import prepare as prepare_module
-from orchestrator.bench import guestdisk, images, sharing
-from orchestrator.bench.accel import Accel
-from orchestrator.bench.domain import Disk
-from orchestrator.bench.guestdisk import GuestDisk
-from orchestrator.bench.images import HostImage, PayloadImage
-from orchestrator.bench.machine import Machine
-from orchestrator.bench.sharing import NestedMachine
-from orchestrator.cache import Cache
-from orchestrator.errors import BenchError, ScenarioError
+from orchestrator.base.cache import Cache
+from orchestrator.base.errors import BenchError, ScenarioError
+from orchestrator.base.progress import Progress
+from orchestrator.base.reasons import Reason
 from orchestrator.kernels import KernelBundle
-from orchestrator.prepare import Prepared, prepare
-from orchestrator.progress import Progress
-from orchestrator.reasons import Reason
-from orchestrator.scenario import DirKernel, Scenario
+from orchestrator.machine.guest import guestdisk
+from orchestrator.machine.guest.guestdisk import GuestDisk
+from orchestrator.machine.host.machine import Machine
+from orchestrator.machine.nested import sharing
+from orchestrator.machine.nested.sharing import NestedMachine
+from orchestrator.machine.runner import images
+from orchestrator.machine.runner.accel import Accel
+from orchestrator.machine.runner.images import HostImage, PayloadImage
+from orchestrator.machine.vm.domain import Disk
+from orchestrator.run import prepare as prepare_module
+from orchestrator.run.prepare import Prepared, prepare
+from orchestrator.scenario.kernel_forms import DirKernel
+from orchestrator.scenario.model import Scenario
 from tests.unit.scenarios import map_scenario, metal_scenario, scenario
 
 DISK = GuestDisk(Path("/cache/disk.raw"), {"systemd": "257"})

@@ -13,22 +13,24 @@ from typing import Any
 
 import pytest
 
-from orchestrator import profile
-from orchestrator.bench import hypervisor, profiler, remote
-from orchestrator.bench.local import LocalShell
-from orchestrator.bench.profiler import ProbeSpec
-from orchestrator.bench.shell import Completed
-from orchestrator.bench.waiting import until
-from orchestrator.errors import BarometerError, BenchError, ScenarioError
+from orchestrator.base.errors import BarometerError, BenchError, ScenarioError
+from orchestrator.base.progress import Progress
+from orchestrator.base.waiting import until
 from orchestrator.evidence.profile_facts import (
     TRACER_FILES,
     ProfileFacts,
     QemuProcess,
     load_profile,
 )
-from orchestrator.profile import ProfileRequest, record
-from orchestrator.progress import Progress
-from tests.unit.bench.test_definition import XML
+from orchestrator.machine.tracing import profiler
+from orchestrator.machine.tracing.profiler import ProbeSpec
+from orchestrator.machine.transport import remote
+from orchestrator.machine.transport.local import LocalShell
+from orchestrator.machine.transport.shell import Completed
+from orchestrator.machine.vm import hypervisor
+from orchestrator.run import profile
+from orchestrator.run.profile import ProfileRequest, record
+from tests.unit.machine.test_definition import XML
 
 GIB = 1 << 30
 DEVICES = ("0000:3b:00.1", "0001:af:1f.7")

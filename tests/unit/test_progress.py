@@ -11,10 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from rich.console import Console
 
-from orchestrator.bench.waiting import until
-from orchestrator.command import run
-from orchestrator.errors import LastStageEnded
-from orchestrator.progress import Progress, waiting_for
+from orchestrator.base.errors import LastStageEnded
+from orchestrator.base.process import run
+from orchestrator.base.progress import Progress, waiting_for
+from orchestrator.base.waiting import until
 
 
 def plain() -> tuple[Progress, io.StringIO]:

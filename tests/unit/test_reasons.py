@@ -14,12 +14,14 @@ import pytest
 
 import orchestrator
 from ci.reasons import EXIT_CODES, README, write_table
-from orchestrator import interrupts
-from orchestrator.bench import images, keeper, shell
-from orchestrator.errors import BarometerError, BenchError, EvidenceError, ScenarioError
-from orchestrator.faults import FAULTS, fault_of
-from orchestrator.kernelreports import STALLS
-from orchestrator.reasons import Ends, Reason, find_reason, parse_reason
+from orchestrator.base import interrupts
+from orchestrator.base.errors import BarometerError, BenchError, EvidenceError, ScenarioError
+from orchestrator.base.reasons import Ends, Reason, find_reason, parse_reason
+from orchestrator.evidence.faults import FAULTS, fault_of
+from orchestrator.formats.kernelreports import STALLS
+from orchestrator.machine.metal import keeper
+from orchestrator.machine.runner import images
+from orchestrator.machine.transport import shell
 
 SOURCES = Path(orchestrator.__file__).parent
 TABLE = {"reasons.py", "faults.py"}

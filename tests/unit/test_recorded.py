@@ -11,15 +11,17 @@ from typing import Any
 
 import pytest
 
-from orchestrator.abi import LEAVES
-from orchestrator.analysis.causes import UNKNOWN
-from orchestrator.analysis.comparison import Comparison, boots_of, exit_code, laws
-from orchestrator.analysis.cost import cost_table
-from orchestrator.analysis.theory import lookups, pages
-from orchestrator.analysis.timeline import RAM
+from orchestrator.analysis.boot.causes import UNKNOWN
+from orchestrator.analysis.boot.cost import cost_table
+from orchestrator.analysis.boot.timeline import RAM
+from orchestrator.analysis.maps.theory import lookups, pages
+from orchestrator.analysis.verdict.comparison import Comparison, boots_of, exit_code, laws
 from orchestrator.evidence.layout import RunDir
-from orchestrator.matrix import MatrixDir, judge_cells
-from orchestrator.scenario import Scenario, current_name, format_size
+from orchestrator.formats.abi import LEAVES
+from orchestrator.formats.units import format_size
+from orchestrator.run.matrix import MatrixDir, judge_cells
+from orchestrator.scenario.model import Scenario
+from orchestrator.scenario.vocabulary import current_name
 from tests.unit.recorded import judge_and_save as judge
 
 TESTER = "A Tester <tester@example.org>"

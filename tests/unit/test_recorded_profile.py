@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from orchestrator.analysis.profile import Profile, analyse_profile
+from orchestrator.analysis.diagnosis.diagnosis import Profile, analyse_profile
 from orchestrator.evidence.profile_facts import load_profile
-from orchestrator.report.profile import profile_json, text_profile
+from orchestrator.report.text.profile_text import profile_json, text_profile
 
 FOLDER = Path(__file__).parents[2] / "fixtures/recorded/profile"
 NAMES = sorted(path.name for path in FOLDER.iterdir())

@@ -15,40 +15,36 @@ from typing import Any, cast
 
 import pytest
 
-from orchestrator import prepare as prepare_module
-from orchestrator import run
-from orchestrator.bench import images
-from orchestrator.bench.domain import Disk
-from orchestrator.bench.host import Host
-from orchestrator.bench.nested import BootSpec
-from orchestrator.bench.sharing import HostPool, NestedMachine
-from orchestrator.bench.state import BenchState
-from orchestrator.cache import Cache
-from orchestrator.errors import (
+from orchestrator.base.cache import Cache
+from orchestrator.base.errors import (
     ArmFailedError,
     BarometerError,
     BenchError,
     LastStageEnded,
     ScenarioError,
 )
+from orchestrator.base.progress import Progress
+from orchestrator.base.reasons import Reason, find_reason
+from orchestrator.evidence.faults import failing_arm
 from orchestrator.evidence.layout import RunDir, TrialDir, TrialWriter
 from orchestrator.evidence.manifest import Ended
-from orchestrator.faults import failing_arm
+from orchestrator.formats.units import GIB
 from orchestrator.kernels import KernelBundle, materialised
-from orchestrator.plan import PlannedTrial, make_plan
-from orchestrator.prepare import Prepared, plan_facts
-from orchestrator.progress import Progress
-from orchestrator.reasons import Reason, find_reason
-from orchestrator.run import Bench, Enough, Runner, all_made, run_plan, run_trials
-from orchestrator.scenario import (
-    ARMS,
-    GIB,
-    ArmName,
-    DirKernel,
-    HostDevice,
-    MetalHost,
-    Scenario,
-)  # fmt: skip
+from orchestrator.machine.host.host import Host
+from orchestrator.machine.nested.nested import BootSpec
+from orchestrator.machine.nested.sharing import HostPool, NestedMachine
+from orchestrator.machine.runner import images
+from orchestrator.machine.runner.state import BenchState
+from orchestrator.machine.vm.domain import Disk
+from orchestrator.run import prepare as prepare_module
+from orchestrator.run import trials as run
+from orchestrator.run.prepare import Prepared, plan_facts
+from orchestrator.run.trials import Bench, Enough, Runner, all_made, run_plan, run_trials
+from orchestrator.scenario.kernel_forms import DirKernel
+from orchestrator.scenario.machines import HostDevice, MetalHost
+from orchestrator.scenario.model import Scenario
+from orchestrator.scenario.plan import PlannedTrial, make_plan
+from orchestrator.scenario.vocabulary import ARMS, ArmName
 from tests.unit.hosts import Recorded
 from tests.unit.kernels.fakes import folder_kernel
 from tests.unit.manifests import FACTS
@@ -870,7 +866,7 @@ class Metal:
         self.found: list[Any] = []
         """Accelerator that is known at each call of `prepare`; None if there is a machine."""
         monkeypatch.setattr(run, "prepare", self._prepare)
-        monkeypatch.setattr("orchestrator.bench.metal.leased", self._leased)
+        monkeypatch.setattr("orchestrator.machine.metal.metal.leased", self._leased)
         monkeypatch.setattr(run, "_trial_facts", made_up_facts)
         monkeypatch.setattr(run, "_climb", self._climb)
 

@@ -9,28 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.errors import ScenarioError
-from orchestrator.factors import load_scenarios
-from orchestrator.scenario import (
-    AT_POINTS,
-    GIB,
-    KIB,
-    METRICS,
-    MIB,
-    TIB,
-    DebKernel,
-    DirKernel,
-    MetalHost,
-    Scenario,
-    current_name,
-    format_size,
-    json_schema,
-    load_scenario,
-    nearest_name,
-    not_a_condition,
-    parse_scenario,
-    parse_size,
-)
+from orchestrator.base.errors import ScenarioError
+from orchestrator.base.spelling import nearest_name
+from orchestrator.formats.units import GIB, KIB, MIB, TIB, format_size, parse_size
+from orchestrator.scenario.explaining import json_schema
+from orchestrator.scenario.factors import load_scenarios
+from orchestrator.scenario.kernel_forms import DebKernel, DirKernel
+from orchestrator.scenario.loading import load_scenario, parse_scenario
+from orchestrator.scenario.machines import MetalHost
+from orchestrator.scenario.model import Scenario
+from orchestrator.scenario.trials import not_a_condition
+from orchestrator.scenario.vocabulary import AT_POINTS, METRICS, current_name
 from tests.unit.scenarios import MAPS, METAL, MINIMAL, map_scenario, metal_scenario, scenario
 
 UNITS = {"KiB": KIB, "MiB": MIB, "GiB": GIB, "TiB": TIB}

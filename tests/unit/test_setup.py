@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.analysis.checks_runner import FOR_BUILDS, FOR_USERS, PROGRAMS
+from orchestrator.analysis.doctor.checks_runner import FOR_BUILDS, FOR_USERS, PROGRAMS
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

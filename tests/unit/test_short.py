@@ -7,19 +7,8 @@ from typing import Any
 
 import pytest
 
-from orchestrator.errors import ScenarioError
-from orchestrator.plan import make_plan
-from orchestrator.scenario import (
-    DebKernel,
-    DirKernel,
-    Kernel,
-    ModuleKernel,
-    Scenario,
-    SourceKernel,
-    TreeKernel,
-    parse_scenario,
-)
-from orchestrator.short import (
+from orchestrator.base.errors import ScenarioError
+from orchestrator.scenario.builder import (
     ArmSettings,
     Setting,
     ab_text,
@@ -30,6 +19,17 @@ from orchestrator.short import (
     metric_named,
     template_of,
 )
+from orchestrator.scenario.kernel_forms import (
+    DebKernel,
+    DirKernel,
+    Kernel,
+    ModuleKernel,
+    SourceKernel,
+    TreeKernel,
+)
+from orchestrator.scenario.loading import parse_scenario
+from orchestrator.scenario.model import Scenario
+from orchestrator.scenario.plan import make_plan
 from tests.unit.scenarios import MAPS, MINIMAL
 
 DEB = DebKernel(deb="linux-image-cloud-amd64", suite="trixie")

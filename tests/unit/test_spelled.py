@@ -9,9 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.errors import ScenarioError
-from orchestrator.scenario import DebKernel, DirKernel, ModuleKernel, SourceKernel, TreeKernel
-from orchestrator.spelled import EXAMPLES, parse_kernel, with_series
+from orchestrator.base.errors import ScenarioError
+from orchestrator.scenario.kernel_forms import (
+    DebKernel,
+    DirKernel,
+    ModuleKernel,
+    SourceKernel,
+    TreeKernel,
+)
+from orchestrator.scenario.kernel_spec import EXAMPLES, parse_kernel, with_series
 
 BASE = DebKernel(deb="linux-image-cloud-amd64", suite="trixie")
 

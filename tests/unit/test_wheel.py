@@ -84,10 +84,10 @@ def test_installed_program_works_without_a_checkout(installed: Path, tmp_path: P
     program = f"import orchestrator; print(orchestrator.load({str(run)!r}).comparison.verdict)"
     assert execute("-c", program, path=installed) == "improved\n"
     program = """
-from orchestrator.bench import images
-from orchestrator.kernels import buildroot
-from orchestrator.packaged import packaged
-from orchestrator.factors import load_scenarios
+from orchestrator.machine.runner import images
+from orchestrator.kernels.source import buildroot
+from orchestrator.base.packaged import packaged
+from orchestrator.scenario.factors import load_scenarios
 assert images.GUESTS.parent.name == "orchestrator"
 assert (images.GUESTS / "agents/keeper/verbs.py").is_file()
 assert (buildroot.KERNEL_FILES / "recipe.toml").is_file()

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
-from orchestrator.analysis.timeline import RAM, Note, Phase, Step, Timeline, Zap
-from orchestrator.scenario import ArmName
+from orchestrator.analysis.boot.timeline import RAM, Note, Phase, Step, Timeline, Zap
+from orchestrator.scenario.vocabulary import ArmName
 
 BAR = "01:00.0 BAR 2"
 GIB = 1 << 30

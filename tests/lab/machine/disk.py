@@ -15,13 +15,13 @@ import tomllib
 from pathlib import Path
 from typing import Any, Literal
 
-from orchestrator.bench.guestdisk import Partition, boot_area
-from orchestrator.bench.images import disk_from_tar, tree_digest
-from orchestrator.cache import Cache
-from orchestrator.command import run
-from orchestrator.hashing import sha256_file
-from orchestrator.kernels.apt import source_lines
-from orchestrator.kernels.bootstrap import debian_tar
+from orchestrator.base.cache import Cache
+from orchestrator.base.hashing import sha256_file
+from orchestrator.base.process import run
+from orchestrator.kernels.debian.apt import source_lines
+from orchestrator.kernels.debian.bootstrap import debian_tar
+from orchestrator.machine.guest.guestdisk import Partition, boot_area
+from orchestrator.machine.runner.images import disk_from_tar, tree_digest
 
 Loader = Literal["grub", "systemd-boot"]
 HERE = Path(__file__).parent

@@ -12,9 +12,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
-from orchestrator.bench.waiting import until
-from orchestrator.errors import BenchError
-from orchestrator.reasons import Reason
+from orchestrator.base.errors import BenchError
+from orchestrator.base.reasons import Reason
+from orchestrator.base.waiting import until
 
 _SECONDS = 20
 

@@ -19,13 +19,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from orchestrator.bench.keys import KeyPair
-from orchestrator.bench.waiting import until
-from orchestrator.cache import Cache
-from orchestrator.command import run, tail
-from orchestrator.errors import BenchError
-from orchestrator.reasons import Reason
-from orchestrator.scenario import parse_size
+from orchestrator.base.cache import Cache
+from orchestrator.base.errors import BenchError
+from orchestrator.base.process import run, tail
+from orchestrator.base.reasons import Reason
+from orchestrator.base.waiting import until
+from orchestrator.formats.units import parse_size
+from orchestrator.machine.transport.keys import KeyPair
 from tests.lab.machine import qmp
 from tests.lab.machine.disk import FIRMWARE, Loader, machine_disk
 

@@ -7,8 +7,8 @@ import shutil
 import tarfile
 from pathlib import Path
 
-from orchestrator.kernels.buildroot import KERNEL_FILES
-from orchestrator.kernels.config import parsed
+from orchestrator.kernels.source.buildroot import KERNEL_FILES
+from orchestrator.kernels.source.config import parsed
 
 PARED_SERIES = Path(__file__).parent / "series"
 _SOURCE = Path(__file__).parent / "source"

@@ -20,10 +20,10 @@ from typing import Any
 
 import pytest
 
-from orchestrator.abi import MAP_DMA, UNMAP_DMA
-from orchestrator.analysis.maps import IOVA
-from orchestrator.bench.mapagent import agent_request, gathered
-from orchestrator.scenario import GIB, MIB
+from orchestrator.analysis.maps.maps import IOVA
+from orchestrator.formats.abi import MAP_DMA, UNMAP_DMA
+from orchestrator.formats.units import GIB, MIB
+from orchestrator.machine.tracing.mapagent import agent_request, gathered
 from tests.unit.agents.loading import AGENTS, agent
 from tests.unit.answers import read
 from tests.unit.scenarios import map_scenario

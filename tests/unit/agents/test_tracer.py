@@ -11,9 +11,9 @@ from types import ModuleType
 
 import pytest
 
-from orchestrator.analysis.hist import parse_hist
-from orchestrator.analysis.trace import lost_events, probe_hits
-from orchestrator.bench.tracer import FAULT, counts_spec
+from orchestrator.analysis.tracefs.hist import parse_hist
+from orchestrator.analysis.tracefs.trace import lost_events, probe_hits
+from orchestrator.machine.tracing.probes import FAULT, counts_spec
 from tests.unit.agents.loading import agent
 from tests.unit.recorded import MEASURED, RUN
 

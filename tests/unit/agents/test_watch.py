@@ -17,9 +17,9 @@ from typing import IO, Any
 
 import pytest
 
-from orchestrator.analysis.boottrace import read_boot
-from orchestrator.analysis.marks import parse_marks
-from orchestrator.bounded import CONSOLE_BYTES, CONSOLE_LINES
+from orchestrator.analysis.boot.boottrace import read_boot
+from orchestrator.analysis.boot.marks import parse_marks
+from orchestrator.base.bounded import CONSOLE_BYTES, CONSOLE_LINES
 from tests.unit.agents.loading import agent as loaded
 
 AGENT = Path(__file__).parents[3] / "guests/agents/watch.py"

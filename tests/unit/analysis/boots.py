@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from functools import cache
 
-from orchestrator.analysis.boot import timeline_of
-from orchestrator.analysis.boottrace import BootTrace, read_boot
-from orchestrator.analysis.qemu import ConfigWrite, QemuEvent
-from orchestrator.analysis.timeline import Timeline
+from orchestrator.analysis.boot.boot import timeline_of
+from orchestrator.analysis.boot.boottrace import BootTrace, read_boot
+from orchestrator.analysis.boot.qemu import ConfigWrite, QemuEvent
+from orchestrator.analysis.boot.timeline import Timeline
 from orchestrator.evidence.layout import TrialDir
 from tests.unit.recorded import MEASURED, RUN, TRACE, read
 

@@ -5,11 +5,11 @@ from dataclasses import replace
 
 import pytest
 
-from orchestrator.analysis.account import Account, account_of
-from orchestrator.analysis.boottrace import BootTrace, read_boot
-from orchestrator.analysis.qemu import QemuEvent
-from orchestrator.analysis.trace import Operation
-from orchestrator.errors import EvidenceError
+from orchestrator.analysis.boot.account import Account, account_of
+from orchestrator.analysis.boot.boottrace import BootTrace, read_boot
+from orchestrator.analysis.boot.qemu import QemuEvent
+from orchestrator.analysis.tracefs.trace import Operation
+from orchestrator.base.errors import EvidenceError
 from tests.unit.analysis.boots import MAIN, recorded_boot
 from tests.unit.recorded import BAR, PAGES
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from orchestrator.analysis.across import SavedRun, compare_runs
-from orchestrator.analysis.comparison import exit_code
 from orchestrator.analysis.trial import TrialResult
-from orchestrator.errors import EvidenceError
-from orchestrator.scenario import ARMS, ArmName
+from orchestrator.analysis.verdict.across import SavedRun, compare_runs
+from orchestrator.analysis.verdict.comparison import exit_code
+from orchestrator.base.errors import EvidenceError
+from orchestrator.scenario.vocabulary import ARMS, ArmName
 from tests.unit.manifests import plan_of
 from tests.unit.scenarios import map_scenario
 

@@ -11,13 +11,13 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from orchestrator.analysis.boot import boot_of, check_clock, timeline_of, timelines_of
-from orchestrator.analysis.boottrace import BootTrace, read_boot
-from orchestrator.analysis.marks import parse_marks
-from orchestrator.analysis.qemu import QemuEvent
-from orchestrator.analysis.timeline import IOVA, RAM, Step, Timeline
-from orchestrator.analysis.trace import Operation
-from orchestrator.errors import EvidenceError
+from orchestrator.analysis.boot.boot import boot_of, check_clock, timeline_of, timelines_of
+from orchestrator.analysis.boot.boottrace import BootTrace, read_boot
+from orchestrator.analysis.boot.marks import parse_marks
+from orchestrator.analysis.boot.qemu import QemuEvent
+from orchestrator.analysis.boot.timeline import IOVA, RAM, Step, Timeline
+from orchestrator.analysis.tracefs.trace import Operation
+from orchestrator.base.errors import EvidenceError
 from orchestrator.evidence.layout import TrialDir
 from tests.unit.analysis.boots import (
     BAR_2,

@@ -8,14 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.analysis.breakdown import (
+from orchestrator.analysis.maps.breakdown import (
     WALK,
     Breakdown,
     breakdowns,
     check_sums,
     measured_whole,
 )
-from orchestrator.errors import EvidenceError
+from orchestrator.base.errors import EvidenceError
 from tests.unit.answers import by_1gib, by_2mib, map_pass
 from tests.unit.manifests import trial_of
 

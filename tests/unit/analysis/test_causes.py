@@ -4,10 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.analysis.causes import UNKNOWN, Causes
-from orchestrator.analysis.qemu import ConfigWrite
-from orchestrator.analysis.timeline import RAM
-from orchestrator.analysis.trace import Operation
+from orchestrator.analysis.boot.causes import UNKNOWN, Causes
+from orchestrator.analysis.boot.qemu import ConfigWrite
+from orchestrator.analysis.boot.timeline import RAM
+from orchestrator.analysis.tracefs.trace import Operation
 from tests.unit.analysis.boots import BAR_2, MAIN, VCPU, Guest, recorded_timeline
 
 DEVICE, BRIDGE = "01:00.0", "00:01.0"

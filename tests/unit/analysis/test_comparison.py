@@ -12,7 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.analysis.comparison import (
+from orchestrator.analysis.boot.cost import cost_json
+from orchestrator.analysis.boot.timeline import Note, Timeline
+from orchestrator.analysis.maps.level import level_of
+from orchestrator.analysis.trial import Findings, TrialResult, read_result
+from orchestrator.analysis.verdict.comparison import (
     Comparison,
     MetricComparison,
     boots_of,
@@ -22,13 +26,10 @@ from orchestrator.analysis.comparison import (
     to_json,
     walked_by,
 )
-from orchestrator.analysis.cost import cost_json
-from orchestrator.analysis.level import level_of
-from orchestrator.analysis.timeline import Note, Timeline
-from orchestrator.analysis.trial import Findings, TrialResult, read_result
 from orchestrator.evidence.layout import TrialDir
-from orchestrator.plan import CONTROL_FROM
-from orchestrator.scenario import ArmName, Metric, Role, Scenario
+from orchestrator.scenario.model import Scenario
+from orchestrator.scenario.plan import CONTROL_FROM
+from orchestrator.scenario.vocabulary import ArmName, Metric, Role
 from tests.unit.answers import by_1gib, by_2mib, by_4kib, place_of
 from tests.unit.fabricated import scenario_of_it, sealed_map_trial
 from tests.unit.recorded import copied, unpatched

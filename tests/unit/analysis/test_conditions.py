@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.analysis.conditions import (
+from orchestrator.analysis.conditions.conditions import (
     Conditions,
     Difference,
     conditions,
@@ -19,7 +19,7 @@ from orchestrator.analysis.conditions import (
 )
 from orchestrator.analysis.trial import read_result
 from orchestrator.evidence.layout import RunDir
-from orchestrator.scenario import ARMS
+from orchestrator.scenario.vocabulary import ARMS
 from tests.unit.manifests import DEVICE, NO_SETTINGS, guest_of, host_of, manifest_of
 from tests.unit.recorded import copied, sealed
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.analysis.consequences import (
+from orchestrator.analysis.conditions.consequences import (
     follows_from_file,
     follows_from_parameter,
     follows_from_words,

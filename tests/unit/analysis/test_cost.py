@@ -8,15 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.analysis.cost import (
-    NO_PHASE,
-    Operation,
-    cost_json,
-    cost_table,
-    own_times,
-)
-from orchestrator.analysis.timeline import IOVA, RAM, Phase, Step, Timeline
-from orchestrator.scenario import ArmName
+from orchestrator.analysis.boot.cost import NO_PHASE, Operation, cost_json, cost_table, own_times
+from orchestrator.analysis.boot.timeline import IOVA, RAM, Phase, Step, Timeline
+from orchestrator.scenario.vocabulary import ArmName
 from tests.unit.timelines import (
     BAR,
     EXIT,

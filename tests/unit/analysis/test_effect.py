@@ -12,7 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from scipy import stats
 
-from orchestrator.analysis.effect import (
+from orchestrator.analysis.verdict.effect import (
     ALPHA,
     CONFIDENCE,
     FEW_FLOOR,

@@ -10,17 +10,25 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.abi import OVMF_CODE, OVMF_VARIABLES
-from orchestrator.analysis import (
+from orchestrator.analysis.doctor import (
     checks_boot,
     checks_measurement,
     checks_passthrough,
     checks_runner,
 )
-from orchestrator.analysis.finding import METAL, NESTED, USES, Finding, Needs, Status, derive_needs
-from orchestrator.analysis.findings import is_usable, judge_machine, select_problems
-from orchestrator.errors import EvidenceError
-from orchestrator.scenario import GIB, MIB
+from orchestrator.analysis.doctor.finding import (
+    METAL,
+    NESTED,
+    USES,
+    Finding,
+    Needs,
+    Status,
+    derive_needs,
+)
+from orchestrator.analysis.doctor.findings import is_usable, judge_machine, select_problems
+from orchestrator.base.errors import EvidenceError
+from orchestrator.formats.abi import OVMF_CODE, OVMF_VARIABLES
+from orchestrator.formats.units import GIB, MIB
 from tests.unit.checkups import (
     Change,
     Raw,

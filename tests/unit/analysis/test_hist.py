@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.analysis.hist import parse_hist
-from orchestrator.errors import EvidenceError
+from orchestrator.analysis.tracefs.hist import parse_hist
+from orchestrator.base.errors import EvidenceError
 from tests.unit.recorded import MEASURED, PAGES, RUN
 
 FAULT = (RUN / "trials" / MEASURED / "host/hist-fault.txt").read_text()

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.analysis.kconfig import ConfigChange, config_diff, costly
+from orchestrator.analysis.conditions.kconfig import ConfigChange, config_diff, costly
 
 SYMBOLS = st.text(string.ascii_uppercase + string.digits + "_", min_size=1).map("CONFIG_".__add__)
 VALUES = st.one_of(

@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.abi import LEAVES
-from orchestrator.analysis.law import Law, scaling_law
-from orchestrator.scenario import GIB, MIB
+from orchestrator.analysis.maps.scaling import Law, scaling_law
+from orchestrator.formats.abi import LEAVES
+from orchestrator.formats.units import GIB, MIB
 
 SIZES = st.lists(
     st.integers(1, 2**14).map(lambda n: n * 2 * MIB), min_size=3, max_size=6, unique=True

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from orchestrator.analysis.level import Level, guest_level, level_of
-from orchestrator.analysis.theory import Mapping
-from orchestrator.scenario import GIB, KIB, MIB
+from orchestrator.analysis.maps.level import Level, guest_level, level_of
+from orchestrator.analysis.maps.theory import Mapping
+from orchestrator.formats.units import GIB, KIB, MIB
 from tests.unit.answers import ADDRESS, BAR_ADDRESS, by_1gib, by_2mib, by_4kib, place_of, point
 
 SETTINGS: dict[str, str | None] = {

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from orchestrator.analysis.looking import Cost, costs_of_looking
-from orchestrator.scenario import GIB
+from orchestrator.analysis.maps.probe_overhead import Cost, costs_of_looking
+from orchestrator.formats.units import GIB
 from tests.unit.answers import by_1gib, by_2mib, map_pass, point, sample
 
 

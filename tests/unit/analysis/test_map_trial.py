@@ -12,9 +12,9 @@ import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
-from orchestrator.analysis.level import Level
+from orchestrator.analysis.maps.level import Level
 from orchestrator.analysis.trial import TrialResult, read_result
-from orchestrator.scenario import AT_POINTS
+from orchestrator.scenario.vocabulary import AT_POINTS
 from tests.unit.examples import share
 from tests.unit.fabricated import BAR, IOCTL, PAGES, WALK, map_trial, scenario_of_it
 from tests.unit.recorded import rewrite, sealed

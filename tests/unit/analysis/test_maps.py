@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from orchestrator.analysis.maps import Counts, MapPass, check, check_alike
-from orchestrator.errors import EvidenceError
-from orchestrator.scenario import GIB, KIB, MIB
+from orchestrator.analysis.maps.maps import Counts, MapPass, check, check_alike
+from orchestrator.base.errors import EvidenceError
+from orchestrator.formats.units import GIB, KIB, MIB
 from tests.unit.answers import (
     ADDRESS,
     BAR_ADDRESS,

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.analysis.marks import Boot, parse_marks
+from orchestrator.analysis.boot.marks import Boot, parse_marks
 from tests.unit.recorded import FAILED, MEASURED, RUN
 
 RECORDED = (RUN / "trials" / MEASURED / "guest-0/marks.txt").read_text()

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from orchestrator.analysis.comparison import exit_code, fails_more, outcomes
+from orchestrator.analysis.verdict.comparison import exit_code, fails_more, outcomes
 from tests.unit.report.made import BOOT, MAP, RUNS, ended, pairs, run
 
 

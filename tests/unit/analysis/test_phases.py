@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.analysis.phases import BootEvents, phases_of
-from orchestrator.analysis.qemu import ConfigWrite, QemuEvent
-from orchestrator.analysis.timeline import Phase
+from orchestrator.analysis.boot.phases import BootEvents, phases_of
+from orchestrator.analysis.boot.qemu import ConfigWrite, QemuEvent
+from orchestrator.analysis.boot.timeline import Phase
 from tests.unit.analysis.boots import MAIN, VCPU, recorded_timeline
 
 EFER, KVM_CLOCK = 0xC0000080, 0x4B564D01

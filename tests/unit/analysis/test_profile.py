@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.analysis.profile import Profile, analyse_profile, find_mappings
-from orchestrator.analysis.theory import Mapping
-from orchestrator.analysis.timeline import RAM
-from orchestrator.errors import EvidenceError
+from orchestrator.analysis.boot.timeline import RAM
+from orchestrator.analysis.diagnosis.diagnosis import Profile, analyse_profile, find_mappings
+from orchestrator.analysis.maps.theory import Mapping
+from orchestrator.base.errors import EvidenceError
 from orchestrator.evidence.model import parse_evidence
 from orchestrator.evidence.profile_facts import ProfileBar, ProfileFacts
-from orchestrator.scenario import GIB, MIB
+from orchestrator.formats.units import GIB, MIB
 
 QEMU, VCPU, OTHER = 100, 102, 900
 BAR = ProfileBar(device="0000:3b:00.0", number=1, start=0x380000000000, size=32 * GIB)

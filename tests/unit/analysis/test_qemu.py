@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.analysis.qemu import (
+from orchestrator.analysis.boot.qemu import (
     BarPlace,
     ConfigWrite,
     QemuEvent,

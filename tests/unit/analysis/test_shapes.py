@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.analysis.shapes import LEAST, shapes
+from orchestrator.analysis.verdict.shapes import LEAST, shapes
 
 
 def cloud(n: int = 20, seed: int = 0, cv: float = 0.01) -> list[float]:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.analysis.timeline import to_json
+from orchestrator.analysis.boot.timeline import to_json
 from tests.unit.timelines import booted, step, with_steps
 
 

@@ -9,11 +9,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from orchestrator.analysis.comparison import compare
-from orchestrator.analysis.stopping import enough, planned_trials
 from orchestrator.analysis.trial import TrialResult
-from orchestrator.plan import make_plan
-from orchestrator.scenario import Metric, Scenario
+from orchestrator.analysis.verdict.comparison import compare
+from orchestrator.analysis.verdict.stopping import enough, planned_trials
+from orchestrator.scenario.model import Scenario
+from orchestrator.scenario.plan import make_plan
+from orchestrator.scenario.vocabulary import Metric
 from tests.unit.scenarios import map_scenario
 
 MAPS: Metric = "bar_map_cost"

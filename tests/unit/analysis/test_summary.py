@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from orchestrator.analysis.summary import Summary, summary
+from orchestrator.analysis.verdict.summary import Summary, summary
 
 
 @pytest.mark.parametrize(

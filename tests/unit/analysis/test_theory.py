@@ -4,9 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.abi import LEAVES, PAGE
-from orchestrator.analysis.maps import IOVA
-from orchestrator.analysis.theory import (
+from orchestrator.analysis.maps.maps import IOVA
+from orchestrator.analysis.maps.theory import (
     Mapping,
     best_leaf,
     iommu_blocks,
@@ -14,7 +13,8 @@ from orchestrator.analysis.theory import (
     pages,
     stride_of,
 )
-from orchestrator.scenario import GIB, KIB, MIB
+from orchestrator.formats.abi import LEAVES, PAGE
+from orchestrator.formats.units import GIB, KIB, MIB
 
 BAR = 0x380000000000
 ADDRESS = 0x7F0000000000

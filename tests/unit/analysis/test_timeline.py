@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.analysis.timeline import Note, Phase, Step, Timeline, Zap, to_json
+from orchestrator.analysis.boot.timeline import Note, Phase, Step, Timeline, Zap, to_json
 from tests.unit.analysis.boots import recorded_timeline
 
 STEP = Step(

@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.abi import MAP_DMA, UNMAP_DMA
-from orchestrator.analysis.trace import (
+from orchestrator.analysis.tracefs.trace import (
     Event,
     Operation,
     lost_events,
@@ -17,7 +16,8 @@ from orchestrator.analysis.trace import (
     parse_trace,
     probe_hits,
 )
-from orchestrator.errors import EvidenceError
+from orchestrator.base.errors import EvidenceError
+from orchestrator.formats.abi import MAP_DMA, UNMAP_DMA
 from tests.unit.recorded import BAR, MEASURED, PAGES, RUN, TRACE, read
 
 RECORDED = read(RUN / "trials" / MEASURED / TRACE)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from orchestrator.analysis.trial import TrialResult, read_result
 from orchestrator.evidence.layout import TrialDir
-from orchestrator.scenario import METRICS
+from orchestrator.scenario.vocabulary import METRICS
 from tests.unit.examples import share
 from tests.unit.recorded import (
     BAR,

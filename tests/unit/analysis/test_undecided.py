@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from orchestrator.analysis.comparison import exit_code, fails_more, failures, to_json
 from orchestrator.analysis.trial import TrialResult
-from orchestrator.faults import Attempt, Charge
-from orchestrator.reasons import Reason
-from orchestrator.report.sentence import verdict_sentence
-from orchestrator.report.text import text_report
-from orchestrator.scenario import ArmName
+from orchestrator.analysis.verdict.comparison import exit_code, fails_more, failures, to_json
+from orchestrator.base.reasons import Reason
+from orchestrator.evidence.faults import Attempt, Charge
+from orchestrator.report.text.run_text import text_report
+from orchestrator.report.words.sentence import verdict_sentence
+from orchestrator.scenario.vocabulary import ArmName
 from tests.unit.manifests import plan_of
 from tests.unit.report.made import Run, ended, pairs, run
 

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.analysis.conditions import Conditions, conditions
-from orchestrator.analysis.kconfig import ConfigChange
-from orchestrator.analysis.variable import Variable, variable, variable_json
+from orchestrator.analysis.conditions.conditions import Conditions, conditions
+from orchestrator.analysis.conditions.kconfig import ConfigChange
+from orchestrator.analysis.conditions.variable import Variable, variable, variable_json
 from tests.unit.manifests import plan_of
 
 HUGE = "vfio_iommu_type1.disable_hugepages"

@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.cache import Cache
-from orchestrator.errors import ScenarioError
-from orchestrator.kernels.applying import applied
-from orchestrator.kernels.git import Git, own_repository
-from orchestrator.kernels.patch import DamagedError, Patch, series_digest
-from orchestrator.kernels.series import read_series
+from orchestrator.base.cache import Cache
+from orchestrator.base.errors import ScenarioError
+from orchestrator.kernels.series.applying import applied
+from orchestrator.kernels.series.git import Git, own_repository
+from orchestrator.kernels.series.patch import DamagedError, Patch, series_digest
+from orchestrator.kernels.series.series import read_series
 from tests.unit.examples import share
 from tests.unit.kernels.repositories import commit, git, head, new_repository, state_of, tree_of
 

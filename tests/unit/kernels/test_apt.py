@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.cache import Cache
-from orchestrator.errors import BenchError
-from orchestrator.kernels import apt, describe
-from orchestrator.kernels.package import suites_of
-from orchestrator.reasons import Reason
-from orchestrator.scenario import DebKernel
+from orchestrator.base.cache import Cache
+from orchestrator.base.errors import BenchError
+from orchestrator.base.reasons import Reason
+from orchestrator.kernels import describe
+from orchestrator.kernels.debian import apt
+from orchestrator.kernels.debian.package import suites_of
+from orchestrator.scenario.kernel_forms import DebKernel
 
 UNREACHABLE = "http://127.0.0.1:9/debian"
 

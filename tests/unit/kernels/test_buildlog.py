@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from orchestrator.kernels.buildlog import first_errors
+from orchestrator.kernels.source.buildlog import first_errors
 
 
 def test_first_error_of_a_build_is_found_with_what_led_to_it() -> None:

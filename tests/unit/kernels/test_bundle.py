@@ -6,8 +6,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from orchestrator.errors import ScenarioError
-from orchestrator.kernels.bundle import KernelBundle, release_in
+from orchestrator.base.errors import ScenarioError
+from orchestrator.kernels.image.bundle import KernelBundle, release_in
 from tests.unit.kernels.fakes import bzimage
 
 DEP = """\

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.errors import ScenarioError
-from orchestrator.kernels.change import Change, Files, change_of, check_paths, of_folder
-from orchestrator.scenario import ModuleKernel
+from orchestrator.base.errors import ScenarioError
+from orchestrator.kernels.module.change import Change, Files, change_of, check_paths, of_folder
+from orchestrator.scenario.kernel_forms import ModuleKernel
 from tests.unit.kernels.trees import tree_in
 
 KERNEL = ModuleKernel(deb="linux-image-amd64", suite="trixie", series=("a.patch",))

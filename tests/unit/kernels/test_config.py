@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.errors import BarometerError, ScenarioError
-from orchestrator.kernels.buildroot import KERNEL_FILES
-from orchestrator.kernels.config import parsed, read_config
+from orchestrator.base.errors import BarometerError, ScenarioError
+from orchestrator.kernels.source.buildroot import KERNEL_FILES
+from orchestrator.kernels.source.config import parsed, read_config
 
 OWN = ("required", "host", "wanted")
 WHOLE = (

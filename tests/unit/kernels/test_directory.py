@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.cache import Cache
-from orchestrator.errors import ScenarioError
+from orchestrator.base.cache import Cache
+from orchestrator.base.errors import ScenarioError
 from orchestrator.kernels import describe
 from orchestrator.kernels.directory import materialised, release_of
-from orchestrator.scenario import DirKernel
+from orchestrator.scenario.kernel_forms import DirKernel
 from tests.unit.kernels.fakes import bzimage, folder_kernel
 
 RELEASE = "7.0.0-test"

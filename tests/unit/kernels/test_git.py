@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.errors import BenchError, ScenarioError
-from orchestrator.kernels.git import Git, commit_of, own_repository, repository_of
+from orchestrator.base.errors import BenchError, ScenarioError
+from orchestrator.kernels.series.git import Git, commit_of, own_repository, repository_of
 from tests.unit.kernels.repositories import (
     commit,
     git,

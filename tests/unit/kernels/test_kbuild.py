@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.kernels.kbuild import (
+from orchestrator.kernels.module.kbuild import (
     DryRun,
     Includes,
     folders_of,

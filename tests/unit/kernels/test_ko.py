@@ -12,8 +12,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from orchestrator.errors import BenchError
-from orchestrator.kernels.ko import Module, module_at
+from orchestrator.base.errors import BenchError
+from orchestrator.kernels.image.ko import Module, module_at
 
 EXECUTABLE, PROGBITS, SYMTAB, STRTAB, RELA, NOBITS = 4, 1, 2, 3, 4, 8
 LINK = {SYMTAB: ".strtab", RELA: ".symtab"}

@@ -4,19 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.cache import Cache
-from orchestrator.errors import ScenarioError
-from orchestrator.hashing import digest_of
-from orchestrator.kernels import module
-from orchestrator.kernels.module import (
-    _Changed,
-    _exports,
-    _own_files,
-    _parts,
-    _patched,
-)
-from orchestrator.kernels.series import read_series
-from orchestrator.scenario import ModuleKernel
+from orchestrator.base.cache import Cache
+from orchestrator.base.errors import ScenarioError
+from orchestrator.base.hashing import digest_of
+from orchestrator.kernels.module import module
+from orchestrator.kernels.module.module import _Changed, _exports, _own_files, _parts, _patched
+from orchestrator.kernels.series.series import read_series
+from orchestrator.scenario.kernel_forms import ModuleKernel
 from tests.unit.kernels.repositories import commit, new_repository
 from tests.unit.kernels.trees import tree_in
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.kernels.objects import _without_lines, difference
+from orchestrator.kernels.module.objects import _without_lines, difference
 
 pytestmark = pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc")
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.errors import ScenarioError
-from orchestrator.kernels.bundle import KernelBundle
-from orchestrator.kernels.parameters import check_parameter, parameters_of
+from orchestrator.base.errors import ScenarioError
+from orchestrator.kernels.image.bundle import KernelBundle
+from orchestrator.kernels.module.parameters import check_parameter, parameters_of
 
 BUILT_IN = (
     b"vfio.license=GPL\0vfio.parmtype=enable_unsafe:bool\0vfio.parm=enable_unsafe:Text: more\0"

@@ -13,11 +13,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from orchestrator.cache import Cache
-from orchestrator.errors import BarometerError, BenchError, ScenarioError
-from orchestrator.kernels.patch import Patch, series_digest
-from orchestrator.kernels.series import read_series
-from orchestrator.scenario import TreeKernel, absolute_kernel
+from orchestrator.base.cache import Cache
+from orchestrator.base.errors import BarometerError, BenchError, ScenarioError
+from orchestrator.kernels.series.patch import Patch, series_digest
+from orchestrator.kernels.series.series import read_series
+from orchestrator.scenario.kernel_forms import TreeKernel, absolute_kernel
 from tests.unit.examples import share
 from tests.unit.kernels.repositories import commit, git, new_repository, state_of
 

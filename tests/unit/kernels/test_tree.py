@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.cache import Cache
-from orchestrator.errors import ScenarioError
-from orchestrator.kernels.patch import Patch
-from orchestrator.kernels.series import read_series
-from orchestrator.kernels.sources import Source, source_of
-from orchestrator.kernels.worktree import WorkTree, work_tree
-from orchestrator.scenario import TreeKernel
+from orchestrator.base.cache import Cache
+from orchestrator.base.errors import ScenarioError
+from orchestrator.kernels.series.patch import Patch
+from orchestrator.kernels.series.series import read_series
+from orchestrator.kernels.source.sources import Source, source_of
+from orchestrator.kernels.source.worktree import WorkTree, work_tree
+from orchestrator.scenario.kernel_forms import TreeKernel
 
 FILES = {
     "Makefile": "VERSION = 7\n",

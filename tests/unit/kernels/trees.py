@@ -6,8 +6,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator.kernels.change import Files
-from orchestrator.kernels.kbuild import Objects, room_of
+from orchestrator.kernels.module.change import Files
+from orchestrator.kernels.module.kbuild import Objects, room_of
 
 MAKEFILES = {
     "drivers/Makefile": (

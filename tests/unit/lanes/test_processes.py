@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from ci.lanes.processes import Process, Runner, in_background
-from orchestrator.bench.owner import process_start
+from orchestrator.machine.runner.owner import process_start
 
 
 def run(tmp_path: Path, texts: list[str], told: list[str] | None = None) -> Runner:
@@ -56,8 +56,8 @@ def test_no_more_run_at_once_than_may(tmp_path: Path) -> None:
 def test_what_a_killed_run_left_is_ended_and_told(tmp_path: Path) -> None:
     text = """
 import dataclasses, os, pathlib
-from orchestrator.bench.owner import Owner
-from orchestrator.bench.state import Record
+from orchestrator.machine.runner.owner import Owner
+from orchestrator.machine.runner.state import Record
 def test_it():
     state = pathlib.Path(os.environ["BAROMETER_STATE"]); state.mkdir()
     gone = dataclasses.replace(Owner.here(), pid=2**22, started=1)

@@ -7,13 +7,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator.analysis.comparison import Comparison, compare
-from orchestrator.analysis.conditions import Conditions, Difference
+from orchestrator.analysis.conditions.conditions import Conditions, Difference
 from orchestrator.analysis.trial import TrialResult
+from orchestrator.analysis.verdict.comparison import Comparison, compare
+from orchestrator.base.reasons import Reason
 from orchestrator.evidence.plan import Plan
-from orchestrator.reasons import Reason
-from orchestrator.report.cases import Suite, suite
-from orchestrator.scenario import ArmName, Role, Scenario
+from orchestrator.report.exports.cases import Suite, suite
+from orchestrator.scenario.model import Scenario
+from orchestrator.scenario.vocabulary import ArmName, Role
 from tests.unit.manifests import plan_of
 from tests.unit.scenarios import scenario
 

@@ -10,11 +10,13 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
-from orchestrator.analysis.comparison import Comparison, compare
 from orchestrator.analysis.trial import TrialResult, read_result
+from orchestrator.analysis.verdict.comparison import Comparison, compare
 from orchestrator.evidence.layout import RunDir
 from orchestrator.evidence.plan import Plan
-from orchestrator.scenario import ArmName, Metric, Role, Scenario, parse_scenario
+from orchestrator.scenario.loading import parse_scenario
+from orchestrator.scenario.model import Scenario
+from orchestrator.scenario.vocabulary import ArmName, Metric, Role
 from tests.unit.manifests import plan_of
 from tests.unit.scenarios import scenario
 

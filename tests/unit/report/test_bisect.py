@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.analysis.bisection import Bisection, Commit, Measured, Skipped, Step
-from orchestrator.report.bisect import bisect_report
+from orchestrator.analysis.verdict.bisection import Bisection, Commit, Measured, Skipped, Step
+from orchestrator.report.text.bisect_text import bisect_report
 
 
 def commit(number: int, subject: str = "vfio/type1: pin page by page") -> Commit:

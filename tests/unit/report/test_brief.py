@@ -10,15 +10,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from orchestrator.analysis.bisection import Bisection
-from orchestrator.analysis.comparison import compare
 from orchestrator.analysis.trial import TrialResult
+from orchestrator.analysis.verdict.bisection import Bisection
+from orchestrator.analysis.verdict.comparison import compare
+from orchestrator.evidence.faults import Attempt
 from orchestrator.evidence.layout import RunDir
-from orchestrator.faults import Attempt
-from orchestrator.judge import saved_run
-from orchestrator.report.brief import LINES, bisect_brief, matrix_brief, run_brief
-from orchestrator.report.layout import WIDTH
-from orchestrator.scenario import ARMS, METRICS, Metric, Scenario
+from orchestrator.report.text.brief import LINES, bisect_brief, matrix_brief, run_brief
+from orchestrator.report.words.columns import WIDTH
+from orchestrator.run.judge import saved_run
+from orchestrator.scenario.model import Scenario
+from orchestrator.scenario.vocabulary import ARMS, METRICS, Metric
 from tests.unit.recorded import RUN
 from tests.unit.report.test_bisect import STEPS, commit
 from tests.unit.report.test_matrix import KERNELS, cell

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.analysis.variable import Differing, Variable
-from orchestrator.faults import Attempt
-from orchestrator.report.cases import Case, line_of, not_run, plain
+from orchestrator.analysis.conditions.variable import Differing, Variable
+from orchestrator.evidence.faults import Attempt
+from orchestrator.report.exports.cases import Case, line_of, not_run, plain
 from tests.unit.report.made import BOOT, MAP, RUNS, ended, pairs, run
 
 ANYTHING = st.text(st.characters())  # with control characters and lone surrogates

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
-from orchestrator.analysis.conditions import conditions
-from orchestrator.report.conditions import conditions_said
+from orchestrator.analysis.conditions.conditions import conditions
+from orchestrator.report.text.conditions_text import conditions_said
 
 BEFORE = {"host.kernel.release": "6.12", "runner.qemu": "10.0", "host.thp": "always"}
 AFTER = BEFORE | {"host.kernel.release": "7.3"}

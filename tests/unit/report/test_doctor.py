@@ -5,10 +5,10 @@ import json
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.analysis.finding import METAL, NESTED, STATUSES, USES, Finding, Needs
-from orchestrator.analysis.findings import judge_machine
-from orchestrator.report.doctor import Diagnosis, json_diagnosis, text_diagnosis
-from orchestrator.report.layout import WIDTH
+from orchestrator.analysis.doctor.finding import METAL, NESTED, STATUSES, USES, Finding, Needs
+from orchestrator.analysis.doctor.findings import judge_machine
+from orchestrator.report.text.doctor_text import Diagnosis, json_diagnosis, text_diagnosis
+from orchestrator.report.words.columns import WIDTH
 from tests.unit.checkups import recorded, server
 
 

@@ -11,8 +11,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from orchestrator.report.cases import Case, Suite, line_of, not_run, plain
-from orchestrator.report.github import job_summary, workflow_commands
+from orchestrator.report.exports.cases import Case, Suite, line_of, not_run, plain
+from orchestrator.report.exports.github import job_summary, workflow_commands
 from tests.unit.report.made import BOOT, MAP, RUNS, ended, pairs, run
 
 ANYTHING = st.text(st.characters())

@@ -17,16 +17,17 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from plotly.offline import get_plotlyjs
 
-from orchestrator.analysis.comparison import Comparison, MetricComparison
-from orchestrator.analysis.conditions import Conditions, Difference
-from orchestrator.analysis.effect import Effect, Estimate
-from orchestrator.analysis.kconfig import ConfigChange
-from orchestrator.analysis.timeline import Note
+from orchestrator.analysis.boot.timeline import Note
+from orchestrator.analysis.conditions.conditions import Conditions, Difference
+from orchestrator.analysis.conditions.kconfig import ConfigChange
+from orchestrator.analysis.conditions.variable import Differing, Variable
 from orchestrator.analysis.trial import Findings, TrialResult
-from orchestrator.analysis.variable import Differing, Variable
-from orchestrator.report.html import html_report
-from orchestrator.report.page import MOST_PROBLEMS, MOST_TAILS, page_of
-from orchestrator.scenario import ARMS, CONTROL, Role, parse_scenario
+from orchestrator.analysis.verdict.comparison import Comparison, MetricComparison
+from orchestrator.analysis.verdict.effect import Effect, Estimate
+from orchestrator.report.html.html import html_report
+from orchestrator.report.html.page import MOST_PROBLEMS, MOST_TAILS, page_of
+from orchestrator.scenario.loading import parse_scenario
+from orchestrator.scenario.vocabulary import ARMS, CONTROL, Role
 from tests.unit.examples import share
 from tests.unit.manifests import plan_of
 from tests.unit.report.pages import (

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from junitparser import JUnitXml
 
-from orchestrator.report.cases import Case, Suite, not_run, plain
-from orchestrator.report.junit import junit_xml
+from orchestrator.report.exports.cases import Case, Suite, not_run, plain
+from orchestrator.report.exports.junit import junit_xml
 from tests.unit.report.made import BOOT, MAP, RUNS, ended, pairs, run
 
 ANYTHING = st.text(st.characters())

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.report.kcidb import kcidb_objects
+from orchestrator.report.exports.kcidb import kcidb_objects
 from tests.unit.manifests import plan_of
 from tests.unit.report.made import BOOT, IDENTITIES, LOOKUPS, MAP, RUNS, Run, ended, pairs, run
 from tests.unit.scenarios import metal_scenario

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.report.cases import Suite, not_run
-from orchestrator.report.ktap import ktap
+from orchestrator.report.exports.cases import Suite, not_run
+from orchestrator.report.exports.ktap import ktap
 from tests.unit.report.made import BOOT, MAP, RUNS, ended, pairs, run
 
 ANYTHING = st.text(st.characters())

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.report.layout import WIDTH, fitted, printable, shortened, table, wrapped
+from orchestrator.report.words.columns import WIDTH, fitted, printable, shortened, table, wrapped
 
 
 @pytest.mark.parametrize(

@@ -5,13 +5,14 @@ from typing import Any
 
 import pytest
 
-from orchestrator.analysis.breakdown import Breakdown
-from orchestrator.analysis.comparison import Comparison, compare, to_json
-from orchestrator.analysis.level import Level, LevelReason
+from orchestrator.analysis.maps.breakdown import Breakdown
+from orchestrator.analysis.maps.level import Level, LevelReason
 from orchestrator.analysis.trial import Findings, TrialResult, read_result
-from orchestrator.report.maps import map_sections
-from orchestrator.report.text import text_report
-from orchestrator.scenario import GIB, KIB, MIB, ArmName, Metric
+from orchestrator.analysis.verdict.comparison import Comparison, compare, to_json
+from orchestrator.formats.units import GIB, KIB, MIB
+from orchestrator.report.text.maps_text import map_sections
+from orchestrator.report.text.run_text import text_report
+from orchestrator.scenario.vocabulary import ArmName, Metric
 from tests.unit.answers import by_1gib, map_pass, point
 from tests.unit.fabricated import scenario_of_it, sealed_map_trial
 from tests.unit.manifests import plan_of

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.analysis.comparison import Comparison, compare
+from orchestrator.analysis.conditions.variable import Differing, Variable
 from orchestrator.analysis.trial import TrialResult
-from orchestrator.analysis.variable import Differing, Variable
-from orchestrator.report.matrix import matrix_report
-from orchestrator.scenario import METRICS, ArmName, Metric
+from orchestrator.analysis.verdict.comparison import Comparison, compare
+from orchestrator.report.text.matrix_text import matrix_report
+from orchestrator.scenario.vocabulary import METRICS, ArmName, Metric
 from tests.unit.scenarios import scenario
 
 KERNELS: dict[ArmName, dict[str, str]] = {

@@ -18,8 +18,8 @@ from perfetto.protos.perfetto.trace.perfetto_trace_pb2 import (
     TrackEvent,
 )
 
-from orchestrator.analysis.timeline import IOVA, RAM, Phase, Step, Timeline, Zap
-from orchestrator.report.perfetto import perfetto_trace
+from orchestrator.analysis.boot.timeline import IOVA, RAM, Phase, Step, Timeline, Zap
+from orchestrator.report.exports.perfetto import perfetto_trace
 from tests.unit.timelines import BAR, FIRMWARE, GIB, SIZING, booted, in_ginsn, step, with_steps
 
 NS = 10**9
@@ -239,7 +239,7 @@ def test_boots_in_one_file_keep_apart() -> None:
 def test_bytes_are_the_same_in_every_process() -> None:
     program = (
         "import hashlib; from tests.unit.timelines import booted;"
-        "from orchestrator.report.perfetto import perfetto_trace;"
+        "from orchestrator.report.exports.perfetto import perfetto_trace;"
         "print(hashlib.sha256(perfetto_trace(booted())).hexdigest())"
     )
     said = {

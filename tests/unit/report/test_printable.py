@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.report.printable import printable
+from orchestrator.report.words.printable import printable
 
 
 @pytest.mark.parametrize(

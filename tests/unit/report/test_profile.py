@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.report.profile import profile_json, text_profile
+from orchestrator.report.text.profile_text import profile_json, text_profile
 from tests.unit.analysis.test_profile import ALIGNED, BAR, Trace, booted, profiled
 
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.analysis.effect import Basis, Effect, Estimate
-from orchestrator.report.quantities import arm_text, change_text, plural, quantity
+from orchestrator.analysis.verdict.effect import Basis, Effect, Estimate
+from orchestrator.report.words.quantities import arm_text, change_text, plural, quantity
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from orchestrator.analysis.trial import TrialResult
-from orchestrator.report.results_csv import results_csv
-from orchestrator.scenario import METRICS
+from orchestrator.report.exports.results_csv import results_csv
+from orchestrator.scenario.vocabulary import METRICS
 from tests.unit.report.made import BOOT, MAP, ROLES, Run, ended, run
 from tests.unit.scenarios import scenario
 

@@ -3,8 +3,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.report.samples import Dot, samples, thinned
-from orchestrator.scenario import Role
+from orchestrator.report.words.samples import Dot, samples, thinned
+from orchestrator.scenario.vocabulary import Role
 from tests.unit.report.pages import bad, compared, trials
 
 values = st.lists(st.floats(-1e9, 1e9), max_size=300)

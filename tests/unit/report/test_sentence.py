@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from orchestrator.analysis.comparison import Comparison, compare
-from orchestrator.analysis.conditions import conditions
+from orchestrator.analysis.conditions.conditions import conditions
 from orchestrator.analysis.trial import TrialResult
-from orchestrator.report.sentence import verdict_sentence
-from orchestrator.scenario import ARMS, CONTROL, METRICS, ArmName, Metric
+from orchestrator.analysis.verdict.comparison import Comparison, compare
+from orchestrator.report.words.sentence import verdict_sentence
+from orchestrator.scenario.vocabulary import ARMS, CONTROL, METRICS, ArmName, Metric
 from tests.unit.manifests import plan_of
 from tests.unit.scenarios import map_scenario, scenario
 

@@ -9,16 +9,17 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from orchestrator.analysis.comparison import boots_of, compare, with_control
-from orchestrator.analysis.timeline import Note, Timeline
+from orchestrator.analysis.boot.timeline import Note, Timeline
+from orchestrator.analysis.conditions.variable import Differing, Variable
 from orchestrator.analysis.trial import Findings, TrialResult, read_result
-from orchestrator.analysis.variable import Differing, Variable
+from orchestrator.analysis.verdict.comparison import boots_of, compare, with_control
+from orchestrator.evidence.faults import Attempt
 from orchestrator.evidence.layout import RunDir, TrialDir
 from orchestrator.evidence.plan import Plan
-from orchestrator.faults import Attempt
-from orchestrator.report.text import text_report
-from orchestrator.report.timeline import calls_and_cost
-from orchestrator.scenario import (
+from orchestrator.report.text.run_text import text_report
+from orchestrator.report.text.timeline_text import calls_and_cost
+from orchestrator.scenario.model import Scenario
+from orchestrator.scenario.vocabulary import (
     ARMS,
     AT_POINTS,
     CONTROL,
@@ -26,7 +27,6 @@ from orchestrator.scenario import (
     ArmName,
     Metric,
     Role,
-    Scenario,
 )
 from tests.unit.manifests import plan_of
 from tests.unit.recorded import RUN, copied, sealed, unpatched

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.analysis.timeline import RAM, Phase, Step, Timeline, Zap
-from orchestrator.report.timeline import calls_and_cost, text_timeline
-from orchestrator.scenario import ArmName
+from orchestrator.analysis.boot.timeline import RAM, Phase, Step, Timeline, Zap
+from orchestrator.report.text.timeline_text import calls_and_cost, text_timeline
+from orchestrator.scenario.vocabulary import ArmName
 from tests.unit.timelines import (
     BAR,
     EXIT,

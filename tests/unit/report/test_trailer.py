@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import pytest
 
-from orchestrator.analysis.comparison import compare
+from orchestrator.analysis.conditions.variable import Differing, Variable
 from orchestrator.analysis.trial import TrialResult
-from orchestrator.analysis.variable import Differing, Variable
-from orchestrator.report.trailer import trailer
-from orchestrator.scenario import ARMS, ArmName, Metric
+from orchestrator.analysis.verdict.comparison import compare
+from orchestrator.report.words.trailer import trailer
+from orchestrator.scenario.vocabulary import ARMS, ArmName, Metric
 from tests.unit.manifests import plan_of
 from tests.unit.report.test_sentence import measured
 from tests.unit.scenarios import map_scenario, scenario

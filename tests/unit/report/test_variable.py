@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from orchestrator.analysis.variable import Differing, Variable
-from orchestrator.report.variable import differing_said, variable_said
+from orchestrator.analysis.conditions.variable import Differing, Variable
+from orchestrator.report.words.variable_words import differing_said, variable_said
 
 KNOB = Differing("setting", "vfio_iommu_type1.disable_hugepages", "N", "Y")
 CONFIG = Differing("kernel", "configuration (3 symbols)", "", "")

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from orchestrator.report.wording import device_said, host_said
-from orchestrator.scenario import Scenario
+from orchestrator.report.words.wording import device_said, host_said
+from orchestrator.scenario.model import Scenario
 from tests.unit.scenarios import map_scenario, metal_scenario, scenario
 
 

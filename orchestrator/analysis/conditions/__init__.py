@@ -1,0 +1,1 @@
+"""The conditions of a comparison, and what differs between its arms."""

@@ -1,0 +1,315 @@
+"""One boot of somebody's own domain: where its time goes, how its BARs are mapped, what helps.
+
+There is no watch agent, no trace of QEMU's and no console. Phases are recognized by the thread
+that maps (QEMU's main thread before the guest runs, a CPU of the guest after that) and, under KVM,
+by the guest kernel's first write of EFER.SCE. Pure.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping as MappingType
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from orchestrator.analysis.boot.boot import Placed, parts_of
+from orchestrator.analysis.boot.boottrace import BootTrace, read_boot
+from orchestrator.analysis.boot.timeline import RAM, Phase, Step, Timeline, Zap
+from orchestrator.analysis.diagnosis.advice import Advice, ProfiledBoot, give_advice
+from orchestrator.analysis.maps.level import (
+    NO_HUGE_PFNMAP,
+    Level,
+    LevelReason,
+    guest_level,
+    policy_reason,
+)
+from orchestrator.analysis.maps.theory import Mapping, pages
+from orchestrator.analysis.tracefs.completeness import complete
+from orchestrator.analysis.tracefs.trace import Operation
+from orchestrator.base.errors import EvidenceError
+from orchestrator.base.reasons import Reason
+from orchestrator.evidence.profile_facts import ProfileBar, ProfileFacts
+from orchestrator.formats.abi import LEAVES, PAGE
+from orchestrator.formats.units import format_size
+
+_EFER, _SCE = 0xC0000080, 0x1
+"""Register and bit of SYSCALL. No firmware enables it; a 64-bit kernel does, early (Linux:
+arch/x86/kernel/head_64.S)."""
+_RESET_SECONDS = 10.0
+"""Longest time from the reset of the devices, which zaps their BARs, to QEMU's report of the
+machine's reset."""
+_WHOLE = [[f"{base}_{side}"] for base in ("ioctl", "unmap", "zap") for side in ("in", "out")]
+_SLOW_PAGE = 10e-9
+"""Limit of the seconds for each page of a map. With one lookup for each page a map takes longer on
+any machine; with one for each 2 MiB it is faster by a factor of ten or more."""
+# /proc/PID/maps (proc_pid_maps(5))
+_VMA = re.compile(r"(?m)^([0-9a-f]+)-([0-9a-f]+) \S+ ([0-9a-f]+) ")
+_REGION_SHIFT = 40
+"""VFIO_PCI_OFFSET_SHIFT (include/linux/vfio_pci_core.h): an offset's upper bits are the region,
+VFIO_PCI_BAR0_REGION_INDEX and so on."""
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Profile of one boot. Times are seconds since QEMU's exec or, for a reboot, since the
+    machine's reset."""
+
+    facts: ProfileFacts
+    timeline: Timeline
+    """Its boot ends when the guest agent connects or, if that does not happen, with the last sign
+    of the guest."""
+    ended_by: str
+    """agent, or the last sign of the guest: map, line (a line feed to the serial port)."""
+    levels: tuple[Level, ...]
+    """Levels of the BARs that QEMU had mapped at the end: of those with 1 GiB or more, else of the
+    largest. `place` is ProfileBar.name."""
+    advice: tuple[Advice, ...]
+    """Problems first, then the most costly."""
+
+
+def analyse_profile(facts: ProfileFacts, files: MappingType[str, str]) -> Profile:
+    """Return the profile of a boot. `files`: the text of each of TRACER_FILES.
+
+    Raises EvidenceError for a trace that is not complete, lacks the beginning of the boot or has
+    no maps.
+    """
+    complete(
+        "the profile", stats=files["stats.txt"], profile=_select_whole(files["profile.txt"]),
+        found_clock=files["clock.txt"], clock="mono",
+    )  # fmt: skip
+    process = facts.process
+    boot = read_boot(files["trace.txt"], {*process.threads} if process else None)
+    mapped = find_mappings(process.maps if process else "", facts.bars)
+    placed = _place(boot, facts.bars, mapped)
+    timeline, ended_by = _make_timeline(facts, boot, placed)
+    least = min(LEAVES["1GiB"], max((bar.size for bar in mapped), default=0))
+    levels = tuple(
+        _find_level(bar, mapped[bar], placed, facts)
+        for bar in facts.bars if bar in mapped and bar.size >= least
+    )  # fmt: skip
+    advice = give_advice(ProfiledBoot(timeline, {level.place: level for level in levels}, facts))
+    return Profile(facts, timeline, ended_by, levels, advice)
+
+
+def _select_whole(profile: str) -> str:
+    """Return the lines of kprobe_profile for those probes without which a map would be lost.
+    Probes of a map's parts may miss hits: on a busy host other code maps by the IOMMU at any time,
+    even in interrupts, and a probe that is hit while another one is being handled is missed."""
+    return "\n".join(line for line in profile.splitlines() if line.split()[:1] in _WHOLE)
+
+
+def find_mappings(maps: str, bars: Sequence[ProfileBar]) -> dict[ProfileBar, Mapping]:
+    """Return where QEMU has each BAR: the largest mapping of it, from the lines of /proc/PID/maps.
+
+    Devices that cannot be told apart there (same BAR, same size) are taken in order: their
+    alignment allows the same leaves, whichever mapping is whose.
+    """
+    found: dict[ProfileBar, Mapping] = {}
+    for start, end, offset in _VMA.findall(maps):
+        address, size = int(start, 16), int(end, 16) - int(start, 16)
+        if size <= 0 or size % PAGE:
+            continue  # no mapping is like that: the text is not the kernel's
+        for bar, inside in _find_bars(int(offset, 16), bars):
+            known = found.get(bar)
+            if inside + size > bar.size:
+                continue
+            if known is None or (known.physical - bar.start != inside and known.size < size):
+                found[bar] = Mapping(address, bar.start + inside, size)
+                break
+    return found
+
+
+def _find_bars(offset: int, bars: Sequence[ProfileBar]) -> list[tuple[ProfileBar, int]]:
+    """Return the BARs that an offset in a VFIO device's file may belong to, and the offset within
+    each. Before v6.10 the kernel shows the physical address in place of the offset
+    (vfio_pci_core_mmap)."""
+    number, inside = divmod(offset, 1 << _REGION_SHIFT)
+    by_address = [(b, offset - b.start) for b in bars if 0 <= offset - b.start < b.size]
+    return by_address or [(b, inside) for b in bars if b.number == number]
+
+
+def _place(
+    boot: BootTrace, bars: Sequence[ProfileBar], mapped: MappingType[ProfileBar, Mapping]
+) -> list[Placed]:
+    """Return each operation with its BAR, by the place of the BAR in QEMU's memory or, if that is
+    not known, by its size."""
+    sizes = {bar.size: bar.name for bar in reversed(bars)}
+    names: dict[tuple[int, int], str] = {}
+    last: dict[int, float] = {}
+    placed = []
+    for operation in boot.operations:
+        place = (operation.iova, operation.size)
+        if operation.kind == "map":
+            known = (bar.name for bar, m in mapped.items() if _is_within(operation, m))
+            names[place] = next(known, RAM if mapped else sizes.get(operation.size, RAM))
+        zapped = max((at for at, _, _ in boot.zaps if at <= operation.start), default=0.0)
+        cold = last.get(operation.iova, -1.0) <= zapped
+        if operation.kind == "map":
+            last[operation.iova] = operation.start
+        # what was mapped before a reboot is known by its size only
+        bar = names.get(place) or sizes.get(operation.size, RAM)
+        in_parts = operation.pages is not None or operation.walk_seconds is not None
+        placed.append(Placed(operation, bar, in_parts, cold))
+    return placed
+
+
+def _is_within(operation: Operation, mapping: Mapping) -> bool:
+    address = operation.address
+    return address is not None and mapping.address <= address < mapping.address + mapping.size
+
+
+# the timeline ----------------------------------------------------------------------------------
+
+
+def _make_timeline(
+    facts: ProfileFacts, boot: BootTrace, placed: Sequence[Placed]
+) -> tuple[Timeline, str]:
+    zero = _find_zero(facts, boot)
+    acts = sorted(
+        [(p.operation.start, p.operation.end, p.operation.pid) for p in placed]
+        + [(at, at + seconds, thread) for at, seconds, thread in boot.zaps]
+    )
+    acts = [act for act in acts if act[0] >= zero]
+    if not acts:
+        raise EvidenceError(
+            f"nothing was mapped or unmapped by VFIO's type 1 container while {facts.domain}"
+            " booted",
+            hint="does it map by iommufd? Then there is nothing here to profile",
+            reason=Reason.NO_MAPS,
+        )
+    signs = {"map": max(end for _, end, _ in acts), "line": max((t for t, _ in boot.feeds),
+            default=0.0)}  # fmt: skip
+    ended_by = max(signs, key=lambda name: signs[name])
+    end = signs[ended_by]
+    if "agent" in boot.marks:
+        ended_by, end = "agent", boot.marks["agent"]
+    stop = max(end, *signs.values())
+    phases = _find_phases(zero, facts.pid, boot, acts, stop)
+
+    def phase_at(time: float) -> str:
+        return next((p.name for p in reversed(phases) if p.start <= time), "")
+
+    steps = [
+        Step(
+            kind="map" if p.operation.kind == "map" else "unmap", bar=p.bar, size=p.operation.size,
+            phase=phase_at(p.operation.start), cause="", start=round(p.operation.start - zero, 9),
+            seconds=p.operation.seconds, parts=parts_of(p), result=p.operation.result,
+            cpu=p.operation.cpu,
+        )
+        for p in placed if p.operation.start >= zero
+    ]  # fmt: skip
+    zaps = [
+        Zap(round(at - zero, 9), seconds, phase_at(at), "memory decoding switched off")
+        for at, seconds, _ in boot.zaps if at >= zero
+    ]  # fmt: skip
+    timeline = Timeline(
+        trial=facts.domain, guest="", release=facts.release, unit="s",
+        boot_seconds=round(end - zero, 9), ssh_seconds=None, end_seconds=round(stop - zero, 9),
+        phases=tuple(replace(p, start=round(p.start - zero, 9)) for p in phases),
+        steps=tuple(steps), zaps=tuple(zaps), console=(),
+    )  # fmt: skip
+    return timeline, ended_by
+
+
+def _find_zero(facts: ProfileFacts, boot: BootTrace) -> float:
+    """Return the time at which the boot begins. Raises EvidenceError if the trace lacks it."""
+    reset = boot.marks.get("reset")
+    if facts.boot == "reboot" and reset is not None:
+        earliest = reset - _RESET_SECONDS
+        return min((at for at, _, _ in boot.zaps if earliest <= at < reset), default=reset)
+    started = boot.execs.get(facts.pid)
+    if started is None:
+        raise EvidenceError(
+            f"the trace does not have the beginning of {facts.domain}'s boot",
+            reason=Reason.NO_EXEC,
+        )
+    return started
+
+
+def _find_phases(
+    zero: float,
+    pid: int,
+    boot: BootTrace,
+    acts: Sequence[tuple[float, float, int]],
+    stop: float,
+) -> list[Phase]:
+    """Return the phases by who runs (QEMU, the firmware, the kernel; or the guest, if it is not
+    known which), and for each of them before, between and after its maps, unmaps and zaps."""
+    by_guest = [at for at, _, thread in acts if thread != pid]
+    by_guest += [at for at, *_ in (*boot.msrs, *boot.feeds)]
+    by_guest += [at for name, at in boot.marks.items() if name == "run"]
+    run = min((at for at in by_guest if at >= zero), default=stop)
+    kernel = next(
+        (at for at, _, register, value in boot.msrs
+         if at >= zero and register == _EFER and value & _SCE),
+        None,
+    )  # fmt: skip
+    actors = [(zero, "QEMU")] if "reset" not in boot.marks else []
+    if kernel is None:
+        actors.append((run, "guest"))
+    else:
+        actors += [(run, "firmware"), (kernel, "kernel")]
+    if "reset" in boot.marks:
+        actors[0] = (zero, actors[0][1])
+    starts: list[tuple[float, str]] = []
+    ends = [at for at, _ in actors[1:]] + [stop]
+    for (start, actor), end in zip(actors, ends, strict=True):
+        own = [act for act in acts if start <= act[0] < end]
+        if not own:
+            starts.append((start, actor))
+            continue
+        first, last = own[0][0], max(done for _, done, _ in own)
+        starts += [(start, f"{actor}: to its first map"), (first, f"{actor}: first map to last"),
+                   (last, f"{actor}: after its last map")]  # fmt: skip
+    until = [at for at, _ in starts[1:]] + [stop]
+    return [
+        Phase(name, at, round(end - at, 9))
+        for (at, name), end in zip(starts, until, strict=True)
+        if end > at
+    ]
+
+
+# levels ----------------------------------------------------------------------------------------
+
+
+def _find_level(
+    bar: ProfileBar, mapping: Mapping, placed: Sequence[Placed], facts: ProfileFacts
+) -> Level:
+    """Return the leaves that map the BAR, and why they are not 1 GiB. A map that takes as long as
+    a lookup for each page shows that the kernel makes one for each page."""
+    thp = facts.settings.transparent_hugepage or ""
+    level = guest_level(
+        bar.name, mapping, facts.process.page_table_bytes if facts.process else None,
+        facts.memory, facts.qemu, {"transparent_hugepage": thp},
+    )  # fmt: skip
+    if not facts.huge_fault:
+        own = [r for r in level.reasons if r.name not in ("unexplained", "thp-sysfs")]
+        level = replace(level, leaf="4KiB", reasons=(NO_HUGE_PFNMAP, *own))
+    page_seconds = _find_page_seconds(bar, mapping, placed)
+    if level.leaf == "4KiB" or page_seconds is None or page_seconds < _SLOW_PAGE:
+        return level
+    # a kernel that does not apply this policy to BARs also has the series, and would be fast
+    policy = policy_reason(thp, advised=False)
+    if policy is not None:
+        return replace(level, leaf="4KiB", reasons=(*level.reasons, policy))
+    reason = LevelReason(
+        "no-series",
+        f"a map takes {page_seconds * 1e9:.0f} ns for each page of {format_size(mapping.size)}:"
+        f' the kernel looks each up, over leaves of {level.leaf}, as without "vfio/type1: Use'
+        ' mapping page mask for pfnmaps" (v6.15)',
+    )
+    return replace(level, stride="4KiB", reasons=(*level.reasons, reason))
+
+
+def _find_page_seconds(
+    bar: ProfileBar, mapping: Mapping, placed: Sequence[Placed]
+) -> float | None:
+    """Return the seconds for a page in the cheapest map of the whole mapping; page faults slow the
+    others down. None if there was no such map."""
+    pins = [
+        p.operation.pin_seconds or p.operation.seconds
+        for p in placed
+        if p.bar == bar.name and p.operation.kind == "map" and p.operation.result == 0
+        and p.operation.size == mapping.size
+    ]  # fmt: skip
+    return min(pins) / pages(mapping.size) if pins else None

@@ -1,0 +1,1 @@
+"""Findings on what a machine can do."""

@@ -1,0 +1,223 @@
+"""Does anything on this machine distort or prevent measuring? Findings, from evidence alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from orchestrator.analysis.doctor.abilities import Machine, parse_number
+from orchestrator.analysis.doctor.finding import BOTH, METAL, Finding, Needs, Status, Use
+from orchestrator.evidence.checkup_facts import CountedMap, NoCountedMap
+from orchestrator.formats.abi import LEAVES, PAGE
+
+_THP = "/sys/kernel/mm/transparent_hugepage/enabled"
+_CLOCK = "/sys/devices/system/clocksource/clocksource0/current_clocksource"
+_CPU = "/sys/devices/system/cpu"
+_TRACING = "/sys/kernel/tracing"
+_SERIES = '"vfio: Improve DMA mapping performance for huge pfnmaps" (v6.15)'
+
+
+def series(machine: Machine, _needs: Needs) -> Iterator[Finding]:
+    """Yield a finding: does the kernel have the patch series? The lookups of a map decide if one
+    was made, else the kernel's types (BTF), never its version."""
+    release, probe, lookups = machine.facts.release, machine.facts.probe, machine.lookups
+    has, how, evidence = machine.has_series, "by its types", _quote_types(machine)
+    if isinstance(probe, CountedMap) and lookups is not None:
+        pages = probe.bytes // PAGE
+        has, how = lookups < pages, "counted"
+        evidence = (f"one map of {pages} pages of {probe.address}: {lookups} lookups",)
+    elif probe is not None:
+        why = probe.why if isinstance(probe, NoCountedMap) else "the kernel did not count"
+        evidence = (*evidence, f"no map was counted: {why}")
+    if has is None:
+        yield Finding(
+            "series", "note",
+            f"whether {release} has {_SERIES} is not known"
+            + (": its core has, its type1 is not to be seen" if machine.has_pfnmaps
+               else ""),
+            evidence or ("/sys/kernel/btf/vmlinux: no such file",),
+            "modprobe vfio_iommu_type1 and ask again, or --probe with a device on vfio-pci",
+        )  # fmt: skip
+    elif has:
+        yield Finding("series", "ok", f"{release} has {_SERIES}, {how}: a lookup for each leaf",
+                      evidence)  # fmt: skip
+    else:
+        older = "" if machine.has_pfnmaps or how == "counted" else ", nor huge pfnmaps (v6.12)"
+        yield Finding(
+            "series", "warning",
+            f"{release} has not {_SERIES}{older}, {how}: a lookup for each 4 KiB page",
+            evidence, "v6.15 or later, or a distribution's kernel with the series",
+        )  # fmt: skip
+
+
+def _quote_types(machine: Machine) -> tuple[str, ...]:
+    if (types := machine.facts.types) is None:
+        return ()
+    members = "; ".join(types.members or ["not there"])
+    parameters = ", ".join(name for name, _ in types.parameters or ())
+    texts = (f"struct follow_pfnmap_args: {members}", f"vaddr_get_pfns({parameters})")
+    return tuple(f"{path}: {text}" for path, text in zip(types.source, texts, strict=False))
+
+
+def huge_pages(machine: Machine, _needs: Needs) -> Iterator[Finding]:
+    policy = machine.chosen(_THP)
+    evidence = (machine.quote(_THP),)
+    if policy is None:
+        yield Finding(
+            "thp", "warning", "no transparent huge pages: BARs are mapped by 4 KiB pages",
+            evidence, "a kernel with CONFIG_TRANSPARENT_HUGEPAGE",
+        )  # fmt: skip
+    elif policy == "always":
+        yield Finding("thp", "ok", "transparent huge pages: always", evidence)
+    else:
+        # __thp_vma_allowable_orders() of mm/huge_memory.c; the kernel's types do not show what it
+        # does
+        yield Finding(
+            "thp", "warning",
+            f"transparent huge pages: {policy}. Some kernels (v6.12's first) apply that to BARs,"
+            " and then map them by 4 KiB pages",
+            evidence, "transparent_hugepage=always on the machine's own command line or in"
+            " host.cmdline; what is written to that file the next boot undoes",
+        )  # fmt: skip
+
+
+def gigantic_pages(machine: Machine, needs: Needs) -> Iterator[Finding]:
+    has = "pdpe1gb" in machine.flags
+    evidence = ["/proc/cpuinfo: flags " + ("with" if has else "without") + " pdpe1gb"]
+    if not has:
+        yield Finding(
+            "1gib-pages", "warning", "the processor shows no pages of 1 GiB", tuple(evidence),
+            "in a VM: a CPU model with pdpe1gb, as host-passthrough" if machine.is_guest
+            else "none: it is the hardware's",
+        )  # fmt: skip
+    for name, folder in (("1G", "1048576kB"), ("2M", "2048kB")):
+        if needs.backing != (backing := f"hugetlb-{name}iB"):
+            continue
+        path = f"/sys/kernel/mm/hugepages/hugepages-{folder}/free_hugepages"
+        size = LEAVES[f"{name}iB"]
+        wanted = -(-needs.guest_memory // size)
+        free = parse_number(machine.file(path)) or 0
+        if free < wanted:
+            # A note only: each trial reserves its pages under the kernel under test, and may find
+            # enough.
+            yield Finding(
+                "hugepages", "note", f"{free} free pages for guest.backing = {backing}: each trial"
+                f" sets {wanted} aside, if its kernel finds them", (machine.quote(path),),
+                "where it does not (no-huge-pages): host.cmdline ="
+                f' "hugepagesz={name} hugepages={wanted}"',
+            )  # fmt: skip
+    if has:
+        yield Finding("1gib-pages", "ok", "the processor has pages of 1 GiB", tuple(evidence))
+
+
+def tracing(machine: Machine, needs: Needs) -> Iterator[Finding]:
+    """Yield a finding on probes in the machine's own kernel. A run traces the kernels under test,
+    and checks their probes itself."""
+    status: Status = "warning" if needs.traced else "note"
+    if machine.lockdown == "confidentiality":
+        return  # such a kernel takes no probes; the finding `lockdown` has the remedy
+    events = f"{_TRACING}/kprobe_events"
+    if machine.access(events):
+        yield Finding("tracing", "ok", "the kernel takes probes", (f"{events}: writable",))
+    elif not machine.is_root:
+        yield Finding("tracing", "note", "whether the kernel takes probes is root's to know",
+                      (f"{events}: not readable as {machine.facts.user}",),
+                      "as root: barometer doctor")  # fmt: skip
+    elif _TRACING not in machine.tracefs:
+        where = " ".join(machine.tracefs)
+        yield Finding("tracing", status,
+                      f"tracefs is not mounted at {_TRACING}: the kernel cannot be traced",
+                      (f"/proc/self/mounts: {f'tracefs at {where}' if where else 'no tracefs'}",),
+                      f"mount -t tracefs nodev {_TRACING}, and a line for it in /etc/fstab; with"
+                      " no such file system: a kernel with CONFIG_KPROBE_EVENTS")  # fmt: skip
+    else:
+        yield Finding("tracing", status,
+                      "the kernel that runs has no probes",
+                      (f"{events}: no such file",),
+                      "a kernel with CONFIG_KPROBE_EVENTS")  # fmt: skip
+
+
+def symbols(machine: Machine, needs: Needs) -> Iterator[Finding]:
+    """Yield a finding on the functions that are traced. A function that the compiler renamed
+    (.isra, .constprop) is missing."""
+    places = machine.facts.symbols
+    if not places or not needs.traced:
+        return
+    lost = [name for name, place in places.items() if place is None]
+    if not lost:
+        yield Finding("symbols", "ok", f"all {len(places)} functions that are traced are there",
+                      (", ".join(dict.fromkeys(filter(None, places.values()))),))  # fmt: skip
+        return
+    unread = machine.unread
+    yield Finding(
+        "symbols", "note" if unread else "warning",
+        f"of the kernel that runs these functions are {'not seen' if unread else 'missing'}: "
+        + ", ".join(sorted(lost)),
+        unread or ("/proc/kallsyms, modules: not there under these names",),
+        "modprobe -a vfio-pci vfio_iommu_type1, and ask again" if unread
+        else "passes timing and counts are refused on such a kernel; plain works",
+    )  # fmt: skip
+
+
+def clock(machine: Machine, needs: Needs) -> Iterator[Finding]:
+    current = machine.file(_CLOCK)
+    if current is None or not _timed(machine, needs):
+        return
+    if current == "tsc":
+        yield Finding("clocksource", "ok", "tsc", (machine.quote(_CLOCK),), uses=BOTH)
+    else:
+        offered = "/sys/devices/system/clocksource/clocksource0/available_clocksource"
+        yield Finding(
+            "clocksource", "warning" if current in ("hpet", "acpi_pm") else "note",
+            f"the clock is {current}, not the TSC: each reading of it is slower",
+            (machine.quote(_CLOCK), machine.quote(offered)),
+            "dmesg | grep -i tsc says why; tsc=reliable where it is known to be", BOTH,
+        )  # fmt: skip
+
+
+def governor(machine: Machine, needs: Needs) -> Iterator[Finding]:
+    if not _timed(machine, needs):
+        return
+    uses: tuple[Use, ...] = BOTH
+    path = f"{_CPU}/cpu0/cpufreq/scaling_governor"
+    governors = machine.governors
+    others = [path for path, name in governors.items() if name != "performance"]
+    if not governors:
+        yield Finding("governor", "note" if not machine.is_guest else "ok",
+                      "the kernel does not set the processor's frequency", (machine.quote(path),),
+                      "" if machine.is_guest else "set it in the firmware's setup",
+                      uses)  # fmt: skip
+    elif not others:
+        yield Finding("governor", "ok", "performance, on every CPU", (machine.quote(path),),
+                      uses=uses)  # fmt: skip
+    else:
+        yield Finding(
+            "governor", "warning",
+            f"{', '.join(sorted({*governors.values()}))}: times move with the load",
+            (f"{machine.quote(others[0])}, and so of {len(others)} of {len(governors)} CPUs",),
+            _lasting(needs, f"echo performance | tee {_CPU}/cpu*/cpufreq/scaling_governor",
+                     'host.cmdline = "cpufreq.default_governor=performance" (v5.9)'),
+            uses,
+        )  # fmt: skip
+    for name, on in (("intel_pstate/no_turbo", "0"), ("cpufreq/boost", "1")):
+        if machine.file(f"{_CPU}/{name}") == on:
+            yield Finding(
+                "turbo", "note", "the processor runs above its nominal frequency while it is cool",
+                (machine.quote(f"{_CPU}/{name}"),),
+                "for times that repeat better: "
+                + _lasting(needs, f"echo {1 - int(on)} > {_CPU}/{name}",
+                           f'sysfs."{_CPU}/{name}" = {1 - int(on)} of both arms'), uses,
+            )  # fmt: skip
+
+
+def _lasting(needs: Needs, now: str, scenarios: str) -> str:
+    """Return the remedy that lasts long enough. `now` lasts until the next boot, so it is too
+    short for a run on a metal host, which boots."""
+    if "metal" not in needs.uses:
+        return now
+    return scenarios if needs.uses == METAL else f"{now}; of a metal host {scenarios}"
+
+
+def _timed(machine: Machine, needs: Needs) -> bool:
+    """True if durations are measured in this machine's own seconds, not in those of an
+    emulator."""
+    return "metal" in needs.uses or machine.has_kvm

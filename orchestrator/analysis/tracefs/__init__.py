@@ -1,0 +1,1 @@
+"""What tracefs printed: events, histograms, and whether anything was lost."""

@@ -1,0 +1,1 @@
+"""From samples of two arms to a verdict."""

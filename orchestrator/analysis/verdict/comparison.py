@@ -1,0 +1,601 @@
+"""Compare the trials of both arms: a Comparison, and comparison.json (schema 2)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from statistics import median
+from typing import Literal
+
+from orchestrator.analysis.boot.cost import cost_json
+from orchestrator.analysis.boot.timeline import Timeline
+from orchestrator.analysis.conditions.conditions import Conditions, conditions_json
+from orchestrator.analysis.conditions.variable import Variable, variable_json
+from orchestrator.analysis.maps.level import Level
+from orchestrator.analysis.maps.maps import MapPass, Place
+from orchestrator.analysis.maps.probe_overhead import costs_of_looking
+from orchestrator.analysis.maps.scaling import Law, scaling_law
+from orchestrator.analysis.maps.theory import pages
+from orchestrator.analysis.trial import Findings, TrialResult
+from orchestrator.analysis.verdict.effect import (
+    FEW_FLOOR,
+    OF_BOOTS,
+    OF_MAPS,
+    OF_MAPS_IN_BOOTS,
+    OF_UNMAPS_IN_BOOTS,
+    Effect,
+    Estimate,
+    Resolution,
+    Rule,
+    Verdict,
+    adjusted,
+    estimate,
+    judged,
+)
+from orchestrator.analysis.verdict.shapes import Shape, shapes
+from orchestrator.analysis.verdict.summary import summary
+from orchestrator.base.reasons import Reason
+from orchestrator.evidence.faults import (
+    Attempt,
+    arm_the_bench_fails,
+    bench_counts,
+    counts,
+    failing_arm,
+)
+from orchestrator.scenario.fields import Bound
+from orchestrator.scenario.model import Scenario
+from orchestrator.scenario.vocabulary import (
+    ARMS,
+    CONTROL,
+    METRICS,
+    ArmName,
+    Metric,
+    Role,
+    metric_at,
+)
+
+Outcome = Literal["met", "not met", "not known"]
+"""Outcome of an expectation."""
+
+SCHEMA = 2
+"""Version of comparison.json. Up to 1, costs were called seconds (scenario.py `current_name`).
+Nothing here reads it: a run of any version is judged from its evidence."""
+UNDECIDED = Reason.UNDECIDED_FAILURE
+"""Reason of a run that is inconclusive because a failure can be charged to nobody."""
+_WORST_FIRST: tuple[Verdict, ...] = (
+    "regressed", "invalid", "inconclusive", "improved", "equivalent",
+)  # fmt: skip
+_HEADLINES: tuple[Metric, ...] = ("bar_map_cost", "pfn_lookups_per_map", "guest_boot_cost")
+
+
+@dataclass(frozen=True)
+class MetricComparison:
+    name: Metric
+    unit: str
+    baseline: tuple[float, ...]
+    """One value for each measured trial, in the order in which they ran."""
+    candidate: tuple[float, ...]
+    effect: Effect
+    control: Effect | None = None
+    """Effect between trials of one kernel. In a run: baseline against control. Across two runs:
+    the other arm of both."""
+    controls: tuple[float, ...] = ()
+    """Values of the control, which take the place of the candidate's."""
+
+    @cached_property
+    def shapes(self) -> dict[ArmName, tuple[Shape, ...]]:
+        """Shapes of the arms whose times are not one cloud around one value. Times only."""
+        if self.unit != "s":
+            return {}
+        found = {arm: shapes(getattr(self, arm)) for arm in ARMS}
+        return {arm: seen for arm, seen in found.items() if seen}
+
+    @property
+    def verdict(self) -> Verdict:
+        """Verdict of the effect; invalid if the bench finds a difference between a kernel and
+        itself."""
+        if self.control is not None and self.control.verdict in ("improved", "regressed"):
+            return "invalid"
+        return self.effect.verdict
+
+    @property
+    def ratio(self) -> float | None:
+        """Candidate / baseline; below 1 the candidate is cheaper. None if the baseline is zero."""
+        return self.effect.ratio
+
+
+@dataclass(frozen=True)
+class Comparison:
+    scenario: str
+    verdict: Verdict
+    results: tuple[TrialResult, ...]
+    metrics: tuple[MetricComparison, ...]
+    kernels: dict[ArmName, dict[str, str]]
+    """Release and source of each arm's kernel."""
+    planned: int
+    """Number of trials of the plan; fewer results mean that the run is not complete."""
+    deciding: tuple[Metric, ...] = ()
+    """Metrics that decide the verdict: those with an expectation, else the headline."""
+    conditions: Conditions | None = None
+    """Conditions under which the arms were measured, and their differences."""
+    paired: bool = True
+    """False if the arms are of different runs."""
+    variable: Variable | None = None
+    """The variable: what the arms differ in."""
+
+    @cached_property
+    def undecided(self) -> list[TrialResult]:
+        """Trials that were not measured because of a failure that is charged to nobody."""
+        return undecided(self.results)
+
+    @property
+    def has_undecided(self) -> bool:
+        """True if there are failures that nobody can be charged with. Then the verdict is neither
+        equivalent nor improved."""
+        return _has_undecided(self.results)
+
+    def of_arm(self, arm: Role) -> list[TrialResult]:
+        return [r for r in self.results if r.arm == arm]
+
+    def count(self, arm: Role, kind: str) -> int:
+        return sum(r.kind == kind for r in self.of_arm(arm))
+
+    def metric(self, name: Metric) -> MetricComparison | None:
+        return next((m for m in self.metrics if m.name == name), None)
+
+
+def compare(
+    scenario: Scenario,
+    kernels: dict[ArmName, dict[str, str]],
+    results: Sequence[TrialResult],
+    planned: int,
+    accel: str,
+    conditions: Conditions | None = None,
+    *,
+    paired: bool = True,
+) -> Comparison:
+    """Return effect and verdict of every metric that both arms have. `planned`: number of trials
+    of the complete run. With the accelerator exact, metrics that are otherwise in seconds are in
+    Ginsn, 10^9 instructions. `paired`: False if the arms are of different runs."""
+    metrics = _compared(scenario, results, accel, paired=paired)
+    deciding = _deciding(scenario, [m.name for m in metrics])
+    verdict = _verdict(results, metrics, deciding)
+    if len(guest_accels(results)) > 1:
+        verdict = "invalid"  # KVM against emulation is no evidence on kernels
+    if conditions is not None and conditions.unplanned:
+        verdict = "invalid"
+    if len(results) < planned and verdict in ("improved", "equivalent"):
+        verdict = "inconclusive"
+    return Comparison(
+        scenario.name, verdict, tuple(results), tuple(metrics), kernels, planned, deciding,
+        conditions, paired,
+    )  # fmt: skip
+
+
+def with_control(comparison: Comparison, beside: Comparison) -> Comparison:
+    """Return the comparison with a control for each metric: the effect that `beside` has between
+    trials of one kernel."""
+    metrics = tuple(
+        replace(metric, control=found.effect, controls=found.candidate)
+        if (found := beside.metric(metric.name)) is not None
+        else metric
+        for metric in comparison.metrics
+    )
+    verdict = comparison.verdict
+    # as in a run: an arm that fails more often is worse, whatever its times are
+    if not fails_more(comparison) and any(
+        m.verdict == "invalid" for m in metrics if m.name in comparison.deciding
+    ):
+        verdict = "invalid"
+    return replace(comparison, metrics=metrics, verdict=verdict)
+
+
+def _compared(
+    scenario: Scenario, results: Sequence[TrialResult], accel: str, *, paired: bool
+) -> list[MetricComparison]:
+    rule = Rule(scenario.judgement.margin, scenario.judgement.floor)
+    found: dict[Metric, tuple[str, dict[Role, dict[int, float]], Estimate]] = {}
+    for name in _names(results):
+        unit = unit_of(name, accel)
+        values = {role: values_of(results, role, name) for role in (*ARMS, CONTROL)}
+        before, after = values["baseline"], values["candidate"]
+        if before and after:
+            pairs = [(before[pair], after[pair]) for pair in before if pair in after]
+            one = estimate(
+                unit, [*before.values()], [*after.values()], pairs if paired else None,
+                resolution_of(scenario, name),
+            )  # fmt: skip
+            found[name] = (unit, values, one)
+    deciding = _deciding(scenario, [*found])
+    ps = _adjusted({name: one.p for name, (_, _, one) in found.items()}, deciding)
+    return [
+        _metric(
+            name, unit, values, judged(one, rule, ps[name]), rule, resolution_of(scenario, name)
+        )
+        for name, (unit, values, one) in found.items()
+    ]
+
+
+def unit_of(name: Metric, accel: str) -> str:
+    """Return the metric's unit: count, s, or for a cost on an exact host Ginsn: 10^9
+    instructions. That host's clocks advance by 1 ns with each instruction, so a clock that reads
+    1 s has counted 1 Ginsn."""
+    kind = METRICS[name.partition("@")[0]]
+    if kind == "cost":
+        return "Ginsn" if accel == "exact" else "s"
+    return kind
+
+
+def resolution_of(scenario: Scenario, name: Metric) -> Resolution:
+    """Return how near two values of a metric in Ginsn must be to be the same number."""
+    if scenario.workload == "map":
+        return OF_MAPS
+    if name.startswith("guest_"):
+        return OF_BOOTS
+    return OF_UNMAPS_IN_BOOTS if name.startswith("bar_unmap") else OF_MAPS_IN_BOOTS
+
+
+def values_of(results: Sequence[TrialResult], role: Role, name: Metric) -> dict[int, float]:
+    """Return the metric's value of each measured trial that has one, by pair."""
+    return {
+        r.pair: value for r in results
+        if r.arm == role and r.kind == "measured" and (value := r.value(name)) is not None
+    }  # fmt: skip
+
+
+def _adjusted(
+    ps: Mapping[Metric, float | None], deciding: Sequence[Metric]
+) -> dict[Metric, float | None]:
+    """Adjust the p values of the deciding metrics together, and those of the others together."""
+    out: dict[Metric, float | None] = {}
+    for family in ([n for n in ps if n in deciding], [n for n in ps if n not in deciding]):
+        out |= zip(family, adjusted([ps[name] for name in family]), strict=True)
+    return out
+
+
+def _metric(
+    name: Metric,
+    unit: str,
+    values: Mapping[Role, Mapping[int, float]],
+    effect: Effect,
+    rule: Rule,
+    resolution: Resolution,
+) -> MetricComparison:
+    baseline, candidate, control = (tuple(values[role].values()) for role in (*ARMS, CONTROL))
+    beside = None
+    if control:
+        one = estimate(unit, baseline, control, None, resolution)
+        beside = judged(one, rule, one.p)
+    return MetricComparison(name, unit, baseline, candidate, effect, beside, control)
+
+
+def _names(results: Sequence[TrialResult]) -> list[Metric]:
+    """Return every metric that was measured: in the order of METRICS, then point by point."""
+    found = {name: None for result in results for name in result.samples}
+    return [name for name in METRICS if name in found] + [n for n in found if "@" in n]
+
+
+def _deciding(scenario: Scenario, measured: Sequence[Metric]) -> tuple[Metric, ...]:
+    """Return the metrics that the scenario has expectations for, else the first headline of those
+    that were measured."""
+    if scenario.expect or not measured:
+        return tuple(scenario.expect)
+    return (next((h for h in _HEADLINES if h in measured), measured[0]),)
+
+
+def _verdict(
+    results: Sequence[TrialResult],
+    metrics: Sequence[MetricComparison],
+    deciding: Sequence[Metric],
+) -> Verdict:
+    """Return the verdict of the whole run: failures first, then the metrics that decide."""
+    measured = any(r.arm == "baseline" and r.kind == "measured" for r in results)
+    if measured and more_failures(results) > 0:
+        return "regressed"  # an arm that fails more often is worse, whatever its times are
+    by_name = {m.name: m.verdict for m in metrics}
+    is_undecided = _has_undecided(results)
+    missing: Verdict = "inconclusive" if is_undecided else "invalid"
+    if not by_name:
+        return missing
+    found = worst(by_name.get(name, missing) for name in deciding)
+    return "inconclusive" if is_undecided and found in ("improved", "equivalent") else found
+
+
+def worst(verdicts: Iterable[Verdict]) -> Verdict:
+    """Return the worst verdict of several metrics, or of several comparisons."""
+    return min(verdicts, key=_WORST_FIRST.index)
+
+
+def guest_accels(results: Sequence[TrialResult]) -> set[str]:
+    """Return how the guests of the measured trials ran: kvm, tcg."""
+    return {r.guest_accel for r in results if r.kind == "measured" and r.guest_accel}
+
+
+def findings_of(comparison: Comparison, arm: ArmName) -> Findings:
+    """Return the findings of an arm, which are all that it shows besides metrics. Each is from the
+    first measured trial that has it (passes can be trials of their own)."""
+    found = [r.findings for r in comparison.of_arm(arm) if r.kind == "measured"]
+    passes: dict[str, MapPass] = {}
+    levels: dict[str, Level] = {}
+    for one in found:
+        for name, value in one.passes.items():
+            passes.setdefault(name, value)
+        for level in one.levels:
+            levels.setdefault(level.place, level)
+    return Findings(
+        passes,
+        tuple(levels.values()),
+        next((f.traced for f in found if f.traced), ()),
+        next((f.breakdowns for f in found if f.breakdowns), ()),
+    )
+
+
+def boots_of(comparison: Comparison) -> dict[ArmName, list[Timeline]]:
+    """Return the traced guest boots of each arm's measured trials."""
+    return {
+        arm: [
+            boot for result in comparison.of_arm(arm) if result.kind == "measured"
+            for boot in result.findings.timelines
+        ]
+        for arm in ARMS
+    }  # fmt: skip
+
+
+def laws(comparison: Comparison, arm: ArmName) -> dict[str, Law]:
+    """Return the scaling law of each series of sizes, from the medians: "map/1GiB/cold" -> law.
+
+    The counts show the step by which the kernel walks a map and an unmap. Sizes whose step is not
+    that of the largest size are left out of the series. Without counts there is no law.
+    """
+    shown = findings_of(comparison, arm)
+    counted = shown.passes.get("counts")
+    if counted is None:
+        return {}
+    levels = {level.place: level for level in shown.levels}
+    series: dict[str, list[tuple[str, int, float]]] = {}
+    for place in counted.places:
+        for state in ("cold", "warm"):
+            for what in ("map", "unmap"):
+                whole = place.mapping.size == counted.bar_bytes
+                point = f"{place.name}/{state}"
+                metric = comparison.metric(metric_at(f"bar_{what}_cost", point, whole=whole))
+                unit = walked_by(what, place, levels.get(place.name))
+                if metric is not None and unit is not None:
+                    name = f"{what}/{place.name.partition('/')[2]}/{state}"
+                    cost = median(getattr(metric, arm))
+                    series.setdefault(name, []).append((unit, place.mapping.size, cost))
+    found = {}
+    for name, points in series.items():
+        unit = max(points, key=lambda point: point[1])[0]
+        law = scaling_law([(size, cost) for u, size, cost in points if u == unit], unit)
+        if law is not None:
+            found[name] = law
+    return found
+
+
+def walked_by(what: str, place: Place, level: Level | None) -> str | None:
+    """Return the step of a map (of its lookups) or of an unmap (of its walks of the IOMMU's
+    tables), or None if it is not known."""
+    if place.counts is None or place.dma_buf:
+        return "1GiB" if place.dma_buf else None
+    if what == "unmap":
+        return "4KiB" if place.counts.iova_walks == pages(place.mapping.size) else "1GiB"
+    return level.stride if level else None
+
+
+def outcomes(scenario: Scenario, comparison: Comparison) -> dict[Metric, Outcome]:
+    """Return whether each metric that decides came out as the scenario expects. A metric without
+    an expectation must not regress. Before the run is complete, only a regression is known. With
+    failures that nobody can be charged with, an expectation can be known to be not met, but not to
+    be met."""
+    return {name: _outcome(scenario, comparison, name) for name in comparison.deciding}
+
+
+def _outcome(scenario: Scenario, comparison: Comparison, name: Metric) -> Outcome:
+    metric, wanted = comparison.metric(name), scenario.expect.get(name)
+    if metric is None or comparison.verdict == "invalid":
+        return "not known"
+    if wanted is not None:
+        found = _met(metric, wanted, scenario.judgement.margin)
+    else:
+        by_verdict: dict[Verdict, Outcome] = {
+            "improved": "met", "equivalent": "met", "regressed": "not met",
+        }  # fmt: skip
+        found = by_verdict.get(metric.verdict, "not known")
+    if len(comparison.results) >= comparison.planned and not (
+        found == "met" and comparison.has_undecided
+    ):
+        return found
+    return found if metric.verdict == "regressed" and found == "not met" else "not known"
+
+
+def fails_more(comparison: Comparison) -> bool:
+    """True if the candidate's kernel fails more often than the baseline's in a run that is not
+    invalid."""
+    return comparison.verdict != "invalid" and more_failures(comparison.results) > 0
+
+
+def attempts_of(results: Sequence[TrialResult]) -> list[Attempt]:
+    """Return every attempt of the arms' trials; the control's are the baseline's."""
+    return [
+        attempt for r in results if r.arm in (*ARMS, CONTROL) for attempt in r.attempts
+    ]  # fmt: skip
+
+
+def failures(results: Sequence[TrialResult], arm: ArmName) -> tuple[int, int]:
+    """Return the number of failed attempts that an arm's kernel is charged with, and of its
+    attempts."""
+    attempts = attempts_of(results)
+    charged = ("arm", "undecided") if failing_arm(attempts) == arm else ("arm",)
+    failed = sum(a.arm == arm and a.reason != "" and a.charge in charged for a in attempts)
+    return failed, counts(attempts, arm)[1]
+
+
+def undecided(results: Sequence[TrialResult]) -> list[TrialResult]:
+    """Return the trials that were not measured because of a failure that nobody is charged with
+    yet."""
+    charged = failing_arm(attempts_of(results))
+    return [
+        r for r in results
+        if r.arm in (*ARMS, CONTROL) and r.kind != "measured" and r.charge == "undecided"
+        and r.attempts[-1].arm != charged
+    ]  # fmt: skip
+
+
+def arm_failed_by_bench(results: Sequence[TrialResult]) -> ArmName | None:
+    """Return the arm in whose attempts the bench failed more often than by chance, or None. That
+    arm's kernel may have caused it."""
+    return arm_the_bench_fails(attempts_of(results))
+
+
+def _has_undecided(results: Sequence[TrialResult]) -> bool:
+    return bool(undecided(results)) or arm_failed_by_bench(results) is not None
+
+
+def more_failures(results: Sequence[TrialResult]) -> int:
+    """Return how many more attempts the candidate's kernel failed than the baseline's; 0 unless
+    these are more in number and also a larger share of its attempts. No statistics are involved:
+    one more failure is enough."""
+    (before, of_before), (after, of_after) = (failures(results, arm) for arm in ARMS)
+    return max(0, after - before) if after * of_before > before * of_after else 0
+
+
+def exit_code(scenario: Scenario, comparison: Comparison) -> int:
+    """Return 0 if the expectation is met, 1 if not, 3 if the bench failed, 4 if the run is invalid
+    or inconclusive."""
+    unmeasured = [arm for arm in ARMS if not comparison.count(arm, "measured")]
+    if unmeasured and comparison.verdict != "regressed":
+        by_bench = not comparison.has_undecided and all(
+            r.by_bench for arm in unmeasured for r in comparison.of_arm(arm)
+        )
+        return 3 if by_bench and any(r.by_bench for r in comparison.results) else 4
+    found = {*outcomes(scenario, comparison).values()}
+    if "not met" in found or fails_more(comparison):
+        return 1
+    return 0 if found == {"met"} else 4
+
+
+def _met(metric: MetricComparison, wanted: str | Bound, margin: float) -> Outcome:
+    if metric.verdict == "invalid":
+        return "not known"
+    if isinstance(wanted, Bound):
+        return _within(metric, wanted)
+    accepted = {"not-regressed": ("improved", "equivalent")}.get(wanted, (wanted,))
+    if metric.verdict in accepted:
+        return "met"
+    if metric.verdict != "inconclusive":
+        return "not met"
+    interval = metric.effect.interval
+    below = wanted == "not-regressed" and interval is not None and interval[1] < 1 + margin
+    return "met" if below else "not known"
+
+
+def _within(metric: MetricComparison, bound: Bound) -> Outcome:
+    """Return whether the whole interval of the ratio is on the right side of the bound (met), or
+    on the wrong one (not met)."""
+    found = metric.effect.estimate
+    ratio = math.inf if found.ratio is None else found.ratio
+    low, high = found.interval or ((1.0, 1.0) if found.same else (ratio, ratio))
+    if found.interval is None:
+        if not (found.apart or found.same):
+            return "not known"
+        if found.basis == "few":
+            low, high = ratio / FEW_FLOOR, ratio * FEW_FLOOR
+    if bound.holds(low) and bound.holds(high):
+        return "met"
+    return "not known" if bound.holds(low) or bound.holds(high) else "not met"
+
+
+def to_json(comparison: Comparison) -> dict[str, object]:
+    """Return comparison.json."""
+    arms: dict[str, object] = {}
+    for arm in ARMS:
+        arms[arm] = {
+            "kernel": comparison.kernels[arm],
+            "trials": {k: comparison.count(arm, k) for k in ("measured", "failed", "invalid")},
+            "metrics": {
+                m.name: {"unit": m.unit, "samples": list(getattr(m, arm)),
+                         "median": summary(m.unit, getattr(m, arm)).middle}
+                for m in comparison.metrics
+            },
+            **_shown(comparison, arm),
+        }  # fmt: skip
+    return {
+        "schema": SCHEMA, "scenario": comparison.scenario, "verdict": comparison.verdict,
+        "arms": arms,
+        "metrics": {
+            m.name: _effect_json(m.effect) | {
+                "verdict": m.verdict, "deciding": m.name in comparison.deciding,
+                "control": m.control and _effect_json(m.control) | {"samples": list(m.controls)},
+                "shapes": {arm: [asdict(shape) for shape in found]
+                           for arm, found in m.shapes.items()},
+            }
+            for m in comparison.metrics
+        },
+        "variable": comparison.variable and variable_json(comparison.variable),
+        "conditions": comparison.conditions and conditions_json(comparison.conditions),
+        "boots": cost_json(boots_of(comparison)),
+        **_attempts_json(comparison),
+        "problems": [
+            {"trial": r.name, "arm": r.arm, "kind": r.kind, "stage": r.stage, "reason": r.reason,
+             "charge": r.attempts[-1].charge, "message": r.message}
+            for r in comparison.results if r.kind != "measured"
+        ],
+    }  # fmt: skip
+
+
+def _attempts_json(comparison: Comparison) -> dict[str, object]:
+    """Return the attempts of a run, if one of them failed. `charged`: how many of the `failed`
+    ones are charged to the arm; `of`: attempts that the bench did not fail; `bench`: attempts that
+    the bench failed in a way that a kernel may have caused."""
+    attempts = attempts_of(comparison.results)
+    of_arms = {
+        arm: {"failed": counts(attempts, arm)[0],
+              "charged": failures(comparison.results, arm)[0], "of": counts(attempts, arm)[1],
+              "bench": bench_counts(attempts, arm).failed}
+        for arm in ARMS
+    }  # fmt: skip
+    if not any(found["failed"] or found["bench"] for found in of_arms.values()):
+        return {}
+    return {"reason": UNDECIDED if comparison.has_undecided else "", "attempts": of_arms}
+
+
+def _effect_json(effect: Effect) -> dict[str, object]:
+    found = effect.estimate
+    return {
+        "ratio": found.ratio, "ci95": found.interval and list(found.interval), "p": found.p,
+        "p_adjusted": effect.p_adjusted, "basis": found.basis, "pairs": found.pairs,
+        "verdict": effect.verdict,
+    }  # fmt: skip
+
+
+def _shown(comparison: Comparison, arm: ArmName) -> dict[str, object]:
+    """Return what an arm shows besides metrics, as in comparison.json."""
+    shown, boots = findings_of(comparison, arm), boots_of(comparison)[arm]
+    if shown == Findings() and not boots:
+        return {}
+    return {
+        "notes": [
+            {"trial": boot.trial, "name": note.name, "text": note.text}
+            for boot in boots for note in boot.notes
+        ],
+        "levels": [
+            {"place": level.place, "leaf": level.leaf, "stride": level.stride,
+             "iommu_leaf": level.iommu,
+             "reasons": [{"name": r.name, "text": r.text} for r in level.reasons]}
+            for level in shown.levels
+        ],
+        "scaling": {
+            name: {"kind": law.kind, "unit": law.unit, "fixed": law.fixed,
+                   "per_unit": law.per_unit, "residual": law.residual}
+            for name, law in laws(comparison, arm).items()
+        },
+        "looking": [asdict(cost) for cost in costs_of_looking(shown.passes)],
+        "instructions": [
+            {"operation": b.operation, "state": b.state, "logged": b.logged, "total": b.total,
+             "functions": dict(b.by_function())}
+            for b in shown.breakdowns
+        ],
+    }  # fmt: skip

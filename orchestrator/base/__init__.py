@@ -1,0 +1,1 @@
+"""What every room stands on: errors and their reasons, programs, files, waiting."""

@@ -1,0 +1,1 @@
+"""Numbers of the kernel's interfaces, reports on its console, units of sizes. Pure."""

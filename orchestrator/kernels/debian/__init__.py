@@ -1,0 +1,1 @@
+"""Debian's packages and systems: apt, kernel packages, bootstrapped roots."""

@@ -1,0 +1,145 @@
+"""A kernel from Debian's packages, including the split packages of newer kernels."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+
+from orchestrator.base.cache import Cache
+from orchestrator.base.errors import BenchError, ScenarioError
+from orchestrator.base.process import run
+from orchestrator.base.reasons import Reason
+from orchestrator.base.spelling import nearest_name
+from orchestrator.kernels.debian.apt import KNOWN_SUITES, Archive, Package
+from orchestrator.kernels.image.bundle import KernelBundle, release_in
+from orchestrator.scenario.kernel_forms import DebKernel
+
+# A kernel package depends on many packages. Those that are built from these sources are the kernel
+# itself: 6.12 is one package, 7.x is split into image (empty), binary, modules and base.
+_KERNEL_SOURCES = ("linux", "linux-signed-amd64")
+# Suites to search if the scenario names no suite.
+_EVERYWHERE = ("trixie", "trixie-security", "trixie-backports")
+
+
+def resolved(kernel: DebKernel, cache: Cache) -> tuple[str, Archive]:
+    """Return the exact version to which `kernel` resolves now, and the archive that has it.
+
+    Raises ScenarioError if there is no such suite, package or version.
+    """
+    archive = Archive(suites_of(kernel.suite), cache)
+    archive.update()
+    version = archive.remembered(
+        f"version {kernel}",
+        lambda: chosen_version(archive, kernel.deb, kernel.version, kernel.suite, "linux-image-"),
+    )
+    return str(version), archive
+
+
+def chosen_version(
+    archive: Archive, name: str, version: str | None, suite: str | None, start: str
+) -> str:
+    """Return the newest version of the package `name` that matches `version` and `suite`; None
+    matches any. Raises ScenarioError if there is none. Its suggestions are names that begin with
+    `start`."""
+    found = archive.versions(name)
+    if not found:
+        near = [n for n in archive.names_like(start) if not n.endswith("-dbg")]
+        raise ScenarioError(
+            f'there is no package "{name}" in {" ".join(archive.suites)}'
+            + nearest_name(name, near, [n for n in near if not any(map(str.isdigit, n))] or near),
+            reason=Reason.NO_SUCH_PACKAGE,
+        )
+    for there, where in found:
+        if version in (None, there) and suite in (None, where):
+            return there
+    listed = ", ".join(f"{there} ({where})" for there, where in found)
+    asked = name + (f"={version}" if version else "") + (f"@{suite}" if suite else "")
+    raise ScenarioError(f"there is no {asked}; there are {listed}", reason=Reason.NO_SUCH_VERSION)
+
+
+def suites_of(suite: str | None) -> tuple[str, ...]:
+    """Return the suites to search for packages of a suite and their dependencies."""
+    if suite is None:
+        return _EVERYWHERE
+    base, _, addition = suite.partition("-")
+    # the dependencies of a backport may still be in the release below it
+    return (base, suite) if addition and base in KNOWN_SUITES else (suite,)
+
+
+def packages_of(kernel: DebKernel, cache: Cache) -> tuple[Archive, list[Package]]:
+    """Return the archive, and the packages in it that are this kernel. Raises as `resolved`."""
+    version, archive = resolved(kernel, cache)
+
+    def needed() -> list[dict[str, str]]:
+        return [
+            asdict(p)
+            for p in archive.dependencies(kernel.deb, version)
+            if p.source in _KERNEL_SOURCES
+        ]
+
+    answer = archive.remembered(f"packages {kernel.deb}={version}", needed)
+    return archive, [Package(**facts) for facts in answer]
+
+
+def materialised(kernel: DebKernel, cache: Cache) -> KernelBundle:
+    """Download and unpack the kernel's packages; cached by their hashes."""
+    version, _ = resolved(kernel, cache)
+    archive, packages = packages_of(kernel, cache)
+    key = {"kind": "deb", "schema": 2, "packages": sorted(p.sha256 for p in packages)}
+    place = cache.entry("kernels", key, lambda folder: _unpack(archive, packages, folder))
+    answer = [asdict(p) for p in packages]
+    return bundle_at(place, {"from": str(kernel), "version": version, "packages": answer})
+
+
+def _unpack(archive: Archive, packages: list[Package], folder: Path) -> None:
+    debs, tree = folder / "debs", folder / "tree"
+    debs.mkdir()
+    tree.mkdir()
+    for deb in archive.download(packages, debs):
+        run(["dpkg-deb", "--extract", deb, tree], doing=f"unpacking {deb.name}")
+    shutil.rmtree(debs)
+    # 6.12 has /boot/vmlinuz-RELEASE, 7.x has /usr/lib/modules/RELEASE/vmlinuz
+    images = [*tree.glob("boot/vmlinuz-*"), *tree.glob("usr/lib/modules/*/vmlinuz")]
+    if len(images) != 1:
+        raise BenchError(
+            f"expected one vmlinuz in {', '.join(p.name for p in packages)}, found {len(images)}",
+            evidence="\n".join(str(p.relative_to(tree)) for p in images),
+            reason=Reason.PACKAGE_LAYOUT,
+        )
+    release = release_in(images[0])
+    modules = tree / "usr/lib/modules" / release
+    if not modules.is_dir():
+        modules = tree / "lib/modules" / release
+    configs = [*tree.glob("boot/config-*"), *modules.glob("config")]
+    images[0].rename(folder / "vmlinuz")
+    if configs:
+        configs[0].rename(folder / "config")
+    modules.rename(folder / "modules")
+    for link in ("build", "source"):
+        (folder / "modules" / link).unlink(missing_ok=True)
+    shutil.rmtree(tree)
+    # a package has no modules.dep; it is made when the package is installed
+    index_modules(folder, release)
+
+
+def index_modules(folder: Path, release: str) -> None:
+    """Run depmod over FOLDER/modules, which depmod expects as lib/modules/RELEASE."""
+    base = folder / "base"
+    (base / "lib/modules").mkdir(parents=True)
+    (base / "lib/modules" / release).symlink_to(folder / "modules")
+    run(["/sbin/depmod", "--basedir", base, release], doing="indexing the kernel's modules")
+    shutil.rmtree(base)
+
+
+def bundle_at(place: Path, provenance: dict[str, object]) -> KernelBundle:
+    """Return the bundle in a cache entry: vmlinuz, modules/, config."""
+    config = place / "config"
+    return KernelBundle(
+        release=release_in(place / "vmlinuz"),
+        vmlinuz=place / "vmlinuz",
+        modules=place / "modules",
+        config=config if config.exists() else None,
+        digest=place.name,
+        provenance=provenance,
+    )

@@ -1,0 +1,1 @@
+"""Modules: rebuild some of a package from changed sources, read their files."""

@@ -1,0 +1,143 @@
+"""Parts of a kernel's source, in which kbuild works against the headers of the kernel's package
+(`make M=`): it tells what it would make of them, compiles objects, and builds modules."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from orchestrator.base.cache import Cache
+from orchestrator.base.errors import ScenarioError
+from orchestrator.base.reasons import Reason
+from orchestrator.kernels.module.change import Files
+from orchestrator.kernels.module.kbuild import (
+    DryRun,
+    Objects,
+    folders_of,
+    is_part,
+    parse_dry_run,
+    room_of,
+)
+from orchestrator.kernels.module.objects import difference
+from orchestrator.kernels.source.buildroot import WORK, BuildRoot
+from orchestrator.kernels.source.debsource import DebSource
+
+_TREE = f"{WORK}/tree"
+_MAKE = 'cd "$1/tree"; headers=$2; shift 2; make -j"$(nproc)" -C "$headers" M="$PWD" "$@"'
+# the first word is a variable, the others are the modules
+STRIPPED = f'{_MAKE} && shift && strip --strip-debug "$@"'
+_LOG = "dry-run.log"
+
+
+@dataclass(frozen=True)
+class ModuleTree:
+    source: DebSource
+    root: BuildRoot
+    cache: Cache
+
+    def lay(self, folder: Path, rooms: Collection[str], files: Files) -> None:
+        """Lay out parts of the source in FOLDER/tree, with `files` in place of the package's
+        files."""
+        folder.mkdir()
+        tree = self.source.tree(rooms)
+        for room in sorted(rooms):
+            shutil.copytree(tree / room, folder / "tree" / room,
+                            copy_function=shutil.copyfile, dirs_exist_ok=True)  # fmt: skip
+        above = folders_of([f"{room}/any" for room in self._entered(rooms)], self.source.names)
+        makefiles = {f"{path}/{name}" for path in above for name in ("Makefile", "Kbuild")}
+        write_files(
+            {m: (tree / m).read_bytes() for m in makefiles & self.source.names}, folder / "tree"
+        )
+        write_files(files, folder / "tree")
+        # Makefiles name other parts of the kernel's tree by paths from its top. In this build the
+        # top is the folder of the headers, so the files are laid over that folder, too.
+        shutil.copytree(folder / "tree", folder / "layer" / self.source.srctree[1:])
+        # the folders keep their names, because these decide which headers are part of a srcversion
+        tops = [path for path in above if not any(path.startswith(f"{top}/") for top in above)]
+        (folder / "tree/Kbuild").write_text("".join(f"obj-y += {top}/\n" for top in tops))
+
+    def _entered(self, rooms: Iterable[str]) -> list[str]:
+        """Return the parts that have a Makefile of their own. virt/kvm has none."""
+        folders = folders_of([f"{room}/any" for room in rooms], self.source.names)
+        return sorted(room for room in rooms if room in folders)
+
+    def make(
+        self, folder: Path, words: Iterable[str], log: Path, *, doing: str, script: str = _MAKE,
+        on_line: Callable[[str], None] = lambda _line: None,
+    ) -> int:  # fmt: skip
+        """Run make with these words over what is laid out in a folder. Return its exit code."""
+        return self.root.run(
+            ["sh", "-c", script, "sh", WORK, self.source.kbuild, *words], work=folder, log=log,
+            layers=[folder / "layer", self.source.headers_layer], doing=doing, on_line=on_line,
+        )  # fmt: skip
+
+    def objects(self, rooms: Collection[str]) -> Objects:
+        """Return what kbuild makes from these parts of the source. Compiles nothing.
+
+        Raises ScenarioError if kbuild fails, as then it does not tell everything."""
+        targets = [f"{room}/" for room in self._entered(rooms)]
+        if not targets:  # make would take none for all
+            return Objects(frozenset(rooms), {}, frozenset())
+        key = {
+            "kind": "objects", "schema": 1, "source": self.source.source.sha256,
+            "headers": sorted(p.sha256 for p in self.source.headers), "root": self.root.digest,
+            "rooms": sorted(rooms),
+        }  # fmt: skip
+
+        def build(folder: Path) -> None:
+            self.lay(folder / "work", rooms, {})
+            self.make(folder / "work", ["-nk", "-j1", "KBUILD_BUILTIN=y", *targets],
+                      folder / _LOG, doing="asking kbuild what it makes")  # fmt: skip
+            shutil.rmtree(folder / "work")
+            found, others = read(folder)
+            if found.failures and not others:
+                raise ScenarioError(
+                    f"kbuild does not tell what it makes from {', '.join(sorted(rooms))} of"
+                    f" {self.source.release}",
+                    evidence="\n".join(found.failures[:5]),
+                    reason=Reason.MAKEFILE_UNREADABLE,
+                )
+
+        def read(folder: Path) -> tuple[DryRun, set[str]]:
+            """Return what kbuild printed, and the other parts that its Makefiles take files from:
+            arch/x86/kvm has those of virt/kvm."""
+            log = (folder / _LOG).read_text(errors="replace")
+            found = parse_dry_run(log, rooms, (_TREE, self.source.srctree))
+            others = {room_of(path) for path in found.missing if is_part(path)}.difference(rooms)
+            return found, {
+                other for other in others
+                if any(name.startswith(f"{other}/") for name in self.source.names)
+            }  # fmt: skip
+
+        found, others = read(self.cache.entry("objects", key, build))
+        return self.objects({*rooms, *others}) if others else found.objects
+
+    def differing(
+        self, rooms: Collection[str], objects: Collection[str], files: Files
+    ) -> dict[str, str]:
+        """Compile objects from the package's files, and with `files` in place of them. Return
+        those that differ, with what differs. An object that does not compile counts as one."""
+        with tempfile.TemporaryDirectory() as scratch:
+            places = [Path(scratch) / name for name in ("stock", "changed")]
+            for place, content in zip(places, ({}, files), strict=True):
+                self.lay(place, rooms, content)
+                self.make(place, ["-k", *objects], place.with_suffix(".log"),
+                          doing="compiling objects of the kernel itself")  # fmt: skip
+            stock, changed = (place / "tree" for place in places)
+            found = {o: difference(stock / o, changed / o) for o in objects}
+        return {o: what for o, what in found.items() if what}
+
+
+def write_files(files: Files, folder: Path) -> None:
+    """Write files into a folder over those that are there; remove those that are None."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        path = folder / name
+        if content is None:
+            path.unlink(missing_ok=True)
+        else:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)

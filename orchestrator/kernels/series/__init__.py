@@ -1,0 +1,1 @@
+"""Series of patches: read, check and apply them."""

@@ -1,0 +1,259 @@
+"""Run git without the user's settings and without writing to the user's repositories.
+
+A repository is named by its folder (a checkout, linked worktree, submodule or bare repository) or
+by what `repository_of` returns for it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from orchestrator.base.errors import ScenarioError
+from orchestrator.base.process import Finished, run
+from orchestrator.base.reasons import Reason
+
+_SETTINGS = {
+    "safe.directory": "*",  # a tree may belong to somebody else
+    "core.hooksPath": "/dev/null",
+    "core.fsmonitor": "false",
+    "core.attributesFile": "/dev/null",
+    "core.excludesFile": "/dev/null",
+    "core.autocrlf": "false",
+    "core.quotePath": "false",
+    "core.abbrev": "12",
+    "core.splitIndex": "false",
+    "apply.whitespace": "nowarn",
+    "apply.ignoreWhitespace": "no",
+    "diff.noprefix": "false",
+    "diff.mnemonicPrefix": "false",
+    "commit.gpgSign": "false",
+    "tag.gpgSign": "false",
+    "gc.auto": "0",
+    "maintenance.auto": "false",
+    "init.defaultBranch": "main",
+}
+_ENVIRONMENT = {
+    "GIT_CONFIG_GLOBAL": "/dev/null",
+    "GIT_CONFIG_NOSYSTEM": "1",
+    "GIT_ATTR_NOSYSTEM": "1",
+    "GIT_OPTIONAL_LOCKS": "0",  # `status` would write the index
+    "GIT_NO_LAZY_FETCH": "1",
+    "GIT_NO_REPLACE_OBJECTS": "1",  # an id names the same content in the user's and our repository
+    "GIT_LITERAL_PATHSPECS": "1",
+    "GIT_TERMINAL_PROMPT": "0",
+    "LC_ALL": "C.UTF-8",
+    # a commit in a repository of ours has the same id each time
+    **{f"GIT_{who}_NAME": "barometer" for who in ("AUTHOR", "COMMITTER")},
+    **{f"GIT_{who}_EMAIL": "barometer@localhost" for who in ("AUTHOR", "COMMITTER")},
+    **{f"GIT_{who}_DATE": "2000-01-01T00:00:00Z" for who in ("AUTHOR", "COMMITTER")},
+    "GIT_CONFIG_COUNT": str(len(_SETTINGS)),
+    **{f"GIT_CONFIG_KEY_{i}": key for i, key in enumerate(_SETTINGS)},
+    **{f"GIT_CONFIG_VALUE_{i}": value for i, value in enumerate(_SETTINGS.values())},
+}
+_ID = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")
+_SHOWN_CHANGES = 10
+
+
+@dataclass(frozen=True)
+class Git:
+    """A repository, with the work tree and the index that git uses there. If `index` is None, that
+    is the repository's own index."""
+
+    git_dir: Path
+    work_tree: Path | None = None
+    index: Path | None = None
+
+    def run(
+        self,
+        *args: str | os.PathLike[str],
+        stdin: str | bytes = "",
+        accept: Sequence[int] = (0,),
+        doing: str = "asking git",
+        timeout: float = 600,
+    ) -> Finished:
+        """Run `git ARGS`, in which paths are absolute. In a repository that is not ours, run only
+        commands that write nothing. Raises the errors of orchestrator.command.run."""
+        git_dir = self.git_dir.absolute()
+        # barometer may itself be run by git: `git bisect run`, `git rebase --exec`, a hook
+        env: dict[str, str | None] = {k: None for k in os.environ if k.startswith("GIT_")}
+        env |= {"LANGUAGE": None, **_ENVIRONMENT, "GIT_DIR": str(git_dir)}
+        if self.work_tree:
+            env["GIT_WORK_TREE"] = str(self.work_tree.absolute())
+        if self.index:
+            env["GIT_INDEX_FILE"] = str(self.index.absolute())
+        cwd = self.work_tree or (git_dir if git_dir.is_dir() else git_dir.parent)
+        return run(
+            ["git", *args], doing=doing, env=env, cwd=cwd, stdin=stdin, accept=accept,
+            timeout=timeout,
+        )  # fmt: skip
+
+    def line(self, *args: str | os.PathLike[str], doing: str = "asking git") -> str:
+        """Return what a command prints, without the newline at its end."""
+        return self.run(*args, doing=doing).stdout.rstrip("\n")
+
+
+@dataclass(frozen=True)
+class Commit:
+    sha: str
+    tree: str
+    """Id of the commit's tree: its content, without history."""
+    describe: str
+    """Output of `git describe`: v6.12-34-g0fd06844de5d, or the short id if there is no tag."""
+
+
+def repository_of(path: Path) -> Path | None:
+    """Return GIT_DIR for the repository whose top level is `path`: PATH/.git (a file in a linked
+    worktree or a submodule, which git follows, so that HEAD is the worktree's own), or `path` if
+    that is a git dir. Return None for anything else, also for a folder inside a repository.
+
+    Raises ScenarioError if there is a .git that git does not take for a repository.
+    """
+    path = path.absolute()
+    inner = path / ".git"
+    if inner.exists() or inner.is_symlink():
+        found = inner
+    else:
+        found = path
+        is_git_dir = (path / "HEAD").exists() and (path / "objects").is_dir()
+        if not is_git_dir and not (path.name == ".git" and path.exists()):
+            return None
+    done = Git(found).run("rev-parse", "--git-dir", accept=(0, 128))
+    if done.returncode and found == path and path.name != ".git":
+        return None  # an ordinary folder with files of these names
+    if done.returncode:
+        raise ScenarioError(
+            f"{found}: git does not take this for a repository",
+            evidence=done.stderr.strip(),
+            hint="`git worktree repair` mends a worktree whose repository was moved; without .git"
+            " the folder is taken as it is",
+            reason=Reason.BROKEN_REPOSITORY,
+        )
+    return found
+
+
+def located(repository: Path) -> Git:
+    """Return the repository, with its work tree if it has one. Raises ScenarioError if it is not a
+    repository."""
+    found = repository_of(repository)
+    if found is None:
+        raise ScenarioError(
+            f"{repository} is not a git repository", reason=Reason.NO_SUCH_REPOSITORY
+        )
+    git = Git(found)
+    if found.name == ".git" and git.line("rev-parse", "--is-bare-repository") == "false":
+        return Git(found, work_tree=found.parent)
+    return git
+
+
+def own_repository(folder: Path, borrowed: Path | None = None) -> Git:
+    """Return the bare repository of ours in `folder`, made if it does not exist. It uses the
+    objects of the repository `borrowed`, and writes nothing there."""
+    git = Git(folder)
+    lender = located(borrowed) if borrowed else None
+    if not (folder / "HEAD").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        kind = lender.line("rev-parse", "--show-object-format") if lender else "sha1"
+        git.run("init", "--quiet", "--bare", "--template=", f"--object-format={kind}",
+                doing="making a repository")  # fmt: skip
+    if lender:
+        place = lender.line("rev-parse", "--path-format=absolute", "--git-path", "objects")
+        (folder / "objects/info").mkdir(parents=True, exist_ok=True)
+        (folder / "objects/info/alternates").write_text(f"{place}\n")
+    return git
+
+
+def commit_of(repository: Path, ref: str | None) -> Commit:
+    """Return the commit that `ref` names; without a ref, the one that is checked out.
+
+    Raises ScenarioError if the repository has no such commit. Without a ref, it is also raised if
+    tracked files have uncommitted changes, or if that cannot be found out: such changes would not
+    be built.
+    """
+    git = located(repository)
+    if ref is None:
+        _check_committed(git, repository)
+    sha = commit_id(git, "HEAD" if ref is None else ref, repository)
+    return Commit(
+        sha=sha,
+        tree=git.line("rev-parse", "--verify", f"{sha}^{{tree}}"),
+        describe=git.line("describe", "--always", "--tags", sha),
+    )
+
+
+def _check_committed(git: Git, repository: Path) -> None:
+    if git.work_tree is None:
+        if git.line("rev-parse", "--is-bare-repository") == "true":
+            return
+        raise ScenarioError(
+            f"{repository} is a repository without its work tree, so nobody knows whether there"
+            " are changes that are not committed",
+            hint='name the folder with the work tree, or write ref = "HEAD"',
+            reason=Reason.NO_WORK_TREE,
+        )
+    changed = git.run(
+        "status", "--porcelain", "--untracked-files=no", "--no-renames",
+        # a submodule matters if it has another commit checked out, not for uncommitted changes
+        "--ignore-submodules=dirty", doing="looking for uncommitted changes",
+    ).stdout.splitlines()  # fmt: skip
+    if changed:
+        more = len(changed) - _SHOWN_CHANGES
+        raise ScenarioError(
+            f"{repository} has changes that are not committed, in {_files(len(changed))}",
+            evidence="\n".join(
+                [*changed[:_SHOWN_CHANGES], *([f"and {more} more"] if more > 0 else [])]
+            ),
+            hint='commit them, or write ref = "HEAD" to leave them out',
+            reason=Reason.UNCOMMITTED_CHANGES,
+        )
+
+
+def _files(number: int) -> str:
+    return "1 file" if number == 1 else f"{number} files"
+
+
+def commit_id(git: Git, ref: str, repository: Path) -> str:
+    """Return the full id of the commit that `ref` names. Raises ScenarioError with similar names
+    if there is none."""
+
+    def asked(what: str) -> Finished:
+        return git.run("rev-parse", "--verify", "--end-of-options", what, accept=(0, 128))
+
+    if "\0" not in ref:
+        done = asked(f"{ref}^{{commit}}")
+        if done.returncode == 0 and _ID.fullmatch(done.stdout.strip()):
+            return done.stdout.strip()
+        if "is ambiguous" in done.stderr:
+            raise ScenarioError(
+                f'{repository}: "{ref}" is the beginning of more than one id',
+                evidence=done.stderr.strip(), hint="write more of it", reason=Reason.NO_SUCH_REF,
+            )  # fmt: skip
+    shown = ref.replace("\0", "\\0")
+    if ref == "HEAD":
+        raise ScenarioError(
+            f"{repository} has no commit checked out: its HEAD names none",
+            hint="commit something, or name the commit with ref",
+            reason=Reason.NO_SUCH_REF,
+        )
+    if _ID.fullmatch(ref) is None and "\0" not in ref and asked(f"{ref}^{{object}}").stdout:
+        raise ScenarioError(
+            f'{repository}: "{ref}" does not name a commit', reason=Reason.NO_SUCH_REF
+        )  # fmt: skip
+    near = _near_refs(git, ref)
+    hint = f"near: {', '.join(near)}" if near else "`git -C TREE log --all` shows what there is"
+    if git.line("rev-parse", "--is-shallow-repository") == "true":
+        hint += "; the repository is a shallow clone: `git fetch --unshallow` gets all commits"
+    raise ScenarioError(
+        f'{repository} has no commit "{shown}"', hint=hint, reason=Reason.NO_SUCH_REF
+    )
+
+
+def _near_refs(git: Git, ref: str) -> list[str]:
+    names = git.run(
+        "for-each-ref", "--format=%(refname:short)", "refs/heads", "refs/tags", "refs/remotes"
+    ).stdout.split()
+    return difflib.get_close_matches(ref, ["HEAD", *names], 3, 0.5)

@@ -1,0 +1,1 @@
+"""Kernel sources: find them, configure and build them."""

@@ -1,0 +1,1 @@
+"""The guest that owns the device, and what is run on it."""

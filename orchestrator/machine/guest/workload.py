@@ -1,0 +1,174 @@
+"""Run the workloads on a host whose device is bound: guest boots, and maps from the host's user
+space."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from orchestrator.base.bounded import TRACE_BYTES
+from orchestrator.base.errors import BenchError
+from orchestrator.base.progress import Progress
+from orchestrator.evidence.layout import TrialWriter, write_json
+from orchestrator.formats.units import GIB
+from orchestrator.machine.guest.guest import boot_guest, stage_guest
+from orchestrator.machine.host.device import BoundDevice
+from orchestrator.machine.host.host import Host
+from orchestrator.machine.tracing.instructions import logged_instructions
+from orchestrator.machine.tracing.mapagent import agent_request, gathered
+from orchestrator.machine.tracing.probes import FAULT, armed_tracer
+from orchestrator.machine.transport.keys import RunKeys
+from orchestrator.scenario.model import Scenario
+from orchestrator.scenario.vocabulary import ARMS, Pass, Point
+
+_HOUSEKEEPING = {
+    "/proc/sys/kernel/watchdog": "0",
+    "/proc/sys/kernel/sched_rt_runtime_us": "-1",  # never throttle the map agent (SCHED_FIFO)
+    "/proc/sys/vm/compaction_proactiveness": "0",
+    "/proc/sys/vm/stat_interval": "86400",
+    "/proc/sys/vm/dirty_writeback_centisecs": "0",
+    "/sys/kernel/mm/transparent_hugepage/khugepaged/scan_sleep_millisecs": "86400000",
+}
+"""Periodic kernel housekeeping that is switched off on exact hosts."""
+
+
+def guest_boots(
+    host: Host,
+    devices: Sequence[BoundDevice],
+    scenario: Scenario,
+    passes: Sequence[Pass],
+    *,
+    keys: RunKeys,
+    trial: TrialWriter,
+    progress: Progress,
+) -> None:
+    """Boot one guest for the `plain` pass and one for `timing`. The `counts` pass is one map from
+    the host's user space. Its probes fire for each page, so on an unpatched kernel they would make
+    the dozen maps of a guest boot minutes longer."""
+    boots: list[Pass] = [p for p in passes if p != "counts"]
+    if boots and scenario.guest is not None:
+        with progress.stage("libvirt on the host"), trial.stage("host-libvirt"):
+            stage_guest(host, scenario.guest, keys)
+            libvirt = contextlib.ExitStack()
+            connection = libvirt.enter_context(host.libvirt())
+            versions = connection.version()
+            trial.record(host_versions=versions)
+        with libvirt:
+            settle(host, scenario, trial=trial, progress=progress)
+            for index, which in enumerate(boots):
+                trial.manifest["guests"].append(
+                    {"index": index, "pass": which, "memory": scenario.guest.memory}
+                )
+                with contextlib.ExitStack() as stack:
+                    stack.enter_context(progress.stage(f"guest boot, {which} pass"))
+                    stack.enter_context(trial.stage(f"guest-{index}-{which}"))
+                    if which == "timing":
+                        stack.enter_context(
+                            armed_tracer(
+                                host, "timing", f"guest-{index}", scenario.device.bar, trial,
+                                boot=True, faults=_large_leaves(host, versions),
+                            )
+                        )  # fmt: skip
+                    boot_guest(
+                        host, connection, devices, scenario, index=index,
+                        traced=which == "timing", keys=keys, trial=trial, progress=progress,
+                    )  # fmt: skip
+    if "counts" in passes:
+        maps(host, devices[0], scenario, ["counts"], trial=trial, progress=progress)
+
+
+def _large_leaves(host: Host, versions: dict[str, str]) -> bool:
+    """Predict whether the guest's QEMU will map a BAR by large leaves. If not, a probe of its page
+    faults would fire for each page, and cost more than the map itself."""
+    major, minor = (int(part) for part in versions["qemu"].split(".")[:2])
+    asked = (
+        f"cat /sys/kernel/mm/transparent_hugepage/enabled || echo; grep -cw {FAULT} /proc/kallsyms"
+    )
+    said = host.shell.run(asked, check=False, doing="reading THP").stdout.split("\n")
+    on = "[" in said[0] and "[never]" not in said[0]
+    return (major, minor) >= (9, 2) and on and said[1:2] not in ([], ["0"])
+
+
+def settle(host: Host, scenario: Scenario, *, trial: TrialWriter, progress: Progress) -> None:
+    """Wait until an exact host is idle: the rest of its boot would share the only CPU with the
+    workload."""
+    if host.accel == "exact":
+        with progress.stage("host: settle"), trial.stage("settle"):
+            arms = {path for arm in ARMS for path in scenario.arms[arm].sysfs}
+            there = host.shell.run(["ls", *_HOUSEKEEPING], check=False).stdout.split()
+            for path in there:
+                if path not in arms:
+                    with contextlib.suppress(BenchError):  # no harm if the kernel refuses
+                        host.change.write(path, _HOUSEKEEPING[path])
+            host.shell.run(
+                f"sleep {scenario.nested.settle}", timeout=600, doing="letting the host settle"
+            )
+
+
+def maps(
+    host: Host,
+    device: BoundDevice,
+    scenario: Scenario,
+    passes: Sequence[Pass],
+    *,
+    trial: TrialWriter,
+    progress: Progress,
+) -> None:
+    """Map and unmap the BAR from the host's user space, at every point of the scenario. Write the
+    map agent's answers to map.json, by pass. Raises EvidenceError if a map is refused."""
+    points = scenario.points()
+    few = largest(points)[:1]
+    answers: dict[str, Any] = {}
+    for which in passes:
+        with progress.stage(f"maps, {which} pass"), trial.stage(f"map-{which}"):
+            if which == "plain":
+                answers[which] = _ask(host, device, scenario, points, scenario.map.repeats)
+            elif which == "counts":
+                with armed_tracer(host, "counts", "counts", device.bar_bytes, trial) as hists:
+                    answers[which] = _ask(host, device, scenario, points, 1, snapshots=hists)
+            elif which == "timing":
+                with armed_tracer(host, "timing", "map", few[0].size, trial):
+                    answers[which] = _ask(host, device, scenario, few, 1)
+            else:
+                whole = next(iter(answers.values()), None) or _ask(host, device, scenario, few, 1)
+                logged_instructions(
+                    host, device, scenario, costs_of(whole, device.bar_bytes), trial=trial,
+                    progress=progress,
+                )  # fmt: skip
+        write_json(trial.path / "map.json", {"passes": answers})
+    host.check()
+
+
+def costs_of(answer: dict[str, Any], bar: int) -> dict[str, float]:
+    """Estimate the nanoseconds of a map and an unmap of the whole BAR from the largest point."""
+    point = max(answer["points"], key=lambda p: p["bytes"])
+    last = point["samples"][-1]
+    return {what: last[f"{what}_ns"] * bar / point["bytes"] for what in ("map", "unmap")}
+
+
+def largest(points: Sequence[Point]) -> list[Point]:
+    """Return the points with the largest size at the best alignment, one for each state (cold
+    first)."""
+    alignment = points[0].alignment  # the best comes first
+    size = max(p.size for p in points if p.alignment == alignment)
+    return [p for p in points if (p.size, p.alignment) == (size, alignment)]
+
+
+def _ask(
+    host: Host,
+    device: BoundDevice,
+    scenario: Scenario,
+    points: Sequence[Point],
+    repeats: int,
+    **more: Any,
+) -> Any:
+    gib = sum(p.size for p in points) * repeats / GIB
+    request = agent_request(scenario, points, repeats, **more)
+    done = host.shell.run(
+        host.agent("map", device.address), stdin=json.dumps(request).encode() + b"\n", check=False,
+        doing="mapping the BAR", timeout=180 + 90 * gib, limit=TRACE_BYTES,
+    )  # fmt: skip
+    host.check()
+    return gathered(done.stdout.splitlines(), done.stderr)

@@ -1,0 +1,1 @@
+"""A host under test, of any kind: its device, settings, modules, console."""

@@ -1,0 +1,187 @@
+"""A host under test that is booted and proven, whatever kind of machine it is."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from orchestrator.base.errors import ArmFailedError, BarometerError, BenchError
+from orchestrator.base.reasons import Reason
+from orchestrator.evidence.faults import fault_of
+from orchestrator.formats.kernelreports import STALLS, KernelReport, Kind
+from orchestrator.machine.host.changes import ChangeLog
+from orchestrator.machine.host.console import Console
+from orchestrator.machine.host.kernelwatch import KernelWatch
+from orchestrator.machine.runner.accel import Accel
+from orchestrator.machine.transport.shell import ConnectionLostError, Shell
+from orchestrator.machine.vm.hypervisor import Connection
+from orchestrator.scenario.vocabulary import is_emulated
+
+_STALLED: Mapping[Kind, Reason] = {
+    "hung-task": Reason.HOST_HUNG_TASK,
+    "soft-lockup": Reason.HOST_SOFT_LOCKUP,
+    "hard-lockup": Reason.HOST_HARD_LOCKUP,
+    "rcu-stall": Reason.HOST_RCU_STALL,
+    "lost-interrupt": Reason.HOST_LOST_INTERRUPT,
+}
+"""Reasons of the kernel's reports in STALLS."""
+RUN_AGAIN = "run it again with the same --out: trials that the bench failed are repeated"
+"""Hint for a failure of the emulator."""
+
+_DYING_SECONDS = 10.0
+"""Longest time from the loss of the connections to a VM to the VM's end: a QEMU that aborts may
+write its core dump first."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Host(ABC):
+    """A booted host with all that a workload needs of it."""
+
+    is_ours: ClassVar[bool]
+    """True for a VM of barometer's, which is set up for nothing else."""
+    shell: Shell
+    release: str
+    kvm: bool
+    """True if guests run under KVM; else they are emulated."""
+    cpus: int
+    accel: Accel
+    """Accelerator of the host itself; if it is emulated, its seconds are not a real machine's."""
+    payload: str
+    """Folder on the host with guest/vmlinuz, guest/initramfs and agents/."""
+    console: Console
+    kernel: KernelWatch
+    """Reports of the host's kernel about itself."""
+    scratch: Path
+    """A private folder on the runner, which is gone with the run."""
+    change: ChangeLog
+    """Record of the host's changes; it is called before anything on the host is changed."""
+
+    @abstractmethod
+    def is_alive(self) -> bool:
+        """True while the machine runs in this boot. Raises BenchError if that is unknown because
+        the machine does not answer any more."""
+
+    @abstractmethod
+    def libvirt(self) -> AbstractContextManager[Connection]:
+        """Keep a connection to the host's own libvirt while the block runs."""
+
+    def crash(self) -> str:
+        """Return the last output of the QEMU that the machine ran in if that QEMU has crashed,
+        else an empty string."""
+        return ""
+
+    def monitor(self, command: str) -> str:
+        """Send a command to the human monitor of the QEMU that the host runs in. Return the
+        answer."""
+        raise BenchError(
+            f"the host runs in no QEMU that could be asked {command!r}", reason=Reason.MONITOR
+        )
+
+    @property
+    def emulated(self) -> bool:
+        return is_emulated(self.accel)
+
+    @property
+    def slow(self) -> bool:
+        """True if the host or its guests are emulated: deadlines are longer."""
+        return self.emulated or not self.kvm
+
+    def undo(self, command: list[str] | str) -> None:
+        """Put something back by `command`, if the host still answers.
+
+        Never raises: if the host does not answer, an error in flight reports that already.
+        """
+        if self.shell.alive():
+            with contextlib.suppress(BarometerError):
+                self.shell.run(command, check=False, timeout=20)
+
+    def check(self) -> None:
+        """Raise an error unless the host still works.
+
+        ArmFailedError: the kernel under test has oopsed, the host floods its console, or the
+        machine is gone. BenchError: the machine is gone because its QEMU has crashed, the host
+        hangs, or `is_alive` raises it."""
+        _check_console(self)
+        if (hung := self.kernel.hung) is not None:
+            raise BenchError(
+                f"the host hangs: its QEMU uses no CPU, and its kernel reports: {hung.message}",
+                evidence=evidence(hung, self.console), reason=Reason.HOST_HUNG_TASK,
+            )  # fmt: skip
+        if not self.is_alive():
+            _check_console(self)  # its last output may have arrived since
+            if words := self.crash():
+                raise qemu_crashed(words)
+            raise ArmFailedError(
+                "the host's machine ended by itself", evidence=self.console.tail(),
+                reason=Reason.HOST_ENDED,
+            )  # fmt: skip
+
+    def agent(self, name: str, *arguments: str) -> list[str]:
+        """Return the command line of an agent of guests/agents/."""
+        return ["python3", "-I", f"{self.payload}/agents/{name}.py", *arguments]
+
+
+def _check_console(host: Host) -> None:
+    if (found := host.kernel.broken()) is not None:
+        raise ArmFailedError(
+            f"the host's kernel {host.release} is broken: {found.message}",
+            evidence=evidence(found, host.console), reason=panic_reason(found),
+        )  # fmt: skip
+    if flood := host.console.flood:
+        raise ArmFailedError(
+            f"the host floods its console: {flood}",
+            evidence=host.console.tail(), reason=Reason.CONSOLE_FLOOD,
+        )  # fmt: skip
+
+
+def qemu_crashed(words: str) -> BenchError:
+    """Return the error for a crash of the QEMU that a host runs in. `words`: its last output."""
+    return BenchError(
+        "the QEMU that the host runs in crashed, which is no kernel's fault",
+        evidence=words, reason=Reason.HOST_CRASH, hint=RUN_AGAIN,
+    )  # fmt: skip
+
+
+def evidence(report: KernelReport, console: Console) -> str:
+    """Return the end of a console, with the kernel's report before it if the report is not in
+    it."""
+    end = console.tail()
+    return end if report.line in end.splitlines() else f"{report.line}\n{end}"
+
+
+def panic_reason(report: KernelReport) -> Reason:
+    return Reason.HOST_NO_TIMER if report.kind == "no-timer" else Reason.HOST_PANIC
+
+
+@contextlib.contextmanager
+def explained_by_the_host(host: Host) -> Iterator[None]:
+    """If the block fails because of the host, raise an error that names what happened to the host:
+    its kernel has oopsed or hangs, its machine is gone, or an emulated host stalled and the
+    block's failure is undecided (see faults.py). Else the block's own error is raised."""
+    before = len(host.kernel.reports())
+    try:
+        yield
+    except (ArmFailedError, BenchError) as exc:
+        lost = host.is_ours and isinstance(exc, ConnectionLostError)
+        end = time.monotonic() + _DYING_SECONDS
+        try:
+            host.check()
+            while lost and not host.shell.alive() and time.monotonic() < end:
+                time.sleep(0.1)
+                host.check()
+        except BarometerError as why:
+            raise why from exc
+        stalls = [r for r in host.kernel.reports()[before:] if r.kind in STALLS]
+        if host.emulated and stalls and fault_of(exc.reason).charge == "undecided":
+            raise BenchError(
+                f"the emulated host stood still, and then: {exc.message}",
+                evidence=f"{stalls[0].line}\n{exc.evidence}", reason=_STALLED[stalls[0].kind],
+                hint=RUN_AGAIN,
+            ) from exc  # fmt: skip
+        raise

@@ -1,0 +1,86 @@
+"""The machine of a run: it boots the host kernels of both arms, whatever kind of machine it is."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+from orchestrator.base.cache import Cache
+from orchestrator.base.progress import Progress
+from orchestrator.evidence.layout import TrialWriter
+from orchestrator.kernels.image.bundle import KernelBundle
+from orchestrator.machine.host.device import BoundDevice
+from orchestrator.machine.host.host import Host
+from orchestrator.machine.runner.accel import Accel
+from orchestrator.machine.transport.shell import Commands
+from orchestrator.scenario.machines import Guest
+from orchestrator.scenario.vocabulary import ArmName
+
+
+class Machine(ABC):
+    """Provides the hosts of a run, one at a time or several.
+
+    The order of calls is: `survey` and `choose_accel`, before any kernel is built; `provide`, once
+    the kernels are there; `install`, once the run's folder is; then `boot` for each trial. How the
+    machine is taken and given back is the matter of the context manager that yields it.
+    """
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """Name of the machine that carries the hosts: the runner, or the metal host's address."""
+
+    @property
+    @abstractmethod
+    def shell(self) -> Commands:
+        """Shell on the machine that carries the hosts."""
+
+    @abstractmethod
+    def survey(self) -> Sequence[str]:
+        """Examine the machine, and return notes for the user. Raises BenchError if it cannot be
+        used, or if it cannot spare the device."""
+
+    @abstractmethod
+    def choose_accel(self) -> tuple[Accel, str]:
+        """Return the accelerator of the hosts, and the reason for it."""
+
+    @abstractmethod
+    def provide(
+        self, kernels: Mapping[ArmName, KernelBundle], guest: Guest | None,
+        guest_kernel: KernelBundle | None, cache: Cache,
+    ) -> None:  # fmt: skip
+        """Build, on the runner, what hosts with these kernels need. `guest` and its kernel are
+        None if the workload has no guest. Raises ScenarioError for a kernel that cannot run the
+        machine, BenchError for other failures."""
+
+    @abstractmethod
+    def install(self, cache: Cache) -> None:
+        """Put onto the machine what has been provided. Raises BenchError."""
+
+    @abstractmethod
+    def boot(
+        self, arm: ArmName, words: Sequence[str], trial: TrialWriter, *, progress: Progress,
+        with_libvirt: bool,
+    ) -> AbstractContextManager[Host]:  # fmt: skip
+        """Keep a host booted under the arm's kernel, which is proven to run, while the block runs.
+        `words` are added to its command line. `with_libvirt`: the trial boots guests.
+
+        Raises ArmFailedError if the kernel does not come up, BenchError if the bench is to blame.
+        """
+
+    @abstractmethod
+    def bind_devices(
+        self, host: Host, trial: TrialWriter
+    ) -> AbstractContextManager[tuple[BoundDevice, ...]]:
+        """Keep the devices with a large BAR bound to vfio-pci while the block runs. Raises
+        ArmFailedError if the proven kernel does not place a BAR, BenchError otherwise."""
+
+    @abstractmethod
+    def trial_facts(self, arm: ArmName) -> dict[str, Any]:
+        """Return what a trial's manifest says about this kind of machine."""
+
+    @abstractmethod
+    def guest_packages(self) -> dict[str, str]:
+        """Return the packages of the guest's user space, with their versions."""

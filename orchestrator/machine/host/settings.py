@@ -1,0 +1,165 @@
+"""Settings of an arm on its host: written, and proven before anything is measured."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from typing import Any
+
+from orchestrator.base.bounded import FACTS_BYTES
+from orchestrator.base.errors import BenchError
+from orchestrator.base.reasons import Reason
+from orchestrator.formats.abi import chosen
+from orchestrator.kernels.image.bundle import KernelBundle
+from orchestrator.kernels.module.parameters import parameters_of
+from orchestrator.machine.host.changes import ChangeLog
+from orchestrator.machine.transport.shell import ConnectionLostError, Shell
+from orchestrator.scenario.model import Scenario
+from orchestrator.scenario.trials import Arm, Arms
+from orchestrator.scenario.vocabulary import ArmName
+
+_MISSING = 3
+"""Exit code of the scripts below if there is no such file."""
+_BOOLS = {"y": "1", "yes": "1", "on": "1", "true": "1", "n": "0", "no": "0", "off": "0",
+          "false": "0"}  # fmt: skip
+_NUMBER = re.compile(r"([+-]?)(0x[0-9a-f]+|[0-9]+)")
+
+
+def write_settings(change: ChangeLog, scenario: Scenario, name: ArmName) -> None:
+    """Write the arm's files under /sys and /proc/sys, in order. Raises BenchError if the kernel
+    refuses a value."""
+    for path, value in scenario.arms[name].sysfs.items():
+        try:
+            change.write(path, value)
+        except ConnectionLostError:
+            raise
+        except BenchError as exc:
+            raise _refused(name, path, value, exc.evidence or exc.message) from exc
+
+
+def prove_settings(
+    shell: Shell, kernel: KernelBundle, scenario: Scenario, name: ArmName
+) -> dict[str, Any]:
+    """Read back all settings of the arm. Settings that only the other arm has are read, too, so
+    that the difference is known.
+
+    Return `arm_settings` of the manifest: {"cmdline": {"asked", "found"}, "parameters": {NAME:
+    {"asked", "found"}}, "sysfs": {PATH: ...}, "unreadable": [NAME]}. `asked` is null for settings
+    that only the other arm has. `found` is null for a value that cannot be read; parameters of
+    this arm that the kernel does not show are in `unreadable`.
+
+    Raises BenchError if a setting is not as the arm requests it.
+    """
+    arm, other = scenario.arms[name], _other(scenario.arms, name)
+    settings: dict[str, Any] = {"cmdline": _cmdline(shell, name, arm)}
+    settings["parameters"] = {
+        parameter: {"asked": value, "found": _parameter(shell, kernel, name, parameter, value)}
+        for parameter, value in _with_others(arm.parameters, other.parameters).items()
+    }
+    settings["unreadable"] = [
+        parameter for parameter in arm.parameters
+        if settings["parameters"][parameter]["found"] is None
+    ]  # fmt: skip
+    settings["sysfs"] = {
+        path: {"asked": value, "found": _file(shell, name, path, value)}
+        for path, value in _with_others(arm.sysfs, other.sysfs).items()
+    }
+    return settings
+
+
+def same_setting(asked: str, found: str) -> bool:
+    """True if both spell the same value: Y and 1, or 0x10 and 16."""
+    return asked == found or _normal(asked) == _normal(found)
+
+
+def _normal(value: str) -> str | int:
+    """Return a number as the kernel's kstrtol() reads it with base 0, a bool as 0 or 1."""
+    text = _BOOLS.get(value.lower(), value.lower())
+    match = _NUMBER.fullmatch(text)
+    if match is None:
+        return value
+    octal = len(match[2]) > 1 and match[2][0] == "0" and match[2][1] != "x"
+    try:
+        number = int(match[2], 8 if octal else 0)
+    except ValueError:  # 09
+        return value
+    return -number if match[1] == "-" else number
+
+
+def _other(arms: Arms, name: ArmName) -> Arm:
+    return arms["baseline" if name == "candidate" else "candidate"]
+
+
+def _with_others(own: dict[str, str], others: dict[str, str]) -> dict[str, str | None]:
+    return {**dict.fromkeys(others), **own}
+
+
+def _cmdline(shell: Shell, name: ArmName, arm: Arm) -> dict[str, str]:
+    """Prove the arm's words except its parameters, which are proven separately."""
+    there = shell.read("/proc/cmdline").split()
+    for word in arm.words:
+        if word not in there:
+            raise _refused(name, "/proc/cmdline", word, " ".join(there))
+    # print_unknown_bootoptions() in init/main.c; /proc/cmdline has unknown words, too
+    said = shell.run("dmesg | grep -F 'Unknown kernel command line parameters'", check=False)
+    unknown = said.stdout.replace('"', " ").replace(",", " ").split()
+    for word in arm.words:
+        if word in unknown:
+            raise _refused(
+                name, "the kernel's command line", word, "the kernel knows no such word"
+            )
+    return {"asked": arm.cmdline, "found": " ".join(w for w in arm.cmdline.split() if w in there)}
+
+
+def _parameter(
+    shell: Shell, kernel: KernelBundle, arm: ArmName, name: str, asked: str | None
+) -> str | None:
+    """Prove a parameter and return its value; None if the kernel does not show it."""
+    module, _, parameter = name.replace("-", "_").partition(".")
+    path = f"/sys/module/{module}/parameters/{parameter}"
+    found, why = _read(shell, path)
+    if found is None:
+        if asked is not None and not _is_hidden(shell, kernel, module, parameter):
+            raise _refused(arm, path, asked, why)
+        return None
+    if asked is not None and not same_setting(asked, found):
+        raise _refused(arm, path, asked, found)
+    return found
+
+
+def _is_hidden(shell: Shell, kernel: KernelBundle, module: str, parameter: str) -> bool:
+    """True if the module is loaded or built in and has that parameter: then only the parameter's
+    file is missing or cannot be read."""
+    loaded = shell.run(["test", "-d", f"/sys/module/{module}"], check=False).code == 0
+    known = parameters_of(kernel, module)
+    return (loaded or kernel.is_built_in(module)) and known is not None and parameter in known
+
+
+def _file(shell: Shell, arm: ArmName, path: str, asked: str | None) -> str | None:
+    found, why = _read(shell, path)
+    if asked is not None and (found is None or not same_setting(asked, found)):
+        raise _refused(arm, path, asked, why if found is None else found)
+    return found
+
+
+def _read(shell: Shell, path: str) -> tuple[str | None, str]:
+    """Return the value in a file, or None and the reason."""
+    quoted = shlex.quote(path)
+    done = shell.run(
+        f"[ -e {quoted} ] || exit {_MISSING}; cat {quoted}", check=False, limit=FACTS_BYTES
+    )
+    if done.code == _MISSING:
+        return None, "no such file"
+    if done.code:
+        return None, f"it cannot be read ({done.stderr.strip()})"
+    return chosen(done.stdout.strip()), ""
+
+
+def _refused(arm: ArmName, where: str, asked: str, found: str) -> BenchError:
+    return BenchError(
+        f"the {arm} is not set as it was asked to be: {where} was to have {asked}",
+        evidence=f"{where}: {found or 'empty'}",
+        hint="nothing is measured under a setting that did not take: take it out, or give what the"
+        " kernel accepts there",
+        reason=Reason.SETTING_REFUSED,
+    )

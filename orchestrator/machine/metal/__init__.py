@@ -1,0 +1,1 @@
+"""Hosts under test that are real machines: changed for a while and put back."""

@@ -1,0 +1,618 @@
+"""The metal kind of host: an existing machine over SSH, changed for a while and put back.
+
+lease > put back what an earlier run left > stage kernels > boots, each proven by a new boot id,
+the release and a token on its command line > put all back, prove the machine's own kernel
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+import shlex
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+from orchestrator.base import interrupts
+from orchestrator.base.cache import Cache
+from orchestrator.base.errors import ArmFailedError, BarometerError, BenchError, key_named
+from orchestrator.base.process import tail
+from orchestrator.base.progress import Progress
+from orchestrator.base.reasons import Reason
+from orchestrator.base.waiting import until
+from orchestrator.evidence.layout import TrialWriter
+from orchestrator.formats.kernelreports import BROKEN, reports_in
+from orchestrator.kernels.image.bundle import KernelBundle
+from orchestrator.machine.host.console import Console
+from orchestrator.machine.host.device import BoundDevice
+from orchestrator.machine.host.host import Host, explained_by_the_host, panic_reason
+from orchestrator.machine.host.kernelwatch import KernelWatch
+from orchestrator.machine.host.machine import Machine
+from orchestrator.machine.host.modules import prove_modules
+from orchestrator.machine.metal.boots import TRANSIENT, Boots, Running, running_on
+from orchestrator.machine.metal.consoles import console_command, followed
+from orchestrator.machine.metal.keeper import MACHINE, Image, Keeper, Lease, LeftError
+from orchestrator.machine.metal.passthrough import chosen, hostdev, notes, surveyed
+from orchestrator.machine.metal.staging import (
+    STATE,
+    Staged,
+    check_drivers,
+    check_room,
+    folder_of,
+    link_modules,
+    mount_modules,
+    put_files,
+    required_tool,
+    stage_kernel,
+)
+from orchestrator.machine.runner.accel import Accel
+from orchestrator.machine.runner.images import GUESTS, PayloadFiles, guest_files
+from orchestrator.machine.tracing.profiler import INSTANCE, TRACEFS
+from orchestrator.machine.transport import remote
+from orchestrator.machine.transport.shell import Shell
+from orchestrator.machine.vm.hypervisor import Connection, Deadlines, over_ssh
+from orchestrator.scenario.machines import Guest, HostDevice, MetalHost
+from orchestrator.scenario.vocabulary import ArmName
+
+log = logging.getLogger("barometer.metal")
+
+_GUESTS = Deadlines(end=60.0)
+"""`end` is libvirt's own limit (40 s, and more for each device) with a margin. The keeper has the
+guest in its journal and ends it if it takes longer."""
+_ANSWER_SECONDS = 10.0
+"""A machine whose port is open, but that sends no SSH banner within this time, is not up yet."""
+_ENDS_BY_ITSELF = ("panic=10", "rd.shell=0", "rd.emergency=reboot")
+"""Command-line words by which a machine restarts itself into its default kernel. A kernel that
+panics first has ten seconds for its last messages. An initramfs that finds no root file system
+restarts, too: initramfs-tools obeys the first word, dracut the others (dracut.cmdline(7))."""
+_NOT_HANDED_ON = (
+    "BOOT_IMAGE", "initrd", "barometer.token", "panic", "rd.shell", "rd.emergency", "crashkernel",
+)  # fmt: skip
+"""Words of the machine's own command line that the kernels under test do not get. With
+`crashkernel` the machine's kdump service may load a crash kernel, and a panic would boot that
+kernel instead of restarting the machine."""
+_LEFT = (Reason.NOT_PUT_BACK, Reason.WRONG_KERNEL, Reason.WRONG_IMAGE)
+"""Error reasons for which something is left on a machine, although it was reached and put back as
+far as it can be."""
+_TCG = "QEMU TCG CPU"
+
+
+class JournaledChanges:
+    """Makes changes on a metal host. Its keeper writes each to the journal before making it."""
+
+    def __init__(self, keeper: Keeper) -> None:
+        self._keeper = keeper
+        self._claimed: set[str] = set()
+
+    def write(self, path: str, value: str) -> None:
+        self._keeper.write(path, value)
+
+    def tracing(self, instance: str, group: str) -> None:
+        self._keeper.tracing(instance, group)
+
+    def guest(self, uuid: str) -> None:
+        self._keeper.guest(uuid)
+
+    def files(self, *paths: str) -> None:
+        if new := [path for path in paths if path not in self._claimed]:
+            self._keeper.claim(new)
+            self._claimed |= {*new}
+
+
+def accel_of(shell: Shell) -> tuple[Accel, str]:
+    """Return the accelerator that a machine (which may be virtual) runs under, and how that is
+    known."""
+    said = shell.run(
+        "grep -m1 '^model name' /proc/cpuinfo; grep -m1 -ow hypervisor /proc/cpuinfo || :"
+    ).stdout
+    if _TCG in said:
+        return "tcg", f"its processor is a {_TCG}"
+    if "hypervisor" in said:
+        return "kvm", "its processor has a hypervisor"
+    return "none", "a real machine"
+
+
+@dataclass(frozen=True)
+class MetalSurvey:
+    """Facts of a metal host before anything on it is changed."""
+
+    device: str
+    """Address of the PCI function that the scenario selects."""
+    notes: tuple[str, ...]
+    """Notes for the user about the function."""
+
+
+def survey_metal(shell: Shell, spec: MetalHost, device: HostDevice) -> MetalSurvey:
+    """Examine a metal host. Raises BenchError if it is this machine, or if it cannot spare the
+    device that the scenario selects."""
+    if running_on(shell).boot_id == _own_boot_id():
+        raise BenchError(
+            f"{spec.address} is this machine: a run does not survive the boot of another"
+            " kernel under it",
+            hint="run barometer on another machine, and reach this one over SSH",
+            reason=Reason.HOST_IS_RUNNER,
+        )
+    survey = surveyed(shell)
+    function = chosen(device, survey)
+    return MetalSurvey(function.address, notes(survey, function))
+
+
+def _own_boot_id() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def check_kernels(shell: Shell, kernels: Mapping[ArmName, KernelBundle]) -> None:
+    """Raise ScenarioError for a kernel that cannot start the machine, BenchError if the machine
+    cannot make an initramfs."""
+    required_tool(shell)
+    for arm, kernel in kernels.items():
+        with key_named(f"arms.{arm}.kernel"):
+            check_drivers(shell, kernel)
+
+
+@dataclass
+class Session:
+    """One boot of a kernel under test; consecutive trials of its arm share it."""
+
+    arm: ArmName
+    token: str
+    running: Running
+    seconds: float
+    """Seconds from the request to boot until SSH answered."""
+    console_start: int
+    """Number of bytes of the console's output before this boot."""
+    broken: bool = False
+
+
+def _of_boot(said: str, token: str) -> str:
+    """Return the part of a console's output that belongs to the boot with that token: from its
+    first message to that of the next boot. Return all of it if that boot is not found."""
+    boots = re.split(r"(?m)^(?=.*\bLinux version )", said)
+    return next((boot for boot in boots if f"barometer.token={token}" in boot), said)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RealHost(Host):
+    """A metal host that runs a kernel under test."""
+
+    is_ours: ClassVar[bool] = False
+    boots: Boots
+    boot_id: str
+    ssh: Path
+    """Program of an SSH client for libvirt's connection."""
+
+    def is_alive(self) -> bool:
+        return self.shell.alive() or self.boots.reach().boot_id == self.boot_id
+
+    def libvirt(self) -> AbstractContextManager[Connection]:
+        return over_ssh(self.ssh, "host", deadlines=_GUESTS)
+
+
+class MetalMachine(Machine):
+    """A leased machine, and what the run has staged on it."""
+
+    def __init__(
+        self, spec: MetalHost, device: HostDevice, held: Held, scratch: Path, progress: Progress
+    ) -> None:
+        """`scratch`: a private folder on the runner."""
+        self.spec, self._device = spec, device
+        self.boots, self.lease, self.keeper = held.boots, held.lease, held.boots.keeper
+        self._accel, self.change = held.accel, JournaledChanges(self.keeper)
+        self._scratch, self._progress = scratch, progress
+        self.staged: dict[ArmName, Staged] = {}
+        self._session: Session | None = None
+        self._kernels: Mapping[ArmName, KernelBundle] = {}
+        self._guest = PayloadFiles({}, {})
+        self._may_be_changed = False
+
+    @property
+    def name(self) -> str:
+        return self.spec.address
+
+    @property
+    def shell(self) -> Shell:
+        return self.boots.link.shell()
+
+    @cached_property
+    def _survey(self) -> MetalSurvey:
+        return survey_metal(self.shell, self.spec, self._device)
+
+    def survey(self) -> Sequence[str]:
+        return f"device: {self._survey.device}", *self._survey.notes
+
+    def choose_accel(self) -> tuple[Accel, str]:
+        return self._accel
+
+    def provide(
+        self, kernels: Mapping[ArmName, KernelBundle], guest: Guest | None,  # noqa: ARG002
+        guest_kernel: KernelBundle | None, cache: Cache,
+    ) -> None:  # fmt: skip
+        check_kernels(self.shell, kernels)
+        self._kernels, self._guest = kernels, guest_files(guest_kernel, cache)
+
+    def install(self, cache: Cache) -> None:
+        self.begin_changes()
+        self.stage(self._kernels, {"agents": GUESTS / "agents", **self._guest.files}, cache)
+
+    def begin_changes(self) -> None:
+        """Record the machine's own kernel, and arm the dead man's switch. From now on the machine
+        is put back when it is given back. Raises BenchError if it has no way to boot a kernel
+        under test."""
+        self._may_be_changed = True
+        self.boots.choose_way()
+        self.keeper.original()
+        try:
+            self.keeper.deadman(max(60, self.spec.deadline // 3))
+        except BenchError as exc:
+            if exc.reason != "no-systemd":
+                raise
+            self._progress.note(
+                "host: no systemd, so nothing restarts it where a kernel has no network"
+            )
+
+    def give_back(self) -> None:
+        """Put the machine back as it was, if it may be changed, and give its lease back."""
+        if self._may_be_changed:
+            self.boots.put_back()
+            return
+        try:
+            self.keeper.release()
+        except BenchError as exc:
+            if exc.reason not in TRANSIENT:
+                raise
+            # nothing is changed, and the error that ended the run must not be hidden
+            self._progress.note(f"host: its lease is left to expire: {exc.message}")
+
+    def trial_facts(self, arm: ArmName) -> dict[str, Any]:  # noqa: ARG002
+        return {}
+
+    def guest_packages(self) -> dict[str, str]:
+        return self._guest.packages
+
+    @contextmanager
+    def bind_devices(self, host: Host, trial: TrialWriter) -> Iterator[tuple[BoundDevice, ...]]:
+        address, bar = self._survey.device, self._device.bar
+        yield (hostdev(host.shell, self.keeper, address, bar, trial=trial),)
+
+    def stage(
+        self, kernels: Mapping[ArmName, KernelBundle], payload: Mapping[str, Path | bytes],
+        cache: Cache,
+    ) -> None:  # fmt: skip
+        """Put kernels, agents and the guest onto the machine. Raises BenchError."""
+        check_room(self.shell, kernels.values())
+        for arm, kernel in kernels.items():
+            with self._progress.stage(f"host: staging the {arm}'s kernel"):
+                self.lease.check()
+                folder = f"{folder_of(self.keeper.token)}/{arm}"
+                self.staged[arm] = stage_kernel(self.shell, folder, kernel, cache)
+        with self._progress.stage("host: staging agents"):
+            self.lease.check()
+            put_files(self.shell, self._payload, payload)
+
+    @property
+    def _payload(self) -> str:
+        return f"{folder_of(self.keeper.token)}/payload"
+
+    @contextmanager
+    def boot(
+        self, arm: ArmName, words: Sequence[str], trial: TrialWriter, *,
+        progress: Progress | None = None, with_libvirt: bool = True,  # noqa: ARG002
+    ) -> Iterator[Host]:  # fmt: skip
+        """Boot as `Machine.boot` does, unless the machine still runs that kernel from the trial
+        before. `words` are added to the machine's own words on the kernel's command line. Raises
+        ArmFailedError if the machine is back on its own kernel, BenchError if it is lost."""
+        session = self._session
+        if session is None or session.arm != arm or not self._still(session):
+            self._session = None
+            session = self._session = self._boot(arm, words, trial)
+        trial.record(
+            token=session.token, boot_id=session.running.boot_id,
+            release=session.running.release, host_cmdline=session.running.cmdline,
+            host_session_seconds=round(session.seconds, 3),
+        )  # fmt: skip
+        session.broken = True  # until the trial has ended well
+        with self._console(trial, session) as (console, kernel):
+            host = self._host(session, console, kernel)
+            mount_modules(self.keeper, self.staged[arm])
+            with explained_by_the_host(host):
+                host = replace(host, kvm=self._load_modules())
+                prove_modules(self.shell, self.staged[arm].kernel)
+            try:
+                yield host
+            finally:
+                is_clean = self._put_back_volatile(host)
+        session.broken = not is_clean
+
+    def _still(self, session: Session) -> bool:
+        if session.broken or self.spec.fresh_boots:
+            return False
+        with contextlib.suppress(BarometerError):
+            return running_on(self.shell).boot_id == session.running.boot_id
+        return False
+
+    def _put_back_volatile(self, host: Host) -> bool:
+        """Put back the changes that the next boot would undo anyway; True if that worked. Never
+        raises: if it fails, the machine is booted for the next trial."""
+        if not host.shell.alive():
+            return False
+        try:
+            failed = self.keeper.putback(volatile=True).failed
+        except BarometerError as exc:
+            log.debug("not put back: %s", exc.message)
+            return False
+        if failed:
+            log.debug("not put back: %s", failed)
+        return not failed
+
+    def _boot(self, arm: ArmName, words: Sequence[str], trial: TrialWriter) -> Session:
+        """Boot the kernel of an arm and prove that it runs. Raises as `boot`."""
+        staged, token = self.staged[arm], uuid.uuid4().hex[:12]
+        self.boots.reach()
+        self.lease.check()
+        means = self.keeper.detect()
+        if self.boots.way == "kexec" and not means["kexec"]["usable"]:
+            self._progress.note("host: this kernel cannot kexec; by way of its own")
+            self.boots.go_home()
+            means = self.keeper.detect()
+        link_modules(self.keeper, staged)
+        image = Image(
+            staged.vmlinuz, staged.sha256[staged.vmlinuz],
+            staged.initramfs, staged.sha256[staged.initramfs],
+        )  # fmt: skip
+        start = self.boots.said_bytes()
+        began = time.monotonic()
+        running = self.boots.into(
+            self.boots.way, image, self._cmdline(words, token),
+            self._watchdog(means["watchdogs"], staged.kernel),
+        )  # fmt: skip
+        seconds = time.monotonic() - began
+        is_up = running.token == token
+        words = "" if is_up else _of_boot(self.boots.said(start), token) or self._last_words()
+        self.boots.confirm()
+        if not is_up:
+            (trial.host / "console.log").write_text(words)
+            raise _no_boot(staged.kernel, running, words)
+        if running.release != staged.kernel.release:
+            raise BenchError(
+                f"{self.spec.address} runs {running.release}, planned was {staged.kernel.release}",
+                hint="the image and its release string disagree", reason=Reason.WRONG_KERNEL,
+            )  # fmt: skip
+        return Session(arm, token, running, seconds, start)
+
+    def _watchdog(
+        self, watchdogs: list[dict[str, Any]], kernel: KernelBundle
+    ) -> tuple[str, int]:  # fmt: skip
+        """Return the device and the timeout of a free watchdog, or "" and 0 if there is none. The
+        new kernel must have its driver, because a kernel that cannot stop the watchdog would be
+        restarted even if it works. Only kexec needs a watchdog: a boot loader is reached by a
+        reset, which resets the watchdog as well."""
+        if self.boots.way != "kexec":
+            return "", 0
+        free = [found for found in watchdogs if not found["why"]]
+        for found in free:
+            if kernel.has_module(found["driver"]):
+                return found["device"], self.spec.deadline // 2
+        for found in free:
+            self._progress.note(
+                f"host: no watchdog over this boot: {kernel.release} has no {found['driver']}"
+            )
+        return "", 0
+
+    def _cmdline(self, words: Sequence[str], token: str) -> str:
+        """Return the kernel's command line: the machine's original words and those that are
+        added."""
+        own = [
+            word
+            for word in str(self.keeper.original()["cmdline"]).split()
+            if word.partition("=")[0] not in _NOT_HANDED_ON
+        ]
+        added = [*_ENDS_BY_ITSELF, f"barometer.token={token}", *words, *self.spec.cmdline.split()]
+        return " ".join([*own, *added])
+
+    def _last_words(self) -> str:
+        with contextlib.suppress(BarometerError):
+            return self.keeper.last_words()
+        return ""
+
+    def _load_modules(self) -> bool:
+        """Load the modules of VFIO and of KVM; True if the host has KVM. Raises BenchError."""
+        self.keeper.modules(["vfio-pci", "vfio_iommu_type1"])
+        flags = self.shell.run("grep -m1 -E '^flags' /proc/cpuinfo").stdout.split()
+        kvm = [name for flag, name in (("svm", "kvm_amd"), ("vmx", "kvm_intel")) if flag in flags]
+        for name in ("iommufd", *kvm):
+            try:
+                self.keeper.modules([name])
+            except BenchError as exc:
+                log.debug("%s: %s", name, exc.message)
+        return self.shell.run(["test", "-c", "/dev/kvm"], check=False).code == 0
+
+    def _host(self, session: Session, console: Console, kernel: KernelWatch) -> Host:
+        return RealHost(
+            shell=self.shell, release=session.running.release, kvm=False,
+            cpus=int(self.shell.run(["nproc"]).stdout), accel=self._accel[0],
+            payload=self._payload, console=console, kernel=kernel, scratch=self._scratch,
+            change=self.change, boots=self.boots, boot_id=session.running.boot_id,
+            ssh=remote.client_program(self.boots.endpoint, self._scratch),
+        )  # fmt: skip
+
+    @contextmanager
+    def _console(
+        self, trial: TrialWriter, session: Session
+    ) -> Iterator[tuple[Console, KernelWatch]]:
+        """Provide the machine's console while the block runs: its serial console if `host.console`
+        has a command that prints it, else the kernel's messages over SSH, which end with the
+        connection."""
+        path = trial.host / "console.log"
+        if self.boots.console is not None:
+            said = self.boots.console.path, session.console_start
+            try:
+                yield Console(*said), KernelWatch(*said)
+            finally:
+                path.write_text(self.boots.said(session.console_start))
+            return
+        with followed(self.shell, path):
+            yield Console(path), KernelWatch(path)
+
+
+def _no_boot(kernel: KernelBundle, running: Running, words: str) -> ArmFailedError:
+    """Return the error for a machine that answers again, but runs another kernel than it was told
+    to boot."""
+    found = next((report for report in reports_in(words) if report.kind in BROKEN), None)
+    return ArmFailedError(
+        f"the host's kernel {kernel.release} does not boot"
+        + (f": {found.message}" if found else f"; the machine is back on {running.release}"),
+        evidence=tail(words, 25),
+        hint="" if words else "host.console gives its last words",
+        reason=panic_reason(found) if found else Reason.HOST_NO_BOOT,
+    )
+
+
+@dataclass(frozen=True)
+class Held:
+    """A machine under a lease that is kept alive."""
+
+    boots: Boots
+    lease: Lease
+    accel: tuple[Accel, str]
+    """Accelerator that the machine runs under, and how that is known."""
+    is_unfinished: bool
+    """True if an earlier run left changes on the machine, or left it running one of barometer's
+    kernels."""
+
+
+@contextmanager
+def leased(
+    spec: MetalHost, device: HostDevice, what: str, scratch: Path, progress: Progress
+) -> Iterator[MetalMachine]:
+    """Lease the machine for this run alone while the block runs. What an earlier run left on it is
+    put back first; all that the block changes is put back after it, whatever ended it.
+
+    Raises BenchError if somebody else holds the machine for longer than `host.wait`, or if it
+    could not be put back.
+    """
+    with _taken(spec, what, scratch, progress) as held:
+        machine = MetalMachine(spec, device, held, scratch, progress)
+        try:
+            _check_unprofiled(machine)
+            yield machine
+        finally:
+            machine.give_back()
+
+
+@contextmanager
+def _taken(spec: MetalHost, what: str, scratch: Path, progress: Progress) -> Iterator[Held]:
+    """Hold a lease on the machine while the block runs. What an earlier run left changed is put
+    back first."""
+    with _held(spec, what, scratch, progress) as held:
+        if not held.is_unfinished:
+            yield held
+            return
+        progress.note(f"host: an earlier run left {spec.address} changed")
+        held.boots.put_back()
+    with _held(spec, what, scratch, progress) as held:
+        yield held
+
+
+def recover(
+    spec: MetalHost,
+    scratch: Path,
+    progress: Progress,
+    *,
+    keep_kernel: bool = False,
+    power_cycle: bool = False,
+) -> bool:
+    """Put back what a killed run left; True if there was anything. With `keep_kernel` the kernel
+    that runs counts as the machine's own, unless barometer booted it. With `power_cycle` cut the
+    power of a machine that does not answer, although somebody else may be using it. Raises as
+    `leased`, and LeftError if some things could not be put back; the error lists them."""
+    # the console is not needed here, and the killed run's command may still hold it
+    spec = spec.model_copy(update={"console": None})
+    with _held(spec, "recover", scratch, progress, power_cycle=power_cycle) as held:
+        try:
+            unreadable = held.boots.put_back(keep_kernel=keep_kernel)
+        except BenchError as exc:
+            if exc.reason not in _LEFT:
+                raise
+            raise LeftError(
+                exc.message, evidence=exc.evidence, hint=exc.hint, reason=exc.reason
+            ) from exc
+    if unreadable:
+        raise LeftError(
+            f"{spec.address} is put back, but for changes whose records cannot be read",
+            evidence="\n".join(map(str, unreadable)),
+            hint=f"put back by hand what these lines name; then remove {STATE}/set-aside there",
+            reason=Reason.UNREADABLE,
+        )
+    return held.is_unfinished
+
+
+@contextmanager
+def _held(
+    spec: MetalHost,
+    what: str,
+    scratch: Path,
+    progress: Progress,
+    *,
+    power_cycle: bool = False,
+) -> Iterator[Held]:
+    """Hold a lease on the machine while the block runs."""
+    endpoint = remote.resolved(spec.address, spec.ssh_config)
+    scratch.mkdir(mode=0o700, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        link, beat = (remote.Link(endpoint, patience=_ANSWER_SECONDS) for _ in range(2))
+        stack.callback(link.close)
+        stack.callback(beat.close)
+        keeper = Keeper(link.shell)
+        console = stack.enter_context(
+            console_command(spec.console, scratch / "console", progress.note)
+        )
+        boots = Boots(spec, endpoint, link, keeper, progress, console)
+
+        def acquire() -> tuple[tuple[Accel, str], bool] | None:
+            with progress.stage(f"host: reaching {endpoint}"):
+                running = boots.reach(power_cycle=power_cycle)
+            try:
+                accel = accel_of(link.shell())
+                is_unfinished = keeper.acquire(
+                    [MACHINE], what, ttl=spec.lease, wait=spec.wait, on_wait=progress.note
+                )
+                return accel, is_unfinished or bool(running.token)
+            except BenchError as exc:
+                if exc.reason not in TRANSIENT:
+                    raise
+                link.close()  # it goes down for a boot that somebody ordered
+                return None
+
+        accel, is_unfinished = until(
+            acquire, within=spec.deadline, every=1, reason=Reason.MACHINE_LOST,
+            waiting_for=f"lease of {endpoint}",
+        )  # fmt: skip
+        config = ["--ssh-config", str(spec.ssh_config)] if spec.ssh_config else []
+        stack.enter_context(
+            interrupts.duty(
+                f"{spec.address} is being put back",
+                f"barometer recover {shlex.join([spec.address, *config])}",
+            )
+        )
+        lease = stack.enter_context(
+            Lease(beat.shell, keeper.token, ttl=spec.lease, close=beat.close)
+        )
+        yield Held(boots, lease, accel, is_unfinished)
+
+
+def _check_unprofiled(machine: MetalMachine) -> None:
+    """Raise BenchError while `barometer profile` is at work on the machine: a boot would end
+    it."""
+    traced = f"{TRACEFS}/instances/{INSTANCE}"
+    if not machine.shell.run(["test", "-e", traced], check=False).code:
+        raise BenchError(
+            f"{machine.spec.address}: `barometer profile` is at work there: {traced}",
+            hint="wait for its end; what a killed one left: barometer profile --clear",
+            reason=Reason.LEASE_HELD,
+        )

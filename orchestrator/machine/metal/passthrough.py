@@ -1,0 +1,294 @@
+"""A real device of a metal host: choose it, check that the machine can spare it, bind it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from orchestrator.base.errors import ArmFailedError, BenchError
+from orchestrator.base.reasons import Reason
+from orchestrator.evidence.layout import TrialWriter, write_json
+from orchestrator.evidence.pci_survey import User
+from orchestrator.formats.units import MIB, format_size
+from orchestrator.machine.host.device import BoundDevice, with_bar
+from orchestrator.machine.host.pci import Function, Survey
+from orchestrator.machine.metal.keeper import Keeper
+from orchestrator.machine.runner.agents import agent_source, run_agent
+from orchestrator.machine.transport.answers import has_form
+from orchestrator.machine.transport.shell import Commands, Shell
+from orchestrator.scenario.machines import HostDevice
+
+_VFIO = "vfio-pci"
+_MANAGED = (None, "pcieport", "pci-stub", _VFIO)
+"""Drivers of functions that may stay in the IOMMU group of a guest's device, because these drivers
+do not use the kernel's DMA (driver_managed_dma in drivers/pci/pcie/portdrv.c, pci-stub.c,
+drivers/vfio/pci/vfio_pci.c). None: no driver."""
+_LIVES_ON = {"network": "own-network", "disk": "own-disk", "display": "console",
+             "console": "console"}  # fmt: skip
+"""Kind of a function's user -> reason to refuse the function."""
+_ELSEWHERE = "choose a device that the machine does not need"
+_PLACED_BY = "is `Above 4G decoding` on in the firmware? What does dmesg say of the address?"
+
+
+@dataclass(frozen=True)
+class Refusal:
+    reason: str
+    text: str
+    """The finding, its place, and the remedy."""
+
+
+def surveyed(shell: Commands) -> Survey:
+    """Survey the machine's PCI devices. Raises BenchError if that fails."""
+    asked = run_agent(shell, agent_source("survey"), doing="surveying the PCI devices")
+    with has_form("the survey of the PCI devices", asked.stdout):
+        return Survey.parse(asked.stdout)
+
+
+def chosen(device: HostDevice, survey: Survey) -> Function:
+    """Return the function that the scenario selects and that the machine can spare.
+
+    Raises BenchError if there is none or more than one, if it is refused, or if it has no BAR of
+    the requested size.
+    """
+    function = _meant(device, survey)
+    _check_spared(survey, function)
+    if device.bar not in (bar.size for bar in function.bars.values()):
+        raise BenchError(
+            f"{function} has no BAR of {format_size(device.bar)}, which is device.bar",
+            evidence="\n".join([*_bars(function), *_listed(survey)]),
+            hint="; ".join(_growable(function)),
+            reason=Reason.DEVICE_BAR,
+        )
+    return function
+
+
+def _check_spared(survey: Survey, function: Function) -> None:
+    if found := refusals(survey, function.address):
+        raise BenchError(
+            f"{function} cannot be given to a guest",
+            evidence="\n".join(f"{refusal.reason}: {refusal.text}" for refusal in found),
+            reason=Reason.DEVICE_REFUSED,
+        )
+
+
+def _meant(device: HostDevice, survey: Survey) -> Function:
+    functions = list(survey.functions.values())
+    if device.address is not None:
+        what, found = device.address, [f for f in functions if f.address == device.address]
+    elif device.id is not None:
+        what, found = device.id, [f for f in functions if f.id == device.id]
+    else:
+        free = [f for f in functions if f.largest_bar and not refusals(survey, f.address)]
+        largest = max((f.largest_bar for f in free), default=0)
+        what, found = "that can be given to a guest", [f for f in free if f.largest_bar == largest]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise BenchError(
+            f"the machine has {len(found)} devices {device.id or 'with the largest BAR'}",
+            evidence="\n".join(map(str, found)),
+            hint=f'choose one: device.address = "{found[0].address}"',
+            reason=Reason.DEVICE_AMBIGUOUS,
+        )
+    raise BenchError(
+        f"the machine has no device {what}",
+        evidence="\n".join(_listed(survey)) or "no PCI function has a memory BAR of 1MiB or more",
+        reason=Reason.DEVICE_MISSING,
+    )
+
+
+def _listed(survey: Survey) -> list[str]:
+    """List the functions with a BAR of 1 MiB or more, the largest first. A function that is
+    refused has the first reason for it."""
+    found = [f for f in survey.functions.values() if f.largest_bar >= MIB]
+    return [
+        f"{f}" + (f": refused, {why[0].reason}" if (why := refusals(survey, f.address)) else "")
+        for f in sorted(found, key=lambda f: (-f.largest_bar, f.address))
+    ]
+
+
+def _bars(function: Function) -> list[str]:
+    return [f"BAR {index}: {bar}" for index, bar in function.bars.items()]
+
+
+def notes(survey: Survey, function: Function) -> tuple[str, ...]:
+    """Return what the user should know about the function, apart from reasons to refuse it."""
+    found = _growable(function)
+    if not function.facts.reset and not function.facts.reset_method:
+        found.append(
+            f"{function.address} has no way to be reset ({function.sysfs}/reset_method):"
+            " the next guest finds it as the last one left it"
+        )
+    if survey.unread:
+        found.append(
+            f"{survey.unread} processes could not be asked what they have open: not root there?"
+        )
+    return tuple(found)
+
+
+def _growable(function: Function) -> list[str]:
+    return [
+        f"BAR {index} of {function.address} has {format_size(function.bars[index].size)} and can"
+        f" have {format_size(max(sizes))} (Resizable BAR, {function.sysfs}/resource{index}_resize)"
+        for index, sizes in function.resizable.items()
+        if index in function.bars and max(sizes, default=0) > function.bars[index].size
+    ]
+
+
+# -- refusals -------------------------------------------------------------------------------
+
+
+def refusals(survey: Survey, address: str) -> tuple[Refusal, ...]:
+    """Return why the machine cannot spare the function; empty if it can."""
+    function = survey.functions[address]
+    if function.is_bridge:
+        what = f"{function} is a bridge (class {function.facts.class_code}): {_ELSEWHERE}"
+        return (Refusal("bridge", what),)
+    if function.group is None:
+        return (_no_group(survey, function), *_of_the_machine(survey, [function]))
+    return (
+        *_of_the_machine(survey, survey.members(function)),
+        *_siblings(survey, function),
+        *_use(survey, own_functions(survey, function)),
+        *_unplaced(function),
+    )
+
+
+def own_functions(survey: Survey, function: Function) -> list[Function]:
+    """Return the functions of the group that belong to the same device, such as a graphics card
+    and its sound. The function itself is among them. For a virtual function, return only that
+    function."""
+    virtual = function.facts.physfn is not None
+    return [
+        found
+        for found in survey.members(function)
+        if found == function
+        or (
+            not virtual
+            and found.facts.physfn is None
+            and found.slot == function.slot
+            and not found.is_bridge
+        )
+    ]
+
+
+def _no_group(survey: Survey, function: Function) -> Refusal:
+    if survey.iommus:
+        text = f"none of the IOMMUs ({', '.join(survey.iommus)}) is in front of it: {_ELSEWHERE}"
+    else:
+        text = (
+            "no IOMMU is on (/sys/class/iommu is empty): enable VT-d or AMD-Vi in the firmware;"
+            " an Intel machine may need intel_iommu=on, too, and on its own command line: the"
+            " device is judged under the machine's own kernel, which host.cmdline is not for"
+        )
+    return Refusal("no-iommu-group", f"{function.sysfs}/iommu_group is missing, and {text}")
+
+
+def _of_the_machine(survey: Survey, members: list[Function]) -> Iterator[Refusal]:
+    """Yield refusals if the machine itself needs a function of the group: its console, network or
+    disks."""
+    for found in survey.reached(members):
+        if found.facts.boot_vga == 1:
+            yield Refusal(
+                "console",
+                f"{found} has the machine's console ({found.sysfs}/boot_vga is 1): make another"
+                " graphics adapter the primary one in the firmware's setup",
+            )
+    for user in survey.users_of(members):
+        if user.serves and user.kind in _LIVES_ON:
+            yield Refusal(
+                _LIVES_ON[user.kind],
+                f"{_whose(survey, user)} serves {', '.join(user.serves)}{_through(user)}:"
+                f" {_ELSEWHERE}",
+            )
+
+
+def _siblings(survey: Survey, function: Function) -> Iterator[Refusal]:
+    """Yield a refusal if other devices are in the group, or behind a bridge of the group. Bridges
+    that only lead to devices are allowed."""
+    own = own_functions(survey, function)
+    others = [
+        found
+        for found in survey.reached(survey.members(function))
+        if found not in own
+        and function.address not in found.facts.parents
+        and not (found.only_leads_on and found.driver in _MANAGED)
+    ]
+    if others:
+        group = f"IOMMU group {function.group} (/sys/kernel/iommu_groups/{function.group}/devices)"
+        yield Refusal(
+            "group-shared",
+            f"{group} also has {', '.join(map(str, others))}: a guest gets a group as a whole;"
+            " move the device to a slot behind a port of its own with ACS, or choose another",
+        )
+
+
+def _use(survey: Survey, own: list[Function]) -> Iterator[Refusal]:
+    for function in own:
+        if virtual := function.facts.virtual_functions:
+            yield Refusal(
+                "in-use",
+                f"{function} has virtual functions ({', '.join(virtual)}):"
+                f" echo 0 > {function.sysfs}/sriov_numvfs",
+            )
+    for user in survey.users_of(own):
+        whose = _whose(survey, user)
+        held = [name for name in user.above if not name.startswith(user.name)]  # no partitions
+        if user.kind == "open" and user.name.startswith("/dev/vfio/"):
+            by = ", ".join(user.serves)
+            yield Refusal("owned", f"{whose} is open in {by}: end that guest or program")
+        elif user.kind == "open":
+            yield Refusal("in-use", f"{whose} is open in {', '.join(user.serves)}: end that")
+        elif user.kind == "input":
+            yield Refusal("in-use", f"{whose} is plugged in: {_ELSEWHERE}")
+        elif user.kind == "network" and user.up and not user.serves:
+            yield Refusal("in-use", f"{whose} is up{_through(user)}: ip link set {user.name} down")
+        elif user.kind == "disk" and held and not user.serves:
+            yield Refusal("in-use", f"{whose} is part of {', '.join(held)}: take that apart first")
+
+
+def _unplaced(function: Function) -> Iterator[Refusal]:
+    for index, bar in function.bars.items():
+        if not bar.placed:
+            yield Refusal(
+                "bar-not-placed",
+                f"BAR {index} of {function} has no place ({function.sysfs}/resource, {bar}):"
+                f" {_PLACED_BY}",
+            )
+
+
+def _whose(survey: Survey, user: User) -> str:
+    where = "" if user.path == user.name else f" ({user.path})"
+    return f"{user.name}{where} of {survey.functions[user.function]}"
+
+
+def _through(user: User) -> str:
+    return f", through {', '.join(user.above)}" if user.above else ""
+
+
+# -- binding --------------------------------------------------------------------------------
+
+
+def hostdev(
+    shell: Shell, keeper: Keeper, address: str, bar: int, *, trial: TrialWriter
+) -> BoundDevice:
+    """Bind the function and all that belongs to the same device to vfio-pci under the running
+    kernel; the keeper puts them back. host/device.json has the function's state before that.
+
+    Raises ArmFailedError if the proven kernel does not find the function or did not place its BAR,
+    BenchError if the function is refused or vfio-pci does not take it.
+    """
+    survey = surveyed(shell)
+    function = survey.functions.get(address)
+    if function is None:
+        raise ArmFailedError(
+            f"the host's kernel does not find {address}", evidence="\n".join(_listed(survey)),
+            reason=Reason.DEVICE_MISSING,
+        )  # fmt: skip
+    device = with_bar(address, function.resources, bar, _PLACED_BY)
+    _check_spared(survey, function)
+    write_json(trial.host / "device.json", function.facts.to_json())
+    keeper.modules([_VFIO])
+    for found in own_functions(survey, function):
+        keeper.bind(found.address, _VFIO)
+    return device

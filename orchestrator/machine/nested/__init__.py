@@ -1,0 +1,1 @@
+"""Hosts under test that are VMs of the runner."""

@@ -1,0 +1,323 @@
+"""The nested kind of machine: its hosts are VMs of the runner, one for each trial, or one that
+consecutive trials share. What a trial changes on a shared host is put back when the trial ends.
+The next trial gets the host only if its state is then the same as right after the boot."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Self
+
+from orchestrator.base.cache import Cache
+from orchestrator.base.errors import BarometerError, BenchError, key_named
+from orchestrator.base.process import tail
+from orchestrator.base.progress import Progress
+from orchestrator.base.reasons import Reason
+from orchestrator.evidence.layout import TrialWriter
+from orchestrator.kernels.image.bundle import KernelBundle
+from orchestrator.machine.guest.guest import GUEST_SERIAL, guest_cmdline
+from orchestrator.machine.guest.guestdisk import GuestDisk, grub_config, guest_disk
+from orchestrator.machine.host.changes import RememberedChanges
+from orchestrator.machine.host.device import BoundDevice, bound_devices
+from orchestrator.machine.host.host import Host
+from orchestrator.machine.host.machine import Machine
+from orchestrator.machine.host.modules import prove_modules
+from orchestrator.machine.nested.nested import (
+    BootSpec,
+    prepare_host,
+    prove_kernel,
+    proven_host,
+    running_machine,
+    save_machine,
+)
+from orchestrator.machine.runner import images
+from orchestrator.machine.runner.accel import Accel, chosen_accel
+from orchestrator.machine.runner.images import HostImage, PayloadImage
+from orchestrator.machine.runner.state import BenchState
+from orchestrator.machine.transport.keys import RunKeys
+from orchestrator.machine.transport.local import LocalMachine
+from orchestrator.machine.vm.domain import Disk
+from orchestrator.machine.vm.hypervisor import Connection
+from orchestrator.scenario.machines import EmulatedDevice, Guest, NestedHost
+from orchestrator.scenario.model import Scenario
+from orchestrator.scenario.vocabulary import ArmName
+
+_SETTLE_SECONDS = 10.0
+"""Time for things on the host to end by themselves: a server's side of a connection, or an agent
+whose input was closed."""
+_MOST, _LONGEST = 20, 200
+"""Limits of the list of changes left on a host, in a manifest: number of lines, and characters in
+each."""
+
+
+@dataclass
+class Boot:
+    """One boot of a nested host, its kernel proven."""
+
+    spec: BootSpec
+    token: str
+    boot_id: str
+    seconds: float
+    """Seconds from the start of its QEMU until its kernel was proven."""
+    host: Host
+    state: dict[str, str]
+    """State of a shared host right after its boot, as guests/agents/sharing.py reports it."""
+
+
+@contextmanager
+def booted_host(
+    spec: BootSpec,
+    token: str,
+    *,
+    state: BenchState,
+    libvirt: Connection,
+    trial: TrialWriter,
+    progress: Progress,
+    shared: bool,
+) -> Iterator[Boot]:
+    """Boot the host of a specification and keep it ready for work while the block runs. The proven
+    boot id and release are recorded in the trial. Raises as `proven_host` and `prepare_host`."""
+    keys = RunKeys.make()
+    with (
+        running_machine(spec, token, keys=keys, state=state, libvirt=libvirt) as machine,
+        proven_host(machine, spec.kernel, keys=keys, progress=progress) as (host, boot_id),
+    ):
+        boot = Boot(spec, token, boot_id, time.monotonic() - machine.started, host, {})
+        _record(trial, boot, shared=shared)
+        boot.host = prepare_host(host, spec)
+        if shared:
+            boot.state = _put_back(host, ())[1]
+        yield boot
+
+
+def _record(trial: TrialWriter, boot: Boot, *, shared: bool) -> None:
+    """Record a boot in the trial. The time that it took is a measurement (`host_boot_seconds`)
+    only if no other trial shares the boot."""
+    seconds = {f"host_{'session' if shared else 'boot'}_seconds": round(boot.seconds, 3)}
+    trial.record(boot_id=boot.boot_id, release=boot.spec.kernel.release, **seconds)
+
+
+class HostPool:
+    """Boots nested hosts for the trials of a run. A host that trials share is kept until
+    `close`."""
+
+    def __init__(self, state: BenchState, libvirt: Connection) -> None:
+        self._state, self._libvirt = state, libvirt
+        self._kept: Boot | None = None
+        self._stack = contextlib.ExitStack()
+
+    def close(self) -> None:
+        """End the host that is kept."""
+        self._kept = None
+        self._stack.close()
+
+    @contextmanager
+    def boot(
+        self,
+        spec: BootSpec,
+        *,
+        trial: TrialWriter,
+        progress: Progress,
+        shared: bool,
+    ) -> Iterator[Host]:
+        """Provide a host for one trial while the block runs. A `shared` host is booted only if no
+        host is kept that is alike and in the same state as right after its boot. The host's
+        console, its domain and QEMU's log up to the trial's end are evidence of the trial. Raises
+        as `booted_host`."""
+        boot = self._take(spec, progress) if shared else None
+        token = boot.token if boot else uuid.uuid4().hex[:12]
+        with contextlib.ExitStack() as stack:
+            stack.callback(save_machine, self._state, token, trial.host)
+            trial.record(token=token, host_cmdline=spec.cmdline(token))
+            if boot is None:
+                owner = self._stack if shared else stack
+                boot = owner.enter_context(
+                    booted_host(
+                        spec, token, state=self._state, libvirt=self._libvirt, trial=trial,
+                        progress=progress, shared=shared,
+                    )
+                )  # fmt: skip
+            else:
+                prove_kernel(boot.host.shell, token, spec.kernel)
+                prove_modules(boot.host.shell, spec.kernel)
+                _record(trial, boot, shared=True)
+                # the reports of earlier trials are on its console, too
+                trial.record(reports_before=len(boot.host.kernel.reports()))
+            if shared:
+                self._kept = boot
+                yield stack.enter_context(self._lent(boot, trial, progress))
+            else:
+                yield boot.host
+
+    def _take(self, spec: BootSpec, progress: Progress) -> Boot | None:
+        """Return the kept host if it can be used for `spec`; else end it and return None."""
+        boot = self._kept
+        if boot is not None and spec.is_alike(boot.spec):
+            if not (left := put_back(boot)):
+                return boot
+            progress.note(f"host: not as it was, so it is booted again: {left[0]}")
+        self.close()
+        return None
+
+    @contextmanager
+    def _lent(self, boot: Boot, trial: TrialWriter, progress: Progress) -> Iterator[Host]:
+        """Lend the host to one trial while the block runs; end it if the trial left anything."""
+        change = RememberedChanges(boot.host.shell)
+        try:
+            yield replace(boot.host, change=change)
+        except KeyboardInterrupt:
+            self.close()
+            raise
+        finally:
+            if self._kept is boot and (left := put_back(boot, change.made)):
+                self.close()
+                trial.record(host_left=left)
+                progress.note(f"host: not as it was after the trial: {left[0]}")
+
+
+def put_back(boot: Boot, changes: Sequence[tuple[str, Mapping[str, Any]]] = ()) -> list[str]:
+    """Undo the changes. Return what then differs from the state right after the boot, or the
+    reason why that is not known. Never raises, because the caller can end the host instead."""
+    try:
+        boot.host.check()
+        failed, state = _put_back(boot.host, changes)
+        end = time.monotonic() + _SETTLE_SECONDS
+        while state != boot.state and not failed and time.monotonic() < end:
+            time.sleep(0.2)
+            _, state = _put_back(boot.host, ())
+    except BarometerError as exc:
+        return [exc.message[:_LONGEST]]
+    names = sorted(boot.state.keys() | state.keys())
+    differing = [
+        f"{name}: {boot.state.get(name, 'missing')} -> {state.get(name, 'missing')}"
+        for name in names
+        if boot.state.get(name) != state.get(name)
+    ]
+    return [line[:_LONGEST] for line in [*failed, *differing][:_MOST]]
+
+
+class NestedMachine(Machine):
+    """The runner, with hosts that are its VMs."""
+
+    name = LocalMachine.name
+
+    def __init__(
+        self, host: NestedHost, device: EmulatedDevice, pool: HostPool | None = None
+    ) -> None:
+        """`pool`: where the hosts boot; None if they are only built."""
+        self._spec, self._device, self._pool = host, device, pool
+        self._accel: Accel = "tcg"
+        self._kernels: Mapping[ArmName, KernelBundle] = {}
+        self._images: dict[ArmName, HostImage] = {}
+        self._payload = PayloadImage(Path(), {})
+        self._guest_disk: GuestDisk | None = None
+        """Disk that the guest boots from; None if its kernel is in the payload."""
+        self._boots_guests = False
+
+    @classmethod
+    def of(cls, scenario: Scenario, pool: HostPool | None = None) -> Self:
+        """Return the machine of a scenario with a nested host."""
+        assert isinstance(scenario.device, EmulatedDevice)  # the scenario's own rule
+        return cls(scenario.nested, scenario.device, pool)
+
+    @property
+    def shell(self) -> LocalMachine:
+        return LocalMachine()
+
+    def survey(self) -> Sequence[str]:
+        return ()
+
+    def choose_accel(self) -> tuple[Accel, str]:
+        self._accel, reason = chosen_accel(self._spec.accel)
+        return self._accel, reason
+
+    def provide(
+        self, kernels: Mapping[ArmName, KernelBundle], guest: Guest | None,
+        guest_kernel: KernelBundle | None, cache: Cache,
+    ) -> None:  # fmt: skip
+        self._boots_guests = guest_kernel is not None
+        if guest is not None and guest_kernel is not None and guest.boot == "disk":
+            self._guest_disk = _build_guest_disk(guest, guest_kernel, cache)
+        self._kernels = kernels
+        self._images = {
+            arm: images.host_image(kernel, self._spec.suite, cache)
+            for arm, kernel in kernels.items()
+        }
+        self._payload = images.payload_image(None if self._guest_disk else guest_kernel, cache)
+
+    def install(self, cache: Cache) -> None:
+        """Do nothing: the hosts get all of it as disks."""
+
+    @contextmanager
+    def boot(
+        self, arm: ArmName, words: Sequence[str], trial: TrialWriter, *, progress: Progress,
+        with_libvirt: bool,
+    ) -> Iterator[Host]:  # fmt: skip
+        assert self._pool is not None
+        spec = self.boot_spec(arm, words, with_libvirt=with_libvirt)
+        shared = not self._spec.fresh_boots
+        with self._pool.boot(spec, trial=trial, progress=progress, shared=shared) as host:
+            yield host
+
+    def boot_spec(self, arm: ArmName, words: Sequence[str], *, with_libvirt: bool) -> BootSpec:
+        return BootSpec(
+            arm, self._spec, self._device, tuple(words), self._kernels[arm], self._images[arm],
+            self.disks(), self._accel,
+            # a shared host is the same for all trials of a workload, whatever their passes
+            with_libvirt=with_libvirt or (self._boots_guests and not self._spec.fresh_boots),
+        )  # fmt: skip
+
+    def disks(self) -> tuple[Disk, ...]:
+        """Return the disks that a host gets besides its own."""
+        more = [Disk(self._guest_disk.path, GUEST_SERIAL)] if self._guest_disk else []
+        return (Disk(self._payload.disk, "payload"), *more)
+
+    @contextmanager
+    def bind_devices(
+        self, host: Host, trial: TrialWriter  # noqa: ARG002
+    ) -> Iterator[tuple[BoundDevice, ...]]:  # fmt: skip
+        with bound_devices(host, self._device) as devices:
+            yield devices
+
+    def trial_facts(self, arm: ArmName) -> dict[str, Any]:
+        return {
+            "host_memory": self._spec.memory, "host_viommu": self._spec.viommu,
+            "host_viommu_aw_bits": self._spec.viommu_aw_bits,
+            "host_packages": self._images[arm].packages,
+        }  # fmt: skip
+
+    def guest_packages(self) -> dict[str, str]:
+        return self._guest_disk.packages if self._guest_disk else self._payload.packages
+
+
+def _build_guest_disk(guest: Guest, kernel: KernelBundle, cache: Cache) -> GuestDisk:
+    cmdline = guest_cmdline(guest)
+    with key_named("guest.cmdline"):
+        grub_config(kernel.release, cmdline)
+    with key_named("guest.kernel"):
+        return guest_disk(kernel, cmdline, cache)
+
+
+def _put_back(
+    host: Host, changes: Sequence[tuple[str, Mapping[str, Any]]]
+) -> tuple[list[str], dict[str, str]]:
+    """Undo the changes. Return what could not be undone, and the host's state.
+
+    Raises BenchError."""
+    said = host.shell.run(
+        host.agent("sharing"), stdin=json.dumps(changes).encode(),
+        doing="putting the host back as it was",
+    ).stdout  # fmt: skip
+    try:
+        answer = json.loads(said)
+        return answer["failed"], answer["state"]
+    except (ValueError, KeyError, TypeError) as exc:
+        raise BenchError(
+            "the host does not tell how it is", evidence=tail(said), reason=Reason.HOST_SILENT
+        ) from exc

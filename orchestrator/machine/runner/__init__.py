@@ -1,0 +1,1 @@
+"""What a run has on the runner: its records, images, accelerator, files."""

@@ -1,0 +1,1 @@
+"""Tracing on the host: probes, the profile, instructions, the map agent."""

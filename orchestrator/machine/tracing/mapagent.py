@@ -1,0 +1,81 @@
+"""The map agent's protocol (guests/agents/map.py): its request and its answers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from orchestrator.base.errors import BenchError, EvidenceError
+from orchestrator.base.reasons import Reason
+from orchestrator.formats.abi import LEAVES
+from orchestrator.machine.transport.answers import has_form
+from orchestrator.scenario.model import Scenario
+from orchestrator.scenario.vocabulary import Point
+
+REST_SECONDS = 1.0
+"""Seconds that the agent sleeps before each ioctl on an exact host. They cost next to no real
+time: an exact host skips the time in which it idles."""
+
+
+def agent_request(
+    scenario: Scenario, points: Sequence[Point], repeats: int, **more: Any
+) -> dict[str, Any]:
+    """Build map.py's request, with one entry for each size and alignment that has all its
+    states."""
+    asked: dict[tuple[str, str], dict[str, Any]] = {}
+    for point in points:
+        entry = asked.setdefault(
+            (point.spelled, point.alignment),
+            {"name": f"{point.spelled}/{point.alignment}",
+             "size": "full" if point.spelled == "full" else point.size,
+             "alignment": LEAVES[point.alignment],
+             "states": []},
+        )  # fmt: skip
+        entry["states"].append(point.state)
+    return request_of(scenario, list(asked.values()), repeats, **more)
+
+
+def request_of(
+    scenario: Scenario, points: Sequence[dict[str, Any]], repeats: int, **more: Any
+) -> dict[str, Any]:
+    """Build map.py's request from points in map.py's form."""
+    return {"backend": scenario.map.backend, "thp": scenario.map.thp, "repeats": repeats,
+            "points": points, "snapshots": {},
+            "rest": REST_SECONDS if scenario.host.exact else 0.0,
+            "realtime": scenario.host.exact, **more}  # fmt: skip
+
+
+def understood(line: str) -> tuple[str, Any]:
+    """Parse one line of the agent. Raises EvidenceError if the kernel refused the map."""
+    with has_form("the map agent's answer", line):
+        ((what, value),) = json.loads(line).items()
+    if what == "refused":
+        # EvidenceError, as for a guest boot: its refused maps are found when the trace is judged
+        raise EvidenceError(
+            f"the BAR could not be mapped from the host's user space: {value}",
+            reason=Reason.MAP_REFUSED,
+        )
+    return what, value
+
+
+def gathered(lines: Iterable[str], errors: str = "") -> dict[str, Any]:
+    """Parse the map agent's lines into one value: the facts about itself, and its points with
+    their samples. Raises EvidenceError if the kernel refused a map, BenchError if the agent's last
+    line is missing."""
+    answer: dict[str, Any] = {"points": []}
+    for line in lines:
+        what, value = understood(line)
+        if what == "agent":
+            answer.update(value)
+        elif what == "point":
+            answer["points"].append({**value, "samples": []})
+        elif what == "sample":
+            answer["points"][-1]["samples"].append(value)
+        elif what == "end":
+            return answer
+    raise BenchError(
+        "the map agent ended without its last word",
+        evidence=errors[-1500:],
+        reason=Reason.MAP_SILENT,
+    )

@@ -1,0 +1,511 @@
+"""Run commands on a host or guest over SSH: the one importer of paramiko.
+
+Host keys are pinned: a connection to anything but the machine that barometer made is refused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import shlex
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple, Protocol
+
+import paramiko
+
+from orchestrator.base.bounded import (
+    ANSWER_BYTES,
+    FACTS_BYTES,
+    STREAM_LINE_BYTES,
+    Lines,
+    TooMuchError,
+    gather,
+)
+from orchestrator.base.errors import BarometerError, BenchError
+from orchestrator.base.process import tail
+from orchestrator.base.progress import waiting_for
+from orchestrator.base.reasons import Reason
+from orchestrator.machine.transport.calls import Call, in_time
+from orchestrator.machine.transport.keys import KeyPair
+
+log = logging.getLogger("barometer.shell")
+
+_HANDSHAKE_SECONDS = 60
+_CLOSE_SECONDS = 2.0
+_PROBE_SECONDS = 25.0
+"""Deadline of a sign of life: an emulated host that maps a BAR under load is slow to start a
+program."""
+A_DAY = 86400.0
+"""Deadline of a program that runs as long as something else does. Each of its lines has a deadline
+of its own."""
+ALIVE_TRIES = 6
+"""Messages without an answer after which OpenSSH's client takes the server for gone."""
+_PIECE = 1 << 15
+"""Bytes sent at once: a packet. paramiko's sendall copies the whole rest after each packet."""
+
+
+class _Reasons(NamedTuple):
+    """Reasons of a connection's errors."""
+
+    no_ssh: Reason
+    ssh_lost: Reason
+    wrong_host_key: Reason
+
+
+_OF_GUEST = _Reasons(Reason.GUEST_NO_SSH, Reason.GUEST_SSH_LOST, Reason.GUEST_WRONG_HOST_KEY)
+_OF_HOST = _Reasons(Reason.HOST_NO_SSH, Reason.HOST_SSH_LOST, Reason.HOST_WRONG_HOST_KEY)
+
+
+def _reasons(name: str) -> _Reasons:
+    """Return the reasons for a machine of this name; it may be longer (`guest 2`)."""
+    return _OF_GUEST if name.split(maxsplit=1)[0] == "guest" else _OF_HOST
+
+
+@dataclass(frozen=True)
+class Completed:
+    stdout: str
+    stderr: str
+    code: int
+
+
+class ConnectionLostError(BenchError):
+    """The SSH connection ended or went silent while it was needed."""
+
+
+class _Deadline:
+    """Deadline of a whole exchange, however slowly its bytes arrive."""
+
+    def __init__(self, seconds: float) -> None:
+        self._end = time.monotonic() + seconds
+
+    def left(self) -> float:
+        """Return the seconds that are left. Raises TimeoutError if there are none."""
+        if (left := self._end - time.monotonic()) <= 0:
+            raise TimeoutError
+        return left
+
+
+class Commands(Protocol):
+    """Interface to run commands on a machine: over SSH (Shell), or on this one (bench.local)."""
+
+    @property
+    def name(self) -> str: ...
+
+    def run(
+        self,
+        argv: Sequence[str] | str,
+        *,
+        stdin: bytes = b"",
+        timeout: float = 120,
+        check: bool = True,
+        doing: str = "",
+        limit: int = ANSWER_BYTES,
+    ) -> Completed: ...
+
+    def stream(
+        self, argv: Sequence[str], timeout: float, in_all: float = A_DAY
+    ) -> contextlib.AbstractContextManager[Dialogue]: ...
+
+
+class Shell:
+    """One authenticated SSH connection."""
+
+    def __init__(
+        self, name: str, transport: paramiko.Transport, become: tuple[str, ...] = ()
+    ) -> None:
+        """`become`: words that run the next argument, a command, as root (sudo)."""
+        self.name = name
+        self._transport = transport
+        self._become = become
+        self._is_unanswered = False
+
+    def run(
+        self,
+        argv: Sequence[str] | str,
+        *,
+        stdin: bytes = b"",
+        timeout: float = 120,
+        check: bool = True,
+        doing: str = "",
+        limit: int = ANSWER_BYTES,
+    ) -> Completed:
+        """Run a program (a list) or a shell script (a string) to its end.
+
+        Raises BenchError if its exit code is not 0 (unless `check` is off) or if it prints more
+        than `limit` bytes (`output-flood`), and ConnectionLostError if it has not ended within
+        `timeout` seconds in all.
+        """
+        command = self._command(argv)
+        log.debug("%s+ %s", self.name, command if len(command) < 500 else command[:500] + "...")
+        if self._is_unanswered:
+            self.prove_alive()
+        try:
+            with waiting_for(doing or command):
+                done = self._exchange(command, stdin, timeout, limit)
+        except (OSError, EOFError, paramiko.SSHException) as exc:
+            self._is_unanswered = True
+            if isinstance(exc, EOFError):
+                self.drop()  # so that `alive` is false from now on
+            raise self._lost(exc, doing or command) from exc
+        except TooMuchError as exc:
+            raise flood(self.name, doing or command, exc) from exc
+        return succeeded(done, self.name, doing or command) if check else done
+
+    def prove_alive(self) -> None:
+        """Prove that the machine answers a command soon. If not, drop the connection, so that
+        later calls fail at once, and raise ConnectionLostError. `run` begins with this after a
+        command that was not answered."""
+        try:
+            self._exchange("true", b"", _PROBE_SECONDS, FACTS_BYTES)
+        except (OSError, EOFError, paramiko.SSHException, TooMuchError) as exc:
+            self.drop()
+            raise self._lost(exc, "true") from exc
+        self._is_unanswered = False
+
+    def _exchange(self, command: str, stdin: bytes, timeout: float, limit: int) -> Completed:
+        deadline = _Deadline(timeout)
+        errors: list[bytearray] = []
+        too_much: list[TooMuchError] = []
+
+        def read_errors() -> None:
+            try:
+                errors.append(gather(_chunks(channel, channel.recv_stderr, deadline), limit))
+            except TooMuchError as exc:
+                too_much.append(exc)
+                channel.close()  # ends the reading of standard output, too
+            except OSError:
+                pass  # a timeout, which the reader of standard output reports
+
+        def exchange() -> Completed:
+            channel.exec_command(command)
+            reader = threading.Thread(target=read_errors, daemon=True)
+            reader.start()
+            try:
+                for start in range(0, len(stdin), _PIECE):
+                    channel.settimeout(deadline.left())
+                    channel.sendall(stdin[start : start + _PIECE])
+                channel.shutdown_write()
+                out = gather(_chunks(channel, channel.recv, deadline), limit)
+                reader.join(deadline.left())
+            except OSError:
+                if too_much:
+                    raise too_much[0] from None
+                raise
+            if too_much:
+                raise too_much[0]
+            # the program may have closed its output and still be running
+            if not channel.status_event.wait(deadline.left()):
+                raise TimeoutError
+            code = channel.recv_exit_status()
+            if code < 0 and self._has_ended():
+                raise EOFError("the connection ended")
+            return Completed(
+                out.decode(errors="replace"), b"".join(errors).decode(errors="replace"), code
+            )
+
+        with self._session(timeout) as channel:
+            channel.settimeout(deadline.left())
+            return in_time(exchange, deadline.left())
+
+    @contextlib.contextmanager
+    def stream(
+        self, argv: Sequence[str], timeout: float, in_all: float = A_DAY
+    ) -> Iterator[Dialogue]:
+        """Run a program while the block runs; yield its lines as they come, and a way to send it
+        lines. Its standard input closes when the block ends, which tells it to end. A line that
+        takes more than `timeout` seconds raises TimeoutError; so does the program if it takes more
+        than `in_all` seconds."""
+        command = self._command(argv)
+        log.debug("%s+ %s &", self.name, command)
+        with contextlib.ExitStack() as stack:
+            try:
+                channel = stack.enter_context(self._session(timeout))
+                in_time(lambda: channel.exec_command(command), timeout)
+            except (OSError, EOFError, paramiko.SSHException) as exc:
+                raise self._lost(exc, command) from exc
+            yield Dialogue(channel, timeout, in_all)
+
+    def _command(self, argv: Sequence[str] | str) -> str:
+        command = argv if isinstance(argv, str) else shlex.join(argv)
+        return shlex.join([*self._become, command]) if self._become else command
+
+    def read(self, path: str) -> str:
+        """Return a file's text. Raises BenchError if the file is missing or has more than
+        FACTS_BYTES."""
+        return self.run(["cat", path], doing=f"reading {path}", limit=FACTS_BYTES).stdout
+
+    def write(self, path: str, content: bytes, mode: int = 0o600) -> None:
+        self.run(
+            f"umask 077; mkdir -p {shlex.quote(str(PurePosixPath(path).parent))}; "
+            f"cat > {shlex.quote(path)}; chmod {mode:o} {shlex.quote(path)}",
+            stdin=content, doing=f"writing {path}",
+        )  # fmt: skip
+
+    def alive(self) -> bool:
+        return self._transport.is_active()
+
+    def _has_ended(self) -> bool:
+        """True if the connection ended, or ends now: paramiko's thread closes the channels just
+        before it marks the connection as inactive, and then returns."""
+        self._transport.join(1)
+        return not self.alive()
+
+    def channel_to(self, port: int, timeout: float) -> paramiko.Channel:
+        """Open a TCP connection from the machine to its 127.0.0.1:`port` (`direct-tcpip`).
+
+        Raises ConnectionLostError if nothing listens.
+        """
+        ends = ("127.0.0.1", port), ("127.0.0.1", 0)
+        try:
+            return self._open(
+                lambda: self._transport.open_channel("direct-tcpip", *ends, timeout=timeout),
+                timeout,
+            )
+        except (OSError, EOFError, paramiko.SSHException) as exc:
+            raise self._lost(exc, f"connecting to port {port}") from exc
+
+    @contextlib.contextmanager
+    def _session(self, timeout: float) -> Iterator[paramiko.Channel]:
+        channel = self._open(lambda: self._transport.open_session(timeout=timeout), timeout)
+        try:
+            channel.settimeout(timeout)
+            yield channel
+        finally:
+            # close() sends a message. If the other side takes no messages any more, drop the
+            # connection.
+            try:
+                in_time(channel.close, _CLOSE_SECONDS)
+            except TimeoutError:
+                self.drop()
+
+    def _open(self, open_one: Callable[[], paramiko.Channel], timeout: float) -> paramiko.Channel:
+        """Open a channel; one that arrives too late is closed. Raises TimeoutError."""
+        return Call(open_one, undo=lambda channel: channel.close()).result(timeout)
+
+    def drop(self) -> None:
+        """End the connection, from any thread: whoever waits for an answer loses it."""
+        close(self._transport)
+
+    def _lost(self, exc: BaseException, doing: str) -> ConnectionLostError:
+        what = "took too long" if isinstance(exc, TimeoutError) else f"{type(exc).__name__}: {exc}"
+        return ConnectionLostError(
+            f"the SSH connection to the {self.name} was lost while it ran: {doing[:80]} ({what})",
+            reason=_reasons(self.name).ssh_lost,
+        )
+
+
+def succeeded(done: Completed, name: str, doing: str) -> Completed:
+    """Return `done`. Raises BenchError if its exit code is not 0."""
+    if done.code:
+        raise BenchError(
+            f"{name}: {doing.splitlines()[0][:80]} failed with exit code {done.code}",
+            evidence=tail(done.stderr or done.stdout),
+            reason=Reason.COMMAND_FAILED,
+        )
+    return done
+
+
+def flood(name: str, doing: str, exc: TooMuchError) -> BenchError:
+    """Return the error for a program that printed too much."""
+    return BenchError(
+        f"{name}: {doing.splitlines()[0][:80]}: it printed {exc}", evidence=tail(exc.last),
+        reason=Reason.OUTPUT_FLOOD,
+    )  # fmt: skip
+
+
+def _chunks(
+    channel: paramiko.Channel, receive: Callable[[int], bytes], deadline: _Deadline
+) -> Iterator[bytes]:
+    """Yield what `receive` returns, until its end. Raises TimeoutError."""
+    while True:
+        channel.settimeout(deadline.left())
+        if not (chunk := receive(1 << 16)):
+            return
+        yield chunk
+
+
+class Dialogue(Iterator[str]):
+    """The lines of a running program, each cut at STREAM_LINE_BYTES, or its output as bytes, and a
+    way to answer it. Raises TimeoutError."""
+
+    def __init__(
+        self, channel: paramiko.Channel | socket.socket, line_seconds: float, in_all: float
+    ) -> None:
+        self._channel = channel
+        self._line_seconds, self._deadline = line_seconds, _Deadline(in_all)
+        self._lines = self._read()
+
+    def __next__(self) -> str:
+        return next(self._lines)
+
+    def chunks(self) -> Iterator[bytes]:
+        """Yield the program's output as bytes, in place of its lines. A chunk has the deadline of
+        a line."""
+        while True:
+            self._channel.settimeout(min(self._line_seconds, self._deadline.left()))
+            if not (chunk := self._channel.recv(1 << 16)):
+                return
+            yield chunk
+
+    def say(self, line: str) -> None:
+        self.send(line.encode() + b"\n")
+
+    def send(self, content: bytes) -> None:
+        """Send bytes to the program. Raises OSError if it takes none any more."""
+        try:
+            in_time(lambda: self._channel.sendall(content), self._line_seconds)
+        except paramiko.SSHException as exc:
+            raise OSError(f"{type(exc).__name__}: {exc}") from exc
+
+    def _read(self) -> Iterator[str]:
+        begun, line_deadline = Lines(STREAM_LINE_BYTES), _Deadline(self._line_seconds)
+        while True:
+            self._channel.settimeout(min(line_deadline.left(), self._deadline.left()))
+            if not (chunk := self._channel.recv(1 << 16)):
+                return
+            for line in (lines := begun.feed(chunk)):
+                yield line.decode(errors="replace")
+            if lines:
+                line_deadline = _Deadline(self._line_seconds)
+
+
+def close(transport: paramiko.Transport) -> None:
+    """End a connection, without waiting for one that does not end."""
+
+    def end() -> None:
+        transport.close()
+        transport.sock.close()  # transport.close() leaves it open if no handshake has begun
+
+    with contextlib.suppress(TimeoutError):
+        in_time(end, _CLOSE_SECONDS)
+
+
+@contextlib.contextmanager
+def connected(
+    name: str,
+    endpoint: tuple[str, int] | paramiko.Channel,
+    *,
+    key: KeyPair,
+    host_key: KeyPair,
+    user: str = "root",
+    error: type[BarometerError] = BenchError,
+    keepalive: int = 10,
+) -> Iterator[Shell]:
+    """Keep an SSH connection, to a machine whose host key is `host_key`, while the block runs.
+
+    `endpoint` is an address, or a channel through another connection. Raises `error` if there is
+    no SSH server, if the server has another host key, or if the login is refused. `keepalive`:
+    seconds between messages that check whether the machine is there; 0 sends none.
+    """
+    try:
+        if isinstance(endpoint, tuple):
+            sock: socket.socket | paramiko.Channel = socket.create_connection(
+                endpoint, timeout=_HANDSHAKE_SECONDS
+            )
+        else:
+            sock = endpoint
+        transport = paramiko.Transport(sock)
+    except (OSError, EOFError, paramiko.SSHException) as exc:
+        raise error(
+            f"no SSH connection to the {name}: {exc}", reason=_reasons(name).no_ssh
+        ) from exc
+    try:
+        _log_in(name, transport, key, host_key, user, error)
+        transport.set_keepalive(keepalive)
+        yield Shell(name, transport)
+    finally:
+        close(transport)
+
+
+def _log_in(
+    name: str,
+    transport: paramiko.Transport,
+    key: KeyPair,
+    host_key: KeyPair,
+    user: str,
+    error: type[BarometerError],
+) -> None:
+    def shake_hands() -> None:
+        transport.banner_timeout = transport.auth_timeout = _HANDSHAKE_SECONDS
+        transport.start_client(timeout=_HANDSHAKE_SECONDS)
+        if transport.get_remote_server_key().asbytes() != host_key.public_blob:
+            raise error(
+                f"the SSH server of the {name} does not have the host key it was given",
+                hint="something else answers on its port",
+                reason=_reasons(name).wrong_host_key,
+            )
+        private = paramiko.Ed25519Key.from_private_key(io.StringIO(key.private_openssh.decode()))
+        transport.auth_publickey(user, private)
+
+    try:
+        in_time(shake_hands, 3 * _HANDSHAKE_SECONDS)  # a send has no deadline of its own
+    except (OSError, EOFError, paramiko.SSHException) as exc:
+        raise error(
+            f"no SSH connection to the {name}: {str(exc) or type(exc).__name__}",
+            reason=_reasons(name).no_ssh,
+        ) from exc
+
+
+def write_client_config(
+    folder: Path, *, port: int, key: KeyPair, host_key: KeyPair, keepalive: int = 10
+) -> Path:
+    """Write the files of an OpenSSH client for libvirt's qemu+ssh://. Return a program that runs
+    the client with them.
+
+    The host's key is pinned, and nothing of the user's own configuration is read. `keepalive` is
+    that of `connected`.
+    """
+    private = folder / "runner_key"
+    private.touch(mode=0o600)
+    private.write_bytes(key.private_openssh)
+    known = folder / "known_hosts"
+    known.write_text(f"barometer-host {host_key.public_line}\n")
+    config = folder / "ssh_config"
+    config.write_text(
+        f"Host *\n HostName 127.0.0.1\n Port {port}\n User root\n IdentityFile {private}\n"
+        f" IdentitiesOnly yes\n UserKnownHostsFile {known}\n GlobalKnownHostsFile /dev/null\n"
+        " HostKeyAlias barometer-host\n StrictHostKeyChecking yes\n PasswordAuthentication no\n"
+        f" BatchMode yes\n ConnectTimeout {_HANDSHAKE_SECONDS}\n LogLevel ERROR\n"
+        f" ServerAliveInterval {keepalive}\n ServerAliveCountMax {ALIVE_TRIES}\n"
+    )
+    return write_client(folder, ["/usr/bin/ssh", "-F", str(config)])
+
+
+def write_client(folder: Path, argv: Sequence[str]) -> Path:
+    """Write a program for `qemu+ssh://?command=`, which executes `argv` with its own arguments
+    appended. It records its process id, by which `end_clients` ends it."""
+    program = folder / "ssh"
+    pids = shlex.quote(str(_pids(program)))
+    program.write_text(f'#!/bin/sh\necho $$ >> {pids}\nexec {shlex.join(argv)} "$@"\n')
+    program.chmod(0o700)
+    return program
+
+
+def end_clients(program: Path) -> None:
+    """End the children of this process that run `program` (of `write_client`), and so the
+    connections through them."""
+    with contextlib.suppress(FileNotFoundError):
+        for pid in map(int, _pids(program).read_text().split()):
+            if _parent(pid) == os.getpid():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+
+
+def _pids(program: Path) -> Path:
+    return program.with_name(f"{program.name}.pids")
+
+
+def _parent(pid: int) -> int | None:
+    """Return a process's parent (proc_pid_stat(5), field 4); None if the process is gone."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return None

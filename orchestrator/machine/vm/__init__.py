@@ -1,0 +1,1 @@
+"""libvirt, and the domains that it runs."""

@@ -1,0 +1,67 @@
+"""The facts of a domain's XML that a profile of the domain needs. Pure."""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ET
+from dataclasses import dataclass
+
+from orchestrator.base.errors import BenchError
+from orchestrator.base.reasons import Reason
+
+_UNITS = {
+    "b": 1, "bytes": 1, "kb": 10**3, "k": 2**10, "kib": 2**10, "mb": 10**6, "m": 2**20,
+    "mib": 2**20, "gb": 10**9, "g": 2**30, "gib": 2**30, "tb": 10**12, "t": 2**40, "tib": 2**40,
+}  # fmt: skip
+"""Bytes of each unit (https://libvirt.org/formatdomain.html#memory-allocation)."""
+_AGENT = "org.qemu.guest_agent.0"
+
+
+@dataclass(frozen=True)
+class Definition:
+    emulator: str
+    """Path of the domain's QEMU on the host."""
+    kvm: bool
+    memory: int
+    """Bytes."""
+    huge_pages: bool
+    """True if its memory consists of huge pages (memoryBacking)."""
+    devices: tuple[str, ...]
+    """Addresses of the host's PCI devices that are passed through to it: 0000:3b:00.0"""
+    agent: bool
+    """True if it has a channel for the guest agent."""
+
+
+def parse_definition(text: str) -> Definition:
+    """Parse libvirt's domain XML. Raises BenchError if `text` is something else."""
+    try:
+        domain = ET.fromstring(text)
+        memory = domain.find("memory")
+        assert memory is not None
+        return Definition(
+            emulator=domain.findtext("devices/emulator") or "",
+            kvm=domain.get("type") == "kvm",
+            memory=int(memory.text or "") * _UNITS[memory.get("unit", "KiB").lower()],
+            huge_pages=domain.find("memoryBacking/hugepages") is not None,
+            devices=tuple(
+                dict.fromkeys(
+                    _address(address.attrib)
+                    for path in ("hostdev[@type='pci']", "interface[@type='hostdev']")
+                    for address in domain.findall(f"devices/{path}/source/address")
+                )
+            ),
+            agent=any(
+                target.get("name") == _AGENT for target in domain.findall("devices/channel/target")
+            ),
+        )
+    except (ET.ParseError, AssertionError, ValueError, KeyError) as exc:
+        raise BenchError(
+            f"libvirt's XML of the domain cannot be understood: {exc!r}",
+            reason=Reason.BAD_DOMAIN_XML,
+        ) from exc
+
+
+def _address(attributes: dict[str, str]) -> str:
+    domain, bus, slot, function = (
+        int(attributes.get(name, "0"), 0) for name in ("domain", "bus", "slot", "function")
+    )
+    return f"{domain:04x}:{bus:02x}:{slot:02x}.{function:x}"

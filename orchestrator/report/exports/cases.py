@@ -1,0 +1,224 @@
+"""A run as the test cases that CI systems know: its verdict, each metric that decides, each trial.
+
+The outputs for machines share these cases: `junit.py`, `ktap.py` and `github.py` only format them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from orchestrator import __version__
+from orchestrator.analysis.trial import TrialResult
+from orchestrator.analysis.verdict.comparison import (
+    Comparison,
+    MetricComparison,
+    exit_code,
+    fails_more,
+    failures,
+    guest_accels,
+    outcomes,
+)
+from orchestrator.analysis.verdict.summary import summary
+from orchestrator.base.hashing import digest_of
+from orchestrator.evidence.plan import Plan
+from orchestrator.report.words.sentence import differing, undecided_said
+from orchestrator.report.words.variable_words import variable_said
+from orchestrator.report.words.wording import attempts_said
+from orchestrator.scenario.model import Scenario
+from orchestrator.scenario.vocabulary import ARMS, ArmName, Metric
+
+Outcome = Literal["passed", "failed", "unknown"]
+"""Outcome of a case. unknown: invalid or inconclusive; it is no evidence on the kernels, and no
+success."""
+Numbers = dict[str, float | str]
+
+_OUTCOMES: dict[str, Outcome] = {"met": "passed", "not met": "failed", "not known": "unknown"}
+
+_ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[ -/]*[0-~])")
+# Everything that XML 1.0 cannot contain (https://www.w3.org/TR/xml/#charsets), DEL and the C1
+# controls
+_UNPRINTABLE = re.compile(r"[^\t\n\x20-\x7e\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+
+
+@dataclass(frozen=True)
+class Case:
+    kind: Literal["run", "metric", "trial"]
+    name: str
+    """Name of the case, unique within a suite among cases of its kind."""
+    outcome: Outcome
+    reason: str
+    """Short stable name of the result: improved, guest-panic, ..."""
+    message: str
+    """Message of one line."""
+    tail: str = ""
+    """The end of a console, or other proof."""
+    numbers: Numbers = field(default_factory=dict)
+    seconds: float | None = None
+    """Wall-clock seconds that a trial took on the runner."""
+
+
+@dataclass(frozen=True)
+class Suite:
+    """One run, or one cell of a matrix."""
+
+    name: str
+    exit_code: int
+    cases: tuple[Case, ...]
+    """The run's case first, then the metrics that decide, then the trials in their order."""
+    facts: dict[str, str] = field(default_factory=dict)
+    metrics: dict[Metric, Numbers] = field(default_factory=dict)
+    """Numbers of every metric that both arms have."""
+    started: str = ""
+    """Start of the first trial: ISO 8601, UTC; "" if the evidence has no time."""
+    digest: str = ""
+    """Digest of the plan and the evidence: the same for the same run, wherever it is judged."""
+
+
+def plain(text: object) -> str:
+    """Remove escape sequences, and replace control characters. The result is valid in XML, in JSON
+    and on any terminal."""
+    lines = _ANSI.sub("", str(text)).replace("\r\n", "\n").replace("\r", "\n")
+    return _UNPRINTABLE.sub("\ufffd", lines)
+
+
+def line_of(text: object) -> str:
+    """Clean text from outside as `plain` does, and join its lines to one."""
+    return " ".join(plain(text).split())
+
+
+def suite(scenario: Scenario, comparison: Comparison, plan: Plan) -> Suite:
+    """Return a run as a suite of cases. `plan` is plan.json."""
+    unit = cost_unit(plan)
+    code = exit_code(scenario, comparison)
+    metrics = {m.name: _numbers(m, scenario, unit) for m in comparison.metrics}
+    found = {name: _OUTCOMES[met] for name, met in outcomes(scenario, comparison).items()}
+    cases = [
+        _run_case(scenario, comparison, code, found),
+        *(
+            _metric_case(scenario, comparison, name, outcome, metrics.get(name, {}))
+            for name, outcome in found.items()
+        ),
+        *map(_trial_case, comparison.results),
+    ]
+    facts = {
+        "barometer": __version__, "scenario": scenario.name, "verdict": comparison.verdict,
+        "exit_code": str(code), "accel": plan.accel, "cost_unit": unit,
+        **{f"{arm}.kernel": line_of(kernel_of(comparison, arm)) for arm in ARMS},
+    }  # fmt: skip
+    if said := variable_said(comparison.variable):
+        facts["variable"] = line_of(said)
+    started = min((r.started for r in comparison.results if r.started), default="")
+    digest = digest_of({"plan": plan.to_json(), "trials": [r.digest for r in comparison.results]})
+    return Suite(scenario.name, code, tuple(cases), facts, metrics, started, digest)
+
+
+def code_of(suites: Sequence[Suite]) -> int:
+    """Return the exit code of several runs together: 1 if any run has 1, else the largest."""
+    codes = [one.exit_code for one in suites]
+    return 1 if 1 in codes else max(codes)
+
+
+def not_run(name: str, code: int) -> Suite:
+    """Return the suite of a matrix cell that has not begun."""
+    return Suite(name, code, (Case("run", "verdict", "unknown", "not-run", "not run"),))
+
+
+def kernel_of(comparison: Comparison, arm: ArmName) -> str:
+    kernel = comparison.kernels[arm]
+    return f"{kernel['release']} ({kernel['source']})"
+
+
+def cost_unit(plan: Plan) -> str:
+    """Return the unit of costs: s, emulated s or Ginsn. It depends on the accelerator."""
+    return {"kvm": "s", "none": "s", "exact": "Ginsn"}.get(plan.accel, "emulated s")
+
+
+def _run_case(
+    scenario: Scenario, comparison: Comparison, code: int, found: Mapping[Metric, Outcome]
+) -> Case:
+    said: list[str] = [comparison.verdict]
+    if comparison.conditions is not None and comparison.conditions.unplanned:
+        said.append(line_of(differing(comparison.conditions.unplanned)))
+    if len(comparison.results) < comparison.planned:
+        said.append(f"not complete: {len(comparison.results)} of {comparison.planned} trials")
+    if len(guest_accels(comparison.results)) > 1:
+        said.append("guests ran under KVM in some trials and were emulated in others")
+    if fails_more(comparison):
+        (before, of_before), (after, of_after) = (failures(comparison.results, a) for a in ARMS)
+        said.append(
+            f"the candidate fails more often: {after} of its {of_after} trials, and {before} of"
+            f" the baseline's {of_before}"
+        )
+    if comparison.has_undecided and comparison.verdict == "inconclusive":
+        said.append(line_of(undecided_said(comparison)))
+    for arm in ARMS:
+        if not comparison.count(arm, "measured"):
+            said.append(f"no trial of the {arm} was measured")
+    for outcome, met in (("passed", "met"), ("failed", "not met"), ("unknown", "not known")):
+        names = [name for name in scenario.expect if found[name] == outcome]
+        if names:
+            said.append(f"expectation {met}: {', '.join(names)}")
+    of_run: Outcome = "passed" if code == 0 else "failed" if code == 1 else "unknown"
+    return Case("run", "verdict", of_run, comparison.verdict, "; ".join(said))
+
+
+def _metric_case(
+    scenario: Scenario, comparison: Comparison, name: Metric, outcome: Outcome, numbers: Numbers
+) -> Case:
+    metric, wanted = comparison.metric(name), scenario.expect.get(name)
+    expected = "" if wanted is None else f", expected {wanted}"
+    if metric is None:
+        said = f"not measured in both arms{expected}"
+        return Case("metric", name, outcome, "not-measured", said)
+    why = ""
+    if metric.verdict == "invalid":
+        why = "; the bench finds a difference between the baseline's kernel and itself"
+    elif outcome == "unknown" and metric.verdict != "inconclusive":
+        why = "; the run is " + ("invalid" if comparison.verdict == "invalid" else "not complete")
+    said = f"{metric.verdict}{expected}{why}; {_effect(metric)}"
+    return Case("metric", name, outcome, metric.verdict, said, numbers=numbers)
+
+
+def _effect(metric: MetricComparison) -> str:
+    found = metric.effect.estimate
+    said = [f"ratio {found.ratio:.4g}" if found.ratio is not None else "the baseline is 0"]
+    if found.interval is not None:
+        said.append(f"95 % interval {found.interval[0]:.4g} .. {found.interval[1]:.4g}")
+    if metric.effect.p_adjusted is not None:
+        said.append(f"p {metric.effect.p_adjusted:.2g}")
+    return ", ".join(said)
+
+
+def _numbers(metric: MetricComparison, scenario: Scenario, seconds: str) -> Numbers:
+    found = metric.effect.estimate
+    low, high = found.interval or (None, None)
+    wanted = scenario.expect.get(metric.name)
+    numbers: dict[str, float | str | None] = {
+        "unit": seconds if metric.unit == "s" else metric.unit,
+        "baseline.median": summary(metric.unit, metric.baseline).middle,
+        "candidate.median": summary(metric.unit, metric.candidate).middle,
+        "ratio": found.ratio, "ci95.low": low, "ci95.high": high,
+        "p": found.p, "p_adjusted": metric.effect.p_adjusted,
+        "pairs": found.pairs, "basis": found.basis, "verdict": metric.verdict,
+        "expected": None if wanted is None else str(wanted),
+    }  # fmt: skip
+    return {name: value for name, value in numbers.items() if value is not None}
+
+
+def _trial_case(result: TrialResult) -> Case:
+    values: Numbers = {
+        name: value for name in result.samples if (value := result.value(name)) is not None
+    }
+    if again := attempts_said(result):
+        values["begun_again"] = line_of(", ".join(again))
+    if result.kind == "measured":
+        return Case("trial", line_of(result.name), "passed", "measured", "measured",
+                    numbers=values, seconds=result.seconds)  # fmt: skip
+    where = f" at {result.stage}" if result.stage else ""
+    said = line_of(f"{result.kind}{where}: {result.reason}: {result.message}")
+    outcome: Outcome = "failed" if result.kind == "failed" else "unknown"
+    return Case("trial", line_of(result.name), outcome, line_of(result.reason), said,
+                plain(result.evidence), values, result.seconds)  # fmt: skip

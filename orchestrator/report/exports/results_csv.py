@@ -1,0 +1,62 @@
+"""A run as one row of a table with a row for each run. Apache Otava reads such tables to find the
+night since which a kernel is slower.
+
+Otava takes one file for each test, a row for each night, and no gaps: one missing value silently
+keeps it from seeing any change of that metric. So a run in which not everything was measured has
+no row, only the header, which is the same for every run of a scenario. Otava does not mix rows
+with different values of `branch`; here that is scenario and accelerator, because seconds of
+emulated machines and of others make no common history. `unit` is the unit of the columns called
+cost.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+
+from orchestrator.analysis.verdict.comparison import Comparison
+from orchestrator.analysis.verdict.summary import summary
+from orchestrator.evidence.plan import Plan
+from orchestrator.report.exports.cases import cost_unit, kernel_of, line_of, suite
+from orchestrator.scenario.model import Scenario
+from orchestrator.scenario.vocabulary import ARMS, METRICS
+
+_ABOUT = ("time", "branch", "unit", "run", "verdict", *(f"{arm}.kernel" for arm in ARMS))
+
+
+def results_csv(scenario: Scenario, comparison: Comparison, plan: Plan) -> str:
+    """Return the header and, for a complete run, its row. `plan` is plan.json.
+
+    NAME.baseline and NAME.candidate are medians. NAME.ratio, for everything but counts, is
+    candidate / baseline: it does not move when the machine becomes slower.
+    """
+    out = io.StringIO()
+    table = csv.writer(out, lineterminator="\n")
+    columns = [
+        f"{name}.{column}"
+        for name in scenario.metrics()
+        for column in (*ARMS, "ratio")
+        if column != "ratio" or METRICS[name.partition("@")[0]] != "count"
+    ]
+    table.writerow([*_ABOUT, *columns])
+    of_run = suite(scenario, comparison, plan)
+    values = _values(comparison)
+    complete = len(comparison.results) >= comparison.planned and comparison.verdict != "invalid"
+    if complete and of_run.started and values.keys() >= {*columns}:
+        about = [
+            of_run.started, f"{scenario.name}/{plan.accel}", cost_unit(plan), of_run.digest,
+            comparison.verdict,
+            *(line_of(kernel_of(comparison, arm)) for arm in ARMS),
+        ]  # fmt: skip
+        table.writerow([*about, *(repr(values[column]) for column in columns)])
+    return out.getvalue()
+
+
+def _values(comparison: Comparison) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for metric in comparison.metrics:
+        for arm in ARMS:
+            found[f"{metric.name}.{arm}"] = summary(metric.unit, getattr(metric, arm)).middle
+        if metric.ratio is not None:
+            found[f"{metric.name}.ratio"] = metric.ratio
+    return found

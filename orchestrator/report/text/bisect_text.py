@@ -1,0 +1,84 @@
+"""A bisection as text for mail: the commit, the numbers of both ends, a table of all steps."""
+
+from __future__ import annotations
+
+from orchestrator.analysis.verdict.bisection import Bisection, Ends, Measured, Step
+from orchestrator.report.words.columns import fitted, shortened, table
+from orchestrator.report.words.quantities import arm_text, plural, quantity, ratio_text
+from orchestrator.report.words.wording import title
+
+_HEADER = ("", "commit", "value", "of good", "took", "verdict")
+_INDENT = "      "
+
+
+def bisect_report(found: Bisection) -> str:
+    """Report the answer so far, and the steps that led to it."""
+    parts = [answer(found), numbers(found), "\n".join(_rows(found)) + "\n"]
+    return fitted("\n".join(part for part in parts if part))
+
+
+def answer(found: Bisection) -> str:
+    """Name the first bad commit, or the commits that it may be."""
+    if not found.found:
+        return "The first bad commit is not known yet.\n"
+    if len(found.found) == 1:
+        (commit,) = found.found
+        return (
+            f"{commit.short} is the first bad commit\n\n"
+            f"commit  {commit.sha}\n"
+            f"author  {commit.author}\n"
+            f"date    {commit.date}\n"
+            f"subject {commit.subject}\n"
+        )
+    listed = [f"  {commit.short}  {commit.subject}" for commit in found.found]
+    return (
+        f"The first bad commit is one of these {len(listed)}; skipped commits hide which:\n\n"
+        + "\n".join(map(shortened, listed))
+        + "\n"
+    )
+
+
+def numbers(found: Bisection) -> str:
+    """Report the numbers of both ends, and the threshold between them."""
+    ends = found.ends
+    if ends is None:
+        return ""
+    good, bad = (arm_text(end.unit, end.values) for end in (ends.good, ends.bad))
+    between = quantity(ends.threshold, ends.good.unit)
+    return (
+        f"{title(found.metric)}: good {good}, bad {bad}; a number nearer to bad than {between} is"
+        " bad\n"
+    )
+
+
+def _rows(found: Bisection) -> list[str]:
+    """Return two lines for each step: its numbers, then its kernel and the commit's subject."""
+    rows: list[list[str] | str] = []
+    ends = found.ends
+    for number, step in _numbered(found):
+        rows.append([number, step.commit.short, *_cells(step, ends), step.outcome])
+        kernel = step.found.release if isinstance(step.found, Measured) else step.found.reason
+        rows.append(shortened(f"{_INDENT}{kernel}: {step.commit.subject}"))
+        if not isinstance(step.found, Measured):
+            said = step.found.message.partition("\n")[0]
+            rows.append(shortened(f"{_INDENT}{said}"))
+    steps = sum(step.role == "step" for step in found.steps)
+    return [plural(steps, "step"), "", *table(_HEADER, rows)]
+
+
+def _numbered(found: Bisection) -> list[tuple[str, Step]]:
+    """Number the steps. The ends have no numbers."""
+    numbered, number = [], 0
+    for step in found.steps:
+        number += step.role == "step"
+        numbered.append((str(number) if step.role == "step" else step.role, step))
+    return numbered
+
+
+def _cells(step: Step, ends: Ends | None) -> tuple[str, str, str]:
+    took = f"{step.seconds:.0f} s"
+    if not isinstance(step.found, Measured):
+        return "-", "-", took
+    good = ends.good.value if ends is not None else 0.0
+    ratio = ratio_text(step.found.value / good if good else None)
+    return quantity(step.found.value, step.found.unit), ratio, took

@@ -1,0 +1,143 @@
+"""The end of a run on a terminal: at most twelve lines, whatever was compared. The report has the
+rest."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from orchestrator.analysis.verdict.bisection import Bisection
+from orchestrator.analysis.verdict.comparison import Comparison, MetricComparison, outcomes, worst
+from orchestrator.analysis.verdict.effect import Verdict
+from orchestrator.evidence.plan import Plan
+from orchestrator.report.text.bisect_text import answer, numbers
+from orchestrator.report.text.matrix_text import cell_verdict
+from orchestrator.report.text.run_text import expected
+from orchestrator.report.words.columns import shortened, wrapped
+from orchestrator.report.words.quantities import change_text, plural
+from orchestrator.report.words.sentence import verdict_sentence
+from orchestrator.report.words.trailer import worse
+from orchestrator.report.words.wording import title
+from orchestrator.scenario.model import Scenario
+from orchestrator.scenario.vocabulary import ARMS, ArmName
+
+LINES = 12
+_SENTENCE = 3
+_DECIDING = 3
+_CELLS = 8
+_URGENT = ("not met", "not known", "met")
+
+
+def run_brief(scenario: Scenario, comparison: Comparison, plan: Plan, folder: Path) -> str:
+    """Return the verdict, the metrics that decide it, other metrics that regressed, the trials,
+    and the paths of all else."""
+    met = outcomes(scenario, comparison)
+    deciding = [
+        f"  * {name}: {metric.verdict}{_change(metric)}{expected(scenario, metric)}"
+        for name in sorted(met, key=lambda name: _URGENT.index(met[name]))
+        if (metric := comparison.metric(name)) is not None
+    ]
+    beside = [f"{title(metric.name)}{_change(metric)}" for metric in worse(comparison)]
+    lines = [
+        *_first(wrapped(verdict_sentence(scenario, comparison, plan)), _SENTENCE),
+        *_first([*map(shortened, deciding)], _DECIDING, "that decide"),
+        *[shortened(f"  also regressed: {', '.join(beside)}")] * bool(beside),
+        *_first(wrapped(_trials(comparison), then="           "), 2),
+    ]
+    where = _where(folder, folder / "report.html")
+    room = LINES - len(lines) - len(where)
+    return "\n".join([*lines, *_first(_lost(comparison), room), *where])
+
+
+def _lost(comparison: Comparison) -> list[str]:
+    """Explain what ended the trials that do not count."""
+    lines: list[str] = []
+    for result in comparison.results:
+        if result.kind != "measured":
+            where = f" at {result.stage}" if result.stage else ""
+            said = f"{result.name}: {result.kind}{where}: {result.reason}: {result.message}"
+            lines += wrapped(said, "  ", "    ")
+    return lines
+
+
+def matrix_brief(
+    scenario: str, verdict: Verdict, cells: Mapping[str, Comparison | None], folder: Path
+) -> str:
+    """Return the verdict, and the cells beginning with the worst."""
+    verdicts: dict[str, Verdict] = {
+        name: "invalid" if found is None else found.verdict for name, found in cells.items()
+    }
+    names: list[str] = []
+    while left := [name for name in verdicts if name not in names]:
+        first = worst(verdicts[name] for name in left)
+        names += [name for name in left if verdicts[name] == first]
+    found = [shortened(f"  {name}: {_cell(cells[name])}") for name in names]
+    lines = [
+        shortened(f"{scenario}: {verdict}, {plural(len(cells), 'cell')}"),
+        *_first(found, _CELLS, "cells"),
+        *_where(folder, folder / "report.txt"),
+    ]
+    return "\n".join(lines)
+
+
+def bisect_brief(found: Bisection, folder: Path) -> str:
+    """Return the commit, and the numbers of both ends."""
+    steps = sum(step.role == "step" for step in found.steps)
+    lines = [
+        *_first([shortened(line) for line in answer(found).splitlines() if line], 6, "of them"),
+        *_first(wrapped(numbers(found)) if found.ends else [], 3),
+        f"{plural(steps, 'step')}: {folder / 'bisect.txt'}",
+        f"bisection: {folder}",
+    ]
+    return "\n".join(lines)
+
+
+def _first(lines: Sequence[str], most: int, what: str = "") -> list[str]:
+    """Return at most `most` lines. If there are more, the last line says how many `what` are left
+    out, or that the text goes on."""
+    if len(lines) <= most or most < 1:
+        return [*lines[: max(0, most)]]
+    if not what:
+        return [*lines[: most - 1], shortened(f"{lines[most - 1]} ...")]
+    return [*lines[: most - 1], f"    and {len(lines) - most + 1} more {what}"]
+
+
+def _change(metric: MetricComparison) -> str:
+    return f" {change_text(metric.effect)}"
+
+
+def _trials(comparison: Comparison) -> str:
+    made, planned = len(comparison.results), comparison.planned
+    whole = f"{made} of {planned}, NOT COMPLETE" if made < planned else str(made)
+    return f"trials     {whole}: " + "; ".join(_arm(comparison, arm) for arm in ARMS)
+
+
+def _arm(comparison: Comparison, arm: ArmName) -> str:
+    counts = []
+    for kind in ("measured", "failed", "invalid"):
+        if number := comparison.count(arm, kind):
+            trials = comparison.of_arm(arm)
+            reasons = sorted({r.reason for r in trials if r.kind == kind and r.reason})
+            counts.append(f"{number} {kind}" + f" ({', '.join(reasons)})" * bool(reasons))
+    begun = (attempt.arm for result in comparison.of_arm(arm) for attempt in result.repeated)
+    if again := sum(of == arm for of in begun):
+        counts.append(f"repeated {plural(again, 'time')}")
+    return f"{arm} {', '.join(counts) or 'none'}"
+
+
+def _cell(found: Comparison | None) -> str:
+    if found is None:
+        return "not run"
+    deciding = [m for name in found.deciding if (m := found.metric(name)) is not None]
+    shown = [m for m in deciding if m.verdict == found.verdict] or deciding
+    return cell_verdict(found) + "".join(f", {title(m.name)}{_change(m)}" for m in shown[:1])
+
+
+def _where(folder: Path, report: Path) -> list[str]:
+    # another user's run may have no report.html: judging needs no right to write there
+    return [
+        *[f"report     {report}"] * report.exists(),
+        f"table      barometer report {shlex.quote(str(folder))} --table",
+        f"run: {folder}",
+    ]

@@ -1,0 +1,51 @@
+"""The conditions of a comparison in text: what differed, and whether that was intended."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from orchestrator.analysis.conditions.conditions import Conditions, Difference
+from orchestrator.analysis.conditions.kconfig import costly
+from orchestrator.report.words.quantities import plural
+
+_MOST = 12
+
+
+def conditions_said(found: Conditions | None) -> str:
+    """Report the conditions that differed between the arms. Those that must not differ come
+    first."""
+    if found is None or not (found.common or found.differences):
+        return ""
+    lines = [f"Conditions: {len(found.common)} the same in both arms."]
+    groups = {
+        "NOT PLANNED": found.unplanned,
+        "allowed": [d for d in found.differences if d.allowed and not d.planned],
+        "planned": [d for d in found.differences if d.planned],
+    }
+    for title, differences in groups.items():
+        lines += [f"  {title}: {_said(difference)}" for difference in differences]
+    lines += _config(found)
+    if found.not_recorded:
+        lines.append(f"  recorded of one arm only: {', '.join(found.not_recorded)}")
+    return "\n".join(lines) + "\n"
+
+
+def _said(difference: Difference) -> str:
+    sides = (" and ".join(values) or "-" for values in difference.values.values())
+    return f"{difference.name}: {' | '.join(sides)}"
+
+
+def _config(found: Conditions) -> Sequence[str]:
+    if found.config is None:
+        return ["  the kernels' configurations were not recorded"]
+    if not found.config:
+        return ["  planned: the kernels' configurations are the same"]
+    shown = costly(found.config)
+    lines = [
+        f"  planned: the kernels' configurations differ in {plural(len(found.config), 'symbol')}"
+        + (", of these the likeliest to matter:" if shown else "")
+    ]
+    lines += [f"    {c.symbol}: {c.old} | {c.new}" for c in shown[:_MOST]]
+    if len(shown) > _MOST:
+        lines.append(f"    and {len(shown) - _MOST} more")
+    return [*lines, "    all: RUN/kernels/*.config"]

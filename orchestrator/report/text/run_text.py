@@ -1,0 +1,312 @@
+"""The report for mail and terminals: plain text that survives being quoted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from math import ceil, log2
+from statistics import median
+
+from orchestrator.analysis.maps.theory import best_leaf, lookups, pages, stride_of
+from orchestrator.analysis.trial import TrialResult
+from orchestrator.analysis.verdict.comparison import (
+    Comparison,
+    MetricComparison,
+    boots_of,
+    guest_accels,
+)
+from orchestrator.analysis.verdict.effect import ALPHA, FEW_FLOOR, LEAST_FOR_P
+from orchestrator.evidence.plan import Plan
+from orchestrator.formats.units import format_size
+from orchestrator.report.text.conditions_text import conditions_said
+from orchestrator.report.text.maps_text import map_sections
+from orchestrator.report.text.timeline_text import calls_and_cost
+from orchestrator.report.words.columns import WIDTH, fitted, shortened, table, wrapped
+from orchestrator.report.words.quantities import arm_text, change_text, plural, spreads_said
+from orchestrator.report.words.sentence import verdict_sentence
+from orchestrator.report.words.trailer import trailer, worse
+from orchestrator.report.words.variable_words import variable_said
+from orchestrator.report.words.wording import (
+    TITLES,
+    attempts_said,
+    device_said,
+    host_said,
+    resolution_said,
+    title,
+    workload_said,
+)
+from orchestrator.scenario.model import Scenario
+from orchestrator.scenario.vocabulary import ARMS, AT_POINTS, is_emulated
+
+_TAIL = 12
+"""Lines of a console that are shown."""
+
+
+def text_report(
+    scenario: Scenario, comparison: Comparison, plan: Plan, tester: str | None = None
+) -> str:
+    """Return the whole report, ASCII in lines of at most 76 columns. `plan` is plan.json; `tester`
+    is `Name <mail>` of whoever ran it, or None if that is not known."""
+    emulated, exact = is_emulated(plan.accel), plan.accel == "exact"
+    parts = [
+        "\n".join(wrapped(verdict_sentence(scenario, comparison, plan))) + "\n",
+        _variable(comparison),
+        _verdicts(scenario, comparison),
+        _setup(scenario, comparison, plan, emulated=emulated),
+        _table(scenario, comparison, emulated=emulated, exact=exact),
+        _statistics(scenario, comparison),
+        _theory(scenario, comparison),
+        _noted(comparison),
+        conditions_said(comparison.conditions),
+        calls_and_cost(boots_of(comparison)),
+        map_sections(comparison, exact=exact),
+        notes(scenario, comparison, emulated=emulated, exact=exact),
+        _problems(comparison.results),
+        trailer(scenario, comparison, plan, tester),
+    ]
+    return fitted("\n".join(part for part in parts if part))
+
+
+def _variable(comparison: Comparison) -> str:
+    said = variable_said(comparison.variable)
+    return "\n".join(wrapped(said)) + "\n" if said else ""
+
+
+def _verdicts(scenario: Scenario, comparison: Comparison) -> str:
+    """Report the verdict of the run, and the verdicts of the metrics that decide it."""
+    lines = [f"{comparison.scenario}: {comparison.verdict}"]
+    for name in comparison.deciding:
+        if (metric := comparison.metric(name)) is not None:
+            lines.append(f"  * {name}: {metric.verdict}{expected(scenario, metric)}")
+    if bad := worse(comparison):
+        also = ", ".join(f"{title(m.name)} {change_text(m.effect)}" for m in bad)
+        lines.append(f"  also regressed: {also}")
+    if len(comparison.results) < comparison.planned:
+        lines.append(f"  NOT COMPLETE: {len(comparison.results)} of {comparison.planned} trials")
+    if len(guest_accels(comparison.results)) > 1:
+        lines.append("  NOT COMPARABLE: guests ran under KVM in some trials, emulated in others")
+    return "\n".join(lines) + "\n"
+
+
+def expected(scenario: Scenario, metric: MetricComparison) -> str:
+    """Return what the scenario expects of the metric, and the metric's p; empty if there is
+    neither."""
+    wanted, p = scenario.expect.get(metric.name), metric.effect.p_adjusted
+    said = "" if wanted is None else f", expected: {wanted}"
+    return said + (f"; p {p:.2g}" if p is not None else "")
+
+
+def _setup(scenario: Scenario, comparison: Comparison, plan: Plan, *, emulated: bool) -> str:
+    lines = []
+    for arm in ARMS:
+        kernel = comparison.kernels[arm]
+        trials = ", ".join(
+            f"{comparison.count(arm, kind)} {kind}"
+            for kind in ("measured", "failed", "invalid")
+            if comparison.count(arm, kind)
+        )
+        again = [said for r in comparison.of_arm(arm) for said in attempts_said(r)]
+        if again:
+            trials += f"; repeated: {', '.join(again)}"
+        lines.append(
+            f"{arm:<11}{kernel['release']}  ({kernel['source']}; {trials or 'no trials'})"
+        )
+    what, which = workload_said(scenario, plan)
+    lines += [
+        f"device     {device_said(scenario)}",
+        f"{what:<11}{which}",
+        f"host       {host_said(scenario, plan.accel, plan.accel_reason)}",
+    ]
+    if any(r.guest_accel == "tcg" for r in comparison.results) and not emulated:
+        lines.append("           its guests are EMULATED: there is no KVM in the host")
+    if plan.accel == "exact":
+        lines.append("           INSTRUCTIONS of an emulated machine (Ginsn: 10^9), not times")
+    elif emulated:
+        lines.append("           EMULATED: compare seconds with one another, not with hardware's")
+    return "\n".join(lines) + "\n"
+
+
+def _table(scenario: Scenario, comparison: Comparison, *, emulated: bool, exact: bool) -> str:
+    if not comparison.metrics:
+        return ""
+    unit = "INSTRUCTIONS" if exact else "EMULATED seconds" if emulated else "metric"
+    rows: list[Sequence[str] | str] = []
+    for base, name in TITLES.items():
+        group = [m for m in comparison.metrics if m.name.partition("@")[0] == base]
+        if not group:
+            continue
+        if scenario.workload != "map" or base not in AT_POINTS:
+            rows += [_row(name, metric, comparison) for metric in group]
+            continue
+        by_name = {metric.name: metric for metric in group}
+        plain = [f"; {p.name} is {base}" for p in scenario.points() if p.metric(base) == base]
+        rows.append(name + "".join(plain))
+        for point in scenario.points():
+            if (found := by_name.get(point.metric(base))) is not None:
+                rows.append(_row(f"  {point.name}", found, comparison))
+    header = (unit, *ARMS, "change", "verdict")
+    return "\n".join(table(header, rows)) + "\n"
+
+
+def _row(name: str, metric: MetricComparison, comparison: Comparison) -> Sequence[str]:
+    arms = (arm_text(metric.unit, getattr(metric, arm)) for arm in ARMS)
+    decides = " *" * (metric.name in comparison.deciding)
+    return (name, *arms, change_text(metric.effect), metric.verdict + decides)
+
+
+def _statistics(scenario: Scenario, comparison: Comparison) -> str:
+    """Explain the kinds of numbers that the table has."""
+    metrics = comparison.metrics
+    lines = ["*: metrics that decide the verdict of the run."] * bool(metrics)
+    lines += [
+        f"+-: {spread} of an arm's trials, around their median."
+        for spread in spreads_said(getattr(m, arm) for m in metrics for arm in ARMS)
+    ]
+    paired, effects = comparison.paired, [metric.effect for metric in metrics]
+    if any(effect.interval for effect in effects):
+        of = "the pairs" if paired else "each trial with each of the other arm"
+        lines.append(
+            f"change: the Hodges-Lehmann estimate over {of}, with its 95 % interval; it may differ"
+            " from the change of the medians."
+        )
+    if any(effect.p_adjusted is not None for effect in effects):
+        test = "Wilcoxon signed-rank" if paired else "Mann-Whitney U"
+        lines.append(f"p: {test} test, adjusted for the number of metrics (Holm).")
+    if any(e.estimate.basis == "few" for e in effects):
+        few = f"fewer than {LEAST_FOR_P} pairs" if paired else "few trials"
+        lines.append(f"{few}: only a change by a factor of {FEW_FLOOR:g} or more counts.")
+    lines += _too_few_together(comparison)
+    if any(effect.estimate.basis == "exact" for effect in effects):
+        lines.append(resolution_said(scenario))
+    lines += _control(comparison)
+    return "".join(f"{line}\n" for text in lines for line in wrapped(text, then="  "))
+
+
+def _too_few_together(comparison: Comparison) -> Iterator[str]:
+    """Report that the number of pairs is too small for the number of metrics: their smallest
+    possible p is not small enough."""
+    tested = [m for m in comparison.metrics if m.effect.estimate.p is not None]
+    for decide, which in ((True, "that decide"), (False, "that do not")):
+        group = [m for m in tested if (m.name in comparison.deciding) == decide]
+        if not comparison.paired or len(group) < 2:
+            continue
+        needed = ceil(log2(2 * len(group) / ALPHA))
+        if (pairs := max(m.effect.estimate.pairs for m in group)) < needed:
+            yield (
+                f"{len(group)} metrics {which} are tested together: a significant change of less"
+                f" than a factor of {FEW_FLOOR:g} needs {needed} pairs, and there are {pairs}."
+            )
+
+
+def _control(comparison: Comparison) -> Iterator[str]:
+    """Report the control: a kernel against itself."""
+    with_one = [(m, m.control) for m in comparison.metrics if m.control is not None]
+    if not with_one:
+        return
+    kernel = "the baseline" if comparison.paired else "the other arm's kernel"
+    trials = plural(max(len(metric.controls) for metric, _ in with_one), "trial")
+    head = f"control: {kernel} against itself, {trials}:"
+    found = ", ".join(
+        f"{metric.name} {change_text(control)}" for metric, control in with_one
+        if control.verdict in ("improved", "regressed")
+    )  # fmt: skip
+    if found:
+        yield f"{head} DIFFERS in {found}. A metric that differs without a cause is invalid."
+    elif all(control.estimate.basis == "few" for _, control in with_one):
+        yield f"{head} no difference found; so few show only a factor of {FEW_FLOOR:g} or more."
+    else:
+        yield f"{head} no difference found."
+
+
+def _theory(scenario: Scenario, comparison: Comparison) -> str:
+    metric = comparison.metric("pfn_lookups_per_map")
+    if metric is None or scenario.workload == "map":
+        return ""
+    bar = scenario.device.bar
+    lines = [
+        f"Lookups in theory: a {format_size(bar)} BAR has {pages(bar)} pages of 4 KiB; with a"
+        " stride of",
+        "  " + ", ".join(f"{leaf} {n}" for leaf, n in lookups(bar).items()) + ".",
+    ]
+    for arm in ARMS:
+        count = median(getattr(metric, arm))
+        stride = stride_of(bar, count)
+        found = f"one for each {stride}, exactly" if stride else "no leaf size fits that number"
+        lines.append(f"  {arm:<10} {count:.10g}: {found}")
+    best = best_leaf(bar)
+    if stride_of(bar, median(metric.candidate)) not in (None, best):
+        lines.append(f"  The candidate's lookups do not have the best stride, {best}.")
+    return "\n".join(lines) + "\n"
+
+
+def _noted(comparison: Comparison) -> str:
+    """Report what may mislead: notes on single boots, and shapes of an arm's trials."""
+    lines: dict[str, None] = {}
+    for arm in ARMS:
+        for boot in boots_of(comparison)[arm]:
+            for note in boot.notes:
+                lines.setdefault(f"  {arm:<10} {note.name}: {note.text}")
+    for metric in comparison.metrics:
+        for arm, shapes in metric.shapes.items():
+            for shape in shapes:
+                lines.setdefault(f"  {arm:<10} {shape.kind}: {title(metric.name)} {shape.text}")
+    return "\n".join(["Notes:", *lines]) + "\n" if lines else ""
+
+
+def notes(scenario: Scenario, comparison: Comparison, *, emulated: bool, exact: bool) -> str:
+    """Explain what a value in the table is, and which pass it comes from."""
+    if not comparison.metrics:
+        return ""
+    if not scenario.host.fresh_boots:
+        lines = [
+            "Each value is of one trial; samples within a trial are reduced to their median."
+            " Consecutive trials of one arm share a host boot, although p and intervals treat them"
+            " as independent; with host.fresh_boots = true each trial has a boot of its own."
+        ]
+    else:
+        lines = [
+            "Each value is of one trial, which is one host boot; samples within a trial are"
+            " reduced to their median."
+        ]
+    if scenario.workload == "map":
+        lines += [
+            "A point is SIZE/ALIGNMENT/STATE: how much of the BAR, how its virtual address is"
+            " aligned to it, and whether its page tables were zapped before (cold) or are as the"
+            " last map left them (warm).",
+            "plain: one map and one unmap, timed by the agent's own clock around each ioctl.",
+        ]
+        if "counts" in scenario.trace.passes and scenario.map.backend == "type1":
+            lines.append(
+                "counts: lookups, faults and walks, counted by in-kernel histograms and checked"
+                " against minor faults and page-table bytes; this pass gives no times."
+            )
+    else:
+        clock = "" if exact else "; its clock has steps of 1 us"
+        said = {
+            "plain": "plain: guest boots, untraced, from QEMU's start, which is known to 10 ms.",
+            "timing": "timing: maps and unmaps of a guest boot, by probes around each of them but"
+            f" not around each page{clock}.",
+            "counts": "counts: lookups, faults and walks of one cold map from the host's user"
+            " space; this pass gives no times.",
+        }
+        lines += [text for which, text in said.items() if which in scenario.trace.passes]
+    if exact:
+        lines.append(
+            "Ginsn: 10^9 instructions of the emulated host, whose clocks advance by 1 ns with"
+            " each. The same QEMU gives the same counts on any machine, however busy."
+        )
+    elif emulated:
+        lines.append("All seconds are those of a slow, emulated machine.")
+    return "\n".join(line for text in lines for line in wrapped(text, then="  ")) + "\n"
+
+
+def _problems(results: Sequence[TrialResult]) -> str:
+    lines = []
+    for result in results:
+        if result.kind == "measured":
+            continue
+        where = f" at {result.stage}" if result.stage else ""
+        said = f"{result.name}: {result.kind}{where}: {result.reason}: {result.message}"
+        lines += wrapped(said, then="    ")
+        tail = result.evidence.splitlines()[-_TAIL:]
+        lines += [f"  | {shortened(line, WIDTH - 4)}" for line in tail]
+    return "\n".join(["Trials that do not count:", *lines]) + "\n" if lines else ""

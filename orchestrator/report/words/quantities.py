@@ -1,0 +1,104 @@
+"""Numbers as text: a cost in its unit, an arm's trials, the size of a change."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from orchestrator.analysis.verdict.effect import Effect
+from orchestrator.analysis.verdict.summary import LEAST_FOR_QUARTILES, summary
+
+_PREFIXES = {
+    "s": ((1.0, "s"), (1e-3, "ms"), (1e-6, "us"), (1e-9, "ns")),
+    "Ginsn": ((1.0, "Ginsn"), (1e-3, "Minsn"), (1e-6, "kinsn"), (1e-9, "insn")),
+}
+_LARGE, _SMALL = 2.0, 0.1
+"""A ratio of _LARGE or more, or of _SMALL or less, is printed as a factor: `2.3x`, `1/20151`."""
+
+
+def quantity(value: float, unit: str) -> str:
+    """Return a cost with four digits and the SI prefix that suits it: `8.432 s`, `494 us`, `5.832
+    Minsn`. A `count` has all its digits. The caller has to say if seconds are emulated."""
+    if unit == "count":
+        return f"{value:.10g}"
+    prefixes = _PREFIXES.get(unit, _PREFIXES["s"])
+    if not value:
+        return f"0 {prefixes[0][1]}"
+    factor, name = next((p for p in prefixes if abs(value) >= 0.99995 * p[0]), prefixes[-1])
+    return f"{digits(value / factor)} {name}"
+
+
+def digits(value: float) -> str:
+    return f"{value:.4g}" if abs(value) < 9999.5 else f"{value:.0f}"
+
+
+def plural(count: int, noun: str) -> str:
+    return f"{count} {noun}{'s' * (count != 1)}"
+
+
+def arm_text(unit: str, values: Sequence[float]) -> str:
+    """Return an arm's trials, summarised as in analysis/summary.py: `8.635 s +- 1.2%`. There is no
+    spread for one trial, or for values that are the same in all trials."""
+    found = summary(unit, values)
+    text = quantity(found.middle, unit)
+    if found.spread is None or len(set(values)) == 1:
+        return text
+    if not found.middle:
+        return f"{text} +- {quantity(found.spread, unit)}"
+    share = 100 * found.spread / abs(found.middle)
+    if share < 0.01:
+        return f"{text} +- <0.01%"
+    return f"{text} +- {share:.{0 if share >= 9.95 else 1 if share >= 0.95 else 2}f}%"
+
+
+def spreads_said(arms: Iterable[Sequence[float]]) -> list[str]:
+    """Return the meanings of `+-` in the texts that `arm_text` returns for these arms; empty if
+    none of them has it."""
+    names = {True: "half the interquartile range", False: "half the range"}
+    lengths = (len(values) for values in arms if len(set(values)) > 1)
+    return [names[many] for many in dict.fromkeys(n >= LEAST_FOR_QUARTILES for n in lengths)]
+
+
+def change_text(effect: Effect) -> str:
+    """Return the change from the baseline's cost to the candidate's, with the 95 % interval if
+    there is one: `-4.9% [-5.3, -4.4]`, `1/20151`, `2.3x [2.1, 2.5]`."""
+    found = effect.estimate
+    if found.ratio is None:
+        return "from 0"
+    if found.basis == "count" and found.same:
+        return "same"
+    ends = found.interval or ()
+    if found.ratio >= _LARGE:
+        sign, inner = "x", [_factor(end) for end in ends]
+        text = _factor(found.ratio)
+    elif 0 < found.ratio <= _SMALL:
+        sign, inner = "", [f"1/{_factor(1 / end) if end else 'inf'}" for end in ends]
+        text = f"1/{_factor(1 / found.ratio)}"
+    else:
+        percents = [100 * (ratio - 1) for ratio in (found.ratio, *ends)]
+        fine = max(percents) - min(percents) < 0.2 and abs(percents[0]) < 10
+        decimals = 2 if fine and (ends or abs(percents[0]) < 0.1) else 1
+        sign, (text, *inner) = "%", [_percent(p, decimals) for p in percents]
+    return f"{text}{sign}" + f" [{', '.join(inner)}]" * bool(inner)
+
+
+def ratio_text(ratio: float | None) -> str:
+    return "-" if ratio is None else f"{ratio:.4g}"
+
+
+def p_text(effect: Effect) -> str:
+    """Return p, adjusted for the metrics that are judged together; empty if there is none."""
+    p = effect.p_adjusted
+    if p is None:
+        return ""
+    return f"{p:.2g}" if p >= 0.0001 else "< 0.0001"
+
+
+def _factor(value: float) -> str:
+    return f"{value:.0f}" if 100 <= value < 1e9 else f"{value:.3g}"
+
+
+def _percent(value: float, decimals: int) -> str:
+    if abs(value) >= 1e6:
+        return f"{value:+.3g}"
+    rounded = round(value, decimals)
+    return f"{rounded:+.{decimals}f}" if rounded else f"{0:.{decimals}f}"

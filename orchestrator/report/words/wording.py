@@ -1,0 +1,131 @@
+"""Names of metrics, and descriptions of a run, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Set
+
+from orchestrator.analysis.trial import TrialResult
+from orchestrator.analysis.verdict.comparison import MetricComparison
+from orchestrator.analysis.verdict.effect import (
+    OF_BOOTS,
+    OF_MAPS,
+    OF_MAPS_IN_BOOTS,
+    OF_UNMAPS_IN_BOOTS,
+    Resolution,
+)
+from orchestrator.evidence.plan import Plan
+from orchestrator.formats.units import format_size
+from orchestrator.report.words.quantities import plural, quantity
+from orchestrator.scenario.machines import Device, Guest
+from orchestrator.scenario.model import Scenario
+from orchestrator.scenario.vocabulary import Metric, is_emulated
+
+TITLES: dict[Metric, str] = {
+    "host_boot_seconds": "host boot to SSH",
+    "guest_boot_cost": "guest boot to userspace",
+    "guest_ssh_cost": "guest boot to SSH",
+    "bar_maps_per_boot": "BAR maps until exit",
+    "bar_unmaps_per_boot": "BAR unmaps until exit",
+    "bar_map_cost": "one DMA map",
+    "bar_unmap_cost": "one DMA unmap",
+    "iommu_map_cost": "iommu_map in a map",
+    "bar_map_cost_per_boot": "all maps until exit",
+    "bar_unmap_cost_per_boot": "all unmaps until exit",
+    "pfn_lookups_per_map": "page lookups in a map",
+    "pfn_faults_per_map": "page faults in a map",
+    "iova_lookups_per_unmap": "IOMMU walks in an unmap",
+}
+"""Title of every metric, in the order of a table."""
+SOURCES: dict[Metric, str] = {
+    "host_boot_seconds": "host",
+    "guest_boot_cost": "plain",
+    "guest_ssh_cost": "plain",
+    "pfn_lookups_per_map": "counts",
+    "pfn_faults_per_map": "counts",
+    "iova_lookups_per_unmap": "counts",
+}
+"""The pass that a metric comes from, if that is not `timing`."""
+
+
+def attempts_said(result: TrialResult) -> list[str]:
+    """Return a text for each attempt that was repeated: why, and how the other arm's attempts
+    beside it went: `guest-hang (undecided)`, `baseline beside it: succeeded`."""
+    *_, last = result.attempts
+    said = []
+    for attempt in result.repeated:
+        how = attempt.reason or "succeeded"
+        if attempt.charge == "undecided" and attempt.reason:
+            how += " (undecided)"
+        said.append(how if attempt.arm == last.arm else f"{attempt.arm} beside it: {how}")
+    return said
+
+
+def title(metric: Metric) -> str:
+    """Return the title of a metric with its point: `one DMA map (4GiB/2MiB/cold)`."""
+    base, _, point = metric.partition("@")
+    return TITLES[base] + f" ({point})" * bool(point)
+
+
+def device_said(scenario: Scenario) -> str:
+    """Describe the device: `ivshmem, BAR 32GiB, intel vIOMMU`."""
+    device: Device = scenario.device
+    number = f"{device.count} x " * (device.count > 1)
+    mapped = "" if device.mmap else ", no mmap"
+    host = scenario.host
+    viommu = f", {host.viommu} vIOMMU" if host.viommu else ""
+    return f"{number}{device.kind}, BAR {format_size(device.bar)}{mapped}{viommu}"
+
+
+def host_said(scenario: Scenario, accel: str, reason: str) -> str:
+    """Describe the host: `nested VM, 2 CPUs, accel kvm, ...`."""
+    host = scenario.host
+    cpus = f", {plural(host.cpus, 'CPU')}" if host.cpus else ""
+    return f"{host.name}{cpus}, accel {accel}, {reason}"
+
+
+def workload_said(scenario: Scenario, plan: Plan) -> tuple[str, str]:
+    """Return the kind of workload and its details: `guest`, `6.12.107+deb13, 512MiB`."""
+    if scenario.workload == "map" or scenario.guest is None or plan.guest_kernel is None:
+        backend = {"type1": "type1 container", "iommufd": "iommufd"}[scenario.map.backend]
+        return "workload", f"map from the host's user space, {backend}"
+    release, guest = plan.guest_kernel.release, scenario.guest
+    return "guest", f"{release}, {format_size(guest.memory)}{said_of(guest)}"
+
+
+def resolution_said(scenario: Scenario) -> str:
+    """Explain when two instruction counts are the same number."""
+
+    def within(resolution: Resolution) -> str:
+        return f"{100 * (resolution.ratio - 1):.2g}% or {quantity(resolution.ginsn, 'Ginsn')}"
+
+    if scenario.workload == "map":
+        which = within(OF_MAPS)
+    else:
+        which = (
+            f"{within(OF_BOOTS)} for a boot, {within(OF_MAPS_IN_BOOTS)} for its maps,"
+            f" {within(OF_UNMAPS_IN_BOOTS)} for its unmaps"
+        )
+    return f"Instruction counts are the same if they differ by at most {which}, whichever is more."
+
+
+def said_of(guest: Guest) -> str:
+    """Return the guest's settings that are not the defaults."""
+    said = {
+        "firmware": f", {guest.firmware}",
+        "boot": f", booted from a {guest.boot}",
+        "backing": f", memory {guest.backing}",
+        "viommu": f", {guest.viommu} vIOMMU",
+        "backend": f", by {guest.backend}",
+        "phys_bits": f", {guest.phys_bits} address bits",
+    }
+    usual = Guest.model_fields
+    return "".join(text for key, text in said.items() if getattr(guest, key) != usual[key].default)
+
+
+def label(metric: MetricComparison, accel: str, guest_accels: Set[str]) -> str:
+    """Return what follows a metric's values: ` (instructions)`, ` (emulated)`, or nothing if the
+    time is real hardware's."""
+    if metric.unit == "Ginsn":
+        return " (instructions)"
+    by_guest = metric.name.startswith("guest_") and "tcg" in guest_accels
+    return " (emulated)" * (metric.unit == "s" and (is_emulated(accel) or by_guest))

@@ -1,0 +1,1 @@
+"""The verbs: run trials, judge, bisect, expand a matrix, profile, diagnose."""

@@ -1,0 +1,84 @@
+"""The loop over the cells of a matrix: each is a run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from orchestrator.base.errors import BenchError, key_named
+from orchestrator.base.folderlock import only_writer
+from orchestrator.base.reasons import Reason
+from orchestrator.kernels import describe
+from orchestrator.run.diskspace import no_space_explained
+from orchestrator.run.judge import looks_of
+from orchestrator.run.matrix import MatrixDir
+from orchestrator.run.trials import Runner, all_made, run_plan
+from orchestrator.scenario.factors import Cell, ScenarioFile
+from orchestrator.scenario.model import Scenario
+from orchestrator.scenario.vocabulary import ARMS
+
+_FAILED_CELLS = 2
+
+
+def run_cells(file: ScenarioFile, cells: Sequence[Cell], out: Path, here: Runner) -> MatrixDir:
+    """Run every trial of these cells that is not complete yet, cell by cell. Evidence goes below
+    `out`.
+
+    Goes on after a cell in which the bench failed; stops if that happens twice in a row. Raises
+    ScenarioError if a cell requires something unavailable, and BenchError if nothing at all ran.
+    """
+    with no_space_explained(out), only_writer(out):
+        with here.progress.stage("kernels of all cells"):
+            _look_up_kernels(cells, here)
+        matrix = MatrixDir.create(out, file, cells)
+        failures: list[BenchError | None] = []
+        for number, cell in enumerate(cells, 1):
+            title = f"cell {cell.name} ({number} of {len(cells)})"
+            failed: BenchError | None = None
+            try:
+                with here.progress.stage(title), key_named(f"cell {cell.name}"):
+                    folder = matrix.path / "cells" / cell.name
+                    if not run_plan(
+                        cell.scenario, cell.text, folder, here, looks_of(cell.scenario)
+                    ):
+                        failed = BenchError(
+                            f"{title}: the bench kept failing", reason=Reason.CELL_FAILED
+                        )
+            except BenchError as exc:
+                here.progress.note(f"{title}: {exc}")
+                failed = exc
+            failures.append(failed)
+            if len(failures) >= _FAILED_CELLS and all(failures[-_FAILED_CELLS:]):
+                here.progress.note("the bench failed in two cells in a row: stopping here")
+                break
+    if failures[-1] is not None and not any(matrix.runs().values()):
+        raise failures[-1]
+    return matrix
+
+
+def all_cells_made(cells: Sequence[Cell], out: Path) -> bool:
+    """True if every trial of these cells has been made. `all_made` is the same for one run."""
+    return all(
+        all_made(cell.scenario, out / "cells" / cell.name, looks_of(cell.scenario))
+        for cell in cells
+    )
+
+
+def _look_up_kernels(cells: Sequence[Cell], here: Runner) -> None:
+    """Look up all kernels, so that a missing one is found before the first cell boots. Raises
+    ScenarioError."""
+    seen = set()
+    for cell in cells:
+        for key, kernel in _kernels(cell.scenario).items():
+            if kernel not in seen:
+                with key_named(f"cell {cell.name}"), key_named(key):
+                    describe(kernel, here.cache)
+                seen.add(kernel)
+
+
+def _kernels(scenario: Scenario) -> dict[str, Any]:
+    kernels: dict[str, Any] = {f"arms.{arm}.kernel": scenario.arms[arm].kernel for arm in ARMS}
+    if scenario.workload == "guest-boot" and scenario.guest is not None:
+        kernels["guest.kernel"] = scenario.guest.kernel
+    return kernels

@@ -1,0 +1,48 @@
+"""Judge whatever a folder holds, a run or a matrix, and save the result in it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from orchestrator.base.errors import BenchError
+from orchestrator.base.process import run as execute
+from orchestrator.evidence.layout import RunDir
+from orchestrator.run.diskspace import no_space_explained
+from orchestrator.run.judge import Judged, judge
+from orchestrator.run.matrix import MatrixDir, judge_cells
+
+_GIT_SECONDS = 10.0
+"""Deadline of git for the tester's name. A report can do without the name."""
+
+
+def judge_folder(folder: Path, tester: str | None = None) -> Judged:
+    """Judge and save a run or a matrix. `tester`: `Name <mail>`; git's user if it is None."""
+    tester = tester or git_user()
+    with no_space_explained(folder):
+        judged = (
+            judge_cells(MatrixDir(folder), tester)
+            if MatrixDir.is_at(folder)
+            else judge(RunDir.open(folder), tester)
+        ).save()
+    judged.document["run"] = str(folder)
+    return with_exit_code(judged, judged.exit_code)
+
+
+def with_exit_code(judged: Judged, code: int) -> Judged:
+    return judged._replace(exit_code=code, document=judged.document | {"exit_code": code})
+
+
+def git_user() -> str | None:
+    """Return `Name <mail>` as git would sign here, or None if git knows no name or no mail."""
+    values = []
+    for key in ("user.name", "user.email"):
+        try:
+            answer = execute(
+                ["git", "config", key], doing="the tester's name", accept=(0, 1),
+                timeout=_GIT_SECONDS,
+            )  # fmt: skip
+        except BenchError:  # no git, or its configuration is broken: that is no reason to fail
+            return None
+        values.append(answer.stdout.strip())
+    name, mail = values
+    return f"{name} <{mail}>" if name and mail else None

@@ -1,0 +1,144 @@
+"""A run of a scenario file with a [matrix]: a folder of runs, one for each cell.
+
+RUN/scenario.toml matrix.json comparison.json report.txt junit.xml results.ktap
+RUN/cells/NAME/                          an ordinary run, that can be judged alone
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from orchestrator.analysis.verdict.comparison import SCHEMA, worst
+from orchestrator.base.errors import EvidenceError, ScenarioError
+from orchestrator.base.folderlock import LOCK
+from orchestrator.base.reasons import Reason
+from orchestrator.evidence.layout import RunDir, need_keys, read_json, write_json
+from orchestrator.report.exports.cases import Suite, code_of, not_run
+from orchestrator.report.exports.junit import junit_xml
+from orchestrator.report.exports.ktap import ktap
+from orchestrator.report.text.brief import matrix_brief
+from orchestrator.report.text.matrix_text import matrix_report
+from orchestrator.run.judge import Judged, Run, judge, save
+from orchestrator.scenario.factors import Cell, ScenarioFile
+
+_NOT_RUN = EvidenceError.exit_code
+
+
+class MatrixDir:
+    """One run of a matrix: its scenario file and a run for each cell."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @staticmethod
+    def is_at(path: Path) -> bool:
+        return (path / "matrix.json").is_file()
+
+    @classmethod
+    def create(cls, path: Path, file: ScenarioFile, cells: Sequence[Cell]) -> MatrixDir:
+        """Begin a run of these cells, or take the same run up again, maybe with other cells.
+
+        Raises ScenarioError if the folder holds something else.
+        """
+        names = {cell.name for cell in cells}
+        matrix = cls(path)
+        if cls.is_at(path):
+            if (path / "scenario.toml").read_text() != file.text:
+                raise ScenarioError(
+                    f"{path} holds a run of another scenario",
+                    hint="give another --out, or the scenario it was started with to go on",
+                    reason=Reason.RUN_EXISTS,
+                )
+            names |= {cell["name"] for cell in matrix.facts()["cells"]}
+        # matrix.json is written last: without it nothing has run yet
+        elif path.exists() and not {p.name for p in path.iterdir()} <= {"scenario.toml", LOCK}:
+            raise ScenarioError(
+                f"{path} is not empty and holds no run of a [matrix]", reason=Reason.RUN_EXISTS
+            )
+        path.mkdir(parents=True, exist_ok=True)
+        (path / "scenario.toml").write_text(file.text)
+        listed = [
+            {"name": cell.name, "folder": f"cells/{cell.name}", "settings": cell.settings}
+            for cell in file.cells
+            if cell.name in names
+        ]
+        facts = {"schema": 1, "scenario": file.name, "cells": listed}
+        write_json(path / "matrix.json", facts)
+        return matrix
+
+    def facts(self) -> dict[str, Any]:
+        """Return matrix.json. Raises EvidenceError if it cannot be read."""
+        path = self.path / "matrix.json"
+        facts: dict[str, Any] = read_json(path)
+        need_keys(path, facts, ("scenario", "cells"))
+        cells = facts["cells"]
+        if not isinstance(cells, list) or not cells or not all(map(_is_listed, cells)):
+            raise EvidenceError(
+                f"{path} does not list cells with name, folder and settings",
+                reason=Reason.BAD_EVIDENCE,
+            )
+        return facts
+
+    def runs(self) -> dict[str, RunDir | None]:
+        """Return the run of each cell by the cell's name; None if it has not begun."""
+        folders = {cell["name"]: self.path / cell["folder"] for cell in self.facts()["cells"]}
+        return {
+            name: RunDir.open(folder) if (folder / "plan.json").is_file() else None
+            for name, folder in folders.items()
+        }
+
+
+def _is_listed(cell: Any) -> bool:
+    return isinstance(cell, dict) and all(
+        isinstance(cell.get(key), kind)
+        for key, kind in (("name", str), ("folder", str), ("settings", dict))
+    )
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """The judged cells of a matrix, in memory: nothing is written until `save`."""
+
+    path: Path
+    scenario: str
+    """Name of the scenario."""
+    cells: Mapping[str, Run | None]
+    """None for a cell that has not begun."""
+
+    def save(self) -> Judged:
+        """Save each cell's result in the cell, and that of the whole in the run. The exit code is
+        1 if any cell has 1, else the largest."""
+        documents: dict[str, dict[str, Any] | None] = {}
+        suites: list[Suite] = []
+        for name, run in self.cells.items():
+            judged = None if run is None else run.save()
+            documents[name] = judged and judged.document
+            suites += judged.suites if judged else [not_run(f"{self.scenario}-{name}", _NOT_RUN)]
+        begun = [run for run in self.cells.values() if run is not None]
+        comparisons = {name: run.comparison if run else None for name, run in self.cells.items()}
+        verdict = worst("invalid" if c is None else c.verdict for c in comparisons.values())
+        emulated = any(run.plan.accel == "tcg" for run in begun)
+        report = matrix_report(self.scenario, verdict, comparisons, emulated=emulated)
+        whole = {
+            "schema": SCHEMA,
+            "scenario": self.scenario,
+            "verdict": verdict,
+            "cells": documents,
+        }
+        texts = {
+            "report.txt": report, "junit.xml": junit_xml(suites), "results.ktap": ktap(suites)
+        }  # fmt: skip
+        save(self.path, whole, texts)
+        brief = matrix_brief(self.scenario, verdict, comparisons, self.path)
+        return Judged(report, code_of(suites), whole, tuple(suites), brief)
+
+
+def judge_cells(matrix: MatrixDir, tester: str | None = None) -> Matrix:
+    """Judge all cells together, each as a suite. `tester` is that of `judge`."""
+    name = str(matrix.facts()["scenario"])
+    runs = matrix.runs()
+    cells = {cell: None if run is None else judge(run, tester) for cell, run in runs.items()}
+    return Matrix(matrix.path, name, cells)

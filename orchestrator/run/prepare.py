@@ -1,0 +1,160 @@
+"""Everything that a plan needs before anything boots: accelerator, kernels, images."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from dataclasses import dataclass
+from typing import Any
+
+from orchestrator import __version__
+from orchestrator.base.cache import Cache
+from orchestrator.base.errors import ScenarioError, key_named
+from orchestrator.base.progress import Progress
+from orchestrator.base.reasons import Reason
+from orchestrator.evidence.layout import SCHEMA
+from orchestrator.evidence.plan import Plan
+from orchestrator.kernels import KernelBundle, checked, materialised
+from orchestrator.kernels.module.parameters import check_parameter
+from orchestrator.machine.host.machine import Machine
+from orchestrator.machine.runner.accel import Accel
+from orchestrator.run.doctor import preflight
+from orchestrator.scenario.model import Scenario
+from orchestrator.scenario.plan import make_plan
+from orchestrator.scenario.vocabulary import ARMS, ArmName
+
+_TAGS: dict[ArmName, str] = {"baseline": "base", "candidate": "cand"}
+"""Part of the release of a kernel that is built. Both have the same length, so that nothing else
+in the kernel moves."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything a plan needs that is built before anything boots."""
+
+    kernels: dict[ArmName, KernelBundle]
+    guest_kernel: KernelBundle | None
+    """Kernel of the guest; None if the workload has no guest."""
+    accel: Accel
+    accel_reason: str
+
+    def configs(self) -> dict[ArmName, str]:
+        """Return the configurations of the kernels that come with one."""
+        return {
+            arm: kernel.config.read_text("utf-8", errors="replace")
+            for arm, kernel in self.kernels.items()
+            if kernel.config
+        }
+
+
+def prepare(
+    scenario: Scenario, machine: Machine | tuple[Accel, str], cache: Cache, progress: Progress
+) -> Prepared:
+    """Prepare accelerator, kernels, and all that hosts on `machine` need. Nothing is booted but
+    the probe of KVM. If all trials of the run are complete, no machine is needed, and only the
+    kernels are prepared: then the run's accelerator takes its place, with the reason for it.
+
+    Raises ScenarioError if something that the scenario requires is unavailable, BenchError
+    otherwise.
+    """
+    if isinstance(machine, tuple):
+        accel, reason = machine
+    else:
+        accel, reason = _examine(scenario, machine, cache, progress)
+    progress.note(f"accelerator: {accel} ({reason})")
+    kernels = _kernels(scenario, cache, progress)
+    guest_kernel = None
+    if scenario.workload == "guest-boot" and scenario.guest is not None:
+        guest_stage = progress.stage(f"kernel of the guest: {scenario.guest.kernel}")
+        with guest_stage, key_named("guest.kernel"):
+            guest_kernel = materialised(scenario.guest.kernel, cache, progress, "gues")
+    if not isinstance(machine, tuple):
+        with progress.stage("images"):
+            machine.provide(kernels, scenario.guest, guest_kernel, cache)
+    return Prepared(kernels, guest_kernel, accel, reason)
+
+
+def _examine(
+    scenario: Scenario, machine: Machine, cache: Cache, progress: Progress
+) -> tuple[Accel, str]:
+    """Examine the machine before anything is built for it. Return the accelerator of its hosts,
+    and the reason for it."""
+    with progress.stage(f"looking at {machine.name}"):
+        notes = machine.survey()
+        preflight(scenario, cache, progress, machine.shell)
+    for note in notes:
+        progress.note(note)
+    with progress.stage("accelerator"):
+        return machine.choose_accel()
+
+
+def _kernels(scenario: Scenario, cache: Cache, progress: Progress) -> dict[ArmName, KernelBundle]:
+    """Resolve and build the kernels of both arms. Raises ScenarioError if one is unavailable or
+    lacks what the scenario requires."""
+    with progress.stage("looking at the kernels"):  # all of them, before any is built
+        for arm in ARMS:
+            with key_named(f"arms.{arm}.kernel"):
+                checked(scenario.arms[arm].kernel, cache)
+        if scenario.workload == "guest-boot" and scenario.guest is not None:
+            with key_named("guest.kernel"):
+                checked(scenario.guest.kernel, cache)
+    kernels: dict[ArmName, KernelBundle] = {}
+    for arm in ARMS:
+        if kernels and scenario.arms[arm].kernel == scenario.arms.baseline.kernel:
+            kernels[arm] = kernels["baseline"]  # the same, even in its release
+        else:
+            kernel_stage = progress.stage(f"kernel of the {arm}: {scenario.arms[arm].kernel}")
+            with kernel_stage, key_named(f"arms.{arm}.kernel"):
+                kernels[arm] = materialised(scenario.arms[arm].kernel, cache, progress, _TAGS[arm])
+                _has_backend(kernels[arm], scenario)
+        for word in scenario.arms[arm].cmdline.split():
+            name = word.partition("=")[0]
+            # other words with a dot belong to the kernel's core, which lists them nowhere
+            if "." in name and kernels[arm].has_module(name.partition(".")[0]):
+                with key_named(f"arms.{arm}.cmdline"):
+                    check_parameter(kernels[arm], name)
+        for name in scenario.arms[arm].parameters:
+            with key_named(f'arms.{arm}.parameters."{name}"'):
+                check_parameter(kernels[arm], name)
+    return kernels
+
+
+def _has_backend(kernel: KernelBundle, scenario: Scenario) -> None:
+    room = "map" if scenario.workload == "map" else "guest"
+    backend = getattr(getattr(scenario, room), "backend", "type1")
+    if backend == "iommufd" and not kernel.has_module("iommufd"):
+        raise ScenarioError(
+            f'{room}.backend = "iommufd", and the kernel {kernel.release} has no iommufd',
+            hint=f'CONFIG_IOMMUFD and CONFIG_VFIO_DEVICE_CDEV; or {room}.backend = "type1"',
+            reason=Reason.KERNEL_LACKS_MODULE,
+        )
+
+
+def plan_facts(scenario: Scenario, prepared: Prepared) -> Plan:
+    """Return the content of plan.json, as a reader will see it."""
+    plan = {
+        "schema": SCHEMA, "barometer": __version__, "scenario": scenario.name,
+        "accel": prepared.accel, "accel_reason": prepared.accel_reason,
+        "kernels": {
+            arm: {"release": k.release, "source": str(scenario.arms[arm].kernel),
+                  "digest": k.digest, "provenance": k.provenance}
+            for arm, k in prepared.kernels.items()
+        },
+        "arm_settings": {arm: scenario.arms[arm].settings for arm in ARMS},
+        "guest_kernel": guest_kernel_facts(scenario, prepared),
+        "runner": {"system": platform.platform(), "machine": platform.machine(),
+                   "cpus": os.cpu_count()},
+        "trials": [{"name": t.name, "pair": t.pair, "arm": t.arm, "passes": list(t.passes)}
+                   for t in make_plan(scenario)],
+    }  # fmt: skip
+    return Plan.model_validate_json(json.dumps(plan))
+
+
+def guest_kernel_facts(scenario: Scenario, prepared: Prepared) -> dict[str, Any] | None:
+    """Return the kernel that the guests of both arms boot; None if there is no guest."""
+    if prepared.guest_kernel is None or scenario.guest is None:
+        return None
+    return {"release": prepared.guest_kernel.release, "source": str(scenario.guest.kernel),
+            "digest": prepared.guest_kernel.digest,
+            "provenance": prepared.guest_kernel.provenance}  # fmt: skip

@@ -1,0 +1,293 @@
+"""The machines of a scenario: the host under test, its device, the guest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Discriminator, Field, Tag, model_validator
+
+from orchestrator.formats.units import GIB, MIB, format_size
+from orchestrator.scenario.fields import (
+    Address,
+    BarSize,
+    Command,
+    CommandLine,
+    FunctionAddress,
+    KernelPath,
+    Model,
+    Size,
+)
+from orchestrator.scenario.kernel_forms import Kernel
+from orchestrator.scenario.vocabulary import Backing, BootWay
+
+
+class HostSpec(Model):
+    """What every kind of host answers about itself. A kind overrides what differs."""
+
+    @property
+    def exact(self) -> bool:
+        """True if the host counts instructions, one per nanosecond."""
+        return False
+
+    @property
+    def measures_boot(self) -> bool:
+        """True if the time of the host's boot is a metric."""
+        return False
+
+    def check_device(self, device: Device, guest: Guest | None) -> None:
+        """Raise ValueError if the device's BAR has no place on the host."""
+
+    def check_map(self, bar: int) -> None:
+        """Raise ValueError if the host's IOMMU cannot address a map of the whole BAR."""
+
+    def check_guest(self, guest: Guest) -> None:
+        """Raise ValueError if the host cannot boot the guest."""
+
+    def check_backing(self, guest: Guest) -> None:
+        """Raise ValueError if the host would not find the pages of the guest's memory."""
+
+
+class NestedHost(HostSpec):
+    """The host under test is a VM of this machine."""
+
+    kind: Literal["nested"] = "nested"
+    title: ClassVar[str] = "nested VM"
+    address: ClassVar[None] = None
+    ssh_config: ClassVar[None] = None
+    accel: Literal["auto", "kvm", "tcg", "exact"] = "auto"
+    """auto: kvm if a guest really runs under it, else tcg. tcg: emulation; its seconds are
+    emulated. exact: emulation that counts instructions, one per nanosecond; the numbers are always
+    the same."""
+    suite: Literal["trixie", "bookworm"] = "trixie"
+    """Debian release of the host's user space: bookworm's QEMU 7.2 does not align BAR mappings."""
+    viommu: Literal["intel", "virtio"] = "intel"
+    """IOMMU that the host sees. Only the costs of intel are comparable between kernels."""
+    viommu_aw_bits: Literal[39, 48] = 48
+    """Address width of the intel IOMMU. With 39 bits, a BAR that the guest places above 512 GiB is
+    refused."""
+    phys_bits: Annotated[int, Field(ge=36, le=52)] = 46
+    """Physical address bits of the host's CPU. The BARs must fit into its window for 64-bit BARs,
+    a quarter of the address space."""
+    memory: Annotated[Size, Field(ge=GIB)] = 4 * GIB
+    cpus: Annotated[int, Field(ge=1, le=64)] = 2
+    """Number of CPUs. An exact host always has 1, which is then also the default."""
+    cmdline: CommandLine = ""
+    """Words appended to the host's kernel command line in both arms."""
+    settle: Annotated[int, Field(ge=0, le=3600)] = 300
+    """Seconds of the host's own clock that an exact host idles before anything is measured, so
+    that late work of its boot does not share the only CPU with the measurement. They cost almost
+    no real time. Other hosts do not wait."""
+    fresh_boots: bool = True
+    """true: the host boots anew for each trial. false: consecutive trials of one arm share a boot,
+    as on a metal host; this is faster, but the reported p is too low. Guest boots with accel exact
+    need true."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_cpu_is_the_default_of_exact(cls, data: Any) -> Any:
+        if isinstance(data, Mapping) and data.get("accel") == "exact":
+            return {"cpus": 1, **data}
+        return data
+
+    @model_validator(mode="after")
+    def _one_cpu(self) -> NestedHost:
+        if self.accel == "exact" and self.cpus != 1:
+            raise ValueError(
+                f'accel = "exact" counts the instructions of one CPU; cpus is {self.cpus}'
+            )
+        return self
+
+    @property
+    def name(self) -> str:
+        return self.title
+
+    @property
+    def exact(self) -> bool:
+        return self.accel == "exact"
+
+    @property
+    def measures_boot(self) -> bool:
+        return self.fresh_boots and not self.exact
+
+    def check_device(self, device: Device, guest: Guest | None) -> None:
+        # firmware puts 64-bit BARs into a window that is a part of the address space
+        bits, window = self.phys_bits, 2**self.phys_bits // 4
+        guest_bits = guest.phys_bits if guest is not None else None
+        if guest_bits is not None and guest_bits > bits:
+            raise ValueError(
+                f"guest.phys_bits is {guest_bits}, more than host.phys_bits, {bits}: the guest has"
+                " the host's CPU"
+            )
+        if device.count * device.bar > window:
+            raise ValueError(
+                f"device.count x device.bar is {format_size(device.count * device.bar)};"
+                f" host.phys_bits = {bits} leaves {format_size(window)} for BARs, a quarter of"
+                " what they address: fewer or smaller devices, or more bits"
+            )
+
+    def check_map(self, bar: int) -> None:
+        if self.viommu_aw_bits == 39 and bar > 256 * GIB:
+            raise ValueError(
+                f"host.viommu_aw_bits: 39 bits have no room for a BAR of {format_size(bar)}"
+            )
+
+    def check_guest(self, guest: Guest) -> None:
+        if guest.memory > self.memory - GIB:
+            raise ValueError(
+                f"guest.memory is {format_size(guest.memory)}; it needs to be 1GiB less than"
+                f" host.memory ({format_size(self.memory)}), or still less"
+            )
+
+    def check_backing(self, guest: Guest) -> None:
+        if guest.backing == "hugetlb-1GiB" and self.memory < guest.memory + 2 * GIB:
+            raise ValueError(
+                f"host.memory is {format_size(self.memory)}; guest.backing ="
+                f' "{guest.backing}" needs 2GiB more than guest.memory'
+                f" ({format_size(guest.memory)}), or the host finds no pages of that size"
+            )
+
+
+class MetalHost(HostSpec):
+    """The host under test is an existing machine, reached over SSH as root or with sudo. A run
+    leaves it as it was, and on the kernel that it ran before."""
+
+    kind: Literal["metal"]
+    title: ClassVar[str] = "real machine"
+    viommu: ClassVar[None] = None
+    cpus: ClassVar[None] = None
+    phys_bits: ClassVar[None] = None
+    address: Address
+    """Address as ssh(1) takes it: a Host of its configuration, USER@HOST, or
+    ssh://USER@HOST:PORT."""
+    ssh_config: KernelPath | None = None
+    """Configuration file for `ssh -F`. Default: the user's. A relative path starts at the
+    scenario's folder."""
+    boot: Literal["auto", BootWay] = "auto"
+    """Method to boot a kernel under test. auto: kexec if the machine can, else a one-shot entry of
+    its boot loader."""
+    deadline: Annotated[int, Field(ge=180, le=7200)] = 600
+    """Seconds within which the machine must answer again after a boot, its firmware included."""
+    wait: Annotated[int, Field(ge=0, le=86400)] = 0
+    """Seconds to wait while another runner holds the machine's lease."""
+    lease: Annotated[int, Field(ge=30, le=3600)] = 60
+    """Seconds without a sign of the runner after which another runner may use the machine. After
+    as many seconds again, the machine restarts into its own kernel."""
+    console: Command | None = None
+    """Command on this machine whose output is the host's serial console, for example "ipmitool -H
+    bmc sol activate". With it, a failed boot is reported with the last lines of the console."""
+    power_cycle: Command | None = None
+    """Command on this machine that turns the host off and on, as the last resort."""
+    fresh_boots: bool = False
+    """true: the host boots anew for each trial. false: consecutive trials of one arm share a boot.
+    This is faster, but what differs from boot to boot then affects several pairs at once, and the
+    reported p is too low."""
+    cmdline: CommandLine = ""
+    """Words appended, in both arms, to the kernel command line with which the host runs its own
+    kernel."""
+
+    @property
+    def name(self) -> str:
+        return self.address
+
+    def check_guest(self, guest: Guest) -> None:
+        if guest.boot == "disk":
+            raise ValueError('guest.boot: "disk" is of a nested host; a metal one has "direct"')
+
+
+def _host_tag(value: Any) -> str | None:
+    kind = value.get("kind", "nested") if isinstance(value, Mapping) else value.kind
+    return kind if kind in ("nested", "metal") else None
+
+
+Host = Annotated[
+    Annotated[NestedHost, Tag("nested")] | Annotated[MetalHost, Tag("metal")],
+    Discriminator(_host_tag, custom_error_type="kind", custom_error_message='"nested" or "metal"'),
+]
+
+
+class EmulatedDevice(Model):
+    """A device that barometer makes for a nested host."""
+
+    host_kind: ClassVar[str] = "nested"
+    kind: Literal["ivshmem", "pci-testdev"] = "ivshmem"
+    """ivshmem: a sparse shared-memory file backs the BAR. pci-testdev: a BAR without memory."""
+    bar: BarSize = 32 * GIB
+    """Size of the large BAR: a power of two from 1MiB to 1TiB."""
+    count: Annotated[int, Field(ge=1, le=8)] = 1
+    """Number of devices, each with a BAR of that size behind a root port of its own. The workload
+    map takes one device."""
+    mmap: bool = True
+    """false: the guest's QEMU has x-no-mmap=on, so the BAR is never mapped for DMA and each access
+    to it traps. For guest boots only."""
+
+
+class HostDevice(Model):
+    """A PCI function of a metal host."""
+
+    host_kind: ClassVar[str] = "metal"
+    kind: Literal["hostdev"]
+    address: FunctionAddress | None = None
+    """Address of the function: "0000:3b:00.0"."""
+    id: Annotated[str, Field(pattern=r"^[0-9a-f]{4}:[0-9a-f]{4}$")] | None = None
+    """Vendor and device ID, "10de:2330". The machine must have exactly one such function."""
+    pick: Literal["largest-bar"] | None = None
+    """largest-bar: the function with the largest BAR among those that may be used."""
+    bar: BarSize
+    """Size of the function's large BAR. A function without a BAR of this size is refused."""
+    mmap: bool = True
+    """false: the guest's QEMU has x-no-mmap=on, so the BAR is never mapped for DMA and each access
+    to it traps. For guest boots only."""
+
+    @model_validator(mode="after")
+    def _one_way(self) -> HostDevice:
+        given = [key for key in ("address", "id", "pick") if getattr(self, key) is not None]
+        if len(given) != 1:
+            raise ValueError(
+                "needs one of address, id and pick; it has " + (" and ".join(given) or "none")
+            )
+        return self
+
+    @property
+    def count(self) -> int:
+        return 1
+
+
+def _device_tag(value: Any) -> str | None:
+    kind = value.get("kind", "ivshmem") if isinstance(value, Mapping) else value.kind
+    return {"hostdev": "hostdev", "ivshmem": "emulated", "pci-testdev": "emulated"}.get(kind)
+
+
+Device = Annotated[
+    Annotated[EmulatedDevice, Tag("emulated")] | Annotated[HostDevice, Tag("hostdev")],
+    Discriminator(
+        _device_tag, custom_error_type="kind",
+        custom_error_message='"ivshmem", "pci-testdev" or "hostdev"',
+    ),
+]  # fmt: skip
+
+
+class Guest(Model):
+    kernel: Kernel
+    """Kernel of the guest, the same in both arms. Its PCI code decides how often a BAR is
+    mapped."""
+    memory: Size = 512 * MIB
+    cpus: Annotated[int, Field(ge=1, le=64)] = 1
+    cmdline: str = ""
+    """Words appended to the guest's kernel command line in both arms."""
+    firmware: Literal["seabios", "ovmf"] = "seabios"
+    """Firmware of the guest: a BIOS (seabios) or UEFI (ovmf). It places the BARs before the kernel
+    runs."""
+    boot: Literal["direct", "disk"] = "direct"
+    """direct: QEMU loads kernel and initramfs, and there is no disk. disk: the guest boots from a
+    disk with GRUB and systemd; it needs 512MiB of memory or more."""
+    backing: Backing = "anonymous"
+    """Memory of the host that backs the guest's memory, whose size must be a multiple of the
+    backing's pages."""
+    viommu: Literal["none", "intel"] = "none"
+    """IOMMU that the guest sees."""
+    backend: Literal["type1", "iommufd"] = "type1"
+    """Interface by which QEMU assigns the device: VFIO's container and group (type1), or iommufd
+    and the device's cdev, which maps a BAR only as a dma-buf (QEMU 11.1, Linux v6.19)."""
+    phys_bits: Annotated[int, Field(ge=36, le=52)] | None = None
+    """Physical address bits of the guest's CPU, at most the host's; default: the host's."""

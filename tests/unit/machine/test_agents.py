@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import io
+import json
+import time
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.base.errors import BenchError
+from orchestrator.machine.runner.agents import StayingAgent, agent_source, run_agent
+from orchestrator.machine.runner.images import GUESTS
+from orchestrator.machine.transport.local import LocalMachine
+
+ECHO = b"import sys; print(__name__, sys.argv[1:], sys.stdin.read())"
+STAYS = b"""
+import json, os, sys
+for line in sys.stdin:
+    request = json.loads(line)
+    if request["ends"]:
+        sys.exit(1)
+    print(json.dumps({"pid": os.getpid(), **request}), flush=True)
+"""
+
+
+def archive(source: bytes) -> bytes:
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as file:
+        file.writestr("__main__.py", "import beside")
+        file.writestr("beside.py", source.replace(b"__name__", b"'__main__'"))
+    return content.getvalue()
+
+
+@pytest.mark.parametrize("program", [ECHO, archive(ECHO)], ids=["source", "archive"])
+def test_program_gets_its_arguments_and_its_request(program: bytes) -> None:
+    done = run_agent(LocalMachine(), program, "one", "t w'o", request=b"the\nrequest")
+    assert done.stdout == "__main__ ['one', \"t w'o\"] the\nrequest\n"
+
+
+def test_agent_of_the_folder_is_its_source() -> None:
+    assert agent_source("survey") == (GUESTS / "agents/survey.py").read_bytes()
+
+
+def test_words_before_are_the_command() -> None:
+    done = run_agent(LocalMachine(), b"import os; print(os.environ['A'])", before=["env", "A=7"])
+    assert done.stdout == "7\n"
+
+
+def test_error_of_a_program_is_an_error_with_its_last_words() -> None:
+    with pytest.raises(BenchError, match="asking it failed with exit code 3") as caught:
+        run_agent(LocalMachine(), b"import sys; sys.exit(3)", doing="asking it")
+    assert caught.value.reason == "command-failed"
+
+
+def ask(agent: StayingAgent, **request: Any) -> Any:
+    return json.loads(agent.ask({"ends": False, **request}, within=20))
+
+
+def test_staying_agent_answers_from_one_process() -> None:
+    agent = StayingAgent(LocalMachine, STAYS)
+    first, second = ask(agent, number=1), ask(agent, number=2)
+    agent.close()
+    assert (first["number"], second["number"]) == (1, 2)
+    assert first["pid"] == second["pid"]
+    assert not Path(f"/proc/{first['pid']}").exists()
+
+
+def test_staying_agent_that_ended_is_sent_again() -> None:
+    agent = StayingAgent(LocalMachine, STAYS)
+    first = ask(agent)
+    with pytest.raises(BenchError) as caught:
+        ask(agent, ends=True)
+    assert caught.value.reason == "host-ssh-lost"
+    assert ask(agent)["pid"] != first["pid"]
+    agent.close()
+
+
+def test_staying_agent_that_is_silent_is_lost_in_time() -> None:
+    agent = StayingAgent(LocalMachine, b"import sys; sys.stdin.read()")
+    began = time.monotonic()
+    with pytest.raises(BenchError) as caught:
+        agent.ask({}, within=0.2)
+    assert caught.value.reason == "host-ssh-lost"
+    assert time.monotonic() - began < 20

@@ -1,0 +1,83 @@
+"""Domain XML as libvirt returns it, and broken in several ways."""
+
+from __future__ import annotations
+
+import contextlib
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator.base.errors import BenchError
+from orchestrator.formats.units import GIB
+from orchestrator.machine.vm.definition import Definition, parse_definition
+from orchestrator.machine.vm.domain import GuestDomain, guest_xml
+
+XML = """\
+<domain type='kvm'>
+  <name>gpu vm</name>
+  <memory unit='KiB'>67108864</memory>
+  <memoryBacking><hugepages/></memoryBacking>
+  <devices>
+    <emulator>/usr/libexec/qemu-kvm</emulator>
+    <hostdev mode='subsystem' type='pci' managed='yes'>
+      <source><address domain='0x0000' bus='0x3b' slot='0x00' function='0x1'/></source>
+      <address type='pci' domain='0x0000' bus='0x05' slot='0x00' function='0x0'/>
+    </hostdev>
+    <hostdev mode='subsystem' type='usb'><source><vendor id='0x1'/></source></hostdev>
+    <interface type='hostdev' managed='yes'>
+      <source><address type='pci' domain='0x0001' bus='0xaf' slot='0x1f' function='0x7'/></source>
+    </interface>
+    <channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel>
+  </devices>
+</domain>
+"""
+
+
+def test_devices_of_the_host_are_found_and_no_other_address() -> None:
+    assert parse_definition(XML) == Definition(
+        emulator="/usr/libexec/qemu-kvm", kvm=True, memory=64 * GIB, huge_pages=True,
+        devices=("0000:3b:00.1", "0001:af:1f.7"), agent=True,
+    )  # fmt: skip
+
+
+def test_a_guest_of_barometers_own_is_understood() -> None:
+    spec = GuestDomain(
+        name="g", uuid="u", kvm=False, memory=GIB, cpus=1, kernel="k", initramfs="", cmdline="",
+        console_port=1, ssh_port=2, devices=("0000:01:00.0", "0000:02:00.0"),
+    )  # fmt: skip
+    found = parse_definition(guest_xml(spec))
+    assert found.devices == spec.devices
+    assert (found.kvm, found.memory, found.huge_pages, found.agent) == (False, GIB, False, False)
+
+
+@given(
+    st.tuples(st.integers(0, 0xFFFF), st.integers(0, 255), st.integers(0, 31), st.integers(0, 7))
+)
+def test_an_address_is_as_sysfs_spells_it(numbers: tuple[int, int, int, int]) -> None:
+    domain, bus, slot, function = numbers
+    address = (
+        f"<address domain='{domain:#06x}' bus='{bus:#04x}' slot='{slot:#04x}'"
+        f" function='{function:#x}'/>"
+    )
+    xml = (
+        "<domain type='kvm'><memory>1</memory><devices><hostdev type='pci'>"
+        f"<source>{address}</source></hostdev></devices></domain>"
+    )
+    assert parse_definition(xml).devices == (f"{domain:04x}:{bus:02x}:{slot:02x}.{function:x}",)
+
+
+@given(st.text())
+def test_no_text_is_more_than_refused(text: str) -> None:
+    for xml in (text, f"<domain><memory>{text}</memory></domain>",
+                f"<domain><memory unit='{text}'>1</memory></domain>"):  # fmt: skip
+        with contextlib.suppress(BenchError):
+            parse_definition(xml)
+
+
+@pytest.mark.parametrize(
+    ("unit", "size"), [("b", 1), ("KiB", 1024), ("KB", 1000), ("G", GIB), ("TiB", 1024 * GIB)]
+)
+def test_memory_has_libvirts_units(unit: str, size: int) -> None:
+    xml = f"<domain><memory unit='{unit}'>3</memory></domain>"
+    assert parse_definition(xml).memory == 3 * size

@@ -1,0 +1,134 @@
+"""A hung host is detected by its kernel's report and its idle QEMU, whatever waits for it."""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from orchestrator.machine.host import kernelwatch
+from orchestrator.machine.host.kernelwatch import KernelWatch, cpu_seconds, watched
+
+HUNG = "[  400.000000] INFO: task CPU 0/KVM:340 blocked for more than 60 seconds.\n"
+FINE = "[    1.000000] fine\n"
+
+
+class Machine:
+    """A host with a made-up console and a made-up CPU use of its QEMU, second by second."""
+
+    def __init__(self, folder: Path) -> None:
+        self.console = folder / "console.log"
+        self.console.write_text(FINE)
+        self.now, self.used, self.ended = 1000.0, 0.0, 0
+        self.kernel = KernelWatch(self.console, cpu_seconds=lambda: self.used)
+        self.kernel.on_hang(self.end)
+
+    def end(self) -> None:
+        self.ended += 1
+
+    def say(self, text: str) -> None:
+        with self.console.open("a") as file:
+            file.write(text)
+
+    def run(self, seconds: int, share: float) -> None:
+        for _ in range(seconds):
+            self.now, self.used = self.now + 1, self.used + share
+            self.kernel.tick(self.now)
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Machine:
+    return Machine(tmp_path)
+
+
+def test_hung_task_of_an_idle_machine_ends_the_waits_within_a_minute(machine: Machine) -> None:
+    machine.run(300, 0.01)
+    assert machine.ended == 0  # idle, but nothing is wrong
+    machine.say(HUNG)
+    machine.run(55, 0.05)
+    assert machine.kernel.hung is not None
+    assert machine.kernel.hung.line == HUNG.strip()
+    assert machine.ended == 1
+
+
+def test_hung_task_of_a_busy_machine_is_a_report_and_no_more(machine: Machine) -> None:
+    for _ in range(5):
+        machine.say(HUNG)
+        machine.run(60, 1.0)
+    assert (machine.kernel.hung, machine.ended) == (None, 0)
+    assert [report.kind for report in machine.kernel.reports()] == ["hung-task"] * 5
+
+
+def test_machine_that_rests_long_after_a_hung_task_does_not_hang(machine: Machine) -> None:
+    machine.say(HUNG)
+    machine.run(60, 1.0)  # what the task waited for has come
+    machine.run(100, 0.0)
+    assert machine.kernel.hung is None
+
+
+def test_work_before_the_report_does_not_hide_the_rest_after_it(machine: Machine) -> None:
+    machine.run(30, 2.0)
+    machine.say(HUNG)
+    machine.run(20, 0.0)
+    assert machine.ended == 1
+
+
+def test_machine_without_a_qemu_to_ask_is_not_ended(tmp_path: Path) -> None:
+    (tmp_path / "console").write_text(HUNG)
+    kernel = KernelWatch(tmp_path / "console")
+    for now in range(100):
+        kernel.tick(float(now))
+    assert kernel.hung is None
+    assert len(kernel.reports()) == 1
+
+
+def test_console_is_read_from_where_its_boot_begins(tmp_path: Path) -> None:
+    (tmp_path / "console").write_text(HUNG)
+    kernel = KernelWatch(tmp_path / "console", start=len(HUNG))
+    assert kernel.reports() == ()
+    assert KernelWatch(tmp_path / "none").reports() == ()
+
+
+def test_panic_is_told_when_its_call_trace_is_there(machine: Machine) -> None:
+    machine.say("[    2.000000] Kernel panic - not syncing: x\n")
+
+    def more() -> None:
+        machine.say("[    2.000000]  vfio_x+0x1/0x2\n[    2.0] ---[ end Kernel panic - x ]---\n")
+
+    timer = threading.Timer(0.2, more)
+    timer.start()
+    found = machine.kernel.broken()
+    timer.join()
+    assert found is not None
+    assert [function.name for function in found.functions] == ["vfio_x"]
+
+
+def test_panic_without_an_end_is_told_all_the_same(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernelwatch, "_TRACE_SECONDS", 0.05)
+    machine.say("[    2.000000] Kernel panic - not syncing: x\n")
+    found = machine.kernel.broken()
+    assert found is not None
+    assert not found.ended
+
+
+def test_thread_looks_on_while_something_else_waits(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernelwatch, "_TICK_SECONDS", 0.01)
+    monkeypatch.setattr(kernelwatch, "_IDLE_SECONDS", 0.1)
+    ended = threading.Event()
+    machine.kernel.on_hang(ended.set)
+    machine.say(HUNG)
+    with watched(machine.kernel):
+        assert ended.wait(20)
+
+
+def test_cpu_time_is_that_of_the_process() -> None:
+    before, times = cpu_seconds(os.getpid()), os.times()
+    assert before is not None
+    assert before > times.user + times.system - 0.1  # and its threads' wait for a CPU
+    assert cpu_seconds(2**22 + 1) is None
