@@ -1,4 +1,4 @@
-"""orchestrator.machine.transport.shell against a real sshd on this machine, as root or as an ordinary user."""
+"""`Shell` against a real sshd on this machine, as root or as an ordinary user."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ from orchestrator.machine.runner import images
 from orchestrator.machine.transport import shell
 
 SOURCES = Path(orchestrator.__file__).parent
-TABLE = {"reasons.py", "faults.py"}
+TABLE = {"base/reasons.py", "evidence/faults.py"}
 CLASSES = {
     "ScenarioError": Ends.INPUT,
     "BenchError": Ends.BENCH,
@@ -184,7 +184,7 @@ def test_reasons_of_the_bench_are_in_the_table_of_faults() -> None:
     """A trial may end for each."""
     found = 0
     for site in nodes():
-        is_of_trial = site.name.startswith("bench/") or site.name == "run.py"
+        is_of_trial = site.name.startswith("machine/") or site.name == "run/trials.py"
         if is_of_trial and isinstance(site.node, ast.Call):
             given = [k.value for k in site.node.keywords if k.arg == "reason"]
             for reason in (r for value in given for r in members(value)):

@@ -37,7 +37,7 @@ from orchestrator.machine.runner import images
 from orchestrator.machine.runner.state import BenchState
 from orchestrator.machine.vm.domain import Disk
 from orchestrator.run import prepare as prepare_module
-from orchestrator.run import trials as run
+from orchestrator.run import trials as loop
 from orchestrator.run.prepare import Prepared, plan_facts
 from orchestrator.run.trials import Bench, Enough, Runner, all_made, run_plan, run_trials
 from orchestrator.scenario.kernel_forms import DirKernel
@@ -79,7 +79,7 @@ class Fixture:
         self.partial: list[str] = []
         self.bench: Bench | None = None
         self.held = True
-        monkeypatch.setattr(run, "_trial_facts", made_up_facts)
+        monkeypatch.setattr(loop, "_trial_facts", made_up_facts)
 
     def trials(
         self, climb: Climb, chosen: Scenario, accel: str = "tcg", width: int = 1,
@@ -92,8 +92,8 @@ class Fixture:
             self.through.append(through)
             climb(planned, trial)
 
-        self._monkeypatch.setattr(run, "_climb", begin)
-        self._monkeypatch.setattr(run, "_at_once", lambda scenario: width)
+        self._monkeypatch.setattr(loop, "_climb", begin)
+        self._monkeypatch.setattr(loop, "_at_once", lambda scenario: width)
         kernels = dict.fromkeys(ARMS, SimpleNamespace(release="7.0", swapped={}))
         run_dir = RunDir(self._folder)
         run_dir.trials_path.mkdir(parents=True, exist_ok=True)
@@ -498,7 +498,7 @@ def test_interrupt_ends_the_machines_and_leaves_no_partial_trial(
         assert len(fixture.left()) == 2
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(run, "as_completed", interrupted)
+    monkeypatch.setattr(loop, "as_completed", interrupted)
     with pytest.raises(KeyboardInterrupt):
         fixture.trials(climb, map_scenario(PAIRS), accel="exact", width=2)
     assert fixture.machines.stopped.is_set()
@@ -558,7 +558,7 @@ def test_hosts_at_once_are_those_that_cpus_and_memory_carry(
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cpus)))
     text = f"MemTotal: 1 kB\nMemAvailable:   {available * GIB // 1024} kB\n"
     monkeypatch.setattr(Path, "read_text", lambda self: text)
-    assert run._at_once(map_scenario(f"host.memory={memory}GiB")) == fit
+    assert loop._at_once(map_scenario(f"host.memory={memory}GiB")) == fit
 
 
 class Pool:
@@ -584,7 +584,7 @@ def test_host_that_trials_share_is_ended_with_the_run(
     monkeypatch.setattr(HostPool, "close", lambda _: closed.append("closed"))
 
     def run_it() -> None:
-        with run.taken_machine(scenario(), "a run", here) as machine:
+        with loop.taken_machine(scenario(), "a run", here) as machine:
             assert isinstance(machine, NestedMachine)
             assert not closed
             if error is not None:
@@ -685,8 +685,8 @@ def test_settings_are_written_before_they_are_proven_in_both_arms_or_none(
         done.append(f"write {name}")
 
     host = cast(Host, SimpleNamespace(shell=None, change=Recorded(done)))
-    monkeypatch.setattr(run, "write_settings", write)
-    monkeypatch.setattr(run, "prove_settings", proven)
+    monkeypatch.setattr(loop, "write_settings", write)
+    monkeypatch.setattr(loop, "prove_settings", proven)
     for cmdline in ("", "nosmt"):
         chosen = map_scenario(f"arms.candidate.cmdline={cmdline}")
         bench = SimpleNamespace(
@@ -694,7 +694,7 @@ def test_settings_are_written_before_they_are_proven_in_both_arms_or_none(
             prepared=SimpleNamespace(kernels=dict.fromkeys(ARMS)),
         )  # fmt: skip
         trial = TrialWriter(tmp_path / f"0001-{cmdline}", {})
-        run._set(cast(Bench, bench), arm, host, trial)
+        loop._set(cast(Bench, bench), arm, host, trial)
         assert ("arm_settings" in trial.manifest) == bool(cmdline)
     assert done == [f"write {arm}", f"prove {arm}"]
 
@@ -709,13 +709,13 @@ def test_kernel_without_iommufd_is_refused_before_anything_boots(tmp_path: Path)
 
 
 def test_workload_is_part_of_the_trials_facts() -> None:
-    assert run._workload_facts(scenario("host.phys_bits=44")) == {
+    assert loop._workload_facts(scenario("host.phys_bits=44")) == {
         "guest_cpus": 1, "guest_firmware": "seabios", "guest_boot": "direct",
         "guest_backing": "anonymous", "guest_viommu": "none", "guest_backend": "type1",
         "guest_phys_bits": 44,
     }  # fmt: skip
-    assert run._workload_facts(scenario("guest.phys_bits=40"))["guest_phys_bits"] == 40
-    assert run._workload_facts(map_scenario()) == {"map_backend": "type1", "map_thp": "inherit"}
+    assert loop._workload_facts(scenario("guest.phys_bits=40"))["guest_phys_bits"] == 40
+    assert loop._workload_facts(map_scenario()) == {"map_backend": "type1", "map_thp": "inherit"}
 
 
 def test_configs_are_those_of_kernels_that_have_one(tmp_path: Path) -> None:
@@ -828,7 +828,7 @@ def test_crash_of_a_run_that_is_interrupted_is_not_begun_again(
         working.wait()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(run, "as_completed", interrupted)
+    monkeypatch.setattr(loop, "as_completed", interrupted)
     with pytest.raises(KeyboardInterrupt):
         fixture.trials(climb, map_scenario(PAIRS), accel="exact", width=2)
     assert len(fixture.begun) == 2
@@ -865,10 +865,10 @@ class Metal:
         )  # fmt: skip
         self.found: list[Any] = []
         """Accelerator that is known at each call of `prepare`; None if there is a machine."""
-        monkeypatch.setattr(run, "prepare", self._prepare)
+        monkeypatch.setattr(loop, "prepare", self._prepare)
         monkeypatch.setattr("orchestrator.machine.metal.metal.leased", self._leased)
-        monkeypatch.setattr(run, "_trial_facts", made_up_facts)
-        monkeypatch.setattr(run, "_climb", self._climb)
+        monkeypatch.setattr(loop, "_trial_facts", made_up_facts)
+        monkeypatch.setattr(loop, "_climb", self._climb)
 
     def _prepare(self, scenario: Scenario, machine: Any, *_: object) -> Prepared:
         self.found.append(machine if isinstance(machine, tuple) else None)
@@ -1026,7 +1026,7 @@ def metal_bench(metal: Metal, *overrides: str) -> Bench:
 def test_arm_is_booted_by_the_machine_with_its_own_words(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    climb = run._climb
+    climb = loop._climb
     metal, trial = Metal(monkeypatch, tmp_path), TrialWriter(tmp_path / "0001-candidate", {})
     planned = make_plan(metal_scenario())[-1]
 
@@ -1050,7 +1050,7 @@ def test_machine_is_taken_before_anything_is_prepared_and_given_back_if_that_fai
         raise ScenarioError("no such kernel", reason=Reason.NO_SUCH_PACKAGE)
 
     closed: list[str] = []
-    monkeypatch.setattr(run, "prepare", refuse)
+    monkeypatch.setattr(loop, "prepare", refuse)
     monkeypatch.setattr(HostPool, "close", lambda _: closed.append("closed"))
     with pytest.raises(ScenarioError):
         metal(chosen)
@@ -1061,7 +1061,7 @@ def test_machine_is_taken_before_anything_is_prepared_and_given_back_if_that_fai
 def test_facts_of_a_trial_on_metal_have_nothing_of_a_nested_host(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    facts_of = run._trial_facts
+    facts_of = loop._trial_facts
     metal = Metal(monkeypatch, tmp_path)
     bench = metal_bench(metal)
     facts = facts_of(bench, make_plan(bench.scenario)[0])
@@ -1073,6 +1073,6 @@ def test_facts_of_a_trial_on_metal_have_nothing_of_a_nested_host(
 
 def test_guest_on_metal_has_no_address_bits_of_a_nested_host() -> None:
     guest = ("workload=guest-boot", "guest={kernel = {dir = 'guest'}}")
-    assert run._workload_facts(metal_scenario(*guest))["guest_phys_bits"] is None
-    wide = run._workload_facts(metal_scenario(*guest, "guest.phys_bits=46"))
+    assert loop._workload_facts(metal_scenario(*guest))["guest_phys_bits"] is None
+    wide = loop._workload_facts(metal_scenario(*guest, "guest.phys_bits=46"))
     assert wide["guest_phys_bits"] == 46

@@ -1,9 +1,9 @@
 """Keep a machine that barometer did not make: leases on it, a journal of the changes to it, and
 the way back. Plain Python 3 standard library; runs as root on the machine.
 
-The keeper is sent as one zip archive with every request (orchestrator/machine/metal/keeper.py), and
-installed only as the program of its dead man's switch. All that barometer keeps on the machine is
-below STATE:
+The keeper is sent as one zip archive with every request (orchestrator/machine/metal/keeper.py),
+and installed only as the program of its dead man's switch. All that barometer keeps on the machine
+is below STATE:
 
     lease-TOKEN.json   who may change the machine, and until when
     journal.jsonl      each change, written before it is made; each undo, written after it

@@ -23,7 +23,7 @@ from orchestrator.scenario.vocabulary import ARMS
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-_TEMPLATES = files("orchestrator.report") / "templates"
+_TEMPLATES = files("orchestrator.report.html") / "templates"
 
 
 def html_report(scenario: Scenario, comparison: Comparison, plan: Plan) -> str:

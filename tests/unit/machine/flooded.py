@@ -35,7 +35,7 @@ from orchestrator.machine.tracing.probes import timing_spec
 from orchestrator.machine.transport.local import LocalMachine
 from orchestrator.machine.transport.shell import Shell
 
-assert orchestrator.ab
+assert orchestrator.run.ab
 SECONDS = 30.0
 
 
