@@ -219,7 +219,7 @@ class Reason(StrEnum):
     DISK_FULL = "disk-full", _MADE, "there is no room", (
         "make room, or set BAROMETER_CACHE or --out to a larger disk")
     PROGRAM_MISSING = "program-missing", _MADE, "a program is not installed", (
-        "install it (this machine: `ci/setup.sh`)")
+        "install it; `barometer doctor` names the package")
     PROGRAM_FAILED = "program-failed", _MADE, "a program failed", _QUOTED
     PROGRAM_TIMEOUT = "program-timeout", _MADE, "a program took too long", (
         "see whether this machine is overloaded, and try again")
@@ -235,7 +235,7 @@ class Reason(StrEnum):
         "report it with the version of GRUB")
     GUEST_CMDLINE = "guest-cmdline", _INPUT | _TRIAL, (
         "the guest's command line cannot be given by GRUB"), "shorten it, or boot directly"
-    SURVEY_UNREADABLE = "survey-unreadable", _BENCH, (
+    SURVEY_UNREADABLE = "survey-unreadable", _MADE, (
         "the list of a machine's PCI devices cannot be read"), (
         "see whether a login there prints something")
     TRIAL_TOO_LARGE = "trial-too-large", _MADE, "a trial's evidence is larger than is kept", (
@@ -261,7 +261,7 @@ class Reason(StrEnum):
     LIBVIRT = "libvirt", _BENCH, "the machine has no libvirt that answers", (
         "install it, or start its daemon")
     LIBVIRT_LIBRARY = "libvirt-library", _BENCH, "the libvirt library is missing or too old", (
-        "install it by `ci/setup.sh`")
+        "install it; `barometer doctor` names the package")
     LOCKDOWN = "lockdown", _BENCH, "the kernel is locked down", "switch Secure Boot off"
     MEMORY = "memory", _BENCH, "too little memory is available", (
         "end other programs, or lower the memory asked for")

@@ -49,8 +49,8 @@ def test_help_and_version_load_no_library_but_typer(arguments: list[str]) -> Non
     assert heavy(modules) == set()
     own = {name for name in modules if name.startswith("orchestrator")}
     assert own >= {*BARE}
-    assert "orchestrator.scenario" not in own
-    assert len(own) <= 15
+    assert "orchestrator.scenario.model" not in own
+    assert len(own) <= 18
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -58,7 +58,7 @@ def test_help_of_a_verb_loads_nothing_that_the_verb_works_with(verb: str) -> Non
     """Typer itself uses pydantic, to parse a verb's options."""
     modules = loaded_by(RUN, verb, "--help")
     assert {name.partition(".")[0] for name in heavy(modules)} <= {"pydantic"}
-    assert "orchestrator.scenario" not in modules
+    assert "orchestrator.scenario.model" not in modules
 
 
 def test_each_verb_has_a_line_of_help_that_is_not_cut() -> None:
@@ -110,7 +110,7 @@ def test_importing_changes_no_environment_and_no_logger() -> None:
 import logging, os
 before = dict(os.environ)
 from orchestrator import Run, Scenario, compare, load
-import orchestrator.ab
+import orchestrator.run.ab
 assert dict(os.environ) == before
 assert logging.root.level == logging.WARNING and not logging.root.handlers
 for name in logging.root.manager.loggerDict:

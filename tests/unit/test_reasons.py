@@ -24,30 +24,41 @@ from orchestrator.machine.runner import images
 from orchestrator.machine.transport import shell
 
 SOURCES = Path(orchestrator.__file__).parent
-TABLE = {"base/reasons.py", "evidence/faults.py"}
+TABLE = {"reasons.py", "faults.py"}
 CLASSES = {
     "ScenarioError": Ends.INPUT,
     "BenchError": Ends.BENCH,
     "LeftError": Ends.LEFT,
     "ConnectionLostError": Ends.BENCH,
+    "MissingExtraError": Ends.BENCH,
     "ArmFailedError": Ends.TRIAL,
     "EvidenceError": Ends.EVIDENCE,
 }
 OTHER_WORDS = {
     "map-refused": {"advice.py"},  # names of pieces of advice
     "bar-not-placed": {"passthrough.py"},  # why a function is not given away
-    "systemd-boot": {"scenario.py", "finding.py"},  # a way to boot
-    "domain-ended": {"profile.py"},  # how a profile ended
+    "systemd-boot": {
+        "vocabulary.py",
+        "machines.py",
+        "finding.py",
+        "checkup_facts.py",
+    },  # a way to boot
+    "domain-ended": {"profile.py", "profile_facts.py", "profile_text.py"},  # how a profile ended
     "not-measured": {"cases.py"},  # a metric's case, whose reason is else a verdict
     "build-root": {"buildroot.py"},  # a kind of entry in the cache
     # names of the doctor's findings
-    "address-bits": {"passing.py"},
-    "interrupt-remapping": {"passing.py"},
-    "large-bar": {"passing.py"},
-    "libvirt-library": {"running.py"},
+    "address-bits": {"checks_passthrough.py"},
+    "interrupt-remapping": {"checks_passthrough.py"},
+    "large-bar": {"checks_passthrough.py"},
+    "libvirt-library": {"checks_runner.py"},
 }
 """Names of files in which the word of a reason means something else."""
-RESULTS_ONLY = [Reason.NOT_MEASURED, Reason.UNFINISHED, Reason.UNDECIDED_FAILURE]
+RESULTS_ONLY = [
+    Reason.NOT_MEASURED,
+    Reason.UNFINISHED,
+    Reason.SETTINGS_NOT_PROVEN,
+    Reason.UNDECIDED_FAILURE,
+]
 """Reasons of results that no error has."""
 
 

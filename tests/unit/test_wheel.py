@@ -111,5 +111,5 @@ def test_no_message_names_a_file_of_the_checkout() -> None:
             and id(node) not in docstrings
         ]
         assert [text for text in texts if of_checkout.search(text)] == [], path
-    for path in (ROOT / "orchestrator/report/templates").iterdir():
+    for path in (ROOT / "orchestrator/report/html/templates").iterdir():
         assert not of_checkout.search(path.read_text()), path

@@ -250,7 +250,7 @@ class MetalMachine(Machine):
         try:
             self.keeper.deadman(max(60, self.spec.deadline // 3))
         except BenchError as exc:
-            if exc.reason != "no-systemd":
+            if exc.reason != Reason.NO_SYSTEMD:
                 raise
             self._progress.note(
                 "host: no systemd, so nothing restarts it where a kernel has no network"

@@ -12,12 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
 
-# libvirt reads this when it is loaded. Its failures reach us as exceptions; its other messages
-# would only be about the settings below.
-os.environ.setdefault("LIBVIRT_LOG_OUTPUTS", "4:file:/dev/null")
+# libvirt reads this when it is loaded (virInitialize()). Its failures reach us as exceptions; its
+# other messages would only be about the settings below.
+_LOG = "LIBVIRT_LOG_OUTPUTS"
+_IS_OURS = _LOG not in os.environ
+os.environ.setdefault(_LOG, "4:file:/dev/null")
 
 import libvirt
 import libvirt_qemu
+
+if _IS_OURS:
+    del os.environ[_LOG]
 
 from orchestrator.base import interrupts
 from orchestrator.base.errors import BarometerError, BenchError, ScenarioError

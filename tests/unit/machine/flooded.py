@@ -34,6 +34,7 @@ from orchestrator.machine.tracing import probes
 from orchestrator.machine.tracing.probes import timing_spec
 from orchestrator.machine.transport.local import LocalMachine
 from orchestrator.machine.transport.shell import Shell
+from tests.unit.manifests import FACTS
 
 assert orchestrator.run.ab
 SECONDS = 30.0
@@ -117,7 +118,7 @@ def trace(folder: Path) -> None:
         f"os.urandom({TRACE_BYTES // 2 - 1000}).hex()}}}}))"
     )
     host = SimpleNamespace(shell=LocalMachine(), agent=lambda *_: [sys.executable, "-c", tell])
-    trial = TrialWriter(folder / "0001-baseline", {"arm": "baseline"})
+    trial = TrialWriter(folder / "0001-baseline", FACTS | {"arm": "baseline"})
     probes._finish(cast(Host, host), timing_spec([1 << 30]), "map", trial)
 
 
@@ -125,7 +126,7 @@ def quoted(folder: Path) -> None:
     """Make an error from one line of 30 MB, and use it in each of its outputs."""
     line = "x" * 30_000_000
     error = BenchError(f"the host did not start: {line}", evidence=line, reason=Reason.HOST_START)
-    trial = TrialWriter(folder / "0001-baseline", {"arm": "baseline"})
+    trial = TrialWriter(folder / "0001-baseline", FACTS | {"arm": "baseline"})
     trial.failed(error, "boot", Charged("bench", "it did not start"))
     trial.complete()
     print(error, file=sys.stderr)

@@ -16,7 +16,7 @@ from tests.unit.machine.flooded import KINDS
 TOP = Path(__file__).parents[3]
 MOST_RSS, MOST_DISK = 250_000_000, 80 << 20
 REASONS = {
-    "endless-line": "deadline", "answer": "output-flood", "errors": "output-flood",
+    "endless-line": "timeout", "answer": "output-flood", "errors": "output-flood",
     "wide-answer": "none", "trace": "none", "quoted": "host-start",
 }  # fmt: skip
 """The other kinds end with console-flood."""
