@@ -14,15 +14,10 @@ from typing import Literal, TypeVar
 
 # libvirt reads this when it is loaded (virInitialize()). Its failures reach us as exceptions; its
 # other messages would only be about the settings below.
-_LOG = "LIBVIRT_LOG_OUTPUTS"
-_IS_OURS = _LOG not in os.environ
-os.environ.setdefault(_LOG, "4:file:/dev/null")
+os.environ.setdefault("LIBVIRT_LOG_OUTPUTS", "4:file:/dev/null")
 
 import libvirt
 import libvirt_qemu
-
-if _IS_OURS:
-    del os.environ[_LOG]
 
 from orchestrator.base import interrupts
 from orchestrator.base.errors import BarometerError, BenchError, ScenarioError
@@ -30,6 +25,9 @@ from orchestrator.base.reasons import Reason
 from orchestrator.machine.runner.state import end_machines
 from orchestrator.machine.transport.calls import Call
 from orchestrator.machine.transport.shell import end_clients
+
+if os.environ["LIBVIRT_LOG_OUTPUTS"] == "4:file:/dev/null":  # loaded: the environment is as before
+    del os.environ["LIBVIRT_LOG_OUTPUTS"]
 
 T = TypeVar("T")
 
