@@ -34,7 +34,7 @@ from pathlib import Path
 from statistics import fmean, median, pstdev
 
 from orchestrator.analysis.trial import TrialResult
-from orchestrator.analysis.verdict.comparison import compare
+from orchestrator.analysis.verdict.comparison import compare_trials
 from orchestrator.analysis.verdict.stopping import planned_trials
 from orchestrator.scenario.loading import parse_scenario
 from orchestrator.scenario.model import Scenario
@@ -124,7 +124,7 @@ def _judged(scenario: Scenario, seed: int, results: list[TrialResult], ratio: fl
         update={"trials": scenario.trials.model_copy(update={"seed": seed})}
     )
     results = results[: planned_trials(scenario, results, "tcg")]
-    [metric] = compare(scenario, {}, results, len(results), "tcg").metrics
+    [metric] = compare_trials(scenario, {}, results, len(results), "tcg").metrics
     low, high = metric.effect.interval or (0.0, math.inf)
     right = {"improved": ratio < 1, "regressed": ratio > 1}
     return Night(

@@ -11,7 +11,7 @@ from typing import Literal
 
 from orchestrator.analysis.boot.boot import Traced, traced_boot
 from orchestrator.analysis.boot.boottrace import BootTrace
-from orchestrator.analysis.boot.marks import Boot, parse_marks
+from orchestrator.analysis.boot.marks import WatchedBoot, parse_marks
 from orchestrator.analysis.boot.timeline import Timeline
 from orchestrator.analysis.conditions.conditions import conditions_of
 from orchestrator.analysis.maps.breakdown import Breakdown, breakdowns, check_sums
@@ -233,7 +233,7 @@ def _add(samples: dict[Metric, list[float]], metric: Metric, *values: float) -> 
     samples.setdefault(metric, []).extend(values)
 
 
-def _boot(trial: TrialDir, index: int) -> Boot:
+def _boot(trial: TrialDir, index: int) -> WatchedBoot:
     boot = parse_marks(need(trial, f"guest-{index}/marks.txt"))
     if boot.boot_seconds is None or boot.ssh_seconds is None:
         raise EvidenceError(

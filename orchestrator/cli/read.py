@@ -74,7 +74,7 @@ def timeline(
 ) -> None:
     """Show the traced guest boots of a trial. Prints their phases, their maps and unmaps, and the
     causes of these."""
-    from orchestrator.analysis.boot.timeline import to_json
+    from orchestrator.analysis.boot.timeline import timeline_json
     from orchestrator.base.progress import Progress
     from orchestrator.report.text.timeline_text import text_timeline
     from orchestrator.run.judge import traced_boots
@@ -92,7 +92,7 @@ def timeline(
                     f"{perfetto} cannot be written: {exc.strerror}", reason=Reason.PATH
                 ) from exc
     if as_json:
-        print_json({"schema": 1, "boots": [to_json(boot) for boot in boots]})
+        print_json({"schema": 1, "boots": [timeline_json(boot) for boot in boots]})
     else:
         print("\n".join(map(text_timeline, boots)), end="")
         if perfetto is not None:

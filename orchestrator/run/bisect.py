@@ -24,16 +24,16 @@ from typing import Protocol
 
 from orchestrator import __version__
 from orchestrator.analysis.verdict.bisection import (
+    BisectCommit,
+    BisectEnds,
     Bisection,
-    Commit,
-    Ends,
+    BisectStep,
     Measured,
     Outcome,
     Role,
     Skipped,
-    Step,
+    build_step,
     step_json,
-    step_of,
 )
 from orchestrator.analysis.verdict.comparison import resolution_of
 from orchestrator.base.cache import Cache
@@ -85,7 +85,7 @@ class Kernels:
     config: tuple[str, ...] = ()
     """Configuration options of whole kernels."""
 
-    def __call__(self, commit: Commit) -> Kernel:
+    def __call__(self, commit: BisectCommit) -> Kernel:
         if self.on is None:
             whole = TreeKernel(tree=self.repository, ref=commit.sha)
             return with_config(whole, self.config)
@@ -164,7 +164,7 @@ class Bench(Protocol):
         """Measure the first good commit and the bad one. Raises EvidenceError if either has no
         number, or BenchError if the bench failed to measure it."""
 
-    def step(self, question: Question, commit: Commit, folder: Path) -> Measured | Skipped:
+    def step(self, question: Question, commit: BisectCommit, folder: Path) -> Measured | Skipped:
         """Measure one commit, alone."""
 
 
@@ -175,14 +175,14 @@ class Record:
         """Read the record in `out`, if there is one. Raises ScenarioError if `out` holds something
         else, or another bisection."""
         self._out, self._question = out, question
-        self.steps: list[Step] = []
-        self.found: tuple[Commit, ...] = ()
+        self.steps: list[BisectStep] = []
+        self.found: tuple[BisectCommit, ...] = ()
         path = out / RECORD
         if path.exists():
             known = read_evidence(BisectRecord, path)
             _same(out, known.asked, question.asked())
             # the bench's failure says nothing about the commit, which is measured again
-            steps = map(step_of, known.steps)
+            steps = map(build_step, known.steps)
             self.steps = [step for step in steps if not step.failed_by_bench]
         # bisect.json is written after git's state: without it nothing has run yet
         elif out.exists() and not {p.name for p in out.iterdir()} <= {_REPOSITORY, LOCK}:
@@ -190,7 +190,7 @@ class Record:
                 f"{out} is not empty and holds no bisection", reason=Reason.RUN_EXISTS
             )
 
-    def add(self, *steps: Step) -> None:
+    def add(self, *steps: BisectStep) -> None:
         self.steps += steps
         self.save()
 
@@ -270,7 +270,7 @@ class _Loop:
     progress: Progress
     record: Record
 
-    def ends(self) -> Ends:
+    def ends(self) -> BisectEnds:
         """Return the measurements of both ends, made now unless they are recorded. The other good
         commits are measured, too. Raises EvidenceError if the ends do not differ enough, or if a
         good commit is not good."""
@@ -278,11 +278,11 @@ class _Loop:
         if (ends := record.bisection().ends) is None:
             started = time.monotonic()
             with self.progress.stage(f"good {first.short} and bad {bad.short}"):
-                ends = Ends(*self.bench.ends(self.question, self.out / "ends"))
+                ends = BisectEnds(*self.bench.ends(self.question, self.out / "ends"))
             seconds = time.monotonic() - started
             record.add(
-                Step(first, "good", "good", ends.good, seconds, "ends"),
-                Step(bad, "bad", "bad", ends.bad, seconds, "ends"),
+                BisectStep(first, "good", "good", ends.good, seconds, "ends"),
+                BisectStep(bad, "bad", "bad", ends.bad, seconds, "ends"),
             )
         self._told_apart(ends)
         known = {step.commit.sha for step in record.steps if step.role == "good"}
@@ -298,10 +298,10 @@ class _Loop:
                 record.add(step)
         return ends
 
-    def _ends(self) -> tuple[Commit, Commit]:
+    def _ends(self) -> tuple[BisectCommit, BisectCommit]:
         return self.question.commits.good[0], self.question.commits.bad
 
-    def _told_apart(self, ends: Ends) -> None:
+    def _told_apart(self, ends: BisectEnds) -> None:
         metric = self.question.metric
         if why := ends.too_near(resolution_of(self.question.scenario, metric)):
             numbers = (quantity(end.value, end.unit) for end in (ends.good, ends.bad))
@@ -316,22 +316,24 @@ class _Loop:
                 reason=Reason.NOTHING_TO_BISECT,
             )
 
-    def step(self, commit: Commit, role: Role, ends: Ends, folder: str, title: str) -> Step:
+    def step(
+        self, commit: BisectCommit, role: Role, ends: BisectEnds, folder: str, title: str
+    ) -> BisectStep:
         started = time.monotonic()
         with self.progress.stage(f"{title}: {commit.short} {commit.subject}"):
             found = self.bench.step(self.question, commit, self.out / folder)
         seconds = time.monotonic() - started
         outcome: Outcome = ends.side(found) if isinstance(found, Measured) else "skip"
-        return Step(commit, role, outcome, found, seconds, folder)
+        return BisectStep(commit, role, outcome, found, seconds, folder)
 
 
-def _said(step: Step) -> str:
+def _said(step: BisectStep) -> str:
     if isinstance(step.found, Measured):
         return f"{step.outcome}, {quantity(step.found.value, step.found.unit)}"
     return f"{step.outcome}, {step.found.reason}: {step.found.message}"
 
 
-def _stop_if_broken(record: Record, step: Step) -> None:
+def _stop_if_broken(record: Record, step: BisectStep) -> None:
     """Raise BenchError if the bench failed at two commits in a row for one reason. That says
     nothing about either commit: both are measured again when the bisection goes on."""
     reason, found = step.failed_by_bench, step.found
@@ -352,7 +354,7 @@ class Machines:
     def __init__(self, here: Runner) -> None:
         self._here = here
 
-    def kernel(self, question: Question, commit: Commit) -> Kernel:
+    def kernel(self, question: Question, commit: BisectCommit) -> Kernel:
         """Return the kernel to build for a commit, or the package itself if the commit has the
         package's own sources. Raises ScenarioError for a commit that is known not to build."""
         kernel = question.kernel(commit)
@@ -383,7 +385,7 @@ class Machines:
                 )
         return measured[0], measured[1]
 
-    def step(self, question: Question, commit: Commit, folder: Path) -> Measured | Skipped:
+    def step(self, question: Question, commit: BisectCommit, folder: Path) -> Measured | Skipped:
         try:
             good, one = (self.kernel(question, c) for c in (question.commits.good[0], commit))
             name = f"bisect-{commit.short}"

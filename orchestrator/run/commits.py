@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator.analysis.verdict.bisection import Commit, Outcome
+from orchestrator.analysis.verdict.bisection import BisectCommit, Outcome
 from orchestrator.base.errors import ScenarioError, key_named
 from orchestrator.base.reasons import Reason
 from orchestrator.kernels.series.git import Git, commit_id, located, own_repository, repository_of
@@ -28,9 +28,9 @@ class Commits:
 
     repository: Path
     """Top folder of the repository. For a bare repository, the repository itself."""
-    good: tuple[Commit, ...]
+    good: tuple[BisectCommit, ...]
     """Ancestors of `bad`."""
-    bad: Commit
+    bad: BisectCommit
     paths: tuple[str, ...] = ()
     """Search only commits that touch these paths. Empty: search all commits."""
 
@@ -75,14 +75,14 @@ def _repository_at(tree: Path) -> Path:
     )
 
 
-def _commit(git: Git, sha: str) -> Commit:
-    return Commit(*git.line("log", "-1", f"--format={_FIELDS}", sha, "--").split("\0"))
+def _commit(git: Git, sha: str) -> BisectCommit:
+    return BisectCommit(*git.line("log", "-1", f"--format={_FIELDS}", sha, "--").split("\0"))
 
 
-def _check_order(git: Git, good: Commit, bad: Commit) -> None:
+def _check_order(git: Git, good: BisectCommit, bad: BisectCommit) -> None:
     """Raise ScenarioError unless the good commit comes before the bad one."""
 
-    def comes_before(one: Commit, other: Commit) -> bool:
+    def comes_before(one: BisectCommit, other: BisectCommit) -> bool:
         asked = ["merge-base", "--is-ancestor", one.sha, other.sha]
         return git.run(*asked, accept=(0, 1)).returncode == 0
 
@@ -123,14 +123,14 @@ class Search:
         # git exits with 2 if only skipped commits are left
         self._git.run("bisect", *arguments, accept=(0, 2), doing="bisecting")
 
-    def tell(self, commit: Commit, outcome: Outcome) -> None:
+    def tell(self, commit: BisectCommit, outcome: Outcome) -> None:
         self._tell(outcome, commit.sha)
 
-    def next(self) -> Commit | None:
+    def next(self) -> BisectCommit | None:
         """Return the commit that git needs to know next; None if it knows enough."""
         return None if self.found() else _commit(self._git, "BISECT_HEAD")
 
-    def found(self) -> tuple[Commit, ...]:
+    def found(self) -> tuple[BisectCommit, ...]:
         """Return the first bad commit, or several candidates if skipped commits hide which one it
         is. Empty if it is not known yet."""
         log = (self._git.git_dir / "BISECT_LOG").read_text("utf-8", errors="replace")

@@ -23,10 +23,10 @@ from orchestrator.analysis.verdict.comparison import (
     SCHEMA,
     Comparison,
     boots_of,
-    compare,
-    to_json,
+    compare_trials,
+    comparison_json,
     unit_of,
-    values_of,
+    values_by_pair,
 )
 from orchestrator.analysis.verdict.stopping import enough
 from orchestrator.base.errors import EvidenceError, ScenarioError
@@ -111,7 +111,7 @@ class Run:
 
     def document(self) -> dict[str, object]:
         """Return the content of comparison.json."""
-        return to_json(self.comparison)
+        return comparison_json(self.comparison)
 
     def samples(self) -> tuple[TrialSample, ...]:
         """Return the value of each metric in each measured trial, without the warm-up."""
@@ -149,7 +149,9 @@ def judge(run: RunDir, tester: str | None = None) -> Run:
     configs = (saved.configs["baseline"], saved.configs["candidate"])
     found = conditions(sides, configs, scenario.judgement.allow)
     comparison = replace(
-        compare(scenario, plan.named_kernels(), saved.results, saved.planned, plan.accel, found),
+        compare_trials(
+            scenario, plan.named_kernels(), saved.results, saved.planned, plan.accel, found
+        ),
         variable=variable(plan, found if recorded_of_all(sides) else None),
     )
     report = text_report(scenario, comparison, plan, tester)
@@ -211,7 +213,7 @@ def sampled(run: RunDir, arm: ArmName, metric: Metric) -> Sampled:
     saved = saved_run(run)
     return Sampled(
         unit_of(metric, saved.plan.accel),
-        tuple(values_of(saved.results, arm, metric).values()),
+        tuple(values_by_pair(saved.results, arm, metric).values()),
         tuple(r for r in saved.results if r.arm == arm and r.kind != "measured"),
     )
 
@@ -237,7 +239,7 @@ def judge_across(folders: Sequence[Path], arm: ArmName, allow: Sequence[str]) ->
         report = text_report(scenario, comparison, plan)
         reports.append(f"{other.name}\n  against {first.name}, {arm}:\n\n{report}")
         documents.append({
-            "run": other.name, "exit_code": one.exit_code, **to_json(comparison)
+            "run": other.name, "exit_code": one.exit_code, **comparison_json(comparison)
         })  # fmt: skip
     code = code_of(suites)
     whole = {

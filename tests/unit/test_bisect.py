@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.analysis.verdict.bisection import Commit, Measured, Skipped
+from orchestrator.analysis.verdict.bisection import BisectCommit, Measured, Skipped
 from orchestrator.base.errors import BenchError, EvidenceError, ScenarioError
 from orchestrator.base.progress import Progress
 from orchestrator.run.bisect import Kernels, Question, Record, bisected, kernels_of
@@ -47,11 +47,11 @@ class Fake:
         assert isinstance(bad, Measured)
         return good, bad
 
-    def step(self, question: Question, commit: Commit, folder: Path) -> Measured | Skipped:
+    def step(self, question: Question, commit: BisectCommit, folder: Path) -> Measured | Skipped:
         self.folders.append(folder)
         return self._say(commit)
 
-    def _say(self, commit: Commit) -> Measured | Skipped:
+    def _say(self, commit: BisectCommit) -> Measured | Skipped:
         self.asked.append(commit.subject)
         return self._says(commit.subject)
 

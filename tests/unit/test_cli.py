@@ -21,7 +21,7 @@ import typer
 
 from orchestrator import __version__
 from orchestrator.analysis.boot import boot
-from orchestrator.analysis.boot.timeline import Timeline, to_json
+from orchestrator.analysis.boot.timeline import Timeline, timeline_json
 from orchestrator.base.cache import Cache
 from orchestrator.base.errors import BenchError
 from orchestrator.base.progress import Progress
@@ -508,7 +508,7 @@ def test_timeline_is_one_json_document(
     trace = finished / "trace.perfetto"
     trial = finished / "trials" / MEASURED
     assert barometer("timeline", trial, "--json", "--perfetto", trace) == 0
-    assert json.loads(capsys.readouterr().out) == {"schema": 1, "boots": [to_json(booted())]}
+    assert json.loads(capsys.readouterr().out) == {"schema": 1, "boots": [timeline_json(booted())]}
     assert trace.exists()
 
 

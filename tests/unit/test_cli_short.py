@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import pytest
 
-from orchestrator.analysis.verdict.bisection import Commit, Measured, Skipped
+from orchestrator.analysis.verdict.bisection import BisectCommit, Measured, Skipped
 from orchestrator.base.cache import Cache
 from orchestrator.base.progress import Progress
 from orchestrator.machine.runner import accel
@@ -177,7 +177,7 @@ def linux(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         return measured(0.01), measured(0.02)
 
     def step(
-        self: Machines, question: Question, commit: Commit, folder: Path
+        self: Machines, question: Question, commit: BisectCommit, folder: Path
     ) -> Measured | Skipped:
         number = int(commit.subject[1:])
         if number == 4:

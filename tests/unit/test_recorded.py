@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from orchestrator.analysis.boot.causes import UNKNOWN
-from orchestrator.analysis.boot.cost import cost_table
+from orchestrator.analysis.boot.cost import build_cost_table
 from orchestrator.analysis.boot.timeline import RAM
 from orchestrator.analysis.maps.theory import lookups, pages
 from orchestrator.analysis.verdict.comparison import Comparison, boots_of, exit_code, laws
@@ -160,7 +160,7 @@ def test_recorded_cells_have_the_maps_of_their_factors(recorded: Path, judged: J
 @of_every_run
 def test_recorded_boots_differ_by_their_maps(recorded: Path, judged: Judging) -> None:
     _, scenario, comparison, report = judged(recorded)
-    difference = cost_table(boots_of(comparison)).difference
+    difference = build_cost_table(boots_of(comparison)).difference
     assert (difference is not None) == (scenario.workload == "guest-boot")
     if difference is None:
         return

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
-from orchestrator.analysis.boot.timeline import RAM, Note, Phase, Step, Timeline, Zap
+from orchestrator.analysis.boot.timeline import RAM, DmaStep, Note, Phase, Timeline, Zap
 from orchestrator.scenario.vocabulary import ArmName
 
 BAR = "01:00.0 BAR 2"
@@ -27,9 +27,9 @@ def phases(*lengths: tuple[str, float]) -> tuple[Phase, ...]:
     return tuple(found)
 
 
-def step(start: float, seconds: float, **changes: Any) -> Step:
+def step(start: float, seconds: float, **changes: Any) -> DmaStep:
     """Make a map of the BAR while the kernel sizes it."""
-    usual = Step("map", BAR, 32 * GIB, SIZING, "sizing BAR 2", start, seconds)
+    usual = DmaStep("map", BAR, 32 * GIB, SIZING, "sizing BAR 2", start, seconds)
     return replace(usual, **changes)
 
 
@@ -88,5 +88,5 @@ def arms(count: int = 1) -> dict[ArmName, list[Timeline]]:
     return {arm: [booted(arm)] * count for arm in MAP_SECONDS}
 
 
-def with_steps(timeline: Timeline, steps: Iterable[Step]) -> Timeline:
+def with_steps(timeline: Timeline, steps: Iterable[DmaStep]) -> Timeline:
     return replace(timeline, steps=tuple(steps))

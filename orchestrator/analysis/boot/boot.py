@@ -19,7 +19,7 @@ from orchestrator.analysis.boot.boottrace import BootTrace, read_boot
 from orchestrator.analysis.boot.causes import Causes
 from orchestrator.analysis.boot.phases import BootEvents, phases_of
 from orchestrator.analysis.boot.qemu import BarPlace, config_write
-from orchestrator.analysis.boot.timeline import IOVA, RAM, Note, Phase, Step, Timeline, Zap
+from orchestrator.analysis.boot.timeline import IOVA, RAM, DmaStep, Note, Phase, Timeline, Zap
 from orchestrator.analysis.tracefs.completeness import need, trace_clock, tracer_complete
 from orchestrator.analysis.tracefs.trace import Operation
 from orchestrator.base.errors import EvidenceError
@@ -292,9 +292,9 @@ class _Phases:
         return self._names[index - 1] if index else "before QEMU"
 
 
-def _step(placed: Placed, causes: Causes, phases: _Phases, zero: float) -> Step:
+def _step(placed: Placed, causes: Causes, phases: _Phases, zero: float) -> DmaStep:
     operation = placed.operation
-    return Step(
+    return DmaStep(
         kind="map" if operation.kind == "map" else "unmap", bar=placed.bar, size=operation.size,
         phase=phases.at(operation.start),
         cause="the guest's IOMMU" if placed.bar == IOVA else causes.of(operation, placed.bar),

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from statistics import median, median_low
 from typing import Literal, NamedTuple
 
-from orchestrator.analysis.boot.timeline import IOVA, RAM, Step, Timeline
+from orchestrator.analysis.boot.timeline import IOVA, RAM, DmaStep, Timeline
 from orchestrator.formats.units import format_size
 from orchestrator.scenario.vocabulary import ARMS, ArmName
 
@@ -29,7 +29,7 @@ _BRIDGE = re.compile(r" of bridge \S+")
 _DEVICE = re.compile(r" of [0-9a-f:.]+$")
 
 
-class Operation(NamedTuple):
+class OperationKind(NamedTuple):
     """A kind of operation, without the device's address and the numbers of BARs, so that it is the
     same in every boot. The dozen maps of a boot are of a few kinds."""
 
@@ -40,7 +40,7 @@ class Operation(NamedTuple):
     cause: str
 
     @classmethod
-    def of(cls, step: Step) -> Operation:
+    def of(cls, step: DmaStep) -> OperationKind:
         bar = step.bar if step.bar in (RAM, IOVA) else f"{format_size(step.size)} BAR"
         cause = _BRIDGE.sub(" of a bridge", _REGISTERS.sub("BARs", step.cause))
         return cls(
@@ -49,7 +49,7 @@ class Operation(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Cost:
+class OperationCost:
     """Cost in one boot. If an arm has several boots, each value is the median."""
 
     calls: float
@@ -62,19 +62,19 @@ class Cost:
     """total / length of the boot up to its mark. None for operations after the mark."""
 
 
-Costs = dict[ArmName, Cost]
-Calls = dict[ArmName, list[defaultdict[Operation, list[float]]]]
+OperationCosts = dict[ArmName, OperationCost]
+Calls = dict[ArmName, list[defaultdict[OperationKind, list[float]]]]
 """Seconds of every call, in each boot of an arm."""
 
 
 @dataclass(frozen=True)
 class Row:
-    operation: Operation
-    costs: Costs
+    operation: OperationKind
+    costs: OperationCosts
 
 
 @dataclass(frozen=True)
-class Difference:
+class BootDifference:
     """Difference of the boots up to their mark, candidate - baseline, in the timelines' unit."""
 
     baseline: float
@@ -106,18 +106,18 @@ class CostTable:
     operations."""
     small: int
     """Number of operations before the mark that are in no row."""
-    others: Costs
+    others: OperationCosts
     """Cost of all small operations together."""
-    totals: dict[str, Costs]
+    totals: dict[str, OperationCosts]
     """Name -> costs of all maps or all unmaps before the mark, for each size of BAR (`maps of
     32GiB BARs`) and for RAM."""
     after: tuple[Row, ...]
     """Rows of operations after the mark, which are not part of the boot."""
-    difference: Difference | None
+    difference: BootDifference | None
     """None if an arm has no boot."""
 
 
-def cost_table(timelines: Boots) -> CostTable:
+def build_cost_table(timelines: Boots) -> CostTable:
     boots = _arms(timelines)
     calls, later = _calls(boots, before=True), _calls(boots, before=False)
     rows = _rows(boots, calls, before=True)
@@ -189,7 +189,7 @@ def _calls(boots: Boots, *, before: bool) -> Calls:
         for boot, of_boot in zip(of_arm, found[arm], strict=True):
             for step in boot.steps:
                 if (step.start < boot.boot_seconds) == before:
-                    of_boot[Operation.of(step)].append(step.seconds)
+                    of_boot[OperationKind.of(step)].append(step.seconds)
     return found
 
 
@@ -203,7 +203,9 @@ def _rows(boots: Boots, calls: Calls, *, before: bool) -> list[Row]:
     return sorted(rows, key=lambda row: max(c.total for c in row.costs.values()), reverse=True)
 
 
-def _costs(boots: Boots, calls: Calls, operations: Set[Operation], *, before: bool) -> Costs:
+def _costs(
+    boots: Boots, calls: Calls, operations: Set[OperationKind], *, before: bool
+) -> OperationCosts:
     costs = {}
     for arm, of_arm in boots.items():
         seconds = [
@@ -215,7 +217,7 @@ def _costs(boots: Boots, calls: Calls, operations: Set[Operation], *, before: bo
         shares = [
             t / b.boot_seconds for t, b in zip(totals, of_arm, strict=True) if b.boot_seconds
         ]
-        costs[arm] = Cost(
+        costs[arm] = OperationCost(
             calls=median(map(len, seconds)),
             one=median(ones) if ones else None,
             total=median(totals),
@@ -224,8 +226,8 @@ def _costs(boots: Boots, calls: Calls, operations: Set[Operation], *, before: bo
     return costs
 
 
-def _totals(boots: Boots, calls: Calls, rows: Sequence[Row]) -> dict[str, Costs]:
-    groups: defaultdict[str, set[Operation]] = defaultdict(set)
+def _totals(boots: Boots, calls: Calls, rows: Sequence[Row]) -> dict[str, OperationCosts]:
+    groups: defaultdict[str, set[OperationKind]] = defaultdict(set)
     for row in rows:
         operation = row.operation
         name = f"{operation.kind}s of {operation.bar}" + "s" * operation.bar.endswith("BAR")
@@ -233,7 +235,7 @@ def _totals(boots: Boots, calls: Calls, rows: Sequence[Row]) -> dict[str, Costs]
     return {name: _costs(boots, calls, group, before=True) for name, group in groups.items()}
 
 
-def _difference(boots: Boots, totals: dict[str, Costs]) -> Difference | None:
+def _difference(boots: Boots, totals: dict[str, OperationCosts]) -> BootDifference | None:
     if len(boots) < len(ARMS):
         return None
     whole = {arm: median(b.boot_seconds for b in of_arm) for arm, of_arm in boots.items()}
@@ -244,7 +246,7 @@ def _difference(boots: Boots, totals: dict[str, Costs]) -> Difference | None:
         for arm, of_arm in own.items()
     }
     phases = {name: took["candidate"][name] - took["baseline"][name] for name in names}
-    return Difference(
+    return BootDifference(
         baseline=whole["baseline"],
         candidate=whole["candidate"],
         operations={

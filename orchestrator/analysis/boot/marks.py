@@ -9,7 +9,7 @@ from orchestrator.evidence.watch import parse_start
 
 
 @dataclass(frozen=True)
-class Boot:
+class WatchedBoot:
     """Times in seconds of the host's CLOCK_MONOTONIC; None for an event that did not happen."""
 
     started: float | None = None
@@ -33,7 +33,7 @@ class Boot:
         return None if self.ssh is None or self.started is None else self.ssh - self.started
 
 
-def parse_marks(text: str) -> Boot:
+def parse_marks(text: str) -> WatchedBoot:
     """Parse the lines `E <ns> NAME [JSON]` and `C <ns> "console line"`. Others are skipped, as is
     a last line that was cut short."""
     times: dict[str, float] = {}
@@ -61,4 +61,4 @@ def parse_marks(text: str) -> Boot:
                 continue
             if isinstance(words, str):
                 console.append((seconds, words))
-    return Boot(**times, page_table_bytes=tables, console=tuple(console))
+    return WatchedBoot(**times, page_table_bytes=tables, console=tuple(console))

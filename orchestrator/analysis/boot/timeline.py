@@ -27,7 +27,7 @@ class Phase:
 
 
 @dataclass(frozen=True)
-class Step:
+class DmaStep:
     """One DMA map or unmap, placed and explained. Seconds of the trace clock."""
 
     kind: Literal["map", "unmap"]
@@ -99,7 +99,7 @@ class Timeline:
     end_seconds: float
     """Time to the end of QEMU."""
     phases: tuple[Phase, ...]
-    steps: tuple[Step, ...]
+    steps: tuple[DmaStep, ...]
     zaps: tuple[Zap, ...]
     console: tuple[tuple[float, str], ...]
     cpu_use: tuple[tuple[float, float], ...] = ()
@@ -125,11 +125,11 @@ class Timeline:
         """Return the seconds of a phase that are part of the boot."""
         return max(0.0, min(phase.end, self.boot_seconds) - max(phase.start, 0.0))
 
-    def steps_before_mark(self) -> Sequence[Step]:
+    def steps_before_mark(self) -> Sequence[DmaStep]:
         return [step for step in self.steps if step.start < self.boot_seconds]
 
 
-def to_json(timeline: Timeline) -> dict[str, object]:
+def timeline_json(timeline: Timeline) -> dict[str, object]:
     """Return one of the boots that `barometer timeline --json` prints."""
     return {
         "trial": timeline.trial, "guest": timeline.guest,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from errno import errorcode
 
-from orchestrator.analysis.boot.timeline import RAM, Step, Timeline
+from orchestrator.analysis.boot.timeline import RAM, DmaStep, Timeline
 from orchestrator.analysis.maps.level import Level
 from orchestrator.evidence.profile_facts import ProfileFacts
 from orchestrator.formats.abi import chosen
@@ -58,7 +58,7 @@ class ProfiledBoot:
     """Levels by the name of their BAR."""
     facts: ProfileFacts
 
-    def select_bar_steps(self, kind: str) -> list[Step]:
+    def select_bar_steps(self, kind: str) -> list[DmaStep]:
         return [s for s in self.timeline.steps_before_mark() if s.kind == kind and s.bar != RAM]
 
 

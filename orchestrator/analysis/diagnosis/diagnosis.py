@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 from orchestrator.analysis.boot.boot import Placed, parts_of
 from orchestrator.analysis.boot.boottrace import BootTrace, read_boot
-from orchestrator.analysis.boot.timeline import RAM, Phase, Step, Timeline, Zap
+from orchestrator.analysis.boot.timeline import RAM, DmaStep, Phase, Timeline, Zap
 from orchestrator.analysis.diagnosis.advice import Advice, ProfiledBoot, give_advice
 from orchestrator.analysis.maps.level import (
     NO_HUGE_PFNMAP,
@@ -190,7 +190,7 @@ def _make_timeline(
         return next((p.name for p in reversed(phases) if p.start <= time), "")
 
     steps = [
-        Step(
+        DmaStep(
             kind="map" if p.operation.kind == "map" else "unmap", bar=p.bar, size=p.operation.size,
             phase=phase_at(p.operation.start), cause="", start=round(p.operation.start - zero, 9),
             seconds=p.operation.seconds, parts=parts_of(p), result=p.operation.result,

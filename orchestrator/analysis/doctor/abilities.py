@@ -34,7 +34,7 @@ class Superpages:
     """MGAW: width of the addresses that it translates."""
 
 
-class Machine:
+class ExaminedMachine:
     """A machine by its facts: questions that the checks ask about them."""
 
     def __init__(self, facts: CheckupFacts) -> None:

@@ -8,11 +8,11 @@ from orchestrator.analysis.doctor import checks_boot as boot
 from orchestrator.analysis.doctor import checks_measurement as measurement
 from orchestrator.analysis.doctor import checks_passthrough as passthrough
 from orchestrator.analysis.doctor import checks_runner as runner
-from orchestrator.analysis.doctor.abilities import Machine
+from orchestrator.analysis.doctor.abilities import ExaminedMachine
 from orchestrator.analysis.doctor.finding import STATUSES, Finding, Needs, Use
 from orchestrator.evidence.checkup_facts import CheckupFacts
 
-Check = Callable[[Machine, Needs], Iterator[Finding]]
+Check = Callable[[ExaminedMachine, Needs], Iterator[Finding]]
 CHECKS: dict[Use, tuple[Check, ...]] = {
     "nested": (
         runner.kvm, runner.nested_virtualisation, runner.qemu, runner.libvirt, runner.programs,
@@ -34,7 +34,7 @@ CHECKS: dict[Use, tuple[Check, ...]] = {
 
 def judge_machine(facts: CheckupFacts, needs: Needs) -> tuple[Finding, ...]:
     """Return the findings, the worst first."""
-    machine = Machine(facts)
+    machine = ExaminedMachine(facts)
     checks = dict.fromkeys(check for use in needs.uses for check in CHECKS[use])
     found = [
         finding

@@ -10,7 +10,7 @@ from orchestrator.analysis.maps.maps import MapPass
 
 
 @dataclass(frozen=True)
-class Cost:
+class ProbeCost:
     """Cost of one point under all passes. Seconds of the host's clock."""
 
     point: str
@@ -25,7 +25,7 @@ class Cost:
     """Seconds of one map and one unmap under the passes timing and counts."""
 
 
-def costs_of_looking(passes: MappingType[str, MapPass]) -> list[Cost]:
+def compute_probe_costs(passes: MappingType[str, MapPass]) -> list[ProbeCost]:
     """Return the cost of the largest map at the best alignment, in each state, under the passes
     that have it."""
     plain = passes.get("plain")
@@ -38,7 +38,7 @@ def costs_of_looking(passes: MappingType[str, MapPass]) -> list[Cost]:
         probed = {which: points[point] for which, points in under.items() if point in points}
         if point.rpartition("/")[0] == largest:
             found.append(
-                Cost(point, map_seconds, unmap_seconds, median(plain.clock_seconds),
+                ProbeCost(point, map_seconds, unmap_seconds, median(plain.clock_seconds),
                      median(plain.empty_seconds), probed)
             )  # fmt: skip
     return found

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from orchestrator.analysis.conditions.conditions import conditions, recorded_of_all
 from orchestrator.analysis.conditions.variable import variable
 from orchestrator.analysis.trial import TrialResult
-from orchestrator.analysis.verdict.comparison import Comparison, compare, with_control
+from orchestrator.analysis.verdict.comparison import Comparison, compare_trials, with_control
 from orchestrator.analysis.verdict.stopping import planned_trials
 from orchestrator.base.errors import EvidenceError
 from orchestrator.base.reasons import Reason
@@ -122,12 +122,12 @@ def compare_runs(
     results = [*before, *after]
     planned = len(results) + first.lacks + second.lacks
     comparison = replace(
-        compare(scenario, kernels, results, planned, accels[0], found, paired=False),
+        compare_trials(scenario, kernels, results, planned, accels[0], found, paired=False),
         variable=variable(plan, found if recorded_of_all(sides) else None),
     )
     other = next(name for name in ARMS if name != arm)
     if first.set_up(other) != second.set_up(other):
         return scenario, comparison
     controls = [*first.of_arm(other, "baseline"), *second.of_arm(other, "candidate")]
-    beside = compare(scenario, kernels, controls, len(controls), accels[0], paired=False)
+    beside = compare_trials(scenario, kernels, controls, len(controls), accels[0], paired=False)
     return scenario, with_control(comparison, beside)

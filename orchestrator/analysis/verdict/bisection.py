@@ -20,7 +20,7 @@ CLEAR = 3
 
 
 @dataclass(frozen=True)
-class Commit:
+class BisectCommit:
     sha: str
     author: str = ""
     """NAME <MAIL>"""
@@ -61,8 +61,8 @@ class Skipped:
 
 
 @dataclass(frozen=True)
-class Step:
-    commit: Commit
+class BisectStep:
+    commit: BisectCommit
     role: Role
     outcome: Outcome
     found: Measured | Skipped
@@ -84,24 +84,24 @@ class Bisection:
     """A bisection as far as it has come."""
 
     metric: str
-    steps: tuple[Step, ...]
+    steps: tuple[BisectStep, ...]
     """Steps in the order of their measurement, the ends first."""
-    found: tuple[Commit, ...] = ()
+    found: tuple[BisectCommit, ...] = ()
     """The first bad commit. Several commits: skips hide which of them it is. Empty: it is not
     known yet."""
 
     @property
-    def ends(self) -> Ends | None:
+    def ends(self) -> BisectEnds | None:
         good, bad = (
             next((s.found for s in self.steps if s.role == role), None) for role in ("good", "bad")
         )
         if isinstance(good, Measured) and isinstance(bad, Measured):
-            return Ends(good, bad)
+            return BisectEnds(good, bad)
         return None
 
 
 @dataclass(frozen=True)
-class Ends:
+class BisectEnds:
     """Measurements of the good and the bad commit, and the threshold between them."""
 
     good: Measured
@@ -141,7 +141,7 @@ class Ends:
         return ""
 
 
-def step_json(step: Step) -> dict[str, object]:
+def step_json(step: BisectStep) -> dict[str, object]:
     """Return a step as bisect.json has it."""
     found = step.found
     measured = asdict(found) | {"value": found.value} if isinstance(found, Measured) else None
@@ -152,7 +152,7 @@ def step_json(step: Step) -> dict[str, object]:
     }  # fmt: skip
 
 
-def step_of(record: StepRecord) -> Step:
+def build_step(record: StepRecord) -> BisectStep:
     """Return what `step_json` recorded."""
     commit, measured, skipped = record.commit, record.measured, record.skipped
     found: Measured | Skipped
@@ -161,7 +161,7 @@ def step_of(record: StepRecord) -> Step:
     else:
         assert skipped is not None  # the record has one of the two
         found = Skipped(skipped.reason, skipped.message, skipped.by_bench)
-    return Step(
-        Commit(commit.sha, commit.author, commit.date, commit.subject), record.role,
+    return BisectStep(
+        BisectCommit(commit.sha, commit.author, commit.date, commit.subject), record.role,
         record.outcome, found, record.seconds, record.folder,
     )  # fmt: skip

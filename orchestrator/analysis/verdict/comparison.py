@@ -15,7 +15,7 @@ from orchestrator.analysis.conditions.conditions import Conditions, conditions_j
 from orchestrator.analysis.conditions.variable import Variable, variable_json
 from orchestrator.analysis.maps.level import Level
 from orchestrator.analysis.maps.maps import MapPass, Place
-from orchestrator.analysis.maps.probe_overhead import costs_of_looking
+from orchestrator.analysis.maps.probe_overhead import compute_probe_costs
 from orchestrator.analysis.maps.scaling import Law, scaling_law
 from orchestrator.analysis.maps.theory import pages
 from orchestrator.analysis.trial import Findings, TrialResult
@@ -146,7 +146,7 @@ class Comparison:
         return next((m for m in self.metrics if m.name == name), None)
 
 
-def compare(
+def compare_trials(
     scenario: Scenario,
     kernels: dict[ArmName, dict[str, str]],
     results: Sequence[TrialResult],
@@ -199,7 +199,7 @@ def _compared(
     found: dict[Metric, tuple[str, dict[Role, dict[int, float]], Estimate]] = {}
     for name in _names(results):
         unit = unit_of(name, accel)
-        values = {role: values_of(results, role, name) for role in (*ARMS, CONTROL)}
+        values = {role: values_by_pair(results, role, name) for role in (*ARMS, CONTROL)}
         before, after = values["baseline"], values["candidate"]
         if before and after:
             pairs = [(before[pair], after[pair]) for pair in before if pair in after]
@@ -237,7 +237,7 @@ def resolution_of(scenario: Scenario, name: Metric) -> Resolution:
     return OF_UNMAPS_IN_BOOTS if name.startswith("bar_unmap") else OF_MAPS_IN_BOOTS
 
 
-def values_of(results: Sequence[TrialResult], role: Role, name: Metric) -> dict[int, float]:
+def values_by_pair(results: Sequence[TrialResult], role: Role, name: Metric) -> dict[int, float]:
     """Return the metric's value of each measured trial that has one, by pair."""
     return {
         r.pair: value for r in results
@@ -508,7 +508,7 @@ def _within(metric: MetricComparison, bound: Bound) -> Outcome:
     return "not known" if bound.holds(low) or bound.holds(high) else "not met"
 
 
-def to_json(comparison: Comparison) -> dict[str, object]:
+def comparison_json(comparison: Comparison) -> dict[str, object]:
     """Return comparison.json."""
     arms: dict[str, object] = {}
     for arm in ARMS:
@@ -592,7 +592,7 @@ def _shown(comparison: Comparison, arm: ArmName) -> dict[str, object]:
                    "per_unit": law.per_unit, "residual": law.residual}
             for name, law in laws(comparison, arm).items()
         },
-        "looking": [asdict(cost) for cost in costs_of_looking(shown.passes)],
+        "looking": [asdict(cost) for cost in compute_probe_costs(shown.passes)],
         "instructions": [
             {"operation": b.operation, "state": b.state, "logged": b.logged, "total": b.total,
              "functions": dict(b.by_function())}

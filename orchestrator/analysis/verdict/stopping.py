@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from orchestrator.analysis.trial import TrialResult
-from orchestrator.analysis.verdict.comparison import compare, more_failures
+from orchestrator.analysis.verdict.comparison import compare_trials, more_failures
 from orchestrator.analysis.verdict.effect import precise
 from orchestrator.scenario.model import Scenario
 from orchestrator.scenario.plan import make_plan
@@ -49,6 +49,6 @@ def enough(scenario: Scenario, results: Sequence[TrialResult], accel: str) -> bo
         return True  # an arm of which nothing can be measured
     assert scenario.trials.until is not None
     precision = scenario.trials.until.precision
-    found = compare(scenario, {}, results, len(results), accel)
+    found = compare_trials(scenario, {}, results, len(results), accel)
     metrics = [found.metric(name) for name in found.deciding]
     return all(metric is not None and precise(metric.effect, precision) for metric in metrics)

@@ -20,7 +20,7 @@ from perfetto.protos.perfetto.trace.perfetto_trace_pb2 import (
     TrackEvent,
 )
 
-from orchestrator.analysis.boot.timeline import RAM, Step, Timeline
+from orchestrator.analysis.boot.timeline import RAM, DmaStep, Timeline
 
 Facts = Mapping[str, int | float | str | None]
 
@@ -77,7 +77,7 @@ def perfetto_trace(timeline: Timeline) -> bytes:
     return trace.serialized()
 
 
-def _facts(step: Step) -> Facts:
+def _facts(step: DmaStep) -> Facts:
     return {
         "bytes": step.size, "cause": step.cause, "phase": step.phase, "result": step.result,
         "faults": step.faults, "host CPU": step.cpu, "attributed share": step.attributed_share,

@@ -14,15 +14,15 @@ from typing import Any
 
 from markupsafe import escape
 
-from orchestrator.analysis.boot.cost import Difference
-from orchestrator.analysis.boot.timeline import IOVA, RAM, Phase, Step, Timeline
+from orchestrator.analysis.boot.cost import BootDifference
+from orchestrator.analysis.boot.timeline import IOVA, RAM, DmaStep, Phase, Timeline
 from orchestrator.analysis.maps.scaling import Law
 from orchestrator.analysis.verdict.comparison import MetricComparison
 from orchestrator.analysis.verdict.summary import summary
 from orchestrator.formats.units import GIB, format_size
-from orchestrator.report.words.printable import printable
+from orchestrator.report.words.printable import escape_unprintable
 from orchestrator.report.words.quantities import quantity
-from orchestrator.report.words.samples import Dots, values_of
+from orchestrator.report.words.samples import Dots, role_values
 from orchestrator.scenario.vocabulary import ARMS, ArmName, Role
 
 Figure = dict[str, Any]
@@ -42,7 +42,7 @@ _SMALL = {"l": 8, "r": 8, "t": 8, "b": 8}
 
 def _text(text: str) -> str:
     """Escape text for plotly, which has a markup of its own, with links."""
-    return str(escape(printable(text)))
+    return str(escape(escape_unprintable(text)))
 
 
 def _values(unit: str, values: Sequence[float]) -> dict[str, Any]:
@@ -86,7 +86,7 @@ def sample_chart(metric: MetricComparison, shown: Sequence[Dots]) -> Figure:
         })  # fmt: skip
     for dots in shown:
         colour, _, dash = _ROLES[dots.role]
-        middle = summary(metric.unit, values_of(metric, dots.role)).middle * scale
+        middle = summary(metric.unit, role_values(metric, dots.role)).middle * scale
         data.append({
             "type": "scatter", "mode": "lines", "name": f"median of {dots.role}",
             "x": [0.5, last + 0.5], "y": [middle, middle],
@@ -168,7 +168,7 @@ def timeline_chart(boots: Mapping[ArmName, Timeline]) -> Figure:
     return {"data": data, "layout": layout}
 
 
-def _bars(arm: ArmName, name: str, colour: str, y: float, spans: Sequence[Phase | Step],
+def _bars(arm: ArmName, name: str, colour: str, y: float, spans: Sequence[Phase | DmaStep],
           hover: Sequence[str]) -> Figure:  # fmt: skip
     return {
         "type": "bar", "orientation": "h", "name": name, "legendgroup": name, "width": 0.8,
@@ -230,7 +230,7 @@ def _step_bars(arm: ArmName, boot: Timeline, rows: Mapping[str, float]) -> list[
     return found
 
 
-def _step_hover(step: Step, unit: str) -> str:
+def _step_hover(step: DmaStep, unit: str) -> str:
     said = [
         f"{step.kind} of {step.bar} ({format_size(step.size)}): {quantity(step.seconds, unit)}",
         step.cause,
@@ -252,7 +252,7 @@ def _mark(arm: ArmName, boot: Timeline, top: float) -> Figure:
     }  # fmt: skip
 
 
-def difference_chart(unit: str, found: Difference) -> Figure:
+def difference_chart(unit: str, found: BootDifference) -> Figure:
     """Draw the steps from the baseline's boot to the candidate's: the operations in which they
     differ."""
     least = 0.001 * max(found.baseline, found.candidate)

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.analysis.verdict.comparison import Comparison
 from orchestrator.evidence.plan import Plan
-from orchestrator.report.html.page import MOST_CONFIG, page_of
-from orchestrator.report.words.printable import printable
+from orchestrator.report.html.page import MOST_CONFIG, build_page
+from orchestrator.report.words.printable import escape_unprintable
 from orchestrator.scenario.model import Scenario
 from orchestrator.scenario.vocabulary import ARMS
 
@@ -33,7 +33,7 @@ def html_report(scenario: Scenario, comparison: Comparison, plan: Plan) -> str:
     from markupsafe import Markup  # noqa: PLC0415
     from plotly.io.json import to_json_plotly  # noqa: PLC0415
 
-    page = page_of(scenario, comparison, plan)
+    page = build_page(scenario, comparison, plan)
     return _environment().get_template("report.html.jinja").render(
         page=page,
         arms=ARMS,
@@ -72,7 +72,7 @@ def _environment() -> Environment:
     return Environment(
         loader=FunctionLoader(_file),
         autoescape=True,
-        finalize=lambda value: printable(value) if type(value) is str else value,
+        finalize=lambda value: escape_unprintable(value) if type(value) is str else value,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -9,7 +9,7 @@ from statistics import median, median_low
 
 import tomlkit
 
-from orchestrator.analysis.boot.cost import Cost, CostTable, cost_table
+from orchestrator.analysis.boot.cost import CostTable, OperationCost, build_cost_table
 from orchestrator.analysis.boot.timeline import Timeline
 from orchestrator.analysis.maps.level import LevelReason
 from orchestrator.analysis.maps.theory import lookups, stride_of
@@ -41,10 +41,10 @@ from orchestrator.report.html.charts import (
     timeline_chart,
 )
 from orchestrator.report.text.maps_text import inside_maps, law_text, level_text
-from orchestrator.report.text.run_text import notes
+from orchestrator.report.text.run_text import explain_values
 from orchestrator.report.text.timeline_text import cost_cells, explained, text_timeline
 from orchestrator.report.words.quantities import p_text, plural, quantity, ratio_text
-from orchestrator.report.words.samples import Dots, samples, values_of
+from orchestrator.report.words.samples import Dots, collect_dots, role_values
 from orchestrator.report.words.sentence import verdict_sentence
 from orchestrator.report.words.variable_words import variable_said
 from orchestrator.report.words.wording import (
@@ -88,12 +88,12 @@ class Line:
 
     def value(self, role: Role) -> str:
         return quantity(
-            summary(self.metric.unit, values_of(self.metric, role)).middle, self.metric.unit
+            summary(self.metric.unit, role_values(self.metric, role)).middle, self.metric.unit
         )
 
     def range(self, role: Role) -> str:
         """Return the smallest and the largest value; empty if all values are the same."""
-        values = values_of(self.metric, role)
+        values = role_values(self.metric, role)
         low, high = (quantity(end(values), self.metric.unit) for end in (min, max))
         return "" if low == high else f"{low} to {high}"
 
@@ -152,7 +152,7 @@ class Panel:
 
 
 @dataclass(frozen=True)
-class Boots:
+class TracedBoots:
     """The traced guest boots."""
 
     figure: str
@@ -181,7 +181,7 @@ class Boots:
     def text(self, arm: ArmName) -> str:
         return text_timeline(self.shown[arm])
 
-    def cells(self, cost: Cost) -> list[str]:
+    def cells(self, cost: OperationCost) -> list[str]:
         return cost_cells(cost, self.costs.unit)
 
 
@@ -214,7 +214,7 @@ class Theory:
 
 
 @dataclass(frozen=True)
-class Place:
+class PartLevel:
     """The leaves by which one part of the BAR was mapped in one arm."""
 
     name: str
@@ -246,10 +246,10 @@ class Page:
     rules: list[str]
     """Rules by which the verdicts are reached."""
     panels: list[Panel]
-    boots: Boots | None
+    boots: TracedBoots | None
     series: list[Series]
     theory: list[Theory]
-    levels: list[Place]
+    levels: list[PartLevel]
     inside: str
     """Text on where the cost of a map and an unmap goes."""
     notes: str
@@ -264,13 +264,13 @@ class Page:
     """Kernels of plan.json, the guest's included."""
 
 
-def page_of(scenario: Scenario, comparison: Comparison, plan: Plan) -> Page:
+def build_page(scenario: Scenario, comparison: Comparison, plan: Plan) -> Page:
     """Return the content of the page. `plan` is plan.json."""
     accel = plan.accel
     exact, emulated = accel == "exact", is_emulated(accel)
     lines = list(_lines(scenario, comparison, emulated=emulated))
     panels = [
-        Panel(f"metric-{number}", line, samples(comparison, line.metric))
+        Panel(f"metric-{number}", line, collect_dots(comparison, line.metric))
         for number, line in enumerate(lines)
         if not line.constant
     ]
@@ -301,7 +301,7 @@ def page_of(scenario: Scenario, comparison: Comparison, plan: Plan) -> Page:
         theory=list(_theory(scenario, comparison)),
         levels=list(_levels(comparison)),
         inside=inside_maps(comparison, exact=exact),
-        notes=notes(scenario, comparison, emulated=emulated, exact=exact),
+        notes=explain_values(scenario, comparison, emulated=emulated, exact=exact),
         problems=[
             Problem(result, _tail(result.evidence) if number < MOST_TAILS else "")
             for number, result in enumerate(bad[:MOST_PROBLEMS])
@@ -408,7 +408,7 @@ def _rules(scenario: Scenario, lines: Sequence[Line]) -> Iterator[str]:
 # boots ----------------------------------------------------------------------------------------
 
 
-def _boots(comparison: Comparison) -> Boots | None:
+def _boots(comparison: Comparison) -> TracedBoots | None:
     found = {arm: boots for arm, boots in boots_of(comparison).items() if boots}
     if not found:
         return None
@@ -421,7 +421,9 @@ def _boots(comparison: Comparison) -> Boots | None:
         for arm, boots in found.items() for boot in boots for note in boot.notes
     )  # fmt: skip
     number = {arm: len(boots) for arm, boots in found.items()}
-    return Boots("timeline", "difference", shown, number, cost_table(found), tuple(said))
+    return TracedBoots(
+        "timeline", "difference", shown, number, build_cost_table(found), tuple(said)
+    )
 
 
 # maps -----------------------------------------------------------------------------------------
@@ -442,7 +444,7 @@ def _series(
             if (point.alignment, point.state) == (alignment, state) and metric is not None:
                 unit = metric.unit
                 for arm in ARMS:
-                    middle = summary(metric.unit, values_of(metric, arm)).middle
+                    middle = summary(metric.unit, role_values(metric, arm)).middle
                     points[arm].append((point.size, middle))
         found = {arm: by_arm[arm][name] for arm in ARMS if name in by_arm[arm]}
         sizes: dict[str, dict[ArmName, str]] = {}
@@ -461,19 +463,19 @@ def _theory(scenario: Scenario, comparison: Comparison) -> Iterator[Theory]:
             continue
         found: dict[ArmName, tuple[str, str]] = {}
         for arm in ARMS:
-            count = median(values_of(metric, arm))
+            count = median(role_values(metric, arm))
             found[arm] = f"{count:.10g}", stride_of(point.size, count) or ""
         yield Theory(point.name, lookups(point.size), found)
 
 
-def _levels(comparison: Comparison) -> Iterator[Place]:
+def _levels(comparison: Comparison) -> Iterator[PartLevel]:
     sides = {arm: findings_of(comparison, arm) for arm in ARMS}
     names = dict.fromkeys(level.place for side in sides.values() for level in side.levels)
     for name in names:
         for arm, side in sides.items():
             for level in side.levels:
                 if level.place == name:
-                    yield Place(name, arm, level_text(level, side), level.reasons)
+                    yield PartLevel(name, arm, level_text(level, side), level.reasons)
 
 
 # trials that do not count, and kernels --------------------------------------------------------

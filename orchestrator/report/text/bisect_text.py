@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from orchestrator.analysis.verdict.bisection import Bisection, Ends, Measured, Step
-from orchestrator.report.words.columns import fitted, shortened, table
+from orchestrator.analysis.verdict.bisection import BisectEnds, Bisection, BisectStep, Measured
+from orchestrator.report.words.columns import fit_lines, format_table, shorten
 from orchestrator.report.words.quantities import arm_text, plural, quantity, ratio_text
 from orchestrator.report.words.wording import title
 
@@ -14,7 +14,7 @@ _INDENT = "      "
 def bisect_report(found: Bisection) -> str:
     """Report the answer so far, and the steps that led to it."""
     parts = [answer(found), numbers(found), "\n".join(_rows(found)) + "\n"]
-    return fitted("\n".join(part for part in parts if part))
+    return fit_lines("\n".join(part for part in parts if part))
 
 
 def answer(found: Bisection) -> str:
@@ -33,7 +33,7 @@ def answer(found: Bisection) -> str:
     listed = [f"  {commit.short}  {commit.subject}" for commit in found.found]
     return (
         f"The first bad commit is one of these {len(listed)}; skipped commits hide which:\n\n"
-        + "\n".join(map(shortened, listed))
+        + "\n".join(map(shorten, listed))
         + "\n"
     )
 
@@ -58,15 +58,15 @@ def _rows(found: Bisection) -> list[str]:
     for number, step in _numbered(found):
         rows.append([number, step.commit.short, *_cells(step, ends), step.outcome])
         kernel = step.found.release if isinstance(step.found, Measured) else step.found.reason
-        rows.append(shortened(f"{_INDENT}{kernel}: {step.commit.subject}"))
+        rows.append(shorten(f"{_INDENT}{kernel}: {step.commit.subject}"))
         if not isinstance(step.found, Measured):
             said = step.found.message.partition("\n")[0]
-            rows.append(shortened(f"{_INDENT}{said}"))
+            rows.append(shorten(f"{_INDENT}{said}"))
     steps = sum(step.role == "step" for step in found.steps)
-    return [plural(steps, "step"), "", *table(_HEADER, rows)]
+    return [plural(steps, "step"), "", *format_table(_HEADER, rows)]
 
 
-def _numbered(found: Bisection) -> list[tuple[str, Step]]:
+def _numbered(found: Bisection) -> list[tuple[str, BisectStep]]:
     """Number the steps. The ends have no numbers."""
     numbered, number = [], 0
     for step in found.steps:
@@ -75,7 +75,7 @@ def _numbered(found: Bisection) -> list[tuple[str, Step]]:
     return numbered
 
 
-def _cells(step: Step, ends: Ends | None) -> tuple[str, str, str]:
+def _cells(step: BisectStep, ends: BisectEnds | None) -> tuple[str, str, str]:
     took = f"{step.seconds:.0f} s"
     if not isinstance(step.found, Measured):
         return "-", "-", took

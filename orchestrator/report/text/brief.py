@@ -14,7 +14,7 @@ from orchestrator.evidence.plan import Plan
 from orchestrator.report.text.bisect_text import answer, numbers
 from orchestrator.report.text.matrix_text import cell_verdict
 from orchestrator.report.text.run_text import expected
-from orchestrator.report.words.columns import shortened, wrapped
+from orchestrator.report.words.columns import shorten, wrap_text
 from orchestrator.report.words.quantities import change_text, plural
 from orchestrator.report.words.sentence import verdict_sentence
 from orchestrator.report.words.trailer import worse
@@ -40,10 +40,10 @@ def run_brief(scenario: Scenario, comparison: Comparison, plan: Plan, folder: Pa
     ]
     beside = [f"{title(metric.name)}{_change(metric)}" for metric in worse(comparison)]
     lines = [
-        *_first(wrapped(verdict_sentence(scenario, comparison, plan)), _SENTENCE),
-        *_first([*map(shortened, deciding)], _DECIDING, "that decide"),
-        *[shortened(f"  also regressed: {', '.join(beside)}")] * bool(beside),
-        *_first(wrapped(_trials(comparison), then="           "), 2),
+        *_first(wrap_text(verdict_sentence(scenario, comparison, plan)), _SENTENCE),
+        *_first([*map(shorten, deciding)], _DECIDING, "that decide"),
+        *[shorten(f"  also regressed: {', '.join(beside)}")] * bool(beside),
+        *_first(wrap_text(_trials(comparison), then="           "), 2),
     ]
     where = _where(folder, folder / "report.html")
     room = LINES - len(lines) - len(where)
@@ -57,7 +57,7 @@ def _lost(comparison: Comparison) -> list[str]:
         if result.kind != "measured":
             where = f" at {result.stage}" if result.stage else ""
             said = f"{result.name}: {result.kind}{where}: {result.reason}: {result.message}"
-            lines += wrapped(said, "  ", "    ")
+            lines += wrap_text(said, "  ", "    ")
     return lines
 
 
@@ -72,9 +72,9 @@ def matrix_brief(
     while left := [name for name in verdicts if name not in names]:
         first = worst(verdicts[name] for name in left)
         names += [name for name in left if verdicts[name] == first]
-    found = [shortened(f"  {name}: {_cell(cells[name])}") for name in names]
+    found = [shorten(f"  {name}: {_cell(cells[name])}") for name in names]
     lines = [
-        shortened(f"{scenario}: {verdict}, {plural(len(cells), 'cell')}"),
+        shorten(f"{scenario}: {verdict}, {plural(len(cells), 'cell')}"),
         *_first(found, _CELLS, "cells"),
         *_where(folder, folder / "report.txt"),
     ]
@@ -85,8 +85,8 @@ def bisect_brief(found: Bisection, folder: Path) -> str:
     """Return the commit, and the numbers of both ends."""
     steps = sum(step.role == "step" for step in found.steps)
     lines = [
-        *_first([shortened(line) for line in answer(found).splitlines() if line], 6, "of them"),
-        *_first(wrapped(numbers(found)) if found.ends else [], 3),
+        *_first([shorten(line) for line in answer(found).splitlines() if line], 6, "of them"),
+        *_first(wrap_text(numbers(found)) if found.ends else [], 3),
         f"{plural(steps, 'step')}: {folder / 'bisect.txt'}",
         f"bisection: {folder}",
     ]
@@ -99,7 +99,7 @@ def _first(lines: Sequence[str], most: int, what: str = "") -> list[str]:
     if len(lines) <= most or most < 1:
         return [*lines[: max(0, most)]]
     if not what:
-        return [*lines[: most - 1], shortened(f"{lines[most - 1]} ...")]
+        return [*lines[: most - 1], shorten(f"{lines[most - 1]} ...")]
     return [*lines[: most - 1], f"    and {len(lines) - most + 1} more {what}"]
 
 

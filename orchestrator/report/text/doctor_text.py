@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass
 
 from orchestrator.analysis.doctor.finding import Finding, Needs, Use
 from orchestrator.analysis.doctor.findings import is_usable, select_problems
-from orchestrator.report.words.columns import wrapped
-from orchestrator.report.words.printable import printable
+from orchestrator.report.words.columns import wrap_text
+from orchestrator.report.words.printable import escape_unprintable
 
 _USES: dict[Use, str] = {"nested": "runs nested hosts", "metal": "can be a metal host"}
 _STATUS = 9
@@ -44,7 +44,7 @@ def text_diagnosis(diagnosis: Diagnosis) -> str:
         names = ", ".join(dict.fromkeys(finding.name for finding in bad))
         what = f"scenario {diagnosis.scenario}" if diagnosis.scenario else _USES[use]
         answer = f"no ({names})" if bad else "yes" + _how(diagnosis.findings, use)
-        lines += wrapped(f"{what}: {answer}", "  ", "    ")
+        lines += wrap_text(f"{what}: {answer}", "  ", "    ")
     lines.append("")
     for finding in diagnosis.findings:
         lines += _finding(finding, diagnosis.needs.uses)
@@ -60,15 +60,17 @@ def _finding(finding: Finding, uses: Sequence[Use]) -> list[str]:
     hang = " " * (_STATUS + 2)
     for_one = len(uses) > 1 and len(finding.uses) == 1 and finding.status != "ok"
     name = f"{finding.name} ({finding.uses[0]})" if for_one else finding.name
-    lines = wrapped(
-        f"{name}: {printable(finding.what)}", f"{finding.status:<{_STATUS}}", " " * _STATUS
+    lines = wrap_text(
+        f"{name}: {escape_unprintable(finding.what)}",
+        f"{finding.status:<{_STATUS}}",
+        " " * _STATUS,
     )
     if finding.status == "ok":
         return lines
     for line in finding.evidence:
-        lines += wrapped(printable(line), f"{hang}| ", f"{hang}|   ")
+        lines += wrap_text(escape_unprintable(line), f"{hang}| ", f"{hang}|   ")
     if finding.fix:
-        lines += wrapped(finding.fix, f"{hang}-> ", f"{hang}   ")
+        lines += wrap_text(finding.fix, f"{hang}-> ", f"{hang}   ")
     return lines
 
 

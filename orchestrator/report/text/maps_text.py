@@ -6,7 +6,7 @@ from __future__ import annotations
 from orchestrator.analysis.maps.breakdown import Breakdown, measured_whole
 from orchestrator.analysis.maps.level import Level, LevelReason
 from orchestrator.analysis.maps.maps import Place
-from orchestrator.analysis.maps.probe_overhead import Cost, costs_of_looking
+from orchestrator.analysis.maps.probe_overhead import ProbeCost, compute_probe_costs
 from orchestrator.analysis.maps.scaling import Law
 from orchestrator.analysis.tracefs.trace import Operation
 from orchestrator.analysis.trial import Findings
@@ -138,7 +138,7 @@ def law_text(law: Law, *, exact: bool) -> str:
 def _looking(baseline: Findings, candidate: Findings, *, exact: bool) -> str:
     lines = []
     for arm, side in zip(ARMS, (baseline, candidate), strict=True):
-        for cost in costs_of_looking(side.passes):
+        for cost in compute_probe_costs(side.passes):
             lines += _cost(arm, cost, exact=exact)
     if not lines:
         if not (baseline.passes or candidate.passes or baseline.levels or candidate.levels):
@@ -157,7 +157,7 @@ def _share(value: float) -> str:
     return f"{value:.2%}" if value >= 1e-4 else "under 0.01%"
 
 
-def _cost(arm: str, cost: Cost, *, exact: bool) -> list[str]:
+def _cost(arm: str, cost: ProbeCost, *, exact: bool) -> list[str]:
     def change(value: float, base: float) -> str:
         return f"{value / base - 1:+.2%}" if abs(value / base - 1) >= 5e-5 else "+0.00%"
 

@@ -8,7 +8,7 @@ from statistics import median
 from orchestrator.analysis.verdict.comparison import Comparison, MetricComparison, boots_of
 from orchestrator.analysis.verdict.effect import Verdict
 from orchestrator.analysis.verdict.summary import summary
-from orchestrator.report.words.columns import fitted, table, wrapped
+from orchestrator.report.words.columns import fit_lines, format_table, wrap_text
 from orchestrator.report.words.quantities import plural, quantity
 from orchestrator.report.words.variable_words import variable_said
 from orchestrator.scenario.vocabulary import ARMS, Metric
@@ -44,7 +44,7 @@ def matrix_report(
         notes * bool(columns),
         "report of each cell: RUN/cells/NAME/report.txt\n",
     ]
-    return fitted("\n".join(part for part in parts if part))
+    return fit_lines("\n".join(part for part in parts if part))
 
 
 def _kernels(cells: Mapping[str, Comparison | None]) -> str:
@@ -65,7 +65,7 @@ def _variable(cells: Mapping[str, Comparison | None]) -> str:
             said.setdefault(text, []).append(name)
     lines = []
     for text, names in said.items():
-        lines += wrapped(text if len(said) == 1 else f"{', '.join(names)}: {text}", then="  ")
+        lines += wrap_text(text if len(said) == 1 else f"{', '.join(names)}: {text}", then="  ")
     return "".join(f"{line}\n" for line in lines)
 
 
@@ -80,7 +80,7 @@ def _table(cells: Mapping[str, Comparison | None], columns: Mapping[Metric, str]
             shown = [_effect(comparison.metric(metric)) for metric in columns]
             rows.append([f"{name}: {cell_verdict(comparison)}",
                          *[traced[name] or "-"] * len(boots), *shown])  # fmt: skip
-    return "\n".join(table(["cell: verdict", *boots, *columns.values()], rows)) + "\n"
+    return "\n".join(format_table(["cell: verdict", *boots, *columns.values()], rows)) + "\n"
 
 
 def _columns(

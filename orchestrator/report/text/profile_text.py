@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import asdict
 from textwrap import wrap
 
-from orchestrator.analysis.boot.cost import CostTable, Row, cost_table
-from orchestrator.analysis.boot.timeline import to_json
+from orchestrator.analysis.boot.cost import CostTable, Row, build_cost_table
+from orchestrator.analysis.boot.timeline import timeline_json
 from orchestrator.analysis.diagnosis.diagnosis import Profile
 from orchestrator.formats.units import format_size
 from orchestrator.report.text.timeline_text import COST_COLUMNS, boot_lines, cost_cells
-from orchestrator.report.words.columns import table
+from orchestrator.report.words.columns import format_table
 from orchestrator.report.words.quantities import digits, quantity
 
 _WIDTH = 100
@@ -29,7 +29,7 @@ _ENDED = {
 
 def text_profile(profile: Profile) -> str:
     """Return text of at most 100 columns, for terminals."""
-    costs = cost_table({"baseline": (profile.timeline,)})
+    costs = build_cost_table({"baseline": (profile.timeline,)})
     parts = [
         _head(profile),
         boot_lines(profile.timeline),
@@ -43,8 +43,8 @@ def text_profile(profile: Profile) -> str:
 
 def profile_json(profile: Profile) -> dict[str, object]:
     """Return the document that `barometer profile --json` prints."""
-    facts, boot = profile.facts.to_json(), to_json(profile.timeline)
-    costs = cost_table({"baseline": (profile.timeline,)})
+    facts, boot = profile.facts.to_json(), timeline_json(profile.timeline)
+    costs = build_cost_table({"baseline": (profile.timeline,)})
     keys = ("barometer", "domain", "uri", "boot", "ended", "release", "qemu", "libvirt", "memory",
             "huge_pages", "bars", "settings", "definition_changed")  # fmt: skip
     return {
@@ -98,7 +98,7 @@ def _costs(costs: CostTable) -> list[str]:
     ]
     return [
         "Maps and unmaps for DMA (one: the median call; share: of the boot)",
-        *table(["", *COST_COLUMNS], rows),
+        *format_table(["", *COST_COLUMNS], rows),
     ]
 
 

@@ -20,7 +20,7 @@ from orchestrator.formats.units import format_size
 from orchestrator.report.text.conditions_text import conditions_said
 from orchestrator.report.text.maps_text import map_sections
 from orchestrator.report.text.timeline_text import calls_and_cost
-from orchestrator.report.words.columns import WIDTH, fitted, shortened, table, wrapped
+from orchestrator.report.words.columns import WIDTH, fit_lines, format_table, shorten, wrap_text
 from orchestrator.report.words.quantities import arm_text, change_text, plural, spreads_said
 from orchestrator.report.words.sentence import verdict_sentence
 from orchestrator.report.words.trailer import trailer, worse
@@ -48,7 +48,7 @@ def text_report(
     is `Name <mail>` of whoever ran it, or None if that is not known."""
     emulated, exact = is_emulated(plan.accel), plan.accel == "exact"
     parts = [
-        "\n".join(wrapped(verdict_sentence(scenario, comparison, plan))) + "\n",
+        "\n".join(wrap_text(verdict_sentence(scenario, comparison, plan))) + "\n",
         _variable(comparison),
         _verdicts(scenario, comparison),
         _setup(scenario, comparison, plan, emulated=emulated),
@@ -59,16 +59,16 @@ def text_report(
         conditions_said(comparison.conditions),
         calls_and_cost(boots_of(comparison)),
         map_sections(comparison, exact=exact),
-        notes(scenario, comparison, emulated=emulated, exact=exact),
+        explain_values(scenario, comparison, emulated=emulated, exact=exact),
         _problems(comparison.results),
         trailer(scenario, comparison, plan, tester),
     ]
-    return fitted("\n".join(part for part in parts if part))
+    return fit_lines("\n".join(part for part in parts if part))
 
 
 def _variable(comparison: Comparison) -> str:
     said = variable_said(comparison.variable)
-    return "\n".join(wrapped(said)) + "\n" if said else ""
+    return "\n".join(wrap_text(said)) + "\n" if said else ""
 
 
 def _verdicts(scenario: Scenario, comparison: Comparison) -> str:
@@ -144,7 +144,7 @@ def _table(scenario: Scenario, comparison: Comparison, *, emulated: bool, exact:
             if (found := by_name.get(point.metric(base))) is not None:
                 rows.append(_row(f"  {point.name}", found, comparison))
     header = (unit, *ARMS, "change", "verdict")
-    return "\n".join(table(header, rows)) + "\n"
+    return "\n".join(format_table(header, rows)) + "\n"
 
 
 def _row(name: str, metric: MetricComparison, comparison: Comparison) -> Sequence[str]:
@@ -178,7 +178,7 @@ def _statistics(scenario: Scenario, comparison: Comparison) -> str:
     if any(effect.estimate.basis == "exact" for effect in effects):
         lines.append(resolution_said(scenario))
     lines += _control(comparison)
-    return "".join(f"{line}\n" for text in lines for line in wrapped(text, then="  "))
+    return "".join(f"{line}\n" for text in lines for line in wrap_text(text, then="  "))
 
 
 def _too_few_together(comparison: Comparison) -> Iterator[str]:
@@ -252,7 +252,9 @@ def _noted(comparison: Comparison) -> str:
     return "\n".join(["Notes:", *lines]) + "\n" if lines else ""
 
 
-def notes(scenario: Scenario, comparison: Comparison, *, emulated: bool, exact: bool) -> str:
+def explain_values(
+    scenario: Scenario, comparison: Comparison, *, emulated: bool, exact: bool
+) -> str:
     """Explain what a value in the table is, and which pass it comes from."""
     if not comparison.metrics:
         return ""
@@ -296,7 +298,7 @@ def notes(scenario: Scenario, comparison: Comparison, *, emulated: bool, exact: 
         )
     elif emulated:
         lines.append("All seconds are those of a slow, emulated machine.")
-    return "\n".join(line for text in lines for line in wrapped(text, then="  ")) + "\n"
+    return "\n".join(line for text in lines for line in wrap_text(text, then="  ")) + "\n"
 
 
 def _problems(results: Sequence[TrialResult]) -> str:
@@ -306,7 +308,7 @@ def _problems(results: Sequence[TrialResult]) -> str:
             continue
         where = f" at {result.stage}" if result.stage else ""
         said = f"{result.name}: {result.kind}{where}: {result.reason}: {result.message}"
-        lines += wrapped(said, then="    ")
+        lines += wrap_text(said, then="    ")
         tail = result.evidence.splitlines()[-_TAIL:]
-        lines += [f"  | {shortened(line, WIDTH - 4)}" for line in tail]
+        lines += [f"  | {shorten(line, WIDTH - 4)}" for line in tail]
     return "\n".join(["Trials that do not count:", *lines]) + "\n" if lines else ""

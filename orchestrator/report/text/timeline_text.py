@@ -11,18 +11,18 @@ from statistics import median
 from textwrap import wrap
 
 from orchestrator.analysis.boot.cost import (
+    BootDifference,
     Boots,
-    Cost,
-    Costs,
     CostTable,
-    Difference,
-    Operation,
+    OperationCost,
+    OperationCosts,
+    OperationKind,
     Row,
-    cost_table,
+    build_cost_table,
 )
-from orchestrator.analysis.boot.timeline import Phase, Step, Timeline, Zap
+from orchestrator.analysis.boot.timeline import DmaStep, Phase, Timeline, Zap
 from orchestrator.formats.units import format_size
-from orchestrator.report.words.columns import WIDTH, fitted, wrapped
+from orchestrator.report.words.columns import WIDTH, fit_lines, wrap_text
 from orchestrator.report.words.quantities import digits, plural, quantity
 
 _WIDTH = 100
@@ -104,13 +104,13 @@ def _foot(timeline: Timeline) -> list[str]:
     return [line for text in texts for line in _wrapped(text)]
 
 
-def _placed(timeline: Timeline) -> Iterator[tuple[Phase | None, list[Step], list[Zap]]]:
+def _placed(timeline: Timeline) -> Iterator[tuple[Phase | None, list[DmaStep], list[Zap]]]:
     """Yield each phase with the steps and zaps that began in it, in order of time. Last, with None
     for the phase, come those in no phase: if there are any, or if more than a thousandth of the
     boot is in no phase."""
     phases = timeline.phases
 
-    def owner(item: Step | Zap) -> Phase | None:
+    def owner(item: DmaStep | Zap) -> Phase | None:
         # A phase's name may occur twice: take the last one of that name that had begun.
         named = [phase for phase in phases if phase.name == item.phase]
         begun = [phase for phase in named if phase.start <= item.start]
@@ -136,7 +136,9 @@ def _columns(timeline: Timeline, start: float | None, length: float, counted: fl
     return f"{when:>10}  {quantity(length, timeline.unit):>11}  {share:>7}  "
 
 
-def _line(timeline: Timeline, items: Sequence[Step | Zap], text: str, *, start: bool) -> list[str]:
+def _line(
+    timeline: Timeline, items: Sequence[DmaStep | Zap], text: str, *, start: bool
+) -> list[str]:
     """Return the line of some maps, unmaps or zaps. Those that began before the boot mark count
     for the share."""
     columns = _columns(
@@ -161,7 +163,7 @@ def _phase(timeline: Timeline, phase: Phase | None) -> list[str]:
     return [f"{columns}{first:<{width}}  {bar}".rstrip(), *(" " * len(columns) + m for m in more)]
 
 
-def _step(timeline: Timeline, step: Step) -> list[str]:
+def _step(timeline: Timeline, step: DmaStep) -> list[str]:
     what = f"{step.kind} of {step.bar} ({format_size(step.size)})"
     said = [what, *filter(None, [step.cause])]
     if step.faults is not None:
@@ -177,7 +179,7 @@ def _step(timeline: Timeline, step: Step) -> list[str]:
     return _line(timeline, [step], text, start=True)
 
 
-def _together(timeline: Timeline, steps: Sequence[Step], *, more: bool) -> list[str]:
+def _together(timeline: Timeline, steps: Sequence[DmaStep], *, more: bool) -> list[str]:
     if not steps:
         return []
     counts = Counter((step.kind, step.bar) for step in steps)
@@ -206,24 +208,24 @@ def _zaps(timeline: Timeline, zaps: Sequence[Zap]) -> list[str]:
 def calls_and_cost(timelines: Boots) -> str:
     """Report the cost of maps and unmaps in the boots of each arm (medians if there are several),
     and where the arms' difference comes from; empty if no arm has a boot. For mail."""
-    table = cost_table(timelines)
+    table = build_cost_table(timelines)
     if not table.boots:
         return ""
-    lines = wrapped(
+    lines = wrap_text(
         f"Maps and unmaps in one guest boot, up to the boot mark, {table.unit}"
         " (one: the median call; share: of the boot):",
         then="  ",
     )
     lines += _table(table)
     if table.difference is not None:
-        lines += ["", *wrapped(explained(table.difference, table.unit), then="  ")]
-    return fitted("\n".join(lines)) + "\n"
+        lines += ["", *wrap_text(explained(table.difference, table.unit), then="  ")]
+    return fit_lines("\n".join(lines)) + "\n"
 
 
 COST_COLUMNS = ["calls", "one", "total", "share"]
 _INDENT = "  "
 _BETWEEN = "   "
-Body = list[tuple[str, Costs]]
+Body = list[tuple[str, OperationCosts]]
 """Rows: a text, and the arms' costs below it, which may be empty."""
 
 
@@ -254,7 +256,7 @@ def _table(table: CostTable) -> list[str]:
     lines = [_INDENT + _BETWEEN.join(f"{title:^{whole}}" for title in titles)]
     lines.append(line(COST_COLUMNS for _ in titles))
     for text, costs in body:
-        lines += wrapped(text, then="    ")
+        lines += wrap_text(text, then="    ")
         if costs:
             lines.append(line(cost_cells(costs[arm], table.unit) for arm in table.boots))
     return [line.rstrip() for line in lines]
@@ -273,19 +275,19 @@ def _body(table: CostTable) -> Body:
     return body
 
 
-def _named(operation: Operation) -> str:
+def _named(operation: OperationKind) -> str:
     kind, bar, phase, cause = operation
     return ", ".join(filter(None, [f"{kind} {bar}", phase, cause]))
 
 
-def cost_cells(cost: Cost, unit: str) -> list[str]:
+def cost_cells(cost: OperationCost, unit: str) -> list[str]:
     if cost.one is None:
         return ["-"] * len(COST_COLUMNS)
     return [f"{cost.calls:g}", quantity(cost.one, unit), quantity(cost.total, unit),
             "" if cost.share is None else f"{cost.share:.1%}"]  # fmt: skip
 
 
-def explained(difference: Difference, unit: str) -> str:
+def explained(difference: BootDifference, unit: str) -> str:
     """Explain the difference between the arms' boots. All numbers have as many decimals as give
     the longer boot four digits, so that a reader can add them up."""
     longer = max(difference.baseline, difference.candidate)

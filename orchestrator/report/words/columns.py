@@ -18,7 +18,7 @@ _ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|[ -/]*[0-~])")
 """Escape sequences (ECMA-48, 5.4 and 5.3), with which firmware and loaders colour a console."""
 
 
-def printable(text: str) -> str:
+def to_ascii(text: str) -> str:
     """Return one line of printable ASCII, whatever a console or a package put into the text.
     Letters lose their accents; any other character becomes `?`."""
     plain = unicodedata.normalize("NFKD", _ESCAPES.sub("", text).expandtabs())
@@ -27,31 +27,31 @@ def printable(text: str) -> str:
     )  # fmt: skip
 
 
-def shortened(text: str, width: int = WIDTH) -> str:
+def shorten(text: str, width: int = WIDTH) -> str:
     """Shorten a line to at most `width` columns by a cut in the middle: the ends of a path say the
     most."""
-    text = printable(text)
+    text = to_ascii(text)
     if len(text) <= width:
         return text
     left = (width - 3) // 2
     return f"{text[:left]}...{text[len(text) - (width - 3 - left) :]}"
 
 
-def wrapped(text: str, first: str = "", then: str = "") -> list[str]:
+def wrap_text(text: str, first: str = "", then: str = "") -> list[str]:
     """Return the lines of a paragraph. A number stays with its unit. A word that is longer than a
     line is broken."""
     lines = wrap(
-        _WITHIN_NUMBER.sub("\0", printable(text)), WIDTH, initial_indent=first,
+        _WITHIN_NUMBER.sub("\0", to_ascii(text)), WIDTH, initial_indent=first,
         subsequent_indent=then, break_on_hyphens=False,
     )  # fmt: skip
     return [line.replace("\0", " ").rstrip() for line in lines] or [first.rstrip()]
 
 
-def fitted(text: str) -> str:
+def fit_lines(text: str) -> str:
     """Make every line printable and no longer than 76 columns. A long line continues below the
     beginning of its text."""
     lines: list[str] = []
-    for line in map(printable, text.split("\n")):
+    for line in map(to_ascii, text.split("\n")):
         if len(line) <= WIDTH:
             lines.append(line.rstrip())
             continue
@@ -59,11 +59,11 @@ def fitted(text: str) -> str:
         key = _KEY.match(line)
         indent = min(len(line) - len(body), _DEEPEST)
         hang = key.end() if key and key.end() <= _DEEPEST else indent + _INDENT
-        lines += wrapped(body, " " * indent, " " * hang)
+        lines += wrap_text(body, " " * indent, " " * hang)
     return "\n".join(lines)
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str] | str]) -> list[str]:
+def format_table(header: Sequence[str], rows: Sequence[Sequence[str] | str]) -> list[str]:
     """Return the rows below their header. The first and the last column are aligned to the left,
     the numbers between them to the right. A row that is a text spans the table.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 
-def printable(text: str) -> str:
+def escape_unprintable(text: str) -> str:
     """Make visible what would not show, or would act: ESC is `\\x1b`, an override of direction
     `\\u202e`, half a surrogate pair `\\ud800`. Lines and tabs stay."""
     text = text.replace("\r\n", "\n")

@@ -34,7 +34,7 @@ class Dots:
     extremes."""
 
 
-def samples(comparison: Comparison, metric: MetricComparison) -> list[Dots]:
+def collect_dots(comparison: Comparison, metric: MetricComparison) -> list[Dots]:
     """Return the dots of both arms and of the control, if they have any."""
     most = max(_LEAST, MOST // len(comparison.metrics) // 3)
     found: dict[Role, list[Dot]] = {role: [] for role in (*ARMS, CONTROL)}
@@ -43,10 +43,10 @@ def samples(comparison: Comparison, metric: MetricComparison) -> list[Dots]:
             value = result.value(metric.name)
             if value is not None:
                 found[result.arm].append(Dot(at, result.name, value))
-    return [Dots(role, thinned(dots, most), len(dots)) for role, dots in found.items() if dots]
+    return [Dots(role, thin(dots, most), len(dots)) for role, dots in found.items() if dots]
 
 
-def thinned(dots: Sequence[Dot], most: int) -> tuple[Dot, ...]:
+def thin(dots: Sequence[Dot], most: int) -> tuple[Dot, ...]:
     """Return at most `most` dots (`most` is even). The run is cut into spans of equal length, and
     the lowest and the highest dot of each span are kept, so that neither an outlier nor a drift is
     lost."""
@@ -61,6 +61,6 @@ def thinned(dots: Sequence[Dot], most: int) -> tuple[Dot, ...]:
     return tuple(kept)
 
 
-def values_of(metric: MetricComparison, role: Role) -> Sequence[float]:
+def role_values(metric: MetricComparison, role: Role) -> Sequence[float]:
     """Return the metric's values from the trials of one role that count."""
     return {"baseline": metric.baseline, "candidate": metric.candidate}.get(role, metric.controls)

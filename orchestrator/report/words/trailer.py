@@ -11,7 +11,7 @@ from orchestrator.analysis.verdict.comparison import (
     guest_accels,
 )
 from orchestrator.evidence.plan import Plan
-from orchestrator.report.words.columns import wrapped
+from orchestrator.report.words.columns import wrap_text
 from orchestrator.report.words.quantities import arm_text, change_text, spreads_said
 from orchestrator.report.words.sentence import flaw
 from orchestrator.report.words.variable_words import differing_said
@@ -37,7 +37,7 @@ def trailer(scenario: Scenario, comparison: Comparison, plan: Plan, tester: str 
         "",
         _tag(scenario, comparison, tester),
     ):
-        lines += wrapped(text, then="  ")
+        lines += wrap_text(text, then="  ")
     return "\n".join([*lines, _END]) + "\n"
 
 

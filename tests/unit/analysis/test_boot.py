@@ -15,7 +15,7 @@ from orchestrator.analysis.boot.boot import boot_of, check_clock, timeline_of, t
 from orchestrator.analysis.boot.boottrace import BootTrace, read_boot
 from orchestrator.analysis.boot.marks import parse_marks
 from orchestrator.analysis.boot.qemu import QemuEvent
-from orchestrator.analysis.boot.timeline import IOVA, RAM, Step, Timeline
+from orchestrator.analysis.boot.timeline import IOVA, RAM, DmaStep, Timeline
 from orchestrator.analysis.tracefs.trace import Operation
 from orchestrator.base.errors import EvidenceError
 from orchestrator.evidence.layout import TrialDir
@@ -372,7 +372,7 @@ def mapped(
     at: float = 30.0,
     by_qemu: bool = True,
     **more: Any,
-) -> Step:
+) -> DmaStep:
     """Return what is mapped at `iova`, with BARs placed as QEMU `said`. `by_qemu`: it is a region
     that QEMU has VFIO map."""
     boot = recorded_boot()

@@ -20,10 +20,10 @@ from orchestrator.analysis.verdict.comparison import (
     Comparison,
     MetricComparison,
     boots_of,
-    compare,
+    compare_trials,
+    comparison_json,
     exit_code,
     laws,
-    to_json,
     walked_by,
 )
 from orchestrator.evidence.layout import TrialDir
@@ -56,7 +56,7 @@ def ended(
 
 def compared(results: Sequence[TrialResult], *overrides: str) -> tuple[Comparison, int]:
     chosen = scenario(*overrides)
-    comparison = compare(chosen, KERNELS, results, len(results), "tcg")
+    comparison = compare_trials(chosen, KERNELS, results, len(results), "tcg")
     return comparison, exit_code(chosen, comparison)
 
 
@@ -87,7 +87,7 @@ def test_value_of_a_trial_is_its_median_and_one_sample() -> None:
         TrialResult("b", "baseline", "measured", samples={MAPS: (4, 4, 4)}, pair=2),
         TrialResult("c", "candidate", "measured", samples={MAPS: (1,)}, pair=2),
     ]
-    [metric] = compare(scenario(), KERNELS, results, len(results), "tcg").metrics
+    [metric] = compare_trials(scenario(), KERNELS, results, len(results), "tcg").metrics
     assert (metric.baseline, metric.candidate) == ((2, 4), (1,))
     assert metric.ratio == pytest.approx(1 / 4)  # only the complete pair counts
     assert metric.effect.estimate.pairs == 1
@@ -102,7 +102,7 @@ def test_metric_that_one_arm_lacks_is_not_compared() -> None:
     results = [measured("baseline", bar_map_cost=1, host_boot_seconds=5),
                measured("candidate", host_boot_seconds=5)]  # fmt: skip
     assert [
-        m.name for m in compare(scenario(), KERNELS, results, len(results), "tcg").metrics
+        m.name for m in compare_trials(scenario(), KERNELS, results, len(results), "tcg").metrics
     ] == ["host_boot_seconds"]
 
 
@@ -167,7 +167,7 @@ def test_times_of_a_night_have_an_interval_and_a_p() -> None:
     assert (metric.verdict, comparison.verdict, code) == ("improved", "improved", 0)
     low, high = metric.effect.interval or (0, 0)
     assert 0.94 < low < 0.95 < high < 0.96
-    found = json.loads(json.dumps(to_json(comparison)))["metrics"][MAPS]
+    found = json.loads(json.dumps(comparison_json(comparison)))["metrics"][MAPS]
     assert (found["ci95"], found["basis"], found["pairs"]) == ([low, high], "trials", 12)
     assert found["p"] <= 0.002
 
@@ -230,7 +230,7 @@ def test_bound_of_instructions_that_overlap_is_not_known() -> None:
     ]  # fmt: skip
     for bound in ("<= 1.02", "<= 1.1"):
         chosen = map_scenario(f'expect.{MAPS}="{bound}"')
-        comparison = compare(chosen, KERNELS, results, len(results), "exact")
+        comparison = compare_trials(chosen, KERNELS, results, len(results), "exact")
         assert (comparison.verdict, exit_code(chosen, comparison)) == ("inconclusive", 4)
 
 
@@ -266,7 +266,7 @@ def test_bench_that_agrees_with_itself_is_said() -> None:
     assert metric.control is not None
     assert metric.control.verdict == "equivalent"
     assert comparison.verdict == "improved"
-    document: Any = to_json(comparison)
+    document: Any = comparison_json(comparison)
     found = document["metrics"][MAPS]["control"]
     assert (found["verdict"], len(found["samples"])) == ("equivalent", 12)
 
@@ -386,7 +386,7 @@ def test_no_trials_at_all_is_invalid() -> None:
 def test_json_has_every_arm_metric_and_problem() -> None:
     results = [*both(4, 1), ended("baseline", "invalid")]
     comparison, _ = compared(results)
-    found = json.loads(json.dumps(to_json(comparison)))
+    found = json.loads(json.dumps(comparison_json(comparison)))
     assert (found["schema"], found["scenario"], found["verdict"]) == (2, "small", "improved")
     assert found["arms"]["baseline"] == {
         "kernel": KERNELS["baseline"],
@@ -427,7 +427,7 @@ def test_run_without_a_traced_boot_has_none() -> None:
 def test_json_has_the_cost_of_the_boots_and_the_notes_of_each_arm() -> None:
     noted = booted("candidate", notes=(Note("clock-step", "by 3 s"), Note("no-mmap", "never")))
     comparison, _ = compared([traced("baseline", booted(notes=())), traced("candidate", noted)])
-    found = json.loads(json.dumps(to_json(comparison), allow_nan=False))
+    found = json.loads(json.dumps(comparison_json(comparison), allow_nan=False))
     assert found["boots"] == cost_json({"baseline": [booted()], "candidate": [noted]})
     assert found["boots"][0]["cause"] == "sizing BARs"
     assert found["arms"]["baseline"]["notes"] == []
@@ -438,7 +438,7 @@ def test_json_has_the_cost_of_the_boots_and_the_notes_of_each_arm() -> None:
 
 
 def test_json_of_a_boot_in_one_arm_alone_has_nothing_of_the_other() -> None:
-    found: Any = to_json(compared([traced("baseline", booted()), ended("candidate")])[0])
+    found: Any = comparison_json(compared([traced("baseline", booted()), ended("candidate")])[0])
     assert "notes" in found["arms"]["baseline"]
     assert "notes" not in found["arms"]["candidate"]
     assert all("candidate" not in row for row in found["boots"])
@@ -449,7 +449,7 @@ def test_recorded_boots_have_every_operation_of_both_arms(tmp_path: Path) -> Non
     comparison, _ = compared(results)
     boots = boots_of(comparison)
     assert [len(boots[arm]) for arm in boots] == [1, 1]
-    rows: Any = to_json(comparison)["boots"]
+    rows: Any = comparison_json(comparison)["boots"]
     for arm, [boot] in boots.items():
         assert sum(row[arm]["calls"] for row in rows) == len(boot.steps)
         for kind in ("map", "unmap"):
@@ -484,17 +484,17 @@ def test_any_results_have_a_verdict_and_a_documented_exit_code(
         assert comparison.count("baseline", "measured")
         assert comparison.count("candidate", "measured")
         assert comparison.verdict not in ("invalid", "inconclusive")
-    json.dumps(to_json(comparison), allow_nan=False)
+    json.dumps(comparison_json(comparison), allow_nan=False)
 
 
 def test_scenario_is_not_needed_to_name_the_comparison() -> None:
     chosen: Scenario = scenario("name=other")
-    assert compare(chosen, KERNELS, [], 0, "tcg").scenario == "other"
+    assert compare_trials(chosen, KERNELS, [], 0, "tcg").scenario == "other"
 
 
 def test_run_that_is_not_complete_is_inconclusive_whatever_it_has() -> None:
     chosen = scenario()
-    comparison = compare(chosen, KERNELS, both(1000, 1, LOOKUPS), planned=4, accel="tcg")
+    comparison = compare_trials(chosen, KERNELS, both(1000, 1, LOOKUPS), planned=4, accel="tcg")
     assert comparison.verdict == "inconclusive"
     assert exit_code(chosen, comparison) == 4
 
@@ -506,7 +506,7 @@ def test_run_that_is_not_complete_does_not_fail_for_a_regression_that_was_expect
     expect: str, code: int
 ) -> None:
     chosen = scenario(f'expect.{MAPS}="{expect}"')
-    comparison = compare(chosen, KERNELS, night(1.2), planned=60, accel="tcg")
+    comparison = compare_trials(chosen, KERNELS, night(1.2), planned=60, accel="tcg")
     assert (comparison.verdict, exit_code(chosen, comparison)) == ("regressed", code)
 
 
@@ -516,7 +516,7 @@ def test_guests_that_ran_differently_are_not_compared() -> None:
         TrialResult("b", "candidate", "measured", samples={LOOKUPS: (1,)}, guest_accel="tcg"),
     ]
     chosen = scenario()
-    comparison = compare(chosen, KERNELS, results, planned=2, accel="tcg")
+    comparison = compare_trials(chosen, KERNELS, results, planned=2, accel="tcg")
     assert comparison.verdict == "invalid"
     assert exit_code(chosen, comparison) == 4
 
@@ -529,11 +529,11 @@ def test_seconds_of_an_exact_host_are_instructions(
     accel: str, unit: str, verdict: str, code: int
 ) -> None:
     chosen = map_scenario(f"expect.{MAPS}=improved")
-    comparison = compare(chosen, KERNELS, both(1.0, 0.99), 2, accel)
+    comparison = compare_trials(chosen, KERNELS, both(1.0, 0.99), 2, accel)
     [metric] = comparison.metrics
     assert (metric.unit, metric.verdict) == (unit, verdict)
     assert exit_code(chosen, comparison) == code
-    document: Any = to_json(comparison)
+    document: Any = comparison_json(comparison)
     assert document["arms"]["baseline"]["metrics"][MAPS]["unit"] == unit
 
 
@@ -552,19 +552,21 @@ def test_instructions_of_guest_boots_are_judged_to_their_own_resolution(
     metric: Metric, candidate: float, verdict: str
 ) -> None:
     results = both(60.0, candidate, metric)
-    [found] = compare(scenario("host.accel=exact"), KERNELS, results, 2, "exact").metrics
+    [found] = compare_trials(scenario("host.accel=exact"), KERNELS, results, 2, "exact").metrics
     assert found.verdict == verdict
 
 
 def test_counts_of_an_exact_host_are_counts() -> None:
-    [metric] = compare(scenario(), KERNELS, both(7, 7, LOOKUPS), 2, "exact").metrics
+    [metric] = compare_trials(scenario(), KERNELS, both(7, 7, LOOKUPS), 2, "exact").metrics
     assert (metric.unit, metric.verdict) == ("count", "equivalent")
 
 
 @pytest.mark.parametrize(("candidate", "code"), [(1.0004, 0), (1.0006, 1)])
 def test_not_regressed_is_as_fine_as_instructions_repeat(candidate: float, code: int) -> None:
     chosen = map_scenario(f"expect.{MAPS}=not-regressed")
-    assert exit_code(chosen, compare(chosen, KERNELS, both(1, candidate), 2, "exact")) == code
+    assert (
+        exit_code(chosen, compare_trials(chosen, KERNELS, both(1, candidate), 2, "exact")) == code
+    )
 
 
 @pytest.fixture(scope="module")
@@ -578,7 +580,7 @@ def map_results(tmp_path_factory: pytest.TempPathFactory) -> list[TrialResult]:
 
 def of_maps(results: list[TrialResult], *overrides: str) -> tuple[Comparison, int]:
     chosen = scenario_of_it(*overrides)
-    comparison = compare(chosen, KERNELS, results, len(results), "exact")
+    comparison = compare_trials(chosen, KERNELS, results, len(results), "exact")
     return comparison, exit_code(chosen, comparison)
 
 
@@ -702,7 +704,9 @@ def test_guest_boots_have_no_laws() -> None:
 
 
 def test_json_shows_what_maps_show(map_results: list[TrialResult]) -> None:
-    arms = json.loads(json.dumps(to_json(of_maps(map_results)[0]), allow_nan=False))["arms"]
+    arms = json.loads(json.dumps(comparison_json(of_maps(map_results)[0]), allow_nan=False))[
+        "arms"
+    ]
     old, new = arms["baseline"], arms["candidate"]
     places = [level["place"] for level in old["levels"]]
     assert places[:4] == ["1GiB/1GiB", "2GiB/1GiB", "full/1GiB", "1GiB/2MiB"]
@@ -727,6 +731,6 @@ def test_json_shows_what_maps_show(map_results: list[TrialResult]) -> None:
 
 
 def test_json_of_an_arm_without_maps_has_nothing_of_them(map_results: list[TrialResult]) -> None:
-    arms: Any = to_json(of_maps([map_results[0], ended("candidate")])[0])["arms"]
+    arms: Any = comparison_json(of_maps([map_results[0], ended("candidate")])[0])["arms"]
     assert "levels" in arms["baseline"]
     assert not {"levels", "scaling", "looking", "instructions"} & set(arms["candidate"])

@@ -8,8 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.analysis.boot.cost import NO_PHASE, Operation, cost_json, cost_table, own_times
-from orchestrator.analysis.boot.timeline import IOVA, RAM, Phase, Step, Timeline
+from orchestrator.analysis.boot.cost import (
+    NO_PHASE,
+    OperationKind,
+    build_cost_table,
+    cost_json,
+    own_times,
+)
+from orchestrator.analysis.boot.timeline import IOVA, RAM, DmaStep, Phase, Timeline
 from orchestrator.scenario.vocabulary import ArmName
 from tests.unit.timelines import (
     BAR,
@@ -28,11 +34,11 @@ from tests.unit.timelines import (
 LARGE = "32GiB BAR"
 OF_SIZING = "kernel: BAR sizing"
 """Phase of a row, for any device."""
-ONE_MAP = Operation("map", LARGE, OF_SIZING, "sizing BARs")
+ONE_MAP = OperationKind("map", LARGE, OF_SIZING, "sizing BARs")
 
 
-def grouped(**changes: Any) -> Operation:
-    return Operation.of(step(0, 1, **changes))
+def grouped(**changes: Any) -> OperationKind:
+    return OperationKind.of(step(0, 1, **changes))
 
 
 @pytest.mark.parametrize(
@@ -107,7 +113,7 @@ def test_registers_and_devices_of_one_kind_are_one_row() -> None:
         step(1, 2, cause="sizing BAR 0"),
         step(4, 3, bar="02:00.0 BAR 2", phase="kernel: BAR sizing, 02:00.0"),
     ]
-    table = cost_table({"baseline": [with_steps(booted(), steps)]})
+    table = build_cost_table({"baseline": [with_steps(booted(), steps)]})
     [row] = table.rows
     assert row.operation == ONE_MAP
     assert (row.costs["baseline"].calls, row.costs["baseline"].total) == (2, 5)
@@ -115,7 +121,7 @@ def test_registers_and_devices_of_one_kind_are_one_row() -> None:
 
 def test_bars_of_another_size_have_rows_and_totals_of_their_own() -> None:
     steps = [step(1, 3), step(5, 2, bar="01:00.0 BAR 0", size=4096)]
-    table = cost_table({"baseline": [with_steps(booted(), steps)]})
+    table = build_cost_table({"baseline": [with_steps(booted(), steps)]})
     assert [row.operation.bar for row in table.rows] == [LARGE, "4KiB BAR"]
     assert {name: costs["baseline"].total for name, costs in table.totals.items()} == {
         "maps of 32GiB BARs": 3, "maps of 4KiB BARs": 2,
@@ -123,7 +129,7 @@ def test_bars_of_another_size_have_rows_and_totals_of_their_own() -> None:
 
 
 def test_operations_are_told_apart_by_kind_bar_phase_and_cause() -> None:
-    table = cost_table(arms())
+    table = build_cost_table(arms())
     assert [(r.operation.kind, r.operation.bar, r.operation.phase) for r in table.rows] == [
         ("map", LARGE, OF_SIZING), ("map", LARGE, FIRMWARE), ("unmap", LARGE, OF_SIZING),
         ("unmap", LARGE, FIRMWARE), ("map", RAM, FIRMWARE),
@@ -140,13 +146,13 @@ def test_operations_are_told_apart_by_kind_bar_phase_and_cause() -> None:
 def test_rows_are_in_order_of_the_larger_total_of_either_arm() -> None:
     baseline = with_steps(booted(), [step(1, 3), step(9, 1, kind="unmap")])
     candidate = with_steps(booted("candidate"), [step(1, 0.5), step(9, 5, kind="unmap")])
-    table = cost_table({"baseline": [baseline], "candidate": [candidate]})
+    table = build_cost_table({"baseline": [baseline], "candidate": [candidate]})
     assert [row.operation.kind for row in table.rows] == ["unmap", "map"]
 
 
 def test_small_operations_are_together_in_others() -> None:
     small = [step(1, 0.01, cause=cause) for cause in ("a", "b", "a")]
-    table = cost_table({"baseline": [with_steps(booted(), [*small, step(9, 8.0)])]})
+    table = build_cost_table({"baseline": [with_steps(booted(), [*small, step(9, 8.0)])]})
     assert [row.operation.cause for row in table.rows] == ["sizing BARs"]
     assert table.small == 2
     assert table.others["baseline"].calls == 3
@@ -155,16 +161,16 @@ def test_small_operations_are_together_in_others() -> None:
 
 def test_what_is_small_in_one_arm_only_keeps_its_row() -> None:
     # the candidate's maps are a ten-thousandth of its boot
-    assert ONE_MAP in [row.operation for row in cost_table(arms()).rows]
+    assert ONE_MAP in [row.operation for row in build_cost_table(arms()).rows]
 
 
 def test_one_small_operation_keeps_its_row() -> None:
-    table = cost_table({"baseline": [with_steps(booted(), [step(1, 0.01)])]})
+    table = build_cost_table({"baseline": [with_steps(booted(), [step(1, 0.01)])]})
     assert (len(table.rows), table.small) == (1, 0)
 
 
 def test_totals_are_of_bars_by_kind_and_size_and_of_ram() -> None:
-    totals = cost_table(arms()).totals
+    totals = build_cost_table(arms()).totals
     assert {name: costs["baseline"].calls for name, costs in totals.items()} == {
         "maps of 32GiB BARs": 5, "unmaps of 32GiB BARs": 5, "maps of RAM": 1,
     }  # fmt: skip
@@ -176,7 +182,7 @@ def test_maps_and_unmaps_that_are_of_no_bar_have_totals_apart() -> None:
         step(1, 3, bar=RAM), step(5, 2, kind="unmap", bar=RAM),
         step(8, 1, kind="unmap", bar=IOVA, size=1 << 63),
     ]  # fmt: skip
-    table = cost_table({"baseline": [with_steps(booted(), steps)]})
+    table = build_cost_table({"baseline": [with_steps(booted(), steps)]})
     assert {name: costs["baseline"].total for name, costs in table.totals.items()} == {
         "maps of RAM": 3, "unmaps of RAM": 2, "unmaps of guest IOVA": 1,
     }  # fmt: skip
@@ -184,7 +190,7 @@ def test_maps_and_unmaps_that_are_of_no_bar_have_totals_apart() -> None:
 
 def test_one_of_two_calls_is_the_lower() -> None:
     boot = with_steps(booted(), [step(1, 3), step(5, 2)])
-    assert cost_table({"baseline": [boot]}).rows[0].costs["baseline"].one == 2
+    assert build_cost_table({"baseline": [boot]}).rows[0].costs["baseline"].one == 2
 
 
 def test_phases_of_several_devices_are_one() -> None:
@@ -197,14 +203,14 @@ def test_phases_of_several_devices_are_one() -> None:
 def test_arm_without_such_a_call_has_no_cost_of_one() -> None:
     boots = arms()
     boots["candidate"] = [with_steps(booted("candidate"), [])]
-    cost = cost_table(boots).rows[0].costs["candidate"]
+    cost = build_cost_table(boots).rows[0].costs["candidate"]
     assert (cost.calls, cost.one, cost.total, cost.share) == (0, None, 0, 0)
 
 
 def test_steps_after_the_mark_are_apart_and_have_no_share() -> None:
-    table = cost_table(arms())
+    table = build_cost_table(arms())
     [row] = table.after
-    assert row.operation == Operation("unmap", LARGE, EXIT, "exit")
+    assert row.operation == OperationKind("unmap", LARGE, EXIT, "exit")
     assert row.costs["candidate"].total == pytest.approx(1.3)
     assert row.costs["candidate"].share is None
     assert EXIT not in {row.operation.phase for row in table.rows}
@@ -215,14 +221,14 @@ def test_several_boots_are_reduced_to_medians() -> None:
         steps = [step(1, length) for length in lengths]
         return replace(with_steps(booted(), steps), boot_seconds=seconds)
 
-    table = cost_table({"baseline": [boot(10, 1, 2, 3), boot(20, 4, 4), boot(30, 9)]})
+    table = build_cost_table({"baseline": [boot(10, 1, 2, 3), boot(20, 4, 4), boot(30, 9)]})
     assert table.boots == {"baseline": (10, 20, 30)}
     cost = table.rows[0].costs["baseline"]
     assert (cost.calls, cost.one, cost.total, cost.share) == (2, 4, 8, 0.4)
 
 
 def test_difference_is_accounted_for() -> None:
-    difference = cost_table(arms()).difference
+    difference = build_cost_table(arms()).difference
     assert difference is not None
     assert difference.whole == pytest.approx(-40.4975)
     assert difference.operations == pytest.approx(
@@ -240,29 +246,29 @@ def test_phase_of_one_arm_only_is_a_difference() -> None:
     boots["candidate"] = [
         replace(boot, boot_seconds=boot.boot_seconds + 3, phases=(*boot.phases, more))
     ]
-    difference = cost_table(boots).difference
+    difference = build_cost_table(boots).difference
     assert difference is not None
     assert difference.phases["kernel: more"] == pytest.approx(3)
 
 
 def test_one_arm_alone_has_costs_and_no_difference() -> None:
-    table = cost_table({"baseline": [], "candidate": [booted("candidate")]})
+    table = build_cost_table({"baseline": [], "candidate": [booted("candidate")]})
     assert list(table.boots) == ["candidate"]
     assert set(table.rows[0].costs) == {"candidate"}
     assert table.difference is None
 
 
 def test_no_boot_is_an_empty_table() -> None:
-    table = cost_table({})
+    table = build_cost_table({})
     assert (table.boots, table.rows, table.after, table.difference) == ({}, (), (), None)
     assert cost_json({"baseline": []}) == []
 
 
 def test_boot_without_a_length_has_no_shares() -> None:
     boot = replace(booted(), boot_seconds=0.0)
-    table = cost_table({"baseline": [boot]})
+    table = build_cost_table({"baseline": [boot]})
     assert (table.rows, table.totals) == ((), {})
-    early = cost_table({"baseline": [with_steps(boot, [step(-0.5, 0.5)])]})
+    early = build_cost_table({"baseline": [with_steps(boot, [step(-0.5, 0.5)])]})
     assert early.rows[0].costs["baseline"].share is None
     assert early.totals["maps of 32GiB BARs"]["baseline"].share is None
 
@@ -294,7 +300,7 @@ def test_own_times_leave_out_what_is_after_the_mark() -> None:
 _NAMES = st.sampled_from([FIRMWARE, SIZING, "kernel: BAR sizing, 02:00.0", "elsewhere"])
 _SECONDS = st.floats(0, 50)
 _STEPS = st.builds(
-    Step, st.sampled_from(["map", "unmap"]), st.sampled_from([BAR, "02:00.0 BAR 0", RAM, IOVA]),
+    DmaStep, st.sampled_from(["map", "unmap"]), st.sampled_from([BAR, "02:00.0 BAR 0", RAM, IOVA]),
     st.sampled_from([GIB, 4096]), _NAMES,
     st.sampled_from(["sizing BAR 2", "sizing BARs 0, 1 and ROM", "enabling of 02:00.0", "exit"]),
     _SECONDS, _SECONDS,
@@ -317,7 +323,7 @@ def boots(draw: st.DrawFn, arm: ArmName) -> Timeline:
 
 @given(boots("baseline"), boots("candidate"))
 def test_nothing_is_lost_or_counted_twice(baseline: Timeline, candidate: Timeline) -> None:
-    table = cost_table({"baseline": [baseline], "candidate": [candidate]})
+    table = build_cost_table({"baseline": [baseline], "candidate": [candidate]})
     both: dict[ArmName, Timeline] = {"baseline": baseline, "candidate": candidate}
     for arm, boot in both.items():
         before = boot.steps_before_mark()

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.analysis.boot.marks import Boot, parse_marks
+from orchestrator.analysis.boot.marks import WatchedBoot, parse_marks
 from tests.unit.recorded import FAILED, MEASURED, RUN
 
 RECORDED = (RUN / "trials" / MEASURED / "guest-0/marks.txt").read_text()
@@ -49,7 +49,7 @@ def test_mark_without_a_start_is_no_boot_time() -> None:
      "mark", "E -1 mark"],
 )  # fmt: skip
 def test_line_that_says_nothing_is_skipped(line: str) -> None:
-    assert parse_marks(line + "\n") == Boot()
+    assert parse_marks(line + "\n") == WatchedBoot()
 
 
 def test_page_tables_are_read() -> None:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.analysis.boot.timeline import to_json
+from orchestrator.analysis.boot.timeline import timeline_json
 from tests.unit.timelines import booted, step, with_steps
 
 
@@ -35,7 +35,7 @@ def test_json_has_the_rest_beside_the_parts() -> None:
     steps = [
         step(1, 8.0, parts={"lookups": 5.0, "faults": 1.0}, cpu=1), step(9, 2.0, kind="unmap"),
     ]  # fmt: skip
-    found: Any = to_json(with_steps(booted(), steps))["operations"]
+    found: Any = timeline_json(with_steps(booted(), steps))["operations"]
     assert [operation["parts"] for operation in found] == [
         {"lookups": 5.0, "faults": 1.0, "other": 2.0}, {"other": 2.0},
     ]  # fmt: skip
@@ -44,7 +44,7 @@ def test_json_has_the_rest_beside_the_parts() -> None:
 
 def test_json_has_no_bound_of_marks_where_none_is_known() -> None:
     boot = replace(booted(), mark_bound=None, mark_source="the agent")
-    assert json.loads(json.dumps(to_json(boot)))["marks"] == {
+    assert json.loads(json.dumps(timeline_json(boot)))["marks"] == {
         "bound_seconds": None, "source": "the agent",
     }  # fmt: skip
 
@@ -57,7 +57,7 @@ def test_parts_and_other_are_the_whole(nanoseconds: int, shares: dict[str, float
     whole = nanoseconds / 1e9
     parts = {name: round(share * whole / 3, 9) for name, share in shares.items()}
     one = step(0, whole, parts=parts)
-    document: Any = to_json(with_steps(booted(), [one]))
+    document: Any = timeline_json(with_steps(booted(), [one]))
     [operation] = document["operations"]
     assert sum(operation["parts"].values()) == pytest.approx(whole, abs=3e-9)
     assert operation["parts"]["other"] >= 0

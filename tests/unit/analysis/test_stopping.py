@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from orchestrator.analysis.trial import TrialResult
-from orchestrator.analysis.verdict.comparison import compare
+from orchestrator.analysis.verdict.comparison import compare_trials
 from orchestrator.analysis.verdict.stopping import enough, planned_trials
 from orchestrator.scenario.model import Scenario
 from orchestrator.scenario.plan import make_plan
@@ -56,7 +56,7 @@ def test_quiet_bench_calls_a_small_change_as_a_noisy_one_does() -> None:
     results = list(night(chosen, 1.02, 0.002, 1))
     assert ended(chosen, results) == 10
     results = results[: planned_trials(chosen, results, "tcg")]
-    assert compare(chosen, {}, results, len(results), "tcg").verdict == "regressed"
+    assert compare_trials(chosen, {}, results, len(results), "tcg").verdict == "regressed"
 
 
 def test_run_is_complete_where_it_stopped_and_not_before() -> None:
@@ -100,7 +100,7 @@ def test_false_alarms_stay_rare_however_often_is_looked(
     for seed in range(nights):
         results = list(night(chosen, ratio, 0.02, seed))
         results = results[: planned_trials(chosen, results, "tcg")]
-        [metric] = compare(chosen, {}, results, len(results), "tcg").metrics
+        [metric] = compare_trials(chosen, {}, results, len(results), "tcg").metrics
         calls += metric.verdict in ("improved", "regressed")
         low, high = metric.effect.interval or (0.0, math.inf)
         covered += low <= ratio <= high

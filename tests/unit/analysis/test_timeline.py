@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.analysis.boot.timeline import Note, Phase, Step, Timeline, Zap, to_json
+from orchestrator.analysis.boot.timeline import DmaStep, Note, Phase, Timeline, Zap, timeline_json
 from tests.unit.analysis.boots import recorded_timeline
 
-STEP = Step(
+STEP = DmaStep(
     kind="map", bar="01:00.0 BAR 2", size=1 << 30, phase="kernel: init", cause="enabling",
     start=2.0, seconds=0.5, parts={"lookups": 0.3, "IOMMU map": 0.1}, faults=3,
 )  # fmt: skip
@@ -60,7 +60,7 @@ def test_steps_before_the_mark_are_the_boots() -> None:
 
 
 def test_json_has_all_of_it() -> None:
-    assert to_json(TIMELINE) == {
+    assert timeline_json(TIMELINE) == {
         "trial": "0001-baseline", "guest": "guest-1", "release": "7.3.4",
         "unit": "s", "invalid": None, "boot_seconds": 4.0, "ssh_seconds": None, "end_seconds": 6.0,
         "attributed_share": 1.0,
@@ -84,12 +84,12 @@ def test_json_has_all_of_it() -> None:
 
 def test_json_says_why_a_boot_does_not_count() -> None:
     invalid = replace(TIMELINE, invalid="lost-events: lost 3")
-    assert to_json(invalid) == to_json(TIMELINE) | {"invalid": "lost-events: lost 3"}
+    assert timeline_json(invalid) == timeline_json(TIMELINE) | {"invalid": "lost-events: lost 3"}
 
 
 def test_recorded_boot_is_json() -> None:
     timeline = recorded_timeline()
-    found = json.loads(json.dumps(to_json(timeline)))
+    found = json.loads(json.dumps(timeline_json(timeline)))
     assert len(found["operations"]) == len(timeline.steps)
     assert found["attributed_share"] == pytest.approx(1.0)
     assert found["boot_seconds"] == timeline.boot_seconds

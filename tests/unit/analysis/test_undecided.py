@@ -9,7 +9,12 @@ from typing import Any
 import pytest
 
 from orchestrator.analysis.trial import TrialResult
-from orchestrator.analysis.verdict.comparison import exit_code, fails_more, failures, to_json
+from orchestrator.analysis.verdict.comparison import (
+    comparison_json,
+    exit_code,
+    fails_more,
+    failures,
+)
 from orchestrator.base.reasons import Reason
 from orchestrator.evidence.faults import Attempt, Charge
 from orchestrator.report.text.run_text import text_report
@@ -43,7 +48,7 @@ def test_failure_that_is_undecided_is_inconclusive(before: tuple[Attempt, ...]) 
     assert made.comparison.verdict == "inconclusive"
     assert exit_code(made.scenario, made.comparison) == 4
     assert not fails_more(made.comparison)
-    document: Any = to_json(made.comparison)
+    document: Any = comparison_json(made.comparison)
     assert document["reason"] == "undecided-failure"
     failed = 1 + sum(attempt.arm == "candidate" for attempt in before)
     assert document["attempts"]["candidate"] == {
@@ -59,7 +64,7 @@ def test_failure_that_comes_back_in_one_arm_alone_is_that_arms() -> None:
     assert exit_code(made.scenario, made.comparison) == 1
     assert failures(made.comparison.results, "candidate") == (3, 3)
     assert failures(made.comparison.results, "baseline") == (0, 3)
-    assert to_json(made.comparison)["reason"] == ""
+    assert comparison_json(made.comparison)["reason"] == ""
     assert "3 of its 3 attempts failed (guest-hang)" in said(made)
 
 
@@ -105,7 +110,7 @@ def test_bench_that_fails_one_arm_more_often_leaves_the_run_inconclusive(
     made = run(begun_again(pairs(factor), arm, 2), f"guest_boot_cost={before}")
     assert made.comparison.verdict == "inconclusive"
     assert exit_code(made.scenario, made.comparison) == 4
-    document: Any = to_json(made.comparison)
+    document: Any = comparison_json(made.comparison)
     assert document["reason"] == "undecided-failure"
     assert document["attempts"][arm] == {"failed": 0, "charged": 0, "of": 12, "bench": 24}
     sentence = verdict_sentence(made.scenario, made.comparison, made.plan)
@@ -117,7 +122,7 @@ def test_bench_that_fails_one_arm_more_often_leaves_the_run_inconclusive(
 def test_bench_that_fails_both_arms_alike_does_not_matter() -> None:
     made = begun_again(begun_again(pairs(0.5), "baseline", 1), "candidate", 1)
     assert run(made).comparison.verdict == "improved"
-    assert to_json(run(made).comparison)["reason"] == ""
+    assert comparison_json(run(made).comparison)["reason"] == ""
 
 
 def test_bench_that_fails_one_arm_more_often_does_not_hide_a_regression() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from orchestrator.analysis.conditions.conditions import Conditions, Difference
 from orchestrator.analysis.trial import TrialResult
-from orchestrator.analysis.verdict.comparison import Comparison, compare
+from orchestrator.analysis.verdict.comparison import Comparison, compare_trials
 from orchestrator.base.reasons import Reason
 from orchestrator.evidence.plan import Plan
 from orchestrator.report.exports.cases import Suite, suite
@@ -81,7 +81,7 @@ def run(
     read: dict[str, Any] = {"accel": accel, "kernels": plan_of(kernels=IDENTITIES).kernels}
     plan = Plan.model_construct({*read}, **read)
     number = len(results) if planned is None else planned
-    return Run(asked, compare(asked, KERNELS, results, number, accel, conditions), plan)
+    return Run(asked, compare_trials(asked, KERNELS, results, number, accel, conditions), plan)
 
 
 def _controls() -> list[TrialResult]:

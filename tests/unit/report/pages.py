@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.analysis.trial import TrialResult, read_result
-from orchestrator.analysis.verdict.comparison import Comparison, compare
+from orchestrator.analysis.verdict.comparison import Comparison, compare_trials
 from orchestrator.evidence.layout import RunDir
 from orchestrator.evidence.plan import Plan
 from orchestrator.scenario.loading import parse_scenario
@@ -36,7 +36,9 @@ def judge_recorded(run: Path) -> tuple[Scenario, Comparison, Plan]:
     chosen, _ = parse_scenario(found.scenario(), str(run), run)
     plan = found.plan()
     results = [read_result(trial) for trial in found.trials()]
-    comparison = compare(chosen, plan.named_kernels(), results, len(plan.trials), plan.accel)
+    comparison = compare_trials(
+        chosen, plan.named_kernels(), results, len(plan.trials), plan.accel
+    )
     return chosen, comparison, plan
 
 
@@ -72,7 +74,9 @@ def compared(
     results: Sequence[TrialResult], *overrides: str, planned: int = 0,
     kernels: Mapping[ArmName, dict[str, str]] = KERNELS, accel: str = "kvm",
 ) -> Comparison:  # fmt: skip
-    return compare(scenario(*overrides), {**kernels}, results, planned or len(results), accel)
+    return compare_trials(
+        scenario(*overrides), {**kernels}, results, planned or len(results), accel
+    )
 
 
 class Page(HTMLParser):

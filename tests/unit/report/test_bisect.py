@@ -5,12 +5,18 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.analysis.verdict.bisection import Bisection, Commit, Measured, Skipped, Step
+from orchestrator.analysis.verdict.bisection import (
+    BisectCommit,
+    Bisection,
+    BisectStep,
+    Measured,
+    Skipped,
+)
 from orchestrator.report.text.bisect_text import bisect_report
 
 
-def commit(number: int, subject: str = "vfio/type1: pin page by page") -> Commit:
-    return Commit(
+def commit(number: int, subject: str = "vfio/type1: pin page by page") -> BisectCommit:
+    return BisectCommit(
         f"{number:012x}{0:028x}", "A Developer <dev@example.org>", "2026-05-03T10:00:00Z", subject
     )
 
@@ -19,13 +25,15 @@ def measured(value: float, release: str = "7.3.0-barometer-cand") -> Measured:
     return Measured("Ginsn", (value,), release, "d1")
 
 
-GOOD = Step(commit(1), "good", "good", measured(0.011), 140.2, "ends")
-BAD = Step(commit(9), "bad", "bad", measured(1.2), 140.2, "ends")
+GOOD = BisectStep(commit(1), "good", "good", measured(0.011), 140.2, "ends")
+BAD = BisectStep(commit(9), "bad", "bad", measured(1.2), 140.2, "ends")
 STEPS = (
     GOOD, BAD,
-    Step(commit(5), "step", "bad", measured(1.2), 82.6, "steps/0001"),
-    Step(commit(3), "step", "skip", Skipped("build-failed", "it does not build\nmore"), 40, "x"),
-    Step(commit(4), "step", "good", measured(0.012), 81.0, "steps/0003"),
+    BisectStep(commit(5), "step", "bad", measured(1.2), 82.6, "steps/0001"),
+    BisectStep(
+        commit(3), "step", "skip", Skipped("build-failed", "it does not build\nmore"), 40, "x"
+    ),
+    BisectStep(commit(4), "step", "good", measured(0.012), 81.0, "steps/0003"),
 )  # fmt: skip
 
 
@@ -83,8 +91,8 @@ def test_what_is_not_known_yet_is_said() -> None:
 def test_any_commit_and_number_fit(subject: str, reason: str, value: float, release: str) -> None:
     steps = (
         GOOD, BAD,
-        Step(commit(5, subject), "step", "bad", measured(value, release), value, "x"),
-        Step(commit(6, subject), "step", "skip", Skipped(reason, subject), 1, "x"),
+        BisectStep(commit(5, subject), "step", "bad", measured(value, release), value, "x"),
+        BisectStep(commit(6, subject), "step", "skip", Skipped(reason, subject), 1, "x"),
     )  # fmt: skip
     report(Bisection("bar_map_cost", steps, (commit(5, subject),)))
     report(Bisection("bar_map_cost", steps, (commit(5, subject), commit(6, subject))))

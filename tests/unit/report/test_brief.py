@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from orchestrator.analysis.trial import TrialResult
 from orchestrator.analysis.verdict.bisection import Bisection
-from orchestrator.analysis.verdict.comparison import compare
+from orchestrator.analysis.verdict.comparison import compare_trials
 from orchestrator.evidence.faults import Attempt
 from orchestrator.evidence.layout import RunDir
 from orchestrator.report.text.brief import LINES, bisect_brief, matrix_brief, run_brief
@@ -42,7 +42,7 @@ def brief(
     results: list[TrialResult], folder: Path, chosen: Scenario | None = None, planned: int = 2
 ) -> list[str]:
     chosen = chosen or scenario()
-    found = compare(chosen, KERNELS, results, planned, "tcg")
+    found = compare_trials(chosen, KERNELS, results, planned, "tcg")
     return lines_of(run_brief(chosen, found, PLAN, folder), folder)
 
 
@@ -56,7 +56,9 @@ def measured(values: dict[Metric, tuple[float, float]]) -> list[TrialResult]:
 @pytest.mark.parametrize("name", ["debian-6.12-vs-7", "map-exact", "levels", "metal"])
 def test_recorded_run_ends_with_its_verdict_and_its_folder(name: str) -> None:
     saved = saved_run(RunDir.open(RECORDED / name))
-    comparison = compare(saved.scenario, KERNELS, saved.results, saved.planned, saved.plan.accel)
+    comparison = compare_trials(
+        saved.scenario, KERNELS, saved.results, saved.planned, saved.plan.accel
+    )
     text = run_brief(saved.scenario, comparison, saved.plan, RECORDED / name)
     lines = lines_of(text, RECORDED / name)
     assert comparison.verdict in lines[0] + lines[1]
@@ -69,7 +71,7 @@ def test_recorded_run_ends_with_its_verdict_and_its_folder(name: str) -> None:
 def test_end_of_the_main_job_is_the_one_that_the_readme_shows() -> None:
     saved = saved_run(RunDir.open(RECORDED / "debian-6.12-vs-7"))
     kernels = saved.plan.named_kernels()
-    found = compare(saved.scenario, kernels, saved.results, saved.planned, saved.plan.accel)
+    found = compare_trials(saved.scenario, kernels, saved.results, saved.planned, saved.plan.accel)
     folder = Path("/home/me/runs/debian-6.12-vs-7-20261130-093000")
     shown = (RECORDED.parents[1] / "README.md").read_text()
     shown = shown.replace(f"report     {folder}/report.html\n", "")  # no such file here

@@ -25,7 +25,7 @@ from orchestrator.analysis.trial import Findings, TrialResult
 from orchestrator.analysis.verdict.comparison import Comparison, MetricComparison
 from orchestrator.analysis.verdict.effect import Effect, Estimate
 from orchestrator.report.html.html import html_report
-from orchestrator.report.html.page import MOST_PROBLEMS, MOST_TAILS, page_of
+from orchestrator.report.html.page import MOST_PROBLEMS, MOST_TAILS, build_page
 from orchestrator.scenario.loading import parse_scenario
 from orchestrator.scenario.vocabulary import ARMS, CONTROL, Role
 from tests.unit.examples import share
@@ -86,7 +86,7 @@ def test_report_of_a_recorded_run_is_whole(run: Path) -> None:
 @of_every_run
 def test_charts_are_figures_that_plotly_accepts(run: Path) -> None:
     chosen, comparison, plan = recorded(run)
-    for figure in page_of(chosen, comparison, plan).figures.values():
+    for figure in build_page(chosen, comparison, plan).figures.values():
         go.Figure(figure)
 
 

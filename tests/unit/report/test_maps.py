@@ -8,7 +8,7 @@ import pytest
 from orchestrator.analysis.maps.breakdown import Breakdown
 from orchestrator.analysis.maps.level import Level, LevelReason
 from orchestrator.analysis.trial import Findings, TrialResult, read_result
-from orchestrator.analysis.verdict.comparison import Comparison, compare, to_json
+from orchestrator.analysis.verdict.comparison import Comparison, compare_trials, comparison_json
 from orchestrator.formats.units import GIB, KIB, MIB
 from orchestrator.report.text.maps_text import map_sections
 from orchestrator.report.text.run_text import text_report
@@ -36,7 +36,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> list[TrialResult]:
 
 @pytest.fixture(scope="module")
 def comparison(results: list[TrialResult]) -> Comparison:
-    return compare(scenario_of_it(), KERNELS, results, 2, "exact")
+    return compare_trials(scenario_of_it(), KERNELS, results, 2, "exact")
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ def row(text: str, title: str, point: str) -> list[str]:
 
 def of(*levels: Level, arm: ArmName = "candidate", **findings: Any) -> str:
     result = TrialResult("t", arm, "measured", findings=Findings(levels=levels, **findings))
-    return map_sections(compare(scenario(), KERNELS, [result], 1, "exact"), exact=True)
+    return map_sections(compare_trials(scenario(), KERNELS, [result], 1, "exact"), exact=True)
 
 
 def test_table_has_a_row_for_each_point(report: str) -> None:
@@ -194,7 +194,7 @@ def test_functions_that_are_not_shown_are_summed_up() -> None:
 def test_seconds_are_seconds_where_the_host_is_not_exact(results: list[TrialResult]) -> None:
     chosen = scenario_of_it("host.accel=tcg", 'trace.passes=["plain", "timing", "counts"]')
     plan = plan_of(accel="tcg", accel_reason="no KVM", guest_kernel=None)
-    text = text_report(chosen, compare(chosen, KERNELS, results, 2, "tcg"), plan)
+    text = text_report(chosen, compare_trials(chosen, KERNELS, results, 2, "tcg"), plan)
     assert "\nEMULATED seconds " in text
     assert "insn" not in text.partition("Where the instructions")[0]
     assert "linear: 6 us + 1.2 us per page" in section(text, "Scaling law")
@@ -205,12 +205,12 @@ def test_guest_boot_without_counts_has_no_sections_of_maps() -> None:
     name: Metric = "bar_map_cost"
     pair: list[tuple[ArmName, float]] = [("baseline", 2.0), ("candidate", 1.0)]
     both = [TrialResult("t", arm, "measured", samples={name: (v,)}) for arm, v in pair]
-    assert map_sections(compare(scenario(), KERNELS, both, 2, "tcg"), exact=False) == ""
+    assert map_sections(compare_trials(scenario(), KERNELS, both, 2, "tcg"), exact=False) == ""
 
 
 def test_arm_without_a_measured_trial_leaves_the_other_alone(results: list[TrialResult]) -> None:
     one = [results[1], TrialResult("t", "baseline", "failed", "host-panic")]
-    text = map_sections(compare(scenario_of_it(), KERNELS, one, 2, "exact"), exact=True)
+    text = map_sections(compare_trials(scenario_of_it(), KERNELS, one, 2, "exact"), exact=True)
     assert "baseline" not in text
     assert "candidate" in text
 
@@ -231,10 +231,10 @@ def test_findings_of_passes_that_are_trials_of_their_own_are_all_shown() -> None
                  passes={"counts": map_pass(by_1gib())}),
     ]  # fmt: skip
     results = [TrialResult("t", "candidate", "measured", findings=f) for f in by_trial]
-    text = map_sections(compare(scenario(), KERNELS, results, 3, "exact"), exact=True)
+    text = map_sections(compare_trials(scenario(), KERNELS, results, 3, "exact"), exact=True)
     assert "  guest-0\n" in text
     assert "  full/1GiB\n" in text
-    document: Any = to_json(compare(scenario(), KERNELS, results, 3, "exact"))
+    document: Any = comparison_json(compare_trials(scenario(), KERNELS, results, 3, "exact"))
     shown = document["arms"]["candidate"]
     assert [level["place"] for level in shown["levels"]] == ["guest-0", "full/1GiB"]
 
@@ -277,5 +277,5 @@ def test_notes_are_of_the_passes_and_the_backend(results: list[TrialResult]) -> 
         ('trace.passes=["plain"]', False),
     ):
         chosen = scenario_of_it(override)
-        text = text_report(chosen, compare(chosen, KERNELS, results, 2, "exact"), PLAN)
+        text = text_report(chosen, compare_trials(chosen, KERNELS, results, 2, "exact"), PLAN)
         assert ("\ncounts: " in text) == counted

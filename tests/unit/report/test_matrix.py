@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from orchestrator.analysis.conditions.variable import Differing, Variable
 from orchestrator.analysis.trial import TrialResult
-from orchestrator.analysis.verdict.comparison import Comparison, compare
+from orchestrator.analysis.verdict.comparison import Comparison, compare_trials
 from orchestrator.report.text.matrix_text import matrix_report
 from orchestrator.scenario.vocabulary import METRICS, ArmName, Metric
 from tests.unit.scenarios import scenario
@@ -27,7 +27,7 @@ def cell(values: Mapping[Metric, tuple[float, float]], accel: str = "tcg") -> Co
         TrialResult(arm, arm, "measured", samples={m: (v[i],) for m, v in values.items()})
         for i, arm in enumerate(KERNELS)
     ]
-    return compare(scenario(), KERNELS, results, 2, accel)
+    return compare_trials(scenario(), KERNELS, results, 2, accel)
 
 
 def report(cells: Mapping[str, Comparison | None], *, emulated: bool = False) -> str:

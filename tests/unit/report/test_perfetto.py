@@ -18,7 +18,7 @@ from perfetto.protos.perfetto.trace.perfetto_trace_pb2 import (
     TrackEvent,
 )
 
-from orchestrator.analysis.boot.timeline import IOVA, RAM, Phase, Step, Timeline, Zap
+from orchestrator.analysis.boot.timeline import IOVA, RAM, DmaStep, Phase, Timeline, Zap
 from orchestrator.report.exports.perfetto import perfetto_trace
 from tests.unit.timelines import BAR, FIRMWARE, GIB, SIZING, booted, in_ginsn, step, with_steps
 
@@ -275,7 +275,7 @@ def timelines(draw: st.DrawFn) -> Timeline:
     for start, seconds in draw(rows()):
         parts = {name: share * seconds for name, share in draw(_PARTS).items()}
         steps.append(
-            Step(
+            DmaStep(
                 draw(st.sampled_from(["map", "unmap"])),
                 draw(st.sampled_from([BAR, "02:00.0 BAR 0", RAM])),
                 draw(st.integers(0, 1 << 48)), "p", draw(st.text(max_size=5)), start, seconds,
@@ -306,7 +306,7 @@ def test_any_timeline_has_slices_that_nest_and_follow_one_another(timeline: Time
     written = perfetto_trace(timeline)
     assert perfetto_trace(timeline) == written
     tracks = read(written)  # asserts time order, known tracks, nothing negative
-    spans: list[Phase | Zap | Step] = [*timeline.phases, *timeline.zaps, *timeline.steps]
+    spans: list[Phase | Zap | DmaStep] = [*timeline.phases, *timeline.zaps, *timeline.steps]
     outer = inner = 0
     for name, track in tracks.items():
         if name in ("root", "marks", "console", "QEMU CPU"):

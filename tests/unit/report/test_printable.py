@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.report.words.printable import printable
+from orchestrator.report.words.printable import escape_unprintable
 
 
 @pytest.mark.parametrize(
@@ -24,12 +24,12 @@ from orchestrator.report.words.printable import printable
     ],
 )
 def test_what_does_not_show_is_made_visible(text: str, shown: str) -> None:
-    assert printable(text) == shown
+    assert escape_unprintable(text) == shown
 
 
 @given(st.text())
 def test_result_can_be_shown_and_is_stable(text: str) -> None:
-    shown = printable(text)
+    shown = escape_unprintable(text)
     assert all(c.isprintable() or c in "\n\t" for c in shown)
-    assert printable(shown) == shown
+    assert escape_unprintable(shown) == shown
     shown.encode()

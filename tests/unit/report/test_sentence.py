@@ -8,7 +8,7 @@ import pytest
 
 from orchestrator.analysis.conditions.conditions import conditions
 from orchestrator.analysis.trial import TrialResult
-from orchestrator.analysis.verdict.comparison import Comparison, compare
+from orchestrator.analysis.verdict.comparison import Comparison, compare_trials
 from orchestrator.report.words.sentence import verdict_sentence
 from orchestrator.scenario.vocabulary import ARMS, CONTROL, METRICS, ArmName, Metric
 from tests.unit.manifests import plan_of
@@ -39,7 +39,7 @@ def said(
 ) -> str:  # fmt: skip
     chosen = scenario("device.bar=32GiB", *(f"expect.{one}" for one in expect))
     planned = len(results) if planned is None else planned
-    found = compare(chosen, kernels, results, planned, accel)
+    found = compare_trials(chosen, kernels, results, planned, accel)
     return verdict_sentence(chosen, found, plan_of(accel=accel))
 
 
@@ -85,7 +85,7 @@ def test_every_metric_can_be_quoted(metric: Metric) -> None:
 def test_point_of_a_map_is_named() -> None:
     chosen = map_scenario('expect."pfn_lookups_per_map@full/1GiB/cold"=improved')
     both = measured({"pfn_lookups_per_map@full/1GiB/cold": (8388608, 32)})
-    found = compare(chosen, KERNELS, both, 2, "exact")
+    found = compare_trials(chosen, KERNELS, both, 2, "exact")
     assert "one DMA map of a 32GiB BAR (full/1GiB/cold) takes 32 page lookups" in verdict_sentence(
         chosen, found, plan_of(accel="exact")
     )
@@ -160,7 +160,7 @@ def test_condition_that_was_not_meant_to_differ_is_named() -> None:
         (["runner.cpus"], "runner.qemu (10.0.2 | 10.1.0) differs"),
         ([], "runner.cpus (2 | 4) and 1 other differ"),
     ):
-        found = compare(SCENARIO, KERNELS, both, 2, "kvm", conditions(sides, allow=allow))
+        found = compare_trials(SCENARIO, KERNELS, both, 2, "kvm", conditions(sides, allow=allow))
         text = verdict_sentence(SCENARIO, found, plan_of(accel="kvm"))
         assert reason(text).startswith(wanted)
 
@@ -168,7 +168,7 @@ def test_condition_that_was_not_meant_to_differ_is_named() -> None:
 def test_runs_that_are_no_pairs_are_not_quoted_by_pairs() -> None:
     trials = [t for n in range(12) for t in measured({"guest_boot_cost": (20 + n, 9 + n)}, n)]
     for paired in (True, False):
-        found = compare(SCENARIO, KERNELS, trials, 24, "kvm", paired=paired)
+        found = compare_trials(SCENARIO, KERNELS, trials, 24, "kvm", paired=paired)
         assert ("by pairs" in verdict_sentence(SCENARIO, found, plan_of(accel="kvm"))) == paired
 
 
@@ -180,5 +180,5 @@ def test_metric_that_decides_and_was_not_measured_is_named() -> None:
 
 
 def test_comparison_is_enough() -> None:
-    found: Comparison = compare(SCENARIO, KERNELS, [], 0, "kvm")
+    found: Comparison = compare_trials(SCENARIO, KERNELS, [], 0, "kvm")
     assert verdict_sentence(SCENARIO, found, plan_of(accel="kvm")).endswith(".")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from orchestrator.analysis.boot.timeline import Note, Timeline
 from orchestrator.analysis.conditions.variable import Differing, Variable
 from orchestrator.analysis.trial import Findings, TrialResult, read_result
-from orchestrator.analysis.verdict.comparison import boots_of, compare, with_control
+from orchestrator.analysis.verdict.comparison import boots_of, compare_trials, with_control
 from orchestrator.evidence.faults import Attempt
 from orchestrator.evidence.layout import RunDir, TrialDir
 from orchestrator.evidence.plan import Plan
@@ -50,7 +50,9 @@ def changed(plan: Plan, **changes: Any) -> Plan:
 
 def report(plan: Plan, *results: TrialResult, chosen: Scenario | None = None) -> str:
     chosen = chosen or scenario("device.bar=1GiB")
-    return text_report(chosen, compare(chosen, KERNELS, results, len(results), plan.accel), plan)
+    return text_report(
+        chosen, compare_trials(chosen, KERNELS, results, len(results), plan.accel), plan
+    )
 
 
 @pytest.fixture
@@ -107,7 +109,7 @@ def test_what_the_arms_differ_in_stands_below_the_verdict(
         (Differing("kernel", f"the series fix.mbox (4 patches: {subjects})", "without", "with"),),
         (), None, ("runner.qemu",), (),
     )  # fmt: skip
-    compared = compare(chosen, KERNELS, recorded, 2, plan.accel)
+    compared = compare_trials(chosen, KERNELS, recorded, 2, plan.accel)
     text = text_report(chosen, replace(compared, variable=found), plan)
     paragraph = text.split("\n\n")[1]
     assert paragraph.startswith("Arms differ in: the series fix.mbox (4 patches: vfio: a patch")
@@ -162,7 +164,7 @@ def test_emulated_seconds_are_said_to_be_emulated(plan: Plan, recorded: list[Tri
 
 def test_calls_and_cost_of_a_boot_are_said(plan: Plan, recorded: list[TrialResult]) -> None:
     text = report(plan, *recorded)
-    compared = compare(scenario("device.bar=1GiB"), KERNELS, recorded, 2, plan.accel)
+    compared = compare_trials(scenario("device.bar=1GiB"), KERNELS, recorded, 2, plan.accel)
     assert f"\n{calls_and_cost(boots_of(compared))}\n" in text
     maps = below(text, "all maps of 1GiB BARs")
     assert (maps[:3], maps[4]) == (["12", "500 ms", "6 s"], "12")
@@ -402,8 +404,8 @@ def test_control_that_differs_makes_the_metric_invalid_and_is_explained(
 
 def test_arms_of_two_runs_are_no_pairs(plan: Plan) -> None:
     trials = noisy(12, 0.95)
-    found = compare(scenario(), KERNELS, trials, len(trials), "tcg", paired=False)
-    beside = compare(scenario(), KERNELS, noisy(12, 1.0), len(trials), "tcg", paired=False)
+    found = compare_trials(scenario(), KERNELS, trials, len(trials), "tcg", paired=False)
+    beside = compare_trials(scenario(), KERNELS, noisy(12, 1.0), len(trials), "tcg", paired=False)
     text = text_report(scenario(), with_control(found, beside), plan)
     words = " ".join(text.split())
     assert "Hodges-Lehmann estimate over each trial with each of the other arm" in words
@@ -490,7 +492,7 @@ def test_report_fits_mail_whatever_it_is_of(
     guest = {"release": release, "source": "deb:guest", "digest": "d"}
     plan = plan_of(accel=accel, accel_reason=source, guest_kernel=guest)
     chosen = scenario("device.bar=1GiB", f"name={'x' * 99}")
-    found = compare(chosen, kernels, trials, len(trials), accel)
+    found = compare_trials(chosen, kernels, trials, len(trials), accel)
     lines = text_report(chosen, found, plan, tester).split("\n")
     assert not [line for line in lines if len(line) > 76 or line != line.rstrip()]
     assert all(line.isascii() for line in lines)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.analysis.boot.timeline import RAM, Phase, Step, Timeline, Zap
+from orchestrator.analysis.boot.timeline import RAM, DmaStep, Phase, Timeline, Zap
 from orchestrator.report.text.timeline_text import calls_and_cost, text_timeline
 from orchestrator.scenario.vocabulary import ArmName
 from tests.unit.timelines import (
@@ -200,7 +200,7 @@ _SECONDS = st.floats(0, 9999)
     st.sampled_from(["s", "Ginsn"]),
 )  # fmt: skip
 def test_no_line_is_longer_than_100_columns(
-    phases: list[Phase], steps: list[Step], zaps: list[Zap], unit: Literal["s", "Ginsn"]
+    phases: list[Phase], steps: list[DmaStep], zaps: list[Zap], unit: Literal["s", "Ginsn"]
 ) -> None:
     boot = replace(booted(), phases=tuple(phases), steps=tuple(steps), zaps=tuple(zaps), unit=unit)
     lines = text_timeline(boot).splitlines()
@@ -378,7 +378,7 @@ def test_one_arm_alone_is_a_table_without_an_explanation() -> None:
     st.sampled_from([1, 12]),
 )  # fmt: skip
 def test_table_is_plain_text_for_mail(
-    steps: list[Step], unit: Literal["s", "emulated s", "Ginsn"], several: int
+    steps: list[DmaStep], unit: Literal["s", "emulated s", "Ginsn"], several: int
 ) -> None:
     boot = replace(with_steps(booted(), steps), unit=unit)
     text = calls_and_cost({"baseline": [boot] * several, "candidate": [replace(boot, steps=())]})

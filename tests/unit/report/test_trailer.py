@@ -6,7 +6,7 @@ import pytest
 
 from orchestrator.analysis.conditions.variable import Differing, Variable
 from orchestrator.analysis.trial import TrialResult
-from orchestrator.analysis.verdict.comparison import compare
+from orchestrator.analysis.verdict.comparison import compare_trials
 from orchestrator.report.words.trailer import trailer
 from orchestrator.scenario.vocabulary import ARMS, ArmName, Metric
 from tests.unit.manifests import plan_of
@@ -31,7 +31,7 @@ def block(
     kernels: dict[ArmName, dict[str, str]] = KERNELS,
 ) -> list[str]:  # fmt: skip
     chosen = scenario(*[f"expect.{expect}"] * bool(expect))
-    found = compare(chosen, kernels, results, len(results), PLAN.accel)
+    found = compare_trials(chosen, kernels, results, len(results), PLAN.accel)
     return trailer(chosen, found, PLAN, tester).splitlines()
 
 
@@ -101,7 +101,7 @@ def test_kernel_against_itself_tests_nothing() -> None:
 
 def test_runs_that_are_compared_have_no_tag() -> None:
     chosen, results = scenario(), measured(BETTER)
-    found = compare(chosen, KERNELS, results, len(results), "tcg", paired=False)
+    found = compare_trials(chosen, KERNELS, results, len(results), "tcg", paired=False)
     assert trailer(chosen, found, PLAN, None).splitlines()[-2] == (
         "(no Tested-by: the trials are of two runs)"
     )
@@ -125,7 +125,7 @@ def test_of_the_points_that_got_worse_the_plain_one_or_the_worst_is_told() -> No
             "bar_unmap_cost@full/1GiB/cold": (1.0, 3.0),
             "bar_unmap_cost@1GiB/1GiB/cold": (1.0, 2.5),
         }  # fmt: skip
-        found = compare(chosen, KERNELS, measured(values), 2, "exact")
+        found = compare_trials(chosen, KERNELS, measured(values), 2, "exact")
         text = trailer(chosen, found, plan_of(accel="exact", guest_kernel=GUEST), TESTER)
         assert f"\n{said} 1 Ginsn -> " in text
         assert "; workload: map from the host's user" in text
@@ -144,7 +144,7 @@ def test_settings_that_differ_are_pasted_too() -> None:
     chosen = scenario()
     knob = Differing("setting", "m.p", "N", "Y")
     kernel = Differing("kernel", "kernel", "6.12", "7.3")
-    compared = compare(chosen, KERNELS, measured(BETTER), 2, PLAN.accel)
+    compared = compare_trials(chosen, KERNELS, measured(BETTER), 2, PLAN.accel)
     for differs, said in (((knob,), ["m.p: N | Y"]), ((kernel, knob), ["m.p: N | Y"]),
                           ((kernel,), [])):  # fmt: skip
         found = replace(compared, variable=Variable(differs, (), 57, (), ()))
@@ -159,6 +159,6 @@ def test_kernels_of_one_release_are_told_apart() -> None:
     }
     chosen = scenario()
     found = Variable((Differing("kernel", "kernel 7.3", "deb:a", "dir:b"),), (), 57, (), ())
-    compared = compare(chosen, kernels, measured(BETTER), 2, PLAN.accel)
+    compared = compare_trials(chosen, kernels, measured(BETTER), 2, PLAN.accel)
     lines = trailer(chosen, replace(compared, variable=found), PLAN, TESTER).splitlines()
     assert "arms differ in: kernel 7.3: deb:a | dir:b" in lines
