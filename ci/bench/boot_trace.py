@@ -17,7 +17,7 @@ from pathlib import Path
 from statistics import median
 
 from orchestrator.analysis.boot.marks import parse_marks
-from orchestrator.analysis.tracefs.trace import lost_events
+from orchestrator.analysis.tracefs.trace import count_lost_events
 
 TOP = Path(__file__).parents[2]
 DEFAULT = [
@@ -44,7 +44,7 @@ def main() -> None:
                 if manifest["outcome"]["kind"] == "collected" and marks.boot_seconds is not None:
                     key = (manifest["arm"], guest["pass"])
                     boots.setdefault(key, []).append(marks.boot_seconds)
-            lost += sum(lost_events(p.read_text()) for p in trial.glob("host/stats-guest*"))
+            lost += sum(count_lost_events(p.read_text()) for p in trial.glob("host/stats-guest*"))
     print("guest boot in Ginsn (exact) or seconds; aim: timing within 2 % of plain, nothing lost")
     for arm in ("baseline", "candidate"):
         plain, timing = (boots.get((arm, which), []) for which in ("plain", "timing"))

@@ -35,7 +35,7 @@ from statistics import fmean, median, pstdev
 
 from orchestrator.analysis.trial import TrialResult
 from orchestrator.analysis.verdict.comparison import compare_trials
-from orchestrator.analysis.verdict.stopping import planned_trials
+from orchestrator.analysis.verdict.stopping import count_planned
 from orchestrator.scenario.loading import parse_scenario
 from orchestrator.scenario.model import Scenario
 from orchestrator.scenario.plan import make_plan
@@ -123,7 +123,7 @@ def _judged(scenario: Scenario, seed: int, results: list[TrialResult], ratio: fl
     scenario = scenario.model_copy(
         update={"trials": scenario.trials.model_copy(update={"seed": seed})}
     )
-    results = results[: planned_trials(scenario, results, "tcg")]
+    results = results[: count_planned(scenario, results, "tcg")]
     [metric] = compare_trials(scenario, {}, results, len(results), "tcg").metrics
     low, high = metric.effect.interval or (0.0, math.inf)
     right = {"improved": ratio < 1, "regressed": ratio > 1}

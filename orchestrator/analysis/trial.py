@@ -9,23 +9,28 @@ from datetime import UTC, datetime
 from statistics import median, median_low
 from typing import Literal
 
-from orchestrator.analysis.boot.boot import Traced, traced_boot
+from orchestrator.analysis.boot.boot import Traced, read_traced_boot
 from orchestrator.analysis.boot.boottrace import BootTrace
 from orchestrator.analysis.boot.marks import WatchedBoot, parse_marks
 from orchestrator.analysis.boot.timeline import Timeline
-from orchestrator.analysis.conditions.conditions import conditions_of
-from orchestrator.analysis.maps.breakdown import Breakdown, breakdowns, check_sums
-from orchestrator.analysis.maps.level import Level, guest_level, level_of
-from orchestrator.analysis.maps.maps import EVENTS, MapPass, check, check_alike, read_pass
+from orchestrator.analysis.conditions.conditions import collect_conditions
+from orchestrator.analysis.maps.breakdown import Breakdown, check_sums, read_breakdowns
+from orchestrator.analysis.maps.level import Level, find_guest_level, find_level
+from orchestrator.analysis.maps.maps import EVENTS, MapPass, check_alike, check_counts, read_pass
 from orchestrator.analysis.maps.theory import Mapping
 from orchestrator.analysis.tracefs.completeness import (
-    need,
-    need_facts,
-    trace_clock,
-    tracer_complete,
+    check_tracer_complete,
+    read_needed,
+    read_needed_facts,
+    read_trace_clock,
 )
 from orchestrator.analysis.tracefs.hist import parse_hist
-from orchestrator.analysis.tracefs.trace import Operation, operations, parse_trace, probe_hits
+from orchestrator.analysis.tracefs.trace import (
+    Operation,
+    pair_operations,
+    parse_probe_hits,
+    parse_trace,
+)
 from orchestrator.base.bounded import cut_message, quoted
 from orchestrator.base.errors import EvidenceError
 from orchestrator.base.reasons import Reason
@@ -116,7 +121,7 @@ def read_result(trial: TrialDir) -> TrialResult:
     result = _judged(trial)
     conditions: dict[str, str] = {}
     try:
-        conditions = conditions_of(manifest, trial.host_facts(), trial.guest_facts(0))
+        conditions = collect_conditions(manifest, trial.host_facts(), trial.guest_facts(0))
     except EvidenceError as exc:
         if result.kind != "invalid":  # conditions that are not known cannot be compared
             result = _invalid(trial, exc)
@@ -216,9 +221,9 @@ def _measure(trial: TrialDir) -> tuple[dict[Metric, tuple[float, ...]], Findings
     _map_metrics(trial, passes, samples)
     if "counts" in passes:
         counted = passes["counts"]
-        settings = need_facts(trial).settings
-        levels += [level_of(place, counted, settings) for place in counted.places]
-    logged = breakdowns(trial)
+        settings = read_needed_facts(trial).settings
+        levels += [find_level(place, counted, settings) for place in counted.places]
+    logged = read_breakdowns(trial)
     if "profile" in manifest.passes and not logged:
         raise EvidenceError("host/profile.json is missing", reason=Reason.MISSING_EVIDENCE)
     if "plain" in passes:
@@ -234,7 +239,7 @@ def _add(samples: dict[Metric, list[float]], metric: Metric, *values: float) -> 
 
 
 def _boot(trial: TrialDir, index: int) -> WatchedBoot:
-    boot = parse_marks(need(trial, f"guest-{index}/marks.txt"))
+    boot = parse_marks(read_needed(trial, f"guest-{index}/marks.txt"))
     if boot.boot_seconds is None or boot.ssh_seconds is None:
         raise EvidenceError(
             f"guest-{index} has no boot mark or no SSH mark", reason=Reason.NO_MARK
@@ -251,7 +256,7 @@ def _plain(trial: TrialDir, index: int, samples: dict[Metric, list[float]]) -> N
 
 
 def _timing(trial: TrialDir, index: int, samples: dict[Metric, list[float]]) -> Traced:
-    traced = traced_boot(trial, index)
+    traced = read_traced_boot(trial, index)
     maps, unmaps = traced.account.maps, traced.account.unmaps
     _add(samples, "bar_map_cost", *(o.seconds for o in maps))
     _add(samples, "bar_unmap_cost", *(o.seconds for o in unmaps if o.kind == "unmap"))
@@ -267,8 +272,8 @@ def _timing(trial: TrialDir, index: int, samples: dict[Metric, list[float]]) -> 
 def _bar_placed(trial: TrialDir, index: int) -> None:
     """Raise EvidenceError unless the guest's kernel found the BAR at an address. A boot in which
     the BAR has none is fast, but broken."""
-    bar, device = trial.manifest.bar, need_facts(trial).device
-    listed = need(trial, f"guest-{index}/pci.txt")
+    bar, device = trial.manifest.bar, read_needed_facts(trial).device
+    listed = read_needed(trial, f"guest-{index}/pci.txt")
     # Look at the device's own lines only: the bridge above it has a window of the same size.
     head = rf"(?m)^device \S+ {device.vendor} {device.device} *$"
     for block in re.split(head, listed)[1:]:
@@ -284,7 +289,7 @@ def _bar_placed(trial: TrialDir, index: int) -> None:
 def _guest_level(trial: TrialDir, guest: GuestRecord, boot: BootTrace) -> list[Level]:
     """Return the level at which the guest's QEMU can map the BAR, from the virtual address that
     QEMU chose for it."""
-    bar, facts = trial.manifest.bar, need_facts(trial)
+    bar, facts = trial.manifest.bar, read_needed_facts(trial)
     physical = next(
         (
             int(start, 16)
@@ -309,7 +314,7 @@ def _guest_level(trial: TrialDir, guest: GuestRecord, boot: BootTrace) -> list[L
             tables = _boot(trial, guest.index).page_table_bytes
             mapping = Mapping(region.address, physical, bar)
             label = f"guest-{guest.index}"
-            return [guest_level(label, mapping, tables, guest.memory, qemu, facts.settings)]
+            return [find_guest_level(label, mapping, tables, guest.memory, qemu, facts.settings)]
     return []
 
 
@@ -336,9 +341,9 @@ def _map_passes(trial: TrialDir, answers: MapRecord | None) -> dict[str, MapPass
             raise EvidenceError(f"map.json has no samples of the {which} pass",
                                 reason=Reason.MISSING_EVIDENCE)  # fmt: skip
     if "counts" in passes:
-        tracer_complete(trial, "counts", clock="mono")
-        check(passes["counts"])
-        hits = probe_hits(need(trial, "host/profile-counts.txt"))
+        check_tracer_complete(trial, "counts", clock="mono")
+        check_counts(passes["counts"])
+        hits = parse_probe_hits(read_needed(trial, "host/profile-counts.txt"))
         samples = [s for point in answers.passes["counts"].points for s in point.samples]
         last = samples[-1].snapshots or {}
         for event in EVENTS:
@@ -389,7 +394,7 @@ def _traced_maps(trial: TrialDir, passes: dict[str, MapPass]) -> tuple[Operation
     sample."""
     if "timing" not in passes:
         return ()
-    tracer_complete(trial, "map", clock=trace_clock(trial))
+    check_tracer_complete(trial, "map", clock=read_trace_clock(trial))
     if len(passes["timing"].places) != 1:
         raise EvidenceError(
             f"map.json: passes.timing.points has {len(passes['timing'].places)} points besides the"
@@ -397,7 +402,9 @@ def _traced_maps(trial: TrialDir, passes: dict[str, MapPass]) -> tuple[Operation
             reason=Reason.BAD_EVIDENCE,
         )
     [place] = passes["timing"].places
-    found = operations(list(parse_trace(need(trial, "host/trace-map.txt"))), place.mapping.size)
+    found = pair_operations(
+        list(parse_trace(read_needed(trial, "host/trace-map.txt"))), place.mapping.size
+    )
     wanted = 2 * len(place.samples)
     if len(found) < wanted or any(o.result for o in found):
         raise EvidenceError(
@@ -412,7 +419,7 @@ def _histogram_whole(trial: TrialDir, event: str, hits: dict[str, int], last: st
     """Raise EvidenceError if hits were dropped, if the histogram and the probe have different
     numbers of hits, or if something was counted after the last sample."""
     hex_keys = ("ret",) * (event == "fault")
-    table = parse_hist(need(trial, f"host/hist-{event}.txt"), hex_keys)
+    table = parse_hist(read_needed(trial, f"host/hist-{event}.txt"), hex_keys)
     if table.dropped:
         raise EvidenceError(
             f"hist-{event}.txt dropped {table.dropped} hits", reason=Reason.LOST_EVENTS

@@ -7,7 +7,7 @@ from typing import Any
 
 from orchestrator.base.errors import key_named
 from orchestrator.formats.units import format_size
-from orchestrator.report.words.wording import said_of
+from orchestrator.report.words.wording import describe_guest
 from orchestrator.scenario.factors import Cell, ScenarioFile, toml_text
 from orchestrator.scenario.kernel_forms import Kernel
 from orchestrator.scenario.model import Scenario
@@ -49,7 +49,7 @@ def _lines(scenario: Scenario, describe: Describe) -> Iterator[str]:
     if scenario.workload == "guest-boot" and scenario.guest is not None:
         with key_named("guest.kernel"):
             kernel = describe(scenario.guest.kernel)
-        yield f"  {'guest':<10} {kernel}{said_of(scenario.guest)}"
+        yield f"  {'guest':<10} {kernel}{describe_guest(scenario.guest)}"
     else:
         points = ", ".join(point.name for point in scenario.points())
         yield f"  {'points':<10} {points}"

@@ -47,7 +47,7 @@ from orchestrator.evidence.model import read_evidence
 from orchestrator.kernels import checked
 from orchestrator.kernels.debian.package import resolved
 from orchestrator.report.text.bisect_text import bisect_report
-from orchestrator.report.words.quantities import quantity
+from orchestrator.report.words.quantities import format_quantity
 from orchestrator.run.commits import Commits, Search
 from orchestrator.run.diskspace import no_space_explained
 from orchestrator.run.judge import judge, sampled
@@ -304,7 +304,7 @@ class _Loop:
     def _told_apart(self, ends: BisectEnds) -> None:
         metric = self.question.metric
         if why := ends.too_near(resolution_of(self.question.scenario, metric)):
-            numbers = (quantity(end.value, end.unit) for end in (ends.good, ends.bad))
+            numbers = (format_quantity(end.value, end.unit) for end in (ends.good, ends.bad))
             good, bad = (
                 f"{commit.short} has {number}"
                 for commit, number in zip(self._ends(), numbers, strict=True)
@@ -329,7 +329,7 @@ class _Loop:
 
 def _said(step: BisectStep) -> str:
     if isinstance(step.found, Measured):
-        return f"{step.outcome}, {quantity(step.found.value, step.found.unit)}"
+        return f"{step.outcome}, {format_quantity(step.found.value, step.found.unit)}"
     return f"{step.outcome}, {step.found.reason}: {step.found.message}"
 
 

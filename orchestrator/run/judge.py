@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 from orchestrator.analysis.boot import boot
 from orchestrator.analysis.boot.timeline import Timeline
-from orchestrator.analysis.conditions.conditions import conditions, recorded_of_all
-from orchestrator.analysis.conditions.variable import variable
+from orchestrator.analysis.conditions.conditions import compare_conditions, is_recorded_in_all
+from orchestrator.analysis.conditions.variable import find_variable
 from orchestrator.analysis.trial import Findings, TrialResult, read_result
 from orchestrator.analysis.verdict.across import SavedRun, compare_runs, plan_across
 from orchestrator.analysis.verdict.comparison import (
@@ -28,17 +28,17 @@ from orchestrator.analysis.verdict.comparison import (
     unit_of,
     values_by_pair,
 )
-from orchestrator.analysis.verdict.stopping import enough
+from orchestrator.analysis.verdict.stopping import is_enough
 from orchestrator.base.errors import EvidenceError, ScenarioError
 from orchestrator.base.extras import MissingExtraError, missing_extra_explained
 from orchestrator.base.reasons import Reason
 from orchestrator.evidence.layout import MANIFEST, RunDir, TrialDir, write_json
 from orchestrator.evidence.manifest import Ended
 from orchestrator.evidence.plan import Plan
-from orchestrator.report.exports.cases import Suite, code_of, suite
+from orchestrator.report.exports.cases import Suite, build_suite, combine_exit_codes
 from orchestrator.report.exports.junit import junit_xml
 from orchestrator.report.exports.kcidb import kcidb_objects
-from orchestrator.report.exports.ktap import ktap
+from orchestrator.report.exports.ktap import format_ktap
 from orchestrator.report.exports.results_csv import results_csv
 from orchestrator.report.text.brief import run_brief
 from orchestrator.report.text.run_text import text_report
@@ -147,15 +147,17 @@ def judge(run: RunDir, tester: str | None = None) -> Run:
         for arm, roles in (("baseline", ("baseline", CONTROL)), ("candidate", ("candidate",)))
     }
     configs = (saved.configs["baseline"], saved.configs["candidate"])
-    found = conditions(sides, configs, scenario.judgement.allow)
+    found = compare_conditions(sides, configs, scenario.judgement.allow)
     comparison = replace(
         compare_trials(
             scenario, plan.named_kernels(), saved.results, saved.planned, plan.accel, found
         ),
-        variable=variable(plan, found if recorded_of_all(sides) else None),
+        variable=find_variable(plan, found if is_recorded_in_all(sides) else None),
     )
     report = text_report(scenario, comparison, plan, tester)
-    return Run(run.path, scenario, comparison, plan, report, suite(scenario, comparison, plan))
+    return Run(
+        run.path, scenario, comparison, plan, report, build_suite(scenario, comparison, plan)
+    )
 
 
 def open_run(folder: Path) -> RunDir:
@@ -234,14 +236,14 @@ def judge_across(folders: Sequence[Path], arm: ArmName, allow: Sequence[str]) ->
     for other in others:
         scenario, comparison = compare_runs(first, other, arm, allow)
         plan = plan_across(first, other, arm)
-        one = suite(scenario, comparison, plan)
+        one = build_suite(scenario, comparison, plan)
         suites.append(replace(one, name=f"{other.name} against {first.name}, {arm}"))
         report = text_report(scenario, comparison, plan)
         reports.append(f"{other.name}\n  against {first.name}, {arm}:\n\n{report}")
         documents.append({
             "run": other.name, "exit_code": one.exit_code, **comparison_json(comparison)
         })  # fmt: skip
-    code = code_of(suites)
+    code = combine_exit_codes(suites)
     whole = {
         "schema": SCHEMA, "first": first.name, "arm": arm, "exit_code": code,
         "comparisons": documents,
@@ -266,7 +268,7 @@ def looks_of(scenario: Scenario) -> Callable[[RunDir, int], bool] | None:
             if trial.path.name in blocks - known.keys():
                 known[trial.path.name] = replace(_judge_trial(trial, plan), findings=Findings())
         seen = [result for name, result in known.items() if name in blocks]
-        return enough(scenario, seen, plan.accel)
+        return is_enough(scenario, seen, plan.accel)
 
     return seen_enough
 
@@ -277,7 +279,7 @@ def for_machines(
     """Return the files that other tools read, besides comparison.json: file name -> text."""
     return {
         "junit.xml": junit_xml([one]),
-        "results.ktap": ktap([one]),
+        "results.ktap": format_ktap([one]),
         "kcidb.json": json.dumps(kcidb_objects(scenario, comparison, plan), indent=1) + "\n",
         "results.csv": results_csv(scenario, comparison, plan),
     }
@@ -346,7 +348,7 @@ def traced_boots(folder: Path) -> list[Timeline]:
     ended = outcome if isinstance(outcome, Ended) else None
     flaw = f"{ended.reason}: {ended.message}" if ended else ""
     try:
-        found = boot.timelines_of(trial)
+        found = boot.read_timelines(trial)
     except EvidenceError as exc:
         if ended is None:
             raise

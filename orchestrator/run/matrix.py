@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator.analysis.verdict.comparison import SCHEMA, worst
+from orchestrator.analysis.verdict.comparison import SCHEMA, worst_verdict
 from orchestrator.base.errors import EvidenceError, ScenarioError
 from orchestrator.base.folderlock import LOCK
 from orchestrator.base.reasons import Reason
 from orchestrator.evidence.layout import RunDir, need_keys, read_json, write_json
-from orchestrator.report.exports.cases import Suite, code_of, not_run
+from orchestrator.report.exports.cases import Suite, combine_exit_codes, not_run
 from orchestrator.report.exports.junit import junit_xml
-from orchestrator.report.exports.ktap import ktap
+from orchestrator.report.exports.ktap import format_ktap
 from orchestrator.report.text.brief import matrix_brief
 from orchestrator.report.text.matrix_text import matrix_report
 from orchestrator.run.judge import Judged, Run, judge, save
@@ -119,7 +119,9 @@ class Matrix:
             suites += judged.suites if judged else [not_run(f"{self.scenario}-{name}", _NOT_RUN)]
         begun = [run for run in self.cells.values() if run is not None]
         comparisons = {name: run.comparison if run else None for name, run in self.cells.items()}
-        verdict = worst("invalid" if c is None else c.verdict for c in comparisons.values())
+        verdict = worst_verdict(
+            "invalid" if c is None else c.verdict for c in comparisons.values()
+        )
         emulated = any(run.plan.accel == "tcg" for run in begun)
         report = matrix_report(self.scenario, verdict, comparisons, emulated=emulated)
         whole = {
@@ -129,11 +131,12 @@ class Matrix:
             "cells": documents,
         }
         texts = {
-            "report.txt": report, "junit.xml": junit_xml(suites), "results.ktap": ktap(suites)
+            "report.txt": report, "junit.xml": junit_xml(suites),
+            "results.ktap": format_ktap(suites),
         }  # fmt: skip
         save(self.path, whole, texts)
         brief = matrix_brief(self.scenario, verdict, comparisons, self.path)
-        return Judged(report, code_of(suites), whole, tuple(suites), brief)
+        return Judged(report, combine_exit_codes(suites), whole, tuple(suites), brief)
 
 
 def judge_cells(matrix: MatrixDir, tester: str | None = None) -> Matrix:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from ci.bench.load import busy
-from orchestrator.analysis.maps.theory import lookups, pages
+from orchestrator.analysis.maps.theory import count_pages, predict_lookups
 from tests.lab.conftest import SCENARIOS, leftovers
 
 BAROMETER = str(Path(sys.executable).with_name("barometer"))
@@ -43,11 +43,11 @@ def test_two_kernels_differ_by_what_they_do(tmp_path: Path, means: None) -> None
     assert quiet["verdict"] == "improved"
     metrics = {arm: quiet["arms"][arm]["metrics"] for arm in quiet["arms"]}
     assert metrics["baseline"]["bar_map_cost"]["unit"] == "Ginsn"
-    assert metrics["baseline"]["pfn_lookups_per_map"]["samples"] == [pages(BAR)]
-    assert metrics["candidate"]["pfn_lookups_per_map"]["samples"] == [lookups(BAR)["1GiB"]]
+    assert metrics["baseline"]["pfn_lookups_per_map"]["samples"] == [count_pages(BAR)]
+    assert metrics["candidate"]["pfn_lookups_per_map"]["samples"] == [predict_lookups(BAR)["1GiB"]]
     assert metrics["candidate"]["pfn_lookups_per_map@2GiB/1GiB/cold"]["samples"] == [2]
     for arm in metrics.values():
-        assert arm["iova_lookups_per_unmap"]["samples"] == [pages(BAR)]
+        assert arm["iova_lookups_per_unmap"]["samples"] == [count_pages(BAR)]
         assert arm["pfn_faults_per_map@full/1GiB/cold"]["samples"] == [4]
         assert arm["pfn_faults_per_map"]["samples"] == [0]
     scaling = {arm: quiet["arms"][arm]["scaling"]["map/1GiB/warm"] for arm in metrics}

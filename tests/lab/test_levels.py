@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.analysis.maps.level import Level
-from orchestrator.analysis.maps.theory import pages
+from orchestrator.analysis.maps.theory import count_pages
 from orchestrator.base.cache import Cache
 from orchestrator.base.progress import Progress
 from orchestrator.formats.units import GIB
@@ -110,7 +110,7 @@ def test_a_kernel_from_a_folder_without_the_series_is_measured_and_named(
     level = levels(outcome)["full/1GiB"]
     assert (level.leaf, level.stride, reasons(level)) == ("1GiB", "4KiB", ["no-series"])
     assert outcome.evidence.manifest.kernel.source == f"dir:{folder}"
-    assert outcome.result.value("pfn_lookups_per_map") == pages(GIB)
+    assert outcome.result.value("pfn_lookups_per_map") == count_pages(GIB)
 
 
 def test_the_hosts_policy_is_named_where_the_kernel_applies_it(

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.analysis.maps.theory import lookups, pages
+from orchestrator.analysis.maps.theory import count_pages, predict_lookups
 from tests.lab.conftest import SMALL, leftovers
 
 BAROMETER = str(Path(sys.executable).with_name("barometer"))
@@ -36,8 +36,8 @@ def test_an_a_b_of_two_debian_kernels_finds_the_series(tmp_path: Path, means: No
     for arm in (baseline, candidate):
         assert arm["trials"] == {"measured": 1, "failed": 0, "invalid": 0}
     # one page per lookup against one leaf per lookup: 256 MiB has no 1 GiB leaf
-    assert baseline["metrics"]["pfn_lookups_per_map"]["samples"] == [pages(BAR)]
-    assert candidate["metrics"]["pfn_lookups_per_map"]["samples"] == [lookups(BAR)["2MiB"]]
+    assert baseline["metrics"]["pfn_lookups_per_map"]["samples"] == [count_pages(BAR)]
+    assert candidate["metrics"]["pfn_lookups_per_map"]["samples"] == [predict_lookups(BAR)["2MiB"]]
     maps = [arm["metrics"]["bar_maps_per_boot"]["samples"] for arm in (baseline, candidate)]
     assert maps[0] == maps[1] != [0]
     assert comparison["metrics"]["bar_map_cost"]["ratio"] < 1 / 10

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.analysis.verdict.comparison import exit_code
+from orchestrator.analysis.verdict.comparison import choose_exit_code
 from orchestrator.evidence.layout import MANIFEST, RunDir
 from orchestrator.run.judge import judge
 from tests.unit.fabricated import map_trial
@@ -64,30 +64,30 @@ def test_run_whose_guards_hold_is_improved(name: str, request: pytest.FixtureReq
     judged = judge(request.getfixturevalue(name))
     scenario, comparison = judged.scenario, judged.comparison
     assert [r.message for r in comparison.results if r.kind != "measured"] == []
-    assert (comparison.verdict, exit_code(scenario, comparison)) == ("improved", 0)
+    assert (comparison.verdict, choose_exit_code(scenario, comparison)) == ("improved", 0)
 
 
 @pytest.mark.parametrize(
     ("run", "guard"),
     [
         ("boots", "orchestrator.evidence.layout.sha256_file"),
-        ("boots", "orchestrator.analysis.trial.conditions_of"),
+        ("boots", "orchestrator.analysis.trial.collect_conditions"),
         ("boots", "orchestrator.analysis.trial._check_recorded"),
         ("boots", "orchestrator.analysis.trial._bar_placed"),
-        ("boots", "orchestrator.analysis.trial.tracer_complete"),
-        ("boots", "orchestrator.analysis.boot.boot.tracer_complete"),
-        ("boots", "orchestrator.analysis.boot.boot.account_of"),
+        ("boots", "orchestrator.analysis.trial.check_tracer_complete"),
+        ("boots", "orchestrator.analysis.boot.boot.check_tracer_complete"),
+        ("boots", "orchestrator.analysis.boot.boot.build_account"),
         ("boots", "orchestrator.analysis.boot.boot.check_clock"),
-        ("boots", "orchestrator.analysis.trial.check"),
+        ("boots", "orchestrator.analysis.trial.check_counts"),
         ("boots", "orchestrator.analysis.trial.check_alike"),
         ("boots", "orchestrator.analysis.trial._histogram_whole"),
-        ("boots", "orchestrator.analysis.trial.level_of"),
-        ("boots", "orchestrator.analysis.trial.guest_level"),
+        ("boots", "orchestrator.analysis.trial.find_level"),
+        ("boots", "orchestrator.analysis.trial.find_guest_level"),
         ("boots", "orchestrator.analysis.verdict.comparison.guest_accels"),
         ("boots", "orchestrator.analysis.verdict.comparison.failing_arm"),
         ("boots", "orchestrator.analysis.verdict.comparison.arm_the_bench_fails"),
-        ("boots", "orchestrator.run.judge.conditions"),
-        ("boots", "orchestrator.run.judge.variable"),
+        ("boots", "orchestrator.run.judge.compare_conditions"),
+        ("boots", "orchestrator.run.judge.find_variable"),
         ("maps", "orchestrator.analysis.trial.check_sums"),
     ],
 )
@@ -166,7 +166,7 @@ def test_guard_that_lacks_what_it_needs_makes_the_run_invalid(
     change(folder.trials_path / MEASURED)
     judged = judge(folder)
     scenario, comparison, report = judged.scenario, judged.comparison, judged.report
-    assert (comparison.verdict, exit_code(scenario, comparison)) == ("invalid", 4)
+    assert (comparison.verdict, choose_exit_code(scenario, comparison)) == ("invalid", 4)
     [bad] = [result for result in comparison.results if result.kind != "measured"]
     assert (bad.name, bad.kind, bad.reason) == (MEASURED, "invalid", reason)
     assert bad.message

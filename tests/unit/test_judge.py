@@ -14,7 +14,7 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from orchestrator.analysis.trial import TrialResult
-from orchestrator.analysis.verdict.comparison import boots_of, exit_code
+from orchestrator.analysis.verdict.comparison import boots_of, choose_exit_code
 from orchestrator.base.errors import EvidenceError
 from orchestrator.evidence.layout import RunDir, TrialDir
 from orchestrator.report.exports.perfetto import perfetto_trace
@@ -159,7 +159,7 @@ def test_folder_that_may_not_be_written_to_is_a_warning(
 
     monkeypatch.setattr(Path, refused, refusing)
     scenario, comparison, report = judge(run)
-    assert exit_code(scenario, comparison) == 0
+    assert choose_exit_code(scenario, comparison) == 0
     assert (run.path / "report.txt").read_text() == report
     [warning] = caplog.records
     assert warning.levelname == "WARNING"
@@ -245,7 +245,7 @@ def test_look_is_at_the_blocks_so_far_whatever_an_interrupted_run_left(
         return False
 
     monkeypatch.setattr(judging, "read_result", result)
-    monkeypatch.setattr(judging, "enough", enough)
+    monkeypatch.setattr(judging, "is_enough", enough)
     look = looks_of(chosen)
     assert look is not None
     assert not look(run, 2)

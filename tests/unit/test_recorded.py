@@ -14,8 +14,13 @@ import pytest
 from orchestrator.analysis.boot.causes import UNKNOWN
 from orchestrator.analysis.boot.cost import build_cost_table
 from orchestrator.analysis.boot.timeline import RAM
-from orchestrator.analysis.maps.theory import lookups, pages
-from orchestrator.analysis.verdict.comparison import Comparison, boots_of, exit_code, laws
+from orchestrator.analysis.maps.theory import count_pages, predict_lookups
+from orchestrator.analysis.verdict.comparison import (
+    Comparison,
+    boots_of,
+    choose_exit_code,
+    find_laws,
+)
 from orchestrator.evidence.layout import RunDir
 from orchestrator.formats.abi import LEAVES
 from orchestrator.formats.units import format_size
@@ -75,7 +80,7 @@ def test_recorded_evidence_is_judged_to_the_same_numbers(recorded: Path, judged:
     )
     assert report == (recorded / "report.txt").read_text()
     assert not [r.message for r in comparison.results if r.kind != "measured"]
-    assert exit_code(scenario, comparison) == 0
+    assert choose_exit_code(scenario, comparison) == 0
 
 
 @pytest.mark.parametrize(
@@ -87,7 +92,7 @@ def test_one_code_built_twice_is_equivalent_and_a_few_percent_are_found(
     recorded = RECORDED / "verdicts" / name
     _, scenario, comparison, report = judged(recorded)
     assert report == (recorded / "report.txt").read_text()
-    assert (comparison.verdict, exit_code(scenario, comparison)) == (unmap, 0)
+    assert (comparison.verdict, choose_exit_code(scenario, comparison)) == (unmap, 0)
     found = comparison.metric("bar_unmap_cost")
     assert found is not None
     assert found.ratio == pytest.approx(1.034 if unmap == "regressed" else 1, rel=5e-4)
@@ -111,8 +116,8 @@ def test_recorded_lookups_are_pages_unpatched_and_leaves_patched(
     bar = scenario.device.bar
     metric = comparison.metric("pfn_lookups_per_map")
     assert metric is not None
-    assert set(metric.baseline) == {pages(bar)}
-    assert set(metric.candidate) == {lookups(bar)["1GiB"]}
+    assert set(metric.baseline) == {count_pages(bar)}
+    assert set(metric.candidate) == {predict_lookups(bar)["1GiB"]}
     maps = comparison.metric("bar_map_cost")
     assert maps is not None
     assert maps.ratio is not None
@@ -177,7 +182,7 @@ def test_recorded_points_have_the_lookups_of_their_alignment(
     for point in scenario.points() if "counts" in scenario.trace.passes else ():
         metric = comparison.metric(point.metric("pfn_lookups_per_map"))
         assert metric is not None
-        assert set(metric.baseline) == {pages(point.size)}
+        assert set(metric.baseline) == {count_pages(point.size)}
         assert set(metric.candidate) == {point.size // LEAVES[point.alignment]}
         faults = comparison.metric(point.metric("pfn_faults_per_map"))
         assert faults is not None
@@ -207,7 +212,7 @@ def test_recorded_costs_grow_with_what_is_visited(recorded: Path, judged: Judgin
     if scenario.workload != "map" or len(scenario.map.sizes) < 3:
         return
     for arm in ("baseline", "candidate"):
-        found = laws(comparison, arm)
+        found = find_laws(comparison, arm)
         assert found
         for name, law in found.items():
             what, alignment, _ = name.split("/")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from orchestrator.analysis.boot.boottrace import BootTrace
 from orchestrator.analysis.boot.timeline import Note
-from orchestrator.analysis.maps.theory import pages
+from orchestrator.analysis.maps.theory import count_pages
 from orchestrator.analysis.tracefs.trace import Operation
 from orchestrator.base.errors import EvidenceError
 from orchestrator.base.process import tail
@@ -24,7 +24,7 @@ class Account:
     notes: tuple[Note, ...] = ()
 
 
-def account_of(
+def build_account(
     boot: BootTrace, bar: int, *, mmap: bool, viommu: bool, qemu_log: str, iommufd: bool = False
 ) -> Account:
     """Return the maps and unmaps of the BARs of `bar` bytes. `mmap`: QEMU was configured to map
@@ -60,10 +60,10 @@ def account_of(
             f" (VFIO_IOMMU_MAP_DMA returned {refused[0].result})",
             reason=Reason.MAP_REFUSED,
         )
-    short = [o.pages for o in maps if o.pages not in (None, pages(bar))]
+    short = [o.pages for o in maps if o.pages not in (None, count_pages(bar))]
     if short:
         raise EvidenceError(
-            f"vfio_pin_pages_remote returned {short[0]} pages for a BAR of {pages(bar)}",
+            f"vfio_pin_pages_remote returned {short[0]} pages for a BAR of {count_pages(bar)}",
             reason=Reason.PARTIAL_MAP,
         )
     by_qemu = sum(region.size == bar and region.start in at for region in boot.regions)

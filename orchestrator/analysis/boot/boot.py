@@ -14,13 +14,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
-from orchestrator.analysis.boot.account import Account, account_of
+from orchestrator.analysis.boot.account import Account, build_account
 from orchestrator.analysis.boot.boottrace import BootTrace, read_boot
 from orchestrator.analysis.boot.causes import Causes
-from orchestrator.analysis.boot.phases import BootEvents, phases_of
-from orchestrator.analysis.boot.qemu import BarPlace, config_write
+from orchestrator.analysis.boot.phases import BootEvents, find_phases
+from orchestrator.analysis.boot.qemu import BarPlace, parse_config_write
 from orchestrator.analysis.boot.timeline import IOVA, RAM, DmaStep, Note, Phase, Timeline, Zap
-from orchestrator.analysis.tracefs.completeness import need, trace_clock, tracer_complete
+from orchestrator.analysis.tracefs.completeness import (
+    check_tracer_complete,
+    read_needed,
+    read_trace_clock,
+)
 from orchestrator.analysis.tracefs.trace import Operation
 from orchestrator.base.errors import EvidenceError
 from orchestrator.base.reasons import Reason
@@ -50,22 +54,22 @@ class Traced:
     account: Account
 
 
-def traced_boot(trial: TrialDir, index: int) -> Traced:
+def read_traced_boot(trial: TrialDir, index: int) -> Traced:
     """Return the traced boot of guest `index`. Raises EvidenceError if the tracer lost or missed
     something, or if the accounts of the maps disagree."""
     manifest, label = trial.manifest, f"guest-{index}"
-    tracer_complete(trial, label, clock=trace_clock(trial))
-    boot = boot_of(trial, index)
-    account = account_of(
+    check_tracer_complete(trial, label, clock=read_trace_clock(trial))
+    boot = read_boot_trace(trial, index)
+    account = build_account(
         boot, manifest.bar, mmap=manifest.device_mmap is not False,
         viommu=manifest.guest_viommu not in (None, "none"),
         iommufd=manifest.guest_backend == "iommufd",
-        qemu_log=need(trial, f"{label}/qemu.log"),
+        qemu_log=read_needed(trial, f"{label}/qemu.log"),
     )  # fmt: skip
-    return Traced(timeline_of(trial, index, boot, account.notes), boot, account)
+    return Traced(build_timeline(trial, index, boot, account.notes), boot, account)
 
 
-def timelines_of(trial: TrialDir) -> list[Timeline]:
+def read_timelines(trial: TrialDir) -> list[Timeline]:
     """Return the timelines of a trial's traced guest boots. The timeline of a boot that makes the
     trial invalid has the reason in `invalid`. Raises EvidenceError if there is no traced boot, or
     if a trace cannot be read, has no boot mark or has clocks that drift apart."""
@@ -82,7 +86,7 @@ def timelines_of(trial: TrialDir) -> list[Timeline]:
 
 def _shown(trial: TrialDir, index: int) -> Timeline:
     try:
-        return traced_boot(trial, index).timeline
+        return read_traced_boot(trial, index).timeline
     except EvidenceError as exc:
         if exc.reason in (
             Reason.NO_MARK,
@@ -92,15 +96,15 @@ def _shown(trial: TrialDir, index: int) -> Timeline:
             Reason.UNPAIRED_TRACE,
         ):
             raise
-        timeline = timeline_of(trial, index, boot_of(trial, index))
+        timeline = build_timeline(trial, index, read_boot_trace(trial, index))
         return replace(timeline, invalid=f"{exc.reason}: {exc.message}")
 
 
-def boot_of(trial: TrialDir, index: int) -> BootTrace:
-    return read_boot(need(trial, f"host/trace-guest-{index}.txt"))
+def read_boot_trace(trial: TrialDir, index: int) -> BootTrace:
+    return read_boot(read_needed(trial, f"host/trace-guest-{index}.txt"))
 
 
-def timeline_of(
+def build_timeline(
     trial: TrialDir, index: int, boot: BootTrace, notes: Sequence[Note] = ()
 ) -> Timeline:
     """Return the timeline of one boot. Raises EvidenceError if it has no beginning or no boot
@@ -115,7 +119,7 @@ def timeline_of(
     check_clock(boot)
     console, bound, source = _console(boot, mark_line)
     mark = console[mark_line][0]
-    writes = [w for e in boot.qemu if (w := config_write(e)) is not None]
+    writes = [w for e in boot.qemu if (w := parse_config_write(e)) is not None]
     acts = [(o.start, o.end, o.pid) for o in boot.operations]
     acts += [(at, at + seconds, thread) for at, seconds, thread in boot.zaps]
     causes = Causes(boot.qemu, writes, acts)
@@ -135,7 +139,7 @@ def timeline_of(
         # accurate to 10 ms, the resolution of /proc/uptime.
         systemd=None if began is None or uptime is None else mark - float(uptime[1]) + began,
     )  # fmt: skip
-    phases = phases_of(times)
+    phases = find_phases(times)
     where = _Phases(phases)
     accel, bar = trial.manifest.accel, trial.manifest.bar
     return Timeline(

@@ -11,9 +11,9 @@ from orchestrator.analysis.boot.qemu import (
     BarPlace,
     QemuEvent,
     Region,
-    bar_place,
+    parse_bar_place,
     parse_event,
-    region_added,
+    parse_region_added,
 )
 from orchestrator.analysis.tracefs.trace import Event, Operation, Pairing, parse_trace
 from orchestrator.base.errors import EvidenceError
@@ -63,13 +63,13 @@ class BootTrace:
         """(when, place) of each BAR of a device that is passed through to the guest."""
         return [
             (event.time, place) for event in self.qemu
-            if (place := bar_place(event)) is not None and place.device == "vfio-pci"
+            if (place := parse_bar_place(event)) is not None and place.device == "vfio-pci"
         ]  # fmt: skip
 
     @property
     def regions(self) -> list[Region]:
         """Regions that QEMU had VFIO map."""
-        return [region for e in self.qemu if (region := region_added(e)) is not None]
+        return [region for e in self.qemu if (region := parse_region_added(e)) is not None]
 
 
 def read_boot(text: str, threads: Collection[int] | None = None) -> BootTrace:

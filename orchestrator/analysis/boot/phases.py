@@ -70,7 +70,7 @@ class BootEvents:
     """Start of the guest's systemd."""
 
 
-def phases_of(boot: BootEvents) -> list[Phase]:
+def find_phases(boot: BootEvents) -> list[Phase]:
     """Return the phases in order, without gaps, from QEMU's exec to its end."""
     run = next((e.time for e in boot.qemu if e.name == "vm_state_notify"), None)
     starts = [(boot.exec, "QEMU start"), *_machine(boot, run)]

@@ -83,7 +83,7 @@ def parse_event(text: str, time: float = 0.0) -> QemuEvent | None:
     return QemuEvent(name, rest, int(thread), float(wall), time)
 
 
-def config_write(event: QemuEvent) -> ConfigWrite | None:
+def parse_config_write(event: QemuEvent) -> ConfigWrite | None:
     match = _WRITE.match(event.text) if event.name == "pci_cfg_write" else None
     if match is None:
         return None
@@ -93,12 +93,12 @@ def config_write(event: QemuEvent) -> ConfigWrite | None:
     )  # fmt: skip
 
 
-def region_added(event: QemuEvent) -> Region | None:
+def parse_region_added(event: QemuEvent) -> Region | None:
     """Return the memory that QEMU has VFIO map, the guest's or a BAR's; None for another event."""
     return _region(event) if event.name == "vfio_listener_region_add_ram" else None
 
 
-def region_deleted(event: QemuEvent) -> Region | None:
+def parse_region_deleted(event: QemuEvent) -> Region | None:
     return _region(event) if event.name == "vfio_listener_region_del" else None
 
 
@@ -110,7 +110,7 @@ def _region(event: QemuEvent) -> Region | None:
     return Region(start, last - start + 1, int(match[3], 16) if match[3] else None)
 
 
-def bar_place(event: QemuEvent) -> BarPlace | None:
+def parse_bar_place(event: QemuEvent) -> BarPlace | None:
     match = _MAPPING.match(event.text) if event.name == "pci_update_mappings_add" else None
     if match is None:
         return None

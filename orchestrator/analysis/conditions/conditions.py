@@ -24,11 +24,11 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from orchestrator.analysis.conditions.consequences import (
-    follows_from_file,
-    follows_from_parameter,
-    follows_from_words,
+    infer_from_file,
+    infer_from_parameter,
+    infer_from_words,
 )
-from orchestrator.analysis.conditions.kconfig import ConfigChange, config_diff
+from orchestrator.analysis.conditions.kconfig import ConfigChange, diff_configs
 from orchestrator.evidence.facts import GuestFacts, HostFacts, MachineFacts
 from orchestrator.evidence.manifest import Manifest, ProvenSettings
 from orchestrator.formats.abi import MACHINE_TAINTS, TAINTS, chosen
@@ -61,7 +61,7 @@ the same kernel."""
 # of one trial --------------------------------------------------------------------------------
 
 
-def conditions_of(
+def collect_conditions(
     manifest: Manifest, host: HostFacts | None, guest: GuestFacts | None
 ) -> dict[str, str]:
     """Return the conditions of one trial. A trial that ended early may have no facts of its host
@@ -301,7 +301,7 @@ class Conditions:
         return tuple(d for d in self.differences if not d.planned and not d.allowed)
 
 
-def conditions(
+def compare_conditions(
     sides: Sides, configs: tuple[str | None, str | None] = (None, None), allow: Sequence[str] = ()
 ) -> Conditions:
     """Compare the conditions of all sides. `configs`: configuration of the first side's kernel and
@@ -315,19 +315,19 @@ def conditions(
     old, new = configs
     return Conditions(
         _packages_counted(common),
-        differences(sides, allow),
+        find_differences(sides, allow),
         tuple(dict.fromkeys(missing)),
-        None if old is None or new is None else config_diff(old, new),
+        None if old is None or new is None else diff_configs(old, new),
     )
 
 
-def recorded_of_all(sides: Sides) -> bool:
+def is_recorded_in_all(sides: Sides) -> bool:
     """True if each side has a trial that recorded its conditions. If not, they are not
     compared."""
     return all(any(trials) for trials in sides.values())
 
 
-def differences(sides: Sides, allow: Sequence[str] = ()) -> tuple[Difference, ...]:
+def find_differences(sides: Sides, allow: Sequence[str] = ()) -> tuple[Difference, ...]:
     """Return every condition with more than one value, on two sides or among the trials of one:
     the arms of a run, a run that was taken up again elsewhere, or two runs. `allow`: as for
     `conditions`."""
@@ -357,11 +357,11 @@ def _follow_from_arms(recorded: Mapping[str, Mapping[str, tuple[str, ...]]]) -> 
         if name == ARM_CMDLINE:
             words = [Counter(value.split()) for of_side in values.values() for value in of_side]
             apart = {word for one in words for other in words for word in one - other}
-            names += follows_from_words(apart)
+            names += infer_from_words(apart)
         elif name.startswith(ARM_PARAMETERS):
-            names += follows_from_parameter(name.removeprefix(ARM_PARAMETERS))
+            names += infer_from_parameter(name.removeprefix(ARM_PARAMETERS))
         else:
-            names += follows_from_file(name.removeprefix(ARM_SYSFS))
+            names += infer_from_file(name.removeprefix(ARM_SYSFS))
     return names
 
 

@@ -50,26 +50,26 @@ _FILES: tuple[tuple[str, tuple[str, ...]], ...] = (
 _PARAMETER_FILE = re.compile(r"/sys/module/([^/]+)/parameters/([^/]+)")
 
 
-def follows_from_words(words: Iterable[str]) -> Iterator[str]:
+def infer_from_words(words: Iterable[str]) -> Iterator[str]:
     """Yield the conditions that may differ if these words of the command line do."""
     for word in words:
         name = word.partition("=")[0].replace("-", "_")
         yield from _of(name, _WORDS)
         if "." in name and "*" not in name:  # a `*` would make it a room of conditions
-            yield from follows_from_parameter(name)
+            yield from infer_from_parameter(name)
 
 
-def follows_from_parameter(name: str) -> Iterator[str]:
+def infer_from_parameter(name: str) -> Iterator[str]:
     """Yield the conditions that may differ if a module's parameter does; its own value is one."""
     yield "host.parameters." + name.replace("-", "_")
     yield from _of(name.replace("-", "_"), _WORDS)
 
 
-def follows_from_file(path: str) -> Iterator[str]:
+def infer_from_file(path: str) -> Iterator[str]:
     """Yield the conditions that may differ if a file under /sys or /proc/sys does."""
     yield from _of(path, _FILES)
     if match := _PARAMETER_FILE.fullmatch(path):
-        yield from follows_from_parameter(f"{match[1]}.{match[2]}")
+        yield from infer_from_parameter(f"{match[1]}.{match[2]}")
 
 
 def _of(name: str, table: Iterable[tuple[str, tuple[str, ...]]]) -> Iterator[str]:

@@ -30,7 +30,7 @@ class ConfigChange(NamedTuple):
         return _TOOLCHAIN.fullmatch(self.symbol) is not None
 
 
-def config_diff(old: str, new: str) -> tuple[ConfigChange, ...]:
+def diff_configs(old: str, new: str) -> tuple[ConfigChange, ...]:
     """Return the changes, sorted by symbol. A symbol that is not set and one that a kernel does
     not know are both `n`."""
     before, after = _symbols(old), _symbols(new)
@@ -55,7 +55,7 @@ _COSTLY = re.compile(
 _ABILITY = re.compile(r"CONFIG_(ARCH|HAVE|GENERIC|HYPERV)_(?!.*_PFNMAP)")
 
 
-def costly(changes: Iterable[ConfigChange]) -> tuple[ConfigChange, ...]:
+def select_costly(changes: Iterable[ConfigChange]) -> tuple[ConfigChange, ...]:
     """Return the changes that can be expected to change the cost of a map, an unmap or a boot:
     those of VFIO, IOMMU, huge pages, KVM, preemption, debugging and mitigations. This is a guess:
     other changes may matter, too."""

@@ -53,7 +53,7 @@ class Variable:
     """Conditions that differ and may, without being the variable."""
 
 
-def variable(plan: Plan, found: Conditions | None) -> Variable:
+def find_variable(plan: Plan, found: Conditions | None) -> Variable:
     """Return the variable of a comparison. `found`: the conditions of both arms' trials; None if
     an arm has none."""
     kernels = plan.kernels

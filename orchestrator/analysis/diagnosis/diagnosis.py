@@ -20,11 +20,11 @@ from orchestrator.analysis.maps.level import (
     NO_HUGE_PFNMAP,
     Level,
     LevelReason,
-    guest_level,
+    find_guest_level,
     policy_reason,
 )
-from orchestrator.analysis.maps.theory import Mapping, pages
-from orchestrator.analysis.tracefs.completeness import complete
+from orchestrator.analysis.maps.theory import Mapping, count_pages
+from orchestrator.analysis.tracefs.completeness import check_complete
 from orchestrator.analysis.tracefs.trace import Operation
 from orchestrator.base.errors import EvidenceError
 from orchestrator.base.reasons import Reason
@@ -73,7 +73,7 @@ def analyse_profile(facts: ProfileFacts, files: MappingType[str, str]) -> Profil
     Raises EvidenceError for a trace that is not complete, lacks the beginning of the boot or has
     no maps.
     """
-    complete(
+    check_complete(
         "the profile", stats=files["stats.txt"], profile=_select_whole(files["profile.txt"]),
         found_clock=files["clock.txt"], clock="mono",
     )  # fmt: skip
@@ -278,7 +278,7 @@ def _find_level(
     """Return the leaves that map the BAR, and why they are not 1 GiB. A map that takes as long as
     a lookup for each page shows that the kernel makes one for each page."""
     thp = facts.settings.transparent_hugepage or ""
-    level = guest_level(
+    level = find_guest_level(
         bar.name, mapping, facts.process.page_table_bytes if facts.process else None,
         facts.memory, facts.qemu, {"transparent_hugepage": thp},
     )  # fmt: skip
@@ -312,4 +312,4 @@ def _find_page_seconds(
         if p.bar == bar.name and p.operation.kind == "map" and p.operation.result == 0
         and p.operation.size == mapping.size
     ]  # fmt: skip
-    return min(pins) / pages(mapping.size) if pins else None
+    return min(pins) / count_pages(mapping.size) if pins else None

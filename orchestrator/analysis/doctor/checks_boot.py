@@ -16,7 +16,7 @@ _PYTHON = (3, 9)
 _STOP_ON_REBOOT = "/sys/module/watchdog/parameters/stop_on_reboot"
 
 
-def root(machine: ExaminedMachine, _needs: Needs) -> Iterator[Finding]:
+def check_root(machine: ExaminedMachine, _needs: Needs) -> Iterator[Finding]:
     if machine.is_root:
         yield Finding("root", "ok", "root", ("id -u: 0",))
     else:
@@ -28,7 +28,7 @@ def root(machine: ExaminedMachine, _needs: Needs) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def python(machine: ExaminedMachine, _needs: Needs) -> Iterator[Finding]:
+def check_python(machine: ExaminedMachine, _needs: Needs) -> Iterator[Finding]:
     version = machine.facts.python
     if parse_version(version) >= _PYTHON:
         yield Finding("python", "ok", f"Python {version}", (f"python3 --version: {version}",))
@@ -37,7 +37,7 @@ def python(machine: ExaminedMachine, _needs: Needs) -> Iterator[Finding]:
                       (f"python3 --version: {version}",), "Python 3.9 or later")  # fmt: skip
 
 
-def lockdown(machine: ExaminedMachine, _needs: Needs) -> Iterator[Finding]:
+def check_lockdown(machine: ExaminedMachine, _needs: Needs) -> Iterator[Finding]:
     """Yield a finding on lockdown, under which no device can be handed over: pci_write_config()
     checks LOCKDOWN_PCI_ACCESS, which the level integrity already refuses. Distributions' kernels
     lock themselves down if Secure Boot is on, so a kernel under test would lock itself down, even
@@ -72,7 +72,7 @@ def lockdown(machine: ExaminedMachine, _needs: Needs) -> Iterator[Finding]:
     )  # fmt: skip
 
 
-def ways(machine: ExaminedMachine, needs: Needs) -> Iterator[Finding]:
+def check_boot_ways(machine: ExaminedMachine, needs: Needs) -> Iterator[Finding]:
     """Yield a finding on how a kernel under test can be booted once, as the machine's keeper
     detected it."""
     if (means := machine.means) is None:
@@ -111,7 +111,7 @@ def _another_way(means: BootMeans) -> str:
     return "mend what one of them lacks; kexec is the fastest"
 
 
-def others(machine: ExaminedMachine, _needs: Needs) -> Iterator[Finding]:
+def check_others(machine: ExaminedMachine, _needs: Needs) -> Iterator[Finding]:
     if machine.facts.leases is NOT_EXAMINED and machine.present(_STATE):
         yield Finding(
             "experiment", "warning", "whether another experiment is at work here is not known",
@@ -146,7 +146,7 @@ def others(machine: ExaminedMachine, _needs: Needs) -> Iterator[Finding]:
                       (f"{_STATE}: no such file",))  # fmt: skip
 
 
-def watchdog(machine: ExaminedMachine, needs: Needs) -> Iterator[Finding]:
+def check_watchdog(machine: ExaminedMachine, needs: Needs) -> Iterator[Finding]:
     """Yield a finding on watchdogs that can restart the machine if a kernel under test hangs. One
     watchdog must be free, it must be possible to stop it, and the kernel must leave it running
     over a kexec. A boot through a boot loader resets the machine, which ends the watchdog's

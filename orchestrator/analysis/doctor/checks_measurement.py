@@ -16,7 +16,7 @@ _TRACING = "/sys/kernel/tracing"
 _SERIES = '"vfio: Improve DMA mapping performance for huge pfnmaps" (v6.15)'
 
 
-def series(machine: ExaminedMachine, _needs: Needs) -> Iterator[Finding]:
+def check_series(machine: ExaminedMachine, _needs: Needs) -> Iterator[Finding]:
     """Yield a finding: does the kernel have the patch series? The lookups of a map decide if one
     was made, else the kernel's types (BTF), never its version."""
     release, probe, lookups = machine.facts.release, machine.facts.probe, machine.lookups
@@ -58,7 +58,7 @@ def _quote_types(machine: ExaminedMachine) -> tuple[str, ...]:
     return tuple(f"{path}: {text}" for path, text in zip(types.source, texts, strict=False))
 
 
-def huge_pages(machine: ExaminedMachine, _needs: Needs) -> Iterator[Finding]:
+def check_huge_pages(machine: ExaminedMachine, _needs: Needs) -> Iterator[Finding]:
     policy = machine.chosen(_THP)
     evidence = (machine.quote(_THP),)
     if policy is None:
@@ -80,7 +80,7 @@ def huge_pages(machine: ExaminedMachine, _needs: Needs) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def gigantic_pages(machine: ExaminedMachine, needs: Needs) -> Iterator[Finding]:
+def check_gigantic_pages(machine: ExaminedMachine, needs: Needs) -> Iterator[Finding]:
     has = "pdpe1gb" in machine.flags
     evidence = ["/proc/cpuinfo: flags " + ("with" if has else "without") + " pdpe1gb"]
     if not has:
@@ -109,7 +109,7 @@ def gigantic_pages(machine: ExaminedMachine, needs: Needs) -> Iterator[Finding]:
         yield Finding("1gib-pages", "ok", "the processor has pages of 1 GiB", tuple(evidence))
 
 
-def tracing(machine: ExaminedMachine, needs: Needs) -> Iterator[Finding]:
+def check_tracing(machine: ExaminedMachine, needs: Needs) -> Iterator[Finding]:
     """Yield a finding on probes in the machine's own kernel. A run traces the kernels under test,
     and checks their probes itself."""
     status: Status = "warning" if needs.traced else "note"
@@ -136,7 +136,7 @@ def tracing(machine: ExaminedMachine, needs: Needs) -> Iterator[Finding]:
                       "a kernel with CONFIG_KPROBE_EVENTS")  # fmt: skip
 
 
-def symbols(machine: ExaminedMachine, needs: Needs) -> Iterator[Finding]:
+def check_symbols(machine: ExaminedMachine, needs: Needs) -> Iterator[Finding]:
     """Yield a finding on the functions that are traced. A function that the compiler renamed
     (.isra, .constprop) is missing."""
     places = machine.facts.symbols
@@ -158,7 +158,7 @@ def symbols(machine: ExaminedMachine, needs: Needs) -> Iterator[Finding]:
     )  # fmt: skip
 
 
-def clock(machine: ExaminedMachine, needs: Needs) -> Iterator[Finding]:
+def check_trace_clock(machine: ExaminedMachine, needs: Needs) -> Iterator[Finding]:
     current = machine.file(_CLOCK)
     if current is None or not _timed(machine, needs):
         return
@@ -174,7 +174,7 @@ def clock(machine: ExaminedMachine, needs: Needs) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def governor(machine: ExaminedMachine, needs: Needs) -> Iterator[Finding]:
+def check_governor(machine: ExaminedMachine, needs: Needs) -> Iterator[Finding]:
     if not _timed(machine, needs):
         return
     uses: tuple[Use, ...] = BOTH

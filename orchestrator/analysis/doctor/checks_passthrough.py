@@ -25,7 +25,7 @@ _FEW_ENTRIES = 1024
 memory and for each BAR."""
 
 
-def iommu(machine: ExaminedMachine, _needs: Needs) -> Iterator[Finding]:
+def check_iommu(machine: ExaminedMachine, _needs: Needs) -> Iterator[Finding]:
     intel = machine.intel
     table = f"/sys/firmware/acpi/tables/{'DMAR' if intel else 'IVRS'}"
     iommus = machine.facts.iommus
@@ -57,7 +57,7 @@ def iommu(machine: ExaminedMachine, _needs: Needs) -> Iterator[Finding]:
                   tuple(evidence), fix)  # fmt: skip
 
 
-def superpages(machine: ExaminedMachine, _needs: Needs) -> Iterator[Finding]:
+def check_superpages(machine: ExaminedMachine, _needs: Needs) -> Iterator[Finding]:
     """Yield a finding on the leaves of the IOMMU's own page tables. With 4 KiB alone a map writes
     an entry for each page."""
     if not (iommus := machine.facts.iommus):
@@ -95,7 +95,7 @@ def superpages(machine: ExaminedMachine, _needs: Needs) -> Iterator[Finding]:
                       "the counts of the workload map tell")  # fmt: skip
 
 
-def interrupt_remapping(machine: ExaminedMachine, _needs: Needs) -> Iterator[Finding]:
+def check_interrupt_remapping(machine: ExaminedMachine, _needs: Needs) -> Iterator[Finding]:
     """Yield a finding on interrupt remapping, without which type1 refuses every device
     (vfio_iommu_type1_attach_group(): EPERM)."""
     chips = " ".join(machine.facts.interrupts) or "nothing"
@@ -123,7 +123,7 @@ def interrupt_remapping(machine: ExaminedMachine, _needs: Needs) -> Iterator[Fin
                   fix)  # fmt: skip
 
 
-def groups(machine: ExaminedMachine, _needs: Needs) -> Iterator[Finding]:
+def check_groups(machine: ExaminedMachine, _needs: Needs) -> Iterator[Finding]:
     if not machine.facts.groups:
         return
     number, members = max(machine.facts.groups.items(), key=lambda item: len(item[1]))
@@ -132,7 +132,7 @@ def groups(machine: ExaminedMachine, _needs: Needs) -> Iterator[Finding]:
     yield Finding("iommu-groups", "ok", count, evidence)
 
 
-def device(machine: ExaminedMachine, _needs: Needs) -> Iterator[Finding]:
+def check_device(machine: ExaminedMachine, _needs: Needs) -> Iterator[Finding]:
     """Yield a finding on the device that a scenario names."""
     if (choice := machine.facts.device) is None:
         return
@@ -144,7 +144,7 @@ def device(machine: ExaminedMachine, _needs: Needs) -> Iterator[Finding]:
                       choice.hint or "name another: device.address")  # fmt: skip
 
 
-def large_bars(machine: ExaminedMachine, needs: Needs) -> Iterator[Finding]:
+def check_large_bars(machine: ExaminedMachine, needs: Needs) -> Iterator[Finding]:
     if machine.facts.device is not None:
         return
     if machine.facts.bars is NOT_EXAMINED:
@@ -201,7 +201,7 @@ def _path(bar: BarFacts) -> str:
     return f"/sys/bus/pci/devices/{bar.address}/resource"
 
 
-def address_bits(machine: ExaminedMachine, needs: Needs) -> Iterator[Finding]:
+def check_address_bits(machine: ExaminedMachine, needs: Needs) -> Iterator[Finding]:
     """Yield a finding on the width of addresses. A BAR is aligned to its size, so the lowest place
     above memory ends at twice its size; and firmware prefers the top of the address range of the
     guest's CPU."""
@@ -233,7 +233,7 @@ def address_bits(machine: ExaminedMachine, needs: Needs) -> Iterator[Finding]:
     yield Finding("address-bits", "ok", f"{bits} physical address bits{room}", evidence)
 
 
-def limits(machine: ExaminedMachine, needs: Needs) -> Iterator[Finding]:
+def check_limits(machine: ExaminedMachine, needs: Needs) -> Iterator[Finding]:
     path = f"{_TYPE1}/dma_entry_limit"
     entries = parse_number(machine.file(path))
     if entries is not None:
@@ -261,7 +261,7 @@ def limits(machine: ExaminedMachine, needs: Needs) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def vfio(machine: ExaminedMachine, _needs: Needs) -> Iterator[Finding]:
+def check_vfio(machine: ExaminedMachine, _needs: Needs) -> Iterator[Finding]:
     """Yield a finding on VFIO in the running kernel. That VFIO is not loaded is fine: it is loaded
     when it is needed."""
     place = machine.facts.symbols.get("vfio_iommu_type1_ioctl")

@@ -30,7 +30,7 @@ staged kernels with their modules."""
 _LEAST_DISK = GIB // 2
 
 
-def kvm(machine: ExaminedMachine, needs: Needs) -> Iterator[Finding]:
+def check_kvm(machine: ExaminedMachine, needs: Needs) -> Iterator[Finding]:
     """Yield a finding on KVM. The evidence is that a guest ran, or why it did not. If the guest
     does not answer, it may be slow, or /dev/kvm may open and run nothing."""
     why, silent = machine.facts.kvm, machine.facts.kvm_silent
@@ -78,7 +78,7 @@ def kvm(machine: ExaminedMachine, needs: Needs) -> Iterator[Finding]:
     )  # fmt: skip
 
 
-def nested_virtualisation(machine: ExaminedMachine, _needs: Needs) -> Iterator[Finding]:
+def check_nested_virtualisation(machine: ExaminedMachine, _needs: Needs) -> Iterator[Finding]:
     """Yield a finding on KVM within a nested host that itself runs under KVM: its guests are
     guests in a guest."""
     if not machine.has_kvm:
@@ -101,7 +101,7 @@ def nested_virtualisation(machine: ExaminedMachine, _needs: Needs) -> Iterator[F
             )  # fmt: skip
 
 
-def qemu(machine: ExaminedMachine, needs: Needs) -> Iterator[Finding]:
+def check_qemu(machine: ExaminedMachine, needs: Needs) -> Iterator[Finding]:
     if needs.uses == METAL and not needs.boots_guest:
         return
     path, version = machine.program(*QEMU), machine.version(*QEMU)
@@ -134,7 +134,7 @@ def qemu(machine: ExaminedMachine, needs: Needs) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def firmware(machine: ExaminedMachine, needs: Needs) -> Iterator[Finding]:
+def check_firmware(machine: ExaminedMachine, needs: Needs) -> Iterator[Finding]:
     """Yield a finding on OVMF. A nested host's image contains it; only metal hosts are checked."""
     if needs.firmware != "ovmf":
         return
@@ -150,7 +150,7 @@ def firmware(machine: ExaminedMachine, needs: Needs) -> Iterator[Finding]:
         yield Finding("firmware", "ok", "OVMF", (f"{OVMF_CODE}: there",))
 
 
-def libvirt(machine: ExaminedMachine, needs: Needs) -> Iterator[Finding]:
+def check_libvirt(machine: ExaminedMachine, needs: Needs) -> Iterator[Finding]:
     if "nested" in needs.uses:
         version = "" if machine.facts.libvirt is NOT_EXAMINED else machine.facts.libvirt
         numbers = parse_version(version)
@@ -183,7 +183,7 @@ def libvirt(machine: ExaminedMachine, needs: Needs) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def programs(machine: ExaminedMachine, needs: Needs) -> Iterator[Finding]:
+def check_programs(machine: ExaminedMachine, needs: Needs) -> Iterator[Finding]:
     """Yield a finding on the programs of a runner of nested hosts."""
     for_user = {} if machine.is_root else FOR_USERS
     wanted = PROGRAMS | for_user | (FOR_BUILDS if needs.builds else {})
@@ -198,7 +198,7 @@ def programs(machine: ExaminedMachine, needs: Needs) -> Iterator[Finding]:
                   f"apt-get install {packages}", NESTED)  # fmt: skip
 
 
-def user_namespaces(machine: ExaminedMachine, _needs: Needs) -> Iterator[Finding]:
+def check_user_namespaces(machine: ExaminedMachine, _needs: Needs) -> Iterator[Finding]:
     """Yield a finding on building images. Without root they are built in a user namespace with a
     range of users (subuid(5))."""
     if machine.is_root:
@@ -227,7 +227,7 @@ def user_namespaces(machine: ExaminedMachine, _needs: Needs) -> Iterator[Finding
                   (machine.quote("/etc/subuid"),), uses=NESTED)  # fmt: skip
 
 
-def shared_memory(machine: ExaminedMachine, _needs: Needs) -> Iterator[Finding]:
+def check_shared_memory(machine: ExaminedMachine, _needs: Needs) -> Iterator[Finding]:
     """Yield a finding on /dev/shm. The device's BAR is a sparse file there, which may be larger
     than the file system."""
     if machine.access("/dev/shm"):
@@ -238,7 +238,7 @@ def shared_memory(machine: ExaminedMachine, _needs: Needs) -> Iterator[Finding]:
                       "mount -t tmpfs -o mode=1777 tmpfs /dev/shm", NESTED)  # fmt: skip
 
 
-def memory(machine: ExaminedMachine, needs: Needs) -> Iterator[Finding]:
+def check_memory(machine: ExaminedMachine, needs: Needs) -> Iterator[Finding]:
     free = machine.memory_available
     if free is None:
         yield Finding("memory", "warning", "how much memory is available is not known",
@@ -264,7 +264,7 @@ def memory(machine: ExaminedMachine, needs: Needs) -> Iterator[Finding]:
                       uses=needs.uses)  # fmt: skip
 
 
-def disk(machine: ExaminedMachine, needs: Needs) -> Iterator[Finding]:
+def check_disk(machine: ExaminedMachine, needs: Needs) -> Iterator[Finding]:
     for use, paths in machine.facts.folder_uses.items():
         if use not in needs.uses:
             continue

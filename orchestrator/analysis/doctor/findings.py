@@ -15,19 +15,21 @@ from orchestrator.evidence.checkup_facts import CheckupFacts
 Check = Callable[[ExaminedMachine, Needs], Iterator[Finding]]
 CHECKS: dict[Use, tuple[Check, ...]] = {
     "nested": (
-        runner.kvm, runner.nested_virtualisation, runner.qemu, runner.libvirt, runner.programs,
-        runner.user_namespaces, runner.shared_memory, runner.memory, runner.disk,
-        measurement.clock, measurement.governor,
+        runner.check_kvm, runner.check_nested_virtualisation, runner.check_qemu,
+        runner.check_libvirt, runner.check_programs, runner.check_user_namespaces,
+        runner.check_shared_memory, runner.check_memory, runner.check_disk,
+        measurement.check_trace_clock, measurement.check_governor,
     ),
     "metal": (
-        boot.root, boot.python, boot.lockdown, boot.ways, boot.watchdog, boot.others,
-        runner.kvm, runner.qemu, runner.firmware, runner.libvirt,
-        passthrough.iommu, passthrough.superpages, passthrough.interrupt_remapping,
-        passthrough.groups, passthrough.device, passthrough.large_bars, passthrough.address_bits,
-        passthrough.limits, passthrough.vfio,
-        measurement.series, measurement.huge_pages, measurement.gigantic_pages,
-        measurement.tracing, measurement.symbols, measurement.clock, measurement.governor,
-        runner.memory, runner.disk,
+        boot.check_root, boot.check_python, boot.check_lockdown, boot.check_boot_ways,
+        boot.check_watchdog, boot.check_others, runner.check_kvm, runner.check_qemu,
+        runner.check_firmware, runner.check_libvirt, passthrough.check_iommu,
+        passthrough.check_superpages, passthrough.check_interrupt_remapping,
+        passthrough.check_groups, passthrough.check_device, passthrough.check_large_bars,
+        passthrough.check_address_bits, passthrough.check_limits, passthrough.check_vfio,
+        measurement.check_series, measurement.check_huge_pages, measurement.check_gigantic_pages,
+        measurement.check_tracing, measurement.check_symbols, measurement.check_trace_clock,
+        measurement.check_governor, runner.check_memory, runner.check_disk,
     ),
 }  # fmt: skip
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from statistics import median_low
 
 from orchestrator.analysis.maps.maps import MapPass
-from orchestrator.analysis.maps.theory import pages
-from orchestrator.analysis.tracefs.completeness import need
+from orchestrator.analysis.maps.theory import count_pages
+from orchestrator.analysis.tracefs.completeness import read_needed
 from orchestrator.base.errors import EvidenceError
 from orchestrator.base.reasons import Reason
 from orchestrator.evidence.layout import TrialDir
@@ -52,7 +52,7 @@ class Breakdown:
         return sum(count for stack, count in self.stacks.items() if function in stack)
 
 
-def breakdowns(trial: TrialDir) -> list[Breakdown]:
+def read_breakdowns(trial: TrialDir) -> list[Breakdown]:
     """Return the breakdowns from the trial's instruction logs; none without a `profile` pass.
 
     Raises EvidenceError if a log is missing, or does not have as many instructions as profile.json
@@ -83,7 +83,7 @@ def _interrupted(stack: tuple[str, ...]) -> bool:
 
 def _stacks(trial: TrialDir, log: LogRecord) -> Stacks:
     stacks: Stacks = {}
-    for number, line in enumerate(need(trial, f"host/{log.file}").splitlines(), 1):
+    for number, line in enumerate(read_needed(trial, f"host/{log.file}").splitlines(), 1):
         names, _, count = line.rpartition(" ")
         if not _COUNT.fullmatch(count):
             raise EvidenceError(
@@ -143,11 +143,11 @@ def _extrapolated(trial: TrialDir, logs: Sequence[LogRecord], bar: int) -> Stack
         )
     small, large = of_whole_ioctls
     window = next((log for log in logs if log.window), None)
-    if small.calls.get(WALK) != pages(small.size):
+    if small.calls.get(WALK) != count_pages(small.size):
         window = None  # this IOMMU is not walked for each page
     first, second = _stacks(trial, small), _stacks(trial, large)
-    between = pages(large.size) - pages(small.size)
-    more = pages(bar) - pages(small.size)
+    between = count_pages(large.size) - count_pages(small.size)
+    more = count_pages(bar) - count_pages(small.size)
     result: Stacks = {}
     for stack in {*first, *second}:
         if (window is not None and WALK in stack) or _interrupted(stack):
@@ -163,5 +163,5 @@ def _extrapolated(trial: TrialDir, logs: Sequence[LogRecord], bar: int) -> Stack
             )
         for stack, count in _stacks(trial, window).items():
             if WALK in stack and not _interrupted(stack):
-                result[stack] = count / calls * pages(bar)
+                result[stack] = count / calls * count_pages(bar)
     return {stack: count for stack, count in result.items() if count}

@@ -13,7 +13,7 @@ from collections.abc import Mapping as MappingType
 from dataclasses import dataclass
 
 from orchestrator.analysis.maps.maps import MapPass, Place
-from orchestrator.analysis.maps.theory import Mapping, best_leaf, pages
+from orchestrator.analysis.maps.theory import Mapping, best_leaf, count_pages
 from orchestrator.evidence.facts import Settings
 from orchestrator.formats.abi import LEAVES, PAGE
 
@@ -55,7 +55,7 @@ NO_HUGE_PFNMAP = LevelReason(
 )
 
 
-def level_of(place: Place, counted: MapPass, settings: Settings) -> Level:
+def find_level(place: Place, counted: MapPass, settings: Settings) -> Level:
     """Return the level of one place. `settings`: those of the host's facts.json."""
     if place.dma_buf:
         return Level(place.name, None, None, None, ())
@@ -98,7 +98,7 @@ def _stride(place: Place) -> str | None:
     count = sum(place.counts.lookups.values())
     if place.leaves and count == sum(place.leaves.values()):
         return _most(place.leaves)
-    return "4KiB" if count == pages(place.mapping.size) else None
+    return "4KiB" if count == count_pages(place.mapping.size) else None
 
 
 def _iommu_leaf(place: Place, size: int) -> str | None:
@@ -140,7 +140,7 @@ def alignment_reasons(mapping: Mapping) -> list[LevelReason]:
     return reasons
 
 
-def guest_level(
+def find_guest_level(
     place: str,
     mapping: Mapping,
     page_table_bytes: int | None,

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping as MappingType
 from dataclasses import dataclass
 
-from orchestrator.analysis.maps.theory import Mapping, iommu_blocks, pages
+from orchestrator.analysis.maps.theory import Mapping, count_pages, iommu_blocks
 from orchestrator.analysis.tracefs.hist import parse_hist
 from orchestrator.base.errors import EvidenceError
 from orchestrator.base.reasons import Reason
@@ -209,7 +209,7 @@ def check_alike(headline: MapPass, counted: MapPass) -> None:
                        "in the counts pass", same[0].minor_faults)  # fmt: skip
 
 
-def check(counted: MapPass) -> None:
+def check_counts(counted: MapPass) -> None:
     """Raise EvidenceError, with the two numbers, if independent sources disagree about a map, or
     if counts are not exactly those of theory."""
     for place in counted.places:
@@ -236,20 +236,20 @@ def _check_sample(
         return
     looked_up = sum(ret * n for ret, n in counts.lookups.items())
     pinned = sum(ret * n for ret, n in counts.pins.items())
-    _equal(where, "pages that lookups covered", looked_up, "pages of the map", pages(size))
+    _equal(where, "pages that lookups covered", looked_up, "pages of the map", count_pages(size))
     _equal(where, "pages that vfio_pin_pages_remote returned", pinned, "pages of the map",
-           pages(size))  # fmt: skip
+           count_pages(size))  # fmt: skip
     _equal(where, "faults that installed a mapping", counts.installed,
            "minor faults of the thread", sample.minor_faults)  # fmt: skip
     if counts.iova_walks != iommu_blocks(IOVA, place.mapping.physical, size):
         _equal(where, "iommu_iova_to_phys calls", counts.iova_walks, "pages of the unmap",
-               pages(size))  # fmt: skip
+               count_pages(size))  # fmt: skip
     if place.leaves is not None:
         least = sum(place.leaves.values())
         found = sum(counts.lookups.values())
         if found != least:  # not leaf by leaf: then it has to be page by page
             _equal(where, "lookups", found, f"pages of the map (its leaves are {least})",
-                   pages(size))  # fmt: skip
+                   count_pages(size))  # fmt: skip
     leaves = counts.leaves
     if sample.state == "warm":
         _equal(where, "faults of a warm map", counts.installed, "none", 0)

@@ -33,7 +33,7 @@ class Law:
         return self.fixed + self.per_unit * size / LEAVES[self.unit]
 
 
-def scaling_law(points: Sequence[tuple[int, float]], unit: str) -> Law | None:
+def fit_scaling_law(points: Sequence[tuple[int, float]], unit: str) -> Law | None:
     """Return the law of `points`, each (bytes, seconds > 0). `unit`: step of the walk, as the
     counts show it.
 

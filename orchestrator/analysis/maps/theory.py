@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from orchestrator.formats.abi import LEAVES, PAGE
 
 
-def pages(size: int) -> int:
+def count_pages(size: int) -> int:
     """Return the base pages of `size` bytes: the lookups of a kernel that walks page by page."""
     return size // PAGE
 
 
-def lookups(bar: int) -> dict[str, int]:
+def predict_lookups(bar: int) -> dict[str, int]:
     """Return leaf size -> lookups of one DMA map with that stride, for each leaf that fits into
     the BAR.
 
@@ -22,9 +22,11 @@ def lookups(bar: int) -> dict[str, int]:
     return {name: bar // size for name, size in LEAVES.items() if size <= bar}
 
 
-def stride_of(bar: int, count: float) -> str | None:
+def find_stride(bar: int, count: float) -> str | None:
     """Return the leaf size whose number of lookups `count` equals exactly, or None."""
-    return next((name for name, expected in lookups(bar).items() if expected == count), None)
+    return next(
+        (name for name, expected in predict_lookups(bar).items() if expected == count), None
+    )
 
 
 def best_leaf(size: int) -> str:

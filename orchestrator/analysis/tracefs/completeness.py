@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from orchestrator.analysis.tracefs.trace import lost_events, missed_probes, probe_hits
+from orchestrator.analysis.tracefs.trace import (
+    count_lost_events,
+    parse_missed_probes,
+    parse_probe_hits,
+)
 from orchestrator.base.errors import EvidenceError
 from orchestrator.base.reasons import Reason
 from orchestrator.evidence.facts import HostFacts
 from orchestrator.evidence.layout import TrialDir
 
 
-def need(trial: TrialDir, name: str) -> str:
+def read_needed(trial: TrialDir, name: str) -> str:
     """Return a file of the evidence. Raises EvidenceError if there is none."""
     text = trial.text(name)
     if text is None:
@@ -17,7 +21,7 @@ def need(trial: TrialDir, name: str) -> str:
     return text
 
 
-def need_facts(trial: TrialDir) -> HostFacts:
+def read_needed_facts(trial: TrialDir) -> HostFacts:
     """Return the facts of the trial's host. Raises EvidenceError if there are none."""
     facts = trial.host_facts()
     if facts is None:
@@ -25,30 +29,30 @@ def need_facts(trial: TrialDir) -> HostFacts:
     return facts
 
 
-def trace_clock(trial: TrialDir) -> str:
+def read_trace_clock(trial: TrialDir) -> str:
     """Return the timing pass's clock: on an exact host the TSC, which counts instructions
     there."""
     return "x86-tsc" if trial.manifest.accel == "exact" else "mono"
 
 
-def tracer_complete(trial: TrialDir, label: str, clock: str) -> None:
+def check_tracer_complete(trial: TrialDir, label: str, clock: str) -> None:
     """Raise EvidenceError if the tracer lost or missed anything, or did not use `clock`."""
-    complete(
-        label, stats=need(trial, f"host/stats-{label}.txt"),
-        profile=need(trial, f"host/profile-{label}.txt"),
-        found_clock=need(trial, f"host/clock-{label}.txt"), clock=clock,
+    check_complete(
+        label, stats=read_needed(trial, f"host/stats-{label}.txt"),
+        profile=read_needed(trial, f"host/profile-{label}.txt"),
+        found_clock=read_needed(trial, f"host/clock-{label}.txt"), clock=clock,
     )  # fmt: skip
 
 
-def complete(label: str, *, stats: str, profile: str, found_clock: str, clock: str) -> None:
-    """Check the texts of these files as `tracer_complete` does. Raises EvidenceError, too."""
-    if "overrun:" not in stats or not probe_hits(profile):
+def check_complete(label: str, *, stats: str, profile: str, found_clock: str, clock: str) -> None:
+    """Check the texts of these files as `check_tracer_complete` does; raise EvidenceError, too."""
+    if "overrun:" not in stats or not parse_probe_hits(profile):
         raise EvidenceError(f"the tracer's own account of {label} is empty",
                             reason=Reason.MISSING_EVIDENCE)  # fmt: skip
-    lost = lost_events(stats)
+    lost = count_lost_events(stats)
     if lost:
         raise EvidenceError(f"the trace of {label} lost {lost} events", reason=Reason.LOST_EVENTS)
-    missed = missed_probes(profile)
+    missed = parse_missed_probes(profile)
     if missed:
         raise EvidenceError(
             f"probes missed hits in {label}: {', '.join(f'{n} {c}' for n, c in missed.items())}",

@@ -169,7 +169,7 @@ class Pairing:
         return sorted(self._found, key=lambda operation: operation.start)
 
 
-def operations(events: Iterable[Event], size: int) -> list[Operation]:
+def pair_operations(events: Iterable[Event], size: int) -> list[Operation]:
     """Return the maps and unmaps of `size` bytes, in order of their start. Raises as `Pairing`."""
     pairing = Pairing()
     for event in events:
@@ -274,18 +274,18 @@ _LOST = re.compile(r"(?m)^(overrun|commit overrun|dropped events): ([1-9]\d*)$")
 _PROFILE = re.compile(r"(?m)^\s*(\w+)\s+(\d+)\s+(\d+)\s*$")
 
 
-def lost_events(stats: str) -> int:
+def count_lost_events(stats: str) -> int:
     """Return the number of events that the ring buffers lost, from the per-CPU `stats` files."""
     return sum(int(count) for _, count in _LOST.findall(stats))
 
 
-def missed_probes(profile: str) -> dict[str, int]:
+def parse_missed_probes(profile: str) -> dict[str, int]:
     """Return event -> number of hits that its probe missed, from kprobe_profile lines. Events
     without missed hits are left out."""
     return {name: int(misses) for name, _, misses in _PROFILE.findall(profile) if int(misses)}
 
 
-def probe_hits(profile: str) -> dict[str, int]:
+def parse_probe_hits(profile: str) -> dict[str, int]:
     """Return event -> number of hits, from kprobe_profile lines. Hits that were dropped or
     filtered count, too."""
     return {name: int(hits) for name, hits, _ in _PROFILE.findall(profile)}

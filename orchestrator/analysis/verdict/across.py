@@ -12,11 +12,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from orchestrator.analysis.conditions.conditions import conditions, recorded_of_all
-from orchestrator.analysis.conditions.variable import variable
+from orchestrator.analysis.conditions.conditions import compare_conditions, is_recorded_in_all
+from orchestrator.analysis.conditions.variable import find_variable
 from orchestrator.analysis.trial import TrialResult
-from orchestrator.analysis.verdict.comparison import Comparison, compare_trials, with_control
-from orchestrator.analysis.verdict.stopping import planned_trials
+from orchestrator.analysis.verdict.comparison import Comparison, add_control, compare_trials
+from orchestrator.analysis.verdict.stopping import count_planned
 from orchestrator.base.errors import EvidenceError
 from orchestrator.base.reasons import Reason
 from orchestrator.evidence.kernel import KernelRecord
@@ -44,7 +44,7 @@ class SavedRun:
         version of barometer."""
         if self.scenario.trials.until is None:
             return len(self.plan.trials)
-        return planned_trials(self.scenario, self.results, self.plan.accel)
+        return count_planned(self.scenario, self.results, self.plan.accel)
 
     @property
     def lacks(self) -> int:
@@ -112,7 +112,7 @@ def compare_runs(
         role: [r.conditions for r in results if r.kind != "invalid"]
         for role, results in zip(ARMS, (before, after), strict=True)
     }
-    found = conditions(
+    found = compare_conditions(
         sides,
         (first.configs.get(arm), second.configs.get(arm)),
         [*scenario.judgement.allow, *allow],
@@ -123,11 +123,11 @@ def compare_runs(
     planned = len(results) + first.lacks + second.lacks
     comparison = replace(
         compare_trials(scenario, kernels, results, planned, accels[0], found, paired=False),
-        variable=variable(plan, found if recorded_of_all(sides) else None),
+        variable=find_variable(plan, found if is_recorded_in_all(sides) else None),
     )
     other = next(name for name in ARMS if name != arm)
     if first.set_up(other) != second.set_up(other):
         return scenario, comparison
     controls = [*first.of_arm(other, "baseline"), *second.of_arm(other, "candidate")]
     beside = compare_trials(scenario, kernels, controls, len(controls), accels[0], paired=False)
-    return scenario, with_control(comparison, beside)
+    return scenario, add_control(comparison, beside)

@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Literal
 
 from orchestrator.analysis.verdict.effect import FEW_FLOOR, Resolution
-from orchestrator.analysis.verdict.summary import summary
+from orchestrator.analysis.verdict.summary import summarize
 from orchestrator.evidence.bisection import StepRecord
 
 Outcome = Literal["good", "bad", "skip"]
@@ -46,7 +46,7 @@ class Measured:
 
     @cached_property
     def value(self) -> float:
-        return summary(self.unit, self.values).middle
+        return summarize(self.unit, self.values).middle
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from orchestrator.analysis.conditions.variable import Variable, variable_json
 from orchestrator.analysis.maps.level import Level
 from orchestrator.analysis.maps.maps import MapPass, Place
 from orchestrator.analysis.maps.probe_overhead import compute_probe_costs
-from orchestrator.analysis.maps.scaling import Law, scaling_law
-from orchestrator.analysis.maps.theory import pages
+from orchestrator.analysis.maps.scaling import Law, fit_scaling_law
+from orchestrator.analysis.maps.theory import count_pages
 from orchestrator.analysis.trial import Findings, TrialResult
 from orchestrator.analysis.verdict.effect import (
     FEW_FLOOR,
@@ -30,12 +30,12 @@ from orchestrator.analysis.verdict.effect import (
     Resolution,
     Rule,
     Verdict,
-    adjusted,
-    estimate,
-    judged,
+    adjust_holm,
+    estimate_ratio,
+    judge_effect,
 )
-from orchestrator.analysis.verdict.shapes import Shape, shapes
-from orchestrator.analysis.verdict.summary import summary
+from orchestrator.analysis.verdict.shapes import Shape, find_shapes
+from orchestrator.analysis.verdict.summary import summarize
 from orchestrator.base.reasons import Reason
 from orchestrator.evidence.faults import (
     Attempt,
@@ -89,7 +89,7 @@ class MetricComparison:
         """Shapes of the arms whose times are not one cloud around one value. Times only."""
         if self.unit != "s":
             return {}
-        found = {arm: shapes(getattr(self, arm)) for arm in ARMS}
+        found = {arm: find_shapes(getattr(self, arm)) for arm in ARMS}
         return {arm: seen for arm, seen in found.items() if seen}
 
     @property
@@ -128,7 +128,7 @@ class Comparison:
     @cached_property
     def undecided(self) -> list[TrialResult]:
         """Trials that were not measured because of a failure that is charged to nobody."""
-        return undecided(self.results)
+        return undecided_trials(self.results)
 
     @property
     def has_undecided(self) -> bool:
@@ -174,7 +174,7 @@ def compare_trials(
     )  # fmt: skip
 
 
-def with_control(comparison: Comparison, beside: Comparison) -> Comparison:
+def add_control(comparison: Comparison, beside: Comparison) -> Comparison:
     """Return the comparison with a control for each metric: the effect that `beside` has between
     trials of one kernel."""
     metrics = tuple(
@@ -185,7 +185,7 @@ def with_control(comparison: Comparison, beside: Comparison) -> Comparison:
     )
     verdict = comparison.verdict
     # as in a run: an arm that fails more often is worse, whatever its times are
-    if not fails_more(comparison) and any(
+    if not has_more_failures(comparison) and any(
         m.verdict == "invalid" for m in metrics if m.name in comparison.deciding
     ):
         verdict = "invalid"
@@ -203,7 +203,7 @@ def _compared(
         before, after = values["baseline"], values["candidate"]
         if before and after:
             pairs = [(before[pair], after[pair]) for pair in before if pair in after]
-            one = estimate(
+            one = estimate_ratio(
                 unit, [*before.values()], [*after.values()], pairs if paired else None,
                 resolution_of(scenario, name),
             )  # fmt: skip
@@ -212,7 +212,12 @@ def _compared(
     ps = _adjusted({name: one.p for name, (_, _, one) in found.items()}, deciding)
     return [
         _metric(
-            name, unit, values, judged(one, rule, ps[name]), rule, resolution_of(scenario, name)
+            name,
+            unit,
+            values,
+            judge_effect(one, rule, ps[name]),
+            rule,
+            resolution_of(scenario, name),
         )
         for name, (unit, values, one) in found.items()
     ]
@@ -251,7 +256,7 @@ def _adjusted(
     """Adjust the p values of the deciding metrics together, and those of the others together."""
     out: dict[Metric, float | None] = {}
     for family in ([n for n in ps if n in deciding], [n for n in ps if n not in deciding]):
-        out |= zip(family, adjusted([ps[name] for name in family]), strict=True)
+        out |= zip(family, adjust_holm([ps[name] for name in family]), strict=True)
     return out
 
 
@@ -266,8 +271,8 @@ def _metric(
     baseline, candidate, control = (tuple(values[role].values()) for role in (*ARMS, CONTROL))
     beside = None
     if control:
-        one = estimate(unit, baseline, control, None, resolution)
-        beside = judged(one, rule, one.p)
+        one = estimate_ratio(unit, baseline, control, None, resolution)
+        beside = judge_effect(one, rule, one.p)
     return MetricComparison(name, unit, baseline, candidate, effect, beside, control)
 
 
@@ -292,18 +297,18 @@ def _verdict(
 ) -> Verdict:
     """Return the verdict of the whole run: failures first, then the metrics that decide."""
     measured = any(r.arm == "baseline" and r.kind == "measured" for r in results)
-    if measured and more_failures(results) > 0:
+    if measured and count_more_failures(results) > 0:
         return "regressed"  # an arm that fails more often is worse, whatever its times are
     by_name = {m.name: m.verdict for m in metrics}
     is_undecided = _has_undecided(results)
     missing: Verdict = "inconclusive" if is_undecided else "invalid"
     if not by_name:
         return missing
-    found = worst(by_name.get(name, missing) for name in deciding)
+    found = worst_verdict(by_name.get(name, missing) for name in deciding)
     return "inconclusive" if is_undecided and found in ("improved", "equivalent") else found
 
 
-def worst(verdicts: Iterable[Verdict]) -> Verdict:
+def worst_verdict(verdicts: Iterable[Verdict]) -> Verdict:
     """Return the worst verdict of several metrics, or of several comparisons."""
     return min(verdicts, key=_WORST_FIRST.index)
 
@@ -313,7 +318,7 @@ def guest_accels(results: Sequence[TrialResult]) -> set[str]:
     return {r.guest_accel for r in results if r.kind == "measured" and r.guest_accel}
 
 
-def findings_of(comparison: Comparison, arm: ArmName) -> Findings:
+def merge_findings(comparison: Comparison, arm: ArmName) -> Findings:
     """Return the findings of an arm, which are all that it shows besides metrics. Each is from the
     first measured trial that has it (passes can be trials of their own)."""
     found = [r.findings for r in comparison.of_arm(arm) if r.kind == "measured"]
@@ -343,13 +348,13 @@ def boots_of(comparison: Comparison) -> dict[ArmName, list[Timeline]]:
     }  # fmt: skip
 
 
-def laws(comparison: Comparison, arm: ArmName) -> dict[str, Law]:
+def find_laws(comparison: Comparison, arm: ArmName) -> dict[str, Law]:
     """Return the scaling law of each series of sizes, from the medians: "map/1GiB/cold" -> law.
 
     The counts show the step by which the kernel walks a map and an unmap. Sizes whose step is not
     that of the largest size are left out of the series. Without counts there is no law.
     """
-    shown = findings_of(comparison, arm)
+    shown = merge_findings(comparison, arm)
     counted = shown.passes.get("counts")
     if counted is None:
         return {}
@@ -361,7 +366,7 @@ def laws(comparison: Comparison, arm: ArmName) -> dict[str, Law]:
                 whole = place.mapping.size == counted.bar_bytes
                 point = f"{place.name}/{state}"
                 metric = comparison.metric(metric_at(f"bar_{what}_cost", point, whole=whole))
-                unit = walked_by(what, place, levels.get(place.name))
+                unit = find_walk_step(what, place, levels.get(place.name))
                 if metric is not None and unit is not None:
                     name = f"{what}/{place.name.partition('/')[2]}/{state}"
                     cost = median(getattr(metric, arm))
@@ -369,23 +374,23 @@ def laws(comparison: Comparison, arm: ArmName) -> dict[str, Law]:
     found = {}
     for name, points in series.items():
         unit = max(points, key=lambda point: point[1])[0]
-        law = scaling_law([(size, cost) for u, size, cost in points if u == unit], unit)
+        law = fit_scaling_law([(size, cost) for u, size, cost in points if u == unit], unit)
         if law is not None:
             found[name] = law
     return found
 
 
-def walked_by(what: str, place: Place, level: Level | None) -> str | None:
+def find_walk_step(what: str, place: Place, level: Level | None) -> str | None:
     """Return the step of a map (of its lookups) or of an unmap (of its walks of the IOMMU's
     tables), or None if it is not known."""
     if place.counts is None or place.dma_buf:
         return "1GiB" if place.dma_buf else None
     if what == "unmap":
-        return "4KiB" if place.counts.iova_walks == pages(place.mapping.size) else "1GiB"
+        return "4KiB" if place.counts.iova_walks == count_pages(place.mapping.size) else "1GiB"
     return level.stride if level else None
 
 
-def outcomes(scenario: Scenario, comparison: Comparison) -> dict[Metric, Outcome]:
+def judge_expectations(scenario: Scenario, comparison: Comparison) -> dict[Metric, Outcome]:
     """Return whether each metric that decides came out as the scenario expects. A metric without
     an expectation must not regress. Before the run is complete, only a regression is known. With
     failures that nobody can be charged with, an expectation can be known to be not met, but not to
@@ -411,10 +416,10 @@ def _outcome(scenario: Scenario, comparison: Comparison, name: Metric) -> Outcom
     return found if metric.verdict == "regressed" and found == "not met" else "not known"
 
 
-def fails_more(comparison: Comparison) -> bool:
+def has_more_failures(comparison: Comparison) -> bool:
     """True if the candidate's kernel fails more often than the baseline's in a run that is not
     invalid."""
-    return comparison.verdict != "invalid" and more_failures(comparison.results) > 0
+    return comparison.verdict != "invalid" and count_more_failures(comparison.results) > 0
 
 
 def attempts_of(results: Sequence[TrialResult]) -> list[Attempt]:
@@ -424,7 +429,7 @@ def attempts_of(results: Sequence[TrialResult]) -> list[Attempt]:
     ]  # fmt: skip
 
 
-def failures(results: Sequence[TrialResult], arm: ArmName) -> tuple[int, int]:
+def count_failures(results: Sequence[TrialResult], arm: ArmName) -> tuple[int, int]:
     """Return the number of failed attempts that an arm's kernel is charged with, and of its
     attempts."""
     attempts = attempts_of(results)
@@ -433,7 +438,7 @@ def failures(results: Sequence[TrialResult], arm: ArmName) -> tuple[int, int]:
     return failed, counts(attempts, arm)[1]
 
 
-def undecided(results: Sequence[TrialResult]) -> list[TrialResult]:
+def undecided_trials(results: Sequence[TrialResult]) -> list[TrialResult]:
     """Return the trials that were not measured because of a failure that nobody is charged with
     yet."""
     charged = failing_arm(attempts_of(results))
@@ -444,25 +449,25 @@ def undecided(results: Sequence[TrialResult]) -> list[TrialResult]:
     ]  # fmt: skip
 
 
-def arm_failed_by_bench(results: Sequence[TrialResult]) -> ArmName | None:
+def find_arm_failed_by_bench(results: Sequence[TrialResult]) -> ArmName | None:
     """Return the arm in whose attempts the bench failed more often than by chance, or None. That
     arm's kernel may have caused it."""
     return arm_the_bench_fails(attempts_of(results))
 
 
 def _has_undecided(results: Sequence[TrialResult]) -> bool:
-    return bool(undecided(results)) or arm_failed_by_bench(results) is not None
+    return bool(undecided_trials(results)) or find_arm_failed_by_bench(results) is not None
 
 
-def more_failures(results: Sequence[TrialResult]) -> int:
+def count_more_failures(results: Sequence[TrialResult]) -> int:
     """Return how many more attempts the candidate's kernel failed than the baseline's; 0 unless
     these are more in number and also a larger share of its attempts. No statistics are involved:
     one more failure is enough."""
-    (before, of_before), (after, of_after) = (failures(results, arm) for arm in ARMS)
+    (before, of_before), (after, of_after) = (count_failures(results, arm) for arm in ARMS)
     return max(0, after - before) if after * of_before > before * of_after else 0
 
 
-def exit_code(scenario: Scenario, comparison: Comparison) -> int:
+def choose_exit_code(scenario: Scenario, comparison: Comparison) -> int:
     """Return 0 if the expectation is met, 1 if not, 3 if the bench failed, 4 if the run is invalid
     or inconclusive."""
     unmeasured = [arm for arm in ARMS if not comparison.count(arm, "measured")]
@@ -471,8 +476,8 @@ def exit_code(scenario: Scenario, comparison: Comparison) -> int:
             r.by_bench for arm in unmeasured for r in comparison.of_arm(arm)
         )
         return 3 if by_bench and any(r.by_bench for r in comparison.results) else 4
-    found = {*outcomes(scenario, comparison).values()}
-    if "not met" in found or fails_more(comparison):
+    found = {*judge_expectations(scenario, comparison).values()}
+    if "not met" in found or has_more_failures(comparison):
         return 1
     return 0 if found == {"met"} else 4
 
@@ -517,7 +522,7 @@ def comparison_json(comparison: Comparison) -> dict[str, object]:
             "trials": {k: comparison.count(arm, k) for k in ("measured", "failed", "invalid")},
             "metrics": {
                 m.name: {"unit": m.unit, "samples": list(getattr(m, arm)),
-                         "median": summary(m.unit, getattr(m, arm)).middle}
+                         "median": summarize(m.unit, getattr(m, arm)).middle}
                 for m in comparison.metrics
             },
             **_shown(comparison, arm),
@@ -553,7 +558,8 @@ def _attempts_json(comparison: Comparison) -> dict[str, object]:
     attempts = attempts_of(comparison.results)
     of_arms = {
         arm: {"failed": counts(attempts, arm)[0],
-              "charged": failures(comparison.results, arm)[0], "of": counts(attempts, arm)[1],
+              "charged": count_failures(comparison.results, arm)[0],
+              "of": counts(attempts, arm)[1],
               "bench": bench_counts(attempts, arm).failed}
         for arm in ARMS
     }  # fmt: skip
@@ -573,7 +579,7 @@ def _effect_json(effect: Effect) -> dict[str, object]:
 
 def _shown(comparison: Comparison, arm: ArmName) -> dict[str, object]:
     """Return what an arm shows besides metrics, as in comparison.json."""
-    shown, boots = findings_of(comparison, arm), boots_of(comparison)[arm]
+    shown, boots = merge_findings(comparison, arm), boots_of(comparison)[arm]
     if shown == Findings() and not boots:
         return {}
     return {
@@ -590,7 +596,7 @@ def _shown(comparison: Comparison, arm: ArmName) -> dict[str, object]:
         "scaling": {
             name: {"kind": law.kind, "unit": law.unit, "fixed": law.fixed,
                    "per_unit": law.per_unit, "residual": law.residual}
-            for name, law in laws(comparison, arm).items()
+            for name, law in find_laws(comparison, arm).items()
         },
         "looking": [asdict(cost) for cost in compute_probe_costs(shown.passes)],
         "instructions": [

@@ -135,7 +135,7 @@ class Effect:
         return (high - low) / 2 / max(1.0, self.ratio)
 
 
-def estimate(
+def estimate_ratio(
     unit: str,
     baseline: Sequence[float],
     candidate: Sequence[float],
@@ -317,7 +317,7 @@ def _normal_index(mean: float, deviation: float) -> int:
     return max(0, round(mean - 1.959964 * deviation) - 1)
 
 
-def judged(found: Estimate, rule: Rule, p: float | None) -> Effect:
+def judge_effect(found: Estimate, rule: Rule, p: float | None) -> Effect:
     """Judge an estimate. `p`: its p value, adjusted for the metrics that are judged together with
     it."""
     return Effect(found, _verdict(found, rule, p), p)
@@ -342,7 +342,7 @@ def _verdict(found: Estimate, rule: Rule, p: float | None) -> Verdict:
     return "inconclusive"
 
 
-def adjusted(ps: Sequence[float | None]) -> list[float | None]:
+def adjust_holm(ps: Sequence[float | None]) -> list[float | None]:
     """Adjust each p for all of them together, by Holm's method: the smallest times their number,
     and so on. None stays None and does not count."""
     known = sorted((p, i) for i, p in enumerate(ps) if p is not None)
@@ -354,7 +354,7 @@ def adjusted(ps: Sequence[float | None]) -> list[float | None]:
     return out
 
 
-def precise(effect: Effect, precision: float) -> bool:
+def is_precise(effect: Effect, precision: float) -> bool:
     """True if more trials are of no use: the effect is known to `precision` of the baseline, and
     its verdict is clear. Numbers without noise need one trial."""
     if effect.estimate.basis in ("count", "exact"):

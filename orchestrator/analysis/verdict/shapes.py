@@ -32,7 +32,7 @@ class Shape:
     """Observation, for people."""
 
 
-def shapes(values: Sequence[float]) -> tuple[Shape, ...]:
+def find_shapes(values: Sequence[float]) -> tuple[Shape, ...]:
     """Return the shapes of an arm's trials. `values` are in the order in which the trials ran."""
     if len(values) < LEAST or min(values) <= 0 or len(set(values)) < LEAST // 2:
         return ()

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from orchestrator.analysis.trial import TrialResult
-from orchestrator.analysis.verdict.comparison import compare_trials, more_failures
-from orchestrator.analysis.verdict.effect import precise
+from orchestrator.analysis.verdict.comparison import compare_trials, count_more_failures
+from orchestrator.analysis.verdict.effect import is_precise
 from orchestrator.scenario.model import Scenario
 from orchestrator.scenario.plan import make_plan
 from orchestrator.scenario.vocabulary import ARMS, ArmName
@@ -21,7 +21,7 @@ _FAILURES = 2
 are."""
 
 
-def planned_trials(scenario: Scenario, results: Sequence[TrialResult], accel: str) -> int:
+def count_planned(scenario: Scenario, results: Sequence[TrialResult], accel: str) -> int:
     """Return the number of trials of the complete run, as far as `results` tell."""
     plan = make_plan(scenario)
     if scenario.trials.until is None:
@@ -32,18 +32,18 @@ def planned_trials(scenario: Scenario, results: Sequence[TrialResult], accel: st
         if not block <= there:
             break
         seen = [result for result in results if result.pair <= pairs]
-        if enough(scenario, seen, accel):
+        if is_enough(scenario, seen, accel):
             return len(block)
     return len(plan)
 
 
-def enough(scenario: Scenario, results: Sequence[TrialResult], accel: str) -> bool:
+def is_enough(scenario: Scenario, results: Sequence[TrialResult], accel: str) -> bool:
     """True if more trials are of no use. `results`: all trials of some blocks."""
 
     def count(arm: ArmName, kind: str) -> int:
         return sum(result.arm == arm and result.kind == kind for result in results)
 
-    if more_failures(results) >= _FAILURES:
+    if count_more_failures(results) >= _FAILURES:
         return True
     if not all(count(arm, "measured") for arm in ARMS):
         return True  # an arm of which nothing can be measured
@@ -51,4 +51,4 @@ def enough(scenario: Scenario, results: Sequence[TrialResult], accel: str) -> bo
     precision = scenario.trials.until.precision
     found = compare_trials(scenario, {}, results, len(results), accel)
     metrics = [found.metric(name) for name in found.deciding]
-    return all(metric is not None and precise(metric.effect, precision) for metric in metrics)
+    return all(metric is not None and is_precise(metric.effect, precision) for metric in metrics)

@@ -20,7 +20,7 @@ class Summary:
     unit of the values. None for one trial."""
 
 
-def summary(unit: str, values: Sequence[float]) -> Summary:
+def summarize(unit: str, values: Sequence[float]) -> Summary:
     """Summarize at least one value. `unit`: s, count or Ginsn."""
     middle = median_low(values) if unit == "Ginsn" else median(values)
     if len(values) < 2:

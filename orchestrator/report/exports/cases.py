@@ -15,18 +15,18 @@ from orchestrator.analysis.trial import TrialResult
 from orchestrator.analysis.verdict.comparison import (
     Comparison,
     MetricComparison,
-    exit_code,
-    fails_more,
-    failures,
+    choose_exit_code,
+    count_failures,
     guest_accels,
-    outcomes,
+    has_more_failures,
+    judge_expectations,
 )
-from orchestrator.analysis.verdict.summary import summary
+from orchestrator.analysis.verdict.summary import summarize
 from orchestrator.base.hashing import digest_of
 from orchestrator.evidence.plan import Plan
-from orchestrator.report.words.sentence import differing, undecided_said
-from orchestrator.report.words.variable_words import variable_said
-from orchestrator.report.words.wording import attempts_said
+from orchestrator.report.words.sentence import describe_undecided, describe_unplanned
+from orchestrator.report.words.variable_words import describe_variable
+from orchestrator.report.words.wording import describe_attempts
 from orchestrator.scenario.model import Scenario
 from orchestrator.scenario.vocabulary import ARMS, ArmName, Metric
 
@@ -77,24 +77,26 @@ class Suite:
     """Digest of the plan and the evidence: the same for the same run, wherever it is judged."""
 
 
-def plain(text: object) -> str:
+def clean_text(text: object) -> str:
     """Remove escape sequences, and replace control characters. The result is valid in XML, in JSON
     and on any terminal."""
     lines = _ANSI.sub("", str(text)).replace("\r\n", "\n").replace("\r", "\n")
     return _UNPRINTABLE.sub("\ufffd", lines)
 
 
-def line_of(text: object) -> str:
+def clean_line(text: object) -> str:
     """Clean text from outside as `plain` does, and join its lines to one."""
-    return " ".join(plain(text).split())
+    return " ".join(clean_text(text).split())
 
 
-def suite(scenario: Scenario, comparison: Comparison, plan: Plan) -> Suite:
+def build_suite(scenario: Scenario, comparison: Comparison, plan: Plan) -> Suite:
     """Return a run as a suite of cases. `plan` is plan.json."""
     unit = cost_unit(plan)
-    code = exit_code(scenario, comparison)
+    code = choose_exit_code(scenario, comparison)
     metrics = {m.name: _numbers(m, scenario, unit) for m in comparison.metrics}
-    found = {name: _OUTCOMES[met] for name, met in outcomes(scenario, comparison).items()}
+    found = {
+        name: _OUTCOMES[met] for name, met in judge_expectations(scenario, comparison).items()
+    }
     cases = [
         _run_case(scenario, comparison, code, found),
         *(
@@ -106,16 +108,16 @@ def suite(scenario: Scenario, comparison: Comparison, plan: Plan) -> Suite:
     facts = {
         "barometer": __version__, "scenario": scenario.name, "verdict": comparison.verdict,
         "exit_code": str(code), "accel": plan.accel, "cost_unit": unit,
-        **{f"{arm}.kernel": line_of(kernel_of(comparison, arm)) for arm in ARMS},
+        **{f"{arm}.kernel": clean_line(kernel_of(comparison, arm)) for arm in ARMS},
     }  # fmt: skip
-    if said := variable_said(comparison.variable):
-        facts["variable"] = line_of(said)
+    if said := describe_variable(comparison.variable):
+        facts["variable"] = clean_line(said)
     started = min((r.started for r in comparison.results if r.started), default="")
     digest = digest_of({"plan": plan.to_json(), "trials": [r.digest for r in comparison.results]})
     return Suite(scenario.name, code, tuple(cases), facts, metrics, started, digest)
 
 
-def code_of(suites: Sequence[Suite]) -> int:
+def combine_exit_codes(suites: Sequence[Suite]) -> int:
     """Return the exit code of several runs together: 1 if any run has 1, else the largest."""
     codes = [one.exit_code for one in suites]
     return 1 if 1 in codes else max(codes)
@@ -141,19 +143,21 @@ def _run_case(
 ) -> Case:
     said: list[str] = [comparison.verdict]
     if comparison.conditions is not None and comparison.conditions.unplanned:
-        said.append(line_of(differing(comparison.conditions.unplanned)))
+        said.append(clean_line(describe_unplanned(comparison.conditions.unplanned)))
     if len(comparison.results) < comparison.planned:
         said.append(f"not complete: {len(comparison.results)} of {comparison.planned} trials")
     if len(guest_accels(comparison.results)) > 1:
         said.append("guests ran under KVM in some trials and were emulated in others")
-    if fails_more(comparison):
-        (before, of_before), (after, of_after) = (failures(comparison.results, a) for a in ARMS)
+    if has_more_failures(comparison):
+        (before, of_before), (after, of_after) = (
+            count_failures(comparison.results, a) for a in ARMS
+        )
         said.append(
             f"the candidate fails more often: {after} of its {of_after} trials, and {before} of"
             f" the baseline's {of_before}"
         )
     if comparison.has_undecided and comparison.verdict == "inconclusive":
-        said.append(line_of(undecided_said(comparison)))
+        said.append(clean_line(describe_undecided(comparison)))
     for arm in ARMS:
         if not comparison.count(arm, "measured"):
             said.append(f"no trial of the {arm} was measured")
@@ -198,8 +202,8 @@ def _numbers(metric: MetricComparison, scenario: Scenario, seconds: str) -> Numb
     wanted = scenario.expect.get(metric.name)
     numbers: dict[str, float | str | None] = {
         "unit": seconds if metric.unit == "s" else metric.unit,
-        "baseline.median": summary(metric.unit, metric.baseline).middle,
-        "candidate.median": summary(metric.unit, metric.candidate).middle,
+        "baseline.median": summarize(metric.unit, metric.baseline).middle,
+        "candidate.median": summarize(metric.unit, metric.candidate).middle,
         "ratio": found.ratio, "ci95.low": low, "ci95.high": high,
         "p": found.p, "p_adjusted": metric.effect.p_adjusted,
         "pairs": found.pairs, "basis": found.basis, "verdict": metric.verdict,
@@ -212,13 +216,13 @@ def _trial_case(result: TrialResult) -> Case:
     values: Numbers = {
         name: value for name in result.samples if (value := result.value(name)) is not None
     }
-    if again := attempts_said(result):
-        values["begun_again"] = line_of(", ".join(again))
+    if again := describe_attempts(result):
+        values["begun_again"] = clean_line(", ".join(again))
     if result.kind == "measured":
-        return Case("trial", line_of(result.name), "passed", "measured", "measured",
+        return Case("trial", clean_line(result.name), "passed", "measured", "measured",
                     numbers=values, seconds=result.seconds)  # fmt: skip
     where = f" at {result.stage}" if result.stage else ""
-    said = line_of(f"{result.kind}{where}: {result.reason}: {result.message}")
+    said = clean_line(f"{result.kind}{where}: {result.reason}: {result.message}")
     outcome: Outcome = "failed" if result.kind == "failed" else "unknown"
-    return Case("trial", line_of(result.name), outcome, line_of(result.reason), said,
-                plain(result.evidence), values, result.seconds)  # fmt: skip
+    return Case("trial", clean_line(result.name), outcome, clean_line(result.reason), said,
+                clean_text(result.evidence), values, result.seconds)  # fmt: skip

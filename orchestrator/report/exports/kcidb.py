@@ -14,11 +14,18 @@ from typing import Any, NamedTuple
 
 from orchestrator.analysis.trial import TrialResult
 from orchestrator.analysis.verdict.comparison import Comparison, guest_accels
-from orchestrator.analysis.verdict.summary import summary
+from orchestrator.analysis.verdict.summary import summarize
 from orchestrator.base.errors import BenchError
 from orchestrator.evidence.plan import Plan
 from orchestrator.formats.units import format_size
-from orchestrator.report.exports.cases import Case, Suite, kernel_of, line_of, plain, suite
+from orchestrator.report.exports.cases import (
+    Case,
+    Suite,
+    build_suite,
+    clean_line,
+    clean_text,
+    kernel_of,
+)
 from orchestrator.scenario.model import Scenario
 from orchestrator.scenario.vocabulary import ARMS, ArmName, is_emulated
 
@@ -42,9 +49,9 @@ class _Test(NamedTuple):
 def kcidb_objects(scenario: Scenario, comparison: Comparison, plan: Plan) -> dict[str, Any]:
     """Return the content of kcidb.json, which can be submitted to KernelCI. `plan` is
     plan.json."""
-    of_run = suite(scenario, comparison, plan)
+    of_run = build_suite(scenario, comparison, plan)
     kernels = {arm: f"{ORIGIN}:{plan.kernels[arm].digest}" for arm in ARMS}
-    comments = {kernels[arm]: line_of(kernel_of(comparison, arm)) for arm in ARMS}
+    comments = {kernels[arm]: clean_line(kernel_of(comparison, arm)) for arm in ARMS}
     common = {"origin": ORIGIN, "environment": _environment(scenario, comparison, plan)}
     return {
         "version": _VERSION,
@@ -76,7 +83,7 @@ def _tests(comparison: Comparison, of_run: Suite) -> Iterator[_Test]:
         compared = of_run.metrics[metric.name]
         for arm in ARMS:
             values = getattr(metric, arm)
-            middle = summary(metric.unit, values).middle
+            middle = summarize(metric.unit, values).middle
             found: dict[str, Any] = {
                 "status": "DONE", "number": _number(middle, compared["unit"]),
                 "misc": {"metric": metric.name, "samples": list(values)},
@@ -89,7 +96,7 @@ def _tests(comparison: Comparison, of_run: Suite) -> Iterator[_Test]:
         yield _Test("candidate", f"{name}/candidate", name, found | {"misc": {"metric": name}})
     for result in comparison.results:
         arm = "candidate" if result.arm == "candidate" else "baseline"
-        yield _Test(arm, f"trial/{line_of(result.name)}", "trial", _trial(result))
+        yield _Test(arm, f"trial/{clean_line(result.name)}", "trial", _trial(result))
 
 
 def _judged(case: Case, bench_failed: bool) -> dict[str, Any]:
@@ -110,10 +117,10 @@ def _trial(result: TrialResult) -> dict[str, Any]:
         "misc": {"arm": result.arm, "pair": result.pair},
     }
     if result.kind != "measured":
-        test["comment"] = line_of(f"{result.reason}: {result.message}")
-        test["misc"] |= {"reason": line_of(result.reason), "stage": line_of(result.stage)}
+        test["comment"] = clean_line(f"{result.reason}: {result.message}")
+        test["misc"] |= {"reason": clean_line(result.reason), "stage": clean_line(result.stage)}
     if result.evidence:
-        test["log_excerpt"] = plain(result.evidence)[-_LOG_LENGTH:]
+        test["log_excerpt"] = clean_text(result.evidence)[-_LOG_LENGTH:]
     if result.started:
         test["start_time"] = result.started
     if result.seconds is not None:

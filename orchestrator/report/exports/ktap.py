@@ -14,7 +14,7 @@ from orchestrator.report.exports.cases import Case, Suite
 _INDENT = "  "
 
 
-def ktap(suites: Sequence[Suite]) -> str:
+def format_ktap(suites: Sequence[Suite]) -> str:
     """Return the whole text."""
     lines = ["KTAP version 1", f"1..{len(suites)}"]
     for number, suite in enumerate(suites, 1):

@@ -15,9 +15,9 @@ import csv
 import io
 
 from orchestrator.analysis.verdict.comparison import Comparison
-from orchestrator.analysis.verdict.summary import summary
+from orchestrator.analysis.verdict.summary import summarize
 from orchestrator.evidence.plan import Plan
-from orchestrator.report.exports.cases import cost_unit, kernel_of, line_of, suite
+from orchestrator.report.exports.cases import build_suite, clean_line, cost_unit, kernel_of
 from orchestrator.scenario.model import Scenario
 from orchestrator.scenario.vocabulary import ARMS, METRICS
 
@@ -39,14 +39,14 @@ def results_csv(scenario: Scenario, comparison: Comparison, plan: Plan) -> str:
         if column != "ratio" or METRICS[name.partition("@")[0]] != "count"
     ]
     table.writerow([*_ABOUT, *columns])
-    of_run = suite(scenario, comparison, plan)
+    of_run = build_suite(scenario, comparison, plan)
     values = _values(comparison)
     complete = len(comparison.results) >= comparison.planned and comparison.verdict != "invalid"
     if complete and of_run.started and values.keys() >= {*columns}:
         about = [
             of_run.started, f"{scenario.name}/{plan.accel}", cost_unit(plan), of_run.digest,
             comparison.verdict,
-            *(line_of(kernel_of(comparison, arm)) for arm in ARMS),
+            *(clean_line(kernel_of(comparison, arm)) for arm in ARMS),
         ]  # fmt: skip
         table.writerow([*about, *(repr(values[column]) for column in columns)])
     return out.getvalue()
@@ -56,7 +56,7 @@ def _values(comparison: Comparison) -> dict[str, float]:
     found: dict[str, float] = {}
     for metric in comparison.metrics:
         for arm in ARMS:
-            found[f"{metric.name}.{arm}"] = summary(metric.unit, getattr(metric, arm)).middle
+            found[f"{metric.name}.{arm}"] = summarize(metric.unit, getattr(metric, arm)).middle
         if metric.ratio is not None:
             found[f"{metric.name}.ratio"] = metric.ratio
     return found

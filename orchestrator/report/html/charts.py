@@ -18,10 +18,10 @@ from orchestrator.analysis.boot.cost import BootDifference
 from orchestrator.analysis.boot.timeline import IOVA, RAM, DmaStep, Phase, Timeline
 from orchestrator.analysis.maps.scaling import Law
 from orchestrator.analysis.verdict.comparison import MetricComparison
-from orchestrator.analysis.verdict.summary import summary
+from orchestrator.analysis.verdict.summary import summarize
 from orchestrator.formats.units import GIB, format_size
 from orchestrator.report.words.printable import escape_unprintable
-from orchestrator.report.words.quantities import quantity
+from orchestrator.report.words.quantities import format_quantity
 from orchestrator.report.words.samples import Dots, role_values
 from orchestrator.scenario.vocabulary import ARMS, ArmName, Role
 
@@ -86,7 +86,7 @@ def sample_chart(metric: MetricComparison, shown: Sequence[Dots]) -> Figure:
         })  # fmt: skip
     for dots in shown:
         colour, _, dash = _ROLES[dots.role]
-        middle = summary(metric.unit, role_values(metric, dots.role)).middle * scale
+        middle = summarize(metric.unit, role_values(metric, dots.role)).middle * scale
         data.append({
             "type": "scatter", "mode": "lines", "name": f"median of {dots.role}",
             "x": [0.5, last + 0.5], "y": [middle, middle],
@@ -95,7 +95,7 @@ def sample_chart(metric: MetricComparison, shown: Sequence[Dots]) -> Figure:
         })  # fmt: skip
     between, beside = metric.effect.interval, max(1.0, last * 0.04)
     if between is not None and metric.ratio is not None:
-        base = summary(metric.unit, metric.baseline).middle * scale
+        base = summarize(metric.unit, metric.baseline).middle * scale
         low, high = (base * end for end in between)
         middle = base * metric.ratio
         every += [low, high]
@@ -187,7 +187,8 @@ def _phase_bars(arm: ArmName, boot: Timeline, y: float) -> list[Figure]:
     found = []
     for name, phases in families.items():
         hover = [
-            f"{p.name}: {quantity(p.seconds, boot.unit)}, from {quantity(p.start, boot.unit)}"
+            f"{p.name}: {format_quantity(p.seconds, boot.unit)},"
+            f" from {format_quantity(p.start, boot.unit)}"
             for p in phases
         ]
         bars = _bars(arm, name, _FAMILIES.get(name, _GREY), y, phases, hover)
@@ -232,16 +233,17 @@ def _step_bars(arm: ArmName, boot: Timeline, rows: Mapping[str, float]) -> list[
 
 def _step_hover(step: DmaStep, unit: str) -> str:
     said = [
-        f"{step.kind} of {step.bar} ({format_size(step.size)}): {quantity(step.seconds, unit)}",
+        f"{step.kind} of {step.bar} ({format_size(step.size)}):"
+        f" {format_quantity(step.seconds, unit)}",
         step.cause,
-        f"at {quantity(step.start, unit)}",
+        f"at {format_quantity(step.start, unit)}",
     ]
     return ", ".join(filter(None, said))
 
 
 def _mark(arm: ArmName, boot: Timeline, top: float) -> Figure:
     mark = boot.boot_seconds
-    said = f"boot mark of the {arm}: {quantity(mark, boot.unit)}"
+    said = f"boot mark of the {arm}: {format_quantity(mark, boot.unit)}"
     return {
         "type": "scatter", "mode": "lines+markers", "name": "boot mark",
         "legendgroup": "boot mark", "x": [mark, mark],
@@ -259,11 +261,11 @@ def difference_chart(unit: str, found: BootDifference) -> Figure:
     steps = {name: value for name, value in found.operations.items() if abs(value) >= least}
     steps = dict(sorted(steps.items(), key=lambda step: -abs(step[1])))
     steps["all else"] = found.whole - sum(steps.values())
-    said = [f"{name} {'+' * (s > 0)}{quantity(s, unit)}" for name, s in steps.items()]
+    said = [f"{name} {'+' * (s > 0)}{format_quantity(s, unit)}" for name, s in steps.items()]
     data = {
         "type": "waterfall", "orientation": "h", "hoverinfo": "skip",
-        "y": [f"baseline {quantity(found.baseline, unit)}", *said,
-              f"candidate {quantity(found.candidate, unit)}"],
+        "y": [f"baseline {format_quantity(found.baseline, unit)}", *said,
+              f"candidate {format_quantity(found.candidate, unit)}"],
         "x": [found.baseline, *steps.values(), found.candidate],
         "measure": ["absolute", *["relative"] * len(steps), "total"],
         "increasing": {"marker": {"color": _VERMILION}},

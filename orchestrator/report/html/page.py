@@ -12,15 +12,15 @@ import tomlkit
 from orchestrator.analysis.boot.cost import CostTable, OperationCost, build_cost_table
 from orchestrator.analysis.boot.timeline import Timeline
 from orchestrator.analysis.maps.level import LevelReason
-from orchestrator.analysis.maps.theory import lookups, stride_of
+from orchestrator.analysis.maps.theory import find_stride, predict_lookups
 from orchestrator.analysis.trial import TrialResult
 from orchestrator.analysis.verdict.comparison import (
     Comparison,
     MetricComparison,
     boots_of,
-    findings_of,
+    find_laws,
     guest_accels,
-    laws,
+    merge_findings,
 )
 from orchestrator.analysis.verdict.effect import (
     ALPHA,
@@ -29,7 +29,7 @@ from orchestrator.analysis.verdict.effect import (
     LEAST_FOR_P,
     Effect,
 )
-from orchestrator.analysis.verdict.summary import summary
+from orchestrator.analysis.verdict.summary import summarize
 from orchestrator.evidence.kernel import KernelRecord
 from orchestrator.evidence.plan import Plan
 from orchestrator.formats.units import format_size
@@ -42,19 +42,19 @@ from orchestrator.report.html.charts import (
 )
 from orchestrator.report.text.maps_text import inside_maps, law_text, level_text
 from orchestrator.report.text.run_text import explain_values
-from orchestrator.report.text.timeline_text import cost_cells, explained, text_timeline
-from orchestrator.report.words.quantities import p_text, plural, quantity, ratio_text
+from orchestrator.report.text.timeline_text import cost_cells, explain_difference, text_timeline
+from orchestrator.report.words.quantities import format_quantity, p_text, plural, ratio_text
 from orchestrator.report.words.samples import Dots, collect_dots, role_values
 from orchestrator.report.words.sentence import verdict_sentence
-from orchestrator.report.words.variable_words import variable_said
+from orchestrator.report.words.variable_words import describe_variable
 from orchestrator.report.words.wording import (
     SOURCES,
     TITLES,
-    attempts_said,
-    device_said,
-    host_said,
-    resolution_said,
-    workload_said,
+    describe_attempts,
+    describe_device,
+    describe_host,
+    describe_workload,
+    explain_resolution,
 )
 from orchestrator.scenario.model import Scenario
 from orchestrator.scenario.vocabulary import (
@@ -87,14 +87,14 @@ class Line:
     expected: str
 
     def value(self, role: Role) -> str:
-        return quantity(
-            summary(self.metric.unit, role_values(self.metric, role)).middle, self.metric.unit
+        return format_quantity(
+            summarize(self.metric.unit, role_values(self.metric, role)).middle, self.metric.unit
         )
 
     def range(self, role: Role) -> str:
         """Return the smallest and the largest value; empty if all values are the same."""
         values = role_values(self.metric, role)
-        low, high = (quantity(end(values), self.metric.unit) for end in (min, max))
+        low, high = (format_quantity(end(values), self.metric.unit) for end in (min, max))
         return "" if low == high else f"{low} to {high}"
 
     @property
@@ -167,8 +167,8 @@ class TracedBoots:
     @property
     def label(self) -> str:
         said = [
-            f"{arm}: {len(boot.phases)} phases, {quantity(boot.boot_seconds, boot.unit)} to the"
-            f" boot mark, {quantity(boot.end_seconds, boot.unit)} to the end"
+            f"{arm}: {len(boot.phases)} phases, {format_quantity(boot.boot_seconds, boot.unit)} to"
+            f" the boot mark, {format_quantity(boot.end_seconds, boot.unit)} to the end"
             for arm, boot in self.shown.items()
         ]
         return f"Phases, maps and unmaps of a guest boot. {'; '.join(said)}"
@@ -176,7 +176,7 @@ class TracedBoots:
     @property
     def difference(self) -> str:
         found = self.costs.difference
-        return "" if found is None else explained(found, self.costs.unit)
+        return "" if found is None else explain_difference(found, self.costs.unit)
 
     def text(self, arm: ArmName) -> str:
         return text_timeline(self.shown[arm])
@@ -287,7 +287,7 @@ def build_page(scenario: Scenario, comparison: Comparison, plan: Plan) -> Page:
     bad = [result for result in comparison.results if result.kind != "measured"]
     return Page(
         sentence=verdict_sentence(scenario, comparison, plan),
-        variable=variable_said(comparison.variable),
+        variable=describe_variable(comparison.variable),
         verdict=comparison.verdict,
         scenario=comparison.scenario,
         facts=list(_facts(scenario, comparison, plan)),
@@ -323,15 +323,17 @@ def _facts(scenario: Scenario, comparison: Comparison, plan: Plan) -> Iterator[t
     for role in (CONTROL, WARM_UP):
         if comparison.of_arm(role):
             yield role, f"the baseline's kernel ({_trials(comparison, role)})"
-    yield "device", device_said(scenario)
-    yield workload_said(scenario, plan)
-    yield "host", host_said(scenario, plan.accel, plan.accel_reason)
+    yield "device", describe_device(scenario)
+    yield describe_workload(scenario, plan)
+    yield "host", describe_host(scenario, plan.accel, plan.accel_reason)
 
 
 def _trials(comparison: Comparison, role: Role) -> str:
     counts = {kind: comparison.count(role, kind) for kind in ("measured", "failed", "invalid")}
     said = ", ".join(f"{n} {kind}" for kind, n in counts.items() if n) or "no trials"
-    again = Counter(said for result in comparison.of_arm(role) for said in attempts_said(result))
+    again = Counter(
+        said for result in comparison.of_arm(role) for said in describe_attempts(result)
+    )
     if again:
         said += "; repeated: " + ", ".join(f"{n} x {why}" for why, n in again.items())
     return said
@@ -397,7 +399,7 @@ def _rules(scenario: Scenario, lines: Sequence[Line]) -> Iterator[str]:
     if "count" in bases:
         yield "A count that is the same in every trial of an arm is compared as it is."
     if "exact" in bases:
-        yield resolution_said(scenario)
+        yield explain_resolution(scenario)
     if any(line.metric.control for line in lines):
         yield (
             "Control (A/A): the baseline's kernel against itself. A metric in which those differ"
@@ -433,7 +435,7 @@ def _series(
     scenario: Scenario, comparison: Comparison, *, exact: bool
 ) -> Iterator[tuple[Series, Figure]]:
     """Yield the series that an arm has a law for."""
-    by_arm = {arm: laws(comparison, arm) for arm in ARMS}
+    by_arm = {arm: find_laws(comparison, arm) for arm in ARMS}
     names = dict.fromkeys(name for found in by_arm.values() for name in found)
     for number, name in enumerate(names):
         what, alignment, state = name.split("/")
@@ -444,13 +446,13 @@ def _series(
             if (point.alignment, point.state) == (alignment, state) and metric is not None:
                 unit = metric.unit
                 for arm in ARMS:
-                    middle = summary(metric.unit, role_values(metric, arm)).middle
+                    middle = summarize(metric.unit, role_values(metric, arm)).middle
                     points[arm].append((point.size, middle))
         found = {arm: by_arm[arm][name] for arm in ARMS if name in by_arm[arm]}
         sizes: dict[str, dict[ArmName, str]] = {}
         for arm in ARMS:
             for size, cost in points[arm]:
-                sizes.setdefault(format_size(size), {})[arm] = quantity(cost, unit)
+                sizes.setdefault(format_size(size), {})[arm] = format_quantity(cost, unit)
         told = {arm: law_text(law, exact=exact) for arm, law in found.items()}
         one = Series(f"law-{number}", name, sizes, told)
         yield one, law_chart(points, found, unit)
@@ -464,12 +466,12 @@ def _theory(scenario: Scenario, comparison: Comparison) -> Iterator[Theory]:
         found: dict[ArmName, tuple[str, str]] = {}
         for arm in ARMS:
             count = median(role_values(metric, arm))
-            found[arm] = f"{count:.10g}", stride_of(point.size, count) or ""
-        yield Theory(point.name, lookups(point.size), found)
+            found[arm] = f"{count:.10g}", find_stride(point.size, count) or ""
+        yield Theory(point.name, predict_lookups(point.size), found)
 
 
 def _levels(comparison: Comparison) -> Iterator[PartLevel]:
-    sides = {arm: findings_of(comparison, arm) for arm in ARMS}
+    sides = {arm: merge_findings(comparison, arm) for arm in ARMS}
     names = dict.fromkeys(level.place for side in sides.values() for level in side.levels)
     for name in names:
         for arm, side in sides.items():

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from orchestrator.analysis.verdict.bisection import BisectEnds, Bisection, BisectStep, Measured
 from orchestrator.report.words.columns import fit_lines, format_table, shorten
-from orchestrator.report.words.quantities import arm_text, plural, quantity, ratio_text
-from orchestrator.report.words.wording import title
+from orchestrator.report.words.quantities import arm_text, format_quantity, plural, ratio_text
+from orchestrator.report.words.wording import metric_title
 
 _HEADER = ("", "commit", "value", "of good", "took", "verdict")
 _INDENT = "      "
@@ -13,11 +13,11 @@ _INDENT = "      "
 
 def bisect_report(found: Bisection) -> str:
     """Report the answer so far, and the steps that led to it."""
-    parts = [answer(found), numbers(found), "\n".join(_rows(found)) + "\n"]
+    parts = [describe_answer(found), describe_numbers(found), "\n".join(_rows(found)) + "\n"]
     return fit_lines("\n".join(part for part in parts if part))
 
 
-def answer(found: Bisection) -> str:
+def describe_answer(found: Bisection) -> str:
     """Name the first bad commit, or the commits that it may be."""
     if not found.found:
         return "The first bad commit is not known yet.\n"
@@ -38,16 +38,16 @@ def answer(found: Bisection) -> str:
     )
 
 
-def numbers(found: Bisection) -> str:
+def describe_numbers(found: Bisection) -> str:
     """Report the numbers of both ends, and the threshold between them."""
     ends = found.ends
     if ends is None:
         return ""
     good, bad = (arm_text(end.unit, end.values) for end in (ends.good, ends.bad))
-    between = quantity(ends.threshold, ends.good.unit)
+    between = format_quantity(ends.threshold, ends.good.unit)
     return (
-        f"{title(found.metric)}: good {good}, bad {bad}; a number nearer to bad than {between} is"
-        " bad\n"
+        f"{metric_title(found.metric)}: good {good}, bad {bad}; a number nearer to bad than"
+        f" {between} is bad\n"
     )
 
 
@@ -81,4 +81,4 @@ def _cells(step: BisectStep, ends: BisectEnds | None) -> tuple[str, str, str]:
         return "-", "-", took
     good = ends.good.value if ends is not None else 0.0
     ratio = ratio_text(step.found.value / good if good else None)
-    return quantity(step.found.value, step.found.unit), ratio, took
+    return format_quantity(step.found.value, step.found.unit), ratio, took

@@ -8,17 +8,22 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from orchestrator.analysis.verdict.bisection import Bisection
-from orchestrator.analysis.verdict.comparison import Comparison, MetricComparison, outcomes, worst
+from orchestrator.analysis.verdict.comparison import (
+    Comparison,
+    MetricComparison,
+    judge_expectations,
+    worst_verdict,
+)
 from orchestrator.analysis.verdict.effect import Verdict
 from orchestrator.evidence.plan import Plan
-from orchestrator.report.text.bisect_text import answer, numbers
+from orchestrator.report.text.bisect_text import describe_answer, describe_numbers
 from orchestrator.report.text.matrix_text import cell_verdict
-from orchestrator.report.text.run_text import expected
+from orchestrator.report.text.run_text import describe_expected
 from orchestrator.report.words.columns import shorten, wrap_text
 from orchestrator.report.words.quantities import change_text, plural
 from orchestrator.report.words.sentence import verdict_sentence
-from orchestrator.report.words.trailer import worse
-from orchestrator.report.words.wording import title
+from orchestrator.report.words.trailer import find_worse
+from orchestrator.report.words.wording import metric_title
 from orchestrator.scenario.model import Scenario
 from orchestrator.scenario.vocabulary import ARMS, ArmName
 
@@ -32,13 +37,13 @@ _URGENT = ("not met", "not known", "met")
 def run_brief(scenario: Scenario, comparison: Comparison, plan: Plan, folder: Path) -> str:
     """Return the verdict, the metrics that decide it, other metrics that regressed, the trials,
     and the paths of all else."""
-    met = outcomes(scenario, comparison)
+    met = judge_expectations(scenario, comparison)
     deciding = [
-        f"  * {name}: {metric.verdict}{_change(metric)}{expected(scenario, metric)}"
+        f"  * {name}: {metric.verdict}{_change(metric)}{describe_expected(scenario, metric)}"
         for name in sorted(met, key=lambda name: _URGENT.index(met[name]))
         if (metric := comparison.metric(name)) is not None
     ]
-    beside = [f"{title(metric.name)}{_change(metric)}" for metric in worse(comparison)]
+    beside = [f"{metric_title(metric.name)}{_change(metric)}" for metric in find_worse(comparison)]
     lines = [
         *_first(wrap_text(verdict_sentence(scenario, comparison, plan)), _SENTENCE),
         *_first([*map(shorten, deciding)], _DECIDING, "that decide"),
@@ -70,7 +75,7 @@ def matrix_brief(
     }
     names: list[str] = []
     while left := [name for name in verdicts if name not in names]:
-        first = worst(verdicts[name] for name in left)
+        first = worst_verdict(verdicts[name] for name in left)
         names += [name for name in left if verdicts[name] == first]
     found = [shorten(f"  {name}: {_cell(cells[name])}") for name in names]
     lines = [
@@ -85,8 +90,10 @@ def bisect_brief(found: Bisection, folder: Path) -> str:
     """Return the commit, and the numbers of both ends."""
     steps = sum(step.role == "step" for step in found.steps)
     lines = [
-        *_first([shorten(line) for line in answer(found).splitlines() if line], 6, "of them"),
-        *_first(wrap_text(numbers(found)) if found.ends else [], 3),
+        *_first(
+            [shorten(line) for line in describe_answer(found).splitlines() if line], 6, "of them"
+        ),
+        *_first(wrap_text(describe_numbers(found)) if found.ends else [], 3),
         f"{plural(steps, 'step')}: {folder / 'bisect.txt'}",
         f"bisection: {folder}",
     ]
@@ -131,7 +138,9 @@ def _cell(found: Comparison | None) -> str:
         return "not run"
     deciding = [m for name in found.deciding if (m := found.metric(name)) is not None]
     shown = [m for m in deciding if m.verdict == found.verdict] or deciding
-    return cell_verdict(found) + "".join(f", {title(m.name)}{_change(m)}" for m in shown[:1])
+    return cell_verdict(found) + "".join(
+        f", {metric_title(m.name)}{_change(m)}" for m in shown[:1]
+    )
 
 
 def _where(folder: Path, report: Path) -> list[str]:

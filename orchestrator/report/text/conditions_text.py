@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from orchestrator.analysis.conditions.conditions import Conditions, Difference
-from orchestrator.analysis.conditions.kconfig import costly
+from orchestrator.analysis.conditions.kconfig import select_costly
 from orchestrator.report.words.quantities import plural
 
 _MOST = 12
 
 
-def conditions_said(found: Conditions | None) -> str:
+def describe_conditions(found: Conditions | None) -> str:
     """Report the conditions that differed between the arms. Those that must not differ come
     first."""
     if found is None or not (found.common or found.differences):
@@ -40,7 +40,7 @@ def _config(found: Conditions) -> Sequence[str]:
         return ["  the kernels' configurations were not recorded"]
     if not found.config:
         return ["  planned: the kernels' configurations are the same"]
-    shown = costly(found.config)
+    shown = select_costly(found.config)
     lines = [
         f"  planned: the kernels' configurations differ in {plural(len(found.config), 'symbol')}"
         + (", of these the likeliest to matter:" if shown else "")

@@ -10,8 +10,8 @@ from orchestrator.analysis.maps.probe_overhead import ProbeCost, compute_probe_c
 from orchestrator.analysis.maps.scaling import Law
 from orchestrator.analysis.tracefs.trace import Operation
 from orchestrator.analysis.trial import Findings
-from orchestrator.analysis.verdict.comparison import Comparison, findings_of, laws
-from orchestrator.report.words.quantities import plural, quantity
+from orchestrator.analysis.verdict.comparison import Comparison, find_laws, merge_findings
+from orchestrator.report.words.quantities import format_quantity, plural
 from orchestrator.scenario.vocabulary import ARMS
 
 _MOST_FUNCTIONS = 14
@@ -21,7 +21,7 @@ _LEAST_SHARE = 0.02
 def map_sections(comparison: Comparison, *, exact: bool) -> str:
     """Return the sections on single maps, which follow the table; empty if there were no maps. An
     arm's levels and parts are those of its first measured trial; medians are of all its trials."""
-    shown = {arm: findings_of(comparison, arm) for arm in ARMS}
+    shown = {arm: merge_findings(comparison, arm) for arm in ARMS}
     parts = [
         _levels(shown["baseline"], shown["candidate"]),
         _laws(comparison, exact=exact),
@@ -32,7 +32,7 @@ def map_sections(comparison: Comparison, *, exact: bool) -> str:
 
 def inside_maps(comparison: Comparison, *, exact: bool) -> str:
     """Report what the probes cost, and where the cost of a map and an unmap goes."""
-    shown = {arm: findings_of(comparison, arm) for arm in ARMS}
+    shown = {arm: merge_findings(comparison, arm) for arm in ARMS}
     parts = [
         _looking(shown["baseline"], shown["candidate"], exact=exact),
         _parts(shown["baseline"], shown["candidate"], exact=exact),
@@ -42,7 +42,7 @@ def inside_maps(comparison: Comparison, *, exact: bool) -> str:
 
 
 def _cost_text(seconds: float, *, exact: bool) -> str:
-    return quantity(seconds, "Ginsn" if exact else "s")
+    return format_quantity(seconds, "Ginsn" if exact else "s")
 
 
 # level and reason -----------------------------------------------------------------------------
@@ -106,7 +106,7 @@ def _leaves(level: Level, place: Place) -> str:
 
 
 def _laws(comparison: Comparison, *, exact: bool) -> str:
-    by_arm = {arm: laws(comparison, arm) for arm in ARMS}
+    by_arm = {arm: find_laws(comparison, arm) for arm in ARMS}
     names = list(dict.fromkeys(name for found in by_arm.values() for name in found))
     if not names:
         return ""

@@ -7,10 +7,10 @@ from statistics import median
 
 from orchestrator.analysis.verdict.comparison import Comparison, MetricComparison, boots_of
 from orchestrator.analysis.verdict.effect import Verdict
-from orchestrator.analysis.verdict.summary import summary
+from orchestrator.analysis.verdict.summary import summarize
 from orchestrator.report.words.columns import fit_lines, format_table, wrap_text
-from orchestrator.report.words.quantities import plural, quantity
-from orchestrator.report.words.variable_words import variable_said
+from orchestrator.report.words.quantities import format_quantity, plural
+from orchestrator.report.words.variable_words import describe_variable
 from orchestrator.scenario.vocabulary import ARMS, Metric
 
 # Titles of the columns: the metrics of guest boots or, if there are none, of maps without a guest.
@@ -61,7 +61,9 @@ def _variable(cells: Mapping[str, Comparison | None]) -> str:
     """Report what the arms differ in, grouped by the cells for which it is the same."""
     said: dict[str, list[str]] = {}
     for name, comparison in cells.items():
-        if comparison is not None and (text := variable_said(comparison.variable, counted=False)):
+        if comparison is not None and (
+            text := describe_variable(comparison.variable, counted=False)
+        ):
             said.setdefault(text, []).append(name)
     lines = []
     for text, names in said.items():
@@ -103,7 +105,7 @@ def _traced(comparison: Comparison) -> str:
     if not any(boots.values()):
         return ""
     return " -> ".join(
-        quantity(median(b.boot_seconds for b in boots[arm]), boots[arm][0].unit)
+        format_quantity(median(b.boot_seconds for b in boots[arm]), boots[arm][0].unit)
         if boots[arm] else "-"
         for arm in ARMS
     )  # fmt: skip
@@ -112,5 +114,5 @@ def _traced(comparison: Comparison) -> str:
 def _effect(metric: MetricComparison | None) -> str:
     if metric is None:
         return "-"
-    arms = (summary(metric.unit, getattr(metric, arm)).middle for arm in ARMS)
-    return " -> ".join(quantity(middle, metric.unit) for middle in arms)
+    arms = (summarize(metric.unit, getattr(metric, arm)).middle for arm in ARMS)
+    return " -> ".join(format_quantity(middle, metric.unit) for middle in arms)

@@ -11,7 +11,7 @@ from orchestrator.analysis.diagnosis.diagnosis import Profile
 from orchestrator.formats.units import format_size
 from orchestrator.report.text.timeline_text import COST_COLUMNS, boot_lines, cost_cells
 from orchestrator.report.words.columns import format_table
-from orchestrator.report.words.quantities import digits, quantity
+from orchestrator.report.words.quantities import format_digits, format_quantity
 
 _WIDTH = 100
 _ENDS = {
@@ -74,7 +74,8 @@ def _head(profile: Profile) -> list[str]:
     bars = ", ".join(f"{bar.name} {format_size(bar.size)}" for bar in facts.bars)
     return [
         *_wrap(
-            f"{facts.domain}: {digits(boot.boot_seconds)} s from {what} {_ENDS[profile.ended_by]}"
+            f"{facts.domain}: {format_digits(boot.boot_seconds)} s from {what}"
+            f" {_ENDS[profile.ended_by]}"
         ),
         *_wrap(
             f"host {facts.release}, QEMU {facts.qemu}, libvirt {facts.libvirt},"
@@ -126,7 +127,7 @@ def _advice(profile: Profile) -> list[str]:
     boot_seconds = profile.timeline.boot_seconds
     for number, advice in enumerate(profile.advice, 1):
         share = advice.seconds / boot_seconds if boot_seconds else 0
-        cost = f" ({quantity(advice.seconds, 's')}, {share:.1%})" if advice.seconds else ""
+        cost = f" ({format_quantity(advice.seconds, 's')}, {share:.1%})" if advice.seconds else ""
         lines += _wrap(f"{advice.problem}{cost}", f"{number:3}. ", "     ")
         if advice.help:
             lines += _wrap(advice.help, "     -> ", "        ")

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from math import ceil, log2
 from statistics import median
 
-from orchestrator.analysis.maps.theory import best_leaf, lookups, pages, stride_of
+from orchestrator.analysis.maps.theory import best_leaf, count_pages, find_stride, predict_lookups
 from orchestrator.analysis.trial import TrialResult
 from orchestrator.analysis.verdict.comparison import (
     Comparison,
@@ -17,22 +17,22 @@ from orchestrator.analysis.verdict.comparison import (
 from orchestrator.analysis.verdict.effect import ALPHA, FEW_FLOOR, LEAST_FOR_P
 from orchestrator.evidence.plan import Plan
 from orchestrator.formats.units import format_size
-from orchestrator.report.text.conditions_text import conditions_said
+from orchestrator.report.text.conditions_text import describe_conditions
 from orchestrator.report.text.maps_text import map_sections
 from orchestrator.report.text.timeline_text import calls_and_cost
 from orchestrator.report.words.columns import WIDTH, fit_lines, format_table, shorten, wrap_text
-from orchestrator.report.words.quantities import arm_text, change_text, plural, spreads_said
+from orchestrator.report.words.quantities import arm_text, change_text, explain_spreads, plural
 from orchestrator.report.words.sentence import verdict_sentence
-from orchestrator.report.words.trailer import trailer, worse
-from orchestrator.report.words.variable_words import variable_said
+from orchestrator.report.words.trailer import find_worse, format_trailer
+from orchestrator.report.words.variable_words import describe_variable
 from orchestrator.report.words.wording import (
     TITLES,
-    attempts_said,
-    device_said,
-    host_said,
-    resolution_said,
-    title,
-    workload_said,
+    describe_attempts,
+    describe_device,
+    describe_host,
+    describe_workload,
+    explain_resolution,
+    metric_title,
 )
 from orchestrator.scenario.model import Scenario
 from orchestrator.scenario.vocabulary import ARMS, AT_POINTS, is_emulated
@@ -56,18 +56,18 @@ def text_report(
         _statistics(scenario, comparison),
         _theory(scenario, comparison),
         _noted(comparison),
-        conditions_said(comparison.conditions),
+        describe_conditions(comparison.conditions),
         calls_and_cost(boots_of(comparison)),
         map_sections(comparison, exact=exact),
         explain_values(scenario, comparison, emulated=emulated, exact=exact),
         _problems(comparison.results),
-        trailer(scenario, comparison, plan, tester),
+        format_trailer(scenario, comparison, plan, tester),
     ]
     return fit_lines("\n".join(part for part in parts if part))
 
 
 def _variable(comparison: Comparison) -> str:
-    said = variable_said(comparison.variable)
+    said = describe_variable(comparison.variable)
     return "\n".join(wrap_text(said)) + "\n" if said else ""
 
 
@@ -76,9 +76,9 @@ def _verdicts(scenario: Scenario, comparison: Comparison) -> str:
     lines = [f"{comparison.scenario}: {comparison.verdict}"]
     for name in comparison.deciding:
         if (metric := comparison.metric(name)) is not None:
-            lines.append(f"  * {name}: {metric.verdict}{expected(scenario, metric)}")
-    if bad := worse(comparison):
-        also = ", ".join(f"{title(m.name)} {change_text(m.effect)}" for m in bad)
+            lines.append(f"  * {name}: {metric.verdict}{describe_expected(scenario, metric)}")
+    if bad := find_worse(comparison):
+        also = ", ".join(f"{metric_title(m.name)} {change_text(m.effect)}" for m in bad)
         lines.append(f"  also regressed: {also}")
     if len(comparison.results) < comparison.planned:
         lines.append(f"  NOT COMPLETE: {len(comparison.results)} of {comparison.planned} trials")
@@ -87,7 +87,7 @@ def _verdicts(scenario: Scenario, comparison: Comparison) -> str:
     return "\n".join(lines) + "\n"
 
 
-def expected(scenario: Scenario, metric: MetricComparison) -> str:
+def describe_expected(scenario: Scenario, metric: MetricComparison) -> str:
     """Return what the scenario expects of the metric, and the metric's p; empty if there is
     neither."""
     wanted, p = scenario.expect.get(metric.name), metric.effect.p_adjusted
@@ -104,17 +104,17 @@ def _setup(scenario: Scenario, comparison: Comparison, plan: Plan, *, emulated: 
             for kind in ("measured", "failed", "invalid")
             if comparison.count(arm, kind)
         )
-        again = [said for r in comparison.of_arm(arm) for said in attempts_said(r)]
+        again = [said for r in comparison.of_arm(arm) for said in describe_attempts(r)]
         if again:
             trials += f"; repeated: {', '.join(again)}"
         lines.append(
             f"{arm:<11}{kernel['release']}  ({kernel['source']}; {trials or 'no trials'})"
         )
-    what, which = workload_said(scenario, plan)
+    what, which = describe_workload(scenario, plan)
     lines += [
-        f"device     {device_said(scenario)}",
+        f"device     {describe_device(scenario)}",
         f"{what:<11}{which}",
-        f"host       {host_said(scenario, plan.accel, plan.accel_reason)}",
+        f"host       {describe_host(scenario, plan.accel, plan.accel_reason)}",
     ]
     if any(r.guest_accel == "tcg" for r in comparison.results) and not emulated:
         lines.append("           its guests are EMULATED: there is no KVM in the host")
@@ -159,7 +159,7 @@ def _statistics(scenario: Scenario, comparison: Comparison) -> str:
     lines = ["*: metrics that decide the verdict of the run."] * bool(metrics)
     lines += [
         f"+-: {spread} of an arm's trials, around their median."
-        for spread in spreads_said(getattr(m, arm) for m in metrics for arm in ARMS)
+        for spread in explain_spreads(getattr(m, arm) for m in metrics for arm in ARMS)
     ]
     paired, effects = comparison.paired, [metric.effect for metric in metrics]
     if any(effect.interval for effect in effects):
@@ -176,7 +176,7 @@ def _statistics(scenario: Scenario, comparison: Comparison) -> str:
         lines.append(f"{few}: only a change by a factor of {FEW_FLOOR:g} or more counts.")
     lines += _too_few_together(comparison)
     if any(effect.estimate.basis == "exact" for effect in effects):
-        lines.append(resolution_said(scenario))
+        lines.append(explain_resolution(scenario))
     lines += _control(comparison)
     return "".join(f"{line}\n" for text in lines for line in wrap_text(text, then="  "))
 
@@ -223,17 +223,17 @@ def _theory(scenario: Scenario, comparison: Comparison) -> str:
         return ""
     bar = scenario.device.bar
     lines = [
-        f"Lookups in theory: a {format_size(bar)} BAR has {pages(bar)} pages of 4 KiB; with a"
-        " stride of",
-        "  " + ", ".join(f"{leaf} {n}" for leaf, n in lookups(bar).items()) + ".",
+        f"Lookups in theory: a {format_size(bar)} BAR has {count_pages(bar)} pages of 4 KiB; with"
+        " a stride of",
+        "  " + ", ".join(f"{leaf} {n}" for leaf, n in predict_lookups(bar).items()) + ".",
     ]
     for arm in ARMS:
         count = median(getattr(metric, arm))
-        stride = stride_of(bar, count)
+        stride = find_stride(bar, count)
         found = f"one for each {stride}, exactly" if stride else "no leaf size fits that number"
         lines.append(f"  {arm:<10} {count:.10g}: {found}")
     best = best_leaf(bar)
-    if stride_of(bar, median(metric.candidate)) not in (None, best):
+    if find_stride(bar, median(metric.candidate)) not in (None, best):
         lines.append(f"  The candidate's lookups do not have the best stride, {best}.")
     return "\n".join(lines) + "\n"
 
@@ -248,7 +248,9 @@ def _noted(comparison: Comparison) -> str:
     for metric in comparison.metrics:
         for arm, shapes in metric.shapes.items():
             for shape in shapes:
-                lines.setdefault(f"  {arm:<10} {shape.kind}: {title(metric.name)} {shape.text}")
+                lines.setdefault(
+                    f"  {arm:<10} {shape.kind}: {metric_title(metric.name)} {shape.text}"
+                )
     return "\n".join(["Notes:", *lines]) + "\n" if lines else ""
 
 

@@ -23,7 +23,7 @@ from orchestrator.analysis.boot.cost import (
 from orchestrator.analysis.boot.timeline import DmaStep, Phase, Timeline, Zap
 from orchestrator.formats.units import format_size
 from orchestrator.report.words.columns import WIDTH, fit_lines, wrap_text
-from orchestrator.report.words.quantities import digits, plural, quantity
+from orchestrator.report.words.quantities import format_digits, format_quantity, plural
 
 _WIDTH = 100
 _BAR_WIDTH = 20
@@ -67,13 +67,13 @@ def boot_lines(timeline: Timeline) -> list[str]:
 
 
 def _head(timeline: Timeline) -> list[str]:
-    boot = f"{digits(timeline.boot_seconds)} {timeline.unit}"
+    boot = f"{format_digits(timeline.boot_seconds)} {timeline.unit}"
     said = [
         f"boot {boot} to the boot mark, {_percent(timeline.attributed_share)} of it attributed"
     ]
     if timeline.ssh_seconds is not None:
-        said.append(f"SSH at {digits(timeline.ssh_seconds)}")
-    said.append(f"end at {digits(timeline.end_seconds)}")
+        said.append(f"SSH at {format_digits(timeline.ssh_seconds)}")
+    said.append(f"end at {format_digits(timeline.end_seconds)}")
     lines = [f"{timeline.trial} {timeline.guest}, host {timeline.release}", "; ".join(said)]
     if timeline.invalid:
         lines.insert(0, f"INVALID: {timeline.invalid}")
@@ -87,7 +87,7 @@ def _foot(timeline: Timeline) -> list[str]:
     if timeline.mark_source:
         bound = timeline.mark_bound
         late = {None: "an unknown time", 0.0: "a reading of the trace clock at most"}.get(
-            bound, f"{quantity(bound or 0.0, timeline.unit)} at most"
+            bound, f"{format_quantity(bound or 0.0, timeline.unit)} at most"
         )
         texts.append(f"marks: a line's time is from {timeline.mark_source}; late by {late}")
     before = [line for at, line in timeline.console if at <= timeline.boot_seconds]
@@ -98,7 +98,9 @@ def _foot(timeline: Timeline) -> list[str]:
             " the guest waits for each"
         )
     if timeline.systemd:
-        said = ", ".join(f"{name} {quantity(s, 's')}" for name, s in timeline.systemd.items())
+        said = ", ".join(
+            f"{name} {format_quantity(s, 's')}" for name, s in timeline.systemd.items()
+        )
         texts.append(f"systemd-analyze, by the guest's own clock: {said}")
     texts += [f"note {note.name}: {note.text}" for note in timeline.notes]
     return [line for text in texts for line in _wrapped(text)]
@@ -133,7 +135,7 @@ def _columns(timeline: Timeline, start: float | None, length: float, counted: fl
     that counts for the share."""
     when = "" if start is None else f"{start:.3f}"
     share = _percent(_share(timeline, counted)) if counted else "-"
-    return f"{when:>10}  {quantity(length, timeline.unit):>11}  {share:>7}  "
+    return f"{when:>10}  {format_quantity(length, timeline.unit):>11}  {share:>7}  "
 
 
 def _line(
@@ -185,7 +187,7 @@ def _together(timeline: Timeline, steps: Sequence[DmaStep], *, more: bool) -> li
     counts = Counter((step.kind, step.bar) for step in steps)
     kinds = ", ".join(f"{plural(n, kind)} of {bar}" for (kind, bar), n in counts.items())
     number = f"{len(steps)} more" if more else f"{len(steps)}"
-    text = f"{number} under {quantity(_LEAST, timeline.unit)}, total: {kinds}"
+    text = f"{number} under {format_quantity(_LEAST, timeline.unit)}, total: {kinds}"
     return _line(timeline, steps, text, start=False)
 
 
@@ -218,7 +220,7 @@ def calls_and_cost(timelines: Boots) -> str:
     )
     lines += _table(table)
     if table.difference is not None:
-        lines += ["", *wrap_text(explained(table.difference, table.unit), then="  ")]
+        lines += ["", *wrap_text(explain_difference(table.difference, table.unit), then="  ")]
     return fit_lines("\n".join(lines)) + "\n"
 
 
@@ -234,7 +236,7 @@ def _table(table: CostTable) -> list[str]:
     body = _body(table)
     titles = [
         f"{arm}, {f'{len(boots)} boots' if len(boots) > 1 else 'boot'}"
-        f" of {quantity(median(boots), table.unit)}"
+        f" of {format_quantity(median(boots), table.unit)}"
         for arm, boots in table.boots.items()
     ]
     groups = [
@@ -283,11 +285,11 @@ def _named(operation: OperationKind) -> str:
 def cost_cells(cost: OperationCost, unit: str) -> list[str]:
     if cost.one is None:
         return ["-"] * len(COST_COLUMNS)
-    return [f"{cost.calls:g}", quantity(cost.one, unit), quantity(cost.total, unit),
+    return [f"{cost.calls:g}", format_quantity(cost.one, unit), format_quantity(cost.total, unit),
             "" if cost.share is None else f"{cost.share:.1%}"]  # fmt: skip
 
 
-def explained(difference: BootDifference, unit: str) -> str:
+def explain_difference(difference: BootDifference, unit: str) -> str:
     """Explain the difference between the arms' boots. All numbers have as many decimals as give
     the longer boot four digits, so that a reader can add them up."""
     longer = max(difference.baseline, difference.candidate)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from orchestrator.analysis.verdict.effect import Effect
-from orchestrator.analysis.verdict.summary import LEAST_FOR_QUARTILES, summary
+from orchestrator.analysis.verdict.summary import LEAST_FOR_QUARTILES, summarize
 
 _PREFIXES = {
     "s": ((1.0, "s"), (1e-3, "ms"), (1e-6, "us"), (1e-9, "ns")),
@@ -15,7 +15,7 @@ _LARGE, _SMALL = 2.0, 0.1
 """A ratio of _LARGE or more, or of _SMALL or less, is printed as a factor: `2.3x`, `1/20151`."""
 
 
-def quantity(value: float, unit: str) -> str:
+def format_quantity(value: float, unit: str) -> str:
     """Return a cost with four digits and the SI prefix that suits it: `8.432 s`, `494 us`, `5.832
     Minsn`. A `count` has all its digits. The caller has to say if seconds are emulated."""
     if unit == "count":
@@ -24,10 +24,10 @@ def quantity(value: float, unit: str) -> str:
     if not value:
         return f"0 {prefixes[0][1]}"
     factor, name = next((p for p in prefixes if abs(value) >= 0.99995 * p[0]), prefixes[-1])
-    return f"{digits(value / factor)} {name}"
+    return f"{format_digits(value / factor)} {name}"
 
 
-def digits(value: float) -> str:
+def format_digits(value: float) -> str:
     return f"{value:.4g}" if abs(value) < 9999.5 else f"{value:.0f}"
 
 
@@ -38,19 +38,19 @@ def plural(count: int, noun: str) -> str:
 def arm_text(unit: str, values: Sequence[float]) -> str:
     """Return an arm's trials, summarised as in analysis/summary.py: `8.635 s +- 1.2%`. There is no
     spread for one trial, or for values that are the same in all trials."""
-    found = summary(unit, values)
-    text = quantity(found.middle, unit)
+    found = summarize(unit, values)
+    text = format_quantity(found.middle, unit)
     if found.spread is None or len(set(values)) == 1:
         return text
     if not found.middle:
-        return f"{text} +- {quantity(found.spread, unit)}"
+        return f"{text} +- {format_quantity(found.spread, unit)}"
     share = 100 * found.spread / abs(found.middle)
     if share < 0.01:
         return f"{text} +- <0.01%"
     return f"{text} +- {share:.{0 if share >= 9.95 else 1 if share >= 0.95 else 2}f}%"
 
 
-def spreads_said(arms: Iterable[Sequence[float]]) -> list[str]:
+def explain_spreads(arms: Iterable[Sequence[float]]) -> list[str]:
     """Return the meanings of `+-` in the texts that `arm_text` returns for these arms; empty if
     none of them has it."""
     names = {True: "half the interquartile range", False: "half the range"}

@@ -8,18 +8,18 @@ from orchestrator.analysis.conditions.conditions import Difference
 from orchestrator.analysis.verdict.comparison import (
     Comparison,
     MetricComparison,
-    arm_failed_by_bench,
     attempts_of,
-    fails_more,
-    failures,
+    count_failures,
+    find_arm_failed_by_bench,
     guest_accels,
+    has_more_failures,
 )
-from orchestrator.analysis.verdict.summary import summary
+from orchestrator.analysis.verdict.summary import summarize
 from orchestrator.evidence.faults import bench_counts, counts
 from orchestrator.evidence.plan import Plan
 from orchestrator.formats.units import format_size
-from orchestrator.report.words.quantities import change_text, plural, quantity
-from orchestrator.report.words.wording import label
+from orchestrator.report.words.quantities import change_text, format_quantity, plural
+from orchestrator.report.words.wording import cost_label
 from orchestrator.scenario.model import Scenario
 from orchestrator.scenario.vocabulary import ARMS, ArmName, Metric
 
@@ -49,11 +49,11 @@ def verdict_sentence(scenario: Scenario, comparison: Comparison, plan: Plan) -> 
     old, new = _kernels(comparison)
     verdict = comparison.verdict
     if verdict == "invalid":
-        return f"{new} and {old} cannot be compared by this run: {flaw(comparison)}."
-    if verdict == "regressed" and fails_more(comparison):
+        return f"{new} and {old} cannot be compared by this run: {explain_invalid(comparison)}."
+    if verdict == "regressed" and has_more_failures(comparison):
         return f"{new} is regressed: {_failures(comparison)}."
     if comparison.has_undecided and verdict == "inconclusive":
-        return f"{new} against {old} is inconclusive: {undecided_said(comparison)}."
+        return f"{new} against {old} is inconclusive: {describe_undecided(comparison)}."
     said = {
         "equivalent": f"{new} is equivalent to {old}",
         "inconclusive": f"{new} against {old} is inconclusive",
@@ -65,7 +65,7 @@ def verdict_sentence(scenario: Scenario, comparison: Comparison, plan: Plan) -> 
     return f"{said}: {_quoted(scenario, comparison, quoted, plan.accel)}."
 
 
-def undecided_said(comparison: Comparison) -> str:
+def describe_undecided(comparison: Comparison) -> str:
     """Report the failures that are charged to nobody, with the number of each arm's attempts."""
     if not comparison.undecided:
         return _failed_by_bench(comparison)
@@ -81,7 +81,7 @@ def undecided_said(comparison: Comparison) -> str:
 
 def _failed_by_bench(comparison: Comparison) -> str:
     attempts = attempts_of(comparison.results)
-    arm = arm_failed_by_bench(comparison.results)
+    arm = find_arm_failed_by_bench(comparison.results)
     reasons = {a.reason for a in attempts if a.arm == arm and a.reason and a.charge == "bench"}
     (before, of_before), (after, of_after) = (bench_counts(attempts, arm) for arm in ARMS)
     return (
@@ -91,7 +91,7 @@ def _failed_by_bench(comparison: Comparison) -> str:
     )
 
 
-def flaw(comparison: Comparison) -> str:
+def explain_invalid(comparison: Comparison) -> str:
     """Explain why a run is invalid."""
     for arm in ARMS:
         if not comparison.count(arm, "measured"):
@@ -99,7 +99,7 @@ def flaw(comparison: Comparison) -> str:
     if len(guest_accels(comparison.results)) > 1:
         return "guests ran under KVM in some trials and were emulated in others"
     if comparison.conditions is not None and comparison.conditions.unplanned:
-        return differing(comparison.conditions.unplanned)
+        return describe_unplanned(comparison.conditions.unplanned)
     for name in comparison.deciding:
         metric = comparison.metric(name)
         if metric is None:
@@ -112,7 +112,7 @@ def flaw(comparison: Comparison) -> str:
     return "no metric was measured in both arms"
 
 
-def differing(found: Sequence[Difference]) -> str:
+def describe_unplanned(found: Sequence[Difference]) -> str:
     """Name what differs: `runner.qemu (10.0.2 | 10.1.0) and 2 others differ, which was not
     planned`."""
     first, *others = found
@@ -133,9 +133,10 @@ def _quoted(
     bar = f"a {format_size(scenario.device.bar)} BAR" + f" ({point})" * bool(point)
     subject, what = (text.format(bar=bar) for text in _SUBJECTS[base])
     before, after = (
-        quantity(summary(metric.unit, getattr(metric, arm)).middle, metric.unit) for arm in ARMS
+        format_quantity(summarize(metric.unit, getattr(metric, arm)).middle, metric.unit)
+        for arm in ARMS
     )
-    kind = label(metric, accel, guest_accels(comparison.results))
+    kind = cost_label(metric, accel, guest_accels(comparison.results))
     said, interval = f"{subject} takes {after}{what}", metric.effect.interval
     if before == after and metric.verdict == "equivalent" and interval is None:
         return f"{said} in both{kind}"
@@ -145,7 +146,7 @@ def _quoted(
 
 
 def _failures(comparison: Comparison) -> str:
-    (before, of_before), (after, of_after) = (failures(comparison.results, a) for a in ARMS)
+    (before, of_before), (after, of_after) = (count_failures(comparison.results, a) for a in ARMS)
     attempts = [a for a in attempts_of(comparison.results) if a.arm == "candidate"]
     reasons = ", ".join(sorted({a.reason for a in attempts if a.reason and a.charge != "bench"}))
     word = "trial" if of_after == len(comparison.of_arm("candidate")) else "attempt"

@@ -7,15 +7,21 @@ from collections.abc import Iterator
 from orchestrator.analysis.verdict.comparison import (
     Comparison,
     MetricComparison,
-    exit_code,
+    choose_exit_code,
     guest_accels,
 )
 from orchestrator.evidence.plan import Plan
 from orchestrator.report.words.columns import wrap_text
-from orchestrator.report.words.quantities import arm_text, change_text, spreads_said
-from orchestrator.report.words.sentence import flaw
-from orchestrator.report.words.variable_words import differing_said
-from orchestrator.report.words.wording import TITLES, device_said, label, title, workload_said
+from orchestrator.report.words.quantities import arm_text, change_text, explain_spreads
+from orchestrator.report.words.sentence import explain_invalid
+from orchestrator.report.words.variable_words import describe_differing
+from orchestrator.report.words.wording import (
+    TITLES,
+    cost_label,
+    describe_device,
+    describe_workload,
+    metric_title,
+)
 from orchestrator.scenario.model import Scenario
 from orchestrator.scenario.vocabulary import ARMS, Metric, is_emulated
 
@@ -27,7 +33,9 @@ _HEADLINES: tuple[Metric, ...] = (
 _MOST = 3
 
 
-def trailer(scenario: Scenario, comparison: Comparison, plan: Plan, tester: str | None) -> str:
+def format_trailer(
+    scenario: Scenario, comparison: Comparison, plan: Plan, tester: str | None
+) -> str:
     """Return the block. `plan` is plan.json; `tester` is `Name <mail>`, or None if git knows no
     user."""
     lines = [_BEGIN]
@@ -41,7 +49,7 @@ def trailer(scenario: Scenario, comparison: Comparison, plan: Plan, tester: str 
     return "\n".join([*lines, _END]) + "\n"
 
 
-def worse(comparison: Comparison) -> list[MetricComparison]:
+def find_worse(comparison: Comparison) -> list[MetricComparison]:
     """Return the metrics that regressed, apart from those that decide the verdict. A metric with
     several points appears once: with the point of the plain name if that one regressed, else with
     the point that regressed most."""
@@ -60,15 +68,15 @@ def _numbers(comparison: Comparison, plan: Plan) -> Iterator[str]:
     left out."""
     names = dict.fromkeys((*comparison.deciding, *_HEADLINES))
     shown = [m for name in names if (m := comparison.metric(name)) is not None][:_MOST]
-    bad = worse(comparison)
+    bad = find_worse(comparison)
     if bad and not any(metric in shown for metric in bad):
         shown = [*shown[: _MOST - 1], bad[0]]
     accels = guest_accels(comparison.results)
     for metric in shown:
         arms = " -> ".join(arm_text(metric.unit, getattr(metric, arm)) for arm in ARMS)
-        kind = label(metric, plan.accel, accels)
-        yield f"{title(metric.name)}: {arms}{kind}, {change_text(metric.effect)}"
-    said = [f"+-: {s}" for s in spreads_said(getattr(m, arm) for m in shown for arm in ARMS)]
+        kind = cost_label(metric, plan.accel, accels)
+        yield f"{metric_title(metric.name)}: {arms}{kind}, {change_text(metric.effect)}"
+    said = [f"+-: {s}" for s in explain_spreads(getattr(m, arm) for m in shown for arm in ARMS)]
     if any(metric.effect.interval for metric in shown):
         by = "by pairs, " * comparison.paired
         said.append(f"change: {by}with its 95 % interval")
@@ -83,9 +91,9 @@ def _configuration(scenario: Scenario, comparison: Comparison, plan: Plan) -> It
     if found := comparison.variable:
         apart = [d for d in found.differs if d.kind == "setting" or old == new]
         if apart:
-            yield f"arms differ in: {differing_said(apart)}"
-    what, which = workload_said(scenario, plan)
-    yield f"device: {device_said(scenario)}; {what}: {which}"
+            yield f"arms differ in: {describe_differing(apart)}"
+    what, which = describe_workload(scenario, plan)
+    yield f"device: {describe_device(scenario)}; {what}: {which}"
     trials = " + ".join(str(comparison.count(arm, "measured")) for arm in ARMS)
     versions = ", ".join(
         f"{version} ({room})" for room in ("runner", "host")
@@ -118,13 +126,13 @@ def _no_tag(scenario: Scenario, comparison: Comparison) -> str:
     """Return the reason why there is no tag; empty if there is one."""
     baseline, candidate = (comparison.kernels[arm] for arm in ARMS)
     if comparison.verdict == "invalid":
-        return f"the run is invalid: {flaw(comparison)}"
+        return f"the run is invalid: {explain_invalid(comparison)}"
     if baseline == candidate:
         return "both arms ran the same kernel"
     if not comparison.paired:
         return "the trials are of two runs"
     if comparison.verdict == "inconclusive":
         return "the run is inconclusive"
-    if comparison.verdict != "regressed" and exit_code(scenario, comparison) != 0:
+    if comparison.verdict != "regressed" and choose_exit_code(scenario, comparison) != 0:
         return f"the run is {comparison.verdict}, which is not what the scenario expects"
     return ""

@@ -8,13 +8,13 @@ from orchestrator.analysis.conditions.variable import Differing, Variable
 from orchestrator.report.words.quantities import plural
 
 
-def variable_said(found: Variable | None, *, counted: bool = True) -> str:
+def describe_variable(found: Variable | None, *, counted: bool = True) -> str:
     """Return one paragraph; empty for a comparison without a variable. `counted`: add the number
     of conditions that were checked."""
     return " ".join(_sentences(found, counted=counted)) if found is not None else ""
 
 
-def differing_said(differs: Iterable[Differing]) -> str:
+def describe_differing(differs: Iterable[Differing]) -> str:
     """Name what differs, with both arms' values: `vfio_iommu_type1.disable_hugepages: N | Y;
     command line: not set | nosmt`."""
     return "; ".join(
@@ -31,7 +31,7 @@ def _sentences(found: Variable, *, counted: bool) -> Iterator[str]:
     else:
         is_all = found.checked is not None and not (found.unplanned or found.allowed)
         yield (
-            f"Arms differ in: {differing_said(found.differs)}"
+            f"Arms differ in: {describe_differing(found.differs)}"
             + "; nothing else" * is_all
             + (f" ({same})." if same else ".")
         )

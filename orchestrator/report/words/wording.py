@@ -15,7 +15,7 @@ from orchestrator.analysis.verdict.effect import (
 )
 from orchestrator.evidence.plan import Plan
 from orchestrator.formats.units import format_size
-from orchestrator.report.words.quantities import plural, quantity
+from orchestrator.report.words.quantities import format_quantity, plural
 from orchestrator.scenario.machines import Device, Guest
 from orchestrator.scenario.model import Scenario
 from orchestrator.scenario.vocabulary import Metric, is_emulated
@@ -47,7 +47,7 @@ SOURCES: dict[Metric, str] = {
 """The pass that a metric comes from, if that is not `timing`."""
 
 
-def attempts_said(result: TrialResult) -> list[str]:
+def describe_attempts(result: TrialResult) -> list[str]:
     """Return a text for each attempt that was repeated: why, and how the other arm's attempts
     beside it went: `guest-hang (undecided)`, `baseline beside it: succeeded`."""
     *_, last = result.attempts
@@ -60,13 +60,13 @@ def attempts_said(result: TrialResult) -> list[str]:
     return said
 
 
-def title(metric: Metric) -> str:
+def metric_title(metric: Metric) -> str:
     """Return the title of a metric with its point: `one DMA map (4GiB/2MiB/cold)`."""
     base, _, point = metric.partition("@")
     return TITLES[base] + f" ({point})" * bool(point)
 
 
-def device_said(scenario: Scenario) -> str:
+def describe_device(scenario: Scenario) -> str:
     """Describe the device: `ivshmem, BAR 32GiB, intel vIOMMU`."""
     device: Device = scenario.device
     number = f"{device.count} x " * (device.count > 1)
@@ -76,27 +76,29 @@ def device_said(scenario: Scenario) -> str:
     return f"{number}{device.kind}, BAR {format_size(device.bar)}{mapped}{viommu}"
 
 
-def host_said(scenario: Scenario, accel: str, reason: str) -> str:
+def describe_host(scenario: Scenario, accel: str, reason: str) -> str:
     """Describe the host: `nested VM, 2 CPUs, accel kvm, ...`."""
     host = scenario.host
     cpus = f", {plural(host.cpus, 'CPU')}" if host.cpus else ""
     return f"{host.name}{cpus}, accel {accel}, {reason}"
 
 
-def workload_said(scenario: Scenario, plan: Plan) -> tuple[str, str]:
+def describe_workload(scenario: Scenario, plan: Plan) -> tuple[str, str]:
     """Return the kind of workload and its details: `guest`, `6.12.107+deb13, 512MiB`."""
     if scenario.workload == "map" or scenario.guest is None or plan.guest_kernel is None:
         backend = {"type1": "type1 container", "iommufd": "iommufd"}[scenario.map.backend]
         return "workload", f"map from the host's user space, {backend}"
     release, guest = plan.guest_kernel.release, scenario.guest
-    return "guest", f"{release}, {format_size(guest.memory)}{said_of(guest)}"
+    return "guest", f"{release}, {format_size(guest.memory)}{describe_guest(guest)}"
 
 
-def resolution_said(scenario: Scenario) -> str:
+def explain_resolution(scenario: Scenario) -> str:
     """Explain when two instruction counts are the same number."""
 
     def within(resolution: Resolution) -> str:
-        return f"{100 * (resolution.ratio - 1):.2g}% or {quantity(resolution.ginsn, 'Ginsn')}"
+        return (
+            f"{100 * (resolution.ratio - 1):.2g}% or {format_quantity(resolution.ginsn, 'Ginsn')}"
+        )
 
     if scenario.workload == "map":
         which = within(OF_MAPS)
@@ -108,7 +110,7 @@ def resolution_said(scenario: Scenario) -> str:
     return f"Instruction counts are the same if they differ by at most {which}, whichever is more."
 
 
-def said_of(guest: Guest) -> str:
+def describe_guest(guest: Guest) -> str:
     """Return the guest's settings that are not the defaults."""
     said = {
         "firmware": f", {guest.firmware}",
@@ -122,7 +124,7 @@ def said_of(guest: Guest) -> str:
     return "".join(text for key, text in said.items() if getattr(guest, key) != usual[key].default)
 
 
-def label(metric: MetricComparison, accel: str, guest_accels: Set[str]) -> str:
+def cost_label(metric: MetricComparison, accel: str, guest_accels: Set[str]) -> str:
     """Return what follows a metric's values: ` (instructions)`, ` (emulated)`, or nothing if the
     time is real hardware's."""
     if metric.unit == "Ginsn":

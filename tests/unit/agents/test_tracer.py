@@ -12,7 +12,7 @@ from types import ModuleType
 import pytest
 
 from orchestrator.analysis.tracefs.hist import parse_hist
-from orchestrator.analysis.tracefs.trace import lost_events, probe_hits
+from orchestrator.analysis.tracefs.trace import count_lost_events, parse_probe_hits
 from orchestrator.machine.tracing.probes import FAULT, counts_spec
 from tests.unit.agents.loading import agent
 from tests.unit.recorded import MEASURED, RUN
@@ -67,9 +67,9 @@ def test_collected_files_are_what_the_analysis_reads(tracer: ModuleType, armed: 
         "hist-lookup.txt", "hist-fault.txt", "hist-pin.txt", "hist-iova_walk.txt",
     }  # fmt: skip
     assert parse_hist(files["hist-lookup.txt"]).hits == 2
-    assert lost_events(files["stats.txt"]) == 3
+    assert count_lost_events(files["stats.txt"]) == 3
     assert "cpu0\nentries" in files["stats.txt"]
-    assert probe_hits(files["profile.txt"]) == {
+    assert parse_probe_hits(files["profile.txt"]) == {
         "lookup": 2, "fault": 2, "iova_walk": 524288, "pin": 2,
     }  # fmt: skip
     assert "[mono]" in files["clock.txt"]

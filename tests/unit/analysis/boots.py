@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 
-from orchestrator.analysis.boot.boot import timeline_of
+from orchestrator.analysis.boot.boot import build_timeline
 from orchestrator.analysis.boot.boottrace import BootTrace, read_boot
 from orchestrator.analysis.boot.qemu import ConfigWrite, QemuEvent
 from orchestrator.analysis.boot.timeline import Timeline
@@ -23,7 +23,7 @@ def recorded_boot() -> BootTrace:
 
 @cache
 def recorded_timeline() -> Timeline:
-    return timeline_of(TrialDir.open(RUN / "trials" / MEASURED), 1, recorded_boot())
+    return build_timeline(TrialDir.open(RUN / "trials" / MEASURED), 1, recorded_boot())
 
 
 class Guest:

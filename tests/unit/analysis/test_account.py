@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from orchestrator.analysis.boot.account import Account, account_of
+from orchestrator.analysis.boot.account import Account, build_account
 from orchestrator.analysis.boot.boottrace import BootTrace, read_boot
 from orchestrator.analysis.boot.qemu import QemuEvent
 from orchestrator.analysis.tracefs.trace import Operation
@@ -19,7 +19,7 @@ ADDED = "vfio_listener_region_add_ram"
 def account(
     boot: BootTrace, *, bar: int = BAR, mmap: bool = True, viommu: bool = False, said: str = ""
 ) -> Account:
-    return account_of(boot, bar, mmap=mmap, viommu=viommu, qemu_log=said)
+    return build_account(boot, bar, mmap=mmap, viommu=viommu, qemu_log=said)
 
 
 def refused(boot: BootTrace, reason: str, **how: bool) -> EvidenceError:
@@ -168,14 +168,14 @@ def test_iommufd_that_takes_no_bar_is_a_note() -> None:
     boot = recorded_boot()
     boot.operations = []
     boot.iommu_maps = []
-    found = account_of(boot, BAR, mmap=True, viommu=False, qemu_log=IOMMUFD, iommufd=True)
+    found = build_account(boot, BAR, mmap=True, viommu=False, qemu_log=IOMMUFD, iommufd=True)
     assert [note.name for note in found.notes] == ["iommufd-without-dma-buf"]
     assert not found.maps
 
 
 def test_iommufd_that_was_not_refused_is_not_traced() -> None:
     with pytest.raises(EvidenceError) as caught:
-        account_of(recorded_boot(), BAR, mmap=True, viommu=False, qemu_log="", iommufd=True)
+        build_account(recorded_boot(), BAR, mmap=True, viommu=False, qemu_log="", iommufd=True)
     assert caught.value.reason == "iommufd-not-traced"
 
 

@@ -11,7 +11,12 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from orchestrator.analysis.boot.boot import boot_of, check_clock, timeline_of, timelines_of
+from orchestrator.analysis.boot.boot import (
+    build_timeline,
+    check_clock,
+    read_boot_trace,
+    read_timelines,
+)
 from orchestrator.analysis.boot.boottrace import BootTrace, read_boot
 from orchestrator.analysis.boot.marks import parse_marks
 from orchestrator.analysis.boot.qemu import QemuEvent
@@ -34,7 +39,7 @@ MARK = "barometer: boot mark, uptime 9.88"
 
 
 def timeline(text: str) -> Timeline:
-    return timeline_of(TRIAL, 1, read_boot(text))
+    return build_timeline(TRIAL, 1, read_boot(text))
 
 
 def refused(text: str, reason: str) -> str:
@@ -95,7 +100,7 @@ def test_trace_and_watch_agent_tell_the_same_of_a_boot() -> None:
 def test_timeline_has_the_unit_of_its_host(accel: str, unit: str) -> None:
     manifest = TRIAL.manifest.model_copy(update={"accel": accel})
     trial = TrialDir(TRIAL.path, manifest, "")
-    assert timeline_of(trial, 1, recorded_boot()).unit == unit
+    assert build_timeline(trial, 1, recorded_boot()).unit == unit
 
 
 def test_lines_have_the_times_of_their_line_feeds_where_the_guest_sent_them() -> None:
@@ -124,9 +129,9 @@ def test_line_feeds_of_every_cpu_of_the_guest_count() -> None:
     (at, first), *others = boot.feeds
     boot.feeds = [(at, 99999), *others]
     trial = TrialDir.open(RUN / "trials" / MEASURED)
-    assert timeline_of(trial, 1, boot).mark_bound is None
+    assert build_timeline(trial, 1, boot).mark_bound is None
     boot.threads = {first, 99999}
-    assert timeline_of(trial, 1, boot).mark_bound == 0
+    assert build_timeline(trial, 1, boot).mark_bound == 0
 
 
 def test_guest_without_kvm_has_the_agents_times() -> None:
@@ -224,14 +229,14 @@ def test_clock_source_that_is_slow_to_read_is_noted(
     facts = json.loads((trial / "host/facts.json").read_text())
     facts["settings"]["clocksource"] = source
     (trial / "host/facts.json").write_text(json.dumps(facts))
-    found = timeline_of(TrialDir.open(trial), 1, recorded_boot())
+    found = build_timeline(TrialDir.open(trial), 1, recorded_boot())
     assert note_names(found) == names
     assert all(source in note.text for note in found.notes)
 
 
 def test_notes_of_the_account_come_first(tmp_path: Path) -> None:
     noted = timeline(stepped(9.0)).notes
-    found = timeline_of(TRIAL, 1, read_boot(stepped(9.0)), recorded_timeline().notes + noted)
+    found = build_timeline(TRIAL, 1, read_boot(stepped(9.0)), recorded_timeline().notes + noted)
     assert found.notes == noted * 2
 
 
@@ -293,19 +298,19 @@ def test_trial_without_a_traced_boot_has_no_timeline() -> None:
     changes = {"guests": TRIAL.manifest.guests[:1], "passes": ("plain",)}
     trial = TrialDir(TRIAL.path, TRIAL.manifest.model_copy(update=changes), "")
     with pytest.raises(EvidenceError, match="its passes: plain") as caught:
-        timelines_of(trial)
+        read_timelines(trial)
     assert caught.value.reason == "no-timeline"
 
 
 def test_timelines_are_those_of_the_traced_boots() -> None:
-    assert timelines_of(TRIAL) == [recorded_timeline()]
+    assert read_timelines(TRIAL) == [recorded_timeline()]
 
 
 def test_trace_that_is_not_there_is_missing_evidence(tmp_path: Path) -> None:
     trial = copied(tmp_path)
     (trial / TRACE).unlink()
     with pytest.raises(EvidenceError, match=r"trace-guest-1\.txt is missing") as caught:
-        boot_of(sealed(trial), 1)
+        read_boot_trace(sealed(trial), 1)
     assert caught.value.reason == "missing-evidence"
 
 
@@ -313,7 +318,7 @@ def test_trace_may_be_compressed_or_not(tmp_path: Path) -> None:
     trial = copied(tmp_path)
     (trial / TRACE).unlink()
     (trial / TRACE).with_suffix("").write_text(RECORDED)
-    assert timelines_of(sealed(trial)) == [recorded_timeline()]
+    assert read_timelines(sealed(trial)) == [recorded_timeline()]
 
 
 def test_parts_of_a_map_are_what_was_probed() -> None:
@@ -352,7 +357,7 @@ def test_run_of_memory_as_long_as_a_bar_is_no_part_of_its_own() -> None:
     boot = recorded_boot()
     index = next(i for i, o in enumerate(boot.operations) if (o.kind, o.iova) == ("map", 0))
     boot.operations[index] = replace(boot.operations[index], pin_seconds=1e-5, around_seconds=1.0)
-    found = timeline_of(TrialDir.open(RUN / "trials" / MEASURED), 1, boot).steps[index]
+    found = build_timeline(TrialDir.open(RUN / "trials" / MEASURED), 1, boot).steps[index]
     assert found.parts == {"pin and IOMMU map": found.seconds}
 
 
@@ -383,7 +388,7 @@ def mapped(
         added = f"region_add [ram] {iova:#x} - {iova + size - 1:#x} [0x7f0000000000]"
         boot.qemu.append(QemuEvent("vfio_listener_region_add_ram", added, VCPU, at, at))
     boot.operations = [Operation("map", at, 0.1, iova, size, 0, pid=VCPU, **more)]
-    [step] = timeline_of(TRIAL, 1, boot).steps
+    [step] = build_timeline(TRIAL, 1, boot).steps
     return step
 
 
@@ -510,7 +515,7 @@ def mutated(draw: st.DrawFn) -> str:
 @example(marker("barometer P 29000000000"))
 def test_garbled_lines_are_read_or_are_an_evidence_error(text: str) -> None:
     with contextlib.suppress(EvidenceError):
-        timeline_of(TRIAL, 1, read_boot(text))
+        build_timeline(TRIAL, 1, read_boot(text))
 
 
 @share(0.6)
@@ -527,4 +532,4 @@ def test_trial_whose_agent_was_cut_short_is_invalid_not_a_bug(tmp_path: Path) ->
     trial = copied(tmp_path)
     rewrite(trial / TRACE, lambda text: re.sub(r"(?m)^.*barometer E \d+ mark$", "#", text))
     with pytest.raises(EvidenceError):
-        timelines_of(sealed(trial))
+        read_timelines(sealed(trial))

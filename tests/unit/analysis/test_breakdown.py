@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from orchestrator.analysis.maps.breakdown import (
     WALK,
     Breakdown,
-    breakdowns,
     check_sums,
     measured_whole,
+    read_breakdowns,
 )
 from orchestrator.base.errors import EvidenceError
 from tests.unit.answers import by_1gib, by_2mib, map_pass
@@ -69,7 +69,7 @@ class Profile:
 
     def found(self) -> list[Breakdown]:
         (self.host / "profile.json").write_text(json.dumps(self._facts))
-        return breakdowns(trial_of(self._folder))
+        return read_breakdowns(trial_of(self._folder))
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ def profile(tmp_path: Path) -> Profile:
 
 
 def test_trial_without_a_profile_pass_has_no_breakdown(tmp_path: Path) -> None:
-    assert breakdowns(trial_of(tmp_path)) == []
+    assert read_breakdowns(trial_of(tmp_path)) == []
 
 
 def test_whole_bar_that_was_logged_is_taken_as_it_is(profile: Profile) -> None:

@@ -14,17 +14,17 @@ from hypothesis import strategies as st
 
 from orchestrator.analysis.boot.cost import cost_json
 from orchestrator.analysis.boot.timeline import Note, Timeline
-from orchestrator.analysis.maps.level import level_of
+from orchestrator.analysis.maps.level import find_level
 from orchestrator.analysis.trial import Findings, TrialResult, read_result
 from orchestrator.analysis.verdict.comparison import (
     Comparison,
     MetricComparison,
     boots_of,
+    choose_exit_code,
     compare_trials,
     comparison_json,
-    exit_code,
-    laws,
-    walked_by,
+    find_laws,
+    find_walk_step,
 )
 from orchestrator.evidence.layout import TrialDir
 from orchestrator.scenario.model import Scenario
@@ -57,7 +57,7 @@ def ended(
 def compared(results: Sequence[TrialResult], *overrides: str) -> tuple[Comparison, int]:
     chosen = scenario(*overrides)
     comparison = compare_trials(chosen, KERNELS, results, len(results), "tcg")
-    return comparison, exit_code(chosen, comparison)
+    return comparison, choose_exit_code(chosen, comparison)
 
 
 def both(baseline: float, candidate: float, metric: Metric = MAPS) -> list[TrialResult]:
@@ -231,7 +231,7 @@ def test_bound_of_instructions_that_overlap_is_not_known() -> None:
     for bound in ("<= 1.02", "<= 1.1"):
         chosen = map_scenario(f'expect.{MAPS}="{bound}"')
         comparison = compare_trials(chosen, KERNELS, results, len(results), "exact")
-        assert (comparison.verdict, exit_code(chosen, comparison)) == ("inconclusive", 4)
+        assert (comparison.verdict, choose_exit_code(chosen, comparison)) == ("inconclusive", 4)
 
 
 def test_bound_of_counts_is_exact() -> None:
@@ -496,7 +496,7 @@ def test_run_that_is_not_complete_is_inconclusive_whatever_it_has() -> None:
     chosen = scenario()
     comparison = compare_trials(chosen, KERNELS, both(1000, 1, LOOKUPS), planned=4, accel="tcg")
     assert comparison.verdict == "inconclusive"
-    assert exit_code(chosen, comparison) == 4
+    assert choose_exit_code(chosen, comparison) == 4
 
 
 @pytest.mark.parametrize(
@@ -507,7 +507,7 @@ def test_run_that_is_not_complete_does_not_fail_for_a_regression_that_was_expect
 ) -> None:
     chosen = scenario(f'expect.{MAPS}="{expect}"')
     comparison = compare_trials(chosen, KERNELS, night(1.2), planned=60, accel="tcg")
-    assert (comparison.verdict, exit_code(chosen, comparison)) == ("regressed", code)
+    assert (comparison.verdict, choose_exit_code(chosen, comparison)) == ("regressed", code)
 
 
 def test_guests_that_ran_differently_are_not_compared() -> None:
@@ -518,7 +518,7 @@ def test_guests_that_ran_differently_are_not_compared() -> None:
     chosen = scenario()
     comparison = compare_trials(chosen, KERNELS, results, planned=2, accel="tcg")
     assert comparison.verdict == "invalid"
-    assert exit_code(chosen, comparison) == 4
+    assert choose_exit_code(chosen, comparison) == 4
 
 
 @pytest.mark.parametrize(
@@ -532,7 +532,7 @@ def test_seconds_of_an_exact_host_are_instructions(
     comparison = compare_trials(chosen, KERNELS, both(1.0, 0.99), 2, accel)
     [metric] = comparison.metrics
     assert (metric.unit, metric.verdict) == (unit, verdict)
-    assert exit_code(chosen, comparison) == code
+    assert choose_exit_code(chosen, comparison) == code
     document: Any = comparison_json(comparison)
     assert document["arms"]["baseline"]["metrics"][MAPS]["unit"] == unit
 
@@ -565,7 +565,8 @@ def test_counts_of_an_exact_host_are_counts() -> None:
 def test_not_regressed_is_as_fine_as_instructions_repeat(candidate: float, code: int) -> None:
     chosen = map_scenario(f"expect.{MAPS}=not-regressed")
     assert (
-        exit_code(chosen, compare_trials(chosen, KERNELS, both(1, candidate), 2, "exact")) == code
+        choose_exit_code(chosen, compare_trials(chosen, KERNELS, both(1, candidate), 2, "exact"))
+        == code
     )
 
 
@@ -581,7 +582,7 @@ def map_results(tmp_path_factory: pytest.TempPathFactory) -> list[TrialResult]:
 def of_maps(results: list[TrialResult], *overrides: str) -> tuple[Comparison, int]:
     chosen = scenario_of_it(*overrides)
     comparison = compare_trials(chosen, KERNELS, results, len(results), "exact")
-    return comparison, exit_code(chosen, comparison)
+    return comparison, choose_exit_code(chosen, comparison)
 
 
 def test_points_are_compared_each_for_itself(map_results: list[TrialResult]) -> None:
@@ -609,7 +610,7 @@ def test_point_that_was_not_as_expected_is_exit_code_1(map_results: list[TrialRe
 
 def test_laws_are_of_each_alignment_and_state(map_results: list[TrialResult]) -> None:
     comparison, _ = of_maps(map_results)
-    old, new = laws(comparison, "baseline"), laws(comparison, "candidate")
+    old, new = find_laws(comparison, "baseline"), find_laws(comparison, "candidate")
     assert set(old) == set(new) == {
         f"{what}/{alignment}/{state}"
         for what in ("map", "unmap") for alignment in ("1GiB", "2MiB", "4KiB")
@@ -631,7 +632,7 @@ def test_laws_need_three_sizes_and_the_full_bar_is_one(map_results: list[TrialRe
         )
         for r in map_results
     ]  # fmt: skip
-    assert laws(of_maps(few)[0], "baseline") == {}
+    assert find_laws(of_maps(few)[0], "baseline") == {}
     without = [
         TrialResult(
             r.name, r.arm, r.kind, findings=r.findings,
@@ -639,8 +640,8 @@ def test_laws_need_three_sizes_and_the_full_bar_is_one(map_results: list[TrialRe
         )
         for r in map_results
     ]  # fmt: skip
-    assert "map/1GiB/warm" not in laws(of_maps(without)[0], "baseline")
-    assert "map/1GiB/cold" in laws(of_maps(without)[0], "baseline")
+    assert "map/1GiB/warm" not in find_laws(of_maps(without)[0], "baseline")
+    assert "map/1GiB/cold" in find_laws(of_maps(without)[0], "baseline")
 
 
 def test_maps_that_were_not_counted_have_no_laws(map_results: list[TrialResult]) -> None:
@@ -648,7 +649,7 @@ def test_maps_that_were_not_counted_have_no_laws(map_results: list[TrialResult])
         replace(r, findings=replace(r.findings, passes={"plain": r.findings.passes["plain"]}))
         for r in map_results
     ]
-    assert laws(of_maps(blind)[0], "baseline") == {}
+    assert find_laws(of_maps(blind)[0], "baseline") == {}
 
 
 @pytest.mark.parametrize(
@@ -663,8 +664,8 @@ def test_maps_that_were_not_counted_have_no_laws(map_results: list[TrialResult])
 )
 def test_map_goes_by_the_stride_of_its_lookups(one: dict[str, Any], unit: str) -> None:
     place, counted = place_of(one)
-    assert walked_by("map", place, level_of(place, counted, {})) == unit
-    assert walked_by("unmap", place, level_of(place, counted, {})) == "4KiB"
+    assert find_walk_step("map", place, find_level(place, counted, {})) == unit
+    assert find_walk_step("unmap", place, find_level(place, counted, {})) == "4KiB"
 
 
 def test_sizes_that_are_walked_by_other_steps_are_no_series(
@@ -677,7 +678,7 @@ def test_sizes_that_are_walked_by_other_steps_are_no_series(
         )
         return replace(result, findings=replace(result.findings, levels=levels))
 
-    found = laws(of_maps([one_by_pages(r) for r in map_results])[0], "candidate")
+    found = find_laws(of_maps([one_by_pages(r) for r in map_results])[0], "candidate")
     assert "map/1GiB/warm" not in found
     assert {"map/2MiB/warm", "unmap/1GiB/warm"} <= set(found)
 
@@ -687,20 +688,20 @@ def test_unmap_that_is_not_walked_by_pages_goes_by_the_largest_leaves() -> None:
     for taken in one["samples"]:
         taken["counts"]["iova_walk"] = {(326,): 1}
     place, counted = place_of(one)
-    assert walked_by("unmap", place, level_of(place, counted, {})) == "1GiB"
+    assert find_walk_step("unmap", place, find_level(place, counted, {})) == "1GiB"
 
 
 def test_what_was_not_counted_goes_by_nothing_that_is_known() -> None:
     place, _ = place_of(by_1gib(), counted=False)
-    assert walked_by("map", place, None) is walked_by("unmap", place, None) is None
+    assert find_walk_step("map", place, None) is find_walk_step("unmap", place, None) is None
     place, _ = place_of(by_1gib())
-    assert walked_by("map", place, None) is None
+    assert find_walk_step("map", place, None) is None
     place, _ = place_of(by_1gib() | {"dma_buf": True}, backend="iommufd")
-    assert walked_by("map", place, None) == walked_by("unmap", place, None) == "1GiB"
+    assert find_walk_step("map", place, None) == find_walk_step("unmap", place, None) == "1GiB"
 
 
 def test_guest_boots_have_no_laws() -> None:
-    assert laws(compared(both(4, 1))[0], "baseline") == {}
+    assert find_laws(compared(both(4, 1))[0], "baseline") == {}
 
 
 def test_json_shows_what_maps_show(map_results: list[TrialResult]) -> None:

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from orchestrator.analysis.conditions.conditions import (
     Conditions,
     Difference,
-    conditions,
+    collect_conditions,
+    compare_conditions,
     conditions_json,
-    conditions_of,
-    differences,
-    recorded_of_all,
+    find_differences,
+    is_recorded_in_all,
 )
 from orchestrator.analysis.trial import read_result
 from orchestrator.evidence.layout import RunDir
@@ -43,7 +43,7 @@ def named(found: tuple[Difference, ...]) -> dict[str, tuple[str, str]]:
 
 
 def of_facts(**facts: Any) -> dict[str, str]:
-    return conditions_of(manifest_of(), host_of(**facts), None)
+    return collect_conditions(manifest_of(), host_of(**facts), None)
 
 
 def test_recorded_trial_has_its_conditions() -> None:
@@ -124,7 +124,7 @@ def test_mitigations_are_named() -> None:
 def test_boot_loader_and_token_are_no_part_of_a_command_line() -> None:
     line = "BOOT_IMAGE=/boot/vmlinuz-7.3 root=/dev/vda quiet  barometer.token=1f initrd=/x"
     host, guest = host_of(settings={"cmdline": line}), guest_of(cmdline=line)
-    found = conditions_of(manifest_of(), host, guest)
+    found = collect_conditions(manifest_of(), host, guest)
     assert found["host.cmdline"] == found["guest.cmdline"] == "root=/dev/vda quiet"
 
 
@@ -161,7 +161,7 @@ THP = "/sys/kernel/mm/transparent_hugepage/enabled"
 
 def of_settings(line: str, **settings: Any) -> dict[str, str]:
     manifest = manifest_of(arm_settings=NO_SETTINGS | settings)
-    return conditions_of(manifest, host_of(settings={"cmdline": line}), None)
+    return collect_conditions(manifest, host_of(settings={"cmdline": line}), None)
 
 
 def test_words_of_an_arm_are_its_own_and_no_others() -> None:
@@ -199,7 +199,7 @@ def test_trial_that_recorded_no_settings_has_none() -> None:
 
 @pytest.mark.parametrize("run", RUNS, ids=lambda path: path.name)
 def test_arms_of_recorded_runs_differ_by_what_was_planned_alone(run: Path) -> None:
-    found = conditions(of_arms(run))
+    found = compare_conditions(of_arms(run))
     assert found.unplanned == ()
     stride = "vfio_iommu_type1.pfnmap_stride"
     assert {d.name for d in found.differences} == (
@@ -217,7 +217,7 @@ def test_arms_of_recorded_runs_differ_by_what_was_planned_alone(run: Path) -> No
 
 def test_recorded_runs_differ_in_what_they_were_made_for() -> None:
     one, other = (of_arms(RECORDED / name)["candidate"] for name in ("map-exact", "boot-exact"))
-    found = conditions({"map-exact": one, "boot-exact": other})
+    found = compare_conditions({"map-exact": one, "boot-exact": other})
     assert named(found.unplanned) == {
         "host.packages.ovmf": ("absent", "2025.02-8+deb13u1"),
         "workload": ("map", "guest-boot"),
@@ -231,7 +231,7 @@ NEW = {**BASE, "host.kernel.release": "7.3"}
 
 
 def test_kernel_is_what_is_to_differ_between_arms() -> None:
-    [difference] = differences({"baseline": [BASE, BASE], "candidate": [NEW]})
+    [difference] = find_differences({"baseline": [BASE, BASE], "candidate": [NEW]})
     assert difference == Difference(
         "host.kernel.release", {"baseline": ("6.12",), "candidate": ("7.3",)},
         planned=True, allowed=False,
@@ -239,13 +239,13 @@ def test_kernel_is_what_is_to_differ_between_arms() -> None:
 
 
 def test_kernel_is_not_to_differ_within_an_arm() -> None:
-    [difference] = differences({"baseline": [BASE, NEW], "candidate": [NEW]})
+    [difference] = find_differences({"baseline": [BASE, NEW], "candidate": [NEW]})
     assert difference.values == {"baseline": ("6.12", "7.3"), "candidate": ("7.3",)}
     assert not difference.planned
 
 
 def test_default_that_the_kernels_have_otherwise_is_not_planned() -> None:
-    found = conditions({"baseline": [BASE], "candidate": [{**NEW, "host.thp": "madvise"}]})
+    found = compare_conditions({"baseline": [BASE], "candidate": [{**NEW, "host.thp": "madvise"}]})
     assert [d.name for d in found.unplanned] == ["host.thp"]
 
 
@@ -259,7 +259,7 @@ def arms(one: dict[str, str], other: dict[str, str]) -> dict[str, list[dict[str,
 
 def test_what_only_one_arm_is_set_to_is_not_set_in_the_other() -> None:
     sides = arms({}, {"host.arm.cmdline": "nosmt", "host.arm.sysfs./sys/x": "1"})
-    found = conditions(sides)
+    found = compare_conditions(sides)
     assert named(found.differences) == {
         "host.arm.cmdline": ("not set", "nosmt"), "host.arm.sysfs./sys/x": ("not set", "1"),
     }  # fmt: skip
@@ -270,13 +270,13 @@ def test_what_only_one_arm_is_set_to_is_not_set_in_the_other() -> None:
 def test_settings_are_not_to_differ_within_an_arm() -> None:
     sides = arms({}, {"host.arm.cmdline": "nosmt"})
     sides["candidate"][1] = ALIKE | {"host.arm.cmdline": "nosmt=force"}
-    assert [d.name for d in conditions(sides).unplanned] == ["host.arm.cmdline"]
+    assert [d.name for d in compare_conditions(sides).unplanned] == ["host.arm.cmdline"]
 
 
 def test_trial_that_ended_before_its_settings_were_proven_is_no_other() -> None:
     sides = arms({}, {"host.arm.cmdline": "nosmt"})
     sides["candidate"][1] = {"host.kernel.digest": "d"}
-    assert conditions(sides).unplanned == ()
+    assert compare_conditions(sides).unplanned == ()
 
 
 @pytest.mark.parametrize(
@@ -295,36 +295,36 @@ def test_what_follows_from_a_setting_is_planned_where_that_differs(
     name: str, values: tuple[str, str], changed: dict[str, str]
 ) -> None:
     before = dict.fromkeys(changed, "?")
-    apart = conditions(arms({name: values[0]} | before, {name: values[1]} | changed))
+    apart = compare_conditions(arms({name: values[0]} | before, {name: values[1]} | changed))
     assert apart.unplanned == ()
     assert {d.name for d in apart.differences} == {name, *changed}
-    alike = conditions(arms({name: values[1]} | before, {name: values[1]} | changed))
+    alike = compare_conditions(arms({name: values[1]} | before, {name: values[1]} | changed))
     assert {d.name for d in alike.unplanned} == {*changed}
 
 
 def test_what_does_not_follow_from_a_setting_is_not_planned() -> None:
     one = {"host.arm.cmdline": "nosmt", "host.thp": "never"}
-    assert [d.name for d in conditions(arms({}, one)).unplanned] == ["host.thp"]
+    assert [d.name for d in compare_conditions(arms({}, one)).unplanned] == ["host.thp"]
 
 
 def test_order_of_the_words_of_an_arm_is_a_difference_that_has_no_consequences() -> None:
     one, other = ({"host.arm.cmdline": text} for text in ("nosmt tsc=x", "tsc=x nosmt"))
-    found = conditions(arms(one, other | {"host.smt": "0"}))
+    found = compare_conditions(arms(one, other | {"host.smt": "0"}))
     assert [d.name for d in found.unplanned] == ["host.smt"]
 
 
 def test_one_kernel_does_the_same_in_both_arms() -> None:
     """The kernel's source may be spelled in two ways."""
     other = {"host.kernel.mitigations": "none", "host.kernel.source": "b"}
-    found = conditions(arms({"host.kernel.source": "a"}, other))
+    found = compare_conditions(arms({"host.kernel.source": "a"}, other))
     assert [d.name for d in found.unplanned] == ["host.kernel.mitigations"]
-    found = conditions(arms({}, other | {"host.kernel.digest": "e"}))
+    found = compare_conditions(arms({}, other | {"host.kernel.digest": "e"}))
     assert found.unplanned == ()
 
 
 def test_run_taken_up_again_elsewhere_differs_within_both_arms() -> None:
     moved = [{**trial, "runner.cpu": "b"} for trial in (BASE, NEW)]
-    found = conditions({"baseline": [BASE, moved[0]], "candidate": [NEW, moved[1]]})
+    found = compare_conditions({"baseline": [BASE, moved[0]], "candidate": [NEW, moved[1]]})
     assert named(found.unplanned) == {"runner.cpu": ("a|b", "a|b")}
 
 
@@ -335,7 +335,7 @@ def test_run_taken_up_again_elsewhere_differs_within_both_arms() -> None:
 )  # fmt: skip
 def test_difference_is_allowed_by_name_or_room(allow: str, allowed: bool) -> None:
     sides = {"baseline": [BASE], "candidate": [{**BASE, "runner.cpu": "b"}]}
-    found = conditions(sides, allow=[allow])
+    found = compare_conditions(sides, allow=[allow])
     assert [d.allowed for d in found.differences] == [allowed]
     assert bool(found.unplanned) != allowed
 
@@ -344,23 +344,25 @@ def test_difference_is_allowed_by_name_or_room(allow: str, allowed: bool) -> Non
 def test_counted_instructions_do_not_depend_on_the_runner(accel: str, allowed: bool) -> None:
     one = {"accel": accel, "runner.cpu": "a", "runner.qemu": "10.0.2"}
     other = {"accel": accel, "runner.cpu": "b", "runner.qemu": "10.0.3"}
-    found = {d.name: d.allowed for d in differences({"baseline": [one], "candidate": [other]})}
+    found = {
+        d.name: d.allowed for d in find_differences({"baseline": [one], "candidate": [other]})
+    }
     assert found == {"runner.cpu": allowed, "runner.qemu": False}
 
 
 def test_what_is_not_recorded_is_no_difference_and_not_common() -> None:
     old = {name: value for name, value in BASE.items() if name != "runner.cpu"}
-    found = conditions({"old": [old], "new": [BASE]})
+    found = compare_conditions({"old": [old], "new": [BASE]})
     assert found.differences == ()
     assert found.not_recorded == ("runner.cpu",)
     assert "runner.cpu" not in found.common
-    assert conditions({"old": [old, BASE], "new": [BASE]}).common["runner.cpu"] == "a"
+    assert compare_conditions({"old": [old, BASE], "new": [BASE]}).common["runner.cpu"] == "a"
 
 
 def test_package_that_only_one_has_is_a_difference() -> None:
     one = {"host.packages.a": "1", "host.packages.b": "1"}
     other = {"host.packages.a": "1", "host.packages.c": "2"}
-    found = conditions({"baseline": [one], "candidate": [other]})
+    found = compare_conditions({"baseline": [one], "candidate": [other]})
     assert named(found.differences) == {
         "host.packages.b": ("1", "absent"), "host.packages.c": ("absent", "2"),
     }  # fmt: skip
@@ -368,26 +370,26 @@ def test_package_that_only_one_has_is_a_difference() -> None:
 
 
 def test_packages_that_nobody_listed_are_not_absent() -> None:
-    found = conditions({"baseline": [{"host.packages.a": "1"}], "candidate": [BASE]})
+    found = compare_conditions({"baseline": [{"host.packages.a": "1"}], "candidate": [BASE]})
     assert found.differences == ()
     assert "host.packages" in found.not_recorded
 
 
 def test_arm_without_trials_says_nothing() -> None:
-    found = conditions({"baseline": [BASE], "candidate": [{}]})
+    found = compare_conditions({"baseline": [BASE], "candidate": [{}]})
     assert found == Conditions(BASE, (), (), None)
-    assert conditions({"baseline": [], "candidate": []}) == Conditions({}, (), (), None)
+    assert compare_conditions({"baseline": [], "candidate": []}) == Conditions({}, (), (), None)
 
 
 def test_arms_are_compared_where_both_recorded_anything() -> None:
-    assert recorded_of_all({"baseline": [BASE], "candidate": [{}, NEW]})
-    assert not recorded_of_all({"baseline": [BASE], "candidate": [{}]})
-    assert not recorded_of_all({"baseline": [], "candidate": [NEW]})
+    assert is_recorded_in_all({"baseline": [BASE], "candidate": [{}, NEW]})
+    assert not is_recorded_in_all({"baseline": [BASE], "candidate": [{}]})
+    assert not is_recorded_in_all({"baseline": [], "candidate": [NEW]})
 
 
 def test_json_has_what_differs_and_what_does_not() -> None:
     sides = {"baseline": [BASE], "candidate": [NEW]}
-    found = conditions(sides, ("CONFIG_A=y\n", "CONFIG_A=m\n"))
+    found = compare_conditions(sides, ("CONFIG_A=y\n", "CONFIG_A=m\n"))
     assert json.loads(json.dumps(conditions_json(found))) == {
         "common": {"accel": "tcg", "host.thp": "always", "runner.cpu": "a"},
         "differences": [
@@ -397,8 +399,8 @@ def test_json_has_what_differs_and_what_does_not() -> None:
         "not_recorded": [],
         "config": {"CONFIG_A": ["y", "m"]},
     }  # fmt: skip
-    assert conditions_json(conditions(sides, ("CONFIG_A=y\n", None)))["config"] is None
-    assert conditions_json(conditions(sides, ("", "")))["config"] == {}
+    assert conditions_json(compare_conditions(sides, ("CONFIG_A=y\n", None)))["config"] is None
+    assert conditions_json(compare_conditions(sides, ("", "")))["config"] == {}
 
 
 NAMES = st.sampled_from(["accel", "host.kernel.release", "host.thp", "host.packages.a", "x.y"])
@@ -409,14 +411,14 @@ TRIALS = st.lists(st.dictionaries(NAMES, st.sampled_from(["", "a", "b"])), max_s
 def test_each_condition_is_common_or_different_or_not_recorded(
     one: list[dict[str, str]], other: list[dict[str, str]]
 ) -> None:
-    found = conditions({"one": one, "other": other})
+    found = compare_conditions({"one": one, "other": other})
     different = {d.name for d in found.differences}
     known = {name.replace("packages.a", "packages") for t in (*one, *other) for name in t}
     folded = {name.replace("packages.a", "packages") for name in different}
     assert {*found.common} | folded | {*found.not_recorded} == known
     assert not {*found.common} & ({*found.not_recorded} | different)
     assert all(found.common[n] == t[n] for t in (*one, *other) for n in t if n in found.common)
-    swapped = differences({"other": other, "one": one})
+    swapped = find_differences({"other": other, "one": one})
     assert [(d.name, d.planned) for d in swapped] == [
         (d.name, d.planned) for d in found.differences
     ]
@@ -424,12 +426,12 @@ def test_each_condition_is_common_or_different_or_not_recorded(
 
 @given(TRIALS)
 def test_trials_do_not_differ_from_themselves(trials: list[dict[str, str]]) -> None:
-    within = {d.name for d in differences({"one": trials})}
-    assert {d.name for d in differences({"one": trials, "again": trials})} == within
+    within = {d.name for d in find_differences({"one": trials})}
+    assert {d.name for d in find_differences({"one": trials, "again": trials})} == within
 
 
 def test_kernel_that_taints_itself_in_some_trials_is_no_other_kernel() -> None:
     """Otherwise an occasional oops would make a run invalid instead of regressed."""
     clean, broken = ({"host.kernel.taint": taint} for taint in ("none", "DW"))
-    [found] = differences({"baseline": [clean, clean], "candidate": [clean, broken]})
+    [found] = find_differences({"baseline": [clean, clean], "candidate": [clean, broken]})
     assert (found.name, found.planned) == ("host.kernel.taint", True)

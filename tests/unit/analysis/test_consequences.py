@@ -5,9 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.analysis.conditions.consequences import (
-    follows_from_file,
-    follows_from_parameter,
-    follows_from_words,
+    infer_from_file,
+    infer_from_parameter,
+    infer_from_words,
 )
 
 THP = "/sys/kernel/mm/transparent_hugepage"
@@ -37,7 +37,7 @@ THP = "/sys/kernel/mm/transparent_hugepage"
     ],
 )  # fmt: skip
 def test_what_follows_from_a_word(word: str, wanted: set[str]) -> None:
-    assert {*follows_from_words([word])} == wanted
+    assert {*infer_from_words([word])} == wanted
 
 
 @pytest.mark.parametrize(
@@ -55,14 +55,14 @@ def test_what_follows_from_a_word(word: str, wanted: set[str]) -> None:
     ],
 )  # fmt: skip
 def test_what_follows_from_a_file(path: str, wanted: set[str]) -> None:
-    assert {*follows_from_file(path)} == wanted
+    assert {*infer_from_file(path)} == wanted
 
 
 def test_parameter_is_recorded_by_its_name() -> None:
-    assert [*follows_from_parameter("vfio-pci.ids")] == ["host.parameters.vfio_pci.ids"]
+    assert [*infer_from_parameter("vfio-pci.ids")] == ["host.parameters.vfio_pci.ids"]
 
 
 @given(st.text(), st.text())
 def test_anything_has_consequences_among_the_conditions_of_a_host(one: str, other: str) -> None:
-    found = [*follows_from_words([one, f"{one}.{other}"]), *follows_from_file(other)]
+    found = [*infer_from_words([one, f"{one}.{other}"]), *infer_from_file(other)]
     assert all(name.startswith("host.") and not name.endswith("*") for name in found)

@@ -21,10 +21,10 @@ from orchestrator.analysis.verdict.effect import (
     OF_MAPS,
     Effect,
     Rule,
-    adjusted,
-    estimate,
-    judged,
-    precise,
+    adjust_holm,
+    estimate_ratio,
+    is_precise,
+    judge_effect,
     rank_sum_index,
     signed_rank_index,
     signed_rank_p,
@@ -45,8 +45,8 @@ def effect(
     paired: bool = True, rule: Rule | None = None,
 ) -> Effect:  # fmt: skip
     pairs = list(zip(baseline, candidate, strict=False)) if paired else None
-    found = estimate(unit, baseline, candidate, pairs)
-    return judged(found, rule or Rule(), found.p)
+    found = estimate_ratio(unit, baseline, candidate, pairs)
+    return judge_effect(found, rule or Rule(), found.p)
 
 
 def noisy(n: int, ratio: float = 1.0, cv: float = 0.01, seed: int = 0) -> list[float]:
@@ -240,35 +240,35 @@ def test_margin_and_floor_are_the_scenarios() -> None:
 
 
 def test_p_values_are_adjusted_by_holm() -> None:
-    assert adjusted([0.01, None, 0.04, 0.03]) == pytest.approx([0.03, None, 0.06, 0.06])
-    assert adjusted([0.6, 0.7]) == [1.0, 1.0]
-    assert adjusted([]) == []
+    assert adjust_holm([0.01, None, 0.04, 0.03]) == pytest.approx([0.03, None, 0.06, 0.06])
+    assert adjust_holm([0.6, 0.7]) == [1.0, 1.0]
+    assert adjust_holm([]) == []
 
 
 @given(st.lists(st.none() | st.floats(0, 1), max_size=9))
 def test_adjusted_p_is_never_smaller_and_keeps_the_order(ps: list[float | None]) -> None:
-    found = adjusted(ps)
+    found = adjust_holm(ps)
     known = [(p, a) for p, a in zip(ps, found, strict=True) if p is not None and a is not None]
     assert all(p <= a <= 1 for p, a in known)
     assert [a for _, a in sorted(known)] == sorted(a for _, a in known)
 
 
 def test_precise_is_narrow_and_clear() -> None:
-    assert precise(effect([7], [7], "count"), 0.02)
-    assert precise(effect([1.0], [1.1], "Ginsn"), 0.02)
-    assert not precise(effect([10.0], [1.0]), 0.02)  # clear, but there is no interval
-    assert precise(effect(noisy(12), noisy(12, seed=1)), 0.02)
-    assert not precise(effect(noisy(12), noisy(12, seed=1)), 0.001)
+    assert is_precise(effect([7], [7], "count"), 0.02)
+    assert is_precise(effect([1.0], [1.1], "Ginsn"), 0.02)
+    assert not is_precise(effect([10.0], [1.0]), 0.02)  # clear, but there is no interval
+    assert is_precise(effect(noisy(12), noisy(12, seed=1)), 0.02)
+    assert not is_precise(effect(noisy(12), noisy(12, seed=1)), 0.001)
     # narrow, but neither a difference nor equivalent
     unclear = effect(noisy(10), noisy(10, 1.03, seed=3))
     assert unclear.half_width is not None
-    assert not precise(effect(noisy(8), noisy(8, 1.06, seed=1)), 0.02)
+    assert not is_precise(effect(noisy(8), noisy(8, 1.06, seed=1)), 0.02)
     # equivalent by its margin, but a difference once there are enough pairs for a p
     small = effect(noisy(6, cv=0.002), noisy(6, 1.02, 0.002, seed=1))
     assert small.verdict == "equivalent"
-    assert not precise(small, 0.02)
+    assert not is_precise(small, 0.02)
     # the interval of a large effect is narrow, relative to the baseline
-    assert precise(effect(noisy(10, 100), noisy(10, 0.001, 0.3, seed=1)), 0.02)
+    assert is_precise(effect(noisy(10, 100), noisy(10, 0.001, 0.3, seed=1)), 0.02)
 
 
 def test_times_of_nothing_have_no_logs() -> None:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.analysis.maps.scaling import Law, scaling_law
+from orchestrator.analysis.maps.scaling import Law, fit_scaling_law
 from orchestrator.formats.abi import LEAVES
 from orchestrator.formats.units import GIB, MIB
 
@@ -14,7 +14,7 @@ SIZES = st.lists(
 
 
 def law(points: list[tuple[int, float]], unit: str = "1GiB") -> Law:
-    found = scaling_law(points, unit)
+    found = fit_scaling_law(points, unit)
     assert found is not None
     return found
 
@@ -56,7 +56,7 @@ def test_lab_numbers_have_their_laws() -> None:
     [[], [(GIB, 1.0)], [(GIB, 1.0), (2 * GIB, 2.0)], [(GIB, 1.0), (GIB, 1.1), (2 * GIB, 2.0)]],
 )
 def test_fewer_than_three_sizes_have_no_law(points: list[tuple[int, float]]) -> None:
-    assert scaling_law(points, "1GiB") is None
+    assert fit_scaling_law(points, "1GiB") is None
 
 
 def test_residual_is_the_largest_deviation_as_a_share_of_the_cost() -> None:
@@ -70,13 +70,13 @@ def test_residual_is_the_largest_deviation_as_a_share_of_the_cost() -> None:
 @pytest.mark.parametrize("costs", [(3.0, 2.0, 1.0), (1.0, 1.0, 1.0)])
 def test_cost_that_does_not_grow_with_the_size_has_no_law(costs: tuple[float, ...]) -> None:
     points = list(zip((GIB, 2 * GIB, 3 * GIB), costs, strict=True))
-    assert scaling_law(points, "1GiB") is None
+    assert fit_scaling_law(points, "1GiB") is None
 
 
 @pytest.mark.parametrize(("middle", "found"), [(5.0, True), (7.0, True), (7.5, False)])
 def test_line_that_misses_a_cost_by_a_fifth_is_no_law(middle: float, found: bool) -> None:
     points = [(GIB, 4.0), (2 * GIB, middle), (3 * GIB, 6.0)]
-    line_of_it = scaling_law(points, "1GiB")
+    line_of_it = fit_scaling_law(points, "1GiB")
     assert (line_of_it is not None) == found
     assert line_of_it is None or line_of_it.residual <= 0.2
 

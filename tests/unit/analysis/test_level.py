@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.analysis.maps.level import Level, guest_level, level_of
+from orchestrator.analysis.maps.level import Level, find_guest_level, find_level
 from orchestrator.analysis.maps.theory import Mapping
 from orchestrator.formats.units import GIB, KIB, MIB
 from tests.unit.answers import ADDRESS, BAR_ADDRESS, by_1gib, by_2mib, by_4kib, place_of, point
@@ -26,7 +26,7 @@ def level(
     one: dict[str, Any], host: MappingType[str, str | None] = SETTINGS, **changes: Any
 ) -> Level:
     place, counted = place_of(one, **changes)
-    return level_of(place, counted, host)
+    return find_level(place, counted, host)
 
 
 def reasons(found: Level) -> list[str]:
@@ -223,7 +223,7 @@ def guest(
 ) -> Level:
     mapping = Mapping(ADDRESS + skew, BAR_ADDRESS, size)
     settings = facts(transparent_hugepage=enabled)
-    return guest_level("guest-1", mapping, tables, memory, "10.0.2", settings)
+    return find_guest_level("guest-1", mapping, tables, memory, "10.0.2", settings)
 
 
 def test_guest_whose_qemu_aligns_is_best() -> None:
@@ -247,7 +247,7 @@ def test_guest_whose_qemu_does_not_align_is_told_so(skew: int, leaf: str) -> Non
 )
 def test_qemu_that_could_align_is_told_from_one_that_cannot(qemu: str, known: bool) -> None:
     mapping = Mapping(ADDRESS + 2 * MIB, BAR_ADDRESS, 32 * GIB)
-    said = text(guest_level("guest-1", mapping, 0, GIB, qemu, facts()), "qemu-unaligned")
+    said = text(find_guest_level("guest-1", mapping, 0, GIB, qemu, facts()), "qemu-unaligned")
     assert said.startswith(f"QEMU {qemu} did not align the mapping; ")
     assert said.endswith("; 9.2 and later do") == known
 

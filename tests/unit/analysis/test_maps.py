@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from orchestrator.analysis.maps.maps import Counts, MapPass, check, check_alike
+from orchestrator.analysis.maps.maps import Counts, MapPass, check_alike, check_counts
 from orchestrator.base.errors import EvidenceError
 from orchestrator.formats.units import GIB, KIB, MIB
 from tests.unit.answers import (
@@ -33,7 +33,7 @@ Change = Callable[[dict[str, Any]], object]
 
 def refused(*points: dict[str, Any], **changes: Any) -> str:
     with pytest.raises(EvidenceError) as caught:
-        check(map_pass(*points, **changes))
+        check_counts(map_pass(*points, **changes))
     assert caught.value.reason == "counts-disagree"
     return caught.value.message
 
@@ -108,7 +108,7 @@ def test_faults_that_installed_nothing_are_no_leaves() -> None:
     assert counts is not None
     assert counts.installed == 16384
     assert place.leaves == {"2MiB": 16384}
-    check(map_pass(skewed))
+    check_counts(map_pass(skewed))
 
 
 def test_kernel_before_huge_faults_does_not_say_what_its_leaves_are() -> None:
@@ -118,7 +118,7 @@ def test_kernel_before_huge_faults_does_not_say_what_its_leaves_are() -> None:
     counts = place.samples[0].counts
     assert counts is not None
     assert (counts.leaves, counts.installed, place.leaves) == (None, 262144, None)
-    check(found)
+    check_counts(found)
 
 
 def test_leaf_of_an_order_without_a_name_is_named_by_it() -> None:
@@ -156,20 +156,20 @@ def test_answer_of_another_form_is_no_pass(key: str) -> None:
 def test_independent_counts_of_a_map_agree(
     place: Callable[..., dict[str, Any]], series: bool
 ) -> None:
-    check(map_pass(place(series=series, states=["cold", "warm", "cold", "warm"])))
+    check_counts(map_pass(place(series=series, states=["cold", "warm", "cold", "warm"])))
 
 
 def test_leaves_of_several_sizes_agree_with_theory() -> None:
     mixed = point("part/1GiB", GIB + 2 * MIB + 4 * KIB, {"1GiB": 1, "2MiB": 1, "4KiB": 1},
                   tables=8 * KIB)  # fmt: skip
-    check(map_pass(mixed))
+    check_counts(map_pass(mixed))
 
 
 def test_domain_that_walks_once_for_an_unmap_is_accepted() -> None:
     one = by_1gib()
     for taken in one["samples"]:
         taken["counts"]["iova_walk"] = {(326,): 1}
-    check(map_pass(one))
+    check_counts(map_pass(one))
 
 
 def change_counts(event: str, hits: dict[tuple[int, ...], int]) -> Change:
@@ -241,7 +241,7 @@ def test_disagreement_is_named_with_its_place() -> None:
 
 def test_sample_without_histograms_is_missing_evidence() -> None:
     with pytest.raises(EvidenceError, match="full/1GiB: a sample") as caught:
-        check(map_pass(by_1gib(), counted=False))
+        check_counts(map_pass(by_1gib(), counted=False))
     assert caught.value.reason == "missing-evidence"
 
 
@@ -250,7 +250,7 @@ def test_iommufd_owes_no_lookups() -> None:
     for taken in one["samples"]:
         taken["minor_faults"] = 0
         taken["counts"] = {event: {} for event in taken["counts"]}
-    check(map_pass(one, backend="iommufd"))
+    check_counts(map_pass(one, backend="iommufd"))
     one["samples"][0]["unmapped_bytes"] = 0
     assert "bytes unmapped: 0" in refused(one, backend="iommufd")
 
@@ -260,7 +260,7 @@ def test_upper_tables_that_a_mapping_needs_are_part_of_the_growth() -> None:
     one["upper_tables"] = 2
     assert "(VmPTE): 135168; tables of leaves up to 2MiB: 143360" in refused(one)
     one["samples"][0]["page_table_bytes"] += 8192
-    check(map_pass(one))
+    check_counts(map_pass(one))
     assert map_pass(one).places[0].upper_tables == 2
     assert map_pass(by_2mib()).places[0].upper_tables == 0
 
@@ -312,7 +312,7 @@ def test_walks_of_an_unmap_are_pages_or_blocks_of_the_iommu(size: int, walks: in
         one = point("full/1GiB", size, leaves, tables=0 if size >= GIB else 8192)
         for taken in one["samples"]:
             taken["counts"]["iova_walk"] = {(326,): count}
-        check(map_pass(one))
+        check_counts(map_pass(one))
     one["samples"][1]["counts"]["iova_walk"] = {(326,): walks + 2}
     assert "(sample 2): iommu_iova_to_phys calls" in refused(one)
 
@@ -323,7 +323,7 @@ def test_nothing_is_looked_up_in_a_dma_buf(event: str) -> None:
     one["dma_buf"] = True
     for taken in one["samples"]:
         taken["counts"] = {event: {} for event in taken["counts"]}
-    check(map_pass(one, backend="iommufd"))
+    check_counts(map_pass(one, backend="iommufd"))
     keys = (18, 0x100) if event == "fault" else (1,)
     one["samples"][0]["counts"][event] = {keys: 1}
     assert "of a dma-buf: (0, 0, 0)" in refused(one, backend="iommufd")

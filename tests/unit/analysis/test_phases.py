@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.analysis.boot.phases import BootEvents, phases_of
+from orchestrator.analysis.boot.phases import BootEvents, find_phases
 from orchestrator.analysis.boot.qemu import ConfigWrite, QemuEvent
 from orchestrator.analysis.boot.timeline import Phase
 from tests.unit.analysis.boots import MAIN, VCPU, recorded_timeline
@@ -57,11 +57,11 @@ PHASES = [
 
 
 def starts(boot: BootEvents) -> list[tuple[float, str]]:
-    return [(phase.start, phase.name) for phase in phases_of(boot)]
+    return [(phase.start, phase.name) for phase in find_phases(boot)]
 
 
 def names(boot: BootEvents) -> list[str]:
-    return [phase.name for phase in phases_of(boot)]
+    return [phase.name for phase in find_phases(boot)]
 
 
 def follow_one_another(phases: list[Phase]) -> bool:
@@ -92,7 +92,7 @@ def test_firmware_enumerates_until_its_last_write_that_maps_or_unmaps_a_bar(
 
 
 def test_phases_have_no_gaps_from_the_exec_to_the_end() -> None:
-    phases = phases_of(BOOT)
+    phases = find_phases(BOOT)
     assert follow_one_another(phases)
     assert (phases[0].start, phases[-1].end) == (0.0, 9.5)
 
@@ -178,13 +178,13 @@ def test_boot_without_a_line_of_the_kernel_goes_from_hand_over_to_userspace() ->
         "firmware: PCI enumeration", "firmware: hand-over", "kernel: entry", "userspace: to SSH",
         "guest is up", "shutdown",
     ]  # fmt: skip
-    assert follow_one_another(phases_of(boot))
+    assert follow_one_another(find_phases(boot))
 
 
 def test_quiet_kernel_sizes_no_bars_in_the_firmwares_name() -> None:
     boot = replace(BOOT, console=LINES[-1:])
     assert (3.0, "kernel: entry") in starts(boot)
-    [firmware] = [p for p in phases_of(boot) if p.name == "firmware: PCI enumeration"]
+    [firmware] = [p for p in find_phases(boot) if p.name == "firmware: PCI enumeration"]
     assert firmware.end < 3.0
 
 
@@ -214,7 +214,7 @@ def test_sizing_is_that_of_the_device_whose_line_came_last() -> None:
 def test_boot_whose_ssh_server_never_spoke_has_no_end_of_its_boot() -> None:
     boot = replace(BOOT, ssh=None)
     assert starts(boot) == [start for start in PHASES if start[1] != "guest is up"]
-    assert follow_one_another(phases_of(boot))
+    assert follow_one_another(find_phases(boot))
 
 
 def test_boot_that_was_never_started_has_no_firmware() -> None:
@@ -263,7 +263,7 @@ def boots(draw: st.DrawFn) -> BootEvents:
 @settings(deadline=None)
 @given(boots())
 def test_phases_of_any_boot_follow_one_another(boot: BootEvents) -> None:
-    phases = phases_of(boot)
+    phases = find_phases(boot)
     assert follow_one_another(phases)
     assert all(phase.seconds > 0 and phase.name for phase in phases)
     if phases:

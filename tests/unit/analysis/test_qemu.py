@@ -8,14 +8,14 @@ from orchestrator.analysis.boot.qemu import (
     ConfigWrite,
     QemuEvent,
     Region,
-    bar_place,
-    config_write,
+    parse_bar_place,
+    parse_config_write,
     parse_event,
-    region_added,
-    region_deleted,
+    parse_region_added,
+    parse_region_deleted,
 )
 
-READERS = (config_write, region_added, region_deleted, bar_place)
+READERS = (parse_config_write, parse_region_added, parse_region_deleted, parse_bar_place)
 
 
 def event(text: str) -> QemuEvent:
@@ -45,14 +45,14 @@ def test_other_lines_are_no_events() -> None:
 
 
 def test_write_to_configuration_space_is_read() -> None:
-    assert config_write(event("pci_cfg_write mch 00:00.0 @0x90 <- 0x33333330")) == ConfigWrite(
-        "mch", "00:00.0", 0x90, 0x33333330, thread=351, time=37.5
-    )
+    assert parse_config_write(
+        event("pci_cfg_write mch 00:00.0 @0x90 <- 0x33333330")
+    ) == ConfigWrite("mch", "00:00.0", 0x90, 0x33333330, thread=351, time=37.5)
 
 
 def test_ports_and_bridges_are_bridges() -> None:
     def bridge(device: str) -> bool:
-        write = config_write(event(f"pci_cfg_write {device} 00:01.0 @0x4 <- 0x0"))
+        write = parse_config_write(event(f"pci_cfg_write {device} 00:01.0 @0x4 <- 0x0"))
         assert write is not None
         return write.bridge
 
@@ -67,11 +67,11 @@ def test_region_has_its_last_byte() -> None:
     added = event(
         "vfio_listener_region_add_ram region_add [ram] 0xe0000 - 0xfffff [0x7f8ae1420000]"
     )
-    assert region_added(added) == Region(0xE0000, 0x20000, 0x7F8AE1420000)
-    assert region_deleted(added) is None
+    assert parse_region_added(added) == Region(0xE0000, 0x20000, 0x7F8AE1420000)
+    assert parse_region_deleted(added) is None
     deleted = event("vfio_listener_region_del region_del 0xe0000 - 0xfffff")
-    assert region_deleted(deleted) == Region(0xE0000, 0x20000, None)
-    assert region_added(deleted) is None
+    assert parse_region_deleted(deleted) == Region(0xE0000, 0x20000, None)
+    assert parse_region_added(deleted) is None
 
 
 def test_region_that_cannot_be_mapped_is_none_that_was_added() -> None:
@@ -83,14 +83,14 @@ def test_region_that_cannot_be_mapped_is_none_that_was_added() -> None:
 
 
 def test_place_of_a_bar_has_a_name() -> None:
-    place = bar_place(
+    place = parse_bar_place(
         event("pci_update_mappings_add vfio-pci 01:00.0 2,0x3fff80000000+0x40000000")
     )
     assert place == BarPlace("vfio-pci", "01:00.0", 2, 0x3FFF80000000, 0x40000000)
     assert place is not None
     assert place.name == "01:00.0 BAR 2"
     gone = event("pci_update_mappings_del vfio-pci 01:00.0 2,0x3fff80000000+0x40000000")
-    assert bar_place(gone) is None
+    assert parse_bar_place(gone) is None
 
 
 def test_event_of_another_form_is_left_out() -> None:
@@ -117,4 +117,4 @@ def test_any_text_is_an_event_or_none(text: str) -> None:
 )  # fmt: skip
 def test_any_write_reads_back(device: str, address: str, offset: int, value: int) -> None:
     said = event(f"pci_cfg_write {device} {address} @{offset:#x} <- {value:#x}")
-    assert config_write(said) == ConfigWrite(device, address, offset, value, 351, 37.5)
+    assert parse_config_write(said) == ConfigWrite(device, address, offset, value, 351, 37.5)

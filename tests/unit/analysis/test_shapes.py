@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.analysis.verdict.shapes import LEAST, shapes
+from orchestrator.analysis.verdict.shapes import LEAST, find_shapes
 
 
 def cloud(n: int = 20, seed: int = 0, cv: float = 0.01) -> list[float]:
@@ -16,12 +16,12 @@ def cloud(n: int = 20, seed: int = 0, cv: float = 0.01) -> list[float]:
 
 
 def kinds(values: list[float]) -> list[str]:
-    return [shape.kind for shape in shapes(values)]
+    return [shape.kind for shape in find_shapes(values)]
 
 
 def test_two_modes_are_found_and_counted() -> None:
     values = [v * (1.1 if i % 3 == 0 else 1.0) for i, v in enumerate(cloud(21))]
-    [shape] = shapes(values)
+    [shape] = find_shapes(values)
     assert shape.kind == "bimodal"
     assert "14 trials around" in shape.text
     assert "7 around" in shape.text
@@ -29,10 +29,10 @@ def test_two_modes_are_found_and_counted() -> None:
 
 def test_drift_is_found_and_sized() -> None:
     values = [v * (1 + 0.005 * i) for i, v in enumerate(cloud(21, cv=0.002))]
-    [shape] = shapes(values)
+    [shape] = find_shapes(values)
     assert shape.kind == "drifting"
     assert shape.text.startswith("drifts by +10.")
-    [falling] = shapes([1 / v for v in values])
+    [falling] = find_shapes([1 / v for v in values])
     assert falling.text.startswith("drifts by -9.")
 
 
@@ -48,7 +48,7 @@ def test_one_wild_trial_is_no_mode() -> None:
 
 @given(st.lists(st.floats(0, 1e6), max_size=40))
 def test_anything_has_a_shape_or_none(values: list[float]) -> None:
-    shapes(values)
+    find_shapes(values)
 
 
 def test_constant_and_few_trials_have_none() -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from orchestrator.analysis.trial import TrialResult
 from orchestrator.analysis.verdict.comparison import compare_trials
-from orchestrator.analysis.verdict.stopping import enough, planned_trials
+from orchestrator.analysis.verdict.stopping import count_planned, is_enough
 from orchestrator.scenario.model import Scenario
 from orchestrator.scenario.plan import make_plan
 from orchestrator.scenario.vocabulary import Metric
@@ -39,7 +39,7 @@ def until(*overrides: str) -> Scenario:
 
 def ended(chosen: Scenario, results: list[TrialResult]) -> int:
     """Return the number of pairs at which the run stops."""
-    planned = planned_trials(chosen, results, "tcg")
+    planned = count_planned(chosen, results, "tcg")
     return max(trial.pair for trial in make_plan(chosen)[:planned])
 
 
@@ -55,28 +55,28 @@ def test_quiet_bench_calls_a_small_change_as_a_noisy_one_does() -> None:
     chosen = until()
     results = list(night(chosen, 1.02, 0.002, 1))
     assert ended(chosen, results) == 10
-    results = results[: planned_trials(chosen, results, "tcg")]
+    results = results[: count_planned(chosen, results, "tcg")]
     assert compare_trials(chosen, {}, results, len(results), "tcg").verdict == "regressed"
 
 
 def test_run_is_complete_where_it_stopped_and_not_before() -> None:
     chosen = until()
     results = list(night(chosen, 1.05, 0.002, 1))
-    at_stop = planned_trials(chosen, results, "tcg")
-    assert planned_trials(chosen, results[:at_stop], "tcg") == at_stop
-    assert planned_trials(chosen, results[: at_stop - 1], "tcg") > at_stop
+    at_stop = count_planned(chosen, results, "tcg")
+    assert count_planned(chosen, results[:at_stop], "tcg") == at_stop
+    assert count_planned(chosen, results[: at_stop - 1], "tcg") > at_stop
 
 
 def test_number_of_pairs_is_what_it_says() -> None:
     chosen = map_scenario("trials.pairs=3")
-    assert planned_trials(chosen, [], "exact") == len(make_plan(chosen))
+    assert count_planned(chosen, [], "exact") == len(make_plan(chosen))
 
 
 def test_instructions_need_one_block() -> None:
     chosen = until()
     results = list(night(chosen, 1.3, 0.0, 1))
     block = [r for r in results if r.pair <= 2]
-    assert enough(chosen, block, "exact")
+    assert is_enough(chosen, block, "exact")
 
 
 def test_arm_that_keeps_failing_ends_the_run() -> None:
@@ -99,7 +99,7 @@ def test_false_alarms_stay_rare_however_often_is_looked(
     chosen, nights, calls, covered = until(), 300, 0, 0
     for seed in range(nights):
         results = list(night(chosen, ratio, 0.02, seed))
-        results = results[: planned_trials(chosen, results, "tcg")]
+        results = results[: count_planned(chosen, results, "tcg")]
         [metric] = compare_trials(chosen, {}, results, len(results), "tcg").metrics
         calls += metric.verdict in ("improved", "regressed")
         low, high = metric.effect.interval or (0.0, math.inf)

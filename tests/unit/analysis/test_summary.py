@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from orchestrator.analysis.verdict.summary import Summary, summary
+from orchestrator.analysis.verdict.summary import Summary, summarize
 
 
 @pytest.mark.parametrize(
@@ -19,4 +19,4 @@ from orchestrator.analysis.verdict.summary import Summary, summary
 def test_arm_is_its_median_and_half_of_what_its_middle_half_covers(
     unit: str, values: list[float], wanted: Summary
 ) -> None:
-    assert summary(unit, values) == wanted
+    assert summarize(unit, values) == wanted

@@ -8,10 +8,10 @@ from orchestrator.analysis.maps.maps import IOVA
 from orchestrator.analysis.maps.theory import (
     Mapping,
     best_leaf,
+    count_pages,
+    find_stride,
     iommu_blocks,
-    lookups,
-    pages,
-    stride_of,
+    predict_lookups,
 )
 from orchestrator.formats.abi import LEAVES, PAGE
 from orchestrator.formats.units import GIB, KIB, MIB
@@ -59,26 +59,26 @@ MAPPINGS = st.builds(
 
 
 def test_lookups_of_a_32_gib_bar() -> None:
-    assert pages(32 * GIB) == 8388608
-    assert lookups(32 * GIB) == {"4KiB": 8388608, "2MiB": 16384, "1GiB": 32}
+    assert count_pages(32 * GIB) == 8388608
+    assert predict_lookups(32 * GIB) == {"4KiB": 8388608, "2MiB": 16384, "1GiB": 32}
 
 
 def test_leaf_larger_than_the_bar_is_no_theory() -> None:
-    assert list(lookups(512 * MIB)) == ["4KiB", "2MiB"]
-    assert list(lookups(MIB)) == ["4KiB"]
+    assert list(predict_lookups(512 * MIB)) == ["4KiB", "2MiB"]
+    assert list(predict_lookups(MIB)) == ["4KiB"]
 
 
 @given(st.integers(20, 40))
 def test_every_theory_is_recognised_exactly(power: int) -> None:
     bar = 1 << power
-    for leaf, count in lookups(bar).items():
-        assert stride_of(bar, count) == leaf
-        assert stride_of(bar, count + 0.5) is None
+    for leaf, count in predict_lookups(bar).items():
+        assert find_stride(bar, count) == leaf
+        assert find_stride(bar, count + 0.5) is None
 
 
 @pytest.mark.parametrize("count", [0, 2, 31, 33, 16385])
 def test_count_that_fits_no_leaf_is_none(count: int) -> None:
-    assert stride_of(32 * GIB, count) is None
+    assert find_stride(32 * GIB, count) is None
 
 
 @pytest.mark.parametrize(

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from orchestrator.analysis.tracefs.trace import (
     Event,
     Operation,
-    lost_events,
-    missed_probes,
-    operations,
+    count_lost_events,
+    pair_operations,
+    parse_missed_probes,
+    parse_probe_hits,
     parse_trace,
-    probe_hits,
 )
 from orchestrator.base.errors import EvidenceError
 from orchestrator.formats.abi import MAP_DMA, UNMAP_DMA
@@ -29,7 +29,7 @@ LINE = (
 
 @cache
 def recorded_operations() -> list[Operation]:
-    return operations(parse_trace(RECORDED), BAR)
+    return pair_operations(parse_trace(RECORDED), BAR)
 
 
 def event(name: str, time: float, pid: int = 1, **fields: int) -> Event:
@@ -83,13 +83,13 @@ def test_values_are_read_when_they_are_asked_for() -> None:
 
 
 def test_operation_has_its_thread_and_processor() -> None:
-    found = operations(list(parse_trace(RECORDED)), BAR)
+    found = pair_operations(list(parse_trace(RECORDED)), BAR)
     assert {(o.pid, o.cpu) for o in found} == {(311, 1), (309, 1)}
     assert found[0].end == pytest.approx(26.141245)
 
 
 def test_faults_of_a_map_are_counted_where_they_were_probed() -> None:
-    first, second, *_ = [o for o in operations(parse_trace(RECORDED), BAR) if o.kind == "map"]
+    first, second, *_ = [o for o in pair_operations(parse_trace(RECORDED), BAR) if o.kind == "map"]
     assert first.faults == 1
     assert first.fault_seconds == pytest.approx(26.140762 - 26.139905)
     assert (second.faults, second.fault_seconds) == (0, None)
@@ -127,14 +127,14 @@ def test_any_arguments_of_an_event_are_parsed(rest: str) -> None:
 def test_trace_cut_anywhere_is_a_prefix_or_an_evidence_error(cut: int) -> None:
     whole = recorded_operations()
     try:
-        found = operations(list(parse_trace(RECORDED[:cut])), BAR)
+        found = pair_operations(list(parse_trace(RECORDED[:cut])), BAR)
     except EvidenceError:
         return
     assert [o.start for o in found] == [o.start for o in whole][: len(found)]
 
 
 def test_recorded_boot_has_twelve_maps_and_unmaps() -> None:
-    found = operations(list(parse_trace(RECORDED)), BAR)
+    found = pair_operations(list(parse_trace(RECORDED)), BAR)
     kinds = [o.kind for o in found]
     assert kinds == ["map", "unmap"] * 11 + ["map", "release"]
     assert {(o.iova, o.size, o.result) for o in found} == {(0x3FFF80000000, BAR, 0)}
@@ -149,19 +149,21 @@ def test_recorded_boot_has_twelve_maps_and_unmaps() -> None:
 
 
 def test_parts_of_an_operation_are_within_it() -> None:
-    for operation in operations(list(parse_trace(RECORDED)), BAR):
+    for operation in pair_operations(list(parse_trace(RECORDED)), BAR):
         for part in (operation.pin_seconds, operation.iommu_seconds, operation.walk_seconds):
             assert part is None or 0 <= part <= operation.seconds
 
 
 def test_maps_of_another_size_do_not_count() -> None:
-    assert operations([*mapping(1, size=4096), *mapping(2)], BAR) == operations(mapping(2), BAR)
+    assert pair_operations([*mapping(1, size=4096), *mapping(2)], BAR) == pair_operations(
+        mapping(2), BAR
+    )
 
 
 def test_threads_are_paired_apart() -> None:
     one, two = mapping(1.0, pid=1), mapping(1.0003, pid=2)
     mixed = sorted([*one, *two], key=lambda e: e.time)
-    found = operations(mixed, BAR)
+    found = pair_operations(mixed, BAR)
     assert [(o.start, round(o.seconds, 6)) for o in found] == [(1.0, 0.001), (1.0003, 0.001)]
     assert [round(o.iommu_seconds or 0, 6) for o in found] == [0.0002, 0.0002]
 
@@ -173,35 +175,35 @@ def test_iommu_map_called_many_times_is_added_up() -> None:
         for i in range(4)
         for e in (event("imap_in", 1 + i / 10), event("imap_out", 1.05 + i / 10))
     ]
-    [found] = operations([start, *pieces, end], BAR)
+    [found] = pair_operations([start, *pieces, end], BAR)
     assert found.iommu_seconds == pytest.approx(0.2)
 
 
 def test_half_a_pair_inside_is_no_duration() -> None:
     events = mapping(1)
     del events[2]
-    [found] = operations(events, BAR)
+    [found] = pair_operations(events, BAR)
     assert found.iommu_seconds is None
 
 
 def test_what_an_earlier_map_did_is_not_charged_to_the_next() -> None:
     first, second = mapping(1), mapping(2)
     del second[1:3]
-    assert operations([*first, *second], BAR)[1].iommu_seconds is None
+    assert pair_operations([*first, *second], BAR)[1].iommu_seconds is None
 
 
 def test_return_without_an_entry_began_before_the_trace() -> None:
-    assert operations(mapping(1)[1:], BAR) == []
+    assert pair_operations(mapping(1)[1:], BAR) == []
 
 
 def test_map_that_never_returned_is_an_error() -> None:
     with pytest.raises(EvidenceError, match="1 maps or unmaps began and never") as caught:
-        operations([*mapping(1), *mapping(2)[:-1]], BAR)
+        pair_operations([*mapping(1), *mapping(2)[:-1]], BAR)
     assert caught.value.reason == "unpaired-trace"
 
 
 def test_refused_map_keeps_its_errno() -> None:
-    [found] = operations(mapping(1, ret=-12), BAR)
+    [found] = pair_operations(mapping(1, ret=-12), BAR)
     assert found.result == -12
 
 
@@ -214,7 +216,7 @@ def test_unmap_has_the_size_that_was_really_unmapped() -> None:
         event("unmap_out", 1.6, ret=0),
         event("ioctl_out", 2, cmd=UNMAP_DMA, q8=0x1000, q16=BAR, ret=0),
     ]
-    [found] = operations(events, BAR)
+    [found] = pair_operations(events, BAR)
     assert (found.kind, found.iova, found.seconds) == ("unmap", 0x1000, 1)
     assert found.walk_seconds == pytest.approx(0.3)
     assert found.iommu_seconds == pytest.approx(0.1)
@@ -224,22 +226,22 @@ def test_value_that_a_probe_could_not_read_is_an_evidence_error() -> None:
     broken = LINE.replace("q16=0x3fff80000000", "q16=(fault)")
     returned = broken.replace("ioctl_in", "ioctl_out").replace("q24=0x40000000", "ret=0")
     with pytest.raises(EvidenceError, match="no value for 'q16'") as caught:
-        operations(list(parse_trace(f"{broken}\n{returned}\n")), BAR)
+        pair_operations(list(parse_trace(f"{broken}\n{returned}\n")), BAR)
     assert caught.value.reason == "bad-trace"
 
 
 def test_lost_events_are_added_up_over_processors() -> None:
     stats = "cpu0\nentries: 9\noverrun: 3\ncommit overrun: 0\ndropped events: 2\nread events: 8\n"
-    assert lost_events(stats * 2) == 10
-    assert lost_events(stats.replace("3", "0").replace("2", "0")) == 0
+    assert count_lost_events(stats * 2) == 10
+    assert count_lost_events(stats.replace("3", "0").replace("2", "0")) == 0
 
 
 @pytest.mark.parametrize("kind", ["overrun", "commit overrun", "dropped events"])
 def test_every_kind_of_loss_counts(kind: str) -> None:
-    assert lost_events(f"cpu0\nentries: 9\n{kind}: 17\n") == 17
+    assert count_lost_events(f"cpu0\nentries: 9\n{kind}: 17\n") == 17
 
 
 def test_profile_tells_hits_and_misses() -> None:
     profile = "  lookup      262144               0\n  walk    7     3\n"
-    assert probe_hits(profile) == {"lookup": 262144, "walk": 7}
-    assert missed_probes(profile) == {"walk": 3}
+    assert parse_probe_hits(profile) == {"lookup": 262144, "walk": 7}
+    assert parse_missed_probes(profile) == {"walk": 3}

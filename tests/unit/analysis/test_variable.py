@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.analysis.conditions.conditions import Conditions, conditions
+from orchestrator.analysis.conditions.conditions import Conditions, compare_conditions
 from orchestrator.analysis.conditions.kconfig import ConfigChange
-from orchestrator.analysis.conditions.variable import Variable, variable, variable_json
+from orchestrator.analysis.conditions.variable import Variable, find_variable, variable_json
 from tests.unit.manifests import plan_of
 
 HUGE = "vfio_iommu_type1.disable_hugepages"
@@ -35,7 +35,7 @@ def found(
 ) -> Variable:  # fmt: skip
     settings = {"baseline": baseline or {}, "candidate": candidate or {}}
     kernels = {"baseline": old, "candidate": new}
-    return variable(plan_of(kernels=kernels, arm_settings=settings), seen)
+    return find_variable(plan_of(kernels=kernels, arm_settings=settings), seen)
 
 
 def apart(one: Variable) -> list[tuple[str, str, str]]:
@@ -57,7 +57,7 @@ def test_kernel_against_itself_differs_in_nothing() -> None:
 
 def test_plan_without_settings_is_understood() -> None:
     kernels = {"baseline": KERNEL, "candidate": KERNEL | {"digest": "d2", "source": "dir:b"}}
-    [kernel, _] = apart(variable(plan_of(kernels=kernels), None))
+    [kernel, _] = apart(find_variable(plan_of(kernels=kernels), None))
     assert kernel == ("kernel 7.3.4", "deb:linux@trixie", "dir:b")
 
 
@@ -197,7 +197,7 @@ def test_modules_of_other_packages_differ_in_their_packages_too() -> None:
 def test_settings_are_told_as_they_were_read_back() -> None:
     room = f"host.arm.parameters.{HUGE}"
     base = {"host.cmdline": "quiet", "host.kernel.digest": "d1", "accel": "tcg"}
-    seen = conditions({
+    seen = compare_conditions({
         "baseline": [base | {room: "N", f"host.arm.sysfs.{THP}": "always"}],
         "candidate": [base | {room: "Y", f"host.arm.sysfs.{THP}": "never"}],
     })  # fmt: skip
@@ -209,7 +209,7 @@ def test_settings_are_told_as_they_were_read_back() -> None:
 
 def test_setting_that_was_so_anyway_does_not_differ() -> None:
     room = f"host.arm.parameters.{HUGE}"
-    seen = conditions({arm: [{room: "Y"}] for arm in ("baseline", "candidate")})
+    seen = compare_conditions({arm: [{room: "Y"}] for arm in ("baseline", "candidate")})
     one = found(KERNEL, KERNEL, seen, {}, {"parameters": {HUGE: "1"}})
     assert one.differs == ()
     assert one.same[1] == f"{HUGE}: Y in both, though only the candidate sets it"
@@ -247,7 +247,7 @@ def test_what_is_set_alike_is_said() -> None:
 def test_what_differs_besides_is_named() -> None:
     trials = {arm: [{"runner.qemu": arm, "runner.cpu": arm, "host.kernel.digest": arm}]
               for arm in ("baseline", "candidate")}  # fmt: skip
-    one = found(KERNEL, OTHER, conditions(trials, allow=["runner.cpu"]))
+    one = found(KERNEL, OTHER, compare_conditions(trials, allow=["runner.cpu"]))
     assert (one.unplanned, one.allowed) == (("runner.qemu",), ("runner.cpu",))
 
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 
-from orchestrator.analysis.conditions.conditions import conditions_of
+from orchestrator.analysis.conditions.conditions import collect_conditions
 from orchestrator.machine.runner.runner import runner_facts
 from tests.unit.manifests import manifest_of
 
@@ -19,7 +19,7 @@ def test_runner_is_described_without_what_tells_who_runs_it() -> None:
 
 def test_conditions_have_what_is_recorded() -> None:
     facts = runner_facts()
-    found = conditions_of(manifest_of(runner=facts), None, None)
+    found = collect_conditions(manifest_of(runner=facts), None, None)
     assert {n.removeprefix("runner.") for n in found if n.startswith("runner.")} == {
         "address_sizes", "clocksource", "cpu", "cpu_vendor", "cpus", "governor", "microcode",
         "mitigations", "pdpe1gb", "smt", "system", "thp", "thp_defrag", "thp_shmem", "turbo",

@@ -12,7 +12,7 @@ from orchestrator.analysis.trial import TrialResult
 from orchestrator.analysis.verdict.comparison import Comparison, compare_trials
 from orchestrator.base.reasons import Reason
 from orchestrator.evidence.plan import Plan
-from orchestrator.report.exports.cases import Suite, suite
+from orchestrator.report.exports.cases import Suite, build_suite
 from orchestrator.scenario.model import Scenario
 from orchestrator.scenario.vocabulary import ArmName, Role
 from tests.unit.manifests import plan_of
@@ -38,7 +38,7 @@ class Run:
 
     @property
     def suite(self) -> Suite:
-        return suite(self.scenario, self.comparison, self.plan)
+        return build_suite(self.scenario, self.comparison, self.plan)
 
 
 def measured(role: Role, pair: int, **samples: float) -> TrialResult:

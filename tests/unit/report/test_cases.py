@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from orchestrator.analysis.conditions.variable import Differing, Variable
 from orchestrator.evidence.faults import Attempt
-from orchestrator.report.exports.cases import Case, line_of, not_run, plain
+from orchestrator.report.exports.cases import Case, clean_line, clean_text, not_run
 from tests.unit.report.made import BOOT, MAP, RUNS, ended, pairs, run
 
 ANYTHING = st.text(st.characters())  # with control characters and lone surrogates
@@ -163,17 +163,17 @@ def test_cell_that_was_not_run_is_a_suite() -> None:
     ],
 )
 def test_text_from_outside_is_made_plain(text: str, left: str) -> None:
-    assert plain(text) == left
+    assert clean_text(text) == left
 
 
 @given(ANYTHING)
 def test_plain_text_is_printable_and_stays_so(text: str) -> None:
-    found = plain(text)
+    found = clean_text(text)
     assert all(c in "\t\n" or c.isprintable() or ord(c) > 0x9F for c in found)
-    assert plain(found) == found
+    assert clean_text(found) == found
     found.encode()
 
 
 @given(ANYTHING)
 def test_line_is_one(text: str) -> None:
-    assert len(line_of(text).splitlines()) <= 1
+    assert len(clean_line(text).splitlines()) <= 1

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
-from orchestrator.analysis.conditions.conditions import conditions
-from orchestrator.report.text.conditions_text import conditions_said
+from orchestrator.analysis.conditions.conditions import compare_conditions
+from orchestrator.report.text.conditions_text import describe_conditions
 
 BEFORE = {"host.kernel.release": "6.12", "runner.qemu": "10.0", "host.thp": "always"}
 AFTER = BEFORE | {"host.kernel.release": "7.3"}
@@ -9,8 +9,8 @@ AFTER = BEFORE | {"host.kernel.release": "7.3"}
 
 def said(after: dict[str, str], *allow: str, configs: bool = False) -> list[str]:
     texts = ("CONFIG_HZ=250\nCONFIG_USB=y\n", "CONFIG_HZ=1000\n") if configs else (None, None)
-    found = conditions({"baseline": [BEFORE], "candidate": [after]}, texts, allow)
-    return conditions_said(found).splitlines()
+    found = compare_conditions({"baseline": [BEFORE], "candidate": [after]}, texts, allow)
+    return describe_conditions(found).splitlines()
 
 
 def test_what_was_not_planned_stands_first() -> None:
@@ -41,5 +41,5 @@ def test_what_one_arm_lacks_is_said() -> None:
 
 
 def test_nothing_recorded_is_no_section() -> None:
-    assert conditions_said(None) == ""
-    assert conditions_said(conditions({"baseline": [], "candidate": []})) == ""
+    assert describe_conditions(None) == ""
+    assert describe_conditions(compare_conditions({"baseline": [], "candidate": []})) == ""

@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from orchestrator.report.exports.cases import Case, Suite, line_of, not_run, plain
+from orchestrator.report.exports.cases import Case, Suite, clean_line, clean_text, not_run
 from orchestrator.report.exports.github import job_summary, workflow_commands
 from tests.unit.report.made import BOOT, MAP, RUNS, ended, pairs, run
 
@@ -147,7 +147,7 @@ def test_verdicts_of_all_cells_come_first() -> None:
 @given(ANYTHING | MARKUP, ANYTHING | MARKUP, ANYTHING | MARKUP)
 @example("1)", "0.", "")  # would be lists
 def test_text_from_outside_is_shown_as_it_is(name: str, message: str, tail: str) -> None:
-    name, message, tail = line_of(name) or "x", line_of(message) or "x", plain(tail)
+    name, message, tail = clean_line(name) or "x", clean_line(message) or "x", clean_text(tail)
     run_case = Case("run", "verdict", "failed", name, message)
     trial = Case("trial", name, "failed", "r", message, tail)
     metric = Case("metric", name, "failed", "r", message)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from junitparser import JUnitXml
 
-from orchestrator.report.exports.cases import Case, Suite, not_run, plain
+from orchestrator.report.exports.cases import Case, Suite, clean_text, not_run
 from orchestrator.report.exports.junit import junit_xml
 from tests.unit.report.made import BOOT, MAP, RUNS, ended, pairs, run
 
@@ -113,12 +113,12 @@ def test_text_from_outside_does_not_break_it(reason: str, message: str, evidence
     broken = ended("candidate", 0, reason=reason, message=message, evidence=evidence)
     root = read(run([broken]).suite)
     [failure] = [f for f in root.iter("failure") if f.get("message", "").startswith("failed")]
-    assert str(failure.text).endswith(plain(evidence))
+    assert str(failure.text).endswith(clean_text(evidence))
 
 
 @given(st.builds(dict, name=ANYTHING, message=ANYTHING, tail=ANYTHING))
 def test_plain_text_is_read_back_as_it_was(texts: dict[str, Any]) -> None:
-    texts = {key: plain(value) for key, value in texts.items()}
+    texts = {key: clean_text(value) for key, value in texts.items()}
     case = Case("trial", outcome="failed", reason="r", **texts)
     [found] = read(Suite("s", 1, (case,))).iter("testcase")
     assert found.get("name") == texts["name"]

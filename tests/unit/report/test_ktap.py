@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.report.exports.cases import Suite, not_run
-from orchestrator.report.exports.ktap import ktap
+from orchestrator.report.exports.ktap import format_ktap
 from tests.unit.report.made import BOOT, MAP, RUNS, ended, pairs, run
 
 ANYTHING = st.text(st.characters())
@@ -74,7 +74,7 @@ def level(lines: Iterator[str], indent: str, first: str | None = None) -> list[F
 
 
 def of(suite: Suite) -> Found:
-    [found] = parse(ktap([suite]))
+    [found] = parse(format_ktap([suite]))
     return found
 
 
@@ -138,7 +138,7 @@ def test_console_is_diagnostics_behind_a_bar() -> None:
 
 def test_cells_are_tests_in_one_text() -> None:
     one = run(pairs(0.4, 1)).suite
-    found = parse(ktap([one, not_run("job-ovmf", 4)]))
+    found = parse(format_ktap([one, not_run("job-ovmf", 4)]))
     assert [(t.name, t.passed, t.directive, t.said) for t in found] == [
         ("small", True, None, "improved"), ("job-ovmf", True, "SKIP", "not run"),
     ]  # fmt: skip

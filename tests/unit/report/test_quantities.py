@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.analysis.verdict.effect import Basis, Effect, Estimate
-from orchestrator.report.words.quantities import arm_text, change_text, plural, quantity
+from orchestrator.report.words.quantities import arm_text, change_text, format_quantity, plural
 
 
 @pytest.mark.parametrize(
@@ -32,11 +32,11 @@ from orchestrator.report.words.quantities import arm_text, change_text, plural, 
     ],
 )
 def test_quantities_have_four_digits(value: float, unit: str, said: str) -> None:
-    assert quantity(value, unit) == said
+    assert format_quantity(value, unit) == said
 
 
 def test_counts_have_all_their_digits() -> None:
-    assert quantity(8388608, "count") == "8388608"
+    assert format_quantity(8388608, "count") == "8388608"
 
 
 def test_one_is_not_several() -> None:

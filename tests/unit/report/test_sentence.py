@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.analysis.conditions.conditions import conditions
+from orchestrator.analysis.conditions.conditions import compare_conditions
 from orchestrator.analysis.trial import TrialResult
 from orchestrator.analysis.verdict.comparison import Comparison, compare_trials
 from orchestrator.report.words.sentence import verdict_sentence
@@ -160,7 +160,9 @@ def test_condition_that_was_not_meant_to_differ_is_named() -> None:
         (["runner.cpus"], "runner.qemu (10.0.2 | 10.1.0) differs"),
         ([], "runner.cpus (2 | 4) and 1 other differ"),
     ):
-        found = compare_trials(SCENARIO, KERNELS, both, 2, "kvm", conditions(sides, allow=allow))
+        found = compare_trials(
+            SCENARIO, KERNELS, both, 2, "kvm", compare_conditions(sides, allow=allow)
+        )
         text = verdict_sentence(SCENARIO, found, plan_of(accel="kvm"))
         assert reason(text).startswith(wanted)
 

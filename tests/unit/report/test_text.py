@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from orchestrator.analysis.boot.timeline import Note, Timeline
 from orchestrator.analysis.conditions.variable import Differing, Variable
 from orchestrator.analysis.trial import Findings, TrialResult, read_result
-from orchestrator.analysis.verdict.comparison import boots_of, compare_trials, with_control
+from orchestrator.analysis.verdict.comparison import add_control, boots_of, compare_trials
 from orchestrator.evidence.faults import Attempt
 from orchestrator.evidence.layout import RunDir, TrialDir
 from orchestrator.evidence.plan import Plan
@@ -406,7 +406,7 @@ def test_arms_of_two_runs_are_no_pairs(plan: Plan) -> None:
     trials = noisy(12, 0.95)
     found = compare_trials(scenario(), KERNELS, trials, len(trials), "tcg", paired=False)
     beside = compare_trials(scenario(), KERNELS, noisy(12, 1.0), len(trials), "tcg", paired=False)
-    text = text_report(scenario(), with_control(found, beside), plan)
+    text = text_report(scenario(), add_control(found, beside), plan)
     words = " ".join(text.split())
     assert "Hodges-Lehmann estimate over each trial with each of the other arm" in words
     assert "Mann-Whitney U" in words

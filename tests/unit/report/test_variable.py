@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from orchestrator.analysis.conditions.variable import Differing, Variable
-from orchestrator.report.words.variable_words import differing_said, variable_said
+from orchestrator.report.words.variable_words import describe_differing, describe_variable
 
 KNOB = Differing("setting", "vfio_iommu_type1.disable_hugepages", "N", "Y")
 CONFIG = Differing("kernel", "configuration (3 symbols)", "", "")
@@ -38,21 +38,21 @@ ALL = Variable((KNOB,), ("same kernel 7.3.4",), 57, (), ())
 def test_what_arms_differ_in_is_said_and_whether_that_is_all(
     found: Variable | None, said: str
 ) -> None:
-    assert variable_said(found) == said
+    assert describe_variable(found) == said
 
 
 def test_number_of_conditions_can_be_left_out_but_never_that_they_differ() -> None:
-    assert "Checked" not in variable_said(ALL, counted=False)
-    assert "NOT all" in variable_said(replace(ALL, unplanned=("host.thp",)), counted=False)
-    assert "not known" in variable_said(replace(ALL, checked=None), counted=False)
+    assert "Checked" not in describe_variable(ALL, counted=False)
+    assert "NOT all" in describe_variable(replace(ALL, unplanned=("host.thp",)), counted=False)
+    assert "not known" in describe_variable(replace(ALL, checked=None), counted=False)
 
 
 def test_nothing_else_is_only_said_where_that_was_checked() -> None:
     for less in ({"checked": None}, {"unplanned": ("a.b",)}, {"allowed": ("a.b",)}):
-        assert "nothing else" not in variable_said(replace(ALL, **less))
+        assert "nothing else" not in describe_variable(replace(ALL, **less))
 
 
 def test_things_that_differ_are_a_list() -> None:
-    assert differing_said([KNOB, CONFIG]) == (
+    assert describe_differing([KNOB, CONFIG]) == (
         "vfio_iommu_type1.disable_hugepages: N | Y; configuration (3 symbols)"
     )

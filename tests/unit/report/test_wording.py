@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from orchestrator.report.words.wording import device_said, host_said
+from orchestrator.report.words.wording import describe_device, describe_host
 from orchestrator.scenario.model import Scenario
 from tests.unit.scenarios import map_scenario, metal_scenario, scenario
 
@@ -20,7 +20,7 @@ from tests.unit.scenarios import map_scenario, metal_scenario, scenario
     ],
 )  # fmt: skip
 def test_device_is_said_with_what_is_in_front_of_it(chosen: Scenario, expected: str) -> None:
-    assert device_said(chosen) == expected
+    assert describe_device(chosen) == expected
 
 
 @pytest.mark.parametrize(
@@ -32,4 +32,4 @@ def test_device_is_said_with_what_is_in_front_of_it(chosen: Scenario, expected: 
     ],
 )
 def test_metal_host_is_said_by_its_address(chosen: Scenario, expected: str) -> None:
-    assert host_said(chosen, "none", "a real machine") == expected
+    assert describe_host(chosen, "none", "a real machine") == expected
