@@ -20,14 +20,13 @@ from orchestrator.analysis.conditions.variable import find_variable
 from orchestrator.analysis.trial import Findings, TrialResult, read_result
 from orchestrator.analysis.verdict.across import SavedRun, compare_runs, plan_across
 from orchestrator.analysis.verdict.comparison import (
-    SCHEMA,
     Comparison,
     boots_of,
     compare_trials,
-    comparison_json,
     unit_of,
     values_by_pair,
 )
+from orchestrator.analysis.verdict.comparison_file import SCHEMA, comparison_json
 from orchestrator.analysis.verdict.stopping import is_enough
 from orchestrator.base.errors import EvidenceError, ScenarioError
 from orchestrator.base.extras import MissingExtraError, missing_extra_explained

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator.analysis.verdict.comparison import SCHEMA, worst_verdict
+from orchestrator.analysis.verdict.comparison import worst_verdict
+from orchestrator.analysis.verdict.comparison_file import SCHEMA
 from orchestrator.base.errors import EvidenceError, ScenarioError
 from orchestrator.base.folderlock import LOCK
 from orchestrator.base.reasons import Reason

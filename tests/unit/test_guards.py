@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.analysis.verdict.comparison import choose_exit_code
+from orchestrator.analysis.verdict.expectations import choose_exit_code
 from orchestrator.evidence.layout import MANIFEST, RunDir
 from orchestrator.run.judge import judge
 from tests.unit.fabricated import map_trial

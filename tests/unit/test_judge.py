@@ -14,7 +14,8 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from orchestrator.analysis.trial import TrialResult
-from orchestrator.analysis.verdict.comparison import boots_of, choose_exit_code
+from orchestrator.analysis.verdict.comparison import boots_of
+from orchestrator.analysis.verdict.expectations import choose_exit_code
 from orchestrator.base.errors import EvidenceError
 from orchestrator.evidence.layout import RunDir, TrialDir
 from orchestrator.report.exports.perfetto import perfetto_trace

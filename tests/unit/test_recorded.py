@@ -15,12 +15,8 @@ from orchestrator.analysis.boot.causes import UNKNOWN
 from orchestrator.analysis.boot.cost import build_cost_table
 from orchestrator.analysis.boot.timeline import RAM
 from orchestrator.analysis.maps.theory import count_pages, predict_lookups
-from orchestrator.analysis.verdict.comparison import (
-    Comparison,
-    boots_of,
-    choose_exit_code,
-    find_laws,
-)
+from orchestrator.analysis.verdict.comparison import Comparison, boots_of, find_laws
+from orchestrator.analysis.verdict.expectations import choose_exit_code
 from orchestrator.evidence.layout import RunDir
 from orchestrator.formats.abi import LEAVES
 from orchestrator.formats.units import format_size

@@ -1,26 +1,21 @@
-"""Compare the trials of both arms: a Comparison, and comparison.json (schema 2)."""
+"""Compare the trials of both arms: a Comparison."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from statistics import median
-from typing import Literal
 
-from orchestrator.analysis.boot.cost import cost_json
 from orchestrator.analysis.boot.timeline import Timeline
-from orchestrator.analysis.conditions.conditions import Conditions, conditions_json
-from orchestrator.analysis.conditions.variable import Variable, variable_json
+from orchestrator.analysis.conditions.conditions import Conditions
+from orchestrator.analysis.conditions.variable import Variable
 from orchestrator.analysis.maps.level import Level
 from orchestrator.analysis.maps.maps import MapPass, Place
-from orchestrator.analysis.maps.probe_overhead import compute_probe_costs
 from orchestrator.analysis.maps.scaling import Law, fit_scaling_law
 from orchestrator.analysis.maps.theory import count_pages
 from orchestrator.analysis.trial import Findings, TrialResult
 from orchestrator.analysis.verdict.effect import (
-    FEW_FLOOR,
     OF_BOOTS,
     OF_MAPS,
     OF_MAPS_IN_BOOTS,
@@ -35,16 +30,12 @@ from orchestrator.analysis.verdict.effect import (
     judge_effect,
 )
 from orchestrator.analysis.verdict.shapes import Shape, find_shapes
-from orchestrator.analysis.verdict.summary import summarize
-from orchestrator.base.reasons import Reason
 from orchestrator.evidence.faults import (
     Attempt,
     arm_the_bench_fails,
-    bench_counts,
     counts,
     failing_arm,
 )
-from orchestrator.scenario.fields import Bound
 from orchestrator.scenario.model import Scenario
 from orchestrator.scenario.vocabulary import (
     ARMS,
@@ -56,14 +47,6 @@ from orchestrator.scenario.vocabulary import (
     metric_at,
 )
 
-Outcome = Literal["met", "not met", "not known"]
-"""Outcome of an expectation."""
-
-SCHEMA = 2
-"""Version of comparison.json. Up to 1, costs were called seconds (scenario.py `current_name`).
-Nothing here reads it: a run of any version is judged from its evidence."""
-UNDECIDED = Reason.UNDECIDED_FAILURE
-"""Reason of a run that is inconclusive because a failure can be charged to nobody."""
 _WORST_FIRST: tuple[Verdict, ...] = (
     "regressed", "invalid", "inconclusive", "improved", "equivalent",
 )  # fmt: skip
@@ -390,32 +373,6 @@ def find_walk_step(what: str, place: Place, level: Level | None) -> str | None:
     return level.stride if level else None
 
 
-def judge_expectations(scenario: Scenario, comparison: Comparison) -> dict[Metric, Outcome]:
-    """Return whether each metric that decides came out as the scenario expects. A metric without
-    an expectation must not regress. Before the run is complete, only a regression is known. With
-    failures that nobody can be charged with, an expectation can be known to be not met, but not to
-    be met."""
-    return {name: _outcome(scenario, comparison, name) for name in comparison.deciding}
-
-
-def _outcome(scenario: Scenario, comparison: Comparison, name: Metric) -> Outcome:
-    metric, wanted = comparison.metric(name), scenario.expect.get(name)
-    if metric is None or comparison.verdict == "invalid":
-        return "not known"
-    if wanted is not None:
-        found = _met(metric, wanted, scenario.judgement.margin)
-    else:
-        by_verdict: dict[Verdict, Outcome] = {
-            "improved": "met", "equivalent": "met", "regressed": "not met",
-        }  # fmt: skip
-        found = by_verdict.get(metric.verdict, "not known")
-    if len(comparison.results) >= comparison.planned and not (
-        found == "met" and comparison.has_undecided
-    ):
-        return found
-    return found if metric.verdict == "regressed" and found == "not met" else "not known"
-
-
 def has_more_failures(comparison: Comparison) -> bool:
     """True if the candidate's kernel fails more often than the baseline's in a run that is not
     invalid."""
@@ -465,143 +422,3 @@ def count_more_failures(results: Sequence[TrialResult]) -> int:
     one more failure is enough."""
     (before, of_before), (after, of_after) = (count_failures(results, arm) for arm in ARMS)
     return max(0, after - before) if after * of_before > before * of_after else 0
-
-
-def choose_exit_code(scenario: Scenario, comparison: Comparison) -> int:
-    """Return 0 if the expectation is met, 1 if not, 3 if the bench failed, 4 if the run is invalid
-    or inconclusive."""
-    unmeasured = [arm for arm in ARMS if not comparison.count(arm, "measured")]
-    if unmeasured and comparison.verdict != "regressed":
-        by_bench = not comparison.has_undecided and all(
-            r.by_bench for arm in unmeasured for r in comparison.of_arm(arm)
-        )
-        return 3 if by_bench and any(r.by_bench for r in comparison.results) else 4
-    found = {*judge_expectations(scenario, comparison).values()}
-    if "not met" in found or has_more_failures(comparison):
-        return 1
-    return 0 if found == {"met"} else 4
-
-
-def _met(metric: MetricComparison, wanted: str | Bound, margin: float) -> Outcome:
-    if metric.verdict == "invalid":
-        return "not known"
-    if isinstance(wanted, Bound):
-        return _within(metric, wanted)
-    accepted = {"not-regressed": ("improved", "equivalent")}.get(wanted, (wanted,))
-    if metric.verdict in accepted:
-        return "met"
-    if metric.verdict != "inconclusive":
-        return "not met"
-    interval = metric.effect.interval
-    below = wanted == "not-regressed" and interval is not None and interval[1] < 1 + margin
-    return "met" if below else "not known"
-
-
-def _within(metric: MetricComparison, bound: Bound) -> Outcome:
-    """Return whether the whole interval of the ratio is on the right side of the bound (met), or
-    on the wrong one (not met)."""
-    found = metric.effect.estimate
-    ratio = math.inf if found.ratio is None else found.ratio
-    low, high = found.interval or ((1.0, 1.0) if found.same else (ratio, ratio))
-    if found.interval is None:
-        if not (found.apart or found.same):
-            return "not known"
-        if found.basis == "few":
-            low, high = ratio / FEW_FLOOR, ratio * FEW_FLOOR
-    if bound.holds(low) and bound.holds(high):
-        return "met"
-    return "not known" if bound.holds(low) or bound.holds(high) else "not met"
-
-
-def comparison_json(comparison: Comparison) -> dict[str, object]:
-    """Return comparison.json."""
-    arms: dict[str, object] = {}
-    for arm in ARMS:
-        arms[arm] = {
-            "kernel": comparison.kernels[arm],
-            "trials": {k: comparison.count(arm, k) for k in ("measured", "failed", "invalid")},
-            "metrics": {
-                m.name: {"unit": m.unit, "samples": list(getattr(m, arm)),
-                         "median": summarize(m.unit, getattr(m, arm)).middle}
-                for m in comparison.metrics
-            },
-            **_shown(comparison, arm),
-        }  # fmt: skip
-    return {
-        "schema": SCHEMA, "scenario": comparison.scenario, "verdict": comparison.verdict,
-        "arms": arms,
-        "metrics": {
-            m.name: _effect_json(m.effect) | {
-                "verdict": m.verdict, "deciding": m.name in comparison.deciding,
-                "control": m.control and _effect_json(m.control) | {"samples": list(m.controls)},
-                "shapes": {arm: [asdict(shape) for shape in found]
-                           for arm, found in m.shapes.items()},
-            }
-            for m in comparison.metrics
-        },
-        "variable": comparison.variable and variable_json(comparison.variable),
-        "conditions": comparison.conditions and conditions_json(comparison.conditions),
-        "boots": cost_json(boots_of(comparison)),
-        **_attempts_json(comparison),
-        "problems": [
-            {"trial": r.name, "arm": r.arm, "kind": r.kind, "stage": r.stage, "reason": r.reason,
-             "charge": r.attempts[-1].charge, "message": r.message}
-            for r in comparison.results if r.kind != "measured"
-        ],
-    }  # fmt: skip
-
-
-def _attempts_json(comparison: Comparison) -> dict[str, object]:
-    """Return the attempts of a run, if one of them failed. `charged`: how many of the `failed`
-    ones are charged to the arm; `of`: attempts that the bench did not fail; `bench`: attempts that
-    the bench failed in a way that a kernel may have caused."""
-    attempts = attempts_of(comparison.results)
-    of_arms = {
-        arm: {"failed": counts(attempts, arm)[0],
-              "charged": count_failures(comparison.results, arm)[0],
-              "of": counts(attempts, arm)[1],
-              "bench": bench_counts(attempts, arm).failed}
-        for arm in ARMS
-    }  # fmt: skip
-    if not any(found["failed"] or found["bench"] for found in of_arms.values()):
-        return {}
-    return {"reason": UNDECIDED if comparison.has_undecided else "", "attempts": of_arms}
-
-
-def _effect_json(effect: Effect) -> dict[str, object]:
-    found = effect.estimate
-    return {
-        "ratio": found.ratio, "ci95": found.interval and list(found.interval), "p": found.p,
-        "p_adjusted": effect.p_adjusted, "basis": found.basis, "pairs": found.pairs,
-        "verdict": effect.verdict,
-    }  # fmt: skip
-
-
-def _shown(comparison: Comparison, arm: ArmName) -> dict[str, object]:
-    """Return what an arm shows besides metrics, as in comparison.json."""
-    shown, boots = merge_findings(comparison, arm), boots_of(comparison)[arm]
-    if shown == Findings() and not boots:
-        return {}
-    return {
-        "notes": [
-            {"trial": boot.trial, "name": note.name, "text": note.text}
-            for boot in boots for note in boot.notes
-        ],
-        "levels": [
-            {"place": level.place, "leaf": level.leaf, "stride": level.stride,
-             "iommu_leaf": level.iommu,
-             "reasons": [{"name": r.name, "text": r.text} for r in level.reasons]}
-            for level in shown.levels
-        ],
-        "scaling": {
-            name: {"kind": law.kind, "unit": law.unit, "fixed": law.fixed,
-                   "per_unit": law.per_unit, "residual": law.residual}
-            for name, law in find_laws(comparison, arm).items()
-        },
-        "looking": [asdict(cost) for cost in compute_probe_costs(shown.passes)],
-        "instructions": [
-            {"operation": b.operation, "state": b.state, "logged": b.logged, "total": b.total,
-             "functions": dict(b.by_function())}
-            for b in shown.breakdowns
-        ],
-    }  # fmt: skip

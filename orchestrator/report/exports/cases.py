@@ -15,12 +15,11 @@ from orchestrator.analysis.trial import TrialResult
 from orchestrator.analysis.verdict.comparison import (
     Comparison,
     MetricComparison,
-    choose_exit_code,
     count_failures,
     guest_accels,
     has_more_failures,
-    judge_expectations,
 )
+from orchestrator.analysis.verdict.expectations import choose_exit_code, judge_expectations
 from orchestrator.analysis.verdict.summary import summarize
 from orchestrator.base.hashing import digest_of
 from orchestrator.evidence.plan import Plan

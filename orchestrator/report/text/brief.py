@@ -8,13 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from orchestrator.analysis.verdict.bisection import Bisection
-from orchestrator.analysis.verdict.comparison import (
-    Comparison,
-    MetricComparison,
-    judge_expectations,
-    worst_verdict,
-)
+from orchestrator.analysis.verdict.comparison import Comparison, MetricComparison, worst_verdict
 from orchestrator.analysis.verdict.effect import Verdict
+from orchestrator.analysis.verdict.expectations import judge_expectations
 from orchestrator.evidence.plan import Plan
 from orchestrator.report.text.bisect_text import describe_answer, describe_numbers
 from orchestrator.report.text.matrix_text import cell_verdict

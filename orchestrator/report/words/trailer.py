@@ -4,12 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from orchestrator.analysis.verdict.comparison import (
-    Comparison,
-    MetricComparison,
-    choose_exit_code,
-    guest_accels,
-)
+from orchestrator.analysis.verdict.comparison import Comparison, MetricComparison, guest_accels
+from orchestrator.analysis.verdict.expectations import choose_exit_code
 from orchestrator.evidence.plan import Plan
 from orchestrator.report.words.columns import wrap_text
 from orchestrator.report.words.quantities import arm_text, change_text, explain_spreads

@@ -11,7 +11,7 @@ import pytest
 
 from orchestrator.analysis.trial import TrialResult
 from orchestrator.analysis.verdict.across import SavedRun, compare_runs
-from orchestrator.analysis.verdict.comparison import choose_exit_code
+from orchestrator.analysis.verdict.expectations import choose_exit_code
 from orchestrator.base.errors import EvidenceError
 from orchestrator.scenario.vocabulary import ARMS, ArmName
 from tests.unit.manifests import plan_of

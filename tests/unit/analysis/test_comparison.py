@@ -20,12 +20,12 @@ from orchestrator.analysis.verdict.comparison import (
     Comparison,
     MetricComparison,
     boots_of,
-    choose_exit_code,
     compare_trials,
-    comparison_json,
     find_laws,
     find_walk_step,
 )
+from orchestrator.analysis.verdict.comparison_file import comparison_json
+from orchestrator.analysis.verdict.expectations import choose_exit_code
 from orchestrator.evidence.layout import TrialDir
 from orchestrator.scenario.model import Scenario
 from orchestrator.scenario.plan import CONTROL_FROM

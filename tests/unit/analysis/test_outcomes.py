@@ -5,11 +5,8 @@ from __future__ import annotations
 
 import pytest
 
-from orchestrator.analysis.verdict.comparison import (
-    choose_exit_code,
-    has_more_failures,
-    judge_expectations,
-)
+from orchestrator.analysis.verdict.comparison import has_more_failures
+from orchestrator.analysis.verdict.expectations import choose_exit_code, judge_expectations
 from tests.unit.report.made import BOOT, MAP, RUNS, ended, pairs, run
 
 

@@ -9,12 +9,9 @@ from typing import Any
 import pytest
 
 from orchestrator.analysis.trial import TrialResult
-from orchestrator.analysis.verdict.comparison import (
-    choose_exit_code,
-    comparison_json,
-    count_failures,
-    has_more_failures,
-)
+from orchestrator.analysis.verdict.comparison import count_failures, has_more_failures
+from orchestrator.analysis.verdict.comparison_file import comparison_json
+from orchestrator.analysis.verdict.expectations import choose_exit_code
 from orchestrator.base.reasons import Reason
 from orchestrator.evidence.faults import Attempt, Charge
 from orchestrator.report.text.run_text import text_report

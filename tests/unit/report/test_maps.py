@@ -8,7 +8,8 @@ import pytest
 from orchestrator.analysis.maps.breakdown import Breakdown
 from orchestrator.analysis.maps.level import Level, LevelReason
 from orchestrator.analysis.trial import Findings, TrialResult, read_result
-from orchestrator.analysis.verdict.comparison import Comparison, compare_trials, comparison_json
+from orchestrator.analysis.verdict.comparison import Comparison, compare_trials
+from orchestrator.analysis.verdict.comparison_file import comparison_json
 from orchestrator.formats.units import GIB, KIB, MIB
 from orchestrator.report.text.maps_text import map_sections
 from orchestrator.report.text.run_text import text_report

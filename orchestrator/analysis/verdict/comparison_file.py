@@ -1,0 +1,124 @@
+"""A Comparison as comparison.json has it (schema 2)."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+from orchestrator.analysis.boot.cost import cost_json
+from orchestrator.analysis.conditions.conditions import conditions_json
+from orchestrator.analysis.conditions.variable import variable_json
+from orchestrator.analysis.maps.probe_overhead import compute_probe_costs
+from orchestrator.analysis.trial import Findings
+from orchestrator.analysis.verdict.comparison import (
+    Comparison,
+    attempts_of,
+    boots_of,
+    count_failures,
+    find_laws,
+    merge_findings,
+)
+from orchestrator.analysis.verdict.effect import Effect
+from orchestrator.analysis.verdict.summary import summarize
+from orchestrator.base.reasons import Reason
+from orchestrator.evidence.faults import bench_counts, counts
+from orchestrator.scenario.vocabulary import ARMS, ArmName
+
+SCHEMA = 2
+"""Version of comparison.json. Up to 1, costs were called seconds (scenario/vocabulary.py `current_name`).
+Nothing here reads it: a run of any version is judged from its evidence."""
+UNDECIDED = Reason.UNDECIDED_FAILURE
+"""Reason of a run that is inconclusive because a failure can be charged to nobody."""
+
+
+def comparison_json(comparison: Comparison) -> dict[str, object]:
+    """Return comparison.json."""
+    arms: dict[str, object] = {}
+    for arm in ARMS:
+        arms[arm] = {
+            "kernel": comparison.kernels[arm],
+            "trials": {k: comparison.count(arm, k) for k in ("measured", "failed", "invalid")},
+            "metrics": {
+                m.name: {"unit": m.unit, "samples": list(getattr(m, arm)),
+                         "median": summarize(m.unit, getattr(m, arm)).middle}
+                for m in comparison.metrics
+            },
+            **_shown(comparison, arm),
+        }  # fmt: skip
+    return {
+        "schema": SCHEMA, "scenario": comparison.scenario, "verdict": comparison.verdict,
+        "arms": arms,
+        "metrics": {
+            m.name: _effect_json(m.effect) | {
+                "verdict": m.verdict, "deciding": m.name in comparison.deciding,
+                "control": m.control and _effect_json(m.control) | {"samples": list(m.controls)},
+                "shapes": {arm: [asdict(shape) for shape in found]
+                           for arm, found in m.shapes.items()},
+            }
+            for m in comparison.metrics
+        },
+        "variable": comparison.variable and variable_json(comparison.variable),
+        "conditions": comparison.conditions and conditions_json(comparison.conditions),
+        "boots": cost_json(boots_of(comparison)),
+        **_attempts_json(comparison),
+        "problems": [
+            {"trial": r.name, "arm": r.arm, "kind": r.kind, "stage": r.stage, "reason": r.reason,
+             "charge": r.attempts[-1].charge, "message": r.message}
+            for r in comparison.results if r.kind != "measured"
+        ],
+    }  # fmt: skip
+
+
+def _attempts_json(comparison: Comparison) -> dict[str, object]:
+    """Return the attempts of a run, if one of them failed. `charged`: how many of the `failed`
+    ones are charged to the arm; `of`: attempts that the bench did not fail; `bench`: attempts that
+    the bench failed in a way that a kernel may have caused."""
+    attempts = attempts_of(comparison.results)
+    of_arms = {
+        arm: {"failed": counts(attempts, arm)[0],
+              "charged": count_failures(comparison.results, arm)[0],
+              "of": counts(attempts, arm)[1],
+              "bench": bench_counts(attempts, arm).failed}
+        for arm in ARMS
+    }  # fmt: skip
+    if not any(found["failed"] or found["bench"] for found in of_arms.values()):
+        return {}
+    return {"reason": UNDECIDED if comparison.has_undecided else "", "attempts": of_arms}
+
+
+def _effect_json(effect: Effect) -> dict[str, object]:
+    found = effect.estimate
+    return {
+        "ratio": found.ratio, "ci95": found.interval and list(found.interval), "p": found.p,
+        "p_adjusted": effect.p_adjusted, "basis": found.basis, "pairs": found.pairs,
+        "verdict": effect.verdict,
+    }  # fmt: skip
+
+
+def _shown(comparison: Comparison, arm: ArmName) -> dict[str, object]:
+    """Return what an arm shows besides metrics, as in comparison.json."""
+    shown, boots = merge_findings(comparison, arm), boots_of(comparison)[arm]
+    if shown == Findings() and not boots:
+        return {}
+    return {
+        "notes": [
+            {"trial": boot.trial, "name": note.name, "text": note.text}
+            for boot in boots for note in boot.notes
+        ],
+        "levels": [
+            {"place": level.place, "leaf": level.leaf, "stride": level.stride,
+             "iommu_leaf": level.iommu,
+             "reasons": [{"name": r.name, "text": r.text} for r in level.reasons]}
+            for level in shown.levels
+        ],
+        "scaling": {
+            name: {"kind": law.kind, "unit": law.unit, "fixed": law.fixed,
+                   "per_unit": law.per_unit, "residual": law.residual}
+            for name, law in find_laws(comparison, arm).items()
+        },
+        "looking": [asdict(cost) for cost in compute_probe_costs(shown.passes)],
+        "instructions": [
+            {"operation": b.operation, "state": b.state, "logged": b.logged, "total": b.total,
+             "functions": dict(b.by_function())}
+            for b in shown.breakdowns
+        ],
+    }  # fmt: skip

@@ -1,0 +1,91 @@
+"""Judge a comparison by the scenario's expectations: each metric's outcome, and the exit code."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+from orchestrator.analysis.verdict.comparison import (
+    Comparison,
+    MetricComparison,
+    has_more_failures,
+)
+from orchestrator.analysis.verdict.effect import FEW_FLOOR, Verdict
+from orchestrator.scenario.fields import Bound
+from orchestrator.scenario.model import Scenario
+from orchestrator.scenario.vocabulary import ARMS, Metric
+
+Outcome = Literal["met", "not met", "not known"]
+"""Outcome of an expectation."""
+
+
+def judge_expectations(scenario: Scenario, comparison: Comparison) -> dict[Metric, Outcome]:
+    """Return whether each metric that decides came out as the scenario expects. A metric without
+    an expectation must not regress. Before the run is complete, only a regression is known. With
+    failures that nobody can be charged with, an expectation can be known to be not met, but not to
+    be met."""
+    return {name: _outcome(scenario, comparison, name) for name in comparison.deciding}
+
+
+def _outcome(scenario: Scenario, comparison: Comparison, name: Metric) -> Outcome:
+    metric, wanted = comparison.metric(name), scenario.expect.get(name)
+    if metric is None or comparison.verdict == "invalid":
+        return "not known"
+    if wanted is not None:
+        found = _met(metric, wanted, scenario.judgement.margin)
+    else:
+        by_verdict: dict[Verdict, Outcome] = {
+            "improved": "met", "equivalent": "met", "regressed": "not met",
+        }  # fmt: skip
+        found = by_verdict.get(metric.verdict, "not known")
+    if len(comparison.results) >= comparison.planned and not (
+        found == "met" and comparison.has_undecided
+    ):
+        return found
+    return found if metric.verdict == "regressed" and found == "not met" else "not known"
+
+
+def choose_exit_code(scenario: Scenario, comparison: Comparison) -> int:
+    """Return 0 if the expectation is met, 1 if not, 3 if the bench failed, 4 if the run is invalid
+    or inconclusive."""
+    unmeasured = [arm for arm in ARMS if not comparison.count(arm, "measured")]
+    if unmeasured and comparison.verdict != "regressed":
+        by_bench = not comparison.has_undecided and all(
+            r.by_bench for arm in unmeasured for r in comparison.of_arm(arm)
+        )
+        return 3 if by_bench and any(r.by_bench for r in comparison.results) else 4
+    found = {*judge_expectations(scenario, comparison).values()}
+    if "not met" in found or has_more_failures(comparison):
+        return 1
+    return 0 if found == {"met"} else 4
+
+
+def _met(metric: MetricComparison, wanted: str | Bound, margin: float) -> Outcome:
+    if metric.verdict == "invalid":
+        return "not known"
+    if isinstance(wanted, Bound):
+        return _within(metric, wanted)
+    accepted = {"not-regressed": ("improved", "equivalent")}.get(wanted, (wanted,))
+    if metric.verdict in accepted:
+        return "met"
+    if metric.verdict != "inconclusive":
+        return "not met"
+    interval = metric.effect.interval
+    below = wanted == "not-regressed" and interval is not None and interval[1] < 1 + margin
+    return "met" if below else "not known"
+
+
+def _within(metric: MetricComparison, bound: Bound) -> Outcome:
+    """Return whether the whole interval of the ratio is on the right side of the bound (met), or
+    on the wrong one (not met)."""
+    found = metric.effect.estimate
+    ratio = math.inf if found.ratio is None else found.ratio
+    low, high = found.interval or ((1.0, 1.0) if found.same else (ratio, ratio))
+    if found.interval is None:
+        if not (found.apart or found.same):
+            return "not known"
+        if found.basis == "few":
+            low, high = ratio / FEW_FLOOR, ratio * FEW_FLOOR
+    if bound.holds(low) and bound.holds(high):
+        return "met"
+    return "not known" if bound.holds(low) or bound.holds(high) else "not met"
