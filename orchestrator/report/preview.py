@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 from orchestrator.base.errors import key_named
 from orchestrator.formats.units import format_size
@@ -29,7 +28,9 @@ def text_preview(file: ScenarioFile, cells: Sequence[Cell], describe: Describe) 
     return "\n".join(lines)
 
 
-def json_preview(file: ScenarioFile, cells: Sequence[Cell], describe: Describe) -> dict[str, Any]:
+def json_preview(
+    file: ScenarioFile, cells: Sequence[Cell], describe: Describe
+) -> dict[str, object]:
     return {
         "schema": 1, "scenario": file.name, "cells": [_cell_json(cell, describe) for cell in cells]
     }  # fmt: skip
@@ -71,7 +72,7 @@ def _settings(arm: Arm) -> Iterator[str]:
         yield f"{name} = {value}"
 
 
-def _cell_json(cell: Cell, describe: Describe) -> dict[str, Any]:
+def _cell_json(cell: Cell, describe: Describe) -> dict[str, object]:
     scenario = cell.scenario
     kernels: dict[str, Kernel] = {arm: scenario.arms[arm].kernel for arm in ARMS}
     if scenario.workload == "guest-boot" and scenario.guest is not None:

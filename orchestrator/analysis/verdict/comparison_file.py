@@ -24,8 +24,8 @@ from orchestrator.evidence.faults import bench_counts, counts
 from orchestrator.scenario.vocabulary import ARMS, ArmName
 
 SCHEMA = 2
-"""Version of comparison.json. Up to 1, costs were called seconds (scenario/vocabulary.py `current_name`).
-Nothing here reads it: a run of any version is judged from its evidence."""
+"""Version of comparison.json. Up to 1, costs were called seconds (scenario/vocabulary.py,
+`current_name`). Nothing here reads it: a run of any version is judged from its evidence."""
 UNDECIDED = Reason.UNDECIDED_FAILURE
 """Reason of a run that is inconclusive because a failure can be charged to nobody."""
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from orchestrator.analysis.trial import TrialResult
 from orchestrator.analysis.verdict.comparison import Comparison, guest_accels
@@ -43,10 +43,10 @@ class _Test(NamedTuple):
     node: str
     """Node in the tree of tests: the same for both arms and in every run, so that a kernel has a
     history there."""
-    found: dict[str, Any]
+    fields: dict[str, object]
 
 
-def kcidb_objects(scenario: Scenario, comparison: Comparison, plan: Plan) -> dict[str, Any]:
+def kcidb_objects(scenario: Scenario, comparison: Comparison, plan: Plan) -> dict[str, object]:
     """Return the content of kcidb.json, which can be submitted to KernelCI. `plan` is
     plan.json."""
     of_run = build_suite(scenario, comparison, plan)
@@ -66,7 +66,7 @@ def kcidb_objects(scenario: Scenario, comparison: Comparison, plan: Plan) -> dic
         ],
         "tests": [
             {"id": f"{ORIGIN}:{of_run.digest}/{test.name}", "build_id": kernels[test.arm],
-             "path": _path(ORIGIN, scenario.name, test.node)} | common | test.found
+             "path": _path(ORIGIN, scenario.name, test.node)} | common | test.fields
             for test in _tests(comparison, of_run)
         ],
     }  # fmt: skip
@@ -84,22 +84,22 @@ def _tests(comparison: Comparison, of_run: Suite) -> Iterator[_Test]:
         for arm in ARMS:
             values = getattr(metric, arm)
             middle = summarize(metric.unit, values).middle
-            found: dict[str, Any] = {
-                "status": "DONE", "number": _number(middle, compared["unit"]),
-                "misc": {"metric": metric.name, "samples": list(values)},
+            misc: dict[str, object] = {"metric": metric.name, "samples": list(values)}
+            test: dict[str, object] = {
+                "status": "DONE", "number": _number(middle, compared["unit"]), "misc": misc,
             }  # fmt: skip
             if arm == "candidate":
-                found["misc"]["compared"] = compared
-                found |= judged.pop(metric.name, {})
-            yield _Test(arm, f"{metric.name}/{arm}", metric.name, found)
-    for name, found in judged.items():  # not measured
-        yield _Test("candidate", f"{name}/candidate", name, found | {"misc": {"metric": name}})
+                misc["compared"] = compared
+                test |= judged.pop(metric.name, {})
+            yield _Test(arm, f"{metric.name}/{arm}", metric.name, test)
+    for name, test in judged.items():  # not measured
+        yield _Test("candidate", f"{name}/candidate", name, test | {"misc": {"metric": name}})
     for result in comparison.results:
         arm = "candidate" if result.arm == "candidate" else "baseline"
         yield _Test(arm, f"trial/{clean_line(result.name)}", "trial", _trial(result))
 
 
-def _judged(case: Case, bench_failed: bool) -> dict[str, Any]:
+def _judged(case: Case, bench_failed: bool) -> dict[str, object]:
     """Return the status and the comment of a case. DONE: it ran, but does not judge the kernel.
     MISS: the bench failed. ERROR: the result cannot be trusted."""
     status = {"passed": "PASS", "failed": "FAIL"}.get(case.outcome)
@@ -108,17 +108,18 @@ def _judged(case: Case, bench_failed: bool) -> dict[str, Any]:
     return {"status": status, "comment": case.message}
 
 
-def _trial(result: TrialResult) -> dict[str, Any]:
+def _trial(result: TrialResult) -> dict[str, object]:
     """Return the test object of a trial. A trial only measures; the metrics say whether its values
     are good. MISS: the bench failed."""
     invalid = "MISS" if result.by_bench else "ERROR"
-    test: dict[str, Any] = {
+    misc: dict[str, object] = {"arm": result.arm, "pair": result.pair}
+    test: dict[str, object] = {
         "status": {"measured": "DONE", "failed": "FAIL"}.get(result.kind, invalid),
-        "misc": {"arm": result.arm, "pair": result.pair},
+        "misc": misc,
     }
     if result.kind != "measured":
         test["comment"] = clean_line(f"{result.reason}: {result.message}")
-        test["misc"] |= {"reason": clean_line(result.reason), "stage": clean_line(result.stage)}
+        misc |= {"reason": clean_line(result.reason), "stage": clean_line(result.stage)}
     if result.evidence:
         test["log_excerpt"] = clean_text(result.evidence)[-_LOG_LENGTH:]
     if result.started:
@@ -128,7 +129,7 @@ def _trial(result: TrialResult) -> dict[str, Any]:
     return test
 
 
-def _number(value: float, unit: object) -> dict[str, Any]:
+def _number(value: float, unit: object) -> dict[str, object]:
     if unit == "Ginsn":
         return {"value": value * _GINSN, "unit": "instructions", "prefix": "metric"}
     if unit == "count":
@@ -142,7 +143,7 @@ def _path(*parts: str) -> str:
     return ".".join(_NOT_IN_A_PATH.sub("_", part) for part in parts)
 
 
-def _environment(scenario: Scenario, comparison: Comparison, plan: Plan) -> dict[str, Any]:
+def _environment(scenario: Scenario, comparison: Comparison, plan: Plan) -> dict[str, object]:
     host, device = scenario.host, scenario.device
     emulated = ", EMULATED" * is_emulated(plan.accel)
     if not emulated and "tcg" in guest_accels(comparison.results):

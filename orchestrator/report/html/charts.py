@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from markupsafe import escape
 
@@ -25,7 +24,7 @@ from orchestrator.report.words.quantities import format_quantity
 from orchestrator.report.words.samples import Dots, role_values
 from orchestrator.scenario.vocabulary import ARMS, ArmName, Role
 
-Figure = dict[str, Any]
+Figure = dict[str, object]
 
 _BLUE, _VERMILION, _GREEN, _ORANGE = "#0072b2", "#d55e00", "#009e73", "#e69f00"
 _SKY, _PURPLE, _YELLOW, _GREY = "#56b4e9", "#cc79a7", "#f0e442", "#999999"
@@ -45,7 +44,7 @@ def _text(text: str) -> str:
     return str(escape(escape_unprintable(text)))
 
 
-def _values(unit: str, values: Sequence[float]) -> dict[str, Any]:
+def _values(unit: str, values: Sequence[float]) -> dict[str, object]:
     """Return the axis of values in s, Ginsn or count."""
     log = min(values) > 0 and max(values) > _LOG_FROM * min(values)
     suffix = {"s": "s", "Ginsn": "insn"}.get(unit, "")
@@ -169,14 +168,15 @@ def timeline_chart(boots: Mapping[ArmName, Timeline]) -> Figure:
 
 
 def _bars(arm: ArmName, name: str, colour: str, y: float, spans: Sequence[Phase | DmaStep],
-          hover: Sequence[str]) -> Figure:  # fmt: skip
+          hover: Sequence[str], marker: Figure | None = None) -> Figure:  # fmt: skip
+    """Return one trace of bars. `marker` replaces or adds parts of the bars' style."""
     return {
         "type": "bar", "orientation": "h", "name": name, "legendgroup": name, "width": 0.8,
         "y": [y] * len(spans), "base": [span.start for span in spans],
         "x": [span.seconds for span in spans], "hovertext": [_text(text) for text in hover],
         "hovertemplate": f"%{{hovertext}}<extra>{arm}</extra>",
         # the outline has the bar's colour, so a step too short for a bar shows as a line
-        "marker": {"color": colour, "line": {"color": colour, "width": 1}},
+        "marker": {"color": colour, "line": {"color": colour, "width": 1}} | (marker or {}),
     }  # fmt: skip
 
 
@@ -191,12 +191,12 @@ def _phase_bars(arm: ArmName, boot: Timeline, y: float) -> list[Figure]:
             f" from {format_quantity(p.start, boot.unit)}"
             for p in phases
         ]
-        bars = _bars(arm, name, _FAMILIES.get(name, _GREY), y, phases, hover)
+        outline: Figure = {"line": {"color": "#333", "width": 0.5}}
+        bars = _bars(arm, name, _FAMILIES.get(name, _GREY), y, phases, hover, outline)
         short = [_text(p.name.removeprefix(f"{name}: ")) for p in phases]
         found.append({
             **bars, "text": short, "textposition": "inside", "insidetextanchor": "middle",
             "textangle": 0, "textfont": {"color": "#000000"},
-            "marker": {"color": bars["marker"]["color"], "line": {"color": "#333", "width": 0.5}},
         })  # fmt: skip
     return found
 
@@ -224,10 +224,9 @@ def _step_bars(arm: ArmName, boot: Timeline, rows: Mapping[str, float]) -> list[
         if steps:
             longest = sorted(steps, key=lambda s: -s.seconds)[:MOST_STEPS]
             hover = [_step_hover(step, boot.unit) for step in longest]
-            bars = _bars(arm, name, colour, rows[f"{kind}s"], longest, hover)
-            if what == RAM:  # the pattern distinguishes it from QEMU's phases
-                bars["marker"] |= {"pattern": {"shape": "/", "solidity": 0.3}}
-            found.append(bars)
+            # the pattern distinguishes RAM from QEMU's phases
+            pattern: Figure = {"pattern": {"shape": "/", "solidity": 0.3}} if what == RAM else {}
+            found.append(_bars(arm, name, colour, rows[f"{kind}s"], longest, hover, pattern))
     return found
 
 

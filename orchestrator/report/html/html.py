@@ -11,7 +11,7 @@ from base64 import b64encode
 from functools import cache
 from hashlib import sha256
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from orchestrator.analysis.verdict.comparison import Comparison
 from orchestrator.evidence.plan import Plan
@@ -47,7 +47,7 @@ def html_report(scenario: Scenario, comparison: Comparison, plan: Plan) -> str:
 
 
 @cache
-def _scripts() -> dict[str, Any]:
+def _scripts() -> dict[str, object]:
     """Return the page's own two scripts and their hashes, which take half the time of a page."""
     from markupsafe import Markup  # noqa: PLC0415
     from plotly.offline import get_plotlyjs  # noqa: PLC0415
