@@ -303,7 +303,7 @@ class _Loop:
 
     def _told_apart(self, ends: BisectEnds) -> None:
         metric = self.question.metric
-        if why := ends.too_near(resolution_of(self.question.scenario, metric)):
+        if why := ends.too_near(resolution_of(self.question.scenario.workload, metric)):
             numbers = (format_quantity(end.value, end.unit) for end in (ends.good, ends.bad))
             good, bad = (
                 f"{commit.short} has {number}"

@@ -154,9 +154,7 @@ def judge(run: RunDir, tester: str | None = None) -> Run:
         variable=find_variable(plan, found if is_recorded_in_all(sides) else None),
     )
     report = text_report(scenario, comparison, plan, tester)
-    return Run(
-        run.path, scenario, comparison, plan, report, build_suite(scenario, comparison, plan)
-    )
+    return Run(run.path, scenario, comparison, plan, report, build_suite(comparison, plan))
 
 
 def open_run(folder: Path) -> RunDir:
@@ -235,7 +233,7 @@ def judge_across(folders: Sequence[Path], arm: ArmName, allow: Sequence[str]) ->
     for other in others:
         scenario, comparison = compare_runs(first, other, arm, allow)
         plan = plan_across(first, other, arm)
-        one = build_suite(scenario, comparison, plan)
+        one = build_suite(comparison, plan)
         suites.append(replace(one, name=f"{other.name} against {first.name}, {arm}"))
         report = text_report(scenario, comparison, plan)
         reports.append(f"{other.name}\n  against {first.name}, {arm}:\n\n{report}")

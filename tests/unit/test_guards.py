@@ -62,9 +62,9 @@ def maps(tmp_path: Path) -> RunDir:
 @pytest.mark.parametrize("name", ["boots", "maps"])
 def test_run_whose_guards_hold_is_improved(name: str, request: pytest.FixtureRequest) -> None:
     judged = judge(request.getfixturevalue(name))
-    scenario, comparison = judged.scenario, judged.comparison
+    comparison = judged.comparison
     assert [r.message for r in comparison.results if r.kind != "measured"] == []
-    assert (comparison.verdict, choose_exit_code(scenario, comparison)) == ("improved", 0)
+    assert (comparison.verdict, choose_exit_code(comparison)) == ("improved", 0)
 
 
 @pytest.mark.parametrize(
@@ -165,8 +165,8 @@ def test_guard_that_lacks_what_it_needs_makes_the_run_invalid(
     folder: RunDir = request.getfixturevalue(run)
     change(folder.trials_path / MEASURED)
     judged = judge(folder)
-    scenario, comparison, report = judged.scenario, judged.comparison, judged.report
-    assert (comparison.verdict, choose_exit_code(scenario, comparison)) == ("invalid", 4)
+    comparison, report = judged.comparison, judged.report
+    assert (comparison.verdict, choose_exit_code(comparison)) == ("invalid", 4)
     [bad] = [result for result in comparison.results if result.kind != "measured"]
     assert (bad.name, bad.kind, bad.reason) == (MEASURED, "invalid", reason)
     assert bad.message

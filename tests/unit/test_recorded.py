@@ -70,13 +70,13 @@ def with_current_names(document: Any) -> Any:
 
 @of_every_run
 def test_recorded_evidence_is_judged_to_the_same_numbers(recorded: Path, judged: Judging) -> None:
-    run, scenario, comparison, report = judged(recorded)
+    run, _, comparison, report = judged(recorded)
     assert json.loads((run / "comparison.json").read_text()) == with_current_names(
         json.loads((recorded / "comparison.json").read_text())
     )
     assert report == (recorded / "report.txt").read_text()
     assert not [r.message for r in comparison.results if r.kind != "measured"]
-    assert choose_exit_code(scenario, comparison) == 0
+    assert choose_exit_code(comparison) == 0
 
 
 @pytest.mark.parametrize(
@@ -86,9 +86,9 @@ def test_one_code_built_twice_is_equivalent_and_a_few_percent_are_found(
     name: str, unmap: str, judged: Judging
 ) -> None:
     recorded = RECORDED / "verdicts" / name
-    _, scenario, comparison, report = judged(recorded)
+    _, _, comparison, report = judged(recorded)
     assert report == (recorded / "report.txt").read_text()
-    assert (comparison.verdict, choose_exit_code(scenario, comparison)) == (unmap, 0)
+    assert (comparison.verdict, choose_exit_code(comparison)) == (unmap, 0)
     found = comparison.metric("bar_unmap_cost")
     assert found is not None
     assert found.ratio == pytest.approx(1.034 if unmap == "regressed" else 1, rel=5e-4)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from statistics import median
+from typing import NamedTuple
 
 from orchestrator.analysis.boot.timeline import Timeline
 from orchestrator.analysis.conditions.conditions import Conditions
@@ -36,7 +37,10 @@ from orchestrator.evidence.faults import (
     counts,
     failing_arm,
 )
+from orchestrator.scenario.choices import Workload
+from orchestrator.scenario.fields import Expectation
 from orchestrator.scenario.model import Scenario
+from orchestrator.scenario.trials import Judgement
 from orchestrator.scenario.vocabulary import (
     ARMS,
     CONTROL,
@@ -107,6 +111,10 @@ class Comparison:
     """False if the arms are of different runs."""
     variable: Variable | None = None
     """The variable: what the arms differ in."""
+    expect: Mapping[Metric, Expectation] = field(default_factory=dict)
+    """What the scenario expects of the metrics."""
+    judgement: Judgement = field(default_factory=Judgement)
+    """Settings by which the scenario is judged."""
 
     @cached_property
     def undecided(self) -> list[TrialResult]:
@@ -142,8 +150,10 @@ def compare_trials(
     """Return effect and verdict of every metric that both arms have. `planned`: number of trials
     of the complete run. With the accelerator exact, metrics that are otherwise in seconds are in
     Ginsn, 10^9 instructions. `paired`: False if the arms are of different runs."""
-    metrics = _compared(scenario, results, accel, paired=paired)
-    deciding = _deciding(scenario, [m.name for m in metrics])
+    rule = Rule(scenario.judgement.margin, scenario.judgement.floor)
+    estimates = _estimate_metrics(scenario.workload, results, accel, paired=paired)
+    deciding = _choose_deciding(scenario.expect, [*estimates])
+    metrics = _judge_metrics(estimates, rule, deciding)
     verdict = _verdict(results, metrics, deciding)
     if len(guest_accels(results)) > 1:
         verdict = "invalid"  # KVM against emulation is no evidence on kernels
@@ -153,7 +163,7 @@ def compare_trials(
         verdict = "inconclusive"
     return Comparison(
         scenario.name, verdict, tuple(results), tuple(metrics), kernels, planned, deciding,
-        conditions, paired,
+        conditions, paired, expect=scenario.expect, judgement=scenario.judgement,
     )  # fmt: skip
 
 
@@ -175,34 +185,40 @@ def add_control(comparison: Comparison, beside: Comparison) -> Comparison:
     return replace(comparison, metrics=metrics, verdict=verdict)
 
 
-def _compared(
-    scenario: Scenario, results: Sequence[TrialResult], accel: str, *, paired: bool
-) -> list[MetricComparison]:
-    rule = Rule(scenario.judgement.margin, scenario.judgement.floor)
-    found: dict[Metric, tuple[str, dict[Role, dict[int, float]], Estimate]] = {}
+class _Estimated(NamedTuple):
+    """A metric that both arms have, before its p is adjusted."""
+
+    unit: str
+    values: dict[Role, dict[int, float]]
+    """Values of each role, by pair."""
+    estimate: Estimate
+    resolution: Resolution
+
+
+def _estimate_metrics(
+    workload: Workload, results: Sequence[TrialResult], accel: str, *, paired: bool
+) -> dict[Metric, _Estimated]:
+    estimates: dict[Metric, _Estimated] = {}
     for name in _names(results):
-        unit = unit_of(name, accel)
+        unit, resolution = unit_of(name, accel), resolution_of(workload, name)
         values = {role: values_by_pair(results, role, name) for role in (*ARMS, CONTROL)}
         before, after = values["baseline"], values["candidate"]
         if before and after:
             pairs = [(before[pair], after[pair]) for pair in before if pair in after]
-            one = estimate_ratio(
-                unit, [*before.values()], [*after.values()], pairs if paired else None,
-                resolution_of(scenario, name),
-            )  # fmt: skip
-            found[name] = (unit, values, one)
-    deciding = _deciding(scenario, [*found])
-    ps = _adjusted({name: one.p for name, (_, _, one) in found.items()}, deciding)
+            estimate = estimate_ratio(
+                unit, [*before.values()], [*after.values()], pairs if paired else None, resolution
+            )
+            estimates[name] = _Estimated(unit, values, estimate, resolution)
+    return estimates
+
+
+def _judge_metrics(
+    estimates: Mapping[Metric, _Estimated], rule: Rule, deciding: Sequence[Metric]
+) -> list[MetricComparison]:
+    ps = _adjust_apart({name: of.estimate.p for name, of in estimates.items()}, deciding)
     return [
-        _metric(
-            name,
-            unit,
-            values,
-            judge_effect(one, rule, ps[name]),
-            rule,
-            resolution_of(scenario, name),
-        )
-        for name, (unit, values, one) in found.items()
+        _judge_metric(name, of, judge_effect(of.estimate, rule, ps[name]), rule)
+        for name, of in estimates.items()
     ]
 
 
@@ -216,9 +232,9 @@ def unit_of(name: Metric, accel: str) -> str:
     return kind
 
 
-def resolution_of(scenario: Scenario, name: Metric) -> Resolution:
+def resolution_of(workload: Workload, name: Metric) -> Resolution:
     """Return how near two values of a metric in Ginsn must be to be the same number."""
-    if scenario.workload == "map":
+    if workload == "map":
         return OF_MAPS
     if name.startswith("guest_"):
         return OF_BOOTS
@@ -233,7 +249,7 @@ def values_by_pair(results: Sequence[TrialResult], role: Role, name: Metric) -> 
     }  # fmt: skip
 
 
-def _adjusted(
+def _adjust_apart(
     ps: Mapping[Metric, float | None], deciding: Sequence[Metric]
 ) -> dict[Metric, float | None]:
     """Adjust the p values of the deciding metrics together, and those of the others together."""
@@ -243,20 +259,13 @@ def _adjusted(
     return out
 
 
-def _metric(
-    name: Metric,
-    unit: str,
-    values: Mapping[Role, Mapping[int, float]],
-    effect: Effect,
-    rule: Rule,
-    resolution: Resolution,
-) -> MetricComparison:
-    baseline, candidate, control = (tuple(values[role].values()) for role in (*ARMS, CONTROL))
+def _judge_metric(name: Metric, of: _Estimated, effect: Effect, rule: Rule) -> MetricComparison:
+    baseline, candidate, control = (tuple(of.values[role].values()) for role in (*ARMS, CONTROL))
     beside = None
     if control:
-        one = estimate_ratio(unit, baseline, control, None, resolution)
-        beside = judge_effect(one, rule, one.p)
-    return MetricComparison(name, unit, baseline, candidate, effect, beside, control)
+        against_itself = estimate_ratio(of.unit, baseline, control, None, of.resolution)
+        beside = judge_effect(against_itself, rule, against_itself.p)
+    return MetricComparison(name, of.unit, baseline, candidate, effect, beside, control)
 
 
 def _names(results: Sequence[TrialResult]) -> list[Metric]:
@@ -265,11 +274,13 @@ def _names(results: Sequence[TrialResult]) -> list[Metric]:
     return [name for name in METRICS if name in found] + [n for n in found if "@" in n]
 
 
-def _deciding(scenario: Scenario, measured: Sequence[Metric]) -> tuple[Metric, ...]:
+def _choose_deciding(
+    expect: Mapping[Metric, Expectation], measured: Sequence[Metric]
+) -> tuple[Metric, ...]:
     """Return the metrics that the scenario has expectations for, else the first headline of those
     that were measured."""
-    if scenario.expect or not measured:
-        return tuple(scenario.expect)
+    if expect or not measured:
+        return tuple(expect)
     return (next((h for h in _HEADLINES if h in measured), measured[0]),)
 
 

@@ -12,27 +12,26 @@ from orchestrator.analysis.verdict.comparison import (
 )
 from orchestrator.analysis.verdict.effect import FEW_FLOOR, Verdict
 from orchestrator.scenario.fields import Bound
-from orchestrator.scenario.model import Scenario
 from orchestrator.scenario.vocabulary import ARMS, Metric
 
 Outcome = Literal["met", "not met", "not known"]
 """Outcome of an expectation."""
 
 
-def judge_expectations(scenario: Scenario, comparison: Comparison) -> dict[Metric, Outcome]:
+def judge_expectations(comparison: Comparison) -> dict[Metric, Outcome]:
     """Return whether each metric that decides came out as the scenario expects. A metric without
     an expectation must not regress. Before the run is complete, only a regression is known. With
     failures that nobody can be charged with, an expectation can be known to be not met, but not to
     be met."""
-    return {name: _outcome(scenario, comparison, name) for name in comparison.deciding}
+    return {name: _outcome(comparison, name) for name in comparison.deciding}
 
 
-def _outcome(scenario: Scenario, comparison: Comparison, name: Metric) -> Outcome:
-    metric, wanted = comparison.metric(name), scenario.expect.get(name)
+def _outcome(comparison: Comparison, name: Metric) -> Outcome:
+    metric, wanted = comparison.metric(name), comparison.expect.get(name)
     if metric is None or comparison.verdict == "invalid":
         return "not known"
     if wanted is not None:
-        found = _met(metric, wanted, scenario.judgement.margin)
+        found = _met(metric, wanted, comparison.judgement.margin)
     else:
         by_verdict: dict[Verdict, Outcome] = {
             "improved": "met", "equivalent": "met", "regressed": "not met",
@@ -45,7 +44,7 @@ def _outcome(scenario: Scenario, comparison: Comparison, name: Metric) -> Outcom
     return found if metric.verdict == "regressed" and found == "not met" else "not known"
 
 
-def choose_exit_code(scenario: Scenario, comparison: Comparison) -> int:
+def choose_exit_code(comparison: Comparison) -> int:
     """Return 0 if the expectation is met, 1 if not, 3 if the bench failed, 4 if the run is invalid
     or inconclusive."""
     unmeasured = [arm for arm in ARMS if not comparison.count(arm, "measured")]
@@ -54,7 +53,7 @@ def choose_exit_code(scenario: Scenario, comparison: Comparison) -> int:
             r.by_bench for arm in unmeasured for r in comparison.of_arm(arm)
         )
         return 3 if by_bench and any(r.by_bench for r in comparison.results) else 4
-    found = {*judge_expectations(scenario, comparison).values()}
+    found = {*judge_expectations(comparison).values()}
     if "not met" in found or has_more_failures(comparison):
         return 1
     return 0 if found == {"met"} else 4

@@ -26,7 +26,7 @@ from orchestrator.evidence.plan import Plan
 from orchestrator.report.words.sentence import describe_undecided, describe_unplanned
 from orchestrator.report.words.variable_words import describe_variable
 from orchestrator.report.words.wording import describe_attempts
-from orchestrator.scenario.model import Scenario
+from orchestrator.scenario.fields import Expectation
 from orchestrator.scenario.vocabulary import ARMS, ArmName, Metric
 
 Outcome = Literal["passed", "failed", "unknown"]
@@ -88,24 +88,24 @@ def clean_line(text: object) -> str:
     return " ".join(clean_text(text).split())
 
 
-def build_suite(scenario: Scenario, comparison: Comparison, plan: Plan) -> Suite:
+def build_suite(comparison: Comparison, plan: Plan) -> Suite:
     """Return a run as a suite of cases. `plan` is plan.json."""
     unit = cost_unit(plan)
-    code = choose_exit_code(scenario, comparison)
-    metrics = {m.name: _numbers(m, scenario, unit) for m in comparison.metrics}
-    found = {
-        name: _OUTCOMES[met] for name, met in judge_expectations(scenario, comparison).items()
+    code = choose_exit_code(comparison)
+    metrics = {
+        m.name: _numbers(m, comparison.expect.get(m.name), unit) for m in comparison.metrics
     }
+    found = {name: _OUTCOMES[met] for name, met in judge_expectations(comparison).items()}
     cases = [
-        _run_case(scenario, comparison, code, found),
+        _run_case(comparison, code, found),
         *(
-            _metric_case(scenario, comparison, name, outcome, metrics.get(name, {}))
+            _metric_case(comparison, name, outcome, metrics.get(name, {}))
             for name, outcome in found.items()
         ),
         *map(_trial_case, comparison.results),
     ]
     facts = {
-        "barometer": __version__, "scenario": scenario.name, "verdict": comparison.verdict,
+        "barometer": __version__, "scenario": comparison.scenario, "verdict": comparison.verdict,
         "exit_code": str(code), "accel": plan.accel, "cost_unit": unit,
         **{f"{arm}.kernel": clean_line(kernel_of(comparison, arm)) for arm in ARMS},
     }  # fmt: skip
@@ -113,7 +113,7 @@ def build_suite(scenario: Scenario, comparison: Comparison, plan: Plan) -> Suite
         facts["variable"] = clean_line(said)
     started = min((r.started for r in comparison.results if r.started), default="")
     digest = digest_of({"plan": plan.to_json(), "trials": [r.digest for r in comparison.results]})
-    return Suite(scenario.name, code, tuple(cases), facts, metrics, started, digest)
+    return Suite(comparison.scenario, code, tuple(cases), facts, metrics, started, digest)
 
 
 def combine_exit_codes(suites: Sequence[Suite]) -> int:
@@ -137,9 +137,7 @@ def cost_unit(plan: Plan) -> str:
     return {"kvm": "s", "none": "s", "exact": "Ginsn"}.get(plan.accel, "emulated s")
 
 
-def _run_case(
-    scenario: Scenario, comparison: Comparison, code: int, found: Mapping[Metric, Outcome]
-) -> Case:
+def _run_case(comparison: Comparison, code: int, found: Mapping[Metric, Outcome]) -> Case:
     said: list[str] = [comparison.verdict]
     if comparison.conditions is not None and comparison.conditions.unplanned:
         said.append(clean_line(describe_unplanned(comparison.conditions.unplanned)))
@@ -161,18 +159,16 @@ def _run_case(
         if not comparison.count(arm, "measured"):
             said.append(f"no trial of the {arm} was measured")
     for outcome, met in (("passed", "met"), ("failed", "not met"), ("unknown", "not known")):
-        names = [name for name in scenario.expect if found[name] == outcome]
+        names = [name for name in comparison.expect if found[name] == outcome]
         if names:
             said.append(f"expectation {met}: {', '.join(names)}")
     of_run: Outcome = "passed" if code == 0 else "failed" if code == 1 else "unknown"
     return Case("run", "verdict", of_run, comparison.verdict, "; ".join(said))
 
 
-def _metric_case(
-    scenario: Scenario, comparison: Comparison, name: Metric, outcome: Outcome, numbers: Numbers
-) -> Case:
-    metric, wanted = comparison.metric(name), scenario.expect.get(name)
-    expected = "" if wanted is None else f", expected {wanted}"
+def _metric_case(comparison: Comparison, name: Metric, outcome: Outcome, numbers: Numbers) -> Case:
+    metric, expectation = comparison.metric(name), comparison.expect.get(name)
+    expected = "" if expectation is None else f", expected {expectation}"
     if metric is None:
         said = f"not measured in both arms{expected}"
         return Case("metric", name, outcome, "not-measured", said)
@@ -195,10 +191,9 @@ def _effect(metric: MetricComparison) -> str:
     return ", ".join(said)
 
 
-def _numbers(metric: MetricComparison, scenario: Scenario, seconds: str) -> Numbers:
+def _numbers(metric: MetricComparison, expected: Expectation | None, seconds: str) -> Numbers:
     found = metric.effect.estimate
     low, high = found.interval or (None, None)
-    wanted = scenario.expect.get(metric.name)
     numbers: dict[str, float | str | None] = {
         "unit": seconds if metric.unit == "s" else metric.unit,
         "baseline.median": summarize(metric.unit, metric.baseline).middle,
@@ -206,7 +201,7 @@ def _numbers(metric: MetricComparison, scenario: Scenario, seconds: str) -> Numb
         "ratio": found.ratio, "ci95.low": low, "ci95.high": high,
         "p": found.p, "p_adjusted": metric.effect.p_adjusted,
         "pairs": found.pairs, "basis": found.basis, "verdict": metric.verdict,
-        "expected": None if wanted is None else str(wanted),
+        "expected": None if expected is None else str(expected),
     }  # fmt: skip
     return {name: value for name, value in numbers.items() if value is not None}
 

@@ -49,7 +49,7 @@ class _Test(NamedTuple):
 def kcidb_objects(scenario: Scenario, comparison: Comparison, plan: Plan) -> dict[str, object]:
     """Return the content of kcidb.json, which can be submitted to KernelCI. `plan` is
     plan.json."""
-    of_run = build_suite(scenario, comparison, plan)
+    of_run = build_suite(comparison, plan)
     kernels = {arm: f"{ORIGIN}:{plan.kernels[arm].digest}" for arm in ARMS}
     comments = {kernels[arm]: clean_line(kernel_of(comparison, arm)) for arm in ARMS}
     common = {"origin": ORIGIN, "environment": _environment(scenario, comparison, plan)}

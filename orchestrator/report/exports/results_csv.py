@@ -39,7 +39,7 @@ def results_csv(scenario: Scenario, comparison: Comparison, plan: Plan) -> str:
         if column != "ratio" or METRICS[name.partition("@")[0]] != "count"
     ]
     table.writerow([*_ABOUT, *columns])
-    of_run = build_suite(scenario, comparison, plan)
+    of_run = build_suite(comparison, plan)
     values = _values(comparison)
     complete = len(comparison.results) >= comparison.planned and comparison.verdict != "invalid"
     if complete and of_run.started and values.keys() >= {*columns}:

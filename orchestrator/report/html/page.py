@@ -56,13 +56,16 @@ from orchestrator.report.words.wording import (
     describe_workload,
     explain_resolution,
 )
+from orchestrator.scenario.choices import Workload
 from orchestrator.scenario.model import Scenario
+from orchestrator.scenario.trials import Judgement
 from orchestrator.scenario.vocabulary import (
     ARMS,
     AT_POINTS,
     CONTROL,
     WARM_UP,
     ArmName,
+    Point,
     Role,
     is_emulated,
 )
@@ -281,7 +284,7 @@ def build_page(scenario: Scenario, comparison: Comparison, plan: Plan) -> Page:
         if (difference := boots.costs.difference) is not None:
             figures[boots.difference_figure] = difference_chart(boots.costs.unit, difference)
     series = []
-    for one, figure in _series(scenario, comparison, exact=exact):
+    for one, figure in _series(scenario.points(), comparison, exact=exact):
         series.append(one)
         figures[one.figure] = figure
     bad = [result for result in comparison.results if result.kind != "measured"]
@@ -294,11 +297,11 @@ def build_page(scenario: Scenario, comparison: Comparison, plan: Plan) -> Page:
         warnings=list(_warnings(comparison, exact=exact, emulated=emulated)),
         figures=figures,
         lines=lines,
-        rules=list(_rules(scenario, lines)),
+        rules=list(_rules(comparison.judgement, scenario.workload, lines)),
         panels=panels,
         boots=boots,
         series=series,
-        theory=list(_theory(scenario, comparison)),
+        theory=list(_theory(scenario.points(), comparison)),
         levels=list(_levels(comparison)),
         inside=inside_maps(comparison, exact=exact),
         notes=explain_values(scenario, comparison, emulated=emulated, exact=exact),
@@ -323,9 +326,9 @@ def _facts(scenario: Scenario, comparison: Comparison, plan: Plan) -> Iterator[t
     for role in (CONTROL, WARM_UP):
         if comparison.of_arm(role):
             yield role, f"the baseline's kernel ({_trials(comparison, role)})"
-    yield "device", describe_device(scenario)
+    yield "device", describe_device(scenario.device, scenario.host)
     yield describe_workload(scenario, plan)
-    yield "host", describe_host(scenario, plan.accel, plan.accel_reason)
+    yield "host", describe_host(scenario.host, plan.accel, plan.accel_reason)
 
 
 def _trials(comparison: Comparison, role: Role) -> str:
@@ -368,7 +371,7 @@ def _lines(scenario: Scenario, comparison: Comparison, *, emulated: bool) -> Ite
         for name, where in points.items():
             if (metric := by_name.get(name)) is not None:
                 unit = "emulated s" if metric.unit == "s" and emulated else metric.unit
-                expected = str(scenario.expect.get(name, ""))
+                expected = str(comparison.expect.get(name, ""))
                 of = "plain" if maps and source == "timing" else source
                 deciding = name in comparison.deciding
                 yield Line(metric, title.strip() + where, unit, of, deciding, expected)
@@ -378,9 +381,8 @@ def _interval(effect: Effect) -> str:
     return "" if effect.interval is None else "{:.4g} to {:.4g}".format(*effect.interval)
 
 
-def _rules(scenario: Scenario, lines: Sequence[Line]) -> Iterator[str]:
+def _rules(judgement: Judgement, workload: Workload, lines: Sequence[Line]) -> Iterator[str]:
     """Yield the rules for the kinds of metrics that the table has."""
-    judgement = scenario.judgement
     bases = {line.metric.effect.estimate.basis for line in lines}
     if "trials" in bases:
         yield (
@@ -399,7 +401,7 @@ def _rules(scenario: Scenario, lines: Sequence[Line]) -> Iterator[str]:
     if "count" in bases:
         yield "A count that is the same in every trial of an arm is compared as it is."
     if "exact" in bases:
-        yield explain_resolution(scenario)
+        yield explain_resolution(workload)
     if any(line.metric.control for line in lines):
         yield (
             "Control (A/A): the baseline's kernel against itself. A metric in which those differ"
@@ -432,34 +434,34 @@ def _boots(comparison: Comparison) -> TracedBoots | None:
 
 
 def _series(
-    scenario: Scenario, comparison: Comparison, *, exact: bool
+    points: Sequence[Point], comparison: Comparison, *, exact: bool
 ) -> Iterator[tuple[Series, Figure]]:
     """Yield the series that an arm has a law for."""
     by_arm = {arm: find_laws(comparison, arm) for arm in ARMS}
     names = dict.fromkeys(name for found in by_arm.values() for name in found)
     for number, name in enumerate(names):
         what, alignment, state = name.split("/")
-        points: dict[ArmName, list[tuple[int, float]]] = {arm: [] for arm in ARMS}
+        costs: dict[ArmName, list[tuple[int, float]]] = {arm: [] for arm in ARMS}
         unit = "s"
-        for point in scenario.points():
+        for point in points:
             metric = comparison.metric(point.metric(f"bar_{what}_cost"))
             if (point.alignment, point.state) == (alignment, state) and metric is not None:
                 unit = metric.unit
                 for arm in ARMS:
                     middle = summarize(metric.unit, role_values(metric, arm)).middle
-                    points[arm].append((point.size, middle))
+                    costs[arm].append((point.size, middle))
         found = {arm: by_arm[arm][name] for arm in ARMS if name in by_arm[arm]}
         sizes: dict[str, dict[ArmName, str]] = {}
         for arm in ARMS:
-            for size, cost in points[arm]:
+            for size, cost in costs[arm]:
                 sizes.setdefault(format_size(size), {})[arm] = format_quantity(cost, unit)
         told = {arm: law_text(law, exact=exact) for arm, law in found.items()}
         one = Series(f"law-{number}", name, sizes, told)
-        yield one, law_chart(points, found, unit)
+        yield one, law_chart(costs, found, unit)
 
 
-def _theory(scenario: Scenario, comparison: Comparison) -> Iterator[Theory]:
-    for point in scenario.points():
+def _theory(points: Sequence[Point], comparison: Comparison) -> Iterator[Theory]:
+    for point in points:
         metric = comparison.metric(point.metric("pfn_lookups_per_map"))
         if metric is None:
             continue

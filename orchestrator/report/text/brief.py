@@ -33,9 +33,9 @@ _URGENT = ("not met", "not known", "met")
 def run_brief(scenario: Scenario, comparison: Comparison, plan: Plan, folder: Path) -> str:
     """Return the verdict, the metrics that decide it, other metrics that regressed, the trials,
     and the paths of all else."""
-    met = judge_expectations(scenario, comparison)
+    met = judge_expectations(comparison)
     deciding = [
-        f"  * {name}: {metric.verdict}{_change(metric)}{describe_expected(scenario, metric)}"
+        f"  * {name}: {metric.verdict}{_change(metric)}{describe_expected(comparison, metric)}"
         for name in sorted(met, key=lambda name: _URGENT.index(met[name]))
         if (metric := comparison.metric(name)) is not None
     ]

@@ -34,6 +34,7 @@ from orchestrator.report.words.wording import (
     explain_resolution,
     metric_title,
 )
+from orchestrator.scenario.choices import Workload
 from orchestrator.scenario.model import Scenario
 from orchestrator.scenario.vocabulary import ARMS, AT_POINTS, is_emulated
 
@@ -50,11 +51,11 @@ def text_report(
     parts = [
         "\n".join(wrap_text(verdict_sentence(scenario, comparison, plan))) + "\n",
         _variable(comparison),
-        _verdicts(scenario, comparison),
+        _verdicts(comparison),
         _setup(scenario, comparison, plan, emulated=emulated),
         _table(scenario, comparison, emulated=emulated, exact=exact),
-        _statistics(scenario, comparison),
-        _theory(scenario, comparison),
+        _statistics(scenario.workload, comparison),
+        _theory(scenario.device.bar, comparison) if scenario.workload != "map" else "",
         _noted(comparison),
         describe_conditions(comparison.conditions),
         calls_and_cost(boots_of(comparison)),
@@ -71,12 +72,12 @@ def _variable(comparison: Comparison) -> str:
     return "\n".join(wrap_text(said)) + "\n" if said else ""
 
 
-def _verdicts(scenario: Scenario, comparison: Comparison) -> str:
+def _verdicts(comparison: Comparison) -> str:
     """Report the verdict of the run, and the verdicts of the metrics that decide it."""
     lines = [f"{comparison.scenario}: {comparison.verdict}"]
     for name in comparison.deciding:
         if (metric := comparison.metric(name)) is not None:
-            lines.append(f"  * {name}: {metric.verdict}{describe_expected(scenario, metric)}")
+            lines.append(f"  * {name}: {metric.verdict}{describe_expected(comparison, metric)}")
     if bad := find_worse(comparison):
         also = ", ".join(f"{metric_title(m.name)} {change_text(m.effect)}" for m in bad)
         lines.append(f"  also regressed: {also}")
@@ -87,11 +88,11 @@ def _verdicts(scenario: Scenario, comparison: Comparison) -> str:
     return "\n".join(lines) + "\n"
 
 
-def describe_expected(scenario: Scenario, metric: MetricComparison) -> str:
+def describe_expected(comparison: Comparison, metric: MetricComparison) -> str:
     """Return what the scenario expects of the metric, and the metric's p; empty if there is
     neither."""
-    wanted, p = scenario.expect.get(metric.name), metric.effect.p_adjusted
-    said = "" if wanted is None else f", expected: {wanted}"
+    expectation, p = comparison.expect.get(metric.name), metric.effect.p_adjusted
+    said = "" if expectation is None else f", expected: {expectation}"
     return said + (f"; p {p:.2g}" if p is not None else "")
 
 
@@ -112,9 +113,9 @@ def _setup(scenario: Scenario, comparison: Comparison, plan: Plan, *, emulated: 
         )
     what, which = describe_workload(scenario, plan)
     lines += [
-        f"device     {describe_device(scenario)}",
+        f"device     {describe_device(scenario.device, scenario.host)}",
         f"{what:<11}{which}",
-        f"host       {describe_host(scenario, plan.accel, plan.accel_reason)}",
+        f"host       {describe_host(scenario.host, plan.accel, plan.accel_reason)}",
     ]
     if any(r.guest_accel == "tcg" for r in comparison.results) and not emulated:
         lines.append("           its guests are EMULATED: there is no KVM in the host")
@@ -153,7 +154,7 @@ def _row(name: str, metric: MetricComparison, comparison: Comparison) -> Sequenc
     return (name, *arms, change_text(metric.effect), metric.verdict + decides)
 
 
-def _statistics(scenario: Scenario, comparison: Comparison) -> str:
+def _statistics(workload: Workload, comparison: Comparison) -> str:
     """Explain the kinds of numbers that the table has."""
     metrics = comparison.metrics
     lines = ["*: metrics that decide the verdict of the run."] * bool(metrics)
@@ -176,7 +177,7 @@ def _statistics(scenario: Scenario, comparison: Comparison) -> str:
         lines.append(f"{few}: only a change by a factor of {FEW_FLOOR:g} or more counts.")
     lines += _too_few_together(comparison)
     if any(effect.estimate.basis == "exact" for effect in effects):
-        lines.append(explain_resolution(scenario))
+        lines.append(explain_resolution(workload))
     lines += _control(comparison)
     return "".join(f"{line}\n" for text in lines for line in wrap_text(text, then="  "))
 
@@ -217,11 +218,10 @@ def _control(comparison: Comparison) -> Iterator[str]:
         yield f"{head} no difference found."
 
 
-def _theory(scenario: Scenario, comparison: Comparison) -> str:
+def _theory(bar: int, comparison: Comparison) -> str:
     metric = comparison.metric("pfn_lookups_per_map")
-    if metric is None or scenario.workload == "map":
+    if metric is None:
         return ""
-    bar = scenario.device.bar
     lines = [
         f"Lookups in theory: a {format_size(bar)} BAR has {count_pages(bar)} pages of 4 KiB; with"
         " a stride of",

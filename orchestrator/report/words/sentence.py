@@ -62,7 +62,7 @@ def verdict_sentence(scenario: Scenario, comparison: Comparison, plan: Plan) -> 
         said += f" so far, with {len(comparison.results)} of {comparison.planned} trials"
     decided = [m for name in comparison.deciding if (m := comparison.metric(name)) is not None]
     quoted = next((m for m in decided if m.verdict == verdict), decided[0])
-    return f"{said}: {_quoted(scenario, comparison, quoted, plan.accel)}."
+    return f"{said}: {_quoted(scenario.device.bar, comparison, quoted, plan.accel)}."
 
 
 def describe_undecided(comparison: Comparison) -> str:
@@ -126,11 +126,9 @@ def _kernels(comparison: Comparison) -> tuple[str, str]:
     return (old, new) if old != new else (f"{old} (baseline)", f"{new} (candidate)")
 
 
-def _quoted(
-    scenario: Scenario, comparison: Comparison, metric: MetricComparison, accel: str
-) -> str:
+def _quoted(bar_bytes: int, comparison: Comparison, metric: MetricComparison, accel: str) -> str:
     base, _, point = metric.name.partition("@")
-    bar = f"a {format_size(scenario.device.bar)} BAR" + f" ({point})" * bool(point)
+    bar = f"a {format_size(bar_bytes)} BAR" + f" ({point})" * bool(point)
     subject, what = (text.format(bar=bar) for text in _SUBJECTS[base])
     before, after = (
         format_quantity(summarize(metric.unit, getattr(metric, arm)).middle, metric.unit)

@@ -39,7 +39,7 @@ def format_trailer(
         *_numbers(comparison, plan),
         *_configuration(scenario, comparison, plan),
         "",
-        _tag(scenario, comparison, tester),
+        _tag(comparison, tester),
     ):
         lines += wrap_text(text, then="  ")
     return "\n".join([*lines, _END]) + "\n"
@@ -89,7 +89,7 @@ def _configuration(scenario: Scenario, comparison: Comparison, plan: Plan) -> It
         if apart:
             yield f"arms differ in: {describe_differing(apart)}"
     what, which = describe_workload(scenario, plan)
-    yield f"device: {describe_device(scenario)}; {what}: {which}"
+    yield f"device: {describe_device(scenario.device, scenario.host)}; {what}: {which}"
     trials = " + ".join(str(comparison.count(arm, "measured")) for arm in ARMS)
     versions = ", ".join(
         f"{version} ({room})" for room in ("runner", "host")
@@ -108,17 +108,17 @@ def _condition(comparison: Comparison, name: str) -> str:
     return " and ".join(dict.fromkeys(filter(None, values)))
 
 
-def _tag(scenario: Scenario, comparison: Comparison, tester: str | None) -> str:
+def _tag(comparison: Comparison, tester: str | None) -> str:
     """Return the tag with the name of the person who vouches for the result, or the reason why
     there is no tag."""
-    said = _no_tag(scenario, comparison)
+    said = _no_tag(comparison)
     if said:
         return f"(no Tested-by: {said})"
     by = tester or "(set git's user.name and user.email, then `barometer report`)"
     return f"{'Reported-by' if comparison.verdict == 'regressed' else 'Tested-by'}: {by}"
 
 
-def _no_tag(scenario: Scenario, comparison: Comparison) -> str:
+def _no_tag(comparison: Comparison) -> str:
     """Return the reason why there is no tag; empty if there is one."""
     baseline, candidate = (comparison.kernels[arm] for arm in ARMS)
     if comparison.verdict == "invalid":
@@ -129,6 +129,6 @@ def _no_tag(scenario: Scenario, comparison: Comparison) -> str:
         return "the trials are of two runs"
     if comparison.verdict == "inconclusive":
         return "the run is inconclusive"
-    if comparison.verdict != "regressed" and choose_exit_code(scenario, comparison) != 0:
+    if comparison.verdict != "regressed" and choose_exit_code(comparison) != 0:
         return f"the run is {comparison.verdict}, which is not what the scenario expects"
     return ""

@@ -16,7 +16,8 @@ from orchestrator.analysis.verdict.effect import (
 from orchestrator.evidence.plan import Plan
 from orchestrator.formats.units import format_size
 from orchestrator.report.words.quantities import format_quantity, plural
-from orchestrator.scenario.machines import Device, Guest
+from orchestrator.scenario.choices import Workload
+from orchestrator.scenario.machines import Device, Guest, Host
 from orchestrator.scenario.model import Scenario
 from orchestrator.scenario.vocabulary import Metric, is_emulated
 
@@ -66,19 +67,16 @@ def metric_title(metric: Metric) -> str:
     return TITLES[base] + f" ({point})" * bool(point)
 
 
-def describe_device(scenario: Scenario) -> str:
+def describe_device(device: Device, host: Host) -> str:
     """Describe the device: `ivshmem, BAR 32GiB, intel vIOMMU`."""
-    device: Device = scenario.device
     number = f"{device.count} x " * (device.count > 1)
     mapped = "" if device.mmap else ", no mmap"
-    host = scenario.host
     viommu = f", {host.viommu} vIOMMU" if host.viommu else ""
     return f"{number}{device.kind}, BAR {format_size(device.bar)}{mapped}{viommu}"
 
 
-def describe_host(scenario: Scenario, accel: str, reason: str) -> str:
+def describe_host(host: Host, accel: str, reason: str) -> str:
     """Describe the host: `nested VM, 2 CPUs, accel kvm, ...`."""
-    host = scenario.host
     cpus = f", {plural(host.cpus, 'CPU')}" if host.cpus else ""
     return f"{host.name}{cpus}, accel {accel}, {reason}"
 
@@ -92,7 +90,7 @@ def describe_workload(scenario: Scenario, plan: Plan) -> tuple[str, str]:
     return "guest", f"{release}, {format_size(guest.memory)}{describe_guest(guest)}"
 
 
-def explain_resolution(scenario: Scenario) -> str:
+def explain_resolution(workload: Workload) -> str:
     """Explain when two instruction counts are the same number."""
 
     def within(resolution: Resolution) -> str:
@@ -100,7 +98,7 @@ def explain_resolution(scenario: Scenario) -> str:
             f"{100 * (resolution.ratio - 1):.2g}% or {format_quantity(resolution.ginsn, 'Ginsn')}"
         )
 
-    if scenario.workload == "map":
+    if workload == "map":
         which = within(OF_MAPS)
     else:
         which = (

@@ -57,8 +57,8 @@ def with_conditions(run: SavedRun, **conditions: str) -> SavedRun:
 def test_candidate_of_one_night_against_that_of_another(
     candidate: float, verdict: str, code: int
 ) -> None:
-    scenario, found = compare_runs(run("a"), run("b", candidate, seed=1), "candidate")
-    assert (found.verdict, choose_exit_code(scenario, found)) == (verdict, code)
+    _, found = compare_runs(run("a"), run("b", candidate, seed=1), "candidate")
+    assert (found.verdict, choose_exit_code(found)) == (verdict, code)
     [metric] = found.metrics
     assert metric.ratio == pytest.approx(candidate / 0.5, rel=0.01)
     assert metric.effect.interval is not None
@@ -67,11 +67,11 @@ def test_candidate_of_one_night_against_that_of_another(
 
 def test_bench_that_changed_between_the_runs_shows_in_the_arm_beside() -> None:
     # a slower machine: both arms cost 10 % more
-    scenario, found = compare_runs(run("a"), run("b", 0.55, 1.1, seed=1), "candidate")
+    _, found = compare_runs(run("a"), run("b", 0.55, 1.1, seed=1), "candidate")
     [metric] = found.metrics
     assert metric.control is not None
     assert metric.control.verdict == "regressed"
-    assert (found.verdict, choose_exit_code(scenario, found)) == ("invalid", 4)
+    assert (found.verdict, choose_exit_code(found)) == ("invalid", 4)
 
 
 def test_arm_that_fails_is_regressed_on_a_slower_machine_too() -> None:
@@ -81,8 +81,8 @@ def test_arm_that_fails_is_regressed_on_a_slower_machine_too() -> None:
         if r.arm == "candidate" and r.pair <= 8 else r
         for r in other.results
     )  # fmt: skip
-    scenario, found = compare_runs(run("a"), replace(other, results=failed), "candidate")
-    assert (found.verdict, choose_exit_code(scenario, found)) == ("regressed", 1)
+    _, found = compare_runs(run("a"), replace(other, results=failed), "candidate")
+    assert (found.verdict, choose_exit_code(found)) == ("regressed", 1)
 
 
 def test_arm_beside_with_another_kernel_is_no_control() -> None:
@@ -97,9 +97,9 @@ def test_arm_beside_with_another_kernel_is_no_control() -> None:
 
 def test_difference_of_conditions_is_invalid_unless_allowed_by_name() -> None:
     other = with_conditions(run("b", seed=1), runner__qemu="11.0")
-    scenario, found = compare_runs(run("a"), other, "candidate")
+    _, found = compare_runs(run("a"), other, "candidate")
     assert found.verdict == "invalid"
-    assert choose_exit_code(scenario, found) == 4
+    assert choose_exit_code(found) == 4
     assert found.conditions is not None
     assert [d.name for d in found.conditions.unplanned] == ["runner.qemu"]
     for allow in ("runner.qemu", "runner.*"):
@@ -131,9 +131,9 @@ def test_numbers_of_another_kind_are_not_compared() -> None:
 def test_run_that_is_not_complete_is_said_to_be() -> None:
     half = run("b", seed=1)
     half = with_plan(half, trials=[half.plan.trials[0].to_json()] * 30)
-    scenario, found = compare_runs(run("a"), half, "candidate")
+    _, found = compare_runs(run("a"), half, "candidate")
     assert (found.planned, len(found.results)) == (30, 24)
-    assert choose_exit_code(scenario, found) == 4
+    assert choose_exit_code(found) == 4
 
 
 def with_settings(run: SavedRun, arm: ArmName, cmdline: str) -> SavedRun:

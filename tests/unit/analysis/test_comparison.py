@@ -57,7 +57,7 @@ def ended(
 def compared(results: Sequence[TrialResult], *overrides: str) -> tuple[Comparison, int]:
     chosen = scenario(*overrides)
     comparison = compare_trials(chosen, KERNELS, results, len(results), "tcg")
-    return comparison, choose_exit_code(chosen, comparison)
+    return comparison, choose_exit_code(comparison)
 
 
 def both(baseline: float, candidate: float, metric: Metric = MAPS) -> list[TrialResult]:
@@ -231,7 +231,7 @@ def test_bound_of_instructions_that_overlap_is_not_known() -> None:
     for bound in ("<= 1.02", "<= 1.1"):
         chosen = map_scenario(f'expect.{MAPS}="{bound}"')
         comparison = compare_trials(chosen, KERNELS, results, len(results), "exact")
-        assert (comparison.verdict, choose_exit_code(chosen, comparison)) == ("inconclusive", 4)
+        assert (comparison.verdict, choose_exit_code(comparison)) == ("inconclusive", 4)
 
 
 def test_bound_of_counts_is_exact() -> None:
@@ -496,7 +496,7 @@ def test_run_that_is_not_complete_is_inconclusive_whatever_it_has() -> None:
     chosen = scenario()
     comparison = compare_trials(chosen, KERNELS, both(1000, 1, LOOKUPS), planned=4, accel="tcg")
     assert comparison.verdict == "inconclusive"
-    assert choose_exit_code(chosen, comparison) == 4
+    assert choose_exit_code(comparison) == 4
 
 
 @pytest.mark.parametrize(
@@ -507,7 +507,7 @@ def test_run_that_is_not_complete_does_not_fail_for_a_regression_that_was_expect
 ) -> None:
     chosen = scenario(f'expect.{MAPS}="{expect}"')
     comparison = compare_trials(chosen, KERNELS, night(1.2), planned=60, accel="tcg")
-    assert (comparison.verdict, choose_exit_code(chosen, comparison)) == ("regressed", code)
+    assert (comparison.verdict, choose_exit_code(comparison)) == ("regressed", code)
 
 
 def test_guests_that_ran_differently_are_not_compared() -> None:
@@ -518,7 +518,7 @@ def test_guests_that_ran_differently_are_not_compared() -> None:
     chosen = scenario()
     comparison = compare_trials(chosen, KERNELS, results, planned=2, accel="tcg")
     assert comparison.verdict == "invalid"
-    assert choose_exit_code(chosen, comparison) == 4
+    assert choose_exit_code(comparison) == 4
 
 
 @pytest.mark.parametrize(
@@ -532,7 +532,7 @@ def test_seconds_of_an_exact_host_are_instructions(
     comparison = compare_trials(chosen, KERNELS, both(1.0, 0.99), 2, accel)
     [metric] = comparison.metrics
     assert (metric.unit, metric.verdict) == (unit, verdict)
-    assert choose_exit_code(chosen, comparison) == code
+    assert choose_exit_code(comparison) == code
     document: Any = comparison_json(comparison)
     assert document["arms"]["baseline"]["metrics"][MAPS]["unit"] == unit
 
@@ -565,8 +565,7 @@ def test_counts_of_an_exact_host_are_counts() -> None:
 def test_not_regressed_is_as_fine_as_instructions_repeat(candidate: float, code: int) -> None:
     chosen = map_scenario(f"expect.{MAPS}=not-regressed")
     assert (
-        choose_exit_code(chosen, compare_trials(chosen, KERNELS, both(1, candidate), 2, "exact"))
-        == code
+        choose_exit_code(compare_trials(chosen, KERNELS, both(1, candidate), 2, "exact")) == code
     )
 
 
@@ -582,7 +581,7 @@ def map_results(tmp_path_factory: pytest.TempPathFactory) -> list[TrialResult]:
 def of_maps(results: list[TrialResult], *overrides: str) -> tuple[Comparison, int]:
     chosen = scenario_of_it(*overrides)
     comparison = compare_trials(chosen, KERNELS, results, len(results), "exact")
-    return comparison, choose_exit_code(chosen, comparison)
+    return comparison, choose_exit_code(comparison)
 
 
 def test_points_are_compared_each_for_itself(map_results: list[TrialResult]) -> None:

@@ -14,8 +14,8 @@ from tests.unit.report.made import BOOT, MAP, RUNS, ended, pairs, run
 def test_exit_code_is_that_of_the_worst_outcome(name: str) -> None:
     make, code = RUNS[name]
     made = make()
-    assert choose_exit_code(made.scenario, made.comparison) == code
-    found = {*judge_expectations(made.scenario, made.comparison).values()}
+    assert choose_exit_code(made.comparison) == code
+    found = {*judge_expectations(made.comparison).values()}
     if "not met" in found:
         assert code == 1
     elif not has_more_failures(made.comparison):
@@ -38,19 +38,19 @@ def test_exit_code_is_that_of_the_worst_outcome(name: str) -> None:
 )
 def test_outcome_is_of_the_expectation(factor: float, wanted: str, outcome: str) -> None:
     made = run(pairs(factor), f'{MAP}="{wanted}"')
-    assert judge_expectations(made.scenario, made.comparison) == {MAP: outcome}
+    assert judge_expectations(made.comparison) == {MAP: outcome}
 
 
 def test_without_an_expectation_the_headline_must_not_regress() -> None:
     for factor, outcome in ((0.5, "met"), (1.0, "met"), (1.4, "not met")):
         made = run(pairs(factor))
-        assert judge_expectations(made.scenario, made.comparison) == {MAP: outcome}
+        assert judge_expectations(made.comparison) == {MAP: outcome}
 
 
 def test_before_the_run_is_complete_only_a_regression_is_known() -> None:
     for factor, outcome in ((0.5, "not known"), (1.4, "not met")):
         made = run(pairs(factor), f"{BOOT}=not-regressed", planned=99)
-        assert judge_expectations(made.scenario, made.comparison) == {BOOT: outcome}
+        assert judge_expectations(made.comparison) == {BOOT: outcome}
 
 
 @pytest.mark.parametrize(
@@ -61,12 +61,12 @@ def test_before_the_run_is_complete_a_regression_that_is_expected_is_none(
     wanted: str, outcome: str
 ) -> None:
     made = run(pairs(1.4), f'{MAP}="{wanted}"', planned=99)
-    assert judge_expectations(made.scenario, made.comparison) == {MAP: outcome}
-    assert choose_exit_code(made.scenario, made.comparison) == (1 if outcome == "not met" else 4)
+    assert judge_expectations(made.comparison) == {MAP: outcome}
+    assert choose_exit_code(made.comparison) == (1 if outcome == "not met" else 4)
 
 
 def test_candidate_that_fails_more_often_does_not_pass() -> None:
     made = run([*pairs(0.5, 2), ended("candidate", 2)], f"{BOOT}=improved")
-    assert judge_expectations(made.scenario, made.comparison) == {BOOT: "met"}
+    assert judge_expectations(made.comparison) == {BOOT: "met"}
     assert has_more_failures(made.comparison)
     assert not has_more_failures(run([*pairs(0.5, 2), ended("baseline", 2)]).comparison)

@@ -43,7 +43,7 @@ def said(made: Run) -> str:
 def test_failure_that_is_undecided_is_inconclusive(before: tuple[Attempt, ...]) -> None:
     made = run([well("baseline"), hanging(*before)])
     assert made.comparison.verdict == "inconclusive"
-    assert choose_exit_code(made.scenario, made.comparison) == 4
+    assert choose_exit_code(made.comparison) == 4
     assert not has_more_failures(made.comparison)
     document: Any = comparison_json(made.comparison)
     assert document["reason"] == "undecided-failure"
@@ -58,7 +58,7 @@ def test_failure_that_is_undecided_is_inconclusive(before: tuple[Attempt, ...]) 
 def test_failure_that_comes_back_in_one_arm_alone_is_that_arms() -> None:
     made = run([well("baseline"), hanging(HANGS, WELL, HANGS, WELL)])
     assert made.comparison.verdict == "regressed"
-    assert choose_exit_code(made.scenario, made.comparison) == 1
+    assert choose_exit_code(made.comparison) == 1
     assert count_failures(made.comparison.results, "candidate") == (3, 3)
     assert count_failures(made.comparison.results, "baseline") == (0, 3)
     assert comparison_json(made.comparison)["reason"] == ""
@@ -106,7 +106,7 @@ def test_bench_that_fails_one_arm_more_often_leaves_the_run_inconclusive(
     assert run(pairs(factor)).comparison.verdict == before
     made = run(begun_again(pairs(factor), arm, 2), f"guest_boot_cost={before}")
     assert made.comparison.verdict == "inconclusive"
-    assert choose_exit_code(made.scenario, made.comparison) == 4
+    assert choose_exit_code(made.comparison) == 4
     document: Any = comparison_json(made.comparison)
     assert document["reason"] == "undecided-failure"
     assert document["attempts"][arm] == {"failed": 0, "charged": 0, "of": 12, "bench": 24}
@@ -134,12 +134,12 @@ def test_arm_that_the_bench_never_lets_through_is_inconclusive() -> None:
     ]  # fmt: skip
     made = run([*(r for r in pairs(1.0, 3) if r.arm == "baseline"), *lost])
     assert made.comparison.verdict == "inconclusive"
-    assert choose_exit_code(made.scenario, made.comparison) == 4
+    assert choose_exit_code(made.comparison) == 4
 
 
 def test_expectation_is_not_met_while_a_failure_is_undecided() -> None:
     made = run([*pairs(0.5), hanging(pair=99)], "guest_boot_cost=improved")
-    assert choose_exit_code(made.scenario, made.comparison) == 4
+    assert choose_exit_code(made.comparison) == 4
 
 
 def test_failure_by_its_call_trace_is_the_arms_at_once() -> None:

@@ -38,7 +38,7 @@ class Run:
 
     @property
     def suite(self) -> Suite:
-        return build_suite(self.scenario, self.comparison, self.plan)
+        return build_suite(self.comparison, self.plan)
 
 
 def measured(role: Role, pair: int, **samples: float) -> TrialResult:

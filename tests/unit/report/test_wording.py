@@ -20,7 +20,7 @@ from tests.unit.scenarios import map_scenario, metal_scenario, scenario
     ],
 )  # fmt: skip
 def test_device_is_said_with_what_is_in_front_of_it(chosen: Scenario, expected: str) -> None:
-    assert describe_device(chosen) == expected
+    assert describe_device(chosen.device, chosen.host) == expected
 
 
 @pytest.mark.parametrize(
@@ -32,4 +32,4 @@ def test_device_is_said_with_what_is_in_front_of_it(chosen: Scenario, expected: 
     ],
 )
 def test_metal_host_is_said_by_its_address(chosen: Scenario, expected: str) -> None:
-    assert describe_host(chosen, "none", "a real machine") == expected
+    assert describe_host(chosen.host, "none", "a real machine") == expected
