@@ -321,23 +321,23 @@ def _guest_level(trial: TrialDir, guest: GuestRecord, boot: BootTrace) -> list[L
 def _map_passes(trial: TrialDir, answers: MapRecord | None) -> dict[str, MapPass]:
     """Return the passes of map.json after checking that no event was lost and that independent
     counts agree."""
-    wanted: list[str] = [p for p in trial.manifest.passes if p in _map_pass_names(trial)]
-    if not wanted:
+    names: list[str] = [p for p in trial.manifest.passes if p in _map_pass_names(trial)]
+    if not names:
         return {}
     if answers is None:
         raise EvidenceError("map.json is missing", reason=Reason.MISSING_EVIDENCE)
-    for which in wanted:
+    for which in names:
         if which not in answers.passes:
             raise EvidenceError(f"map.json: passes.{which} is missing", reason=Reason.BAD_EVIDENCE)
-    passes: dict[str, MapPass] = {which: read_pass(answers.passes[which]) for which in wanted}
+    passes: dict[str, MapPass] = {which: read_pass(answers.passes[which]) for which in names}
     bar = trial.manifest.bar
-    for which, found in passes.items():
-        if found.bar_bytes != bar:
+    for which, map_pass in passes.items():
+        if map_pass.bar_bytes != bar:
             raise EvidenceError(
-                f"the largest BAR found was {found.bar_bytes} bytes, planned were {bar}",
+                f"the largest BAR found was {map_pass.bar_bytes} bytes, planned were {bar}",
                 reason=Reason.WRONG_BAR,
             )
-        if not any(place.samples for place in found.places):
+        if not any(place.samples for place in map_pass.places):
             raise EvidenceError(f"map.json has no samples of the {which} pass",
                                 reason=Reason.MISSING_EVIDENCE)  # fmt: skip
     if "counts" in passes:
@@ -348,8 +348,8 @@ def _map_passes(trial: TrialDir, answers: MapRecord | None) -> dict[str, MapPass
         last = samples[-1].snapshots or {}
         for event in EVENTS:
             _histogram_whole(trial, event, hits, last.get(event, ""))
-        for found in passes.values():
-            check_alike(found, passes["counts"])
+        for map_pass in passes.values():
+            check_alike(map_pass, passes["counts"])
     return passes
 
 
@@ -402,17 +402,17 @@ def _traced_maps(trial: TrialDir, passes: dict[str, MapPass]) -> tuple[Operation
             reason=Reason.BAD_EVIDENCE,
         )
     [place] = passes["timing"].places
-    found = pair_operations(
+    operations = pair_operations(
         list(parse_trace(read_needed(trial, "host/trace-map.txt"))), place.mapping.size
     )
-    wanted = 2 * len(place.samples)
-    if len(found) < wanted or any(o.result for o in found):
+    expected = 2 * len(place.samples)
+    if len(operations) < expected or any(o.result for o in operations):
         raise EvidenceError(
-            f"{len(place.samples)} maps and as many unmaps were made, the trace has {len(found)},"
-            f" with results {sorted({o.result for o in found})}",
+            f"{len(place.samples)} maps and as many unmaps were made, the trace has"
+            f" {len(operations)}, with results {sorted({o.result for o in operations})}",
             reason=Reason.MAPS_DISAGREE,
         )
-    return tuple(found[-wanted:])
+    return tuple(operations[-expected:])
 
 
 def _histogram_whole(trial: TrialDir, event: str, hits: dict[str, int], last: str) -> None:

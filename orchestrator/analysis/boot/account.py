@@ -47,7 +47,9 @@ def build_account(
     notes = _taken_over(boot) if viommu else ()
     _regions_agree(boot, viommu=viommu)
     if not maps:
-        return Account((), (), (_why_not_mapped(boot, mmap=mmap, viommu=viommu, said=qemu_log),))
+        return Account(
+            (), (), (_why_not_mapped(boot, mmap=mmap, viommu=viommu, qemu_log=qemu_log),)
+        )
     if not mmap:
         raise EvidenceError(
             f"QEMU was told not to map the BARs (x-no-mmap), and mapped one {len(maps)} times",
@@ -101,33 +103,33 @@ def _regions_agree(boot: BootTrace, *, viommu: bool) -> None:
     """Raise EvidenceError unless the regions that QEMU reports as mapped, RAM included, are those
     that it requested from the kernel. With `viommu` it may request more, on behalf of the guest's
     own IOMMU."""
-    asked = Counter((o.iova, o.size) for o in boot.operations if o.kind == "map")
-    said = Counter((region.start, region.size) for region in boot.regions)
-    if asked == said or (viommu and said <= asked):
+    mapped = Counter((o.iova, o.size) for o in boot.operations if o.kind == "map")
+    announced = Counter((region.start, region.size) for region in boot.regions)
+    if mapped == announced or (viommu and announced <= mapped):
         return
-    (start, size), _ = next(iter(((asked - said) or (said - asked)).items()))
+    (start, size), _ = next(iter(((mapped - announced) or (announced - mapped)).items()))
     raise EvidenceError(
-        f"QEMU added {said.total()} regions, {asked.total()} were mapped by ioctl; the first that"
-        f" differs is {size:#x} bytes at {start:#x}: {said[start, size]} added,"
-        f" {asked[start, size]} mapped",
+        f"QEMU added {announced.total()} regions, {mapped.total()} were mapped by ioctl; the"
+        f" first that differs is {size:#x} bytes at {start:#x}: {announced[start, size]} added,"
+        f" {mapped[start, size]} mapped",
         reason=Reason.MAPS_DISAGREE,
     )
 
 
-def _by_iommufd(said: str) -> Note:
+def _by_iommufd(qemu_log: str) -> Note:
     """Return the note on a BAR that iommufd does not map. QEMU requests the map by the BAR's
     address, is refused (-EFAULT: no pages to pin), warns and goes on. Raises EvidenceError if it
     was not refused: then there is a dma-buf, and nothing here traces how that is mapped."""
-    if "IOMMU_IOAS_MAP failed" in said or "PCI BAR?" in said:
+    if "IOMMU_IOAS_MAP failed" in qemu_log or "PCI BAR?" in qemu_log:
         return Note("iommufd-without-dma-buf", "the BARs were never mapped for DMA: iommufd takes"
                     " one only as a dma-buf (QEMU 11.1, Linux v6.19)")  # fmt: skip
     raise EvidenceError(
         "QEMU maps by iommufd, and was not refused: how it maps a BAR there is not traced",
-        evidence=tail(said, 8), reason=Reason.IOMMUFD_NOT_TRACED,
+        evidence=tail(qemu_log, 8), reason=Reason.IOMMUFD_NOT_TRACED,
     )  # fmt: skip
 
 
-def _why_not_mapped(boot: BootTrace, *, mmap: bool, viommu: bool, said: str) -> Note:
+def _why_not_mapped(boot: BootTrace, *, mmap: bool, viommu: bool, qemu_log: str) -> Note:
     """Return the note that explains why no BAR was mapped. Such a boot is fast, and misleads.
 
     Raises EvidenceError if none of the settings explains it.
@@ -140,6 +142,6 @@ def _why_not_mapped(boot: BootTrace, *, mmap: bool, viommu: bool, said: str) -> 
                     " IOMMU a device sees only what the guest maps for it")  # fmt: skip
     raise EvidenceError(
         "the BAR was never mapped while the guest booted",
-        evidence=f"{boot.events} events in the trace\n{tail(said, 8)}",
+        evidence=f"{boot.events} events in the trace\n{tail(qemu_log, 8)}",
         reason=Reason.BAR_NOT_MAPPED,
     )

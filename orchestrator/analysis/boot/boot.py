@@ -164,8 +164,8 @@ def build_timeline(
 
 def _systemd(text: str) -> dict[str, float]:
     """Parse the timestamps of the guest's systemd: seconds of the guest's CLOCK_MONOTONIC."""
-    found = {name.lower(): int(micro) / 1e6 for name, micro in _SYSTEMD.findall(text)}
-    return {name: seconds for name, seconds in found.items() if seconds}
+    seconds_by_name = {name.lower(): int(micro) / 1e6 for name, micro in _SYSTEMD.findall(text)}
+    return {name: seconds for name, seconds in seconds_by_name.items() if seconds}
 
 
 def _since(time: float | None, zero: float) -> float | None:
@@ -254,7 +254,7 @@ def _placed(boot: BootTrace, causes: Causes, large: int) -> list[Placed]:
     zapped: dict[str, float] = {}
     """PCI function whose memory decoding was switched off -> time of its last zap. The key "" is a
     reset, before the guest runs."""
-    found, next_place, next_zap = [], 0, 0
+    placed, next_place, next_zap = [], 0, 0
     for operation in boot.operations:
         while next_place < len(places) and places[next_place][0] <= operation.start:
             place = places[next_place][1]
@@ -274,8 +274,8 @@ def _placed(boot: BootTrace, causes: Causes, large: int) -> list[Placed]:
         cold = operation.iova not in mapped or mapped[operation.iova] <= last_zap
         if operation.kind == "map":
             mapped[operation.iova] = operation.start
-        found.append(Placed(operation, bar, operation.size == large, cold))
-    return found
+        placed.append(Placed(operation, bar, operation.size == large, cold))
+    return placed
 
 
 def _within(operation: Operation, place: BarPlace) -> bool:

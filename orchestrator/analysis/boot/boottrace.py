@@ -110,8 +110,8 @@ def read_boot(text: str, threads: Collection[int] | None = None) -> BootTrace:
 
 
 def _take_marker(boot: BootTrace, event: Event) -> None:
-    if (said := parse_event(event.text, event.time)) is not None:
-        boot.qemu.append(said)
+    if (qemu_event := parse_event(event.text, event.time)) is not None:
+        boot.qemu.append(qemu_event)
     elif (match := _AGENT.match(event.text)) is not None:
         kind, at, rest = match.groups()
         boot.agent_clock.append((event.time, int(at) / 1e9))

@@ -181,10 +181,10 @@ def _upper_half(write: ConfigWrite) -> str | None:
 def _registers(writes: Sequence[ConfigWrite], upper: AbstractSet[str]) -> str:
     """Name the registers: "BAR 2", "BARs 0, 1 and ROM". A 64-bit BAR is named after its lower
     half."""
-    found = {name for w in writes if (name := _register(w)) is not None} - upper
-    numbers = sorted(int(name[4:]) for name in found if name != "ROM")
+    registers = {name for w in writes if (name := _register(w)) is not None} - upper
+    numbers = sorted(int(name[4:]) for name in registers if name != "ROM")
     if len(numbers) > 1:
         text = "BARs " + ", ".join(map(str, numbers))
     else:
         text = "".join(f"BAR {number}" for number in numbers)
-    return " and ".join(filter(None, (text, "ROM" * ("ROM" in found))))
+    return " and ".join(filter(None, (text, "ROM" * ("ROM" in registers))))

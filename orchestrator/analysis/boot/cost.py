@@ -175,22 +175,22 @@ def own_times(timeline: Timeline) -> dict[str, float]:
 
 
 def _arms(timelines: Boots) -> Boots:
-    found: dict[ArmName, Sequence[Timeline]] = {
+    present: dict[ArmName, Sequence[Timeline]] = {
         arm: boots for arm in ARMS if (boots := timelines.get(arm))
     }
-    return found
+    return present
 
 
 def _calls(boots: Boots, *, before: bool) -> Calls:
     """Return the calls before the boot mark, or those after it."""
-    found: Calls = {}
+    calls: Calls = {}
     for arm, of_arm in boots.items():
-        found[arm] = [defaultdict(list) for _ in of_arm]
-        for boot, of_boot in zip(of_arm, found[arm], strict=True):
+        calls[arm] = [defaultdict(list) for _ in of_arm]
+        for boot, of_boot in zip(of_arm, calls[arm], strict=True):
             for step in boot.steps:
                 if (step.start < boot.boot_seconds) == before:
                     of_boot[OperationKind.of(step)].append(step.seconds)
-    return found
+    return calls
 
 
 def _rows(boots: Boots, calls: Calls, *, before: bool) -> list[Row]:

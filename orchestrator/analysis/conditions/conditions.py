@@ -66,7 +66,7 @@ def collect_conditions(
 ) -> dict[str, str]:
     """Return the conditions of one trial. A trial that ended early may have no facts of its host
     or its guest."""
-    found: dict[str, object] = {
+    values: dict[str, object] = {
         "accel": manifest.accel, "barometer": manifest.barometer, "workload": manifest.workload,
         **_kernel(manifest, host),
         **_arm(manifest.arm_settings),
@@ -81,9 +81,9 @@ def collect_conditions(
         **_versions("runner", manifest.runner_versions),
     }  # fmt: skip
     if (runner := manifest.runner) is not None:
-        found |= _machine("runner", runner)
-        found |= {"runner.system": runner.system, "runner.mitigations": _mitigations(runner)}
-    return {name: str(value) for name, value in sorted(found.items()) if value is not None}
+        values |= _machine("runner", runner)
+        values |= {"runner.system": runner.system, "runner.mitigations": _mitigations(runner)}
+    return {name: str(value) for name, value in sorted(values.items()) if value is not None}
 
 
 def _kernel(manifest: Manifest, host: HostFacts | None) -> dict[str, object]:
@@ -91,17 +91,17 @@ def _kernel(manifest: Manifest, host: HostFacts | None) -> dict[str, object]:
     they cannot be set while it runs, and what else they depend on (command line, processor,
     microcode) is compared by itself."""
     planned = manifest.kernel
-    found: dict[str, object] = {
+    values: dict[str, object] = {
         "release": planned.release, "source": planned.source, "digest": planned.digest,
     }  # fmt: skip
     if host is not None:
-        found |= {
+        values |= {
             "version": host.version,
             "vfio_iommu_type1": _known(host.settings, "vfio_iommu_type1_srcversion"),
             "mitigations": _mitigations(host),
             "taint": _taints(host.settings)[0],
         }
-    return {f"host.kernel.{name}": value for name, value in found.items()}
+    return {f"host.kernel.{name}": value for name, value in values.items()}
 
 
 def _arm(settings: ProvenSettings | None) -> dict[str, object]:
@@ -109,11 +109,11 @@ def _arm(settings: ProvenSettings | None) -> dict[str, object]:
     value of a parameter that cannot be read is the one that was requested."""
     if settings is None:
         return {}
-    found: dict[str, object] = {ARM_CMDLINE: settings.cmdline.found or None}
+    values: dict[str, object] = {ARM_CMDLINE: settings.cmdline.found or None}
     for room, proven in ((ARM_PARAMETERS, settings.parameters), (ARM_SYSFS, settings.sysfs)):
         for name, value in proven.items():
-            found[f"{room}{name}"] = value.asked if value.found is None else value.found
-    return found
+            values[f"{room}{name}"] = value.asked if value.found is None else value.found
+    return values
 
 
 def _arm_words(settings: ProvenSettings | None) -> list[str]:
@@ -126,7 +126,7 @@ def _arm_words(settings: ProvenSettings | None) -> list[str]:
 
 
 def _host(manifest: Manifest, facts: HostFacts | None) -> dict[str, object]:
-    found: dict[str, object] = {
+    values: dict[str, object] = {
         "memory": _size(manifest.host_memory),
         "viommu": manifest.host_viommu,
         "viommu_aw_bits": manifest.host_viommu_aw_bits,
@@ -139,7 +139,7 @@ def _host(manifest: Manifest, facts: HostFacts | None) -> dict[str, object]:
             "vfio_iommu_type1.disable_hugepages": settings.get("vfio_disable_hugepages")
         }
         devices = facts.devices or (facts.device,)
-        found |= {
+        values |= {
             "cmdline": _cmdline(settings.get("cmdline"), _arm_words(manifest.arm_settings)),
             "lockdown": _known(settings, "lockdown"),
             "firmware": _known(settings, "firmware_version"),
@@ -151,14 +151,14 @@ def _host(manifest: Manifest, facts: HostFacts | None) -> dict[str, object]:
         of_machine = _machine("host", facts)
     return (
         of_machine
-        | {f"host.{name}": value for name, value in found.items()}
+        | {f"host.{name}": value for name, value in values.items()}
         | _versions("host", manifest.host_versions)
     )
 
 
 def _guest(manifest: Manifest, facts: GuestFacts | None) -> dict[str, object]:
     kernel = manifest.guest_kernel
-    found: dict[str, object] = {
+    values: dict[str, object] = {
         "accel": manifest.guest_accel,
         "cpus": manifest.guest_cpus,
         "phys_bits": manifest.guest_phys_bits,
@@ -173,13 +173,13 @@ def _guest(manifest: Manifest, facts: GuestFacts | None) -> dict[str, object]:
         "memory": _all({format_size(guest.memory) for guest in manifest.guests}),
         **_packages(manifest.guest_packages),
     }
-    return {f"guest.{name}": value for name, value in found.items()}
+    return {f"guest.{name}": value for name, value in values.items()}
 
 
 def _machine(room: str, facts: MachineFacts) -> dict[str, object]:
     """Return the conditions of any machine."""
     cpu, looked_at = facts.cpu, facts.looked_at()
-    found: dict[str, object] = {
+    values: dict[str, object] = {
         "cpu": cpu.model,
         "cpu_vendor": cpu.vendor,
         "microcode": cpu.microcode,
@@ -194,7 +194,7 @@ def _machine(room: str, facts: MachineFacts) -> dict[str, object]:
         "thp_shmem": _known(looked_at, "thp_shmem"),
         "clocksource": _known(looked_at, "clocksource"),
     }
-    return {f"{room}.{name}": value for name, value in found.items()}
+    return {f"{room}.{name}": value for name, value in values.items()}
 
 
 def _versions(room: str, versions: Mapping[str, str] | None) -> dict[str, object]:
@@ -334,15 +334,15 @@ def find_differences(sides: Sides, allow: Sequence[str] = ()) -> tuple[Differenc
     recorded = _recorded(sides)
     exact = _same(recorded.get("accel", {})) == "exact"
     variable = _follow_from_arms(recorded)
-    found = []
+    differing = []
     for name, values in recorded.items():
         if _same(values) is None:
             one_each = _one_each(values)
             planned = name == _DONE_BY_KERNEL or (_within(name, variable) and one_each)
             # instruction counts depend on QEMU's version, not on the machine
             any_runner = exact and _within(name, ["runner.*"]) and name != "runner.qemu"
-            found.append(Difference(name, values, planned, any_runner or _within(name, allow)))
-    return tuple(found)
+            differing.append(Difference(name, values, planned, any_runner or _within(name, allow)))
+    return tuple(differing)
 
 
 def _follow_from_arms(recorded: Mapping[str, Mapping[str, tuple[str, ...]]]) -> list[str]:
@@ -407,10 +407,10 @@ def _same(values: Mapping[str, tuple[str, ...]]) -> str | None:
     return distinct.pop() if len(distinct) == 1 else None
 
 
-def _within(name: str, wanted: Sequence[str]) -> bool:
+def _within(name: str, patterns: Sequence[str]) -> bool:
     return any(
-        name == one or (one.endswith(".*") and name.startswith(one.removesuffix("*")))
-        for one in wanted
+        name == pattern or (pattern.endswith(".*") and name.startswith(pattern.removesuffix("*")))
+        for pattern in patterns
     )
 
 
@@ -425,13 +425,13 @@ def _packages_counted(common: Mapping[str, str]) -> dict[str, str]:
     return {name: common.get(name, str(count)) for name, count in counts.items()}
 
 
-def conditions_json(found: Conditions) -> dict[str, object]:
+def conditions_json(checked: Conditions) -> dict[str, object]:
     """Return `conditions` of comparison.json. `config` is null if one is not recorded."""
     return {
-        "common": found.common,
-        "differences": [asdict(difference) for difference in found.differences],
-        "not_recorded": list(found.not_recorded),
-        "config": None if found.config is None else {
-            change.symbol: [change.old, change.new] for change in found.config
+        "common": checked.common,
+        "differences": [asdict(difference) for difference in checked.differences],
+        "not_recorded": list(checked.not_recorded),
+        "config": None if checked.config is None else {
+            change.symbol: [change.old, change.new] for change in checked.config
         },
     }  # fmt: skip

@@ -53,7 +53,7 @@ class Variable:
     """Conditions that differ and may, without being the variable."""
 
 
-def find_variable(plan: Plan, found: Conditions | None) -> Variable:
+def find_variable(plan: Plan, checked: Conditions | None) -> Variable:
     """Return the variable of a comparison. `found`: the conditions of both arms' trials; None if
     an arm has none."""
     kernels = plan.kernels
@@ -62,30 +62,30 @@ def find_variable(plan: Plan, found: Conditions | None) -> Variable:
         for arm in ARMS
     }
     things = [
-        *_kernels(kernels.baseline, kernels.candidate, found),
+        *_kernels(kernels.baseline, kernels.candidate, checked),
         *_cmdlines({arm: asked[arm].cmdline for arm in ARMS}),
-        *_settings({arm: asked[arm].parameters for arm in ARMS}, ARM_PARAMETERS, found),
-        *_settings({arm: asked[arm].sysfs for arm in ARMS}, ARM_SYSFS, found),
+        *_settings({arm: asked[arm].parameters for arm in ARMS}, ARM_PARAMETERS, checked),
+        *_settings({arm: asked[arm].sysfs for arm in ARMS}, ARM_SYSFS, checked),
     ]
-    others = [d for d in found.differences if not d.planned] if found else []
+    others = [d for d in checked.differences if not d.planned] if checked else []
     return Variable(
-        tuple(one for one in things if isinstance(one, Differing)),
-        tuple(one for one in things if isinstance(one, str)),
-        len(found.common) if found else None,
+        tuple(thing for thing in things if isinstance(thing, Differing)),
+        tuple(thing for thing in things if isinstance(thing, str)),
+        len(checked.common) if checked else None,
         tuple(d.name for d in others if not d.allowed),
         tuple(d.name for d in others if d.allowed),
     )
 
 
-def variable_json(found: Variable) -> dict[str, object]:
+def variable_json(variable: Variable) -> dict[str, object]:
     """Return `variable` of comparison.json."""
-    return asdict(found)
+    return asdict(variable)
 
 
 # kernels -------------------------------------------------------------------------------------
 
 
-def _kernels(old: KernelRecord, new: KernelRecord, found: Conditions | None) -> list[Thing]:
+def _kernels(old: KernelRecord, new: KernelRecord, checked: Conditions | None) -> list[Thing]:
     if old.digest == new.digest:
         return [f"same kernel {new.release}"]
     before, after = old.provenance, new.provenance
@@ -95,23 +95,23 @@ def _kernels(old: KernelRecord, new: KernelRecord, found: Conditions | None) -> 
     elif before.source is not None and after.source is not None:
         things = [*_built(before, before.source, after, after.source)]
     else:
-        things = [*_others(old, new, found)]
-    if not any(isinstance(one, Differing) for one in things):
+        things = [*_others(old, new, checked)]
+    if not any(isinstance(thing, Differing) for thing in things):
         things.append("built for each arm")
     return things
 
 
-def _others(old: KernelRecord, new: KernelRecord, found: Conditions | None) -> Iterator[Thing]:
+def _others(old: KernelRecord, new: KernelRecord, checked: Conditions | None) -> Iterator[Thing]:
     """Yield what differs, or is the same, in kernels at least one of which was not built here, but
     came built."""
     if old.release != new.release:
         yield Differing("kernel", "kernel", old.release, new.release)
     else:
         yield Differing("kernel", f"kernel {new.release}", old.source, new.source)
-    if found is None or found.config is None:
+    if checked is None or checked.config is None:
         yield _told("configuration (not recorded)")
-    elif found.config:
-        yield _told(f"configuration ({len(found.config)} symbols)")
+    elif checked.config:
+        yield _told(f"configuration ({len(checked.config)} symbols)")
     else:
         yield "same configuration"
 
@@ -129,9 +129,11 @@ def _built(
     if hashes[0] == hashes[1]:
         yield "same configuration"
     else:
-        asked = [", ".join(kernel.config.asked) if kernel.config else "" for kernel in (old, new)]
-        shown = asked if asked[0] != asked[1] else [one[:_HASH] for one in hashes]
-        yield Differing("kernel", "configuration", *(one or "as it is" for one in shown))
+        options = [
+            ", ".join(kernel.config.asked) if kernel.config else "" for kernel in (old, new)
+        ]
+        shown = options if options[0] != options[1] else [text[:_HASH] for text in hashes]
+        yield Differing("kernel", "configuration", *(text or "as it is" for text in shown))
     yield _compiler(old, new)
 
 
@@ -233,15 +235,15 @@ def _told(what: str) -> Differing:
 # settings ------------------------------------------------------------------------------------
 
 
-def _cmdlines(asked: Mapping[ArmName, str]) -> Iterator[Thing]:
+def _cmdlines(cmdlines: Mapping[ArmName, str]) -> Iterator[Thing]:
     """Yield what differs, or is the same, in the command lines, by what their words set."""
     words: dict[ArmName, dict[str, list[str]]] = {arm: {} for arm in ARMS}
     for arm in ARMS:
-        for word in asked[arm].split():
+        for word in cmdlines[arm].split():
             words[arm].setdefault(word_name(word), []).append(word)
     before, after = words["baseline"], words["candidate"]
     if before == after and [*before] != [*after]:
-        shown = (" ".join(asked[arm].split()) for arm in ARMS)
+        shown = (" ".join(cmdlines[arm].split()) for arm in ARMS)
         yield Differing("setting", "order of the command line", *shown)
     for name in dict.fromkeys([*before, *after]):
         first, second = (" ".join(of_arm.get(name, ())) for of_arm in (before, after))
@@ -252,15 +254,15 @@ def _cmdlines(asked: Mapping[ArmName, str]) -> Iterator[Thing]:
 
 
 def _settings(
-    asked: Mapping[ArmName, Mapping[str, str]], room: str, found: Conditions | None
+    settings: Mapping[ArmName, Mapping[str, str]], room: str, checked: Conditions | None
 ) -> Iterator[Thing]:
     """Yield what differs, or is the same, in parameters or files, by what was read back if
     known."""
-    for name in dict.fromkeys([*asked["baseline"], *asked["candidate"]]):
+    for name in dict.fromkeys([*settings["baseline"], *settings["candidate"]]):
         before, after = (
-            _seen(found, room + name, arm) or asked[arm].get(name, NOT_SET) for arm in ARMS
+            _seen(checked, room + name, arm) or settings[arm].get(name, NOT_SET) for arm in ARMS
         )
-        alone = [arm for arm in ARMS if name in asked[arm]]
+        alone = [arm for arm in ARMS if name in settings[arm]]
         if before != after:
             yield Differing("setting", name, before, after)
         elif len(alone) == 1:
@@ -269,11 +271,11 @@ def _settings(
             yield f"{name}: {after} in both"
 
 
-def _seen(found: Conditions | None, name: str, arm: ArmName) -> str:
+def _seen(checked: Conditions | None, name: str, arm: ArmName) -> str:
     """Return the value that an arm's trials had; empty if that is not known."""
-    if found is None:
+    if checked is None:
         return ""
-    if name in found.common:
-        return found.common[name]
-    differing = next((d for d in found.differences if d.name == name), None)
+    if name in checked.common:
+        return checked.common[name]
+    differing = next((d for d in checked.differences if d.name == name), None)
     return " and ".join(differing.values.get(arm, ())) if differing else ""

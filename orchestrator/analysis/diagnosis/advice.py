@@ -68,9 +68,9 @@ def give_advice(boot: ProfiledBoot) -> tuple[Advice, ...]:
     rules: tuple[Callable[[ProfiledBoot], Iterator[Advice]], ...] = (
         _levels, _unmaps, _many_maps, _guest_memory, _refused, _not_mapped, _clock_source,
     )  # fmt: skip
-    found = [advice for rule in rules for advice in rule(boot)]
+    advices = [advice for rule in rules for advice in rule(boot)]
     least = _LEAST_SHARE * boot.timeline.boot_seconds
-    worth = [advice for advice in found if advice.seconds >= least or advice.name in _ALWAYS]
+    worth = [advice for advice in advices if advice.seconds >= least or advice.name in _ALWAYS]
     return tuple(sorted(worth, key=lambda advice: (advice.name not in _ALWAYS, -advice.seconds)))
 
 

@@ -104,19 +104,19 @@ def find_mappings(maps: str, bars: Sequence[ProfileBar]) -> dict[ProfileBar, Map
     Devices that cannot be told apart there (same BAR, same size) are taken in order: their
     alignment allows the same leaves, whichever mapping is whose.
     """
-    found: dict[ProfileBar, Mapping] = {}
+    mappings: dict[ProfileBar, Mapping] = {}
     for start, end, offset in _VMA.findall(maps):
         address, size = int(start, 16), int(end, 16) - int(start, 16)
         if size <= 0 or size % PAGE:
             continue  # no mapping is like that: the text is not the kernel's
         for bar, inside in _find_bars(int(offset, 16), bars):
-            known = found.get(bar)
+            known = mappings.get(bar)
             if inside + size > bar.size:
                 continue
             if known is None or (known.physical - bar.start != inside and known.size < size):
-                found[bar] = Mapping(address, bar.start + inside, size)
+                mappings[bar] = Mapping(address, bar.start + inside, size)
                 break
-    return found
+    return mappings
 
 
 def _find_bars(offset: int, bars: Sequence[ProfileBar]) -> list[tuple[ProfileBar, int]]:

@@ -84,8 +84,8 @@ class ExaminedMachine:
 
     def program(self, *names: str) -> str | None:
         """Return the path of the first of these programs that is there."""
-        found = map(self.facts.programs.get, names)
-        return next((program.path for program in found if program), None)
+        programs = map(self.facts.programs.get, names)
+        return next((program.path for program in programs if program), None)
 
     def version(self, *names: str) -> tuple[tuple[int, ...], str] | None:
         """Return version numbers and version line of the first of these programs that prints
@@ -134,8 +134,8 @@ class ExaminedMachine:
 
     def options(self, name: str) -> list[str]:
         """Return the options of all words `name=ONE,OTHER` on the command line."""
-        given = [word.partition("=")[2] for word in self.words if word.startswith(f"{name}=")]
-        return [option for text in given for option in text.split(",")]
+        texts = [word.partition("=")[2] for word in self.words if word.startswith(f"{name}=")]
+        return [option for text in texts for option in text.split(",")]
 
     @property
     def memory_available(self) -> int | None:

@@ -94,16 +94,16 @@ def check_gigantic_pages(machine: ExaminedMachine, needs: Needs) -> Iterator[Fin
             continue
         path = f"/sys/kernel/mm/hugepages/hugepages-{folder}/free_hugepages"
         size = LEAVES[f"{name}iB"]
-        wanted = -(-needs.guest_memory // size)
+        needed = -(-needs.guest_memory // size)
         free = parse_number(machine.file(path)) or 0
-        if free < wanted:
+        if free < needed:
             # A note only: each trial reserves its pages under the kernel under test, and may find
             # enough.
             yield Finding(
                 "hugepages", "note", f"{free} free pages for guest.backing = {backing}: each trial"
-                f" sets {wanted} aside, if its kernel finds them", (machine.quote(path),),
+                f" sets {needed} aside, if its kernel finds them", (machine.quote(path),),
                 "where it does not (no-huge-pages): host.cmdline ="
-                f' "hugepagesz={name} hugepages={wanted}"',
+                f' "hugepagesz={name} hugepages={needed}"',
             )  # fmt: skip
     if has:
         yield Finding("1gib-pages", "ok", "the processor has pages of 1 GiB", tuple(evidence))

@@ -186,13 +186,13 @@ def check_libvirt(machine: ExaminedMachine, needs: Needs) -> Iterator[Finding]:
 def check_programs(machine: ExaminedMachine, needs: Needs) -> Iterator[Finding]:
     """Yield a finding on the programs of a runner of nested hosts."""
     for_user = {} if machine.is_root else FOR_USERS
-    wanted = PROGRAMS | for_user | (FOR_BUILDS if needs.builds else {})
-    lost = [name for name in wanted if machine.program(name) is None]
+    needed = PROGRAMS | for_user | (FOR_BUILDS if needs.builds else {})
+    lost = [name for name in needed if machine.program(name) is None]
     if not lost:
         yield Finding("programs", "ok", "every program that makes a nested host is there",
                       uses=NESTED)  # fmt: skip
         return
-    packages = " ".join(dict.fromkeys(wanted[name] for name in lost))
+    packages = " ".join(dict.fromkeys(needed[name] for name in lost))
     yield Finding("programs", "problem", f"programs are missing: {', '.join(lost)}",
                   tuple(f"{name}: not found" for name in lost),
                   f"apt-get install {packages}", NESTED)  # fmt: skip
@@ -245,13 +245,13 @@ def check_memory(machine: ExaminedMachine, needs: Needs) -> Iterator[Finding]:
                       (machine.quote("/proc/meminfo"),), "see free -h", needs.uses)  # fmt: skip
         return
     evidence = (f"/proc/meminfo: MemAvailable {free // 1024} kB",)
-    wanted = {
+    needed = {
         "nested": ("of a nested host", needs.host_memory + _EMULATOR_MEMORY),
         "metal": ("of a guest", needs.guest_memory + GIB // 2),
     }
-    small = [use for use in needs.uses if free < wanted[use][1]]
+    small = [use for use in needs.uses if free < needed[use][1]]
     for use in small:
-        whose, size = wanted[use]
+        whose, size = needed[use]
         key = "host.memory" if use == "nested" else "guest.memory"
         yield Finding(
             "memory", "problem",

@@ -38,20 +38,20 @@ def judge_machine(facts: CheckupFacts, needs: Needs) -> tuple[Finding, ...]:
     """Return the findings, the worst first."""
     machine = ExaminedMachine(facts)
     checks = dict.fromkeys(check for use in needs.uses for check in CHECKS[use])
-    found = [
+    findings = [
         finding
         for check in checks
         for finding in check(machine, needs)
         if set(finding.uses) & set(needs.uses)
     ]
-    return tuple(sorted(found, key=lambda finding: STATUSES.index(finding.status)))
+    return tuple(sorted(findings, key=lambda finding: STATUSES.index(finding.status)))
 
 
-def select_problems(found: tuple[Finding, ...], use: Use) -> tuple[Finding, ...]:
+def select_problems(findings: tuple[Finding, ...], use: Use) -> tuple[Finding, ...]:
     """Return the problems that keep the machine from that use."""
-    return tuple(f for f in found if f.status == "problem" and use in f.uses)
+    return tuple(f for f in findings if f.status == "problem" and use in f.uses)
 
 
-def is_usable(found: tuple[Finding, ...], needs: Needs) -> bool:
+def is_usable(findings: tuple[Finding, ...], needs: Needs) -> bool:
     """True if one of the required uses has nothing in its way."""
-    return any(not select_problems(found, use) for use in needs.uses)
+    return any(not select_problems(findings, use) for use in needs.uses)

@@ -61,18 +61,18 @@ def read_breakdowns(trial: TrialDir) -> list[Breakdown]:
     profile = trial.instruction_logs()
     if profile is None:
         return []
-    found = []
+    breakdowns = []
     for operation in ("map", "unmap"):
         logs = [entry for entry in profile.logged if entry.operation == operation]
         whole = [entry for entry in logs if entry.size == profile.bar]
         if whole and not whole[0].window:
-            found += [
+            breakdowns += [
                 Breakdown(operation, log.state, _stacks(trial, log), logged=True) for log in whole
             ]
         elif logs:
             stacks = _extrapolated(trial, logs, profile.bar)
-            found.append(Breakdown(operation, logs[0].state, stacks, logged=False))
-    return found
+            breakdowns.append(Breakdown(operation, logs[0].state, stacks, logged=False))
+    return breakdowns
 
 
 def _interrupted(stack: tuple[str, ...]) -> bool:
@@ -111,11 +111,11 @@ def measured_whole(breakdown: Breakdown, plain: MapPass) -> float | None:
     return (median_low(values) - median_low(plain.empty_seconds)) * 1e9
 
 
-def check_sums(found: Iterable[Breakdown], plain: MapPass) -> None:
+def check_sums(breakdowns: Iterable[Breakdown], plain: MapPass) -> None:
     """Raise EvidenceError if the instructions of the functions do not add up to the whole that was
     measured without a log. A difference of up to 1 % or 500 instructions is allowed, because of
     interrupts."""
-    for breakdown in found:
+    for breakdown in breakdowns:
         whole = measured_whole(breakdown, plain)
         if whole is not None and abs(breakdown.total - whole) > max(whole / 100, 500):
             raise EvidenceError(

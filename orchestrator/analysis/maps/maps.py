@@ -47,11 +47,11 @@ class Counts:
         """Leaf size -> how many were installed; None if the kernel does not tell."""
         if any(len(key) != 2 for key in self.faults):
             return None
-        found: dict[str, int] = {}
+        leaves: dict[str, int] = {}
         for (order, result), count in self.faults.items():
             if result & VM_FAULT_NOPAGE:
-                found[_LEAF_OF_ORDER.get(order, f"order {order}")] = count
-        return found
+                leaves[_LEAF_OF_ORDER.get(order, f"order {order}")] = count
+        return leaves
 
     @property
     def installed(self) -> int:

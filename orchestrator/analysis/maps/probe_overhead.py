@@ -44,9 +44,9 @@ def compute_probe_costs(passes: MappingType[str, MapPass]) -> list[ProbeCost]:
     return found
 
 
-def _medians(found: MapPass) -> dict[str, tuple[float, float]]:
+def _medians(map_pass: MapPass) -> dict[str, tuple[float, float]]:
     result = {}
-    for place in found.places:
+    for place in map_pass.places:
         for state in sorted({s.state for s in place.samples} - {"prime"}):
             samples = place.of_state(state)
             result[f"{place.name}/{state}"] = (

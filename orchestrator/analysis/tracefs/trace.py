@@ -178,14 +178,15 @@ def pair_operations(events: Iterable[Event], size: int) -> list[Operation]:
 
 
 def _by_ioctl(entry: Event, exit_: Event, inner: list[Event]) -> Operation | None:
-    asked, answered = entry.fields, exit_.fields
-    command = asked.get("cmd")
+    request, answered = entry.fields, exit_.fields
+    command = request.get("cmd")
     if command == MAP_DMA:
         pages = [e.fields["ret"] for e in inner if e.name == "pin_out"]
         return Operation(
             "map", entry.time, _seconds(entry, exit_),
-            iova=asked["q16"], size=asked["q24"], result=answered["ret"], address=asked["q8"],
-            pages=sum(pages) if pages else None, pin_seconds=_span(inner, "pin"),
+            iova=request["q16"], size=request["q24"], result=answered["ret"],
+            address=request["q8"], pages=sum(pages) if pages else None,
+            pin_seconds=_span(inner, "pin"),
             iommu_seconds=_span(inner, "imap"),
             faults=sum(e.name == "fault_in" for e in inner),
             fault_seconds=_span(inner, "fault"),
@@ -197,7 +198,7 @@ def _by_ioctl(entry: Event, exit_: Event, inner: list[Event]) -> Operation | Non
         )  # fmt: skip
     if command == UNMAP_DMA:
         unmap = Operation(
-            "unmap", entry.time, _seconds(entry, exit_), iova=asked["q8"], size=asked["q16"],
+            "unmap", entry.time, _seconds(entry, exit_), iova=request["q8"], size=request["q16"],
             result=answered["ret"], unmapped=answered.get("q16"), pid=entry.pid, cpu=entry.cpu,
             around_seconds=_around(entry, exit_, inner, "unmap_in", "unmap_out"),
         )  # fmt: skip
@@ -206,9 +207,9 @@ def _by_ioctl(entry: Event, exit_: Event, inner: list[Event]) -> Operation | Non
 
 
 def _release(entry: Event, exit_: Event, inner: list[Event]) -> Operation:
-    asked = entry.fields
+    request = entry.fields
     release = Operation(
-        "release", entry.time, _seconds(entry, exit_), iova=asked["iova"], size=asked["size"],
+        "release", entry.time, _seconds(entry, exit_), iova=request["iova"], size=request["size"],
         result=0, pid=entry.pid, cpu=entry.cpu,
     )  # fmt: skip
     return _with_parts(release, inner)
@@ -247,7 +248,7 @@ def _between(events: list[Event], end: str, start: str) -> float | None:
 
 
 def _sum(*seconds: float | None) -> float | None:
-    known = [one for one in seconds if one is not None]
+    known = [part for part in seconds if part is not None]
     return round(sum(known), 9) if known else None
 
 

@@ -112,7 +112,7 @@ def compare_runs(
         role: [r.conditions for r in results if r.kind != "invalid"]
         for role, results in zip(ARMS, (before, after), strict=True)
     }
-    found = compare_conditions(
+    checked = compare_conditions(
         sides,
         (first.configs.get(arm), second.configs.get(arm)),
         [*scenario.judgement.allow, *allow],
@@ -122,8 +122,8 @@ def compare_runs(
     results = [*before, *after]
     planned = len(results) + first.lacks + second.lacks
     comparison = replace(
-        compare_trials(scenario, kernels, results, planned, accels[0], found, paired=False),
-        variable=find_variable(plan, found if is_recorded_in_all(sides) else None),
+        compare_trials(scenario, kernels, results, planned, accels[0], checked, paired=False),
+        variable=find_variable(plan, checked if is_recorded_in_all(sides) else None),
     )
     other = next(name for name in ARMS if name != arm)
     if first.set_up(other) != second.set_up(other):

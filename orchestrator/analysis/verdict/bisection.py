@@ -75,8 +75,8 @@ class BisectStep:
     def failed_by_bench(self) -> str:
         """Reason of the bench's failure if the step has no number because the bench failed, else
         empty."""
-        found = self.found
-        return found.reason if isinstance(found, Skipped) and found.by_bench else ""
+        result = self.found
+        return result.reason if isinstance(result, Skipped) and result.by_bench else ""
 
 
 @dataclass(frozen=True)
@@ -114,11 +114,11 @@ class BisectEnds:
         good, bad = self.good.value, self.bad.value
         return math.sqrt(good * bad) if good > 0 and bad > 0 else (good + bad) / 2
 
-    def side(self, found: Measured) -> Literal["good", "bad"]:
+    def side(self, measured: Measured) -> Literal["good", "bad"]:
         """Return the side of the threshold that a value is on. The bad side may be the cheaper
         one, because the user chooses which end is bad."""
-        above = found.value > self.threshold
-        below = found.value < self.threshold
+        above = measured.value > self.threshold
+        below = measured.value < self.threshold
         return "bad" if (above if self.bad.value > self.good.value else below) else "good"
 
     def too_near(self, resolution: Resolution) -> str:
@@ -143,11 +143,11 @@ class BisectEnds:
 
 def step_json(step: BisectStep) -> dict[str, object]:
     """Return a step as bisect.json has it."""
-    found = step.found
-    measured = asdict(found) | {"value": found.value} if isinstance(found, Measured) else None
+    result = step.found
+    measured = asdict(result) | {"value": result.value} if isinstance(result, Measured) else None
     return {
         "commit": asdict(step.commit), "role": step.role, "outcome": step.outcome,
-        "measured": measured, "skipped": None if measured else asdict(found),
+        "measured": measured, "skipped": None if measured else asdict(result),
         "seconds": round(step.seconds, 1), "folder": step.folder,
     }  # fmt: skip
 
@@ -155,13 +155,13 @@ def step_json(step: BisectStep) -> dict[str, object]:
 def build_step(record: StepRecord) -> BisectStep:
     """Return what `step_json` recorded."""
     commit, measured, skipped = record.commit, record.measured, record.skipped
-    found: Measured | Skipped
+    result: Measured | Skipped
     if measured is not None:
-        found = Measured(measured.unit, measured.values, measured.release, measured.digest)
+        result = Measured(measured.unit, measured.values, measured.release, measured.digest)
     else:
         assert skipped is not None  # the record has one of the two
-        found = Skipped(skipped.reason, skipped.message, skipped.by_bench)
+        result = Skipped(skipped.reason, skipped.message, skipped.by_bench)
     return BisectStep(
         BisectCommit(commit.sha, commit.author, commit.date, commit.subject), record.role,
-        record.outcome, found, record.seconds, record.folder,
+        record.outcome, result, record.seconds, record.folder,
     )  # fmt: skip

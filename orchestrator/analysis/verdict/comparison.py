@@ -76,8 +76,8 @@ class MetricComparison:
         """Shapes of the arms whose times are not one cloud around one value. Times only."""
         if self.unit != "s":
             return {}
-        found = {arm: find_shapes(getattr(self, arm)) for arm in ARMS}
-        return {arm: seen for arm, seen in found.items() if seen}
+        by_arm = {arm: find_shapes(getattr(self, arm)) for arm in ARMS}
+        return {arm: seen for arm, seen in by_arm.items() if seen}
 
     @property
     def verdict(self) -> Verdict:
@@ -171,8 +171,8 @@ def add_control(comparison: Comparison, beside: Comparison) -> Comparison:
     """Return the comparison with a control for each metric: the effect that `beside` has between
     trials of one kernel."""
     metrics = tuple(
-        replace(metric, control=found.effect, controls=found.candidate)
-        if (found := beside.metric(metric.name)) is not None
+        replace(metric, control=control.effect, controls=control.candidate)
+        if (control := beside.metric(metric.name)) is not None
         else metric
         for metric in comparison.metrics
     )
@@ -270,8 +270,8 @@ def _judge_metric(name: Metric, of: _Estimated, effect: Effect, rule: Rule) -> M
 
 def _names(results: Sequence[TrialResult]) -> list[Metric]:
     """Return every metric that was measured: in the order of METRICS, then point by point."""
-    found = {name: None for result in results for name in result.samples}
-    return [name for name in METRICS if name in found] + [n for n in found if "@" in n]
+    names = {name: None for result in results for name in result.samples}
+    return [name for name in METRICS if name in names] + [n for n in names if "@" in n]
 
 
 def _choose_deciding(
@@ -298,8 +298,8 @@ def _verdict(
     missing: Verdict = "inconclusive" if is_undecided else "invalid"
     if not by_name:
         return missing
-    found = worst_verdict(by_name.get(name, missing) for name in deciding)
-    return "inconclusive" if is_undecided and found in ("improved", "equivalent") else found
+    decided = worst_verdict(by_name.get(name, missing) for name in deciding)
+    return "inconclusive" if is_undecided and decided in ("improved", "equivalent") else decided
 
 
 def worst_verdict(verdicts: Iterable[Verdict]) -> Verdict:
@@ -315,19 +315,19 @@ def guest_accels(results: Sequence[TrialResult]) -> set[str]:
 def merge_findings(comparison: Comparison, arm: ArmName) -> Findings:
     """Return the findings of an arm, which are all that it shows besides metrics. Each is from the
     first measured trial that has it (passes can be trials of their own)."""
-    found = [r.findings for r in comparison.of_arm(arm) if r.kind == "measured"]
+    of_trials = [r.findings for r in comparison.of_arm(arm) if r.kind == "measured"]
     passes: dict[str, MapPass] = {}
     levels: dict[str, Level] = {}
-    for one in found:
-        for name, value in one.passes.items():
+    for findings in of_trials:
+        for name, value in findings.passes.items():
             passes.setdefault(name, value)
-        for level in one.levels:
+        for level in findings.levels:
             levels.setdefault(level.place, level)
     return Findings(
         passes,
         tuple(levels.values()),
-        next((f.traced for f in found if f.traced), ()),
-        next((f.breakdowns for f in found if f.breakdowns), ()),
+        next((f.traced for f in of_trials if f.traced), ()),
+        next((f.breakdowns for f in of_trials if f.breakdowns), ()),
     )
 
 
@@ -365,13 +365,13 @@ def find_laws(comparison: Comparison, arm: ArmName) -> dict[str, Law]:
                     name = f"{what}/{place.name.partition('/')[2]}/{state}"
                     cost = median(getattr(metric, arm))
                     series.setdefault(name, []).append((unit, place.mapping.size, cost))
-    found = {}
+    fitted = {}
     for name, points in series.items():
         unit = max(points, key=lambda point: point[1])[0]
         law = fit_scaling_law([(size, cost) for u, size, cost in points if u == unit], unit)
         if law is not None:
-            found[name] = law
-    return found
+            fitted[name] = law
+    return fitted
 
 
 def find_walk_step(what: str, place: Place, level: Level | None) -> str | None:

@@ -80,16 +80,17 @@ def _attempts_json(comparison: Comparison) -> dict[str, object]:
               "bench": bench_counts(attempts, arm).failed}
         for arm in ARMS
     }  # fmt: skip
-    if not any(found["failed"] or found["bench"] for found in of_arms.values()):
+    if not any(numbers["failed"] or numbers["bench"] for numbers in of_arms.values()):
         return {}
     return {"reason": UNDECIDED if comparison.has_undecided else "", "attempts": of_arms}
 
 
 def _effect_json(effect: Effect) -> dict[str, object]:
-    found = effect.estimate
+    estimate = effect.estimate
     return {
-        "ratio": found.ratio, "ci95": found.interval and list(found.interval), "p": found.p,
-        "p_adjusted": effect.p_adjusted, "basis": found.basis, "pairs": found.pairs,
+        "ratio": estimate.ratio, "ci95": estimate.interval and list(estimate.interval),
+        "p": estimate.p, "p_adjusted": effect.p_adjusted,
+        "basis": estimate.basis, "pairs": estimate.pairs,
         "verdict": effect.verdict,
     }  # fmt: skip
 

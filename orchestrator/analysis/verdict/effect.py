@@ -146,8 +146,8 @@ def estimate_ratio(
     Ginsn; `resolution` applies to Ginsn only. `pairs`: the values of the complete pairs, baseline
     first; None if the arms have no pairs."""
     low, high = sorted((median(baseline), median(candidate)))
-    found = _estimate(unit, baseline, candidate, pairs, resolution)
-    return replace(found, far=high >= FEW_FLOOR * low)
+    estimate = _estimate(unit, baseline, candidate, pairs, resolution)
+    return replace(estimate, far=high >= FEW_FLOOR * low)
 
 
 def _estimate(
@@ -317,26 +317,26 @@ def _normal_index(mean: float, deviation: float) -> int:
     return max(0, round(mean - 1.959964 * deviation) - 1)
 
 
-def judge_effect(found: Estimate, rule: Rule, p: float | None) -> Effect:
+def judge_effect(estimate: Estimate, rule: Rule, p: float | None) -> Effect:
     """Judge an estimate. `p`: its p value, adjusted for the metrics that are judged together with
     it."""
-    return Effect(found, _verdict(found, rule, p), p)
+    return Effect(estimate, _verdict(estimate, rule, p), p)
 
 
-def _verdict(found: Estimate, rule: Rule, p: float | None) -> Verdict:
-    ratio = math.inf if found.ratio is None else found.ratio
+def _verdict(estimate: Estimate, rule: Rule, p: float | None) -> Verdict:
+    ratio = math.inf if estimate.ratio is None else estimate.ratio
     direction: Verdict = "improved" if ratio < 1 else "regressed"
-    if found.basis in ("count", "exact"):
-        if found.same:
+    if estimate.basis in ("count", "exact"):
+        if estimate.same:
             return "equivalent"
-        return direction if found.apart else "inconclusive"
+        return direction if estimate.apart else "inconclusive"
     size = max(ratio, 1 / ratio) if ratio else math.inf
-    if found.apart and found.far:
+    if estimate.apart and estimate.far:
         return direction
     if p is not None and p <= ALPHA and size >= 1 + rule.floor:
         return direction
-    if found.interval is not None:
-        low, high = found.interval
+    if estimate.interval is not None:
+        low, high = estimate.interval
         if 1 / (1 + rule.margin) < low and high < 1 + rule.margin:
             return "equivalent"
     return "inconclusive"

@@ -27,21 +27,21 @@ def judge_expectations(comparison: Comparison) -> dict[Metric, Outcome]:
 
 
 def _outcome(comparison: Comparison, name: Metric) -> Outcome:
-    metric, wanted = comparison.metric(name), comparison.expect.get(name)
+    metric, expectation = comparison.metric(name), comparison.expect.get(name)
     if metric is None or comparison.verdict == "invalid":
         return "not known"
-    if wanted is not None:
-        found = _met(metric, wanted, comparison.judgement.margin)
+    if expectation is not None:
+        outcome = _met(metric, expectation, comparison.judgement.margin)
     else:
         by_verdict: dict[Verdict, Outcome] = {
             "improved": "met", "equivalent": "met", "regressed": "not met",
         }  # fmt: skip
-        found = by_verdict.get(metric.verdict, "not known")
+        outcome = by_verdict.get(metric.verdict, "not known")
     if len(comparison.results) >= comparison.planned and not (
-        found == "met" and comparison.has_undecided
+        outcome == "met" and comparison.has_undecided
     ):
-        return found
-    return found if metric.verdict == "regressed" and found == "not met" else "not known"
+        return outcome
+    return outcome if metric.verdict == "regressed" and outcome == "not met" else "not known"
 
 
 def choose_exit_code(comparison: Comparison) -> int:
@@ -53,37 +53,37 @@ def choose_exit_code(comparison: Comparison) -> int:
             r.by_bench for arm in unmeasured for r in comparison.of_arm(arm)
         )
         return 3 if by_bench and any(r.by_bench for r in comparison.results) else 4
-    found = {*judge_expectations(comparison).values()}
-    if "not met" in found or has_more_failures(comparison):
+    outcomes = {*judge_expectations(comparison).values()}
+    if "not met" in outcomes or has_more_failures(comparison):
         return 1
-    return 0 if found == {"met"} else 4
+    return 0 if outcomes == {"met"} else 4
 
 
-def _met(metric: MetricComparison, wanted: str | Bound, margin: float) -> Outcome:
+def _met(metric: MetricComparison, expectation: str | Bound, margin: float) -> Outcome:
     if metric.verdict == "invalid":
         return "not known"
-    if isinstance(wanted, Bound):
-        return _within(metric, wanted)
-    accepted = {"not-regressed": ("improved", "equivalent")}.get(wanted, (wanted,))
+    if isinstance(expectation, Bound):
+        return _within(metric, expectation)
+    accepted = {"not-regressed": ("improved", "equivalent")}.get(expectation, (expectation,))
     if metric.verdict in accepted:
         return "met"
     if metric.verdict != "inconclusive":
         return "not met"
     interval = metric.effect.interval
-    below = wanted == "not-regressed" and interval is not None and interval[1] < 1 + margin
+    below = expectation == "not-regressed" and interval is not None and interval[1] < 1 + margin
     return "met" if below else "not known"
 
 
 def _within(metric: MetricComparison, bound: Bound) -> Outcome:
     """Return whether the whole interval of the ratio is on the right side of the bound (met), or
     on the wrong one (not met)."""
-    found = metric.effect.estimate
-    ratio = math.inf if found.ratio is None else found.ratio
-    low, high = found.interval or ((1.0, 1.0) if found.same else (ratio, ratio))
-    if found.interval is None:
-        if not (found.apart or found.same):
+    estimate = metric.effect.estimate
+    ratio = math.inf if estimate.ratio is None else estimate.ratio
+    low, high = estimate.interval or ((1.0, 1.0) if estimate.same else (ratio, ratio))
+    if estimate.interval is None:
+        if not (estimate.apart or estimate.same):
             return "not known"
-        if found.basis == "few":
+        if estimate.basis == "few":
             low, high = ratio / FEW_FLOOR, ratio * FEW_FLOOR
     if bound.holds(low) and bound.holds(high):
         return "met"

@@ -26,10 +26,10 @@ def count_planned(scenario: Scenario, results: Sequence[TrialResult], accel: str
     plan = make_plan(scenario)
     if scenario.trials.until is None:
         return len(plan)
-    there = {result.name for result in results}
+    names = {result.name for result in results}
     for pairs in range(2, scenario.trials.most_pairs + 1, 2):
         block = {trial.name for trial in plan if trial.pair <= pairs}
-        if not block <= there:
+        if not block <= names:
             break
         seen = [result for result in results if result.pair <= pairs]
         if is_enough(scenario, seen, accel):
@@ -49,6 +49,6 @@ def is_enough(scenario: Scenario, results: Sequence[TrialResult], accel: str) ->
         return True  # an arm of which nothing can be measured
     assert scenario.trials.until is not None
     precision = scenario.trials.until.precision
-    found = compare_trials(scenario, {}, results, len(results), accel)
-    metrics = [found.metric(name) for name in found.deciding]
+    comparison = compare_trials(scenario, {}, results, len(results), accel)
+    metrics = [comparison.metric(name) for name in comparison.deciding]
     return all(metric is not None and is_precise(metric.effect, precision) for metric in metrics)

@@ -95,12 +95,12 @@ def build_suite(comparison: Comparison, plan: Plan) -> Suite:
     metrics = {
         m.name: _numbers(m, comparison.expect.get(m.name), unit) for m in comparison.metrics
     }
-    found = {name: _OUTCOMES[met] for name, met in judge_expectations(comparison).items()}
+    outcomes = {name: _OUTCOMES[met] for name, met in judge_expectations(comparison).items()}
     cases = [
-        _run_case(comparison, code, found),
+        _run_case(comparison, code, outcomes),
         *(
             _metric_case(comparison, name, outcome, metrics.get(name, {}))
-            for name, outcome in found.items()
+            for name, outcome in outcomes.items()
         ),
         *map(_trial_case, comparison.results),
     ]
@@ -109,8 +109,8 @@ def build_suite(comparison: Comparison, plan: Plan) -> Suite:
         "exit_code": str(code), "accel": plan.accel, "cost_unit": unit,
         **{f"{arm}.kernel": clean_line(kernel_of(comparison, arm)) for arm in ARMS},
     }  # fmt: skip
-    if said := describe_variable(comparison.variable):
-        facts["variable"] = clean_line(said)
+    if variable := describe_variable(comparison.variable):
+        facts["variable"] = clean_line(variable)
     started = min((r.started for r in comparison.results if r.started), default="")
     digest = digest_of({"plan": plan.to_json(), "trials": [r.digest for r in comparison.results]})
     return Suite(comparison.scenario, code, tuple(cases), facts, metrics, started, digest)
@@ -118,7 +118,7 @@ def build_suite(comparison: Comparison, plan: Plan) -> Suite:
 
 def combine_exit_codes(suites: Sequence[Suite]) -> int:
     """Return the exit code of several runs together: 1 if any run has 1, else the largest."""
-    codes = [one.exit_code for one in suites]
+    codes = [suite.exit_code for suite in suites]
     return 1 if 1 in codes else max(codes)
 
 
@@ -137,70 +137,70 @@ def cost_unit(plan: Plan) -> str:
     return {"kvm": "s", "none": "s", "exact": "Ginsn"}.get(plan.accel, "emulated s")
 
 
-def _run_case(comparison: Comparison, code: int, found: Mapping[Metric, Outcome]) -> Case:
-    said: list[str] = [comparison.verdict]
+def _run_case(comparison: Comparison, code: int, outcomes: Mapping[Metric, Outcome]) -> Case:
+    parts: list[str] = [comparison.verdict]
     if comparison.conditions is not None and comparison.conditions.unplanned:
-        said.append(clean_line(describe_unplanned(comparison.conditions.unplanned)))
+        parts.append(clean_line(describe_unplanned(comparison.conditions.unplanned)))
     if len(comparison.results) < comparison.planned:
-        said.append(f"not complete: {len(comparison.results)} of {comparison.planned} trials")
+        parts.append(f"not complete: {len(comparison.results)} of {comparison.planned} trials")
     if len(guest_accels(comparison.results)) > 1:
-        said.append("guests ran under KVM in some trials and were emulated in others")
+        parts.append("guests ran under KVM in some trials and were emulated in others")
     if has_more_failures(comparison):
         (before, of_before), (after, of_after) = (
             count_failures(comparison.results, a) for a in ARMS
         )
-        said.append(
+        parts.append(
             f"the candidate fails more often: {after} of its {of_after} trials, and {before} of"
             f" the baseline's {of_before}"
         )
     if comparison.has_undecided and comparison.verdict == "inconclusive":
-        said.append(clean_line(describe_undecided(comparison)))
+        parts.append(clean_line(describe_undecided(comparison)))
     for arm in ARMS:
         if not comparison.count(arm, "measured"):
-            said.append(f"no trial of the {arm} was measured")
+            parts.append(f"no trial of the {arm} was measured")
     for outcome, met in (("passed", "met"), ("failed", "not met"), ("unknown", "not known")):
-        names = [name for name in comparison.expect if found[name] == outcome]
+        names = [name for name in comparison.expect if outcomes[name] == outcome]
         if names:
-            said.append(f"expectation {met}: {', '.join(names)}")
+            parts.append(f"expectation {met}: {', '.join(names)}")
     of_run: Outcome = "passed" if code == 0 else "failed" if code == 1 else "unknown"
-    return Case("run", "verdict", of_run, comparison.verdict, "; ".join(said))
+    return Case("run", "verdict", of_run, comparison.verdict, "; ".join(parts))
 
 
 def _metric_case(comparison: Comparison, name: Metric, outcome: Outcome, numbers: Numbers) -> Case:
     metric, expectation = comparison.metric(name), comparison.expect.get(name)
     expected = "" if expectation is None else f", expected {expectation}"
     if metric is None:
-        said = f"not measured in both arms{expected}"
-        return Case("metric", name, outcome, "not-measured", said)
+        message = f"not measured in both arms{expected}"
+        return Case("metric", name, outcome, "not-measured", message)
     why = ""
     if metric.verdict == "invalid":
         why = "; the bench finds a difference between the baseline's kernel and itself"
     elif outcome == "unknown" and metric.verdict != "inconclusive":
         why = "; the run is " + ("invalid" if comparison.verdict == "invalid" else "not complete")
-    said = f"{metric.verdict}{expected}{why}; {_effect(metric)}"
-    return Case("metric", name, outcome, metric.verdict, said, numbers=numbers)
+    message = f"{metric.verdict}{expected}{why}; {_effect(metric)}"
+    return Case("metric", name, outcome, metric.verdict, message, numbers=numbers)
 
 
 def _effect(metric: MetricComparison) -> str:
-    found = metric.effect.estimate
-    said = [f"ratio {found.ratio:.4g}" if found.ratio is not None else "the baseline is 0"]
-    if found.interval is not None:
-        said.append(f"95 % interval {found.interval[0]:.4g} .. {found.interval[1]:.4g}")
+    estimate = metric.effect.estimate
+    parts = [f"ratio {estimate.ratio:.4g}" if estimate.ratio is not None else "the baseline is 0"]
+    if estimate.interval is not None:
+        parts.append(f"95 % interval {estimate.interval[0]:.4g} .. {estimate.interval[1]:.4g}")
     if metric.effect.p_adjusted is not None:
-        said.append(f"p {metric.effect.p_adjusted:.2g}")
-    return ", ".join(said)
+        parts.append(f"p {metric.effect.p_adjusted:.2g}")
+    return ", ".join(parts)
 
 
 def _numbers(metric: MetricComparison, expected: Expectation | None, seconds: str) -> Numbers:
-    found = metric.effect.estimate
-    low, high = found.interval or (None, None)
+    estimate = metric.effect.estimate
+    low, high = estimate.interval or (None, None)
     numbers: dict[str, float | str | None] = {
         "unit": seconds if metric.unit == "s" else metric.unit,
         "baseline.median": summarize(metric.unit, metric.baseline).middle,
         "candidate.median": summarize(metric.unit, metric.candidate).middle,
-        "ratio": found.ratio, "ci95.low": low, "ci95.high": high,
-        "p": found.p, "p_adjusted": metric.effect.p_adjusted,
-        "pairs": found.pairs, "basis": found.basis, "verdict": metric.verdict,
+        "ratio": estimate.ratio, "ci95.low": low, "ci95.high": high,
+        "p": estimate.p, "p_adjusted": metric.effect.p_adjusted,
+        "pairs": estimate.pairs, "basis": estimate.basis, "verdict": metric.verdict,
         "expected": None if expected is None else str(expected),
     }  # fmt: skip
     return {name: value for name, value in numbers.items() if value is not None}
@@ -216,7 +216,7 @@ def _trial_case(result: TrialResult) -> Case:
         return Case("trial", clean_line(result.name), "passed", "measured", "measured",
                     numbers=values, seconds=result.seconds)  # fmt: skip
     where = f" at {result.stage}" if result.stage else ""
-    said = clean_line(f"{result.kind}{where}: {result.reason}: {result.message}")
+    message = clean_line(f"{result.kind}{where}: {result.reason}: {result.message}")
     outcome: Outcome = "failed" if result.kind == "failed" else "unknown"
-    return Case("trial", clean_line(result.name), outcome, clean_line(result.reason), said,
+    return Case("trial", clean_line(result.name), outcome, clean_line(result.reason), message,
                 clean_text(result.evidence), values, result.seconds)  # fmt: skip

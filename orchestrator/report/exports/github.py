@@ -34,15 +34,15 @@ def job_summary(suites: Sequence[Suite]) -> str:
 def workflow_commands(suites: Sequence[Suite]) -> str:
     """Return a line for each verdict and for whatever did not go well; the worst first, since
     GitHub shows only ten of a kind."""
-    found = [
+    commands = [
         (suite, case)
         for suite in suites
         for case in suite.cases
         if case.kind == "run" or case.outcome != "passed"
     ]
     ranks = {"run": 0, "metric": 1, "trial": 2}
-    found.sort(key=lambda one: ranks[one[1].kind])
-    return "".join(f"{_command(suite, case)}\n" for suite, case in found)
+    commands.sort(key=lambda one: ranks[one[1].kind])
+    return "".join(f"{_command(suite, case)}\n" for suite, case in commands)
 
 
 def _command(suite: Suite, case: Case) -> str:
@@ -87,10 +87,10 @@ def _table(metrics: Mapping[str, Numbers], signs: Mapping[str, str]) -> Iterator
         return
     yield "\n| | metric | unit | baseline | candidate | ratio | 95 % | p | verdict | expected |"
     yield "| --- | --- | --- | ---: | ---: | ---: | --- | ---: | --- | --- |"
-    for name, found in metrics.items():
-        low, high = found.get("ci95.low"), found.get("ci95.high")
+    for name, numbers in metrics.items():
+        low, high = numbers.get("ci95.low"), numbers.get("ci95.high")
         interval = "" if low is None else f"{_value(low)} .. {_value(high)}"
-        *left, p, verdict, expected = (_value(found.get(column)) for column in _COLUMNS)
+        *left, p, verdict, expected = (_value(numbers.get(column)) for column in _COLUMNS)
         cells = [signs.get(name, ""), name, *left, interval, p, verdict, expected]
         yield f"| {' | '.join(map(_text, cells))} |"
     yield ""

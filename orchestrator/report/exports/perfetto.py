@@ -138,20 +138,20 @@ class _Writer:
             self._end(uuid, free)
 
     def instants(self, track: str, instants: Iterable[tuple[float, str, Facts]]) -> None:
-        if not (found := list(instants)):
+        if not (listed := list(instants)):
             return
         uuid = self._child(track)
-        for when, name, facts in found:
+        for when, name, facts in listed:
             event = TrackEvent(
                 type=TrackEvent.TYPE_INSTANT, name=name, debug_annotations=_annotations(facts)
             )
             self._add(uuid, _ns(when), event)
 
     def counter(self, track: str, unit: str, values: Iterable[tuple[float, float]]) -> None:
-        if not (found := list(values)):
+        if not (listed := list(values)):
             return
         uuid = self._child(track, CounterDescriptor(unit_name=unit))
-        for when, value in found:
+        for when, value in listed:
             event = TrackEvent(type=TrackEvent.TYPE_COUNTER, double_counter_value=value)
             self._add(uuid, _ns(when), event)
 

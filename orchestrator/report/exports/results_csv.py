@@ -53,10 +53,10 @@ def results_csv(scenario: Scenario, comparison: Comparison, plan: Plan) -> str:
 
 
 def _values(comparison: Comparison) -> dict[str, float]:
-    found: dict[str, float] = {}
+    by_column: dict[str, float] = {}
     for metric in comparison.metrics:
         for arm in ARMS:
-            found[f"{metric.name}.{arm}"] = summarize(metric.unit, getattr(metric, arm)).middle
+            by_column[f"{metric.name}.{arm}"] = summarize(metric.unit, getattr(metric, arm)).middle
         if metric.ratio is not None:
-            found[f"{metric.name}.ratio"] = metric.ratio
-    return found
+            by_column[f"{metric.name}.ratio"] = metric.ratio
+    return by_column

@@ -184,7 +184,7 @@ def _phase_bars(arm: ArmName, boot: Timeline, y: float) -> list[Figure]:
     families: dict[str, list[Phase]] = {}
     for phase in boot.phases:
         families.setdefault(_family(phase), []).append(phase)
-    found = []
+    traces = []
     for name, phases in families.items():
         hover = [
             f"{p.name}: {format_quantity(p.seconds, boot.unit)},"
@@ -194,11 +194,11 @@ def _phase_bars(arm: ArmName, boot: Timeline, y: float) -> list[Figure]:
         outline: Figure = {"line": {"color": "#333", "width": 0.5}}
         bars = _bars(arm, name, _FAMILIES.get(name, _GREY), y, phases, hover, outline)
         short = [_text(p.name.removeprefix(f"{name}: ")) for p in phases]
-        found.append({
+        traces.append({
             **bars, "text": short, "textposition": "inside", "insidetextanchor": "middle",
             "textangle": 0, "textfont": {"color": "#000000"},
         })  # fmt: skip
-    return found
+    return traces
 
 
 def _family(phase: Phase) -> str:
@@ -215,7 +215,7 @@ def _step_bars(arm: ArmName, boot: Timeline, rows: Mapping[str, float]) -> list[
         ("map", IOVA): ("guest IOVA", _GREEN),
         ("unmap", IOVA): ("guest IOVA", _GREEN),
     }
-    found = []
+    traces = []
     for (kind, what), (name, colour) in kinds.items():
         steps = [
             s for s in boot.steps
@@ -226,46 +226,46 @@ def _step_bars(arm: ArmName, boot: Timeline, rows: Mapping[str, float]) -> list[
             hover = [_step_hover(step, boot.unit) for step in longest]
             # the pattern distinguishes RAM from QEMU's phases
             pattern: Figure = {"pattern": {"shape": "/", "solidity": 0.3}} if what == RAM else {}
-            found.append(_bars(arm, name, colour, rows[f"{kind}s"], longest, hover, pattern))
-    return found
+            traces.append(_bars(arm, name, colour, rows[f"{kind}s"], longest, hover, pattern))
+    return traces
 
 
 def _step_hover(step: DmaStep, unit: str) -> str:
-    said = [
+    parts = [
         f"{step.kind} of {step.bar} ({format_size(step.size)}):"
         f" {format_quantity(step.seconds, unit)}",
         step.cause,
         f"at {format_quantity(step.start, unit)}",
     ]
-    return ", ".join(filter(None, said))
+    return ", ".join(filter(None, parts))
 
 
 def _mark(arm: ArmName, boot: Timeline, top: float) -> Figure:
     mark = boot.boot_seconds
-    said = f"boot mark of the {arm}: {format_quantity(mark, boot.unit)}"
+    text = f"boot mark of the {arm}: {format_quantity(mark, boot.unit)}"
     return {
         "type": "scatter", "mode": "lines+markers", "name": "boot mark",
         "legendgroup": "boot mark", "x": [mark, mark],
         "y": [top + 0.5, top - len(_ROWS) + 0.5],
         "line": {"color": _ORANGE, "width": 2, "dash": "dot"},
         "marker": {"symbol": ["triangle-down", "triangle-up"], "size": 9, "color": _ORANGE},
-        "hovertemplate": f"{said}<extra></extra>",
+        "hovertemplate": f"{text}<extra></extra>",
     }  # fmt: skip
 
 
-def difference_chart(unit: str, found: BootDifference) -> Figure:
+def difference_chart(unit: str, difference: BootDifference) -> Figure:
     """Draw the steps from the baseline's boot to the candidate's: the operations in which they
     differ."""
-    least = 0.001 * max(found.baseline, found.candidate)
-    steps = {name: value for name, value in found.operations.items() if abs(value) >= least}
+    least = 0.001 * max(difference.baseline, difference.candidate)
+    steps = {name: value for name, value in difference.operations.items() if abs(value) >= least}
     steps = dict(sorted(steps.items(), key=lambda step: -abs(step[1])))
-    steps["all else"] = found.whole - sum(steps.values())
-    said = [f"{name} {'+' * (s > 0)}{format_quantity(s, unit)}" for name, s in steps.items()]
+    steps["all else"] = difference.whole - sum(steps.values())
+    texts = [f"{name} {'+' * (s > 0)}{format_quantity(s, unit)}" for name, s in steps.items()]
     data = {
         "type": "waterfall", "orientation": "h", "hoverinfo": "skip",
-        "y": [f"baseline {format_quantity(found.baseline, unit)}", *said,
-              f"candidate {format_quantity(found.candidate, unit)}"],
-        "x": [found.baseline, *steps.values(), found.candidate],
+        "y": [f"baseline {format_quantity(difference.baseline, unit)}", *texts,
+              f"candidate {format_quantity(difference.candidate, unit)}"],
+        "x": [difference.baseline, *steps.values(), difference.candidate],
         "measure": ["absolute", *["relative"] * len(steps), "total"],
         "increasing": {"marker": {"color": _VERMILION}},
         "decreasing": {"marker": {"color": _GREEN}},

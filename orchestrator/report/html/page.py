@@ -120,17 +120,19 @@ class Line:
 
     @property
     def why_no_p(self) -> str:
-        found = self.metric.effect.estimate
-        return "no noise" if found.basis in ("count", "exact") else plural(found.pairs, "pair")
+        estimate = self.metric.effect.estimate
+        return (
+            "no noise" if estimate.basis in ("count", "exact") else plural(estimate.pairs, "pair")
+        )
 
     @property
     def control(self) -> str:
         """The result of the baseline's kernel against itself."""
-        found = self.metric.control
-        if found is None:
+        effect = self.metric.control
+        if effect is None:
             return ""
-        between = f" ({_interval(found)})" if found.interval else ""
-        return f"{found.verdict}, ratio {ratio_text(found.ratio)}{between}"
+        between = f" ({_interval(effect)})" if effect.interval else ""
+        return f"{effect.verdict}, ratio {ratio_text(effect.ratio)}{between}"
 
 
 @dataclass(frozen=True)
@@ -143,11 +145,11 @@ class Panel:
 
     @property
     def label(self) -> str:
-        said = [
+        texts = [
             f"{dots.role}: median {self.line.value(dots.role)} of {plural(dots.of, 'trial')}"
             for dots in self.samples
         ]
-        return f"{self.line.title}: the value of each trial. {'; '.join(said)}"
+        return f"{self.line.title}: the value of each trial. {'; '.join(texts)}"
 
     @property
     def thinned(self) -> bool:
@@ -169,17 +171,17 @@ class TracedBoots:
 
     @property
     def label(self) -> str:
-        said = [
+        texts = [
             f"{arm}: {len(boot.phases)} phases, {format_quantity(boot.boot_seconds, boot.unit)} to"
             f" the boot mark, {format_quantity(boot.end_seconds, boot.unit)} to the end"
             for arm, boot in self.shown.items()
         ]
-        return f"Phases, maps and unmaps of a guest boot. {'; '.join(said)}"
+        return f"Phases, maps and unmaps of a guest boot. {'; '.join(texts)}"
 
     @property
     def difference(self) -> str:
-        found = self.costs.difference
-        return "" if found is None else explain_difference(found, self.costs.unit)
+        difference = self.costs.difference
+        return "" if difference is None else explain_difference(difference, self.costs.unit)
 
     def text(self, arm: ArmName) -> str:
         return text_timeline(self.shown[arm])
@@ -201,8 +203,8 @@ class Series:
 
     @property
     def label(self) -> str:
-        said = "; ".join(f"{arm}: {law}" for arm, law in self.laws.items())
-        return f"Cost of {self.name} by the size of what is mapped. {said}"
+        texts = "; ".join(f"{arm}: {law}" for arm, law in self.laws.items())
+        return f"Cost of {self.name} by the size of what is mapped. {texts}"
 
 
 @dataclass(frozen=True)
@@ -284,9 +286,9 @@ def build_page(scenario: Scenario, comparison: Comparison, plan: Plan) -> Page:
         if (difference := boots.costs.difference) is not None:
             figures[boots.difference_figure] = difference_chart(boots.costs.unit, difference)
     series = []
-    for one, figure in _series(scenario.points(), comparison, exact=exact):
-        series.append(one)
-        figures[one.figure] = figure
+    for of_size, figure in _series(scenario.points(), comparison, exact=exact):
+        series.append(of_size)
+        figures[of_size.figure] = figure
     bad = [result for result in comparison.results if result.kind != "measured"]
     return Page(
         sentence=verdict_sentence(scenario, comparison, plan),
@@ -413,20 +415,20 @@ def _rules(judgement: Judgement, workload: Workload, lines: Sequence[Line]) -> I
 
 
 def _boots(comparison: Comparison) -> TracedBoots | None:
-    found = {arm: boots for arm, boots in boots_of(comparison).items() if boots}
-    if not found:
+    by_arm = {arm: boots for arm, boots in boots_of(comparison).items() if boots}
+    if not by_arm:
         return None
     shown = {}
-    for arm, boots in found.items():
+    for arm, boots in by_arm.items():
         middle = median_low(boot.boot_seconds for boot in boots)
         shown[arm] = next(boot for boot in boots if boot.boot_seconds == middle)
-    said = dict.fromkeys(
+    notes = dict.fromkeys(
         (arm, note.name, note.text)
-        for arm, boots in found.items() for boot in boots for note in boot.notes
+        for arm, boots in by_arm.items() for boot in boots for note in boot.notes
     )  # fmt: skip
-    number = {arm: len(boots) for arm, boots in found.items()}
+    number = {arm: len(boots) for arm, boots in by_arm.items()}
     return TracedBoots(
-        "timeline", "difference", shown, number, build_cost_table(found), tuple(said)
+        "timeline", "difference", shown, number, build_cost_table(by_arm), tuple(notes)
     )
 
 
@@ -455,8 +457,8 @@ def _series(
         for arm in ARMS:
             for size, cost in costs[arm]:
                 sizes.setdefault(format_size(size), {})[arm] = format_quantity(cost, unit)
-        told = {arm: law_text(law, exact=exact) for arm, law in found.items()}
-        one = Series(f"law-{number}", name, sizes, told)
+        texts = {arm: law_text(law, exact=exact) for arm, law in found.items()}
+        one = Series(f"law-{number}", name, sizes, texts)
         yield one, law_chart(costs, found, unit)
 
 

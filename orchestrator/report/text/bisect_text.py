@@ -11,18 +11,22 @@ _HEADER = ("", "commit", "value", "of good", "took", "verdict")
 _INDENT = "      "
 
 
-def bisect_report(found: Bisection) -> str:
+def bisect_report(bisection: Bisection) -> str:
     """Report the answer so far, and the steps that led to it."""
-    parts = [describe_answer(found), describe_numbers(found), "\n".join(_rows(found)) + "\n"]
+    parts = [
+        describe_answer(bisection),
+        describe_numbers(bisection),
+        "\n".join(_rows(bisection)) + "\n",
+    ]
     return fit_lines("\n".join(part for part in parts if part))
 
 
-def describe_answer(found: Bisection) -> str:
+def describe_answer(bisection: Bisection) -> str:
     """Name the first bad commit, or the commits that it may be."""
-    if not found.found:
+    if not bisection.found:
         return "The first bad commit is not known yet.\n"
-    if len(found.found) == 1:
-        (commit,) = found.found
+    if len(bisection.found) == 1:
+        (commit,) = bisection.found
         return (
             f"{commit.short} is the first bad commit\n\n"
             f"commit  {commit.sha}\n"
@@ -30,7 +34,7 @@ def describe_answer(found: Bisection) -> str:
             f"date    {commit.date}\n"
             f"subject {commit.subject}\n"
         )
-    listed = [f"  {commit.short}  {commit.subject}" for commit in found.found]
+    listed = [f"  {commit.short}  {commit.subject}" for commit in bisection.found]
     return (
         f"The first bad commit is one of these {len(listed)}; skipped commits hide which:\n\n"
         + "\n".join(map(shorten, listed))
@@ -38,38 +42,38 @@ def describe_answer(found: Bisection) -> str:
     )
 
 
-def describe_numbers(found: Bisection) -> str:
+def describe_numbers(bisection: Bisection) -> str:
     """Report the numbers of both ends, and the threshold between them."""
-    ends = found.ends
+    ends = bisection.ends
     if ends is None:
         return ""
     good, bad = (arm_text(end.unit, end.values) for end in (ends.good, ends.bad))
     between = format_quantity(ends.threshold, ends.good.unit)
     return (
-        f"{metric_title(found.metric)}: good {good}, bad {bad}; a number nearer to bad than"
+        f"{metric_title(bisection.metric)}: good {good}, bad {bad}; a number nearer to bad than"
         f" {between} is bad\n"
     )
 
 
-def _rows(found: Bisection) -> list[str]:
+def _rows(bisection: Bisection) -> list[str]:
     """Return two lines for each step: its numbers, then its kernel and the commit's subject."""
     rows: list[list[str] | str] = []
-    ends = found.ends
-    for number, step in _numbered(found):
+    ends = bisection.ends
+    for number, step in _numbered(bisection):
         rows.append([number, step.commit.short, *_cells(step, ends), step.outcome])
         kernel = step.found.release if isinstance(step.found, Measured) else step.found.reason
         rows.append(shorten(f"{_INDENT}{kernel}: {step.commit.subject}"))
         if not isinstance(step.found, Measured):
-            said = step.found.message.partition("\n")[0]
-            rows.append(shorten(f"{_INDENT}{said}"))
-    steps = sum(step.role == "step" for step in found.steps)
+            message = step.found.message.partition("\n")[0]
+            rows.append(shorten(f"{_INDENT}{message}"))
+    steps = sum(step.role == "step" for step in bisection.steps)
     return [plural(steps, "step"), "", *format_table(_HEADER, rows)]
 
 
-def _numbered(found: Bisection) -> list[tuple[str, BisectStep]]:
+def _numbered(bisection: Bisection) -> list[tuple[str, BisectStep]]:
     """Number the steps. The ends have no numbers."""
     numbered, number = [], 0
-    for step in found.steps:
+    for step in bisection.steps:
         number += step.role == "step"
         numbered.append((str(number) if step.role == "step" else step.role, step))
     return numbered

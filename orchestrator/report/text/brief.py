@@ -57,8 +57,8 @@ def _lost(comparison: Comparison) -> list[str]:
     for result in comparison.results:
         if result.kind != "measured":
             where = f" at {result.stage}" if result.stage else ""
-            said = f"{result.name}: {result.kind}{where}: {result.reason}: {result.message}"
-            lines += wrap_text(said, "  ", "    ")
+            text = f"{result.name}: {result.kind}{where}: {result.reason}: {result.message}"
+            lines += wrap_text(text, "  ", "    ")
     return lines
 
 
@@ -82,14 +82,16 @@ def matrix_brief(
     return "\n".join(lines)
 
 
-def bisect_brief(found: Bisection, folder: Path) -> str:
+def bisect_brief(bisection: Bisection, folder: Path) -> str:
     """Return the commit, and the numbers of both ends."""
-    steps = sum(step.role == "step" for step in found.steps)
+    steps = sum(step.role == "step" for step in bisection.steps)
     lines = [
         *_first(
-            [shorten(line) for line in describe_answer(found).splitlines() if line], 6, "of them"
+            [shorten(line) for line in describe_answer(bisection).splitlines() if line],
+            6,
+            "of them",
         ),
-        *_first(wrap_text(describe_numbers(found)) if found.ends else [], 3),
+        *_first(wrap_text(describe_numbers(bisection)) if bisection.ends else [], 3),
         f"{plural(steps, 'step')}: {folder / 'bisect.txt'}",
         f"bisection: {folder}",
     ]
@@ -129,12 +131,12 @@ def _arm(comparison: Comparison, arm: ArmName) -> str:
     return f"{arm} {', '.join(counts) or 'none'}"
 
 
-def _cell(found: Comparison | None) -> str:
-    if found is None:
+def _cell(comparison: Comparison | None) -> str:
+    if comparison is None:
         return "not run"
-    deciding = [m for name in found.deciding if (m := found.metric(name)) is not None]
-    shown = [m for m in deciding if m.verdict == found.verdict] or deciding
-    return cell_verdict(found) + "".join(
+    deciding = [m for name in comparison.deciding if (m := comparison.metric(name)) is not None]
+    shown = [m for m in deciding if m.verdict == comparison.verdict] or deciding
+    return cell_verdict(comparison) + "".join(
         f", {metric_title(m.name)}{_change(m)}" for m in shown[:1]
     )
 

@@ -11,22 +11,22 @@ from orchestrator.report.words.quantities import plural
 _MOST = 12
 
 
-def describe_conditions(found: Conditions | None) -> str:
+def describe_conditions(conditions: Conditions | None) -> str:
     """Report the conditions that differed between the arms. Those that must not differ come
     first."""
-    if found is None or not (found.common or found.differences):
+    if conditions is None or not (conditions.common or conditions.differences):
         return ""
-    lines = [f"Conditions: {len(found.common)} the same in both arms."]
+    lines = [f"Conditions: {len(conditions.common)} the same in both arms."]
     groups = {
-        "NOT PLANNED": found.unplanned,
-        "allowed": [d for d in found.differences if d.allowed and not d.planned],
-        "planned": [d for d in found.differences if d.planned],
+        "NOT PLANNED": conditions.unplanned,
+        "allowed": [d for d in conditions.differences if d.allowed and not d.planned],
+        "planned": [d for d in conditions.differences if d.planned],
     }
     for title, differences in groups.items():
         lines += [f"  {title}: {_said(difference)}" for difference in differences]
-    lines += _config(found)
-    if found.not_recorded:
-        lines.append(f"  recorded of one arm only: {', '.join(found.not_recorded)}")
+    lines += _config(conditions)
+    if conditions.not_recorded:
+        lines.append(f"  recorded of one arm only: {', '.join(conditions.not_recorded)}")
     return "\n".join(lines) + "\n"
 
 
@@ -35,14 +35,15 @@ def _said(difference: Difference) -> str:
     return f"{difference.name}: {' | '.join(sides)}"
 
 
-def _config(found: Conditions) -> Sequence[str]:
-    if found.config is None:
+def _config(conditions: Conditions) -> Sequence[str]:
+    if conditions.config is None:
         return ["  the kernels' configurations were not recorded"]
-    if not found.config:
+    if not conditions.config:
         return ["  planned: the kernels' configurations are the same"]
-    shown = select_costly(found.config)
+    shown = select_costly(conditions.config)
     lines = [
-        f"  planned: the kernels' configurations differ in {plural(len(found.config), 'symbol')}"
+        f"  planned: the kernels' configurations differ in"
+        f" {plural(len(conditions.config), 'symbol')}"
         + (", of these the likeliest to matter:" if shown else "")
     ]
     lines += [f"    {c.symbol}: {c.old} | {c.new}" for c in shown[:_MOST]]

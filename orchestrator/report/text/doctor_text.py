@@ -51,8 +51,8 @@ def text_diagnosis(diagnosis: Diagnosis) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _how(found: Sequence[Finding], use: Use) -> str:
-    without_kvm = any(f.name == "kvm" and f.status != "ok" for f in found)
+def _how(findings: Sequence[Finding], use: Use) -> str:
+    without_kvm = any(f.name == "kvm" and f.status != "ok" for f in findings)
     return ", emulated" if use == "nested" and without_kvm else ""
 
 
@@ -77,14 +77,14 @@ def _finding(finding: Finding, uses: Sequence[Use]) -> list[str]:
 def json_diagnosis(diagnosis: Diagnosis) -> dict[str, object]:
     """Return the diagnosis for programs. `uses`: whether each use in question is possible, and the
     names of the problems."""
-    found = diagnosis.findings
+    findings = diagnosis.findings
     return {
         "schema": 1, "machine": diagnosis.machine, "system": diagnosis.system,
         "scenario": diagnosis.scenario or None,
         "uses": {
-            use: {"possible": not select_problems(found, use),
-                  "in_the_way": [finding.name for finding in select_problems(found, use)]}
+            use: {"possible": not select_problems(findings, use),
+                  "in_the_way": [finding.name for finding in select_problems(findings, use)]}
             for use in diagnosis.needs.uses
         },
-        "findings": [asdict(finding) for finding in found], "exit_code": diagnosis.exit_code,
+        "findings": [asdict(finding) for finding in findings], "exit_code": diagnosis.exit_code,
     }  # fmt: skip

@@ -55,7 +55,7 @@ def _levels(baseline: Findings, candidate: Findings) -> str:
     if not names:
         return ""
     lines = ["Mapping level (BAR in the process; each lookup), and why not the best:"]
-    told: set[tuple[str, LevelReason]] = set()
+    shown: set[tuple[str, LevelReason]] = set()
     for name in names:
         lines.append(f"  {name}")
         for arm, side in zip(ARMS, (baseline, candidate), strict=True):
@@ -63,10 +63,10 @@ def _levels(baseline: Findings, candidate: Findings) -> str:
                 if level.place == name:
                     lines.append(f"    {arm:<10} {level_text(level, side)}")
                     for reason in level.reasons:
-                        again = (arm, reason) in told
+                        again = (arm, reason) in shown
                         text = "as above" if again else reason.text
                         lines.append(f"    {'':<10} - {reason.name}: {text}")
-                        told.add((arm, reason))
+                        shown.add((arm, reason))
     return "\n".join(lines) + "\n"
 
 

@@ -59,15 +59,17 @@ def _kernels(cells: Mapping[str, Comparison | None]) -> str:
 
 def _variable(cells: Mapping[str, Comparison | None]) -> str:
     """Report what the arms differ in, grouped by the cells for which it is the same."""
-    said: dict[str, list[str]] = {}
+    cells_by_text: dict[str, list[str]] = {}
     for name, comparison in cells.items():
         if comparison is not None and (
             text := describe_variable(comparison.variable, counted=False)
         ):
-            said.setdefault(text, []).append(name)
+            cells_by_text.setdefault(text, []).append(name)
     lines = []
-    for text, names in said.items():
-        lines += wrap_text(text if len(said) == 1 else f"{', '.join(names)}: {text}", then="  ")
+    for text, names in cells_by_text.items():
+        lines += wrap_text(
+            text if len(cells_by_text) == 1 else f"{', '.join(names)}: {text}", then="  "
+        )
     return "".join(f"{line}\n" for line in lines)
 
 

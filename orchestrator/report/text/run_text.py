@@ -68,8 +68,8 @@ def text_report(
 
 
 def _variable(comparison: Comparison) -> str:
-    said = describe_variable(comparison.variable)
-    return "\n".join(wrap_text(said)) + "\n" if said else ""
+    text = describe_variable(comparison.variable)
+    return "\n".join(wrap_text(text)) + "\n" if text else ""
 
 
 def _verdicts(comparison: Comparison) -> str:
@@ -92,8 +92,8 @@ def describe_expected(comparison: Comparison, metric: MetricComparison) -> str:
     """Return what the scenario expects of the metric, and the metric's p; empty if there is
     neither."""
     expectation, p = comparison.expect.get(metric.name), metric.effect.p_adjusted
-    said = "" if expectation is None else f", expected: {expectation}"
-    return said + (f"; p {p:.2g}" if p is not None else "")
+    text = "" if expectation is None else f", expected: {expectation}"
+    return text + (f"; p {p:.2g}" if p is not None else "")
 
 
 def _setup(scenario: Scenario, comparison: Comparison, plan: Plan, *, emulated: bool) -> str:
@@ -105,7 +105,7 @@ def _setup(scenario: Scenario, comparison: Comparison, plan: Plan, *, emulated: 
             for kind in ("measured", "failed", "invalid")
             if comparison.count(arm, kind)
         )
-        again = [said for r in comparison.of_arm(arm) for said in describe_attempts(r)]
+        again = [attempt for r in comparison.of_arm(arm) for attempt in describe_attempts(r)]
         if again:
             trials += f"; repeated: {', '.join(again)}"
         lines.append(
@@ -206,12 +206,12 @@ def _control(comparison: Comparison) -> Iterator[str]:
     kernel = "the baseline" if comparison.paired else "the other arm's kernel"
     trials = plural(max(len(metric.controls) for metric, _ in with_one), "trial")
     head = f"control: {kernel} against itself, {trials}:"
-    found = ", ".join(
+    differing = ", ".join(
         f"{metric.name} {change_text(control)}" for metric, control in with_one
         if control.verdict in ("improved", "regressed")
     )  # fmt: skip
-    if found:
-        yield f"{head} DIFFERS in {found}. A metric that differs without a cause is invalid."
+    if differing:
+        yield f"{head} DIFFERS in {differing}. A metric that differs without a cause is invalid."
     elif all(control.estimate.basis == "few" for _, control in with_one):
         yield f"{head} no difference found; so few show only a factor of {FEW_FLOOR:g} or more."
     else:
@@ -230,8 +230,8 @@ def _theory(bar: int, comparison: Comparison) -> str:
     for arm in ARMS:
         count = median(getattr(metric, arm))
         stride = find_stride(bar, count)
-        found = f"one for each {stride}, exactly" if stride else "no leaf size fits that number"
-        lines.append(f"  {arm:<10} {count:.10g}: {found}")
+        match = f"one for each {stride}, exactly" if stride else "no leaf size fits that number"
+        lines.append(f"  {arm:<10} {count:.10g}: {match}")
     best = best_leaf(bar)
     if find_stride(bar, median(metric.candidate)) not in (None, best):
         lines.append(f"  The candidate's lookups do not have the best stride, {best}.")
@@ -285,14 +285,14 @@ def explain_values(
             )
     else:
         clock = "" if exact else "; its clock has steps of 1 us"
-        said = {
+        texts = {
             "plain": "plain: guest boots, untraced, from QEMU's start, which is known to 10 ms.",
             "timing": "timing: maps and unmaps of a guest boot, by probes around each of them but"
             f" not around each page{clock}.",
             "counts": "counts: lookups, faults and walks of one cold map from the host's user"
             " space; this pass gives no times.",
         }
-        lines += [text for which, text in said.items() if which in scenario.trace.passes]
+        lines += [text for which, text in texts.items() if which in scenario.trace.passes]
     if exact:
         lines.append(
             "Ginsn: 10^9 instructions of the emulated host, whose clocks advance by 1 ns with"
@@ -309,8 +309,8 @@ def _problems(results: Sequence[TrialResult]) -> str:
         if result.kind == "measured":
             continue
         where = f" at {result.stage}" if result.stage else ""
-        said = f"{result.name}: {result.kind}{where}: {result.reason}: {result.message}"
-        lines += wrap_text(said, then="    ")
+        text = f"{result.name}: {result.kind}{where}: {result.reason}: {result.message}"
+        lines += wrap_text(text, then="    ")
         tail = result.evidence.splitlines()[-_TAIL:]
         lines += [f"  | {shorten(line, WIDTH - 4)}" for line in tail]
     return "\n".join(["Trials that do not count:", *lines]) + "\n" if lines else ""

@@ -68,13 +68,13 @@ def boot_lines(timeline: Timeline) -> list[str]:
 
 def _head(timeline: Timeline) -> list[str]:
     boot = f"{format_digits(timeline.boot_seconds)} {timeline.unit}"
-    said = [
+    parts = [
         f"boot {boot} to the boot mark, {_percent(timeline.attributed_share)} of it attributed"
     ]
     if timeline.ssh_seconds is not None:
-        said.append(f"SSH at {format_digits(timeline.ssh_seconds)}")
-    said.append(f"end at {format_digits(timeline.end_seconds)}")
-    lines = [f"{timeline.trial} {timeline.guest}, host {timeline.release}", "; ".join(said)]
+        parts.append(f"SSH at {format_digits(timeline.ssh_seconds)}")
+    parts.append(f"end at {format_digits(timeline.end_seconds)}")
+    lines = [f"{timeline.trial} {timeline.guest}, host {timeline.release}", "; ".join(parts)]
     if timeline.invalid:
         lines.insert(0, f"INVALID: {timeline.invalid}")
     if timeline.unit == "Ginsn":
@@ -167,17 +167,17 @@ def _phase(timeline: Timeline, phase: Phase | None) -> list[str]:
 
 def _step(timeline: Timeline, step: DmaStep) -> list[str]:
     what = f"{step.kind} of {step.bar} ({format_size(step.size)})"
-    said = [what, *filter(None, [step.cause])]
+    parts = [what, *filter(None, [step.cause])]
     if step.faults is not None:
-        said.append(plural(step.faults, "fault"))
+        parts.append(plural(step.faults, "fault"))
     if step.result:
-        said.append(f"FAILED: {errorcode.get(-step.result, step.result)}")
-    text = ", ".join(said)
+        parts.append(f"FAILED: {errorcode.get(-step.result, step.result)}")
+    text = ", ".join(parts)
     if step.parts and step.seconds:
         rest = 1 - step.attributed_share
         shares = {name: seconds / step.seconds for name, seconds in step.parts.items()}
-        told = {n: share for n, share in {**shares, "other": rest}.items() if share >= 0.0005}
-        text += ": " + ", ".join(f"{name} {_percent(share)}" for name, share in told.items())
+        shown = {n: share for n, share in {**shares, "other": rest}.items() if share >= 0.0005}
+        text += ": " + ", ".join(f"{name} {_percent(share)}" for name, share in shown.items())
     return _line(timeline, [step], text, start=True)
 
 
@@ -310,7 +310,7 @@ def explain_difference(difference: BootDifference, unit: str) -> str:
         for name, value in sorted(difference.operations.items(), key=lambda of: -abs(of[1]))
         if round(value, decimals)
     }
-    told = [f"{name} {number(value)} {short}" for name, value in shown.items()]
+    texts = [f"{name} {number(value)} {short}" for name, value in shown.items()]
     rest = sign * whole - sum(shown.values())
     phases = {
         name: round(sign * value, decimals)
@@ -323,6 +323,6 @@ def explain_difference(difference: BootDifference, unit: str) -> str:
     how = "shorter" if sign < 0 else "longer"
     return (
         f"The candidate's boot is {number(abs(whole))} {unit} {how} ({boots}). Of that"
-        f" are {'; '.join([*told, f'all else {number(rest)} {short}'])}"
+        f" are {'; '.join([*texts, f'all else {number(rest)} {short}'])}"
         f"{': ' if where else ''}{', '.join(where)}."
     )

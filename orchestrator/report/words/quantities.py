@@ -38,13 +38,13 @@ def plural(count: int, noun: str) -> str:
 def arm_text(unit: str, values: Sequence[float]) -> str:
     """Return an arm's trials, summarised as in analysis/summary.py: `8.635 s +- 1.2%`. There is no
     spread for one trial, or for values that are the same in all trials."""
-    found = summarize(unit, values)
-    text = format_quantity(found.middle, unit)
-    if found.spread is None or len(set(values)) == 1:
+    summary = summarize(unit, values)
+    text = format_quantity(summary.middle, unit)
+    if summary.spread is None or len(set(values)) == 1:
         return text
-    if not found.middle:
-        return f"{text} +- {format_quantity(found.spread, unit)}"
-    share = 100 * found.spread / abs(found.middle)
+    if not summary.middle:
+        return f"{text} +- {format_quantity(summary.spread, unit)}"
+    share = 100 * summary.spread / abs(summary.middle)
     if share < 0.01:
         return f"{text} +- <0.01%"
     return f"{text} +- {share:.{0 if share >= 9.95 else 1 if share >= 0.95 else 2}f}%"
@@ -61,20 +61,20 @@ def explain_spreads(arms: Iterable[Sequence[float]]) -> list[str]:
 def change_text(effect: Effect) -> str:
     """Return the change from the baseline's cost to the candidate's, with the 95 % interval if
     there is one: `-4.9% [-5.3, -4.4]`, `1/20151`, `2.3x [2.1, 2.5]`."""
-    found = effect.estimate
-    if found.ratio is None:
+    estimate = effect.estimate
+    if estimate.ratio is None:
         return "from 0"
-    if found.basis == "count" and found.same:
+    if estimate.basis == "count" and estimate.same:
         return "same"
-    ends = found.interval or ()
-    if found.ratio >= _LARGE:
+    ends = estimate.interval or ()
+    if estimate.ratio >= _LARGE:
         sign, inner = "x", [_factor(end) for end in ends]
-        text = _factor(found.ratio)
-    elif 0 < found.ratio <= _SMALL:
+        text = _factor(estimate.ratio)
+    elif 0 < estimate.ratio <= _SMALL:
         sign, inner = "", [f"1/{_factor(1 / end) if end else 'inf'}" for end in ends]
-        text = f"1/{_factor(1 / found.ratio)}"
+        text = f"1/{_factor(1 / estimate.ratio)}"
     else:
-        percents = [100 * (ratio - 1) for ratio in (found.ratio, *ends)]
+        percents = [100 * (ratio - 1) for ratio in (estimate.ratio, *ends)]
         fine = max(percents) - min(percents) < 0.2 and abs(percents[0]) < 10
         decimals = 2 if fine and (ends or abs(percents[0]) < 0.1) else 1
         sign, (text, *inner) = "%", [_percent(p, decimals) for p in percents]

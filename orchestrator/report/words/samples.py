@@ -37,13 +37,13 @@ class Dots:
 def collect_dots(comparison: Comparison, metric: MetricComparison) -> list[Dots]:
     """Return the dots of both arms and of the control, if they have any."""
     most = max(_LEAST, MOST // len(comparison.metrics) // 3)
-    found: dict[Role, list[Dot]] = {role: [] for role in (*ARMS, CONTROL)}
+    by_role: dict[Role, list[Dot]] = {role: [] for role in (*ARMS, CONTROL)}
     for at, result in enumerate(comparison.results, 1):
-        if result.kind == "measured" and result.arm in found:
+        if result.kind == "measured" and result.arm in by_role:
             value = result.value(metric.name)
             if value is not None:
-                found[result.arm].append(Dot(at, result.name, value))
-    return [Dots(role, thin(dots, most), len(dots)) for role, dots in found.items() if dots]
+                by_role[result.arm].append(Dot(at, result.name, value))
+    return [Dots(role, thin(dots, most), len(dots)) for role, dots in by_role.items() if dots]
 
 
 def thin(dots: Sequence[Dot], most: int) -> tuple[Dot, ...]:

@@ -54,15 +54,15 @@ def verdict_sentence(scenario: Scenario, comparison: Comparison, plan: Plan) -> 
         return f"{new} is regressed: {_failures(comparison)}."
     if comparison.has_undecided and verdict == "inconclusive":
         return f"{new} against {old} is inconclusive: {describe_undecided(comparison)}."
-    said = {
+    beginning = {
         "equivalent": f"{new} is equivalent to {old}",
         "inconclusive": f"{new} against {old} is inconclusive",
     }.get(verdict, f"{new} is {verdict}")
     if len(comparison.results) < comparison.planned:
-        said += f" so far, with {len(comparison.results)} of {comparison.planned} trials"
+        beginning += f" so far, with {len(comparison.results)} of {comparison.planned} trials"
     decided = [m for name in comparison.deciding if (m := comparison.metric(name)) is not None]
     quoted = next((m for m in decided if m.verdict == verdict), decided[0])
-    return f"{said}: {_quoted(scenario.device.bar, comparison, quoted, plan.accel)}."
+    return f"{beginning}: {_quoted(scenario.device.bar, comparison, quoted, plan.accel)}."
 
 
 def describe_undecided(comparison: Comparison) -> str:
@@ -112,10 +112,10 @@ def explain_invalid(comparison: Comparison) -> str:
     return "no metric was measured in both arms"
 
 
-def describe_unplanned(found: Sequence[Difference]) -> str:
+def describe_unplanned(differences: Sequence[Difference]) -> str:
     """Name what differs: `runner.qemu (10.0.2 | 10.1.0) and 2 others differ, which was not
     planned`."""
-    first, *others = found
+    first, *others = differences
     values = " | ".join(dict.fromkeys(v for of_side in first.values.values() for v in of_side))
     more = f" and {plural(len(others), 'other')} differ" if others else " differs"
     return f"{first.name} ({values}){more}, which was not planned"
@@ -135,12 +135,12 @@ def _quoted(bar_bytes: int, comparison: Comparison, metric: MetricComparison, ac
         for arm in ARMS
     )
     kind = cost_label(metric, accel, guest_accels(comparison.results))
-    said, interval = f"{subject} takes {after}{what}", metric.effect.interval
+    subject_takes, interval = f"{subject} takes {after}{what}", metric.effect.interval
     if before == after and metric.verdict == "equivalent" and interval is None:
-        return f"{said} in both{kind}"
+        return f"{subject_takes} in both{kind}"
     against = "instead of" if metric.verdict in ("improved", "regressed") else "against"
     by = "by pairs " * (interval is not None and comparison.paired)
-    return f"{said} {against} {before}{kind}, {by}{change_text(metric.effect)}"
+    return f"{subject_takes} {against} {before}{kind}, {by}{change_text(metric.effect)}"
 
 
 def _failures(comparison: Comparison) -> str:

@@ -49,13 +49,13 @@ def find_worse(comparison: Comparison) -> list[MetricComparison]:
     """Return the metrics that regressed, apart from those that decide the verdict. A metric with
     several points appears once: with the point of the plain name if that one regressed, else with
     the point that regressed most."""
-    found: dict[str, list[MetricComparison]] = {}
+    by_base: dict[str, list[MetricComparison]] = {}
     for metric in comparison.metrics:
         if metric.verdict == "regressed" and metric.name not in comparison.deciding:
-            found.setdefault(metric.name.partition("@")[0], []).append(metric)
+            by_base.setdefault(metric.name.partition("@")[0], []).append(metric)
     return [
-        max(found[base], key=lambda m: (m.name == base, m.ratio or 0.0))
-        for base in TITLES if base in found
+        max(by_base[base], key=lambda m: (m.name == base, m.ratio or 0.0))
+        for base in TITLES if base in by_base
     ]  # fmt: skip
 
 
@@ -72,20 +72,22 @@ def _numbers(comparison: Comparison, plan: Plan) -> Iterator[str]:
         arms = " -> ".join(arm_text(metric.unit, getattr(metric, arm)) for arm in ARMS)
         kind = cost_label(metric, plan.accel, accels)
         yield f"{metric_title(metric.name)}: {arms}{kind}, {change_text(metric.effect)}"
-    said = [f"+-: {s}" for s in explain_spreads(getattr(m, arm) for m in shown for arm in ARMS)]
+    explained = [
+        f"+-: {s}" for s in explain_spreads(getattr(m, arm) for m in shown for arm in ARMS)
+    ]
     if any(metric.effect.interval for metric in shown):
         by = "by pairs, " * comparison.paired
-        said.append(f"change: {by}with its 95 % interval")
-    if said:
-        yield f"({'; '.join(said)})"
+        explained.append(f"change: {by}with its 95 % interval")
+    if explained:
+        yield f"({'; '.join(explained)})"
 
 
 def _configuration(scenario: Scenario, comparison: Comparison, plan: Plan) -> Iterator[str]:
     old, new = (comparison.kernels[arm]["release"] for arm in ARMS)
     emulated = ", emulated" * is_emulated(plan.accel)
     yield f"host: {old} -> {new}, accel {plan.accel}{emulated}"
-    if found := comparison.variable:
-        apart = [d for d in found.differs if d.kind == "setting" or old == new]
+    if variable := comparison.variable:
+        apart = [d for d in variable.differs if d.kind == "setting" or old == new]
         if apart:
             yield f"arms differ in: {describe_differing(apart)}"
     what, which = describe_workload(scenario, plan)
@@ -111,9 +113,9 @@ def _condition(comparison: Comparison, name: str) -> str:
 def _tag(comparison: Comparison, tester: str | None) -> str:
     """Return the tag with the name of the person who vouches for the result, or the reason why
     there is no tag."""
-    said = _no_tag(comparison)
-    if said:
-        return f"(no Tested-by: {said})"
+    reason = _no_tag(comparison)
+    if reason:
+        return f"(no Tested-by: {reason})"
     by = tester or "(set git's user.name and user.email, then `barometer report`)"
     return f"{'Reported-by' if comparison.verdict == 'regressed' else 'Tested-by'}: {by}"
 

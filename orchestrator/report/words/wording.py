@@ -52,13 +52,13 @@ def describe_attempts(result: TrialResult) -> list[str]:
     """Return a text for each attempt that was repeated: why, and how the other arm's attempts
     beside it went: `guest-hang (undecided)`, `baseline beside it: succeeded`."""
     *_, last = result.attempts
-    said = []
+    texts = []
     for attempt in result.repeated:
         how = attempt.reason or "succeeded"
         if attempt.charge == "undecided" and attempt.reason:
             how += " (undecided)"
-        said.append(how if attempt.arm == last.arm else f"{attempt.arm} beside it: {how}")
-    return said
+        texts.append(how if attempt.arm == last.arm else f"{attempt.arm} beside it: {how}")
+    return texts
 
 
 def metric_title(metric: Metric) -> str:
@@ -110,7 +110,7 @@ def explain_resolution(workload: Workload) -> str:
 
 def describe_guest(guest: Guest) -> str:
     """Return the guest's settings that are not the defaults."""
-    said = {
+    texts = {
         "firmware": f", {guest.firmware}",
         "boot": f", booted from a {guest.boot}",
         "backing": f", memory {guest.backing}",
@@ -119,7 +119,9 @@ def describe_guest(guest: Guest) -> str:
         "phys_bits": f", {guest.phys_bits} address bits",
     }
     usual = Guest.model_fields
-    return "".join(text for key, text in said.items() if getattr(guest, key) != usual[key].default)
+    return "".join(
+        text for key, text in texts.items() if getattr(guest, key) != usual[key].default
+    )
 
 
 def cost_label(metric: MetricComparison, accel: str, guest_accels: Set[str]) -> str:
