@@ -478,7 +478,7 @@ def test_report_of_a_run_without_its_scenario_is_exit_code_4(
 def traced(monkeypatch: pytest.MonkeyPatch) -> list[Timeline]:
     """The timelines that the trials contain; a test may change the list."""
     found = [booted()]
-    monkeypatch.setattr(boot, "timelines_of", lambda trial: found)
+    monkeypatch.setattr(boot, "read_timelines", lambda trial: found)
     return found
 
 
