@@ -36,8 +36,8 @@ def plural(count: int, noun: str) -> str:
 
 
 def arm_text(unit: str, values: Sequence[float]) -> str:
-    """Return an arm's trials, summarised as in analysis/verdict/summary.py: `8.635 s +- 1.2%`. There is no
-    spread for one trial, or for values that are the same in all trials."""
+    """Return an arm's trials, summarised as `summarize` does: `8.635 s +- 1.2%`. There is
+    no spread for one trial, or for values that are the same in all trials."""
     summary = summarize(unit, values)
     text = format_quantity(summary.middle, unit)
     if summary.spread is None or len(set(values)) == 1:
