@@ -285,10 +285,8 @@ def build_page(scenario: Scenario, comparison: Comparison, plan: Plan) -> Page:
         figures[boots.figure] = timeline_chart(boots.shown)
         if (difference := boots.costs.difference) is not None:
             figures[boots.difference_figure] = difference_chart(boots.costs.unit, difference)
-    series = []
-    for of_size, figure in _series(scenario.points(), comparison, exact=exact):
-        series.append(of_size)
-        figures[of_size.figure] = figure
+    charted = list(_series(scenario.points(), comparison, exact=exact))
+    figures |= {series.figure: chart for series, chart in charted}
     bad = [result for result in comparison.results if result.kind != "measured"]
     return Page(
         sentence=verdict_sentence(scenario, comparison, plan),
@@ -302,7 +300,7 @@ def build_page(scenario: Scenario, comparison: Comparison, plan: Plan) -> Page:
         rules=list(_rules(comparison.judgement, scenario.workload, lines)),
         panels=panels,
         boots=boots,
-        series=series,
+        series=[series for series, _ in charted],
         theory=list(_theory(scenario.points(), comparison)),
         levels=list(_levels(comparison)),
         inside=inside_maps(comparison, exact=exact),
