@@ -103,7 +103,7 @@ def record(request: ProfileRequest, progress: Progress) -> ProfileEvidence:
                         _clear_command(before.uri, request.ssh_config),
                     )
                 )
-                tracer = ladder.enter_context(profiler.armed_tracer(shell, spec))
+                tracer = ladder.enter_context(profiler.armed_profiler(shell, spec))
             happened = ladder.enter_context(domain.watched())
             try:
                 with progress.stage(f"{request.domain}: {before.boot}"):
@@ -150,7 +150,7 @@ def _clear_command(uri: str, ssh_config: Path | None) -> str:
 def clear(uri: str | None, ssh_config: Path | None) -> None:
     """Undo what a killed profile left on a host."""
     with connected_host(uri, ssh_config) as (shell, _):
-        profiler.clear(shell)
+        profiler.clear_probes(shell)
 
 
 @contextlib.contextmanager
@@ -177,7 +177,7 @@ def connected_host(
             )
         shell: Commands = LocalShell()
         if parts.scheme in _SSH:
-            endpoint = remote.resolved(f"ssh://{parts.netloc}", ssh_config)
+            endpoint = remote.resolve_address(f"ssh://{parts.netloc}", ssh_config)
             for key in parse_qs(parts.query).get("keyfile", []):
                 endpoint = replace(endpoint, identities=(Path(key), *endpoint.identities))
             shell = stack.enter_context(remote.logged_in(endpoint))

@@ -36,7 +36,7 @@ from orchestrator.evidence.layout import RunDir, TrialDir, TrialWriter, write_js
 from orchestrator.evidence.manifest import Ended
 from orchestrator.formats.kernelreports import BROKEN, STALLS, KernelReport
 from orchestrator.formats.units import GIB
-from orchestrator.machine.guest.workload import guest_boots, maps, settle
+from orchestrator.machine.guest.workload import guest_boots, maps, settle_host
 from orchestrator.machine.host.device import host_facts
 from orchestrator.machine.host.host import Host, explained_by_the_host
 from orchestrator.machine.host.machine import Machine
@@ -204,7 +204,7 @@ def taken_machine(scenario: Scenario, what: str, here: Runner) -> Iterator[Machi
         config = ["--ssh-config", str(host.ssh_config)] if host.ssh_config else []
         here.state.add(hosts=shlex.join([host.address, *config]))
         scratch = here.state.folder / "metal"
-        with metal.leased(host, device, what, scratch, here.progress) as machine:
+        with metal.leased_machine(host, device, what, scratch, here.progress) as machine:
             yield machine
     else:
         with contextlib.closing(HostPool(here.state, here.libvirt)) as pool:
@@ -530,7 +530,7 @@ def _climb_stages(bench: Bench, planned: PlannedTrial, trial: TrialWriter) -> No
                 progress=progress,
             )  # fmt: skip
         else:
-            settle(host, scenario, trial=trial, progress=progress)
+            settle_host(host, scenario, trial=trial, progress=progress)
             maps(host, devices[0], scenario, planned.passes, trial=trial, progress=progress)
         host.check()
         if scenario.arms[planned.boots].is_set:

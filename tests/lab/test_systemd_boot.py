@@ -28,7 +28,7 @@ def uefi(tmp_path_factory: pytest.TempPathFactory, means: None) -> Iterator[Stan
 
 @pytest.fixture(scope="module")
 def link(uefi: StandIn) -> Iterator[remote.Link]:
-    link = remote.Link(remote.resolved("metal", uefi.ssh_config))
+    link = remote.Link(remote.resolve_address("metal", uefi.ssh_config))
     yield link
     link.close()
 

@@ -134,7 +134,7 @@ def host(monkeypatch: pytest.MonkeyPatch) -> Host:
         yield made, made
 
     monkeypatch.setattr(profile, "connected_host", reached)
-    monkeypatch.setattr(profiler, "armed_tracer", made.armed)
+    monkeypatch.setattr(profiler, "armed_profiler", made.armed)
     monkeypatch.setattr(profile, "_LOOK_SECONDS", 0.01)
     monkeypatch.setattr(
         profile, "until", lambda check, **how: until(check, **how | {"every": 0.01})

@@ -866,7 +866,7 @@ class Metal:
         self.found: list[Any] = []
         """Accelerator that is known at each call of `prepare`; None if there is a machine."""
         monkeypatch.setattr(loop, "prepare", self._prepare)
-        monkeypatch.setattr("orchestrator.machine.metal.metal.leased", self._leased)
+        monkeypatch.setattr("orchestrator.machine.metal.metal.leased_machine", self._leased)
         monkeypatch.setattr(loop, "_trial_facts", made_up_facts)
         monkeypatch.setattr(loop, "_climb", self._climb)
 

@@ -13,7 +13,7 @@ from orchestrator.formats.units import GIB
 from orchestrator.machine.checkup.probe import count_map
 from orchestrator.machine.host.pci import Function, Survey
 from orchestrator.machine.metal.keeper import Keeper
-from orchestrator.machine.metal.passthrough import chosen, refusals, surveyed
+from orchestrator.machine.metal.passthrough import choose_function, refusals, surveyed
 from orchestrator.machine.runner.accel import kvm_problem
 from orchestrator.machine.runner.agents import agent_source, run_agent
 from orchestrator.machine.tracing.probes import FAULT, counts_spec, timing_spec
@@ -106,7 +106,7 @@ def _survey(machine: Commands, device: HostDevice | None, *, probe: bool) -> dic
     if device is None:
         return facts
     try:
-        return facts | {"device": {"chosen": chosen(device, survey).address}}
+        return facts | {"device": {"chosen": choose_function(device, survey).address}}
     except BenchError as exc:
         why = {"why": exc.message, "evidence": exc.evidence.splitlines(), "hint": exc.hint}
         return facts | {"device": why}

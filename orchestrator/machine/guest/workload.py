@@ -56,7 +56,7 @@ def guest_boots(
             versions = connection.version()
             trial.record(host_versions=versions)
         with libvirt:
-            settle(host, scenario, trial=trial, progress=progress)
+            settle_host(host, scenario, trial=trial, progress=progress)
             for index, which in enumerate(boots):
                 trial.manifest["guests"].append(
                     {"index": index, "pass": which, "memory": scenario.guest.memory}
@@ -91,7 +91,7 @@ def _large_leaves(host: Host, versions: dict[str, str]) -> bool:
     return (major, minor) >= (9, 2) and on and said[1:2] not in ([], ["0"])
 
 
-def settle(host: Host, scenario: Scenario, *, trial: TrialWriter, progress: Progress) -> None:
+def settle_host(host: Host, scenario: Scenario, *, trial: TrialWriter, progress: Progress) -> None:
     """Wait until an exact host is idle: the rest of its boot would share the only CPU with the
     workload."""
     if host.accel == "exact":

@@ -38,7 +38,7 @@ from orchestrator.machine.host.modules import prove_modules
 from orchestrator.machine.metal.boots import TRANSIENT, Boots, Running, running_on
 from orchestrator.machine.metal.consoles import console_command, followed
 from orchestrator.machine.metal.keeper import MACHINE, Image, Keeper, Lease, LeftError
-from orchestrator.machine.metal.passthrough import chosen, hostdev, notes, surveyed
+from orchestrator.machine.metal.passthrough import choose_function, hostdev, list_notes, surveyed
 from orchestrator.machine.metal.staging import (
     STATE,
     Staged,
@@ -139,8 +139,8 @@ def survey_metal(shell: Shell, spec: MetalHost, device: HostDevice) -> MetalSurv
             reason=Reason.HOST_IS_RUNNER,
         )
     survey = surveyed(shell)
-    function = chosen(device, survey)
-    return MetalSurvey(function.address, notes(survey, function))
+    function = choose_function(device, survey)
+    return MetalSurvey(function.address, list_notes(survey, function))
 
 
 def _own_boot_id() -> str:
@@ -487,7 +487,7 @@ class Held:
 
 
 @contextmanager
-def leased(
+def leased_machine(
     spec: MetalHost, device: HostDevice, what: str, scratch: Path, progress: Progress
 ) -> Iterator[MetalMachine]:
     """Lease the machine for this run alone while the block runs. What an earlier run left on it is
@@ -519,7 +519,7 @@ def _taken(spec: MetalHost, what: str, scratch: Path, progress: Progress) -> Ite
         yield held
 
 
-def recover(
+def recover_machine(
     spec: MetalHost,
     scratch: Path,
     progress: Progress,
@@ -530,7 +530,7 @@ def recover(
     """Put back what a killed run left; True if there was anything. With `keep_kernel` the kernel
     that runs counts as the machine's own, unless barometer booted it. With `power_cycle` cut the
     power of a machine that does not answer, although somebody else may be using it. Raises as
-    `leased`, and LeftError if some things could not be put back; the error lists them."""
+    `leased_machine`, and LeftError if some things could not be put back; the error lists them."""
     # the console is not needed here, and the killed run's command may still hold it
     spec = spec.model_copy(update={"console": None})
     with _held(spec, "recover", scratch, progress, power_cycle=power_cycle) as held:
@@ -562,7 +562,7 @@ def _held(
     power_cycle: bool = False,
 ) -> Iterator[Held]:
     """Hold a lease on the machine while the block runs."""
-    endpoint = remote.resolved(spec.address, spec.ssh_config)
+    endpoint = remote.resolve_address(spec.address, spec.ssh_config)
     scratch.mkdir(mode=0o700, exist_ok=True)
     with contextlib.ExitStack() as stack:
         link, beat = (remote.Link(endpoint, patience=_ANSWER_SECONDS) for _ in range(2))

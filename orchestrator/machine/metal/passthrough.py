@@ -44,7 +44,7 @@ def surveyed(shell: Commands) -> Survey:
         return Survey.parse(asked.stdout)
 
 
-def chosen(device: HostDevice, survey: Survey) -> Function:
+def choose_function(device: HostDevice, survey: Survey) -> Function:
     """Return the function that the scenario selects and that the machine can spare.
 
     Raises BenchError if there is none or more than one, if it is refused, or if it has no BAR of
@@ -111,7 +111,7 @@ def _bars(function: Function) -> list[str]:
     return [f"BAR {index}: {bar}" for index, bar in function.bars.items()]
 
 
-def notes(survey: Survey, function: Function) -> tuple[str, ...]:
+def list_notes(survey: Survey, function: Function) -> tuple[str, ...]:
     """Return what the user should know about the function, apart from reasons to refuse it."""
     found = _growable(function)
     if not function.facts.reset and not function.facts.reset_method:

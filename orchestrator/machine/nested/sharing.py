@@ -57,7 +57,7 @@ each."""
 
 
 @dataclass
-class Boot:
+class HostBoot:
     """One boot of a nested host, its kernel proven."""
 
     spec: BootSpec
@@ -80,7 +80,7 @@ def booted_host(
     trial: TrialWriter,
     progress: Progress,
     shared: bool,
-) -> Iterator[Boot]:
+) -> Iterator[HostBoot]:
     """Boot the host of a specification and keep it ready for work while the block runs. The proven
     boot id and release are recorded in the trial. Raises as `proven_host` and `prepare_host`."""
     keys = RunKeys.make()
@@ -88,7 +88,7 @@ def booted_host(
         running_machine(spec, token, keys=keys, state=state, libvirt=libvirt) as machine,
         proven_host(machine, spec.kernel, keys=keys, progress=progress) as (host, boot_id),
     ):
-        boot = Boot(spec, token, boot_id, time.monotonic() - machine.started, host, {})
+        boot = HostBoot(spec, token, boot_id, time.monotonic() - machine.started, host, {})
         _record(trial, boot, shared=shared)
         boot.host = prepare_host(host, spec)
         if shared:
@@ -96,7 +96,7 @@ def booted_host(
         yield boot
 
 
-def _record(trial: TrialWriter, boot: Boot, *, shared: bool) -> None:
+def _record(trial: TrialWriter, boot: HostBoot, *, shared: bool) -> None:
     """Record a boot in the trial. The time that it took is a measurement (`host_boot_seconds`)
     only if no other trial shares the boot."""
     seconds = {f"host_{'session' if shared else 'boot'}_seconds": round(boot.seconds, 3)}
@@ -109,7 +109,7 @@ class HostPool:
 
     def __init__(self, state: BenchState, libvirt: Connection) -> None:
         self._state, self._libvirt = state, libvirt
-        self._kept: Boot | None = None
+        self._kept: HostBoot | None = None
         self._stack = contextlib.ExitStack()
 
     def close(self) -> None:
@@ -155,7 +155,7 @@ class HostPool:
             else:
                 yield boot.host
 
-    def _take(self, spec: BootSpec, progress: Progress) -> Boot | None:
+    def _take(self, spec: BootSpec, progress: Progress) -> HostBoot | None:
         """Return the kept host if it can be used for `spec`; else end it and return None."""
         boot = self._kept
         if boot is not None and spec.is_alike(boot.spec):
@@ -166,7 +166,7 @@ class HostPool:
         return None
 
     @contextmanager
-    def _lent(self, boot: Boot, trial: TrialWriter, progress: Progress) -> Iterator[Host]:
+    def _lent(self, boot: HostBoot, trial: TrialWriter, progress: Progress) -> Iterator[Host]:
         """Lend the host to one trial while the block runs; end it if the trial left anything."""
         change = RememberedChanges(boot.host.shell)
         try:
@@ -181,7 +181,7 @@ class HostPool:
                 progress.note(f"host: not as it was after the trial: {left[0]}")
 
 
-def put_back(boot: Boot, changes: Sequence[tuple[str, Mapping[str, Any]]] = ()) -> list[str]:
+def put_back(boot: HostBoot, changes: Sequence[tuple[str, Mapping[str, Any]]] = ()) -> list[str]:
     """Undo the changes. Return what then differs from the state right after the boot, or the
     reason why that is not known. Never raises, because the caller can end the host instead."""
     try:

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 _PAGE = 4
 
 
-class Archive:
+class CpioArchive:
     """Files, folders and links of an initramfs; everything belongs to root, times are zero."""
 
     def __init__(self) -> None:
@@ -51,7 +51,7 @@ class Archive:
 
 def pack_files(files: Mapping[str, bytes], mode: int = 0o600) -> bytes:
     """Return a small archive of plain files."""
-    archive = Archive()
+    archive = CpioArchive()
     for name, content in files.items():
         archive.file(name, content, mode)
     return archive.pack()

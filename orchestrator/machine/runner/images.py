@@ -28,7 +28,7 @@ from orchestrator.kernels.debian.bootstrap import debian_tar, inside
 from orchestrator.kernels.debian.package import index_modules
 from orchestrator.kernels.image import ko
 from orchestrator.kernels.image.bundle import KernelBundle
-from orchestrator.machine.runner.cpio import Archive as Cpio
+from orchestrator.machine.runner.cpio import CpioArchive
 
 GUESTS = packaged("guests")
 FIRST = "/usr/lib/barometer/first"
@@ -98,7 +98,7 @@ def guest_files(kernel: KernelBundle | None, cache: Cache) -> PayloadFiles:
     if kernel is None:
         return PayloadFiles({}, {})
     recipe = read_recipe("guest")
-    tree = unpacked(recipe["suites"], recipe["packages"], recipe["files"], cache)
+    tree = unpack_packages(recipe["suites"], recipe["packages"], recipe["files"], cache)
     archive = _with_files(tree, recipe["files"])
     _add_modules(archive, kernel, kernel.module_closure(recipe["modules"]))
     archive.file("init", (GUESTS / "guest/init").read_bytes(), 0o755)
@@ -227,7 +227,7 @@ def initramfs(name: str, recipe: dict[str, Any], kernel: KernelBundle, cache: Ca
     """Return an initramfs with the script guests/NAME/initramfs-init and the modules of `kernel`
     that the script loads."""
     parts = recipe["initramfs"]
-    tree = unpacked(recipe["suites"], parts["packages"], parts["files"], cache)
+    tree = unpack_packages(recipe["suites"], parts["packages"], parts["files"], cache)
     modules = early_modules(recipe, kernel)
     init = (GUESTS / name / "initramfs-init").read_bytes()
     key = {
@@ -254,7 +254,7 @@ def early_modules(recipe: dict[str, Any], kernel: KernelBundle) -> list[str]:
     return kernel.module_closure([*there, *parts["modules"]])
 
 
-def _add_modules(archive: Cpio, kernel: KernelBundle, modules: list[str]) -> None:
+def _add_modules(archive: CpioArchive, kernel: KernelBundle, modules: list[str]) -> None:
     names = []
     for module in modules:
         names.append(Path(plain_name(module)).name)
@@ -265,7 +265,9 @@ def _add_modules(archive: Cpio, kernel: KernelBundle, modules: list[str]) -> Non
 # files out of packages ------------------------------------------------------------------------
 
 
-def unpacked(suites: list[str], packages: list[str], patterns: list[str], cache: Cache) -> Path:
+def unpack_packages(
+    suites: list[str], packages: list[str], patterns: list[str], cache: Cache
+) -> Path:
     """Return a cache entry with the files of Debian packages and of their dependencies that match
     `patterns`, and with packages.txt."""
     archive = Archive(tuple(suites), cache)
@@ -311,9 +313,9 @@ def _matching(tree: Path, pattern: str) -> list[Path]:
     return found
 
 
-def _with_files(entry: Path, patterns: list[str]) -> Cpio:
+def _with_files(entry: Path, patterns: list[str]) -> CpioArchive:
     """Return an archive with the files of an unpacked entry and Debian's merged-/usr links."""
-    archive = Cpio()
+    archive = CpioArchive()
     tree = entry / "files"
     for pattern in patterns:
         for path in _matching(tree, pattern):

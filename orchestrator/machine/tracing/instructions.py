@@ -37,9 +37,9 @@ from orchestrator.machine.transport.answers import has_form
 from orchestrator.machine.transport.shell import ConnectionLostError, Dialogue
 from orchestrator.scenario.model import Scenario
 
-ENTRY = {"type1": "vfio_iommu_type1_ioctl", "iommufd": "iommufd_fops_ioctl"}
+ENTRY_FUNCTIONS = {"type1": "vfio_iommu_type1_ioctl", "iommufd": "iommufd_fops_ioctl"}
 """Kernel function that handles the ioctls of each backend."""
-MOST = 1_200_000
+MOST_INSTRUCTIONS = 1_200_000
 """Most instructions that are logged for one ioctl: about 100 MB of log."""
 INSTRUCTIONS, INSTRUCTIONS_BYTES = "instructions.log", 400 << 20
 """Name of QEMU's log of one ioctl in the private folder, and its limit in bytes: a log that is
@@ -138,7 +138,7 @@ def logged_instructions(
         logs.append(log)
         progress.detail(f"{len(logs)} of {len(wanted)} instruction logs")
     names = _named(host, {address for log in logs for address in log})
-    entry = ENTRY[scenario.map.backend]
+    entry = ENTRY_FUNCTIONS[scenario.map.backend]
     found = []
     for item, log in zip(wanted, logs, strict=True):
         result = folded((names[address] for address in log), entry)
@@ -163,12 +163,12 @@ def wanted_logs(bar: int, costs: dict[str, float]) -> list[Wanted]:
     logged. To such an unmap, a window is added: the beginning of the unmap of one largest leaf."""
     wanted = []
     for operation, cost in costs.items():
-        if cost <= MOST:
+        if cost <= MOST_INSTRUCTIONS:
             # only a map can be cold
             states = ("cold", "warm") if operation == "map" else ("warm",)
             wanted += [Wanted(operation, bar, state) for state in states]
             continue
-        pages = int(MOST / (cost / (bar // PAGE)))
+        pages = int(MOST_INSTRUCTIONS / (cost / (bar // PAGE)))
         # 2 MiB at least: below that the IOMMU's leaves would be 4 KiB, at a cost unlike the BAR's
         large = max(1 << (pages.bit_length() - 1), 2 * LEAVES["2MiB"] // PAGE)
         large = min(large, bar // PAGE)

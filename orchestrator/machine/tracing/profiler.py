@@ -312,7 +312,7 @@ class Tracer:
 
 
 @contextlib.contextmanager
-def armed_tracer(shell: Commands, spec: ProbeSpec) -> Iterator[Tracer]:
+def armed_profiler(shell: Commands, spec: ProbeSpec) -> Iterator[Tracer]:
     """Keep probes armed while the block runs. They are removed after it, at the latest when the
     connection ends.
 
@@ -369,7 +369,7 @@ def _wait_until_cleared(shell: Commands) -> None:
         )  # fmt: skip
 
 
-def clear(shell: Commands) -> None:
+def clear_probes(shell: Commands) -> None:
     """Undo all that a killed profile can have left. Raises BenchError if that fails, or if a
     profile is alive."""
     alive = shell.run(clearing_script(TRACEFS, PROC), doing="clearing what a profile left").stdout

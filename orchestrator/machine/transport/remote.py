@@ -74,7 +74,7 @@ class Endpoint:
         return f"[{self.hostname}]:{self.port}"
 
 
-def resolved(address: str, config: Path | None = None) -> Endpoint:
+def resolve_address(address: str, config: Path | None = None) -> Endpoint:
     """Resolve an address by ssh's configuration. Raises ScenarioError if ssh refuses the
     configuration, or if the configuration needs what only ssh itself can do (ProxyUseFdpass)."""
     argv = [*_ssh(config), "-G", "--", address]

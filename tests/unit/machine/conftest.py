@@ -33,7 +33,7 @@ def lab(
         (made.root / "fakes/setpriv").symlink_to("/usr/bin/setpriv")  # this machine's setpriv
         machine = StandIn(made)
         lab = Lab(machine, tmp_path, monkeypatch, capsys, initramfs_cache)
-        monkeypatch.setattr(remote, "resolved", lambda address, config=None: ENDPOINT)
+        monkeypatch.setattr(remote, "resolve_address", lambda address, config=None: ENDPOINT)
         monkeypatch.setattr(remote, "Link", machine.link)
         monkeypatch.setattr(metal, "until", until)
         monkeypatch.setattr(boots, "until", until)

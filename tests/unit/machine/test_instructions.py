@@ -22,7 +22,7 @@ from orchestrator.machine.host.device import BoundDevice
 from orchestrator.machine.host.host import Host
 from orchestrator.machine.tracing import instructions
 from orchestrator.machine.tracing.instructions import (
-    MOST,
+    MOST_INSTRUCTIONS,
     Instruction,
     Wanted,
     addresses,
@@ -165,7 +165,7 @@ def test_empty_log_has_no_addresses(tmp_path: Path) -> None:
 
 
 def test_what_can_be_logged_whole_is() -> None:
-    assert wanted_logs(32 * GIB, {"map": 120_000.0, "unmap": float(MOST)}) == [
+    assert wanted_logs(32 * GIB, {"map": 120_000.0, "unmap": float(MOST_INSTRUCTIONS)}) == [
         Wanted("map", 32 * GIB, "cold"), Wanted("map", 32 * GIB, "warm"),
         Wanted("unmap", 32 * GIB, "warm"),
     ]  # fmt: skip
@@ -191,7 +191,7 @@ def test_logs_are_of_parts_of_the_bar_and_not_too_large(
         assert item.bytes % (2 * MIB) == 0
         if not item.window:
             cost = costs[item.operation] * item.bytes / bar
-            assert cost <= max(MOST, 4000 * 1024)
+            assert cost <= max(MOST_INSTRUCTIONS, 4000 * 1024)
             assert item.bytes == bar or item.state == "warm"
     sizes = [w.bytes for w in wanted_logs(bar, costs) if w.operation == "map"]
     assert len(sizes) == 2

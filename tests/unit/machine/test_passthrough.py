@@ -16,9 +16,9 @@ from orchestrator.machine.host.pci import Survey
 from orchestrator.machine.metal.keeper import Keeper
 from orchestrator.machine.metal.passthrough import (
     Refusal,
-    chosen,
+    choose_function,
     hostdev,
-    notes,
+    list_notes,
     own_functions,
     refusals,
     surveyed,
@@ -57,24 +57,24 @@ def idle(said: dict[str, Any]) -> None:
 
 
 def test_device_is_found_by_its_address() -> None:
-    assert chosen(device(address=FREE), recorded("gpu-server")).address == FREE
+    assert choose_function(device(address=FREE), recorded("gpu-server")).address == FREE
 
 
 def test_device_is_found_by_its_id() -> None:
     survey = recorded("virtual-function")
     with pytest.raises(BenchError, match="the machine has 3 devices 15b3:101e"):
-        chosen(device("1MiB", id="15b3:101e"), survey)
+        choose_function(device("1MiB", id="15b3:101e"), survey)
 
     def another(said: dict[str, Any]) -> None:
         said["0000:5e:00.2"]["device"] = "0x101c"
 
-    found = chosen(device("1MiB", id="15b3:101c"), altered("virtual-function", another))
+    found = choose_function(device("1MiB", id="15b3:101c"), altered("virtual-function", another))
     assert found.address == "0000:5e:00.2"
 
 
 def test_several_devices_with_the_id_are_named() -> None:
     with pytest.raises(BenchError, match="the machine has 2 devices 10de:2bb5") as caught:
-        chosen(device(id="10de:2bb5"), recorded("gpu-server"))
+        choose_function(device(id="10de:2bb5"), recorded("gpu-server"))
     assert caught.value.reason == "device-ambiguous"
     assert caught.value.evidence.splitlines() == [
         "0000:39:00.0 (10de:2bb5, BAR 1 of 128GiB, driver nvidia)",
@@ -84,12 +84,12 @@ def test_several_devices_with_the_id_are_named() -> None:
 
 
 def test_largest_bar_is_that_of_a_device_that_can_be_spared() -> None:
-    assert chosen(device(pick="largest-bar"), recorded("gpu-server")).address == FREE
+    assert choose_function(device(pick="largest-bar"), recorded("gpu-server")).address == FREE
 
 
 def test_largest_bar_that_several_have_is_no_choice() -> None:
     with pytest.raises(BenchError, match="2 devices with the largest BAR") as caught:
-        chosen(device(pick="largest-bar"), altered("gpu-server", idle))
+        choose_function(device(pick="largest-bar"), altered("gpu-server", idle))
     assert caught.value.reason == "device-ambiguous"
     assert USED in caught.value.evidence
     assert FREE in caught.value.evidence
@@ -97,7 +97,7 @@ def test_largest_bar_that_several_have_is_no_choice() -> None:
 
 def test_machine_that_can_spare_nothing_says_why() -> None:
     with pytest.raises(BenchError, match="no device that can be given to a guest") as caught:
-        chosen(device("256MiB", pick="largest-bar"), recorded("laptop"))
+        choose_function(device("256MiB", pick="largest-bar"), recorded("laptop"))
     assert caught.value.reason == "device-missing"
     assert "0000:02:00.0 (10de:1c8d, BAR 1 of 256MiB, driver nouveau): refused" in (
         caught.value.evidence
@@ -106,7 +106,7 @@ def test_machine_that_can_spare_nothing_says_why() -> None:
 
 def test_device_that_is_not_there_is_answered_with_what_is() -> None:
     with pytest.raises(BenchError, match=r"the machine has no device 0000:aa:00\.0") as caught:
-        chosen(device(address="0000:aa:00.0"), recorded("gpu-server"))
+        choose_function(device(address="0000:aa:00.0"), recorded("gpu-server"))
     assert caught.value.reason == "device-missing"
     first, second, *_ = caught.value.evidence.splitlines()
     assert first == "0000:39:00.0 (10de:2bb5, BAR 1 of 128GiB, driver nvidia): refused, in-use"
@@ -116,20 +116,20 @@ def test_device_that_is_not_there_is_answered_with_what_is() -> None:
 def test_machine_without_devices_says_so() -> None:
     empty = Survey((), {}, (), 0)
     with pytest.raises(BenchError) as caught:
-        chosen(device(id="10de:2bb5"), empty)
+        choose_function(device(id="10de:2bb5"), empty)
     assert caught.value.evidence == "no PCI function has a memory BAR of 1MiB or more"
 
 
 def test_refused_device_is_not_chosen() -> None:
     with pytest.raises(BenchError, match="cannot be given to a guest") as caught:
-        chosen(device(address=USED), recorded("gpu-server"))
+        choose_function(device(address=USED), recorded("gpu-server"))
     assert caught.value.reason == "device-refused"
     assert caught.value.evidence.startswith("in-use: /dev/nvidia0 of 0000:39:00.0")
 
 
 def test_bar_of_another_size_is_not_taken() -> None:
     with pytest.raises(BenchError, match=r"has no BAR of 32GiB, which is device\.bar") as caught:
-        chosen(device("32GiB", address=FREE), recorded("gpu-server"))
+        choose_function(device("32GiB", address=FREE), recorded("gpu-server"))
     assert caught.value.reason == "device-bar"
     assert "BAR 1: 128GiB at 0x384000000000 (64-bit, prefetchable)" in caught.value.evidence
     assert caught.value.hint == ""
@@ -141,7 +141,7 @@ def test_bar_that_could_be_larger_is_pointed_out() -> None:
         said["0000:07:00.0"]["boot_vga"] = 0
 
     with pytest.raises(BenchError, match="has no BAR of 16GiB") as caught:
-        chosen(device("16GiB", address="0000:07:00.0"), altered("workstation", free))
+        choose_function(device("16GiB", address="0000:07:00.0"), altered("workstation", free))
     assert "BAR 0 of 0000:07:00.0 has 256MiB and can have 16GiB" in caught.value.hint
 
 
@@ -306,26 +306,26 @@ def test_node_of_a_shared_group_is_said_once() -> None:
 
 def test_device_that_cannot_be_reset_is_noted() -> None:
     survey = recorded("unassigned")
-    [note] = notes(survey, survey.functions["0000:02:00.0"])
+    [note] = list_notes(survey, survey.functions["0000:02:00.0"])
     assert note.startswith("0000:02:00.0 has no way to be reset")
 
 
 def test_device_in_order_has_nothing_to_be_noted() -> None:
     survey = recorded("gpu-server")
-    assert notes(survey, survey.functions[FREE]) == ()
+    assert list_notes(survey, survey.functions[FREE]) == ()
 
 
 def test_processes_that_could_not_be_asked_are_noted() -> None:
     survey = recorded("gpu-server")
     blind = Survey(survey.iommus, survey.functions, survey.users, unread=12)
-    assert notes(blind, survey.functions[FREE]) == (
+    assert list_notes(blind, survey.functions[FREE]) == (
         "12 processes could not be asked what they have open: not root there?",
     )
 
 
 def test_bar_that_could_be_larger_is_noted() -> None:
     survey = recorded("workstation")
-    [note] = notes(survey, survey.functions["0000:07:00.0"])
+    [note] = list_notes(survey, survey.functions["0000:07:00.0"])
     assert "can have 16GiB (Resizable BAR, /sys/bus/pci/devices/0000:07:00.0/resource0" in note
 
 

@@ -15,7 +15,7 @@ from orchestrator.base.reasons import Reason
 from orchestrator.evidence.layout import TrialWriter
 from orchestrator.formats.units import GIB, MIB
 from orchestrator.machine.guest import workload
-from orchestrator.machine.guest.workload import costs_of, guest_boots, largest, maps, settle
+from orchestrator.machine.guest.workload import costs_of, guest_boots, largest, maps, settle_host
 from orchestrator.machine.host.device import BoundDevice
 from orchestrator.machine.host.host import Host
 from orchestrator.machine.tracing.mapagent import agent_request, gathered
@@ -247,7 +247,7 @@ def test_more_to_map_may_take_longer(shell: FakeShell, trial: TrialWriter) -> No
 
 
 def test_only_an_exact_host_settles(shell: FakeShell, trial: TrialWriter) -> None:
-    settle(host_of(shell, "tcg"), map_scenario("host.settle=300"), trial=trial,
+    settle_host(host_of(shell, "tcg"), map_scenario("host.settle=300"), trial=trial,
            progress=Progress())  # fmt: skip
     assert shell.ran == []
 
@@ -257,7 +257,7 @@ def test_housekeeping_of_an_exact_host_is_off_however_long_it_settles(
     shell: FakeShell, trial: TrialWriter, seconds: int
 ) -> None:
     chosen = map_scenario(f"host.settle={seconds}")
-    settle(host_of(shell), chosen, trial=trial, progress=Progress())
+    settle_host(host_of(shell), chosen, trial=trial, progress=Progress())
     written = [f"change: write {path} {v}" for path, v in workload._HOUSEKEEPING.items()]
     assert shell.ran == ["ls", *written, f"sleep {seconds}"]
 
@@ -266,7 +266,7 @@ def test_housekeeping_that_the_kernel_does_not_have_is_not_written(
     shell: FakeShell, trial: TrialWriter
 ) -> None:
     shell.there = ["/proc/sys/vm/stat_interval"]
-    settle(host_of(shell), map_scenario("host.settle=1"), trial=trial, progress=Progress())
+    settle_host(host_of(shell), map_scenario("host.settle=1"), trial=trial, progress=Progress())
     assert shell.ran == ["ls", "change: write /proc/sys/vm/stat_interval 86400", "sleep 1"]
 
 
@@ -279,14 +279,14 @@ def test_housekeeping_that_the_kernel_refuses_is_let_be(
         raise BenchError("Invalid argument", reason=Reason.SETTING_REFUSED)
 
     monkeypatch.setattr(host.change, "write", refuse)
-    settle(host, map_scenario("host.settle=1"), trial=trial, progress=Progress())
+    settle_host(host, map_scenario("host.settle=1"), trial=trial, progress=Progress())
     assert shell.ran == ["ls", "sleep 1"]
 
 
 def test_housekeeping_that_an_arm_sets_is_left_to_it(shell: FakeShell, trial: TrialWriter) -> None:
     path = "/proc/sys/vm/stat_interval"
     chosen = map_scenario(f'arms.candidate.sysfs={{"{path}" = 1}}')
-    settle(host_of(shell), chosen, trial=trial, progress=Progress())
+    settle_host(host_of(shell), chosen, trial=trial, progress=Progress())
     assert not [said for said in shell.ran if path in said]
     assert "change: write /proc/sys/kernel/watchdog 0" in shell.ran
 
