@@ -128,7 +128,7 @@ def recover(
     """Put a metal host back as it was before a killed run. It ends on its own kernel."""
     set_logging(verbose)
     from orchestrator.base.progress import Progress
-    from orchestrator.machine.metal.metal import recover_machine as recover_host
+    from orchestrator.machine.metal.leasing import recover_machine as recover_host
     from orchestrator.machine.runner.state import bench_state
 
     spec = _metal_host(host, ssh_config, deadline, wait)

@@ -24,7 +24,8 @@ from orchestrator.machine.transport.remote import (
     logged_in,
     resolve_address,
 )
-from orchestrator.machine.transport.shell import ConnectionLostError, Shell, end_clients
+from orchestrator.machine.transport.shell import ConnectionLostError, Shell
+from orchestrator.machine.transport.ssh_client import end_clients
 from tests.lab.sshd import SECONDS, USER, Server, free_port, server_in, serving
 
 pytestmark = pytest.mark.ssh

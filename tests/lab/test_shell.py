@@ -25,9 +25,8 @@ from orchestrator.machine.transport.shell import (
     ConnectionLostError,
     Shell,
     connected,
-    end_clients,
-    write_client_config,
 )
+from orchestrator.machine.transport.ssh_client import end_clients, write_client_config
 from orchestrator.run.doctor import diagnose
 from tests.lab.sshd import SECONDS, USER, Server, free_port, server_in, serving
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
-import shlex
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,13 +18,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
-from orchestrator.base import interrupts
 from orchestrator.base.cache import Cache
 from orchestrator.base.errors import ArmFailedError, BarometerError, BenchError, key_named
 from orchestrator.base.process import tail
 from orchestrator.base.progress import Progress
 from orchestrator.base.reasons import Reason
-from orchestrator.base.waiting import until
 from orchestrator.evidence.layout import TrialWriter
 from orchestrator.formats.kernelreports import BROKEN, reports_in
 from orchestrator.kernels.image.bundle import KernelBundle
@@ -36,11 +33,11 @@ from orchestrator.machine.host.kernelwatch import KernelWatch
 from orchestrator.machine.host.machine import Machine
 from orchestrator.machine.host.modules import prove_modules
 from orchestrator.machine.metal.boots import TRANSIENT, Boots, Running, running_on
-from orchestrator.machine.metal.consoles import console_command, followed
-from orchestrator.machine.metal.keeper import MACHINE, Image, Keeper, Lease, LeftError
+from orchestrator.machine.metal.consoles import followed
+from orchestrator.machine.metal.keeper import Image, Keeper
+from orchestrator.machine.metal.leasing import HeldMachine, restored_machine
 from orchestrator.machine.metal.passthrough import choose_function, hostdev, list_notes, surveyed
 from orchestrator.machine.metal.staging import (
-    STATE,
     Staged,
     check_drivers,
     check_room,
@@ -65,8 +62,6 @@ log = logging.getLogger("barometer.metal")
 _GUESTS = Deadlines(end=60.0)
 """`end` is libvirt's own limit (40 s, and more for each device) with a margin. The keeper has the
 guest in its journal and ends it if it takes longer."""
-_ANSWER_SECONDS = 10.0
-"""A machine whose port is open, but that sends no SSH banner within this time, is not up yet."""
 _ENDS_BY_ITSELF = ("panic=10", "rd.shell=0", "rd.emergency=reboot")
 """Command-line words by which a machine restarts itself into its default kernel. A kernel that
 panics first has ten seconds for its last messages. An initramfs that finds no root file system
@@ -77,10 +72,6 @@ _NOT_HANDED_ON = (
 """Words of the machine's own command line that the kernels under test do not get. With
 `crashkernel` the machine's kdump service may load a crash kernel, and a panic would boot that
 kernel instead of restarting the machine."""
-_LEFT = (Reason.NOT_PUT_BACK, Reason.WRONG_KERNEL, Reason.WRONG_IMAGE)
-"""Error reasons for which something is left on a machine, although it was reached and put back as
-far as it can be."""
-_TCG = "QEMU TCG CPU"
 
 
 class JournaledChanges:
@@ -103,19 +94,6 @@ class JournaledChanges:
         if new := [path for path in paths if path not in self._claimed]:
             self._keeper.claim(new)
             self._claimed |= {*new}
-
-
-def accel_of(shell: Shell) -> tuple[Accel, str]:
-    """Return the accelerator that a machine (which may be virtual) runs under, and how that is
-    known."""
-    said = shell.run(
-        "grep -m1 '^model name' /proc/cpuinfo; grep -m1 -ow hypervisor /proc/cpuinfo || :"
-    ).stdout
-    if _TCG in said:
-        return "tcg", f"its processor is a {_TCG}"
-    if "hypervisor" in said:
-        return "kvm", "its processor has a hypervisor"
-    return "none", "a real machine"
 
 
 @dataclass(frozen=True)
@@ -198,7 +176,12 @@ class MetalMachine(Machine):
     """A leased machine, and what the run has staged on it."""
 
     def __init__(
-        self, spec: MetalHost, device: HostDevice, held: Held, scratch: Path, progress: Progress
+        self,
+        spec: MetalHost,
+        device: HostDevice,
+        held: HeldMachine,
+        scratch: Path,
+        progress: Progress,
     ) -> None:
         """`scratch`: a private folder on the runner."""
         self.spec, self._device = spec, device
@@ -473,19 +456,6 @@ def _no_boot(kernel: KernelBundle, running: Running, words: str) -> ArmFailedErr
     )
 
 
-@dataclass(frozen=True)
-class Held:
-    """A machine under a lease that is kept alive."""
-
-    boots: Boots
-    lease: Lease
-    accel: tuple[Accel, str]
-    """Accelerator that the machine runs under, and how that is known."""
-    is_unfinished: bool
-    """True if an earlier run left changes on the machine, or left it running one of barometer's
-    kernels."""
-
-
 @contextmanager
 def leased_machine(
     spec: MetalHost, device: HostDevice, what: str, scratch: Path, progress: Progress
@@ -496,114 +466,13 @@ def leased_machine(
     Raises BenchError if somebody else holds the machine for longer than `host.wait`, or if it
     could not be put back.
     """
-    with _taken(spec, what, scratch, progress) as held:
+    with restored_machine(spec, what, scratch, progress) as held:
         machine = MetalMachine(spec, device, held, scratch, progress)
         try:
             _check_unprofiled(machine)
             yield machine
         finally:
             machine.give_back()
-
-
-@contextmanager
-def _taken(spec: MetalHost, what: str, scratch: Path, progress: Progress) -> Iterator[Held]:
-    """Hold a lease on the machine while the block runs. What an earlier run left changed is put
-    back first."""
-    with _held(spec, what, scratch, progress) as held:
-        if not held.is_unfinished:
-            yield held
-            return
-        progress.note(f"host: an earlier run left {spec.address} changed")
-        held.boots.put_back()
-    with _held(spec, what, scratch, progress) as held:
-        yield held
-
-
-def recover_machine(
-    spec: MetalHost,
-    scratch: Path,
-    progress: Progress,
-    *,
-    keep_kernel: bool = False,
-    power_cycle: bool = False,
-) -> bool:
-    """Put back what a killed run left; True if there was anything. With `keep_kernel` the kernel
-    that runs counts as the machine's own, unless barometer booted it. With `power_cycle` cut the
-    power of a machine that does not answer, although somebody else may be using it. Raises as
-    `leased_machine`, and LeftError if some things could not be put back; the error lists them."""
-    # the console is not needed here, and the killed run's command may still hold it
-    spec = spec.model_copy(update={"console": None})
-    with _held(spec, "recover", scratch, progress, power_cycle=power_cycle) as held:
-        try:
-            unreadable = held.boots.put_back(keep_kernel=keep_kernel)
-        except BenchError as exc:
-            if exc.reason not in _LEFT:
-                raise
-            raise LeftError(
-                exc.message, evidence=exc.evidence, hint=exc.hint, reason=exc.reason
-            ) from exc
-    if unreadable:
-        raise LeftError(
-            f"{spec.address} is put back, but for changes whose records cannot be read",
-            evidence="\n".join(map(str, unreadable)),
-            hint=f"put back by hand what these lines name; then remove {STATE}/set-aside there",
-            reason=Reason.UNREADABLE,
-        )
-    return held.is_unfinished
-
-
-@contextmanager
-def _held(
-    spec: MetalHost,
-    what: str,
-    scratch: Path,
-    progress: Progress,
-    *,
-    power_cycle: bool = False,
-) -> Iterator[Held]:
-    """Hold a lease on the machine while the block runs."""
-    endpoint = remote.resolve_address(spec.address, spec.ssh_config)
-    scratch.mkdir(mode=0o700, exist_ok=True)
-    with contextlib.ExitStack() as stack:
-        link, beat = (remote.Link(endpoint, patience=_ANSWER_SECONDS) for _ in range(2))
-        stack.callback(link.close)
-        stack.callback(beat.close)
-        keeper = Keeper(link.shell)
-        console = stack.enter_context(
-            console_command(spec.console, scratch / "console", progress.note)
-        )
-        boots = Boots(spec, endpoint, link, keeper, progress, console)
-
-        def acquire() -> tuple[tuple[Accel, str], bool] | None:
-            with progress.stage(f"host: reaching {endpoint}"):
-                running = boots.reach(power_cycle=power_cycle)
-            try:
-                accel = accel_of(link.shell())
-                is_unfinished = keeper.acquire(
-                    [MACHINE], what, ttl=spec.lease, wait=spec.wait, on_wait=progress.note
-                )
-                return accel, is_unfinished or bool(running.token)
-            except BenchError as exc:
-                if exc.reason not in TRANSIENT:
-                    raise
-                link.close()  # it goes down for a boot that somebody ordered
-                return None
-
-        accel, is_unfinished = until(
-            acquire, within=spec.deadline, every=1, reason=Reason.MACHINE_LOST,
-            waiting_for=f"lease of {endpoint}",
-        )  # fmt: skip
-        config = ["--ssh-config", str(spec.ssh_config)] if spec.ssh_config else []
-        stack.enter_context(
-            interrupts.duty(
-                f"{spec.address} is being put back",
-                f"barometer recover {shlex.join([spec.address, *config])}",
-            )
-        )
-        lease = stack.enter_context(
-            Lease(beat.shell, keeper.token, ttl=spec.lease, close=beat.close)
-        )
-        yield Held(boots, lease, accel, is_unfinished)
 
 
 def _check_unprofiled(machine: MetalMachine) -> None:

@@ -37,7 +37,8 @@ from orchestrator.machine.runner.state import BenchState, end_machines, qemu_pro
 from orchestrator.machine.runner.tsc import tsc_khz
 from orchestrator.machine.tracing.instructions import INSTRUCTIONS, INSTRUCTIONS_BYTES
 from orchestrator.machine.transport.keys import RunKeys, tar_of
-from orchestrator.machine.transport.shell import Shell, connected, write_client_config
+from orchestrator.machine.transport.shell import Shell, connected
+from orchestrator.machine.transport.ssh_client import write_client_config
 from orchestrator.machine.vm.domain import Disk, HostDomain, host_xml
 from orchestrator.machine.vm.hypervisor import Connection, Deadlines, Domain, over_ssh
 from orchestrator.scenario.machines import EmulatedDevice, NestedHost

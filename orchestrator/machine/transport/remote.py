@@ -24,7 +24,8 @@ from orchestrator.base.errors import BenchError, ScenarioError
 from orchestrator.base.process import drain, end_group, run, start_on_socket, tail
 from orchestrator.base.reasons import Reason
 from orchestrator.machine.transport.calls import in_time
-from orchestrator.machine.transport.shell import ALIVE_TRIES, Shell, close, write_client
+from orchestrator.machine.transport.shell import Shell, close
+from orchestrator.machine.transport.ssh_client import ALIVE_TRIES, write_client
 
 _SECONDS = 20
 _CONFIG_SECONDS = 60.0

@@ -24,7 +24,7 @@ from orchestrator.base.errors import BarometerError, BenchError, ScenarioError
 from orchestrator.base.reasons import Reason
 from orchestrator.machine.runner.state import end_machines
 from orchestrator.machine.transport.calls import Call
-from orchestrator.machine.transport.shell import end_clients
+from orchestrator.machine.transport.ssh_client import end_clients
 
 if os.environ["LIBVIRT_LOG_OUTPUTS"] == "4:file:/dev/null":  # loaded: the environment is as before
     del os.environ["LIBVIRT_LOG_OUTPUTS"]
@@ -423,7 +423,7 @@ def over_ssh(
     is_lost: Callable[[], bool] = lambda: False,
 ) -> Iterator[Connection]:
     """Connect to a host's libvirt through the host's SSH server, by a program that
-    `shell.write_client` made.
+    `ssh_client.write_client` made.
 
     `keep_alive`: send keepalive messages, to notice if the host is gone. `is_lost` is that of
     Connection.

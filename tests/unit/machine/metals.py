@@ -21,7 +21,8 @@ from orchestrator.base.reasons import Reason, find_reason
 from orchestrator.evidence.layout import TrialWriter
 from orchestrator.kernels.image.bundle import KernelBundle, release_in
 from orchestrator.machine.metal.boots import Boots
-from orchestrator.machine.metal.metal import MetalMachine, leased_machine, recover_machine
+from orchestrator.machine.metal.leasing import recover_machine
+from orchestrator.machine.metal.metal import MetalMachine, leased_machine
 from orchestrator.machine.transport.remote import Endpoint, Link
 from orchestrator.machine.transport.shell import (
     A_DAY,

@@ -21,7 +21,8 @@ from orchestrator.machine.host.host import explained_by_the_host
 from orchestrator.machine.metal import metal
 from orchestrator.machine.metal.boots import running_on
 from orchestrator.machine.metal.keeper import Keeper, LeftError
-from orchestrator.machine.metal.metal import accel_of, survey_metal
+from orchestrator.machine.metal.leasing import detect_accel
+from orchestrator.machine.metal.metal import survey_metal
 from orchestrator.machine.tracing.profiler import INSTANCE, TRACEFS
 from orchestrator.machine.transport.remote import Link
 from orchestrator.scenario.vocabulary import ArmName
@@ -816,7 +817,7 @@ def test_machine_is_put_back_if_the_changes_were_only_begun(
 )
 def test_machine_that_is_emulated_is_known(lab: Lab, cpuinfo: str, accel: str) -> None:
     lab.machine.made.file("/proc/cpuinfo", cpuinfo)
-    found, reason = accel_of(lab.machine.connect())
+    found, reason = detect_accel(lab.machine.connect())
     assert found == accel
     assert reason
 
