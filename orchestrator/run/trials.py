@@ -530,8 +530,11 @@ def _climb_stages(bench: Bench, planned: PlannedTrial, trial: TrialWriter) -> No
                 progress=progress,
             )  # fmt: skip
         else:
-            settle_host(host, scenario, trial=trial, progress=progress)
-            maps(host, devices[0], scenario, planned.passes, trial=trial, progress=progress)
+            settle_host(host, scenario.host, scenario.arms, trial=trial, progress=progress)
+            maps(
+                host, devices[0], scenario.map, scenario.points(), planned.passes, trial=trial,
+                progress=progress,
+            )  # fmt: skip
         host.check()
         if scenario.arms[planned.boots].is_set:
             with trial.stage("settings-again"):  # proves that nothing has changed them meanwhile
@@ -542,12 +545,12 @@ def _set(bench: Bench, arm: ArmName, host: Host, trial: TrialWriter) -> None:
     """Apply and prove the arm's settings, if either arm has any."""
     if any(bench.scenario.arms[name].is_set for name in ARMS):
         with bench.progress.stage("host: settings"), trial.stage("settings"):
-            write_settings(host.change, bench.scenario, arm)
+            write_settings(host.change, bench.scenario.arms[arm], arm)
             trial.record(arm_settings=_proven(bench, arm, host))
 
 
 def _proven(bench: Bench, arm: ArmName, host: Host) -> dict[str, Any]:
-    return prove_settings(host.shell, bench.prepared.kernels[arm], bench.scenario, arm)
+    return prove_settings(host.shell, bench.prepared.kernels[arm], bench.scenario.arms, arm)
 
 
 def _trial_facts(bench: Bench, planned: PlannedTrial) -> dict[str, Any]:

@@ -29,8 +29,7 @@ from orchestrator.machine.transport.keys import RunKeys
 from orchestrator.machine.transport.shell import Shell, connected
 from orchestrator.machine.vm.domain import Disk, GuestDomain, guest_xml
 from orchestrator.machine.vm.hypervisor import Connection
-from orchestrator.scenario.machines import Guest
-from orchestrator.scenario.model import Scenario
+from orchestrator.scenario.machines import Device, Guest
 
 _CRAWL, _SPEED_SECONDS = 0.1, 3.0
 """An exact host crawls if its clock advances by less than `_CRAWL` seconds in a second of the
@@ -62,7 +61,8 @@ def boot_guest(
     host: Host,
     libvirt: Connection,
     devices: Sequence[BoundDevice],
-    scenario: Scenario,
+    guest: Guest,
+    spec: Device,
     *,
     index: int,
     traced: bool,
@@ -76,8 +76,6 @@ def boot_guest(
     Raises ArmFailedError if the guest panics, hangs, ends or cannot be reached: the host's kernel
     is proven by then, so it may be the cause.
     """
-    guest = scenario.guest
-    assert guest is not None  # scenarios with guest boots must have one
     folder = trial.guest(index)
     folder.mkdir()
     name = f"barometer-guest-{index}"
@@ -92,12 +90,12 @@ def boot_guest(
         with has_form("the watch agent's ports", detail):
             ports = {name: int(port) for name, port in json.loads(detail).items()}
             console_port, ssh_port = ports["console"], ports["ssh"]
-        spec = GuestDomain(
+        domain_spec = GuestDomain(
             name=name, uuid=str(uuid.uuid4()), kvm=host.kvm,
             memory=guest.memory, cpus=guest.cpus,
             **_boots_from(host, guest),
             console_port=console_port, ssh_port=ssh_port,
-            devices=tuple(device.address for device in devices), mmap=scenario.device.mmap,
+            devices=tuple(device.address for device in devices), mmap=spec.mmap,
             firmware=guest.firmware, backing=guest.backing, viommu=guest.viommu,
             phys_bits=guest.phys_bits, iommufd=guest.backend == "iommufd",
             pinned=_pinned(host, guest),
@@ -106,12 +104,12 @@ def boot_guest(
             trace_events=(_END_EVENT, *(_BOOT_EVENTS if traced else ())),
             trace_log=MARKER if traced else "",
         )  # fmt: skip
-        xml = guest_xml(spec)
+        xml = guest_xml(domain_spec)
         (folder / "domain.xml").write_text(xml)
-        host.change.guest(spec.uuid)
+        host.change.guest(domain_spec.uuid)
         try:
             with libvirt.running(xml) as domain:
-                limits = Limits(host, watched, scenario.device.bar * scenario.device.count)
+                limits = Limits(host, watched, spec.bar * spec.count)
                 with _crawling_is_the_benchs(host):
                     with progress.stage(f"{name}: boot"):
                         wait_for(limits, "mark", f"boot mark on the {name}'s console", progress)

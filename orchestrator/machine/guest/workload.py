@@ -20,7 +20,10 @@ from orchestrator.machine.tracing.instructions import logged_instructions
 from orchestrator.machine.tracing.mapagent import agent_request, gathered
 from orchestrator.machine.tracing.probes import FAULT, armed_tracer
 from orchestrator.machine.transport.keys import RunKeys
+from orchestrator.scenario.machines import Host as HostSpec
+from orchestrator.scenario.map_workload import Map
 from orchestrator.scenario.model import Scenario
+from orchestrator.scenario.trials import Arms
 from orchestrator.scenario.vocabulary import ARMS, Pass, Point
 
 _HOUSEKEEPING = {
@@ -56,7 +59,7 @@ def guest_boots(
             versions = connection.version()
             trial.record(host_versions=versions)
         with libvirt:
-            settle_host(host, scenario, trial=trial, progress=progress)
+            settle_host(host, scenario.host, scenario.arms, trial=trial, progress=progress)
             for index, which in enumerate(boots):
                 trial.manifest["guests"].append(
                     {"index": index, "pass": which, "memory": scenario.guest.memory}
@@ -72,11 +75,14 @@ def guest_boots(
                             )
                         )  # fmt: skip
                     boot_guest(
-                        host, connection, devices, scenario, index=index,
+                        host, connection, devices, scenario.guest, scenario.device, index=index,
                         traced=which == "timing", keys=keys, trial=trial, progress=progress,
                     )  # fmt: skip
     if "counts" in passes:
-        maps(host, devices[0], scenario, ["counts"], trial=trial, progress=progress)
+        maps(
+            host, devices[0], scenario.map, scenario.points(), ["counts"], trial=trial,
+            progress=progress,
+        )  # fmt: skip
 
 
 def _large_leaves(host: Host, versions: dict[str, str]) -> bool:
@@ -91,50 +97,51 @@ def _large_leaves(host: Host, versions: dict[str, str]) -> bool:
     return (major, minor) >= (9, 2) and on and said[1:2] not in ([], ["0"])
 
 
-def settle_host(host: Host, scenario: Scenario, *, trial: TrialWriter, progress: Progress) -> None:
+def settle_host(
+    host: Host, spec: HostSpec, arms: Arms, *, trial: TrialWriter, progress: Progress
+) -> None:
     """Wait until an exact host is idle: the rest of its boot would share the only CPU with the
     workload."""
     if host.accel == "exact":
         with progress.stage("host: settle"), trial.stage("settle"):
-            arms = {path for arm in ARMS for path in scenario.arms[arm].sysfs}
-            there = host.shell.run(["ls", *_HOUSEKEEPING], check=False).stdout.split()
-            for path in there:
-                if path not in arms:
+            assert spec.kind == "nested"  # no other host is exact
+            set_by_arms = {path for arm in ARMS for path in arms[arm].sysfs}
+            present = host.shell.run(["ls", *_HOUSEKEEPING], check=False).stdout.split()
+            for path in present:
+                if path not in set_by_arms:
                     with contextlib.suppress(BenchError):  # no harm if the kernel refuses
                         host.change.write(path, _HOUSEKEEPING[path])
-            host.shell.run(
-                f"sleep {scenario.nested.settle}", timeout=600, doing="letting the host settle"
-            )
+            host.shell.run(f"sleep {spec.settle}", timeout=600, doing="letting the host settle")
 
 
 def maps(
     host: Host,
     device: BoundDevice,
-    scenario: Scenario,
+    spec: Map,
+    points: Sequence[Point],
     passes: Sequence[Pass],
     *,
     trial: TrialWriter,
     progress: Progress,
 ) -> None:
-    """Map and unmap the BAR from the host's user space, at every point of the scenario. Write the
-    map agent's answers to map.json, by pass. Raises EvidenceError if a map is refused."""
-    points = scenario.points()
+    """Map and unmap the BAR from the host's user space, at every point. Write the map agent's
+    answers to map.json, by pass. Raises EvidenceError if a map is refused."""
     few = largest(points)[:1]
     answers: dict[str, Any] = {}
     for which in passes:
         with progress.stage(f"maps, {which} pass"), trial.stage(f"map-{which}"):
             if which == "plain":
-                answers[which] = _ask(host, device, scenario, points, scenario.map.repeats)
+                answers[which] = _ask(host, device, spec, points, spec.repeats)
             elif which == "counts":
                 with armed_tracer(host, "counts", "counts", device.bar_bytes, trial) as hists:
-                    answers[which] = _ask(host, device, scenario, points, 1, snapshots=hists)
+                    answers[which] = _ask(host, device, spec, points, 1, snapshots=hists)
             elif which == "timing":
                 with armed_tracer(host, "timing", "map", few[0].size, trial):
-                    answers[which] = _ask(host, device, scenario, few, 1)
+                    answers[which] = _ask(host, device, spec, few, 1)
             else:
-                whole = next(iter(answers.values()), None) or _ask(host, device, scenario, few, 1)
+                whole = next(iter(answers.values()), None) or _ask(host, device, spec, few, 1)
                 logged_instructions(
-                    host, device, scenario, costs_of(whole, device.bar_bytes), trial=trial,
+                    host, device, spec, costs_of(whole, device.bar_bytes), trial=trial,
                     progress=progress,
                 )  # fmt: skip
         write_json(trial.path / "map.json", {"passes": answers})
@@ -159,13 +166,13 @@ def largest(points: Sequence[Point]) -> list[Point]:
 def _ask(
     host: Host,
     device: BoundDevice,
-    scenario: Scenario,
+    spec: Map,
     points: Sequence[Point],
     repeats: int,
     **more: Any,
 ) -> Any:
     gib = sum(p.size for p in points) * repeats / GIB
-    request = agent_request(scenario, points, repeats, **more)
+    request = agent_request(spec, points, repeats, exact=host.accel == "exact", **more)
     done = host.shell.run(
         host.agent("map", device.address), stdin=json.dumps(request).encode() + b"\n", check=False,
         doing="mapping the BAR", timeout=180 + 90 * gib, limit=TRACE_BYTES,

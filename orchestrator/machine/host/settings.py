@@ -14,7 +14,6 @@ from orchestrator.kernels.image.bundle import KernelBundle
 from orchestrator.kernels.module.parameters import parameters_of
 from orchestrator.machine.host.changes import ChangeLog
 from orchestrator.machine.transport.shell import ConnectionLostError, Shell
-from orchestrator.scenario.model import Scenario
 from orchestrator.scenario.trials import Arm, Arms
 from orchestrator.scenario.vocabulary import ArmName
 
@@ -25,10 +24,10 @@ _BOOLS = {"y": "1", "yes": "1", "on": "1", "true": "1", "n": "0", "no": "0", "of
 _NUMBER = re.compile(r"([+-]?)(0x[0-9a-f]+|[0-9]+)")
 
 
-def write_settings(change: ChangeLog, scenario: Scenario, name: ArmName) -> None:
+def write_settings(change: ChangeLog, arm: Arm, name: ArmName) -> None:
     """Write the arm's files under /sys and /proc/sys, in order. Raises BenchError if the kernel
     refuses a value."""
-    for path, value in scenario.arms[name].sysfs.items():
+    for path, value in arm.sysfs.items():
         try:
             change.write(path, value)
         except ConnectionLostError:
@@ -38,7 +37,7 @@ def write_settings(change: ChangeLog, scenario: Scenario, name: ArmName) -> None
 
 
 def prove_settings(
-    shell: Shell, kernel: KernelBundle, scenario: Scenario, name: ArmName
+    shell: Shell, kernel: KernelBundle, arms: Arms, name: ArmName
 ) -> dict[str, Any]:
     """Read back all settings of the arm. Settings that only the other arm has are read, too, so
     that the difference is known.
@@ -50,7 +49,7 @@ def prove_settings(
 
     Raises BenchError if a setting is not as the arm requests it.
     """
-    arm, other = scenario.arms[name], _other(scenario.arms, name)
+    arm, other = arms[name], _other(arms, name)
     settings: dict[str, Any] = {"cmdline": _cmdline(shell, name, arm)}
     settings["parameters"] = {
         parameter: {"asked": value, "found": _parameter(shell, kernel, name, parameter, value)}

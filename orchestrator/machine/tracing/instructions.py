@@ -35,7 +35,7 @@ from orchestrator.machine.host.host import Host
 from orchestrator.machine.tracing.mapagent import request_of, understood
 from orchestrator.machine.transport.answers import has_form
 from orchestrator.machine.transport.shell import ConnectionLostError, Dialogue
-from orchestrator.scenario.model import Scenario
+from orchestrator.scenario.map_workload import Map
 
 ENTRY_FUNCTIONS = {"type1": "vfio_iommu_type1_ioctl", "iommufd": "iommufd_fops_ioctl"}
 """Kernel function that handles the ioctls of each backend."""
@@ -123,7 +123,7 @@ def addresses(log: Path) -> array[int]:
 def logged_instructions(
     host: Host,
     device: BoundDevice,
-    scenario: Scenario,
+    spec: Map,
     costs: dict[str, float],
     *,
     trial: TrialWriter,
@@ -134,11 +134,11 @@ def logged_instructions(
     host/profile-*.folded."""
     wanted = wanted_logs(device.bar_bytes, costs)
     logs: list[array[int]] = []
-    for log in _logs(host, device, scenario, wanted):
+    for log in _logs(host, device, spec, wanted):
         logs.append(log)
         progress.detail(f"{len(logs)} of {len(wanted)} instruction logs")
     names = _named(host, {address for log in logs for address in log})
-    entry = ENTRY_FUNCTIONS[scenario.map.backend]
+    entry = ENTRY_FUNCTIONS[spec.backend]
     found = []
     for item, log in zip(wanted, logs, strict=True):
         result = folded((names[address] for address in log), entry)
@@ -179,14 +179,14 @@ def wanted_logs(bar: int, costs: dict[str, float]) -> list[Wanted]:
 
 
 def _logs(
-    host: Host, device: BoundDevice, scenario: Scenario, wanted: Sequence[Wanted]
+    host: Host, device: BoundDevice, spec: Map, wanted: Sequence[Wanted]
 ) -> Iterator[array[int]]:
     """Yield the addresses of the instructions of each wanted operation, in order."""
     points = [
         {"name": str(i), "size": w.bytes, "alignment": GIB, "states": [w.state]}
         for i, w in enumerate(wanted)
     ]
-    request = request_of(scenario, points, 1, within=True, step=True)
+    request = request_of(spec, points, 1, exact=host.accel == "exact", within=True, step=True)
     log = host.scratch / INSTRUCTIONS
     item: Wanted | None = None
     states: Iterator[str] = iter(())

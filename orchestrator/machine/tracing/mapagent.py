@@ -10,7 +10,7 @@ from orchestrator.base.errors import BenchError, EvidenceError
 from orchestrator.base.reasons import Reason
 from orchestrator.formats.abi import LEAVES
 from orchestrator.machine.transport.answers import has_form
-from orchestrator.scenario.model import Scenario
+from orchestrator.scenario.map_workload import Map
 from orchestrator.scenario.vocabulary import Point
 
 REST_SECONDS = 1.0
@@ -19,13 +19,13 @@ time: an exact host skips the time in which it idles."""
 
 
 def agent_request(
-    scenario: Scenario, points: Sequence[Point], repeats: int, **more: Any
+    spec: Map, points: Sequence[Point], repeats: int, *, exact: bool, **more: Any
 ) -> dict[str, Any]:
     """Build map.py's request, with one entry for each size and alignment that has all its
-    states."""
-    asked: dict[tuple[str, str], dict[str, Any]] = {}
+    states. `exact`: the agent runs on an exact host."""
+    entries: dict[tuple[str, str], dict[str, Any]] = {}
     for point in points:
-        entry = asked.setdefault(
+        entry = entries.setdefault(
             (point.spelled, point.alignment),
             {"name": f"{point.spelled}/{point.alignment}",
              "size": "full" if point.spelled == "full" else point.size,
@@ -33,17 +33,17 @@ def agent_request(
              "states": []},
         )  # fmt: skip
         entry["states"].append(point.state)
-    return request_of(scenario, list(asked.values()), repeats, **more)
+    return request_of(spec, list(entries.values()), repeats, exact=exact, **more)
 
 
 def request_of(
-    scenario: Scenario, points: Sequence[dict[str, Any]], repeats: int, **more: Any
+    spec: Map, points: Sequence[dict[str, Any]], repeats: int, *, exact: bool, **more: Any
 ) -> dict[str, Any]:
     """Build map.py's request from points in map.py's form."""
-    return {"backend": scenario.map.backend, "thp": scenario.map.thp, "repeats": repeats,
+    return {"backend": spec.backend, "thp": spec.thp, "repeats": repeats,
             "points": points, "snapshots": {},
-            "rest": REST_SECONDS if scenario.host.exact else 0.0,
-            "realtime": scenario.host.exact, **more}  # fmt: skip
+            "rest": REST_SECONDS if exact else 0.0,
+            "realtime": exact, **more}  # fmt: skip
 
 
 def understood(line: str) -> tuple[str, Any]:

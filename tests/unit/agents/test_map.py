@@ -293,7 +293,7 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fixture:
 def asked(*overrides: str, repeats: int = 1, **more: Any) -> dict[str, Any]:
     chosen = map_scenario("device.bar=64MiB", "host.accel=tcg", 'trace.passes=["plain"]',
                           *overrides)  # fmt: skip
-    return agent_request(chosen, chosen.points(), repeats, **more)
+    return agent_request(chosen.map, chosen.points(), repeats, exact=False, **more)
 
 
 def test_answer_is_what_the_analysis_reads(fake: Fixture, capsys: Said) -> None:

@@ -291,11 +291,15 @@ def profiled(qemu: FakeAgent, tmp_path: Path, **costs: float) -> TrialWriter:
     """Return the trial after a profile pass of a 1 GiB BAR."""
     trial = TrialWriter(tmp_path / "trials/0001-baseline", {})
     host = SimpleNamespace(
-        shell=qemu, monitor=qemu.monitor, scratch=tmp_path, agent=lambda *words: [*words]
+        shell=qemu,
+        monitor=qemu.monitor,
+        accel="exact",
+        scratch=tmp_path,
+        agent=lambda *words: [*words],
     )
     device = SimpleNamespace(address="0000:01:00.0", bar_bytes=GIB)
     logged_instructions(
-        cast(Host, host), cast(BoundDevice, device), map_scenario("device.bar=1GiB"), costs,
+        cast(Host, host), cast(BoundDevice, device), map_scenario().map, costs,
         trial=trial, progress=Progress(),
     )  # fmt: skip
     return trial

@@ -51,8 +51,8 @@ class Host:
         text = MINIMAL + f"{settings}\n"
         scenario, _ = parse_scenario(text, "x")
         shell = HostShell(self.root)
-        write_settings(DirectChanges(shell), scenario, arm)
-        return prove_settings(shell, self.kernel, scenario, arm)
+        write_settings(DirectChanges(shell), scenario.arms[arm], arm)
+        return prove_settings(shell, self.kernel, scenario.arms, arm)
 
     def refused(self, settings: str) -> BenchError:
         with pytest.raises(BenchError) as caught:
@@ -178,9 +178,9 @@ def test_value_that_the_kernel_does_not_take_is_refused(host: Host) -> None:
 def test_files_are_written_as_changes_of_the_host() -> None:
     log: list[str] = []
     chosen = scenario(f'arms.candidate.sysfs={{"{THP}" = "never", "/proc/sys/vm/swappiness" = 0}}')
-    write_settings(Recorded(log), chosen, "baseline")
+    write_settings(Recorded(log), chosen.arms.baseline, "baseline")
     assert log == []
-    write_settings(Recorded(log), chosen, "candidate")
+    write_settings(Recorded(log), chosen.arms.candidate, "candidate")
     assert log == [f"change: write {THP} never", "change: write /proc/sys/vm/swappiness 0"]
 
 
@@ -196,8 +196,9 @@ def test_lost_connection_is_not_taken_for_a_refusal(failed: BenchError, reason: 
         def write(self, path: str, value: str) -> None:
             raise failed
 
+    arm = scenario(f'arms.candidate.sysfs={{"{THP}" = 1}}').arms.candidate
     with pytest.raises(BenchError) as caught:
-        write_settings(Failing([]), scenario(f'arms.candidate.sysfs={{"{THP}" = 1}}'), "candidate")
+        write_settings(Failing([]), arm, "candidate")
     assert caught.value.reason == reason
     assert failed.message in (caught.value.message, caught.value.evidence.removeprefix(f"{THP}: "))
 

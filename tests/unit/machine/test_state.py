@@ -299,7 +299,8 @@ def test_run_in_another_pid_namespace_is_left_alone_alive_and_killed(tmp_path: P
 
 def test_clean_in_another_pid_namespace_leaves_what_runs_here(tmp_path: Path) -> None:
     program = (
-        "from pathlib import Path; from orchestrator.machine.runner.state import clean_killed_runs\n"
+        "from pathlib import Path\n"
+        "from orchestrator.machine.runner.state import clean_killed_runs\n"
         f"print(*clean_killed_runs(Path({str(tmp_path)!r})), sep='\\n')\n"
     )
 

@@ -41,7 +41,9 @@ def spoken(answered: dict[str, Any]) -> list[str]:
 def test_request_has_the_states_of_a_place_together() -> None:
     chosen = map_scenario(*MANY, "map.thp=disable", "map.backend=iommufd",
                           'trace.passes=["plain"]')  # fmt: skip
-    request = agent_request(chosen, chosen.points(), 7, snapshots={"lookup": "/x"})
+    request = agent_request(
+        chosen.map, chosen.points(), 7, exact=False, snapshots={"lookup": "/x"}
+    )
     assert request["points"] == [
         {"name": "1GiB/1GiB", "size": GIB, "alignment": GIB, "states": ["cold", "warm"]},
         {"name": "full/1GiB", "size": "full", "alignment": GIB, "states": ["cold", "warm"]},
@@ -53,12 +55,13 @@ def test_request_has_the_states_of_a_place_together() -> None:
     json.dumps(request)
 
 
-@pytest.mark.parametrize(
-    ("accel", "rest"), [("auto", 0.0), ("kvm", 0.0), ("tcg", 0.0), ("exact", 1.0)]
-)
-def test_only_an_exact_host_is_waited_for_and_left_alone(accel: str, rest: float) -> None:
-    chosen = map_scenario(f"host.accel={accel}")
-    request = agent_request(chosen, chosen.points(), 1)
+@pytest.mark.parametrize(("accel", "rest"), [("kvm", 0.0), ("tcg", 0.0), ("exact", 1.0)])
+def test_only_an_exact_host_is_waited_for_and_left_alone(
+    shell: FakeShell, accel: str, rest: float
+) -> None:
+    chosen = map_scenario()
+    workload._ask(host_of(shell, accel), DEVICE, chosen.map, chosen.points(), 1)
+    [request] = shell.asked
     assert (request["rest"], request["realtime"]) == (rest, rest > 0)
 
 
@@ -163,7 +166,15 @@ def mapped(
     shell: FakeShell, trial: TrialWriter, passes: list[Pass], *overrides: str
 ) -> dict[str, Any]:
     chosen = map_scenario(*overrides)
-    maps(host_of(shell), DEVICE, chosen, passes, trial=trial, progress=Progress())
+    maps(
+        host_of(shell),
+        DEVICE,
+        chosen.map,
+        chosen.points(),
+        passes,
+        trial=trial,
+        progress=Progress(),
+    )
     found: dict[str, Any] = json.loads((trial.path / "map.json").read_text())["passes"]
     return found
 
@@ -247,8 +258,8 @@ def test_more_to_map_may_take_longer(shell: FakeShell, trial: TrialWriter) -> No
 
 
 def test_only_an_exact_host_settles(shell: FakeShell, trial: TrialWriter) -> None:
-    settle_host(host_of(shell, "tcg"), map_scenario("host.settle=300"), trial=trial,
-           progress=Progress())  # fmt: skip
+    chosen = map_scenario("host.settle=300")
+    settle_host(host_of(shell, "tcg"), chosen.host, chosen.arms, trial=trial, progress=Progress())
     assert shell.ran == []
 
 
@@ -257,7 +268,7 @@ def test_housekeeping_of_an_exact_host_is_off_however_long_it_settles(
     shell: FakeShell, trial: TrialWriter, seconds: int
 ) -> None:
     chosen = map_scenario(f"host.settle={seconds}")
-    settle_host(host_of(shell), chosen, trial=trial, progress=Progress())
+    settle_host(host_of(shell), chosen.host, chosen.arms, trial=trial, progress=Progress())
     written = [f"change: write {path} {v}" for path, v in workload._HOUSEKEEPING.items()]
     assert shell.ran == ["ls", *written, f"sleep {seconds}"]
 
@@ -266,7 +277,8 @@ def test_housekeeping_that_the_kernel_does_not_have_is_not_written(
     shell: FakeShell, trial: TrialWriter
 ) -> None:
     shell.there = ["/proc/sys/vm/stat_interval"]
-    settle_host(host_of(shell), map_scenario("host.settle=1"), trial=trial, progress=Progress())
+    chosen = map_scenario("host.settle=1")
+    settle_host(host_of(shell), chosen.host, chosen.arms, trial=trial, progress=Progress())
     assert shell.ran == ["ls", "change: write /proc/sys/vm/stat_interval 86400", "sleep 1"]
 
 
@@ -279,14 +291,15 @@ def test_housekeeping_that_the_kernel_refuses_is_let_be(
         raise BenchError("Invalid argument", reason=Reason.SETTING_REFUSED)
 
     monkeypatch.setattr(host.change, "write", refuse)
-    settle_host(host, map_scenario("host.settle=1"), trial=trial, progress=Progress())
+    chosen = map_scenario("host.settle=1")
+    settle_host(host, chosen.host, chosen.arms, trial=trial, progress=Progress())
     assert shell.ran == ["ls", "sleep 1"]
 
 
 def test_housekeeping_that_an_arm_sets_is_left_to_it(shell: FakeShell, trial: TrialWriter) -> None:
     path = "/proc/sys/vm/stat_interval"
     chosen = map_scenario(f'arms.candidate.sysfs={{"{path}" = 1}}')
-    settle_host(host_of(shell), chosen, trial=trial, progress=Progress())
+    settle_host(host_of(shell), chosen.host, chosen.arms, trial=trial, progress=Progress())
     assert not [said for said in shell.ran if path in said]
     assert "change: write /proc/sys/kernel/watchdog 0" in shell.ran
 
@@ -301,7 +314,9 @@ def booted(
         workload, "boot_guest",
         lambda *a, index, traced, **k: done.append(f"boot {index}{' traced' * traced}"),
     )  # fmt: skip
-    monkeypatch.setattr(workload, "maps", lambda h, d, s, which, **k: done.append(f"map {which}"))
+    monkeypatch.setattr(
+        workload, "maps", lambda h, d, s, p, which, **k: done.append(f"map {which}")
+    )
     host = host_of(FakeShell(), "tcg")
 
     @contextlib.contextmanager
@@ -385,12 +400,17 @@ def test_host_that_broke_while_it_was_mapped_is_the_arms(
         raise ArmFailedError("oops", reason=Reason.HOST_PANIC)
 
     monkeypatch.setattr(host, "check", broken)
+    chosen = map_scenario()
     with pytest.raises(ArmFailedError):
-        maps(host, DEVICE, map_scenario(), ["plain"], trial=trial, progress=Progress())
+        maps(
+            host, DEVICE, chosen.map, chosen.points(), ["plain"], trial=trial, progress=Progress()
+        )
     assert [s["outcome"] for s in trial.manifest["stages"]] == ["host-panic"]
 
 
 def test_bar_that_is_smaller_than_a_gibibyte_is_asked_for_in_bytes() -> None:
     chosen = map_scenario("device.bar=512MiB", 'map.sizes=["256MiB", "512MiB"]')
-    sizes = [p["size"] for p in agent_request(chosen, chosen.points(), 1)["points"]]
+    sizes = [
+        p["size"] for p in agent_request(chosen.map, chosen.points(), 1, exact=False)["points"]
+    ]
     assert sizes == [256 * MIB, 512 * MIB]
