@@ -36,7 +36,7 @@ from orchestrator.machine.metal.staging import STATE
 from orchestrator.machine.tracing import profiler
 from orchestrator.machine.tracing.probes import FAULT
 from orchestrator.machine.transport import remote
-from orchestrator.machine.transport.answers import has_form
+from orchestrator.machine.transport.answers import parsing
 from orchestrator.machine.transport.local import LocalShell
 from orchestrator.machine.transport.shell import Commands
 from orchestrator.machine.vm import hypervisor
@@ -233,9 +233,9 @@ def _read_facts(
     qemu = _VERSION.search(version)
     symbols = shell.run(f"grep -cw {FAULT} /proc/kallsyms", check=False).stdout.strip()
     kvm = shell.run(["test", "-d", f"{profiler.TRACEFS}/events/kvm"], check=False).code == 0
-    parts, bars = profiler.takes_return_arguments(shell), _list_bars(shell, definition.devices)
+    parts, bars = profiler.can_take_return_arguments(shell), _list_bars(shell, definition.devices)
     versions = connection.version()
-    with has_form("the host's facts", answer):
+    with parsing("the host's facts", answer):
         release = settings.pop("release")
         return DomainFacts(
             schema_version=1, barometer=__version__, domain=request.domain,

@@ -36,8 +36,8 @@ from orchestrator.evidence.layout import RunDir, TrialDir, TrialWriter, write_js
 from orchestrator.evidence.manifest import Ended
 from orchestrator.formats.kernelreports import BROKEN, STALLS, KernelReport
 from orchestrator.formats.units import GIB
-from orchestrator.machine.guest.workload import guest_boots, maps, settle_host
-from orchestrator.machine.host.device import host_facts
+from orchestrator.machine.guest.workload import run_guest_boots, run_maps, settle_host
+from orchestrator.machine.host.device import read_host_facts
 from orchestrator.machine.host.host import Host, explained_by_the_host
 from orchestrator.machine.host.machine import Machine
 from orchestrator.machine.host.settings import prove_settings, write_settings
@@ -521,17 +521,17 @@ def _climb_stages(bench: Bench, planned: PlannedTrial, trial: TrialWriter) -> No
         _set(bench, planned.boots, host, trial)
         with progress.stage("host: device"), trial.stage("device"):
             devices = ladder.enter_context(bench.hosts.bind_devices(host, trial))
-            write_json(trial.host / "facts.json", host_facts(host, devices))
+            write_json(trial.host / "facts.json", read_host_facts(host, devices))
             if scenario.workload == "guest-boot":
                 trial.record(guest_accel="kvm" if host.kvm else "tcg")
         if boots_guests:
-            guest_boots(
+            run_guest_boots(
                 host, devices, scenario, planned.passes, keys=RunKeys.make(), trial=trial,
                 progress=progress,
             )  # fmt: skip
         else:
             settle_host(host, scenario.host, scenario.arms, trial=trial, progress=progress)
-            maps(
+            run_maps(
                 host, devices[0], scenario.map, scenario.points(), planned.passes, trial=trial,
                 progress=progress,
             )  # fmt: skip

@@ -19,7 +19,7 @@ import pytest
 from orchestrator.base.bounded import ANSWER_BYTES, STREAM_LINE_BYTES
 from orchestrator.base.cache import Cache
 from orchestrator.base.errors import ArmFailedError, BenchError
-from orchestrator.machine.metal.passthrough import surveyed
+from orchestrator.machine.metal.passthrough import survey_devices
 from orchestrator.machine.transport.keys import KeyPair
 from orchestrator.machine.transport.shell import (
     ConnectionLostError,
@@ -511,7 +511,7 @@ def test_real_ssh_program_does_not_ask_for_a_password(sshd: Server, tmp_path: Pa
 
 
 def test_machine_is_surveyed(shell: Shell) -> None:
-    survey = surveyed(shell)
+    survey = survey_devices(shell)
     there = Path("/sys/bus/pci/devices")
     assert sorted(survey.functions) == sorted(at.name for at in there.glob("*"))
 

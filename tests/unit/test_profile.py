@@ -214,7 +214,7 @@ def test_a_guest_that_does_not_reboot_is_said(host: Host, monkeypatch: pytest.Mo
 def test_older_kernels_are_traced_without_parts(
     host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(profiler, "takes_return_arguments", lambda _shell: False)
+    monkeypatch.setattr(profiler, "can_take_return_arguments", lambda _shell: False)
     assert not recorded(host).parts
     assert "baroprofile/imap_in" not in host.spec.enable
 

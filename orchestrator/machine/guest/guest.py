@@ -24,7 +24,7 @@ from orchestrator.machine.host.device import LIST_DEVICES, BoundDevice
 from orchestrator.machine.host.host import RUN_AGAIN, Host
 from orchestrator.machine.runner.cpio import pack_files
 from orchestrator.machine.tracing.probes import MARKER
-from orchestrator.machine.transport.answers import has_form
+from orchestrator.machine.transport.answers import parsing
 from orchestrator.machine.transport.keys import RunKeys
 from orchestrator.machine.transport.shell import Shell, connected
 from orchestrator.machine.vm.domain import Disk, GuestDomain, guest_xml
@@ -81,24 +81,24 @@ def boot_guest(
     name = f"barometer-guest-{index}"
     host.change.files(_qemu_log(name))
     with (
-        _reserved(host, guest),
+        _reserved_huge_pages(host, guest),
         watching(host, name, folder, token=keys.guest_token, traced=traced) as watched,
     ):
         detail = until(
             lambda: watched.event("ports"), within=60, waiting_for="watch agent on the host"
         )
-        with has_form("the watch agent's ports", detail):
+        with parsing("the watch agent's ports", detail):
             ports = {name: int(port) for name, port in json.loads(detail).items()}
             console_port, ssh_port = ports["console"], ports["ssh"]
         domain_spec = GuestDomain(
             name=name, uuid=str(uuid.uuid4()), kvm=host.kvm,
             memory=guest.memory, cpus=guest.cpus,
-            **_boots_from(host, guest),
+            **_find_boot_source(host, guest),
             console_port=console_port, ssh_port=ssh_port,
             devices=tuple(device.address for device in devices), mmap=spec.mmap,
             firmware=guest.firmware, backing=guest.backing, viommu=guest.viommu,
             phys_bits=guest.phys_bits, iommufd=guest.backend == "iommufd",
-            pinned=_pinned(host, guest),
+            pinned=_choose_pinning(host, guest),
             unconfined=() if host.is_ours else libvirt.security_models(),
             # written to the trace itself, so that each gets a time of the trace clock
             trace_events=(_END_EVENT, *(_BOOT_EVENTS if traced else ())),
@@ -110,7 +110,7 @@ def boot_guest(
         try:
             with libvirt.running(xml) as domain:
                 limits = Limits(host, watched, spec.bar * spec.count)
-                with _crawling_is_the_benchs(host):
+                with _blaming_a_crawl(host):
                     with progress.stage(f"{name}: boot"):
                         wait_for(limits, "mark", f"boot mark on the {name}'s console", progress)
                     (folder / "domain.xml").write_text(domain.xml() or xml)
@@ -125,14 +125,14 @@ def boot_guest(
 
 
 @contextmanager
-def _crawling_is_the_benchs(host: Host) -> Iterator[None]:
+def _blaming_a_crawl(host: Host) -> Iterator[None]:
     """Raise BenchError in place of the block's ArmFailedError if an exact host crawls: no kernel
     is to blame. Under QEMU's instruction counter about one guest boot in four stalls: the host's
     clock advanced by 2 s in two minutes."""
     try:
         yield
     except ArmFailedError as exc:
-        if host.accel == "exact" and _speed(host) < _CRAWL:
+        if host.accel == "exact" and _measure_speed(host) < _CRAWL:
             raise BenchError(
                 f"the exact host crawls, and its guest was given up: {exc.message}",
                 evidence=exc.evidence, reason=Reason.EXACT_CRAWL,
@@ -141,22 +141,22 @@ def _crawling_is_the_benchs(host: Host) -> Iterator[None]:
         raise
 
 
-def _speed(host: Host) -> float:
+def _measure_speed(host: Host) -> float:
     """Measure how many seconds the host's clock advances in a second of the runner's clock. Return
     0 if the host does not answer."""
     try:
-        started, before = time.monotonic(), _uptime(host)
+        started, before = time.monotonic(), _read_uptime(host)
         time.sleep(_SPEED_SECONDS)
-        return (_uptime(host) - before) / (time.monotonic() - started)
+        return (_read_uptime(host) - before) / (time.monotonic() - started)
     except BarometerError:
         return 0.0
 
 
-def _uptime(host: Host) -> float:
+def _read_uptime(host: Host) -> float:
     return float(host.shell.run(["cat", "/proc/uptime"], timeout=20).stdout.split()[0])
 
 
-def _pinned(host: Host, guest: Guest) -> tuple[int, ...]:
+def _choose_pinning(host: Host, guest: Guest) -> tuple[int, ...]:
     """Return the host's CPU that each CPU of the guest is pinned to; empty unless the host is
     emulated and its guests run under its KVM: other guests are not pinned. CPU 0 is left to the
     agents that watch, if the host has another CPU.
@@ -216,7 +216,7 @@ def _save_qemu_log(host: Host, name: str, folder: Path) -> None:
 
 
 @contextmanager
-def _reserved(host: Host, guest: Guest) -> Iterator[None]:
+def _reserved_huge_pages(host: Host, guest: Guest) -> Iterator[None]:
     """Reserve huge pages for the guest's memory while the block runs, if the free ones do not
     suffice (host.cmdline may have reserved some). Raises ArmFailedError if the host cannot find
     enough: its kernel is proven by then."""
@@ -256,7 +256,7 @@ def guest_cmdline(guest: Guest) -> str:
     return " ".join(filter(None, ["console=ttyS0 panic=-1", guest.cmdline]))
 
 
-def _boots_from(host: Host, guest: Guest) -> dict[str, Any]:
+def _find_boot_source(host: Host, guest: Guest) -> dict[str, Any]:
     if guest.boot == "direct":
         return {"kernel": f"{host.payload}/guest/vmlinuz", "initramfs": _INITRAMFS,
                 "cmdline": guest_cmdline(guest), "disks": ()}  # fmt: skip

@@ -27,7 +27,7 @@ from orchestrator.kernels.image.bundle import KernelBundle
 from orchestrator.machine.runner.cpio import pack_files
 from orchestrator.machine.runner.images import (
     initramfs,
-    listed,
+    parse_packages,
     read_recipe,
     root_disk,
     unpack_packages,
@@ -99,7 +99,7 @@ def guest_disk(kernel: KernelBundle, cmdline: str, cache: Cache) -> GuestDisk:
 
     return GuestDisk(
         path=cache.entry("images", key, build) / "disk.raw",
-        packages=listed(tools / "packages.txt") | listed(root / "packages.txt"),
+        packages=parse_packages(tools / "packages.txt") | parse_packages(root / "packages.txt"),
     )
 
 

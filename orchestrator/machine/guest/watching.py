@@ -19,7 +19,7 @@ from orchestrator.base.reasons import Reason
 from orchestrator.base.waiting import Stall, until
 from orchestrator.formats.kernelreports import STALLS, KernelReports
 from orchestrator.formats.units import GIB
-from orchestrator.machine.host.console import Transcript, flood_of
+from orchestrator.machine.host.console import Transcript, describe_flood
 from orchestrator.machine.host.host import Host
 from orchestrator.machine.tracing.probes import MARKER, UNTIL_KERNEL
 from orchestrator.machine.transport.shell import ConnectionLostError
@@ -97,14 +97,14 @@ class Watched:
             self._events.setdefault(name, detail)
             if name == "flood":
                 told = json.loads(detail)
-                self.flood = flood_of(
+                self.flood = describe_flood(
                     int(told["bytes"]), int(told["lines"]), float(told["seconds"])
                 )
         elif kind == "P":
             self._cpu.append((int(at) / 1e9, int(rest.split()[0]) / 1e9))
         if self._bytes > MARKS_BYTES or self._count > MARKS_LINES:
             seconds = time.monotonic() - self._started
-            self.flood = flood_of(self._bytes, self._count, seconds)
+            self.flood = describe_flood(self._bytes, self._count, seconds)
         self._marks.flush()
         self._log.flush()
 

@@ -49,10 +49,13 @@ def prove_settings(
 
     Raises BenchError if a setting is not as the arm requests it.
     """
-    arm, other = arms[name], _other(arms, name)
-    settings: dict[str, Any] = {"cmdline": _cmdline(shell, name, arm)}
+    arm, other = arms[name], _other_arm(arms, name)
+    settings: dict[str, Any] = {"cmdline": _prove_cmdline(shell, name, arm)}
     settings["parameters"] = {
-        parameter: {"asked": value, "found": _parameter(shell, kernel, name, parameter, value)}
+        parameter: {
+            "asked": value,
+            "found": _prove_parameter(shell, kernel, name, parameter, value),
+        }
         for parameter, value in _with_others(arm.parameters, other.parameters).items()
     }
     settings["unreadable"] = [
@@ -60,18 +63,18 @@ def prove_settings(
         if settings["parameters"][parameter]["found"] is None
     ]  # fmt: skip
     settings["sysfs"] = {
-        path: {"asked": value, "found": _file(shell, name, path, value)}
+        path: {"asked": value, "found": _prove_file(shell, name, path, value)}
         for path, value in _with_others(arm.sysfs, other.sysfs).items()
     }
     return settings
 
 
-def same_setting(asked: str, found: str) -> bool:
+def is_same_setting(asked: str, found: str) -> bool:
     """True if both spell the same value: Y and 1, or 0x10 and 16."""
-    return asked == found or _normal(asked) == _normal(found)
+    return asked == found or _normalise(asked) == _normalise(found)
 
 
-def _normal(value: str) -> str | int:
+def _normalise(value: str) -> str | int:
     """Return a number as the kernel's kstrtol() reads it with base 0, a bool as 0 or 1."""
     text = _BOOLS.get(value.lower(), value.lower())
     match = _NUMBER.fullmatch(text)
@@ -85,7 +88,7 @@ def _normal(value: str) -> str | int:
     return -number if match[1] == "-" else number
 
 
-def _other(arms: Arms, name: ArmName) -> Arm:
+def _other_arm(arms: Arms, name: ArmName) -> Arm:
     return arms["baseline" if name == "candidate" else "candidate"]
 
 
@@ -93,7 +96,7 @@ def _with_others(own: dict[str, str], others: dict[str, str]) -> dict[str, str |
     return {**dict.fromkeys(others), **own}
 
 
-def _cmdline(shell: Shell, name: ArmName, arm: Arm) -> dict[str, str]:
+def _prove_cmdline(shell: Shell, name: ArmName, arm: Arm) -> dict[str, str]:
     """Prove the arm's words except its parameters, which are proven separately."""
     there = shell.read("/proc/cmdline").split()
     for word in arm.words:
@@ -110,7 +113,7 @@ def _cmdline(shell: Shell, name: ArmName, arm: Arm) -> dict[str, str]:
     return {"asked": arm.cmdline, "found": " ".join(w for w in arm.cmdline.split() if w in there)}
 
 
-def _parameter(
+def _prove_parameter(
     shell: Shell, kernel: KernelBundle, arm: ArmName, name: str, asked: str | None
 ) -> str | None:
     """Prove a parameter and return its value; None if the kernel does not show it."""
@@ -121,7 +124,7 @@ def _parameter(
         if asked is not None and not _is_hidden(shell, kernel, module, parameter):
             raise _refused(arm, path, asked, why)
         return None
-    if asked is not None and not same_setting(asked, found):
+    if asked is not None and not is_same_setting(asked, found):
         raise _refused(arm, path, asked, found)
     return found
 
@@ -134,9 +137,9 @@ def _is_hidden(shell: Shell, kernel: KernelBundle, module: str, parameter: str) 
     return (loaded or kernel.is_built_in(module)) and known is not None and parameter in known
 
 
-def _file(shell: Shell, arm: ArmName, path: str, asked: str | None) -> str | None:
+def _prove_file(shell: Shell, arm: ArmName, path: str, asked: str | None) -> str | None:
     found, why = _read(shell, path)
-    if asked is not None and (found is None or not same_setting(asked, found)):
+    if asked is not None and (found is None or not is_same_setting(asked, found)):
         raise _refused(arm, path, asked, why if found is None else found)
     return found
 

@@ -56,7 +56,7 @@ class Running:
         return found[0].partition("=")[2] if found else ""
 
 
-def running_on(shell: Shell) -> Running:
+def read_running_kernel(shell: Shell) -> Running:
     said = shell.run(
         ["cat", "/proc/sys/kernel/random/boot_id", "/proc/sys/kernel/osrelease",
          "/proc/sys/kernel/version", "/proc/cmdline"],
@@ -81,7 +81,7 @@ class Boots:
     """True once the machine has answered."""
 
     def running(self) -> Running:
-        return running_on(self.link.shell())
+        return read_running_kernel(self.link.shell())
 
     def reach(self, *, power_cycle: bool = False) -> Running:
         """Wait until the machine, which may be booting, answers. Return the kernel that runs.
@@ -181,19 +181,19 @@ class Boots:
         if own is None:
             self._into_default(running)
             return
-        if _is(running, own):
+        if _is_own_kernel(running, own):
             return
-        image = _image(own)
+        image = _find_own_image(own)
         if image is not None and self.way == "kexec" and self._way_home() == "kexec":
             with contextlib.suppress(BenchError):  # then by a restart
                 running = self.into("kexec", image, own["cmdline"])
         if running.token:
             running = self.into("reboot")
-        if not running.token and not _is(running, own) and image is not None:
+        if not running.token and not _is_own_kernel(running, own) and image is not None:
             self.progress.note(f"host: its default is {running.release}, not {own['release']}")
             if (way := self._way_home()) is not None:
                 running = self.into(way, image, own["cmdline"])
-        if not _is(running, own):
+        if not _is_own_kernel(running, own):
             raise BenchError(
                 f"{self.endpoint} runs {running.release} {running.version}, and was found with"
                 f" {own['release']} {own['version']}",
@@ -302,12 +302,12 @@ class Boots:
         return tail(self.said(0), 25)
 
 
-def _is(running: Running, own: dict[str, Any]) -> bool:
+def _is_own_kernel(running: Running, own: dict[str, Any]) -> bool:
     same = (running.release, running.version) == (own["release"], own["version"])
     return same and not running.token
 
 
-def _image(own: dict[str, Any]) -> Image | None:
+def _find_own_image(own: dict[str, Any]) -> Image | None:
     """Return the machine's own kernel as an image; None if its files are not known."""
     if not own.get("kernel") or not own.get("initrd"):
         return None

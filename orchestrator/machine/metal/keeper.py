@@ -161,7 +161,7 @@ class Keeper:
         refuses every new change until these are put back. If the holder was a process of this
         runner that has ended, its lease is taken over. Raises HeldError with the holder.
         """
-        request = {"resources": [*resources], "owner": this_process(what), "ttl": ttl}
+        request = {"resources": [*resources], "owner": describe_this_process(what), "ttl": ttl}
         held: list[HeldError] = []
 
         def granted() -> dict[str, Any] | None:
@@ -341,7 +341,7 @@ def _archive() -> bytes:
     return archive.getvalue()
 
 
-def this_process(what: str) -> dict[str, Any]:
+def describe_this_process(what: str) -> dict[str, Any]:
     """Describe this process as the owner of a lease: enough to show others who it is, and for this
     runner to tell whether the process is still alive."""
     return {
@@ -358,7 +358,7 @@ def this_process(what: str) -> dict[str, Any]:
 def has_ended(holder: dict[str, Any]) -> bool:
     """True if the holder of a lease was a process of this runner that has ended. For a holder in
     another machine or container, or in an earlier boot, only the lease's expiry tells."""
-    owner, here = holder["owner"], this_process("")
+    owner, here = holder["owner"], describe_this_process("")
     same = ("runner", "user", "boot_id", "pid_namespace")
     pid = owner.get("pid")
     return (

@@ -16,7 +16,7 @@ from orchestrator.base.progress import Progress
 from orchestrator.base.reasons import Reason
 from orchestrator.base.waiting import until
 from orchestrator.machine.metal.boots import TRANSIENT, Boots
-from orchestrator.machine.metal.consoles import console_command
+from orchestrator.machine.metal.consoles import running_console_command
 from orchestrator.machine.metal.keeper import MACHINE, Keeper, Lease, LeftError
 from orchestrator.machine.metal.staging import STATE
 from orchestrator.machine.runner.accel import Accel
@@ -127,7 +127,7 @@ def _held_machine(
         stack.callback(beat.close)
         keeper = Keeper(link.shell)
         console = stack.enter_context(
-            console_command(spec.console, scratch / "console", progress.note)
+            running_console_command(spec.console, scratch / "console", progress.note)
         )
         boots = Boots(spec, endpoint, link, keeper, progress, console)
 

@@ -32,20 +32,25 @@ from orchestrator.machine.host.host import Host, explained_by_the_host, panic_re
 from orchestrator.machine.host.kernelwatch import KernelWatch
 from orchestrator.machine.host.machine import Machine
 from orchestrator.machine.host.modules import prove_modules
-from orchestrator.machine.metal.boots import TRANSIENT, Boots, Running, running_on
-from orchestrator.machine.metal.consoles import followed
+from orchestrator.machine.metal.boots import TRANSIENT, Boots, Running, read_running_kernel
+from orchestrator.machine.metal.consoles import following_dmesg
 from orchestrator.machine.metal.keeper import Image, Keeper
 from orchestrator.machine.metal.leasing import HeldMachine, restored_machine
-from orchestrator.machine.metal.passthrough import choose_function, hostdev, list_notes, surveyed
+from orchestrator.machine.metal.passthrough import (
+    bind_hostdev,
+    choose_function,
+    list_notes,
+    survey_devices,
+)
 from orchestrator.machine.metal.staging import (
     Staged,
     check_drivers,
+    check_initramfs_tool,
     check_room,
     folder_of,
     link_modules,
     mount_modules,
     put_files,
-    required_tool,
     stage_kernel,
 )
 from orchestrator.machine.runner.accel import Accel
@@ -109,14 +114,14 @@ class MetalSurvey:
 def survey_metal(shell: Shell, spec: MetalHost, device: HostDevice) -> MetalSurvey:
     """Examine a metal host. Raises BenchError if it is this machine, or if it cannot spare the
     device that the scenario selects."""
-    if running_on(shell).boot_id == _own_boot_id():
+    if read_running_kernel(shell).boot_id == _own_boot_id():
         raise BenchError(
             f"{spec.address} is this machine: a run does not survive the boot of another"
             " kernel under it",
             hint="run barometer on another machine, and reach this one over SSH",
             reason=Reason.HOST_IS_RUNNER,
         )
-    survey = surveyed(shell)
+    survey = survey_devices(shell)
     function = choose_function(device, survey)
     return MetalSurvey(function.address, list_notes(survey, function))
 
@@ -128,7 +133,7 @@ def _own_boot_id() -> str:
 def check_kernels(shell: Shell, kernels: Mapping[ArmName, KernelBundle]) -> None:
     """Raise ScenarioError for a kernel that cannot start the machine, BenchError if the machine
     cannot make an initramfs."""
-    required_tool(shell)
+    check_initramfs_tool(shell)
     for arm, kernel in kernels.items():
         with key_named(f"arms.{arm}.kernel"):
             check_drivers(shell, kernel)
@@ -148,7 +153,7 @@ class Session:
     broken: bool = False
 
 
-def _of_boot(said: str, token: str) -> str:
+def _cut_to_boot(said: str, token: str) -> str:
     """Return the part of a console's output that belongs to the boot with that token: from its
     first message to that of the next boot. Return all of it if that boot is not found."""
     boots = re.split(r"(?m)^(?=.*\bLinux version )", said)
@@ -261,7 +266,7 @@ class MetalMachine(Machine):
     @contextmanager
     def bind_devices(self, host: Host, trial: TrialWriter) -> Iterator[tuple[BoundDevice, ...]]:
         address, bar = self._survey.device, self._device.bar
-        yield (hostdev(host.shell, self.keeper, address, bar, trial=trial),)
+        yield (bind_hostdev(host.shell, self.keeper, address, bar, trial=trial),)
 
     def stage(
         self, kernels: Mapping[ArmName, KernelBundle], payload: Mapping[str, Path | bytes],
@@ -316,7 +321,7 @@ class MetalMachine(Machine):
         if session.broken or self.spec.fresh_boots:
             return False
         with contextlib.suppress(BarometerError):
-            return running_on(self.shell).boot_id == session.running.boot_id
+            return read_running_kernel(self.shell).boot_id == session.running.boot_id
         return False
 
     def _put_back_volatile(self, host: Host) -> bool:
@@ -356,7 +361,7 @@ class MetalMachine(Machine):
         )  # fmt: skip
         seconds = time.monotonic() - began
         is_up = running.token == token
-        words = "" if is_up else _of_boot(self.boots.said(start), token) or self._last_words()
+        words = "" if is_up else _cut_to_boot(self.boots.said(start), token) or self._last_words()
         self.boots.confirm()
         if not is_up:
             (trial.host / "console.log").write_text(words)
@@ -439,7 +444,7 @@ class MetalMachine(Machine):
             finally:
                 path.write_text(self.boots.said(session.console_start))
             return
-        with followed(self.shell, path):
+        with following_dmesg(self.shell, path):
             yield Console(path), KernelWatch(path)
 
 

@@ -19,7 +19,7 @@ from orchestrator.base.hashing import sha256_file
 from orchestrator.base.reasons import Reason
 from orchestrator.kernels.image.bundle import KernelBundle
 from orchestrator.machine.metal.keeper import Keeper
-from orchestrator.machine.transport.answers import has_form
+from orchestrator.machine.transport.answers import parsing
 from orchestrator.machine.transport.shell import ConnectionLostError, Shell
 
 STATE = "/var/lib/barometer"
@@ -108,12 +108,12 @@ def check_drivers(shell: Shell, kernel: KernelBundle) -> None:
     iommus = shell.run("ls /sys/class/iommu", check=False).stdout
     for driver, option in (("dmar", "CONFIG_INTEL_IOMMU"), ("ivhd", "CONFIG_AMD_IOMMU")):
         if driver in iommus and kernel.config is not None:
-            _has_option(kernel, kernel.config, option)
+            _check_option(kernel, kernel.config, option)
     if kernel.config is not None:
-        _has_option(kernel, kernel.config, "CONFIG_BLK_DEV_INITRD")
+        _check_option(kernel, kernel.config, "CONFIG_BLK_DEV_INITRD")
 
 
-def _has_option(kernel: KernelBundle, config: Path, option: str) -> None:
+def _check_option(kernel: KernelBundle, config: Path, option: str) -> None:
     if f"{option}=y" not in config.read_text("utf-8", errors="replace").splitlines():
         raise ScenarioError(
             f"the kernel {kernel.release} was built without {option}, which the machine needs",
@@ -193,7 +193,7 @@ def _make(shell: Shell, folder: str, kernel: KernelBundle, target: Path) -> None
 def _fetch(shell: Shell, path: str, target: Path) -> None:
     """Move a file from the machine to the runner. Raises BenchError."""
     said = shell.run(["stat", "-c", "%s", path], doing=f"reading the size of {path}").stdout
-    with has_form(f"the size of {path}", said):
+    with parsing(f"the size of {path}", said):
         size = int(said)
     if size > _INITRAMFS_BYTES:
         raise BenchError(
@@ -226,7 +226,7 @@ def put_files(shell: Shell, folder: str, files: Mapping[str, Path | bytes]) -> N
     with tarfile.open(fileobj=buffer, mode="w:gz", compresslevel=1) as tar:
         for name, content in files.items():
             if isinstance(content, Path):
-                tar.add(content.resolve(), name, filter=_roots)
+                tar.add(content.resolve(), name, filter=_give_to_root)
                 continue
             member = tarfile.TarInfo(name)
             member.size, member.mode = len(content), 0o644
@@ -237,7 +237,7 @@ def put_files(shell: Shell, folder: str, files: Mapping[str, Path | bytes]) -> N
     )  # fmt: skip
 
 
-def _roots(member: tarfile.TarInfo) -> tarfile.TarInfo:
+def _give_to_root(member: tarfile.TarInfo) -> tarfile.TarInfo:
     member.uid = member.gid = 0
     member.uname = member.gname = "root"
     return member
@@ -257,7 +257,7 @@ def mount_modules(keeper: Keeper, staged: Staged) -> None:
         keeper.mount(f"/lib/modules/{staged.kernel.release}", staged.modules)
 
 
-def required_tool(shell: Shell) -> None:
+def check_initramfs_tool(shell: Shell) -> None:
     """Raise BenchError if nothing on the machine can make an initramfs."""
     found = shell.run(f"{_PATH}command -v mkinitramfs || command -v dracut", check=False)
     if found.code:

@@ -37,7 +37,7 @@ from orchestrator.machine.nested.nested import (
     save_machine,
 )
 from orchestrator.machine.runner import images
-from orchestrator.machine.runner.accel import Accel, chosen_accel
+from orchestrator.machine.runner.accel import Accel, choose_accel
 from orchestrator.machine.runner.images import HostImage, PayloadImage
 from orchestrator.machine.runner.state import BenchState
 from orchestrator.machine.transport.keys import RunKeys
@@ -234,7 +234,7 @@ class NestedMachine(Machine):
         return ()
 
     def choose_accel(self) -> tuple[Accel, str]:
-        self._accel, reason = chosen_accel(self._spec.accel)
+        self._accel, reason = choose_accel(self._spec.accel)
         return self._accel, reason
 
     def provide(

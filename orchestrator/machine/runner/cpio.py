@@ -63,8 +63,8 @@ def _record(inode: int, name: str, mode: int, content: bytes) -> bytes:
     #        ino    mode  uid gid nlink mtime size      dev (4 numbers)   name length     check
     numbers = (inode, mode, 0, 0, links, 0, len(content), 0, 0, 0, 0, len(encoded), 0)
     header = b"070701" + b"".join(b"%08X" % n for n in numbers) + encoded
-    return _padded(header) + _padded(content)
+    return _pad(header) + _pad(content)
 
 
-def _padded(data: bytes) -> bytes:
+def _pad(data: bytes) -> bytes:
     return data + b"\0" * (-len(data) % _PAGE)

@@ -9,7 +9,7 @@ from typing import Any
 from orchestrator.base.errors import BenchError, EvidenceError
 from orchestrator.base.reasons import Reason
 from orchestrator.formats.abi import LEAVES
-from orchestrator.machine.transport.answers import has_form
+from orchestrator.machine.transport.answers import parsing
 from orchestrator.scenario.map_workload import Map
 from orchestrator.scenario.vocabulary import Point
 
@@ -18,7 +18,7 @@ REST_SECONDS = 1.0
 time: an exact host skips the time in which it idles."""
 
 
-def agent_request(
+def build_point_request(
     spec: Map, points: Sequence[Point], repeats: int, *, exact: bool, **more: Any
 ) -> dict[str, Any]:
     """Build map.py's request, with one entry for each size and alignment that has all its
@@ -33,10 +33,10 @@ def agent_request(
              "states": []},
         )  # fmt: skip
         entry["states"].append(point.state)
-    return request_of(spec, list(entries.values()), repeats, exact=exact, **more)
+    return build_request(spec, list(entries.values()), repeats, exact=exact, **more)
 
 
-def request_of(
+def build_request(
     spec: Map, points: Sequence[dict[str, Any]], repeats: int, *, exact: bool, **more: Any
 ) -> dict[str, Any]:
     """Build map.py's request from points in map.py's form."""
@@ -46,9 +46,9 @@ def request_of(
             "realtime": exact, **more}  # fmt: skip
 
 
-def understood(line: str) -> tuple[str, Any]:
+def parse_answer(line: str) -> tuple[str, Any]:
     """Parse one line of the agent. Raises EvidenceError if the kernel refused the map."""
-    with has_form("the map agent's answer", line):
+    with parsing("the map agent's answer", line):
         ((what, value),) = json.loads(line).items()
     if what == "refused":
         # EvidenceError, as for a guest boot: its refused maps are found when the trace is judged
@@ -59,13 +59,13 @@ def understood(line: str) -> tuple[str, Any]:
     return what, value
 
 
-def gathered(lines: Iterable[str], errors: str = "") -> dict[str, Any]:
+def collect_answers(lines: Iterable[str], errors: str = "") -> dict[str, Any]:
     """Parse the map agent's lines into one value: the facts about itself, and its points with
     their samples. Raises EvidenceError if the kernel refused a map, BenchError if the agent's last
     line is missing."""
     answer: dict[str, Any] = {"points": []}
     for line in lines:
-        what, value = understood(line)
+        what, value = parse_answer(line)
         if what == "agent":
             answer.update(value)
         elif what == "point":

@@ -23,7 +23,7 @@ from orchestrator.base.reasons import Reason
 from orchestrator.evidence.layout import TrialWriter
 from orchestrator.formats.abi import MAP_DMA, PAGE, UNMAP_DMA
 from orchestrator.machine.host.host import Host
-from orchestrator.machine.transport.answers import has_form
+from orchestrator.machine.transport.answers import parsing
 
 _INSTANCE, _TIMING = "barometer", "barotime"
 _FOLDER = f"/sys/kernel/tracing/instances/{_INSTANCE}"
@@ -183,7 +183,7 @@ def armed_tracer(
     else:
         asked = host.agent("tracer", "symbols", FAULT, FAULT_BEFORE)
         symbols = host.shell.run(asked, doing="reading symbols").stdout
-        with has_form("the tracer's list of functions", symbols):
+        with parsing("the tracer's list of functions", symbols):
             spec = counts_spec(json.loads(symbols))
     instance, group = spec["instance"], spec["group"]
     host.change.tracing(instance, group)
@@ -191,7 +191,7 @@ def armed_tracer(
         host.agent("tracer", "arm"), stdin=json.dumps(spec).encode(), doing="arming the tracer"
     ).stdout
     try:
-        with has_form("the tracer's answer", said):
+        with parsing("the tracer's answer", said):
             answer = json.loads(said)
             why = None if answer["armed"] else str(answer["why"])
     except BenchError:
@@ -230,7 +230,7 @@ def _finish(host: Host, spec: dict[str, Any], label: str, trial: TrialWriter) ->
     answer = host.shell.run(
         finish, doing="reading the trace", timeout=300, limit=TRACE_BYTES
     ).stdout
-    with has_form("the tracer's answer", answer):
+    with parsing("the tracer's answer", answer):
         said = json.loads(answer)
         files = said.get("files")
         why = "" if isinstance(files, dict) else str(said.get("why", ""))

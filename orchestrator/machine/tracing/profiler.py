@@ -142,7 +142,7 @@ def make_profile_spec(bars: Sequence[int], emulator: str, *, kvm: bool) -> Probe
     )  # fmt: skip
 
 
-def takes_return_arguments(shell: Commands) -> bool:
+def can_take_return_arguments(shell: Commands) -> bool:
     """True if return probes know the arguments of their function (Linux v6.9)."""
     events, tried = f"{TRACEFS}/kprobe_events", f"{GROUP}/tried"
     return not shell.run(
@@ -319,8 +319,8 @@ def armed_profiler(shell: Commands, spec: ProbeSpec) -> Iterator[Tracer]:
     Raises BenchError if another profile is at work, if the kernel refuses a probe (with its own
     reason), and if something cannot be undone."""
     try:
-        with contextlib.ExitStack() as after, _streamed(shell, spec) as dialogue:
-            _until_armed(shell, dialogue)
+        with contextlib.ExitStack() as after, _running_tracer(shell, spec) as dialogue:
+            _wait_until_armed(shell, dialogue)
             after.callback(_wait_until_cleared, shell)
             yield Tracer(shell, dialogue)
     except TimeoutError as exc:
@@ -330,11 +330,13 @@ def armed_profiler(shell: Commands, spec: ProbeSpec) -> Iterator[Tracer]:
         ) from exc
 
 
-def _streamed(shell: Commands, spec: ProbeSpec) -> contextlib.AbstractContextManager[Dialogue]:
+def _running_tracer(
+    shell: Commands, spec: ProbeSpec
+) -> contextlib.AbstractContextManager[Dialogue]:
     return shell.stream(["sh", "-c", arming_script(spec, TRACEFS, PROC)], timeout=_ARM_SECONDS)
 
 
-def _until_armed(shell: Commands, dialogue: Dialogue) -> None:
+def _wait_until_armed(shell: Commands, dialogue: Dialogue) -> None:
     first = next(dialogue, "")
     if first == "busy":
         raise BenchError(

@@ -11,7 +11,7 @@ from orchestrator.base.reasons import Reason
 
 
 @contextmanager
-def has_form(what: str, words: str) -> Iterator[None]:
+def parsing(what: str, words: str) -> Iterator[None]:
     """Turn the errors of a block that parses an answer into BenchError (`answer-garbled`), which
     quotes the end of `words`. `what` names the answer."""
     try:

@@ -13,7 +13,7 @@ from orchestrator.base.bounded import ANSWER_BYTES
 from orchestrator.base.errors import BenchError
 from orchestrator.base.process import end_group, run, start_on_socket
 from orchestrator.base.reasons import Reason
-from orchestrator.machine.transport.shell import A_DAY, Completed, Dialogue, succeeded
+from orchestrator.machine.transport.shell import A_DAY, Completed, Dialogue, check_success
 
 _EVERY_CODE = range(-64, 256)
 _LAST_SECONDS = 30.0
@@ -48,7 +48,7 @@ class LocalMachine:
         )  # fmt: skip
         done = Completed(ran.stdout, ran.stderr, ran.returncode)
         what = doing or (argv if isinstance(argv, str) else shlex.join(argv))
-        return succeeded(done, self.name, what) if check else done
+        return check_success(done, self.name, what) if check else done
 
     @contextlib.contextmanager
     def stream(

@@ -152,8 +152,8 @@ class Shell:
                 self.drop()  # so that `alive` is false from now on
             raise self._lost(exc, doing or command) from exc
         except TooMuchError as exc:
-            raise flood(self.name, doing or command, exc) from exc
-        return succeeded(done, self.name, doing or command) if check else done
+            raise make_flood_error(self.name, doing or command, exc) from exc
+        return check_success(done, self.name, doing or command) if check else done
 
     def prove_alive(self) -> None:
         """Prove that the machine answers a command soon. If not, drop the connection, so that
@@ -298,7 +298,7 @@ class Shell:
         )
 
 
-def succeeded(done: Completed, name: str, doing: str) -> Completed:
+def check_success(done: Completed, name: str, doing: str) -> Completed:
     """Return `done`. Raises BenchError if its exit code is not 0."""
     if done.code:
         raise BenchError(
@@ -309,7 +309,7 @@ def succeeded(done: Completed, name: str, doing: str) -> Completed:
     return done
 
 
-def flood(name: str, doing: str, exc: TooMuchError) -> BenchError:
+def make_flood_error(name: str, doing: str, exc: TooMuchError) -> BenchError:
     """Return the error for a program that printed too much."""
     return BenchError(
         f"{name}: {doing.splitlines()[0][:80]}: it printed {exc}", evidence=tail(exc.last),

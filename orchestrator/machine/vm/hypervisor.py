@@ -406,7 +406,7 @@ def embedded(root: Path, cache: Path) -> Iterator[Connection]:
     (root / "etc/qemu.conf").write_text(_QEMU_CONF_ROOT if os.geteuid() == 0 else _QEMU_CONF_USER)
     if not (root / "cache").exists():
         (root / "cache").symlink_to(cache)
-    with _opened(
+    with _opened_connection(
         f"qemu:///embed?root={root}", "runner",
         deadlines=Deadlines(start=120, end=30, hurried=1), end_machines=end_machines,
     ) as connection:  # fmt: skip
@@ -429,7 +429,7 @@ def over_ssh(
     Connection.
     """
     uri = f"qemu+ssh://barometer-host/system?command={ssh_program}&no_tty=1"
-    with _opened(
+    with _opened_connection(
         # A domain ends with its connection, so that a killed runner leaves none on a remote host.
         # (The embedded driver does not know this flag.)
         uri, name, libvirt.VIR_DOMAIN_START_AUTODESTROY, deadlines=deadlines,
@@ -445,13 +445,13 @@ def at(uri: str | None) -> Iterator[Connection]:
     """Connect to the libvirt of a URI; for None, of the URI that virsh would choose
     (LIBVIRT_DEFAULT_URI, the user's libvirt.conf). Raises BenchError if it cannot be reached. A
     wait for a host that is gone raises it, too."""
-    with _opened(uri, uri or "default") as connection:
+    with _opened_connection(uri, uri or "default") as connection:
         connection.keep_alive()
         yield connection
 
 
 @contextlib.contextmanager
-def _opened(
+def _opened_connection(
     uri: str | None,
     name: str,
     start_flags: int = 0,

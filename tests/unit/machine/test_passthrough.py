@@ -16,12 +16,12 @@ from orchestrator.machine.host.pci import Survey
 from orchestrator.machine.metal.keeper import Keeper
 from orchestrator.machine.metal.passthrough import (
     Refusal,
+    bind_hostdev,
     choose_function,
-    hostdev,
+    find_own_functions,
+    find_refusals,
     list_notes,
-    own_functions,
-    refusals,
-    surveyed,
+    survey_devices,
 )
 from orchestrator.machine.runner.images import GUESTS
 from orchestrator.machine.transport.shell import Completed, Shell
@@ -45,7 +45,7 @@ def altered(name: str, change: Callable[[dict[str, Any]], None]) -> Survey:
 
 
 def refused(survey: Survey, address: str) -> dict[str, str]:
-    return {refusal.reason: refusal.text for refusal in refusals(survey, address)}
+    return {refusal.reason: refusal.text for refusal in find_refusals(survey, address)}
 
 
 def idle(said: dict[str, Any]) -> None:
@@ -149,9 +149,9 @@ def test_bar_that_could_be_larger_is_pointed_out() -> None:
 
 
 def test_free_device_is_not_refused() -> None:
-    assert refusals(recorded("gpu-server"), FREE) == ()
-    assert refusals(recorded("unassigned"), "0000:02:00.0") == ()
-    assert refusals(recorded("virtual-function"), "0000:5e:00.2") == ()
+    assert find_refusals(recorded("gpu-server"), FREE) == ()
+    assert find_refusals(recorded("unassigned"), "0000:02:00.0") == ()
+    assert find_refusals(recorded("virtual-function"), "0000:5e:00.2") == ()
 
 
 @pytest.mark.parametrize(
@@ -193,7 +193,7 @@ def test_free_device_is_not_refused() -> None:
     ],
 )  # fmt: skip
 def test_device_is_refused(machine: str, address: str, reason: str, said: str) -> None:
-    found = refusals(recorded(machine), address)
+    found = find_refusals(recorded(machine), address)
     assert any(r.reason == reason and said in r.text for r in found), found
 
 
@@ -242,7 +242,7 @@ def test_driver_on_a_host_bridge_of_the_group_is_in_the_way() -> None:
         shared(said)
         said["0000:37:00.0"]["driver"] = "igen6_edac"
 
-    assert refusals(altered("gpu-server", shared), FREE) == ()
+    assert find_refusals(altered("gpu-server", shared), FREE) == ()
     assert (
         "0000:37:00.0 (8086:352a, driver igen6_edac)"
         in (refused(altered("gpu-server", driven), FREE)["group-shared"])
@@ -263,7 +263,7 @@ def test_bridge_to_the_device_alone_is_not_in_the_way() -> None:
     def shared(said: dict[str, Any]) -> None:
         said[FREE]["group_devices"].append("0000:38:10.0")
 
-    assert refusals(altered("gpu-server", shared), FREE) == ()
+    assert find_refusals(altered("gpu-server", shared), FREE) == ()
 
 
 def test_isa_bridge_beside_the_device_is_in_the_way() -> None:
@@ -274,14 +274,14 @@ def test_isa_bridge_beside_the_device_is_in_the_way() -> None:
 
 
 def test_unmounted_disk_with_partitions_is_free() -> None:
-    assert refusals(recorded("gpu-server"), "0000:02:00.0") == ()
+    assert find_refusals(recorded("gpu-server"), "0000:02:00.0") == ()
 
 
 def test_io_bar_without_a_place_is_no_matter() -> None:
     def unplaced(said: dict[str, Any]) -> None:
         said[FREE]["resource"][5] = f"0x0 0x7f {0x100 | IORESOURCE_UNSET:#x}"
 
-    assert refusals(altered("gpu-server", unplaced), FREE) == ()
+    assert find_refusals(altered("gpu-server", unplaced), FREE) == ()
 
 
 def test_node_of_a_shared_group_is_said_once() -> None:
@@ -293,7 +293,7 @@ def test_node_of_a_shared_group_is_said_once() -> None:
             for address in (FREE, "0000:3a:00.1")
         ]  # fmt: skip
 
-    [only] = refusals(altered("gpu-server", opened), FREE)
+    [only] = find_refusals(altered("gpu-server", opened), FREE)
     assert only == Refusal(
         "owned",
         "/dev/vfio/41 of 0000:3a:00.0 (10de:2bb5, BAR 1 of 128GiB, no driver) is open in"
@@ -340,7 +340,7 @@ def test_bar_that_could_be_larger_is_noted() -> None:
 )
 def test_functions_of_the_same_device(machine: str, address: str, expected: list[str]) -> None:
     survey = recorded(machine)
-    found = own_functions(survey, survey.functions[address])
+    found = find_own_functions(survey, survey.functions[address])
     assert [function.address for function in found] == expected
 
 
@@ -381,12 +381,12 @@ def trial(tmp_path: Path) -> TrialWriter:
 
 
 def test_machine_is_asked_for_its_survey() -> None:
-    assert surveyed(answering("gpu-server")) == recorded("gpu-server")
+    assert survey_devices(answering("gpu-server")) == recorded("gpu-server")
 
 
 def test_all_functions_of_the_device_are_bound(tmp_path: Path) -> None:
     keeper, writer = Binder(), trial(tmp_path)
-    bound = hostdev(answering("gpu-server"), keeper, FREE, 128 * GIB, trial=writer)
+    bound = bind_hostdev(answering("gpu-server"), keeper, FREE, 128 * GIB, trial=writer)
     assert (bound.address, bound.bar_index) == (FREE, 1)
     assert (bound.bar_start, bound.bar_bytes) == (0x384000000000, 128 * GIB)
     assert keeper.asked == [
@@ -400,19 +400,21 @@ def test_all_functions_of_the_device_are_bound(tmp_path: Path) -> None:
 def test_refused_device_is_not_bound(tmp_path: Path) -> None:
     keeper = Binder()
     with pytest.raises(BenchError, match="cannot be given to a guest"):
-        hostdev(answering("gpu-server"), keeper, USED, 128 * GIB, trial=trial(tmp_path))
+        bind_hostdev(answering("gpu-server"), keeper, USED, 128 * GIB, trial=trial(tmp_path))
     assert keeper.asked == []
 
 
 def test_device_that_the_kernel_does_not_find_is_the_arms_failure(tmp_path: Path) -> None:
     with pytest.raises(ArmFailedError) as caught:
-        hostdev(answering("laptop"), Binder(), FREE, 128 * GIB, trial=trial(tmp_path))
+        bind_hostdev(answering("laptop"), Binder(), FREE, 128 * GIB, trial=trial(tmp_path))
     assert caught.value.reason == "device-missing"
 
 
 def test_bar_that_the_kernel_did_not_place_is_the_arms_failure(tmp_path: Path) -> None:
     keeper = Binder()
     with pytest.raises(ArmFailedError, match="did not place the 32GiB BAR") as caught:
-        hostdev(answering("unassigned"), keeper, "0000:01:00.0", 32 * GIB, trial=trial(tmp_path))
+        bind_hostdev(
+            answering("unassigned"), keeper, "0000:01:00.0", 32 * GIB, trial=trial(tmp_path)
+        )
     assert caught.value.reason == "device-not-placed"
     assert keeper.asked == []

@@ -20,11 +20,11 @@ from orchestrator.machine.tracing.profiler import (
     ProbeSpec,
     armed_profiler,
     arming_script,
+    can_take_return_arguments,
     clear_probes,
     clearing_script,
     leave_out_parts,
     make_profile_spec,
-    takes_return_arguments,
 )
 from orchestrator.machine.transport.local import LocalShell
 
@@ -269,12 +269,12 @@ def test_a_block_is_traced_and_its_files_are_read(machine: Machine, here: LocalS
 
 
 def test_a_return_probe_is_tried_and_removed(machine: Machine, here: LocalShell) -> None:
-    assert takes_return_arguments(here)
+    assert can_take_return_arguments(here)
     tried = "baroprofile/tried"
     assert machine.probes[1:] == [f"r:{tried} iommu_map size=$arg4:x64", f"-:{tried}"]
     (machine.tracefs / "kprobe_events").unlink()
     (machine.tracefs / "kprobe_events").mkdir()
-    assert not takes_return_arguments(here)
+    assert not can_take_return_arguments(here)
 
 
 def test_older_kernels_get_nothing_that_needs_arguments_on_return() -> None:

@@ -13,7 +13,7 @@ from orchestrator.base.errors import BenchError
 from orchestrator.base.reasons import Reason
 from orchestrator.kernels.image.bundle import KernelBundle
 from orchestrator.machine.host.changes import DirectChanges
-from orchestrator.machine.host.settings import prove_settings, same_setting, write_settings
+from orchestrator.machine.host.settings import is_same_setting, prove_settings, write_settings
 from orchestrator.machine.transport.shell import ConnectionLostError
 from orchestrator.scenario.loading import parse_scenario
 from orchestrator.scenario.vocabulary import ArmName
@@ -214,8 +214,8 @@ def test_value_that_does_not_stay_is_refused(host: Host) -> None:
      ("+3", "3"), ("-1", "-1"), ("never", "never"), ("0X1F", "31")],
 )  # fmt: skip
 def test_spellings_of_one_value_are_the_same(asked: str, found: str) -> None:
-    assert same_setting(asked, found)
-    assert same_setting(found, asked)
+    assert is_same_setting(asked, found)
+    assert is_same_setting(found, asked)
 
 
 @pytest.mark.parametrize(
@@ -224,18 +224,18 @@ def test_spellings_of_one_value_are_the_same(asked: str, found: str) -> None:
      ("1", ""), ("09", "9"), ("madvise", "Madvise")],
 )  # fmt: skip
 def test_other_values_are_not(asked: str, found: str) -> None:
-    assert not same_setting(asked, found)
+    assert not is_same_setting(asked, found)
 
 
 @given(st.integers())
 def test_number_is_the_same_however_it_is_written(number: int) -> None:
     sign = "-" if number < 0 else ""
     for spelled in (f"{sign}0x{abs(number):X}", f"{sign}0{abs(number):o}"):
-        assert same_setting(spelled, str(number))
-        assert not same_setting(spelled, str(number + 1))
+        assert is_same_setting(spelled, str(number))
+        assert not is_same_setting(spelled, str(number + 1))
 
 
 @given(st.text(), st.text())
 def test_any_texts_are_compared(asked: str, found: str) -> None:
-    assert same_setting(asked, asked)
-    assert same_setting(asked, found) == same_setting(found, asked)
+    assert is_same_setting(asked, asked)
+    assert is_same_setting(asked, found) == is_same_setting(found, asked)

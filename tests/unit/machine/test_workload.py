@@ -15,10 +15,16 @@ from orchestrator.base.reasons import Reason
 from orchestrator.evidence.layout import TrialWriter
 from orchestrator.formats.units import GIB, MIB
 from orchestrator.machine.guest import workload
-from orchestrator.machine.guest.workload import costs_of, guest_boots, largest, maps, settle_host
+from orchestrator.machine.guest.workload import (
+    estimate_costs,
+    find_largest,
+    run_guest_boots,
+    run_maps,
+    settle_host,
+)
 from orchestrator.machine.host.device import BoundDevice
 from orchestrator.machine.host.host import Host
-from orchestrator.machine.tracing.mapagent import agent_request, gathered
+from orchestrator.machine.tracing.mapagent import build_point_request, collect_answers
 from orchestrator.machine.transport.keys import RunKeys
 from orchestrator.scenario.model import Scenario
 from orchestrator.scenario.vocabulary import Pass
@@ -41,7 +47,7 @@ def spoken(answered: dict[str, Any]) -> list[str]:
 def test_request_has_the_states_of_a_place_together() -> None:
     chosen = map_scenario(*MANY, "map.thp=disable", "map.backend=iommufd",
                           'trace.passes=["plain"]')  # fmt: skip
-    request = agent_request(
+    request = build_point_request(
         chosen.map, chosen.points(), 7, exact=False, snapshots={"lookup": "/x"}
     )
     assert request["points"] == [
@@ -60,29 +66,29 @@ def test_only_an_exact_host_is_waited_for_and_left_alone(
     shell: FakeShell, accel: str, rest: float
 ) -> None:
     chosen = map_scenario()
-    workload._ask(host_of(shell, accel), DEVICE, chosen.map, chosen.points(), 1)
+    workload._run_agent(host_of(shell, accel), DEVICE, chosen.map, chosen.points(), 1)
     [request] = shell.asked
     assert (request["rest"], request["realtime"]) == (rest, rest > 0)
 
 
 def test_largest_are_the_most_at_the_best_alignment_in_every_state() -> None:
     chosen = map_scenario(*MANY)
-    assert [p.name for p in largest(chosen.points())] == ["full/1GiB/cold", "full/1GiB/warm"]
+    assert [p.name for p in find_largest(chosen.points())] == ["full/1GiB/cold", "full/1GiB/warm"]
     chosen = map_scenario('map.sizes=["4GiB", "2GiB"]', 'map.alignment=["4KiB", "2MiB"]',
                           'map.state=["warm"]')  # fmt: skip
-    assert [p.name for p in largest(chosen.points())] == ["4GiB/2MiB/warm"]
+    assert [p.name for p in find_largest(chosen.points())] == ["4GiB/2MiB/warm"]
 
 
 def test_lines_of_the_agent_are_gathered() -> None:
     answered = answer(by_1gib(), counted=False)
-    assert gathered(spoken(answered)) == answered
-    assert gathered([*spoken(answered), "after the end"]) == answered
+    assert collect_answers(spoken(answered)) == answered
+    assert collect_answers([*spoken(answered), "after the end"]) == answered
 
 
 @pytest.mark.parametrize("cut", [0, 1, 4, -1])
 def test_agent_without_its_last_word_is_the_benchs_failure(cut: int) -> None:
     with pytest.raises(BenchError, match="without its last word") as caught:
-        gathered(spoken(answer(by_1gib()))[:cut], "x" * 2000 + "Traceback")
+        collect_answers(spoken(answer(by_1gib()))[:cut], "x" * 2000 + "Traceback")
     assert caught.value.reason == "map-silent"
     assert caught.value.evidence.endswith("Traceback")
 
@@ -90,14 +96,14 @@ def test_agent_without_its_last_word_is_the_benchs_failure(cut: int) -> None:
 def test_refused_map_is_invalid_evidence_with_the_kernels_words() -> None:
     lines = [*spoken(answer(by_1gib()))[:3], json.dumps({"refused": "[Errno 14] Bad address"})]
     with pytest.raises(EvidenceError, match="Bad address") as caught:
-        gathered(lines)
+        collect_answers(lines)
     assert caught.value.reason == "map-refused"
 
 
 def test_costs_are_those_of_the_largest_point_for_the_whole_bar() -> None:
     small, large = by_1gib(GIB, map_ns=1, unmap_ns=1), by_1gib(4 * GIB, map_ns=50, unmap_ns=600)
     large["samples"][-1] |= {"map_ns": 10, "unmap_ns": 500}
-    assert costs_of(answer(small, large), 32 * GIB) == {"map": 80, "unmap": 4000}
+    assert estimate_costs(answer(small, large), 32 * GIB) == {"map": 80, "unmap": 4000}
 
 
 class FakeShell:
@@ -166,7 +172,7 @@ def mapped(
     shell: FakeShell, trial: TrialWriter, passes: list[Pass], *overrides: str
 ) -> dict[str, Any]:
     chosen = map_scenario(*overrides)
-    maps(
+    run_maps(
         host_of(shell),
         DEVICE,
         chosen.map,
@@ -221,7 +227,7 @@ def test_profile_takes_its_costs_from_a_pass_before_it(
 ) -> None:
     costs: list[dict[str, float]] = []
     monkeypatch.setattr(
-        workload, "logged_instructions", lambda h, d, s, cost, **more: costs.append(cost)
+        workload, "log_instructions", lambda h, d, s, cost, **more: costs.append(cost)
     )
     assert set(mapped(shell, trial, ["plain", "profile"])) == {"plain"}
     assert costs == [{"map": 100_000, "unmap": 2_000_000}]
@@ -315,7 +321,7 @@ def booted(
         lambda *a, index, traced, **k: done.append(f"boot {index}{' traced' * traced}"),
     )  # fmt: skip
     monkeypatch.setattr(
-        workload, "maps", lambda h, d, s, p, which, **k: done.append(f"map {which}")
+        workload, "run_maps", lambda h, d, s, p, which, **k: done.append(f"map {which}")
     )
     host = host_of(FakeShell(), "tcg")
 
@@ -339,7 +345,7 @@ def booted(
             done.append("closed")
 
     monkeypatch.setattr(host, "libvirt", Libvirt, raising=False)
-    guest_boots(host, [DEVICE], chosen, passes, keys=cast(RunKeys, None), trial=trial,
+    run_guest_boots(host, [DEVICE], chosen, passes, keys=cast(RunKeys, None), trial=trial,
                 progress=Progress())  # fmt: skip
     return done
 
@@ -376,7 +382,7 @@ def test_faults_are_probed_only_where_leaves_are_large(
     shell: FakeShell, monkeypatch: pytest.MonkeyPatch, qemu: str, said: str, large: bool
 ) -> None:
     monkeypatch.setattr(shell, "run", lambda *a, **k: SimpleNamespace(stdout=said))
-    assert workload._large_leaves(host_of(shell), {"qemu": qemu}) == large
+    assert workload._has_large_leaves(host_of(shell), {"qemu": qemu}) == large
 
 
 def test_kernel_without_huge_pages_has_no_large_leaves(
@@ -384,7 +390,7 @@ def test_kernel_without_huge_pages_has_no_large_leaves(
 ) -> None:
     for said in ("\n1\n", "\n0\n", "1\n", "0\n"):
         monkeypatch.setattr(shell, "run", lambda *a, said=said, **k: SimpleNamespace(stdout=said))
-        assert not workload._large_leaves(host_of(shell), {"qemu": "10.0.2"})
+        assert not workload._has_large_leaves(host_of(shell), {"qemu": "10.0.2"})
 
 
 def test_counts_alone_need_no_libvirt(trial: TrialWriter, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -402,7 +408,7 @@ def test_host_that_broke_while_it_was_mapped_is_the_arms(
     monkeypatch.setattr(host, "check", broken)
     chosen = map_scenario()
     with pytest.raises(ArmFailedError):
-        maps(
+        run_maps(
             host, DEVICE, chosen.map, chosen.points(), ["plain"], trial=trial, progress=Progress()
         )
     assert [s["outcome"] for s in trial.manifest["stages"]] == ["host-panic"]
@@ -411,6 +417,7 @@ def test_host_that_broke_while_it_was_mapped_is_the_arms(
 def test_bar_that_is_smaller_than_a_gibibyte_is_asked_for_in_bytes() -> None:
     chosen = map_scenario("device.bar=512MiB", 'map.sizes=["256MiB", "512MiB"]')
     sizes = [
-        p["size"] for p in agent_request(chosen.map, chosen.points(), 1, exact=False)["points"]
+        p["size"]
+        for p in build_point_request(chosen.map, chosen.points(), 1, exact=False)["points"]
     ]
     assert sizes == [256 * MIB, 512 * MIB]
