@@ -82,20 +82,20 @@ def list_traced_functions() -> dict[str, str]:
 
 
 def _checkup(machine: Commands, request: Mapping[str, object]) -> dict[str, object]:
-    done = run_agent(
+    completed = run_agent(
         machine, agent_source("checkup"), json.dumps(request), timeout=_SECONDS, check=False,
         doing="asking the machine what it can do",
     )  # fmt: skip
-    if done.code:
-        missing = done.code == _NOT_FOUND
+    if completed.code:
+        missing = completed.code == _NOT_FOUND
         raise BenchError(
             "there is no python3" if missing else "the machine cannot be asked what it can do",
-            evidence=done.stderr[-1500:],
+            evidence=completed.stderr[-1500:],
             hint="install Python 3.9 or later there" if missing else "",
             reason=Reason.NO_PYTHON if missing else Reason.CHECKUP,
         )
-    with parsing("what the machine says of itself", done.stdout):
-        return dict(json.loads(done.stdout))
+    with parsing("what the machine says of itself", completed.stdout):
+        return dict(json.loads(completed.stdout))
 
 
 def _survey(machine: Commands, device: HostDevice | None, *, probe: bool) -> dict[str, object]:

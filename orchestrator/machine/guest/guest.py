@@ -224,24 +224,24 @@ def _reserved_huge_pages(host: Host, guest: Guest) -> Iterator[None]:
         yield
         return
     size = parse_size(guest.backing.removeprefix("hugetlb-"))
-    wanted = guest.memory // size
+    needed = guest.memory // size
     folder = f"/sys/kernel/mm/hugepages/hugepages-{size >> 10}kB"
     path = f"{folder}/nr_hugepages"
-    asked = host.shell.run(
+    counts = host.shell.run(
         "echo 1 > /proc/sys/vm/compact_memory;"
         f" cat {path} {folder}/free_hugepages {folder}/resv_hugepages",
         check=False,
     )
     # without these files there are no pages of that size
-    before, free, promised = (0, 0, 0) if asked.code else map(int, asked.stdout.split())
-    found = free - promised
+    before, free, promised = (0, 0, 0) if counts.code else map(int, counts.stdout.split())
+    available = free - promised
     try:
-        if found < wanted and not asked.code:
-            host.change.write(path, str(before + wanted - found))
-            found += int(host.shell.read(path)) - before
-        if found < wanted:
+        if available < needed and not counts.code:
+            host.change.write(path, str(before + needed - available))
+            available += int(host.shell.read(path)) - before
+        if available < needed:
             raise ArmFailedError(
-                f"the host found {found} of {wanted} huge pages for guest.backing ="
+                f"the host found {available} of {needed} huge pages for guest.backing ="
                 f' "{guest.backing}"',
                 hint="host.cmdline can set them aside at boot: hugepagesz=1G hugepages=N",
                 reason=Reason.NO_HUGE_PAGES,
@@ -260,16 +260,16 @@ def _find_boot_source(host: Host, guest: Guest) -> dict[str, Any]:
     if guest.boot == "direct":
         return {"kernel": f"{host.payload}/guest/vmlinuz", "initramfs": _INITRAMFS,
                 "cmdline": guest_cmdline(guest), "disks": ()}  # fmt: skip
-    found = host.shell.run(
+    disk = host.shell.run(
         "for d in /sys/block/vd*; do"
         f" [ \"$(cat $d/serial)\" != {GUEST_SERIAL} ] || echo /dev/${{d##*/}}; done",
         doing="looking for the guest's disk",
     ).stdout.strip()  # fmt: skip
-    if not found:
+    if not disk:
         raise BenchError(
             "the host has no disk for the guest to boot from", reason=Reason.NO_GUEST_DISK
         )
-    disks = (Disk(Path(found), SYSTEM_SERIAL, block=True), Disk(Path(_KEYS), KEYS_SERIAL))
+    disks = (Disk(Path(disk), SYSTEM_SERIAL, block=True), Disk(Path(_KEYS), KEYS_SERIAL))
     return {"kernel": "", "initramfs": "", "cmdline": "", "disks": disks}
 
 

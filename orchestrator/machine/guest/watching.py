@@ -96,9 +96,9 @@ class Watched:
             name, _, detail = rest.partition(" ")
             self._events.setdefault(name, detail)
             if name == "flood":
-                told = json.loads(detail)
+                amounts = json.loads(detail)
                 self.flood = describe_flood(
-                    int(told["bytes"]), int(told["lines"]), float(told["seconds"])
+                    int(amounts["bytes"]), int(amounts["lines"]), float(amounts["seconds"])
                 )
         elif kind == "P":
             self._cpu.append((int(at) / 1e9, int(rest.split()[0]) / 1e9))
@@ -166,10 +166,10 @@ class Limits:
         """Raise the error that ended the boot, if any. With `stall`, also raise if the boot makes
         no progress."""
         self.host.check()
-        if (found := self.watched.kernel.broken()) is not None:
+        if (report := self.watched.kernel.broken()) is not None:
             raise self.failed(
-                f"the guest's kernel is broken: {found.message}",
-                reason=Reason.GUEST_NO_TIMER if found.kind == "no-timer" else Reason.GUEST_PANIC,
+                f"the guest's kernel is broken: {report.message}",
+                reason=Reason.GUEST_NO_TIMER if report.kind == "no-timer" else Reason.GUEST_PANIC,
             )
         if self.watched.flood:
             raise self.failed(

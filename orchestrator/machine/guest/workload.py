@@ -89,12 +89,12 @@ def _has_large_leaves(host: Host, versions: dict[str, str]) -> bool:
     """Predict whether the guest's QEMU will map a BAR by large leaves. If not, a probe of its page
     faults would fire for each page, and cost more than the map itself."""
     major, minor = (int(part) for part in versions["qemu"].split(".")[:2])
-    asked = (
+    command = (
         f"cat /sys/kernel/mm/transparent_hugepage/enabled || echo; grep -cw {FAULT} /proc/kallsyms"
     )
-    said = host.shell.run(asked, check=False, doing="reading THP").stdout.split("\n")
-    on = "[" in said[0] and "[never]" not in said[0]
-    return (major, minor) >= (9, 2) and on and said[1:2] not in ([], ["0"])
+    lines = host.shell.run(command, check=False, doing="reading THP").stdout.split("\n")
+    on = "[" in lines[0] and "[never]" not in lines[0]
+    return (major, minor) >= (9, 2) and on and lines[1:2] not in ([], ["0"])
 
 
 def settle_host(
@@ -154,7 +154,9 @@ def estimate_costs(answer: dict[str, Any], bar: int) -> dict[str, float]:
     """Estimate the nanoseconds of a map and an unmap of the whole BAR from the largest point."""
     point = max(answer["points"], key=lambda p: p["bytes"])
     last = point["samples"][-1]
-    return {what: last[f"{what}_ns"] * bar / point["bytes"] for what in ("map", "unmap")}
+    return {
+        operation: last[f"{operation}_ns"] * bar / point["bytes"] for operation in ("map", "unmap")
+    }
 
 
 def find_largest(points: Sequence[Point]) -> list[Point]:
@@ -175,9 +177,9 @@ def _run_agent(
 ) -> Any:
     gib = sum(p.size for p in points) * repeats / GIB
     request = build_point_request(spec, points, repeats, exact=host.accel == "exact", **more)
-    done = host.shell.run(
+    completed = host.shell.run(
         host.agent("map", device.address), stdin=json.dumps(request).encode() + b"\n", check=False,
         doing="mapping the BAR", timeout=180 + 90 * gib, limit=TRACE_BYTES,
     )  # fmt: skip
     host.check()
-    return collect_answers(done.stdout.splitlines(), done.stderr)
+    return collect_answers(completed.stdout.splitlines(), completed.stderr)

@@ -53,8 +53,8 @@ class Transcript:
     def _take(self, line: str) -> None:
         log.debug("%s| %s", self._who, line)
         self._last = line if line.strip() else self._last
-        for look, found in self._found.items():
-            if found is None:
+        for look, result in self._found.items():
+            if result is None:
                 self._found[look] = look(line)
 
     @property
@@ -73,8 +73,8 @@ class Transcript:
         self.refresh()
         with self._lock:
             if look not in self._found:
-                found = (look(line) for line in self._kept.text().split("\n")[:-1])
-                self._found[look] = next((f for f in found if f is not None), None)
+                results = (look(line) for line in self._kept.text().split("\n")[:-1])
+                self._found[look] = next((f for f in results if f is not None), None)
             if self._found[look] is None:
                 return look(_decode(self._lines.begun()))
             result: T | None = self._found[look]

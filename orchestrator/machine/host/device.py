@@ -95,15 +95,15 @@ def find_devices(
 ) -> tuple[BoundDevice, ...]:
     """Return the devices of the scenario's kind, in the order of their addresses. Raises the
     errors of `bound_devices`."""
-    found = [(a, r) for a, (v, d, r) in sorted(devices.items()) if (v, d) == _IDS[spec.kind]]
-    if len(found) != spec.count:
+    matching = [(a, r) for a, (v, d, r) in sorted(devices.items()) if (v, d) == _IDS[spec.kind]]
+    if len(matching) != spec.count:
         raise BenchError(
-            f"expected {spec.count} {spec.kind} on the host, found {len(found)}",
+            f"expected {spec.count} {spec.kind} on the host, found {len(matching)}",
             evidence="\n".join(f"{a} {v}:{d}" for a, (v, d, _) in devices.items()),
             reason=Reason.DEVICE_MISSING,
         )
     hint = "does the BAR fit into the CPU's physical address space? See host.phys_bits"
-    return tuple(find_bar(address, resources, spec.bar, hint) for address, resources in found)
+    return tuple(find_bar(address, resources, spec.bar, hint) for address, resources in matching)
 
 
 def find_bar(address: str, resources: list[Resource], bar: int, hint: str) -> BoundDevice:
@@ -127,8 +127,10 @@ def read_host_facts(host: Host, devices: Sequence[BoundDevice]) -> dict[str, Any
     """Return a trial's facts.json: facts of the machine (guests/agents/facts.py) and of its bound
     devices (survey.py). Raises BenchError if they cannot be read."""
     machine = host.shell.run(host.agent("facts"), doing="reading facts", limit=FACTS_BYTES).stdout
-    asked = host.agent("survey", *(device.address for device in devices))
-    functions = host.shell.run(asked, doing="reading the devices' facts", limit=FACTS_BYTES).stdout
+    command = host.agent("survey", *(device.address for device in devices))
+    functions = host.shell.run(
+        command, doing="reading the devices' facts", limit=FACTS_BYTES
+    ).stdout
     with parsing("what the host says of itself", machine + functions):
-        found = json.loads(functions)["functions"]
-        return {**json.loads(machine), "device": found[0], "devices": found}
+        facts = json.loads(functions)["functions"]
+        return {**json.loads(machine), "device": facts[0], "devices": facts}

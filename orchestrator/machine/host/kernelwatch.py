@@ -70,10 +70,10 @@ class KernelWatch:
         `_TRACE_SECONDS`."""
         self.look()
         end = time.monotonic() + _TRACE_SECONDS
-        while (found := self._reports.broken()) and not found.ended and time.monotonic() < end:
+        while (report := self._reports.broken()) and not report.ended and time.monotonic() < end:
             time.sleep(0.1)
             self.look()
-        return found
+        return report
 
     def on_hang(self, end_waits: Callable[[], None]) -> None:
         """Set the function that ends all waits for the host if the host hangs. The watching thread

@@ -52,17 +52,17 @@ class Running:
     @property
     def token(self) -> str:
         """Token on the command line of a kernel that barometer booted; else empty."""
-        found = [w for w in self.cmdline.split() if w.startswith("barometer.token=")]
-        return found[0].partition("=")[2] if found else ""
+        words = [w for w in self.cmdline.split() if w.startswith("barometer.token=")]
+        return words[0].partition("=")[2] if words else ""
 
 
 def read_running_kernel(shell: Shell) -> Running:
-    said = shell.run(
+    lines = shell.run(
         ["cat", "/proc/sys/kernel/random/boot_id", "/proc/sys/kernel/osrelease",
          "/proc/sys/kernel/version", "/proc/cmdline"],
         doing="asking what runs", timeout=_ASKED_SECONDS, limit=FACTS_BYTES,
     ).stdout.splitlines()  # fmt: skip
-    return Running(*[*said, "", "", "", ""][:4])
+    return Running(*[*lines, "", "", "", ""][:4])
 
 
 @dataclass
@@ -95,12 +95,12 @@ class Boots:
         """Choose the boot method for the kernels under test: the one that the scenario requests,
         or the first one that the machine supports. Raises BenchError if there is none."""
         means = self.keeper.detect()
-        wanted: tuple[How, ...] = BOOT_WAYS if self.spec.boot == "auto" else (self.spec.boot,)
-        usable = [way for way in wanted if means[way]["usable"]]
+        candidates: tuple[How, ...] = BOOT_WAYS if self.spec.boot == "auto" else (self.spec.boot,)
+        usable = [way for way in candidates if means[way]["usable"]]
         if not usable:
             raise BenchError(
                 f"{self.spec.address} has no way to boot a kernel under test",
-                evidence="\n".join(f"{way}: {means[way]['why']}" for way in wanted),
+                evidence="\n".join(f"{way}: {means[way]['why']}" for way in candidates),
                 hint="mend what one of them lacks; kexec is the fastest",
                 reason=Reason.NO_WAY_TO_BOOT,
             )  # fmt: skip
@@ -121,11 +121,13 @@ class Boots:
         """
         waits = 2 if self.spec.power_cycle else 1
         extend = waits * self.spec.deadline + self.spec.lease
-        left, notes = self.keeper.boot(how, image, cmdline, extend=extend, watchdog=watchdog)
+        old_boot_id, notes = self.keeper.boot(
+            how, image, cmdline, extend=extend, watchdog=watchdog
+        )
         for note in notes:
             self.progress.note(f"host: {note}")
         self.link.close()
-        return self._back(left, power_cycle=True)
+        return self._back(old_boot_id, power_cycle=True)
 
     def confirm(self) -> None:
         """Tell the keeper that the machine was reached after the boot of a kernel under test,
@@ -134,8 +136,8 @@ class Boots:
         for note in self.keeper.confirm():
             self.progress.note(f"host: {note}")
 
-    def _back(self, left: str, *, power_cycle: bool) -> Running:
-        """Wait until the machine has another boot id than `left`, and return the kernel that runs.
+    def _back(self, old_boot_id: str, *, power_cycle: bool) -> Running:
+        """Wait until the machine has another boot id than `old_boot_id`, and return the kernel that runs.
         With `power_cycle`, cycle the power once if it does not answer in time."""
         spec, seen = self.spec, ""
 
@@ -154,9 +156,9 @@ class Boots:
                 return None
             self._reached = True
             seen = f"it still runs {running.release}"
-            return running if running.boot_id != left else None
+            return running if running.boot_id != old_boot_id else None
 
-        for after in (" after a boot" if left else "", " after its power was cycled"):
+        for after in (" after a boot" if old_boot_id else "", " after its power was cycled"):
             try:
                 return until(
                     answers, within=spec.deadline, every=1, reason=Reason.MACHINE_LOST,
@@ -249,7 +251,7 @@ class Boots:
             if wrong_kernel is not None:
                 raise wrong_kernel
             self.keeper.release()
-        for file in sorted({found.file for found in unreadable}):
+        for file in sorted({record.file for record in unreadable}):
             self.progress.note(f"host: {self.endpoint}: what is in {file} was not put back")
         return unreadable
 
@@ -274,7 +276,7 @@ class Boots:
         errors of `into`."""
         self.reach()
         try:
-            left = self.running().boot_id
+            old_boot_id = self.running().boot_id
             failed = self.keeper.putback(volatile=True).failed
         except BenchError as exc:
             if exc.reason not in TRANSIENT:
@@ -283,7 +285,7 @@ class Boots:
             self.link.close()
             return None
         if any(failure.kind == "leaving" for failure in failed):
-            self._back(left, power_cycle=True)  # a boot was requested: it is going down
+            self._back(old_boot_id, power_cycle=True)  # a boot was requested: it is going down
         return True
 
     def said_bytes(self) -> int:

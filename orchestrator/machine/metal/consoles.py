@@ -75,12 +75,12 @@ class ConsoleCommand:
         """Raise BenchError if the command ends at once."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             code = self._process.wait(_AT_ONCE_SECONDS)
-            said = self._errors_said() or read_excerpt(self.path, _ERRORS_BYTES).decode(
+            output = self._errors_said() or read_excerpt(self.path, _ERRORS_BYTES).decode(
                 errors="replace"
             )
             raise BenchError(
                 f"host.console: {self._command}: ended with exit code {code}",
-                evidence=tail(said), reason=Reason.CONSOLE_COMMAND,
+                evidence=tail(output), reason=Reason.CONSOLE_COMMAND,
             )  # fmt: skip
 
     def tend(self) -> None:

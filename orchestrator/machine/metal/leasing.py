@@ -35,12 +35,12 @@ _TCG = "QEMU TCG CPU"
 def detect_accel(shell: Shell) -> tuple[Accel, str]:
     """Return the accelerator that a machine (which may be virtual) runs under, and how that is
     known."""
-    said = shell.run(
+    cpuinfo = shell.run(
         "grep -m1 '^model name' /proc/cpuinfo; grep -m1 -ow hypervisor /proc/cpuinfo || :"
     ).stdout
-    if _TCG in said:
+    if _TCG in cpuinfo:
         return "tcg", f"its processor is a {_TCG}"
-    if "hypervisor" in said:
+    if "hypervisor" in cpuinfo:
         return "kvm", "its processor has a hypervisor"
     return "none", "a real machine"
 
@@ -60,18 +60,18 @@ class HeldMachine:
 
 @contextmanager
 def restored_machine(
-    spec: MetalHost, what: str, scratch: Path, progress: Progress
+    spec: MetalHost, purpose: str, scratch: Path, progress: Progress
 ) -> Iterator[HeldMachine]:
     """Hold a lease on the machine while the block runs. What an earlier run left changed is put
     back first."""
-    with _held_machine(spec, what, scratch, progress) as held:
-        if not held.is_unfinished:
-            yield held
+    with _held_machine(spec, purpose, scratch, progress) as machine:
+        if not machine.is_unfinished:
+            yield machine
             return
         progress.note(f"host: an earlier run left {spec.address} changed")
-        held.boots.put_back()
-    with _held_machine(spec, what, scratch, progress) as held:
-        yield held
+        machine.boots.put_back()
+    with _held_machine(spec, purpose, scratch, progress) as machine:
+        yield machine
 
 
 def recover_machine(
@@ -90,9 +90,9 @@ def recover_machine(
     if some things could not be put back; the error lists them."""
     # the console is not needed here, and the killed run's command may still hold it
     spec = spec.model_copy(update={"console": None})
-    with _held_machine(spec, "recover", scratch, progress, power_cycle=power_cycle) as held:
+    with _held_machine(spec, "recover", scratch, progress, power_cycle=power_cycle) as machine:
         try:
-            unreadable = held.boots.put_back(keep_kernel=keep_kernel)
+            unreadable = machine.boots.put_back(keep_kernel=keep_kernel)
         except BenchError as exc:
             if exc.reason not in _LEFT:
                 raise
@@ -106,13 +106,13 @@ def recover_machine(
             hint=f"put back by hand what these lines name; then remove {STATE}/set-aside there",
             reason=Reason.UNREADABLE,
         )
-    return held.is_unfinished
+    return machine.is_unfinished
 
 
 @contextmanager
 def _held_machine(
     spec: MetalHost,
-    what: str,
+    purpose: str,
     scratch: Path,
     progress: Progress,
     *,
@@ -137,7 +137,7 @@ def _held_machine(
             try:
                 accel = detect_accel(link.shell())
                 is_unfinished = keeper.acquire(
-                    [MACHINE], what, ttl=spec.lease, wait=spec.wait, on_wait=progress.note
+                    [MACHINE], purpose, ttl=spec.lease, wait=spec.wait, on_wait=progress.note
                 )
                 return accel, is_unfinished or bool(running.token)
             except BenchError as exc:

@@ -153,11 +153,11 @@ class Session:
     broken: bool = False
 
 
-def _cut_to_boot(said: str, token: str) -> str:
+def _cut_to_boot(console: str, token: str) -> str:
     """Return the part of a console's output that belongs to the boot with that token: from its
     first message to that of the next boot. Return all of it if that boot is not found."""
-    boots = re.split(r"(?m)^(?=.*\bLinux version )", said)
-    return next((boot for boot in boots if f"barometer.token={token}" in boot), said)
+    boots = re.split(r"(?m)^(?=.*\bLinux version )", console)
+    return next((boot for boot in boots if f"barometer.token={token}" in boot), console)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,14 +184,14 @@ class MetalMachine(Machine):
         self,
         spec: MetalHost,
         device: HostDevice,
-        held: HeldMachine,
+        machine: HeldMachine,
         scratch: Path,
         progress: Progress,
     ) -> None:
         """`scratch`: a private folder on the runner."""
         self.spec, self._device = spec, device
-        self.boots, self.lease, self.keeper = held.boots, held.lease, held.boots.keeper
-        self._accel, self.change = held.accel, JournaledChanges(self.keeper)
+        self.boots, self.lease, self.keeper = machine.boots, machine.lease, machine.boots.keeper
+        self._accel, self.change = machine.accel, JournaledChanges(self.keeper)
         self._scratch, self._progress = scratch, progress
         self.staged: dict[ArmName, Staged] = {}
         self._session: Session | None = None
@@ -382,13 +382,13 @@ class MetalMachine(Machine):
         reset, which resets the watchdog as well."""
         if self.boots.way != "kexec":
             return "", 0
-        free = [found for found in watchdogs if not found["why"]]
-        for found in free:
-            if kernel.has_module(found["driver"]):
-                return found["device"], self.spec.deadline // 2
-        for found in free:
+        free = [watchdog for watchdog in watchdogs if not watchdog["why"]]
+        for watchdog in free:
+            if kernel.has_module(watchdog["driver"]):
+                return watchdog["device"], self.spec.deadline // 2
+        for watchdog in free:
             self._progress.note(
-                f"host: no watchdog over this boot: {kernel.release} has no {found['driver']}"
+                f"host: no watchdog over this boot: {kernel.release} has no {watchdog['driver']}"
             )
         return "", 0
 
@@ -438,9 +438,9 @@ class MetalMachine(Machine):
         connection."""
         path = trial.host / "console.log"
         if self.boots.console is not None:
-            said = self.boots.console.path, session.console_start
+            console = self.boots.console.path, session.console_start
             try:
-                yield Console(*said), KernelWatch(*said)
+                yield Console(*console), KernelWatch(*console)
             finally:
                 path.write_text(self.boots.said(session.console_start))
             return
@@ -451,19 +451,19 @@ class MetalMachine(Machine):
 def _no_boot(kernel: KernelBundle, running: Running, words: str) -> ArmFailedError:
     """Return the error for a machine that answers again, but runs another kernel than it was told
     to boot."""
-    found = next((report for report in reports_in(words) if report.kind in BROKEN), None)
+    broken = next((report for report in reports_in(words) if report.kind in BROKEN), None)
     return ArmFailedError(
         f"the host's kernel {kernel.release} does not boot"
-        + (f": {found.message}" if found else f"; the machine is back on {running.release}"),
+        + (f": {broken.message}" if broken else f"; the machine is back on {running.release}"),
         evidence=tail(words, 25),
         hint="" if words else "host.console gives its last words",
-        reason=panic_reason(found) if found else Reason.HOST_NO_BOOT,
+        reason=panic_reason(broken) if broken else Reason.HOST_NO_BOOT,
     )
 
 
 @contextmanager
 def leased_machine(
-    spec: MetalHost, device: HostDevice, what: str, scratch: Path, progress: Progress
+    spec: MetalHost, device: HostDevice, purpose: str, scratch: Path, progress: Progress
 ) -> Iterator[MetalMachine]:
     """Lease the machine for this run alone while the block runs. What an earlier run left on it is
     put back first; all that the block changes is put back after it, whatever ended it.
@@ -471,7 +471,7 @@ def leased_machine(
     Raises BenchError if somebody else holds the machine for longer than `host.wait`, or if it
     could not be put back.
     """
-    with restored_machine(spec, what, scratch, progress) as held:
+    with restored_machine(spec, purpose, scratch, progress) as held:
         machine = MetalMachine(spec, device, held, scratch, progress)
         try:
             _check_unprofiled(machine)

@@ -39,9 +39,9 @@ class Refusal:
 
 def survey_devices(shell: Commands) -> Survey:
     """Survey the machine's PCI devices. Raises BenchError if that fails."""
-    asked = run_agent(shell, agent_source("survey"), doing="surveying the PCI devices")
-    with parsing("the survey of the PCI devices", asked.stdout):
-        return Survey.parse(asked.stdout)
+    answer = run_agent(shell, agent_source("survey"), doing="surveying the PCI devices")
+    with parsing("the survey of the PCI devices", answer.stdout):
+        return Survey.parse(answer.stdout)
 
 
 def choose_function(device: HostDevice, survey: Survey) -> Function:
@@ -63,10 +63,10 @@ def choose_function(device: HostDevice, survey: Survey) -> Function:
 
 
 def _check_spared(survey: Survey, function: Function) -> None:
-    if found := find_refusals(survey, function.address):
+    if refusals := find_refusals(survey, function.address):
         raise BenchError(
             f"{function} cannot be given to a guest",
-            evidence="\n".join(f"{refusal.reason}: {refusal.text}" for refusal in found),
+            evidence="\n".join(f"{refusal.reason}: {refusal.text}" for refusal in refusals),
             reason=Reason.DEVICE_REFUSED,
         )
 
@@ -74,24 +74,27 @@ def _check_spared(survey: Survey, function: Function) -> None:
 def _find_selected(device: HostDevice, survey: Survey) -> Function:
     functions = list(survey.functions.values())
     if device.address is not None:
-        what, found = device.address, [f for f in functions if f.address == device.address]
+        selector, matching = device.address, [f for f in functions if f.address == device.address]
     elif device.id is not None:
-        what, found = device.id, [f for f in functions if f.id == device.id]
+        selector, matching = device.id, [f for f in functions if f.id == device.id]
     else:
         free = [f for f in functions if f.largest_bar and not find_refusals(survey, f.address)]
         largest = max((f.largest_bar for f in free), default=0)
-        what, found = "that can be given to a guest", [f for f in free if f.largest_bar == largest]
-    if len(found) == 1:
-        return found[0]
-    if found:
+        selector, matching = (
+            "that can be given to a guest",
+            [f for f in free if f.largest_bar == largest],
+        )
+    if len(matching) == 1:
+        return matching[0]
+    if matching:
         raise BenchError(
-            f"the machine has {len(found)} devices {device.id or 'with the largest BAR'}",
-            evidence="\n".join(map(str, found)),
-            hint=f'choose one: device.address = "{found[0].address}"',
+            f"the machine has {len(matching)} devices {device.id or 'with the largest BAR'}",
+            evidence="\n".join(map(str, matching)),
+            hint=f'choose one: device.address = "{matching[0].address}"',
             reason=Reason.DEVICE_AMBIGUOUS,
         )
     raise BenchError(
-        f"the machine has no device {what}",
+        f"the machine has no device {selector}",
         evidence="\n".join(_list_functions(survey))
         or "no PCI function has a memory BAR of 1MiB or more",
         reason=Reason.DEVICE_MISSING,
@@ -101,11 +104,11 @@ def _find_selected(device: HostDevice, survey: Survey) -> Function:
 def _list_functions(survey: Survey) -> list[str]:
     """List the functions with a BAR of 1 MiB or more, the largest first. A function that is
     refused has the first reason for it."""
-    found = [f for f in survey.functions.values() if f.largest_bar >= MIB]
+    large = [f for f in survey.functions.values() if f.largest_bar >= MIB]
     return [
         f"{f}"
         + (f": refused, {why[0].reason}" if (why := find_refusals(survey, f.address)) else "")
-        for f in sorted(found, key=lambda f: (-f.largest_bar, f.address))
+        for f in sorted(large, key=lambda f: (-f.largest_bar, f.address))
     ]
 
 
@@ -115,17 +118,17 @@ def _list_bars(function: Function) -> list[str]:
 
 def list_notes(survey: Survey, function: Function) -> tuple[str, ...]:
     """Return what the user should know about the function, apart from reasons to refuse it."""
-    found = _list_growable(function)
+    notes = _list_growable(function)
     if not function.facts.reset and not function.facts.reset_method:
-        found.append(
+        notes.append(
             f"{function.address} has no way to be reset ({function.sysfs}/reset_method):"
             " the next guest finds it as the last one left it"
         )
     if survey.unread:
-        found.append(
+        notes.append(
             f"{survey.unread} processes could not be asked what they have open: not root there?"
         )
-    return tuple(found)
+    return tuple(notes)
 
 
 def _list_growable(function: Function) -> list[str]:
@@ -144,8 +147,8 @@ def find_refusals(survey: Survey, address: str) -> tuple[Refusal, ...]:
     """Return why the machine cannot spare the function; empty if it can."""
     function = survey.functions[address]
     if function.is_bridge:
-        what = f"{function} is a bridge (class {function.facts.class_code}): {_ELSEWHERE}"
-        return (Refusal("bridge", what),)
+        text = f"{function} is a bridge (class {function.facts.class_code}): {_ELSEWHERE}"
+        return (Refusal("bridge", text),)
     if function.group is None:
         return (_no_group(survey, function), *_of_the_machine(survey, [function]))
     return (
@@ -162,14 +165,14 @@ def find_own_functions(survey: Survey, function: Function) -> list[Function]:
     function."""
     virtual = function.facts.physfn is not None
     return [
-        found
-        for found in survey.members(function)
-        if found == function
+        member
+        for member in survey.members(function)
+        if member == function
         or (
             not virtual
-            and found.facts.physfn is None
-            and found.slot == function.slot
-            and not found.is_bridge
+            and member.facts.physfn is None
+            and member.slot == function.slot
+            and not member.is_bridge
         )
     ]
 
@@ -189,11 +192,11 @@ def _no_group(survey: Survey, function: Function) -> Refusal:
 def _of_the_machine(survey: Survey, members: list[Function]) -> Iterator[Refusal]:
     """Yield refusals if the machine itself needs a function of the group: its console, network or
     disks."""
-    for found in survey.reached(members):
-        if found.facts.boot_vga == 1:
+    for member in survey.reached(members):
+        if member.facts.boot_vga == 1:
             yield Refusal(
                 "console",
-                f"{found} has the machine's console ({found.sysfs}/boot_vga is 1): make another"
+                f"{member} has the machine's console ({member.sysfs}/boot_vga is 1): make another"
                 " graphics adapter the primary one in the firmware's setup",
             )
     for user in survey.users_of(members):
@@ -210,11 +213,11 @@ def _siblings(survey: Survey, function: Function) -> Iterator[Refusal]:
     that only lead to devices are allowed."""
     own = find_own_functions(survey, function)
     others = [
-        found
-        for found in survey.reached(survey.members(function))
-        if found not in own
-        and function.address not in found.facts.parents
-        and not (found.only_leads_on and found.driver in _MANAGED)
+        neighbor
+        for neighbor in survey.reached(survey.members(function))
+        if neighbor not in own
+        and function.address not in neighbor.facts.parents
+        and not (neighbor.only_leads_on and neighbor.driver in _MANAGED)
     ]
     if others:
         group = f"IOMMU group {function.group} (/sys/kernel/iommu_groups/{function.group}/devices)"
@@ -235,7 +238,7 @@ def _use(survey: Survey, own: list[Function]) -> Iterator[Refusal]:
             )
     for user in survey.users_of(own):
         whose = _whose(survey, user)
-        held = [name for name in user.above if not name.startswith(user.name)]  # no partitions
+        parts = [name for name in user.above if not name.startswith(user.name)]  # no partitions
         if user.kind == "open" and user.name.startswith("/dev/vfio/"):
             by = ", ".join(user.serves)
             yield Refusal("owned", f"{whose} is open in {by}: end that guest or program")
@@ -245,8 +248,10 @@ def _use(survey: Survey, own: list[Function]) -> Iterator[Refusal]:
             yield Refusal("in-use", f"{whose} is plugged in: {_ELSEWHERE}")
         elif user.kind == "network" and user.up and not user.serves:
             yield Refusal("in-use", f"{whose} is up{_through(user)}: ip link set {user.name} down")
-        elif user.kind == "disk" and held and not user.serves:
-            yield Refusal("in-use", f"{whose} is part of {', '.join(held)}: take that apart first")
+        elif user.kind == "disk" and parts and not user.serves:
+            yield Refusal(
+                "in-use", f"{whose} is part of {', '.join(parts)}: take that apart first"
+            )
 
 
 def _unplaced(function: Function) -> Iterator[Refusal]:
@@ -291,6 +296,6 @@ def bind_hostdev(
     _check_spared(survey, function)
     write_json(trial.host / "device.json", function.facts.to_json())
     keeper.modules([_VFIO])
-    for found in find_own_functions(survey, function):
-        keeper.bind(found.address, _VFIO)
+    for member in find_own_functions(survey, function):
+        keeper.bind(member.address, _VFIO)
     return device

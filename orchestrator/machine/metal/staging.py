@@ -132,10 +132,10 @@ def check_room(shell: Shell, kernels: Iterable[KernelBundle]) -> None:
     and to make these."""
     trees = [path for k in kernels for path in (k.vmlinuz, *k.modules.rglob("*"))]
     needed = 2 * sum(path.lstat().st_size for path in trees) + _SPARE_BYTES
-    said = shell.run("df -Pk /var/lib | awk 'END {print $4}'", doing="looking for room").stdout
-    if (there := int(said) * 1024) < needed:
+    answer = shell.run("df -Pk /var/lib | awk 'END {print $4}'", doing="looking for room").stdout
+    if (free := int(answer) * 1024) < needed:
         raise BenchError(
-            f"/var/lib has {there >> 20} MiB of room, and the kernels need {needed >> 20} MiB",
+            f"/var/lib has {free >> 20} MiB of room, and the kernels need {needed >> 20} MiB",
             hint="make room there", reason=Reason.DISK_FULL,
         )  # fmt: skip
 
@@ -180,21 +180,21 @@ def _initramfs(shell: Shell, folder: str, kernel: KernelBundle, cache: Cache) ->
 def _make(shell: Shell, folder: str, kernel: KernelBundle, target: Path) -> None:
     """Make an initramfs with the machine's own tool, which sees the staged modules in
     /lib/modules."""
-    release, made = kernel.release, f"{folder}/made"
+    release, initramfs = kernel.release, f"{folder}/made"
     shell.run(
         # in a mount namespace of its own: nobody else sees the mounts, which end with the command
         ["unshare", "--mount", "--propagation", "private", "sh", "-c", _PATH + _MAKE, "sh",
-         release, f"{folder}/lib/modules/{release}", made, f"{folder}/tmp"],
+         release, f"{folder}/lib/modules/{release}", initramfs, f"{folder}/tmp"],
         timeout=_MANY_SECONDS, doing=f"making an initramfs for {release}",
     )  # fmt: skip
-    _fetch(shell, made, target)
+    _fetch(shell, initramfs, target)
 
 
 def _fetch(shell: Shell, path: str, target: Path) -> None:
     """Move a file from the machine to the runner. Raises BenchError."""
-    said = shell.run(["stat", "-c", "%s", path], doing=f"reading the size of {path}").stdout
-    with parsing(f"the size of {path}", said):
-        size = int(said)
+    answer = shell.run(["stat", "-c", "%s", path], doing=f"reading the size of {path}").stdout
+    with parsing(f"the size of {path}", answer):
+        size = int(answer)
     if size > _INITRAMFS_BYTES:
         raise BenchError(
             f"{shell.name}: {path} has more than {_INITRAMFS_BYTES >> 20} MiB",
@@ -259,8 +259,8 @@ def mount_modules(keeper: Keeper, staged: Staged) -> None:
 
 def check_initramfs_tool(shell: Shell) -> None:
     """Raise BenchError if nothing on the machine can make an initramfs."""
-    found = shell.run(f"{_PATH}command -v mkinitramfs || command -v dracut", check=False)
-    if found.code:
+    tool = shell.run(f"{_PATH}command -v mkinitramfs || command -v dracut", check=False)
+    if tool.code:
         raise BenchError(
             "the machine has no program that makes an initramfs",
             hint="install initramfs-tools or dracut", reason=Reason.NO_INITRAMFS_TOOL,

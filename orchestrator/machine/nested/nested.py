@@ -345,10 +345,10 @@ def _load_modules(shell: Shell, *, with_libvirt: bool) -> list[str]:
         # parse_args() in kernel/params.c
         refused = shell.run("dmesg | grep -E '(invalid|too large) for parameter'", check=False)
         message = f"host: loading modules failed with exit code {loaded.code}"
-        said = tail(refused.stdout + loaded.stderr)
+        answer = tail(refused.stdout + loaded.stderr)
         if refused.stdout:
-            raise BenchError(message, evidence=said, reason=Reason.SETTING_REFUSED)
-        raise ArmFailedError(message, evidence=said, reason=Reason.MODULES_REFUSED)
+            raise BenchError(message, evidence=answer, reason=Reason.SETTING_REFUSED)
+        raise ArmFailedError(message, evidence=answer, reason=Reason.MODULES_REFUSED)
     return loaded.stdout.split()
 
 
@@ -439,12 +439,12 @@ def _host_error(machine: StartedVm, message: str, *, reason: Reason) -> BenchErr
 
 def _forwarded_port(domain: Domain) -> int:
     answer = domain.monitor("info usernet")
-    found = _FORWARD.search(answer)
-    if found is None:
+    match = _FORWARD.search(answer)
+    if match is None:
         raise BenchError(
             "QEMU forwards no port to the host", evidence=answer, reason=Reason.HOST_NO_SSH
         )
-    return int(found[1])
+    return int(match[1])
 
 
 def prove_kernel(shell: Shell, token: str, kernel: KernelBundle) -> str:

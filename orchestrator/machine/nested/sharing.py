@@ -159,9 +159,9 @@ class HostPool:
         """Return the kept host if it can be used for `spec`; else end it and return None."""
         boot = self._kept
         if boot is not None and spec.is_alike(boot.spec):
-            if not (left := put_back(boot)):
+            if not (differences := put_back(boot)):
                 return boot
-            progress.note(f"host: not as it was, so it is booted again: {left[0]}")
+            progress.note(f"host: not as it was, so it is booted again: {differences[0]}")
         self.close()
         return None
 
@@ -175,10 +175,10 @@ class HostPool:
             self.close()
             raise
         finally:
-            if self._kept is boot and (left := put_back(boot, change.made)):
+            if self._kept is boot and (differences := put_back(boot, change.made)):
                 self.close()
-                trial.record(host_left=left)
-                progress.note(f"host: not as it was after the trial: {left[0]}")
+                trial.record(host_left=differences)
+                progress.note(f"host: not as it was after the trial: {differences[0]}")
 
 
 def put_back(boot: HostBoot, changes: Sequence[tuple[str, Mapping[str, Any]]] = ()) -> list[str]:
@@ -310,14 +310,14 @@ def _put_back(
     """Undo the changes. Return what could not be undone, and the host's state.
 
     Raises BenchError."""
-    said = host.shell.run(
+    output = host.shell.run(
         host.agent("sharing"), stdin=json.dumps(changes).encode(),
         doing="putting the host back as it was",
     ).stdout  # fmt: skip
     try:
-        answer = json.loads(said)
+        answer = json.loads(output)
         return answer["failed"], answer["state"]
     except (ValueError, KeyError, TypeError) as exc:
         raise BenchError(
-            "the host does not tell how it is", evidence=tail(said), reason=Reason.HOST_SILENT
+            "the host does not tell how it is", evidence=tail(output), reason=Reason.HOST_SILENT
         ) from exc

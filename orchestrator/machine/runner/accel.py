@@ -71,11 +71,11 @@ def find_boot_problem(accel: str, machine: Commands, within: float = _SECONDS) -
     within `within` seconds: the guest may just be slow.
     """
     script = _BOOT.format(accel=shlex.quote(accel), seconds=f"{within:g}")
-    done = machine.run(script, check=False, timeout=within + 30, doing="booting a tiny guest")
-    if done.code == _EXIT_CODE:
+    completed = machine.run(script, check=False, timeout=within + 30, doing="booting a tiny guest")
+    if completed.code == _EXIT_CODE:
         return None
-    if done.code == _NO_PROGRAM:
+    if completed.code == _NO_PROGRAM:
         return "qemu-system-x86_64 is not installed"
-    if done.code == _TIMEOUT:
+    if completed.code == _TIMEOUT:
         raise TimeoutError(f"a tiny guest did not run within {within:g} s")
-    return (done.stderr.strip().splitlines() or [f"QEMU exited with {done.code}"])[-1]
+    return (completed.stderr.strip().splitlines() or [f"QEMU exited with {completed.code}"])[-1]

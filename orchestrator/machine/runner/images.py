@@ -179,15 +179,15 @@ def disk_from_tar(tar: Path, extra: Path, disk: Path) -> None:
 
 
 def _modules_disk(recipe: dict[str, Any], kernel: KernelBundle, cache: Cache) -> Path:
-    wanted = recipe["modules"]
-    optional = [m for m in wanted["optional"] if kernel.has_module(m)]
+    modules = recipe["modules"]
+    optional = [m for m in modules["optional"] if kernel.has_module(m)]
     if not optional:
         raise ScenarioError(
-            f"the kernel {kernel.release} has neither {' nor '.join(wanted['optional'])}:"
+            f"the kernel {kernel.release} has neither {' nor '.join(modules['optional'])}:"
             " no guest could run on it",
             reason=Reason.KERNEL_LACKS_MODULE,
         )
-    ready = kernel.module_closure([*wanted["needed"], *optional])
+    ready = kernel.module_closure([*modules["needed"], *optional])
     key = {"kind": "modules", "schema": 1, "kernel": kernel.digest, "uncompressed": ready}
 
     def build(folder: Path) -> None:
@@ -250,8 +250,8 @@ def find_early_modules(recipe: dict[str, Any], kernel: KernelBundle) -> list[str
     """Return the modules that an initramfs loads before it mounts the root disk; none if all are
     built in."""
     parts = recipe["initramfs"]
-    there = [m for m in parts["optional_modules"] if kernel.has_module(m)]
-    return kernel.module_closure([*there, *parts["modules"]])
+    optional = [m for m in parts["optional_modules"] if kernel.has_module(m)]
+    return kernel.module_closure([*optional, *parts["modules"]])
 
 
 def _add_modules(archive: CpioArchive, kernel: KernelBundle, modules: list[str]) -> None:
@@ -276,18 +276,18 @@ def unpack_packages(
 
     def build(folder: Path) -> None:
         archive.update()
-        wanted: dict[str, Package] = {}
+        needed: dict[str, Package] = {}
         for name in packages:
-            found = archive.versions(name)
-            if not found:
+            versions = archive.versions(name)
+            if not versions:
                 raise BenchError(f"there is no package {name} in {' '.join(suites)}",
                                  reason=Reason.NO_SUCH_PACKAGE)  # fmt: skip
-            for package in archive.dependencies(name, found[0][0]):
-                wanted[package.name] = package
+            for package in archive.dependencies(name, versions[0][0]):
+                needed[package.name] = package
         debs, tree = folder / "debs", folder / "tree"
         debs.mkdir()
         tree.mkdir()
-        for deb in archive.download(list(wanted.values()), debs):
+        for deb in archive.download(list(needed.values()), debs):
             run(["dpkg-deb", "--extract", deb, tree], doing=f"unpacking {deb.name}")
         for pattern in patterns:
             for path in _match_files(tree, pattern):
@@ -296,21 +296,21 @@ def unpack_packages(
                 shutil.copy2(path, target, follow_symlinks=False)
         shutil.rmtree(debs)
         shutil.rmtree(tree)
-        lines = [f"{p.name} {p.version}" for p in wanted.values()]
+        lines = [f"{p.name} {p.version}" for p in needed.values()]
         (folder / "packages.txt").write_text("\n".join(sorted(lines)) + "\n")
 
     return cache.entry("images", key, build)
 
 
 def _match_files(tree: Path, pattern: str) -> list[Path]:
-    found = [p for p in sorted(tree.glob(pattern)) if p.is_symlink() or p.is_file()]
-    if not found:
+    files = [p for p in sorted(tree.glob(pattern)) if p.is_symlink() or p.is_file()]
+    if not files:
         raise BenchError(
             f"no file {pattern} in the packages of a recipe",
             hint="the package changed its layout: mend the recipe under guests/",
             reason=Reason.RECIPE,
         )
-    return found
+    return files
 
 
 def _archive_files(entry: Path, patterns: list[str]) -> CpioArchive:

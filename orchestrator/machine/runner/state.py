@@ -142,8 +142,8 @@ class BenchState:
 
 def default_state_folder() -> Path:
     """Return BAROMETER_STATE, or the user's state folder."""
-    given = os.environ.get("BAROMETER_STATE")
-    return Path(given).absolute() if given else user_state_path("barometer")
+    folder = os.environ.get("BAROMETER_STATE")
+    return Path(folder).absolute() if folder else user_state_path("barometer")
 
 
 @contextlib.contextmanager
@@ -244,10 +244,10 @@ def _set_aside(path: Path, exc: ValueError) -> Iterator[str]:
     aside = path.with_suffix(".unreadable")
     path.rename(aside)
     why = exc.errors()[0]["msg"] if isinstance(exc, ValidationError) else str(exc)
-    left = f"barometer-{path.stem}"
+    prefix = f"barometer-{path.stem}"
     yield (
         f"{path}: cannot be read ({why}); now {aside}. What its run may have left is named"
-        f" {left}*: QEMU processes, files in {SHM} and {tempfile.gettempdir()}"
+        f" {prefix}*: QEMU processes, files in {SHM} and {tempfile.gettempdir()}"
     )
 
 

@@ -113,11 +113,11 @@ def fold(executed: Iterable[Instruction], entry: str) -> Folded:
 
 def read_addresses(log: Path) -> array[int]:
     """Read the address of every instruction in QEMU's log, in order."""
-    found = array("Q")
+    executed = array("Q")
     with log.open(errors="replace") as file:
         while lines := file.readlines(1 << 24):
-            found.extend(int(a, 16) for a in _EXECUTED.findall("".join(lines)))
-    return found
+            executed.extend(int(a, 16) for a in _EXECUTED.findall("".join(lines)))
+    return executed
 
 
 def log_instructions(
@@ -132,15 +132,15 @@ def log_instructions(
     """Log the instructions of a map and an unmap. `costs`: approximate number of instructions of a
     warm "map" and a warm "unmap" of the whole BAR. The evidence goes into host/profile.json and
     host/profile-*.folded."""
-    wanted = choose_logs(device.bar_bytes, costs)
+    operations = choose_logs(device.bar_bytes, costs)
     logs: list[array[int]] = []
-    for log in _logs(host, device, spec, wanted):
+    for log in _logs(host, device, spec, operations):
         logs.append(log)
-        progress.detail(f"{len(logs)} of {len(wanted)} instruction logs")
+        progress.detail(f"{len(logs)} of {len(operations)} instruction logs")
     names = _name_functions(host, {address for log in logs for address in log})
     entry = ENTRY_FUNCTIONS[spec.backend]
-    found = []
-    for item, log in zip(wanted, logs, strict=True):
+    entries = []
+    for item, log in zip(operations, logs, strict=True):
         result = fold((names[address] for address in log), entry)
         if not result.stacks or not (result.complete or item.window):
             raise BenchError(
@@ -152,39 +152,39 @@ def log_instructions(
         lines = (f"{';'.join(stack)} {n}\n" for stack, n in sorted(result.stacks.items()))
         (trial.host / file).write_text("".join(lines))
         calls = dict(sorted(result.calls.items()))
-        found.append({**asdict(item), "file": file, "calls": calls,
+        entries.append({**asdict(item), "file": file, "calls": calls,
                       "instructions": sum(result.stacks.values())})  # fmt: skip
-    write_json(trial.host / "profile.json", {"bar": device.bar_bytes, "logged": found})
+    write_json(trial.host / "profile.json", {"bar": device.bar_bytes, "logged": entries})
 
 
 def choose_logs(bar: int, costs: dict[str, float]) -> list[LoggedOperation]:
     """Choose the operations to log: those of the whole BAR. An operation that is too long is
     replaced by two smaller ones, of which the larger has about as many instructions as can be
     logged. To such an unmap, a window is added: the beginning of the unmap of one largest leaf."""
-    wanted = []
+    operations = []
     for operation, cost in costs.items():
         if cost <= MOST_INSTRUCTIONS:
             # only a map can be cold
             states = ("cold", "warm") if operation == "map" else ("warm",)
-            wanted += [LoggedOperation(operation, bar, state) for state in states]
+            operations += [LoggedOperation(operation, bar, state) for state in states]
             continue
         pages = int(MOST_INSTRUCTIONS / (cost / (bar // PAGE)))
         # 2 MiB at least: below that the IOMMU's leaves would be 4 KiB, at a cost unlike the BAR's
         large = max(1 << (pages.bit_length() - 1), 2 * LEAVES["2MiB"] // PAGE)
         large = min(large, bar // PAGE)
-        wanted += [LoggedOperation(operation, n * PAGE, "warm") for n in (large // 2, large)]
+        operations += [LoggedOperation(operation, n * PAGE, "warm") for n in (large // 2, large)]
         if operation == "unmap":
-            wanted.append(LoggedOperation(operation, min(bar, GIB), "warm", window=True))
-    return wanted
+            operations.append(LoggedOperation(operation, min(bar, GIB), "warm", window=True))
+    return operations
 
 
 def _logs(
-    host: Host, device: BoundDevice, spec: Map, wanted: Sequence[LoggedOperation]
+    host: Host, device: BoundDevice, spec: Map, operations: Sequence[LoggedOperation]
 ) -> Iterator[array[int]]:
     """Yield the addresses of the instructions of each wanted operation, in order."""
     points = [
         {"name": str(i), "size": w.bytes, "alignment": GIB, "states": [w.state]}
-        for i, w in enumerate(wanted)
+        for i, w in enumerate(operations)
     ]
     request = build_request(spec, points, 1, exact=host.accel == "exact", within=True, step=True)
     log = host.scratch / INSTRUCTIONS
@@ -194,11 +194,11 @@ def _logs(
     with host.shell.stream(host.agent("map", device.address), timeout=300) as agent:
         agent.say(json.dumps(request))
         while True:
-            what, value = _read_answer(agent)
-            if what == "point":
-                item = wanted[int(value["name"])] if value["name"].isdecimal() else None
+            kind, value = _read_answer(agent)
+            if kind == "point":
+                item = operations[int(value["name"])] if value["name"].isdecimal() else None
                 states = iter([*value["order"]])
-            elif what == "next":
+            elif kind == "next":
                 state = next(states) if value == "map" else state
                 if item is not None and (item.operation, item.state) == (value, state):
                     with _logging(host, log):
@@ -212,7 +212,7 @@ def _logs(
                     yield read_addresses(log)
                     log.unlink()
                 agent.say("")
-            elif what == "end":
+            elif kind == "end":
                 return
 
 
@@ -242,10 +242,10 @@ def _wait_for_window(log: Path) -> None:
 def _logging(host: Host, log: Path) -> Iterator[None]:
     """Have QEMU log every instruction to `log` while the block runs."""
     for command in (f"logfile {log}", "one-insn-per-tb on", "log exec,nochain"):
-        said = host.monitor(command)
-        if said.strip():
+        answer = host.monitor(command)
+        if answer.strip():
             raise BenchError(
-                f"QEMU does not take {command!r}", evidence=said, reason=Reason.PROFILE
+                f"QEMU does not take {command!r}", evidence=answer, reason=Reason.PROFILE
             )
     try:
         yield
@@ -254,10 +254,10 @@ def _logging(host: Host, log: Path) -> Iterator[None]:
         host.monitor("one-insn-per-tb off")
 
 
-def _name_functions(host: Host, found: set[int]) -> dict[int, Instruction]:
-    asked = "".join(f"{address:x}\n" for address in sorted(found))
+def _name_functions(host: Host, addresses: set[int]) -> dict[int, Instruction]:
+    request = "".join(f"{address:x}\n" for address in sorted(addresses))
     answer = host.shell.run(
-        host.agent("symbols"), stdin=asked.encode(), doing="naming kernel functions"
+        host.agent("symbols"), stdin=request.encode(), doing="naming kernel functions"
     )
     names: dict[int, Instruction] = {}
     with parsing("the list of kernel functions", answer.stdout):

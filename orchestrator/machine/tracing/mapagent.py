@@ -49,14 +49,14 @@ def build_request(
 def parse_answer(line: str) -> tuple[str, Any]:
     """Parse one line of the agent. Raises EvidenceError if the kernel refused the map."""
     with parsing("the map agent's answer", line):
-        ((what, value),) = json.loads(line).items()
-    if what == "refused":
+        ((kind, value),) = json.loads(line).items()
+    if kind == "refused":
         # EvidenceError, as for a guest boot: its refused maps are found when the trace is judged
         raise EvidenceError(
             f"the BAR could not be mapped from the host's user space: {value}",
             reason=Reason.MAP_REFUSED,
         )
-    return what, value
+    return kind, value
 
 
 def collect_answers(lines: Iterable[str], errors: str = "") -> dict[str, Any]:
@@ -65,14 +65,14 @@ def collect_answers(lines: Iterable[str], errors: str = "") -> dict[str, Any]:
     line is missing."""
     answer: dict[str, Any] = {"points": []}
     for line in lines:
-        what, value = parse_answer(line)
-        if what == "agent":
+        kind, value = parse_answer(line)
+        if kind == "agent":
             answer.update(value)
-        elif what == "point":
+        elif kind == "point":
             answer["points"].append({**value, "samples": []})
-        elif what == "sample":
+        elif kind == "sample":
             answer["points"][-1]["samples"].append(value)
-        elif what == "end":
+        elif kind == "end":
             return answer
     raise BenchError(
         "the map agent ended without its last word",

@@ -360,11 +360,11 @@ def _wait_until_cleared(shell: Commands) -> None:
     """Wait until the shell on the host has undone everything, as it does at the end of its
     input."""
     folder = f"{TRACEFS}/instances/{INSTANCE}"
-    left = shell.run(
+    removal = shell.run(
         f"tries=0; while [ -d {folder} ] && [ $tries -lt {_CLEAR_TRIES} ]; do"
         f" tries=$((tries + 1)); sleep 0.1; done; [ ! -d {folder} ]", check=False,
     )  # fmt: skip
-    if left.code:
+    if removal.code:
         raise BenchError(
             f"{shell.name}: the trace instance {INSTANCE} could not be removed",
             hint="barometer profile --clear", reason=Reason.TRACER_LEFT,

@@ -46,9 +46,9 @@ class LocalMachine:
             ["/bin/sh", "-c", 'exec "$@"', "sh", *self._words(argv)], stdin=stdin,
             doing=doing or self.name, timeout=timeout, accept=_EVERY_CODE, limit=limit,
         )  # fmt: skip
-        done = Completed(ran.stdout, ran.stderr, ran.returncode)
+        completed = Completed(ran.stdout, ran.stderr, ran.returncode)
         what = doing or (argv if isinstance(argv, str) else shlex.join(argv))
-        return check_success(done, self.name, what) if check else done
+        return check_success(completed, self.name, what) if check else completed
 
     @contextlib.contextmanager
     def stream(

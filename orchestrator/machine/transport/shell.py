@@ -145,7 +145,7 @@ class Shell:
             self.prove_alive()
         try:
             with waiting_for(doing or command):
-                done = self._exchange(command, stdin, timeout, limit)
+                completed = self._exchange(command, stdin, timeout, limit)
         except (OSError, EOFError, paramiko.SSHException) as exc:
             self._is_unanswered = True
             if isinstance(exc, EOFError):
@@ -153,7 +153,7 @@ class Shell:
             raise self._lost(exc, doing or command) from exc
         except TooMuchError as exc:
             raise make_flood_error(self.name, doing or command, exc) from exc
-        return check_success(done, self.name, doing or command) if check else done
+        return check_success(completed, self.name, doing or command) if check else completed
 
     def prove_alive(self) -> None:
         """Prove that the machine answers a command soon. If not, drop the connection, so that
@@ -291,22 +291,24 @@ class Shell:
         close(self._transport)
 
     def _lost(self, exc: BaseException, doing: str) -> ConnectionLostError:
-        what = "took too long" if isinstance(exc, TimeoutError) else f"{type(exc).__name__}: {exc}"
+        cause = (
+            "took too long" if isinstance(exc, TimeoutError) else f"{type(exc).__name__}: {exc}"
+        )
         return ConnectionLostError(
-            f"the SSH connection to the {self.name} was lost while it ran: {doing[:80]} ({what})",
+            f"the SSH connection to the {self.name} was lost while it ran: {doing[:80]} ({cause})",
             reason=_reasons(self.name).ssh_lost,
         )
 
 
-def check_success(done: Completed, name: str, doing: str) -> Completed:
-    """Return `done`. Raises BenchError if its exit code is not 0."""
-    if done.code:
+def check_success(completed: Completed, name: str, doing: str) -> Completed:
+    """Return `completed`. Raises BenchError if its exit code is not 0."""
+    if completed.code:
         raise BenchError(
-            f"{name}: {doing.splitlines()[0][:80]} failed with exit code {done.code}",
-            evidence=tail(done.stderr or done.stdout),
+            f"{name}: {doing.splitlines()[0][:80]} failed with exit code {completed.code}",
+            evidence=tail(completed.stderr or completed.stdout),
             reason=Reason.COMMAND_FAILED,
         )
-    return done
+    return completed
 
 
 def make_flood_error(name: str, doing: str, exc: TooMuchError) -> BenchError:

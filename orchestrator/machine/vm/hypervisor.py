@@ -212,8 +212,8 @@ class Connection:
         `none` is left out."""
         with self._failing():
             capabilities = ET.fromstring(self.call(self._raw.getCapabilities))
-        found = capabilities.iterfind("host/secmodel/model")
-        return tuple(model.text for model in found if model.text and model.text != "none")
+        models = capabilities.iterfind("host/secmodel/model")
+        return tuple(model.text for model in models if model.text and model.text != "none")
 
     @property
     def uri(self) -> str:
