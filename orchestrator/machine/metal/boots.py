@@ -137,8 +137,8 @@ class Boots:
             self.progress.note(f"host: {note}")
 
     def _back(self, old_boot_id: str, *, power_cycle: bool) -> Running:
-        """Wait until the machine has another boot id than `old_boot_id`, and return the kernel that runs.
-        With `power_cycle`, cycle the power once if it does not answer in time."""
+        """Wait until the machine has another boot id than `old_boot_id`, and return the kernel that
+        runs. With `power_cycle`, cycle the power once if it does not answer in time."""
         spec, seen = self.spec, ""
 
         def answers() -> Running | None:
