@@ -198,7 +198,7 @@ def _all(
 def taken_machine(scenario: Scenario, what: str, here: Runner) -> Iterator[Machine]:
     """Take the machine of a scenario's hosts while the block runs: lease a metal host, and put it
     back; or end the VM that is kept for several trials. `what`: what others are told who wait for
-    the lease. Raises the errors of `metal.leased`."""
+    the lease. Raises the errors of `metal.leased_machine`."""
     host, device = scenario.host, scenario.device
     if host.kind == "metal" and device.kind == "hostdev":  # a scenario has both or none
         config = ["--ssh-config", str(host.ssh_config)] if host.ssh_config else []

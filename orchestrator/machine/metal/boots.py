@@ -137,7 +137,7 @@ class Boots:
             self.progress.note(f"host: {note}")
 
     def _back(self, old_boot_id: str, *, power_cycle: bool) -> Running:
-        """Wait until the machine has another boot id than `old_boot_id`, and return the kernel that
+        """Wait until the machine has another boot id than `old_boot_id`; return the kernel that
         runs. With `power_cycle`, cycle the power once if it does not answer in time."""
         spec, seen = self.spec, ""
 
@@ -163,7 +163,7 @@ class Boots:
                 return until(
                     answers, within=spec.deadline, every=1, reason=Reason.MACHINE_LOST,
                     waiting_for=f"answer of {self.endpoint}{after}",
-                    last_seen=lambda: self.said_tail() or seen,
+                    last_seen=lambda: self.read_console_tail() or seen,
                 )  # fmt: skip
             except BenchError as exc:
                 may = power_cycle and spec.power_cycle and "power" not in after
@@ -288,20 +288,20 @@ class Boots:
             self._back(old_boot_id, power_cycle=True)  # a boot was requested: it is going down
         return True
 
-    def said_bytes(self) -> int:
+    def begin_console(self) -> int:
         """Begin a boot on the console. Return the number of bytes of earlier output; 0 if no
         command provides a console."""
         return 0 if self.console is None else self.console.begin()
 
-    def said(self, start: int) -> str:
+    def read_console(self, start: int) -> str:
         """Return the console from byte `start` on; empty if no command provides a console."""
         if self.console is None:
             return ""
         self.console.tend()
         return Console(self.console.path, start).text()
 
-    def said_tail(self) -> str:
-        return tail(self.said(0), 25)
+    def read_console_tail(self) -> str:
+        return tail(self.read_console(0), 25)
 
 
 def _is_own_kernel(running: Running, own: dict[str, Any]) -> bool:

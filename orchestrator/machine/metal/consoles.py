@@ -75,7 +75,7 @@ class ConsoleCommand:
         """Raise BenchError if the command ends at once."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             code = self._process.wait(_AT_ONCE_SECONDS)
-            output = self._errors_said() or read_excerpt(self.path, _ERRORS_BYTES).decode(
+            output = self._read_errors() or read_excerpt(self.path, _ERRORS_BYTES).decode(
                 errors="replace"
             )
             raise BenchError(
@@ -89,7 +89,7 @@ class ConsoleCommand:
         code = self._process.poll()
         if code is None:
             return
-        last = tail(self._errors_said(), 1)
+        last = tail(self._read_errors(), 1)
         why = f"{self._command} ended with exit code {code}" + (f" ({last})" if last else "")
         if why not in self._told:
             self._say(f"host.console: {why}: some of what the machine said is missing")
@@ -119,7 +119,7 @@ class ConsoleCommand:
         for reader in self._readers:
             reader.join(_AT_ONCE_SECONDS)
 
-    def _errors_said(self) -> str:
+    def _read_errors(self) -> str:
         self._wait_for_readers()
         return self._errors.text()
 

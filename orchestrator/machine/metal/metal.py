@@ -353,7 +353,7 @@ class MetalMachine(Machine):
             staged.vmlinuz, staged.sha256[staged.vmlinuz],
             staged.initramfs, staged.sha256[staged.initramfs],
         )  # fmt: skip
-        start = self.boots.said_bytes()
+        start = self.boots.begin_console()
         began = time.monotonic()
         running = self.boots.into(
             self.boots.way, image, self._cmdline(words, token),
@@ -361,7 +361,11 @@ class MetalMachine(Machine):
         )  # fmt: skip
         seconds = time.monotonic() - began
         is_up = running.token == token
-        words = "" if is_up else _cut_to_boot(self.boots.said(start), token) or self._last_words()
+        words = (
+            ""
+            if is_up
+            else _cut_to_boot(self.boots.read_console(start), token) or self._last_words()
+        )
         self.boots.confirm()
         if not is_up:
             (trial.host / "console.log").write_text(words)
@@ -442,7 +446,7 @@ class MetalMachine(Machine):
             try:
                 yield Console(*console), KernelWatch(*console)
             finally:
-                path.write_text(self.boots.said(session.console_start))
+                path.write_text(self.boots.read_console(session.console_start))
             return
         with following_dmesg(self.shell, path):
             yield Console(path), KernelWatch(path)
@@ -471,8 +475,8 @@ def leased_machine(
     Raises BenchError if somebody else holds the machine for longer than `host.wait`, or if it
     could not be put back.
     """
-    with restored_machine(spec, purpose, scratch, progress) as held:
-        machine = MetalMachine(spec, device, held, scratch, progress)
+    with restored_machine(spec, purpose, scratch, progress) as lease:
+        machine = MetalMachine(spec, device, lease, scratch, progress)
         try:
             _check_unprofiled(machine)
             yield machine

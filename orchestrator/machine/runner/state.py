@@ -103,8 +103,8 @@ class BenchState:
         """Remove a file under /dev/shm that was recorded."""
         with self._lock:
             _remove_shm([name])
-            left = [one for one in self._record.shm if one != name]
-            self._save(self._record.model_copy(update={"shm": left}))
+            remaining = [file for file in self._record.shm if file != name]
+            self._save(self._record.model_copy(update={"shm": remaining}))
 
     def end(self) -> None:
         """End and remove what is left. Only things whose start was interrupted are left here."""

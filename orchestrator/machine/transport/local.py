@@ -47,8 +47,8 @@ class LocalMachine:
             doing=doing or self.name, timeout=timeout, accept=_EVERY_CODE, limit=limit,
         )  # fmt: skip
         completed = Completed(ran.stdout, ran.stderr, ran.returncode)
-        what = doing or (argv if isinstance(argv, str) else shlex.join(argv))
-        return check_success(completed, self.name, what) if check else completed
+        work = doing or (argv if isinstance(argv, str) else shlex.join(argv))
+        return check_success(completed, self.name, work) if check else completed
 
     @contextlib.contextmanager
     def stream(

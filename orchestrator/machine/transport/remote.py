@@ -288,8 +288,8 @@ def _transport(endpoint: Endpoint, proxy: _Proxy | None, patience: float) -> par
 
 
 def _log_in(endpoint: Endpoint, transport: paramiko.Transport, proxy: _Proxy | None) -> None:
-    known = _known_keys(endpoint)
-    if not known:
+    known_keys = _known_keys(endpoint)
+    if not known_keys:
         raise BenchError(
             f"{endpoint}: its host key is in none of"
             f" {', '.join(map(str, endpoint.known_hosts)) or 'no file'}",
@@ -300,11 +300,11 @@ def _log_in(endpoint: Endpoint, transport: paramiko.Transport, proxy: _Proxy | N
     def shake_hands() -> None:
         options = transport.get_security_options()
         # request a key that is known: a server has several
-        offered = [kind for kind in options.key_types if _family(kind) in known]
+        offered = [kind for kind in options.key_types if _family(kind) in known_keys]
         options.key_types = tuple(offered) or options.key_types
         transport.start_client(timeout=_LOGIN_SECONDS)
         key = transport.get_remote_server_key()
-        if key.get_base64() not in known.get(key.get_name(), set()):
+        if key.get_base64() not in known_keys.get(key.get_name(), set()):
             raise BenchError(
                 f"{endpoint}: it shows another host key than the one that is known",
                 hint="was it installed anew? Compare the fingerprint, then ssh-keygen -R",
@@ -334,7 +334,7 @@ def _known_keys(endpoint: Endpoint) -> dict[str, set[str]]:
 
     ssh-keygen(1) looks up the lines: it knows hashed names, patterns and several keys of one kind.
     """
-    known: list[tuple[str, str]] = []
+    lookups: list[tuple[str, str]] = []
     revoked: set[str] = set()
     for path in endpoint.known_hosts:
         # the file may be root's, and unreadable for this user
@@ -349,12 +349,12 @@ def _known_keys(endpoint: Endpoint) -> dict[str, set[str]]:
                 case ["@revoked", _, _, key, *_]:
                     revoked.add(key)
                 case [names, kind, key, *_] if names[0] not in "#@":
-                    known.append((kind, key))
-    found: dict[str, set[str]] = {}
-    for kind, key in known:
+                    lookups.append((kind, key))
+    keys: dict[str, set[str]] = {}
+    for kind, key in lookups:
         if key not in revoked:
-            found.setdefault(kind, set()).add(key)
-    return found
+            keys.setdefault(kind, set()).add(key)
+    return keys
 
 
 def _authenticate(endpoint: Endpoint, transport: paramiko.Transport) -> None:

@@ -90,7 +90,7 @@ class _Deadline:
 
 
 class Commands(Protocol):
-    """Interface to run commands on a machine: over SSH (Shell), or on this one (bench.local)."""
+    """Interface to run commands on a machine: over SSH (Shell), or on this one (local.py)."""
 
     @property
     def name(self) -> str: ...

@@ -28,12 +28,12 @@ def write_client_config(
     private = folder / "runner_key"
     private.touch(mode=0o600)
     private.write_bytes(key.private_openssh)
-    known = folder / "known_hosts"
-    known.write_text(f"barometer-host {host_key.public_line}\n")
+    hosts = folder / "known_hosts"
+    hosts.write_text(f"barometer-host {host_key.public_line}\n")
     config = folder / "ssh_config"
     config.write_text(
         f"Host *\n HostName 127.0.0.1\n Port {port}\n User root\n IdentityFile {private}\n"
-        f" IdentitiesOnly yes\n UserKnownHostsFile {known}\n GlobalKnownHostsFile /dev/null\n"
+        f" IdentitiesOnly yes\n UserKnownHostsFile {hosts}\n GlobalKnownHostsFile /dev/null\n"
         " HostKeyAlias barometer-host\n StrictHostKeyChecking yes\n PasswordAuthentication no\n"
         f" BatchMode yes\n ConnectTimeout {HANDSHAKE_SECONDS}\n LogLevel ERROR\n"
         f" ServerAliveInterval {keepalive}\n ServerAliveCountMax {ALIVE_TRIES}\n"
