@@ -12,7 +12,7 @@ from orchestrator.base.cache import Cache
 from orchestrator.base.process import run
 from orchestrator.kernels.debian.package import resolved
 from orchestrator.kernels.source.buildroot import build_root
-from orchestrator.machine.runner.images import read_recipe, root_disk, unpacked
+from orchestrator.machine.runner.images import read_recipe, root_disk, unpack_packages
 from orchestrator.scenario.kernel_forms import DebKernel
 from tests.lab.machine.disk import machine_disk
 
@@ -27,14 +27,14 @@ def _qemu(_: Cache) -> str:
 
 def _guest(cache: Cache) -> str:
     recipe = read_recipe("guest")
-    tree = unpacked(recipe["suites"], recipe["packages"], recipe["files"], cache)
+    tree = unpack_packages(recipe["suites"], recipe["packages"], recipe["files"], cache)
     return (tree / "packages.txt").read_text()
 
 
 def _disk(cache: Cache) -> str:
     recipe = read_recipe("disk")
     boot = recipe["boot"]
-    loader = unpacked(recipe["suites"], boot["packages"], boot["files"], cache)
+    loader = unpack_packages(recipe["suites"], boot["packages"], boot["files"], cache)
     root = root_disk("disk", recipe, cache)
     return "".join((place / "packages.txt").read_text() for place in (root, loader))
 

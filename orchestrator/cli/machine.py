@@ -128,7 +128,7 @@ def recover(
     """Put a metal host back as it was before a killed run. It ends on its own kernel."""
     set_logging(verbose)
     from orchestrator.base.progress import Progress
-    from orchestrator.machine.metal.metal import recover as recover_host
+    from orchestrator.machine.metal.leasing import recover_machine as recover_host
     from orchestrator.machine.runner.state import bench_state
 
     spec = _metal_host(host, ssh_config, deadline, wait)
@@ -232,7 +232,7 @@ def clean(as_json: AsJson = False) -> None:
     """End and remove what killed runs left on this machine. All else is left alone."""
     from orchestrator.base.cache import Cache
     from orchestrator.base.progress import Progress
-    from orchestrator.machine.runner.state import clean as clean_state
+    from orchestrator.machine.runner.state import clean_killed_runs as clean_state
 
     with Progress().task("clean"):
         lines = [*clean_state(), *(f"removed {path}" for path in Cache().sweep())]

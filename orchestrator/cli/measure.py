@@ -218,7 +218,7 @@ def bisect(
     set_logging(verbose)
     from orchestrator.base.cache import Cache
     from orchestrator.base.progress import Progress
-    from orchestrator.machine.runner.accel import chosen_accel
+    from orchestrator.machine.runner.accel import choose_accel
     from orchestrator.report.text.brief import bisect_brief
     from orchestrator.run.ab import Options, run_folder
     from orchestrator.run.bisect import Question, kernels_of, run_bisection
@@ -246,7 +246,7 @@ def bisect(
             loaded, text = load_scenario(scenario, overrides or [])
             # one accelerator for all steps; a metal host has no choice
             nested = loaded.host if isinstance(loaded.host, NestedHost) else None
-            emulator = chosen_accel(nested.accel)[0] if nested else None
+            emulator = choose_accel(nested.accel)[0] if nested else None
             template = template_of(loaded, text, emulator, metric)
         question = Question(commits, kernels, metric, template, trials)
         folder = run_folder(out, "bisect")

@@ -15,7 +15,7 @@ from orchestrator.base.folderlock import LOCK, only_writer
 from orchestrator.base.progress import Progress
 from orchestrator.base.reasons import Reason
 from orchestrator.kernels import checked, describe
-from orchestrator.machine.runner.accel import chosen_accel
+from orchestrator.machine.runner.accel import choose_accel
 from orchestrator.run.cells import all_cells_made, run_cells
 from orchestrator.run.diskspace import no_space_explained
 from orchestrator.run.judge import Judged, looks_of
@@ -76,7 +76,7 @@ class Options:
         elif self.guest is not None:
             raise ScenarioError("--guest: is of --workload guest-boot", reason=Reason.SCENARIO)
         if accel is None:
-            chosen, why = chosen_accel("auto")
+            chosen, why = choose_accel("auto")
             accel = "kvm" if chosen == "kvm" else "exact"
         return Setting(accel, why, self.workload or "map", self.bar or "32GiB", kernel)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from orchestrator.base.cache import NO_SPACE, Cache, disk_full, has_no_room
 from orchestrator.machine.runner.state import SHM
-from orchestrator.machine.runner.state import default_root as state_root
+from orchestrator.machine.runner.state import default_state_folder as state_root
 
 
 @contextlib.contextmanager

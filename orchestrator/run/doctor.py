@@ -53,7 +53,7 @@ def diagnose(
     needs = derive_needs(scenario) if scenario else Needs(USES if address is None else METAL)
     if address is None:
         return _diagnose(HERE, LocalMachine(), scenario, needs, cache, probe=probe)
-    endpoint = remote.resolved(address, ssh_config)
+    endpoint = remote.resolve_address(address, ssh_config)
     try:
         with remote.logged_in(endpoint) as shell:
             return _diagnose(address, shell, scenario, needs, cache, probe=probe)

@@ -36,7 +36,7 @@ from orchestrator.machine.metal.staging import STATE
 from orchestrator.machine.tracing import profiler
 from orchestrator.machine.tracing.probes import FAULT
 from orchestrator.machine.transport import remote
-from orchestrator.machine.transport.answers import has_form
+from orchestrator.machine.transport.answers import parsing
 from orchestrator.machine.transport.local import LocalShell
 from orchestrator.machine.transport.shell import Commands
 from orchestrator.machine.vm import hypervisor
@@ -103,7 +103,7 @@ def record(request: ProfileRequest, progress: Progress) -> ProfileEvidence:
                         _clear_command(before.uri, request.ssh_config),
                     )
                 )
-                tracer = ladder.enter_context(profiler.armed_tracer(shell, spec))
+                tracer = ladder.enter_context(profiler.armed_profiler(shell, spec))
             happened = ladder.enter_context(domain.watched())
             try:
                 with progress.stage(f"{request.domain}: {before.boot}"):
@@ -150,7 +150,7 @@ def _clear_command(uri: str, ssh_config: Path | None) -> str:
 def clear(uri: str | None, ssh_config: Path | None) -> None:
     """Undo what a killed profile left on a host."""
     with connected_host(uri, ssh_config) as (shell, _):
-        profiler.clear(shell)
+        profiler.clear_probes(shell)
 
 
 @contextlib.contextmanager
@@ -177,7 +177,7 @@ def connected_host(
             )
         shell: Commands = LocalShell()
         if parts.scheme in _SSH:
-            endpoint = remote.resolved(f"ssh://{parts.netloc}", ssh_config)
+            endpoint = remote.resolve_address(f"ssh://{parts.netloc}", ssh_config)
             for key in parse_qs(parts.query).get("keyfile", []):
                 endpoint = replace(endpoint, identities=(Path(key), *endpoint.identities))
             shell = stack.enter_context(remote.logged_in(endpoint))
@@ -233,9 +233,9 @@ def _read_facts(
     qemu = _VERSION.search(version)
     symbols = shell.run(f"grep -cw {FAULT} /proc/kallsyms", check=False).stdout.strip()
     kvm = shell.run(["test", "-d", f"{profiler.TRACEFS}/events/kvm"], check=False).code == 0
-    parts, bars = profiler.takes_return_arguments(shell), _list_bars(shell, definition.devices)
+    parts, bars = profiler.can_take_return_arguments(shell), _list_bars(shell, definition.devices)
     versions = connection.version()
-    with has_form("the host's facts", answer):
+    with parsing("the host's facts", answer):
         release = settings.pop("release")
         return DomainFacts(
             schema_version=1, barometer=__version__, domain=request.domain,

@@ -36,8 +36,8 @@ from orchestrator.evidence.layout import RunDir, TrialDir, TrialWriter, write_js
 from orchestrator.evidence.manifest import Ended
 from orchestrator.formats.kernelreports import BROKEN, STALLS, KernelReport
 from orchestrator.formats.units import GIB
-from orchestrator.machine.guest.workload import guest_boots, maps, settle
-from orchestrator.machine.host.device import host_facts
+from orchestrator.machine.guest.workload import run_guest_boots, run_maps, settle_host
+from orchestrator.machine.host.device import read_host_facts
 from orchestrator.machine.host.host import Host, explained_by_the_host
 from orchestrator.machine.host.machine import Machine
 from orchestrator.machine.host.settings import prove_settings, write_settings
@@ -198,13 +198,13 @@ def _all(
 def taken_machine(scenario: Scenario, what: str, here: Runner) -> Iterator[Machine]:
     """Take the machine of a scenario's hosts while the block runs: lease a metal host, and put it
     back; or end the VM that is kept for several trials. `what`: what others are told who wait for
-    the lease. Raises the errors of `metal.leased`."""
+    the lease. Raises the errors of `metal.leased_machine`."""
     host, device = scenario.host, scenario.device
     if host.kind == "metal" and device.kind == "hostdev":  # a scenario has both or none
         config = ["--ssh-config", str(host.ssh_config)] if host.ssh_config else []
         here.state.add(hosts=shlex.join([host.address, *config]))
         scratch = here.state.folder / "metal"
-        with metal.leased(host, device, what, scratch, here.progress) as machine:
+        with metal.leased_machine(host, device, what, scratch, here.progress) as machine:
             yield machine
     else:
         with contextlib.closing(HostPool(here.state, here.libvirt)) as pool:
@@ -521,17 +521,20 @@ def _climb_stages(bench: Bench, planned: PlannedTrial, trial: TrialWriter) -> No
         _set(bench, planned.boots, host, trial)
         with progress.stage("host: device"), trial.stage("device"):
             devices = ladder.enter_context(bench.hosts.bind_devices(host, trial))
-            write_json(trial.host / "facts.json", host_facts(host, devices))
+            write_json(trial.host / "facts.json", read_host_facts(host, devices))
             if scenario.workload == "guest-boot":
                 trial.record(guest_accel="kvm" if host.kvm else "tcg")
         if boots_guests:
-            guest_boots(
+            run_guest_boots(
                 host, devices, scenario, planned.passes, keys=RunKeys.make(), trial=trial,
                 progress=progress,
             )  # fmt: skip
         else:
-            settle(host, scenario, trial=trial, progress=progress)
-            maps(host, devices[0], scenario, planned.passes, trial=trial, progress=progress)
+            settle_host(host, scenario.host, scenario.arms, trial=trial, progress=progress)
+            run_maps(
+                host, devices[0], scenario.map, scenario.points(), planned.passes, trial=trial,
+                progress=progress,
+            )  # fmt: skip
         host.check()
         if scenario.arms[planned.boots].is_set:
             with trial.stage("settings-again"):  # proves that nothing has changed them meanwhile
@@ -542,12 +545,12 @@ def _set(bench: Bench, arm: ArmName, host: Host, trial: TrialWriter) -> None:
     """Apply and prove the arm's settings, if either arm has any."""
     if any(bench.scenario.arms[name].is_set for name in ARMS):
         with bench.progress.stage("host: settings"), trial.stage("settings"):
-            write_settings(host.change, bench.scenario, arm)
+            write_settings(host.change, bench.scenario.arms[arm], arm)
             trial.record(arm_settings=_proven(bench, arm, host))
 
 
 def _proven(bench: Bench, arm: ArmName, host: Host) -> dict[str, Any]:
-    return prove_settings(host.shell, bench.prepared.kernels[arm], bench.scenario, arm)
+    return prove_settings(host.shell, bench.prepared.kernels[arm], bench.scenario.arms, arm)
 
 
 def _trial_facts(bench: Bench, planned: PlannedTrial) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from orchestrator.base.progress import Progress
 from orchestrator.kernels import materialised
 from orchestrator.machine.guest.guestdisk import KEYS_SERIAL, SYSTEM_SERIAL, guest_disk, keys_disk
 from orchestrator.machine.guest.watching import boot_mark
-from orchestrator.machine.runner.images import read_recipe, unpacked
+from orchestrator.machine.runner.images import read_recipe, unpack_packages
 from orchestrator.machine.transport.keys import RunKeys
 from orchestrator.machine.transport.shell import connected
 from orchestrator.scenario.kernel_forms import DebKernel
@@ -31,7 +31,7 @@ def firmware(name: str, folder: Path) -> list[str]:
     if name == "bios":
         return []
     files = ["usr/share/OVMF/OVMF_CODE_4M.fd", "usr/share/OVMF/OVMF_VARS_4M.fd"]
-    package = unpacked(read_recipe("disk")["suites"], ["ovmf"], files, Cache())
+    package = unpack_packages(read_recipe("disk")["suites"], ["ovmf"], files, Cache())
     code, variables = (package / "files" / file for file in files)
     own = Path(shutil.copyfile(variables, folder / "variables.fd"))
     return ["-drive", f"if=pflash,format=raw,readonly=on,file={code}",

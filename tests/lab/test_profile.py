@@ -85,7 +85,7 @@ def on_a_host(
                 domain._raw.undefine()
                 host.shell.run(["rm", "-f", f"/var/log/libvirt/qemu/{NAME}.log"])
 
-    monkeypatch.setattr(trials, "guest_boots", boots)
+    monkeypatch.setattr(trials, "run_guest_boots", boots)
     outcome = trial('trace.passes=["plain"]', "device.bar=1GiB", *overrides)
     stages = {stage.name: stage.outcome for stage in outcome.evidence.manifest.stages}
     assert stages == {"host-boot": "ok", "device": "ok"}

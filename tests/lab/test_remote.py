@@ -22,9 +22,10 @@ from orchestrator.machine.transport.remote import (
     Link,
     client_program,
     logged_in,
-    resolved,
+    resolve_address,
 )
-from orchestrator.machine.transport.shell import ConnectionLostError, Shell, end_clients
+from orchestrator.machine.transport.shell import ConnectionLostError, Shell
+from orchestrator.machine.transport.ssh_client import end_clients
 from tests.lab.sshd import SECONDS, USER, Server, free_port, server_in, serving
 
 pytestmark = pytest.mark.ssh
@@ -95,7 +96,7 @@ class Runner:
             f" GlobalKnownHostsFile none\n IdentitiesOnly {'yes' if only else 'no'}\n"
             + "".join(f" {option}\n" for option in options)
         )
-        return resolved("machine", config)
+        return resolve_address("machine", config)
 
 
 @pytest.fixture
@@ -361,7 +362,7 @@ class Behind:
                 f" IdentityFile {key}\n IdentitiesOnly yes\n"
                 f" UserKnownHostsFile {self.runner.folder}/known_hosts\n"
             )
-        return resolved(at.address, at.config)
+        return resolve_address(at.address, at.config)
 
     def logins(self) -> int:
         return (self.bastion.folder / "log").read_text().count("Accepted publickey")

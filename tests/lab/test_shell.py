@@ -19,15 +19,14 @@ import pytest
 from orchestrator.base.bounded import ANSWER_BYTES, STREAM_LINE_BYTES
 from orchestrator.base.cache import Cache
 from orchestrator.base.errors import ArmFailedError, BenchError
-from orchestrator.machine.metal.passthrough import surveyed
+from orchestrator.machine.metal.passthrough import survey_devices
 from orchestrator.machine.transport.keys import KeyPair
 from orchestrator.machine.transport.shell import (
     ConnectionLostError,
     Shell,
     connected,
-    end_clients,
-    write_client_config,
 )
+from orchestrator.machine.transport.ssh_client import end_clients, write_client_config
 from orchestrator.run.doctor import diagnose
 from tests.lab.sshd import SECONDS, USER, Server, free_port, server_in, serving
 
@@ -512,7 +511,7 @@ def test_real_ssh_program_does_not_ask_for_a_password(sshd: Server, tmp_path: Pa
 
 
 def test_machine_is_surveyed(shell: Shell) -> None:
-    survey = surveyed(shell)
+    survey = survey_devices(shell)
     there = Path("/sys/bus/pci/devices")
     assert sorted(survey.functions) == sorted(at.name for at in there.glob("*"))
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from orchestrator.base.errors import BenchError
-from orchestrator.machine.metal.boots import running_on
+from orchestrator.machine.metal.boots import read_running_kernel
 from orchestrator.machine.metal.keeper import MACHINE, Image, Keeper
 from orchestrator.machine.transport import remote
 from tests.lab.machine.standin import StandIn, standin
@@ -28,7 +28,7 @@ def uefi(tmp_path_factory: pytest.TempPathFactory, means: None) -> Iterator[Stan
 
 @pytest.fixture(scope="module")
 def link(uefi: StandIn) -> Iterator[remote.Link]:
-    link = remote.Link(remote.resolved("metal", uefi.ssh_config))
+    link = remote.Link(remote.resolve_address("metal", uefi.ssh_config))
     yield link
     link.close()
 
@@ -106,17 +106,17 @@ def test_what_would_endanger_the_machine_is_refused_and_changes_nothing(
 def test_entry_boots_once_and_a_reset_boots_the_machines_own_kernel(
     uefi: StandIn, link: remote.Link, keeper: Keeper, image: Image
 ) -> None:
-    own = running_on(link.shell())
+    own = read_running_kernel(link.shell())
     words = f"{own.cmdline.partition(' ')[2]} barometer.token=test"
     left, notes = keeper.boot("systemd-boot", image, words, extend=600)
     assert (left, notes) == (own.boot_id, [])
     link.close()
     uefi.wait_for_boot(after=left)
-    tested = running_on(link.shell())
+    tested = read_running_kernel(link.shell())
     assert (tested.token, tested.release) == ("test", own.release)
     assert f"\\barometer-{keeper.token}\\initrd" in tested.cmdline
     uefi.ssh(f"! test -e {ONESHOT} && test -e {ESP}/loader/entries/barometer-{keeper.token}.conf")
     link.close()
     uefi.reset()
     uefi.wait_for_boot(after=tested.boot_id)
-    assert running_on(link.shell()).cmdline == own.cmdline
+    assert read_running_kernel(link.shell()).cmdline == own.cmdline

@@ -28,7 +28,7 @@ from orchestrator.base.progress import Progress
 from orchestrator.base.reasons import Reason
 from orchestrator.cli.entry import run_verb
 from orchestrator.evidence.layout import RunDir, TrialDir
-from orchestrator.machine.metal import metal as metal_host
+from orchestrator.machine.metal import leasing
 from orchestrator.machine.metal.keeper import LeftError
 from orchestrator.machine.runner import state
 from orchestrator.report.exports.perfetto import perfetto_trace
@@ -751,7 +751,7 @@ def test_clean_with_nothing_to_do_says_so(barometer: Command, capsys: Said) -> N
 def test_clean_lists_what_it_did_as_json(
     barometer: Command, capsys: Said, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(state, "clean", lambda: iter(["run 1: ended QEMU 7"]))
+    monkeypatch.setattr(state, "clean_killed_runs", lambda: iter(["run 1: ended QEMU 7"]))
     assert barometer("clean", "--json") == 0
     assert json.loads(capsys.readouterr().out)["done"] == ["run 1: ended QEMU 7"]
 
@@ -1231,7 +1231,7 @@ def recovered(monkeypatch: pytest.MonkeyPatch) -> Recovered:
         recovered.append((spec, scratch, asked))
         return any(letter.isdigit() for letter in spec.address)
 
-    monkeypatch.setattr(metal_host, "recover", recover)
+    monkeypatch.setattr(leasing, "recover_machine", recover)
     return recovered
 
 
@@ -1332,10 +1332,10 @@ def test_failure_to_put_back_is_the_benchs(
     def leaves(*_: object, **__: bool) -> bool:
         raise LeftError("gpu1 is put back, but for what it lists", reason=Reason.UNREADABLE)
 
-    monkeypatch.setattr(metal_host, "recover", leaves)
+    monkeypatch.setattr(leasing, "recover_machine", leaves)
     assert barometer("recover", "gpu1") == 4
     capsys.readouterr()
-    monkeypatch.setattr(metal_host, "recover", fails)
+    monkeypatch.setattr(leasing, "recover_machine", fails)
     assert barometer("recover", "gpu1") == 3
     assert capsys.readouterr().err == (
         "barometer: error: gpu1 could not be put back as it was\nreason: not-put-back\n"

@@ -67,7 +67,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Fixture:
         monkeypatch.setattr(module, "runner", runner)
     for module in (ab, accel):
         monkeypatch.setattr(
-            module, "chosen_accel", lambda asked: (asked.replace("auto", "tcg"), "no KVM")
+            module, "choose_accel", lambda asked: (asked.replace("auto", "tcg"), "no KVM")
         )
     monkeypatch.setattr(ab, "run_plan", fixture.run_plan)
     monkeypatch.setattr(bisect, "checked", lambda kernel, cache: None)

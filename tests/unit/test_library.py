@@ -92,7 +92,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("BAROMETER_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(ab, "measure", measure)
-    monkeypatch.setattr(ab, "chosen_accel", lambda _asked: ("tcg", "no KVM"))
+    monkeypatch.setattr(ab, "choose_accel", lambda _asked: ("tcg", "no KVM"))
     return scenarios
 
 

@@ -20,7 +20,7 @@ from orchestrator.evidence.model import parse_evidence
 from orchestrator.evidence.profile_facts import ProfileFacts, load_profile
 from orchestrator.formats.units import GIB
 from orchestrator.machine.host.pci import Survey
-from orchestrator.machine.metal.passthrough import notes, refusals
+from orchestrator.machine.metal.passthrough import find_refusals, list_notes
 from orchestrator.report.text.doctor_text import Diagnosis, json_diagnosis, text_diagnosis
 from orchestrator.report.text.profile_text import profile_json, text_profile
 from tests.unit.analysis.test_profile import ALIGNED, BAR, FACTS, FILES, QEMU, VCPU, booted, vma
@@ -79,8 +79,8 @@ def answer_profile(document: Any) -> None:
 def answer_survey(document: Any) -> None:
     survey = Survey.parse(json.dumps(document))
     for function in survey.functions.values():
-        refusals(survey, function.address)
-        notes(survey, function)
+        find_refusals(survey, function.address)
+        list_notes(survey, function)
         str(function)
 
 

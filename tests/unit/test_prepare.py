@@ -41,7 +41,7 @@ class Builder:
         self.payload_of: list[str | None] = []
         self.disks_of: list[tuple[str, str]] = []
         monkeypatch.setattr(prepare_module, "preflight", lambda *_: None)
-        monkeypatch.setattr(sharing, "chosen_accel", lambda wanted: ("tcg", "no KVM"))
+        monkeypatch.setattr(sharing, "choose_accel", lambda wanted: ("tcg", "no KVM"))
         self.checked: list[str] = []
         self.lacking = ""
         monkeypatch.setattr(prepare_module, "checked", self._check)
@@ -237,7 +237,7 @@ def test_host_that_nothing_will_be_done_on_is_left_alone(
 ) -> None:
     """Neither machine is surveyed, nothing boots, no image is made."""
     monkeypatch.setattr(prepare_module, "preflight", lambda *_: pytest.fail("looked at"))
-    monkeypatch.setattr(sharing, "chosen_accel", lambda *_: pytest.fail("looked at"))
+    monkeypatch.setattr(sharing, "choose_accel", lambda *_: pytest.fail("looked at"))
     prepared = build(chosen, ("tcg", "it is emulated"))
     assert build.payload_of == []
     assert (prepared.accel, prepared.accel_reason) == ("tcg", "it is emulated")

@@ -134,7 +134,7 @@ def host(monkeypatch: pytest.MonkeyPatch) -> Host:
         yield made, made
 
     monkeypatch.setattr(profile, "connected_host", reached)
-    monkeypatch.setattr(profiler, "armed_tracer", made.armed)
+    monkeypatch.setattr(profiler, "armed_profiler", made.armed)
     monkeypatch.setattr(profile, "_LOOK_SECONDS", 0.01)
     monkeypatch.setattr(
         profile, "until", lambda check, **how: until(check, **how | {"every": 0.01})
@@ -214,7 +214,7 @@ def test_a_guest_that_does_not_reboot_is_said(host: Host, monkeypatch: pytest.Mo
 def test_older_kernels_are_traced_without_parts(
     host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(profiler, "takes_return_arguments", lambda _shell: False)
+    monkeypatch.setattr(profiler, "can_take_return_arguments", lambda _shell: False)
     assert not recorded(host).parts
     assert "baroprofile/imap_in" not in host.spec.enable
 

@@ -44,6 +44,7 @@ from orchestrator.scenario.kernel_forms import DirKernel
 from orchestrator.scenario.machines import HostDevice, MetalHost
 from orchestrator.scenario.model import Scenario
 from orchestrator.scenario.plan import PlannedTrial, make_plan
+from orchestrator.scenario.trials import Arm, Arms
 from orchestrator.scenario.vocabulary import ARMS, ArmName
 from tests.unit.hosts import Recorded
 from tests.unit.kernels.fakes import folder_kernel
@@ -676,11 +677,11 @@ def test_settings_are_written_before_they_are_proven_in_both_arms_or_none(
     it."""
     done: list[str] = []
 
-    def proven(shell: object, kernel: object, chosen: Scenario, name: ArmName) -> dict[str, Any]:
+    def proven(shell: object, kernel: object, arms: Arms, name: ArmName) -> dict[str, Any]:
         done.append(f"prove {name}")
         return {"sysfs": {}}
 
-    def write(change: object, chosen: Scenario, name: ArmName) -> None:
+    def write(change: object, arm: Arm, name: ArmName) -> None:
         assert change is host.change
         done.append(f"write {name}")
 
@@ -866,7 +867,7 @@ class Metal:
         self.found: list[Any] = []
         """Accelerator that is known at each call of `prepare`; None if there is a machine."""
         monkeypatch.setattr(loop, "prepare", self._prepare)
-        monkeypatch.setattr("orchestrator.machine.metal.metal.leased", self._leased)
+        monkeypatch.setattr("orchestrator.machine.metal.metal.leased_machine", self._leased)
         monkeypatch.setattr(loop, "_trial_facts", made_up_facts)
         monkeypatch.setattr(loop, "_climb", self._climb)
 

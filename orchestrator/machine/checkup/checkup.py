@@ -13,11 +13,11 @@ from orchestrator.formats.units import GIB
 from orchestrator.machine.checkup.probe import count_map
 from orchestrator.machine.host.pci import Function, Survey
 from orchestrator.machine.metal.keeper import Keeper
-from orchestrator.machine.metal.passthrough import chosen, refusals, surveyed
-from orchestrator.machine.runner.accel import kvm_problem
+from orchestrator.machine.metal.passthrough import choose_function, find_refusals, survey_devices
+from orchestrator.machine.runner.accel import find_kvm_problem
 from orchestrator.machine.runner.agents import agent_source, run_agent
 from orchestrator.machine.tracing.probes import FAULT, counts_spec, timing_spec
-from orchestrator.machine.transport.answers import has_form
+from orchestrator.machine.transport.answers import parsing
 from orchestrator.machine.transport.local import LocalMachine
 from orchestrator.machine.transport.shell import Commands
 from orchestrator.machine.vm.hypervisor import library_version
@@ -82,31 +82,31 @@ def list_traced_functions() -> dict[str, str]:
 
 
 def _checkup(machine: Commands, request: Mapping[str, object]) -> dict[str, object]:
-    done = run_agent(
+    completed = run_agent(
         machine, agent_source("checkup"), json.dumps(request), timeout=_SECONDS, check=False,
         doing="asking the machine what it can do",
     )  # fmt: skip
-    if done.code:
-        missing = done.code == _NOT_FOUND
+    if completed.code:
+        missing = completed.code == _NOT_FOUND
         raise BenchError(
             "there is no python3" if missing else "the machine cannot be asked what it can do",
-            evidence=done.stderr[-1500:],
+            evidence=completed.stderr[-1500:],
             hint="install Python 3.9 or later there" if missing else "",
             reason=Reason.NO_PYTHON if missing else Reason.CHECKUP,
         )
-    with has_form("what the machine says of itself", done.stdout):
-        return dict(json.loads(done.stdout))
+    with parsing("what the machine says of itself", completed.stdout):
+        return dict(json.loads(completed.stdout))
 
 
 def _survey(machine: Commands, device: HostDevice | None, *, probe: bool) -> dict[str, object]:
-    survey = surveyed(machine)
+    survey = survey_devices(machine)
     facts: dict[str, object] = {"bars": _list_bars(survey)}
     if probe:
         facts["probe"] = count_map(machine, survey).to_json()
     if device is None:
         return facts
     try:
-        return facts | {"device": {"chosen": chosen(device, survey).address}}
+        return facts | {"device": {"chosen": choose_function(device, survey).address}}
     except BenchError as exc:
         why = {"why": exc.message, "evidence": exc.evidence.splitlines(), "hint": exc.hint}
         return facts | {"device": why}
@@ -114,7 +114,7 @@ def _survey(machine: Commands, device: HostDevice | None, *, probe: bool) -> dic
 
 def _try_kvm(machine: Commands) -> dict[str, object]:
     try:
-        return {"kvm": kvm_problem(machine, _GUEST_SECONDS)}
+        return {"kvm": find_kvm_problem(machine, _GUEST_SECONDS)}
     except TimeoutError:
         return {"kvm_silent": _GUEST_SECONDS}
 
@@ -132,7 +132,7 @@ def _list_bars(survey: Survey) -> list[dict[str, object]]:
         {"address": function.address, "index": index, "size": bar.size, "placed": bar.placed,
          "driver": function.driver or "",
          "growable": _find_largest_size(function, index),
-         "refused": [f"{r.reason}: {r.text}" for r in refusals(survey, function.address)]}
+         "refused": [f"{r.reason}: {r.text}" for r in find_refusals(survey, function.address)]}
         for function in survey.functions.values() if not function.is_bridge
         for index, bar in function.bars.items()
     ]  # fmt: skip

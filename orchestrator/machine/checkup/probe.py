@@ -16,12 +16,12 @@ from orchestrator.base.reasons import Reason
 from orchestrator.evidence.checkup_facts import CountedMap, NoCountedMap
 from orchestrator.formats.units import MIB
 from orchestrator.machine.host.pci import Function, Survey
-from orchestrator.machine.metal.passthrough import refusals
+from orchestrator.machine.metal.passthrough import find_refusals
 from orchestrator.machine.metal.staging import STATE
 from orchestrator.machine.runner.agents import agent_source, run_agent
-from orchestrator.machine.tracing.mapagent import gathered
+from orchestrator.machine.tracing.mapagent import collect_answers
 from orchestrator.machine.tracing.probes import counts_spec
-from orchestrator.machine.transport.answers import has_form
+from orchestrator.machine.transport.answers import parsing
 from orchestrator.machine.transport.shell import Commands, Completed
 
 _NAME = "barodoctor"
@@ -33,7 +33,7 @@ def count_map(machine: Commands, survey: Survey) -> CountedMap | NoCountedMap:
     """Make the map and have the kernel count its lookups."""
     try:
         function = _find_spare(machine, survey)
-        with has_form("what the machine answered to the probe", ""):
+        with parsing("what the machine answered to the probe", ""):
             return _count(machine, function)
     except BarometerError as exc:
         return NoCountedMap(why=str(exc))
@@ -45,7 +45,7 @@ def _find_spare(machine: Commands, survey: Survey) -> Function:
             f"an experiment is at work on the machine, or left {STATE}", reason=Reason.UNFINISHED
         )
     bound = [f for f in survey.functions.values() if f.driver == "vfio-pci"]
-    free = [f for f in bound if f.largest_bar >= MIB and not refusals(survey, f.address)]
+    free = [f for f in bound if f.largest_bar >= MIB and not find_refusals(survey, f.address)]
     if not free:
         raise BenchError(
             "no device that nobody uses is bound to vfio-pci, with a BAR of 1 MiB",
@@ -71,7 +71,9 @@ def _count(machine: Commands, function: Function) -> CountedMap:
             machine, "map", [function.address], {"points": [], "repeats": 0},
             before=["setarch", "-R"],
         )  # fmt: skip
-        mapped_bytes = gathered(mapped.stdout.splitlines(), mapped.stderr)["points"][0]["bytes"]
+        mapped_bytes = collect_answers(mapped.stdout.splitlines(), mapped.stderr)["points"][0][
+            "bytes"
+        ]
         tracer = json.loads(_agent(machine, "tracer", ["finish", _NAME, _NAME]).stdout)
     finally:
         _agent(machine, "tracer", ["clear", _NAME, _NAME])

@@ -24,13 +24,12 @@ from orchestrator.machine.host.device import LIST_DEVICES, BoundDevice
 from orchestrator.machine.host.host import RUN_AGAIN, Host
 from orchestrator.machine.runner.cpio import pack_files
 from orchestrator.machine.tracing.probes import MARKER
-from orchestrator.machine.transport.answers import has_form
+from orchestrator.machine.transport.answers import parsing
 from orchestrator.machine.transport.keys import RunKeys
 from orchestrator.machine.transport.shell import Shell, connected
 from orchestrator.machine.vm.domain import Disk, GuestDomain, guest_xml
 from orchestrator.machine.vm.hypervisor import Connection
-from orchestrator.scenario.machines import Guest
-from orchestrator.scenario.model import Scenario
+from orchestrator.scenario.machines import Device, Guest
 
 _CRAWL, _SPEED_SECONDS = 0.1, 3.0
 """An exact host crawls if its clock advances by less than `_CRAWL` seconds in a second of the
@@ -62,7 +61,8 @@ def boot_guest(
     host: Host,
     libvirt: Connection,
     devices: Sequence[BoundDevice],
-    scenario: Scenario,
+    guest: Guest,
+    spec: Device,
     *,
     index: int,
     traced: bool,
@@ -76,43 +76,41 @@ def boot_guest(
     Raises ArmFailedError if the guest panics, hangs, ends or cannot be reached: the host's kernel
     is proven by then, so it may be the cause.
     """
-    guest = scenario.guest
-    assert guest is not None  # scenarios with guest boots must have one
     folder = trial.guest(index)
     folder.mkdir()
     name = f"barometer-guest-{index}"
     host.change.files(_qemu_log(name))
     with (
-        _reserved(host, guest),
+        _reserved_huge_pages(host, guest),
         watching(host, name, folder, token=keys.guest_token, traced=traced) as watched,
     ):
         detail = until(
             lambda: watched.event("ports"), within=60, waiting_for="watch agent on the host"
         )
-        with has_form("the watch agent's ports", detail):
+        with parsing("the watch agent's ports", detail):
             ports = {name: int(port) for name, port in json.loads(detail).items()}
             console_port, ssh_port = ports["console"], ports["ssh"]
-        spec = GuestDomain(
+        domain_spec = GuestDomain(
             name=name, uuid=str(uuid.uuid4()), kvm=host.kvm,
             memory=guest.memory, cpus=guest.cpus,
-            **_boots_from(host, guest),
+            **_find_boot_source(host, guest),
             console_port=console_port, ssh_port=ssh_port,
-            devices=tuple(device.address for device in devices), mmap=scenario.device.mmap,
+            devices=tuple(device.address for device in devices), mmap=spec.mmap,
             firmware=guest.firmware, backing=guest.backing, viommu=guest.viommu,
             phys_bits=guest.phys_bits, iommufd=guest.backend == "iommufd",
-            pinned=_pinned(host, guest),
+            pinned=_choose_pinning(host, guest),
             unconfined=() if host.is_ours else libvirt.security_models(),
             # written to the trace itself, so that each gets a time of the trace clock
             trace_events=(_END_EVENT, *(_BOOT_EVENTS if traced else ())),
             trace_log=MARKER if traced else "",
         )  # fmt: skip
-        xml = guest_xml(spec)
+        xml = guest_xml(domain_spec)
         (folder / "domain.xml").write_text(xml)
-        host.change.guest(spec.uuid)
+        host.change.guest(domain_spec.uuid)
         try:
             with libvirt.running(xml) as domain:
-                limits = Limits(host, watched, scenario.device.bar * scenario.device.count)
-                with _crawling_is_the_benchs(host):
+                limits = Limits(host, watched, spec.bar * spec.count)
+                with _blaming_a_crawl(host):
                     with progress.stage(f"{name}: boot"):
                         wait_for(limits, "mark", f"boot mark on the {name}'s console", progress)
                     (folder / "domain.xml").write_text(domain.xml() or xml)
@@ -127,14 +125,14 @@ def boot_guest(
 
 
 @contextmanager
-def _crawling_is_the_benchs(host: Host) -> Iterator[None]:
+def _blaming_a_crawl(host: Host) -> Iterator[None]:
     """Raise BenchError in place of the block's ArmFailedError if an exact host crawls: no kernel
     is to blame. Under QEMU's instruction counter about one guest boot in four stalls: the host's
     clock advanced by 2 s in two minutes."""
     try:
         yield
     except ArmFailedError as exc:
-        if host.accel == "exact" and _speed(host) < _CRAWL:
+        if host.accel == "exact" and _measure_speed(host) < _CRAWL:
             raise BenchError(
                 f"the exact host crawls, and its guest was given up: {exc.message}",
                 evidence=exc.evidence, reason=Reason.EXACT_CRAWL,
@@ -143,22 +141,22 @@ def _crawling_is_the_benchs(host: Host) -> Iterator[None]:
         raise
 
 
-def _speed(host: Host) -> float:
+def _measure_speed(host: Host) -> float:
     """Measure how many seconds the host's clock advances in a second of the runner's clock. Return
     0 if the host does not answer."""
     try:
-        started, before = time.monotonic(), _uptime(host)
+        started, before = time.monotonic(), _read_uptime(host)
         time.sleep(_SPEED_SECONDS)
-        return (_uptime(host) - before) / (time.monotonic() - started)
+        return (_read_uptime(host) - before) / (time.monotonic() - started)
     except BarometerError:
         return 0.0
 
 
-def _uptime(host: Host) -> float:
+def _read_uptime(host: Host) -> float:
     return float(host.shell.run(["cat", "/proc/uptime"], timeout=20).stdout.split()[0])
 
 
-def _pinned(host: Host, guest: Guest) -> tuple[int, ...]:
+def _choose_pinning(host: Host, guest: Guest) -> tuple[int, ...]:
     """Return the host's CPU that each CPU of the guest is pinned to; empty unless the host is
     emulated and its guests run under its KVM: other guests are not pinned. CPU 0 is left to the
     agents that watch, if the host has another CPU.
@@ -218,7 +216,7 @@ def _save_qemu_log(host: Host, name: str, folder: Path) -> None:
 
 
 @contextmanager
-def _reserved(host: Host, guest: Guest) -> Iterator[None]:
+def _reserved_huge_pages(host: Host, guest: Guest) -> Iterator[None]:
     """Reserve huge pages for the guest's memory while the block runs, if the free ones do not
     suffice (host.cmdline may have reserved some). Raises ArmFailedError if the host cannot find
     enough: its kernel is proven by then."""
@@ -226,24 +224,24 @@ def _reserved(host: Host, guest: Guest) -> Iterator[None]:
         yield
         return
     size = parse_size(guest.backing.removeprefix("hugetlb-"))
-    wanted = guest.memory // size
+    needed = guest.memory // size
     folder = f"/sys/kernel/mm/hugepages/hugepages-{size >> 10}kB"
     path = f"{folder}/nr_hugepages"
-    asked = host.shell.run(
+    counts = host.shell.run(
         "echo 1 > /proc/sys/vm/compact_memory;"
         f" cat {path} {folder}/free_hugepages {folder}/resv_hugepages",
         check=False,
     )
     # without these files there are no pages of that size
-    before, free, promised = (0, 0, 0) if asked.code else map(int, asked.stdout.split())
-    found = free - promised
+    before, free, promised = (0, 0, 0) if counts.code else map(int, counts.stdout.split())
+    available = free - promised
     try:
-        if found < wanted and not asked.code:
-            host.change.write(path, str(before + wanted - found))
-            found += int(host.shell.read(path)) - before
-        if found < wanted:
+        if available < needed and not counts.code:
+            host.change.write(path, str(before + needed - available))
+            available += int(host.shell.read(path)) - before
+        if available < needed:
             raise ArmFailedError(
-                f"the host found {found} of {wanted} huge pages for guest.backing ="
+                f"the host found {available} of {needed} huge pages for guest.backing ="
                 f' "{guest.backing}"',
                 hint="host.cmdline can set them aside at boot: hugepagesz=1G hugepages=N",
                 reason=Reason.NO_HUGE_PAGES,
@@ -258,20 +256,20 @@ def guest_cmdline(guest: Guest) -> str:
     return " ".join(filter(None, ["console=ttyS0 panic=-1", guest.cmdline]))
 
 
-def _boots_from(host: Host, guest: Guest) -> dict[str, Any]:
+def _find_boot_source(host: Host, guest: Guest) -> dict[str, Any]:
     if guest.boot == "direct":
         return {"kernel": f"{host.payload}/guest/vmlinuz", "initramfs": _INITRAMFS,
                 "cmdline": guest_cmdline(guest), "disks": ()}  # fmt: skip
-    found = host.shell.run(
+    disk = host.shell.run(
         "for d in /sys/block/vd*; do"
         f" [ \"$(cat $d/serial)\" != {GUEST_SERIAL} ] || echo /dev/${{d##*/}}; done",
         doing="looking for the guest's disk",
     ).stdout.strip()  # fmt: skip
-    if not found:
+    if not disk:
         raise BenchError(
             "the host has no disk for the guest to boot from", reason=Reason.NO_GUEST_DISK
         )
-    disks = (Disk(Path(found), SYSTEM_SERIAL, block=True), Disk(Path(_KEYS), KEYS_SERIAL))
+    disks = (Disk(Path(disk), SYSTEM_SERIAL, block=True), Disk(Path(_KEYS), KEYS_SERIAL))
     return {"kernel": "", "initramfs": "", "cmdline": "", "disks": disks}
 
 

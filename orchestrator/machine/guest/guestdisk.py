@@ -25,7 +25,13 @@ from orchestrator.base.process import run
 from orchestrator.base.reasons import Reason
 from orchestrator.kernels.image.bundle import KernelBundle
 from orchestrator.machine.runner.cpio import pack_files
-from orchestrator.machine.runner.images import initramfs, listed, read_recipe, root_disk, unpacked
+from orchestrator.machine.runner.images import (
+    initramfs,
+    parse_packages,
+    read_recipe,
+    root_disk,
+    unpack_packages,
+)
 from orchestrator.machine.transport.keys import RunKeys
 
 SYSTEM_SERIAL, KEYS_SERIAL = "system", "keys"
@@ -70,7 +76,9 @@ def guest_disk(kernel: KernelBundle, cmdline: str, cache: Cache) -> GuestDisk:
     config = grub_config(kernel.release, cmdline)
     root = root_disk("disk", recipe, cache)
     start = initramfs("disk", recipe, kernel, cache)
-    tools = unpacked(recipe["suites"], recipe["boot"]["packages"], recipe["boot"]["files"], cache)
+    tools = unpack_packages(
+        recipe["suites"], recipe["boot"]["packages"], recipe["boot"]["files"], cache
+    )
     key = {
         "kind": "guest-disk", "schema": 1, "kernel": kernel.digest, "config": config,
         "root": root.name, "initramfs": start.parent.name, "tools": tools.name,
@@ -91,7 +99,7 @@ def guest_disk(kernel: KernelBundle, cmdline: str, cache: Cache) -> GuestDisk:
 
     return GuestDisk(
         path=cache.entry("images", key, build) / "disk.raw",
-        packages=listed(tools / "packages.txt") | listed(root / "packages.txt"),
+        packages=parse_packages(tools / "packages.txt") | parse_packages(root / "packages.txt"),
     )
 
 

@@ -19,7 +19,7 @@ from orchestrator.base.reasons import Reason
 from orchestrator.base.waiting import Stall, until
 from orchestrator.formats.kernelreports import STALLS, KernelReports
 from orchestrator.formats.units import GIB
-from orchestrator.machine.host.console import Transcript, flood_of
+from orchestrator.machine.host.console import Transcript, describe_flood
 from orchestrator.machine.host.host import Host
 from orchestrator.machine.tracing.probes import MARKER, UNTIL_KERNEL
 from orchestrator.machine.transport.shell import ConnectionLostError
@@ -96,15 +96,15 @@ class Watched:
             name, _, detail = rest.partition(" ")
             self._events.setdefault(name, detail)
             if name == "flood":
-                told = json.loads(detail)
-                self.flood = flood_of(
-                    int(told["bytes"]), int(told["lines"]), float(told["seconds"])
+                amounts = json.loads(detail)
+                self.flood = describe_flood(
+                    int(amounts["bytes"]), int(amounts["lines"]), float(amounts["seconds"])
                 )
         elif kind == "P":
             self._cpu.append((int(at) / 1e9, int(rest.split()[0]) / 1e9))
         if self._bytes > MARKS_BYTES or self._count > MARKS_LINES:
             seconds = time.monotonic() - self._started
-            self.flood = flood_of(self._bytes, self._count, seconds)
+            self.flood = describe_flood(self._bytes, self._count, seconds)
         self._marks.flush()
         self._log.flush()
 
@@ -166,10 +166,10 @@ class Limits:
         """Raise the error that ended the boot, if any. With `stall`, also raise if the boot makes
         no progress."""
         self.host.check()
-        if (found := self.watched.kernel.broken()) is not None:
+        if (report := self.watched.kernel.broken()) is not None:
             raise self.failed(
-                f"the guest's kernel is broken: {found.message}",
-                reason=Reason.GUEST_NO_TIMER if found.kind == "no-timer" else Reason.GUEST_PANIC,
+                f"the guest's kernel is broken: {report.message}",
+                reason=Reason.GUEST_NO_TIMER if report.kind == "no-timer" else Reason.GUEST_PANIC,
             )
         if self.watched.flood:
             raise self.failed(

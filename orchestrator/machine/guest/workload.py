@@ -16,11 +16,14 @@ from orchestrator.formats.units import GIB
 from orchestrator.machine.guest.guest import boot_guest, stage_guest
 from orchestrator.machine.host.device import BoundDevice
 from orchestrator.machine.host.host import Host
-from orchestrator.machine.tracing.instructions import logged_instructions
-from orchestrator.machine.tracing.mapagent import agent_request, gathered
+from orchestrator.machine.tracing.instructions import log_instructions
+from orchestrator.machine.tracing.mapagent import build_point_request, collect_answers
 from orchestrator.machine.tracing.probes import FAULT, armed_tracer
 from orchestrator.machine.transport.keys import RunKeys
+from orchestrator.scenario.machines import Host as HostSpec
+from orchestrator.scenario.map_workload import Map
 from orchestrator.scenario.model import Scenario
+from orchestrator.scenario.trials import Arms
 from orchestrator.scenario.vocabulary import ARMS, Pass, Point
 
 _HOUSEKEEPING = {
@@ -34,7 +37,7 @@ _HOUSEKEEPING = {
 """Periodic kernel housekeeping that is switched off on exact hosts."""
 
 
-def guest_boots(
+def run_guest_boots(
     host: Host,
     devices: Sequence[BoundDevice],
     scenario: Scenario,
@@ -56,7 +59,7 @@ def guest_boots(
             versions = connection.version()
             trial.record(host_versions=versions)
         with libvirt:
-            settle(host, scenario, trial=trial, progress=progress)
+            settle_host(host, scenario.host, scenario.arms, trial=trial, progress=progress)
             for index, which in enumerate(boots):
                 trial.manifest["guests"].append(
                     {"index": index, "pass": which, "memory": scenario.guest.memory}
@@ -68,87 +71,95 @@ def guest_boots(
                         stack.enter_context(
                             armed_tracer(
                                 host, "timing", f"guest-{index}", scenario.device.bar, trial,
-                                boot=True, faults=_large_leaves(host, versions),
+                                boot=True, faults=_has_large_leaves(host, versions),
                             )
                         )  # fmt: skip
                     boot_guest(
-                        host, connection, devices, scenario, index=index,
+                        host, connection, devices, scenario.guest, scenario.device, index=index,
                         traced=which == "timing", keys=keys, trial=trial, progress=progress,
                     )  # fmt: skip
     if "counts" in passes:
-        maps(host, devices[0], scenario, ["counts"], trial=trial, progress=progress)
+        run_maps(
+            host, devices[0], scenario.map, scenario.points(), ["counts"], trial=trial,
+            progress=progress,
+        )  # fmt: skip
 
 
-def _large_leaves(host: Host, versions: dict[str, str]) -> bool:
+def _has_large_leaves(host: Host, versions: dict[str, str]) -> bool:
     """Predict whether the guest's QEMU will map a BAR by large leaves. If not, a probe of its page
     faults would fire for each page, and cost more than the map itself."""
     major, minor = (int(part) for part in versions["qemu"].split(".")[:2])
-    asked = (
+    command = (
         f"cat /sys/kernel/mm/transparent_hugepage/enabled || echo; grep -cw {FAULT} /proc/kallsyms"
     )
-    said = host.shell.run(asked, check=False, doing="reading THP").stdout.split("\n")
-    on = "[" in said[0] and "[never]" not in said[0]
-    return (major, minor) >= (9, 2) and on and said[1:2] not in ([], ["0"])
+    lines = host.shell.run(command, check=False, doing="reading THP").stdout.split("\n")
+    on = "[" in lines[0] and "[never]" not in lines[0]
+    return (major, minor) >= (9, 2) and on and lines[1:2] not in ([], ["0"])
 
 
-def settle(host: Host, scenario: Scenario, *, trial: TrialWriter, progress: Progress) -> None:
+def settle_host(
+    host: Host, spec: HostSpec, arms: Arms, *, trial: TrialWriter, progress: Progress
+) -> None:
     """Wait until an exact host is idle: the rest of its boot would share the only CPU with the
     workload."""
     if host.accel == "exact":
         with progress.stage("host: settle"), trial.stage("settle"):
-            arms = {path for arm in ARMS for path in scenario.arms[arm].sysfs}
-            there = host.shell.run(["ls", *_HOUSEKEEPING], check=False).stdout.split()
-            for path in there:
-                if path not in arms:
+            assert spec.kind == "nested"  # no other host is exact
+            set_by_arms = {path for arm in ARMS for path in arms[arm].sysfs}
+            present = host.shell.run(["ls", *_HOUSEKEEPING], check=False).stdout.split()
+            for path in present:
+                if path not in set_by_arms:
                     with contextlib.suppress(BenchError):  # no harm if the kernel refuses
                         host.change.write(path, _HOUSEKEEPING[path])
-            host.shell.run(
-                f"sleep {scenario.nested.settle}", timeout=600, doing="letting the host settle"
-            )
+            host.shell.run(f"sleep {spec.settle}", timeout=600, doing="letting the host settle")
 
 
-def maps(
+def run_maps(
     host: Host,
     device: BoundDevice,
-    scenario: Scenario,
+    spec: Map,
+    points: Sequence[Point],
     passes: Sequence[Pass],
     *,
     trial: TrialWriter,
     progress: Progress,
 ) -> None:
-    """Map and unmap the BAR from the host's user space, at every point of the scenario. Write the
-    map agent's answers to map.json, by pass. Raises EvidenceError if a map is refused."""
-    points = scenario.points()
-    few = largest(points)[:1]
+    """Map and unmap the BAR from the host's user space, at every point. Write the map agent's
+    answers to map.json, by pass. Raises EvidenceError if a map is refused."""
+    few = find_largest(points)[:1]
     answers: dict[str, Any] = {}
     for which in passes:
         with progress.stage(f"maps, {which} pass"), trial.stage(f"map-{which}"):
             if which == "plain":
-                answers[which] = _ask(host, device, scenario, points, scenario.map.repeats)
+                answers[which] = _run_agent(host, device, spec, points, spec.repeats)
             elif which == "counts":
                 with armed_tracer(host, "counts", "counts", device.bar_bytes, trial) as hists:
-                    answers[which] = _ask(host, device, scenario, points, 1, snapshots=hists)
+                    answers[which] = _run_agent(host, device, spec, points, 1, snapshots=hists)
             elif which == "timing":
                 with armed_tracer(host, "timing", "map", few[0].size, trial):
-                    answers[which] = _ask(host, device, scenario, few, 1)
+                    answers[which] = _run_agent(host, device, spec, few, 1)
             else:
-                whole = next(iter(answers.values()), None) or _ask(host, device, scenario, few, 1)
-                logged_instructions(
-                    host, device, scenario, costs_of(whole, device.bar_bytes), trial=trial,
+                whole = next(iter(answers.values()), None) or _run_agent(
+                    host, device, spec, few, 1
+                )
+                log_instructions(
+                    host, device, spec, estimate_costs(whole, device.bar_bytes), trial=trial,
                     progress=progress,
                 )  # fmt: skip
         write_json(trial.path / "map.json", {"passes": answers})
     host.check()
 
 
-def costs_of(answer: dict[str, Any], bar: int) -> dict[str, float]:
+def estimate_costs(answer: dict[str, Any], bar: int) -> dict[str, float]:
     """Estimate the nanoseconds of a map and an unmap of the whole BAR from the largest point."""
     point = max(answer["points"], key=lambda p: p["bytes"])
     last = point["samples"][-1]
-    return {what: last[f"{what}_ns"] * bar / point["bytes"] for what in ("map", "unmap")}
+    return {
+        operation: last[f"{operation}_ns"] * bar / point["bytes"] for operation in ("map", "unmap")
+    }
 
 
-def largest(points: Sequence[Point]) -> list[Point]:
+def find_largest(points: Sequence[Point]) -> list[Point]:
     """Return the points with the largest size at the best alignment, one for each state (cold
     first)."""
     alignment = points[0].alignment  # the best comes first
@@ -156,19 +167,19 @@ def largest(points: Sequence[Point]) -> list[Point]:
     return [p for p in points if (p.size, p.alignment) == (size, alignment)]
 
 
-def _ask(
+def _run_agent(
     host: Host,
     device: BoundDevice,
-    scenario: Scenario,
+    spec: Map,
     points: Sequence[Point],
     repeats: int,
     **more: Any,
 ) -> Any:
     gib = sum(p.size for p in points) * repeats / GIB
-    request = agent_request(scenario, points, repeats, **more)
-    done = host.shell.run(
+    request = build_point_request(spec, points, repeats, exact=host.accel == "exact", **more)
+    completed = host.shell.run(
         host.agent("map", device.address), stdin=json.dumps(request).encode() + b"\n", check=False,
         doing="mapping the BAR", timeout=180 + 90 * gib, limit=TRACE_BYTES,
     )  # fmt: skip
     host.check()
-    return gathered(done.stdout.splitlines(), done.stderr)
+    return collect_answers(completed.stdout.splitlines(), completed.stderr)

@@ -47,14 +47,14 @@ class Transcript:
             if self._flooded:
                 return
             for line in self._lines.feed(chunk):
-                self._take(_decoded(line))
+                self._take(_decode(line))
             self._flooded = self._bytes > self._most or self._count > CONSOLE_LINES
 
     def _take(self, line: str) -> None:
         log.debug("%s| %s", self._who, line)
         self._last = line if line.strip() else self._last
-        for look, found in self._found.items():
-            if found is None:
+        for look, result in self._found.items():
+            if result is None:
                 self._found[look] = look(line)
 
     @property
@@ -64,7 +64,7 @@ class Transcript:
         self.refresh()
         with self._lock:
             seconds = self._fed - self._started
-            return flood_of(self._bytes, self._count, seconds) if self._flooded else ""
+            return describe_flood(self._bytes, self._count, seconds) if self._flooded else ""
 
     def first(self, look: Callable[[str], T | None]) -> T | None:
         """Call `look` with each line, and at last with the line that is not complete yet. Return
@@ -73,10 +73,10 @@ class Transcript:
         self.refresh()
         with self._lock:
             if look not in self._found:
-                found = (look(line) for line in self._kept.text().split("\n")[:-1])
-                self._found[look] = next((f for f in found if f is not None), None)
+                results = (look(line) for line in self._kept.text().split("\n")[:-1])
+                self._found[look] = next((f for f in results if f is not None), None)
             if self._found[look] is None:
-                return look(_decoded(self._lines.begun()))
+                return look(_decode(self._lines.begun()))
             result: T | None = self._found[look]
             return result
 
@@ -100,7 +100,7 @@ class Transcript:
     def last_line(self) -> str:
         self.refresh()
         with self._lock:
-            return (_decoded(self._lines.begun()).strip() or self._last)[:_LAST_LINE]
+            return (_decode(self._lines.begun()).strip() or self._last)[:_LAST_LINE]
 
 
 class Console(Transcript):
@@ -126,17 +126,17 @@ class Console(Transcript):
                 return
 
 
-def flood_of(size: int, lines: int, seconds: float) -> str:
+def describe_flood(size: int, lines: int, seconds: float) -> str:
     """Return an amount of output and its rate, in words."""
     rate = size / max(seconds, 0.001) / 1e6
     return f"{size} bytes, {lines} lines in {seconds:.1f} s, {rate:.2f} MB/s"
 
 
-def _decoded(line: bytes) -> str:
+def _decode(line: bytes) -> str:
     return line.decode(errors="replace").replace("\r", "")
 
 
-def file_excerpt(path: Path, most: int) -> bytes:
+def read_excerpt(path: Path, most: int) -> bytes:
     """Read a file that a machine wrote: all of it, or its beginning and its end if it has more
     than `most` bytes."""
     with path.open("rb") as file:

@@ -17,7 +17,7 @@ from orchestrator.base.reasons import Reason
 from orchestrator.formats.units import format_size
 from orchestrator.machine.host.host import Host
 from orchestrator.machine.host.pci import Resource, parse_resources
-from orchestrator.machine.transport.answers import has_form
+from orchestrator.machine.transport.answers import parsing
 from orchestrator.scenario.machines import Device
 
 # vendor:device as in hw/misc/ivshmem.c and hw/misc/pci-testdev.c of QEMU
@@ -56,7 +56,7 @@ def bound_devices(host: Host, spec: Device) -> Iterator[tuple[BoundDevice, ...]]
     its vfio-pci does not bind a device, and BenchError if a device is missing.
     """
     listed = host.shell.run(LIST_DEVICES, doing="listing PCI devices").stdout
-    with has_form("the host's list of PCI devices", listed):
+    with parsing("the host's list of PCI devices", listed):
         parsed = parse_devices(listed)
     devices = find_devices(parsed, spec)
     with contextlib.ExitStack() as stack:
@@ -95,18 +95,18 @@ def find_devices(
 ) -> tuple[BoundDevice, ...]:
     """Return the devices of the scenario's kind, in the order of their addresses. Raises the
     errors of `bound_devices`."""
-    found = [(a, r) for a, (v, d, r) in sorted(devices.items()) if (v, d) == _IDS[spec.kind]]
-    if len(found) != spec.count:
+    matching = [(a, r) for a, (v, d, r) in sorted(devices.items()) if (v, d) == _IDS[spec.kind]]
+    if len(matching) != spec.count:
         raise BenchError(
-            f"expected {spec.count} {spec.kind} on the host, found {len(found)}",
+            f"expected {spec.count} {spec.kind} on the host, found {len(matching)}",
             evidence="\n".join(f"{a} {v}:{d}" for a, (v, d, _) in devices.items()),
             reason=Reason.DEVICE_MISSING,
         )
     hint = "does the BAR fit into the CPU's physical address space? See host.phys_bits"
-    return tuple(with_bar(address, resources, spec.bar, hint) for address, resources in found)
+    return tuple(find_bar(address, resources, spec.bar, hint) for address, resources in matching)
 
 
-def with_bar(address: str, resources: list[Resource], bar: int, hint: str) -> BoundDevice:
+def find_bar(address: str, resources: list[Resource], bar: int, hint: str) -> BoundDevice:
     """Return the PCI function at `address` with its BAR of `bar` bytes. Raises ArmFailedError with
     `hint` if the kernel under test did not place such a BAR."""
     for index, resource in enumerate(resources[:6]):
@@ -123,12 +123,14 @@ def with_bar(address: str, resources: list[Resource], bar: int, hint: str) -> Bo
     )  # fmt: skip
 
 
-def host_facts(host: Host, devices: Sequence[BoundDevice]) -> dict[str, Any]:
+def read_host_facts(host: Host, devices: Sequence[BoundDevice]) -> dict[str, Any]:
     """Return a trial's facts.json: facts of the machine (guests/agents/facts.py) and of its bound
     devices (survey.py). Raises BenchError if they cannot be read."""
     machine = host.shell.run(host.agent("facts"), doing="reading facts", limit=FACTS_BYTES).stdout
-    asked = host.agent("survey", *(device.address for device in devices))
-    functions = host.shell.run(asked, doing="reading the devices' facts", limit=FACTS_BYTES).stdout
-    with has_form("what the host says of itself", machine + functions):
-        found = json.loads(functions)["functions"]
-        return {**json.loads(machine), "device": found[0], "devices": found}
+    command = host.agent("survey", *(device.address for device in devices))
+    functions = host.shell.run(
+        command, doing="reading the devices' facts", limit=FACTS_BYTES
+    ).stdout
+    with parsing("what the host says of itself", machine + functions):
+        facts = json.loads(functions)["functions"]
+        return {**json.loads(machine), "device": facts[0], "devices": facts}

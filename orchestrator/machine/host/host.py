@@ -128,10 +128,10 @@ class Host(ABC):
 
 
 def _check_console(host: Host) -> None:
-    if (found := host.kernel.broken()) is not None:
+    if (report := host.kernel.broken()) is not None:
         raise ArmFailedError(
-            f"the host's kernel {host.release} is broken: {found.message}",
-            evidence=evidence(found, host.console), reason=panic_reason(found),
+            f"the host's kernel {host.release} is broken: {report.message}",
+            evidence=evidence(report, host.console), reason=panic_reason(report),
         )  # fmt: skip
     if flood := host.console.flood:
         raise ArmFailedError(

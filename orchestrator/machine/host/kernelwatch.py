@@ -70,10 +70,10 @@ class KernelWatch:
         `_TRACE_SECONDS`."""
         self.look()
         end = time.monotonic() + _TRACE_SECONDS
-        while (found := self._reports.broken()) and not found.ended and time.monotonic() < end:
+        while (report := self._reports.broken()) and not report.ended and time.monotonic() < end:
             time.sleep(0.1)
             self.look()
-        return found
+        return report
 
     def on_hang(self, end_waits: Callable[[], None]) -> None:
         """Set the function that ends all waits for the host if the host hangs. The watching thread
@@ -101,7 +101,7 @@ class KernelWatch:
 
 
 @contextmanager
-def watched(kernel: KernelWatch) -> Iterator[None]:
+def watching_kernel(kernel: KernelWatch) -> Iterator[None]:
     """Check the kernel's reports in a thread while the block runs, even if the block waits."""
 
     def look() -> bool:
@@ -112,7 +112,7 @@ def watched(kernel: KernelWatch) -> Iterator[None]:
         yield
 
 
-def cpu_seconds(pid: int) -> float | None:
+def read_cpu_seconds(pid: int) -> float | None:
     """Return the CPU seconds of a process (utime, stime of proc_pid_stat(5)), plus those in which
     its threads were ready to run and got no CPU (Documentation/scheduler/sched-stats.rst: the
     second number of schedstat): a QEMU that is starved is not idle. None once it is gone."""

@@ -13,12 +13,12 @@ def prove_modules(shell: Shell, kernel: KernelBundle) -> None:
     """Raise BenchError if the host has loaded, or would load, another module than the rebuilt one.
     No module is loaded for this check: the other arm would not have it."""
     for name, srcversion in kernel.swapped.items():
-        said = shell.run(
+        answer = shell.run(
             f"cat /sys/module/{name}/srcversion || modinfo -F srcversion {name}", check=False
         )
-        if said.stdout.strip() != srcversion:
+        if answer.stdout.strip() != srcversion:
             raise BenchError(
                 f"the host has another module {name} than was built for this arm: its srcversion"
-                f" is {said.stdout.strip() or 'not known'}, not {srcversion}",
-                evidence=tail(said.stderr), reason=Reason.WRONG_MODULE,
+                f" is {answer.stdout.strip() or 'not known'}, not {srcversion}",
+                evidence=tail(answer.stderr), reason=Reason.WRONG_MODULE,
             )  # fmt: skip

@@ -142,26 +142,26 @@ class Survey:
                 hint="does a login there print something, in ~/.bashrc?",
                 reason=Reason.SURVEY_UNREADABLE,
             ) from exc  # fmt: skip
-        functions = {found.address: Function(found.address, found) for found in facts.functions}
+        functions = {entry.address: Function(entry.address, entry) for entry in facts.functions}
         return cls(facts.iommus, functions, facts.users, facts.unread)
 
     def members(self, function: Function) -> list[Function]:
         """Return every function in its IOMMU group, itself included."""
         listed = {function.address, *function.facts.group_devices}
-        return [found for address, found in self.functions.items() if address in listed]
+        return [member for address, member in self.functions.items() if address in listed]
 
     def reached(self, functions: Iterable[Function]) -> list[Function]:
         """Return the functions and everything behind them, if they are bridges or controllers of
         Intel's VMD."""
         through = {function.address for function in functions}
         return [
-            found
-            for address, found in self.functions.items()
-            if through & {address, *found.facts.parents}
+            candidate
+            for address, candidate in self.functions.items()
+            if through & {address, *candidate.facts.parents}
         ]
 
     def users_of(self, functions: Iterable[Function]) -> list[User]:
         """Return the users of the functions and of everything behind them, each once."""
-        reached = {found.address for found in self.reached(functions)}
+        reached = {function.address for function in self.reached(functions)}
         users = [user for user in self.users if user.function in reached]
         return list({(user.kind, user.name): user for user in reversed(users)}.values())[::-1]

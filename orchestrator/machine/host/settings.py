@@ -14,7 +14,6 @@ from orchestrator.kernels.image.bundle import KernelBundle
 from orchestrator.kernels.module.parameters import parameters_of
 from orchestrator.machine.host.changes import ChangeLog
 from orchestrator.machine.transport.shell import ConnectionLostError, Shell
-from orchestrator.scenario.model import Scenario
 from orchestrator.scenario.trials import Arm, Arms
 from orchestrator.scenario.vocabulary import ArmName
 
@@ -25,10 +24,10 @@ _BOOLS = {"y": "1", "yes": "1", "on": "1", "true": "1", "n": "0", "no": "0", "of
 _NUMBER = re.compile(r"([+-]?)(0x[0-9a-f]+|[0-9]+)")
 
 
-def write_settings(change: ChangeLog, scenario: Scenario, name: ArmName) -> None:
+def write_settings(change: ChangeLog, arm: Arm, name: ArmName) -> None:
     """Write the arm's files under /sys and /proc/sys, in order. Raises BenchError if the kernel
     refuses a value."""
-    for path, value in scenario.arms[name].sysfs.items():
+    for path, value in arm.sysfs.items():
         try:
             change.write(path, value)
         except ConnectionLostError:
@@ -38,7 +37,7 @@ def write_settings(change: ChangeLog, scenario: Scenario, name: ArmName) -> None
 
 
 def prove_settings(
-    shell: Shell, kernel: KernelBundle, scenario: Scenario, name: ArmName
+    shell: Shell, kernel: KernelBundle, arms: Arms, name: ArmName
 ) -> dict[str, Any]:
     """Read back all settings of the arm. Settings that only the other arm has are read, too, so
     that the difference is known.
@@ -50,10 +49,13 @@ def prove_settings(
 
     Raises BenchError if a setting is not as the arm requests it.
     """
-    arm, other = scenario.arms[name], _other(scenario.arms, name)
-    settings: dict[str, Any] = {"cmdline": _cmdline(shell, name, arm)}
+    arm, other = arms[name], _other_arm(arms, name)
+    settings: dict[str, Any] = {"cmdline": _prove_cmdline(shell, name, arm)}
     settings["parameters"] = {
-        parameter: {"asked": value, "found": _parameter(shell, kernel, name, parameter, value)}
+        parameter: {
+            "asked": value,
+            "found": _prove_parameter(shell, kernel, name, parameter, value),
+        }
         for parameter, value in _with_others(arm.parameters, other.parameters).items()
     }
     settings["unreadable"] = [
@@ -61,18 +63,18 @@ def prove_settings(
         if settings["parameters"][parameter]["found"] is None
     ]  # fmt: skip
     settings["sysfs"] = {
-        path: {"asked": value, "found": _file(shell, name, path, value)}
+        path: {"asked": value, "found": _prove_file(shell, name, path, value)}
         for path, value in _with_others(arm.sysfs, other.sysfs).items()
     }
     return settings
 
 
-def same_setting(asked: str, found: str) -> bool:
+def is_same_setting(requested: str, actual: str) -> bool:
     """True if both spell the same value: Y and 1, or 0x10 and 16."""
-    return asked == found or _normal(asked) == _normal(found)
+    return requested == actual or _normalise(requested) == _normalise(actual)
 
 
-def _normal(value: str) -> str | int:
+def _normalise(value: str) -> str | int:
     """Return a number as the kernel's kstrtol() reads it with base 0, a bool as 0 or 1."""
     text = _BOOLS.get(value.lower(), value.lower())
     match = _NUMBER.fullmatch(text)
@@ -86,7 +88,7 @@ def _normal(value: str) -> str | int:
     return -number if match[1] == "-" else number
 
 
-def _other(arms: Arms, name: ArmName) -> Arm:
+def _other_arm(arms: Arms, name: ArmName) -> Arm:
     return arms["baseline" if name == "candidate" else "candidate"]
 
 
@@ -94,71 +96,78 @@ def _with_others(own: dict[str, str], others: dict[str, str]) -> dict[str, str |
     return {**dict.fromkeys(others), **own}
 
 
-def _cmdline(shell: Shell, name: ArmName, arm: Arm) -> dict[str, str]:
+def _prove_cmdline(shell: Shell, name: ArmName, arm: Arm) -> dict[str, str]:
     """Prove the arm's words except its parameters, which are proven separately."""
-    there = shell.read("/proc/cmdline").split()
+    present = shell.read("/proc/cmdline").split()
     for word in arm.words:
-        if word not in there:
-            raise _refused(name, "/proc/cmdline", word, " ".join(there))
+        if word not in present:
+            raise _refused(name, "/proc/cmdline", word, " ".join(present))
     # print_unknown_bootoptions() in init/main.c; /proc/cmdline has unknown words, too
-    said = shell.run("dmesg | grep -F 'Unknown kernel command line parameters'", check=False)
-    unknown = said.stdout.replace('"', " ").replace(",", " ").split()
+    dmesg = shell.run("dmesg | grep -F 'Unknown kernel command line parameters'", check=False)
+    unknown = dmesg.stdout.replace('"', " ").replace(",", " ").split()
     for word in arm.words:
         if word in unknown:
             raise _refused(
                 name, "the kernel's command line", word, "the kernel knows no such word"
             )
-    return {"asked": arm.cmdline, "found": " ".join(w for w in arm.cmdline.split() if w in there)}
+    return {
+        "asked": arm.cmdline,
+        "found": " ".join(w for w in arm.cmdline.split() if w in present),
+    }
 
 
-def _parameter(
-    shell: Shell, kernel: KernelBundle, arm: ArmName, name: str, asked: str | None
+def _prove_parameter(
+    shell: Shell, kernel: KernelBundle, arm: ArmName, name: str, requested: str | None
 ) -> str | None:
     """Prove a parameter and return its value; None if the kernel does not show it."""
     module, _, parameter = name.replace("-", "_").partition(".")
     path = f"/sys/module/{module}/parameters/{parameter}"
-    found, why = _read(shell, path)
-    if found is None:
-        if asked is not None and not _is_hidden(shell, kernel, module, parameter):
-            raise _refused(arm, path, asked, why)
+    actual, why = _read(shell, path)
+    if actual is None:
+        if requested is not None and not _is_hidden(shell, kernel, module, parameter):
+            raise _refused(arm, path, requested, why)
         return None
-    if asked is not None and not same_setting(asked, found):
-        raise _refused(arm, path, asked, found)
-    return found
+    if requested is not None and not is_same_setting(requested, actual):
+        raise _refused(arm, path, requested, actual)
+    return actual
 
 
 def _is_hidden(shell: Shell, kernel: KernelBundle, module: str, parameter: str) -> bool:
     """True if the module is loaded or built in and has that parameter: then only the parameter's
     file is missing or cannot be read."""
     loaded = shell.run(["test", "-d", f"/sys/module/{module}"], check=False).code == 0
-    known = parameters_of(kernel, module)
-    return (loaded or kernel.is_built_in(module)) and known is not None and parameter in known
+    parameters = parameters_of(kernel, module)
+    return (
+        (loaded or kernel.is_built_in(module))
+        and parameters is not None
+        and parameter in parameters
+    )
 
 
-def _file(shell: Shell, arm: ArmName, path: str, asked: str | None) -> str | None:
-    found, why = _read(shell, path)
-    if asked is not None and (found is None or not same_setting(asked, found)):
-        raise _refused(arm, path, asked, why if found is None else found)
-    return found
+def _prove_file(shell: Shell, arm: ArmName, path: str, requested: str | None) -> str | None:
+    actual, why = _read(shell, path)
+    if requested is not None and (actual is None or not is_same_setting(requested, actual)):
+        raise _refused(arm, path, requested, why if actual is None else actual)
+    return actual
 
 
 def _read(shell: Shell, path: str) -> tuple[str | None, str]:
     """Return the value in a file, or None and the reason."""
     quoted = shlex.quote(path)
-    done = shell.run(
+    completed = shell.run(
         f"[ -e {quoted} ] || exit {_MISSING}; cat {quoted}", check=False, limit=FACTS_BYTES
     )
-    if done.code == _MISSING:
+    if completed.code == _MISSING:
         return None, "no such file"
-    if done.code:
-        return None, f"it cannot be read ({done.stderr.strip()})"
-    return chosen(done.stdout.strip()), ""
+    if completed.code:
+        return None, f"it cannot be read ({completed.stderr.strip()})"
+    return chosen(completed.stdout.strip()), ""
 
 
-def _refused(arm: ArmName, where: str, asked: str, found: str) -> BenchError:
+def _refused(arm: ArmName, where: str, requested: str, actual: str) -> BenchError:
     return BenchError(
-        f"the {arm} is not set as it was asked to be: {where} was to have {asked}",
-        evidence=f"{where}: {found or 'empty'}",
+        f"the {arm} is not set as it was asked to be: {where} was to have {requested}",
+        evidence=f"{where}: {actual or 'empty'}",
         hint="nothing is measured under a setting that did not take: take it out, or give what the"
         " kernel accepts there",
         reason=Reason.SETTING_REFUSED,

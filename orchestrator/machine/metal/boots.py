@@ -52,17 +52,17 @@ class Running:
     @property
     def token(self) -> str:
         """Token on the command line of a kernel that barometer booted; else empty."""
-        found = [w for w in self.cmdline.split() if w.startswith("barometer.token=")]
-        return found[0].partition("=")[2] if found else ""
+        words = [w for w in self.cmdline.split() if w.startswith("barometer.token=")]
+        return words[0].partition("=")[2] if words else ""
 
 
-def running_on(shell: Shell) -> Running:
-    said = shell.run(
+def read_running_kernel(shell: Shell) -> Running:
+    lines = shell.run(
         ["cat", "/proc/sys/kernel/random/boot_id", "/proc/sys/kernel/osrelease",
          "/proc/sys/kernel/version", "/proc/cmdline"],
         doing="asking what runs", timeout=_ASKED_SECONDS, limit=FACTS_BYTES,
     ).stdout.splitlines()  # fmt: skip
-    return Running(*[*said, "", "", "", ""][:4])
+    return Running(*[*lines, "", "", "", ""][:4])
 
 
 @dataclass
@@ -81,7 +81,7 @@ class Boots:
     """True once the machine has answered."""
 
     def running(self) -> Running:
-        return running_on(self.link.shell())
+        return read_running_kernel(self.link.shell())
 
     def reach(self, *, power_cycle: bool = False) -> Running:
         """Wait until the machine, which may be booting, answers. Return the kernel that runs.
@@ -95,12 +95,12 @@ class Boots:
         """Choose the boot method for the kernels under test: the one that the scenario requests,
         or the first one that the machine supports. Raises BenchError if there is none."""
         means = self.keeper.detect()
-        wanted: tuple[How, ...] = BOOT_WAYS if self.spec.boot == "auto" else (self.spec.boot,)
-        usable = [way for way in wanted if means[way]["usable"]]
+        candidates: tuple[How, ...] = BOOT_WAYS if self.spec.boot == "auto" else (self.spec.boot,)
+        usable = [way for way in candidates if means[way]["usable"]]
         if not usable:
             raise BenchError(
                 f"{self.spec.address} has no way to boot a kernel under test",
-                evidence="\n".join(f"{way}: {means[way]['why']}" for way in wanted),
+                evidence="\n".join(f"{way}: {means[way]['why']}" for way in candidates),
                 hint="mend what one of them lacks; kexec is the fastest",
                 reason=Reason.NO_WAY_TO_BOOT,
             )  # fmt: skip
@@ -121,11 +121,13 @@ class Boots:
         """
         waits = 2 if self.spec.power_cycle else 1
         extend = waits * self.spec.deadline + self.spec.lease
-        left, notes = self.keeper.boot(how, image, cmdline, extend=extend, watchdog=watchdog)
+        old_boot_id, notes = self.keeper.boot(
+            how, image, cmdline, extend=extend, watchdog=watchdog
+        )
         for note in notes:
             self.progress.note(f"host: {note}")
         self.link.close()
-        return self._back(left, power_cycle=True)
+        return self._back(old_boot_id, power_cycle=True)
 
     def confirm(self) -> None:
         """Tell the keeper that the machine was reached after the boot of a kernel under test,
@@ -134,9 +136,9 @@ class Boots:
         for note in self.keeper.confirm():
             self.progress.note(f"host: {note}")
 
-    def _back(self, left: str, *, power_cycle: bool) -> Running:
-        """Wait until the machine has another boot id than `left`, and return the kernel that runs.
-        With `power_cycle`, cycle the power once if it does not answer in time."""
+    def _back(self, old_boot_id: str, *, power_cycle: bool) -> Running:
+        """Wait until the machine has another boot id than `old_boot_id`; return the kernel that
+        runs. With `power_cycle`, cycle the power once if it does not answer in time."""
         spec, seen = self.spec, ""
 
         def answers() -> Running | None:
@@ -154,14 +156,14 @@ class Boots:
                 return None
             self._reached = True
             seen = f"it still runs {running.release}"
-            return running if running.boot_id != left else None
+            return running if running.boot_id != old_boot_id else None
 
-        for after in (" after a boot" if left else "", " after its power was cycled"):
+        for after in (" after a boot" if old_boot_id else "", " after its power was cycled"):
             try:
                 return until(
                     answers, within=spec.deadline, every=1, reason=Reason.MACHINE_LOST,
                     waiting_for=f"answer of {self.endpoint}{after}",
-                    last_seen=lambda: self.said_tail() or seen,
+                    last_seen=lambda: self.read_console_tail() or seen,
                 )  # fmt: skip
             except BenchError as exc:
                 may = power_cycle and spec.power_cycle and "power" not in after
@@ -181,19 +183,19 @@ class Boots:
         if own is None:
             self._into_default(running)
             return
-        if _is(running, own):
+        if _is_own_kernel(running, own):
             return
-        image = _image(own)
+        image = _find_own_image(own)
         if image is not None and self.way == "kexec" and self._way_home() == "kexec":
             with contextlib.suppress(BenchError):  # then by a restart
                 running = self.into("kexec", image, own["cmdline"])
         if running.token:
             running = self.into("reboot")
-        if not running.token and not _is(running, own) and image is not None:
+        if not running.token and not _is_own_kernel(running, own) and image is not None:
             self.progress.note(f"host: its default is {running.release}, not {own['release']}")
             if (way := self._way_home()) is not None:
                 running = self.into(way, image, own["cmdline"])
-        if not _is(running, own):
+        if not _is_own_kernel(running, own):
             raise BenchError(
                 f"{self.endpoint} runs {running.release} {running.version}, and was found with"
                 f" {own['release']} {own['version']}",
@@ -249,7 +251,7 @@ class Boots:
             if wrong_kernel is not None:
                 raise wrong_kernel
             self.keeper.release()
-        for file in sorted({found.file for found in unreadable}):
+        for file in sorted({record.file for record in unreadable}):
             self.progress.note(f"host: {self.endpoint}: what is in {file} was not put back")
         return unreadable
 
@@ -274,7 +276,7 @@ class Boots:
         errors of `into`."""
         self.reach()
         try:
-            left = self.running().boot_id
+            old_boot_id = self.running().boot_id
             failed = self.keeper.putback(volatile=True).failed
         except BenchError as exc:
             if exc.reason not in TRANSIENT:
@@ -283,31 +285,31 @@ class Boots:
             self.link.close()
             return None
         if any(failure.kind == "leaving" for failure in failed):
-            self._back(left, power_cycle=True)  # a boot was requested: it is going down
+            self._back(old_boot_id, power_cycle=True)  # a boot was requested: it is going down
         return True
 
-    def said_bytes(self) -> int:
+    def begin_console(self) -> int:
         """Begin a boot on the console. Return the number of bytes of earlier output; 0 if no
         command provides a console."""
         return 0 if self.console is None else self.console.begin()
 
-    def said(self, start: int) -> str:
+    def read_console(self, start: int) -> str:
         """Return the console from byte `start` on; empty if no command provides a console."""
         if self.console is None:
             return ""
         self.console.tend()
         return Console(self.console.path, start).text()
 
-    def said_tail(self) -> str:
-        return tail(self.said(0), 25)
+    def read_console_tail(self) -> str:
+        return tail(self.read_console(0), 25)
 
 
-def _is(running: Running, own: dict[str, Any]) -> bool:
+def _is_own_kernel(running: Running, own: dict[str, Any]) -> bool:
     same = (running.release, running.version) == (own["release"], own["version"])
     return same and not running.token
 
 
-def _image(own: dict[str, Any]) -> Image | None:
+def _find_own_image(own: dict[str, Any]) -> Image | None:
     """Return the machine's own kernel as an image; None if its files are not known."""
     if not own.get("kernel") or not own.get("initrd"):
         return None

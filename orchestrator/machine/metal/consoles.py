@@ -15,7 +15,7 @@ from orchestrator.base.bounded import Excerpt
 from orchestrator.base.errors import BenchError
 from orchestrator.base.process import drain, end_group, tail
 from orchestrator.base.reasons import Reason
-from orchestrator.machine.host.console import file_excerpt
+from orchestrator.machine.host.console import read_excerpt
 from orchestrator.machine.runner.filelimits import LimitedFile
 from orchestrator.machine.transport.shell import A_DAY, Shell
 
@@ -24,7 +24,7 @@ _ERRORS_BYTES = 16 << 10
 
 
 @contextmanager
-def followed(shell: Shell, path: Path) -> Iterator[None]:
+def following_dmesg(shell: Shell, path: Path) -> Iterator[None]:
     """Write the kernel's messages to `path` while the block runs, beginning with those of its
     boot."""
 
@@ -75,12 +75,12 @@ class ConsoleCommand:
         """Raise BenchError if the command ends at once."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             code = self._process.wait(_AT_ONCE_SECONDS)
-            said = self._errors_said() or file_excerpt(self.path, _ERRORS_BYTES).decode(
+            output = self._read_errors() or read_excerpt(self.path, _ERRORS_BYTES).decode(
                 errors="replace"
             )
             raise BenchError(
                 f"host.console: {self._command}: ended with exit code {code}",
-                evidence=tail(said), reason=Reason.CONSOLE_COMMAND,
+                evidence=tail(output), reason=Reason.CONSOLE_COMMAND,
             )  # fmt: skip
 
     def tend(self) -> None:
@@ -89,7 +89,7 @@ class ConsoleCommand:
         code = self._process.poll()
         if code is None:
             return
-        last = tail(self._errors_said(), 1)
+        last = tail(self._read_errors(), 1)
         why = f"{self._command} ended with exit code {code}" + (f" ({last})" if last else "")
         if why not in self._told:
             self._say(f"host.console: {why}: some of what the machine said is missing")
@@ -119,13 +119,13 @@ class ConsoleCommand:
         for reader in self._readers:
             reader.join(_AT_ONCE_SECONDS)
 
-    def _errors_said(self) -> str:
+    def _read_errors(self) -> str:
         self._wait_for_readers()
         return self._errors.text()
 
 
 @contextmanager
-def console_command(
+def running_console_command(
     command: str | None, path: Path, say: Callable[[str], None]
 ) -> Iterator[ConsoleCommand | None]:
     """Run the command, if there is one, while the block runs. `say` gets messages for the user.

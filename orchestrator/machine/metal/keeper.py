@@ -138,7 +138,7 @@ class Keeper:
 
     def unreadable(self) -> list[Unreadable]:
         """Return the records that the keeper cannot read, and those that it set aside before."""
-        return [Unreadable(**found) for found in self.status()["unreadable"]]
+        return [Unreadable(**record) for record in self.status()["unreadable"]]
 
     def detect(self) -> dict[str, Any]:
         """Return {"usable", "why"} for each boot method, under the name that `boot` takes as
@@ -149,35 +149,36 @@ class Keeper:
     def acquire(
         self,
         resources: Sequence[str],
-        what: str,
+        purpose: str,
         *,
         ttl: float = TTL,
         wait: float = 0,
         on_wait: Callable[[str], None] = log.info,
     ) -> bool:
-        """Take the lease, within `wait` seconds. Others who request it meanwhile are shown `what`.
+        """Take the lease, within `wait` seconds. Others who request it meanwhile are shown the
+        `purpose`.
 
         Return True if an earlier holder is gone and left changes on the machine. Then the keeper
         refuses every new change until these are put back. If the holder was a process of this
         runner that has ended, its lease is taken over. Raises HeldError with the holder.
         """
-        request = {"resources": [*resources], "owner": this_process(what), "ttl": ttl}
-        held: list[HeldError] = []
+        request = {"resources": [*resources], "owner": describe_this_process(purpose), "ttl": ttl}
+        refusals: list[HeldError] = []
 
         def granted() -> dict[str, Any] | None:
             try:
                 return self._acquire(request)
             except HeldError as exc:
-                if not held:
+                if not refusals:
                     on_wait(exc.message)
-                held.append(exc)
+                refusals.append(exc)
                 return None
 
         try:
             answer = until(granted, within=wait, every=_WAIT_SECONDS, waiting_for="lease")
         except BenchError as exc:
             if exc.reason == Reason.TIMEOUT:
-                raise held[-1] from None
+                raise refusals[-1] from None
             raise
         self.token = answer["token"]
         return bool(answer["unfinished"])
@@ -291,22 +292,24 @@ class Keeper:
 
     def _ask(self, verb: str, *, within: float = _SECONDS, **request: Any) -> dict[str, Any]:
         shell = self._connect()
-        done = run_agent(
+        completed = run_agent(
             shell, _archive(), request=json.dumps({"verb": verb, **request}).encode(),
             timeout=within, check=False, doing=f"asking the keeper to {verb}",
         )  # fmt: skip
-        what = f"{verb}: exit code {done.code}"
-        return _answer(shell.name, what, done.stdout, done.stderr or done.stdout)
+        question = f"{verb}: exit code {completed.code}"
+        return _answer(
+            shell.name, question, completed.stdout, completed.stderr or completed.stdout
+        )
 
 
-def _answer(machine: str, what: str, line: str, said: str) -> dict[str, Any]:
-    """Parse an answer of the keeper to `what`. Raises BenchError if it is none, or a refusal;
-    `said` is the evidence for the former."""
+def _answer(machine: str, question: str, line: str, output: str) -> dict[str, Any]:
+    """Parse an answer of the keeper to `question`. Raises BenchError if it is none, or a refusal;
+    `output` is the evidence for the former."""
     try:
         answer: dict[str, Any] = json.loads(line)
     except ValueError as exc:
         raise BenchError(
-            f"{machine}: the keeper did not answer to {what}", evidence=tail(said),
+            f"{machine}: the keeper did not answer to {question}", evidence=tail(output),
             hint="barometer needs python3 on the machine, 3.9 or later",
             reason=Reason.KEEPER_FAILED,
         ) from exc  # fmt: skip
@@ -341,7 +344,7 @@ def _archive() -> bytes:
     return archive.getvalue()
 
 
-def this_process(what: str) -> dict[str, Any]:
+def describe_this_process(purpose: str) -> dict[str, Any]:
     """Describe this process as the owner of a lease: enough to show others who it is, and for this
     runner to tell whether the process is still alive."""
     return {
@@ -351,18 +354,18 @@ def this_process(what: str) -> dict[str, Any]:
         "started": process_start(os.getpid()),
         "boot_id": Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
         "pid_namespace": str(Path("/proc/self/ns/pid").readlink()),
-        "what": what,
+        "what": purpose,
     }
 
 
 def has_ended(holder: dict[str, Any]) -> bool:
     """True if the holder of a lease was a process of this runner that has ended. For a holder in
     another machine or container, or in an earlier boot, only the lease's expiry tells."""
-    owner, here = holder["owner"], this_process("")
+    owner, this = holder["owner"], describe_this_process("")
     same = ("runner", "user", "boot_id", "pid_namespace")
     pid = owner.get("pid")
     return (
-        all(owner.get(name) == here[name] for name in same)
+        all(owner.get(name) == this[name] for name in same)
         and isinstance(pid, int)
         and process_start(pid) != owner.get("started")
     )

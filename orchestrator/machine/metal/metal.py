@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
-import shlex
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,13 +18,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
-from orchestrator.base import interrupts
 from orchestrator.base.cache import Cache
 from orchestrator.base.errors import ArmFailedError, BarometerError, BenchError, key_named
 from orchestrator.base.process import tail
 from orchestrator.base.progress import Progress
 from orchestrator.base.reasons import Reason
-from orchestrator.base.waiting import until
 from orchestrator.evidence.layout import TrialWriter
 from orchestrator.formats.kernelreports import BROKEN, reports_in
 from orchestrator.kernels.image.bundle import KernelBundle
@@ -35,20 +32,25 @@ from orchestrator.machine.host.host import Host, explained_by_the_host, panic_re
 from orchestrator.machine.host.kernelwatch import KernelWatch
 from orchestrator.machine.host.machine import Machine
 from orchestrator.machine.host.modules import prove_modules
-from orchestrator.machine.metal.boots import TRANSIENT, Boots, Running, running_on
-from orchestrator.machine.metal.consoles import console_command, followed
-from orchestrator.machine.metal.keeper import MACHINE, Image, Keeper, Lease, LeftError
-from orchestrator.machine.metal.passthrough import chosen, hostdev, notes, surveyed
+from orchestrator.machine.metal.boots import TRANSIENT, Boots, Running, read_running_kernel
+from orchestrator.machine.metal.consoles import following_dmesg
+from orchestrator.machine.metal.keeper import Image, Keeper
+from orchestrator.machine.metal.leasing import HeldMachine, restored_machine
+from orchestrator.machine.metal.passthrough import (
+    bind_hostdev,
+    choose_function,
+    list_notes,
+    survey_devices,
+)
 from orchestrator.machine.metal.staging import (
-    STATE,
     Staged,
     check_drivers,
+    check_initramfs_tool,
     check_room,
     folder_of,
     link_modules,
     mount_modules,
     put_files,
-    required_tool,
     stage_kernel,
 )
 from orchestrator.machine.runner.accel import Accel
@@ -65,8 +67,6 @@ log = logging.getLogger("barometer.metal")
 _GUESTS = Deadlines(end=60.0)
 """`end` is libvirt's own limit (40 s, and more for each device) with a margin. The keeper has the
 guest in its journal and ends it if it takes longer."""
-_ANSWER_SECONDS = 10.0
-"""A machine whose port is open, but that sends no SSH banner within this time, is not up yet."""
 _ENDS_BY_ITSELF = ("panic=10", "rd.shell=0", "rd.emergency=reboot")
 """Command-line words by which a machine restarts itself into its default kernel. A kernel that
 panics first has ten seconds for its last messages. An initramfs that finds no root file system
@@ -77,10 +77,6 @@ _NOT_HANDED_ON = (
 """Words of the machine's own command line that the kernels under test do not get. With
 `crashkernel` the machine's kdump service may load a crash kernel, and a panic would boot that
 kernel instead of restarting the machine."""
-_LEFT = (Reason.NOT_PUT_BACK, Reason.WRONG_KERNEL, Reason.WRONG_IMAGE)
-"""Error reasons for which something is left on a machine, although it was reached and put back as
-far as it can be."""
-_TCG = "QEMU TCG CPU"
 
 
 class JournaledChanges:
@@ -105,19 +101,6 @@ class JournaledChanges:
             self._claimed |= {*new}
 
 
-def accel_of(shell: Shell) -> tuple[Accel, str]:
-    """Return the accelerator that a machine (which may be virtual) runs under, and how that is
-    known."""
-    said = shell.run(
-        "grep -m1 '^model name' /proc/cpuinfo; grep -m1 -ow hypervisor /proc/cpuinfo || :"
-    ).stdout
-    if _TCG in said:
-        return "tcg", f"its processor is a {_TCG}"
-    if "hypervisor" in said:
-        return "kvm", "its processor has a hypervisor"
-    return "none", "a real machine"
-
-
 @dataclass(frozen=True)
 class MetalSurvey:
     """Facts of a metal host before anything on it is changed."""
@@ -131,16 +114,16 @@ class MetalSurvey:
 def survey_metal(shell: Shell, spec: MetalHost, device: HostDevice) -> MetalSurvey:
     """Examine a metal host. Raises BenchError if it is this machine, or if it cannot spare the
     device that the scenario selects."""
-    if running_on(shell).boot_id == _own_boot_id():
+    if read_running_kernel(shell).boot_id == _own_boot_id():
         raise BenchError(
             f"{spec.address} is this machine: a run does not survive the boot of another"
             " kernel under it",
             hint="run barometer on another machine, and reach this one over SSH",
             reason=Reason.HOST_IS_RUNNER,
         )
-    survey = surveyed(shell)
-    function = chosen(device, survey)
-    return MetalSurvey(function.address, notes(survey, function))
+    survey = survey_devices(shell)
+    function = choose_function(device, survey)
+    return MetalSurvey(function.address, list_notes(survey, function))
 
 
 def _own_boot_id() -> str:
@@ -150,7 +133,7 @@ def _own_boot_id() -> str:
 def check_kernels(shell: Shell, kernels: Mapping[ArmName, KernelBundle]) -> None:
     """Raise ScenarioError for a kernel that cannot start the machine, BenchError if the machine
     cannot make an initramfs."""
-    required_tool(shell)
+    check_initramfs_tool(shell)
     for arm, kernel in kernels.items():
         with key_named(f"arms.{arm}.kernel"):
             check_drivers(shell, kernel)
@@ -170,11 +153,11 @@ class Session:
     broken: bool = False
 
 
-def _of_boot(said: str, token: str) -> str:
+def _cut_to_boot(console: str, token: str) -> str:
     """Return the part of a console's output that belongs to the boot with that token: from its
     first message to that of the next boot. Return all of it if that boot is not found."""
-    boots = re.split(r"(?m)^(?=.*\bLinux version )", said)
-    return next((boot for boot in boots if f"barometer.token={token}" in boot), said)
+    boots = re.split(r"(?m)^(?=.*\bLinux version )", console)
+    return next((boot for boot in boots if f"barometer.token={token}" in boot), console)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,12 +181,17 @@ class MetalMachine(Machine):
     """A leased machine, and what the run has staged on it."""
 
     def __init__(
-        self, spec: MetalHost, device: HostDevice, held: Held, scratch: Path, progress: Progress
+        self,
+        spec: MetalHost,
+        device: HostDevice,
+        machine: HeldMachine,
+        scratch: Path,
+        progress: Progress,
     ) -> None:
         """`scratch`: a private folder on the runner."""
         self.spec, self._device = spec, device
-        self.boots, self.lease, self.keeper = held.boots, held.lease, held.boots.keeper
-        self._accel, self.change = held.accel, JournaledChanges(self.keeper)
+        self.boots, self.lease, self.keeper = machine.boots, machine.lease, machine.boots.keeper
+        self._accel, self.change = machine.accel, JournaledChanges(self.keeper)
         self._scratch, self._progress = scratch, progress
         self.staged: dict[ArmName, Staged] = {}
         self._session: Session | None = None
@@ -278,7 +266,7 @@ class MetalMachine(Machine):
     @contextmanager
     def bind_devices(self, host: Host, trial: TrialWriter) -> Iterator[tuple[BoundDevice, ...]]:
         address, bar = self._survey.device, self._device.bar
-        yield (hostdev(host.shell, self.keeper, address, bar, trial=trial),)
+        yield (bind_hostdev(host.shell, self.keeper, address, bar, trial=trial),)
 
     def stage(
         self, kernels: Mapping[ArmName, KernelBundle], payload: Mapping[str, Path | bytes],
@@ -333,7 +321,7 @@ class MetalMachine(Machine):
         if session.broken or self.spec.fresh_boots:
             return False
         with contextlib.suppress(BarometerError):
-            return running_on(self.shell).boot_id == session.running.boot_id
+            return read_running_kernel(self.shell).boot_id == session.running.boot_id
         return False
 
     def _put_back_volatile(self, host: Host) -> bool:
@@ -365,7 +353,7 @@ class MetalMachine(Machine):
             staged.vmlinuz, staged.sha256[staged.vmlinuz],
             staged.initramfs, staged.sha256[staged.initramfs],
         )  # fmt: skip
-        start = self.boots.said_bytes()
+        start = self.boots.begin_console()
         began = time.monotonic()
         running = self.boots.into(
             self.boots.way, image, self._cmdline(words, token),
@@ -373,7 +361,11 @@ class MetalMachine(Machine):
         )  # fmt: skip
         seconds = time.monotonic() - began
         is_up = running.token == token
-        words = "" if is_up else _of_boot(self.boots.said(start), token) or self._last_words()
+        words = (
+            ""
+            if is_up
+            else _cut_to_boot(self.boots.read_console(start), token) or self._last_words()
+        )
         self.boots.confirm()
         if not is_up:
             (trial.host / "console.log").write_text(words)
@@ -394,13 +386,13 @@ class MetalMachine(Machine):
         reset, which resets the watchdog as well."""
         if self.boots.way != "kexec":
             return "", 0
-        free = [found for found in watchdogs if not found["why"]]
-        for found in free:
-            if kernel.has_module(found["driver"]):
-                return found["device"], self.spec.deadline // 2
-        for found in free:
+        free = [watchdog for watchdog in watchdogs if not watchdog["why"]]
+        for watchdog in free:
+            if kernel.has_module(watchdog["driver"]):
+                return watchdog["device"], self.spec.deadline // 2
+        for watchdog in free:
             self._progress.note(
-                f"host: no watchdog over this boot: {kernel.release} has no {found['driver']}"
+                f"host: no watchdog over this boot: {kernel.release} has no {watchdog['driver']}"
             )
         return "", 0
 
@@ -450,45 +442,32 @@ class MetalMachine(Machine):
         connection."""
         path = trial.host / "console.log"
         if self.boots.console is not None:
-            said = self.boots.console.path, session.console_start
+            console = self.boots.console.path, session.console_start
             try:
-                yield Console(*said), KernelWatch(*said)
+                yield Console(*console), KernelWatch(*console)
             finally:
-                path.write_text(self.boots.said(session.console_start))
+                path.write_text(self.boots.read_console(session.console_start))
             return
-        with followed(self.shell, path):
+        with following_dmesg(self.shell, path):
             yield Console(path), KernelWatch(path)
 
 
 def _no_boot(kernel: KernelBundle, running: Running, words: str) -> ArmFailedError:
     """Return the error for a machine that answers again, but runs another kernel than it was told
     to boot."""
-    found = next((report for report in reports_in(words) if report.kind in BROKEN), None)
+    broken = next((report for report in reports_in(words) if report.kind in BROKEN), None)
     return ArmFailedError(
         f"the host's kernel {kernel.release} does not boot"
-        + (f": {found.message}" if found else f"; the machine is back on {running.release}"),
+        + (f": {broken.message}" if broken else f"; the machine is back on {running.release}"),
         evidence=tail(words, 25),
         hint="" if words else "host.console gives its last words",
-        reason=panic_reason(found) if found else Reason.HOST_NO_BOOT,
+        reason=panic_reason(broken) if broken else Reason.HOST_NO_BOOT,
     )
 
 
-@dataclass(frozen=True)
-class Held:
-    """A machine under a lease that is kept alive."""
-
-    boots: Boots
-    lease: Lease
-    accel: tuple[Accel, str]
-    """Accelerator that the machine runs under, and how that is known."""
-    is_unfinished: bool
-    """True if an earlier run left changes on the machine, or left it running one of barometer's
-    kernels."""
-
-
 @contextmanager
-def leased(
-    spec: MetalHost, device: HostDevice, what: str, scratch: Path, progress: Progress
+def leased_machine(
+    spec: MetalHost, device: HostDevice, purpose: str, scratch: Path, progress: Progress
 ) -> Iterator[MetalMachine]:
     """Lease the machine for this run alone while the block runs. What an earlier run left on it is
     put back first; all that the block changes is put back after it, whatever ended it.
@@ -496,114 +475,13 @@ def leased(
     Raises BenchError if somebody else holds the machine for longer than `host.wait`, or if it
     could not be put back.
     """
-    with _taken(spec, what, scratch, progress) as held:
-        machine = MetalMachine(spec, device, held, scratch, progress)
+    with restored_machine(spec, purpose, scratch, progress) as lease:
+        machine = MetalMachine(spec, device, lease, scratch, progress)
         try:
             _check_unprofiled(machine)
             yield machine
         finally:
             machine.give_back()
-
-
-@contextmanager
-def _taken(spec: MetalHost, what: str, scratch: Path, progress: Progress) -> Iterator[Held]:
-    """Hold a lease on the machine while the block runs. What an earlier run left changed is put
-    back first."""
-    with _held(spec, what, scratch, progress) as held:
-        if not held.is_unfinished:
-            yield held
-            return
-        progress.note(f"host: an earlier run left {spec.address} changed")
-        held.boots.put_back()
-    with _held(spec, what, scratch, progress) as held:
-        yield held
-
-
-def recover(
-    spec: MetalHost,
-    scratch: Path,
-    progress: Progress,
-    *,
-    keep_kernel: bool = False,
-    power_cycle: bool = False,
-) -> bool:
-    """Put back what a killed run left; True if there was anything. With `keep_kernel` the kernel
-    that runs counts as the machine's own, unless barometer booted it. With `power_cycle` cut the
-    power of a machine that does not answer, although somebody else may be using it. Raises as
-    `leased`, and LeftError if some things could not be put back; the error lists them."""
-    # the console is not needed here, and the killed run's command may still hold it
-    spec = spec.model_copy(update={"console": None})
-    with _held(spec, "recover", scratch, progress, power_cycle=power_cycle) as held:
-        try:
-            unreadable = held.boots.put_back(keep_kernel=keep_kernel)
-        except BenchError as exc:
-            if exc.reason not in _LEFT:
-                raise
-            raise LeftError(
-                exc.message, evidence=exc.evidence, hint=exc.hint, reason=exc.reason
-            ) from exc
-    if unreadable:
-        raise LeftError(
-            f"{spec.address} is put back, but for changes whose records cannot be read",
-            evidence="\n".join(map(str, unreadable)),
-            hint=f"put back by hand what these lines name; then remove {STATE}/set-aside there",
-            reason=Reason.UNREADABLE,
-        )
-    return held.is_unfinished
-
-
-@contextmanager
-def _held(
-    spec: MetalHost,
-    what: str,
-    scratch: Path,
-    progress: Progress,
-    *,
-    power_cycle: bool = False,
-) -> Iterator[Held]:
-    """Hold a lease on the machine while the block runs."""
-    endpoint = remote.resolved(spec.address, spec.ssh_config)
-    scratch.mkdir(mode=0o700, exist_ok=True)
-    with contextlib.ExitStack() as stack:
-        link, beat = (remote.Link(endpoint, patience=_ANSWER_SECONDS) for _ in range(2))
-        stack.callback(link.close)
-        stack.callback(beat.close)
-        keeper = Keeper(link.shell)
-        console = stack.enter_context(
-            console_command(spec.console, scratch / "console", progress.note)
-        )
-        boots = Boots(spec, endpoint, link, keeper, progress, console)
-
-        def acquire() -> tuple[tuple[Accel, str], bool] | None:
-            with progress.stage(f"host: reaching {endpoint}"):
-                running = boots.reach(power_cycle=power_cycle)
-            try:
-                accel = accel_of(link.shell())
-                is_unfinished = keeper.acquire(
-                    [MACHINE], what, ttl=spec.lease, wait=spec.wait, on_wait=progress.note
-                )
-                return accel, is_unfinished or bool(running.token)
-            except BenchError as exc:
-                if exc.reason not in TRANSIENT:
-                    raise
-                link.close()  # it goes down for a boot that somebody ordered
-                return None
-
-        accel, is_unfinished = until(
-            acquire, within=spec.deadline, every=1, reason=Reason.MACHINE_LOST,
-            waiting_for=f"lease of {endpoint}",
-        )  # fmt: skip
-        config = ["--ssh-config", str(spec.ssh_config)] if spec.ssh_config else []
-        stack.enter_context(
-            interrupts.duty(
-                f"{spec.address} is being put back",
-                f"barometer recover {shlex.join([spec.address, *config])}",
-            )
-        )
-        lease = stack.enter_context(
-            Lease(beat.shell, keeper.token, ttl=spec.lease, close=beat.close)
-        )
-        yield Held(boots, lease, accel, is_unfinished)
 
 
 def _check_unprofiled(machine: MetalMachine) -> None:

@@ -10,11 +10,11 @@ from orchestrator.base.reasons import Reason
 from orchestrator.evidence.layout import TrialWriter, write_json
 from orchestrator.evidence.pci_survey import User
 from orchestrator.formats.units import MIB, format_size
-from orchestrator.machine.host.device import BoundDevice, with_bar
+from orchestrator.machine.host.device import BoundDevice, find_bar
 from orchestrator.machine.host.pci import Function, Survey
 from orchestrator.machine.metal.keeper import Keeper
 from orchestrator.machine.runner.agents import agent_source, run_agent
-from orchestrator.machine.transport.answers import has_form
+from orchestrator.machine.transport.answers import parsing
 from orchestrator.machine.transport.shell import Commands, Shell
 from orchestrator.scenario.machines import HostDevice
 
@@ -37,96 +37,101 @@ class Refusal:
     """The finding, its place, and the remedy."""
 
 
-def surveyed(shell: Commands) -> Survey:
+def survey_devices(shell: Commands) -> Survey:
     """Survey the machine's PCI devices. Raises BenchError if that fails."""
-    asked = run_agent(shell, agent_source("survey"), doing="surveying the PCI devices")
-    with has_form("the survey of the PCI devices", asked.stdout):
-        return Survey.parse(asked.stdout)
+    answer = run_agent(shell, agent_source("survey"), doing="surveying the PCI devices")
+    with parsing("the survey of the PCI devices", answer.stdout):
+        return Survey.parse(answer.stdout)
 
 
-def chosen(device: HostDevice, survey: Survey) -> Function:
+def choose_function(device: HostDevice, survey: Survey) -> Function:
     """Return the function that the scenario selects and that the machine can spare.
 
     Raises BenchError if there is none or more than one, if it is refused, or if it has no BAR of
     the requested size.
     """
-    function = _meant(device, survey)
+    function = _find_selected(device, survey)
     _check_spared(survey, function)
     if device.bar not in (bar.size for bar in function.bars.values()):
         raise BenchError(
             f"{function} has no BAR of {format_size(device.bar)}, which is device.bar",
-            evidence="\n".join([*_bars(function), *_listed(survey)]),
-            hint="; ".join(_growable(function)),
+            evidence="\n".join([*_list_bars(function), *_list_functions(survey)]),
+            hint="; ".join(_list_growable(function)),
             reason=Reason.DEVICE_BAR,
         )
     return function
 
 
 def _check_spared(survey: Survey, function: Function) -> None:
-    if found := refusals(survey, function.address):
+    if refusals := find_refusals(survey, function.address):
         raise BenchError(
             f"{function} cannot be given to a guest",
-            evidence="\n".join(f"{refusal.reason}: {refusal.text}" for refusal in found),
+            evidence="\n".join(f"{refusal.reason}: {refusal.text}" for refusal in refusals),
             reason=Reason.DEVICE_REFUSED,
         )
 
 
-def _meant(device: HostDevice, survey: Survey) -> Function:
+def _find_selected(device: HostDevice, survey: Survey) -> Function:
     functions = list(survey.functions.values())
     if device.address is not None:
-        what, found = device.address, [f for f in functions if f.address == device.address]
+        selector, matching = device.address, [f for f in functions if f.address == device.address]
     elif device.id is not None:
-        what, found = device.id, [f for f in functions if f.id == device.id]
+        selector, matching = device.id, [f for f in functions if f.id == device.id]
     else:
-        free = [f for f in functions if f.largest_bar and not refusals(survey, f.address)]
+        free = [f for f in functions if f.largest_bar and not find_refusals(survey, f.address)]
         largest = max((f.largest_bar for f in free), default=0)
-        what, found = "that can be given to a guest", [f for f in free if f.largest_bar == largest]
-    if len(found) == 1:
-        return found[0]
-    if found:
+        selector, matching = (
+            "that can be given to a guest",
+            [f for f in free if f.largest_bar == largest],
+        )
+    if len(matching) == 1:
+        return matching[0]
+    if matching:
         raise BenchError(
-            f"the machine has {len(found)} devices {device.id or 'with the largest BAR'}",
-            evidence="\n".join(map(str, found)),
-            hint=f'choose one: device.address = "{found[0].address}"',
+            f"the machine has {len(matching)} devices {device.id or 'with the largest BAR'}",
+            evidence="\n".join(map(str, matching)),
+            hint=f'choose one: device.address = "{matching[0].address}"',
             reason=Reason.DEVICE_AMBIGUOUS,
         )
     raise BenchError(
-        f"the machine has no device {what}",
-        evidence="\n".join(_listed(survey)) or "no PCI function has a memory BAR of 1MiB or more",
+        f"the machine has no device {selector}",
+        evidence="\n".join(_list_functions(survey))
+        or "no PCI function has a memory BAR of 1MiB or more",
         reason=Reason.DEVICE_MISSING,
     )
 
 
-def _listed(survey: Survey) -> list[str]:
+def _list_functions(survey: Survey) -> list[str]:
     """List the functions with a BAR of 1 MiB or more, the largest first. A function that is
     refused has the first reason for it."""
-    found = [f for f in survey.functions.values() if f.largest_bar >= MIB]
+    large = [f for f in survey.functions.values() if f.largest_bar >= MIB]
     return [
-        f"{f}" + (f": refused, {why[0].reason}" if (why := refusals(survey, f.address)) else "")
-        for f in sorted(found, key=lambda f: (-f.largest_bar, f.address))
+        f"{f}"
+        + (f": refused, {why[0].reason}" if (why := find_refusals(survey, f.address)) else "")
+        for f in sorted(large, key=lambda f: (-f.largest_bar, f.address))
     ]
 
 
-def _bars(function: Function) -> list[str]:
+def _list_bars(function: Function) -> list[str]:
     return [f"BAR {index}: {bar}" for index, bar in function.bars.items()]
 
 
-def notes(survey: Survey, function: Function) -> tuple[str, ...]:
+def list_notes(survey: Survey, function: Function) -> tuple[str, ...]:
     """Return what the user should know about the function, apart from reasons to refuse it."""
-    found = _growable(function)
+    notes = _list_growable(function)
     if not function.facts.reset and not function.facts.reset_method:
-        found.append(
+        notes.append(
             f"{function.address} has no way to be reset ({function.sysfs}/reset_method):"
             " the next guest finds it as the last one left it"
         )
     if survey.unread:
-        found.append(
+        notes.append(
             f"{survey.unread} processes could not be asked what they have open: not root there?"
         )
-    return tuple(found)
+    return tuple(notes)
 
 
-def _growable(function: Function) -> list[str]:
+def _list_growable(function: Function) -> list[str]:
     return [
         f"BAR {index} of {function.address} has {format_size(function.bars[index].size)} and can"
         f" have {format_size(max(sizes))} (Resizable BAR, {function.sysfs}/resource{index}_resize)"
@@ -138,36 +143,36 @@ def _growable(function: Function) -> list[str]:
 # -- refusals -------------------------------------------------------------------------------
 
 
-def refusals(survey: Survey, address: str) -> tuple[Refusal, ...]:
+def find_refusals(survey: Survey, address: str) -> tuple[Refusal, ...]:
     """Return why the machine cannot spare the function; empty if it can."""
     function = survey.functions[address]
     if function.is_bridge:
-        what = f"{function} is a bridge (class {function.facts.class_code}): {_ELSEWHERE}"
-        return (Refusal("bridge", what),)
+        text = f"{function} is a bridge (class {function.facts.class_code}): {_ELSEWHERE}"
+        return (Refusal("bridge", text),)
     if function.group is None:
         return (_no_group(survey, function), *_of_the_machine(survey, [function]))
     return (
         *_of_the_machine(survey, survey.members(function)),
         *_siblings(survey, function),
-        *_use(survey, own_functions(survey, function)),
+        *_use(survey, find_own_functions(survey, function)),
         *_unplaced(function),
     )
 
 
-def own_functions(survey: Survey, function: Function) -> list[Function]:
+def find_own_functions(survey: Survey, function: Function) -> list[Function]:
     """Return the functions of the group that belong to the same device, such as a graphics card
     and its sound. The function itself is among them. For a virtual function, return only that
     function."""
     virtual = function.facts.physfn is not None
     return [
-        found
-        for found in survey.members(function)
-        if found == function
+        member
+        for member in survey.members(function)
+        if member == function
         or (
             not virtual
-            and found.facts.physfn is None
-            and found.slot == function.slot
-            and not found.is_bridge
+            and member.facts.physfn is None
+            and member.slot == function.slot
+            and not member.is_bridge
         )
     ]
 
@@ -187,11 +192,11 @@ def _no_group(survey: Survey, function: Function) -> Refusal:
 def _of_the_machine(survey: Survey, members: list[Function]) -> Iterator[Refusal]:
     """Yield refusals if the machine itself needs a function of the group: its console, network or
     disks."""
-    for found in survey.reached(members):
-        if found.facts.boot_vga == 1:
+    for member in survey.reached(members):
+        if member.facts.boot_vga == 1:
             yield Refusal(
                 "console",
-                f"{found} has the machine's console ({found.sysfs}/boot_vga is 1): make another"
+                f"{member} has the machine's console ({member.sysfs}/boot_vga is 1): make another"
                 " graphics adapter the primary one in the firmware's setup",
             )
     for user in survey.users_of(members):
@@ -206,13 +211,13 @@ def _of_the_machine(survey: Survey, members: list[Function]) -> Iterator[Refusal
 def _siblings(survey: Survey, function: Function) -> Iterator[Refusal]:
     """Yield a refusal if other devices are in the group, or behind a bridge of the group. Bridges
     that only lead to devices are allowed."""
-    own = own_functions(survey, function)
+    own = find_own_functions(survey, function)
     others = [
-        found
-        for found in survey.reached(survey.members(function))
-        if found not in own
-        and function.address not in found.facts.parents
-        and not (found.only_leads_on and found.driver in _MANAGED)
+        neighbor
+        for neighbor in survey.reached(survey.members(function))
+        if neighbor not in own
+        and function.address not in neighbor.facts.parents
+        and not (neighbor.only_leads_on and neighbor.driver in _MANAGED)
     ]
     if others:
         group = f"IOMMU group {function.group} (/sys/kernel/iommu_groups/{function.group}/devices)"
@@ -233,7 +238,7 @@ def _use(survey: Survey, own: list[Function]) -> Iterator[Refusal]:
             )
     for user in survey.users_of(own):
         whose = _whose(survey, user)
-        held = [name for name in user.above if not name.startswith(user.name)]  # no partitions
+        parts = [name for name in user.above if not name.startswith(user.name)]  # no partitions
         if user.kind == "open" and user.name.startswith("/dev/vfio/"):
             by = ", ".join(user.serves)
             yield Refusal("owned", f"{whose} is open in {by}: end that guest or program")
@@ -243,8 +248,10 @@ def _use(survey: Survey, own: list[Function]) -> Iterator[Refusal]:
             yield Refusal("in-use", f"{whose} is plugged in: {_ELSEWHERE}")
         elif user.kind == "network" and user.up and not user.serves:
             yield Refusal("in-use", f"{whose} is up{_through(user)}: ip link set {user.name} down")
-        elif user.kind == "disk" and held and not user.serves:
-            yield Refusal("in-use", f"{whose} is part of {', '.join(held)}: take that apart first")
+        elif user.kind == "disk" and parts and not user.serves:
+            yield Refusal(
+                "in-use", f"{whose} is part of {', '.join(parts)}: take that apart first"
+            )
 
 
 def _unplaced(function: Function) -> Iterator[Refusal]:
@@ -269,7 +276,7 @@ def _through(user: User) -> str:
 # -- binding --------------------------------------------------------------------------------
 
 
-def hostdev(
+def bind_hostdev(
     shell: Shell, keeper: Keeper, address: str, bar: int, *, trial: TrialWriter
 ) -> BoundDevice:
     """Bind the function and all that belongs to the same device to vfio-pci under the running
@@ -278,17 +285,17 @@ def hostdev(
     Raises ArmFailedError if the proven kernel does not find the function or did not place its BAR,
     BenchError if the function is refused or vfio-pci does not take it.
     """
-    survey = surveyed(shell)
+    survey = survey_devices(shell)
     function = survey.functions.get(address)
     if function is None:
         raise ArmFailedError(
-            f"the host's kernel does not find {address}", evidence="\n".join(_listed(survey)),
-            reason=Reason.DEVICE_MISSING,
+            f"the host's kernel does not find {address}",
+            evidence="\n".join(_list_functions(survey)), reason=Reason.DEVICE_MISSING,
         )  # fmt: skip
-    device = with_bar(address, function.resources, bar, _PLACED_BY)
+    device = find_bar(address, function.resources, bar, _PLACED_BY)
     _check_spared(survey, function)
     write_json(trial.host / "device.json", function.facts.to_json())
     keeper.modules([_VFIO])
-    for found in own_functions(survey, function):
-        keeper.bind(found.address, _VFIO)
+    for member in find_own_functions(survey, function):
+        keeper.bind(member.address, _VFIO)
     return device

@@ -19,7 +19,7 @@ from orchestrator.base.hashing import sha256_file
 from orchestrator.base.reasons import Reason
 from orchestrator.kernels.image.bundle import KernelBundle
 from orchestrator.machine.metal.keeper import Keeper
-from orchestrator.machine.transport.answers import has_form
+from orchestrator.machine.transport.answers import parsing
 from orchestrator.machine.transport.shell import ConnectionLostError, Shell
 
 STATE = "/var/lib/barometer"
@@ -108,12 +108,12 @@ def check_drivers(shell: Shell, kernel: KernelBundle) -> None:
     iommus = shell.run("ls /sys/class/iommu", check=False).stdout
     for driver, option in (("dmar", "CONFIG_INTEL_IOMMU"), ("ivhd", "CONFIG_AMD_IOMMU")):
         if driver in iommus and kernel.config is not None:
-            _has_option(kernel, kernel.config, option)
+            _check_option(kernel, kernel.config, option)
     if kernel.config is not None:
-        _has_option(kernel, kernel.config, "CONFIG_BLK_DEV_INITRD")
+        _check_option(kernel, kernel.config, "CONFIG_BLK_DEV_INITRD")
 
 
-def _has_option(kernel: KernelBundle, config: Path, option: str) -> None:
+def _check_option(kernel: KernelBundle, config: Path, option: str) -> None:
     if f"{option}=y" not in config.read_text("utf-8", errors="replace").splitlines():
         raise ScenarioError(
             f"the kernel {kernel.release} was built without {option}, which the machine needs",
@@ -132,10 +132,10 @@ def check_room(shell: Shell, kernels: Iterable[KernelBundle]) -> None:
     and to make these."""
     trees = [path for k in kernels for path in (k.vmlinuz, *k.modules.rglob("*"))]
     needed = 2 * sum(path.lstat().st_size for path in trees) + _SPARE_BYTES
-    said = shell.run("df -Pk /var/lib | awk 'END {print $4}'", doing="looking for room").stdout
-    if (there := int(said) * 1024) < needed:
+    answer = shell.run("df -Pk /var/lib | awk 'END {print $4}'", doing="looking for room").stdout
+    if (free := int(answer) * 1024) < needed:
         raise BenchError(
-            f"/var/lib has {there >> 20} MiB of room, and the kernels need {needed >> 20} MiB",
+            f"/var/lib has {free >> 20} MiB of room, and the kernels need {needed >> 20} MiB",
             hint="make room there", reason=Reason.DISK_FULL,
         )  # fmt: skip
 
@@ -180,21 +180,21 @@ def _initramfs(shell: Shell, folder: str, kernel: KernelBundle, cache: Cache) ->
 def _make(shell: Shell, folder: str, kernel: KernelBundle, target: Path) -> None:
     """Make an initramfs with the machine's own tool, which sees the staged modules in
     /lib/modules."""
-    release, made = kernel.release, f"{folder}/made"
+    release, initramfs = kernel.release, f"{folder}/made"
     shell.run(
         # in a mount namespace of its own: nobody else sees the mounts, which end with the command
         ["unshare", "--mount", "--propagation", "private", "sh", "-c", _PATH + _MAKE, "sh",
-         release, f"{folder}/lib/modules/{release}", made, f"{folder}/tmp"],
+         release, f"{folder}/lib/modules/{release}", initramfs, f"{folder}/tmp"],
         timeout=_MANY_SECONDS, doing=f"making an initramfs for {release}",
     )  # fmt: skip
-    _fetch(shell, made, target)
+    _fetch(shell, initramfs, target)
 
 
 def _fetch(shell: Shell, path: str, target: Path) -> None:
     """Move a file from the machine to the runner. Raises BenchError."""
-    said = shell.run(["stat", "-c", "%s", path], doing=f"reading the size of {path}").stdout
-    with has_form(f"the size of {path}", said):
-        size = int(said)
+    answer = shell.run(["stat", "-c", "%s", path], doing=f"reading the size of {path}").stdout
+    with parsing(f"the size of {path}", answer):
+        size = int(answer)
     if size > _INITRAMFS_BYTES:
         raise BenchError(
             f"{shell.name}: {path} has more than {_INITRAMFS_BYTES >> 20} MiB",
@@ -226,7 +226,7 @@ def put_files(shell: Shell, folder: str, files: Mapping[str, Path | bytes]) -> N
     with tarfile.open(fileobj=buffer, mode="w:gz", compresslevel=1) as tar:
         for name, content in files.items():
             if isinstance(content, Path):
-                tar.add(content.resolve(), name, filter=_roots)
+                tar.add(content.resolve(), name, filter=_give_to_root)
                 continue
             member = tarfile.TarInfo(name)
             member.size, member.mode = len(content), 0o644
@@ -237,7 +237,7 @@ def put_files(shell: Shell, folder: str, files: Mapping[str, Path | bytes]) -> N
     )  # fmt: skip
 
 
-def _roots(member: tarfile.TarInfo) -> tarfile.TarInfo:
+def _give_to_root(member: tarfile.TarInfo) -> tarfile.TarInfo:
     member.uid = member.gid = 0
     member.uname = member.gname = "root"
     return member
@@ -257,10 +257,10 @@ def mount_modules(keeper: Keeper, staged: Staged) -> None:
         keeper.mount(f"/lib/modules/{staged.kernel.release}", staged.modules)
 
 
-def required_tool(shell: Shell) -> None:
+def check_initramfs_tool(shell: Shell) -> None:
     """Raise BenchError if nothing on the machine can make an initramfs."""
-    found = shell.run(f"{_PATH}command -v mkinitramfs || command -v dracut", check=False)
-    if found.code:
+    tool = shell.run(f"{_PATH}command -v mkinitramfs || command -v dracut", check=False)
+    if tool.code:
         raise BenchError(
             "the machine has no program that makes an initramfs",
             hint="install initramfs-tools or dracut", reason=Reason.NO_INITRAMFS_TOOL,

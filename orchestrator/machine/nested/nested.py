@@ -20,7 +20,7 @@ from orchestrator.base.reasons import Reason
 from orchestrator.base.waiting import Stall, until
 from orchestrator.kernels.image.bundle import KernelBundle
 from orchestrator.machine.host.changes import DirectChanges
-from orchestrator.machine.host.console import Console, file_excerpt
+from orchestrator.machine.host.console import Console, read_excerpt
 from orchestrator.machine.host.host import (
     Host,
     evidence,
@@ -28,7 +28,7 @@ from orchestrator.machine.host.host import (
     panic_reason,
     qemu_crashed,
 )
-from orchestrator.machine.host.kernelwatch import KernelWatch, cpu_seconds, watched
+from orchestrator.machine.host.kernelwatch import KernelWatch, read_cpu_seconds, watching_kernel
 from orchestrator.machine.host.modules import prove_modules
 from orchestrator.machine.runner.accel import Accel
 from orchestrator.machine.runner.filelimits import limited_files
@@ -36,8 +36,9 @@ from orchestrator.machine.runner.images import FIRST, PAYLOAD, HostImage
 from orchestrator.machine.runner.state import BenchState, end_machines, qemu_processes
 from orchestrator.machine.runner.tsc import tsc_khz
 from orchestrator.machine.tracing.instructions import INSTRUCTIONS, INSTRUCTIONS_BYTES
-from orchestrator.machine.transport.keys import RunKeys, tar_of
-from orchestrator.machine.transport.shell import Shell, connected, write_client_config
+from orchestrator.machine.transport.keys import RunKeys, make_tar
+from orchestrator.machine.transport.shell import Shell, connected
+from orchestrator.machine.transport.ssh_client import write_client_config
 from orchestrator.machine.vm.domain import Disk, HostDomain, host_xml
 from orchestrator.machine.vm.hypervisor import Connection, Deadlines, Domain, over_ssh
 from orchestrator.scenario.machines import EmulatedDevice, NestedHost
@@ -226,7 +227,7 @@ def running_machine(
         state.add(shm=shm_name)
     try:
         secret.touch(mode=0o600)
-        secret.write_bytes(tar_of(keys.for_host()))
+        secret.write_bytes(make_tar(keys.for_host()))
         started = time.monotonic()
         limits = {
             domain_spec.console: CONSOLE_BYTES, _log(state, token): CONSOLE_BYTES,
@@ -238,8 +239,8 @@ def running_machine(
         ):
             (folder / "domain.xml").write_text(domain.xml() or xml)
             qemu = next(iter(qemu_processes([domain_spec.uuid])), 0)
-            kernel = KernelWatch(domain_spec.console, cpu_seconds=lambda: cpu_seconds(qemu))
-            with watched(kernel):
+            kernel = KernelWatch(domain_spec.console, cpu_seconds=lambda: read_cpu_seconds(qemu))
+            with watching_kernel(kernel):
                 yield StartedVm(
                     domain, Console(domain_spec.console), kernel, token, started, spec.accel,
                     spec.host.cpus, _log(state, token), folder,
@@ -256,10 +257,10 @@ def save_machine(state: BenchState, token: str, evidence: Path) -> None:
     for name in ("console.log", "domain.xml"):
         with contextlib.suppress(FileNotFoundError):
             (evidence / name).write_bytes(
-                file_excerpt(machine_folder(state, token) / name, CONSOLE_BYTES)
+                read_excerpt(machine_folder(state, token) / name, CONSOLE_BYTES)
             )
     with contextlib.suppress(FileNotFoundError):
-        log = file_excerpt(_log(state, token), LOG_BYTES).decode(errors="replace")
+        log = read_excerpt(_log(state, token), LOG_BYTES).decode(errors="replace")
         # libvirt also logs the runner's environment there, which must not become public
         lines = log.splitlines(keepends=True)
         kept = "".join(line for line in lines if not _ENVIRONMENT.match(line))
@@ -344,10 +345,10 @@ def _load_modules(shell: Shell, *, with_libvirt: bool) -> list[str]:
         # parse_args() in kernel/params.c
         refused = shell.run("dmesg | grep -E '(invalid|too large) for parameter'", check=False)
         message = f"host: loading modules failed with exit code {loaded.code}"
-        said = tail(refused.stdout + loaded.stderr)
+        answer = tail(refused.stdout + loaded.stderr)
         if refused.stdout:
-            raise BenchError(message, evidence=said, reason=Reason.SETTING_REFUSED)
-        raise ArmFailedError(message, evidence=said, reason=Reason.MODULES_REFUSED)
+            raise BenchError(message, evidence=answer, reason=Reason.SETTING_REFUSED)
+        raise ArmFailedError(message, evidence=answer, reason=Reason.MODULES_REFUSED)
     return loaded.stdout.split()
 
 
@@ -355,7 +356,7 @@ def _crash(log: Path) -> str:
     """Return QEMU's last output if libvirt saw it crash (an assertion of its own, a signal, or a
     log that outgrew its limit); else empty."""
     ended = until(
-        lambda: _ENDED.search(file_excerpt(log, LOG_BYTES).decode(errors="replace")), within=10,
+        lambda: _ENDED.search(read_excerpt(log, LOG_BYTES).decode(errors="replace")), within=10,
         waiting_for="libvirt's word on how the host's QEMU ended",
     )  # fmt: skip
     return tail(ended.string, 6) if ended[1] == "crashed" else ""
@@ -438,12 +439,12 @@ def _host_error(machine: StartedVm, message: str, *, reason: Reason) -> BenchErr
 
 def _forwarded_port(domain: Domain) -> int:
     answer = domain.monitor("info usernet")
-    found = _FORWARD.search(answer)
-    if found is None:
+    match = _FORWARD.search(answer)
+    if match is None:
         raise BenchError(
             "QEMU forwards no port to the host", evidence=answer, reason=Reason.HOST_NO_SSH
         )
-    return int(found[1])
+    return int(match[1])
 
 
 def prove_kernel(shell: Shell, token: str, kernel: KernelBundle) -> str:

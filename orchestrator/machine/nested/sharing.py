@@ -37,7 +37,7 @@ from orchestrator.machine.nested.nested import (
     save_machine,
 )
 from orchestrator.machine.runner import images
-from orchestrator.machine.runner.accel import Accel, chosen_accel
+from orchestrator.machine.runner.accel import Accel, choose_accel
 from orchestrator.machine.runner.images import HostImage, PayloadImage
 from orchestrator.machine.runner.state import BenchState
 from orchestrator.machine.transport.keys import RunKeys
@@ -57,7 +57,7 @@ each."""
 
 
 @dataclass
-class Boot:
+class HostBoot:
     """One boot of a nested host, its kernel proven."""
 
     spec: BootSpec
@@ -80,7 +80,7 @@ def booted_host(
     trial: TrialWriter,
     progress: Progress,
     shared: bool,
-) -> Iterator[Boot]:
+) -> Iterator[HostBoot]:
     """Boot the host of a specification and keep it ready for work while the block runs. The proven
     boot id and release are recorded in the trial. Raises as `proven_host` and `prepare_host`."""
     keys = RunKeys.make()
@@ -88,7 +88,7 @@ def booted_host(
         running_machine(spec, token, keys=keys, state=state, libvirt=libvirt) as machine,
         proven_host(machine, spec.kernel, keys=keys, progress=progress) as (host, boot_id),
     ):
-        boot = Boot(spec, token, boot_id, time.monotonic() - machine.started, host, {})
+        boot = HostBoot(spec, token, boot_id, time.monotonic() - machine.started, host, {})
         _record(trial, boot, shared=shared)
         boot.host = prepare_host(host, spec)
         if shared:
@@ -96,7 +96,7 @@ def booted_host(
         yield boot
 
 
-def _record(trial: TrialWriter, boot: Boot, *, shared: bool) -> None:
+def _record(trial: TrialWriter, boot: HostBoot, *, shared: bool) -> None:
     """Record a boot in the trial. The time that it took is a measurement (`host_boot_seconds`)
     only if no other trial shares the boot."""
     seconds = {f"host_{'session' if shared else 'boot'}_seconds": round(boot.seconds, 3)}
@@ -109,7 +109,7 @@ class HostPool:
 
     def __init__(self, state: BenchState, libvirt: Connection) -> None:
         self._state, self._libvirt = state, libvirt
-        self._kept: Boot | None = None
+        self._kept: HostBoot | None = None
         self._stack = contextlib.ExitStack()
 
     def close(self) -> None:
@@ -155,18 +155,18 @@ class HostPool:
             else:
                 yield boot.host
 
-    def _take(self, spec: BootSpec, progress: Progress) -> Boot | None:
+    def _take(self, spec: BootSpec, progress: Progress) -> HostBoot | None:
         """Return the kept host if it can be used for `spec`; else end it and return None."""
         boot = self._kept
         if boot is not None and spec.is_alike(boot.spec):
-            if not (left := put_back(boot)):
+            if not (differences := put_back(boot)):
                 return boot
-            progress.note(f"host: not as it was, so it is booted again: {left[0]}")
+            progress.note(f"host: not as it was, so it is booted again: {differences[0]}")
         self.close()
         return None
 
     @contextmanager
-    def _lent(self, boot: Boot, trial: TrialWriter, progress: Progress) -> Iterator[Host]:
+    def _lent(self, boot: HostBoot, trial: TrialWriter, progress: Progress) -> Iterator[Host]:
         """Lend the host to one trial while the block runs; end it if the trial left anything."""
         change = RememberedChanges(boot.host.shell)
         try:
@@ -175,13 +175,13 @@ class HostPool:
             self.close()
             raise
         finally:
-            if self._kept is boot and (left := put_back(boot, change.made)):
+            if self._kept is boot and (differences := put_back(boot, change.made)):
                 self.close()
-                trial.record(host_left=left)
-                progress.note(f"host: not as it was after the trial: {left[0]}")
+                trial.record(host_left=differences)
+                progress.note(f"host: not as it was after the trial: {differences[0]}")
 
 
-def put_back(boot: Boot, changes: Sequence[tuple[str, Mapping[str, Any]]] = ()) -> list[str]:
+def put_back(boot: HostBoot, changes: Sequence[tuple[str, Mapping[str, Any]]] = ()) -> list[str]:
     """Undo the changes. Return what then differs from the state right after the boot, or the
     reason why that is not known. Never raises, because the caller can end the host instead."""
     try:
@@ -234,7 +234,7 @@ class NestedMachine(Machine):
         return ()
 
     def choose_accel(self) -> tuple[Accel, str]:
-        self._accel, reason = chosen_accel(self._spec.accel)
+        self._accel, reason = choose_accel(self._spec.accel)
         return self._accel, reason
 
     def provide(
@@ -310,14 +310,14 @@ def _put_back(
     """Undo the changes. Return what could not be undone, and the host's state.
 
     Raises BenchError."""
-    said = host.shell.run(
+    output = host.shell.run(
         host.agent("sharing"), stdin=json.dumps(changes).encode(),
         doing="putting the host back as it was",
     ).stdout  # fmt: skip
     try:
-        answer = json.loads(said)
+        answer = json.loads(output)
         return answer["failed"], answer["state"]
     except (ValueError, KeyError, TypeError) as exc:
         raise BenchError(
-            "the host does not tell how it is", evidence=tail(said), reason=Reason.HOST_SILENT
+            "the host does not tell how it is", evidence=tail(output), reason=Reason.HOST_SILENT
         ) from exc

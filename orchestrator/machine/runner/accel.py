@@ -30,7 +30,7 @@ timeout {seconds} "$qemu" -accel {accel} -machine pc -m 16 -nodefaults -display 
 """
 
 
-def chosen_accel(requested: Literal["auto", "kvm", "tcg", "exact"]) -> tuple[Emulator, str]:
+def choose_accel(requested: Literal["auto", "kvm", "tcg", "exact"]) -> tuple[Emulator, str]:
     """Return the accelerator and the reason for it. Raises BenchError if `kvm` is requested and
     does not work."""
     if requested == "tcg":
@@ -38,7 +38,7 @@ def chosen_accel(requested: Literal["auto", "kvm", "tcg", "exact"]) -> tuple[Emu
     if requested == "exact":
         return "exact", "asked for; emulated, one instruction is one nanosecond"
     try:
-        problem = kvm_problem(LocalMachine())
+        problem = find_kvm_problem(LocalMachine())
     except TimeoutError as exc:
         problem = str(exc)
     if problem is None:
@@ -52,18 +52,18 @@ def chosen_accel(requested: Literal["auto", "kvm", "tcg", "exact"]) -> tuple[Emu
     return "tcg", f"no KVM: {problem}"
 
 
-def kvm_problem(machine: Commands, within: float = _SECONDS) -> str | None:
+def find_kvm_problem(machine: Commands, within: float = _SECONDS) -> str | None:
     """Return what keeps KVM from running a guest on `machine`, or None. Leaves nothing there.
-    `within` and TimeoutError are those of `boot_problem`."""
+    `within` and TimeoutError are those of `find_boot_problem`."""
     flags = machine.run("grep -m1 '^flags' /proc/cpuinfo", check=False).stdout.split()
     if not {"vmx", "svm"} & set(flags):
         return "the CPU shows neither vmx nor svm"
     if machine.run(["test", "-e", "/dev/kvm"], check=False).code:
         return "there is no /dev/kvm"
-    return boot_problem("kvm", machine, within)
+    return find_boot_problem("kvm", machine, within)
 
 
-def boot_problem(accel: str, machine: Commands, within: float = _SECONDS) -> str | None:
+def find_boot_problem(accel: str, machine: Commands, within: float = _SECONDS) -> str | None:
     """Boot a tiny guest under `accel`. Return what went wrong, or None if the guest ran.
 
     A /dev/kvm may be there, may be opened and may create a VM, and still run nothing: QEMU stays
@@ -71,11 +71,11 @@ def boot_problem(accel: str, machine: Commands, within: float = _SECONDS) -> str
     within `within` seconds: the guest may just be slow.
     """
     script = _BOOT.format(accel=shlex.quote(accel), seconds=f"{within:g}")
-    done = machine.run(script, check=False, timeout=within + 30, doing="booting a tiny guest")
-    if done.code == _EXIT_CODE:
+    completed = machine.run(script, check=False, timeout=within + 30, doing="booting a tiny guest")
+    if completed.code == _EXIT_CODE:
         return None
-    if done.code == _NO_PROGRAM:
+    if completed.code == _NO_PROGRAM:
         return "qemu-system-x86_64 is not installed"
-    if done.code == _TIMEOUT:
+    if completed.code == _TIMEOUT:
         raise TimeoutError(f"a tiny guest did not run within {within:g} s")
-    return (done.stderr.strip().splitlines() or [f"QEMU exited with {done.code}"])[-1]
+    return (completed.stderr.strip().splitlines() or [f"QEMU exited with {completed.code}"])[-1]

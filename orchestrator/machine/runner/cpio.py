@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 _PAGE = 4
 
 
-class Archive:
+class CpioArchive:
     """Files, folders and links of an initramfs; everything belongs to root, times are zero."""
 
     def __init__(self) -> None:
@@ -51,7 +51,7 @@ class Archive:
 
 def pack_files(files: Mapping[str, bytes], mode: int = 0o600) -> bytes:
     """Return a small archive of plain files."""
-    archive = Archive()
+    archive = CpioArchive()
     for name, content in files.items():
         archive.file(name, content, mode)
     return archive.pack()
@@ -63,8 +63,8 @@ def _record(inode: int, name: str, mode: int, content: bytes) -> bytes:
     #        ino    mode  uid gid nlink mtime size      dev (4 numbers)   name length     check
     numbers = (inode, mode, 0, 0, links, 0, len(content), 0, 0, 0, 0, len(encoded), 0)
     header = b"070701" + b"".join(b"%08X" % n for n in numbers) + encoded
-    return _padded(header) + _padded(content)
+    return _pad(header) + _pad(content)
 
 
-def _padded(data: bytes) -> bytes:
+def _pad(data: bytes) -> bytes:
     return data + b"\0" * (-len(data) % _PAGE)

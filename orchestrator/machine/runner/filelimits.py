@@ -19,7 +19,7 @@ file may exceed its limit by 10 MB."""
 _REST_BYTES = 128 << 10
 
 
-def outgrown(limits: Mapping[Path, int]) -> Path | None:
+def find_outgrown(limits: Mapping[Path, int]) -> Path | None:
     """Return the first file that is over its limit of bytes, or None."""
     for path, most in limits.items():
         with contextlib.suppress(FileNotFoundError):
@@ -69,7 +69,7 @@ def limited_files(limits: Mapping[Path, int], end: Callable[[], object]) -> Iter
     thread of its own; it has to end the program that writes the file."""
 
     def look() -> bool:
-        if outgrown(limits) is None:
+        if find_outgrown(limits) is None:
             return False
         end()
         return True

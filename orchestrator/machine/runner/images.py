@@ -28,7 +28,7 @@ from orchestrator.kernels.debian.bootstrap import debian_tar, inside
 from orchestrator.kernels.debian.package import index_modules
 from orchestrator.kernels.image import ko
 from orchestrator.kernels.image.bundle import KernelBundle
-from orchestrator.machine.runner.cpio import Archive as Cpio
+from orchestrator.machine.runner.cpio import CpioArchive
 
 GUESTS = packaged("guests")
 FIRST = "/usr/lib/barometer/first"
@@ -78,12 +78,12 @@ def host_image(kernel: KernelBundle, suite: str, cache: Cache) -> HostImage:
         root=root / "root.ext4",
         modules=_modules_disk(recipe, kernel, cache),
         initramfs=_host_initramfs(recipe, kernel, cache),
-        packages=listed(root / "packages.txt"),
+        packages=parse_packages(root / "packages.txt"),
     )
 
 
 def _host_initramfs(recipe: dict[str, Any], kernel: KernelBundle, cache: Cache) -> Path | None:
-    return initramfs("host", recipe, kernel, cache) if early_modules(recipe, kernel) else None
+    return initramfs("host", recipe, kernel, cache) if find_early_modules(recipe, kernel) else None
 
 
 def payload_image(kernel: KernelBundle | None, cache: Cache) -> PayloadImage:
@@ -98,8 +98,8 @@ def guest_files(kernel: KernelBundle | None, cache: Cache) -> PayloadFiles:
     if kernel is None:
         return PayloadFiles({}, {})
     recipe = read_recipe("guest")
-    tree = unpacked(recipe["suites"], recipe["packages"], recipe["files"], cache)
-    archive = _with_files(tree, recipe["files"])
+    tree = unpack_packages(recipe["suites"], recipe["packages"], recipe["files"], cache)
+    archive = _archive_files(tree, recipe["files"])
     _add_modules(archive, kernel, kernel.module_closure(recipe["modules"]))
     archive.file("init", (GUESTS / "guest/init").read_bytes(), 0o755)
     archive.file("etc/passwd", b"root:x:0:0:root:/root:/bin/sh\n")
@@ -107,14 +107,14 @@ def guest_files(kernel: KernelBundle | None, cache: Cache) -> PayloadFiles:
     for folder in ("proc", "sys", "dev", "run", "tmp", "root", "sbin", "usr/sbin", "etc/dropbear"):
         archive.folder(folder)
     guest = {"guest/vmlinuz": kernel.vmlinuz.read_bytes(), "guest/initramfs": archive.pack()}
-    return PayloadFiles(guest, listed(tree / "packages.txt"))
+    return PayloadFiles(guest, parse_packages(tree / "packages.txt"))
 
 
 def read_recipe(name: str) -> dict[str, Any]:
     return tomllib.loads((GUESTS / name / "recipe.toml").read_text())
 
 
-def listed(path: Path) -> dict[str, str]:
+def parse_packages(path: Path) -> dict[str, str]:
     """Parse lines `NAME VERSION` or `NAME=VERSION`."""
     pairs = (re.split(r"[\t =]", line, maxsplit=1) for line in path.read_text().splitlines())
     return {pair[0]: pair[1] for pair in pairs}
@@ -179,22 +179,22 @@ def disk_from_tar(tar: Path, extra: Path, disk: Path) -> None:
 
 
 def _modules_disk(recipe: dict[str, Any], kernel: KernelBundle, cache: Cache) -> Path:
-    wanted = recipe["modules"]
-    optional = [m for m in wanted["optional"] if kernel.has_module(m)]
+    modules = recipe["modules"]
+    optional = [m for m in modules["optional"] if kernel.has_module(m)]
     if not optional:
         raise ScenarioError(
-            f"the kernel {kernel.release} has neither {' nor '.join(wanted['optional'])}:"
+            f"the kernel {kernel.release} has neither {' nor '.join(modules['optional'])}:"
             " no guest could run on it",
             reason=Reason.KERNEL_LACKS_MODULE,
         )
-    ready = kernel.module_closure([*wanted["needed"], *optional])
+    ready = kernel.module_closure([*modules["needed"], *optional])
     key = {"kind": "modules", "schema": 1, "kernel": kernel.digest, "uncompressed": ready}
 
     def build(folder: Path) -> None:
         tree = folder / "modules"
         shutil.copytree(kernel.modules, tree, symlinks=True)
         for name in ready:
-            content = unpacked_module(kernel, name)
+            content = unpack_module(kernel, name)
             (tree / name).unlink()
             (tree / plain_name(name)).write_bytes(content)
         index_modules(folder, kernel.release)
@@ -218,7 +218,7 @@ def plain_name(module: str) -> str:
     return ko.SUFFIX.sub(".ko", module)
 
 
-def unpacked_module(kernel: KernelBundle, name: str) -> bytes:
+def unpack_module(kernel: KernelBundle, name: str) -> bytes:
     """Return a module's ELF file, uncompressed: emulated machines are slow at unpacking."""
     return ko.unpacked(kernel.modules / name, Reason.KERNEL_MODULES)
 
@@ -227,8 +227,8 @@ def initramfs(name: str, recipe: dict[str, Any], kernel: KernelBundle, cache: Ca
     """Return an initramfs with the script guests/NAME/initramfs-init and the modules of `kernel`
     that the script loads."""
     parts = recipe["initramfs"]
-    tree = unpacked(recipe["suites"], parts["packages"], parts["files"], cache)
-    modules = early_modules(recipe, kernel)
+    tree = unpack_packages(recipe["suites"], parts["packages"], parts["files"], cache)
+    modules = find_early_modules(recipe, kernel)
     init = (GUESTS / name / "initramfs-init").read_bytes()
     key = {
         "kind": f"{name}-initramfs", "schema": 1, "kernel": kernel.digest, "modules": modules,
@@ -236,7 +236,7 @@ def initramfs(name: str, recipe: dict[str, Any], kernel: KernelBundle, cache: Ca
     }  # fmt: skip
 
     def build(folder: Path) -> None:
-        archive = _with_files(tree, parts["files"])
+        archive = _archive_files(tree, parts["files"])
         for place in ("proc", "sys", "dev", "root", "lower", "memory"):
             archive.folder(place)
         archive.file("init", init, 0o755)
@@ -246,26 +246,28 @@ def initramfs(name: str, recipe: dict[str, Any], kernel: KernelBundle, cache: Ca
     return cache.entry("images", key, build) / "initramfs"
 
 
-def early_modules(recipe: dict[str, Any], kernel: KernelBundle) -> list[str]:
+def find_early_modules(recipe: dict[str, Any], kernel: KernelBundle) -> list[str]:
     """Return the modules that an initramfs loads before it mounts the root disk; none if all are
     built in."""
     parts = recipe["initramfs"]
-    there = [m for m in parts["optional_modules"] if kernel.has_module(m)]
-    return kernel.module_closure([*there, *parts["modules"]])
+    optional = [m for m in parts["optional_modules"] if kernel.has_module(m)]
+    return kernel.module_closure([*optional, *parts["modules"]])
 
 
-def _add_modules(archive: Cpio, kernel: KernelBundle, modules: list[str]) -> None:
+def _add_modules(archive: CpioArchive, kernel: KernelBundle, modules: list[str]) -> None:
     names = []
     for module in modules:
         names.append(Path(plain_name(module)).name)
-        archive.file(f"modules/{names[-1]}", unpacked_module(kernel, module))
+        archive.file(f"modules/{names[-1]}", unpack_module(kernel, module))
     archive.file("modules/order", "".join(f"{n}\n" for n in names).encode())
 
 
 # files out of packages ------------------------------------------------------------------------
 
 
-def unpacked(suites: list[str], packages: list[str], patterns: list[str], cache: Cache) -> Path:
+def unpack_packages(
+    suites: list[str], packages: list[str], patterns: list[str], cache: Cache
+) -> Path:
     """Return a cache entry with the files of Debian packages and of their dependencies that match
     `patterns`, and with packages.txt."""
     archive = Archive(tuple(suites), cache)
@@ -274,49 +276,49 @@ def unpacked(suites: list[str], packages: list[str], patterns: list[str], cache:
 
     def build(folder: Path) -> None:
         archive.update()
-        wanted: dict[str, Package] = {}
+        needed: dict[str, Package] = {}
         for name in packages:
-            found = archive.versions(name)
-            if not found:
+            versions = archive.versions(name)
+            if not versions:
                 raise BenchError(f"there is no package {name} in {' '.join(suites)}",
                                  reason=Reason.NO_SUCH_PACKAGE)  # fmt: skip
-            for package in archive.dependencies(name, found[0][0]):
-                wanted[package.name] = package
+            for package in archive.dependencies(name, versions[0][0]):
+                needed[package.name] = package
         debs, tree = folder / "debs", folder / "tree"
         debs.mkdir()
         tree.mkdir()
-        for deb in archive.download(list(wanted.values()), debs):
+        for deb in archive.download(list(needed.values()), debs):
             run(["dpkg-deb", "--extract", deb, tree], doing=f"unpacking {deb.name}")
         for pattern in patterns:
-            for path in _matching(tree, pattern):
+            for path in _match_files(tree, pattern):
                 target = folder / "files" / path.relative_to(tree)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(path, target, follow_symlinks=False)
         shutil.rmtree(debs)
         shutil.rmtree(tree)
-        lines = [f"{p.name} {p.version}" for p in wanted.values()]
+        lines = [f"{p.name} {p.version}" for p in needed.values()]
         (folder / "packages.txt").write_text("\n".join(sorted(lines)) + "\n")
 
     return cache.entry("images", key, build)
 
 
-def _matching(tree: Path, pattern: str) -> list[Path]:
-    found = [p for p in sorted(tree.glob(pattern)) if p.is_symlink() or p.is_file()]
-    if not found:
+def _match_files(tree: Path, pattern: str) -> list[Path]:
+    files = [p for p in sorted(tree.glob(pattern)) if p.is_symlink() or p.is_file()]
+    if not files:
         raise BenchError(
             f"no file {pattern} in the packages of a recipe",
             hint="the package changed its layout: mend the recipe under guests/",
             reason=Reason.RECIPE,
         )
-    return found
+    return files
 
 
-def _with_files(entry: Path, patterns: list[str]) -> Cpio:
+def _archive_files(entry: Path, patterns: list[str]) -> CpioArchive:
     """Return an archive with the files of an unpacked entry and Debian's merged-/usr links."""
-    archive = Cpio()
+    archive = CpioArchive()
     tree = entry / "files"
     for pattern in patterns:
-        for path in _matching(tree, pattern):
+        for path in _match_files(tree, pattern):
             archive.copy(path.relative_to(tree).as_posix(), path)
     for name in ("lib", "lib64"):
         archive.link(name, f"usr/{name}")

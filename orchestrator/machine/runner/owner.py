@@ -49,17 +49,17 @@ class Owner:
 
     def fate(self) -> Fate:
         """Find out what became of the process; `ended` is never returned without a proof."""
-        here = Owner.here()
-        if not (self.boot and here.boot and self.pid_namespace and here.pid_namespace):
+        this = Owner.here()
+        if not (self.boot and this.boot and self.pid_namespace and this.pid_namespace):
             return Fate("unknown", "/proc does not tell which boot and PID namespace this is")
-        if self.boot != here.boot:
-            same = self.machine and (self.machine, self.host) == (here.machine, here.host)
+        if self.boot != this.boot:
+            same = self.machine and (self.machine, self.host) == (this.machine, this.host)
             if same:
                 return Fate("ended", "this machine was booted since")
             return Fate("unknown", f"it ran on another machine, {self.host}")
-        if self.pid_namespace != here.pid_namespace:
+        if self.pid_namespace != this.pid_namespace:
             return Fate("unknown", f"it ran in another PID namespace, of {self.host}")
-        if _link("/proc/self") != str(here.pid):
+        if _link("/proc/self") != str(this.pid):
             return Fate("unknown", "/proc is that of another PID namespace")
         return _fate_of(self.pid, self.started)
 

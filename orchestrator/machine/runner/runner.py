@@ -21,9 +21,9 @@ def runner_facts() -> dict[str, Any]:
     """Return `runner` of a trial's manifest: its kernel, and the facts of guests/agents/facts.py
     that describe a machine. Raises BenchError if they cannot be read."""
     agent = GUESTS / "agents/facts.py"
-    said = json.loads(run([sys.executable, "-I", agent], doing="reading this machine").stdout)
+    facts = json.loads(run([sys.executable, "-I", agent], doing="reading this machine").stdout)
     return {
         "system": platform.platform(),
-        **{name: said[name] for name in _MACHINE},
-        "settings": {name: said["settings"][name] for name in _SETTINGS},
+        **{name: facts[name] for name in _MACHINE},
+        "settings": {name: facts["settings"][name] for name in _SETTINGS},
     }

@@ -40,7 +40,7 @@ _Name = Annotated[str, StringConstraints(pattern=r"^[^/\x00]+$")]
 _Partial = Annotated[str, StringConstraints(pattern=r"^(/[^/\x00]+){2,}/\.[^/\x00]+\.partial$")]
 
 
-class Record(BaseModel):
+class BenchRecord(BaseModel):
     """A run's file in the state folder. The file may be damaged, so it is valid only if every name
     in it has the form of something that barometer makes."""
 
@@ -61,7 +61,7 @@ class Record(BaseModel):
     """Arguments of `barometer recover` for the metal hosts that are changed."""
 
     @classmethod
-    def read(cls, text: str) -> Record:
+    def read(cls, text: str) -> BenchRecord:
         """Parse a record. Raises ValueError if it is not valid."""
         record = cls.model_validate_json(text)
         name = f"barometer-{record.token}"
@@ -77,7 +77,7 @@ class Record(BaseModel):
 class BenchState:
     """One run's record, and the means to end and remove what it names."""
 
-    def __init__(self, path: Path, record: Record) -> None:
+    def __init__(self, path: Path, record: BenchRecord) -> None:
         self._path, self._record = path, record
         self._locked: IO[str] | None = None
         self._lock = threading.Lock()
@@ -94,7 +94,7 @@ class BenchState:
 
     def add(self, **more: str) -> None:
         """Record one of `domains`, `shm`, `partial` or `hosts` before it is made. Raises
-        ValueError if `clean` would not accept the name."""
+        ValueError if `clean_killed_runs` would not accept the name."""
         with self._lock:
             lists = {name: [*getattr(self._record, name), value] for name, value in more.items()}
             self._save(self._record.model_copy(update=lists))
@@ -103,8 +103,8 @@ class BenchState:
         """Remove a file under /dev/shm that was recorded."""
         with self._lock:
             _remove_shm([name])
-            left = [one for one in self._record.shm if one != name]
-            self._save(self._record.model_copy(update={"shm": left}))
+            remaining = [file for file in self._record.shm if file != name]
+            self._save(self._record.model_copy(update={"shm": remaining}))
 
     def end(self) -> None:
         """End and remove what is left. Only things whose start was interrupted are left here."""
@@ -117,12 +117,12 @@ class BenchState:
         if self._locked is not None:
             self._locked.close()
 
-    def _save(self, record: Record) -> None:
+    def _save(self, record: BenchRecord) -> None:
         """Write the record under another name, lock it and rename it, so that whoever reads the
         record of a living run finds it complete and locked. No program that is started inherits
         the lock."""
         text = record.model_dump_json(indent=1) + "\n"
-        self._record = Record.read(text)
+        self._record = BenchRecord.read(text)
         beside = _beside(self._path)
         file = beside.open("w")
         try:
@@ -140,21 +140,21 @@ class BenchState:
         self._locked = file
 
 
-def default_root() -> Path:
+def default_state_folder() -> Path:
     """Return BAROMETER_STATE, or the user's state folder."""
-    given = os.environ.get("BAROMETER_STATE")
-    return Path(given).absolute() if given else user_state_path("barometer")
+    folder = os.environ.get("BAROMETER_STATE")
+    return Path(folder).absolute() if folder else user_state_path("barometer")
 
 
 @contextlib.contextmanager
 def bench_state(root: Path | None = None, *, keep: bool = False) -> Iterator[BenchState]:
     """Keep a record and a private folder while the block runs; `keep` leaves the folder after."""
-    root = root or default_root()
+    root = root or default_state_folder()
     root.mkdir(parents=True, exist_ok=True)
     token = token_prefix(root) + uuid.uuid4().hex[:6]
     # The folder's name is decided first, so that it is recorded before the folder is made.
     folder = Path(tempfile.gettempdir()).absolute() / f"barometer-{token}"
-    record = Record(token=token, owner=Owner.here(), folder=str(folder))
+    record = BenchRecord(token=token, owner=Owner.here(), folder=str(folder))
     state = BenchState(root / f"{token}.json", record)
     try:
         folder.mkdir(mode=0o700)
@@ -172,13 +172,13 @@ def token_prefix(root: Path | None = None) -> str:
     """Return the first characters of the tokens of all runs with the state folder `root`. The
     token is in the name of every domain, shared-memory file and private folder, which
     distinguishes what these runs left from what others left."""
-    return sha256(bytes((root or default_root()).absolute())).hexdigest()[:4]
+    return sha256(bytes((root or default_state_folder()).absolute())).hexdigest()[:4]
 
 
-def clean(root: Path | None = None) -> Iterator[str]:
+def clean_killed_runs(root: Path | None = None) -> Iterator[str]:
     """End and remove what killed runs left; yield what was done, a line each. A run that is not
     proven to have ended is left alone."""
-    root = root or default_root()
+    root = root or default_state_folder()
     for path in sorted(root.glob("*.json")):
         try:
             # keep the file open, so that the lock is that of the content that was read
@@ -192,7 +192,7 @@ def clean(root: Path | None = None) -> Iterator[str]:
 
 def _clean_run(path: Path, content: bytes, *, locked: bool) -> Iterator[str]:
     try:
-        record = Record.read(content.decode())
+        record = BenchRecord.read(content.decode())
     except ValueError as exc:
         if locked:
             yield f"{path}: its run lives, and is of another version; left alone"
@@ -218,7 +218,7 @@ def _clean_run(path: Path, content: bytes, *, locked: bool) -> Iterator[str]:
     yield f"{run}: cleaned"
 
 
-def _end(record: Record) -> Iterator[str]:
+def _end(record: BenchRecord) -> Iterator[str]:
     """End and remove what an ended run left; yield what was done, a line each."""
     run = f"run {record.token}"
     for pid in end_machines(record.domains):
@@ -244,10 +244,10 @@ def _set_aside(path: Path, exc: ValueError) -> Iterator[str]:
     aside = path.with_suffix(".unreadable")
     path.rename(aside)
     why = exc.errors()[0]["msg"] if isinstance(exc, ValidationError) else str(exc)
-    left = f"barometer-{path.stem}"
+    prefix = f"barometer-{path.stem}"
     yield (
         f"{path}: cannot be read ({why}); now {aside}. What its run may have left is named"
-        f" {left}*: QEMU processes, files in {SHM} and {tempfile.gettempdir()}"
+        f" {prefix}*: QEMU processes, files in {SHM} and {tempfile.gettempdir()}"
     )
 
 

@@ -32,14 +32,14 @@ from orchestrator.formats.abi import LEAVES, PAGE
 from orchestrator.formats.units import GIB
 from orchestrator.machine.host.device import BoundDevice
 from orchestrator.machine.host.host import Host
-from orchestrator.machine.tracing.mapagent import request_of, understood
-from orchestrator.machine.transport.answers import has_form
+from orchestrator.machine.tracing.mapagent import build_request, parse_answer
+from orchestrator.machine.transport.answers import parsing
 from orchestrator.machine.transport.shell import ConnectionLostError, Dialogue
-from orchestrator.scenario.model import Scenario
+from orchestrator.scenario.map_workload import Map
 
-ENTRY = {"type1": "vfio_iommu_type1_ioctl", "iommufd": "iommufd_fops_ioctl"}
+ENTRY_FUNCTIONS = {"type1": "vfio_iommu_type1_ioctl", "iommufd": "iommufd_fops_ioctl"}
 """Kernel function that handles the ioctls of each backend."""
-MOST = 1_200_000
+MOST_INSTRUCTIONS = 1_200_000
 """Most instructions that are logged for one ioctl: about 100 MB of log."""
 INSTRUCTIONS, INSTRUCTIONS_BYTES = "instructions.log", 400 << 20
 """Name of QEMU's log of one ioctl in the private folder, and its limit in bytes: a log that is
@@ -60,7 +60,7 @@ class Instruction:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class LoggedOperation:
     operation: str
     """map or unmap"""
     bytes: int
@@ -79,7 +79,7 @@ class Folded:
     """True if the entry function returned."""
 
 
-def folded(executed: Iterable[Instruction], entry: str) -> Folded:
+def fold(executed: Iterable[Instruction], entry: str) -> Folded:
     """Count the instructions from the first one of `entry` to its return, by stack. The task that
     executes them must not be interrupted by another task.
 
@@ -111,19 +111,19 @@ def folded(executed: Iterable[Instruction], entry: str) -> Folded:
     return Folded(stacks, calls, complete=False)
 
 
-def addresses(log: Path) -> array[int]:
+def read_addresses(log: Path) -> array[int]:
     """Read the address of every instruction in QEMU's log, in order."""
-    found = array("Q")
+    executed = array("Q")
     with log.open(errors="replace") as file:
         while lines := file.readlines(1 << 24):
-            found.extend(int(a, 16) for a in _EXECUTED.findall("".join(lines)))
-    return found
+            executed.extend(int(a, 16) for a in _EXECUTED.findall("".join(lines)))
+    return executed
 
 
-def logged_instructions(
+def log_instructions(
     host: Host,
     device: BoundDevice,
-    scenario: Scenario,
+    spec: Map,
     costs: dict[str, float],
     *,
     trial: TrialWriter,
@@ -132,16 +132,16 @@ def logged_instructions(
     """Log the instructions of a map and an unmap. `costs`: approximate number of instructions of a
     warm "map" and a warm "unmap" of the whole BAR. The evidence goes into host/profile.json and
     host/profile-*.folded."""
-    wanted = wanted_logs(device.bar_bytes, costs)
+    operations = choose_logs(device.bar_bytes, costs)
     logs: list[array[int]] = []
-    for log in _logs(host, device, scenario, wanted):
+    for log in _logs(host, device, spec, operations):
         logs.append(log)
-        progress.detail(f"{len(logs)} of {len(wanted)} instruction logs")
-    names = _named(host, {address for log in logs for address in log})
-    entry = ENTRY[scenario.map.backend]
-    found = []
-    for item, log in zip(wanted, logs, strict=True):
-        result = folded((names[address] for address in log), entry)
+        progress.detail(f"{len(logs)} of {len(operations)} instruction logs")
+    names = _name_functions(host, {address for log in logs for address in log})
+    entry = ENTRY_FUNCTIONS[spec.backend]
+    entries = []
+    for item, log in zip(operations, logs, strict=True):
+        result = fold((names[address] for address in log), entry)
         if not result.stacks or not (result.complete or item.window):
             raise BenchError(
                 f"{entry} was not entered and left in QEMU's log of {len(log)} instructions",
@@ -152,53 +152,53 @@ def logged_instructions(
         lines = (f"{';'.join(stack)} {n}\n" for stack, n in sorted(result.stacks.items()))
         (trial.host / file).write_text("".join(lines))
         calls = dict(sorted(result.calls.items()))
-        found.append({**asdict(item), "file": file, "calls": calls,
+        entries.append({**asdict(item), "file": file, "calls": calls,
                       "instructions": sum(result.stacks.values())})  # fmt: skip
-    write_json(trial.host / "profile.json", {"bar": device.bar_bytes, "logged": found})
+    write_json(trial.host / "profile.json", {"bar": device.bar_bytes, "logged": entries})
 
 
-def wanted_logs(bar: int, costs: dict[str, float]) -> list[Wanted]:
+def choose_logs(bar: int, costs: dict[str, float]) -> list[LoggedOperation]:
     """Choose the operations to log: those of the whole BAR. An operation that is too long is
     replaced by two smaller ones, of which the larger has about as many instructions as can be
     logged. To such an unmap, a window is added: the beginning of the unmap of one largest leaf."""
-    wanted = []
+    operations = []
     for operation, cost in costs.items():
-        if cost <= MOST:
+        if cost <= MOST_INSTRUCTIONS:
             # only a map can be cold
             states = ("cold", "warm") if operation == "map" else ("warm",)
-            wanted += [Wanted(operation, bar, state) for state in states]
+            operations += [LoggedOperation(operation, bar, state) for state in states]
             continue
-        pages = int(MOST / (cost / (bar // PAGE)))
+        pages = int(MOST_INSTRUCTIONS / (cost / (bar // PAGE)))
         # 2 MiB at least: below that the IOMMU's leaves would be 4 KiB, at a cost unlike the BAR's
         large = max(1 << (pages.bit_length() - 1), 2 * LEAVES["2MiB"] // PAGE)
         large = min(large, bar // PAGE)
-        wanted += [Wanted(operation, n * PAGE, "warm") for n in (large // 2, large)]
+        operations += [LoggedOperation(operation, n * PAGE, "warm") for n in (large // 2, large)]
         if operation == "unmap":
-            wanted.append(Wanted(operation, min(bar, GIB), "warm", window=True))
-    return wanted
+            operations.append(LoggedOperation(operation, min(bar, GIB), "warm", window=True))
+    return operations
 
 
 def _logs(
-    host: Host, device: BoundDevice, scenario: Scenario, wanted: Sequence[Wanted]
+    host: Host, device: BoundDevice, spec: Map, operations: Sequence[LoggedOperation]
 ) -> Iterator[array[int]]:
     """Yield the addresses of the instructions of each wanted operation, in order."""
     points = [
         {"name": str(i), "size": w.bytes, "alignment": GIB, "states": [w.state]}
-        for i, w in enumerate(wanted)
+        for i, w in enumerate(operations)
     ]
-    request = request_of(scenario, points, 1, within=True, step=True)
+    request = build_request(spec, points, 1, exact=host.accel == "exact", within=True, step=True)
     log = host.scratch / INSTRUCTIONS
-    item: Wanted | None = None
+    item: LoggedOperation | None = None
     states: Iterator[str] = iter(())
     state = ""
     with host.shell.stream(host.agent("map", device.address), timeout=300) as agent:
         agent.say(json.dumps(request))
         while True:
-            what, value = _said(agent)
-            if what == "point":
-                item = wanted[int(value["name"])] if value["name"].isdecimal() else None
+            kind, value = _read_answer(agent)
+            if kind == "point":
+                item = operations[int(value["name"])] if value["name"].isdecimal() else None
                 states = iter([*value["order"]])
-            elif what == "next":
+            elif kind == "next":
                 state = next(states) if value == "map" else state
                 if item is not None and (item.operation, item.state) == (value, state):
                     with _logging(host, log):
@@ -206,17 +206,17 @@ def _logs(
                         if item.window:
                             _wait_for_window(log)
                         else:
-                            _said(agent)  # the agent's next question: the ioctl is done
+                            _read_answer(agent)  # the agent's next question: the ioctl is done
                     if item.window:
-                        _said(agent)
-                    yield addresses(log)
+                        _read_answer(agent)
+                    yield read_addresses(log)
                     log.unlink()
                 agent.say("")
-            elif what == "end":
+            elif kind == "end":
                 return
 
 
-def _said(agent: Dialogue) -> tuple[str, Any]:
+def _read_answer(agent: Dialogue) -> tuple[str, Any]:
     """Read the agent's next line. Raises EvidenceError if the kernel refused the operation, and
     ConnectionLostError if no line comes: the requested operation may have crashed the host."""
     try:
@@ -228,7 +228,7 @@ def _said(agent: Dialogue) -> tuple[str, Any]:
         ) from exc
     if line is None:
         raise ConnectionLostError("the map agent ended before its time", reason=Reason.MAP_SILENT)
-    return understood(line)
+    return parse_answer(line)
 
 
 def _wait_for_window(log: Path) -> None:
@@ -242,10 +242,10 @@ def _wait_for_window(log: Path) -> None:
 def _logging(host: Host, log: Path) -> Iterator[None]:
     """Have QEMU log every instruction to `log` while the block runs."""
     for command in (f"logfile {log}", "one-insn-per-tb on", "log exec,nochain"):
-        said = host.monitor(command)
-        if said.strip():
+        answer = host.monitor(command)
+        if answer.strip():
             raise BenchError(
-                f"QEMU does not take {command!r}", evidence=said, reason=Reason.PROFILE
+                f"QEMU does not take {command!r}", evidence=answer, reason=Reason.PROFILE
             )
     try:
         yield
@@ -254,13 +254,13 @@ def _logging(host: Host, log: Path) -> Iterator[None]:
         host.monitor("one-insn-per-tb off")
 
 
-def _named(host: Host, found: set[int]) -> dict[int, Instruction]:
-    asked = "".join(f"{address:x}\n" for address in sorted(found))
+def _name_functions(host: Host, addresses: set[int]) -> dict[int, Instruction]:
+    request = "".join(f"{address:x}\n" for address in sorted(addresses))
     answer = host.shell.run(
-        host.agent("symbols"), stdin=asked.encode(), doing="naming kernel functions"
+        host.agent("symbols"), stdin=request.encode(), doing="naming kernel functions"
     )
     names: dict[int, Instruction] = {}
-    with has_form("the list of kernel functions", answer.stdout):
+    with parsing("the list of kernel functions", answer.stdout):
         for line in answer.stdout.splitlines():
             address, function, offset = line.split()
             names[int(address, 16)] = Instruction(function, int(offset, 16))

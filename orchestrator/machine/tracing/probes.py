@@ -23,7 +23,7 @@ from orchestrator.base.reasons import Reason
 from orchestrator.evidence.layout import TrialWriter
 from orchestrator.formats.abi import MAP_DMA, PAGE, UNMAP_DMA
 from orchestrator.machine.host.host import Host
-from orchestrator.machine.transport.answers import has_form
+from orchestrator.machine.transport.answers import parsing
 
 _INSTANCE, _TIMING = "barometer", "barotime"
 _FOLDER = f"/sys/kernel/tracing/instances/{_INSTANCE}"
@@ -181,18 +181,18 @@ def armed_tracer(
         clock = "x86-tsc" if host.accel == "exact" else "mono"
         spec = timing_spec([bar], clock, boot=boot, kvm=host.kvm, faults=faults)
     else:
-        asked = host.agent("tracer", "symbols", FAULT, FAULT_BEFORE)
-        symbols = host.shell.run(asked, doing="reading symbols").stdout
-        with has_form("the tracer's list of functions", symbols):
+        command = host.agent("tracer", "symbols", FAULT, FAULT_BEFORE)
+        symbols = host.shell.run(command, doing="reading symbols").stdout
+        with parsing("the tracer's list of functions", symbols):
             spec = counts_spec(json.loads(symbols))
     instance, group = spec["instance"], spec["group"]
     host.change.tracing(instance, group)
-    said = host.shell.run(
+    output = host.shell.run(
         host.agent("tracer", "arm"), stdin=json.dumps(spec).encode(), doing="arming the tracer"
     ).stdout
     try:
-        with has_form("the tracer's answer", said):
-            answer = json.loads(said)
+        with parsing("the tracer's answer", output):
+            answer = json.loads(output)
             why = None if answer["armed"] else str(answer["why"])
     except BenchError:
         _clear(host, instance, group)
@@ -230,10 +230,10 @@ def _finish(host: Host, spec: dict[str, Any], label: str, trial: TrialWriter) ->
     answer = host.shell.run(
         finish, doing="reading the trace", timeout=300, limit=TRACE_BYTES
     ).stdout
-    with has_form("the tracer's answer", answer):
-        said = json.loads(answer)
-        files = said.get("files")
-        why = "" if isinstance(files, dict) else str(said.get("why", ""))
+    with parsing("the tracer's answer", answer):
+        result = json.loads(answer)
+        files = result.get("files")
+        why = "" if isinstance(files, dict) else str(result.get("why", ""))
     if not isinstance(files, dict):
         raise BenchError("the trace could not be read", evidence=why, reason=Reason.TRACER_LOST)
     for name, file in _evidence_of(spec, label).items():
@@ -243,9 +243,9 @@ def _finish(host: Host, spec: dict[str, Any], label: str, trial: TrialWriter) ->
         if file.endswith(".gz"):
             text = gzip.compress(text, mtime=0)
         (trial.host / file).write_bytes(text)
-    if "clear_error" in said:
+    if "clear_error" in result:
         raise BenchError(
-            "what was armed could not be undone", evidence=str(said["clear_error"]),
+            "what was armed could not be undone", evidence=str(result["clear_error"]),
             reason=Reason.TRACER_LOST,
         )  # fmt: skip
 

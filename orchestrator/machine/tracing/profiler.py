@@ -142,7 +142,7 @@ def make_profile_spec(bars: Sequence[int], emulator: str, *, kvm: bool) -> Probe
     )  # fmt: skip
 
 
-def takes_return_arguments(shell: Commands) -> bool:
+def can_take_return_arguments(shell: Commands) -> bool:
     """True if return probes know the arguments of their function (Linux v6.9)."""
     events, tried = f"{TRACEFS}/kprobe_events", f"{GROUP}/tried"
     return not shell.run(
@@ -312,15 +312,15 @@ class Tracer:
 
 
 @contextlib.contextmanager
-def armed_tracer(shell: Commands, spec: ProbeSpec) -> Iterator[Tracer]:
+def armed_profiler(shell: Commands, spec: ProbeSpec) -> Iterator[Tracer]:
     """Keep probes armed while the block runs. They are removed after it, at the latest when the
     connection ends.
 
     Raises BenchError if another profile is at work, if the kernel refuses a probe (with its own
     reason), and if something cannot be undone."""
     try:
-        with contextlib.ExitStack() as after, _streamed(shell, spec) as dialogue:
-            _until_armed(shell, dialogue)
+        with contextlib.ExitStack() as after, _running_tracer(shell, spec) as dialogue:
+            _wait_until_armed(shell, dialogue)
             after.callback(_wait_until_cleared, shell)
             yield Tracer(shell, dialogue)
     except TimeoutError as exc:
@@ -330,11 +330,13 @@ def armed_tracer(shell: Commands, spec: ProbeSpec) -> Iterator[Tracer]:
         ) from exc
 
 
-def _streamed(shell: Commands, spec: ProbeSpec) -> contextlib.AbstractContextManager[Dialogue]:
+def _running_tracer(
+    shell: Commands, spec: ProbeSpec
+) -> contextlib.AbstractContextManager[Dialogue]:
     return shell.stream(["sh", "-c", arming_script(spec, TRACEFS, PROC)], timeout=_ARM_SECONDS)
 
 
-def _until_armed(shell: Commands, dialogue: Dialogue) -> None:
+def _wait_until_armed(shell: Commands, dialogue: Dialogue) -> None:
     first = next(dialogue, "")
     if first == "busy":
         raise BenchError(
@@ -358,18 +360,18 @@ def _wait_until_cleared(shell: Commands) -> None:
     """Wait until the shell on the host has undone everything, as it does at the end of its
     input."""
     folder = f"{TRACEFS}/instances/{INSTANCE}"
-    left = shell.run(
+    removal = shell.run(
         f"tries=0; while [ -d {folder} ] && [ $tries -lt {_CLEAR_TRIES} ]; do"
         f" tries=$((tries + 1)); sleep 0.1; done; [ ! -d {folder} ]", check=False,
     )  # fmt: skip
-    if left.code:
+    if removal.code:
         raise BenchError(
             f"{shell.name}: the trace instance {INSTANCE} could not be removed",
             hint="barometer profile --clear", reason=Reason.TRACER_LEFT,
         )  # fmt: skip
 
 
-def clear(shell: Commands) -> None:
+def clear_probes(shell: Commands) -> None:
     """Undo all that a killed profile can have left. Raises BenchError if that fails, or if a
     profile is alive."""
     alive = shell.run(clearing_script(TRACEFS, PROC), doing="clearing what a profile left").stdout

@@ -11,13 +11,13 @@ from orchestrator.base.reasons import Reason
 
 
 @contextmanager
-def has_form(what: str, words: str) -> Iterator[None]:
+def parsing(name: str, words: str) -> Iterator[None]:
     """Turn the errors of a block that parses an answer into BenchError (`answer-garbled`), which
-    quotes the end of `words`. `what` names the answer."""
+    quotes the end of `words`. `name` is that of the answer."""
     try:
         yield
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as exc:
         raise BenchError(
-            f"{what} cannot be understood: {type(exc).__name__}: {exc}", evidence=tail(words),
+            f"{name} cannot be understood: {type(exc).__name__}: {exc}", evidence=tail(words),
             reason=Reason.ANSWER_GARBLED,
         ) from exc  # fmt: skip

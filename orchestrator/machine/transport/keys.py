@@ -86,7 +86,7 @@ class RunKeys:
         }
 
 
-def tar_of(files: Mapping[str, bytes]) -> bytes:
+def make_tar(files: Mapping[str, bytes]) -> bytes:
     """Return a tar archive of whole sectors, which can be the content of a raw disk."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:

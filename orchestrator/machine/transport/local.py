@@ -13,7 +13,7 @@ from orchestrator.base.bounded import ANSWER_BYTES
 from orchestrator.base.errors import BenchError
 from orchestrator.base.process import end_group, run, start_on_socket
 from orchestrator.base.reasons import Reason
-from orchestrator.machine.transport.shell import A_DAY, Completed, Dialogue, succeeded
+from orchestrator.machine.transport.shell import A_DAY, Completed, Dialogue, check_success
 
 _EVERY_CODE = range(-64, 256)
 _LAST_SECONDS = 30.0
@@ -46,9 +46,9 @@ class LocalMachine:
             ["/bin/sh", "-c", 'exec "$@"', "sh", *self._words(argv)], stdin=stdin,
             doing=doing or self.name, timeout=timeout, accept=_EVERY_CODE, limit=limit,
         )  # fmt: skip
-        done = Completed(ran.stdout, ran.stderr, ran.returncode)
-        what = doing or (argv if isinstance(argv, str) else shlex.join(argv))
-        return succeeded(done, self.name, what) if check else done
+        completed = Completed(ran.stdout, ran.stderr, ran.returncode)
+        work = doing or (argv if isinstance(argv, str) else shlex.join(argv))
+        return check_success(completed, self.name, work) if check else completed
 
     @contextlib.contextmanager
     def stream(

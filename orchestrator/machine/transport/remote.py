@@ -24,7 +24,8 @@ from orchestrator.base.errors import BenchError, ScenarioError
 from orchestrator.base.process import drain, end_group, run, start_on_socket, tail
 from orchestrator.base.reasons import Reason
 from orchestrator.machine.transport.calls import in_time
-from orchestrator.machine.transport.shell import ALIVE_TRIES, Shell, close, write_client
+from orchestrator.machine.transport.shell import Shell, close
+from orchestrator.machine.transport.ssh_client import ALIVE_TRIES, write_client
 
 _SECONDS = 20
 _CONFIG_SECONDS = 60.0
@@ -74,7 +75,7 @@ class Endpoint:
         return f"[{self.hostname}]:{self.port}"
 
 
-def resolved(address: str, config: Path | None = None) -> Endpoint:
+def resolve_address(address: str, config: Path | None = None) -> Endpoint:
     """Resolve an address by ssh's configuration. Raises ScenarioError if ssh refuses the
     configuration, or if the configuration needs what only ssh itself can do (ProxyUseFdpass)."""
     argv = [*_ssh(config), "-G", "--", address]
@@ -83,7 +84,7 @@ def resolved(address: str, config: Path | None = None) -> Endpoint:
             f"{config}: no such file of ssh's configuration", reason=Reason.SSH_CONFIG
         )
     try:
-        said = run(
+        configuration = run(
             argv, doing=f"reading ssh's configuration for {address}", timeout=_CONFIG_SECONDS
         ).stdout
     except BenchError as exc:
@@ -94,26 +95,26 @@ def resolved(address: str, config: Path | None = None) -> Endpoint:
             evidence=exc.evidence,
             reason=Reason.SSH_CONFIG,
         ) from exc
-    found: dict[str, list[str]] = {}
-    for line in said.splitlines():
+    options: dict[str, list[str]] = {}
+    for line in configuration.splitlines():
         key, _, value = line.partition(" ")
-        found.setdefault(key, []).append(value)
+        options.setdefault(key, []).append(value)
 
-    def one(key: str, default: str = "") -> str:
-        return (found.get(key) or [default])[0]
+    def option(key: str, default: str = "") -> str:
+        return (options.get(key) or [default])[0]
 
     proxy: tuple[str, ...] = ()
-    if (jump := one("proxyjump", _NONE)) != _NONE:
-        proxy = _jump(jump, f"[{one('hostname')}]:{one('port')}", config)
-    elif (command := one("proxycommand", _NONE)) != _NONE:
-        if one("proxyusefdpass", "no") != "no":
+    if (jump := option("proxyjump", _NONE)) != _NONE:
+        proxy = _jump(jump, f"[{option('hostname')}]:{option('port')}", config)
+    elif (command := option("proxycommand", _NONE)) != _NONE:
+        if option("proxyusefdpass", "no") != "no":
             raise ScenarioError(
                 f"{address}: ssh's configuration has ProxyUseFdpass, which barometer cannot use",
                 hint="give a ProxyCommand that passes the data itself", reason=Reason.SSH_CONFIG,
             )  # fmt: skip
         tokens = {
-            "%": "%", "h": one("hostname"), "k": one("hostkeyalias") or one("host"),
-            "n": one("host"), "p": one("port"), "r": one("user"),
+            "%": "%", "h": option("hostname"), "k": option("hostkeyalias") or option("host"),
+            "n": option("host"), "p": option("port"), "r": option("user"),
         }  # fmt: skip
         try:
             command = re.sub("%(.?)", lambda token: tokens[token[1]], command)
@@ -123,15 +124,15 @@ def resolved(address: str, config: Path | None = None) -> Endpoint:
                 reason=Reason.SSH_CONFIG,
             ) from exc
         proxy = (os.environ.get("SHELL") or "/bin/sh", "-c", f"exec {command}")  # as ssh runs it
-    files = [*_files(one("userknownhostsfile")), *_files(one("globalknownhostsfile"))]
+    files = [*_files(option("userknownhostsfile")), *_files(option("globalknownhostsfile"))]
     # `ssh -G` prints each on a line of its own, without quotes even if the path has a blank
     identities = [
-        Path(name).expanduser() for name in found.get("identityfile", []) if name != _NONE
+        Path(name).expanduser() for name in options.get("identityfile", []) if name != _NONE
     ]
     return Endpoint(
-        address, config, one("hostname"), int(one("port", "22")), one("user"),
-        alias=one("hostkeyalias"), identities=tuple(identities), known_hosts=tuple(files),
-        agent=one("identitiesonly", "no") != "yes", proxy=proxy,
+        address, config, option("hostname"), int(option("port", "22")), option("user"),
+        alias=option("hostkeyalias"), identities=tuple(identities), known_hosts=tuple(files),
+        agent=option("identitiesonly", "no") != "yes", proxy=proxy,
     )  # fmt: skip
 
 
@@ -147,8 +148,8 @@ def _jump(hosts: str, target: str, config: Path | None) -> tuple[str, ...]:
     # `ssh -G` puts addresses into brackets; ssh:// takes no IPv6 address
     host, port = re.findall(r"\[?([^]]*?)]?(?::(\d+))?$", place)[0]
     options = {"BatchMode": "yes", "ConnectTimeout": str(_SECONDS), **_ALIVE}
-    given = {"-J": before, "-l": user, "-p": port}
-    words = [word for flag, value in given.items() if value for word in (flag, value)]
+    flags = {"-J": before, "-l": user, "-p": port}
+    words = [word for flag, value in flags.items() if value for word in (flag, value)]
     return (*_ssh(config), *_words(options), *words, "-W", target, "--", host)
 
 
@@ -177,11 +178,11 @@ def logged_in(
         if shell.run("id -u", timeout=_LOGIN_SECONDS).stdout.strip() == "0":
             yield shell
             return
-        asked = shell.run("sudo -n true", check=False, timeout=_LOGIN_SECONDS)
-        if asked.code:
+        sudo = shell.run("sudo -n true", check=False, timeout=_LOGIN_SECONDS)
+        if sudo.code:
             raise BenchError(
                 f"{endpoint}: {endpoint.user} may not become root without a password",
-                evidence=asked.stderr.strip(), reason=Reason.HOST_NO_ROOT,
+                evidence=sudo.stderr.strip(), reason=Reason.HOST_NO_ROOT,
                 hint=f"log in as root, or let sudo: {endpoint.user} ALL=(root) NOPASSWD: ALL",
             )  # fmt: skip
         yield Shell("host", transport, become=("sudo", "-n", "--", "sh", "-c"))
@@ -208,14 +209,14 @@ class _Proxy:
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(_ENDING_SECONDS)
             self._reader.join(_ENDING_SECONDS)
-        code, said = self._process.returncode, self._errors.text()
+        code, errors = self._process.returncode, self._errors.text()
         if code in _NOT_STARTED:
-            return _no_proxy(endpoint, self._command, said)
+            return _no_proxy(endpoint, self._command, errors)
         if code is not None:
-            why = f"it ended with exit code {code}: {tail(said, 1)}"
+            why = f"it ended with exit code {code}: {tail(errors, 1)}"
         return BenchError(
             f"{endpoint}: no SSH connection by the proxy command {self._command}: {why}",
-            evidence=tail(said), reason=Reason.HOST_NO_SSH,
+            evidence=tail(errors), reason=Reason.HOST_NO_SSH,
         )  # fmt: skip
 
     def end(self) -> None:
@@ -223,9 +224,9 @@ class _Proxy:
         end_group(self._process)
 
 
-def _no_proxy(endpoint: Endpoint, command: str, said: str) -> BenchError:
+def _no_proxy(endpoint: Endpoint, command: str, errors: str) -> BenchError:
     return BenchError(
-        f"{endpoint}: the proxy command cannot be started: {command}", evidence=tail(said),
+        f"{endpoint}: the proxy command cannot be started: {command}", evidence=tail(errors),
         hint="ssh's configuration has it: ProxyCommand or ProxyJump", reason=Reason.HOST_NO_PROXY,
     )  # fmt: skip
 
@@ -287,8 +288,8 @@ def _transport(endpoint: Endpoint, proxy: _Proxy | None, patience: float) -> par
 
 
 def _log_in(endpoint: Endpoint, transport: paramiko.Transport, proxy: _Proxy | None) -> None:
-    known = _known_keys(endpoint)
-    if not known:
+    known_keys = _known_keys(endpoint)
+    if not known_keys:
         raise BenchError(
             f"{endpoint}: its host key is in none of"
             f" {', '.join(map(str, endpoint.known_hosts)) or 'no file'}",
@@ -299,11 +300,11 @@ def _log_in(endpoint: Endpoint, transport: paramiko.Transport, proxy: _Proxy | N
     def shake_hands() -> None:
         options = transport.get_security_options()
         # request a key that is known: a server has several
-        offered = [kind for kind in options.key_types if _family(kind) in known]
+        offered = [kind for kind in options.key_types if _family(kind) in known_keys]
         options.key_types = tuple(offered) or options.key_types
         transport.start_client(timeout=_LOGIN_SECONDS)
         key = transport.get_remote_server_key()
-        if key.get_base64() not in known.get(key.get_name(), set()):
+        if key.get_base64() not in known_keys.get(key.get_name(), set()):
             raise BenchError(
                 f"{endpoint}: it shows another host key than the one that is known",
                 hint="was it installed anew? Compare the fingerprint, then ssh-keygen -R",
@@ -333,27 +334,27 @@ def _known_keys(endpoint: Endpoint) -> dict[str, set[str]]:
 
     ssh-keygen(1) looks up the lines: it knows hashed names, patterns and several keys of one kind.
     """
-    known: list[tuple[str, str]] = []
+    lookups: list[tuple[str, str]] = []
     revoked: set[str] = set()
     for path in endpoint.known_hosts:
         # the file may be root's, and unreadable for this user
         if not path.is_file() or not os.access(path, os.R_OK):
             continue
-        said = run(
+        output = run(
             ["ssh-keygen", "-F", endpoint.known_as, "-f", path],
             doing=f"looking for {endpoint.known_as} in {path}", accept=(0, 1),
         ).stdout  # fmt: skip
-        for line in said.splitlines():
+        for line in output.splitlines():
             match line.split():
                 case ["@revoked", _, _, key, *_]:
                     revoked.add(key)
                 case [names, kind, key, *_] if names[0] not in "#@":
-                    known.append((kind, key))
-    found: dict[str, set[str]] = {}
-    for kind, key in known:
+                    lookups.append((kind, key))
+    keys: dict[str, set[str]] = {}
+    for kind, key in lookups:
         if key not in revoked:
-            found.setdefault(kind, set()).add(key)
-    return found
+            keys.setdefault(kind, set()).add(key)
+    return keys
 
 
 def _authenticate(endpoint: Endpoint, transport: paramiko.Transport) -> None:

@@ -8,15 +8,13 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-import os
 import shlex
-import signal
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import NamedTuple, Protocol
 
 import paramiko
@@ -38,7 +36,7 @@ from orchestrator.machine.transport.keys import KeyPair
 
 log = logging.getLogger("barometer.shell")
 
-_HANDSHAKE_SECONDS = 60
+HANDSHAKE_SECONDS = 60
 _CLOSE_SECONDS = 2.0
 _PROBE_SECONDS = 25.0
 """Deadline of a sign of life: an emulated host that maps a BAR under load is slow to start a
@@ -46,8 +44,6 @@ program."""
 A_DAY = 86400.0
 """Deadline of a program that runs as long as something else does. Each of its lines has a deadline
 of its own."""
-ALIVE_TRIES = 6
-"""Messages without an answer after which OpenSSH's client takes the server for gone."""
 _PIECE = 1 << 15
 """Bytes sent at once: a packet. paramiko's sendall copies the whole rest after each packet."""
 
@@ -94,7 +90,7 @@ class _Deadline:
 
 
 class Commands(Protocol):
-    """Interface to run commands on a machine: over SSH (Shell), or on this one (bench.local)."""
+    """Interface to run commands on a machine: over SSH (Shell), or on this one (local.py)."""
 
     @property
     def name(self) -> str: ...
@@ -149,15 +145,15 @@ class Shell:
             self.prove_alive()
         try:
             with waiting_for(doing or command):
-                done = self._exchange(command, stdin, timeout, limit)
+                completed = self._exchange(command, stdin, timeout, limit)
         except (OSError, EOFError, paramiko.SSHException) as exc:
             self._is_unanswered = True
             if isinstance(exc, EOFError):
                 self.drop()  # so that `alive` is false from now on
             raise self._lost(exc, doing or command) from exc
         except TooMuchError as exc:
-            raise flood(self.name, doing or command, exc) from exc
-        return succeeded(done, self.name, doing or command) if check else done
+            raise make_flood_error(self.name, doing or command, exc) from exc
+        return check_success(completed, self.name, doing or command) if check else completed
 
     def prove_alive(self) -> None:
         """Prove that the machine answers a command soon. If not, drop the connection, so that
@@ -295,25 +291,27 @@ class Shell:
         close(self._transport)
 
     def _lost(self, exc: BaseException, doing: str) -> ConnectionLostError:
-        what = "took too long" if isinstance(exc, TimeoutError) else f"{type(exc).__name__}: {exc}"
+        cause = (
+            "took too long" if isinstance(exc, TimeoutError) else f"{type(exc).__name__}: {exc}"
+        )
         return ConnectionLostError(
-            f"the SSH connection to the {self.name} was lost while it ran: {doing[:80]} ({what})",
+            f"the SSH connection to the {self.name} was lost while it ran: {doing[:80]} ({cause})",
             reason=_reasons(self.name).ssh_lost,
         )
 
 
-def succeeded(done: Completed, name: str, doing: str) -> Completed:
-    """Return `done`. Raises BenchError if its exit code is not 0."""
-    if done.code:
+def check_success(completed: Completed, name: str, doing: str) -> Completed:
+    """Return `completed`. Raises BenchError if its exit code is not 0."""
+    if completed.code:
         raise BenchError(
-            f"{name}: {doing.splitlines()[0][:80]} failed with exit code {done.code}",
-            evidence=tail(done.stderr or done.stdout),
+            f"{name}: {doing.splitlines()[0][:80]} failed with exit code {completed.code}",
+            evidence=tail(completed.stderr or completed.stdout),
             reason=Reason.COMMAND_FAILED,
         )
-    return done
+    return completed
 
 
-def flood(name: str, doing: str, exc: TooMuchError) -> BenchError:
+def make_flood_error(name: str, doing: str, exc: TooMuchError) -> BenchError:
     """Return the error for a program that printed too much."""
     return BenchError(
         f"{name}: {doing.splitlines()[0][:80]}: it printed {exc}", evidence=tail(exc.last),
@@ -408,7 +406,7 @@ def connected(
     try:
         if isinstance(endpoint, tuple):
             sock: socket.socket | paramiko.Channel = socket.create_connection(
-                endpoint, timeout=_HANDSHAKE_SECONDS
+                endpoint, timeout=HANDSHAKE_SECONDS
             )
         else:
             sock = endpoint
@@ -434,8 +432,8 @@ def _log_in(
     error: type[BarometerError],
 ) -> None:
     def shake_hands() -> None:
-        transport.banner_timeout = transport.auth_timeout = _HANDSHAKE_SECONDS
-        transport.start_client(timeout=_HANDSHAKE_SECONDS)
+        transport.banner_timeout = transport.auth_timeout = HANDSHAKE_SECONDS
+        transport.start_client(timeout=HANDSHAKE_SECONDS)
         if transport.get_remote_server_key().asbytes() != host_key.public_blob:
             raise error(
                 f"the SSH server of the {name} does not have the host key it was given",
@@ -446,66 +444,9 @@ def _log_in(
         transport.auth_publickey(user, private)
 
     try:
-        in_time(shake_hands, 3 * _HANDSHAKE_SECONDS)  # a send has no deadline of its own
+        in_time(shake_hands, 3 * HANDSHAKE_SECONDS)  # a send has no deadline of its own
     except (OSError, EOFError, paramiko.SSHException) as exc:
         raise error(
             f"no SSH connection to the {name}: {str(exc) or type(exc).__name__}",
             reason=_reasons(name).no_ssh,
         ) from exc
-
-
-def write_client_config(
-    folder: Path, *, port: int, key: KeyPair, host_key: KeyPair, keepalive: int = 10
-) -> Path:
-    """Write the files of an OpenSSH client for libvirt's qemu+ssh://. Return a program that runs
-    the client with them.
-
-    The host's key is pinned, and nothing of the user's own configuration is read. `keepalive` is
-    that of `connected`.
-    """
-    private = folder / "runner_key"
-    private.touch(mode=0o600)
-    private.write_bytes(key.private_openssh)
-    known = folder / "known_hosts"
-    known.write_text(f"barometer-host {host_key.public_line}\n")
-    config = folder / "ssh_config"
-    config.write_text(
-        f"Host *\n HostName 127.0.0.1\n Port {port}\n User root\n IdentityFile {private}\n"
-        f" IdentitiesOnly yes\n UserKnownHostsFile {known}\n GlobalKnownHostsFile /dev/null\n"
-        " HostKeyAlias barometer-host\n StrictHostKeyChecking yes\n PasswordAuthentication no\n"
-        f" BatchMode yes\n ConnectTimeout {_HANDSHAKE_SECONDS}\n LogLevel ERROR\n"
-        f" ServerAliveInterval {keepalive}\n ServerAliveCountMax {ALIVE_TRIES}\n"
-    )
-    return write_client(folder, ["/usr/bin/ssh", "-F", str(config)])
-
-
-def write_client(folder: Path, argv: Sequence[str]) -> Path:
-    """Write a program for `qemu+ssh://?command=`, which executes `argv` with its own arguments
-    appended. It records its process id, by which `end_clients` ends it."""
-    program = folder / "ssh"
-    pids = shlex.quote(str(_pids(program)))
-    program.write_text(f'#!/bin/sh\necho $$ >> {pids}\nexec {shlex.join(argv)} "$@"\n')
-    program.chmod(0o700)
-    return program
-
-
-def end_clients(program: Path) -> None:
-    """End the children of this process that run `program` (of `write_client`), and so the
-    connections through them."""
-    with contextlib.suppress(FileNotFoundError):
-        for pid in map(int, _pids(program).read_text().split()):
-            if _parent(pid) == os.getpid():
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-
-
-def _pids(program: Path) -> Path:
-    return program.with_name(f"{program.name}.pids")
-
-
-def _parent(pid: int) -> int | None:
-    """Return a process's parent (proc_pid_stat(5), field 4); None if the process is gone."""
-    try:
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-    except OSError:
-        return None

@@ -24,7 +24,7 @@ from orchestrator.base.errors import BarometerError, BenchError, ScenarioError
 from orchestrator.base.reasons import Reason
 from orchestrator.machine.runner.state import end_machines
 from orchestrator.machine.transport.calls import Call
-from orchestrator.machine.transport.shell import end_clients
+from orchestrator.machine.transport.ssh_client import end_clients
 
 if os.environ["LIBVIRT_LOG_OUTPUTS"] == "4:file:/dev/null":  # loaded: the environment is as before
     del os.environ["LIBVIRT_LOG_OUTPUTS"]
@@ -212,8 +212,8 @@ class Connection:
         `none` is left out."""
         with self._failing():
             capabilities = ET.fromstring(self.call(self._raw.getCapabilities))
-        found = capabilities.iterfind("host/secmodel/model")
-        return tuple(model.text for model in found if model.text and model.text != "none")
+        models = capabilities.iterfind("host/secmodel/model")
+        return tuple(model.text for model in models if model.text and model.text != "none")
 
     @property
     def uri(self) -> str:
@@ -406,7 +406,7 @@ def embedded(root: Path, cache: Path) -> Iterator[Connection]:
     (root / "etc/qemu.conf").write_text(_QEMU_CONF_ROOT if os.geteuid() == 0 else _QEMU_CONF_USER)
     if not (root / "cache").exists():
         (root / "cache").symlink_to(cache)
-    with _opened(
+    with _opened_connection(
         f"qemu:///embed?root={root}", "runner",
         deadlines=Deadlines(start=120, end=30, hurried=1), end_machines=end_machines,
     ) as connection:  # fmt: skip
@@ -423,13 +423,13 @@ def over_ssh(
     is_lost: Callable[[], bool] = lambda: False,
 ) -> Iterator[Connection]:
     """Connect to a host's libvirt through the host's SSH server, by a program that
-    `shell.write_client` made.
+    `ssh_client.write_client` made.
 
     `keep_alive`: send keepalive messages, to notice if the host is gone. `is_lost` is that of
     Connection.
     """
     uri = f"qemu+ssh://barometer-host/system?command={ssh_program}&no_tty=1"
-    with _opened(
+    with _opened_connection(
         # A domain ends with its connection, so that a killed runner leaves none on a remote host.
         # (The embedded driver does not know this flag.)
         uri, name, libvirt.VIR_DOMAIN_START_AUTODESTROY, deadlines=deadlines,
@@ -445,13 +445,13 @@ def at(uri: str | None) -> Iterator[Connection]:
     """Connect to the libvirt of a URI; for None, of the URI that virsh would choose
     (LIBVIRT_DEFAULT_URI, the user's libvirt.conf). Raises BenchError if it cannot be reached. A
     wait for a host that is gone raises it, too."""
-    with _opened(uri, uri or "default") as connection:
+    with _opened_connection(uri, uri or "default") as connection:
         connection.keep_alive()
         yield connection
 
 
 @contextlib.contextmanager
-def _opened(
+def _opened_connection(
     uri: str | None,
     name: str,
     start_flags: int = 0,

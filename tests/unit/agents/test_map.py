@@ -23,7 +23,7 @@ import pytest
 from orchestrator.analysis.maps.maps import IOVA
 from orchestrator.formats.abi import MAP_DMA, UNMAP_DMA
 from orchestrator.formats.units import GIB, MIB
-from orchestrator.machine.tracing.mapagent import agent_request, gathered
+from orchestrator.machine.tracing.mapagent import build_point_request, collect_answers
 from tests.unit.agents.loading import AGENTS, agent
 from tests.unit.answers import read
 from tests.unit.scenarios import map_scenario
@@ -293,13 +293,13 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fixture:
 def asked(*overrides: str, repeats: int = 1, **more: Any) -> dict[str, Any]:
     chosen = map_scenario("device.bar=64MiB", "host.accel=tcg", 'trace.passes=["plain"]',
                           *overrides)  # fmt: skip
-    return agent_request(chosen, chosen.points(), repeats, **more)
+    return build_point_request(chosen.map, chosen.points(), repeats, exact=False, **more)
 
 
 def test_answer_is_what_the_analysis_reads(fake: Fixture, capsys: Said) -> None:
     request = asked('map.sizes=["full", "4MiB"]', 'map.alignment=["1GiB", "4KiB"]', repeats=2)
     assert fake.run(request) == 0
-    found = read(gathered(capsys.readouterr().out.splitlines()))
+    found = read(collect_answers(capsys.readouterr().out.splitlines()))
     assert (found.backend, found.bar_bytes, found.thp_off_in_process) == ("type1", BAR, False)
     assert [p.name for p in found.places] == ["full/1GiB", "4MiB/1GiB", "full/4KiB", "4MiB/4KiB"]
     assert [p.mapping.size for p in found.places] == [BAR, 4 * MIB, BAR, 4 * MIB]
@@ -319,7 +319,7 @@ def test_answer_is_what_the_analysis_reads(fake: Fixture, capsys: Said) -> None:
 
 def test_empty_request_asks_for_the_whole_bar(fake: Fixture, capsys: Said) -> None:
     assert fake.run({}) == 0
-    [place] = read(gathered(capsys.readouterr().out.splitlines())).places
+    [place] = read(collect_answers(capsys.readouterr().out.splitlines())).places
     assert (place.name, place.mapping.size) == ("full/1GiB", BAR)
     assert [s.state for s in place.samples] == ["prime", "cold", "warm"]
 
@@ -343,7 +343,7 @@ def test_agent_becomes_a_real_time_task_where_it_is_asked_to(
 
 def test_page_tables_are_zapped_before_a_cold_map_only(fake: Fixture, capsys: Said) -> None:
     assert fake.run(asked(repeats=3)) == 0
-    points = gathered(capsys.readouterr().out.splitlines())["points"]
+    points = collect_answers(capsys.readouterr().out.splitlines())["points"]
     cold = [s for point in points for s in point["samples"] if s["state"] != "warm"]
     assert len(points[1]["samples"]) == 7
     assert fake.decoded == [False, True] * len(cold)
@@ -351,7 +351,7 @@ def test_page_tables_are_zapped_before_a_cold_map_only(fake: Fixture, capsys: Sa
 
 def test_warm_alone_is_primed_once(fake: Fixture, capsys: Said) -> None:
     assert fake.run(asked('map.state=["warm"]', repeats=2)) == 0
-    [place] = read(gathered(capsys.readouterr().out.splitlines())).places
+    [place] = read(collect_answers(capsys.readouterr().out.splitlines())).places
     assert [s.state for s in place.samples] == ["prime", "warm", "warm"]
 
 
@@ -373,7 +373,7 @@ def test_first_map_through_small_leaves_or_without_cold_is_a_prime(
     fake.device.resize(bar)
     chosen = (f'map.alignment=["{alignment}"]', f"map.state={json.dumps(states)}")
     assert fake.run(asked(*chosen, repeats=2)) == 0
-    warm_up, point = gathered(capsys.readouterr().out.splitlines())["points"]
+    warm_up, point = collect_answers(capsys.readouterr().out.splitlines())["points"]
     assert point["order"] == [s["state"] for s in point["samples"]] == order
     assert len(warm_up["samples"]) == len(warm_up["order"]) == 1 + (bar < GIB)
 
@@ -381,7 +381,7 @@ def test_first_map_through_small_leaves_or_without_cold_is_a_prime(
 def test_size_is_mapped_alone_or_within_the_whole_bar(fake: Fixture, capsys: Said) -> None:
     for within, length in ((False, 4 * MIB), (True, BAR)):
         assert fake.run(asked('map.sizes=["4MiB"]', within=within)) == 0
-        answer = gathered(capsys.readouterr().out.splitlines())
+        answer = collect_answers(capsys.readouterr().out.splitlines())
         point = answer["points"][1]
         assert (point["bytes"], point["mapping_bytes"]) == (4 * MIB, length)
 
@@ -391,7 +391,7 @@ def test_histograms_are_read_after_each_sample(
 ) -> None:
     (tmp_path / "hist").write_text("so far\n")
     assert fake.run(asked(snapshots={"lookup": str(tmp_path / "hist")})) == 0
-    answer = gathered(capsys.readouterr().out.splitlines())
+    answer = collect_answers(capsys.readouterr().out.splitlines())
     for point in answer["points"]:
         assert all(s["snapshots"] == {"lookup": "so far\n"} for s in point["samples"])
 
@@ -408,7 +408,7 @@ def test_agent_waits_before_each_ioctl_where_it_is_asked_to(fake: Fixture, capsy
 def test_advice_is_given_for_the_bar(fake: Fixture, capsys: Said, thp: str, flag: str) -> None:
     for wanted, has in ((thp, True), ("inherit", False)):
         assert fake.run(asked(f"map.thp={wanted}")) == 0
-        points = gathered(capsys.readouterr().out.splitlines())["points"]
+        points = collect_answers(capsys.readouterr().out.splitlines())["points"]
         assert [flag in point["vm_flags"] for point in points] == [has] * 2
 
 

@@ -57,11 +57,11 @@ def test_what_a_killed_run_left_is_ended_and_told(tmp_path: Path) -> None:
     text = """
 import dataclasses, os, pathlib
 from orchestrator.machine.runner.owner import Owner
-from orchestrator.machine.runner.state import Record
+from orchestrator.machine.runner.state import BenchRecord
 def test_it():
     state = pathlib.Path(os.environ["BAROMETER_STATE"]); state.mkdir()
     gone = dataclasses.replace(Owner.here(), pid=2**22, started=1)
-    record = Record(token="deaddead", owner=gone, folder="/nonexistent/barometer-deaddead")
+    record = BenchRecord(token="deaddead", owner=gone, folder="/nonexistent/barometer-deaddead")
     (state / "deaddead.json").write_text(record.model_dump_json())
 """
     [finished] = run(tmp_path, [text]).run([process(tmp_path, 0)], 1)

@@ -9,7 +9,7 @@ import pytest
 from keeper import deadman
 from orchestrator.base import waiting
 from orchestrator.base.cache import Cache
-from orchestrator.machine.metal import boots, metal
+from orchestrator.machine.metal import boots, leasing
 from orchestrator.machine.transport import remote
 from tests.unit.agents.keeper.machines import made_up
 from tests.unit.machine.metals import ENDPOINT, Lab, StandIn
@@ -33,9 +33,9 @@ def lab(
         (made.root / "fakes/setpriv").symlink_to("/usr/bin/setpriv")  # this machine's setpriv
         machine = StandIn(made)
         lab = Lab(machine, tmp_path, monkeypatch, capsys, initramfs_cache)
-        monkeypatch.setattr(remote, "resolved", lambda address, config=None: ENDPOINT)
+        monkeypatch.setattr(remote, "resolve_address", lambda address, config=None: ENDPOINT)
         monkeypatch.setattr(remote, "Link", machine.link)
-        monkeypatch.setattr(metal, "until", until)
+        monkeypatch.setattr(leasing, "until", until)
         monkeypatch.setattr(boots, "until", until)
         monkeypatch.setattr(boots, "run", lab.cycle)
         monkeypatch.setattr(deadman, "_own_archive", lambda: b"the keeper")

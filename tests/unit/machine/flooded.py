@@ -28,7 +28,7 @@ from orchestrator.machine.guest.watching import Limits, Watched
 from orchestrator.machine.host.console import Console
 from orchestrator.machine.host.host import Host
 from orchestrator.machine.host.kernelwatch import KernelWatch
-from orchestrator.machine.metal.consoles import console_command, followed
+from orchestrator.machine.metal.consoles import following_dmesg, running_console_command
 from orchestrator.machine.runner.filelimits import limited_files
 from orchestrator.machine.tracing import probes
 from orchestrator.machine.tracing.probes import timing_spec
@@ -74,7 +74,7 @@ def console_of_300_mib(folder: Path) -> None:
 
 
 def command(folder: Path, program: str) -> None:
-    with console_command(program, folder / "console.log", print) as console:
+    with running_console_command(program, folder / "console.log", print) as console:
         assert console is not None
         until_raised(lambda: check(console.path))
 
@@ -84,7 +84,7 @@ def messages(folder: Path) -> None:
         def _words(self, argv: object) -> list[str]:
             return ["yes", "[    1.0] a message of the kernel's"]
 
-    with followed(cast(Shell, Flooding()), folder / "console.log"):
+    with following_dmesg(cast(Shell, Flooding()), folder / "console.log"):
         until_raised(lambda: check(folder / "console.log"))
 
 

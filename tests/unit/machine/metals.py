@@ -21,7 +21,8 @@ from orchestrator.base.reasons import Reason, find_reason
 from orchestrator.evidence.layout import TrialWriter
 from orchestrator.kernels.image.bundle import KernelBundle, release_in
 from orchestrator.machine.metal.boots import Boots
-from orchestrator.machine.metal.metal import MetalMachine, leased, recover
+from orchestrator.machine.metal.leasing import recover_machine
+from orchestrator.machine.metal.metal import MetalMachine, leased_machine
 from orchestrator.machine.transport.remote import Endpoint, Link
 from orchestrator.machine.transport.shell import (
     A_DAY,
@@ -278,7 +279,9 @@ class Lab:
     @contextmanager
     def held(self, spec: MetalHost | None = None) -> Iterator[MetalMachine]:
         """Hold the lease of a machine that is not changed yet."""
-        with leased(spec or metal_spec(), DEVICE, "a run", self.scratch, Progress()) as machine:
+        with leased_machine(
+            spec or metal_spec(), DEVICE, "a run", self.scratch, Progress()
+        ) as machine:
             yield machine
 
     @contextmanager
@@ -308,7 +311,7 @@ class Lab:
         return trial
 
     def recover(self, spec: MetalHost | None = None, **asked: bool) -> bool:
-        return recover(spec or metal_spec(), self.scratch, Progress(), **asked)
+        return recover_machine(spec or metal_spec(), self.scratch, Progress(), **asked)
 
     def cycle(self, argv: list[str], **_: Any) -> None:
         self.cycled.append(argv)

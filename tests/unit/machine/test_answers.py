@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from orchestrator.base.errors import BarometerError, BenchError
 from orchestrator.base.reasons import Reason
 from orchestrator.machine.host.pci import Survey
-from orchestrator.machine.tracing.mapagent import understood
-from orchestrator.machine.transport.answers import has_form
+from orchestrator.machine.tracing.mapagent import parse_answer
+from orchestrator.machine.transport.answers import parsing
 
 ANYTHING = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=5),
@@ -24,14 +24,14 @@ WORDS = st.text(max_size=20) | (ANYTHING | KEYS).map(json.dumps) | st.just("[" *
 EXPECTED = {"answer-garbled", "survey-unreadable", "map-refused"}
 
 
-@pytest.mark.parametrize("parse", [Survey.parse, understood])
+@pytest.mark.parametrize("parse", [Survey.parse, parse_answer])
 @given(words=WORDS)
 def test_answer_of_any_form_is_no_bug_of_barometers(
     parse: Callable[[str], object], words: str
 ) -> None:
     reasons = set[str]()
     try:
-        with has_form("the answer", words):
+        with parsing("the answer", words):
             parse(words)
     except BarometerError as exc:
         reasons.add(exc.reason)
@@ -39,6 +39,6 @@ def test_answer_of_any_form_is_no_bug_of_barometers(
 
 
 def test_an_error_of_the_blocks_own_is_left_as_it_is() -> None:
-    with pytest.raises(BenchError) as caught, has_form("the answer", ""):
+    with pytest.raises(BenchError) as caught, parsing("the answer", ""):
         raise BenchError("no", reason=Reason.TIMEOUT)
     assert caught.value.reason == "timeout"

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from orchestrator.base.errors import ArmFailedError, BenchError
 from orchestrator.base.reasons import Reason
-from orchestrator.machine.metal.boots import Running, running_on
+from orchestrator.machine.metal.boots import Running, read_running_kernel
 from orchestrator.machine.metal.keeper import TTL, Keeper
 from orchestrator.machine.metal.metal import MetalMachine
 from orchestrator.machine.transport.shell import Completed
@@ -35,11 +35,11 @@ def test_token_is_that_of_the_command_line(words: list[str]) -> None:
 def test_machine_that_says_nothing_runs_nothing(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     shell = lab.machine.connect()
     monkeypatch.setattr(shell, "run", lambda *_, **__: Completed("a-boot\n", "", 0))
-    assert running_on(shell) == Running("a-boot", "", "", "")
+    assert read_running_kernel(shell) == Running("a-boot", "", "", "")
 
 
 def test_what_runs_is_known_down_to_its_build(lab: Lab) -> None:
-    assert running_on(lab.machine.connect()) == Running(
+    assert read_running_kernel(lab.machine.connect()) == Running(
         lab.machine.made.text("/proc/sys/kernel/random/boot_id").strip(), RELEASE, VERSION,
         lab.machine.made.text("/proc/cmdline").strip(),
     )  # fmt: skip

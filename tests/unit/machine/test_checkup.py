@@ -27,7 +27,7 @@ class Lacking(LocalMachine):
 
 @pytest.fixture
 def no_kvm(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkup, "kvm_problem", lambda _machine, _within: "no KVM in a test")
+    monkeypatch.setattr(checkup, "find_kvm_problem", lambda _machine, _within: "no KVM in a test")
 
 
 @pytest.mark.usefixtures("no_kvm")
@@ -58,7 +58,7 @@ def test_a_guest_that_does_not_answer_is_no_word_of_kvm(monkeypatch: pytest.Monk
     def silent(machine: LocalMachine, within: float) -> None:
         raise TimeoutError
 
-    monkeypatch.setattr(checkup, "kvm_problem", silent)
+    monkeypatch.setattr(checkup, "find_kvm_problem", silent)
     facts = examine(LocalMachine(), [], [], {}, metal=False)
     assert (facts.kvm_silent, facts.kvm) == (checkup._GUEST_SECONDS, NOT_EXAMINED)
     assert facts.bars is facts.means is facts.leases is NOT_EXAMINED

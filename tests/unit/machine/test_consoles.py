@@ -18,7 +18,11 @@ import pytest
 from orchestrator.base.bounded import CONSOLE_BYTES
 from orchestrator.base.errors import BenchError
 from orchestrator.machine.host.console import Console
-from orchestrator.machine.metal.consoles import ConsoleCommand, console_command, followed
+from orchestrator.machine.metal.consoles import (
+    ConsoleCommand,
+    following_dmesg,
+    running_console_command,
+)
 from orchestrator.machine.transport.shell import Shell
 from tests.unit.machine.metals import SECONDS, lives, wait_for
 
@@ -34,7 +38,7 @@ def test_messages_end_where_the_machine_does(tmp_path: Path, error: type[Excepti
         def stream(self, argv: list[str], timeout: float) -> Iterator[Iterator[str]]:
             yield lines()
 
-    with followed(cast(Shell, Ending()), tmp_path / "console.log"):
+    with following_dmesg(cast(Shell, Ending()), tmp_path / "console.log"):
         pass
     assert (tmp_path / "console.log").read_text() == "one\n"
 
@@ -56,7 +60,10 @@ def test_messages_are_whole_whatever_ended_the_block(tmp_path: Path) -> None:
             finally:
                 closed.set()
 
-    with pytest.raises(KeyboardInterrupt), followed(cast(Shell, Closing()), tmp_path / "log"):
+    with (
+        pytest.raises(KeyboardInterrupt),
+        following_dmesg(cast(Shell, Closing()), tmp_path / "log"),
+    ):
         raise KeyboardInterrupt
     assert (tmp_path / "log").read_text() == "one\nthe last that was on its way\n"
 
@@ -66,7 +73,7 @@ def running(
     script: str, folder: Path, say: Callable[[str], None] = pytest.fail
 ) -> Iterator[ConsoleCommand]:
     command = f"sh -c {shlex.quote(script)}"
-    with console_command(command, folder / "console", say) as console:
+    with running_console_command(command, folder / "console", say) as console:
         assert console is not None
         yield console
 
@@ -104,7 +111,7 @@ def test_console_that_cannot_be_started_again_is_no_error(tmp_path: Path) -> Non
     program, told = tmp_path / "sol", list[str]()
     program.write_text("#!/bin/sh\nwhile [ -e $0 ]; do sleep 0.05; done\n")
     program.chmod(0o755)
-    with console_command(str(program), tmp_path / "console", told.append) as console:
+    with running_console_command(str(program), tmp_path / "console", told.append) as console:
         assert console is not None
         program.unlink()
         wait_for(lambda: console._process.poll() == 0)
@@ -152,13 +159,13 @@ def test_console_of_another_user_ends_with_its_standard_input(
 
     ended: list[int] = []
     monkeypatch.setattr("orchestrator.base.process.os.killpg", refused)
-    with console_command("cat", tmp_path / "console", pytest.fail):
+    with running_console_command("cat", tmp_path / "console", pytest.fail):
         pass
     wait_for(lambda: not lives(ended[0]))
 
 
 def test_console_command_has_an_open_standard_input(tmp_path: Path) -> None:
-    with console_command("cat", tmp_path / "console", pytest.fail):
+    with running_console_command("cat", tmp_path / "console", pytest.fail):
         pass  # it has not ended by itself
 
 
@@ -203,7 +210,7 @@ def test_console_command_that_does_not_run_is_an_error(
 ) -> None:
     with (
         pytest.raises(BenchError) as caught,
-        console_command(command, tmp_path / "console", pytest.fail),
+        running_console_command(command, tmp_path / "console", pytest.fail),
     ):
         pass
     assert expected in str(caught.value)
@@ -211,7 +218,7 @@ def test_console_command_that_does_not_run_is_an_error(
 
 
 def test_host_without_a_console_command_has_none(tmp_path: Path) -> None:
-    with console_command(None, tmp_path / "console", pytest.fail) as console:
+    with running_console_command(None, tmp_path / "console", pytest.fail) as console:
         assert console is None
     assert list(tmp_path.iterdir()) == []
 

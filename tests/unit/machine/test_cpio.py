@@ -9,7 +9,7 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.machine.runner.cpio import Archive, pack_files
+from orchestrator.machine.runner.cpio import CpioArchive, pack_files
 
 NAMES = st.text("abcdefghijklmnopqrstuvwxyzö.-_", min_size=1, max_size=9).filter(
     lambda name: name not in (".", "..")
@@ -47,14 +47,14 @@ def unpacked(data: bytes) -> list[Entry]:
         entries.append(Entry(name[:-1].decode(), mode, links, content))
 
 
-def by_name(archive: Archive) -> dict[str, Entry]:
+def by_name(archive: CpioArchive) -> dict[str, Entry]:
     entries = unpacked(archive.pack())
     assert len({e.name for e in entries}) == len(entries)
     return {e.name: e for e in entries}
 
 
 def test_file_folder_and_link_are_what_they_were() -> None:
-    archive = Archive()
+    archive = CpioArchive()
     archive.file("usr/bin/tool", b"#!x", 0o755)
     archive.link("bin", "usr/bin")
     archive.folder("root", 0o700)
@@ -65,14 +65,14 @@ def test_file_folder_and_link_are_what_they_were() -> None:
 
 
 def test_last_file_of_a_name_counts() -> None:
-    archive = Archive()
+    archive = CpioArchive()
     archive.file("a", b"1")
     archive.file("a", b"22")
     assert by_name(archive)["a"].content == b"22"
 
 
 def test_folder_that_was_made_keeps_its_mode() -> None:
-    archive = Archive()
+    archive = CpioArchive()
     archive.folder("root", 0o700)
     archive.file("root/x", b"")
     assert by_name(archive)["root"].mode == stat.S_IFDIR | 0o700
@@ -82,7 +82,7 @@ def test_copy_takes_files_and_links_of_this_machine(tmp_path: Path) -> None:
     (tmp_path / "f").write_bytes(b"data")
     (tmp_path / "f").chmod(0o700)
     (tmp_path / "l").symlink_to("f")
-    archive = Archive()
+    archive = CpioArchive()
     archive.copy("lib/f", tmp_path / "f")
     archive.copy("lib/l", tmp_path / "l")
     found = by_name(archive)
@@ -122,7 +122,7 @@ def test_same_files_are_the_same_bytes() -> None:
 
 def test_real_program_unpacks_it(tmp_path: Path) -> None:
     """Uses cpio or busybox if they are installed; the reader above always checks."""
-    archive = Archive()
+    archive = CpioArchive()
     archive.file("d/file", b"content\n", 0o640)
     archive.link("link", "d/file")
     packed = archive.pack()

@@ -14,8 +14,8 @@ from orchestrator.machine.host.device import (
     BoundDevice,
     bound_devices,
     find_devices,
-    host_facts,
     parse_devices,
+    read_host_facts,
 )
 from orchestrator.machine.host.host import Host
 from orchestrator.machine.host.pci import Resource
@@ -127,7 +127,7 @@ def test_facts_are_the_machines_and_its_devices() -> None:
         shell=SimpleNamespace(run=run), agent=lambda name, *arguments: [name, *arguments]
     )
     devices = [BoundDevice(f"0000:0{n}:00.0", 2, 1 << 40, BAR) for n in (1, 2)]
-    assert host_facts(cast(Host, host), devices) == {
+    assert read_host_facts(cast(Host, host), devices) == {
         "cpus": 2, "device": {"address": "0000:01:00.0"},
         "devices": [{"address": "0000:01:00.0"}, {"address": "0000:02:00.0"}],
     }  # fmt: skip

@@ -47,7 +47,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def given_up(host: Any) -> BarometerError:
-    with pytest.raises(BarometerError) as raised, guest._crawling_is_the_benchs(host):
+    with pytest.raises(BarometerError) as raised, guest._blaming_a_crawl(host):
         raise ArmFailedError("no SSH", evidence="console", reason=Reason.GUEST_NO_SSH)
     return raised.value
 
@@ -68,7 +68,7 @@ def test_guest_on_a_host_that_goes_on_is_the_arms(accel: str, step: float) -> No
 
 
 def test_guest_that_boots_is_nobodys_failure() -> None:
-    with guest._crawling_is_the_benchs(FakeHost("exact", 0.0)):  # type: ignore[arg-type]
+    with guest._blaming_a_crawl(FakeHost("exact", 0.0)):  # type: ignore[arg-type]
         pass
 
 
@@ -113,7 +113,7 @@ def guest_with(backing: str, memory: int = GIB) -> Guest:
 
 
 def reserved(host: Pages, spec: Guest) -> contextlib.AbstractContextManager[None]:
-    return guest._reserved(cast(Host, host), spec)
+    return guest._reserved_huge_pages(cast(Host, host), spec)
 
 
 @pytest.mark.parametrize("before", [0, 3])

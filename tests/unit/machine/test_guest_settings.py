@@ -130,11 +130,13 @@ class Boots:
             for number in range(1, chosen.device.count + 1)
         )
         devices = find_devices(parse_devices(listed), chosen.device)
+        guest = chosen.guest
+        assert guest is not None
         trial = TrialWriter(self.folder / f"000{len(self.domains)}-baseline", {})
         with pytest.raises(StartedError):
             boot_guest(
                 host_of(self.shell, **facts), cast(Connection, Machines(self.shell.ran)),
-                devices, chosen,
+                devices, guest, chosen.device,
                 index=0, traced=traced, keys=KEYS, trial=trial, progress=Progress(),
             )  # fmt: skip
         return self.domains[-1]
@@ -304,8 +306,8 @@ def test_host_without_the_guests_disk_is_the_benchs_failure(
     shell.disk = ""
     with pytest.raises(BenchError):
         boot_guest(
-            host_of(shell), cast(Connection, Machines([])), [], scenario("guest.boot=disk"),
-            index=0, traced=False, keys=KEYS,
+            host_of(shell), cast(Connection, Machines([])), [], guest_of("guest.boot=disk"),
+            scenario().device, index=0, traced=False, keys=KEYS,
             trial=TrialWriter(tmp_path / "0001-baseline", {}), progress=Progress(),
         )  # fmt: skip
 

@@ -432,7 +432,7 @@ SILENT = """
 import sys, time
 from pathlib import Path
 from orchestrator.machine.vm import hypervisor
-from orchestrator.machine.transport.shell import write_client
+from orchestrator.machine.transport.ssh_client import write_client
 from orchestrator.base.errors import BenchError
 
 hypervisor._OPEN_SECONDS = float(sys.argv[2])

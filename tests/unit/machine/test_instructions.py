@@ -22,13 +22,13 @@ from orchestrator.machine.host.device import BoundDevice
 from orchestrator.machine.host.host import Host
 from orchestrator.machine.tracing import instructions
 from orchestrator.machine.tracing.instructions import (
-    MOST,
+    MOST_INSTRUCTIONS,
     Instruction,
-    Wanted,
-    addresses,
-    folded,
-    logged_instructions,
-    wanted_logs,
+    LoggedOperation,
+    choose_logs,
+    fold,
+    log_instructions,
+    read_addresses,
 )
 from orchestrator.machine.transport.shell import ConnectionLostError
 from tests.unit.scenarios import map_scenario
@@ -45,11 +45,11 @@ def executed(*words: str) -> list[Instruction]:
 
 
 def stacks(*words: str, entry: str = "f") -> dict[str, int]:
-    return {";".join(s): n for s, n in folded(executed(*words), entry).stacks.items()}
+    return {";".join(s): n for s, n in fold(executed(*words), entry).stacks.items()}
 
 
 def test_calls_and_returns_make_the_stack() -> None:
-    found = folded(
+    found = fold(
         executed("sys", "f", "f+1", "g", "g+1", "h", "g+2", "f+2", "g", "f+3", "sys+1", "sys+2"),
         "f",
     )
@@ -69,7 +69,7 @@ def test_function_that_is_jumped_to_at_its_end_returns_to_the_caller() -> None:
 
 
 def test_entry_that_ends_in_a_jump_is_complete_when_its_caller_goes_on() -> None:
-    found = folded(executed("sys", "f", "h", "h+1", "sys+1"), "f")
+    found = fold(executed("sys", "f", "h", "h+1", "sys+1"), "f")
     assert found.complete
     assert found.stacks == {("f",): 1, ("f", "h"): 2}
 
@@ -86,7 +86,7 @@ def test_what_a_thunk_calls_belongs_to_its_caller(thunk: str) -> None:
 def test_entry_may_be_called_and_left_through_thunks() -> None:
     words = ["sys", "__x86_indirect_thunk_rax", "f", "g", "__x86_return_thunk", "f+1",
              "__x86_return_thunk", "sys+1"]  # fmt: skip
-    found = folded(executed(*words), "f")
+    found = fold(executed(*words), "f")
     assert found.complete
     assert found.stacks == {
         ("f",): 2, ("f", "g"): 1, ("f", "g", "__x86_return_thunk"): 1,
@@ -106,13 +106,13 @@ def test_recursion_through_another_function_has_two_places() -> None:
 
 def test_entry_that_was_not_reached_has_no_instructions() -> None:
     for words in ([], ["sys", "g", "sys+1"], ["f+4", "f+8"]):
-        found = folded(executed(*words), "f")
+        found = fold(executed(*words), "f")
         assert not found.stacks
         assert not found.complete
 
 
 def test_entry_that_was_not_left_is_not_complete() -> None:
-    found = folded(executed("sys", "f", "g", "g+1"), "f")
+    found = fold(executed("sys", "f", "g", "g+1"), "f")
     assert found.stacks == {("f",): 1, ("f", "g"): 2}
     assert not found.complete
 
@@ -143,7 +143,7 @@ def run(tree: Tree, above: Stack, expected: Counter[Stack]) -> Iterator[Instruct
 def test_stacks_of_any_calls_are_rebuilt(tree: Tree) -> None:
     expected: Counter[Stack] = Counter()
     words = list(run(tree, (), expected))
-    found = folded([*executed("sys"), *words, *executed("sys+1")], tree[0])
+    found = fold([*executed("sys"), *words, *executed("sys+1")], tree[0])
     assert found.complete
     assert found.stacks == expected
 
@@ -156,27 +156,31 @@ def test_log_is_read_line_by_line(tmp_path: Path) -> None:
         + LINE.rstrip() + "vfio_iommu_type1_ioctl\n"
         + LINE.replace("Trace 0", "Trace 12") + LINE[:50]
     )  # fmt: skip
-    assert list(addresses(log)) == [0xFFFFFFFF81A3B2C4, 0x7F0000001234, *[0xFFFFFFFF81A3B2C4] * 2]
+    assert list(read_addresses(log)) == [
+        0xFFFFFFFF81A3B2C4,
+        0x7F0000001234,
+        *[0xFFFFFFFF81A3B2C4] * 2,
+    ]
 
 
 def test_empty_log_has_no_addresses(tmp_path: Path) -> None:
     (tmp_path / "log").write_text("")
-    assert list(addresses(tmp_path / "log")) == []
+    assert list(read_addresses(tmp_path / "log")) == []
 
 
 def test_what_can_be_logged_whole_is() -> None:
-    assert wanted_logs(32 * GIB, {"map": 120_000.0, "unmap": float(MOST)}) == [
-        Wanted("map", 32 * GIB, "cold"), Wanted("map", 32 * GIB, "warm"),
-        Wanted("unmap", 32 * GIB, "warm"),
+    assert choose_logs(32 * GIB, {"map": 120_000.0, "unmap": float(MOST_INSTRUCTIONS)}) == [
+        LoggedOperation("map", 32 * GIB, "cold"), LoggedOperation("map", 32 * GIB, "warm"),
+        LoggedOperation("unmap", 32 * GIB, "warm"),
     ]  # fmt: skip
 
 
 def test_what_is_too_much_is_logged_at_two_sizes() -> None:
     # 1197 instructions for each page: 1002 pages could be logged; with 166: 7229
-    assert wanted_logs(32 * GIB, {"map": 10.04e9, "unmap": 1.394e9}) == [
-        Wanted("map", 2 * MIB, "warm"), Wanted("map", 4 * MIB, "warm"),
-        Wanted("unmap", 8 * MIB, "warm"), Wanted("unmap", 16 * MIB, "warm"),
-        Wanted("unmap", GIB, "warm", window=True),
+    assert choose_logs(32 * GIB, {"map": 10.04e9, "unmap": 1.394e9}) == [
+        LoggedOperation("map", 2 * MIB, "warm"), LoggedOperation("map", 4 * MIB, "warm"),
+        LoggedOperation("unmap", 8 * MIB, "warm"), LoggedOperation("unmap", 16 * MIB, "warm"),
+        LoggedOperation("unmap", GIB, "warm", window=True),
     ]  # fmt: skip
 
 
@@ -186,14 +190,14 @@ def test_logs_are_of_parts_of_the_bar_and_not_too_large(
 ) -> None:
     bar = 1 << power
     costs = {"map": each_map * bar / 4096, "unmap": each_unmap * bar / 4096}
-    for item in wanted_logs(bar, costs):
+    for item in choose_logs(bar, costs):
         assert item.bytes <= bar
         assert item.bytes % (2 * MIB) == 0
         if not item.window:
             cost = costs[item.operation] * item.bytes / bar
-            assert cost <= max(MOST, 4000 * 1024)
+            assert cost <= max(MOST_INSTRUCTIONS, 4000 * 1024)
             assert item.bytes == bar or item.state == "warm"
-    sizes = [w.bytes for w in wanted_logs(bar, costs) if w.operation == "map"]
+    sizes = [w.bytes for w in choose_logs(bar, costs) if w.operation == "map"]
     assert len(sizes) == 2
     assert sizes[1] in (sizes[0], 2 * sizes[0])
 
@@ -291,11 +295,15 @@ def profiled(qemu: FakeAgent, tmp_path: Path, **costs: float) -> TrialWriter:
     """Return the trial after a profile pass of a 1 GiB BAR."""
     trial = TrialWriter(tmp_path / "trials/0001-baseline", {})
     host = SimpleNamespace(
-        shell=qemu, monitor=qemu.monitor, scratch=tmp_path, agent=lambda *words: [*words]
+        shell=qemu,
+        monitor=qemu.monitor,
+        accel="exact",
+        scratch=tmp_path,
+        agent=lambda *words: [*words],
     )
     device = SimpleNamespace(address="0000:01:00.0", bar_bytes=GIB)
-    logged_instructions(
-        cast(Host, host), cast(BoundDevice, device), map_scenario("device.bar=1GiB"), costs,
+    log_instructions(
+        cast(Host, host), cast(BoundDevice, device), map_scenario().map, costs,
         trial=trial, progress=Progress(),
     )  # fmt: skip
     return trial

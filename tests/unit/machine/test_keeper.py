@@ -194,9 +194,9 @@ def test_machine_without_python_is_named(
 def owned_by(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> Callable[[], None]:
     """Make another process than this the owner of new leases, until the returned function is
     called."""
-    mine = client.this_process
-    monkeypatch.setattr(client, "this_process", lambda what: {**mine(what), **changes})
-    return lambda: monkeypatch.setattr(client, "this_process", mine)
+    mine = client.describe_this_process
+    monkeypatch.setattr(client, "describe_this_process", lambda what: {**mine(what), **changes})
+    return lambda: monkeypatch.setattr(client, "describe_this_process", mine)
 
 
 def test_lease_of_another_runner_is_not_taken(
@@ -260,13 +260,16 @@ def test_lease_of_a_process_of_this_runner_that_has_ended_is_taken_over(
 def test_only_this_runner_knows_of_its_processes(
     ended: int, change: dict[str, str], expected: bool
 ) -> None:
-    owner = {**client.this_process("x"), "pid": ended, "started": 1, **change}
+    owner = {**client.describe_this_process("x"), "pid": ended, "started": 1, **change}
     assert has_ended({"owner": owner}) is expected
 
 
 def test_process_that_lives_has_not_ended() -> None:
-    assert not has_ended({"owner": client.this_process("x")})
-    reused = {**client.this_process("x"), "started": (process_start(os.getpid()) or 0) - 1}
+    assert not has_ended({"owner": client.describe_this_process("x")})
+    reused = {
+        **client.describe_this_process("x"),
+        "started": (process_start(os.getpid()) or 0) - 1,
+    }
     assert has_ended({"owner": reused})
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.machine.host import kernelwatch
-from orchestrator.machine.host.kernelwatch import KernelWatch, cpu_seconds, watched
+from orchestrator.machine.host.kernelwatch import KernelWatch, read_cpu_seconds, watching_kernel
 
 HUNG = "[  400.000000] INFO: task CPU 0/KVM:340 blocked for more than 60 seconds.\n"
 FINE = "[    1.000000] fine\n"
@@ -123,12 +123,12 @@ def test_thread_looks_on_while_something_else_waits(
     ended = threading.Event()
     machine.kernel.on_hang(ended.set)
     machine.say(HUNG)
-    with watched(machine.kernel):
+    with watching_kernel(machine.kernel):
         assert ended.wait(20)
 
 
 def test_cpu_time_is_that_of_the_process() -> None:
-    before, times = cpu_seconds(os.getpid()), os.times()
+    before, times = read_cpu_seconds(os.getpid()), os.times()
     assert before is not None
     assert before > times.user + times.system - 0.1  # and its threads' wait for a CPU
-    assert cpu_seconds(2**22 + 1) is None
+    assert read_cpu_seconds(2**22 + 1) is None

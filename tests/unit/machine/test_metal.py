@@ -19,9 +19,10 @@ from orchestrator.base.errors import ArmFailedError, BarometerError, BenchError,
 from orchestrator.base.reasons import Reason
 from orchestrator.machine.host.host import explained_by_the_host
 from orchestrator.machine.metal import metal
-from orchestrator.machine.metal.boots import running_on
+from orchestrator.machine.metal.boots import read_running_kernel
 from orchestrator.machine.metal.keeper import Keeper, LeftError
-from orchestrator.machine.metal.metal import accel_of, survey_metal
+from orchestrator.machine.metal.leasing import detect_accel
+from orchestrator.machine.metal.metal import survey_metal
 from orchestrator.machine.tracing.profiler import INSTANCE, TRACEFS
 from orchestrator.machine.transport.remote import Link
 from orchestrator.scenario.vocabulary import ArmName
@@ -52,7 +53,10 @@ def test_machine_is_as_it_was_after_two_kernels_and_a_device(lab: Lab) -> None:
     with lab.leased() as machine:
         for arm, release in (("baseline", OLD), ("candidate", NEW)):
             with machine.boot(cast(ArmName, arm), [], lab.trial()) as host:
-                assert (host.release, running_on(host.shell).release) == (release, release)
+                assert (host.release, read_running_kernel(host.shell).release) == (
+                    release,
+                    release,
+                )
                 assert (host.cpus, host.kvm, host.accel, host.is_ours) == (8, False, "none", False)
                 host.change.write(THP, "always")
                 place = lab.machine.made.root / f"lib/modules/{release}"
@@ -93,7 +97,7 @@ def test_command_line_is_the_machines_own_and_what_is_added(lab: Lab) -> None:
         facts = trial.manifest
         assert facts["host_cmdline"] == lab.machine.cmdline
         assert facts["release"] == OLD
-        assert facts["boot_id"] == running_on(machine.shell).boot_id
+        assert facts["boot_id"] == read_running_kernel(machine.shell).boot_id
         assert facts["host_session_seconds"] >= 0
 
 
@@ -715,7 +719,7 @@ def test_switch_that_cannot_be_installed_otherwise_is_an_error(
 def test_machine_that_is_looked_at_is_nobody_elses_and_is_left_as_it_was(lab: Lab) -> None:
     def looks() -> None:
         with lab.held() as machine:
-            assert running_on(machine.shell).release == RELEASE
+            assert read_running_kernel(machine.shell).release == RELEASE
             with pytest.raises(BenchError, match=r"is held by.*a run") as caught, lab.held():
                 pass
             assert caught.value.reason == "lease-held"
@@ -732,7 +736,7 @@ def test_machine_is_put_back_before_it_is_looked_at(lab: Lab) -> None:
     before = lab.machine.state()
     lab.killed()
     with lab.held() as machine:
-        assert running_on(machine.shell).release == RELEASE
+        assert read_running_kernel(machine.shell).release == RELEASE
         assert lab.machine.made.text(THP) == "defer\n"
         assert "host: an earlier run left gpu1 changed" in lab.said()
         with pytest.raises(BenchError, match=r"is held by.*a run"), lab.held():
@@ -750,7 +754,7 @@ def test_device_is_the_one_of_the_survey_and_bound_by_the_keeper(
         return "bound"
 
     monkeypatch.setattr(metal, "survey_metal", lambda *_: surveyed)
-    monkeypatch.setattr(metal, "hostdev", hostdev)
+    monkeypatch.setattr(metal, "bind_hostdev", hostdev)
     with lab.held() as machine:
         assert [*machine.survey()] == ["device: 0000:3b:00.0", "no reset"]
         assert machine.choose_accel() == ("none", "a real machine")
@@ -816,7 +820,7 @@ def test_machine_is_put_back_if_the_changes_were_only_begun(
 )
 def test_machine_that_is_emulated_is_known(lab: Lab, cpuinfo: str, accel: str) -> None:
     lab.machine.made.file("/proc/cpuinfo", cpuinfo)
-    found, reason = accel_of(lab.machine.connect())
+    found, reason = detect_accel(lab.machine.connect())
     assert found == accel
     assert reason
 
@@ -844,5 +848,5 @@ def test_kernel_that_cannot_start_the_machine_is_said_with_its_arm(lab: Lab) -> 
 def test_evidence_is_of_the_boot_that_failed() -> None:
     own = "[    0.000000] Linux version 6.12\nCommand line: root=/dev/vda1\n"
     bad = "[    0.000000] Linux version 7.3\nCommand line: barometer.token=ab12 ro\nthe end\n"
-    assert metal._of_boot(own + bad + own, "ab12") == bad
-    assert metal._of_boot("no word of any kernel", "ab12") == "no word of any kernel"
+    assert metal._cut_to_boot(own + bad + own, "ab12") == bad
+    assert metal._cut_to_boot("no word of any kernel", "ab12") == "no word of any kernel"

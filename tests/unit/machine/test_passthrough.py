@@ -16,12 +16,12 @@ from orchestrator.machine.host.pci import Survey
 from orchestrator.machine.metal.keeper import Keeper
 from orchestrator.machine.metal.passthrough import (
     Refusal,
-    chosen,
-    hostdev,
-    notes,
-    own_functions,
-    refusals,
-    surveyed,
+    bind_hostdev,
+    choose_function,
+    find_own_functions,
+    find_refusals,
+    list_notes,
+    survey_devices,
 )
 from orchestrator.machine.runner.images import GUESTS
 from orchestrator.machine.transport.shell import Completed, Shell
@@ -45,7 +45,7 @@ def altered(name: str, change: Callable[[dict[str, Any]], None]) -> Survey:
 
 
 def refused(survey: Survey, address: str) -> dict[str, str]:
-    return {refusal.reason: refusal.text for refusal in refusals(survey, address)}
+    return {refusal.reason: refusal.text for refusal in find_refusals(survey, address)}
 
 
 def idle(said: dict[str, Any]) -> None:
@@ -57,24 +57,24 @@ def idle(said: dict[str, Any]) -> None:
 
 
 def test_device_is_found_by_its_address() -> None:
-    assert chosen(device(address=FREE), recorded("gpu-server")).address == FREE
+    assert choose_function(device(address=FREE), recorded("gpu-server")).address == FREE
 
 
 def test_device_is_found_by_its_id() -> None:
     survey = recorded("virtual-function")
     with pytest.raises(BenchError, match="the machine has 3 devices 15b3:101e"):
-        chosen(device("1MiB", id="15b3:101e"), survey)
+        choose_function(device("1MiB", id="15b3:101e"), survey)
 
     def another(said: dict[str, Any]) -> None:
         said["0000:5e:00.2"]["device"] = "0x101c"
 
-    found = chosen(device("1MiB", id="15b3:101c"), altered("virtual-function", another))
+    found = choose_function(device("1MiB", id="15b3:101c"), altered("virtual-function", another))
     assert found.address == "0000:5e:00.2"
 
 
 def test_several_devices_with_the_id_are_named() -> None:
     with pytest.raises(BenchError, match="the machine has 2 devices 10de:2bb5") as caught:
-        chosen(device(id="10de:2bb5"), recorded("gpu-server"))
+        choose_function(device(id="10de:2bb5"), recorded("gpu-server"))
     assert caught.value.reason == "device-ambiguous"
     assert caught.value.evidence.splitlines() == [
         "0000:39:00.0 (10de:2bb5, BAR 1 of 128GiB, driver nvidia)",
@@ -84,12 +84,12 @@ def test_several_devices_with_the_id_are_named() -> None:
 
 
 def test_largest_bar_is_that_of_a_device_that_can_be_spared() -> None:
-    assert chosen(device(pick="largest-bar"), recorded("gpu-server")).address == FREE
+    assert choose_function(device(pick="largest-bar"), recorded("gpu-server")).address == FREE
 
 
 def test_largest_bar_that_several_have_is_no_choice() -> None:
     with pytest.raises(BenchError, match="2 devices with the largest BAR") as caught:
-        chosen(device(pick="largest-bar"), altered("gpu-server", idle))
+        choose_function(device(pick="largest-bar"), altered("gpu-server", idle))
     assert caught.value.reason == "device-ambiguous"
     assert USED in caught.value.evidence
     assert FREE in caught.value.evidence
@@ -97,7 +97,7 @@ def test_largest_bar_that_several_have_is_no_choice() -> None:
 
 def test_machine_that_can_spare_nothing_says_why() -> None:
     with pytest.raises(BenchError, match="no device that can be given to a guest") as caught:
-        chosen(device("256MiB", pick="largest-bar"), recorded("laptop"))
+        choose_function(device("256MiB", pick="largest-bar"), recorded("laptop"))
     assert caught.value.reason == "device-missing"
     assert "0000:02:00.0 (10de:1c8d, BAR 1 of 256MiB, driver nouveau): refused" in (
         caught.value.evidence
@@ -106,7 +106,7 @@ def test_machine_that_can_spare_nothing_says_why() -> None:
 
 def test_device_that_is_not_there_is_answered_with_what_is() -> None:
     with pytest.raises(BenchError, match=r"the machine has no device 0000:aa:00\.0") as caught:
-        chosen(device(address="0000:aa:00.0"), recorded("gpu-server"))
+        choose_function(device(address="0000:aa:00.0"), recorded("gpu-server"))
     assert caught.value.reason == "device-missing"
     first, second, *_ = caught.value.evidence.splitlines()
     assert first == "0000:39:00.0 (10de:2bb5, BAR 1 of 128GiB, driver nvidia): refused, in-use"
@@ -116,20 +116,20 @@ def test_device_that_is_not_there_is_answered_with_what_is() -> None:
 def test_machine_without_devices_says_so() -> None:
     empty = Survey((), {}, (), 0)
     with pytest.raises(BenchError) as caught:
-        chosen(device(id="10de:2bb5"), empty)
+        choose_function(device(id="10de:2bb5"), empty)
     assert caught.value.evidence == "no PCI function has a memory BAR of 1MiB or more"
 
 
 def test_refused_device_is_not_chosen() -> None:
     with pytest.raises(BenchError, match="cannot be given to a guest") as caught:
-        chosen(device(address=USED), recorded("gpu-server"))
+        choose_function(device(address=USED), recorded("gpu-server"))
     assert caught.value.reason == "device-refused"
     assert caught.value.evidence.startswith("in-use: /dev/nvidia0 of 0000:39:00.0")
 
 
 def test_bar_of_another_size_is_not_taken() -> None:
     with pytest.raises(BenchError, match=r"has no BAR of 32GiB, which is device\.bar") as caught:
-        chosen(device("32GiB", address=FREE), recorded("gpu-server"))
+        choose_function(device("32GiB", address=FREE), recorded("gpu-server"))
     assert caught.value.reason == "device-bar"
     assert "BAR 1: 128GiB at 0x384000000000 (64-bit, prefetchable)" in caught.value.evidence
     assert caught.value.hint == ""
@@ -141,7 +141,7 @@ def test_bar_that_could_be_larger_is_pointed_out() -> None:
         said["0000:07:00.0"]["boot_vga"] = 0
 
     with pytest.raises(BenchError, match="has no BAR of 16GiB") as caught:
-        chosen(device("16GiB", address="0000:07:00.0"), altered("workstation", free))
+        choose_function(device("16GiB", address="0000:07:00.0"), altered("workstation", free))
     assert "BAR 0 of 0000:07:00.0 has 256MiB and can have 16GiB" in caught.value.hint
 
 
@@ -149,9 +149,9 @@ def test_bar_that_could_be_larger_is_pointed_out() -> None:
 
 
 def test_free_device_is_not_refused() -> None:
-    assert refusals(recorded("gpu-server"), FREE) == ()
-    assert refusals(recorded("unassigned"), "0000:02:00.0") == ()
-    assert refusals(recorded("virtual-function"), "0000:5e:00.2") == ()
+    assert find_refusals(recorded("gpu-server"), FREE) == ()
+    assert find_refusals(recorded("unassigned"), "0000:02:00.0") == ()
+    assert find_refusals(recorded("virtual-function"), "0000:5e:00.2") == ()
 
 
 @pytest.mark.parametrize(
@@ -193,7 +193,7 @@ def test_free_device_is_not_refused() -> None:
     ],
 )  # fmt: skip
 def test_device_is_refused(machine: str, address: str, reason: str, said: str) -> None:
-    found = refusals(recorded(machine), address)
+    found = find_refusals(recorded(machine), address)
     assert any(r.reason == reason and said in r.text for r in found), found
 
 
@@ -242,7 +242,7 @@ def test_driver_on_a_host_bridge_of_the_group_is_in_the_way() -> None:
         shared(said)
         said["0000:37:00.0"]["driver"] = "igen6_edac"
 
-    assert refusals(altered("gpu-server", shared), FREE) == ()
+    assert find_refusals(altered("gpu-server", shared), FREE) == ()
     assert (
         "0000:37:00.0 (8086:352a, driver igen6_edac)"
         in (refused(altered("gpu-server", driven), FREE)["group-shared"])
@@ -263,7 +263,7 @@ def test_bridge_to_the_device_alone_is_not_in_the_way() -> None:
     def shared(said: dict[str, Any]) -> None:
         said[FREE]["group_devices"].append("0000:38:10.0")
 
-    assert refusals(altered("gpu-server", shared), FREE) == ()
+    assert find_refusals(altered("gpu-server", shared), FREE) == ()
 
 
 def test_isa_bridge_beside_the_device_is_in_the_way() -> None:
@@ -274,14 +274,14 @@ def test_isa_bridge_beside_the_device_is_in_the_way() -> None:
 
 
 def test_unmounted_disk_with_partitions_is_free() -> None:
-    assert refusals(recorded("gpu-server"), "0000:02:00.0") == ()
+    assert find_refusals(recorded("gpu-server"), "0000:02:00.0") == ()
 
 
 def test_io_bar_without_a_place_is_no_matter() -> None:
     def unplaced(said: dict[str, Any]) -> None:
         said[FREE]["resource"][5] = f"0x0 0x7f {0x100 | IORESOURCE_UNSET:#x}"
 
-    assert refusals(altered("gpu-server", unplaced), FREE) == ()
+    assert find_refusals(altered("gpu-server", unplaced), FREE) == ()
 
 
 def test_node_of_a_shared_group_is_said_once() -> None:
@@ -293,7 +293,7 @@ def test_node_of_a_shared_group_is_said_once() -> None:
             for address in (FREE, "0000:3a:00.1")
         ]  # fmt: skip
 
-    [only] = refusals(altered("gpu-server", opened), FREE)
+    [only] = find_refusals(altered("gpu-server", opened), FREE)
     assert only == Refusal(
         "owned",
         "/dev/vfio/41 of 0000:3a:00.0 (10de:2bb5, BAR 1 of 128GiB, no driver) is open in"
@@ -306,26 +306,26 @@ def test_node_of_a_shared_group_is_said_once() -> None:
 
 def test_device_that_cannot_be_reset_is_noted() -> None:
     survey = recorded("unassigned")
-    [note] = notes(survey, survey.functions["0000:02:00.0"])
+    [note] = list_notes(survey, survey.functions["0000:02:00.0"])
     assert note.startswith("0000:02:00.0 has no way to be reset")
 
 
 def test_device_in_order_has_nothing_to_be_noted() -> None:
     survey = recorded("gpu-server")
-    assert notes(survey, survey.functions[FREE]) == ()
+    assert list_notes(survey, survey.functions[FREE]) == ()
 
 
 def test_processes_that_could_not_be_asked_are_noted() -> None:
     survey = recorded("gpu-server")
     blind = Survey(survey.iommus, survey.functions, survey.users, unread=12)
-    assert notes(blind, survey.functions[FREE]) == (
+    assert list_notes(blind, survey.functions[FREE]) == (
         "12 processes could not be asked what they have open: not root there?",
     )
 
 
 def test_bar_that_could_be_larger_is_noted() -> None:
     survey = recorded("workstation")
-    [note] = notes(survey, survey.functions["0000:07:00.0"])
+    [note] = list_notes(survey, survey.functions["0000:07:00.0"])
     assert "can have 16GiB (Resizable BAR, /sys/bus/pci/devices/0000:07:00.0/resource0" in note
 
 
@@ -340,7 +340,7 @@ def test_bar_that_could_be_larger_is_noted() -> None:
 )
 def test_functions_of_the_same_device(machine: str, address: str, expected: list[str]) -> None:
     survey = recorded(machine)
-    found = own_functions(survey, survey.functions[address])
+    found = find_own_functions(survey, survey.functions[address])
     assert [function.address for function in found] == expected
 
 
@@ -381,12 +381,12 @@ def trial(tmp_path: Path) -> TrialWriter:
 
 
 def test_machine_is_asked_for_its_survey() -> None:
-    assert surveyed(answering("gpu-server")) == recorded("gpu-server")
+    assert survey_devices(answering("gpu-server")) == recorded("gpu-server")
 
 
 def test_all_functions_of_the_device_are_bound(tmp_path: Path) -> None:
     keeper, writer = Binder(), trial(tmp_path)
-    bound = hostdev(answering("gpu-server"), keeper, FREE, 128 * GIB, trial=writer)
+    bound = bind_hostdev(answering("gpu-server"), keeper, FREE, 128 * GIB, trial=writer)
     assert (bound.address, bound.bar_index) == (FREE, 1)
     assert (bound.bar_start, bound.bar_bytes) == (0x384000000000, 128 * GIB)
     assert keeper.asked == [
@@ -400,19 +400,21 @@ def test_all_functions_of_the_device_are_bound(tmp_path: Path) -> None:
 def test_refused_device_is_not_bound(tmp_path: Path) -> None:
     keeper = Binder()
     with pytest.raises(BenchError, match="cannot be given to a guest"):
-        hostdev(answering("gpu-server"), keeper, USED, 128 * GIB, trial=trial(tmp_path))
+        bind_hostdev(answering("gpu-server"), keeper, USED, 128 * GIB, trial=trial(tmp_path))
     assert keeper.asked == []
 
 
 def test_device_that_the_kernel_does_not_find_is_the_arms_failure(tmp_path: Path) -> None:
     with pytest.raises(ArmFailedError) as caught:
-        hostdev(answering("laptop"), Binder(), FREE, 128 * GIB, trial=trial(tmp_path))
+        bind_hostdev(answering("laptop"), Binder(), FREE, 128 * GIB, trial=trial(tmp_path))
     assert caught.value.reason == "device-missing"
 
 
 def test_bar_that_the_kernel_did_not_place_is_the_arms_failure(tmp_path: Path) -> None:
     keeper = Binder()
     with pytest.raises(ArmFailedError, match="did not place the 32GiB BAR") as caught:
-        hostdev(answering("unassigned"), keeper, "0000:01:00.0", 32 * GIB, trial=trial(tmp_path))
+        bind_hostdev(
+            answering("unassigned"), keeper, "0000:01:00.0", 32 * GIB, trial=trial(tmp_path)
+        )
     assert caught.value.reason == "device-not-placed"
     assert keeper.asked == []

@@ -18,13 +18,13 @@ from orchestrator.machine.tracing.profiler import (
     GROUP,
     INSTANCE,
     ProbeSpec,
-    armed_tracer,
+    armed_profiler,
     arming_script,
-    clear,
+    can_take_return_arguments,
+    clear_probes,
     clearing_script,
     leave_out_parts,
     make_profile_spec,
-    takes_return_arguments,
 )
 from orchestrator.machine.transport.local import LocalShell
 
@@ -242,7 +242,7 @@ def test_a_block_is_traced_and_its_files_are_read(machine: Machine, here: LocalS
     (machine.tracefs / "kprobe_profile").write_text(
         "  ioctl_in      12     0\n  pin_in        99      0\n  zap_in         3      0\n"
     )
-    with armed_tracer(here, SPEC) as tracer:
+    with armed_profiler(here, SPEC) as tracer:
         tracer.mark("threads", [7, 9])
         assert machine.read("trace_marker") == "barometer E 0 threads [7, 9]"
         for cpu, entries in enumerate((11, 4)):
@@ -269,12 +269,12 @@ def test_a_block_is_traced_and_its_files_are_read(machine: Machine, here: LocalS
 
 
 def test_a_return_probe_is_tried_and_removed(machine: Machine, here: LocalShell) -> None:
-    assert takes_return_arguments(here)
+    assert can_take_return_arguments(here)
     tried = "baroprofile/tried"
     assert machine.probes[1:] == [f"r:{tried} iommu_map size=$arg4:x64", f"-:{tried}"]
     (machine.tracefs / "kprobe_events").unlink()
     (machine.tracefs / "kprobe_events").mkdir()
-    assert not takes_return_arguments(here)
+    assert not can_take_return_arguments(here)
 
 
 def test_older_kernels_get_nothing_that_needs_arguments_on_return() -> None:
@@ -298,10 +298,10 @@ def test_older_kernels_get_nothing_that_needs_arguments_on_return() -> None:
 def test_a_profile_that_is_at_work_is_named_with_the_way_out(
     machine: Machine, here: LocalShell
 ) -> None:
-    with armed_tracer(here, SPEC):
+    with armed_profiler(here, SPEC):
         with (
             pytest.raises(BenchError, match="at work already") as caught,
-            armed_tracer(here, SPEC),
+            armed_profiler(here, SPEC),
         ):
             pass
         assert "--clear" in caught.value.hint
@@ -310,20 +310,20 @@ def test_a_profile_that_is_at_work_is_named_with_the_way_out(
         alive.mkdir(parents=True)
         (alive / "9").symlink_to(machine.instance / "trace_marker")
         with pytest.raises(BenchError, match="a profile is at work: its shell is process 4711"):
-            clear(here)
+            clear_probes(here)
         (alive / "9").unlink()
-    clear(here)
+    clear_probes(here)
 
 
 def test_a_kernel_that_refuses_is_quoted(machine: Machine, here: LocalShell) -> None:
     (machine.proc / "kallsyms").write_text("")
-    with pytest.raises(BenchError, match="cannot be armed") as caught, armed_tracer(here, SPEC):
+    with pytest.raises(BenchError, match="cannot be armed") as caught, armed_profiler(here, SPEC):
         pass
     assert "no function vfio_iommu_type1_ioctl" in caught.value.evidence
 
 
 def test_a_shell_that_is_gone_is_said(machine: Machine, here: LocalShell) -> None:
-    with armed_tracer(here, SPEC) as tracer:
+    with armed_profiler(here, SPEC) as tracer:
         # as if somebody killed it: it ends by itself, and undoes its changes
         machine.program("cat", "exit 1")
         with here.stream(["sh", "-c", "exit"], timeout=5) as ended:
@@ -336,7 +336,7 @@ def test_a_shell_that_is_gone_is_said(machine: Machine, here: LocalShell) -> Non
 
 
 def test_a_failure_in_the_block_comes_first(machine: Machine, here: LocalShell) -> None:
-    with pytest.raises(ValueError, match="mine"), armed_tracer(here, SPEC):
+    with pytest.raises(ValueError, match="mine"), armed_profiler(here, SPEC):
         raise ValueError("mine")
     assert not machine.instance.exists()
 
@@ -346,10 +346,10 @@ def test_what_cannot_be_removed_is_an_error(
 ) -> None:
     monkeypatch.setattr(profiler, "_CLEAR_TRIES", 2)
     machine.program("sleep", ":")
-    with pytest.raises(BenchError, match="could not be removed"), armed_tracer(here, SPEC):
+    with pytest.raises(BenchError, match="could not be removed"), armed_profiler(here, SPEC):
         machine.program("rmdir", "exit 1")
     machine.program("rmdir", '/bin/rm -r "$1"')
-    clear(here)
+    clear_probes(here)
     assert not machine.instance.exists()
 
 

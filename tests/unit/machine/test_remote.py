@@ -20,7 +20,7 @@ from orchestrator.machine.transport.remote import (
     _known_keys,
     client_program,
     logged_in,
-    resolved,
+    resolve_address,
 )
 
 NAME = "gpu1.lab"
@@ -41,7 +41,7 @@ def of(config: Path, *options: str, address: str = "gpu1") -> Endpoint:
     """Resolve an address with further lines of configuration."""
     with config.open("a") as file:
         file.writelines(f" {option}\n" for option in options)
-    return resolved(address, config)
+    return resolve_address(address, config)
 
 
 def test_alias_has_what_its_configuration_says(config: Path, tmp_path: Path) -> None:
@@ -96,7 +96,7 @@ def test_identities_are_ssh_s_own_where_none_is_named(
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "empty").touch()
-    found = resolved(NAME, tmp_path / "empty")
+    found = resolve_address(NAME, tmp_path / "empty")
     assert tmp_path / ".ssh/id_ed25519" in found.identities
     assert [path.name for path in found.known_hosts][:1] == ["known_hosts"]
 
@@ -218,7 +218,7 @@ def test_configuration_that_ssh_does_not_take_is_refused_with_its_reason(config:
 
 def test_configuration_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ScenarioError, match="no such file of ssh's configuration"):
-        resolved("gpu1", tmp_path / "none.conf")
+        resolve_address("gpu1", tmp_path / "none.conf")
 
 
 # known hosts -----------------------------------------------------------------------------------

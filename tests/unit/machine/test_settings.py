@@ -13,7 +13,7 @@ from orchestrator.base.errors import BenchError
 from orchestrator.base.reasons import Reason
 from orchestrator.kernels.image.bundle import KernelBundle
 from orchestrator.machine.host.changes import DirectChanges
-from orchestrator.machine.host.settings import prove_settings, same_setting, write_settings
+from orchestrator.machine.host.settings import is_same_setting, prove_settings, write_settings
 from orchestrator.machine.transport.shell import ConnectionLostError
 from orchestrator.scenario.loading import parse_scenario
 from orchestrator.scenario.vocabulary import ArmName
@@ -51,8 +51,8 @@ class Host:
         text = MINIMAL + f"{settings}\n"
         scenario, _ = parse_scenario(text, "x")
         shell = HostShell(self.root)
-        write_settings(DirectChanges(shell), scenario, arm)
-        return prove_settings(shell, self.kernel, scenario, arm)
+        write_settings(DirectChanges(shell), scenario.arms[arm], arm)
+        return prove_settings(shell, self.kernel, scenario.arms, arm)
 
     def refused(self, settings: str) -> BenchError:
         with pytest.raises(BenchError) as caught:
@@ -178,9 +178,9 @@ def test_value_that_the_kernel_does_not_take_is_refused(host: Host) -> None:
 def test_files_are_written_as_changes_of_the_host() -> None:
     log: list[str] = []
     chosen = scenario(f'arms.candidate.sysfs={{"{THP}" = "never", "/proc/sys/vm/swappiness" = 0}}')
-    write_settings(Recorded(log), chosen, "baseline")
+    write_settings(Recorded(log), chosen.arms.baseline, "baseline")
     assert log == []
-    write_settings(Recorded(log), chosen, "candidate")
+    write_settings(Recorded(log), chosen.arms.candidate, "candidate")
     assert log == [f"change: write {THP} never", "change: write /proc/sys/vm/swappiness 0"]
 
 
@@ -196,8 +196,9 @@ def test_lost_connection_is_not_taken_for_a_refusal(failed: BenchError, reason: 
         def write(self, path: str, value: str) -> None:
             raise failed
 
+    arm = scenario(f'arms.candidate.sysfs={{"{THP}" = 1}}').arms.candidate
     with pytest.raises(BenchError) as caught:
-        write_settings(Failing([]), scenario(f'arms.candidate.sysfs={{"{THP}" = 1}}'), "candidate")
+        write_settings(Failing([]), arm, "candidate")
     assert caught.value.reason == reason
     assert failed.message in (caught.value.message, caught.value.evidence.removeprefix(f"{THP}: "))
 
@@ -213,8 +214,8 @@ def test_value_that_does_not_stay_is_refused(host: Host) -> None:
      ("+3", "3"), ("-1", "-1"), ("never", "never"), ("0X1F", "31")],
 )  # fmt: skip
 def test_spellings_of_one_value_are_the_same(asked: str, found: str) -> None:
-    assert same_setting(asked, found)
-    assert same_setting(found, asked)
+    assert is_same_setting(asked, found)
+    assert is_same_setting(found, asked)
 
 
 @pytest.mark.parametrize(
@@ -223,18 +224,18 @@ def test_spellings_of_one_value_are_the_same(asked: str, found: str) -> None:
      ("1", ""), ("09", "9"), ("madvise", "Madvise")],
 )  # fmt: skip
 def test_other_values_are_not(asked: str, found: str) -> None:
-    assert not same_setting(asked, found)
+    assert not is_same_setting(asked, found)
 
 
 @given(st.integers())
 def test_number_is_the_same_however_it_is_written(number: int) -> None:
     sign = "-" if number < 0 else ""
     for spelled in (f"{sign}0x{abs(number):X}", f"{sign}0{abs(number):o}"):
-        assert same_setting(spelled, str(number))
-        assert not same_setting(spelled, str(number + 1))
+        assert is_same_setting(spelled, str(number))
+        assert not is_same_setting(spelled, str(number + 1))
 
 
 @given(st.text(), st.text())
 def test_any_texts_are_compared(asked: str, found: str) -> None:
-    assert same_setting(asked, asked)
-    assert same_setting(asked, found) == same_setting(found, asked)
+    assert is_same_setting(asked, asked)
+    assert is_same_setting(asked, found) == is_same_setting(found, asked)

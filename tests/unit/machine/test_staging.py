@@ -21,12 +21,12 @@ from orchestrator.machine.metal.keeper import Keeper
 from orchestrator.machine.metal.staging import (
     Staged,
     check_drivers,
+    check_initramfs_tool,
     check_room,
     folder_of,
     link_modules,
     mount_modules,
     put_files,
-    required_tool,
     stage_kernel,
 )
 from tests.unit.hosts import HostShell
@@ -214,13 +214,13 @@ def test_iommu_of_another_maker_is_not_asked_for(root: Root, tmp_path: Path) -> 
 @pytest.mark.parametrize("tool", ["mkinitramfs", "dracut"])
 def test_one_tool_for_an_initramfs_is_enough(root: Root, tool: str) -> None:
     (root.path / "programs/mkinitramfs").rename(root.path / "programs" / tool)
-    required_tool(root.shell)
+    check_initramfs_tool(root.shell)
 
 
 def test_machine_without_a_tool_for_an_initramfs_is_refused(root: Root) -> None:
     (root.path / "programs/mkinitramfs").unlink()
     with pytest.raises(BenchError, match="no program that makes an initramfs") as caught:
-        required_tool(root.shell)
+        check_initramfs_tool(root.shell)
     assert caught.value.hint == "install initramfs-tools or dracut"
 
 

@@ -1,4 +1,4 @@
-"""Runs with real processes. `clean` gets a root of its own, and may end nothing else."""
+"""Runs with real processes. `clean_killed_runs` gets its own root, and may end nothing else."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from orchestrator.base.folderlock import only_writer
 from orchestrator.machine.runner.owner import Owner, process_start
 from orchestrator.machine.runner.state import (
     SHM,
-    Record,
+    BenchRecord,
     bench_state,
-    clean,
-    default_root,
+    clean_killed_runs,
+    default_state_folder,
     token_prefix,
 )
 
@@ -84,7 +84,7 @@ def record(root: Path, owner: Owner, folder: Path | None = None, **lists: list[s
     path = root / f"{TOKEN}.json"
     root.mkdir(exist_ok=True)
     folder = folder or root.parent / f"barometer-{TOKEN}"
-    found = Record(token=TOKEN, owner=owner, folder=str(folder), **cast(Any, lists))
+    found = BenchRecord(token=TOKEN, owner=owner, folder=str(folder), **cast(Any, lists))
     path.write_text(found.model_dump_json())
     return path
 
@@ -151,7 +151,7 @@ def test_shared_memory_that_was_recorded_is_removed_at_the_end(tmp_path: Path) -
 
 def test_running_run_is_left_alone(tmp_path: Path) -> None:
     with bench_state(tmp_path) as state:
-        [line] = clean(tmp_path)
+        [line] = clean_killed_runs(tmp_path)
         assert f"run {state.token}: still running as process {os.getpid()}" in line
         assert state.folder.exists()
         assert list(tmp_path.glob("*.json"))
@@ -176,7 +176,7 @@ def test_clean_ends_only_what_was_recorded(tmp_path: Path) -> None:
             process("-uuid", ours, name="less") as no_qemu,
             process("-append", f"root={ours}") as mentions_it,
         ):
-            lines = list(clean(root))
+            lines = list(clean_killed_runs(root))
             assert qemu.wait(5) == -signal.SIGKILL
             for bystander in (of_another_run, no_qemu, mentions_it):
                 assert bystander.poll() is None
@@ -199,7 +199,7 @@ def test_clean_ends_only_what_was_recorded(tmp_path: Path) -> None:
 def test_process_id_that_was_given_away_is_no_running_run(tmp_path: Path) -> None:
     here = Owner.here()
     path = record(tmp_path, replace(here, started=here.started - 1))
-    assert list(clean(tmp_path)) == ["run abcd1234: cleaned"]
+    assert list(clean_killed_runs(tmp_path)) == ["run abcd1234: cleaned"]
     assert not path.exists()
 
 
@@ -233,7 +233,7 @@ def test_run_has_ended_where_that_is_proven(
     with mock_here(machine):
         assert changed.fate().state == state
         path = record(tmp_path, changed, folder)
-        lines = list(clean(tmp_path))
+        lines = list(clean_killed_runs(tmp_path))
     assert path.exists() == folder.exists() == (state != "ended")
     assert (str(path) in lines[0]) == (state == "unknown")  # names the file to remove
 
@@ -243,15 +243,15 @@ def test_record_that_is_locked_is_a_living_runs(tmp_path: Path) -> None:
     path = record(tmp_path, replace(Owner.here(), pid_namespace="pid:[1]"))
     with path.open() as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        [line] = clean(tmp_path)
+        [line] = clean_killed_runs(tmp_path)
         assert "still running" in line
-    [line] = clean(tmp_path)
+    [line] = clean_killed_runs(tmp_path)
     assert "may be running" in line
     path.write_text(path.read_text().replace("pid:[1]", Owner.here().pid_namespace))
     path.write_text(path.read_text().replace(str(os.getpid()), str(dead_pid())))
     with path.open() as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        [line] = clean(tmp_path)
+        [line] = clean_killed_runs(tmp_path)
         assert "still running" in line
     assert path.exists()
 
@@ -280,13 +280,16 @@ def test_run_in_another_pid_namespace_is_left_alone_alive_and_killed(tmp_path: P
     ) as child:  # fmt: skip
         assert child.stdout is not None
         folder = Path(child.stdout.readline().strip())
-        [line] = clean(tmp_path)
+        [line] = clean_killed_runs(tmp_path)
         assert "still running" in line
         assert folder.is_dir()
         child.kill()
         child.stdout.read()  # ends when its children, which die with it, have ended
     deadline = time.monotonic() + 5
-    while "still running" in (line := next(clean(tmp_path))) and time.monotonic() < deadline:
+    while (
+        "still running" in (line := next(clean_killed_runs(tmp_path)))
+        and time.monotonic() < deadline
+    ):
         time.sleep(0.01)
     assert "may be running" in line
     assert "another PID namespace" in line
@@ -296,8 +299,9 @@ def test_run_in_another_pid_namespace_is_left_alone_alive_and_killed(tmp_path: P
 
 def test_clean_in_another_pid_namespace_leaves_what_runs_here(tmp_path: Path) -> None:
     program = (
-        "from pathlib import Path; from orchestrator.machine.runner.state import clean\n"
-        f"print(*clean(Path({str(tmp_path)!r})), sep='\\n')\n"
+        "from pathlib import Path\n"
+        "from orchestrator.machine.runner.state import clean_killed_runs\n"
+        f"print(*clean_killed_runs(Path({str(tmp_path)!r})), sep='\\n')\n"
     )
 
     def cleaned() -> str:
@@ -331,14 +335,14 @@ def test_trial_of_a_run_that_was_taken_up_again_is_left_alone(tmp_path: Path) ->
     root = tmp_path / "state"
     record(root, ended(), partial=[str(partial)])
     with only_writer(out):
-        left, last = clean(root)
+        left, last = clean_killed_runs(root)
     assert str(partial) in left
     assert "at work" in left
     assert last == "run abcd1234: cleaned"
     assert partial.exists()
 
 
-_WHOLE = Record(
+_WHOLE = BenchRecord(
     token=TOKEN, owner=Owner(7, 1, "pid:[1]", "boot", "machine", "host"),
     folder=f"/tmp/barometer-{TOKEN}",
     domains=["8a0ae4a5-3a5c-4c4e-9f4c-0d7c7a1a0001"], shm=[f"barometer-{TOKEN}-1"],
@@ -364,13 +368,13 @@ DAMAGED: list[dict[str, Any]] = [
 def test_record_that_cannot_be_read_is_set_aside_and_named_once(tmp_path: Path, text: str) -> None:
     path = tmp_path / "abcd1234.json"
     path.write_text(text, errors="surrogateescape")
-    [line] = clean(tmp_path)
+    [line] = clean_killed_runs(tmp_path)
     assert str(path) in line
     assert "barometer-abcd1234*" in line
     [aside] = tmp_path.iterdir()
     assert str(aside) in line
     assert aside.read_text(errors="surrogateescape") == text
-    assert list(clean(tmp_path)) == []
+    assert list(clean_killed_runs(tmp_path)) == []
 
 
 @given(st.data())
@@ -380,7 +384,7 @@ def test_record_that_is_cut_or_changed_anywhere_is_whole_or_refused(data: st.Dat
     changed = text[:at] + data.draw(st.sampled_from(["", "0", '"', "\0", "/", "..", "-"]))
     changed += text[at + data.draw(st.integers(0, 3)) :]
     try:
-        found = Record.read(changed)
+        found = BenchRecord.read(changed)
     except ValueError:
         return
     name = f"barometer-{found.token}"
@@ -395,7 +399,7 @@ def test_unreadable_record_that_is_locked_is_a_living_runs(tmp_path: Path) -> No
     path.write_text('{"version": 3}')
     with path.open() as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        [line] = clean(tmp_path)
+        [line] = clean_killed_runs(tmp_path)
     assert "left alone" in line
     assert path.exists()
 
@@ -424,8 +428,8 @@ def test_what_is_no_runs_is_not_recorded(tmp_path: Path) -> None:
 
 
 def test_nothing_to_clean_says_nothing(tmp_path: Path) -> None:
-    assert list(clean(tmp_path)) == []
-    assert list(clean(tmp_path / "none")) == []
+    assert list(clean_killed_runs(tmp_path)) == []
+    assert list(clean_killed_runs(tmp_path / "none")) == []
 
 
 def test_killed_run_is_cleaned(tmp_path: Path) -> None:
@@ -440,7 +444,7 @@ def test_killed_run_is_cleaned(tmp_path: Path) -> None:
         folder = Path(child.stdout.readline().strip())
         child.kill()
     assert folder.is_dir()
-    lines = list(clean(tmp_path))
+    lines = list(clean_killed_runs(tmp_path))
     assert lines[-1].endswith(": cleaned")
     assert f"removed {folder}" in lines[0]
     assert not folder.exists()
@@ -459,10 +463,10 @@ def test_place_of_the_records_is_a_setting(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("BAROMETER_STATE", str(tmp_path))
-    assert default_root() == tmp_path
+    assert default_state_folder() == tmp_path
     monkeypatch.delenv("BAROMETER_STATE")
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "xdg"))
-    assert default_root() == tmp_path / "xdg/barometer"
+    assert default_state_folder() == tmp_path / "xdg/barometer"
 
 
 def test_metal_hosts_of_a_run_that_was_killed_are_named_once_with_what_to_do(
@@ -470,7 +474,7 @@ def test_metal_hosts_of_a_run_that_was_killed_are_named_once_with_what_to_do(
 ) -> None:
     hosts = ["gpu1 --ssh-config '/my lab/ssh'", "gpu2", "gpu2"]
     path = record(tmp_path / "state", ended(), hosts=hosts)
-    assert list(clean(tmp_path / "state")) == [
+    assert list(clean_killed_runs(tmp_path / "state")) == [
         "run abcd1234: a metal host may be changed: barometer recover"
         " gpu1 --ssh-config '/my lab/ssh'",
         "run abcd1234: a metal host may be changed: barometer recover gpu2",

@@ -15,10 +15,16 @@ from orchestrator.base.reasons import Reason
 from orchestrator.evidence.layout import TrialWriter
 from orchestrator.formats.units import GIB, MIB
 from orchestrator.machine.guest import workload
-from orchestrator.machine.guest.workload import costs_of, guest_boots, largest, maps, settle
+from orchestrator.machine.guest.workload import (
+    estimate_costs,
+    find_largest,
+    run_guest_boots,
+    run_maps,
+    settle_host,
+)
 from orchestrator.machine.host.device import BoundDevice
 from orchestrator.machine.host.host import Host
-from orchestrator.machine.tracing.mapagent import agent_request, gathered
+from orchestrator.machine.tracing.mapagent import build_point_request, collect_answers
 from orchestrator.machine.transport.keys import RunKeys
 from orchestrator.scenario.model import Scenario
 from orchestrator.scenario.vocabulary import Pass
@@ -41,7 +47,9 @@ def spoken(answered: dict[str, Any]) -> list[str]:
 def test_request_has_the_states_of_a_place_together() -> None:
     chosen = map_scenario(*MANY, "map.thp=disable", "map.backend=iommufd",
                           'trace.passes=["plain"]')  # fmt: skip
-    request = agent_request(chosen, chosen.points(), 7, snapshots={"lookup": "/x"})
+    request = build_point_request(
+        chosen.map, chosen.points(), 7, exact=False, snapshots={"lookup": "/x"}
+    )
     assert request["points"] == [
         {"name": "1GiB/1GiB", "size": GIB, "alignment": GIB, "states": ["cold", "warm"]},
         {"name": "full/1GiB", "size": "full", "alignment": GIB, "states": ["cold", "warm"]},
@@ -53,33 +61,34 @@ def test_request_has_the_states_of_a_place_together() -> None:
     json.dumps(request)
 
 
-@pytest.mark.parametrize(
-    ("accel", "rest"), [("auto", 0.0), ("kvm", 0.0), ("tcg", 0.0), ("exact", 1.0)]
-)
-def test_only_an_exact_host_is_waited_for_and_left_alone(accel: str, rest: float) -> None:
-    chosen = map_scenario(f"host.accel={accel}")
-    request = agent_request(chosen, chosen.points(), 1)
+@pytest.mark.parametrize(("accel", "rest"), [("kvm", 0.0), ("tcg", 0.0), ("exact", 1.0)])
+def test_only_an_exact_host_is_waited_for_and_left_alone(
+    shell: FakeShell, accel: str, rest: float
+) -> None:
+    chosen = map_scenario()
+    workload._run_agent(host_of(shell, accel), DEVICE, chosen.map, chosen.points(), 1)
+    [request] = shell.asked
     assert (request["rest"], request["realtime"]) == (rest, rest > 0)
 
 
 def test_largest_are_the_most_at_the_best_alignment_in_every_state() -> None:
     chosen = map_scenario(*MANY)
-    assert [p.name for p in largest(chosen.points())] == ["full/1GiB/cold", "full/1GiB/warm"]
+    assert [p.name for p in find_largest(chosen.points())] == ["full/1GiB/cold", "full/1GiB/warm"]
     chosen = map_scenario('map.sizes=["4GiB", "2GiB"]', 'map.alignment=["4KiB", "2MiB"]',
                           'map.state=["warm"]')  # fmt: skip
-    assert [p.name for p in largest(chosen.points())] == ["4GiB/2MiB/warm"]
+    assert [p.name for p in find_largest(chosen.points())] == ["4GiB/2MiB/warm"]
 
 
 def test_lines_of_the_agent_are_gathered() -> None:
     answered = answer(by_1gib(), counted=False)
-    assert gathered(spoken(answered)) == answered
-    assert gathered([*spoken(answered), "after the end"]) == answered
+    assert collect_answers(spoken(answered)) == answered
+    assert collect_answers([*spoken(answered), "after the end"]) == answered
 
 
 @pytest.mark.parametrize("cut", [0, 1, 4, -1])
 def test_agent_without_its_last_word_is_the_benchs_failure(cut: int) -> None:
     with pytest.raises(BenchError, match="without its last word") as caught:
-        gathered(spoken(answer(by_1gib()))[:cut], "x" * 2000 + "Traceback")
+        collect_answers(spoken(answer(by_1gib()))[:cut], "x" * 2000 + "Traceback")
     assert caught.value.reason == "map-silent"
     assert caught.value.evidence.endswith("Traceback")
 
@@ -87,14 +96,14 @@ def test_agent_without_its_last_word_is_the_benchs_failure(cut: int) -> None:
 def test_refused_map_is_invalid_evidence_with_the_kernels_words() -> None:
     lines = [*spoken(answer(by_1gib()))[:3], json.dumps({"refused": "[Errno 14] Bad address"})]
     with pytest.raises(EvidenceError, match="Bad address") as caught:
-        gathered(lines)
+        collect_answers(lines)
     assert caught.value.reason == "map-refused"
 
 
 def test_costs_are_those_of_the_largest_point_for_the_whole_bar() -> None:
     small, large = by_1gib(GIB, map_ns=1, unmap_ns=1), by_1gib(4 * GIB, map_ns=50, unmap_ns=600)
     large["samples"][-1] |= {"map_ns": 10, "unmap_ns": 500}
-    assert costs_of(answer(small, large), 32 * GIB) == {"map": 80, "unmap": 4000}
+    assert estimate_costs(answer(small, large), 32 * GIB) == {"map": 80, "unmap": 4000}
 
 
 class FakeShell:
@@ -163,7 +172,15 @@ def mapped(
     shell: FakeShell, trial: TrialWriter, passes: list[Pass], *overrides: str
 ) -> dict[str, Any]:
     chosen = map_scenario(*overrides)
-    maps(host_of(shell), DEVICE, chosen, passes, trial=trial, progress=Progress())
+    run_maps(
+        host_of(shell),
+        DEVICE,
+        chosen.map,
+        chosen.points(),
+        passes,
+        trial=trial,
+        progress=Progress(),
+    )
     found: dict[str, Any] = json.loads((trial.path / "map.json").read_text())["passes"]
     return found
 
@@ -210,7 +227,7 @@ def test_profile_takes_its_costs_from_a_pass_before_it(
 ) -> None:
     costs: list[dict[str, float]] = []
     monkeypatch.setattr(
-        workload, "logged_instructions", lambda h, d, s, cost, **more: costs.append(cost)
+        workload, "log_instructions", lambda h, d, s, cost, **more: costs.append(cost)
     )
     assert set(mapped(shell, trial, ["plain", "profile"])) == {"plain"}
     assert costs == [{"map": 100_000, "unmap": 2_000_000}]
@@ -247,8 +264,8 @@ def test_more_to_map_may_take_longer(shell: FakeShell, trial: TrialWriter) -> No
 
 
 def test_only_an_exact_host_settles(shell: FakeShell, trial: TrialWriter) -> None:
-    settle(host_of(shell, "tcg"), map_scenario("host.settle=300"), trial=trial,
-           progress=Progress())  # fmt: skip
+    chosen = map_scenario("host.settle=300")
+    settle_host(host_of(shell, "tcg"), chosen.host, chosen.arms, trial=trial, progress=Progress())
     assert shell.ran == []
 
 
@@ -257,7 +274,7 @@ def test_housekeeping_of_an_exact_host_is_off_however_long_it_settles(
     shell: FakeShell, trial: TrialWriter, seconds: int
 ) -> None:
     chosen = map_scenario(f"host.settle={seconds}")
-    settle(host_of(shell), chosen, trial=trial, progress=Progress())
+    settle_host(host_of(shell), chosen.host, chosen.arms, trial=trial, progress=Progress())
     written = [f"change: write {path} {v}" for path, v in workload._HOUSEKEEPING.items()]
     assert shell.ran == ["ls", *written, f"sleep {seconds}"]
 
@@ -266,7 +283,8 @@ def test_housekeeping_that_the_kernel_does_not_have_is_not_written(
     shell: FakeShell, trial: TrialWriter
 ) -> None:
     shell.there = ["/proc/sys/vm/stat_interval"]
-    settle(host_of(shell), map_scenario("host.settle=1"), trial=trial, progress=Progress())
+    chosen = map_scenario("host.settle=1")
+    settle_host(host_of(shell), chosen.host, chosen.arms, trial=trial, progress=Progress())
     assert shell.ran == ["ls", "change: write /proc/sys/vm/stat_interval 86400", "sleep 1"]
 
 
@@ -279,14 +297,15 @@ def test_housekeeping_that_the_kernel_refuses_is_let_be(
         raise BenchError("Invalid argument", reason=Reason.SETTING_REFUSED)
 
     monkeypatch.setattr(host.change, "write", refuse)
-    settle(host, map_scenario("host.settle=1"), trial=trial, progress=Progress())
+    chosen = map_scenario("host.settle=1")
+    settle_host(host, chosen.host, chosen.arms, trial=trial, progress=Progress())
     assert shell.ran == ["ls", "sleep 1"]
 
 
 def test_housekeeping_that_an_arm_sets_is_left_to_it(shell: FakeShell, trial: TrialWriter) -> None:
     path = "/proc/sys/vm/stat_interval"
     chosen = map_scenario(f'arms.candidate.sysfs={{"{path}" = 1}}')
-    settle(host_of(shell), chosen, trial=trial, progress=Progress())
+    settle_host(host_of(shell), chosen.host, chosen.arms, trial=trial, progress=Progress())
     assert not [said for said in shell.ran if path in said]
     assert "change: write /proc/sys/kernel/watchdog 0" in shell.ran
 
@@ -301,7 +320,9 @@ def booted(
         workload, "boot_guest",
         lambda *a, index, traced, **k: done.append(f"boot {index}{' traced' * traced}"),
     )  # fmt: skip
-    monkeypatch.setattr(workload, "maps", lambda h, d, s, which, **k: done.append(f"map {which}"))
+    monkeypatch.setattr(
+        workload, "run_maps", lambda h, d, s, p, which, **k: done.append(f"map {which}")
+    )
     host = host_of(FakeShell(), "tcg")
 
     @contextlib.contextmanager
@@ -324,7 +345,7 @@ def booted(
             done.append("closed")
 
     monkeypatch.setattr(host, "libvirt", Libvirt, raising=False)
-    guest_boots(host, [DEVICE], chosen, passes, keys=cast(RunKeys, None), trial=trial,
+    run_guest_boots(host, [DEVICE], chosen, passes, keys=cast(RunKeys, None), trial=trial,
                 progress=Progress())  # fmt: skip
     return done
 
@@ -361,7 +382,7 @@ def test_faults_are_probed_only_where_leaves_are_large(
     shell: FakeShell, monkeypatch: pytest.MonkeyPatch, qemu: str, said: str, large: bool
 ) -> None:
     monkeypatch.setattr(shell, "run", lambda *a, **k: SimpleNamespace(stdout=said))
-    assert workload._large_leaves(host_of(shell), {"qemu": qemu}) == large
+    assert workload._has_large_leaves(host_of(shell), {"qemu": qemu}) == large
 
 
 def test_kernel_without_huge_pages_has_no_large_leaves(
@@ -369,7 +390,7 @@ def test_kernel_without_huge_pages_has_no_large_leaves(
 ) -> None:
     for said in ("\n1\n", "\n0\n", "1\n", "0\n"):
         monkeypatch.setattr(shell, "run", lambda *a, said=said, **k: SimpleNamespace(stdout=said))
-        assert not workload._large_leaves(host_of(shell), {"qemu": "10.0.2"})
+        assert not workload._has_large_leaves(host_of(shell), {"qemu": "10.0.2"})
 
 
 def test_counts_alone_need_no_libvirt(trial: TrialWriter, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -385,12 +406,18 @@ def test_host_that_broke_while_it_was_mapped_is_the_arms(
         raise ArmFailedError("oops", reason=Reason.HOST_PANIC)
 
     monkeypatch.setattr(host, "check", broken)
+    chosen = map_scenario()
     with pytest.raises(ArmFailedError):
-        maps(host, DEVICE, map_scenario(), ["plain"], trial=trial, progress=Progress())
+        run_maps(
+            host, DEVICE, chosen.map, chosen.points(), ["plain"], trial=trial, progress=Progress()
+        )
     assert [s["outcome"] for s in trial.manifest["stages"]] == ["host-panic"]
 
 
 def test_bar_that_is_smaller_than_a_gibibyte_is_asked_for_in_bytes() -> None:
     chosen = map_scenario("device.bar=512MiB", 'map.sizes=["256MiB", "512MiB"]')
-    sizes = [p["size"] for p in agent_request(chosen, chosen.points(), 1)["points"]]
+    sizes = [
+        p["size"]
+        for p in build_point_request(chosen.map, chosen.points(), 1, exact=False)["points"]
+    ]
     assert sizes == [256 * MIB, 512 * MIB]
