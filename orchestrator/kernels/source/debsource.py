@@ -4,6 +4,7 @@ Both are cached by the hashes of the packages; only the requested parts of the s
 
 from __future__ import annotations
 
+import posixpath
 import re
 import shutil
 from collections.abc import Collection
@@ -75,6 +76,12 @@ class DebSource:
         """Folder in which the Makefiles of the headers look for the kernel's source."""
         (common,) = (p.name for p in self.headers if p.name.endswith("-common"))
         return f"/usr/src/{common}"
+
+    @property
+    def scripts(self) -> str:
+        """Folder of the build's programs, of another package. The headers have a link to it."""
+        link = (self.kbuild_files / "scripts").readlink()
+        return posixpath.normpath(f"{self.kbuild}/{link}")
 
     @property
     def kbuild_files(self) -> Path:
