@@ -342,7 +342,7 @@ def _unquoted(name: bytes) -> bytes:
     )
 
 
-def checked(patch: Patch, source: str) -> Patch:
+def check_patch(patch: Patch, source: str) -> Patch:
     """Return the patch if its diffs can be read, else raise ScenarioError. `source` names where
     the patch is from."""
     try:

@@ -22,7 +22,7 @@ from orchestrator.base.reasons import Reason
 from orchestrator.base.spelling import nearest_name
 from orchestrator.kernels.series.git import Git, commit_id, located
 from orchestrator.kernels.series.mails import Letter, in_order, letters, without_talk
-from orchestrator.kernels.series.patch import Patch, checked
+from orchestrator.kernels.series.patch import Patch, check_patch
 from orchestrator.scenario.kernel_forms import is_message_id, is_range
 
 _PATCH_NAMES = (".patch", ".diff", ".mbox", ".mbx", ".eml")
@@ -43,7 +43,7 @@ def read_series(series: Sequence[str], repository: Path | None, cache: Cache) ->
             raise ScenarioError("an item of series is empty", reason=Reason.NO_SUCH_SERIES)
         for source, letter in _read(item, repository, cache):
             name = letter.subject or Path(source).name
-            patches.append(checked(Patch(item, len(patches) + 1, name, letter.diff), source))
+            patches.append(check_patch(Patch(item, len(patches) + 1, name, letter.diff), source))
     return tuple(patches)
 
 

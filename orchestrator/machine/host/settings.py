@@ -9,7 +9,7 @@ from typing import Any
 from orchestrator.base.bounded import FACTS_BYTES
 from orchestrator.base.errors import BenchError
 from orchestrator.base.reasons import Reason
-from orchestrator.formats.abi import chosen
+from orchestrator.formats.abi import parse_selected
 from orchestrator.kernels.image.bundle import KernelBundle
 from orchestrator.kernels.module.parameters import parameters_of
 from orchestrator.machine.host.changes import ChangeLog
@@ -152,7 +152,7 @@ def _read(shell: Shell, path: str) -> tuple[str | None, str]:
         return None, "no such file"
     if done.code:
         return None, f"it cannot be read ({done.stderr.strip()})"
-    return chosen(done.stdout.strip()), ""
+    return parse_selected(done.stdout.strip()), ""
 
 
 def _refused(arm: ArmName, where: str, asked: str, found: str) -> BenchError:

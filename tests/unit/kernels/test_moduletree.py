@@ -8,7 +8,7 @@ import pytest
 
 from orchestrator.base.cache import Cache
 from orchestrator.base.errors import ScenarioError
-from orchestrator.kernels.debian.apt import Archive, Package
+from orchestrator.kernels.debian.apt import AptArchive, Package
 from orchestrator.kernels.module.moduletree import ModuleTree
 from orchestrator.kernels.source.buildroot import BuildRoot
 from orchestrator.kernels.source.debsource import DebSource
@@ -44,7 +44,7 @@ def module_tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleTree:
     monkeypatch.setattr(DebSource, "tree", lambda *_: tmp_path / "source")
     package = Package("linux-source-7.3", "7.3-1", "linux", "linux-source-7.3.deb", "0" * 64)
     common = replace(package, name="linux-headers-7.3-common")
-    source = DebSource("7.3-cloud-amd64", "7.3-1", Archive(("trixie",), cache), package,
+    source = DebSource("7.3-cloud-amd64", "7.3-1", AptArchive(("trixie",), cache), package,
                        (common,), cache)  # fmt: skip
     return ModuleTree(source, BuildRoot(tmp_path / "root", tmp_path), cache)
 
