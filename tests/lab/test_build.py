@@ -25,7 +25,7 @@ from orchestrator.base.errors import BenchError, ScenarioError
 from orchestrator.base.progress import Progress
 from orchestrator.kernels import KernelBundle, check_kernel, materialise_kernel
 from orchestrator.kernels.source.buildroot import build_root
-from orchestrator.kernels.source.config import parsed
+from orchestrator.kernels.source.config import parse_config
 from orchestrator.scenario.kernel_forms import SourceKernel, TreeKernel
 from tests.lab.pared.tree import PARED_SERIES, pared_tarball
 
@@ -134,7 +134,7 @@ def test_host_kernel_has_all_that_it_needs_built_in(whole: Sources) -> None:
     needed = ["virtio_blk", "ext4", "overlay", "virtio_net", "vfio_pci", "vfio_iommu_type1"]
     assert base.module_closure([*needed, "kvm_amd", "kvm_intel"]) == []
     assert base.config is not None
-    config = parsed(base.config.read_text())
+    config = parse_config(base.config.read_text())
     assert config["ARCH_SUPPORTS_PUD_PFNMAP"] == "y"
     assert [name for name, value in config.items() if value == "m"] == []
 
@@ -145,7 +145,7 @@ def test_kernel_has_the_modules_that_are_asked_for(pared: Sources) -> None:
     assert found.module_closure(["vfio_main", "pared"]) == ["kernel/drivers/pared.ko"]
     assert (found.modules / "kernel/drivers/pared.ko").is_file()
     assert found.config is not None
-    config = parsed(found.config.read_text())
+    config = parse_config(found.config.read_text())
     assert [name for name, value in config.items() if value == "m"] == ["PARED"]
     assert found.provenance["config"]["asked"] == ["CONFIG_PARED=m"]
 

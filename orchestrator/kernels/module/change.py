@@ -18,12 +18,12 @@ from orchestrator.base.spelling import nearest_name
 from orchestrator.kernels.module.kbuild import (
     Includes,
     Objects,
-    compiled,
     folders_of,
     is_foreign,
     is_part,
     object_of,
     room_of,
+    select_compiled,
     symbols_of,
 )
 from orchestrator.scenario.kernel_forms import ModuleKernel
@@ -168,7 +168,7 @@ def find_change(
         raise _nothing_changed(kernel, source, [*passed_over, *sorted(after)])
     rooms = sorted({room_of(name) for name in changed})
     includes = Includes(source.tree(rooms), rooms, {n: after[n] for n in changed})
-    users = {name: compiled(includes.users(name)) for name in changed}
+    users = {name: select_compiled(includes.users(name)) for name in changed}
     look = _Look(kernel, source, rooms)
     objects = look.objects(users, kbuild)
     for name in changed:

@@ -38,8 +38,8 @@ from orchestrator.kernels.module.change import (
 )
 from orchestrator.kernels.module.kbuild import room_of
 from orchestrator.kernels.module.moduletree import STRIPPED, ModuleTree, write_files
-from orchestrator.kernels.series.applying import applied
-from orchestrator.kernels.series.git import Git, commit_of, own_repository, repository_of
+from orchestrator.kernels.series.applying import apply_patches
+from orchestrator.kernels.series.git import Git, find_commit, find_repository, own_repository
 from orchestrator.kernels.series.patch import Patch, series_digest, series_facts
 from orchestrator.kernels.series.series import read_series
 from orchestrator.kernels.source.buildlog import first_errors
@@ -96,7 +96,7 @@ class _Changed:
     def __init__(self, kernel: ModuleKernel, cache: Cache) -> None:
         self._kernel = kernel
         self.own = _own_files(kernel)
-        repository = kernel.module and repository_of(kernel.module) and kernel.module
+        repository = kernel.module and find_repository(kernel.module) and kernel.module
         self.patches = read_series(kernel.series, repository, cache)
 
     @property
@@ -144,7 +144,7 @@ def _own_files(kernel: ModuleKernel) -> dict[str, bytes]:
 
 def _committed(folder: Path, ref: str) -> dict[str, bytes]:
     """Return the source files of a commit."""
-    commit = commit_of(folder, ref)
+    commit = find_commit(folder, ref)
     with tempfile.TemporaryDirectory() as scratch:
         git = own_repository(Path(scratch) / "git", folder)
         top = git.line("ls-tree", "--name-only", commit.tree).splitlines()
@@ -180,7 +180,7 @@ def _patched(files: Files, patches: Sequence[Patch]) -> Files:
         git = own_repository(Path(scratch) / "git")
         seeing = replace(git, work_tree=given, index=Path(scratch) / "index")
         seeing.run("add", "--all", "--force", ".", doing="keeping the package's files")
-        tree = applied(git, seeing.line("write-tree"), patches)
+        tree = apply_patches(git, seeing.line("write-tree"), patches)
         made = _checked_out(git, tree, Path(scratch))
         names = {p.relative_to(made).as_posix() for p in made.rglob("*") if p.is_file()}
         return {n: (made / n).read_bytes() if n in names else None for n in {*files, *names}}

@@ -20,7 +20,13 @@ from orchestrator.base.process import run
 from orchestrator.base.reasons import Reason
 from orchestrator.kernels.debian.apt import AptArchive, Package
 from orchestrator.kernels.debian.package import choose_version, suites_of
-from orchestrator.kernels.series.git import Git, commit_of, located, own_repository, repository_of
+from orchestrator.kernels.series.git import (
+    Git,
+    find_commit,
+    find_repository,
+    locate,
+    own_repository,
+)
 from orchestrator.scenario.kernel_forms import SourceKernel, TreeKernel
 
 _TOP = ("Kbuild", "Kconfig", "Makefile")
@@ -63,9 +69,9 @@ def find_source(kernel: TreeKernel | SourceKernel, cache: Cache) -> Source:
     if isinstance(kernel, SourceKernel):
         return _of_package(kernel, cache)
     path = kernel.tree
-    if (repository := repository_of(path)) is not None:
-        commit = commit_of(repository, kernel.ref)
-        listed = located(repository).line("ls-tree", "--name-only", commit.tree)
+    if (repository := find_repository(path)) is not None:
+        commit = find_commit(repository, kernel.ref)
+        listed = locate(repository).line("ls-tree", "--name-only", commit.tree)
         _is_kernel(path, set(listed.splitlines()))
         facts = {"kind": "git", "path": str(path), "commit": commit.sha, "tree": commit.tree,
                  "describe": commit.describe}  # fmt: skip
