@@ -19,7 +19,7 @@ from pathlib import Path
 
 from orchestrator.base.cache import Cache
 from orchestrator.base.progress import Progress
-from orchestrator.kernels import checked, materialised
+from orchestrator.kernels import check_kernel, materialise_kernel
 from orchestrator.kernels.source.buildroot import build_root
 from orchestrator.scenario.kernel_forms import Kernel, ModuleKernel, SourceKernel
 
@@ -55,8 +55,8 @@ def main() -> None:
         build_root(cache)
 
         def have(one: Kernel, tag: str) -> None:
-            checked(one, cache)
-            materialised(one, cache, Progress(), tag)
+            check_kernel(one, cache)
+            materialise_kernel(one, cache, Progress(), tag)
 
         # fetches the sources and headers of the package, and proves its module
         have(module("placebo"), "cand")

@@ -24,7 +24,7 @@ from orchestrator.analysis.boot.timeline import RAM
 from orchestrator.base.cache import Cache
 from orchestrator.base.progress import Progress
 from orchestrator.formats.units import GIB
-from orchestrator.kernels import materialised
+from orchestrator.kernels import materialise_kernel
 from orchestrator.machine.runner.cpio import pack_files
 from orchestrator.machine.runner.images import guest_files
 from orchestrator.machine.transport.keys import RunKeys
@@ -67,7 +67,7 @@ while True:
 
 
 def slow_vm(metal: StandIn, libvirt: Connection) -> Domain:
-    kernel = materialised(
+    kernel = materialise_kernel(
         DebKernel(deb="linux-image-cloud-amd64", suite="trixie"), Cache(), Progress(), "gues"
     )
     files = guest_files(kernel, Cache()).files

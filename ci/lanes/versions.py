@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from orchestrator.base.cache import Cache
 from orchestrator.base.process import run
-from orchestrator.kernels.debian.package import resolved
+from orchestrator.kernels.debian.package import resolve_version
 from orchestrator.kernels.source.buildroot import build_root
 from orchestrator.machine.runner.images import read_recipe, root_disk, unpack_packages
 from orchestrator.scenario.kernel_forms import DebKernel
@@ -41,7 +41,7 @@ def _disk(cache: Cache) -> str:
 
 def _kernels(cache: Cache) -> str:
     kernels = [DebKernel(deb=_KERNEL, suite=suite) for suite in _SUITES]
-    return "".join(f"{kernel} {resolved(kernel, cache)[0]}\n" for kernel in kernels)
+    return "".join(f"{kernel} {resolve_version(kernel, cache)[0]}\n" for kernel in kernels)
 
 
 VERSIONS: Mapping[str, Callable[[Cache], str]] = {

@@ -20,7 +20,7 @@ from orchestrator.base.cache import Cache
 from orchestrator.base.errors import BarometerError
 from orchestrator.base.progress import Progress
 from orchestrator.kernels.source.buildroot import build_root
-from orchestrator.kernels.source.debsource import source_of
+from orchestrator.kernels.source.debsource import find_package_source
 from orchestrator.machine.nested.sharing import NestedMachine
 from orchestrator.run.prepare import prepare
 from orchestrator.scenario.kernel_forms import DebKernel
@@ -49,7 +49,7 @@ def sources_step(suite: str) -> Step:
     """Fetch the headers and the source of the suite's kernel, for builds of its VFIO modules."""
 
     def step(cache: Cache, _progress: Progress) -> object:
-        source = source_of(DebKernel(deb=CLOUD, suite=suite), cache)
+        source = find_package_source(DebKernel(deb=CLOUD, suite=suite), cache)
         return source.headers_layer, source.names, source.tree(["drivers/vfio"])
 
     return step

@@ -53,10 +53,10 @@ def plan(
     file, cells = load_cells(scenario, overrides, pairs, names)
     from orchestrator.base.cache import Cache
     from orchestrator.base.progress import Progress
-    from orchestrator.kernels import describe
+    from orchestrator.kernels import describe_kernel
     from orchestrator.report.preview import json_preview, text_preview
 
-    describe_once = functools.cache(functools.partial(describe, cache=Cache()))
+    describe_once = functools.cache(functools.partial(describe_kernel, cache=Cache()))
     if as_json:
         with Progress().task("plan"):
             document = json_preview(file, cells, describe_once)

@@ -26,7 +26,7 @@ from math import comb
 from typing import Literal, NamedTuple
 
 from orchestrator.base.reasons import Ends, Reason, parse_reason
-from orchestrator.formats.kernelreports import BROKEN, Function, KernelReport, first_of
+from orchestrator.formats.kernelreports import BROKEN, CalledFunction, KernelReport, first_of
 from orchestrator.scenario.vocabulary import ARMS, ArmName
 
 Charge = Literal["arm", "bench", "undecided"]
@@ -153,7 +153,7 @@ def charge(
     return Charged((fault.emulated or fault.charge) if emulated else fault.charge, fault.why)
 
 
-def _blamed(reports: Sequence[KernelReport], changed: Iterable[str]) -> Function | None:
+def _blamed(reports: Sequence[KernelReport], changed: Iterable[str]) -> CalledFunction | None:
     changed = (*changed,)
     broken = (report.functions for report in reports if report.kind in BROKEN)
     return next((f for trace in broken if (f := first_of(trace, changed)) is not None), None)

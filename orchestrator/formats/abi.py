@@ -30,7 +30,7 @@ OVMF_VARIABLES = "/usr/share/OVMF/OVMF_VARS_4M.fd"
 """Debian's UEFI firmware for guests: its code, and the initial content of its variables."""
 
 
-def chosen(text: str) -> str:
+def parse_selected(text: str) -> str:
     """Return the selected value of a file under /sys: `always [madvise] never` is madvise."""
     found = re.search(r"\[(.+?)\]", text)
     return found[1] if found else text

@@ -80,7 +80,7 @@ _MOST = 64
 
 
 @dataclass(frozen=True)
-class Function:
+class CalledFunction:
     name: str
     module: str = ""
     """Module of the function; empty if it is built in."""
@@ -95,7 +95,7 @@ class KernelReport:
     """The line as printed, with its time, cut to 300 characters."""
     seconds: float | None
     """Time on the kernel's clock; None if the kernel's lines have no times."""
-    functions: tuple[Function, ...] = ()
+    functions: tuple[CalledFunction, ...] = ()
     """Functions of the call trace, innermost first."""
     ended: bool = False
     """True if the end of the call trace was printed."""
@@ -166,7 +166,7 @@ def _own_part(line: str) -> str:
     return line[starts[-1] :] if starts else line
 
 
-def first_of(trace: Sequence[Function], modules: Iterable[str]) -> Function | None:
+def first_of(trace: Sequence[CalledFunction], modules: Iterable[str]) -> CalledFunction | None:
     """Return the first function of a call trace that belongs to VFIO, to the IOMMU or to one of
     the modules. If the trace has a function that the DMA of any driver or an interrupt of the
     IOMMU can call, return None, unless a function of VFIO or of the modules is in it, too."""
@@ -194,7 +194,7 @@ _ANYBODYS = re.compile(r"_*(?:iommu_dma|dmar|qi)(?:_|$)")
 def _with_line(report: KernelReport, message: str) -> KernelReport:
     functions = report.functions
     if (call := _CALL.match(message)) is not None and len(functions) < _MOST:
-        functions = (*functions, Function(call[1], call[2] or ""))
+        functions = (*functions, CalledFunction(call[1], call[2] or ""))
     return KernelReport(
         report.kind, report.line, report.seconds, functions,
         report.ended or _END.match(message) is not None,

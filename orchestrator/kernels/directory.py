@@ -57,7 +57,7 @@ def _parts(kernel: DirKernel) -> tuple[str, Path, Path]:
     )
 
 
-def materialised(kernel: DirKernel, cache: Cache) -> KernelBundle:
+def copy_kernel(kernel: DirKernel, cache: Cache) -> KernelBundle:
     """Return the kernel, copied into the cache: a later build in its folder does not change the
     copy."""
     release, image, modules = _parts(kernel)

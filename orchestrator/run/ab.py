@@ -14,7 +14,7 @@ from orchestrator.base.errors import ScenarioError, key_named
 from orchestrator.base.folderlock import LOCK, only_writer
 from orchestrator.base.progress import Progress
 from orchestrator.base.reasons import Reason
-from orchestrator.kernels import checked, describe
+from orchestrator.kernels import check_kernel, describe_kernel
 from orchestrator.machine.runner.accel import choose_accel
 from orchestrator.run.cells import all_cells_made, run_cells
 from orchestrator.run.diskspace import no_space_explained
@@ -103,8 +103,8 @@ def run_ab(question: AbQuestion, out: Path | None, progress: Progress, *, keep: 
     with progress.stage("looking at the kernels"):
         for arm, (option, kernel) in zip(ARMS, question.kernels.items(), strict=True):
             with key_named(option):
-                checked(kernel, cache)
-                progress.note(f"{arm}: {describe(kernel, cache)}")
+                check_kernel(kernel, cache)
+                progress.note(f"{arm}: {describe_kernel(kernel, cache)}")
     _begin(folder, question.file.text)
     progress.note(f"scenario: {folder / 'scenario.toml'}")
     return measure(question.file, question.file.cells, folder, progress, keep=keep)

@@ -44,8 +44,8 @@ from orchestrator.base.reasons import Reason, parse_reason
 from orchestrator.evidence.bisection import BisectRecord
 from orchestrator.evidence.layout import RunDir, write_json
 from orchestrator.evidence.model import read_evidence
-from orchestrator.kernels import checked
-from orchestrator.kernels.debian.package import resolved
+from orchestrator.kernels import check_kernel
+from orchestrator.kernels.debian.package import resolve_version
 from orchestrator.report.text.bisect_text import bisect_report
 from orchestrator.report.words.quantities import format_quantity
 from orchestrator.run.commits import Commits, Search
@@ -97,7 +97,7 @@ class Kernels:
         during the bisection."""
         if self.on is None or self.on.version is not None:
             return self
-        version, _ = resolved(self.on, cache)
+        version, _ = resolve_version(self.on, cache)
         return replace(self, on=self.on.model_copy(update={"version": version}))
 
 
@@ -359,7 +359,7 @@ class Machines:
         package's own sources. Raises ScenarioError for a commit that is known not to build."""
         kernel = question.kernel(commit)
         try:
-            checked(kernel, self._here.cache)
+            check_kernel(kernel, self._here.cache)
         except ScenarioError as exc:
             if exc.reason == Reason.NOTHING_CHANGED and question.kernel.on is not None:
                 return question.kernel.on

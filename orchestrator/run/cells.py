@@ -9,7 +9,7 @@ from typing import Any
 from orchestrator.base.errors import BenchError, key_named
 from orchestrator.base.folderlock import only_writer
 from orchestrator.base.reasons import Reason
-from orchestrator.kernels import describe
+from orchestrator.kernels import describe_kernel
 from orchestrator.run.diskspace import no_space_explained
 from orchestrator.run.judge import looks_of
 from orchestrator.run.matrix import MatrixDir
@@ -73,7 +73,7 @@ def _look_up_kernels(cells: Sequence[Cell], here: Runner) -> None:
         for key, kernel in _kernels(cell.scenario).items():
             if kernel not in seen:
                 with key_named(f"cell {cell.name}"), key_named(key):
-                    describe(kernel, here.cache)
+                    describe_kernel(kernel, here.cache)
                 seen.add(kernel)
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from orchestrator.analysis.verdict.bisection import BisectCommit, Outcome
 from orchestrator.base.errors import ScenarioError, key_named
 from orchestrator.base.reasons import Reason
-from orchestrator.kernels.series.git import Git, commit_id, located, own_repository, repository_of
+from orchestrator.kernels.series.git import Git, commit_id, find_repository, locate, own_repository
 
 _FIELDS = "%H%x00%an <%ae>%x00%aI%x00%s"
 _FOUND = re.compile(r"(?m)^# (?:possible )?first bad commit: \[([0-9a-f]+)\]")
@@ -44,7 +44,7 @@ def commits_of(tree: Path, good: Sequence[str], bad: str, paths: Sequence[str]) 
     """Look the commits up in git. Raises ScenarioError if there is no repository, if it has no
     such commit, or if there is nothing to search among."""
     repository = _repository_at(tree)
-    git = located(repository)
+    git = locate(repository)
     with key_named("--good"):
         first = tuple(_commit(git, commit_id(git, name, repository)) for name in good)
     with key_named("--bad"):
@@ -66,7 +66,7 @@ def _repository_at(tree: Path) -> Path:
     here = tree.resolve()
     with key_named("--tree"):
         for folder in (here, *here.parents):
-            if repository_of(folder) is not None:
+            if find_repository(folder) is not None:
                 return folder
     raise ScenarioError(
         f"--tree {tree}: is in no git repository",
@@ -108,7 +108,7 @@ class Search:
         """Begin a bisection; an older one in `folder` is removed."""
         shutil.rmtree(folder, ignore_errors=True)
         self._git = own_repository(folder, commits.repository)
-        lender = located(commits.repository)
+        lender = locate(commits.repository)
         shallow = lender.line("rev-parse", "--path-format=absolute", "--git-path", "shallow")
         if Path(shallow).exists():
             shutil.copy(shallow, folder / "shallow")

@@ -50,7 +50,7 @@ def compare(
     `cmdline`, `parameters` and `sysfs` are settings of the candidate. `show_progress`: print the
     stages on standard error.
 
-    Raises the errors of orchestrator.errors; their texts name the options of `barometer ab`.
+    Raises the errors of orchestrator.base.errors; their texts name the options of `barometer ab`.
     """
     with missing_extra_explained():
         # imported only here: loading a run needs no bench

@@ -15,7 +15,7 @@ from orchestrator.base.progress import Progress
 from orchestrator.base.reasons import Reason
 from orchestrator.evidence.layout import SCHEMA
 from orchestrator.evidence.plan import Plan
-from orchestrator.kernels import KernelBundle, checked, materialised
+from orchestrator.kernels import KernelBundle, check_kernel, materialise_kernel
 from orchestrator.kernels.module.parameters import check_parameter
 from orchestrator.machine.host.machine import Machine
 from orchestrator.machine.runner.accel import Accel
@@ -68,7 +68,7 @@ def prepare(
     if scenario.workload == "guest-boot" and scenario.guest is not None:
         guest_stage = progress.stage(f"kernel of the guest: {scenario.guest.kernel}")
         with guest_stage, key_named("guest.kernel"):
-            guest_kernel = materialised(scenario.guest.kernel, cache, progress, "gues")
+            guest_kernel = materialise_kernel(scenario.guest.kernel, cache, progress, "gues")
     if not isinstance(machine, tuple):
         with progress.stage("images"):
             machine.provide(kernels, scenario.guest, guest_kernel, cache)
@@ -95,10 +95,10 @@ def _kernels(scenario: Scenario, cache: Cache, progress: Progress) -> dict[ArmNa
     with progress.stage("looking at the kernels"):  # all of them, before any is built
         for arm in ARMS:
             with key_named(f"arms.{arm}.kernel"):
-                checked(scenario.arms[arm].kernel, cache)
+                check_kernel(scenario.arms[arm].kernel, cache)
         if scenario.workload == "guest-boot" and scenario.guest is not None:
             with key_named("guest.kernel"):
-                checked(scenario.guest.kernel, cache)
+                check_kernel(scenario.guest.kernel, cache)
     kernels: dict[ArmName, KernelBundle] = {}
     for arm in ARMS:
         if kernels and scenario.arms[arm].kernel == scenario.arms.baseline.kernel:
@@ -106,7 +106,9 @@ def _kernels(scenario: Scenario, cache: Cache, progress: Progress) -> dict[ArmNa
         else:
             kernel_stage = progress.stage(f"kernel of the {arm}: {scenario.arms[arm].kernel}")
             with kernel_stage, key_named(f"arms.{arm}.kernel"):
-                kernels[arm] = materialised(scenario.arms[arm].kernel, cache, progress, _TAGS[arm])
+                kernels[arm] = materialise_kernel(
+                    scenario.arms[arm].kernel, cache, progress, _TAGS[arm]
+                )
                 _has_backend(kernels[arm], scenario)
         for word in scenario.arms[arm].cmdline.split():
             name = word.partition("=")[0]

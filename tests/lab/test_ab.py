@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from orchestrator.base.cache import Cache
-from orchestrator.kernels.source.debsource import source_of
+from orchestrator.kernels.source.debsource import find_package_source
 from orchestrator.scenario.kernel_forms import DebKernel
 from tests.lab.conftest import leftovers
 
@@ -88,7 +88,9 @@ def repository(folder: Path, commits: int, bad: int) -> Path:
         author = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
         subprocess.run(["git", *author, *args], cwd=folder, check=True, capture_output=True)
 
-    source = source_of(DebKernel(deb="linux-image-cloud-amd64", suite="trixie-backports"), Cache())
+    source = find_package_source(
+        DebKernel(deb="linux-image-cloud-amd64", suite="trixie-backports"), Cache()
+    )
     place = folder / TYPE1
     place.parent.mkdir(parents=True)
     place.write_bytes((source.tree(["drivers/vfio"]) / TYPE1).read_bytes())

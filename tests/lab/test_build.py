@@ -23,9 +23,9 @@ import pytest
 from orchestrator.base.cache import Cache, remove_tree
 from orchestrator.base.errors import BenchError, ScenarioError
 from orchestrator.base.progress import Progress
-from orchestrator.kernels import KernelBundle, checked, materialised
+from orchestrator.kernels import KernelBundle, check_kernel, materialise_kernel
 from orchestrator.kernels.source.buildroot import build_root
-from orchestrator.kernels.source.config import parsed
+from orchestrator.kernels.source.config import parse_config
 from orchestrator.scenario.kernel_forms import SourceKernel, TreeKernel
 from tests.lab.pared.tree import PARED_SERIES, pared_tarball
 
@@ -34,13 +34,13 @@ pytestmark = [pytest.mark.build, pytest.mark.timeout(3600)]
 SERIES = Path(__file__).parents[2] / "fixtures/series"
 MATERIALISE = """
 import sys
-from orchestrator import scenario
+from orchestrator.scenario import kernel_forms
 from orchestrator.base.cache import Cache
-from orchestrator.kernels import materialised
+from orchestrator.kernels import materialise_kernel
 from orchestrator.base.progress import Progress
 
 kind, text, tag = sys.argv[1:]
-materialised(getattr(scenario, kind).model_validate_json(text), Cache(), Progress(), tag)
+materialise_kernel(getattr(kernel_forms, kind).model_validate_json(text), Cache(), Progress(), tag)
 """
 
 
@@ -72,7 +72,7 @@ class Sources:
         )  # fmt: skip
 
     def built(self, *series: str, tag: str = "cand", config: tuple[str, ...] = ()) -> KernelBundle:
-        return materialised(self.kernel(*series, config=config), self.cache, Progress(), tag)
+        return materialise_kernel(self.kernel(*series, config=config), self.cache, Progress(), tag)
 
     def logs(self) -> dict[Path, int]:
         """Return the build logs with their modification times."""
@@ -134,7 +134,7 @@ def test_host_kernel_has_all_that_it_needs_built_in(whole: Sources) -> None:
     needed = ["virtio_blk", "ext4", "overlay", "virtio_net", "vfio_pci", "vfio_iommu_type1"]
     assert base.module_closure([*needed, "kvm_amd", "kvm_intel"]) == []
     assert base.config is not None
-    config = parsed(base.config.read_text())
+    config = parse_config(base.config.read_text())
     assert config["ARCH_SUPPORTS_PUD_PFNMAP"] == "y"
     assert [name for name, value in config.items() if value == "m"] == []
 
@@ -145,7 +145,7 @@ def test_kernel_has_the_modules_that_are_asked_for(pared: Sources) -> None:
     assert found.module_closure(["vfio_main", "pared"]) == ["kernel/drivers/pared.ko"]
     assert (found.modules / "kernel/drivers/pared.ko").is_file()
     assert found.config is not None
-    config = parsed(found.config.read_text())
+    config = parse_config(found.config.read_text())
     assert [name for name, value in config.items() if value == "m"] == ["PARED"]
     assert found.provenance["config"]["asked"] == ["CONFIG_PARED=m"]
 
@@ -153,7 +153,7 @@ def test_kernel_has_the_modules_that_are_asked_for(pared: Sources) -> None:
 def test_series_makes_another_kernel_and_the_base_comes_back(
     base: KernelBundle, sources: Sources
 ) -> None:
-    checked(sources.kernel("placebo"), sources.cache)
+    check_kernel(sources.kernel("placebo"), sources.cache)
     found = sources.built("placebo")
     name, _, content = found.release.rpartition("-cand-")
     assert base.release.rpartition("-base-")[0] == name
@@ -199,7 +199,7 @@ def test_base_that_comes_out_otherwise_is_the_benchs_failure(pared: Sources) -> 
 
 
 def test_compiler_says_why_it_does_not_build(base: KernelBundle, sources: Sources) -> None:
-    checked(sources.kernel("bad/does-not-compile.patch"), sources.cache)  # the patch applies
+    check_kernel(sources.kernel("bad/does-not-compile.patch"), sources.cache)  # the patch applies
     with pytest.raises(ScenarioError) as caught:
         sources.built("bad/does-not-compile.patch")
     assert caught.value.reason == "build-failed"
@@ -211,21 +211,21 @@ def test_compiler_says_why_it_does_not_build(base: KernelBundle, sources: Source
 
 def test_series_that_does_not_apply_is_refused_before_anything_is_built(sources: Sources) -> None:
     with pytest.raises(ScenarioError) as caught:
-        checked(sources.kernel("bad/does-not-apply.patch"), sources.cache)
+        check_kernel(sources.kernel("bad/does-not-apply.patch"), sources.cache)
     assert caught.value.reason == "series-does-not-apply"
     assert "drivers/vfio/vfio_iommu_type1.c" in str(caught.value)
 
 
 def test_option_that_does_not_come_out_is_named_before_anything_is_built(sources: Sources) -> None:
     with pytest.raises(ScenarioError) as caught:
-        checked(sources.kernel(config=("CONFIG_NO_SUCH_OPTION=y",)), sources.cache)
+        check_kernel(sources.kernel(config=("CONFIG_NO_SUCH_OPTION=y",)), sources.cache)
     assert caught.value.reason == "config"
     assert caught.value.evidence == "CONFIG_NO_SUCH_OPTION: asked y (config), got n"
 
 
 @pytest.mark.full
 def test_kernel_before_the_series_can_be_configured(whole: Sources) -> None:
-    checked(SourceKernel(source="linux-source-6.12", suite="trixie"), whole.cache)
+    check_kernel(SourceKernel(source="linux-source-6.12", suite="trixie"), whole.cache)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
@@ -256,7 +256,7 @@ def test_nothing_goes_on_when_the_runner_ends(
             assert time.monotonic() < deadline, left
             time.sleep(0.1)
     # what the ended run left half done does not reach the next build
-    found = materialised(interrupted, sources.cache, Progress(), tag)
+    found = materialise_kernel(interrupted, sources.cache, Progress(), tag)
     assert found.provenance["base_built"] == base.provenance["built"]
     remove_tree(found.vmlinuz.parent)
 

@@ -13,7 +13,7 @@ import pytest
 from orchestrator.base.cache import Cache
 from orchestrator.base.errors import ArmFailedError
 from orchestrator.base.progress import Progress
-from orchestrator.kernels import materialised
+from orchestrator.kernels import materialise_kernel
 from orchestrator.machine.guest.guestdisk import KEYS_SERIAL, SYSTEM_SERIAL, guest_disk, keys_disk
 from orchestrator.machine.guest.watching import boot_mark
 from orchestrator.machine.runner.images import read_recipe, unpack_packages
@@ -45,7 +45,7 @@ def disk(serial: str, path: Path) -> list[str]:
 
 @pytest.mark.parametrize("name", [pytest.param("bios", marks=pytest.mark.full), "uefi"])
 def test_systemd_is_up_and_says_how_long_it_took(means: None, name: str, tmp_path: Path) -> None:
-    kernel = materialised(
+    kernel = materialise_kernel(
         DebKernel(deb="linux-image-cloud-amd64", suite="trixie"), Cache(), Progress()
     )
     system = guest_disk(kernel, "console=ttyS0 panic=-1 barometer.test", Cache())

@@ -13,7 +13,7 @@ from orchestrator.analysis.maps.theory import count_pages
 from orchestrator.base.cache import Cache
 from orchestrator.base.progress import Progress
 from orchestrator.formats.units import GIB
-from orchestrator.kernels import materialised
+from orchestrator.kernels import materialise_kernel
 from orchestrator.scenario.kernel_forms import DebKernel
 from tests.lab.conftest import Outcome, RunOne
 
@@ -33,7 +33,7 @@ def sysfs(path: str, value: str) -> str:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, means: None) -> Path:
     """The 6.12 kernel in a folder, as if a user had built it."""
-    package = materialised(
+    package = materialise_kernel(
         DebKernel(deb="linux-image-cloud-amd64", suite="trixie"), Cache(), Progress()
     )
     folder = tmp_path_factory.mktemp("kernel")

@@ -10,10 +10,10 @@ import pytest
 from orchestrator.base.cache import Cache
 from orchestrator.base.errors import BenchError, ScenarioError
 from orchestrator.base.progress import Progress
-from orchestrator.kernels import KernelBundle, checked, materialised
+from orchestrator.kernels import KernelBundle, check_kernel, materialise_kernel
 from orchestrator.kernels.debian import package
-from orchestrator.kernels.image.ko import module_at
-from orchestrator.kernels.source.debsource import DebSource, source_of
+from orchestrator.kernels.image.ko import read_module
+from orchestrator.kernels.source.debsource import DebSource, find_package_source
 from orchestrator.scenario.kernel_forms import ModuleKernel
 
 pytestmark = pytest.mark.build
@@ -36,8 +36,8 @@ def kernel(*series: str, suite: str = "trixie-backports", **keys: object) -> Mod
 
 
 def built(one: ModuleKernel, cache: Cache) -> KernelBundle:
-    checked(one, cache)
-    return materialised(one, cache, Progress())
+    check_kernel(one, cache)
+    return materialise_kernel(one, cache, Progress())
 
 
 def in_folder(folder: Path, source: DebSource, name: str, text: str) -> Path:
@@ -51,7 +51,7 @@ def in_folder(folder: Path, source: DebSource, name: str, text: str) -> Path:
 
 def test_a_parameter_more(cache: Cache) -> None:
     one = kernel("stride-clamp")
-    found, stock = built(one, cache), package.materialised(one.package, cache)
+    found, stock = built(one, cache), package.unpack_kernel(one.package, cache)
     assert found.release == stock.release
     assert found.digest != stock.digest
     assert found.vmlinuz.read_bytes() == stock.vmlinuz.read_bytes()
@@ -61,7 +61,7 @@ def test_a_parameter_more(cache: Cache) -> None:
     assert ours - theirs == {PLACE}
     assert theirs - ours == {f"{PLACE}.xz"}
     assert PLACE in found.module_closure(["vfio_iommu_type1"])
-    new, old = module_at(found.modules / PLACE), module_at(stock.modules / f"{PLACE}.xz")
+    new, old = read_module(found.modules / PLACE), read_module(stock.modules / f"{PLACE}.xz")
     assert "pfnmap_stride" in (found.modules / PLACE).read_bytes().decode("latin-1")
     assert new.info["vermagic"] == old.info["vermagic"]
     assert found.swapped == {"vfio_iommu_type1": new.srcversion}
@@ -77,7 +77,7 @@ def test_a_parameter_more(cache: Cache) -> None:
 def test_files_of_a_folder_that_are_the_packages_do_not_count(
     cache: Cache, tmp_path: Path
 ) -> None:
-    source = source_of(kernel("placebo").package, cache)
+    source = find_package_source(kernel("placebo").package, cache)
     for name in ("drivers/vfio/Makefile", "include/linux/vfio.h"):
         in_folder(tmp_path, source, name, "")
     in_folder(tmp_path, source, f"{TYPE1}.c", "struct nothing;\n")
@@ -89,7 +89,7 @@ def test_the_second_time_nothing_is_built(cache: Cache) -> None:
     one = kernel("stride-clamp")
     first = built(one, cache)
     logs = {p: p.stat().st_mtime_ns for p in cache.folder("build-logs").iterdir()}
-    assert materialised(one, cache, Progress()) == first
+    assert materialise_kernel(one, cache, Progress()) == first
     assert {p: p.stat().st_mtime_ns for p in cache.folder("build-logs").iterdir()} == logs
 
 
@@ -111,7 +111,7 @@ def test_every_series_builds(cache: Cache, series: str) -> None:
 def test_a_private_header_of_kernels_with_and_without_modversions(
     cache: Cache, tmp_path: Path, suite: str
 ) -> None:
-    source = source_of(kernel("placebo", suite=suite).package, cache)
+    source = find_package_source(kernel("placebo", suite=suite).package, cache)
     mine = in_folder(tmp_path, source, "drivers/vfio/vfio.h", "struct nothing;\n")
     found = built(kernel(suite=suite, module=mine), cache)
     assert {*found.swapped} == {"vfio", "vfio_iommu_type1"}
@@ -121,7 +121,7 @@ def test_a_private_header_of_kernels_with_and_without_modversions(
 
 @pytest.mark.full
 def test_a_module_that_has_no_srcversion_in_the_package(cache: Cache, tmp_path: Path) -> None:
-    source = source_of(kernel("placebo").package, cache)
+    source = find_package_source(kernel("placebo").package, cache)
     mine = in_folder(tmp_path, source, "drivers/vfio/pci/vfio_pci.c", "struct nothing;\n")
     found = built(kernel(module=mine), cache)
     assert found.provenance["modules"]["drivers/vfio/pci/vfio-pci"]["stock"]["srcversion"] is None
@@ -147,7 +147,7 @@ def test_what_modules_cannot_bring_is_refused(
     (mine / "drivers/vfio").mkdir(parents=True, exist_ok=True)
     (mine / "drivers/vfio/vfio_iommu_type1.c").write_text("changed\n")
     with pytest.raises(ScenarioError) as caught:
-        checked(kernel(module=mine), cache)
+        check_kernel(kernel(module=mine), cache)
     assert caught.value.reason == reason
     assert words in str(caught.value)
 
@@ -156,7 +156,7 @@ def test_what_modules_cannot_bring_is_refused(
 def test_what_leaves_the_kernel_itself_as_it_is_is_no_obstacle(
     cache: Cache, tmp_path: Path
 ) -> None:
-    source = source_of(kernel("placebo").package, cache)
+    source = find_package_source(kernel("placebo").package, cache)
     for name, text in (
         ("drivers/iommu/iommu.c", "/* a comment */\n"),
         ("drivers/iommu/iommu-priv.h", "struct nothing;\n"),
@@ -174,33 +174,33 @@ def test_what_leaves_the_kernel_itself_as_it_is_is_no_obstacle(
 def test_an_object_of_the_kernel_itself_that_differs_is_named(
     cache: Cache, tmp_path: Path
 ) -> None:
-    source = source_of(kernel("placebo").package, cache)
+    source = find_package_source(kernel("placebo").package, cache)
     text = "int barometer_answer(void);\nint barometer_answer(void) { return 42; }\n"
     mine = in_folder(tmp_path, source, "drivers/iommu/iommu.c", text)
     with pytest.raises(ScenarioError) as caught:
-        checked(kernel(module=mine), cache)
+        check_kernel(kernel(module=mine), cache)
     assert caught.value.reason == "beyond-modules"
     assert ".text" in caught.value.evidence
 
 
 @pytest.mark.full
 def test_parts_of_a_module_in_another_folder(cache: Cache, tmp_path: Path) -> None:
-    source = source_of(kernel("placebo").package, cache)
+    source = find_package_source(kernel("placebo").package, cache)
     for name in ("virt/kvm/eventfd.c", "arch/x86/kvm/x86.c"):
         in_folder(tmp_path, source, name, "struct nothing;\n")
-    checked(kernel(module=tmp_path), cache)
+    check_kernel(kernel(module=tmp_path), cache)
 
 
 @pytest.mark.full
 def test_a_kernel_of_another_compiler_is_refused(cache: Cache) -> None:
     with pytest.raises(ScenarioError, match=r"built by gcc-12 .* 12\.2\.0, .* 14\.2\.0") as caught:
-        checked(kernel("placebo", suite="bookworm"), cache)
+        check_kernel(kernel("placebo", suite="bookworm"), cache)
     assert caught.value.reason == "other-compiler"
 
 
 @pytest.mark.full
 def test_a_comment_gives_the_packages_module(cache: Cache, tmp_path: Path) -> None:
-    source = source_of(kernel("placebo").package, cache)
+    source = find_package_source(kernel("placebo").package, cache)
     mine = in_folder(tmp_path, source, f"{TYPE1}.c", "/* a comment */\n")
     found = built(kernel(module=mine), cache)
     facts = found.provenance["modules"][TYPE1]
@@ -210,7 +210,7 @@ def test_a_comment_gives_the_packages_module(cache: Cache, tmp_path: Path) -> No
 
 @pytest.mark.full
 def test_an_export_that_is_gone_breaks_other_modules(cache: Cache, tmp_path: Path) -> None:
-    source = source_of(kernel("placebo").package, cache)
+    source = find_package_source(kernel("placebo").package, cache)
     mine = in_folder(tmp_path, source, "drivers/vfio/vfio_main.c", "")
     place = mine / "drivers/vfio/vfio_main.c"
     text = place.read_text()
@@ -226,15 +226,15 @@ def test_an_export_that_is_gone_breaks_other_modules(cache: Cache, tmp_path: Pat
 
 def test_a_series_that_does_not_apply(cache: Cache) -> None:
     with pytest.raises(ScenarioError) as caught:
-        checked(kernel("bad/does-not-apply.patch"), cache)
+        check_kernel(kernel("bad/does-not-apply.patch"), cache)
     assert caught.value.reason == "series-does-not-apply"
 
 
 def test_a_series_that_does_not_compile(cache: Cache) -> None:
     one = kernel("bad/does-not-compile.patch")
-    checked(one, cache)
+    check_kernel(one, cache)
     with pytest.raises(ScenarioError) as caught:
-        materialised(one, cache, Progress())
+        materialise_kernel(one, cache, Progress())
     assert caught.value.reason == "build-failed"
     assert f"{TYPE1}.c:626:" in caught.value.evidence
     assert "vfio_leaf_pages" in caught.value.evidence
@@ -249,12 +249,12 @@ def test_another_source_than_the_packages_is_refused(
     one = kernel("stride-clamp")
     other = kernel("placebo")
     found = built(other, cache)
-    stock = package.materialised(one.package, cache)
+    stock = package.unpack_kernel(one.package, cache)
     monkeypatch.setattr(
-        "orchestrator.kernels.module.module.package.materialised",
+        "orchestrator.kernels.module.rebuild.package.unpack_kernel",
         lambda *_: replace(stock, modules=found.modules, digest=found.digest),
     )  # fmt: skip
     with pytest.raises(BenchError) as caught:
-        materialised(one, cache, Progress())
+        materialise_kernel(one, cache, Progress())
     assert caught.value.reason == "pristine-differs"
     assert found.swapped["vfio_iommu_type1"] in caught.value.message

@@ -1,4 +1,4 @@
-"""orchestrator.bench.remote against a real sshd, under a configuration of the real ssh. For an
+"""`remote` against a real sshd, under a configuration of the real ssh. For an
 ordinary user every command goes through a stand-in for sudo, which only sets a variable."""
 
 from __future__ import annotations

@@ -70,7 +70,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Fixture:
             module, "choose_accel", lambda asked: (asked.replace("auto", "tcg"), "no KVM")
         )
     monkeypatch.setattr(ab, "run_plan", fixture.run_plan)
-    monkeypatch.setattr(bisect, "checked", lambda kernel, cache: None)
+    monkeypatch.setattr(bisect, "check_kernel", lambda kernel, cache: None)
     return fixture
 
 

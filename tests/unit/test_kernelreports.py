@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from orchestrator.formats.kernelreports import (
     BROKEN,
     STALLS,
-    Function,
+    CalledFunction,
     KernelReports,
     first_of,
     reports_in,
@@ -171,9 +171,9 @@ def test_oops_is_one_report_with_the_functions_that_were_called() -> None:
     assert (oops.kind, panic.kind) == ("oops", "panic")
     assert oops.line.endswith("address: 0000000000000020")
     assert oops.functions == (
-        Function("vfio_pin_map_dma", "vfio_iommu_type1"),
-        Function("vfio_iommu_type1_ioctl", "vfio_iommu_type1"),
-        Function("__x64_sys_ioctl"),
+        CalledFunction("vfio_pin_map_dma", "vfio_iommu_type1"),
+        CalledFunction("vfio_iommu_type1_ioctl", "vfio_iommu_type1"),
+        CalledFunction("__x64_sys_ioctl"),
     )
     assert (oops.ended, panic.ended, panic.functions) == (True, False, ())
 
@@ -181,43 +181,49 @@ def test_oops_is_one_report_with_the_functions_that_were_called() -> None:
 @pytest.mark.parametrize(
     ("function", "changed", "is_ours"),
     [
-        (Function("vfio_pin_map_dma", "vfio_iommu_type1"), (), True),
-        (Function("vfio_pin_map_dma"), (), True),
-        (Function("__iommu_map"), (), True),
-        (Function("iommufd_fops_ioctl", "iommufd"), (), True),
-        (Function("intel_iommu_map_pages"), (), True),
-        (Function("do_init_module"), (), False),
-        (Function("ext4_map_blocks", "ext4"), (), False),
-        (Function("ext4_map_blocks", "ext4"), ("ext4",), True),
-        (Function("kvm_mmu_uninit_vm", "kvm"), ("vfio_pci",), False),
+        (CalledFunction("vfio_pin_map_dma", "vfio_iommu_type1"), (), True),
+        (CalledFunction("vfio_pin_map_dma"), (), True),
+        (CalledFunction("__iommu_map"), (), True),
+        (CalledFunction("iommufd_fops_ioctl", "iommufd"), (), True),
+        (CalledFunction("intel_iommu_map_pages"), (), True),
+        (CalledFunction("do_init_module"), (), False),
+        (CalledFunction("ext4_map_blocks", "ext4"), (), False),
+        (CalledFunction("ext4_map_blocks", "ext4"), ("ext4",), True),
+        (CalledFunction("kvm_mmu_uninit_vm", "kvm"), ("vfio_pci",), False),
         # a module of somebody else's whose name contains it
-        (Function("my_vfio_thing"), (), False),
-        (Function("vfiology"), (), False),
+        (CalledFunction("my_vfio_thing"), (), False),
+        (CalledFunction("vfiology"), (), False),
     ],
 )
 def test_function_is_of_vfio_the_iommu_or_a_changed_module(
-    function: Function, changed: tuple[str, ...], is_ours: bool
+    function: CalledFunction, changed: tuple[str, ...], is_ours: bool
 ) -> None:
-    assert (first_of([Function("do_sys"), function], changed) == function) == is_ours
-    assert (first_of([Function("do_sys"), function], changed) is None) != is_ours
+    assert (first_of([CalledFunction("do_sys"), function], changed) == function) == is_ours
+    assert (first_of([CalledFunction("do_sys"), function], changed) is None) != is_ours
 
 
-DMA = (Function("intel_iommu_map_pages"), Function("iommu_map"), Function("iommu_dma_map_page"))
+DMA = (
+    CalledFunction("intel_iommu_map_pages"),
+    CalledFunction("iommu_map"),
+    CalledFunction("iommu_dma_map_page"),
+)
 
 
 @pytest.mark.parametrize(
     ("more", "changed", "blamed"),
     [
         ((), (), None),
-        ((Function("nvme_queue_rq", "nvme"),), (), None),
-        ((Function("nvme_queue_rq", "nvme"),), ("nvme",), "intel_iommu_map_pages"),
-        ((Function("vfio_dma_do_map", "vfio_iommu_type1"),), (), "intel_iommu_map_pages"),
+        ((CalledFunction("nvme_queue_rq", "nvme"),), (), None),
+        ((CalledFunction("nvme_queue_rq", "nvme"),), ("nvme",), "intel_iommu_map_pages"),
+        ((CalledFunction("vfio_dma_do_map", "vfio_iommu_type1"),), (), "intel_iommu_map_pages"),
     ],
 )
-@pytest.mark.parametrize("passed", [DMA, (Function("iommu_map"), Function("qi_submit_sync"))])
+@pytest.mark.parametrize(
+    "passed", [DMA, (CalledFunction("iommu_map"), CalledFunction("qi_submit_sync"))]
+)
 def test_dma_of_any_driver_is_not_the_arms(
-    passed: tuple[Function, ...],
-    more: tuple[Function, ...],
+    passed: tuple[CalledFunction, ...],
+    more: tuple[CalledFunction, ...],
     changed: tuple[str, ...],
     blamed: str | None,
 ) -> None:

@@ -60,7 +60,7 @@ class Fixture:
             return plan(out)
 
         self._monkeypatch.setattr(cell_loop, "run_plan", begin)
-        self._monkeypatch.setattr(cell_loop, "describe", lambda kernel, cache: str(kernel))
+        self._monkeypatch.setattr(cell_loop, "describe_kernel", lambda kernel, cache: str(kernel))
         file = file or self.file
         return run_cells(file, file.chosen(cells), self.out, self.here)
 

@@ -44,8 +44,8 @@ class Builder:
         monkeypatch.setattr(sharing, "choose_accel", lambda wanted: ("tcg", "no KVM"))
         self.checked: list[str] = []
         self.lacking = ""
-        monkeypatch.setattr(prepare_module, "checked", self._check)
-        monkeypatch.setattr(prepare_module, "materialised", self._kernel)
+        monkeypatch.setattr(prepare_module, "check_kernel", self._check)
+        monkeypatch.setattr(prepare_module, "materialise_kernel", self._kernel)
         monkeypatch.setattr(images, "host_image", self._host)
         monkeypatch.setattr(images, "payload_image", self._payload)
         monkeypatch.setattr(sharing, "guest_disk", self._disk)

@@ -29,7 +29,7 @@ from orchestrator.evidence.faults import failing_arm
 from orchestrator.evidence.layout import RunDir, TrialDir, TrialWriter
 from orchestrator.evidence.manifest import Ended
 from orchestrator.formats.units import GIB
-from orchestrator.kernels import KernelBundle, materialised
+from orchestrator.kernels import KernelBundle, materialise_kernel
 from orchestrator.machine.host.host import Host
 from orchestrator.machine.nested.nested import BootSpec
 from orchestrator.machine.nested.sharing import HostPool, NestedMachine
@@ -640,7 +640,7 @@ def test_shared_host_is_the_same_for_all_passes_of_a_workload(
 
 def bundle(tmp_path: Path) -> KernelBundle:
     folder = folder_kernel(tmp_path / "kernel")
-    return materialised(DirKernel(dir=folder), Cache(tmp_path / "cache"), Progress())
+    return materialise_kernel(DirKernel(dir=folder), Cache(tmp_path / "cache"), Progress())
 
 
 def test_plan_of_maps_has_no_guest_and_the_passes_of_each_trial(tmp_path: Path) -> None:

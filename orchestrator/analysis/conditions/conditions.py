@@ -31,7 +31,7 @@ from orchestrator.analysis.conditions.consequences import (
 from orchestrator.analysis.conditions.kconfig import ConfigChange, diff_configs
 from orchestrator.evidence.facts import GuestFacts, HostFacts, MachineFacts
 from orchestrator.evidence.manifest import Manifest, ProvenSettings
-from orchestrator.formats.abi import MACHINE_TAINTS, TAINTS, chosen
+from orchestrator.formats.abi import MACHINE_TAINTS, TAINTS, parse_selected
 from orchestrator.formats.units import format_size
 
 ABSENT = "absent"
@@ -211,7 +211,7 @@ def _known(settings: Mapping[str, str | None], name: str) -> str | None:
     if name not in settings:
         return None
     value = settings[name]
-    return ABSENT if value is None else chosen(value)
+    return ABSENT if value is None else parse_selected(value)
 
 
 def _turbo(settings: Mapping[str, str | None]) -> str | None:

@@ -10,7 +10,7 @@ from errno import errorcode
 from orchestrator.analysis.boot.timeline import RAM, DmaStep, Timeline
 from orchestrator.analysis.maps.level import Level
 from orchestrator.evidence.profile_facts import ProfileFacts
-from orchestrator.formats.abi import chosen
+from orchestrator.formats.abi import parse_selected
 from orchestrator.formats.units import format_size
 
 _LEAST_SHARE = 0.01
@@ -132,7 +132,7 @@ def _guest_memory(boot: ProfiledBoot) -> Iterator[Advice]:
     steps = [
         s for s in boot.timeline.steps_before_mark() if s.kind == "map" and s.bar == RAM
     ]  # fmt: skip
-    policy = chosen(boot.facts.settings.transparent_hugepage or "")
+    policy = parse_selected(boot.facts.settings.transparent_hugepage or "")
     # QEMU sets MADV_HUGEPAGE for the guest's memory (ram_block_add() of system/physmem.c), so
     # `madvise` is as good as `always`
     if steps and policy == "never" and not boot.facts.huge_pages:

@@ -14,7 +14,7 @@ from orchestrator.evidence.checkup_facts import (
     CheckupFacts,
     CountedMap,
 )
-from orchestrator.formats.abi import chosen
+from orchestrator.formats.abi import parse_selected
 
 LOCKDOWN = "/sys/kernel/security/lockdown"
 _CAP_SUPERPAGES = {"2MiB": 1 << 34, "1GiB": 1 << 35}
@@ -66,7 +66,7 @@ class ExaminedMachine:
     def chosen(self, path: str) -> str | None:
         """Return the word in brackets of a file like `always [madvise] never`."""
         text = self.file(path)
-        return None if text is None else chosen(text)
+        return None if text is None else parse_selected(text)
 
     def quote(self, path: str) -> str:
         """Return a file as evidence: `file: content`, on one line."""

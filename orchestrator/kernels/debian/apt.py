@@ -116,7 +116,7 @@ class Package:
     sha256: str
 
 
-class Archive:
+class AptArchive:
     """The packages of some suites, as apt in a private root reports them."""
 
     def __init__(self, suites: tuple[str, ...], cache: Cache) -> None:

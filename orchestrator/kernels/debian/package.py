@@ -11,7 +11,7 @@ from orchestrator.base.errors import BenchError, ScenarioError
 from orchestrator.base.process import run
 from orchestrator.base.reasons import Reason
 from orchestrator.base.spelling import nearest_name
-from orchestrator.kernels.debian.apt import KNOWN_SUITES, Archive, Package
+from orchestrator.kernels.debian.apt import KNOWN_SUITES, AptArchive, Package
 from orchestrator.kernels.image.bundle import KernelBundle, release_in
 from orchestrator.scenario.kernel_forms import DebKernel
 
@@ -22,22 +22,22 @@ _KERNEL_SOURCES = ("linux", "linux-signed-amd64")
 _EVERYWHERE = ("trixie", "trixie-security", "trixie-backports")
 
 
-def resolved(kernel: DebKernel, cache: Cache) -> tuple[str, Archive]:
+def resolve_version(kernel: DebKernel, cache: Cache) -> tuple[str, AptArchive]:
     """Return the exact version to which `kernel` resolves now, and the archive that has it.
 
     Raises ScenarioError if there is no such suite, package or version.
     """
-    archive = Archive(suites_of(kernel.suite), cache)
+    archive = AptArchive(suites_of(kernel.suite), cache)
     archive.update()
     version = archive.remembered(
         f"version {kernel}",
-        lambda: chosen_version(archive, kernel.deb, kernel.version, kernel.suite, "linux-image-"),
+        lambda: choose_version(archive, kernel.deb, kernel.version, kernel.suite, "linux-image-"),
     )
     return str(version), archive
 
 
-def chosen_version(
-    archive: Archive, name: str, version: str | None, suite: str | None, start: str
+def choose_version(
+    archive: AptArchive, name: str, version: str | None, suite: str | None, start: str
 ) -> str:
     """Return the newest version of the package `name` that matches `version` and `suite`; None
     matches any. Raises ScenarioError if there is none. Its suggestions are names that begin with
@@ -67,9 +67,10 @@ def suites_of(suite: str | None) -> tuple[str, ...]:
     return (base, suite) if addition and base in KNOWN_SUITES else (suite,)
 
 
-def packages_of(kernel: DebKernel, cache: Cache) -> tuple[Archive, list[Package]]:
-    """Return the archive, and the packages in it that are this kernel. Raises as `resolved`."""
-    version, archive = resolved(kernel, cache)
+def find_packages(kernel: DebKernel, cache: Cache) -> tuple[AptArchive, list[Package]]:
+    """Return the archive, and the packages in it that are this kernel. Raises as
+    `resolve_version`."""
+    version, archive = resolve_version(kernel, cache)
 
     def needed() -> list[dict[str, str]]:
         return [
@@ -82,17 +83,17 @@ def packages_of(kernel: DebKernel, cache: Cache) -> tuple[Archive, list[Package]
     return archive, [Package(**facts) for facts in answer]
 
 
-def materialised(kernel: DebKernel, cache: Cache) -> KernelBundle:
+def unpack_kernel(kernel: DebKernel, cache: Cache) -> KernelBundle:
     """Download and unpack the kernel's packages; cached by their hashes."""
-    version, _ = resolved(kernel, cache)
-    archive, packages = packages_of(kernel, cache)
+    version, _ = resolve_version(kernel, cache)
+    archive, packages = find_packages(kernel, cache)
     key = {"kind": "deb", "schema": 2, "packages": sorted(p.sha256 for p in packages)}
     place = cache.entry("kernels", key, lambda folder: _unpack(archive, packages, folder))
     answer = [asdict(p) for p in packages]
     return bundle_at(place, {"from": str(kernel), "version": version, "packages": answer})
 
 
-def _unpack(archive: Archive, packages: list[Package], folder: Path) -> None:
+def _unpack(archive: AptArchive, packages: list[Package], folder: Path) -> None:
     debs, tree = folder / "debs", folder / "tree"
     debs.mkdir()
     tree.mkdir()

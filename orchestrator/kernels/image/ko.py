@@ -53,9 +53,9 @@ class Module:
         return len(self.code.get(".text", b""))
 
 
-def module_at(path: Path) -> Module:
+def read_module(path: Path) -> Module:
     """Read a module's file. Raises BenchError if it is no module, or cannot be unpacked."""
-    data = unpacked(path, Reason.MODULE_UNREADABLE)
+    data = unpack_module(path, Reason.MODULE_UNREADABLE)
     try:
         return _parsed(ELFFile(io.BytesIO(data)))
     except DAMAGED as exc:
@@ -64,7 +64,7 @@ def module_at(path: Path) -> Module:
         ) from exc
 
 
-def unpacked(path: Path, reason: Reason) -> bytes:
+def unpack_module(path: Path, reason: Reason) -> bytes:
     """Return a module's ELF file. Raises BenchError with `reason` if it cannot be unpacked."""
     if path.suffix not in (".ko", *_PROGRAMS):
         raise BenchError(f"{path}: a module compressed with {path.suffix[1:]} cannot be read",

@@ -18,12 +18,12 @@ from orchestrator.base.spelling import nearest_name
 from orchestrator.kernels.module.kbuild import (
     Includes,
     Objects,
-    compiled,
     folders_of,
     is_foreign,
     is_part,
     object_of,
     room_of,
+    select_compiled,
     symbols_of,
 )
 from orchestrator.scenario.kernel_forms import ModuleKernel
@@ -51,7 +51,7 @@ class Kbuild(Protocol):
         """Return the objects that `files` make another, with what differs."""
 
 
-class Source(Protocol):
+class PackageSource(Protocol):
     """The source of a kernel package."""
 
     @property
@@ -90,7 +90,7 @@ class Change:
         return sorted(self.reached)
 
 
-def of_folder(folder: Path) -> dict[str, bytes]:
+def read_folder(folder: Path) -> dict[str, bytes]:
     """Return the source files in a folder, by their paths in it. Files that a build or an editor
     left there do not count, nor do Makefiles at its top."""
     found = {}
@@ -108,7 +108,7 @@ def _is_makefile(name: str) -> bool:
     return _MAKEFILE.fullmatch(name) is not None
 
 
-def check_paths(paths: Iterable[str], kernel: ModuleKernel, source: Source) -> None:
+def check_paths(paths: Iterable[str], kernel: ModuleKernel, source: PackageSource) -> None:
     """Raise ScenarioError if a file's path alone shows that rebuilt modules cannot have its
     change."""
     for path in paths:
@@ -135,7 +135,7 @@ def _is_silent_folder(path: str) -> bool:
     return "/" in path and is_silent(path)
 
 
-def check_place(path: str, source: Source) -> None:
+def check_place(path: str, source: PackageSource) -> None:
     """Raise ScenarioError if a source file, new or not, is in a folder that the kernel's tree does
     not have."""
     if not path.endswith(_SOURCES) or _is_silent_folder(path):
@@ -154,8 +154,8 @@ def check_place(path: str, source: Source) -> None:
     )
 
 
-def change_of(
-    kernel: ModuleKernel, source: Source, before: Files, after: Files, kbuild: Kbuild
+def find_change(
+    kernel: ModuleKernel, source: PackageSource, before: Files, after: Files, kbuild: Kbuild
 ) -> Change:
     """Return what the change from `before` to `after` reaches.
 
@@ -168,7 +168,7 @@ def change_of(
         raise _nothing_changed(kernel, source, [*passed_over, *sorted(after)])
     rooms = sorted({room_of(name) for name in changed})
     includes = Includes(source.tree(rooms), rooms, {n: after[n] for n in changed})
-    users = {name: compiled(includes.users(name)) for name in changed}
+    users = {name: select_compiled(includes.users(name)) for name in changed}
     look = _Look(kernel, source, rooms)
     objects = look.objects(users, kbuild)
     for name in changed:
@@ -203,7 +203,9 @@ def change_of(
     )
 
 
-def _nothing_changed(kernel: ModuleKernel, source: Source, files: Sequence[str]) -> ScenarioError:
+def _nothing_changed(
+    kernel: ModuleKernel, source: PackageSource, files: Sequence[str]
+) -> ScenarioError:
     return ScenarioError(
         f"{kernel}: nothing is changed: the sources are those of {source.name} {source.version}",
         evidence="\n".join(files[:5]),
@@ -212,7 +214,7 @@ def _nothing_changed(kernel: ModuleKernel, source: Source, files: Sequence[str])
 
 
 def _beyond(
-    path: str, why: str, kernel: ModuleKernel, source: Source, evidence: str = ""
+    path: str, why: str, kernel: ModuleKernel, source: PackageSource, evidence: str = ""
 ) -> ScenarioError:
     """Return the error for a change that rebuilt modules cannot have. Its hint is what to write
     instead."""
@@ -231,7 +233,7 @@ def _beyond(
 class _Look:
     """Lookup of what source files are compiled into, in the kernel's own configuration."""
 
-    def __init__(self, kernel: ModuleKernel, source: Source, rooms: Sequence[str]) -> None:
+    def __init__(self, kernel: ModuleKernel, source: PackageSource, rooms: Sequence[str]) -> None:
         self._kernel, self._source, self._rooms = kernel, source, rooms
 
     def objects(self, users: Mapping[str, Iterable[str]], kbuild: Kbuild) -> Objects:

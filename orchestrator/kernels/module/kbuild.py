@@ -174,6 +174,6 @@ class Includes:
         return found
 
 
-def compiled(files: Iterable[str]) -> list[str]:
+def select_compiled(files: Iterable[str]) -> list[str]:
     """Return the files that are passed to a compiler, rather than included."""
     return sorted(f for f in files if f.endswith(_COMPILED))

@@ -42,7 +42,7 @@ class _Entry:
     path: str
 
 
-def applied(git: Git, tree: str, patches: Sequence[Patch]) -> str:
+def apply_patches(git: Git, tree: str, patches: Sequence[Patch]) -> str:
     """Apply all patches to `tree`, in their order and without fuzz; return the new tree's id.
 
     `git` is a repository of ours that has the tree's objects. Only new objects and temporary

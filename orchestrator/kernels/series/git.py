@@ -1,7 +1,7 @@
 """Run git without the user's settings and without writing to the user's repositories.
 
 A repository is named by its folder (a checkout, linked worktree, submodule or bare repository) or
-by what `repository_of` returns for it.
+by what `find_repository` returns for it.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class Git:
         timeout: float = 600,
     ) -> Finished:
         """Run `git ARGS`, in which paths are absolute. In a repository that is not ours, run only
-        commands that write nothing. Raises the errors of orchestrator.command.run."""
+        commands that write nothing. Raises the errors of orchestrator.base.process.run."""
         git_dir = self.git_dir.absolute()
         # barometer may itself be run by git: `git bisect run`, `git rebase --exec`, a hook
         env: dict[str, str | None] = {k: None for k in os.environ if k.startswith("GIT_")}
@@ -106,7 +106,7 @@ class Commit:
     """Output of `git describe`: v6.12-34-g0fd06844de5d, or the short id if there is no tag."""
 
 
-def repository_of(path: Path) -> Path | None:
+def find_repository(path: Path) -> Path | None:
     """Return GIT_DIR for the repository whose top level is `path`: PATH/.git (a file in a linked
     worktree or a submodule, which git follows, so that HEAD is the worktree's own), or `path` if
     that is a git dir. Return None for anything else, also for a folder inside a repository.
@@ -136,10 +136,10 @@ def repository_of(path: Path) -> Path | None:
     return found
 
 
-def located(repository: Path) -> Git:
+def locate(repository: Path) -> Git:
     """Return the repository, with its work tree if it has one. Raises ScenarioError if it is not a
     repository."""
-    found = repository_of(repository)
+    found = find_repository(repository)
     if found is None:
         raise ScenarioError(
             f"{repository} is not a git repository", reason=Reason.NO_SUCH_REPOSITORY
@@ -154,7 +154,7 @@ def own_repository(folder: Path, borrowed: Path | None = None) -> Git:
     """Return the bare repository of ours in `folder`, made if it does not exist. It uses the
     objects of the repository `borrowed`, and writes nothing there."""
     git = Git(folder)
-    lender = located(borrowed) if borrowed else None
+    lender = locate(borrowed) if borrowed else None
     if not (folder / "HEAD").exists():
         folder.mkdir(parents=True, exist_ok=True)
         kind = lender.line("rev-parse", "--show-object-format") if lender else "sha1"
@@ -167,14 +167,14 @@ def own_repository(folder: Path, borrowed: Path | None = None) -> Git:
     return git
 
 
-def commit_of(repository: Path, ref: str | None) -> Commit:
+def find_commit(repository: Path, ref: str | None) -> Commit:
     """Return the commit that `ref` names; without a ref, the one that is checked out.
 
     Raises ScenarioError if the repository has no such commit. Without a ref, it is also raised if
     tracked files have uncommitted changes, or if that cannot be found out: such changes would not
     be built.
     """
-    git = located(repository)
+    git = locate(repository)
     if ref is None:
         _check_committed(git, repository)
     sha = commit_id(git, "HEAD" if ref is None else ref, repository)

@@ -1,7 +1,7 @@
 """Read patches in the forms in which they are sent: mails in an mbox, a saved mail, a plain diff.
 
-git splits an mbox and decodes its mails, as it does for `git am`; orchestrator.kernels.patch reads
-the diffs in them.
+git splits an mbox and decodes its mails, as it does for `git am`; orchestrator.kernels.series.patch
+reads the diffs in them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from orchestrator.base.errors import ScenarioError
 from orchestrator.base.process import tail
 from orchestrator.base.reasons import Reason
 from orchestrator.kernels.series.git import Git
-from orchestrator.kernels.series.patch import diffs_begin
+from orchestrator.kernels.series.patch import find_diffs
 
 _MAIL = re.compile(rb"\s*(?:From |(?!Index:)[A-Za-z][A-Za-z0-9-]*:[ \t])")
 # The header of a mail that was saved with CR LF. In other mails, a CR is the patched file's own.
@@ -56,7 +56,7 @@ class Letter:
     """Text of the letter from its first diff on; empty if it has none."""
 
 
-def letters(content: bytes, source: str) -> list[Letter]:
+def parse_letters(content: bytes, source: str) -> list[Letter]:
     """Return the letters of a file, in the file's order. Raises ScenarioError if it cannot be
     read."""
     text = _unpacked(content, source).removeprefix(_BOM)
@@ -76,14 +76,14 @@ def letters(content: bytes, source: str) -> list[Letter]:
     return [Letter(_shown_subject(text), None, None, 1, False, _diff_of(text))]
 
 
-def in_order(found: Sequence[Letter], source: str) -> list[Letter]:
+def sort_letters(found: Sequence[Letter], source: str) -> list[Letter]:
     """Return the patches among the mails of a thread, in the order that their subjects give.
     Replies and the cover letter are left out.
 
     Raises ScenarioError if one of n/m is missing, is there twice or has no diff, or if the mails
     belong to more than one series.
     """
-    patches = without_talk(found)
+    patches = select_patches(found)
     versions = sorted({p.version for p in patches})
     numbered = [p for p in patches if p.number]
     totals = {p.total for p in numbered}
@@ -117,7 +117,7 @@ def _mixed(source: str, how: str) -> ScenarioError:
     )
 
 
-def without_talk(found: Sequence[Letter]) -> list[Letter]:
+def select_patches(found: Sequence[Letter]) -> list[Letter]:
     """Return the letters that have a diff, without cover letters. Replies are left out, too, if
     other letters remain: the diffs in replies are quotes and suggestions."""
     patches = [p for p in found if p.diff and p.number != 0]
@@ -182,7 +182,7 @@ def _letter(git: Git, mail: Path, source: str) -> Letter:
 
 
 def _diff_of(text: bytes) -> bytes:
-    begin = diffs_begin(text)
+    begin = find_diffs(text)
     if begin is None:
         return b""
     diff = text[begin:]
@@ -195,6 +195,6 @@ def _diff_of(text: bytes) -> bytes:
 
 def _shown_subject(text: bytes) -> str:
     """Return the first indented line of the output of `git show` or `git log -p`, else ""."""
-    head = text[: diffs_begin(text)]
+    head = text[: find_diffs(text)]
     match = re.search(rb"(?m)^    (\S.*)$", head) if head.startswith(b"commit ") else None
     return match[1].decode("utf-8", "replace").strip() if match else ""

@@ -114,7 +114,7 @@ def _canonical(diff: FileDiff) -> list[object]:
     return [diff.old, diff.new, list(diff.notes), hunks]
 
 
-def diffs_begin(text: bytes) -> int | None:
+def find_diffs(text: bytes) -> int | None:
     """Return the offset of the first diff in a text, or None."""
     match = _BEGINNING.search(text)
     return match.start() if match else None
@@ -342,7 +342,7 @@ def _unquoted(name: bytes) -> bytes:
     )
 
 
-def checked(patch: Patch, source: str) -> Patch:
+def check_patch(patch: Patch, source: str) -> Patch:
     """Return the patch if its diffs can be read, else raise ScenarioError. `source` names where
     the patch is from."""
     try:

@@ -3,7 +3,7 @@ built.
 
 read_series(series, repository, cache) -> (Patch, ...)   files, mboxes, folders, ranges, lore
 series_digest(patches)                 -> str            identifies what they do
-applied(git, tree, patches)            -> str            the tree with all of them applied
+apply_patches(git, tree, patches)      -> str            the tree with all of them applied
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from orchestrator.base.hashing import digest_of
 from orchestrator.base.process import run, tail
 from orchestrator.base.reasons import Reason
 from orchestrator.base.spelling import nearest_name
-from orchestrator.kernels.series.git import Git, commit_id, located
-from orchestrator.kernels.series.mails import Letter, in_order, letters, without_talk
-from orchestrator.kernels.series.patch import Patch, checked
+from orchestrator.kernels.series.git import Git, commit_id, locate
+from orchestrator.kernels.series.mails import Letter, parse_letters, select_patches, sort_letters
+from orchestrator.kernels.series.patch import Patch, check_patch
 from orchestrator.scenario.kernel_forms import is_message_id, is_range
 
 _PATCH_NAMES = (".patch", ".diff", ".mbox", ".mbx", ".eml")
@@ -43,7 +43,7 @@ def read_series(series: Sequence[str], repository: Path | None, cache: Cache) ->
             raise ScenarioError("an item of series is empty", reason=Reason.NO_SUCH_SERIES)
         for source, letter in _read(item, repository, cache):
             name = letter.subject or Path(source).name
-            patches.append(checked(Patch(item, len(patches) + 1, name, letter.diff), source))
+            patches.append(check_patch(Patch(item, len(patches) + 1, name, letter.diff), source))
     return tuple(patches)
 
 
@@ -66,10 +66,10 @@ def _read(item: str, repository: Path | None, cache: Cache) -> Iterator[tuple[st
 
 
 def _from_file(path: Path) -> Iterator[tuple[str, Letter]]:
-    found = letters(_content(path), str(path))
+    found = parse_letters(_content(path), str(path))
     _refuse_none([p for p in found if p.diff], str(path))
     # a file with a single mail is complete, even if that is "1/3": the user named it alone
-    for letter in found if len(found) == 1 else in_order(found, str(path)):
+    for letter in found if len(found) == 1 else sort_letters(found, str(path)):
         yield _named(path, letter), letter
 
 
@@ -124,10 +124,10 @@ def _from_folder(folder: Path) -> Iterator[tuple[str, Letter]]:
             hint=f"expected a file `series`, or files that end with {', '.join(_PATCH_NAMES)}",
             reason=Reason.NO_SUCH_SERIES,
         )
-    parts = [(path, letters(_content(path), str(path))) for path in paths]
+    parts = [(path, parse_letters(_content(path), str(path))) for path in paths]
     for path, found in parts:
         _refuse_none([p for p in found if p.diff or p.number == 0], str(path))
-    whole = [(path, letter) for path, found in parts for letter in without_talk(found)]
+    whole = [(path, letter) for path, found in parts for letter in select_patches(found)]
     _refuse_none(whole, str(folder))
     if _is_one_series([letter for _, letter in whole]):
         whole.sort(key=lambda pair: pair[1].number or 0)
@@ -177,7 +177,7 @@ def _from_range(item: str, repository: Path | None) -> Iterator[tuple[str, Lette
             hint="a file instead: `git format-patch --stdout A..B > FILE`",
             reason=Reason.NO_SUCH_REPOSITORY,
         )
-    git = located(repository)
+    git = locate(repository)
     first, _, last = item.partition("..")
     if last.startswith("."):
         raise ScenarioError(
@@ -246,11 +246,11 @@ def _from_lore(item: str, cache: Cache) -> Iterator[tuple[str, Letter]]:
     with cache.lock(f"lore/{name}"):
         if not place.exists():
             mbox = _fetched(message_id)
-            _refuse_none(in_order(letters(mbox, item), item), item)
+            _refuse_none(sort_letters(parse_letters(mbox, item), item), item)
             beside = place.with_suffix(".part")
             beside.write_bytes(mbox)
             beside.rename(place)
-    for letter in in_order(letters(place.read_bytes(), item), item):
+    for letter in sort_letters(parse_letters(place.read_bytes(), item), item):
         yield _named(item, letter), letter
 
 

@@ -75,14 +75,14 @@ class Config:
         """Return the text that kconfig starts from, in which a later line wins."""
         if self.whole is None:
             return _lines({**self.required, **self.wanted, **_SIGNING, **self.asked})
-        there = parsed(self.whole)
+        there = parse_config(self.whole)
         lacking = {n: v for n, v in self.required.items() if there.get(n, "n") == "n"}
         return self.whole + "\n" + _lines({**lacking, **_SIGNING, **self.asked})
 
     def check(self, out: str, release: str) -> None:
         """Raise a ScenarioError that names every option that did not come out. `out` is the
         .config that kconfig made, `release` names the kernel."""
-        got = parsed(out)
+        got = parse_config(out)
         lines = [
             f"CONFIG_{name}: asked {value} ({self.origins[name]}), got {got.get(name, 'n')}"
             for name, value in self.asked.items()
@@ -134,7 +134,7 @@ def read_config(items: Sequence[str]) -> Config:
     return Config(None, {**own, **asked}, {**by_us, **origins}, required, wanted)
 
 
-def parsed(text: str) -> dict[str, str]:
+def parse_config(text: str) -> dict[str, str]:
     """Parse the symbols of a .config, or of some of its lines. Other lines are ignored."""
     found = {}
     for line in text.splitlines():
@@ -146,15 +146,15 @@ def parsed(text: str) -> dict[str, str]:
 
 
 def _own(name: str) -> dict[str, str]:
-    return parsed((KERNEL_FILES / f"{name}.config").read_text())
+    return parse_config((KERNEL_FILES / f"{name}.config").read_text())
 
 
 def _strict(lines: Iterable[str], origin: str) -> dict[str, str]:
-    """Parse like `parsed`, but raise ScenarioError for a line that is neither a symbol nor a
+    """Parse like `parse_config`, but raise ScenarioError for a line that is neither a symbol nor a
     comment."""
     found: dict[str, str] = {}
     for number, line in enumerate(lines, 1):
-        new = parsed(line)
+        new = parse_config(line)
         if not new and line.strip() and not (line.startswith("#") and "CONFIG_" not in line):
             word = re.match(r"[\w.]+", line.strip())
             near = nearest_name(word[0], ["CONFIG_"], ["CONFIG_NAME=y"]) if word else ""

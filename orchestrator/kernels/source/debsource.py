@@ -4,6 +4,7 @@ Both are cached by the hashes of the packages; only the requested parts of the s
 
 from __future__ import annotations
 
+import posixpath
 import re
 import shutil
 from collections.abc import Collection
@@ -17,7 +18,7 @@ from orchestrator.base.errors import ScenarioError
 from orchestrator.base.process import run
 from orchestrator.base.reasons import Reason
 from orchestrator.kernels.debian import package
-from orchestrator.kernels.debian.apt import Archive, Package
+from orchestrator.kernels.debian.apt import AptArchive, Package
 from orchestrator.kernels.source.sources import package_source
 from orchestrator.scenario.kernel_forms import DebKernel
 
@@ -33,7 +34,7 @@ class DebSource:
     """Kernel release, as `uname -r` prints it."""
     version: str
     """Version of the source, which all these packages have."""
-    archive: Archive
+    archive: AptArchive
     source: Package
     """The package linux-source-X.Y."""
     headers: tuple[Package, ...]
@@ -75,6 +76,12 @@ class DebSource:
         """Folder in which the Makefiles of the headers look for the kernel's source."""
         (common,) = (p.name for p in self.headers if p.name.endswith("-common"))
         return f"/usr/src/{common}"
+
+    @property
+    def scripts(self) -> str:
+        """Folder of the build's programs, of another package. The headers have a link to it."""
+        link = (self.kbuild_files / "scripts").readlink()
+        return posixpath.normpath(f"{self.kbuild}/{link}")
 
     @property
     def kbuild_files(self) -> Path:
@@ -133,12 +140,12 @@ class DebSource:
         return {"package": asdict(self.source), "headers": [asdict(p) for p in self.headers]}
 
 
-def source_of(kernel: DebKernel, cache: Cache) -> DebSource:
+def find_package_source(kernel: DebKernel, cache: Cache) -> DebSource:
     """Look up the kernel's headers and source in the archive. Downloads nothing.
 
     Raises ScenarioError if the archive has no such kernel, or no headers or source of the same
     version; BenchError if it cannot be reached."""
-    archive, packages = package.packages_of(kernel, cache)
+    archive, packages = package.find_packages(kernel, cache)
     images = [(p, m[1]) for p in packages if (m := _RELEASE.fullmatch(p.name))]
     if len(images) != 1:
         raise ScenarioError(
@@ -167,7 +174,7 @@ def source_of(kernel: DebKernel, cache: Cache) -> DebSource:
     )  # fmt: skip
 
 
-def _of_version(archive: Archive, name: str, version: str) -> list[Package]:
+def _of_version(archive: AptArchive, name: str, version: str) -> list[Package]:
     """Return the package of exactly that version and all it depends on. Raises ScenarioError if
     the archive does not have it."""
     there = archive.versions(name)

@@ -18,9 +18,15 @@ from orchestrator.base.errors import ScenarioError
 from orchestrator.base.hashing import digest_of, sha256_file
 from orchestrator.base.process import run
 from orchestrator.base.reasons import Reason
-from orchestrator.kernels.debian.apt import Archive, Package
-from orchestrator.kernels.debian.package import chosen_version, suites_of
-from orchestrator.kernels.series.git import Git, commit_of, located, own_repository, repository_of
+from orchestrator.kernels.debian.apt import AptArchive, Package
+from orchestrator.kernels.debian.package import choose_version, suites_of
+from orchestrator.kernels.series.git import (
+    Git,
+    find_commit,
+    find_repository,
+    locate,
+    own_repository,
+)
 from orchestrator.scenario.kernel_forms import SourceKernel, TreeKernel
 
 _TOP = ("Kbuild", "Kconfig", "Makefile")
@@ -57,15 +63,15 @@ class Source:
         return Path(self.facts["path"]).name
 
 
-def source_of(kernel: TreeKernel | SourceKernel, cache: Cache) -> Source:
+def find_source(kernel: TreeKernel | SourceKernel, cache: Cache) -> Source:
     """Find a kernel's source. Raises ScenarioError if there is no such source, BenchError if the
     mirror cannot be reached."""
     if isinstance(kernel, SourceKernel):
         return _of_package(kernel, cache)
     path = kernel.tree
-    if (repository := repository_of(path)) is not None:
-        commit = commit_of(repository, kernel.ref)
-        listed = located(repository).line("ls-tree", "--name-only", commit.tree)
+    if (repository := find_repository(path)) is not None:
+        commit = find_commit(repository, kernel.ref)
+        listed = locate(repository).line("ls-tree", "--name-only", commit.tree)
         _is_kernel(path, set(listed.splitlines()))
         facts = {"kind": "git", "path": str(path), "commit": commit.sha, "tree": commit.tree,
                  "describe": commit.describe}  # fmt: skip
@@ -116,12 +122,12 @@ def _of_folder(path: Path, cache: Cache) -> Source:
 
 
 def _of_package(kernel: SourceKernel, cache: Cache) -> Source:
-    archive = Archive(suites_of(kernel.suite), cache)
+    archive = AptArchive(suites_of(kernel.suite), cache)
     archive.update()
     version = str(
         archive.remembered(
             f"version {kernel.source} {kernel.version} {kernel.suite}",
-            lambda: chosen_version(
+            lambda: choose_version(
                 archive, kernel.source, kernel.version, kernel.suite, "linux-source"
             ),
         )
@@ -141,7 +147,7 @@ def _of_package(kernel: SourceKernel, cache: Cache) -> Source:
     return package_source(archive, Package(**found[0]), cache)
 
 
-def package_source(archive: Archive, package: Package, cache: Cache) -> Source:
+def package_source(archive: AptArchive, package: Package, cache: Cache) -> Source:
     """Return the source in the package linux-source-X.Y, downloaded if it is not in the cache."""
 
     def build(folder: Path) -> None:

@@ -30,7 +30,7 @@ from orchestrator.kernels.series.series import read_series
 from orchestrator.kernels.source.buildlog import STEP, first_errors
 from orchestrator.kernels.source.buildroot import WORK, BuildRoot, build_root
 from orchestrator.kernels.source.config import Config, read_config
-from orchestrator.kernels.source.sources import Source, source_of
+from orchestrator.kernels.source.sources import Source, find_source
 from orchestrator.kernels.source.worktree import WorkTree, work_tree
 from orchestrator.scenario.kernel_forms import SourceKernel, TreeKernel
 
@@ -65,14 +65,14 @@ class _Wanted:
         return f"-{tag}-{digest_of(self.key(patches))[:8]}"
 
 
-def checked(kernel: TreeKernel | SourceKernel, cache: Cache) -> None:
+def check_source(kernel: TreeKernel | SourceKernel, cache: Cache) -> None:
     """Check source, series and configuration, unless they were checked before. Compiles nothing of
     the kernel.
 
     Raises ScenarioError if there is no such source, the series does not apply to it, or the
     configuration lacks an option."""
     wanted = _wanted(kernel, "base", cache)
-    known = cache.folder("checked") / digest_of(wanted.key(wanted.patches))
+    known = cache.folder("check_source") / digest_of(wanted.key(wanted.patches))
     if known.exists():
         return
     with _tree(wanted, cache) as tree:
@@ -84,22 +84,22 @@ def checked(kernel: TreeKernel | SourceKernel, cache: Cache) -> None:
     known.touch()
 
 
-def describe(kernel: TreeKernel | SourceKernel, cache: Cache) -> str:
+def describe_source(kernel: TreeKernel | SourceKernel, cache: Cache) -> str:
     """Return a line for a plan. Raises ScenarioError if source, configuration or series cannot be
     read; does not try whether the series applies."""
-    source = source_of(kernel, cache)
+    source = find_source(kernel, cache)
     read_config(kernel.config)
     read_series(kernel.series, source.users, cache)
     return f"{kernel} ({source.name})"
 
 
-def materialised(
+def build_kernel(
     kernel: TreeKernel | SourceKernel, cache: Cache, tag: str, progress: Progress
 ) -> KernelBundle:
     """Build the kernel, unless it was built before. `tag` is four letters for the arm.
 
-    Raises ScenarioError for the reasons of `checked`, or if the kernel does not build or lacks an
-    option; BenchError if the base does not come out as it was before.
+    Raises ScenarioError for the reasons of `check_source`, or if the kernel does not build or
+    lacks an option; BenchError if the base does not come out as it was before.
     """
     wanted = _wanted(kernel, tag, cache)
 
@@ -118,7 +118,7 @@ def materialised(
 
 def _wanted(kernel: TreeKernel | SourceKernel, tag: str, cache: Cache) -> _Wanted:
     config = read_config(kernel.config)
-    source = source_of(kernel, cache)
+    source = find_source(kernel, cache)
     patches = read_series(kernel.series, source.users, cache)
     return _Wanted(source, patches, config, build_root(cache), tag)
 

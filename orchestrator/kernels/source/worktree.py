@@ -28,7 +28,7 @@ from orchestrator.base.cache import Cache
 from orchestrator.base.hashing import digest_of
 from orchestrator.base.process import run
 from orchestrator.evidence.layout import write_json
-from orchestrator.kernels.series.applying import applied
+from orchestrator.kernels.series.applying import apply_patches
 from orchestrator.kernels.series.git import Git, own_repository
 from orchestrator.kernels.series.patch import Patch
 from orchestrator.kernels.source.sources import Source
@@ -101,7 +101,7 @@ class WorkTree:
     def patched(self, patches: Sequence[Patch]) -> str:
         """Return the git tree with the series, and leave the folder as it is. Raises ScenarioError
         if a patch does not apply."""
-        return applied(self.git, self.base(patches), patches)
+        return apply_patches(self.git, self.base(patches), patches)
 
     def move(self, tree: str) -> None:
         """Bring the source folder to `tree`. Only files that differ are written."""

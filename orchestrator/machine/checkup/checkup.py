@@ -46,7 +46,7 @@ def examine(
     `folders`: the paths that each use needs space in. `device`: the scenario's, which is chosen as
     a run would choose it. `metal`: examine the devices, the kernel's functions, the keeper's boot
     methods and leases. `guests`: try KVM with a guest. `probe`: make one map
-    (orchestrator.bench.probe).
+    (orchestrator.machine.checkup.probe).
 
     Raises BenchError if the machine cannot be examined at all, EvidenceError if its answer has a
     flaw.

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from orchestrator.formats.abi import chosen
+from orchestrator.formats.abi import parse_selected
 from orchestrator.machine.transport.shell import Shell
 
 
@@ -60,7 +60,7 @@ class RememberedChanges(DirectChanges):
 
     def write(self, path: str, value: str) -> None:
         former = self._shell.run(["cat", path], check=False)
-        change = ("write", {"path": path, "former": chosen(former.stdout.strip())})
+        change = ("write", {"path": path, "former": parse_selected(former.stdout.strip())})
         if former.code == 0:
             self.made.append(change)
         super().write(path, value)

@@ -9,7 +9,7 @@ from typing import Any
 from orchestrator.base.bounded import FACTS_BYTES
 from orchestrator.base.errors import BenchError
 from orchestrator.base.reasons import Reason
-from orchestrator.formats.abi import chosen
+from orchestrator.formats.abi import parse_selected
 from orchestrator.kernels.image.bundle import KernelBundle
 from orchestrator.kernels.module.parameters import parameters_of
 from orchestrator.machine.host.changes import ChangeLog
@@ -161,7 +161,7 @@ def _read(shell: Shell, path: str) -> tuple[str | None, str]:
         return None, "no such file"
     if completed.code:
         return None, f"it cannot be read ({completed.stderr.strip()})"
-    return chosen(completed.stdout.strip()), ""
+    return parse_selected(completed.stdout.strip()), ""
 
 
 def _refused(arm: ArmName, where: str, requested: str, actual: str) -> BenchError:

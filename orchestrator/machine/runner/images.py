@@ -23,7 +23,7 @@ from orchestrator.base.hashing import digest_of, sha256_file
 from orchestrator.base.packaged import packaged
 from orchestrator.base.process import run
 from orchestrator.base.reasons import Reason
-from orchestrator.kernels.debian.apt import Archive, Package, source_lines
+from orchestrator.kernels.debian.apt import AptArchive, Package, source_lines
 from orchestrator.kernels.debian.bootstrap import debian_tar, inside
 from orchestrator.kernels.debian.package import index_modules
 from orchestrator.kernels.image import ko
@@ -220,7 +220,7 @@ def plain_name(module: str) -> str:
 
 def unpack_module(kernel: KernelBundle, name: str) -> bytes:
     """Return a module's ELF file, uncompressed: emulated machines are slow at unpacking."""
-    return ko.unpacked(kernel.modules / name, Reason.KERNEL_MODULES)
+    return ko.unpack_module(kernel.modules / name, Reason.KERNEL_MODULES)
 
 
 def initramfs(name: str, recipe: dict[str, Any], kernel: KernelBundle, cache: Cache) -> Path:
@@ -270,7 +270,7 @@ def unpack_packages(
 ) -> Path:
     """Return a cache entry with the files of Debian packages and of their dependencies that match
     `patterns`, and with packages.txt."""
-    archive = Archive(tuple(suites), cache)
+    archive = AptArchive(tuple(suites), cache)
     key = {"kind": "unpacked", "schema": 1, "suites": suites, "packages": packages,
            "patterns": patterns, "mirror": source_lines(tuple(suites))}  # fmt: skip
 

@@ -8,7 +8,7 @@ import tarfile
 from pathlib import Path
 
 from orchestrator.kernels.source.buildroot import KERNEL_FILES
-from orchestrator.kernels.source.config import parsed
+from orchestrator.kernels.source.config import parse_config
 
 PARED_SERIES = Path(__file__).parent / "series"
 _SOURCE = Path(__file__).parent / "source"
@@ -19,7 +19,7 @@ def pared_tarball(folder: Path) -> Path:
     module's."""
     shutil.copytree(_SOURCE, folder / "linux-7.3")
     asked = [name for path in sorted(KERNEL_FILES.glob("*.config"))
-             for name in parsed(path.read_text())]  # fmt: skip
+             for name in parse_config(path.read_text())]  # fmt: skip
     known = "".join(f"config {name}\n" for name in [*asked, "PARED"])
     (folder / "linux-7.3/Kconfig").write_text(known)
     path = folder / "linux-7.3.tar"

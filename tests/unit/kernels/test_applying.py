@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from orchestrator.base.cache import Cache
 from orchestrator.base.errors import ScenarioError
-from orchestrator.kernels.series.applying import applied
+from orchestrator.kernels.series.applying import apply_patches
 from orchestrator.kernels.series.git import Git, own_repository
 from orchestrator.kernels.series.patch import DamagedError, Patch, series_digest
 from orchestrator.kernels.series.series import read_series
@@ -42,7 +42,7 @@ class Bench:
     def refused(self, tree: str, patches: tuple[Patch, ...]) -> ScenarioError:
         before = self.own.git_dir, sorted(self.own.git_dir.iterdir())
         with pytest.raises(ScenarioError) as caught:
-            applied(self.own, tree, patches)
+            apply_patches(self.own, tree, patches)
         assert (self.own.git_dir, sorted(self.own.git_dir.iterdir())) == before
         return caught.value
 
@@ -79,7 +79,7 @@ def test_tree_is_that_of_git_itself(bench: Bench, options: list[str]) -> None:
     three_patches(bench.repository)
     patches = bench.mailed("base..main", *options)
     assert len(patches) == 3
-    assert applied(bench.own, tree_of(bench.repository, "base"), patches) == tree_of(
+    assert apply_patches(bench.own, tree_of(bench.repository, "base"), patches) == tree_of(
         bench.repository
     )
 
@@ -87,8 +87,8 @@ def test_tree_is_that_of_git_itself(bench: Bench, options: list[str]) -> None:
 def test_range_and_tree_without_patches(bench: Bench) -> None:
     three_patches(bench.repository)
     base, end = tree_of(bench.repository, "base"), tree_of(bench.repository)
-    assert applied(bench.own, base, bench.series("base..main")) == end
-    assert applied(bench.own, base, ()) == base
+    assert apply_patches(bench.own, base, bench.series("base..main")) == end
+    assert apply_patches(bench.own, base, ()) == base
 
 
 def test_developers_repository_stays_as_it_was(bench: Bench) -> None:
@@ -96,7 +96,7 @@ def test_developers_repository_stays_as_it_was(bench: Bench) -> None:
     before = state_of(bench.repository)
     patches = bench.series("base..main")
     base, end = tree_of(bench.repository, "base"), tree_of(bench.repository)
-    assert applied(bench.own, base, patches) == end
+    assert apply_patches(bench.own, base, patches) == end
     bench.refused(end, patches)
     assert state_of(bench.repository) == before
 
@@ -112,7 +112,7 @@ def test_tree_may_hold_only_the_files_that_are_touched(bench: Bench) -> None:
         some = [line for line in listed.split("\0")[:-1] if line.split("\t")[1] in touched]
         index.run("update-index", "-z", "--index-info", stdin="".join(f"{x}\0" for x in some))
         trees.append(index.line("write-tree"))
-    assert applied(bench.own, trees[0], patches) == trees[1]
+    assert apply_patches(bench.own, trees[0], patches) == trees[1]
     assert trees[0] != tree_of(bench.repository, "base")
 
 
@@ -126,7 +126,7 @@ def test_it_works_inside_of_another_repository(
     monkeypatch.setenv("GIT_DIR", str(outer / ".git"))
     base = tree_of(bench.repository, "base")
     end = tree_of(bench.repository)
-    assert applied(own, base, bench.series("base..main")) == end
+    assert apply_patches(own, base, bench.series("base..main")) == end
 
 
 def test_hunk_may_be_found_at_another_line_but_not_in_another_text(bench: Bench) -> None:
@@ -134,7 +134,7 @@ def test_hunk_may_be_found_at_another_line_but_not_in_another_text(bench: Bench)
     patches = bench.series("base..main")
     git(bench.repository, "switch", "--quiet", "--detach", "base")
     commit(bench.repository, "above", {"drivers/vfio/vfio.c": "above;\n" * 9 + LINES})
-    done = applied(bench.own, tree_of(bench.repository), patches)
+    done = apply_patches(bench.own, tree_of(bench.repository), patches)
     moved = bench.own.line("cat-file", "blob", f"{done}:drivers/vfio/vfio.c")
     assert moved == ("above;\n" * 9 + LINES.replace("line 36;", "six;")).rstrip()
     # with its fuzz, `patch` would accept a context that differs in one line of three
@@ -240,13 +240,13 @@ def test_cr_of_a_file_is_part_of_it(bench: Bench) -> None:
     commit(bench.repository, "dos", {"dos.txt": b"a\r\nb\r\n"})
     commit(bench.repository, "dos 2", {"dos.txt": b"a\r\nc\r\n"})
     end, base = tree_of(bench.repository), tree_of(bench.repository, "main~1")
-    assert applied(bench.own, base, bench.series("main~1..main")) == end
+    assert apply_patches(bench.own, base, bench.series("main~1..main")) == end
     mbox = bench.cache.folder("test") / "crlf.mbox"
     commit(bench.repository, "unix", {"Makefile": "VERSION = 8\n"})
     sent = git(bench.repository, "format-patch", "--stdout", "main~1..main")
     mbox.write_bytes(sent.replace(b"\n", b"\r\n"))
     patches = read_series([str(mbox)], None, bench.cache)
-    assert applied(bench.own, end, patches) == tree_of(bench.repository)
+    assert apply_patches(bench.own, end, patches) == tree_of(bench.repository)
 
 
 def test_sha256_repository(tmp_path: Path) -> None:
@@ -257,7 +257,7 @@ def test_sha256_repository(tmp_path: Path) -> None:
     commit(folder, "second", {"a": "2\n", "gone": None})
     own = own_repository(tmp_path / "own", folder)
     patches = read_series([f"{base}..main"], folder, Cache(tmp_path / "c"))
-    assert applied(own, tree_of(folder, base), patches) == tree_of(folder)
+    assert apply_patches(own, tree_of(folder, base), patches) == tree_of(folder)
 
 
 # --- anything ---
@@ -297,9 +297,11 @@ def round_trip(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., None]:
             git(repository, "format-patch", "--stdout", *options, f"{base}..{end}")
         )
         patches = read_series([str(folder / "mbox")], None, cache)
-        assert applied(own, tree_of(repository, base), patches) == tree_of(repository, end)
+        assert apply_patches(own, tree_of(repository, base), patches) == tree_of(repository, end)
         from_range = read_series([f"{base}..{end}"], repository, cache)
-        assert applied(own, tree_of(repository, base), from_range) == tree_of(repository, end)
+        assert apply_patches(own, tree_of(repository, base), from_range) == tree_of(
+            repository, end
+        )
         assert "--no-renames" not in options or series_digest(patches) == series_digest(from_range)
 
     return same
@@ -348,4 +350,4 @@ def test_any_patch_is_applied_or_refused(small: tuple[Git, str], text: str) -> N
     except DamagedError:
         return
     with contextlib.suppress(ScenarioError):
-        assert applied(*small, (patch,)) != small[1]
+        assert apply_patches(*small, (patch,)) != small[1]

@@ -10,7 +10,7 @@ import pytest
 from orchestrator.base.cache import Cache
 from orchestrator.base.errors import BenchError
 from orchestrator.base.reasons import Reason
-from orchestrator.kernels import describe
+from orchestrator.kernels import describe_kernel
 from orchestrator.kernels.debian import apt
 from orchestrator.kernels.debian.package import suites_of
 from orchestrator.scenario.kernel_forms import DebKernel
@@ -62,15 +62,15 @@ def test_version_without_a_suite_is_looked_for_everywhere() -> None:
 
 
 @pytest.fixture
-def archive(tmp_path: Path) -> apt.Archive:
+def archive(tmp_path: Path) -> apt.AptArchive:
     """An archive after an update."""
-    archive = apt.Archive(("trixie",), Cache(tmp_path))
+    archive = apt.AptArchive(("trixie",), Cache(tmp_path))
     (tmp_path / "apt/trixie").mkdir(parents=True)
     (tmp_path / "apt/trixie/updated").touch()
     return archive
 
 
-def test_answer_is_asked_for_once(archive: apt.Archive, tmp_path: Path) -> None:
+def test_answer_is_asked_for_once(archive: apt.AptArchive, tmp_path: Path) -> None:
     asked = []
 
     def ask() -> list[int]:
@@ -78,25 +78,25 @@ def test_answer_is_asked_for_once(archive: apt.Archive, tmp_path: Path) -> None:
         return [1, 2]
 
     assert [archive.remembered("q", ask) for _ in range(3)] == [[1, 2]] * 3
-    again = apt.Archive(("trixie",), Cache(tmp_path))
+    again = apt.AptArchive(("trixie",), Cache(tmp_path))
     assert again.remembered("q", ask) == [1, 2]
     assert len(asked) == 1
     assert archive.remembered("another", lambda: "x") == "x"
 
 
-def test_answer_is_forgotten_with_newer_lists(archive: apt.Archive, tmp_path: Path) -> None:
+def test_answer_is_forgotten_with_newer_lists(archive: apt.AptArchive, tmp_path: Path) -> None:
     assert archive.remembered("q", lambda: "old") == "old"
     os.utime(tmp_path / "apt/trixie/updated", (1, 1))
     assert archive.remembered("q", lambda: "new") == "new"
 
 
-def test_unreadable_answers_are_asked_for_again(archive: apt.Archive, tmp_path: Path) -> None:
+def test_unreadable_answers_are_asked_for_again(archive: apt.AptArchive, tmp_path: Path) -> None:
     archive.remembered("q", lambda: "old")
     (tmp_path / "apt/trixie/answers.json").write_text("{")
     assert archive.remembered("q", lambda: "new") == "new"
 
 
-def test_question_that_fails_is_not_remembered(archive: apt.Archive) -> None:
+def test_question_that_fails_is_not_remembered(archive: apt.AptArchive) -> None:
     def fails() -> None:
         raise BenchError("no", reason=Reason.MIRROR_UNREACHABLE)
 
@@ -112,7 +112,7 @@ def test_unreachable_mirror_is_the_benchs_failure(
     monkeypatch.setattr(apt, "_RETRIES", 0)  # apt waits longer and longer between retries
     kernel = DebKernel(deb="linux-image-cloud-amd64", suite="trixie")
     with pytest.raises(BenchError) as caught:
-        describe(kernel, Cache(tmp_path))
+        describe_kernel(kernel, Cache(tmp_path))
     assert caught.value.reason == "mirror-unreachable"
     assert UNREACHABLE in caught.value.message
     assert "BAROMETER_MIRROR" in caught.value.hint
@@ -121,7 +121,7 @@ def test_unreachable_mirror_is_the_benchs_failure(
 
 
 def test_configuration_is_not_written_while_others_may_read_it(
-    archive: apt.Archive, tmp_path: Path
+    archive: apt.AptArchive, tmp_path: Path
 ) -> None:
     archive._prepare()
     conf = tmp_path / "apt/trixie/apt.conf"

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.base.errors import ScenarioError
-from orchestrator.kernels.module.change import Change, Files, change_of, check_paths, of_folder
+from orchestrator.kernels.module.change import Change, Files, check_paths, find_change, read_folder
 from orchestrator.scenario.kernel_forms import ModuleKernel
 from tests.unit.kernels.trees import tree_in
 
@@ -15,7 +15,7 @@ KERNEL = ModuleKernel(deb="linux-image-amd64", suite="trixie", series=("a.patch"
 def change(folder: Path, after: Files) -> Change:
     tree = tree_in(folder)
     before = {name: tree.files[name].encode() if name in tree.files else None for name in after}
-    return change_of(KERNEL, tree, before, after, tree)
+    return find_change(KERNEL, tree, before, after, tree)
 
 
 def refused(folder: Path, after: Files) -> ScenarioError:
@@ -99,7 +99,7 @@ def test_a_new_header_comes_with_who_includes_it(tmp_path: Path) -> None:
 def test_what_reaches_further_is_refused(tmp_path: Path, path: str, words: list[str]) -> None:
     tree = tree_in(tmp_path, {"scripts/mod/modpost.c": ""})
     with pytest.raises(ScenarioError) as caught:
-        change_of(KERNEL, tree, {path: b""}, {path: b"changed"}, tree)
+        find_change(KERNEL, tree, {path: b""}, {path: b"changed"}, tree)
     error = caught.value
     assert error.reason == "beyond-modules"
     assert error.message.startswith(f"{path} ")
@@ -160,7 +160,7 @@ def test_what_of_a_folder_counts(tmp_path: Path) -> None:
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(name)
-    assert of_folder(tmp_path) == {
+    assert read_folder(tmp_path) == {
         name: name.encode()
         for name in ("drivers/vfio/Kbuild", "drivers/vfio/a.c", "drivers/vfio/a.h", "lost.c")
     }

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from orchestrator.base.errors import BarometerError, ScenarioError
 from orchestrator.kernels.source.buildroot import KERNEL_FILES
-from orchestrator.kernels.source.config import parsed, read_config
+from orchestrator.kernels.source.config import parse_config, read_config
 
 OWN = ("required", "host", "wanted")
 WHOLE = (
@@ -23,7 +23,7 @@ WHOLE = (
 def test_every_option_of_our_own_is_there_once_and_has_a_reason(name: str) -> None:
     lines = (KERNEL_FILES / f"{name}.config").read_text().splitlines()
     options = [line for line in lines if line.startswith("CONFIG_")]
-    found = parsed("\n".join(lines))
+    found = parse_config("\n".join(lines))
     assert len(options) == len(found) > 5
     for line in lines:
         assert not line or line.startswith(("# ", "CONFIG_")), line
@@ -32,7 +32,9 @@ def test_every_option_of_our_own_is_there_once_and_has_a_reason(name: str) -> No
 
 
 def test_no_option_of_ours_is_in_two_files() -> None:
-    names = [n for name in OWN for n in parsed((KERNEL_FILES / f"{name}.config").read_text())]
+    names = [
+        n for name in OWN for n in parse_config((KERNEL_FILES / f"{name}.config").read_text())
+    ]
     assert sorted(names) == sorted({*names})
 
 
@@ -45,7 +47,7 @@ def test_no_option_of_ours_is_in_two_files() -> None:
     ],
 )  # fmt: skip
 def test_lines_of_a_configuration_are_read(line: str, value: str) -> None:
-    assert parsed(line) == {"KSM": value}
+    assert parse_config(line) == {"KSM": value}
 
 
 @given(st.text(max_size=80))
@@ -65,7 +67,7 @@ def test_any_line_is_read_or_refused_with_its_number(line: str) -> None:
 def test_default_is_our_own_on_top_of_nothing() -> None:
     config = read_config([])
     assert config.target == "allnoconfig"
-    text = parsed(config.text())
+    text = parse_config(config.text())
     assert text["VFIO_IOMMU_TYPE1"] == "y"
     assert text["MODULE_SIG"] == "n"
     assert text["IOMMUFD"] == "y"
@@ -74,7 +76,7 @@ def test_default_is_our_own_on_top_of_nothing() -> None:
 def test_what_the_scenario_asks_for_wins_over_ours(tmp_path: Path) -> None:
     (tmp_path / "more").write_text("# a comment\n\nCONFIG_KSM=y\nCONFIG_IOMMUFD=n\n")
     config = read_config([str(tmp_path / "more"), "CONFIG_HZ_250=n", "CONFIG_HZ_1000=y"])
-    text = parsed(config.text())
+    text = parse_config(config.text())
     assert (text["KSM"], text["IOMMUFD"], text["HZ_250"], text["HZ_1000"]) == ("y", "n", "n", "y")
     assert config.origins["KSM"] == "more"
     assert config.origins["HZ_1000"] == "config"
@@ -87,7 +89,7 @@ def test_whole_configuration_takes_the_place_of_ours_but_for_what_is_needed(
     (tmp_path / "theirs").write_text(WHOLE)
     config = read_config([str(tmp_path / "theirs"), "CONFIG_KSM=y"])
     assert config.target == "olddefconfig"
-    text = parsed(config.text())
+    text = parse_config(config.text())
     assert text["VFIO"] == "m"  # a module stays a module
     assert text["KVM"] == "y"  # was off, but is needed
     assert text["SYSTEM_TRUSTED_KEYS"] == '""'  # the named certificates are not here

@@ -7,8 +7,8 @@ import pytest
 
 from orchestrator.base.cache import Cache
 from orchestrator.base.errors import ScenarioError
-from orchestrator.kernels import describe
-from orchestrator.kernels.directory import materialised, release_of
+from orchestrator.kernels import describe_kernel
+from orchestrator.kernels.directory import copy_kernel, release_of
 from orchestrator.scenario.kernel_forms import DirKernel
 from tests.unit.kernels.fakes import bzimage, folder_kernel
 
@@ -24,7 +24,7 @@ def refused(folder: Path) -> ScenarioError:
 def test_release_is_the_images_own(tmp_path: Path) -> None:
     kernel = DirKernel(dir=folder_kernel(tmp_path / "k"))
     assert release_of(kernel) == RELEASE
-    assert describe(kernel, Cache(tmp_path / "cache")) == f"dir:{tmp_path}/k ({RELEASE})"
+    assert describe_kernel(kernel, Cache(tmp_path / "cache")) == f"dir:{tmp_path}/k ({RELEASE})"
 
 
 @pytest.mark.parametrize("name", ["vmlinuz-7.0", "bzImage", "boot/vmlinuz-7.0.0-test"])
@@ -72,7 +72,7 @@ def test_modules_of_another_release_are_refused_and_named(tmp_path: Path) -> Non
 def test_kernel_is_copied_and_indexed(tmp_path: Path) -> None:
     folder = folder_kernel(tmp_path / "k")
     (folder / "config").write_text("CONFIG_VFIO=m\n")
-    bundle = materialised(DirKernel(dir=folder), Cache(tmp_path / "cache"))
+    bundle = copy_kernel(DirKernel(dir=folder), Cache(tmp_path / "cache"))
     shutil.rmtree(folder)
     assert bundle.release == RELEASE
     assert bundle.vmlinuz.read_bytes() == bzimage(RELEASE)
@@ -86,12 +86,12 @@ def test_kernel_is_copied_and_indexed(tmp_path: Path) -> None:
 
 def test_same_kernel_is_copied_once_and_another_build_is_another(tmp_path: Path) -> None:
     cache, kernel = Cache(tmp_path / "cache"), DirKernel(dir=folder_kernel(tmp_path / "k"))
-    first = materialised(kernel, cache)
-    assert materialised(kernel, cache) == first
+    first = copy_kernel(kernel, cache)
+    assert copy_kernel(kernel, cache) == first
     moved = folder_kernel(tmp_path / "elsewhere")
-    assert materialised(DirKernel(dir=moved), cache).digest == first.digest
+    assert copy_kernel(DirKernel(dir=moved), cache).digest == first.digest
     (kernel.dir / "lib/modules" / RELEASE / "kernel/fs/ext4.ko").write_bytes(b"a new build")
-    second = materialised(kernel, cache)
+    second = copy_kernel(kernel, cache)
     assert second.digest != first.digest
     assert (first.modules / "kernel/fs/ext4.ko").read_bytes() == b"not really"
 
@@ -99,5 +99,5 @@ def test_same_kernel_is_copied_once_and_another_build_is_another(tmp_path: Path)
 def test_links_to_the_source_tree_are_left_behind(tmp_path: Path) -> None:
     folder = folder_kernel(tmp_path / "k")
     (folder / "lib/modules" / RELEASE / "build").symlink_to(tmp_path)
-    bundle = materialised(DirKernel(dir=folder), Cache(tmp_path / "cache"))
+    bundle = copy_kernel(DirKernel(dir=folder), Cache(tmp_path / "cache"))
     assert not (bundle.modules / "build").is_symlink()

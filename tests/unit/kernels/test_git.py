@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.base.errors import BenchError, ScenarioError
-from orchestrator.kernels.series.git import Git, commit_of, own_repository, repository_of
+from orchestrator.kernels.series.git import Git, find_commit, find_repository, own_repository
 from tests.unit.kernels.repositories import (
     commit,
     git,
@@ -24,24 +24,24 @@ def repository(tmp_path: Path) -> Path:
 
 def refused(repository: Path, ref: str | None) -> ScenarioError:
     with pytest.raises(ScenarioError) as caught:
-        commit_of(repository, ref)
+        find_commit(repository, ref)
     return caught.value
 
 
 def test_repository_is_found_at_its_top_only(repository: Path, tmp_path: Path) -> None:
-    assert repository_of(repository) == repository / ".git"
-    assert repository_of(repository / "a") is None
-    assert repository_of(repository / "a/b.c") is None
-    assert repository_of(tmp_path) is None
-    assert repository_of(tmp_path / "none") is None
+    assert find_repository(repository) == repository / ".git"
+    assert find_repository(repository / "a") is None
+    assert find_repository(repository / "a/b.c") is None
+    assert find_repository(tmp_path) is None
+    assert find_repository(tmp_path / "none") is None
 
 
 def test_repository_may_be_named_by_its_git_dir(repository: Path, tmp_path: Path) -> None:
     git(tmp_path, "clone", "--quiet", "--bare", repository, "bare.git")
-    assert repository_of(tmp_path / "bare.git") == tmp_path / "bare.git"
-    assert repository_of(repository / ".git") == repository / ".git"
+    assert find_repository(tmp_path / "bare.git") == tmp_path / "bare.git"
+    assert find_repository(repository / ".git") == repository / ".git"
     commits = {
-        commit_of(path, None).sha
+        find_commit(path, None).sha
         for path in (repository, repository / ".git", tmp_path / "bare.git")
     }
     assert commits == {head(repository)}
@@ -50,29 +50,29 @@ def test_repository_may_be_named_by_its_git_dir(repository: Path, tmp_path: Path
 def test_folder_with_names_of_a_git_dir_is_none(tmp_path: Path) -> None:
     (tmp_path / "objects").mkdir()
     (tmp_path / "HEAD").write_text("something else\n")
-    assert repository_of(tmp_path) is None
+    assert find_repository(tmp_path) is None
 
 
 def test_worktree_has_its_own_commit_and_changes(repository: Path, tmp_path: Path) -> None:
     worktree = tmp_path / "linked"
     git(repository, "worktree", "add", "--quiet", "-b", "mine", worktree)
     mine = commit(worktree, "mine", {"a/b.c": "int mine;\n"})
-    assert commit_of(worktree, None).sha == mine
-    found = repository_of(worktree)
+    assert find_commit(worktree, None).sha == mine
+    found = find_repository(worktree)
     assert found is not None
-    assert commit_of(found, None).sha == mine
-    assert commit_of(repository, None).sha == head(repository) != mine
+    assert find_commit(found, None).sha == mine
+    assert find_commit(repository, None).sha == head(repository) != mine
     (worktree / "a/b.c").write_text("int forgotten;\n")
     assert refused(worktree, None).reason == "uncommitted-changes"
     assert refused(found, None).reason == "uncommitted-changes"
-    commit_of(repository, None)
+    find_commit(repository, None)
 
 
 def test_worktree_without_its_repository_is_refused(repository: Path, tmp_path: Path) -> None:
     git(repository, "worktree", "add", "--quiet", tmp_path / "linked")
     repository.rename(tmp_path / "moved")
     with pytest.raises(ScenarioError, match="does not take this for a repository") as caught:
-        repository_of(tmp_path / "linked")
+        find_repository(tmp_path / "linked")
     assert caught.value.reason == "broken-repository"
     assert "worktree repair" in caught.value.hint
 
@@ -82,19 +82,19 @@ def test_git_dir_elsewhere_still_has_its_work_tree(tmp_path: Path) -> None:
     git(tmp_path / "tree", "init", "--quiet", f"--separate-git-dir={tmp_path / 'store'}")
     commit(tmp_path / "tree", "first", {"x": "1\n"})
     (tmp_path / "tree/x").write_text("2\n")
-    found = repository_of(tmp_path / "tree")
+    found = find_repository(tmp_path / "tree")
     assert found is not None
     assert refused(found, None).reason == "uncommitted-changes"
     assert refused(tmp_path / "store", None).reason == "no-work-tree"
-    assert commit_of(tmp_path / "store", "HEAD").sha == head(tmp_path / "tree")
+    assert find_commit(tmp_path / "store", "HEAD").sha == head(tmp_path / "tree")
 
 
 def test_submodule_is_a_repository(repository: Path, tmp_path: Path) -> None:
     outer = new_repository(tmp_path / "outer")
     git(outer, "-c", "protocol.file.allow=always", "submodule", "--quiet", "add", repository, "k")
     git(outer, "commit", "--quiet", "-m", "submodule")
-    assert commit_of(outer / "k", None).sha == head(repository)
-    commit_of(outer, None)
+    assert find_commit(outer / "k", None).sha == head(repository)
+    find_commit(outer, None)
     (outer / "k/Makefile").write_text("VERSION = 8\n")
     assert refused(outer / "k", None).reason == "uncommitted-changes"
 
@@ -103,17 +103,17 @@ def test_commit_has_id_tree_and_description(repository: Path) -> None:
     first = head(repository)
     git(repository, "tag", "-a", "-m", "release", "v7.0")
     second = commit(repository, "second", {"a/b.c": "int c;\n"})
-    found = commit_of(repository, None)
+    found = find_commit(repository, None)
     assert (found.sha, found.tree) == (second, tree_of(repository))
     assert found.describe == f"v7.0-1-g{second[:12]}"
-    tagged = commit_of(repository, "v7.0")
+    tagged = find_commit(repository, "v7.0")
     assert (tagged.sha, tagged.describe) == (first, "v7.0")  # the commit, not the tag object
-    assert commit_of(repository, "HEAD^{/first}").sha == first
-    assert commit_of(repository, first[:9]).sha == first
+    assert find_commit(repository, "HEAD^{/first}").sha == first
+    assert find_commit(repository, first[:9]).sha == first
 
 
 def test_commit_without_a_tag_is_described_by_its_id(repository: Path) -> None:
-    assert commit_of(repository, "main").describe == head(repository)[:12]
+    assert find_commit(repository, "main").describe == head(repository)[:12]
 
 
 @pytest.mark.parametrize("staged", [False, True])
@@ -126,7 +126,7 @@ def test_changes_that_are_not_committed_are_refused(repository: Path, staged: bo
     assert "in 1 file" in error.message
     assert "a/b.c" in error.evidence
     assert 'ref = "HEAD"' in error.hint
-    assert commit_of(repository, "HEAD").sha == head(repository)
+    assert find_commit(repository, "HEAD").sha == head(repository)
 
 
 def test_many_changes_are_counted(repository: Path) -> None:
@@ -141,7 +141,7 @@ def test_many_changes_are_counted(repository: Path) -> None:
 def test_files_that_git_does_not_track_are_no_changes(repository: Path) -> None:
     (repository / "vmlinux.o").write_text("built")
     os.utime(repository / "Makefile", (1, 1))  # touched, but unchanged
-    assert commit_of(repository, None).sha == head(repository)
+    assert find_commit(repository, None).sha == head(repository)
 
 
 @pytest.mark.parametrize(
@@ -170,7 +170,7 @@ def test_commit_that_a_shallow_clone_lacks_is_refused(repository: Path, tmp_path
     first = head(repository)
     commit(repository, "second", {"a/b.c": "int c;\n"})
     git(tmp_path, "clone", "--quiet", "--depth=1", f"file://{repository}", "shallow")
-    assert commit_of(tmp_path / "shallow", None).sha == head(repository)
+    assert find_commit(tmp_path / "shallow", None).sha == head(repository)
     assert "fetch --unshallow" in refused(tmp_path / "shallow", first).hint
 
 
@@ -190,7 +190,7 @@ def test_environment_and_settings_of_the_user_do_not_count(
     settings = tmp_path / "gitconfig"
     settings.write_text("[core]\nabbrev = 40\n[alias]\nx = y\n")
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(settings))
-    found = commit_of(repository, None)
+    found = find_commit(repository, None)
     assert found.sha == head(repository)
     assert found.describe == found.sha[:12]
     assert Git(repository / ".git").run("config", "alias.x", accept=(1,)).stdout == ""
@@ -205,15 +205,15 @@ def test_programs_of_the_repository_are_not_run(repository: Path, tmp_path: Path
     (repository / ".git/hooks").mkdir(exist_ok=True)
     (repository / ".git/hooks/post-index-change").symlink_to(trap)
     os.utime(repository / "Makefile", (1, 1))
-    commit_of(repository, None)
+    find_commit(repository, None)
     assert not (tmp_path / "sprung").exists()
 
 
 def test_nothing_in_the_repository_is_written(repository: Path) -> None:
     os.utime(repository / "Makefile", (1, 1))  # `git status` would record this in the index
     before = state_of(repository)
-    commit_of(repository, None)
-    commit_of(repository, "main")
+    find_commit(repository, None)
+    find_commit(repository, "main")
     refused(repository, "none")
     assert state_of(repository) == before
 
@@ -225,7 +225,7 @@ def test_own_repository_reads_the_objects_of_another(repository: Path, tmp_path:
     made = own.run("hash-object", "-w", "--stdin", stdin="new\n").stdout.strip()
     assert state_of(repository) == before
     assert own_repository(tmp_path / "cache/own").line("cat-file", "-p", made) == "new"
-    assert commit_of(own.git_dir, head(repository)).tree == tree_of(repository)
+    assert find_commit(own.git_dir, head(repository)).tree == tree_of(repository)
 
 
 def test_own_repository_of_a_worktree_and_of_sha256(repository: Path, tmp_path: Path) -> None:
@@ -258,4 +258,4 @@ def test_git_that_fails_is_the_benchs_error(repository: Path) -> None:
 def test_missing_git_is_named(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nonexistent")
     with pytest.raises(BenchError, match="the program git is not installed"):
-        commit_of(repository, None)
+        find_commit(repository, None)

@@ -13,7 +13,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from orchestrator.base.errors import BenchError
-from orchestrator.kernels.image.ko import Module, module_at
+from orchestrator.kernels.image.ko import Module, read_module
 
 EXECUTABLE, PROGBITS, SYMTAB, STRTAB, RELA, NOBITS = 4, 1, 2, 3, 4, 8
 LINK = {SYMTAB: ".strtab", RELA: ".symtab"}
@@ -62,7 +62,7 @@ def read(tmp_path: Path) -> Callable[..., Module]:
     def reading(data: bytes, suffix: str = ".ko") -> Module:
         path = tmp_path / f"vfio{suffix}"
         path.write_bytes(data)
-        return module_at(path)
+        return read_module(path)
 
     return reading
 
@@ -138,14 +138,14 @@ def test_a_damaged_file_is_refused_or_read(
     path = tmp_path_factory.getbasetemp() / "x.ko"
     path.write_bytes(content)
     with contextlib.suppress(BenchError):
-        assert len(module_at(path).code_digest) == 16
+        assert len(read_module(path).code_digest) == 16
 
 
 def compiled(folder: Path, text: str) -> Module:
     folder.mkdir()
     (folder / "a.c").write_text(text)
     subprocess.run(["gcc", "-O2", "-c", "a.c"], cwd=folder, check=True)
-    return module_at((folder / "a.o").rename(folder / "a.ko"))
+    return read_module((folder / "a.o").rename(folder / "a.ko"))
 
 
 def test_code_that_calls_another_function_is_other_code(tmp_path: Path) -> None:

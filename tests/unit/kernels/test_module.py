@@ -7,8 +7,8 @@ import pytest
 from orchestrator.base.cache import Cache
 from orchestrator.base.errors import ScenarioError
 from orchestrator.base.hashing import digest_of
-from orchestrator.kernels.module import module
-from orchestrator.kernels.module.module import _Changed, _exports, _own_files, _parts, _patched
+from orchestrator.kernels.module import rebuild
+from orchestrator.kernels.module.rebuild import _Changed, _exports, _own_files, _parts, _patched
 from orchestrator.kernels.series.series import read_series
 from orchestrator.scenario.kernel_forms import ModuleKernel
 from tests.unit.kernels.repositories import commit, new_repository
@@ -140,4 +140,4 @@ def test_exports_are_those_of_the_modules(tmp_path: Path) -> None:
 
 
 def test_names_are_those_of_sysfs() -> None:
-    assert module._name("drivers/vfio/pci/vfio-pci-core") == "vfio_pci_core"
+    assert rebuild._name("drivers/vfio/pci/vfio-pci-core") == "vfio_pci_core"

@@ -14,7 +14,7 @@ from orchestrator.base.cache import Cache
 from orchestrator.base.errors import ScenarioError
 from orchestrator.kernels.series.patch import Patch
 from orchestrator.kernels.series.series import read_series
-from orchestrator.kernels.source.sources import Source, source_of
+from orchestrator.kernels.source.sources import Source, find_source
 from orchestrator.kernels.source.worktree import WorkTree, work_tree
 from orchestrator.scenario.kernel_forms import TreeKernel
 
@@ -89,7 +89,7 @@ def patches(tmp_path: Path, cache: Cache) -> tuple[Patch, ...]:
 
 def test_git_repository_is_its_commit_and_is_not_touched(repository: Path, cache: Cache) -> None:
     before = {p: p.stat().st_mtime_ns for p in repository.rglob("*")}
-    source = source_of(TreeKernel(tree=repository, ref="v7.3"), cache)
+    source = find_source(TreeKernel(tree=repository, ref="v7.3"), cache)
     assert source.identity == git(repository, "rev-parse", "v7.3^{tree}")
     assert source.name == f"v7.3 ({git(repository, 'rev-parse', 'HEAD')[:12]})"
     with work_tree(source, "c", cache) as tree:
@@ -99,11 +99,11 @@ def test_git_repository_is_its_commit_and_is_not_touched(repository: Path, cache
 
 
 def test_folder_is_its_content(folder: Path, cache: Cache) -> None:
-    first = source_of(TreeKernel(tree=folder), cache)
-    assert (first.kind, first.identity) == ("folder", source_of(
+    first = find_source(TreeKernel(tree=folder), cache)
+    assert (first.kind, first.identity) == ("folder", find_source(
         TreeKernel(tree=folder), cache).identity)  # fmt: skip
     (folder / "drivers/vfio/a.c").write_text("another\n")
-    second = source_of(TreeKernel(tree=folder), cache)
+    second = find_source(TreeKernel(tree=folder), cache)
     assert second.identity != first.identity
     with work_tree(second, "c", cache) as tree:
         assert (tree.sources / "drivers/vfio/a.c").read_text() == "another\n"
@@ -116,7 +116,7 @@ def test_folder_is_its_content(folder: Path, cache: Cache) -> None:
 def test_series_goes_in_and_out_and_leaves_the_rest_alone(
     kind: str, request: pytest.FixtureRequest, tmp_path: Path, cache: Cache
 ) -> None:
-    source = source_of(TreeKernel(tree=request.getfixturevalue(kind)), cache)
+    source = find_source(TreeKernel(tree=request.getfixturevalue(kind)), cache)
     series = patches(tmp_path, cache)
     with work_tree(source, "c", cache) as tree:
         (tree.objects).mkdir()
@@ -144,7 +144,7 @@ def assert_pristine(tree: WorkTree) -> None:
 def test_tree_that_was_left_half_done_is_put_right(
     repository: Path, cache: Cache, tmp_path: Path
 ) -> None:
-    source = source_of(TreeKernel(tree=repository), cache)
+    source = find_source(TreeKernel(tree=repository), cache)
     with work_tree(source, "c", cache) as tree:
         folder = tree.folder
     (folder / "work/source/drivers/vfio/a.c").write_text("half of it")
@@ -159,10 +159,10 @@ def test_tree_that_was_left_half_done_is_put_right(
 def test_commits_of_one_repository_share_a_tree_and_configurations_do_not(
     repository: Path, cache: Cache
 ) -> None:
-    first = source_of(TreeKernel(tree=repository), cache)
+    first = find_source(TreeKernel(tree=repository), cache)
     (repository / "drivers/vfio/a.c").write_text("later\n")
     git(repository, "commit", "-qam", "two")
-    second = source_of(TreeKernel(tree=repository), cache)
+    second = find_source(TreeKernel(tree=repository), cache)
 
     def place(source: Source, configuration: str) -> Path:
         with work_tree(source, configuration, cache) as tree:
@@ -175,7 +175,7 @@ def test_commits_of_one_repository_share_a_tree_and_configurations_do_not(
 
 
 def test_tree_that_nobody_used_for_a_month_makes_room(repository: Path, cache: Cache) -> None:
-    source = source_of(TreeKernel(tree=repository), cache)
+    source = find_source(TreeKernel(tree=repository), cache)
     folders = []
     for configuration, days in (("c", 31), ("d", 29)):
         with work_tree(source, configuration, cache) as tree:
@@ -196,10 +196,10 @@ def test_tree_that_nobody_used_for_a_month_makes_room(repository: Path, cache: C
 )
 def test_what_is_no_source_is_named(make, said: str, tmp_path: Path, cache: Cache) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(ScenarioError, match=said) as refused:
-        source_of(TreeKernel(tree=make(tmp_path)), cache)
+        find_source(TreeKernel(tree=make(tmp_path)), cache)
     assert refused.value.reason == "no-such-source"
 
 
 def test_folder_has_no_refs(folder: Path, cache: Cache) -> None:
     with pytest.raises(ScenarioError, match=r"is no git repository, so it has no v7\.3"):
-        source_of(TreeKernel(tree=folder, ref="v7.3"), cache)
+        find_source(TreeKernel(tree=folder, ref="v7.3"), cache)

@@ -25,26 +25,26 @@ from orchestrator.base.progress import Progress
 from orchestrator.base.reasons import Reason
 from orchestrator.kernels.debian import package
 from orchestrator.kernels.image.bundle import KernelBundle
-from orchestrator.kernels.image.ko import SUFFIX, Module, module_at
+from orchestrator.kernels.image.ko import SUFFIX, Module, read_module
 from orchestrator.kernels.module.change import (
     Change,
     Files,
-    Source,
-    change_of,
+    PackageSource,
     check_paths,
     check_place,
+    find_change,
     is_silent,
-    of_folder,
+    read_folder,
 )
 from orchestrator.kernels.module.kbuild import room_of
 from orchestrator.kernels.module.moduletree import STRIPPED, ModuleTree, write_files
-from orchestrator.kernels.series.applying import applied
-from orchestrator.kernels.series.git import Git, commit_of, own_repository, repository_of
+from orchestrator.kernels.series.applying import apply_patches
+from orchestrator.kernels.series.git import Git, find_commit, find_repository, own_repository
 from orchestrator.kernels.series.patch import Patch, series_digest, series_facts
 from orchestrator.kernels.series.series import read_series
 from orchestrator.kernels.source.buildlog import first_errors
 from orchestrator.kernels.source.buildroot import WORK, BuildRoot, build_root
-from orchestrator.kernels.source.debsource import DebSource, source_of
+from orchestrator.kernels.source.debsource import DebSource, find_package_source
 from orchestrator.scenario.kernel_forms import ModuleKernel, is_range
 
 FACTS = "module.json"
@@ -53,21 +53,21 @@ FACTS = "module.json"
 _SRCVERSION = "CONFIG_MODULE_SRCVERSION_ALL=y"
 
 
-def checked(kernel: ModuleKernel, cache: Cache) -> None:
+def check_modules(kernel: ModuleKernel, cache: Cache) -> None:
     """Check that the sources exist, and that the series applies and affects nothing but modules.
     Builds no module.
 
     Raises ScenarioError if a check fails; BenchError if the archive cannot be reached."""
-    _change(kernel, source_of(kernel.package, cache), _Changed(kernel, cache), cache)
+    _change(kernel, find_package_source(kernel.package, cache), _Changed(kernel, cache), cache)
 
 
-def materialised(kernel: ModuleKernel, cache: Cache, progress: Progress) -> KernelBundle:
+def rebuild_modules(kernel: ModuleKernel, cache: Cache, progress: Progress) -> KernelBundle:
     """Return the package's kernel with the rebuilt modules in place of its own, cached by content.
 
-    Raises as `checked`; ScenarioError also if a module does not build, BenchError also if the
-    package's own source, built here, does not give the package's module."""
-    stock = package.materialised(kernel.package, cache)
-    source = source_of(kernel.package, cache)
+    Raises as `check_modules`; ScenarioError also if a module does not build, BenchError also if
+    the package's own source, built here, does not give the package's module."""
+    stock = package.unpack_kernel(kernel.package, cache)
+    source = find_package_source(kernel.package, cache)
     changed = _Changed(kernel, cache)
     root = build_root(cache)
     key = {
@@ -96,7 +96,7 @@ class _Changed:
     def __init__(self, kernel: ModuleKernel, cache: Cache) -> None:
         self._kernel = kernel
         self.own = _own_files(kernel)
-        repository = kernel.module and repository_of(kernel.module) and kernel.module
+        repository = kernel.module and find_repository(kernel.module) and kernel.module
         self.patches = read_series(kernel.series, repository, cache)
 
     @property
@@ -118,7 +118,7 @@ class _Changed:
         return before, _patched(after, self.patches) if self.patches else after
 
 
-def _parts(paths: Iterable[str], source: Source) -> set[str]:
+def _parts(paths: Iterable[str], source: PackageSource) -> set[str]:
     """Return the parts of the tree that are needed to see what a change of these files does."""
     rooms = {room_of(name) for name in paths if not is_silent(name)}
     rooms = {room for room in rooms if any(name.startswith(f"{room}/") for name in source.names)}
@@ -139,18 +139,18 @@ def _own_files(kernel: ModuleKernel) -> dict[str, bytes]:
         if any(map(is_range, kernel.series)):
             return {}  # `module` only names the repository of the range
         raise _whole_kernel(folder)
-    return _some(of_folder(folder), str(folder))
+    return _some(read_folder(folder), str(folder))
 
 
 def _committed(folder: Path, ref: str) -> dict[str, bytes]:
     """Return the source files of a commit."""
-    commit = commit_of(folder, ref)
+    commit = find_commit(folder, ref)
     with tempfile.TemporaryDirectory() as scratch:
         git = own_repository(Path(scratch) / "git", folder)
         top = git.line("ls-tree", "--name-only", commit.tree).splitlines()
         if {"MAINTAINERS", "kernel"} <= set(top):
             raise _whole_kernel(folder)
-        return _some(of_folder(_checked_out(git, commit.tree, Path(scratch))), f"{folder}@{ref}")
+        return _some(read_folder(_checked_out(git, commit.tree, Path(scratch))), f"{folder}@{ref}")
 
 
 def _some(files: dict[str, bytes], where: str) -> dict[str, bytes]:
@@ -180,7 +180,7 @@ def _patched(files: Files, patches: Sequence[Patch]) -> Files:
         git = own_repository(Path(scratch) / "git")
         seeing = replace(git, work_tree=given, index=Path(scratch) / "index")
         seeing.run("add", "--all", "--force", ".", doing="keeping the package's files")
-        tree = applied(git, seeing.line("write-tree"), patches)
+        tree = apply_patches(git, seeing.line("write-tree"), patches)
         made = _checked_out(git, tree, Path(scratch))
         names = {p.relative_to(made).as_posix() for p in made.rglob("*") if p.is_file()}
         return {n: (made / n).read_bytes() if n in names else None for n in {*files, *names}}
@@ -200,7 +200,7 @@ def _change(kernel: ModuleKernel, source: DebSource, changed: _Changed, cache: C
     root = build_root(cache)
     _check_compiler(source, root)
     before, after = changed.files(source)
-    return change_of(kernel, source, before, after, ModuleTree(source, root, cache))
+    return find_change(kernel, source, before, after, ModuleTree(source, root, cache))
 
 
 def _check_compiler(source: DebSource, root: BuildRoot) -> None:
@@ -238,7 +238,7 @@ class _Workshop:
             said = log.read_text(errors="replace")
             blame_full_disk(said, self.cache.folder("kernels"))
             raise _FailedError(first_errors(said))
-        return {m: module_at(folder / "tree" / f"{m}.ko") for m in self.change.modules}
+        return {m: read_module(folder / "tree" / f"{m}.ko") for m in self.change.modules}
 
     def packaged(self, module: str) -> Path:
         """Return the package's file of a module. Raises BenchError if it has none."""
@@ -312,7 +312,7 @@ def _build(shop: _Workshop, folder: Path) -> None:
                 "because": list(shop.change.reached[module]),
                 "stock": {
                     **pristine[module],
-                    "srcversion": module_at(shop.packaged(module)).srcversion,
+                    "srcversion": read_module(shop.packaged(module)).srcversion,
                 },
                 "new": _said(new),
             }
@@ -352,7 +352,7 @@ def _proven(shop: _Workshop) -> dict[str, dict[str, Any]]:
                 reason=Reason.PRISTINE_FAILS,
             ) from exc
         for module, new in made.items():
-            _check_same(module, new, module_at(shop.packaged(module)), shop)
+            _check_same(module, new, read_module(shop.packaged(module)), shop)
         shutil.rmtree(folder / "work")
         (folder / FACTS).write_text(json.dumps({m: _said(new) for m, new in made.items()}))
 
