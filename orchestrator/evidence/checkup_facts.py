@@ -1,8 +1,8 @@
 """What a machine reports about itself for `barometer doctor` and before a run.
 
 guests/agents/checkup.py prints `CheckupAnswer`. orchestrator.machine.checkup.checkup adds what it
-learns by other means and returns `CheckupFacts`. A fact that nobody looked for is NOT_EXAMINED, which is
-neither good nor bad.
+learns by other means and returns `CheckupFacts`. A fact that nobody looked for is NOT_EXAMINED,
+which is neither good nor bad.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Read patches in the forms in which they are sent: mails in an mbox, a saved mail, a plain diff.
 
-git splits an mbox and decodes its mails, as it does for `git am`; orchestrator.kernels.series.patch
-reads the diffs in them.
+git splits an mbox and decodes its mails, as it does for `git am`;
+orchestrator.kernels.series.patch reads the diffs in them.
 """
 
 from __future__ import annotations
