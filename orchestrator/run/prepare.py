@@ -82,7 +82,7 @@ def _examine(
     and the reason for it."""
     with progress.stage(f"looking at {machine.name}"):
         notes = machine.survey()
-        preflight(scenario, cache, progress, machine.shell)
+        preflight(scenario, cache, progress, machine)
     for note in notes:
         progress.note(note)
     with progress.stage("accelerator"):

@@ -520,7 +520,7 @@ def _climb_stages(bench: Bench, planned: PlannedTrial, trial: TrialWriter) -> No
         ladder.enter_context(explained_by_the_host(host))
         _set(bench, planned.boots, host, trial)
         with progress.stage("host: device"), trial.stage("device"):
-            devices = ladder.enter_context(bench.hosts.bind_devices(host, trial))
+            devices = bench.hosts.bind_devices(host, trial)
             write_json(trial.host / "facts.json", read_host_facts(host, devices))
             if scenario.workload == "guest-boot":
                 trial.record(guest_accel="kvm" if host.kvm else "tcg")

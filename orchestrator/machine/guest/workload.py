@@ -177,8 +177,8 @@ def _run_agent(
 ) -> Any:
     gib = sum(p.size for p in points) * repeats / GIB
     request = build_point_request(spec, points, repeats, exact=host.accel == "exact", **more)
-    completed = host.shell.run(
-        host.agent("map", device.address), stdin=json.dumps(request).encode() + b"\n", check=False,
+    completed = host.run_agent(
+        "map", device.address, request=json.dumps(request).encode() + b"\n", check=False,
         doing="mapping the BAR", timeout=180 + 90 * gib, limit=TRACE_BYTES,
     )  # fmt: skip
     host.check()

@@ -26,6 +26,7 @@ from orchestrator.base.reasons import Reason
 from orchestrator.evidence.layout import TrialWriter
 from orchestrator.formats.kernelreports import BROKEN, reports_in
 from orchestrator.kernels.image.bundle import KernelBundle
+from orchestrator.machine.host.changes import VFIO
 from orchestrator.machine.host.console import Console
 from orchestrator.machine.host.device import BoundDevice
 from orchestrator.machine.host.host import Host, explained_by_the_host, panic_reason
@@ -88,6 +89,10 @@ class JournaledChanges:
 
     def write(self, path: str, value: str) -> None:
         self._keeper.write(path, value)
+
+    def bind(self, addresses: Sequence[str]) -> None:
+        for address in addresses:
+            self._keeper.bind(address, VFIO)
 
     def tracing(self, instance: str, group: str) -> None:
         self._keeper.tracing(instance, group)
@@ -263,10 +268,8 @@ class MetalMachine(Machine):
     def guest_packages(self) -> dict[str, str]:
         return self._guest.packages
 
-    @contextmanager
-    def bind_devices(self, host: Host, trial: TrialWriter) -> Iterator[tuple[BoundDevice, ...]]:
-        address, bar = self._survey.device, self._device.bar
-        yield (bind_hostdev(host.shell, self.keeper, address, bar, trial=trial),)
+    def bind_devices(self, host: Host, trial: TrialWriter) -> tuple[BoundDevice, ...]:
+        return (bind_hostdev(host, self._survey.device, self._device.bar, trial=trial),)
 
     def stage(
         self, kernels: Mapping[ArmName, KernelBundle], payload: Mapping[str, Path | bytes],
@@ -414,7 +417,7 @@ class MetalMachine(Machine):
 
     def _load_modules(self) -> bool:
         """Load the modules of VFIO and of KVM; True if the host has KVM. Raises BenchError."""
-        self.keeper.modules(["vfio-pci", "vfio_iommu_type1"])
+        self.keeper.modules([VFIO, "vfio_iommu_type1"])
         flags = self.shell.run("grep -m1 -E '^flags' /proc/cpuinfo").stdout.split()
         kvm = [name for flag, name in (("svm", "kvm_amd"), ("vmx", "kvm_intel")) if flag in flags]
         for name in ("iommufd", *kvm):

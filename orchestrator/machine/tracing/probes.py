@@ -181,14 +181,14 @@ def armed_tracer(
         clock = "x86-tsc" if host.accel == "exact" else "mono"
         spec = timing_spec([bar], clock, boot=boot, kvm=host.kvm, faults=faults)
     else:
-        command = host.agent("tracer", "symbols", FAULT, FAULT_BEFORE)
-        symbols = host.shell.run(command, doing="reading symbols").stdout
+        names = ("symbols", FAULT, FAULT_BEFORE)
+        symbols = host.run_agent("tracer", *names, doing="reading symbols").stdout
         with parsing("the tracer's list of functions", symbols):
             spec = counts_spec(json.loads(symbols))
     instance, group = spec["instance"], spec["group"]
     host.change.tracing(instance, group)
-    output = host.shell.run(
-        host.agent("tracer", "arm"), stdin=json.dumps(spec).encode(), doing="arming the tracer"
+    output = host.run_agent(
+        "tracer", "arm", request=json.dumps(spec).encode(), doing="arming the tracer"
     ).stdout
     try:
         with parsing("the tracer's answer", output):
@@ -226,10 +226,10 @@ def armed_tracer(
 
 
 def _finish(host: Host, spec: dict[str, Any], label: str, trial: TrialWriter) -> None:
-    finish = host.agent("tracer", "finish", spec["instance"], spec["group"])
-    answer = host.shell.run(
-        finish, doing="reading the trace", timeout=300, limit=TRACE_BYTES
-    ).stdout
+    answer = host.run_agent(
+        "tracer", "finish", spec["instance"], spec["group"], doing="reading the trace",
+        timeout=300, limit=TRACE_BYTES,
+    ).stdout  # fmt: skip
     with parsing("the tracer's answer", answer):
         result = json.loads(answer)
         files = result.get("files")
@@ -262,4 +262,4 @@ def _evidence_of(spec: dict[str, Any], label: str) -> dict[str, str]:
 
 
 def _clear(host: Host, instance: str, group: str) -> None:
-    host.undo(host.agent("tracer", "clear", instance, group))
+    host.undo([*host.agent("tracer").command, "clear", instance, group])

@@ -29,6 +29,7 @@ from orchestrator.machine.host.console import Console
 from orchestrator.machine.host.host import Host
 from orchestrator.machine.host.kernelwatch import KernelWatch
 from orchestrator.machine.metal.consoles import following_dmesg, running_console_command
+from orchestrator.machine.runner.agents import run_agent, sent_program
 from orchestrator.machine.runner.filelimits import limited_files
 from orchestrator.machine.tracing import probes
 from orchestrator.machine.tracing.probes import timing_spec
@@ -117,7 +118,9 @@ def trace(folder: Path) -> None:
         "import json, os; print(json.dumps({'files': {'trace.txt': "
         f"os.urandom({TRACE_BYTES // 2 - 1000}).hex()}}}}))"
     )
-    host = SimpleNamespace(shell=LocalMachine(), agent=lambda *_: [sys.executable, "-c", tell])
+    host = SimpleNamespace(
+        run_agent=lambda *_, **how: run_agent(LocalMachine(), sent_program(tell.encode()), **how)
+    )
     trial = TrialWriter(folder / "0001-baseline", FACTS | {"arm": "baseline"})
     probes._finish(cast(Host, host), timing_spec([1 << 30]), "map", trial)
 

@@ -759,9 +759,8 @@ def test_device_is_the_one_of_the_survey_and_bound_by_the_keeper(
         assert [*machine.survey()] == ["device: 0000:3b:00.0", "no reset"]
         assert machine.choose_accel() == ("none", "a real machine")
         trial, host = lab.trial(), cast(Any, SimpleNamespace(shell="its shell"))
-        with machine.bind_devices(host, trial) as devices:
-            assert devices == cast(Any, ("bound",))
-    assert asked == [("its shell", machine.keeper, "0000:3b:00.0", DEVICE.bar, trial)]
+        assert machine.bind_devices(host, trial) == cast(Any, ("bound",))
+    assert asked == [(host, "0000:3b:00.0", DEVICE.bar, trial)]
 
 
 def test_one_lease_lasts_from_the_first_look_to_the_end_of_the_run(lab: Lab) -> None:

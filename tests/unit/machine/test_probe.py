@@ -10,8 +10,10 @@ from orchestrator.base.errors import BenchError
 from orchestrator.evidence.checkup_facts import CountedMap, NoCountedMap
 from orchestrator.machine.checkup import probe
 from orchestrator.machine.checkup.probe import count_map
+from orchestrator.machine.host.machine import FoundMachine
 from orchestrator.machine.host.pci import Survey
 from orchestrator.machine.metal.staging import STATE
+from orchestrator.machine.runner.agents import sent_agent
 from orchestrator.machine.runner.images import GUESTS
 from orchestrator.machine.transport.local import LocalMachine
 from orchestrator.machine.transport.shell import Completed
@@ -64,7 +66,7 @@ def survey() -> Survey:
 
 def test_a_map_is_counted_and_nothing_is_left(survey: Survey) -> None:
     machine = Machine()
-    assert count_map(machine, survey) == CountedMap(
+    assert count_map(FoundMachine(machine), survey) == CountedMap(
         address=FREE, bytes=1 << 30, lookups=HIST, faults=""
     )
     assert machine.asked == ["symbols", "arm", FREE, "finish", "clear"]
@@ -73,7 +75,7 @@ def test_a_map_is_counted_and_nothing_is_left(survey: Survey) -> None:
 def test_probes_have_names_of_their_own(survey: Survey) -> None:
     """The probes of an experiment must stay."""
     machine = Machine()
-    count_map(machine, survey)
+    count_map(FoundMachine(machine), survey)
     spec = machine.specification
     assert spec["instance"] == spec["group"] == "barodoctor"
     assert "barocount" not in json.dumps(spec)
@@ -94,7 +96,7 @@ def test_probes_have_names_of_their_own(survey: Survey) -> None:
 def test_what_keeps_it_from_counting_is_said(
     machine: Machine, why: str, cleared: bool, survey: Survey
 ) -> None:
-    answer = count_map(machine, survey)
+    answer = count_map(FoundMachine(machine), survey)
     assert isinstance(answer, NoCountedMap)
     assert why in answer.why
     assert (machine.asked[-1:] == ["clear"]) == cleared
@@ -102,7 +104,7 @@ def test_what_keeps_it_from_counting_is_said(
 
 def test_a_device_that_is_bound_otherwise_is_left_alone() -> None:
     machine = Machine()
-    answer = count_map(machine, server("nvidia"))
+    answer = count_map(FoundMachine(machine), server("nvidia"))
     assert isinstance(answer, NoCountedMap)
     assert "no device that nobody uses" in answer.why
     assert machine.asked == []
@@ -110,14 +112,14 @@ def test_a_device_that_is_bound_otherwise_is_left_alone() -> None:
 
 def test_agents_are_sent_with_what_they_are_asked() -> None:
     """These are the real agents, on this machine."""
-    said = probe._agent(LocalMachine(), "tracer", ["symbols", "no_such_function"]).stdout
+    here = FoundMachine(LocalMachine())
+    said = probe._run(here, sent_agent("tracer"), "symbols", "no_such_function").stdout
     assert json.loads(said) == []
-    refused = probe._agent(
-        LocalMachine(), "map", ["ffff:ff:1f.7"], {"points": []}, ["setarch", "-R"]
-    )
+    mapper = sent_agent("map").under("setarch", "-R")
+    refused = probe._run(here, mapper, "ffff:ff:1f.7", request={"points": []}, check=False)
     assert "ffff:ff:1f.7/iommu_group" in json.loads(refused.stdout)["refused"]
 
 
 def test_an_agent_that_breaks_is_an_error() -> None:
     with pytest.raises(BenchError):
-        probe._agent(LocalMachine(), "tracer", ["finish"])
+        probe._run(FoundMachine(LocalMachine()), sent_agent("tracer"), "finish")

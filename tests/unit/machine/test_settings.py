@@ -51,7 +51,7 @@ class Host:
         text = MINIMAL + f"{settings}\n"
         scenario, _ = parse_scenario(text, "x")
         shell = HostShell(self.root)
-        write_settings(DirectChanges(shell), scenario.arms[arm], arm)
+        write_settings(DirectChanges(shell, "/payload"), scenario.arms[arm], arm)
         return prove_settings(shell, self.kernel, scenario.arms, arm)
 
     def refused(self, settings: str) -> BenchError:

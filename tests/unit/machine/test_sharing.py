@@ -115,7 +115,7 @@ class Lab:
             shell=self.wire, release=kernel.release, kvm=False, cpus=2, accel="tcg",
             payload="/opt/barometer", console=Console(self.console),
             kernel=KernelWatch(self.console), scratch=machine.folder,
-            change=DirectChanges(self.wire), lab=self,
+            change=DirectChanges(self.wire, "/opt/barometer"), lab=self,
         ), f"boot {self.booted}"  # fmt: skip
 
     def _prove(self, shell: object, token: str, kernel: KernelBundle) -> str:

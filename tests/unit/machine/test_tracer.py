@@ -28,7 +28,7 @@ from orchestrator.machine.tracing.probes import (
     counts_spec,
     timing_spec,
 )
-from tests.unit.hosts import Recorded
+from tests.unit.hosts import AgentHost, Recorded
 
 SPECS = {
     "timing-32GiB": timing_spec([32 * GIB]),
@@ -308,8 +308,8 @@ class FakeShell:
 
 
 def host_of(shell: FakeShell, accel: str, kvm: bool = False) -> Host:
-    return cast(Host, SimpleNamespace(
-        shell=shell, accel=accel, kvm=kvm, release="7.3", agent=lambda *words: [*words],
+    return cast(Host, AgentHost(
+        shell=shell, accel=accel, kvm=kvm, release="7.3",
         undo=shell.run, change=Recorded(shell.ran),
     ))  # fmt: skip
 

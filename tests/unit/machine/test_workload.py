@@ -29,7 +29,7 @@ from orchestrator.machine.transport.keys import RunKeys
 from orchestrator.scenario.model import Scenario
 from orchestrator.scenario.vocabulary import Pass
 from tests.unit.answers import answer, by_1gib
-from tests.unit.hosts import Recorded
+from tests.unit.hosts import AgentHost, Recorded
 from tests.unit.scenarios import map_scenario, scenario
 
 MANY = ('map.sizes=["1GiB", "full"]', 'map.alignment=["4KiB", "1GiB"]')
@@ -158,8 +158,8 @@ def trial(tmp_path: Path) -> TrialWriter:
 
 
 def host_of(shell: FakeShell, accel: str = "exact") -> Host:
-    return cast(Host, SimpleNamespace(
-        shell=shell, accel=accel, kvm=True, release="7.3", agent=lambda *words: [*words],
+    return cast(Host, AgentHost(
+        shell=shell, accel=accel, kvm=True, release="7.3",
         check=lambda: None, undo=lambda argv: shell.ran.append("undo " + " ".join(argv[:2])),
         change=Recorded(shell.ran),
     ))  # fmt: skip
