@@ -24,13 +24,13 @@ from orchestrator.evidence.layout import (
     write_json,
 )
 from orchestrator.evidence.manifest import Ended
-from tests.unit.manifests import FACTS, WHOLE, manifest_of, plan_of
+from tests.unit.manifests import WHOLE, facts_of, manifest_of, plan_of
 
 PLAN = plan_of()
 
 
 def writer(tmp_path: Path, name: str = "0001-baseline") -> TrialWriter:
-    return TrialWriter(tmp_path / "trials" / name, FACTS)
+    return TrialWriter(tmp_path / "trials" / name, facts_of())
 
 
 def test_trial_has_its_name_only_when_it_is_complete(tmp_path: Path) -> None:
@@ -71,7 +71,7 @@ def test_failed_stage_has_the_reason(tmp_path: Path) -> None:
         raise BenchError("no", reason=Reason.DEVICE_MISSING)
     with pytest.raises(ZeroDivisionError), trial.stage("other"):
         raise ZeroDivisionError
-    assert [s["outcome"] for s in trial.manifest["stages"]] == [
+    assert [stage.outcome for stage in trial.manifest.stages] == [
         "device-missing",
         "ZeroDivisionError",
     ]
@@ -316,7 +316,7 @@ def test_folder_without_a_run_cannot_be_judged(tmp_path: Path) -> None:
 def test_trials_are_read_in_order(tmp_path: Path) -> None:
     run = RunDir.create(tmp_path / "run", "x", PLAN)
     for name in ("0002-candidate", "0001-baseline"):
-        TrialWriter(run.trials_path / name, FACTS | {"arm": name[5:]}).complete()
+        TrialWriter(run.trials_path / name, facts_of(arm=name[5:])).complete()
     assert [t.path.name for t in run.trials()] == ["0001-baseline", "0002-candidate"]
     assert [t.manifest.trial for t in run.trials()] == ["0001-baseline", "0002-candidate"]
 
@@ -330,10 +330,10 @@ def test_error_says_what_why_and_what_to_do() -> None:
 
 
 def test_trial_that_takes_too_much_of_the_disk_begins_no_other_stage(tmp_path: Path) -> None:
-    trial = TrialWriter(tmp_path / "0001-baseline", FACTS)
+    trial = TrialWriter(tmp_path / "0001-baseline", facts_of())
     with trial.stage("one"), (trial.host / "console.log").open("wb") as file:
         file.truncate(TRIAL_BYTES + 1)
     with pytest.raises(BenchError) as caught, trial.stage("two"):
         pytest.fail("it began")
     assert caught.value.reason == "trial-too-large"
-    assert [stage["outcome"] for stage in trial.manifest["stages"]] == ["ok", "trial-too-large"]
+    assert [stage.outcome for stage in trial.manifest.stages] == ["ok", "trial-too-large"]

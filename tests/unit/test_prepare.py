@@ -211,7 +211,8 @@ class Examined:
     def _preflight(
         self, scenario: Scenario, cache: Cache, progress: Progress, machine: Machine
     ) -> None:
-        assert (self._build.built, machine) == ([], self)
+        assert self._build.built == []
+        assert machine is cast(Machine, self)
         self.done.append(f"preflight by {machine.shell}")
 
 

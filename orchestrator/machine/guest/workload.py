@@ -61,9 +61,7 @@ def run_guest_boots(
         with libvirt:
             settle_host(host, scenario.host, scenario.arms, trial=trial, progress=progress)
             for index, which in enumerate(boots):
-                trial.manifest["guests"].append(
-                    {"index": index, "pass": which, "memory": scenario.guest.memory}
-                )
+                trial.add_guest(index, which, scenario.guest.memory)
                 with contextlib.ExitStack() as stack:
                     stack.enter_context(progress.stage(f"guest boot, {which} pass"))
                     stack.enter_context(trial.stage(f"guest-{index}-{which}"))

@@ -11,6 +11,7 @@ from typing import Any
 from orchestrator.base.cache import Cache
 from orchestrator.base.progress import Progress
 from orchestrator.evidence.layout import TrialWriter
+from orchestrator.evidence.manifest import HostKindFacts
 from orchestrator.kernels.image.bundle import KernelBundle
 from orchestrator.machine.host.device import BoundDevice
 from orchestrator.machine.host.host import Host
@@ -115,7 +116,7 @@ class Machine(AnyMachine):
         otherwise."""
 
     @abstractmethod
-    def trial_facts(self, arm: ArmName) -> dict[str, Any]:
+    def trial_facts(self, arm: ArmName) -> HostKindFacts:
         """Return what a trial's manifest says about this kind of machine."""
 
     @abstractmethod

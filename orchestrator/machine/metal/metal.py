@@ -24,6 +24,7 @@ from orchestrator.base.process import tail
 from orchestrator.base.progress import Progress
 from orchestrator.base.reasons import Reason
 from orchestrator.evidence.layout import TrialWriter
+from orchestrator.evidence.manifest import HostKindFacts
 from orchestrator.formats.kernelreports import BROKEN, reports_in
 from orchestrator.kernels.image.bundle import KernelBundle
 from orchestrator.machine.host.changes import VFIO
@@ -262,7 +263,7 @@ class MetalMachine(Machine):
             # nothing is changed, and the error that ended the run must not be hidden
             self._progress.note(f"host: its lease is left to expire: {exc.message}")
 
-    def trial_facts(self, arm: ArmName) -> dict[str, Any]:  # noqa: ARG002
+    def trial_facts(self, arm: ArmName) -> HostKindFacts:  # noqa: ARG002
         return {}
 
     def guest_packages(self) -> dict[str, str]:

@@ -20,6 +20,7 @@ from orchestrator.base.process import tail
 from orchestrator.base.progress import Progress
 from orchestrator.base.reasons import Reason
 from orchestrator.evidence.layout import TrialWriter
+from orchestrator.evidence.manifest import HostKindFacts
 from orchestrator.kernels.image.bundle import KernelBundle
 from orchestrator.machine.guest.guest import GUEST_SERIAL, guest_cmdline
 from orchestrator.machine.guest.guestdisk import GuestDisk, grub_config, guest_disk
@@ -283,7 +284,7 @@ class NestedMachine(Machine):
     ) -> tuple[BoundDevice, ...]:  # fmt: skip
         return bind_emulated(host, self._device)
 
-    def trial_facts(self, arm: ArmName) -> dict[str, Any]:
+    def trial_facts(self, arm: ArmName) -> HostKindFacts:
         return {
             "host_memory": self._spec.memory, "host_viommu": self._spec.viommu,
             "host_viommu_aw_bits": self._spec.viommu_aw_bits,

@@ -35,7 +35,7 @@ from orchestrator.machine.tracing import probes
 from orchestrator.machine.tracing.probes import timing_spec
 from orchestrator.machine.transport.local import LocalMachine
 from orchestrator.machine.transport.shell import Shell
-from tests.unit.manifests import FACTS
+from tests.unit.manifests import facts_of
 
 assert orchestrator.run.ab
 SECONDS = 30.0
@@ -121,7 +121,7 @@ def trace(folder: Path) -> None:
     host = SimpleNamespace(
         run_agent=lambda *_, **how: run_agent(LocalMachine(), sent_program(tell.encode()), **how)
     )
-    trial = TrialWriter(folder / "0001-baseline", FACTS | {"arm": "baseline"})
+    trial = TrialWriter(folder / "0001-baseline", facts_of(arm="baseline"))
     probes._finish(cast(Host, host), timing_spec([1 << 30]), "map", trial)
 
 
@@ -129,7 +129,7 @@ def quoted(folder: Path) -> None:
     """Make an error from one line of 30 MB, and use it in each of its outputs."""
     line = "x" * 30_000_000
     error = BenchError(f"the host did not start: {line}", evidence=line, reason=Reason.HOST_START)
-    trial = TrialWriter(folder / "0001-baseline", FACTS | {"arm": "baseline"})
+    trial = TrialWriter(folder / "0001-baseline", facts_of(arm="baseline"))
     trial.failed(error, "boot", Charged("bench", "it did not start"))
     trial.complete()
     print(error, file=sys.stderr)

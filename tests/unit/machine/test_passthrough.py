@@ -28,6 +28,7 @@ from orchestrator.machine.transport.shell import Completed, Shell
 from orchestrator.scenario.machines import HostDevice
 from tests.unit.hosts import Recorded
 from tests.unit.machines import RECORDED, recorded
+from tests.unit.manifests import facts_of
 
 FREE, USED = "0000:3a:00.0", "0000:39:00.0"
 """Functions of the GPU server."""
@@ -369,7 +370,7 @@ def host(name: str, log: list[str]) -> Host:
 
 
 def trial(tmp_path: Path) -> TrialWriter:
-    return TrialWriter(tmp_path / "0001-baseline", {})
+    return TrialWriter(tmp_path / "0001-baseline", facts_of())
 
 
 def test_machine_is_asked_for_its_survey() -> None:

@@ -29,6 +29,7 @@ from orchestrator.machine.tracing.probes import (
     timing_spec,
 )
 from tests.unit.hosts import AgentHost, Recorded
+from tests.unit.manifests import facts_of
 
 SPECS = {
     "timing-32GiB": timing_spec([32 * GIB]),
@@ -316,7 +317,7 @@ def host_of(shell: FakeShell, accel: str, kvm: bool = False) -> Host:
 
 @pytest.fixture
 def trial(tmp_path: Path) -> TrialWriter:
-    return TrialWriter(tmp_path / "0001-baseline", {})
+    return TrialWriter(tmp_path / "0001-baseline", facts_of())
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,7 @@ from orchestrator.scenario.model import Scenario
 from orchestrator.scenario.vocabulary import Pass
 from tests.unit.answers import answer, by_1gib
 from tests.unit.hosts import AgentHost, Recorded
+from tests.unit.manifests import facts_of
 from tests.unit.scenarios import map_scenario, scenario
 
 MANY = ('map.sizes=["1GiB", "full"]', 'map.alignment=["4KiB", "1GiB"]')
@@ -154,7 +155,7 @@ def shell() -> FakeShell:
 
 @pytest.fixture
 def trial(tmp_path: Path) -> TrialWriter:
-    return TrialWriter(tmp_path / "0001-baseline", {})
+    return TrialWriter(tmp_path / "0001-baseline", facts_of())
 
 
 def host_of(shell: FakeShell, accel: str = "exact") -> Host:
@@ -192,7 +193,7 @@ def test_plain_pass_has_every_point_and_no_tracer(shell: FakeShell, trial: Trial
     assert len(asked["points"]) == 4
     assert (asked["repeats"], asked["snapshots"]) == (5, {})
     assert [p["name"] for p in passes["plain"]["points"]] == ["warm-up", "full/1GiB"]
-    assert [s["name"] for s in trial.manifest["stages"]] == ["map-plain"]
+    assert [stage.name for stage in trial.manifest.stages] == ["map-plain"]
 
 
 def test_counts_pass_reads_its_histograms_after_each_sample(
@@ -358,11 +359,11 @@ def test_counts_of_a_guest_boot_are_taken_from_a_map(
         "stage", "boot 0", "arm timing guest-1", "boot 1 traced", "finish", "closed",
         "map ['counts']",
     ]  # fmt: skip
-    assert trial.manifest["guests"] == [
+    assert [guest.to_json() for guest in trial.manifest.guests] == [
         {"index": 0, "pass": "plain", "memory": 512 * MIB},
         {"index": 1, "pass": "timing", "memory": 512 * MIB},
     ]
-    assert trial.manifest["host_versions"] == {"qemu": "10.0.2"}
+    assert trial.manifest.host_versions == {"qemu": "10.0.2"}
 
 
 @pytest.mark.parametrize(
@@ -411,7 +412,7 @@ def test_host_that_broke_while_it_was_mapped_is_the_arms(
         run_maps(
             host, DEVICE, chosen.map, chosen.points(), ["plain"], trial=trial, progress=Progress()
         )
-    assert [s["outcome"] for s in trial.manifest["stages"]] == ["host-panic"]
+    assert [stage.outcome for stage in trial.manifest.stages] == ["host-panic"]
 
 
 def test_bar_that_is_smaller_than_a_gibibyte_is_asked_for_in_bytes() -> None:
