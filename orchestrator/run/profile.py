@@ -34,7 +34,7 @@ from orchestrator.evidence.profile_facts import (
 from orchestrator.machine.host.device import LIST_DEVICES, parse_devices
 from orchestrator.machine.host.machine import AnyMachine, FoundMachine, ThisMachine
 from orchestrator.machine.metal.staging import STATE
-from orchestrator.machine.tracing import profiler
+from orchestrator.machine.tracing import armer, profiler
 from orchestrator.machine.tracing.probes import FAULT
 from orchestrator.machine.transport import remote
 from orchestrator.machine.transport.answers import parsing
@@ -105,7 +105,7 @@ def record(request: ProfileRequest, progress: Progress) -> ProfileEvidence:
                         _clear_command(before.uri, request.ssh_config),
                     )
                 )
-                tracer = ladder.enter_context(profiler.armed_profiler(shell, spec))
+                tracer = ladder.enter_context(armer.armed_probes(shell, spec))
             happened = ladder.enter_context(domain.watched())
             try:
                 with progress.stage(f"{request.domain}: {before.boot}"):
@@ -152,7 +152,7 @@ def _clear_command(uri: str, ssh_config: Path | None) -> str:
 def clear(uri: str | None, ssh_config: Path | None) -> None:
     """Undo what a killed profile left on a host."""
     with connected_host(uri, ssh_config) as (machine, _):
-        profiler.clear_probes(machine.shell)
+        armer.clear_probes(machine.shell, profiler.INSTANCE, profiler.GROUP)
 
 
 @contextlib.contextmanager
@@ -234,7 +234,7 @@ def _read_facts(
     version = shell.run([definition.emulator, "--version"], doing="asking QEMU's version").stdout
     qemu = _VERSION.search(version)
     symbols = shell.run(f"grep -cw {FAULT} /proc/kallsyms", check=False).stdout.strip()
-    kvm = shell.run(["test", "-d", f"{profiler.TRACEFS}/events/kvm"], check=False).code == 0
+    kvm = shell.run(["test", "-d", f"{armer.TRACEFS}/events/kvm"], check=False).code == 0
     parts, bars = profiler.can_take_return_arguments(shell), _list_bars(shell, definition.devices)
     versions = connection.version()
     with parsing("the host's facts", answer):
@@ -276,7 +276,7 @@ def _list_bars(shell: Commands, addresses: Sequence[str]) -> tuple[ProfileBar, .
 
 def _boot(
     domain: hypervisor.Domain,
-    tracer: profiler.Tracer,
+    tracer: armer.ArmedProbes,
     happened: hypervisor.DomainEvents,
     request: ProfileRequest,
 ) -> None:
@@ -310,7 +310,7 @@ class _Watch:
     """Observer of a boot that detects its end."""
 
     def __init__(
-        self, tracer: profiler.Tracer, pid: int, happened: hypervisor.DomainEvents,
+        self, tracer: armer.ArmedProbes, pid: int, happened: hypervisor.DomainEvents,
         request: ProfileRequest, progress: Progress,
     ) -> None:  # fmt: skip
         self._tracer, self._pid, self._happened = tracer, pid, happened

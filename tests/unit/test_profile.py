@@ -23,8 +23,8 @@ from orchestrator.evidence.profile_facts import (
     QemuProcess,
     load_profile,
 )
-from orchestrator.machine.tracing import profiler
-from orchestrator.machine.tracing.profiler import ProbeSpec
+from orchestrator.machine.tracing import armer, profiler
+from orchestrator.machine.tracing.armer import ProbeSpec
 from orchestrator.machine.transport import remote
 from orchestrator.machine.transport.local import LocalShell
 from orchestrator.machine.transport.shell import Completed
@@ -135,7 +135,7 @@ def host(monkeypatch: pytest.MonkeyPatch) -> Host:
         yield SimpleNamespace(shell=made), made
 
     monkeypatch.setattr(profile, "connected_host", reached)
-    monkeypatch.setattr(profiler, "armed_profiler", made.armed)
+    monkeypatch.setattr(armer, "armed_probes", made.armed)
     monkeypatch.setattr(profile, "_LOOK_SECONDS", 0.01)
     monkeypatch.setattr(
         profile, "until", lambda check, **how: until(check, **how | {"every": 0.01})

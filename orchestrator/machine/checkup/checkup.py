@@ -72,7 +72,7 @@ def list_traced_functions() -> dict[str, str]:
     specs = (timing_spec([GIB], boot=True, faults=True), counts_spec([FAULT]))
     modules: dict[str, str] = {}
     for spec in specs:
-        for definition in spec["definitions"]:
+        for definition in spec.definitions:
             module, colon, name = definition.split()[1].rpartition(":")
             modules[name] = module if colon else ""
     return modules

@@ -9,7 +9,6 @@ afterwards.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 
 from orchestrator.base.errors import BarometerError, BenchError
 from orchestrator.base.reasons import Reason
@@ -20,11 +19,11 @@ from orchestrator.machine.host.machine import AnyMachine
 from orchestrator.machine.host.pci import Function, Survey
 from orchestrator.machine.metal.passthrough import find_refusals
 from orchestrator.machine.metal.staging import STATE
-from orchestrator.machine.runner.agents import Program, sent_agent
+from orchestrator.machine.runner.agents import sent_agent
+from orchestrator.machine.tracing.armer import armed_probes, find_functions
 from orchestrator.machine.tracing.mapagent import collect_answers
-from orchestrator.machine.tracing.probes import counts_spec
+from orchestrator.machine.tracing.probes import FAULT, counts_spec
 from orchestrator.machine.transport.answers import parsing
-from orchestrator.machine.transport.shell import Completed
 
 _NAME = "barodoctor"
 """Name of the tracefs instance, and of the group of its events."""
@@ -57,48 +56,21 @@ def _find_spare(machine: AnyMachine, survey: Survey) -> Function:
 
 
 def _count(machine: AnyMachine, function: Function) -> CountedMap:
-    fault = "vfio_pci_mmap_huge_fault"
-    tracer = sent_agent("tracer")
-    present = _run(machine, tracer, "symbols", fault).stdout
-    spec = _rename(counts_spec(json.loads(present)))
-    armed = json.loads(_run(machine, tracer, "arm", request=spec).stdout)
-    if not armed["armed"]:
-        raise BenchError(
-            f"the kernel takes no probes: {armed['why']}", reason=Reason.TRACER_REFUSED
-        )
-    try:
+    present = find_functions(machine.shell, [FAULT])
+    spec = counts_spec(present, instance=_NAME, group=_NAME)
+    with armed_probes(machine.shell, spec) as armed:
         # Without points the agent makes only its warm-up map, of 1 GiB at most. setarch -R
         # switches off address randomization. Otherwise the agent would do that by starting itself
-        # again, which fails for a program that came from standard input.
-        mapper = sent_agent("map").under("setarch", "-R")
-        mapped = _run(
-            machine, mapper, function.address, request={"points": [], "repeats": 0}, check=False
-        )
+        # again, which fails for a program that came from standard input. It reports its errors in
+        # its output.
+        request = json.dumps({"points": [], "repeats": 0}).encode() + b"\n"
+        mapped = machine.run(
+            sent_agent("map").under("setarch", "-R"), function.address, request=request,
+            timeout=_SECONDS, check=False, doing="making a map",
+        )  # fmt: skip
         points = collect_answers(mapped.stdout.splitlines(), mapped.stderr)["points"]
-        counted = json.loads(_run(machine, tracer, "finish", _NAME, _NAME).stdout)
-    finally:
-        _run(machine, tracer, "clear", _NAME, _NAME)
-    files = counted.get("files", {})
+        files = armed.files()
     return CountedMap(
-        address=function.address, bytes=points[0]["bytes"],
-        lookups=files.get("hist-lookup.txt", ""), faults=files.get("hist-fault.txt", ""),
-    )  # fmt: skip
-
-
-def _rename(spec: Mapping[str, object]) -> dict[str, object]:
-    """Return the specification with the probe's own names, so that it touches nothing of another
-    tracer."""
-    own: dict[str, object] = json.loads(json.dumps(spec).replace(f"{spec['group']}/", f"{_NAME}/"))
-    return own | {"instance": _NAME, "group": _NAME}
-
-
-def _run(
-    machine: AnyMachine, program: Program, *arguments: str,
-    request: Mapping[str, object] | None = None, check: bool = True,
-) -> Completed:  # fmt: skip
-    """Run an agent. `check` is off for one that reports its errors in its output."""
-    line = b"" if request is None else json.dumps(request).encode() + b"\n"
-    return machine.run(
-        program, *arguments, request=line, timeout=_SECONDS, check=check,
-        doing=f"counting a map: {' '.join(arguments)}",
+        address=function.address, bytes=points[0]["bytes"], lookups=files["hist-lookup.txt"],
+        faults=files["hist-fault.txt"],
     )  # fmt: skip

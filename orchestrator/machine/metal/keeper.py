@@ -331,11 +331,10 @@ def _refused(machine: str, answer: dict[str, Any]) -> BenchError:
 
 @functools.cache
 def _program() -> Program:
-    """Return the keeper. It has tracer.py, too, to remove the probes that the tracer
-    armed."""
+    """Return the keeper, with the program that removes probes."""
 
     def is_ours(path: Path) -> bool:
-        return path.suffix == ".py" and (path.parts[0] == "keeper" or path.name == "tracer.py")
+        return path.suffix in (".py", ".sh") and path.parts[0] == "keeper"
 
     archive = io.BytesIO()
     zipapp.create_archive(

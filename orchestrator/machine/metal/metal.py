@@ -57,7 +57,8 @@ from orchestrator.machine.metal.staging import (
 )
 from orchestrator.machine.runner.accel import Accel
 from orchestrator.machine.runner.images import GUESTS, PayloadFiles, guest_files
-from orchestrator.machine.tracing.profiler import INSTANCE, TRACEFS
+from orchestrator.machine.tracing.armer import TRACEFS
+from orchestrator.machine.tracing.profiler import INSTANCE
 from orchestrator.machine.transport import remote
 from orchestrator.machine.transport.shell import Shell
 from orchestrator.machine.vm.hypervisor import Connection, Deadlines, over_ssh

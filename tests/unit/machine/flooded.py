@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
 
 import orchestrator.run.ab  # a run has this in memory as well
 from orchestrator.base.bounded import ANSWER_BYTES, CONSOLE_BYTES, TRACE_BYTES
@@ -29,12 +30,12 @@ from orchestrator.machine.host.console import Console
 from orchestrator.machine.host.host import Host
 from orchestrator.machine.host.kernelwatch import KernelWatch
 from orchestrator.machine.metal.consoles import following_dmesg, running_console_command
-from orchestrator.machine.runner.agents import run_agent, sent_program
 from orchestrator.machine.runner.filelimits import limited_files
 from orchestrator.machine.tracing import probes
+from orchestrator.machine.tracing.armer import ArmedProbes
 from orchestrator.machine.tracing.probes import timing_spec
 from orchestrator.machine.transport.local import LocalMachine
-from orchestrator.machine.transport.shell import Shell
+from orchestrator.machine.transport.shell import Completed, Shell
 from tests.unit.manifests import facts_of
 
 assert orchestrator.run.ab
@@ -113,16 +114,22 @@ def wide_answer(folder: Path) -> None:
 
 
 def trace(folder: Path) -> None:
-    """Answer as the tracer with the largest answer that is allowed, which does not compress."""
-    tell = (
-        "import json, os; print(json.dumps({'files': {'trace.txt': "
-        f"os.urandom({TRACE_BYTES // 2 - 1000}).hex()}}}}))"
-    )
-    host = SimpleNamespace(
-        run_agent=lambda *_, **how: run_agent(LocalMachine(), sent_program(tell.encode()), **how)
-    )
+    """Print the largest trace that is allowed, which does not compress."""
+    size = TRACE_BYTES - 1000
+    (folder / "trace").write_text(os.urandom(size // 2).hex())
+
+    class Tracing(LocalMachine):
+        """A machine with that trace, and nothing else."""
+
+        def run(self, argv: Sequence[str] | str, **how: Any) -> Completed:
+            is_trace = str(argv).endswith("/trace")
+            return super().run(["cat", str(folder / "trace")] if is_trace else "true", **how)
+
+    spec = timing_spec([1 << 30])
     trial = TrialWriter(folder / "0001-baseline", facts_of(arm="baseline"))
-    probes._finish(cast(Host, host), timing_spec([1 << 30]), "map", trial)
+    with Tracing().stream(["true"], timeout=SECONDS) as dialogue:
+        probes._save(ArmedProbes(Tracing(), spec, dialogue), "map", trial)
+    assert (trial.host / "trace-map.txt.gz").stat().st_size > size // 4
 
 
 def quoted(folder: Path) -> None:

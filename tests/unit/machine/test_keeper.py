@@ -378,10 +378,10 @@ def test_lease_that_was_taken_over_is_lost(
     assert caught.value.reason == "lease-lost"
 
 
-def test_program_that_is_sent_is_the_keeper_and_the_tracer_alone(tmp_path: Path) -> None:
+def test_program_that_is_sent_is_the_keeper_alone(tmp_path: Path) -> None:
     path = tmp_path / "keeper.pyz"
     path.write_bytes(client._program().content)
     with zipfile.ZipFile(path) as archive:
         names = {name for name in archive.namelist() if not name.endswith("/")}
-    assert {"__main__.py", "tracer.py", "keeper/verbs.py"} <= names
-    assert {name.split("/")[0] for name in names} == {"__main__.py", "tracer.py", "keeper"}
+    assert {"__main__.py", "keeper/tracing.sh", "keeper/verbs.py"} <= names
+    assert {name.split("/")[0] for name in names} == {"__main__.py", "keeper"}

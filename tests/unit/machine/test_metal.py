@@ -23,7 +23,8 @@ from orchestrator.machine.metal.boots import read_running_kernel
 from orchestrator.machine.metal.keeper import Keeper, LeftError
 from orchestrator.machine.metal.leasing import detect_accel
 from orchestrator.machine.metal.metal import survey_metal
-from orchestrator.machine.tracing.profiler import INSTANCE, TRACEFS
+from orchestrator.machine.tracing.armer import TRACEFS
+from orchestrator.machine.tracing.profiler import INSTANCE
 from orchestrator.machine.transport.remote import Link
 from orchestrator.scenario.vocabulary import ArmName
 from tests.unit.agents.keeper.machines import RELEASE, THP, VERSION

@@ -24,6 +24,8 @@ from orchestrator.machine.guest.workload import (
 )
 from orchestrator.machine.host.device import BoundDevice
 from orchestrator.machine.host.host import Host
+from orchestrator.machine.tracing import probes
+from orchestrator.machine.tracing.armer import ProbeSpec
 from orchestrator.machine.tracing.mapagent import build_point_request, collect_answers
 from orchestrator.machine.transport.keys import RunKeys
 from orchestrator.scenario.model import Scenario
@@ -115,7 +117,7 @@ class FakeShell:
         self.asked: list[dict[str, Any]] = []
         self.timeouts: list[float] = []
         self.answered: Callable[[], list[str]] = lambda: spoken(answer(by_1gib()))
-        self.armed: dict[str, Any] = {"armed": True}
+        self.refusal: BenchError | None = None
         self.there: list[str] | None = None
         """Files that the host has; None: all that it is asked for."""
 
@@ -139,18 +141,30 @@ class FakeShell:
             self.timeouts.append(timeout)
             assert stdin.endswith(b"\n")
             said = "\n".join(self.answered())
-        elif words[0] == "symbols":
-            said = json.dumps(words[1:])
-        elif words[0] == "arm":
-            said = json.dumps(self.armed)
-        elif words[0] == "finish":
-            said = json.dumps({"files": {"stats.txt": "s", "hist-lookup.txt": "h"}})
         return SimpleNamespace(stdout=said, stderr="", code=0)
+
+    @contextlib.contextmanager
+    def armed(self, shell: object, spec: ProbeSpec) -> Iterator[FakeShell]:
+        assert shell is self
+        if self.refusal:
+            raise self.refusal
+        self.ran.append(f"arm {spec.group}")
+        try:
+            yield self
+        finally:
+            self.ran.append("clear")
+
+    def files(self) -> dict[str, str]:
+        self.ran.append("files")
+        return {"stats.txt": "s", "hist-lookup.txt": "h"}
 
 
 @pytest.fixture
-def shell() -> FakeShell:
-    return FakeShell()
+def shell(monkeypatch: pytest.MonkeyPatch) -> FakeShell:
+    made = FakeShell()
+    monkeypatch.setattr(probes, "armed_probes", made.armed)
+    monkeypatch.setattr(probes, "find_functions", lambda _shell, names: [*names])
+    return made
 
 
 @pytest.fixture
@@ -201,8 +215,8 @@ def test_counts_pass_reads_its_histograms_after_each_sample(
 ) -> None:
     mapped(shell, trial, ["counts"], *MANY, "map.repeats=5")
     assert shell.ran == [
-        "tracer symbols", "change: tracing barometer barocount", "tracer arm",
-        "map 0000:01:00.0", "tracer finish",
+        "change: tracing barometer barocount", "arm barocount", "map 0000:01:00.0", "files",
+        "clear",
     ]  # fmt: skip
     [asked] = shell.asked
     assert len(asked["points"]) == 4
@@ -241,12 +255,11 @@ def test_profile_takes_its_costs_from_a_pass_before_it(
 def test_passes_that_are_done_are_on_disk_when_a_later_one_fails(
     shell: FakeShell, trial: TrialWriter
 ) -> None:
-    shell.armed = {"armed": False, "why": "no such function"}
-    with pytest.raises(BenchError, match=r"cannot be armed on 7\.3") as caught:
+    shell.refusal = BenchError("no", evidence="no function", reason=Reason.TRACER_REFUSED)
+    with pytest.raises(BenchError) as caught:
         mapped(shell, trial, ["plain", "counts"])
-    assert caught.value.evidence == "no such function"
+    assert caught.value.evidence == "no function"
     assert set(json.loads((trial.path / "map.json").read_text())["passes"]) == {"plain"}
-    assert shell.ran[-1] == "undo tracer clear"
 
 
 def test_refused_map_ends_the_pass_and_leaves_no_tracer(
@@ -255,7 +268,7 @@ def test_refused_map_ends_the_pass_and_leaves_no_tracer(
     shell.answered = lambda: [json.dumps({"refused": "Bad address"})]
     with pytest.raises(EvidenceError, match="Bad address"):
         mapped(shell, trial, ["counts"])
-    assert shell.ran[-2:] == ["tracer finish", "undo tracer clear"]
+    assert shell.ran[-1] == "clear"
 
 
 def test_more_to_map_may_take_longer(shell: FakeShell, trial: TrialWriter) -> None:
