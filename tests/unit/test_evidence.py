@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
+import tempfile
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from orchestrator.base.bounded import TRIAL_BYTES
 from orchestrator.base.errors import (
@@ -63,6 +67,47 @@ def test_manifest_is_on_disk_while_the_trial_runs(tmp_path: Path) -> None:
     assert now["stages"][0]["outcome"] == "ok"
     assert now["stages"][0]["seconds"] >= 0
     assert now["boot_id"] == "x"
+
+
+@given(st.text(st.characters(exclude_categories=())), st.lists(st.text()))
+def test_what_is_recorded_is_read_back(words: str, left: list[str]) -> None:
+    """A program may print anything, also what is no UTF-8."""
+    with tempfile.TemporaryDirectory() as folder:
+        trial = writer(Path(folder))
+        trial.record(host_left=left, host_versions={"qemu": "10"})
+        trial.add_guest(0, "plain", 1 << 29)
+        error = BenchError(words, evidence=words, reason=Reason.TIMEOUT)
+        trial.failed(error, "boot", Charged("bench", "it was slow"))
+        done = trial.complete().manifest
+        assert done == trial.manifest
+        assert isinstance(done.outcome, Ended)
+        assert done.outcome.evidence == error.evidence.encode(errors="replace").decode()
+        assert (done.host_left, done.guests[0].in_pass) == (tuple(left), "plain")
+
+
+@pytest.mark.parametrize(
+    "facts", [{"boot_id": 7}, {"host_left": "x"}, {"seconds": -1.0}, {"stages": [{"name": "x"}]}]
+)
+def test_what_is_no_manifest_is_a_bug_and_not_recorded(
+    tmp_path: Path, facts: dict[str, object]
+) -> None:
+    trial = writer(tmp_path)
+    before = (trial.path / "manifest.json").read_bytes()
+    with pytest.raises(ValueError, match="validation error"):
+        trial.record(**facts)
+    assert (trial.path / "manifest.json").read_bytes() == before
+
+
+def test_stages_within_a_stage_are_in_the_order_of_their_beginnings(tmp_path: Path) -> None:
+    trial = writer(tmp_path)
+    with trial.stage("outer"), contextlib.suppress(BenchError):
+        with trial.stage("inner"):
+            pass
+        with trial.stage("failing"):
+            raise BenchError("no", reason=Reason.DEVICE_MISSING)
+    assert [(stage.name, stage.outcome) for stage in trial.complete().manifest.stages] == [
+        ("outer", "ok"), ("inner", "ok"), ("failing", "device-missing"),
+    ]  # fmt: skip
 
 
 def test_failed_stage_has_the_reason(tmp_path: Path) -> None:

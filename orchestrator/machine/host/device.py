@@ -6,7 +6,6 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from orchestrator.base.bounded import FACTS_BYTES
 from orchestrator.base.errors import ArmFailedError, BenchError
@@ -101,7 +100,7 @@ def find_bar(address: str, resources: list[Resource], bar: int, hint: str) -> Bo
     )  # fmt: skip
 
 
-def read_host_facts(host: Host, devices: Sequence[BoundDevice]) -> dict[str, Any]:
+def read_host_facts(host: Host, devices: Sequence[BoundDevice]) -> dict[str, object]:
     """Return a trial's facts.json: facts of the machine (guests/agents/facts.py) and of its bound
     devices (survey.py). Raises BenchError if they cannot be read."""
     machine = host.run_agent("facts", doing="reading facts", limit=FACTS_BYTES).stdout
