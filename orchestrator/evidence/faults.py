@@ -172,13 +172,6 @@ class Attempt:
     """Line of a kernel's report during the attempt; else the error's own message."""
 
 
-def attempt_json(attempt: Attempt) -> dict[str, str]:
-    return {
-        "arm": attempt.arm, "reason": attempt.reason, "charge": attempt.charge,
-        "stage": attempt.stage, "line": attempt.line,
-    }  # fmt: skip
-
-
 class Count(NamedTuple):
     """Number of failures of an arm, and number of attempts."""
 

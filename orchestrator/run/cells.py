@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from orchestrator.base.errors import BenchError, key_named
 from orchestrator.base.folderlock import only_writer
@@ -15,6 +14,7 @@ from orchestrator.run.judge import looks_of
 from orchestrator.run.matrix import MatrixDir
 from orchestrator.run.trials import Runner, all_made, run_plan
 from orchestrator.scenario.factors import Cell, ScenarioFile
+from orchestrator.scenario.kernel_forms import Kernel
 from orchestrator.scenario.model import Scenario
 from orchestrator.scenario.vocabulary import ARMS
 
@@ -77,8 +77,8 @@ def _look_up_kernels(cells: Sequence[Cell], here: Runner) -> None:
                 seen.add(kernel)
 
 
-def _kernels(scenario: Scenario) -> dict[str, Any]:
-    kernels: dict[str, Any] = {f"arms.{arm}.kernel": scenario.arms[arm].kernel for arm in ARMS}
+def _kernels(scenario: Scenario) -> dict[str, Kernel]:
+    kernels: dict[str, Kernel] = {f"arms.{arm}.kernel": scenario.arms[arm].kernel for arm in ARMS}
     if scenario.workload == "guest-boot" and scenario.guest is not None:
         kernels["guest.kernel"] = scenario.guest.kernel
     return kernels

@@ -19,10 +19,10 @@ from orchestrator.base.progress import Progress
 from orchestrator.base.reasons import Reason, find_reason
 from orchestrator.evidence.checkup_facts import CheckupFacts
 from orchestrator.machine.checkup.checkup import examine
+from orchestrator.machine.host.machine import AnyMachine, FoundMachine, ThisMachine
 from orchestrator.machine.metal.staging import STATE
 from orchestrator.machine.transport import remote
 from orchestrator.machine.transport.local import LocalMachine
-from orchestrator.machine.transport.shell import Commands
 from orchestrator.report.text.doctor_text import Diagnosis
 from orchestrator.scenario.model import Scenario
 
@@ -52,11 +52,11 @@ def diagnose(
         address, ssh_config = host.address, host.ssh_config
     needs = derive_needs(scenario) if scenario else Needs(USES if address is None else METAL)
     if address is None:
-        return _diagnose(HERE, LocalMachine(), scenario, needs, cache, probe=probe)
+        return _diagnose(HERE, ThisMachine(LocalMachine()), scenario, needs, cache, probe=probe)
     endpoint = remote.resolve_address(address, ssh_config)
     try:
         with remote.logged_in(endpoint) as shell:
-            return _diagnose(address, shell, scenario, needs, cache, probe=probe)
+            return _diagnose(address, FoundMachine(shell), scenario, needs, cache, probe=probe)
     except (BenchError, EvidenceError) as exc:
         name = _EXAMINED_AS.get(exc.reason, "ssh")
         fix = exc.hint or f"ssh {address} must work without a question"
@@ -65,7 +65,7 @@ def diagnose(
 
 
 def preflight(
-    scenario: Scenario, cache: Cache, progress: Progress, machine: Commands | None = None
+    scenario: Scenario, cache: Cache, progress: Progress, machine: AnyMachine | None = None
 ) -> None:
     """Diagnose, before a run, this machine, or the metal host `machine`. Warnings are reported
     through `progress`. KVM is not examined: the choice of the accelerator does that.
@@ -73,7 +73,7 @@ def preflight(
     Raises BenchError with everything that is in the way.
     """
     needs = derive_needs(scenario)
-    facts = _examine(machine or LocalMachine(), scenario, needs, cache, guests=False)
+    facts = _examine(machine or ThisMachine(LocalMachine()), scenario, needs, cache, guests=False)
     # a metal host is examined under this run's own lease, which "experiment" would report
     all_found = judge_machine(facts, needs)
     found = tuple(f for f in all_found if machine is None or f.name != "experiment")
@@ -94,7 +94,7 @@ def preflight(
 
 def _diagnose(
     name: str,
-    machine: Commands,
+    machine: AnyMachine,
     scenario: Scenario | None,
     needs: Needs,
     cache: Cache,
@@ -108,7 +108,7 @@ def _diagnose(
 
 
 def _examine(
-    machine: Commands, scenario: Scenario | None, needs: Needs, cache: Cache, **how: bool
+    machine: AnyMachine, scenario: Scenario | None, needs: Needs, cache: Cache, **how: bool
 ) -> CheckupFacts:
     """Examine a machine for these needs. `how`: arguments of `examine`."""
     folders: dict[str, list[str]] = {}

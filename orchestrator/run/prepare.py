@@ -6,13 +6,13 @@ import json
 import os
 import platform
 from dataclasses import dataclass
-from typing import Any
 
 from orchestrator import __version__
 from orchestrator.base.cache import Cache
 from orchestrator.base.errors import ScenarioError, key_named
 from orchestrator.base.progress import Progress
 from orchestrator.base.reasons import Reason
+from orchestrator.evidence.kernel import KernelRecord
 from orchestrator.evidence.layout import SCHEMA
 from orchestrator.evidence.plan import Plan
 from orchestrator.kernels import KernelBundle, check_kernel, materialise_kernel
@@ -20,6 +20,7 @@ from orchestrator.kernels.module.parameters import check_parameter
 from orchestrator.machine.host.machine import Machine
 from orchestrator.machine.runner.accel import Accel
 from orchestrator.run.doctor import preflight
+from orchestrator.scenario.kernel_forms import Kernel
 from orchestrator.scenario.model import Scenario
 from orchestrator.scenario.plan import make_plan
 from orchestrator.scenario.vocabulary import ARMS, ArmName
@@ -82,7 +83,7 @@ def _examine(
     and the reason for it."""
     with progress.stage(f"looking at {machine.name}"):
         notes = machine.survey()
-        preflight(scenario, cache, progress, machine.shell)
+        preflight(scenario, cache, progress, machine)
     for note in notes:
         progress.note(note)
     with progress.stage("accelerator"):
@@ -135,16 +136,17 @@ def _has_backend(kernel: KernelBundle, scenario: Scenario) -> None:
 
 def plan_facts(scenario: Scenario, prepared: Prepared) -> Plan:
     """Return the content of plan.json, as a reader will see it."""
+    kernels = {
+        arm: _kernel_record(kernel, scenario.arms[arm].kernel).to_json()
+        for arm, kernel in prepared.kernels.items()
+    }
+    guest_kernel = guest_kernel_record(scenario, prepared)
     plan = {
         "schema": SCHEMA, "barometer": __version__, "scenario": scenario.name,
         "accel": prepared.accel, "accel_reason": prepared.accel_reason,
-        "kernels": {
-            arm: {"release": k.release, "source": str(scenario.arms[arm].kernel),
-                  "digest": k.digest, "provenance": k.provenance}
-            for arm, k in prepared.kernels.items()
-        },
+        "kernels": kernels,
         "arm_settings": {arm: scenario.arms[arm].settings for arm in ARMS},
-        "guest_kernel": guest_kernel_facts(scenario, prepared),
+        "guest_kernel": guest_kernel and guest_kernel.to_json(),
         "runner": {"system": platform.platform(), "machine": platform.machine(),
                    "cpus": os.cpu_count()},
         "trials": [{"name": t.name, "pair": t.pair, "arm": t.arm, "passes": list(t.passes)}
@@ -153,10 +155,14 @@ def plan_facts(scenario: Scenario, prepared: Prepared) -> Plan:
     return Plan.model_validate_json(json.dumps(plan))
 
 
-def guest_kernel_facts(scenario: Scenario, prepared: Prepared) -> dict[str, Any] | None:
+def guest_kernel_record(scenario: Scenario, prepared: Prepared) -> KernelRecord | None:
     """Return the kernel that the guests of both arms boot; None if there is no guest."""
     if prepared.guest_kernel is None or scenario.guest is None:
         return None
-    return {"release": prepared.guest_kernel.release, "source": str(scenario.guest.kernel),
-            "digest": prepared.guest_kernel.digest,
-            "provenance": prepared.guest_kernel.provenance}  # fmt: skip
+    return _kernel_record(prepared.guest_kernel, scenario.guest.kernel)
+
+
+def _kernel_record(bundle: KernelBundle, kernel: Kernel) -> KernelRecord:
+    record = {"release": bundle.release, "source": str(kernel), "digest": bundle.digest,
+              "provenance": bundle.provenance}  # fmt: skip
+    return KernelRecord.model_validate_json(json.dumps(record))

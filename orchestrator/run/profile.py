@@ -32,8 +32,9 @@ from orchestrator.evidence.profile_facts import (
     ProfileFacts,
 )
 from orchestrator.machine.host.device import LIST_DEVICES, parse_devices
+from orchestrator.machine.host.machine import AnyMachine, FoundMachine, ThisMachine
 from orchestrator.machine.metal.staging import STATE
-from orchestrator.machine.tracing import profiler
+from orchestrator.machine.tracing import armer, profiler
 from orchestrator.machine.tracing.probes import FAULT
 from orchestrator.machine.transport import remote
 from orchestrator.machine.transport.answers import parsing
@@ -81,7 +82,8 @@ def record(request: ProfileRequest, progress: Progress) -> ProfileEvidence:
     Raises ScenarioError for a domain that does not exist, has no PCI device, or runs although no
     reboot was requested; BenchError if libvirt, the machine or its kernel refuses something.
     """
-    with connected_host(request.uri, request.ssh_config) as (shell, connection):
+    with connected_host(request.uri, request.ssh_config) as (machine, connection):
+        shell = machine.shell
         domain = connection.lookup(request.domain)
         _check_may_boot(domain, request)
         _check_not_leased(shell)
@@ -103,7 +105,7 @@ def record(request: ProfileRequest, progress: Progress) -> ProfileEvidence:
                         _clear_command(before.uri, request.ssh_config),
                     )
                 )
-                tracer = ladder.enter_context(profiler.armed_profiler(shell, spec))
+                tracer = ladder.enter_context(armer.armed_probes(shell, spec))
             happened = ladder.enter_context(domain.watched())
             try:
                 with progress.stage(f"{request.domain}: {before.boot}"):
@@ -149,15 +151,15 @@ def _clear_command(uri: str, ssh_config: Path | None) -> str:
 
 def clear(uri: str | None, ssh_config: Path | None) -> None:
     """Undo what a killed profile left on a host."""
-    with connected_host(uri, ssh_config) as (shell, _):
-        profiler.clear_probes(shell)
+    with connected_host(uri, ssh_config) as (machine, _):
+        armer.clear_probes(machine.shell, profiler.INSTANCE, profiler.GROUP)
 
 
 @contextlib.contextmanager
 def connected_host(
     uri: str | None, ssh_config: Path | None = None
-) -> Iterator[tuple[Commands, hypervisor.Connection]]:
-    """Yield a shell on the host of a libvirt URI, as root, and a connection to its libvirt.
+) -> Iterator[tuple[AnyMachine, hypervisor.Connection]]:
+    """Yield the host of a libvirt URI, whose shell is root's, and a connection to its libvirt.
     `ssh_config`: file for ssh -F, which libvirt's connection uses, too.
 
     Raises ScenarioError unless the URI is that of the system's QEMU, here or over SSH.
@@ -175,17 +177,17 @@ def connected_host(
                 hint="give the host's with --connect",
                 reason=Reason.BAD_URI,
             )
-        shell: Commands = LocalShell()
+        machine: AnyMachine = ThisMachine(LocalShell())
         if parts.scheme in _SSH:
             endpoint = remote.resolve_address(f"ssh://{parts.netloc}", ssh_config)
             for key in parse_qs(parts.query).get("keyfile", []):
                 endpoint = replace(endpoint, identities=(Path(key), *endpoint.identities))
-            shell = stack.enter_context(remote.logged_in(endpoint))
+            machine = FoundMachine(stack.enter_context(remote.logged_in(endpoint)))
             if ssh_config is not None:
                 folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
                 program = remote.client_program(endpoint, folder)
                 uri = f"qemu+ssh://{endpoint.hostname}/system?command={program}&no_tty=1"
-        yield shell, connection or stack.enter_context(hypervisor.at(uri))
+        yield machine, connection or stack.enter_context(hypervisor.at(uri))
 
 
 def _check_may_boot(domain: hypervisor.Domain, request: ProfileRequest) -> None:
@@ -232,7 +234,7 @@ def _read_facts(
     version = shell.run([definition.emulator, "--version"], doing="asking QEMU's version").stdout
     qemu = _VERSION.search(version)
     symbols = shell.run(f"grep -cw {FAULT} /proc/kallsyms", check=False).stdout.strip()
-    kvm = shell.run(["test", "-d", f"{profiler.TRACEFS}/events/kvm"], check=False).code == 0
+    kvm = shell.run(["test", "-d", f"{armer.TRACEFS}/events/kvm"], check=False).code == 0
     parts, bars = profiler.can_take_return_arguments(shell), _list_bars(shell, definition.devices)
     versions = connection.version()
     with parsing("the host's facts", answer):
@@ -274,7 +276,7 @@ def _list_bars(shell: Commands, addresses: Sequence[str]) -> tuple[ProfileBar, .
 
 def _boot(
     domain: hypervisor.Domain,
-    tracer: profiler.Tracer,
+    tracer: armer.ArmedProbes,
     happened: hypervisor.DomainEvents,
     request: ProfileRequest,
 ) -> None:
@@ -308,7 +310,7 @@ class _Watch:
     """Observer of a boot that detects its end."""
 
     def __init__(
-        self, tracer: profiler.Tracer, pid: int, happened: hypervisor.DomainEvents,
+        self, tracer: armer.ArmedProbes, pid: int, happened: hypervisor.DomainEvents,
         request: ProfileRequest, progress: Progress,
     ) -> None:  # fmt: skip
         self._tracer, self._pid, self._happened = tracer, pid, happened

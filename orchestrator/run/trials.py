@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from orchestrator import __version__
 from orchestrator.base import interrupts
@@ -25,15 +24,22 @@ from orchestrator.base.reasons import Reason
 from orchestrator.evidence.faults import (
     ATTEMPTS,
     Attempt,
-    attempt_json,
     charge,
     counts,
     fault_of,
     next_turn,
     nothing_works,
 )
+from orchestrator.evidence.kernel import KernelRecord
 from orchestrator.evidence.layout import RunDir, TrialDir, TrialWriter, write_json
-from orchestrator.evidence.manifest import Ended
+from orchestrator.evidence.manifest import (
+    AttemptRecord,
+    Ended,
+    ProvenSettings,
+    ReportRecord,
+    TrialFacts,
+    WorkloadFacts,
+)
 from orchestrator.formats.kernelreports import BROKEN, STALLS, KernelReport
 from orchestrator.formats.units import GIB
 from orchestrator.machine.guest.workload import run_guest_boots, run_maps, settle_host
@@ -49,7 +55,7 @@ from orchestrator.machine.runner.state import BenchState, bench_state
 from orchestrator.machine.transport.keys import RunKeys
 from orchestrator.machine.vm import hypervisor
 from orchestrator.run.diskspace import no_space_explained
-from orchestrator.run.prepare import Prepared, guest_kernel_facts, plan_facts, prepare
+from orchestrator.run.prepare import Prepared, guest_kernel_record, plan_facts, prepare
 from orchestrator.scenario.model import Scenario
 from orchestrator.scenario.plan import PlannedTrial, make_plan
 from orchestrator.scenario.vocabulary import ARMS, WARM_UP, ArmName, is_emulated
@@ -445,8 +451,9 @@ def run_trial(
     partial = TrialWriter.partial_path(final)
     shutil.rmtree(partial, ignore_errors=True)  # what an interrupted run left of this trial
     bench.state.add(partial=str(partial))
-    before = {"repeated": [attempt_json(attempt) for attempt in repeated]}
-    trial = TrialWriter(final, _trial_facts(bench, planned) | before)
+    facts = _trial_facts(bench, planned)
+    before = tuple(AttemptRecord.of(attempt) for attempt in repeated)
+    trial = TrialWriter(final, facts.model_copy(update={"repeated": before}))
     try:
         _climb(bench, planned, trial, through)
     except BaseException as exc:
@@ -457,7 +464,7 @@ def run_trial(
                 shutil.rmtree(trial.path, ignore_errors=True)
             raise
         if isinstance(exc, BarometerError):
-            stages = [s["name"] for s in trial.manifest["stages"] if s["outcome"] != "ok"]
+            stages = [stage.name for stage in trial.manifest.stages if stage.outcome != "ok"]
             _charge(bench, planned, trial, exc, stages[0] if stages else "start")
         else:
             what = f"a bug in barometer: {type(exc).__name__}: {exc}"
@@ -474,7 +481,7 @@ def _charge(
     reports = trial.host_reports()
     charged = charge(
         exc.reason, emulated=is_emulated(bench.prepared.accel),
-        guest_emulated=trial.manifest.get("guest_accel") == "tcg", reports=reports,
+        guest_emulated=trial.manifest.guest_accel == "tcg", reports=reports,
         changed=bench.prepared.kernels[planned.boots].swapped,
     )  # fmt: skip
     trial.failed(exc, stage, charged, _telling_line(reports, trial))
@@ -483,7 +490,7 @@ def _charge(
 def _telling_line(reports: Sequence[KernelReport], trial: TrialWriter) -> str:
     """Return the report that the host's kernel is broken, else its first stall since the trial
     began, else an empty string."""
-    since = reports[trial.manifest.get("reports_before", 0) :]
+    since = reports[trial.manifest.reports_before :]
     return next(
         (
             report.line
@@ -520,7 +527,7 @@ def _climb_stages(bench: Bench, planned: PlannedTrial, trial: TrialWriter) -> No
         ladder.enter_context(explained_by_the_host(host))
         _set(bench, planned.boots, host, trial)
         with progress.stage("host: device"), trial.stage("device"):
-            devices = ladder.enter_context(bench.hosts.bind_devices(host, trial))
+            devices = bench.hosts.bind_devices(host, trial)
             write_json(trial.host / "facts.json", read_host_facts(host, devices))
             if scenario.workload == "guest-boot":
                 trial.record(guest_accel="kvm" if host.kvm else "tcg")
@@ -549,46 +556,52 @@ def _set(bench: Bench, arm: ArmName, host: Host, trial: TrialWriter) -> None:
             trial.record(arm_settings=_proven(bench, arm, host))
 
 
-def _proven(bench: Bench, arm: ArmName, host: Host) -> dict[str, Any]:
+def _proven(bench: Bench, arm: ArmName, host: Host) -> ProvenSettings:
     return prove_settings(host.shell, bench.prepared.kernels[arm], bench.scenario.arms, arm)
 
 
-def _trial_facts(bench: Bench, planned: PlannedTrial) -> dict[str, Any]:
+def _trial_facts(bench: Bench, planned: PlannedTrial) -> TrialFacts:
     scenario, prepared = bench.scenario, bench.prepared
-    return {
-        "arm": planned.arm, "pair": planned.pair, "number": planned.number,
-        "barometer": __version__, "workload": scenario.workload, "accel": prepared.accel,
-        "kernel": {"release": prepared.kernels[planned.boots].release,
-                   "source": str(scenario.arms[planned.boots].kernel),
-                   "digest": prepared.kernels[planned.boots].digest},
-        "guest_kernel": guest_kernel_facts(scenario, prepared),
-        "bar": scenario.device.bar, "device_kind": scenario.device.kind,
-        "device_count": scenario.device.count, "device_mmap": scenario.device.mmap,
-        "host_kind": scenario.host.kind, **bench.hosts.trial_facts(planned.boots),
-        **_workload_facts(scenario), "passes": list(planned.passes),
-        "runner_versions": bench.libvirt.version(), "runner": runner_facts(),
-        "guest_packages": bench.hosts.guest_packages(),
-    }  # fmt: skip
+    kernel = prepared.kernels[planned.boots]
+    return TrialFacts(
+        arm=planned.arm, pair=planned.pair, number=planned.number,
+        barometer=__version__, workload=scenario.workload, accel=prepared.accel,
+        kernel=KernelRecord(
+            release=kernel.release, source=str(scenario.arms[planned.boots].kernel),
+            digest=kernel.digest,
+        ),
+        guest_kernel=guest_kernel_record(scenario, prepared),
+        bar=scenario.device.bar, device_kind=scenario.device.kind,
+        device_count=scenario.device.count, device_mmap=scenario.device.mmap,
+        host_kind=scenario.host.kind, **bench.hosts.trial_facts(planned.boots),
+        **_workload_facts(scenario), passes=tuple(planned.passes),
+        runner_versions=bench.libvirt.version(), runner=runner_facts(),
+        guest_packages=bench.hosts.guest_packages(),
+    )  # fmt: skip
 
 
-def _workload_facts(scenario: Scenario) -> dict[str, Any]:
+def _workload_facts(scenario: Scenario) -> WorkloadFacts:
     if scenario.workload == "map":
         return {"map_backend": scenario.map.backend, "map_thp": scenario.map.thp}
-    if scenario.guest is None:
+    if (guest := scenario.guest) is None:
         return {}
-    wanted = ("cpus", "firmware", "boot", "backing", "viommu", "backend")
-    return {f"guest_{name}": getattr(scenario.guest, name) for name in wanted} | {
-        "guest_phys_bits": scenario.guest.phys_bits or scenario.host.phys_bits
-    }
+    return {
+        "guest_cpus": guest.cpus, "guest_firmware": guest.firmware, "guest_boot": guest.boot,
+        "guest_backing": guest.backing, "guest_viommu": guest.viommu,
+        "guest_backend": guest.backend,
+        "guest_phys_bits": guest.phys_bits or scenario.host.phys_bits,
+    }  # fmt: skip
 
 
 def _save_reports(host: Host, trial: TrialWriter) -> None:
     """Record what the host's kernel reported about itself."""
-    reports = [
-        {"kind": report.kind, "line": report.line, "seconds": report.seconds}
-        for report in host.kernel.reports()
-    ]
-    trial.record(kernel_reports=reports)
+    reports = host.kernel.reports()
+    trial.record(
+        kernel_reports=[
+            ReportRecord(kind=report.kind, line=report.line, seconds=report.seconds)
+            for report in reports
+        ]
+    )
 
 
 def _save_dmesg(host: Host, trial: TrialWriter) -> None:

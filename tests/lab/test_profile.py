@@ -19,7 +19,7 @@ from orchestrator.formats.units import GIB
 from orchestrator.machine.guest.guest import stage_guest
 from orchestrator.machine.host.device import BoundDevice
 from orchestrator.machine.host.host import Host
-from orchestrator.machine.tracing import profiler
+from orchestrator.machine.tracing import armer, profiler
 from orchestrator.machine.transport.keys import RunKeys
 from orchestrator.machine.vm.domain import GuestDomain
 from orchestrator.machine.vm.hypervisor import Connection, Domain
@@ -48,8 +48,8 @@ def defined(host: Host, libvirt: Connection, devices: Sequence[BoundDevice]) -> 
 def left(host: Host) -> str:
     """List what a profile left on the host."""
     return host.shell.run(
-        f"ls -d {profiler.TRACEFS}/instances/{profiler.INSTANCE} 2> /dev/null;"
-        f" grep {profiler.GROUP} {profiler.TRACEFS}/kprobe_events; :"
+        f"ls -d {armer.TRACEFS}/instances/{profiler.INSTANCE} 2> /dev/null;"
+        f" grep {profiler.GROUP} {armer.TRACEFS}/kprobe_events; :"
     ).stdout
 
 
@@ -111,7 +111,7 @@ def test_a_domain_that_is_there_is_profiled_and_left_as_it_was(
             record(asked, Progress())
 
         domain.destroy()
-        host.shell.run(["mkdir", f"{profiler.TRACEFS}/instances/{profiler.INSTANCE}"])
+        host.shell.run(["mkdir", f"{armer.TRACEFS}/instances/{profiler.INSTANCE}"])
         with pytest.raises(BenchError, match="at work already"):
             record(asked, Progress())
         assert not domain.active()

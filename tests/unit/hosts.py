@@ -5,9 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+from orchestrator.machine.host.host import Host
 from orchestrator.machine.metal import staging
+from orchestrator.machine.runner.agents import Program
 from orchestrator.machine.transport.local import LocalMachine
 from orchestrator.machine.transport.shell import Completed, Shell
 
@@ -40,6 +43,18 @@ class HostShell(LocalMachine, Shell):
         return super()._words([re.sub(_PLACES, f"{self.root}/", word) for word in words])
 
 
+class AgentHost(SimpleNamespace):
+    """A made-up host, with a shell. The command of an agent is its name."""
+
+    shell: Any
+
+    def agent(self, name: str) -> Program:
+        return Program((name,))
+
+    run_agent = Host.run_agent
+    staying_agent = Host.staying_agent
+
+
 class Recorded:
     """Records changes in `log`, where a test may also record what the host then does."""
 
@@ -50,6 +65,9 @@ class Recorded:
     def write(self, path: str, value: str) -> None:
         self.written[path] = value
         self._note("write", path, value)
+
+    def bind(self, addresses: Sequence[str]) -> None:
+        self._note("bind", *addresses)
 
     def tracing(self, instance: str, group: str) -> None:
         self._note("tracing", instance, group)

@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
+import tempfile
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from orchestrator.base.bounded import TRIAL_BYTES
 from orchestrator.base.errors import (
@@ -24,13 +28,13 @@ from orchestrator.evidence.layout import (
     write_json,
 )
 from orchestrator.evidence.manifest import Ended
-from tests.unit.manifests import FACTS, WHOLE, manifest_of, plan_of
+from tests.unit.manifests import WHOLE, facts_of, manifest_of, plan_of
 
 PLAN = plan_of()
 
 
 def writer(tmp_path: Path, name: str = "0001-baseline") -> TrialWriter:
-    return TrialWriter(tmp_path / "trials" / name, FACTS)
+    return TrialWriter(tmp_path / "trials" / name, facts_of())
 
 
 def test_trial_has_its_name_only_when_it_is_complete(tmp_path: Path) -> None:
@@ -65,13 +69,54 @@ def test_manifest_is_on_disk_while_the_trial_runs(tmp_path: Path) -> None:
     assert now["boot_id"] == "x"
 
 
+@given(st.text(st.characters(exclude_categories=())), st.lists(st.text()))
+def test_what_is_recorded_is_read_back(words: str, left: list[str]) -> None:
+    """A program may print anything, also what is no UTF-8."""
+    with tempfile.TemporaryDirectory() as folder:
+        trial = writer(Path(folder))
+        trial.record(host_left=left, host_versions={"qemu": "10"})
+        trial.add_guest(0, "plain", 1 << 29)
+        error = BenchError(words, evidence=words, reason=Reason.TIMEOUT)
+        trial.failed(error, "boot", Charged("bench", "it was slow"))
+        done = trial.complete().manifest
+        assert done == trial.manifest
+        assert isinstance(done.outcome, Ended)
+        assert done.outcome.evidence == error.evidence.encode(errors="replace").decode()
+        assert (done.host_left, done.guests[0].in_pass) == (tuple(left), "plain")
+
+
+@pytest.mark.parametrize(
+    "facts", [{"boot_id": 7}, {"host_left": "x"}, {"seconds": -1.0}, {"stages": [{"name": "x"}]}]
+)
+def test_what_is_no_manifest_is_a_bug_and_not_recorded(
+    tmp_path: Path, facts: dict[str, object]
+) -> None:
+    trial = writer(tmp_path)
+    before = (trial.path / "manifest.json").read_bytes()
+    with pytest.raises(ValueError, match="validation error"):
+        trial.record(**facts)
+    assert (trial.path / "manifest.json").read_bytes() == before
+
+
+def test_stages_within_a_stage_are_in_the_order_of_their_beginnings(tmp_path: Path) -> None:
+    trial = writer(tmp_path)
+    with trial.stage("outer"), contextlib.suppress(BenchError):
+        with trial.stage("inner"):
+            pass
+        with trial.stage("failing"):
+            raise BenchError("no", reason=Reason.DEVICE_MISSING)
+    assert [(stage.name, stage.outcome) for stage in trial.complete().manifest.stages] == [
+        ("outer", "ok"), ("inner", "ok"), ("failing", "device-missing"),
+    ]  # fmt: skip
+
+
 def test_failed_stage_has_the_reason(tmp_path: Path) -> None:
     trial = writer(tmp_path)
     with pytest.raises(BenchError), trial.stage("device"):
         raise BenchError("no", reason=Reason.DEVICE_MISSING)
     with pytest.raises(ZeroDivisionError), trial.stage("other"):
         raise ZeroDivisionError
-    assert [s["outcome"] for s in trial.manifest["stages"]] == [
+    assert [stage.outcome for stage in trial.manifest.stages] == [
         "device-missing",
         "ZeroDivisionError",
     ]
@@ -316,7 +361,7 @@ def test_folder_without_a_run_cannot_be_judged(tmp_path: Path) -> None:
 def test_trials_are_read_in_order(tmp_path: Path) -> None:
     run = RunDir.create(tmp_path / "run", "x", PLAN)
     for name in ("0002-candidate", "0001-baseline"):
-        TrialWriter(run.trials_path / name, FACTS | {"arm": name[5:]}).complete()
+        TrialWriter(run.trials_path / name, facts_of(arm=name[5:])).complete()
     assert [t.path.name for t in run.trials()] == ["0001-baseline", "0002-candidate"]
     assert [t.manifest.trial for t in run.trials()] == ["0001-baseline", "0002-candidate"]
 
@@ -330,10 +375,10 @@ def test_error_says_what_why_and_what_to_do() -> None:
 
 
 def test_trial_that_takes_too_much_of_the_disk_begins_no_other_stage(tmp_path: Path) -> None:
-    trial = TrialWriter(tmp_path / "0001-baseline", FACTS)
+    trial = TrialWriter(tmp_path / "0001-baseline", facts_of())
     with trial.stage("one"), (trial.host / "console.log").open("wb") as file:
         file.truncate(TRIAL_BYTES + 1)
     with pytest.raises(BenchError) as caught, trial.stage("two"):
         pytest.fail("it began")
     assert caught.value.reason == "trial-too-large"
-    assert [stage["outcome"] for stage in trial.manifest["stages"]] == ["ok", "trial-too-large"]
+    assert [stage.outcome for stage in trial.manifest.stages] == ["ok", "trial-too-large"]

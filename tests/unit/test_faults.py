@@ -15,7 +15,6 @@ from orchestrator.evidence.faults import (
     FAULTS,
     Attempt,
     arm_the_bench_fails,
-    attempt_json,
     bench_counts,
     chance,
     charge,
@@ -24,6 +23,7 @@ from orchestrator.evidence.faults import (
     fault_of,
     next_turn,
 )
+from orchestrator.evidence.manifest import AttemptRecord
 from orchestrator.formats.kernelreports import STALLS, reports_in
 from orchestrator.scenario.vocabulary import ARMS, ArmName
 from tests.unit.manifests import manifest_of
@@ -282,6 +282,6 @@ def test_attempts_are_read_as_they_were_written() -> None:
         Attempt("baseline"),
         Attempt("candidate", "host-crash", "bench"),
     ]
-    manifest = manifest_of(repeated=[attempt_json(attempt) for attempt in written])
+    manifest = manifest_of(repeated=[AttemptRecord.of(attempt).to_json() for attempt in written])
     assert [*manifest.repeated_attempts()] == written
     assert fault_of("host-crash").comes_and_goes

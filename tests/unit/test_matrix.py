@@ -98,13 +98,13 @@ def failing(*cells: str, error: BarometerError | None = None, begins: bool = Tru
 
 
 def listed(found: MatrixDir) -> list[str]:
-    return [cell["name"] for cell in found.facts()["cells"]]
+    return [cell.name for cell in found.record().cells]
 
 
 def test_every_cell_is_a_run_in_a_folder_of_its_own(fixture: Fixture) -> None:
     found = fixture.run(measured)
     assert fixture.begun == CELLS
-    assert found.facts() == {
+    assert found.record().to_json() == {
         "schema": 1, "scenario": "debian-6.12-vs-7",
         "cells": [
             {"name": f"{firmware}-{count}", "folder": f"cells/{firmware}-{count}",
@@ -283,7 +283,10 @@ def test_matrix_is_run_by_one_process_at_a_time(fixture: Fixture) -> None:
     fixture.run(measured)
 
 
-LISTS = ("[]", "{}", "3", "[3]", '[{"name": "a"}]', '[{"name": 1, "folder": "", "settings": {}}]')
+LISTS = (
+    "[]", "{}", "3", "[3]", '[{"name": "a"}]', '[{"name": 1, "folder": "", "settings": {}}]',
+    '[{"name": "a", "folder": "../another/run", "settings": {}}]',
+)  # fmt: skip
 
 
 @pytest.mark.parametrize(

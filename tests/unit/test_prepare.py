@@ -208,9 +208,12 @@ class Examined:
         release = guest_kernel.release if guest_kernel else None
         self.done.append(f"provide {[*kernels]}, guest {release}")
 
-    def _preflight(self, scenario: Scenario, cache: Cache, progress: Progress, shell: str) -> None:
+    def _preflight(
+        self, scenario: Scenario, cache: Cache, progress: Progress, machine: Machine
+    ) -> None:
         assert self._build.built == []
-        self.done.append(f"preflight by {shell}")
+        assert machine is cast(Machine, self)
+        self.done.append(f"preflight by {machine.shell}")
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import threading
@@ -27,7 +28,7 @@ from orchestrator.base.progress import Progress
 from orchestrator.base.reasons import Reason, find_reason
 from orchestrator.evidence.faults import failing_arm
 from orchestrator.evidence.layout import RunDir, TrialDir, TrialWriter
-from orchestrator.evidence.manifest import Ended
+from orchestrator.evidence.manifest import Ended, ProvenSettings, TrialFacts
 from orchestrator.formats.units import GIB
 from orchestrator.kernels import KernelBundle, materialise_kernel
 from orchestrator.machine.host.host import Host
@@ -48,7 +49,7 @@ from orchestrator.scenario.trials import Arm, Arms
 from orchestrator.scenario.vocabulary import ARMS, ArmName
 from tests.unit.hosts import Recorded
 from tests.unit.kernels.fakes import folder_kernel
-from tests.unit.manifests import FACTS
+from tests.unit.manifests import NO_SETTINGS, facts_of
 from tests.unit.scenarios import map_scenario, metal_scenario, scenario
 
 SECONDS = 20.0
@@ -65,8 +66,8 @@ class Machines:
         self.stopped.set()
 
 
-def made_up_facts(_bench: Bench, planned: PlannedTrial) -> dict[str, Any]:
-    return FACTS | {"arm": planned.arm, "pair": planned.pair, "number": planned.number}
+def made_up_facts(_bench: Bench, planned: PlannedTrial) -> TrialFacts:
+    return facts_of(arm=planned.arm, pair=planned.pair, number=planned.number)
 
 
 class Fixture:
@@ -620,7 +621,7 @@ def test_shared_host_is_the_same_for_all_passes_of_a_workload(
     guest_kernel = kernel if chosen.workload == "guest-boot" else None
     kernels: dict[ArmName, KernelBundle] = {"baseline": kernel, "candidate": kernel}
     machine.provide(kernels, chosen.guest, guest_kernel, Cache(tmp_path / "cache"))
-    trial = TrialWriter(tmp_path / "0001-candidate", {})
+    trial = TrialWriter(tmp_path / "0001-candidate", facts_of())
     boot = machine.boot(
         "candidate", ("nosmt",), trial, progress=Progress(), with_libvirt=with_libvirt
     )
@@ -677,9 +678,9 @@ def test_settings_are_written_before_they_are_proven_in_both_arms_or_none(
     it."""
     done: list[str] = []
 
-    def proven(shell: object, kernel: object, arms: Arms, name: ArmName) -> dict[str, Any]:
+    def proven(shell: object, kernel: object, arms: Arms, name: ArmName) -> ProvenSettings:
         done.append(f"prove {name}")
-        return {"sysfs": {}}
+        return ProvenSettings.model_validate_json(json.dumps(NO_SETTINGS))
 
     def write(change: object, arm: Arm, name: ArmName) -> None:
         assert change is host.change
@@ -694,9 +695,9 @@ def test_settings_are_written_before_they_are_proven_in_both_arms_or_none(
             scenario=chosen, progress=Progress(),
             prepared=SimpleNamespace(kernels=dict.fromkeys(ARMS)),
         )  # fmt: skip
-        trial = TrialWriter(tmp_path / f"0001-{cmdline}", {})
+        trial = TrialWriter(tmp_path / f"0001-{cmdline}", facts_of())
         loop._set(cast(Bench, bench), arm, host, trial)
-        assert ("arm_settings" in trial.manifest) == bool(cmdline)
+        assert (trial.manifest.arm_settings is not None) == bool(cmdline)
     assert done == [f"write {arm}", f"prove {arm}"]
 
 
@@ -1017,7 +1018,8 @@ def test_machine_is_put_back_when_the_bench_keeps_failing(metal: Metal) -> None:
 
 
 def metal_bench(metal: Metal, *overrides: str) -> Bench:
-    state, libvirt = cast(BenchState, metal.state), SimpleNamespace(version=lambda: "11.3.0")
+    state = cast(BenchState, metal.state)
+    libvirt = SimpleNamespace(version=lambda: {"libvirt": "11.3.0"})
     return Bench(
         metal_scenario(*overrides), metal.prepared, RunDir(metal.out), state, cast(Any, libvirt),
         Progress(), machine=cast(Any, metal.machine),
@@ -1028,7 +1030,8 @@ def test_arm_is_booted_by_the_machine_with_its_own_words(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     climb = loop._climb
-    metal, trial = Metal(monkeypatch, tmp_path), TrialWriter(tmp_path / "0001-candidate", {})
+    metal = Metal(monkeypatch, tmp_path)
+    trial = TrialWriter(tmp_path / "0001-candidate", facts_of())
     planned = make_plan(metal_scenario())[-1]
 
     def boot(arm: ArmName, words: object, writer: TrialWriter, **more: Any) -> Any:
@@ -1062,10 +1065,10 @@ def test_machine_is_taken_before_anything_is_prepared_and_given_back_if_that_fai
 def test_facts_of_a_trial_on_metal_have_nothing_of_a_nested_host(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    facts_of = loop._trial_facts
+    trial_facts = loop._trial_facts
     metal = Metal(monkeypatch, tmp_path)
     bench = metal_bench(metal)
-    facts = facts_of(bench, make_plan(bench.scenario)[0])
+    facts = trial_facts(bench, make_plan(bench.scenario)[0]).to_json()
     assert {k for k in facts if k.startswith("host_")} == {"host_kind"}
     assert (facts["host_kind"], facts["device_kind"]) == ("metal", "hostdev")
     assert (facts["bar"], facts["device_count"], facts["accel"]) == (GIB, 1, "none")

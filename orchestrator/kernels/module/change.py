@@ -172,6 +172,10 @@ def find_change(
     look = _Look(kernel, source, rooms)
     objects = look.objects(users, kbuild)
     for name in changed:
+        listed = [user for user in users[name] if objects.is_compiled(user) or is_foreign(user)]
+        if objects.failures and listed != users[name]:
+            hidden = next(user for user in users[name] if user not in listed)
+            raise look.not_told(name, hidden, objects.failures)
         if not any(map(objects.is_compiled, users[name])):
             raise look.not_compiled(name, users[name])
     built_in = {
@@ -277,6 +281,16 @@ class _Look:
         else:
             why = f"is part of {user}, which is built into this kernel ({symbols})"
         return _beyond(name, why, self._kernel, self._source, evidence)
+
+    def not_told(self, name: str, user: str, failures: Sequence[str]) -> ScenarioError:
+        own = name if name == user else f"{user}, which {name} is part of,"
+        return ScenarioError(
+            f"kbuild does not tell whether {own} is compiled into {self._source.release}:"
+            " not all that its Makefiles name is there",
+            evidence="\n".join(failures[:5]),
+            hint=f'build the whole kernel: source = "{self._source.name}"',
+            reason=Reason.MAKEFILE_UNREADABLE,
+        )
 
     def not_compiled(self, name: str, users: Sequence[str]) -> ScenarioError:
         release = self._source.release

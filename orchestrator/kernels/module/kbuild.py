@@ -27,11 +27,14 @@ class Objects:
     """What kbuild makes from some parts of a kernel's source, in one configuration."""
 
     rooms: frozenset[str]
-    """The parts (see `room_of`), and those that their Makefiles take files from."""
+    """The parts (see `room_of`), and those that their Makefiles take files from, or such files."""
     modules: Mapping[str, frozenset[str]]
     """Module, as a path in the tree without suffix -> the objects that it is linked from."""
     built_in: frozenset[str]
     """Objects that are linked into the kernel itself."""
+    failures: tuple[str, ...] = ()
+    """What was in kbuild's way, in make's words. What depends on it is not listed here, so that it
+    is not known of any other source file whether it is compiled."""
 
     def modules_of(self, source: str) -> list[str]:
         """Return the modules that a source file is compiled into."""
@@ -49,7 +52,6 @@ class DryRun:
     objects: Objects
     missing: frozenset[str]
     """Files that kbuild looks for and does not find."""
-    failures: list[str]
 
 
 def parse_dry_run(log: str, rooms: Iterable[str], tops: Iterable[str]) -> DryRun:
@@ -71,15 +73,15 @@ def parse_dry_run(log: str, rooms: Iterable[str], tops: Iterable[str]) -> DryRun
         if " -D__KERNEL__ " in line and " -DMODULE " not in line
         if (match := _COMPILE.search(line))
     )
+    # a folder that the configuration leaves out is not entered, so that no rule makes it
+    failures = tuple(
+        failure
+        for failure in _FAILED.findall(log)
+        if not re.match(r"No rule to make target '[^']+/'", failure)
+    )
     return DryRun(
-        objects=Objects(frozenset(rooms), modules, built_in),
+        objects=Objects(frozenset(rooms), modules, built_in, failures),
         missing=frozenset(inside(a or b) for a, b in _NO_RULE.findall(log)),
-        # a folder that the configuration leaves out is not entered, so that no rule makes it
-        failures=[
-            failure
-            for failure in _FAILED.findall(log)
-            if not re.match(r"No rule to make target '[^']+/'", failure)
-        ],
     )
 
 

@@ -134,11 +134,11 @@ def watching(
     """Run the watch agent for a guest while the block runs. `token` is the one in the guest's boot
     mark."""
     more = (MARKER, *UNTIL_KERNEL) if traced else ()
-    argv = host.agent("watch", f"/run/libvirt/qemu/{name}.pid", boot_mark(token), *more)
-    # an hour without a line, progress lines included, means that the host is gone
-    with contextlib.ExitStack() as stack, host.shell.stream(argv, timeout=_HOUR) as lines:
-        watched = Watched(lines, folder)
-        # on the outer stack, so that it is called after the stream has ended, which ends the
+    arguments = f"/run/libvirt/qemu/{name}.pid", boot_mark(token), *more
+    with contextlib.ExitStack() as stack, host.staying_agent("watch", *arguments) as agent:
+        # an hour without a line, progress lines included, means that the host is gone
+        watched = Watched(agent.dialogue(_HOUR), folder)
+        # on the outer stack, so that it is called after the agent has ended, which ends the
         # reader
         stack.callback(watched.close)
         yield watched

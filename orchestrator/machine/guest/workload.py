@@ -61,9 +61,7 @@ def run_guest_boots(
         with libvirt:
             settle_host(host, scenario.host, scenario.arms, trial=trial, progress=progress)
             for index, which in enumerate(boots):
-                trial.manifest["guests"].append(
-                    {"index": index, "pass": which, "memory": scenario.guest.memory}
-                )
+                trial.add_guest(index, which, scenario.guest.memory)
                 with contextlib.ExitStack() as stack:
                     stack.enter_context(progress.stage(f"guest boot, {which} pass"))
                     stack.enter_context(trial.stage(f"guest-{index}-{which}"))
@@ -177,8 +175,8 @@ def _run_agent(
 ) -> Any:
     gib = sum(p.size for p in points) * repeats / GIB
     request = build_point_request(spec, points, repeats, exact=host.accel == "exact", **more)
-    completed = host.shell.run(
-        host.agent("map", device.address), stdin=json.dumps(request).encode() + b"\n", check=False,
+    completed = host.run_agent(
+        "map", device.address, request=json.dumps(request).encode() + b"\n", check=False,
         doing="mapping the BAR", timeout=180 + 90 * gib, limit=TRACE_BYTES,
     )  # fmt: skip
     host.check()

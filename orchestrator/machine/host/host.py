@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from orchestrator.base.errors import ArmFailedError, BarometerError, BenchError
 from orchestrator.base.reasons import Reason
@@ -19,7 +19,8 @@ from orchestrator.machine.host.changes import ChangeLog
 from orchestrator.machine.host.console import Console
 from orchestrator.machine.host.kernelwatch import KernelWatch
 from orchestrator.machine.runner.accel import Accel
-from orchestrator.machine.transport.shell import ConnectionLostError, Shell
+from orchestrator.machine.runner.agents import Program, StayingAgent, run_agent, staged_agent
+from orchestrator.machine.transport.shell import Completed, ConnectionLostError, Shell
 from orchestrator.machine.vm.hypervisor import Connection
 from orchestrator.scenario.vocabulary import is_emulated
 
@@ -122,9 +123,17 @@ class Host(ABC):
                 reason=Reason.HOST_ENDED,
             )  # fmt: skip
 
-    def agent(self, name: str, *arguments: str) -> list[str]:
-        """Return the command line of an agent of guests/agents/."""
-        return ["python3", "-I", f"{self.payload}/agents/{name}.py", *arguments]
+    def agent(self, name: str) -> Program:
+        """Return an agent of guests/agents/, which is on the host."""
+        return staged_agent(self.payload, name)
+
+    def run_agent(self, name: str, *arguments: str, **how: Any) -> Completed:
+        """Run an agent to its end, as `orchestrator.machine.runner.agents.run_agent` does."""
+        return run_agent(self.shell, self.agent(name), *arguments, **how)
+
+    def staying_agent(self, name: str, *arguments: str) -> StayingAgent:
+        """Return an agent that stays."""
+        return StayingAgent(lambda: self.shell, self.agent(name), *arguments)
 
 
 def _check_console(host: Host) -> None:

@@ -25,7 +25,7 @@ from orchestrator.base.errors import BarometerError, BenchError
 from orchestrator.base.process import tail
 from orchestrator.base.reasons import Reason, parse_reason
 from orchestrator.base.waiting import until
-from orchestrator.machine.runner.agents import StayingAgent, run_agent
+from orchestrator.machine.runner.agents import Program, StayingAgent, run_agent, sent_program
 from orchestrator.machine.runner.images import GUESTS
 from orchestrator.machine.runner.owner import process_start
 from orchestrator.machine.transport.shell import Commands, Shell
@@ -293,7 +293,7 @@ class Keeper:
     def _ask(self, verb: str, *, within: float = _SECONDS, **request: Any) -> dict[str, Any]:
         shell = self._connect()
         completed = run_agent(
-            shell, _archive(), request=json.dumps({"verb": verb, **request}).encode(),
+            shell, _program(), request=json.dumps({"verb": verb, **request}).encode(),
             timeout=within, check=False, doing=f"asking the keeper to {verb}",
         )  # fmt: skip
         question = f"{verb}: exit code {completed.code}"
@@ -330,18 +330,17 @@ def _refused(machine: str, answer: dict[str, Any]) -> BenchError:
 
 
 @functools.cache
-def _archive() -> bytes:
-    """Return the keeper's program. It has tracer.py, too, to remove the probes that the tracer
-    armed."""
+def _program() -> Program:
+    """Return the keeper, with the program that removes probes."""
 
     def is_ours(path: Path) -> bool:
-        return path.suffix == ".py" and (path.parts[0] == "keeper" or path.name == "tracer.py")
+        return path.suffix in (".py", ".sh") and path.parts[0] == "keeper"
 
     archive = io.BytesIO()
     zipapp.create_archive(
         GUESTS / "agents", archive, main="keeper.verbs:main", filter=is_ours, compressed=True
     )
-    return archive.getvalue()
+    return sent_program(archive.getvalue())
 
 
 def describe_this_process(purpose: str) -> dict[str, Any]:
@@ -386,7 +385,7 @@ class Lease:
     ) -> None:
         """`close` ends a connection that failed, so that the next is a new one."""
         self._close, self._token = close, token
-        self._keeper = StayingAgent(connect, _archive(), "stay")
+        self._keeper = StayingAgent(connect, _program(), "stay")
         self._every = ttl / 3
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="lease", daemon=True)

@@ -24,8 +24,10 @@ from orchestrator.base.process import tail
 from orchestrator.base.progress import Progress
 from orchestrator.base.reasons import Reason
 from orchestrator.evidence.layout import TrialWriter
+from orchestrator.evidence.manifest import HostKindFacts
 from orchestrator.formats.kernelreports import BROKEN, reports_in
 from orchestrator.kernels.image.bundle import KernelBundle
+from orchestrator.machine.host.changes import VFIO
 from orchestrator.machine.host.console import Console
 from orchestrator.machine.host.device import BoundDevice
 from orchestrator.machine.host.host import Host, explained_by_the_host, panic_reason
@@ -55,7 +57,8 @@ from orchestrator.machine.metal.staging import (
 )
 from orchestrator.machine.runner.accel import Accel
 from orchestrator.machine.runner.images import GUESTS, PayloadFiles, guest_files
-from orchestrator.machine.tracing.profiler import INSTANCE, TRACEFS
+from orchestrator.machine.tracing.armer import TRACEFS
+from orchestrator.machine.tracing.profiler import INSTANCE
 from orchestrator.machine.transport import remote
 from orchestrator.machine.transport.shell import Shell
 from orchestrator.machine.vm.hypervisor import Connection, Deadlines, over_ssh
@@ -88,6 +91,10 @@ class JournaledChanges:
 
     def write(self, path: str, value: str) -> None:
         self._keeper.write(path, value)
+
+    def bind(self, addresses: Sequence[str]) -> None:
+        for address in addresses:
+            self._keeper.bind(address, VFIO)
 
     def tracing(self, instance: str, group: str) -> None:
         self._keeper.tracing(instance, group)
@@ -257,16 +264,14 @@ class MetalMachine(Machine):
             # nothing is changed, and the error that ended the run must not be hidden
             self._progress.note(f"host: its lease is left to expire: {exc.message}")
 
-    def trial_facts(self, arm: ArmName) -> dict[str, Any]:  # noqa: ARG002
+    def trial_facts(self, arm: ArmName) -> HostKindFacts:  # noqa: ARG002
         return {}
 
     def guest_packages(self) -> dict[str, str]:
         return self._guest.packages
 
-    @contextmanager
-    def bind_devices(self, host: Host, trial: TrialWriter) -> Iterator[tuple[BoundDevice, ...]]:
-        address, bar = self._survey.device, self._device.bar
-        yield (bind_hostdev(host.shell, self.keeper, address, bar, trial=trial),)
+    def bind_devices(self, host: Host, trial: TrialWriter) -> tuple[BoundDevice, ...]:
+        return (bind_hostdev(host, self._survey.device, self._device.bar, trial=trial),)
 
     def stage(
         self, kernels: Mapping[ArmName, KernelBundle], payload: Mapping[str, Path | bytes],
@@ -414,7 +419,7 @@ class MetalMachine(Machine):
 
     def _load_modules(self) -> bool:
         """Load the modules of VFIO and of KVM; True if the host has KVM. Raises BenchError."""
-        self.keeper.modules(["vfio-pci", "vfio_iommu_type1"])
+        self.keeper.modules([VFIO, "vfio_iommu_type1"])
         flags = self.shell.run("grep -m1 -E '^flags' /proc/cpuinfo").stdout.split()
         kvm = [name for flag, name in (("svm", "kvm_amd"), ("vmx", "kvm_intel")) if flag in flags]
         for name in ("iommufd", *kvm):

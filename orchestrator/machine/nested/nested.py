@@ -296,8 +296,8 @@ def proven_host(
             yield VmHost(
                 shell=shell, release=kernel.release, kvm=False,
                 cpus=machine.cpus, accel=machine.accel, payload=PAYLOAD, console=machine.console,
-                kernel=machine.kernel, scratch=machine.folder, change=DirectChanges(shell),
-                vm=machine, ssh=ssh,
+                kernel=machine.kernel, scratch=machine.folder,
+                change=DirectChanges(shell, PAYLOAD), vm=machine, ssh=ssh,
             ), boot_id  # fmt: skip
         finally:
             # libvirt sends SIGTERM first and waits 10 s, although a stopped QEMU cannot react

@@ -20,13 +20,14 @@ from orchestrator.base.process import tail
 from orchestrator.base.progress import Progress
 from orchestrator.base.reasons import Reason
 from orchestrator.evidence.layout import TrialWriter
+from orchestrator.evidence.manifest import HostKindFacts
 from orchestrator.kernels.image.bundle import KernelBundle
 from orchestrator.machine.guest.guest import GUEST_SERIAL, guest_cmdline
 from orchestrator.machine.guest.guestdisk import GuestDisk, grub_config, guest_disk
 from orchestrator.machine.host.changes import RememberedChanges
-from orchestrator.machine.host.device import BoundDevice, bound_devices
+from orchestrator.machine.host.device import BoundDevice, bind_emulated
 from orchestrator.machine.host.host import Host
-from orchestrator.machine.host.machine import Machine
+from orchestrator.machine.host.machine import Machine, ThisMachine
 from orchestrator.machine.host.modules import prove_modules
 from orchestrator.machine.nested.nested import (
     BootSpec,
@@ -168,7 +169,7 @@ class HostPool:
     @contextmanager
     def _lent(self, boot: HostBoot, trial: TrialWriter, progress: Progress) -> Iterator[Host]:
         """Lend the host to one trial while the block runs; end it if the trial left anything."""
-        change = RememberedChanges(boot.host.shell)
+        change = RememberedChanges(boot.host.shell, boot.host.payload)
         try:
             yield replace(boot.host, change=change)
         except KeyboardInterrupt:
@@ -206,6 +207,7 @@ class NestedMachine(Machine):
     """The runner, with hosts that are its VMs."""
 
     name = LocalMachine.name
+    shell = LocalMachine()
 
     def __init__(
         self, host: NestedHost, device: EmulatedDevice, pool: HostPool | None = None
@@ -226,9 +228,8 @@ class NestedMachine(Machine):
         assert isinstance(scenario.device, EmulatedDevice)  # the scenario's own rule
         return cls(scenario.nested, scenario.device, pool)
 
-    @property
-    def shell(self) -> LocalMachine:
-        return LocalMachine()
+    def known_facts(self) -> dict[str, object]:
+        return ThisMachine(self.shell).known_facts()
 
     def survey(self) -> Sequence[str]:
         return ()
@@ -278,14 +279,12 @@ class NestedMachine(Machine):
         more = [Disk(self._guest_disk.path, GUEST_SERIAL)] if self._guest_disk else []
         return (Disk(self._payload.disk, "payload"), *more)
 
-    @contextmanager
     def bind_devices(
         self, host: Host, trial: TrialWriter  # noqa: ARG002
-    ) -> Iterator[tuple[BoundDevice, ...]]:  # fmt: skip
-        with bound_devices(host, self._device) as devices:
-            yield devices
+    ) -> tuple[BoundDevice, ...]:  # fmt: skip
+        return bind_emulated(host, self._device)
 
-    def trial_facts(self, arm: ArmName) -> dict[str, Any]:
+    def trial_facts(self, arm: ArmName) -> HostKindFacts:
         return {
             "host_memory": self._spec.memory, "host_viommu": self._spec.viommu,
             "host_viommu_aw_bits": self._spec.viommu_aw_bits,
@@ -310,10 +309,9 @@ def _put_back(
     """Undo the changes. Return what could not be undone, and the host's state.
 
     Raises BenchError."""
-    output = host.shell.run(
-        host.agent("sharing"), stdin=json.dumps(changes).encode(),
-        doing="putting the host back as it was",
-    ).stdout  # fmt: skip
+    output = host.run_agent(
+        "sharing", request=json.dumps(changes).encode(), doing="putting the host back as it was"
+    ).stdout
     try:
         answer = json.loads(output)
         return answer["failed"], answer["state"]

@@ -1,13 +1,18 @@
 from __future__ import annotations
 
+import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from orchestrator.base.errors import ScenarioError
 from orchestrator.kernels.module.change import Change, Files, check_paths, find_change, read_folder
+from orchestrator.kernels.module.kbuild import Includes, object_of, room_of, select_compiled
 from orchestrator.scenario.kernel_forms import ModuleKernel
-from tests.unit.kernels.trees import tree_in
+from tests.unit.kernels.trees import BUILT_IN, MODULES, SOURCES, tree_in
 
 KERNEL = ModuleKernel(deb="linux-image-amd64", suite="trixie", series=("a.patch",))
 
@@ -126,6 +131,46 @@ def test_what_reaches_nothing_is_refused(tmp_path: Path, path: str, words: str) 
     assert error.reason == "not-compiled"
     assert error.message.startswith(path)
     assert words in error.message
+
+
+FAILURE = "No rule to make target 'output/signing_key.pem', needed by 'certs/signing_key.x509'."
+OBJECTS = sorted({*BUILT_IN, *itertools.chain(*MODULES.values())})
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("tree")
+
+
+@given(st.sampled_from(sorted(SOURCES)), st.sets(st.sampled_from(OBJECTS)))
+def test_what_kbuild_does_not_tell_of_is_never_taken_for_unreached(
+    folder: Path, path: str, hidden: set[str]
+) -> None:
+    """What kbuild has to leave out may be compiled from any source file that it does not list."""
+    tree = replace(tree_in(folder), hidden=hidden, failures=(FAILURE,))
+    users = select_compiled(Includes(folder, [room_of(path)], {path: b"x"}).users(path))
+    untold = {object_of(user) for user in users} - ({*OBJECTS} - hidden)
+    error = None
+    try:
+        assert find_change(KERNEL, tree, {path: b""}, {path: b"// x"}, tree).modules
+    except ScenarioError as exc:
+        error = exc
+    assert error or not untold
+    if error and error.reason == "makefile-unreadable":
+        assert untold
+        assert error.evidence == FAILURE
+
+
+def test_what_kbuild_tells_of_is_rebuilt_though_it_does_not_tell_all(tmp_path: Path) -> None:
+    tree = replace(tree_in(tmp_path), failures=(FAILURE,))
+    group = "drivers/vfio/group.c"
+    found = find_change(KERNEL, tree, {group: b""}, {group: b"x"}, tree)
+    assert found.modules == ["drivers/vfio/vfio"]
+    only = "drivers/vfio/only.h"
+    with pytest.raises(ScenarioError) as caught:
+        find_change(KERNEL, tree, {only: b""}, {only: b"x"}, tree)
+    assert caught.value.reason == "makefile-unreadable"
+    assert f"drivers/vfio/iommufd.c, which {only} is part of" in caught.value.message
 
 
 def test_a_misspelt_file_is_told_the_right_one(tmp_path: Path) -> None:

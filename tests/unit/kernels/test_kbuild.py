@@ -39,7 +39,7 @@ def test_what_kbuild_makes() -> None:
     # vfio.o is linked from its parts, not compiled
     assert not objects.is_compiled("drivers/vfio/vfio.c")
     assert not found.missing
-    assert not found.failures
+    assert not objects.failures
 
 
 def test_what_is_in_the_way_of_kbuild() -> None:
@@ -47,8 +47,8 @@ def test_what_is_in_the_way_of_kbuild() -> None:
     assert found.objects.modules_of("virt/kvm/kvm_main.c") == ["arch/x86/kvm/kvm"]
     assert found.missing == {"virt/kvm/kvm_main.o", "virt/kvm/Makefile.kvm", "drivers/off"}
     # a folder that the configuration leaves out is no failure
-    assert len(found.failures) == 1
-    assert "kvm_main.o" in found.failures[0]
+    assert len(found.objects.failures) == 1
+    assert "kvm_main.o" in found.objects.failures[0]
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from tests.unit.hosts import HostShell
 
 
 def changes(shell: object) -> DirectChanges:
-    return DirectChanges(cast(Shell, shell))
+    return DirectChanges(cast(Shell, shell), "/payload")
 
 
 def test_value_is_written_as_a_line(tmp_path: Path) -> None:
@@ -60,7 +60,7 @@ def test_what_was_in_a_file_is_remembered_before_it_is_written(tmp_path: Path) -
     path, other = tmp_path / "enabled", tmp_path / "stat_interval"
     path.write_text("always [madvise] never\n")
     other.write_text("1\n")
-    change = RememberedChanges(HostShell(tmp_path))
+    change = RememberedChanges(HostShell(tmp_path), "/payload")
     change.write(str(path), "never")
     change.tracing("barometer", "barotime")
     change.write(str(other), "5")
@@ -79,7 +79,7 @@ def test_what_was_in_a_file_is_remembered_before_it_is_written(tmp_path: Path) -
 
 
 def test_file_that_is_not_there_is_nothing_to_put_back(tmp_path: Path) -> None:
-    change = RememberedChanges(HostShell(tmp_path))
+    change = RememberedChanges(HostShell(tmp_path), "/payload")
     with pytest.raises(BenchError) as caught:
         change.write(str(tmp_path / "nr_hugepages"), "7")
     assert (caught.value.evidence, change.made) == ("no such file", [])

@@ -158,7 +158,7 @@ def test_program_of_the_switch_is_the_keeper_and_runs(machine: Machine, keeper: 
     keeper.acquire([MACHINE], "nightly.toml")
     keeper.deadman(0)
     program = machine.root / "var/lib/barometer/keeper.pyz"
-    assert program.read_bytes() == client._archive()
+    assert program.read_bytes() == client._program().content
     done = subprocess.run(
         [sys.executable, "-I", program, "deadman", "0"], capture_output=True, text=True,
         timeout=60, check=False,
@@ -340,7 +340,7 @@ def test_keeper_that_is_lost_is_sent_again(
 
 
 def test_keeper_that_stays_ends_with_its_connection(machine: Machine, shell: KeeperShell) -> None:
-    agent = StayingAgent(lambda: shell, client._archive(), "stay")
+    agent = StayingAgent(lambda: shell, client._program(), "stay")
     for _ in range(2):
         assert "lease-lost" in agent.ask({"verb": "renew", "token": 7}, within=20)
         assert '"leases": []' in agent.ask({"verb": "status"}, within=20)
@@ -351,7 +351,7 @@ def test_keeper_that_stays_ends_with_its_connection(machine: Machine, shell: Kee
 def test_keeper_that_stays_is_not_kept_by_a_runner_that_is_gone(tmp_path: Path) -> None:
     """The connection may stay open: the machine does not learn that the runner is gone."""
     archive = tmp_path / "keeper.pyz"
-    archive.write_bytes(client._archive())
+    archive.write_bytes(client._program().content)
     script = (
         "import sys; sys.path.insert(0, sys.argv[1]); from keeper import verbs;"
         "verbs._IDLE_SECONDS = 1; verbs.stay()"
@@ -378,10 +378,10 @@ def test_lease_that_was_taken_over_is_lost(
     assert caught.value.reason == "lease-lost"
 
 
-def test_program_that_is_sent_is_the_keeper_and_the_tracer_alone(tmp_path: Path) -> None:
+def test_program_that_is_sent_is_the_keeper_alone(tmp_path: Path) -> None:
     path = tmp_path / "keeper.pyz"
-    path.write_bytes(client._archive())
+    path.write_bytes(client._program().content)
     with zipfile.ZipFile(path) as archive:
         names = {name for name in archive.namelist() if not name.endswith("/")}
-    assert {"__main__.py", "tracer.py", "keeper/verbs.py"} <= names
-    assert {name.split("/")[0] for name in names} == {"__main__.py", "tracer.py", "keeper"}
+    assert {"__main__.py", "keeper/tracing.sh", "keeper/verbs.py"} <= names
+    assert {name.split("/")[0] for name in names} == {"__main__.py", "keeper"}
