@@ -61,6 +61,14 @@ HOSTS = (
         test="test_hosts_qemu_crashes_and_the_trial_is_begun_again",
     ),
     _host(
+        "the host's QEMU is stopped while the host boots", "bench", "host-stopped", "",
+        test="test_hosts_qemu_is_stopped_while_the_host_boots",
+    ),
+    _host(
+        "the host's QEMU is stopped while a guest boots", "bench", "host-stopped", "",
+        test="test_hosts_qemu_is_stopped_while_a_guest_boots",
+    ),
+    _host(
         "a task of the host hangs while its CPUs are idle", "bench", "host-hung-task", "",
         test="test_hung_task_with_idle_processors_ends_the_trial_with_its_line",
     ),

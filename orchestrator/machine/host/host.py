@@ -105,14 +105,11 @@ class Host(ABC):
         """Raise an error unless the host still works.
 
         ArmFailedError: the kernel under test has oopsed, the host floods its console, or the
-        machine is gone. BenchError: the machine is gone because its QEMU has crashed, the host
-        hangs, or `is_alive` raises it."""
+        machine is gone. BenchError: the machine is gone because its QEMU has crashed or is
+        stopped, the host hangs, or `is_alive` raises it."""
         _check_console(self)
-        if (hung := self.kernel.hung) is not None:
-            raise BenchError(
-                f"the host hangs: its QEMU uses no CPU, and its kernel reports: {hung.message}",
-                evidence=evidence(hung, self.console), reason=Reason.HOST_HUNG_TASK,
-            )  # fmt: skip
+        if (standstill := find_standstill(self.kernel, self.console)) is not None:
+            raise standstill
         if not self.is_alive():
             _check_console(self)  # its last output may have arrived since
             if words := self.crash():
@@ -146,6 +143,22 @@ def qemu_crashed(words: str) -> BenchError:
         "the QEMU that the host runs in crashed, which is no kernel's fault",
         evidence=words, reason=Reason.HOST_CRASH, hint=RUN_AGAIN,
     )  # fmt: skip
+
+
+def find_standstill(kernel: KernelWatch, console: Console) -> BenchError | None:
+    """Return the error for a host that stands still, or None: its QEMU is stopped, or is idle
+    although a task of the host hangs."""
+    if kernel.is_stopped:
+        return BenchError(
+            "the QEMU that the host runs in is stopped, by a signal (SIGSTOP) or a debugger",
+            evidence=console.tail(), reason=Reason.HOST_STOPPED, hint=RUN_AGAIN,
+        )  # fmt: skip
+    if (hung := kernel.hung) is not None:
+        return BenchError(
+            f"the host hangs: its QEMU uses no CPU, and its kernel reports: {hung.message}",
+            evidence=evidence(hung, console), reason=Reason.HOST_HUNG_TASK,
+        )  # fmt: skip
+    return None
 
 
 def evidence(report: KernelReport, console: Console) -> str:

@@ -442,14 +442,15 @@ class MetalMachine(Machine):
         connection."""
         path = trial.host / "console.log"
         if self.boots.console is not None:
-            console = self.boots.console.path, session.console_start
+            console = Console(self.boots.console.path, session.console_start)
             try:
-                yield Console(*console), KernelWatch(*console)
+                yield console, KernelWatch(console)
             finally:
                 path.write_text(self.boots.read_console(session.console_start))
             return
         with following_dmesg(self.shell, path):
-            yield Console(path), KernelWatch(path)
+            console = Console(path)
+            yield console, KernelWatch(console)
 
 
 def _no_boot(kernel: KernelBundle, running: Running, words: str) -> ArmFailedError:

@@ -26,8 +26,9 @@ def host(
     """Make a host with only a console and an end."""
     path = tmp_path / "console.log"
     path.write_text(said)
+    console = Console(path)
     known = SimpleNamespace(
-        console=Console(path), kernel=KernelWatch(path), release="7.3", is_alive=lambda: alive,
+        console=console, kernel=KernelWatch(console), release="7.3", is_alive=lambda: alive,
         crash=lambda: crash, emulated=emulated, is_ours=False,
     )  # fmt: skip
     known.check = lambda: Host.check(cast(Host, known))

@@ -111,11 +111,11 @@ class Lab:
     def _proven(self, machine: Any, kernel: KernelBundle, **_: Any) -> Iterator[tuple[Host, str]]:
         if self.failing is not None:
             raise self.failing
+        console = Console(self.console)
         yield MadeUpHost(
             shell=self.wire, release=kernel.release, kvm=False, cpus=2, accel="tcg",
-            payload="/opt/barometer", console=Console(self.console),
-            kernel=KernelWatch(self.console), scratch=machine.folder,
-            change=DirectChanges(self.wire), lab=self,
+            payload="/opt/barometer", console=console, kernel=KernelWatch(console),
+            scratch=machine.folder, change=DirectChanges(self.wire), lab=self,
         ), f"boot {self.booted}"  # fmt: skip
 
     def _prove(self, shell: object, token: str, kernel: KernelBundle) -> str:
