@@ -33,6 +33,10 @@ that it still answers."""
 _NO_SSH_SECONDS = {True: 90.0, False: 30.0}
 
 
+LIBVIRT_STOPPED = "libvirt-stopped"
+"""The watch agent's event for a daemon that is stopped."""
+
+
 def boot_mark(token: str) -> str:
     """Return the beginning of the line that a guest's first program writes to its console. No
     other program knows the token, so no other line can be mistaken for it."""
@@ -174,6 +178,11 @@ class Limits:
         if self.watched.event("exit") is not None:
             raise self.failed(
                 f"the guest ended while waiting for: {waiting_for}", reason=Reason.GUEST_ENDED
+            )
+        if self.watched.event(LIBVIRT_STOPPED) is not None:
+            raise BenchError(
+                "the daemon of the host's libvirt is stopped, by a signal (SIGSTOP) or a debugger",
+                reason=Reason.LIBVIRT_SILENT,
             )
         if isinstance(self.watched.error, OSError):
             raise self.watched.error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from orchestrator.base.bounded import FACTS_BYTES
 from orchestrator.base.errors import ArmFailedError, BarometerError, BenchError
 from orchestrator.base.reasons import Reason
 from orchestrator.evidence.faults import fault_of
@@ -34,6 +36,9 @@ _STALLED: Mapping[Kind, Reason] = {
 RUN_AGAIN = "run it again with the same --out: trials that the bench failed are repeated"
 """Hint for a failure of the emulator."""
 
+_LIBVIRT_PIDS = ("/run/libvirtd.pid", "/run/virtqemud.pid")
+"""Process id of libvirt's daemon, monolithic or modular (libvirtd(8), virtqemud(8))."""
+_LOOK_SECONDS = 10.0
 _DYING_SECONDS = 10.0
 """Longest time from the loss of the connections to a VM to the VM's end: a QEMU that aborts may
 write its core dump first."""
@@ -70,6 +75,18 @@ class Host(ABC):
     @abstractmethod
     def libvirt(self) -> AbstractContextManager[Connection]:
         """Keep a connection to the host's own libvirt while the block runs."""
+
+    def is_libvirt_stopped(self) -> bool:
+        """True if the daemon of the host's libvirt is stopped, by a signal or a debugger. False if
+        the host does not tell: then its silence has another cause."""
+        # libvirt writes no newline there, on which `read` of a shell would insist
+        script = f'for file in {" ".join(_LIBVIRT_PIDS)}; do cat "/proc/$(cat $file)/stat"; done'
+        try:
+            answer = self.shell.run(script, check=False, timeout=_LOOK_SECONDS, limit=FACTS_BYTES)
+        except BarometerError:
+            return False
+        states = re.findall(r"(?m)^\d+ \((?:libvirtd|virtqemud)\) (\S)", answer.stdout)
+        return bool(states) and {*states} <= {"T", "t"}
 
     def crash(self) -> str:
         """Return the last output of the QEMU that the machine ran in if that QEMU has crashed,

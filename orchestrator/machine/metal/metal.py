@@ -174,7 +174,7 @@ class RealHost(Host):
         return self.shell.alive() or self.boots.reach().boot_id == self.boot_id
 
     def libvirt(self) -> AbstractContextManager[Connection]:
-        return over_ssh(self.ssh, "host", deadlines=_GUESTS)
+        return over_ssh(self.ssh, "host", deadlines=_GUESTS, is_stopped=self.is_libvirt_stopped)
 
 
 class MetalMachine(Machine):

@@ -179,6 +179,8 @@ class VmHost(Host):
         return over_ssh(
             self.ssh, "host", deadlines=_GUESTS, keep_alive=self.accel != "exact",
             is_lost=lambda: not self.shell.alive(),
+            # a look would wake an exact host at a time that depends on the runner
+            is_stopped=lambda: self.accel != "exact" and self.is_libvirt_stopped(),
         )  # fmt: skip
 
     def monitor(self, command: str) -> str:
