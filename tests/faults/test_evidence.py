@@ -4,9 +4,8 @@ runs as it does on a machine: each request brings its program and starts a proce
 from __future__ import annotations
 
 import json
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,18 +15,11 @@ from orchestrator.machine.metal.keeper import MACHINE, Image, Keeper
 from orchestrator.machine.transport.local import LocalMachine
 from tests.faults.place import Fault
 from tests.faults.test_records import cut, rubbish
-from tests.unit.agents.keeper.machines import HUGE, THP, Machine, made_up, sealed_by_a_newer
+from tests.unit.agents.keeper.machines import HUGE, THP, Machine, sealed_by_a_newer
 from tests.unit.recorded import MEASURED, rewrite, sealed
 
 JOURNAL, LEASE = "var/lib/barometer/journal.jsonl", "var/lib/barometer/lease-*.json"
 Damage = Callable[[Path], object]
-
-
-@pytest.fixture
-def machine() -> Iterator[Machine]:
-    with made_up() as made:
-        (made.root / "fakes/python3").symlink_to(sys.executable)
-        yield made
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ import time
 import uuid
 from collections.abc import Iterator, Sequence
 from hashlib import sha256
+from itertools import pairwise
 from pathlib import Path
 from typing import IO, Annotated, Literal
 
@@ -299,9 +300,16 @@ def qemu_processes(uuids: Sequence[str]) -> list[int]:
     ours = []
     for process in Path("/proc").glob("[0-9]*"):
         words = _command_line(int(process.name))
-        if "qemu-system" in words[0] and any(uuid in words for uuid in uuids):
+        if any(runs_domain(words, uuid) for uuid in uuids):
             ours.append(int(process.name))
     return ours
+
+
+def runs_domain(command: Sequence[str], uuid: str) -> bool:
+    """True if a command line is that of the QEMU which libvirt started for the domain. Its program
+    is qemu-system-x86_64, or qemu-kvm on distributions that have only one. The UUID alone does not
+    tell: it is also in the names of files that other programs of QEMU's (qemu-img) work on."""
+    return "qemu" in Path(command[0]).name and ("-uuid", uuid) in pairwise(command)
 
 
 def _command_line(pid: int) -> list[str]:
