@@ -14,7 +14,7 @@ from orchestrator.base.errors import BenchError
 from orchestrator.machine.metal.keeper import MACHINE, Image, Keeper
 from orchestrator.machine.transport.local import LocalMachine
 from tests.faults.place import Fault
-from tests.faults.test_records import cut, rubbish
+from tests.faults.test_records import cut, pipe, rubbish
 from tests.unit.agents.keeper.machines import HUGE, THP, Machine, sealed_by_a_newer
 from tests.unit.recorded import MEASURED, rewrite, sealed
 
@@ -100,6 +100,13 @@ def test_journal(fault: Fault, keeper: Keeper, machine: Machine, damage: Damage)
 def test_journal_is_a_folder(fault: Fault, keeper: Keeper, machine: Machine) -> None:
     (machine.root / JOURNAL).unlink()
     (machine.root / JOURNAL).mkdir()
+    machine.file(THP, "defer\n")
+    put_back(fault, keeper, machine)
+
+
+def test_journal_is_a_pipe(fault: Fault, keeper: Keeper, machine: Machine) -> None:
+    """Whoever opens a named pipe waits for its writer."""
+    pipe(machine.root / JOURNAL)
     machine.file(THP, "defer\n")
     put_back(fault, keeper, machine)
 

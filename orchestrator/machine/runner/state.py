@@ -29,10 +29,12 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from orchestrator.base.errors import BarometerError
 from orchestrator.base.folderlock import only_writer
+from orchestrator.base.plainfile import open_plain
 from orchestrator.machine.runner.owner import Owner, process_start
 
 _END_SECONDS = 5.0
 """Time for killed processes to end. A process that is stuck in the kernel ends later."""
+_LONGEST_RECORD = 1 << 20
 SHM = Path("/dev/shm")  # libvirt's ivshmem device has its file here
 
 _Token = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{8,16}$")]
@@ -183,8 +185,8 @@ def clean_killed_runs(root: Path | None = None) -> Iterator[str]:
     for path in sorted(root.glob("*.json")):
         try:
             # keep the file open, so that the lock is that of the content that was read
-            with path.open("rb") as file:
-                yield from _clean_run(path, file.read(), locked=_is_locked(file))
+            with open_plain(path) as file:
+                yield from _clean_run(path, file.read(_LONGEST_RECORD), locked=_is_locked(file))
         except FileNotFoundError:  # its run has just ended
             continue
         except OSError as exc:  # the records of other runs are cleaned all the same
