@@ -163,8 +163,8 @@ def qemu_crashed(words: str) -> BenchError:
 
 
 def find_standstill(kernel: KernelWatch, console: Console) -> BenchError | None:
-    """Return the error for a host that stands still, or None: its QEMU is stopped, or is idle
-    although a task of the host hangs."""
+    """Return the error for a host that stands still, or None: its QEMU is stopped, or it is idle
+    although one of its tasks hangs."""
     if kernel.is_stopped:
         return BenchError(
             "the QEMU that the host runs in is stopped, by a signal (SIGSTOP) or a debugger",
@@ -172,7 +172,7 @@ def find_standstill(kernel: KernelWatch, console: Console) -> BenchError | None:
         )  # fmt: skip
     if (hung := kernel.hung) is not None:
         return BenchError(
-            f"the host hangs: its QEMU uses no CPU, and its kernel reports: {hung.message}",
+            f"the host hangs: it uses next to no CPU, and its kernel reports: {hung.message}",
             evidence=evidence(hung, console), reason=Reason.HOST_HUNG_TASK,
         )  # fmt: skip
     return None

@@ -1,9 +1,9 @@
 """Follow a host's console for its kernel's reports about itself, and detect hosts that hang.
 
 A kernel reports a task that waits for too long ("hung task"). If the QEMU that the host runs in
-also uses next to no CPU, nothing is going to end that wait: the trial ends, and quotes the report.
-A QEMU that is stopped (SIGSTOP, a debugger) says so itself, by its process's state: no deadline of
-silence is needed.
+also uses next to no CPU, or a metal host's CPUs are idle, nothing is going to end that wait: the
+trial ends, and quotes the report. A QEMU that is stopped (SIGSTOP, a debugger) is known by its
+process's state: no deadline of silence is needed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _STOPPED_TICKS = 3
 attaches stops it for a moment. Ticks are counted, and not seconds, because barometer itself may
 have been stopped in between."""
 _IDLE_SECONDS, _IDLE_SHARE = 15.0, 0.2
-"""A QEMU is idle if it uses less than `_IDLE_SHARE` of one CPU for `_IDLE_SECONDS`."""
+"""A machine is idle if it uses less than `_IDLE_SHARE` of one CPU for `_IDLE_SECONDS`."""
 _FRESH_SECONDS = 55.0
 """Time for which a report counts: a task that still hangs is reported again after a minute."""
 _TRACE_SECONDS = 3.0
@@ -35,11 +35,13 @@ _TRACE_SECONDS = 3.0
 
 
 @dataclass(frozen=True)
-class ProcessState:
+class Activity:
+    """What the QEMU that a host runs in does, or a metal host itself."""
+
     cpu_seconds: float
-    """CPU seconds that the process has used, and those that it waited for a CPU."""
-    is_stopped: bool
-    """True if a signal or a debugger has stopped it."""
+    """CPU seconds that it has used, and those that it waited for a CPU."""
+    is_stopped: bool = False
+    """True if a signal or a debugger has stopped the QEMU."""
 
 
 class KernelWatch:
@@ -48,14 +50,18 @@ class KernelWatch:
     def __init__(
         self,
         console: Console,
-        qemu: Callable[[], ProcessState | None] = lambda: None,
+        activity: Callable[[], Activity | None] = lambda: None,
     ) -> None:
-        """`qemu` returns the state of the machine's QEMU; None if there is no QEMU."""
-        self._console, self._qemu = console, qemu
+        """`activity` returns what the machine does; None if that is not known."""
+        self._console, self._activity = console, activity
         self._hung_tasks, self._told = 0, 0.0
-        self._cpu: deque[tuple[float, float]] = deque(maxlen=int(2 * _IDLE_SECONDS))
+        self._cpu: deque[tuple[float, float]] = deque(
+            maxlen=int(2 * _IDLE_SECONDS / _TICK_SECONDS)
+        )
         self._stopped_ticks = 0
         self._on_hang: list[Callable[[], object]] = []
+        self.is_suspect = False
+        """True while a report of a hung task counts."""
         self.hung: KernelReport | None = None
         """Report of a hung task, once nothing on the machine makes progress any more."""
         self.is_stopped = False
@@ -87,15 +93,16 @@ class KernelWatch:
         hung = [report for report in self.reports() if report.kind == "hung-task"]
         if len(hung) > self._hung_tasks:
             self._hung_tasks, self._told = len(hung), now
-        state = self._qemu()
-        if state is not None:
-            self._cpu.append((now, state.cpu_seconds))
-        self._stopped_ticks = self._stopped_ticks + 1 if state and state.is_stopped else 0
+        self.is_suspect = bool(hung) and now - self._told < _FRESH_SECONDS
+        activity = self._activity()
+        if activity is not None:
+            self._cpu.append((now, activity.cpu_seconds))
+        self._stopped_ticks = self._stopped_ticks + 1 if activity and activity.is_stopped else 0
         if self.hung is not None or self.is_stopped:
             return
         if self._stopped_ticks >= _STOPPED_TICKS:  # it is idle, too, but that is not why
             self.is_stopped = True
-        elif hung and now - self._told < _FRESH_SECONDS and self._is_idle():
+        elif self.is_suspect and self._is_idle():
             self.hung = hung[0]
         else:
             return
@@ -103,12 +110,27 @@ class KernelWatch:
             end_waits()
 
     def _is_idle(self) -> bool:
-        """True if QEMU has been idle since the last report, for long enough."""
+        """True if the machine has been idle since the last report, for long enough."""
         recent = [sample for sample in self._cpu if sample[0] >= self._told]
         if not recent or recent[-1][0] - recent[0][0] < _IDLE_SECONDS:
             return False
         (start, before), (end, after) = recent[0], recent[-1]
         return (after - before) / (end - start) < _IDLE_SHARE
+
+
+def watch_of_machine(
+    console: Console, read_busy_seconds: Callable[[], float | None]
+) -> KernelWatch:
+    """Return the watch of a machine that runs in no QEMU. `read_busy_seconds` returns the seconds
+    that its CPUs have worked, or None. It is called only while a hung task is reported, so that
+    no measurement is disturbed."""
+
+    def activity() -> Activity | None:
+        seconds = read_busy_seconds() if kernel.is_suspect else None
+        return None if seconds is None else Activity(seconds)
+
+    kernel = KernelWatch(console, activity)
+    return kernel
 
 
 @contextmanager
@@ -123,8 +145,8 @@ def watching_kernel(kernel: KernelWatch) -> Iterator[None]:
         yield
 
 
-def read_process_state(pid: int) -> ProcessState | None:
-    """Return the state of a process; None once it is gone. Its CPU seconds are utime and stime of
+def read_activity(pid: int) -> Activity | None:
+    """Return what a QEMU does; None once it is gone. Its CPU seconds are utime and stime of
     proc_pid_stat(5), plus the time in which its threads were ready to run and got no CPU
     (Documentation/scheduler/sched-stats.rst: the second number of schedstat): a QEMU that is
     starved is not idle."""
@@ -138,4 +160,4 @@ def read_process_state(pid: int) -> ProcessState | None:
             waited += int(thread.read_text().split()[1])
     used = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
     # T: stopped by a signal, t: by a tracer; a stop is that of all threads
-    return ProcessState(used + waited / 1e9, fields[0] in "Tt")
+    return Activity(used + waited / 1e9, fields[0] in "Tt")

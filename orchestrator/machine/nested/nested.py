@@ -29,7 +29,7 @@ from orchestrator.machine.host.host import (
     panic_reason,
     qemu_crashed,
 )
-from orchestrator.machine.host.kernelwatch import KernelWatch, read_process_state, watching_kernel
+from orchestrator.machine.host.kernelwatch import KernelWatch, read_activity, watching_kernel
 from orchestrator.machine.host.modules import prove_modules
 from orchestrator.machine.runner.accel import Accel
 from orchestrator.machine.runner.filelimits import limited_files
@@ -243,7 +243,7 @@ def running_machine(
             (folder / "domain.xml").write_text(domain.xml() or xml)
             qemu = next(iter(qemu_processes([domain_spec.uuid])), 0)
             console = Console(domain_spec.console)
-            kernel = KernelWatch(console, lambda: read_process_state(qemu))
+            kernel = KernelWatch(console, lambda: read_activity(qemu))
             # whatever waits for the machine, libvirt included, sees its end
             kernel.on_hang(lambda: end_machines([domain_spec.uuid]))
             with watching_kernel(kernel):

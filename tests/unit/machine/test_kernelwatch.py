@@ -19,9 +19,10 @@ from orchestrator.machine.host import kernelwatch
 from orchestrator.machine.host.console import Console
 from orchestrator.machine.host.host import find_standstill
 from orchestrator.machine.host.kernelwatch import (
+    Activity,
     KernelWatch,
-    ProcessState,
-    read_process_state,
+    read_activity,
+    watch_of_machine,
     watching_kernel,
 )
 
@@ -37,7 +38,7 @@ class Machine:
         self.console.write_text(FINE)
         self.now, self.used, self.ended, self.is_stopped = 1000.0, 0.0, 0, False
         self.kernel = KernelWatch(
-            Console(self.console), lambda: ProcessState(self.used, self.is_stopped)
+            Console(self.console), lambda: Activity(self.used, self.is_stopped)
         )
         self.kernel.on_hang(self.end)
 
@@ -100,6 +101,42 @@ def test_machine_without_a_qemu_to_ask_is_not_ended(tmp_path: Path) -> None:
     assert len(kernel.reports()) == 1
 
 
+def test_machine_in_no_qemu_is_asked_how_busy_it_is_only_after_a_hung_task(
+    tmp_path: Path,
+) -> None:
+    path, asked = tmp_path / "console", list[float]()
+    path.write_text(FINE)
+
+    def busy() -> float:
+        asked.append(1.0)
+        return 1000.0 + 0.01 * len(asked)
+
+    kernel = watch_of_machine(Console(path), busy)
+    for now in range(100):
+        kernel.tick(float(now))
+    assert asked == []
+    with path.open("a") as file:
+        file.write(HUNG)
+    for now in range(100, 400):
+        kernel.tick(float(now))
+    assert kernel.hung is not None
+    assert 15 <= len(asked) < 60
+
+
+@pytest.mark.parametrize("share", [None, 0.5])
+def test_machine_in_no_qemu_that_works_or_does_not_tell_is_not_given_up(
+    tmp_path: Path, share: float | None
+) -> None:
+    path = tmp_path / "console"
+    path.write_text(HUNG)
+    now = 0.0
+    kernel = watch_of_machine(Console(path), lambda: None if share is None else share * now)
+    for second in range(200):
+        now = float(second)
+        kernel.tick(now)
+    assert kernel.hung is None
+
+
 def test_console_is_read_from_where_its_boot_begins(tmp_path: Path) -> None:
     (tmp_path / "console").write_text(HUNG)
     kernel = KernelWatch(Console(tmp_path / "console", start=len(HUNG)))
@@ -160,10 +197,10 @@ def test_thread_looks_on_while_something_else_waits(
 
 
 def test_cpu_time_is_that_of_the_process() -> None:
-    before, times = read_process_state(os.getpid()), os.times()
+    before, times = read_activity(os.getpid()), os.times()
     assert before is not None
     assert before.cpu_seconds > times.user + times.system - 0.1  # and its threads' wait for a CPU
-    assert read_process_state(2**22 + 1) is None
+    assert read_activity(2**22 + 1) is None
 
 
 # a QEMU that is stopped ----------------------------------------------------------------------
@@ -178,7 +215,7 @@ def process() -> Iterator[int]:
 
 def wait_for_state(pid: int, *, is_stopped: bool) -> None:
     def is_so() -> bool | None:
-        state = read_process_state(pid)
+        state = read_activity(pid)
         return (state is not None and state.is_stopped == is_stopped) or None
 
     until(is_so, within=20, waiting_for="the process's state")
