@@ -9,13 +9,13 @@ import io
 import os
 import stat
 from pathlib import Path
-from typing import IO, Literal
+from typing import Literal
 
 _MOST_BYTES = 64 << 20
 """Four times as much as a whole trial may have."""
 
 
-def open_plain(path: Path) -> IO[bytes]:
+def open_plain(path: Path) -> io.BufferedReader:
     """Open a plain file to read it. Raises OSError if it is none: the open of a named pipe
     waits for its writer, and a device may have no end."""
     file = os.fdopen(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb")

@@ -345,6 +345,8 @@ RECORDS = _rows(
      ("host/hist-lookup.txt changed",), 20),
     ("a file of the evidence became a folder", "bench", 4, "evidence-changed",
      f"{_E}[is-a-folder]", ("host/dmesg.txt is missing",), 20),
+    ("a file of the evidence became a named pipe", "bench", 4, "evidence-changed",
+     f"{_E}[is-a-pipe]", ("host/dmesg.txt cannot be read",), 20),
     ("the marks are empty", "bench", 4, "no-mark", f"{_C}[marks-empty]", ("guest-0",), 20),
     ("a trace was collected cut", "bench", 4, _BAD, f"{_C}[trace-cut]", ("trace-guest-1.txt.gz",),
      20),

@@ -107,6 +107,7 @@ EVIDENCE: dict[str, tuple[str, Damage]] = {
     "empty": ("guest-0/marks.txt", empty),
     "changed": ("host/hist-lookup.txt", lambda path: rewrite(path, lambda t: t + " ")),
     "is-a-folder": ("host/dmesg.txt", folder),
+    "is-a-pipe": ("host/dmesg.txt", pipe),
 }
 
 
