@@ -9,6 +9,7 @@ process's state: no deadline of silence is needed.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import time
 from collections import deque
@@ -30,6 +31,8 @@ _IDLE_SECONDS, _IDLE_SHARE = 15.0, 0.2
 """A machine is idle if it uses less than `_IDLE_SHARE` of one CPU for `_IDLE_SECONDS`."""
 _FRESH_SECONDS = 55.0
 """Time for which a report counts: a task that still hangs is reported again after a minute."""
+_OLD_SECONDS = 5.0
+"""Time in which a machine that was not booted for this trial repeats its earlier messages."""
 _TRACE_SECONDS = 3.0
 """Time from a panic's first line to the end of its call trace, over an emulated serial port."""
 
@@ -51,10 +54,14 @@ class KernelWatch:
         self,
         console: Console,
         activity: Callable[[], Activity | None] = lambda: None,
+        old_seconds: float = 0.0,
     ) -> None:
-        """`activity` returns what the machine does; None if that is not known."""
-        self._console, self._activity = console, activity
-        self._hung_tasks, self._told = 0, 0.0
+        """`activity` returns what the machine does; None if that is not known. A hung task that is
+        reported in the first `old_seconds` hung before."""
+        self._console, self._activity, self._old_seconds = console, activity, old_seconds
+        self._began = math.inf
+        self._hung_tasks, self._told = 0, -math.inf
+        self._suspect: KernelReport | None = None
         self._cpu: deque[tuple[float, float]] = deque(
             maxlen=int(2 * _IDLE_SECONDS / _TICK_SECONDS)
         )
@@ -91,9 +98,12 @@ class KernelWatch:
     def tick(self, now: float) -> None:
         """Check whether the host hangs, at `now` of a monotonic clock."""
         hung = [report for report in self.reports() if report.kind == "hung-task"]
-        if len(hung) > self._hung_tasks:
-            self._hung_tasks, self._told = len(hung), now
-        self.is_suspect = bool(hung) and now - self._told < _FRESH_SECONDS
+        self._began = min(self._began, now)
+        if new := hung[self._hung_tasks :]:
+            self._hung_tasks = len(hung)
+            if now - self._began >= self._old_seconds:
+                self._suspect, self._told = new[0], now
+        self.is_suspect = now - self._told < _FRESH_SECONDS
         activity = self._activity()
         if activity is not None:
             self._cpu.append((now, activity.cpu_seconds))
@@ -103,7 +113,7 @@ class KernelWatch:
         if self._stopped_ticks >= _STOPPED_TICKS:  # it is idle, too, but that is not why
             self.is_stopped = True
         elif self.is_suspect and self._is_idle():
-            self.hung = hung[0]
+            self.hung = self._suspect
         else:
             return
         for end_waits in self._on_hang:
@@ -123,13 +133,13 @@ def watch_of_machine(
 ) -> KernelWatch:
     """Return the watch of a machine that runs in no QEMU. `read_busy_seconds` returns the seconds
     that its CPUs have worked, or None. It is called only while a hung task is reported, so that
-    no measurement is disturbed."""
+    no measurement is disturbed. The console may begin with the reports of earlier trials."""
 
     def activity() -> Activity | None:
         seconds = read_busy_seconds() if kernel.is_suspect else None
         return None if seconds is None else Activity(seconds)
 
-    kernel = KernelWatch(console, activity)
+    kernel = KernelWatch(console, activity, _OLD_SECONDS)
     return kernel
 
 

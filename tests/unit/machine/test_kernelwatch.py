@@ -123,15 +123,36 @@ def test_machine_in_no_qemu_is_asked_how_busy_it_is_only_after_a_hung_task(
     assert 15 <= len(asked) < 60
 
 
+def test_hung_task_of_an_earlier_trial_does_not_count(tmp_path: Path) -> None:
+    path = tmp_path / "console"
+    path.write_text(FINE)
+    kernel = watch_of_machine(Console(path), lambda: 1000.0)
+    kernel.tick(1.0)
+    with path.open("a") as file:
+        file.write(HUNG)  # the machine repeats its messages
+    for now in range(2, 100):
+        kernel.tick(float(now))
+    assert (kernel.hung, kernel.is_suspect) == (None, False)
+    later = HUNG.replace("340", "341")
+    with path.open("a") as file:
+        file.write(later)
+    for now in range(100, 200):
+        kernel.tick(float(now))
+    assert kernel.hung is not None
+    assert kernel.hung.line == later.strip()
+
+
 @pytest.mark.parametrize("share", [None, 0.5])
 def test_machine_in_no_qemu_that_works_or_does_not_tell_is_not_given_up(
     tmp_path: Path, share: float | None
 ) -> None:
     path = tmp_path / "console"
-    path.write_text(HUNG)
+    path.write_text(FINE)
     now = 0.0
     kernel = watch_of_machine(Console(path), lambda: None if share is None else share * now)
-    for second in range(200):
+    kernel.tick(now)
+    path.write_text(FINE + HUNG)
+    for second in range(10, 200):
         now = float(second)
         kernel.tick(now)
     assert kernel.hung is None

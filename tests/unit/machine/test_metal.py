@@ -311,6 +311,7 @@ def test_machine_with_a_hung_task_and_idle_processors_ends_the_trial_and_is_boot
 ) -> None:
     monkeypatch.setattr(kernelwatch, "_TICK_SECONDS", 0.01)
     monkeypatch.setattr(kernelwatch, "_IDLE_SECONDS", 0.1)
+    monkeypatch.setattr(kernelwatch, "_OLD_SECONDS", 0.0)
     line = "[  400.000000] INFO: task rmmod:340 blocked for more than 122 seconds."
     console = tmp_path / "sol"
     console.write_text("[    1.000000] fine\n")
