@@ -206,7 +206,9 @@ def test_boot_entry_of_a_run_whose_journal_is_lost(
 
 
 @pytest.mark.parametrize(
-    "script", ["echo '<html>'", "exit 127", "echo '{\"leases\": '"], ids=["rubbish", "no", "cut"]
+    "script",
+    ["echo '<html>'", "exit 127", "echo '{\"leases\": '", f"echo '{'[' * 100_000}'"],
+    ids=["rubbish", "no", "cut", "deep"],
 )
 def test_keepers_answer(fault: Fault, machine: Machine, script: str) -> None:
     (machine.root / "fakes/python3").unlink()

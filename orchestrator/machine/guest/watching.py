@@ -74,7 +74,7 @@ class Watched:
                     break
         except (TimeoutError, EOFError):
             pass
-        except (OSError, ValueError, LookupError, TypeError) as exc:
+        except (OSError, ValueError, LookupError, TypeError, RecursionError) as exc:
             self.error = exc
         finally:
             self.ended = True

@@ -309,7 +309,7 @@ def _answer(machine: str, question: str, line: str, output: str) -> dict[str, An
     `output` is the evidence for the former."""
     try:
         answer: dict[str, Any] = json.loads(line)
-    except ValueError as exc:
+    except (ValueError, RecursionError) as exc:
         raise BenchError(
             f"{machine}: the keeper did not answer to {question}", evidence=tail(output),
             hint="barometer needs python3 on the machine, 3.9 or later",

@@ -371,7 +371,7 @@ def test_host_that_is_gone_or_does_not_answer_is_not_shared_on(lab: Lab) -> None
     assert lab.log == ["boot", "end", "boot", "end", "boot"]
 
 
-@pytest.mark.parametrize("said", ["Traceback", "[]", '{"failed": []}'])
+@pytest.mark.parametrize("said", ["Traceback", "[]", '{"failed": []}', "[" * 100_000])
 def test_host_that_does_not_tell_how_it_is_is_not_shared_on(lab: Lab, said: str) -> None:
     def garble(host: Host) -> None:
         lab.wire.garbled = said

@@ -80,7 +80,8 @@ def test_panic_is_found_in_a_line_as_it_comes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "line",
-    ["C 1 no json", "C", "P 1", "P x 1", "E 1 flood", "E 1 flood {}", "E 1 flood []",
+    ["C 1 no json", "C 1 " + "[" * 100_000, "C", "P 1", "P x 1", "E 1 flood", "E 1 flood {}",
+     "E 1 flood []",
      'E 1 flood {"bytes": null, "lines": 1, "seconds": 1}'],
 )  # fmt: skip
 def test_garbled_line_ends_the_boot_and_not_barometer(tmp_path: Path, line: str) -> None:
