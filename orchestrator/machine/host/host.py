@@ -198,7 +198,11 @@ def explained_by_the_host(host: Host) -> Iterator[None]:
     try:
         yield
     except (ArmFailedError, BenchError) as exc:
-        lost = host.is_ours and isinstance(exc, ConnectionLostError)
+        # after a silence as long as a deadline, a dying QEMU is dead
+        lost = (
+            host.is_ours and isinstance(exc, ConnectionLostError)
+            and not isinstance(exc.__cause__, TimeoutError)
+        )  # fmt: skip
         end = time.monotonic() + _DYING_SECONDS
         try:
             host.check()

@@ -170,6 +170,13 @@ def test_lost_connection_of_a_host_that_goes_on_is_said(monkeypatch: pytest.Monk
     assert charged(Dying(None)).reason == "host-ssh-lost"
 
 
+def test_host_that_was_silent_as_long_as_a_deadline_is_not_waited_for_again() -> None:
+    dying = Dying(BenchError("it crashed", reason=Reason.HOST_CRASH))
+    with pytest.raises(ConnectionLostError), explained_by_the_host(cast(Host, dying)):
+        raise ConnectionLostError("silent", reason=Reason.HOST_SSH_LOST) from TimeoutError()
+    assert dying.looks == 1
+
+
 def test_host_that_lives_is_not_asked_how_it_ended(tmp_path: Path) -> None:
     Host.check(host(tmp_path, "[ 1.0] fine\n", alive=True, crash="reason=crashed"))
 
