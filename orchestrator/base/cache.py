@@ -26,6 +26,7 @@ from platformdirs import user_cache_path
 
 from orchestrator.base.errors import BenchError
 from orchestrator.base.hashing import digest_of, sha256_file
+from orchestrator.base.plainfile import read_plain_text
 from orchestrator.base.process import run
 from orchestrator.base.progress import waiting_for
 from orchestrator.base.reasons import Reason
@@ -153,8 +154,8 @@ class Cache:
 def _object_in(path: Path) -> dict[str, Any]:
     """Return the JSON object in a file, or an empty one if the file cannot be read."""
     try:
-        value = json.loads(path.read_text())
-    except (OSError, ValueError):
+        value = json.loads(read_plain_text(path))
+    except (OSError, ValueError, RecursionError):
         value = None
     return value if isinstance(value, dict) else {}
 

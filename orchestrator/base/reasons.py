@@ -314,6 +314,8 @@ class Reason(StrEnum):
         "see whether CPUs are overloaded")
     NO_KVM = "no-kvm", _MADE, "guests do not run under KVM here", "set host.accel = \"auto\""
     HOST_CRASH = "host-crash", _MADE, "the QEMU that the host runs in crashed", _AGAIN
+    HOST_STOPPED = "host-stopped", _MADE, "the QEMU that the host runs in is stopped", (
+        "see who stops processes (SIGSTOP, a debugger) on the runner")
     EXTRA_MISSING = (
         "extra-missing", _BENCH, "a part of barometer is not installed",
         "install it as the message says",

@@ -74,6 +74,7 @@ _DIFFERENT: Mapping[Reason, Fault] = {
     Reason.HOST_ENDED: Fault("undecided", "a reset without a word has many causes"),
     Reason.HOST_NO_BOOT: Fault("undecided", "a machine that does not come up has many causes"),
     Reason.HOST_CRASH: Fault("bench", Reason.HOST_CRASH.meaning, comes_and_goes=True),
+    Reason.HOST_STOPPED: Fault("bench", Reason.HOST_STOPPED.meaning, comes_and_goes=True),
     Reason.EXACT_CRAWL: Fault("bench", Reason.EXACT_CRAWL.meaning, comes_and_goes=True),
     Reason.HOST_CLOCK: Fault("bench", Reason.HOST_CLOCK.meaning, comes_and_goes=True),
     Reason.GUEST_PANIC: Fault("undecided", "its kernel is the same in both arms"),

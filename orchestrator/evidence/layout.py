@@ -18,7 +18,6 @@ A trial is written as `.0001-baseline.partial` and renamed when it is complete.
 
 from __future__ import annotations
 
-import gzip
 import json
 import shutil
 import time
@@ -40,6 +39,7 @@ from orchestrator.base.errors import (
 )
 from orchestrator.base.folderlock import LOCK
 from orchestrator.base.hashing import digest_of, sha256_file
+from orchestrator.base.plainfile import read_plain_text, unpack_plain
 from orchestrator.base.reasons import Reason
 from orchestrator.evidence.facts import GuestFacts, HostFacts
 from orchestrator.evidence.faults import Attempt, Charged
@@ -74,7 +74,7 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> Any:
     """Read a JSON file. Raises EvidenceError if it is missing or is not JSON."""
     try:
-        return json.loads(path.read_text("utf-8"))
+        return json.loads(read_plain_text(path))
     except FileNotFoundError as exc:
         raise EvidenceError(f"{path} is missing", reason=Reason.MISSING_EVIDENCE) from exc
     except (OSError, ValueError, RecursionError) as exc:
@@ -102,7 +102,7 @@ class TrialFolder:
         """Return the text of a file of the evidence, plain or from NAME.gz, or None if there is
         none. Raises EvidenceError if a file cannot be read or unpacked."""
         try:
-            return (self.path / name).read_text("utf-8", errors="replace")
+            return read_plain_text(self.path / name, "replace")
         except FileNotFoundError:
             pass
         except OSError as exc:
@@ -110,9 +110,7 @@ class TrialFolder:
                 f"{name} cannot be read: {exc}", reason=Reason.BAD_EVIDENCE
             ) from exc
         try:
-            return gzip.decompress((self.path / f"{name}.gz").read_bytes()).decode(
-                errors="replace"
-            )
+            return unpack_plain(self.path / f"{name}.gz").decode(errors="replace")
         except FileNotFoundError:
             return None
         except (OSError, EOFError, zlib.error) as exc:
@@ -413,7 +411,7 @@ class RunDir:
         """Read the scenario that the run was started with. Raises EvidenceError if it cannot be
         read."""
         try:
-            return (self.path / "scenario.toml").read_text("utf-8")
+            return read_plain_text(self.path / "scenario.toml")
         except (OSError, ValueError) as exc:
             raise EvidenceError(
                 f"{self.path / 'scenario.toml'} cannot be read: {exc}",
@@ -425,7 +423,7 @@ class RunDir:
         if it cannot be read."""
         path = self._config_path(arm)
         try:
-            return path.read_text("utf-8", errors="replace")
+            return read_plain_text(path, "replace")
         except FileNotFoundError:
             return None
         except OSError as exc:

@@ -75,6 +75,8 @@ _CALL = re.compile(
 _END = re.compile(r"---\[ end (?:trace|Kernel panic)| ?</TASK>")
 _LONGEST = 300
 """Characters of a line that are kept."""
+_SHORTEST = len("</TASK>")
+"""Characters of the shortest line that says something: a flood is often one of shorter lines."""
 _MOST = 64
 """Number of reports that are kept, and of functions in each report. The first ones are kept."""
 
@@ -120,7 +122,8 @@ class KernelReports:
         """Read more of the console. A line is searched once it is complete."""
         *lines, rest = (self._rest + text).split("\n")
         for line in lines:
-            self._take_line(line.rstrip("\r"))
+            if len(line) >= _SHORTEST:
+                self._take_line(line.rstrip("\r"))
         rest = _own_part(rest)
         # Keep the end, too: it may have the first half of a timestamp.
         self._rest = rest if len(rest) <= 2 * _LONGEST else rest[:_LONGEST] + rest[-_LONGEST:]

@@ -525,6 +525,7 @@ def _climb_stages(bench: Bench, planned: PlannedTrial, trial: TrialWriter) -> No
         ladder.callback(_save_reports, host, trial)
         ladder.callback(_save_dmesg, host, trial)
         ladder.enter_context(explained_by_the_host(host))
+        ladder.enter_context(_checked_again(host, trial))
         _set(bench, planned.boots, host, trial)
         with progress.stage("host: device"), trial.stage("device"):
             devices = bench.hosts.bind_devices(host, trial)
@@ -542,10 +543,18 @@ def _climb_stages(bench: Bench, planned: PlannedTrial, trial: TrialWriter) -> No
                 host, devices[0], scenario.map, scenario.points(), planned.passes, trial=trial,
                 progress=progress,
             )  # fmt: skip
-        host.check()
         if scenario.arms[planned.boots].is_set:
             with trial.stage("settings-again"):  # proves that nothing has changed them meanwhile
                 _proven(bench, planned.boots, host)
+
+
+@contextlib.contextmanager
+def _checked_again(host: Host, trial: TrialWriter) -> Iterator[None]:
+    """Check the host once more after the block, at whose end the devices are given back: a kernel
+    that oopses only then has failed, too."""
+    yield
+    with trial.stage("host-check"):
+        host.check()
 
 
 def _set(bench: Bench, arm: ArmName, host: Host, trial: TrialWriter) -> None:

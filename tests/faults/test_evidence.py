@@ -4,9 +4,8 @@ runs as it does on a machine: each request brings its program and starts a proce
 from __future__ import annotations
 
 import json
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,19 +14,12 @@ from orchestrator.base.errors import BenchError
 from orchestrator.machine.metal.keeper import MACHINE, Image, Keeper
 from orchestrator.machine.transport.local import LocalMachine
 from tests.faults.place import Fault
-from tests.faults.test_records import cut, rubbish
-from tests.unit.agents.keeper.machines import HUGE, THP, Machine, made_up, sealed_by_a_newer
+from tests.faults.test_records import cut, pipe, rubbish
+from tests.unit.agents.keeper.machines import HUGE, THP, Machine, sealed_by_a_newer
 from tests.unit.recorded import MEASURED, rewrite, sealed
 
 JOURNAL, LEASE = "var/lib/barometer/journal.jsonl", "var/lib/barometer/lease-*.json"
 Damage = Callable[[Path], object]
-
-
-@pytest.fixture
-def machine() -> Iterator[Machine]:
-    with made_up() as made:
-        (made.root / "fakes/python3").symlink_to(sys.executable)
-        yield made
 
 
 @pytest.fixture
@@ -108,6 +100,13 @@ def test_journal(fault: Fault, keeper: Keeper, machine: Machine, damage: Damage)
 def test_journal_is_a_folder(fault: Fault, keeper: Keeper, machine: Machine) -> None:
     (machine.root / JOURNAL).unlink()
     (machine.root / JOURNAL).mkdir()
+    machine.file(THP, "defer\n")
+    put_back(fault, keeper, machine)
+
+
+def test_journal_is_a_pipe(fault: Fault, keeper: Keeper, machine: Machine) -> None:
+    """Whoever opens a named pipe waits for its writer."""
+    pipe(machine.root / JOURNAL)
     machine.file(THP, "defer\n")
     put_back(fault, keeper, machine)
 
@@ -207,7 +206,9 @@ def test_boot_entry_of_a_run_whose_journal_is_lost(
 
 
 @pytest.mark.parametrize(
-    "script", ["echo '<html>'", "exit 127", "echo '{\"leases\": '"], ids=["rubbish", "no", "cut"]
+    "script",
+    ["echo '<html>'", "exit 127", "echo '{\"leases\": '", f"echo '{'[' * 100_000}'"],
+    ids=["rubbish", "no", "cut", "deep"],
 )
 def test_keepers_answer(fault: Fault, machine: Machine, script: str) -> None:
     (machine.root / "fakes/python3").unlink()

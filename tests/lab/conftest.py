@@ -8,6 +8,7 @@ import itertools
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -30,6 +31,7 @@ from orchestrator.run.trials import Bench, run_until_it_counts
 from orchestrator.scenario.loading import load_scenario
 from orchestrator.scenario.plan import make_plan
 from tests.lab.machine.standin import StandIn, standin
+from tests.unit.agents.keeper.machines import Machine, made_up
 
 SCENARIOS = Path(__file__).parents[2] / "fixtures/scenarios"
 SMALL = SCENARIOS / "small.toml"
@@ -164,6 +166,15 @@ def metal(tmp_path_factory: pytest.TempPathFactory, means: None) -> Iterator[Sta
     """The stand-in metal machine. A test that uses it leaves it on its own kernel, as it was."""
     with standin(tmp_path_factory.mktemp("metal")) as machine:
         yield machine
+
+
+@pytest.fixture
+def machine() -> Iterator[Machine]:
+    """A made-up metal machine, whose only real program is Python: the keeper runs there as it does
+    on a real one."""
+    with made_up() as made:
+        (made.root / "fakes/python3").symlink_to(sys.executable)
+        yield made
 
 
 def leftovers() -> set[str]:

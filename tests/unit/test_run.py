@@ -31,7 +31,9 @@ from orchestrator.evidence.layout import RunDir, TrialDir, TrialWriter
 from orchestrator.evidence.manifest import Ended, ProvenSettings, TrialFacts
 from orchestrator.formats.units import GIB
 from orchestrator.kernels import KernelBundle, materialise_kernel
+from orchestrator.machine.host.console import Console
 from orchestrator.machine.host.host import Host
+from orchestrator.machine.host.kernelwatch import KernelWatch
 from orchestrator.machine.nested.nested import BootSpec
 from orchestrator.machine.nested.sharing import HostPool, NestedMachine
 from orchestrator.machine.runner import images
@@ -1080,3 +1082,52 @@ def test_guest_on_metal_has_no_address_bits_of_a_nested_host() -> None:
     assert loop._workload_facts(metal_scenario(*guest))["guest_phys_bits"] is None
     wide = loop._workload_facts(metal_scenario(*guest, "guest.phys_bits=46"))
     assert wide["guest_phys_bits"] == 46
+
+
+# the stages of a trial -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("oopses", [True, False])
+def test_kernel_that_oopses_while_the_devices_are_given_back_has_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, oopses: bool
+) -> None:
+    console = Console(tmp_path / "console.log")
+    console.path.write_text("[    1.000000] fine\n")
+    host = SimpleNamespace(
+        console=console, kernel=KernelWatch(console), release="7.3", is_alive=lambda: True,
+        is_ours=True, emulated=True, kvm=False, shell=SimpleNamespace(alive=lambda: False),
+    )  # fmt: skip
+    host.check = lambda: Host.check(cast(Host, host))
+
+    @contextmanager
+    def boot(*_: Any, **__: Any) -> Iterator[Host]:
+        yield cast(Host, host)
+
+    @contextmanager
+    def bind_devices(*_: Any) -> Iterator[tuple[str]]:
+        yield ("device",)
+        if oopses:
+            with console.path.open("a") as file:
+                file.write("[    9.000000] BUG: kernel NULL pointer dereference, address: 0\n")
+                file.write("[    9.000000]  vfio_pci_core_disable+0x1/0x2 [vfio_pci_core]\n")
+                file.write("[    9.000000] ---[ end trace 0 ]---\n")
+
+    monkeypatch.setattr(loop, "read_host_facts", lambda *_: {})
+    monkeypatch.setattr(loop, "run_maps", lambda *_, **__: None)
+    monkeypatch.setattr(loop, "settle_host", lambda *_, **__: None)
+    chosen = map_scenario()
+    bench = SimpleNamespace(
+        scenario=chosen, progress=Progress(),
+        hosts=SimpleNamespace(boot=boot, bind_devices=bind_devices),
+    )  # fmt: skip
+    trial = TrialWriter(tmp_path / "0001-baseline", FACTS | {"arm": "baseline"})
+    planned = make_plan(chosen)[0]
+    raises = pytest.raises(ArmFailedError) if oopses else contextlib.nullcontext()
+    with raises as caught:
+        loop._climb(cast(Bench, bench), planned, trial)
+    if caught is not None:
+        assert caught.value.reason == "host-panic"
+    stages = {stage["name"]: stage["outcome"] for stage in trial.manifest["stages"]}
+    assert stages["host-check"] == ("host-panic" if oopses else "ok")
+    kinds = [report["kind"] for report in trial.manifest["kernel_reports"]]
+    assert kinds == ["oops"] * oopses

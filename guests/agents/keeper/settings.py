@@ -99,12 +99,13 @@ def end_guest(what: dict[str, Any]) -> str:
 
 
 def _is_qemu(folder: Path, uuid: str) -> bool:
-    """True if the process is the QEMU of this guest, and has not ended.
+    """True if the process is the QEMU of this guest, and has not ended. The rule is that of
+    `runs_domain` in orchestrator/machine/runner/state.py, which is not on the machine.
 
     A process that has exited has no command line, though other threads of it may still be
     unmapping. If it waits only for its parent to call wait(2), there are no such threads."""
     try:
-        command = (folder / "cmdline").read_bytes().decode(errors="replace")
+        words = (folder / "cmdline").read_bytes().decode(errors="replace").split("\0")
     except OSError:
         return False
-    return "qemu" in command.split("\0")[0] and uuid in command
+    return "qemu" in os.path.basename(words[0]) and ("-uuid", uuid) in zip(words, words[1:])

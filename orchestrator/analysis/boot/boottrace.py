@@ -149,5 +149,5 @@ def _take_agent(boot: BootTrace, time: float, kind: str, rest: str) -> bool:
 def _words(quoted: str) -> str:
     try:
         return str(json.loads(quoted))
-    except ValueError:  # cut short: the kernel takes 1 KiB at a time
+    except (ValueError, RecursionError):  # cut short: the kernel takes 1 KiB at a time
         return quoted.strip('"')

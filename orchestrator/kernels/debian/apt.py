@@ -20,6 +20,7 @@ from typing import Any
 
 from orchestrator.base.cache import Cache
 from orchestrator.base.errors import BenchError, ScenarioError
+from orchestrator.base.plainfile import read_plain_text
 from orchestrator.base.process import Finished, run
 from orchestrator.base.reasons import Reason
 from orchestrator.base.spelling import nearest_name
@@ -175,8 +176,8 @@ class AptArchive:
         with self._held():
             lists = (self._root / "updated").stat().st_mtime_ns
             try:
-                answers = json.loads(memory.read_text())
-            except (OSError, ValueError):
+                answers = json.loads(read_plain_text(memory))
+            except (OSError, ValueError, RecursionError):
                 answers = {}
             if not isinstance(answers, dict) or answers.get("lists") != lists:
                 answers = {"lists": lists}

@@ -17,7 +17,7 @@ from orchestrator.base.errors import ArmFailedError, BenchError
 from orchestrator.base.progress import Progress
 from orchestrator.base.reasons import Reason
 from orchestrator.base.waiting import Stall, until
-from orchestrator.formats.kernelreports import STALLS, KernelReports
+from orchestrator.formats.kernelreports import STALLS
 from orchestrator.formats.units import GIB
 from orchestrator.machine.host.console import Transcript, describe_flood
 from orchestrator.machine.host.host import Host
@@ -31,6 +31,10 @@ _MUTE_SECONDS = 15.0
 """The watch agent prints a line every 2 s. If it prints none for this long, the host has to prove
 that it still answers."""
 _NO_SSH_SECONDS = {True: 90.0, False: 30.0}
+
+
+LIBVIRT_STOPPED = "libvirt-stopped"
+"""The watch agent's event for a daemon that is stopped."""
 
 
 def boot_mark(token: str) -> str:
@@ -47,8 +51,6 @@ class Watched:
         self._lines = lines
         self._events: dict[str, str] = {}
         self.console = Transcript("guest")
-        self.kernel = KernelReports()
-        """Reports of the guest's kernel about itself."""
         self._bytes, self._count, self._started = 0, 0, time.monotonic()
         self.flood = ""
         """Amount and rate of the guest's or the agent's output, if it is over the limits."""
@@ -72,7 +74,7 @@ class Watched:
                     break
         except (TimeoutError, EOFError):
             pass
-        except (OSError, ValueError, LookupError, TypeError) as exc:
+        except (OSError, ValueError, LookupError, TypeError, RecursionError) as exc:
             self.error = exc
         finally:
             self.ended = True
@@ -86,9 +88,7 @@ class Watched:
         self._count += 1
         self._marks.write(encoded)
         if kind == "C":
-            text = f"{json.loads(rest)}\n"
-            self.kernel.take(text)
-            encoded = text.encode(errors="replace")
+            encoded = f"{json.loads(rest)}\n".encode(errors="replace")
             self._log.write(encoded)
             self.console.feed(encoded)
             self.flood = self.console.flood
@@ -166,7 +166,7 @@ class Limits:
         """Raise the error that ended the boot, if any. With `stall`, also raise if the boot makes
         no progress."""
         self.host.check()
-        if (report := self.watched.kernel.broken()) is not None:
+        if (report := self.watched.console.kernel.broken()) is not None:
             raise self.failed(
                 f"the guest's kernel is broken: {report.message}",
                 reason=Reason.GUEST_NO_TIMER if report.kind == "no-timer" else Reason.GUEST_PANIC,
@@ -178,6 +178,11 @@ class Limits:
         if self.watched.event("exit") is not None:
             raise self.failed(
                 f"the guest ended while waiting for: {waiting_for}", reason=Reason.GUEST_ENDED
+            )
+        if self.watched.event(LIBVIRT_STOPPED) is not None:
+            raise BenchError(
+                "the daemon of the host's libvirt is stopped, by a signal (SIGSTOP) or a debugger",
+                reason=Reason.LIBVIRT_SILENT,
             )
         if isinstance(self.watched.error, OSError):
             raise self.watched.error
@@ -204,7 +209,7 @@ class Limits:
 
     def _hangs(self, how: str, waiting_for: str) -> ArmFailedError:
         message = f"the guest hangs, {how}, waiting for: {waiting_for}"
-        stalls = [report for report in self.watched.kernel.all() if report.kind in STALLS]
+        stalls = [report for report in self.watched.console.kernel.all() if report.kind in STALLS]
         if stalls:
             return self.failed(f"{message}; {stalls[0].message}", reason=Reason.GUEST_STALL)
         # only "exit" is still missing: the guest has taken the command to power down

@@ -1,4 +1,5 @@
-"""The output of a machine's console: kept within limits, searched as it arrives."""
+"""The output of a machine's console: kept within limits, searched as it arrives. One reader
+serves all who look for something in it."""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ from typing import Any, TypeVar
 
 from orchestrator.base.bounded import CONSOLE_BYTES, CONSOLE_LINES, Excerpt, Lines, excerpt_of
 from orchestrator.base.process import tail
+from orchestrator.formats.kernelreports import KernelReports
 
 log = logging.getLogger("barometer.console")
 T = TypeVar("T")
@@ -25,6 +27,9 @@ class Transcript:
 
     def __init__(self, who: str, most: int = CONSOLE_BYTES) -> None:
         self._who, self._most = who, most
+        self.kernel = KernelReports()
+        """Reports of the kernel that prints here. Output that is over the limits is searched for
+        them, too: a kernel that panics may flood its console first."""
         self._kept = Excerpt(most)
         self._lines = Lines()
         self._found: dict[Callable[[str], Any], Any] = {}
@@ -44,6 +49,7 @@ class Transcript:
             self._bytes += len(chunk)
             self._count += chunk.count(b"\n")
             self._kept.feed(chunk.replace(b"\r", b""))
+            self.kernel.take(_decode(chunk))
             if self._flooded:
                 return
             for line in self._lines.feed(chunk):

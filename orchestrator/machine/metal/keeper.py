@@ -28,6 +28,7 @@ from orchestrator.base.waiting import until
 from orchestrator.machine.runner.agents import Program, StayingAgent, run_agent, sent_program
 from orchestrator.machine.runner.images import GUESTS
 from orchestrator.machine.runner.owner import process_start
+from orchestrator.machine.transport.answers import parsing
 from orchestrator.machine.transport.shell import Commands, Shell
 from orchestrator.scenario.vocabulary import BootWay
 
@@ -44,6 +45,7 @@ _SECONDS = 300
 """Deadline of a request. The slowest requests unbind a device or load a kernel on an emulated
 machine; a request that takes longer hangs."""
 _WAIT_SECONDS = 2.0
+_BUSY_SECONDS = 10.0
 _HINTS = {
     Reason.LEASE_HELD: "wait for it (host.wait), or until its runner is gone: then its lease"
     " expires",
@@ -307,7 +309,7 @@ def _answer(machine: str, question: str, line: str, output: str) -> dict[str, An
     `output` is the evidence for the former."""
     try:
         answer: dict[str, Any] = json.loads(line)
-    except ValueError as exc:
+    except (ValueError, RecursionError) as exc:
         raise BenchError(
             f"{machine}: the keeper did not answer to {question}", evidence=tail(output),
             hint="barometer needs python3 on the machine, 3.9 or later",
@@ -387,6 +389,8 @@ class Lease:
         self._close, self._token = close, token
         self._keeper = StayingAgent(connect, _program(), "stay")
         self._every = ttl / 3
+        self._asking = threading.Lock()
+        """The keeper that stays answers one request at a time."""
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="lease", daemon=True)
         self._lost: BarometerError | None = None
@@ -433,5 +437,20 @@ class Lease:
                 pause = min(_WAIT_SECONDS, self._every)
 
     def _renew(self) -> None:
-        line = self._keeper.ask({"verb": "renew", "token": self._token}, within=self._every)
+        with self._asking:
+            line = self._keeper.ask({"verb": "renew", "token": self._token}, within=self._every)
         _answer("host", "renew", line, line)
+
+    def read_busy_seconds(self) -> float | None:
+        """Return the seconds that the machine's CPUs have worked since its boot, or None if the
+        keeper that stays does not tell. It needs no new program, which a machine that hangs could
+        not start."""
+        try:
+            with self._asking:
+                line = self._keeper.ask({"verb": "busy"}, within=_BUSY_SECONDS)
+            answer = _answer("host", "busy", line, line)
+            with parsing("the keeper's answer", line):
+                return float(answer["seconds"])
+        except BarometerError as exc:
+            log.debug("how busy the machine is, is not known: %s", exc.message)
+            return None

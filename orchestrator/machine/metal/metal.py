@@ -31,7 +31,7 @@ from orchestrator.machine.host.changes import VFIO
 from orchestrator.machine.host.console import Console
 from orchestrator.machine.host.device import BoundDevice
 from orchestrator.machine.host.host import Host, explained_by_the_host, panic_reason
-from orchestrator.machine.host.kernelwatch import KernelWatch
+from orchestrator.machine.host.kernelwatch import KernelWatch, watch_of_machine, watching_kernel
 from orchestrator.machine.host.machine import Machine
 from orchestrator.machine.host.modules import prove_modules
 from orchestrator.machine.metal.boots import TRANSIENT, Boots, Running, read_running_kernel
@@ -181,7 +181,7 @@ class RealHost(Host):
         return self.shell.alive() or self.boots.reach().boot_id == self.boot_id
 
     def libvirt(self) -> AbstractContextManager[Connection]:
-        return over_ssh(self.ssh, "host", deadlines=_GUESTS)
+        return over_ssh(self.ssh, "host", deadlines=_GUESTS, is_stopped=self.is_libvirt_stopped)
 
 
 class MetalMachine(Machine):
@@ -445,16 +445,18 @@ class MetalMachine(Machine):
         """Provide the machine's console while the block runs: its serial console if `host.console`
         has a command that prints it, else the kernel's messages over SSH, which end with the
         connection."""
-        path = trial.host / "console.log"
-        if self.boots.console is not None:
-            console = self.boots.console.path, session.console_start
-            try:
-                yield Console(*console), KernelWatch(*console)
-            finally:
-                path.write_text(self.boots.read_console(session.console_start))
-            return
-        with following_dmesg(self.shell, path):
-            yield Console(path), KernelWatch(path)
+        path, start = trial.host / "console.log", session.console_start
+        with contextlib.ExitStack() as stack:
+            if self.boots.console is not None:
+                console = Console(self.boots.console.path, start)
+                stack.callback(lambda: path.write_text(self.boots.read_console(start)))
+            else:
+                console = Console(path)
+                stack.enter_context(following_dmesg(self.shell, path))
+            kernel = watch_of_machine(console, self.lease.read_busy_seconds)
+            kernel.on_hang(self.shell.drop)
+            stack.enter_context(watching_kernel(kernel))
+            yield console, kernel
 
 
 def _no_boot(kernel: KernelBundle, running: Running, words: str) -> ArmFailedError:

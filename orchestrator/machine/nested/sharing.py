@@ -315,7 +315,7 @@ def _put_back(
     try:
         answer = json.loads(output)
         return answer["failed"], answer["state"]
-    except (ValueError, KeyError, TypeError) as exc:
+    except (ValueError, KeyError, TypeError, RecursionError) as exc:
         raise BenchError(
             "the host does not tell how it is", evidence=tail(output), reason=Reason.HOST_SILENT
         ) from exc

@@ -53,6 +53,7 @@ from orchestrator.report.words.wording import (
     describe_attempts,
     describe_device,
     describe_host,
+    describe_left,
     describe_workload,
     explain_resolution,
 )
@@ -271,8 +272,7 @@ class Page:
 
 def build_page(scenario: Scenario, comparison: Comparison, plan: Plan) -> Page:
     """Return the content of the page. `plan` is plan.json."""
-    accel = plan.accel
-    exact, emulated = accel == "exact", is_emulated(accel)
+    exact, emulated = plan.accel == "exact", is_emulated(plan.accel)
     lines = list(_lines(scenario, comparison, emulated=emulated))
     panels = [
         Panel(f"metric-{number}", line, collect_dots(comparison, line.metric))
@@ -357,6 +357,7 @@ def _warnings(comparison: Comparison, *, exact: bool, emulated: bool) -> Iterato
         yield "Emulated: compare its seconds with one another, not with hardware's."
     elif any(r.guest_accel == "tcg" for r in comparison.results):
         yield "The guests are emulated: there is no KVM in the host."
+    yield from describe_left(comparison.results)
 
 
 def _lines(scenario: Scenario, comparison: Comparison, *, emulated: bool) -> Iterator[Line]:

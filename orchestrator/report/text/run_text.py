@@ -30,6 +30,7 @@ from orchestrator.report.words.wording import (
     describe_attempts,
     describe_device,
     describe_host,
+    describe_left,
     describe_workload,
     explain_resolution,
     metric_title,
@@ -239,7 +240,8 @@ def _theory(bar: int, comparison: Comparison) -> str:
 
 
 def _noted(comparison: Comparison) -> str:
-    """Report what may mislead: notes on single boots, and shapes of an arm's trials."""
+    """Report what may mislead: notes on single boots, shapes of an arm's trials, and trials that
+    changed the host that others shared."""
     lines: dict[str, None] = {}
     for arm in ARMS:
         for boot in boots_of(comparison)[arm]:
@@ -251,6 +253,8 @@ def _noted(comparison: Comparison) -> str:
                 lines.setdefault(
                     f"  {arm:<10} {shape.kind}: {metric_title(metric.name)} {shape.text}"
                 )
+    for text in describe_left(comparison.results):
+        lines.setdefault(f"  {text}")
     return "\n".join(["Notes:", *lines]) + "\n" if lines else ""
 
 

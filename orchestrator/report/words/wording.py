@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Iterator, Sequence, Set
 
 from orchestrator.analysis.trial import TrialResult
 from orchestrator.analysis.verdict.comparison import MetricComparison
@@ -47,6 +47,9 @@ SOURCES: dict[Metric, str] = {
 }
 """The pass that a metric comes from, if that is not `timing`."""
 
+_MOST_LEFT = 5
+"""Trials whose changes of a shared host are listed."""
+
 
 def describe_attempts(result: TrialResult) -> list[str]:
     """Return a text for each attempt that was repeated: why, and how the other arm's attempts
@@ -59,6 +62,17 @@ def describe_attempts(result: TrialResult) -> list[str]:
             how += " (undecided)"
         texts.append(how if attempt.arm == last.arm else f"{attempt.arm} beside it: {how}")
     return texts
+
+
+def describe_left(results: Sequence[TrialResult]) -> Iterator[str]:
+    """Yield a text for each trial that left its shared host changed, up to a limit."""
+    leaving = [result for result in results if result.host_left]
+    for result in leaving[:_MOST_LEFT]:
+        first, *others = result.host_left
+        more = f" (and {len(others)} more, in its manifest)" * bool(others)
+        yield f"{result.name} left its host changed, so that the host was ended: {first}{more}"
+    if (rest := len(leaving) - _MOST_LEFT) > 0:
+        yield f"{plural(rest, 'other trial')} left the host changed, too."
 
 
 def metric_title(metric: Metric) -> str:

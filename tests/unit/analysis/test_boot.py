@@ -513,6 +513,7 @@ def mutated(draw: st.DrawFn) -> str:
 @share(2)
 @given(mutated())
 @example(marker("barometer P 29000000000"))
+@example(marker(f"barometer C 29000000000 {'[' * 100_000}"))
 def test_garbled_lines_are_read_or_are_an_evidence_error(text: str) -> None:
     with contextlib.suppress(EvidenceError):
         build_timeline(TRIAL, 1, read_boot(text))

@@ -115,6 +115,14 @@ def test_trial_is_invalid_when_the_bench_failed(trial: Path) -> None:
     assert (result.kind, result.reason, result.by_bench) == ("invalid", "device-missing", True)
 
 
+def test_what_a_trial_left_on_its_host_is_kept_and_cut(trial: Path) -> None:
+    assert judged(trial).host_left == ()
+    result = read_result(sealed(trial, host_left=["mounts:  -> /mnt", "x" * 10_000]))
+    assert result.kind == "measured"
+    assert result.host_left[0] == "mounts:  -> /mnt"
+    assert len(result.host_left[1]) < 1000
+
+
 def test_trial_is_invalid_when_collecting_was_cut_short(trial: Path) -> None:
     result = read_result(sealed(trial, outcome={"kind": "unfinished"}))
     assert (result.kind, result.reason) == ("invalid", "unfinished")

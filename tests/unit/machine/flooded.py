@@ -45,7 +45,7 @@ SECONDS = 30.0
 def check(path: Path, start: int = 0) -> None:
     """Check the host as a trial does. Returns if all is well."""
     host = SimpleNamespace(
-        console=Console(path, start), kernel=KernelWatch(path, start), release="7.3",
+        console=(console := Console(path, start)), kernel=KernelWatch(console), release="7.3",
         is_alive=lambda: True,
     )  # fmt: skip
     Host.check(cast(Host, host))

@@ -105,6 +105,9 @@ class Wire(HostShell):
     def keeps(self, request: dict[str, Any]) -> Completed:
         return self._machine.keeps(request)
 
+    def drop(self) -> None:
+        self._machine.wires.remove(self)
+
     @contextlib.contextmanager
     def stream(
         self, argv: Sequence[str], timeout: float, in_all: float = A_DAY

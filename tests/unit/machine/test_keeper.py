@@ -4,6 +4,7 @@ own."""
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import signal
 import socket
@@ -33,6 +34,8 @@ from orchestrator.machine.transport.shell import (
     Shell,
 )
 from tests.unit.agents.keeper.machines import GPU, RELEASE, THP, Machine, made_up
+
+TICKS = os.sysconf("SC_CLK_TCK")
 
 
 class KeeperShell(LocalMachine, Shell):
@@ -323,6 +326,33 @@ def test_keeper_stays_between_the_renewals_of_a_lease(
     before = left(keeper)
     time.sleep(0.3)
     assert left(keeper) < before
+
+
+def test_keeper_that_stays_tells_how_busy_the_machine_is_whoever_has_its_lock(
+    machine: Machine, keeper: Keeper, shell: KeeperShell
+) -> None:
+    keeper.acquire([MACHINE], "nightly.toml")
+    stat = "cpu  100 20 300 99999 88888 5 6 7 0 0\ncpu0 1 2 3 4 5 6 7 8 0 0\nintr 1\n"
+    machine.file("/proc/stat", stat)
+    with Lease(lambda: shell, keeper.token) as lease:
+        with (machine.root / "run/barometer.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            assert lease.read_busy_seconds() == (100 + 20 + 300 + 5 + 6 + 7) / TICKS
+        machine.file("/proc/stat", "rubbish\n")
+        assert lease.read_busy_seconds() is None
+        machine.file("/proc/stat", stat)
+        assert lease.read_busy_seconds() is not None
+        lease.check()
+    assert len(shell.began) == 1
+
+
+def test_machine_that_is_not_reached_does_not_tell_how_busy_it_is(
+    machine: Machine, keeper: Keeper
+) -> None:
+    def unreached() -> Shell:
+        raise BenchError("no", reason=Reason.HOST_NO_SSH)
+
+    assert Lease(unreached, 7).read_busy_seconds() is None
 
 
 def test_keeper_that_is_lost_is_sent_again(

@@ -17,6 +17,7 @@ import pytest
 from orchestrator.base.cache import Cache
 from orchestrator.base.errors import ArmFailedError, BarometerError, BenchError, ScenarioError
 from orchestrator.base.reasons import Reason
+from orchestrator.machine.host import kernelwatch
 from orchestrator.machine.host.host import explained_by_the_host
 from orchestrator.machine.metal import metal
 from orchestrator.machine.metal.boots import read_running_kernel
@@ -306,6 +307,31 @@ def test_kernels_that_oops_while_modules_are_loaded_fail_their_arm(
         with pytest.raises(ArmFailedError) as caught:
             lab.boot(machine, "baseline")
         assert caught.value.reason == "host-panic"
+
+
+def test_machine_with_a_hung_task_and_idle_processors_ends_the_trial_and_is_booted_again(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernelwatch, "_TICK_SECONDS", 0.01)
+    monkeypatch.setattr(kernelwatch, "_IDLE_SECONDS", 0.1)
+    monkeypatch.setattr(kernelwatch, "_OLD_SECONDS", 0.0)
+    line = "[  400.000000] INFO: task rmmod:340 blocked for more than 122 seconds."
+    console = tmp_path / "sol"
+    console.write_text("[    1.000000] fine\n")
+    with lab.leased(metal_spec(console=f"/usr/bin/tail -n +1 -f {console}")) as machine:
+        with machine.boot("baseline", [], lab.trial()) as host:
+            assert "busy" not in lab.machine.asked
+            lab.machine.made.file("/proc/stat", "cpu  100 0 100 9 9 0 0 0 0 0\n")
+            append(console, f"{line}\n")
+            wait_for(lambda: not host.shell.alive())
+            with pytest.raises(BenchError) as caught, explained_by_the_host(host):
+                host.shell.run("true")
+        assert caught.value.reason == "host-hung-task"
+        assert line in caught.value.evidence
+        assert "busy" in lab.machine.asked
+        lab.boot(machine, "baseline")
+        assert lab.machine.booted == ["kexec", "kexec"]
+    assert lab.machine.release == RELEASE
 
 
 def test_host_without_a_console_has_its_messages_as_they_come(lab: Lab) -> None:

@@ -123,11 +123,11 @@ class Lab:
     def _proven(self, machine: Any, kernel: KernelBundle, **_: Any) -> Iterator[tuple[Host, str]]:
         if self.failing is not None:
             raise self.failing
+        console = Console(self.console)
         yield MadeUpHost(
             shell=self.wire, release=kernel.release, kvm=False, cpus=2, accel="tcg",
-            payload="/opt/barometer", console=Console(self.console),
-            kernel=KernelWatch(self.console), scratch=machine.folder,
-            change=DirectChanges(self.wire, "/opt/barometer"), lab=self,
+            payload="/opt/barometer", console=console, kernel=KernelWatch(console),
+            scratch=machine.folder, change=DirectChanges(self.wire, "/opt/barometer"), lab=self,
         ), f"boot {self.booted}"  # fmt: skip
 
     def _prove(self, shell: object, token: str, kernel: KernelBundle) -> str:
@@ -383,7 +383,7 @@ def test_host_that_is_gone_or_does_not_answer_is_not_shared_on(lab: Lab) -> None
     assert lab.log == ["boot", "end", "boot", "end", "boot"]
 
 
-@pytest.mark.parametrize("said", ["Traceback", "[]", '{"failed": []}'])
+@pytest.mark.parametrize("said", ["Traceback", "[]", '{"failed": []}', "[" * 100_000])
 def test_host_that_does_not_tell_how_it_is_is_not_shared_on(lab: Lab, said: str) -> None:
     def garble(host: Host) -> None:
         lab.wire.garbled = said

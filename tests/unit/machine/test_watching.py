@@ -14,7 +14,7 @@ from typing import Any, cast
 import pytest
 
 from orchestrator.base.bounded import CONSOLE_BYTES, MARKS_BYTES
-from orchestrator.base.errors import ArmFailedError, BarometerError
+from orchestrator.base.errors import ArmFailedError, BarometerError, BenchError
 from orchestrator.base.progress import Progress
 from orchestrator.machine.guest.watching import Limits, Watched, wait_for_ssh
 from orchestrator.machine.host.host import Host
@@ -80,7 +80,8 @@ def test_panic_is_found_in_a_line_as_it_comes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "line",
-    ["C 1 no json", "C", "P 1", "P x 1", "E 1 flood", "E 1 flood {}", "E 1 flood []",
+    ["C 1 no json", "C 1 " + "[" * 100_000, "C", "P 1", "P x 1", "E 1 flood", "E 1 flood {}",
+     "E 1 flood []",
      'E 1 flood {"bytes": null, "lines": 1, "seconds": 1}'],
 )  # fmt: skip
 def test_garbled_line_ends_the_boot_and_not_barometer(tmp_path: Path, line: str) -> None:
@@ -88,6 +89,13 @@ def test_garbled_line_ends_the_boot_and_not_barometer(tmp_path: Path, line: str)
     with pytest.raises(BarometerError) as caught:
         limits(taken).check("the mark")
     assert caught.value.reason == "answer-garbled"
+
+
+def test_daemon_of_libvirt_that_is_stopped_ends_the_boot(tmp_path: Path) -> None:
+    taken = watched(iter(["P 1 5 5", "E 2 libvirt-stopped"]), tmp_path)
+    with pytest.raises(BenchError) as caught:
+        limits(taken).check("the mark")
+    assert caught.value.reason == "libvirt-silent"
 
 
 @pytest.mark.parametrize("text", ["\ud800", "a\nb", 5, None, ["x"]])

@@ -184,6 +184,14 @@ def test_console_tail_is_shown_with_its_control_characters() -> None:
     assert "it panicked" in page.text
 
 
+def test_trial_that_changed_the_host_of_others_is_named() -> None:
+    left = replace(IMPROVED[0], host_left=("mounts:  -> \x1b[31m<b>",))
+    page = Page(report(left, *IMPROVED[1:]))
+    assert f"{left.name} left its host changed" in page.text
+    assert "mounts: -> \\x1b[31m<b>" in " ".join(page.text.split())
+    assert "left its host changed" not in Page(report(*IMPROVED)).text
+
+
 def test_long_line_of_a_console_is_cut() -> None:
     page = Page(report(*IMPROVED, bad(evidence="x" * 100_000)))
     assert max(len(text) for text in page.texts["pre"]) < 3000

@@ -209,6 +209,22 @@ def test_note_is_said_once_of_each_arm_however_many_boots_have_it(plan: Plan) ->
     ]
 
 
+def test_trial_that_changed_the_host_of_others_is_named(
+    plan: Plan, recorded: list[TrialResult]
+) -> None:
+    left = ("/proc/sys/vm/nr_hugepages: 0 -> 64", "mounts:  -> /mnt")
+    changed = [replace(recorded[0], name=f"{number:04d}-x", host_left=left) for number in range(9)]
+    text = report(plan, *changed, *recorded)
+    notes = text.partition("Notes:\n")[2].partition("\n\n")[0]
+    words = " ".join(notes.split())
+    assert "0000-x left its host changed" in words
+    assert "/proc/sys/vm/nr_hugepages: 0 -> 64 (and 1 more" in words
+    assert "4 other trials" in words
+    assert "0005-x" not in text
+    assert recorded[0].name not in notes
+    assert max(map(len, notes.splitlines())) <= 76
+
+
 def test_boot_without_a_note_has_no_section_of_notes(
     plan: Plan, recorded: list[TrialResult]
 ) -> None:
