@@ -322,6 +322,7 @@ class Reason(StrEnum):
     )  # fmt: skip
     EXACT_CRAWL = "exact-crawl", _MADE, "the clock of an emulated host all but stood still", _AGAIN
     HOST_CLOCK = "host-clock", _MADE, "the clock of an emulated host runs too fast", _AGAIN
+    HOST_TIMERS = "host-timers", _MADE, "the timers of a host's CPU no longer fire", _AGAIN
     # the host and its kernel
     HOST_START = "host-start", _MADE, "the first program of the host's image failed", _HOST
     HOST_NO_BOOT = "host-no-boot", _TRIAL, "the host's kernel does not boot", (

@@ -64,6 +64,7 @@ _DIFFERENT: Mapping[Reason, Fault] = {
     Reason.HOST_HARD_LOCKUP: Fault("undecided", _EMULATOR, "bench", comes_and_goes=True),
     Reason.HOST_RCU_STALL: Fault("undecided", _EMULATOR, "bench", comes_and_goes=True),
     Reason.HOST_LOST_INTERRUPT: Fault("undecided", _EMULATOR, "bench", comes_and_goes=True),
+    Reason.HOST_TIMERS: Fault("undecided", _EMULATOR, "bench", comes_and_goes=True),
     Reason.HOST_HANG: Fault("undecided", _EMULATOR, "bench", comes_and_goes=True),
     Reason.HOST_SSH_LOST: Fault(
         "undecided", "the machine or the network to it is gone", "bench", comes_and_goes=True

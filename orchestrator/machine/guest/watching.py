@@ -30,6 +30,16 @@ _IDLE_SHARE = 0.2
 _MUTE_SECONDS = 15.0
 """The watch agent prints a line every 2 s. If it prints none for this long, the host has to prove
 that it still answers."""
+_NO_SAMPLE_SECONDS = 45.0
+"""The watch agent sleeps for 50 ms at a time and samples QEMU's CPU time every 2 s. If a host that
+answers over SSH sends no sample for this long, the sleep does not end: the timers of the CPU that
+the agent runs on no longer fire. A busy runner makes the interval 3 s at most."""
+_TIMERS = (
+    "grep -E '^now at|^cpu:|expires_next|hres_active|nr_events|nr_retries|nr_hangs|max_hang_time"
+    "|^Tick Device|^Clock Event Device|mode:|next_event' /proc/timer_list"
+)
+"""Command that prints the state of each CPU's timers, some 40 lines for each (print_cpu() and
+print_tickdevice() in kernel/time/timer_list.c)."""
 _NO_SSH_SECONDS = {True: 90.0, False: 30.0}
 
 
@@ -58,6 +68,8 @@ class Watched:
         self.ended = False
         self.heard = time.monotonic()
         """Time of the last line, by time.monotonic()."""
+        self.sampled: float | None = None
+        """Time of the last sample of QEMU's CPU time, by time.monotonic()."""
         self.error: Exception | None = None
         """Error that ended the reader: a full disk of the runner, or a garbled line from the
         agent."""
@@ -102,6 +114,7 @@ class Watched:
                 )
         elif kind == "P":
             self._cpu.append((int(at) / 1e9, int(rest.split()[0]) / 1e9))
+            self.sampled = self.heard
         if self._bytes > MARKS_BYTES or self._count > MARKS_LINES:
             seconds = time.monotonic() - self._started
             self.flood = describe_flood(self._bytes, self._count, seconds)
@@ -194,9 +207,8 @@ class Limits:
         if self.watched.ended:
             raise ConnectionLostError("the host stopped reporting", reason=Reason.HOST_SSH_LOST)
         # on an exact host the agent's seconds are not the runner's
-        if self.host.accel != "exact" and time.monotonic() - self.watched.heard > _MUTE_SECONDS:
-            self.host.shell.prove_alive()
-            self.watched.heard = time.monotonic()
+        if self.host.accel != "exact":
+            self._check_agent()
         silent = self._stall.seconds(self.watched.console.size())
         if not stall:
             return
@@ -206,6 +218,22 @@ class Limits:
             )
         if silent > self.silent_seconds:
             raise self._hangs(f"busy: no console line for {silent:.0f} s", waiting_for)
+
+    def _check_agent(self) -> None:
+        """Raise an error if the watch agent prints nothing because its host is lost, or no samples
+        because the host's timers do not fire."""
+        now, watched = time.monotonic(), self.watched
+        if now - watched.heard > _MUTE_SECONDS:
+            self.host.shell.prove_alive()
+            watched.heard = time.monotonic()
+        if watched.sampled is None or now - watched.sampled <= _NO_SAMPLE_SECONDS:
+            return
+        timers = self.host.shell.run(_TIMERS, timeout=_MUTE_SECONDS, check=False).stdout
+        raise ArmFailedError(
+            f"the host answers, but a program on it has slept for {now - watched.sampled:.0f} s"
+            " in place of 0.05 s: the timers of a CPU no longer fire",
+            evidence=timers, reason=Reason.HOST_TIMERS,
+        )  # fmt: skip
 
     def _hangs(self, how: str, waiting_for: str) -> ArmFailedError:
         message = f"the guest hangs, {how}, waiting for: {waiting_for}"

@@ -119,3 +119,19 @@ def test_guest_that_stands_still_before_its_ssh_is_given_up(tmp_path: Path, used
     with pytest.raises(ArmFailedError) as caught:
         wait_for_ssh(cast(Host, host), Limits(cast(Host, host), taken, 1 << 30), Progress())
     assert (caught.value.reason, time.monotonic() - started < SECONDS) == ("guest-no-ssh", True)
+
+
+def test_host_whose_timers_no_longer_fire_is_given_up(tmp_path: Path) -> None:
+    """Its SSH server and the guest's console go on: both wait for interrupts, not for timers."""
+    samples = [f"P {at * 10**9} {at * 10**9} 0" for at in range(2)]
+    taken = watched(iter([*samples, *console("it goes on")]), tmp_path)
+    taken.ended = False
+    shell = SimpleNamespace(run=lambda *_, **__: SimpleNamespace(stdout="cpu: 0\n"))
+    host = cast(Host, SimpleNamespace(check=lambda: None, slow=True, accel="tcg", shell=shell))
+    assert taken.sampled is not None
+    taken.sampled -= 40
+    Limits(host, taken, 1 << 30).check("the mark")
+    taken.sampled -= 10
+    with pytest.raises(ArmFailedError) as caught:
+        Limits(host, taken, 1 << 30).check("the mark")
+    assert (caught.value.reason, caught.value.evidence) == ("host-timers", "cpu: 0\n")
